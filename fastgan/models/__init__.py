@@ -1,0 +1,55 @@
+"""Model families behind one interface: `generator(z, label) -> image`, `critic(image, label) -> logits`."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from fastgan.models import dcgan, stylegan2
+
+ARCHITECTURES = {"stylegan2": stylegan2, "dcgan": dcgan}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What determines the shape of a generator and its critic.
+
+    Attributes:
+        arch: a key of `ARCHITECTURES`.
+        resolution: of the square image, a power of two from 8.
+        channels: of the image: 1 grey, 3 RGB.
+        num_classes: of labels; 0 for none.
+        z_dim: size of the latent z (and of w, where there is one).
+        channel_base: feature maps at resolution r are `min(channel_base / r, channel_max)`.
+        channel_max: upper limit of the feature maps.
+        mapping_layers: of StyleGAN2's mapping network.
+    """
+
+    arch: str = "stylegan2"
+    resolution: int = 32
+    channels: int = 1
+    num_classes: int = 0
+    z_dim: int = 128
+    channel_base: int = 1024
+    channel_max: int = 128
+    mapping_layers: int = 2
+
+    def features(self, resolution: int) -> int:
+        """Feature maps at a resolution."""
+        return min(self.channel_base // resolution, self.channel_max)
+
+    @property
+    def resolutions(self) -> list[int]:
+        """4, 8, ... up to that of the image."""
+        return [2**i for i in range(2, self.resolution.bit_length())]
+
+
+def build(config: ModelConfig) -> tuple[nn.Module, nn.Module]:
+    """A freshly initialised generator and critic. Raises ValueError for a configuration that makes no sense."""
+    if config.arch not in ARCHITECTURES:
+        raise ValueError(f"arch is {config.arch!r}, must be one of {', '.join(ARCHITECTURES)}")
+    if config.resolution < 8 or config.resolution & (config.resolution - 1):
+        raise ValueError(f"resolution is {config.resolution}, must be a power of two from 8")
+    if config.features(config.resolution) < 1:
+        raise ValueError(f"channel_base is {config.channel_base}, must be at least the resolution {config.resolution}")
+    family = ARCHITECTURES[config.arch]
+    return family.Generator(config), family.Critic(config)

@@ -1,0 +1,195 @@
+"""StyleGAN2: mapping network, skip generator, residual critic (Karras et al. 2020, arXiv 1912.04958)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastgan.layers import EqualizedConv2d, EqualizedLinear, MinibatchStddev, ModulatedConv2d, NoiseBiasLeakyReLU
+from fastgan.ops import noise_bias_act
+from fastgan.ops.upfirdn2d import taps, upfirdn2d
+
+
+def _normalize(x: Tensor) -> Tensor:
+    return x * torch.rsqrt(x.float().square().mean(1, keepdim=True) + 1e-8)
+
+
+class Mapping(nn.Module):
+    """z [N, z_dim] and a label [N] to w [N, w_dim]; keeps the running mean of w for truncation."""
+
+    def __init__(self, config):
+        super().__init__()
+        width = config.z_dim
+        self.num_classes = config.num_classes
+        self.embed = EqualizedLinear(config.num_classes, width) if config.num_classes else None
+        sizes = [width * (2 if config.num_classes else 1)] + [width] * config.mapping_layers
+        self.layers = nn.ModuleList(
+            EqualizedLinear(i, o, act="lrelu", lr_multiplier=0.01) for i, o in zip(sizes, sizes[1:], strict=False)
+        )
+        self.register_buffer("w_avg", torch.zeros(width))
+
+    def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
+        x = _normalize(z.float())
+        if self.embed is not None:
+            x = torch.cat([x, _normalize(self.embed(_one_hot(label, self.num_classes)))], 1)
+        for layer in self.layers:
+            x = layer(x)
+        if self.training and torch.is_grad_enabled():
+            self.w_avg.lerp_(x.detach().float().mean(0), 1 - 0.995)
+        return x
+
+
+class SynthesisLayer(nn.Module):
+    """Modulated 3x3 convolution, noise, bias, leaky ReLU: the convolution and one elementwise pass."""
+
+    def __init__(self, config, in_channels: int, out_channels: int, resolution: int, up: int = 1):
+        super().__init__()
+        self.affine = EqualizedLinear(config.z_dim, in_channels, bias_init=1.0)
+        self.conv = ModulatedConv2d(in_channels, out_channels, 3, up=up)
+        self.epilogue = NoiseBiasLeakyReLU(out_channels, clamp=256.0)
+        self.register_buffer("noise_const", torch.randn(1, 1, resolution, resolution))
+
+    def forward(self, x: Tensor, style: Tensor, noise: str, *, scaled: bool = False, post: Tensor | None = None):
+        y = self.conv.convolve(x, style, scaled=scaled)
+        field = None  # drawn anew by the epilogue
+        if noise != "random":
+            field = self.noise_const if noise == "const" else torch.zeros_like(self.noise_const)
+        return self.epilogue(y, field, scale=self.conv.demodulation(style), post=post)
+
+
+class ToRGB(nn.Module):
+    """Modulated 1x1 convolution to the image, not demodulated: so few channels that a matrix product a sample serves."""
+
+    def __init__(self, config, in_channels: int):
+        super().__init__()
+        self.affine = EqualizedLinear(config.z_dim, in_channels, bias_init=1.0)
+        self.weight = nn.Parameter(torch.randn(config.channels, in_channels))
+        self.bias = nn.Parameter(torch.zeros(config.channels))
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        n, c, height, width = x.shape
+        style = self.affine(w) / math.sqrt(c)
+        weight = style[:, :, None] * self.weight.t()  # [N, C, 3]
+        y = torch.bmm(x.permute(0, 2, 3, 1).reshape(n, height * width, c), weight.to(x.dtype))  # a view of NHWC
+        y = y.reshape(n, height, width, -1).permute(0, 3, 1, 2)
+        return noise_bias_act(y, bias=self.bias, act="linear", clamp=256.0)
+
+
+class Synthesis(nn.Module):
+    """ws [N, num_ws, w_dim] to the image: one ToRGB a resolution, summed while upsampling ("skip" architecture)."""
+
+    def __init__(self, config):
+        super().__init__()
+        channels = [config.features(r) for r in config.resolutions]
+        self.num_ws = 2 * len(channels)
+        self.const = nn.Parameter(torch.randn(1, channels[0], 4, 4))
+        self.first = SynthesisLayer(config, channels[0], channels[0], 4)
+        self.up = nn.ModuleList()
+        self.same = nn.ModuleList()
+        for r, before, after in zip(config.resolutions[1:], channels, channels[1:], strict=False):
+            self.up.append(SynthesisLayer(config, before, after, r, up=2))
+            self.same.append(SynthesisLayer(config, after, after, r))
+        self.to_rgb = nn.ModuleList(ToRGB(config, c) for c in channels)
+        self.register_buffer("resample_filter", taps(), persistent=False)
+
+    def forward(self, ws: Tensor, noise: str = "random") -> Tensor:
+        """`noise` is "random", "const" (the fixed noise image of each layer) or "none"."""
+        w = ws.unbind(1)
+        x = self.const.expand(len(ws), -1, -1, -1).contiguous(memory_format=torch.channels_last)
+        x = self.first(x, self.first.affine(w[0]), noise)
+        image = self.to_rgb[0](x, w[1])
+        for i, (up, same, to_rgb) in enumerate(zip(self.up, self.same, self.to_rgb[1:], strict=True)):
+            style = same.affine(w[2 * i + 2])
+            x = up(x, up.affine(w[2 * i + 1]), noise, post=style)  # read by `same` alone: it may be scaled here
+            x = same(x, style, noise, scaled=True)
+            image = upfirdn2d(image.float(), self.resample_filter, up=2, padding=(2, 1, 2, 1), gain=4.0)
+            image = image + to_rgb(x, w[2 * i + 3])
+        return image
+
+
+class Generator(nn.Module):
+    """z [N, z_dim], label [N] to an image [N, channels, R, R] of nominal range [-1, 1], fp32."""
+
+    supports = frozenset({"style_mixing", "truncation", "noise"})
+
+    def __init__(self, config):
+        super().__init__()
+        self.z_dim = config.z_dim
+        self.mapping = Mapping(config)
+        self.synthesis = Synthesis(config)
+        self.num_ws = self.synthesis.num_ws
+
+    def forward(
+        self,
+        z: Tensor,
+        label: Tensor | None = None,
+        *,
+        style_mixing: float = 0.0,
+        truncation: float = 1.0,
+        noise: str = "random",
+    ) -> Tensor:
+        """Args:
+        z: [N, z_dim] from N(0, 1).
+        label: [N] int64 class indices, for a conditional generator.
+        style_mixing: probability that a sample's later layers take the w of another latent.
+        truncation: psi; w is drawn towards its mean by this factor (1: not at all).
+        noise: "random", "const" or "none".
+        """
+        ws = self.mapping(z, label)[:, None].expand(-1, self.num_ws, -1)
+        if style_mixing:
+            other = self.mapping(torch.randn_like(z), label)[:, None]
+            layer = torch.arange(self.num_ws, device=z.device)
+            cutoff = torch.randint(1, self.num_ws, (len(z), 1), device=z.device)
+            cutoff = torch.where(torch.rand(len(z), 1, device=z.device) < style_mixing, cutoff, self.num_ws)
+            ws = torch.where((layer < cutoff)[:, :, None], ws, other)
+        if truncation != 1:
+            ws = self.mapping.w_avg.lerp(ws, truncation)
+        return self.synthesis(ws, noise)
+
+
+class ResidualBlock(nn.Module):
+    """Halves the resolution; both branches are scaled so that the variance of their sum stays 1."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.conv = EqualizedConv2d(in_channels, in_channels, 3, act="lrelu", clamp=256.0)
+        self.down = EqualizedConv2d(in_channels, out_channels, 3, down=2, act="lrelu", gain=1.0, clamp=256.0)
+        self.skip = EqualizedConv2d(in_channels, out_channels, 1, bias=False, down=2)
+        self.skip.weight_gain *= math.sqrt(0.5)  # in the small weight instead of the large activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.conv(x)) + self.skip(x)  # sqrt(2) of lrelu and sqrt(1/2) of the sum make gain 1
+
+
+class Critic(nn.Module):
+    """image [N, channels, R, R], label [N] to logits [N] in fp32; labels by projection (Miyato & Koyama 2018)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.num_classes = config.num_classes
+        channels = [config.features(r) for r in reversed(config.resolutions)]
+        last = channels[-1]
+        self.from_rgb = EqualizedConv2d(config.channels, channels[0], 1, act="lrelu", clamp=256.0)
+        self.blocks = nn.ModuleList(ResidualBlock(i, o) for i, o in zip(channels, channels[1:], strict=False))
+        self.stddev = MinibatchStddev()
+        self.conv = EqualizedConv2d(last + 1, last, 3, act="lrelu", clamp=256.0)
+        self.dense = EqualizedLinear(last * 16, last, act="lrelu")
+        self.embed = EqualizedLinear(config.num_classes, last) if config.num_classes else None
+        self.out = EqualizedLinear(last, last if config.num_classes else 1)
+
+    def forward(self, image: Tensor, label: Tensor | None = None) -> Tensor:
+        x = self.from_rgb(image.contiguous(memory_format=torch.channels_last))
+        for block in self.blocks:
+            x = block(x)
+        x = self.out(self.dense(self.conv(self.stddev(x)).flatten(1))).float()
+        if self.embed is None:
+            return x.squeeze(1)
+        direction = _normalize(self.embed(_one_hot(label, self.num_classes)).float())
+        return (x * direction).sum(1) / math.sqrt(x.shape[1])
+
+
+def _one_hot(label: Tensor | None, num_classes: int) -> Tensor:
+    if label is None:
+        raise ValueError(f"this network has {num_classes} classes: it needs a label [N] for every sample")
+    return F.one_hot(label, num_classes).float()

@@ -1,0 +1,10 @@
+"""The fused operations: plain functions on tensors, for any code base.
+
+Each is differentiable twice in every floating-point tensor, on every backend; see `fastgan.ops.backends` for the
+choice of one.
+"""
+
+from fastgan.ops.backends import BackendUnavailable, use_backend
+from fastgan.ops.noise_bias_act import noise_bias_act
+
+__all__ = ["BackendUnavailable", "noise_bias_act", "use_backend"]

@@ -1,0 +1,221 @@
+"""How a fused operation becomes differentiable, compilable and choosable: written once, for all of them.
+
+An operation is a subclass of `FusedOperation`: its plain-PyTorch definition (the specification), the plain backward
+(differentiable itself), and how to launch the kernels for both. `FusedOperation.apply` makes of that
+
+- an autograd Function, whose backward is a Function as well, whose backward is a fused kernel where the operation has
+  one and autograd of the plain backward where not: so every operation can be differentiated any number of times;
+- a library operator `fastgan::NAME` (and `NAME_backward`), used only while torch.compile traces: it costs more a call
+  than the bare launcher, and eager code has no use for it.
+
+Traps that shaped this file:
+- A backward that launches a raw kernel returns tensors without a graph, silently. So whether a graph is being made
+  (`torch.is_grad_enabled()` inside a backward) decides between the launcher and the backward Function.
+- Only inputs and outputs may be saved: a saved intermediate has no history, and second derivatives through it are
+  silently wrong.
+- The backward of CUDA tensors runs in another thread, where context variables are not set: the backend is chosen in
+  the forward pass and handed on.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+import fastgan_kernels
+
+Tensors = Sequence[Tensor | None]
+
+
+class FusedOperation:
+    """What an operation declares. All methods are static: an operation has no state."""
+
+    name: ClassVar[str]
+    inputs: ClassVar[tuple[str, ...]]  # names of the tensor inputs; the first is always given, others may be None
+    Options: ClassVar[type]  # a NamedTuple of str, float, int, bool: what is not differentiable
+
+    @staticmethod
+    def plain(inputs: Tensors, options: NamedTuple) -> Tensor:
+        """The specification, in differentiable PyTorch."""
+        raise NotImplementedError
+
+    @staticmethod
+    def allocate(inputs: Tensors, options: NamedTuple) -> Tensor:
+        """The output, uninitialised."""
+        raise NotImplementedError
+
+    @staticmethod
+    def launch(launchers, output: Tensor, inputs: Tensors, options: NamedTuple) -> None:
+        """Fills the output by a kernel."""
+        raise NotImplementedError
+
+    @staticmethod
+    def keep(inputs: Tensors, output: Tensor, options: NamedTuple, needs: Sequence[bool]) -> Tensors:
+        """What the backward pass needs, as few tensors as can be: inputs and the output, nothing between."""
+        raise NotImplementedError
+
+    @staticmethod
+    def plain_backward(grad: Tensor, kept: Tensors, options: NamedTuple, needs: Sequence[bool]) -> Tensors:
+        """The gradient of each input that `needs` names (None for the others), in differentiable PyTorch."""
+        raise NotImplementedError
+
+    @staticmethod
+    def allocate_grads(grad: Tensor, kept: Tensors, options: NamedTuple, needs: Sequence[bool]) -> Tensors:
+        """The gradients that `needs` names, uninitialised."""
+        raise NotImplementedError
+
+    @staticmethod
+    def launch_backward(launchers, grads: Tensors, grad: Tensor, kept: Tensors, options: NamedTuple) -> None:
+        """Fills the gradients by a kernel."""
+        raise NotImplementedError
+
+    @staticmethod
+    def double_backward(
+        launchers, grad: Tensor, kept: Tensors, cotangents: Tensors, options: NamedTuple, needs: Sequence[bool]
+    ) -> Tensors | None:
+        """The gradients of `(grad, *kept)` for cotangents of the backward's results; None if no kernel serves."""
+        return None
+
+    @classmethod
+    def apply(cls, backend: str, inputs: Tensors, options: NamedTuple) -> Tensor:
+        """Runs the operation on a backend; `inputs` are validated."""
+        if backend == "torch":
+            return cls.plain(inputs, options)
+        if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
+            return _Forward.apply(cls, backend, options, *inputs)
+        return _run_forward(cls, backend, options, inputs)
+
+
+class _Forward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, operation, backend, options, *inputs):
+        output = _run_forward(operation, backend, options, inputs)
+        needs = ctx.needs_input_grad[3:]
+        ctx.save_for_backward(*operation.keep(inputs, output, options, needs))
+        ctx.call = operation, backend, options, needs
+        return output
+
+    @staticmethod
+    def backward(ctx, grad):
+        operation, backend, options, needs = ctx.call
+        if torch.is_grad_enabled():
+            grads = _Backward.apply(operation, backend, options, needs, grad, *ctx.saved_tensors)
+        else:
+            grads = _run_backward(operation, backend, options, needs, grad, ctx.saved_tensors)
+        return None, None, None, *grads
+
+
+class _Backward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, operation, backend, options, needs, grad, *kept):
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(grad, *kept)
+        ctx.call = operation, backend, options, needs
+        return tuple(_run_backward(operation, backend, options, needs, grad, kept))
+
+    @staticmethod
+    def backward(ctx, *cotangents):
+        operation, backend, options, needs = ctx.call
+        grad, *kept = ctx.saved_tensors
+        grads = None
+        if not torch.is_grad_enabled():
+            launchers = fastgan_kernels.BACKENDS[backend].launchers(operation.name)
+            wanted = ctx.needs_input_grad[4:]
+            grads = operation.double_backward(launchers, grad, kept, cotangents, options, wanted)
+        if grads is None:
+            grads = _through_autograd(operation, options, needs, grad, kept, cotangents)
+        return None, None, None, None, *grads
+
+
+def _through_autograd(operation, options, needs, grad, kept, cotangents) -> Tensors:
+    """Second derivatives (and any higher ones) as autograd of the plain backward."""
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Aliases, so that a saved tensor computed from another one is not differentiated through twice.
+        aliases = [None if x is None else _alias(x) for x in (grad, *kept)]
+        results = operation.plain_backward(aliases[0], aliases[1:], options, needs)
+        pairs = [
+            (result, cotangent.to(result.dtype))
+            for result, cotangent in zip(results, cotangents, strict=True)
+            if result is not None and cotangent is not None and result.requires_grad
+        ]
+        wanted = [x for x in aliases if x is not None and x.requires_grad]
+        if not pairs or not wanted:
+            return [None] * len(aliases)
+        outputs, seeds = zip(*pairs, strict=True)
+        grads = torch.autograd.grad(outputs, wanted, seeds, create_graph=create_graph, allow_unused=True)
+    found = iter(grads)
+    return [next(found) if x is not None and x.requires_grad else None for x in aliases]
+
+
+def _alias(x: Tensor) -> Tensor:
+    return x.view_as(x) if x.requires_grad else x.detach()
+
+
+def _run_forward(operation, backend, options, inputs) -> Tensor:
+    if torch.compiler.is_compiling():
+        return _operators(operation)[0](*inputs, *options, backend)
+    return _launch_forward(operation, backend, options, inputs)
+
+
+def _launch_forward(operation, backend, options, inputs) -> Tensor:
+    output = operation.allocate(inputs, options)
+    operation.launch(fastgan_kernels.BACKENDS[backend].launchers(operation.name), output, inputs, options)
+    return output
+
+
+def _run_backward(operation, backend, options, needs, grad, kept) -> Tensors:
+    if torch.compiler.is_compiling():
+        found = iter(_operators(operation)[1](grad, kept, needs, *options, backend))
+        return [next(found) if need else None for need in needs]
+    return _launch_backward(operation, backend, options, needs, grad, kept)
+
+
+def _launch_backward(operation, backend, options, needs, grad, kept) -> Tensors:
+    grads = operation.allocate_grads(grad, kept, options, needs)
+    launchers = fastgan_kernels.BACKENDS[backend].launchers(operation.name)
+    operation.launch_backward(launchers, grads, grad, kept, options)
+    return grads
+
+
+# Library operators, for torch.compile -----------------------------------------------------------------------------
+
+_library = torch.library.Library("fastgan", "DEF")
+_SCHEMA = {str: "str", float: "float", int: "int", bool: "bool"}
+
+
+def register(operation: type[FusedOperation]) -> type[FusedOperation]:
+    """Class decorator: defines `fastgan::NAME` and `fastgan::NAME_backward`, and their shapes for tracing."""
+    first, *others = operation.inputs
+    tensors = ", ".join([f"Tensor {first}", *(f"Tensor? {name}" for name in others)])
+    types = operation.Options.__annotations__
+    options = "".join(f", {_SCHEMA[kind]} {name}" for name, kind in types.items())
+    forward = _library.define(f"{operation.name}({tensors}{options}, str backend) -> Tensor")
+    backward = _library.define(
+        f"{operation.name}_backward(Tensor grad, Tensor?[] kept, bool[] needs{options}, str backend) -> Tensor[]"
+    )
+    count = len(operation.inputs)
+
+    def run_forward(*args):
+        return _launch_forward(operation, args[-1], operation.Options(*args[count:-1]), args[:count])
+
+    def run_backward(grad, kept, needs, *rest):
+        grads = _launch_backward(operation, rest[-1], operation.Options(*rest[:-1]), needs, grad, kept)
+        return [g for g in grads if g is not None]
+
+    def shape_forward(*args):
+        return operation.allocate(args[:count], operation.Options(*args[count:-1]))
+
+    def shape_backward(grad, kept, needs, *rest):
+        grads = operation.allocate_grads(grad, kept, operation.Options(*rest[:-1]), needs)
+        return [g for g in grads if g is not None]
+
+    for name, run, shape in ((forward, run_forward, shape_forward), (backward, run_backward, shape_backward)):
+        _library.impl(name, run, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"fastgan::{name}", shape, lib=_library)
+    return operation
+
+
+def _operators(operation):
+    return getattr(torch.ops.fastgan, operation.name), getattr(torch.ops.fastgan, f"{operation.name}_backward")

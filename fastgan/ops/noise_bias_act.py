@@ -1,0 +1,297 @@
+"""noise_bias_act: everything elementwise between two convolutions of a generator or critic, in one pass.
+
+    u = scale[n,c] * x + strength[c] * noise + bias[c]
+    z = clamp(gain * act(u), -limit, limit)
+    y = z * post[n,c]
+
+`scale` is the demodulation of the convolution before, `post` the style of the convolution after (Karras et al. 2020,
+"Analyzing and Improving the Image Quality of StyleGAN", section 2.2, in the form that scales activations instead of
+weights).
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastgan.ops import backends
+from fastgan.ops.fused import FusedOperation, register
+from fastgan.ops.layout import dense, dense_like, view_of
+
+# What the kernels know: piecewise linear activations differ in their slope below zero only.
+_SLOPES = {"linear": 1.0, "relu": 0.0}
+_PIECEWISE_LINEAR = ("linear", "relu", "lrelu")
+ACTIVATIONS = ("linear", "relu", "lrelu", "tanh", "sigmoid", "silu", "softplus")
+# Where the derivative can be had from the output: the next layer keeps that anyway, so the input need not be kept.
+_FROM_OUTPUT = ("linear", "relu", "lrelu", "tanh", "sigmoid", "softplus")
+
+
+class Options(NamedTuple):
+    """What is not differentiable. `slope` is that of lrelu below zero; `clamp` is infinite where there is none."""
+
+    act: str
+    slope: float
+    gain: float
+    clamp: float
+
+
+def noise_bias_act(
+    x: Tensor,
+    *,
+    noise: Tensor | None = None,
+    strength: Tensor | None = None,
+    bias: Tensor | None = None,
+    scale: Tensor | None = None,
+    post: Tensor | None = None,
+    act: str = "lrelu",
+    slope: float = 0.2,
+    gain: float = 1.0,
+    clamp: float | None = None,
+) -> Tensor:
+    """`clamp(gain * act(scale * x + strength * noise + bias)) * post`, fused; twice differentiable in every tensor.
+
+    Args:
+        x: activations [N, C, ...], any number of further dimensions; fp32, bf16, fp16 or fp64.
+        noise: [N, 1, ...] or [1, 1, ...], the same for all channels.
+        strength: of the noise: a scalar (StyleGAN2) or [C] (StyleGAN); 1 if not given.
+        bias: [C].
+        scale: [N, C], factor before everything else: the demodulation of the convolution before.
+        post: [N, C], factor after everything else: the style of the convolution after.
+        act: "linear", "relu", "lrelu", "tanh", "sigmoid", "silu" or "softplus".
+        slope: of "lrelu" below zero.
+        gain: factor after the activation.
+        clamp: limits the result, before `post`, to [-clamp, clamp]; None for no limit.
+
+    Returns:
+        A tensor of the shape, dtype and memory format of `x`. Arithmetic is fp32 (fp64 for fp64 input); the other
+        tensors are taken in that precision.
+
+    Raises:
+        ValueError: a shape, dtype or option does not fit; the message names the argument.
+        BackendUnavailable: none of the backends that were asked for can serve.
+
+    The gradient of `noise` (projecting an image into the latent space needs it) takes the plain path.
+    """
+    _check_options(act, slope, gain, clamp)
+    arithmetic = torch.float64 if x.dtype == torch.float64 else torch.float32
+    inputs = _check_tensors(x, noise, strength, bias, scale, post, arithmetic)
+    slope = _SLOPES.get(act, float(slope))
+    options = Options("lrelu" if act in _SLOPES else act, slope, float(gain), math.inf if clamp is None else float(clamp))
+    backend = backends.choose("noise_bias_act", x.device.type)
+    if noise is not None and noise.requires_grad:
+        backend = "torch"
+    return NoiseBiasAct.apply(backend, inputs, options)
+
+
+def _check_options(act: str, slope: float, gain: float, clamp: float | None) -> None:
+    if act not in ACTIVATIONS:
+        raise ValueError(f"noise_bias_act: act is {act!r}, must be one of {', '.join(ACTIVATIONS)}")
+    if clamp is not None and not clamp > 0:
+        raise ValueError(f"noise_bias_act: clamp is {clamp}, must be above zero (or None for no limit)")
+    if not (math.isfinite(slope) and math.isfinite(gain)):
+        raise ValueError(f"noise_bias_act: slope and gain must be finite, are {slope} and {gain}")
+
+
+def _check_tensors(x, noise, strength, bias, scale, post, arithmetic) -> tuple[Tensor | None, ...]:
+    if x.dim() < 2:
+        raise ValueError(f"noise_bias_act: x has shape {list(x.shape)}, must be [N, C, ...]")
+    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        raise ValueError(f"noise_bias_act: x has dtype {x.dtype}, must be fp32, bf16, fp16 or fp64")
+    if strength is not None and noise is None:
+        raise ValueError("noise_bias_act: strength is given without noise")
+    n, c, *spatial = x.shape
+    prepared = [dense(x)]
+    for name, tensor, shapes in (
+        ("noise", noise, ([n, 1, *spatial], [1, 1, *spatial])),
+        ("strength", strength, ([], [c])),
+        ("bias", bias, ([c],)),
+        ("scale", scale, ([n, c],)),
+        ("post", post, ([n, c],)),
+    ):
+        if tensor is not None:
+            if list(tensor.shape) not in shapes:
+                fits = " or ".join(map(str, shapes))
+                raise ValueError(
+                    f"noise_bias_act: {name} has shape {list(tensor.shape)}, must be {fits} for x {list(x.shape)}"
+                )
+            if tensor.device != x.device:
+                raise ValueError(f"noise_bias_act: {name} is on {tensor.device}, x on {x.device}")
+            if not tensor.is_floating_point():
+                raise ValueError(f"noise_bias_act: {name} has dtype {tensor.dtype}, must be a floating-point one")
+            if tensor.dtype != arithmetic:
+                tensor = tensor.to(arithmetic)
+            if not tensor.is_contiguous():
+                tensor = tensor.contiguous()
+        prepared.append(tensor)
+    return tuple(prepared)
+
+
+def _channels(t: Tensor, like: Tensor) -> Tensor:
+    """[C] or [N, C] shaped to broadcast against [N, C, ...]; a scalar stays one."""
+    if t.dim() == 0:
+        return t
+    return t.reshape(*([1] * (t.dim() == 1)), *t.shape, *([1] * (like.dim() - 2)))
+
+
+def _activation(u: Tensor, options: Options) -> Tensor:
+    if options.act == "lrelu":
+        return u if options.slope == 1 else F.leaky_relu(u, options.slope)
+    return {"tanh": torch.tanh, "sigmoid": torch.sigmoid, "silu": F.silu, "softplus": F.softplus}[options.act](u)
+
+
+def _from_output(scale: Tensor | None, post: Tensor | None, options: Options) -> bool:
+    monotonic = options.act in _FROM_OUTPUT and options.gain > 0 and options.slope >= 0
+    return monotonic and scale is None and post is None
+
+
+@register
+class NoiseBiasAct(FusedOperation):
+    """The operation as `FusedOperation` wants it told. Kept for the backward pass: x or y, and the small tensors."""
+
+    name = "noise_bias_act"
+    inputs = ("x", "noise", "strength", "bias", "scale", "post")
+    Options = Options
+
+    @staticmethod
+    def plain(inputs, options):
+        x, noise, strength, bias, scale, post = inputs
+        u = _before_activation(x if x.dtype == torch.float64 else x.float(), noise, strength, bias, scale)
+        z = _clamped(_activation(u, options) * options.gain, options)
+        return (z if post is None else z * _channels(post, x)).to(x.dtype)
+
+    @staticmethod
+    def allocate(inputs, options):
+        return torch.empty_like(inputs[0])
+
+    @staticmethod
+    def launch(launchers, output, inputs, options):
+        launchers.forward(view_of(output), output, *inputs, *options)
+
+    @staticmethod
+    def keep(inputs, output, options, needs):
+        x, noise, strength, bias, scale, post = inputs
+        if not _from_output(scale, post, options):
+            return inputs
+        linear = options.act == "lrelu" and options.slope == 1 and options.clamp == math.inf
+        return None if linear else output, noise if needs[2] else None, strength, None, None, None
+
+    @staticmethod
+    def plain_backward(grad, kept, options, needs):
+        reference, noise, strength, bias, scale, post = kept
+        dtype = grad.dtype
+        grad = grad if dtype == torch.float64 else grad.float()
+        reference = None if reference is None else reference.to(grad.dtype)
+        if _from_output(scale, post, options):
+            z = None  # needed for the gradient of post only, of which there is none here
+            du = grad * _slope_from_output(reference, options)
+        else:
+            u = _before_activation(reference, noise, strength, bias, scale)
+            z = _clamped(_activation(u, options) * options.gain, options)
+            du = grad * _slope_from_input(u, options)
+            if post is not None:
+                du = du * _channels(post, du)
+        noisy = _over_positions(du * noise) if needs[2] else None
+        return (
+            (du if scale is None else du * _channels(scale, du)).to(dtype),
+            None,
+            None if noisy is None else (noisy.sum() if strength.dim() == 0 else noisy.sum(0)),
+            _over_positions(du).sum(0) if needs[3] else None,
+            _over_positions(du * reference) if needs[4] else None,
+            _over_positions(grad * z) if needs[5] else None,
+        )
+
+    @staticmethod
+    def allocate_grads(grad, kept, options, needs):
+        reference, _, strength, *_ = kept
+        n, c = grad.shape[:2]
+        arithmetic = torch.float64 if grad.dtype == torch.float64 else torch.float32
+        shapes = (None, strength.shape if needs[2] else None, (c,), (n, c), (n, c))
+        return (
+            torch.empty_like(dense(grad) if reference is None else reference),
+            *(
+                torch.empty(shape, dtype=arithmetic, device=grad.device) if need and shape is not None else None
+                for need, shape in zip(needs[1:], shapes, strict=True)
+            ),
+        )
+
+    @staticmethod
+    def launch_backward(launchers, grads, grad, kept, options):
+        reference, *small = kept
+        dx, _, *sums = grads
+        grad = dense_like(grad, dx)
+        from_output = _from_output(small[3], small[4], options)
+        launchers.backward(
+            view_of(dx), dx, *sums, grad, grad if reference is None else reference, from_output, *small, *options
+        )
+
+    @staticmethod
+    def double_backward(launchers, grad, kept, cotangents, options, needs):
+        reference, *small = kept
+        gx, _, *gsums = cotangents
+        from_output = _from_output(small[3], small[4], options)
+        if gx is None or (from_output and options.act != "lrelu"):
+            return None  # curved: the derivative of the slope is a function of the output, left to autograd
+        like = gx if reference is None else reference
+        ddy, *sums = NoiseBiasAct.allocate_grads(like, (like, *small), options, (True, *needs[2:]))
+        dx = None if from_output else torch.empty_like(ddy)
+        grad, gx = dense_like(grad, ddy), dense_like(gx, ddy)
+        launchers.double_backward(
+            view_of(ddy), ddy, dx, *sums[1:], grad, grad if reference is None else reference, from_output,
+            *small, gx, *gsums, *options,
+        )  # fmt: skip
+        return ddy, dx, *sums
+
+
+def _before_activation(x, noise, strength, bias, scale):
+    u = x if scale is None else x * _channels(scale, x)
+    if noise is not None:
+        u = u + (noise if strength is None else _channels(strength, x) * noise)
+    return u if bias is None else u + _channels(bias, x)
+
+
+def _clamped(z, options):
+    return z if options.clamp == math.inf else z.clamp(-options.clamp, options.clamp)
+
+
+def _over_positions(t: Tensor) -> Tensor:
+    """Sums [N, C, ...] to [N, C]."""
+    return t.flatten(2).sum(2) if t.dim() > 2 else t
+
+
+def _slope_from_input(u: Tensor, options: Options) -> Tensor:
+    """d clamp(gain * act(u)) / du."""
+    match options.act:
+        case "lrelu":
+            slope = torch.where(u > 0, torch.ones_like(u), options.slope)
+        case "tanh":
+            slope = 1 - torch.tanh(u).square()
+        case "sigmoid":
+            slope = torch.sigmoid(u) * torch.sigmoid(-u)
+        case "silu":
+            slope = torch.sigmoid(u) * (1 + u * torch.sigmoid(-u))
+        case "softplus":
+            slope = torch.sigmoid(u)
+    slope = slope * options.gain
+    if options.clamp == math.inf:
+        return slope
+    return torch.where((_activation(u, options) * options.gain).abs() <= options.clamp, slope, 0.0)
+
+
+def _slope_from_output(y: Tensor | None, options: Options) -> Tensor | float:
+    """The same, of `y = clamp(gain * act(u))`; no `y` is needed where the operation is linear throughout."""
+    if y is None:
+        return options.gain
+    a = y / options.gain
+    match options.act:
+        case "lrelu":
+            slope = torch.where(y > 0, torch.ones_like(y), options.slope)
+        case "tanh":
+            slope = 1 - a.square()
+        case "sigmoid":
+            slope = a * (1 - a)
+        case "softplus":
+            slope = -torch.expm1(-a)
+    slope = slope * options.gain
+    return slope if options.clamp == math.inf else torch.where(y.abs() < options.clamp, slope, 0.0)

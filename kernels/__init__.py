@@ -1,0 +1,72 @@
+"""Launchers of the compiled kernels: no autograd, no allocation of results, no checking.
+
+`BACKENDS` names the backends. Each says what it cannot serve, and hands out the launchers of an operation: an object
+with one function a kernel, of the same names and signatures on every backend (`fastgan_kernels.signatures`). They
+receive validated tensors and preallocated outputs, and only launch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+
+import torch
+
+from fastgan_kernels import extension
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A set of launchers."""
+
+    why_not: Callable[[str, str], str | None]  # (operation, device type) -> why it cannot serve, or None
+    launchers: Callable[[str], object]  # operation -> object with one launcher a kernel
+
+
+def _why_not_cpp(operation: str, device_type: str) -> str | None:
+    if device_type != "cpu":
+        return "serves CPU tensors only"
+    return extension.why_no_part("cpu")
+
+
+@cache
+def _why_not_cuda(operation: str, device_type: str) -> str | None:
+    if device_type != "cuda":
+        return "serves CUDA tensors only"
+    return extension.why_no_part("cuda") or extension.why_not_on_this_card()
+
+
+@cache
+def _why_not_triton(operation: str, device_type: str) -> str | None:
+    if find_spec("triton") is None:
+        return "Triton is not installed"
+    if device_type == "cuda":
+        return None
+    if device_type != "cpu":
+        return "serves CUDA tensors only"
+    import triton
+
+    return None if triton.knobs.runtime.interpret else "serves CPU tensors only under TRITON_INTERPRET=1"
+
+
+@cache
+def _extension_launchers(operation: str) -> object:
+    return extension.launchers(operation, extension.module())
+
+
+@cache
+def _triton_launchers(operation: str) -> object:
+    return import_module(f"fastgan_kernels.{operation}_triton")
+
+
+BACKENDS = {
+    "cpp": Backend(_why_not_cpp, _extension_launchers),
+    "cuda": Backend(_why_not_cuda, _extension_launchers),
+    "triton": Backend(_why_not_triton, _triton_launchers),
+}
+
+
+def _card_is_covered(built_for: list[int]) -> bool:
+    major, minor = torch.cuda.get_device_capability()
+    return any(arch <= major * 10 + minor for arch in built_for)

@@ -1,0 +1,57 @@
+"""The compiled extension: loaded once, checked against this Python code, described for people."""
+
+import json
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import torch  # noqa: F401  (first: the extension's OpenMP then resolves to the copy that torch has loaded)
+
+from fastgan_kernels.abi import ABI
+
+
+@cache
+def _load() -> tuple[ModuleType | None, str | None]:
+    try:
+        from fastgan_kernels import _C
+    except ImportError as error:
+        return None, f"the compiled extension is missing or does not load ({error}): run `pip install .` again"
+    if _C.abi != ABI:
+        return None, (
+            f"the compiled extension is of another version (ABI {_C.abi}, this code needs {ABI}): "
+            "run `pip install .` again"
+        )
+    return _C, None
+
+
+def module() -> ModuleType | None:
+    """The extension module, or None where it cannot be used (`load_error` says why)."""
+    return _load()[0]
+
+
+def load_error() -> str | None:
+    """Why there is no extension module, or None if there is one."""
+    return _load()[1]
+
+
+@cache
+def build_info() -> dict:
+    """What the build recorded: compilers found, instruction sets, CUDA targets, and the reason for each part left out.
+
+    Empty if nothing was recorded.
+    """
+    path = Path(__file__).with_name("_build.json")
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def why_no_part(part: str) -> str | None:
+    """Why the extension lacks its "cpu" or "cuda" kernels, or None if it has them."""
+    extension = module()
+    if extension is None:
+        return build_info().get(part, {}).get("reason") or load_error()
+    if getattr(extension, f"has_{part}"):
+        return None
+    return build_info().get(part, {}).get("reason") or f"the extension was built without its {part} kernels"

@@ -11,8 +11,6 @@ from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 
-import torch
-
 from fastgan_kernels import extension
 
 
@@ -52,7 +50,7 @@ def _why_not_triton(operation: str, device_type: str) -> str | None:
 
 @cache
 def _extension_launchers(operation: str) -> object:
-    return extension.launchers(operation, extension.module())
+    return import_module(f"fastgan_kernels.{operation}_extension").Launchers(extension.module())
 
 
 @cache
@@ -65,8 +63,3 @@ BACKENDS = {
     "cuda": Backend(_why_not_cuda, _extension_launchers),
     "triton": Backend(_why_not_triton, _triton_launchers),
 }
-
-
-def _card_is_covered(built_for: list[int]) -> bool:
-    major, minor = torch.cuda.get_device_capability()
-    return any(arch <= major * 10 + minor for arch in built_for)

@@ -5,7 +5,8 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
-import torch  # noqa: F401  (first: the extension's OpenMP then resolves to the copy that torch has loaded)
+import torch  # before the extension, whose OpenMP then resolves to the copy that torch has loaded
+from torch import Tensor
 
 from fastgan_kernels.abi import ABI
 
@@ -55,3 +56,33 @@ def why_no_part(part: str) -> str | None:
     if getattr(extension, f"has_{part}"):
         return None
     return build_info().get(part, {}).get("reason") or f"the extension was built without its {part} kernels"
+
+
+def why_not_on_this_card() -> str | None:
+    """Why the CUDA kernels cannot run on the current GPU, or None if they can."""
+    if not torch.cuda.is_available():
+        return "torch sees no GPU"
+    major, minor = torch.cuda.get_device_capability()
+    built = build_info().get("cuda", {}).get("archs", [])
+    # Machine code serves later cards of the same generation; the highest target is kept as PTX for all later ones.
+    card = major * 10 + minor
+    generation = [int(arch) for arch in built if int(arch) // 10 == major and int(arch) <= card]
+    later = built and card >= max(int(arch) for arch in built)
+    if built and not generation and not later:
+        return (
+            f"compiled for sm_{', sm_'.join(map(str, built))}, the card is sm_{card}: "
+            f"reinstall with FASTGAN_CUDA_ARCHS={card}"
+        )
+    return None
+
+
+def address(tensor: Tensor | None) -> int:
+    """Where a tensor's data lies; 0 for an absent one."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def zero(*sums: Tensor | None) -> None:
+    """Sums over no elements."""
+    for tensor in sums:
+        if tensor is not None:
+            tensor.zero_()

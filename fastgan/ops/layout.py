@@ -1,18 +1,8 @@
 """The one view that all kernels take of an activation: N samples, C channels, P positions, in one of two layouts."""
 
-from typing import NamedTuple
-
 import torch
+from fastgan_kernels.signatures import View
 from torch import Tensor
-
-
-class View(NamedTuple):
-    """A dense activation as the kernels see it, whatever its number of spatial dimensions."""
-
-    n: int
-    c: int
-    p: int
-    pixels: bool  # channels are adjacent in memory (NHWC); otherwise positions are (NCHW)
 
 
 def view_of(x: Tensor) -> View | None:

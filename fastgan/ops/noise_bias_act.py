@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastgan.ops import backends
 from fastgan.ops.fused import FusedOperation, register
-from fastgan.ops.layout import dense, dense_like, view_of
+from fastgan.ops.layout import View, dense, dense_like, view_of
 
 # What the kernels know: piecewise linear activations differ in their slope below zero only.
 _SLOPES = {"linear": 1.0, "relu": 0.0}
@@ -167,7 +167,7 @@ class NoiseBiasAct(FusedOperation):
 
     @staticmethod
     def launch(launchers, output, inputs, options):
-        launchers.forward(view_of(output), output, *inputs, *options)
+        launchers.forward(_view(output, *inputs[1:]), output, *inputs, *options)
 
     @staticmethod
     def keep(inputs, output, options, needs):
@@ -223,7 +223,7 @@ class NoiseBiasAct(FusedOperation):
         grad = dense_like(grad, dx)
         from_output = _from_output(small[3], small[4], options)
         launchers.backward(
-            view_of(dx), dx, *sums, grad, grad if reference is None else reference, from_output, *small, *options
+            _view(dx, *small), dx, *sums, grad, grad if reference is None else reference, from_output, *small, *options
         )
 
     @staticmethod
@@ -238,10 +238,18 @@ class NoiseBiasAct(FusedOperation):
         dx = None if from_output else torch.empty_like(ddy)
         grad, gx = dense_like(grad, ddy), dense_like(gx, ddy)
         launchers.double_backward(
-            view_of(ddy), ddy, dx, *sums[1:], grad, grad if reference is None else reference, from_output,
+            _view(ddy, *small, *gsums[2:]), ddy, dx, *sums[1:], grad, grad if reference is None else reference, from_output,
             *small, gx, *gsums, *options,
         )  # fmt: skip
         return ddy, dx, *sums
+
+
+def _view(x: Tensor, noise, strength, bias, *per_sample: Tensor | None) -> View:
+    """The kernels' view; where nothing differs between samples, those of [N, C] count as positions of a single one."""
+    view = view_of(x)
+    if view.p == 1 and noise is None and all(t is None for t in per_sample):
+        return View(1, view.c, view.n, True)
+    return view
 
 
 def _before_activation(x, noise, strength, bias, scale):

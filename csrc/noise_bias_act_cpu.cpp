@@ -1,0 +1,356 @@
+// noise_bias_act on the CPU: compiled once for each instruction set, in the namespace of that name.
+//
+// Two drivers, one a layout, walk memory in its own order; what is done at an element is `Element`. Every piece of work
+// (some positions of a sample, or of a channel of it) is of a size that depends on the shape alone, and writes its own
+// sums, which are then added up in order: results do not depend on the number of threads.
+#include "simd.h"
+
+#define FASTGAN_ARITHMETIC FASTGAN_ISA
+#define FASTGAN_INLINE inline
+#include "noise_bias_act.h"
+
+namespace FASTGAN_ISA {
+
+using fastgan::Dtype;
+using fastgan::MOST_SUMS;
+using fastgan::NoiseBiasActCall;
+using fastgan::Pieces;
+
+enum class Pass { forward, forward_full, backward_from_output, backward_from_input, double_from_output, double_from_input };
+
+
+static Pieces pieces_of(const NoiseBiasActCall& call) {
+    const int64_t elements = 16384;  // of a piece: enough to hide its start, few enough to share out evenly
+    Pieces pieces;
+    int64_t width = call.pixels ? call.c : 1;
+    pieces.positions = elements / (width > 0 ? width : 1);
+    if (pieces.positions < 32) pieces.positions = 32;
+    if (pieces.positions > call.p) pieces.positions = call.p > 0 ? call.p : 1;
+    pieces.per_sample = (call.p + pieces.positions - 1) / pieces.positions;
+    pieces.stride = (call.c + 15) / 16 * 16;
+    return pieces;
+}
+
+static const int SMALL_ARRAYS = 8;  // scale, strength, bias, post and their cotangents, padded, a row for each sample
+
+// In elements of the arithmetic type.
+static int64_t workspace_elements(const NoiseBiasActCall& call) {
+    Pieces pieces = pieces_of(call);
+    return call.n * pieces.stride * (pieces.per_sample * MOST_SUMS + SMALL_ARRAYS);
+}
+
+// What is done at the elements from index i on: one vector of them, or the first `count` of one.
+template <Pass PASS, Act ACT, class T>
+struct Element {
+    typedef typename Arithmetic<T>::Scalar S;
+    typedef typename Arithmetic<T>::Vector V;
+    static constexpr Pass pass = PASS;
+    static constexpr int SUMS =
+        PASS == Pass::backward_from_output ? 2 : PASS == Pass::backward_from_input || PASS == Pass::double_from_input ? 4 : 0;
+
+    Shape<S> shape;
+    const T *x, *dy, *reference, *gx;
+    T *first, *second;  // the outputs
+    bool streamed;
+
+    explicit Element(const NoiseBiasActCall& call)
+        : shape{S(call.slope), S(call.gain), S(call.clamp)},
+          x((const T*)call.x),
+          dy((const T*)call.dy),
+          reference((const T*)call.reference),
+          gx((const T*)call.gx) {
+        bool forward = PASS == Pass::forward || PASS == Pass::forward_full;
+        bool twice = PASS == Pass::double_from_output || PASS == Pass::double_from_input;
+        first = (T*)(forward ? call.y : twice ? call.ddy : call.dx);
+        second = PASS == Pass::double_from_input ? (T*)call.dx : nullptr;
+        // What does not fit into the caches anyway goes past them: a plain store would first read what it overwrites.
+        const int64_t large = 24 << 20;
+        int64_t row = call.pixels ? call.c : call.p;
+        bool aligned = (uintptr_t)first % VECTOR_BYTES == 0 && (uintptr_t)second % VECTOR_BYTES == 0 &&
+                       row % lanes<V>() == 0;
+        streamed = aligned && call.n * call.c * call.p * (int64_t)sizeof(T) >= large;
+    }
+
+    template <bool PART>
+    V get(const T* p, int64_t count) const {
+        if constexpr (PART) return load_n(p, count);
+        return load(p);
+    }
+    template <bool PART>
+    void put(T* p, V v, int64_t count) const {
+        if constexpr (PART) {
+            store_n(p, v, count);
+        } else if (streamed) {
+            stream(p, v);
+        } else {
+            store(p, v);
+        }
+    }
+
+    template <bool PART>
+    inline void at(int64_t i, int64_t count, const Small<V>& s, const Small<V>& g, Sums<V>& sums) const {
+        if constexpr (PASS == Pass::forward || PASS == Pass::forward_full) {
+            put<PART>(first + i, forward<ACT, PASS == Pass::forward_full>(get<PART>(x + i, count), s, shape), count);
+        } else if constexpr (PASS == Pass::backward_from_output) {
+            V y = get<PART>(reference + i, count);
+            put<PART>(first + i, backward_from_output<ACT>(get<PART>(dy + i, count), y, s.noise, shape, sums), count);
+        } else if constexpr (PASS == Pass::backward_from_input) {
+            V in = get<PART>(reference + i, count);
+            put<PART>(first + i, backward_from_input<ACT>(get<PART>(dy + i, count), in, s, shape, sums), count);
+        } else if constexpr (PASS == Pass::double_from_output) {
+            V y = get<PART>(reference + i, count), cotangent = get<PART>(gx + i, count);
+            put<PART>(first + i, double_backward_from_output<ACT>(y, cotangent, s.noise, g, shape), count);
+        } else {
+            V in = get<PART>(reference + i, count), cotangent = get<PART>(gx + i, count);
+            Second<V> d =
+                double_backward_from_input<ACT>(get<PART>(dy + i, count), in, cotangent, s, g, shape, sums);
+            put<PART>(first + i, d.ddy, count);
+            put<PART>(second + i, d.dx, count);
+        }
+    }
+};
+
+// A small tensor as the pixels driver reads it: a row of channels for each sample, padded, never null.
+template <class S>
+struct Rows {
+    const S* data;
+    int64_t per_sample;  // 0 where one row serves all
+
+    const S* of(int64_t sample) const { return data + sample * per_sample; }
+};
+
+template <class S>
+static Rows<S> padded(const void* given, bool per_sample, bool scalar, S absent, int64_t n, int64_t c, int64_t stride,
+                      S*& space) {
+    int64_t rows = given && per_sample ? n : 1;
+    S* start = space;
+    for (int64_t r = 0; r < rows; ++r) {
+        const S* from = (const S*)given + (per_sample ? r * c : 0);
+        for (int64_t i = 0; i < stride; ++i) start[r * stride + i] = !given ? absent : i < c ? from[scalar ? 0 : i] : absent;
+    }
+    space += rows * stride;
+    return {start, rows > 1 ? stride : 0};
+}
+
+struct Whole {  // vector
+    static constexpr bool part = false;
+};
+struct Part {  // of one
+    static constexpr bool part = true;
+};
+
+// NHWC: a piece is some whole pixels; the small tensors and the sums are rows of channels.
+template <class E>
+static void pixels(const NoiseBiasActCall& call, const E& element, const Pieces& pieces, typename E::S* partial,
+                   typename E::S* space) {
+    typedef typename E::S S;
+    typedef typename E::V V;
+    const int64_t n = call.n, c = call.c, p = call.p, width = lanes<V>(), whole = c / width * width;
+    const bool strength_is_scalar = !call.strength_per_channel;
+    auto small = [&](const void* given, bool per_sample, bool scalar, S absent) {
+        return padded<S>(given, per_sample, scalar, absent, n, c, pieces.stride, space);
+    };
+    const Rows<S> scale = small(call.scale, true, false, 1);
+    const Rows<S> strength = small(call.strength, false, strength_is_scalar, 1);
+    const Rows<S> bias = small(call.bias, false, false, 0);
+    const Rows<S> post = small(call.post, true, false, 1);
+    const Rows<S> gscale = small(call.gscale, true, false, 0);
+    const Rows<S> gstrength = small(call.gstrength, false, strength_is_scalar, 0);
+    const Rows<S> gbias = small(call.gbias, false, false, 0);
+    const Rows<S> gpost = small(call.gpost, true, false, 0);
+    const S* noise = (const S*)call.noise;
+
+#pragma omp parallel for schedule(static) if (n * c * p > 16384)
+    for (int64_t piece = 0; piece < n * pieces.per_sample; ++piece) {
+        const int64_t sample = piece / pieces.per_sample;
+        const int64_t begin = (piece % pieces.per_sample) * pieces.positions;
+        const int64_t end = begin + pieces.positions < p ? begin + pieces.positions : p;
+        S* sums = partial + piece * E::SUMS * pieces.stride;
+        for (int64_t i = 0; i < E::SUMS * pieces.stride; ++i) sums[i] = 0;
+        const S *a = scale.of(sample), *k = strength.of(sample), *b = bias.of(sample), *t = post.of(sample);
+        const S *ga = gscale.of(sample), *gk = gstrength.of(sample), *gb = gbias.of(sample), *gt = gpost.of(sample);
+        const S* field = noise ? noise + (call.noise_per_sample ? sample * p : 0) : nullptr;
+
+        for (int64_t position = begin; position < end; ++position) {
+            const int64_t at = (sample * p + position) * c;
+            const V here = all<V>(field ? field[position] : S(0));
+            auto step = [&](auto extent, int64_t j, int64_t count) {
+                Small<V> s = {load(a + j), load(k + j), load(b + j), load(t + j), here};
+                Small<V> g = {load(ga + j), load(gk + j), load(gb + j), load(gt + j), here};
+                Sums<V> d;
+                element.template at<decltype(extent)::part>(at + j, count, s, g, d);
+                S* row = sums + j;
+                if constexpr (E::SUMS >= 2) {
+                    store(row, load(row) + d.bias);
+                    store(row + pieces.stride, load(row + pieces.stride) + d.strength);
+                }
+                if constexpr (E::SUMS == 4) {
+                    store(row + 2 * pieces.stride, load(row + 2 * pieces.stride) + d.scale);
+                    store(row + 3 * pieces.stride, load(row + 3 * pieces.stride) + d.post);
+                }
+            };
+            for (int64_t j = 0; j < whole; j += width) step(Whole{}, j, width);
+            if (whole < c) step(Part{}, whole, c - whole);
+        }
+        if (element.streamed) stream_fence();
+    }
+}
+
+// NCHW: a piece is some positions of one channel; the small tensors are single numbers, the noise is a row.
+template <class E>
+static void planes(const NoiseBiasActCall& call, const E& element, const Pieces& pieces, typename E::S* partial) {
+    typedef typename E::S S;
+    typedef typename E::V V;
+    const int64_t n = call.n, c = call.c, p = call.p, width = lanes<V>();
+    auto number = [](const void* given, int64_t i, S absent) { return all<V>(given ? ((const S*)given)[i] : absent); };
+    const S* noise = (const S*)call.noise;
+
+#pragma omp parallel for schedule(static) if (n * c * p > 16384)
+    for (int64_t piece = 0; piece < n * c * pieces.per_sample; ++piece) {
+        const int64_t row = piece / pieces.per_sample, segment = piece % pieces.per_sample;
+        const int64_t sample = row / c, channel = row % c, one = call.strength_per_channel ? channel : 0;
+        const int64_t begin = segment * pieces.positions;
+        const int64_t end = begin + pieces.positions < p ? begin + pieces.positions : p;
+        const S* field = noise ? noise + (call.noise_per_sample ? sample * p : 0) : nullptr;
+        const V zero = all<V>(S(0));
+        Small<V> s = {number(call.scale, row, 1), number(call.strength, one, 1), number(call.bias, channel, 0),
+                      number(call.post, row, 1), zero};
+        Small<V> g = {number(call.gscale, row, 0), number(call.gstrength, one, 0), number(call.gbias, channel, 0),
+                      number(call.gpost, row, 0), zero};
+        Sums<V> total = {zero, zero, zero, zero};
+        auto add = [&](const Sums<V>& d) {  // lanes past the end of a row have a gradient of zero: they add nothing
+            if constexpr (E::SUMS >= 2) {
+                total.bias += d.bias;
+                total.strength += d.strength;
+            }
+            if constexpr (E::SUMS == 4) {
+                total.scale += d.scale;
+                total.post += d.post;
+            }
+        };
+        int64_t i = begin;
+        for (; i + width <= end; i += width) {
+            Sums<V> d;
+            if (field) s.noise = load(field + i);
+            element.template at<false>(row * p + i, width, s, g, d);
+            add(d);
+        }
+        if (i < end) {
+            Sums<V> d;
+            if (field) s.noise = load_n(field + i, end - i);
+            element.template at<true>(row * p + i, end - i, s, g, d);
+            add(d);
+        }
+        if constexpr (E::SUMS > 0) {
+            S* to = partial + ((sample * pieces.per_sample + segment) * E::SUMS) * pieces.stride + channel;
+            to[0] = sum(total.bias);
+            to[pieces.stride] = sum(total.strength);
+            if constexpr (E::SUMS == 4) {
+                to[2 * pieces.stride] = sum(total.scale);
+                to[3 * pieces.stride] = sum(total.post);
+            }
+        }
+        if (element.streamed) stream_fence();
+    }
+}
+
+// Adds up the pieces' sums, [N, pieces, SUMS, stride], into the gradients that were asked for.
+template <int SUMS, class S>
+static void finish(const NoiseBiasActCall& call, const Pieces& pieces, const S* partial) {
+    const int64_t n = call.n, c = call.c;
+    auto each = [&](int which, void* to, bool per_sample) {
+        S* out = (S*)to;
+        for (int64_t j = 0; j < (per_sample ? n : 1) * c; ++j) out[j] = 0;
+        for (int64_t piece = 0; piece < n * pieces.per_sample; ++piece) {
+            const S* from = partial + (piece * SUMS + which) * pieces.stride;
+            S* row = out + (per_sample ? piece / pieces.per_sample * c : 0);
+            for (int64_t j = 0; j < c; ++j) row[j] += from[j];
+        }
+    };
+    if (call.dbias) each(0, call.dbias, false);
+    if (call.dstrength && call.strength_per_channel) each(1, call.dstrength, false);
+    if (call.dstrength && !call.strength_per_channel) {
+        double total = 0;
+        for (int64_t piece = 0; piece < n * pieces.per_sample; ++piece) {
+            const S* from = partial + (piece * SUMS + 1) * pieces.stride;
+            for (int64_t j = 0; j < c; ++j) total += from[j];
+        }
+        *(S*)call.dstrength = S(total);
+    }
+    if constexpr (SUMS == 4) {
+        if (call.dscale) each(2, call.dscale, true);
+        if (call.dpost) each(3, call.dpost, true);
+    }
+}
+
+template <Pass PASS, Act ACT, class T>
+static void run(const NoiseBiasActCall& call) {
+    typedef Element<PASS, ACT, T> E;
+    typedef typename E::S S;
+    const Pieces pieces = pieces_of(call);
+    S* partial = (S*)call.workspace;
+    S* space = partial + call.n * pieces.per_sample * E::SUMS * pieces.stride;
+    const E element(call);
+    if (call.pixels) {
+        pixels(call, element, pieces, partial, space);
+    } else {
+        planes(call, element, pieces, partial);
+    }
+    if constexpr (E::SUMS > 0) finish<E::SUMS>(call, pieces, partial);
+}
+
+template <Pass PASS, Act ACT>
+static void for_dtype(const NoiseBiasActCall& call) {
+    switch (call.dtype) {
+        case Dtype::float32: return run<PASS, ACT, float>(call);
+        case Dtype::bfloat16: return run<PASS, ACT, BFloat16>(call);
+        case Dtype::float16: return run<PASS, ACT, Float16>(call);
+        case Dtype::float64: return run<PASS, ACT, double>(call);
+    }
+}
+
+template <Pass PASS>
+static void for_act(const NoiseBiasActCall& call) {
+    switch (call.act) {
+        case Act::piecewise_linear: return for_dtype<PASS, Act::piecewise_linear>(call);
+        case Act::tanh: return for_dtype<PASS, Act::tanh>(call);
+        case Act::sigmoid: return for_dtype<PASS, Act::sigmoid>(call);
+        case Act::silu:
+            if constexpr (PASS != Pass::backward_from_output) return for_dtype<PASS, Act::silu>(call);
+            return;  // not monotonic: there is no derivative from the output
+        case Act::softplus: return for_dtype<PASS, Act::softplus>(call);
+    }
+}
+
+// The entry points, in fastgan::noise_bias_act_NAME of cpu.cpp through a table.
+
+void noise_bias_act_forward(const NoiseBiasActCall& call) {
+    const bool full = call.noise || call.scale || call.post;
+    if (!full && call.act == Act::piecewise_linear) {
+        for_dtype<Pass::forward, Act::piecewise_linear>(call);
+    } else {
+        for_act<Pass::forward_full>(call);
+    }
+}
+
+void noise_bias_act_backward(const NoiseBiasActCall& call) {
+    if (call.from_output) {
+        for_act<Pass::backward_from_output>(call);
+    } else {
+        for_act<Pass::backward_from_input>(call);
+    }
+}
+
+void noise_bias_act_double_backward(const NoiseBiasActCall& call) {
+    if (call.from_output) {  // the slope is constant but for its jumps: only then is there no need of x
+        for_dtype<Pass::double_from_output, Act::piecewise_linear>(call);
+    } else {
+        for_act<Pass::double_from_input>(call);
+    }
+}
+
+int64_t noise_bias_act_workspace(const NoiseBiasActCall& call) {
+    return workspace_elements(call) * (call.dtype == Dtype::float64 ? sizeof(double) : sizeof(float));
+}
+
+}  // namespace FASTGAN_ISA

@@ -1,0 +1,285 @@
+// Vectors of one instruction set, for the CPU kernels: what width it has, loads and stores of every activation type,
+// and the few functions that activations need. Written with the compiler's vector extensions, so that the same lines
+// serve SSE2, AVX2, AVX-512 and NEON; intrinsics only where the extensions give poor code.
+//
+// Everything is in the namespace of the instruction set: inline code from objects built with different flags is merged
+// by the linker, and a portable path would then execute AVX-512. For the same reason no template of the standard
+// library may be used here.
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#ifndef FASTGAN_ISA
+#error "FASTGAN_ISA names the instruction set: baseline, avx2 or avx512"
+#endif
+
+namespace FASTGAN_ISA {
+
+#if defined(__AVX512F__)
+constexpr int VECTOR_BYTES = 64;
+#elif defined(__AVX2__)
+constexpr int VECTOR_BYTES = 32;
+#else
+constexpr int VECTOR_BYTES = 16;
+#endif
+
+typedef float VFloat __attribute__((vector_size(VECTOR_BYTES)));
+typedef double VDouble __attribute__((vector_size(VECTOR_BYTES)));
+typedef int32_t VInt __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint32_t VUint __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint16_t VHalf __attribute__((vector_size(VECTOR_BYTES / 2)));  // as many as there are floats
+
+struct BFloat16 {
+    uint16_t bits;
+};
+struct Float16 {
+    uint16_t bits;
+};
+
+// The type of arithmetic and its vector, for an activation type.
+template <class T>
+struct Arithmetic {
+    typedef float Scalar;
+    typedef VFloat Vector;
+};
+template <>
+struct Arithmetic<double> {
+    typedef double Scalar;
+    typedef VDouble Vector;
+};
+
+template <class V>
+constexpr int lanes() {
+    return VECTOR_BYTES / sizeof(V{}[0]);
+}
+
+template <class V, class S>
+inline V all(S value) {
+    V v;
+    for (int i = 0; i < lanes<V>(); ++i) v[i] = value;
+    return v;
+}
+
+template <class V>
+inline auto sum(V v) {
+    auto total = v[0];
+    for (int i = 1; i < lanes<V>(); ++i) total += v[i];
+    return total;
+}
+
+// 16-bit types ------------------------------------------------------------------------------------------------------
+
+inline VFloat widen(VHalf h, BFloat16) {
+#if defined(__AVX512F__)
+    return (VFloat)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)h), 16);
+#elif defined(__AVX2__)
+    return (VFloat)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)h), 16);
+#else
+    return (VFloat)(__builtin_convertvector(h, VUint) << 16);
+#endif
+}
+
+inline VHalf narrow(VFloat f, BFloat16) {  // round to nearest, ties to even; any NaN becomes the quiet one
+    VUint bits = (VUint)f;
+    VUint rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    rounded = (f == f) ? rounded : all<VUint>(0x7fc0u);
+#if defined(__AVX512F__)
+    return (VHalf)_mm512_cvtepi32_epi16((__m512i)rounded);
+#elif defined(__AVX2__)
+    __m256i packed = _mm256_packus_epi32((__m256i)rounded, (__m256i)rounded);  // within each half of the register
+    return (VHalf)_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08));
+#else
+    return __builtin_convertvector(rounded, VHalf);
+#endif
+}
+
+inline VFloat widen(VHalf h, Float16) {
+#if defined(__AVX512F__)
+    return (VFloat)_mm512_cvtph_ps((__m256i)h);
+#elif defined(__F16C__)
+    return (VFloat)_mm256_cvtph_ps((__m128i)h);
+#else
+    VUint bits = __builtin_convertvector(h, VUint);
+    VUint sign = (bits & 0x8000) << 16, rest = bits & 0x7fff;
+    VUint normal = (rest << 13) + (112u << 23);
+    VUint special = (rest << 13) | 0x7f800000;  // infinity and NaN
+    VFloat subnormal = __builtin_convertvector((VInt)rest, VFloat) * 5.9604644775390625e-8f;  // 2^-24
+    VUint magnitude = rest >= 0x7c00 ? special : (rest < 0x400 ? (VUint)subnormal : normal);
+    return (VFloat)(magnitude | sign);
+#endif
+}
+
+inline VHalf narrow(VFloat f, Float16) {
+#if defined(__AVX512F__)
+    return (VHalf)_mm512_cvtps_ph((__m512)f, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(__F16C__)
+    return (VHalf)_mm256_cvtps_ph((__m256)f, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+    VUint bits = (VUint)f;
+    VUint sign = (bits >> 16) & 0x8000, rest = bits & 0x7fffffff;
+    VUint normal = (rest - (112u << 23) + 0xfff + ((rest >> 13) & 1)) >> 13;
+    // Below the smallest normal half, an addition of 0.5 leaves the rounded mantissa in the low bits.
+    VUint subnormal = (VUint)((VFloat)rest + 0.5f) - 0x3f000000u;
+    VUint magnitude = rest < (113u << 23) ? subnormal : normal;
+    magnitude = rest >= 0x477ff000u ? all<VUint>(0x7c00u) : magnitude;  // overflow, after rounding, and infinity
+    magnitude = rest > 0x7f800000u ? all<VUint>(0x7e00u) : magnitude;
+    return __builtin_convertvector(magnitude | sign, VHalf);
+#endif
+}
+
+// Loads and stores --------------------------------------------------------------------------------------------------
+// `load_n` and `store_n` take the first n elements: the rest of a row. `stream` writes past the caches and needs an
+// address aligned to the bytes it writes.
+
+inline VFloat load(const float* p) {
+    VFloat v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+inline VDouble load(const double* p) {
+    VDouble v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+template <class T>
+inline VFloat load(const T* p) {
+    VHalf h;
+    memcpy(&h, p, sizeof h);
+    return widen(h, T{});
+}
+
+inline void store(float* p, VFloat v) { memcpy(p, &v, sizeof v); }
+inline void store(double* p, VDouble v) { memcpy(p, &v, sizeof v); }
+template <class T>
+inline void store(T* p, VFloat v) {
+    VHalf h = narrow(v, T{});
+    memcpy(p, &h, sizeof h);
+}
+
+template <class T>
+inline auto load_n(const T* p, int64_t n) {
+    alignas(VECTOR_BYTES) T row[lanes<typename Arithmetic<T>::Vector>()] = {};
+    memcpy(row, p, n * sizeof(T));
+    return load(row);
+}
+template <class T, class V>
+inline void store_n(T* p, V v, int64_t n) {
+    alignas(VECTOR_BYTES) T row[lanes<V>()];
+    store(row, v);
+    memcpy(p, row, n * sizeof(T));
+}
+
+#if defined(__AVX512F__)
+inline void stream_bytes(void* p, VFloat v) { _mm512_stream_ps((float*)p, (__m512)v); }
+inline void stream_bytes(void* p, VDouble v) { _mm512_stream_pd((double*)p, (__m512d)v); }
+inline void stream_bytes(void* p, VHalf v) { _mm256_stream_si256((__m256i*)p, (__m256i)v); }
+#elif defined(__AVX2__)
+inline void stream_bytes(void* p, VFloat v) { _mm256_stream_ps((float*)p, (__m256)v); }
+inline void stream_bytes(void* p, VDouble v) { _mm256_stream_pd((double*)p, (__m256d)v); }
+inline void stream_bytes(void* p, VHalf v) { _mm_stream_si128((__m128i*)p, (__m128i)v); }
+#elif defined(__SSE2__)
+inline void stream_bytes(void* p, VFloat v) { _mm_stream_ps((float*)p, (__m128)v); }
+inline void stream_bytes(void* p, VDouble v) { _mm_stream_pd((double*)p, (__m128d)v); }
+inline void stream_bytes(void* p, VHalf v) {
+    long long bits;
+    memcpy(&bits, &v, sizeof bits);
+    _mm_stream_si64((long long*)p, bits);
+}
+#else
+template <class V>
+inline void stream_bytes(void* p, V v) {
+    memcpy(p, &v, sizeof v);
+}
+#endif
+inline void stream(float* p, VFloat v) { stream_bytes(p, v); }
+inline void stream(double* p, VDouble v) { stream_bytes(p, v); }
+template <class T>
+inline void stream(T* p, VFloat v) {
+    stream_bytes(p, narrow(v, T{}));
+}
+inline void stream_fence() {
+#if defined(__x86_64__)
+    _mm_sfence();
+#endif
+}
+
+// Functions ---------------------------------------------------------------------------------------------------------
+
+template <class V>
+inline V minimum(V a, V b) {
+    return a < b ? a : b;
+}
+template <class V>
+inline V maximum(V a, V b) {
+    return a > b ? a : b;
+}
+template <class V>
+inline V absolute(V a) {
+    return a < 0 ? -a : a;
+}
+
+// exp to 1 ulp or so, saturating instead of overflowing: 2^n * exp(r), |r| <= ln(2)/2, coefficients as in Cephes expf.
+inline VFloat exponential(VFloat x) {
+    x = minimum(maximum(x, all<VFloat>(-87.3f)), all<VFloat>(88.3f));
+    VFloat n = x * 1.44269504088896341f + 12582912.0f - 12582912.0f;  // rounds to an integer
+    VFloat r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    VFloat p = all<VFloat>(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    return p * (VFloat)((__builtin_convertvector(n, VInt) + 127) << 23);
+}
+
+// log(1 + e) for e in [0, 1]; coefficients as in Cephes logf, about the nearer of 1 and 2.
+inline VFloat log_one_plus(VFloat e) {
+    VInt upper = e > 0.41421356f;
+    VFloat x = upper ? (e - 1.0f) * 0.5f : e;
+    VFloat p = all<VFloat>(7.0376836292e-2f);
+    p = p * x - 1.1514610310e-1f;
+    p = p * x + 1.1676998740e-1f;
+    p = p * x - 1.2420140846e-1f;
+    p = p * x + 1.4249322787e-1f;
+    p = p * x - 1.6668057665e-1f;
+    p = p * x + 2.0000714765e-1f;
+    p = p * x - 2.4999993993e-1f;
+    p = p * x + 3.3333331174e-1f;
+    p = p * x * x * x - 0.5f * x * x + x;
+    return upper ? p + 0.693147180559945309f : p;
+}
+
+// Coefficients as in Cephes tanhf, used below 0.625; above, 1 - 2 / (exp(2|x|) + 1).
+inline VFloat hyperbolic_tangent(VFloat x) {
+    VFloat z = x * x;
+    VFloat p = all<VFloat>(-5.70498872745e-3f);
+    p = p * z + 2.06390887954e-2f;
+    p = p * z - 5.37397155531e-2f;
+    p = p * z + 1.33314422036e-1f;
+    p = p * z - 3.33332819422e-1f;
+    p = p * z * x + x;
+    VFloat magnitude = absolute(x);
+    VFloat far = 1.0f - 2.0f / (exponential(magnitude + magnitude) + 1.0f);
+    return magnitude < 0.625f ? p : (x < 0 ? -far : far);
+}
+
+// Double precision is for checking gradients: one lane at a time.
+inline VDouble exponential(VDouble x) {
+    for (int i = 0; i < lanes<VDouble>(); ++i) x[i] = __builtin_exp(x[i]);
+    return x;
+}
+inline VDouble log_one_plus(VDouble x) {
+    for (int i = 0; i < lanes<VDouble>(); ++i) x[i] = __builtin_log1p(x[i]);
+    return x;
+}
+inline VDouble hyperbolic_tangent(VDouble x) {
+    for (int i = 0; i < lanes<VDouble>(); ++i) x[i] = __builtin_tanh(x[i]);
+    return x;
+}
+
+}  // namespace FASTGAN_ISA

@@ -1,0 +1,42 @@
+"""The signature of every kernel launcher: what each backend offers under the same name."""
+
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+
+class View(NamedTuple):
+    """A dense activation as the kernels see it, whatever its number of spatial dimensions."""
+
+    n: int
+    c: int
+    p: int
+    pixels: bool  # channels are adjacent in memory (NHWC); otherwise positions are (NCHW)
+
+
+class NoiseBiasAct(Protocol):
+    """Launchers of noise_bias_act. `act` is "lrelu" with any slope, "tanh", "sigmoid", "silu" or "softplus".
+
+    `reference` is y with `from_output`, else x. Outputs that are None are not made. All tensors but y, x, their
+    gradients and cotangents are fp32, or fp64 where those are; all are dense, the activations in the layout of `view`.
+    """
+
+    def forward(
+        self, view: View, y: Tensor, x: Tensor, noise: Tensor | None, strength: Tensor | None, bias: Tensor | None,
+        scale: Tensor | None, post: Tensor | None, act: str, slope: float, gain: float, clamp: float,
+    ) -> None: ...  # fmt: skip
+
+    def backward(
+        self, view: View, dx: Tensor, dstrength: Tensor | None, dbias: Tensor | None, dscale: Tensor | None,
+        dpost: Tensor | None, dy: Tensor, reference: Tensor, from_output: bool, noise: Tensor | None,
+        strength: Tensor | None, bias: Tensor | None, scale: Tensor | None, post: Tensor | None,
+        act: str, slope: float, gain: float, clamp: float,
+    ) -> None: ...  # fmt: skip
+
+    def double_backward(
+        self, view: View, ddy: Tensor, dx: Tensor | None, dstrength: Tensor | None, dbias: Tensor | None,
+        dscale: Tensor | None, dpost: Tensor | None, dy: Tensor, reference: Tensor, from_output: bool,
+        noise: Tensor | None, strength: Tensor | None, bias: Tensor | None, scale: Tensor | None, post: Tensor | None,
+        gx: Tensor, gstrength: Tensor | None, gbias: Tensor | None, gscale: Tensor | None, gpost: Tensor | None,
+        act: str, slope: float, gain: float, clamp: float,
+    ) -> None: ...  # fmt: skip

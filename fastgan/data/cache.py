@@ -1,0 +1,197 @@
+"""Decoded images on disk: each data set becomes one folder of the cache, written once and then memory-mapped.
+
+An entry holds images.npy (uint8 [n, H, W, C]), labels.npy (int64 [n], absent if unlabelled) and meta.json. It is
+built under a temporary name and renamed when it is complete and on the disk, so an entry that exists is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fastgan.errors import UserError
+
+FORMAT = 1  # part of every key: raise it when the same parameters would give other bytes
+
+
+@dataclass(frozen=True)
+class ImageDataset:
+    """Images of one size with optional class labels.
+
+    images: uint8 memory-map [n, H, W, C], H = W, C = 1 (grey) or 3 (RGB); read-only.
+    labels: int64 [n] in 0..len(class_names)-1, or None (unlabelled).
+    class_names: one name a class; empty if unlabelled.
+    source: what the images are, in words.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray | None
+    class_names: list[str]
+    source: str
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def resolution(self) -> int:
+        return self.images.shape[1]
+
+    @property
+    def channels(self) -> int:
+        return self.images.shape[3]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, 0 if unlabelled."""
+        return len(self.class_names)
+
+    def describe(self) -> str:
+        """One line: source, number and size of the images, classes."""
+        colour = "RGB" if self.channels == 3 else "grey"
+        names = " ".join(self.class_names)
+        if len(names) > 70:
+            names = f"{self.class_names[0]} .. {self.class_names[-1]}"
+        classes = f"{self.num_classes} classes ({names})" if self.num_classes else "unlabelled"
+        size = f"{self.resolution}x{self.resolution}"
+        return f"{self.source}: {len(self):,} images, {size} {colour}, {classes}"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What `load_or_build` needs to make an entry that is not there yet."""
+
+    shape: tuple[int, int, int, int]  # [n, H, W, C]
+    labels: np.ndarray | None  # int64 [n]
+    class_names: list[str]
+    source: str
+    blocks: Iterable[np.ndarray]  # uint8 [any, H, W, C], n rows in all, consumed once
+    title: str  # of the progress bar
+
+
+def default_cache_dir() -> Path:
+    """$FASTGAN_CACHE, or `fastgan` in the user's cache directory."""
+    if chosen := os.environ.get("FASTGAN_CACHE"):
+        return Path(chosen)
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "fastgan"
+
+
+def load_or_build(key: dict, recipe: Callable[[], Recipe], cache_dir: Path | None, progress: bool) -> ImageDataset:
+    """The cached data set of this key, built by `recipe` if it is not there.
+
+    key: JSON-able; everything the bytes depend on. Several processes may ask at once: one builds, the others wait.
+    Raises UserError where the cache cannot be written; whatever fails, no part of an entry stays behind.
+    """
+    root = Path(cache_dir) if cache_dir is not None else default_cache_dir()
+    digest = hashlib.sha256(json.dumps([FORMAT, key], sort_keys=True).encode()).hexdigest()[:20]
+    entry = root / f"{key['kind']}-{digest}"
+    if (found := _load(entry)) is not None:
+        return found
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with _lock(entry.with_name(entry.name + ".lock")):
+            if (found := _load(entry)) is not None:
+                return found
+            for left_by_a_kill in root.glob(f"{entry.name}.*.tmp"):
+                shutil.rmtree(left_by_a_kill, ignore_errors=True)
+            if entry.exists():
+                shutil.rmtree(entry)  # damaged from outside: _load could not read it
+            temporary = root / f"{entry.name}.{os.getpid()}.tmp"
+            try:
+                _write(temporary, recipe(), progress)
+                os.rename(temporary, entry)
+                _sync_folder(root)
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
+    except OSError as error:
+        raise UserError(
+            f"cannot write the data cache {root}: {error.strerror or error}; "
+            "free space there, or set FASTGAN_CACHE to a writable folder"
+        ) from error
+    if (built := _load(entry)) is None:
+        raise UserError(f"the data cache {entry} cannot be read back; check the disk, or set FASTGAN_CACHE to another")
+    return built
+
+
+def _load(entry: Path) -> ImageDataset | None:
+    """The entry memory-mapped; None if it is absent or damaged."""
+    try:
+        meta = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
+        images = np.load(entry / "images.npy", mmap_mode="r")
+        labels = np.load(entry / "labels.npy") if meta["class_names"] else None
+    except (OSError, ValueError, KeyError, EOFError):
+        return None
+    return ImageDataset(images, labels, meta["class_names"], meta["source"])
+
+
+def _write(folder: Path, recipe: Recipe, progress: bool) -> None:
+    """All files of an entry, synced. Plain writes, not a writable map: on a full disk a map dies of SIGBUS."""
+    from tqdm import tqdm
+
+    folder.mkdir()
+    with (
+        open(folder / "images.npy", "wb") as file,
+        tqdm(total=recipe.shape[0], desc=recipe.title, unit=" images", disable=not progress, leave=False) as bar,
+    ):
+        header = {"descr": "|u1", "fortran_order": False, "shape": recipe.shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for block in recipe.blocks:
+            file.write(np.ascontiguousarray(block, dtype=np.uint8).data)
+            bar.update(len(block))
+        _sync(file)
+    if recipe.labels is not None:
+        with open(folder / "labels.npy", "wb") as file:
+            np.save(file, recipe.labels.astype(np.int64))
+            _sync(file)
+    with open(folder / "meta.json", "w", encoding="utf-8") as file:
+        json.dump({"class_names": recipe.class_names, "source": recipe.source}, file)
+        _sync(file)
+    _sync_folder(folder)
+
+
+def _sync(file) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """One process at a time, where the system and the file system can; released by a death as well."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: two processes may build the same entry, the second rename fails
+        yield
+        return
+    with open(path, "wb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("waiting for another process that prepares the same data", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            pass  # some network file systems have no locks
+        yield

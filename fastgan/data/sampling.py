@@ -1,0 +1,58 @@
+"""The order of training images, and their way into the network."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+
+class BatchSampler:
+    """An endless stream of shuffled epochs, cut into batches; position in it is all the state there is.
+
+    Every epoch is a permutation of 0..size-1 of its own, determined by (seed, epoch); a batch may span two or more.
+    size, batch: 1 or more. Raises ValueError otherwise.
+    """
+
+    def __init__(self, size: int, batch: int, seed: int = 0) -> None:
+        if size < 1 or batch < 1:
+            raise ValueError(f"size and batch must be 1 or more, not {size} and {batch}")
+        self.size, self.batch, self.seed = size, batch, seed
+        self._epochs: dict[int, np.ndarray] = {}
+
+    def batch_at(self, step: int) -> np.ndarray:
+        """Indices of batch number `step`, int64 [batch]: a pure function, so that resuming needs the step only."""
+        if step < 0:
+            raise ValueError(f"step must be 0 or more, not {step}")
+        start, stop = step * self.batch, (step + 1) * self.batch
+        parts = []
+        while start < stop:
+            epoch, offset = divmod(start, self.size)
+            parts.append(self._epoch(epoch)[offset : offset + stop - start])
+            start += len(parts[-1])
+        return np.concatenate(parts)
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        if epoch not in self._epochs:
+            while len(self._epochs) >= 2:
+                del self._epochs[next(iter(self._epochs))]
+            self._epochs[epoch] = np.random.default_rng([self.seed, epoch]).permutation(self.size)
+        return self._epochs[epoch]
+
+
+def to_model_range(images: np.ndarray | torch.Tensor) -> torch.Tensor:
+    """0..255 to -1..1: uint8 [N, H, W, C], array or tensor on any device, to float32 [N, C, H, W] there.
+
+    The result is channels_last: NHWC bytes seen as NCHW are that already, so the only pass is the conversion.
+    """
+    import torch
+
+    if isinstance(images, np.ndarray):
+        images = torch.from_numpy(images if images.flags.writeable else images.copy())  # torch wants writable memory
+    if images.dtype != torch.uint8 or images.ndim != 4:
+        raise ValueError(f"images must be uint8 [N, H, W, C], not {images.dtype} {list(images.shape)}")
+    nchw = images.permute(0, 3, 1, 2)
+    return nchw.to(torch.float32, memory_format=torch.channels_last).div_(127.5).sub_(1)

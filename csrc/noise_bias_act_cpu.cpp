@@ -25,6 +25,7 @@ static Pieces pieces_of(const NoiseBiasActCall& call) {
     int64_t width = call.pixels ? call.c : 1;
     pieces.positions = elements / (width > 0 ? width : 1);
     if (pieces.positions < 32) pieces.positions = 32;
+    if (call.pixels && pieces.positions > 128) pieces.positions = 128;  // a longer chain of additions would round more
     if (pieces.positions > call.p) pieces.positions = call.p > 0 ? call.p : 1;
     pieces.per_sample = (call.p + pieces.positions - 1) / pieces.positions;
     pieces.stride = (call.c + 15) / 16 * 16;
@@ -258,24 +259,40 @@ static void planes(const NoiseBiasActCall& call, const E& element, const Pieces&
 template <int SUMS, class S>
 static void finish(const NoiseBiasActCall& call, const Pieces& pieces, const S* partial) {
     const int64_t n = call.n, c = call.c;
+    const int block = 64;  // channels at a time, added up in double precision
+    auto add = [&](int which, int64_t first, int64_t last, int64_t channel, double* total) {
+        const int64_t width = c - channel < block ? c - channel : block;
+        for (int64_t j = 0; j < width; ++j) total[j] = 0;
+        for (int64_t piece = first; piece < last; ++piece) {
+            const S* from = partial + (piece * SUMS + which) * pieces.stride + channel;
+            for (int64_t j = 0; j < width; ++j) total[j] += from[j];
+        }
+        return width;
+    };
     auto each = [&](int which, void* to, bool per_sample) {
-        S* out = (S*)to;
-        for (int64_t j = 0; j < (per_sample ? n : 1) * c; ++j) out[j] = 0;
-        for (int64_t piece = 0; piece < n * pieces.per_sample; ++piece) {
-            const S* from = partial + (piece * SUMS + which) * pieces.stride;
-            S* row = out + (per_sample ? piece / pieces.per_sample * c : 0);
-            for (int64_t j = 0; j < c; ++j) row[j] += from[j];
+        double total[block];
+        for (int64_t group = 0; group < (per_sample ? n : 1); ++group) {
+            const int64_t first = group * pieces.per_sample;
+            const int64_t last = first + (per_sample ? 1 : n) * pieces.per_sample;
+            for (int64_t channel = 0; channel < c; channel += block) {
+                const int64_t width = add(which, first, last, channel, total);
+                for (int64_t j = 0; j < width; ++j) ((S*)to)[group * c + channel + j] = S(total[j]);
+            }
         }
     };
     if (call.dbias) each(0, call.dbias, false);
     if (call.dstrength && call.strength_per_channel) each(1, call.dstrength, false);
     if (call.dstrength && !call.strength_per_channel) {
-        double total = 0;
-        for (int64_t piece = 0; piece < n * pieces.per_sample; ++piece) {
-            const S* from = partial + (piece * SUMS + 1) * pieces.stride;
-            for (int64_t j = 0; j < c; ++j) total += from[j];
+        double total[block], all_channels = 0;
+        for (int64_t channel = 0; channel < c; channel += block) {
+            int64_t width = add(1, 0, n * pieces.per_sample, channel, total);
+            while (width > 1) {  // in pairs, which rounds less than one after the other
+                for (int64_t j = 0; j < width / 2; ++j) total[j] += total[width - 1 - j];
+                width = (width + 1) / 2;
+            }
+            all_channels += total[0];
         }
-        *(S*)call.dstrength = S(total);
+        *(S*)call.dstrength = S(all_channels);
     }
     if constexpr (SUMS == 4) {
         if (call.dscale) each(2, call.dscale, true);

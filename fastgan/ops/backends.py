@@ -11,8 +11,10 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 
 import fastgan_kernels
+import torch
 
 OPERATIONS = ("noise_bias_act",)
 
@@ -42,6 +44,7 @@ def _parse(names: str | Sequence[str]) -> tuple[str, ...]:
 
 _from_environment = _parse(os.environ["FASTGAN_BACKEND"]) if os.environ.get("FASTGAN_BACKEND") else None
 _forced: ContextVar[tuple[str, ...] | None] = ContextVar("fastgan_backend", default=_from_environment)
+_seen_by_compiler = _from_environment  # the same: torch.compile cannot read a context variable
 
 
 @contextmanager
@@ -54,11 +57,15 @@ def use_backend(names: str | Sequence[str]) -> Iterator[None]:
 
     Raises ValueError for an unknown name; the operation itself raises BackendUnavailable if none can serve.
     """
-    token = _forced.set(_parse(names))
+    global _seen_by_compiler
+    chosen, before = _parse(names), _seen_by_compiler
+    token = _forced.set(chosen)
+    _seen_by_compiler = chosen
     try:
         yield
     finally:
         _forced.reset(token)
+        _seen_by_compiler = before
 
 
 def why_not(backend: str, operation: str, device_type: str) -> str | None:
@@ -77,21 +84,29 @@ def explain(operation: str, device_type: str) -> list[tuple[str, str | None]]:
     return [(name, why_not(name, operation, device_type)) for name in names]
 
 
-_answers: dict[tuple, str] = {}
-
-
 def choose(operation: str, device_type: str) -> str:
     """The name of the backend that serves `operation` on tensors of `device_type`.
 
     Raises BackendUnavailable, with the reason for each backend, if none of those asked for can.
     """
-    key = (operation, device_type, _forced.get())
-    answer = _answers.get(key)
-    if answer is None:
-        asked = explain(operation, device_type)
-        serving = [name for name, reason in asked if reason is None]
-        if not serving:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in asked)
-            raise BackendUnavailable(f"no backend can serve {operation} on a {device_type} tensor ({reasons})")
-        answer = _answers[key] = serving[0]
-    return answer
+    forced = _seen_by_compiler if torch.compiler.is_compiling() else _forced.get()
+    return _choose(operation, device_type, forced)
+
+
+@cache
+def _first_that_can(operation: str, device_type: str, names: tuple[str, ...]) -> str:
+    asked = [(name, why_not(name, operation, device_type)) for name in names]
+    for name, reason in asked:
+        if reason is None:
+            return name
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in asked)
+    raise BackendUnavailable(f"no backend can serve {operation} on a {device_type} tensor ({reasons})")
+
+
+def _choose(operation: str, device_type: str, forced: tuple[str, ...] | None) -> str:
+    return _first_that_can(operation, device_type, forced or PREFERENCE.get(device_type, ANY_DEVICE))
+
+
+# torch.compile calls this function instead of tracing it, as torch.compiler.assume_constant_result would arrange; but
+# that imports the compiler, which takes a second or more.
+_choose._dynamo_marked_constant = True

@@ -234,6 +234,8 @@ class NoiseBiasAct(FusedOperation):
         if gx is None or (from_output and options.act != "lrelu"):
             return None  # curved: the derivative of the slope is a function of the output, left to autograd
         like = gx if reference is None else reference
+        # From the output, only the gradient of dy is not zero.
+        needs = [False] * len(needs) if from_output else needs
         ddy, *sums = NoiseBiasAct.allocate_grads(like, (like, *small), options, (True, *needs[2:]))
         dx = None if from_output else torch.empty_like(ddy)
         grad, gx = dense_like(grad, ddy), dense_like(gx, ddy)

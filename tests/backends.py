@@ -1,0 +1,79 @@
+"""The backends that this machine can test, each under the name that the tests give it.
+
+`cpp-avx2` is the C++ backend held to that instruction set. `emulated` is the CUDA backend's own source, executed on the
+CPU (tests/emulation). `triton` runs on a GPU, or on CPU tensors where TRITON_INTERPRET=1 is set.
+"""
+
+from contextlib import contextmanager, nullcontext
+from functools import cache
+
+import fastgan_kernels
+import pytest
+import torch
+from fastgan_kernels import extension
+from fastgan_kernels.noise_bias_act_extension import Launchers
+
+from fastgan.ops import use_backend
+from tests.emulation import build as emulation
+
+NAMES = ("torch", "cpp-baseline", "cpp-avx2", "cpp-avx512", "emulated", "triton", "cuda")
+
+
+def device(name: str) -> str:
+    return "cuda" if torch.cuda.is_available() and name in ("triton", "cuda") else "cpu"
+
+
+@cache
+def emulated_module():
+    return emulation.load(emulation.build_fastgan(), "_emulated")
+
+
+def _register_emulation() -> None:
+    def why_not(operation, device_type):
+        return None if device_type == "cpu" else "serves CPU tensors only"
+
+    launchers = cache(lambda operation: Launchers(emulated_module(), emulated=True))
+    fastgan_kernels.BACKENDS.setdefault("emulated", fastgan_kernels.Backend(why_not, launchers))
+
+
+@contextmanager
+def _instruction_set(isa: str):
+    module = extension.module()
+    before = module.cpu_isa()
+    module.set_cpu_isa(isa)
+    try:
+        yield
+    finally:
+        module.set_cpu_isa(before)
+
+
+def why_not(name: str) -> str | None:
+    """Why this machine cannot test a backend, or None."""
+    if name == "torch":
+        return None
+    if name == "emulated":
+        return emulation.why_unavailable()
+    kind, _, isa = name.partition("-")
+    reason = fastgan_kernels.BACKENDS[kind].why_not("noise_bias_act", device(name))
+    if reason is None and isa:
+        if isa not in extension.module().isas:
+            return f"the extension has no {isa} kernels"
+        try:
+            with _instruction_set(isa):
+                pass
+        except ValueError as error:
+            return str(error)
+    return reason
+
+
+@contextmanager
+def forced(name: str):
+    """Every operation runs on the backend of this name."""
+    reason = why_not(name)
+    if reason is not None:
+        pytest.skip(f"{name}: {reason}")
+    if name == "emulated":
+        _register_emulation()
+    kind, _, isa = name.partition("-")
+    with use_backend(kind), _instruction_set(isa) if isa else nullcontext():
+        yield

@@ -1,0 +1,246 @@
+"""Builds CUDA sources for execution on the CPU, as Python extension modules, for the tests.
+
+`build` compiles sources under cuda_emulation.h and links them with the scheduler; `build_fastgan` does so with the
+project's own. Objects and modules are kept in a cache, keyed by everything that went into them, so that a second test
+run compiles nothing and parallel test workers share one compilation. Sanitizers apply to the .cu sources only: bindings
+and scheduler are common to all variants.
+
+FASTGAN_TEST_CACHE names another folder for the cache; CXX another compiler.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib.machinery
+import importlib.util
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+from typing import Literal
+
+Sanitizer = Literal["address", "undefined"]
+
+HERE = Path(__file__).resolve().parent
+CSRC = HERE.parents[1] / "csrc"
+SCHEDULER = HERE / "scheduler.cpp"
+
+FLAGS = [
+    # The one warning left out sees paths that the instantiation at hand never takes.
+    *("-std=c++17", "-fPIC", "-Wall", "-Wextra", "-Wno-maybe-uninitialized"),
+    # Kernels view memory as vectors, which type-based alias analysis does not expect of C++; and a product and a sum
+    # are contracted by nvcc where it likes, by the host compiler never, so that results do not depend on its flags.
+    *("-fno-strict-aliasing", "-ffp-contract=off"),
+    "-DFASTGAN_EMULATE",
+]
+SANITIZER_FLAGS = {
+    None: ["-O1"],
+    # Recoverable: the scheduler turns a report into an exception, and the tests go on. Instrumented kernels take longer
+    # to compile than to run: hence no optimisation.
+    "address": ["-O0", "-g1", "-fsanitize=address", "-fsanitize-recover=address", "-fno-omit-frame-pointer"],
+    # Answered by handlers in scheduler.cpp, not by libubsan.
+    "undefined": ["-O0", "-fsanitize=alignment,bounds,signed-integer-overflow,shift"],
+}
+# Fibers would each get a fake stack, at a great cost; detecting use after return is not what we are after.
+NO_FAKE_STACK = {"gcc": ["--param", "asan-use-after-return=0"], "clang": ["-fsanitize-address-use-after-return=never"]}
+
+
+def why_unavailable(sanitizer: Sanitizer | None = None) -> str | None:
+    """Why this machine cannot run the emulation, or None if it can: a reason for pytest.skip."""
+    if os.name != "posix":
+        return "the CUDA emulation needs a POSIX system"
+    if not _compiler():
+        return "no C++ compiler: neither $CXX nor c++ nor g++"
+    if importlib.util.find_spec("pybind11") is None:
+        return "pybind11 is not installed"
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return "no Python headers"
+    if sanitizer == "address" and len(_preloads()) < 2:
+        return "the compiler has no shared AddressSanitizer library"
+    return None
+
+
+def build(
+    sources: Sequence[Path], name: str, *, sanitizer: Sanitizer | None = None, defines: Sequence[str] = ()
+) -> Path:
+    """Compile and link C++ and .cu `sources` into the extension module `name`, and return its path.
+
+    `defines` are macros, "NAME" or "NAME=value", for all sources. FASTGAN_MODULE is the module's name. Raises
+    RuntimeError with the compiler's messages if it refuses, and if `why_unavailable`.
+    """
+    if reason := why_unavailable(sanitizer):
+        raise RuntimeError(reason)
+    import pybind11
+
+    includes = [CSRC, HERE, Path(pybind11.get_include()), Path(sysconfig.get_path("include"))]
+    macros = [f"-D{define}" for define in (f"FASTGAN_MODULE={name}", *defines)]
+    common = [*FLAGS, *macros, *(f"-I{path}" for path in includes)]
+    if _family() == "gcc":
+        common.append("-fno-gnu-unique")  # else modules loaded side by side would share variables of templates
+    of_kernels = [*SANITIZER_FLAGS[sanitizer], *(NO_FAKE_STACK[_family()] if sanitizer == "address" else [])]
+    of_scheduler = ["-O2", *(["-DEMULATION_ADDRESS"] if sanitizer == "address" else [])]
+
+    def compile_one(source: Path) -> Path:
+        if source == SCHEDULER:
+            flags = of_scheduler
+        else:
+            # pybind11 hides its own types, and says so of every object that holds one of them.
+            flags = of_kernels if source.suffix == ".cu" else ["-O1", "-Wno-attributes"]
+        arguments = [*common, *flags, "-x", "c++", "-c", str(source)]
+        return _cached(arguments, [source, *_headers(), pybind11.__version__], f"{source.stem}.o")
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compile_one, [*map(Path, sources), SCHEDULER]))
+    link = ["-shared", *map(str, objects)]
+    if sys.platform == "darwin":
+        link += ["-undefined", "dynamic_lookup"]
+    else:
+        link += ["-Wl,-Bsymbolic", "-ldl"]
+    if sanitizer == "address":
+        link += ["-fsanitize=address", *(["-shared-libasan"] if _family() == "clang" else [])]
+    return _cached(link, objects, name + sysconfig.get_config_var("EXT_SUFFIX"))
+
+
+def build_fastgan(sanitizer: Sanitizer | None = None) -> Path:
+    """Build the project's own extension with its CUDA kernels emulated and without its CPU kernels.
+
+    Load it by `load(path, "_emulated")`.
+    """
+    sources = [CSRC / "module.cpp", *sorted(CSRC.glob("*_cuda.cu"))]
+    return build(sources, "_emulated", sanitizer=sanitizer, defines=["FASTGAN_WITH_CUDA"])
+
+
+@functools.cache
+def load(path: Path, name: str) -> ModuleType:
+    """Import the extension module `name` from `path`. Variants of one module can be loaded side by side."""
+    # pybind11 knows modules by their full name and would return the first variant again; the part before the last dot
+    # is free.
+    full_name = f"emulated_{path.parent.name}.{name}"
+    loader = importlib.machinery.ExtensionFileLoader(full_name, str(path))
+    spec = importlib.util.spec_from_file_location(full_name, path, loader=loader)
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+def run_under_address_sanitizer(python_args: Sequence[str], **options) -> subprocess.CompletedProcess:
+    """Run this Python with `python_args` such that modules built with sanitizer="address" can be loaded.
+
+    A bad access in a kernel raises RuntimeError there, any other ends the process. The full reports of both are
+    appended to `stderr`, since a test runner that captures output would lose them. `options` go to subprocess.run.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        asan_options = {
+            "detect_leaks": 0,  # Python leaks by design
+            "detect_stack_use_after_return": 0,
+            "halt_on_error": 0,  # the scheduler raises
+            "suppress_equal_pcs": 0,  # else the second bad access at one place would pass
+            "log_path": f"{folder}/report",
+        }
+        environment = {
+            **os.environ,
+            **options.pop("env", {}),
+            "LD_PRELOAD": ":".join(_preloads()),
+            "ASAN_OPTIONS": ":".join(f"{key}={value}" for key, value in asan_options.items()),
+        }
+        result = subprocess.run(
+            [sys.executable, *python_args], env=environment, capture_output=True, text=True, check=False, **options
+        )
+        result.stderr += "".join(path.read_text(errors="replace") for path in sorted(Path(folder).iterdir()))
+    return result
+
+
+@functools.cache
+def _compiler() -> tuple[str, ...]:
+    """The C++ compiler as the start of a command line; empty if there is none."""
+    candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++"]
+    for candidate in candidates:
+        words = shlex.split(candidate)
+        if words and shutil.which(words[0]):
+            return tuple(words)
+    return ()
+
+
+@functools.cache
+def _compiler_version() -> str:
+    return _compile(["--version"])
+
+
+def _family() -> Literal["gcc", "clang"]:
+    return "clang" if "clang" in _compiler_version() else "gcc"
+
+
+@functools.cache
+def _preloads() -> list[str]:
+    """The shared libraries that must be in the process before Python: the sanitizer's, and the C++ library whose
+    exceptions it intercepts."""
+    names = ["libasan.so" if _family() == "gcc" else "libclang_rt.asan-x86_64.so", "libstdc++.so"]
+    found = []
+    for name in names:
+        path = Path(_compile([f"-print-file-name={name}"]).strip())
+        if path.is_absolute() and path.exists():
+            found.append(str(path.resolve()))
+    return found
+
+
+def _headers() -> list[Path]:
+    return sorted([*CSRC.glob("*.h"), *HERE.glob("*.h")])
+
+
+def _cache() -> Path:
+    if chosen := os.environ.get("FASTGAN_TEST_CACHE"):
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "fastgan-tests"
+
+
+def _compile(arguments: Sequence[str]) -> str:
+    """Run the compiler and return what it prints. It is spared a sanitizer that this process runs under."""
+    environment = {key: value for key, value in os.environ.items() if key not in ("LD_PRELOAD", "ASAN_OPTIONS")}
+    command = [*_compiler(), *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if result.returncode != 0:
+        raise RuntimeError(f"{shlex.join(command)} failed:\n{result.stderr}")
+    if result.stderr:
+        print(result.stderr, file=sys.stderr)
+    return result.stdout
+
+
+def _cached(arguments: Sequence[str], inputs: Sequence[Path | str], name: str) -> Path:
+    """Compile unless that has been done with equal arguments and `inputs`; return the output, a file `name`.
+
+    The output appears under its final name complete or not at all. A lock makes a second process wait for the first.
+    """
+    digest = hashlib.sha256(repr((_compiler(), _compiler_version(), sys.version, arguments)).encode())
+    for item in inputs:
+        digest.update(item.read_bytes() if isinstance(item, Path) else item.encode())
+    folder = _cache() / digest.hexdigest()[:32]
+    output = folder / name
+    if output.exists():
+        return output
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder / "lock"):
+        if output.exists():
+            return output
+        unfinished = folder / f"unfinished-{name}"
+        _compile([*arguments, "-o", str(unfinished)])
+        os.replace(unfinished, output)
+    return output
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    import fcntl
+
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

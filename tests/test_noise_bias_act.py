@@ -1,0 +1,366 @@
+"""noise_bias_act: one table of cases for every backend, and what only it promises."""
+
+import math
+import os
+import subprocess
+import sys
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastgan.ops import BackendUnavailable, noise_bias_act, use_backend
+from fastgan.ops.noise_bias_act import ACTIVATIONS
+from tests import backends
+from tests.accuracy import assert_as_good_as_plain
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
+PARTS = ("noise", "strength", "bias", "scale", "post")
+
+
+class Case(NamedTuple):
+    shape: tuple[int, ...] = (2, 16, 5, 7)
+    layout: str = "nhwc"  # nchw, nhwc, sliced, expanded
+    parts: tuple[str, ...] = PARTS
+    act: str = "lrelu"
+    gain: float = math.sqrt(2)
+    clamp: float | None = None
+    scalar_strength: bool = True
+    shared_noise: bool = False
+
+    def __str__(self):
+        flags = ["scalar" * self.scalar_strength, "shared" * self.shared_noise, "clamp" * (self.clamp is not None)]
+        parts = "+".join(self.parts) if self.parts != PARTS else "all"
+        return "-".join(filter(None, ["x".join(map(str, self.shape)), self.layout, self.act, parts, *flags]))
+
+
+def _cases():
+    for layout in ("nhwc", "nchw"):
+        for act in ACTIVATIONS:
+            yield Case(layout=layout, act=act)
+            yield Case(layout=layout, act=act, parts=("bias",), clamp=1.5)
+        for parts in ((), ("noise",), ("noise", "strength"), ("scale",), ("post",), ("noise", "strength", "bias")):
+            yield Case(layout=layout, parts=parts)
+        yield Case(layout=layout, scalar_strength=False)
+        yield Case(layout=layout, scalar_strength=False, parts=("noise", "strength", "bias"), act="tanh")
+        yield Case(layout=layout, shared_noise=True)
+        yield Case(layout=layout, clamp=1.5, gain=0.7)
+        yield Case(layout=layout, gain=-1.0, parts=("bias",))
+        for shape in ((1, 1, 1, 1), (3, 5, 1, 1), (2, 3, 33, 17), (1, 1, 9, 31), (0, 4, 3, 3), (2, 4, 0, 3), (2, 37, 4, 4)):
+            yield Case(shape, layout)
+            yield Case(shape, layout, parts=("bias",))
+        yield Case((2, 256, 9, 9), layout)
+    yield Case(layout="sliced")
+    yield Case(layout="expanded")
+    for shape in ((5, 8), (300, 33), (0, 3), (2, 3, 11), (2, 3, 2, 3, 5)):
+        yield Case(shape, "nchw")
+        yield Case(shape, "nchw", parts=("bias",))
+
+
+CASES = list(_cases())
+
+
+def textbook(x, noise=None, strength=None, bias=None, scale=None, post=None, *, act, gain, clamp, slope=0.2):
+    """The operation as one writes it in PyTorch, in the dtype of its inputs: written apart from the one in fastgan."""
+    columns = lambda t: t.reshape(*t.shape, *[1] * (x.dim() - 2)) if t.dim() == 2 else t.reshape(-1, *[1] * (x.dim() - 2))  # noqa: E731, E501
+    if scale is not None:
+        x = x * columns(scale)
+    if noise is not None:
+        x = x + (noise if strength is None else noise * (columns(strength) if strength.dim() else strength))
+    if bias is not None:
+        x = x + columns(bias)
+    functions = {"linear": lambda t: t, "relu": torch.relu, "lrelu": lambda t: F.leaky_relu(t, slope)}
+    functions |= {"tanh": torch.tanh, "sigmoid": torch.sigmoid, "silu": F.silu, "softplus": F.softplus}
+    x = functions[act](x) * gain
+    if clamp is not None:
+        x = x.clamp(-clamp, clamp)
+    return x if post is None else x * columns(post)
+
+
+def arrange(x, layout):
+    """The same values, elsewhere in memory."""
+    match layout:
+        case "nhwc":
+            return x.contiguous(memory_format=torch.channels_last)
+        case "nchw":
+            return x.contiguous()
+        case "sliced":
+            return torch.stack([x, x], -1)[..., 0]
+        case "expanded":
+            return x[:1].expand(x.shape)
+
+
+def make(case: Case, dtype: torch.dtype, device: str, seed: int = 0):
+    """x and the small tensors, exact in `dtype`, and at no point near a jump of the derivative."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(shape, generator=generator).to(dtype).double()  # noqa: E731
+    n, c, *spatial = case.shape
+    small = {
+        "noise": draw(1 if case.shared_noise else n, 1, *spatial),
+        "strength": draw() if case.scalar_strength else draw(c),
+        "bias": draw(c),
+        "scale": draw(n, c),
+        "post": draw(n, c),
+    }
+    small = {name: t for name, t in small.items() if name in case.parts}
+    x = draw(*case.shape)
+    if case.layout == "expanded":
+        x, small["scale"] = x[:1].expand(case.shape), small["scale"][:1].expand(n, c)
+        small["noise"] = small["noise"][:1].expand(n, 1, *spatial)
+    options = {"act": case.act, "gain": case.gain}
+    before = {name: t for name, t in small.items() if name != "post"}
+    for _ in range(20):
+        u = textbook(x, **before, act="linear", gain=1.0, clamp=None)
+        near = u.abs() < 0.02
+        if case.clamp is not None:
+            z = textbook(x, **before, **options, clamp=None)
+            near |= (z.abs() - case.clamp).abs() < 0.05
+        x = torch.where(near, (x + 0.37).to(dtype).double(), x)
+    x = arrange(x.to(device, dtype), case.layout)
+    kind = torch.float64 if dtype == torch.float64 else torch.float32
+    return x, {name: t.to(device, kind) for name, t in small.items()}
+
+
+def derivatives(function, x, small, dy, seeds):
+    """y, the gradients, and the gradients of a random product with those: of dy and of every input."""
+    inputs = [x, *(t for name, t in small.items() if name != "noise")]
+    inputs = [t.detach().requires_grad_() for t in inputs]
+    named = dict(zip([name for name in small if name != "noise"], inputs[1:], strict=True))
+    if "noise" in small:
+        named["noise"] = small["noise"]
+    dy = dy.detach().requires_grad_()
+    y = function(inputs[0], **named)
+    grads = torch.autograd.grad(y, inputs, dy, create_graph=True)
+    product = sum((g * s.to(g.dtype)).sum() for g, s in zip(grads, seeds, strict=True))
+    second = torch.autograd.grad(product, [dy, *inputs], allow_unused=True)
+    # Where the operation is linear in an input, one implementation gives zero, another nothing.
+    second = [torch.zeros_like(t) if g is None else g for g, t in zip(second, [dy, *inputs], strict=True)]
+    return y, grads, second
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_values_and_derivatives_are_as_good_as_plain_pytorch(backend, case, dtype, unwritten_is_nan):
+    device = backends.device(backend)
+    x, small = make(case, dtype, device)
+    options = {"act": case.act, "gain": case.gain, "clamp": case.clamp}
+    generator = torch.Generator().manual_seed(1)
+    dy = torch.randn(case.shape, generator=generator).to(device, dtype)
+    if case.layout == "nhwc":
+        dy = dy.contiguous(memory_format=torch.channels_last)
+    shapes = [x.shape, *(t.shape for name, t in small.items() if name != "noise")]
+    seeds = [torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes]
+
+    got = derivatives(lambda x, **kw: noise_bias_act(x, **kw, **options), x, small, dy, seeds)
+    wide = {name: t.double() for name, t in small.items()}
+    reference = derivatives(lambda x, **kw: textbook(x, **kw, **options), x.double(), wide, dy.double(), seeds)
+    same = {name: t.to(dtype) for name, t in small.items()}
+    plain = derivatives(lambda x, **kw: textbook(x, **kw, **options), x, same, dy, seeds)
+
+    names = ["x", *(name for name in small if name != "noise")]
+    assert got[0].dtype == dtype
+    assert_as_good_as_plain(got[0], plain[0], reference[0], dtype, "y")
+    for order, where in (("gradient", names), ("second gradient", ["dy", *names])):
+        which = 1 if order == "gradient" else 2
+        for name, *three in zip(where, got[which], plain[which], reference[which], strict=True):
+            summed = x.numel() // max(three[0].numel(), 1) if name not in ("x", "dy") else 0
+            assert_as_good_as_plain(*three, dtype, f"{order} of {name}", summed)
+
+
+def test_triton_passes_the_table_under_its_interpreter():
+    """Most of the table in fp32 and bf16, in a process where TRITON_INTERPRET is set before kernels are decorated."""
+    if os.environ.get("TRITON_INTERPRET") == "1" or torch.cuda.is_available():
+        pytest.skip("the table itself runs the triton backend here")
+    pytest.importorskip("triton")
+    selection = "values_and_derivatives and triton and (fp32 or bf16) and not 256x9x9"
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", selection]
+    done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert "passed" in done.stdout and "skipped" not in done.stdout
+
+
+@pytest.mark.parametrize("act", ACTIVATIONS)
+@pytest.mark.parametrize("parts", [PARTS, ("bias",), ("noise", "strength", "bias")], ids="+".join)
+def test_gradcheck_and_gradgradcheck(backend, act, parts):
+    device = backends.device(backend)
+    case = Case((2, 3, 2, 3), "nhwc", parts, act, clamp=2.0)
+    x, small = make(case, torch.float64, device, seed=3)
+    names = [name for name in small if name != "noise"]
+    inputs = [x.requires_grad_(), *(small[name].requires_grad_() for name in names)]
+
+    def function(x, *rest):
+        named = dict(zip(names, rest, strict=True))
+        return noise_bias_act(x, noise=small.get("noise"), **named, act=act, gain=1.3, clamp=2.0)
+
+    assert torch.autograd.gradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(function, inputs)
+
+
+def test_noise_has_a_gradient(backend):
+    device = backends.device(backend)
+    x, small = make(Case((2, 3, 2, 3)), torch.float64, device)
+    small["noise"].requires_grad_()
+    function = lambda noise: noise_bias_act(x, **{**small, "noise": noise})  # noqa: E731
+    assert torch.autograd.gradcheck(function, [small["noise"]])
+
+
+def test_third_derivatives(backend):
+    x, small = make(Case((2, 3, 2, 2), act="tanh"), torch.float64, backends.device(backend))
+    function = lambda x: noise_bias_act(x, **small, act="tanh")  # noqa: E731
+    first = lambda x: torch.autograd.grad(function(x).square().sum(), x, create_graph=True)[0]  # noqa: E731
+    assert torch.autograd.gradgradcheck(first, [x.requires_grad_()])
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_output_has_the_memory_format_of_the_input(backend, layout):
+    x = arrange(torch.randn(2, 16, 5, 7, device=backends.device(backend)), layout).requires_grad_()
+    y = noise_bias_act(x, bias=torch.zeros(16, device=x.device))
+    assert y.stride() == x.stride()
+    (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
+    assert dx.stride() == x.stride()
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_two_runs_give_the_same_bits(backend, layout):
+    case = Case((4, 24, 31, 33), layout)
+    x, small = make(case, torch.float32, backends.device(backend))
+    dy = arrange(torch.randn(case.shape).to(x.device), layout)
+    seeds = [torch.randn(t.shape).to(x.device) for t in (x, *(t for n, t in small.items() if n != "noise"))]
+    runs = [derivatives(noise_bias_act, x, small, dy, seeds) for _ in range(2)]
+    flat = [[y, *grads, *second] for y, grads, second in runs]
+    assert all(torch.equal(a, b) for a, b in zip(*flat, strict=True))
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_cpp_results_do_not_depend_on_the_number_of_threads(layout):
+    x, small = make(Case((4, 24, 31, 33), layout), torch.float32, "cpu")
+    dy, seeds = torch.randn_like(x), [torch.randn(t.shape) for t in (x, *(t for n, t in small.items() if n != "noise"))]
+    before, results = torch.get_num_threads(), []
+    with backends.forced("cpp-baseline"):
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            y, grads, second = derivatives(noise_bias_act, x, small, dy, seeds)
+            results.append([y, *grads, *second])
+    torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("order", ["reverse", "shuffled"])
+def test_emulated_results_do_not_depend_on_the_order_of_threads(order, monkeypatch):
+    results = []
+    for layout in ("nchw", "nhwc"):
+        x, small = make(Case((3, 24, 15, 17), layout), torch.float32, "cpu")
+        generator = torch.Generator().manual_seed(5)
+        dy = torch.randn(x.shape, generator=generator)
+        seeds = [torch.randn(t.shape, generator=generator) for t in (x, *(t for n, t in small.items() if n != "noise"))]
+        with backends.forced("emulated"):
+            for name in ("forward", order):
+                monkeypatch.setenv("FASTGAN_EMULATED_ORDER", name)
+                y, grads, second = derivatives(noise_bias_act, x, small, dy, seeds)
+                results.append([y, *grads, *second])
+        assert all(torch.equal(a, b) for a, b in zip(*results[-2:], strict=True))
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_shape_stride_and_dtype_gives_what_the_specification_gives(data):
+    shape = data.draw(st.lists(st.integers(0, 9), min_size=2, max_size=5))
+    dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64]))
+    order = data.draw(st.permutations(range(len(shape))))
+    steps = data.draw(st.lists(st.integers(1, 2), min_size=len(shape), max_size=len(shape)))
+    act = data.draw(st.sampled_from(ACTIVATIONS))
+    inverse = [order.index(i) for i in range(len(shape))]
+    x = torch.randn([shape[i] * steps[i] for i in order]).to(dtype).permute(inverse)
+    x = x[tuple(slice(None, None, step) for step in steps)]
+    assert list(x.shape) == shape
+    bias, post = torch.randn(shape[1]), torch.randn(shape[0], shape[1])
+    results = []
+    for name in ("torch", "cpp,torch"):
+        with use_backend(name):
+            leaf = x.detach().requires_grad_()
+            y = noise_bias_act(leaf, bias=bias, post=post, act=act)
+            (dx,) = torch.autograd.grad(y, leaf, torch.ones_like(y))
+            results.append((y.detach(), dx))
+    (y, dx), (other, other_dx) = results
+    tolerance = 8 * torch.finfo(dtype).eps
+    torch.testing.assert_close(other, y, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(other_dx, dx, rtol=tolerance, atol=tolerance)
+
+
+class TestUnderTorchCompile:
+    @pytest.mark.parametrize("name", ["torch", "cpp"])
+    @pytest.mark.parametrize("parts", [PARTS, ("bias",)], ids="+".join)
+    def test_forward_and_backward_are_one_graph(self, name, parts):
+        if name == "cpp" and backends.why_not("cpp-baseline"):
+            pytest.skip(backends.why_not("cpp-baseline"))
+        x, small = make(Case(parts=parts), torch.float32, "cpu")
+        x.requires_grad_()
+        inputs = [x, *(t.requires_grad_() for part, t in small.items() if part != "noise")]
+        compiled = torch.compile(noise_bias_act, fullgraph=True, backend="aot_eager")
+        with use_backend(name):
+            expected = noise_bias_act(x, **small)
+            grads = torch.autograd.grad(expected.square().sum(), inputs)
+            y = compiled(x, **small)
+            torch.testing.assert_close(y, expected)
+            for got, wanted in zip(torch.autograd.grad(y.square().sum(), inputs), grads, strict=True):
+                torch.testing.assert_close(got, wanted)
+
+    def test_the_operators_are_registered_as_torch_wants_it(self):
+        if backends.why_not("cpp-baseline"):
+            pytest.skip(backends.why_not("cpp-baseline"))
+        x, small = make(Case(), torch.float32, "cpu")
+        inputs = [x, *(small[name] for name in PARTS)]
+        tests = ("test_schema", "test_faketensor")  # autograd is the Function's, around the operator
+        torch.library.opcheck(torch.ops.fastgan.noise_bias_act, (*inputs, "lrelu", 0.2, 1.0, math.inf, "cpp"), test_utils=tests)
+        needs = [True, False, True, True, True, True]
+        torch.library.opcheck(
+            torch.ops.fastgan.noise_bias_act_backward,
+            (torch.randn_like(x), inputs, needs, "lrelu", 0.2, 1.0, math.inf, "cpp"),
+            test_utils=tests,
+        )
+
+
+def test_mixed_precision_keeps_the_dtype_of_the_activations(backend):
+    device = backends.device(backend)
+    conv = torch.nn.Conv2d(3, 8, 3).to(device)
+    bias = torch.zeros(8, device=device, requires_grad=True)
+    with torch.autocast(device, torch.bfloat16):
+        y = noise_bias_act(conv(torch.randn(2, 3, 8, 8, device=device)), bias=bias)
+    assert y.dtype == torch.bfloat16
+    y.sum().backward()
+    assert bias.grad.dtype == torch.float32 and conv.weight.grad.dtype == torch.float32
+
+
+class TestMistakesAreNamed:
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            ({"bias": torch.zeros(3)}, ["bias", "[3]", "[4]", "[2, 4, 5, 5]"]),
+            ({"scale": torch.zeros(4)}, ["scale", "[4]", "[2, 4]"]),
+            ({"post": torch.zeros(4, 2)}, ["post", "[4, 2]", "[2, 4]"]),
+            ({"noise": torch.zeros(2, 4, 5, 5)}, ["noise", "[2, 4, 5, 5]", "[2, 1, 5, 5]"]),
+            ({"strength": torch.zeros(())}, ["strength", "without noise"]),
+            ({"noise": torch.zeros(1, 1, 5, 5), "strength": torch.zeros(3)}, ["strength", "[3]", "[] or [4]"]),
+            ({"bias": torch.zeros(4, dtype=torch.int64)}, ["bias", "int64"]),
+            ({"bias": torch.zeros(4, device="meta")}, ["bias", "meta", "cpu"]),
+            ({"act": "gelu"}, ["act", "'gelu'", "lrelu"]),
+            ({"clamp": 0.0}, ["clamp", "0.0"]),
+            ({"gain": math.nan}, ["gain", "nan"]),
+        ],
+    )
+    def test_an_argument_that_does_not_fit(self, arguments, words):
+        with pytest.raises(ValueError) as caught:
+            noise_bias_act(torch.zeros(2, 4, 5, 5), **arguments)
+        assert all(word in str(caught.value) for word in words), caught.value
+
+    @pytest.mark.parametrize("x", [torch.zeros(3), torch.zeros(2, 3, dtype=torch.int32)])
+    def test_an_input_that_is_no_activation(self, x):
+        with pytest.raises(ValueError, match="noise_bias_act: x has"):
+            noise_bias_act(x)
+
+    def test_no_backend_of_those_asked_for(self):
+        with use_backend("cuda"), pytest.raises(BackendUnavailable, match="cuda: serves CUDA tensors only"):
+            noise_bias_act(torch.zeros(2, 3, 4, 4))

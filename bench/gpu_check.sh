@@ -1,0 +1,159 @@
+#!/usr/bin/env bash
+# Builds, tests, checks and measures fastgan on a machine with an NVIDIA GPU, in one go and under 9 minutes.
+#
+#     bench/gpu_check.sh [FOLDER]        results go into FOLDER, by default bench/results
+#
+# Needs no network: setuptools, pybind11, ninja, nvcc, torch, triton, numpy and pytest must be there (PYTHON names the
+# interpreter that has them). A phase that fails or runs out of time does not stop the next ones; the exit status is
+# that of the worst. Left in FOLDER: gpu_check.txt and gpu_check.json, and a log of each phase.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+out=${1:-bench/results}
+mkdir -p "$out" && out=$(cd "$out" && pwd)
+python=${PYTHON:-python3}
+readonly total=515  # seconds for everything; a phase gets its own limit or what is left, whichever is less
+SECONDS=0
+
+card=$(nvidia-smi --query-gpu=name,compute_cap,driver_version --format=csv,noheader 2>/dev/null | head -n 1)
+if [[ -z $card ]]; then
+    echo "error: no NVIDIA GPU found (nvidia-smi names none)" >&2
+    exit 2
+fi
+capability=$(cut -d, -f2 <<<"$card" | tr -d ' .')
+
+rm -f "$out"/{gpu_check.txt,gpu_check.json,environment.log,install.log,tests.log,sanitizer.log,benchmarks.log}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+phases=$work/phases
+worst=0
+
+phase() { # name, limit in seconds, log, command...
+    local name=$1 limit=$2 log=$out/$3 start=$SECONDS status=0
+    shift 3
+    ((limit = total - SECONDS < limit ? total - SECONDS : limit))
+    if ((limit < 5)); then
+        printf '%s\t%s\t%s\n' "$name" 0 "not run: no time left" >>"$phases"
+        worst=1
+        return
+    fi
+    echo "== $name (at most $limit s)"
+    echo "== $name: $*" >>"$log"
+    # An interrupt lets pytest close with its summary.
+    timeout --signal=INT --kill-after=8 "$limit" "$@" >>"$log" 2>&1 || status=$?
+    local verdict=ok
+    case $status in
+        0) ;;
+        124 | 137) verdict="stopped after $limit s" ;;
+        *) verdict="failed, status $status" ;;
+    esac
+    ((status == 0)) || worst=1
+    printf '%s\t%s\t%s\n' "$name" $((SECONDS - start)) "$verdict" >>"$phases"
+    tail -n 3 "$log" | cut -c1-160
+}
+
+has() { "$python" -c "import $1" 2>/dev/null; }
+
+workers=()
+has xdist && workers=(-n "$(($(nproc) < 8 ? $(nproc) : 8))")
+quiet=(-q -p no:cacheprovider --tb=short)
+
+phase install 170 install.log env FASTGAN_CUDA=1 FASTGAN_CUDA_ARCHS="$capability" \
+    "$python" -m pip install -v --no-build-isolation --no-deps --force-reinstall .
+phase doctor 40 environment.log "$python" -m fastgan.doctor
+phase versions 40 environment.log bash -c "nvidia-smi; nvcc --version; '$python' -m pip list"
+
+# What only a GPU can show goes first, the rest of the suite last.
+gpu="(cuda or triton or gpu) and not emul and not test_build and not test_data"
+phase "gpu tests" 130 tests.log "$python" -m pytest "${quiet[@]}" ${workers[@]+"${workers[@]}"} -k "$gpu"
+if has pytest_benchmark; then
+    phase benchmarks 150 benchmarks.log "$python" -m pytest bench/ "${quiet[@]}" --benchmark-only \
+        --benchmark-json="$work/benchmarks.json"
+else
+    printf '%s\t%s\t%s\n' benchmarks 0 "not run: pytest-benchmark is not installed" >>"$phases"
+    worst=1
+fi
+short="cuda and not emul and not compile and not test_build and not test_data"
+if command -v compute-sanitizer >/dev/null; then
+    for tool in memcheck racecheck; do
+        # torch's caching allocator would hide an overrun inside one of its blocks.
+        phase "$tool" 100 sanitizer.log env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+            compute-sanitizer --tool "$tool" --error-exitcode 86 --target-processes all --print-limit 20 \
+            "$python" -m pytest "${quiet[@]}" -x -m "not slow" -k "$short"
+    done
+else
+    printf '%s\t%s\t%s\n' sanitizer 0 "not run: compute-sanitizer not found" >>"$phases"
+fi
+phase "other tests" 120 tests.log "$python" -m pytest "${quiet[@]}" ${workers[@]+"${workers[@]}"} \
+    -m "not slow" -k "not ($gpu)"
+
+"$python" - "$out" "$work" "$card" "$SECONDS" <<'PYTHON'
+"""Sums the logs up in gpu_check.json and gpu_check.txt."""
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+out, work, card, seconds = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+
+
+def read(path):
+    return path.read_text(errors="replace") if path.exists() else ""
+
+
+def log(name):
+    return read(out / name)
+
+
+def versions():
+    code = "import torch, triton, platform; print(platform.python_version(), torch.__version__, triton.__version__)"
+    words = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split()
+    return dict(zip(("python", "torch", "triton"), words))
+
+
+name, capability, driver = (word.strip() for word in card.split(","))
+summary = {
+    "card": name,
+    "compute_capability": capability,
+    "driver": driver,
+    "nvcc": (re.findall(r"release [\d.]+", log("environment.log")) or ["?"])[0],
+    "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
+    "seconds": seconds,
+    **versions(),
+    "phases": [dict(zip(("phase", "seconds", "result"), line.split("\t"))) for line in (work / "phases").read_text().splitlines()],
+    "pytest": re.findall(r"^=* ?(\d+ (?:passed|failed|error).* in .*s)", log("tests.log") + log("sanitizer.log"), re.M),
+    "failures": re.findall(r"^(?:FAILED|ERROR) .*", log("tests.log"), re.M)[:50],
+    "sanitizer": re.findall(r"(?:ERROR|RACECHECK) SUMMARY: .*", log("sanitizer.log")),
+    "benchmarks": [],
+}
+for entry in json.loads(read(work / "benchmarks.json") or "{}").get("benchmarks", []):
+    stats = {"median_ms": entry["stats"]["median"] * 1e3, "rounds": entry["stats"]["rounds"]}
+    summary["benchmarks"].append({"name": entry["name"], "group": entry["group"]} | stats | entry["extra_info"])
+(out / "gpu_check.json").write_text(json.dumps(summary, indent=1) + "\n")
+
+heads = ("card", "compute_capability", "driver", "python", "torch", "triton", "nvcc", "commit", "seconds")
+lines = [f"{head:20} {summary.get(head, '?')}" for head in heads] + [""]
+lines += [f"{p['phase']:12} {p['seconds']:>5} s  {p['result']}" for p in summary["phases"]] + [""]
+lines += [f"pytest: {line}" for line in summary["pytest"]]
+lines += [f"sanitizer: {line}" for line in summary["sanitizer"]]
+lines += summary["failures"] + [""]
+lines += [log("environment.log").split("== versions")[0].partition("\n")[2]]
+
+
+def cell(value):
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+# One table for each set of columns that benchmarks share.
+tables = {}
+for entry in summary["benchmarks"]:
+    tables.setdefault(tuple(entry), []).append(entry)
+for columns, entries in tables.items():
+    rows = [columns] + [[cell(entry[column]) for column in columns] for entry in entries]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
+    lines += ["  ".join(f"{value:{width}}" for value, width in zip(row, widths)).rstrip() for row in rows] + [""]
+text = "\n".join(lines)
+(out / "gpu_check.txt").write_text(text)
+print(text)
+PYTHON
+exit "$worst"

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastgan.ops import noise_bias_act
+from fastgan.ops.arithmetic import to_arithmetic
 from fastgan.ops.upfirdn2d import taps, upfirdn2d
 
 SQRT2 = math.sqrt(2.0)
@@ -206,10 +207,10 @@ class ModulatedConv2d(nn.Module):
             self.register_buffer("resample_filter", taps(), persistent=False)
 
     def demodulation(self, style: Tensor) -> Tensor:
-        """The factor `d` [N, out_channels] in fp32 for a style [N, in_channels]."""
+        """The factor `d` [N, out_channels] in fp32 at least for a style [N, in_channels]."""
         with torch.autocast(style.device.type, enabled=False):
-            energy = (self.weight.float() * self.weight_gain).square().sum((2, 3))  # [O, I]
-            return torch.rsqrt(style.float().square() @ energy.t() + 1e-8)
+            energy = (to_arithmetic(self.weight) * self.weight_gain).square().sum((2, 3))  # [O, I]
+            return torch.rsqrt(to_arithmetic(style).square() @ energy.t() + 1e-8)
 
     def convolve(self, x: Tensor, style: Tensor, *, scaled: bool = False) -> Tensor:
         """The convolution before demodulation: [N, in_channels, H, W] to [N, out_channels, H * up, W * up].
@@ -254,8 +255,8 @@ class MinibatchStddev(nn.Module):
         group = min(self.group_size, n)
         if n % group:
             raise ValueError(f"MinibatchStddev: a batch of {n} is not a multiple of the group size {group}")
-        y = x.float().reshape(group, n // group, self.features, c // self.features, h, w)
+        y = to_arithmetic(x).reshape(group, n // group, self.features, c // self.features, h, w)
         y = (y - y.mean(0)).square().mean(0)  # [N/G, F, C/F, H, W]
         y = (y + 1e-8).sqrt().mean((2, 3, 4))  # [N/G, F]
-        y = y.repeat(group, 1)[:, :, None, None].expand(n, self.features, h, w)
-        return torch.cat([x, y.to(x.dtype)], 1)
+        y = y.to(x.dtype).repeat(group, 1)[:, None, None].expand(n, h, w, -1)
+        return torch.cat([x, y.contiguous().permute(0, 3, 1, 2)], 1)  # in x's format only if both are in channels_last

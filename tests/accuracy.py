@@ -17,7 +17,7 @@ def assert_as_good_as_plain(
     assert got.shape == reference.shape, f"{what}: shape {list(got.shape)}, must be {list(reference.shape)}"
     if reference.numel() == 0:
         return
-    got, plain, reference = got.detach().double().cpu(), plain.detach().double().cpu(), reference.detach().double().cpu()
+    got, plain, reference = (t.detach().double().cpu() for t in (got, plain, reference))
     largest = reference.abs().max()
     eps = torch.finfo(dtype).eps
     allowed = 2 * (plain - reference).abs().max() + 4 * eps * largest + 4 * eps * math.sqrt(summed)

@@ -7,13 +7,13 @@ CPU (tests/emulation). `triton` runs on a GPU, or on CPU tensors where TRITON_IN
 from contextlib import contextmanager, nullcontext
 from functools import cache
 
-import fastgan_kernels
 import pytest
 import torch
+
+import fastgan_kernels
+from fastgan.ops import use_backend
 from fastgan_kernels import extension
 from fastgan_kernels.noise_bias_act_extension import Launchers
-
-from fastgan.ops import use_backend
 from tests.emulation import build as emulation
 
 NAMES = ("torch", "cpp-baseline", "cpp-avx2", "cpp-avx512", "emulated", "triton", "cuda")

@@ -35,7 +35,9 @@ def test_a_name_that_no_backend_has_is_refused(names):
         pass
 
 
-@pytest.mark.parametrize(("value", "outcome"), [("torch", "torch"), ("cuda,torch", "torch"), ("nonsense", "unknown backend")])
+@pytest.mark.parametrize(
+    ("value", "outcome"), [("torch", "torch"), ("cuda,torch", "torch"), ("nonsense", "unknown backend")]
+)
 def test_the_environment_chooses(value, outcome):
     code = "from fastgan.ops import backends; print(backends.choose('noise_bias_act', 'cpu'))"
     done = subprocess.run(

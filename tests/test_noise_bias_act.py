@@ -49,7 +49,8 @@ def _cases():
         yield Case(layout=layout, shared_noise=True)
         yield Case(layout=layout, clamp=1.5, gain=0.7)
         yield Case(layout=layout, gain=-1.0, parts=("bias",))
-        for shape in ((1, 1, 1, 1), (3, 5, 1, 1), (2, 3, 33, 17), (1, 1, 9, 31), (0, 4, 3, 3), (2, 4, 0, 3), (2, 37, 4, 4)):
+        awkward = ((1, 1, 1, 1), (3, 5, 1, 1), (2, 3, 33, 17), (1, 1, 9, 31), (0, 4, 3, 3), (2, 4, 0, 3), (2, 37, 4, 4))
+        for shape in awkward:
             yield Case(shape, layout)
             yield Case(shape, layout, parts=("bias",))
         yield Case((2, 256, 9, 9), layout)
@@ -65,7 +66,10 @@ CASES = list(_cases())
 
 def textbook(x, noise=None, strength=None, bias=None, scale=None, post=None, *, act, gain, clamp, slope=0.2):
     """The operation as one writes it in PyTorch, in the dtype of its inputs: written apart from the one in fastgan."""
-    columns = lambda t: t.reshape(*t.shape, *[1] * (x.dim() - 2)) if t.dim() == 2 else t.reshape(-1, *[1] * (x.dim() - 2))  # noqa: E731, E501
+
+    def columns(t):  # [C] or [N, C] to what broadcasts against x
+        return t.reshape(*(t.shape if t.dim() == 2 else [-1]), *[1] * (x.dim() - 2))
+
     if scale is not None:
         x = x * columns(scale)
     if noise is not None:
@@ -96,7 +100,7 @@ def arrange(x, layout):
 def make(case: Case, dtype: torch.dtype, device: str, seed: int = 0):
     """x and the small tensors, exact in `dtype`, and at no point near a jump of the derivative."""
     generator = torch.Generator().manual_seed(seed)
-    draw = lambda *shape: torch.randn(shape, generator=generator).to(dtype).double()  # noqa: E731
+    draw = lambda *shape: torch.randn(shape, generator=generator).to(dtype).double()
     n, c, *spatial = case.shape
     small = {
         "noise": draw(1 if case.shared_noise else n, 1, *spatial),
@@ -203,14 +207,14 @@ def test_noise_has_a_gradient(backend):
     device = backends.device(backend)
     x, small = make(Case((2, 3, 2, 3)), torch.float64, device)
     small["noise"].requires_grad_()
-    function = lambda noise: noise_bias_act(x, **{**small, "noise": noise})  # noqa: E731
+    function = lambda noise: noise_bias_act(x, **{**small, "noise": noise})
     assert torch.autograd.gradcheck(function, [small["noise"]])
 
 
 def test_third_derivatives(backend):
     x, small = make(Case((2, 3, 2, 2), act="tanh"), torch.float64, backends.device(backend))
-    function = lambda x: noise_bias_act(x, **small, act="tanh")  # noqa: E731
-    first = lambda x: torch.autograd.grad(function(x).square().sum(), x, create_graph=True)[0]  # noqa: E731
+    function = lambda x: noise_bias_act(x, **small, act="tanh")
+    first = lambda x: torch.autograd.grad(function(x).square().sum(), x, create_graph=True)[0]
     assert torch.autograd.gradgradcheck(first, [x.requires_grad_()])
 
 
@@ -314,11 +318,12 @@ class TestUnderTorchCompile:
         x, small = make(Case(), torch.float32, "cpu")
         inputs = [x, *(small[name] for name in PARTS)]
         tests = ("test_schema", "test_faketensor")  # autograd is the Function's, around the operator
-        torch.library.opcheck(torch.ops.fastgan.noise_bias_act, (*inputs, "lrelu", 0.2, 1.0, math.inf, "cpp"), test_utils=tests)
+        options = ("lrelu", 0.2, 1.0, math.inf, "cpp")
+        torch.library.opcheck(torch.ops.fastgan.noise_bias_act, (*inputs, *options), test_utils=tests)
         needs = [True, False, True, True, True, True]
         torch.library.opcheck(
             torch.ops.fastgan.noise_bias_act_backward,
-            (torch.randn_like(x), inputs, needs, "lrelu", 0.2, 1.0, math.inf, "cpp"),
+            (torch.randn_like(x), inputs, needs, *options),
             test_utils=tests,
         )
 

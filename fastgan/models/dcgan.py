@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgan.ops import noise_bias_act
+from fastgan.ops.layout import channels_last
 
 
 def _initialize(module: nn.Module) -> None:
@@ -42,7 +43,7 @@ class Generator(nn.Module):
         if self.embed is not None:
             # Of small initial weights, scaled to the size of z.
             z = torch.cat([z, self.embed(label) / 0.02], 1)
-        x = self.project(z[:, :, None, None].contiguous(memory_format=torch.channels_last))
+        x = self.project(z[:, :, None, None])
         for norm, conv in zip(self.norms, self.convs, strict=True):
             x = conv(noise_bias_act(norm(x), act="relu"))
         return noise_bias_act(x, bias=self.bias, act="tanh").float()
@@ -68,7 +69,7 @@ class Critic(nn.Module):
         self.apply(_initialize)
 
     def forward(self, image: Tensor, label: Tensor | None = None) -> Tensor:
-        x = self.convs[0](image.contiguous(memory_format=torch.channels_last))
+        x = self.convs[0](channels_last(image))
         x = noise_bias_act(x, bias=self.first_bias)
         for conv, norm in zip(self.convs[1:], self.norms, strict=True):
             x = noise_bias_act(norm(conv(x)))

@@ -1,5 +1,6 @@
 """StyleGAN2: mapping network, skip generator, residual critic (Karras et al. 2020, arXiv 1912.04958)."""
 
+import itertools
 import math
 
 import torch
@@ -8,11 +9,13 @@ from torch import Tensor, nn
 
 from fastgan.layers import EqualizedConv2d, EqualizedLinear, MinibatchStddev, ModulatedConv2d, NoiseBiasLeakyReLU
 from fastgan.ops import noise_bias_act
+from fastgan.ops.arithmetic import to_arithmetic
+from fastgan.ops.layout import channels_last
 from fastgan.ops.upfirdn2d import taps, upfirdn2d
 
 
 def _normalize(x: Tensor) -> Tensor:
-    return x * torch.rsqrt(x.float().square().mean(1, keepdim=True) + 1e-8)
+    return x * torch.rsqrt(to_arithmetic(x).square().mean(1, keepdim=True) + 1e-8)
 
 
 class Mapping(nn.Module):
@@ -21,22 +24,21 @@ class Mapping(nn.Module):
     def __init__(self, config):
         super().__init__()
         width = config.z_dim
-        self.num_classes = config.num_classes
         self.embed = EqualizedLinear(config.num_classes, width) if config.num_classes else None
         sizes = [width * (2 if config.num_classes else 1)] + [width] * config.mapping_layers
         self.layers = nn.ModuleList(
-            EqualizedLinear(i, o, act="lrelu", lr_multiplier=0.01) for i, o in zip(sizes, sizes[1:], strict=False)
+            EqualizedLinear(i, o, act="lrelu", lr_multiplier=0.01) for i, o in itertools.pairwise(sizes)
         )
         self.register_buffer("w_avg", torch.zeros(width))
 
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
-        x = _normalize(z.float())
+        x = _normalize(z)
         if self.embed is not None:
-            x = torch.cat([x, _normalize(self.embed(_one_hot(label, self.num_classes)))], 1)
+            x = torch.cat([x, _normalize(_embedded(self.embed, label))], 1)
         for layer in self.layers:
             x = layer(x)
         if self.training and torch.is_grad_enabled():
-            self.w_avg.lerp_(x.detach().float().mean(0), 1 - 0.995)
+            self.w_avg.lerp_(x.detach().mean(0, dtype=self.w_avg.dtype), 1 - 0.995)
         return x
 
 
@@ -59,7 +61,7 @@ class SynthesisLayer(nn.Module):
 
 
 class ToRGB(nn.Module):
-    """Modulated 1x1 convolution to the image, not demodulated: so few channels that a matrix product a sample serves."""
+    """Modulated 1x1 convolution to the image, not demodulated: so narrow that a matrix product a sample serves."""
 
     def __init__(self, config, in_channels: int):
         super().__init__()
@@ -103,9 +105,12 @@ class Synthesis(nn.Module):
             style = same.affine(w[2 * i + 2])
             x = up(x, up.affine(w[2 * i + 1]), noise, post=style)  # read by `same` alone: it may be scaled here
             x = same(x, style, noise, scaled=True)
-            image = upfirdn2d(image.float(), self.resample_filter, up=2, padding=(2, 1, 2, 1), gain=4.0)
-            image = image + to_rgb(x, w[2 * i + 3])
-        return image
+            image = self._upsampled(image) + to_rgb(x, w[2 * i + 3])
+        return to_arithmetic(image)
+
+    def _upsampled(self, image: Tensor) -> Tensor:
+        with torch.autocast(image.device.type, enabled=False):  # errors of 16 bits would add up
+            return upfirdn2d(to_arithmetic(image), self.resample_filter, up=2, padding=(2, 1, 2, 1), gain=4.0)
 
 
 class Generator(nn.Module):
@@ -167,11 +172,10 @@ class Critic(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.num_classes = config.num_classes
         channels = [config.features(r) for r in reversed(config.resolutions)]
         last = channels[-1]
         self.from_rgb = EqualizedConv2d(config.channels, channels[0], 1, act="lrelu", clamp=256.0)
-        self.blocks = nn.ModuleList(ResidualBlock(i, o) for i, o in zip(channels, channels[1:], strict=False))
+        self.blocks = nn.ModuleList(ResidualBlock(i, o) for i, o in itertools.pairwise(channels))
         self.stddev = MinibatchStddev()
         self.conv = EqualizedConv2d(last + 1, last, 3, act="lrelu", clamp=256.0)
         self.dense = EqualizedLinear(last * 16, last, act="lrelu")
@@ -179,17 +183,19 @@ class Critic(nn.Module):
         self.out = EqualizedLinear(last, last if config.num_classes else 1)
 
     def forward(self, image: Tensor, label: Tensor | None = None) -> Tensor:
-        x = self.from_rgb(image.contiguous(memory_format=torch.channels_last))
+        x = self.from_rgb(channels_last(image))
         for block in self.blocks:
             x = block(x)
-        x = self.out(self.dense(self.conv(self.stddev(x)).flatten(1))).float()
+        x = self.out(self.dense(self.conv(self.stddev(x)).flatten(1)))
+        x = to_arithmetic(x)
         if self.embed is None:
             return x.squeeze(1)
-        direction = _normalize(self.embed(_one_hot(label, self.num_classes)).float())
+        direction = _normalize(_embedded(self.embed, label))
         return (x * direction).sum(1) / math.sqrt(x.shape[1])
 
 
-def _one_hot(label: Tensor | None, num_classes: int) -> Tensor:
+def _embedded(embed: EqualizedLinear, label: Tensor | None) -> Tensor:
+    num_classes = embed.weight.shape[1]
     if label is None:
         raise ValueError(f"this network has {num_classes} classes: it needs a label [N] for every sample")
-    return F.one_hot(label, num_classes).float()
+    return embed(F.one_hot(label, num_classes).to(embed.weight.dtype))

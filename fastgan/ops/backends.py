@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 
-import fastgan_kernels
 import torch
+
+import fastgan_kernels
 
 OPERATIONS = ("noise_bias_act",)
 

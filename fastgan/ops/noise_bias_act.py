@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastgan.ops import backends
+from fastgan.ops.arithmetic import arithmetic_dtype, to_arithmetic
 from fastgan.ops.fused import FusedOperation, register
 from fastgan.ops.layout import View, dense, dense_like, view_of
 
@@ -75,10 +76,11 @@ def noise_bias_act(
     The gradient of `noise` (projecting an image into the latent space needs it) takes the plain path.
     """
     _check_options(act, slope, gain, clamp)
-    arithmetic = torch.float64 if x.dtype == torch.float64 else torch.float32
-    inputs = _check_tensors(x, noise, strength, bias, scale, post, arithmetic)
-    slope = _SLOPES.get(act, float(slope))
-    options = Options("lrelu" if act in _SLOPES else act, slope, float(gain), math.inf if clamp is None else float(clamp))
+    inputs = _check_tensors(x, noise, strength, bias, scale, post)
+    clamp = math.inf if clamp is None else float(clamp)
+    if act in _SLOPES:
+        act, slope = "lrelu", _SLOPES[act]
+    options = Options(act, float(slope), float(gain), clamp)
     backend = backends.choose("noise_bias_act", x.device.type)
     if noise is not None and noise.requires_grad:
         backend = "torch"
@@ -94,7 +96,7 @@ def _check_options(act: str, slope: float, gain: float, clamp: float | None) -> 
         raise ValueError(f"noise_bias_act: slope and gain must be finite, are {slope} and {gain}")
 
 
-def _check_tensors(x, noise, strength, bias, scale, post, arithmetic) -> tuple[Tensor | None, ...]:
+def _check_tensors(x, noise, strength, bias, scale, post) -> tuple[Tensor | None, ...]:
     if x.dim() < 2:
         raise ValueError(f"noise_bias_act: x has shape {list(x.shape)}, must be [N, C, ...]")
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
@@ -102,6 +104,7 @@ def _check_tensors(x, noise, strength, bias, scale, post, arithmetic) -> tuple[T
     if strength is not None and noise is None:
         raise ValueError("noise_bias_act: strength is given without noise")
     n, c, *spatial = x.shape
+    arithmetic = arithmetic_dtype(x.dtype)
     prepared = [dense(x)]
     for name, tensor, shapes in (
         ("noise", noise, ([n, 1, *spatial], [1, 1, *spatial])),
@@ -157,7 +160,7 @@ class NoiseBiasAct(FusedOperation):
     @staticmethod
     def plain(inputs, options):
         x, noise, strength, bias, scale, post = inputs
-        u = _before_activation(x if x.dtype == torch.float64 else x.float(), noise, strength, bias, scale)
+        u = _before_activation(to_arithmetic(x), noise, strength, bias, scale)
         z = _clamped(_activation(u, options) * options.gain, options)
         return (z if post is None else z * _channels(post, x)).to(x.dtype)
 
@@ -181,7 +184,7 @@ class NoiseBiasAct(FusedOperation):
     def plain_backward(grad, kept, options, needs):
         reference, noise, strength, bias, scale, post = kept
         dtype = grad.dtype
-        grad = grad if dtype == torch.float64 else grad.float()
+        grad = to_arithmetic(grad)
         reference = None if reference is None else reference.to(grad.dtype)
         if _from_output(scale, post, options):
             z = None  # needed for the gradient of post only, of which there is none here
@@ -206,7 +209,7 @@ class NoiseBiasAct(FusedOperation):
     def allocate_grads(grad, kept, options, needs):
         reference, _, strength, *_ = kept
         n, c = grad.shape[:2]
-        arithmetic = torch.float64 if grad.dtype == torch.float64 else torch.float32
+        arithmetic = arithmetic_dtype(grad.dtype)
         shapes = (None, strength.shape if needs[2] else None, (c,), (n, c), (n, c))
         return (
             torch.empty_like(dense(grad) if reference is None else reference),
@@ -240,8 +243,8 @@ class NoiseBiasAct(FusedOperation):
         dx = None if from_output else torch.empty_like(ddy)
         grad, gx = dense_like(grad, ddy), dense_like(gx, ddy)
         launchers.double_backward(
-            _view(ddy, *small, *gsums[2:]), ddy, dx, *sums[1:], grad, grad if reference is None else reference, from_output,
-            *small, gx, *gsums, *options,
+            _view(ddy, *small, *gsums[2:]), ddy, dx, *sums[1:], grad, grad if reference is None else reference,
+            from_output, *small, gx, *gsums, *options,
         )  # fmt: skip
         return ddy, dx, *sums
 

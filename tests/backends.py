@@ -4,6 +4,7 @@
 CPU (tests/emulation). `triton` runs on a GPU, or on CPU tensors where TRITON_INTERPRET=1 is set.
 """
 
+import os
 from contextlib import contextmanager, nullcontext
 from functools import cache
 
@@ -25,7 +26,8 @@ def device(name: str) -> str:
 
 @cache
 def emulated_module():
-    return emulation.load(emulation.build_fastgan(), "_emulated")
+    sanitizer = os.environ.get("FASTGAN_TEST_SANITIZER")  # "address" or "undefined": see test_noise_bias_act.py
+    return emulation.load(emulation.build_fastgan(sanitizer), "_emulated")
 
 
 def _register_emulation() -> None:

@@ -16,6 +16,7 @@ from fastgan.ops import BackendUnavailable, noise_bias_act, use_backend
 from fastgan.ops.noise_bias_act import ACTIVATIONS
 from tests import backends
 from tests.accuracy import assert_as_good_as_plain
+from tests.emulation import build as emulation
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 PARTS = ("noise", "strength", "bias", "scale", "post")
@@ -184,6 +185,21 @@ def test_triton_passes_the_table_under_its_interpreter():
     done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert "passed" in done.stdout and "skipped" not in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sanitizer", ["address", "undefined"])
+def test_cuda_sources_touch_only_their_own_memory(sanitizer):
+    """Awkward sizes of the table, with the CUDA sources compiled under a sanitizer, in a process that preloads it."""
+    if emulation.why_unavailable(sanitizer):
+        pytest.skip(emulation.why_unavailable(sanitizer))
+    selection = "values_and_derivatives and emulated and (33x17 or 37x4x4 or 9x31 or 300x33) and (fp32 or bf16)"
+    done = emulation.run_under_address_sanitizer(
+        ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", selection],
+        env={**os.environ, "FASTGAN_TEST_SANITIZER": sanitizer},
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout and "skipped" not in done.stdout
 
 
 @pytest.mark.parametrize("act", ACTIVATIONS)

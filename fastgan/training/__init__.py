@@ -1,0 +1,1 @@
+"""Training: configuration, loop, checkpoints, logs. Imports nothing itself: `process` runs before torch."""

@@ -1,0 +1,200 @@
+"""Checkpoints: one safetensors file with everything a run needs to go on, and no code in it.
+
+Tensors are named by what they belong to: `generator.*`, `critic.*`, `ema.*` (the averaged generator),
+`optimizer_g.<parameter>.<moment>`, `optimizer_d...`, `rng.cpu`, `rng.cuda`. The header's one entry `fastgan` is JSON:
+format, versions, configuration, network, step and data.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+
+from fastgan import __version__, models
+from fastgan.errors import UserError
+from fastgan.training.config import Config, from_dict, to_dict
+from fastgan.training.files import write_atomically
+
+FORMAT = 1
+FILE_NAME = "checkpoint.safetensors"
+
+
+@dataclass
+class State:
+    """Everything that changes while training. `ema` is the averaged generator; `step` counts finished steps."""
+
+    generator: nn.Module
+    critic: nn.Module
+    ema: nn.Module
+    optimizer_g: torch.optim.Optimizer
+    optimizer_d: torch.optim.Optimizer
+    step: int = 0
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"generator": self.generator, "critic": self.critic, "ema": self.ema}
+
+    def optimizers(self) -> dict[str, tuple[torch.optim.Optimizer, nn.Module]]:
+        return {
+            "optimizer_g": (self.optimizer_g, self.generator),
+            "optimizer_d": (self.optimizer_d, self.critic),
+        }
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a checkpoint says about itself, read without its tensors."""
+
+    path: Path
+    config: Config
+    model: models.ModelConfig
+    step: int
+    dataset: dict[str, Any]  # {"images": int, "class_names": list[str]}
+    tensors: int  # how many there are
+
+
+def save(path: Path, state: State, config: Config, model: models.ModelConfig, dataset: dict[str, Any]) -> None:
+    """Write `state` to `path`, atomically. If that fails, raises UserError and leaves the old file as it was."""
+    tensors = _tensors(state)
+    header = {
+        "format": FORMAT,
+        "versions": {"fastgan": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "config": to_dict(config),
+        "model": asdict(model),
+        "step": state.step,
+        "images": state.step * config.training.batch,
+        "dataset": dataset,
+        "tensors": len(tensors),
+    }
+    write_atomically(path, to_bytes(tensors, {"fastgan": json.dumps(header)}))
+
+
+def read_header(path: str | Path) -> Header:
+    """The header of a checkpoint file, or of the checkpoint in a run's folder.
+
+    Raises UserError, naming the file, if there is none, or it is damaged or something else.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if not (path / FILE_NAME).exists():
+            raise UserError(f"{path} holds no {FILE_NAME}: not the folder of a run, or stopped before its first save")
+        path = path / FILE_NAME
+    if not path.exists():
+        raise UserError(f"{path}: there is no such checkpoint; give a run's folder or its {FILE_NAME}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is no checkpoint, or a truncated one: {error}") from None
+    if "fastgan" not in metadata:
+        raise UserError(f"{path} is a safetensors file, but was not written by fastgan.train")
+    try:
+        content = json.loads(metadata["fastgan"])
+        if content["format"] != FORMAT:
+            raise UserError(f"{path} has format {content['format']}; this fastgan ({__version__}) reads {FORMAT}")
+        config = from_dict(content["config"])
+        model = models.ModelConfig(**content["model"])
+        return Header(path, config, model, content["step"], content["dataset"], content["tensors"])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} was written by another version of fastgan: {error!r}") from None
+
+
+def restore(header: Header, state: State) -> None:
+    """Put the tensors of a checkpoint into `state`, in place, and torch's random number generators where they were.
+
+    Raises UserError, naming the file and a tensor, if the networks do not fit.
+    """
+    tensors = _read(header.path, "")
+    for name, module in state.modules().items():
+        _load_module(header.path, module, name, tensors)
+    if len(tensors) != header.tensors:
+        raise UserError(f"{header.path} is incomplete: it has {len(tensors)} of the {header.tensors} tensors saved")
+    for name, (optimizer, module) in state.optimizers().items():
+        _load_optimizer(optimizer, module, name, tensors)
+    torch.set_rng_state(tensors["rng.cpu"])
+    device = next(state.generator.parameters()).device
+    if device.type == "cuda" and "rng.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["rng.cuda"], device)
+    state.step = header.step
+
+
+def load_generator(path: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Module, Config]:
+    """The averaged generator of a run, in eval mode, without gradients, and the configuration it was trained with.
+
+    `path` is a run's folder or a checkpoint file. `generator(z, label)` maps z [N, z_dim] and label [N] int64 (None for
+    a network without classes) to images [N, C, H, W] in [-1, 1]. Raises UserError, naming the file, if it cannot load.
+    """
+    header = read_header(path)
+    generator, _ = models.build(header.model)
+    _load_module(header.path, generator, "ema", _read(header.path, "ema."))
+    generator = generator.to(device=device, memory_format=torch.channels_last)
+    return generator.eval().requires_grad_(False), header.config
+
+
+def _tensors(state: State) -> dict[str, Tensor]:
+    tensors = {}
+    for prefix, module in state.modules().items():
+        for name, value in module.state_dict().items():
+            tensors[f"{prefix}.{name}"] = value
+    for prefix, (optimizer, module) in state.optimizers().items():
+        for name, parameter in module.named_parameters():
+            for moment, value in optimizer.state.get(parameter, {}).items():
+                tensors[f"{prefix}.{name}.{moment}"] = value
+    tensors["rng.cpu"] = torch.get_rng_state()
+    device = next(state.generator.parameters()).device
+    if device.type == "cuda":
+        tensors["rng.cuda"] = torch.cuda.get_rng_state(device)
+    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+
+
+def _read(path: Path, prefix: str) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+
+
+@torch.no_grad()
+def _load_module(path: Path, module: nn.Module, prefix: str, tensors: dict[str, Tensor]) -> None:
+    own = module.state_dict()  # aliases of the module's tensors: copying into them keeps device and memory format
+    saved = {name.removeprefix(prefix + "."): tensors[name] for name in tensors if name.startswith(prefix + ".")}
+    wrong = sorted(
+        name
+        for name in own.keys() | saved.keys()
+        if name not in own or name not in saved or own[name].shape != saved[name].shape
+    )
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise UserError(
+            f"{path} does not fit this network: tensor {prefix}.{wrong[0]}{more} missing, unknown or of another shape"
+        )
+    for name, value in own.items():
+        value.copy_(saved[name])
+
+
+def _load_optimizer(
+    optimizer: torch.optim.Optimizer, module: nn.Module, prefix: str, tensors: dict[str, Tensor]
+) -> None:
+    states = {}
+    for index, (name, parameter) in enumerate(module.named_parameters()):
+        start = f"{prefix}.{name}."
+        moments = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
+        moments = {key: value for key, value in moments.items() if "." not in key}  # not those of a.b for a
+        for key, value in moments.items():
+            if key != "step":  # saved contiguous, but moments must have their parameter's memory format
+                moments[key] = torch.empty_like(parameter, requires_grad=False).copy_(value)
+        if moments:
+            states[index] = moments
+    content = optimizer.state_dict()
+    content["state"] = states
+    optimizer.load_state_dict(content)

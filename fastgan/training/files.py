@@ -1,0 +1,51 @@
+"""Files that are either whole or not there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from fastgan.errors import UserError
+
+TEMPORARY_SUFFIX = ".unfinished"
+
+
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
+    """Put `content` at `path` so that at any moment, also after a crash, `path` holds the old or the new content whole.
+
+    A temporary file in the same directory is written, flushed to the disk and renamed over `path`; then the directory
+    itself is flushed. The temporary's name is fixed, so one left by a killed process is overwritten by the next write.
+    Raises UserError naming the file if the disk is full or not writable; the old content is then untouched.
+    """
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    try:
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; make room or choose another place with --out"
+        ) from error
+
+
+def remove_unfinished(directory: Path) -> None:
+    """Remove the temporaries that a killed process left in `directory`."""
+    for left_over in directory.glob(f"*{TEMPORARY_SUFFIX}"):
+        left_over.unlink(missing_ok=True)
+
+
+def _sync_directory(directory: Path) -> None:
+    if os.name != "posix":  # a directory cannot be opened, and a rename is not flushed, elsewhere
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,109 @@
+"""Numbers of a run: averaged on the device between log intervals, written to log.jsonl and TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastgan.errors import UserError
+from fastgan.training.files import write_atomically
+
+FILE_NAME = "log.jsonl"
+
+
+class Averages:
+    """Means of scalars over the steps since the last `read`. Adding never waits for the device."""
+
+    def __init__(self):
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, **values: Tensor) -> None:
+        """Count in one more value of each of these scalars."""
+        for name, value in values.items():
+            value = value.detach()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def read(self) -> dict[str, float]:
+        """The means, in one transfer from the device, and start anew."""
+        if not self._sums:
+            return {}
+        sums = torch.stack(list(self._sums.values())).tolist()
+        means = {name: total / self._counts[name] for name, total in zip(self._sums, sums, strict=True)}
+        self._sums, self._counts = {}, {}
+        return means
+
+
+class Log:
+    """Writes one line of JSON a call, and the same numbers to TensorBoard.
+
+    Opened at step `step` > 0 of a resumed run, it first drops what a killed process wrote after that step.
+    """
+
+    def __init__(self, directory: Path, step: int, tensorboard: bool):
+        self.path = directory / FILE_NAME
+        if self.path.exists():
+            self._truncate(step)
+        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
+        self._tensorboard = None
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                print("TensorBoard is not installed: logging to log.jsonl only (pip install tensorboard)")
+            else:
+                self._tensorboard = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
+
+    def write(self, step: int, images: int, values: dict[str, float]) -> None:
+        """Append the numbers of `step`. Raises UserError, naming the file, if it cannot be written."""
+        line = {"step": step, "images": images} | {name: _short(value) for name, value in values.items()}
+        try:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error
+        if self._tensorboard is not None:
+            for name, value in values.items():
+                self._tensorboard.add_scalar(name, value, step)
+
+    def sync(self) -> None:
+        """Flush to the disk: called before a checkpoint, which must never know more than the log does."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+    def _truncate(self, step: int) -> None:
+        content = self.path.read_bytes()
+        kept = b"".join(line for line in content.splitlines(keepends=True) if _is_up_to(line, step))
+        if kept != content:
+            write_atomically(self.path, kept)
+
+
+def require_finite(means: dict[str, float], images: int, saved: str) -> None:
+    """Raise UserError if a mean is NaN or infinite. `saved` says where the last checkpoint is."""
+    broken = [name for name, value in means.items() if not math.isfinite(value)]
+    if broken:
+        raise UserError(
+            f"training has diverged: {broken[0]} is {means[broken[0]]} after {images:,} images; {saved}; "
+            "try a lower --lr-g and --lr-d or a higher --r1-gamma"
+        )
+
+
+def _is_up_to(line: bytes, step: int) -> bool:
+    try:
+        return line.endswith(b"\n") and json.loads(line)["step"] <= step
+    except (ValueError, KeyError, TypeError):  # cut off in the middle of a write
+        return False
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.6g}")

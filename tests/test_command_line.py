@@ -1,0 +1,200 @@
+"""What a newcomer types: help that names everything, one line for every mistake, images where asked for."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastgan import models
+from fastgan.errors import UserError
+from fastgan.generate import main as generate
+from fastgan.generate import parse_classes, parse_seeds
+from fastgan.train import main
+from fastgan.training import config as configuration
+from tests.tiny_run import WIDTHS, arguments, make_folder
+from tests.tiny_run import train as train_tiny
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTGAN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        threads = torch.get_num_threads()
+        yield
+        torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp("data") / "images")
+
+
+@pytest.fixture(scope="module")
+def run(folder, tmp_path_factory):
+    return train_tiny(folder, tmp_path_factory.mktemp("run") / "run")
+
+
+def error_of(command, argv, capsys):
+    """Its one line, checked to be one, of exit status 2."""
+    capsys.readouterr()
+    assert command(argv) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip() and "images/s" not in line]
+    assert len(lines) == 1 and lines[0].startswith("error: "), lines
+    return lines[0].removeprefix("error: ")
+
+
+def test_help_names_every_option(capsys):
+    with pytest.raises(SystemExit) as status:
+        main(["--help"])
+    assert status.value.code == 0
+    text = capsys.readouterr().out
+    missing = [name for name in configuration.options(configuration.Config()) if configuration.flag(name) not in text]
+    assert not missing
+
+
+def test_there_is_a_recipe_for_every_architecture():
+    assert configuration.RECIPES.keys() == models.ARCHITECTURES.keys()
+
+
+def test_a_configuration_survives_json():
+    config = configuration.resolve(configuration.Config())
+    assert configuration.from_dict(json.loads(json.dumps(configuration.to_dict(config)))) == config
+
+
+MISTAKES = {
+    "resolution not a power of two": (["--resolution", "48"], "--resolution 48: must be a power of two"),
+    "channels": (["--channels", "2"], "--channels 2: must be 1 (grey) or 3 (colour)"),
+    "empty batch": (["--batch", "0"], "--batch 0: must be at least 1"),
+    "batch against stddev groups": (["--batch", "6"], "--batch 6: must be a multiple of 4"),
+    "no images": (["--images", "-5"], "--images -5: must be at least 1"),
+    "learning rate": (["--lr-g", "0"], "--lr-g 0.0: must be more than 0"),
+    "betas": (["--betas", "0.5", "1"], "--betas (0.5, 1.0): must be two numbers"),
+    "negative penalty": (["--r1-gamma", "-1"], "--r1-gamma -1.0: must be at least 0"),
+    "mixing is a share": (["--style-mixing", "2"], "--style-mixing 2.0: must be from 0 to 1"),
+    "no styles": (["--arch", "dcgan", "--style-mixing", "0.5"], "--style-mixing 0.5: dcgan has no styles"),
+    "classes of a folder": (["--data", "x", "--classes", "10"], "--classes 10: x brings its own classes"),
+    "classes of glyphs": (["--classes", "11"], "--classes 11"),
+    "too narrow": (["--channel-base", "4"], "channel_base is 4"),
+    "no such data": (["--data", "nowhere"], "nowhere"),
+    "no such device": (["--device", "toaster"], "--device toaster: no such device"),
+    "resume and out": (["--resume", "x", "--out", "y"], "--out and --resume exclude each other"),
+    "nothing to resume": (["--resume", "nowhere"], "nowhere: there is no such checkpoint"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_named_in_one_line_and_leaves_nothing_behind(mistake, folder, tmp_path, monkeypatch, capsys):
+    argv, says = MISTAKES[mistake]
+    monkeypatch.chdir(tmp_path)
+    if "--data" not in argv and "--classes" not in argv:
+        argv = [*argv, "--data", str(folder)]
+    if "--resolution" not in argv:
+        argv = [*argv, "--resolution", "8"]
+    assert says in error_of(main, argv, capsys)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_without_a_gpu(capsys):
+    assert "--device cuda: this PyTorch finds no CUDA GPU" in error_of(main, ["--device", "cuda"], capsys)
+
+
+def test_a_folder_with_a_run_in_it_is_not_overwritten(folder, run, capsys):
+    assert f"--out {run} holds a run already" in error_of(main, arguments(folder, run), capsys)
+
+
+def test_a_folder_that_cannot_be_made(folder, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "run"
+    assert f"cannot make the folder {out}" in error_of(main, arguments(folder, out), capsys)
+
+
+RESUME_MISTAKES = {
+    "another architecture": (["--arch", "dcgan"], "--arch dcgan", "was trained with stylegan2"),
+    "another width": (["--channel-max", "16"], "--channel-max 16", "was trained with 8"),
+    "another resolution": (["--resolution", "16"], "--resolution 16", "was trained with 8"),
+    "another batch": (["--batch", "8"], "--batch 8", "was trained with 4"),
+    "already further": (["--images", "16"], "--images 16", "has seen 48 already"),
+}
+
+
+@pytest.mark.parametrize("mistake", RESUME_MISTAKES)
+def test_resuming_cannot_change_what_the_run_is(mistake, run, capsys):
+    argv, *says = RESUME_MISTAKES[mistake]
+    message = error_of(main, ["--resume", str(run), *argv], capsys)
+    assert all(each in message for each in [*says, str(run)])
+
+
+def test_resuming_a_finished_run_says_where_its_results_are(run, capsys):
+    assert main(["--resume", str(run / "checkpoint.safetensors")]) == 0
+    assert str(run / "grid-000000048.png") in capsys.readouterr().out
+
+
+def test_runs_are_numbered(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    argv = ["--data", str(folder), "--resolution", "8", *WIDTHS, "--images", "4", "--batch", "4", "--no-tensorboard"]
+    assert main(argv) == main([*argv, "--arch", "dcgan"]) == main(argv) == 0
+    names = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert names == ["dcgan-images-000", "stylegan2-images-000", "stylegan2-images-001"]
+    files = sorted(path.name for path in (tmp_path / "runs" / names[0]).iterdir())
+    assert files == ["checkpoint.safetensors", "config.json", "grid-000000004.png", "log.jsonl"]
+
+
+@pytest.mark.parametrize("text, seeds", [("3", [3]), ("0-2,7", [0, 1, 2, 7]), ("5, 1-2", [5, 1, 2])])
+def test_lists_of_seeds(text, seeds):
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "a", "3-", "-3", "5-3", "1,,2", "1.5"])
+def test_what_is_no_list_of_seeds(text):
+    with pytest.raises(UserError, match="--seeds"):
+        parse_seeds(text)
+
+
+def test_classes_by_name():
+    assert parse_classes("b, a", ["a", "b"]) == [("b", 1), ("a", 0)]
+    assert parse_classes(None, ["a", "b"]) == [("a", 0), ("b", 1)]
+    with pytest.raises(UserError, match="there is no class 'c'; there are a, b"):
+        parse_classes("c", ["a", "b"])
+    with pytest.raises(UserError, match="without classes"):
+        parse_classes("c", [])
+
+
+def test_an_image_depends_on_its_seed_and_class_only(run, tmp_path):
+    many, one = tmp_path / "many", tmp_path / "one"
+    assert generate(["--checkpoint", str(run), "--seeds", "0-5", "--trunc", "0.7", "--out", str(many)]) == 0
+    argv = ["--checkpoint", str(run), "--seeds", "4", "--classes", "light", "--trunc", "0.7", "--out", str(one)]
+    assert generate(argv) == 0
+    assert len(list(many.iterdir())) == 12
+    (only,) = one.iterdir()
+    assert only.name == "class01-light-seed0004.png"
+    assert np.array_equal(np.asarray(Image.open(only)), np.asarray(Image.open(many / only.name)))
+
+
+def test_a_png_is_a_labelled_grid(run, tmp_path, capsys):
+    out = tmp_path / "new" / "grid.png"
+    assert generate(["--checkpoint", str(run), "--seeds", "0-19", "--classes", "dark", "--out", str(out)]) == 0
+    assert capsys.readouterr().out.strip() == str(out)
+    assert Image.open(out).size[0] > 16 * 48 and [path.name for path in out.parent.iterdir()] == ["grid.png"]
+
+
+GENERATE_MISTAKES = {
+    "no such run": (["--checkpoint", "nowhere"], "nowhere: there is no such checkpoint"),
+    "no such class": (["--classes", "grey"], "there is no class 'grey'; there are dark, light"),
+    "seeds": (["--seeds", "first"], "--seeds first"),
+}
+
+
+@pytest.mark.parametrize("mistake", GENERATE_MISTAKES)
+def test_generating_names_a_mistake_in_one_line(mistake, run, capsys):
+    argv, says = GENERATE_MISTAKES[mistake]
+    argv = argv if "--checkpoint" in argv else ["--checkpoint", str(run), *argv]
+    assert says in error_of(generate, argv, capsys)
+
+
+def test_truncation_where_there_is_none(folder, tmp_path, capsys):
+    run = train_tiny(folder, tmp_path / "run", "--arch", "dcgan", "--images", "4")
+    assert "has no truncation" in error_of(generate, ["--checkpoint", str(run), "--trunc", "0.5"], capsys)
+    assert not (run / "generated.png").exists()

@@ -1,0 +1,79 @@
+"""Losses are the textbook's; penalties are the squared norm of the gradient, twice differentiable."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from fastgan.losses import OBJECTIVES, critic_with_grad_norm, r1_penalty
+
+
+def test_nonsaturating_is_cross_entropy_with_the_label_wanted():
+    logits = torch.randn(16, generator=torch.Generator().manual_seed(0))
+    real, fake = torch.ones(16), torch.zeros(16)
+    objective = OBJECTIVES["nonsaturating"]
+    torch.testing.assert_close(objective.critic_real(logits), binary_cross_entropy_with_logits(logits, real))
+    torch.testing.assert_close(objective.critic_fake(logits), binary_cross_entropy_with_logits(logits, fake))
+    torch.testing.assert_close(objective.generator(logits), binary_cross_entropy_with_logits(logits, real))
+
+
+def test_nonsaturating_survives_extreme_and_half_precision_logits():
+    logits = torch.tensor([-6e4, 6e4], dtype=torch.float16)
+    for loss in OBJECTIVES["nonsaturating"]:
+        assert loss(logits).dtype == torch.float32
+        assert loss(logits).isfinite()
+
+
+class Quadratic(nn.Module):
+    """logit = sum(weight * x^2) + offset[label], whose gradient is 2 * weight * x."""
+
+    def __init__(self, dtype=torch.float64):
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        self.weight = nn.Parameter(torch.randn(3, 4, 4, generator=generator, dtype=dtype))
+        self.offset = nn.Parameter(torch.randn(5, generator=generator, dtype=dtype))
+
+    def forward(self, images, labels):
+        return (self.weight * images**2).sum((1, 2, 3)) + self.offset[labels]
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(2)
+    images = torch.randn(6, 3, 4, 4, generator=generator, dtype=torch.float64)
+    return images.to(memory_format=torch.channels_last), torch.randint(5, (6,), generator=generator)
+
+
+def test_grad_norm_of_a_known_critic(batch):
+    images, labels = batch
+    critic = Quadratic()
+    logits, squares = critic_with_grad_norm(critic, images, labels)
+    torch.testing.assert_close(logits, critic(images, labels))
+    torch.testing.assert_close(squares, (2 * critic.weight * images).square().sum((1, 2, 3)))
+    assert not images.requires_grad
+
+
+@pytest.mark.parametrize("penalty", [lambda sq: 5 * sq.mean(), lambda sq: (sq.sqrt() - 1).square().mean()])
+def test_penalty_gradients_agree_with_finite_differences(batch, penalty):
+    images, labels = batch
+    critic = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(16, 1)).double()
+    names, weights = zip(*critic.named_parameters(), strict=True)
+
+    def loss(*weights):
+        call = lambda x, _: torch.func.functional_call(critic, dict(zip(names, weights, strict=True)), x).squeeze(1)
+        logits, squares = critic_with_grad_norm(call, images[:2], labels[:2])
+        return logits.mean() + penalty(squares)
+
+    torch.autograd.gradcheck(loss, weights)
+
+
+def test_penalty_is_fp32_under_autocast():
+    critic = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 1))
+    images = torch.randn(2, 3, 4, 4).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = critic(images).squeeze(1)
+        squares = r1_penalty(logits, images)
+    assert logits.dtype == torch.bfloat16
+    assert squares.dtype == torch.float32
+    squares.sum().backward()
+    assert critic[0].weight.grad.isfinite().all()

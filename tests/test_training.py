@@ -1,0 +1,193 @@
+"""The parts of a training do what their names say; Ctrl-C saves; a minute of training learns something."""
+
+import math
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fastgan.errors import UserError
+from fastgan.training import config as configuration
+from fastgan.training import loop, precision, process
+from fastgan.training.ema import Average, decay
+from fastgan.training.grid import Section, draw_grid
+from fastgan.training.log import Averages, require_finite
+from tests.tiny_run import IMAGES, arguments, assert_same_checkpoint, log_lines, make_folder, start, train, wait_for
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTGAN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        threads = torch.get_num_threads()
+        yield
+        torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp("data") / "images")
+
+
+def test_half_life_of_the_average():
+    keep = decay(10**9, 32, 10_000, 0.05)
+    assert keep ** (10_000 / 32) == pytest.approx(0.5)
+
+
+def test_ramp_up_limits_the_half_life_to_a_share_of_the_images_seen():
+    assert decay(1000, 10, 10_000, 0.05) == pytest.approx(0.5 ** (10 / 50))
+    assert decay(1000, 10, 10_000, 0) == pytest.approx(0.5 ** (10 / 10_000))
+    assert decay(1000, 10, 0, 0.05) == 0
+
+
+def test_average_interpolates_parameters_and_copies_buffers():
+    model, average = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+    nn.init.constant_(model.weight, 5)
+    model(torch.randn(2, 3, 4, 4))
+    Average(average, model).update(0.75)
+    torch.testing.assert_close(average.weight, torch.full((3,), 2.0))
+    torch.testing.assert_close(average.running_mean, model.running_mean)
+    assert average.num_batches_tracked == 1
+
+
+def test_averages_are_over_the_steps_that_had_a_value():
+    averages = Averages()
+    averages.add(loss=torch.tensor(1.0), penalty=torch.tensor(6.0))
+    averages.add(loss=torch.tensor(3.0))
+    assert averages.read() == {"loss": 2.0, "penalty": 6.0}
+    assert averages.read() == {}
+
+
+def test_losses_that_are_not_finite_stop_the_training():
+    require_finite({"loss_g": 1.0}, 0, "")
+    with pytest.raises(UserError, match="loss_d is nan after 1,000 images; x is from 500"):
+        require_finite({"loss_g": 1.0, "loss_d": math.nan}, 1000, "x is from 500 images")
+
+
+@pytest.mark.parametrize(
+    "features, dtype", [([], torch.float32), (["AVX512-BF16"], torch.bfloat16), (["AMX"], torch.bfloat16)]
+)
+def test_amp_on_a_cpu_is_bf16_where_there_are_instructions_for_it(monkeypatch, features, dtype):
+    monkeypatch.setattr(precision, "cpu_bf16_features", lambda: features)
+    chosen = precision.choose(True, torch.device("cpu"))
+    assert chosen.dtype == dtype
+    assert all(name in chosen.reason for name in features or ["--amp does nothing here"])
+    layer = nn.Linear(2, 2)
+    with chosen.autocast():
+        assert layer(torch.zeros(1, 2)).dtype == dtype
+    assert precision.choose(False, torch.device("cpu")).dtype == torch.float32
+
+
+def test_lazy_regularisation_corrects_the_critics_optimizer():
+    options = configuration.resolve(configuration.Config()).training
+    model = loop._model_config(configuration.Config(), 10)
+    state = loop._new_state(model, options, torch.device("cpu"))
+    share = options.r1_interval / (options.r1_interval + 1)
+    (group,) = state.optimizer_d.param_groups
+    assert group["lr"] == pytest.approx(options.lr_d * share)
+    assert group["betas"] == pytest.approx((0, 0.99**share))
+    (group,) = state.optimizer_g.param_groups
+    assert (group["lr"], group["betas"]) == (options.lr_g, options.betas)
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in state.critic.parameters() if p.ndim == 4)
+
+
+def test_threads_are_what_was_asked_for_else_the_environments_else_the_cores(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert process.choose_threads(5)[0] == 5
+    assert process.choose_threads(0)[0] == 3
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert process.choose_threads(0)[0] == process.available_cores() >= 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a glibc setting")
+def test_freed_memory_stays_with_the_process():
+    code = """
+import resource
+import numpy as np
+from fastgan.training.process import keep_freed_memory
+assert keep_freed_memory()
+np.ones(10_000_000).sum()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    np.ones(10_000_000).sum()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    faults = int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+    assert faults < 1000  # 195,000 pages otherwise
+
+
+def test_a_grid_holds_every_image_of_every_row():
+    images = np.full((3, 16, 16, 1), 200, np.uint8)
+    picture = np.asarray(draw_grid([Section("some", [("a", images), ("b", images[:2])])]))
+    assert (picture == 200).all(2).sum() == 5 * 48 * 48
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_step_saves_and_leaves_a_run_to_go_on_with(folder, tmp_path, signum):
+    run = tmp_path / "run"
+    process = start(arguments(folder, run, "--images", "1000000"))
+    wait_for(lambda: log_lines(run), process)
+    process.send_signal(signum)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 128 + signum
+    assert f"go on with: python -m fastgan.train --resume {run}" in output
+    assert "Traceback" not in output
+    images = log_lines(run)[-1]["images"]
+    assert f"stopped at {images:,} images" in output
+    assert (run / f"grid-{images:09d}.png").exists()
+    assert_same_checkpoint(run, train(folder, tmp_path / "unbroken", "--images", str(images)))
+
+
+def test_a_second_ctrl_c_ends_at_once(folder, tmp_path):
+    run = tmp_path / "run"
+    hang = "from fastgan.training import loop, checkpoint\nimport time\n" + (
+        "save = checkpoint.save\n"
+        "def slow(path, state, *rest):\n"
+        "    save(path, state, *rest)\n"
+        "    if state.step: print('hanging', flush=True); time.sleep(600)\n"
+        "checkpoint.save = slow"
+    )
+    process = start(arguments(folder, run), hang)
+    for line in process.stdout:
+        if "hanging" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    for line in process.stdout:
+        if "once more to stop at once" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=10) == -signal.SIGINT
+    process.stdout.close()
+
+
+def test_the_step_that_regularises_differs_from_the_one_that_does_not(folder, tmp_path):
+    lines = log_lines(train(folder, tmp_path / "with"))
+    assert all(line["r1_norm2"] > 0 for line in lines)
+    assert lines[-1]["images"] == IMAGES
+    lines = log_lines(train(folder, tmp_path / "without", "--r1-gamma", "0"))
+    assert all("r1_norm2" not in line for line in lines)
+
+
+@pytest.mark.slow
+def test_a_minute_of_training_on_glyphs(tmp_path):
+    from fastgan.training import checkpoint, sampling
+
+    run = tmp_path / "run"
+    options = ["--amp", "--resolution", "16", "--channel-base", "256", "--channel-max", "32", "--images", "4000"]
+    subprocess.run(
+        [sys.executable, "-m", "fastgan.train", *options, "--out", str(run)], check=True, cwd=sys.path[0], timeout=300
+    )
+    lines = log_lines(run)
+    assert all(math.isfinite(value) for line in lines for value in line.values())
+    assert list((run / "tensorboard").iterdir())
+    generator, _ = checkpoint.load_generator(run)
+    labels = torch.arange(10).repeat_interleave(4)
+    images = sampling.draw(generator, sampling.latents(range(40), generator.z_dim), labels, batch=40).astype(float)
+    assert images.std(axis=(1, 2, 3)).min() > 10, "an image is blank"
+    assert images.std(axis=0).mean() > 10, "all images are the same"
+    middle, edge = images[:, 4:12, 4:12].mean(), images[:, :2].mean()
+    assert middle > edge + 20, "glyphs are bright in the middle and dark at the edge"

@@ -1,0 +1,86 @@
+"""A training so small that it takes a second, for the tests of training, checkpoints and command lines."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from safetensors import safe_open
+
+from fastgan.train import main
+from fastgan.training.checkpoint import FILE_NAME
+
+IMAGES, BATCH = 48, 4
+WIDTHS = ["--channel-base", "64", "--channel-max", "8", "--z-dim", "8"]
+
+
+def make_folder(where: Path) -> Path:
+    """Ten 8x8 grey images in each of two classes, named dark and light."""
+    rng = np.random.default_rng(0)
+    for name, low in (("dark", 0), ("light", 128)):
+        (where / name).mkdir(parents=True)
+        for number in range(10):
+            pixels = rng.integers(low, low + 128, (8, 8), dtype=np.uint8)
+            Image.fromarray(pixels).save(where / name / f"{number}.png")
+    return where
+
+
+def arguments(folder: Path, out: Path, *more: str) -> list[str]:
+    """Options of a whole tiny training."""
+    return [
+        *("--data", str(folder), "--out", str(out), "--resolution", "8", *WIDTHS, "--batch", str(BATCH)),
+        *("--images", str(IMAGES), "--checkpoint-interval", "16", "--log-interval", "8", "--grid-interval", "0"),
+        *("--r1-gamma", "1", "--r1-interval", "2", "--threads", "1", "--no-tensorboard", *more),
+    ]
+
+
+def train(folder: Path, out: Path, *more: str) -> Path:
+    """Run it in this process."""
+    assert main(arguments(folder, out, *more)) == 0
+    return out
+
+
+def start(command: list[str], code: str = "") -> subprocess.Popen:
+    """Run `command` as fastgan.train in a process of its own, after `code`."""
+    program = f"{code}\nimport sys\nfrom fastgan.train import main\nsys.exit(main(sys.argv[1:]))"
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *command],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 60) -> None:
+    """Until `condition()` is true; fails with the process's output if it ends, or time passes, before."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def log_lines(run: Path) -> list[dict]:
+    """The log, without what a clock has a part in."""
+    path = run / "log.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
+
+
+def tensors(run: Path) -> dict[str, np.ndarray]:
+    """Everything in a run's checkpoint."""
+    with safe_open(run / FILE_NAME, framework="np") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def assert_same_checkpoint(run: Path, other: Path) -> None:
+    """To the last bit: weights, averages, moments, random number generators."""
+    ours, theirs = tensors(run), tensors(other)
+    assert ours.keys() == theirs.keys()
+    different = [name for name in ours if ours[name].tobytes() != theirs[name].tobytes()]
+    assert not different

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastgan.data import BatchSampler, ImageDataset, open_dataset, to_model_range
-from fastgan.training.checkpoint import load_generator
+from fastgan.training.checkpoint import load_generator, read_header
 
 
 class Classifier(nn.Module):
@@ -95,7 +95,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
 
-    generator, config = load_generator(arguments.run)
+    config = read_header(arguments.run).model
+    generator, _ = load_generator(arguments.run)
     options = (config.resolution, config.channels)
     reals = open_dataset("glyphs", *options, classes=config.num_classes)
     fresh = open_dataset("glyphs", *options, classes=config.num_classes, seed=1)

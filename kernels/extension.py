@@ -64,15 +64,9 @@ def why_not_on_this_card() -> str | None:
         return "torch sees no GPU"
     major, minor = torch.cuda.get_device_capability()
     built = build_info().get("cuda", {}).get("archs", [])
-    # Machine code serves later cards of the same generation; the highest target is kept as PTX for all later ones.
     card = major * 10 + minor
-    generation = [int(arch) for arch in built if int(arch) // 10 == major and int(arch) <= card]
-    later = built and card >= max(int(arch) for arch in built)
-    if built and not generation and not later:
-        return (
-            f"compiled for sm_{', sm_'.join(map(str, built))}, the card is sm_{card}: "
-            f"reinstall with FASTGAN_CUDA_ARCHS={card}"
-        )
+    if built and card < min(built):  # PTX is there for all later cards
+        return f"compiled for cards from sm_{min(built)} on, this is sm_{card}: reinstall with FASTGAN_CUDA_ARCHS={card}"
     return None
 
 

@@ -54,8 +54,12 @@ def test_help_names_every_option(capsys):
     assert not missing
 
 
-def test_there_is_a_recipe_for_every_architecture():
-    assert configuration.RECIPES.keys() == models.ARCHITECTURES.keys()
+@pytest.mark.parametrize("arch", models.ARCHITECTURES)
+@pytest.mark.parametrize("resolution", [8, 32, 64, 128, 1024])
+def test_there_is_a_recipe_for_every_architecture_and_resolution(arch, resolution):
+    given = configuration.parse(["--arch", arch, "--resolution", str(resolution)])
+    left = [name for name, value in configuration.options(configuration.resolve(given)).items() if value == "auto"]
+    assert left == ["device"]
 
 
 def test_a_configuration_survives_json():

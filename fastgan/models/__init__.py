@@ -22,6 +22,7 @@ class ModelConfig:
         channel_base: feature maps at resolution r are `min(channel_base / r, channel_max)`.
         channel_max: upper limit of the feature maps.
         mapping_layers: of StyleGAN2's mapping network.
+        mapping_lr: factor of the learning rate of that network.
     """
 
     arch: str = "stylegan2"
@@ -29,9 +30,10 @@ class ModelConfig:
     channels: int = 1
     num_classes: int = 0
     z_dim: int = 128
-    channel_base: int = 1024
+    channel_base: int = 512
     channel_max: int = 128
     mapping_layers: int = 2
+    mapping_lr: float = 0.1
 
     def features(self, resolution: int) -> int:
         """Feature maps at a resolution."""

@@ -27,7 +27,7 @@ class Mapping(nn.Module):
         self.embed = EqualizedLinear(config.num_classes, width) if config.num_classes else None
         sizes = [width * (2 if config.num_classes else 1)] + [width] * config.mapping_layers
         self.layers = nn.ModuleList(
-            EqualizedLinear(i, o, act="lrelu", lr_multiplier=0.01) for i, o in itertools.pairwise(sizes)
+            EqualizedLinear(i, o, act="lrelu", lr_multiplier=config.mapping_lr) for i, o in itertools.pairwise(sizes)
         )
         self.register_buffer("w_avg", torch.zeros(width))
 

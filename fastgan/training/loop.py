@@ -189,10 +189,8 @@ def _open_data(config: Config, header: checkpoint.Header | None) -> data.ImageDa
 
 
 def _model_config(config: Config, num_classes: int) -> models.ModelConfig:
-    given = {name: value for name, value in vars(config.network).items() if value != "auto"}
-    return models.ModelConfig(
-        **given, resolution=config.data.resolution, channels=config.data.channels, num_classes=num_classes
-    )
+    image = {"resolution": config.data.resolution, "channels": config.data.channels}
+    return models.ModelConfig(**vars(config.network), **image, num_classes=num_classes)
 
 
 def _new_state(model: models.ModelConfig, options: TrainingOptions, device: torch.device) -> checkpoint.State:

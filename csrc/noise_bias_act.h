@@ -51,10 +51,15 @@ namespace FASTGAN_ARITHMETIC {
 
 using fastgan::Act;
 
-template <class S>
-struct Shape {  // of the nonlinearity
-    S slope, gain, clamp;
+template <class V>
+struct Shape {  // of the nonlinearity; values, so that a kernel keeps them in registers
+    V gain, gain_below, inverse_gain, clamp;  // gain_below: times the slope below zero
 };
+
+template <class V, class S>
+FASTGAN_INLINE Shape<V> shape_of(S slope, S gain, S clamp) {
+    return {all<V>(gain), all<V>(gain * slope), all<V>(S(1) / gain), all<V>(clamp)};
+}
 
 // gain * act(u), its first and its second derivative, all before the clamp.
 template <class V>
@@ -62,20 +67,20 @@ struct Curve {
     V value, first, second;
 };
 
-template <Act ACT, class V, class S>
-FASTGAN_INLINE Curve<V> curve(V u, Shape<S> shape) {
-    V one = all<V>(S(1));
+template <Act ACT, class V>
+FASTGAN_INLINE Curve<V> curve(V u, Shape<V> shape) {
+    const V zero = all<V>(0), one = all<V>(1), two = all<V>(2);
     Curve<V> f;
     if constexpr (ACT == Act::piecewise_linear) {
-        f.first = u > 0 ? all<V>(shape.gain) : all<V>(shape.gain * shape.slope);
+        f.first = u > 0 ? shape.gain : shape.gain_below;
         f.value = u * f.first;
-        f.second = all<V>(S(0));
+        f.second = zero;
         return f;
     } else if constexpr (ACT == Act::tanh) {
         V t = hyperbolic_tangent(u);
         f.value = t;
         f.first = one - t * t;
-        f.second = S(-2) * t * f.first;
+        f.second = -two * t * f.first;
     } else if constexpr (ACT == Act::sigmoid) {
         V s = one / (one + exponential(-u));
         f.value = s;
@@ -86,10 +91,10 @@ FASTGAN_INLINE Curve<V> curve(V u, Shape<S> shape) {
         V flat = s * (one - s);
         f.value = u * s;
         f.first = s + u * flat;
-        f.second = flat * (S(2) + u * (one - s - s));
+        f.second = flat * (two + u * (one - s - s));
     } else {  // softplus
         V s = one / (one + exponential(-u));
-        f.value = maximum(u, all<V>(S(0))) + log_one_plus(exponential(-absolute(u)));
+        f.value = maximum(u, zero) + log_one_plus(exponential(-absolute(u)));
         f.first = s;
         f.second = s * (one - s);
     }
@@ -100,9 +105,9 @@ FASTGAN_INLINE Curve<V> curve(V u, Shape<S> shape) {
 }
 
 // Limits the value; beyond the limit the derivatives are zero.
-template <class V, class S>
-FASTGAN_INLINE Curve<V> clamped(Curve<V> f, Shape<S> shape) {
-    V limit = all<V>(shape.clamp), zero = all<V>(S(0));
+template <class V>
+FASTGAN_INLINE Curve<V> clamped(Curve<V> f, Shape<V> shape) {
+    const V limit = shape.clamp, zero = all<V>(0);
     Curve<V> g;
     g.value = f.value > limit ? limit : (f.value < -limit ? -limit : f.value);  // a NaN stays one
     g.first = absolute(f.value) > limit ? zero : f.first;
@@ -111,13 +116,13 @@ FASTGAN_INLINE Curve<V> clamped(Curve<V> f, Shape<S> shape) {
 }
 
 // d clamp(gain * act(u)) / du as a function of the result; a result at the limit counts as limited.
-template <Act ACT, class V, class S>
-FASTGAN_INLINE V slope_from_output(V y, Shape<S> shape) {
+template <Act ACT, class V>
+FASTGAN_INLINE V slope_from_output(V y, Shape<V> shape) {
     V first;
     if constexpr (ACT == Act::piecewise_linear) {
-        first = y > 0 ? all<V>(shape.gain) : all<V>(shape.gain * shape.slope);
+        first = y > 0 ? shape.gain : shape.gain_below;
     } else {
-        V a = y * (S(1) / shape.gain), one = all<V>(S(1));
+        const V a = y * shape.inverse_gain, one = all<V>(1);
         if constexpr (ACT == Act::tanh) {
             first = one - a * a;
         } else if constexpr (ACT == Act::sigmoid) {
@@ -127,7 +132,7 @@ FASTGAN_INLINE V slope_from_output(V y, Shape<S> shape) {
         }
         first = first * shape.gain;
     }
-    return absolute(y) < shape.clamp ? first : all<V>(S(0));
+    return absolute(y) < shape.clamp ? first : all<V>(0);
 }
 
 // The small tensors at one place: factors and terms of (n, c), the noise of (n, p).
@@ -142,8 +147,8 @@ struct Sums {
     V bias, strength, scale, post;
 };
 
-template <Act ACT, bool FULL, class V, class S>
-FASTGAN_INLINE V forward(V x, Small<V> s, Shape<S> shape) {
+template <Act ACT, bool FULL, class V>
+FASTGAN_INLINE V forward(V x, Small<V> s, Shape<V> shape) {
     if constexpr (!FULL) {
         return clamped(curve<ACT>(x + s.bias, shape), shape).value;
     } else {
@@ -153,16 +158,16 @@ FASTGAN_INLINE V forward(V x, Small<V> s, Shape<S> shape) {
 }
 
 // dx and the sums, from the output: there is neither scale nor post.
-template <Act ACT, class V, class S>
-FASTGAN_INLINE V backward_from_output(V dy, V y, V noise, Shape<S> shape, Sums<V>& sums) {
+template <Act ACT, class V>
+FASTGAN_INLINE V backward_from_output(V dy, V y, V noise, Shape<V> shape, Sums<V>& sums) {
     V du = dy * slope_from_output<ACT>(y, shape);
     sums.bias = du;
     sums.strength = du * noise;
     return du;
 }
 
-template <Act ACT, class V, class S>
-FASTGAN_INLINE V backward_from_input(V dy, V x, Small<V> s, Shape<S> shape, Sums<V>& sums) {
+template <Act ACT, class V>
+FASTGAN_INLINE V backward_from_input(V dy, V x, Small<V> s, Shape<V> shape, Sums<V>& sums) {
     V u = s.scale * x + (s.strength * s.noise + s.bias);
     Curve<V> f = clamped(curve<ACT>(u, shape), shape);
     V du = dy * s.post * f.first;
@@ -186,14 +191,14 @@ struct Second {
     V ddy, dx;
 };
 
-template <Act ACT, class V, class S>
-FASTGAN_INLINE V double_backward_from_output(V y, V gx, V noise, Small<V> g, Shape<S> shape) {
+template <Act ACT, class V>
+FASTGAN_INLINE V double_backward_from_output(V y, V gx, V noise, Small<V> g, Shape<V> shape) {
     return slope_from_output<ACT>(y, shape) * (gx + (g.strength * noise + g.bias));
 }
 
-template <Act ACT, class V, class S>
+template <Act ACT, class V>
 FASTGAN_INLINE Second<V> double_backward_from_input(
-    V dy, V x, V gx, Small<V> s, Small<V> g, Shape<S> shape, Sums<V>& sums) {
+    V dy, V x, V gx, Small<V> s, Small<V> g, Shape<V> shape, Sums<V>& sums) {
     V u = s.scale * x + (s.strength * s.noise + s.bias);
     Curve<V> f = clamped(curve<ACT>(u, shape), shape);
     V v = seen_by_du(gx, x, s, g);

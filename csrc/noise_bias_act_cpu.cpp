@@ -16,7 +16,16 @@ using fastgan::MOST_SUMS;
 using fastgan::NoiseBiasActCall;
 using fastgan::Pieces;
 
-enum class Pass { forward, forward_full, backward_from_output, backward_from_input, double_from_output, double_from_input };
+// Those with the plainer names are for calls with a bias at most: a critic's layers.
+enum class Pass {
+    forward,
+    forward_full,
+    backward_from_output,
+    backward_from_output_full,
+    backward_from_input,
+    double_from_output,
+    double_from_input
+};
 
 
 static Pieces pieces_of(const NoiseBiasActCall& call) {
@@ -46,16 +55,20 @@ struct Element {
     typedef typename Arithmetic<T>::Scalar S;
     typedef typename Arithmetic<T>::Vector V;
     static constexpr Pass pass = PASS;
-    static constexpr int SUMS =
-        PASS == Pass::backward_from_output ? 2 : PASS == Pass::backward_from_input || PASS == Pass::double_from_input ? 4 : 0;
+    static constexpr bool from_output = PASS == Pass::backward_from_output || PASS == Pass::backward_from_output_full;
+    static constexpr int SUMS = PASS == Pass::backward_from_output        ? 1
+                                : PASS == Pass::backward_from_output_full ? 2
+                                : PASS == Pass::backward_from_input       ? 4
+                                : PASS == Pass::double_from_input         ? 4
+                                                                          : 0;
 
-    Shape<S> shape;
+    Shape<V> shape;
     const T *x, *dy, *reference, *gx;
     T *first, *second;  // the outputs
     bool streamed;
 
     explicit Element(const NoiseBiasActCall& call)
-        : shape{S(call.slope), S(call.gain), S(call.clamp)},
+        : shape(shape_of<V>(S(call.slope), S(call.gain), S(call.clamp))),
           x((const T*)call.x),
           dy((const T*)call.dy),
           reference((const T*)call.reference),
@@ -92,7 +105,7 @@ struct Element {
     inline void at(int64_t i, int64_t count, const Small<V>& s, const Small<V>& g, Sums<V>& sums) const {
         if constexpr (PASS == Pass::forward || PASS == Pass::forward_full) {
             put<PART>(first + i, forward<ACT, PASS == Pass::forward_full>(get<PART>(x + i, count), s, shape), count);
-        } else if constexpr (PASS == Pass::backward_from_output) {
+        } else if constexpr (from_output) {
             V y = get<PART>(reference + i, count);
             put<PART>(first + i, backward_from_output<ACT>(get<PART>(dy + i, count), y, s.noise, shape, sums), count);
         } else if constexpr (PASS == Pass::backward_from_input) {
@@ -142,7 +155,7 @@ struct Part {  // of one
 
 // NHWC: a piece is some whole pixels; the small tensors and the sums are rows of channels.
 template <class E>
-static void pixels(const NoiseBiasActCall& call, const E& element, const Pieces& pieces, typename E::S* partial,
+static void pixels(const NoiseBiasActCall& call, const E& shared, const Pieces& pieces, typename E::S* partial,
                    typename E::S* space) {
     typedef typename E::S S;
     typedef typename E::V V;
@@ -163,6 +176,7 @@ static void pixels(const NoiseBiasActCall& call, const E& element, const Pieces&
 
 #pragma omp parallel for schedule(static) if (n * c * p > 16384)
     for (int64_t piece = 0; piece < n * pieces.per_sample; ++piece) {
+        const E element = shared;  // a copy that no store can alias
         const int64_t sample = piece / pieces.per_sample;
         const int64_t begin = (piece % pieces.per_sample) * pieces.positions;
         const int64_t end = begin + pieces.positions < p ? begin + pieces.positions : p;
@@ -172,26 +186,25 @@ static void pixels(const NoiseBiasActCall& call, const E& element, const Pieces&
         const S *ga = gscale.of(sample), *gk = gstrength.of(sample), *gb = gbias.of(sample), *gt = gpost.of(sample);
         const S* field = noise ? noise + (call.noise_per_sample ? sample * p : 0) : nullptr;
 
+        // One pixel after the other: several at once would share loads, but interleave their streaming stores.
         for (int64_t position = begin; position < end; ++position) {
             const int64_t at = (sample * p + position) * c;
             const V here = all<V>(field ? field[position] : S(0));
-            auto step = [&](auto extent, int64_t j, int64_t count) {
+            auto channels_from = [&](auto extent, int64_t j) {
                 Small<V> s = {load(a + j), load(k + j), load(b + j), load(t + j), here};
                 Small<V> g = {load(ga + j), load(gk + j), load(gb + j), load(gt + j), here};
                 Sums<V> d;
-                element.template at<decltype(extent)::part>(at + j, count, s, g, d);
+                element.template at<decltype(extent)::part>(at + j, c - j, s, g, d);
                 S* row = sums + j;
-                if constexpr (E::SUMS >= 2) {
-                    store(row, load(row) + d.bias);
-                    store(row + pieces.stride, load(row + pieces.stride) + d.strength);
-                }
+                if constexpr (E::SUMS >= 1) store(row, load(row) + d.bias);
+                if constexpr (E::SUMS >= 2) store(row + pieces.stride, load(row + pieces.stride) + d.strength);
                 if constexpr (E::SUMS == 4) {
                     store(row + 2 * pieces.stride, load(row + 2 * pieces.stride) + d.scale);
                     store(row + 3 * pieces.stride, load(row + 3 * pieces.stride) + d.post);
                 }
             };
-            for (int64_t j = 0; j < whole; j += width) step(Whole{}, j, width);
-            if (whole < c) step(Part{}, whole, c - whole);
+            for (int64_t j = 0; j < whole; j += width) channels_from(Whole{}, j);
+            if (whole < c) channels_from(Part{}, whole);
         }
         if (element.streamed) stream_fence();
     }
@@ -199,7 +212,7 @@ static void pixels(const NoiseBiasActCall& call, const E& element, const Pieces&
 
 // NCHW: a piece is some positions of one channel; the small tensors are single numbers, the noise is a row.
 template <class E>
-static void planes(const NoiseBiasActCall& call, const E& element, const Pieces& pieces, typename E::S* partial) {
+static void planes(const NoiseBiasActCall& call, const E& shared, const Pieces& pieces, typename E::S* partial) {
     typedef typename E::S S;
     typedef typename E::V V;
     const int64_t n = call.n, c = call.c, p = call.p, width = lanes<V>();
@@ -208,6 +221,7 @@ static void planes(const NoiseBiasActCall& call, const E& element, const Pieces&
 
 #pragma omp parallel for schedule(static) if (n * c * p > 16384)
     for (int64_t piece = 0; piece < n * c * pieces.per_sample; ++piece) {
+        const E element = shared;  // a copy that no store can alias
         const int64_t row = piece / pieces.per_sample, segment = piece % pieces.per_sample;
         const int64_t sample = row / c, channel = row % c, one = call.strength_per_channel ? channel : 0;
         const int64_t begin = segment * pieces.positions;
@@ -220,10 +234,8 @@ static void planes(const NoiseBiasActCall& call, const E& element, const Pieces&
                       number(call.gpost, row, 0), zero};
         Sums<V> total = {zero, zero, zero, zero};
         auto add = [&](const Sums<V>& d) {  // lanes past the end of a row have a gradient of zero: they add nothing
-            if constexpr (E::SUMS >= 2) {
-                total.bias += d.bias;
-                total.strength += d.strength;
-            }
+            if constexpr (E::SUMS >= 1) total.bias += d.bias;
+            if constexpr (E::SUMS >= 2) total.strength += d.strength;
             if constexpr (E::SUMS == 4) {
                 total.scale += d.scale;
                 total.post += d.post;
@@ -245,7 +257,7 @@ static void planes(const NoiseBiasActCall& call, const E& element, const Pieces&
         if constexpr (E::SUMS > 0) {
             S* to = partial + ((sample * pieces.per_sample + segment) * E::SUMS) * pieces.stride + channel;
             to[0] = sum(total.bias);
-            to[pieces.stride] = sum(total.strength);
+            if constexpr (E::SUMS >= 2) to[pieces.stride] = sum(total.strength);
             if constexpr (E::SUMS == 4) {
                 to[2 * pieces.stride] = sum(total.scale);
                 to[3 * pieces.stride] = sum(total.post);
@@ -281,8 +293,8 @@ static void finish(const NoiseBiasActCall& call, const Pieces& pieces, const S* 
         }
     };
     if (call.dbias) each(0, call.dbias, false);
-    if (call.dstrength && call.strength_per_channel) each(1, call.dstrength, false);
-    if (call.dstrength && !call.strength_per_channel) {
+    if (SUMS >= 2 && call.dstrength && call.strength_per_channel) each(1, call.dstrength, false);
+    if (SUMS >= 2 && call.dstrength && !call.strength_per_channel) {
         double total[block], all_channels = 0;
         for (int64_t channel = 0; channel < c; channel += block) {
             int64_t width = add(1, 0, n * pieces.per_sample, channel, total);
@@ -333,7 +345,7 @@ static void for_act(const NoiseBiasActCall& call) {
         case Act::tanh: return for_dtype<PASS, Act::tanh>(call);
         case Act::sigmoid: return for_dtype<PASS, Act::sigmoid>(call);
         case Act::silu:
-            if constexpr (PASS != Pass::backward_from_output) return for_dtype<PASS, Act::silu>(call);
+            if constexpr (PASS != Pass::backward_from_output_full) return for_dtype<PASS, Act::silu>(call);
             return;  // not monotonic: there is no derivative from the output
         case Act::softplus: return for_dtype<PASS, Act::softplus>(call);
     }
@@ -351,8 +363,10 @@ void noise_bias_act_forward(const NoiseBiasActCall& call) {
 }
 
 void noise_bias_act_backward(const NoiseBiasActCall& call) {
-    if (call.from_output) {
-        for_act<Pass::backward_from_output>(call);
+    if (call.from_output && !call.noise && call.act == Act::piecewise_linear) {
+        for_dtype<Pass::backward_from_output, Act::piecewise_linear>(call);
+    } else if (call.from_output) {
+        for_act<Pass::backward_from_output_full>(call);
     } else {
         for_act<Pass::backward_from_input>(call);
     }

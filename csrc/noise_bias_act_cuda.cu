@@ -139,7 +139,7 @@ struct Element {
 
     explicit Element(const NoiseBiasActCall& call)
         : act(call.act),
-          shape{S(call.slope), S(call.gain), S(call.clamp)},
+          shape{S(call.gain), S(call.gain * call.slope), S(1 / call.gain), S(call.clamp)},
           x((const T*)call.x),
           dy((const T*)call.dy),
           reference((const T*)call.reference),

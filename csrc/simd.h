@@ -29,6 +29,7 @@ constexpr int VECTOR_BYTES = 16;
 
 typedef float VFloat __attribute__((vector_size(VECTOR_BYTES)));
 typedef double VDouble __attribute__((vector_size(VECTOR_BYTES)));
+typedef int64_t VLong __attribute__((vector_size(VECTOR_BYTES)));
 typedef int32_t VInt __attribute__((vector_size(VECTOR_BYTES)));
 typedef uint32_t VUint __attribute__((vector_size(VECTOR_BYTES)));
 typedef uint16_t VHalf __attribute__((vector_size(VECTOR_BYTES / 2)));  // as many as there are floats
@@ -57,10 +58,49 @@ constexpr int lanes() {
     return VECTOR_BYTES / sizeof(V{}[0]);
 }
 
-template <class V, class S>
-inline V all(S value) {
-    V v;
-    for (int i = 0; i < lanes<V>(); ++i) v[i] = value;
+// Every lane the same. By name of the vector: the compiler builds a loop over lanes from one insertion each.
+template <class V>
+inline V all(double value);
+#if defined(__AVX512F__)
+template <>
+inline VFloat all<VFloat>(double value) {
+    return (VFloat)_mm512_set1_ps((float)value);
+}
+template <>
+inline VDouble all<VDouble>(double value) {
+    return (VDouble)_mm512_set1_pd(value);
+}
+#elif defined(__AVX2__)
+template <>
+inline VFloat all<VFloat>(double value) {
+    return (VFloat)_mm256_set1_ps((float)value);
+}
+template <>
+inline VDouble all<VDouble>(double value) {
+    return (VDouble)_mm256_set1_pd(value);
+}
+#else
+template <>
+inline VFloat all<VFloat>(double value) {
+    float f = (float)value;
+    return VFloat{f, f, f, f};
+}
+template <>
+inline VDouble all<VDouble>(double value) {
+    return VDouble{value, value};
+}
+#endif
+template <class V>
+inline V all(float value) {
+    return all<V>((double)value);
+}
+template <class V>
+inline V all(int value) {
+    return all<V>((double)value);
+}
+inline VUint all_bits(uint32_t value) {
+    VUint v;
+    for (int i = 0; i < lanes<VFloat>(); ++i) v[i] = value;
     return v;
 }
 
@@ -86,7 +126,7 @@ inline VFloat widen(VHalf h, BFloat16) {
 inline VHalf narrow(VFloat f, BFloat16) {  // round to nearest, ties to even; any NaN becomes the quiet one
     VUint bits = (VUint)f;
     VUint rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    rounded = (f == f) ? rounded : all<VUint>(0x7fc0u);
+    rounded = (f == f) ? rounded : all_bits(0x7fc0u);
 #if defined(__AVX512F__)
     return (VHalf)_mm512_cvtepi32_epi16((__m512i)rounded);
 #elif defined(__AVX2__)
@@ -125,8 +165,8 @@ inline VHalf narrow(VFloat f, Float16) {
     // Below the smallest normal half, an addition of 0.5 leaves the rounded mantissa in the low bits.
     VUint subnormal = (VUint)((VFloat)rest + 0.5f) - 0x3f000000u;
     VUint magnitude = rest < (113u << 23) ? subnormal : normal;
-    magnitude = rest >= 0x477ff000u ? all<VUint>(0x7c00u) : magnitude;  // overflow, after rounding, and infinity
-    magnitude = rest > 0x7f800000u ? all<VUint>(0x7e00u) : magnitude;
+    magnitude = rest >= 0x477ff000u ? all_bits(0x7c00u) : magnitude;  // overflow, after rounding, and infinity
+    magnitude = rest > 0x7f800000u ? all_bits(0x7e00u) : magnitude;
     return __builtin_convertvector(magnitude | sign, VHalf);
 #endif
 }
@@ -217,10 +257,8 @@ template <class V>
 inline V maximum(V a, V b) {
     return a > b ? a : b;
 }
-template <class V>
-inline V absolute(V a) {
-    return a < 0 ? -a : a;
-}
+inline VFloat absolute(VFloat a) { return (VFloat)((VInt)a & 0x7fffffff); }
+inline VDouble absolute(VDouble a) { return (VDouble)((VLong)a & 0x7fffffffffffffffLL); }
 
 // exp to 1 ulp or so, saturating instead of overflowing: 2^n * exp(r), |r| <= ln(2)/2, coefficients as in Cephes expf.
 inline VFloat exponential(VFloat x) {

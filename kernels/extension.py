@@ -66,7 +66,8 @@ def why_not_on_this_card() -> str | None:
     built = build_info().get("cuda", {}).get("archs", [])
     card = major * 10 + minor
     if built and card < min(built):  # PTX is there for all later cards
-        return f"compiled for cards from sm_{min(built)} on, this is sm_{card}: reinstall with FASTGAN_CUDA_ARCHS={card}"
+        remedy = f"reinstall with FASTGAN_CUDA_ARCHS={card}"
+        return f"compiled for cards from sm_{min(built)} on, this is sm_{card}: {remedy}"
     return None
 
 

@@ -1,0 +1,397 @@
+"""Launchers of noise_bias_act in Triton. The signatures are those of `fastgan_kernels.signatures.NoiseBiasAct`.
+
+    u = scale[n,c] * x + strength[c] * noise + bias[c],   z = clamp(gain * act(u)),   y = z * post[n,c]
+
+One kernel walks memory in tiles of rows x columns, columns being adjacent in memory: channels in NHWC ("pixels"),
+positions in NCHW ("planes"). The sums of the backward passes are taken in two stages, each in a fixed order: no
+atomics, the same bits every time. The formulas are those of csrc/noise_bias_act.h.
+
+Under Triton's interpreter bf16 results are truncated instead of rounded: that is the interpreter's, not the kernel's.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from fastgan_kernels.extension import zero
+from fastgan_kernels.signatures import View
+
+# The formulas, of one element ------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _tanh(u):
+    # An exponential has no relative accuracy near 0; there, the sixth convergent of tanh's continued fraction.
+    e = tl.exp(-2.0 * tl.abs(u))
+    far = (1.0 - e) / (1.0 + e)
+    q = tl.minimum(u * u, 1.0)
+    near = u * (10395.0 + q * (1260.0 + q * 21.0)) / (10395.0 + q * (4725.0 + q * (210.0 + q)))
+    return tl.where(tl.abs(u) < 0.25, near, tl.where(u < 0, -far, far))
+
+
+@triton.jit
+def _log_one_plus(e):
+    # For e in [0, 1]. What rounding adds to 1 + e is taken back by the quotient (Kahan).
+    w = 1.0 + e
+    return tl.where(w == 1.0, e, tl.log(w) * (e / tl.where(w == 1.0, 1.0, w - 1.0)))
+
+
+@triton.jit
+def _curve(u, slope, gain, clamp, ACT: tl.constexpr):
+    """clamp(gain * act(u)), its first and its second derivative; beyond the limit the derivatives are zero."""
+    if ACT == "lrelu":
+        first = tl.where(u > 0, gain, gain * slope)
+        value = u * first
+        second = tl.full(u.shape, 0.0, u.dtype)
+    else:
+        s = 1.0 / (1.0 + tl.exp(-u))
+        if ACT == "tanh":
+            value = _tanh(u)
+            first = 1.0 - value * value
+            second = -2.0 * value * first
+        elif ACT == "sigmoid":
+            value = s
+            first = s * (1.0 - s)
+            second = first * (1.0 - s - s)
+        elif ACT == "silu":
+            value = u * s
+            flat = s * (1.0 - s)
+            first = s + u * flat
+            second = flat * (2.0 + u * (1.0 - s - s))
+        else:
+            tl.static_assert(ACT == "softplus")
+            value = tl.maximum(u, 0.0) + _log_one_plus(tl.exp(-tl.abs(u)))
+            first = s
+            second = s * (1.0 - s)
+        value, first, second = gain * value, gain * first, gain * second
+    limited = tl.abs(value) > clamp
+    value = tl.where(value > clamp, clamp, tl.where(value < -clamp, -clamp, value))  # a NaN stays one
+    return value, tl.where(limited, 0.0, first), tl.where(limited, 0.0, second)
+
+
+@triton.jit
+def _slope_from_output(y, slope, gain, clamp, ACT: tl.constexpr):
+    """d clamp(gain * act(u)) / du as a function of the result; a result at the limit counts as limited."""
+    if ACT == "lrelu":
+        first = tl.where(y > 0, gain, gain * slope)
+    else:
+        a = y / gain
+        if ACT == "tanh":
+            first = gain * (1.0 - a * a)
+        elif ACT == "sigmoid":
+            first = gain * (a * (1.0 - a))
+        else:
+            tl.static_assert(ACT == "softplus")  # sigmoid(u) = 1 - exp(-softplus(u))
+            first = gain * (1.0 - tl.exp(-a))
+    return tl.where(tl.abs(y) < clamp, first, 0.0)
+
+
+# Walking over memory ---------------------------------------------------------------------------------------------
+
+
+@triton.jit(do_not_specialize=["n", "c", "p", "segments", "steps", "tiles"])
+def _elements(
+    out,  # y, dx or ddy, by PASS
+    out_dx,  # of double_backward
+    dstrength, dbias, dscale, dpost,  # tables [piece of the work, C] of sums; of a shared strength [program]
+    reference,  # x, or y with FROM_OUTPUT
+    dy, gx,
+    noise, strength, bias, scale, post,
+    gstrength, gbias, gscale, gpost,
+    slope: tl.float64, gain: tl.float64, clamp: tl.float64,
+    n: tl.int64, c: tl.int64, p: tl.int64,
+    segments: tl.int32,  # that the positions of a sample are cut into
+    steps: tl.int64,  # of a segment
+    tiles: tl.int32,  # of the channels (pixels), of the samples' channels (planes)
+    PASS: tl.constexpr,  # "forward", "backward", "double_backward"
+    FROM_OUTPUT: tl.constexpr,
+    ACT: tl.constexpr,
+    PIXELS: tl.constexpr,
+    NOISE_PER_SAMPLE: tl.constexpr,
+    STRENGTH_PER_CHANNEL: tl.constexpr,
+    S: tl.constexpr,  # precision of the arithmetic and of the small tensors
+    ALIGN: tl.constexpr,  # divides the number of columns: the compiler must see it to make wide accesses
+    R: tl.constexpr,  # rows of a tile
+    F: tl.constexpr,  # columns of a tile
+):  # fmt: skip
+    pid = tl.program_id(0)
+    tile = (pid % tiles).to(tl.int64)
+    outer = pid // tiles
+    row = tl.arange(0, R)[:, None]  # [R, 1]
+    column = tl.arange(0, F)[None, :]  # [1, F]
+    if PIXELS:
+        c = c // ALIGN * ALIGN
+        sample, segment = (outer // segments).to(tl.int64), (outer % segments).to(tl.int64)
+        channel = tile * F + column  # [1, F]
+        live = channel < c
+    else:
+        p = p // ALIGN * ALIGN
+        segment = outer.to(tl.int64)
+        plane = tile * R + row  # [R, 1]
+        sample, channel = plane // c, plane % c
+        live = plane < n * c
+    STEP: tl.constexpr = R if PIXELS else F
+    AXIS: tl.constexpr = 0 if PIXELS else 1  # along which a channel's elements lie
+
+    slope, gain, clamp = tl.full([1, 1], slope, S), tl.full([1, 1], gain, S), tl.full([1, 1], clamp, S)
+    # In NHWC a thread has several channels. Loaded as a whole tile, their small tensors lie as the activations do;
+    # loaded as a single row they would be brought there in every step, through shared memory.
+    WIDTH: tl.constexpr = F if PIXELS else 1
+    k_live = tl.broadcast_to(live, [R, WIDTH])
+    at_channel = tl.broadcast_to(channel, [R, WIDTH])
+    at_sample = tl.broadcast_to(sample * c + channel, [R, WIDTH])
+    k_bias = tl.load(bias + at_channel, mask=k_live, other=0.0) if bias is not None else 0.0
+    k_scale = tl.load(scale + at_sample, mask=k_live, other=0.0) if scale is not None else 1.0
+    k_post = tl.load(post + at_sample, mask=k_live, other=0.0) if post is not None else 1.0
+    g_bias = tl.load(gbias + at_channel, mask=k_live, other=0.0) if gbias is not None else 0.0
+    g_scale = tl.load(gscale + at_sample, mask=k_live, other=0.0) if gscale is not None else 0.0
+    g_post = tl.load(gpost + at_sample, mask=k_live, other=0.0) if gpost is not None else 0.0
+    if STRENGTH_PER_CHANNEL:
+        k_strength = tl.load(strength + at_channel, mask=k_live, other=0.0)
+        g_strength = tl.load(gstrength + at_channel, mask=k_live, other=0.0) if gstrength is not None else 0.0
+    else:
+        k_strength = tl.load(strength) if strength is not None else 1.0
+        g_strength = tl.load(gstrength) if gstrength is not None else 0.0
+    zeros = tl.full([R, F], 0.0, S)
+    sum_bias, sum_strength, sum_scale, sum_post = zeros, zeros, zeros, zeros
+
+    begin = segment * steps * STEP
+    for start in range(begin, tl.minimum(begin + steps * STEP, p), STEP):
+        if PIXELS:
+            position = start + row  # [R, 1]
+            at = (sample * p + position) * c + channel  # [R, F]
+        else:
+            position = start + column  # [1, F]
+            at = plane * p + position  # [R, F]
+        mask = live & (position < p)
+        mask_noise = position < p if PIXELS else mask
+        noise_at = sample * p + position if NOISE_PER_SAMPLE else position
+        v_noise = tl.load(noise + noise_at, mask=mask_noise, other=0.0) if noise is not None else 0.0
+        v_reference = tl.load(reference + at, mask=mask, other=0.0).to(S)
+        v_out = v_reference
+
+        if FROM_OUTPUT:  # there is neither scale nor post
+            first = _slope_from_output(v_reference, slope, gain, clamp, ACT)
+            if PASS == "backward":
+                du = tl.load(dy + at, mask=mask, other=0.0).to(S) * first
+                v_out = du
+                sum_bias += du
+                if dstrength is not None:
+                    sum_strength += du * v_noise
+            else:
+                v_gx = tl.load(gx + at, mask=mask, other=0.0).to(S)
+                v_out = first * (v_gx + (g_strength * v_noise + g_bias))
+        else:
+            u = k_scale * v_reference + (k_strength * v_noise + k_bias)
+            value, first, second = _curve(u, slope, gain, clamp, ACT)
+            if PASS == "forward":
+                v_out = value * k_post
+            else:
+                v_dy = tl.load(dy + at, mask=mask, other=0.0).to(S)
+                du = v_dy * k_post * first
+                if PASS == "backward":
+                    q = du  # the gradient of u
+                    v_out = k_scale * du
+                    sum_scale += du * v_reference
+                    sum_post += v_dy * value
+                else:
+                    # With cotangents g of the backward's results, their product with the results is, per element,
+                    # dy * (post * f' * v + f * gpost),  v = scale * gx + gbias + gstrength * noise + gscale * x.
+                    v_gx = tl.load(gx + at, mask=mask, other=0.0).to(S)
+                    v = k_scale * v_gx + (g_strength * v_noise + g_bias) + g_scale * v_reference
+                    q = v_dy * (k_post * second * v + first * g_post)
+                    v_out = k_post * first * v + value * g_post
+                    v_dx = k_scale * q + g_scale * du
+                    tl.store(out_dx + at, v_dx.to(out_dx.dtype.element_ty), mask=mask)
+                    sum_scale += q * v_reference + du * v_gx
+                    sum_post += v_dy * first * v
+                sum_bias += q
+                if dstrength is not None:
+                    sum_strength += q * v_noise
+        tl.store(out + at, v_out.to(out.dtype.element_ty), mask=mask)
+
+    of_piece = (sample * segments + segment) * c + channel
+    if dbias is not None:
+        tl.store(dbias + of_piece, tl.sum(sum_bias, AXIS, keep_dims=True), mask=live)
+    if dstrength is not None:
+        if STRENGTH_PER_CHANNEL:
+            tl.store(dstrength + of_piece, tl.sum(sum_strength, AXIS, keep_dims=True), mask=live)
+        else:
+            tl.store(dstrength + pid, tl.sum(sum_strength))
+    if dscale is not None:
+        tl.store(dscale + of_piece, tl.sum(sum_scale, AXIS, keep_dims=True), mask=live)
+    if dpost is not None:
+        tl.store(dpost + of_piece, tl.sum(sum_post, AXIS, keep_dims=True), mask=live)
+
+
+@triton.jit
+def _add_rows(table, rows, c, channel, R: tl.constexpr, F: tl.constexpr):
+    """Adds up the rows of a table [rows, C] for the channels [1, F]."""
+    total = tl.full([R, F], 0.0, table.dtype.element_ty)
+    row = tl.arange(0, R)[:, None]
+    for start in range(0, rows, R):
+        at = start + row
+        total += tl.load(table + at * c + channel, mask=(at < rows) & (channel < c), other=0.0)
+    return tl.sum(total, 0, keep_dims=True)
+
+
+@triton.jit(do_not_specialize=["n", "c", "segments", "tiles", "programs"])
+def _add_pieces(
+    strengths, biases, scales, posts,  # what `_elements` left; None where there is nothing to be done
+    dstrength, dbias, dscale, dpost,
+    n: tl.int64, c: tl.int64, segments: tl.int64, tiles: tl.int32,
+    programs: tl.int64,  # of `_elements`
+    STRENGTH_PER_CHANNEL: tl.constexpr,
+    R: tl.constexpr,
+    F: tl.constexpr,
+):  # fmt: skip
+    """The second stage of the sums. Group 0 makes those over all samples, group 1 + n those of sample n."""
+    pid = tl.program_id(0)
+    group = (pid // tiles).to(tl.int64)
+    channel = (pid % tiles).to(tl.int64) * F + tl.arange(0, F)[None, :]  # [1, F]
+    if group == 0:
+        if biases is not None:
+            tl.store(dbias + channel, _add_rows(biases, n * segments, c, channel, R, F), mask=channel < c)
+        if strengths is not None:
+            if STRENGTH_PER_CHANNEL:
+                tl.store(dstrength + channel, _add_rows(strengths, n * segments, c, channel, R, F), mask=channel < c)
+            elif pid == 0:
+                one = tl.full([1, 1], 0, tl.int64)
+                tl.store(dstrength, tl.sum(_add_rows(strengths, programs, 1, one, R * F, 1)))
+    else:
+        sample = group - 1
+        rows = sample * segments * c  # where those of the sample begin
+        to = sample * c + channel
+        if scales is not None:
+            tl.store(dscale + to, _add_rows(scales + rows, segments, c, channel, R, F), mask=channel < c)
+        if posts is not None:
+            tl.store(dpost + to, _add_rows(posts + rows, segments, c, channel, R, F), mask=channel < c)
+
+
+# Launching -------------------------------------------------------------------------------------------------------
+
+_WARPS = 4
+_COMPILED = {"num_warps": _WARPS, "enable_fp_fusion": True}
+_MOST_PROGRAMS = 2112  # 16 for each of an H100's multiprocessors; more work than that is looped over
+_LEAST_STEPS = 4  # of a program: fewer would not pay for its start and for its sums
+
+
+class _Plan(NamedTuple):
+    """How the work is cut up, from the shape alone; names as in `_elements`."""
+
+    pixels: bool
+    align: int
+    rows: int
+    columns: int
+    tiles: int
+    segments: int
+    steps: int
+    programs: int
+
+
+@lru_cache(maxsize=4096)
+def _plan(view: View, element_size: int, twice: bool) -> _Plan:
+    n, c, p, pixels = view
+    pixels = pixels and p > 1  # with a single position the layouts are one, and planes make the fuller tiles
+    fast = c if pixels else p
+    align = min(fast & -fast, 16)
+    width = min(16 // element_size, max(align, 4))  # elements of a thread: 16 bytes, or 4 elements one by one
+    if twice and pixels:
+        width = min(width, 4)  # the registers do not suffice for all that the second derivatives need of 8 channels
+    size = _WARPS * 32 * width  # of a tile
+    columns = _columns(fast, min(size, 256) if pixels else size)
+    rows = size // columns
+    if pixels:
+        tiles = triton.cdiv(c, columns)
+        tiles_of_all, steps = tiles * n, triton.cdiv(p, rows)
+    else:
+        tiles_of_all = tiles = triton.cdiv(n * c, rows)
+        steps = triton.cdiv(p, columns)
+    segments = max(1, min(triton.cdiv(_MOST_PROGRAMS, tiles_of_all), triton.cdiv(steps, _LEAST_STEPS)))
+    steps = triton.cdiv(steps, segments)
+    return _Plan(pixels, align, rows, columns, tiles, segments, steps, tiles_of_all * segments)
+
+
+def _columns(fast: int, most: int) -> int:
+    """The widest tile, in powers of two, among those that leave the fewest lanes idle at the end of a row."""
+    widest = min(triton.next_power_of_2(fast), most)
+    widths = [widest]
+    while widths[-1] > 64:
+        widths.append(widths[-1] // 2)
+    return min(widths, key=lambda width: triton.cdiv(fast, width) * width)
+
+
+def _launch(kernel_pass, from_output, view, out, out_dx, sums, reference, dy, gx, small, cotangents, options):
+    act, slope, gain, clamp = options
+    noise, strength, *_ = small
+    plan = _plan(view, out.element_size(), out_dx is not None)
+    per_channel = strength is not None and strength.dim() > 0
+    tables = _tables(sums, view, plan, per_channel)
+    to = [total if table is None else table for table, total in zip(tables, sums, strict=True)]
+    with torch.cuda.device_of(out):
+        _elements[(plan.programs,)](
+            out, out_dx, *to, reference, dy, gx, *small, *cotangents, slope, gain, clamp,
+            view.n, view.c, view.p, plan.segments, plan.steps, plan.tiles,
+            PASS=kernel_pass, FROM_OUTPUT=from_output, ACT=act, PIXELS=plan.pixels,
+            NOISE_PER_SAMPLE=noise is not None and noise.shape[0] > 1, STRENGTH_PER_CHANNEL=per_channel,
+            S=tl.float64 if out.dtype == torch.float64 else tl.float32,
+            ALIGN=plan.align, R=plan.rows, F=plan.columns, **_COMPILED,
+        )  # fmt: skip
+        if any(table is not None for table in tables):
+            tiles = triton.cdiv(view.c, 16)
+            groups = 1 if tables[2] is None and tables[3] is None else 1 + view.n
+            _add_pieces[(groups * tiles,)](
+                *tables, *sums, view.n, view.c, plan.segments, tiles, plan.programs,
+                STRENGTH_PER_CHANNEL=per_channel, R=128, F=16, **_COMPILED,
+            )  # fmt: skip
+
+
+def _tables(sums, view, plan, per_channel):
+    """Space for the sums of the pieces, where there is more than one piece: a single one's sum is the result."""
+    dstrength, dbias, dscale, dpost = sums
+    pieces = view.n * plan.segments
+    parts = pieces if per_channel else plan.programs
+    return tuple(
+        None if total is None or count == 1 else total.new_empty(size)
+        for total, count, size in (
+            (dstrength, parts, pieces * view.c if per_channel else parts),
+            (dbias, pieces, pieces * view.c),
+            (dscale, plan.segments, pieces * view.c),
+            (dpost, plan.segments, pieces * view.c),
+        )
+    )
+
+
+_NONE = (None, None, None, None)
+
+
+def forward(view, y, x, noise, strength, bias, scale, post, act, slope, gain, clamp):
+    if y.numel():
+        small, options = (noise, strength, bias, scale, post), (act, slope, gain, clamp)
+        _launch("forward", False, view, y, None, _NONE, x, None, None, small, _NONE, options)
+
+
+def backward(
+    view, dx, dstrength, dbias, dscale, dpost, dy, reference, from_output,
+    noise, strength, bias, scale, post, act, slope, gain, clamp,
+):  # fmt: skip
+    sums = dstrength, dbias, dscale, dpost
+    if not dx.numel():
+        return zero(*sums)
+    small, options = (noise, strength, bias, scale, post), (act, slope, gain, clamp)
+    _launch("backward", from_output, view, dx, None, sums, reference, dy, None, small, _NONE, options)
+
+
+def double_backward(
+    view, ddy, dx, dstrength, dbias, dscale, dpost, dy, reference, from_output,
+    noise, strength, bias, scale, post, gx, gstrength, gbias, gscale, gpost, act, slope, gain, clamp,
+):  # fmt: skip
+    sums = dstrength, dbias, dscale, dpost
+    if not ddy.numel():
+        return zero(*sums)
+    small, options = (noise, strength, bias, scale, post), (act, slope, gain, clamp)
+    cotangents = gstrength, gbias, gscale, gpost
+    _launch("double_backward", from_output, view, ddy, dx, sums, reference, dy, gx, small, cotangents, options)

@@ -1,0 +1,149 @@
+"""Timing on a machine that is not quiet.
+
+Contestants run in turn, A B C A B C ..., in one process, so that whatever else the machine does hits all of them.
+Ratios are taken within a round, where conditions were alike, and the median over the rounds is reported.
+"""
+
+import gc
+import platform
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from statistics import median
+from typing import Protocol
+
+import torch
+
+SHORTEST = 2e-3  # seconds of a turn, at least
+LONG = 50e-3  # seconds of a call that needs no other before it
+ROUNDS = (12, 200)  # at least, at most
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call of a contestant, in each round."""
+
+    rounds: tuple[float, ...]
+
+    @property
+    def seconds(self) -> float:
+        """The median."""
+        return median(self.rounds)
+
+    def times_faster_than(self, other: "Timing") -> float:
+        """The median of the rounds' quotients: 2 where `other`, of the same alternation, took twice as long."""
+        return median(theirs / ours for theirs, ours in zip(other.rounds, self.rounds, strict=True))
+
+
+class Clock(Protocol):
+    """Takes the time of a call in seconds, from a state that does not depend on what ran before."""
+
+    def __call__(self, call: Callable[[], object]) -> float: ...
+
+
+class WallClock:
+    """What a user waits. A short call follows an uncounted one: caches then hold this contestant's data."""
+
+    def __init__(self, device: torch.device):
+        self.wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+
+    def __call__(self, call: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        call()
+        self.wait()
+        elapsed = time.perf_counter() - start
+        if elapsed >= LONG:
+            return elapsed
+        count, start = 0, time.perf_counter()
+        while True:
+            call()
+            count += 1
+            self.wait()
+            elapsed = time.perf_counter() - start
+            if elapsed >= SHORTEST:
+                return elapsed / count
+
+
+class GpuClock:
+    """What the kernels of a call take on the GPU, from a cold L2.
+
+    Filling a tensor far larger than the L2 evicts it, and keeps the GPU busy while the host enqueues the call: gaps
+    between kernels, which belong to the host, are not counted.
+    """
+
+    def __init__(self):
+        self.filler = torch.empty(2 << 30, dtype=torch.uint8, device="cuda")
+        self.start, self.end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+
+    def __call__(self, call: Callable[[], object]) -> float:
+        self.filler.zero_()
+        self.start.record()
+        call()
+        self.end.record()
+        self.end.synchronize()
+        return self.start.elapsed_time(self.end) * 1e-3
+
+
+def alternate(
+    contestants: dict[str, Callable[[], object]], clock: Clock, seconds: float, rounds: tuple[int, int] = ROUNDS
+) -> dict[str, Timing]:
+    """Runs the contestants in turn for about so many seconds, and for a number of rounds within the limits."""
+    for call in contestants.values():
+        clock(call)
+    taken: dict[str, list[float]] = {name: [] for name in contestants}
+    least, most = rounds
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        deadline, done = time.perf_counter() + seconds, 0
+        while done < least or (done < most and time.perf_counter() < deadline):
+            for name, call in contestants.items():
+                taken[name].append(clock(call))
+            done += 1
+    finally:
+        if collecting:
+            gc.enable()
+    return {name: Timing(tuple(times)) for name, times in taken.items()}
+
+
+def problem(call: Callable[[], object]) -> str | None:
+    """Why a contestant cannot run here, in a line, or None if it can. For `torch.compile`, which needs a compiler."""
+    try:
+        call()
+    except Exception as error:  # whatever goes wrong in there: the others are timed all the same
+        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:100]}"
+    return None
+
+
+def device() -> torch.device:
+    """The GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@cache
+def copy_bandwidth() -> float:
+    """Bytes a second that `copy_` of a tensor larger than any cache reads and writes: the ceiling of a single pass."""
+    on = device()
+    size = 1 << 30 if on.type == "cuda" else 256 << 20
+    source = torch.ones(size, dtype=torch.uint8, device=on)
+    target = torch.empty_like(source)
+    clock = GpuClock() if on.type == "cuda" else WallClock(on)
+    timing = alternate({"copy": lambda: target.copy_(source)}, clock, seconds=1.0)["copy"]
+    return 2 * size / timing.seconds
+
+
+@cache
+def machine() -> dict[str, str | int]:
+    """What the numbers were measured on."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists() and (model := re.search(r"^model name\s*: (.+)$", info.read_text(), re.MULTILINE)):
+        cpu = model[1]
+    about = {"device": cpu, "threads": torch.get_num_threads()}
+    if device().type == "cuda":
+        about["device"] = torch.cuda.get_device_name()
+    return about | {"torch": torch.__version__, "python": platform.python_version()}

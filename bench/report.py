@@ -1,0 +1,64 @@
+"""The rows of all benchmarks as a table for people."""
+
+from collections.abc import Callable
+
+from bench import measure
+
+MILLISECONDS = "{:.2f}".format
+TIMES = "{:.2f}x".format
+PERCENT = "{:.0%}".format
+
+# Heading, key of the row, format. A column is left out where no row has a value.
+COLUMNS: tuple[tuple[str, str, Callable[[object], str]], ...] = (
+    ("form", "form", str),
+    ("model", "arch", str),
+    ("shape", "shape", str),
+    ("dtype", "dtype", str),
+    ("backend", "backend", str),
+    ("fastgan", "fastgan_ms", MILLISECONDS),
+    ("eager", "eager_ms", MILLISECONDS),
+    ("compile", "compile_ms", MILLISECONDS),
+    ("bare loop", "bare_loop_ms", MILLISECONDS),
+    ("vs eager", "vs_eager", TIMES),
+    ("vs compile", "vs_compile", TIMES),
+    ("of bare loop", "vs_bare_loop", PERCENT),
+    ("GB/s", "gb_per_s", "{:.1f}".format),
+    ("of copy", "share_of_copy", PERCENT),
+    ("images/s", "images_per_s", "{:.0f}".format),
+    ("targets", "targets", str),
+)
+TITLES = {
+    "noise_bias_act": "noise_bias_act, forward and backward",
+    "training_step": "training step, critic and generator, no penalty",
+}
+
+
+def lines(rows: list[dict]) -> list[str]:
+    """The report: what was measured on, and a table an operation. Times are medians in ms."""
+    about = measure.machine()
+    threads = f", {about['threads']} threads" if measure.device().type == "cpu" else ""
+    copy = measure.copy_bandwidth() / 1e9
+    text = [f"{about['device']}{threads}, torch {about['torch']}, channels_last; copy {copy:.1f} GB/s, times in ms"]
+    for operation, title in TITLES.items():
+        chosen = [row for row in rows if row["operation"] == operation]
+        if chosen:
+            text += ["", title, *_table(chosen)]
+    notes = {row["notes"]: None for row in rows if row["notes"]}  # each once, in order
+    return [*text, *([""] if notes else []), *notes]
+
+
+def _table(rows: list[dict]) -> list[str]:
+    columns = [column for column in COLUMNS if any(row.get(column[1]) is not None for row in rows)]
+    cells = [[heading for heading, _, _ in columns]]
+    for row in rows:
+        values = [(row.get(key), form) for _, key, form in columns]
+        cells.append(["-" if value is None else form(value) for value, form in values])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    numeric = [form is not str for _, _, form in columns]
+    return [
+        "  ".join(
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(line, widths, numeric, strict=True)
+        ).rstrip()
+        for line in cells
+    ]

@@ -1,0 +1,39 @@
+"""All benchmarks without pytest: `python -m bench.run [--json FILE]`."""
+
+import argparse
+import json
+from pathlib import Path
+
+from bench import measure, noise_bias_act, report, training_step
+from fastgan import models
+
+
+def main() -> None:
+    """Runs every case, prints the table, and writes a file with the fields of --benchmark-json that a reader needs."""
+    parser = argparse.ArgumentParser(prog="python -m bench.run", description="Times fastgan beside PyTorch.")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there as well")
+    path = parser.parse_args().json
+    rows = []
+    for case, backend in noise_bias_act.cases():
+        print(f"noise_bias_act {case} {backend}", flush=True)
+        found, _ = noise_bias_act.run(case)
+        rows += [found[backend]] if backend in found else []
+    for arch in models.ARCHITECTURES:
+        print(f"training step {arch}", flush=True)
+        rows.append(training_step.run(arch)[0])
+    print("", *report.lines(rows), sep="\n")
+    if path:
+        benchmarks = [
+            {
+                "name": "-".join(str(row[key]) for key in ("form", "arch", "shape", "dtype", "backend") if key in row),
+                "group": row["operation"],
+                "stats": {"median": row["fastgan_ms"] * 1e-3, "rounds": row["rounds"]},
+                "extra_info": row,
+            }
+            for row in rows
+        ]
+        path.write_text(json.dumps({"machine_info": measure.machine(), "benchmarks": benchmarks}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -27,7 +27,7 @@ def build() -> tuple[ctypes.CDLL | None, str]:
         try:
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
-                return None, f"{compiler} failed: {done.stderr.strip().splitlines()[-1:]}"
+                return None, f"{compiler} failed: {done.stderr.strip()[-200:] or done.returncode}"
             return ctypes.CDLL(str(library)), ""  # stays loaded when the file is gone
         except OSError as error:
             return None, f"{compiler}: {error}"

@@ -108,7 +108,7 @@ class Inputs:
 def run(case: Case) -> tuple[dict[str, dict], dict[str, Callable[[], object]]]:
     """Races all contestants in a case. Returns, by backend, a row for the report and the timed call.
 
-    A backend that cannot serve has no row, and the reason instead of a call.
+    A backend that cannot serve is in neither.
     """
     torch.compiler.reset()
     inputs, notes = Inputs(case), []

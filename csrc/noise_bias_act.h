@@ -109,7 +109,7 @@ template <class V>
 FASTGAN_INLINE Curve<V> clamped(Curve<V> f, Shape<V> shape) {
     const V limit = shape.clamp, zero = all<V>(0);
     Curve<V> g;
-    g.value = f.value > limit ? limit : (f.value < -limit ? -limit : f.value);  // a NaN stays one
+    g.value = minimum(limit, maximum(-limit, f.value));  // of a NaN, both return their second argument
     g.first = absolute(f.value) > limit ? zero : f.first;
     g.second = absolute(f.value) > limit ? zero : f.second;
     return g;

@@ -37,7 +37,7 @@ static Pieces pieces_of(const NoiseBiasActCall& call) {
     if (call.pixels && pieces.positions > 128) pieces.positions = 128;  // a longer chain of additions would round more
     if (pieces.positions > call.p) pieces.positions = call.p > 0 ? call.p : 1;
     pieces.per_sample = (call.p + pieces.positions - 1) / pieces.positions;
-    pieces.stride = (call.c + 15) / 16 * 16;
+    pieces.stride = (call.c + 31) / 32 * 32;
     return pieces;
 }
 
@@ -52,9 +52,9 @@ static int64_t workspace_elements(const NoiseBiasActCall& call) {
 // What is done at the elements from index i on: one vector of them, or the first `count` of one.
 template <Pass PASS, Act ACT, class T>
 struct Element {
+    typedef T Stored;
     typedef typename Arithmetic<T>::Scalar S;
     typedef typename Arithmetic<T>::Vector V;
-    static constexpr Pass pass = PASS;
     static constexpr bool from_output = PASS == Pass::backward_from_output || PASS == Pass::backward_from_output_full;
     static constexpr int SUMS = PASS == Pass::backward_from_output        ? 1
                                 : PASS == Pass::backward_from_output_full ? 2
@@ -79,52 +79,101 @@ struct Element {
         second = PASS == Pass::double_from_input ? (T*)call.dx : nullptr;
         // What does not fit into the caches anyway goes past them: a plain store would first read what it overwrites.
         const int64_t large = 24 << 20;
-        int64_t row = call.pixels ? call.c : call.p;
-        bool aligned = (uintptr_t)first % VECTOR_BYTES == 0 && (uintptr_t)second % VECTOR_BYTES == 0 &&
-                       row % lanes<V>() == 0;
+        const int64_t row = call.pixels ? call.c : call.p, size = call.pixels ? Group<T>::size : lanes<V>();
+        const bool aligned =
+            (uintptr_t)first % VECTOR_BYTES == 0 && (uintptr_t)second % VECTOR_BYTES == 0 && row % size == 0;
         streamed = aligned && call.n * call.c * call.p * (int64_t)sizeof(T) >= large;
     }
 
-    template <bool PART>
-    V get(const T* p, int64_t count) const {
-        if constexpr (PART) return load_n(p, count);
-        return load(p);
-    }
-    template <bool PART>
-    void put(T* p, V v, int64_t count) const {
-        if constexpr (PART) {
-            store_n(p, v, count);
-        } else if (streamed) {
-            stream(p, v);
+    // The arithmetic. `a` is x in a forward pass, else dy; `b` is what the derivative comes from, `c` is gx.
+    static Second<V> value(V a, V b, V c, const Small<V>& s, const Small<V>& g, const Shape<V>& shape, Sums<V>& sums) {
+        if constexpr (PASS == Pass::forward || PASS == Pass::forward_full) {
+            return {forward<ACT, PASS == Pass::forward_full>(a, s, shape), a};
+        } else if constexpr (from_output) {
+            return {backward_from_output<ACT>(a, b, s.noise, shape, sums), a};
+        } else if constexpr (PASS == Pass::backward_from_input) {
+            return {backward_from_input<ACT>(a, b, s, shape, sums), a};
+        } else if constexpr (PASS == Pass::double_from_output) {
+            return {double_backward_from_output<ACT>(b, c, s.noise, g, shape), a};
         } else {
-            store(p, v);
+            return double_backward_from_input<ACT>(a, b, c, s, g, shape, sums);
         }
     }
+    static constexpr bool is_forward = PASS == Pass::forward || PASS == Pass::forward_full;
+    static constexpr bool reads_dy = !is_forward && PASS != Pass::double_from_output;
+    static constexpr bool reads_gx = PASS == Pass::double_from_output || PASS == Pass::double_from_input;
+    static constexpr bool has_second = PASS == Pass::double_from_input;
 
+    // At consecutive positions of one channel: a vector, or the first `count` elements of one.
     template <bool PART>
     inline void at(int64_t i, int64_t count, const Small<V>& s, const Small<V>& g, Sums<V>& sums) const {
-        if constexpr (PASS == Pass::forward || PASS == Pass::forward_full) {
-            put<PART>(first + i, forward<ACT, PASS == Pass::forward_full>(get<PART>(x + i, count), s, shape), count);
-        } else if constexpr (from_output) {
-            V y = get<PART>(reference + i, count);
-            put<PART>(first + i, backward_from_output<ACT>(get<PART>(dy + i, count), y, s.noise, shape, sums), count);
-        } else if constexpr (PASS == Pass::backward_from_input) {
-            V in = get<PART>(reference + i, count);
-            put<PART>(first + i, backward_from_input<ACT>(get<PART>(dy + i, count), in, s, shape, sums), count);
-        } else if constexpr (PASS == Pass::double_from_output) {
-            V y = get<PART>(reference + i, count), cotangent = get<PART>(gx + i, count);
-            put<PART>(first + i, double_backward_from_output<ACT>(y, cotangent, s.noise, g, shape), count);
-        } else {
-            V in = get<PART>(reference + i, count), cotangent = get<PART>(gx + i, count);
-            Second<V> d =
-                double_backward_from_input<ACT>(get<PART>(dy + i, count), in, cotangent, s, g, shape, sums);
-            put<PART>(first + i, d.ddy, count);
-            put<PART>(second + i, d.dx, count);
+        auto get = [&](const T* p) {
+            if constexpr (PART) return load_n(p + i, count);
+            return load(p + i);
+        };
+        auto put = [&](T* p, V v) {
+            if constexpr (PART) {
+                store_n(p + i, v, count);
+            } else if (streamed) {
+                stream(p + i, v);
+            } else {
+                store(p + i, v);
+            }
+        };
+        V a = {}, b = {}, c = {};
+        if constexpr (is_forward) a = get(x);
+        if constexpr (reads_dy) a = get(dy);
+        if constexpr (!is_forward) b = get(reference);
+        if constexpr (reads_gx) c = get(gx);
+        const Second<V> result = value(a, b, c, s, g, shape, sums);
+        put(first, result.ddy);
+        if constexpr (has_second) put(second, result.dx);
+    }
+
+    // At consecutive channels of one pixel: a group, or the first `count` channels of one. `small` and `add` take the
+    // number of a vector in the group: they give its small tensors, and take its sums.
+    template <bool PART, class Tensors, class Add>
+    inline void at_group(int64_t i, int64_t count, const Tensors& tensors, const Add& add) const {
+        auto get = [&](const T* p) {
+            if constexpr (PART) return load_group_n(p + i, count);
+            return load_group(p + i);
+        };
+        auto put = [&](T* p, const Group<T>& v) {
+            if constexpr (PART) {
+                store_group_n(p + i, v, count);
+            } else if (streamed) {
+                stream_group(p + i, v);
+            } else {
+                store_group(p + i, v);
+            }
+        };
+        Group<T> a = {}, b = {}, c = {}, out, also;
+        if constexpr (is_forward) a = get(x);
+        if constexpr (reads_dy) a = get(dy);
+        if constexpr (!is_forward) b = get(reference);
+        if constexpr (reads_gx) c = get(gx);
+        for (int k = 0; k < Group<T>::vectors; ++k) {
+            Small<V> s, g;
+            Sums<V> sums;
+            tensors(k, s, g);
+            const Second<V> result = value(a.v[k], b.v[k], c.v[k], s, g, shape, sums);
+            out.v[k] = result.ddy, also.v[k] = result.dx;
+            add(k, sums);
         }
+        put(first, out);
+        if constexpr (has_second) put(second, also);
     }
 };
 
-// A small tensor as the pixels driver reads it: a row of channels for each sample, padded, never null.
+// Where a channel stands in a row that is laid out in the order of groups.
+template <class T>
+static inline int64_t slot_of(int64_t channel) {
+    const int size = Group<T>::size;
+    return channel / size * size + Group<T>::slot(channel % size);
+}
+
+// A small tensor as the pixels driver reads it: a row of channels for each sample, in the order of groups, padded, never
+// null.
 template <class S>
 struct Rows {
     const S* data;
@@ -133,20 +182,22 @@ struct Rows {
     const S* of(int64_t sample) const { return data + sample * per_sample; }
 };
 
-template <class S>
+template <class T, class S>
 static Rows<S> padded(const void* given, bool per_sample, bool scalar, S absent, int64_t n, int64_t c, int64_t stride,
                       S*& space) {
     int64_t rows = given && per_sample ? n : 1;
     S* start = space;
     for (int64_t r = 0; r < rows; ++r) {
         const S* from = (const S*)given + (per_sample ? r * c : 0);
-        for (int64_t i = 0; i < stride; ++i) start[r * stride + i] = !given ? absent : i < c ? from[scalar ? 0 : i] : absent;
+        for (int64_t i = 0; i < stride; ++i) {
+            start[r * stride + slot_of<T>(i)] = !given ? absent : i < c ? from[scalar ? 0 : i] : absent;
+        }
     }
     space += rows * stride;
     return {start, rows > 1 ? stride : 0};
 }
 
-struct Whole {  // vector
+struct Whole {  // group of channels
     static constexpr bool part = false;
 };
 struct Part {  // of one
@@ -159,10 +210,11 @@ static void pixels(const NoiseBiasActCall& call, const E& shared, const Pieces& 
                    typename E::S* space) {
     typedef typename E::S S;
     typedef typename E::V V;
-    const int64_t n = call.n, c = call.c, p = call.p, width = lanes<V>(), whole = c / width * width;
+    typedef typename E::Stored T;
+    const int64_t n = call.n, c = call.c, p = call.p, width = Group<T>::size, whole = c / width * width;
     const bool strength_is_scalar = !call.strength_per_channel;
     auto small = [&](const void* given, bool per_sample, bool scalar, S absent) {
-        return padded<S>(given, per_sample, scalar, absent, n, c, pieces.stride, space);
+        return padded<T, S>(given, per_sample, scalar, absent, n, c, pieces.stride, space);
     };
     const Rows<S> scale = small(call.scale, true, false, 1);
     const Rows<S> strength = small(call.strength, false, strength_is_scalar, 1);
@@ -191,17 +243,21 @@ static void pixels(const NoiseBiasActCall& call, const E& shared, const Pieces& 
             const int64_t at = (sample * p + position) * c;
             const V here = all<V>(field ? field[position] : S(0));
             auto channels_from = [&](auto extent, int64_t j) {
-                Small<V> s = {load(a + j), load(k + j), load(b + j), load(t + j), here};
-                Small<V> g = {load(ga + j), load(gk + j), load(gb + j), load(gt + j), here};
-                Sums<V> d;
-                element.template at<decltype(extent)::part>(at + j, c - j, s, g, d);
-                S* row = sums + j;
-                if constexpr (E::SUMS >= 1) store(row, load(row) + d.bias);
-                if constexpr (E::SUMS >= 2) store(row + pieces.stride, load(row + pieces.stride) + d.strength);
-                if constexpr (E::SUMS == 4) {
-                    store(row + 2 * pieces.stride, load(row + 2 * pieces.stride) + d.scale);
-                    store(row + 3 * pieces.stride, load(row + 3 * pieces.stride) + d.post);
-                }
+                auto tensors = [&](int vector, Small<V>& s, Small<V>& g) {
+                    const int64_t i = j + vector * lanes<V>();
+                    s = {load(a + i), load(k + i), load(b + i), load(t + i), here};
+                    g = {load(ga + i), load(gk + i), load(gb + i), load(gt + i), here};
+                };
+                auto add = [&](int vector, const Sums<V>& d) {
+                    S* row = sums + j + vector * lanes<V>();
+                    if constexpr (E::SUMS >= 1) store(row, load(row) + d.bias);
+                    if constexpr (E::SUMS >= 2) store(row + pieces.stride, load(row + pieces.stride) + d.strength);
+                    if constexpr (E::SUMS == 4) {
+                        store(row + 2 * pieces.stride, load(row + 2 * pieces.stride) + d.scale);
+                        store(row + 3 * pieces.stride, load(row + 3 * pieces.stride) + d.post);
+                    }
+                };
+                element.template at_group<decltype(extent)::part>(at + j, c - j, tensors, add);
             };
             for (int64_t j = 0; j < whole; j += width) channels_from(Whole{}, j);
             if (whole < c) channels_from(Part{}, whole);
@@ -268,16 +324,22 @@ static void planes(const NoiseBiasActCall& call, const E& shared, const Pieces& 
 }
 
 // Adds up the pieces' sums, [N, pieces, SUMS, stride], into the gradients that were asked for.
-template <int SUMS, class S>
+template <class T, int SUMS, class S>
 static void finish(const NoiseBiasActCall& call, const Pieces& pieces, const S* partial) {
     const int64_t n = call.n, c = call.c;
     const int block = 64;  // channels at a time, added up in double precision
     auto add = [&](int which, int64_t first, int64_t last, int64_t channel, double* total) {
         const int64_t width = c - channel < block ? c - channel : block;
-        for (int64_t j = 0; j < width; ++j) total[j] = 0;
+        for (int64_t j = 0; j < block; ++j) total[j] = 0;
         for (int64_t piece = first; piece < last; ++piece) {
             const S* from = partial + (piece * SUMS + which) * pieces.stride + channel;
-            for (int64_t j = 0; j < width; ++j) total[j] += from[j];
+            const int64_t there = pieces.stride - channel < block ? pieces.stride - channel : block;
+            for (int64_t j = 0; j < there; ++j) total[j] += from[j];
+        }
+        if (call.pixels && Group<T>::vectors > 1) {  // out of the order of groups
+            double ordered[block];
+            for (int64_t j = 0; j < width; ++j) ordered[j] = total[slot_of<T>(j)];
+            for (int64_t j = 0; j < width; ++j) total[j] = ordered[j];
         }
         return width;
     };
@@ -325,7 +387,7 @@ static void run(const NoiseBiasActCall& call) {
     } else {
         planes(call, element, pieces, partial);
     }
-    if constexpr (E::SUMS > 0) finish<E::SUMS>(call, pieces, partial);
+    if constexpr (E::SUMS > 0) finish<T, E::SUMS>(call, pieces, partial);
 }
 
 template <Pass PASS, Act ACT>

@@ -14,6 +14,10 @@ FASTGAN_INLINE V all(S value) {
     return V(value);
 }
 template <class V>
+FASTGAN_INLINE V minimum(V a, V b) {
+    return a < b ? a : b;
+}
+template <class V>
 FASTGAN_INLINE V maximum(V a, V b) {
     return a > b ? a : b;
 }

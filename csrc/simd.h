@@ -247,6 +247,75 @@ inline void stream_fence() {
 #endif
 }
 
+// Groups ------------------------------------------------------------------------------------------------------------
+// What a loop over channels takes at once: one vector, but two for bf16. A register of bf16 pairs is two vectors of
+// floats after one shift and one mask, and becomes one again as cheaply, if the first is to hold the even elements and
+// the second the odd ones. So channels have an order within a group; whatever goes with them must be laid out in it.
+
+template <class T>
+struct Group {
+    typedef typename Arithmetic<T>::Vector V;
+    static constexpr int vectors = 1;
+    static constexpr int size = lanes<V>();
+    static int slot(int channel) { return channel; }  // where a channel of the group stands
+    V v[vectors];
+};
+
+template <class T>
+inline Group<T> load_group(const T* p) {
+    return {{load(p)}};
+}
+template <class T>
+inline void store_group(T* p, const Group<T>& g) {
+    store(p, g.v[0]);
+}
+template <class T>
+inline void stream_group(T* p, const Group<T>& g) {
+    stream(p, g.v[0]);
+}
+
+template <>
+struct Group<BFloat16> {
+    static constexpr int vectors = 2;
+    static constexpr int size = 2 * lanes<VFloat>();
+    static int slot(int channel) { return channel % 2 * lanes<VFloat>() + channel / 2; }
+    VFloat v[vectors];
+};
+
+inline Group<BFloat16> load_group(const BFloat16* p) {
+    VUint pairs;
+    memcpy(&pairs, p, sizeof pairs);
+    return {{(VFloat)(pairs << 16), (VFloat)(pairs & 0xffff0000u)}};
+}
+
+inline VUint rounded_to_bfloat16(VFloat f) {  // in the upper half; a NaN is left as it is
+    VUint bits = (VUint)f;
+    VUint up = 0x7fff + ((bits >> 16) & 1);
+    return bits + (up & (VUint)(f == f));
+}
+
+inline VUint pairs_of(const Group<BFloat16>& g) {
+    return (rounded_to_bfloat16(g.v[0]) >> 16) | (rounded_to_bfloat16(g.v[1]) & 0xffff0000u);
+}
+inline void store_group(BFloat16* p, const Group<BFloat16>& g) {
+    VUint pairs = pairs_of(g);
+    memcpy(p, &pairs, sizeof pairs);
+}
+inline void stream_group(BFloat16* p, const Group<BFloat16>& g) { stream_bytes(p, (VFloat)pairs_of(g)); }
+
+template <class T>
+inline Group<T> load_group_n(const T* p, int64_t n) {
+    alignas(VECTOR_BYTES) T row[Group<T>::size] = {};
+    memcpy(row, p, n * sizeof(T));
+    return load_group((const T*)row);
+}
+template <class T>
+inline void store_group_n(T* p, const Group<T>& g, int64_t n) {
+    alignas(VECTOR_BYTES) T row[Group<T>::size];
+    store_group((T*)row, g);
+    memcpy(p, row, n * sizeof(T));
+}
+
 // Functions ---------------------------------------------------------------------------------------------------------
 
 template <class V>

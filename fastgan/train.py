@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         given = configuration.parse(argv)  # before torch is imported, so that --help is quick
         process.keep_freed_memory()
-        process.let_idle_threads_sleep()
+        process.let_idle_threads_sleep_soon()
         from fastgan.training import loop
 
         if given.output.resume is None:

@@ -82,7 +82,7 @@ class DataOptions:
 class TrainingOptions:
     """How to learn. "auto" is what suits the architecture."""
 
-    images: int = 60_000
+    images: int = 50_000
     """Length of the training: how many real images are shown to the critic, all in all."""
     batch: int = 32
     """Images a step."""

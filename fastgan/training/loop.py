@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -169,8 +168,7 @@ def train(config: Config, header: checkpoint.Header | None = None) -> int:
 
 
 def _threads(count: int, why: str) -> str:
-    idle = os.environ.get("OMP_WAIT_POLICY", "OpenMP's default")
-    return f"{count} CPU thread{'s' * (count > 1)} ({why}; wait policy {idle})"
+    return f"{count} CPU thread{'s' * (count > 1)} ({why})"
 
 
 def _open_data(config: Config, header: checkpoint.Header | None) -> data.ImageDataset:

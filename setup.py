@@ -162,12 +162,17 @@ def last_line(text: str) -> str:
 # ---- the build ------------------------------------------------------------------------------------------------------
 
 
+def available_cores() -> int:
+    """Processors that this process may use; where the system does not tell (macOS, Windows), all there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Build:
     """One build: looks around, compiles what can be compiled, and holds the record of it."""
 
     def __init__(self, folder: Path):
         self.folder = folder  # of objects, relative to the repository root; kept, so that a second build is quick
-        self.jobs = int(os.environ.get("MAX_JOBS") or len(os.sched_getaffinity(0)))
+        self.jobs = int(os.environ.get("MAX_JOBS") or available_cores())
         self.record = {
             "abi": ABI,
             "python": platform.python_version(),

@@ -94,7 +94,7 @@ FASTGAN_INLINE Curve<V> curve(V u, Shape<V> shape) {
         f.second = flat * (two + u * (one - s - s));
     } else {  // softplus
         V s = one / (one + exponential(-u));
-        f.value = maximum(u, zero) + log_one_plus(exponential(-absolute(u)));
+        f.value = maximum(zero, u) + log_one_plus(exponential(-absolute(u)));
         f.first = s;
         f.second = s * (one - s);
     }
@@ -123,14 +123,7 @@ FASTGAN_INLINE V slope_from_output(V y, Shape<V> shape) {
         first = y > 0 ? shape.gain : shape.gain_below;
     } else {
         const V a = y * shape.inverse_gain, one = all<V>(1);
-        if constexpr (ACT == Act::tanh) {
-            first = one - a * a;
-        } else if constexpr (ACT == Act::sigmoid) {
-            first = a * (one - a);
-        } else {  // softplus: sigmoid(u) = 1 - exp(-softplus(u))
-            first = one - exponential(-a);
-        }
-        first = first * shape.gain;
+        first = (ACT == Act::tanh ? one - a * a : a * (one - a)) * shape.gain;  // else sigmoid
     }
     return absolute(y) < shape.clamp ? first : all<V>(0);
 }

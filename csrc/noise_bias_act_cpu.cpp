@@ -406,10 +406,11 @@ static void for_act(const NoiseBiasActCall& call) {
         case Act::piecewise_linear: return for_dtype<PASS, Act::piecewise_linear>(call);
         case Act::tanh: return for_dtype<PASS, Act::tanh>(call);
         case Act::sigmoid: return for_dtype<PASS, Act::sigmoid>(call);
-        case Act::silu:
-            if constexpr (PASS != Pass::backward_from_output_full) return for_dtype<PASS, Act::silu>(call);
-            return;  // not monotonic: there is no derivative from the output
-        case Act::softplus: return for_dtype<PASS, Act::softplus>(call);
+        default: break;
+    }
+    if constexpr (PASS != Pass::backward_from_output_full) {  // the derivatives of these two are told from x
+        if (call.act == Act::silu) return for_dtype<PASS, Act::silu>(call);
+        if (call.act == Act::softplus) return for_dtype<PASS, Act::softplus>(call);
     }
 }
 

@@ -199,7 +199,7 @@ struct Element {
                 if constexpr (PASS == Pass::forward) {
                     out.v[v] = gpu::from<T>(gpu_values::forward<ACT, true>(gpu::to<S>(a.v[v]), s, shape));
                 } else if constexpr (PASS == Pass::backward_from_output) {
-                    if constexpr (ACT != Act::silu) {  // not monotonic: its derivative is not a function of its value
+                    if constexpr (ACT != Act::silu && ACT != Act::softplus) {  // those two are told from x
                         out.v[v] = gpu::from<T>(gpu_values::backward_from_output<ACT>(
                             gpu::to<S>(a.v[v]), gpu::to<S>(b.v[v]), s.noise, shape, d));
                     }

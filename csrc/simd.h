@@ -331,7 +331,7 @@ inline VDouble absolute(VDouble a) { return (VDouble)((VLong)a & 0x7ffffffffffff
 
 // exp to 1 ulp or so, saturating instead of overflowing: 2^n * exp(r), |r| <= ln(2)/2, coefficients as in Cephes expf.
 inline VFloat exponential(VFloat x) {
-    x = minimum(maximum(x, all<VFloat>(-87.3f)), all<VFloat>(88.3f));
+    x = minimum(all<VFloat>(88.3f), maximum(all<VFloat>(-87.3f), x));  // a NaN stays one
     VFloat n = x * 1.44269504088896341f + 12582912.0f - 12582912.0f;  // rounds to an integer
     VFloat r = x - n * 0.693359375f + n * 2.12194440e-4f;
     VFloat p = all<VFloat>(1.9875691500e-4f);

@@ -12,15 +12,20 @@ from importlib import metadata
 import torch
 
 import fastgan
+from fastgan.errors import UserError
 
 try:
     import fastgan_kernels  # noqa: F401
     from fastgan.ops import backends
     from fastgan_kernels import extension
+
+    mistake = None
 except ModuleNotFoundError as error:
     if error.name != "fastgan_kernels":
         raise
-    extension = None
+    mistake = "fastgan_kernels is not installed: run `pip install .` in the repository"
+except UserError as error:  # in FASTGAN_BACKEND
+    mistake = str(error)
 
 
 def examine() -> dict:
@@ -184,8 +189,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m fastgan.doctor", description=__doc__.split(": ", 1)[1])
     parser.add_argument("--json", action="store_true", help="print the same as JSON")
     arguments = parser.parse_args()
-    if extension is None:
-        print("error: fastgan_kernels is not installed: run `pip install .` in the repository", file=sys.stderr)
+    if mistake:
+        print(f"error: {mistake}", file=sys.stderr)
         return 2
     found = examine()
     print(json.dumps(found, indent=1) if arguments.json else describe(found))

@@ -198,6 +198,8 @@ class ModulatedConv2d(nn.Module):
             raise ValueError(f"ModulatedConv2d: kernel_size is {kernel_size}, must be odd")
         if up not in (1, 2):
             raise ValueError(f"ModulatedConv2d: up is {up}, must be 1 or 2")
+        if up == 2 and kernel_size > 5:
+            raise ValueError(f"ModulatedConv2d: kernel_size is {kernel_size}, must be 1, 3 or 5 with up=2")
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel_size, kernel_size))
         # Demodulation cancels this factor; it keeps the convolution's own result in the range of 16-bit floats.
         self.weight_gain = 1 / math.sqrt(in_channels * kernel_size**2)
@@ -252,6 +254,8 @@ class MinibatchStddev(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] to [N, C + features, H, W]."""
         n, c, h, w = x.shape
+        if c % self.features:
+            raise ValueError(f"MinibatchStddev: {c} channels cannot be split among {self.features} features")
         group = min(self.group_size, n)
         if n % group:
             raise ValueError(f"MinibatchStddev: a batch of {n} is not a multiple of the group size {group}")

@@ -81,11 +81,9 @@ def _slope_from_output(y, slope, gain, clamp, ACT: tl.constexpr):
         a = y / gain
         if ACT == "tanh":
             first = gain * (1.0 - a * a)
-        elif ACT == "sigmoid":
-            first = gain * (a * (1.0 - a))
         else:
-            tl.static_assert(ACT == "softplus")  # sigmoid(u) = 1 - exp(-softplus(u))
-            first = gain * (1.0 - tl.exp(-a))
+            tl.static_assert(ACT == "sigmoid")  # the others are told from x
+            first = gain * (a * (1.0 - a))
     return tl.where(tl.abs(y) < clamp, first, 0.0)
 
 

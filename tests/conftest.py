@@ -1,9 +1,21 @@
 """What all tests share."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 
 from tests import backends
+
+# On a machine with torch and pytest alone, the operations are tested all the same.
+NEEDS = {
+    "hypothesis": ["test_noise_bias_act_any.py", "test_data.py"],
+    "tyro": ["test_checkpoint.py", "test_command_line.py", "test_training.py"],
+    "safetensors": ["test_checkpoint.py", "test_command_line.py", "test_training.py"],
+    "PIL": ["test_checkpoint.py", "test_command_line.py", "test_training.py", "test_data.py"],
+    "matplotlib": ["test_data.py", "test_training.py"],
+}
+collect_ignore = sorted({file for module, files in NEEDS.items() if find_spec(module) is None for file in files})
 
 
 @pytest.fixture(params=backends.NAMES)

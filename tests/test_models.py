@@ -81,6 +81,11 @@ class TestStyleGAN2:
         mean = generator.synthesis(generator.mapping.w_avg.expand(1, generator.num_ws, -1), "none")
         torch.testing.assert_close(images[:1], mean)
 
+    def test_truncation_works_under_autocast(self):
+        config, generator, _ = build("stylegan2")
+        with torch.autocast("cpu", torch.bfloat16):
+            assert generator(torch.randn(2, config.z_dim), truncation=0.7).isfinite().all()
+
     def test_mixing_changes_later_layers_only(self):
         config, generator, _ = build("stylegan2")
         z = torch.randn(64, config.z_dim)

@@ -9,8 +9,6 @@ from typing import NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from fastgan.ops import BackendUnavailable, noise_bias_act, use_backend
 from fastgan.ops.noise_bias_act import ACTIVATIONS
@@ -49,6 +47,7 @@ def _cases():
         yield Case(layout=layout, scalar_strength=False, parts=("noise", "strength", "bias"), act="tanh")
         yield Case(layout=layout, shared_noise=True)
         yield Case(layout=layout, clamp=1.5, gain=0.7)
+        yield Case(layout=layout, clamp=0.7, parts=("bias",))  # not a number of 16 bits: rounded like the output
         yield Case(layout=layout, gain=-1.0, parts=("bias",))
         awkward = ((1, 1, 1, 1), (3, 5, 1, 1), (2, 3, 33, 17), (1, 1, 9, 31), (0, 4, 3, 3), (2, 4, 0, 3), (2, 37, 4, 4))
         for shape in awkward:
@@ -284,41 +283,49 @@ def test_emulated_results_do_not_depend_on_the_order_of_threads(order, monkeypat
         assert all(torch.equal(a, b) for a, b in zip(*results[-2:], strict=True))
 
 
-@settings(max_examples=60, deadline=None)
-@given(data=st.data())
-def test_any_shape_stride_and_dtype_gives_what_the_specification_gives(data):
-    shape = data.draw(st.lists(st.integers(0, 9), min_size=2, max_size=5))
-    dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64]))
-    order = data.draw(st.permutations(range(len(shape))))
-    steps = data.draw(st.lists(st.integers(1, 2), min_size=len(shape), max_size=len(shape)))
-    act = data.draw(st.sampled_from(ACTIVATIONS))
-    inverse = [order.index(i) for i in range(len(shape))]
-    x = torch.randn([shape[i] * steps[i] for i in order]).to(dtype).permute(inverse)
-    x = x[tuple(slice(None, None, step) for step in steps)]
-    assert list(x.shape) == shape
-    bias, post = torch.randn(shape[1]), torch.randn(shape[0], shape[1])
-    results = []
-    for name in ("torch", "cpp,torch"):
-        with use_backend(name):
-            leaf = x.detach().requires_grad_()
-            y = noise_bias_act(leaf, bias=bias, post=post, act=act)
-            (dx,) = torch.autograd.grad(y, leaf, torch.ones_like(y))
-            results.append((y.detach(), dx))
-    (y, dx), (other, other_dx) = results
-    tolerance = 8 * torch.finfo(dtype).eps
-    torch.testing.assert_close(other, y, rtol=tolerance, atol=tolerance)
-    torch.testing.assert_close(other_dx, dx, rtol=tolerance, atol=tolerance)
+@pytest.mark.parametrize("act", ACTIVATIONS)
+@pytest.mark.parametrize("parts", [PARTS, ("bias",)], ids="+".join)
+def test_cotangents_need_not_be_dense(backend, act, parts):
+    """A penalty on sums or transposes of gradients hands these over: stride 0, or the other way round."""
+    x, small = make(Case(parts=parts, act=act), torch.float64, backends.device(backend))
+    names = [name for name in small if name != "noise"]
+    inputs = [x.requires_grad_(), *(small[name].requires_grad_() for name in names)]
+
+    def second():
+        y = noise_bias_act(x, **small, act=act)
+        first = torch.autograd.grad(y.square().sum(), inputs, create_graph=True)
+        product = sum(g.t().reshape(-1).sum() if g.dim() == 2 else g.sum() for g in first) + first[0].square().sum()
+        return torch.autograd.grad(product, inputs)
+
+    got = second()
+    with backends.forced("torch"):
+        expected = second()
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("act", ACTIVATIONS)
+@pytest.mark.parametrize("parts", [PARTS, ("bias",)], ids="+".join)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nan_stays_nan(backend, act, parts, dtype):
+    x, small = make(Case(parts=parts, act=act, clamp=1.0), dtype, backends.device(backend))
+    x[0, 3, 2, 1] = math.nan
+    y = noise_bias_act(x, **small, act=act, clamp=1.0)
+    assert y.isnan().sum() == 1 and y[0, 3, 2, 1].isnan()
 
 
 class TestUnderTorchCompile:
     @pytest.mark.parametrize("name", ["torch", "cpp"])
     @pytest.mark.parametrize("parts", [PARTS, ("bias",)], ids="+".join)
-    def test_forward_and_backward_are_one_graph(self, name, parts):
+    @pytest.mark.parametrize("x_is_learned", [True, False])
+    def test_forward_and_backward_are_one_graph(self, name, parts, x_is_learned):
         if name == "cpp" and backends.why_not("cpp-baseline"):
             pytest.skip(backends.why_not("cpp-baseline"))
         x, small = make(Case(parts=parts), torch.float32, "cpu")
-        x.requires_grad_()
-        inputs = [x, *(t.requires_grad_() for part, t in small.items() if part != "noise")]
+        inputs = [
+            *([x.requires_grad_()] if x_is_learned else []),
+            *(t.requires_grad_() for part, t in small.items() if part != "noise"),
+        ]
         compiled = torch.compile(noise_bias_act, fullgraph=True, backend="aot_eager")
         with use_backend(name):
             expected = noise_bias_act(x, **small)

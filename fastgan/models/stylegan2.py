@@ -149,7 +149,7 @@ class Generator(nn.Module):
             cutoff = torch.where(torch.rand(len(z), 1, device=z.device) < style_mixing, cutoff, self.num_ws)
             ws = torch.where((layer < cutoff)[:, :, None], ws, other)
         if truncation != 1:
-            ws = self.mapping.w_avg.lerp(ws, truncation)
+            ws = self.mapping.w_avg.lerp(ws.to(self.mapping.w_avg.dtype), truncation)
         return self.synthesis(ws, noise)
 
 

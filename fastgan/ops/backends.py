@@ -16,6 +16,7 @@ from functools import cache
 import torch
 
 import fastgan_kernels
+from fastgan.errors import UserError
 
 OPERATIONS = ("noise_bias_act",)
 
@@ -27,7 +28,7 @@ PREFERENCE = {
 ANY_DEVICE = ("torch",)
 
 
-class BackendUnavailable(RuntimeError):
+class BackendUnavailable(UserError):
     """None of the backends asked for can serve an operation on this device; the message names each reason."""
 
 
@@ -43,9 +44,15 @@ def _parse(names: str | Sequence[str]) -> tuple[str, ...]:
     return chosen
 
 
-_from_environment = _parse(os.environ["FASTGAN_BACKEND"]) if os.environ.get("FASTGAN_BACKEND") else None
-_forced: ContextVar[tuple[str, ...] | None] = ContextVar("fastgan_backend", default=_from_environment)
-_seen_by_compiler = _from_environment  # the same: torch.compile cannot read a context variable
+def _from_environment() -> tuple[str, ...] | None:
+    try:
+        return _parse(os.environ["FASTGAN_BACKEND"]) if os.environ.get("FASTGAN_BACKEND") else None
+    except ValueError as error:
+        raise UserError(f"FASTGAN_BACKEND={os.environ['FASTGAN_BACKEND']}: {error}") from None
+
+
+_seen_by_compiler = _from_environment()  # the same as below: torch.compile cannot read a context variable
+_forced: ContextVar[tuple[str, ...] | None] = ContextVar("fastgan_backend", default=_seen_by_compiler)
 
 
 @contextmanager

@@ -168,7 +168,8 @@ def _launch_forward(operation, backend, options, inputs) -> Tensor:
 def _run_backward(operation, backend, options, needs, grad, kept) -> Tensors:
     if torch.compiler.is_compiling():
         found = iter(_operators(operation)[1](grad, kept, needs, *options, backend))
-        return [next(found) if need else None for need in needs]
+        # The gradient of the first input is always made.
+        return [next(found) if need or i == 0 else None for i, need in enumerate(needs)]
     return _launch_backward(operation, backend, options, needs, grad, kept)
 
 

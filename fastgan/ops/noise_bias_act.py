@@ -10,6 +10,7 @@ weights).
 """
 
 import math
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -26,7 +27,8 @@ _SLOPES = {"linear": 1.0, "relu": 0.0}
 _PIECEWISE_LINEAR = ("linear", "relu", "lrelu")
 ACTIVATIONS = ("linear", "relu", "lrelu", "tanh", "sigmoid", "silu", "softplus")
 # Where the derivative can be had from the output: the next layer keeps that anyway, so the input need not be kept.
-_FROM_OUTPUT = ("linear", "relu", "lrelu", "tanh", "sigmoid", "softplus")
+# (Softplus would be 1 - exp(-y): nothing but rounding far below zero.)
+_FROM_OUTPUT = ("linear", "relu", "lrelu", "tanh", "sigmoid")
 
 
 class Options(NamedTuple):
@@ -77,7 +79,7 @@ def noise_bias_act(
     """
     _check_options(act, slope, gain, clamp)
     inputs = _check_tensors(x, noise, strength, bias, scale, post)
-    clamp = math.inf if clamp is None else float(clamp)
+    clamp = math.inf if clamp is None else _rounded(float(clamp), x.dtype)
     if act in _SLOPES:
         act, slope = "lrelu", _SLOPES[act]
     options = Options(act, float(slope), float(gain), clamp)
@@ -85,6 +87,15 @@ def noise_bias_act(
     if noise is not None and noise.requires_grad:
         backend = "torch"
     return NoiseBiasAct.apply(backend, inputs, options)
+
+
+@cache
+def _rounded(clamp: float, dtype: torch.dtype) -> float:
+    """The limit as the output can hold it: whether a value was limited is read off the output."""
+    return torch.tensor(clamp, dtype=dtype).item()
+
+
+_rounded._dynamo_marked_constant = True  # see fastgan.ops.backends
 
 
 def _check_options(act: str, slope: float, gain: float, clamp: float | None) -> None:
@@ -242,6 +253,8 @@ class NoiseBiasAct(FusedOperation):
         ddy, *sums = NoiseBiasAct.allocate_grads(like, (like, *small), options, (True, *needs[2:]))
         dx = None if from_output else torch.empty_like(ddy)
         grad, gx = dense_like(grad, ddy), dense_like(gx, ddy)
+        # What is summed up or transposed behind a backward pass hands its gradient over expanded or strided.
+        gsums = [None if g is None else to_arithmetic(g).contiguous() for g in gsums]
         launchers.double_backward(
             _view(ddy, *small, *gsums[2:]), ddy, dx, *sums[1:], grad, grad if reference is None else reference,
             from_output, *small, gx, *gsums, *options,
@@ -304,7 +317,5 @@ def _slope_from_output(y: Tensor | None, options: Options) -> Tensor | float:
             slope = 1 - a.square()
         case "sigmoid":
             slope = a * (1 - a)
-        case "softplus":
-            slope = -torch.expm1(-a)
     slope = slope * options.gain
     return slope if options.clamp == math.inf else torch.where(y.abs() < options.clamp, slope, 0.0)

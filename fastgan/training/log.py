@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastgan.errors import UserError
 from fastgan.training.files import write_atomically
@@ -63,23 +65,31 @@ class Log:
     def write(self, step: int, images: int, values: dict[str, float]) -> None:
         """Append the numbers of `step`. Raises UserError, naming the file, if it cannot be written."""
         line = {"step": step, "images": images} | {name: _short(value) for name, value in values.items()}
-        try:
+        with self._named():
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
-        except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error
-        if self._tensorboard is not None:
-            for name, value in values.items():
-                self._tensorboard.add_scalar(name, value, step)
+            if self._tensorboard is not None:
+                for name, value in values.items():
+                    self._tensorboard.add_scalar(name, value, step)
 
     def sync(self) -> None:
         """Flush to the disk: called before a checkpoint, which must never know more than the log does."""
-        os.fsync(self._file.fileno())
+        with self._named():
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self._file.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
+        with self._named():
+            self._file.close()
+            if self._tensorboard is not None:
+                self._tensorboard.close()
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """What the system refuses becomes one line that names the place."""
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"cannot write the logs in {self.path.parent}: {error.strerror or error}") from error
 
     def _truncate(self, step: int) -> None:
         content = self.path.read_bytes()
@@ -96,6 +106,17 @@ def require_finite(means: dict[str, float], images: int, saved: str) -> None:
             f"training has diverged: {broken[0]} is {means[broken[0]]} after {images:,} images; {saved}; "
             "try a lower --lr-g and --lr-d or a higher --r1-gamma"
         )
+
+
+def require_finite_weights(generator: nn.Module, critic: nn.Module, saved: str) -> None:
+    """Raise UserError if a weight is NaN or infinite: such a state must not take the place of a good one."""
+    for name, network in (("generator", generator), ("critic", critic)):
+        norms = torch.stack(torch._foreach_norm(list(network.parameters())))
+        if not norms.isfinite().all():
+            raise UserError(
+                f"training has diverged: weights of the {name} are not finite; {saved}; "
+                "try a lower --lr-g and --lr-d or a higher --r1-gamma"
+            )
 
 
 def _is_up_to(line: bytes, step: int) -> bool:

@@ -18,12 +18,13 @@ from tqdm import tqdm
 from fastgan import data, models
 from fastgan.errors import UserError
 from fastgan.losses import OBJECTIVES, critic_with_grad_norm
+from fastgan.ops import backends
 from fastgan.training import checkpoint, precision, process
 from fastgan.training.config import Config, TrainingOptions, to_dict
 from fastgan.training.ema import Average, decay
 from fastgan.training.files import write_atomically
 from fastgan.training.grid import Section, draw_grid, save_png
-from fastgan.training.log import Averages, Log, require_finite
+from fastgan.training.log import Averages, Log, require_finite, require_finite_weights
 from fastgan.training.sampling import draw, latents
 
 GRID_COLUMNS = 12
@@ -48,6 +49,8 @@ def train(config: Config, header: checkpoint.Header | None = None) -> int:
     state = _new_state(model, options, device)
     if header:
         checkpoint.restore(header, state)
+    for operation in backends.OPERATIONS:  # FASTGAN_BACKEND may name none that can serve
+        backends.choose(operation, device.type)
     run = header.path.parent if header else _new_run_folder(config)
     write_atomically(run / "config.json", json.dumps(to_dict(config), indent=2).encode())
     print(f"data       {dataset.describe()}")
@@ -66,6 +69,7 @@ def train(config: Config, header: checkpoint.Header | None = None) -> int:
     averages = Averages()
 
     def save() -> None:
+        require_finite_weights(generator, critic, f"{run / checkpoint.FILE_NAME} is kept as it was")
         checkpoint.save(run / checkpoint.FILE_NAME, state, config, model, summary)
 
     log_time, log_step = time.perf_counter(), state.step

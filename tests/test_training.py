@@ -83,8 +83,9 @@ def test_amp_on_a_cpu_is_bf16_where_there_are_instructions_for_it(monkeypatch, f
 
 
 def test_lazy_regularisation_corrects_the_critics_optimizer():
-    options = configuration.resolve(configuration.Config()).training
-    model = loop._model_config(configuration.Config(), 10)
+    config = configuration.resolve(configuration.Config())
+    options = config.training
+    model = loop._model_config(config, 10)
     state = loop._new_state(model, options, torch.device("cpu"))
     share = options.r1_interval / (options.r1_interval + 1)
     (group,) = state.optimizer_d.param_groups

@@ -74,7 +74,8 @@ def _calls():
         for dtype, act in ((torch.bfloat16, "lrelu"), (torch.float32, "softplus")):
             yield Call("forward", layout, dtype, act)
             yield Call("backward", layout, dtype, act)
-            yield Call("backward", layout, dtype, act, parts=("bias",), from_output=True)
+            from_output = act if act == "lrelu" else "sigmoid"  # softplus keeps its input
+            yield Call("backward", layout, dtype, from_output, parts=("bias",), from_output=True)
             yield Call("double_backward", layout, dtype, act)
         yield Call("double_backward", layout, torch.bfloat16, parts=NOISY, from_output=True)
         yield Call("double_backward", layout, torch.float16, "silu", per_channel=True)

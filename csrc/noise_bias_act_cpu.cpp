@@ -414,7 +414,7 @@ static void for_act(const NoiseBiasActCall& call) {
     }
 }
 
-// The entry points, in fastgan::noise_bias_act_NAME of cpu.cpp through a table.
+// The entry points: FASTGAN_CPU_ENTRY of cpu.h calls those of the instruction set in use.
 
 void noise_bias_act_forward(const NoiseBiasActCall& call) {
     const bool full = call.noise || call.scale || call.post;

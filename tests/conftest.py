@@ -33,3 +33,21 @@ def unwritten_is_nan():
     assert torch.utils.deterministic.fill_uninitialized_memory
     yield
     torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture(scope="module")
+def one_cache(tmp_path_factory):
+    """The trainings of a module share a cache of their own, and leave the number of threads as it was."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTGAN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        threads = torch.get_num_threads()
+        yield
+        torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A few labelled images to train on."""
+    from tests.tiny_run import make_folder  # needs what a machine with torch and pytest alone lacks
+
+    return make_folder(tmp_path_factory.mktemp("data") / "images")

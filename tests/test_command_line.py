@@ -13,22 +13,10 @@ from fastgan.generate import main as generate
 from fastgan.generate import parse_classes, parse_seeds
 from fastgan.train import main
 from fastgan.training import config as configuration
-from tests.tiny_run import WIDTHS, arguments, make_folder
+from tests.tiny_run import WIDTHS, arguments
 from tests.tiny_run import train as train_tiny
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FASTGAN_CACHE", str(tmp_path_factory.mktemp("cache")))
-        threads = torch.get_num_threads()
-        yield
-        torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return make_folder(tmp_path_factory.mktemp("data") / "images")
+pytestmark = pytest.mark.usefixtures("one_cache")
 
 
 @pytest.fixture(scope="module")

@@ -16,21 +16,9 @@ from fastgan.training import loop, precision, process
 from fastgan.training.ema import Average, decay
 from fastgan.training.grid import Section, draw_grid
 from fastgan.training.log import Averages, require_finite
-from tests.tiny_run import IMAGES, arguments, assert_same_checkpoint, log_lines, make_folder, start, train, wait_for
+from tests.tiny_run import IMAGES, arguments, assert_same_checkpoint, log_lines, start, train, wait_for
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FASTGAN_CACHE", str(tmp_path_factory.mktemp("cache")))
-        threads = torch.get_num_threads()
-        yield
-        torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return make_folder(tmp_path_factory.mktemp("data") / "images")
+pytestmark = pytest.mark.usefixtures("one_cache")
 
 
 def test_half_life_of_the_average():

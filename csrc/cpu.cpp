@@ -28,7 +28,8 @@ const std::vector<Variant>& variants() {
 #ifdef FASTGAN_WITH_AVX512
         {Isa::avx512, "avx512",
          FASTGAN_REPORTS("avx512f") && FASTGAN_REPORTS("avx512bw") && FASTGAN_REPORTS("avx512dq") &&
-             FASTGAN_REPORTS("avx512vl") && FASTGAN_REPORTS("fma") && FASTGAN_REPORTS("f16c")},
+             FASTGAN_REPORTS("avx512vl") && FASTGAN_REPORTS("avx512bf16") && FASTGAN_REPORTS("fma") &&
+             FASTGAN_REPORTS("f16c")},
 #endif
     };
     return all;
@@ -81,12 +82,16 @@ std::vector<std::pair<std::string, bool>> cpu_features() {
         {"sse2", true},
         {"avx2", FASTGAN_REPORTS("avx2")},
         {"fma", FASTGAN_REPORTS("fma")},
+#ifdef FASTGAN_WITH_AVX2  // a compiler too old for these instructions does not know their names either
         {"f16c", FASTGAN_REPORTS("f16c")},
+#endif
         {"avx512f", FASTGAN_REPORTS("avx512f")},
         {"avx512bw", FASTGAN_REPORTS("avx512bw")},
         {"avx512dq", FASTGAN_REPORTS("avx512dq")},
         {"avx512vl", FASTGAN_REPORTS("avx512vl")},
+#ifdef FASTGAN_WITH_AVX512
         {"avx512_bf16", FASTGAN_REPORTS("avx512bf16")},
+#endif
 #endif
     };
 }

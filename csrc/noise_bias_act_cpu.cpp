@@ -109,6 +109,7 @@ struct Element {
     inline void at(int64_t i, int64_t count, const Small<V>& s, const Small<V>& g, Sums<V>& sums) const {
         auto get = [&](const T* p) {
             if constexpr (PART) return load_n(p + i, count);
+            fetch(p + i);
             return load(p + i);
         };
         auto put = [&](T* p, V v) {
@@ -136,6 +137,7 @@ struct Element {
     inline void at_group(int64_t i, int64_t count, const Tensors& tensors, const Add& add) const {
         auto get = [&](const T* p) {
             if constexpr (PART) return load_group_n(p + i, count);
+            fetch(p + i);
             return load_group(p + i);
         };
         auto put = [&](T* p, const Group<T>& v) {

@@ -123,17 +123,20 @@ inline VFloat widen(VHalf h, BFloat16) {
 #endif
 }
 
-inline VHalf narrow(VFloat f, BFloat16) {  // round to nearest, ties to even; any NaN becomes the quiet one
+// Rounds to nearest, ties to even; any NaN becomes a quiet one. (AVX-512 flushes subnormal numbers, below 2^-126, to 0.)
+inline VHalf narrow(VFloat f, BFloat16) {
+#if defined(__AVX512F__)
+    return (VHalf)_mm512_cvtneps_pbh((__m512)f);
+#else
     VUint bits = (VUint)f;
     VUint rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     rounded = (f == f) ? rounded : all_bits(0x7fc0u);
-#if defined(__AVX512F__)
-    return (VHalf)_mm512_cvtepi32_epi16((__m512i)rounded);
-#elif defined(__AVX2__)
+#if defined(__AVX2__)
     __m256i packed = _mm256_packus_epi32((__m256i)rounded, (__m256i)rounded);  // within each half of the register
     return (VHalf)_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08));
 #else
     return __builtin_convertvector(rounded, VHalf);
+#endif
 #endif
 }
 
@@ -247,6 +250,12 @@ inline void stream_fence() {
 #endif
 }
 
+// Asks for what a loop that reads on from `p` comes to next: the hardware does not look as far ahead.
+template <class T>
+inline void fetch(const T* p) {
+    __builtin_prefetch((const char*)p + 2048);
+}
+
 // Groups ------------------------------------------------------------------------------------------------------------
 // What a loop over channels takes at once: one vector, but two for bf16. A register of bf16 pairs is two vectors of
 // floats after one shift and one mask, and becomes one again as cheaply, if the first is to hold the even elements and
@@ -295,7 +304,14 @@ inline VUint rounded_to_bfloat16(VFloat f) {  // in the upper half; a NaN is lef
 }
 
 inline VUint pairs_of(const Group<BFloat16>& g) {
+#if defined(__AVX512F__)
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                                           21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    const __m512bh halves = _mm512_cvtne2ps_pbh((__m512)g.v[1], (__m512)g.v[0]);
+    return (VUint)_mm512_permutexvar_epi16(order, (__m512i)halves);
+#else
     return (rounded_to_bfloat16(g.v[0]) >> 16) | (rounded_to_bfloat16(g.v[1]) & 0xffff0000u);
+#endif
 }
 inline void store_group(BFloat16* p, const Group<BFloat16>& g) {
     VUint pairs = pairs_of(g);

@@ -5,11 +5,10 @@
 // A value is a vector of the CPU's instruction set, or one number on a GPU: the lines are the same.
 #pragma once
 
-#include <stdint.h>
+#include "types.h"
 
 namespace fastgan {
 
-enum class Dtype : int { float32, bfloat16, float16, float64 };
 enum class Act : int { piecewise_linear, tanh, sigmoid, silu, softplus };
 
 // One call. Pointers are null where a part is absent (inputs) or not asked for (outputs).

@@ -1,38 +1,7 @@
 // noise_bias_act on the GPU. Two kernels, one a layout, walk memory in its own order, 16 bytes a thread where the sizes
 // allow; what is done at an element is `Element`. The sums of the backward passes are taken in two stages, each in a
 // fixed order: no atomics, the same bits every time.
-#include <cmath>
-
-#include "gpu.h"
-
-#define FASTGAN_INLINE __device__ __forceinline__
-
-namespace gpu_values {  // the functions on one number that the shared arithmetic is written in
-
-template <class V, class S>
-FASTGAN_INLINE V all(S value) {
-    return V(value);
-}
-template <class V>
-FASTGAN_INLINE V minimum(V a, V b) {
-    return a < b ? a : b;
-}
-template <class V>
-FASTGAN_INLINE V maximum(V a, V b) {
-    return a > b ? a : b;
-}
-template <class V>
-FASTGAN_INLINE V absolute(V a) {
-    return a < 0 ? -a : a;
-}
-FASTGAN_INLINE float exponential(float x) { return expf(x); }
-FASTGAN_INLINE double exponential(double x) { return exp(x); }
-FASTGAN_INLINE float log_one_plus(float x) { return log1pf(x); }
-FASTGAN_INLINE double log_one_plus(double x) { return log1p(x); }
-FASTGAN_INLINE float hyperbolic_tangent(float x) { return tanhf(x); }
-FASTGAN_INLINE double hyperbolic_tangent(double x) { return tanh(x); }
-
-}  // namespace gpu_values
+#include "gpu_values.h"
 
 #define FASTGAN_ARITHMETIC gpu_values
 #include "noise_bias_act.h"
@@ -48,15 +17,6 @@ constexpr int BLOCK = 256;
 constexpr int MOST_BLOCKS = 2112;  // 16 for each of an H100's multiprocessors; more work than that is looped over
 constexpr int LEAST_STEPS = 4;     // of a thread: fewer would not pay for its start and for its sums
 
-template <class T>
-struct ArithmeticOf {
-    using type = float;
-};
-template <>
-struct ArithmeticOf<double> {
-    using type = double;
-};
-
 // How the work is cut up, from the shape alone: `wide` threads along the fast dimension, `rows` of them to a block.
 struct Plan {
     int vector, wide, rows;
@@ -70,8 +30,6 @@ inline int power_of_two_from(int64_t size) {
     while (power < size && power < BLOCK) power *= 2;
     return power;
 }
-
-inline int64_t divided(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 inline Plan plan_of(const NoiseBiasActCall& call, int widest) {
     Plan plan;
@@ -95,10 +53,6 @@ inline Plan plan_of(const NoiseBiasActCall& call, int widest) {
     const int64_t step = call.pixels ? plan.rows : int64_t(plan.wide) * plan.vector;
     plan.positions = divided(divided(call.p, plan.per_sample), step) * step;
     return plan;
-}
-
-inline int widest_of(Dtype dtype) {
-    return dtype == Dtype::float32 ? 4 : dtype == Dtype::float64 ? 2 : 8;
 }
 
 template <Act ACT>
@@ -377,8 +331,6 @@ void launch(const NoiseBiasActCall& call, const Plan& plan, void* stream) {
         }
     }
 }
-
-inline bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
 template <Pass PASS, Family FAMILY, class T>
 void for_vector(const NoiseBiasActCall& call, void* stream) {

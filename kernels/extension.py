@@ -71,6 +71,17 @@ def why_not_on_this_card() -> str | None:
     return None
 
 
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}  # as in csrc/types.h
+
+
+def place(x: Tensor, emulated: bool) -> tuple[int, int]:
+    """Device and stream of a call on `x`: -1 and 0 for the CPU, or 0 and 0 for `emulated` CUDA kernels on CPU tensors."""
+    if x.is_cuda:
+        device = x.device.index
+        return device, torch._C._cuda_getCurrentRawStream(device)
+    return (0, 0) if emulated else (-1, 0)
+
+
 def address(tensor: Tensor | None) -> int:
     """Where a tensor's data lies; 0 for an absent one."""
     return 0 if tensor is None else tensor.data_ptr()

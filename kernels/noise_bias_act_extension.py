@@ -9,10 +9,9 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from fastgan_kernels.extension import address, zero
+from fastgan_kernels.extension import DTYPES, address, place, zero
 from fastgan_kernels.signatures import View
 
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 _ACTS = {"lrelu": 0, "tanh": 1, "sigmoid": 2, "silu": 3, "softplus": 4}
 
 
@@ -26,13 +25,8 @@ class Launchers:
 
     def _call(self, view: View, x: Tensor, act: str, slope: float, gain: float, clamp: float) -> tuple:
         """What the bound functions have in common: place, sizes, options and the address of a workspace."""
-        device, stream = -1, 0
-        if x.is_cuda:
-            device = x.device.index
-            stream = torch._C._cuda_getCurrentRawStream(device)
-        elif self._emulated:
-            device = 0
-        dtype = _DTYPES[x.dtype]
+        device, stream = place(x, self._emulated)
+        dtype = DTYPES[x.dtype]
         workspace = torch.empty(self._workspace_bytes(device, *view, dtype), dtype=torch.uint8, device=x.device)
         # The tensor dies when the call returns; the allocator keeps its memory for this stream until then.
         return device, stream, *view, dtype, _ACTS[act], slope, gain, clamp, workspace

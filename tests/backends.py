@@ -7,6 +7,7 @@ CPU (tests/emulation). `triton` runs on a GPU, or on CPU tensors where TRITON_IN
 import os
 from contextlib import contextmanager, nullcontext
 from functools import cache
+from importlib import import_module
 
 import pytest
 import torch
@@ -14,7 +15,6 @@ import torch
 import fastgan_kernels
 from fastgan.ops import use_backend
 from fastgan_kernels import extension
-from fastgan_kernels.noise_bias_act_extension import Launchers
 from tests.emulation import build as emulation
 
 NAMES = ("torch", "cpp-baseline", "cpp-avx2", "cpp-avx512", "emulated", "triton", "cuda")
@@ -34,7 +34,10 @@ def _register_emulation() -> None:
     def why_not(operation, device_type):
         return None if device_type == "cpu" else "serves CPU tensors only"
 
-    launchers = cache(lambda operation: Launchers(emulated_module(), emulated=True))
+    @cache
+    def launchers(operation):
+        return import_module(f"fastgan_kernels.{operation}_extension").Launchers(emulated_module(), emulated=True)
+
     fastgan_kernels.BACKENDS.setdefault("emulated", fastgan_kernels.Backend(why_not, launchers))
 
 

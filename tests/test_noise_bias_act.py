@@ -12,11 +12,10 @@ import torch.nn.functional as F
 
 from fastgan.ops import BackendUnavailable, noise_bias_act, use_backend
 from fastgan.ops.noise_bias_act import ACTIVATIONS
-from tests import backends
-from tests.accuracy import assert_as_good_as_plain
+from tests import backends, table
 from tests.emulation import build as emulation
+from tests.table import DTYPES, arrange
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 PARTS = ("noise", "strength", "bias", "scale", "post")
 
 
@@ -84,19 +83,6 @@ def textbook(x, noise=None, strength=None, bias=None, scale=None, post=None, *, 
     return x if post is None else x * columns(post)
 
 
-def arrange(x, layout):
-    """The same values, elsewhere in memory."""
-    match layout:
-        case "nhwc":
-            return x.contiguous(memory_format=torch.channels_last)
-        case "nchw":
-            return x.contiguous()
-        case "sliced":
-            return torch.stack([x, x], -1)[..., 0]
-        case "expanded":
-            return x[:1].expand(x.shape)
-
-
 def make(case: Case, dtype: torch.dtype, device: str, seed: int = 0):
     """x and the small tensors, exact in `dtype`, and at no point near a jump of the derivative."""
     generator = torch.Generator().manual_seed(seed)
@@ -129,49 +115,22 @@ def make(case: Case, dtype: torch.dtype, device: str, seed: int = 0):
 
 
 def derivatives(function, x, small, dy, seeds):
-    """y, the gradients, and the gradients of a random product with those: of dy and of every input."""
-    inputs = [x, *(t for name, t in small.items() if name != "noise")]
-    inputs = [t.detach().requires_grad_() for t in inputs]
-    named = dict(zip([name for name in small if name != "noise"], inputs[1:], strict=True))
-    if "noise" in small:
-        named["noise"] = small["noise"]
-    dy = dy.detach().requires_grad_()
-    y = function(inputs[0], **named)
-    grads = torch.autograd.grad(y, inputs, dy, create_graph=True)
-    product = sum((g * s.to(g.dtype)).sum() for g, s in zip(grads, seeds, strict=True))
-    second = torch.autograd.grad(product, [dy, *inputs], allow_unused=True)
-    # Where the operation is linear in an input, one implementation gives zero, another nothing.
-    second = [torch.zeros_like(t) if g is None else g for g, t in zip(second, [dy, *inputs], strict=True)]
-    return y, grads, second
+    """Of `table.derivatives`; noise is never differentiated here."""
+    return table.derivatives(function, {"x": x, **small}, dy, seeds, fixed=("noise",))
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_values_and_derivatives_are_as_good_as_plain_pytorch(backend, case, dtype, unwritten_is_nan):
-    device = backends.device(backend)
-    x, small = make(case, dtype, device)
+    x, small = make(case, dtype, backends.device(backend))
     options = {"act": case.act, "gain": case.gain, "clamp": case.clamp}
-    generator = torch.Generator().manual_seed(1)
-    dy = torch.randn(case.shape, generator=generator).to(device, dtype)
-    if case.layout == "nhwc":
-        dy = dy.contiguous(memory_format=torch.channels_last)
-    shapes = [x.shape, *(t.shape for name, t in small.items() if name != "noise")]
-    seeds = [torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes]
-
-    got = derivatives(lambda x, **kw: noise_bias_act(x, **kw, **options), x, small, dy, seeds)
-    wide = {name: t.double() for name, t in small.items()}
-    reference = derivatives(lambda x, **kw: textbook(x, **kw, **options), x.double(), wide, dy.double(), seeds)
-    same = {name: t.to(dtype) for name, t in small.items()}
-    plain = derivatives(lambda x, **kw: textbook(x, **kw, **options), x, same, dy, seeds)
-
-    names = ["x", *(name for name in small if name != "noise")]
-    assert got[0].dtype == dtype
-    assert_as_good_as_plain(got[0], plain[0], reference[0], dtype, "y")
-    for order, where in (("gradient", names), ("second gradient", ["dy", *names])):
-        which = 1 if order == "gradient" else 2
-        for name, *three in zip(where, got[which], plain[which], reference[which], strict=True):
-            summed = x.numel() // max(three[0].numel(), 1) if name not in ("x", "dy") else 0
-            assert_as_good_as_plain(*three, dtype, f"{order} of {name}", summed)
+    table.assert_derivatives_as_good_as_plain(
+        lambda x, **kw: noise_bias_act(x, **kw, **options),
+        lambda x, **kw: textbook(x, **kw, **options),
+        {"x": x, **small},
+        fixed=("noise",),
+        layout=case.layout,
+    )
 
 
 def test_triton_passes_the_table_under_its_interpreter():

@@ -1,0 +1,63 @@
+// What the bindings of all operations share. Raw addresses, sizes and a stream come in; checking is done by the Python
+// that calls. An operation NAME has NAME_module.cpp, which defines bind_NAME; module.cpp calls it.
+#pragma once
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <stdexcept>
+
+#ifdef FASTGAN_WITH_CPU
+#include "cpu.h"
+#endif
+
+namespace fastgan {
+
+namespace py = pybind11;
+
+using Address = uintptr_t;  // 0 stands for an absent tensor
+
+inline void* at(Address address) { return reinterpret_cast<void*>(address); }
+
+[[noreturn, maybe_unused]] inline int left_out(const char* part) {
+    throw std::runtime_error(std::string("the extension was built without its ") + part + " kernels");
+}
+
+using Released = py::call_guard<py::gil_scoped_release>;  // for what computes
+
+}  // namespace fastgan
+
+// FASTGAN_ENTRY(result, NAME, argument type) declares a kernel of both kinds; FASTGAN_ON_CPU(NAME) and FASTGAN_ON_GPU(NAME,
+// ...) call it on `call`, or throw where the extension was built without such kernels. Device -1 is the CPU, others are
+// GPUs, with a stream.
+#ifdef FASTGAN_WITH_CPU
+#define FASTGAN_ON_CPU(NAME) fastgan::cpu::NAME(call)
+#else
+#define FASTGAN_ON_CPU(NAME) fastgan::left_out("CPU")
+#define FASTGAN_CPU_ENTRY(R, NAME, A)
+#endif
+#ifdef FASTGAN_WITH_CUDA
+#define FASTGAN_ON_GPU(NAME, ...) fastgan::cuda::NAME(__VA_ARGS__)
+#else
+#define FASTGAN_ON_GPU(NAME, ...) fastgan::left_out("CUDA")
+#endif
+
+// Two kinds of entry: one that computes, and one that tells the bytes of workspace it needs.
+#define FASTGAN_KERNEL(NAME, A)        \
+    FASTGAN_CPU_ENTRY(void, NAME, A)   \
+    namespace fastgan::cuda {          \
+    void NAME(A, int device, void* stream); \
+    }
+#define FASTGAN_WORKSPACE(NAME, A)     \
+    FASTGAN_CPU_ENTRY(int64_t, NAME, A) \
+    namespace fastgan::cuda {          \
+    int64_t NAME(A);                   \
+    }
+#define FASTGAN_RUN(NAME, device, stream)                         \
+    do {                                                          \
+        if ((device) < 0) {                                       \
+            FASTGAN_ON_CPU(NAME);                                 \
+        } else {                                                  \
+            FASTGAN_ON_GPU(NAME, call, device, fastgan::at(stream)); \
+        }                                                         \
+    } while (false)

@@ -40,46 +40,6 @@ def test_upsampling_keeps_the_brightness():
     torch.testing.assert_close(up[:, :, 2:-2, 2:-2], torch.ones(1, 1, 12, 12))
 
 
-def modulated_by_weights(x, weight, style, up, demodulate, gain):
-    """The definition: a weight of its own for each sample (Karras et al. 2020, equations 1 and 3)."""
-    outputs = []
-    for sample, s in zip(x, style, strict=True):
-        w = weight * gain * s[None, :, None, None]
-        if demodulate:
-            w = w * torch.rsqrt(w.square().sum((1, 2, 3), keepdim=True) + 1e-8)
-        if up == 2:
-            y = F.conv_transpose2d(sample[None], w.transpose(0, 1), stride=2)
-            pad = 2 - weight.shape[-1] // 2
-            y = direct_upfirdn2d(y, taps().to(x.dtype), 1, 1, (pad,) * 4, 4.0)
-        else:
-            y = F.conv2d(sample[None], w, padding=weight.shape[-1] // 2)
-        outputs.append(y)
-    return torch.cat(outputs)
-
-
-@pytest.mark.parametrize("kernel_size", [1, 3, 5])
-@pytest.mark.parametrize("up", [1, 2])
-@pytest.mark.parametrize("demodulate", [True, False])
-def test_modulated_conv_equals_one_with_modulated_weights(kernel_size, up, demodulate):
-    layer = layers.ModulatedConv2d(4, 6, kernel_size, up=up, demodulate=demodulate).double()
-    x = torch.randn(3, 4, 5, 7, dtype=torch.float64)
-    style = torch.randn(3, 4, dtype=torch.float64)
-    expected = modulated_by_weights(x, layer.weight, style, up, demodulate, layer.weight_gain)
-    assert expected.shape[2:] == (5 * up, 7 * up)
-    # The demodulation factor is computed in fp32.
-    torch.testing.assert_close(layer(x, style), expected, rtol=1e-5, atol=1e-6)
-
-
-def test_styles_applied_by_the_layer_before_change_nothing():
-    first, second = layers.ModulatedConv2d(4, 6, 3), layers.ModulatedConv2d(6, 5, 3)
-    between = layers.NoiseBiasLeakyReLU(6, noise=False)
-    x, s1, s2 = torch.randn(2, 4, 5, 5), torch.randn(2, 4), torch.randn(2, 6)
-    apart = second(between(first(x, s1)), s2)
-    fused = between(first.convolve(x, s1), scale=first.demodulation(s1), post=s2)
-    fused = second(fused, s2, scaled=True)
-    torch.testing.assert_close(fused, apart, rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize("kernel_size", [1, 3])
 def test_downsampling_convolution_filters_first(kernel_size):
     layer = layers.EqualizedConv2d(4, 6, kernel_size, down=2, act="lrelu")

@@ -22,15 +22,16 @@ COLUMNS: tuple[tuple[str, str, Callable[[object], str]], ...] = (
     ("vs eager", "vs_eager", TIMES),
     ("vs compile", "vs_compile", TIMES),
     ("of bare loop", "vs_bare_loop", PERCENT),
+    ("forward", "forward_ms", MILLISECONDS),
+    ("vs eager", "forward_vs_eager", TIMES),
     ("GB/s", "gb_per_s", "{:.1f}".format),
     ("of copy", "share_of_copy", PERCENT),
     ("images/s", "images_per_s", "{:.0f}".format),
     ("targets", "targets", str),
 )
-TITLES = {
-    "noise_bias_act": "noise_bias_act, forward and backward",
-    "training_step": "training step, critic and generator, no penalty",
-}
+TRAINING_STEP = "training_step"
+TITLES = {TRAINING_STEP: "training step, critic and generator, no penalty"}
+OPERATION = "{}, forward and backward, then forward alone"
 
 
 def lines(rows: list[dict]) -> list[str]:
@@ -39,10 +40,9 @@ def lines(rows: list[dict]) -> list[str]:
     threads = f", {about['threads']} threads" if measure.device().type == "cpu" else ""
     copy = measure.copy_bandwidth() / 1e9
     text = [f"{about['device']}{threads}, torch {about['torch']}, channels_last; copy {copy:.1f} GB/s, times in ms"]
-    for operation, title in TITLES.items():
+    for operation in dict.fromkeys(row["operation"] for row in rows):
         chosen = [row for row in rows if row["operation"] == operation]
-        if chosen:
-            text += ["", title, *_table(chosen)]
+        text += ["", TITLES.get(operation, OPERATION.format(operation)), *_table(chosen)]
     notes = {row["notes"]: None for row in rows if row["notes"]}  # each once, in order
     return [*text, *([""] if notes else []), *notes]
 

@@ -1,6 +1,6 @@
-"""noise_bias_act as textbooks and code bases have it: one PyTorch operation after another, in the dtype of x.
+"""The operations as textbooks and code bases have them: one PyTorch operation after another, in the dtype of x.
 
-This is the eager contestant, and what `torch.compile` gets to fuse.
+These are the eager contestants, and what `torch.compile` gets to fuse.
 """
 
 import sys
@@ -47,6 +47,25 @@ def noise_bias_act(
     if post is not None:
         x = x * _channels(post, x)
     return x
+
+
+def modulated_conv2d(
+    x: Tensor, weight: Tensor, style: Tensor, noise: Tensor, strength: Tensor, bias: Tensor, gain: float
+) -> Tensor:
+    """With a weight for each sample, in a grouped convolution, as StyleGAN2 was published; lrelu at the end."""
+    n, c, h, w = x.shape
+    weights = weight[None] * style[:, None, :, None, None]  # [N, O, I, k, k]
+    weights = weights * torch.rsqrt(weights.square().sum((2, 3, 4), keepdim=True) + 1e-8)
+    y = F.conv2d(x.reshape(1, n * c, h, w), weights.flatten(0, 1).to(x.dtype), padding=1, groups=n)
+    return noise_bias_act(y.reshape(n, -1, h, w), noise=noise, strength=strength, bias=bias, gain=gain)
+
+
+def upsample_conv2d(x: Tensor, weight: Tensor) -> Tensor:
+    return F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), weight.to(x.dtype), padding=1)
+
+
+def conv_downsample2d(x: Tensor, weight: Tensor) -> Tensor:
+    return F.avg_pool2d(F.conv2d(x, weight.to(x.dtype), padding=1), 2)
 
 
 def _channels(t: Tensor, x: Tensor) -> Tensor:

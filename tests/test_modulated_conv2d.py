@@ -24,7 +24,7 @@ def filtered(x, up, down, pads):
 
 
 def by_weights(x, weight, style, demodulate=True, up=1, down=1):
-    """The definition (Karras et al. 2020, equations 1 and 3): a weight of its own for each sample, a grouped convolution.
+    """The definition (Karras et al. 2020, equations 1 and 3): a weight for each sample, in one grouped convolution.
 
     Resampling by the book: the image is filtered at the larger size, then convolved with the flipped weight (a true
     convolution, as a transposed one is) when upsampling, or with the weight when downsampling.

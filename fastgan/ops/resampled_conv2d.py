@@ -18,8 +18,8 @@ def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
 
     Args:
         x: [N, I, H, W].
-        weight: [O, I, k, k], k odd.
-        bias: [O].
+        weight: [O, I, k, k], k odd; taken in the dtype of `x`.
+        bias: [O], likewise.
 
     Returns:
         [N, O, 2H, 2W], in the memory format of `x`. Differentiable any number of times.
@@ -28,9 +28,10 @@ def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
         ValueError: the weight does not fit.
     """
     k = _check("upsample_conv2d", x, weight)
+    bias = bias if bias is None else bias.to(x.dtype)
     if k == 1:  # a pixel alone: fewer multiplications before it is repeated
-        return F.interpolate(F.conv2d(x, weight, bias), scale_factor=2, mode="nearest")
-    wide = _sums_of_neighbours(weight).flip(2, 3).transpose(0, 1)
+        return F.interpolate(F.conv2d(x, weight.to(x.dtype), bias), scale_factor=2, mode="nearest")
+    wide = _sums_of_neighbours(weight).to(x.dtype).flip(2, 3).transpose(0, 1)
     return F.conv_transpose2d(x, wide, bias, stride=2, padding=k // 2)
 
 
@@ -39,8 +40,8 @@ def conv_downsample2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
 
     Args:
         x: [N, I, H, W].
-        weight: [O, I, k, k], k odd.
-        bias: [O].
+        weight: [O, I, k, k], k odd; taken in the dtype of `x`.
+        bias: [O], likewise.
 
     Returns:
         [N, O, H // 2, W // 2], in the memory format of `x`. Differentiable any number of times.
@@ -49,9 +50,11 @@ def conv_downsample2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
         ValueError: the weight does not fit.
     """
     k = _check("conv_downsample2d", x, weight)
+    bias = bias if bias is None else bias.to(x.dtype)
     if k == 1:
-        return F.conv2d(F.avg_pool2d(x, 2), weight, bias)
-    return F.conv2d(x, _sums_of_neighbours(weight) * 0.25, bias, stride=2, padding=k // 2)
+        return F.conv2d(F.avg_pool2d(x, 2), weight.to(x.dtype), bias)
+    wide = (_sums_of_neighbours(weight) * 0.25).to(x.dtype)
+    return F.conv2d(x, wide, bias, stride=2, padding=k // 2)
 
 
 def _check(name: str, x: Tensor, weight: Tensor) -> int:

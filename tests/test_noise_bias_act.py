@@ -294,32 +294,6 @@ class TestUnderTorchCompile:
             for got, wanted in zip(torch.autograd.grad(y.square().sum(), inputs), grads, strict=True):
                 torch.testing.assert_close(got, wanted)
 
-    def test_the_operators_are_registered_as_torch_wants_it(self):
-        if backends.why_not("cpp-baseline"):
-            pytest.skip(backends.why_not("cpp-baseline"))
-        x, small = make(Case(), torch.float32, "cpu")
-        inputs = [x, *(small[name] for name in PARTS)]
-        tests = ("test_schema", "test_faketensor")  # autograd is the Function's, around the operator
-        options = ("lrelu", 0.2, 1.0, math.inf, "cpp")
-        torch.library.opcheck(torch.ops.fastgan.noise_bias_act, (*inputs, *options), test_utils=tests)
-        needs = [True, False, True, True, True, True]
-        torch.library.opcheck(
-            torch.ops.fastgan.noise_bias_act_backward,
-            (torch.randn_like(x), inputs, needs, *options),
-            test_utils=tests,
-        )
-
-
-def test_mixed_precision_keeps_the_dtype_of_the_activations(backend):
-    device = backends.device(backend)
-    conv = torch.nn.Conv2d(3, 8, 3).to(device)
-    bias = torch.zeros(8, device=device, requires_grad=True)
-    with torch.autocast(device, torch.bfloat16):
-        y = noise_bias_act(conv(torch.randn(2, 3, 8, 8, device=device)), bias=bias)
-    assert y.dtype == torch.bfloat16
-    y.sum().backward()
-    assert bias.grad.dtype == torch.float32 and conv.weight.grad.dtype == torch.float32
-
 
 class TestMistakesAreNamed:
     @pytest.mark.parametrize(

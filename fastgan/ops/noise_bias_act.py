@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fastgan.ops import backends
 from fastgan.ops.arithmetic import arithmetic_dtype, to_arithmetic
+from fastgan.ops.compiling import constant_to_compiler
 from fastgan.ops.fused import FusedOperation, register
 from fastgan.ops.layout import View, dense, dense_like, view_of
 
@@ -62,7 +63,8 @@ def noise_bias_act(
         bias: [C].
         scale: [N, C], factor before everything else: the demodulation of the convolution before.
         post: [N, C], factor after everything else: the style of the convolution after.
-        act: "linear", "relu", "lrelu", "tanh", "sigmoid", "silu" or "softplus".
+        act: "linear", "relu", "lrelu", "tanh", "sigmoid", "silu" or "softplus". Relu is lrelu of slope 0: of minus
+            infinity it makes a NaN.
         slope: of "lrelu" below zero.
         gain: factor after the activation.
         clamp: limits the result, before `post`, to [-clamp, clamp]; None for no limit.
@@ -83,19 +85,21 @@ def noise_bias_act(
     if act in _SLOPES:
         act, slope = "lrelu", _SLOPES[act]
     options = Options(act, float(slope), float(gain), clamp)
-    backend = backends.choose("noise_bias_act", x.device.type)
+    backend = backends.choose("noise_bias_act", x.device)
     if noise is not None and noise.requires_grad:
         backend = "torch"
     return NoiseBiasAct.apply(backend, inputs, options)
 
 
-@cache
+@constant_to_compiler
 def _rounded(clamp: float, dtype: torch.dtype) -> float:
     """The limit as the output can hold it: whether a value was limited is read off the output."""
-    return torch.tensor(clamp, dtype=dtype).item()
+    return _round(clamp, dtype)
 
 
-_rounded._dynamo_marked_constant = True  # see fastgan.ops.backends
+@cache
+def _round(value: float, dtype: torch.dtype) -> float:
+    return torch.tensor(value, dtype=dtype).item()
 
 
 def _check_options(act: str, slope: float, gain: float, clamp: float | None) -> None:

@@ -50,7 +50,7 @@ def train(config: Config, header: checkpoint.Header | None = None) -> int:
     if header:
         checkpoint.restore(header, state)
     for operation in backends.OPERATIONS:  # FASTGAN_BACKEND may name none that can serve
-        backends.choose(operation, device.type)
+        backends.choose(operation, device)
     run = header.path.parent if header else _new_run_folder(config)
     write_atomically(run / "config.json", json.dumps(to_dict(config), indent=2).encode())
     print(f"data       {dataset.describe()}")

@@ -273,6 +273,20 @@ def test_nan_stays_nan(backend, act, parts, dtype):
     assert y.isnan().sum() == 1 and y[0, 3, 2, 1].isnan()
 
 
+@pytest.mark.parametrize("parts", [PARTS, ("bias",)], ids="+".join)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_infinities_are_handed_on_and_relu_makes_nan_of_the_negative_one(backend, parts, dtype):
+    """Relu is lrelu of slope 0, here and in F.leaky_relu: 0 * -inf. The same on every backend."""
+    for act, below in (("relu", math.nan), ("lrelu", -math.inf), ("linear", -math.inf)):
+        x, small = make(Case(parts=parts, act=act), dtype, backends.device(backend))
+        for name in {"scale", "post"} & small.keys():
+            small[name] = small[name].abs() + 0.1
+        x[0, 3, 2, 1], x[1, 2, 1, 3] = -math.inf, math.inf
+        y = noise_bias_act(x, **small, act=act)
+        assert [y[0, 3, 2, 1].item(), y[1, 2, 1, 3].item()] == pytest.approx([below, math.inf], nan_ok=True)
+        assert y.isfinite().sum() == y.numel() - 2
+
+
 class TestUnderTorchCompile:
     @pytest.mark.parametrize("name", ["torch", "cpp"])
     @pytest.mark.parametrize("parts", [PARTS, ("bias",)], ids="+".join)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +20,16 @@ from fastgan import data, models
 from fastgan.errors import UserError
 from fastgan.losses import OBJECTIVES, critic_with_grad_norm
 from fastgan.ops import backends
-from fastgan.training import checkpoint, precision, process
+from fastgan.training import checkpoint, memory, precision, process
 from fastgan.training.config import Config, TrainingOptions, to_dict
 from fastgan.training.ema import Average, decay
 from fastgan.training.files import write_atomically
 from fastgan.training.grid import Section, draw_grid, save_png
-from fastgan.training.log import Averages, Log, require_finite, require_finite_weights
+from fastgan.training.log import FILE_NAME as LOG_FILE_NAME
+from fastgan.training.log import TENSORBOARD_FOLDER, Averages, Log, require_finite, require_finite_weights
 from fastgan.training.sampling import draw, latents
 
+CONFIG_FILE_NAME = "config.json"
 GRID_COLUMNS = 12
 GRID_CLASSES = 64  # at most so many rows
 
@@ -52,7 +55,7 @@ def train(config: Config, header: checkpoint.Header | None = None) -> int:
     for operation in backends.OPERATIONS:  # FASTGAN_BACKEND may name none that can serve
         backends.choose(operation, device)
     run = header.path.parent if header else _new_run_folder(config)
-    write_atomically(run / "config.json", json.dumps(to_dict(config), indent=2).encode())
+    write_atomically(run / CONFIG_FILE_NAME, json.dumps(to_dict(config), indent=2).encode())
     print(f"data       {dataset.describe()}")
     print(f"networks   {model.arch}: generator {_count(state.generator)}, critic {_count(state.critic)} parameters")
     print(f"computing  on {device} in {compute}, {_threads(threads, why)}")
@@ -74,7 +77,8 @@ def train(config: Config, header: checkpoint.Header | None = None) -> int:
 
     log_time, log_step = time.perf_counter(), state.step
     if not header:  # from here on --resume works, and a full disk shows at once
-        save()
+        with _kept_from_the_first_step_on(run, state):
+            save()
     saved_step = state.step
 
     def new_fakes(label: Tensor | None) -> Tensor:
@@ -91,6 +95,7 @@ def train(config: Config, header: checkpoint.Header | None = None) -> int:
 
     with (
         process.finish_step_on_signal() as interrupt,
+        _kept_from_the_first_step_on(run, state),
         contextlib.closing(Log(run, state.step, output.tensorboard)) as log,
         tqdm(
             total=total_steps * batch,
@@ -237,6 +242,21 @@ def _new_run_folder(config: Config) -> Path:
     except OSError as error:
         raise UserError(f"cannot make the folder {run}: {error.strerror}; choose another with --out") from None
     raise UserError(f"there are 1000 runs called runs/{name}-NNN; choose a folder with --out")
+
+
+@contextlib.contextmanager
+def _kept_from_the_first_step_on(run: Path, state: checkpoint.State) -> Iterator[None]:
+    """If memory does not suffice for a first step, nothing of the run stays: --out may name the same folder again."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if state.step == 0 and memory.is_shortage(error):
+            for name in (checkpoint.FILE_NAME, CONFIG_FILE_NAME, LOG_FILE_NAME):
+                (run / name).unlink(missing_ok=True)
+            shutil.rmtree(run / TENSORBOARD_FOLDER, ignore_errors=True)
+            with contextlib.suppress(OSError):  # it has files of someone else
+                run.rmdir()
+        raise
 
 
 def _grid_writer(

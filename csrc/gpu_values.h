@@ -27,6 +27,10 @@ template <class V>
 FASTGAN_INLINE V absolute(V a) {
     return a < 0 ? -a : a;
 }
+template <class V>
+FASTGAN_INLINE V product(V a, V b) {
+    return gpu::rounded_product(a, b);
+}
 FASTGAN_INLINE float exponential(float x) { return expf(x); }
 FASTGAN_INLINE double exponential(double x) { return exp(x); }
 FASTGAN_INLINE float log_one_plus(float x) { return log1pf(x); }

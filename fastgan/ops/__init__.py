@@ -5,15 +5,18 @@ choice of one.
 """
 
 from fastgan.ops.backends import BackendUnavailable, use_backend
+from fastgan.ops.instance_norm import adain, style_epilogue
 from fastgan.ops.modulated_conv2d import modulated_conv2d
 from fastgan.ops.noise_bias_act import noise_bias_act
 from fastgan.ops.resampled_conv2d import conv_downsample2d, upsample_conv2d
 
 __all__ = [
     "BackendUnavailable",
+    "adain",
     "conv_downsample2d",
     "modulated_conv2d",
     "noise_bias_act",
+    "style_epilogue",
     "upsample_conv2d",
     "use_backend",
 ]

@@ -12,7 +12,8 @@ Traps that shaped this file:
 - A backward that launches a raw kernel returns tensors without a graph, silently. So whether a graph is being made
   (`torch.is_grad_enabled()` inside a backward) decides between the launcher and the backward Function.
 - Only inputs and outputs may be saved: a saved intermediate has no history, and second derivatives through it are
-  silently wrong.
+  silently wrong. What a forward kernel leaves for the backward kernel (`spares`, such as the statistics of a norm) is
+  read by that kernel alone; the plain backward, which second derivatives come from, makes it anew from the inputs.
 - The backward of CUDA tensors runs in another thread, where context variables are not set: the backend is chosen in
   the forward pass and handed on.
 """
@@ -34,6 +35,7 @@ class FusedOperation:
     name: ClassVar[str]
     inputs: ClassVar[tuple[str, ...]]  # names of the tensor inputs; the first is always given, others may be None
     Options: ClassVar[type]  # a NamedTuple of str, float, int, bool: what is not differentiable
+    spares: ClassVar[int] = 0  # small results of the forward kernel that spare the backward kernel work
 
     @staticmethod
     def plain(inputs: Tensors, options: NamedTuple) -> Tensor:
@@ -46,18 +48,34 @@ class FusedOperation:
         raise NotImplementedError
 
     @staticmethod
-    def launch(launchers, output: Tensor, inputs: Tensors, options: NamedTuple) -> None:
-        """Fills the output by a kernel."""
+    def allocate_spares(inputs: Tensors, options: NamedTuple) -> Sequence[Tensor]:
+        """The `spares`, uninitialised."""
+        return ()
+
+    @staticmethod
+    def launch(launchers, output: Tensor, inputs: Tensors, options: NamedTuple, *spares: Tensor) -> None:
+        """Fills the output, and the spares if there are any, by a kernel."""
         raise NotImplementedError
 
     @staticmethod
     def keep(inputs: Tensors, output: Tensor, options: NamedTuple, needs: Sequence[bool]) -> Tensors:
-        """What the backward pass needs, as few tensors as can be: inputs and the output, nothing between."""
+        """What the backward pass needs, as few tensors as can be: inputs and the output, nothing between.
+
+        The spares follow after these in what the backward pass is given as `kept`.
+        """
         raise NotImplementedError
 
     @staticmethod
+    def makes(needs: Sequence[bool]) -> Sequence[bool]:
+        """Which gradients `allocate_grads` makes, where inputs need those that `needs` names."""
+        return (True, *needs[1:])
+
+    @staticmethod
     def plain_backward(grad: Tensor, kept: Tensors, options: NamedTuple, needs: Sequence[bool]) -> Tensors:
-        """The gradient of each input that `needs` names (None for the others), in differentiable PyTorch."""
+        """The gradient of each input that `needs` names (None for the others), in differentiable PyTorch.
+
+        It must not read the spares: they have no history, and second derivatives through them would be wrong.
+        """
         raise NotImplementedError
 
     @staticmethod
@@ -84,15 +102,15 @@ class FusedOperation:
             return cls.plain(inputs, options)
         if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
             return _Forward.apply(cls, backend, options, *inputs)
-        return _run_forward(cls, backend, options, inputs)
+        return _run_forward(cls, backend, options, inputs)[0]
 
 
 class _Forward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, operation, backend, options, *inputs):
-        output = _run_forward(operation, backend, options, inputs)
+        output, *spares = _run_forward(operation, backend, options, inputs)
         needs = ctx.needs_input_grad[3:]
-        ctx.save_for_backward(*operation.keep(inputs, output, options, needs))
+        ctx.save_for_backward(*operation.keep(inputs, output, options, needs), *spares)
         ctx.call = operation, backend, options, needs
         return output
 
@@ -153,23 +171,24 @@ def _alias(x: Tensor) -> Tensor:
     return x.view_as(x) if x.requires_grad else x.detach()
 
 
-def _run_forward(operation, backend, options, inputs) -> Tensor:
+def _run_forward(operation, backend, options, inputs) -> Sequence[Tensor]:
+    """The output, and the spares."""
     if torch.compiler.is_compiling():
-        return _operators(operation)[0](*inputs, *options, backend)
+        results = _operators(operation)[0](*inputs, *options, backend)
+        return results if operation.spares else (results,)
     return _launch_forward(operation, backend, options, inputs)
 
 
-def _launch_forward(operation, backend, options, inputs) -> Tensor:
-    output = operation.allocate(inputs, options)
-    operation.launch(fastgan_kernels.BACKENDS[backend].launchers(operation.name), output, inputs, options)
-    return output
+def _launch_forward(operation, backend, options, inputs) -> Sequence[Tensor]:
+    output, spares = operation.allocate(inputs, options), operation.allocate_spares(inputs, options)
+    operation.launch(fastgan_kernels.BACKENDS[backend].launchers(operation.name), output, inputs, options, *spares)
+    return output, *spares
 
 
 def _run_backward(operation, backend, options, needs, grad, kept) -> Tensors:
     if torch.compiler.is_compiling():
         found = iter(_operators(operation)[1](grad, kept, needs, *options, backend))
-        # The gradient of the first input is always made.
-        return [next(found) if need or i == 0 else None for i, need in enumerate(needs)]
+        return [next(found) if made else None for made in operation.makes(needs)]
     return _launch_backward(operation, backend, options, needs, grad, kept)
 
 
@@ -192,21 +211,25 @@ def register(operation: type[FusedOperation]) -> type[FusedOperation]:
     tensors = ", ".join([f"Tensor {first}", *(f"Tensor? {name}" for name in others)])
     types = operation.Options.__annotations__
     options = "".join(f", {_SCHEMA[kind]} {name}" for name, kind in types.items())
-    forward = _library.define(f"{operation.name}({tensors}{options}, str backend) -> Tensor")
+    results = f"({', '.join(['Tensor'] * (1 + operation.spares))})" if operation.spares else "Tensor"
+    forward = _library.define(f"{operation.name}({tensors}{options}, str backend) -> {results}")
     backward = _library.define(
         f"{operation.name}_backward(Tensor grad, Tensor?[] kept, bool[] needs{options}, str backend) -> Tensor[]"
     )
     count = len(operation.inputs)
 
     def run_forward(*args):
-        return _launch_forward(operation, args[-1], operation.Options(*args[count:-1]), args[:count])
+        made = _launch_forward(operation, args[-1], operation.Options(*args[count:-1]), args[:count])
+        return made if operation.spares else made[0]
 
     def run_backward(grad, kept, needs, *rest):
         grads = _launch_backward(operation, rest[-1], operation.Options(*rest[:-1]), needs, grad, kept)
         return [g for g in grads if g is not None]
 
     def shape_forward(*args):
-        return operation.allocate(args[:count], operation.Options(*args[count:-1]))
+        call = args[:count], operation.Options(*args[count:-1])
+        output = operation.allocate(*call)
+        return (output, *operation.allocate_spares(*call)) if operation.spares else output
 
     def shape_backward(grad, kept, needs, *rest):
         grads = operation.allocate_grads(grad, kept, operation.Options(*rest[:-1]), needs)

@@ -40,3 +40,15 @@ def dense(x: Tensor) -> Tensor:
 def dense_like(x: Tensor, reference: Tensor) -> Tensor:
     """`x`, or a copy of it in the layout of `reference`, a dense tensor of the same shape."""
     return x if view_of(x) == view_of(reference) else torch.empty_like(reference, dtype=x.dtype).copy_(x)
+
+
+def channels(t: Tensor, like: Tensor) -> Tensor:
+    """[C] or [N, C] shaped to broadcast against [N, C, ...]; a scalar stays one."""
+    if t.dim() == 0:
+        return t
+    return t.reshape(*([1] * (t.dim() == 1)), *t.shape, *([1] * (like.dim() - 2)))
+
+
+def over_positions(t: Tensor) -> Tensor:
+    """Sums [N, C, ...] to [N, C]."""
+    return t.flatten(2).sum(2) if t.dim() > 2 else t

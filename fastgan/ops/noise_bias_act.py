@@ -18,10 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastgan.ops import backends
+from fastgan.ops.arguments import check_activation, prepared
 from fastgan.ops.arithmetic import arithmetic_dtype, to_arithmetic
 from fastgan.ops.compiling import constant_to_compiler
 from fastgan.ops.fused import FusedOperation, register
-from fastgan.ops.layout import View, dense, dense_like, view_of
+from fastgan.ops.layout import View, channels, dense, dense_like, over_positions, view_of
 
 # What the kernels know: piecewise linear activations differ in their slope below zero only.
 _SLOPES = {"linear": 1.0, "relu": 0.0}
@@ -112,45 +113,18 @@ def _check_options(act: str, slope: float, gain: float, clamp: float | None) -> 
 
 
 def _check_tensors(x, noise, strength, bias, scale, post) -> tuple[Tensor | None, ...]:
-    if x.dim() < 2:
-        raise ValueError(f"noise_bias_act: x has shape {list(x.shape)}, must be [N, C, ...]")
-    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        raise ValueError(f"noise_bias_act: x has dtype {x.dtype}, must be fp32, bf16, fp16 or fp64")
+    check_activation("noise_bias_act", x)
     if strength is not None and noise is None:
         raise ValueError("noise_bias_act: strength is given without noise")
     n, c, *spatial = x.shape
-    arithmetic = arithmetic_dtype(x.dtype)
-    prepared = [dense(x)]
-    for name, tensor, shapes in (
+    small = (
         ("noise", noise, ([n, 1, *spatial], [1, 1, *spatial])),
         ("strength", strength, ([], [c])),
         ("bias", bias, ([c],)),
         ("scale", scale, ([n, c],)),
         ("post", post, ([n, c],)),
-    ):
-        if tensor is not None:
-            if list(tensor.shape) not in shapes:
-                fits = " or ".join(map(str, shapes))
-                raise ValueError(
-                    f"noise_bias_act: {name} has shape {list(tensor.shape)}, must be {fits} for x {list(x.shape)}"
-                )
-            if tensor.device != x.device:
-                raise ValueError(f"noise_bias_act: {name} is on {tensor.device}, x on {x.device}")
-            if not tensor.is_floating_point():
-                raise ValueError(f"noise_bias_act: {name} has dtype {tensor.dtype}, must be a floating-point one")
-            if tensor.dtype != arithmetic:
-                tensor = tensor.to(arithmetic)
-            if not tensor.is_contiguous():
-                tensor = tensor.contiguous()
-        prepared.append(tensor)
-    return tuple(prepared)
-
-
-def _channels(t: Tensor, like: Tensor) -> Tensor:
-    """[C] or [N, C] shaped to broadcast against [N, C, ...]; a scalar stays one."""
-    if t.dim() == 0:
-        return t
-    return t.reshape(*([1] * (t.dim() == 1)), *t.shape, *([1] * (like.dim() - 2)))
+    )
+    return dense(x), *(prepared("noise_bias_act", *of_one, x) for of_one in small)
 
 
 def _activation(u: Tensor, options: Options) -> Tensor:
@@ -177,7 +151,7 @@ class NoiseBiasAct(FusedOperation):
         x, noise, strength, bias, scale, post = inputs
         u = _before_activation(to_arithmetic(x), noise, strength, bias, scale)
         z = _clamped(_activation(u, options) * options.gain, options)
-        return (z if post is None else z * _channels(post, x)).to(x.dtype)
+        return (z if post is None else z * channels(post, x)).to(x.dtype)
 
     @staticmethod
     def allocate(inputs, options):
@@ -209,15 +183,15 @@ class NoiseBiasAct(FusedOperation):
             z = _clamped(_activation(u, options) * options.gain, options)
             du = grad * _slope_from_input(u, options)
             if post is not None:
-                du = du * _channels(post, du)
-        noisy = _over_positions(du * noise) if needs[2] else None
+                du = du * channels(post, du)
+        noisy = over_positions(du * noise) if needs[2] else None
         return (
-            (du if scale is None else du * _channels(scale, du)).to(dtype),
+            (du if scale is None else du * channels(scale, du)).to(dtype),
             None,
             None if noisy is None else (noisy.sum() if strength.dim() == 0 else noisy.sum(0)),
-            _over_positions(du).sum(0) if needs[3] else None,
-            _over_positions(du * reference) if needs[4] else None,
-            _over_positions(grad * z) if needs[5] else None,
+            over_positions(du).sum(0) if needs[3] else None,
+            over_positions(du * reference) if needs[4] else None,
+            over_positions(grad * z) if needs[5] else None,
         )
 
     @staticmethod
@@ -275,19 +249,14 @@ def _view(x: Tensor, noise, strength, bias, *per_sample: Tensor | None) -> View:
 
 
 def _before_activation(x, noise, strength, bias, scale):
-    u = x if scale is None else x * _channels(scale, x)
+    u = x if scale is None else x * channels(scale, x)
     if noise is not None:
-        u = u + (noise if strength is None else _channels(strength, x) * noise)
-    return u if bias is None else u + _channels(bias, x)
+        u = u + (noise if strength is None else channels(strength, x) * noise)
+    return u if bias is None else u + channels(bias, x)
 
 
 def _clamped(z, options):
     return z if options.clamp == math.inf else z.clamp(-options.clamp, options.clamp)
-
-
-def _over_positions(t: Tensor) -> Tensor:
-    """Sums [N, C, ...] to [N, C]."""
-    return t.flatten(2).sum(2) if t.dim() > 2 else t
 
 
 def _slope_from_input(u: Tensor, options: Options) -> Tensor:

@@ -45,9 +45,9 @@ class NoiseBiasAct(Protocol):
 class InstanceNorm(Protocol):
     """Launchers of instance_norm, the kernels of adain and style_epilogue.
 
-    `statistics` [2, N, C] are mean and 1 / sqrt(var + eps) of what is normalised: written by the forward kernel, read by
-    the backward kernel. Outputs of `backward` that are None are not made. All tensors but y, x and their gradients are
-    fp32, or fp64 where those are; all are dense, the activations in the layout of `view`.
+    `statistics` [2, N, C] are mean and 1 / sqrt(var + eps) of what is normalised: written by the forward kernel, read
+    by the backward kernel. Outputs of `backward` that are None are not made. All tensors but y, x and their gradients
+    are fp32, or fp64 where those are; all are dense, the activations in the layout of `view`.
     """
 
     def forward(

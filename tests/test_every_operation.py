@@ -46,6 +46,13 @@ OPERATIONS = {
         {"noise": (N, 1, SIZE, SIZE), "strength": (), "bias": CHANNELS, "scale": SAMPLES, "post": SAMPLES},
         fixed=("noise",),
     ),
+    "adain": Use(ops.adain, {"scale": SAMPLES, "bias": SAMPLES}),
+    "style_epilogue": Use(
+        ops.style_epilogue,
+        {"noise": (N, 1, SIZE, SIZE), "strength": CHANNELS, "bias": CHANNELS}
+        | {"style_scale": SAMPLES, "style_bias": SAMPLES},
+        fixed=("noise",),
+    ),
     "modulated_conv2d": Use(
         partial(ops.modulated_conv2d, act="lrelu"), {"weight": (C, C, 3, 3), "style": SAMPLES, "bias": CHANNELS}
     ),

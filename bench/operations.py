@@ -37,6 +37,22 @@ def _synthesis(shape: Shape, normal: Normal) -> dict[str, Tensor]:
     }
 
 
+def _style(shape: Shape, normal: Normal) -> dict[str, Tensor]:
+    n, c, _, _ = shape
+    return {"scale": normal(n, c), "bias": normal(n, c)}
+
+
+def _style_epilogue(shape: Shape, normal: Normal) -> dict[str, Tensor]:
+    n, c, h, w = shape
+    return {
+        "noise": normal(n, 1, h, w),
+        "strength": normal(c),
+        "bias": normal(c),
+        "style_scale": normal(n, c),
+        "style_bias": normal(n, c),
+    }
+
+
 def _modulated(shape: Shape, normal: Normal) -> dict[str, Tensor]:
     n, c, h, w = shape
     small = {name: t for name, t in _synthesis(shape, normal).items() if name not in ("scale", "post")}
@@ -70,6 +86,23 @@ FORMS = (
         shapes=ELEMENTWISE,
         fixed=("noise",),
         bare_loop=True,
+    ),
+    Form(
+        operation="instance_norm",
+        name="adain",
+        fused=ops.adain,
+        textbook=textbook.adain,
+        tensors=_style,
+        shapes=ELEMENTWISE,
+    ),
+    Form(
+        operation="instance_norm",
+        name="style_epilogue",
+        fused=ops.style_epilogue,
+        textbook=textbook.style_epilogue,
+        tensors=_style_epilogue,
+        shapes=ELEMENTWISE,
+        fixed=("noise",),
     ),
     Form(
         operation="noise_bias_act",

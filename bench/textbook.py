@@ -60,6 +60,20 @@ def modulated_conv2d(
     return noise_bias_act(y.reshape(n, -1, h, w), noise=noise, strength=strength, bias=bias, gain=gain)
 
 
+def adain(x: Tensor, scale: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
+    centred = x - x.mean((2, 3), keepdim=True)
+    normal = centred * torch.rsqrt(centred.square().mean((2, 3), keepdim=True) + eps)
+    return normal * _channels(scale, x) + _channels(bias, x)
+
+
+def style_epilogue(
+    x: Tensor, *, noise: Tensor, strength: Tensor, bias: Tensor, style_scale: Tensor, style_bias: Tensor
+) -> Tensor:
+    x = x + noise.to(x.dtype) * _channels(strength, x)
+    x = F.leaky_relu(x + _channels(bias, x), 0.2)
+    return adain(x, style_scale, style_bias)
+
+
 def upsample_conv2d(x: Tensor, weight: Tensor) -> Tensor:
     return F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), weight.to(x.dtype), padding=1)
 

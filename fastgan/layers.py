@@ -10,7 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastgan.ops import conv_downsample2d, modulated_conv2d, noise_bias_act, upsample_conv2d
+from fastgan.ops import (
+    adain,
+    conv_downsample2d,
+    modulated_conv2d,
+    noise_bias_act,
+    style_epilogue,
+    upsample_conv2d,
+)
 from fastgan.ops.arithmetic import to_arithmetic
 from fastgan.ops.upfirdn2d import taps, upfirdn2d
 
@@ -169,7 +176,7 @@ class NoiseBiasLeakyReLU(nn.Module):
         if self.strength is None:
             noise = None
         elif noise is None:
-            noise = torch.randn(shape[0], 1, *shape[2:], device=device, dtype=torch.float32)
+            noise = _noise_for(shape, device)
         return {
             "noise": noise,
             "strength": self.strength,
@@ -179,6 +186,93 @@ class NoiseBiasLeakyReLU(nn.Module):
             "gain": self.gain,
             "clamp": self.clamp,
         }
+
+
+class AdaIN(nn.Module):
+    """Adaptive instance normalisation: the style of an image sets mean and deviation of each feature map.
+
+        y = (1 + s) * (x - mean) / sqrt(var + eps) + b,   (s, b) = A w
+
+    `A` is a learned affine map of equalised learning rate (Huang and Belongie 2017, equation 8; Karras et al. 2019,
+    equation 1, with the scale learned as its distance from 1).
+
+    Args:
+        channels: of the activations.
+        w_dim: of the style.
+        eps: added to the variance.
+    """
+
+    def __init__(self, channels: int, w_dim: int, *, eps: float = 1e-5):
+        super().__init__()
+        self.affine = EqualizedLinear(w_dim, 2 * channels)
+        self.eps = eps
+
+    def style(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and bias [N, channels] for a style [N, w_dim]."""
+        scale, bias = self.affine(w).chunk(2, 1)
+        return 1 + to_arithmetic(scale), bias  # the sum would round in 16 bits
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        """x [N, channels, ...] and a style [N, w_dim] to the shape of x."""
+        return adain(x, *self.style(w), eps=self.eps)
+
+    def extra_repr(self) -> str:
+        return f"eps={self.eps}"
+
+
+class StyleEpilogue(AdaIN):
+    """All that stands between two convolutions of StyleGAN: noise, bias, leaky ReLU, instance norm, style; fused.
+
+    Karras et al. 2019, figure 1b and equation 1. Each channel has a noise strength of its own, zero at the start.
+
+    Args:
+        channels: of the activations.
+        w_dim: of the style.
+        noise: whether noise is added.
+        slope, gain: of the leaky ReLU below zero, and the factor after it.
+        eps: added to the variance.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        w_dim: int,
+        *,
+        noise: bool = True,
+        slope: float = 0.2,
+        gain: float = 1.0,
+        eps: float = 1e-8,
+    ):
+        super().__init__(channels, w_dim, eps=eps)
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.strength = nn.Parameter(torch.zeros(channels)) if noise else None
+        self.slope, self.gain = slope, gain
+
+    def forward(self, x: Tensor, w: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Args:
+        x: [N, channels, H, W].
+        w: style [N, w_dim].
+        noise: [N, 1, H, W] or [1, 1, H, W]; drawn anew from N(0, 1) if not given and the layer has noise.
+        """
+        if self.strength is None:
+            noise = None
+        elif noise is None:
+            noise = _noise_for(x.shape, x.device)
+        scale, bias = self.style(w)
+        return style_epilogue(
+            x,
+            noise=noise,
+            strength=self.strength,
+            bias=self.bias,
+            style_scale=scale,
+            style_bias=bias,
+            slope=self.slope,
+            gain=self.gain,
+            eps=self.eps,
+        )
+
+    def extra_repr(self) -> str:
+        return f"noise={self.strength is not None}, gain={self.gain}, eps={self.eps}"
 
 
 class ModulatedConv2d(nn.Module):
@@ -304,6 +398,11 @@ class ConvDownsample2d(_ResampledConv2d):
     @staticmethod
     def _convolve(x, weight, bias):
         return conv_downsample2d(x, weight, bias)
+
+
+def _noise_for(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """From N(0, 1), the same for all channels."""
+    return torch.randn(shape[0], 1, *shape[2:], device=device, dtype=torch.float32)
 
 
 def _sizes(weight: Tensor) -> str:

@@ -177,12 +177,13 @@ class EveryLayer(nn.Module):
         self.style = layers.EqualizedLinear(5, C, bias_init=1.0)
         self.modulated = layers.ModulatedConv2d(C, C, 3, up=2)
         self.end = layers.NoiseBiasLeakyReLU(C, noise=False)
+        self.styled = layers.StyleEpilogue(C, 5, noise=False)
         self.up = layers.UpsampleConv2d(C, 3)
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         x = self.conv(self.down(x))
         x = self.modulated(x, self.style(w), **self.end.arguments(x.shape, x.device))
-        return self.up(x)
+        return self.up(self.styled(x, w))
 
 
 def batch() -> tuple[Tensor, Tensor]:

@@ -77,6 +77,56 @@ def test_a_convolution_that_cannot_be_is_refused(arguments):
         layers.EqualizedConv2d(3, 4, **arguments)
 
 
+def styled_by_hand(layer, x, w):
+    """Instance normalisation by PyTorch, then a style from the layer's affine map."""
+    scale, bias = (w @ layer.affine.weight.t() / math.sqrt(w.shape[1]) + layer.affine.bias).chunk(2, 1)
+    return (scale[..., None, None] + 1) * F.instance_norm(x, eps=layer.eps) + bias[..., None, None]
+
+
+def test_adain_normalises_and_styles(backend):
+    device = backends.device(backend)
+    layer = layers.AdaIN(6, 5).to(device)
+    torch.nn.init.normal_(layer.affine.bias)
+    x, w = torch.randn(3, 6, 7, 5, device=device), torch.randn(3, 5, device=device)
+    torch.testing.assert_close(layer(x, w), styled_by_hand(layer, x, w), rtol=1e-4, atol=1e-5)
+    assert layer.affine.weight.shape == (12, 5) and layer.eps == 1e-5
+
+
+@pytest.mark.parametrize("with_noise", [True, False])
+def test_style_epilogue_is_the_end_of_a_layer_of_stylegan(backend, with_noise):
+    device = backends.device(backend)
+    layer = layers.StyleEpilogue(6, 5, noise=with_noise, gain=math.sqrt(2)).to(device)
+    assert layer.eps == 1e-8
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter)
+    x, w = torch.randn(3, 6, 7, 5, device=device), torch.randn(3, 5, device=device)
+    noise = torch.randn(3, 1, 7, 5, device=device)
+    u = x + layer.bias[:, None, None]
+    if with_noise:
+        assert layer.strength.shape == (6,)  # one a channel
+        u = u + layer.strength[:, None, None] * noise
+    expected = styled_by_hand(layer, F.leaky_relu(u, 0.2) * math.sqrt(2), w)
+    torch.testing.assert_close(layer(x, w, noise), expected, rtol=1e-4, atol=1e-4)
+    layer(x, w, noise).pow(3).mean().backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in layer.parameters())
+
+
+def test_style_epilogue_draws_noise_where_none_is_given():
+    layer = layers.StyleEpilogue(4, 5)
+    x, w = torch.randn(2, 4, 6, 6), torch.randn(2, 5)
+    assert torch.equal(layer(x, w), layer(x, w))  # its strength is zero so far
+    torch.nn.init.ones_(layer.strength)
+    assert not torch.equal(layer(x, w), layer(x, w))
+
+
+def test_styles_of_autocast_are_added_to_one_in_full_precision():
+    layer = layers.AdaIN(4, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        scale, _ = layer.style(torch.randn(2, 5))
+        y = layer(torch.randn(2, 4, 3, 3, dtype=torch.bfloat16), torch.randn(2, 5))
+    assert scale.dtype == torch.float32 and y.dtype == torch.bfloat16
+
+
 def test_noise_is_drawn_where_none_is_given_and_counts_once_strength_is_learned():
     layer = layers.NoiseBiasLeakyReLU(4)
     x = torch.randn(2, 4, 6, 6)

@@ -134,7 +134,7 @@ def _style(operation: str, name: str, tensor: Tensor | None, x: Tensor) -> Tenso
 
 def _apply(inputs: tuple[Tensor | None, ...], options: Options) -> Tensor:
     x, noise, *_ = inputs
-    backend = backends.choose("instance_norm", x.device.type)
+    backend = backends.choose("instance_norm", x.device)
     if noise is not None and noise.requires_grad:
         backend = "torch"
     return InstanceNorm.apply(backend, inputs, options)

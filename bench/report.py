@@ -19,6 +19,12 @@ COLUMNS: tuple[tuple[str, str, Callable[[object], str]], ...] = (
     ("eager", "eager_ms", MILLISECONDS),
     ("compile", "compile_ms", MILLISECONDS),
     ("bare loop", "bare_loop_ms", MILLISECONDS),
+    ("plain step", "plain_ms", MILLISECONDS),
+    ("double backward", "double_backward_ms", MILLISECONDS),
+    ("of plain", "of_plain", TIMES),
+    ("passes", "passes_of_plain", str),
+    ("vs double backward", "vs_double_backward", TIMES),
+    ("passes", "passes_vs_double_backward", str),
     ("vs eager", "vs_eager", TIMES),
     ("vs compile", "vs_compile", TIMES),
     ("of bare loop", "vs_bare_loop", PERCENT),
@@ -30,7 +36,11 @@ COLUMNS: tuple[tuple[str, str, Callable[[object], str]], ...] = (
     ("targets", "targets", str),
 )
 TRAINING_STEP = "training_step"
-TITLES = {TRAINING_STEP: "training step, critic and generator, no penalty"}
+PENALTIES = "penalties"
+TITLES = {
+    TRAINING_STEP: "training step, critic and generator, no penalty",
+    PENALTIES: "critic's step with a gradient penalty, in one pass; passes: of convolutions over one batch",
+}
 OPERATION = "{}, forward and backward, then forward alone"
 
 

@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from bench import measure, operation, report, training_step
+from bench import measure, operation, penalties, report, training_step
 from bench.operations import FORMS
 from fastgan import models
 
@@ -22,6 +22,9 @@ def main() -> None:
     for arch in models.ARCHITECTURES:
         print(f"training step {arch}", flush=True)
         rows.append(training_step.run(arch)[0])
+    for dtype in penalties.DTYPES:
+        print(f"penalties {dtype}", flush=True)
+        rows += [row for row, _ in penalties.run(dtype)]
     print("", *report.lines(rows), sep="\n")
     if path:
         benchmarks = [

@@ -113,17 +113,19 @@ class EqualizedConv2d(nn.Module):
         if down == 2:
             self.register_buffer("resample_filter", taps(), persistent=False)
 
+    def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The convolution alone, with the effective weight."""
+        kernel_size = weight.shape[-1]
+        if self.down == 1:
+            return F.conv2d(x, weight, padding=kernel_size // 2)
+        if kernel_size == 1:
+            return F.conv2d(upfirdn2d(x, self.resample_filter, down=2, padding=(1, 1, 1, 1)), weight)
+        pad = 1 + kernel_size // 2
+        return F.conv2d(upfirdn2d(x, self.resample_filter, padding=(pad,) * 4), weight, stride=2)
+
     def forward(self, x: Tensor) -> Tensor:
         """[N, in_channels, H, W] to [N, out_channels, H / down, W / down]."""
-        kernel_size = self.weight.shape[-1]
-        weight = self.weight * self.weight_gain
-        if self.down == 1:
-            y = F.conv2d(x, weight, padding=kernel_size // 2)
-        elif kernel_size == 1:
-            y = F.conv2d(upfirdn2d(x, self.resample_filter, down=2, padding=(1, 1, 1, 1)), weight)
-        else:
-            pad = 1 + kernel_size // 2
-            y = F.conv2d(upfirdn2d(x, self.resample_filter, padding=(pad,) * 4), weight, stride=2)
+        y = self.convolve(x, self.weight * self.weight_gain)
         if self.bias is None and self.act == "linear" and self.gain == 1 and self.clamp is None:
             return y
         return noise_bias_act(y, bias=self.bias, act=self.act, gain=self.gain, clamp=self.clamp)

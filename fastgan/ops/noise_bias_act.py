@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import fastgan_kernels
 from fastgan.ops import backends
 from fastgan.ops.arguments import check_activation, prepared
 from fastgan.ops.arithmetic import arithmetic_dtype, to_arithmetic
@@ -101,6 +102,61 @@ def _rounded(clamp: float, dtype: torch.dtype) -> float:
 @cache
 def _round(value: float, dtype: torch.dtype) -> float:
     return torch.tensor(value, dtype=dtype).item()
+
+
+def slope_below_zero(act: str, slope: float) -> float | None:
+    """The slope of a piecewise linear activation below zero (above it is 1), or None for a curved one."""
+    return float(_SLOPES.get(act, slope)) if act in _PIECEWISE_LINEAR else None
+
+
+def linearized(
+    x: Tensor, y: Tensor | None, *, factor: Tensor | None, bias: Tensor | None, slope: float, gain: float,
+    clamp: float | None,
+) -> Tensor:  # fmt: skip
+    """`y = noise_bias_act(u, bias=bias, act="lrelu", ...)`, linear as it is around u, at another point.
+
+    With `x = factor * u + t`, where factor [N] counts samples, the result is `factor * y + derivative * t`: the slope
+    times `x + factor * bias`, and `factor * y` where y was limited. In one pass, as the double backward of
+    `noise_bias_act` is of the same form.
+
+    Args:
+        x: [N, C, ...], in the dtype of `y`.
+        y: the result there; None if slope is 1 and there is no clamp. The slope below zero and the gain are not
+            negative.
+        factor: [N]; None for zeros.
+        bias: [C] or None, as then.
+    """
+    clamp = math.inf if clamp is None else _rounded(float(clamp), x.dtype)
+    options = Options("lrelu", slope, gain, clamp)
+    if y is not None and x.dtype != y.dtype:
+        raise ValueError(f"linearized: x has dtype {x.dtype}, must be that of y, {y.dtype}")
+    shape = (-1, *[1] * (x.dim() - 1))
+    constant = None if factor is None or bias is None else bias.to(arithmetic_dtype(x.dtype))
+    backend = backends.choose("noise_bias_act", x.device.type)
+    if backend == "torch":
+        moved = to_arithmetic(x)
+        if constant is not None:
+            moved = moved + factor.view(shape) * _channels(constant, x)
+        result = (moved * _slope_from_output(None if y is None else to_arithmetic(y), options)).to(x.dtype)
+    else:
+        # Of the double backward: slope * (gx + gstrength * noise), with the factor for a noise.
+        result = torch.empty_like(dense(x) if y is None else y)
+        x = dense_like(x, result)
+        noise = None
+        if constant is not None:
+            noise = factor.to(constant.dtype).view(shape).expand(-1, 1, *x.shape[2:]).contiguous()
+        launchers = fastgan_kernels.BACKENDS[backend].launchers("noise_bias_act")
+        launchers.double_backward(
+            _view(result, noise, None, None), result, None, None, None, None, None, result, x if y is None else y,
+            True, noise, constant, None, None, None, x, constant, None, None, None, *options,
+        )  # fmt: skip
+    if factor is None or clamp == math.inf:
+        return result
+    # On a CPU looking is cheap; on a GPU it would wait.
+    if y.device.type == "cpu" and (y.numel() == 0 or -clamp < y.amin() <= y.amax() < clamp):
+        return result
+    limited = F.hardshrink(y, clamp * (1 - torch.finfo(y.dtype).eps / 2))  # the next number below it, and 0 elsewhere
+    return torch.addcmul(result, limited, factor.view(shape).to(y.dtype))
 
 
 def _check_options(act: str, slope: float, gain: float, clamp: float | None) -> None:

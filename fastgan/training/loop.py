@@ -121,7 +121,8 @@ def train(config: Config, header: checkpoint.Header | None = None) -> int:
             loss_fake = objective.critic_fake(fake_logits)
             loss_fake.backward()
             if options.r1_gamma and state.step % options.r1_interval == 0:
-                real_logits, squares = critic_with_grad_norm(judge, real, label)
+                with compute.autocast():
+                    real_logits, squares = critic_with_grad_norm(critic, real, label)
                 loss_real = objective.critic_real(real_logits)
                 penalty = squares.mean()
                 (loss_real + options.r1_gamma / 2 * options.r1_interval * penalty).backward()

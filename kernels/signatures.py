@@ -40,3 +40,15 @@ class NoiseBiasAct(Protocol):
         gx: Tensor, gstrength: Tensor | None, gbias: Tensor | None, gscale: Tensor | None, gpost: Tensor | None,
         act: str, slope: float, gain: float, clamp: float,
     ) -> None: ...  # fmt: skip
+
+
+class Upfirdn2d(Protocol):
+    """Launcher of upfirdn2d; the arguments are those of `fastgan.ops.upfirdn2d`.
+
+    x and y are dense, in channels_last or contiguous; `taps` is [k] (separable) or [kh, kw], fp32, or fp64 where x is.
+    """
+
+    def forward(
+        self, y: Tensor, x: Tensor, taps: Tensor, up_x: int, up_y: int, down_x: int, down_y: int, left: int,
+        right: int, top: int, bottom: int, gain: float, flip: bool, channels_last: bool,
+    ) -> None: ...  # fmt: skip

@@ -8,12 +8,14 @@ from fastgan.ops.backends import BackendUnavailable, use_backend
 from fastgan.ops.modulated_conv2d import modulated_conv2d
 from fastgan.ops.noise_bias_act import noise_bias_act
 from fastgan.ops.resampled_conv2d import conv_downsample2d, upsample_conv2d
+from fastgan.ops.upfirdn2d import upfirdn2d
 
 __all__ = [
     "BackendUnavailable",
     "conv_downsample2d",
     "modulated_conv2d",
     "noise_bias_act",
+    "upfirdn2d",
     "upsample_conv2d",
     "use_backend",
 ]

@@ -19,7 +19,7 @@ from fastgan.ops import (
     upsample_conv2d,
 )
 from fastgan.ops.arithmetic import to_arithmetic
-from fastgan.ops.upfirdn2d import taps, upfirdn2d
+from fastgan.ops.upfirdn2d import BILINEAR, taps, upfirdn2d
 
 SQRT2 = math.sqrt(2.0)
 
@@ -132,6 +132,82 @@ class EqualizedConv2d(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{_sizes(self.weight)}, down={self.down}, act={self.act}"
+
+
+class _Filter2d(nn.Module):
+    """A FIR filter without parameters; the filter is a buffer that no checkpoint holds."""
+
+    def __init__(self, weights: tuple[float, ...]):
+        super().__init__()
+        self.register_buffer("filter", taps(weights), persistent=False)
+
+    @property
+    def _around(self) -> tuple[int, int]:
+        """What is missing in front and behind where a filter of k taps is to keep the size: k - 1 in all."""
+        k = len(self.filter)
+        return k // 2, (k - 1) // 2
+
+    def extra_repr(self) -> str:
+        return f"taps={len(self.filter)}"
+
+
+class Blur2d(_Filter2d):
+    """Low-pass filter that keeps the size, to come before or after a layer with a stride (StyleGAN2's `Blur`).
+
+    Args:
+        weights: of the separable filter, normalised here to a sum of 1.
+        padding: zeros (before, behind) each axis; by default such that the size is kept.
+        gain: factor of the result: 4 behind a convolution that is transposed with stride 2.
+    """
+
+    def __init__(
+        self, weights: tuple[float, ...] = BILINEAR, *, padding: tuple[int, int] | None = None, gain: float = 1.0
+    ):
+        super().__init__(weights)
+        self.padding = self._around if padding is None else padding
+        self.gain = gain
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] to the same, or with `padding` given to H + before + behind - k + 1 and so on."""
+        return upfirdn2d(x, self.filter, padding=(*self.padding, *self.padding), gain=self.gain)
+
+
+class Upsample2d(_Filter2d):
+    """Doubles the size by zero insertion and a low-pass filter; the brightness is kept (StyleGAN2's `Upsample`).
+
+    Args:
+        weights: of the separable filter, normalised here to a sum of 1.
+        factor: of the enlargement.
+    """
+
+    def __init__(self, weights: tuple[float, ...] = BILINEAR, *, factor: int = 2):
+        super().__init__(weights)
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] to [N, C, factor * H, factor * W]."""
+        missing = len(self.filter) - self.factor
+        pad = ((missing + 1) // 2 + self.factor - 1, missing // 2)
+        return upfirdn2d(x, self.filter, up=self.factor, padding=(*pad, *pad), gain=self.factor**2)
+
+
+class Downsample2d(_Filter2d):
+    """Halves the size by a low-pass filter and decimation (StyleGAN2's `Downsample`).
+
+    Args:
+        weights: of the separable filter, normalised here to a sum of 1.
+        factor: of the reduction.
+    """
+
+    def __init__(self, weights: tuple[float, ...] = BILINEAR, *, factor: int = 2):
+        super().__init__(weights)
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W], sizes multiples of `factor`, to [N, C, H / factor, W / factor]."""
+        missing = len(self.filter) - self.factor
+        pad = ((missing + 1) // 2, missing // 2)
+        return upfirdn2d(x, self.filter, down=self.factor, padding=(*pad, *pad))
 
 
 class NoiseBiasLeakyReLU(nn.Module):

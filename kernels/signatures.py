@@ -62,3 +62,15 @@ class InstanceNorm(Protocol):
         noise: Tensor | None, strength: Tensor | None, bias: Tensor | None, style_scale: Tensor | None,
         slope: float, gain: float, eps: float,
     ) -> None: ...  # fmt: skip
+
+
+class Upfirdn2d(Protocol):
+    """Launcher of upfirdn2d; the arguments are those of `fastgan.ops.upfirdn2d`.
+
+    x and y are dense, in channels_last or contiguous; `taps` is [k] (separable) or [kh, kw], fp32, or fp64 where x is.
+    """
+
+    def forward(
+        self, y: Tensor, x: Tensor, taps: Tensor, up_x: int, up_y: int, down_x: int, down_y: int, left: int,
+        right: int, top: int, bottom: int, gain: float, flip: bool, channels_last: bool,
+    ) -> None: ...  # fmt: skip

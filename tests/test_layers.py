@@ -8,36 +8,48 @@ import torch.nn.functional as F
 
 from fastgan import layers, models
 from fastgan.losses import critic_with_grad_norm
-from fastgan.ops.upfirdn2d import taps, upfirdn2d
+from fastgan.ops.upfirdn2d import taps
 from tests import backends
 
 
 def direct_upfirdn2d(x, kernel, up, down, padding, gain):
-    """Zero insertion, padding (or cropping), full convolution, decimation: step by step."""
+    """Zero insertion, padding (or cropping), full convolution, decimation: step by step. The filter is separable."""
     n, c, h, w = x.shape
     spread = x.new_zeros(n, c, h * up, w * up)
     spread[:, :, ::up, ::up] = x
     spread = F.pad(spread, padding)
-    flipped = kernel.flip(0, 1).to(x.dtype).expand(c, 1, *kernel.shape)
+    flipped = torch.outer(kernel, kernel).flip(0, 1).to(x.dtype).expand(c, 1, -1, -1)
     return (F.conv2d(spread, flipped, groups=c) * gain)[:, :, ::down, ::down]
 
 
-@pytest.mark.parametrize(("up", "down"), [(1, 1), (2, 1), (1, 2), (2, 2), (3, 1)])
-@pytest.mark.parametrize("padding", [(0, 0, 0, 0), (2, 1, 2, 1), (1, 1, 1, 1), (3, 2, 0, 1)])
-def test_upfirdn2d_is_pad_insert_filter_decimate(up, down, padding):
-    x = torch.randn(1, 2, 5, 4, dtype=torch.float64, requires_grad=True)
-    kernel = taps().double()
-    expected = direct_upfirdn2d(x, kernel, up, down, padding, 1.7)
-    torch.testing.assert_close(upfirdn2d(x, kernel, up=up, down=down, padding=padding, gain=1.7), expected)
-    function = lambda x: upfirdn2d(x, kernel, up=up, down=down, padding=padding)
-    assert torch.autograd.gradgradcheck(function, x, fast_mode=True)
+@pytest.mark.parametrize("weights", [(1, 3, 3, 1), (1, 1), (1, 2, 1), (1, 5, 10, 10, 5, 1)])
+def test_resampling_layers_keep_brightness_and_place(weights):
+    """Within an image of one brightness nothing changes but the size; a ramp stays where it is."""
+    x = torch.ones(1, 2, 16, 24)
+    inner = lambda t: t[:, :, 6:-6, 6:-6]
+    for layer, factor in ((layers.Blur2d(weights), 1), (layers.Upsample2d(weights), 2)):
+        assert layer(x).shape == (1, 2, 16 * factor, 24 * factor)
+        torch.testing.assert_close(inner(layer(x)), torch.ones_like(inner(layer(x))))
+    down = layers.Downsample2d(weights)
+    assert down(x).shape == (1, 2, 8, 12)
+    torch.testing.assert_close(down(x)[:, :, 3:-3, 3:-3], torch.ones(1, 2, 2, 6))
+    if len(weights) % 2 == 0:  # others are off by half a pixel, as everywhere
+        ramp = torch.arange(24.0).expand(1, 1, 16, 24) + 0.5  # of pixel centres
+        expected = (torch.arange(12.0) * 2 + 1).expand(1, 1, 8, 12)
+        torch.testing.assert_close(down(ramp)[:, :, 3:-3, 3:-3], expected[:, :, 3:-3, 3:-3])
+        expected = ((torch.arange(48.0) + 0.5) / 2).expand(1, 1, 32, 48)
+        if weights != (1, 1):  # nearest
+            torch.testing.assert_close(inner(layers.Upsample2d(weights)(ramp)), inner(expected))
 
 
-def test_upsampling_keeps_the_brightness():
-    flat = torch.ones(1, 1, 8, 8)
-    up = upfirdn2d(flat, taps(), up=2, padding=(2, 1, 2, 1), gain=4.0)
-    assert up.shape == (1, 1, 16, 16)
-    torch.testing.assert_close(up[:, :, 2:-2, 2:-2], torch.ones(1, 1, 12, 12))
+def test_resampling_layers_do_what_their_definition_says():
+    x = torch.randn(2, 3, 6, 8)
+    torch.testing.assert_close(layers.Upsample2d()(x), direct_upfirdn2d(x, taps(), 2, 1, (2, 1, 2, 1), 4.0))
+    torch.testing.assert_close(layers.Downsample2d()(x), direct_upfirdn2d(x, taps(), 1, 2, (1, 1, 1, 1), 1.0))
+    torch.testing.assert_close(layers.Blur2d()(x), direct_upfirdn2d(x, taps(), 1, 1, (2, 1, 2, 1), 1.0))
+    behind = layers.Blur2d(padding=(1, 1), gain=4.0)
+    torch.testing.assert_close(behind(x), direct_upfirdn2d(x, taps(), 1, 1, (1, 1, 1, 1), 4.0))
+    assert behind(x).shape == (2, 3, 5, 7) and not behind.state_dict()
 
 
 @pytest.mark.parametrize("kernel_size", [1, 3])

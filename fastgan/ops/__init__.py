@@ -9,6 +9,7 @@ from fastgan.ops.instance_norm import adain, style_epilogue
 from fastgan.ops.modulated_conv2d import modulated_conv2d
 from fastgan.ops.noise_bias_act import noise_bias_act
 from fastgan.ops.resampled_conv2d import conv_downsample2d, upsample_conv2d
+from fastgan.ops.upfirdn2d import upfirdn2d
 
 __all__ = [
     "BackendUnavailable",
@@ -17,6 +18,7 @@ __all__ = [
     "modulated_conv2d",
     "noise_bias_act",
     "style_epilogue",
+    "upfirdn2d",
     "upsample_conv2d",
     "use_backend",
 ]

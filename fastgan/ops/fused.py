@@ -18,7 +18,7 @@ Traps that shaped this file:
   the forward pass and handed on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -174,7 +174,7 @@ def _alias(x: Tensor) -> Tensor:
 def _run_forward(operation, backend, options, inputs) -> Sequence[Tensor]:
     """The output, and the spares."""
     if torch.compiler.is_compiling():
-        results = _operators(operation)[0](*inputs, *options, backend)
+        results = _operator(operation.name)(*inputs, *options, backend)
         return results if operation.spares else (results,)
     return _launch_forward(operation, backend, options, inputs)
 
@@ -187,7 +187,7 @@ def _launch_forward(operation, backend, options, inputs) -> Sequence[Tensor]:
 
 def _run_backward(operation, backend, options, needs, grad, kept) -> Tensors:
     if torch.compiler.is_compiling():
-        found = iter(_operators(operation)[1](grad, kept, needs, *options, backend))
+        found = iter(_operator(f"{operation.name}_backward")(grad, kept, needs, *options, backend))
         return [next(found) if made else None for made in operation.makes(needs)]
     return _launch_backward(operation, backend, options, needs, grad, kept)
 
@@ -199,6 +199,47 @@ def _launch_backward(operation, backend, options, needs, grad, kept) -> Tensors:
     return grads
 
 
+class LinearOperation(FusedOperation):
+    """An operation that is linear in its first input, and whose adjoint is the operation itself with other options.
+
+    Derivatives of any order are then calls of its one kernel. The other inputs are constants: none may need a gradient.
+    """
+
+    @staticmethod
+    def adjoint(inputs: Tensors, options: NamedTuple) -> NamedTuple:
+        """The options of the adjoint, which takes the gradient of the output to that of the first input."""
+        raise NotImplementedError
+
+    @staticmethod
+    def prepare_gradient(grad: Tensor, options: NamedTuple) -> Tensor:
+        """The gradient of the output, in the layout that the kernel wants; differentiable."""
+        raise NotImplementedError
+
+    @classmethod
+    def apply(cls, backend: str, inputs: Tensors, options: NamedTuple) -> Tensor:
+        if backend == "torch":
+            return cls.plain(inputs, options)
+        if torch.is_grad_enabled() and inputs[0].requires_grad:
+            return _Linear.apply(cls, backend, options, cls.adjoint(inputs, options), *inputs)
+        return _run_forward(cls, backend, options, inputs)[0]
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, operation, backend, options, adjoint, *inputs):
+        ctx.save_for_backward(*inputs[1:])
+        ctx.call = operation, backend, options, adjoint
+        return _run_forward(operation, backend, options, inputs)[0]
+
+    @staticmethod
+    def backward(ctx, grad):
+        operation, backend, options, adjoint = ctx.call
+        constants = ctx.saved_tensors
+        grad = operation.prepare_gradient(grad, options)
+        dx = operation.apply(backend, (grad, *constants), adjoint)
+        return None, None, None, None, dx, *[None] * len(constants)
+
+
 # Library operators, for torch.compile -----------------------------------------------------------------------------
 
 _library = torch.library.Library("fastgan", "DEF")
@@ -206,40 +247,48 @@ _SCHEMA = {str: "str", float: "float", int: "int", bool: "bool"}
 
 
 def register(operation: type[FusedOperation]) -> type[FusedOperation]:
-    """Class decorator: defines `fastgan::NAME` and `fastgan::NAME_backward`, and their shapes for tracing."""
+    """Class decorator: defines `fastgan::NAME` and `fastgan::NAME_backward`, and their shapes for tracing.
+
+    A linear operation, which is its own backward, has the first of the two only.
+    """
     first, *others = operation.inputs
     tensors = ", ".join([f"Tensor {first}", *(f"Tensor? {name}" for name in others)])
     types = operation.Options.__annotations__
     options = "".join(f", {_SCHEMA[kind]} {name}" for name, kind in types.items())
     results = f"({', '.join(['Tensor'] * (1 + operation.spares))})" if operation.spares else "Tensor"
-    forward = _library.define(f"{operation.name}({tensors}{options}, str backend) -> {results}")
-    backward = _library.define(
-        f"{operation.name}_backward(Tensor grad, Tensor?[] kept, bool[] needs{options}, str backend) -> Tensor[]"
-    )
     count = len(operation.inputs)
 
     def run_forward(*args):
         made = _launch_forward(operation, args[-1], operation.Options(*args[count:-1]), args[:count])
         return made if operation.spares else made[0]
 
-    def run_backward(grad, kept, needs, *rest):
-        grads = _launch_backward(operation, rest[-1], operation.Options(*rest[:-1]), needs, grad, kept)
-        return [g for g in grads if g is not None]
-
     def shape_forward(*args):
         call = args[:count], operation.Options(*args[count:-1])
         output = operation.allocate(*call)
         return (output, *operation.allocate_spares(*call)) if operation.spares else output
 
+    _define(f"{operation.name}({tensors}{options}, str backend) -> {results}", run_forward, shape_forward)
+    if issubclass(operation, LinearOperation):
+        return operation
+
+    def run_backward(grad, kept, needs, *rest):
+        grads = _launch_backward(operation, rest[-1], operation.Options(*rest[:-1]), needs, grad, kept)
+        return [g for g in grads if g is not None]
+
     def shape_backward(grad, kept, needs, *rest):
         grads = operation.allocate_grads(grad, kept, operation.Options(*rest[:-1]), needs)
         return [g for g in grads if g is not None]
 
-    for name, run, shape in ((forward, run_forward, shape_forward), (backward, run_backward, shape_backward)):
-        _library.impl(name, run, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"fastgan::{name}", shape, lib=_library)
+    arguments = f"Tensor grad, Tensor?[] kept, bool[] needs{options}, str backend"
+    _define(f"{operation.name}_backward({arguments}) -> Tensor[]", run_backward, shape_backward)
     return operation
 
 
-def _operators(operation):
-    return getattr(torch.ops.fastgan, operation.name), getattr(torch.ops.fastgan, f"{operation.name}_backward")
+def _define(schema: str, run: Callable, shape: Callable) -> None:
+    name = _library.define(schema)
+    _library.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"fastgan::{name}", shape, lib=_library)
+
+
+def _operator(name: str):
+    return getattr(torch.ops.fastgan, name)

@@ -20,6 +20,15 @@ def view_of(x: Tensor) -> View | None:
     return View(n, c, p, True) if nhwc else None
 
 
+def is_channels_last(x: Tensor) -> bool:
+    """Whether a dense `x` [N, C, H, W] is in channels_last.
+
+    Where sizes of 1 make the formats one in memory, its strides tell, as for torch's own operations: what is made of it
+    may be larger.
+    """
+    return x.stride(1) == 1 and x.stride(3) >= x.shape[1] and x.is_contiguous(memory_format=torch.channels_last)
+
+
 def channels_last(x: Tensor) -> Tensor:
     """`x` [N, C, H, W] in channels_last, in a way that shows: images of one channel look alike in both formats, torch
     takes them for NCHW, and so does every layer after."""

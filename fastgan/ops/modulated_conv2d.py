@@ -54,7 +54,7 @@ def modulated_conv2d(
         up: 2 doubles the size: transposed convolution with `weight` as it is, then the low-pass filter `taps`.
         down: 2 halves it: low-pass filter, then a convolution of stride 2. One of `up` and `down` is 1.
         padding: zeros on each side; k // 2 if not given, which keeps (or doubles, or halves) the size for odd k.
-        taps: the low-pass filter [k, k], summing to 1; bilinear, (1, 3, 3, 1), if not given.
+        taps: the low-pass filter, [k] for both axes or [kh, kw], summing to 1; bilinear, (1, 3, 3, 1), if not given.
         scaled: `x` has been multiplied by `style` already, as the `post` of the layer before.
         noise, strength, bias, post, act, slope, gain, clamp: what follows the convolution, see `noise_bias_act`.
 
@@ -153,7 +153,7 @@ def _convolve(x: Tensor, weight: Tensor, up: int, down: int, padding: int | None
     if up == down == 1:
         return F.conv2d(x, weight, padding=pads)
     taps = _default_taps(x.device) if taps is None else taps
-    rows, columns = taps.shape
+    rows, columns = taps.shape[0], taps.shape[-1]
     if up == 2:
         left, right = pads[1] + (columns + 1) // 2 - (width - 1), pads[1] + (columns - 2) // 2 - (width - 2)
         top, bottom = pads[0] + (rows + 1) // 2 - (height - 1), pads[0] + (rows - 2) // 2 - (height - 2)

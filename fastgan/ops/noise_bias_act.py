@@ -132,11 +132,11 @@ def linearized(
         raise ValueError(f"linearized: x has dtype {x.dtype}, must be that of y, {y.dtype}")
     shape = (-1, *[1] * (x.dim() - 1))
     constant = None if factor is None or bias is None else bias.to(arithmetic_dtype(x.dtype))
-    backend = backends.choose("noise_bias_act", x.device.type)
+    backend = backends.choose("noise_bias_act", x.device)
     if backend == "torch":
         moved = to_arithmetic(x)
         if constant is not None:
-            moved = moved + factor.view(shape) * _channels(constant, x)
+            moved = moved + factor.view(shape) * channels(constant, x)
         result = (moved * _slope_from_output(None if y is None else to_arithmetic(y), options)).to(x.dtype)
     else:
         # Of the double backward: slope * (gx + gstrength * noise), with the factor for a noise.

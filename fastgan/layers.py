@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastgan.ops import noise_bias_act
+from fastgan.ops import noise_bias_act, pixel_norm
 from fastgan.ops.arithmetic import to_arithmetic
 from fastgan.ops.upfirdn2d import taps, upfirdn2d
 
@@ -237,6 +237,25 @@ class ModulatedConv2d(nn.Module):
     def extra_repr(self) -> str:
         out_channels, in_channels, kernel_size, _ = self.weight.shape
         return f"{in_channels}, {out_channels}, kernel_size={kernel_size}, up={self.up}, demodulate={self.demodulate}"
+
+
+class PixelNorm(nn.Module):
+    """Scales the channels of each position to a mean square of one (Karras et al. 2018, section 4.2).
+
+    Args:
+        eps: added to the mean square.
+    """
+
+    def __init__(self, eps: float = 1e-8):
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, ...] to the same; latents [N, C] as well."""
+        return pixel_norm(x, self.eps)
+
+    def extra_repr(self) -> str:
+        return f"eps={self.eps}"
 
 
 class MinibatchStddev(nn.Module):

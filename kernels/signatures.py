@@ -40,3 +40,15 @@ class NoiseBiasAct(Protocol):
         gx: Tensor, gstrength: Tensor | None, gbias: Tensor | None, gscale: Tensor | None, gpost: Tensor | None,
         act: str, slope: float, gain: float, clamp: float,
     ) -> None: ...  # fmt: skip
+
+
+class PixelNorm(Protocol):
+    """Launchers of pixel_norm. All tensors are of one dtype, dense, in the layout of `view`; `gx` is a cotangent of dx."""
+
+    def forward(self, view: View, y: Tensor, x: Tensor, eps: float) -> None: ...
+
+    def backward(self, view: View, dx: Tensor, dy: Tensor, x: Tensor, eps: float) -> None: ...
+
+    def double_backward(
+        self, view: View, ddy: Tensor, dx: Tensor, dy: Tensor, x: Tensor, gx: Tensor, eps: float
+    ) -> None: ...

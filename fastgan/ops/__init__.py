@@ -6,5 +6,6 @@ choice of one.
 
 from fastgan.ops.backends import BackendUnavailable, use_backend
 from fastgan.ops.noise_bias_act import noise_bias_act
+from fastgan.ops.pixel_norm import pixel_norm
 
-__all__ = ["BackendUnavailable", "noise_bias_act", "use_backend"]
+__all__ = ["BackendUnavailable", "noise_bias_act", "pixel_norm", "use_backend"]

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fastgan.ops import backends
 from fastgan.ops.arithmetic import arithmetic_dtype, to_arithmetic
+from fastgan.ops.checks import check_activation
 from fastgan.ops.fused import FusedOperation, register
 from fastgan.ops.layout import View, dense, dense_like, view_of
 
@@ -108,10 +109,7 @@ def _check_options(act: str, slope: float, gain: float, clamp: float | None) -> 
 
 
 def _check_tensors(x, noise, strength, bias, scale, post) -> tuple[Tensor | None, ...]:
-    if x.dim() < 2:
-        raise ValueError(f"noise_bias_act: x has shape {list(x.shape)}, must be [N, C, ...]")
-    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        raise ValueError(f"noise_bias_act: x has dtype {x.dtype}, must be fp32, bf16, fp16 or fp64")
+    check_activation("noise_bias_act", "x", x)
     if strength is not None and noise is None:
         raise ValueError("noise_bias_act: strength is given without noise")
     n, c, *spatial = x.shape

@@ -6,7 +6,7 @@
 #define FASTGAN_MODULE _C
 #endif
 
-#define FASTGAN_OPERATIONS(DO) DO(noise_bias_act) DO(pixel_norm)
+#define FASTGAN_OPERATIONS(DO) DO(noise_bias_act) DO(pixel_norm) DO(samples)
 
 namespace fastgan {
 #define FASTGAN_DECLARE(NAME) void bind_##NAME(py::module_&);

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from fastgan.ops import squared_norm
+
 
 class Objective(NamedTuple):
     """What generator and critic minimise, as functions of logits [N]; each returns a scalar, the mean over N."""
@@ -46,7 +48,7 @@ def r1_penalty(logits: Tensor, images: Tensor) -> Tensor:
     """
     with torch.autocast(images.device.type, enabled=False):
         (gradient,) = torch.autograd.grad(_fp32_at_least(logits).sum(), images, create_graph=True)
-        return _fp32_at_least(gradient).square().flatten(1).sum(1)
+        return squared_norm(gradient)
 
 
 def critic_with_grad_norm(

@@ -75,7 +75,7 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 
 
 
 def place(x: Tensor, emulated: bool) -> tuple[int, int]:
-    """Device and stream of a call on `x`: -1 and 0 for the CPU, or 0 and 0 for `emulated` CUDA kernels on CPU tensors."""
+    """Device and stream of a call on `x`: -1, 0 for the CPU, or 0, 0 for `emulated` CUDA kernels on CPU tensors."""
     if x.is_cuda:
         device = x.device.index
         return device, torch._C._cuda_getCurrentRawStream(device)

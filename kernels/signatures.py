@@ -43,7 +43,7 @@ class NoiseBiasAct(Protocol):
 
 
 class PixelNorm(Protocol):
-    """Launchers of pixel_norm. All tensors are of one dtype, dense, in the layout of `view`; `gx` is a cotangent of dx."""
+    """Launchers of pixel_norm. All tensors are of one dtype, dense, in the layout of `view`; `gx` is dx's cotangent."""
 
     def forward(self, view: View, y: Tensor, x: Tensor, eps: float) -> None: ...
 
@@ -52,3 +52,19 @@ class PixelNorm(Protocol):
     def double_backward(
         self, view: View, ddy: Tensor, dx: Tensor, dy: Tensor, x: Tensor, gx: Tensor, eps: float
     ) -> None: ...
+
+
+class SquaredNorm(Protocol):
+    """Launchers of squared_norm. `x` and `dx` [N, ...] are dense and lie alike; `sums`, `grad` [N] are fp32 or fp64."""
+
+    def forward(self, sums: Tensor, x: Tensor) -> None: ...
+
+    def backward(self, dx: Tensor, grad: Tensor, x: Tensor) -> None: ...
+
+
+class LerpSamples(Protocol):
+    """Launchers of lerp_samples. All but `t` [N], fp32 or fp64, are [N, ...], of one dtype, dense, and lie alike."""
+
+    def forward(self, y: Tensor, a: Tensor, b: Tensor, t: Tensor) -> None: ...
+
+    def backward(self, da: Tensor, db: Tensor | None, dy: Tensor, t: Tensor) -> None: ...

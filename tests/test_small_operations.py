@@ -24,15 +24,26 @@ def textbook_pixel_norm(x, eps=1e-8):
     return x / (x.pow(2).mean(1, keepdim=True) + eps).sqrt()
 
 
+def textbook_squared_norm(x):
+    return x.pow(2).flatten(1).sum(1)
+
+
+def textbook_lerp_samples(x, b, t):
+    t = t.view(-1, *[1] * (x.dim() - 1))
+    return (1 - t) * x + t * b
+
+
 class Operation(NamedTuple):
     fused: Callable[..., Tensor]
     textbook: Callable[..., Tensor]
     gives: str = "activations"  # or "numbers": one a sample
-    also: tuple[str, ...] = ()  # tensors beside x
 
 
+OPTIONS = {"pixel_norm": (1e-8,)}  # as the registered operators take them
 OPERATIONS = {
     "pixel_norm": Operation(ops.pixel_norm, textbook_pixel_norm),
+    "squared_norm": Operation(ops.squared_norm, textbook_squared_norm, gives="numbers"),
+    "lerp_samples": Operation(lambda x, b, t: ops.lerp_samples(x, b, t), textbook_lerp_samples),
 }
 
 
@@ -70,7 +81,11 @@ def make(case: Case, dtype: torch.dtype, device: str = "cpu") -> dict[str, Tenso
     """The tensors of a call, exact in `dtype`."""
     generator = torch.Generator().manual_seed(0)
     draw = lambda *shape: torch.randn(shape, generator=generator).to(device, dtype)
-    return {"x": arrange(draw(*case.shape), case.layout)}
+    tensors = {"x": arrange(draw(*case.shape), case.layout)}
+    if case.operation == "lerp_samples":
+        tensors["b"] = arrange(draw(*case.shape), case.layout)
+        tensors["t"] = torch.rand(case.shape[0], generator=generator).to(device, dtype)
+    return tensors
 
 
 def of(case: Case) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
@@ -81,11 +96,228 @@ def of(case: Case) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
     )
 
 
+def fixed(case: Case) -> tuple[str, ...]:
+    """Tensors whose gradient takes the plain path, all of it: they are not differentiated where kernels are tested."""
+    return ("t",) if case.operation == "lerp_samples" else ()
+
+
+def everything(case: Case, dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
+    """Result, first and second derivatives of the fused operation."""
+    tensors = make(case, dtype, device)
+    generator = torch.Generator().manual_seed(1)
+    fused, _ = of(case)
+    shape = fused(**tensors).shape
+    dy = torch.randn(shape, generator=generator).to(device)
+    seeds = [torch.randn(case.shape, generator=generator).to(device) for name in tensors if name not in fixed(case)]
+    y, grads, second = table.derivatives(fused, tensors, dy, seeds, fixed(case))
+    return [y, *grads, *second]
+
+
+each_operation = pytest.mark.parametrize("name", OPERATIONS)
+each_layout = pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+
+
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_values_and_derivatives_are_as_good_as_plain_pytorch(backend, case, dtype, unwritten_is_nan):
     tensors = make(case, dtype, backends.device(backend))
     fused, textbook = of(case)
-    layout = case.layout if OPERATIONS[case.operation].gives == "activations" else "nchw"
+    activations = OPERATIONS[case.operation].gives == "activations"
     in_dtype = lambda **tensors: fused(**tensors).to(dtype)  # numbers come in fp32 at least
-    table.assert_derivatives_as_good_as_plain(in_dtype, textbook, tensors, layout=layout)
+    layout = case.layout if activations else "nchw"
+    table.assert_derivatives_as_good_as_plain(in_dtype, textbook, tensors, fixed=fixed(case), layout=layout)
+
+
+def test_triton_passes_the_table_under_its_interpreter():
+    """In bf16, in a process where TRITON_INTERPRET is set before kernels are decorated."""
+    if os.environ.get("TRITON_INTERPRET") == "1" or torch.cuda.is_available():
+        pytest.skip("the table itself runs the triton backend here")
+    pytest.importorskip("triton")
+    selection = "values_and_derivatives and triton and bf16 and not 160x9x9"
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", selection]
+    done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert "passed" in done.stdout and "skipped" not in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sanitizer", ["address", "undefined"])
+def test_cuda_sources_touch_only_their_own_memory(sanitizer):
+    """Awkward sizes of the table, with the CUDA sources compiled under a sanitizer, in a process that preloads it."""
+    if emulation.why_unavailable(sanitizer):
+        pytest.skip(emulation.why_unavailable(sanitizer))
+    selection = "values_and_derivatives and emulated and (33x17 or 37x4x4 or 9x31 or 300x33) and (fp32 or bf16)"
+    done = emulation.run_under_address_sanitizer(
+        ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", selection],
+        env={**os.environ, "FASTGAN_TEST_SANITIZER": sanitizer},
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout and "skipped" not in done.stdout
+
+
+@each_operation
+@each_layout
+def test_gradcheck_and_gradgradcheck(backend, name, layout):
+    tensors = make(Case(name, (4, 6, 2, 3), layout), torch.float64, backends.device(backend))
+    function = lambda *inputs: OPERATIONS[name].fused(**dict(zip(tensors, inputs, strict=True)))
+    inputs = [t.requires_grad_() for t in tensors.values()]
+    assert torch.autograd.gradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(function, inputs)
+    if name == "lerp_samples":  # with a gradient of t, that was plain PyTorch
+        inputs[-1].requires_grad_(False)
+        assert torch.autograd.gradcheck(function, inputs)
+        assert torch.autograd.gradgradcheck(function, inputs)
+
+
+@each_operation
+def test_third_derivatives(backend, name):
+    tensors = make(Case(name, (4, 3, 2, 2)), torch.float64, backends.device(backend))
+    function = lambda x: OPERATIONS[name].fused(**{**tensors, "x": x}).pow(3).sum()
+    first = lambda x: torch.autograd.grad(function(x), x, create_graph=True)[0]
+    assert torch.autograd.gradgradcheck(first, [tensors["x"].requires_grad_()])
+
+
+@each_operation
+@each_layout
+def test_memory_formats_are_kept(backend, name, layout):
+    case = Case(name, (4, 16, 5, 7), layout)
+    tensors = make(case, torch.float32, backends.device(backend))
+    x = tensors["x"].requires_grad_()
+    y = of(case)[0](**tensors)
+    if OPERATIONS[name].gives == "activations":
+        assert y.is_contiguous(memory_format=torch.channels_last) == (layout == "nhwc")
+        assert y.is_contiguous() == (layout == "nchw")
+    (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
+    assert dx.stride() == x.stride()
+
+
+@each_operation
+@each_layout
+def test_two_runs_give_the_same_bits(backend, name, layout):
+    case, device = Case(name, (4, 24, 31, 33), layout), backends.device(backend)
+    runs = [everything(case, torch.float32, device) for _ in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+@each_operation
+@each_layout
+def test_cpp_results_do_not_depend_on_the_number_of_threads(name, layout):
+    before, results = torch.get_num_threads(), []
+    with backends.forced("cpp-baseline"):
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(everything(Case(name, (4, 24, 31, 33), layout), torch.float32))
+    torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+
+
+@each_operation
+@pytest.mark.parametrize("order", ["reverse", "shuffled"])
+def test_emulated_results_do_not_depend_on_the_order_of_threads(name, order, monkeypatch):
+    for layout in ("nchw", "nhwc"):
+        results = []
+        with backends.forced("emulated"):
+            for one in ("forward", order):
+                monkeypatch.setenv("FASTGAN_EMULATED_ORDER", one)
+                results.append(everything(Case(name, (4, 24, 15, 17), layout), torch.float32))
+        assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@each_operation
+@each_layout
+def test_gradients_that_come_in_need_not_be_dense(backend, name, layout):
+    """Those of sums are expanded; those of a transposed result lie the other way round."""
+    tensors = make(Case(name, (4, 6, 5, 3), layout), torch.float64, backends.device(backend))
+    variables = [t.requires_grad_() for key, t in tensors.items() if key != "t"]
+
+    def transposed(t):
+        return t.transpose(0, -1).reshape(-1)
+
+    def second():
+        y = OPERATIONS[name].fused(**tensors)
+        sums = torch.autograd.grad(y.sum(), variables, create_graph=True)
+        strided = torch.autograd.grad(transposed(y).square().sum(), variables, create_graph=True)
+        product = sum(g.sum() + transposed(h).square().sum() for g, h in zip(sums, strided, strict=True))
+        return [*sums, *strided, *torch.autograd.grad(product, variables, allow_unused=True)]
+
+    got = second()
+    with backends.forced("torch"):
+        expected = second()
+    for a, b in zip(got, expected, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+class TestUnderTorchCompile:
+    @each_operation
+    @pytest.mark.parametrize("backend", ["torch", "cpp"])
+    def test_forward_and_backward_are_one_graph(self, name, backend):
+        if backend == "cpp" and backends.why_not("cpp-baseline"):
+            pytest.skip(backends.why_not("cpp-baseline"))
+        tensors = make(Case(name, (4, 16, 5, 7)), torch.float32)
+        x, others = tensors.pop("x").requires_grad_(), list(tensors.values())
+        function = lambda x, *others: OPERATIONS[name].fused(x, *others)
+        compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+        with use_backend(backend):
+            expected = function(x, *others)
+            y = compiled(x, *others)
+            torch.testing.assert_close(y, expected)
+            assert y.stride() == expected.stride()
+            grads = [torch.autograd.grad(result.square().sum(), x)[0] for result in (y, expected)]
+            torch.testing.assert_close(*grads)
+
+    @each_operation
+    def test_the_operators_are_registered_as_torch_wants_it(self, name):
+        if backends.why_not("cpp-baseline"):
+            pytest.skip(backends.why_not("cpp-baseline"))
+        inputs = list(make(Case(name, (4, 16, 5, 7)), torch.float32).values())
+        options = OPTIONS.get(name, ())
+        dy = torch.randn_like(OPERATIONS[name].fused(*inputs))
+        kept = [None, None, inputs[2]] if name == "lerp_samples" else inputs
+        needs = [True, True, False][: len(inputs)]
+        tests = ("test_schema", "test_faketensor")  # autograd is the Function's, around the operator
+        forward, backward = getattr(torch.ops.fastgan, name), getattr(torch.ops.fastgan, f"{name}_backward")
+        torch.library.opcheck(forward, (*inputs, *options, "cpp"), test_utils=tests)
+        torch.library.opcheck(backward, (dy, kept, needs, *options, "cpp"), test_utils=tests)
+
+
+def test_squared_norms_of_16_bit_numbers_are_sums_in_32_bits(backend):
+    x = torch.randn(3, 4, 60, 61, device=backends.device(backend)).to(torch.bfloat16)
+    got = ops.squared_norm(x)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got.double(), x.double().square().flatten(1).sum(1), rtol=1e-6, atol=0)
+
+
+def test_samples_of_two_memory_formats_give_one_of_the_first(backend):
+    case = Case("lerp_samples", (4, 3, 5, 7), "nhwc")
+    tensors = make(case, torch.float64, backends.device(backend))
+    expected = textbook_lerp_samples(**tensors)
+    tensors["b"] = tensors["b"].contiguous()
+    y = ops.lerp_samples(*tensors.values())
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(y, expected)
+
+
+X, T = torch.zeros(2, 4, 5, 5), torch.zeros(2)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: ops.pixel_norm(torch.zeros(3)), ["pixel_norm: x has shape [3]", "[N, C, ...]"]),
+        (lambda: ops.pixel_norm(X.int()), ["pixel_norm: x has dtype torch.int32", "fp16"]),
+        (lambda: ops.pixel_norm(X, eps=math.nan), ["eps is nan"]),
+        (lambda: ops.squared_norm(torch.zeros(3)), ["squared_norm: x has shape [3]", "[N, C, ...]"]),
+        (lambda: ops.lerp_samples(X.int(), X, T), ["lerp_samples: a has dtype torch.int32"]),
+        (lambda: ops.lerp_samples(X, X[:, :3], T), ["b has shape [2, 3, 5, 5], must be [2, 4, 5, 5]"]),
+        (lambda: ops.lerp_samples(X, X.half(), T), ["b has dtype torch.float16, must be torch.float32"]),
+        (lambda: ops.lerp_samples(X, X, T[:1]), ["t has shape [1], must be [2]", "[2, 4, 5, 5]"]),
+        (lambda: ops.lerp_samples(X, X, T.int()), ["t has dtype torch.int32"]),
+        (lambda: ops.lerp_samples(X, X, T.to("meta")), ["t is on meta, a on cpu"]),
+    ],
+)
+def test_an_argument_that_does_not_fit_is_named(call, words):
+    with pytest.raises(ValueError) as caught:
+        call()
+    assert all(word in str(caught.value) for word in words), caught.value

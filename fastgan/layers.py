@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastgan.ops import noise_bias_act, pixel_norm
+from fastgan.ops import minibatch_stddev, noise_bias_act, pixel_norm
 from fastgan.ops.arithmetic import to_arithmetic
 from fastgan.ops.upfirdn2d import taps, upfirdn2d
 
@@ -271,15 +271,8 @@ class MinibatchStddev(nn.Module):
         self.group_size, self.features = group_size, features
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] to [N, C + features, H, W]."""
-        n, c, h, w = x.shape
-        if c % self.features:
-            raise ValueError(f"MinibatchStddev: {c} channels cannot be split among {self.features} features")
-        group = min(self.group_size, n)
-        if n % group:
-            raise ValueError(f"MinibatchStddev: a batch of {n} is not a multiple of the group size {group}")
-        y = to_arithmetic(x).reshape(group, n // group, self.features, c // self.features, h, w)
-        y = (y - y.mean(0)).square().mean(0)  # [N/G, F, C/F, H, W]
-        y = (y + 1e-8).sqrt().mean((2, 3, 4))  # [N/G, F]
-        y = y.to(x.dtype).repeat(group, 1)[:, None, None].expand(n, h, w, -1)
-        return torch.cat([x, y.contiguous().permute(0, 3, 1, 2)], 1)  # in x's format only if both are in channels_last
+        """[N, C, ...] to [N, C + features, ...]."""
+        return minibatch_stddev(x, self.group_size, self.features)
+
+    def extra_repr(self) -> str:
+        return f"group_size={self.group_size}, features={self.features}"

@@ -68,3 +68,19 @@ class LerpSamples(Protocol):
     def forward(self, y: Tensor, a: Tensor, b: Tensor, t: Tensor) -> None: ...
 
     def backward(self, da: Tensor, db: Tensor | None, dy: Tensor, t: Tensor) -> None: ...
+
+
+class MinibatchStddev(Protocol):
+    """Launchers of minibatch_stddev. All tensors are of one dtype and dense, in one layout, that of `view`.
+
+    `view` is that of `x`, `dx` and its cotangent `gx`; `y`, `dy` and `ddy` have `features` more channels. `size` is the
+    number of samples of a group, which divides that of all.
+    """
+
+    def forward(self, view: View, y: Tensor, x: Tensor, size: int, features: int) -> None: ...
+
+    def backward(self, view: View, dx: Tensor, dy: Tensor, x: Tensor, size: int, features: int) -> None: ...
+
+    def double_backward(
+        self, view: View, ddy: Tensor, dx: Tensor, dy: Tensor, x: Tensor, gx: Tensor, size: int, features: int
+    ) -> None: ...

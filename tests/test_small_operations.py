@@ -33,17 +33,30 @@ def textbook_lerp_samples(x, b, t):
     return (1 - t) * x + t * b
 
 
+def textbook_minibatch_stddev(x, group_size=4, features=1):
+    n, c = x.shape[:2]
+    groups = n // min(group_size, n) if n else 0
+    maps = []
+    for i in range(n):
+        group = x[i % groups :: groups]
+        deviation = ((group - group.mean(0)).pow(2).mean(0) + 1e-8).sqrt()  # [C, ...]
+        maps.append(torch.stack([part.mean() for part in deviation.chunk(features)]))
+    maps = torch.stack(maps) if n else x.new_empty(0, features)
+    return torch.cat([x, maps.reshape(n, features, *[1] * (x.dim() - 2)).expand(n, features, *x.shape[2:])], 1)
+
+
 class Operation(NamedTuple):
     fused: Callable[..., Tensor]
     textbook: Callable[..., Tensor]
     gives: str = "activations"  # or "numbers": one a sample
 
 
-OPTIONS = {"pixel_norm": (1e-8,)}  # as the registered operators take them
+OPTIONS = {"pixel_norm": (1e-8,), "minibatch_stddev": (4, 1)}  # as the registered operators take them
 OPERATIONS = {
     "pixel_norm": Operation(ops.pixel_norm, textbook_pixel_norm),
     "squared_norm": Operation(ops.squared_norm, textbook_squared_norm, gives="numbers"),
     "lerp_samples": Operation(lambda x, b, t: ops.lerp_samples(x, b, t), textbook_lerp_samples),
+    "minibatch_stddev": Operation(ops.minibatch_stddev, textbook_minibatch_stddev),
 }
 
 
@@ -58,23 +71,40 @@ class Case(NamedTuple):
         return "-".join([self.operation, "x".join(map(str, self.shape)), self.layout, *options])
 
 
+def _shaped(name, shape, layout):
+    options = ()
+    if name == "pixel_norm" and shape[1] == 1:
+        options = (("eps", 0.5),)  # the norm of a single channel is its sign, whose derivatives are rounding alone
+    if name == "minibatch_stddev" and shape[0] in (1, 2):
+        shape = (4, *shape[1:])  # so is what a group of one or two derives; tested apart
+    return Case(name, shape, layout, options)
+
+
 def _cases():
     for name in OPERATIONS:
         for layout in ("nhwc", "nchw"):
             for shape in ((2, 16, 5, 7), (1, 1, 1, 1), (3, 5, 1, 1), (4, 3, 33, 17), (4, 1, 9, 31), (8, 37, 4, 4)):
-                # The norm of a single channel is its sign, whose derivatives are rounding alone; not so with this eps.
-                alone = name == "pixel_norm" and shape[1] == 1
-                yield Case(name, shape, layout, options=(("eps", 0.5),) * alone)
+                yield _shaped(name, shape, layout)
             yield Case(name, (4, 160, 9, 9), layout)
             for empty in ((0, 4, 3, 3), (2, 4, 0, 3)):
                 yield Case(name, empty, layout)
         yield Case(name, (4, 16, 5, 7), "sliced")
-        yield Case(name, (4, 16, 5, 7), "expanded")
+        if name != "minibatch_stddev":  # equal samples: tested apart
+            yield Case(name, (4, 16, 5, 7), "expanded")
         for shape in ((4, 8), (300, 33), (0, 3), (2, 3, 11), (2, 3, 2, 3, 5)):
-            yield Case(name, shape, "nchw")
+            yield _shaped(name, shape, "nchw")
+    for layout in ("nhwc", "nchw"):
+        yield Case("minibatch_stddev", (6, 24, 5, 7), layout, (("group_size", 3), ("features", 4)))
+        yield Case("minibatch_stddev", (10, 6, 3, 5), layout, (("group_size", 5), ("features", 2)))
 
 
-CASES = list(_cases())
+# What differs between dtypes shows at a few shapes.
+CASES = [
+    (case, dtype)
+    for case in _cases()
+    for dtype in DTYPES
+    if dtype in ("fp32", "bf16") or case.layout == "sliced" or case.options or case.shape[1:] in ((3, 33, 17), (33,))
+]
 
 
 def make(case: Case, dtype: torch.dtype, device: str = "cpu") -> dict[str, Tensor]:
@@ -117,9 +147,9 @@ each_operation = pytest.mark.parametrize("name", OPERATIONS)
 each_layout = pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 
 
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(("case", "dtype"), CASES, ids=str)
 def test_values_and_derivatives_are_as_good_as_plain_pytorch(backend, case, dtype, unwritten_is_nan):
+    dtype = DTYPES[dtype]
     tensors = make(case, dtype, backends.device(backend))
     fused, textbook = of(case)
     activations = OPERATIONS[case.operation].gives == "activations"
@@ -133,7 +163,7 @@ def test_triton_passes_the_table_under_its_interpreter():
     if os.environ.get("TRITON_INTERPRET") == "1" or torch.cuda.is_available():
         pytest.skip("the table itself runs the triton backend here")
     pytest.importorskip("triton")
-    selection = "values_and_derivatives and triton and bf16 and not 160x9x9"
+    selection = "values_and_derivatives and triton and bf16 and (37x4x4 or 5x1x1 or 300x33 or 0x4x3x3 or features)"
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", selection]
     done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
@@ -299,6 +329,28 @@ def test_samples_of_two_memory_formats_give_one_of_the_first(backend):
     torch.testing.assert_close(y, expected)
 
 
+@pytest.mark.parametrize("n", [1, 2])
+@each_layout
+def test_minibatch_stddev_of_one_or_two_samples(backend, n, layout):
+    """One does not deviate; of two, the standard deviation is half their distance, which has no curvature."""
+    x = arrange(torch.randn(n, 5, 4, 3, dtype=torch.float64), layout).to(backends.device(backend)).requires_grad_()
+    y = ops.minibatch_stddev(x)
+    expected = 1e-4 if n == 1 else ((x[0] - x[1]).abs() / 2).mean().item()
+    torch.testing.assert_close(y[:, 5], torch.full_like(y[:, 5], expected), rtol=1e-5, atol=0)
+    assert torch.autograd.gradcheck(ops.minibatch_stddev, [x])
+    assert torch.autograd.gradgradcheck(ops.minibatch_stddev, [x])
+
+
+def test_minibatch_stddev_of_equal_samples_has_finite_derivatives(backend):
+    x = torch.randn(1, 5, 4, 3).to(backends.device(backend)).expand(4, 5, 4, 3).detach().requires_grad_()
+    y = ops.minibatch_stddev(x)
+    torch.testing.assert_close(y[:, 5], torch.full_like(y[:, 5], 1e-4))
+    (dx,) = torch.autograd.grad(y[:, 5].sum(), x, create_graph=True)
+    assert torch.equal(dx, torch.zeros_like(dx))
+    (second,) = torch.autograd.grad(dx.sum() + dx[0].sum(), x)
+    assert second.isfinite().all()
+
+
 X, T = torch.zeros(2, 4, 5, 5), torch.zeros(2)
 
 
@@ -309,6 +361,10 @@ X, T = torch.zeros(2, 4, 5, 5), torch.zeros(2)
         (lambda: ops.pixel_norm(X.int()), ["pixel_norm: x has dtype torch.int32", "fp16"]),
         (lambda: ops.pixel_norm(X, eps=math.nan), ["eps is nan"]),
         (lambda: ops.squared_norm(torch.zeros(3)), ["squared_norm: x has shape [3]", "[N, C, ...]"]),
+        (lambda: ops.minibatch_stddev(torch.zeros(3)), ["minibatch_stddev: x has shape [3]"]),
+        (lambda: ops.minibatch_stddev(torch.zeros(6, 4)), ["a batch of 6", "group_size 4"]),
+        (lambda: ops.minibatch_stddev(X, features=3), ["4 channels", "3 features"]),
+        (lambda: ops.minibatch_stddev(X, group_size=0), ["group_size is 0"]),
         (lambda: ops.lerp_samples(X.int(), X, T), ["lerp_samples: a has dtype torch.int32"]),
         (lambda: ops.lerp_samples(X, X[:, :3], T), ["b has shape [2, 3, 5, 5], must be [2, 4, 5, 5]"]),
         (lambda: ops.lerp_samples(X, X.half(), T), ["b has dtype torch.float16, must be torch.float32"]),

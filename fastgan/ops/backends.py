@@ -18,7 +18,7 @@ import torch
 import fastgan_kernels
 from fastgan.errors import UserError
 
-OPERATIONS = ("noise_bias_act", "pixel_norm", "squared_norm", "lerp_samples")
+OPERATIONS = ("noise_bias_act", "pixel_norm", "squared_norm", "lerp_samples", "minibatch_stddev")
 
 # Fastest first. On a GPU the hand-written kernels lead; Triton serves cards they were not compiled for.
 PREFERENCE = {

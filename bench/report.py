@@ -19,18 +19,29 @@ COLUMNS: tuple[tuple[str, str, Callable[[object], str]], ...] = (
     ("eager", "eager_ms", MILLISECONDS),
     ("compile", "compile_ms", MILLISECONDS),
     ("bare loop", "bare_loop_ms", MILLISECONDS),
+    ("plain step", "plain_ms", MILLISECONDS),
+    ("double backward", "double_backward_ms", MILLISECONDS),
+    ("of plain", "of_plain", TIMES),
+    ("passes", "passes_of_plain", str),
+    ("vs double backward", "vs_double_backward", TIMES),
+    ("passes", "passes_vs_double_backward", str),
     ("vs eager", "vs_eager", TIMES),
     ("vs compile", "vs_compile", TIMES),
     ("of bare loop", "vs_bare_loop", PERCENT),
+    ("forward", "forward_ms", MILLISECONDS),
+    ("vs eager", "forward_vs_eager", TIMES),
     ("GB/s", "gb_per_s", "{:.1f}".format),
     ("of copy", "share_of_copy", PERCENT),
     ("images/s", "images_per_s", "{:.0f}".format),
     ("targets", "targets", str),
 )
+TRAINING_STEP = "training_step"
+PENALTIES = "penalties"
 TITLES = {
-    "noise_bias_act": "noise_bias_act, forward and backward",
-    "training_step": "training step, critic and generator, no penalty",
+    TRAINING_STEP: "training step, critic and generator, no penalty",
+    PENALTIES: "critic's step with a gradient penalty, in one pass; passes: of convolutions over one batch",
 }
+OPERATION = "{}, forward and backward, then forward alone"
 
 
 def lines(rows: list[dict]) -> list[str]:
@@ -39,10 +50,9 @@ def lines(rows: list[dict]) -> list[str]:
     threads = f", {about['threads']} threads" if measure.device().type == "cpu" else ""
     copy = measure.copy_bandwidth() / 1e9
     text = [f"{about['device']}{threads}, torch {about['torch']}, channels_last; copy {copy:.1f} GB/s, times in ms"]
-    for operation, title in TITLES.items():
+    for operation in dict.fromkeys(row["operation"] for row in rows):
         chosen = [row for row in rows if row["operation"] == operation]
-        if chosen:
-            text += ["", title, *_table(chosen)]
+        text += ["", TITLES.get(operation, OPERATION.format(operation)), *_table(chosen)]
     notes = {row["notes"]: None for row in rows if row["notes"]}  # each once, in order
     return [*text, *([""] if notes else []), *notes]
 

@@ -4,7 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
-from bench import measure, noise_bias_act, report, training_step
+from bench import measure, operation, penalties, report, training_step
+from bench.operations import FORMS
 from fastgan import models
 
 
@@ -14,13 +15,16 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there as well")
     path = parser.parse_args().json
     rows = []
-    for case, backend in noise_bias_act.cases():
-        print(f"noise_bias_act {case} {backend}", flush=True)
-        found, _ = noise_bias_act.run(case)
+    for case, backend in operation.cases(FORMS):
+        print(f"{case} {backend}", flush=True)
+        found, _ = operation.run(case)
         rows += [found[backend]] if backend in found else []
     for arch in models.ARCHITECTURES:
         print(f"training step {arch}", flush=True)
         rows.append(training_step.run(arch)[0])
+    for dtype in penalties.DTYPES:
+        print(f"penalties {dtype}", flush=True)
+        rows += [row for row, _ in penalties.run(dtype)]
     print("", *report.lines(rows), sep="\n")
     if path:
         benchmarks = [

@@ -1,8 +1,9 @@
-"""noise_bias_act as textbooks and code bases have it: one PyTorch operation after another, in the dtype of x.
+"""The operations as textbooks and code bases have them: one PyTorch operation after another, in the dtype of x.
 
-This is the eager contestant, and what `torch.compile` gets to fuse.
+These are the eager contestants, and what `torch.compile` gets to fuse.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from unittest import mock
@@ -48,6 +49,39 @@ def noise_bias_act(
     return x
 
 
+def modulated_conv2d(
+    x: Tensor, weight: Tensor, style: Tensor, noise: Tensor, strength: Tensor, bias: Tensor, gain: float
+) -> Tensor:
+    """With a weight for each sample, in a grouped convolution, as StyleGAN2 was published; lrelu at the end."""
+    n, c, h, w = x.shape
+    weights = weight[None] * style[:, None, :, None, None]  # [N, O, I, k, k]
+    weights = weights * torch.rsqrt(weights.square().sum((2, 3, 4), keepdim=True) + 1e-8)
+    y = F.conv2d(x.reshape(1, n * c, h, w), weights.flatten(0, 1).to(x.dtype), padding=1, groups=n)
+    return noise_bias_act(y.reshape(n, -1, h, w), noise=noise, strength=strength, bias=bias, gain=gain)
+
+
+def adain(x: Tensor, scale: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
+    centred = x - x.mean((2, 3), keepdim=True)
+    normal = centred * torch.rsqrt(centred.square().mean((2, 3), keepdim=True) + eps)
+    return normal * _channels(scale, x) + _channels(bias, x)
+
+
+def style_epilogue(
+    x: Tensor, *, noise: Tensor, strength: Tensor, bias: Tensor, style_scale: Tensor, style_bias: Tensor
+) -> Tensor:
+    x = x + noise.to(x.dtype) * _channels(strength, x)
+    x = F.leaky_relu(x + _channels(bias, x), 0.2)
+    return adain(x, style_scale, style_bias)
+
+
+def upsample_conv2d(x: Tensor, weight: Tensor) -> Tensor:
+    return F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), weight.to(x.dtype), padding=1)
+
+
+def conv_downsample2d(x: Tensor, weight: Tensor) -> Tensor:
+    return F.avg_pool2d(F.conv2d(x, weight.to(x.dtype), padding=1), 2)
+
+
 def _channels(t: Tensor, x: Tensor) -> Tensor:
     """[C] or [N, C] against [N, C, ...]."""
     return t.to(x.dtype).reshape(-1, x.shape[1], *[1] * (x.dim() - 2))
@@ -57,6 +91,7 @@ def _channels(t: Tensor, x: Tensor) -> Tensor:
 def in_models() -> Iterator[None]:
     """Within the block, layers and models call the textbook function instead of the fused one."""
     with ExitStack() as stack:
-        for module in (layers, stylegan2, dcgan):
+        modulated_conv2d = sys.modules["fastgan.ops.modulated_conv2d"]  # the function hides the module
+        for module in (layers, modulated_conv2d, stylegan2, dcgan):
             stack.enter_context(mock.patch.object(module, "noise_bias_act", noise_bias_act))
         yield

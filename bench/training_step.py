@@ -93,7 +93,7 @@ def run(arch: str) -> tuple[dict, Callable[[], object]]:
         "shape": f"{BATCH}x1x{RESOLUTION}x{RESOLUTION}",
         "dtype": {torch.float32: "fp32", torch.bfloat16: "bf16"}[precision.choose(True, device).dtype],
         "layout": "channels_last",
-        "backend": backends.choose("noise_bias_act", device.type),
+        "backend": backends.choose("noise_bias_act", device),
         "fastgan_ms": ours.seconds * 1e3,
         "images_per_s": BATCH / ours.seconds,
     }

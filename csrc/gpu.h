@@ -190,6 +190,19 @@ class DeviceGuard {
   [[maybe_unused]] bool changed_ = false;
 };
 
+// Bytes of shared memory that a block may have on the current device, if its launch asks for them.
+inline std::size_t most_shared_bytes() {
+#ifdef FASTGAN_EMULATE
+  return 227 * 1024;
+#else
+  int device = 0, bytes = 0;
+  detail::check(cudaGetDevice(&device), "cudaGetDevice");
+  detail::check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+                "cudaDeviceGetAttribute");
+  return static_cast<std::size_t>(bytes);
+#endif
+}
+
 // ------------------------------------------------------------------------------------------------------- conversions
 
 // to<A>(x): a stored value as arithmetic type A, which is float or double.
@@ -217,6 +230,17 @@ __device__ __forceinline__ T from(A a) {
     return static_cast<T>(a);
   }
 }
+
+// a * b, rounded: never contracted with a sum that it goes into.
+#ifdef FASTGAN_EMULATE  // compiled without contraction
+template <class A>
+A rounded_product(A a, A b) {
+  return a * b;
+}
+#else
+__device__ __forceinline__ float rounded_product(float a, float b) { return __fmul_rn(a, b); }
+__device__ __forceinline__ double rounded_product(double a, double b) { return __dmul_rn(a, b); }
+#endif
 
 // ----------------------------------------------------------------------------------------------------- vector access
 

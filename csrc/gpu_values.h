@@ -27,6 +27,10 @@ template <class V>
 FASTGAN_INLINE V absolute(V a) {
     return a < 0 ? -a : a;
 }
+template <class V>
+FASTGAN_INLINE V product(V a, V b) {
+    return gpu::rounded_product(a, b);
+}
 FASTGAN_INLINE float reciprocal_root(float x) { return 1.0f / sqrtf(x); }
 FASTGAN_INLINE double reciprocal_root(double x) { return 1.0 / sqrt(x); }
 FASTGAN_INLINE float exponential(float x) { return expf(x); }

@@ -1,6 +1,7 @@
 // noise_bias_act on the GPU. Two kernels, one a layout, walk memory in its own order, 16 bytes a thread where the sizes
 // allow; what is done at an element is `Element`. The sums of the backward passes are taken in two stages, each in a
 // fixed order: no atomics, the same bits every time.
+#include "gpu_sums.h"
 #include "gpu_values.h"
 
 #define FASTGAN_ARITHMETIC gpu_values
@@ -13,7 +14,6 @@ using namespace gpu_values;
 enum class Pass { forward, backward_from_output, backward_from_input, double_from_output, double_from_input };
 enum class Family { piecewise_linear, curved };  // the curved activations are told apart at run time
 
-constexpr int BLOCK = 256;
 constexpr int MOST_BLOCKS = 2112;  // 16 for each of an H100's multiprocessors; more work than that is looped over
 constexpr int LEAST_STEPS = 4;     // of a thread: fewer would not pay for its start and for its sums
 
@@ -269,34 +269,6 @@ __global__ void planes(E element, int64_t n, int64_t c, int64_t p, Plan plan, ty
             }
         }
     }
-}
-
-// Adds up `pieces` sums of each channel, [pieces, sums, C]. Grid: (groups, tiles of 32 channels); a group is a sample
-// where the gradient is one a sample. out: [groups, C]; block: 32 channels x 8 slices of the pieces.
-template <class S>
-__global__ void add_pieces(const S* partial, S* out, int64_t pieces, int64_t c, int sums, int which) {
-    SHARED(S, slices, [8][32]);
-    const int lane = int(threadIdx.x) % 32, slice = int(threadIdx.x) / 32;
-    const int64_t channel = int64_t(blockIdx.y) * 32 + lane, group = blockIdx.x;
-    S total = 0;
-    if (channel < c) {
-        for (int64_t i = slice; i < pieces; i += 8) total += partial[((group * pieces + i) * sums + which) * c + channel];
-    }
-    slices[slice][lane] = total;
-    __syncthreads();
-    if (slice == 0 && channel < c) {
-        for (int i = 1; i < 8; ++i) total += slices[i][lane];
-        out[group * c + channel] = total;
-    }
-}
-
-// The sum of all channels' sums: for a strength that all channels share. One block.
-template <class S>
-__global__ void add_channels(const S* channels, S* out, int64_t c) {
-    S total[1] = {0};
-    for (int64_t i = threadIdx.x; i < c; i += BLOCK) total[0] += channels[i];
-    gpu::block_sum(total);
-    if (threadIdx.x == 0) *out = total[0];
 }
 
 template <class E, int V>

@@ -30,20 +30,21 @@ except UserError as error:  # in FASTGAN_BACKEND
 
 def examine() -> dict:
     """Everything that the report shows, as plain data (what `--json` prints)."""
+    gpu = _gpu()
+    devices = ["cpu", *(f"cuda:{index}" for index in range(len(gpu["cards"])))]
     return {
         "fastgan": fastgan.__version__,
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "torch": torch.__version__,
         "triton": _version("triton"),
-        "gpu": _gpu(),
+        "gpu": gpu,
         "cpu": _cpu(),
         "threads": torch.get_num_threads(),
         "extension": {"error": extension.load_error(), "build": extension.build_info()},
         "forced": os.environ.get("FASTGAN_BACKEND"),
         "operations": {
-            operation: {device: _choice(operation, device) for device in ("cpu", "cuda")}
-            for operation in backends.OPERATIONS
+            operation: {device: _choice(operation, device) for device in devices} for operation in backends.OPERATIONS
         },
     }
 
@@ -137,9 +138,8 @@ def describe(found: dict) -> str:
     for operation, devices in found["operations"].items():
         rows.append((operation, ""))
         for device, choice in devices.items():
-            if device == "cuda" and not gpu["cards"]:
-                continue
-            tensors = "CPU tensors" if device == "cpu" else "GPU tensors"
+            gpu_name = "GPU" if len(gpu["cards"]) == 1 else f"GPU {device.removeprefix('cuda:')}"
+            tensors = f"{'CPU' if device == 'cpu' else gpu_name} tensors"
             rows.append((f"  {tensors}", choice["in_use"] or "none: every use is an error"))
             rows += [("", f"not {backend}: {reason}") for backend, reason in choice["not"].items()]
     if found["forced"]:

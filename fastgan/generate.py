@@ -1,6 +1,6 @@
 """`python -m fastgan.generate`: draw images from a trained generator.
 
-Exit status: 0 when done, 2 for a mistake in options or files.
+Exit status: 0 when done, 2 for a mistake in options or files, 130 after Ctrl-C; every image written is whole.
 """
 
 from __future__ import annotations
@@ -8,13 +8,19 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from fastgan.errors import UserError
+from fastgan.training.config import LARGEST_SEED
+from fastgan.training.memory import shortage_is_a_mistake
+
+if TYPE_CHECKING:
+    import numpy as np
 
 GRID_COLUMNS = 16
+MOST_SEEDS = 1_000_000  # more is a slip of the finger, and the list alone would fill the memory
 
 
 @dataclass(frozen=True)
@@ -44,10 +50,13 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (None: this process's own) and return the exit status."""
     options = tyro.cli(Options, prog="python -m fastgan.generate", args=argv)
     try:
-        generate(options)
+        with shortage_is_a_mistake("give fewer --seeds or --classes, a folder for --out, or another --device"):
+            generate(options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 
@@ -64,7 +73,6 @@ def generate(options: Options) -> None:
     classes = parse_classes(options.classes, header.dataset["class_names"])
     generator, _ = checkpoint.load_generator(header.path, precision.choose_device(options.device))
 
-    z = sampling.latents(seeds, header.model.z_dim)
     out = Path(options.out) if options.out is not None else header.path.parent / "generated.png"
     single = out.suffix.lower() != ".png"
     try:
@@ -72,16 +80,19 @@ def generate(options: Options) -> None:
     except OSError as error:
         raise UserError(f"cannot make the folder for --out {out}: {error.strerror}") from None
 
+    def images(seeds: list[int], label: int | None) -> np.ndarray:
+        labels = None if label is None else torch.full((len(seeds),), label)
+        return sampling.draw(generator, sampling.latents(seeds, header.model.z_dim), labels, truncation=options.trunc)
+
     rows = []
     for name, label in classes or [("", None)]:
-        labels = None if label is None else torch.full((len(seeds),), label)
-        images = sampling.draw(generator, z, labels, truncation=options.trunc)
         if single:
             start = "" if label is None else f"class{label:02d}-{name}-"  # the number: "a" and "A" may be one file name
-            for seed, image in zip(seeds, images, strict=True):
-                save_png(to_picture(image), out / f"{start}seed{seed:04d}.png")
+            for seed in seeds:
+                save_png(to_picture(images([seed], label)[0]), out / f"{start}seed{seed:04d}.png")
         else:
-            rows += [(name, images[start : start + GRID_COLUMNS]) for start in range(0, len(images), GRID_COLUMNS)]
+            drawn = images(seeds, label)
+            rows += [(name, drawn[start : start + GRID_COLUMNS]) for start in range(0, len(drawn), GRID_COLUMNS)]
     if rows:
         save_png(draw_grid([Section(f"seeds {options.seeds}, truncation {options.trunc:g}", rows)]), out)
     print(out)
@@ -93,9 +104,15 @@ def parse_seeds(text: str) -> list[int]:
     for part in text.split(","):
         first, _, last = part.strip().partition("-")
         if not first.isdecimal() or (last and not last.isdecimal()) or part.strip().endswith("-"):
-            raise UserError(f"--seeds {text}: {part!r} is no number and no range; give something like 0-63 or 1,5,8-10")
-        if last and int(last) < int(first):
+            raise UserError(
+                f"--seeds {text}: {part!r} is no number from 0 up and no range; give something like 0-63 or 1,5,8-10"
+            )
+        if max(len(first), len(last)) > len(str(LARGEST_SEED)) or int(last or first) > LARGEST_SEED:
+            raise UserError(f"--seeds {text}: {part.strip()} is out of range; a seed is from 0 to {LARGEST_SEED}")
+        if int(last or first) < int(first):
             raise UserError(f"--seeds {text}: the range {part} is empty; give the smaller number first")
+        if int(last or first) - int(first) + 1 + len(seeds) > MOST_SEEDS:
+            raise UserError(f"--seeds {text}: these are more than {MOST_SEEDS:,} at once; give fewer")
         seeds += range(int(first), int(last or first) + 1)
     return seeds
 

@@ -10,9 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastgan.ops import minibatch_stddev, noise_bias_act, pixel_norm
+from fastgan.ops import (
+    adain,
+    conv_downsample2d,
+    minibatch_stddev,
+    modulated_conv2d,
+    noise_bias_act,
+    pixel_norm,
+    style_epilogue,
+    upsample_conv2d,
+)
 from fastgan.ops.arithmetic import to_arithmetic
-from fastgan.ops.upfirdn2d import taps, upfirdn2d
+from fastgan.ops.upfirdn2d import BILINEAR, taps, upfirdn2d
 
 SQRT2 = math.sqrt(2.0)
 
@@ -106,24 +115,101 @@ class EqualizedConv2d(nn.Module):
         if down == 2:
             self.register_buffer("resample_filter", taps(), persistent=False)
 
+    def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The convolution alone, with the effective weight."""
+        kernel_size = weight.shape[-1]
+        if self.down == 1:
+            return F.conv2d(x, weight, padding=kernel_size // 2)
+        if kernel_size == 1:
+            return F.conv2d(upfirdn2d(x, self.resample_filter, down=2, padding=(1, 1, 1, 1)), weight)
+        pad = 1 + kernel_size // 2
+        return F.conv2d(upfirdn2d(x, self.resample_filter, padding=(pad,) * 4), weight, stride=2)
+
     def forward(self, x: Tensor) -> Tensor:
         """[N, in_channels, H, W] to [N, out_channels, H / down, W / down]."""
-        kernel_size = self.weight.shape[-1]
-        weight = self.weight * self.weight_gain
-        if self.down == 1:
-            y = F.conv2d(x, weight, padding=kernel_size // 2)
-        elif kernel_size == 1:
-            y = F.conv2d(upfirdn2d(x, self.resample_filter, down=2, padding=(1, 1, 1, 1)), weight)
-        else:
-            pad = 1 + kernel_size // 2
-            y = F.conv2d(upfirdn2d(x, self.resample_filter, padding=(pad,) * 4), weight, stride=2)
+        y = self.convolve(x, self.weight * self.weight_gain)
         if self.bias is None and self.act == "linear" and self.gain == 1 and self.clamp is None:
             return y
         return noise_bias_act(y, bias=self.bias, act=self.act, gain=self.gain, clamp=self.clamp)
 
     def extra_repr(self) -> str:
-        out_channels, in_channels, kernel_size, _ = self.weight.shape
-        return f"{in_channels}, {out_channels}, kernel_size={kernel_size}, down={self.down}, act={self.act}"
+        return f"{_sizes(self.weight)}, down={self.down}, act={self.act}"
+
+
+class _Filter2d(nn.Module):
+    """A FIR filter without parameters; the filter is a buffer that no checkpoint holds."""
+
+    def __init__(self, weights: tuple[float, ...]):
+        super().__init__()
+        self.register_buffer("filter", taps(weights), persistent=False)
+
+    @property
+    def _around(self) -> tuple[int, int]:
+        """What is missing in front and behind where a filter of k taps is to keep the size: k - 1 in all."""
+        k = len(self.filter)
+        return k // 2, (k - 1) // 2
+
+    def extra_repr(self) -> str:
+        return f"taps={len(self.filter)}"
+
+
+class Blur2d(_Filter2d):
+    """Low-pass filter that keeps the size, to come before or after a layer with a stride (StyleGAN2's `Blur`).
+
+    Args:
+        weights: of the separable filter, normalised here to a sum of 1.
+        padding: zeros (before, behind) each axis; by default such that the size is kept.
+        gain: factor of the result: 4 behind a convolution that is transposed with stride 2.
+    """
+
+    def __init__(
+        self, weights: tuple[float, ...] = BILINEAR, *, padding: tuple[int, int] | None = None, gain: float = 1.0
+    ):
+        super().__init__(weights)
+        self.padding = self._around if padding is None else padding
+        self.gain = gain
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] to the same, or with `padding` given to H + before + behind - k + 1 and so on."""
+        return upfirdn2d(x, self.filter, padding=(*self.padding, *self.padding), gain=self.gain)
+
+
+class Upsample2d(_Filter2d):
+    """Doubles the size by zero insertion and a low-pass filter; the brightness is kept (StyleGAN2's `Upsample`).
+
+    Args:
+        weights: of the separable filter, normalised here to a sum of 1.
+        factor: of the enlargement.
+    """
+
+    def __init__(self, weights: tuple[float, ...] = BILINEAR, *, factor: int = 2):
+        super().__init__(weights)
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] to [N, C, factor * H, factor * W]."""
+        missing = len(self.filter) - self.factor
+        pad = ((missing + 1) // 2 + self.factor - 1, missing // 2)
+        return upfirdn2d(x, self.filter, up=self.factor, padding=(*pad, *pad), gain=self.factor**2)
+
+
+class Downsample2d(_Filter2d):
+    """Halves the size by a low-pass filter and decimation (StyleGAN2's `Downsample`).
+
+    Args:
+        weights: of the separable filter, normalised here to a sum of 1.
+        factor: of the reduction.
+    """
+
+    def __init__(self, weights: tuple[float, ...] = BILINEAR, *, factor: int = 2):
+        super().__init__(weights)
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W], sizes multiples of `factor`, to [N, C, H / factor, W / factor]."""
+        missing = len(self.filter) - self.factor
+        pad = ((missing + 1) // 2, missing // 2)
+        return upfirdn2d(x, self.filter, down=self.factor, padding=(*pad, *pad))
 
 
 class NoiseBiasLeakyReLU(nn.Module):
@@ -160,21 +246,113 @@ class NoiseBiasLeakyReLU(nn.Module):
         scale: [N, C], factor before: the demodulation of the convolution that made `x`.
         post: [N, C], factor after: the style of the only convolution that reads the result.
         """
+        return noise_bias_act(x, scale=scale, post=post, **self.arguments(x.shape, x.device, noise))
+
+    def arguments(self, shape: tuple[int, ...], device: torch.device, noise: Tensor | None = None) -> dict:
+        """What the layer does to activations of a shape [N, C, H, W], as named arguments of `noise_bias_act`.
+
+        Operations that end in it, such as `modulated_conv2d`, take them as well. `noise` as in `forward`.
+        """
         if self.strength is None:
             noise = None
         elif noise is None:
-            noise = torch.randn(x.shape[0], 1, *x.shape[2:], device=x.device, dtype=torch.float32)
-        return noise_bias_act(
+            noise = _noise_for(shape, device)
+        return {
+            "noise": noise,
+            "strength": self.strength,
+            "bias": self.bias,
+            "act": "lrelu",
+            "slope": self.slope,
+            "gain": self.gain,
+            "clamp": self.clamp,
+        }
+
+
+class AdaIN(nn.Module):
+    """Adaptive instance normalisation: the style of an image sets mean and deviation of each feature map.
+
+        y = (1 + s) * (x - mean) / sqrt(var + eps) + b,   (s, b) = A w
+
+    `A` is a learned affine map of equalised learning rate (Huang and Belongie 2017, equation 8; Karras et al. 2019,
+    equation 1, with the scale learned as its distance from 1).
+
+    Args:
+        channels: of the activations.
+        w_dim: of the style.
+        eps: added to the variance.
+    """
+
+    def __init__(self, channels: int, w_dim: int, *, eps: float = 1e-5):
+        super().__init__()
+        self.affine = EqualizedLinear(w_dim, 2 * channels)
+        self.eps = eps
+
+    def style(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and bias [N, channels] for a style [N, w_dim]."""
+        scale, bias = self.affine(w).chunk(2, 1)
+        return 1 + to_arithmetic(scale), bias  # the sum would round in 16 bits
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        """x [N, channels, ...] and a style [N, w_dim] to the shape of x."""
+        return adain(x, *self.style(w), eps=self.eps)
+
+    def extra_repr(self) -> str:
+        return f"eps={self.eps}"
+
+
+class StyleEpilogue(AdaIN):
+    """All that stands between two convolutions of StyleGAN: noise, bias, leaky ReLU, instance norm, style; fused.
+
+    Karras et al. 2019, figure 1b and equation 1. Each channel has a noise strength of its own, zero at the start.
+
+    Args:
+        channels: of the activations.
+        w_dim: of the style.
+        noise: whether noise is added.
+        slope, gain: of the leaky ReLU below zero, and the factor after it.
+        eps: added to the variance.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        w_dim: int,
+        *,
+        noise: bool = True,
+        slope: float = 0.2,
+        gain: float = 1.0,
+        eps: float = 1e-8,
+    ):
+        super().__init__(channels, w_dim, eps=eps)
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.strength = nn.Parameter(torch.zeros(channels)) if noise else None
+        self.slope, self.gain = slope, gain
+
+    def forward(self, x: Tensor, w: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Args:
+        x: [N, channels, H, W].
+        w: style [N, w_dim].
+        noise: [N, 1, H, W] or [1, 1, H, W]; drawn anew from N(0, 1) if not given and the layer has noise.
+        """
+        if self.strength is None:
+            noise = None
+        elif noise is None:
+            noise = _noise_for(x.shape, x.device)
+        scale, bias = self.style(w)
+        return style_epilogue(
             x,
             noise=noise,
             strength=self.strength,
             bias=self.bias,
-            scale=scale,
-            post=post,
+            style_scale=scale,
+            style_bias=bias,
             slope=self.slope,
             gain=self.gain,
-            clamp=self.clamp,
+            eps=self.eps,
         )
+
+    def extra_repr(self) -> str:
+        return f"noise={self.strength is not None}, gain={self.gain}, eps={self.eps}"
 
 
 class ModulatedConv2d(nn.Module):
@@ -182,61 +360,134 @@ class ModulatedConv2d(nn.Module):
 
         y[n,o] = d[n,o] * conv(style[n,i] * x[n,i], weight)[o],   d = rsqrt(sum_i style^2 * sum_k weight^2 + 1e-8)
 
-    One convolution with weights shared by the whole batch: the style scales the activations, never a copy of the
-    weights for each sample (Karras et al. 2020, equations 1 and 3). `scaled` and `post` let neighbours do the scaling
-    in their own elementwise pass; `demodulation` is what a fused epilogue needs for `d`.
+    `fastgan.ops.modulated_conv2d` with an equalised weight (Karras et al. 2020, equations 1 and 3).
+
+    Args:
+        in_channels, out_channels, kernel_size: sizes; the kernel is square.
+        demodulate: whether the output is normalised.
+        up, down: one of them may be 2, to double or halve the resolution with a low-pass filter, as StyleGAN2.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        demodulate: bool = True,
+        up: int = 1,
+        down: int = 1,
+    ):
+        super().__init__()
+        if (up, down) not in ((1, 1), (2, 1), (1, 2)):
+            raise ValueError(f"ModulatedConv2d: up and down are {up} and {down}, must be 1, or one of them 2")
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel_size, kernel_size))
+        self.weight_gain = 1 / math.sqrt(in_channels * kernel_size**2)
+        self.demodulate = demodulate
+        self.up, self.down = up, down
+        self.register_buffer("resample_filter", taps() if up != down else None, persistent=False)
+
+    def forward(self, x: Tensor, style: Tensor, *, scaled: bool = False, **epilogue) -> Tensor:
+        """[N, in_channels, H, W] and a style [N, in_channels] to [N, out_channels, H * up / down, W * up / down].
+
+        `scaled` says that `x` has been multiplied by the style already (the `post` of the layer before). `epilogue` are
+        arguments of `noise_bias_act` to be applied in the same pass, such as `NoiseBiasLeakyReLU.arguments` gives.
+        """
+        return modulated_conv2d(
+            x,
+            self.weight * self.weight_gain,
+            style,
+            demodulate=self.demodulate,
+            up=self.up,
+            down=self.down,
+            taps=self.resample_filter,
+            scaled=scaled,
+            **epilogue,
+        )
+
+    def extra_repr(self) -> str:
+        return f"{_sizes(self.weight)}, up={self.up}, down={self.down}, demodulate={self.demodulate}"
+
+
+class _ResampledConv2d(nn.Module):
+    """What the two convolutions that are fused with resampling have in common."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        *,
+        bias: bool = True,
+        equalized: bool = False,
+        act: str = "linear",
+        gain: float | None = None,
+    ):
+        super().__init__()
+        if kernel_size % 2 == 0:
+            raise ValueError(f"{type(self).__name__}: kernel_size is {kernel_size}, must be odd")
+        plain = nn.Conv2d(in_channels, out_channels, kernel_size, bias=bias)
+        self.weight, self.bias = plain.weight, plain.bias
+        self.weight_gain = 1.0
+        if equalized:
+            self.weight_gain = 1 / math.sqrt(in_channels * kernel_size**2)
+            nn.init.normal_(self.weight)
+            if bias:
+                nn.init.zeros_(self.bias)
+        self.act = act
+        self.gain = _default_gain(act, gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight if self.weight_gain == 1 else self.weight * self.weight_gain
+        if self.act == "linear" and self.gain == 1:
+            return self._convolve(x, weight, self.bias)
+        return noise_bias_act(self._convolve(x, weight, None), bias=self.bias, act=self.act, gain=self.gain)
+
+    def extra_repr(self) -> str:
+        return f"{_sizes(self.weight)}, bias={self.bias is not None}, act={self.act}"
+
+
+class UpsampleConv2d(_ResampledConv2d):
+    """Nearest-neighbour upsampling by 2, then a convolution of the same padding, as one transposed convolution.
+
+    [N, in_channels, H, W] to [N, out_channels, 2H, 2W]; the numbers of `nn.Upsample(scale_factor=2)` and `nn.Conv2d`,
+    with parameters of the same names and shapes, at 2.25 times fewer multiplications (`fastgan.ops.upsample_conv2d`).
 
     Args:
         in_channels, out_channels, kernel_size: sizes; the kernel is square and odd.
-        demodulate: whether the output is normalised.
-        up: 1, or 2 to double the resolution (transposed convolution and low-pass filter, as StyleGAN2).
+        bias: whether there is one.
+        equalized: equalised learning rate (PGGAN) instead of `nn.Conv2d`'s initialisation.
+        act, gain: activation and the factor after it (see `noise_bias_act`); by default sqrt(2) for the relu family.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, demodulate: bool = True, up: int = 1):
-        super().__init__()
-        if kernel_size % 2 == 0:
-            raise ValueError(f"ModulatedConv2d: kernel_size is {kernel_size}, must be odd")
-        if up not in (1, 2):
-            raise ValueError(f"ModulatedConv2d: up is {up}, must be 1 or 2")
-        if up == 2 and kernel_size > 5:
-            raise ValueError(f"ModulatedConv2d: kernel_size is {kernel_size}, must be 1, 3 or 5 with up=2")
-        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel_size, kernel_size))
-        # Demodulation cancels this factor; it keeps the convolution's own result in the range of 16-bit floats.
-        self.weight_gain = 1 / math.sqrt(in_channels * kernel_size**2)
-        self.demodulate = demodulate
-        self.up = up
-        if up == 2:
-            self.register_buffer("resample_filter", taps(), persistent=False)
+    @staticmethod
+    def _convolve(x, weight, bias):
+        return upsample_conv2d(x, weight, bias)
 
-    def demodulation(self, style: Tensor) -> Tensor:
-        """The factor `d` [N, out_channels] in fp32 at least for a style [N, in_channels]."""
-        with torch.autocast(style.device.type, enabled=False):
-            energy = (to_arithmetic(self.weight) * self.weight_gain).square().sum((2, 3))  # [O, I]
-            return torch.rsqrt(to_arithmetic(style).square() @ energy.t() + 1e-8)
 
-    def convolve(self, x: Tensor, style: Tensor, *, scaled: bool = False) -> Tensor:
-        """The convolution before demodulation: [N, in_channels, H, W] to [N, out_channels, H * up, W * up].
+class ConvDownsample2d(_ResampledConv2d):
+    """A convolution that keeps the size, then 2x2 average pooling, as one convolution of stride 2.
 
-        `scaled` says that `x` has been multiplied by the style already (the `post` of the layer before).
-        """
-        if not scaled:
-            x = noise_bias_act(x, scale=style, act="linear")
-        weight = self.weight * self.weight_gain
-        padding = self.weight.shape[-1] // 2
-        if self.up == 1:
-            return F.conv2d(x, weight, padding=padding)
-        y = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)  # [N, O, 2H - 2 + k, ...]
-        pad = 2 - padding
-        return upfirdn2d(y, self.resample_filter, padding=(pad, pad, pad, pad), gain=4.0)
+    [N, in_channels, H, W] to [N, out_channels, H // 2, W // 2]; the numbers of `nn.Conv2d` and `nn.AvgPool2d(2)`, with
+    parameters of the same names and shapes, at 2.25 times fewer multiplications (`fastgan.ops.conv_downsample2d`).
+    Bias and activation come after the pooling, as in PGGAN.
 
-    def forward(self, x: Tensor, style: Tensor, *, scaled: bool = False) -> Tensor:
-        """[N, in_channels, H, W] and a style [N, in_channels] to [N, out_channels, H * up, W * up]."""
-        y = self.convolve(x, style, scaled=scaled)
-        return noise_bias_act(y, scale=self.demodulation(style), act="linear") if self.demodulate else y
+    Args: as `UpsampleConv2d`.
+    """
 
-    def extra_repr(self) -> str:
-        out_channels, in_channels, kernel_size, _ = self.weight.shape
-        return f"{in_channels}, {out_channels}, kernel_size={kernel_size}, up={self.up}, demodulate={self.demodulate}"
+    @staticmethod
+    def _convolve(x, weight, bias):
+        return conv_downsample2d(x, weight, bias)
+
+
+def _noise_for(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """From N(0, 1), the same for all channels."""
+    return torch.randn(shape[0], 1, *shape[2:], device=device, dtype=torch.float32)
+
+
+def _sizes(weight: Tensor) -> str:
+    out_channels, in_channels, kernel_size, _ = weight.shape
+    return f"{in_channels}, {out_channels}, kernel_size={kernel_size}"
 
 
 class PixelNorm(nn.Module):

@@ -9,7 +9,7 @@ import sys
 
 from fastgan.errors import UserError
 from fastgan.training import config as configuration
-from fastgan.training import process
+from fastgan.training import memory, process
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -21,8 +21,14 @@ def main(argv: list[str] | None = None) -> int:
         from fastgan.training import loop
 
         if given.output.resume is None:
-            return loop.train(configuration.resolve(given))
-        return loop.train(*_resumed(given, argv))
+            with memory.shortage_is_a_mistake(
+                "make --batch smaller, or --channel-base and --channel-max, or --resolution"
+            ):
+                return loop.train(configuration.resolve(given))
+        with memory.shortage_is_a_mistake(
+            "a resumed run needs what it needed before: free some, or choose another --device"
+        ):
+            return loop.train(*_resumed(given, argv))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

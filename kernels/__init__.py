@@ -5,11 +5,14 @@ with one function a kernel, of the same names and signatures on every backend (`
 receive validated tensors and preallocated outputs, and only launch.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+
+import torch
 
 from fastgan_kernels import extension
 
@@ -18,34 +21,32 @@ from fastgan_kernels import extension
 class Backend:
     """A set of launchers."""
 
-    why_not: Callable[[str, str], str | None]  # (operation, device type) -> why it cannot serve, or None
+    why_not: Callable[[str, torch.device], str | None]  # (operation, device) -> why it cannot serve, or None
     launchers: Callable[[str], object]  # operation -> object with one launcher a kernel
 
 
-def _why_not_cpp(operation: str, device_type: str) -> str | None:
-    if device_type != "cpu":
+def _why_not_cpp(operation: str, device: torch.device) -> str | None:
+    if device.type != "cpu":
         return "serves CPU tensors only"
     return extension.why_no_part("cpu")
 
 
-@cache
-def _why_not_cuda(operation: str, device_type: str) -> str | None:
-    if device_type != "cuda":
+def _why_not_cuda(operation: str, device: torch.device) -> str | None:
+    if device.type != "cuda":
         return "serves CUDA tensors only"
-    return extension.why_no_part("cuda") or extension.why_not_on_this_card()
+    return extension.why_no_part("cuda") or extension.why_not_on_card(device.index)
 
 
-@cache
-def _why_not_triton(operation: str, device_type: str) -> str | None:
+def _why_not_triton(operation: str, device: torch.device) -> str | None:
     if find_spec("triton") is None:
         return "Triton is not installed"
-    if device_type == "cuda":
+    if device.type == "cuda":
         return None
-    if device_type != "cpu":
+    if device.type != "cpu":
         return "serves CUDA tensors only"
-    import triton
-
-    return None if triton.knobs.runtime.interpret else "serves CPU tensors only under TRITON_INTERPRET=1"
+    # As triton.knobs.runtime.interpret reads it; that name is of some releases only.
+    interpreted = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
+    return None if interpreted else "serves CPU tensors only under TRITON_INTERPRET=1"
 
 
 @cache

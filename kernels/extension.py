@@ -1,6 +1,7 @@
 """The compiled extension: loaded once, checked against this Python code, described for people."""
 
 import json
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -58,11 +59,11 @@ def why_no_part(part: str) -> str | None:
     return build_info().get(part, {}).get("reason") or f"the extension was built without its {part} kernels"
 
 
-def why_not_on_this_card() -> str | None:
-    """Why the CUDA kernels cannot run on the current GPU, or None if they can."""
+def why_not_on_card(index: int | None) -> str | None:
+    """Why the CUDA kernels cannot run on the GPU of this number (None: the current one), or None if they can."""
     if not torch.cuda.is_available():
         return "torch sees no GPU"
-    major, minor = torch.cuda.get_device_capability()
+    major, minor = torch.cuda.get_device_capability(index)
     built = build_info().get("cuda", {}).get("archs", [])
     card = major * 10 + minor
     if built and card < min(built):  # PTX is there for all later cards
@@ -74,11 +75,20 @@ def why_not_on_this_card() -> str | None:
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}  # as in csrc/types.h
 
 
+def _stream_getter() -> Callable[[int], int]:
+    """From a GPU's number to its current stream: torch's own short cut, or the long way where it has none."""
+    short_cut = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+    return short_cut or (lambda index: torch.cuda.current_stream(index).cuda_stream)
+
+
+_raw_stream = _stream_getter()
+
+
 def place(x: Tensor, emulated: bool) -> tuple[int, int]:
-    """Device and stream of a call on `x`: -1, 0 for the CPU, or 0, 0 for `emulated` CUDA kernels on CPU tensors."""
+    """Device and stream of a call on `x`: -1 and 0 for the CPU; for `emulated` CUDA kernels on CPU tensors 0 and 0."""
     if x.is_cuda:
         device = x.device.index
-        return device, torch._C._cuda_getCurrentRawStream(device)
+        return device, _raw_stream(device)
     return (0, 0) if emulated else (-1, 0)
 
 

@@ -9,15 +9,12 @@ atomics, the same bits every time. The formulas are those of csrc/noise_bias_act
 Under Triton's interpreter bf16 results are truncated instead of rounded: that is the interpreter's, not the kernel's.
 """
 
-from functools import lru_cache
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 
 from fastgan_kernels.extension import zero
-from fastgan_kernels.signatures import View
+from fastgan_kernels.tiles_triton import WARPS, add_pieces, plan_of
 
 # The formulas, of one element ------------------------------------------------------------------------------------
 
@@ -225,107 +222,15 @@ def _elements(
         tl.store(dpost + of_piece, tl.sum(sum_post, AXIS, keep_dims=True), mask=live)
 
 
-@triton.jit
-def _add_rows(table, rows, c, channel, R: tl.constexpr, F: tl.constexpr):
-    """Adds up the rows of a table [rows, C] for the channels [1, F]."""
-    total = tl.full([R, F], 0.0, table.dtype.element_ty)
-    row = tl.arange(0, R)[:, None]
-    for start in range(0, rows, R):
-        at = start + row
-        total += tl.load(table + at * c + channel, mask=(at < rows) & (channel < c), other=0.0)
-    return tl.sum(total, 0, keep_dims=True)
-
-
-@triton.jit(do_not_specialize=["n", "c", "segments", "tiles", "programs"])
-def _add_pieces(
-    strengths, biases, scales, posts,  # what `_elements` left; None where there is nothing to be done
-    dstrength, dbias, dscale, dpost,
-    n: tl.int64, c: tl.int64, segments: tl.int64, tiles: tl.int32,
-    programs: tl.int64,  # of `_elements`
-    STRENGTH_PER_CHANNEL: tl.constexpr,
-    R: tl.constexpr,
-    F: tl.constexpr,
-):  # fmt: skip
-    """The second stage of the sums. Group 0 makes those over all samples, group 1 + n those of sample n."""
-    pid = tl.program_id(0)
-    group = (pid // tiles).to(tl.int64)
-    channel = (pid % tiles).to(tl.int64) * F + tl.arange(0, F)[None, :]  # [1, F]
-    if group == 0:
-        if biases is not None:
-            tl.store(dbias + channel, _add_rows(biases, n * segments, c, channel, R, F), mask=channel < c)
-        if strengths is not None:
-            if STRENGTH_PER_CHANNEL:
-                tl.store(dstrength + channel, _add_rows(strengths, n * segments, c, channel, R, F), mask=channel < c)
-            elif pid == 0:
-                one = tl.full([1, 1], 0, tl.int64)
-                tl.store(dstrength, tl.sum(_add_rows(strengths, programs, 1, one, R * F, 1)))
-    else:
-        sample = group - 1
-        rows = sample * segments * c  # where those of the sample begin
-        to = sample * c + channel
-        if scales is not None:
-            tl.store(dscale + to, _add_rows(scales + rows, segments, c, channel, R, F), mask=channel < c)
-        if posts is not None:
-            tl.store(dpost + to, _add_rows(posts + rows, segments, c, channel, R, F), mask=channel < c)
-
-
 # Launching -------------------------------------------------------------------------------------------------------
 
-_WARPS = 4
-_COMPILED = {"num_warps": _WARPS, "enable_fp_fusion": True}
-_MOST_PROGRAMS = 2112  # 16 for each of an H100's multiprocessors; more work than that is looped over
-_LEAST_STEPS = 4  # of a program: fewer would not pay for its start and for its sums
-
-
-class _Plan(NamedTuple):
-    """How the work is cut up, from the shape alone; names as in `_elements`."""
-
-    pixels: bool
-    align: int
-    rows: int
-    columns: int
-    tiles: int
-    segments: int
-    steps: int
-    programs: int
-
-
-@lru_cache(maxsize=4096)
-def _plan(view: View, element_size: int, twice: bool) -> _Plan:
-    n, c, p, pixels = view
-    pixels = pixels and p > 1  # with a single position the layouts are one, and planes make the fuller tiles
-    fast = c if pixels else p
-    align = min(fast & -fast, 16)
-    width = min(16 // element_size, max(align, 4))  # elements of a thread: 16 bytes, or 4 elements one by one
-    if twice and pixels:
-        width = min(width, 4)  # the registers do not suffice for all that the second derivatives need of 8 channels
-    size = _WARPS * 32 * width  # of a tile
-    columns = _columns(fast, min(size, 256) if pixels else size)
-    rows = size // columns
-    if pixels:
-        tiles = triton.cdiv(c, columns)
-        tiles_of_all, steps = tiles * n, triton.cdiv(p, rows)
-    else:
-        tiles_of_all = tiles = triton.cdiv(n * c, rows)
-        steps = triton.cdiv(p, columns)
-    segments = max(1, min(triton.cdiv(_MOST_PROGRAMS, tiles_of_all), triton.cdiv(steps, _LEAST_STEPS)))
-    steps = triton.cdiv(steps, segments)
-    return _Plan(pixels, align, rows, columns, tiles, segments, steps, tiles_of_all * segments)
-
-
-def _columns(fast: int, most: int) -> int:
-    """The widest tile, in powers of two, among those that leave the fewest lanes idle at the end of a row."""
-    widest = min(triton.next_power_of_2(fast), most)
-    widths = [widest]
-    while widths[-1] > 64:
-        widths.append(widths[-1] // 2)
-    return min(widths, key=lambda width: triton.cdiv(fast, width) * width)
+_COMPILED = {"num_warps": WARPS, "enable_fp_fusion": True}
 
 
 def _launch(kernel_pass, from_output, view, out, out_dx, sums, reference, dy, gx, small, cotangents, options):
     act, slope, gain, clamp = options
     noise, strength, *_ = small
-    plan = _plan(view, out.element_size(), out_dx is not None)
+    plan = plan_of(view, out.element_size(), out_dx is not None)
     per_channel = strength is not None and strength.dim() > 0
     tables = _tables(sums, view, plan, per_channel)
     to = [total if table is None else table for table, total in zip(tables, sums, strict=True)]
@@ -341,7 +246,7 @@ def _launch(kernel_pass, from_output, view, out, out_dx, sums, reference, dy, gx
         if any(table is not None for table in tables):
             tiles = triton.cdiv(view.c, 16)
             groups = 1 if tables[2] is None and tables[3] is None else 1 + view.n
-            _add_pieces[(groups * tiles,)](
+            add_pieces[(groups * tiles,)](
                 *tables, *sums, view.n, view.c, plan.segments, tiles, plan.programs,
                 STRENGTH_PER_CHANNEL=per_channel, R=128, F=16, **_COMPILED,
             )  # fmt: skip

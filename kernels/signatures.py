@@ -42,6 +42,40 @@ class NoiseBiasAct(Protocol):
     ) -> None: ...  # fmt: skip
 
 
+class InstanceNorm(Protocol):
+    """Launchers of instance_norm, the kernels of adain and style_epilogue.
+
+    `statistics` [2, N, C] are mean and 1 / sqrt(var + eps) of what is normalised: written by the forward kernel, read
+    by the backward kernel. Outputs of `backward` that are None are not made. All tensors but y, x and their gradients
+    are fp32, or fp64 where those are; all are dense, the activations in the layout of `view`.
+    """
+
+    def forward(
+        self, view: View, y: Tensor, statistics: Tensor, x: Tensor, noise: Tensor | None, strength: Tensor | None,
+        bias: Tensor | None, style_scale: Tensor | None, style_bias: Tensor | None,
+        slope: float, gain: float, eps: float,
+    ) -> None: ...  # fmt: skip
+
+    def backward(
+        self, view: View, dx: Tensor | None, dstrength: Tensor | None, dbias: Tensor | None,
+        dstyle_scale: Tensor | None, dstyle_bias: Tensor | None, dy: Tensor, x: Tensor, statistics: Tensor,
+        noise: Tensor | None, strength: Tensor | None, bias: Tensor | None, style_scale: Tensor | None,
+        slope: float, gain: float, eps: float,
+    ) -> None: ...  # fmt: skip
+
+
+class Upfirdn2d(Protocol):
+    """Launcher of upfirdn2d; the arguments are those of `fastgan.ops.upfirdn2d`.
+
+    x and y are dense, in channels_last or contiguous; `taps` is [k] (separable) or [kh, kw], fp32, or fp64 where x is.
+    """
+
+    def forward(
+        self, y: Tensor, x: Tensor, taps: Tensor, up_x: int, up_y: int, down_x: int, down_y: int, left: int,
+        right: int, top: int, bottom: int, gain: float, flip: bool, channels_last: bool,
+    ) -> None: ...  # fmt: skip
+
+
 class PixelNorm(Protocol):
     """Launchers of pixel_norm. All tensors are of one dtype, dense, in the layout of `view`; `gx` is dx's cotangent."""
 

@@ -31,8 +31,8 @@ def emulated_module():
 
 
 def _register_emulation() -> None:
-    def why_not(operation, device_type):
-        return None if device_type == "cpu" else "serves CPU tensors only"
+    def why_not(operation, device):
+        return None if device.type == "cpu" else "serves CPU tensors only"
 
     @cache
     def launchers(operation):
@@ -59,7 +59,7 @@ def why_not(name: str) -> str | None:
     if name == "emulated":
         return emulation.why_unavailable()
     kind, _, isa = name.partition("-")
-    reason = fastgan_kernels.BACKENDS[kind].why_not("noise_bias_act", device(name))
+    reason = fastgan_kernels.BACKENDS[kind].why_not("noise_bias_act", torch.device(device(name)))
     if reason is None and isa:
         if isa not in extension.module().isas:
             return f"the extension has no {isa} kernels"

@@ -1,12 +1,15 @@
 """A run that is stopped, killed or cut off anywhere goes on as if nothing had happened; broken files are refused."""
 
 import json
+import os
 import resource
 import shutil
 import signal
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from fastgan.errors import UserError
@@ -19,6 +22,7 @@ from tests.tiny_run import (
     arguments,
     assert_same_checkpoint,
     log_lines,
+    make_folder,
     start,
     train,
     wait_for,
@@ -46,6 +50,64 @@ def test_resume_gives_the_bits_of_an_unbroken_run(folder, unbroken, tmp_path, ar
     assert main(["--resume", str(half), "--images", str(IMAGES)]) == 0
     assert_same_checkpoint(half, unbroken)
     assert log_lines(half) == log_lines(unbroken)
+
+
+def more_images(folder):
+    shutil.copy(folder / "dark" / "0.png", folder / "dark" / "10.png")
+
+
+def one_pixel(folder):
+    path = folder / "light" / "9.png"
+    pixels = np.array(Image.open(path))
+    pixels[3, 5] ^= 1
+    Image.fromarray(pixels).save(path)
+
+
+def two_swapped(folder):
+    one, other, between = folder / "dark" / "3.png", folder / "dark" / "7.png", folder / "between"
+    one.rename(between), other.rename(one), between.rename(other)
+
+
+def classes_renamed(folder):
+    (folder / "dark").rename(folder / "black")
+
+
+def one_label(folder, value=1):
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+    labels = [[name, int(name.startswith("light"))] for name in names]
+    labels[4][1] = value
+    (folder / "dataset.json").write_text(json.dumps({"labels": labels}))
+
+
+OTHER_DATA = {
+    "an image more": (more_images, "has 21 images, not 20"),
+    "another pixel": (one_pixel, "has as many images, but other ones"),
+    "another order": (two_swapped, "in another order"),
+    "another class": (classes_renamed, "has classes ['black', 'light'], not ['dark', 'light']"),
+    "another label": (one_label, "has the same images, but with other labels"),
+}
+
+
+@pytest.mark.parametrize("change", OTHER_DATA)
+def test_other_data_is_refused_on_resume(tmp_path, capsys, change):
+    changing, says = OTHER_DATA[change]
+    folder = make_folder(tmp_path / "images")
+    if changing is one_label:
+        one_label(folder, 0)
+    run = train(folder, tmp_path / "run", "--images", "4")
+    before = {path: path.read_bytes() for path in run.iterdir()}
+    changing(folder)
+    assert main(["--resume", str(run), "--images", "8"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: --data {folder} ") and says in error and str(run) in error
+    assert before == {path: path.read_bytes() for path in run.iterdir()}
+
+
+def test_the_same_data_elsewhere_serves(folder, unbroken, tmp_path):
+    half = train(folder, tmp_path / "half", "--images", str(IMAGES // 2))
+    elsewhere = shutil.copytree(folder, tmp_path / "elsewhere", copy_function=shutil.copyfile)
+    assert main(["--resume", str(half), "--images", str(IMAGES), "--data", str(elsewhere)]) == 0
+    assert_same_checkpoint(half, unbroken)
 
 
 # Where a process stops and waits to be killed, as code for it. Saves are counted from the first, made before any step.
@@ -110,13 +172,17 @@ def test_killed_while_saving(folder, unbroken, tmp_path, place):
 
 
 @pytest.mark.parametrize("lines", [1, 4])
-def test_killed_between_saves(folder, unbroken, tmp_path, lines):
+def test_killed_between_saves(folder, tmp_path, lines):
+    """Wherever the kill hits. The run is too long to end by itself; it is compared as far as a few steps beyond."""
     run = tmp_path / "run"
-    process = start(arguments(folder, run))
-    wait_for(lambda: len(log_lines(run)) >= lines or process.poll() == 0, process)
+    process = start(arguments(folder, run, "--images", "1000000"))
+    wait_for(lambda: len(log_lines(run)) >= lines, process)
     process.kill()
-    process.wait()
-    assert main(["--resume", str(run)]) == 0
+    assert process.wait() == -signal.SIGKILL
+    process.stdout.close()
+    images = (checkpoint.read_header(run).step + 6) * BATCH
+    assert main(["--resume", str(run), "--images", str(images)]) == 0
+    unbroken = train(folder, tmp_path / "unbroken", "--images", str(images))
     assert_same_checkpoint(run, unbroken)
     assert log_lines(run) == log_lines(unbroken)
 
@@ -142,16 +208,44 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
 
-def test_disk_full_while_training_is_one_line(folder, unbroken, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("failing", [1, 2, 3])
+def test_disk_full_while_training_is_one_line(folder, unbroken, tmp_path, capsys, monkeypatch, failing):
+    """At the first save, before any step, or at a later one: what was saved before can be gone on with."""
+    saves = []
+
+    def full(descriptor):
+        if "checkpoint" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            saves.append(descriptor)
+            if len(saves) == failing:
+                raise OSError(28, "No space left on device")
+        fsync(descriptor)
+
+    run, fsync = tmp_path / "run", os.fsync
+    with monkeypatch.context() as patch:
+        patch.setattr("fastgan.training.files.os.fsync", full)
+        assert main(arguments(folder, run)) == 2
+    assert len(saves) == failing
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: cannot write {run / checkpoint.FILE_NAME}: No space left on device")
+    assert not list(run.glob("*.unfinished"))
+    if failing == 1:
+        assert not (run / checkpoint.FILE_NAME).exists()
+        train(folder, run)
+    else:
+        assert checkpoint.read_header(run).step * BATCH == 16 * (failing - 2)
+        assert main(["--resume", str(run)]) == 0
+    assert_same_checkpoint(run, unbroken)
+    assert log_lines(run) == log_lines(unbroken)
+
+
+def test_disk_full_on_resume_is_one_line(folder, unbroken, tmp_path, capsys, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    run = tmp_path / "run"
-    train(folder, run, "--images", "16")
-    monkeypatch.setattr("fastgan.training.files.os.fsync", full)
-    assert main(["--resume", str(run), "--images", "32"]) == 2
-    monkeypatch.undo()
-    monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path / "cache"))
+    run = train(folder, tmp_path / "run", "--images", "16")
+    with monkeypatch.context() as patch:
+        patch.setattr("fastgan.training.files.os.fsync", full)
+        assert main(["--resume", str(run), "--images", "32"]) == 2
     assert "No space left on device" in capsys.readouterr().err.splitlines()[-1]
     assert not list(run.glob("*.unfinished"))
     assert main(["--resume", str(run), "--images", str(IMAGES)]) == 0

@@ -1,6 +1,9 @@
 """What a newcomer types: help that names everything, one line for every mistake, images where asked for."""
 
 import json
+import re
+import signal
+import sys
 
 import numpy as np
 import pytest
@@ -12,8 +15,9 @@ from fastgan.errors import UserError
 from fastgan.generate import main as generate
 from fastgan.generate import parse_classes, parse_seeds
 from fastgan.train import main
+from fastgan.training import checkpoint, loop, sampling
 from fastgan.training import config as configuration
-from tests.tiny_run import WIDTHS, arguments
+from tests.tiny_run import WIDTHS, arguments, assert_same_checkpoint, start
 from tests.tiny_run import train as train_tiny
 
 pytestmark = pytest.mark.usefixtures("one_cache")
@@ -28,7 +32,8 @@ def error_of(command, argv, capsys):
     """Its one line, checked to be one, of exit status 2."""
     capsys.readouterr()
     assert command(argv) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip() and "images/s" not in line]
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    lines = [line for line in lines if not re.search(r"(images|img)/s", line)]  # of progress bars
     assert len(lines) == 1 and lines[0].startswith("error: "), lines
     return lines[0].removeprefix("error: ")
 
@@ -68,6 +73,8 @@ MISTAKES = {
     "no styles": (["--arch", "dcgan", "--style-mixing", "0.5"], "--style-mixing 0.5: dcgan has no styles"),
     "classes of a folder": (["--data", "x", "--classes", "10"], "--classes 10: x brings its own classes"),
     "classes of glyphs": (["--classes", "11"], "--classes 11"),
+    "negative seed": (["--seed", "-1"], "--seed -1: must be from 0 to 18446744073709551615"),
+    "large seed": (["--seed", str(2**64)], "--seed 18446744073709551616: must be from 0 to 18446744073709551615"),
     "too narrow": (["--channel-base", "4"], "channel_base is 4"),
     "no such data": (["--data", "nowhere"], "nowhere"),
     "no such device": (["--device", "toaster"], "--device toaster: no such device"),
@@ -176,6 +183,10 @@ GENERATE_MISTAKES = {
     "no such run": (["--checkpoint", "nowhere"], "nowhere: there is no such checkpoint"),
     "no such class": (["--classes", "grey"], "there is no class 'grey'; there are dark, light"),
     "seeds": (["--seeds", "first"], "--seeds first"),
+    "negative seed": (["--seeds=-3"], "--seeds -3: '-3' is no number from 0 up"),
+    "large seed": (["--seeds", f"1,{2**64}"], f"{2**64} is out of range; a seed is from 0 to {2**64 - 1}"),
+    "seed beyond Python's integers": (["--seeds", "9" * 5000], "is out of range; a seed is from 0 to"),
+    "a slip of the finger": (["--seeds", "0-99999999999"], "--seeds 0-99999999999: these are more than 1,000,000"),
 }
 
 
@@ -184,6 +195,146 @@ def test_generating_names_a_mistake_in_one_line(mistake, run, capsys):
     argv, says = GENERATE_MISTAKES[mistake]
     argv = argv if "--checkpoint" in argv else ["--checkpoint", str(run), *argv]
     assert says in error_of(generate, argv, capsys)
+
+
+def test_the_largest_seeds(folder, run, tmp_path):
+    largest = str(2**64 - 1)
+    assert train_tiny(folder, tmp_path / "run", "--images", "4", "--seed", largest)
+    out = tmp_path / "images"
+    assert generate(["--checkpoint", str(run), "--classes", "dark", "--seeds", largest, "--out", str(out)]) == 0
+    assert [path.name for path in out.iterdir()] == [f"class00-dark-seed{largest}.png"]
+
+
+SHORTAGES = {
+    "GPU": (
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 8 GiB"),
+        "out of memory (20.00 GiB more asked for); ",
+    ),
+    "CPU": (
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+            "allocate 4294967296 bytes. Error code 12 (Cannot allocate memory)"
+        ),
+        "out of memory (4,096 MiB more asked for); ",
+    ),
+    "Python": (MemoryError(), "out of memory; "),
+}
+
+
+def failing(error, calls_before, then):
+    """`then`, but the call after so many raises."""
+    calls = iter(range(calls_before))
+
+    def function(*arguments, **named):
+        if next(calls, None) is None:
+            raise error
+        return then(*arguments, **named)
+
+    return function
+
+
+@pytest.mark.parametrize("shortage", SHORTAGES)
+@pytest.mark.parametrize("function", ["critic_with_grad_norm", "checkpoint.save"])
+def test_too_large_for_a_first_step_is_one_line_and_leaves_nothing(
+    folder, tmp_path, monkeypatch, capsys, shortage, function
+):
+    error, says = SHORTAGES[shortage]
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(f"fastgan.training.loop.{function}", failing(error, 0, None))
+        line = error_of(main, [*arguments(folder, out), "--tensorboard"], capsys)
+    assert line == says + "make --batch smaller, or --channel-base and --channel-max, or --resolution"
+    assert not list(tmp_path.iterdir())
+    out.mkdir()  # made before, and with a file of someone else
+    (out / "notes.txt").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(f"fastgan.training.loop.{function}", failing(error, 0, None))
+        assert error_of(main, arguments(folder, out), capsys).startswith(says)
+    assert [path.name for path in out.iterdir()] == ["notes.txt"]
+    train_tiny(folder, out, "--images", "4")  # the same folder serves
+
+
+@pytest.mark.parametrize("shortage", SHORTAGES)
+def test_running_out_of_memory_later_leaves_a_run_to_go_on_with(folder, run, tmp_path, monkeypatch, capsys, shortage):
+    error, says = SHORTAGES[shortage]
+    out = tmp_path / "run"
+    original = loop.critic_with_grad_norm
+    monkeypatch.setattr(loop, "critic_with_grad_norm", failing(error, 3, original))  # every second step has it
+    assert error_of(main, arguments(folder, out), capsys).startswith(says)
+    assert checkpoint.read_header(out).step == 4
+    monkeypatch.setattr(loop, "critic_with_grad_norm", failing(error, 0, original))
+    assert "a resumed run needs what it needed before" in error_of(main, ["--resume", str(out)], capsys)
+    monkeypatch.setattr(loop, "critic_with_grad_norm", original)
+    assert main(["--resume", str(out)]) == 0
+    assert_same_checkpoint(out, run)
+
+
+def test_other_mistakes_of_the_program_are_no_shortage(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "critic_with_grad_norm", failing(RuntimeError("shapes differ"), 0, None))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        main(arguments(folder, tmp_path / "run"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on the address space")
+@pytest.mark.parametrize("options", [["--batch", str(2**20)], ["--channel-base", "8388608", "--channel-max", "65536"]])
+def test_a_real_shortage_on_a_cpu(folder, tmp_path, options):
+    limit = """
+import resource, torch
+with open("/proc/self/statm") as file:
+    now = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (now + 2**30, now + 2**30))
+"""
+    process = start(arguments(folder, tmp_path / "run", *options), limit)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 2, output
+    assert "Traceback" not in output
+    assert output.splitlines()[-1].startswith("error: out of memory (")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("shortage", SHORTAGES)
+def test_generating_without_the_memory_for_it(run, tmp_path, monkeypatch, capsys, shortage):
+    error, says = SHORTAGES[shortage]
+    monkeypatch.setattr("fastgan.training.sampling.draw", failing(error, 1, sampling.draw))
+    argv = ["--checkpoint", str(run), "--out", str(tmp_path / "all.png")]
+    assert error_of(generate, argv, capsys).startswith(says + "give fewer --seeds")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", ["drawing", "writing"])
+@pytest.mark.parametrize("out", ["images", "all.png"])
+def test_ctrl_c_while_generating(run, tmp_path, place, out):
+    """After the first image, where there are single ones: whole images stay, and nothing else."""
+    hang = """
+import os, time
+from fastgan.training import sampling
+
+def wait(*_, **__):
+    print("hanging", flush=True)
+    time.sleep(600)
+
+def patched(function, calls):
+    def call(*arguments, **named):
+        nonlocal calls
+        calls -= 1
+        return (function if calls >= 0 else wait)(*arguments, **named)
+    return call
+
+"""
+    if place == "drawing":
+        hang += "sampling.draw = patched(sampling.draw, 1)"
+    else:  # of a file and its folder, two calls an image
+        hang += f"os.fsync = patched(os.fsync, {2 if out == 'images' else 0})"
+    process = start(["--checkpoint", str(run), "--out", str(tmp_path / out)], hang, "generate")
+    first = process.stdout.readline()
+    assert first == "hanging\n", first + process.communicate()[0]
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30)[0] == ""
+    assert process.returncode == 130
+    left = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert [path.name for path in left] == (["class00-dark-seed0000.png"] if out == "images" else [])
+    for path in left:
+        Image.open(path).load()
 
 
 def test_truncation_where_there_is_none(folder, tmp_path, capsys):

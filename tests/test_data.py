@@ -1,6 +1,7 @@
 """The embedded glyphs, folders and zips of images, their cache, the order of batches and the range of the network."""
 
 import errno
+import hashlib
 import json
 import multiprocessing
 import os
@@ -137,12 +138,23 @@ def test_the_cache_is_where_the_environment_says(tmp_path, monkeypatch):
     assert len(entries(tmp_path / "here")) == 1
 
 
-@pytest.mark.parametrize("damage", ["cut", "no meta", "no labels"])
+def test_the_digests_are_those_of_the_pixels_and_of_the_labels(store):
+    found = glyph_set(store)
+    assert found.digests["images"] == hashlib.sha256(found.images.tobytes()).hexdigest()
+    assert found.digests["labels"] == hashlib.sha256(found.labels.tobytes()).hexdigest()
+    assert glyph_set(store).digests == found.digests  # from the cache
+
+
+@pytest.mark.parametrize("damage", ["cut", "no meta", "no labels", "no digests"])
 def test_a_damaged_entry_is_built_again(store, damage):
     before = np.array(glyph_set(store).images)
     (entry,) = [p for p in store.iterdir() if p.is_dir()]
     if damage == "cut":
         os.truncate(entry / "images.npy", 1000)
+    elif damage == "no digests":  # as earlier versions left it
+        meta = json.loads((entry / "meta.json").read_text())
+        del meta["digests"]
+        (entry / "meta.json").write_text(json.dumps(meta))
     else:
         (entry / {"no meta": "meta.json", "no labels": "labels.npy"}[damage]).unlink()
     after = glyph_set(store)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from fastgan import ops
-from fastgan.ops import use_backend
 from tests import backends, table
 from tests.emulation import build as emulation
 from tests.table import DTYPES, arrange
@@ -51,7 +50,6 @@ class Operation(NamedTuple):
     gives: str = "activations"  # or "numbers": one a sample
 
 
-OPTIONS = {"pixel_norm": (1e-8,), "minibatch_stddev": (4, 1)}  # as the registered operators take them
 OPERATIONS = {
     "pixel_norm": Operation(ops.pixel_norm, textbook_pixel_norm),
     "squared_norm": Operation(ops.squared_norm, textbook_squared_norm, gives="numbers"),
@@ -277,39 +275,6 @@ def test_gradients_that_come_in_need_not_be_dense(backend, name, layout):
         assert (a is None) == (b is None)
         if a is not None:
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
-
-
-class TestUnderTorchCompile:
-    @each_operation
-    @pytest.mark.parametrize("backend", ["torch", "cpp"])
-    def test_forward_and_backward_are_one_graph(self, name, backend):
-        if backend == "cpp" and backends.why_not("cpp-baseline"):
-            pytest.skip(backends.why_not("cpp-baseline"))
-        tensors = make(Case(name, (4, 16, 5, 7)), torch.float32)
-        x, others = tensors.pop("x").requires_grad_(), list(tensors.values())
-        function = lambda x, *others: OPERATIONS[name].fused(x, *others)
-        compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
-        with use_backend(backend):
-            expected = function(x, *others)
-            y = compiled(x, *others)
-            torch.testing.assert_close(y, expected)
-            assert y.stride() == expected.stride()
-            grads = [torch.autograd.grad(result.square().sum(), x)[0] for result in (y, expected)]
-            torch.testing.assert_close(*grads)
-
-    @each_operation
-    def test_the_operators_are_registered_as_torch_wants_it(self, name):
-        if backends.why_not("cpp-baseline"):
-            pytest.skip(backends.why_not("cpp-baseline"))
-        inputs = list(make(Case(name, (4, 16, 5, 7)), torch.float32).values())
-        options = OPTIONS.get(name, ())
-        dy = torch.randn_like(OPERATIONS[name].fused(*inputs))
-        kept = [None, None, inputs[2]] if name == "lerp_samples" else inputs
-        needs = [True, True, False][: len(inputs)]
-        tests = ("test_schema", "test_faketensor")  # autograd is the Function's, around the operator
-        forward, backward = getattr(torch.ops.fastgan, name), getattr(torch.ops.fastgan, f"{name}_backward")
-        torch.library.opcheck(forward, (*inputs, *options, "cpp"), test_utils=tests)
-        torch.library.opcheck(backward, (dy, kept, needs, *options, "cpp"), test_utils=tests)
 
 
 def test_squared_norms_of_16_bit_numbers_are_sums_in_32_bits(backend):

@@ -70,6 +70,14 @@ def test_amp_on_a_cpu_is_bf16_where_there_are_instructions_for_it(monkeypatch, f
     assert precision.choose(False, torch.device("cpu")).dtype == torch.float32
 
 
+def test_amp_where_torch_does_not_say_what_the_cpu_can(monkeypatch):
+    """The questions are torch's private names. Without an answer, fp32: never wrong."""
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.delattr(torch.cpu, name, raising=False)
+    assert precision.cpu_bf16_features() == []
+    assert precision.choose(True, torch.device("cpu")).dtype == torch.float32
+
+
 def test_lazy_regularisation_corrects_the_critics_optimizer():
     config = configuration.resolve(configuration.Config())
     options = config.training

@@ -18,10 +18,9 @@ from tests.accuracy import assert_as_good_as_plain
 
 triton = pytest.importorskip("triton")
 
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
-
 from fastgan_kernels import noise_bias_act_triton as kernels  # noqa: E402
+from fastgan_kernels.tiles_triton import plan_of  # noqa: E402
+from tests.compiled_triton import Recorder, compiled_for, in_loops, resources  # noqa: E402
 
 INTERPRETED = triton.knobs.runtime.interpret  # decided when the kernels were decorated
 PARTS = ("noise", "strength", "bias", "scale", "post")
@@ -82,63 +81,12 @@ def _calls():
     yield Call("backward", "nhwc", torch.float64, "tanh")
 
 
-class Recorder:
-    """Stands in for a kernel and notes how it is launched."""
-
-    def __init__(self, kernel, launches):
-        self.kernel, self.launches = kernel, launches
-
-    def __getitem__(self, grid):
-        return lambda *arguments, **named: self.launches.append((self.kernel, arguments, named))
-
-
 def launches_of(call, monkeypatch):
     launches = []
-    for name in ("_elements", "_add_pieces"):
+    for name in ("_elements", "add_pieces"):
         monkeypatch.setattr(kernels, name, Recorder(getattr(kernels, name), launches))
     call.launch()
     return launches
-
-
-def compiled_for(capability, kernel, arguments, named):
-    """The kernel as its launch on such a card would have compiled it, tensors being aligned to 16 bytes."""
-    types = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float64: "*fp64"}
-    options = {name: value for name, value in named.items() if name not in kernel.arg_names}
-    values = dict(zip(kernel.arg_names, arguments, strict=False)) | named
-    signature, constants, attributes = {}, {}, {}
-    for i, parameter in enumerate(kernel.params):
-        value = values[parameter.name]
-        if parameter.is_constexpr or value is None:
-            signature[parameter.name], constants[parameter.name] = "constexpr", value
-        elif isinstance(value, torch.Tensor):
-            signature[parameter.name], attributes[(i,)] = types[value.dtype], [["tt.divisibility", 16]]
-        else:
-            signature[parameter.name] = parameter.annotation_type
-    source = ASTSource(kernel, signature, constants, attributes)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-
-
-def resources(cubin, folder):
-    """Registers of a thread, bytes of stack (where they are spilled to), of local and of shared memory."""
-    path = folder / "kernel.cubin"
-    path.write_bytes(cubin)
-    command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", path]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return {name: int(re.search(rf"\b{name}:(\d+)", printed)[1]) for name in ("REG", "STACK", "LOCAL", "SHARED")}
-
-
-def in_loops(ttgir, operation):
-    """How often an operation occurs within the loops of a kernel."""
-    count, indentation = 0, None
-    for line in ttgir.splitlines():
-        here = len(line) - len(line.lstrip())
-        if indentation is None:
-            indentation = here if "scf.for" in line else None
-        elif line.lstrip().startswith("}") and here == indentation:
-            indentation = None
-        else:
-            count += operation in line
-    return count
 
 
 @pytest.mark.skipif(INTERPRETED, reason="kernels decorated for the interpreter cannot be compiled")
@@ -147,7 +95,7 @@ def in_loops(ttgir, operation):
 def test_kernels_compile_to_wide_accesses_without_spills(call, capability, monkeypatch, tmp_path):
     launches = launches_of(call, monkeypatch)
     sums = call.launcher == "backward" or (call.launcher == "double_backward" and not call.from_output)
-    assert [kernel.__name__ for kernel, *_ in launches] == ["_elements"] + ["_add_pieces"] * sums
+    assert [kernel.__name__ for kernel, *_ in launches] == ["_elements"] + ["add_pieces"] * sums
     for kernel, arguments, named in launches:
         compiled = compiled_for(capability, kernel, arguments, named)
         used = resources(compiled.asm["cubin"], tmp_path)
@@ -176,7 +124,7 @@ sizes = st.integers(1, 70) | st.integers(1, 2**17)
 
 @given(n=sizes, c=sizes, p=sizes, pixels=st.booleans(), element_size=st.sampled_from([2, 4, 8]), twice=st.booleans())
 def test_the_programs_cover_every_element_once(n, c, p, pixels, element_size, twice):
-    plan = kernels._plan(View(n, c, p, pixels), element_size, twice)
+    plan = plan_of(View(n, c, p, pixels), element_size, twice)
     fast, slow = (c, p) if plan.pixels else (p, n * c)
     assert plan.pixels == (pixels and p > 1)
     assert fast % plan.align == 0 and (plan.align == 16 or fast % (2 * plan.align))

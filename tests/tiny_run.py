@@ -44,9 +44,9 @@ def train(folder: Path, out: Path, *more: str) -> Path:
     return out
 
 
-def start(command: list[str], code: str = "") -> subprocess.Popen:
-    """Run `command` as fastgan.train in a process of its own, after `code`."""
-    program = f"{code}\nimport sys\nfrom fastgan.train import main\nsys.exit(main(sys.argv[1:]))"
+def start(command: list[str], code: str = "", module: str = "train") -> subprocess.Popen:
+    """Run `command` as fastgan.train, or another of the command lines, in a process of its own, after `code`."""
+    program = f"{code}\nimport sys\nfrom fastgan.{module} import main\nsys.exit(main(sys.argv[1:]))"
     return subprocess.Popen(
         [sys.executable, "-c", program, *command],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},

@@ -31,12 +31,14 @@ class ImageDataset:
     labels: int64 [n] in 0..len(class_names)-1, or None (unlabelled).
     class_names: one name a class; empty if unlabelled.
     source: what the images are, in words.
+    digests: SHA-256 of the pixels ("images") and of the labels ("labels"), in order, from when they were decoded.
     """
 
     images: np.ndarray
     labels: np.ndarray | None
     class_names: list[str]
     source: str
+    digests: dict[str, str]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -134,9 +136,9 @@ def _load(entry: Path) -> ImageDataset | None:
         meta = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
         images = np.load(entry / "images.npy", mmap_mode="r")
         labels = np.load(entry / "labels.npy") if meta["class_names"] else None
+        return ImageDataset(images, labels, meta["class_names"], meta["source"], meta["digests"])
     except (OSError, ValueError, KeyError, EOFError):
         return None
-    return ImageDataset(images, labels, meta["class_names"], meta["source"])
 
 
 def _write(folder: Path, recipe: Recipe, progress: bool) -> None:
@@ -144,6 +146,8 @@ def _write(folder: Path, recipe: Recipe, progress: bool) -> None:
     from tqdm import tqdm
 
     folder.mkdir()
+    pixels = hashlib.sha256()
+    labels = None if recipe.labels is None else recipe.labels.astype(np.int64)
     with (
         open(folder / "images.npy", "wb") as file,
         tqdm(total=recipe.shape[0], desc=recipe.title, unit=" images", disable=not progress, leave=False) as bar,
@@ -151,15 +155,18 @@ def _write(folder: Path, recipe: Recipe, progress: bool) -> None:
         header = {"descr": "|u1", "fortran_order": False, "shape": recipe.shape}
         np.lib.format.write_array_header_1_0(file, header)
         for block in recipe.blocks:
-            file.write(np.ascontiguousarray(block, dtype=np.uint8).data)
+            block = np.ascontiguousarray(block, dtype=np.uint8)
+            file.write(block.data)
+            pixels.update(block.data)
             bar.update(len(block))
         _sync(file)
-    if recipe.labels is not None:
+    if labels is not None:
         with open(folder / "labels.npy", "wb") as file:
-            np.save(file, recipe.labels.astype(np.int64))
+            np.save(file, labels)
             _sync(file)
+    digests = {"images": pixels.hexdigest(), "labels": hashlib.sha256(b"" if labels is None else labels).hexdigest()}
     with open(folder / "meta.json", "w", encoding="utf-8") as file:
-        json.dump({"class_names": recipe.class_names, "source": recipe.source}, file)
+        json.dump({"class_names": recipe.class_names, "source": recipe.source, "digests": digests}, file)
         _sync(file)
     _sync_folder(folder)
 

@@ -49,11 +49,11 @@ class SynthesisLayer(nn.Module):
         self.register_buffer("noise_const", torch.randn(1, 1, resolution, resolution))
 
     def forward(self, x: Tensor, style: Tensor, noise: str, *, scaled: bool = False, post: Tensor | None = None):
-        y = self.conv.convolve(x, style, scaled=scaled)
-        field = None  # drawn anew by the epilogue
+        field = None  # drawn anew
         if noise != "random":
             field = self.noise_const if noise == "const" else torch.zeros_like(self.noise_const)
-        return self.epilogue(y, field, scale=self.conv.demodulation(style), post=post)
+        shape = (len(x), 1, *self.noise_const.shape[2:])
+        return self.conv(x, style, scaled=scaled, post=post, **self.epilogue.arguments(shape, x.device, field))
 
 
 class ToRGB(nn.Module):

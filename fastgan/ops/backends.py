@@ -1,7 +1,8 @@
 """Which backend serves an operation: the one place where that is decided.
 
-The rule: of the backends that can serve the tensor's device, the first in `PREFERENCE`. A list set by
-`FASTGAN_BACKEND` or by `use_backend` replaces the preference, and is searched in the same way.
+The rule: of the backends that can serve the tensor's device, the first in `PREFERENCE`. One card may be too old for
+kernels that another in the same machine runs. A list set by `FASTGAN_BACKEND` or by `use_backend` replaces the
+preference, and is searched in the same way.
 
     FASTGAN_BACKEND=triton,torch python -m fastgan.train      # for a process
     with fastgan.ops.use_backend("torch"): ...                # for a block of code
@@ -17,8 +18,17 @@ import torch
 
 import fastgan_kernels
 from fastgan.errors import UserError
+from fastgan.ops.compiling import constant_to_compiler
 
-OPERATIONS = ("noise_bias_act", "pixel_norm", "squared_norm", "lerp_samples", "minibatch_stddev")
+OPERATIONS = (
+    "noise_bias_act",
+    "instance_norm",
+    "upfirdn2d",
+    "pixel_norm",
+    "squared_norm",
+    "lerp_samples",
+    "minibatch_stddev",
+)
 
 # Fastest first. On a GPU the hand-written kernels lead; Triton serves cards they were not compiled for.
 PREFERENCE = {
@@ -76,45 +86,55 @@ def use_backend(names: str | Sequence[str]) -> Iterator[None]:
         _seen_by_compiler = before
 
 
-def why_not(backend: str, operation: str, device_type: str) -> str | None:
-    """The reason why `backend` cannot serve `operation` on tensors of `device_type`, or None if it can."""
+def why_not(backend: str, operation: str, device: torch.device | str) -> str | None:
+    """The reason why `backend` cannot serve `operation` on tensors of `device`, or None if it can.
+
+    A device without a number is the current one of its kind, here and below.
+    """
     if backend == "torch":
         return None
-    return fastgan_kernels.BACKENDS[backend].why_not(operation, device_type)
+    return fastgan_kernels.BACKENDS[backend].why_not(operation, _numbered(device))
 
 
-def explain(operation: str, device_type: str) -> list[tuple[str, str | None]]:
-    """The backends for `operation` on `device_type` in order of preference, each with the reason it cannot serve.
+def explain(operation: str, device: torch.device | str) -> list[tuple[str, str | None]]:
+    """The backends for `operation` on `device` in order of preference, each with the reason it cannot serve.
 
     A reason of None means that it can; the first such backend is the one in use.
     """
-    names = _forced.get() or PREFERENCE.get(device_type, ANY_DEVICE)
-    return [(name, why_not(name, operation, device_type)) for name in names]
+    device = _numbered(device)
+    names = _forced.get() or PREFERENCE.get(device.type, ANY_DEVICE)
+    return [(name, why_not(name, operation, device)) for name in names]
 
 
-def choose(operation: str, device_type: str) -> str:
-    """The name of the backend that serves `operation` on tensors of `device_type`.
+def choose(operation: str, device: torch.device | str) -> str:
+    """The name of the backend that serves `operation` on tensors of `device`: of that very card, where there are more.
 
     Raises BackendUnavailable, with the reason for each backend, if none of those asked for can.
     """
     forced = _seen_by_compiler if torch.compiler.is_compiling() else _forced.get()
-    return _choose(operation, device_type, forced)
+    return _choose(operation, device, forced)
+
+
+@constant_to_compiler
+def _choose(operation: str, device: torch.device | str, forced: tuple[str, ...] | None) -> str:
+    if device.__class__ is str or (device.index is None and device.type == "cuda"):  # a tensor's device is neither
+        device = _numbered(device)
+    return _first_that_can(operation, device, forced)
 
 
 @cache
-def _first_that_can(operation: str, device_type: str, names: tuple[str, ...]) -> str:
-    asked = [(name, why_not(name, operation, device_type)) for name in names]
+def _first_that_can(operation: str, device: torch.device, forced: tuple[str, ...] | None) -> str:
+    names = forced or PREFERENCE.get(device.type, ANY_DEVICE)
+    asked = [(name, why_not(name, operation, device)) for name in names]
     for name, reason in asked:
         if reason is None:
             return name
     reasons = "; ".join(f"{name}: {reason}" for name, reason in asked)
-    raise BackendUnavailable(f"no backend can serve {operation} on a {device_type} tensor ({reasons})")
+    raise BackendUnavailable(f"no backend can serve {operation} on a {device.type} tensor ({reasons})")
 
 
-def _choose(operation: str, device_type: str, forced: tuple[str, ...] | None) -> str:
-    return _first_that_can(operation, device_type, forced or PREFERENCE.get(device_type, ANY_DEVICE))
-
-
-# torch.compile calls this function instead of tracing it, as torch.compiler.assume_constant_result would arrange; but
-# that imports the compiler, which takes a second or more.
-_choose._dynamo_marked_constant = True
+def _numbered(device: torch.device | str) -> torch.device:
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is None and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return device

@@ -12,12 +12,13 @@ Traps that shaped this file:
 - A backward that launches a raw kernel returns tensors without a graph, silently. So whether a graph is being made
   (`torch.is_grad_enabled()` inside a backward) decides between the launcher and the backward Function.
 - Only inputs and outputs may be saved: a saved intermediate has no history, and second derivatives through it are
-  silently wrong.
+  silently wrong. What a forward kernel leaves for the backward kernel (`spares`, such as the statistics of a norm) is
+  read by that kernel alone; the plain backward, which second derivatives come from, makes it anew from the inputs.
 - The backward of CUDA tensors runs in another thread, where context variables are not set: the backend is chosen in
   the forward pass and handed on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -34,6 +35,7 @@ class FusedOperation:
     name: ClassVar[str]
     inputs: ClassVar[tuple[str, ...]]  # names of the tensor inputs; the first is always given, others may be None
     Options: ClassVar[type]  # a NamedTuple of str, float, int, bool: what is not differentiable
+    spares: ClassVar[int] = 0  # small results of the forward kernel that spare the backward kernel work
 
     @staticmethod
     def plain(inputs: Tensors, options: NamedTuple) -> Tensor:
@@ -46,18 +48,34 @@ class FusedOperation:
         raise NotImplementedError
 
     @staticmethod
-    def launch(launchers, output: Tensor, inputs: Tensors, options: NamedTuple) -> None:
-        """Fills the output by a kernel."""
+    def allocate_spares(inputs: Tensors, options: NamedTuple) -> Sequence[Tensor]:
+        """The `spares`, uninitialised."""
+        return ()
+
+    @staticmethod
+    def launch(launchers, output: Tensor, inputs: Tensors, options: NamedTuple, *spares: Tensor) -> None:
+        """Fills the output, and the spares if there are any, by a kernel."""
         raise NotImplementedError
 
     @staticmethod
     def keep(inputs: Tensors, output: Tensor, options: NamedTuple, needs: Sequence[bool]) -> Tensors:
-        """What the backward pass needs, as few tensors as can be: inputs and the output, nothing between."""
+        """What the backward pass needs, as few tensors as can be: inputs and the output, nothing between.
+
+        The spares follow after these in what the backward pass is given as `kept`.
+        """
         raise NotImplementedError
 
     @staticmethod
+    def makes(needs: Sequence[bool]) -> Sequence[bool]:
+        """Which gradients `allocate_grads` makes, where inputs need those that `needs` names."""
+        return (True, *needs[1:])
+
+    @staticmethod
     def plain_backward(grad: Tensor, kept: Tensors, options: NamedTuple, needs: Sequence[bool]) -> Tensors:
-        """The gradient of each input that `needs` names (None for the others), in differentiable PyTorch."""
+        """The gradient of each input that `needs` names (None for the others), in differentiable PyTorch.
+
+        It must not read the spares: they have no history, and second derivatives through them would be wrong.
+        """
         raise NotImplementedError
 
     @staticmethod
@@ -84,15 +102,15 @@ class FusedOperation:
             return cls.plain(inputs, options)
         if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
             return _Forward.apply(cls, backend, options, *inputs)
-        return _run_forward(cls, backend, options, inputs)
+        return _run_forward(cls, backend, options, inputs)[0]
 
 
 class _Forward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, operation, backend, options, *inputs):
-        output = _run_forward(operation, backend, options, inputs)
+        output, *spares = _run_forward(operation, backend, options, inputs)
         needs = ctx.needs_input_grad[3:]
-        ctx.save_for_backward(*operation.keep(inputs, output, options, needs))
+        ctx.save_for_backward(*operation.keep(inputs, output, options, needs), *spares)
         ctx.call = operation, backend, options, needs
         return output
 
@@ -153,23 +171,24 @@ def _alias(x: Tensor) -> Tensor:
     return x.view_as(x) if x.requires_grad else x.detach()
 
 
-def _run_forward(operation, backend, options, inputs) -> Tensor:
+def _run_forward(operation, backend, options, inputs) -> Sequence[Tensor]:
+    """The output, and the spares."""
     if torch.compiler.is_compiling():
-        return _operators(operation)[0](*inputs, *options, backend)
+        results = _operator(operation.name)(*inputs, *options, backend)
+        return results if operation.spares else (results,)
     return _launch_forward(operation, backend, options, inputs)
 
 
-def _launch_forward(operation, backend, options, inputs) -> Tensor:
-    output = operation.allocate(inputs, options)
-    operation.launch(fastgan_kernels.BACKENDS[backend].launchers(operation.name), output, inputs, options)
-    return output
+def _launch_forward(operation, backend, options, inputs) -> Sequence[Tensor]:
+    output, spares = operation.allocate(inputs, options), operation.allocate_spares(inputs, options)
+    operation.launch(fastgan_kernels.BACKENDS[backend].launchers(operation.name), output, inputs, options, *spares)
+    return output, *spares
 
 
 def _run_backward(operation, backend, options, needs, grad, kept) -> Tensors:
     if torch.compiler.is_compiling():
-        found = iter(_operators(operation)[1](grad, kept, needs, *options, backend))
-        # The gradient of the first input is always made.
-        return [next(found) if need or i == 0 else None for i, need in enumerate(needs)]
+        found = iter(_operator(f"{operation.name}_backward")(grad, kept, needs, *options, backend))
+        return [next(found) if made else None for made in operation.makes(needs)]
     return _launch_backward(operation, backend, options, needs, grad, kept)
 
 
@@ -180,6 +199,47 @@ def _launch_backward(operation, backend, options, needs, grad, kept) -> Tensors:
     return grads
 
 
+class LinearOperation(FusedOperation):
+    """An operation that is linear in its first input, and whose adjoint is the operation itself with other options.
+
+    Derivatives of any order are then calls of its one kernel. The other inputs are constants: none may need a gradient.
+    """
+
+    @staticmethod
+    def adjoint(inputs: Tensors, options: NamedTuple) -> NamedTuple:
+        """The options of the adjoint, which takes the gradient of the output to that of the first input."""
+        raise NotImplementedError
+
+    @staticmethod
+    def prepare_gradient(grad: Tensor, options: NamedTuple) -> Tensor:
+        """The gradient of the output, in the layout that the kernel wants; differentiable."""
+        raise NotImplementedError
+
+    @classmethod
+    def apply(cls, backend: str, inputs: Tensors, options: NamedTuple) -> Tensor:
+        if backend == "torch":
+            return cls.plain(inputs, options)
+        if torch.is_grad_enabled() and inputs[0].requires_grad:
+            return _Linear.apply(cls, backend, options, cls.adjoint(inputs, options), *inputs)
+        return _run_forward(cls, backend, options, inputs)[0]
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, operation, backend, options, adjoint, *inputs):
+        ctx.save_for_backward(*inputs[1:])
+        ctx.call = operation, backend, options, adjoint
+        return _run_forward(operation, backend, options, inputs)[0]
+
+    @staticmethod
+    def backward(ctx, grad):
+        operation, backend, options, adjoint = ctx.call
+        constants = ctx.saved_tensors
+        grad = operation.prepare_gradient(grad, options)
+        dx = operation.apply(backend, (grad, *constants), adjoint)
+        return None, None, None, None, dx, *[None] * len(constants)
+
+
 # Library operators, for torch.compile -----------------------------------------------------------------------------
 
 _library = torch.library.Library("fastgan", "DEF")
@@ -187,36 +247,48 @@ _SCHEMA = {str: "str", float: "float", int: "int", bool: "bool"}
 
 
 def register(operation: type[FusedOperation]) -> type[FusedOperation]:
-    """Class decorator: defines `fastgan::NAME` and `fastgan::NAME_backward`, and their shapes for tracing."""
+    """Class decorator: defines `fastgan::NAME` and `fastgan::NAME_backward`, and their shapes for tracing.
+
+    A linear operation, which is its own backward, has the first of the two only.
+    """
     first, *others = operation.inputs
     tensors = ", ".join([f"Tensor {first}", *(f"Tensor? {name}" for name in others)])
     types = operation.Options.__annotations__
     options = "".join(f", {_SCHEMA[kind]} {name}" for name, kind in types.items())
-    forward = _library.define(f"{operation.name}({tensors}{options}, str backend) -> Tensor")
-    backward = _library.define(
-        f"{operation.name}_backward(Tensor grad, Tensor?[] kept, bool[] needs{options}, str backend) -> Tensor[]"
-    )
+    results = f"({', '.join(['Tensor'] * (1 + operation.spares))})" if operation.spares else "Tensor"
     count = len(operation.inputs)
 
     def run_forward(*args):
-        return _launch_forward(operation, args[-1], operation.Options(*args[count:-1]), args[:count])
+        made = _launch_forward(operation, args[-1], operation.Options(*args[count:-1]), args[:count])
+        return made if operation.spares else made[0]
+
+    def shape_forward(*args):
+        call = args[:count], operation.Options(*args[count:-1])
+        output = operation.allocate(*call)
+        return (output, *operation.allocate_spares(*call)) if operation.spares else output
+
+    _define(f"{operation.name}({tensors}{options}, str backend) -> {results}", run_forward, shape_forward)
+    if issubclass(operation, LinearOperation):
+        return operation
 
     def run_backward(grad, kept, needs, *rest):
         grads = _launch_backward(operation, rest[-1], operation.Options(*rest[:-1]), needs, grad, kept)
         return [g for g in grads if g is not None]
 
-    def shape_forward(*args):
-        return operation.allocate(args[:count], operation.Options(*args[count:-1]))
-
     def shape_backward(grad, kept, needs, *rest):
         grads = operation.allocate_grads(grad, kept, operation.Options(*rest[:-1]), needs)
         return [g for g in grads if g is not None]
 
-    for name, run, shape in ((forward, run_forward, shape_forward), (backward, run_backward, shape_backward)):
-        _library.impl(name, run, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"fastgan::{name}", shape, lib=_library)
+    arguments = f"Tensor grad, Tensor?[] kept, bool[] needs{options}, str backend"
+    _define(f"{operation.name}_backward({arguments}) -> Tensor[]", run_backward, shape_backward)
     return operation
 
 
-def _operators(operation):
-    return getattr(torch.ops.fastgan, operation.name), getattr(torch.ops.fastgan, f"{operation.name}_backward")
+def _define(schema: str, run: Callable, shape: Callable) -> None:
+    name = _library.define(schema)
+    _library.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"fastgan::{name}", shape, lib=_library)
+
+
+def _operator(name: str):
+    return getattr(torch.ops.fastgan, name)

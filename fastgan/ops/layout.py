@@ -20,6 +20,15 @@ def view_of(x: Tensor) -> View | None:
     return View(n, c, p, True) if nhwc else None
 
 
+def is_channels_last(x: Tensor) -> bool:
+    """Whether a dense `x` [N, C, H, W] is in channels_last.
+
+    Where sizes of 1 make the formats one in memory, its strides tell, as for torch's own operations: what is made of it
+    may be larger.
+    """
+    return x.stride(1) == 1 and x.stride(3) >= x.shape[1] and x.is_contiguous(memory_format=torch.channels_last)
+
+
 def channels_last(x: Tensor) -> Tensor:
     """`x` [N, C, H, W] in channels_last, in a way that shows: images of one channel look alike in both formats, torch
     takes them for NCHW, and so does every layer after."""
@@ -40,3 +49,15 @@ def dense(x: Tensor) -> Tensor:
 def dense_like(x: Tensor, reference: Tensor) -> Tensor:
     """`x`, or a copy of it in the layout of `reference`, a dense tensor of the same shape."""
     return x if view_of(x) == view_of(reference) else torch.empty_like(reference, dtype=x.dtype).copy_(x)
+
+
+def channels(t: Tensor, like: Tensor) -> Tensor:
+    """[C] or [N, C] shaped to broadcast against [N, C, ...]; a scalar stays one."""
+    if t.dim() == 0:
+        return t
+    return t.reshape(*([1] * (t.dim() == 1)), *t.shape, *([1] * (like.dim() - 2)))
+
+
+def over_positions(t: Tensor) -> Tensor:
+    """Sums [N, C, ...] to [N, C]."""
+    return t.flatten(2).sum(2) if t.dim() > 2 else t

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fastgan.ops import backends
+from fastgan.ops.arguments import check_activation
 from fastgan.ops.arithmetic import arithmetic_dtype, to_arithmetic
-from fastgan.ops.checks import check_activation
 from fastgan.ops.fused import FusedOperation, register
 from fastgan.ops.layout import dense, dense_like
 
@@ -38,7 +38,7 @@ def lerp_samples(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
 
     The gradient of `t` takes the plain path.
     """
-    check_activation("lerp_samples", "a", a)
+    check_activation("lerp_samples", a, "a")
     if b.shape != a.shape:
         raise ValueError(f"lerp_samples: b has shape {list(b.shape)}, must be {list(a.shape)}, that of a")
     if b.dtype != a.dtype:

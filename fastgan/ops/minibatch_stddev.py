@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fastgan.ops import backends
+from fastgan.ops.arguments import check_activation
 from fastgan.ops.arithmetic import to_arithmetic
-from fastgan.ops.checks import check_activation
 from fastgan.ops.fused import FusedOperation, register
 from fastgan.ops.layout import dense, view_of
 
@@ -43,7 +43,7 @@ def minibatch_stddev(x: Tensor, group_size: int = 4, features: int = 1) -> Tenso
         ValueError: a shape, dtype or option does not fit.
         BackendUnavailable: none of the backends that were asked for can serve.
     """
-    check_activation("minibatch_stddev", "x", x)
+    check_activation("minibatch_stddev", x)
     n, c = x.shape[:2]
     if group_size < 1 or features < 1:
         raise ValueError(

@@ -17,11 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import fastgan_kernels
 from fastgan.ops import backends
+from fastgan.ops.arguments import check_activation, prepared
 from fastgan.ops.arithmetic import arithmetic_dtype, to_arithmetic
-from fastgan.ops.checks import check_activation
+from fastgan.ops.compiling import constant_to_compiler
 from fastgan.ops.fused import FusedOperation, register
-from fastgan.ops.layout import View, dense, dense_like, view_of
+from fastgan.ops.layout import View, channels, dense, dense_like, over_positions, view_of
 
 # What the kernels know: piecewise linear activations differ in their slope below zero only.
 _SLOPES = {"linear": 1.0, "relu": 0.0}
@@ -63,7 +65,8 @@ def noise_bias_act(
         bias: [C].
         scale: [N, C], factor before everything else: the demodulation of the convolution before.
         post: [N, C], factor after everything else: the style of the convolution after.
-        act: "linear", "relu", "lrelu", "tanh", "sigmoid", "silu" or "softplus".
+        act: "linear", "relu", "lrelu", "tanh", "sigmoid", "silu" or "softplus". Relu is lrelu of slope 0: of minus
+            infinity it makes a NaN.
         slope: of "lrelu" below zero.
         gain: factor after the activation.
         clamp: limits the result, before `post`, to [-clamp, clamp]; None for no limit.
@@ -84,19 +87,76 @@ def noise_bias_act(
     if act in _SLOPES:
         act, slope = "lrelu", _SLOPES[act]
     options = Options(act, float(slope), float(gain), clamp)
-    backend = backends.choose("noise_bias_act", x.device.type)
+    backend = backends.choose("noise_bias_act", x.device)
     if noise is not None and noise.requires_grad:
         backend = "torch"
     return NoiseBiasAct.apply(backend, inputs, options)
 
 
-@cache
+@constant_to_compiler
 def _rounded(clamp: float, dtype: torch.dtype) -> float:
     """The limit as the output can hold it: whether a value was limited is read off the output."""
-    return torch.tensor(clamp, dtype=dtype).item()
+    return _round(clamp, dtype)
 
 
-_rounded._dynamo_marked_constant = True  # see fastgan.ops.backends
+@cache
+def _round(value: float, dtype: torch.dtype) -> float:
+    return torch.tensor(value, dtype=dtype).item()
+
+
+def slope_below_zero(act: str, slope: float) -> float | None:
+    """The slope of a piecewise linear activation below zero (above it is 1), or None for a curved one."""
+    return float(_SLOPES.get(act, slope)) if act in _PIECEWISE_LINEAR else None
+
+
+def linearized(
+    x: Tensor, y: Tensor | None, *, factor: Tensor | None, bias: Tensor | None, slope: float, gain: float,
+    clamp: float | None,
+) -> Tensor:  # fmt: skip
+    """`y = noise_bias_act(u, bias=bias, act="lrelu", ...)`, linear as it is around u, at another point.
+
+    With `x = factor * u + t`, where factor [N] counts samples, the result is `factor * y + derivative * t`: the slope
+    times `x + factor * bias`, and `factor * y` where y was limited. In one pass, as the double backward of
+    `noise_bias_act` is of the same form.
+
+    Args:
+        x: [N, C, ...], in the dtype of `y`.
+        y: the result there; None if slope is 1 and there is no clamp. The slope below zero and the gain are not
+            negative.
+        factor: [N]; None for zeros.
+        bias: [C] or None, as then.
+    """
+    clamp = math.inf if clamp is None else _rounded(float(clamp), x.dtype)
+    options = Options("lrelu", slope, gain, clamp)
+    if y is not None and x.dtype != y.dtype:
+        raise ValueError(f"linearized: x has dtype {x.dtype}, must be that of y, {y.dtype}")
+    shape = (-1, *[1] * (x.dim() - 1))
+    constant = None if factor is None or bias is None else bias.to(arithmetic_dtype(x.dtype))
+    backend = backends.choose("noise_bias_act", x.device.type)
+    if backend == "torch":
+        moved = to_arithmetic(x)
+        if constant is not None:
+            moved = moved + factor.view(shape) * channels(constant, x)
+        result = (moved * _slope_from_output(None if y is None else to_arithmetic(y), options)).to(x.dtype)
+    else:
+        # Of the double backward: slope * (gx + gstrength * noise), with the factor for a noise.
+        result = torch.empty_like(dense(x) if y is None else y)
+        x = dense_like(x, result)
+        noise = None
+        if constant is not None:
+            noise = factor.to(constant.dtype).view(shape).expand(-1, 1, *x.shape[2:]).contiguous()
+        launchers = fastgan_kernels.BACKENDS[backend].launchers("noise_bias_act")
+        launchers.double_backward(
+            _view(result, noise, None, None), result, None, None, None, None, None, result, x if y is None else y,
+            True, noise, constant, None, None, None, x, constant, None, None, None, *options,
+        )  # fmt: skip
+    if factor is None or clamp == math.inf:
+        return result
+    # On a CPU looking is cheap; on a GPU it would wait.
+    if y.device.type == "cpu" and (y.numel() == 0 or -clamp < y.amin() <= y.amax() < clamp):
+        return result
+    limited = F.hardshrink(y, clamp * (1 - torch.finfo(y.dtype).eps / 2))  # the next number below it, and 0 elsewhere
+    return torch.addcmul(result, limited, factor.view(shape).to(y.dtype))
 
 
 def _check_options(act: str, slope: float, gain: float, clamp: float | None) -> None:
@@ -109,42 +169,18 @@ def _check_options(act: str, slope: float, gain: float, clamp: float | None) -> 
 
 
 def _check_tensors(x, noise, strength, bias, scale, post) -> tuple[Tensor | None, ...]:
-    check_activation("noise_bias_act", "x", x)
+    check_activation("noise_bias_act", x)
     if strength is not None and noise is None:
         raise ValueError("noise_bias_act: strength is given without noise")
     n, c, *spatial = x.shape
-    arithmetic = arithmetic_dtype(x.dtype)
-    prepared = [dense(x)]
-    for name, tensor, shapes in (
+    small = (
         ("noise", noise, ([n, 1, *spatial], [1, 1, *spatial])),
         ("strength", strength, ([], [c])),
         ("bias", bias, ([c],)),
         ("scale", scale, ([n, c],)),
         ("post", post, ([n, c],)),
-    ):
-        if tensor is not None:
-            if list(tensor.shape) not in shapes:
-                fits = " or ".join(map(str, shapes))
-                raise ValueError(
-                    f"noise_bias_act: {name} has shape {list(tensor.shape)}, must be {fits} for x {list(x.shape)}"
-                )
-            if tensor.device != x.device:
-                raise ValueError(f"noise_bias_act: {name} is on {tensor.device}, x on {x.device}")
-            if not tensor.is_floating_point():
-                raise ValueError(f"noise_bias_act: {name} has dtype {tensor.dtype}, must be a floating-point one")
-            if tensor.dtype != arithmetic:
-                tensor = tensor.to(arithmetic)
-            if not tensor.is_contiguous():
-                tensor = tensor.contiguous()
-        prepared.append(tensor)
-    return tuple(prepared)
-
-
-def _channels(t: Tensor, like: Tensor) -> Tensor:
-    """[C] or [N, C] shaped to broadcast against [N, C, ...]; a scalar stays one."""
-    if t.dim() == 0:
-        return t
-    return t.reshape(*([1] * (t.dim() == 1)), *t.shape, *([1] * (like.dim() - 2)))
+    )
+    return dense(x), *(prepared("noise_bias_act", *of_one, x) for of_one in small)
 
 
 def _activation(u: Tensor, options: Options) -> Tensor:
@@ -171,7 +207,7 @@ class NoiseBiasAct(FusedOperation):
         x, noise, strength, bias, scale, post = inputs
         u = _before_activation(to_arithmetic(x), noise, strength, bias, scale)
         z = _clamped(_activation(u, options) * options.gain, options)
-        return (z if post is None else z * _channels(post, x)).to(x.dtype)
+        return (z if post is None else z * channels(post, x)).to(x.dtype)
 
     @staticmethod
     def allocate(inputs, options):
@@ -203,15 +239,15 @@ class NoiseBiasAct(FusedOperation):
             z = _clamped(_activation(u, options) * options.gain, options)
             du = grad * _slope_from_input(u, options)
             if post is not None:
-                du = du * _channels(post, du)
-        noisy = _over_positions(du * noise) if needs[2] else None
+                du = du * channels(post, du)
+        noisy = over_positions(du * noise) if needs[2] else None
         return (
-            (du if scale is None else du * _channels(scale, du)).to(dtype),
+            (du if scale is None else du * channels(scale, du)).to(dtype),
             None,
             None if noisy is None else (noisy.sum() if strength.dim() == 0 else noisy.sum(0)),
-            _over_positions(du).sum(0) if needs[3] else None,
-            _over_positions(du * reference) if needs[4] else None,
-            _over_positions(grad * z) if needs[5] else None,
+            over_positions(du).sum(0) if needs[3] else None,
+            over_positions(du * reference) if needs[4] else None,
+            over_positions(grad * z) if needs[5] else None,
         )
 
     @staticmethod
@@ -269,19 +305,14 @@ def _view(x: Tensor, noise, strength, bias, *per_sample: Tensor | None) -> View:
 
 
 def _before_activation(x, noise, strength, bias, scale):
-    u = x if scale is None else x * _channels(scale, x)
+    u = x if scale is None else x * channels(scale, x)
     if noise is not None:
-        u = u + (noise if strength is None else _channels(strength, x) * noise)
-    return u if bias is None else u + _channels(bias, x)
+        u = u + (noise if strength is None else channels(strength, x) * noise)
+    return u if bias is None else u + channels(bias, x)
 
 
 def _clamped(z, options):
     return z if options.clamp == math.inf else z.clamp(-options.clamp, options.clamp)
-
-
-def _over_positions(t: Tensor) -> Tensor:
-    """Sums [N, C, ...] to [N, C]."""
-    return t.flatten(2).sum(2) if t.dim() > 2 else t
 
 
 def _slope_from_input(u: Tensor, options: Options) -> Tensor:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from fastgan.ops import backends
+from fastgan.ops.arguments import check_activation
 from fastgan.ops.arithmetic import to_arithmetic
-from fastgan.ops.checks import check_activation
 from fastgan.ops.fused import FusedOperation, register
 from fastgan.ops.layout import dense, dense_like, view_of
 
@@ -38,7 +38,7 @@ def pixel_norm(x: Tensor, eps: float = 1e-8) -> Tensor:
         ValueError: shape, dtype or eps does not fit.
         BackendUnavailable: none of the backends that were asked for can serve.
     """
-    check_activation("pixel_norm", "x", x)
+    check_activation("pixel_norm", x)
     if not (math.isfinite(eps) and eps >= 0):
         raise ValueError(f"pixel_norm: eps is {eps}, must be finite and not below zero")
     return PixelNorm.apply(backends.choose("pixel_norm", x.device.type), (dense(x),), Options(float(eps)))

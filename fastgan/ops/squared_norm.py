@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from fastgan.ops import backends
+from fastgan.ops.arguments import check_activation
 from fastgan.ops.arithmetic import arithmetic_dtype, to_arithmetic
-from fastgan.ops.checks import check_activation
 from fastgan.ops.fused import FusedOperation, register
 from fastgan.ops.layout import dense
 
@@ -29,7 +29,7 @@ def squared_norm(x: Tensor) -> Tensor:
         ValueError: shape or dtype does not fit.
         BackendUnavailable: none of the backends that were asked for can serve.
     """
-    check_activation("squared_norm", "x", x)
+    check_activation("squared_norm", x)
     return SquaredNorm.apply(backends.choose("squared_norm", x.device.type), (dense(x),), Options())
 
 

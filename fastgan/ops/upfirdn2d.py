@@ -1,52 +1,208 @@
-"""upfirdn2d: pad, insert zeros, filter, decimate: resampling as StyleGAN2 does it.
+"""upfirdn2d: zero insertion, padding, FIR filter, decimation: how StyleGAN2 resamples images and activations.
 
-The plain definition serves every device so far; its gradient is itself, so any order comes from autograd.
+    u[i * up] = x[i], all else 0          zero insertion; H * up rows, W * up columns
+    p = u with `padding` zeros around     negative: cropped
+    f[i] = sum_k taps[k] * p[i + K - 1 - k]      a convolution, where the filter lies within p ("valid"), K = len(taps)
+    y[i] = gain * f[i * down]
+
+along both axes (Karras et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN", for the filters; Zhang,
+"Making Convolutional Networks Shift-Invariant Again", 2019, for why). `flip` turns the filter around: a correlation.
+The operation is linear in x, and its adjoint is the operation itself: up and down change places, the filter is flipped
+and the padding adapted. So derivatives of any order are calls of the same kernel.
 """
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastgan.ops import backends
+from fastgan.ops.arithmetic import arithmetic_dtype, to_arithmetic
+from fastgan.ops.fused import LinearOperation, register
+from fastgan.ops.layout import channels_last, dense, is_channels_last
+
 BILINEAR = (1.0, 3.0, 3.0, 1.0)  # StyleGAN2's resampling filter, separable
 
 
 def taps(weights: tuple[float, ...] = BILINEAR) -> Tensor:
-    """The normalised 2-D filter [k, k] of a separable one: its entries sum to 1."""
+    """The filter [k] to be applied along both axes, normalised: its entries sum to 1."""
     row = torch.tensor(weights, dtype=torch.float32)
-    return torch.outer(row, row) / row.sum().square()
+    return row / row.sum()
+
+
+class Options(NamedTuple):
+    """What is not differentiable. Padding is that of the upsampled image, negative where it is cropped."""
+
+    up_x: int
+    up_y: int
+    down_x: int
+    down_y: int
+    left: int
+    right: int
+    top: int
+    bottom: int
+    gain: float
+    flip: bool  # the filter is correlated with the image, not convolved
+    channels_last: bool  # the layout, of input and output
 
 
 def upfirdn2d(
     x: Tensor,
     taps: Tensor,
     *,
-    up: int = 1,
-    down: int = 1,
+    up: int | tuple[int, int] = 1,
+    down: int | tuple[int, int] = 1,
     padding: tuple[int, int, int, int] = (0, 0, 0, 0),
     gain: float = 1.0,
+    flip: bool = False,
 ) -> Tensor:
-    """Upsamples by zero insertion, pads, convolves with a filter and decimates, each channel alone.
+    """Upsamples by zero insertion, pads, convolves with a filter, decimates; differentiable any number of times in x.
 
     Args:
-        x: [N, C, H, W].
-        taps: the filter [k, k], symmetric (as all of StyleGAN's are).
-        up, down: factors of zero insertion and decimation.
-        padding: (left, right, top, bottom), of the upsampled image, at least zero.
+        x: [N, C, H, W]; fp32, bf16, fp16 or fp64. Each channel is filtered alone.
+        taps: the filter: [k], applied along both axes, or [kh, kw]. There are kernels for a constant one; one that
+            requires a gradient takes the plain path.
+        up, down: factors of zero insertion and decimation; of both axes, or (x, y).
+        padding: (left, right, top, bottom) of the upsampled image; negative to crop it.
         gain: factor of the result; up * up keeps the brightness of an upsampled image.
+        flip: correlates with the filter instead of convolving: the same for a symmetric filter.
 
     Returns:
-        [N, C, (H * up + padding - k) // down + 1, ...], in the dtype and memory format of `x`.
+        [N, C, (H * up + top + bottom - kh) // down + 1, (W * up + left + right - kw) // down + 1], in the dtype and
+        memory format of `x`. Arithmetic is fp32 (fp64 for fp64 input), and `taps` are taken in that precision.
+
+    Raises:
+        ValueError: a shape, dtype or option does not fit, or the padded image is smaller than the filter.
+        BackendUnavailable: none of the backends that were asked for can serve.
     """
-    n, c, h, w = x.shape
+    x, taps, options = checked("upfirdn2d", x, taps, up, down, padding, gain, flip)
+    backend = "torch" if taps.requires_grad else backends.choose("upfirdn2d", x.device.type)
+    return Upfirdn2d.apply(backend, (x, taps), options)
+
+
+def checked(name, x, taps, up, down, padding, gain, flip) -> tuple[Tensor, Tensor, Options]:
+    """The arguments as the kernels take them; ValueError, in the name of the function, for those that do not fit."""
+    if x.dim() != 4:
+        raise ValueError(f"{name}: x has shape {list(x.shape)}, must be [N, C, H, W]")
+    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        raise ValueError(f"{name}: x has dtype {x.dtype}, must be fp32, bf16, fp16 or fp64")
+    if taps.dim() not in (1, 2) or 0 in taps.shape:
+        raise ValueError(f"{name}: taps has shape {list(taps.shape)}, must be [k] or [kh, kw]")
+    if taps.device != x.device:
+        raise ValueError(f"{name}: taps is on {taps.device}, x on {x.device}")
+    if not taps.is_floating_point():
+        raise ValueError(f"{name}: taps has dtype {taps.dtype}, must be a floating-point one")
+    if len(padding) != 4:
+        raise ValueError(f"{name}: padding is {padding}, must be (left, right, top, bottom)")
+    up_x, up_y = _pair(name, "up", up)
+    down_x, down_y = _pair(name, "down", down)
     left, right, top, bottom = padding
-    kernel = (taps * gain).to(x.dtype).expand(c, 1, *taps.shape)
-    if up > 1:
-        # Zero insertion and filter in one transposed convolution, cropped to what the padding asks for.
-        full = F.conv_transpose2d(x, kernel, stride=up, groups=c)  # [N, C, (H-1)*up + k, ...]
-        k = taps.shape[0]
-        crop = (left - (k - 1), right + up - 1 - (k - 1), top - (k - 1), bottom + up - 1 - (k - 1))
-        full = F.pad(full, crop)
-        return full if down == 1 else full[:, :, ::down, ::down]
-    if left == right and top == bottom:
-        return F.conv2d(x, kernel, stride=down, padding=(top, left), groups=c)
-    return F.conv2d(F.pad(x, padding), kernel, stride=down, groups=c)
+    x = dense(x)
+    taps = taps.to(arithmetic_dtype(x.dtype)).contiguous()
+    options = Options(
+        up_x, up_y, down_x, down_y, left, right, top, bottom, float(gain), bool(flip), is_channels_last(x)
+    )
+    size = _padded(x.shape, options)
+    if size[0] < taps.shape[0] or size[1] < taps.shape[-1]:
+        raise ValueError(
+            f"{name}: the padded image {list(size)} is smaller than the filter [{taps.shape[0]}, {taps.shape[-1]}]: "
+            f"x {list(x.shape)}, up {up}, padding {tuple(padding)}"
+        )
+    return x, taps, options
+
+
+def _pair(name: str, argument: str, value: int | tuple[int, int]) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or not all(isinstance(v, int) and v >= 1 for v in pair):
+        raise ValueError(f"{name}: {argument} is {value}, must be a positive integer or a pair (x, y) of them")
+    return pair
+
+
+def _padded(shape, options) -> tuple[int, int]:
+    """Height and width after zero insertion and padding."""
+    return (
+        shape[2] * options.up_y + options.top + options.bottom,
+        shape[3] * options.up_x + options.left + options.right,
+    )
+
+
+def output_shape(x: Tensor, taps: Tensor, options: Options) -> tuple[int, int, int, int]:
+    height, width = _padded(x.shape, options)
+    n, c = x.shape[:2]
+    return (
+        n,
+        c,
+        (height - taps.shape[0]) // options.down_y + 1,
+        (width - taps.shape[-1]) // options.down_x + 1,
+    )
+
+
+def adjoint(shape, taps: Tensor, options: Options) -> Options:
+    """The options with which the operation is its own adjoint: from an output's gradient to that of x of a `shape`."""
+    kh, kw = taps.shape[0], taps.shape[-1]
+    height, width = _padded(shape, options)
+    rows, columns = (height - kh) // options.down_y + 1, (width - kw) // options.down_x + 1
+    left, top = kw - 1 - options.left, kh - 1 - options.top
+    return Options(
+        options.down_x,
+        options.down_y,
+        options.up_x,
+        options.up_y,
+        left,
+        (shape[3] - 1) * options.up_x + kw - columns * options.down_x - left,
+        top,
+        (shape[2] - 1) * options.up_y + kh - rows * options.down_y - top,
+        options.gain,
+        not options.flip,
+        options.channels_last,
+    )
+
+
+@register
+class Upfirdn2d(LinearOperation):
+    """The operation as `LinearOperation` wants it told."""
+
+    name = "upfirdn2d"
+    inputs = ("x", "taps")
+    Options = Options
+
+    @staticmethod
+    def plain(inputs, options):
+        x, taps = inputs
+        n, c, h, w = x.shape
+        u = to_arithmetic(x).reshape(n, c, h, 1, w, 1)
+        u = F.pad(u, (0, options.up_x - 1, 0, 0, 0, options.up_y - 1))
+        u = u.reshape(n, c, h * options.up_y, w * options.up_x)
+        left, right, top, bottom = options[4:8]
+        p = F.pad(u, (max(left, 0), max(right, 0), max(top, 0), max(bottom, 0)))
+        p = p[:, :, max(-top, 0) : p.shape[2] - max(-bottom, 0), max(-left, 0) : p.shape[3] - max(-right, 0)]
+        filter = torch.outer(taps, taps) if taps.dim() == 1 else taps
+        filter = filter if options.flip else filter.flip(0, 1)  # conv2d correlates
+        filter = (filter * options.gain).expand(c, 1, *filter.shape)
+        if p.numel() == 0:  # conv2d refuses to have no channels
+            _, _, oh, ow = output_shape(x, taps, options)
+            y = F.pad(p, (0, ow - p.shape[3], 0, oh - p.shape[2]))
+        else:
+            y = F.conv2d(p, filter, stride=(options.down_y, options.down_x), groups=c)
+        y = y.to(x.dtype)
+        return channels_last(y) if options.channels_last else y.contiguous()
+
+    @staticmethod
+    def allocate(inputs, options):
+        x, taps = inputs
+        format = torch.channels_last if options.channels_last else torch.contiguous_format
+        return torch.empty(output_shape(x, taps, options), dtype=x.dtype, device=x.device, memory_format=format)
+
+    @staticmethod
+    def launch(launchers, output, inputs, options):
+        launchers.forward(output, *inputs, *options)
+
+    @staticmethod
+    def adjoint(inputs, options):
+        x, taps = inputs
+        return adjoint(x.shape, taps, options)
+
+    @staticmethod
+    def prepare_gradient(grad, options):
+        return grad.contiguous(memory_format=torch.channels_last if options.channels_last else torch.contiguous_format)

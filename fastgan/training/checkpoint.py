@@ -23,7 +23,7 @@ from fastgan.errors import UserError
 from fastgan.training.config import Config, from_dict, to_dict
 from fastgan.training.files import write_atomically
 
-FORMAT = 1
+FORMAT = 2
 FILE_NAME = "checkpoint.safetensors"
 
 
@@ -56,7 +56,7 @@ class Header:
     config: Config
     model: models.ModelConfig
     step: int
-    dataset: dict[str, Any]  # {"images": int, "class_names": list[str]}
+    dataset: dict[str, Any]  # {"images": int, "class_names": list[str], "digests": those of the ImageDataset}
     tensors: int  # how many there are
 
 

@@ -14,6 +14,8 @@ import tyro
 
 from fastgan.errors import UserError
 
+LARGEST_SEED = 2**64 - 1  # of torch's random number generators
+
 Architecture = Literal["stylegan2", "dcgan"]
 Auto = Literal["auto"]
 
@@ -219,7 +221,7 @@ def resolve(config: Config) -> Config:
     grouped = network.arch != "stylegan2" or training.batch < 4 or training.batch % 4 == 0
     _require(grouped, "batch", training.batch, "a multiple of 4 for stylegan2, whose critic compares groups of 4")
     _require(config.machine.threads >= 0, "threads", config.machine.threads, "at least 0")
-    _require(config.machine.seed >= 0, "seed", config.machine.seed, "at least 0")
+    _require(0 <= config.machine.seed <= LARGEST_SEED, "seed", config.machine.seed, f"from 0 to {LARGEST_SEED}")
     for name in ("checkpoint_interval", "grid_interval", "log_interval"):
         _require(getattr(output, name) >= 0, name, getattr(output, name), "at least 0")
     return dataclasses.replace(config, network=network, training=training, data=data)

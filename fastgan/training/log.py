@@ -16,6 +16,7 @@ from fastgan.errors import UserError
 from fastgan.training.files import write_atomically
 
 FILE_NAME = "log.jsonl"
+TENSORBOARD_FOLDER = "tensorboard"
 
 
 class Averages:
@@ -60,7 +61,7 @@ class Log:
             except ImportError:
                 print("TensorBoard is not installed: logging to log.jsonl only (pip install tensorboard)")
             else:
-                self._tensorboard = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
+                self._tensorboard = SummaryWriter(str(directory / TENSORBOARD_FOLDER), purge_step=step + 1)
 
     def write(self, step: int, images: int, values: dict[str, float]) -> None:
         """Append the numbers of `step`. Raises UserError, naming the file, if it cannot be written."""

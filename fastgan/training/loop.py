@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,14 +21,16 @@ from fastgan import data, models
 from fastgan.errors import UserError
 from fastgan.losses import OBJECTIVES, critic_with_grad_norm
 from fastgan.ops import backends
-from fastgan.training import checkpoint, precision, process
+from fastgan.training import checkpoint, memory, precision, process
 from fastgan.training.config import Config, TrainingOptions, to_dict
 from fastgan.training.ema import Average, decay
 from fastgan.training.files import write_atomically
 from fastgan.training.grid import Section, draw_grid, save_png
-from fastgan.training.log import Averages, Log, require_finite, require_finite_weights
+from fastgan.training.log import FILE_NAME as LOG_FILE_NAME
+from fastgan.training.log import TENSORBOARD_FOLDER, Averages, Log, require_finite, require_finite_weights
 from fastgan.training.sampling import draw, latents
 
+CONFIG_FILE_NAME = "config.json"
 GRID_COLUMNS = 12
 GRID_CLASSES = 64  # at most so many rows
 
@@ -50,9 +54,9 @@ def train(config: Config, header: checkpoint.Header | None = None) -> int:
     if header:
         checkpoint.restore(header, state)
     for operation in backends.OPERATIONS:  # FASTGAN_BACKEND may name none that can serve
-        backends.choose(operation, device.type)
+        backends.choose(operation, device)
     run = header.path.parent if header else _new_run_folder(config)
-    write_atomically(run / "config.json", json.dumps(to_dict(config), indent=2).encode())
+    write_atomically(run / CONFIG_FILE_NAME, json.dumps(to_dict(config), indent=2).encode())
     print(f"data       {dataset.describe()}")
     print(f"networks   {model.arch}: generator {_count(state.generator)}, critic {_count(state.critic)} parameters")
     print(f"computing  on {device} in {compute}, {_threads(threads, why)}")
@@ -65,7 +69,7 @@ def train(config: Config, header: checkpoint.Header | None = None) -> int:
     average = Average(ema, generator)
     mixing = {"style_mixing": options.style_mixing} if options.style_mixing else {}
     write_grid = _grid_writer(run, dataset, ema, model, config)
-    summary = {"images": len(dataset), "class_names": dataset.class_names}
+    summary = {"images": len(dataset), "class_names": dataset.class_names, "digests": dataset.digests}
     averages = Averages()
 
     def save() -> None:
@@ -74,7 +78,8 @@ def train(config: Config, header: checkpoint.Header | None = None) -> int:
 
     log_time, log_step = time.perf_counter(), state.step
     if not header:  # from here on --resume works, and a full disk shows at once
-        save()
+        with _kept_from_the_first_step_on(run, state):
+            save()
     saved_step = state.step
 
     def new_fakes(label: Tensor | None) -> Tensor:
@@ -91,6 +96,7 @@ def train(config: Config, header: checkpoint.Header | None = None) -> int:
 
     with (
         process.finish_step_on_signal() as interrupt,
+        _kept_from_the_first_step_on(run, state),
         contextlib.closing(Log(run, state.step, output.tensorboard)) as log,
         tqdm(
             total=total_steps * batch,
@@ -115,7 +121,8 @@ def train(config: Config, header: checkpoint.Header | None = None) -> int:
             loss_fake = objective.critic_fake(fake_logits)
             loss_fake.backward()
             if options.r1_gamma and state.step % options.r1_interval == 0:
-                real_logits, squares = critic_with_grad_norm(judge, real, label)
+                with compute.autocast():
+                    real_logits, squares = critic_with_grad_norm(critic, real, label)
                 loss_real = objective.critic_real(real_logits)
                 penalty = squares.mean()
                 (loss_real + options.r1_gamma / 2 * options.r1_interval * penalty).backward()
@@ -179,15 +186,24 @@ def _open_data(config: Config, header: checkpoint.Header | None) -> data.ImageDa
     options = config.data
     glyph_classes = {} if options.classes == "auto" else {"classes": options.classes}
     dataset = data.open_dataset(options.source, options.resolution, options.channels, **glyph_classes)
-    if header:
-        names, size = header.dataset["class_names"], header.dataset["images"]
-        if dataset.class_names != names:
-            raise UserError(
-                f"--data {options.source} has classes {dataset.class_names}, but {header.path} was trained on {names}"
-            )
-        if len(dataset) != size:
-            print(f"note: --data {options.source} has {len(dataset):,} images, had {size:,} before: another order")
+    if header and (difference := _difference(dataset, header.dataset)):
+        raise UserError(
+            f"--data {options.source} {difference}; give what {header.path} was trained on, or start without --resume"
+        )
     return dataset
+
+
+def _difference(dataset: data.ImageDataset, saved: dict[str, Any]) -> str | None:
+    """What a data set has that the one a checkpoint was trained on had not; None if they are the same."""
+    if dataset.class_names != saved["class_names"]:
+        return f"has classes {dataset.class_names}, not {saved['class_names']}"
+    if len(dataset) != saved["images"]:
+        return f"has {len(dataset):,} images, not {saved['images']:,}"
+    if dataset.digests["images"] != saved["digests"]["images"]:
+        return "has as many images, but other ones, or in another order"
+    if dataset.digests["labels"] != saved["digests"]["labels"]:
+        return "has the same images, but with other labels"
+    return None
 
 
 def _model_config(config: Config, num_classes: int) -> models.ModelConfig:
@@ -237,6 +253,21 @@ def _new_run_folder(config: Config) -> Path:
     except OSError as error:
         raise UserError(f"cannot make the folder {run}: {error.strerror}; choose another with --out") from None
     raise UserError(f"there are 1000 runs called runs/{name}-NNN; choose a folder with --out")
+
+
+@contextlib.contextmanager
+def _kept_from_the_first_step_on(run: Path, state: checkpoint.State) -> Iterator[None]:
+    """If memory does not suffice for a first step, nothing of the run stays: --out may name the same folder again."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if state.step == 0 and memory.is_shortage(error):
+            for name in (checkpoint.FILE_NAME, CONFIG_FILE_NAME, LOG_FILE_NAME):
+                (run / name).unlink(missing_ok=True)
+            shutil.rmtree(run / TENSORBOARD_FOLDER, ignore_errors=True)
+            with contextlib.suppress(OSError):  # it has files of someone else
+                run.rmdir()
+        raise
 
 
 def _grid_writer(

@@ -1,0 +1,215 @@
+"""How one fused operation is timed beside the textbook's, forward and backward through autograd."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
+import torch
+from torch import Tensor
+
+from bench import bare_loop, measure
+from fastgan import ops
+from fastgan.ops import backends
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+SECONDS = {"cpu": 2.0, "cuda": 1.0}  # of measuring a case
+
+Shape = tuple[int, int, int, int]
+Normal = Callable[..., Tensor]  # of sizes: fp32 from N(0, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """An operation in one of the ways that models call it."""
+
+    operation: str | None  # as the backends name it; None for one that has no kernels of its own
+    name: str
+    fused: Callable[..., Tensor]  # of the tensors below, by name
+    textbook: Callable[..., Tensor]  # the same in plain PyTorch
+    tensors: Callable[[Shape, Normal], dict[str, Tensor]]  # beside x: parameters and the like, fp32
+    shapes: dict[str, tuple[Shape, ...]]  # of x, by device type
+    fixed: tuple[str, ...] = ()  # tensors without a gradient
+    # What the backward pass must read beside the gradient: "x", "y", or "" for nothing. None: the bytes do not count,
+    # since the operation is bound by arithmetic.
+    kept: str | None = "x"
+    bare_loop: bool = False  # whether a bare loop makes the same reads and writes
+    faster: float = 4.0  # than eager, on a CPU: the target
+    compile: bool = True  # whether torch.compile takes part
+
+    @property
+    def backend_names(self) -> tuple[str, ...]:
+        """Backends to be timed on the device at hand."""
+        device = measure.device().type
+        if self.operation is None:
+            return ("torch",)
+        # On a GPU the two kernels are told apart; on a CPU there is but one, or none.
+        return ("cuda", "triton") if device == "cuda" else (backends.choose(self.operation, device),)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is timed: a form at a shape [N, C, H, W] of x in channels_last, in a dtype of `DTYPES`, on a device type."""
+
+    form: Form
+    device: str
+    shape: Shape
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.form.name}-{'x'.join(map(str, self.shape))}-{self.dtype}"
+
+
+def cases(forms: tuple[Form, ...]) -> list[tuple[Case, str]]:
+    """Every case of the forms for the device at hand, with each backend that is to be timed on it."""
+    device = measure.device().type
+    dtypes = ("bf16",) if device == "cuda" else tuple(DTYPES)
+    return [
+        (Case(form, device, shape, dtype), backend)
+        for form in forms
+        for shape in form.shapes[device]
+        for dtype in dtypes
+        for backend in form.backend_names
+    ]
+
+
+class Inputs:
+    """The tensors of a case; all contestants work on the same ones."""
+
+    def __init__(self, case: Case):
+        make = torch.Generator(case.device).manual_seed(0)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, device=case.device, generator=make)
+
+        def activation(shape) -> Tensor:
+            return normal(*shape).to(DTYPES[case.dtype], memory_format=torch.channels_last)
+
+        form = case.form
+        self.x = activation(case.shape).requires_grad_()
+        self.others = form.tensors(case.shape, normal)
+        for name, tensor in self.others.items():
+            tensor.requires_grad_(name not in form.fixed)
+        with torch.no_grad():
+            self.dy = activation(form.fused(self.x, **self.others).shape)
+        self.leaves = [t for t in (self.x, *self.others.values()) if t.requires_grad]
+
+    def forward(self, function: Callable[..., Tensor], backend: str | None = None) -> Tensor:
+        """As a user's code does it when it generates. Returns y."""
+        with torch.no_grad():
+            return self._call(function, backend)
+
+    def train(self, function: Callable[..., Tensor], backend: str | None = None) -> Tensor:
+        """As a user's code does it when it trains: forward, then backward into fresh gradients. Returns y."""
+        for leaf in self.leaves:
+            leaf.grad = None
+        y = self._call(function, backend)
+        y.backward(self.dy)
+        return y
+
+    def _call(self, function, backend):
+        if backend is None:
+            return function(self.x, **self.others)
+        with ops.use_backend(backend):
+            return function(self.x, **self.others)
+
+    def bytes_moved(self, kept: str) -> tuple[int, int]:
+        """What the forward and the backward pass must read or write: each tensor counted once a pass."""
+        x, y = self.x.nbytes, self.dy.nbytes
+        small = sum(t.nbytes for t in self.others.values())
+        gradients = sum(t.nbytes for t in self.others.values() if t.requires_grad)
+        read_again = {"x": x, "y": y, "": 0}[kept]
+        return x + small + y, y + read_again + (small if kept == "x" else 0) + x + gradients
+
+
+@lru_cache(maxsize=1)  # the backends of a case are asked for one after another, and raced against each other
+def run(case: Case) -> tuple[dict[str, dict], dict[str, Callable[[], object]]]:
+    """Races all contestants in a case. Returns, by backend, a row for the report and the timed call.
+
+    A backend that cannot serve is in neither.
+    """
+    torch.compiler.reset()
+    form, inputs, notes = case.form, Inputs(case), []
+    ours = [name for name in form.backend_names if _why_not(form, name, case.device) is None]
+    contestants = {name: partial(inputs.train, form.fused, name if form.operation else None) for name in ours}
+    timed = dict(contestants)
+    contestants["eager"] = partial(inputs.train, form.textbook)
+    if form.compile:
+        contestants["compile"] = partial(inputs.train, torch.compile(form.textbook, dynamic=False))
+        if problem := measure.problem(contestants["compile"]):
+            notes.append(f"torch.compile: {problem}")
+            del contestants["compile"]
+    _require_agreement(inputs, contestants)
+    if case.device == "cpu" and form.bare_loop:
+        loops, problem = bare_loop.build()
+        if loops:
+            contestants["bare loop"] = partial(
+                bare_loop.forward_backward, loops, inputs.x.detach(), inputs.dy, from_output=form.kept == "y"
+            )
+        else:
+            notes.append(f"bare loop: {problem}")
+    forward = {name: partial(inputs.forward, form.fused, name if form.operation else None) for name in ours}
+    forward["eager"] = partial(inputs.forward, form.textbook)
+
+    clock = measure.GpuClock() if case.device == "cuda" else measure.WallClock(measure.device())
+    both = measure.alternate(contestants, clock, SECONDS[case.device])
+    alone = measure.alternate(forward, clock, SECONDS[case.device] / 4)
+    return {name: _row(case, name, inputs, both, alone, notes) for name in ours}, timed
+
+
+def _why_not(form: Form, backend: str, device: str) -> str | None:
+    return backends.why_not(backend, form.operation, device) if form.operation else None
+
+
+def _require_agreement(inputs: Inputs, contestants: dict[str, Callable[[], Tensor]]) -> None:
+    """All must compute the same: a contestant that does not is no contestant."""
+    expected = None
+    for name, call in contestants.items():
+        results = call().detach().float(), inputs.x.grad.float()
+        expected = expected or results
+        for ours, theirs in zip(results, expected, strict=True):
+            error = (ours - theirs).norm() / theirs.norm()
+            if not error < 0.05:  # in bf16 the textbook rounds after each operation, across the kink at times
+                raise AssertionError(f"{name} differs from {next(iter(contestants))} by {error:.3f}")
+
+
+def _row(case: Case, backend: str, inputs: Inputs, both: dict, alone: dict, notes: list[str]) -> dict:
+    form, ours = case.form, both[backend]
+    row = {
+        "operation": form.operation or form.name,
+        "form": form.name,
+        "shape": "x".join(map(str, case.shape)),
+        "dtype": case.dtype,
+        "layout": "channels_last",
+        "backend": backend,
+        "fastgan_ms": ours.seconds * 1e3,
+    }
+    for name, key in (("eager", "eager"), ("compile", "compile"), ("bare loop", "bare_loop")):
+        other = both.get(name)
+        row[f"{key}_ms"] = other.seconds * 1e3 if other else None
+        row[f"vs_{key}"] = ours.times_faster_than(other) if other else None
+    row["forward_ms"] = alone[backend].seconds * 1e3
+    row["forward_vs_eager"] = alone[backend].times_faster_than(alone["eager"])
+    if form.kept is not None:
+        copy = measure.copy_bandwidth()
+        forward, backward = inputs.bytes_moved(form.kept)
+        rate = (forward + backward) / ours.seconds
+        row |= {"bytes_moved": forward + backward, "gb_per_s": rate / 1e9, "copy_gb_per_s": copy / 1e9}
+        row["share_of_copy"] = rate / copy
+    return row | {
+        "rounds": len(ours.rounds),
+        "targets": _targets(case, row),
+        "notes": "; ".join(notes),
+        **measure.machine(),
+    }
+
+
+def _targets(case: Case, row: dict) -> str:
+    """On a CPU so many times eager, or 85 % of a bare loop; on a GPU 90 % of a copy; and torch.compile."""
+    missed = []
+    if case.device == "cuda" and "share_of_copy" in row:
+        missed += [] if row["share_of_copy"] >= 0.9 else ["90 % of copy"]
+    elif row["vs_eager"] < case.form.faster and (row["vs_bare_loop"] or 0) < 0.85:
+        missed += [f"{case.form.faster:g}x eager" + (" or 85 % of bare loop" if case.form.bare_loop else "")]
+    if row["vs_compile"] is not None and row["vs_compile"] < 1:
+        missed.append("torch.compile")
+    return "missed: " + ", ".join(missed) if missed else "met"

@@ -1,0 +1,145 @@
+"""A critic's step with gradient penalties: plain, by double backward, and in one pass.
+
+The critic is StyleGAN2's without its minibatch standard deviation, so that samples are independent. Generated images
+are given. The plain step and those with R1 and R2 differ in nothing but the penalty: they call the critic on real and
+on generated images, with a backward pass each. Both forms of the penalty run on fastgan's own layers.
+"""
+
+import itertools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from bench import measure, report
+from fastgan.layers import EqualizedConv2d, EqualizedLinear
+from fastgan.losses import (
+    critic_with_grad_norm,
+    nonsaturating_fake,
+    nonsaturating_real,
+    wgan_gp,
+    why_not_one_pass,
+    zero_centered_penalty,
+)
+from fastgan.models.stylegan2 import ResidualBlock
+from fastgan.ops import backends
+from fastgan.ops.layout import channels_last
+from fastgan.training import precision
+
+BATCH, RESOLUTION = 8, 64
+CHANNELS = (64, 128, 128, 128, 128)  # at 64, 32, ... 4
+GAMMA, LAMBDA = 10.0, 10.0
+SECONDS = 30.0
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+# Convolution passes over BATCH images of a step: double backward, one pass. Plain: 6.
+PASSES = {"R1": (9, 7), "R1+R2": (12, 8), "WGAN-GP": (12, 10)}
+# At most so many times the plain step, at least so many times faster than double backward; on 2 CPU cores.
+TARGETS = {"R1": (1.35, 1.15), "R1+R2": (1.5, 1.6), "WGAN-GP": (None, 1.15)}
+
+
+class Critic(nn.Module):
+    """image [N, 3, 64, 64] to logits [N]."""
+
+    def __init__(self):
+        super().__init__()
+        last = CHANNELS[-1]
+        self.from_rgb = EqualizedConv2d(3, CHANNELS[0], 1, act="lrelu", clamp=256.0)
+        self.blocks = nn.ModuleList(ResidualBlock(i, o) for i, o in itertools.pairwise(CHANNELS))
+        self.conv = EqualizedConv2d(last, last, 3, act="lrelu", clamp=256.0)
+        self.dense = EqualizedLinear(last * 16, last, act="lrelu")
+        self.out = EqualizedLinear(last, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.from_rgb(channels_last(image))
+        for block in self.blocks:
+            x = block(x)
+        return self.out(self.dense(self.conv(x).flatten(1))).squeeze(1)
+
+
+class Step:
+    """Forward and backward passes of a critic's step; no optimizer, which all steps share."""
+
+    def __init__(self, critic: nn.Module, one_pass: bool, dtype: torch.dtype):
+        device = measure.device()
+        self.critic = critic
+        # A function cannot be looked into: double backward.
+        self.judge = critic if one_pass else lambda image: critic(image)
+        self.autocast = lambda: torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+        generator = torch.Generator().manual_seed(1)
+        shape = BATCH, 3, RESOLUTION, RESOLUTION
+        self.real, self.fake = (channels_last(torch.randn(shape, generator=generator).to(device)) for _ in range(2))
+
+    def __call__(self, penalty: str | None) -> None:
+        self.critic.zero_grad(set_to_none=True)
+        self._half(self.real, nonsaturating_real, penalty in ("R1", "R1+R2"))
+        self._half(self.fake, nonsaturating_fake, penalty == "R1+R2")
+        if penalty == "WGAN-GP":
+            with self.autocast():
+                loss = LAMBDA * wgan_gp(self.judge, self.real, self.fake)
+            loss.backward()
+
+    def _half(self, images: Tensor, objective: Callable[[Tensor], Tensor], penalized: bool) -> None:
+        with self.autocast():
+            if penalized:
+                logits, squares = critic_with_grad_norm(self.judge, images)
+                loss = objective(logits) + GAMMA * zero_centered_penalty(squares)
+            else:
+                loss = objective(self.judge(images))
+        loss.backward()
+
+
+def run(dtype: str) -> list[tuple[dict, Callable[[], object]]]:
+    """Races the steps. Returns a row for the report and the timed call for each penalty, in one pass."""
+    device = measure.device()
+    torch.manual_seed(0)
+    critic = Critic().to(device, memory_format=torch.channels_last)
+    reason = why_not_one_pass(critic)
+    assert reason is None, reason
+    one_pass, double = (Step(critic, form, DTYPES[dtype]) for form in (True, False))
+    contestants = {"plain": lambda: double(None)}
+    for penalty in PASSES:
+        _require_agreement(one_pass, double, penalty, dtype)
+        contestants[f"{penalty} double"] = lambda penalty=penalty: double(penalty)
+        contestants[f"{penalty} one pass"] = lambda penalty=penalty: one_pass(penalty)
+    timings = measure.alternate(contestants, measure.WallClock(device), SECONDS, rounds=(8, 50))
+    notes = ""
+    if dtype == "bf16" and device.type == "cpu" and not precision.cpu_bf16_features():
+        notes = "this CPU has no bf16 instructions"
+    rows = []
+    for penalty, (passes_double, passes) in PASSES.items():
+        ours, theirs, plain = timings[f"{penalty} one pass"], timings[f"{penalty} double"], timings["plain"]
+        over_plain, over_double = plain.times_faster_than(ours), ours.times_faster_than(theirs)
+        most, least = TARGETS[penalty]
+        row = {
+            "operation": report.PENALTIES,
+            "form": penalty,
+            "shape": f"2x{BATCH}x3x{RESOLUTION}x{RESOLUTION}",
+            "dtype": dtype,
+            "layout": "channels_last",
+            "backend": backends.choose("noise_bias_act", device.type),
+            "fastgan_ms": ours.seconds * 1e3,
+            "plain_ms": plain.seconds * 1e3,
+            "double_backward_ms": theirs.seconds * 1e3,
+            "of_plain": over_plain,
+            "passes_of_plain": f"{passes}/6",
+            "vs_double_backward": over_double,
+            "double_backward_of_plain": plain.times_faster_than(theirs),
+            "passes_vs_double_backward": f"{passes_double}/{passes}",
+            "targets": "met" if (most is None or over_plain <= most) and over_double >= least else "missed",
+            "rounds": len(ours.rounds),
+            "notes": notes,
+            **measure.machine(),
+        }
+        rows.append((row, contestants[f"{penalty} one pass"]))
+    return rows
+
+
+def _require_agreement(one_pass: Step, double: Step, penalty: str, dtype: str) -> None:
+    grads = []
+    for step in (one_pass, double):
+        torch.manual_seed(2)  # of the interpolation
+        step(penalty)
+        grads.append(torch.cat([p.grad.flatten() for p in step.critic.parameters()]))
+    error = (grads[0] - grads[1]).norm() / grads[1].norm()
+    assert error < {"fp32": 1e-4, "bf16": 5e-2}[dtype], f"{penalty}: gradients differ by {error:.2g}"

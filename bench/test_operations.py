@@ -1,0 +1,19 @@
+import pytest
+import torch
+
+from bench import operation
+from bench.operations import FORMS
+
+
+@pytest.mark.parametrize(("case", "backend"), operation.cases(FORMS), ids=str)
+def test_operation(case, backend, record):
+    rows, calls = operation.run(case)
+    if backend not in rows:
+        pytest.skip(f"{backend} cannot serve {case.form.operation} here")
+
+    def call():
+        calls[backend]()
+        if case.device == "cuda":
+            torch.cuda.synchronize()
+
+    record(rows[backend], call)

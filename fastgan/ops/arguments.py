@@ -1,0 +1,38 @@
+"""The checks of tensor arguments that operations have in common; what fails them is named in the message."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastgan.ops.arithmetic import arithmetic_dtype
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def check_activation(operation: str, x: Tensor, name: str = "x") -> None:
+    """Raises ValueError, which says `name`, unless `x` is [N, C, ...] in a dtype that the kernels know."""
+    if x.dim() < 2:
+        raise ValueError(f"{operation}: {name} has shape {list(x.shape)}, must be [N, C, ...]")
+    if x.dtype not in DTYPES:
+        raise ValueError(f"{operation}: {name} has dtype {x.dtype}, must be fp32, bf16, fp16 or fp64")
+
+
+def prepared(operation: str, name: str, tensor: Tensor | None, shapes: Sequence[list[int]], x: Tensor) -> Tensor | None:
+    """A small tensor as the kernels take it: contiguous, in the precision of arithmetic. None stays None.
+
+    Raises ValueError unless it has one of `shapes`, lies on the device of `x` and is of a floating-point dtype.
+    """
+    if tensor is None:
+        return None
+    if list(tensor.shape) not in shapes:
+        fits = " or ".join(map(str, shapes))
+        raise ValueError(f"{operation}: {name} has shape {list(tensor.shape)}, must be {fits} for x {list(x.shape)}")
+    if tensor.device != x.device:
+        raise ValueError(f"{operation}: {name} is on {tensor.device}, x on {x.device}")
+    if not tensor.is_floating_point():
+        raise ValueError(f"{operation}: {name} has dtype {tensor.dtype}, must be a floating-point one")
+    arithmetic = arithmetic_dtype(x.dtype)
+    if tensor.dtype != arithmetic:
+        tensor = tensor.to(arithmetic)
+    return tensor if tensor.is_contiguous() else tensor.contiguous()

@@ -1,0 +1,253 @@
+"""adain and style_epilogue: instance normalisation with a style, alone and as the end of a whole StyleGAN layer.
+
+    u = x + strength[c] * noise + bias[c]
+    z = gain * act(u)
+    y = style_scale[n,c] * (z - mean[n,c]) / sqrt(var[n,c] + eps) + style_bias[n,c]
+
+Mean and population variance are those of z over all positions of a channel of a sample. AdaIN (Huang and Belongie 2017,
+"Arbitrary Style Transfer in Real-time with Adaptive Instance Normalization", equation 8) is the last line with z = x;
+the whole is what stands between two convolutions of StyleGAN (Karras et al. 2019, "A Style-Based Generator Architecture
+for Generative Adversarial Networks", equation 1 and figure 1b).
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastgan.ops import backends
+from fastgan.ops.arguments import check_activation, prepared
+from fastgan.ops.arithmetic import arithmetic_dtype, to_arithmetic
+from fastgan.ops.fused import FusedOperation, register
+from fastgan.ops.layout import channels, dense, dense_like, over_positions, view_of
+
+# Piecewise linear: they differ in their slope below zero only. The kernels make z anew in each of their passes over x.
+_SLOPES = {"linear": 1.0, "relu": 0.0}
+ACTIVATIONS = ("linear", "relu", "lrelu")
+
+
+class Options(NamedTuple):
+    """What is not differentiable. `slope` is that of the activation below zero."""
+
+    slope: float
+    gain: float
+    eps: float
+
+
+def adain(x: Tensor, scale: Tensor | None = None, bias: Tensor | None = None, *, eps: float = 1e-5) -> Tensor:
+    """`scale * (x - mean) / sqrt(var + eps) + bias`: instance normalisation with a style; twice differentiable.
+
+    Args:
+        x: activations [N, C, ...], any number of further dimensions; fp32, bf16, fp16 or fp64.
+        scale: [N, C], or [C] where all samples share it; 1 if not given.
+        bias: [N, C] or [C]; 0 if not given.
+        eps: added to the variance.
+
+    Returns:
+        A tensor of the shape, dtype and memory format of `x`. Statistics and arithmetic are fp32 (fp64 for fp64 input);
+        scale and bias are taken in that precision.
+
+    Raises:
+        ValueError: a shape, dtype or option does not fit; the message names the argument.
+        BackendUnavailable: none of the backends that were asked for can serve.
+
+    A style layer that gives `s` for `(1 + s) * norm(x) + bias` passes `1 + s`.
+    """
+    _check_eps("adain", eps)
+    check_activation("adain", x)
+    style = (_style("adain", "scale", scale, x), _style("adain", "bias", bias, x))
+    return _apply((dense(x), None, None, None, *style), Options(1.0, 1.0, float(eps)))
+
+
+def style_epilogue(
+    x: Tensor,
+    *,
+    noise: Tensor | None = None,
+    strength: Tensor | None = None,
+    bias: Tensor | None = None,
+    style_scale: Tensor | None = None,
+    style_bias: Tensor | None = None,
+    act: str = "lrelu",
+    slope: float = 0.2,
+    gain: float = 1.0,
+    eps: float = 1e-5,
+) -> Tensor:
+    """`style_scale * instance_norm(gain * act(x + strength * noise + bias)) + style_bias`; twice differentiable.
+
+    Args:
+        x: activations [N, C, ...], any number of further dimensions; fp32, bf16, fp16 or fp64.
+        noise: [N, 1, ...] or [1, 1, ...], the same for all channels.
+        strength: of the noise: a scalar or [C] (StyleGAN); 1 if not given.
+        bias: [C].
+        style_scale: [N, C], or [C] where all samples share it; 1 if not given.
+        style_bias: [N, C] or [C]; 0 if not given.
+        act: "linear", "relu" or "lrelu".
+        slope: of "lrelu" below zero.
+        gain: factor after the activation; the norm leaves of it what `eps` makes of it.
+        eps: added to the variance.
+
+    Returns:
+        A tensor of the shape, dtype and memory format of `x`. Statistics and arithmetic are fp32 (fp64 for fp64 input);
+        the other tensors are taken in that precision.
+
+    Raises:
+        ValueError: a shape, dtype or option does not fit; the message names the argument.
+        BackendUnavailable: none of the backends that were asked for can serve.
+
+    The gradient of `noise` takes the plain path.
+    """
+    name = "style_epilogue"
+    if act not in ACTIVATIONS:
+        raise ValueError(f"{name}: act is {act!r}, must be piecewise linear: one of {', '.join(ACTIVATIONS)}")
+    if not (math.isfinite(slope) and math.isfinite(gain)):
+        raise ValueError(f"{name}: slope and gain must be finite, are {slope} and {gain}")
+    _check_eps(name, eps)
+    check_activation(name, x)
+    if strength is not None and noise is None:
+        raise ValueError(f"{name}: strength is given without noise")
+    n, c, *spatial = x.shape
+    inputs = (
+        dense(x),
+        prepared(name, "noise", noise, ([n, 1, *spatial], [1, 1, *spatial]), x),
+        prepared(name, "strength", strength, ([], [c]), x),
+        prepared(name, "bias", bias, ([c],), x),
+        _style(name, "style_scale", style_scale, x),
+        _style(name, "style_bias", style_bias, x),
+    )
+    return _apply(inputs, Options(float(_SLOPES.get(act, slope)), float(gain), float(eps)))
+
+
+def _check_eps(name: str, eps: float) -> None:
+    if not (eps > 0 and math.isfinite(eps)):
+        raise ValueError(f"{name}: eps is {eps}, must be finite and above zero")
+
+
+def _style(operation: str, name: str, tensor: Tensor | None, x: Tensor) -> Tensor | None:
+    """[N, C] as the kernels take it, also of a [C] that all samples share."""
+    n, c = x.shape[:2]
+    if tensor is not None and list(tensor.shape) == [c]:
+        tensor = tensor.expand(n, c)
+    return prepared(operation, name, tensor, ([n, c], [c]), x)
+
+
+def _apply(inputs: tuple[Tensor | None, ...], options: Options) -> Tensor:
+    x, noise, *_ = inputs
+    backend = backends.choose("instance_norm", x.device)
+    if noise is not None and noise.requires_grad:
+        backend = "torch"
+    return InstanceNorm.apply(backend, inputs, options)
+
+
+@register
+class InstanceNorm(FusedOperation):
+    """Both operations as `FusedOperation` wants them told.
+
+    Kept for the backward pass: x and the small tensors. Mean and 1 / sqrt(var + eps) are spares [2, N, C].
+    """
+
+    name = "instance_norm"
+    inputs = ("x", "noise", "strength", "bias", "style_scale", "style_bias")
+    Options = Options
+    spares = 1
+
+    @staticmethod
+    def plain(inputs, options):
+        x, *before, style_scale, style_bias = inputs
+        y, _ = _normalised(_activated(_before_activation(to_arithmetic(x), *before), options), options)
+        if style_scale is not None:
+            y = y * channels(style_scale, x)
+        if style_bias is not None:
+            y = y + channels(style_bias, x)
+        return y.to(x.dtype)
+
+    @staticmethod
+    def allocate(inputs, options):
+        return torch.empty_like(inputs[0])
+
+    @staticmethod
+    def allocate_spares(inputs, options):
+        x = inputs[0]
+        return (torch.empty(2, *x.shape[:2], dtype=arithmetic_dtype(x.dtype), device=x.device),)
+
+    @staticmethod
+    def launch(launchers, output, inputs, options, statistics):
+        launchers.forward(view_of(output), output, statistics, *inputs, *options)
+
+    @staticmethod
+    def keep(inputs, output, options, needs):
+        return inputs[:5]
+
+    @staticmethod
+    def makes(needs):
+        return needs
+
+    @staticmethod
+    def plain_backward(grad, kept, options, needs):
+        x, noise, strength, bias, style_scale, *_ = kept
+        dy = to_arithmetic(grad)
+        u = _before_activation(to_arithmetic(x), noise, strength, bias)
+        normal, inverse = _normalised(_activated(u, options), options)
+        dstyle_scale = over_positions(dy * normal) if needs[4] else None
+        dstyle_bias = over_positions(dy) if needs[5] else None
+        if not any(needs[:4]):
+            return None, None, None, None, dstyle_scale, dstyle_bias
+
+        g = dy if style_scale is None else dy * channels(style_scale, dy)
+        dz = inverse * (g - _mean(g) - normal * _mean(g * normal))
+        du = dz * torch.where(u > 0, torch.ones_like(u), options.slope) * options.gain
+        noisy = over_positions(du * noise) if needs[2] else None
+        return (
+            du.to(grad.dtype) if needs[0] else None,
+            None,
+            None if noisy is None else (noisy.sum() if strength.dim() == 0 else noisy.sum(0)),
+            over_positions(du).sum(0) if needs[3] else None,
+            dstyle_scale,
+            dstyle_bias,
+        )
+
+    @staticmethod
+    def allocate_grads(grad, kept, options, needs):
+        x, _, strength, *_ = kept
+        n, c = x.shape[:2]
+        shapes = (None, strength.shape if needs[2] else None, (c,), (n, c), (n, c))
+        arithmetic = arithmetic_dtype(x.dtype)
+        return (
+            torch.empty_like(x) if needs[0] else None,
+            *(
+                torch.empty(shape, dtype=arithmetic, device=x.device) if need and shape is not None else None
+                for need, shape in zip(needs[1:], shapes, strict=True)
+            ),
+        )
+
+    @staticmethod
+    def launch_backward(launchers, grads, grad, kept, options):
+        x, noise, strength, bias, style_scale, statistics = kept
+        dx, _, *sums = grads
+        launchers.backward(
+            view_of(x), dx, *sums, dense_like(grad, x), x, statistics, noise, strength, bias, style_scale, *options
+        )
+
+
+def _before_activation(x, noise, strength, bias):
+    if noise is not None:
+        x = x + (noise if strength is None else channels(strength, x) * noise)
+    return x if bias is None else x + channels(bias, x)
+
+
+def _activated(u, options):
+    z = u if options.slope == 1 else F.leaky_relu(u, options.slope)
+    return z if options.gain == 1 else z * options.gain
+
+
+def _mean(t: Tensor) -> Tensor:
+    """Over positions, [N, C, ...] to [N, C, 1, ...]."""
+    return t.mean(tuple(range(2, t.dim())), keepdim=True) if t.dim() > 2 else t
+
+
+def _normalised(z: Tensor, options: Options) -> tuple[Tensor, Tensor]:
+    """(z - mean) / sqrt(var + eps), and 1 / sqrt(var + eps) [N, C, 1, ...]."""
+    centred = z - _mean(z)
+    inverse = torch.rsqrt(_mean(centred.square()) + options.eps)
+    return centred * inverse, inverse

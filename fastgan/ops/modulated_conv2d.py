@@ -1,0 +1,172 @@
+"""modulated_conv2d: StyleGAN2's convolution: a style scales its input channels, and its output is normalised for that.
+
+    y[n,o] = d[n,o] * conv(style[n,i] * x[n,i], weight)[o]
+    d[n,o] = rsqrt(sum_i style[n,i]^2 * sum_k weight[o,i,k]^2 + 1e-8)
+
+Karras et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN", equations 1 and 3, in the form that scales
+activations: one convolution whose weights the whole batch shares, never an [N, O, I, k, k] tensor. `d` is a small
+matrix product and is applied by the elementwise pass that adds noise and bias (`noise_bias_act`); that pass can apply
+the style of the next convolution as well (`post`), which then takes its input as `scaled`. So a synthesis layer costs a
+convolution and one pass over memory.
+"""
+
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastgan.ops.arithmetic import to_arithmetic
+from fastgan.ops.noise_bias_act import noise_bias_act
+from fastgan.ops.upfirdn2d import taps as bilinear_taps
+from fastgan.ops.upfirdn2d import upfirdn2d
+
+EPSILON = 1e-8
+
+
+def modulated_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    style: Tensor,
+    *,
+    demodulate: bool = True,
+    up: int = 1,
+    down: int = 1,
+    padding: int | None = None,
+    taps: Tensor | None = None,
+    scaled: bool = False,
+    noise: Tensor | None = None,
+    strength: Tensor | None = None,
+    bias: Tensor | None = None,
+    post: Tensor | None = None,
+    act: str = "linear",
+    slope: float = 0.2,
+    gain: float = 1.0,
+    clamp: float | None = None,
+) -> Tensor:
+    """Modulated convolution, with all that follows up to the next one; twice differentiable in every tensor but `taps`.
+
+    Args:
+        x: activations [N, I, H, W]; fp32, bf16, fp16 or fp64.
+        weight: [O, I, kh, kw].
+        style: [N, I], factors of the input channels.
+        demodulate: whether the output is normalised.
+        up: 2 doubles the size: transposed convolution with `weight` as it is, then the low-pass filter `taps`.
+        down: 2 halves it: low-pass filter, then a convolution of stride 2. One of `up` and `down` is 1.
+        padding: zeros on each side; k // 2 if not given, which keeps (or doubles, or halves) the size for odd k.
+        taps: the low-pass filter, [k] for both axes or [kh, kw], summing to 1; bilinear, (1, 3, 3, 1), if not given.
+        scaled: `x` has been multiplied by `style` already, as the `post` of the layer before.
+        noise, strength, bias, post, act, slope, gain, clamp: what follows the convolution, see `noise_bias_act`.
+
+    Returns:
+        [N, O, H * up / down, W * up / down] in the dtype of the convolution (autocast's, where that is on; else that of
+        `x`) and the memory format of `x`.
+
+    In fp16 the convolution is given weights and styles of at most 1, and what that takes away is put back afterwards,
+    in fp32: nothing overflows on the way to a result that does not. (A `scaled` input is taken as it is.)
+
+    Raises:
+        ValueError: shapes or options do not fit; the message names the argument.
+    """
+    _check(x, weight, style, up, down, padding)
+    factor = demodulation(weight, style) if demodulate else None  # [N, O]
+    if _computes_in_fp16(x):
+        weight, style, factor = _within_fp16(weight, style, factor, scaled)
+    if not scaled:
+        x = noise_bias_act(x, scale=style, act="linear")
+    y = _convolve(x, weight.to(x.dtype), up, down, padding, taps)
+    rest = (factor, noise, strength, bias, post, clamp)
+    if all(part is None for part in rest) and act == "linear" and gain == 1:
+        return y
+    return noise_bias_act(
+        y,
+        noise=noise,
+        strength=strength,
+        bias=bias,
+        scale=factor,
+        post=post,
+        act=act,
+        slope=slope,
+        gain=gain,
+        clamp=clamp,
+    )
+
+
+def demodulation(weight: Tensor, style: Tensor) -> Tensor:
+    """`d` [N, O] for weight [O, I, kh, kw] and style [N, I], in fp32 at least."""
+    with torch.autocast(style.device.type, enabled=False):
+        energy = to_arithmetic(weight).square().sum((2, 3))  # [O, I]
+        return torch.rsqrt(to_arithmetic(style).square() @ energy.t() + EPSILON)
+
+
+def _check(x: Tensor, weight: Tensor, style: Tensor, up: int, down: int, padding: int | None) -> None:
+    if x.dim() != 4:
+        raise ValueError(f"modulated_conv2d: x has shape {list(x.shape)}, must be [N, I, H, W]")
+    n, channels = x.shape[:2]
+    if weight.dim() != 4 or weight.shape[1] != channels:
+        raise ValueError(
+            f"modulated_conv2d: weight has shape {list(weight.shape)}, must be [O, {channels}, kh, kw] for x "
+            f"{list(x.shape)}"
+        )
+    if list(style.shape) != [n, channels]:
+        raise ValueError(
+            f"modulated_conv2d: style has shape {list(style.shape)}, must be {[n, channels]} for x {list(x.shape)}"
+        )
+    if (up, down) not in ((1, 1), (2, 1), (1, 2)):
+        raise ValueError(f"modulated_conv2d: up and down are {up} and {down}, must be 1, or one of them 2")
+    if padding is not None and padding < 0:
+        raise ValueError(f"modulated_conv2d: padding is {padding}, must be at least 0")
+
+
+def _computes_in_fp16(x: Tensor) -> bool:
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    return dtype == torch.float16
+
+
+def _within_fp16(weight: Tensor, style: Tensor, factor: Tensor | None, scaled: bool):
+    """Weights and styles of at most 1, and the factor [N, O] that makes up for it.
+
+    The largest values are taken for constants: the result does not depend on them, so neither do its derivatives.
+    """
+    with torch.autocast(style.device.type, enabled=False):
+        fan_in = weight[0].numel() ** 0.5
+        largest = to_arithmetic(weight.detach()).abs().amax((1, 2, 3)).clamp(min=1e-12) * fan_in  # [O]
+        weight = to_arithmetic(weight) / largest[:, None, None, None]
+        back = largest[None]  # [1, O]
+        if not scaled:
+            strongest = to_arithmetic(style.detach()).abs().amax(1, keepdim=True).clamp(min=1e-12)  # [N, 1]
+            style = to_arithmetic(style) / strongest
+            back = back * strongest
+        return weight, style, (back.expand(len(style), -1) if factor is None else factor * back)
+
+
+@cache
+def _default_taps(device: torch.device) -> Tensor:
+    return bilinear_taps().to(device)
+
+
+def _convolve(x: Tensor, weight: Tensor, up: int, down: int, padding: int | None, taps: Tensor | None) -> Tensor:
+    """The convolution alone, resampling as StyleGAN2 does: what is filtered is the larger image."""
+    height, width = weight.shape[2:]
+    pads = (height // 2, width // 2) if padding is None else (padding, padding)
+    if up == down == 1:
+        return F.conv2d(x, weight, padding=pads)
+    taps = _default_taps(x.device) if taps is None else taps
+    rows, columns = taps.shape[0], taps.shape[-1]
+    if up == 2:
+        left, right = pads[1] + (columns + 1) // 2 - (width - 1), pads[1] + (columns - 2) // 2 - (width - 2)
+        top, bottom = pads[0] + (rows + 1) // 2 - (height - 1), pads[0] + (rows - 2) // 2 - (height - 2)
+        crop = [max(0, -min(top, bottom)), max(0, -min(left, right))]  # what the filter would not look at
+        y = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2, padding=crop)  # [N, O, 2H - 2 + kh - 2 crop, ...]
+        left, right, top, bottom = left + crop[1], right + crop[1], top + crop[0], bottom + crop[0]
+        return upfirdn2d(y, taps, padding=(left, right, top, bottom), gain=4.0)
+    around = (
+        pads[1] + (columns - 1) // 2,
+        pads[1] + (columns - 2) // 2,
+        pads[0] + (rows - 1) // 2,
+        pads[0] + (rows - 2) // 2,
+    )
+    if height == width == 1:
+        return F.conv2d(upfirdn2d(x, taps, down=2, padding=around), weight)
+    return F.conv2d(upfirdn2d(x, taps, padding=around), weight, stride=2)

@@ -1,0 +1,76 @@
+"""Convolutions fused with the resampling beside them: one strided convolution with a kernel larger by one.
+
+    conv(nearest-2x(x), w)     = conv_transpose(x, v, stride 2),   v[e] = w[k-1-e] + w[k-e]         (in each dimension)
+    average-pool-2(conv(x, w)) = conv(x, v, stride 2),             v[e] = (w[e-1] + w[e]) / 2
+
+with w zero outside of 0..k-1, for odd k and padding k // 2; exact at the borders as well, where what lies outside is
+zero on either side. A 4x4 kernel at a quarter of the places makes 2.25 times fewer multiplications than a 3x3 one at
+all of them (5x5: 2.8), and the larger image is never written. As in Karras et al. 2018 ("Progressive Growing of GANs").
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Nearest-neighbour upsampling by 2, then a convolution with zero padding k // 2.
+
+    Args:
+        x: [N, I, H, W].
+        weight: [O, I, k, k], k odd; taken in the dtype of `x`.
+        bias: [O], likewise.
+
+    Returns:
+        [N, O, 2H, 2W], in the memory format of `x`. Differentiable any number of times.
+
+    Raises:
+        ValueError: the weight does not fit.
+    """
+    k = _check("upsample_conv2d", x, weight)
+    bias = bias if bias is None else bias.to(x.dtype)
+    if k == 1:  # a pixel alone: fewer multiplications before it is repeated
+        return F.interpolate(F.conv2d(x, weight.to(x.dtype), bias), scale_factor=2, mode="nearest")
+    wide = _sums_of_neighbours(weight).to(x.dtype).flip(2, 3).transpose(0, 1)
+    return F.conv_transpose2d(x, wide, bias, stride=2, padding=k // 2)
+
+
+def conv_downsample2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A convolution with zero padding k // 2, then 2x2 average pooling.
+
+    Args:
+        x: [N, I, H, W].
+        weight: [O, I, k, k], k odd; taken in the dtype of `x`.
+        bias: [O], likewise.
+
+    Returns:
+        [N, O, H // 2, W // 2], in the memory format of `x`. Differentiable any number of times.
+
+    Raises:
+        ValueError: the weight does not fit.
+    """
+    k = _check("conv_downsample2d", x, weight)
+    bias = bias if bias is None else bias.to(x.dtype)
+    if k == 1:
+        return F.conv2d(F.avg_pool2d(x, 2), weight.to(x.dtype), bias)
+    wide = (_sums_of_neighbours(weight) * 0.25).to(x.dtype)
+    return F.conv2d(x, wide, bias, stride=2, padding=k // 2)
+
+
+def _check(name: str, x: Tensor, weight: Tensor) -> int:
+    if x.dim() != 4:
+        raise ValueError(f"{name}: x has shape {list(x.shape)}, must be [N, I, H, W]")
+    if weight.dim() != 4 or weight.shape[1] != x.shape[1] or weight.shape[2] != weight.shape[3]:
+        raise ValueError(
+            f"{name}: weight has shape {list(weight.shape)}, must be [O, {x.shape[1]}, k, k] for x {list(x.shape)}"
+        )
+    if weight.shape[2] % 2 == 0:
+        raise ValueError(f"{name}: weight has shape {list(weight.shape)}, its kernel size must be odd")
+    return weight.shape[2]
+
+
+def _sums_of_neighbours(weight: Tensor) -> Tensor:
+    """s[i, j] = w[i-1, j-1] + w[i-1, j] + w[i, j-1] + w[i, j]: [O, I, k, k] to [O, I, k + 1, k + 1]."""
+    with torch.autocast(weight.device.type, enabled=False):
+        rows = F.pad(weight, (0, 0, 0, 1)) + F.pad(weight, (0, 0, 1, 0))
+        return F.pad(rows, (0, 1)) + F.pad(rows, (1, 0))

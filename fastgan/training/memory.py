@@ -1,0 +1,37 @@
+"""Running out of memory, told in one line. Imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+from fastgan.errors import UserError
+
+# torch.OutOfMemoryError is a RuntimeError of GPUs only; the CPU's allocator, cuBLAS and C++ have none but the text.
+_SIGNS = ("out of memory", "not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "std::bad_alloc")
+_AMOUNT = re.compile(r"(?:tried to|unable to) allocate ([\d.]+) ?(bytes|[KMG]i?B)", re.IGNORECASE)
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether an exception of torch, NumPy or Python means that memory, of the CPU or of a GPU, did not suffice."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
+    )
+
+
+@contextlib.contextmanager
+def shortage_is_a_mistake(remedy: str) -> Iterator[None]:
+    """Within the block, running out of memory is a UserError that says what to do about it."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_shortage(error):
+            raise
+        found = _AMOUNT.search(str(error))
+        asked = f" ({_readable(*found.groups())} more asked for)" if found else ""
+        raise UserError(f"out of memory{asked}; {remedy}") from error
+
+
+def _readable(amount: str, unit: str) -> str:
+    return f"{int(amount) / 2**20:,.0f} MiB" if unit.lower() == "bytes" else f"{amount} {unit}"

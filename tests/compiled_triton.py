@@ -1,0 +1,60 @@
+"""Triton kernels compiled for cards that need not be there, as their launches would have compiled them."""
+
+import re
+import subprocess
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+
+class Recorder:
+    """Stands in for a kernel and notes how it is launched."""
+
+    def __init__(self, kernel, launches):
+        self.kernel, self.launches = kernel, launches
+
+    def __getitem__(self, grid):
+        return lambda *arguments, **named: self.launches.append((self.kernel, arguments, named))
+
+
+def compiled_for(capability, kernel, arguments, named):
+    """The kernel as its launch on such a card would have compiled it, tensors being aligned to 16 bytes."""
+    types = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float64: "*fp64"}
+    options = {name: value for name, value in named.items() if name not in kernel.arg_names}
+    values = dict(zip(kernel.arg_names, arguments, strict=False)) | named
+    signature, constants, attributes = {}, {}, {}
+    for i, parameter in enumerate(kernel.params):
+        value = values[parameter.name]
+        if parameter.is_constexpr or value is None:
+            signature[parameter.name], constants[parameter.name] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            signature[parameter.name], attributes[(i,)] = types[value.dtype], [["tt.divisibility", 16]]
+        else:
+            signature[parameter.name] = parameter.annotation_type
+    source = ASTSource(kernel, signature, constants, attributes)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def resources(cubin, folder):
+    """Registers of a thread, bytes of stack (where they are spilled to), of local and of shared memory."""
+    path = folder / "kernel.cubin"
+    path.write_bytes(cubin)
+    command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", path]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return {name: int(re.search(rf"\b{name}:(\d+)", printed)[1]) for name in ("REG", "STACK", "LOCAL", "SHARED")}
+
+
+def in_loops(ttgir, operation):
+    """How often an operation occurs within the loops of a kernel."""
+    count, indentation = 0, None
+    for line in ttgir.splitlines():
+        here = len(line) - len(line.lstrip())
+        if indentation is None:
+            indentation = here if "scf.for" in line else None
+        elif line.lstrip().startswith("}") and here == indentation:
+            indentation = None
+        else:
+            count += operation in line
+    return count

@@ -1,0 +1,225 @@
+"""What every operation owes whoever puts it into a network of their own: it works with PyTorch's machinery.
+
+Autocast, `torch.compile`, activation checkpointing, several processes, CUDA graphs; and where library operators are
+registered, that they are as torch wants them. A new operation is a line in `OPERATIONS`.
+"""
+
+import os
+import socket
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.multiprocessing
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from fastgan import layers, ops
+from fastgan.ops import fused
+from tests import backends
+
+N, C, SIZE = 4, 6, 8
+CHANNELS, SAMPLES = (C,), (N, C)
+
+
+class Use(NamedTuple):
+    """An operation as a network calls it: on x [N, C, SIZE, SIZE] and on named tensors of these shapes."""
+
+    function: Callable[..., Tensor]
+    shapes: dict[str, tuple[int, ...]]
+    fixed: tuple[str, ...] = ()  # tensors that have no gradient
+
+    def tensors(self, dtype=torch.float32, device="cpu") -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        draw = lambda *shape: torch.randn(shape, generator=generator).to(device)
+        x = draw(N, C, SIZE, SIZE).to(dtype, memory_format=torch.channels_last)
+        small = {name: draw(*shape) for name, shape in self.shapes.items()}
+        return {name: t.requires_grad_(name not in self.fixed) for name, t in {"x": x, **small}.items()}
+
+
+OPERATIONS = {
+    "noise_bias_act": Use(
+        partial(ops.noise_bias_act, gain=1.4),
+        {"noise": (N, 1, SIZE, SIZE), "strength": (), "bias": CHANNELS, "scale": SAMPLES, "post": SAMPLES},
+        fixed=("noise",),
+    ),
+    "adain": Use(ops.adain, {"scale": SAMPLES, "bias": SAMPLES}),
+    "style_epilogue": Use(
+        ops.style_epilogue,
+        {"noise": (N, 1, SIZE, SIZE), "strength": CHANNELS, "bias": CHANNELS}
+        | {"style_scale": SAMPLES, "style_bias": SAMPLES},
+        fixed=("noise",),
+    ),
+    "modulated_conv2d": Use(
+        partial(ops.modulated_conv2d, act="lrelu"), {"weight": (C, C, 3, 3), "style": SAMPLES, "bias": CHANNELS}
+    ),
+    "modulated_conv2d_up": Use(partial(ops.modulated_conv2d, up=2), {"weight": (C, C, 3, 3), "style": SAMPLES}),
+    "upsample_conv2d": Use(ops.upsample_conv2d, {"weight": (C, C, 3, 3), "bias": CHANNELS}),
+    "pixel_norm": Use(ops.pixel_norm, {}),
+    "squared_norm": Use(lambda x: x * ops.squared_norm(x).to(x.dtype).reshape(-1, 1, 1, 1), {}),
+    "lerp_samples": Use(
+        lambda x, b, t: ops.lerp_samples(x, b.to(x.dtype), t), {"b": (N, C, SIZE, SIZE), "t": (N,)}, fixed=("t",)
+    ),
+    "minibatch_stddev": Use(ops.minibatch_stddev, {}),
+    "conv_downsample2d": Use(ops.conv_downsample2d, {"weight": (C, C, 3, 3), "bias": CHANNELS}),
+}
+every_operation = pytest.mark.parametrize("use", OPERATIONS.values(), ids=OPERATIONS)
+
+
+def gradients(use: Use, tensors: dict[str, Tensor], function=None) -> list[Tensor]:
+    """The result and its gradients."""
+    y = (function or use.function)(**tensors)
+    wanted = [t for name, t in tensors.items() if name not in use.fixed]
+    return [y, *torch.autograd.grad(y.float().square().mean(), wanted)]
+
+
+def assert_equal(got: list[Tensor], expected: list[Tensor]) -> None:
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@every_operation
+def test_under_autocast_activations_are_16_bit_and_gradients_as_parameters(use, backend):
+    device = backends.device(backend)
+    tensors = use.tensors(torch.bfloat16, device)
+    with torch.autocast(device, torch.bfloat16):
+        y, *grads = gradients(use, tensors)
+    assert y.dtype == torch.bfloat16 and y.is_contiguous(memory_format=torch.channels_last)
+    wanted = [t for name, t in tensors.items() if name not in use.fixed]
+    for g, t in zip(grads, wanted, strict=True):
+        assert g.dtype == t.dtype and g.shape == t.shape and g.isfinite().all()
+
+
+@every_operation
+def test_torch_compile_makes_one_graph_of_it(use, backend):
+    if backend in ("triton", "emulated"):
+        pytest.skip("a graph calls the same operator, whatever the backend")
+    tensors = use.tensors(device=backends.device(backend))
+    compiled = torch.compile(use.function, fullgraph=True, backend="aot_eager")
+    assert_equal(gradients(use, tensors, compiled), gradients(use, tensors))
+
+
+@every_operation
+def test_activation_checkpointing_gives_the_same_gradients(use, backend):
+    tensors = use.tensors(device=backends.device(backend))
+
+    def again(**tensors):
+        return checkpoint(lambda: use.function(**tensors), use_reentrant=False)
+
+    assert_equal(gradients(use, tensors, again), gradients(use, tensors))
+
+
+@every_operation
+def test_the_operators_are_registered_as_torch_wants_it(use, monkeypatch):
+    reason = backends.why_not("cpp-baseline")
+    if reason:
+        pytest.skip(reason)
+    calls = []
+
+    def noting(name):
+        launch = getattr(fused, name)
+
+        def note(*args):
+            calls.append((name, args))
+            return launch(*args)
+
+        monkeypatch.setattr(fused, name, note)
+
+    noting("_launch_forward"), noting("_launch_backward")
+    with ops.use_backend("cpp,torch"):
+        gradients(use, use.tensors())
+    checks = ("test_schema", "test_faketensor")  # autograd is the Function's, around the operator
+    for name, (operation, backend, options, *rest) in calls:
+        forward, backward = fused._operators(operation)
+        with torch.no_grad():
+            if name == "_launch_forward":
+                inputs = [None if t is None else t.detach() for t in rest[0]]
+                torch.library.opcheck(forward, (*inputs, *options, backend), test_utils=checks)
+            else:
+                needs, grad, kept = rest
+                kept = [None if t is None else t.detach() for t in kept]
+                arguments = (grad.detach(), kept, list(needs), *options, backend)
+                torch.library.opcheck(backward, arguments, test_utils=checks)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@every_operation
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_a_cuda_graph_replays_forward_and_backward(use, name):
+    with backends.forced(name):
+        tensors = use.tensors(torch.bfloat16, "cuda")
+        step = lambda: gradients(use, tensors)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            results = step()
+        with torch.no_grad():
+            tensors["x"].mul_(0.5)
+        graph.replay()
+        torch.cuda.synchronize()
+        for a, b in zip(results, step(), strict=True):
+            assert torch.equal(a, b)
+
+
+# Several processes -----------------------------------------------------------------------------------------------
+
+
+class EveryLayer(nn.Module):
+    """A network of the layers; samples are independent, so that a batch can be shared out."""
+
+    def __init__(self):
+        super().__init__()
+        self.down = layers.ConvDownsample2d(3, C, act="lrelu")
+        self.conv = layers.EqualizedConv2d(C, C, 3, act="lrelu", down=2)
+        self.style = layers.EqualizedLinear(5, C, bias_init=1.0)
+        self.modulated = layers.ModulatedConv2d(C, C, 3, up=2)
+        self.end = layers.NoiseBiasLeakyReLU(C, noise=False)
+        self.styled = layers.StyleEpilogue(C, 5, noise=False)
+        self.up = layers.UpsampleConv2d(C, 3)
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        x = self.conv(self.down(x))
+        x = self.modulated(x, self.style(w), **self.end.arguments(x.shape, x.device))
+        return self.up(self.styled(x, w))
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(4, 3, 16, 16, generator=generator), torch.randn(4, 5, generator=generator)
+
+
+def loss_of(network: nn.Module, x: Tensor, w: Tensor) -> Tensor:
+    return network(x, w).square().mean()
+
+
+def in_one_of_two_processes(rank: int, port: int, folder: str) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    network = DistributedDataParallel(EveryLayer())
+    x, w = batch()
+    loss_of(network, x[2 * rank : 2 * rank + 2], w[2 * rank : 2 * rank + 2]).backward()
+    if rank == 0:
+        torch.save([p.grad for p in network.parameters()], os.path.join(folder, "gradients.pt"))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_average_to_the_gradients_of_one(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(in_one_of_two_processes, (port, str(tmp_path)), nprocs=2)
+    torch.manual_seed(0)
+    network = EveryLayer()
+    loss_of(network, *batch()).backward()
+    assert_equal(torch.load(tmp_path / "gradients.pt"), [p.grad for p in network.parameters()])

@@ -141,8 +141,13 @@ def _within_fp16(weight: Tensor, style: Tensor, factor: Tensor | None, scaled: b
         return weight, style, (back.expand(len(style), -1) if factor is None else factor * back)
 
 
-@cache
 def _default_taps(device: torch.device) -> Tensor:
+    # torch.compile looks through caches, with a warning.
+    return bilinear_taps().to(device) if torch.compiler.is_compiling() else _cached_taps(device)
+
+
+@cache
+def _cached_taps(device: torch.device) -> Tensor:
     return bilinear_taps().to(device)
 
 

@@ -132,7 +132,7 @@ def linearized(
         raise ValueError(f"linearized: x has dtype {x.dtype}, must be that of y, {y.dtype}")
     shape = (-1, *[1] * (x.dim() - 1))
     constant = None if factor is None or bias is None else bias.to(arithmetic_dtype(x.dtype))
-    backend = backends.choose("noise_bias_act", x.device.type)
+    backend = backends.choose("noise_bias_act", x.device)
     if backend == "torch":
         moved = to_arithmetic(x)
         if constant is not None:

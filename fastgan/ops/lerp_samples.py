@@ -50,7 +50,7 @@ def lerp_samples(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
     for name, tensor in (("b", b), ("t", t)):
         if tensor.device != a.device:
             raise ValueError(f"lerp_samples: {name} is on {tensor.device}, a on {a.device}")
-    backend = "torch" if t.requires_grad else backends.choose("lerp_samples", a.device.type)
+    backend = "torch" if t.requires_grad else backends.choose("lerp_samples", a.device)
     a = dense(a)
     inputs = a, dense_like(b, a), t.to(arithmetic_dtype(a.dtype)).contiguous()
     return LerpSamples.apply(backend, inputs, Options())

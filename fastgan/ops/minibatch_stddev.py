@@ -54,7 +54,7 @@ def minibatch_stddev(x: Tensor, group_size: int = 4, features: int = 1) -> Tenso
     size = min(group_size, n) or 1
     if n % size:
         raise ValueError(f"minibatch_stddev: a batch of {n} is not a multiple of group_size {size}")
-    backend = backends.choose("minibatch_stddev", x.device.type)
+    backend = backends.choose("minibatch_stddev", x.device)
     return MinibatchStddev.apply(backend, (dense(x),), Options(size, features))
 
 

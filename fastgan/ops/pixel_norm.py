@@ -41,7 +41,7 @@ def pixel_norm(x: Tensor, eps: float = 1e-8) -> Tensor:
     check_activation("pixel_norm", x)
     if not (math.isfinite(eps) and eps >= 0):
         raise ValueError(f"pixel_norm: eps is {eps}, must be finite and not below zero")
-    return PixelNorm.apply(backends.choose("pixel_norm", x.device.type), (dense(x),), Options(float(eps)))
+    return PixelNorm.apply(backends.choose("pixel_norm", x.device), (dense(x),), Options(float(eps)))
 
 
 def _inverse_root(x: Tensor, eps: float) -> Tensor:

@@ -30,7 +30,7 @@ def squared_norm(x: Tensor) -> Tensor:
         BackendUnavailable: none of the backends that were asked for can serve.
     """
     check_activation("squared_norm", x)
-    return SquaredNorm.apply(backends.choose("squared_norm", x.device.type), (dense(x),), Options())
+    return SquaredNorm.apply(backends.choose("squared_norm", x.device), (dense(x),), Options())
 
 
 @register

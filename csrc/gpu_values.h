@@ -31,6 +31,8 @@ template <class V>
 FASTGAN_INLINE V product(V a, V b) {
     return gpu::rounded_product(a, b);
 }
+FASTGAN_INLINE float reciprocal_root(float x) { return 1.0f / sqrtf(x); }
+FASTGAN_INLINE double reciprocal_root(double x) { return 1.0 / sqrt(x); }
 FASTGAN_INLINE float exponential(float x) { return expf(x); }
 FASTGAN_INLINE double exponential(double x) { return exp(x); }
 FASTGAN_INLINE float log_one_plus(float x) { return log1pf(x); }

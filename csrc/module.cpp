@@ -6,7 +6,8 @@
 #define FASTGAN_MODULE _C
 #endif
 
-#define FASTGAN_OPERATIONS(DO) DO(noise_bias_act) DO(instance_norm) DO(upfirdn2d)
+#define FASTGAN_OPERATIONS(DO) \
+    DO(noise_bias_act) DO(instance_norm) DO(upfirdn2d) DO(pixel_norm) DO(samples) DO(minibatch_stddev)
 
 namespace fastgan {
 #define FASTGAN_DECLARE(NAME) void bind_##NAME(py::module_&);

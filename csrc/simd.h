@@ -104,12 +104,32 @@ inline VUint all_bits(uint32_t value) {
     return v;
 }
 
+// Of all lanes, by halves.
+#if defined(__AVX512F__)
+inline float sum(VFloat v) { return _mm512_reduce_add_ps((__m512)v); }
+inline double sum(VDouble v) { return _mm512_reduce_add_pd((__m512d)v); }
+#elif defined(__AVX2__)
+inline float sum(VFloat v) {
+    __m128 a = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+    a = _mm_add_ps(a, _mm_movehl_ps(a, a));
+    return _mm_cvtss_f32(_mm_add_ss(a, _mm_shuffle_ps(a, a, 1)));
+}
+inline double sum(VDouble v) {
+    const __m128d a = _mm_add_pd(_mm256_castpd256_pd128((__m256d)v), _mm256_extractf128_pd((__m256d)v, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(a, _mm_unpackhi_pd(a, a)));
+}
+#else
 template <class V>
 inline auto sum(V v) {
-    auto total = v[0];
-    for (int i = 1; i < lanes<V>(); ++i) total += v[i];
-    return total;
+    constexpr int count = lanes<V>();
+    decltype(v[0] + v[0]) row[count];
+    memcpy(row, &v, sizeof v);
+    for (int half = count / 2; half > 0; half /= 2) {
+        for (int i = 0; i < half; ++i) row[i] += row[i + half];
+    }
+    return row[0];
 }
+#endif
 
 // 16-bit types ------------------------------------------------------------------------------------------------------
 
@@ -244,6 +264,9 @@ template <class T>
 inline void stream(T* p, VFloat v) {
     stream_bytes(p, narrow(v, T{}));
 }
+// What does not fit into the caches anyway goes past them: a plain store would first read what it overwrites.
+inline bool worth_streaming(int64_t bytes) { return bytes >= (24 << 20); }
+inline bool is_aligned(const void* p) { return (uintptr_t)p % VECTOR_BYTES == 0; }
 inline void stream_fence() {
 #if defined(__x86_64__)
     _mm_sfence();
@@ -344,6 +367,17 @@ inline V maximum(V a, V b) {
 }
 inline VFloat absolute(VFloat a) { return (VFloat)((VInt)a & 0x7fffffff); }
 inline VDouble absolute(VDouble a) { return (VDouble)((VLong)a & 0x7fffffffffffffffLL); }
+
+inline float reciprocal_root(float x) { return 1.0f / __builtin_sqrtf(x); }
+inline double reciprocal_root(double x) { return 1.0 / __builtin_sqrt(x); }
+inline VFloat reciprocal_root(VFloat x) {
+    for (int i = 0; i < lanes<VFloat>(); ++i) x[i] = __builtin_sqrtf(x[i]);
+    return 1.0f / x;
+}
+inline VDouble reciprocal_root(VDouble x) {
+    for (int i = 0; i < lanes<VDouble>(); ++i) x[i] = __builtin_sqrt(x[i]);
+    return 1.0 / x;
+}
 
 // exp to 1 ulp or so, saturating instead of overflowing: 2^n * exp(r), |r| <= ln(2)/2, coefficients as in Cephes expf.
 inline VFloat exponential(VFloat x) {

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from fastgan.ops import (
     adain,
     conv_downsample2d,
+    minibatch_stddev,
     modulated_conv2d,
     noise_bias_act,
+    pixel_norm,
     style_epilogue,
     upsample_conv2d,
 )
@@ -488,6 +490,25 @@ def _sizes(weight: Tensor) -> str:
     return f"{in_channels}, {out_channels}, kernel_size={kernel_size}"
 
 
+class PixelNorm(nn.Module):
+    """Scales the channels of each position to a mean square of one (Karras et al. 2018, section 4.2).
+
+    Args:
+        eps: added to the mean square.
+    """
+
+    def __init__(self, eps: float = 1e-8):
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, ...] to the same; latents [N, C] as well."""
+        return pixel_norm(x, self.eps)
+
+    def extra_repr(self) -> str:
+        return f"eps={self.eps}"
+
+
 class MinibatchStddev(nn.Module):
     """Appends the standard deviation over groups of samples as a feature map (Karras et al. 2018, section 3).
 
@@ -501,15 +522,8 @@ class MinibatchStddev(nn.Module):
         self.group_size, self.features = group_size, features
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] to [N, C + features, H, W]."""
-        n, c, h, w = x.shape
-        if c % self.features:
-            raise ValueError(f"MinibatchStddev: {c} channels cannot be split among {self.features} features")
-        group = min(self.group_size, n)
-        if n % group:
-            raise ValueError(f"MinibatchStddev: a batch of {n} is not a multiple of the group size {group}")
-        y = to_arithmetic(x).reshape(group, n // group, self.features, c // self.features, h, w)
-        y = (y - y.mean(0)).square().mean(0)  # [N/G, F, C/F, H, W]
-        y = (y + 1e-8).sqrt().mean((2, 3, 4))  # [N/G, F]
-        y = y.to(x.dtype).repeat(group, 1)[:, None, None].expand(n, h, w, -1)
-        return torch.cat([x, y.contiguous().permute(0, 3, 1, 2)], 1)  # in x's format only if both are in channels_last
+        """[N, C, ...] to [N, C + features, ...]."""
+        return minibatch_stddev(x, self.group_size, self.features)
+
+    def extra_repr(self) -> str:
+        return f"group_size={self.group_size}, features={self.features}"

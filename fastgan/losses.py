@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from fastgan import one_pass, piecewise_linear
-from fastgan.ops.arithmetic import to_arithmetic
+from fastgan.ops import lerp_samples, squared_norm
+from fastgan.ops.arithmetic import arithmetic_dtype, to_arithmetic
 
 
 class Objective(NamedTuple):
@@ -136,10 +137,5 @@ def interpolate(real: Tensor, fake: Tensor) -> Tensor:
     if real.shape != fake.shape:
         raise ValueError(f"interpolate: fake has shape {list(fake.shape)}, real {list(real.shape)}: must be equal")
     with torch.no_grad():
-        share = torch.rand(len(real), *[1] * (real.dim() - 1), device=real.device, dtype=real.dtype)
-        return torch.lerp(real, fake.to(real.dtype), share)
-
-
-def squared_norm(x: Tensor) -> Tensor:
-    """Sum of squares of each sample of [N, ...]: [N], fp32 at least."""
-    return to_arithmetic(x).square().flatten(1).sum(1)
+        share = torch.rand(len(real), device=real.device, dtype=arithmetic_dtype(real.dtype))
+        return lerp_samples(real, fake.to(real.dtype), share)

@@ -74,3 +74,47 @@ class Upfirdn2d(Protocol):
         self, y: Tensor, x: Tensor, taps: Tensor, up_x: int, up_y: int, down_x: int, down_y: int, left: int,
         right: int, top: int, bottom: int, gain: float, flip: bool, channels_last: bool,
     ) -> None: ...  # fmt: skip
+
+
+class PixelNorm(Protocol):
+    """Launchers of pixel_norm. All tensors are of one dtype, dense, in the layout of `view`; `gx` is dx's cotangent."""
+
+    def forward(self, view: View, y: Tensor, x: Tensor, eps: float) -> None: ...
+
+    def backward(self, view: View, dx: Tensor, dy: Tensor, x: Tensor, eps: float) -> None: ...
+
+    def double_backward(
+        self, view: View, ddy: Tensor, dx: Tensor, dy: Tensor, x: Tensor, gx: Tensor, eps: float
+    ) -> None: ...
+
+
+class SquaredNorm(Protocol):
+    """Launchers of squared_norm. `x` and `dx` [N, ...] are dense and lie alike; `sums`, `grad` [N] are fp32 or fp64."""
+
+    def forward(self, sums: Tensor, x: Tensor) -> None: ...
+
+    def backward(self, dx: Tensor, grad: Tensor, x: Tensor) -> None: ...
+
+
+class LerpSamples(Protocol):
+    """Launchers of lerp_samples. All but `t` [N], fp32 or fp64, are [N, ...], of one dtype, dense, and lie alike."""
+
+    def forward(self, y: Tensor, a: Tensor, b: Tensor, t: Tensor) -> None: ...
+
+    def backward(self, da: Tensor, db: Tensor | None, dy: Tensor, t: Tensor) -> None: ...
+
+
+class MinibatchStddev(Protocol):
+    """Launchers of minibatch_stddev. All tensors are of one dtype and dense, in one layout, that of `view`.
+
+    `view` is that of `x`, `dx` and its cotangent `gx`; `y`, `dy` and `ddy` have `features` more channels. `size` is the
+    number of samples of a group, which divides that of all.
+    """
+
+    def forward(self, view: View, y: Tensor, x: Tensor, size: int, features: int) -> None: ...
+
+    def backward(self, view: View, dx: Tensor, dy: Tensor, x: Tensor, size: int, features: int) -> None: ...
+
+    def double_backward(
+        self, view: View, ddy: Tensor, dx: Tensor, dy: Tensor, x: Tensor, gx: Tensor, size: int, features: int
+    ) -> None: ...

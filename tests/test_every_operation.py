@@ -59,6 +59,12 @@ OPERATIONS = {
     "modulated_conv2d_up": Use(partial(ops.modulated_conv2d, up=2), {"weight": (C, C, 3, 3), "style": SAMPLES}),
     "upfirdn2d": Use(partial(ops.upfirdn2d, up=2, padding=(2, 1, 2, 1), gain=4.0), {"taps": (4,)}, fixed=("taps",)),
     "upsample_conv2d": Use(ops.upsample_conv2d, {"weight": (C, C, 3, 3), "bias": CHANNELS}),
+    "pixel_norm": Use(ops.pixel_norm, {}),
+    "squared_norm": Use(lambda x: x * ops.squared_norm(x).to(x.dtype).reshape(-1, 1, 1, 1), {}),
+    "lerp_samples": Use(
+        lambda x, b, t: ops.lerp_samples(x, b.to(x.dtype), t), {"b": (N, C, SIZE, SIZE), "t": (N,)}, fixed=("t",)
+    ),
+    "minibatch_stddev": Use(ops.minibatch_stddev, {}),
     "conv_downsample2d": Use(ops.conv_downsample2d, {"weight": (C, C, 3, 3), "bias": CHANNELS}),
 }
 every_operation = pytest.mark.parametrize("use", OPERATIONS.values(), ids=OPERATIONS)

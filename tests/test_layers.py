@@ -71,6 +71,14 @@ def test_equalized_linear_scales_weight_and_bias():
     torch.testing.assert_close(layer.bias.detach() * 0.01, torch.ones(5))
 
 
+@pytest.mark.parametrize("shape", [(3, 8, 5, 4), (6, 512)])
+def test_pixel_norm_leaves_a_mean_square_of_one(shape):
+    x = 5 * torch.randn(shape)
+    y = layers.PixelNorm()(x)
+    torch.testing.assert_close(y.square().mean(1), torch.ones_like(y[:, 0]))
+    torch.testing.assert_close(F.normalize(y, dim=1), F.normalize(x, dim=1))
+
+
 def test_minibatch_stddev_is_that_of_groups():
     x = torch.randn(8, 3, 4, 4)
     y = layers.MinibatchStddev(4)(x)

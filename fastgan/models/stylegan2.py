@@ -8,14 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastgan.layers import EqualizedConv2d, EqualizedLinear, MinibatchStddev, ModulatedConv2d, NoiseBiasLeakyReLU
-from fastgan.ops import noise_bias_act
+from fastgan.ops import noise_bias_act, pixel_norm
 from fastgan.ops.arithmetic import to_arithmetic
 from fastgan.ops.layout import channels_last
 from fastgan.ops.upfirdn2d import taps, upfirdn2d
-
-
-def _normalize(x: Tensor) -> Tensor:
-    return x * torch.rsqrt(to_arithmetic(x).square().mean(1, keepdim=True) + 1e-8)
 
 
 class Mapping(nn.Module):
@@ -32,9 +28,9 @@ class Mapping(nn.Module):
         self.register_buffer("w_avg", torch.zeros(width))
 
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
-        x = _normalize(z)
+        x = pixel_norm(z)
         if self.embed is not None:
-            x = torch.cat([x, _normalize(_embedded(self.embed, label))], 1)
+            x = torch.cat([x, pixel_norm(_embedded(self.embed, label))], 1)
         for layer in self.layers:
             x = layer(x)
         if self.training and torch.is_grad_enabled():
@@ -190,7 +186,7 @@ class Critic(nn.Module):
         x = to_arithmetic(x)
         if self.embed is None:
             return x.squeeze(1)
-        direction = _normalize(_embedded(self.embed, label))
+        direction = pixel_norm(to_arithmetic(_embedded(self.embed, label)))
         return (x * direction).sum(1) / math.sqrt(x.shape[1])
 
 

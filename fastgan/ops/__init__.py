@@ -6,17 +6,25 @@ choice of one.
 
 from fastgan.ops.backends import BackendUnavailable, use_backend
 from fastgan.ops.instance_norm import adain, style_epilogue
+from fastgan.ops.lerp_samples import lerp_samples
+from fastgan.ops.minibatch_stddev import minibatch_stddev
 from fastgan.ops.modulated_conv2d import modulated_conv2d
 from fastgan.ops.noise_bias_act import noise_bias_act
+from fastgan.ops.pixel_norm import pixel_norm
 from fastgan.ops.resampled_conv2d import conv_downsample2d, upsample_conv2d
+from fastgan.ops.squared_norm import squared_norm
 from fastgan.ops.upfirdn2d import upfirdn2d
 
 __all__ = [
     "BackendUnavailable",
     "adain",
     "conv_downsample2d",
+    "lerp_samples",
+    "minibatch_stddev",
     "modulated_conv2d",
     "noise_bias_act",
+    "pixel_norm",
+    "squared_norm",
     "style_epilogue",
     "upfirdn2d",
     "upsample_conv2d",

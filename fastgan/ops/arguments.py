@@ -10,12 +10,12 @@ from fastgan.ops.arithmetic import arithmetic_dtype
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def check_activation(operation: str, x: Tensor) -> None:
-    """Raises ValueError unless `x` is [N, C, ...] in a dtype that the kernels know."""
+def check_activation(operation: str, x: Tensor, name: str = "x") -> None:
+    """Raises ValueError, which says `name`, unless `x` is [N, C, ...] in a dtype that the kernels know."""
     if x.dim() < 2:
-        raise ValueError(f"{operation}: x has shape {list(x.shape)}, must be [N, C, ...]")
+        raise ValueError(f"{operation}: {name} has shape {list(x.shape)}, must be [N, C, ...]")
     if x.dtype not in DTYPES:
-        raise ValueError(f"{operation}: x has dtype {x.dtype}, must be fp32, bf16, fp16 or fp64")
+        raise ValueError(f"{operation}: {name} has dtype {x.dtype}, must be fp32, bf16, fp16 or fp64")
 
 
 def prepared(operation: str, name: str, tensor: Tensor | None, shapes: Sequence[list[int]], x: Tensor) -> Tensor | None:

@@ -20,7 +20,15 @@ import fastgan_kernels
 from fastgan.errors import UserError
 from fastgan.ops.compiling import constant_to_compiler
 
-OPERATIONS = ("noise_bias_act", "instance_norm", "upfirdn2d")
+OPERATIONS = (
+    "noise_bias_act",
+    "instance_norm",
+    "upfirdn2d",
+    "pixel_norm",
+    "squared_norm",
+    "lerp_samples",
+    "minibatch_stddev",
+)
 
 # Fastest first. On a GPU the hand-written kernels lead; Triton serves cards they were not compiled for.
 PREFERENCE = {

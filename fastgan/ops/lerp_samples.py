@@ -1,0 +1,101 @@
+"""lerp_samples: a point between two images for every sample, where WGAN-GP looks at the critic's gradient.
+
+    y[n] = a[n] + t[n] * (b[n] - a[n])
+
+Gulrajani et al. 2017, "Improved Training of Wasserstein GANs", section 4.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastgan.ops import backends
+from fastgan.ops.arguments import check_activation
+from fastgan.ops.arithmetic import arithmetic_dtype, to_arithmetic
+from fastgan.ops.fused import FusedOperation, register
+from fastgan.ops.layout import dense, dense_like
+
+
+class Options(NamedTuple):
+    """There are none."""
+
+
+def lerp_samples(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
+    """`a + t[n] * (b - a)` with a weight for each sample, fused; twice differentiable in every tensor.
+
+    Args:
+        a: [N, C, ...]; fp32, bf16, fp16 or fp64.
+        b: of the shape and dtype of `a`; it is copied first if its memory format is another.
+        t: [N], taken in fp32 (fp64 for fp64 input), in which the arithmetic is.
+
+    Returns:
+        A tensor of the shape, dtype and memory format of `a`.
+
+    Raises:
+        ValueError: a shape, dtype or device does not fit; the message names the argument.
+        BackendUnavailable: none of the backends that were asked for can serve.
+
+    The gradient of `t` takes the plain path.
+    """
+    check_activation("lerp_samples", a, "a")
+    if b.shape != a.shape:
+        raise ValueError(f"lerp_samples: b has shape {list(b.shape)}, must be {list(a.shape)}, that of a")
+    if b.dtype != a.dtype:
+        raise ValueError(f"lerp_samples: b has dtype {b.dtype}, must be {a.dtype}, that of a")
+    if t.shape != a.shape[:1]:
+        raise ValueError(f"lerp_samples: t has shape {list(t.shape)}, must be {[a.shape[0]]} for a {list(a.shape)}")
+    if not t.is_floating_point():
+        raise ValueError(f"lerp_samples: t has dtype {t.dtype}, must be a floating-point one")
+    for name, tensor in (("b", b), ("t", t)):
+        if tensor.device != a.device:
+            raise ValueError(f"lerp_samples: {name} is on {tensor.device}, a on {a.device}")
+    backend = "torch" if t.requires_grad else backends.choose("lerp_samples", a.device)
+    a = dense(a)
+    inputs = a, dense_like(b, a), t.to(arithmetic_dtype(a.dtype)).contiguous()
+    return LerpSamples.apply(backend, inputs, Options())
+
+
+def _column(t: Tensor, like: Tensor) -> Tensor:
+    return t.reshape(-1, *[1] * (like.dim() - 1))
+
+
+@register
+class LerpSamples(FusedOperation):
+    """The operation as `FusedOperation` wants it told. Kept for the backward pass: t."""
+
+    name = "lerp_samples"
+    inputs = ("a", "b", "t")
+    Options = Options
+
+    @staticmethod
+    def plain(inputs, options):
+        a, b, t = inputs
+        wide = to_arithmetic(a)
+        return (wide + _column(t, a) * (to_arithmetic(b) - wide)).to(a.dtype)
+
+    @staticmethod
+    def allocate(inputs, options):
+        return torch.empty_like(inputs[0])
+
+    @staticmethod
+    def launch(launchers, output, inputs, options):
+        launchers.forward(output, *inputs)
+
+    @staticmethod
+    def keep(inputs, output, options, needs):
+        return None, None, inputs[2]
+
+    @staticmethod
+    def plain_backward(grad, kept, options, needs):
+        db = _column(kept[2], grad) * to_arithmetic(grad)
+        return (to_arithmetic(grad) - db).to(grad.dtype), db.to(grad.dtype) if needs[1] else None, None
+
+    @staticmethod
+    def allocate_grads(grad, kept, options, needs):
+        like = dense(grad)
+        return torch.empty_like(like), torch.empty_like(like) if needs[1] else None, None
+
+    @staticmethod
+    def launch_backward(launchers, grads, grad, kept, options):
+        launchers.backward(*grads[:2], dense(grad), kept[2])

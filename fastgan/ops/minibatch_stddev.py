@@ -1,0 +1,145 @@
+"""minibatch_stddev: how much samples of a batch differ, as a feature map for the critic to see.
+
+Karras et al. 2018, "Progressive Growing of GANs", section 3, in groups of samples as its published code has it.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastgan.ops import backends
+from fastgan.ops.arguments import check_activation
+from fastgan.ops.arithmetic import to_arithmetic
+from fastgan.ops.fused import FusedOperation, register
+from fastgan.ops.layout import dense, view_of
+
+_EPS = 1e-8  # csrc/minibatch_stddev_*, kernels/minibatch_stddev_triton.py
+
+
+class Options(NamedTuple):
+    """What is not differentiable: samples of a group, and maps to append."""
+
+    size: int
+    features: int
+
+
+def minibatch_stddev(x: Tensor, group_size: int = 4, features: int = 1) -> Tensor:
+    """Appends the standard deviation over groups of samples as constant maps, fused; differentiable twice by kernels.
+
+    The channels are split among the `features` maps. A map holds the standard deviation over the samples of a group,
+    averaged over its channels and all positions: the same number everywhere, for all samples of the group. Of N samples
+    those are a group whose numbers are equal modulo N / group_size.
+
+    Args:
+        x: [N, C, ...]; fp32, bf16, fp16 or fp64.
+        group_size: samples of a group; N must be a multiple of it, or smaller: then all are one group.
+        features: maps to append; C must be a multiple of it.
+
+    Returns:
+        [N, C + features, ...] in the dtype and memory format of `x`. Arithmetic is fp32 (fp64 for fp64 input).
+
+    Raises:
+        ValueError: a shape, dtype or option does not fit.
+        BackendUnavailable: none of the backends that were asked for can serve.
+    """
+    check_activation("minibatch_stddev", x)
+    n, c = x.shape[:2]
+    if group_size < 1 or features < 1:
+        raise ValueError(
+            f"minibatch_stddev: group_size is {group_size} and features {features}, each must be 1 at least"
+        )
+    if c == 0 or c % features:
+        raise ValueError(f"minibatch_stddev: {c} channels of x cannot be split among {features} features")
+    size = min(group_size, n) or 1
+    if n % size:
+        raise ValueError(f"minibatch_stddev: a batch of {n} is not a multiple of group_size {size}")
+    backend = backends.choose("minibatch_stddev", x.device)
+    return MinibatchStddev.apply(backend, (dense(x),), Options(size, features))
+
+
+def _groups(x: Tensor, options: Options) -> Tensor:
+    """[N, C, ...] to [members, groups, features, all that is averaged over], in the precision of arithmetic."""
+    size, features = options
+    n, c = x.shape[:2]
+    return to_arithmetic(x).reshape(size, n // size, features, x.shape[2:].numel() * (c // features))
+
+
+def _centred(x: Tensor, options: Options) -> tuple[Tensor, Tensor]:
+    """What the members differ from their mean by, and the standard deviation."""
+    members = _groups(x, options)
+    v = members - members.mean(0)
+    return v, (v.square().mean(0) + _EPS).sqrt()
+
+
+def _as_output(x: Tensor, pixels: bool) -> Tensor:
+    """`x`, or a copy of it in that layout."""
+    view = view_of(x)
+    if view is not None and view.pixels == pixels:
+        return x
+    return x.movedim(1, -1).contiguous().movedim(-1, 1) if pixels else x.contiguous()
+
+
+@register
+class MinibatchStddev(FusedOperation):
+    """The operation as `FusedOperation` wants it told. Kept for the backward pass: x."""
+
+    name = "minibatch_stddev"
+    inputs = ("x",)
+    Options = Options
+
+    @staticmethod
+    def plain(inputs, options):
+        (x,) = inputs
+        n, _, *spatial = x.shape
+        maps = _centred(x, options)[1].mean(2).to(x.dtype).repeat(options.size, 1)  # [N, F]
+        maps = maps.reshape(n, *[1] * len(spatial), options.features).expand(n, *spatial, options.features)
+        if view_of(x).pixels:
+            return torch.cat([x.movedim(1, -1), maps], -1).movedim(-1, 1)
+        return torch.cat([x, maps.movedim(-1, 1)], 1)
+
+    @staticmethod
+    def allocate(inputs, options):
+        (x,) = inputs
+        n, c, *spatial = x.shape
+        if view_of(x).pixels:
+            return x.new_empty(n, *spatial, c + options.features).movedim(-1, 1)
+        return x.new_empty(n, c + options.features, *spatial)
+
+    @staticmethod
+    def launch(launchers, output, inputs, options):
+        launchers.forward(view_of(inputs[0]), output, *inputs, *options)
+
+    @staticmethod
+    def keep(inputs, output, options, needs):
+        return inputs
+
+    @staticmethod
+    def plain_backward(grad, kept, options, needs):
+        (x,) = kept
+        n, c = x.shape[:2]
+        size, features = options
+        v, s = _centred(x, options)
+        maps = to_arithmetic(grad[:, c:]).reshape(size, n // size, features, -1).sum((0, 3))  # [N / size, F]
+        through = (maps / (v.shape[3] * size))[..., None] * v / s
+        return ((to_arithmetic(grad[:, :c]) + through.reshape(x.shape)).to(grad.dtype),)
+
+    @staticmethod
+    def allocate_grads(grad, kept, options, needs):
+        return (torch.empty_like(kept[0]),)
+
+    @staticmethod
+    def launch_backward(launchers, grads, grad, kept, options):
+        view = view_of(kept[0])
+        launchers.backward(view, *grads, _as_output(grad, view.pixels), *kept, *options)
+
+    @staticmethod
+    def double_backward(launchers, grad, kept, cotangents, options, needs):
+        (x,), (gx,) = kept, cotangents
+        if gx is None:
+            return None
+        view = view_of(x)
+        ddy, dx = MinibatchStddev.allocate(kept, options), torch.empty_like(x)
+        grad, gx = _as_output(grad, view.pixels), _as_output(gx, view.pixels)
+        launchers.double_backward(view, ddy, dx, grad, x, gx, *options)
+        return ddy, dx

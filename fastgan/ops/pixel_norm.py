@@ -1,0 +1,98 @@
+"""pixel_norm: each position's channels, scaled to a mean square of one.
+
+    y = x * rsqrt(mean over channels of x^2 + eps)
+
+Karras et al. 2018, "Progressive Growing of GANs", section 4.2; StyleGAN normalises its latents z [N, C] by it.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastgan.ops import backends
+from fastgan.ops.arguments import check_activation
+from fastgan.ops.arithmetic import to_arithmetic
+from fastgan.ops.fused import FusedOperation, register
+from fastgan.ops.layout import dense, dense_like, view_of
+
+
+class Options(NamedTuple):
+    """What is not differentiable."""
+
+    eps: float
+
+
+def pixel_norm(x: Tensor, eps: float = 1e-8) -> Tensor:
+    """`x * rsqrt(mean over channels of x^2 + eps)`, fused; differentiable twice by kernels.
+
+    Args:
+        x: [N, C, ...], any number of further dimensions, also none; fp32, bf16, fp16 or fp64.
+        eps: keeps the result of a position of zeros at zero.
+
+    Returns:
+        A tensor of the shape, dtype and memory format of `x`. Arithmetic is fp32 (fp64 for fp64 input).
+
+    Raises:
+        ValueError: shape, dtype or eps does not fit.
+        BackendUnavailable: none of the backends that were asked for can serve.
+    """
+    check_activation("pixel_norm", x)
+    if not (math.isfinite(eps) and eps >= 0):
+        raise ValueError(f"pixel_norm: eps is {eps}, must be finite and not below zero")
+    return PixelNorm.apply(backends.choose("pixel_norm", x.device), (dense(x),), Options(float(eps)))
+
+
+def _inverse_root(x: Tensor, eps: float) -> Tensor:
+    return torch.rsqrt(x.square().mean(1, keepdim=True) + eps)
+
+
+@register
+class PixelNorm(FusedOperation):
+    """The operation as `FusedOperation` wants it told. Kept for the backward pass: x."""
+
+    name = "pixel_norm"
+    inputs = ("x",)
+    Options = Options
+
+    @staticmethod
+    def plain(inputs, options):
+        x = to_arithmetic(inputs[0])
+        return (x * _inverse_root(x, options.eps)).to(inputs[0].dtype)
+
+    @staticmethod
+    def allocate(inputs, options):
+        return torch.empty_like(inputs[0])
+
+    @staticmethod
+    def launch(launchers, output, inputs, options):
+        launchers.forward(view_of(output), output, *inputs, *options)
+
+    @staticmethod
+    def keep(inputs, output, options, needs):
+        return inputs
+
+    @staticmethod
+    def plain_backward(grad, kept, options, needs):
+        x, dy = to_arithmetic(kept[0]), to_arithmetic(grad)
+        r = _inverse_root(x, options.eps)
+        normalized = x * r
+        return ((r * (dy - normalized * (dy * normalized).mean(1, keepdim=True))).to(grad.dtype),)
+
+    @staticmethod
+    def allocate_grads(grad, kept, options, needs):
+        return (torch.empty_like(kept[0]),)
+
+    @staticmethod
+    def launch_backward(launchers, grads, grad, kept, options):
+        launchers.backward(view_of(kept[0]), *grads, dense_like(grad, kept[0]), *kept, *options)
+
+    @staticmethod
+    def double_backward(launchers, grad, kept, cotangents, options, needs):
+        (x,), (gx,) = kept, cotangents
+        if gx is None:
+            return None
+        ddy, dx = torch.empty_like(x), torch.empty_like(x)
+        launchers.double_backward(view_of(x), ddy, dx, dense_like(grad, x), x, dense_like(gx, x), *options)
+        return ddy, dx

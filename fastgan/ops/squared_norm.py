@@ -1,0 +1,72 @@
+"""squared_norm: the sum of squares of each sample, in one pass; what a gradient penalty takes of the gradients."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastgan.ops import backends
+from fastgan.ops.arguments import check_activation
+from fastgan.ops.arithmetic import arithmetic_dtype, to_arithmetic
+from fastgan.ops.fused import FusedOperation, register
+from fastgan.ops.layout import dense
+
+
+class Options(NamedTuple):
+    """There are none."""
+
+
+def squared_norm(x: Tensor) -> Tensor:
+    """The sum of squares of each sample, fused; twice differentiable.
+
+    Args:
+        x: [N, C, ...]; fp32, bf16, fp16 or fp64.
+
+    Returns:
+        [N] in fp32 (fp64 for fp64 input), in which the sums are taken.
+
+    Raises:
+        ValueError: shape or dtype does not fit.
+        BackendUnavailable: none of the backends that were asked for can serve.
+    """
+    check_activation("squared_norm", x)
+    return SquaredNorm.apply(backends.choose("squared_norm", x.device), (dense(x),), Options())
+
+
+@register
+class SquaredNorm(FusedOperation):
+    """The operation as `FusedOperation` wants it told. Kept for the backward pass: x."""
+
+    name = "squared_norm"
+    inputs = ("x",)
+    Options = Options
+
+    @staticmethod
+    def plain(inputs, options):
+        return to_arithmetic(inputs[0]).square().flatten(1).sum(1)
+
+    @staticmethod
+    def allocate(inputs, options):
+        x = inputs[0]
+        return torch.empty(x.shape[0], dtype=arithmetic_dtype(x.dtype), device=x.device)
+
+    @staticmethod
+    def launch(launchers, output, inputs, options):
+        launchers.forward(output, *inputs)
+
+    @staticmethod
+    def keep(inputs, output, options, needs):
+        return inputs
+
+    @staticmethod
+    def plain_backward(grad, kept, options, needs):
+        (x,) = kept
+        return ((2 * grad.reshape(-1, *[1] * (x.dim() - 1)) * to_arithmetic(x)).to(x.dtype),)
+
+    @staticmethod
+    def allocate_grads(grad, kept, options, needs):
+        return (torch.empty_like(kept[0]),)
+
+    @staticmethod
+    def launch_backward(launchers, grads, grad, kept, options):
+        launchers.backward(*grads, grad.contiguous(), *kept)  # that of a mean is expanded

@@ -1,0 +1,45 @@
+"""Launchers of lerp_samples in Triton. The signatures are those of `fastgan_kernels.signatures.LerpSamples`.
+
+y[n] = a[n] + t[n] * (b[n] - a[n]),   da[n] = (1 - t[n]) dy[n],   db[n] = t[n] dy[n]
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from fastgan_kernels.samples_triton import WARPS, Pieces, arithmetic, where_of_piece
+
+
+@triton.jit(do_not_specialize=["size", "pieces"])
+def _lerp(y, a, b, t, size: tl.int64, pieces: tl.int32, S: tl.constexpr, ALIGN: tl.constexpr, B: tl.constexpr):
+    sample, at, mask = where_of_piece(size, pieces, ALIGN, B)
+    v_a = tl.load(a + at, mask=mask, other=0.0).to(S)
+    v_b = tl.load(b + at, mask=mask, other=0.0).to(S)
+    tl.store(y + at, (v_a + tl.load(t + sample) * (v_b - v_a)).to(y.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["size", "pieces"])
+def _split(da, db, dy, t, size: tl.int64, pieces: tl.int32, S: tl.constexpr, ALIGN: tl.constexpr, B: tl.constexpr):
+    sample, at, mask = where_of_piece(size, pieces, ALIGN, B)
+    v_dy = tl.load(dy + at, mask=mask, other=0.0).to(S)
+    v_db = tl.load(t + sample) * v_dy
+    tl.store(da + at, (v_dy - v_db).to(da.dtype.element_ty), mask=mask)
+    if db is not None:
+        tl.store(db + at, v_db.to(db.dtype.element_ty), mask=mask)
+
+
+def _launch(kernel, like, *tensors):
+    if like.numel():
+        size, pieces, align, numbers = Pieces.of(like)
+        with torch.cuda.device_of(like):
+            kernel[(like.shape[0] * pieces,)](
+                *tensors, size, pieces, S=arithmetic(like), ALIGN=align, B=numbers, num_warps=WARPS
+            )
+
+
+def forward(y, a, b, t):
+    _launch(_lerp, y, y, a, b, t)
+
+
+def backward(da, db, dy, t):
+    _launch(_split, dy, da, db, dy, t)

@@ -1,0 +1,146 @@
+"""Launchers of pixel_norm in Triton. The signatures are those of `fastgan_kernels.signatures.PixelNorm`.
+
+    y = r * x,   r = rsqrt(mean over channels of x^2 + eps)
+
+A program takes some positions and walks over their channels twice, in tiles of rows x columns, columns being adjacent
+in memory: the second time they come from the cache. The formulas are derived in csrc/pixel_norm.h.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from fastgan_kernels.signatures import View
+
+
+@triton.jit(do_not_specialize=["n", "c", "p", "tiles"])
+def _normalize(
+    first, second,  # y; dx; ddy and dx, by ORDER
+    x, dy, gx,
+    eps: tl.float64,
+    n: tl.int64, c: tl.int64, p: tl.int64,
+    tiles: tl.int32,  # of the positions: of a sample (planes), of all samples (pixels)
+    ORDER: tl.constexpr,  # of differentiation
+    PIXELS: tl.constexpr,
+    S: tl.constexpr,  # precision of the arithmetic
+    ALIGN: tl.constexpr,  # divides the number of columns: the compiler must see it to make wide accesses
+    R: tl.constexpr,  # rows of a tile: positions (pixels), channels (planes)
+    F: tl.constexpr,  # columns of a tile
+):  # fmt: skip
+    pid = tl.program_id(0)
+    row = tl.arange(0, R)[:, None]  # [R, 1]
+    column = tl.arange(0, F)[None, :]  # [1, F]
+    tile = (pid % tiles).to(tl.int64)
+    if PIXELS:
+        c = c // ALIGN * ALIGN
+        position = tile * R + row  # [R, 1]
+        live = position < n * p
+        at_position = position * c
+    else:
+        p = p // ALIGN * ALIGN
+        position = tile * F + column  # [1, F]
+        live = position < p
+        at_position = (pid // tiles).to(tl.int64) * c * p + position
+    STEP: tl.constexpr = F if PIXELS else R
+    AXIS: tl.constexpr = 1 if PIXELS else 0  # along which a position's channels lie
+
+    zeros = tl.full([R, F], 0.0, S)
+    xx, xd, xg, dg = zeros, zeros, zeros, zeros
+    for start in range(0, c, STEP):
+        channel = start + (column if PIXELS else row)
+        mask = live & (channel < c)
+        at = at_position + (channel if PIXELS else channel * p)
+        v_x = tl.load(x + at, mask=mask, other=0.0).to(S)
+        xx += v_x * v_x
+        if ORDER >= 1:
+            v_dy = tl.load(dy + at, mask=mask, other=0.0).to(S)
+            xd += v_x * v_dy
+        if ORDER == 2:
+            v_gx = tl.load(gx + at, mask=mask, other=0.0).to(S)
+            xg += v_x * v_gx
+            dg += v_dy * v_gx
+
+    share = 1.0 / c.to(S)
+    r = tl.rsqrt(tl.sum(xx, AXIS, keep_dims=True) * share + tl.full([1, 1], eps, S))
+    share = r * r * share
+    q = -(r * share)
+    if ORDER >= 1:
+        d = tl.sum(xd, AXIS, keep_dims=True)
+        k = q * d
+    if ORDER == 2:
+        g = tl.sum(xg, AXIS, keep_dims=True)
+        k = q * g
+        b = q * d
+        a = q * (tl.sum(dg, AXIS, keep_dims=True) - 3.0 * (share * d * g))
+
+    for start in range(0, c, STEP):
+        channel = start + (column if PIXELS else row)
+        mask = live & (channel < c)
+        at = at_position + (channel if PIXELS else channel * p)
+        v_x = tl.load(x + at, mask=mask, other=0.0).to(S)
+        if ORDER == 0:
+            v_first = r * v_x
+        elif ORDER == 1:
+            v_dy = tl.load(dy + at, mask=mask, other=0.0).to(S)
+            v_first = r * v_dy + k * v_x
+        else:
+            v_dy = tl.load(dy + at, mask=mask, other=0.0).to(S)
+            v_gx = tl.load(gx + at, mask=mask, other=0.0).to(S)
+            v_first = r * v_gx + k * v_x
+            v_second = k * v_dy + (b * v_gx + a * v_x)
+            tl.store(second + at, v_second.to(second.dtype.element_ty), mask=mask)
+        tl.store(first + at, v_first.to(first.dtype.element_ty), mask=mask)
+
+
+_WARPS = 4
+
+
+class _Plan(NamedTuple):
+    """How the work is cut up, from the shape alone; names as in `_normalize`."""
+
+    align: int
+    rows: int
+    columns: int
+    tiles: int
+    programs: int
+
+
+@lru_cache(maxsize=4096)
+def _plan(view: View, element_size: int) -> _Plan:
+    n, c, p, pixels = view
+    fast = c if pixels else p
+    align = min(fast & -fast, 16)
+    width = min(16 // element_size, max(align, 4))  # elements of a thread: 16 bytes, or 4 elements one by one
+    size = _WARPS * 32 * width  # of a tile
+    # In NCHW, tiles of 32 threads side by side: enough for whole sectors, and the others share out the channels.
+    columns = min(triton.next_power_of_2(fast), size if pixels else 32 * width)
+    rows = size // columns
+    tiles = triton.cdiv(n * p, rows) if pixels else triton.cdiv(p, columns)
+    return _Plan(align, rows, columns, tiles, tiles if pixels else n * tiles)
+
+
+def _launch(order, view, first, second, x, dy, gx, eps):
+    if not first.numel():
+        return
+    plan = _plan(view, first.element_size())
+    with torch.cuda.device_of(first):
+        _normalize[(plan.programs,)](
+            first, second, x, dy, gx, eps, view.n, view.c, view.p, plan.tiles,
+            ORDER=order, PIXELS=view.pixels, S=tl.float64 if first.dtype == torch.float64 else tl.float32,
+            ALIGN=plan.align, R=plan.rows, F=plan.columns, num_warps=_WARPS,
+        )  # fmt: skip
+
+
+def forward(view, y, x, eps):
+    _launch(0, view, y, None, x, None, None, eps)
+
+
+def backward(view, dx, dy, x, eps):
+    _launch(1, view, dx, None, x, dy, None, eps)
+
+
+def double_backward(view, ddy, dx, dy, x, gx, eps):
+    _launch(2, view, ddy, dx, x, dy, gx, eps)

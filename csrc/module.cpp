@@ -6,7 +6,7 @@
 #define FASTGAN_MODULE _C
 #endif
 
-#define FASTGAN_OPERATIONS(DO) DO(noise_bias_act) DO(instance_norm) DO(upfirdn2d)
+#define FASTGAN_OPERATIONS(DO) DO(noise_bias_act) DO(instance_norm) DO(upfirdn2d) DO(filtered_noise_bias_act)
 
 namespace fastgan {
 #define FASTGAN_DECLARE(NAME) void bind_##NAME(py::module_&);

@@ -59,6 +59,11 @@ OPERATIONS = {
     "modulated_conv2d_up": Use(partial(ops.modulated_conv2d, up=2), {"weight": (C, C, 3, 3), "style": SAMPLES}),
     "upfirdn2d": Use(partial(ops.upfirdn2d, up=2, padding=(2, 1, 2, 1), gain=4.0), {"taps": (4,)}, fixed=("taps",)),
     "upsample_conv2d": Use(ops.upsample_conv2d, {"weight": (C, C, 3, 3), "bias": CHANNELS}),
+    "filtered_noise_bias_act": Use(
+        partial(ops.filtered_noise_bias_act, padding=(2, 1, 2, 1), fir_gain=4.0),
+        {"taps": (4,), "noise": (N, 1, SIZE, SIZE), "bias": CHANNELS, "scale": SAMPLES, "post": SAMPLES},
+        fixed=("taps", "noise"),
+    ),
     "conv_downsample2d": Use(ops.conv_downsample2d, {"weight": (C, C, 3, 3), "bias": CHANNELS}),
 }
 every_operation = pytest.mark.parametrize("use", OPERATIONS.values(), ids=OPERATIONS)

@@ -5,6 +5,7 @@ choice of one.
 """
 
 from fastgan.ops.backends import BackendUnavailable, use_backend
+from fastgan.ops.filtered_noise_bias_act import filtered_noise_bias_act
 from fastgan.ops.instance_norm import adain, style_epilogue
 from fastgan.ops.modulated_conv2d import modulated_conv2d
 from fastgan.ops.noise_bias_act import noise_bias_act
@@ -15,6 +16,7 @@ __all__ = [
     "BackendUnavailable",
     "adain",
     "conv_downsample2d",
+    "filtered_noise_bias_act",
     "modulated_conv2d",
     "noise_bias_act",
     "style_epilogue",

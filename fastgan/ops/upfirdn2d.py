@@ -77,7 +77,7 @@ def upfirdn2d(
         BackendUnavailable: none of the backends that were asked for can serve.
     """
     x, taps, options = checked("upfirdn2d", x, taps, up, down, padding, gain, flip)
-    backend = "torch" if taps.requires_grad else backends.choose("upfirdn2d", x.device.type)
+    backend = "torch" if taps.requires_grad else backends.choose("upfirdn2d", x.device)
     return Upfirdn2d.apply(backend, (x, taps), options)
 
 

@@ -18,6 +18,10 @@ ELEMENTWISE = {
     "cpu": ((16, 128, 32, 32), (8, 128, 64, 64), (4, 64, 256, 256)),
     "cuda": ((32, 512, 32, 32), (32, 256, 128, 128), (16, 128, 256, 256), (4, 32, 1024, 1024)),
 }
+FILTERED = {
+    "cpu": ((16, 128, 32, 32), (8, 128, 64, 64), (4, 64, 128, 128)),
+    "cuda": ((32, 512, 32, 32), (32, 256, 64, 64), (4, 32, 512, 512)),
+}
 CONVOLUTIONS = {"cpu": ((8, 128, 64, 64),), "cuda": ((32, 512, 32, 32), (16, 128, 128, 128))}
 SMALL_CONVOLUTIONS = {"cpu": ((16, 128, 32, 32),), "cuda": ((64, 128, 32, 32),)}
 
@@ -64,6 +68,25 @@ def _weight(shape: Shape, normal: Normal) -> dict[str, Tensor]:
     return {"weight": normal(c, c, 3, 3) / (3 * math.sqrt(c))}
 
 
+def _taps(shape: Shape, normal: Normal) -> dict[str, Tensor]:
+    return {"taps": normal(4)}
+
+
+def _resampling(name: str, options: dict, grown: int, **factors: int) -> Form:
+    """Of the images that are `grown` times as wide as those of the other operations."""
+    shapes = {device: tuple((n, c, h * grown, w * grown) for n, c, h, w in FILTERED[device]) for device in FILTERED}
+    return Form(
+        operation="upfirdn2d",
+        name=name,
+        fused=partial(ops.upfirdn2d, **options, **factors),
+        textbook=partial(textbook.resample2d, **factors),
+        tensors=_taps,
+        shapes=shapes,
+        fixed=("taps",),
+        kept="",
+    )
+
+
 FORMS = (
     # A critic's layer: bias, leaky ReLU, gain. The backward pass reads y.
     Form(
@@ -87,6 +110,9 @@ FORMS = (
         fixed=("noise",),
         bare_loop=True,
     ),
+    _resampling("upsample", {"padding": (2, 1, 2, 1), "gain": 4.0}, 1, up=2),
+    _resampling("downsample", {"padding": (1, 1, 1, 1)}, 2, down=2),
+    _resampling("blur", {"padding": (2, 1, 2, 1)}, 1),
     Form(
         operation="instance_norm",
         name="adain",

@@ -82,6 +82,17 @@ def conv_downsample2d(x: Tensor, weight: Tensor) -> Tensor:
     return F.avg_pool2d(F.conv2d(x, weight.to(x.dtype), padding=1), 2)
 
 
+def resample2d(x: Tensor, taps: Tensor, *, up: int = 1, down: int = 1) -> Tensor:
+    """StyleGAN2's resampling by a separable filter of four taps, as a depthwise convolution."""
+    c = x.shape[1]
+    kernel = (torch.outer(taps, taps) * up * up).to(x.dtype).expand(c, 1, -1, -1)
+    if up == 2:
+        return F.conv_transpose2d(x, kernel, stride=2, padding=1, groups=c)
+    if down == 2:
+        return F.conv2d(x, kernel.flip(2, 3), stride=2, padding=1, groups=c)
+    return F.conv2d(F.pad(x, (2, 1, 2, 1)), kernel.flip(2, 3), groups=c)
+
+
 def _channels(t: Tensor, x: Tensor) -> Tensor:
     """[C] or [N, C] against [N, C, ...]."""
     return t.to(x.dtype).reshape(-1, x.shape[1], *[1] * (x.dim() - 2))

@@ -6,8 +6,9 @@
 #define FASTGAN_MODULE _C
 #endif
 
-#define FASTGAN_OPERATIONS(DO) \
-    DO(noise_bias_act) DO(instance_norm) DO(upfirdn2d) DO(pixel_norm) DO(samples) DO(minibatch_stddev)
+#define FASTGAN_OPERATIONS(DO)                                                              \
+    DO(noise_bias_act) DO(instance_norm) DO(upfirdn2d) DO(filtered_noise_bias_act) DO(pixel_norm) \
+    DO(samples) DO(minibatch_stddev)
 
 namespace fastgan {
 #define FASTGAN_DECLARE(NAME) void bind_##NAME(py::module_&);

@@ -36,7 +36,7 @@ class Launchers:
             return
         *call, workspace = self._call(view, x, act, slope, gain, clamp)
         self._extension.noise_bias_act_forward(
-            *call, workspace.data_ptr(), y.data_ptr(), x.data_ptr(), *_small(noise, strength, bias, scale, post)
+            *call, workspace.data_ptr(), y.data_ptr(), x.data_ptr(), *small_tensors(noise, strength, bias, scale, post)
         )
 
     def backward(
@@ -49,7 +49,7 @@ class Launchers:
         self._extension.noise_bias_act_backward(
             *call, workspace.data_ptr(), dx.data_ptr(), address(dstrength), address(dbias), address(dscale),
             address(dpost), dy.data_ptr(), reference.data_ptr(), from_output,
-            *_small(noise, strength, bias, scale, post),
+            *small_tensors(noise, strength, bias, scale, post),
         )  # fmt: skip
 
     def double_backward(
@@ -62,12 +62,13 @@ class Launchers:
         self._extension.noise_bias_act_double_backward(
             *call, workspace.data_ptr(), ddy.data_ptr(), address(dx), address(dstrength), address(dbias),
             address(dscale), address(dpost), dy.data_ptr(), reference.data_ptr(), from_output,
-            *_small(noise, strength, bias, scale, post),
+            *small_tensors(noise, strength, bias, scale, post),
             address(gx), address(gstrength), address(gbias), address(gscale), address(gpost),
         )  # fmt: skip
 
 
-def _small(noise, strength, bias, scale, post) -> tuple:
+def small_tensors(noise, strength, bias, scale, post) -> tuple:
+    """The small tensors as the bound functions take them."""
     return (
         address(noise),
         noise is not None and noise.shape[0] > 1,

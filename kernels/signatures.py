@@ -118,3 +118,27 @@ class MinibatchStddev(Protocol):
     def double_backward(
         self, view: View, ddy: Tensor, dx: Tensor, dy: Tensor, x: Tensor, gx: Tensor, size: int, features: int
     ) -> None: ...
+
+
+class FilteredNoiseBiasAct(Protocol):
+    """Launchers of upfirdn2d without resampling and noise_bias_act behind it; activations are in channels_last.
+
+    `taps` is [4], `slope` that of a leaky ReLU, `du` the gradient of what the filter hands to noise_bias_act. The
+    object also has the launchers of the two operations on the same backend.
+    """
+
+    upfirdn2d: Upfirdn2d
+    noise_bias_act: NoiseBiasAct
+
+    def forward(
+        self, y: Tensor, x: Tensor, taps: Tensor, noise: Tensor | None, strength: Tensor | None, bias: Tensor | None,
+        scale: Tensor | None, post: Tensor | None, left: int, top: int, fir_gain: float, slope: float,
+        gain: float, clamp: float,
+    ) -> None: ...  # fmt: skip
+
+    def backward(
+        self, du: Tensor, dstrength: Tensor | None, dbias: Tensor | None, dscale: Tensor | None, dpost: Tensor | None,
+        dy: Tensor, x: Tensor, taps: Tensor, noise: Tensor | None, strength: Tensor | None, bias: Tensor | None,
+        scale: Tensor | None, post: Tensor | None, left: int, top: int, fir_gain: float, slope: float,
+        gain: float, clamp: float,
+    ) -> None: ...  # fmt: skip

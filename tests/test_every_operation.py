@@ -65,6 +65,11 @@ OPERATIONS = {
         lambda x, b, t: ops.lerp_samples(x, b.to(x.dtype), t), {"b": (N, C, SIZE, SIZE), "t": (N,)}, fixed=("t",)
     ),
     "minibatch_stddev": Use(ops.minibatch_stddev, {}),
+    "filtered_noise_bias_act": Use(
+        partial(ops.filtered_noise_bias_act, padding=(2, 1, 2, 1), fir_gain=4.0),
+        {"taps": (4,), "noise": (N, 1, SIZE, SIZE), "bias": CHANNELS, "scale": SAMPLES, "post": SAMPLES},
+        fixed=("taps", "noise"),
+    ),
     "conv_downsample2d": Use(ops.conv_downsample2d, {"weight": (C, C, 3, 3), "bias": CHANNELS}),
 }
 every_operation = pytest.mark.parametrize("use", OPERATIONS.values(), ids=OPERATIONS)

@@ -5,6 +5,7 @@ choice of one.
 """
 
 from fastgan.ops.backends import BackendUnavailable, use_backend
+from fastgan.ops.filtered_noise_bias_act import filtered_noise_bias_act
 from fastgan.ops.instance_norm import adain, style_epilogue
 from fastgan.ops.lerp_samples import lerp_samples
 from fastgan.ops.minibatch_stddev import minibatch_stddev
@@ -19,6 +20,7 @@ __all__ = [
     "BackendUnavailable",
     "adain",
     "conv_downsample2d",
+    "filtered_noise_bias_act",
     "lerp_samples",
     "minibatch_stddev",
     "modulated_conv2d",

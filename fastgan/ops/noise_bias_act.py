@@ -81,16 +81,21 @@ def noise_bias_act(
 
     The gradient of `noise` (projecting an image into the latent space needs it) takes the plain path.
     """
-    _check_options(act, slope, gain, clamp)
+    options = resolved(act, slope, gain, clamp, x.dtype)
     inputs = _check_tensors(x, noise, strength, bias, scale, post)
-    clamp = math.inf if clamp is None else _rounded(float(clamp), x.dtype)
-    if act in _SLOPES:
-        act, slope = "lrelu", _SLOPES[act]
-    options = Options(act, float(slope), float(gain), clamp)
     backend = backends.choose("noise_bias_act", x.device)
     if noise is not None and noise.requires_grad:
         backend = "torch"
     return NoiseBiasAct.apply(backend, inputs, options)
+
+
+def resolved(act: str, slope: float, gain: float, clamp: float | None, dtype: torch.dtype) -> Options:
+    """The options as the kernels know them; ValueError for those that do not fit."""
+    _check_options(act, slope, gain, clamp)
+    clamp = math.inf if clamp is None else _rounded(float(clamp), dtype)
+    if act in _SLOPES:
+        act, slope = "lrelu", _SLOPES[act]
+    return Options(act, float(slope), float(gain), clamp)
 
 
 @constant_to_compiler
@@ -170,9 +175,17 @@ def _check_options(act: str, slope: float, gain: float, clamp: float | None) -> 
 
 def _check_tensors(x, noise, strength, bias, scale, post) -> tuple[Tensor | None, ...]:
     check_activation("noise_bias_act", x)
+    return dense(x), *check_small("noise_bias_act", x, x.shape, noise, strength, bias, scale, post)
+
+
+def check_small(operation, x, shape, noise, strength, bias, scale, post) -> tuple[Tensor | None, ...]:
+    """The small tensors as the kernels take them, for activations of a shape [N, C, ...] that are made of `x`.
+
+    Raises ValueError for one that does not fit.
+    """
     if strength is not None and noise is None:
-        raise ValueError("noise_bias_act: strength is given without noise")
-    n, c, *spatial = x.shape
+        raise ValueError(f"{operation}: strength is given without noise")
+    n, c, *spatial = shape
     small = (
         ("noise", noise, ([n, 1, *spatial], [1, 1, *spatial])),
         ("strength", strength, ([], [c])),
@@ -180,7 +193,7 @@ def _check_tensors(x, noise, strength, bias, scale, post) -> tuple[Tensor | None
         ("scale", scale, ([n, c],)),
         ("post", post, ([n, c],)),
     )
-    return dense(x), *(prepared("noise_bias_act", *of_one, x) for of_one in small)
+    return tuple(prepared(operation, *of_one, x) for of_one in small)
 
 
 def _activation(u: Tensor, options: Options) -> Tensor:
@@ -189,7 +202,7 @@ def _activation(u: Tensor, options: Options) -> Tensor:
     return {"tanh": torch.tanh, "sigmoid": torch.sigmoid, "silu": F.silu, "softplus": F.softplus}[options.act](u)
 
 
-def _from_output(scale: Tensor | None, post: Tensor | None, options: Options) -> bool:
+def derivative_from_output(scale: Tensor | None, post: Tensor | None, options: Options) -> bool:
     monotonic = options.act in _FROM_OUTPUT and options.gain > 0 and options.slope >= 0
     return monotonic and scale is None and post is None
 
@@ -220,7 +233,7 @@ class NoiseBiasAct(FusedOperation):
     @staticmethod
     def keep(inputs, output, options, needs):
         x, noise, strength, bias, scale, post = inputs
-        if not _from_output(scale, post, options):
+        if not derivative_from_output(scale, post, options):
             return inputs
         linear = options.act == "lrelu" and options.slope == 1 and options.clamp == math.inf
         return None if linear else output, noise if needs[2] else None, strength, None, None, None
@@ -231,7 +244,7 @@ class NoiseBiasAct(FusedOperation):
         dtype = grad.dtype
         grad = to_arithmetic(grad)
         reference = None if reference is None else reference.to(grad.dtype)
-        if _from_output(scale, post, options):
+        if derivative_from_output(scale, post, options):
             z = None  # needed for the gradient of post only, of which there is none here
             du = grad * _slope_from_output(reference, options)
         else:
@@ -269,7 +282,7 @@ class NoiseBiasAct(FusedOperation):
         reference, *small = kept
         dx, _, *sums = grads
         grad = dense_like(grad, dx)
-        from_output = _from_output(small[3], small[4], options)
+        from_output = derivative_from_output(small[3], small[4], options)
         launchers.backward(
             _view(dx, *small), dx, *sums, grad, grad if reference is None else reference, from_output, *small, *options
         )
@@ -278,7 +291,7 @@ class NoiseBiasAct(FusedOperation):
     def double_backward(launchers, grad, kept, cotangents, options, needs):
         reference, *small = kept
         gx, _, *gsums = cotangents
-        from_output = _from_output(small[3], small[4], options)
+        from_output = derivative_from_output(small[3], small[4], options)
         if gx is None or (from_output and options.act != "lrelu"):
             return None  # curved: the derivative of the slope is a function of the output, left to autograd
         like = gx if reference is None else reference

@@ -1,0 +1,214 @@
+"""filtered_noise_bias_act: a FIR filter, and noise_bias_act behind it: the end of a layer that doubles the resolution.
+
+    y = noise_bias_act(upfirdn2d(x, taps, padding=padding, gain=fir_gain), ...)
+
+The CUDA kernels, in channels_last, keep the filtered values in registers: the forward pass reads x and writes y, and
+the backward pass filters x again. Elsewhere the function is the two operations one after the other: on a CPU they are
+as quick over a step of training (docs/performance.md), and Triton makes every output by itself, from 16 inputs.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastgan.ops import backends
+from fastgan.ops.arithmetic import to_arithmetic
+from fastgan.ops.fused import FusedOperation, register
+from fastgan.ops.layout import dense_like
+from fastgan.ops.noise_bias_act import NoiseBiasAct, check_small, derivative_from_output, noise_bias_act
+from fastgan.ops.noise_bias_act import Options as EpilogueOptions
+from fastgan.ops.noise_bias_act import resolved as resolved_options
+from fastgan.ops.upfirdn2d import Options as FilterOptions
+from fastgan.ops.upfirdn2d import Upfirdn2d, adjoint, checked, output_shape, upfirdn2d
+
+COMPOSED = ("torch", "cpp", "triton")  # backends without kernels of this operation
+
+
+class Options(NamedTuple):
+    """What is not differentiable: of the filter, then of what follows. Both activations are in channels_last."""
+
+    left: int
+    right: int
+    top: int
+    bottom: int
+    fir_gain: float
+    slope: float
+    gain: float
+    clamp: float
+
+    @property
+    def filter(self) -> FilterOptions:
+        return FilterOptions(1, 1, 1, 1, *self[:4], self.fir_gain, False, True)
+
+    @property
+    def epilogue(self) -> EpilogueOptions:
+        return EpilogueOptions("lrelu", *self[5:])
+
+
+def filtered_noise_bias_act(
+    x: Tensor,
+    taps: Tensor,
+    *,
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0),
+    fir_gain: float = 1.0,
+    noise: Tensor | None = None,
+    strength: Tensor | None = None,
+    bias: Tensor | None = None,
+    scale: Tensor | None = None,
+    post: Tensor | None = None,
+    act: str = "lrelu",
+    slope: float = 0.2,
+    gain: float = 1.0,
+    clamp: float | None = None,
+) -> Tensor:
+    """`noise_bias_act(upfirdn2d(x, taps, padding=padding, gain=fir_gain), ...)`; twice differentiable in every tensor.
+
+    Args:
+        x: [N, C, H, W], what a transposed convolution has made; fp32, bf16, fp16 or fp64.
+        taps, padding: see `upfirdn2d`; padding is (left, right, top, bottom).
+        fir_gain: the filter's factor: 4 behind a convolution that is transposed with stride 2.
+        noise, strength, bias, scale, post, act, slope, gain, clamp: see `noise_bias_act`; the noise is of the result's
+            size.
+
+    Returns:
+        [N, C, H + top + bottom - kh + 1, W + left + right - kw + 1], in the dtype and memory format of `x`. Where the
+        operations are fused, what the filter makes is not rounded to 16 bits between them.
+
+    Raises:
+        ValueError: a shape, dtype or option does not fit; the message names the argument.
+        BackendUnavailable: none of the backends that were asked for can serve.
+    """
+    x, taps, filter = checked("filtered_noise_bias_act", x, taps, 1, 1, padding, fir_gain, False)
+    named = {"noise": noise, "strength": strength, "bias": bias, "scale": scale, "post": post}
+    backend = backends.choose("noise_bias_act", x.device)
+    options = resolved_options(act, slope, gain, clamp, x.dtype)
+    if backend in COMPOSED or not _fits(x, taps, noise, filter, options):
+        filtered = upfirdn2d(x, taps, padding=padding, gain=fir_gain)
+        return noise_bias_act(filtered, **named, act=act, slope=slope, gain=gain, clamp=clamp)
+    small = check_small("filtered_noise_bias_act", x, output_shape(x, taps, filter), **named)
+    return FilteredNoiseBiasAct.apply(backend, (x, taps, *small), Options(*filter[4:9], *options[1:]))
+
+
+def _fits(x, taps, noise, filter, options) -> bool:
+    """Whether the kernels can serve: 16 bytes of channels at a time, four taps along each axis, a leaky ReLU."""
+    width = 16 // x.element_size()
+    return (
+        filter.channels_last
+        and x.numel() > 0
+        and x.shape[1] % width == 0
+        and x.storage_offset() % width == 0
+        and taps.shape == (4,)
+        and options.act == "lrelu"
+        and not taps.requires_grad
+        and not (noise is not None and noise.requires_grad)
+    )
+
+
+def _of_both(flags):
+    """What of (x, taps, noise, ...) concerns noise_bias_act: all but the taps."""
+    return [flags[0], *flags[2:]]
+
+
+@register
+class FilteredNoiseBiasAct(FusedOperation):
+    """The operation as `FusedOperation` wants it told. Kept for the backward pass: x or y, and the small tensors."""
+
+    name = "filtered_noise_bias_act"
+    inputs = ("x", "taps", "noise", "strength", "bias", "scale", "post")
+    Options = Options
+
+    @staticmethod
+    def plain(inputs, options):
+        x, taps, *small = inputs
+        filtered = Upfirdn2d.plain((to_arithmetic(x), taps), options.filter)
+        return NoiseBiasAct.plain((filtered, *small), options.epilogue).to(x.dtype)
+
+    @staticmethod
+    def allocate(inputs, options):
+        return Upfirdn2d.allocate(inputs[:2], options.filter)
+
+    @staticmethod
+    def launch(launchers, output, inputs, options):
+        left, _, top, _, *rest = options
+        launchers.forward(output, *inputs, left, top, *rest)
+
+    @staticmethod
+    def keep(inputs, output, options, needs):
+        x, taps, *small = inputs
+        # Of its first argument, noise_bias_act keeps nothing, or itself where the derivative comes from that.
+        reference, *small = NoiseBiasAct.keep((x, *small), output, options.epilogue, _of_both(needs))
+        return reference, taps, *small
+
+    @staticmethod
+    def plain_backward(grad, kept, options, needs):
+        reference, taps, *small = kept
+        if not derivative_from_output(small[3], small[4], options.epilogue):
+            reference = Upfirdn2d.plain((to_arithmetic(reference), taps), options.filter)
+        du, *sums = NoiseBiasAct.plain_backward(
+            to_arithmetic(grad), (reference, *small), options.epilogue, _of_both(needs)
+        )
+        back = adjoint(_shape_of_x(grad, options), taps, options.filter)
+        return Upfirdn2d.plain((du, taps), back).to(grad.dtype), None, *sums
+
+    @staticmethod
+    def allocate_grads(grad, kept, options, needs):
+        _, taps, *small = kept
+        _, *sums = NoiseBiasAct.allocate_grads(grad, (None, *small), options.epilogue, _of_both(needs))
+        dx = torch.empty(
+            _shape_of_x(grad, options), dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last
+        )
+        return dx, None, *sums
+
+    @staticmethod
+    def launch_backward(launchers, grads, grad, kept, options):
+        reference, taps, *small = kept
+        dx, _, _, *sums = grads
+        du = torch.empty(grad.shape, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)
+        grad = _aligned_like(grad, du)
+        if derivative_from_output(small[3], small[4], options.epilogue):
+            NoiseBiasAct.launch_backward(
+                launchers.noise_bias_act, (du, None, *sums), grad, (reference, *small), options.epilogue
+            )
+        else:
+            left, _, top, _, *rest = options
+            launchers.backward(du, *sums, grad, reference, taps, *small, left, top, *rest)
+        launchers.upfirdn2d.forward(dx, du, taps, *adjoint(dx.shape, taps, options.filter))
+
+    @staticmethod
+    def double_backward(launchers, grad, kept, cotangents, options, needs):
+        reference, taps, *small = kept
+        gx, _, *gsums = cotangents
+        if gx is None:
+            return None
+        filter, epilogue = options.filter, options.epilogue
+        from_output = derivative_from_output(small[3], small[4], epilogue)
+
+        def filtered(x):
+            x = x.contiguous(memory_format=torch.channels_last)
+            y = Upfirdn2d.allocate((x, taps), filter)
+            launchers.upfirdn2d.forward(y, x, taps, *filter)
+            return y
+
+        # dx is the filter's adjoint of du: the cotangent of du is filtered in turn.
+        inner = reference if from_output else filtered(reference)
+        cotangents, needs = (filtered(gx), *gsums), [needs[0], *_of_both(needs[1:])]
+        ddy, du, *sums = NoiseBiasAct.double_backward(
+            launchers.noise_bias_act, grad, (inner, *small), cotangents, epilogue, needs
+        )
+        dx = None
+        if du is not None:
+            dx = torch.empty_like(reference)
+            launchers.upfirdn2d.forward(dx, du, taps, *adjoint(dx.shape, taps, filter))
+        return ddy, dx, None, *sums
+
+
+def _shape_of_x(grad, options) -> tuple[int, int, int, int]:
+    n, c, oh, ow = grad.shape
+    return n, c, oh + 3 - options.top - options.bottom, ow + 3 - options.left - options.right
+
+
+def _aligned_like(grad: Tensor, reference: Tensor) -> Tensor:
+    """The gradient in the layout of `reference`, at an address that vectors can be loaded from."""
+    grad = dense_like(grad, reference)
+    return grad if grad.storage_offset() % (16 // grad.element_size()) == 0 else grad.clone()

@@ -167,7 +167,7 @@ def _(identity):
 @layer(
     nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
     nn.Flatten, nn.Unflatten, nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle, nn.ZeroPad2d, nn.ReflectionPad2d,
-    nn.ReplicationPad2d,
+    nn.ReplicationPad2d, layers.Blur2d, layers.Upsample2d, layers.Downsample2d,
 )  # fmt: skip
 def _(module):
     return PiecewiseLinear(module.forward)

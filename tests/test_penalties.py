@@ -20,6 +20,7 @@ from fastgan.losses import critic_with_grad_norm, one_centered_penalty, why_not_
 from fastgan.models.stylegan2 import ResidualBlock
 from fastgan.ops import noise_bias_act, use_backend
 from fastgan.ops.layout import channels_last
+from fastgan.ops.upfirdn2d import upfirdn2d
 from tests import backends
 
 SIZE, CLASSES = 16, 3
@@ -110,6 +111,20 @@ class LabelPlanes(nn.Module):
         ).view(n)
 
 
+class Filtered(nn.Module):
+    """FIR resampling as layers, and as a function."""
+
+    def __init__(self):
+        super().__init__()
+        self.blur, self.up, self.down = layers.Blur2d(), layers.Upsample2d(), layers.Downsample2d()
+        self.conv, self.act = nn.Conv2d(3, 4, 3, padding=1), nn.LeakyReLU(0.2)
+        self.out = nn.Linear(4 * (SIZE // 4) ** 2, 1)
+
+    def forward(self, images):
+        x = self.act(self.conv(self.up(self.down(self.blur(images)))))
+        return self.out(upfirdn2d(x, self.blur.filter, down=4, padding=(1, 0, 1, 0), gain=2.0).flatten(1))
+
+
 class Growing(nn.Module):
     """PGGAN's: resampled convolutions, and a fade from the smaller resolution to the larger one."""
 
@@ -146,6 +161,7 @@ CRITICS = {
     "projection": Projection,
     "label planes": LabelPlanes,
     "growing": Growing,
+    "filtered": Filtered,
 }
 CONDITIONAL = ("projection", "label planes")
 

@@ -102,7 +102,7 @@ def _channels(t: Tensor, x: Tensor) -> Tensor:
 def in_models() -> Iterator[None]:
     """Within the block, layers and models call the textbook function instead of the fused one."""
     with ExitStack() as stack:
-        modulated_conv2d = sys.modules["fastgan.ops.modulated_conv2d"]  # the function hides the module
-        for module in (layers, modulated_conv2d, stylegan2, dcgan):
+        hidden = [sys.modules[f"fastgan.ops.{name}"] for name in ("modulated_conv2d", "filtered_noise_bias_act")]
+        for module in (layers, *hidden, stylegan2, dcgan):  # functions hide the modules of their names
             stack.enter_context(mock.patch.object(module, "noise_bias_act", noise_bias_act))
         yield

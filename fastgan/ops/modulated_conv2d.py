@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastgan.ops.arithmetic import to_arithmetic
+from fastgan.ops.filtered_noise_bias_act import filtered_noise_bias_act
 from fastgan.ops.noise_bias_act import noise_bias_act
 from fastgan.ops.upfirdn2d import taps as bilinear_taps
 from fastgan.ops.upfirdn2d import upfirdn2d
@@ -74,22 +75,20 @@ def modulated_conv2d(
         weight, style, factor = _within_fp16(weight, style, factor, scaled)
     if not scaled:
         x = noise_bias_act(x, scale=style, act="linear")
-    y = _convolve(x, weight.to(x.dtype), up, down, padding, taps)
-    rest = (factor, noise, strength, bias, post, clamp)
-    if all(part is None for part in rest) and act == "linear" and gain == 1:
-        return y
-    return noise_bias_act(
-        y,
-        noise=noise,
-        strength=strength,
-        bias=bias,
-        scale=factor,
-        post=post,
-        act=act,
-        slope=slope,
-        gain=gain,
-        clamp=clamp,
-    )
+    weight = weight.to(x.dtype)
+    pads = (weight.shape[2] // 2, weight.shape[3] // 2) if padding is None else (padding, padding)
+    if up != down and taps is None:
+        taps = _default_taps(x.device)
+    epilogue = {"noise": noise, "strength": strength, "bias": bias, "scale": factor, "post": post, "clamp": clamp}
+    ends_here = all(part is None for part in epilogue.values()) and act == "linear" and gain == 1
+    epilogue |= {"act": act, "slope": slope, "gain": gain}
+    if up == 2:
+        y, around = _transposed(x, weight, pads, taps)
+        if ends_here:
+            return upfirdn2d(y, taps, padding=around, gain=4.0)
+        return filtered_noise_bias_act(y, taps, padding=around, fir_gain=4.0, **epilogue)
+    y = F.conv2d(x, weight, padding=pads) if down == 1 else _downsampled(x, weight, pads, taps)
+    return y if ends_here else noise_bias_act(y, **epilogue)
 
 
 def demodulation(weight: Tensor, style: Tensor) -> Tensor:
@@ -151,27 +150,26 @@ def _cached_taps(device: torch.device) -> Tensor:
     return bilinear_taps().to(device)
 
 
-def _convolve(x: Tensor, weight: Tensor, up: int, down: int, padding: int | None, taps: Tensor | None) -> Tensor:
-    """The convolution alone, resampling as StyleGAN2 does: what is filtered is the larger image."""
+# Resampling as StyleGAN2 does it: what is filtered is the larger image.
+
+
+def _transposed(
+    x: Tensor, weight: Tensor, pads: tuple[int, int], taps: Tensor
+) -> tuple[Tensor, tuple[int, int, int, int]]:
+    """The transposed convolution, and the padding that the filter behind it needs."""
     height, width = weight.shape[2:]
-    pads = (height // 2, width // 2) if padding is None else (padding, padding)
-    if up == down == 1:
-        return F.conv2d(x, weight, padding=pads)
-    taps = _default_taps(x.device) if taps is None else taps
     rows, columns = taps.shape[0], taps.shape[-1]
-    if up == 2:
-        left, right = pads[1] + (columns + 1) // 2 - (width - 1), pads[1] + (columns - 2) // 2 - (width - 2)
-        top, bottom = pads[0] + (rows + 1) // 2 - (height - 1), pads[0] + (rows - 2) // 2 - (height - 2)
-        crop = [max(0, -min(top, bottom)), max(0, -min(left, right))]  # what the filter would not look at
-        y = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2, padding=crop)  # [N, O, 2H - 2 + kh - 2 crop, ...]
-        left, right, top, bottom = left + crop[1], right + crop[1], top + crop[0], bottom + crop[0]
-        return upfirdn2d(y, taps, padding=(left, right, top, bottom), gain=4.0)
-    around = (
-        pads[1] + (columns - 1) // 2,
-        pads[1] + (columns - 2) // 2,
-        pads[0] + (rows - 1) // 2,
-        pads[0] + (rows - 2) // 2,
-    )
-    if height == width == 1:
+    left, right = pads[1] + (columns + 1) // 2 - (width - 1), pads[1] + (columns - 2) // 2 - (width - 2)
+    top, bottom = pads[0] + (rows + 1) // 2 - (height - 1), pads[0] + (rows - 2) // 2 - (height - 2)
+    crop = [max(0, -min(top, bottom)), max(0, -min(left, right))]  # what the filter would not look at
+    y = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2, padding=crop)  # [N, O, 2H - 2 + kh - 2 crop, ...]
+    return y, (left + crop[1], right + crop[1], top + crop[0], bottom + crop[0])
+
+
+def _downsampled(x: Tensor, weight: Tensor, pads: tuple[int, int], taps: Tensor) -> Tensor:
+    rows, columns = taps.shape[0], taps.shape[-1]
+    left, right = pads[1] + (columns - 1) // 2, pads[1] + (columns - 2) // 2
+    around = (left, right, pads[0] + (rows - 1) // 2, pads[0] + (rows - 2) // 2)
+    if weight.shape[2:].numel() == 1:
         return F.conv2d(upfirdn2d(x, taps, down=2, padding=around), weight)
     return F.conv2d(upfirdn2d(x, taps, padding=around), weight, stride=2)

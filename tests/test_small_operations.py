@@ -277,6 +277,14 @@ def test_gradients_that_come_in_need_not_be_dense(backend, name, layout):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
+def test_pixel_norm_compiles_with_more_than_one_eps():
+    """The second makes it a variable of the graph."""
+    x = torch.randn(4, 6, 3, 3)
+    compiled = torch.compile(ops.pixel_norm, fullgraph=True, backend="aot_eager")
+    for eps in (1e-8, 0.25, 0.5):
+        torch.testing.assert_close(compiled(x, eps), ops.pixel_norm(x, eps))
+
+
 def test_squared_norms_of_16_bit_numbers_are_sums_in_32_bits(backend):
     x = torch.randn(3, 4, 60, 61, device=backends.device(backend)).to(torch.bfloat16)
     got = ops.squared_norm(x)

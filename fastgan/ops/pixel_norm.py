@@ -39,7 +39,7 @@ def pixel_norm(x: Tensor, eps: float = 1e-8) -> Tensor:
         BackendUnavailable: none of the backends that were asked for can serve.
     """
     check_activation("pixel_norm", x)
-    if not (math.isfinite(eps) and eps >= 0):
+    if not 0 <= eps < math.inf:  # not isfinite: torch.compile could not trace that of a number that has changed
         raise ValueError(f"pixel_norm: eps is {eps}, must be finite and not below zero")
     return PixelNorm.apply(backends.choose("pixel_norm", x.device), (dense(x),), Options(float(eps)))
 

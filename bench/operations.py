@@ -57,6 +57,10 @@ def _style_epilogue(shape: Shape, normal: Normal) -> dict[str, Tensor]:
     }
 
 
+def _nothing(shape: Shape, normal: Normal) -> dict[str, Tensor]:
+    return {}
+
+
 def _modulated(shape: Shape, normal: Normal) -> dict[str, Tensor]:
     n, c, h, w = shape
     small = {name: t for name, t in _synthesis(shape, normal).items() if name not in ("scale", "post")}
@@ -129,6 +133,22 @@ FORMS = (
         tensors=_style_epilogue,
         shapes=ELEMENTWISE,
         fixed=("noise",),
+    ),
+    Form(
+        operation="pixel_norm",
+        name="pixel_norm",
+        fused=ops.pixel_norm,
+        textbook=textbook.pixel_norm,
+        tensors=_nothing,
+        shapes=ELEMENTWISE,
+    ),
+    Form(
+        operation="minibatch_stddev",
+        name="minibatch_stddev",
+        fused=ops.minibatch_stddev,
+        textbook=textbook.minibatch_stddev,
+        tensors=_nothing,
+        shapes={"cpu": ((32, 512, 4, 4), (64, 128, 16, 16)), "cuda": ((64, 512, 4, 4), (64, 512, 8, 8))},
     ),
     Form(
         operation="noise_bias_act",

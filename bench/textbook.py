@@ -49,6 +49,19 @@ def noise_bias_act(
     return x
 
 
+def pixel_norm(x: Tensor) -> Tensor:
+    return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-8)
+
+
+def minibatch_stddev(x: Tensor) -> Tensor:
+    """Of groups of 4, one feature map."""
+    n, c, h, w = x.shape
+    y = x.reshape(4, n // 4, 1, c, h, w)
+    y = (y - y.mean(0)).square().mean(0)  # [N/4, 1, C, H, W]
+    y = (y + 1e-8).sqrt().mean((2, 3, 4))  # [N/4, 1]
+    return torch.cat([x, y.repeat(4, 1).reshape(n, 1, 1, 1).expand(-1, -1, h, w)], 1)
+
+
 def modulated_conv2d(
     x: Tensor, weight: Tensor, style: Tensor, noise: Tensor, strength: Tensor, bias: Tensor, gain: float
 ) -> Tensor:

@@ -101,8 +101,8 @@ def test_the_doctor_lists_every_card(two_cards, monkeypatch):
     monkeypatch.setattr(doctor, "_gpu", lambda: {"cuda": "13.0", "driver": "580", "cards": ["an old one", "a new one"]})
     found = doctor.examine()
     assert list(found["operations"]["noise_bias_act"]) == ["cpu", "cuda:0", "cuda:1"]
-    text = doctor.describe(found)
-    assert "  GPU 1 tensors  cuda" in text and "not cuda: compiled for cards from sm_80 on, this is sm_70" in text
+    text = " ".join(doctor.describe(found).split())
+    assert "GPU 1 tensors cuda" in text and "not cuda: compiled for cards from sm_80 on, this is sm_70" in text
 
 
 def test_the_stream_is_found_also_without_torchs_short_cut(monkeypatch):

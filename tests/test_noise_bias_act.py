@@ -308,6 +308,12 @@ class TestUnderTorchCompile:
             for got, wanted in zip(torch.autograd.grad(y.square().sum(), inputs), grads, strict=True):
                 torch.testing.assert_close(got, wanted)
 
+    def test_numbers_may_change_between_calls(self):
+        compiled = torch.compile(noise_bias_act, fullgraph=True, backend="aot_eager")
+        x = torch.randn(2, 4, 3, 3)
+        for gain in (1.0, 1.4, 0.7):
+            torch.testing.assert_close(compiled(x, gain=gain), noise_bias_act(x, gain=gain))
+
 
 class TestMistakesAreNamed:
     @pytest.mark.parametrize(

@@ -101,7 +101,8 @@ def style_epilogue(
     name = "style_epilogue"
     if act not in ACTIVATIONS:
         raise ValueError(f"{name}: act is {act!r}, must be piecewise linear: one of {', '.join(ACTIVATIONS)}")
-    if not (math.isfinite(slope) and math.isfinite(gain)):
+    # Not isfinite: torch.compile could not trace that of a number that has changed between calls.
+    if not (-math.inf < slope < math.inf and -math.inf < gain < math.inf):
         raise ValueError(f"{name}: slope and gain must be finite, are {slope} and {gain}")
     _check_eps(name, eps)
     check_activation(name, x)
@@ -120,7 +121,7 @@ def style_epilogue(
 
 
 def _check_eps(name: str, eps: float) -> None:
-    if not (eps > 0 and math.isfinite(eps)):
+    if not 0 < eps < math.inf:
         raise ValueError(f"{name}: eps is {eps}, must be finite and above zero")
 
 

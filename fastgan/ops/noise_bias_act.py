@@ -169,7 +169,8 @@ def _check_options(act: str, slope: float, gain: float, clamp: float | None) -> 
         raise ValueError(f"noise_bias_act: act is {act!r}, must be one of {', '.join(ACTIVATIONS)}")
     if clamp is not None and not clamp > 0:
         raise ValueError(f"noise_bias_act: clamp is {clamp}, must be above zero (or None for no limit)")
-    if not (math.isfinite(slope) and math.isfinite(gain)):
+    # Not isfinite: torch.compile could not trace that of a number that has changed between calls.
+    if not (-math.inf < slope < math.inf and -math.inf < gain < math.inf):
         raise ValueError(f"noise_bias_act: slope and gain must be finite, are {slope} and {gain}")
 
 

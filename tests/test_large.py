@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import fastgan_kernels
+from fastgan import ops
 from fastgan_kernels.signatures import View
 from tests import backends
 
@@ -60,12 +61,41 @@ def run_kernels(pixels: bool) -> None:
         torch.testing.assert_close(dbias.double(), expected, rtol=1e-4, atol=1e-2 * images)
 
 
+def run_others() -> None:
+    """The forward kernels of the other operations in NHWC; a chunk is whole pixels, and whole rows of an image."""
+    x, y = mapped(ELEMENTS), mapped(ELEMENTS)
+    head, width = CHUNK // 2, 1024
+    x[:head] = torch.arange(head).remainder(11).sub(4).to(x.dtype)
+    view = View(1, CHANNELS, ELEMENTS // CHANNELS, True)
+
+    def image(t):
+        return t.view(1, -1, width, CHANNELS).permute(0, 3, 1, 2)
+
+    def check(name, expected, rows=slice(None)):
+        torch.testing.assert_close(image(y[:head])[:, :, rows], expected[:, :, rows], rtol=0.01, atol=0.01, msg=name)
+        y[:head] = float("nan")
+
+    chunk, launchers = image(x[:head]), lambda name: fastgan_kernels.BACKENDS["cpp"].launchers(name)
+    launchers("pixel_norm").forward(view, y, x, 1e-8)
+    check("pixel_norm", ops.pixel_norm(chunk))
+    statistics = torch.empty(2, 1, CHANNELS)
+    launchers("instance_norm").forward(view, y, statistics, x, *[None] * 5, 1.0, 1.0, 1e-5)
+    check("instance_norm", ops.adain(chunk))
+    taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+    launchers("upfirdn2d").forward(image(y), image(x), taps, 1, 1, 1, 1, 2, 1, 2, 1, 1.0, False, True)
+    check("upfirdn2d", ops.upfirdn2d(chunk, taps, padding=(2, 1, 2, 1)), slice(3, -3))  # neighbours are other images
+    sums = torch.empty(1)
+    launchers("squared_norm").forward(sums, x.view(1, -1))
+    expected = chunk.double().square().sum() * (ELEMENTS // head)
+    torch.testing.assert_close(sums[0].double(), expected, rtol=1e-4, atol=0)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs Linux")
-@pytest.mark.parametrize("layout", ["nhwc", "nchw"])
-def test_cpp_kernels_count_in_64_bits(layout):
+@pytest.mark.parametrize("call", ["run_kernels(pixels=True)", "run_kernels(pixels=False)", "run_others()"])
+def test_cpp_kernels_count_in_64_bits(call):
     if reason := backends.why_not("cpp-baseline"):
         pytest.skip(reason)
-    code = f"from tests.test_large import run_kernels; run_kernels({layout == 'nhwc'})"
+    code = f"from tests import test_large; test_large.{call}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, f"status {done.returncode}: {done.stderr[-2000:]}"

@@ -3,8 +3,8 @@
     python examples/wgan_gp_critic.py [--batch 16] [--channels 32] [--size 64]
 
 The critic is PGGAN's (equalised rates, leaky ReLU, average pooling), written first as one PyTorch operation after
-another and then with two layers of fastgan; the step around it stays as it is. At last its penalty, too, is exchanged:
-fastgan's does not go through double backward, where a critic is built of layers that it knows.
+another and then with two layers of fastgan, which is all that is taken of it; the step around the critic stays as it
+is. one_pass_penalty.py goes on from here and exchanges the penalty as well.
 """
 
 import argparse
@@ -63,16 +63,6 @@ def textbook_penalty(critic: nn.Module, images: Tensor) -> Tensor:
     return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
 
 
-def fastgan_penalty(critic: nn.Module, images: Tensor) -> Tensor:
-    from fastgan.losses import (
-        critic_with_grad_norm,
-        one_centered_penalty,
-    )  # not a layer; all else here needs only those
-
-    _, squares = critic_with_grad_norm(critic, images)
-    return one_centered_penalty(squares)
-
-
 def critic_step(critic: nn.Module, penalty: Callable, real: Tensor, fake: Tensor, share: Tensor) -> list[Tensor]:
     """The loss of the critic's step, and its gradient, the parameters' one after the other."""
     loss = critic(fake).mean() - critic(real).mean() + LAMBDA * penalty(critic, torch.lerp(real, fake, share))
@@ -93,8 +83,9 @@ def milliseconds(*steps: Callable[[], object], rounds: int = 10) -> list[float]:
     return [statistics.median(times[1:]) for times in taken]  # the first is a warm-up
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="A textbook WGAN-GP critic before and after fastgan's layers.")
+def main(description: str, more: dict[str, Callable] | None = None) -> None:
+    """Times the steps. `more` are penalties to be tried on the critic of fastgan's layers, by name."""
+    parser = argparse.ArgumentParser(description=description)
     for name, default in (("batch", 16), ("channels", 32), ("size", 64)):
         parser.add_argument(f"--{name}", type=int, default=default)
     batch, channels, size = vars(parser.parse_args()).values()
@@ -109,11 +100,9 @@ def main() -> None:
     )
     share = torch.rand(batch, 1, 1, 1, device=device)
 
-    steps = {
-        "textbook": lambda: critic_step(before, textbook_penalty, real, fake, share),
-        "fastgan's layers": lambda: critic_step(after, textbook_penalty, real, fake, share),
-        "and its penalty": lambda: critic_step(after, fastgan_penalty, real, fake, share),
-    }
+    steps = {"textbook": lambda: critic_step(before, textbook_penalty, real, fake, share)}
+    for name, penalty in {"fastgan's layers": textbook_penalty, **(more or {})}.items():
+        steps[name] = lambda penalty=penalty: critic_step(after, penalty, real, fake, share)
     expected, *others = (step() for step in steps.values())
     for got in others:
         for old, new in zip(expected, got, strict=True):
@@ -127,4 +116,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main("A textbook WGAN-GP critic before and after fastgan's layers.")

@@ -1,9 +1,6 @@
 """noise_bias_act: one table of cases for every backend, and what only it promises."""
 
 import math
-import os
-import subprocess
-import sys
 from typing import NamedTuple
 
 import pytest
@@ -13,7 +10,6 @@ import torch.nn.functional as F
 from fastgan.ops import BackendUnavailable, noise_bias_act, use_backend
 from fastgan.ops.noise_bias_act import ACTIVATIONS
 from tests import backends, table
-from tests.emulation import build as emulation
 from tests.table import DTYPES, arrange
 
 PARTS = ("noise", "strength", "bias", "scale", "post")
@@ -135,29 +131,14 @@ def test_values_and_derivatives_are_as_good_as_plain_pytorch(backend, case, dtyp
 
 def test_triton_passes_the_table_under_its_interpreter():
     """In bf16, in a process where TRITON_INTERPRET is set before kernels are decorated. See also test_triton."""
-    if os.environ.get("TRITON_INTERPRET") == "1" or torch.cuda.is_available():
-        pytest.skip("the table itself runs the triton backend here")
-    pytest.importorskip("triton")
-    selection = "values_and_derivatives and triton and bf16 and not 256x9x9"
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", selection]
-    done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert "passed" in done.stdout and "skipped" not in done.stdout
+    table.run_interpreted(__file__, "bf16 and not 256x9x9")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sanitizer", ["address", "undefined"])
 def test_cuda_sources_touch_only_their_own_memory(sanitizer):
     """Awkward sizes of the table, with the CUDA sources compiled under a sanitizer, in a process that preloads it."""
-    if emulation.why_unavailable(sanitizer):
-        pytest.skip(emulation.why_unavailable(sanitizer))
-    selection = "values_and_derivatives and emulated and (33x17 or 37x4x4 or 9x31 or 300x33) and (fp32 or bf16)"
-    done = emulation.run_under_address_sanitizer(
-        ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", selection],
-        env={**os.environ, "FASTGAN_TEST_SANITIZER": sanitizer},
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout and "skipped" not in done.stdout
+    table.run_sanitized(__file__, "33x17 or 37x4x4 or 9x31 or 300x33", sanitizer)
 
 
 @pytest.mark.parametrize("act", ACTIVATIONS)

@@ -1,9 +1,6 @@
 """The operations of a formula each: one table of cases for every backend, and what they promise besides."""
 
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,7 +10,6 @@ from torch import Tensor
 
 from fastgan import ops
 from tests import backends, table
-from tests.emulation import build as emulation
 from tests.table import DTYPES, arrange
 
 # The operations as one writes them in PyTorch, in the dtype of their inputs: written apart from those in fastgan ----
@@ -158,29 +154,14 @@ def test_values_and_derivatives_are_as_good_as_plain_pytorch(backend, case, dtyp
 
 def test_triton_passes_the_table_under_its_interpreter():
     """In bf16, in a process where TRITON_INTERPRET is set before kernels are decorated."""
-    if os.environ.get("TRITON_INTERPRET") == "1" or torch.cuda.is_available():
-        pytest.skip("the table itself runs the triton backend here")
-    pytest.importorskip("triton")
-    selection = "values_and_derivatives and triton and bf16 and (37x4x4 or 5x1x1 or 40x33 or 0x4x3x3 or features)"
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", selection]
-    done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert "passed" in done.stdout and "skipped" not in done.stdout
+    table.run_interpreted(__file__, "bf16 and (37x4x4 or 5x1x1 or 40x33 or 0x4x3x3 or features)")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sanitizer", ["address", "undefined"])
 def test_cuda_sources_touch_only_their_own_memory(sanitizer):
     """Awkward sizes of the table, with the CUDA sources compiled under a sanitizer, in a process that preloads it."""
-    if emulation.why_unavailable(sanitizer):
-        pytest.skip(emulation.why_unavailable(sanitizer))
-    selection = "values_and_derivatives and emulated and (33x17 or 37x4x4 or 40x33) and (fp32 or bf16)"
-    done = emulation.run_under_address_sanitizer(
-        ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", selection],
-        env={**os.environ, "FASTGAN_TEST_SANITIZER": sanitizer},
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout and "skipped" not in done.stdout
+    table.run_sanitized(__file__, "33x17 or 37x4x4 or 40x33", sanitizer)
 
 
 @each_operation

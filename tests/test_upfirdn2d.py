@@ -3,8 +3,6 @@
 import math
 import os
 import re
-import subprocess
-import sys
 from typing import NamedTuple
 
 import pytest
@@ -14,7 +12,6 @@ import torch.nn.functional as F
 from fastgan.ops import upfirdn2d, use_backend
 from fastgan.ops.upfirdn2d import Upfirdn2d, checked
 from tests import backends, table
-from tests.emulation import build as emulation
 from tests.table import DTYPES, arrange
 
 UP = {"up": 2, "padding": (2, 1, 2, 1), "gain": 4.0}
@@ -118,28 +115,13 @@ def test_values_and_derivatives_are_as_good_as_plain_pytorch(backend, case, dtyp
 
 def test_triton_passes_the_table_under_its_interpreter():
     """Some of it, in bf16, in a process where TRITON_INTERPRET is set before kernels are decorated."""
-    if os.environ.get("TRITON_INTERPRET") == "1" or torch.cuda.is_available():
-        pytest.skip("the table itself runs the triton backend here")
-    pytest.importorskip("triton")
-    selection = "values_and_derivatives and triton and bf16 and (24x6x5 or 16x6x7 or 20x1x1 or 5x4x4)"
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", selection]
-    done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout and "skipped" not in done.stdout
+    table.run_interpreted(__file__, "bf16 and (24x6x5 or 16x6x7 or 20x1x1 or 5x4x4)")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sanitizer", ["address", "undefined"])
 def test_cuda_sources_touch_only_their_own_memory(sanitizer):
-    if emulation.why_unavailable(sanitizer):
-        pytest.skip(emulation.why_unavailable(sanitizer))
-    selection = "values_and_derivatives and emulated and (fp32 or bf16) and (33x4x5 or 17x2x40 or 16x5x7 or 3x9x10)"
-    done = emulation.run_under_address_sanitizer(
-        ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", selection],
-        env={**os.environ, "FASTGAN_TEST_SANITIZER": sanitizer},
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout and "skipped" not in done.stdout
+    table.run_sanitized(__file__, "33x4x5 or 17x2x40 or 16x5x7 or 3x9x10", sanitizer)
 
 
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])

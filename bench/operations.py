@@ -30,6 +30,11 @@ def _bias(shape: Shape, normal: Normal) -> dict[str, Tensor]:
     return {"bias": normal(shape[1])}
 
 
+def _noise(shape: Shape, normal: Normal) -> dict[str, Tensor]:
+    n, c, h, w = shape
+    return {"bias": normal(c), "noise": normal(n, 1, h, w), "strength": normal()}
+
+
 def _synthesis(shape: Shape, normal: Normal) -> dict[str, Tensor]:
     n, c, h, w = shape
     return {
@@ -100,6 +105,18 @@ FORMS = (
         textbook=partial(textbook.noise_bias_act, gain=SQRT2),
         tensors=_bias,
         shapes=ELEMENTWISE,
+        kept="y",
+        bare_loop=True,
+    ),
+    # The same with noise, as a generator's layer calls it whose convolution does the demodulation. Reads y as well.
+    Form(
+        operation="noise_bias_act",
+        name="noise",
+        fused=partial(ops.noise_bias_act, gain=SQRT2),
+        textbook=partial(textbook.noise_bias_act, gain=SQRT2),
+        tensors=_noise,
+        shapes=ELEMENTWISE,
+        fixed=("noise",),
         kept="y",
         bare_loop=True,
     ),

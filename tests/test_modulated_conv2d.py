@@ -64,6 +64,22 @@ def test_it_equals_a_convolution_with_modulated_weights(size, k, up, down, demod
     torch.testing.assert_close(got, by_weights(x, weight, style, demodulate, up, down), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("weights", [(1.0,), (1.0, 2.0, 1.0), (1.0, 3.0, 3.0, 1.0), (1.0, 2.0, 3.0, 2.0, 1.0)])
+@pytest.mark.parametrize(("k", "padding"), [(1, 1), (3, 0), (3, None), (5, None), (7, None)])
+def test_upsampling_is_exact_at_the_borders_for_any_filter(weights, k, padding):
+    x, weight, style = tensors(size=(5, 6), k=k)
+    taps = torch.tensor(weights, dtype=torch.float64) / sum(weights)
+    got = modulated_conv2d(x, weight, style, demodulate=False, up=2, taps=taps, padding=padding)
+    # Zero insertion, then the filter at the larger size, then the convolution with the flipped weight.
+    spread = x.new_zeros(3, 4, 10, 12)
+    spread[:, :, ::2, ::2] = x * style[:, :, None, None]
+    pad = k // 2 if padding is None else padding
+    front, back = pad + (len(taps) + 1) // 2, pad + (len(taps) - 2) // 2
+    kernel = torch.outer(taps, taps).flip(0, 1).expand(4, 1, -1, -1) * 4
+    image = F.conv2d(F.pad(spread, (front, back, front, back)), kernel, groups=4)
+    torch.testing.assert_close(got, F.conv2d(image, weight.flip(2, 3)), rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("kernel", [(2, 2), (3, 1), (1, 4)])
 def test_kernels_may_be_even_or_oblong(kernel):
     x, weight, style = tensors(k=4)

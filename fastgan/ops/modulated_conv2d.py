@@ -161,7 +161,7 @@ def _transposed(
     rows, columns = taps.shape[0], taps.shape[-1]
     left, right = pads[1] + (columns + 1) // 2 - (width - 1), pads[1] + (columns - 2) // 2 - (width - 2)
     top, bottom = pads[0] + (rows + 1) // 2 - (height - 1), pads[0] + (rows - 2) // 2 - (height - 2)
-    crop = [max(0, -min(top, bottom)), max(0, -min(left, right))]  # what the filter would not look at
+    crop = [max(0, -max(top, bottom)), max(0, -max(left, right))]  # what the filter looks at on neither side
     y = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2, padding=crop)  # [N, O, 2H - 2 + kh - 2 crop, ...]
     return y, (left + crop[1], right + crop[1], top + crop[0], bottom + crop[0])
 

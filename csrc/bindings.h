@@ -27,9 +27,8 @@ using Released = py::call_guard<py::gil_scoped_release>;  // for what computes
 
 }  // namespace fastgan
 
-// FASTGAN_ENTRY(result, NAME, argument type) declares a kernel of both kinds; FASTGAN_ON_CPU(NAME) and FASTGAN_ON_GPU(NAME,
-// ...) call it on `call`, or throw where the extension was built without such kernels. Device -1 is the CPU, others are
-// GPUs, with a stream.
+// FASTGAN_ON_CPU(NAME) and FASTGAN_ON_GPU(NAME, ...) call a kernel on a variable `call`, or throw where the extension was
+// built without such kernels. FASTGAN_RUN does one or the other: device -1 is the CPU, others are GPUs, with a stream.
 #ifdef FASTGAN_WITH_CPU
 #define FASTGAN_ON_CPU(NAME) fastgan::cpu::NAME(call)
 #else
@@ -42,7 +41,8 @@ using Released = py::call_guard<py::gil_scoped_release>;  // for what computes
 #define FASTGAN_ON_GPU(NAME, ...) fastgan::left_out("CUDA")
 #endif
 
-// Two kinds of entry: one that computes, and one that tells the bytes of workspace it needs.
+// Declarations, at file level, of the two kinds of entry that CPU and GPU have alike: one that computes, and one that
+// tells the bytes of workspace that it needs.
 #define FASTGAN_KERNEL(NAME, A)        \
     FASTGAN_CPU_ENTRY(void, NAME, A)   \
     namespace fastgan::cuda {          \

@@ -46,6 +46,8 @@ def train(folder: Path, out: Path, *more: str) -> Path:
 
 def start(command: list[str], code: str = "", module: str = "train") -> subprocess.Popen:
     """Run `command` as fastgan.train, or another of the command lines, in a process of its own, after `code`."""
+    # Where the tests are a script's background job, the shell has them and their children ignore Ctrl-C.
+    code = f"import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n{code}"
     program = f"{code}\nimport sys\nfrom fastgan.{module} import main\nsys.exit(main(sys.argv[1:]))"
     return subprocess.Popen(
         [sys.executable, "-c", program, *command],

@@ -16,11 +16,14 @@ using fastgan::MOST_SUMS;
 using fastgan::NoiseBiasActCall;
 using fastgan::Pieces;
 
-// Those with the plainer names are for calls with a bias at most: a critic's layers.
+// Those with the plainer names are for calls with a bias at most: a critic's layers. Those called "noise" have one
+// strength for all channels and neither scale nor post, in NHWC: then what noise there is belongs to a pixel.
 enum class Pass {
     forward,
+    forward_noise,
     forward_full,
     backward_from_output,
+    backward_from_output_noise,
     backward_from_output_full,
     backward_from_input,
     double_from_output,
@@ -55,12 +58,18 @@ struct Element {
     typedef T Stored;
     typedef typename Arithmetic<T>::Scalar S;
     typedef typename Arithmetic<T>::Vector V;
-    static constexpr bool from_output = PASS == Pass::backward_from_output || PASS == Pass::backward_from_output_full;
-    static constexpr int SUMS = PASS == Pass::backward_from_output        ? 1
-                                : PASS == Pass::backward_from_output_full ? 2
-                                : PASS == Pass::backward_from_input       ? 4
-                                : PASS == Pass::double_from_input         ? 4
-                                                                          : 0;
+    static constexpr bool is_forward =
+        PASS == Pass::forward || PASS == Pass::forward_noise || PASS == Pass::forward_full;
+    static constexpr bool from_output = PASS == Pass::backward_from_output ||
+                                        PASS == Pass::backward_from_output_noise ||
+                                        PASS == Pass::backward_from_output_full;
+    static constexpr bool of_pixel = PASS == Pass::forward_noise || PASS == Pass::backward_from_output_noise;
+    static constexpr int SUMS = PASS == Pass::backward_from_output         ? 1
+                                : PASS == Pass::backward_from_output_noise ? 2
+                                : PASS == Pass::backward_from_output_full  ? 2
+                                : PASS == Pass::backward_from_input        ? 4
+                                : PASS == Pass::double_from_input          ? 4
+                                                                           : 0;
 
     Shape<V> shape;
     const T *x, *dy, *reference, *gx;
@@ -73,9 +82,8 @@ struct Element {
           dy((const T*)call.dy),
           reference((const T*)call.reference),
           gx((const T*)call.gx) {
-        bool forward = PASS == Pass::forward || PASS == Pass::forward_full;
         bool twice = PASS == Pass::double_from_output || PASS == Pass::double_from_input;
-        first = (T*)(forward ? call.y : twice ? call.ddy : call.dx);
+        first = (T*)(is_forward ? call.y : twice ? call.ddy : call.dx);
         second = PASS == Pass::double_from_input ? (T*)call.dx : nullptr;
         // What does not fit into the caches anyway goes past them: a plain store would first read what it overwrites.
         const int64_t large = 24 << 20;
@@ -87,7 +95,7 @@ struct Element {
 
     // The arithmetic. `a` is x in a forward pass, else dy; `b` is what the derivative comes from, `c` is gx.
     static Second<V> value(V a, V b, V c, const Small<V>& s, const Small<V>& g, const Shape<V>& shape, Sums<V>& sums) {
-        if constexpr (PASS == Pass::forward || PASS == Pass::forward_full) {
+        if constexpr (is_forward) {
             return {forward<ACT, PASS == Pass::forward_full>(a, s, shape), a};
         } else if constexpr (from_output) {
             return {backward_from_output<ACT>(a, b, s.noise, shape, sums), a};
@@ -99,7 +107,6 @@ struct Element {
             return double_backward_from_input<ACT>(a, b, c, s, g, shape, sums);
         }
     }
-    static constexpr bool is_forward = PASS == Pass::forward || PASS == Pass::forward_full;
     static constexpr bool reads_dy = !is_forward && PASS != Pass::double_from_output;
     static constexpr bool reads_gx = PASS == Pass::double_from_output || PASS == Pass::double_from_input;
     static constexpr bool has_second = PASS == Pass::double_from_input;
@@ -109,7 +116,7 @@ struct Element {
     inline void at(int64_t i, int64_t count, const Small<V>& s, const Small<V>& g, Sums<V>& sums) const {
         auto get = [&](const T* p) {
             if constexpr (PART) return load_n(p + i, count);
-            fetch(p + i);
+            fetch<4096>(p + i);
             return load(p + i);
         };
         auto put = [&](T* p, V v) {
@@ -137,7 +144,7 @@ struct Element {
     inline void at_group(int64_t i, int64_t count, const Tensors& tensors, const Add& add) const {
         auto get = [&](const T* p) {
             if constexpr (PART) return load_group_n(p + i, count);
-            fetch(p + i);
+            fetch<4096>(p + i);
             return load_group(p + i);
         };
         auto put = [&](T* p, const Group<T>& v) {
@@ -213,10 +220,10 @@ static void pixels(const NoiseBiasActCall& call, const E& shared, const Pieces& 
     typedef typename E::S S;
     typedef typename E::V V;
     typedef typename E::Stored T;
-    const int64_t n = call.n, c = call.c, p = call.p, width = Group<T>::size, whole = c / width * width;
+    const int64_t n = call.n, width = Group<T>::size;
     const bool strength_is_scalar = !call.strength_per_channel;
     auto small = [&](const void* given, bool per_sample, bool scalar, S absent) {
-        return padded<T, S>(given, per_sample, scalar, absent, n, c, pieces.stride, space);
+        return padded<T, S>(given, per_sample, scalar, absent, n, call.c, pieces.stride, space);
     };
     const Rows<S> scale = small(call.scale, true, false, 1);
     const Rows<S> strength = small(call.strength, false, strength_is_scalar, 1);
@@ -228,42 +235,61 @@ static void pixels(const NoiseBiasActCall& call, const E& shared, const Pieces& 
     const Rows<S> gpost = small(call.gpost, true, false, 0);
     const S* noise = (const S*)call.noise;
 
-#pragma omp parallel for schedule(static) if (n * c * p > 16384)
-    for (int64_t piece = 0; piece < n * pieces.per_sample; ++piece) {
-        const E element = shared;  // a copy that no store can alias
+    const S strength_of_all = E::of_pixel && call.strength ? *(const S*)call.strength : S(1);
+    const int64_t count = n * pieces.per_sample;
+
+#pragma omp parallel for schedule(dynamic, turn(count)) if (n * call.c * call.p > 16384)
+    for (int64_t piece = 0; piece < count; ++piece) {
+        // Copies, which no store can alias: what would be read anew at each pixel holds up the stores before it.
+        const E element = shared;
+        const int64_t c = call.c, p = call.p, whole = c / width * width, stride = pieces.stride;
         const int64_t sample = piece / pieces.per_sample;
         const int64_t begin = (piece % pieces.per_sample) * pieces.positions;
         const int64_t end = begin + pieces.positions < p ? begin + pieces.positions : p;
-        S* sums = partial + piece * E::SUMS * pieces.stride;
-        for (int64_t i = 0; i < E::SUMS * pieces.stride; ++i) sums[i] = 0;
+        S* sums = partial + piece * E::SUMS * stride;
+        for (int64_t i = 0; i < E::SUMS * stride; ++i) sums[i] = 0;
         const S *a = scale.of(sample), *k = strength.of(sample), *b = bias.of(sample), *t = post.of(sample);
         const S *ga = gscale.of(sample), *gk = gstrength.of(sample), *gb = gbias.of(sample), *gt = gpost.of(sample);
         const S* field = noise ? noise + (call.noise_per_sample ? sample * p : 0) : nullptr;
+        V of_all_channels = all<V>(0);  // of the gradient of strength: the rest of its row stays zero
 
         // One pixel after the other: several at once would share loads, but interleave their streaming stores.
         for (int64_t position = begin; position < end; ++position) {
             const int64_t at = (sample * p + position) * c;
-            const V here = all<V>(field ? field[position] : S(0));
+            const S drawn = field ? field[position] : S(0);
+            const V here = all<V>(E::of_pixel && E::is_forward ? drawn * strength_of_all : drawn);
+            V over_channels = all<V>(0);
             auto channels_from = [&](auto extent, int64_t j) {
                 auto tensors = [&](int vector, Small<V>& s, Small<V>& g) {
                     const int64_t i = j + vector * lanes<V>();
+                    if constexpr (E::of_pixel) {
+                        s.bias = load(b + i) + here;
+                        s.noise = all<V>(1);  // its factor of the gradient of strength: of all channels at once, below
+                        return;
+                    }
                     s = {load(a + i), load(k + i), load(b + i), load(t + i), here};
                     g = {load(ga + i), load(gk + i), load(gb + i), load(gt + i), here};
                 };
                 auto add = [&](int vector, const Sums<V>& d) {
                     S* row = sums + j + vector * lanes<V>();
                     if constexpr (E::SUMS >= 1) store(row, load(row) + d.bias);
-                    if constexpr (E::SUMS >= 2) store(row + pieces.stride, load(row + pieces.stride) + d.strength);
+                    if constexpr (E::of_pixel) {
+                        over_channels += d.strength;
+                    } else if constexpr (E::SUMS >= 2) {
+                        store(row + stride, load(row + stride) + d.strength);
+                    }
                     if constexpr (E::SUMS == 4) {
-                        store(row + 2 * pieces.stride, load(row + 2 * pieces.stride) + d.scale);
-                        store(row + 3 * pieces.stride, load(row + 3 * pieces.stride) + d.post);
+                        store(row + 2 * stride, load(row + 2 * stride) + d.scale);
+                        store(row + 3 * stride, load(row + 3 * stride) + d.post);
                     }
                 };
                 element.template at_group<decltype(extent)::part>(at + j, c - j, tensors, add);
             };
             for (int64_t j = 0; j < whole; j += width) channels_from(Whole{}, j);
             if (whole < c) channels_from(Part{}, whole);
+            of_all_channels += here * over_channels;
         }
+        if constexpr (E::of_pixel && E::SUMS > 0) store(sums + stride, of_all_channels);
         if (element.streamed) stream_fence();
     }
 }
@@ -277,8 +303,10 @@ static void planes(const NoiseBiasActCall& call, const E& shared, const Pieces& 
     auto number = [](const void* given, int64_t i, S absent) { return all<V>(given ? ((const S*)given)[i] : absent); };
     const S* noise = (const S*)call.noise;
 
-#pragma omp parallel for schedule(static) if (n * c * p > 16384)
-    for (int64_t piece = 0; piece < n * c * pieces.per_sample; ++piece) {
+    const int64_t count = n * c * pieces.per_sample;
+
+#pragma omp parallel for schedule(dynamic, turn(count)) if (n * c * p > 16384)
+    for (int64_t piece = 0; piece < count; ++piece) {
         const E element = shared;  // a copy that no store can alias
         const int64_t row = piece / pieces.per_sample, segment = piece % pieces.per_sample;
         const int64_t sample = row / c, channel = row % c, one = call.strength_per_channel ? channel : 0;
@@ -418,10 +446,17 @@ static void for_act(const NoiseBiasActCall& call) {
 
 // The entry points: FASTGAN_CPU_ENTRY of cpu.h calls those of the instruction set in use.
 
+// Whether the passes called "noise" serve.
+static bool is_of_pixel(const NoiseBiasActCall& call) {
+    return call.pixels && !call.strength_per_channel && call.act == Act::piecewise_linear;
+}
+
 void noise_bias_act_forward(const NoiseBiasActCall& call) {
     const bool full = call.noise || call.scale || call.post;
     if (!full && call.act == Act::piecewise_linear) {
         for_dtype<Pass::forward, Act::piecewise_linear>(call);
+    } else if (!call.scale && !call.post && is_of_pixel(call)) {
+        for_dtype<Pass::forward_noise, Act::piecewise_linear>(call);
     } else {
         for_act<Pass::forward_full>(call);
     }
@@ -430,6 +465,8 @@ void noise_bias_act_forward(const NoiseBiasActCall& call) {
 void noise_bias_act_backward(const NoiseBiasActCall& call) {
     if (call.from_output && !call.noise && call.act == Act::piecewise_linear) {
         for_dtype<Pass::backward_from_output, Act::piecewise_linear>(call);
+    } else if (call.from_output && is_of_pixel(call)) {
+        for_dtype<Pass::backward_from_output_noise, Act::piecewise_linear>(call);
     } else if (call.from_output) {
         for_act<Pass::backward_from_output_full>(call);
     } else {

@@ -114,14 +114,16 @@ static void pixels(const PixelNormCall& call) {
     typedef Tensors<ORDER, T> Here;
     typedef typename Here::S S;
     typedef typename Here::V V;
-    const int64_t c = call.c, rows = call.n * call.p, width = Group<T>::size, whole = c / width * width;
-    const S inverse_c = S(1.0 / c), eps = S(call.eps);
-    const Here shared(call, c, width);
+    const int64_t rows = call.n * call.p, width = Group<T>::size;
+    const S inverse_c = S(1.0 / call.c), eps = S(call.eps);
+    const Here shared(call, call.c, width);
 
-#pragma omp parallel if (rows * c > 16384)
+#pragma omp parallel if (rows * call.c > 16384)
     {
-        const Here tensors = shared;  // a copy that no store can alias
-#pragma omp for schedule(static)
+        // Copies, which no store can alias.
+        const Here tensors = shared;
+        const int64_t c = call.c, whole = c / width * width;
+#pragma omp for schedule(dynamic, turn(rows))
         for (int64_t row = 0; row < rows; ++row) {
             const int64_t at = row * c;
             Products<V> sums{};
@@ -160,14 +162,15 @@ static void planes(const PixelNormCall& call) {
     typedef Tensors<ORDER, T> Here;
     typedef typename Here::V V;
     const int vectors = 4;  // at once: longer runs of memory, and chains of additions that do not wait for each other
-    const int64_t c = call.c, p = call.p, width = lanes<V>(), block = vectors * width, blocks = (p + block - 1) / block;
-    const V inverse_c = all<V>(1.0 / c), eps = all<V>(call.eps);
-    const Here shared(call, p, width);
+    const int64_t width = lanes<V>(), block = vectors * width, blocks = (call.p + block - 1) / block;
+    const V inverse_c = all<V>(1.0 / call.c), eps = all<V>(call.eps);
+    const Here shared(call, call.p, width);
 
-#pragma omp parallel if (call.n * c * p > 16384)
+#pragma omp parallel if (call.n * call.c * call.p > 16384)
     {
         const Here tensors = shared;
-#pragma omp for schedule(static)
+        const int64_t c = call.c, p = call.p;
+#pragma omp for schedule(dynamic, turn(call.n * blocks))
         for (int64_t piece = 0; piece < call.n * blocks; ++piece) {
             const int64_t from = piece % blocks * block, at = piece / blocks * c * p + from;
             if (from + block <= p) {

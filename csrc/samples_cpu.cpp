@@ -58,7 +58,7 @@ static void map(const SamplesCall& call) {
 
 #pragma omp parallel if (count > 16384)
     {
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic, turn(call.n * pieces))
         for (int64_t piece = 0; piece < call.n * pieces; ++piece) {
             const V weight = all<V>(((const S*)call.weight)[piece / pieces]);
             for_groups<T, MAPPED>(call, piece, [&](auto extent, int64_t i, int64_t there) {
@@ -96,7 +96,7 @@ static void sum_of_squares(const SamplesCall& call) {
     S* partial = (S*)call.workspace;
     const int64_t pieces = pieces_of<SUMMED>(call);
 
-#pragma omp parallel for schedule(static) if (call.n * call.size > 16384)
+#pragma omp parallel for schedule(dynamic, turn(call.n * pieces)) if (call.n * call.size > 16384)
     for (int64_t piece = 0; piece < call.n * pieces; ++piece) {
         const int chains = 4;  // of additions, which do not wait for each other
         V sums[chains][Group<T>::vectors] = {};

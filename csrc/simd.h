@@ -12,6 +12,9 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
 
 #ifndef FASTGAN_ISA
 #error "FASTGAN_ISA names the instruction set: baseline, avx2 or avx512"
@@ -273,10 +276,24 @@ inline void stream_fence() {
 #endif
 }
 
-// Asks for what a loop that reads on from `p` comes to next: the hardware does not look as far ahead.
-template <class T>
+// Asks for what a loop that reads on from `p` comes to so many bytes later: the hardware does not look as far ahead.
+template <int AHEAD = 2048, class T>
 inline void fetch(const T* p) {
-    __builtin_prefetch((const char*)p + 2048);
+    __builtin_prefetch((const char*)p + AHEAD);
+}
+
+// Threads -----------------------------------------------------------------------------------------------------------
+// How many of the pieces of a call a thread takes at a time, for `schedule(dynamic, turn(pieces))`: some in a row, since
+// what is near is read ahead; few, so that a thread that is late (to wake up takes as long as a million elements do)
+// leaves more to the others. Which thread makes a piece has no influence on the result.
+inline int turn(int64_t pieces) {
+#if defined(_OPENMP)
+    const int64_t few = pieces / (8 * (int64_t)omp_get_max_threads());
+    return few < 1 ? 1 : few < 1 << 20 ? (int)few : 1 << 20;
+#else
+    (void)pieces;
+    return 1;
+#endif
 }
 
 // Groups ------------------------------------------------------------------------------------------------------------

@@ -194,15 +194,19 @@ def check_small(operation, x, shape, noise, strength, bias, scale, post) -> tupl
     """
     if strength is not None and noise is None:
         raise ValueError(f"{operation}: strength is given without noise")
-    n, c, *spatial = shape
-    small = (
-        ("noise", noise, ([n, 1, *spatial], [1, 1, *spatial])),
-        ("strength", strength, ([], [c])),
-        ("bias", bias, ([c],)),
-        ("scale", scale, ([n, c],)),
-        ("post", post, ([n, c],)),
+    n, c = shape[0], shape[1]
+    fields = ([n, 1, *shape[2:]], [1, 1, *shape[2:]])
+
+    def taken(name: str, tensor: Tensor | None, *shapes: list[int]) -> Tensor | None:
+        return None if tensor is None else prepared(operation, name, tensor, shapes, x)
+
+    return (
+        taken("noise", noise, *fields),
+        taken("strength", strength, [], [c]),
+        taken("bias", bias, [c]),
+        taken("scale", scale, [n, c]),
+        taken("post", post, [n, c]),
     )
-    return tuple(prepared(operation, *of_one, x) for of_one in small)
 
 
 def _activation(u: Tensor, options: Options) -> Tensor:
@@ -277,13 +281,17 @@ class NoiseBiasAct(FusedOperation):
         reference, _, strength, *_ = kept
         n, c = grad.shape[:2]
         arithmetic = arithmetic_dtype(grad.dtype)
-        shapes = (None, strength.shape if needs[2] else None, (c,), (n, c), (n, c))
+
+        def small(need: bool, shape: tuple[int, ...]) -> Tensor | None:
+            return torch.empty(shape, dtype=arithmetic, device=grad.device) if need else None
+
         return (
             torch.empty_like(dense(grad) if reference is None else reference),
-            *(
-                torch.empty(shape, dtype=arithmetic, device=grad.device) if need and shape is not None else None
-                for need, shape in zip(needs[1:], shapes, strict=True)
-            ),
+            None,
+            small(needs[2], strength.shape if needs[2] else ()),
+            small(needs[3], (c,)),
+            small(needs[4], (n, c)),
+            small(needs[5], (n, c)),
         )
 
     @staticmethod

@@ -31,8 +31,8 @@ def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
     bias = bias if bias is None else bias.to(x.dtype)
     if k == 1:  # a pixel alone: fewer multiplications before it is repeated
         return F.interpolate(F.conv2d(x, weight.to(x.dtype), bias), scale_factor=2, mode="nearest")
-    wide = _sums_of_neighbours(weight).to(x.dtype).flip(2, 3).transpose(0, 1)
-    return F.conv_transpose2d(x, wide, bias, stride=2, padding=k // 2)
+    wide = _widened(weight, 1.0, flipped=True).to(x.dtype)
+    return F.conv_transpose2d(x, wide.transpose(0, 1), bias, stride=2, padding=k // 2)
 
 
 def conv_downsample2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -53,7 +53,7 @@ def conv_downsample2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
     bias = bias if bias is None else bias.to(x.dtype)
     if k == 1:
         return F.conv2d(F.avg_pool2d(x, 2), weight.to(x.dtype), bias)
-    wide = (_sums_of_neighbours(weight) * 0.25).to(x.dtype)
+    wide = _widened(weight, 0.5).to(x.dtype)
     return F.conv2d(x, wide, bias, stride=2, padding=k // 2)
 
 
@@ -69,8 +69,16 @@ def _check(name: str, x: Tensor, weight: Tensor) -> int:
     return weight.shape[2]
 
 
-def _sums_of_neighbours(weight: Tensor) -> Tensor:
-    """s[i, j] = w[i-1, j-1] + w[i-1, j] + w[i, j-1] + w[i, j]: [O, I, k, k] to [O, I, k + 1, k + 1]."""
+def _widened(weight: Tensor, factor: float, flipped: bool = False) -> Tensor:
+    """v[i, j] = factor^2 * (w[i-1, j-1] + w[i-1, j] + w[i, j-1] + w[i, j]): [O, I, k, k] to [O, I, k + 1, k + 1].
+
+    `flipped` reverses both axes of the result. One matrix product for all kernels, which takes less than half the time
+    of padding and adding.
+    """
+    k = weight.shape[2]
     with torch.autocast(weight.device.type, enabled=False):
-        rows = F.pad(weight, (0, 0, 0, 1)) + F.pad(weight, (0, 0, 1, 0))
-        return F.pad(rows, (0, 1)) + F.pad(rows, (1, 0))
+        one = torch.eye(k + 1, k, device=weight.device, dtype=weight.dtype) * factor
+        sums = one + one.roll(1, 0)  # of neighbours, in one dimension
+        both = torch.kron(sums.flip(0), sums.flip(0)) if flipped else torch.kron(sums, sums)
+        wide = weight.reshape(-1, k * k) @ both.t()
+    return wide.reshape(*weight.shape[:2], k + 1, k + 1)

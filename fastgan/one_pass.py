@@ -29,7 +29,7 @@ from torch.autograd.graph import get_gradient_edge
 from fastgan import piecewise_linear
 from fastgan.ops import noise_bias_act
 from fastgan.ops.arithmetic import to_arithmetic
-from fastgan.ops.noise_bias_act import linearized
+from fastgan.ops.noise_bias_act import linearized, sum_of_samples
 from fastgan.piecewise_linear import Affine, NotPiecewiseLinear, Path, PiecewiseLinear
 
 
@@ -299,10 +299,9 @@ class _Replay:
         self, steps: list[_Step], images: Tensor, gradient: Tensor, c: Tensor | None, p: Tensor | None
     ) -> list[Tensor | None]:
         """The gradients of the inputs, None where not needed."""
-        # 16-bit values: c and p may be tiny, or large where the loss is scaled.
-        size = torch.stack([each.abs().amax() if each.numel() else each.sum() for each in (c, p) if each is not None])
-        size = size.amax().clamp_min(torch.finfo(size.dtype).tiny)
-        c, p = (None if each is None else each / size for each in (c, p))
+        size = self._size_of(c, p)
+        if size is not None:
+            c, p = (None if each is None else each / size for each in (c, p))
         last = max((i for i, step in enumerate(steps) if self._wants(step)), default=-1)
         steps = steps[: last + 1]
         ends = {path: i for i, step in enumerate(steps) for path in _read(step)}  # when each value is read last
@@ -313,7 +312,19 @@ class _Replay:
             for path in {step.result, *_read(step)}:
                 if ends.get(path, i) <= i:
                     del values[path]
+        if size is None:
+            return self.grads
         return [None if grad is None else grad * size.to(grad.dtype) for grad in self.grads]
+
+    def _size_of(self, c: Tensor | None, p: Tensor | None) -> Tensor | None:
+        """The largest of c and p, which may be tiny, or large where the loss is scaled: too much so for fp16 values.
+
+        None where there are no such values.
+        """
+        if all(x.dtype != torch.float16 for x in (*self.outputs.values(), *self.adjoints.values())):
+            return None
+        size = torch.stack([each.abs().amax() if each.numel() else each.sum() for each in (c, p) if each is not None])
+        return size.amax().clamp_min(torch.finfo(size.dtype).tiny)
 
     def _wants(self, step: _Step) -> bool:
         slots = (*step.weights, *step.constants) if isinstance(step, _AffineStep) else (step.bias,)
@@ -347,7 +358,7 @@ class _Replay:
         bias = None if step.bias is None else self.inputs[step.bias]
         adjoint = self.adjoints.get(step.path)
         if bias is not None and c is not None and adjoint is not None and self.needed[step.bias]:
-            self.grads[step.bias] = _sum_of_samples(c, adjoint).to(bias.dtype)
+            self.grads[step.bias] = sum_of_samples(adjoint, c).to(bias.dtype)
         return linearized(
             values[step.path],
             self.outputs.get(step.result),
@@ -380,13 +391,6 @@ def _scaled(constant: Tensor | float, c: Tensor | None, rank: int, like: Tensor)
         return constant * 0
     promotes = isinstance(constant, Tensor) and constant.is_floating_point() and constant.dim() > 0
     return (constant * c.view(-1, *[1] * (rank - 1))).to(constant.dtype if promotes else like.dtype)
-
-
-def _sum_of_samples(c: Tensor, adjoint: Tensor) -> Tensor:
-    """Sum over samples and positions of c[n] * adjoint[n, channel, ...]: [C]."""
-    if adjoint.dim() > 2:
-        adjoint = adjoint.flatten(2).sum(2, dtype=c.dtype)
-    return c @ adjoint.to(c.dtype)
 
 
 def _autocast_of(device_type: str) -> Callable[[], torch.autocast]:

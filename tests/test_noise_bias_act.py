@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from fastgan.ops import BackendUnavailable, noise_bias_act, use_backend
-from fastgan.ops.noise_bias_act import ACTIVATIONS
+from fastgan.ops.noise_bias_act import ACTIVATIONS, sum_of_samples
 from tests import backends, table
 from tests.table import DTYPES, arrange
 
@@ -48,7 +48,9 @@ def _cases():
         for shape in awkward:
             yield Case(shape, layout)
             yield Case(shape, layout, parts=("bias",))
+            yield Case(shape, layout, parts=("noise", "strength", "bias"))
         yield Case((2, 256, 9, 9), layout)
+        yield Case((2, 256, 9, 9), layout, parts=("noise", "strength"), shared_noise=True)
     yield Case(layout="sliced")
     yield Case(layout="expanded")
     for shape in ((5, 8), (300, 33), (0, 3), (2, 3, 11), (2, 3, 2, 3, 5)):
@@ -327,3 +329,12 @@ class TestMistakesAreNamed:
     def test_no_backend_of_those_asked_for(self):
         with use_backend("cuda"), pytest.raises(BackendUnavailable, match="cuda: serves CUDA tensors only"):
             noise_bias_act(torch.zeros(2, 3, 4, 4))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(3, 37, 9, 7), (2, 64, 4, 4), (5, 8), (0, 4, 2, 2)])
+def test_sums_of_weighted_samples(shape, dtype):
+    x = arrange(torch.randn(shape), "nhwc" if len(shape) == 4 else "nchw").to(dtype)
+    factor = torch.randn(shape[0], dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    expected = torch.einsum("n,nc...->c", factor.double(), x.double())
+    torch.testing.assert_close(sum_of_samples(x, factor).double(), expected, rtol=0, atol=2e-5)

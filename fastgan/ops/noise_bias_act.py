@@ -164,6 +164,25 @@ def linearized(
     return torch.addcmul(result, limited, factor.view(shape).to(y.dtype))
 
 
+def sum_of_samples(x: Tensor, factor: Tensor) -> Tensor:
+    """Sums factor[n] * x[n, c, ...] over samples and positions: [C], in the dtype of `factor` [N].
+
+    On a CPU, torch copies 16-bit numbers to fp32 before it adds them up. There it is done as the gradient of a noise
+    strength per channel, where the noise of a sample is its factor: one pass.
+    """
+    backend = backends.choose("noise_bias_act", x.device)
+    if backend == "torch" or x.device.type != "cpu" or x.dtype.itemsize != 2 or view_of(x) is None:
+        return factor @ (x.flatten(2).sum(2, dtype=factor.dtype) if x.dim() > 2 else x.to(factor.dtype))
+    sums = torch.empty(x.shape[1], dtype=factor.dtype, device=x.device)
+    noise = factor.view(-1, 1, *[1] * (x.dim() - 2)).expand(-1, 1, *x.shape[2:]).contiguous()
+    launchers = fastgan_kernels.BACKENDS[backend].launchers("noise_bias_act")
+    launchers.backward(
+        _view(x, noise, None, None), torch.empty_like(x), sums, None, None, None, x, x, True, noise, sums, None, None,
+        None, "lrelu", 1.0, 1.0, math.inf,
+    )  # fmt: skip
+    return sums
+
+
 def _lies_within(y: Tensor, limit: float) -> bool:
     """Whether all of `y`, which is dense, is between -limit and limit."""
     flat = y.as_strided((y.numel(),), (1,), y.storage_offset())

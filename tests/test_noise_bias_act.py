@@ -334,7 +334,7 @@ class TestMistakesAreNamed:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(3, 37, 9, 7), (2, 64, 4, 4), (5, 8), (0, 4, 2, 2)])
 def test_sums_of_weighted_samples(shape, dtype):
-    x = arrange(torch.randn(shape), "nhwc" if len(shape) == 4 else "nchw").to(dtype)
-    factor = torch.randn(shape[0], dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    x = arrange(torch.randn(shape), "nhwc" if len(shape) == 4 else "nchw").to(DTYPES[dtype])
+    factor = torch.randn(shape[0], dtype=torch.float64 if dtype == "fp64" else torch.float32)
     expected = torch.einsum("n,nc...->c", factor.double(), x.double())
     torch.testing.assert_close(sum_of_samples(x, factor).double(), expected, rtol=0, atol=2e-5)

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fastgan.models import dcgan, stylegan2
+from fastgan.models import dcgan, pggan, stylegan, stylegan2
 
-ARCHITECTURES = {"stylegan2": stylegan2, "dcgan": dcgan}
+ARCHITECTURES = {"stylegan2": stylegan2, "stylegan": stylegan, "pggan": pggan, "dcgan": dcgan}
 
 
 @dataclass(frozen=True)

@@ -4,38 +4,15 @@ import itertools
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastgan.layers import EqualizedConv2d, EqualizedLinear, MinibatchStddev, ModulatedConv2d, NoiseBiasLeakyReLU
-from fastgan.ops import noise_bias_act, pixel_norm
+from fastgan.models.labels import projected
+from fastgan.models.mapping import Mapping, StyleBased, noise_field
+from fastgan.ops import noise_bias_act
 from fastgan.ops.arithmetic import to_arithmetic
 from fastgan.ops.layout import channels_last
 from fastgan.ops.upfirdn2d import taps, upfirdn2d
-
-
-class Mapping(nn.Module):
-    """z [N, z_dim] and a label [N] to w [N, w_dim]; keeps the running mean of w for truncation."""
-
-    def __init__(self, config):
-        super().__init__()
-        width = config.z_dim
-        self.embed = EqualizedLinear(config.num_classes, width) if config.num_classes else None
-        sizes = [width * (2 if config.num_classes else 1)] + [width] * config.mapping_layers
-        self.layers = nn.ModuleList(
-            EqualizedLinear(i, o, act="lrelu", lr_multiplier=config.mapping_lr) for i, o in itertools.pairwise(sizes)
-        )
-        self.register_buffer("w_avg", torch.zeros(width))
-
-    def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
-        x = pixel_norm(z)
-        if self.embed is not None:
-            x = torch.cat([x, pixel_norm(_embedded(self.embed, label))], 1)
-        for layer in self.layers:
-            x = layer(x)
-        if self.training and torch.is_grad_enabled():
-            self.w_avg.lerp_(x.detach().mean(0, dtype=self.w_avg.dtype), 1 - 0.995)
-        return x
 
 
 class SynthesisLayer(nn.Module):
@@ -49,9 +26,7 @@ class SynthesisLayer(nn.Module):
         self.register_buffer("noise_const", torch.randn(1, 1, resolution, resolution))
 
     def forward(self, x: Tensor, style: Tensor, noise: str, *, scaled: bool = False, post: Tensor | None = None):
-        field = None  # drawn anew
-        if noise != "random":
-            field = self.noise_const if noise == "const" else torch.zeros_like(self.noise_const)
+        field = noise_field(noise, self.noise_const)
         shape = (len(x), 1, *self.noise_const.shape[2:])
         return self.conv(x, style, scaled=scaled, post=post, **self.epilogue.arguments(shape, x.device, field))
 
@@ -109,10 +84,8 @@ class Synthesis(nn.Module):
             return upfirdn2d(to_arithmetic(image), self.resample_filter, up=2, padding=(2, 1, 2, 1), gain=4.0)
 
 
-class Generator(nn.Module):
+class Generator(StyleBased):
     """z [N, z_dim], label [N] to an image [N, channels, R, R] of nominal range [-1, 1], fp32."""
-
-    supports = frozenset({"style_mixing", "truncation", "noise"})
 
     def __init__(self, config):
         super().__init__()
@@ -121,31 +94,7 @@ class Generator(nn.Module):
         self.synthesis = Synthesis(config)
         self.num_ws = self.synthesis.num_ws
 
-    def forward(
-        self,
-        z: Tensor,
-        label: Tensor | None = None,
-        *,
-        style_mixing: float = 0.0,
-        truncation: float = 1.0,
-        noise: str = "random",
-    ) -> Tensor:
-        """Args:
-        z: [N, z_dim] from N(0, 1).
-        label: [N] int64 class indices, for a conditional generator.
-        style_mixing: probability that a sample's later layers take the w of another latent.
-        truncation: psi; w is drawn towards its mean by this factor (1: not at all).
-        noise: "random", "const" or "none".
-        """
-        ws = self.mapping(z, label)[:, None].expand(-1, self.num_ws, -1)
-        if style_mixing:
-            other = self.mapping(torch.randn_like(z), label)[:, None]
-            layer = torch.arange(self.num_ws, device=z.device)
-            cutoff = torch.randint(1, self.num_ws, (len(z), 1), device=z.device)
-            cutoff = torch.where(torch.rand(len(z), 1, device=z.device) < style_mixing, cutoff, self.num_ws)
-            ws = torch.where((layer < cutoff)[:, :, None], ws, other)
-        if truncation != 1:
-            ws = self.mapping.w_avg.lerp(ws.to(self.mapping.w_avg.dtype), truncation)
+    def synthesize(self, ws: Tensor, *, noise: str = "random") -> Tensor:
         return self.synthesis(ws, noise)
 
 
@@ -183,15 +132,4 @@ class Critic(nn.Module):
         for block in self.blocks:
             x = block(x)
         x = self.out(self.dense(self.conv(self.stddev(x)).flatten(1)))
-        x = to_arithmetic(x)
-        if self.embed is None:
-            return x.squeeze(1)
-        direction = pixel_norm(to_arithmetic(_embedded(self.embed, label)))
-        return (x * direction).sum(1) / math.sqrt(x.shape[1])
-
-
-def _embedded(embed: EqualizedLinear, label: Tensor | None) -> Tensor:
-    num_classes = embed.weight.shape[1]
-    if label is None:
-        raise ValueError(f"this network has {num_classes} classes: it needs a label [N] for every sample")
-    return embed(F.one_hot(label, num_classes).to(embed.weight.dtype))
+        return projected(x, self.embed, label)

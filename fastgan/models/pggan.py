@@ -1,0 +1,110 @@
+"""PGGAN: progressively grown, pixel norm, minibatch stddev, equalised rates (Karras et al. 2018, arXiv 1710.10196)."""
+
+import itertools
+
+import torch
+from torch import Tensor, nn
+
+from fastgan.layers import (
+    SQRT2,
+    Blur2d,
+    ConvDownsample2d,
+    EqualizedConv2d,
+    EqualizedLinear,
+    MinibatchStddev,
+    UpsampleConv2d,
+)
+from fastgan.models.growing import Growing, doubled, halved
+from fastgan.models.labels import joined, projected
+from fastgan.ops import noise_bias_act, pixel_norm
+from fastgan.ops.arithmetic import to_arithmetic
+from fastgan.ops.layout import channels_last
+
+
+class UpBlock(nn.Module):
+    """Doubles the resolution: two 3x3 convolutions, the first one of the upsampled activations."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.up = UpsampleConv2d(in_channels, out_channels, equalized=True, act="lrelu")
+        self.conv = EqualizedConv2d(out_channels, out_channels, 3, act="lrelu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return pixel_norm(self.conv(pixel_norm(self.up(x))))
+
+
+class Generator(Growing):
+    """z [N, z_dim], label [N] to an image [N, channels, R, R] of nominal range [-1, 1], fp32; R that of the stage."""
+
+    def __init__(self, config):
+        super().__init__(config.resolutions)
+        self.z_dim = config.z_dim
+        self.embed = EqualizedLinear(config.num_classes, config.z_dim) if config.num_classes else None
+        channels = [config.features(r) for r in config.resolutions]
+        width = config.z_dim * (2 if config.num_classes else 1)
+        self.dense = EqualizedLinear(width, 4 * 4 * channels[0], bias=False)
+        self.dense.weight_gain *= SQRT2 / 4  # as if its fan-in were that of a 4x4 convolution
+        self.bias = nn.Parameter(torch.zeros(channels[0]))
+        self.conv = EqualizedConv2d(channels[0], channels[0], 3, act="lrelu")
+        self.blocks = nn.ModuleList(UpBlock(i, o) for i, o in itertools.pairwise(channels))
+        self.to_rgb = nn.ModuleList(EqualizedConv2d(c, config.channels, 1) for c in channels)
+
+    def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
+        x = self.dense(joined(z, self.embed, label))
+        x = x.reshape(len(z), 4, 4, len(self.bias)).permute(0, 3, 1, 2)  # channels_last
+        x = before = pixel_norm(self.conv(pixel_norm(noise_bias_act(x, bias=self.bias))))
+        for block in self.blocks[: self.level]:
+            before, x = x, block(x)
+        image = to_arithmetic(self.to_rgb[self.level](x))
+        if self.fading:
+            image = self.faded(doubled(to_arithmetic(self.to_rgb[self.level - 1](before))), image)
+        return image
+
+
+class DownBlock(nn.Module):
+    """Halves the resolution: two 3x3 convolutions, the second one pooled before bias and activation."""
+
+    def __init__(self, in_channels: int, out_channels: int, blur: bool):
+        super().__init__()
+        self.conv = EqualizedConv2d(in_channels, in_channels, 3, act="lrelu")
+        self.blur = Blur2d((1, 2, 1)) if blur else nn.Identity()
+        self.down = ConvDownsample2d(in_channels, out_channels, equalized=True, act="lrelu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.blur(self.conv(x)))
+
+
+class Critic(Growing):
+    """image [N, channels, R, R], label [N] to logits [N] in fp32; R is that of the stage. Labels by projection.
+
+    Raises ValueError for images of another resolution than that of the stage.
+    """
+
+    blur = False  # before every halving
+
+    def __init__(self, config):
+        super().__init__(config.resolutions)
+        channels = [config.features(r) for r in config.resolutions]
+        last = channels[0]
+        self.from_rgb = nn.ModuleList(EqualizedConv2d(config.channels, c, 1, act="lrelu") for c in channels)
+        self.blocks = nn.ModuleList(DownBlock(i, o, self.blur) for o, i in itertools.pairwise(channels))
+        self.stddev = MinibatchStddev()
+        self.conv = EqualizedConv2d(last + 1, last, 3, act="lrelu")
+        self.dense = EqualizedLinear(last * 16, last, act="lrelu")
+        self.embed = EqualizedLinear(config.num_classes, last) if config.num_classes else None
+        self.out = EqualizedLinear(last, last if config.num_classes else 1)
+
+    def forward(self, image: Tensor, label: Tensor | None = None) -> Tensor:
+        if image.shape[-1] != self.stage_resolution:
+            raise ValueError(
+                f"image has shape {list(image.shape)}, must be of the stage's resolution {self.stage_resolution}"
+            )
+        image = channels_last(image)
+        top = self.level
+        x = self.from_rgb[top](image)
+        for level in range(top, 0, -1):
+            x = self.blocks[level - 1](x)
+            if level == top and self.fading:
+                x = self.faded(self.from_rgb[top - 1](halved(image)), x)
+        x = self.out(self.dense(self.conv(self.stddev(x)).flatten(1)))
+        return projected(x, self.embed, label)

@@ -1,0 +1,78 @@
+"""StyleGAN: mapping network, styles by instance norm, noise, growth (Karras et al. 2019, arXiv 1812.04948)."""
+
+import torch
+from torch import Tensor, nn
+
+from fastgan.layers import SQRT2, Blur2d, EqualizedConv2d, StyleEpilogue, UpsampleConv2d
+from fastgan.models import pggan
+from fastgan.models.growing import Growing, doubled
+from fastgan.models.mapping import Mapping, StyleBased, noise_field
+from fastgan.ops.arithmetic import to_arithmetic
+
+
+class SynthesisLayer(nn.Module):
+    """A convolution, and in one operation noise, bias, leaky ReLU, instance norm and style."""
+
+    def __init__(self, config, conv: nn.Module, channels: int, resolution: int):
+        super().__init__()
+        self.conv = conv
+        self.epilogue = StyleEpilogue(channels, config.z_dim)
+        self.register_buffer("noise_const", torch.randn(1, 1, resolution, resolution))
+
+    def forward(self, x: Tensor, w: Tensor, noise: str) -> Tensor:
+        return self.epilogue(self.conv(x), w, noise_field(noise, self.noise_const))
+
+
+def _same(channels: int) -> nn.Module:
+    conv = EqualizedConv2d(channels, channels, 3, bias=False)
+    conv.weight_gain *= SQRT2  # that of the leaky ReLU: noise and bias come in between
+    return conv
+
+
+def _up(in_channels: int, out_channels: int) -> nn.Module:
+    conv = UpsampleConv2d(in_channels, out_channels, bias=False, equalized=True)
+    conv.weight_gain *= SQRT2
+    return nn.Sequential(conv, Blur2d((1, 2, 1)))
+
+
+class Generator(StyleBased, Growing):
+    """z [N, z_dim], label [N] to an image [N, channels, R, R] of nominal range [-1, 1], fp32; R that of the stage."""
+
+    supports = StyleBased.supports | Growing.supports
+    truncated_layers = 8  # up to 32x32
+
+    def __init__(self, config):
+        super().__init__(config.resolutions)
+        self.z_dim = config.z_dim
+        self.num_ws = 2 * len(config.resolutions)
+        self.mapping = Mapping(config)
+        channels = [config.features(r) for r in config.resolutions]
+        self.const = nn.Parameter(torch.ones(1, channels[0], 4, 4))
+        self.layers = nn.ModuleList()  # two a level
+        for i, (r, c) in enumerate(zip(config.resolutions, channels, strict=True)):
+            first = _up(channels[i - 1], c) if i else nn.Identity()
+            self.layers.append(SynthesisLayer(config, first, c, r))
+            self.layers.append(SynthesisLayer(config, _same(c), c, r))
+        self.to_rgb = nn.ModuleList(EqualizedConv2d(c, config.channels, 1) for c in channels)
+
+    @property
+    def ws_in_use(self) -> int:
+        return 2 * (self.level + 1)
+
+    def synthesize(self, ws: Tensor, *, noise: str = "random") -> Tensor:
+        w = ws.unbind(1)
+        x = self.const.expand(len(ws), -1, -1, -1).contiguous(memory_format=torch.channels_last)
+        for i in range(0, self.ws_in_use, 2):
+            before = x
+            x = self.layers[i](x, w[i], noise)
+            x = self.layers[i + 1](x, w[i + 1], noise)
+        image = to_arithmetic(self.to_rgb[self.level](x))
+        if self.fading:
+            image = self.faded(doubled(to_arithmetic(self.to_rgb[self.level - 1](before))), image)
+        return image
+
+
+class Critic(pggan.Critic):
+    """As PGGAN's, with a low-pass filter before every halving."""
+
+    blur = True

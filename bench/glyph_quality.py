@@ -1,12 +1,14 @@
 """How good are generated glyphs? `python bench/glyph_quality.py RUN` measures it and prints a short table.
 
 A small classifier, trained on real glyphs, judges 1,000 conditional samples (psi 1): are they of the class that was
-asked for, as varied within a class as real ones, and not copies of training images? Distances are between the
-classifier's last features. "Fresh reals" are drawn anew, in the same fonts, with another seed: images that the
-generator has not seen. The classifier's own accuracy on held-out fonts is printed beside it.
+asked for, as varied within a class as real ones, and not copies of training images? Of a generator without classes:
+are all of them among its samples? Distances are between the classifier's last features. "Fresh reals" are drawn anew,
+in the same fonts, with another seed: images that the generator has not seen. The classifier's own accuracy on held-out
+fonts is printed beside it.
 
-Exits with status 1 unless at least 90 % of the samples are classified as asked for, the mean distance within a class is
-at least 70 % of the real one, and the samples are no nearer to training images than fresh reals are.
+Exits with status 1 unless at least 90 % of the samples (or the share that `--as-asked` names) are classified as asked
+for, or each class has at least a fifth of its part of them; the mean distance within a class is at least 70 % of the
+real one; and the samples are no nearer to training images than fresh reals are.
 """
 
 import argparse
@@ -19,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastgan.data import BatchSampler, ImageDataset, open_dataset, to_model_range
+from fastgan.data import ImageDataset, ShuffledStream, open_dataset, to_model_range
 from fastgan.training.checkpoint import load_generator, read_header
 
 
@@ -46,9 +48,9 @@ def train_classifier(reals: ImageDataset, steps: int = 600, batch: int = 100) ->
     classifier = Classifier(reals.channels, reals.resolution, reals.num_classes).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
-    sampler = BatchSampler(len(reals), batch, seed=0)
+    stream = ShuffledStream(len(reals))
     for step in range(steps):
-        index = sampler.batch_at(step)
+        index = stream.take(step * batch, batch)
         logits = classifier(to_model_range(reals.images[index]))
         loss = F.cross_entropy(logits, torch.from_numpy(reals.labels[index]))
         optimizer.zero_grad()
@@ -70,6 +72,8 @@ def within_class(features: Tensor, labels: Tensor) -> float:
     means = []
     for label in labels.unique():
         own = features[labels == label]
+        if len(own) < 2:
+            continue
         means.append(torch.cdist(own, own).sum() / (len(own) * (len(own) - 1)))
     return float(torch.stack(means).mean())
 
@@ -87,58 +91,97 @@ def subset(dataset: ImageDataset, count: int) -> tuple[Tensor, Tensor]:
     return to_model_range(dataset.images[index]), torch.from_numpy(dataset.labels[index])
 
 
-@torch.no_grad()
+class Judge:
+    """Knows what real glyphs are like, of some classes, a resolution and a number of channels."""
+
+    @torch.no_grad()
+    def __init__(self, resolution: int, channels: int, classes: int, samples: int = 1000):
+        self.classes, self.samples = classes, samples
+        reals = open_dataset("glyphs", resolution, channels, classes=classes)
+        fresh = open_dataset("glyphs", resolution, channels, classes=classes, seed=1)
+        heldout = open_dataset("glyphs", resolution, channels, classes=classes, split="heldout")
+        with torch.enable_grad():
+            self.classifier = train_classifier(reals)
+        self.training, _ = judged(self.classifier, to_model_range(reals.images[:]))
+        self.about_reals = {}
+        for name, dataset in (("fresh_reals", fresh), ("held_out_fonts", heldout)):
+            images, labels = subset(dataset, samples)
+            features, predicted = judged(self.classifier, images)
+            self.about_reals |= {
+                f"classifier_on_{name}": _share(predicted, labels),
+                f"within_class_distance_{name}": within_class(features, labels),
+                f"distance_to_training_{name}": to_training(features, self.training),
+            }
+
+    @torch.no_grad()
+    def figures(self, generator: nn.Module, conditional: bool) -> dict:
+        """What the module's text describes, of samples that a generator makes at psi 1."""
+        classes = self.classes
+        torch.manual_seed(0)
+        labels = torch.arange(classes).repeat_interleave(self.samples // classes)
+        z = torch.randn(len(labels), generator.z_dim)
+        pairs = zip(z.split(100), labels.split(100), strict=True)
+        images = torch.cat([generator(a, b if conditional else None) for a, b in pairs]).clamp(-1, 1)
+        features, predicted = judged(self.classifier, images)
+        figures = {"samples": len(labels), "conditional": conditional}
+        if conditional:
+            figures["samples_as_asked"] = _share(predicted, labels)
+            figures["as_asked_by_class"] = [_share(predicted[labels == c], labels[labels == c]) for c in range(classes)]
+        else:
+            labels = predicted
+            figures["share_by_class"] = [float((predicted == c).float().mean()) for c in range(classes)]
+        return figures | {
+            "within_class_distance": within_class(features, labels),
+            "distance_to_training": to_training(features, self.training),
+            **self.about_reals,
+        }
+
+
+def _share(predicted: Tensor, labels: Tensor) -> float:
+    return float((predicted == labels).float().mean())
+
+
+def variety(figures: dict) -> float:
+    """The mean distance within a class, of that of reals."""
+    return figures["within_class_distance"] / figures["within_class_distance_fresh_reals"]
+
+
+def novelty(figures: dict) -> float:
+    """The median distance to the nearest training image, of that of reals not trained on."""
+    return figures["distance_to_training"] / figures["distance_to_training_fresh_reals"]
+
+
+def is_good(figures: dict, as_asked: float) -> bool:
+    """Whether the figures are what the module's text asks for."""
+    if figures["conditional"]:
+        right = figures["samples_as_asked"] >= as_asked
+    else:
+        right = min(figures["share_by_class"]) >= 0.2 / len(figures["share_by_class"])
+    return right and variety(figures) >= 0.7 and novelty(figures) >= 1.0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="run folder or checkpoint of a training on glyphs")
     parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--as-asked", type=float, default=0.9, help="share of samples that must be of their class")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
 
-    config = read_header(arguments.run).model
-    generator, _ = load_generator(arguments.run)
-    options = (config.resolution, config.channels)
-    reals = open_dataset("glyphs", *options, classes=config.num_classes)
-    fresh = open_dataset("glyphs", *options, classes=config.num_classes, seed=1)
-    heldout = open_dataset("glyphs", *options, classes=config.num_classes, split="heldout")
-    with torch.enable_grad():
-        classifier = train_classifier(reals)
-
-    torch.manual_seed(0)
-    labels = torch.arange(config.num_classes).repeat_interleave(arguments.samples // config.num_classes)
-    z = torch.randn(len(labels), config.z_dim)
-    samples = torch.cat([generator(a, b) for a, b in zip(z.split(100), labels.split(100), strict=True)])
-    samples = samples.clamp(-1, 1)
-
-    features, predicted = judged(classifier, samples)
-    training_features, _ = judged(classifier, to_model_range(reals.images[:]))
-    fresh_images, fresh_labels = subset(fresh, arguments.samples)
-    fresh_features, fresh_predicted = judged(classifier, fresh_images)
-    heldout_images, heldout_labels = subset(heldout, arguments.samples)
-    heldout_features, heldout_predicted = judged(classifier, heldout_images)
-
-    share = lambda predicted, labels: float((predicted == labels).float().mean())
-    figures = {
-        "samples": len(labels),
-        "samples_as_asked": share(predicted, labels),
-        "as_asked_by_class": [share(predicted[labels == c], labels[labels == c]) for c in range(config.num_classes)],
-        "classifier_on_fresh_reals": share(fresh_predicted, fresh_labels),
-        "classifier_on_held_out_fonts": share(heldout_predicted, heldout_labels),
-        "within_class_distance": within_class(features, labels),
-        "within_class_distance_reals": within_class(fresh_features, fresh_labels),
-        "distance_to_training": to_training(features, training_features),
-        "distance_to_training_fresh_reals": to_training(fresh_features, training_features),
-        "distance_to_training_held_out_fonts": to_training(heldout_features, training_features),
-    }
-    variety = figures["within_class_distance"] / figures["within_class_distance_reals"]
-    distance = figures["distance_to_training"] / figures["distance_to_training_fresh_reals"]
-    good = figures["samples_as_asked"] >= 0.9 and variety >= 0.7 and distance >= 1.0
-    by_class = " ".join(f"{share:.0%}" for share in figures["as_asked_by_class"])
-    print(f"samples classified as asked      {figures['samples_as_asked']:.1%}   (by class {by_class})")
+    model = read_header(arguments.run).model
+    generator, config = load_generator(arguments.run)
+    judge = Judge(model.resolution, model.channels, config.data.classes, arguments.samples)
+    figures = judge.figures(generator, model.num_classes > 0)
+    if figures["conditional"]:
+        by_class = " ".join(f"{share:.0%}" for share in figures["as_asked_by_class"])
+        print(f"samples classified as asked      {figures['samples_as_asked']:.1%}   (by class {by_class})")
+    else:
+        print("samples by class                 " + " ".join(f"{share:.1%}" for share in figures["share_by_class"]))
     print(f"the classifier itself            {figures['classifier_on_held_out_fonts']:.1%} on held-out fonts,", end=" ")
     print(f"{figures['classifier_on_fresh_reals']:.1%} on fresh reals")
-    print(f"distance within a class          {variety:.2f} of that of reals")
-    print(f"distance to the nearest training image {distance:.2f} of that of fresh reals")
+    print(f"distance within a class          {variety(figures):.2f} of that of reals")
+    print(f"distance to the nearest training image {novelty(figures):.2f} of that of fresh reals")
+    good = is_good(figures, arguments.as_asked)
     print("good" if good else "not good enough: see --help")
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n")

@@ -54,9 +54,8 @@ def _resumed(given, argv):
     config = configuration.resolve(config)
     for name, (before, after) in configuration.changes(saved, config).items():
         print(f"note: {configuration.flag(name)} {after} from here on, {before} before")
-    if config.steps() < header.step:
-        seen = header.step * config.training.batch
-        raise UserError(f"--images {config.training.images}: {header.path} has seen {seen} already; give more")
+    if config.training.images <= header.images - config.training.batch:
+        raise UserError(f"--images {config.training.images}: {header.path} has seen {header.images} already; give more")
     remove_unfinished(header.path.parent)
     return config, header
 

@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import signal
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from fastgan.errors import UserError
 from fastgan.train import main
-from fastgan.training import checkpoint
+from fastgan.training import checkpoint, process
 from fastgan.training.files import write_atomically
 from tests.tiny_run import (
     BATCH,
@@ -42,14 +43,59 @@ def run(unbroken, tmp_path):
     return shutil.copytree(unbroken, tmp_path / "run")
 
 
-@pytest.mark.parametrize("arch", ["stylegan2", "dcgan"])
-def test_resume_gives_the_bits_of_an_unbroken_run(folder, unbroken, tmp_path, arch):
-    if arch != "stylegan2":
-        unbroken = train(folder, tmp_path / "unbroken", "--arch", arch)
-    half = train(folder, tmp_path / "half", "--arch", arch, "--images", str(IMAGES // 2))
-    assert main(["--resume", str(half), "--images", str(IMAGES)]) == 0
+RUNS = {
+    "stylegan2": [],
+    "path length": ["--path-length", "2", "--path-interval", "2"],
+    "annealed": ["--final-lr", "0.2", "--final-beta2", "0.5", "--final-gamma", "0.1"],
+    "ada": ["--augment", "ada", "--ada-kimg", "0.01"],
+    "ramp": ["--augment", "ramp", "--augment-p", "0.5"],
+    "dcgan": ["--arch", "dcgan"],
+    "growing": [
+        *("--arch", "pggan", "--grow-from", "4", "--level-images", "12", "--fade-images", "24"),
+        *("--level-batch", "8", "4", "--level-lr", "0.5", "1"),
+    ],
+    "stylegan": ["--arch", "stylegan"],
+    "relativistic": ["--arch", "dcgan", "--loss", "relativistic", "--r2-gamma", "0.5"],
+    "wgan": ["--arch", "dcgan", "--loss", "wgan", "--critic-steps", "2"],
+    "wgan-gp": ["--arch", "dcgan", "--loss", "wgan-gp", "--critic-steps", "3", "--drift", "0.001"],
+}
+
+
+@pytest.fixture
+def stopped_halfway(monkeypatch):
+    """A function that runs `main`, interrupted after half of the steps."""
+
+    class Interrupt:
+        exit_code, left = 130, IMAGES // BATCH // 2
+
+        def __bool__(self):
+            self.left -= 1
+            return self.left == 0
+
+    def run(argv):
+        with monkeypatch.context() as patch:
+            patch.setattr(process, "finish_step_on_signal", lambda: nullcontext(Interrupt()))
+            assert main(argv) == 130
+
+    return run
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_resume_gives_the_bits_of_an_unbroken_run(folder, unbroken, tmp_path, stopped_halfway, name):
+    if RUNS[name]:
+        unbroken = train(folder, tmp_path / "unbroken", *RUNS[name])
+    half = tmp_path / "half"
+    stopped_halfway(arguments(folder, half, *RUNS[name]))
+    assert checkpoint.read_header(half).images == IMAGES // 2
+    assert main(["--resume", str(half)]) == 0
     assert_same_checkpoint(half, unbroken)
     assert log_lines(half) == log_lines(unbroken)
+
+
+def test_a_finished_run_can_be_made_longer(folder, unbroken, tmp_path):
+    half = train(folder, tmp_path / "half", "--images", str(IMAGES // 2))
+    assert main(["--resume", str(half), "--images", str(IMAGES)]) == 0
+    assert_same_checkpoint(half, unbroken)
 
 
 def more_images(folder):

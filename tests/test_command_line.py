@@ -15,7 +15,7 @@ from fastgan.errors import UserError
 from fastgan.generate import main as generate
 from fastgan.generate import parse_classes, parse_seeds
 from fastgan.train import main
-from fastgan.training import checkpoint, loop, sampling
+from fastgan.training import checkpoint, sampling, step
 from fastgan.training import config as configuration
 from tests.tiny_run import WIDTHS, arguments, assert_same_checkpoint, start
 from tests.tiny_run import train as train_tiny
@@ -67,6 +67,18 @@ MISTAKES = {
     "batch against stddev groups": (["--batch", "6"], "--batch 6: must be a multiple of 4"),
     "no images": (["--images", "-5"], "--images -5: must be at least 1"),
     "learning rate": (["--lr-g", "0"], "--lr-g 0.0: must be more than 0"),
+    "variant of another": (["--arch", "dcgan", "--variant", "mlp"], "--variant mlp: must be transposed or upsample"),
+    "variant of none": (["--variant", "mlp"], "--variant mlp: stylegan2 has no variants"),
+    "paths without styles": (["--arch", "dcgan", "--path-length", "2"], "--path-length 2.0: dcgan has no styles"),
+    "penalty of another loss": (["--gp-lambda", "10"], "--gp-lambda 10.0: belongs to --loss wgan-gp"),
+    "strength without augmentation": (["--augment-p", "0.5"], "--augment-p 0.5: needs --augment fixed or ramp"),
+    "growth of what does not grow": (["--grow-from", "8"], "--grow-from 8: stylegan2 does not grow"),
+    "growth from between": (["--arch", "pggan", "--grow-from", "6"], "--grow-from 6: must be 4 or 8 for pggan"),
+    "levels without growth": (["--level-batch", "8", "8"], "--level-batch: nothing grows"),
+    "numbers of levels": (
+        ["--arch", "pggan", "--resolution", "32", "--level-batch", "8", "8"],
+        "--level-batch 8 8: must be 4 numbers",
+    ),
     "betas": (["--betas", "0.5", "1"], "--betas (0.5, 1.0): must be two numbers"),
     "negative penalty": (["--r1-gamma", "-1"], "--r1-gamma -1.0: must be at least 0"),
     "mixing is a share": (["--style-mixing", "2"], "--style-mixing 2.0: must be from 0 to 1"),
@@ -234,21 +246,21 @@ def failing(error, calls_before, then):
 
 
 @pytest.mark.parametrize("shortage", SHORTAGES)
-@pytest.mark.parametrize("function", ["critic_with_grad_norm", "checkpoint.save"])
+@pytest.mark.parametrize("function", ["step.critic_with_grad_norm", "loop.checkpoint.save"])
 def test_too_large_for_a_first_step_is_one_line_and_leaves_nothing(
     folder, tmp_path, monkeypatch, capsys, shortage, function
 ):
     error, says = SHORTAGES[shortage]
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(f"fastgan.training.loop.{function}", failing(error, 0, None))
+        patch.setattr(f"fastgan.training.{function}", failing(error, 0, None))
         line = error_of(main, [*arguments(folder, out), "--tensorboard"], capsys)
     assert line == says + "make --batch smaller, or --channel-base and --channel-max, or --resolution"
     assert not list(tmp_path.iterdir())
     out.mkdir()  # made before, and with a file of someone else
     (out / "notes.txt").touch()
     with monkeypatch.context() as patch:
-        patch.setattr(f"fastgan.training.loop.{function}", failing(error, 0, None))
+        patch.setattr(f"fastgan.training.{function}", failing(error, 0, None))
         assert error_of(main, arguments(folder, out), capsys).startswith(says)
     assert [path.name for path in out.iterdir()] == ["notes.txt"]
     train_tiny(folder, out, "--images", "4")  # the same folder serves
@@ -258,19 +270,19 @@ def test_too_large_for_a_first_step_is_one_line_and_leaves_nothing(
 def test_running_out_of_memory_later_leaves_a_run_to_go_on_with(folder, run, tmp_path, monkeypatch, capsys, shortage):
     error, says = SHORTAGES[shortage]
     out = tmp_path / "run"
-    original = loop.critic_with_grad_norm
-    monkeypatch.setattr(loop, "critic_with_grad_norm", failing(error, 3, original))  # every second step has it
+    original = step.critic_with_grad_norm
+    monkeypatch.setattr(step, "critic_with_grad_norm", failing(error, 3, original))  # every second step has it
     assert error_of(main, arguments(folder, out), capsys).startswith(says)
     assert checkpoint.read_header(out).step == 4
-    monkeypatch.setattr(loop, "critic_with_grad_norm", failing(error, 0, original))
+    monkeypatch.setattr(step, "critic_with_grad_norm", failing(error, 0, original))
     assert "a resumed run needs what it needed before" in error_of(main, ["--resume", str(out)], capsys)
-    monkeypatch.setattr(loop, "critic_with_grad_norm", original)
+    monkeypatch.setattr(step, "critic_with_grad_norm", original)
     assert main(["--resume", str(out)]) == 0
     assert_same_checkpoint(out, run)
 
 
 def test_other_mistakes_of_the_program_are_no_shortage(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "critic_with_grad_norm", failing(RuntimeError("shapes differ"), 0, None))
+    monkeypatch.setattr(step, "critic_with_grad_norm", failing(RuntimeError("shapes differ"), 0, None))
     with pytest.raises(RuntimeError, match="shapes differ"):
         main(arguments(folder, tmp_path / "run"))
 

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fastgan.data import BatchSampler, cache, folder, glyphs, open_dataset, to_model_range
+from fastgan.data import ShuffledStream, cache, folder, glyphs, open_dataset, to_model_range
 from fastgan.errors import UserError
 
 TINY = {"count": 40, "progress": False}
@@ -469,39 +469,41 @@ def test_a_folder_has_no_held_out_part(tmp_path, store):
 @settings(max_examples=60, deadline=None)
 @given(size=st.integers(1, 50), batch=st.integers(1, 70), seed=st.integers(0, 2**40))
 def test_every_epoch_visits_every_image_once(size, batch, seed):
-    sampler = BatchSampler(size, batch, seed)
-    steps = -(-3 * size // batch)
-    stream = np.concatenate([sampler.batch_at(step) for step in range(steps)])
+    stream = ShuffledStream(size, seed)
+    order = np.concatenate([stream.take(start, batch) for start in range(0, 3 * size, batch)])
     for epoch in range(3):
-        assert sorted(stream[epoch * size : (epoch + 1) * size]) == list(range(size))
+        assert sorted(order[epoch * size : (epoch + 1) * size]) == list(range(size))
 
 
 @settings(max_examples=60, deadline=None)
-@given(size=st.integers(1, 50), batch=st.integers(1, 70), steps=st.lists(st.integers(0, 10**6), min_size=1, max_size=8))
-def test_a_batch_depends_on_its_step_only(size, batch, steps):
-    sampler = BatchSampler(size, batch, seed=3)
-    for step in steps:
-        indices = sampler.batch_at(step)
-        assert indices.dtype == np.int64 and indices.shape == (batch,)
-        assert np.array_equal(indices, BatchSampler(size, batch, seed=3).batch_at(step))
+@given(
+    size=st.integers(1, 50), count=st.integers(0, 70), starts=st.lists(st.integers(0, 10**6), min_size=1, max_size=8)
+)
+def test_what_is_taken_depends_on_the_position_only(size, count, starts):
+    stream = ShuffledStream(size, seed=3)
+    for start in starts:
+        indices = stream.take(start, count)
+        assert indices.dtype == np.int64 and indices.shape == (count,)
+        assert np.array_equal(indices, ShuffledStream(size, seed=3).take(start, count))
 
 
 def test_epochs_and_seeds_differ_in_order():
-    sampler = BatchSampler(100, 100, seed=0)
-    orders = [sampler.batch_at(0), sampler.batch_at(1), BatchSampler(100, 100, seed=1).batch_at(0)]
+    stream = ShuffledStream(100, seed=0)
+    orders = [stream.take(0, 100), stream.take(100, 100), ShuffledStream(100, seed=1).take(0, 100)]
     assert len({order.tobytes() for order in orders}) == 3
 
 
 def test_a_caller_that_changes_a_batch_does_not_change_the_epoch():
-    sampler = BatchSampler(10, 10)
-    sampler.batch_at(0)[:] = 0
-    assert sorted(sampler.batch_at(0)) == list(range(10))
+    stream = ShuffledStream(10)
+    stream.take(0, 10)[:] = 0
+    assert sorted(stream.take(0, 10)) == list(range(10))
 
 
-@pytest.mark.parametrize(("size", "batch"), [(0, 1), (1, 0), (-1, 4)])
-def test_an_empty_set_or_batch_is_refused(size, batch):
+def test_an_empty_set_and_a_negative_position_are_refused():
     with pytest.raises(ValueError, match="1 or more"):
-        BatchSampler(size, batch)
+        ShuffledStream(0)
+    with pytest.raises(ValueError, match="0 or more"):
+        ShuffledStream(5).take(-1, 1)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -526,5 +528,5 @@ def test_what_is_no_batch_of_bytes_is_refused(images):
 
 def test_a_batch_taken_from_a_data_set_goes_straight_in(store):
     data = glyph_set(store)
-    images = to_model_range(data.images[BatchSampler(len(data), 8).batch_at(0)])
+    images = to_model_range(data.images[ShuffledStream(len(data)).take(0, 8)])
     assert images.shape == (8, 1, 16, 16)

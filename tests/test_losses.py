@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from fastgan.losses import OBJECTIVES, critic_with_grad_norm
+from fastgan.losses import OBJECTIVES, PairedObjective, PathLength, critic_with_grad_norm
 
 
 def test_nonsaturating_is_cross_entropy_with_the_label_wanted():
@@ -15,6 +15,67 @@ def test_nonsaturating_is_cross_entropy_with_the_label_wanted():
     torch.testing.assert_close(objective.critic_real(logits), binary_cross_entropy_with_logits(logits, real))
     torch.testing.assert_close(objective.critic_fake(logits), binary_cross_entropy_with_logits(logits, fake))
     torch.testing.assert_close(objective.generator(logits), binary_cross_entropy_with_logits(logits, real))
+
+
+def test_objectives_are_those_of_their_papers():
+    make = torch.Generator().manual_seed(0)
+    real, fake = (torch.randn(16, generator=make, dtype=torch.float64) for _ in range(2))
+    sigmoid = torch.sigmoid
+    critic = {
+        "minimax": -(sigmoid(real).log() + (1 - sigmoid(fake)).log()).mean(),
+        "nonsaturating": -(sigmoid(real).log() + (1 - sigmoid(fake)).log()).mean(),
+        "least-squares": (((real - 1) ** 2 + fake**2) / 2).mean(),
+        "hinge": ((1 - real).clamp(min=0) + (1 + fake).clamp(min=0)).mean(),
+        "wasserstein": (fake - real).mean(),
+        "relativistic": -sigmoid(real - fake).log().mean(),
+    }
+    generator = {
+        "minimax": (1 - sigmoid(fake)).log().mean(),
+        "nonsaturating": -sigmoid(fake).log().mean(),
+        "least-squares": ((fake - 1) ** 2 / 2).mean(),
+        "hinge": -fake.mean(),
+        "wasserstein": -fake.mean(),
+        "relativistic": -sigmoid(fake - real).log().mean(),
+    }
+    assert critic.keys() == generator.keys() == OBJECTIVES.keys()
+    for name, objective in OBJECTIVES.items():
+        if isinstance(objective, PairedObjective):
+            results = objective.critic(real, fake), objective.generator(fake, real)
+        else:
+            results = objective.critic_real(real) + objective.critic_fake(fake), objective.generator(fake)
+        torch.testing.assert_close(results, (critic[name], generator[name]))
+
+
+def test_logits_without_a_partner_are_refused():
+    with pytest.raises(ValueError, match="must be pairs"):
+        OBJECTIVES["relativistic"].critic(torch.zeros(4), torch.zeros(3))
+
+
+def test_path_length_is_the_norm_of_the_jacobian_transposed():
+    """Of a linear map of w to the image, every length is known but for the noise, which is orthogonal here."""
+    torch.manual_seed(0)
+    scale = torch.tensor(3.0, requires_grad=True)
+    ws = torch.randn(4, 2, 64, dtype=torch.float64, requires_grad=True)
+    images = (scale * ws.sum(1)).reshape(4, 1, 8, 8)  # J^T y = 3 y for each of the two copies
+    penalty = PathLength(decay=0.0)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        noise = torch.randn_like(images) / 8
+    torch.manual_seed(1)
+    value = penalty(images, ws)
+    lengths = 3 * noise.flatten(1).norm(dim=1)
+    torch.testing.assert_close(value, lengths.square().mean())
+    value.backward()
+    torch.testing.assert_close(scale.grad, (2 * lengths.square().mean() / 3).float())
+
+
+def test_path_length_compares_with_its_running_mean():
+    penalty = PathLength(decay=0.5)
+    for _ in range(60):
+        ws = torch.randn(512, 1, 16, requires_grad=True)
+        value = penalty((5 * ws.sum(1)).reshape(512, 1, 4, 4), ws)
+    assert penalty.mean == pytest.approx(5, abs=0.2)
+    assert value < 2
 
 
 def test_nonsaturating_survives_extreme_and_half_precision_logits():

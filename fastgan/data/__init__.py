@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastgan.data.cache import ImageDataset
-from fastgan.data.sampling import BatchSampler, to_model_range
+from fastgan.data.sampling import ShuffledStream, to_model_range
 from fastgan.errors import UserError
 
-__all__ = ["BatchSampler", "ImageDataset", "open_dataset", "to_model_range"]
+__all__ = ["ImageDataset", "ShuffledStream", "open_dataset", "to_model_range"]
 
 
 def open_dataset(

@@ -10,29 +10,31 @@ if TYPE_CHECKING:
     import torch
 
 
-class BatchSampler:
-    """An endless stream of shuffled epochs, cut into batches; position in it is all the state there is.
+class ShuffledStream:
+    """An endless stream of shuffled epochs; the position in it is all the state there is.
 
-    Every epoch is a permutation of 0..size-1 of its own, determined by (seed, epoch); a batch may span two or more.
-    size, batch: 1 or more. Raises ValueError otherwise.
+    Every epoch is a permutation of 0..size-1 of its own, determined by (seed, epoch).
+    size: 1 or more. Raises ValueError otherwise.
     """
 
-    def __init__(self, size: int, batch: int, seed: int = 0) -> None:
-        if size < 1 or batch < 1:
-            raise ValueError(f"size and batch must be 1 or more, not {size} and {batch}")
-        self.size, self.batch, self.seed = size, batch, seed
+    def __init__(self, size: int, seed: int = 0) -> None:
+        if size < 1:
+            raise ValueError(f"size must be 1 or more, not {size}")
+        self.size, self.seed = size, seed
         self._epochs: dict[int, np.ndarray] = {}
 
-    def batch_at(self, step: int) -> np.ndarray:
-        """Indices of batch number `step`, int64 [batch]: a pure function, so that resuming needs the step only."""
-        if step < 0:
-            raise ValueError(f"step must be 0 or more, not {step}")
-        start, stop = step * self.batch, (step + 1) * self.batch
-        parts = []
-        while start < stop:
-            epoch, offset = divmod(start, self.size)
-            parts.append(self._epoch(epoch)[offset : offset + stop - start])
-            start += len(parts[-1])
+    def take(self, position: int, count: int) -> np.ndarray:
+        """The `count` indices from `position` on, int64 [count], of one epoch or of several.
+
+        A pure function, so that resuming needs the position only. Both are 0 or more; raises ValueError otherwise.
+        """
+        if position < 0 or count < 0:
+            raise ValueError(f"position and count must be 0 or more, not {position} and {count}")
+        parts, stop = [np.empty(0, np.int64)], position + count
+        while position < stop:
+            epoch, offset = divmod(position, self.size)
+            parts.append(self._epoch(epoch)[offset : offset + stop - position])
+            position += len(parts[-1])
         return np.concatenate(parts)
 
     def _epoch(self, epoch: int) -> np.ndarray:

@@ -34,6 +34,8 @@ class ModelConfig:
     channel_max: int = 128
     mapping_layers: int = 2
     mapping_lr: float = 0.1
+    variant: str = ""
+    critic_norm: bool = True
 
     def features(self, resolution: int) -> int:
         """Feature maps at a resolution."""

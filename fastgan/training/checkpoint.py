@@ -1,8 +1,8 @@
 """Checkpoints: one safetensors file with everything a run needs to go on, and no code in it.
 
 Tensors are named by what they belong to: `generator.*`, `critic.*`, `ema.*` (the averaged generator),
-`optimizer_g.<parameter>.<moment>`, `optimizer_d...`, `rng.cpu`, `rng.cuda`. The header's one entry `fastgan` is JSON:
-format, versions, configuration, network, step and data.
+`optimizer_g.<parameter>.<moment>`, `optimizer_d...`, `statistics.*` (what regularisation keeps count of), `rng.cpu`,
+`rng.cuda`. The header's one entry `fastgan` is JSON: format, versions, configuration, network, progress and data.
 """
 
 from __future__ import annotations
@@ -23,23 +23,28 @@ from fastgan.errors import UserError
 from fastgan.training.config import Config, from_dict, to_dict
 from fastgan.training.files import write_atomically
 
-FORMAT = 2
+FORMAT = 3
 FILE_NAME = "checkpoint.safetensors"
 
 
 @dataclass
 class State:
-    """Everything that changes while training. `ema` is the averaged generator; `step` counts finished steps."""
+    """Everything that changes while training. `ema` is the averaged generator, `statistics` holds what regularisation
+    keeps count of, `step` and `images` count finished steps and the real images shown in them, and `stage` is what
+    networks that grow are at: resolution and alpha."""
 
     generator: nn.Module
     critic: nn.Module
     ema: nn.Module
     optimizer_g: torch.optim.Optimizer
     optimizer_d: torch.optim.Optimizer
+    statistics: nn.Module
     step: int = 0
+    images: int = 0
+    stage: tuple[int, float] | None = None
 
     def modules(self) -> dict[str, nn.Module]:
-        return {"generator": self.generator, "critic": self.critic, "ema": self.ema}
+        return {"generator": self.generator, "critic": self.critic, "ema": self.ema, "statistics": self.statistics}
 
     def optimizers(self) -> dict[str, tuple[torch.optim.Optimizer, nn.Module]]:
         return {
@@ -56,6 +61,8 @@ class Header:
     config: Config
     model: models.ModelConfig
     step: int
+    images: int
+    stage: tuple[int, float] | None
     dataset: dict[str, Any]  # {"images": int, "class_names": list[str], "digests": those of the ImageDataset}
     tensors: int  # how many there are
 
@@ -69,7 +76,8 @@ def save(path: Path, state: State, config: Config, model: models.ModelConfig, da
         "config": to_dict(config),
         "model": asdict(model),
         "step": state.step,
-        "images": state.step * config.training.batch,
+        "images": state.images,
+        "stage": state.stage,
         "dataset": dataset,
         "tensors": len(tensors),
     }
@@ -101,7 +109,9 @@ def read_header(path: str | Path) -> Header:
             raise UserError(f"{path} has format {content['format']}; this fastgan ({__version__}) reads {FORMAT}")
         config = from_dict(content["config"])
         model = models.ModelConfig(**content["model"])
-        return Header(path, config, model, content["step"], content["dataset"], content["tensors"])
+        stage = None if content["stage"] is None else tuple(content["stage"])
+        progress = content["step"], content["images"], stage
+        return Header(path, config, model, *progress, content["dataset"], content["tensors"])
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except (ValueError, KeyError, TypeError) as error:
@@ -124,7 +134,9 @@ def restore(header: Header, state: State) -> None:
     device = next(state.generator.parameters()).device
     if device.type == "cuda" and "rng.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["rng.cuda"], device)
-    state.step = header.step
+    state.step, state.images, state.stage = header.step, header.images, header.stage
+    for network in (state.generator, state.critic, state.ema):
+        _grow(network, header)
 
 
 def load_generator(path: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Module, Config]:
@@ -136,8 +148,15 @@ def load_generator(path: str | Path, device: str | torch.device = "cpu") -> tupl
     header = read_header(path)
     generator, _ = models.build(header.model)
     _load_module(header.path, generator, "ema", _read(header.path, "ema."))
+    _grow(generator, header)
     generator = generator.to(device=device, memory_format=torch.channels_last)
     return generator.eval().requires_grad_(False), header.config
+
+
+def _grow(network: nn.Module, header: Header) -> None:
+    """To where it was when it was saved."""
+    if header.stage is not None:
+        network.grow_to(*header.stage)
 
 
 def _tensors(state: State) -> dict[str, Tensor]:

@@ -1,50 +1,26 @@
 """All options of a training as one typed configuration, which tyro turns into the command line.
 
-Defaults that depend on architecture and resolution are "auto" here and stand in `recipe`. Imports no torch: `--help` is
-quick.
+Defaults that depend on architecture, objective and resolution are "auto" here and stand in `recipes`. Imports no torch:
+`--help` is quick.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
 
 from fastgan.errors import UserError
+from fastgan.training.recipes import recipe
 
 LARGEST_SEED = 2**64 - 1  # of torch's random number generators
 
-Architecture = Literal["stylegan2", "dcgan"]
+Architecture = Literal["stylegan2", "stylegan", "pggan", "r3gan", "dcgan", "cgan", "mlp"]
+Loss = Literal["nonsaturating", "minimax", "least-squares", "hinge", "wgan", "wgan-gp", "relativistic"]
 Auto = Literal["auto"]
-
-
-def recipe(arch: str, resolution: int) -> dict[str, Any]:
-    """What "auto" stands for, by option name.
-
-    From 128 pixels on, StyleGAN2's numbers are those of Karras et al. 2020 and of its successor StyleGAN2-ADA. Below,
-    they are for a training of minutes instead of weeks, found by trial on glyphs: a narrow network that sees more
-    images in the same time, larger steps, and a mapping network that moves at all within a few thousand of them.
-    DCGAN's are those of Radford et al. 2016, narrower below 64 pixels.
-    """
-    if arch == "dcgan":
-        return {
-            "z_dim": 100, "channel_base": 32 * resolution, "channel_max": 1024 if resolution >= 64 else 256,
-            "mapping_layers": 0, "mapping_lr": 1.0, "lr_g": 0.0002, "lr_d": 0.0002, "betas": (0.5, 0.999),
-            "r1_gamma": 0.0, "r1_interval": 1, "style_mixing": 0.0,
-        }  # fmt: skip
-    if resolution >= 128:
-        return {
-            "z_dim": 512, "channel_base": 16384 if resolution < 512 else 32768, "channel_max": 512,
-            "mapping_layers": 8, "mapping_lr": 0.01, "lr_g": 0.002, "lr_d": 0.002, "betas": (0.0, 0.99),
-            "r1_gamma": 0.0002 * resolution**2 / 32, "r1_interval": 16, "style_mixing": 0.9,
-        }  # fmt: skip
-    return {
-        "z_dim": 128, "channel_base": 512 if resolution <= 32 else 2048, "channel_max": 128,
-        "mapping_layers": 2, "mapping_lr": 0.1, "lr_g": 0.005, "lr_d": 0.005, "betas": (0.0, 0.99),
-        "r1_gamma": 1.0, "r1_interval": 8, "style_mixing": 0.9,
-    }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,7 +28,10 @@ class NetworkOptions:
     """The pair of networks: a generator that draws, a critic that tells drawn from real."""
 
     arch: Architecture = "stylegan2"
-    """Architecture. stylegan2: best images; dcgan: simple and quick."""
+    """Architecture. stylegan2: best images; r3gan: a modern baseline; stylegan, pggan: grow from small images to large
+    ones; dcgan, cgan, mlp: simple and quick."""
+    variant: str | Auto = "auto"
+    """For dcgan transposed (the paper's, default) or upsample; for cgan conv (default) or mlp."""
     z_dim: int | Auto = "auto"
     """Size of the random vector an image is drawn from."""
     channel_base: int | Auto = "auto"
@@ -60,9 +39,11 @@ class NetworkOptions:
     channel_max: int | Auto = "auto"
     """... and never more than this."""
     mapping_layers: int | Auto = "auto"
-    """Depth of stylegan2's mapping network."""
+    """Depth of the mapping network of stylegan and stylegan2."""
     mapping_lr: float | Auto = "auto"
     """How much slower than the rest the mapping network learns."""
+    critic_norm: bool | Auto = "auto"
+    """Whether the critic of dcgan and cgan has batch norm. auto: yes, but not with a gradient penalty."""
 
 
 @dataclass(frozen=True)
@@ -78,36 +59,93 @@ class DataOptions:
     classes: int | Auto = "auto"
     """For glyphs: 10 (digits, the default), 26 (capitals) or 62 (both cases and digits). Folders and zips bring
     their own."""
+    labels: bool | Auto = "auto"
+    """Whether the networks are told the classes, and draw what is asked for. auto: yes for stylegan2, r3gan and
+    cgan; no for the others, as in their papers."""
 
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How to learn. "auto" is what suits the architecture."""
+    """How to learn. "auto" is what suits architecture, objective and resolution; config.json in the run's folder says
+    what that was."""
 
-    images: int = 50_000
+    images: int | Auto = "auto"
     """Length of the training: how many real images are shown to the critic, all in all."""
-    batch: int = 32
+    batch: int | Auto = "auto"
     """Images a step."""
+    loss: Loss | Auto = "auto"
+    """What generator and critic compete for. auto: wgan-gp for pggan, relativistic for r3gan, else nonsaturating."""
+    critic_steps: int | Auto = "auto"
+    """Steps of the critic for each of the generator. auto: 5 for wgan and wgan-gp (1 in pggan), else 1."""
+    optimizer: Literal["adam", "rmsprop"] | Auto = "auto"
+    """auto: rmsprop for wgan, else adam."""
     lr_g: float | Auto = "auto"
-    """Learning rate of the generator. auto: 0.005 for a small stylegan2, 0.002 from 128 pixels on; 0.0002 for
-    dcgan."""
+    """Learning rate of the generator."""
     lr_d: float | Auto = "auto"
-    """Learning rate of the critic. auto: as the generator's."""
+    """Learning rate of the critic."""
+    final_lr: float | Auto = "auto"
+    """Share of the learning rates that is left at the end, on a cosine. auto: 0.25 for r3gan, else 1."""
     betas: tuple[float, float] | Auto = "auto"
-    """Adam's two averaging factors. auto: 0 0.99 for stylegan2, 0.5 0.999 for dcgan."""
-    loss: Literal["nonsaturating"] = "nonsaturating"
-    """What generator and critic compete for."""
-    r1_gamma: float | Auto = "auto"
-    """Strength of the R1 gradient penalty, which keeps the critic smooth; 0 switches it off. auto: 1 for a small
-    stylegan2, 0.0002 * resolution^2 / 32 from 128 pixels on; 0 for dcgan. More resolution wants more."""
-    r1_interval: int | Auto = "auto"
-    """Apply R1 every so many steps, that much stronger. auto: 8 for a small stylegan2, 16 from 128 pixels on."""
-    ema_halflife: float = 10.0
+    """Adam's two averaging factors."""
+    final_beta2: float | Auto | None = "auto"
+    """The second of them at the end, on a cosine; None: as at the start. auto: 0.99 for r3gan."""
+    ema_halflife: float | Auto = "auto"
     """Images are drawn by a running average of the generator; its half-life in thousands of images shown."""
-    ema_rampup: float = 0.05
+    ema_rampup: float | Auto = "auto"
     """Early on the half-life is at most this share of the images shown so far; 0 for no such limit."""
     style_mixing: float | Auto = "auto"
-    """Share of images drawn with two latents, swapped at a random layer. auto: 0.9 for stylegan2."""
+    """Share of images drawn with two latents, swapped at a random layer. auto: 0.9 for stylegan and stylegan2."""
+
+
+@dataclass(frozen=True)
+class RegularizationOptions:
+    """What keeps critic and generator well-behaved. 0 switches a term off."""
+
+    r1_gamma: float | Auto = "auto"
+    """Strength of the R1 gradient penalty, which keeps the critic smooth at real images. More resolution wants more."""
+    r2_gamma: float | Auto = "auto"
+    """The same at generated images."""
+    final_gamma: float | Auto = "auto"
+    """Share of both that is left at the end, on a cosine. auto: 0.1 for r3gan, else 1."""
+    r1_interval: int | Auto = "auto"
+    """Apply R1 and R2 every so many steps, that much stronger. auto: 8 for a small stylegan2, 16 from 128 pixels on."""
+    gp_lambda: float | Auto = "auto"
+    """Strength of the gradient penalty of wgan-gp, between real and generated images. auto: 10 for that loss."""
+    drift: float | Auto = "auto"
+    """Strength of the square of real images' logits, which keeps those of a Wasserstein critic near 0. auto: 0.001 for
+    pggan."""
+    clip: float | Auto = "auto"
+    """Limit of the critic's weights. auto: 0.01 for wgan."""
+    path_length: float | Auto = "auto"
+    """Strength of stylegan2's path length penalty. auto: 2 from 128 pixels on."""
+    path_interval: int | Auto = "auto"
+    """Apply it every so many steps, that much stronger. auto: 4."""
+    augment: Literal["none", "ada", "fixed", "ramp"] | Auto = "auto"
+    """Show the critic altered images, for small data sets: flipped, moved, turned, recoloured. ada: as often as its
+    overfitting asks for; fixed: with probability --augment-p; ramp: with one that rises to it on a cosine. auto: ramp
+    for r3gan from 64 pixels on."""
+    augment_p: float | Auto = "auto"
+    """Probability of each alteration, for fixed and ramp."""
+    ada_target: float = 0.6
+    """For ada: the mean sign of the critic's verdicts on real images that counts as no overfitting."""
+    ada_kimg: float = 500.0
+    """For ada: thousands of images in which the probability can go from 0 to 1."""
+
+
+@dataclass(frozen=True)
+class GrowthOptions:
+    """Networks that grow: stylegan and pggan learn small images first, and then ever larger ones."""
+
+    grow_from: int | Auto = "auto"
+    """Resolution of the first images; 0: no growth. auto: 4 for pggan, 8 for stylegan, else 0."""
+    level_images: int | Auto = "auto"
+    """Images to train each resolution with, before and after it is faded in."""
+    fade_images: int | Auto = "auto"
+    """Images to fade each resolution in with."""
+    level_batch: tuple[int, ...] | Auto = "auto"
+    """Images a step at each resolution, from the first on; empty: --batch."""
+    level_lr: tuple[float, ...] | Auto = "auto"
+    """Factor of the learning rates at each resolution; empty: 1."""
 
 
 @dataclass(frozen=True)
@@ -153,16 +191,16 @@ class Config:
     network: NetworkOptions = field(default_factory=NetworkOptions)
     data: DataOptions = field(default_factory=DataOptions)
     training: TrainingOptions = field(default_factory=TrainingOptions)
+    regularization: RegularizationOptions = field(default_factory=RegularizationOptions)
+    growth: GrowthOptions = field(default_factory=GrowthOptions)
     machine: MachineOptions = field(default_factory=MachineOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
 
-    def steps(self) -> int:
-        """Optimizer steps in all: `images` in batches, the last one full as well."""
-        return -(-self.training.images // self.training.batch)
-
 
 # Changing these would make another network, or break the order of the data, in the middle of a run.
-FIXED_ON_RESUME = frozenset(vars(NetworkOptions())) | {"resolution", "channels", "classes", "batch", "seed"}
+FIXED_ON_RESUME = frozenset(vars(NetworkOptions()) | vars(GrowthOptions())) | {
+    "resolution", "channels", "classes", "labels", "batch", "seed", "optimizer", "critic_steps",
+}  # fmt: skip
 
 
 def parse(argv: list[str] | None, default: Config | None = None) -> Config:
@@ -183,48 +221,116 @@ def resolve(config: Config) -> Config:
 
     Raises UserError, naming the option, for a value out of range or for options that contradict each other.
     """
-    network, training, data, output = config.network, config.training, config.data, config.output
-    _require(
-        data.resolution >= 8 and data.resolution & (data.resolution - 1) == 0,
-        "resolution",
-        data.resolution,
-        "a power of two, at least 8",
-    )
-    auto = recipe(network.arch, data.resolution)
-    if training.style_mixing not in ("auto", 0, 0.0) and not auto["style_mixing"]:
-        raise UserError(
-            f"--style-mixing {training.style_mixing}: {config.network.arch} has no styles to mix; leave it out"
-        )
+    data = config.data
+    _check(config, only="resolution")
     if data.source != "glyphs" and data.classes != "auto":
         raise UserError(f"--classes {data.classes}: {data.source} brings its own classes; leave it out")
-
-    network, training = (
-        dataclasses.replace(group, **{name: auto[name] for name, value in vars(group).items() if value == "auto"})
-        for group in (network, training)
-    )
     if data.source == "glyphs" and data.classes == "auto":
         data = dataclasses.replace(data, classes=10)
+    if data.labels == "auto":
+        data = dataclasses.replace(data, labels=config.network.arch in ("stylegan2", "r3gan", "cgan"))
+    auto = recipe(config.network.arch, data.resolution, config.training.loss)
+    if config.growth.grow_from != "auto":  # the numbers of the levels that are left
+        levels = (data.resolution // config.growth.grow_from).bit_length() if config.growth.grow_from > 0 else 0
+        for name in ("level_batch", "level_lr"):
+            auto[name] = auto[name][-levels:] if levels else ()
+    if config.regularization.augment not in ("auto", auto["augment"]):
+        auto["augment_p"] = 0.2 if config.regularization.augment in ("fixed", "ramp") else 0.0
+    filled = {
+        group: dataclasses.replace(
+            options, **{name: auto[name] for name, value in vars(options).items() if value == "auto"}
+        )
+        for group, options in vars(config).items()
+        if group in ("network", "training", "regularization", "growth")
+    }
+    resolved = dataclasses.replace(config, data=data, **filled)
+    _check(resolved)
+    _check_together(resolved)
+    return resolved
 
-    _require(data.channels in (1, 3), "channels", data.channels, "1 (grey) or 3 (colour)")
-    for name in ("z_dim", "channel_base", "channel_max"):
-        _require(getattr(network, name) > 0, name, getattr(network, name), "at least 1")
-    _require(network.mapping_layers >= 0, "mapping_layers", network.mapping_layers, "at least 0")
-    _require(network.mapping_lr > 0, "mapping_lr", network.mapping_lr, "more than 0")
-    for name in ("images", "batch", "r1_interval"):
-        _require(getattr(training, name) > 0, name, getattr(training, name), "at least 1")
-    for name in ("lr_g", "lr_d"):
-        _require(getattr(training, name) > 0, name, getattr(training, name), "more than 0")
-    _require(all(0 <= beta < 1 for beta in training.betas), "betas", training.betas, "two numbers from 0 to below 1")
-    for name in ("r1_gamma", "ema_halflife", "ema_rampup"):
-        _require(getattr(training, name) >= 0, name, getattr(training, name), "at least 0")
-    _require(0 <= training.style_mixing <= 1, "style_mixing", training.style_mixing, "from 0 to 1")
-    grouped = network.arch != "stylegan2" or training.batch < 4 or training.batch % 4 == 0
-    _require(grouped, "batch", training.batch, "a multiple of 4 for stylegan2, whose critic compares groups of 4")
-    _require(config.machine.threads >= 0, "threads", config.machine.threads, "at least 0")
-    _require(0 <= config.machine.seed <= LARGEST_SEED, "seed", config.machine.seed, f"from 0 to {LARGEST_SEED}")
-    for name in ("checkpoint_interval", "grid_interval", "log_interval"):
-        _require(getattr(output, name) >= 0, name, getattr(output, name), "at least 0")
-    return dataclasses.replace(config, network=network, training=training, data=data)
+
+class _Rule(NamedTuple):
+    holds: Callable[[Any], bool]
+    right: str  # what a value must be, for people
+
+
+_AT_LEAST_0 = _Rule(lambda value: value >= 0, "at least 0")
+_AT_LEAST_1 = _Rule(lambda value: value >= 1, "at least 1")
+_MORE_THAN_0 = _Rule(lambda value: value > 0, "more than 0")
+_SHARE = _Rule(lambda value: 0 <= value <= 1, "from 0 to 1")
+
+_RULES = {
+    "resolution": _Rule(lambda value: value >= 8 and value & (value - 1) == 0, "a power of two, at least 8"),
+    "channels": _Rule(lambda value: value in (1, 3), "1 (grey) or 3 (colour)"),
+    **dict.fromkeys(("z_dim", "channel_base", "channel_max", "images", "batch", "critic_steps"), _AT_LEAST_1),
+    **dict.fromkeys(("r1_interval", "path_interval"), _AT_LEAST_1),
+    **dict.fromkeys(("mapping_lr", "lr_g", "lr_d", "ada_kimg"), _MORE_THAN_0),
+    **dict.fromkeys(("r1_gamma", "r2_gamma", "gp_lambda", "drift", "clip", "path_length"), _AT_LEAST_0),
+    **dict.fromkeys(("ema_halflife", "ema_rampup", "mapping_layers", "level_images", "fade_images"), _AT_LEAST_0),
+    **dict.fromkeys(("threads", "checkpoint_interval", "grid_interval", "log_interval"), _AT_LEAST_0),
+    **dict.fromkeys(("style_mixing", "final_lr", "final_gamma", "augment_p"), _SHARE),
+    "betas": _Rule(lambda value: all(0 <= beta < 1 for beta in value), "two numbers from 0 to below 1"),
+    "final_beta2": _Rule(lambda value: value is None or 0 <= value < 1, "from 0 to below 1, or None"),
+    "ada_target": _Rule(lambda value: -1 < value < 1, "between -1 and 1"),
+    "level_batch": _Rule(lambda value: all(batch >= 1 for batch in value), "numbers of at least 1"),
+    "level_lr": _Rule(lambda value: all(factor > 0 for factor in value), "numbers above 0"),
+    "seed": _Rule(lambda value: 0 <= value <= LARGEST_SEED, f"from 0 to {LARGEST_SEED}"),
+}
+
+
+def _check(config: Config, only: str | None = None) -> None:
+    """Each value by itself."""
+    for name, value in options(config).items():
+        rule = _RULES.get(name)
+        if rule and only in (None, name) and not rule.holds(value):
+            raise UserError(f"{flag(name)} {value}: must be {rule.right}")
+
+
+_VARIANTS = {"dcgan": ("transposed", "upsample"), "cgan": ("conv", "mlp")}
+_STYLES = ("stylegan", "stylegan2")
+_GROWING = ("stylegan", "pggan")
+_GROUPED = ("stylegan", "stylegan2", "pggan")  # whose critics compare groups of 4 samples
+
+
+def _check_together(config: Config) -> None:
+    """What one option asks of another."""
+    network, training, terms, growth = config.network, config.training, config.regularization, config.growth
+    arch, side = network.arch, config.data.resolution
+    variants = _VARIANTS.get(arch, ())
+    if network.variant not in ("", *variants):
+        known = f"must be {' or '.join(variants)} for {arch}" if variants else f"{arch} has no variants; leave it out"
+        raise UserError(f"--variant {network.variant}: {known}")
+    if training.style_mixing and arch not in _STYLES:
+        raise UserError(f"--style-mixing {training.style_mixing}: {arch} has no styles to mix; leave it out")
+    if terms.path_length and arch not in _STYLES:
+        raise UserError(f"--path-length {terms.path_length}: {arch} has no styles; leave it out")
+    if terms.gp_lambda and training.loss != "wgan-gp":
+        raise UserError(f"--gp-lambda {terms.gp_lambda}: belongs to --loss wgan-gp, not {training.loss}")
+    if terms.augment_p and terms.augment in ("none", "ada"):
+        raise UserError(f"--augment-p {terms.augment_p}: needs --augment fixed or ramp, not {terms.augment}")
+    if not growth.grow_from:
+        set_anyway = [name for name in ("level_batch", "level_lr") if getattr(growth, name)]
+        if set_anyway:
+            raise UserError(f"{flag(set_anyway[0])}: nothing grows; give --grow-from with pggan or stylegan")
+    elif arch not in _GROWING:
+        raise UserError(f"--grow-from {growth.grow_from}: {arch} does not grow; leave it out")
+    elif growth.grow_from not in (4, 8) or growth.grow_from > side or growth.grow_from < (4 if arch == "pggan" else 8):
+        first = "4 or 8" if arch == "pggan" else "8"
+        raise UserError(f"--grow-from {growth.grow_from}: must be {first} for {arch}, or 0 for no growth")
+    else:
+        levels = (side // growth.grow_from).bit_length()
+        for name in ("level_batch", "level_lr"):
+            given = getattr(growth, name)
+            if given and len(given) != levels:
+                numbers = " ".join(map(str, given))
+                raise UserError(f"{flag(name)} {numbers}: must be {levels} numbers, one for each resolution, or none")
+    if arch in _GROUPED:
+        for name, batches in (("batch", (training.batch,)), ("level_batch", growth.level_batch)):
+            if any(batch > 4 and batch % 4 for batch in batches):
+                numbers = " ".join(map(str, batches))
+                raise UserError(
+                    f"{flag(name)} {numbers}: must be a multiple of 4 for {arch}, whose critic compares groups of 4"
+                )
 
 
 def changes(saved: Config, given: Config) -> dict[str, tuple[Any, Any]]:
@@ -270,8 +376,3 @@ def from_dict(content: dict[str, dict[str, Any]]) -> Config:
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"the saved configuration has an option this version does not know: {error}") from None
-
-
-def _require(condition: bool, name: str, value: Any, right: str) -> None:
-    if not condition:
-        raise UserError(f"{flag(name)} {value}: must be {right}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import shutil
 import sys
@@ -19,16 +18,17 @@ from tqdm import tqdm
 
 from fastgan import data, models
 from fastgan.errors import UserError
-from fastgan.losses import OBJECTIVES, critic_with_grad_norm
+from fastgan.models.growing import fade_reals
 from fastgan.ops import backends
 from fastgan.training import checkpoint, memory, precision, process
-from fastgan.training.config import Config, TrainingOptions, to_dict
-from fastgan.training.ema import Average, decay
+from fastgan.training.config import Config, to_dict
 from fastgan.training.files import write_atomically
 from fastgan.training.grid import Section, draw_grid, save_png
+from fastgan.training.growth import Schedule, Stage, stage_at
 from fastgan.training.log import FILE_NAME as LOG_FILE_NAME
 from fastgan.training.log import TENSORBOARD_FOLDER, Averages, Log, require_finite, require_finite_weights
 from fastgan.training.sampling import draw, latents
+from fastgan.training.step import Step, new_state
 
 CONFIG_FILE_NAME = "config.json"
 GRID_COLUMNS = 12
@@ -48,9 +48,12 @@ def train(config: Config, header: checkpoint.Header | None = None) -> int:
     torch.set_num_threads(threads)
 
     dataset = _open_data(config, header)
-    model = header.model if header else _model_config(config, dataset.num_classes)
+    model = header.model if header else _model_config(config, dataset.num_classes if config.data.labels else 0)
     torch.manual_seed(config.machine.seed)
-    state = _new_state(model, options, device)
+    try:
+        state = new_state(model, config, device)
+    except ValueError as error:
+        raise UserError(str(error)) from None
     if header:
         checkpoint.restore(header, state)
     for operation in backends.OPERATIONS:  # FASTGAN_BACKEND may name none that can serve
@@ -60,122 +63,119 @@ def train(config: Config, header: checkpoint.Header | None = None) -> int:
     print(f"data       {dataset.describe()}")
     print(f"networks   {model.arch}: generator {_count(state.generator)}, critic {_count(state.critic)} parameters")
     print(f"computing  on {device} in {compute}, {_threads(threads, why)}")
-    print(f"run        {run}" + (f", resumed at {state.step * options.batch:,} images" if header else ""), flush=True)
+    print(f"run        {run}" + (f", resumed at {state.images:,} images" if header else ""), flush=True)
 
-    generator, critic, ema = state.generator, state.critic, state.ema
-    batch, total_steps = options.batch, config.steps()
-    objective = OBJECTIVES[options.loss]
-    sampler = data.BatchSampler(len(dataset), batch, config.machine.seed)
-    average = Average(ema, generator)
-    mixing = {"style_mixing": options.style_mixing} if options.style_mixing else {}
-    write_grid = _grid_writer(run, dataset, ema, model, config)
-    summary = {"images": len(dataset), "class_names": dataset.class_names, "digests": dataset.digests}
+    order = data.ShuffledStream(len(dataset), config.machine.seed)
     averages = Averages()
+    step = Step(state, config, model.z_dim, compute.autocast, averages)
+    growth = Growth(state, config) if config.growth.grow_from else None
+    write_grid = _grid_writer(run, dataset, state, model, config)
+    summary = {"images": len(dataset), "class_names": dataset.class_names, "digests": dataset.digests}
 
     def save() -> None:
-        require_finite_weights(generator, critic, f"{run / checkpoint.FILE_NAME} is kept as it was")
+        require_finite_weights(state.generator, state.critic, f"{run / checkpoint.FILE_NAME} is kept as it was")
         checkpoint.save(run / checkpoint.FILE_NAME, state, config, model, summary)
 
-    log_time, log_step = time.perf_counter(), state.step
+    log_time, log_images = time.perf_counter(), state.images
     if not header:  # from here on --resume works, and a full disk shows at once
         with _kept_from_the_first_step_on(run, state):
             save()
-    saved_step = state.step
-
-    def new_fakes(label: Tensor | None) -> Tensor:
-        with compute.autocast():
-            return generator(torch.randn(batch, model.z_dim, device=device), label, **mixing)
-
-    def judge(image: Tensor, label: Tensor | None) -> Tensor:
-        with compute.autocast():
-            return critic(image, label)
+    saved_images = state.images
 
     def due(interval: int) -> bool:
-        seen = state.step * batch
-        return finished or (interval > 0 and seen // interval > (seen - batch) // interval)
+        return finished or (interval > 0 and state.images // interval > before // interval)
 
     with (
         process.finish_step_on_signal() as interrupt,
         _kept_from_the_first_step_on(run, state),
         contextlib.closing(Log(run, state.step, output.tensorboard)) as log,
         tqdm(
-            total=total_steps * batch,
-            initial=state.step * batch,
+            total=options.images,
+            initial=state.images,
             unit="img",
             smoothing=0.1,
             dynamic_ncols=True,
             mininterval=0.5 if sys.stderr.isatty() else 15,
         ) as progress,
     ):
-        finished = state.step >= total_steps
+        finished = state.images >= options.images
         while not finished:
-            # Data. Generated images get the labels of the real ones: their distribution is the right one.
-            index = sampler.batch_at(state.step)
+            # Data, at the resolution that the networks have grown to.
+            before = state.images
+            stage = growth.advance() if growth else None
+            index = order.take(before, stage.batch if stage else options.batch)
             real = data.to_model_range(_to_device(dataset.images[index], device))
-            label = None if dataset.labels is None else _to_device(dataset.labels[index], device)
+            label = _to_device(dataset.labels[index], device) if model.num_classes else None
+            if stage:
+                real = fade_reals(real, stage.resolution, stage.alpha)
 
-            # Critic: real above generated; every few steps R1, on the same forward pass and that much stronger.
-            state.optimizer_d.zero_grad(set_to_none=True)
-            fake = new_fakes(label)  # with its graph: the generator's step below uses the same images
-            fake_logits = judge(fake.detach(), label)
-            loss_fake = objective.critic_fake(fake_logits)
-            loss_fake.backward()
-            if options.r1_gamma and state.step % options.r1_interval == 0:
-                with compute.autocast():
-                    real_logits, squares = critic_with_grad_norm(critic, real, label)
-                loss_real = objective.critic_real(real_logits)
-                penalty = squares.mean()
-                (loss_real + options.r1_gamma / 2 * options.r1_interval * penalty).backward()
-                averages.add(r1_norm2=penalty)
-            else:
-                real_logits = judge(real, label)
-                loss_real = objective.critic_real(real_logits)
-                loss_real.backward()
-            state.optimizer_d.step()
-            averages.add(loss_d=loss_real + loss_fake, logit_real=real_logits.mean(), logit_fake=fake_logits.mean())
-
-            # Generator: its images to be called real. The critic's own weights need no gradient here.
-            state.optimizer_g.zero_grad(set_to_none=True)
-            critic.requires_grad_(False)
-            loss_g = objective.generator(judge(fake, label))
-            loss_g.backward()
-            critic.requires_grad_(True)
-            state.optimizer_g.step()
-            averages.add(loss_g=loss_g)
-
-            # Average.
-            state.step += 1
-            finished = state.step >= total_steps or bool(interrupt)  # asked once a step: what follows must agree
-            average.update(decay(state.step * batch, batch, options.ema_halflife * 1000, options.ema_rampup))
-            progress.update(batch)
+            # Critic, generator, average.
+            step(real, label, stage.lr_factor if stage else 1.0)
+            finished = state.images >= options.images or bool(interrupt)  # asked once: what follows must agree
+            progress.update(len(index))
 
             # Log. Also before every save, so that no average spans a checkpoint.
-            images = state.step * batch
             save_now = due(output.checkpoint_interval)
             if due(output.log_interval) or save_now:
                 means = averages.read()  # the only place that waits for the device
-                require_finite(means, images, f"{run / checkpoint.FILE_NAME} is from {saved_step * batch:,} images")
+                kept = f"{run / checkpoint.FILE_NAME} is from {saved_images:,} images"
+                require_finite(means, state.images, kept)
                 now = time.perf_counter()
-                rate = (state.step - log_step) * batch / (now - log_time)
-                log_time, log_step = now, state.step
-                log.write(state.step, images, means | {"images_per_second": rate})
-                progress.set_postfix(loss_g=f"{means['loss_g']:.3f}", loss_d=f"{means['loss_d']:.3f}", refresh=False)
+                rate = (state.images - log_images) / (now - log_time)
+                log_time, log_images = now, state.images
+                grown = {"resolution": stage.resolution, "alpha": stage.alpha} if stage else {}
+                log.write(state.step, state.images, means | grown | {"images_per_second": rate})
+                shown = {name: f"{means[name]:.3f}" for name in ("loss_g", "loss_d") if name in means}
+                progress.set_postfix(shown | ({"side": stage.resolution} if stage else {}), refresh=False)
 
             # Save.
             if save_now:
                 log.sync()
                 save()
-                saved_step = state.step
+                saved_images = state.images
             if due(output.grid_interval) and not finished:
-                write_grid(state.step)
+                write_grid(state.images)
 
-        grid = write_grid(state.step)
+        grid = write_grid(state.images)
     print(f"samples    {grid}")
     print(f"checkpoint {run / checkpoint.FILE_NAME}")
-    if state.step == total_steps:
+    if state.images >= options.images:
         return 0
-    print(f"stopped at {state.step * batch:,} images; go on with: python -m fastgan.train --resume {run}")
+    print(f"stopped at {state.images:,} images; go on with: python -m fastgan.train --resume {run}")
     return interrupt.exit_code
+
+
+class Growth:
+    """Lets the networks of a training grow with the images shown."""
+
+    def __init__(self, state: checkpoint.State, config: Config):
+        options, side = config.growth, config.data.resolution
+        levels = [2**i for i in range(options.grow_from.bit_length() - 1, side.bit_length())]
+        batches = options.level_batch or [config.training.batch] * len(levels)
+        factors = options.level_lr or [1.0] * len(levels)
+        self.state = state
+        self.schedule = Schedule(
+            options.grow_from,
+            side,
+            options.level_images,
+            options.fade_images,
+            dict(zip(levels, batches, strict=True)),
+            dict(zip(levels, factors, strict=True)),
+        )
+
+    def advance(self) -> Stage:
+        """Bring the networks to where they should be by now.
+
+        A new level starts with optimizers that know nothing (Karras et al. 2018, appendix A.1).
+        """
+        state, stage = self.state, stage_at(self.state.images, self.schedule)
+        for network in (state.generator, state.critic, state.ema):
+            network.grow_to(stage.resolution, stage.alpha)
+        if state.stage is not None and state.stage[0] != stage.resolution:
+            state.optimizer_g.state.clear()
+            state.optimizer_d.state.clear()
+        state.stage = stage.resolution, stage.alpha
+        return stage
 
 
 def _threads(count: int, why: str) -> str:
@@ -209,30 +209,6 @@ def _difference(dataset: data.ImageDataset, saved: dict[str, Any]) -> str | None
 def _model_config(config: Config, num_classes: int) -> models.ModelConfig:
     image = {"resolution": config.data.resolution, "channels": config.data.channels}
     return models.ModelConfig(**vars(config.network), **image, num_classes=num_classes)
-
-
-def _new_state(model: models.ModelConfig, options: TrainingOptions, device: torch.device) -> checkpoint.State:
-    try:
-        networks = models.build(model)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    generator, critic = (network.to(device=device, memory_format=torch.channels_last) for network in networks)
-    ema = copy.deepcopy(generator).eval().requires_grad_(False)
-    # Lazy regularisation: learning rate and betas for the extra work that every r1_interval-th step does (Karras et
-    # al. 2020, appendix B).
-    lazy = options.r1_interval / (options.r1_interval + 1) if options.r1_gamma and options.r1_interval > 1 else 1.0
-    return checkpoint.State(
-        generator,
-        critic,
-        ema,
-        _adam(generator, options.lr_g, options.betas, device),
-        _adam(critic, options.lr_d * lazy, tuple(beta**lazy for beta in options.betas), device),
-    )
-
-
-def _adam(network: nn.Module, lr: float, betas: tuple[float, float], device: torch.device) -> torch.optim.Adam:
-    fused = device.type in ("cpu", "cuda")
-    return torch.optim.Adam(network.parameters(), lr=lr, betas=betas, eps=1e-8, fused=fused)
 
 
 def _new_run_folder(config: Config) -> Path:
@@ -271,20 +247,21 @@ def _kept_from_the_first_step_on(run: Path, state: checkpoint.State) -> Iterator
 
 
 def _grid_writer(
-    run: Path, dataset: data.ImageDataset, ema: nn.Module, model: models.ModelConfig, config: Config
+    run: Path, dataset: data.ImageDataset, state: checkpoint.State, model: models.ModelConfig, config: Config
 ) -> Callable[[int], Path]:
-    """A function that writes the grid of a step and returns its path: reals, then fakes of the same latents always."""
+    """A function that writes the grid after so many images and returns its path: reals, then fakes, whose latents are
+    the same always."""
     rng = np.random.default_rng(config.machine.seed)
     shown = rng.integers(len(dataset), size=(2, GRID_COLUMNS))
     reals = Section("real", [("", np.asarray(dataset.images[index])) for index in shown])
-    names = dataset.class_names[:GRID_CLASSES] or [""] * 8
+    names = dataset.class_names[:GRID_CLASSES] if model.num_classes else [""] * 8
     z = latents(range(GRID_COLUMNS * len(names)), model.z_dim)
-    labels = torch.arange(len(names)).repeat_interleave(GRID_COLUMNS) if dataset.class_names else None
+    labels = torch.arange(len(names)).repeat_interleave(GRID_COLUMNS) if model.num_classes else None
 
-    def write(step: int) -> Path:
-        images = draw(ema, z, labels, batch=config.training.batch)
-        images = images.reshape(len(names), GRID_COLUMNS, *images.shape[1:])
-        seen = step * config.training.batch
+    def write(seen: int) -> Path:
+        images = draw(state.ema, z, labels, batch=config.training.batch)
+        scale = model.resolution // images.shape[1]  # of networks that have not grown up yet
+        images = images.repeat(scale, 1).repeat(scale, 2).reshape(len(names), GRID_COLUMNS, *dataset.images.shape[1:])
         fakes = Section(f"generated, after {seen:,} images", list(zip(names, images, strict=True)))
         path = run / f"grid-{seen:09d}.png"
         save_png(draw_grid([reals, fakes]), path)

@@ -1,0 +1,162 @@
+"""What "auto" stands for: hyper-parameters by architecture, objective and resolution. Imports no torch.
+
+Numbers are those of the papers wherever a training can afford them: from 128 pixels on for networks that grow or have
+styles, from 64 on for r3gan. Below, a training of minutes on a CPU wants other ones: narrow networks that see more
+images in the same time, and larger steps, found by trial on glyphs at 32x32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fastgan.training.growth import Schedule
+
+Recipe = dict[str, Any]
+
+# What most recipes have in common: none of what only some architectures or objectives want.
+PLAIN: Recipe = {
+    "variant": "", "mapping_layers": 0, "mapping_lr": 1.0, "critic_norm": True,
+    "loss": "nonsaturating", "optimizer": "adam", "batch": 64, "images": 100_000, "critic_steps": 1,
+    "lr_g": 0.0002, "lr_d": 0.0002, "betas": (0.5, 0.999), "final_lr": 1.0, "final_beta2": None,
+    "ema_halflife": 10.0, "ema_rampup": 0.05, "style_mixing": 0.0,
+    "r1_gamma": 0.0, "r2_gamma": 0.0, "final_gamma": 1.0, "r1_interval": 1,
+    "gp_lambda": 0.0, "drift": 0.0, "clip": 0.0, "path_length": 0.0, "path_interval": 4,
+    "augment": "none", "augment_p": 0.0,
+    "grow_from": 0, "level_images": 0, "fade_images": 0, "level_batch": (), "level_lr": (),
+}  # fmt: skip
+
+
+def mlp(resolution: int) -> Recipe:
+    """Goodfellow et al. 2014, whose networks were trained with momentum; Adam's numbers are DCGAN's."""
+    return {"z_dim": 100, "channel_base": 150 * resolution, "channel_max": 150, "images": 300_000}
+
+
+def dcgan(resolution: int) -> Recipe:
+    """Radford et al. 2016, section 4; narrower below 64 pixels."""
+    return {
+        "z_dim": 100, "channel_base": 32 * resolution, "channel_max": 1024 if resolution >= 64 else 256,
+        "batch": 128 if resolution >= 64 else 64,
+    }  # fmt: skip
+
+
+def cgan(resolution: int) -> Recipe:
+    """Mirza and Osindero 2014 for the idea; the convolutional form is trained as DCGAN is."""
+    return {"z_dim": 100, "channel_base": 128 * resolution, "channel_max": 128}
+
+
+def pggan(resolution: int) -> Recipe:
+    """Karras et al. 2018, table 2 and appendix A: 600,000 images to train a level and as many to fade it in."""
+    common = {
+        "loss": "wgan-gp", "drift": 0.001, "critic_steps": 1, "lr_g": 0.001, "lr_d": 0.001, "betas": (0.0, 0.99),
+        "grow_from": 4,
+    }  # fmt: skip
+    if resolution >= 128:
+        return common | paper_growth(4, resolution) | {
+            "z_dim": 512, "channel_base": 16384, "channel_max": 512, "batch": 32, "images": 12_000_000,
+        }  # fmt: skip
+    return common | {
+        "z_dim": 128, "channel_base": 32 * resolution, "channel_max": 128, "batch": 32, "lr_g": 0.002, "lr_d": 0.002,
+        "images": 60_000, "level_images": 4_000, "fade_images": 6_000,
+    }  # fmt: skip
+
+
+def stylegan(resolution: int) -> Recipe:
+    """Karras et al. 2019, appendix C: non-saturating loss with R1, growing from 8x8."""
+    common = {
+        "betas": (0.0, 0.99), "style_mixing": 0.9, "grow_from": 8,
+    }  # fmt: skip
+    if resolution >= 128:
+        return common | paper_growth(8, resolution) | {
+            "z_dim": 512, "channel_base": 16384, "channel_max": 512, "batch": 32, "images": 25_000_000,
+            "mapping_layers": 8, "mapping_lr": 0.01, "lr_g": 0.001, "lr_d": 0.001, "r1_gamma": 10.0,
+        }  # fmt: skip
+    return common | {
+        "z_dim": 128, "channel_base": 32 * resolution, "channel_max": 128, "batch": 32, "images": 60_000,
+        "mapping_layers": 4, "mapping_lr": 0.05, "lr_g": 0.003, "lr_d": 0.003, "r1_gamma": 1.0, "r1_interval": 4,
+        "level_images": 5_000, "fade_images": 5_000,
+    }  # fmt: skip
+
+
+def stylegan2(resolution: int) -> Recipe:
+    """Karras et al. 2020 and their successor StyleGAN2-ADA, whose rule for gamma it is."""
+    common = {"betas": (0.0, 0.99), "style_mixing": 0.9, "batch": 32}
+    if resolution >= 128:
+        return common | {
+            "z_dim": 512, "channel_base": 16384 if resolution < 512 else 32768, "channel_max": 512,
+            "mapping_layers": 8, "mapping_lr": 0.01, "lr_g": 0.002, "lr_d": 0.002, "images": 25_000_000,
+            "r1_gamma": 0.0002 * resolution**2 / 32, "r1_interval": 16, "path_length": 2.0,
+        }  # fmt: skip
+    return common | {
+        "z_dim": 128, "channel_base": 512 if resolution <= 32 else 2048, "channel_max": 128,
+        "mapping_layers": 2, "mapping_lr": 0.1, "lr_g": 0.005, "lr_d": 0.005, "images": 50_000,
+        "r1_gamma": 1.0, "r1_interval": 8,
+    }  # fmt: skip
+
+
+def r3gan(resolution: int) -> Recipe:
+    """Huang et al. 2024, appendix: relativistic pairs, R1 and R2 at every step, everything annealed on a cosine."""
+    common = {
+        "z_dim": 64, "loss": "relativistic", "betas": (0.0, 0.9), "final_beta2": 0.99, "final_lr": 0.25,
+        "final_gamma": 0.1,
+    }  # fmt: skip
+    if resolution >= 64:
+        gamma = 2.0 if resolution < 256 else 150.0
+        return common | {
+            "channel_base": 768 * 32, "channel_max": 768, "batch": 256, "images": 20_000_000,
+            "lr_g": 0.0002, "lr_d": 0.0002, "r1_gamma": gamma, "r2_gamma": gamma, "ema_halflife": 500.0,
+            "augment": "ramp", "augment_p": 0.3,
+        }  # fmt: skip
+    return common | {
+        "channel_base": 16 * resolution, "channel_max": 128, "batch": 32, "images": 50_000,
+        "lr_g": 0.001, "lr_d": 0.001, "r1_gamma": 0.5, "r2_gamma": 0.5,
+    }  # fmt: skip
+
+
+def paper_growth(start: int, resolution: int) -> Recipe:
+    """600,000 images to train each level and to fade it in; large batches for small images, larger steps for large."""
+    schedule = Schedule.published(start, resolution, batch=32)
+    return {
+        "level_images": schedule.train_images,
+        "fade_images": schedule.fade_images,
+        "level_batch": tuple(schedule.batches[level] for level in schedule.levels),
+        "level_lr": tuple(schedule.lr_factors[level] for level in schedule.levels),
+    }
+
+
+ARCHITECTURES: dict[str, Callable[[int], Recipe]] = {
+    "mlp": mlp,
+    "dcgan": dcgan,
+    "cgan": cgan,
+    "pggan": pggan,
+    "stylegan": stylegan,
+    "stylegan2": stylegan2,
+    "r3gan": r3gan,
+}
+
+# What an objective asks of an architecture that was not made for it. A recipe that names the objective keeps its own.
+OBJECTIVES: dict[str, Recipe] = {
+    # Arjovsky et al. 2017, algorithm 1.
+    "wgan": {
+        "critic_steps": 5, "clip": 0.01, "optimizer": "rmsprop", "lr_g": 0.00005, "lr_d": 0.00005,
+        "r1_gamma": 0.0, "r2_gamma": 0.0,
+    },
+    # Gulrajani et al. 2017, algorithm 1; no batch norm in the critic (section 4 there).
+    "wgan-gp": {
+        "critic_steps": 5, "critic_norm": False, "lr_g": 0.0001, "lr_d": 0.0001, "betas": (0.0, 0.9),
+        "r1_gamma": 0.0, "r2_gamma": 0.0,
+    },
+    # Huang et al. 2024, section 3: without both penalties it need not converge.
+    "relativistic": {"r1_gamma": 1.0, "r2_gamma": 1.0, "r1_interval": 1, "critic_norm": False},
+}  # fmt: skip
+
+
+def recipe(arch: str, resolution: int, loss: str = "auto") -> Recipe:
+    """What "auto" stands for, by option name, for an architecture, a resolution and an objective ("auto": its own)."""
+    own = PLAIN | ARCHITECTURES[arch](resolution)
+    if loss not in ("auto", own["loss"]):
+        own |= {"loss": loss} | OBJECTIVES.get(loss, {})
+        own |= {"drift": 0.0} if loss != "wgan-gp" else {}
+    if own["loss"] == "wgan-gp":
+        own["gp_lambda"] = 10.0
+    return own

@@ -1,4 +1,4 @@
-"""Training images: the embedded glyphs, a folder or a zip, as one memory-mapped array; their order; their range."""
+"""Training images: glyphs, emoji, a folder or a zip, as one memory-mapped array; their order; their range."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ def open_dataset(
 ) -> ImageDataset:
     """The data set that `spec` names, decoded once into a cache and memory-mapped from there.
 
-    spec: "glyphs", or the path of a folder of images or of a zip (see `folder.read`).
+    spec: "glyphs", "emoji" (needs the extra of that name), or the path of a folder of images or of a zip (see
+        `folder.read`).
     resolution: side in pixels. channels: 1 (grey) or 3 (RGB).
-    classes, seed: of the glyphs (see `glyphs.render`); images of one's own bring their classes with them.
+    classes, seed: of the glyphs (see `glyphs.render`); all others bring their classes with them.
     split: "train", or "heldout": glyphs in fonts that "train" does not have.
     cache_dir: where to keep it; by default $FASTGAN_CACHE or `fastgan` in the user's cache directory.
     Raises UserError for data that cannot be used.
@@ -43,6 +44,10 @@ def open_dataset(
         )
     if split == "heldout":
         raise UserError(f"--data {spec} has no held-out part; keep test images in a folder of their own")
+    if spec == "emoji":
+        from fastgan.data import emoji
+
+        return emoji.render(resolution, channels, cache_dir=cache_dir, progress=progress)
     from fastgan.data import folder
 
     return folder.read(Path(spec).expanduser(), resolution, channels, cache_dir=cache_dir, progress=progress)

@@ -40,7 +40,7 @@ def read(path: Path, resolution: int, channels: int, *, cache_dir: Path | None, 
     elif path.is_file():
         source = _Zip(path)
     else:
-        raise UserError(f"--data {path}: no such folder or zip; give one, or 'glyphs' for the embedded characters")
+        raise UserError(f"--data {path}: no such folder or zip; give one, or 'glyphs' or 'emoji'")
     with source:
         names = [name for name in source.names if PurePosixPath(name).name != LABEL_FILE]
         if not names:

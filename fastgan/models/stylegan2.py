@@ -37,13 +37,13 @@ class ToRGB(nn.Module):
     def __init__(self, config, in_channels: int):
         super().__init__()
         self.affine = EqualizedLinear(config.z_dim, in_channels, bias_init=1.0)
-        self.weight = nn.Parameter(torch.randn(config.channels, in_channels))
+        self.weight = nn.Parameter(torch.randn(config.channels, in_channels, 1, 1))
         self.bias = nn.Parameter(torch.zeros(config.channels))
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         n, c, height, width = x.shape
         style = self.affine(w) / math.sqrt(c)
-        weight = style[:, :, None] * self.weight.t()  # [N, C, 3]
+        weight = style[:, :, None] * self.weight.flatten(1).t()  # [N, C, 3]
         y = torch.bmm(x.permute(0, 2, 3, 1).reshape(n, height * width, c), weight.to(x.dtype))  # a view of NHWC
         y = y.reshape(n, height, width, -1).permute(0, 3, 1, 2)
         return noise_bias_act(y, bias=self.bias, act="linear", clamp=256.0)
@@ -56,7 +56,7 @@ class Synthesis(nn.Module):
         super().__init__()
         channels = [config.features(r) for r in config.resolutions]
         self.num_ws = 2 * len(channels)
-        self.const = nn.Parameter(torch.randn(1, channels[0], 4, 4))
+        self.const = nn.Parameter(torch.randn(channels[0], 4, 4))
         self.first = SynthesisLayer(config, channels[0], channels[0], 4)
         self.up = nn.ModuleList()
         self.same = nn.ModuleList()
@@ -104,7 +104,8 @@ class ResidualBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
         self.conv = EqualizedConv2d(in_channels, in_channels, 3, act="lrelu", clamp=256.0)
-        self.down = EqualizedConv2d(in_channels, out_channels, 3, down=2, act="lrelu", gain=1.0, clamp=256.0)
+        clamp = 256.0 * math.sqrt(0.5)  # before the sum's scaling: 256
+        self.down = EqualizedConv2d(in_channels, out_channels, 3, down=2, act="lrelu", gain=1.0, clamp=clamp)
         self.skip = EqualizedConv2d(in_channels, out_channels, 1, bias=False, down=2)
         self.skip.weight_gain *= math.sqrt(0.5)  # in the small weight instead of the large activation
 

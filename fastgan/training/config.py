@@ -50,8 +50,9 @@ class NetworkOptions:
 class DataOptions:
     """The images to learn from."""
 
-    source: Annotated[str, tyro.conf.arg(name="data", metavar="glyphs|DIR|ZIP")] = "glyphs"
-    """glyphs: characters drawn on the spot. DIR, ZIP: your images, sub-folders or dataset.json being their classes."""
+    source: Annotated[str, tyro.conf.arg(name="data", metavar="glyphs|emoji|DIR|ZIP")] = "glyphs"
+    """glyphs: characters drawn on the spot. emoji: colour pictures (extra "emoji").
+    DIR, ZIP: your images, sub-folders or dataset.json being their classes."""
     resolution: int = 32
     """Side of the square images in pixels, a power of two."""
     channels: int = 1

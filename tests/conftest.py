@@ -14,6 +14,7 @@ NEEDS = {
     "safetensors": ["test_checkpoint.py", "test_command_line.py", "test_training.py"],
     "PIL": ["test_checkpoint.py", "test_command_line.py", "test_training.py", "test_data.py"],
     "matplotlib": ["test_data.py", "test_training.py"],
+    "numpy": ["test_studies.py"],
 }
 collect_ignore = sorted({file for module, files in NEEDS.items() if find_spec(module) is None for file in files})
 

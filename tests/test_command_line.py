@@ -1,5 +1,6 @@
 """What a newcomer types: help that names everything, one line for every mistake, images where asked for."""
 
+import dataclasses
 import json
 import re
 import signal
@@ -8,15 +9,17 @@ import sys
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 
-from fastgan import models
+from fastgan import models, studies
 from fastgan.errors import UserError
+from fastgan.generate import SUB_COMMANDS, parse_classes, parse_seeds
 from fastgan.generate import main as generate
-from fastgan.generate import parse_classes, parse_seeds
 from fastgan.train import main
 from fastgan.training import checkpoint, sampling, step
 from fastgan.training import config as configuration
+from fastgan.training.grid import Section, draw_grid, save_animation
+from tests.test_studies import Growing
 from tests.tiny_run import WIDTHS, arguments, assert_same_checkpoint, start
 from tests.tiny_run import train as train_tiny
 
@@ -215,6 +218,262 @@ def test_the_largest_seeds(folder, run, tmp_path):
     out = tmp_path / "images"
     assert generate(["--checkpoint", str(run), "--classes", "dark", "--seeds", largest, "--out", str(out)]) == 0
     assert [path.name for path in out.iterdir()] == [f"class00-dark-seed{largest}.png"]
+
+
+@pytest.fixture
+def studied(run, monkeypatch):
+    """Draw a study of a run, or of `generator` in its place; what comes back is the sections of its picture."""
+
+    def draw(argv, out, generator=None):
+        drawn = []
+        with monkeypatch.context() as patch:
+            patch.setattr("fastgan.generate.draw_grid", lambda *given: drawn.extend(given) or draw_grid(*given))
+            if generator is not None:
+                patch.setattr(checkpoint, "load_generator", lambda *_: (generator, None))
+            assert generate([*argv, "--checkpoint", str(run), "--out", str(out)]) == 0
+        sections, smallest = drawn
+        assert smallest == 96
+        return sections
+
+    return draw
+
+
+STUDIES = {  # with each, rows and columns of a section, and sections
+    "classes --seeds 0-4": (2, 5, 1),
+    "interpolate --seeds 0-2": (2, 9, 1),
+    "interpolate --seeds 0,1 --space w --steps 4 --classes light,dark": (1, 4, 2),
+    "mix --seeds 0,1 --seeds-b 4-6 --layers 1-2": (3, 4, 1),
+    "noise --seeds 5 --draws 3 --classes light": (1, 5, 1),
+    "truncation --seeds 0-1 --steps 5": (2, 5, 1),
+}
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_study_is_a_labelled_picture(study, studied, tmp_path):
+    rows, columns, number = STUDIES[study]
+    out = tmp_path / "new" / "study.png"
+    sections = studied(study.split(), out)
+    assert len(sections) == number
+    for section in sections:
+        assert section.heading and len(section.columns) == columns
+        assert [(len(images), bool(label)) for label, images in section.rows] == [(columns, True)] * rows
+    picture = Image.open(out)
+    picture.load()
+    height = number * (rows * 98 + 22)  # images of 96 pixels with their gap, and the labels of columns
+    assert height + number * 28 <= picture.height <= height + number * 68 + 14  # headings of one to three lines
+    assert columns * 98 < picture.width < columns * 98 + 500
+    assert [path.name for path in out.parent.iterdir()] == ["study.png"]
+
+
+def test_studies_are_what_the_functions_return(run, studied, tmp_path):
+    generator, _ = checkpoint.load_generator(run)
+    out = tmp_path / "study.png"
+
+    def rows(argv):
+        (section,) = studied(argv.split(), out)
+        return np.stack([images for _, images in section.rows])
+
+    expected = {
+        "classes --seeds 0-4 --classes light,dark --trunc 0.7": studies.classes(
+            generator, range(5), [1, 0], truncation=0.7
+        ),
+        "interpolate --space z --steps 3": studies.interpolate(generator, range(4), steps=3, space="z", label=0),
+        "truncation --steps 3 --classes light": studies.truncation_sweep(generator, range(4), [-1, 0, 1], label=1),
+    }
+    for argv, images in expected.items():
+        assert np.array_equal(rows(argv), studies.to_uint8(images)), argv
+    options = {"label": 1, "truncation": 0.7}
+    table = rows("mix --seeds 0-2 --seeds-b 5,6 --layers coarse --classes light --trunc 0.7")
+    assert np.array_equal(
+        table[1:, 1:], studies.to_uint8(studies.mix(generator, range(3), [5, 6], "coarse", **options))
+    )
+    assert np.array_equal(table[0, 1:], studies.to_uint8(studies.samples(generator, [5, 6], **options)[0]))
+    assert np.array_equal(table[1:, 0], studies.to_uint8(studies.samples(generator, range(3), **options)[0]))
+    assert (table[0, 0] == 255).all()
+    table = rows("noise --draws 4")
+    assert np.array_equal(table[:, :4], studies.to_uint8(studies.noise_by_layer(generator, range(4), label=0)))
+    deviation = studies.noise_deviation(generator, range(4), draws=4, label=0)
+    assert np.array_equal(table[:, 4:], studies.to_uint8(2 * deviation / deviation.max() - 1))
+    assert table[:, 4].max() == 255
+
+
+def test_noise_without_effect_is_black_in_the_picture(run, studied, tmp_path):
+    generator, _ = checkpoint.load_generator(run)
+    for module in generator.modules():
+        if getattr(module, "strength", None) is not None:
+            module.strength.zero_()
+    (section,) = studied(["noise", "--draws", "2"], tmp_path / "noise.png", generator)
+    assert all((images[4] == 0).all() for _, images in section.rows)
+    assert "white is 0 %" in section.heading
+
+
+def test_the_growth_of_a_network(studied, tmp_path):
+    generator = Growing()
+    (section,) = studied(["growth", "--seeds", "3,1"], tmp_path / "growth.png", generator)
+    assert section.columns == ["4x4", "8x8", "16x16"] and [label for label, _ in section.rows] == ["seed 3", "seed 1"]
+    images = np.stack([images for _, images in section.rows])
+    assert np.array_equal(images, studies.to_uint8(studies.growth(generator, [3, 1])))
+    assert Image.open(tmp_path / "growth.png").height >= 2 * 98
+
+
+def test_without_a_sub_command_it_is_a_grid(run, tmp_path):
+    for name, argv in {"a.png": [], "b.png": ["grid"]}.items():
+        argv = [*argv, "--checkpoint", str(run), "--seeds", "0-3", "--trunc", "0.7", "--classes", "light"]
+        assert generate([*argv, "--out", str(tmp_path / name)]) == 0
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_pictures_lie_in_the_run_where_nothing_else_is_said(run, capsys):
+    for argv in (["truncation", "--seeds", "1"], ["--seeds", "1"]):
+        assert generate([*argv, "--checkpoint", str(run)]) == 0
+        path = run / ("truncation.png" if argv[0] == "truncation" else "generated.png")
+        assert capsys.readouterr().out.strip() == str(path)
+        Image.open(path).load()
+        path.unlink()
+
+
+def test_help_of_generate_names_every_sub_command_and_their_options(capsys):
+    def help_of(*argv):
+        with pytest.raises(SystemExit) as status:
+            generate([*argv, "--help"])
+        assert status.value.code == 0
+        return capsys.readouterr().out
+
+    assert all(f" {name} " in help_of() for name in SUB_COMMANDS)
+    for name in SUB_COMMANDS:
+        text = help_of(name)
+        assert all(option in text for option in ("--checkpoint", "--seeds", "--classes", "--out", "--device"))
+        assert ("--trunc" in text) == (name != "truncation")  # which is what it varies
+
+
+@pytest.mark.parametrize("classes", [["--classes", "light"], ["--classes", "dark,light"]])
+def test_an_animated_gif(run, tmp_path, classes):
+    out = tmp_path / "walk.gif"
+    argv = ["interpolate", "--checkpoint", str(run), "--seeds", "0-2,0", "--steps", "4", "--fps", "10", *classes]
+    assert generate([*argv, "--out", str(out)]) == 0
+    picture = Image.open(out)
+    assert picture.size == (256 * len(classes[1].split(",")), 256)
+    assert picture.n_frames == 3 * 3 + 1 and picture.info["loop"] == 0 and picture.info["duration"] == 100
+    generator, _ = checkpoint.load_generator(run)
+    plain = studies.to_uint8(studies.samples(generator, [0], label=1)[0, 0])
+    shown = np.asarray(picture.convert("L"))[:, -256:]
+    assert np.array_equal(shown, plain[:, :, 0].repeat(32, 0).repeat(32, 1))
+    assert [path.name for path in tmp_path.iterdir()] == ["walk.gif"]
+
+
+def test_a_gif_in_colour(tmp_path):
+    frames = [np.full((8, 8, 3), (60 * number, 100, 200), np.uint8) for number in range(4)]
+    save_animation(iter(frames), tmp_path / "a.gif", 25)
+    picture = Image.open(tmp_path / "a.gif")
+    assert picture.n_frames == 4
+    for number, frame in enumerate(ImageSequence.Iterator(picture)):
+        assert np.abs(np.asarray(frame.convert("RGB")).astype(int) - (60 * number, 100, 200)).max() <= 4
+
+
+def test_an_mp4(run, tmp_path):
+    imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    out = tmp_path / "walk.MP4"
+    argv = ["interpolate", "--checkpoint", str(run), "--seeds", "0-2", "--steps", "4", "--classes", "dark,light"]
+    assert generate([*argv, "--out", str(out)]) == 0
+    frames = imageio_ffmpeg.read_frames(str(out))
+    assert next(frames)["size"] == (512, 256)
+    assert len(list(frames)) == 2 * 3 + 1
+    assert [path.name for path in tmp_path.iterdir()] == ["walk.MP4"]
+
+
+def test_an_mp4_without_the_extra(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    out = tmp_path / "new" / "walk.mp4"
+    line = error_of(generate, ["interpolate", "--checkpoint", str(run), "--out", str(out)], capsys)
+    assert line.startswith(f'{out}: MP4 needs the extra "video", which is not installed: pip install ".[video]"')
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_mp4_that_ffmpeg_cannot_write(run, tmp_path, monkeypatch, capsys):
+    imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
+
+    def write_frames(*_, **__):
+        yield
+        raise OSError("broken pipe\n\nFFMPEG COMMAND: ...")
+
+    monkeypatch.setattr(imageio_ffmpeg, "write_frames", write_frames)
+    out = tmp_path / "walk.mp4"
+    line = error_of(generate, ["interpolate", "--checkpoint", str(run), "--out", str(out)], capsys)
+    assert line == f"cannot write {out}: ffmpeg failed: broken pipe"
+    assert not list(tmp_path.iterdir())
+
+
+STUDY_MISTAKES = {
+    "one end": ("interpolate --seeds 4", "--seeds 4: give two or more to go between"),
+    "one step": ("interpolate --steps 1", "--steps 1: must be at least 2"),
+    "too fast": ("interpolate --fps 51", "--fps 51: must be from 1 to 50"),
+    "no such class": ("mix --classes grey", "there is no class 'grey'; there are dark, light"),
+    "source B": ("mix --seeds-b x", "--seeds-b x: 'x' is no number"),
+    "no such word": ("mix --layers rough", "--layers rough: must be coarse, middle, fine, or numbers like 2-4"),
+    "no such range": ("mix --layers 3-2", "--layers 3-2: the range 3-2 is empty"),
+    "no such layer": ("mix --layers 3-9", "mix: this network of stylegan2 has layers 0 to 3, not 4"),
+    "no fine layers": ("mix --layers fine", "has layers 0 to 3, and 'fine' ones begin at 8"),
+    "one draw": ("noise --draws 1", "--draws 1: must be at least 2"),
+    "one psi": ("truncation --steps 1", "--steps 1: must be at least 2"),
+    "truncation": ("classes --trunc nan", "--trunc nan: must be a finite number"),
+    "an ending": ("classes --out x.jpg", "--out x.jpg: the name must end in .png"),
+    "an animation's ending": ("interpolate --out x.webm", "--out x.webm: the name must end in .png or .gif or .mp4"),
+    "an animation of something else": ("mix --out x.gif", "--out x.gif: the name must end in .png"),
+    "it does not grow": ("growth", "growth: stylegan2 does not grow"),
+}
+
+
+@pytest.mark.parametrize("mistake", STUDY_MISTAKES)
+def test_a_study_names_a_mistake_in_one_line(mistake, run, capsys):
+    argv, says = STUDY_MISTAKES[mistake]
+    before = sorted(run.iterdir())
+    assert says in error_of(generate, [*argv.split(), "--checkpoint", str(run)], capsys)
+    assert sorted(run.iterdir()) == before
+
+
+DCGAN_LACKS = {
+    "interpolate --space w": "interpolate: dcgan has no styles",
+    "mix --layers 0": "mix: dcgan has no styles",
+    "noise": "noise: dcgan has no noise",
+    "truncation": "truncation: dcgan has no truncation",
+    "growth": "growth: dcgan does not grow",
+    "interpolate --trunc 0.5": "--trunc 0.5: dcgan has no truncation; leave it out",
+}
+
+
+def test_what_an_architecture_lacks_is_said_in_one_line(run, monkeypatch, capsys):
+    _, config = checkpoint.load_generator(run)
+    header = checkpoint.read_header(run)
+    model = dataclasses.replace(header.model, arch="dcgan")
+    monkeypatch.setattr(checkpoint, "read_header", lambda path: dataclasses.replace(header, model=model))
+    monkeypatch.setattr(checkpoint, "load_generator", lambda *_: (models.build(model)[0].eval(), config))
+    for argv, says in DCGAN_LACKS.items():
+        assert error_of(generate, [*argv.split(), "--checkpoint", str(run)], capsys).startswith(says)
+    for argv in ("classes --seeds 1", "interpolate --seeds 1,2"):
+        assert generate([*argv.split(), "--checkpoint", str(run), "--out", str(run / "x.png")]) == 0
+    (run / "x.png").unlink()
+
+
+def test_classes_of_a_network_without_any(run, monkeypatch, capsys):
+    header = checkpoint.read_header(run)
+    without = dataclasses.replace(header, dataset={**header.dataset, "class_names": []})
+    monkeypatch.setattr(checkpoint, "read_header", lambda path: without)
+    line = error_of(generate, ["classes", "--checkpoint", str(run)], capsys)
+    assert line == "classes: this network of stylegan2 was trained without classes"
+
+
+def test_labels_of_a_picture_are_not_cut_off():
+    """Ink, which is black, ends before the borders, however long the text and small the images."""
+    images = np.full((2, 8, 8, 1), 200, np.uint8)
+    long = "seed 18446744073709551615"
+    for section in (
+        Section(long + long + "\nsecond line " + long, [(long, images)], [long, long]),
+        Section("short", [("a", images), (long, images)], ["b", long], sources=True),
+    ):
+        picture = np.asarray(draw_grid([section, section]).convert("L"))
+        ink = picture < 128
+        assert ink.any() and not ink[:, [0, -1]].any() and not ink[[0, -1]].any()
+        assert (picture == 200).sum() == 4 * len(section.rows) * 48 * 48  # and no text over an image
 
 
 SHORTAGES = {

@@ -1,6 +1,7 @@
 """What style-based generators share: the mapping network, styles for every layer, noise (Karras et al. 2019)."""
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -34,12 +35,13 @@ class Mapping(nn.Module):
 class StyleBased(nn.Module):
     """A generator of two halves: `styles` makes the w of every layer, `synthesize` the image of these.
 
-    A family gives `mapping`, `num_ws` and `synthesize`.
+    A family gives `mapping`, `num_ws`, `noise_resolutions` and `synthesize`.
     """
 
     supports = frozenset({"style_mixing", "truncation", "noise"})
     mapping: Mapping
     num_ws: int
+    noise_resolutions: list[int]  # of each layer with noise, in their order
     truncated_layers: int | None = None  # the first so many are truncated unless the caller says otherwise; None: all
 
     @property
@@ -55,7 +57,7 @@ class StyleBased(nn.Module):
         style_mixing: float = 0.0,
         truncation: float = 1.0,
         truncation_layers: int | None = None,
-        noise: str = "random",
+        noise: str | Sequence[str] = "random",
     ) -> Tensor:
         """`synthesize` of `styles`, with their arguments."""
         options = {"style_mixing": style_mixing, "truncation": truncation, "truncation_layers": truncation_layers}
@@ -99,18 +101,27 @@ class StyleBased(nn.Module):
             ws = torch.cat([self.mapping.w_avg.lerp(ws[:, :layers], truncation), ws[:, layers:]], 1)
         return ws
 
-    def synthesize(self, ws: Tensor, *, noise: str = "random") -> Tensor:
+    def synthesize(self, ws: Tensor, *, noise: str | Sequence[str] = "random") -> Tensor:
         """ws [N, num_ws, w_dim] to an image [N, channels, R, R] of nominal range [-1, 1], fp32.
 
-        `noise` is "random", "const" (the fixed noise image of each layer) or "none"; ValueError for anything else.
+        `noise` is "random", "const" (the fixed noise image of each layer) or "none", or a sequence of these words, one
+        for each of `noise_resolutions`; ValueError for anything else.
         """
         raise NotImplementedError
 
 
+def noise_words(noise: str | Sequence[str], layers: int) -> list[str]:
+    """`noise` as `StyleBased.synthesize` takes it, as one word for each of so many layers."""
+    words = [noise] * layers if isinstance(noise, str) else list(noise)
+    if len(words) != layers or not {*words} <= {"random", "const", "none"}:
+        raise ValueError(
+            f"noise is {noise!r}, must be 'random', 'const' or 'none', or {layers} such words, one a layer"
+        )
+    return words
+
+
 def noise_field(noise: str, const: Tensor) -> Tensor | None:
-    """What a layer whose fixed noise is `const` adds for `noise`, see `StyleBased.synthesize`; None: drawn anew."""
-    if noise not in ("random", "const", "none"):
-        raise ValueError(f'noise is {noise!r}, must be "random", "const" or "none"')
+    """What a layer whose fixed noise is `const` adds for one of these words; None: drawn anew."""
     if noise == "random":
         return None
     return const if noise == "const" else torch.zeros_like(const)

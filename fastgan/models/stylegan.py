@@ -1,12 +1,14 @@
 """StyleGAN: mapping network, styles by instance norm, noise, growth (Karras et al. 2019, arXiv 1812.04948)."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from fastgan.layers import SQRT2, Blur2d, EqualizedConv2d, StyleEpilogue, UpsampleConv2d
 from fastgan.models import pggan
 from fastgan.models.growing import Growing, doubled
-from fastgan.models.mapping import Mapping, StyleBased, noise_field
+from fastgan.models.mapping import Mapping, StyleBased, noise_field, noise_words
 from fastgan.ops.arithmetic import to_arithmetic
 
 
@@ -45,6 +47,7 @@ class Generator(StyleBased, Growing):
         super().__init__(config.resolutions)
         self.z_dim = config.z_dim
         self.num_ws = 2 * len(config.resolutions)
+        self.noise_resolutions = [r for r in config.resolutions for _ in range(2)]
         self.mapping = Mapping(config)
         channels = [config.features(r) for r in config.resolutions]
         self.const = nn.Parameter(torch.ones(1, channels[0], 4, 4))
@@ -59,13 +62,13 @@ class Generator(StyleBased, Growing):
     def ws_in_use(self) -> int:
         return 2 * (self.level + 1)
 
-    def synthesize(self, ws: Tensor, *, noise: str = "random") -> Tensor:
-        w = ws.unbind(1)
+    def synthesize(self, ws: Tensor, *, noise: str | Sequence[str] = "random") -> Tensor:
+        w, noise = ws.unbind(1), noise_words(noise, self.num_ws)
         x = self.const.expand(len(ws), -1, -1, -1).contiguous(memory_format=torch.channels_last)
         for i in range(0, self.ws_in_use, 2):
             before = x
-            x = self.layers[i](x, w[i], noise)
-            x = self.layers[i + 1](x, w[i + 1], noise)
+            x = self.layers[i](x, w[i], noise[i])
+            x = self.layers[i + 1](x, w[i + 1], noise[i + 1])
         image = to_arithmetic(self.to_rgb[self.level](x))
         if self.fading:
             image = self.faded(doubled(to_arithmetic(self.to_rgb[self.level - 1](before))), image)

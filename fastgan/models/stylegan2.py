@@ -2,13 +2,14 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from fastgan.layers import EqualizedConv2d, EqualizedLinear, MinibatchStddev, ModulatedConv2d, NoiseBiasLeakyReLU
 from fastgan.models.labels import projected
-from fastgan.models.mapping import Mapping, StyleBased, noise_field
+from fastgan.models.mapping import Mapping, StyleBased, noise_field, noise_words
 from fastgan.ops import noise_bias_act
 from fastgan.ops.arithmetic import to_arithmetic
 from fastgan.ops.layout import channels_last
@@ -66,16 +67,18 @@ class Synthesis(nn.Module):
         self.to_rgb = nn.ModuleList(ToRGB(config, c) for c in channels)
         self.register_buffer("resample_filter", taps(), persistent=False)
 
-    def forward(self, ws: Tensor, noise: str = "random") -> Tensor:
-        """`noise` is "random", "const" (the fixed noise image of each layer) or "none"."""
+    def forward(self, ws: Tensor, noise: str | Sequence[str] = "random") -> Tensor:
+        """As `StyleBased.synthesize`."""
         w = ws.unbind(1)
+        noise = noise_words(noise, self.num_ws - 1)
         x = self.const.expand(len(ws), -1, -1, -1).contiguous(memory_format=torch.channels_last)
-        x = self.first(x, self.first.affine(w[0]), noise)
+        x = self.first(x, self.first.affine(w[0]), noise[0])
         image = self.to_rgb[0](x, w[1])
         for i, (up, same, to_rgb) in enumerate(zip(self.up, self.same, self.to_rgb[1:], strict=True)):
             style = same.affine(w[2 * i + 2])
-            x = up(x, up.affine(w[2 * i + 1]), noise, post=style)  # read by `same` alone: it may be scaled here
-            x = same(x, style, noise, scaled=True)
+            # Read by `same` alone: it may be scaled here.
+            x = up(x, up.affine(w[2 * i + 1]), noise[2 * i + 1], post=style)
+            x = same(x, style, noise[2 * i + 2], scaled=True)
             image = self._upsampled(image) + to_rgb(x, w[2 * i + 3])
         return to_arithmetic(image)
 
@@ -93,8 +96,9 @@ class Generator(StyleBased):
         self.mapping = Mapping(config)
         self.synthesis = Synthesis(config)
         self.num_ws = self.synthesis.num_ws
+        self.noise_resolutions = [4, *(r for r in config.resolutions[1:] for _ in range(2))]
 
-    def synthesize(self, ws: Tensor, *, noise: str = "random") -> Tensor:
+    def synthesize(self, ws: Tensor, *, noise: str | Sequence[str] = "random") -> Tensor:
         return self.synthesis(ws, noise)
 
 

@@ -1,58 +1,90 @@
-"""Pictures of many images in labelled rows."""
+"""Pictures of many images in labelled rows and columns, and animations."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from fastgan.errors import UserError
 from fastgan.training.files import write_atomically
 
 _PAPER, _INK = "white", "black"
 _GAP = 2  # pixels between images
-_SMALLEST_CELL = 48  # images are shown enlarged, by a whole factor, to at least so many pixels
+_MARGIN = 6  # around text
+_APART = 10  # more pixels, between the sources of a table and what is made of them
+_LINE = 20  # from one line of text to the next
+_SMALLEST_FRAME = 256
 
 
 class Section(NamedTuple):
-    """A heading and, below it, rows of images: (label at the left, uint8 [n, H, W, C]), all of one size."""
+    """A heading and, below it, rows of images, all of one size.
+
+    Attributes:
+        heading: one line of text or several.
+        rows: (label at the left, uint8 [n, H, W, C]).
+        columns: labels above the columns, or none.
+        sources: whether the first row and the first column are what the others are made of: a little apart from them.
+    """
 
     heading: str
     rows: Sequence[tuple[str, np.ndarray]]
+    columns: Sequence[str] = ()
+    sources: bool = False
 
 
-def draw_grid(sections: Sequence[Section]) -> Image.Image:
-    """One RGB picture of all sections, one below the other."""
+def draw_grid(sections: Sequence[Section], smallest_cell: int = 48) -> Image.Image:
+    """One RGB picture of all sections, one below the other.
+
+    Images are shown enlarged, by a whole factor, to at least `smallest_cell` pixels; columns are as wide as their
+    labels need.
+    """
     font = ImageFont.load_default(16)
+    width_of = lambda text: max((int(font.getlength(line)) for line in text.splitlines()), default=0)
     rows = [row for section in sections for row in section.rows]
     _, height, width, _ = rows[0][1].shape
-    factor = max(1, -(-_SMALLEST_CELL // width))
-    cell_width, cell_height = width * factor + _GAP, height * factor + _GAP
-    left = 12 + int(max(font.getlength(label) for label, _ in rows))
-    columns = max(len(images) for _, images in rows)
+    factor = max(1, -(-smallest_cell // width))
+    labels = [width_of(label) + _MARGIN for section in sections for label in section.columns]
+    cell_width, cell_height = max([width * factor, *labels]) + _GAP, height * factor + _GAP
+    left = 2 * _MARGIN + max(width_of(label) for label, _ in rows)
+    apart = [_APART if section.sources else 0 for section in sections]
     total_width = max(
-        left + columns * cell_width, 12 + int(max(font.getlength(section.heading) for section in sections))
+        left + max(len(images) for _, images in rows) * cell_width + max(apart),
+        2 * _MARGIN + max(width_of(section.heading) for section in sections),
     )
-    total_height = len(sections) * 28 + len(rows) * cell_height + 4
+    heading_heights = [_LINE * (1 + section.heading.count("\n")) + 8 for section in sections]
+    label_heights = [_LINE + 2 if section.columns else 0 for section in sections]
+    total_height = sum(heading_heights) + sum(label_heights) + sum(apart) + len(rows) * cell_height + 4
 
     picture = Image.new("RGB", (total_width, total_height), _PAPER)
     pen = ImageDraw.Draw(picture)
     y = 0
-    for section in sections:
-        pen.text((6, y + 6), section.heading, fill=_INK, font=font)
-        y += 28
-        for label, images in section.rows:
-            pen.text((6, y + cell_height // 2), label, fill=_INK, font=font, anchor="lm")
+    for section, heading_height, label_height, gap in zip(sections, heading_heights, label_heights, apart, strict=True):
+        for number, line in enumerate(section.heading.splitlines()):
+            pen.text((_MARGIN, y + 6 + number * _LINE), line, fill=_INK, font=font)
+        y += heading_height
+        at = lambda column, gap=gap: left + column * cell_width + (gap if column else 0)
+        for column, label in enumerate(section.columns):
+            pen.text((at(column) + (cell_width - _GAP) // 2, y), label, fill=_INK, font=font, anchor="ma")
+        y += label_height
+        for number, (label, images) in enumerate(section.rows):
+            y += gap if number == 1 else 0
+            pen.text((_MARGIN, y + cell_height // 2), label, fill=_INK, font=font, anchor="lm")
             for column, image in enumerate(images):
-                picture.paste(
-                    to_picture(image).resize((width * factor, height * factor), Image.Resampling.NEAREST),
-                    (left + column * cell_width, y),
-                )
+                x = at(column) + (cell_width - _GAP - width * factor) // 2
+                picture.paste(_enlarged(image, factor), (x, y))
             y += cell_height
     return picture
+
+
+def _enlarged(image: np.ndarray, factor: int) -> Image.Image:
+    picture = to_picture(image)
+    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
 
 
 def to_picture(image: np.ndarray) -> Image.Image:
@@ -65,3 +97,59 @@ def save_png(picture: Image.Image, path: Path) -> None:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     write_atomically(path, buffer.getvalue())
+
+
+def save_animation(frames: Iterable[np.ndarray], path: Path, fps: int) -> None:
+    """Write images uint8 [H, W, C], all of one size, as an endless GIF or an MP4, by the ending of `path`; atomically.
+
+    Small ones are enlarged by a whole factor to at least 256 pixels. In a GIF, two equal frames that follow each other
+    become one that is shown for longer. Raises UserError, naming the file, if it cannot be written.
+    """
+    pictures = (_enlarged(frame, max(1, -(-_SMALLEST_FRAME // frame.shape[0]))) for frame in frames)
+    write_atomically(path, _gif(pictures, fps) if path.suffix.lower() == ".gif" else _mp4(pictures, path, fps))
+
+
+def require_video(path: Path) -> None:
+    """Raises UserError, naming the file and the remedy, if this installation cannot write an MP4."""
+    try:
+        import imageio_ffmpeg
+
+        imageio_ffmpeg.get_ffmpeg_exe()
+    except ImportError:
+        raise UserError(
+            f'{path}: MP4 needs the extra "video", which is not installed: pip install ".[video]", '
+            "or choose a name that ends in .gif"
+        ) from None
+    except RuntimeError as error:  # of a platform for which it brings no program
+        raise UserError(f"{path}: {error}; install ffmpeg, or choose a name that ends in .gif") from None
+
+
+def _gif(pictures: Iterable[Image.Image], fps: int) -> bytes:
+    # 256 colours each, chosen frame by frame; and a byte a pixel is what waits in memory until the last is drawn.
+    first, *others = (picture if picture.mode == "L" else picture.quantize(256) for picture in pictures)
+    buffer = io.BytesIO()
+    first.save(buffer, "GIF", save_all=True, append_images=others, duration=round(1000 / fps), loop=0)
+    return buffer.getvalue()
+
+
+def _mp4(pictures: Iterable[Image.Image], path: Path, fps: int) -> bytes:
+    import imageio_ffmpeg
+
+    with tempfile.TemporaryDirectory() as folder:  # ffmpeg writes files only
+        file = Path(folder) / "animation.mp4"
+        writer = None
+        try:
+            for picture in pictures:
+                if writer is None:
+                    writer = imageio_ffmpeg.write_frames(
+                        str(file), picture.size, fps=fps, quality=8, macro_block_size=2, ffmpeg_log_level="error"
+                    )
+                    writer.send(None)
+                writer.send(picture.convert("RGB").tobytes())
+            writer.close()
+            return file.read_bytes()
+        except OSError as error:
+            raise UserError(f"cannot write {path}: ffmpeg failed: {str(error).splitlines()[0]}") from error
+        finally:
+            if writer is not None:
+                writer.close()

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastgan.errors import UserError
+
+class Unsupported(ValueError):
+    """A generator cannot do what it was asked for; the message names its architecture and what it lacks."""
+
+
+def architecture(generator: nn.Module) -> str:
+    """The name of a generator's family: that of the module it is defined in."""
+    return type(generator).__module__.rpartition(".")[2]
 
 
 def latents(seeds: Sequence[int], z_dim: int) -> Tensor:
@@ -16,7 +23,6 @@ def latents(seeds: Sequence[int], z_dim: int) -> Tensor:
     return torch.stack([torch.randn(z_dim, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
-@torch.no_grad()
 def draw(
     generator: nn.Module, z: Tensor, labels: Tensor | None, *, truncation: float = 1.0, batch: int = 1
 ) -> np.ndarray:
@@ -24,21 +30,30 @@ def draw(
 
     The generator should be in eval mode; it runs in fp32 with its fixed noise, so the image of a latent is always the
     same. With `batch` 1 it is so to the bit, independent of what else is drawn; larger batches may round otherwise.
-    truncation: psi, 1 for none. Raises UserError if it is not 1 and the generator knows no truncation.
+    truncation: psi, 1 for none. Raises Unsupported if it is not 1 and the generator knows no truncation.
     """
+    return np.concatenate([to_uint8(part) for part in _batches(generator, z, labels, truncation, batch)])
+
+
+def draw_tensor(generator: nn.Module, z: Tensor, labels: Tensor | None, *, truncation: float = 1.0) -> Tensor:
+    """As `draw` with `batch` 1, but fp32 [N, C, H, W] of nominal range [-1, 1], on the CPU."""
+    return torch.cat([part.float().cpu() for part in _batches(generator, z, labels, truncation, batch=1)])
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """[..., C, H, W] of range [-1, 1] to uint8 [..., H, W, C]."""
+    return images.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).movedim(-3, -1).cpu().numpy()
+
+
+@torch.no_grad()
+def _batches(generator: nn.Module, z: Tensor, labels: Tensor | None, truncation: float, batch: int) -> Iterator[Tensor]:
+    """Images [up to `batch`, C, H, W] on the generator's device."""
     supports = generator.supports
     if truncation != 1 and "truncation" not in supports:
-        raise UserError(f"--trunc {truncation}: this architecture has no truncation; leave it out")
+        raise Unsupported(f"{architecture(generator)} has no truncation: psi is {truncation:g}, must be 1")
     options = {"truncation": truncation} if "truncation" in supports else {}
     options |= {"noise": "const"} if "noise" in supports else {}
     device = next(generator.parameters()).device
-    images = []
     for start in range(0, len(z), batch):
         label = None if labels is None else labels[start : start + batch].to(device)
-        images.append(_to_uint8(generator(z[start : start + batch].to(device), label, **options)))
-    return torch.cat(images).numpy()
-
-
-def _to_uint8(images: Tensor) -> Tensor:
-    """[N, C, H, W] of range [-1, 1] to uint8 [N, H, W, C] on the CPU."""
-    return images.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
+        yield generator(z[start : start + batch].to(device), label, **options)

@@ -1,0 +1,349 @@
+"""Studies of a trained generator: what its latents, its layers and its noise do to the image.
+
+Functions on tensors; `python -m fastgan.generate` makes labelled pictures of them. All take and return alike:
+
+- `generator`: in eval mode, as `fastgan.training.checkpoint.load_generator` returns it, on any device.
+- `seeds`: numbers from 0, one latent each; the same seed is the same latent everywhere.
+- `label`: the class of all images, for a conditional generator; None for one without classes.
+- `truncation`: psi, the factor by which w is drawn towards its mean; 1 for not at all.
+- Images come back as fp32 [rows, columns, C, H, W] on the CPU, of nominal range [-1, 1]. Each is drawn on its own and
+  with the generator's fixed noise, so it is always the same, and the same as `samples` where it should be.
+
+`Unsupported`, a ValueError, is raised where a generator lacks what the study needs, and says what that is; ValueError
+for other arguments that make no sense.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fastgan.training.sampling import Unsupported, architecture, draw_tensor, latents, to_uint8
+
+__all__ = [
+    "LAYERS",
+    "Unsupported",
+    "architecture",
+    "classes",
+    "fine_noise_from",
+    "growth",
+    "growth_levels",
+    "interpolate",
+    "interpolation_frames",
+    "mix",
+    "noise_by_layer",
+    "noise_deviation",
+    "samples",
+    "style_layers",
+    "to_uint8",
+    "truncation_sweep",
+]
+
+# Indices of the layers' styles by what they govern: two a resolution, so coarse is 4x4 and 8x8, middle 16x16 and 32x32
+# (Karras et al. 2019, "A Style-Based Generator Architecture for GANs", arXiv 1812.04948, figure 3).
+LAYERS = {"coarse": (0, 4), "middle": (4, 8), "fine": (8, None)}
+FINE_NOISE_FROM = 64  # pixels; figure 5 there
+
+Space = Literal["z", "slerp", "w"]
+
+
+def samples(generator: nn.Module, seeds: Sequence[int], *, label: int | None = None, truncation: float = 1.0) -> Tensor:
+    """Plain images, one a seed: [1, len(seeds), C, H, W]."""
+    return _images(generator, _latents(generator, seeds), label, truncation)[None]
+
+
+def classes(generator: nn.Module, seeds: Sequence[int], labels: Sequence[int], *, truncation: float = 1.0) -> Tensor:
+    """The same latents as each class: [len(labels), len(seeds), C, H, W]."""
+    if not len(labels):
+        raise ValueError("labels is empty, must have at least one class")
+    z = _latents(generator, seeds)
+    return torch.stack([_images(generator, z, label, truncation) for label in labels])
+
+
+def interpolate(
+    generator: nn.Module,
+    seeds: Sequence[int],
+    *,
+    steps: int = 9,
+    space: Space = "slerp",
+    label: int | None = None,
+    truncation: float = 1.0,
+) -> Tensor:
+    """From each seed to the next, a row each: [len(seeds) - 1, steps, C, H, W], both ends included.
+
+    Args:
+        seeds: two or more.
+        steps: images a row, at least 2, at equal distances.
+        space: where to go from one to the other. "z": the straight line between the latents. "slerp": the arc, which
+            keeps to where latents of a normal distribution lie (White 2016, "Sampling Generative Networks", arXiv
+            1609.04468, section 2.1). "w": the straight line between the styles (Karras et al. 2019, section 4.1);
+            needs a style-based generator.
+    """
+    frames = interpolation_frames(generator, seeds, steps=steps, space=space, label=label, truncation=truncation)
+    rows = torch.stack(list(frames)).unfold(0, steps, steps - 1)  # the end of a row is the start of the next
+    return rows.movedim(-1, 1).contiguous()
+
+
+def interpolation_frames(
+    generator: nn.Module,
+    seeds: Sequence[int],
+    *,
+    steps: int = 9,
+    space: Space = "slerp",
+    label: int | None = None,
+    truncation: float = 1.0,
+) -> Iterator[Tensor]:
+    """The images of `interpolate` one after the other, [C, H, W] each and drawn when asked for.
+
+    A seed in the middle, the end of one row and the start of the next, comes once: (len(seeds) - 1) * (steps - 1) + 1
+    images in all. Arguments as there.
+    """
+    if len(seeds) < 2:
+        raise ValueError(f"seeds is {list(seeds)}, must have at least two to go between")
+    if steps < 2:
+        raise ValueError(f"steps is {steps}, must be at least 2: a row has both its ends")
+    if space not in ("z", "slerp", "w"):
+        raise ValueError(f"space is {space!r}, must be 'z', 'slerp' or 'w'")
+    points = _latents(generator, seeds)
+    if space == "w":
+        _require_styles(generator, "interpolation in w")
+        points = _styles(generator, points, label, truncation)
+        image = lambda ws: _synthesize(generator, ws)
+    else:
+        image = lambda z: _images(generator, z, label, truncation)
+    path = _path(points, steps, _arc if space == "slerp" else torch.lerp)
+    return (image(point[None])[0] for point in path)
+
+
+def mix(
+    generator: nn.Module,
+    seeds_a: Sequence[int],
+    seeds_b: Sequence[int],
+    layers: str | Sequence[int],
+    *,
+    label: int | None = None,
+    truncation: float = 1.0,
+) -> Tensor:
+    """Style mixing (Karras et al. 2019, section 3.1 and figure 3): [len(seeds_a), len(seeds_b), C, H, W].
+
+    The image in row i and column j has its styles from `seeds_a[i]`, but those of `layers` from `seeds_b[j]`.
+
+    layers: "coarse", "middle" or "fine" (see `LAYERS`), or indices from 0 to num_ws - 1, possibly none. Raises
+    Unsupported for a layer that the generator does not have.
+    """
+    chosen = style_layers(generator, layers)
+    a, b = (_styles(generator, _latents(generator, seeds), label, truncation) for seeds in (seeds_a, seeds_b))
+    from_b = torch.zeros(generator.num_ws, 1, dtype=torch.bool, device=a.device)
+    from_b[chosen] = True
+    return torch.stack([_synthesize(generator, torch.where(from_b, b, own)) for own in a])
+
+
+def style_layers(generator: nn.Module, layers: str | Sequence[int]) -> list[int]:
+    """Indices of what `mix` calls layers; raises Unsupported if the generator has none of that name or number."""
+    _require_styles(generator, "style mixing")
+    network, last = f"this network of {architecture(generator)}", generator.num_ws - 1
+    if isinstance(layers, str):
+        if layers not in LAYERS:
+            raise ValueError(f"layers is {layers!r}, must be one of {', '.join(LAYERS)}, or indices")
+        chosen = list(range(generator.num_ws))[slice(*LAYERS[layers])]
+        if not chosen:
+            raise Unsupported(f"{network} has layers 0 to {last}, and {layers!r} ones begin at {LAYERS[layers][0]}")
+        return chosen
+    for layer in layers:
+        if not 0 <= layer <= last:
+            raise Unsupported(f"{network} has layers 0 to {last}, not {layer}")
+    return list(layers)
+
+
+def noise_by_layer(
+    generator: nn.Module,
+    seeds: Sequence[int],
+    *,
+    fine_from: int | None = None,
+    label: int | None = None,
+    truncation: float = 1.0,
+) -> Tensor:
+    """What the noise of some layers adds (Karras et al. 2019, figure 5): [len(seeds), 4, C, H, W].
+
+    The columns have noise in all layers, in none, in the coarse ones only and in the fine ones only.
+
+    fine_from: the resolution from which a layer is fine; by default that of `fine_noise_from`.
+    """
+    _require_noise(generator)
+    start = fine_noise_from(generator) if fine_from is None else fine_from
+    fine = [resolution >= start for resolution in generator.noise_resolutions]
+    kinds = [
+        "const",
+        "none",
+        ["none" if here else "const" for here in fine],
+        ["const" if here else "none" for here in fine],
+    ]
+    ws = _styles(generator, _latents(generator, seeds), label, truncation)
+    return torch.stack([_synthesize(generator, ws, noise) for noise in kinds], 1)
+
+
+def fine_noise_from(generator: nn.Module) -> int:
+    """The resolution from which noise counts as fine: 64 as in the paper, or the last one of a smaller network."""
+    _require_noise(generator)
+    return min(FINE_NOISE_FROM, generator.noise_resolutions[-1])
+
+
+def noise_deviation(
+    generator: nn.Module,
+    seeds: Sequence[int],
+    *,
+    draws: int = 100,
+    noise: str | Sequence[str] = "random",
+    noise_seed: int = 0,
+    label: int | None = None,
+    truncation: float = 1.0,
+) -> Tensor:
+    """How much each pixel depends on the noise (Karras et al. 2019, figure 4c): [len(seeds), 1, C, H, W].
+
+    The standard deviation over draws of the noise, in units of the image, whose range is 2 wide; the unbiased estimate
+    (divided by draws - 1).
+
+    Args:
+        draws: how many, at least 2.
+        noise: "random", or one word a layer, as the generator's `synthesize` takes them.
+        noise_seed: where the draws of each latent start; torch's own random numbers stay as they were.
+    """
+    _require_noise(generator)
+    if draws < 2:
+        raise ValueError(f"draws is {draws}, must be at least 2")
+    ws = _styles(generator, _latents(generator, seeds), label, truncation)
+    return torch.stack([_deviation(generator, own[None], draws, noise, noise_seed) for own in ws])[:, None]
+
+
+def truncation_sweep(
+    generator: nn.Module,
+    seeds: Sequence[int],
+    psis: Sequence[float] = (-1.0, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0),
+    *,
+    label: int | None = None,
+) -> Tensor:
+    """Images at each truncation psi (Karras et al. 2019, figure 8): [len(seeds), len(psis), C, H, W].
+
+    At psi 0 all seeds give the image of the mean w, at 1 the plain image, below 0 the opposite of it.
+    """
+    if not len(psis):
+        raise ValueError("psis is empty, must have at least one number")
+    if "truncation" not in generator.supports:
+        raise Unsupported(f"{architecture(generator)} has no truncation")
+    z = _latents(generator, seeds)
+    return torch.stack([_images(generator, z, label, psi) for psi in psis], 1)
+
+
+def growth(generator: nn.Module, seeds: Sequence[int], *, label: int | None = None, truncation: float = 1.0) -> Tensor:
+    """The same latents at every level of a growing generator: [len(seeds), len(growth_levels), C, H, W].
+
+    Karras et al. 2018, "Progressive Growing of GANs", section 2. Smaller images are enlarged to the size of the
+    largest, each pixel to a square. The generator is left at the level where it was.
+    """
+    levels = growth_levels(generator)
+    z = _latents(generator, seeds)
+    final, alpha = generator.stage_resolution, float(generator.alpha)
+    columns = []
+    try:
+        for resolution in levels:
+            generator.grow_to(resolution, alpha if resolution == final else 1.0)
+            image = _images(generator, z, label, truncation)
+            factor = final // resolution
+            columns.append(image.repeat_interleave(factor, -2).repeat_interleave(factor, -1))
+    finally:
+        generator.grow_to(final, alpha)
+    return torch.stack(columns, 1)
+
+
+def growth_levels(generator: nn.Module) -> list[int]:
+    """The resolutions a growing generator has reached, from the smallest; raises Unsupported if it does not grow."""
+    if "growth" not in generator.supports:
+        raise Unsupported(f"{architecture(generator)} does not grow: it has one resolution only")
+    return [resolution for resolution in generator.resolutions if resolution <= generator.stage_resolution]
+
+
+def _latents(generator: nn.Module, seeds: Sequence[int]) -> Tensor:
+    """z [len(seeds), z_dim]; with it every study begins, so what all need is checked here."""
+    if generator.training:
+        raise ValueError("generator is in training mode, must be in eval mode: call generator.eval()")
+    if not len(seeds):
+        raise ValueError("seeds is empty, must have at least one number")
+    return latents(seeds, generator.z_dim)
+
+
+def _images(generator: nn.Module, z: Tensor, label: int | None, truncation: float) -> Tensor:
+    """[N, C, H, W] of z [N, z_dim], all of one label."""
+    labels = None if label is None else torch.full((len(z),), label)
+    return draw_tensor(generator, z, labels, truncation=truncation)
+
+
+@torch.no_grad()
+def _styles(generator: nn.Module, z: Tensor, label: int | None, truncation: float) -> Tensor:
+    """ws [N, num_ws, w_dim] on the generator's device; each of a batch of its own, like the images."""
+    device = next(generator.parameters()).device
+    label = None if label is None else torch.full((1,), label, device=device)
+    return torch.cat([generator.styles(own.to(device), label, truncation=truncation) for own in z.split(1)])
+
+
+@torch.no_grad()
+def _synthesize(generator: nn.Module, ws: Tensor, noise: str | Sequence[str] = "const") -> Tensor:
+    """[N, C, H, W] of ws [N, num_ws, w_dim]."""
+    return torch.cat([generator.synthesize(own, noise=noise).float().cpu() for own in ws.split(1)])
+
+
+def _require_styles(generator: nn.Module, study: str) -> None:
+    if not hasattr(generator, "styles"):
+        raise Unsupported(f"{architecture(generator)} has no styles: {study} needs a style-based generator")
+
+
+def _require_noise(generator: nn.Module) -> None:
+    if "noise" not in generator.supports:
+        raise Unsupported(f"{architecture(generator)} has no noise: its layers have no random input")
+
+
+def _path(points: Tensor, steps: int, between: Callable[[Tensor, Tensor, float], Tensor]) -> Iterator[Tensor]:
+    """From each of `points` to the next in `steps` points, both ends included, but each end once."""
+    yield points[0]
+    for start, end in itertools.pairwise(points):
+        for step in range(1, steps):
+            yield between(start, end, step / (steps - 1))
+
+
+def _arc(start: Tensor, end: Tensor, t: float) -> Tensor:
+    """Spherical interpolation between vectors, exact at t 0 and 1; the straight line where both have one direction."""
+    a, b = start.double(), end.double()
+    angle = torch.acos((torch.dot(a, b) / (a.norm() * b.norm())).clamp(-1, 1))
+    if angle.sin() < 1e-6:
+        return torch.lerp(start, end, t)
+    return ((a * torch.sin((1 - t) * angle) + b * torch.sin(t * angle)) / torch.sin(angle)).to(start.dtype)
+
+
+@torch.no_grad()
+def _deviation(generator: nn.Module, ws: Tensor, draws: int, noise: str | Sequence[str], seed: int) -> Tensor:
+    """[C, H, W], in one pass over the draws (Welford's method): a thousand images are never there at once."""
+    with _seeded(ws.device, seed):
+        mean = generator.synthesize(ws, noise=noise)[0].double()
+        squares = torch.zeros_like(mean)
+        for count in range(2, draws + 1):
+            image = generator.synthesize(ws, noise=noise)[0].double()
+            before = image - mean
+            mean += before / count
+            squares += before * (image - mean)
+    return (squares / (draws - 1)).sqrt().float().cpu()
+
+
+@contextlib.contextmanager
+def _seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Within the block random numbers on the device start at `seed`; afterwards they go on as if nothing had been."""
+    rng = torch.default_generator if device.type == "cpu" else torch.cuda.default_generators[device.index]
+    state = rng.get_state()
+    rng.manual_seed(seed)
+    try:
+        yield
+    finally:
+        rng.set_state(state)

@@ -1,0 +1,387 @@
+"""Studies of a generator: each agrees with the plain images where it should, and says what a generator lacks."""
+
+import pytest
+import torch
+from torch import nn
+
+from fastgan import models, studies
+from fastgan.training import sampling
+
+SEEDS = [3, 1, 4]
+
+
+def build(arch="stylegan2", **options):
+    """A small generator of random weights, whose noise and mean style matter."""
+    torch.manual_seed(0)
+    options = {"resolution": 16, "channel_base": 64, "channel_max": 8, "z_dim": 8, **options}
+    generator, _ = models.build(models.ModelConfig(arch=arch, **options))
+    for module in generator.modules():
+        if getattr(module, "strength", None) is not None:
+            nn.init.constant_(module.strength, 0.1)
+    if hasattr(generator, "mapping"):
+        nn.init.normal_(generator.mapping.w_avg)
+    return generator.eval().requires_grad_(False)
+
+
+class Growing(nn.Module):
+    """Draws one number of z a pixel, at the resolution it was grown to; what the studies need of a growing network."""
+
+    supports = frozenset({"growth"})
+
+    def __init__(self, resolutions=(4, 8, 16)):
+        super().__init__()
+        self.z_dim = 16 * 16
+        self.unused = nn.Parameter(torch.zeros(()))
+        self.resolutions = list(resolutions)
+        self.register_buffer("alpha", torch.ones(()), persistent=False)
+        self.stage_resolution = self.resolutions[-1]
+        self.eval()
+
+    def grow_to(self, resolution, alpha=1.0):
+        self.stage_resolution = resolution
+        self.alpha.fill_(alpha)
+
+    def forward(self, z, label=None):
+        side = self.stage_resolution
+        return (z[:, : side * side].reshape(-1, 1, side, side) / 4).clamp(-1, 1) * self.alpha
+
+
+@pytest.fixture(scope="module")
+def generator():
+    return build()
+
+
+@pytest.fixture(scope="module")
+def plain(generator):
+    return studies.samples(generator, SEEDS)[0]  # [3, C, H, W]
+
+
+def test_samples_are_what_is_drawn_elsewhere(generator, plain):
+    assert plain.shape == (3, 1, 16, 16) and plain.dtype == torch.float32
+    drawn = sampling.draw(generator, sampling.latents(SEEDS, generator.z_dim), None)
+    assert (studies.to_uint8(plain) == drawn).all()
+    assert torch.equal(studies.samples(generator, SEEDS[1:])[0], plain[1:])
+
+
+class TestClasses:
+    def test_a_row_is_what_is_drawn_of_the_class(self):
+        generator = build(num_classes=5)
+        table = studies.classes(generator, SEEDS, [4, 0], truncation=0.7)
+        assert table.shape == (2, 3, 1, 16, 16)
+        for row, label in zip(table, [4, 0], strict=True):
+            assert torch.equal(row, studies.samples(generator, SEEDS, label=label, truncation=0.7)[0])
+        assert not torch.equal(table[0], table[1])
+
+    def test_none_at_all(self, generator):
+        with pytest.raises(ValueError, match="labels is empty"):
+            studies.classes(generator, SEEDS, [])
+
+
+class TestInterpolation:
+    @pytest.mark.parametrize("space", ["z", "slerp", "w"])
+    def test_ends_are_the_plain_images(self, generator, plain, space):
+        table = studies.interpolate(generator, SEEDS, steps=4, space=space)
+        assert table.shape == (2, 4, 1, 16, 16)
+        assert torch.equal(table[:, 0], plain[:-1]) and torch.equal(table[:, -1], plain[1:])
+        between = table[:, 1:-1].flatten(0, 1)
+        assert all(not torch.equal(image, end) for image in between for end in plain)
+
+    @pytest.mark.parametrize("space", ["z", "slerp"])
+    def test_any_generator_will_do(self, space):
+        generator = build("dcgan")
+        table = studies.interpolate(generator, SEEDS, steps=3, space=space)
+        assert torch.equal(table[:, 0], studies.samples(generator, SEEDS)[0, :-1])
+
+    def test_the_middle(self, generator):
+        a, b = sampling.latents(SEEDS[:2], generator.z_dim)
+        styles = generator.styles(torch.stack([a, b])).mean(0, keepdim=True)
+        middles = {
+            "z": generator((a + b)[None] / 2, noise="const"),
+            "slerp": generator((a + b)[None] / (2 + 2 * torch.cosine_similarity(a, b, 0)).sqrt(), noise="const"),
+            "w": generator.synthesize(styles, noise="const"),
+        }
+        for space, middle in middles.items():
+            image = studies.interpolate(generator, SEEDS[:2], steps=3, space=space)[0, 1]
+            torch.testing.assert_close(image, middle[0])
+
+    def test_the_arc_keeps_the_length_and_divides_the_angle(self):
+        a, b = torch.tensor([2.0, 0.0, 0.0]), torch.tensor([0.0, 2.0, 0.0])
+        third = studies._arc(a, b, 1 / 3)
+        torch.testing.assert_close(third, torch.tensor([3.0**0.5, 1.0, 0.0]))
+
+    def test_the_arc_between_parallel_latents_is_the_line(self):
+        a = torch.tensor([1.0, 2.0])
+        torch.testing.assert_close(studies._arc(a, 3 * a, 0.25), 1.5 * a)
+        assert studies._arc(a, -a, 0.5).isfinite().all()
+
+    @pytest.mark.parametrize("space", ["slerp", "w"])
+    def test_frames_have_each_end_once(self, generator, space):
+        frames = list(studies.interpolation_frames(generator, SEEDS, steps=4, space=space))
+        table = studies.interpolate(generator, SEEDS, steps=4, space=space)
+        assert len(frames) == 2 * 3 + 1
+        assert torch.equal(torch.stack(frames), torch.cat([table[0], table[1, 1:]]))
+
+    def test_frames_are_drawn_when_asked_for(self, generator, monkeypatch):
+        drawn = []
+        monkeypatch.setattr(studies, "draw_tensor", lambda *_, **__: drawn.append(1) or torch.zeros(1, 1, 16, 16))
+        frames = studies.interpolation_frames(generator, SEEDS, steps=1000)
+        assert not drawn
+        next(frames)
+        assert len(drawn) == 1
+
+
+class TestMixing:
+    @pytest.mark.parametrize("truncation", [1.0, 0.6])
+    def test_nothing_from_b_is_a_and_everything_is_b(self, generator, truncation):
+        options = {"truncation": truncation}
+        a, b = (studies.samples(generator, seeds, **options)[0] for seeds in (SEEDS, [7, 8]))
+        none = studies.mix(generator, SEEDS, [7, 8], [], **options)
+        assert none.shape == (3, 2, 1, 16, 16)
+        assert torch.equal(none, a[:, None].expand_as(none))
+        every = studies.mix(generator, SEEDS, [7, 8], range(generator.num_ws), **options)
+        assert torch.equal(every, b[None].expand_as(every))
+
+    def test_the_layers_named_come_from_b(self, generator):
+        z = sampling.latents([3, 7], generator.z_dim)
+        a, b = generator.styles(z)
+        expected = generator.synthesize(torch.cat([a[:2], b[2:4], a[4:]])[None], noise="const")
+        torch.testing.assert_close(studies.mix(generator, [3], [7], [2, 3])[0, 0], expected[0])
+
+    def test_coarse_and_middle_and_fine_are_all(self):
+        generator = build(resolution=128, channel_base=128)
+        layers = [studies.style_layers(generator, name) for name in ("coarse", "middle", "fine")]
+        assert layers == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+        assert torch.equal(studies.mix(generator, [3], [7], "fine"), studies.mix(generator, [3], [7], range(8, 12)))
+
+    def test_layers_that_there_are_not(self, generator):
+        with pytest.raises(studies.Unsupported, match="stylegan2 has layers 0 to 5, and 'fine' ones begin at 8"):
+            studies.mix(generator, [3], [7], "fine")
+        for layer in (6, -1):
+            with pytest.raises(studies.Unsupported, match=f"has layers 0 to 5, not {layer}"):
+                studies.mix(generator, [3], [7], [0, layer])
+        with pytest.raises(ValueError, match="layers is 'rough', must be one of coarse, middle, fine"):
+            studies.mix(generator, [3], [7], "rough")
+
+
+class TestNoise:
+    def test_by_layer(self, generator, plain):
+        table = studies.noise_by_layer(generator, SEEDS)
+        assert table.shape == (3, 4, 1, 16, 16)
+        every, none, coarse, fine = table.unbind(1)
+        assert torch.equal(every, plain)
+        z = sampling.latents(SEEDS, generator.z_dim)
+        torch.testing.assert_close(none, generator(z, noise="none"))
+        torch.testing.assert_close(coarse, generator(z, noise=["const"] * 3 + ["none"] * 2))
+        torch.testing.assert_close(fine, generator(z, noise=["none"] * 3 + ["const"] * 2))
+        assert not any(torch.allclose(a, b) for a, b in [(every, coarse), (every, fine), (none, coarse), (none, fine)])
+
+    def test_where_fine_begins(self, generator):
+        assert studies.fine_noise_from(generator) == 16
+        assert studies.fine_noise_from(build(resolution=128, channel_base=128)) == 64
+        every, none, coarse, fine = studies.noise_by_layer(generator, SEEDS, fine_from=4).unbind(1)
+        assert torch.equal(coarse, none) and torch.equal(fine, every)
+
+    @pytest.mark.parametrize("number", range(5))
+    def test_each_word_is_for_its_own_layer(self, number):
+        generator = build()
+        parts = generator.synthesis
+        layers = [parts.first, parts.up[0], parts.same[0], parts.up[1], parts.same[1]]
+        assert [layer.noise_const.shape[-1] for layer in layers] == generator.noise_resolutions
+        for other, layer in enumerate(layers):
+            if other != number:
+                layer.noise_const.fill_(torch.nan)  # seen in the image where a word went astray
+        z = sampling.latents([3], generator.z_dim)
+        image = generator(z, noise=["const" if other == number else "none" for other in range(5)])
+        assert image.isfinite().all()
+        assert not torch.allclose(image, generator(z, noise="none"))
+
+    def test_deviation(self, generator):
+        deviation = studies.noise_deviation(generator, SEEDS, draws=5, noise_seed=9)
+        assert deviation.shape == (3, 1, 1, 16, 16) and (deviation > 0).all()
+        torch.manual_seed(9)
+        ws = generator.styles(sampling.latents([4], generator.z_dim))
+        drawn = torch.cat([generator.synthesize(ws, noise="random") for _ in range(5)])
+        torch.testing.assert_close(deviation[2, 0], drawn.std(0))
+
+    @pytest.mark.parametrize("noise", ["none", "const", ["const"] * 5])
+    def test_without_chance_there_is_no_deviation(self, generator, noise):
+        assert studies.noise_deviation(generator, SEEDS, draws=3, noise=noise).eq(0).all()
+
+    def test_random_numbers_go_on_as_if_nothing_had_been(self, generator):
+        torch.manual_seed(5)
+        expected = torch.randn(3)
+        torch.manual_seed(5)
+        studies.noise_deviation(generator, [1], draws=2)
+        assert torch.equal(torch.randn(3), expected)
+
+    def test_one_draw_does_not_deviate(self, generator):
+        with pytest.raises(ValueError, match="draws is 1, must be at least 2"):
+            studies.noise_deviation(generator, SEEDS, draws=1)
+
+    @pytest.mark.parametrize("noise", ["loud", ["none"] * 4, ["none"] * 4 + ["loud"]])
+    def test_words_that_are_none(self, generator, noise):
+        with pytest.raises(ValueError, match=r"noise is .*, must be 'random', 'const' or 'none', or 5 such words"):
+            generator(torch.zeros(1, 8), noise=noise)
+
+
+class TestTruncation:
+    def test_one_is_plain_and_zero_the_mean(self, generator, plain):
+        table = studies.truncation_sweep(generator, SEEDS)
+        assert table.shape == (3, 9, 1, 16, 16)
+        assert torch.equal(table[:, -1], plain)
+        assert torch.equal(table[:, 4], table[:1, 4].expand(3, -1, -1, -1))
+        mean = generator.mapping.w_avg.expand(1, generator.num_ws, -1)
+        torch.testing.assert_close(table[:1, 4], generator.synthesize(mean, noise="const"))
+        assert not torch.allclose(table[:, 0], table[:, -1])
+
+    def test_below_zero_is_the_opposite_side_of_the_mean(self, generator):
+        mean = generator.mapping.w_avg
+        opposite = 2 * mean - generator.styles(sampling.latents([3], generator.z_dim))
+        image = studies.truncation_sweep(generator, [3], [-1.0])[0]
+        torch.testing.assert_close(image, generator.synthesize(opposite, noise="const"))
+
+    def test_no_psi_at_all(self, generator):
+        with pytest.raises(ValueError, match="psis is empty"):
+            studies.truncation_sweep(generator, SEEDS, [])
+
+
+class TestGrowth:
+    def test_each_level_at_the_size_of_the_last(self):
+        generator = Growing()
+        table = studies.growth(generator, SEEDS)
+        assert table.shape == (3, 3, 1, 16, 16)
+        assert torch.equal(table[:, -1], studies.samples(generator, SEEDS)[0])
+        for column, resolution in enumerate(studies.growth_levels(generator)):
+            blocks = table[:, column].unflatten(-1, (resolution, -1)).unflatten(-3, (resolution, -1))
+            small = blocks[:, :, :, 0, :, 0]  # one pixel of each square
+            assert torch.equal(blocks, small[:, :, :, None, :, None].expand_as(blocks))
+            generator.grow_to(resolution)
+            assert torch.equal(small, studies.samples(generator, SEEDS)[0])
+            generator.grow_to(16)
+
+    def test_a_network_in_the_middle_of_growing_is_left_so(self):
+        generator = Growing()
+        generator.grow_to(8, 0.25)
+        table = studies.growth(generator, SEEDS)
+        assert table.shape == (3, 2, 1, 8, 8)
+        assert torch.equal(table[:, 1], studies.samples(generator, SEEDS)[0])
+        assert (generator.stage_resolution, float(generator.alpha)) == (8, 0.25)
+
+    def test_it_is_left_so_after_an_error_too(self, monkeypatch):
+        generator = Growing()
+        generator.grow_to(16, 0.5)
+
+        def fails(z, label=None):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(generator, "forward", fails)
+        with pytest.raises(KeyboardInterrupt):
+            studies.growth(generator, SEEDS)
+        assert (generator.stage_resolution, float(generator.alpha)) == (16, 0.5)
+
+
+CALLS = {
+    "samples": lambda g, seeds=SEEDS, **o: studies.samples(g, seeds, **o),
+    "classes": lambda g, seeds=SEEDS: studies.classes(g, seeds, [0, 1]),
+    "interpolate in z": lambda g, seeds=SEEDS, **o: studies.interpolate(g, seeds, space="z", **o),
+    "interpolate": lambda g, seeds=SEEDS, **o: studies.interpolate(g, seeds, **o),
+    "interpolate in w": lambda g, seeds=SEEDS, **o: studies.interpolate(g, seeds, space="w", **o),
+    "mix": lambda g, seeds=SEEDS, **o: studies.mix(g, seeds, [7], [1], **o),
+    "noise_by_layer": lambda g, seeds=SEEDS, **o: studies.noise_by_layer(g, seeds, **o),
+    "noise_deviation": lambda g, seeds=SEEDS, **o: studies.noise_deviation(g, seeds, draws=2, **o),
+    "truncation_sweep": lambda g, seeds=SEEDS, **o: studies.truncation_sweep(g, seeds, **o),
+    "growth": lambda g, seeds=SEEDS, **o: studies.growth(g, seeds, **o),
+}
+OF_A_GENERATOR = [name for name in CALLS if name != "growth"]  # stylegan2 can do all but this
+
+
+@pytest.mark.parametrize("name", OF_A_GENERATOR)
+def test_every_study_is_the_same_each_time(generator, name):
+    torch.manual_seed(1)
+    first = CALLS[name](generator)
+    torch.manual_seed(2)
+    assert torch.equal(CALLS[name](generator), first)
+
+
+@pytest.mark.parametrize("name", [name for name in OF_A_GENERATOR if name != "classes"])
+def test_every_study_takes_a_class(name):
+    generator = build(num_classes=5)
+    assert not torch.equal(CALLS[name](generator, label=1), CALLS[name](generator, label=2))
+
+
+@pytest.mark.parametrize("name", OF_A_GENERATOR)
+def test_a_row_depends_on_its_own_seed_only(generator, name):
+    table = CALLS[name](generator, seeds=[3, 1])
+    other = CALLS[name](generator, seeds=[3, 1, 4])
+    columns = name in ("samples", "classes")
+    assert torch.equal(other[:, :2] if columns else other[: len(table)], table)
+
+
+@pytest.mark.parametrize("name", OF_A_GENERATOR)
+def test_what_is_wrong_for_every_study(generator, name):
+    with pytest.raises(ValueError, match="seeds is"):
+        CALLS[name](generator, seeds=[])
+    generator = build()
+    generator.train()
+    with pytest.raises(ValueError, match="generator is in training mode"):
+        CALLS[name](generator)
+
+
+def test_what_is_wrong_for_an_interpolation(generator):
+    for interpolate in (studies.interpolate, studies.interpolation_frames):  # at the call, not at the first frame
+        with pytest.raises(ValueError, match=r"seeds is \[5\], must have at least two"):
+            interpolate(generator, [5])
+        with pytest.raises(ValueError, match="steps is 1, must be at least 2"):
+            interpolate(generator, SEEDS, steps=1)
+        with pytest.raises(ValueError, match="space is 'x', must be 'z', 'slerp' or 'w'"):
+            interpolate(generator, SEEDS, space="x")
+
+
+LACKS = {
+    "interpolate in w": "dcgan has no styles: interpolation in w needs a style-based generator",
+    "mix": "dcgan has no styles: style mixing needs a style-based generator",
+    "noise_by_layer": "dcgan has no noise",
+    "noise_deviation": "dcgan has no noise",
+    "truncation_sweep": "dcgan has no truncation",
+    "growth": "dcgan does not grow",
+}
+
+
+@pytest.mark.parametrize("name", LACKS)
+def test_a_generator_without_it_says_so(name):
+    with pytest.raises(studies.Unsupported, match=LACKS[name]):
+        CALLS[name](build("dcgan"))
+
+
+def test_truncation_of_a_generator_that_has_none():
+    with pytest.raises(studies.Unsupported, match=r"dcgan has no truncation: psi is 0\.5, must be 1"):
+        studies.samples(build("dcgan"), SEEDS, truncation=0.5)
+
+
+def test_images_reach_the_cpu_without_a_graph():
+    generator = build()
+    generator.requires_grad_(True)
+    for name in OF_A_GENERATOR:
+        images = CALLS[name](generator)
+        assert images.device.type == "cpu" and images.dtype == torch.float32 and not images.requires_grad
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu(generator):
+    there = build().to("cuda")
+    before = torch.cuda.get_rng_state()
+    for name in OF_A_GENERATOR:
+        images = CALLS[name](there)
+        assert images.device.type == "cpu" and torch.equal(CALLS[name](there), images)
+        if name != "noise_deviation":  # whose random numbers are others
+            torch.testing.assert_close(images, CALLS[name](generator), atol=0.05, rtol=0.05)
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+    assert torch.equal(studies.interpolate(there, SEEDS, space="w")[:, 0], studies.samples(there, SEEDS)[0, :-1])
+
+
+def test_styles_and_synthesis_make_up_a_forward_pass(generator):
+    z = sampling.latents(SEEDS, generator.z_dim)
+    ws = generator.styles(z, truncation=0.5)
+    assert ws.shape == (3, generator.num_ws, 8)
+    assert torch.equal(generator.synthesize(ws, noise="const"), generator(z, truncation=0.5, noise="const"))

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from bench import measure, operation, penalties, report, training_step
 from bench.operations import FORMS
-from fastgan import models
 
 
 def main() -> None:
@@ -19,7 +18,7 @@ def main() -> None:
         print(f"{case} {backend}", flush=True)
         found, _ = operation.run(case)
         rows += [found[backend]] if backend in found else []
-    for arch in models.ARCHITECTURES:
+    for arch in training_step.FAMILIES:
         print(f"training step {arch}", flush=True)
         rows.append(training_step.run(arch)[0])
     for dtype in penalties.DTYPES:

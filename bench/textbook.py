@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastgan import layers
-from fastgan.models import dcgan, stylegan2
+from fastgan.models import blocks, r3gan, stylegan2
 
 
 def noise_bias_act(
@@ -116,6 +116,6 @@ def in_models() -> Iterator[None]:
     """Within the block, layers and models call the textbook function instead of the fused one."""
     with ExitStack() as stack:
         hidden = [sys.modules[f"fastgan.ops.{name}"] for name in ("modulated_conv2d", "filtered_noise_bias_act")]
-        for module in (layers, *hidden, stylegan2, dcgan):  # functions hide the modules of their names
+        for module in (layers, *hidden, stylegan2, blocks, r3gan):  # functions hide the modules of their names
             stack.enter_context(mock.patch.object(module, "noise_bias_act", noise_bias_act))
         yield

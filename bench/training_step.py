@@ -17,6 +17,7 @@ from fastgan.losses import OBJECTIVES
 from fastgan.ops import backends
 from fastgan.training import precision
 
+FAMILIES = ("stylegan2", "dcgan")
 BATCH, RESOLUTION, CLASSES = 32, 32, 10
 SECONDS = 8.0
 

@@ -382,7 +382,8 @@ def generate(options: Options) -> None:
     from fastgan.training.sampling import Unsupported
 
     header = checkpoint.read_header(options.checkpoint)
-    labels = parse_classes(options.classes, header.dataset["class_names"] if header.model.num_classes else []) or [("", None)]
+    names = header.dataset["class_names"] if header.model.num_classes else []
+    labels = parse_classes(options.classes, names) or [("", None)]
     if options.classes is None and not options.all_classes:
         labels = labels[:1]
     generator, _ = checkpoint.load_generator(header.path, precision.choose_device(options.device))

@@ -5,20 +5,27 @@ import torch
 
 from fastgan import models
 
+CONDITIONAL = ("cgan",)  # not without labels
+ARCHITECTURES_AND_CLASSES = [(arch, n) for arch in models.ARCHITECTURES for n in (0, 5) if n or arch not in CONDITIONAL]
+
+
+def labels(config, n=4):
+    return torch.arange(n) % config.num_classes if config.num_classes else None
+
 
 def build(arch, **options):
     torch.manual_seed(0)
     options = {"resolution": 16, "channel_base": 128, "channel_max": 16, "z_dim": 8, **options}
+    options.setdefault("num_classes", 5 if arch in CONDITIONAL else 0)
     config = models.ModelConfig(arch=arch, **options)
     return config, *models.build(config)
 
 
-@pytest.mark.parametrize("arch", models.ARCHITECTURES)
-@pytest.mark.parametrize("num_classes", [0, 5])
+@pytest.mark.parametrize(("arch", "num_classes"), ARCHITECTURES_AND_CLASSES)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_images_come_of_latents_and_logits_of_images(arch, num_classes, channels):
     config, generator, critic = build(arch, num_classes=num_classes, channels=channels)
-    label = torch.arange(4) % 5 if num_classes else None
+    label = labels(config)
     image = generator(torch.randn(4, config.z_dim), label)
     assert image.shape == (4, channels, 16, 16) and image.dtype == torch.float32
     logits = critic(image, label)
@@ -32,8 +39,8 @@ def test_images_come_of_latents_and_logits_of_images(arch, num_classes, channels
 @pytest.mark.parametrize("arch", models.ARCHITECTURES)
 def test_the_label_matters(arch):
     config, generator, critic = build(arch, num_classes=5)
-    z = torch.randn(4, config.z_dim)
-    one, other = torch.zeros(4, dtype=torch.int64), torch.ones(4, dtype=torch.int64)
+    z, one = torch.randn(4, config.z_dim), labels(config)
+    other = one.roll(1)  # not one label for all: batch norm right behind it would take it away again
     options = {"noise": "none"} if "noise" in generator.supports else {}
     image = generator(z, one, **options)
     assert not torch.allclose(image, generator(z, other, **options))
@@ -43,17 +50,17 @@ def test_the_label_matters(arch):
 @pytest.mark.parametrize("arch", models.ARCHITECTURES)
 def test_bf16_autocast_gives_about_the_same(arch):
     config, generator, critic = build(arch)
-    z = torch.randn(4, config.z_dim)
+    z, label = torch.randn(4, config.z_dim), labels(config)
     options = {"noise": "const"} if "noise" in generator.supports else {}
     generator.eval()
     critic.eval()
-    expected = generator(z, **options)
+    expected = generator(z, label, **options)
     with torch.autocast("cpu", torch.bfloat16):
-        image = generator(z, **options)
-        logits = critic(expected)
+        image = generator(z, label, **options)
+        logits = critic(expected, label)
     # All in all: pixel norm magnifies what is small at single places.
     assert (image - expected).norm() < 0.05 * expected.norm()
-    torch.testing.assert_close(logits, critic(expected), atol=0.1, rtol=0.1)
+    torch.testing.assert_close(logits, critic(expected, label), atol=0.1, rtol=0.1)
 
 
 @pytest.mark.parametrize(
@@ -63,6 +70,16 @@ def test_bf16_autocast_gives_about_the_same(arch):
         ({"resolution": 24}, "resolution is 24"),
         ({"resolution": 4}, "resolution is 4"),
         ({"channel_base": 8, "resolution": 16}, "channel_base is 8"),
+        ({"channels": 0}, "channels is 0, must be at least 1"),
+        ({"num_classes": -1}, "num_classes is -1, must be at least 0"),
+        ({"channel_max": 0}, "channel_max is 0, must be at least 1"),
+        ({"variant": "transposed"}, "variant is 'transposed', must be empty for stylegan2"),
+        ({"arch": "dcgan", "variant": "conv"}, "variant is 'conv', must be transposed or upsample for dcgan"),
+        ({"arch": "cgan", "variant": "big", "num_classes": 3}, "variant is 'big', must be conv or mlp for cgan"),
+        ({"arch": "dcgan", "critic_norm": "no"}, "critic_norm is 'no', must be True or False"),
+        ({"arch": "cgan"}, "num_classes is 0, .* a conditional GAN needs labels"),
+        ({"arch": "r3gan", "channel_max": 20}, "channel_max 20 make 20 feature maps at resolution 4, .* multiple of 8"),
+        ({"arch": "r3gan", "channel_base": 128}, "4 feature maps at resolution 32, .* channel_base .* multiple of 256"),
     ],
 )
 def test_a_configuration_that_makes_no_sense_is_refused(options, words):
@@ -143,5 +160,6 @@ def test_activations_stay_channels_last_throughout(arch, channels):
     for network in (generator, critic):
         for module in network.modules():
             module.register_forward_hook(look)
-    critic(generator(torch.randn(4, config.z_dim)))
+    label = labels(config)
+    critic(generator(torch.randn(4, config.z_dim), label), label)
     assert not strayed

@@ -4,9 +4,17 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fastgan.models import dcgan, pggan, stylegan, stylegan2
+from fastgan.models import cgan, dcgan, mlp, pggan, r3gan, stylegan, stylegan2
 
-ARCHITECTURES = {"stylegan2": stylegan2, "stylegan": stylegan, "pggan": pggan, "dcgan": dcgan}
+ARCHITECTURES = {
+    "mlp": mlp,
+    "dcgan": dcgan,
+    "cgan": cgan,
+    "pggan": pggan,
+    "stylegan": stylegan,
+    "stylegan2": stylegan2,
+    "r3gan": r3gan,
+}
 
 
 @dataclass(frozen=True)
@@ -20,9 +28,13 @@ class ModelConfig:
         num_classes: of labels; 0 for none.
         z_dim: size of the latent z (and of w, where there is one).
         channel_base: feature maps at resolution r are `min(channel_base / r, channel_max)`.
-        channel_max: upper limit of the feature maps.
+        channel_max: upper limit of the feature maps. Networks whose widths do not depend on the resolution (mlp, cgan,
+            dcgan's "upsample") go by it alone.
         mapping_layers: of StyleGAN2's mapping network.
         mapping_lr: factor of the learning rate of that network.
+        variant: which of an architecture's forms: "transposed" or "upsample" for dcgan, "conv" or "mlp" for cgan; empty
+            for the first of them, and where there is one form only.
+        critic_norm: whether critics with batch norm (dcgan, cgan's "conv") have it.
     """
 
     arch: str = "stylegan2"
@@ -53,7 +65,16 @@ def build(config: ModelConfig) -> tuple[nn.Module, nn.Module]:
         raise ValueError(f"arch is {config.arch!r}, must be one of {', '.join(ARCHITECTURES)}")
     if config.resolution < 8 or config.resolution & (config.resolution - 1):
         raise ValueError(f"resolution is {config.resolution}, must be a power of two from 8")
+    for name, least in (("channels", 1), ("num_classes", 0), ("z_dim", 1), ("channel_max", 1)):
+        if getattr(config, name) < least:
+            raise ValueError(f"{name} is {getattr(config, name)}, must be at least {least}")
     if config.features(config.resolution) < 1:
         raise ValueError(f"channel_base is {config.channel_base}, must be at least the resolution {config.resolution}")
     family = ARCHITECTURES[config.arch]
+    variants = getattr(family, "VARIANTS", ())
+    if config.variant and config.variant not in variants:
+        right = f"must be {' or '.join(variants)}" if variants else "must be empty"
+        raise ValueError(f"variant is {config.variant!r}, {right} for {config.arch}")
+    if not isinstance(config.critic_norm, bool):
+        raise ValueError(f"critic_norm is {config.critic_norm!r}, must be True or False")
     return family.Generator(config), family.Critic(config)

@@ -1,24 +1,36 @@
-"""DCGAN: transposed convolutions and batch norm (Radford et al. 2016, arXiv 1511.06434)."""
+"""DCGAN: convolutions and batch norm (Radford et al. 2016, arXiv 1511.06434), and its widespread small relative.
+
+Both have batch norm after every layer but the generator's last and the critic's first, and weights from N(0, 0.02).
+
+"transposed" is the paper's: from 4x4 to the image by transposed convolutions of stride 2, and back. Kernels are 4x4, as
+in most implementations since, which covers every place equally often; the paper's are 5x5. The paper's widths for
+64x64 are `channel_base=4096, channel_max=1024`.
+
+"upsample" starts from a quarter of the resolution, and upsamples before each convolution instead: three convolutions in
+all, whatever the resolution, of channel_max (published: 128) feature maps and fewer. Two things differ from what is
+found under this name. Batch norm has its usual epsilon: the 0.8 found there was meant for the momentum. And the critic
+has no dropout: its random masks would differ between the images that losses and gradient penalties compare.
+"""
+
+import itertools
 
 import torch
 from torch import Tensor, nn
 
-from fastgan.ops import noise_bias_act
+from fastgan.layers import UpsampleConv2d
+from fastgan.models.blocks import Block, Project, embedded, initialize
+from fastgan.ops.arithmetic import to_arithmetic
 from fastgan.ops.layout import channels_last
 
-
-def _initialize(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, 0.0, 0.02)
-    elif isinstance(module, nn.BatchNorm2d):
-        nn.init.normal_(module.weight, 1.0, 0.02)
+VARIANTS = ("transposed", "upsample")
 
 
 class Generator(nn.Module):
-    """z [N, z_dim], label [N] to an image [N, channels, R, R] in [-1, 1].
+    """z [N, z_dim], label [N] to an image [N, channels, R, R] in [-1, 1], fp32.
 
-    Project and reshape to 4x4, then stride-2 transposed 4x4 convolutions; batch norm and ReLU after all but the last,
-    tanh at the end. A label is joined to z as an embedding.
+    transposed: project and reshape to 4x4, then stride-2 transposed convolutions; ReLU, and tanh at the end.
+    upsample: linear to R/4, then convolutions 3x3, the first two at twice the resolution; LeakyReLU 0.2, and tanh.
+    A label is joined to z as an embedding.
     """
 
     supports = frozenset()
@@ -27,52 +39,65 @@ class Generator(nn.Module):
         super().__init__()
         self.z_dim = config.z_dim
         self.embed = nn.Embedding(config.num_classes, config.z_dim) if config.num_classes else None
-        width = config.z_dim * (2 if config.num_classes else 1)
-        channels = [config.features(r) for r in config.resolutions]
-        self.project = nn.ConvTranspose2d(width, channels[0], 4, bias=False)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(c) for c in channels[:-1])
-        outputs = [*channels[1:-1], config.channels]
-        self.convs = nn.ModuleList(
-            nn.ConvTranspose2d(i, o, 4, stride=2, padding=1, bias=False)
-            for i, o in zip(channels[:-1], outputs, strict=True)
-        )
-        self.bias = nn.Parameter(torch.zeros(config.channels))
-        self.apply(_initialize)
+        inputs = config.z_dim * (2 if config.num_classes else 1)
+        layers = _upsample_generator if config.variant == "upsample" else _transposed_generator
+        self.layers = nn.Sequential(*layers(config, inputs))
+        self.apply(initialize)
 
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         if self.embed is not None:
             # Of small initial weights, scaled to the size of z.
-            z = torch.cat([z, self.embed(label) / 0.02], 1)
-        x = self.project(z[:, :, None, None])
-        for norm, conv in zip(self.norms, self.convs, strict=True):
-            x = conv(noise_bias_act(norm(x), act="relu"))
-        return noise_bias_act(x, bias=self.bias, act="tanh").float()
+            z = torch.cat([z, embedded(self.embed, label) / 0.02], 1)
+        return to_arithmetic(self.layers(z))
+
+
+def _transposed_generator(config, inputs: int) -> list[nn.Module]:
+    channels = [config.features(r) for r in config.resolutions[:-1]]
+    up = lambda i, o: nn.ConvTranspose2d(i, o, 4, stride=2, padding=1, bias=False)
+    return [
+        Block(Project(inputs, channels[0], 4), channels[0], norm=True, act="relu"),
+        *(Block(up(i, o), o, norm=True, act="relu") for i, o in itertools.pairwise(channels)),
+        Block(up(channels[-1], config.channels), config.channels, norm=False, act="tanh"),
+    ]
+
+
+def _upsample_generator(config, inputs: int) -> list[nn.Module]:
+    wide, narrow = config.channel_max, max(config.channel_max // 2, 1)
+    last = nn.Conv2d(narrow, config.channels, 3, padding=1, bias=False)
+    return [
+        Block(Project(inputs, wide, config.resolution // 4), wide, norm=True, act="linear"),
+        Block(UpsampleConv2d(wide, wide, bias=False), wide, norm=True, act="lrelu"),
+        Block(UpsampleConv2d(wide, narrow, bias=False), narrow, norm=True, act="lrelu"),
+        Block(last, config.channels, norm=False, act="tanh"),
+    ]
 
 
 class Critic(nn.Module):
     """image [N, channels, R, R], label [N] to logits [N] in fp32.
 
-    Stride-2 4x4 convolutions with LeakyReLU 0.2 and batch norm, none on the first; a label by projection.
+    Stride-2 convolutions with LeakyReLU 0.2: 4x4 down to a resolution of 4 (transposed), or four 3x3 (upsample). Batch
+    norm on all but the first; with `critic_norm=False` on none, for penalties that want every sample to be judged by
+    itself (WGAN-GP). A label by projection.
     """
 
     def __init__(self, config):
         super().__init__()
-        channels = [config.features(r) for r in reversed(config.resolutions)][1:]  # after each halving
-        inputs = [config.channels, *channels]
-        self.convs = nn.ModuleList(
-            nn.Conv2d(i, o, 4, stride=2, padding=1, bias=False) for i, o in zip(inputs, channels, strict=False)
-        )
-        self.first_bias = nn.Parameter(torch.zeros(channels[0]))
-        self.norms = nn.ModuleList(nn.BatchNorm2d(c) for c in channels[1:])
-        self.out = nn.Linear(channels[-1] * 16, 1)
-        self.embed = nn.Embedding(config.num_classes, channels[-1] * 16) if config.num_classes else None
-        self.apply(_initialize)
+        if config.variant == "upsample":
+            channels = [max(config.channel_max // share, 1) for share in (8, 4, 2, 1)]
+            kernel_size, size = 3, max(config.resolution // 16, 1)
+        else:
+            channels = [config.features(r) for r in reversed(config.resolutions[:-1])]
+            kernel_size, size = 4, 4
+        self.layers = nn.Sequential()
+        for i, o in itertools.pairwise([config.channels, *channels]):
+            conv = nn.Conv2d(i, o, kernel_size, stride=2, padding=1, bias=False)
+            self.layers.append(Block(conv, o, norm=config.critic_norm and len(self.layers) > 0, act="lrelu"))
+        features = channels[-1] * size**2
+        self.out = nn.Linear(features, 1)
+        self.embed = nn.Embedding(config.num_classes, features) if config.num_classes else None
+        self.apply(initialize)
 
     def forward(self, image: Tensor, label: Tensor | None = None) -> Tensor:
-        x = self.convs[0](channels_last(image))
-        x = noise_bias_act(x, bias=self.first_bias)
-        for conv, norm in zip(self.convs[1:], self.norms, strict=True):
-            x = noise_bias_act(norm(conv(x)))
-        x = x.flatten(1).float()
-        logits = self.out(x).squeeze(1).float()
-        return logits if self.embed is None else logits + (x * self.embed(label)).sum(1)
+        x = to_arithmetic(self.layers(channels_last(image)).flatten(1))
+        logits = to_arithmetic(self.out(x)).squeeze(1)
+        return logits if self.embed is None else logits + (x * embedded(self.embed, label)).sum(1)

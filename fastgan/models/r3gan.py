@@ -1,0 +1,143 @@
+"""R3GAN: modern residual networks without normalisation or other tricks (Huang et al. 2024, arXiv 2501.05441).
+
+Widths are `ModelConfig.features`. The paper's networks ("Config E"), of `z_dim=64`, are `channel_base=24576,
+channel_max=768` for CIFAR-10 and for FFHQ at 64x64 and 256x256: 23.058 M and 23.010 M parameters at 256x256, as in its
+table 2. For ImageNet the widths are `channel_base=98304, channel_max=1536`, but the size that the paper gives for the
+generator at 64x64, 104 M (99 M here), fits convolutions in groups of 32 channels, not of 16 as its text says.
+"""
+
+import itertools
+import math
+
+import torch
+from torch import Tensor, nn
+
+from fastgan.layers import Downsample2d, Upsample2d
+from fastgan.models.blocks import embedded
+from fastgan.ops import noise_bias_act
+from fastgan.ops.arithmetic import to_arithmetic
+from fastgan.ops.layout import channels_last
+
+EXPANSION = 2  # of a block's width, between its 1x1 convolutions
+GROUP_SIZE = 16  # channels that the 3x3 convolution looks at together
+BLOCKS = 2  # a resolution
+FILTER = (1.0, 2.0, 1.0)  # bilinear interpolation
+LRELU_GAIN = math.sqrt(2 / (1 + 0.2**2))  # keeps the variance; in the initial weights, not at run time
+
+
+def _conv(in_channels: int, out_channels: int, kernel_size: int = 1, *, groups: int = 1, gain: float = 1.0):
+    """A convolution without bias, of weights from N(0, gain / sqrt(fan_in))."""
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, groups=groups, bias=False)
+    nn.init.normal_(conv.weight, std=gain / math.sqrt(conv.weight[0].numel()))
+    return conv
+
+
+def _linear(inputs: int, outputs: int) -> nn.Linear:
+    linear = nn.Linear(inputs, outputs, bias=False)
+    nn.init.normal_(linear.weight, std=1 / math.sqrt(inputs))
+    return linear
+
+
+class ResidualBlock(nn.Module):
+    """An inverted bottleneck: 1x1 to twice the width, 3x3 in groups, 1x1 back, added to the input (section 3).
+
+    The last convolution starts at zero, the others are scaled by (number of blocks)^(-1/4): with all blocks the
+    identity at first, and slow to leave it, no normalisation is needed (Zhang et al. 2019, "Fixup Initialization").
+
+    Args:
+        width: of input and result [N, width, H, W], a multiple of 8.
+        blocks: in the whole network.
+    """
+
+    def __init__(self, width: int, blocks: int):
+        super().__init__()
+        inner, gain = EXPANSION * width, LRELU_GAIN * blocks**-0.25
+        self.expand = _conv(width, inner, gain=gain)
+        self.expand_bias = nn.Parameter(torch.zeros(inner))
+        self.group = _conv(inner, inner, 3, groups=inner // GROUP_SIZE, gain=gain)
+        self.group_bias = nn.Parameter(torch.zeros(inner))
+        self.contract = _conv(inner, width, gain=0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = noise_bias_act(self.expand(x), bias=self.expand_bias)
+        y = noise_bias_act(self.group(y), bias=self.group_bias)
+        return x + self.contract(y)
+
+
+class Generator(nn.Module):
+    """z [N, z_dim], label [N] to an image [N, channels, R, R] of nominal range [-1, 1], fp32.
+
+    Learned 4x4 maps times a linear map of z, then two residual blocks a resolution; between resolutions a 1x1
+    convolution where the width changes, then bilinear interpolation. A label is joined to z as an embedding.
+    """
+
+    supports = frozenset()
+
+    def __init__(self, config):
+        super().__init__()
+        self.z_dim = config.z_dim
+        self.embed = nn.Embedding(config.num_classes, config.z_dim) if config.num_classes else None
+        widths = _widths(config)
+        self.project = _linear(config.z_dim * (2 if config.num_classes else 1), widths[0])
+        self.basis = nn.Parameter(torch.randn(widths[0], 4, 4))
+        self.trunk = _stage(widths[0], len(widths))
+        for i, o in itertools.pairwise(widths):
+            self.trunk.extend([*_change(i, o), Upsample2d(FILTER), *_stage(o, len(widths))])
+        self.to_rgb = _conv(widths[-1], config.channels)
+
+    def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
+        if self.embed is not None:
+            z = torch.cat([z, embedded(self.embed, label)], 1)
+        x = self.project(z)
+        x = channels_last(self.basis.to(x.dtype) * x[:, :, None, None])
+        return to_arithmetic(self.to_rgb(self.trunk(x)))
+
+
+class Critic(nn.Module):
+    """image [N, channels, R, R], label [N] to logits [N] in fp32.
+
+    The generator's mirror image: residual blocks, interpolation before the 1x1 convolution, and a depthwise 4x4
+    convolution with a linear map at the end. With labels the logit is the inner product with the label's embedding.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        widths = _widths(config)[::-1]
+        self.from_rgb = _conv(config.channels, widths[0])
+        self.trunk = _stage(widths[0], len(widths))
+        for i, o in itertools.pairwise(widths):
+            self.trunk.extend([Downsample2d(FILTER), *_change(i, o), *_stage(o, len(widths))])
+        last = widths[-1]
+        self.head = nn.Conv2d(last, last, 4, groups=last, bias=False)
+        nn.init.normal_(self.head.weight, std=1 / 4)
+        self.out = _linear(last, config.z_dim if config.num_classes else 1)
+        self.embed = nn.Embedding(config.num_classes, config.z_dim) if config.num_classes else None
+        if self.embed is not None:
+            nn.init.normal_(self.embed.weight, std=1 / math.sqrt(config.z_dim))  # or the product would grow with z_dim
+
+    def forward(self, image: Tensor, label: Tensor | None = None) -> Tensor:
+        x = self.trunk(self.from_rgb(channels_last(image)))
+        x = to_arithmetic(self.out(self.head(x).flatten(1)))
+        return x.squeeze(1) if self.embed is None else (x * embedded(self.embed, label)).sum(1)
+
+
+def _stage(width: int, resolutions: int) -> nn.Sequential:
+    return nn.Sequential(*(ResidualBlock(width, BLOCKS * resolutions) for _ in range(BLOCKS)))
+
+
+def _change(before: int, after: int) -> list[nn.Module]:
+    return [_conv(before, after)] if before != after else []
+
+
+def _widths(config) -> list[int]:
+    """From 4x4 up. Raises ValueError where groups of `GROUP_SIZE` do not fit."""
+    multiple = GROUP_SIZE // EXPANSION
+    widths = [config.features(resolution) for resolution in config.resolutions]
+    for resolution, width in zip(config.resolutions, widths, strict=True):
+        if width % multiple:
+            raise ValueError(
+                f"channel_base {config.channel_base} and channel_max {config.channel_max} make {width} feature maps at "
+                f"resolution {resolution}, must be a multiple of {multiple} for r3gan: give a channel_max that is one, "
+                f"and a channel_base that is a multiple of {multiple * config.resolution}"
+            )
+    return widths

@@ -21,7 +21,7 @@ from fastgan import layers, ops
 from fastgan.ops import fused
 from tests import backends
 
-N, C, SIZE = 4, 6, 8
+N, C, SIZE, W = 4, 6, 8, 5
 CHANNELS, SAMPLES = (C,), (N, C)
 
 
@@ -183,31 +183,40 @@ def test_a_cuda_graph_replays_forward_and_backward(use, name):
 
 
 class EveryLayer(nn.Module):
-    """A network of the layers; samples are independent, so that a batch can be shared out."""
+    """A network of all layers. Samples are independent, but for the pairs that the standard deviation is taken of."""
 
     def __init__(self):
         super().__init__()
         self.down = layers.ConvDownsample2d(3, C, act="lrelu")
         self.conv = layers.EqualizedConv2d(C, C, 3, act="lrelu", down=2)
-        self.style = layers.EqualizedLinear(5, C, bias_init=1.0)
-        self.modulated = layers.ModulatedConv2d(C, C, 3, up=2)
-        self.end = layers.NoiseBiasLeakyReLU(C, noise=False)
-        self.styled = layers.StyleEpilogue(C, 5, noise=False)
+        self.stddev = layers.MinibatchStddev(group_size=2)
+        self.smaller, self.larger, self.blur = layers.Downsample2d(), layers.Upsample2d(), layers.Blur2d()
+        self.norm = layers.PixelNorm()
+        self.style = layers.EqualizedLinear(W, C + 1, bias_init=1.0)
+        self.modulated = layers.ModulatedConv2d(C + 1, C, 3, up=2)
+        self.end = layers.NoiseBiasLeakyReLU(C)
+        self.styled = layers.StyleEpilogue(C, W)
+        self.adain = layers.AdaIN(C, W)
         self.up = layers.UpsampleConv2d(C, 3)
+        for noisy in (self.end, self.styled):
+            nn.init.constant_(noisy.strength, 0.5)  # else what comes before would not depend on the noise
 
-    def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        x = self.conv(self.down(x))
-        x = self.modulated(x, self.style(w), **self.end.arguments(x.shape, x.device))
-        return self.up(self.styled(x, w))
+    def forward(self, x: Tensor, w: Tensor, noise: Tensor) -> Tensor:
+        x = self.stddev(self.conv(self.down(x)))  # [N, C + 1, 4, 4]
+        x = x + self.norm(self.blur(self.larger(self.smaller(x))))
+        w = self.norm(w)
+        x = self.modulated(x, self.style(w), **self.end.arguments((len(x), C, 8, 8), x.device, noise))
+        return self.up(self.adain(self.styled(x, w, noise), w))
 
 
-def batch() -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(4, 3, 16, 16, generator=generator), torch.randn(4, 5, generator=generator)
+def batch() -> tuple[Tensor, Tensor, Tensor]:
+    """Images, styles, and the noise of an 8x8 layer."""
+    draw = partial(torch.randn, generator=torch.Generator().manual_seed(1))
+    return draw(4, 3, 16, 16), draw(4, W), draw(4, 1, 8, 8)
 
 
-def loss_of(network: nn.Module, x: Tensor, w: Tensor) -> Tensor:
-    return network(x, w).square().mean()
+def loss_of(network: nn.Module, *inputs: Tensor) -> Tensor:
+    return network(*inputs).square().mean()
 
 
 def in_one_of_two_processes(rank: int, port: int, folder: str) -> None:
@@ -216,10 +225,8 @@ def in_one_of_two_processes(rank: int, port: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
     torch.manual_seed(0)
     network = DistributedDataParallel(EveryLayer())
-    x, w = batch()
-    loss_of(network, x[2 * rank : 2 * rank + 2], w[2 * rank : 2 * rank + 2]).backward()
-    if rank == 0:
-        torch.save([p.grad for p in network.parameters()], os.path.join(folder, "gradients.pt"))
+    loss_of(network, *(t[rank::2] for t in batch())).backward()  # samples 0 and 2 are a pair, 1 and 3 the other
+    torch.save([p.grad for p in network.parameters()], os.path.join(folder, f"gradients{rank}.pt"))
     torch.distributed.destroy_process_group()
 
 
@@ -231,4 +238,15 @@ def test_two_processes_average_to_the_gradients_of_one(tmp_path):
     torch.manual_seed(0)
     network = EveryLayer()
     loss_of(network, *batch()).backward()
-    assert_equal(torch.load(tmp_path / "gradients.pt"), [p.grad for p in network.parameters()])
+    expected = [p.grad for p in network.parameters()]
+    assert all(g.count_nonzero() for g in expected)
+    for rank in range(2):
+        assert_equal(torch.load(tmp_path / f"gradients{rank}.pt"), expected)
+
+
+def test_no_layer_is_missing_in_the_network_of_all():
+    public = {
+        value for name, value in vars(layers).items()
+        if isinstance(value, type) and issubclass(value, nn.Module) and not name.startswith("_")
+    }  # fmt: skip
+    assert public == {type(m) for m in EveryLayer().modules()} - {EveryLayer}

@@ -5,6 +5,7 @@ Ratios are taken within a round, where conditions were alike, and the median ove
 """
 
 import gc
+import os
 import platform
 import re
 import time
@@ -20,6 +21,7 @@ import torch
 SHORTEST = 5e-3  # seconds of a turn, at least
 SETTLED = 10e-3  # seconds of calls before those that count; a call that takes longer needs none before it
 ROUNDS = (12, 200)  # at least, at most
+COMPILE = os.environ.get("FASTGAN_BENCH_COMPILE") != "0"  # whether torch.compile takes part: most of the time is its
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from fastgan import ops
 from fastgan.ops import backends
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-SECONDS = {"cpu": 2.0, "cuda": 1.0}  # of measuring a case
+SECONDS = {"cpu": 2.0, "cuda": 0.4}  # of measuring a case
 
 Shape = tuple[int, int, int, int]
 Normal = Callable[..., Tensor]  # of sizes: fp32 from N(0, 1)
@@ -26,7 +26,8 @@ class Form:
     name: str
     fused: Callable[..., Tensor]  # of the tensors below, by name
     textbook: Callable[..., Tensor]  # the same in plain PyTorch
-    tensors: Callable[[Shape, Normal], dict[str, Tensor]]  # beside x: parameters and the like, fp32
+    # Beside x: parameters and the like, in fp32; what has the shape of x becomes an activation as x is.
+    tensors: Callable[[Shape, Normal], dict[str, Tensor]]
     shapes: dict[str, tuple[Shape, ...]]  # of x, by device type
     fixed: tuple[str, ...] = ()  # tensors without a gradient
     # What the backward pass must read beside the gradient: "x", "y", or "" for nothing. None: the bytes do not count,
@@ -81,16 +82,19 @@ class Inputs:
         def normal(*shape: int) -> Tensor:
             return torch.randn(shape, device=case.device, generator=make)
 
-        def activation(shape) -> Tensor:
-            return normal(*shape).to(DTYPES[case.dtype], memory_format=torch.channels_last)
+        def activation(t: Tensor) -> Tensor:
+            return t.to(DTYPES[case.dtype], memory_format=torch.channels_last)
 
         form = case.form
-        self.x = activation(case.shape).requires_grad_()
+        self.x = activation(normal(*case.shape)).requires_grad_()
         self.others = form.tensors(case.shape, normal)
         for name, tensor in self.others.items():
+            if tensor.shape == case.shape:
+                tensor = self.others[name] = activation(tensor)
             tensor.requires_grad_(name not in form.fixed)
         with torch.no_grad():
-            self.dy = activation(form.fused(self.x, **self.others).shape)
+            y = form.fused(self.x, **self.others)
+        self.dy = activation(normal(*y.shape)) if y.dim() == 4 else normal(*y.shape).to(y.dtype)
         self.leaves = [t for t in (self.x, *self.others.values()) if t.requires_grad]
 
     def forward(self, function: Callable[..., Tensor], backend: str | None = None) -> Tensor:
@@ -133,7 +137,7 @@ def run(case: Case) -> tuple[dict[str, dict], dict[str, Callable[[], object]]]:
     contestants = {name: partial(inputs.train, form.fused, name if form.operation else None) for name in ours}
     timed = dict(contestants)
     contestants["eager"] = partial(inputs.train, form.textbook)
-    if form.compile:
+    if form.compile and measure.COMPILE:
         contestants["compile"] = partial(inputs.train, torch.compile(form.textbook, dynamic=False))
         if problem := measure.problem(contestants["compile"]):
             notes.append(f"torch.compile: {problem}")

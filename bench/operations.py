@@ -1,10 +1,12 @@
 """Every fused operation, in the forms and at the shapes that models call it in.
 
-Shapes on a GPU are those of StyleGAN2 at 256x256 and 1024x1024, PGGAN at 64x64 and DCGAN at 32x32; on a CPU smaller
-ones of a million elements and more.
+Shapes on a GPU are those of training StyleGAN2 at 256x256 with a batch of 32 (512 channels up to 32x32, 64 at the end)
+and at 1024x1024 with a batch of 4 (32 channels at the end), PGGAN at 64x64 and DCGAN at 32x32; on a CPU smaller ones of
+a million elements and more.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor
@@ -12,18 +14,22 @@ from torch import Tensor
 from bench import textbook
 from bench.operation import Form, Normal, Shape
 from fastgan import ops
+from fastgan.ops.upfirdn2d import taps as bilinear_taps
 
 SQRT2 = math.sqrt(2)
-ELEMENTWISE = {
-    "cpu": ((16, 128, 32, 32), (8, 128, 64, 64), (4, 64, 256, 256)),
-    "cuda": ((32, 512, 32, 32), (32, 256, 128, 128), (16, 128, 256, 256), (4, 32, 1024, 1024)),
-}
+CPU = ((16, 128, 32, 32), (8, 128, 64, 64), (4, 64, 256, 256))
+STYLEGAN2 = ((32, 512, 32, 32), (32, 128, 128, 128), (32, 64, 256, 256), (4, 128, 256, 256), (4, 32, 1024, 1024))
+PGGAN = ((32, 512, 32, 32), (32, 256, 64, 64))
+DCGAN = ((128, 128, 16, 16),)
+SYNTHESIS = {"cpu": CPU, "cuda": STYLEGAN2}  # a generator's layers
+CRITIC = {"cpu": CPU, "cuda": (*STYLEGAN2, PGGAN[1], *DCGAN)}
 FILTERED = {
     "cpu": ((16, 128, 32, 32), (8, 128, 64, 64), (4, 64, 128, 128)),
-    "cuda": ((32, 512, 32, 32), (32, 256, 64, 64), (4, 32, 512, 512)),
+    "cuda": ((32, 128, 128, 128), (32, 64, 256, 256), (4, 32, 1024, 1024)),
 }
-CONVOLUTIONS = {"cpu": ((8, 128, 64, 64),), "cuda": ((32, 512, 32, 32), (16, 128, 128, 128))}
-SMALL_CONVOLUTIONS = {"cpu": ((16, 128, 32, 32),), "cuda": ((64, 128, 32, 32),)}
+IMAGES = {"cpu": ((16, 3, 256, 256),), "cuda": ((128, 3, 32, 32), (32, 3, 256, 256), (4, 3, 1024, 1024))}
+CONVOLUTIONS = {"cpu": ((8, 128, 64, 64),), "cuda": ((32, 512, 32, 32), (32, 128, 128, 128), (4, 64, 512, 512))}
+UP_CONVOLUTIONS = {"cpu": ((8, 128, 32, 32),), "cuda": ((32, 512, 16, 16), (32, 128, 64, 64), (4, 64, 256, 256))}
 
 
 def _bias(shape: Shape, normal: Normal) -> dict[str, Tensor]:
@@ -66,10 +72,25 @@ def _nothing(shape: Shape, normal: Normal) -> dict[str, Tensor]:
     return {}
 
 
-def _modulated(shape: Shape, normal: Normal) -> dict[str, Tensor]:
+def _modulated(shape: Shape, normal: Normal, up: int = 1, down: int = 1) -> dict[str, Tensor]:
     n, c, h, w = shape
-    small = {name: t for name, t in _synthesis(shape, normal).items() if name not in ("scale", "post")}
-    return {"weight": normal(c, c, 3, 3) / (3 * math.sqrt(c)), "style": 1 + 0.1 * normal(n, c), **small}
+    taps = {} if up == down else {"taps": bilinear_taps().to(normal().device)}
+    small = _noise((n, c, h * up // down, w * up // down), normal)
+    return {"weight": normal(c, c, 3, 3) / (3 * math.sqrt(c)), "style": 1 + 0.1 * normal(n, c)} | small | taps
+
+
+def _modulated_for_next(shape: Shape, normal: Normal) -> dict[str, Tensor]:
+    return _modulated(shape, normal) | {"post": 1 + 0.1 * normal(*shape[:2])}
+
+
+def _up_end(shape: Shape, normal: Normal) -> dict[str, Tensor]:
+    """Behind a transposed convolution, whose result has a row and a column more than the filter's."""
+    n, c, h, w = shape
+    return {"taps": bilinear_taps().to(normal().device)} | _synthesis((n, c, h - 1, w - 1), normal)
+
+
+def _other_images(shape: Shape, normal: Normal) -> dict[str, Tensor]:
+    return {"b": normal(*shape), "t": normal(shape[0]).sigmoid()}
 
 
 def _weight(shape: Shape, normal: Normal) -> dict[str, Tensor]:
@@ -81,9 +102,7 @@ def _taps(shape: Shape, normal: Normal) -> dict[str, Tensor]:
     return {"taps": normal(4)}
 
 
-def _resampling(name: str, options: dict, grown: int, **factors: int) -> Form:
-    """Of the images that are `grown` times as wide as those of the other operations."""
-    shapes = {device: tuple((n, c, h * grown, w * grown) for n, c, h, w in FILTERED[device]) for device in FILTERED}
+def _resampling(name: str, options: dict, shapes: dict[str, tuple[Shape, ...]], **factors: int) -> Form:
     return Form(
         operation="upfirdn2d",
         name=name,
@@ -96,6 +115,24 @@ def _resampling(name: str, options: dict, grown: int, **factors: int) -> Form:
     )
 
 
+def _modulated_form(
+    name: str, tensors: Callable, shapes: dict[str, tuple[Shape, ...]], compile: bool = True, **factors: int
+) -> Form:
+    """With all that ends a StyleGAN2 layer; as many channels out as in."""
+    return Form(
+        operation="noise_bias_act",
+        name=name,
+        fused=partial(ops.modulated_conv2d, act="lrelu", gain=SQRT2, **factors),
+        textbook=partial(textbook.modulated_conv2d, gain=SQRT2, **factors),
+        tensors=tensors,
+        shapes=shapes,
+        fixed=("noise", "taps"),
+        kept=None,
+        faster=2.0,
+        compile=compile,
+    )
+
+
 FORMS = (
     # A critic's layer: bias, leaky ReLU, gain. The backward pass reads y.
     Form(
@@ -104,7 +141,7 @@ FORMS = (
         fused=partial(ops.noise_bias_act, gain=SQRT2),
         textbook=partial(textbook.noise_bias_act, gain=SQRT2),
         tensors=_bias,
-        shapes=ELEMENTWISE,
+        shapes=CRITIC,
         kept="y",
         bare_loop=True,
     ),
@@ -115,7 +152,7 @@ FORMS = (
         fused=partial(ops.noise_bias_act, gain=SQRT2),
         textbook=partial(textbook.noise_bias_act, gain=SQRT2),
         tensors=_noise,
-        shapes=ELEMENTWISE,
+        shapes=SYNTHESIS,
         fixed=("noise",),
         kept="y",
         bare_loop=True,
@@ -127,20 +164,41 @@ FORMS = (
         fused=partial(ops.noise_bias_act, gain=SQRT2),
         textbook=partial(textbook.noise_bias_act, gain=SQRT2),
         tensors=_synthesis,
-        shapes=ELEMENTWISE,
+        shapes=SYNTHESIS,
         fixed=("noise",),
         bare_loop=True,
     ),
-    _resampling("upsample", {"padding": (2, 1, 2, 1), "gain": 4.0}, 1, up=2),
-    _resampling("downsample", {"padding": (1, 1, 1, 1)}, 2, down=2),
-    _resampling("blur", {"padding": (2, 1, 2, 1)}, 1),
+    # Of images on their way up, of what passes by a critic's convolutions, and before those.
+    _resampling(
+        "upsample",
+        {"padding": (2, 1, 2, 1), "gain": 4.0},
+        {"cpu": FILTERED["cpu"], "cuda": ((32, 128, 64, 64), (32, 3, 128, 128), (4, 3, 512, 512))},
+        up=2,
+    ),
+    _resampling(
+        "downsample",
+        {"padding": (1, 1, 1, 1)},
+        {"cpu": ((16, 128, 64, 64), (8, 128, 128, 128), (4, 64, 256, 256)), "cuda": FILTERED["cuda"]},
+        down=2,
+    ),
+    _resampling("blur", {"padding": (2, 1, 2, 1)}, FILTERED),
+    # The end of a generator's layer that doubles the resolution.
+    Form(
+        operation="filtered_noise_bias_act",
+        name="filtered",
+        fused=partial(ops.filtered_noise_bias_act, padding=(1, 1, 1, 1), fir_gain=4.0, gain=SQRT2),
+        textbook=partial(textbook.filtered_noise_bias_act, fir_gain=4.0, gain=SQRT2),
+        tensors=_up_end,
+        shapes={"cpu": ((8, 128, 65, 65),), "cuda": ((32, 512, 33, 33), (32, 64, 257, 257), (4, 32, 1025, 1025))},
+        fixed=("taps", "noise"),
+    ),
     Form(
         operation="instance_norm",
         name="adain",
         fused=ops.adain,
         textbook=textbook.adain,
         tensors=_style,
-        shapes=ELEMENTWISE,
+        shapes=SYNTHESIS,
     ),
     Form(
         operation="instance_norm",
@@ -148,7 +206,7 @@ FORMS = (
         fused=ops.style_epilogue,
         textbook=textbook.style_epilogue,
         tensors=_style_epilogue,
-        shapes=ELEMENTWISE,
+        shapes=SYNTHESIS,
         fixed=("noise",),
     ),
     Form(
@@ -157,7 +215,7 @@ FORMS = (
         fused=ops.pixel_norm,
         textbook=textbook.pixel_norm,
         tensors=_nothing,
-        shapes=ELEMENTWISE,
+        shapes={"cpu": CPU, "cuda": PGGAN},
     ),
     Form(
         operation="minibatch_stddev",
@@ -165,26 +223,39 @@ FORMS = (
         fused=ops.minibatch_stddev,
         textbook=textbook.minibatch_stddev,
         tensors=_nothing,
-        shapes={"cpu": ((32, 512, 4, 4), (64, 128, 16, 16)), "cuda": ((64, 512, 4, 4), (64, 512, 8, 8))},
+        shapes={"cpu": ((32, 512, 4, 4), (64, 128, 16, 16)), "cuda": ((32, 512, 4, 4),)},
+    ),
+    # What a gradient penalty needs: points between images, and the norms of gradients.
+    Form(
+        operation="lerp_samples",
+        name="lerp_samples",
+        fused=lambda x, b, t: ops.lerp_samples(x, b, t),
+        textbook=textbook.lerp_samples,
+        tensors=_other_images,
+        shapes=IMAGES,
+        fixed=("t",),
+        kept="",
     ),
     Form(
-        operation="noise_bias_act",
-        name="modulated_conv2d",
-        fused=partial(ops.modulated_conv2d, act="lrelu", gain=SQRT2),
-        textbook=partial(textbook.modulated_conv2d, gain=SQRT2),
-        tensors=_modulated,
-        shapes=CONVOLUTIONS,
-        fixed=("noise",),
-        kept=None,
-        faster=2.0,
+        operation="squared_norm",
+        name="squared_norm",
+        fused=ops.squared_norm,
+        textbook=textbook.squared_norm,
+        tensors=_nothing,
+        shapes=IMAGES,
     ),
+    _modulated_form("modulated_conv2d", _modulated, CONVOLUTIONS),
+    _modulated_form("modulated_conv2d_post", _modulated_for_next, CONVOLUTIONS),
+    # torch.compile takes minutes over a grouped transposed convolution, backward, on a CPU.
+    _modulated_form("modulated_conv2d_up", partial(_modulated, up=2), UP_CONVOLUTIONS, compile=False, up=2),
+    _modulated_form("modulated_conv2d_down", partial(_modulated, down=2), CONVOLUTIONS, down=2),
     Form(
         operation=None,
         name="upsample_conv2d",
         fused=ops.upsample_conv2d,
         textbook=textbook.upsample_conv2d,
         tensors=_weight,
-        shapes=SMALL_CONVOLUTIONS,
+        shapes={"cpu": ((16, 128, 32, 32),), "cuda": ((32, 512, 16, 16), (32, 256, 32, 32), (128, 256, 8, 8))},
         kept=None,
         faster=1.8,
         compile=False,  # it calls the same convolution
@@ -195,7 +266,7 @@ FORMS = (
         fused=ops.conv_downsample2d,
         textbook=textbook.conv_downsample2d,
         tensors=_weight,
-        shapes={"cpu": ((16, 128, 64, 64),), "cuda": ((64, 128, 64, 64),)},
+        shapes={"cpu": ((16, 128, 64, 64),), "cuda": (PGGAN[1], (32, 512, 32, 32), *DCGAN)},
         kept=None,
         faster=1.8,
         compile=False,

@@ -1,8 +1,9 @@
 """A critic's step with gradient penalties: plain, by double backward, and in one pass.
 
-The critic is StyleGAN2's without its minibatch standard deviation, so that samples are independent. Generated images
-are given. The plain step and those with R1 and R2 differ in nothing but the penalty: they call the critic on real and
-on generated images, with a backward pass each. Both forms of the penalty run on fastgan's own layers.
+The critics are StyleGAN2's at 64x64, without its minibatch standard deviation, and DCGAN's at 32x32, without its batch
+norm: so samples are independent. Generated images are given. The plain step and those with R1 and R2 differ in nothing
+but the penalty: they call the critic on real and on generated images, with a backward pass each. Both forms of the
+penalty run on fastgan's own layers.
 """
 
 import itertools
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bench import measure, report
-from fastgan.layers import EqualizedConv2d, EqualizedLinear
+from fastgan.layers import ConvDownsample2d, EqualizedConv2d, EqualizedLinear
 from fastgan.losses import (
     critic_with_grad_norm,
     nonsaturating_fake,
@@ -26,26 +27,28 @@ from fastgan.ops import backends
 from fastgan.ops.layout import channels_last
 from fastgan.training import precision
 
-BATCH, RESOLUTION = 8, 64
-CHANNELS = (64, 128, 128, 128, 128)  # at 64, 32, ... 4
 GAMMA, LAMBDA = 10.0, 10.0
 SECONDS = 30.0
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
-# Convolution passes over BATCH images of a step: double backward, one pass. Plain: 6.
+# Convolution passes over a batch of images in a step: double backward, one pass. Plain: 6.
 PASSES = {"R1": (9, 7), "R1+R2": (12, 8), "WGAN-GP": (12, 10)}
-# At most so many times the plain step, at least so many times faster than double backward; on 2 CPU cores.
+# At most so many times the plain step, at least so many times faster than double backward: of the residual critic, on 2
+# CPU cores.
 TARGETS = {"R1": (1.35, 1.15), "R1+R2": (1.5, 1.6), "WGAN-GP": (None, 1.15)}
 
 
-class Critic(nn.Module):
+class Residual(nn.Module):
     """image [N, 3, 64, 64] to logits [N]."""
+
+    batch, resolution, targets = 8, 64, TARGETS
+    channels = (64, 128, 128, 128, 128)  # at 64, 32, ... 4
 
     def __init__(self):
         super().__init__()
-        last = CHANNELS[-1]
-        self.from_rgb = EqualizedConv2d(3, CHANNELS[0], 1, act="lrelu", clamp=256.0)
-        self.blocks = nn.ModuleList(ResidualBlock(i, o) for i, o in itertools.pairwise(CHANNELS))
+        last = self.channels[-1]
+        self.from_rgb = EqualizedConv2d(3, self.channels[0], 1, act="lrelu", clamp=256.0)
+        self.blocks = nn.ModuleList(ResidualBlock(i, o) for i, o in itertools.pairwise(self.channels))
         self.conv = EqualizedConv2d(last, last, 3, act="lrelu", clamp=256.0)
         self.dense = EqualizedLinear(last * 16, last, act="lrelu")
         self.out = EqualizedLinear(last, 1)
@@ -55,6 +58,25 @@ class Critic(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.out(self.dense(self.conv(x).flatten(1))).squeeze(1)
+
+
+class Strided(nn.Module):
+    """image [N, 3, 32, 32] to logits [N], by 4x4 convolutions of stride 2 (Radford et al. 2016, without batch norm)."""
+
+    batch, resolution, targets = 64, 32, None
+    channels = (3, 64, 128, 256)  # at 32, 16, 8, 4
+
+    def __init__(self):
+        super().__init__()
+        pairs = itertools.pairwise(self.channels)
+        self.convs = nn.Sequential(*(ConvDownsample2d(i, o, act="lrelu") for i, o in pairs))
+        self.out = EqualizedLinear(self.channels[-1] * 16, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.out(self.convs(channels_last(image)).flatten(1)).squeeze(1)
+
+
+CRITICS = {"residual": Residual, "strided": Strided}
 
 
 class Step:
@@ -67,7 +89,7 @@ class Step:
         self.judge = critic if one_pass else lambda image: critic(image)
         self.autocast = lambda: torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
         generator = torch.Generator().manual_seed(1)
-        shape = BATCH, 3, RESOLUTION, RESOLUTION
+        shape = critic.batch, 3, critic.resolution, critic.resolution
         self.real, self.fake = (channels_last(torch.randn(shape, generator=generator).to(device)) for _ in range(2))
 
     def __call__(self, penalty: str | None) -> None:
@@ -89,11 +111,11 @@ class Step:
         loss.backward()
 
 
-def run(dtype: str) -> list[tuple[dict, Callable[[], object]]]:
-    """Races the steps. Returns a row for the report and the timed call for each penalty, in one pass."""
+def run(name: str, dtype: str) -> list[tuple[dict, Callable[[], object]]]:
+    """Races the steps of a critic. Returns a row for the report and the timed call for each penalty, in one pass."""
     device = measure.device()
     torch.manual_seed(0)
-    critic = Critic().to(device, memory_format=torch.channels_last)
+    critic = CRITICS[name]().to(device, memory_format=torch.channels_last)
     reason = why_not_one_pass(critic)
     assert reason is None, reason
     one_pass, double = (Step(critic, form, DTYPES[dtype]) for form in (True, False))
@@ -110,11 +132,11 @@ def run(dtype: str) -> list[tuple[dict, Callable[[], object]]]:
     for penalty, (passes_double, passes) in PASSES.items():
         ours, theirs, plain = timings[f"{penalty} one pass"], timings[f"{penalty} double"], timings["plain"]
         over_plain, over_double = plain.times_faster_than(ours), ours.times_faster_than(theirs)
-        most, least = TARGETS[penalty]
         row = {
             "operation": report.PENALTIES,
             "form": penalty,
-            "shape": f"2x{BATCH}x3x{RESOLUTION}x{RESOLUTION}",
+            "critic": name,
+            "shape": f"2x{critic.batch}x3x{critic.resolution}x{critic.resolution}",
             "dtype": dtype,
             "layout": "channels_last",
             "backend": backends.choose("noise_bias_act", device.type),
@@ -126,11 +148,13 @@ def run(dtype: str) -> list[tuple[dict, Callable[[], object]]]:
             "vs_double_backward": over_double,
             "double_backward_of_plain": plain.times_faster_than(theirs),
             "passes_vs_double_backward": f"{passes_double}/{passes}",
-            "targets": "met" if (most is None or over_plain <= most) and over_double >= least else "missed",
             "rounds": len(ours.rounds),
             "notes": notes,
             **measure.machine(),
         }
+        if critic.targets:
+            most, least = critic.targets[penalty]
+            row["targets"] = "met" if (most is None or over_plain <= most) and over_double >= least else "missed"
         rows.append((row, contestants[f"{penalty} one pass"]))
     return rows
 

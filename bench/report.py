@@ -12,6 +12,7 @@ PERCENT = "{:.0%}".format
 COLUMNS: tuple[tuple[str, str, Callable[[object], str]], ...] = (
     ("form", "form", str),
     ("model", "arch", str),
+    ("critic", "critic", str),
     ("shape", "shape", str),
     ("dtype", "dtype", str),
     ("backend", "backend", str),

@@ -13,22 +13,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.run", description="Times fastgan beside PyTorch.")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there as well")
     path = parser.parse_args().json
-    rows = []
-    for case, backend in operation.cases(FORMS):
-        print(f"{case} {backend}", flush=True)
-        found, _ = operation.run(case)
-        rows += [found[backend]] if backend in found else []
-    for arch in training_step.FAMILIES:
-        print(f"training step {arch}", flush=True)
-        rows.append(training_step.run(arch)[0])
-    for dtype in penalties.DTYPES:
-        print(f"penalties {dtype}", flush=True)
-        rows += [row for row, _ in penalties.run(dtype)]
+    rows: list[dict] = []
+    try:
+        _measure_into(rows)
+    except KeyboardInterrupt:
+        print("interrupted: the table holds what has been measured")
+    named_by = ("form", "arch", "critic", "shape", "dtype", "backend")
     print("", *report.lines(rows), sep="\n")
     if path:
         benchmarks = [
             {
-                "name": "-".join(str(row[key]) for key in ("form", "arch", "shape", "dtype", "backend") if key in row),
+                "name": "-".join(str(row[key]) for key in named_by if key in row),
                 "group": row["operation"],
                 "stats": {"median": row["fastgan_ms"] * 1e-3, "rounds": row["rounds"]},
                 "extra_info": row,
@@ -36,6 +31,20 @@ def main() -> None:
             for row in rows
         ]
         path.write_text(json.dumps({"machine_info": measure.machine(), "benchmarks": benchmarks}, indent=1) + "\n")
+
+
+def _measure_into(rows: list[dict]) -> None:
+    for case, backend in operation.cases(FORMS):
+        print(f"{case} {backend}", flush=True)
+        found, _ = operation.run(case)
+        rows += [found[backend]] if backend in found else []
+    for critic in penalties.CRITICS:
+        for dtype in penalties.DTYPES:
+            print(f"penalties {critic} {dtype}", flush=True)
+            rows += [row for row, _ in penalties.run(critic, dtype)]
+    for arch in training_step.FAMILIES:
+        print(f"training step {arch}", flush=True)
+        rows.append(training_step.run(arch)[0])
 
 
 if __name__ == "__main__":

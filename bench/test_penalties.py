@@ -1,11 +1,13 @@
+import itertools
+
 import pytest
 
 from bench import penalties
 
 
-@pytest.fixture(scope="module", params=penalties.DTYPES)
+@pytest.fixture(scope="module", params=itertools.product(penalties.CRITICS, penalties.DTYPES), ids="-".join)
 def rows(request):
-    return {row["form"]: (row, call) for row, call in penalties.run(request.param)}
+    return {row["form"]: (row, call) for row, call in penalties.run(*request.param)}
 
 
 @pytest.mark.parametrize("penalty", penalties.PASSES)

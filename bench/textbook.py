@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastgan import layers
-from fastgan.models import blocks, r3gan, stylegan2
+from fastgan import ops
 
 
 def noise_bias_act(
@@ -63,14 +62,48 @@ def minibatch_stddev(x: Tensor) -> Tensor:
 
 
 def modulated_conv2d(
-    x: Tensor, weight: Tensor, style: Tensor, noise: Tensor, strength: Tensor, bias: Tensor, gain: float
+    x: Tensor,
+    weight: Tensor,
+    style: Tensor,
+    noise: Tensor,
+    strength: Tensor,
+    bias: Tensor,
+    gain: float,
+    post: Tensor | None = None,
+    taps: Tensor | None = None,
+    up: int = 1,
+    down: int = 1,
 ) -> Tensor:
     """With a weight for each sample, in a grouped convolution, as StyleGAN2 was published; lrelu at the end."""
     n, c, h, w = x.shape
     weights = weight[None] * style[:, None, :, None, None]  # [N, O, I, k, k]
-    weights = weights * torch.rsqrt(weights.square().sum((2, 3, 4), keepdim=True) + 1e-8)
-    y = F.conv2d(x.reshape(1, n * c, h, w), weights.flatten(0, 1).to(x.dtype), padding=1, groups=n)
-    return noise_bias_act(y.reshape(n, -1, h, w), noise=noise, strength=strength, bias=bias, gain=gain)
+    weights = (weights * torch.rsqrt(weights.square().sum((2, 3, 4), keepdim=True) + 1e-8)).to(x.dtype)
+    if down == 2:
+        x = _filtered(x, taps, 2)
+    x = x.reshape(1, n * c, *x.shape[2:])
+    if up == 2:
+        y = F.conv_transpose2d(x, weights.transpose(1, 2).flatten(0, 1), stride=2, groups=n)
+    else:
+        y = F.conv2d(x, weights.flatten(0, 1), padding=1 if down == 1 else 0, stride=down, groups=n)
+    y = y.reshape(n, -1, *y.shape[2:])
+    if up == 2:
+        y = 4 * _filtered(y, taps, 1)
+    return noise_bias_act(y, noise=noise, strength=strength, bias=bias, post=post, gain=gain)
+
+
+def filtered_noise_bias_act(x: Tensor, taps: Tensor, *, fir_gain: float, **epilogue) -> Tensor:
+    """The end of StyleGAN2's layer that doubles the resolution: its result has a row and a column less than `x`."""
+    return noise_bias_act(_filtered(x, taps, 1) * fir_gain, **epilogue)
+
+
+def squared_norm(x: Tensor) -> Tensor:
+    return x.square().sum((1, 2, 3), dtype=torch.float32)
+
+
+def lerp_samples(x: Tensor, b: Tensor, t: Tensor) -> Tensor:
+    """As WGAN-GP is usually written."""
+    t = t.to(x.dtype).reshape(-1, 1, 1, 1)
+    return (1 - t) * x + t * b
 
 
 def adain(x: Tensor, scale: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
@@ -106,6 +139,13 @@ def resample2d(x: Tensor, taps: Tensor, *, up: int = 1, down: int = 1) -> Tensor
     return F.conv2d(F.pad(x, (2, 1, 2, 1)), kernel.flip(2, 3), groups=c)
 
 
+def _filtered(x: Tensor, taps: Tensor, padding: int) -> Tensor:
+    """By a separable filter, as a depthwise convolution of the padded image."""
+    c = x.shape[1]
+    kernel = torch.outer(taps, taps).to(x.dtype).expand(c, 1, -1, -1)
+    return F.conv2d(F.pad(x, (padding,) * 4), kernel.flip(2, 3), groups=c)
+
+
 def _channels(t: Tensor, x: Tensor) -> Tensor:
     """[C] or [N, C] against [N, C, ...]."""
     return t.to(x.dtype).reshape(-1, x.shape[1], *[1] * (x.dim() - 2))
@@ -113,9 +153,17 @@ def _channels(t: Tensor, x: Tensor) -> Tensor:
 
 @contextmanager
 def in_models() -> Iterator[None]:
-    """Within the block, layers and models call the textbook function instead of the fused one."""
+    """Within the block, layers and models call the textbook's `noise_bias_act`, also behind a filter."""
+
+    def filtered(x: Tensor, taps: Tensor, *, padding: tuple[int, int, int, int], fir_gain: float, **epilogue) -> Tensor:
+        return noise_bias_act(ops.upfirdn2d(x, taps, padding=padding, gain=fir_gain), **epilogue)
+
+    instead = {ops.noise_bias_act: noise_bias_act, ops.filtered_noise_bias_act: filtered}
     with ExitStack() as stack:
-        hidden = [sys.modules[f"fastgan.ops.{name}"] for name in ("modulated_conv2d", "filtered_noise_bias_act")]
-        for module in (layers, *hidden, stylegan2, blocks, r3gan):  # functions hide the modules of their names
-            stack.enter_context(mock.patch.object(module, "noise_bias_act", noise_bias_act))
+        # A function hides the module of its name from `import`.
+        for path, module in list(sys.modules.items()):
+            if path.startswith(("fastgan.layers", "fastgan.models.", "fastgan.ops.")):
+                for function, other in instead.items():
+                    if getattr(module, function.__name__, None) is function:
+                        stack.enter_context(mock.patch.object(module, function.__name__, other))
         yield

@@ -19,6 +19,13 @@ NEEDS = {
 collect_ignore = sorted({file for module, files in NEEDS.items() if find_spec(module) is None for file in files})
 
 
+def pytest_collection_modifyitems(items):
+    """Where the backend is a parameter, those of GPUs have the mark of tests that need one."""
+    for item in items:
+        if hasattr(item, "callspec") and item.callspec.params.get("backend") in ("cuda", "triton"):
+            item.add_marker(pytest.mark.gpu)
+
+
 @pytest.fixture(params=backends.NAMES)
 def backend(request):
     """The test runs once on every backend that this machine has; the value is the device of its tensors."""

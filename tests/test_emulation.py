@@ -240,6 +240,19 @@ def test_unknown_order_is_refused(monkeypatch):
         module.run("written")
 
 
+def test_only_the_ends_of_a_grid_are_executed_where_that_is_asked_for(monkeypatch):
+    module = emulation.load(module_path("plain"), "seeded_bugs")
+    for order in ORDERS:  # six blocks, of 256 numbers each but for the last
+        monkeypatch.setenv("FASTGAN_EMULATED_ORDER", order)
+        monkeypatch.setenv("FASTGAN_EMULATED_ENDS", "1")
+        assert module.run("vector_copy") == [*range(256), *[0] * 1024, *range(1280, 1284)]
+        monkeypatch.setenv("FASTGAN_EMULATED_ENDS", "3")
+        assert module.run("vector_copy") == CORRECT["vector_copy"]
+    monkeypatch.setenv("FASTGAN_EMULATED_ENDS", "0")
+    with pytest.raises(RuntimeError, match="FASTGAN_EMULATED_ENDS is '0'; it must be 1 at least"):
+        module.run("vector_copy")
+
+
 def test_conversions_of_16_bit_types_round_as_torch_does():
     torch = pytest.importorskip("torch")
     module = emulation.load(module_path("plain"), "seeded_bugs")

@@ -5,6 +5,7 @@ registered, that they are as torch wants them. A new operation is a line in `OPE
 """
 
 import os
+import shutil
 import socket
 from collections.abc import Callable
 from functools import partial
@@ -107,6 +108,23 @@ def test_torch_compile_makes_one_graph_of_it(use, backend):
     torch.compiler.reset()  # partial functions all look alike to the compiler, which gives up after the eighth
     compiled = torch.compile(use.function, fullgraph=True, backend="aot_eager")
     assert_equal(gradients(use, tensors, compiled), gradients(use, tensors))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="inductor needs a C++ compiler on a CPU")
+@every_operation
+def test_inductor_compiles_it_with_what_stands_around_it(use):
+    """Its own code reads and writes what the operation takes and gives: it relies on the strides that were promised."""
+
+    def network(x, **others):
+        return torch.tanh(use.function(x=0.5 * x + 0.1, **others))
+
+    tensors = use.tensors()
+    torch.compiler.reset()
+    compiled = torch.compile(network, fullgraph=True, dynamic=False)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(**tensors), network(**tensors), rtol=1e-4, atol=1e-5)
+    assert_equal(gradients(use, tensors, compiled), gradients(use, tensors, network))
 
 
 @every_operation

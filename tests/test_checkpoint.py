@@ -101,6 +101,14 @@ def test_a_finished_run_can_be_made_longer(folder, unbroken, tmp_path):
     assert_same_checkpoint(half, unbroken)
 
 
+def test_a_resumed_run_may_regularise_otherwise(folder, tmp_path, capsys):
+    run = train(folder, tmp_path / "run", "--images", str(IMAGES // 2))
+    options = ["--images", str(IMAGES), "--augment", "ada", "--path-length", "2", "--path-interval", "1"]
+    assert main(["--resume", str(run), *options]) == 0
+    assert "note: --augment ada from here on, none before" in capsys.readouterr().out
+    assert {"augment_p", "path_penalty"} <= log_lines(run)[-1].keys()
+
+
 def more_images(folder):
     shutil.copy(folder / "dark" / "0.png", folder / "dark" / "10.png")
 

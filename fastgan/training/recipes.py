@@ -67,7 +67,10 @@ def pggan(resolution: int) -> Recipe:
 
 
 def stylegan(resolution: int) -> Recipe:
-    """Karras et al. 2019, appendix C: non-saturating loss with R1, growing from 8x8."""
+    """Karras et al. 2019, appendix C: non-saturating loss with R1, growing from 8x8.
+
+    Below 128 pixels the numbers are still to be found: with these, all samples of glyphs become alike.
+    """
     common = {
         "betas": (0.0, 0.99), "style_mixing": 0.9, "grow_from": 8,
     }  # fmt: skip

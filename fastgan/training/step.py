@@ -35,13 +35,9 @@ def new_state(model: models.ModelConfig, config: Config, device: torch.device) -
     networks = models.build(model)
     generator, critic = (network.to(device=device, memory_format=torch.channels_last) for network in networks)
     ema = copy.deepcopy(generator).eval().requires_grad_(False)
-    statistics = nn.ModuleDict()
-    if terms.path_length:
-        statistics["path_length"] = PathLength()
-    if terms.augment != "none":
-        statistics["augment"] = Augment()
-    if terms.augment == "ada":
-        statistics["strength"] = AdaptiveStrength(target=terms.ada_target, adjust_kimg=terms.ada_kimg)
+    strength = AdaptiveStrength(target=terms.ada_target, adjust_kimg=terms.ada_kimg)
+    # All of them, whatever is in use: a resumed run may use another.
+    statistics = nn.ModuleDict({"path_length": PathLength(), "augment": Augment(), "strength": strength})
     return State(
         generator,
         critic,

@@ -79,7 +79,7 @@ def modulated_conv2d(
     weights = weight[None] * style[:, None, :, None, None]  # [N, O, I, k, k]
     weights = (weights * torch.rsqrt(weights.square().sum((2, 3, 4), keepdim=True) + 1e-8)).to(x.dtype)
     if down == 2:
-        x = _filtered(x, taps, 2)
+        x = filtered(x, taps, 2)
     x = x.reshape(1, n * c, *x.shape[2:])
     if up == 2:
         y = F.conv_transpose2d(x, weights.transpose(1, 2).flatten(0, 1), stride=2, groups=n)
@@ -87,13 +87,34 @@ def modulated_conv2d(
         y = F.conv2d(x, weights.flatten(0, 1), padding=1 if down == 1 else 0, stride=down, groups=n)
     y = y.reshape(n, -1, *y.shape[2:])
     if up == 2:
-        y = 4 * _filtered(y, taps, 1)
+        y = 4 * filtered(y, taps, 1)
     return noise_bias_act(y, noise=noise, strength=strength, bias=bias, post=post, gain=gain)
+
+
+def scaled_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    style: Tensor,
+    noise: Tensor,
+    strength: Tensor,
+    bias: Tensor,
+    gain: float,
+    taps: Tensor | None = None,
+    up: int = 1,
+) -> Tensor:
+    """The same function with a weight for all samples: the activations are scaled before it and behind it."""
+    scale = torch.rsqrt(style.square() @ weight.square().sum((2, 3)).t() + 1e-8)  # [N, O]
+    x, weight = x * _channels(style, x), weight.to(x.dtype)
+    if up == 2:
+        y = 4 * filtered(F.conv_transpose2d(x, weight.transpose(0, 1), stride=2), taps, 1)
+    else:
+        y = F.conv2d(x, weight, padding=1)
+    return noise_bias_act(y, noise=noise, strength=strength, bias=bias, scale=scale, gain=gain)
 
 
 def filtered_noise_bias_act(x: Tensor, taps: Tensor, *, fir_gain: float, **epilogue) -> Tensor:
     """The end of StyleGAN2's layer that doubles the resolution: its result has a row and a column less than `x`."""
-    return noise_bias_act(_filtered(x, taps, 1) * fir_gain, **epilogue)
+    return noise_bias_act(filtered(x, taps, 1) * fir_gain, **epilogue)
 
 
 def squared_norm(x: Tensor) -> Tensor:
@@ -139,7 +160,7 @@ def resample2d(x: Tensor, taps: Tensor, *, up: int = 1, down: int = 1) -> Tensor
     return F.conv2d(F.pad(x, (2, 1, 2, 1)), kernel.flip(2, 3), groups=c)
 
 
-def _filtered(x: Tensor, taps: Tensor, padding: int) -> Tensor:
+def filtered(x: Tensor, taps: Tensor, padding: int) -> Tensor:
     """By a separable filter, as a depthwise convolution of the padded image."""
     c = x.shape[1]
     kernel = torch.outer(taps, taps).to(x.dtype).expand(c, 1, -1, -1)

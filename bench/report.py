@@ -26,8 +26,14 @@ COLUMNS: tuple[tuple[str, str, Callable[[object], str]], ...] = (
     ("passes", "passes_of_plain", str),
     ("vs double backward", "vs_double_backward", TIMES),
     ("passes", "passes_vs_double_backward", str),
+    ("textbook", "textbook_ms", MILLISECONDS),
+    ("grouped", "grouped_ms", MILLISECONDS),
+    ("bare", "bare_ms", MILLISECONDS),
     ("vs eager", "vs_eager", TIMES),
+    ("vs textbook", "vs_textbook", TIMES),
+    ("vs grouped", "vs_grouped", TIMES),
     ("vs compile", "vs_compile", TIMES),
+    ("of bare", "of_bare", TIMES),
     ("of bare loop", "vs_bare_loop", PERCENT),
     ("forward", "forward_ms", MILLISECONDS),
     ("vs eager", "forward_vs_eager", TIMES),
@@ -39,7 +45,7 @@ COLUMNS: tuple[tuple[str, str, Callable[[object], str]], ...] = (
 TRAINING_STEP = "training_step"
 PENALTIES = "penalties"
 TITLES = {
-    TRAINING_STEP: "training step, critic and generator, no penalty",
+    TRAINING_STEP: "training step, whole, beside the faster textbook form in fp32 and its own bare convolutions",
     PENALTIES: "critic's step with a gradient penalty, in one pass; passes: of convolutions over one batch",
 }
 OPERATION = "{}, forward and backward, then forward alone"

@@ -42,9 +42,9 @@ def _measure_into(rows: list[dict]) -> None:
         for dtype in penalties.DTYPES:
             print(f"penalties {critic} {dtype}", flush=True)
             rows += [row for row, _ in penalties.run(critic, dtype)]
-    for arch in training_step.FAMILIES:
+    for arch in training_step.CASES:
         print(f"training step {arch}", flush=True)
-        rows.append(training_step.run(arch)[0])
+        rows += [row for row, _ in training_step.run(arch)]
 
 
 if __name__ == "__main__":

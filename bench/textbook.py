@@ -3,16 +3,9 @@
 These are the eager contestants, and what `torch.compile` gets to fuse.
 """
 
-import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from unittest import mock
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from fastgan import ops
 
 
 def noise_bias_act(
@@ -170,21 +163,3 @@ def filtered(x: Tensor, taps: Tensor, padding: int) -> Tensor:
 def _channels(t: Tensor, x: Tensor) -> Tensor:
     """[C] or [N, C] against [N, C, ...]."""
     return t.to(x.dtype).reshape(-1, x.shape[1], *[1] * (x.dim() - 2))
-
-
-@contextmanager
-def in_models() -> Iterator[None]:
-    """Within the block, layers and models call the textbook's `noise_bias_act`, also behind a filter."""
-
-    def filtered(x: Tensor, taps: Tensor, *, padding: tuple[int, int, int, int], fir_gain: float, **epilogue) -> Tensor:
-        return noise_bias_act(ops.upfirdn2d(x, taps, padding=padding, gain=fir_gain), **epilogue)
-
-    instead = {ops.noise_bias_act: noise_bias_act, ops.filtered_noise_bias_act: filtered}
-    with ExitStack() as stack:
-        # A function hides the module of its name from `import`.
-        for path, module in list(sys.modules.items()):
-            if path.startswith(("fastgan.layers", "fastgan.models.", "fastgan.ops.")):
-                for function, other in instead.items():
-                    if getattr(module, function.__name__, None) is function:
-                        stack.enter_context(mock.patch.object(module, function.__name__, other))
-        yield

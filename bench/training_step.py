@@ -1,107 +1,272 @@
-"""A training step of a model family: the critic's, then the generator's, without penalty or average.
+"""A whole step of training, beside a textbook's and beside its own convolutions alone.
 
-The networks are fastgan's for every contestant; in the eager and the compiled one `noise_bias_act` is the textbook's.
-The critic's fakes are detached, not made without a graph as in training: that costs no one time, and spares
-`torch.compile`, which takes minutes over these networks on a CPU, a quarter of its work.
+Contestants train the same networks (`textbook_models.py` tells how they are the same), on random images, with an
+optimizer whose learning rate is next to nothing: the work is that of a training, and the networks stay as they are.
+Penalties that are due every so many steps count with their share: a step is the mean over all kinds of steps.
+
+- fastgan: `fastgan.training.step.Step`, in fp32 and under `--amp`; channels_last.
+- textbook: `textbook_training.Trainer` in fp32, StyleGAN2's in both forms of its modulated convolution; in NCHW or
+  channels_last, whichever is faster on this machine. Under `torch.compile`, in either precision, in phases without a
+  penalty: it knows no double backward.
+- bare: the dense convolutions of fastgan's steps, at the same shapes, dtype and layout, and nothing else.
 """
 
+import argparse
 from collections.abc import Callable
-from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from bench import measure, textbook
+from bench import measure, report, textbook_models
+from bench.convolutions import Bare
+from bench.textbook_training import Trainer
 from fastgan import models
-from fastgan.losses import OBJECTIVES
 from fastgan.ops import backends
 from fastgan.training import precision
+from fastgan.training.config import (
+    Config,
+    DataOptions,
+    NetworkOptions,
+    RegularizationOptions,
+    TrainingOptions,
+    resolve,
+)
+from fastgan.training.log import Averages
+from fastgan.training.step import Step, new_state
 
-FAMILIES = ("stylegan2", "dcgan")
-BATCH, RESOLUTION, CLASSES = 32, 32, 10
-SECONDS = 8.0
+LR = 1e-12
+SECONDS = 60.0
+ROUNDS = (5, 50)
 
 
-class Trainer:
-    """Generator, critic and optimizers of one contestant; calling it makes a step."""
+@dataclass(frozen=True)
+class Case:
+    """A family at the size it is measured at, and how much faster it is meant to be (on 2 CPU cores with bf16).
 
-    def __init__(self, arch: str, textbook_operations: bool = False, compiled: bool = False):
+    Attributes:
+        network: options of `NetworkOptions`.
+        resolution, channels, batch: of the images.
+        loss: as `--loss`.
+        r1_gamma, path_length: weights of the lazy penalties; every 16th and 4th step.
+        style_mixing: its probability.
+        shares_fakes: whether the textbook's phases share their images.
+        modulations: the textbook's forms.
+        targets: at least so many times faster than the fastest textbook form in fp32, by our precision.
+        of_bare: at most so many times the bare convolutions, by precision.
+        vs_grouped: by our precision, at least so many times faster than the textbook's "grouped" form in fp32.
+    """
+
+    network: dict
+    resolution: int
+    channels: int
+    batch: int
+    loss: str = "nonsaturating"
+    r1_gamma: float = 0.0
+    path_length: float = 0.0
+    style_mixing: float = 0.0
+    shares_fakes: bool = False
+    modulations: tuple[str, ...] = ("scaled",)
+    targets: dict[str, float] = field(default_factory=dict)
+    of_bare: dict[str, float] = field(default_factory=dict)
+    vs_grouped: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def config(self) -> Config:
+        """As the command line would make it."""
+        labels = {"labels": False}
+        return resolve(
+            Config(
+                network=NetworkOptions(**self.network),
+                data=DataOptions(resolution=self.resolution, channels=self.channels, **labels),
+                training=TrainingOptions(
+                    loss=self.loss, batch=self.batch, critic_steps=1, lr_g=LR, lr_d=LR, betas=(0.0, 0.99),
+                    style_mixing=self.style_mixing,
+                ),
+                regularization=RegularizationOptions(
+                    r1_gamma=self.r1_gamma, r1_interval=16, path_length=self.path_length, path_interval=4,
+                ),
+            )
+        )  # fmt: skip
+
+    @property
+    def model(self) -> models.ModelConfig:
+        config = self.config
+        return models.ModelConfig(**vars(config.network), resolution=self.resolution, channels=self.channels)
+
+    @property
+    def kinds(self) -> dict[int, float]:
+        """Steps to be timed, one of each kind, by their number, and the share of their kind among all steps."""
+        if not self.r1_gamma and not self.path_length:
+            return {1: 1.0}
+        return {1: 12 / 16, 4: 3 / 16, 16: 1 / 16}  # plain; with path length; with R1 as well
+
+
+STYLEGAN2 = {"arch": "stylegan2", "channel_base": 8192, "channel_max": 512, "z_dim": 512, "mapping_layers": 8}
+CASES = {
+    "stylegan2": Case(
+        STYLEGAN2, 64, 3, 16, r1_gamma=1.0, path_length=2.0, style_mixing=0.9, modulations=textbook_models.MODULATIONS,
+        targets={"fp32": 1.12, "bf16": 2.0}, of_bare={"fp32": 1.2, "bf16": 1.35}, vs_grouped={"bf16": 3.0},
+    ),
+    "pggan": Case(
+        {"arch": "pggan", "channel_base": 8192, "channel_max": 512, "z_dim": 512}, 64, 3, 16, loss="wgan-gp",
+        targets={"bf16": 2.5},
+    ),
+    "dcgan": Case(
+        {"arch": "dcgan", "variant": "upsample", "channel_max": 128, "z_dim": 100}, 32, 1, 64, shares_fakes=True,
+        targets={"fp32": 1.8, "bf16": 3.0},
+    ),
+}  # fmt: skip
+
+
+def _data(case: Case) -> Tensor:
+    shape = case.batch, case.channels, case.resolution, case.resolution
+    return torch.randn(shape, device=measure.device())
+
+
+class Ours:
+    """fastgan's step; called with a number, it makes the step of that number."""
+
+    def __init__(self, case: Case, amp: bool):
+        device, config = measure.device(), case.config
+        torch.manual_seed(0)
+        self.state = new_state(case.model, config, device)
+        if hasattr(self.state.generator, "grow_to"):
+            for network in (self.state.generator, self.state.critic, self.state.ema):
+                network.grow_to(case.resolution)
+        self.averages = Averages()
+        autocast = precision.choose(amp, device).autocast
+        self.step = Step(self.state, config, case.model.z_dim, autocast, self.averages)
+        self.real = _data(case).to(memory_format=torch.channels_last)
+
+    def __call__(self, number: int) -> None:
+        self.state.step = number
+        self.step(self.real, None)
+
+
+class Textbook:
+    """A textbook's step; called with a number, it makes the step of that number."""
+
+    def __init__(
+        self, case: Case, modulation: str, layout: torch.memory_format, *, amp: bool = False, compiled: bool = False
+    ):
         device = measure.device()
         torch.manual_seed(0)
-        config = models.ModelConfig(arch, resolution=RESOLUTION, num_classes=CLASSES)
-        networks = models.build(config)
-        self.generator, self.critic = (each.to(device, memory_format=torch.channels_last) for each in networks)
-        # A learning rate of zero costs the same work and keeps the networks from drifting as they are timed.
-        self.optimizer_g, self.optimizer_d = (
-            torch.optim.Adam(each.parameters(), lr=0.0, betas=(0.0, 0.99), fused=True) for each in networks
-        )
-        self.generate = torch.compile(self.generator, dynamic=False) if compiled else self.generator
-        self.judge = torch.compile(self.critic, dynamic=False) if compiled else self.critic
-        self.mixing = {"style_mixing": 0.9} if "style_mixing" in self.generator.supports else {}
-        self.operations = textbook.in_models if textbook_operations else nullcontext
-        self.autocast = precision.choose(True, device).autocast
-        self.objective = OBJECTIVES["nonsaturating"]
-        self.real = torch.randn(BATCH, config.channels, RESOLUTION, RESOLUTION, device=device)
-        self.label = torch.arange(BATCH, device=device) % CLASSES
+        networks = textbook_models.build(case.model, modulation)
+        networks = tuple(network.to(device, memory_format=layout) for network in networks)
+        self.trainer = Trainer(
+            networks, lr=LR, loss=case.loss, gamma=case.r1_gamma, path_weight=case.path_length,
+            style_mixing=case.style_mixing, shares_fakes=case.shares_fakes,
+            compile=partial(torch.compile, dynamic=False) if compiled else None,
+            autocast=precision.choose(amp, device).autocast,
+        )  # fmt: skip
+        self.real = _data(case).to(memory_format=layout)
 
-    def __call__(self) -> None:
-        with self.operations():
-            self._critic_step()
-            self._generator_step()
-
-    def _critic_step(self) -> None:
-        self.optimizer_d.zero_grad(set_to_none=True)
-        with self.autocast():
-            loss = self.objective.critic_fake(self.judge(self._fakes().detach(), self.label))
-        loss.backward()
-        with self.autocast():
-            loss = self.objective.critic_real(self.judge(self.real, self.label))
-        loss.backward()
-        self.optimizer_d.step()
-
-    def _generator_step(self) -> None:
-        self.optimizer_g.zero_grad(set_to_none=True)
-        self.critic.requires_grad_(False)
-        with self.autocast():
-            loss = self.objective.generator(self.judge(self._fakes(), self.label))
-        loss.backward()
-        self.critic.requires_grad_(True)
-        self.optimizer_g.step()
-
-    def _fakes(self) -> Tensor:
-        z = torch.randn(BATCH, self.generator.z_dim, device=self.label.device)
-        return self.generate(z, self.label, **self.mixing)
+    def __call__(self, number: int) -> None:
+        self.trainer.step = number
+        self.trainer(self.real)
 
 
-def run(arch: str) -> tuple[dict, Callable[[], object]]:
-    """Races the contestants. Returns a row for the report, and fastgan's step."""
-    torch.compiler.reset()
-    notes, device = [], measure.device()
-    step = Trainer(arch)
-    contestants = {
-        "fastgan": step,
-        "eager": Trainer(arch, textbook_operations=True),
-    }
+class Alone:
+    """The convolutions of our steps alone; called with a number, it makes those of the step of that number."""
+
+    def __init__(self, ours: Ours, kinds: dict[int, float]):
+        self.steps = {number: Bare(lambda number=number: ours(number)) for number in kinds}
+
+    def __call__(self, number: int) -> None:
+        self.steps[number]()
+
+
+def _faster_layout(case: Case) -> torch.memory_format:
+    """The memory format that makes the textbook's plain step faster."""
+    layouts = torch.contiguous_format, torch.channels_last
+    steps = {str(layout): partial(Textbook(case, case.modulations[-1], layout), 1) for layout in layouts}
+    timings = measure.alternate(steps, measure.WallClock(measure.device()), 0.0, rounds=(3, 3))
+    return min(layouts, key=lambda layout: timings[str(layout)].seconds)
+
+
+def _contestants(case: Case, notes: list[str]) -> dict[str, Callable[[int], None]]:
+    ours = {"fp32": Ours(case, amp=False)}
+    if precision.choose(True, measure.device()).dtype == torch.bfloat16:
+        ours["bf16"] = Ours(case, amp=True)
+    else:
+        notes.append("no bf16 instructions here: --amp computes in fp32")
+    layout = _faster_layout(case)
+    contestants: dict[str, Callable[[int], None]] = {f"fastgan {name}": step for name, step in ours.items()}
+    contestants |= {f"bare {name}": Alone(step, case.kinds) for name, step in ours.items()}
+    contestants |= {f"textbook {form}": Textbook(case, form, layout) for form in case.modulations}
     if measure.COMPILE:
-        compiled = Trainer(arch, textbook_operations=True, compiled=True)
-        if problem := measure.problem(compiled):
-            notes.append(f"torch.compile: {problem}")
-        else:
-            contestants["compile"] = compiled
-    timings = measure.alternate(contestants, measure.WallClock(device), SECONDS, rounds=(8, 50))
-    ours = timings["fastgan"]
+        for name in ours:
+            compiled = Textbook(case, case.modulations[-1], layout, amp=name == "bf16", compiled=True)
+            if problem := measure.problem(partial(compiled, 1)):
+                notes.append(f"torch.compile {name}: {problem}")
+            else:
+                contestants[f"compile {name}"] = compiled
+    return contestants
+
+
+def run(arch: str, only: tuple[str, ...] = ()) -> list[tuple[dict, Callable[[], object]]]:
+    """Races the contestants, or those whose names begin with one of `only`.
+
+    Returns a row for the report and the timed plain step, for each of fastgan's precisions.
+    """
+    torch.compiler.reset()
+    case, notes = CASES[arch], []
+    contestants = _contestants(case, notes)
+    if only:
+        contestants = {name: each for name, each in contestants.items() if name.startswith(only)}
+    calls = {f"{name} {number}": partial(step, number) for name, step in contestants.items() for number in case.kinds}
+    timings = measure.alternate(calls, measure.WallClock(measure.device()), SECONDS, rounds=ROUNDS)
+    steps = {name: _mean_step(timings, name, case.kinds) for name in contestants}
+    return [(_row(arch, case, dtype, steps, notes), partial(contestants[f"fastgan {dtype}"], 1))
+            for dtype in ("fp32", "bf16") if f"fastgan {dtype}" in steps]  # fmt: skip
+
+
+def _mean_step(timings: dict[str, measure.Timing], name: str, kinds: dict[int, float]) -> measure.Timing:
+    rounds = zip(*(timings[f"{name} {number}"].rounds for number in kinds), strict=True)
+    return measure.Timing(tuple(sum(s * t for s, t in zip(kinds.values(), each, strict=True)) for each in rounds))
+
+
+def _row(arch: str, case: Case, dtype: str, steps: dict[str, measure.Timing], notes: list[str]) -> dict:
+    ours = steps[f"fastgan {dtype}"]
+    books = {form: steps[f"textbook {form}"] for form in case.modulations if f"textbook {form}" in steps}
+    fastest = min(books.values(), key=lambda timing: timing.seconds, default=None)
+    grouped, compiled, bare = books.get("grouped"), steps.get(f"compile {dtype}"), steps.get(f"bare {dtype}")
     row = {
         "operation": "training_step",
         "arch": arch,
-        "shape": f"{BATCH}x1x{RESOLUTION}x{RESOLUTION}",
-        "dtype": {torch.float32: "fp32", torch.bfloat16: "bf16"}[precision.choose(True, device).dtype],
+        "loss": case.loss,
+        "shape": f"{case.batch}x{case.channels}x{case.resolution}x{case.resolution}",
+        "dtype": dtype,
         "layout": "channels_last",
-        "backend": backends.choose("noise_bias_act", device),
+        "backend": backends.choose("noise_bias_act", measure.device()),
         "fastgan_ms": ours.seconds * 1e3,
-        "images_per_s": BATCH / ours.seconds,
+        "images_per_s": case.batch / ours.seconds,
     }
-    for name in ("eager", "compile"):
-        other = timings.get(name)
+    others = {"textbook": fastest, "grouped": grouped, "compile": compiled}
+    for name, other in others.items():
         row[f"{name}_ms"] = other.seconds * 1e3 if other else None
         row[f"vs_{name}"] = ours.times_faster_than(other) if other else None
-    return row | {"rounds": len(ours.rounds), "notes": "; ".join(notes), **measure.machine()}, step
+    row["bare_ms"] = bare.seconds * 1e3 if bare else None
+    row["of_bare"] = bare.times_faster_than(ours) if bare else None
+    asked = [
+        (row["vs_textbook"], case.targets.get(dtype), 1), (row["vs_grouped"], case.vs_grouped.get(dtype), 1),
+        (row["of_bare"], case.of_bare.get(dtype), -1), (row["vs_compile"], 1.0, 1),
+    ]  # fmt: skip
+    asked = [sign * (value - limit) >= 0 for value, limit, sign in asked if value is not None and limit is not None]
+    row["targets"] = ("met" if all(asked) else "missed") if asked else None
+    return row | {"rounds": len(ours.rounds), "notes": "; ".join(notes), **measure.machine()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Times training steps beside a textbook's.")
+    parser.add_argument("arch", nargs="*", default=list(CASES), help=", ".join(CASES))
+    parser.add_argument("--only", nargs="*", default=[], help="contestants, by the beginning of their names")
+    arguments = parser.parse_args()
+    rows = [row for arch in arguments.arch for row, _ in run(arch, tuple(arguments.only))]
+    print(*report.lines(rows), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""The dense convolutions of a piece of work, alone: the floor under a step that is made of them."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+_CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
+
+
+@dataclass(frozen=True)
+class _Like:
+    """What a tensor was like."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    def tensor(self) -> Tensor:
+        """A random one of the kind."""
+        tensor = torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=self.device)
+        return tensor.normal_()
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.calls: Counter = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function in _CONVOLUTIONS:
+            self.calls[function, _described(args), _described(tuple((kwargs or {}).items()))] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def _described(value):
+    """Arguments as something to count: tensors as what they are like, lists as tuples."""
+    if isinstance(value, Tensor):
+        return _Like(tuple(value.shape), value.stride(), value.dtype, value.device)
+    return tuple(map(_described, value)) if isinstance(value, (list, tuple)) else value
+
+
+class Bare:
+    """The convolutions, forward and backward, that `work` does when called: calling this does them, and no more.
+
+    Shapes, dtypes and strides are those of the work, numbers are random. A convolution in groups, such as a low-pass
+    filter of each channel, is none of those that are meant: it is work that can be had otherwise.
+
+    Attributes:
+        count: how many there are.
+        flops: floating-point operations, two for a multiplication and its addition.
+    """
+
+    def __init__(self, work: Callable[[], object]):
+        with _Recorder() as recorder:
+            work()
+        self._calls, self.count, self.flops = [], 0, 0
+        for (function, args, kwargs), times in recorder.calls.items():
+            if _groups(function, args) > 1:
+                continue
+            tensors = tree_map(lambda each: each.tensor() if isinstance(each, _Like) else each, args)
+            self._calls.append((function, tensors, dict(kwargs), times))
+            self.count += times
+            self.flops += times * _flops(function, args)
+
+    def __call__(self) -> None:
+        for function, args, kwargs, times in self._calls:
+            for _ in range(times):
+                function(*args, **kwargs)
+
+
+def _groups(function, args) -> int:
+    return args[8] if function is torch.ops.aten.convolution.default else args[9]
+
+
+def _flops(function, args) -> int:
+    """Of one convolution without groups; of a backward one, for as many gradients as are asked for."""
+    if function is torch.ops.aten.convolution.default:
+        x, weight, transposed, passes = args[0], args[1], args[6], 1
+        positions = x.shape if transposed else _output_size(args)
+    else:
+        gradient, x, weight, transposed = args[0], args[1], args[2], args[7]
+        passes = sum(args[10][:2])
+        positions = x.shape if transposed else gradient.shape
+    return 2 * passes * positions[0] * positions[2] * positions[3] * torch.Size(weight.shape).numel()
+
+
+def _output_size(args) -> list[int]:
+    x, weight, _, stride, padding, dilation = args[:6]
+    size = [
+        (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i] + 1 for i in (0, 1)
+    ]
+    return [x.shape[0], weight.shape[0], *size]

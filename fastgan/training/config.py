@@ -61,8 +61,8 @@ class DataOptions:
     """For glyphs: 10 (digits, the default), 26 (capitals) or 62 (both cases and digits). Folders and zips bring
     their own."""
     labels: bool | Auto = "auto"
-    """Whether the networks are told the classes, and draw what is asked for. auto: yes for stylegan2, r3gan and
-    cgan; no for the others, as in their papers."""
+    """Whether the networks are told the classes, and draw what is asked for. auto: yes for stylegan2, stylegan, r3gan
+    and cgan; no for the others, as in their papers."""
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ def resolve(config: Config) -> Config:
     if data.source == "glyphs" and data.classes == "auto":
         data = dataclasses.replace(data, classes=10)
     if data.labels == "auto":
-        data = dataclasses.replace(data, labels=config.network.arch in ("stylegan2", "r3gan", "cgan"))
+        data = dataclasses.replace(data, labels=config.network.arch in ("stylegan2", "stylegan", "r3gan", "cgan"))
     auto = recipe(config.network.arch, data.resolution, config.training.loss)
     if config.growth.grow_from != "auto":  # the numbers of the levels that are left
         levels = (data.resolution // config.growth.grow_from).bit_length() if config.growth.grow_from > 0 else 0

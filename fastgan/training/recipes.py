@@ -33,7 +33,7 @@ def mlp(resolution: int) -> Recipe:
     R1 is not in the paper: without it this critic is soon sure of everything, and all samples become one.
     """
     return {
-        "z_dim": 100, "channel_base": 150 * resolution, "channel_max": 150, "images": 400_000, "r1_gamma": 10.0,
+        "z_dim": 100, "channel_base": 150 * resolution, "channel_max": 150, "images": 600_000, "r1_gamma": 10.0,
     }  # fmt: skip
 
 
@@ -69,7 +69,7 @@ def pggan(resolution: int) -> Recipe:
 def stylegan(resolution: int) -> Recipe:
     """Karras et al. 2019, appendix C: non-saturating loss with R1, growing from 8x8.
 
-    Below 128 pixels the numbers are still to be found: with these, all samples of glyphs become alike.
+    Below 128 pixels the networks are told the classes (`--labels`): without, all samples of glyphs become alike.
     """
     common = {
         "betas": (0.0, 0.99), "style_mixing": 0.9, "grow_from": 8,
@@ -80,8 +80,8 @@ def stylegan(resolution: int) -> Recipe:
             "mapping_layers": 8, "mapping_lr": 0.01, "lr_g": 0.001, "lr_d": 0.001, "r1_gamma": 10.0,
         }  # fmt: skip
     return common | {
-        "z_dim": 128, "channel_base": 32 * resolution, "channel_max": 128, "batch": 32, "images": 60_000,
-        "mapping_layers": 4, "mapping_lr": 0.05, "lr_g": 0.003, "lr_d": 0.003, "r1_gamma": 1.0, "r1_interval": 4,
+        "z_dim": 128, "channel_base": 32 * resolution, "channel_max": 64, "batch": 32, "images": 100_000,
+        "mapping_layers": 2, "mapping_lr": 0.1, "lr_g": 0.005, "lr_d": 0.005, "r1_gamma": 1.0, "r1_interval": 8,
         "level_images": 5_000, "fade_images": 5_000,
     }  # fmt: skip
 

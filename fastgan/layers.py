@@ -20,7 +20,8 @@ from fastgan.ops import (
     style_epilogue,
     upsample_conv2d,
 )
-from fastgan.ops.arithmetic import to_arithmetic
+from fastgan.ops.arithmetic import computes_in_fp16, to_arithmetic
+from fastgan.ops.noise_bias_act import slope_below_zero
 from fastgan.ops.upfirdn2d import BILINEAR, taps, upfirdn2d
 
 SQRT2 = math.sqrt(2.0)
@@ -31,6 +32,27 @@ def _default_gain(act: str, gain: float | None) -> float:
     if gain is not None:
         return gain
     return SQRT2 if act in ("relu", "lrelu", "silu") else 1.0
+
+
+def equalized(layer: nn.Module) -> tuple[Tensor, Tensor | None, float]:
+    """Weight, bias and gain with which a layer of equalised rate computes `gain * act(linear(x, weight) + bias)`.
+
+    Its rate c is a factor of the weight. Where the activation is homogeneous it goes behind the sums, which costs no
+    pass over the weight, and none over its gradient:
+
+        g * act(c * linear(x, w) + b) = c * g * act(linear(x, w) + b / c)
+
+    Not in fp16, whose range sums of weights of unit variance may leave.
+    """
+    weight, rate, gain = layer.weight, layer.weight_gain, layer.gain
+    passes = layer.bias is not None or layer.act != "linear"  # else there is none to give the rate to
+    if passes and slope_below_zero(layer.act, 0.2) is not None and not computes_in_fp16(weight):
+        return weight, _times(layer.bias, layer.bias_gain / rate), gain * rate
+    return _times(weight, rate), _times(layer.bias, layer.bias_gain), gain
+
+
+def _times(tensor: Tensor | None, factor: float) -> Tensor | None:
+    return tensor if tensor is None or factor == 1 else tensor * factor
 
 
 class EqualizedLinear(nn.Module):
@@ -59,17 +81,16 @@ class EqualizedLinear(nn.Module):
         self.weight = nn.Parameter(torch.randn(out_features, in_features) / lr_multiplier)
         self.bias = nn.Parameter(torch.full((out_features,), bias_init / lr_multiplier)) if bias else None
         self.weight_gain = lr_multiplier / math.sqrt(in_features)
-        self.lr_multiplier = lr_multiplier
+        self.bias_gain = lr_multiplier
         self.act = act
         self.gain = _default_gain(act, gain)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in_features] to [N, out_features]."""
-        weight = self.weight * self.weight_gain
-        bias = self.bias if self.bias is None or self.lr_multiplier == 1 else self.bias * self.lr_multiplier
-        if self.act == "linear" and self.gain == 1:
-            return F.linear(x, weight, bias)
-        return noise_bias_act(F.linear(x, weight), bias=bias, act=self.act, gain=self.gain)
+        if self.act == "linear" and self.gain == 1:  # x is smaller than the weight
+            return F.linear(x * self.weight_gain, self.weight, _times(self.bias, self.bias_gain))
+        weight, bias, gain = equalized(self)
+        return noise_bias_act(F.linear(x, weight), bias=bias, act=self.act, gain=gain)
 
     def extra_repr(self) -> str:
         out_features, in_features = self.weight.shape
@@ -107,7 +128,7 @@ class EqualizedConv2d(nn.Module):
             raise ValueError(f"EqualizedConv2d: down is {down}, must be 1 or 2")
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel_size, kernel_size))
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
-        self.weight_gain = 1 / math.sqrt(in_channels * kernel_size**2)
+        self.weight_gain, self.bias_gain = 1 / math.sqrt(in_channels * kernel_size**2), 1.0
         self.down = down
         self.act = act
         self.gain = _default_gain(act, gain)
@@ -127,10 +148,11 @@ class EqualizedConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in_channels, H, W] to [N, out_channels, H / down, W / down]."""
-        y = self.convolve(x, self.weight * self.weight_gain)
-        if self.bias is None and self.act == "linear" and self.gain == 1 and self.clamp is None:
+        weight, bias, gain = equalized(self)
+        y = self.convolve(x, weight)
+        if bias is None and self.act == "linear" and gain == 1 and self.clamp is None:
             return y
-        return noise_bias_act(y, bias=self.bias, act=self.act, gain=self.gain, clamp=self.clamp)
+        return noise_bias_act(y, bias=bias, act=self.act, gain=gain, clamp=self.clamp)
 
     def extra_repr(self) -> str:
         return f"{_sizes(self.weight)}, down={self.down}, act={self.act}"
@@ -395,8 +417,9 @@ class ModulatedConv2d(nn.Module):
         """
         return modulated_conv2d(
             x,
-            self.weight * self.weight_gain,
+            self.weight,
             style,
+            weight_gain=self.weight_gain,
             demodulate=self.demodulate,
             up=self.up,
             down=self.down,
@@ -428,7 +451,7 @@ class _ResampledConv2d(nn.Module):
             raise ValueError(f"{type(self).__name__}: kernel_size is {kernel_size}, must be odd")
         plain = nn.Conv2d(in_channels, out_channels, kernel_size, bias=bias)
         self.weight, self.bias = plain.weight, plain.bias
-        self.weight_gain = 1.0
+        self.weight_gain = self.bias_gain = 1.0
         if equalized:
             self.weight_gain = 1 / math.sqrt(in_channels * kernel_size**2)
             nn.init.normal_(self.weight)
@@ -438,10 +461,10 @@ class _ResampledConv2d(nn.Module):
         self.gain = _default_gain(act, gain)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight if self.weight_gain == 1 else self.weight * self.weight_gain
-        if self.act == "linear" and self.gain == 1:
-            return self._convolve(x, weight, self.bias)
-        return noise_bias_act(self._convolve(x, weight, None), bias=self.bias, act=self.act, gain=self.gain)
+        weight, bias, gain = equalized(self)
+        if self.act == "linear" and gain == 1:
+            return self._convolve(x, weight, bias)
+        return noise_bias_act(self._convolve(x, weight, None), bias=bias, act=self.act, gain=gain)
 
     def extra_repr(self) -> str:
         return f"{_sizes(self.weight)}, bias={self.bias is not None}, act={self.act}"

@@ -115,15 +115,14 @@ def activation(act: str, slope: float = 0.2, gain: float = 1.0, clamp: float | N
 
 @layer(layers.EqualizedConv2d)
 def _(conv):
-    options = activation(conv.act, gain=conv.gain, clamp=conv.clamp)
-    return PiecewiseLinear(conv.convolve, (conv.weight * conv.weight_gain,), conv.bias, **options)
+    weight, bias, gain = layers.equalized(conv)
+    return PiecewiseLinear(conv.convolve, (weight,), bias, **activation(conv.act, gain=gain, clamp=conv.clamp))
 
 
 @layer(layers.EqualizedLinear)
 def _(dense):
-    bias = dense.bias if dense.bias is None or dense.lr_multiplier == 1 else dense.bias * dense.lr_multiplier
-    options = activation(dense.act, gain=dense.gain)
-    return PiecewiseLinear(_matrix_product, (dense.weight * dense.weight_gain,), bias, **options)
+    weight, bias, gain = layers.equalized(dense)
+    return PiecewiseLinear(_matrix_product, (weight,), bias, **activation(dense.act, gain=gain))
 
 
 def _matrix_product(x: Tensor, weight: Tensor) -> Tensor:
@@ -134,9 +133,9 @@ def _matrix_product(x: Tensor, weight: Tensor) -> Tensor:
 
 @layer(layers.UpsampleConv2d, layers.ConvDownsample2d)
 def _(conv):
-    weight = conv.weight if conv.weight_gain == 1 else conv.weight * conv.weight_gain
-    options = activation(conv.act, gain=conv.gain)
-    return PiecewiseLinear(lambda x, weight: conv._convolve(x, weight, None), (weight,), conv.bias, **options)
+    weight, bias, gain = layers.equalized(conv)
+    options = activation(conv.act, gain=gain)
+    return PiecewiseLinear(lambda x, weight: conv._convolve(x, weight, None), (weight,), bias, **options)
 
 
 @layer(nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -12,3 +12,10 @@ def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
 def to_arithmetic(x: Tensor) -> Tensor:
     """`x` in the precision of arithmetic; `x` itself where it has that."""
     return x.to(arithmetic_dtype(x.dtype))
+
+
+def computes_in_fp16(x: Tensor) -> bool:
+    """Whether a convolution or matrix product of `x` is one in fp16, whose range large sums leave."""
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    return dtype == torch.float16

@@ -53,6 +53,13 @@ def dense_like(x: Tensor, reference: Tensor) -> Tensor:
     return x if view_of(x) == view_of(reference) else torch.empty_like(reference, dtype=x.dtype).copy_(x)
 
 
+def weight_like(weight: Tensor, x: Tensor) -> Tensor:
+    """The weight [.., .., kh, kw] of a convolution in dtype and memory format of its input `x` [N, C, H, W], in one
+    pass. A weight in another format would be copied by the convolution itself, forward and backward."""
+    memory_format = torch.channels_last if is_channels_last(x) else torch.contiguous_format
+    return weight.to(dtype=x.dtype, memory_format=memory_format)
+
+
 def channels(t: Tensor, like: Tensor) -> Tensor:
     """[C] or [N, C] shaped to broadcast against [N, C, ...]; a scalar stays one."""
     if t.dim() == 0:

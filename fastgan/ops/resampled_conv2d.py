@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastgan.ops.layout import weight_like
+
 
 def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Nearest-neighbour upsampling by 2, then a convolution with zero padding k // 2.
@@ -31,8 +33,8 @@ def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
     bias = bias if bias is None else bias.to(x.dtype)
     if k == 1:  # a pixel alone: fewer multiplications before it is repeated
         return F.interpolate(F.conv2d(x, weight.to(x.dtype), bias), scale_factor=2, mode="nearest")
-    wide = _widened(weight, 1.0, flipped=True).to(x.dtype)
-    return F.conv_transpose2d(x, wide.transpose(0, 1), bias, stride=2, padding=k // 2)
+    wide = weight_like(_widened(weight, 1.0, flipped=True).transpose(0, 1), x)
+    return F.conv_transpose2d(x, wide, bias, stride=2, padding=k // 2)
 
 
 def conv_downsample2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -53,7 +55,7 @@ def conv_downsample2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
     bias = bias if bias is None else bias.to(x.dtype)
     if k == 1:
         return F.conv2d(F.avg_pool2d(x, 2), weight.to(x.dtype), bias)
-    wide = _widened(weight, 0.5).to(x.dtype)
+    wide = weight_like(_widened(weight, 0.5), x)
     return F.conv2d(x, wide, bias, stride=2, padding=k // 2)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fastgan.ops import (
     adain,
+    conv2d,
     conv_downsample2d,
     minibatch_stddev,
     modulated_conv2d,
@@ -140,11 +141,11 @@ class EqualizedConv2d(nn.Module):
         """The convolution alone, with the effective weight."""
         kernel_size = weight.shape[-1]
         if self.down == 1:
-            return F.conv2d(x, weight, padding=kernel_size // 2)
+            return conv2d(x, weight, padding=kernel_size // 2)
         if kernel_size == 1:
-            return F.conv2d(upfirdn2d(x, self.resample_filter, down=2, padding=(1, 1, 1, 1)), weight)
+            return conv2d(upfirdn2d(x, self.resample_filter, down=2, padding=(1, 1, 1, 1)), weight)
         pad = 1 + kernel_size // 2
-        return F.conv2d(upfirdn2d(x, self.resample_filter, padding=(pad,) * 4), weight, stride=2)
+        return conv2d(upfirdn2d(x, self.resample_filter, padding=(pad,) * 4), weight, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in_channels, H, W] to [N, out_channels, H / down, W / down]."""

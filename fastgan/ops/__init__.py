@@ -5,6 +5,7 @@ choice of one.
 """
 
 from fastgan.ops.backends import BackendUnavailable, use_backend
+from fastgan.ops.convolution import conv2d, conv_transpose2d, gradients_of_inputs
 from fastgan.ops.filtered_noise_bias_act import filtered_noise_bias_act
 from fastgan.ops.instance_norm import adain, style_epilogue
 from fastgan.ops.lerp_samples import lerp_samples
@@ -19,8 +20,11 @@ from fastgan.ops.upfirdn2d import upfirdn2d
 __all__ = [
     "BackendUnavailable",
     "adain",
+    "conv2d",
     "conv_downsample2d",
+    "conv_transpose2d",
     "filtered_noise_bias_act",
+    "gradients_of_inputs",
     "lerp_samples",
     "minibatch_stddev",
     "modulated_conv2d",

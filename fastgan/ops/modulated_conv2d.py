@@ -13,10 +13,10 @@ convolution and one pass over memory.
 from functools import cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastgan.ops.arithmetic import computes_in_fp16, to_arithmetic
+from fastgan.ops.convolution import conv2d, conv_transpose2d
 from fastgan.ops.filtered_noise_bias_act import filtered_noise_bias_act
 from fastgan.ops.layout import weight_like
 from fastgan.ops.noise_bias_act import noise_bias_act
@@ -96,7 +96,7 @@ def modulated_conv2d(
         if ends_here:
             return upfirdn2d(y, taps, padding=around, gain=4.0)
         return filtered_noise_bias_act(y, taps, padding=around, fir_gain=4.0, **epilogue)
-    y = F.conv2d(x, weight, padding=pads) if down == 1 else _downsampled(x, weight, pads, taps)
+    y = conv2d(x, weight, padding=pads) if down == 1 else _downsampled(x, weight, pads, taps)
     return y if ends_here else noise_bias_act(y, **epilogue)
 
 
@@ -180,7 +180,7 @@ def _transposed(
     left, right = pads[1] + (columns + 1) // 2 - (width - 1), pads[1] + (columns - 2) // 2 - (width - 2)
     top, bottom = pads[0] + (rows + 1) // 2 - (height - 1), pads[0] + (rows - 2) // 2 - (height - 2)
     crop = [max(0, -max(top, bottom)), max(0, -max(left, right))]  # what the filter looks at on neither side
-    y = F.conv_transpose2d(x, weight, stride=2, padding=crop)  # [N, O, 2H - 2 + kh - 2 crop, ...]
+    y = conv_transpose2d(x, weight, stride=2, padding=crop)  # [N, O, 2H - 2 + kh - 2 crop, ...]
     return y, (left + crop[1], right + crop[1], top + crop[0], bottom + crop[0])
 
 
@@ -189,5 +189,5 @@ def _downsampled(x: Tensor, weight: Tensor, pads: tuple[int, int], taps: Tensor)
     left, right = pads[1] + (columns - 1) // 2, pads[1] + (columns - 2) // 2
     around = (left, right, pads[0] + (rows - 1) // 2, pads[0] + (rows - 2) // 2)
     if weight.shape[2:].numel() == 1:
-        return F.conv2d(upfirdn2d(x, taps, down=2, padding=around), weight)
-    return F.conv2d(upfirdn2d(x, taps, padding=around), weight, stride=2)
+        return conv2d(upfirdn2d(x, taps, down=2, padding=around), weight)
+    return conv2d(upfirdn2d(x, taps, padding=around), weight, stride=2)

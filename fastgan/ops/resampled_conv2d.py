@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastgan.ops.convolution import conv2d, conv_transpose2d
 from fastgan.ops.layout import weight_like
 
 
@@ -32,9 +33,9 @@ def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
     k = _check("upsample_conv2d", x, weight)
     bias = bias if bias is None else bias.to(x.dtype)
     if k == 1:  # a pixel alone: fewer multiplications before it is repeated
-        return F.interpolate(F.conv2d(x, weight.to(x.dtype), bias), scale_factor=2, mode="nearest")
+        return F.interpolate(conv2d(x, weight.to(x.dtype), bias), scale_factor=2, mode="nearest")
     wide = weight_like(_widened(weight, 1.0, flipped=True).transpose(0, 1), x)
-    return F.conv_transpose2d(x, wide, bias, stride=2, padding=k // 2)
+    return conv_transpose2d(x, wide, bias, stride=2, padding=k // 2)
 
 
 def conv_downsample2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -54,9 +55,9 @@ def conv_downsample2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
     k = _check("conv_downsample2d", x, weight)
     bias = bias if bias is None else bias.to(x.dtype)
     if k == 1:
-        return F.conv2d(F.avg_pool2d(x, 2), weight.to(x.dtype), bias)
+        return conv2d(F.avg_pool2d(x, 2), weight.to(x.dtype), bias)
     wide = weight_like(_widened(weight, 0.5), x)
-    return F.conv2d(x, wide, bias, stride=2, padding=k // 2)
+    return conv2d(x, wide, bias, stride=2, padding=k // 2)
 
 
 def _check(name: str, x: Tensor, weight: Tensor) -> int:

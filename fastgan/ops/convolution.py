@@ -1,0 +1,202 @@
+"""Convolutions whose derivatives of any order are convolutions of the same kind.
+
+PyTorch differentiates its convolution twice, too, but takes the weight's gradient of the second order by a convolution
+with a kernel as large as the image, which takes several times as long; gradient penalties and path length are made of
+these. A convolution is linear in image and weight, so three maps are enough for all orders:
+
+    y = conv(x, w)        dx = back(dy, w)     dw = outer(x, dy)
+    x' = back(y', w)      dy = conv(dx', w)    dw = outer(dx', y')
+    w' = outer(x, y)      dx = back(y, dw')    dy = conv(x, dw')
+
+and each of them is one call of a library convolution or of half of its backward pass.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class _Geometry(NamedTuple):
+    stride: int
+    padding: tuple[int, int]
+    transposed: bool
+
+
+def conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1, padding: int | tuple[int, int] = 0
+) -> Tensor:
+    """`torch.nn.functional.conv2d`, faster where it is differentiated twice.
+
+    Args:
+        x: [N, I, H, W].
+        weight: [O, I, kh, kw], in the dtype of `x` unless autocast is on.
+        bias: [O], likewise.
+        stride, padding: in both dimensions; zeros are padded.
+
+    Returns:
+        [N, O, ...] as PyTorch's. Differentiable any number of times.
+
+    Raises RuntimeError, as PyTorch's, where shapes or dtypes do not fit.
+    """
+    return _convolution(x, weight, bias, stride, padding, transposed=False)
+
+
+def conv_transpose2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1, padding: int | tuple[int, int] = 0
+) -> Tensor:
+    """`torch.nn.functional.conv_transpose2d`, faster where it is differentiated twice.
+
+    Args: as `conv2d`, but weight is [I, O, kh, kw].
+    """
+    return _convolution(x, weight, bias, stride, padding, transposed=True)
+
+
+@contextmanager
+def gradients_of_inputs() -> Iterator[None]:
+    """Around a `torch.autograd.grad(..., create_graph=True)` for images or latents, and for no parameter.
+
+    Convolutions then leave out the gradient of a weight that is a parameter or made of one alone: autograd does not
+    tell a Function that nobody asks for it. What counts is where the gradient is taken, not where the convolution was
+    called. Without `create_graph` it does nothing: so it cannot disturb the backward pass of another thread.
+    """
+    global _inputs_only
+    before, _inputs_only = _inputs_only, True  # read by autograd's own threads as well: no thread-local
+    try:
+        yield
+    finally:
+        _inputs_only = before
+
+
+_inputs_only = False
+
+
+def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding, transposed: bool) -> Tensor:
+    pads = (padding, padding) if isinstance(padding, int) else tuple(padding)
+    needs_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    if torch.compiler.is_compiling() or not needs_grad:
+        function = F.conv_transpose2d if transposed else F.conv2d
+        return function(x, weight, bias, stride=stride, padding=pads)
+    of_parameter = _is_of_parameter(weight)
+    x, weight, bias = _autocast(x, weight, bias)
+    return _Convolve.apply(x, weight, bias, _Geometry(stride, pads, transposed), of_parameter)
+
+
+def _is_of_parameter(weight: Tensor) -> bool:
+    """Whether a weight is a parameter, or one transposed, scaled or in another dtype: nothing else has a part in it.
+
+    Its history is followed as long as it has one branch: a product with another tensor that needs a gradient ends it.
+    """
+    leaf, node = weight, weight.grad_fn
+    while node is not None:
+        parents = [parent for parent, _ in node.next_functions if parent is not None]
+        if len(parents) != 1:
+            return False
+        node = parents[0]
+        if hasattr(node, "variable"):  # where a leaf's gradient is accumulated
+            leaf, node = node.variable, None
+    return isinstance(leaf, nn.Parameter)
+
+
+def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
+    """The tensors in autocast's dtype, where that is on; as for PyTorch's convolutions, fp64 stays."""
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(kind)
+    eligible = (torch.float32, torch.bfloat16, torch.float16)
+    return [t.to(dtype) if t is not None and t.dtype in eligible else t for t in tensors]
+
+
+# The three maps, without a graph -------------------------------------------------------------------------------------
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, g: _Geometry) -> Tensor:
+    return torch.ops.aten.convolution(x, weight, bias, (g.stride, g.stride), g.padding, (1, 1), g.transposed, (0, 0), 1)
+
+
+def _gradients(dy: Tensor, x: Tensor, weight: Tensor, g: _Geometry, wanted: tuple[bool, bool, bool]):
+    """Of x, weight and bias, those that are wanted. An operand that none of them is made of counts by its shape."""
+    if not any(wanted):
+        return None, None, None
+    biases = [weight.shape[1 if g.transposed else 0]]
+    return torch.ops.aten.convolution_backward(
+        dy, x, weight, biases, (g.stride, g.stride), g.padding, (1, 1), g.transposed, (0, 0), 1, wanted
+    )
+
+
+# ... and with one ----------------------------------------------------------------------------------------------------
+
+
+class _Convolve(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, geometry, of_parameter):
+        ctx.save_for_backward(x, weight)
+        ctx.set_materialize_grads(False)
+        ctx.call = geometry, of_parameter
+        return _convolve(x, weight, bias, geometry)
+
+    @staticmethod
+    def backward(ctx, dy):
+        if dy is None:
+            return None, None, None, None, None
+        x, weight = ctx.saved_tensors
+        geometry, of_parameter = ctx.call
+        of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
+        if not torch.is_grad_enabled():
+            return *_gradients(dy, x, weight, geometry, (of_x, of_weight, of_bias)), None, None
+        of_weight = of_weight and not (of_parameter and _inputs_only)
+        dx = _Back.apply(dy, weight, x.detach(), geometry) if of_x else None
+        dw = _Outer.apply(x, dy, weight.detach(), geometry) if of_weight else None
+        return dx, dw, dy.sum((0, 2, 3)) if of_bias else None, None, None
+
+
+class _Back(torch.autograd.Function):
+    """The gradient with respect to the image. `like` is an image, of which the shape counts."""
+
+    @staticmethod
+    def forward(ctx, dy, weight, like, geometry):
+        ctx.save_for_backward(dy, weight)
+        ctx.set_materialize_grads(False)
+        ctx.geometry = geometry
+        return _gradients(dy, like, weight, geometry, (True, False, False))[0]
+
+    @staticmethod
+    def backward(ctx, dx):
+        if dx is None:
+            return None, None, None, None
+        dy, weight = ctx.saved_tensors
+        geometry = ctx.geometry
+        of_dy, of_weight = ctx.needs_input_grad[:2]
+        if torch.is_grad_enabled():
+            ddy = _Convolve.apply(dx, weight, None, geometry, False) if of_dy else None
+            return ddy, _Outer.apply(dx, dy, weight.detach(), geometry) if of_weight else None, None, None
+        ddy = _convolve(dx, weight, None, geometry) if of_dy else None
+        return ddy, _gradients(dy, dx, weight, geometry, (False, of_weight, False))[1], None, None
+
+
+class _Outer(torch.autograd.Function):
+    """The gradient with respect to the weight. `like` is a weight, of which the shape counts."""
+
+    @staticmethod
+    def forward(ctx, x, dy, like, geometry):
+        ctx.save_for_backward(x, dy)
+        ctx.set_materialize_grads(False)
+        ctx.geometry = geometry
+        return _gradients(dy, x, like, geometry, (False, True, False))[1]
+
+    @staticmethod
+    def backward(ctx, dw):
+        if dw is None:
+            return None, None, None, None
+        x, dy = ctx.saved_tensors
+        geometry = ctx.geometry
+        of_x, of_dy = ctx.needs_input_grad[:2]
+        if torch.is_grad_enabled():
+            dx = _Back.apply(dy, dw, x.detach(), geometry) if of_x else None
+            return dx, _Convolve.apply(x, dw, None, geometry, False) if of_dy else None, None, None
+        dx = _gradients(dy, x, dw, geometry, (of_x, False, False))[0]
+        return dx, _convolve(x, dw, None, geometry) if of_dy else None, None, None

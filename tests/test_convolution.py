@@ -1,0 +1,176 @@
+"""Convolutions that stay convolutions however often they are differentiated."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastgan.ops import conv2d, conv_transpose2d, gradients_of_inputs
+
+PAIRS = {"conv2d": (conv2d, F.conv2d), "conv_transpose2d": (conv_transpose2d, F.conv_transpose2d)}
+CASES = [
+    pytest.param(kernel, stride, padding, id=f"{kernel[0]}x{kernel[1]} stride {stride} padding {padding}")
+    for kernel, stride, padding in [((3, 3), 1, 1), ((3, 3), 2, 0), ((4, 4), 2, 1), ((1, 1), 1, 0), ((3, 1), 1, (1, 0))]
+]
+
+
+@pytest.fixture(params=PAIRS)
+def pair(request):
+    return PAIRS[request.param]
+
+
+def tensors(pair, kernel, dtype=torch.float64, bias=False, channels_last=False):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 6, 6, dtype=dtype)
+    shape = (3, 4, *kernel) if pair[1] is F.conv_transpose2d else (4, 3, *kernel)
+    weight = torch.randn(shape, dtype=dtype)
+    if channels_last:
+        x, weight = (t.to(memory_format=torch.channels_last) for t in (x, weight))
+    tensors = [x, weight] + ([torch.randn(4, dtype=dtype)] if bias else [])
+    return [t.requires_grad_() for t in tensors]
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding"), CASES)
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+def test_values_and_derivatives(pair, kernel, stride, padding, bias):
+    ours, torchs = pair
+    given = tensors(pair, kernel, bias=bias)
+    options = {"stride": stride, "padding": padding}
+    assert torch.equal(ours(*given, **options), torchs(*given, **options))
+    assert torch.autograd.gradcheck(lambda *t: ours(*t, **options), given, fast_mode=True)
+    assert torch.autograd.gradgradcheck(lambda *t: ours(*t, **options), given, fast_mode=True)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["NCHW", "channels_last"])
+def test_memory_formats_and_dtypes_are_torchs(pair, channels_last):
+    for dtype in (torch.float32, torch.bfloat16):
+        given = tensors(pair, (3, 3), dtype, channels_last=channels_last)
+        got, expected = (function(*given, stride=2) for function in pair)
+        assert torch.equal(got, expected) and got.stride() == expected.stride() and got.dtype == dtype
+
+
+def test_third_derivatives_are_right(pair):
+    """Of a cubic function of both tensors: what the derivatives of the second order are made of is differentiable."""
+
+    def derivatives(function):
+        x, weight = tensors(pair, (3, 3))
+        found = [function(x, weight, padding=1).pow(3).sum()]
+        for _ in range(3):
+            dx, dw = torch.autograd.grad(found[-1], (x, weight), create_graph=True)
+            found.append(dx.square().sum() + dw.square().sum() + (dx.sum() * dw.sum()))
+        return found
+
+    for got, expected in zip(*map(derivatives, pair), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def test_autocast_converts_as_for_torch(pair):
+    x, weight = tensors(pair, (3, 3), torch.float32)
+    grads = []
+    for function in pair:
+        with torch.autocast("cpu", torch.bfloat16):
+            y = function(x, weight, padding=1)
+        assert y.dtype == torch.bfloat16
+        grads.append(torch.autograd.grad(y.float().square().sum(), (x, weight)))
+    for got, expected in zip(*grads, strict=True):
+        assert got.dtype == torch.float32
+        assert torch.equal(got, expected)
+
+
+class WeightGradients(TorchDispatchMode):
+    """Counts the weight's gradients that are made, and convolutions with kernels as large as images."""
+
+    def __init__(self):
+        super().__init__()
+        self.made = self.image_sized = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.convolution_backward.default:
+            self.made += args[10][1]
+        if function is torch.ops.aten.convolution.default:
+            self.image_sized += args[1].shape[-1] > 4
+        return function(*args, **(kwargs or {}))
+
+
+def penalty(function, x, weight, of_inputs):
+    y = function(function(x, weight, padding=1).square(), weight, padding=1)
+    with gradients_of_inputs() if of_inputs else torch.enable_grad():
+        (dx,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    return dx.square().sum()
+
+
+def square_case(kind=nn.Parameter):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 6, 6, requires_grad=True)
+    weight = torch.randn(3, 3, 3, 3)
+    return x, kind(weight)
+
+
+def test_a_penalty_makes_no_weight_gradient_that_nobody_asks_for(pair):
+    ours, torchs = pair
+    x, weight = square_case()
+    with WeightGradients() as plain:
+        penalty(ours, x, weight, of_inputs=False)
+    with WeightGradients() as spared:
+        value = penalty(ours, x, weight, of_inputs=True)
+    assert (plain.made, spared.made) == (2, 0)
+    got = torch.autograd.grad(value, weight)[0]
+    expected = torch.autograd.grad(penalty(torchs, x, weight, of_inputs=False), weight)[0]
+    torch.testing.assert_close(got, expected)
+
+
+def test_second_derivatives_use_no_kernel_as_large_as_the_image(pair):
+    counts = []
+    for function in pair:
+        x, weight = square_case()
+        value = penalty(function, x, weight, of_inputs=True)
+        with WeightGradients() as counted:
+            value.backward()
+        counts.append(counted.image_sized)
+    assert counts[0] == 0 < counts[1]
+
+
+def test_a_weight_that_images_have_a_part_in_keeps_its_gradient(pair):
+    ours, _ = pair
+    x, weight = square_case()
+    for made in (lambda x: weight * x.mean(), lambda x: x[:1, :, :3, :3].repeat(3, 1, 1, 1)):
+        expected, got = (penalty(ours, x, made(x), of_inputs) for of_inputs in (False, True))
+        torch.testing.assert_close(got, expected)
+
+
+def test_other_weights_of_parameters_are_known_as_such(pair):
+    ours, _ = pair
+    x, weight = square_case()
+    for made in (lambda: weight * 0.5, lambda: weight.transpose(0, 1).contiguous(), lambda: weight.double().float()):
+        with WeightGradients() as counted:
+            penalty(ours, x, made(), of_inputs=True)
+        assert counted.made == 0
+
+
+def test_the_switch_leaves_first_derivatives_alone(pair):
+    ours, _ = pair
+    x, weight = square_case()
+    with gradients_of_inputs():
+        ours(x, weight, padding=1).sum().backward()
+    assert weight.grad is not None
+
+
+def test_the_switch_is_put_back_after_an_error(pair):
+    ours, _ = pair
+    x, weight = square_case()
+    with pytest.raises(KeyError), gradients_of_inputs():
+        raise KeyError
+    with WeightGradients() as counted:
+        penalty(ours, x, weight, of_inputs=False)
+    assert counted.made == 2
+
+
+def test_nothing_is_lost_without_images(pair):
+    ours, torchs = pair
+    weight = torch.randn(3, 3, 3, 3, requires_grad=True)
+    x = torch.randn(0, 3, 6, 6, requires_grad=True)
+    got, expected = ours(x, weight, padding=1), torchs(x, weight, padding=1)
+    assert got.shape == expected.shape
+    got.sum().backward()
+    assert not weight.grad.any()

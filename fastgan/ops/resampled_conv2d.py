@@ -8,6 +8,8 @@ zero on either side. A 4x4 kernel at a quarter of the places makes 2.25 times fe
 all of them (5x5: 2.8), and the larger image is never written. As in Karras et al. 2018 ("Progressive Growing of GANs").
 """
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -34,7 +36,7 @@ def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
     bias = bias if bias is None else bias.to(x.dtype)
     if k == 1:  # a pixel alone: fewer multiplications before it is repeated
         return F.interpolate(conv2d(x, weight.to(x.dtype), bias), scale_factor=2, mode="nearest")
-    wide = weight_like(_widened(weight, 1.0, flipped=True).transpose(0, 1), x)
+    wide = weight_like(_widened(weight.transpose(0, 1), 1.0, flipped=True), x)  # [I, O, k + 1, k + 1]
     return conv_transpose2d(x, wide, bias, stride=2, padding=k // 2)
 
 
@@ -75,13 +77,24 @@ def _check(name: str, x: Tensor, weight: Tensor) -> int:
 def _widened(weight: Tensor, factor: float, flipped: bool = False) -> Tensor:
     """v[i, j] = factor^2 * (w[i-1, j-1] + w[i-1, j] + w[i, j-1] + w[i, j]): [O, I, k, k] to [O, I, k + 1, k + 1].
 
-    `flipped` reverses both axes of the result. One matrix product for all kernels, which takes less than half the time
-    of padding and adding.
+    `flipped` reverses both axes of the result. By matrix products, which take less than half the time of padding and
+    adding; the result is in channels_last unless the weight is in NCHW.
     """
-    k = weight.shape[2]
+    o, i, k = weight.shape[:3]
+    compiling = torch.compiler.is_compiling()  # it looks through caches, with a warning
+    sums = (_sums if compiling else _cached_sums)(k, factor, flipped, weight.device, weight.dtype)
     with torch.autocast(weight.device.type, enabled=False):
-        one = torch.eye(k + 1, k, device=weight.device, dtype=weight.dtype) * factor
-        sums = one + one.roll(1, 0)  # of neighbours, in one dimension
-        both = torch.kron(sums.flip(0), sums.flip(0)) if flipped else torch.kron(sums, sums)
-        wide = weight.reshape(-1, k * k) @ both.t()
-    return wide.reshape(*weight.shape[:2], k + 1, k + 1)
+        if weight.is_contiguous():
+            return (weight.reshape(-1, k * k) @ sums.t()).reshape(o, i, k + 1, k + 1)
+        wide = sums @ weight.permute(0, 2, 3, 1).contiguous().view(o, k * k, i)  # [O, (k + 1)^2, I]
+    return wide.reshape(o, k + 1, k + 1, i).permute(0, 3, 1, 2)
+
+
+def _sums(k: int, factor: float, flipped: bool, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """[(k + 1)^2, k^2]: which taps each tap of the wider kernel is the sum of, times `factor^2`."""
+    one = torch.eye(k + 1, k, device=device, dtype=dtype) * factor
+    sums = one + one.roll(1, 0)  # of neighbours, in one dimension
+    return torch.kron(sums.flip(0), sums.flip(0)) if flipped else torch.kron(sums, sums)
+
+
+_cached_sums = cache(_sums)

@@ -23,8 +23,9 @@ class _Like:
 
     def tensor(self) -> Tensor:
         """A random one of the kind."""
-        tensor = torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=self.device)
-        return tensor.normal_()
+        last = sum((size - 1) * stride for size, stride in zip(self.shape, self.stride, strict=True))
+        numbers = torch.randn(last + 1, device=self.device).to(self.dtype)
+        return numbers.as_strided(self.shape, self.stride)  # an expanded one too
 
 
 class _Recorder(TorchDispatchMode):
@@ -54,12 +55,13 @@ class Bare:
     Attributes:
         count: how many there are.
         flops: floating-point operations, two for a multiplication and its addition.
+        bytes_behind: what an elementwise pass behind each of them, or in front of its backward, reads and writes.
     """
 
     def __init__(self, work: Callable[[], object]):
         with _Recorder() as recorder:
             work()
-        self._calls, self.count, self.flops = [], 0, 0
+        self._calls, self.count, self.flops, self.bytes_behind = [], 0, 0, 0
         for (function, args, kwargs), times in recorder.calls.items():
             if _groups(function, args) > 1:
                 continue
@@ -67,6 +69,7 @@ class Bare:
             self._calls.append((function, tensors, dict(kwargs), times))
             self.count += times
             self.flops += times * _flops(function, args)
+            self.bytes_behind += times * _bytes_behind(function, args)
 
     def __call__(self) -> None:
         for function, args, kwargs, times in self._calls:
@@ -88,6 +91,21 @@ def _flops(function, args) -> int:
         passes = sum(args[10][:2])
         positions = x.shape if transposed else gradient.shape
     return 2 * passes * positions[0] * positions[2] * positions[3] * torch.Size(weight.shape).numel()
+
+
+def _bytes_behind(function, args) -> int:
+    if function is torch.ops.aten.convolution.default:
+        x, transposed = args[0], args[6]
+        size = _transposed_size(args) if transposed else _output_size(args)
+        return 2 * torch.Size(size).numel() * x.dtype.itemsize
+    gradient = args[0]
+    return 3 * torch.Size(gradient.shape).numel() * gradient.dtype.itemsize
+
+
+def _transposed_size(args) -> list[int]:
+    x, weight, _, stride, padding = args[:5]
+    size = [(x.shape[2 + i] - 1) * stride[i] - 2 * padding[i] + weight.shape[2 + i] for i in (0, 1)]
+    return [x.shape[0], weight.shape[1], *size]
 
 
 def _output_size(args) -> list[int]:

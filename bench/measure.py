@@ -18,6 +18,8 @@ from typing import Protocol
 
 import torch
 
+from fastgan.training import precision
+
 SHORTEST = 5e-3  # seconds of a turn, at least
 SETTLED = 10e-3  # seconds of calls before those that count; a call that takes longer needs none before it
 ROUNDS = (12, 200)  # at least, at most
@@ -126,6 +128,11 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def has_bf16() -> bool:
+    """Whether `--amp` computes in bf16 here."""
+    return precision.choose(True, device()).dtype == torch.bfloat16
+
+
 @cache
 def copy_bandwidth() -> float:
     """Bytes a second that `copy_` of a tensor larger than any cache reads and writes: the ceiling of a single pass."""
@@ -136,6 +143,18 @@ def copy_bandwidth() -> float:
     clock = GpuClock() if on.type == "cuda" else WallClock(on)
     timing = alternate({"copy": lambda: target.copy_(source)}, clock, seconds=1.0)["copy"]
     return 2 * size / timing.seconds
+
+
+@cache
+def matrix_rate(dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a large matrix product: the ceiling of a convolution."""
+    on = device()
+    size = 8192 if on.type == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=on).to(dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    clock = GpuClock() if on.type == "cuda" else WallClock(on)
+    timing = alternate({"product": lambda: torch.mm(a, b, out=out)}, clock, seconds=1.0)["product"]
+    return 2 * size**3 / timing.seconds
 
 
 @cache

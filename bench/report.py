@@ -39,13 +39,20 @@ COLUMNS: tuple[tuple[str, str, Callable[[object], str]], ...] = (
     ("vs eager", "forward_vs_eager", TIMES),
     ("GB/s", "gb_per_s", "{:.1f}".format),
     ("of copy", "share_of_copy", PERCENT),
+    ("fastgan MB", "fastgan_mb", "{:.0f}".format),
+    ("textbook fp32 MB", "textbook_fp32_mb", "{:.0f}".format),
+    ("textbook MB", "textbook_own_mb", "{:.0f}".format),
+    ("of textbook fp32", "of_textbook_fp32", PERCENT),
+    ("of textbook", "of_textbook_own", PERCENT),
     ("images/s", "images_per_s", "{:.0f}".format),
     ("targets", "targets", str),
 )
 TRAINING_STEP = "training_step"
 PENALTIES = "penalties"
+MEMORY = "memory"
 TITLES = {
     TRAINING_STEP: "training step, whole, beside the faster textbook form in fp32 and its own bare convolutions",
+    MEMORY: "training step, peak memory beside a textbook's in fp32 and in the same precision",
     PENALTIES: "critic's step with a gradient penalty, in one pass; passes: of convolutions over one batch",
 }
 OPERATION = "{}, forward and backward, then forward alone"

@@ -12,9 +12,11 @@ Penalties that are due every so many steps count with their share: a step is the
 """
 
 import argparse
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -71,6 +73,10 @@ class Case:
     targets: dict[str, float] = field(default_factory=dict)
     of_bare: dict[str, float] = field(default_factory=dict)
     vs_grouped: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> str:
+        return f"{self.batch}x{self.channels}x{self.resolution}x{self.resolution}"
 
     @property
     def config(self) -> Config:
@@ -188,7 +194,7 @@ def _faster_layout(case: Case) -> torch.memory_format:
 
 def _contestants(case: Case, notes: list[str]) -> dict[str, Callable[[int], None]]:
     ours = {"fp32": Ours(case, amp=False)}
-    if precision.choose(True, measure.device()).dtype == torch.bfloat16:
+    if measure.has_bf16():
         ours["bf16"] = Ours(case, amp=True)
     else:
         notes.append("no bf16 instructions here: --amp computes in fp32")
@@ -234,10 +240,10 @@ def _row(arch: str, case: Case, dtype: str, steps: dict[str, measure.Timing], no
     fastest = min(books.values(), key=lambda timing: timing.seconds, default=None)
     grouped, compiled, bare = books.get("grouped"), steps.get(f"compile {dtype}"), steps.get(f"bare {dtype}")
     row = {
-        "operation": "training_step",
+        "operation": report.TRAINING_STEP,
         "arch": arch,
         "loss": case.loss,
-        "shape": f"{case.batch}x{case.channels}x{case.resolution}x{case.resolution}",
+        "shape": case.shape,
         "dtype": dtype,
         "layout": "channels_last",
         "backend": backends.choose("noise_bias_act", measure.device()),
@@ -262,10 +268,13 @@ def _row(arch: str, case: Case, dtype: str, steps: dict[str, measure.Timing], no
 def main() -> None:
     parser = argparse.ArgumentParser(description="Times training steps beside a textbook's.")
     parser.add_argument("arch", nargs="*", default=list(CASES), help=", ".join(CASES))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as well")
     parser.add_argument("--only", nargs="*", default=[], help="contestants, by the beginning of their names")
     arguments = parser.parse_args()
     rows = [row for arch in arguments.arch for row, _ in run(arch, tuple(arguments.only))]
     print(*report.lines(rows), sep="\n")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,96 @@
+"""Peak memory of a whole step of training, beside a textbook's: `python -m bench.memory [ARCH ...] [--json FILE]`.
+
+Cases and contestants are those of `training_step.py`. Counted is what torch's allocator has given out, from before the
+networks are made: parameters, gradients, optimizer and average, and the most that is alive at a time in steps of every
+kind. What libraries allocate by themselves is not in it.
+"""
+
+import argparse
+import gc
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch._C._profiler import _EventType
+from torch.profiler import ProfilerActivity, profile
+
+from bench import measure, report
+from bench.training_step import CASES, Case, Ours, Textbook
+
+# Of the textbook's peak, by the textbook's precision and ours: at most.
+TARGETS = {("fp32", "fp32"): 0.8, ("bf16", "bf16"): 0.8, ("fp32", "bf16"): 0.6}
+
+
+def peak(make: Callable[[], Callable[[int], None]], case: Case) -> int:
+    """Bytes at the peak of steps of each kind, twice each."""
+    gc.collect()
+    if measure.device().type == "cuda":
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        _run(make, case)
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        _run(make, case)
+    most, events = 0, list(profiled.profiler.kineto_results.experimental_event_tree())
+    while events:
+        event = events.pop()
+        if event.tag == _EventType.Allocation:
+            most = max(most, event.extra_fields.total_allocated)
+        events += event.children
+    return most
+
+
+def _run(make: Callable[[], Callable[[int], None]], case: Case) -> None:
+    step = make()
+    for number in (*case.kinds, *case.kinds):  # what optimizers keep is there from the first step on
+        step(number)
+
+
+def run(arch: str) -> list[dict]:
+    """A row for the report for each of our precisions."""
+    case = CASES[arch]
+    form = case.modulations[-1]
+    precisions = {"fp32": False} | ({"bf16": True} if measure.has_bf16() else {})
+    books = {
+        name: peak(partial(Textbook, case, form, torch.channels_last, amp=amp), case)
+        for name, amp in precisions.items()
+    }
+    rows = []
+    for name, amp in precisions.items():
+        ours = peak(partial(Ours, case, amp), case)
+        share = {book: ours / theirs for book, theirs in books.items() if (book, name) in TARGETS}
+        rows.append(
+            {
+                "operation": report.MEMORY,
+                "arch": arch,
+                "shape": case.shape,
+                "dtype": name,
+                "fastgan_mb": ours / 2**20,
+                "textbook_fp32_mb": books["fp32"] / 2**20,
+                "textbook_own_mb": books[name] / 2**20,
+                "of_textbook_fp32": share["fp32"],
+                "of_textbook_own": share[name],
+                "targets": "met" if all(part <= TARGETS[book, name] for book, part in share.items()) else "missed",
+                "notes": "",
+                **measure.machine(),
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Peak memory of training steps beside a textbook's.")
+    parser.add_argument("arch", nargs="*", default=list(CASES), help=", ".join(CASES))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as well")
+    arguments = parser.parse_args()
+    rows = [row for arch in arguments.arch for row in run(arch)]
+    print(*report.lines(rows), sep="\n")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -107,7 +107,7 @@ class Mapping(nn.Module):
         for layer in self.layers:
             x = lrelu(layer(x))
         if self.training and torch.is_grad_enabled():
-            self.w_avg.copy_(x.detach().mean(0).lerp(self.w_avg, 0.995))
+            self.w_avg.copy_(x.detach().float().mean(0).lerp(self.w_avg, 0.995))
         return x
 
 

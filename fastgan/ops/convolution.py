@@ -19,6 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastgan.ops.arithmetic import arithmetic_dtype
+from fastgan.ops.layout import channels_last, is_channels_last
+
 
 class _Geometry(NamedTuple):
     stride: int
@@ -77,12 +80,14 @@ _inputs_only = False
 def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding, transposed: bool) -> Tensor:
     pads = (padding, padding) if isinstance(padding, int) else tuple(padding)
     needs_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    if torch.compiler.is_compiling() or not needs_grad:
+    if torch.compiler.is_compiling():
         function = F.conv_transpose2d if transposed else F.conv2d
         return function(x, weight, bias, stride=stride, padding=pads)
-    of_parameter = _is_of_parameter(weight)
+    of_parameter, geometry = _is_of_parameter(weight), _Geometry(stride, pads, transposed)
     x, weight, bias = _autocast(x, weight, bias)
-    return _Convolve.apply(x, weight, bias, _Geometry(stride, pads, transposed), of_parameter)
+    if not needs_grad:
+        return _convolve(x, weight, bias, geometry)
+    return _Convolve.apply(x, weight, bias, geometry, of_parameter)
 
 
 def _is_of_parameter(weight: Tensor) -> bool:
@@ -115,6 +120,8 @@ def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, g: _Geometry) -> Tensor:
+    if bias is None and _makes_few(x, weight, g):
+        return _few(x, weight, g.padding)
     return torch.ops.aten.convolution(x, weight, bias, (g.stride, g.stride), g.padding, (1, 1), g.transposed, (0, 0), 1)
 
 
@@ -122,10 +129,71 @@ def _gradients(dy: Tensor, x: Tensor, weight: Tensor, g: _Geometry, wanted: tupl
     """Of x, weight and bias, those that are wanted. An operand that none of them is made of counts by its shape."""
     if not any(wanted):
         return None, None, None
+    if wanted[1] and _makes_few(x, weight, g):
+        rest = _gradients(dy, x, weight, g, (wanted[0], False, wanted[2]))
+        return rest[0], _outer_of_few(dy, x, weight, g.padding), rest[2]
     biases = [weight.shape[1 if g.transposed else 0]]
     return torch.ops.aten.convolution_backward(
         dy, x, weight, biases, (g.stride, g.stride), g.padding, (1, 1), g.transposed, (0, 0), 1, wanted
     )
+
+
+# A CPU's library convolution takes longer for one output channel than for sixteen. A matrix product of each pixel with
+# all taps, and a sum over shifted planes, is five to ten times as fast: the last layer of a generator is such a one.
+
+
+def _makes_few(x: Tensor, weight: Tensor, g: _Geometry) -> bool:
+    return (
+        x.device.type == "cpu"
+        and not g.transposed
+        and g.stride == 1
+        and weight.shape[0] * weight.shape[2] * weight.shape[3] <= 32
+        and x.shape[1] >= 16
+        and x.dtype != torch.float16  # whose matrix products are slow there
+        and x.numel() > 0
+        and is_channels_last(x)
+    )
+
+
+def _few(x: Tensor, weight: Tensor, padding: tuple[int, int]) -> Tensor:
+    """The convolution, for few output channels."""
+    o, c, *kernel = weight.shape
+    n, _, *size = x.shape
+    taps = weight.permute(0, 2, 3, 1).reshape(-1, c) @ _pixels(x).t()
+    taps = taps.view(o, *kernel, n, *size)
+    height, width = (s + 2 * p - k + 1 for s, p, k in zip(size, padding, kernel, strict=True))
+    y = torch.zeros(o, n, height, width, dtype=arithmetic_dtype(x.dtype))
+    for i, j, to, of in _shifts(kernel, size, padding):
+        y[(..., *to)] += taps[(slice(None), i, j, slice(None), *of)]
+    return channels_last(y.transpose(0, 1).to(x.dtype))
+
+
+def _outer_of_few(dy: Tensor, x: Tensor, weight: Tensor, padding: tuple[int, int]) -> Tensor:
+    """The gradient with respect to the weight, for few output channels."""
+    o, c, *kernel = weight.shape
+    n, _, *size = x.shape
+    taps = torch.zeros(o, *kernel, n, *size, dtype=dy.dtype)
+    for i, j, to, of in _shifts(kernel, size, padding):
+        taps[(slice(None), i, j, slice(None), *of)] = dy.transpose(0, 1)[(..., *to)]
+    dw = taps.view(-1, n * size[0] * size[1]) @ _pixels(x)
+    return dw.view(o, *kernel, c).permute(0, 3, 1, 2)
+
+
+def _pixels(x: Tensor) -> Tensor:
+    """[N, C, H, W] in channels_last, seen as [N * H * W, C]."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def _shifts(kernel: list[int], size: list[int], padding: tuple[int, int]):
+    """For each tap (i, j), the part of the output that it adds to, and the part of the input that it comes from."""
+    for i in range(kernel[0]):
+        for j in range(kernel[1]):
+            to, of = [], []
+            for tap, k, s, p in zip((i, j), kernel, size, padding, strict=True):
+                first, last = max(0, p - tap), min(s + 2 * p - k + 1, s + p - tap)
+                to.append(slice(first, max(first, last)))
+                of.append(slice(first + tap - p, max(first, last) + tap - p))
+            yield i, j, to, of
 
 
 # ... and with one ----------------------------------------------------------------------------------------------------

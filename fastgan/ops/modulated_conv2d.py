@@ -108,12 +108,12 @@ def demodulation(weight: Tensor, style: Tensor, weight_gain: float = 1.0) -> Ten
 
 
 class _Energy(torch.autograd.Function):
-    """`weight.square().sum((2, 3))`, reading the weight once, and making its gradient in one pass instead of three."""
+    """`weight.square().sum((2, 3))`, whose gradient is made in one pass instead of three."""
 
     @staticmethod
     def forward(ctx, weight: Tensor) -> Tensor:
         ctx.save_for_backward(weight)
-        return torch.linalg.vector_norm(weight, dim=(2, 3)).square()
+        return weight.square().sum((2, 3))  # a vector_norm over the middle of memory takes forty times as long
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:

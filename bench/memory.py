@@ -8,12 +8,12 @@ kind. What libraries allocate by themselves is not in it.
 import argparse
 import gc
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch._C._profiler import _EventType
+from torch._C._profiler import _EventType, _ProfilerEvent
 from torch.profiler import ProfilerActivity, profile
 
 from bench import measure, report
@@ -25,22 +25,32 @@ TARGETS = {("fp32", "fp32"): 0.8, ("bf16", "bf16"): 0.8, ("fp32", "bf16"): 0.6}
 
 def peak(make: Callable[[], Callable[[int], None]], case: Case) -> int:
     """Bytes at the peak of steps of each kind, twice each."""
+    return peak_of(partial(_run, make, case))
+
+
+def peak_of(function: Callable[[], object]) -> int:
+    """Bytes more than before it at the peak of a call."""
     gc.collect()
     if measure.device().type == "cuda":
         torch.cuda.empty_cache()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        _run(make, case)
+        function()
         return torch.cuda.max_memory_allocated() - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        _run(make, case)
-    most, events = 0, list(profiled.profiler.kineto_results.experimental_event_tree())
+        function()
+    allocations = [event for event in _all(profiled) if event.tag == _EventType.Allocation]
+    first = min(allocations, key=lambda event: event.start_time_ns).extra_fields
+    # The count goes on from profile to profile, and misses what is freed between them.
+    return max(event.extra_fields.total_allocated for event in allocations) - (first.total_allocated - first.alloc_size)
+
+
+def _all(profiled: profile) -> Iterator[_ProfilerEvent]:
+    events = list(profiled.profiler.kineto_results.experimental_event_tree())
     while events:
         event = events.pop()
-        if event.tag == _EventType.Allocation:
-            most = max(most, event.extra_fields.total_allocated)
+        yield event
         events += event.children
-    return most
 
 
 def _run(make: Callable[[], Callable[[int], None]], case: Case) -> None:

@@ -22,6 +22,10 @@ class Objective(NamedTuple):
     critic_real: Callable[[Tensor], Tensor]  # (real logits)
     critic_fake: Callable[[Tensor], Tensor]  # (fake logits), to be added to the other
 
+    def critic(self, real: Tensor, fake: Tensor) -> Tensor:
+        """Both halves, of real and fake logits [N]."""
+        return self.critic_real(real) + self.critic_fake(fake)
+
 
 class PairedObjective(NamedTuple):
     """The same for objectives that judge an image beside one of the other kind: functions of two times [N] logits."""

@@ -75,6 +75,12 @@ MISTAKES = {
     "paths without styles": (["--arch", "dcgan", "--path-length", "2"], "--path-length 2.0: dcgan has no styles"),
     "penalty of another loss": (["--gp-lambda", "10"], "--gp-lambda 10.0: belongs to --loss wgan-gp"),
     "strength without augmentation": (["--augment-p", "0.5"], "--augment-p 0.5: needs --augment fixed or ramp"),
+    "micro-batches against stddev groups": (["--batch-gpu", "6"], "--batch-gpu 6: must be a multiple of 4"),
+    "micro-batches of unequal size": (["--batch", "32", "--batch-gpu", "12"], "--batch-gpu 12: must divide --batch 32"),
+    "blocks of what has none": (
+        ["--arch", "dcgan", "--checkpoint-blocks"],
+        "--checkpoint-blocks: dcgan is not made of",
+    ),
     "growth of what does not grow": (["--grow-from", "8"], "--grow-from 8: stylegan2 does not grow"),
     "growth from between": (["--arch", "pggan", "--grow-from", "6"], "--grow-from 6: must be 4 or 8 for pggan"),
     "levels without growth": (["--level-batch", "8", "8"], "--level-batch: nothing grows"),

@@ -4,7 +4,6 @@ import math
 import signal
 import subprocess
 import sys
-from contextlib import nullcontext
 from typing import get_args
 
 import numpy as np
@@ -19,7 +18,7 @@ from fastgan.training import precision, process
 from fastgan.training.ema import Average, decay
 from fastgan.training.grid import Section, draw_grid
 from fastgan.training.log import Averages, require_finite
-from fastgan.training.step import Step, new_state
+from fastgan.training.step import new_state
 from tests.tiny_run import IMAGES, arguments, assert_same_checkpoint, log_lines, start, tensors, train, wait_for
 
 pytestmark = pytest.mark.usefixtures("one_cache")
@@ -182,6 +181,32 @@ def test_the_step_that_regularises_differs_from_the_one_that_does_not(folder, tm
     assert all("r1_norm2" not in line for line in lines)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--arch", "stylegan2", "--path-length", "2", "--augment", "ada"],
+        [
+            "--arch",
+            "pggan",
+            "--grow-from",
+            "4",
+            "--level-batch",
+            "16",
+            "8",
+            "--level-images",
+            "32",
+            "--fade-images",
+            "16",
+        ],
+    ],
+)
+def test_micro_batches_and_blocks_that_are_computed_again_train(folder, tmp_path, options):
+    run = train(folder, tmp_path / "run", *options, "--batch", "16", "--batch-gpu", "8", "--checkpoint-blocks")
+    lines = log_lines(run)
+    assert lines[-1]["images"] == IMAGES
+    assert all(math.isfinite(value) for line in lines for value in line.values())
+
+
 @pytest.mark.parametrize("loss", get_args(configuration.Loss))
 def test_every_objective_trains(folder, tmp_path, loss):
     run = train(folder, tmp_path / "run", "--arch", "dcgan", "--loss", loss, "--images", "40")
@@ -192,44 +217,6 @@ def test_every_objective_trains(folder, tmp_path, loss):
     weights = [value for name, value in tensors(run).items() if name.startswith("critic.") and "running" not in name]
     if loss == "wgan":
         assert max(np.abs(value).max() for value in weights if value.dtype == np.float32) <= np.float32(0.01)
-
-
-def a_step(**options):
-    """A step of a tiny dcgan, and its state."""
-    config = configuration.Config(
-        network=configuration.NetworkOptions(arch="dcgan", channel_base=64, channel_max=8, z_dim=8),
-        data=configuration.DataOptions(resolution=8),
-        training=configuration.TrainingOptions(**{"batch": 4, **options}),
-    )
-    config = configuration.resolve(config)
-    torch.manual_seed(0)
-    state = fresh_state(config)
-    return Step(state, config, 8, nullcontext, Averages()), state
-
-
-def test_the_generator_waits_for_its_critic():
-    step, state = a_step(critic_steps=3)
-    for number in range(1, 7):
-        before = [p.clone() for p in (*state.generator.parameters(), *state.ema.parameters())]
-        critic = [p.clone() for p in state.critic.parameters()]
-        step(torch.rand(4, 1, 8, 8) * 2 - 1, torch.arange(4))
-        after = [*state.generator.parameters(), *state.ema.parameters()]
-        moved = not all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-        assert moved == (number % 3 == 0)
-        assert not all(torch.equal(a, b) for a, b in zip(critic, state.critic.parameters(), strict=True))
-        assert (state.step, state.images) == (number, 4 * number)
-
-
-def test_learning_rate_and_beta_follow_half_a_cosine():
-    step, state = a_step(images=16, lr_g=0.1, lr_d=0.2, betas=(0.0, 0.9), final_lr=0.25, final_beta2=0.99)
-    seen = []
-    for _ in range(5):
-        step(torch.rand(4, 1, 8, 8), torch.arange(4), 2.0)
-        seen.append([(g["lr"], g["betas"][1]) for o in (state.optimizer_g, state.optimizer_d) for g in o.param_groups])
-    for i, share in enumerate([1, 0.25 + 0.75 * (1 + math.sqrt(0.5)) / 2, 0.625]):
-        beta = 0.99 - 0.09 * (share - 0.25) / 0.75
-        assert seen[i] == [pytest.approx((0.2 * share, beta)), pytest.approx((0.4 * share, beta))]
-    assert seen[4] == [pytest.approx((0.05, 0.99)), pytest.approx((0.1, 0.99))]
 
 
 @pytest.mark.slow

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from fastgan.models.recomputing import Recomputing
 from fastgan.ops import lerp_samples
 from fastgan.ops.layout import channels_last
 
 
-class Growing(nn.Module):
+class Growing(Recomputing):
     """Base of generators and critics that grow.
 
     All parameters of all levels are there from the start, those of levels not in use get no gradient. The stage is no

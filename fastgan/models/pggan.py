@@ -54,7 +54,7 @@ class Generator(Growing):
         x = x.reshape(len(z), 4, 4, len(self.bias)).permute(0, 3, 1, 2)  # channels_last
         x = before = pixel_norm(self.conv(pixel_norm(noise_bias_act(x, bias=self.bias))))
         for block in self.blocks[: self.level]:
-            before, x = x, block(x)
+            before, x = x, self.block(block, x)
         image = to_arithmetic(self.to_rgb[self.level](x))
         if self.fading:
             image = self.faded(doubled(to_arithmetic(self.to_rgb[self.level - 1](before))), image)
@@ -103,7 +103,7 @@ class Critic(Growing):
         top = self.level
         x = self.from_rgb[top](image)
         for level in range(top, 0, -1):
-            x = self.blocks[level - 1](x)
+            x = self.block(self.blocks[level - 1], x)
             if level == top and self.fading:
                 x = self.faded(self.from_rgb[top - 1](halved(image)), x)
         x = self.out(self.dense(self.conv(self.stddev(x)).flatten(1)))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fastgan.layers import Downsample2d, Upsample2d
 from fastgan.models.blocks import embedded
+from fastgan.models.recomputing import Recomputing
 from fastgan.ops import noise_bias_act
 from fastgan.ops.arithmetic import to_arithmetic
 from fastgan.ops.layout import channels_last
@@ -64,7 +65,7 @@ class ResidualBlock(nn.Module):
         return x + self.contract(y)
 
 
-class Generator(nn.Module):
+class Generator(Recomputing):
     """z [N, z_dim], label [N] to an image [N, channels, R, R] of nominal range [-1, 1], fp32.
 
     Learned 4x4 maps times a linear map of z, then two residual blocks a resolution; between resolutions a 1x1
@@ -90,10 +91,12 @@ class Generator(nn.Module):
             z = torch.cat([z, embedded(self.embed, label)], 1)
         x = self.project(z)
         x = channels_last(self.basis.to(x.dtype) * x[:, :, None, None])
-        return to_arithmetic(self.to_rgb(self.trunk(x)))
+        for part in self.trunk:
+            x = self.block(part, x)
+        return to_arithmetic(self.to_rgb(x))
 
 
-class Critic(nn.Module):
+class Critic(Recomputing):
     """image [N, channels, R, R], label [N] to logits [N] in fp32.
 
     The generator's mirror image: residual blocks, interpolation before the 1x1 convolution, and a depthwise 4x4
@@ -116,7 +119,9 @@ class Critic(nn.Module):
             nn.init.normal_(self.embed.weight, std=1 / math.sqrt(config.z_dim))  # or the product would grow with z_dim
 
     def forward(self, image: Tensor, label: Tensor | None = None) -> Tensor:
-        x = self.trunk(self.from_rgb(channels_last(image)))
+        x = self.from_rgb(channels_last(image))
+        for part in self.trunk:
+            x = self.block(part, x)
         x = to_arithmetic(self.out(self.head(x).flatten(1)))
         return x.squeeze(1) if self.embed is None else (x * embedded(self.embed, label)).sum(1)
 

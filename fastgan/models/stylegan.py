@@ -67,12 +67,15 @@ class Generator(StyleBased, Growing):
         x = self.const.expand(len(ws), -1, -1, -1).contiguous(memory_format=torch.channels_last)
         for i in range(0, self.ws_in_use, 2):
             before = x
-            x = self.layers[i](x, w[i], noise[i])
-            x = self.layers[i + 1](x, w[i + 1], noise[i + 1])
+            x = self.block(self._pair, x, i, w, noise)
         image = to_arithmetic(self.to_rgb[self.level](x))
         if self.fading:
             image = self.faded(doubled(to_arithmetic(self.to_rgb[self.level - 1](before))), image)
         return image
+
+    def _pair(self, x: Tensor, i: int, w: Sequence[Tensor], noise: Sequence[str]) -> Tensor:
+        """The layers of one resolution."""
+        return self.layers[i + 1](self.layers[i](x, w[i], noise[i]), w[i + 1], noise[i + 1])
 
 
 class Critic(pggan.Critic):

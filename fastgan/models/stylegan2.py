@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fastgan.layers import EqualizedConv2d, EqualizedLinear, MinibatchStddev, ModulatedConv2d, NoiseBiasLeakyReLU
 from fastgan.models.labels import projected
 from fastgan.models.mapping import Mapping, StyleBased, noise_field, noise_words
+from fastgan.models.recomputing import Recomputing
 from fastgan.ops import noise_bias_act
 from fastgan.ops.arithmetic import to_arithmetic
 from fastgan.ops.layout import channels_last
@@ -50,7 +51,7 @@ class ToRGB(nn.Module):
         return noise_bias_act(y, bias=self.bias, act="linear", clamp=256.0)
 
 
-class Synthesis(nn.Module):
+class Synthesis(Recomputing):
     """ws [N, num_ws, w_dim] to the image: one ToRGB a resolution, summed while upsampling ("skip" architecture)."""
 
     def __init__(self, config):
@@ -74,13 +75,17 @@ class Synthesis(nn.Module):
         x = self.const.expand(len(ws), -1, -1, -1).contiguous(memory_format=torch.channels_last)
         x = self.first(x, self.first.affine(w[0]), noise[0])
         image = self.to_rgb[0](x, w[1])
-        for i, (up, same, to_rgb) in enumerate(zip(self.up, self.same, self.to_rgb[1:], strict=True)):
-            style = same.affine(w[2 * i + 2])
-            # Read by `same` alone: it may be scaled here.
-            x = up(x, up.affine(w[2 * i + 1]), noise[2 * i + 1], post=style)
-            x = same(x, style, noise[2 * i + 2], scaled=True)
-            image = self._upsampled(image) + to_rgb(x, w[2 * i + 3])
+        for i in range(len(self.up)):
+            x, image = self.block(self._doubled, x, image, i, w[2 * i + 1 : 2 * i + 4], noise[2 * i + 1 : 2 * i + 3])
         return to_arithmetic(image)
+
+    def _doubled(self, x: Tensor, image: Tensor, i: int, w: Sequence[Tensor], noise: Sequence[str]):
+        """Feature maps and image of the next resolution."""
+        up, same, to_rgb = self.up[i], self.same[i], self.to_rgb[i + 1]
+        style = same.affine(w[1])
+        x = up(x, up.affine(w[0]), noise[0], post=style)  # read by `same` alone: it may be scaled here
+        x = same(x, style, noise[1], scaled=True)
+        return x, self._upsampled(image) + to_rgb(x, w[2])
 
     def _upsampled(self, image: Tensor) -> Tensor:
         with torch.autocast(image.device.type, enabled=False):  # errors of 16 bits would add up
@@ -117,7 +122,7 @@ class ResidualBlock(nn.Module):
         return self.down(self.conv(x)) + self.skip(x)  # sqrt(2) of lrelu and sqrt(1/2) of the sum make gain 1
 
 
-class Critic(nn.Module):
+class Critic(Recomputing):
     """image [N, channels, R, R], label [N] to logits [N] in fp32; labels by projection (Miyato & Koyama 2018)."""
 
     def __init__(self, config):
@@ -135,6 +140,6 @@ class Critic(nn.Module):
     def forward(self, image: Tensor, label: Tensor | None = None) -> Tensor:
         x = self.from_rgb(channels_last(image))
         for block in self.blocks:
-            x = block(x)
+            x = self.block(block, x)
         x = self.out(self.dense(self.conv(self.stddev(x)).flatten(1)))
         return projected(x, self.embed, label)

@@ -74,6 +74,9 @@ class TrainingOptions:
     """Length of the training: how many real images are shown to the critic, all in all."""
     batch: int | Auto = "auto"
     """Images a step."""
+    batch_gpu: int = 0
+    """Images that go through the networks at once; their gradients are added up to those of --batch, in less memory.
+    0: all of them. Batch norm and minibatch stddev see so many images."""
     loss: Loss | Auto = "auto"
     """What generator and critic compete for. auto: wgan-gp for pggan, relativistic for r3gan, else nonsaturating."""
     critic_steps: int | Auto = "auto"
@@ -157,6 +160,9 @@ class MachineOptions:
     """Compute in bf16 where the device is faster so, else in fp32; says which."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto: the first GPU if there is one."""
+    checkpoint_blocks: bool = False
+    """Of each block of the networks keep the input only, and compute the rest again when gradients need it: less
+    memory, more time."""
     threads: int = 0
     """CPU threads; 0: OMP_NUM_THREADS, or one a physical core."""
     seed: int = 0
@@ -270,6 +276,7 @@ _RULES = {
     **dict.fromkeys(("mapping_lr", "lr_g", "lr_d", "ada_kimg"), _MORE_THAN_0),
     **dict.fromkeys(("r1_gamma", "r2_gamma", "gp_lambda", "drift", "clip", "path_length"), _AT_LEAST_0),
     **dict.fromkeys(("ema_halflife", "ema_rampup", "mapping_layers", "level_images", "fade_images"), _AT_LEAST_0),
+    "batch_gpu": _Rule(lambda value: value >= 0, "at least 1, or 0 for all images of a batch at once"),
     **dict.fromkeys(("threads", "checkpoint_interval", "grid_interval", "log_interval"), _AT_LEAST_0),
     **dict.fromkeys(("style_mixing", "final_lr", "final_gamma", "augment_p"), _SHARE),
     "betas": _Rule(lambda value: all(0 <= beta < 1 for beta in value), "two numbers from 0 to below 1"),
@@ -292,6 +299,7 @@ def _check(config: Config, only: str | None = None) -> None:
 _VARIANTS = {"dcgan": ("transposed", "upsample"), "cgan": ("conv", "mlp")}
 _STYLES = ("stylegan", "stylegan2")
 _GROWING = ("stylegan", "pggan")
+_OF_BLOCKS = ("stylegan", "stylegan2", "pggan", "r3gan")
 _GROUPED = ("stylegan", "stylegan2", "pggan")  # whose critics compare groups of 4 samples
 
 
@@ -307,6 +315,8 @@ def _check_together(config: Config) -> None:
         raise UserError(f"--style-mixing {training.style_mixing}: {arch} has no styles to mix; leave it out")
     if terms.path_length and arch not in _STYLES:
         raise UserError(f"--path-length {terms.path_length}: {arch} has no styles; leave it out")
+    if config.machine.checkpoint_blocks and arch not in _OF_BLOCKS:
+        raise UserError(f"--checkpoint-blocks: {arch} is not made of blocks; leave it out")
     if terms.gp_lambda and training.loss != "wgan-gp":
         raise UserError(f"--gp-lambda {terms.gp_lambda}: belongs to --loss wgan-gp, not {training.loss}")
     if terms.augment_p and terms.augment in ("none", "ada"):
@@ -327,13 +337,15 @@ def _check_together(config: Config) -> None:
             if given and len(given) != levels:
                 numbers = " ".join(map(str, given))
                 raise UserError(f"{flag(name)} {numbers}: must be {levels} numbers, one for each resolution, or none")
-    if arch in _GROUPED:
-        for name, batches in (("batch", (training.batch,)), ("level_batch", growth.level_batch)):
-            if any(batch > 4 and batch % 4 for batch in batches):
-                numbers = " ".join(map(str, batches))
-                raise UserError(
-                    f"{flag(name)} {numbers}: must be a multiple of 4 for {arch}, whose critic compares groups of 4"
-                )
+    sizes = {"batch_gpu": (training.batch_gpu,), "batch": (training.batch,), "level_batch": growth.level_batch}
+    for name, batches in sizes.items():
+        numbers = " ".join(map(str, batches))
+        if arch in _GROUPED and any(batch > 4 and batch % 4 for batch in batches):
+            raise UserError(
+                f"{flag(name)} {numbers}: must be a multiple of 4 for {arch}, whose critic compares groups of 4"
+            )
+        if any(training.batch_gpu and batch > training.batch_gpu and batch % training.batch_gpu for batch in batches):
+            raise UserError(f"--batch-gpu {training.batch_gpu}: must divide {flag(name)} {numbers} into equal parts")
 
 
 def changes(saved: Config, given: Config) -> dict[str, tuple[Any, Any]]:

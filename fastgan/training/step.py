@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fastgan import models
 from fastgan.augment import AdaptiveStrength, Augment
+from fastgan.layers import MinibatchStddev
 from fastgan.losses import (
     OBJECTIVES,
     Objective,
@@ -21,6 +24,7 @@ from fastgan.losses import (
     wgan_gp,
     zero_centered_penalty,
 )
+from fastgan.models.recomputing import recompute_blocks
 from fastgan.training.checkpoint import State
 from fastgan.training.config import Config, RegularizationOptions, TrainingOptions
 from fastgan.training.ema import Average, decay
@@ -68,11 +72,32 @@ def objective_of(loss: str) -> Objective | PairedObjective:
     return OBJECTIVES["wasserstein" if loss in ("wgan", "wgan-gp") else loss]
 
 
+class MicroBatch(NamedTuple):
+    """What goes through the networks at once: latents, real images, the labels of both, and its share of the batch."""
+
+    z: Tensor
+    real: Tensor
+    label: Tensor | None
+    share: float
+
+
+class Verdict(NamedTuple):
+    """Of N images: logits [N], and where a penalty asks for it |d logit / d image|^2 [N]."""
+
+    logits: Tensor
+    squares: Tensor | None = None
+
+
 class Step:
     """Makes the steps of a training: calling it with a batch makes one, and counts it in `state`.
 
     A step trains the critic; every `critic_steps`-th one trains the generator and moves the average. The generator
     learns from the very images that the critic has just seen.
+
+    With `--batch-gpu` a batch is split into micro-batches. Their gradients add up to those of the batch where samples
+    are independent of each other; batch norm, minibatch stddev and the mean length of paths see one micro-batch at a
+    time. The generator's phase then draws its images from the same latents again, with other noise: to keep the graphs
+    of all of them from the critic's phase would need the memory of the whole batch.
 
     Args:
         state: what to train, in place.
@@ -90,6 +115,10 @@ class Step:
         self.average = Average(state.ema, state.generator)
         self.mixing = {"style_mixing": self.options.style_mixing} if self.options.style_mixing else {}
         self.augment: Augment | None = state.statistics["augment"] if self.terms.augment != "none" else None
+        self._rows = _Rows(state.critic)
+        if config.machine.checkpoint_blocks:
+            recompute_blocks(state.generator)
+            recompute_blocks(state.critic)
         self._groups = [
             (group, group["lr"], group.get("betas"))
             for optimizer in (state.optimizer_g, state.optimizer_d)
@@ -102,51 +131,75 @@ class Step:
         state, options = self.state, self.options
         self._anneal(lr_factor)
         updates_generator = (state.step + 1) % options.critic_steps == 0
-        with torch.set_grad_enabled(updates_generator):
-            fake = self._generate(label, len(real))
-        self._train_critic(real, fake.detach(), label)
+        parts = self._micro_batches(real, label)
+        keeps_graph = updates_generator and len(parts) == 1
+
+        state.optimizer_d.zero_grad(set_to_none=True)
+        real_logits = []
+        for part in parts:
+            with torch.set_grad_enabled(keeps_graph):
+                fake = self._generate(part)
+            real_logits.append(self._add_critic_gradients(part, fake.detach()))
+        self._update_critic(torch.cat(real_logits))
+
         if updates_generator:
-            self._train_generator(fake, real, label)
+            state.optimizer_g.zero_grad(set_to_none=True)
+            for part in parts:
+                self._add_generator_gradients(part, fake if keeps_graph else self._generate(part))
+            state.optimizer_g.step()
+
         state.step += 1
         state.images += len(real)
         if updates_generator:
             shown = len(real) * options.critic_steps
             self.average.update(decay(state.images, shown, options.ema_halflife * 1000, options.ema_rampup))
 
+    def _micro_batches(self, real: Tensor, label: Tensor | None) -> list[MicroBatch]:
+        size = min(self.options.batch_gpu or len(real), len(real))
+        labels = itertools.repeat(None) if label is None else label.split(size)
+        latents = self._latents(len(real)).split(size)
+        return [MicroBatch(*part, size / len(real)) for part in zip(latents, real.split(size), labels, strict=False)]
+
     # Critic -------------------------------------------------------------------------------------------------------
 
-    def _train_critic(self, real: Tensor, fake: Tensor, label: Tensor | None) -> None:
-        state, terms, objective = self.state, self.terms, self.objective
-        state.optimizer_d.zero_grad(set_to_none=True)
-        if isinstance(objective, PairedObjective):
-            real_logits, r1 = self._judge_and_penalize(real, label, terms.r1_gamma, "r1_norm2")
-            fake_logits, r2 = self._judge_and_penalize(fake, label, terms.r2_gamma, "r2_norm2")
-            loss = objective.critic(real_logits, fake_logits)
-            (loss + r1 + r2).backward()
+    def _add_critic_gradients(self, part: MicroBatch, fake: Tensor) -> Tensor:
+        """Returns the logits of the real images."""
+        terms, objective = self.terms, self.objective
+        due = self.state.step % terms.r1_interval == 0
+        r1, r2 = (terms.r1_gamma, terms.r2_gamma) if due else (0.0, 0.0)
+        together = self._rows.fit(part.real) and bool(r1) == bool(r2)
+        if together or isinstance(objective, PairedObjective):
+            of_fake, of_real = self._judge_both(fake, part, r2, r1, together)
+            loss = objective.critic(of_real.logits, of_fake.logits)
+            penalty = self._penalty(of_fake, r2, "r2_norm2") + self._penalty(of_real, r1, "r1_norm2")
+            (part.share * (loss + penalty + self._drift(of_real))).backward()
         else:  # one half after the other: only one of them is in memory
-            fake_logits, r2 = self._judge_and_penalize(fake, label, terms.r2_gamma, "r2_norm2")
-            loss_fake = objective.critic_fake(fake_logits)
-            (loss_fake + r2).backward()
-            real_logits, r1 = self._judge_and_penalize(real, label, terms.r1_gamma, "r1_norm2")
-            loss_real = objective.critic_real(real_logits)
-            drift = terms.drift * real_logits.square().mean() if terms.drift else 0.0
-            (loss_real + r1 + drift).backward()
+            of_fake = self._judge(fake, part.label, r2)
+            loss_fake = objective.critic_fake(of_fake.logits)
+            (part.share * (loss_fake + self._penalty(of_fake, r2, "r2_norm2"))).backward()
+            of_real = self._judge(part.real, part.label, r1)
+            loss_real = objective.critic_real(of_real.logits)
+            (part.share * (loss_real + self._penalty(of_real, r1, "r1_norm2") + self._drift(of_real))).backward()
             loss = loss_real.detach() + loss_fake.detach()
         if terms.gp_lambda:
             with self.autocast():
-                penalty = wgan_gp(self._critic, real, fake, label)
-            (terms.gp_lambda * penalty).backward()
+                penalty = wgan_gp(self._critic, part.real, fake, part.label)
+            (part.share * terms.gp_lambda * penalty).backward()
             self.averages.add(gradient_penalty=penalty)
+        self.averages.add(loss_d=loss, logit_real=of_real.logits.mean(), logit_fake=of_fake.logits.mean())
+        return of_real.logits.detach()
+
+    def _update_critic(self, real_logits: Tensor) -> None:
+        state, terms = self.state, self.terms
         state.optimizer_d.step()
         if terms.clip:
             weights = [parameter.detach() for parameter in state.critic.parameters()]
             torch._foreach_clamp_min_(weights, -terms.clip)
             torch._foreach_clamp_max_(weights, terms.clip)
-        if self.terms.augment == "ada":
-            state.statistics["strength"].update(real_logits.detach(), self.augment.p)
+        if terms.augment == "ada":
+            state.statistics["strength"].update(real_logits, self.augment.p)
         if self.augment is not None:
             self.averages.add(augment_p=self.augment.p.clone())
-        self.averages.add(loss_d=loss, logit_real=real_logits.mean(), logit_fake=fake_logits.mean())
 
     @property
     def _critic(self) -> Callable[..., Tensor]:
@@ -155,58 +208,72 @@ class Step:
         critic, augment = self.state.critic, self.augment
         return critic if augment is None else lambda images, label: critic(augment(images), label)
 
-    def _judge(self, images: Tensor, label: Tensor | None) -> Tensor:
+    def _judge(self, images: Tensor, label: Tensor | None, gamma: float = 0.0) -> Verdict:
+        """With squares, from the same forward pass, if a penalty of weight `gamma` is due."""
         with self.autocast():
-            return self._critic(images, label)
+            if gamma:
+                return Verdict(*critic_with_grad_norm(self._critic, images, label))
+            return Verdict(self._critic(images, label))
 
-    def _judge_and_penalize(
-        self, images: Tensor, label: Tensor | None, gamma: float, name: str
-    ) -> tuple[Tensor, Tensor | float]:
-        """Logits, and R1 or R2 where it is due: on the same forward pass, and stronger by the interval."""
-        interval = self.terms.r1_interval
-        if not gamma or self.state.step % interval:
-            return self._judge(images, label), 0.0
-        with self.autocast():
-            logits, squares = critic_with_grad_norm(self._critic, images, label)
-        self.averages.add(**{name: squares.mean()})
-        return logits, gamma * self._annealed(1.0, self.terms.final_gamma) * interval * zero_centered_penalty(squares)
+    def _judge_both(
+        self, fake: Tensor, part: MicroBatch, gamma_fake: float, gamma_real: float, together: bool
+    ) -> tuple[Verdict, Verdict]:
+        """Generated and real images; `together` in one pass, for which weights are prepared once."""
+        label = part.label
+        if not together:
+            return self._judge(fake, label, gamma_fake), self._judge(part.real, label, gamma_real)
+        rows = self._rows
+        both = self._judge(rows.join(fake, part.real), None if label is None else rows.join(label, label), gamma_real)
+        squares = (None, None) if both.squares is None else rows.part(both.squares)
+        of_fake, of_real = map(Verdict, rows.part(both.logits), squares)
+        return of_fake, of_real
+
+    def _penalty(self, verdict: Verdict, gamma: float, name: str) -> Tensor | float:
+        """R1 or R2 where it is due, stronger by the interval."""
+        if not gamma:
+            return 0.0
+        self.averages.add(**{name: verdict.squares.mean()})
+        weight = gamma * self._annealed(1.0, self.terms.final_gamma) * self.terms.r1_interval
+        return weight * zero_centered_penalty(verdict.squares)
+
+    def _drift(self, of_real: Verdict) -> Tensor | float:
+        return self.terms.drift * of_real.logits.square().mean() if self.terms.drift else 0.0
 
     # Generator ----------------------------------------------------------------------------------------------------
 
-    def _generate(self, label: Tensor | None, count: int) -> Tensor:
+    def _generate(self, part: MicroBatch) -> Tensor:
         with self.autocast():
-            return self.state.generator(self._latents(count), label, **self.mixing)
+            return self.state.generator(part.z, part.label, **self.mixing)
 
     def _latents(self, count: int) -> Tensor:
         return torch.randn(count, self.z_dim, device=next(self.state.generator.parameters()).device)
 
-    def _train_generator(self, fake: Tensor, real: Tensor, label: Tensor | None) -> None:
+    def _add_generator_gradients(self, part: MicroBatch, fake: Tensor) -> None:
         state, objective = self.state, self.objective
-        state.optimizer_g.zero_grad(set_to_none=True)
         state.critic.requires_grad_(False)  # its weights need no gradient here
-        fake_logits = self._judge(fake, label)
+        logits = self._judge(fake, part.label).logits
         if isinstance(objective, PairedObjective):
             with torch.no_grad():
-                real_logits = self._judge(real, label)
-            loss = objective.generator(fake_logits, real_logits)
+                real_logits = self._judge(part.real, part.label).logits
+            loss = objective.generator(logits, real_logits)
         else:
-            loss = objective.generator(fake_logits)
-        loss.backward()
+            loss = objective.generator(logits)
+        (part.share * loss).backward()
         state.critic.requires_grad_(True)
         self.averages.add(loss_g=loss)
         steps = state.step // self.options.critic_steps  # of the generator, so far
         if self.terms.path_length and steps % self.terms.path_interval == 0:
-            self._shorten_paths(label, len(fake))
-        state.optimizer_g.step()
+            self._shorten_paths(part)
 
-    def _shorten_paths(self, label: Tensor | None, batch: int) -> None:
+    def _shorten_paths(self, part: MicroBatch) -> None:
         """The path length penalty on half a batch, as Karras et al. 2020, appendix B."""
-        count, generator = max(1, batch // 2), self.state.generator
+        count, generator = max(1, len(part.real) // 2), self.state.generator
         with self.autocast():
-            ws = generator.styles(self._latents(count), None if label is None else label[:count], **self.mixing)
+            label = None if part.label is None else part.label[:count]
+            ws = generator.styles(self._latents(count), label, **self.mixing)
             images = generator.synthesize(ws)
         penalty = self.state.statistics["path_length"](images, ws)
-        (self.terms.path_length * self.terms.path_interval * penalty).backward()
+        (part.share * self.terms.path_length * self.terms.path_interval * penalty).backward()
         self.averages.add(path_penalty=penalty)
 
     # Schedules ----------------------------------------------------------------------------------------------------
@@ -224,3 +291,34 @@ class Step:
             group["lr"] = lr * lr_factor * self._annealed(1.0, self.options.final_lr)
             if betas is not None and self.options.final_beta2 is not None:
                 group["betas"] = betas[0], self._annealed(betas[1], self.options.final_beta2)
+
+
+class _Rows:
+    """Two batches as one, so that a critic's verdicts on either stay what they are without the other.
+
+    A critic with minibatch stddev compares samples that lie a fixed distance apart (see `minibatch_stddev`). In rows of
+    that length these are columns: the two batches are laid side by side.
+    """
+
+    def __init__(self, critic: nn.Module):
+        modules = list(critic.modules())
+        self.count = max([module.group_size for module in modules if isinstance(module, MinibatchStddev)], default=1)
+        self.separate = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules)
+
+    def fit(self, batch: Tensor) -> bool:
+        """Whether a batch may be joined with another of the same size: batch norm's statistics would be of both."""
+        return not self.separate and len(batch) % self.count == 0
+
+    def join(self, first: Tensor, second: Tensor) -> Tensor:
+        """[N, ...] twice to [2N, ...]; images [N, C, H, W] in channels_last."""
+        if first.ndim == 4:
+            return self._join(first.movedim(1, 3), second.movedim(1, 3)).movedim(3, 1)
+        return self._join(first, second)
+
+    def _join(self, *batches: Tensor) -> Tensor:
+        return torch.cat([batch.unflatten(0, (self.count, -1)) for batch in batches], 1).flatten(0, 1)
+
+    def part(self, both: Tensor) -> tuple[Tensor, Tensor]:
+        """The inverse: [2N, ...] to [N, ...] twice."""
+        first, second = both.unflatten(0, (self.count, -1)).chunk(2, 1)
+        return first.flatten(0, 1), second.flatten(0, 1)

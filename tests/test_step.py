@@ -1,0 +1,185 @@
+"""What a step of training does to the networks: when, with which gradients, in how much memory."""
+
+import math
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import nn
+
+from bench.memory import peak_of
+from fastgan import models
+from fastgan.losses import critic_with_grad_norm
+from fastgan.models.recomputing import recompute_blocks
+from fastgan.training import config as configuration
+from fastgan.training.log import Averages
+from fastgan.training.step import Step, _Rows, new_state
+
+SMALL = {"channel_base": 64, "channel_max": 8, "z_dim": 8}
+
+
+def a_step(arch="dcgan", regularization=None, checkpoint_blocks=False, labels=False, **options):
+    """A step of a tiny training, and its state."""
+    config = configuration.Config(
+        network=configuration.NetworkOptions(arch=arch, **SMALL),
+        data=configuration.DataOptions(resolution=8, labels=labels),
+        training=configuration.TrainingOptions(**{"batch": 4, **options}),
+        regularization=configuration.RegularizationOptions(**(regularization or {})),
+        machine=configuration.MachineOptions(checkpoint_blocks=checkpoint_blocks),
+    )
+    config = configuration.resolve(config)
+    model = models.ModelConfig(**vars(config.network), resolution=8, num_classes=10 if labels else 0)
+    torch.manual_seed(0)
+    state = new_state(model, config, torch.device("cpu"))
+    return Step(state, config, 8, nullcontext, Averages()), state
+
+
+@pytest.fixture
+def fp64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def images(count, seed=1):
+    return torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def gradients(network):
+    return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+
+
+def test_the_generator_waits_for_its_critic():
+    step, state = a_step(critic_steps=3)
+    for number in range(1, 7):
+        before = [p.clone() for p in (*state.generator.parameters(), *state.ema.parameters())]
+        critic = [p.clone() for p in state.critic.parameters()]
+        step(torch.rand(4, 1, 8, 8) * 2 - 1, torch.arange(4))
+        after = [*state.generator.parameters(), *state.ema.parameters()]
+        moved = not all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        assert moved == (number % 3 == 0)
+        assert not all(torch.equal(a, b) for a, b in zip(critic, state.critic.parameters(), strict=True))
+        assert (state.step, state.images) == (number, 4 * number)
+
+
+def test_learning_rate_and_beta_follow_half_a_cosine():
+    step, state = a_step(images=16, lr_g=0.1, lr_d=0.2, betas=(0.0, 0.9), final_lr=0.25, final_beta2=0.99)
+    seen = []
+    for _ in range(5):
+        step(torch.rand(4, 1, 8, 8), torch.arange(4), 2.0)
+        seen.append([(g["lr"], g["betas"][1]) for o in (state.optimizer_g, state.optimizer_d) for g in o.param_groups])
+    for i, share in enumerate([1, 0.25 + 0.75 * (1 + math.sqrt(0.5)) / 2, 0.625]):
+        beta = 0.99 - 0.09 * (share - 0.25) / 0.75
+        assert seen[i] == [pytest.approx((0.2 * share, beta)), pytest.approx((0.4 * share, beta))]
+    assert seen[4] == [pytest.approx((0.05, 0.99)), pytest.approx((0.1, 0.99))]
+
+
+# In one pass or in several ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arch, labels", [("stylegan2", True), ("r3gan", True), ("pggan", False), ("mlp", False)])
+def test_a_critic_that_sees_reals_and_fakes_in_one_batch_judges_them_as_apart(fp64, arch, labels):
+    _, state = a_step(arch, labels=labels)
+    rows = _Rows(state.critic)
+    for parameter in state.critic.parameters():
+        nn.init.normal_(parameter, std=0.3)  # some are zero at first
+    fake, real = images(8, 1), images(8, 2)
+    label = torch.arange(8) if labels else None
+    assert rows.fit(real)
+    both = state.critic(rows.join(fake, real), rows.join(label, label) if labels else None)
+    for ours, alone in zip(rows.part(both), (fake, real), strict=True):
+        torch.testing.assert_close(ours, state.critic(alone, label))
+
+
+def test_batches_are_seen_apart_where_a_critic_compares_their_samples():
+    _, state = a_step("stylegan2")
+    assert not _Rows(state.critic).fit(images(2))  # two alone are a group, four together would be one
+    assert not _Rows(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))).fit(images(8))
+
+
+@pytest.mark.parametrize(
+    "arch, regularization, options",
+    [
+        ("r3gan", {"r1_gamma": 1.0, "r2_gamma": 0.5}, {}),
+        ("mlp", {"r1_gamma": 1.0, "r1_interval": 2}, {"loss": "minimax"}),
+        ("mlp", {}, {"loss": "wgan-gp", "critic_steps": 1}),
+        ("mlp", {"r1_gamma": 0.0, "drift": 0.01}, {"loss": "hinge"}),
+    ],
+)
+@pytest.mark.parametrize("batch_gpu", [2, 8])
+def test_micro_batches_add_up_to_the_gradients_of_the_batch(fp64, arch, regularization, options, batch_gpu):
+    expected = None
+    for size in (0, batch_gpu):
+        step, state = a_step(arch, regularization, batch=8, batch_gpu=size, lr_g=1e-12, lr_d=1e-12, **options)
+        for _ in range(2):
+            step(images(8), None)
+        found = gradients(state.generator), gradients(state.critic)
+        expected = expected or found
+    assert all(len(each) > 3 for each in expected)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_micro_batches_need_less_memory():
+    peaks = []
+    for size in (0, 8):
+        step, _ = a_step("r3gan", batch=64, batch_gpu=size)
+        step(images(64), None)  # what optimizers keep is there from the first step on
+        peaks.append(peak_of(lambda step=step: step(images(64), None)))
+    assert peaks[1] < 0.5 * peaks[0]
+
+
+# Blocks that are computed again -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arch", ["stylegan2", "stylegan", "pggan", "r3gan"])
+def test_gradients_are_the_same_if_blocks_are_computed_again(arch):
+    """First derivatives and those of the critic's penalty; and of noise that is drawn again as it was."""
+    _, state = a_step(arch, labels=True)
+    generator, critic = state.generator.double(), state.critic.double()
+    for parameter in (*generator.parameters(), *critic.parameters()):
+        nn.init.normal_(parameter, std=0.3)
+    z, label = torch.randn(4, 8, dtype=torch.float64), torch.arange(4)
+    expected = None
+    for again in (False, True):
+        if again:
+            recompute_blocks(generator)
+            recompute_blocks(critic)
+        generator.zero_grad()
+        critic.zero_grad()
+        torch.manual_seed(3)
+        fake = generator(z, label)
+        logits, squares = critic_with_grad_norm(critic, fake, label)
+        (logits.square().mean() + squares.mean()).backward()
+        found = gradients(generator), gradients(critic)
+        expected = expected or found
+    torch.testing.assert_close(found, expected)
+
+
+def test_path_length_is_the_same_if_blocks_are_computed_again():
+    found = []
+    for again in (False, True):
+        step, state = a_step("stylegan2", {"path_length": 2.0, "path_interval": 1}, checkpoint_blocks=again)
+        for number in range(2):
+            step(images(4, number), None)
+        found.append((gradients(state.generator), gradients(state.critic)))
+    torch.testing.assert_close(*found)
+
+
+def test_blocks_that_are_computed_again_need_less_memory():
+    """Of a deep network: with three blocks, as those of other tests, most of the memory is theirs one by one."""
+    peaks = []
+    for again in (False, True):
+        config = models.ModelConfig(arch="stylegan2", resolution=64, channel_base=512, channel_max=32, z_dim=16)
+        torch.manual_seed(0)
+        generator, critic = (each.to(memory_format=torch.channels_last) for each in models.build(config))
+        if again:
+            recompute_blocks(generator)
+            recompute_blocks(critic)
+        z = torch.randn(8, 16)
+        peaks.append(peak_of(lambda g=generator, c=critic, z=z: c(g(z)).sum().backward()))
+    assert peaks[1] < 0.8 * peaks[0]
+
+
+def test_networks_without_blocks_say_so():
+    with pytest.raises(ValueError, match=r"mlp\.Critic is not made of blocks"):
+        recompute_blocks(a_step("mlp")[1].critic)

@@ -164,7 +164,9 @@ def machine() -> dict[str, str | int]:
     info = Path("/proc/cpuinfo")
     if info.exists() and (model := re.search(r"^model name\s*: (.+)$", info.read_text(), re.MULTILINE)):
         cpu = model[1]
-    about = {"device": cpu, "threads": torch.get_num_threads()}
+    instructions = precision.cpu_bf16_features() or [torch.backends.cpu.get_cpu_capability()]
+    about = {"device": cpu, "instructions": ", ".join(instructions), "threads": torch.get_num_threads()}
     if device().type == "cuda":
-        about["device"] = torch.cuda.get_device_name()
+        major, minor = torch.cuda.get_device_capability()
+        about |= {"device": torch.cuda.get_device_name(), "instructions": f"sm_{major}{minor}"}
     return about | {"torch": torch.__version__, "python": platform.python_version()}

@@ -14,6 +14,7 @@ from fastgan.ops import (
     adain,
     conv2d,
     conv_downsample2d,
+    conv_transpose2d,
     minibatch_stddev,
     modulated_conv2d,
     noise_bias_act,
@@ -376,6 +377,38 @@ class StyleEpilogue(AdaIN):
 
     def extra_repr(self) -> str:
         return f"noise={self.strength is not None}, gain={self.gain}, eps={self.eps}"
+
+
+class Conv2d(nn.Conv2d):
+    """`nn.Conv2d` in all it takes and computes, on `fastgan.ops.conv2d`.
+
+    That is faster where it is differentiated twice, and on CPUs where the output has few channels. What it does not
+    know (groups, dilation, unequal strides, padding other than by a number of zeros) is PyTorch's.
+    """
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if not _is_plain(self) or x.dim() != 4:
+            return super()._conv_forward(x, weight, bias)
+        return conv2d(x, weight, bias, stride=self.stride[0], padding=self.padding)
+
+
+class ConvTranspose2d(nn.ConvTranspose2d):
+    """`nn.ConvTranspose2d` in all it takes and computes, on `fastgan.ops.conv_transpose2d`; as `Conv2d`."""
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if not _is_plain(self) or x.dim() != 4 or output_size is not None or any(self.output_padding):
+            return super().forward(x, output_size)
+        return conv_transpose2d(x, self.weight, self.bias, stride=self.stride[0], padding=self.padding)
+
+
+def _is_plain(conv: nn.Conv2d | nn.ConvTranspose2d) -> bool:
+    return (
+        conv.groups == 1
+        and tuple(conv.dilation) == (1, 1)
+        and conv.stride[0] == conv.stride[1]
+        and conv.padding_mode == "zeros"
+        and not isinstance(conv.padding, str)
+    )
 
 
 class ModulatedConv2d(nn.Module):

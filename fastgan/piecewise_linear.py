@@ -138,7 +138,7 @@ def _(conv):
     return PiecewiseLinear(lambda x, weight: conv._convolve(x, weight, None), (weight,), bias, **options)
 
 
-@layer(nn.Conv1d, nn.Conv2d, nn.Conv3d)
+@layer(nn.Conv1d, nn.Conv2d, nn.Conv3d, layers.Conv2d)
 def _(conv):
     return PiecewiseLinear(lambda x, weight: conv._conv_forward(x, weight, None), (conv.weight,), conv.bias)
 
@@ -591,7 +591,7 @@ def _is_left_to_activation(node: fx.Node, modules: dict[str, nn.Module]) -> bool
     return (
         node.op == "call_module"
         and len(node.users) == len(users) == 1
-        and type(modules[node.target]) in (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+        and type(modules[node.target]) in (nn.Conv1d, nn.Conv2d, nn.Conv3d, layers.Conv2d, nn.Linear)
         and type(modules[users[0].target]) in (nn.LeakyReLU, nn.ReLU)
     )
 

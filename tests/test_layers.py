@@ -179,3 +179,44 @@ def test_r1_through_a_critic_has_the_gradients_of_plain_pytorch(backend):
     torch.testing.assert_close(squares, expected_squares, rtol=1e-6, atol=1e-8)
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"padding": 1},
+        {"stride": 2, "padding": 1, "bias": False},
+        {"stride": (2, 1), "padding": (1, 0)},
+        {"groups": 2, "dilation": 2},
+        {"padding": "same"},
+        {"padding": 1, "padding_mode": "reflect"},
+    ],
+)
+@pytest.mark.parametrize("channels", [1, 16])
+def test_convolutions_are_pytorchs(options, channels):
+    """Values, gradients and gradients of gradients; sixteen channels to two is a matrix product on a CPU."""
+    channels = channels * options.get("groups", 1)
+    pairs = [(layers.Conv2d(channels, 2, 3, **options), torch.nn.Conv2d(channels, 2, 3, **options))]
+    if isinstance(options.get("padding"), int | tuple | None) and "padding_mode" not in options:
+        pairs.append(
+            (layers.ConvTranspose2d(channels, 2, 3, **options), torch.nn.ConvTranspose2d(channels, 2, 3, **options))
+        )
+    for ours, theirs in pairs:
+        ours, theirs = (each.double().to(memory_format=torch.channels_last) for each in (ours, theirs))
+        theirs.load_state_dict(ours.state_dict())
+        x = torch.randn(3, channels, 7, 8, dtype=torch.double).to(memory_format=torch.channels_last)
+        results = []
+        for conv in (ours, theirs):
+            image = x.clone().requires_grad_()
+            y = conv(image)
+            (dx,) = torch.autograd.grad(y.square().sum(), image, create_graph=True)
+            dx.square().sum().backward()
+            results.append((y, dx, image.grad, conv.weight.grad))
+        torch.testing.assert_close(*results)
+
+
+def test_a_transposed_convolution_takes_an_output_size():
+    ours, theirs = (kind(4, 2, 3, stride=2, padding=1) for kind in (layers.ConvTranspose2d, torch.nn.ConvTranspose2d))
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(1, 4, 5, 5)
+    torch.testing.assert_close(ours(x, output_size=[10, 10]), theirs(x, output_size=[10, 10]))

@@ -11,6 +11,7 @@ ones and zeros. Its widths follow from channel_max (published: 128).
 import torch
 from torch import Tensor, nn
 
+from fastgan.layers import Conv2d, ConvTranspose2d
 from fastgan.models.blocks import Block, Project, as_maps, dense, initialize, one_hot
 from fastgan.ops.arithmetic import to_arithmetic
 from fastgan.ops.layout import channels_last
@@ -93,7 +94,7 @@ class _ConvGenerator(nn.Module):
         super().__init__()
         width = config.channel_max
         half, hidden, inputs = max(width // 2, 1), 8 * width, config.z_dim + config.num_classes
-        up = lambda i, o: nn.ConvTranspose2d(i, o, 4, stride=2, padding=1, bias=False)
+        up = lambda i, o: ConvTranspose2d(i, o, 4, stride=2, padding=1, bias=False)
         self.layers = nn.Sequential(
             Block(nn.Linear(inputs, hidden, bias=False), hidden, norm=True, act="relu"),
             Block(Project(hidden, width, config.resolution // 4), width, norm=True, act="relu"),
@@ -113,7 +114,7 @@ class _ConvCritic(nn.Module):
         super().__init__()
         width, norm = config.channel_max, config.critic_norm
         half, hidden, inputs = max(width // 2, 1), 8 * width, config.channels + config.num_classes
-        down = lambda i, o: nn.Conv2d(i, o, 4, stride=2, padding=1, bias=False)
+        down = lambda i, o: Conv2d(i, o, 4, stride=2, padding=1, bias=False)
         features = width * (config.resolution // 4) ** 2
         self.layers = nn.Sequential(
             Block(down(inputs, half), half, norm=False, act="lrelu"),

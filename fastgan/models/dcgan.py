@@ -17,7 +17,7 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from fastgan.layers import UpsampleConv2d
+from fastgan.layers import Conv2d, ConvTranspose2d, UpsampleConv2d
 from fastgan.models.blocks import Block, Project, embedded, initialize
 from fastgan.ops.arithmetic import to_arithmetic
 from fastgan.ops.layout import channels_last
@@ -53,7 +53,7 @@ class Generator(nn.Module):
 
 def _transposed_generator(config, inputs: int) -> list[nn.Module]:
     channels = [config.features(r) for r in config.resolutions[:-1]]
-    up = lambda i, o: nn.ConvTranspose2d(i, o, 4, stride=2, padding=1, bias=False)
+    up = lambda i, o: ConvTranspose2d(i, o, 4, stride=2, padding=1, bias=False)
     return [
         Block(Project(inputs, channels[0], 4), channels[0], norm=True, act="relu"),
         *(Block(up(i, o), o, norm=True, act="relu") for i, o in itertools.pairwise(channels)),
@@ -63,7 +63,7 @@ def _transposed_generator(config, inputs: int) -> list[nn.Module]:
 
 def _upsample_generator(config, inputs: int) -> list[nn.Module]:
     wide, narrow = config.channel_max, max(config.channel_max // 2, 1)
-    last = nn.Conv2d(narrow, config.channels, 3, padding=1, bias=False)
+    last = Conv2d(narrow, config.channels, 3, padding=1, bias=False)
     return [
         Block(Project(inputs, wide, config.resolution // 4), wide, norm=True, act="linear"),
         Block(UpsampleConv2d(wide, wide, bias=False), wide, norm=True, act="lrelu"),
@@ -90,7 +90,7 @@ class Critic(nn.Module):
             kernel_size, size = 4, 4
         self.layers = nn.Sequential()
         for i, o in itertools.pairwise([config.channels, *channels]):
-            conv = nn.Conv2d(i, o, kernel_size, stride=2, padding=1, bias=False)
+            conv = Conv2d(i, o, kernel_size, stride=2, padding=1, bias=False)
             self.layers.append(Block(conv, o, norm=config.critic_norm and len(self.layers) > 0, act="lrelu"))
         features = channels[-1] * size**2
         self.out = nn.Linear(features, 1)

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fastgan.layers import Downsample2d, Upsample2d
+from fastgan.layers import Conv2d, Downsample2d, Upsample2d
 from fastgan.models.blocks import embedded
 from fastgan.models.recomputing import Recomputing
 from fastgan.ops import noise_bias_act
@@ -28,7 +28,7 @@ LRELU_GAIN = math.sqrt(2 / (1 + 0.2**2))  # keeps the variance; in the initial w
 
 def _conv(in_channels: int, out_channels: int, kernel_size: int = 1, *, groups: int = 1, gain: float = 1.0):
     """A convolution without bias, of weights from N(0, gain / sqrt(fan_in))."""
-    conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, groups=groups, bias=False)
+    conv = Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, groups=groups, bias=False)
     nn.init.normal_(conv.weight, std=gain / math.sqrt(conv.weight[0].numel()))
     return conv
 
@@ -111,7 +111,7 @@ class Critic(Recomputing):
         for i, o in itertools.pairwise(widths):
             self.trunk.extend([Downsample2d(FILTER), *_change(i, o), *_stage(o, len(widths))])
         last = widths[-1]
-        self.head = nn.Conv2d(last, last, 4, groups=last, bias=False)
+        self.head = Conv2d(last, last, 4, groups=last, bias=False)
         nn.init.normal_(self.head.weight, std=1 / 4)
         self.out = _linear(last, config.z_dim if config.num_classes else 1)
         self.embed = nn.Embedding(config.num_classes, config.z_dim) if config.num_classes else None

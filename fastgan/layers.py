@@ -411,7 +411,25 @@ def _is_plain(conv: nn.Conv2d | nn.ConvTranspose2d) -> bool:
     )
 
 
-class ModulatedConv2d(nn.Module):
+class _Transposable(nn.Module):
+    """Base of layers whose `weight` [O, I, k, k] a transposed convolution may read, as [I, O, k, k].
+
+    In a network that is moved to channels_last, it is that view of it that is so: a weight in the other order would be
+    copied at each call, and its gradient on the way back.
+    """
+
+    reads_transposed = False
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        weight = self.weight.data
+        in_channels_last = weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+        if self.reads_transposed and in_channels_last:
+            self.weight.data = weight.transpose(0, 1).contiguous(memory_format=torch.channels_last).transpose(0, 1)
+        return self
+
+
+class ModulatedConv2d(_Transposable):
     """Convolution whose input channels are scaled by a style, and whose output is normalised for it.
 
         y[n,o] = d[n,o] * conv(style[n,i] * x[n,i], weight)[o],   d = rsqrt(sum_i style^2 * sum_k weight^2 + 1e-8)
@@ -441,6 +459,7 @@ class ModulatedConv2d(nn.Module):
         self.weight_gain = 1 / math.sqrt(in_channels * kernel_size**2)
         self.demodulate = demodulate
         self.up, self.down = up, down
+        self.reads_transposed = up == 2
         self.register_buffer("resample_filter", taps() if up != down else None, persistent=False)
 
     def forward(self, x: Tensor, style: Tensor, *, scaled: bool = False, **epilogue) -> Tensor:
@@ -466,7 +485,7 @@ class ModulatedConv2d(nn.Module):
         return f"{_sizes(self.weight)}, up={self.up}, down={self.down}, demodulate={self.demodulate}"
 
 
-class _ResampledConv2d(nn.Module):
+class _ResampledConv2d(_Transposable):
     """What the two convolutions that are fused with resampling have in common."""
 
     def __init__(
@@ -516,6 +535,8 @@ class UpsampleConv2d(_ResampledConv2d):
         equalized: equalised learning rate (PGGAN) instead of `nn.Conv2d`'s initialisation.
         act, gain: activation and the factor after it (see `noise_bias_act`); by default sqrt(2) for the relu family.
     """
+
+    reads_transposed = True
 
     @staticmethod
     def _convolve(x, weight, bias):

@@ -220,3 +220,17 @@ def test_a_transposed_convolution_takes_an_output_size():
     theirs.load_state_dict(ours.state_dict())
     x = torch.randn(1, 4, 5, 5)
     torch.testing.assert_close(ours(x, output_size=[10, 10]), theirs(x, output_size=[10, 10]))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [layers.UpsampleConv2d(4, 6), layers.ConvDownsample2d(4, 6), layers.ModulatedConv2d(4, 6, 3, up=2)],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_weights_lie_as_their_convolution_reads_them(layer):
+    before = layer.weight.detach().clone()
+    layer.to(memory_format=torch.channels_last).to(torch.float64).to(memory_format=torch.channels_last)
+    read = layer.weight.transpose(0, 1) if layer.reads_transposed else layer.weight
+    assert read.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(layer.weight.float(), before)
+    layer.to(memory_format=torch.contiguous_format)

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.memory import peak_of
 from fastgan import models
@@ -126,6 +127,74 @@ def test_micro_batches_need_less_memory():
         step(images(64), None)  # what optimizers keep is there from the first step on
         peaks.append(peak_of(lambda step=step: step(images(64), None)))
     assert peaks[1] < 0.5 * peaks[0]
+
+
+# Layouts ------------------------------------------------------------------------------------------------------------
+
+ATEN = torch.ops.aten
+
+
+class LayoutChanges(TorchDispatchMode):
+    """Counts copies of feature maps and weights from one memory format to another, and convolutions of what is not in
+    channels_last, which copy inside. Images (at most 4 channels) and maps of up to 4x4, which the dense layer behind
+    them wants flat, are small."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function in (ATEN.clone.default, ATEN._to_copy.default):
+            self._compare(function, args[0], result)
+        elif function is ATEN.copy_.default:
+            self._compare(function, args[1], args[0])
+        elif function in (ATEN.convolution.default, ATEN.convolution_backward.default):
+            for x in args[:3]:
+                if x is not None and self._format(x) not in (None, "channels_last"):
+                    self.found.append((function, tuple(x.shape), x.stride()))
+        return result
+
+    def _compare(self, function, source, target):
+        before, after = self._format(source), self._format(target)
+        if before != after and None not in (before, after):
+            self.found.append((function, tuple(source.shape), source.stride(), target.stride()))
+
+    @staticmethod
+    def _format(x):
+        if x.dim() != 4 or min(x.shape[:2]) <= 4 or x.shape[2:].numel() == 1 or 9 < x.shape[2:].numel() <= 16:
+            return None
+        if x.is_contiguous(memory_format=torch.channels_last):
+            return "channels_last"
+        return "transposed" if x.transpose(0, 1).is_contiguous(memory_format=torch.channels_last) else "other"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("arch", ["stylegan2", "pggan", "stylegan", "r3gan"])
+def test_no_layout_changes_within_a_step(arch, dtype):
+    """In the forward and backward passes of every kind of step but path length, and in the optimizers."""
+    config = configuration.Config(
+        network=configuration.NetworkOptions(arch=arch, channel_base=2048, channel_max=64, z_dim=8),
+        data=configuration.DataOptions(resolution=32, labels=False, channels=3),
+        training=configuration.TrainingOptions(batch=8),
+    )
+    config = configuration.resolve(config)
+    model = models.ModelConfig(**vars(config.network), resolution=32, channels=3)
+    state = new_state(model, config, torch.device("cpu"))
+    autocast = lambda: torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
+    step = Step(state, config, 8, autocast, Averages())
+    real = torch.randn(8, 3, 32, 32).to(memory_format=torch.channels_last)
+    for _ in range(2):
+        with LayoutChanges() as changes:
+            step(real, None)
+        assert changes.found == []
+
+
+def test_a_layout_change_is_found():
+    with LayoutChanges() as changes:
+        torch.randn(8, 8, 8, 8).contiguous(memory_format=torch.channels_last)
+        torch.nn.functional.conv2d(torch.randn(8, 8, 8, 8), torch.randn(8, 8, 3, 3))
+    assert len(changes.found) == 3
 
 
 # Blocks that are computed again -------------------------------------------------------------------------------------

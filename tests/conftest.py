@@ -12,9 +12,9 @@ NEEDS = {
     "hypothesis": ["test_noise_bias_act_any.py", "test_data.py"],
     "tyro": ["test_checkpoint.py", "test_command_line.py", "test_training.py"],
     "safetensors": ["test_checkpoint.py", "test_command_line.py", "test_training.py"],
-    "PIL": ["test_checkpoint.py", "test_command_line.py", "test_training.py", "test_data.py"],
-    "matplotlib": ["test_data.py", "test_training.py"],
-    "numpy": ["test_studies.py"],
+    "PIL": ["test_checkpoint.py", "test_command_line.py", "test_training.py", "test_data.py", "test_metrics.py"],
+    "matplotlib": ["test_data.py", "test_training.py", "test_metrics.py"],
+    "numpy": ["test_studies.py", "test_metrics.py"],
 }
 collect_ignore = sorted({file for module, files in NEEDS.items() if find_spec(module) is None for file in files})
 

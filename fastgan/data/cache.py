@@ -1,7 +1,8 @@
 """Decoded images on disk: each data set becomes one folder of the cache, written once and then memory-mapped.
 
-An entry holds images.npy (uint8 [n, H, W, C]), labels.npy (int64 [n], absent if unlabelled) and meta.json. It is
-built under a temporary name and renamed when it is complete and on the disk, so an entry that exists is whole.
+An entry holds images.npy (uint8 [n, H, W, C]), labels.npy (int64 [n], absent if unlabelled) and meta.json; or
+array.npy, something computed from a data set. It is built under a temporary name and renamed when it is complete and on
+the disk, so an entry that exists is whole.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from fastgan.errors import UserError
+
+Content = TypeVar("Content")
 
 FORMAT = 1  # part of every key: raise it when the same parameters would give other bytes
 
@@ -98,23 +102,35 @@ def load_or_build(key: dict, recipe: Callable[[], Recipe], cache_dir: Path | Non
     key: JSON-able; everything the bytes depend on. Several processes may ask at once: one builds, the others wait.
     Raises UserError where the cache cannot be written; whatever fails, no part of an entry stays behind.
     """
+    return _load_or_write(key, _load, lambda folder: _write(folder, recipe(), progress), cache_dir)
+
+
+def load_or_compute(key: dict, compute: Callable[[], np.ndarray], cache_dir: Path | None = None) -> np.ndarray:
+    """The cached array of this key, made by `compute` if it is not there. As `load_or_build` in everything else."""
+    return _load_or_write(key, _load_array, lambda folder: _write_array(folder, compute()), cache_dir)
+
+
+def _load_or_write(
+    key: dict, load: Callable[[Path], Content | None], write: Callable[[Path], None], cache_dir: Path | None
+) -> Content:
+    """What `load` finds in the entry of this key, after `write` has made the entry's folder if it finds nothing."""
     root = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     digest = hashlib.sha256(json.dumps([FORMAT, key], sort_keys=True).encode()).hexdigest()[:20]
     entry = root / f"{key['kind']}-{digest}"
-    if (found := _load(entry)) is not None:
+    if (found := load(entry)) is not None:
         return found
     try:
         root.mkdir(parents=True, exist_ok=True)
         with _lock(entry.with_name(entry.name + ".lock")):
-            if (found := _load(entry)) is not None:
+            if (found := load(entry)) is not None:
                 return found
             for left_by_a_kill in root.glob(f"{entry.name}.*.tmp"):
                 shutil.rmtree(left_by_a_kill, ignore_errors=True)
             if entry.exists():
-                shutil.rmtree(entry)  # damaged from outside: _load could not read it
+                shutil.rmtree(entry)  # damaged from outside: `load` could not read it
             temporary = root / f"{entry.name}.{os.getpid()}.tmp"
             try:
-                _write(temporary, recipe(), progress)
+                write(temporary)
                 os.rename(temporary, entry)
                 _sync_folder(root)
             except BaseException:
@@ -125,7 +141,7 @@ def load_or_build(key: dict, recipe: Callable[[], Recipe], cache_dir: Path | Non
             f"cannot write the data cache {root}: {error.strerror or error}; "
             "free space there, or set FASTGAN_CACHE to a writable folder"
         ) from error
-    if (built := _load(entry)) is None:
+    if (built := load(entry)) is None:
         raise UserError(f"the data cache {entry} cannot be read back; check the disk, or set FASTGAN_CACHE to another")
     return built
 
@@ -167,6 +183,22 @@ def _write(folder: Path, recipe: Recipe, progress: bool) -> None:
     digests = {"images": pixels.hexdigest(), "labels": hashlib.sha256(b"" if labels is None else labels).hexdigest()}
     with open(folder / "meta.json", "w", encoding="utf-8") as file:
         json.dump({"class_names": recipe.class_names, "source": recipe.source, "digests": digests}, file)
+        _sync(file)
+    _sync_folder(folder)
+
+
+def _load_array(entry: Path) -> np.ndarray | None:
+    """The array, in memory; None if it is absent or damaged."""
+    try:
+        return np.load(entry / "array.npy")
+    except (OSError, ValueError, EOFError):
+        return None
+
+
+def _write_array(folder: Path, array: np.ndarray) -> None:
+    folder.mkdir()
+    with open(folder / "array.npy", "wb") as file:
+        np.save(file, array)
         _sync(file)
     _sync_folder(folder)
 

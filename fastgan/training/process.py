@@ -66,12 +66,17 @@ def available_cores() -> int:
 
 
 def choose_threads(asked: int) -> tuple[int, str]:
-    """Number of CPU threads and the reason for it. `asked` is the option's value, 0 for "choose"."""
+    """Number of CPU threads and the reason for it. `asked` is the option's value, 0 for "choose".
+
+    Threads are not bound to cores: whatever else ran on such a core would hold up one thread, and with it all others,
+    which wait for each other after every loop.
+    """
     if asked:
         return asked, "asked for"
     if os.environ.get("OMP_NUM_THREADS", "").isdigit():
         return int(os.environ["OMP_NUM_THREADS"]), "OMP_NUM_THREADS"
-    return available_cores(), "one a physical core available"
+    cores = available_cores()
+    return cores, f"one for each of {cores} physical cores this process may use" if cores > 1 else "one core"
 
 
 class Interrupt:

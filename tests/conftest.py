@@ -10,9 +10,16 @@ from tests import backends
 # On a machine with torch and pytest alone, the operations are tested all the same.
 NEEDS = {
     "hypothesis": ["test_noise_bias_act_any.py", "test_data.py"],
-    "tyro": ["test_checkpoint.py", "test_command_line.py", "test_training.py"],
-    "safetensors": ["test_checkpoint.py", "test_command_line.py", "test_training.py"],
-    "PIL": ["test_checkpoint.py", "test_command_line.py", "test_training.py", "test_data.py", "test_metrics.py"],
+    "tyro": ["test_checkpoint.py", "test_command_line.py", "test_training.py", "test_metrics_command.py"],
+    "safetensors": ["test_checkpoint.py", "test_command_line.py", "test_training.py", "test_metrics_command.py"],
+    "PIL": [
+        "test_checkpoint.py",
+        "test_command_line.py",
+        "test_training.py",
+        "test_data.py",
+        "test_metrics.py",
+        "test_metrics_command.py",
+    ],
     "matplotlib": ["test_data.py", "test_training.py", "test_metrics.py"],
     "numpy": ["test_studies.py", "test_metrics.py"],
 }

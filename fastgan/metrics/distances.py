@@ -62,7 +62,7 @@ def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
     """|mean x - mean y|^2 + tr(Sx + Sy - 2 (Sx Sy)^(1/2)) of x [N, D] and y [M, D], S being their covariances.
 
-    It is the Frechet distance of two Gaussians (Dowson and Landau 1982, equation 4), which FID takes of Inception's
+    It is the Fréchet distance of two Gaussians (Dowson and Landau 1982, equation 4), which FID takes of Inception's
     features (Heusel et al. 2017). Its estimate is biased: the fewer samples, the larger. Compare only what comes from
     the same numbers of them.
     """

@@ -19,6 +19,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from fastgan import __version__, models
+from fastgan.data import ImageDataset
 from fastgan.errors import UserError
 from fastgan.training.config import Config, from_dict, to_dict
 from fastgan.training.files import write_atomically
@@ -151,6 +152,19 @@ def load_generator(path: str | Path, device: str | torch.device = "cpu") -> tupl
     _grow(generator, header)
     generator = generator.to(device=device, memory_format=torch.channels_last)
     return generator.eval().requires_grad_(False), header.config
+
+
+def difference(dataset: ImageDataset, saved: dict[str, Any]) -> str | None:
+    """What a data set has that the one a checkpoint was trained on had not; None if they are the same."""
+    if dataset.class_names != saved["class_names"]:
+        return f"has classes {dataset.class_names}, not {saved['class_names']}"
+    if len(dataset) != saved["images"]:
+        return f"has {len(dataset):,} images, not {saved['images']:,}"
+    if dataset.digests["images"] != saved["digests"]["images"]:
+        return "has as many images, but other ones, or in another order"
+    if dataset.digests["labels"] != saved["digests"]["labels"]:
+        return "has the same images, but with other labels"
+    return None
 
 
 def _grow(network: nn.Module, header: Header) -> None:

@@ -10,12 +10,13 @@ from fastgan.errors import UserError
 TEMPORARY_SUFFIX = ".unfinished"
 
 
-def write_atomically(path: Path, content: bytes | memoryview) -> None:
+def write_atomically(path: Path, content: bytes | memoryview, option: str = "--out") -> None:
     """Put `content` at `path` so that at any moment, also after a crash, `path` holds the old or the new content whole.
 
     A temporary file in the same directory is written, flushed to the disk and renamed over `path`; then the directory
     itself is flushed. The temporary's name is fixed, so one left by a killed process is overwritten by the next write.
-    Raises UserError naming the file if the disk is full or not writable; the old content is then untouched.
+    Raises UserError naming the file, and the option that says where, if the disk is full or not writable; the old
+    content is then untouched.
     """
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
     try:
@@ -31,7 +32,7 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
         _sync_directory(path.parent)
     except OSError as error:
         raise UserError(
-            f"cannot write {path}: {error.strerror or error}; make room or choose another place with --out"
+            f"cannot write {path}: {error.strerror or error}; make room or choose another place with {option}"
         ) from error
 
 

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -186,24 +185,11 @@ def _open_data(config: Config, header: checkpoint.Header | None) -> data.ImageDa
     options = config.data
     glyph_classes = {} if options.classes == "auto" else {"classes": options.classes}
     dataset = data.open_dataset(options.source, options.resolution, options.channels, **glyph_classes)
-    if header and (difference := _difference(dataset, header.dataset)):
+    if header and (difference := checkpoint.difference(dataset, header.dataset)):
         raise UserError(
             f"--data {options.source} {difference}; give what {header.path} was trained on, or start without --resume"
         )
     return dataset
-
-
-def _difference(dataset: data.ImageDataset, saved: dict[str, Any]) -> str | None:
-    """What a data set has that the one a checkpoint was trained on had not; None if they are the same."""
-    if dataset.class_names != saved["class_names"]:
-        return f"has classes {dataset.class_names}, not {saved['class_names']}"
-    if len(dataset) != saved["images"]:
-        return f"has {len(dataset):,} images, not {saved['images']:,}"
-    if dataset.digests["images"] != saved["digests"]["images"]:
-        return "has as many images, but other ones, or in another order"
-    if dataset.digests["labels"] != saved["digests"]["labels"]:
-        return "has the same images, but with other labels"
-    return None
 
 
 def _model_config(config: Config, num_classes: int) -> models.ModelConfig:

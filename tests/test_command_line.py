@@ -98,6 +98,7 @@ MISTAKES = {
     "large seed": (["--seed", str(2**64)], "--seed 18446744073709551616: must be from 0 to 18446744073709551615"),
     "too narrow": (["--channel-base", "4"], "channel_base is 4"),
     "no such data": (["--data", "nowhere"], "nowhere"),
+    "graphs without a GPU": (["--cuda-graphs", "on", "--device", "cpu"], "--cuda-graphs on: there are none on cpu"),
     "no such device": (["--device", "toaster"], "--device toaster: no such device"),
     "resume and out": (["--resume", "x", "--out", "y"], "--out and --resume exclude each other"),
     "nothing to resume": (["--resume", "nowhere"], "nowhere: there is no such checkpoint"),

@@ -39,7 +39,7 @@ def test_average_interpolates_parameters_and_copies_buffers():
     model, average = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
     nn.init.constant_(model.weight, 5)
     model(torch.randn(2, 3, 4, 4))
-    Average(average, model).update(0.75)
+    Average(average, model).update(0.25)
     torch.testing.assert_close(average.weight, torch.full((3,), 2.0))
     torch.testing.assert_close(average.running_mean, model.running_mean)
     assert average.num_batches_tracked == 1

@@ -163,6 +163,9 @@ class MachineOptions:
     checkpoint_blocks: bool = False
     """Of each block of the networks keep the input only, and compute the rest again when gradients need it: less
     memory, more time."""
+    cuda_graphs: Literal["auto", "on", "off"] = "auto"
+    """Record each kind of step as a CUDA graph and replay it, which spares the launch of every single kernel. auto: on
+    GPUs. If it fails, the reason is printed, and the training goes on without."""
     threads: int = 0
     """CPU threads; 0: OMP_NUM_THREADS, or one a physical core."""
     seed: int = 0

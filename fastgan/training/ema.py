@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def decay(images_seen: int, batch: int, half_life: float, ramp_up: float) -> float:
@@ -25,8 +25,17 @@ class Average:
         self._model = list(model.parameters()), list(model.buffers())
 
     @torch.no_grad()
-    def update(self, decay: float) -> None:
-        """average = decay * average + (1 - decay) * model, in one multi-tensor call."""
-        torch._foreach_lerp_(self._average[0], self._model[0], 1 - decay)
+    def update(self, share: float | Tensor) -> None:
+        """average += share * (model - average), in few multi-tensor calls: share is 1 - `decay`.
+
+        It may be a 0-dim tensor on the device of the networks, as a captured graph needs it.
+        """
+        average, model = self._average[0], self._model[0]
+        if isinstance(share, Tensor):
+            change = torch._foreach_sub(model, average)
+            torch._foreach_mul_(change, share)
+            torch._foreach_add_(average, change)
+        else:
+            torch._foreach_lerp_(average, model, share)
         if self._model[1]:
             torch._foreach_copy_(self._average[1], self._model[1])

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,26 +21,47 @@ TENSORBOARD_FOLDER = "tensorboard"
 
 
 class Averages:
-    """Means of scalars over the steps since the last `read`. Adding never waits for the device."""
+    """Means of scalars over the steps since the last `read`. Adding never waits for the device.
+
+    Sums are on the device, and added to in place: a captured graph does so at every replay. How often is counted here.
+    """
 
     def __init__(self):
         self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self._counts: Counter[str] = Counter()
 
     def add(self, **values: Tensor) -> None:
         """Count in one more value of each of these scalars."""
         for name, value in values.items():
             value = value.detach()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-            self._counts[name] = self._counts.get(name, 0) + 1
+            if name in self._sums:
+                self._sums[name].add_(value)
+            else:
+                self._sums[name] = value.clone()
+            self._counts[name] += 1
+
+    @contextlib.contextmanager
+    def counted_apart(self) -> Iterator[Counter[str]]:
+        """What is added within the block goes into the sums only. Gives how often it was, for `count`."""
+        before, self._counts = self._counts, Counter()
+        try:
+            yield self._counts
+        finally:
+            self._counts = before
+
+    def count(self, times: Counter[str]) -> None:
+        """So often have values been added to the sums."""
+        self._counts.update(times)
 
     def read(self) -> dict[str, float]:
         """The means, in one transfer from the device, and start anew."""
-        if not self._sums:
+        names = [name for name in self._sums if self._counts[name]]
+        if not names:
             return {}
-        sums = torch.stack(list(self._sums.values())).tolist()
-        means = {name: total / self._counts[name] for name, total in zip(self._sums, sums, strict=True)}
-        self._sums, self._counts = {}, {}
+        sums = torch.stack([self._sums[name] for name in names]).tolist()
+        means = {name: total / self._counts[name] for name, total in zip(names, sums, strict=True)}
+        torch._foreach_zero_(list(self._sums.values()))
+        self._counts.clear()
         return means
 
 

@@ -67,6 +67,9 @@ def train(config: Config, header: checkpoint.Header | None = None) -> int:
     order = data.ShuffledStream(len(dataset), config.machine.seed)
     averages = Averages()
     step = Step(state, config, model.z_dim, compute.autocast, averages)
+    if device.type == "cuda":
+        reason = step.why_not_captured
+        print("steps      " + (f"without CUDA graphs: {reason}" if reason else "captured as CUDA graphs"), flush=True)
     growth = Growth(state, config) if config.growth.grow_from else None
     write_grid = _grid_writer(run, dataset, state, model, config)
     summary = {"images": len(dataset), "class_names": dataset.class_names, "digests": dataset.digests}

@@ -6,7 +6,8 @@ import contextlib
 import copy
 import itertools
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -24,7 +25,10 @@ from fastgan.losses import (
     wgan_gp,
     zero_centered_penalty,
 )
+from fastgan.models.growing import Growing
 from fastgan.models.recomputing import recompute_blocks
+from fastgan.training import graphs
+from fastgan.training.adam import Adam
 from fastgan.training.checkpoint import State
 from fastgan.training.config import Config, RegularizationOptions, TrainingOptions
 from fastgan.training.ema import Average, decay
@@ -34,11 +38,15 @@ Autocast = Callable[[], contextlib.AbstractContextManager]
 
 
 def new_state(model: models.ModelConfig, config: Config, device: torch.device) -> State:
-    """Fresh networks, optimizers and statistics. Raises ValueError for a network that makes no sense."""
+    """Fresh networks, optimizers and statistics.
+
+    Raises ValueError for a network that makes no sense, UserError for CUDA graphs on a CPU.
+    """
     options, terms = config.training, config.regularization
     networks = models.build(model)
     generator, critic = (network.to(device=device, memory_format=torch.channels_last) for network in networks)
     ema = copy.deepcopy(generator).eval().requires_grad_(False)
+    capturable = graphs.why_not(config.machine, device) is None
     strength = AdaptiveStrength(target=terms.ada_target, adjust_kimg=terms.ada_kimg)
     # All of them, whatever is in use: a resumed run may use another.
     statistics = nn.ModuleDict({"path_length": PathLength(), "augment": Augment(), "strength": strength})
@@ -46,8 +54,10 @@ def new_state(model: models.ModelConfig, config: Config, device: torch.device) -
         generator,
         critic,
         ema,
-        _optimizer(generator, options.lr_g, options, _lazy(bool(terms.path_length), terms.path_interval)),
-        _optimizer(critic, options.lr_d, options, _lazy(bool(terms.r1_gamma or terms.r2_gamma), terms.r1_interval)),
+        _optimizer(generator, options.lr_g, options, _lazy(bool(terms.path_length), terms.path_interval), capturable),
+        _optimizer(
+            critic, options.lr_d, options, _lazy(bool(terms.r1_gamma or terms.r2_gamma), terms.r1_interval), capturable
+        ),
         statistics.to(device),
     )
 
@@ -58,13 +68,15 @@ def _lazy(used: bool, interval: int) -> float:
     return interval / (interval + 1) if used and interval > 1 else 1.0
 
 
-def _optimizer(network: nn.Module, lr: float, options: TrainingOptions, lazy: float) -> torch.optim.Optimizer:
+def _optimizer(
+    network: nn.Module, lr: float, options: TrainingOptions, lazy: float, capturable: bool
+) -> torch.optim.Optimizer:
     parameters = list(network.parameters())
     if options.optimizer == "rmsprop":
-        return torch.optim.RMSprop(parameters, lr=lr * lazy, foreach=True)
+        return torch.optim.RMSprop(parameters, lr=lr * lazy, foreach=True, capturable=capturable)
     betas = tuple(beta**lazy for beta in options.betas)
     fused = parameters[0].device.type in ("cpu", "cuda")
-    return torch.optim.Adam(parameters, lr=lr * lazy, betas=betas, eps=1e-8, fused=fused)
+    return Adam(parameters, lr=lr * lazy, betas=betas, eps=1e-8, fused=fused, capturable=capturable)
 
 
 def objective_of(loss: str) -> Objective | PairedObjective:
@@ -88,6 +100,15 @@ class Verdict(NamedTuple):
     squares: Tensor | None = None
 
 
+class Kind(NamedTuple):
+    """What decides which operations a step is made of. Steps of a kind differ in the contents of tensors only."""
+
+    trains_generator: bool
+    penalizes: bool  # R1, R2
+    shortens_paths: bool
+    stage: tuple[int, bool] | None  # of networks that grow: resolution, and whether it is being faded in
+
+
 class Step:
     """Makes the steps of a training: calling it with a batch makes one, and counts it in `state`.
 
@@ -99,15 +120,26 @@ class Step:
     time. The generator's phase then draws its images from the same latents again, with other noise: to keep the graphs
     of all of them from the critic's phase would need the memory of the whole batch.
 
+    On a GPU steps are captured as CUDA graphs, one for each `Kind`: see `fastgan.training.graphs`.
+
     Args:
         state: what to train, in place.
         config: resolved.
         z_dim: size of the latents.
         autocast: makes the context that networks run in.
         averages: where losses and the like are counted in.
+        recorder: of the graphs; None for that of the networks' device, where there is one.
     """
 
-    def __init__(self, state: State, config: Config, z_dim: int, autocast: Autocast, averages: Averages):
+    def __init__(
+        self,
+        state: State,
+        config: Config,
+        z_dim: int,
+        autocast: Autocast,
+        averages: Averages,
+        recorder: graphs.Recorder | None = None,
+    ):
         self.state, self.z_dim, self.autocast, self.averages = state, z_dim, autocast, averages
         self.options: TrainingOptions = config.training
         self.terms: RegularizationOptions = config.regularization
@@ -119,40 +151,69 @@ class Step:
         if config.machine.checkpoint_blocks:
             recompute_blocks(state.generator)
             recompute_blocks(state.critic)
-        self._groups = [
-            (group, group["lr"], group.get("betas"))
-            for optimizer in (state.optimizer_g, state.optimizer_d)
-            for group in optimizer.param_groups
-        ]
+        self._optimizers = {"g": state.optimizer_g, "d": state.optimizer_d}
+        self._rates = {name: _rates(optimizer) for name, optimizer in self._optimizers.items()}
+        device = next(state.generator.parameters()).device
+        self.why_not_captured = None if recorder else graphs.why_not(config.machine, device)
+        captures = self.why_not_captured is None
+        self._graphs = graphs.Graphs(self._run, recorder or graphs.CudaRecorder(device)) if captures else None
+        self._numbers = graphs.Numbers(device if captures else None)
+        self._stage = None
 
     def __call__(self, real: Tensor, label: Tensor | None, lr_factor: float = 1.0) -> None:
         """Real images [N, C, R, R] of range [-1, 1] and their labels [N]; learning rates are those of the options times
         `lr_factor`. Generated images get the same labels: their distribution is the right one."""
-        state, options = self.state, self.options
-        self._anneal(lr_factor)
-        updates_generator = (state.step + 1) % options.critic_steps == 0
-        parts = self._micro_batches(real, label)
-        keeps_graph = updates_generator and len(parts) == 1
-
-        state.optimizer_d.zero_grad(set_to_none=True)
-        real_logits = []
-        for part in parts:
-            with torch.set_grad_enabled(keeps_graph):
-                fake = self._generate(part)
-            real_logits.append(self._add_critic_gradients(part, fake.detach()))
-        self._update_critic(torch.cat(real_logits))
-
-        if updates_generator:
-            state.optimizer_g.zero_grad(set_to_none=True)
-            for part in parts:
-                self._add_generator_gradients(part, fake if keeps_graph else self._generate(part))
-            state.optimizer_g.step()
-
+        state, kind = self.state, self._kind()
+        self._anneal(lr_factor, len(real))
+        if self._graphs is None:
+            counts = self._run(kind, real, label)
+        else:
+            if kind.stage != self._stage:  # a stage that is over does not come again
+                self._stage = kind.stage
+                self._graphs.forget()
+            counts = self._graphs(kind, real, label)
+        self.averages.count(counts)
         state.step += 1
         state.images += len(real)
-        if updates_generator:
-            shown = len(real) * options.critic_steps
-            self.average.update(decay(state.images, shown, options.ema_halflife * 1000, options.ema_rampup))
+
+    def _kind(self) -> Kind:
+        """Of the coming step."""
+        options, terms, step, generator = self.options, self.terms, self.state.step, self.state.generator
+        updates, last = divmod(step, options.critic_steps)  # of the generator so far
+        trains = last == options.critic_steps - 1
+        return Kind(
+            trains,
+            bool(terms.r1_gamma or terms.r2_gamma) and step % terms.r1_interval == 0,
+            trains and bool(terms.path_length) and updates % terms.path_interval == 0,
+            (generator.stage_resolution, generator.fading) if isinstance(generator, Growing) else None,
+        )
+
+    def _run(self, kind: Kind, real: Tensor, label: Tensor | None) -> Counter[str]:
+        """What a step does on the device; returns what it added to the averages, and how often.
+
+        In a captured graph it is done again without any of this code. So nothing here hangs on numbers of `state`, but
+        on `kind`, on tensors, and on `_numbers`; and nothing here changes but tensors.
+        """
+        state = self.state
+        with self.averages.counted_apart() as counts:
+            parts = self._micro_batches(real, label)
+            keeps_graph = kind.trains_generator and len(parts) == 1
+
+            state.optimizer_d.zero_grad(set_to_none=True)
+            real_logits = []
+            for part in parts:
+                with torch.set_grad_enabled(keeps_graph):
+                    fake = self._generate(part)
+                real_logits.append(self._add_critic_gradients(kind, part, fake.detach()))
+            self._update_critic(torch.cat(real_logits))
+
+            if kind.trains_generator:
+                state.optimizer_g.zero_grad(set_to_none=True)
+                for part in parts:
+                    self._add_generator_gradients(kind, part, fake if keeps_graph else self._generate(part))
+                state.optimizer_g.step()
+                self.average.update(self._numbers["average"])
+        return counts
 
     def _micro_batches(self, real: Tensor, label: Tensor | None) -> list[MicroBatch]:
         size = min(self.options.batch_gpu or len(real), len(real))
@@ -162,24 +223,23 @@ class Step:
 
     # Critic -------------------------------------------------------------------------------------------------------
 
-    def _add_critic_gradients(self, part: MicroBatch, fake: Tensor) -> Tensor:
+    def _add_critic_gradients(self, kind: Kind, part: MicroBatch, fake: Tensor) -> Tensor:
         """Returns the logits of the real images."""
         terms, objective = self.terms, self.objective
-        due = self.state.step % terms.r1_interval == 0
-        r1, r2 = (terms.r1_gamma, terms.r2_gamma) if due else (0.0, 0.0)
-        together = self._rows.fit(part.real) and bool(r1) == bool(r2)
+        r1, r2 = (kind.penalizes and bool(gamma) for gamma in (terms.r1_gamma, terms.r2_gamma))
+        together = self._rows.fit(part.real) and r1 == r2
         if together or isinstance(objective, PairedObjective):
             of_fake, of_real = self._judge_both(fake, part, r2, r1, together)
             loss = objective.critic(of_real.logits, of_fake.logits)
-            penalty = self._penalty(of_fake, r2, "r2_norm2") + self._penalty(of_real, r1, "r1_norm2")
+            penalty = self._penalty(of_fake, r2, "r2") + self._penalty(of_real, r1, "r1")
             (part.share * (loss + penalty + self._drift(of_real))).backward()
         else:  # one half after the other: only one of them is in memory
             of_fake = self._judge(fake, part.label, r2)
             loss_fake = objective.critic_fake(of_fake.logits)
-            (part.share * (loss_fake + self._penalty(of_fake, r2, "r2_norm2"))).backward()
+            (part.share * (loss_fake + self._penalty(of_fake, r2, "r2"))).backward()
             of_real = self._judge(part.real, part.label, r1)
             loss_real = objective.critic_real(of_real.logits)
-            (part.share * (loss_real + self._penalty(of_real, r1, "r1_norm2") + self._drift(of_real))).backward()
+            (part.share * (loss_real + self._penalty(of_real, r1, "r1") + self._drift(of_real))).backward()
             loss = loss_real.detach() + loss_fake.detach()
         if terms.gp_lambda:
             with self.autocast():
@@ -206,35 +266,35 @@ class Step:
         """The critic, of altered images where there is augmentation: gradient penalties are with respect to the images
         before it."""
         critic, augment = self.state.critic, self.augment
-        return critic if augment is None else lambda images, label: critic(augment(images), label)
+        return critic if augment is None else lambda images, label=None: critic(augment(images), label)
 
-    def _judge(self, images: Tensor, label: Tensor | None, gamma: float = 0.0) -> Verdict:
-        """With squares, from the same forward pass, if a penalty of weight `gamma` is due."""
+    def _judge(self, images: Tensor, label: Tensor | None, penalized: bool = False) -> Verdict:
+        """With squares, from the same forward pass, if a penalty is due."""
         with self.autocast():
-            if gamma:
+            if penalized:
                 return Verdict(*critic_with_grad_norm(self._critic, images, label))
             return Verdict(self._critic(images, label))
 
     def _judge_both(
-        self, fake: Tensor, part: MicroBatch, gamma_fake: float, gamma_real: float, together: bool
+        self, fake: Tensor, part: MicroBatch, fake_penalized: bool, real_penalized: bool, together: bool
     ) -> tuple[Verdict, Verdict]:
         """Generated and real images; `together` in one pass, for which weights are prepared once."""
         label = part.label
         if not together:
-            return self._judge(fake, label, gamma_fake), self._judge(part.real, label, gamma_real)
+            return self._judge(fake, label, fake_penalized), self._judge(part.real, label, real_penalized)
         rows = self._rows
-        both = self._judge(rows.join(fake, part.real), None if label is None else rows.join(label, label), gamma_real)
+        labels = None if label is None else rows.join(label, label)
+        both = self._judge(rows.join(fake, part.real), labels, real_penalized)
         squares = (None, None) if both.squares is None else rows.part(both.squares)
         of_fake, of_real = map(Verdict, rows.part(both.logits), squares)
         return of_fake, of_real
 
-    def _penalty(self, verdict: Verdict, gamma: float, name: str) -> Tensor | float:
-        """R1 or R2 where it is due, stronger by the interval."""
-        if not gamma:
+    def _penalty(self, verdict: Verdict, due: bool, name: str) -> Tensor | float:
+        """R1 or R2, as `name` says, where it is due."""
+        if not due:
             return 0.0
-        self.averages.add(**{name: verdict.squares.mean()})
-        weight = gamma * self._annealed(1.0, self.terms.final_gamma) * self.terms.r1_interval
-        return weight * zero_centered_penalty(verdict.squares)
+        self.averages.add(**{f"{name}_norm2": verdict.squares.mean()})
+        return self._numbers[name] * zero_centered_penalty(verdict.squares)
 
     def _drift(self, of_real: Verdict) -> Tensor | float:
         return self.terms.drift * of_real.logits.square().mean() if self.terms.drift else 0.0
@@ -248,21 +308,19 @@ class Step:
     def _latents(self, count: int) -> Tensor:
         return torch.randn(count, self.z_dim, device=next(self.state.generator.parameters()).device)
 
-    def _add_generator_gradients(self, part: MicroBatch, fake: Tensor) -> None:
-        state, objective = self.state, self.objective
-        state.critic.requires_grad_(False)  # its weights need no gradient here
-        logits = self._judge(fake, part.label).logits
-        if isinstance(objective, PairedObjective):
-            with torch.no_grad():
-                real_logits = self._judge(part.real, part.label).logits
-            loss = objective.generator(logits, real_logits)
-        else:
-            loss = objective.generator(logits)
-        (part.share * loss).backward()
-        state.critic.requires_grad_(True)
+    def _add_generator_gradients(self, kind: Kind, part: MicroBatch, fake: Tensor) -> None:
+        objective = self.objective
+        with _fixed(self.state.critic):
+            logits = self._judge(fake, part.label).logits
+            if isinstance(objective, PairedObjective):
+                with torch.no_grad():
+                    real_logits = self._judge(part.real, part.label).logits
+                loss = objective.generator(logits, real_logits)
+            else:
+                loss = objective.generator(logits)
+            (part.share * loss).backward()
         self.averages.add(loss_g=loss)
-        steps = state.step // self.options.critic_steps  # of the generator, so far
-        if self.terms.path_length and steps % self.terms.path_interval == 0:
+        if kind.shortens_paths:
             self._shorten_paths(part)
 
     def _shorten_paths(self, part: MicroBatch) -> None:
@@ -283,14 +341,38 @@ class Step:
         done = min(1.0, self.state.images / self.options.images)
         return last + (first - last) * (1 + math.cos(math.pi * done)) / 2
 
-    def _anneal(self, lr_factor: float) -> None:
-        if self.terms.augment in ("fixed", "ramp"):
-            first = self.terms.augment_p if self.terms.augment == "fixed" else 0.0
-            self.augment.p.fill_(self._annealed(first, self.terms.augment_p))
-        for group, lr, betas in self._groups:
-            group["lr"] = lr * lr_factor * self._annealed(1.0, self.options.final_lr)
-            if betas is not None and self.options.final_beta2 is not None:
-                group["betas"] = betas[0], self._annealed(betas[1], self.options.final_beta2)
+    def _anneal(self, lr_factor: float, count: int) -> None:
+        """All that is another number at the coming step, of `count` images."""
+        options, terms, state, numbers = self.options, self.terms, self.state, self._numbers
+        if terms.augment in ("fixed", "ramp"):
+            first = terms.augment_p if terms.augment == "fixed" else 0.0
+            self.augment.p.fill_(self._annealed(first, terms.augment_p))
+        for name, optimizer in self._optimizers.items():
+            for group, (lr, betas) in zip(optimizer.param_groups, self._rates[name], strict=True):
+                group["lr"] = numbers.set(f"lr_{name}", lr * lr_factor * self._annealed(1.0, options.final_lr))
+                if betas is not None and options.final_beta2 is not None:
+                    beta2 = self._annealed(betas[1], options.final_beta2)
+                    group["betas"] = betas[0], numbers.set(f"beta2_{name}", beta2, torch.float64)
+        for name, gamma in (("r1", terms.r1_gamma), ("r2", terms.r2_gamma)):  # stronger by the interval
+            numbers.set(name, gamma * self._annealed(1.0, terms.final_gamma) * terms.r1_interval)
+        shown = count * options.critic_steps
+        kept = decay(state.images + count, shown, options.ema_halflife * 1000, options.ema_rampup)
+        numbers.set("average", 1 - kept)
+
+
+def _rates(optimizer: torch.optim.Optimizer) -> list[tuple[float, tuple[float, float] | None]]:
+    """Learning rate and betas of each group."""
+    return [(group["lr"], group.get("betas")) for group in optimizer.param_groups]
+
+
+@contextlib.contextmanager
+def _fixed(network: nn.Module) -> Iterator[None]:
+    """Within the block its weights need no gradients."""
+    network.requires_grad_(False)
+    try:
+        yield
+    finally:
+        network.requires_grad_(True)
 
 
 class _Rows:

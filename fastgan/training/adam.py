@@ -1,0 +1,56 @@
+"""Adam whose second averaging factor may be a number on the device, as a captured graph needs it to change."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Adam(torch.optim.Adam):
+    """`torch.optim.Adam` (Kingma & Ba 2015), whose fused form takes learning rates from the device, but no betas.
+
+    Where `group["betas"][1]` is a 0-dim tensor, best of fp64, a step is made of multi-tensor operations that read it
+    there, and nothing waits for it. What is kept of each parameter is the same in both forms.
+    """
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        if all(isinstance(group["betas"][1], float) for group in self.param_groups):
+            super().step(closure)
+            return
+        for group in self.param_groups:
+            self._step(group)
+
+    def _step(self, group: dict) -> None:
+        parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+        if not parameters:
+            return
+        gradients = [parameter.grad for parameter in parameters]
+        counts, means, squares = zip(*map(self._moments, parameters), strict=True)
+        beta1, beta2 = group["betas"]
+
+        torch._foreach_add_(counts, 1)
+        torch._foreach_lerp_(means, gradients, 1 - beta1)
+        torch._foreach_mul_(squares, beta2.to(squares[0].dtype))
+        shares = torch._foreach_mul(gradients, (1 - beta2).to(squares[0].dtype))
+        torch._foreach_addcmul_(squares, shares, gradients)
+
+        # p -= lr / (1 - beta1^t) * mean / (sqrt(square / (1 - beta2^t)) + eps). Each parameter has its own t: that of a
+        # level of a network that grows begins later. In fp64: 1 - beta2^t is small at first.
+        t = torch.stack(counts).double()
+        rates = -group["lr"] / (1 - beta1**t)
+        roots = (1 - beta2.double() ** t).sqrt()
+        denominators = torch._foreach_sqrt(squares)
+        torch._foreach_div_(denominators, roots.to(squares[0].dtype).unbind())
+        torch._foreach_add_(denominators, group["eps"])
+        torch._foreach_div_(denominators, rates.to(squares[0].dtype).unbind())
+        torch._foreach_addcdiv_(parameters, means, denominators)
+
+    def _moments(self, parameter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Steps so far, mean of the gradient and of its square, in the form of torch's fused Adam."""
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        return state["step"], state["exp_avg"], state["exp_avg_sq"]

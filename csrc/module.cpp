@@ -8,7 +8,7 @@
 
 #define FASTGAN_OPERATIONS(DO)                                                              \
     DO(noise_bias_act) DO(instance_norm) DO(upfirdn2d) DO(filtered_noise_bias_act) DO(pixel_norm) \
-    DO(samples) DO(minibatch_stddev)
+    DO(samples) DO(minibatch_stddev) DO(image_batch)
 
 namespace fastgan {
 #define FASTGAN_DECLARE(NAME) void bind_##NAME(py::module_&);

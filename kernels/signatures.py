@@ -120,6 +120,16 @@ class MinibatchStddev(Protocol):
     ) -> None: ...
 
 
+class ImageBatch(Protocol):
+    """Launcher of image_batch; the arguments are those of `fastgan.ops.image_batch`.
+
+    `pixels` [M, H, W, C], `index` and `mirrored` [N] are contiguous, `y` [N, C, H, W] is so in NHWC. What `index` names
+    is there on a CPU; on a GPU, images that are not there become NaN.
+    """
+
+    def forward(self, y: Tensor, pixels: Tensor, index: Tensor | None, mirrored: Tensor | None) -> None: ...
+
+
 class FilteredNoiseBiasAct(Protocol):
     """Launchers of upfirdn2d without resampling and noise_bias_act behind it; activations are in channels_last.
 

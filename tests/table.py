@@ -97,28 +97,31 @@ def assert_derivatives_as_good_as_plain(
 # In processes of their own ---------------------------------------------------------------------------------------
 
 
-def run_interpreted(file: str, cases: str) -> None:
+TABLE = "values_and_derivatives"  # part of the name of the tests that go through a table
+
+
+def run_interpreted(file: str, cases: str, test: str = TABLE) -> None:
     """The cases of a file's table that `cases` (as of pytest -k) names, on interpreted Triton kernels."""
     if os.environ.get("TRITON_INTERPRET") == "1" or torch.cuda.is_available():
         pytest.skip("the table itself runs the triton backend here")
     pytest.importorskip("triton")
-    command = [sys.executable, *_pytest(file, f"triton and ({cases})")]
+    command = [sys.executable, *_pytest(file, f"{test} and triton and ({cases})")]
     _require_all_passed(
         subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     )
 
 
-def run_sanitized(file: str, cases: str, sanitizer: str) -> None:
+def run_sanitized(file: str, cases: str, sanitizer: str, test: str = TABLE) -> None:
     """The same in fp32 and bf16, on emulated CUDA sources that are compiled under a sanitizer, which is preloaded."""
     if emulation.why_unavailable(sanitizer):
         pytest.skip(emulation.why_unavailable(sanitizer))
-    command = _pytest(file, f"emulated and (fp32 or bf16) and ({cases})")
+    command = _pytest(file, f"{test} and emulated and (fp32 or bf16) and ({cases})")
     environment = {**os.environ, "FASTGAN_TEST_SANITIZER": sanitizer}
     _require_all_passed(emulation.run_under_address_sanitizer(command, env=environment))
 
 
 def _pytest(file: str, cases: str) -> list[str]:
-    return ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", file, "-k", f"values_and_derivatives and {cases}"]
+    return ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", file, "-k", cases]
 
 
 def _require_all_passed(done: subprocess.CompletedProcess) -> None:

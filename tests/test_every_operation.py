@@ -66,6 +66,11 @@ OPERATIONS = {
         lambda x, b, t: ops.lerp_samples(x, b.to(x.dtype), t), {"b": (N, C, SIZE, SIZE), "t": (N,)}, fixed=("t",)
     ),
     "minibatch_stddev": Use(ops.minibatch_stddev, {}),
+    "image_batch": Use(
+        lambda x, bytes, order: x * ops.image_batch(bytes.mul(50).to(torch.uint8), order.argsort(), order > 0, x.dtype),
+        {"bytes": (N, SIZE, SIZE, C), "order": (N,)},
+        fixed=("bytes", "order"),
+    ),
     "filtered_noise_bias_act": Use(
         partial(ops.filtered_noise_bias_act, padding=(2, 1, 2, 1), fir_gain=4.0),
         {"taps": (4,), "noise": (N, 1, SIZE, SIZE), "bias": CHANNELS, "scale": SAMPLES, "post": SAMPLES},

@@ -87,7 +87,7 @@ def mapped(chunk: Tensor, count: int, populate: bool) -> tuple[Tensor, Callable[
 
 @dataclass
 class Run:
-    """A backend, and where its tensors are. All are flat, in bf16, and made of equal chunks."""
+    """A backend, and where its tensors are. All are flat, in bf16 or bytes, and made of equal chunks."""
 
     backend: str
     device: str = "cpu"
@@ -101,8 +101,8 @@ class Run:
         least = PAST // chunk + 1 if self.large else 4
         return least + (1 - least) % 3
 
-    def repeated(self, chunk: Tensor, count: int) -> Tensor:
-        chunk = chunk.flatten().bfloat16()
+    def repeated(self, chunk: Tensor, count: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        chunk = chunk.flatten().to(dtype)
         if not self.mapped:
             return chunk.to(self.device).repeat(count)
         whole, release = mapped(chunk, count, populate=not self.ends)
@@ -212,6 +212,22 @@ def lerp_samples(run: Run, n: int) -> None:
     launchers.backward(da.view(n, -1), db.view(n, -1), b.view(n, -1), t)
     run.check("da", da, (0.75 * of_b).view(ROWS, -1))
     run.check("db", db, (0.25 * of_b).view(ROWS, -1))
+
+
+def image_batch(run: Run, images: int, rows: int, mirrored: bool) -> None:
+    """So many images, of a chunk or more; of so many rows, of a chunk or more, or of WIDTH pixels where that is 0."""
+    count, c = run.count(), CHANNELS
+    values = numbers(251, 0)
+    pixels, y = run.repeated(values, count, torch.uint8), run.unwritten(count)
+    h = rows or count * CHUNK // (images * WIDTH * c)
+    shape = images, h, count * CHUNK // (images * h * c), c
+    index = torch.arange(images, device=run.device).flip(0)
+    flags = torch.full((images,), mirrored, device=run.device)
+    launchers = run.launchers("image_batch")
+    launchers.forward(y.view(shape).permute(0, 3, 1, 2), pixels.view(shape), index, flags)
+    of_rows = values.float().view(-1, WIDTH if not rows else ROWS * WIDTH, c)
+    expected = (of_rows.flip(1) if mirrored else of_rows) / 127.5 - 1
+    run.check("y", y, expected.view(ROWS, -1))
 
 
 def pixel_norm(run: Run, n: int, pixels: bool) -> None:
@@ -333,6 +349,9 @@ CASES = {
     "squared_norm, many samples": lambda run: squared_norm(run, run.count()),
     "lerp_samples, one sample": lambda run: lerp_samples(run, 1),
     "lerp_samples, many samples": lambda run: lerp_samples(run, run.count()),
+    "image_batch, one image": lambda run: image_batch(run, 1, 0, False),
+    "image_batch, one mirrored row": lambda run: image_batch(run, 1, 1, True),
+    "image_batch, many mirrored images": lambda run: image_batch(run, run.count(), 0, True),
     "pixel_norm, NHWC": lambda run: pixel_norm(run, 1, True),
     "pixel_norm, many planes": lambda run: pixel_norm(run, run.count(), False),
     "instance_norm, NHWC": lambda run: instance_norm(run, 1, True),

@@ -9,6 +9,7 @@ import torch
 triton = pytest.importorskip("triton")
 
 from fastgan_kernels import (  # noqa: E402
+    image_batch_triton,
     lerp_samples_triton,
     minibatch_stddev_triton,
     pixel_norm_triton,
@@ -39,6 +40,7 @@ class Call(NamedTuple):
         x = torch.empty(N, C, H, W, dtype=self.dtype)
         numbers = torch.empty(N)
         view = View(N, C, H * W, self.pixels)
+        pixels, index, mirrored = torch.empty(N, H, W, C).byte(), torch.empty(N).long(), torch.empty(N).bool()
         tensors = {
             (pixel_norm_triton, "forward"): (view, x, x, 1e-8),
             (pixel_norm_triton, "backward"): (view, x, x, x, 1e-8),
@@ -47,6 +49,7 @@ class Call(NamedTuple):
             (squared_norm_triton, "backward"): (x, numbers, x),
             (lerp_samples_triton, "forward"): (x, x, x, numbers),
             (lerp_samples_triton, "backward"): (x, x, x, numbers),
+            (image_batch_triton, "forward"): (x, pixels, index, mirrored),
             (minibatch_stddev_triton, "forward"): (view, x, x, 4, 1),
             (minibatch_stddev_triton, "backward"): (view, x, x, x, 4, 1),
             (minibatch_stddev_triton, "double_backward"): (view, x, x, x, x, x, 4, 1),
@@ -67,6 +70,7 @@ def _calls():
         yield Call(squared_norm_triton, "backward", ("_scale",), (1, 1), True, dtype)
         yield Call(lerp_samples_triton, "forward", ("_lerp",), (2, 1), True, dtype)
         yield Call(lerp_samples_triton, "backward", ("_split",), (1, 2), True, dtype)
+        yield Call(image_batch_triton, "forward", ("_image_batch",), (1, 1), True, dtype)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="kernels decorated for the interpreter cannot be compiled")

@@ -1,12 +1,13 @@
 """The fused operations: plain functions on tensors, for any code base.
 
-Each is differentiable twice in every floating-point tensor, on every backend; see `fastgan.ops.backends` for the
-choice of one.
+Each is differentiable twice in every floating-point tensor, on every backend (`image_batch` takes none); see
+`fastgan.ops.backends` for the choice of one.
 """
 
 from fastgan.ops.backends import BackendUnavailable, use_backend
 from fastgan.ops.convolution import conv2d, conv_transpose2d, gradients_of_inputs
 from fastgan.ops.filtered_noise_bias_act import filtered_noise_bias_act
+from fastgan.ops.image_batch import image_batch
 from fastgan.ops.instance_norm import adain, style_epilogue
 from fastgan.ops.lerp_samples import lerp_samples
 from fastgan.ops.minibatch_stddev import minibatch_stddev
@@ -25,6 +26,7 @@ __all__ = [
     "conv_transpose2d",
     "filtered_noise_bias_act",
     "gradients_of_inputs",
+    "image_batch",
     "lerp_samples",
     "minibatch_stddev",
     "modulated_conv2d",

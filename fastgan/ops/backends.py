@@ -28,6 +28,7 @@ OPERATIONS = (
     "squared_norm",
     "lerp_samples",
     "minibatch_stddev",
+    "image_batch",
 )
 
 # Fastest first. On a GPU the hand-written kernels lead; Triton serves cards they were not compiled for.

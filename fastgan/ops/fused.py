@@ -34,8 +34,9 @@ class FusedOperation:
 
     name: ClassVar[str]
     inputs: ClassVar[tuple[str, ...]]  # names of the tensor inputs; the first is always given, others may be None
-    Options: ClassVar[type]  # a NamedTuple of str, float, int, bool: what is not differentiable
+    Options: ClassVar[type]  # a NamedTuple of str, float, int, bool, torch.dtype: what is not differentiable
     spares: ClassVar[int] = 0  # small results of the forward kernel that spare the backward kernel work
+    has_backward: ClassVar[bool] = True  # of its own; else nothing below that is about gradients is declared
 
     @staticmethod
     def plain(inputs: Tensors, options: NamedTuple) -> Tensor:
@@ -205,6 +206,8 @@ class LinearOperation(FusedOperation):
     Derivatives of any order are then calls of its one kernel. The other inputs are constants: none may need a gradient.
     """
 
+    has_backward = False
+
     @staticmethod
     def adjoint(inputs: Tensors, options: NamedTuple) -> NamedTuple:
         """The options of the adjoint, which takes the gradient of the output to that of the first input."""
@@ -243,13 +246,13 @@ class _Linear(torch.autograd.Function):
 # Library operators, for torch.compile -----------------------------------------------------------------------------
 
 _library = torch.library.Library("fastgan", "DEF")
-_SCHEMA = {str: "str", float: "float", int: "int", bool: "bool"}
+_SCHEMA = {str: "str", float: "float", int: "int", bool: "bool", torch.dtype: "ScalarType"}
 
 
 def register(operation: type[FusedOperation]) -> type[FusedOperation]:
     """Class decorator: defines `fastgan::NAME` and `fastgan::NAME_backward`, and their shapes for tracing.
 
-    A linear operation, which is its own backward, has the first of the two only.
+    An operation without a backward of its own has the first of the two only.
     """
     first, *others = operation.inputs
     tensors = ", ".join([f"Tensor {first}", *(f"Tensor? {name}" for name in others)])
@@ -268,7 +271,7 @@ def register(operation: type[FusedOperation]) -> type[FusedOperation]:
         return (output, *operation.allocate_spares(*call)) if operation.spares else output
 
     _define(f"{operation.name}({tensors}{options}, str backend) -> {results}", run_forward, shape_forward)
-    if issubclass(operation, LinearOperation):
+    if not operation.has_backward:
         return operation
 
     def run_backward(grad, kept, needs, *rest):

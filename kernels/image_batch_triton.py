@@ -1,0 +1,56 @@
+"""Launcher of image_batch in Triton. The signature is that of `fastgan_kernels.signatures.ImageBatch`.
+
+y[n, h, w] = p / 127.5 - 1,   p = pixels[index[n], h, mirrored[n] ? W - 1 - w : w]     (each with C channels)
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from fastgan_kernels.samples_triton import WARPS, Pieces, arithmetic, where_of_piece
+
+
+@triton.jit(do_not_specialize=["images", "size", "row", "channels", "pieces"])
+def _image_batch(
+    y, pixels, index, mirrored,  # index and mirrored may be None
+    images: tl.int64, size: tl.int64, row: tl.int64, channels: tl.int64, pieces: tl.int32,
+    I: tl.constexpr, S: tl.constexpr, ALIGN: tl.constexpr, B: tl.constexpr,
+):  # fmt: skip
+    """`I` counts the numbers of an image: in 32 bits where they suffice, for the division by the length of a row."""
+    sample, at, mask = where_of_piece(size, pieces, ALIGN, B)
+    size = size // ALIGN * ALIGN  # for the compiler
+    image = sample
+    if index is not None:
+        image = tl.load(index + sample)
+    there = (image >= 0) & (image < images)
+    turned = False
+    if mirrored is not None:
+        turned = tl.load(mirrored + sample) != 0
+    within = at - sample * size
+    x = pixels + image * size
+    mask_x = within < tl.where(there, size, 0)
+    if turned:
+        i, of_row, of_pixel = within.to(I), row.to(I), channels.to(I)
+        first = i // of_row * of_row
+        column = i - first
+        channel = column % of_pixel
+        p = tl.load(x + first + of_row - of_pixel - (column - channel) + channel, mask=mask_x, other=0)
+    else:
+        p = tl.load(x + within, mask=mask_x, other=0)
+    # What is not there is NaN: to complain about it, the host would have to wait for the device.
+    scale = tl.where(there, tl.full([], 1 / 255, S), float("nan"))
+    v = p.to(S)
+    tl.store(y + at, ((v + v - 255.0) * scale).to(y.dtype.element_ty), mask=mask)
+
+
+def forward(y, pixels, index, mirrored):
+    if y.numel():
+        n, c, h, w = y.shape
+        size, pieces, align, numbers = Pieces.of(y)
+        wide = tl.int32 if size < 1 << 31 else tl.int64
+        mirrored = None if mirrored is None else mirrored.view(torch.uint8)
+        with torch.cuda.device_of(y):
+            _image_batch[(n * pieces,)](
+                y, pixels, index, mirrored, pixels.shape[0], size, w * c, c, pieces,
+                I=wide, S=arithmetic(y), ALIGN=align, B=numbers, num_warps=WARPS,
+            )  # fmt: skip

@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastgan.data import ImageDataset, ShuffledStream, open_dataset, to_model_range
+from fastgan.data import ImageDataset, ShuffledStream, open_dataset, pixels_of
+from fastgan.ops import image_batch
 from fastgan.training.checkpoint import load_generator, read_header
 
 
@@ -49,10 +50,11 @@ def train_classifier(reals: ImageDataset, steps: int = 600, batch: int = 100) ->
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
     stream = ShuffledStream(len(reals))
+    pixels, labels = pixels_of(reals), torch.from_numpy(reals.labels)
     for step in range(steps):
-        index = stream.take(step * batch, batch)
-        logits = classifier(to_model_range(reals.images[index]))
-        loss = F.cross_entropy(logits, torch.from_numpy(reals.labels[index]))
+        index = torch.from_numpy(stream.take(step * batch, batch))
+        logits = classifier(image_batch(pixels, index))
+        loss = F.cross_entropy(logits, labels[index])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -88,7 +90,7 @@ def subset(dataset: ImageDataset, count: int) -> tuple[Tensor, Tensor]:
     order = np.argsort(dataset.labels, kind="stable")
     per_class = [order[dataset.labels[order] == c][: count // dataset.num_classes] for c in range(dataset.num_classes)]
     index = np.sort(np.concatenate(per_class))
-    return to_model_range(dataset.images[index]), torch.from_numpy(dataset.labels[index])
+    return image_batch(pixels_of(dataset), torch.from_numpy(index)), torch.from_numpy(dataset.labels[index])
 
 
 class Judge:
@@ -102,7 +104,7 @@ class Judge:
         heldout = open_dataset("glyphs", resolution, channels, classes=classes, split="heldout")
         with torch.enable_grad():
             self.classifier = train_classifier(reals)
-        self.training, _ = judged(self.classifier, to_model_range(reals.images[:]))
+        self.training, _ = judged(self.classifier, image_batch(pixels_of(reals)))
         self.about_reals = {}
         for name, dataset in (("fresh_reals", fresh), ("held_out_fonts", heldout)):
             images, labels = subset(dataset, samples)

@@ -10,9 +10,22 @@ from tests import backends
 # On a machine with torch and pytest alone, the operations are tested all the same.
 NEEDS = {
     "hypothesis": ["test_noise_bias_act_any.py", "test_data.py"],
-    "tyro": ["test_checkpoint.py", "test_command_line.py", "test_training.py", "test_metrics_command.py"],
-    "safetensors": ["test_checkpoint.py", "test_command_line.py", "test_training.py", "test_metrics_command.py"],
+    "tyro": [
+        "test_loading.py",
+        "test_checkpoint.py",
+        "test_command_line.py",
+        "test_training.py",
+        "test_metrics_command.py",
+    ],
+    "safetensors": [
+        "test_loading.py",
+        "test_checkpoint.py",
+        "test_command_line.py",
+        "test_training.py",
+        "test_metrics_command.py",
+    ],
     "PIL": [
+        "test_loading.py",
         "test_checkpoint.py",
         "test_command_line.py",
         "test_training.py",

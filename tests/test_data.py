@@ -1,4 +1,4 @@
-"""The embedded glyphs, folders and zips of images, their cache, the order of batches and the range of the network."""
+"""The embedded glyphs, folders and zips of images, their cache, and the order of batches."""
 
 import errno
 import hashlib
@@ -14,12 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fastgan.data import ShuffledStream, cache, folder, glyphs, open_dataset, to_model_range
+from fastgan.data import ShuffledStream, cache, folder, glyphs, open_dataset
 from fastgan.errors import UserError
 
 TINY = {"count": 40, "progress": False}
@@ -463,7 +462,7 @@ def test_a_folder_has_no_held_out_part(tmp_path, store):
         read(root, store, split="heldout")
 
 
-# -------------------------------------------------------------------------------------------- batches and range
+# ------------------------------------------------------------------------------------------------------- batches
 
 
 @settings(max_examples=60, deadline=None)
@@ -504,29 +503,3 @@ def test_an_empty_set_and_a_negative_position_are_refused():
         ShuffledStream(0)
     with pytest.raises(ValueError, match="0 or more"):
         ShuffledStream(5).take(-1, 1)
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("kind", ["array", "read-only", "tensor"])
-def test_the_range_of_the_network_is_minus_one_to_one_in_channels_last(channels, kind):
-    array = np.random.default_rng(0).integers(0, 256, (2, 4, 5, channels), np.uint8)
-    array[0, 0, 0, 0], array[1, 3, 4, 0] = 0, 255
-    array.setflags(write=kind != "read-only")
-    images = to_model_range(torch.from_numpy(array) if kind == "tensor" else array)
-    assert images.dtype == torch.float32 and images.shape == (2, channels, 4, 5)
-    assert images.is_contiguous(memory_format=torch.channels_last)
-    assert images.min() == -1 and images.max() == 1
-    expected = torch.from_numpy(array.astype(np.float64) / 127.5 - 1).permute(0, 3, 1, 2)
-    torch.testing.assert_close(images.double(), expected, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("images", [np.zeros((2, 2, 2, 1), np.float32), np.zeros((2, 2, 2), np.uint8)])
-def test_what_is_no_batch_of_bytes_is_refused(images):
-    with pytest.raises(ValueError, match="uint8"):
-        to_model_range(images)
-
-
-def test_a_batch_taken_from_a_data_set_goes_straight_in(store):
-    data = glyph_set(store)
-    images = to_model_range(data.images[ShuffledStream(len(data)).take(0, 8)])
-    assert images.shape == (8, 1, 16, 16)

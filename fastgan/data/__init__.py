@@ -1,14 +1,15 @@
-"""Training images: glyphs, emoji, a folder or a zip, as one memory-mapped array; their order; their range."""
+"""Training images: glyphs, emoji, a folder or a zip, as one memory-mapped array; their order; their way into a step."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from fastgan.data.cache import ImageDataset
-from fastgan.data.sampling import ShuffledStream, to_model_range
+from fastgan.data.loading import ImageLoader, pixels_of
+from fastgan.data.sampling import ShuffledStream
 from fastgan.errors import UserError
 
-__all__ = ["ImageDataset", "ShuffledStream", "open_dataset", "to_model_range"]
+__all__ = ["ImageDataset", "ImageLoader", "ShuffledStream", "open_dataset", "pixels_of"]
 
 
 def open_dataset(

@@ -1,13 +1,8 @@
-"""The order of training images, and their way into the network."""
+"""The order of training images."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
-
-if TYPE_CHECKING:
-    import torch
 
 
 class ShuffledStream:
@@ -43,18 +38,3 @@ class ShuffledStream:
                 del self._epochs[next(iter(self._epochs))]
             self._epochs[epoch] = np.random.default_rng([self.seed, epoch]).permutation(self.size)
         return self._epochs[epoch]
-
-
-def to_model_range(images: np.ndarray | torch.Tensor) -> torch.Tensor:
-    """0..255 to -1..1: uint8 [N, H, W, C], array or tensor on any device, to float32 [N, C, H, W] there.
-
-    The result is channels_last: NHWC bytes seen as NCHW are that already, so the only pass is the conversion.
-    """
-    import torch
-
-    if isinstance(images, np.ndarray):
-        images = torch.from_numpy(images if images.flags.writeable else images.copy())  # torch wants writable memory
-    if images.dtype != torch.uint8 or images.ndim != 4:
-        raise ValueError(f"images must be uint8 [N, H, W, C], not {images.dtype} {list(images.shape)}")
-    nchw = images.permute(0, 3, 1, 2)
-    return nchw.to(torch.float32, memory_format=torch.channels_last).div_(127.5).sub_(1)

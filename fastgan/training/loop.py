@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from fastgan import data, models
@@ -57,20 +57,21 @@ def train(config: Config, header: checkpoint.Header | None = None) -> int:
         checkpoint.restore(header, state)
     for operation in backends.OPERATIONS:  # FASTGAN_BACKEND may name none that can serve
         backends.choose(operation, device)
+    growth = Growth(state, config) if config.growth.grow_from else None
+    batch_at = growth.batch_at if growth else lambda position: options.batch
+    loader = data.ImageLoader(dataset, device, config.machine.seed, batch_at, labels=model.num_classes > 0)
     run = header.path.parent if header else _new_run_folder(config)
     write_atomically(run / CONFIG_FILE_NAME, json.dumps(to_dict(config), indent=2).encode())
-    print(f"data       {dataset.describe()}")
+    print(f"data       {dataset.describe()}; {loader.how}")
     print(f"networks   {model.arch}: generator {_count(state.generator)}, critic {_count(state.critic)} parameters")
     print(f"computing  on {device} in {compute}, {_threads(threads, why)}")
     print(f"run        {run}" + (f", resumed at {state.images:,} images" if header else ""), flush=True)
 
-    order = data.ShuffledStream(len(dataset), config.machine.seed)
     averages = Averages()
     step = Step(state, config, model.z_dim, compute.autocast, averages)
     if device.type == "cuda":
         reason = step.why_not_captured
         print("steps      " + (f"without CUDA graphs: {reason}" if reason else "captured as CUDA graphs"), flush=True)
-    growth = Growth(state, config) if config.growth.grow_from else None
     write_grid = _grid_writer(run, dataset, state, model, config)
     summary = {"images": len(dataset), "class_names": dataset.class_names, "digests": dataset.digests}
 
@@ -90,6 +91,7 @@ def train(config: Config, header: checkpoint.Header | None = None) -> int:
     with (
         process.finish_step_on_signal() as interrupt,
         _kept_from_the_first_step_on(run, state),
+        contextlib.closing(loader),
         contextlib.closing(Log(run, state.step, output.tensorboard)) as log,
         tqdm(
             total=options.images,
@@ -105,16 +107,14 @@ def train(config: Config, header: checkpoint.Header | None = None) -> int:
             # Data, at the resolution that the networks have grown to.
             before = state.images
             stage = growth.advance() if growth else None
-            index = order.take(before, stage.batch if stage else options.batch)
-            real = data.to_model_range(_to_device(dataset.images[index], device))
-            label = _to_device(dataset.labels[index], device) if model.num_classes else None
+            real, label = loader.batch(before)
             if stage:
                 real = fade_reals(real, stage.resolution, stage.alpha)
 
             # Critic, generator, average.
             step(real, label, stage.lr_factor if stage else 1.0)
             finished = state.images >= options.images or bool(interrupt)  # asked once: what follows must agree
-            progress.update(len(index))
+            progress.update(len(real))
 
             # Log. Also before every save, so that no average spans a checkpoint.
             save_now = due(output.checkpoint_interval)
@@ -178,6 +178,10 @@ class Growth:
             state.optimizer_d.state.clear()
         state.stage = stage.resolution, stage.alpha
         return stage
+
+    def batch_at(self, images_seen: int) -> int:
+        """Images of the step after so many."""
+        return stage_at(images_seen, self.schedule).batch
 
 
 def _threads(count: int, why: str) -> str:
@@ -257,11 +261,6 @@ def _grid_writer(
         return path
 
     return write
-
-
-def _to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def _count(network: nn.Module) -> str:

@@ -46,6 +46,7 @@ def run(unbroken, tmp_path):
 RUNS = {
     "stylegan2": [],
     "path length": ["--path-length", "2", "--path-interval", "2"],
+    "mirror": ["--mirror"],
     "annealed": ["--final-lr", "0.2", "--final-beta2", "0.5", "--final-gamma", "0.1"],
     "ada": ["--augment", "ada", "--ada-kimg", "0.01"],
     "ramp": ["--augment", "ramp", "--augment-p", "0.5"],

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fastgan.data import ShuffledStream, cache, folder, glyphs, open_dataset
+from fastgan.data.sampling import CoinFlips
 from fastgan.errors import UserError
 
 TINY = {"count": 40, "progress": False}
@@ -496,6 +497,27 @@ def test_a_caller_that_changes_a_batch_does_not_change_the_epoch():
     stream = ShuffledStream(10)
     stream.take(0, 10)[:] = 0
     assert sorted(stream.take(0, 10)) == list(range(10))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    count=st.integers(0, 70), position=st.integers(65500, 65600) | st.integers(0, 10**9), seed=st.integers(0, 2**64 - 1)
+)
+def test_coins_that_are_flipped_depend_on_seed_and_position_only(count, position, seed):
+    flips = CoinFlips(seed).take(position, count)
+    assert flips.dtype == bool and flips.shape == (count,)
+    one_by_one = CoinFlips(seed)
+    assert flips.tolist() == [one_by_one.take(position + i, 1)[0] for i in range(count)]
+
+
+def test_coins_are_fair_and_independent_of_order_and_seed():
+    n = 200_000
+    flips, others = CoinFlips(0).take(0, n), CoinFlips(1).take(0, n)
+    order = ShuffledStream(n, 0).take(0, n) < n // 2
+    tolerance = 5 * 0.5 / n**0.5  # five standard deviations of a share
+    for share in (flips.mean(), (flips ^ others).mean(), (flips ^ order).mean(), (flips[1:] ^ flips[:-1]).mean()):
+        assert abs(share - 0.5) < tolerance
+    assert abs((flips[:65536] ^ flips[65536:131072]).mean() - 0.5) < 2 * tolerance  # of blocks
 
 
 def test_an_empty_set_and_a_negative_position_are_refused():

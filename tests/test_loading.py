@@ -12,8 +12,9 @@ import torch
 from fastgan import data
 from fastgan.data import ImageDataset, ImageLoader, ShuffledStream, loading, pixels_of
 from fastgan.data.loading import AHEAD, THREAD_NAME, Ahead, Sent
+from fastgan.data.sampling import CoinFlips
 from fastgan.ops import image_batch
-from tests.tiny_run import assert_same_checkpoint, log_lines, train
+from tests.tiny_run import assert_same_checkpoint, log_lines, tensors, train
 
 pytestmark = pytest.mark.usefixtures("one_cache")
 CPU = torch.device("cpu")
@@ -97,11 +98,22 @@ def test_batches_are_the_images_of_the_stream_with_their_labels(load, dataset):
         assert labels.tolist() == dataset.labels[index].tolist()
 
 
+def test_mirrored_batches_are_those_that_the_coin_says(load, dataset):
+    loader = load(dataset, by_stage, labels=True, mirror=True)
+    for position in positions(by_stage, 20):
+        index = ShuffledStream(37, 5).take(position, by_stage(position))
+        flips = CoinFlips(5).take(position, len(index))
+        images, labels = loader.batch(position)
+        turned = np.where(flips[:, None, None, None], dataset.images[index][:, :, ::-1], dataset.images[index])
+        assert torch.equal(images, image_batch(torch.from_numpy(turned)))
+        assert labels.tolist() == dataset.labels[index].tolist()
+
+
 def test_any_position_can_be_the_first_and_the_next(load, dataset):
     """All there is to resume from."""
-    loader = load(dataset, by_stage)
+    loader = load(dataset, by_stage, mirror=True)
     expected = {position: loader.batch(position).images for position in positions(by_stage, 20)}
-    other = load(dataset, by_stage)
+    other = load(dataset, by_stage, mirror=True)
     for position in (96, 104, 64, 16, 32, 96, 143, 0):
         batch = other.batch(position)
         assert torch.equal(batch.images, expected[position]) and batch.labels is None
@@ -178,11 +190,15 @@ def test_a_data_set_is_held_in_a_quarter_of_the_memory_that_is_free(monkeypatch,
 
 
 def test_a_training_that_reads_ahead_gives_the_same_bits(folder, tmp_path, monkeypatch):
-    plain = train(folder, tmp_path / "plain")
+    plain = train(folder, tmp_path / "plain", "--mirror")
+    weights, others = (
+        tensors(run)["critic.from_rgb.weight"] for run in (plain, train(folder, tmp_path / "unmirrored"))
+    )
+    assert not np.array_equal(weights, others)
     monkeypatch.setattr(
         data, "ImageLoader", lambda *args, **named: ImageLoader(*args, **named, transfer=HostTransfer())
     )
-    ahead = train(folder, tmp_path / "ahead")
+    ahead = train(folder, tmp_path / "ahead", "--mirror")
     assert log_lines(ahead) == log_lines(plain)
     assert_same_checkpoint(ahead, plain)
     assert not threads()
@@ -202,8 +218,8 @@ def test_a_training_that_fails_leaves_no_thread(folder, tmp_path, monkeypatch):
 def test_batches_on_a_gpu_are_those_on_a_cpu(dataset, resident):
     """While the device is busy, so that a batch that did not wait for its bytes would show."""
     device = torch.device("cuda")
-    there = ImageLoader(dataset, device, 5, by_stage, labels=True, resident=resident)
-    here = ImageLoader(dataset, CPU, 5, by_stage, labels=True)
+    there = ImageLoader(dataset, device, 5, by_stage, labels=True, mirror=True, resident=resident)
+    here = ImageLoader(dataset, CPU, 5, by_stage, labels=True, mirror=True)
     work = torch.randn(4096, 4096, device=device)
     found = []
     try:

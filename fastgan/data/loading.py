@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastgan.data.cache import ImageDataset
-from fastgan.data.sampling import ShuffledStream
+from fastgan.data.sampling import CoinFlips, ShuffledStream
 from fastgan.ops import image_batch
 
 RESIDENT_SHARE = 0.25  # of a GPU's free memory, before the first step, that the bytes of a data set may take
@@ -43,9 +43,10 @@ class ImageLoader:
     Args:
         dataset: where the images come from; its memory map is read in place.
         device: of the batches.
-        seed: of the order.
+        seed: of the order, and of which images are mirrored.
         batch_at: the size of a batch, from the number of images shown before it.
         labels: whether there are labels.
+        mirror: whether an image is turned left to right with probability 1/2, each time that it is shown.
         transfer: brings bytes that are not held to the device; by default `GpuTransfer` where the device is a GPU.
         resident: whether all bytes are held on the device; by default if they fit. A CPU has them in any case.
 
@@ -61,11 +62,13 @@ class ImageLoader:
         batch_at: Callable[[int], int],
         *,
         labels: bool = False,
+        mirror: bool = False,
         transfer: Transfer | None = None,
         resident: bool | None = None,
     ):
         self._device, self._batch_at = device, batch_at
         self._order = ShuffledStream(len(dataset), seed)
+        self._flips = CoinFlips(seed) if mirror else None
         self._pixels = pixels_of(dataset)
         self._labels = torch.from_numpy(dataset.labels) if labels else None
         self._ahead: Ahead[Sent] | None = None
@@ -83,28 +86,35 @@ class ImageLoader:
     def batch(self, position: int) -> Batch:
         """The batch after so many images shown. What went wrong in the thread is raised here."""
         if self._ahead:
-            pixels, labels = self._transfer.receive(self._ahead.take(position))
-            return Batch(image_batch(pixels), labels)
-        index = _to_device(self._index(position), self._device)
-        return Batch(image_batch(self._pixels, index), None if self._labels is None else self._labels[index])
+            pixels, mirrored, labels = self._transfer.receive(self._ahead.take(position))
+            return Batch(image_batch(pixels, None, mirrored), labels)
+        index, mirrored = (_to_device(t, self._device) for t in self._selected(position))
+        labels = None if self._labels is None else self._labels[index]
+        return Batch(image_batch(self._pixels, index, mirrored), labels)
 
     def close(self) -> None:
         """Ends the thread, if there is one, and waits for its end."""
         if self._ahead:
             self._ahead.close()
 
-    def _index(self, position: int) -> Tensor:
-        return torch.from_numpy(self._order.take(position, self._batch_at(position)))
+    def _selected(self, position: int) -> tuple[Tensor, Tensor | None]:
+        """Which images the batch has, int64 [N], and which of them are mirrored, bool [N]."""
+        count = self._batch_at(position)
+        index = torch.from_numpy(self._order.take(position, count))
+        return index, torch.from_numpy(self._flips.take(position, count)) if self._flips else None
 
     def _send(self, position: int) -> Sent:
-        """Puts a batch on its way; in the thread."""
-        index = self._index(position)
+        """Puts a batch on its way: bytes, which are mirrored, labels. In the thread."""
+        index, mirrored = self._selected(position)
         pixels = self._transfer.buffer((len(index), *self._pixels.shape[1:]), torch.uint8)
         torch.index_select(self._pixels, 0, index, out=pixels)
-        if self._labels is None:
-            return self._transfer.send(pixels, None)
-        labels = self._transfer.buffer((len(index),), torch.int64)
-        return self._transfer.send(pixels, torch.index_select(self._labels, 0, index, out=labels))
+        if mirrored is not None:
+            mirrored = self._transfer.buffer((len(index),), torch.bool).copy_(mirrored)
+        labels = None
+        if self._labels is not None:
+            labels = self._transfer.buffer((len(index),), torch.int64)
+            torch.index_select(self._labels, 0, index, out=labels)
+        return self._transfer.send(pixels, mirrored, labels)
 
 
 def pixels_of(dataset: ImageDataset) -> Tensor:
@@ -123,8 +133,10 @@ def fits(pixels: Tensor, device: torch.device) -> bool:
     return pixels.nbytes <= RESIDENT_SHARE * free
 
 
-def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+def _to_device(tensor: Tensor | None, device: torch.device) -> Tensor | None:
+    if tensor is None or device.type != "cuda":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 # Ahead ---------------------------------------------------------------------------------------------------------------

@@ -63,6 +63,9 @@ class DataOptions:
     labels: bool | Auto = "auto"
     """Whether the networks are told the classes, and draw what is asked for. auto: yes for stylegan2, stylegan, r3gan
     and cgan; no for the others, as in their papers."""
+    mirror: bool = False
+    """Show each image turned left to right with probability 1/2, every time anew: faces and landscapes in twice the
+    number. Not for what looks wrong in a mirror: letters and digits are not symmetric."""
 
 
 @dataclass(frozen=True)

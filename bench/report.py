@@ -44,15 +44,22 @@ COLUMNS: tuple[tuple[str, str, Callable[[object], str]], ...] = (
     ("textbook MB", "textbook_own_mb", "{:.0f}".format),
     ("of textbook fp32", "of_textbook_fp32", PERCENT),
     ("of textbook", "of_textbook_own", PERCENT),
+    ("step", "step_ms", MILLISECONDS),
     ("images/s", "images_per_s", "{:.0f}".format),
+    ("step images/s", "step_images_per_s", "{:.0f}".format),
+    ("headroom", "headroom", "{:.0f}x".format),
     ("targets", "targets", str),
 )
 TRAINING_STEP = "training_step"
 PENALTIES = "penalties"
 MEMORY = "memory"
+IMAGE_BATCH = "image_batch"
+DATA_PATH = "data_path"
 TITLES = {
     TRAINING_STEP: "training step, whole, beside the faster textbook form in fp32 and its own bare convolutions",
     MEMORY: "training step, peak memory beside a textbook's in fp32 and in the same precision",
+    IMAGE_BATCH: "image_batch, which has no backward; of bytes, of the shape of the result",
+    DATA_PATH: "the loader's batches, mirrored, beside a textbook's loader and beside the plain step of a training",
     PENALTIES: "critic's step with a gradient penalty, in one pass; passes: of convolutions over one batch",
 }
 OPERATION = "{}, forward and backward, then forward alone"

@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from bench import measure, operation, penalties, report, training_step
+from bench import data_path, measure, operation, penalties, report, training_step
 from bench.operations import FORMS
 
 
@@ -45,6 +45,12 @@ def _measure_into(rows: list[dict]) -> None:
     for arch in training_step.CASES:
         print(f"training step {arch}", flush=True)
         rows += [row for row, _ in training_step.run(arch)]
+    for form, shape, dtype in data_path.cases():
+        print(f"image_batch {form} {'x'.join(map(str, shape))} {dtype}", flush=True)
+        rows += [row for row, _ in data_path.run_operation(form, shape, dtype)]
+    for name in data_path.STEPS:
+        print(f"loader {name}", flush=True)
+        rows += [row for row, _ in data_path.run_loader(name)]
 
 
 if __name__ == "__main__":

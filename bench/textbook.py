@@ -120,6 +120,14 @@ def lerp_samples(x: Tensor, b: Tensor, t: Tensor) -> Tensor:
     return (1 - t) * x + t * b
 
 
+def image_batch(pixels: Tensor, index: Tensor | None, mirrored: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """As loaders write it: bytes [M, H, W, C] to [N, C, H, W], in channels_last."""
+    x = pixels if index is None else pixels[index]
+    if mirrored is not None:
+        x = torch.where(mirrored[:, None, None, None], x.flip(2), x)
+    return x.permute(0, 3, 1, 2).to(dtype) / 127.5 - 1
+
+
 def adain(x: Tensor, scale: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
     centred = x - x.mean((2, 3), keepdim=True)
     normal = centred * torch.rsqrt(centred.square().mean((2, 3), keepdim=True) + eps)

@@ -27,6 +27,7 @@ class Trainer:
         style_mixing: probability of it, for generators that know it.
         shares_fakes: one set of images for both phases.
         ema_halflife: of the generator's average, in images.
+        ema_rampup: it is at most this share of the images shown; 0 for no such limit.
         judge, generate: instead of the networks in phases without penalty: compiled forms of them.
         autocast: makes the context that networks run in.
     """
@@ -45,6 +46,7 @@ class Trainer:
         style_mixing: float = 0.0,
         shares_fakes: bool = False,
         ema_halflife: float = 10_000.0,
+        ema_rampup: float = 0.0,
         compile: Callable[[nn.Module], Callable] | None = None,
         autocast: Callable[[], AbstractContextManager] = nullcontext,
     ):
@@ -56,9 +58,10 @@ class Trainer:
         self.loss, self.gamma, self.r1_interval = loss, gamma, r1_interval
         self.path_weight, self.path_interval = path_weight, path_interval
         self.mixing = {"style_mixing": style_mixing} if style_mixing else {}
-        self.shares_fakes, self.ema_halflife, self.autocast = shares_fakes, ema_halflife, autocast
+        self.shares_fakes, self.autocast = shares_fakes, autocast
+        self.ema_halflife, self.ema_rampup = ema_halflife, ema_rampup
         self.path_mean = torch.zeros((), device=next(self.generator.parameters()).device)
-        self.step = 0
+        self.step, self.shown = 0, 0
 
     def __call__(self, real: Tensor, label: Tensor | None = None) -> None:
         z = self.latents(len(real))
@@ -145,7 +148,9 @@ class Trainer:
 
     @torch.no_grad()
     def update_average(self, batch: int) -> None:
-        decay = 0.5 ** (batch / self.ema_halflife)
+        self.shown += batch
+        halflife = min(self.ema_halflife, self.shown * self.ema_rampup) if self.ema_rampup else self.ema_halflife
+        decay = 0.5 ** (batch / halflife)
         for average, parameter in zip(self.average.parameters(), self.generator.parameters(), strict=True):
             average.copy_(parameter.lerp(average, decay))
         for average, buffer in zip(self.average.buffers(), self.generator.buffers(), strict=True):

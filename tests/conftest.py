@@ -8,32 +8,13 @@ import torch
 from tests import backends
 
 # On a machine with torch and pytest alone, the operations are tested all the same.
+TRAININGS = [f"test_{name}.py" for name in ("checkpoint", "command_line", "loading", "metrics_command", "training")]
 NEEDS = {
     "hypothesis": ["test_noise_bias_act_any.py", "test_data.py"],
-    "tyro": [
-        "test_loading.py",
-        "test_checkpoint.py",
-        "test_command_line.py",
-        "test_training.py",
-        "test_metrics_command.py",
-    ],
-    "safetensors": [
-        "test_loading.py",
-        "test_checkpoint.py",
-        "test_command_line.py",
-        "test_training.py",
-        "test_metrics_command.py",
-    ],
-    "PIL": [
-        "test_loading.py",
-        "test_checkpoint.py",
-        "test_command_line.py",
-        "test_training.py",
-        "test_data.py",
-        "test_metrics.py",
-        "test_metrics_command.py",
-    ],
-    "matplotlib": ["test_data.py", "test_training.py", "test_metrics.py"],
+    "tyro": [*TRAININGS, "test_time_to_quality.py"],
+    "safetensors": [*TRAININGS, "test_time_to_quality.py"],
+    "PIL": [*TRAININGS, "test_data.py", "test_metrics.py", "test_time_to_quality.py"],
+    "matplotlib": ["test_data.py", "test_training.py", "test_metrics.py", "test_time_to_quality.py"],
     "numpy": ["test_studies.py", "test_metrics.py"],
 }
 collect_ignore = sorted({file for module, files in NEEDS.items() if find_spec(module) is None for file in files})

@@ -278,8 +278,9 @@ def plot(found: dict, path: Path) -> None:
     axes.set_xlim(left=0)
     axes.set_xlabel("minutes of training")
     axes.set_ylabel("KID × 1000, EfficientNet-Lite0")
-    threads = f", {found['threads']} thread{'s' * (found['threads'] > 1)}"
-    axes.set_title(f"{found['arch']}, batch {found['batch']}: distance to {found['real']}\n{found['device']}{threads}")
+    threads = f"{found['threads']} thread{'s' * (found['threads'] > 1)}"
+    machine = f"{found['device']} ({found['instructions']}), {threads}"
+    axes.set_title(f"{found['arch']}, batch {found['batch']}: distance to {found['real']}\n{machine}")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)

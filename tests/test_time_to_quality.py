@@ -98,7 +98,7 @@ def test_the_textbooks_average_forgets_as_ours_does():
     for shown in range(16, 400, 16):  # the limit holds until 200
         torch.nn.init.normal_(generator.weight)
         trainer.update_average(16)
-        average.update(decay(shown, 16, 100.0, 0.5))
+        average.update(1 - decay(shown, 16, 100.0, 0.5))
         torch.testing.assert_close(trainer.average.weight, ours.weight)
 
 
@@ -143,7 +143,7 @@ def test_when_fastgan_was_as_near_as_the_textbook_at_its_end():
 def test_a_plot_is_drawn_also_where_an_estimate_is_negative(kids, tmp_path):
     rows = [{"minutes": at, "kid": kid, "images": 32 * at} for at, kid in enumerate(kids)]
     found = {
-        "arch": "stylegan2", "batch": 32, "real": "glyphs", "device": "a machine", "threads": 2,
+        "arch": "stylegan2", "batch": 32, "real": "glyphs", "device": "a machine", "instructions": "some", "threads": 2,
         "floor": {"of": "training images", "kid": 0.01},
         "contestants": {name: {"about": name, "evaluations": rows} for name in ("fastgan", "textbook")},
     }  # fmt: skip

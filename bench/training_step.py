@@ -4,7 +4,10 @@ Contestants train the same networks (`textbook_models.py` tells how they are the
 optimizer whose learning rate is next to nothing: the work is that of a training, and the networks stay as they are.
 Penalties that are due every so many steps count with their share: a step is the mean over all kinds of steps.
 
-- fastgan: `fastgan.training.step.Step`, in fp32 and under `--amp`; channels_last.
+- fastgan: `fastgan.training.step.Step`, in fp32 and under `--amp`; channels_last. On a GPU its steps are captured as
+  CUDA graphs, as in a training.
+- launched: there, the same without CUDA graphs, one kernel launched after the other.
+- with compile: the same with `--compile`.
 - textbook: `textbook_training.Trainer` in fp32, StyleGAN2's in both forms of its modulated convolution; in NCHW or
   channels_last, whichever is faster on this machine. Under `torch.compile`, in either precision, in phases without a
   penalty: it knows no double backward.
@@ -30,11 +33,13 @@ from fastgan.training import precision
 from fastgan.training.config import (
     Config,
     DataOptions,
+    MachineOptions,
     NetworkOptions,
     RegularizationOptions,
     TrainingOptions,
     resolve,
 )
+from fastgan.training.graphs import WARM_UPS
 from fastgan.training.log import Averages
 from fastgan.training.step import Step, new_state
 
@@ -78,9 +83,8 @@ class Case:
     def shape(self) -> str:
         return f"{self.batch}x{self.channels}x{self.resolution}x{self.resolution}"
 
-    @property
-    def config(self) -> Config:
-        """As the command line would make it."""
+    def config(self, **machine) -> Config:
+        """As the command line would make it; `machine` are options of `MachineOptions`."""
         labels = {"labels": False}
         return resolve(
             Config(
@@ -93,12 +97,13 @@ class Case:
                 regularization=RegularizationOptions(
                     r1_gamma=self.r1_gamma, r1_interval=16, path_length=self.path_length, path_interval=4,
                 ),
+                machine=MachineOptions(**machine),
             )
         )  # fmt: skip
 
     @property
     def model(self) -> models.ModelConfig:
-        config = self.config
+        config = self.config()
         return models.ModelConfig(**vars(config.network), resolution=self.resolution, channels=self.channels)
 
     @property
@@ -132,10 +137,13 @@ def _data(case: Case) -> Tensor:
 
 
 class Ours:
-    """fastgan's step; called with a number, it makes the step of that number."""
+    """fastgan's step; called with a number, it makes the step of that number.
 
-    def __init__(self, case: Case, amp: bool):
-        device, config = measure.device(), case.config
+    `machine` are options of `MachineOptions`.
+    """
+
+    def __init__(self, case: Case, amp: bool, **machine):
+        device, config = measure.device(), case.config(**machine)
         torch.manual_seed(0)
         self.state = new_state(case.model, config, device)
         if hasattr(self.state.generator, "grow_to"):
@@ -145,10 +153,18 @@ class Ours:
         autocast = precision.choose(amp, device).autocast
         self.step = Step(self.state, config, case.model.z_dim, autocast, self.averages)
         self.real = _data(case).to(memory_format=torch.channels_last)
+        if self.step.why_not_captured is None:
+            for number in [*case.kinds] * (WARM_UPS + 1):
+                self(number)
 
     def __call__(self, number: int) -> None:
         self.state.step = number
         self.step(self.real, None)
+
+    @property
+    def failure(self) -> str | None:
+        """Why it was not captured where it should have been."""
+        return self.step.failure
 
 
 class Textbook:
@@ -193,22 +209,31 @@ def _faster_layout(case: Case) -> torch.memory_format:
 
 
 def _contestants(case: Case, notes: list[str]) -> dict[str, Callable[[int], None]]:
-    ours = {"fp32": Ours(case, amp=False)}
-    if measure.has_bf16():
-        ours["bf16"] = Ours(case, amp=True)
-    else:
+    amp = {"fp32": False, "bf16": True} if measure.has_bf16() else {"fp32": False}
+    if "bf16" not in amp:
         notes.append("no bf16 instructions here: --amp computes in fp32")
-    layout = _faster_layout(case)
+    ours = {name: Ours(case, on) for name, on in amp.items()}
     contestants: dict[str, Callable[[int], None]] = {f"fastgan {name}": step for name, step in ours.items()}
-    contestants |= {f"bare {name}": Alone(step, case.kinds) for name, step in ours.items()}
+    launched = ours
+    if measure.device().type == "cuda":
+        notes += [f"{name}: {why}" for name, step in ours.items() if (why := step.failure)]
+        launched = {name: Ours(case, on, cuda_graphs="off") for name, on in amp.items()}
+        contestants |= {f"launched {name}": step for name, step in launched.items()}
+    layout = _faster_layout(case)
+    contestants |= {f"bare {name}": Alone(step, case.kinds) for name, step in launched.items()}
     contestants |= {f"textbook {form}": Textbook(case, form, layout) for form in case.modulations}
     if measure.COMPILE:
-        for name in ours:
-            compiled = Textbook(case, case.modulations[-1], layout, amp=name == "bf16", compiled=True)
-            if problem := measure.problem(partial(compiled, 1)):
-                notes.append(f"torch.compile {name}: {problem}")
-            else:
-                contestants[f"compile {name}"] = compiled
+        for name, on in amp.items():
+            makers = {
+                "compile": lambda on=on: Textbook(case, case.modulations[-1], layout, amp=on, compiled=True),
+                "with compile": lambda on=on: Ours(case, on, compile=True),
+            }
+            for form, make in makers.items():
+                made: list[Callable[[int], None]] = []
+                if problem := measure.problem(lambda make=make, made=made: (made.append(make()), made[0](1))):
+                    notes.append(f"torch.compile, {form} {name}: {problem}")
+                else:
+                    contestants[f"{form} {name}"] = made[0]
     return contestants
 
 
@@ -250,7 +275,9 @@ def _row(arch: str, case: Case, dtype: str, steps: dict[str, measure.Timing], no
         "fastgan_ms": ours.seconds * 1e3,
         "images_per_s": case.batch / ours.seconds,
     }
+    own = {form: steps.get(f"{form} {dtype}") for form in ("launched", "with compile")}
     others = {"textbook": fastest, "grouped": grouped, "compile": compiled}
+    others |= {name.replace(" ", "_"): timing for name, timing in own.items()}
     for name, other in others.items():
         row[f"{name}_ms"] = other.seconds * 1e3 if other else None
         row[f"vs_{name}"] = ours.times_faster_than(other) if other else None

@@ -166,6 +166,9 @@ class MachineOptions:
     checkpoint_blocks: bool = False
     """Of each block of the networks keep the input only, and compute the rest again when gradients need it: less
     memory, more time."""
+    compile: bool = False
+    """Let torch.compile fuse what is between the operations, but where there are penalties: it knows no second
+    derivatives. The first steps take minutes. bench/training_step.py measures what it gives; not known on GPUs yet."""
     cuda_graphs: Literal["auto", "on", "off"] = "auto"
     """Record each kind of step as a CUDA graph and replay it, which spares the launch of every single kernel. auto: on
     GPUs. If it fails, the reason is printed, and the training goes on without."""
@@ -323,6 +326,8 @@ def _check_together(config: Config) -> None:
         raise UserError(f"--path-length {terms.path_length}: {arch} has no styles; leave it out")
     if config.machine.checkpoint_blocks and arch not in _OF_BLOCKS:
         raise UserError(f"--checkpoint-blocks: {arch} is not made of blocks; leave it out")
+    if config.machine.compile and config.machine.checkpoint_blocks:
+        raise UserError("--compile: computes nothing again, so not with --checkpoint-blocks; leave one of them out")
     if terms.gp_lambda and training.loss != "wgan-gp":
         raise UserError(f"--gp-lambda {terms.gp_lambda}: belongs to --loss wgan-gp, not {training.loss}")
     if terms.augment_p and terms.augment in ("none", "ada"):

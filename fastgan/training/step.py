@@ -8,6 +8,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from fastgan import models
 from fastgan.augment import AdaptiveStrength, Augment
+from fastgan.errors import UserError
 from fastgan.layers import MinibatchStddev
 from fastgan.losses import (
     OBJECTIVES,
@@ -79,6 +81,16 @@ def _optimizer(
     return Adam(parameters, lr=lr * lazy, betas=betas, eps=1e-8, fused=fused, capturable=capturable)
 
 
+def compiler(device: torch.device) -> Callable[[nn.Module], Callable]:
+    """What `torch.compile`s a network, for its first derivatives. Raises UserError if that does not work here."""
+    try:
+        torch.compile(torch.exp2, dynamic=False)(torch.ones(8, device=device))
+    except Exception as error:  # a compiler, its headers, a GPU that is too old: it fails in as many ways
+        line = str(error).strip().partition("\n")[0]
+        raise UserError(f"--compile: torch.compile does not work here ({line}); leave it out") from None
+    return partial(torch.compile, dynamic=False)
+
+
 def objective_of(loss: str) -> Objective | PairedObjective:
     """The objective that the option `--loss` names: two of its values differ in what else they ask for."""
     return OBJECTIVES["wasserstein" if loss in ("wgan", "wgan-gp") else loss]
@@ -120,6 +132,8 @@ class Step:
     time. The generator's phase then draws its images from the same latents again, with other noise: to keep the graphs
     of all of them from the critic's phase would need the memory of the whole batch.
 
+    With `--compile`, `torch.compile` has a part in it: in the passes of both networks that are differentiated once.
+
     On a GPU steps are captured as CUDA graphs, one for each `Kind`: see `fastgan.training.graphs`.
 
     Args:
@@ -148,33 +162,44 @@ class Step:
         self.mixing = {"style_mixing": self.options.style_mixing} if self.options.style_mixing else {}
         self.augment: Augment | None = state.statistics["augment"] if self.terms.augment != "none" else None
         self._rows = _Rows(state.critic)
+        device = next(state.generator.parameters()).device
         if config.machine.checkpoint_blocks:
             recompute_blocks(state.generator)
             recompute_blocks(state.critic)
+        compiled = compiler(device) if config.machine.compile else lambda network: network
+        self._generator, self._critic = compiled(state.generator), compiled(state.critic)  # in phases without penalties
         self._optimizers = {"g": state.optimizer_g, "d": state.optimizer_d}
         self._rates = {name: _rates(optimizer) for name, optimizer in self._optimizers.items()}
-        device = next(state.generator.parameters()).device
         self.why_not_captured = None if recorder else graphs.why_not(config.machine, device)
         captures = self.why_not_captured is None
         self._graphs = graphs.Graphs(self._run, recorder or graphs.CudaRecorder(device)) if captures else None
         self._numbers = graphs.Numbers(device if captures else None)
         self._stage = None
 
+    @property
+    def failure(self) -> str | None:
+        """Why steps are not captured any more where they should be."""
+        return None if self._graphs is None else self._graphs.failure
+
     def __call__(self, real: Tensor, label: Tensor | None, lr_factor: float = 1.0) -> None:
         """Real images [N, C, R, R] of range [-1, 1] and their labels [N]; learning rates are those of the options times
         `lr_factor`. Generated images get the same labels: their distribution is the right one."""
         state, kind = self.state, self._kind()
         self._anneal(lr_factor, len(real))
-        if self._graphs is None:
-            counts = self._run(kind, real, label)
-        else:
-            if kind.stage != self._stage:  # a stage that is over does not come again
-                self._stage = kind.stage
-                self._graphs.forget()
-            counts = self._graphs(kind, real, label)
-        self.averages.count(counts)
+        if kind.stage != self._stage:
+            self._stage = kind.stage
+            self._forget_stage()
+        run = self._run if self._graphs is None else self._graphs
+        self.averages.count(run(kind, real, label))
         state.step += 1
         state.images += len(real)
+
+    def _forget_stage(self) -> None:
+        """What was made for a stage of growth that is over: it does not come again."""
+        if self._graphs is not None:
+            self._graphs.forget()
+        if self._generator is not self.state.generator:
+            torch.compiler.reset()  # it compiles a network a few times only
 
     def _kind(self) -> Kind:
         """Of the coming step."""
@@ -243,7 +268,7 @@ class Step:
             loss = loss_real.detach() + loss_fake.detach()
         if terms.gp_lambda:
             with self.autocast():
-                penalty = wgan_gp(self._critic, part.real, fake, part.label)
+                penalty = wgan_gp(self._after_augmentation(self.state.critic), part.real, fake, part.label)
             (part.share * terms.gp_lambda * penalty).backward()
             self.averages.add(gradient_penalty=penalty)
         self.averages.add(loss_d=loss, logit_real=of_real.logits.mean(), logit_fake=of_fake.logits.mean())
@@ -261,19 +286,18 @@ class Step:
         if self.augment is not None:
             self.averages.add(augment_p=self.augment.p.clone())
 
-    @property
-    def _critic(self) -> Callable[..., Tensor]:
+    def _after_augmentation(self, critic: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """The critic, of altered images where there is augmentation: gradient penalties are with respect to the images
         before it."""
-        critic, augment = self.state.critic, self.augment
+        augment = self.augment
         return critic if augment is None else lambda images, label=None: critic(augment(images), label)
 
     def _judge(self, images: Tensor, label: Tensor | None, penalized: bool = False) -> Verdict:
         """With squares, from the same forward pass, if a penalty is due."""
         with self.autocast():
             if penalized:
-                return Verdict(*critic_with_grad_norm(self._critic, images, label))
-            return Verdict(self._critic(images, label))
+                return Verdict(*critic_with_grad_norm(self._after_augmentation(self.state.critic), images, label))
+            return Verdict(self._after_augmentation(self._critic)(images, label))
 
     def _judge_both(
         self, fake: Tensor, part: MicroBatch, fake_penalized: bool, real_penalized: bool, together: bool
@@ -303,7 +327,7 @@ class Step:
 
     def _generate(self, part: MicroBatch) -> Tensor:
         with self.autocast():
-            return self.state.generator(part.z, part.label, **self.mixing)
+            return self._generator(part.z, part.label, **self.mixing)
 
     def _latents(self, count: int) -> Tensor:
         return torch.randn(count, self.z_dim, device=next(self.state.generator.parameters()).device)

@@ -1,6 +1,8 @@
 """Steps as CUDA graphs: what is a kind of step, what changes between replays, what happens if capturing fails."""
 
 import contextlib
+import os
+import shutil
 from collections import Counter, defaultdict
 from contextlib import nullcontext
 
@@ -25,7 +27,7 @@ class Training:
 
     def __init__(
         self, arch="dcgan", regularization=None, labels=False, schedule=None, recorder=None, device="cpu",
-        cuda_graphs="off", seed=0, autocast=nullcontext, **options,
+        cuda_graphs="off", compile=False, autocast=nullcontext, **options,
     ):  # fmt: skip
         config = configuration.resolve(
             configuration.Config(
@@ -33,11 +35,11 @@ class Training:
                 data=configuration.DataOptions(resolution=8, labels=labels),
                 training=configuration.TrainingOptions(**{"batch": 8, "ema_halflife": 0.01, **options}),
                 regularization=configuration.RegularizationOptions(**(regularization or {})),
-                machine=configuration.MachineOptions(cuda_graphs=cuda_graphs),
+                machine=configuration.MachineOptions(cuda_graphs=cuda_graphs, compile=compile),
             )
         )
         model = models.ModelConfig(**vars(config.network), resolution=8, num_classes=4 if labels else 0)
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         self.device, self.schedule, self.averages, self.labels = torch.device(device), schedule, Averages(), labels
         self.state = new_state(model, config, self.device)
         if recorder is not None:
@@ -392,6 +394,96 @@ def test_a_step_whose_capture_fails_half_way_leaves_the_training_as_it_was():
     assert counts["loss_g"] == counts["loss_d"] == 6
 
 
+class Cuda:
+    """Stands for what `torch.cuda` has for graphs, and notes the calls."""
+
+    def __init__(self, monkeypatch, broken=False):
+        self.calls, self.current, self.random, self.broken = [], "default", "random", broken
+        note = lambda name: lambda *args, **options: self.calls.append(name)
+        cuda = self
+
+        class Stream:
+            def __init__(self, device):
+                assert device == torch.device("cuda", 0)
+
+            def wait_stream(self, other):
+                cuda.calls.append("side waits")
+
+        class Graph:
+            def capture_begin(self, pool, capture_error_mode):
+                assert cuda.current != "default" and pool == cuda.pool and capture_error_mode == "thread_local"
+                cuda.calls.append("begin")
+
+            def capture_end(self):
+                cuda.calls.append("end")
+                if cuda.broken:
+                    raise RuntimeError("capture invalidated")
+
+            replay = note("replay")
+
+        class Generator:
+            clone_state = lambda self: cuda.random
+            graphsafe_set_state = lambda self, state: cuda.calls.append(f"state {state}")
+
+        class Current:
+            wait_stream = note("current waits")
+
+        @contextlib.contextmanager
+        def stream(side):
+            self.current = side
+            try:
+                yield
+            finally:
+                self.current = "default"
+
+        def handle():
+            self.pool = object()
+            return self.pool
+
+        replaced = {
+            "Stream": Stream, "CUDAGraph": Graph, "stream": stream, "graph_pool_handle": handle,
+            "current_device": lambda: 0, "current_stream": lambda device: Current(), "synchronize": note("synchronize"),
+            "empty_cache": note("empty"), "default_generators": (Generator(),), "device": lambda device: nullcontext(),
+        }  # fmt: skip
+        for name, value in replaced.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+
+
+def test_a_gpu_warms_up_and_captures_on_one_stream_of_its_own(monkeypatch):
+    cuda = Cuda(monkeypatch)
+    recorder = CudaRecorder(torch.device("cuda"))
+    assert recorder.warm_up(lambda: cuda.calls.append("work") or cuda.current) is recorder._stream
+    assert cuda.calls == ["side waits", "work", "current waits"]
+    cuda.calls.clear()
+    replay, result = recorder.capture(lambda: cuda.calls.append("work") or cuda.current)
+    assert result is recorder._stream and cuda.current == "default"
+    replay()
+    assert cuda.calls == ["synchronize", "empty", "begin", "work", "end", "replay"]
+    before = cuda.pool
+    recorder.forget()
+    assert cuda.pool is not before
+
+
+@pytest.mark.parametrize("broken", [False, True])
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_capture_that_fails_leaves_stream_and_random_numbers_as_they_were(monkeypatch, fails, broken):
+    """Whether the work fails or the capture cannot be ended; and the former is the reason if both do."""
+    cuda = Cuda(monkeypatch, broken)
+
+    def work(kind):
+        if fails and cuda.calls[-1] == "begin":
+            raise RuntimeError("what failed")
+
+    run = Graphs(work, CudaRecorder(torch.device("cuda:0")))
+    for _ in range(WARM_UPS + 1):
+        run("a")
+    assert cuda.current == "default"
+    reason = "what failed" if fails else "capture invalidated" if broken else None
+    assert run.failure == (reason and f"a step cannot be captured: {reason}")
+    assert ("state random" in cuda.calls) == (fails or broken)
+    assert ("replay" in cuda.calls) == (run.failure is None)
+
+
 # Numbers and Adam ----------------------------------------------------------------------------------------------------
 
 
@@ -467,6 +559,50 @@ def test_who_asks_for_them_on_a_cpu_is_told():
     with pytest.raises(UserError, match="--cuda-graphs on: --checkpoint-blocks draws"):
         options = configuration.MachineOptions(cuda_graphs="on", checkpoint_blocks=True)
         graphs.why_not(options, torch.device("cuda"))
+
+
+# torch.compile -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def same_random_numbers():
+    """Compiled code draws as torch does."""
+    from torch._inductor import config
+
+    with config.patch(fallback_random=True):
+        torch.compiler.reset()
+        yield
+        torch.compiler.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="inductor needs a C++ compiler on a CPU")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"arch": "r3gan", "regularization": {"r1_interval": 2}, "labels": True},
+        {"arch": "stylegan2", "regularization": {"r1_interval": 2, "path_length": 2.0, "path_interval": 2}},
+        {"arch": "pggan", "schedule": Schedule(4, 8, 16, 16, {4: 8, 8: 8}, {4: 1.0, 8: 1.0}), "critic_steps": 1},
+    ],
+)
+def test_compiled_networks_train_as_others_do(same_random_numbers, options):
+    compiled, plain = Training(compile=True, **options), Training(**options)
+    for training in (compiled, plain):
+        torch.manual_seed(2)
+        training.run(6)
+    assert compiled.step._generator is not compiled.state.generator
+    assert_same(compiled, plain, rtol=1e-3)
+
+
+def test_where_networks_cannot_be_compiled_the_option_says_so(monkeypatch):
+    def broken(*args, **options):
+        raise RuntimeError("no working C++ compiler\nlong trace")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(
+        UserError, match=r"--compile: .* does not work here \(no working C\+\+ compiler\); leave it out"
+    ):
+        Training(compile=True)
 
 
 # On a GPU ------------------------------------------------------------------------------------------------------------

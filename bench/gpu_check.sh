@@ -4,7 +4,8 @@
 #     bench/gpu_check.sh [FOLDER]        results go into FOLDER, by default bench/results
 #
 # Needs no network: setuptools, pybind11, ninja, nvcc, torch, triton, numpy and pytest must be there (PYTHON names the
-# interpreter that has them). A phase that fails or runs out of time does not stop the next ones; the exit status is
+# interpreter that has them); for captured steps, and for the benchmark of the training step, tyro and safetensors as
+# well (`pip install --target FOLDER tyro` elsewhere, and PYTHONPATH=FOLDER, will do). A phase that fails or runs out of time does not stop the next ones; the exit status is
 # that of the worst. Left in FOLDER: gpu_check.txt and gpu_check.json, and a log of each phase.
 #
 # What only a GPU can show goes first. Expected, in seconds, on an H100 with 16 cores: 100 for the build of one card's

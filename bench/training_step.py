@@ -44,7 +44,7 @@ from fastgan.training.log import Averages
 from fastgan.training.step import Step, new_state
 
 LR = 1e-12
-SECONDS = 60.0
+SECONDS = {"cpu": 60.0, "cuda": 10.0}
 ROUNDS = (5, 50)
 
 
@@ -248,7 +248,9 @@ def run(arch: str, only: tuple[str, ...] = ()) -> list[tuple[dict, Callable[[], 
     if only:
         contestants = {name: each for name, each in contestants.items() if name.startswith(only)}
     calls = {f"{name} {number}": partial(step, number) for name, step in contestants.items() for number in case.kinds}
-    timings = measure.alternate(calls, measure.WallClock(measure.device()), SECONDS, rounds=ROUNDS)
+    timings = measure.alternate(
+        calls, measure.WallClock(measure.device()), SECONDS[measure.device().type], rounds=ROUNDS
+    )
     steps = {name: _mean_step(timings, name, case.kinds) for name in contestants}
     return [(_row(arch, case, dtype, steps, notes), partial(contestants[f"fastgan {dtype}"], 1))
             for dtype in ("fp32", "bf16") if f"fastgan {dtype}" in steps]  # fmt: skip

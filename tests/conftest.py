@@ -9,10 +9,11 @@ from tests import backends
 
 # On a machine with torch and pytest alone, the operations are tested all the same.
 TRAININGS = [f"test_{name}.py" for name in ("checkpoint", "command_line", "loading", "metrics_command", "training")]
+STEPS = ["test_graphs.py", "test_step.py", "test_time_to_quality.py"]
 NEEDS = {
     "hypothesis": ["test_noise_bias_act_any.py", "test_data.py"],
-    "tyro": [*TRAININGS, "test_time_to_quality.py"],
-    "safetensors": [*TRAININGS, "test_time_to_quality.py"],
+    "tyro": [*TRAININGS, *STEPS],
+    "safetensors": [*TRAININGS, *STEPS],
     "PIL": [*TRAININGS, "test_data.py", "test_metrics.py", "test_time_to_quality.py"],
     "matplotlib": ["test_data.py", "test_training.py", "test_metrics.py", "test_time_to_quality.py"],
     "numpy": ["test_studies.py", "test_metrics.py"],

@@ -18,6 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench import measure, report
 from bench.training_step import CASES, Case, Ours, Textbook
+from fastgan.training.config import OF_BLOCKS
 
 # Of the textbook's peak, by the textbook's precision and ours: at most.
 TARGETS = {("fp32", "fp32"): 0.8, ("bf16", "bf16"): 0.8, ("fp32", "bf16"): 0.6}
@@ -71,6 +72,7 @@ def run(arch: str) -> list[dict]:
     rows = []
     for name, amp in precisions.items():
         ours = peak(partial(Ours, case, amp), case)
+        sparing = case.network["arch"] in OF_BLOCKS and peak(partial(Ours, case, amp, checkpoint_blocks=True), case)
         share = {book: ours / theirs for book, theirs in books.items() if (book, name) in TARGETS}
         rows.append(
             {
@@ -79,6 +81,7 @@ def run(arch: str) -> list[dict]:
                 "shape": case.shape,
                 "dtype": name,
                 "fastgan_mb": ours / 2**20,
+                "checkpoint_blocks_mb": sparing / 2**20 if sparing else None,
                 "textbook_fp32_mb": books["fp32"] / 2**20,
                 "textbook_own_mb": books[name] / 2**20,
                 "of_textbook_fp32": share["fp32"],

@@ -44,6 +44,7 @@ COLUMNS: tuple[tuple[str, str, Callable[[object], str]], ...] = (
     ("GB/s", "gb_per_s", "{:.1f}".format),
     ("of copy", "share_of_copy", PERCENT),
     ("fastgan MB", "fastgan_mb", "{:.0f}".format),
+    ("checkpoint blocks MB", "checkpoint_blocks_mb", "{:.0f}".format),
     ("textbook fp32 MB", "textbook_fp32_mb", "{:.0f}".format),
     ("textbook MB", "textbook_own_mb", "{:.0f}".format),
     ("of textbook fp32", "of_textbook_fp32", PERCENT),

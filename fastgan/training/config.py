@@ -308,7 +308,7 @@ def _check(config: Config, only: str | None = None) -> None:
 _VARIANTS = {"dcgan": ("transposed", "upsample"), "cgan": ("conv", "mlp")}
 _STYLES = ("stylegan", "stylegan2")
 _GROWING = ("stylegan", "pggan")
-_OF_BLOCKS = ("stylegan", "stylegan2", "pggan", "r3gan")
+OF_BLOCKS = ("stylegan", "stylegan2", "pggan", "r3gan")
 _GROUPED = ("stylegan", "stylegan2", "pggan")  # whose critics compare groups of 4 samples
 
 
@@ -324,7 +324,7 @@ def _check_together(config: Config) -> None:
         raise UserError(f"--style-mixing {training.style_mixing}: {arch} has no styles to mix; leave it out")
     if terms.path_length and arch not in _STYLES:
         raise UserError(f"--path-length {terms.path_length}: {arch} has no styles; leave it out")
-    if config.machine.checkpoint_blocks and arch not in _OF_BLOCKS:
+    if config.machine.checkpoint_blocks and arch not in OF_BLOCKS:
         raise UserError(f"--checkpoint-blocks: {arch} is not made of blocks; leave it out")
     if config.machine.compile and config.machine.checkpoint_blocks:
         raise UserError("--compile: computes nothing again, so not with --checkpoint-blocks; leave one of them out")

@@ -32,6 +32,7 @@ from fastgan.data.sampling import CoinFlips
 from fastgan.ops import backends
 from fastgan.training import precision
 from fastgan.training.config import Config, TrainingOptions, resolve
+from fastgan.training.graphs import WARM_UPS
 from fastgan.training.log import Averages
 from fastgan.training.step import Step, new_state
 
@@ -129,6 +130,9 @@ class DefaultStep:
         shape = self.batch, image["channels"], image["resolution"], image["resolution"]
         self.real = torch.randn(shape, device=device).to(memory_format=torch.channels_last)
         self.label = torch.randint(self.classes, (self.batch,), device=device)
+        if self.step.why_not_captured is None:
+            for _ in range(WARM_UPS + 1):
+                self(1)
 
     def __call__(self, number: int) -> None:
         self.state.step = number

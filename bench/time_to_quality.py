@@ -31,10 +31,11 @@ from torch import Tensor, nn
 from bench import measure, textbook_models
 from bench.textbook_training import Trainer
 from fastgan import models
-from fastgan.data import ImageDataset, ShuffledStream, open_dataset, to_model_range
+from fastgan.data import ImageDataset, ShuffledStream, open_dataset
 from fastgan.errors import UserError
 from fastgan.metrics.features import Extractor
 from fastgan.metrics.reference import Distances, Reference, random_labels, reference
+from fastgan.ops import image_batch
 from fastgan.training import precision
 from fastgan.training.checkpoint import State
 from fastgan.training.config import Config, MachineOptions, resolve
@@ -78,7 +79,7 @@ class Task:
     def images(self, position: int) -> tuple[Tensor, Tensor]:
         """The batch from a position in the order on, and its labels; channels_last."""
         index = self._order.take(position, self.batch)
-        real = to_model_range(torch.from_numpy(self.dataset.images[index]).to(self.device))
+        real = image_batch(torch.from_numpy(self.dataset.images[index]).to(self.device))
         return real, torch.from_numpy(self.dataset.labels[index]).to(self.device)
 
 

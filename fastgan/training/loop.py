@@ -59,8 +59,14 @@ def train(config: Config, header: checkpoint.Header | None = None) -> int:
         backends.choose(operation, device)
     growth = Growth(state, config) if config.growth.grow_from else None
     batch_at = growth.batch_at if growth else lambda position: options.batch
-    shown = {"labels": model.num_classes > 0, "mirror": config.data.mirror}
-    loader = data.ImageLoader(dataset, device, config.machine.seed, batch_at, **shown)
+    loader = data.ImageLoader(
+        dataset,
+        device,
+        config.machine.seed,
+        batch_at,
+        labels=model.num_classes > 0,
+        mirror=config.data.mirror,
+    )
     run = header.path.parent if header else _new_run_folder(config)
     write_atomically(run / CONFIG_FILE_NAME, json.dumps(to_dict(config), indent=2).encode())
     print(f"data       {dataset.describe()}; {loader.how}")

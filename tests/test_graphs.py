@@ -353,7 +353,10 @@ def test_where_capturing_fails_steps_go_on_without_and_say_why_once(capsys, erro
 def test_the_reason_is_what_failed_and_not_that_the_capture_could_not_be_ended():
     def capture(work):
         try:
-            raise RuntimeError("what failed")
+            try:
+                raise ValueError("another form is tried")  # as penalties do
+            except ValueError:
+                raise RuntimeError("what failed") from None
         finally:
             raise RuntimeError("capture invalidated")
 
@@ -447,6 +450,11 @@ class Cuda:
         }  # fmt: skip
         for name, value in replaced.items():
             monkeypatch.setattr(torch.cuda, name, value)
+        for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+            given_back = lambda device, pool, name=name: (
+                self.calls.append(name) if (device, pool) == (0, self.pool) else 0
+            )
+            monkeypatch.setattr(torch._C, name, given_back, raising=False)
 
 
 def test_a_gpu_warms_up_and_captures_on_one_stream_of_its_own(monkeypatch):
@@ -481,6 +489,7 @@ def test_a_capture_that_fails_leaves_stream_and_random_numbers_as_they_were(monk
     reason = "what failed" if fails else "capture invalidated" if broken else None
     assert run.failure == (reason and f"a step cannot be captured: {reason}")
     assert ("state random" in cuda.calls) == (fails or broken)
+    assert ("_cuda_endAllocateToPool" in cuda.calls) == ("_cuda_releasePool" in cuda.calls) == broken
     assert ("replay" in cuda.calls) == (run.failure is None)
 
 

@@ -145,7 +145,9 @@ class Graphs:
         try:
             self._captured[key] = _Captured(*self._recorder.capture(work))
         except RuntimeError as error:
-            first = error.__context__ or error  # what ends a broken capture complains of it once more
+            first = error
+            while isinstance(first.__context__, RuntimeError):  # what ends a broken capture complains of it once more
+                first = first.__context__
             text = str(first).strip().partition("\n")[0]
             short = "memory does not suffice for them" if memory.is_shortage(first) else text
             self.failure = f"a step cannot be captured: {short}"
@@ -191,7 +193,7 @@ class CudaRecorder:
                 try:
                     result = work()
                 finally:
-                    graph.capture_end()
+                    self._end(graph)
             except BaseException:
                 # A capture that cannot be ended leaves the generator in the state of one that is captured.
                 with contextlib.suppress(RuntimeError):
@@ -203,6 +205,17 @@ class CudaRecorder:
                 graph.replay()
 
         return replay, result
+
+    def _end(self, graph: torch.cuda.CUDAGraph) -> None:
+        try:
+            graph.capture_end()
+        except RuntimeError:
+            # Then torch leaves the pool as it is: nobody else would get its memory, and what other streams have used
+            # would never be free again.
+            for end in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+                with contextlib.suppress(AttributeError, RuntimeError):
+                    getattr(torch._C, end)(self._device.index, self._pool)
+            raise
 
     def forget(self) -> None:
         torch.cuda.synchronize(self._device)

@@ -221,6 +221,7 @@ class EveryLayer(nn.Module):
         self.styled = layers.StyleEpilogue(C, W)
         self.adain = layers.AdaIN(C, W)
         self.up = layers.UpsampleConv2d(C, 3)
+        self.plain, self.transposed = layers.Conv2d(3, 3, 3, padding=1), layers.ConvTranspose2d(3, 3, 4, 2, 1)
         for noisy in (self.end, self.styled):
             nn.init.constant_(noisy.strength, 0.5)  # else what comes before would not depend on the noise
 
@@ -229,7 +230,7 @@ class EveryLayer(nn.Module):
         x = x + self.norm(self.blur(self.larger(self.smaller(x))))
         w = self.norm(w)
         x = self.modulated(x, self.style(w), **self.end.arguments((len(x), C, 8, 8), x.device, noise))
-        return self.up(self.adain(self.styled(x, w, noise), w))
+        return self.transposed(self.plain(self.up(self.adain(self.styled(x, w, noise), w))))
 
 
 def batch() -> tuple[Tensor, Tensor, Tensor]:

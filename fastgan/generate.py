@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 import numpy as np
 import tyro
 
-from fastgan.errors import UserError
+from fastgan.errors import UserError, command_line
 from fastgan.training.config import LARGEST_SEED
 from fastgan.training.grid import Section, draw_grid, require_video, save_animation, save_png, to_picture
 from fastgan.training.memory import shortage_is_a_mistake
@@ -344,18 +344,13 @@ class Growth(Options):
 SUB_COMMANDS = {options.name: options for options in (Grid, Classes, Interpolate, Mix, Noise, Truncation, Growth)}
 
 
+@command_line
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (None: this process's own) and return the exit status."""
     options = parse(sys.argv[1:] if argv is None else argv)
-    try:
-        folder = ", a folder for --out" if isinstance(options, Grid) else ""
-        with shortage_is_a_mistake(f"give fewer --seeds or --classes{folder}, or another --device"):
-            generate(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    folder = ", a folder for --out" if isinstance(options, Grid) else ""
+    with shortage_is_a_mistake(f"give fewer --seeds or --classes{folder}, or another --device"):
+        generate(options)
     return 0
 
 

@@ -7,33 +7,26 @@ from __future__ import annotations
 
 import sys
 
-from fastgan.errors import UserError
+from fastgan.errors import UserError, command_line
 from fastgan.training import config as configuration
 from fastgan.training import memory, process
 
 
+@command_line
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (None: this process's own) and return the exit status."""
-    try:
-        given = configuration.parse(argv)  # before torch is imported, so that --help is quick
-        process.keep_freed_memory()
-        process.let_idle_threads_sleep_soon()
-        from fastgan.training import loop
+    given = configuration.parse(argv)  # before torch is imported, so that --help is quick
+    process.keep_freed_memory()
+    process.let_idle_threads_sleep_soon()
+    from fastgan.training import loop
 
-        if given.output.resume is None:
-            with memory.shortage_is_a_mistake(
-                "make --batch smaller, or --channel-base and --channel-max, or --resolution"
-            ):
-                return loop.train(configuration.resolve(given))
-        with memory.shortage_is_a_mistake(
-            "a resumed run needs what it needed before: free some, or choose another --device"
-        ):
-            return loop.train(*_resumed(given, argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:  # before the first step, where there is nothing to finish
-        return 130
+    if given.output.resume is None:
+        with memory.shortage_is_a_mistake("make --batch smaller, or --channel-base and --channel-max, or --resolution"):
+            return loop.train(configuration.resolve(given))
+    with memory.shortage_is_a_mistake(
+        "a resumed run needs what it needed before: free some, or choose another --device"
+    ):
+        return loop.train(*_resumed(given, argv))
 
 
 def _resumed(given, argv):

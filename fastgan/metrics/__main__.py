@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from fastgan.errors import UserError
+from fastgan.errors import UserError, command_line
 from fastgan.training import process
 from fastgan.training.config import LARGEST_SEED
 from fastgan.training.files import write_atomically
@@ -57,21 +57,16 @@ class Options:
             raise UserError("--split train and --heldout exclude each other; leave one of them out")
 
 
+@command_line
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (None: this process's own) and return the exit status."""
     options = tyro.cli(Options, prog="python -m fastgan.metrics", args=argv)
-    try:
-        with shortage_is_a_mistake("give fewer --samples, or another --device"):
-            process.keep_freed_memory()
-            found = measure(options)
-            print(table(found))
-            if options.json is not None:
-                write_atomically(Path(options.json), (json.dumps(found, indent=2) + "\n").encode(), "--json")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    with shortage_is_a_mistake("give fewer --samples, or another --device"):
+        process.keep_freed_memory()
+        found = measure(options)
+        print(table(found))
+        if options.json is not None:
+            write_atomically(Path(options.json), (json.dumps(found, indent=2) + "\n").encode(), "--json")
     return 0
 
 

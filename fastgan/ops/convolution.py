@@ -1,7 +1,7 @@
 """Convolutions whose derivatives of any order are convolutions of the same kind.
 
 PyTorch differentiates its convolution twice, too, but takes the weight's gradient of the second order by a convolution
-with a kernel as large as the image, which takes several times as long; gradient penalties and path length are made of
+with a kernel as large as the image, which takes longer; gradient penalties and path length are made of
 these. A convolution is linear in image and weight, so three maps are enough for all orders:
 
     y = conv(x, w)        dx = back(dy, w)     dw = outer(x, dy)
@@ -139,7 +139,7 @@ def _gradients(dy: Tensor, x: Tensor, weight: Tensor, g: _Geometry, wanted: tupl
 
 
 # A CPU's library convolution takes longer for one output channel than for sixteen. A matrix product of each pixel with
-# all taps, and a sum over shifted planes, is five to ten times as fast: the last layer of a generator is such a one.
+# all taps, and a sum over shifted planes, is faster: the last layer of a generator is such a one (docs/performance.md).
 
 
 def _makes_few(x: Tensor, weight: Tensor, g: _Geometry) -> bool:

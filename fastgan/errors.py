@@ -1,6 +1,7 @@
 """The one exception that stands for a mistake of the person at the keyboard rather than of the program."""
 
 import functools
+import os
 import sys
 from collections.abc import Callable
 
@@ -20,7 +21,9 @@ def command_line(main: Callable[..., int]) -> Callable[..., int]:
         try:
             return main(argv)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            rank = os.environ.get("RANK", "0")  # set by torchrun
+            where = "" if rank == "0" else f"process {rank}: "
+            print(f"{where}error: {error}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             return 130

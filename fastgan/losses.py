@@ -230,10 +230,22 @@ class PathLength(nn.Module):
 
         The length is that over w, averaged over its num_ws copies (root mean square). The papers' weight is 2.
         """
+        penalty, length = self.of(images, ws)
+        self.update(length)
+        return penalty
+
+    def of(self, images: Tensor, ws: Tensor) -> tuple[Tensor, Tensor]:
+        """The penalty, and the mean length, which `update` is to be told: where parts of a batch go through one by one,
+        their mean, once a step."""
         noise = torch.randn_like(images) / math.sqrt(images.shape[2] * images.shape[3])
         with torch.autocast(images.device.type, enabled=False):
             with gradients_of_inputs():
                 (gradient,) = torch.autograd.grad((images * noise).sum(), ws, create_graph=True)
             lengths = to_arithmetic(gradient).square().sum(2).mean(1).sqrt()
-            self.mean.lerp_(lengths.detach().mean().to(self.mean.dtype), self.decay)
-            return (lengths - self.mean).square().mean()
+            length = lengths.detach().mean().to(self.mean.dtype)
+            return (lengths - self.mean.lerp(length, self.decay)).square().mean(), length
+
+    @torch.no_grad()
+    def update(self, length: Tensor) -> None:
+        """Counts a length, 0-dim, into the running mean."""
+        self.mean.lerp_(length, self.decay)

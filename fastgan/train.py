@@ -1,11 +1,13 @@
 """`python -m fastgan.train`: train a GAN, or go on with a training.
 
-Exit status: 0 when done, 2 for a mistake in options or files, 130 after Ctrl-C and 143 after SIGTERM (saved then).
+Exit status: 0 when done, 2 for a mistake in options or files, 128 and the signal's number after Ctrl-C (130), SIGTERM
+(143) and SIGUSR1 (saved then).
 """
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from fastgan.errors import UserError, command_line
 from fastgan.training import config as configuration
@@ -20,23 +22,43 @@ def main(argv: list[str] | None = None) -> int:
     process.let_idle_threads_sleep_soon()
     from fastgan.training import loop
 
-    if given.output.resume is None:
+    resume = _resumable(given.output)
+    if resume is None:
         with memory.shortage_is_a_mistake("make --batch smaller, or --channel-base and --channel-max, or --resolution"):
             return loop.train(configuration.resolve(given))
     with memory.shortage_is_a_mistake(
         "a resumed run needs what it needed before: free some, or choose another --device"
     ):
-        return loop.train(*_resumed(given, argv))
+        config, header = _resumed(resume, argv)
+        if config.training.images <= header.images - config.training.batch:
+            if given.output.resume == "auto":
+                print(f"{header.path} has seen {header.images:,} images: done")
+                return 0
+            raise UserError(
+                f"--images {config.training.images}: {header.path} has seen {header.images} already; give more"
+            )
+        return loop.train(config, header)
 
 
-def _resumed(given, argv):
+def _resumable(output: configuration.OutputOptions) -> str | None:
+    """The run to go on with, if there is one."""
+    from fastgan.training import checkpoint
+
+    if output.resume == "auto":
+        if output.out is None:
+            raise UserError("--resume auto: needs to know the run; give its folder with --out")
+        return output.out if (Path(output.out) / checkpoint.FILE_NAME).exists() else None
+    if output.resume is not None and output.out is not None:
+        raise UserError("--out and --resume exclude each other: a resumed run stays in its folder")
+    return output.resume
+
+
+def _resumed(run, argv):
     """The saved configuration with the options of `argv` over it, and the header of the checkpoint to go on from."""
     from fastgan.training import checkpoint
     from fastgan.training.files import remove_unfinished
 
-    if given.output.out is not None:
-        raise UserError("--out and --resume exclude each other: a resumed run stays in its folder")
-    header = checkpoint.read_header(given.output.resume)
+    header = checkpoint.read_header(run)
     saved = header.config
     config = configuration.parse(argv, default=saved)
     for name, (before, after) in configuration.changes(saved, config).items():
@@ -45,10 +67,8 @@ def _resumed(given, argv):
                 f"{configuration.flag(name)} {after}: {header.path} was trained with {before}; leave the option out"
             )
     config = configuration.resolve(config)
-    for name, (before, after) in configuration.changes(saved, config).items():
+    for name, (before, after) in configuration.changes(saved, config).items() if process.is_first() else ():
         print(f"note: {configuration.flag(name)} {after} from here on, {before} before")
-    if config.training.images <= header.images - config.training.batch:
-        raise UserError(f"--images {config.training.images}: {header.path} has seen {header.images} already; give more")
     remove_unfinished(header.path.parent)
     return config, header
 

@@ -187,7 +187,10 @@ CASES = {
     "growing with styles": ({"r1_gamma": 1.0, "r1_interval": 2}, {"arch": "stylegan", "schedule": GROWING}),
     "wgan": ({}, {"arch": "dcgan", "loss": "wgan", "critic_steps": 3}),
     "wgan-gp": ({}, {"arch": "mlp", "loss": "wgan-gp", "critic_steps": 2}),
-    "micro-batches": ({"r1_gamma": 1.0, "r1_interval": 2}, {"arch": "r3gan", "batch_gpu": 4}),
+    "micro-batches": (
+        {"r1_gamma": 1.0, "r1_interval": 2},
+        {"arch": "r3gan", "batch_gpu": 4, "lr_g": 2e-4, "lr_d": 2e-4},
+    ),
 }
 KINDS = {
     "plain": 1, "lazy R1 and path length": 4, "of a critic that is ahead": 3, "all schedules": 1,

@@ -46,6 +46,7 @@ class ImageLoader:
         seed: of the order, and of which images are mirrored.
         batch_at: the size of a batch, from the number of images shown before it.
         labels: whether there are labels.
+        share: (rank, count): this process's part of each batch, the `rank`-th of `count` equal ones.
         mirror: whether an image is turned left to right with probability 1/2, each time that it is shown.
         transfer: brings bytes that are not held to the device; by default `GpuTransfer` where the device is a GPU.
         resident: whether all bytes are held on the device; by default if they fit. A CPU has them in any case.
@@ -61,12 +62,13 @@ class ImageLoader:
         seed: int,
         batch_at: Callable[[int], int],
         *,
+        share: tuple[int, int] = (0, 1),
         labels: bool = False,
         mirror: bool = False,
         transfer: Transfer | None = None,
         resident: bool | None = None,
     ):
-        self._device, self._batch_at = device, batch_at
+        self._device, self._batch_at, self._share = device, batch_at, share
         self._order = ShuffledStream(len(dataset), seed)
         self._flips = CoinFlips(seed) if mirror else None
         self._pixels = pixels_of(dataset)
@@ -99,7 +101,9 @@ class ImageLoader:
 
     def _selected(self, position: int) -> tuple[Tensor, Tensor | None]:
         """Which images the batch has, int64 [N], and which of them are mirrored, bool [N]."""
-        count = self._batch_at(position)
+        rank, processes = self._share
+        count = self._batch_at(position) // processes
+        position += rank * count
         index = torch.from_numpy(self._order.take(position, count))
         return index, torch.from_numpy(self._flips.take(position, count)) if self._flips else None
 

@@ -1,8 +1,9 @@
 """Checkpoints: one safetensors file with everything a run needs to go on, and no code in it.
 
 Tensors are named by what they belong to: `generator.*`, `critic.*`, `ema.*` (the averaged generator),
-`optimizer_g.<parameter>.<moment>`, `optimizer_d...`, `statistics.*` (what regularisation keeps count of), `rng.cpu`,
-`rng.cuda`. The header's one entry `fastgan` is JSON: format, versions, configuration, network, progress and data.
+`optimizer_g.<parameter>.<moment>`, `optimizer_d...`, `statistics.*` (what regularisation keeps count of). Random
+numbers follow from seed and step. The header's one entry `fastgan` is JSON: format, versions, configuration, network,
+progress and data.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from fastgan.errors import UserError
 from fastgan.training.config import Config, from_dict, to_dict
 from fastgan.training.files import write_atomically
 
-FORMAT = 3
+FORMAT = 4
 FILE_NAME = "checkpoint.safetensors"
 
 
@@ -120,7 +121,7 @@ def read_header(path: str | Path) -> Header:
 
 
 def restore(header: Header, state: State) -> None:
-    """Put the tensors of a checkpoint into `state`, in place, and torch's random number generators where they were.
+    """Put the tensors of a checkpoint into `state`, in place.
 
     Raises UserError, naming the file and a tensor, if the networks do not fit.
     """
@@ -131,10 +132,6 @@ def restore(header: Header, state: State) -> None:
         raise UserError(f"{header.path} is incomplete: it has {len(tensors)} of the {header.tensors} tensors saved")
     for name, (optimizer, module) in state.optimizers().items():
         _load_optimizer(optimizer, module, name, tensors)
-    torch.set_rng_state(tensors["rng.cpu"])
-    device = next(state.generator.parameters()).device
-    if device.type == "cuda" and "rng.cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["rng.cuda"], device)
     state.step, state.images, state.stage = header.step, header.images, header.stage
     for network in (state.generator, state.critic, state.ema):
         _grow(network, header)
@@ -182,10 +179,6 @@ def _tensors(state: State) -> dict[str, Tensor]:
         for name, parameter in module.named_parameters():
             for moment, value in optimizer.state.get(parameter, {}).items():
                 tensors[f"{prefix}.{name}.{moment}"] = value
-    tensors["rng.cpu"] = torch.get_rng_state()
-    device = next(state.generator.parameters()).device
-    if device.type == "cuda":
-        tensors["rng.cuda"] = torch.cuda.get_rng_state(device)
     return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
 
 

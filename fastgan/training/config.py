@@ -76,10 +76,10 @@ class TrainingOptions:
     images: int | Auto = "auto"
     """Length of the training: how many real images are shown to the critic, all in all."""
     batch: int | Auto = "auto"
-    """Images a step."""
+    """Images a step, of all processes together."""
     batch_gpu: int = 0
     """Images that go through the networks at once; their gradients are added up to those of --batch, in less memory.
-    0: all of them. Batch norm and minibatch stddev see so many images."""
+    0: all of a process. Batch norm and minibatch stddev see so many images."""
     loss: Loss | Auto = "auto"
     """What generator and critic compete for. auto: wgan-gp for pggan, relativistic for r3gan, else nonsaturating."""
     critic_steps: int | Auto = "auto"
@@ -184,8 +184,9 @@ class OutputOptions:
 
     out: Annotated[str | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: runs/ARCH-DATA-NNN)")] = None
     """Folder of this run."""
-    resume: Annotated[str | None, tyro.conf.arg(metavar="RUN|FILE", help_behavior_hint="")] = None
-    """Go on with the run in this folder, with its options, as if it had never stopped; --images N to train longer."""
+    resume: Annotated[str | None, tyro.conf.arg(metavar="RUN|FILE|auto", help_behavior_hint="")] = None
+    """Go on with the run in this folder, with its options, as if it had never stopped; --images N to train longer.
+    auto: with the one in --out, if it has begun: the same command begins a run and goes on with it."""
     checkpoint_interval: int = 10_000
     """Save everything, to resume from."""
     grid_interval: int = 10_000
@@ -357,6 +358,26 @@ def _check_together(config: Config) -> None:
             )
         if any(training.batch_gpu and batch > training.batch_gpu and batch % training.batch_gpu for batch in batches):
             raise UserError(f"--batch-gpu {training.batch_gpu}: must divide {flag(name)} {numbers} into equal parts")
+
+
+def check_processes(config: Config, count: int) -> None:
+    """Whether `count` processes can share each batch of a resolved configuration. Raises UserError if not."""
+    grouped = config.network.arch in _GROUPED
+    for name, batches in (("batch", (config.training.batch,)), ("level_batch", config.growth.level_batch)):
+        for batch in batches:
+            share, rest = divmod(batch, count)
+            if rest:
+                raise UserError(f"{flag(name)} {batch}: must be a multiple of {count}, for as many processes")
+            if grouped and share > 4 and share % 4:
+                raise UserError(
+                    f"{flag(name)} {batch}: {count} processes have {share} images each; must be a multiple of 4 for "
+                    f"{config.network.arch}, whose critic compares groups of 4"
+                )
+            if 0 < config.training.batch_gpu < share and share % config.training.batch_gpu:
+                raise UserError(
+                    f"--batch-gpu {config.training.batch_gpu}: must divide the {share} images of a process, of "
+                    f"{flag(name)} {batch}, into equal parts"
+                )
 
 
 def changes(saved: Config, given: Config) -> dict[str, tuple[Any, Any]]:

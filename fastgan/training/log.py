@@ -121,6 +121,16 @@ class Log:
             write_atomically(self.path, kept)
 
 
+class NoLog:
+    """The log of a process that is not the first one: there is one file."""
+
+    def write(self, step: int, images: int, values: dict[str, float]) -> None: ...
+
+    def sync(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
 def require_finite(means: dict[str, float], images: int, saved: str) -> None:
     """Raise UserError if a mean is NaN or infinite. `saved` says where the last checkpoint is."""
     broken = [name for name, value in means.items() if not math.isfinite(value)]

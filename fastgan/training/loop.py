@@ -20,41 +20,57 @@ from fastgan.errors import UserError
 from fastgan.models.growing import fade_reals
 from fastgan.ops import backends
 from fastgan.training import checkpoint, memory, precision, process
+from fastgan.training import config as configuration
 from fastgan.training.config import Config, to_dict
 from fastgan.training.files import write_atomically
 from fastgan.training.grid import Section, draw_grid, save_png
 from fastgan.training.growth import Schedule, Stage, stage_at
 from fastgan.training.log import FILE_NAME as LOG_FILE_NAME
-from fastgan.training.log import TENSORBOARD_FOLDER, Averages, Log, require_finite, require_finite_weights
+from fastgan.training.log import TENSORBOARD_FOLDER, Averages, Log, NoLog, require_finite, require_finite_weights
+from fastgan.training.ranks import Ranks, joined
 from fastgan.training.sampling import draw, latents
 from fastgan.training.step import Step, new_state
 
 CONFIG_FILE_NAME = "config.json"
 GRID_COLUMNS = 12
 GRID_CLASSES = 64  # at most so many rows
+ECHO = 2.0  # seconds between the signals that one Ctrl-C is to several processes
 
 
 def train(config: Config, header: checkpoint.Header | None = None) -> int:
     """Train as `config` (resolved) says, from scratch or from the checkpoint of `header`, and write the run's files.
 
+    Together with the processes that torchrun has started beside this one, if there are.
+
     Returns the exit status: 0, or 128 + the number of the signal that asked to stop early (the run is saved then).
     Raises UserError for what a user can put right.
     """
+    with joined(config.machine.device) as ranks:
+        return _train(config, header, ranks)
+
+
+def _train(config: Config, header: checkpoint.Header | None, ranks: Ranks) -> int:
     options, output = config.training, config.output
-    device = precision.choose_device(config.machine.device)
+    say = print if ranks.first else lambda *_, **__: None
+    configuration.check_processes(config, ranks.count)
+    device = precision.choose_device(config.machine.device, ranks)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     compute = precision.choose(config.machine.amp, device)
-    threads, why = process.choose_threads(config.machine.threads)
+    threads, why = process.choose_threads(config.machine.threads, ranks.neighbours)
     torch.set_num_threads(threads)
 
-    dataset = _open_data(config, header)
+    with ranks.one_first():
+        dataset = _open_data(config, header)
     model = header.model if header else _model_config(config, dataset.num_classes if config.data.labels else 0)
     torch.manual_seed(config.machine.seed)
     try:
-        state = new_state(model, config, device)
+        state = new_state(model, config, device, ranks.count)
     except ValueError as error:
         raise UserError(str(error)) from None
     if header:
         checkpoint.restore(header, state)
+    ranks.agree(*state.modules().values())
     for operation in backends.OPERATIONS:  # FASTGAN_BACKEND may name none that can serve
         backends.choose(operation, device)
     growth = Growth(state, config) if config.growth.grow_from else None
@@ -64,31 +80,35 @@ def train(config: Config, header: checkpoint.Header | None = None) -> int:
         device,
         config.machine.seed,
         batch_at,
+        share=(ranks.rank, ranks.count),
         labels=model.num_classes > 0,
         mirror=config.data.mirror,
     )
-    run = header.path.parent if header else _new_run_folder(config)
-    write_atomically(run / CONFIG_FILE_NAME, json.dumps(to_dict(config), indent=2).encode())
-    print(f"data       {dataset.describe()}; {loader.how}")
-    print(f"networks   {model.arch}: generator {_count(state.generator)}, critic {_count(state.critic)} parameters")
-    print(f"computing  on {device} in {compute}, {_threads(threads, why)}")
-    print(f"run        {run}" + (f", resumed at {state.images:,} images" if header else ""), flush=True)
+    run = header.path.parent if header else Path(ranks.tell(str(_new_run_folder(config)) if ranks.first else ""))
+    if ranks.first:
+        write_atomically(run / CONFIG_FILE_NAME, json.dumps(to_dict(config), indent=2).encode())
+    say(f"data       {dataset.describe()}; {loader.how}")
+    say(f"networks   {model.arch}: generator {_count(state.generator)}, critic {_count(state.critic)} parameters")
+    together = f", in {ranks.count} processes" if ranks.count > 1 else ""
+    say(f"computing  on {device} in {compute}, {_threads(threads, why)}{together}")
+    say(f"run        {run}" + (f", resumed at {state.images:,} images" if header else ""), flush=True)
 
     averages = Averages()
-    step = Step(state, config, model.z_dim, compute.autocast, averages)
+    step = Step(state, config, model.z_dim, compute.autocast, averages, ranks=ranks)
     if device.type == "cuda":
         reason = step.why_not_captured
-        print("steps      " + (f"without CUDA graphs: {reason}" if reason else "captured as CUDA graphs"), flush=True)
+        say("steps      " + (f"without CUDA graphs: {reason}" if reason else "captured as CUDA graphs"), flush=True)
     write_grid = _grid_writer(run, dataset, state, model, config)
     summary = {"images": len(dataset), "class_names": dataset.class_names, "digests": dataset.digests}
 
     def save() -> None:
         require_finite_weights(state.generator, state.critic, f"{run / checkpoint.FILE_NAME} is kept as it was")
-        checkpoint.save(run / checkpoint.FILE_NAME, state, config, model, summary)
+        if ranks.first:
+            checkpoint.save(run / checkpoint.FILE_NAME, state, config, model, summary)
 
     log_time, log_images = time.perf_counter(), state.images
     if not header:  # from here on --resume works, and a full disk shows at once
-        with _kept_from_the_first_step_on(run, state):
+        with _kept_from_the_first_step_on(run, state, ranks):
             save()
     saved_images = state.images
 
@@ -96,16 +116,17 @@ def train(config: Config, header: checkpoint.Header | None = None) -> int:
         return finished or (interval > 0 and state.images // interval > before // interval)
 
     with (
-        process.finish_step_on_signal() as interrupt,
-        _kept_from_the_first_step_on(run, state),
+        process.finish_step_on_signal(ECHO if ranks.count > 1 else 0.0) as interrupt,
+        _kept_from_the_first_step_on(run, state, ranks),
         contextlib.closing(loader),
-        contextlib.closing(Log(run, state.step, output.tensorboard)) as log,
+        contextlib.closing(Log(run, state.step, output.tensorboard) if ranks.first else NoLog()) as log,
         tqdm(
             total=options.images,
             initial=state.images,
             unit="img",
             smoothing=0.1,
             dynamic_ncols=True,
+            disable=not ranks.first,
             mininterval=0.5 if sys.stderr.isatty() else 15,
         ) as progress,
     ):
@@ -120,13 +141,14 @@ def train(config: Config, header: checkpoint.Header | None = None) -> int:
 
             # Critic, generator, average.
             step(real, label, stage.lr_factor if stage else 1.0)
-            finished = state.images >= options.images or bool(interrupt)  # asked once: what follows must agree
-            progress.update(len(real))
+            # Asked once: what follows must agree, here and in all processes.
+            finished = ranks.wished(bool(interrupt)) or state.images >= options.images
+            progress.update(state.images - before)
 
             # Log. Also before every save, so that no average spans a checkpoint.
             save_now = due(output.checkpoint_interval)
             if due(output.log_interval) or save_now:
-                means = averages.read()  # the only place that waits for the device
+                means = ranks.means(averages.read())  # the only place that waits for the device
                 kept = f"{run / checkpoint.FILE_NAME} is from {saved_images:,} images"
                 require_finite(means, state.images, kept)
                 now = time.perf_counter()
@@ -142,15 +164,15 @@ def train(config: Config, header: checkpoint.Header | None = None) -> int:
                 log.sync()
                 save()
                 saved_images = state.images
-            if due(output.grid_interval) and not finished:
+            if due(output.grid_interval) and not finished and ranks.first:
                 write_grid(state.images)
 
-        grid = write_grid(state.images)
-    print(f"samples    {grid}")
-    print(f"checkpoint {run / checkpoint.FILE_NAME}")
+        if ranks.first:
+            say(f"samples    {write_grid(state.images)}")
+    say(f"checkpoint {run / checkpoint.FILE_NAME}")
     if state.images >= options.images:
         return 0
-    print(f"stopped at {state.images:,} images; go on with: python -m fastgan.train --resume {run}")
+    say(f"stopped at {state.images:,} images; go on with: python -m fastgan.train --resume {run}")
     return interrupt.exit_code
 
 
@@ -232,12 +254,12 @@ def _new_run_folder(config: Config) -> Path:
 
 
 @contextlib.contextmanager
-def _kept_from_the_first_step_on(run: Path, state: checkpoint.State) -> Iterator[None]:
+def _kept_from_the_first_step_on(run: Path, state: checkpoint.State, ranks: Ranks) -> Iterator[None]:
     """If memory does not suffice for a first step, nothing of the run stays: --out may name the same folder again."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if state.step == 0 and memory.is_shortage(error):
+        if ranks.first and state.step == 0 and memory.is_shortage(error):
             for name in (checkpoint.FILE_NAME, CONFIG_FILE_NAME, LOG_FILE_NAME):
                 (run / name).unlink(missing_ok=True)
             shutil.rmtree(run / TENSORBOARD_FOLDER, ignore_errors=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from fastgan.errors import UserError
+from fastgan.training.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,17 @@ def cpu_bf16_features() -> list[str]:
     return [name for name, question in questions.items() if getattr(torch.cpu, question, lambda: False)()]
 
 
-def choose_device(name: str) -> torch.device:
-    """The device for `--device`: "auto" is the first GPU if there is one. Raises UserError if it is not usable."""
+def choose_device(name: str, ranks: Ranks | None = None) -> torch.device:
+    """The device for `--device`: "auto" is the first GPU if there is one. Raises UserError if it is not usable.
+
+    Of several processes of a machine each has a GPU of its own.
+    """
+    if ranks is not None and ranks.count > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
+        if ranks.local >= torch.cuda.device_count():
+            raise UserError(
+                f"there are {torch.cuda.device_count()} GPUs here: give torchrun as many processes, at most"
+            )
+        return torch.device("cuda", ranks.local)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -65,6 +75,10 @@ def choose_device(name: str) -> torch.device:
         raise UserError(f"--device {name}: this PyTorch finds no CUDA GPU; give --device cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"--device {name}: there are {torch.cuda.device_count()} GPUs, numbered from 0")
+    if device.type == "cuda" and ranks is not None and ranks.count > 1:
+        raise UserError(
+            f"--device {name}: {ranks.count} processes have a GPU each; give --device cuda, or leave it out"
+        )
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"--device {name}: fastgan trains on cpu and cuda")
     return device

@@ -10,6 +10,7 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 
 # Parameters of glibc's mallopt(3), from malloc.h.
@@ -65,8 +66,9 @@ def available_cores() -> int:
     return max(1, cores)
 
 
-def choose_threads(asked: int) -> tuple[int, str]:
-    """Number of CPU threads and the reason for it. `asked` is the option's value, 0 for "choose".
+def choose_threads(asked: int, processes: int = 1) -> tuple[int, str]:
+    """Number of CPU threads and the reason for it. `asked` is the option's value, 0 for "choose". `processes`: how many
+    of this training share the machine.
 
     Threads are not bound to cores: whatever else ran on such a core would hold up one thread, and with it all others,
     which wait for each other after every loop.
@@ -75,8 +77,13 @@ def choose_threads(asked: int) -> tuple[int, str]:
         return asked, "asked for"
     if os.environ.get("OMP_NUM_THREADS", "").isdigit():
         return int(os.environ["OMP_NUM_THREADS"]), "OMP_NUM_THREADS"
-    cores = available_cores()
+    cores = max(1, available_cores() // processes)
     return cores, f"one for each of {cores} physical cores this process may use" if cores > 1 else "one core"
+
+
+def is_first() -> bool:
+    """Whether this is the process that speaks for all that torchrun has started, or alone."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 class Interrupt:
@@ -94,20 +101,31 @@ class Interrupt:
 
 
 @contextlib.contextmanager
-def finish_step_on_signal() -> Iterator[Interrupt]:
-    """Turn the first Ctrl-C or SIGTERM into a request that the loop polls; a second one ends the process at once.
+def finish_step_on_signal(echo: float = 0.0) -> Iterator[Interrupt]:
+    """Turn the first Ctrl-C, SIGTERM or SIGUSR1 into a request that the loop polls; a second ends the process at once.
 
     The second needs no Python to run: the signals' default action is restored by the first, so that even a long
     operation in C ends. Handlers are put back on exit.
+
+    echo: seconds in which another signal is the same request still. Ctrl-C reaches a process of torchrun twice: from
+        the terminal, and from torchrun, which has got it as well.
     """
     interrupt = Interrupt()
-    signals = (signal.SIGINT, signal.SIGTERM)
+    signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+    asked = 0.0
 
     def request(signum, frame):
-        interrupt.signum = signum
-        for each in signals:
-            signal.signal(each, signal.SIG_DFL)
-        name = "Ctrl-C" if signum == signal.SIGINT else "SIGTERM"
+        nonlocal asked
+        if interrupt:
+            if time.monotonic() - asked > echo:
+                signal.signal(signum, signal.SIG_DFL)
+                signal.raise_signal(signum)
+            return
+        interrupt.signum, asked = signum, time.monotonic()
+        if not echo:
+            for each in signals:
+                signal.signal(each, signal.SIG_DFL)
+        name = "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
         print(f"\n{name}: finishing this step and saving; once more to stop at once", file=sys.stderr, flush=True)
 
     before = {each: signal.signal(each, request) for each in signals}

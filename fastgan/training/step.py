@@ -35,11 +35,13 @@ from fastgan.training.checkpoint import State
 from fastgan.training.config import Config, RegularizationOptions, TrainingOptions
 from fastgan.training.ema import Average, decay
 from fastgan.training.log import Averages
+from fastgan.training.randomness import Streams
+from fastgan.training.ranks import GradientSum, Ranks
 
 Autocast = Callable[[], contextlib.AbstractContextManager]
 
 
-def new_state(model: models.ModelConfig, config: Config, device: torch.device) -> State:
+def new_state(model: models.ModelConfig, config: Config, device: torch.device, processes: int = 1) -> State:
     """Fresh networks, optimizers and statistics.
 
     Raises ValueError for a network that makes no sense, UserError for CUDA graphs on a CPU.
@@ -48,7 +50,7 @@ def new_state(model: models.ModelConfig, config: Config, device: torch.device) -
     networks = models.build(model)
     generator, critic = (network.to(device=device, memory_format=torch.channels_last) for network in networks)
     ema = copy.deepcopy(generator).eval().requires_grad_(False)
-    capturable = graphs.why_not(config.machine, device) is None
+    capturable = graphs.why_not(config.machine, device, processes) is None
     strength = AdaptiveStrength(target=terms.ada_target, adjust_kimg=terms.ada_kimg)
     # All of them, whatever is in use: a resumed run may use another.
     statistics = nn.ModuleDict({"path_length": PathLength(), "augment": Augment(), "strength": strength})
@@ -97,12 +99,14 @@ def objective_of(loss: str) -> Objective | PairedObjective:
 
 
 class MicroBatch(NamedTuple):
-    """What goes through the networks at once: latents, real images, the labels of both, and its share of the batch."""
+    """What goes through the networks at once: latents, real images, the labels of both, its share of the batch, and its
+    number among all micro-batches of the step."""
 
     z: Tensor
     real: Tensor
     label: Tensor | None
     share: float
+    number: int
 
 
 class Verdict(NamedTuple):
@@ -128,9 +132,12 @@ class Step:
     learns from the very images that the critic has just seen.
 
     With `--batch-gpu` a batch is split into micro-batches. Their gradients add up to those of the batch where samples
-    are independent of each other; batch norm, minibatch stddev and the mean length of paths see one micro-batch at a
-    time. The generator's phase then draws its images from the same latents again, with other noise: to keep the graphs
-    of all of them from the critic's phase would need the memory of the whole batch.
+    are independent of each other; batch norm and minibatch stddev see one micro-batch at a time. The generator's phase
+    then draws its images again: to keep the graphs of all of them from the critic's phase would need the memory of the
+    whole batch.
+
+    Several processes share the micro-batches of a step. Each micro-batch has random numbers of its own, so the same
+    micro-batches make the same step, but for rounding, in one process or in many.
 
     With `--compile`, `torch.compile` has a part in it: in the passes of both networks that are differentiated once.
 
@@ -143,6 +150,7 @@ class Step:
         autocast: makes the context that networks run in.
         averages: where losses and the like are counted in.
         recorder: of the graphs; None for that of the networks' device, where there is one.
+        ranks: the processes that make the step together.
     """
 
     def __init__(
@@ -153,7 +161,9 @@ class Step:
         autocast: Autocast,
         averages: Averages,
         recorder: graphs.Recorder | None = None,
+        ranks: Ranks | None = None,
     ):
+        self.ranks = ranks or Ranks()
         self.state, self.z_dim, self.autocast, self.averages = state, z_dim, autocast, averages
         self.options: TrainingOptions = config.training
         self.terms: RegularizationOptions = config.regularization
@@ -170,10 +180,15 @@ class Step:
         self._generator, self._critic = compiled(state.generator), compiled(state.critic)  # in phases without penalties
         self._optimizers = {"g": state.optimizer_g, "d": state.optimizer_d}
         self._rates = {name: _rates(optimizer) for name, optimizer in self._optimizers.items()}
-        self.why_not_captured = None if recorder else graphs.why_not(config.machine, device)
+        self._sums = {
+            name: GradientSum(module.parameters(), self.ranks)
+            for name, module in (("g", state.generator), ("d", state.critic))
+        }
+        self.why_not_captured = None if recorder else graphs.why_not(config.machine, device, self.ranks.count)
         captures = self.why_not_captured is None
         self._graphs = graphs.Graphs(self._run, recorder or graphs.CudaRecorder(device)) if captures else None
         self._numbers = graphs.Numbers(device if captures else None)
+        self._random = Streams(config.machine.seed, device, captures)
         self._stage = None
 
     @property
@@ -182,17 +197,19 @@ class Step:
         return None if self._graphs is None else self._graphs.failure
 
     def __call__(self, real: Tensor, label: Tensor | None, lr_factor: float = 1.0) -> None:
-        """Real images [N, C, R, R] of range [-1, 1] and their labels [N]; learning rates are those of the options times
-        `lr_factor`. Generated images get the same labels: their distribution is the right one."""
-        state, kind = self.state, self._kind()
-        self._anneal(lr_factor, len(real))
+        """Real images [N, C, R, R] of range [-1, 1] and their labels [N], this process's share of the batch; learning
+        rates are those of the options times `lr_factor`. Generated images get the same labels: their distribution is
+        the right one."""
+        state, kind, count = self.state, self._kind(), len(real) * self.ranks.count
+        self._anneal(lr_factor, count)
+        self._random.begin_step(state.step)
         if kind.stage != self._stage:
             self._stage = kind.stage
             self._forget_stage()
         run = self._run if self._graphs is None else self._graphs
         self.averages.count(run(kind, real, label))
         state.step += 1
-        state.images += len(real)
+        state.images += count
 
     def _forget_stage(self) -> None:
         """What was made for a stage of growth that is over: it does not come again."""
@@ -225,64 +242,82 @@ class Step:
             keeps_graph = kind.trains_generator and len(parts) == 1
 
             state.optimizer_d.zero_grad(set_to_none=True)
-            real_logits = []
+            real_logits, places = [], []
             for part in parts:
+                self._random.begin(part.number)
                 with torch.set_grad_enabled(keeps_graph):
                     fake = self._generate(part)
-                real_logits.append(self._add_critic_gradients(kind, part, fake.detach()))
+                real_logits.append(self._add_critic_gradients(kind, part, fake.detach(), part is parts[-1]))
+                places.append(self._random.pause())
             self._update_critic(torch.cat(real_logits))
 
             if kind.trains_generator:
                 state.optimizer_g.zero_grad(set_to_none=True)
-                for part in parts:
-                    self._add_generator_gradients(kind, part, fake if keeps_graph else self._generate(part))
-                state.optimizer_g.step()
-                self.average.update(self._numbers["average"])
+                lengths = []
+                for part, place in zip(parts, places, strict=True):
+                    if not keeps_graph:  # the same images again
+                        self._random.begin(part.number)
+                        fake = self._generate(part)
+                        self._random.go_on(place)
+                    lengths += self._add_generator_gradients(kind, part, fake, part is parts[-1])
+                self._update_generator(lengths)
         return counts
 
     def _micro_batches(self, real: Tensor, label: Tensor | None) -> list[MicroBatch]:
-        size = min(self.options.batch_gpu or len(real), len(real))
+        """Those of this process. Latents are drawn for all: they do not hang on how a batch is split."""
+        ranks, size = self.ranks, min(self.options.batch_gpu or len(real), len(real))
+        z = self._latents(len(real) * ranks.count)[ranks.rank * len(real) :][: len(real)]
+        self._random.end_of_whole()
         labels = itertools.repeat(None) if label is None else label.split(size)
-        latents = self._latents(len(real)).split(size)
-        return [MicroBatch(*part, size / len(real)) for part in zip(latents, real.split(size), labels, strict=False)]
+        parts = list(zip(z.split(size), real.split(size), labels, strict=False))
+        share = size / len(real) / ranks.count
+        return [MicroBatch(*part, share, number) for number, part in enumerate(parts, ranks.rank * len(parts))]
+
+    def _backward(self, network: str, loss: Tensor, last: bool) -> None:
+        """`last`: of the step and the network, so that gradients may be sent to other processes."""
+        if last:
+            self._sums[network].expect()
+        loss.backward()
 
     # Critic -------------------------------------------------------------------------------------------------------
 
-    def _add_critic_gradients(self, kind: Kind, part: MicroBatch, fake: Tensor) -> Tensor:
-        """Returns the logits of the real images."""
+    def _add_critic_gradients(self, kind: Kind, part: MicroBatch, fake: Tensor, last: bool) -> Tensor:
+        """Returns the logits of the real images. `last`: no more gradients are added in this step."""
         terms, objective = self.terms, self.objective
+        if terms.gp_lambda:
+            with self.autocast():
+                penalty = wgan_gp(self._after_augmentation(self.state.critic), part.real, fake, part.label)
+            (part.share * terms.gp_lambda * penalty).backward()
+            self.averages.add(gradient_penalty=penalty)
         r1, r2 = (kind.penalizes and bool(gamma) for gamma in (terms.r1_gamma, terms.r2_gamma))
         together = self._rows.fit(part.real) and r1 == r2
         if together or isinstance(objective, PairedObjective):
             of_fake, of_real = self._judge_both(fake, part, r2, r1, together)
             loss = objective.critic(of_real.logits, of_fake.logits)
             penalty = self._penalty(of_fake, r2, "r2") + self._penalty(of_real, r1, "r1")
-            (part.share * (loss + penalty + self._drift(of_real))).backward()
+            self._backward("d", part.share * (loss + penalty + self._drift(of_real)), last)
         else:  # one half after the other: only one of them is in memory
             of_fake = self._judge(fake, part.label, r2)
             loss_fake = objective.critic_fake(of_fake.logits)
             (part.share * (loss_fake + self._penalty(of_fake, r2, "r2"))).backward()
             of_real = self._judge(part.real, part.label, r1)
             loss_real = objective.critic_real(of_real.logits)
-            (part.share * (loss_real + self._penalty(of_real, r1, "r1") + self._drift(of_real))).backward()
+            penalty = self._penalty(of_real, r1, "r1")
+            self._backward("d", part.share * (loss_real + penalty + self._drift(of_real)), last)
             loss = loss_real.detach() + loss_fake.detach()
-        if terms.gp_lambda:
-            with self.autocast():
-                penalty = wgan_gp(self._after_augmentation(self.state.critic), part.real, fake, part.label)
-            (part.share * terms.gp_lambda * penalty).backward()
-            self.averages.add(gradient_penalty=penalty)
         self.averages.add(loss_d=loss, logit_real=of_real.logits.mean(), logit_fake=of_fake.logits.mean())
         return of_real.logits.detach()
 
     def _update_critic(self, real_logits: Tensor) -> None:
         state, terms = self.state, self.terms
+        self._sums["d"].finish()
         state.optimizer_d.step()
         if terms.clip:
             weights = [parameter.detach() for parameter in state.critic.parameters()]
             torch._foreach_clamp_min_(weights, -terms.clip)
             torch._foreach_clamp_max_(weights, terms.clip)
         if terms.augment == "ada":
-            state.statistics["strength"].update(real_logits, self.augment.p)
+            state.statistics["strength"].update(self.ranks.gather(real_logits), self.augment.p)
         if self.augment is not None:
             self.averages.add(augment_p=self.augment.p.clone())
 
@@ -332,7 +367,8 @@ class Step:
     def _latents(self, count: int) -> Tensor:
         return torch.randn(count, self.z_dim, device=next(self.state.generator.parameters()).device)
 
-    def _add_generator_gradients(self, kind: Kind, part: MicroBatch, fake: Tensor) -> None:
+    def _add_generator_gradients(self, kind: Kind, part: MicroBatch, fake: Tensor, last: bool) -> list[Tensor]:
+        """Returns the mean length of paths, where it was asked for. `last`: as for the critic."""
         objective = self.objective
         with _fixed(self.state.critic):
             logits = self._judge(fake, part.label).logits
@@ -342,21 +378,28 @@ class Step:
                 loss = objective.generator(logits, real_logits)
             else:
                 loss = objective.generator(logits)
-            (part.share * loss).backward()
+            self._backward("g", part.share * loss, last and not kind.shortens_paths)
         self.averages.add(loss_g=loss)
-        if kind.shortens_paths:
-            self._shorten_paths(part)
+        return [self._shorten_paths(part)] if kind.shortens_paths else []
 
-    def _shorten_paths(self, part: MicroBatch) -> None:
-        """The path length penalty on half a batch, as Karras et al. 2020, appendix B."""
+    def _shorten_paths(self, part: MicroBatch) -> Tensor:
+        """The path length penalty on half a batch, as Karras et al. 2020, appendix B. Returns the mean length."""
         count, generator = max(1, len(part.real) // 2), self.state.generator
         with self.autocast():
             label = None if part.label is None else part.label[:count]
             ws = generator.styles(self._latents(count), label, **self.mixing)
             images = generator.synthesize(ws)
-        penalty = self.state.statistics["path_length"](images, ws)
+        penalty, length = self.state.statistics["path_length"].of(images, ws)
         (part.share * self.terms.path_length * self.terms.path_interval * penalty).backward()
         self.averages.add(path_penalty=penalty)
+        return length
+
+    def _update_generator(self, lengths: list[Tensor]) -> None:
+        self._sums["g"].finish()
+        self.state.optimizer_g.step()
+        self.average.update(self._numbers["average"])
+        if lengths:
+            self.state.statistics["path_length"].update(self.ranks.mean(torch.stack(lengths).mean()))
 
     # Schedules ----------------------------------------------------------------------------------------------------
 

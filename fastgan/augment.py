@@ -269,7 +269,7 @@ class AdaptiveStrength(nn.Module):
     @torch.no_grad()
     def update(self, real_logits: Tensor, p: Tensor) -> None:
         """Count the logits of one step's real images, of any shape, and change `p` [0-dim] in place if it is time."""
-        self.signs += real_logits.sign().sum(dtype=torch.float32)
+        self.signs += real_logits.nan_to_num(0.0).sign().sum(dtype=torch.float32)  # one NaN would stay for ever
         self.images += real_logits.numel()
         self.steps += 1
         due = self.steps >= self.interval

@@ -247,5 +247,5 @@ class PathLength(nn.Module):
 
     @torch.no_grad()
     def update(self, length: Tensor) -> None:
-        """Counts a length, 0-dim, into the running mean."""
-        self.mean.lerp_(length, self.decay)
+        """Counts a length, 0-dim, into the running mean, if it is finite."""
+        self.mean.copy_(torch.where(length.isfinite(), self.mean.lerp(length, self.decay), self.mean))

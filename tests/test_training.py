@@ -17,7 +17,7 @@ from fastgan.training import config as configuration
 from fastgan.training import precision, process
 from fastgan.training.ema import Average, decay
 from fastgan.training.grid import Section, draw_grid
-from fastgan.training.log import Averages, require_finite
+from fastgan.training.log import Averages, require_progress
 from fastgan.training.step import new_state
 from tests.tiny_run import IMAGES, arguments, assert_same_checkpoint, log_lines, start, tensors, train, wait_for
 
@@ -53,10 +53,21 @@ def test_averages_are_over_the_steps_that_had_a_value():
     assert averages.read() == {}
 
 
-def test_losses_that_are_not_finite_stop_the_training():
-    require_finite({"loss_g": 1.0}, 0, "")
-    with pytest.raises(UserError, match="loss_d is nan after 1,000 images; x is from 500"):
-        require_finite({"loss_g": 1.0, "loss_d": math.nan}, 1000, "x is from 500 images")
+def test_values_that_are_not_finite_are_left_out_of_averages():
+    averages = Averages()
+    for value in (1.0, math.inf, 3.0):
+        averages.add(loss=torch.tensor(value), broken=torch.tensor(math.nan))
+    assert averages.read() == pytest.approx({"loss": 2.0, "broken": math.nan}, nan_ok=True)
+
+
+def test_a_network_that_is_not_updated_any_more_stops_the_training():
+    means = {"loss_g": 1.0, "loss_d": math.nan}
+    require_progress({"generator": 0, "critic": 19}, 20, means, 0, "")
+    message = (
+        "gradients of the critic were not finite in 20 steps in a row, up to 1,000 images .nor was loss_d.*x is from"
+    )
+    with pytest.raises(UserError, match=message):
+        require_progress({"generator": 0, "critic": 20}, 20, means, 1000, "x is from 500 images")
 
 
 @pytest.mark.parametrize(

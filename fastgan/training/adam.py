@@ -11,7 +11,12 @@ class Adam(torch.optim.Adam):
 
     Where `group["betas"][1]` is a 0-dim tensor, best of fp64, a step is made of multi-tensor operations that read it
     there, and nothing waits for it. What is kept of each parameter is the same in both forms.
+
+    Attributes:
+        found_inf: 0-dim fp32, or None. Where it is 1, a step changes nothing.
     """
+
+    found_inf: Tensor | None = None
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
@@ -28,17 +33,25 @@ class Adam(torch.optim.Adam):
         gradients = [parameter.grad for parameter in parameters]
         counts, means, squares = zip(*map(self._moments, parameters), strict=True)
         beta1, beta2 = group["betas"]
+        # Whether there is a step. Without one all that follows is multiplied by 0, and no NaN may be among it.
+        goes = torch.ones_like(counts[0]) if self.found_inf is None else 1 - self.found_inf
+        if self.found_inf is not None:
+            for gradient in gradients:
+                gradient.masked_fill_(self.found_inf != 0, 0)
+        dtype = squares[0].dtype
 
-        torch._foreach_add_(counts, 1)
-        torch._foreach_lerp_(means, gradients, 1 - beta1)
-        torch._foreach_mul_(squares, beta2.to(squares[0].dtype))
-        shares = torch._foreach_mul(gradients, (1 - beta2).to(squares[0].dtype))
+        torch._foreach_add_(counts, [goes] * len(counts))
+        changes = torch._foreach_sub(gradients, means)
+        torch._foreach_mul_(changes, ((1 - beta1) * goes).to(dtype))
+        torch._foreach_add_(means, changes)
+        torch._foreach_mul_(squares, (1 - (1 - beta2) * goes).to(dtype))
+        shares = torch._foreach_mul(gradients, ((1 - beta2) * goes).to(dtype))
         torch._foreach_addcmul_(squares, shares, gradients)
 
         # p -= lr / (1 - beta1^t) * mean / (sqrt(square / (1 - beta2^t)) + eps). Each parameter has its own t: that of a
         # level of a network that grows begins later. In fp64: 1 - beta2^t is small at first.
-        t = torch.stack(counts).double()
-        rates = -group["lr"] / (1 - beta1**t)
+        t = torch.stack(counts).double().clamp_min(1)
+        rates = -group["lr"] * goes / (1 - beta1**t)
         roots = (1 - beta2.double() ** t).sqrt()
         denominators = torch._foreach_sqrt(squares)
         torch._foreach_div_(denominators, roots.to(squares[0].dtype).unbind())

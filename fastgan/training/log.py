@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import os
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,46 +23,52 @@ TENSORBOARD_FOLDER = "tensorboard"
 class Averages:
     """Means of scalars over the steps since the last `read`. Adding never waits for the device.
 
-    Sums are on the device, and added to in place: a captured graph does so at every replay. How often is counted here.
+    Values that are not finite are left out. What is counted is on the device, and added to in place: a captured graph
+    does so at every replay.
     """
 
     def __init__(self):
-        self._sums: dict[str, Tensor] = {}
-        self._counts: Counter[str] = Counter()
+        self._added: list[tuple[str, Tensor]] = []
+        self._counted: dict[tuple[str, ...], Tensor] = {}  # names to fp64 [3, names]: sum, finite values, all values
 
     def add(self, **values: Tensor) -> None:
-        """Count in one more value of each of these scalars."""
-        for name, value in values.items():
-            value = value.detach()
-            if name in self._sums:
-                self._sums[name].add_(value)
-            else:
-                self._sums[name] = value.clone()
-            self._counts[name] += 1
+        """One more value of each of these 0-dim tensors."""
+        self._added += [(name, value.detach()) for name, value in values.items()]
 
     @contextlib.contextmanager
-    def counted_apart(self) -> Iterator[Counter[str]]:
-        """What is added within the block goes into the sums only. Gives how often it was, for `count`."""
-        before, self._counts = self._counts, Counter()
+    def step(self) -> Iterator[None]:
+        """What is added within the block is counted at its end, unless it fails."""
+        self._added.clear()
         try:
-            yield self._counts
+            yield
+            self._count()
         finally:
-            self._counts = before
+            self._added.clear()
 
-    def count(self, times: Counter[str]) -> None:
-        """So often have values been added to the sums."""
-        self._counts.update(times)
+    def _count(self) -> None:
+        if not self._added:
+            return
+        names, values = zip(*self._added, strict=True)
+        self._added.clear()
+        values = torch.stack([value.to(torch.float64) for value in values])
+        finite = values.isfinite()
+        counted = torch.stack([values.where(finite, 0.0), finite.to(values.dtype), torch.ones_like(values)])
+        if names in self._counted:
+            self._counted[names].add_(counted)
+        else:
+            self._counted[names] = counted
 
     def read(self) -> dict[str, float]:
-        """The means, in one transfer from the device, and start anew."""
-        names = [name for name in self._sums if self._counts[name]]
-        if not names:
+        """The means, in one transfer from the device, and start anew. NaN where no value was finite."""
+        self._count()
+        if not self._counted:
             return {}
-        sums = torch.stack([self._sums[name] for name in names]).tolist()
-        means = {name: total / self._counts[name] for name, total in zip(names, sums, strict=True)}
-        torch._foreach_zero_(list(self._sums.values()))
-        self._counts.clear()
-        return means
+        sums, finite, seen = torch.cat(list(self._counted.values()), 1).tolist()
+        torch._foreach_zero_(list(self._counted.values()))
+        totals: dict[str, list[float]] = {}
+        for name, *column in zip(itertools.chain(*self._counted), sums, finite, seen, strict=True):
+            totals[name] = [a + b for a, b in zip(totals.get(name, (0.0, 0.0, 0.0)), column, strict=True)]
+        return {name: total / count if count else math.nan for name, (total, count, all_) in totals.items() if all_}
 
 
 class Log:
@@ -87,6 +93,7 @@ class Log:
 
     def write(self, step: int, images: int, values: dict[str, float]) -> None:
         """Append the numbers of `step`. Raises UserError, naming the file, if it cannot be written."""
+        values = {name: value for name, value in values.items() if math.isfinite(value)}  # JSON knows no others
         line = {"step": step, "images": images} | {name: _short(value) for name, value in values.items()}
         with self._named():
             self._file.write(json.dumps(line) + "\n")
@@ -131,14 +138,20 @@ class NoLog:
     def close(self) -> None: ...
 
 
-def require_finite(means: dict[str, float], images: int, saved: str) -> None:
-    """Raise UserError if a mean is NaN or infinite. `saved` says where the last checkpoint is."""
-    broken = [name for name, value in means.items() if not math.isfinite(value)]
-    if broken:
-        raise UserError(
-            f"training has diverged: {broken[0]} is {means[broken[0]]} after {images:,} images; {saved}; "
-            "try a lower --lr-g and --lr-d or a higher --r1-gamma"
-        )
+def require_progress(left_out: dict[str, int], limit: int, means: dict[str, float], images: int, saved: str) -> None:
+    """Raise UserError if updates of a network have been left out in the last `limit` steps, or more.
+
+    left_out: steps in a row whose gradients were not finite, by network. means: of what is logged; those that are not
+    finite tell why. saved: where the last checkpoint is.
+    """
+    for network, steps in left_out.items():
+        if steps >= limit:
+            broken = ", ".join(name for name, value in means.items() if not math.isfinite(value))
+            raise UserError(
+                f"training has diverged: gradients of the {network} were not finite in {steps} steps in a row, up to "
+                f"{images:,} images{f' (nor was {broken})' * bool(broken)}; these steps were left out, and {saved}; "
+                "try a lower --lr-g and --lr-d or a higher --r1-gamma"
+            )
 
 
 def require_finite_weights(generator: nn.Module, critic: nn.Module, saved: str) -> None:

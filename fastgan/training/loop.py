@@ -19,14 +19,14 @@ from fastgan import data, models
 from fastgan.errors import UserError
 from fastgan.models.growing import fade_reals
 from fastgan.ops import backends
-from fastgan.training import checkpoint, memory, precision, process
+from fastgan.training import checkpoint, guard, memory, precision, process
 from fastgan.training import config as configuration
 from fastgan.training.config import Config, to_dict
 from fastgan.training.files import write_atomically
 from fastgan.training.grid import Section, draw_grid, save_png
 from fastgan.training.growth import Schedule, Stage, stage_at
 from fastgan.training.log import FILE_NAME as LOG_FILE_NAME
-from fastgan.training.log import TENSORBOARD_FOLDER, Averages, Log, NoLog, require_finite, require_finite_weights
+from fastgan.training.log import TENSORBOARD_FOLDER, Averages, Log, NoLog, require_finite_weights, require_progress
 from fastgan.training.ranks import Ranks, joined
 from fastgan.training.sampling import draw, latents
 from fastgan.training.step import Step, new_state
@@ -94,7 +94,7 @@ def _train(config: Config, header: checkpoint.Header | None, ranks: Ranks) -> in
     say(f"run        {run}" + (f", resumed at {state.images:,} images" if header else ""), flush=True)
 
     averages = Averages()
-    step = Step(state, config, model.z_dim, compute.autocast, averages, ranks=ranks)
+    step = Step(state, config, model.z_dim, compute.autocast, averages, ranks=ranks, scaled=compute.scaled)
     if device.type == "cuda":
         reason = step.why_not_captured
         say("steps      " + (f"without CUDA graphs: {reason}" if reason else "captured as CUDA graphs"), flush=True)
@@ -148,9 +148,10 @@ def _train(config: Config, header: checkpoint.Header | None, ranks: Ranks) -> in
             # Log. Also before every save, so that no average spans a checkpoint.
             save_now = due(output.checkpoint_interval)
             if due(output.log_interval) or save_now:
-                means = ranks.means(averages.read())  # the only place that waits for the device
+                means = ranks.means(averages.read())  # the only place that waits for the device, but for a few lines on
                 kept = f"{run / checkpoint.FILE_NAME} is from {saved_images:,} images"
-                require_finite(means, state.images, kept)
+                limit = guard.LIMIT_AT_THE_END if finished else guard.LIMIT
+                require_progress(step.left_out(), limit, means, state.images, kept)
                 now = time.perf_counter()
                 rate = (state.images - log_images) / (now - log_time)
                 log_time, log_images = now, state.images

@@ -18,6 +18,11 @@ class Precision:
     device: torch.device
     reason: str
 
+    @property
+    def scaled(self) -> bool:
+        """Whether gradients need a scaled loss, lest the small ones be lost."""
+        return self.dtype == torch.float16
+
     def autocast(self) -> torch.autocast:
         """A fresh autocast context; it does nothing in fp32."""
         enabled = self.dtype != torch.float32
@@ -30,15 +35,21 @@ class Precision:
 def choose(amp: bool, device: torch.device) -> Precision:
     """The precision that is fastest on `device` if `amp`, else fp32.
 
-    bf16 and not fp16: it needs no loss scaling, and a critic's gradient penalty overflows fp16 easily. On a CPU bf16
-    pays only where there are instructions for it (AVX512-BF16, AMX); elsewhere it is emulated and slower than fp32.
+    bf16 where there is a choice: a critic's gradient penalty overflows fp16 easily, which takes a scaled loss. On a CPU
+    bf16 pays only where there are instructions for it (AVX512-BF16, AMX); elsewhere it is emulated and slower than
+    fp32.
     """
     if not amp:
         return Precision(torch.float32, device, "without --amp")
     if device.type == "cuda":
-        if torch.cuda.get_device_capability(device)[0] >= 8:
+        major, _ = torch.cuda.get_device_capability(device)
+        if major >= 8:
             return Precision(torch.bfloat16, device, "--amp: this GPU has bf16 tensor cores")
-        return Precision(torch.float32, device, "--amp does nothing here: this GPU has no bf16 tensor cores")
+        if major == 7:
+            return Precision(
+                torch.float16, device, "--amp, with a scaled loss: this GPU has tensor cores for fp16 only"
+            )
+        return Precision(torch.float32, device, "--amp does nothing here: this GPU has no tensor cores")
     if device.type == "cpu":
         features = cpu_bf16_features()
         if features:

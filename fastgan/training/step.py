@@ -6,7 +6,6 @@ import contextlib
 import copy
 import itertools
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
@@ -34,6 +33,7 @@ from fastgan.training.adam import Adam
 from fastgan.training.checkpoint import State
 from fastgan.training.config import Config, RegularizationOptions, TrainingOptions
 from fastgan.training.ema import Average, decay
+from fastgan.training.guard import Guard
 from fastgan.training.log import Averages
 from fastgan.training.randomness import Streams
 from fastgan.training.ranks import GradientSum, Ranks
@@ -53,7 +53,15 @@ def new_state(model: models.ModelConfig, config: Config, device: torch.device, p
     capturable = graphs.why_not(config.machine, device, processes) is None
     strength = AdaptiveStrength(target=terms.ada_target, adjust_kimg=terms.ada_kimg)
     # All of them, whatever is in use: a resumed run may use another.
-    statistics = nn.ModuleDict({"path_length": PathLength(), "augment": Augment(), "strength": strength})
+    statistics = nn.ModuleDict(
+        {
+            "path_length": PathLength(),
+            "augment": Augment(),
+            "strength": strength,
+            "guard_g": Guard(),
+            "guard_d": Guard(),
+        }
+    )
     return State(
         generator,
         critic,
@@ -151,6 +159,7 @@ class Step:
         averages: where losses and the like are counted in.
         recorder: of the graphs; None for that of the networks' device, where there is one.
         ranks: the processes that make the step together.
+        scaled: whether losses are scaled, for gradients in fp16.
     """
 
     def __init__(
@@ -162,6 +171,7 @@ class Step:
         averages: Averages,
         recorder: graphs.Recorder | None = None,
         ranks: Ranks | None = None,
+        scaled: bool = False,
     ):
         self.ranks = ranks or Ranks()
         self.state, self.z_dim, self.autocast, self.averages = state, z_dim, autocast, averages
@@ -179,6 +189,10 @@ class Step:
         compiled = compiler(device) if config.machine.compile else lambda network: network
         self._generator, self._critic = compiled(state.generator), compiled(state.critic)  # in phases without penalties
         self._optimizers = {"g": state.optimizer_g, "d": state.optimizer_d}
+        self._guards: dict[str, Guard] = {name: state.statistics[f"guard_{name}"] for name in self._optimizers}
+        for name, guard in self._guards.items():
+            guard.begin(scaled)
+            self._optimizers[name].found_inf = guard.found
         self._rates = {name: _rates(optimizer) for name, optimizer in self._optimizers.items()}
         self._sums = {
             name: GradientSum(module.parameters(), self.ranks)
@@ -196,6 +210,11 @@ class Step:
         """Why steps are not captured any more where they should be."""
         return None if self._graphs is None else self._graphs.failure
 
+    def left_out(self) -> dict[str, int]:
+        """Steps in a row, up to the last one, whose gradients were not finite, by network. Waits for the device."""
+        names = {"g": "generator", "d": "critic"}
+        return {names[name]: int(guard.streak) for name, guard in self._guards.items()}
+
     def __call__(self, real: Tensor, label: Tensor | None, lr_factor: float = 1.0) -> None:
         """Real images [N, C, R, R] of range [-1, 1] and their labels [N], this process's share of the batch; learning
         rates are those of the options times `lr_factor`. Generated images get the same labels: their distribution is
@@ -207,7 +226,7 @@ class Step:
             self._stage = kind.stage
             self._forget_stage()
         run = self._run if self._graphs is None else self._graphs
-        self.averages.count(run(kind, real, label))
+        run(kind, real, label)
         state.step += 1
         state.images += count
 
@@ -230,14 +249,14 @@ class Step:
             (generator.stage_resolution, generator.fading) if isinstance(generator, Growing) else None,
         )
 
-    def _run(self, kind: Kind, real: Tensor, label: Tensor | None) -> Counter[str]:
-        """What a step does on the device; returns what it added to the averages, and how often.
+    def _run(self, kind: Kind, real: Tensor, label: Tensor | None) -> None:
+        """What a step does on the device.
 
         In a captured graph it is done again without any of this code. So nothing here hangs on numbers of `state`, but
         on `kind`, on tensors, and on `_numbers`; and nothing here changes but tensors.
         """
         state = self.state
-        with self.averages.counted_apart() as counts:
+        with self.averages.step():
             parts = self._micro_batches(real, label)
             keeps_graph = kind.trains_generator and len(parts) == 1
 
@@ -261,7 +280,6 @@ class Step:
                         self._random.go_on(place)
                     lengths += self._add_generator_gradients(kind, part, fake, part is parts[-1])
                 self._update_generator(lengths)
-        return counts
 
     def _micro_batches(self, real: Tensor, label: Tensor | None) -> list[MicroBatch]:
         """Those of this process. Latents are drawn for all: they do not hang on how a batch is split."""
@@ -273,11 +291,23 @@ class Step:
         share = size / len(real) / ranks.count
         return [MicroBatch(*part, share, number) for number, part in enumerate(parts, ranks.rank * len(parts))]
 
-    def _backward(self, network: str, loss: Tensor, last: bool) -> None:
+    def _backward(self, network: str, loss: Tensor, last: bool = False) -> None:
         """`last`: of the step and the network, so that gradients may be sent to other processes."""
         if last:
             self._sums[network].expect()
-        loss.backward()
+        self._guards[network].loss(loss).backward()
+
+    def _apply(self, name: str, network: nn.Module) -> None:
+        """The gradients, if they are finite."""
+        guard, optimizer = self._guards[name], self._optimizers[name]
+        self._sums[name].finish()
+        guard.check(network.parameters())
+        if not isinstance(optimizer, Adam):  # knows nothing of guards, but does not move where there is no gradient
+            for parameter in network.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.masked_fill_(guard.found != 0, 0)
+        optimizer.step()
+        self.averages.add(**{f"skipped_{name}": guard.found})
 
     # Critic -------------------------------------------------------------------------------------------------------
 
@@ -287,7 +317,7 @@ class Step:
         if terms.gp_lambda:
             with self.autocast():
                 penalty = wgan_gp(self._after_augmentation(self.state.critic), part.real, fake, part.label)
-            (part.share * terms.gp_lambda * penalty).backward()
+            self._backward("d", part.share * terms.gp_lambda * penalty)
             self.averages.add(gradient_penalty=penalty)
         r1, r2 = (kind.penalizes and bool(gamma) for gamma in (terms.r1_gamma, terms.r2_gamma))
         together = self._rows.fit(part.real) and r1 == r2
@@ -299,7 +329,7 @@ class Step:
         else:  # one half after the other: only one of them is in memory
             of_fake = self._judge(fake, part.label, r2)
             loss_fake = objective.critic_fake(of_fake.logits)
-            (part.share * (loss_fake + self._penalty(of_fake, r2, "r2"))).backward()
+            self._backward("d", part.share * (loss_fake + self._penalty(of_fake, r2, "r2")))
             of_real = self._judge(part.real, part.label, r1)
             loss_real = objective.critic_real(of_real.logits)
             penalty = self._penalty(of_real, r1, "r1")
@@ -310,8 +340,7 @@ class Step:
 
     def _update_critic(self, real_logits: Tensor) -> None:
         state, terms = self.state, self.terms
-        self._sums["d"].finish()
-        state.optimizer_d.step()
+        self._apply("d", state.critic)
         if terms.clip:
             weights = [parameter.detach() for parameter in state.critic.parameters()]
             torch._foreach_clamp_min_(weights, -terms.clip)
@@ -390,13 +419,12 @@ class Step:
             ws = generator.styles(self._latents(count), label, **self.mixing)
             images = generator.synthesize(ws)
         penalty, length = self.state.statistics["path_length"].of(images, ws)
-        (part.share * self.terms.path_length * self.terms.path_interval * penalty).backward()
+        self._backward("g", part.share * self.terms.path_length * self.terms.path_interval * penalty)
         self.averages.add(path_penalty=penalty)
         return length
 
     def _update_generator(self, lengths: list[Tensor]) -> None:
-        self._sums["g"].finish()
-        self.state.optimizer_g.step()
+        self._apply("g", self.state.generator)
         self.average.update(self._numbers["average"])
         if lengths:
             self.state.statistics["path_length"].update(self.ranks.mean(torch.stack(lengths).mean()))

@@ -25,6 +25,7 @@ from tests.tiny_run import (
     log_lines,
     make_folder,
     start,
+    tensors,
     train,
     wait_for,
 )
@@ -375,3 +376,36 @@ def test_a_generator_loads_ready_to_use(unbroken):
     assert not generator.training and not any(parameter.requires_grad for parameter in generator.parameters())
     image = generator(torch.randn(3, 8), torch.tensor([0, 1, 1]))
     assert image.shape == (3, 1, 8, 8) and image.isfinite().all()
+
+
+# Several of them -----------------------------------------------------------------------------------------------------
+
+
+def kept(run):
+    return sorted(path.name for path in run.glob("checkpoint*"))
+
+
+def test_the_last_checkpoints_are_kept_and_can_be_gone_on_from(folder, tmp_path):
+    run = train(folder, tmp_path / "run", "--keep-checkpoints", "2")
+    assert kept(run) == ["checkpoint-000000032.safetensors", "checkpoint-000000048.safetensors", checkpoint.FILE_NAME]
+    expected = tensors(run)
+    assert checkpoint.read_header(run / "checkpoint-000000032.safetensors").images == 32
+    assert main(["--resume", str(run / "checkpoint-000000032.safetensors")]) == 0
+    assert {name: value.tobytes() for name, value in tensors(run).items()} == {
+        name: value.tobytes() for name, value in expected.items()
+    }
+    assert kept(run) == ["checkpoint-000000032.safetensors", "checkpoint-000000048.safetensors", checkpoint.FILE_NAME]
+
+
+def test_without_links_checkpoints_are_copied(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError("no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / checkpoint.FILE_NAME
+    for images in (10, 20, 30, 25):  # the last one after going back
+        path.write_text(str(images))
+        checkpoint.keep(path, images, 3)
+    found = {file.name: file.read_text() for file in tmp_path.iterdir()}
+    names = {f"checkpoint-{images:09d}.safetensors": str(images) for images in (10, 20, 25)}
+    assert found == {**names, checkpoint.FILE_NAME: "25"}

@@ -9,7 +9,9 @@ progress and data.
 from __future__ import annotations
 
 import json
+import os
 import platform
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +86,40 @@ def save(path: Path, state: State, config: Config, model: models.ModelConfig, da
         "tensors": len(tensors),
     }
     write_atomically(path, to_bytes(tensors, {"fastgan": json.dumps(header)}))
+
+
+def keep(path: Path, images: int, count: int) -> None:
+    """Keep the checkpoint at `path`, of so many images, and the `count` - 1 newest before it, by names of their own.
+
+    What is newer is of a course of the training that was left, and goes as well. Raises UserError if it cannot.
+    """
+    names = _kept(path) | {images: path.with_name(f"{path.stem}-{images:09d}{path.suffix}")}
+    stays = sorted(number for number in names if number <= images)[-count:] if count > 1 else []
+    try:
+        if stays:
+            names[images].unlink(missing_ok=True)
+            try:
+                os.link(path, names[images])  # the same bytes on the disk, until the next checkpoint replaces `path`
+            except OSError:  # a file system without links
+                shutil.copyfile(path, names[images])
+        for number in names.keys() - set(stays):
+            names[number].unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot keep {names[images]}: {error.strerror or error}; make room in {path.parent}"
+        ) from error
+
+
+def forget_kept(path: Path) -> None:
+    """Remove what `keep` has kept beside `path`."""
+    for kept in _kept(path).values():
+        kept.unlink(missing_ok=True)
+
+
+def _kept(path: Path) -> dict[int, Path]:
+    """The checkpoints kept beside `path`, by the number of images."""
+    files = {file.stem.removeprefix(f"{path.stem}-"): file for file in path.parent.glob(f"{path.stem}-*{path.suffix}")}
+    return {int(number): file for number, file in files.items() if number.isdigit()}
 
 
 def read_header(path: str | Path) -> Header:

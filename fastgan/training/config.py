@@ -189,6 +189,9 @@ class OutputOptions:
     auto: with the one in --out, if it has begun: the same command begins a run and goes on with it."""
     checkpoint_interval: int = 10_000
     """Save everything, to resume from."""
+    keep_checkpoints: int = 1
+    """The newest so many checkpoints are kept: checkpoint.safetensors is the last one, the others have the number of
+    images in their names, and can be resumed from as well."""
     grid_interval: int = 10_000
     """Write a picture: real images above, generated ones by class below."""
     log_interval: int = 1_000
@@ -287,6 +290,7 @@ _RULES = {
     **dict.fromkeys(("r1_gamma", "r2_gamma", "gp_lambda", "drift", "clip", "path_length"), _AT_LEAST_0),
     **dict.fromkeys(("ema_halflife", "ema_rampup", "mapping_layers", "level_images", "fade_images"), _AT_LEAST_0),
     "batch_gpu": _Rule(lambda value: value >= 0, "at least 1, or 0 for all images of a batch at once"),
+    "keep_checkpoints": _AT_LEAST_1,
     **dict.fromkeys(("threads", "checkpoint_interval", "grid_interval", "log_interval"), _AT_LEAST_0),
     **dict.fromkeys(("style_mixing", "final_lr", "final_gamma", "augment_p"), _SHARE),
     "betas": _Rule(lambda value: all(0 <= beta < 1 for beta in value), "two numbers from 0 to below 1"),

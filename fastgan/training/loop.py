@@ -105,6 +105,7 @@ def _train(config: Config, header: checkpoint.Header | None, ranks: Ranks) -> in
         require_finite_weights(state.generator, state.critic, f"{run / checkpoint.FILE_NAME} is kept as it was")
         if ranks.first:
             checkpoint.save(run / checkpoint.FILE_NAME, state, config, model, summary)
+            checkpoint.keep(run / checkpoint.FILE_NAME, state.images, output.keep_checkpoints)
 
     log_time, log_images = time.perf_counter(), state.images
     if not header:  # from here on --resume works, and a full disk shows at once
@@ -263,6 +264,7 @@ def _kept_from_the_first_step_on(run: Path, state: checkpoint.State, ranks: Rank
         if ranks.first and state.step == 0 and memory.is_shortage(error):
             for name in (checkpoint.FILE_NAME, CONFIG_FILE_NAME, LOG_FILE_NAME):
                 (run / name).unlink(missing_ok=True)
+            checkpoint.forget_kept(run / checkpoint.FILE_NAME)
             shutil.rmtree(run / TENSORBOARD_FOLDER, ignore_errors=True)
             with contextlib.suppress(OSError):  # it has files of someone else
                 run.rmdir()

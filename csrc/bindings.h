@@ -1,5 +1,5 @@
 // What the bindings of all operations share. Raw addresses, sizes and a stream come in; checking is done by the Python
-// that calls. An operation NAME has NAME_module.cpp, which defines bind_NAME; module.cpp calls it.
+// that calls. An operation NAME has NAME_bindings.h, which defines bind_NAME; module.cpp calls it.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -1,19 +1,19 @@
-// The Python module: what it holds of each operation is in NAME_module.cpp.
+// The Python module, of which each operation's bindings are a part. All are one translation unit: pybind11 costs each of
+// them seconds of a compiler, more than everything else in it.
 #include "abi.h"
 #include "bindings.h"
+#include "filtered_noise_bias_act_bindings.h"
+#include "image_batch_bindings.h"
+#include "instance_norm_bindings.h"
+#include "minibatch_stddev_bindings.h"
+#include "noise_bias_act_bindings.h"
+#include "pixel_norm_bindings.h"
+#include "samples_bindings.h"
+#include "upfirdn2d_bindings.h"
 
 #ifndef FASTGAN_MODULE
 #define FASTGAN_MODULE _C
 #endif
-
-#define FASTGAN_OPERATIONS(DO)                                                              \
-    DO(noise_bias_act) DO(instance_norm) DO(upfirdn2d) DO(filtered_noise_bias_act) DO(pixel_norm) \
-    DO(samples) DO(minibatch_stddev) DO(image_batch)
-
-namespace fastgan {
-#define FASTGAN_DECLARE(NAME) void bind_##NAME(py::module_&);
-FASTGAN_OPERATIONS(FASTGAN_DECLARE)
-}  // namespace fastgan
 
 namespace py = pybind11;
 
@@ -44,6 +44,12 @@ PYBIND11_MODULE(FASTGAN_MODULE, m) {
 #else
     m.attr("has_cuda") = false;
 #endif
-#define FASTGAN_BIND(NAME) fastgan::bind_##NAME(m);
-    FASTGAN_OPERATIONS(FASTGAN_BIND)
+    fastgan::bind_noise_bias_act(m);
+    fastgan::bind_instance_norm(m);
+    fastgan::bind_upfirdn2d(m);
+    fastgan::bind_filtered_noise_bias_act(m);
+    fastgan::bind_pixel_norm(m);
+    fastgan::bind_samples(m);
+    fastgan::bind_minibatch_stddev(m);
+    fastgan::bind_image_batch(m);
 }

@@ -115,7 +115,7 @@ def build_fastgan(sanitizer: Sanitizer | None = None) -> Path:
 
     Load it by `load(path, "_emulated")`.
     """
-    sources = [*sorted(CSRC.glob("*module.cpp")), *sorted(CSRC.glob("*_cuda.cu"))]
+    sources = [CSRC / "module.cpp", *sorted(CSRC.glob("*_cuda.cu"))]
     return build(sources, "_emulated", sanitizer=sanitizer, defines=["FASTGAN_WITH_CUDA"])
 
 

@@ -1,4 +1,6 @@
 // Bindings of pixel_norm.
+#pragma once
+
 #include "bindings.h"
 #include "pixel_norm.h"
 
@@ -16,6 +18,6 @@ void pixel_norm(int device, Address stream, int64_t n, int64_t c, int64_t p, boo
 
 }  // namespace
 
-void bind_pixel_norm(py::module_& m) { m.def("pixel_norm", &pixel_norm, Released()); }
+inline void bind_pixel_norm(py::module_& m) { m.def("pixel_norm", &pixel_norm, Released()); }
 
 }  // namespace fastgan

@@ -1,4 +1,6 @@
 // Bindings of upfirdn2d.
+#pragma once
+
 #include "bindings.h"
 #include "upfirdn2d.h"
 
@@ -23,6 +25,6 @@ void upfirdn2d_forward(int device, Address stream, int64_t n, int64_t c, int64_t
 
 }  // namespace
 
-void bind_upfirdn2d(py::module_& m) { m.def("upfirdn2d_forward", &upfirdn2d_forward, Released()); }
+inline void bind_upfirdn2d(py::module_& m) { m.def("upfirdn2d_forward", &upfirdn2d_forward, Released()); }
 
 }  // namespace fastgan

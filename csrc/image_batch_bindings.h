@@ -1,4 +1,6 @@
 // Bindings of image_batch.
+#pragma once
+
 #include "bindings.h"
 #include "image_batch.h"
 
@@ -16,6 +18,6 @@ void image_batch(int device, Address stream, int64_t images, int64_t n, int64_t 
 
 }  // namespace
 
-void bind_image_batch(py::module_& m) { m.def("image_batch", &image_batch, Released()); }
+inline void bind_image_batch(py::module_& m) { m.def("image_batch", &image_batch, Released()); }
 
 }  // namespace fastgan

@@ -1,4 +1,6 @@
 // Bindings of noise_bias_act.
+#pragma once
+
 #include "bindings.h"
 #include "noise_bias_act.h"
 
@@ -74,7 +76,7 @@ void noise_bias_act_double_backward(int device, Address stream, int64_t n, int64
 
 }  // namespace
 
-void bind_noise_bias_act(py::module_& m) {
+inline void bind_noise_bias_act(py::module_& m) {
     m.def("noise_bias_act_workspace", &noise_bias_act_workspace);
     m.def("noise_bias_act_forward", &noise_bias_act_forward, Released());
     m.def("noise_bias_act_backward", &noise_bias_act_backward, Released());

@@ -1,8 +1,11 @@
 // Bindings of filtered_noise_bias_act, which is on the GPU only: on a CPU the two operations one after the other are as
 // quick (docs/performance.md).
+#pragma once
+
 #include "filtered_noise_bias_act.h"
 
 #include "bindings.h"
+#include "noise_bias_act_bindings.h"  // small_tensors
 
 namespace fastgan {
 namespace {
@@ -20,13 +23,6 @@ FilteredNoiseBiasActCall described(const Sizes& sizes, int dtype, double fir_gai
     filter.gain = fir_gain;
     call.epilogue.slope = slope, call.epilogue.gain = gain, call.epilogue.clamp = clamp;
     return call;
-}
-
-void small_tensors(NoiseBiasActCall& call, Address noise, bool noise_per_sample, Address strength,
-                   bool strength_per_channel, Address bias, Address scale, Address post) {
-    call.noise = at(noise), call.noise_per_sample = noise_per_sample;
-    call.strength = at(strength), call.strength_per_channel = strength_per_channel;
-    call.bias = at(bias), call.scale = at(scale), call.post = at(post);
 }
 
 int64_t filtered_noise_bias_act_pieces(const Sizes& sizes, int dtype) {
@@ -60,7 +56,7 @@ void filtered_noise_bias_act_backward(int device, Address stream, const Sizes& s
 
 }  // namespace
 
-void bind_filtered_noise_bias_act(py::module_& m) {
+inline void bind_filtered_noise_bias_act(py::module_& m) {
     m.def("filtered_noise_bias_act_pieces", &filtered_noise_bias_act_pieces);
     m.def("filtered_noise_bias_act_forward", &filtered_noise_bias_act_forward, Released());
     m.def("filtered_noise_bias_act_backward", &filtered_noise_bias_act_backward, Released());

@@ -1,4 +1,6 @@
 // Bindings of minibatch_stddev.
+#pragma once
+
 #include "bindings.h"
 #include "minibatch_stddev.h"
 
@@ -33,7 +35,7 @@ void minibatch_stddev(int device, Address stream, int64_t n, int64_t c, int64_t 
 
 }  // namespace
 
-void bind_minibatch_stddev(py::module_& m) {
+inline void bind_minibatch_stddev(py::module_& m) {
     m.def("minibatch_stddev_workspace", &minibatch_stddev_workspace);
     m.def("minibatch_stddev", &minibatch_stddev, Released());
 }

@@ -1,4 +1,6 @@
 // Bindings of instance_norm.
+#pragma once
+
 #include "bindings.h"
 #include "instance_norm.h"
 
@@ -55,7 +57,7 @@ void instance_norm_backward(int device, Address stream, int64_t n, int64_t c, in
 
 }  // namespace
 
-void bind_instance_norm(py::module_& m) {
+inline void bind_instance_norm(py::module_& m) {
     m.def("instance_norm_workspace", &instance_norm_workspace);
     m.def("instance_norm_forward", &instance_norm_forward, Released());
     m.def("instance_norm_backward", &instance_norm_backward, Released());

@@ -1,4 +1,6 @@
 // Bindings of squared_norm and lerp_samples.
+#pragma once
+
 #include "bindings.h"
 #include "samples.h"
 
@@ -52,7 +54,7 @@ void lerp_samples_backward(int device, Address stream, int64_t n, int64_t size, 
 
 }  // namespace
 
-void bind_samples(py::module_& m) {
+inline void bind_samples(py::module_& m) {
     m.def("squared_norm_workspace", &squared_norm_workspace);
     m.def("squared_norm_forward", &squared_norm_forward, Released());
     m.def("squared_norm_backward", &squared_norm_backward, Released());

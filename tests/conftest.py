@@ -1,6 +1,12 @@
 """What all tests share."""
 
+import os
 from importlib.util import find_spec
+
+# Of workers beside each other (pytest -n), and of the processes that they start, each has its share of the processors:
+# more threads than these would wait for each other. What depends on the number of threads sets it.
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
 import pytest
 import torch
@@ -22,10 +28,12 @@ collect_ignore = sorted({file for module, files in NEEDS.items() if find_spec(mo
 
 
 def pytest_collection_modifyitems(items):
-    """Where the backend is a parameter, those of GPUs have the mark of tests that need one."""
+    """Where the backend is a parameter, those of GPUs have the mark of tests that need one. Slow tests come first:
+    at the end, one worker would be left alone with them."""
     for item in items:
         if hasattr(item, "callspec") and item.callspec.params.get("backend") in ("cuda", "triton"):
             item.add_marker(pytest.mark.gpu)
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(params=backends.NAMES)

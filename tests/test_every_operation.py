@@ -107,8 +107,8 @@ def test_under_autocast_activations_are_16_bit_and_gradients_as_parameters(use, 
 
 @every_operation
 def test_torch_compile_makes_one_graph_of_it(use, backend):
-    if backend in ("triton", "emulated"):
-        pytest.skip("a graph calls the same operator, whatever the backend")
+    if backend in ("triton", "emulated", "cpp-avx2", "cpp-avx512"):
+        pytest.skip("a graph calls the same operator, whatever the backend and the instruction set")
     tensors = use.tensors(device=backends.device(backend))
     torch.compiler.reset()  # partial functions all look alike to the compiler, which gives up after the eighth
     compiled = torch.compile(use.function, fullgraph=True, backend="aot_eager")

@@ -1,0 +1,128 @@
+"""Layers and operations of a foreign code base, replaced in place by fastgan's; what was replaced can be undone.
+
+    fastgan.patch(model)          the layers of one model: known by their form, and by what they compute
+    fastgan.patch_ops(module)     functions of a module that was imported: `torch_utils.ops.bias_act` and the like
+
+A layer that is replaced stays the object that it was: it gets a subclass of its class whose `forward` is built on
+`fastgan.ops` (`fastgan.patching.instances`). Parameters, buffers and their names are not touched. What is known stands
+in two tables, `fastgan.patching.layers` and `fastgan.patching.functions`; before anything is replaced, both versions
+are run on small random inputs and compared in value and in first and second gradients (`fastgan.patching.probe`).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from types import ModuleType
+
+from torch import nn
+
+from fastgan.errors import UserError
+from fastgan.patching import functions, instances, layers, probe
+from fastgan.patching.report import Patched
+
+__all__ = ["Patched", "patch", "patch_ops"]
+
+
+def patch(model: nn.Module) -> Patched:
+    """Replaces the layers of a model that fastgan knows and has fused.
+
+    Args:
+        model: any module; it is changed in place, and no other object of the same classes is.
+
+    Returns:
+        What was replaced, what was left and why. `print` shows it; `undo()` or the end of a `with` block puts
+        everything back.
+
+    Raises:
+        UserError: `model` is not a module, or is compiled already.
+
+    Outputs, and first and second gradients, are the same up to rounding. Parameters stay the same objects, so
+    optimizers, checkpoints and copies made by `copy.deepcopy` go on as before. Nothing is changed if it raises.
+    """
+    if not isinstance(model, nn.Module):
+        raise UserError(f"fastgan.patch takes a torch.nn.Module, not a {type(model).__name__}")
+    for name, module in model.named_modules():
+        if type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None:
+            what = f"its part '{name}'" if name else "the model"
+            raise UserError(f"fastgan.patch: {what} is compiled already; patch it first, then torch.compile it")
+    report = Patched()
+    classes: list[tuple[nn.Module, type]] = []
+    verdicts: dict[tuple, str | Callable] = {}  # of layers of one form, one is tried
+    for name, module in model.named_modules():
+        candidates = [known for known in layers.KNOWN if known.names(module)]
+        if instances.is_patched(module):
+            report.left[name] = "was patched already"
+        elif not candidates:
+            report.note_unknown(module)
+        else:
+            verdict = _chosen(module, candidates, verdicts)
+            if isinstance(verdict, str):
+                report.left[name] = f"{type(module).__name__}: {verdict}"
+            else:
+                classes.append((module, instances.patched_class(type(module), verdict)))
+                report.replaced[name] = type(module).__name__
+    for module, patched in classes:
+        report.restores.append(instances.change(module, patched))
+    return report
+
+
+def patch_ops(*modules: ModuleType) -> Patched:
+    """Replaces functions that fastgan knows in modules that were imported, for everyone who calls them there.
+
+        from torch_utils.ops import bias_act, upfirdn2d
+        fastgan.patch_ops(bias_act, upfirdn2d)
+
+    This is apart from `patch` because it changes a module, and so every model that uses it. Functions are found by name
+    and parameters; code that imported one by name (`from op import upfirdn2d`) has a name of its own for it: pass that
+    module as well.
+
+    Returns:
+        As `patch`.
+
+    Raises:
+        UserError: an argument is not a module, or there is no function in it that is known.
+
+    What fastgan has no kernel for (an activation, another dimension), and calls with `impl="ref"`, go to the original.
+    """
+    report = Patched()
+    replacements: list[tuple[ModuleType, str, Callable]] = []
+    for module in modules:
+        if not isinstance(module, ModuleType):
+            raise UserError(
+                f"fastgan.patch_ops takes modules such as torch_utils.ops.bias_act, not a {type(module).__name__}"
+            )
+        found = {known.name for known in functions.KNOWN if inspect.isfunction(getattr(module, known.name, None))}
+        if not found:
+            names = ", ".join(sorted({known.name for known in functions.KNOWN}))
+            raise UserError(f"fastgan.patch_ops: {module.__name__} has none of the functions that are known: {names}")
+        for name in sorted(found):
+            verdict = functions.replacement(getattr(module, name), name)
+            if isinstance(verdict, str):
+                report.left[f"{module.__name__}.{name}"] = verdict
+            else:
+                replacements.append((module, name, verdict))
+                report.replaced[f"{module.__name__}.{name}"] = name
+    for module, name, replacement in replacements:
+        report.restores.append(functions.change(module, name, replacement))
+    return report
+
+
+def _chosen(module: nn.Module, candidates: list[layers.Known], verdicts: dict) -> str | Callable:
+    """The forward to replace the module's, or why there is none."""
+    reason = instances.why_not(module)
+    if reason is not None:
+        return reason
+    key = probe.form(module)
+    if key is not None and key in verdicts:
+        return verdicts[key]
+    for known in candidates:
+        reason = known.why_not(module)
+        for part in known.tried(module) if reason is None else ():
+            reason = reason or instances.why_not_through(part, known.bypassed(part)) or probe.why_unlike(part, known)
+        if reason is None:
+            break
+    verdict = known.forward if reason is None else reason
+    if key is not None:
+        verdicts[key] = verdict
+    return verdict

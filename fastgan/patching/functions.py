@@ -1,0 +1,239 @@
+"""The functions of other code bases that `fastgan.patch_ops` knows.
+
+Signatures and meaning are the public interface of `torch_utils.ops.bias_act`, `torch_utils.ops.upfirdn2d` and
+`training.networks` of NVIDIA's StyleGAN2 and StyleGAN3 for PyTorch, and of the `op` package of rosinality's
+stylegan2-pytorch. A replacement hands what fastgan does not have to the original.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastgan.ops import modulated_conv2d, noise_bias_act, upfirdn2d
+from fastgan.patching import probe
+from fastgan.patching.layers import filter_padding
+from fastgan.patching.probe import Draw
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+class KnownFunction(NamedTuple):
+    name: str
+    replace: Callable[[Callable], Callable]  # the original to its replacement, which has the original's parameters
+    calls: Callable[[Draw], list[tuple[tuple, dict]]]  # to try it with
+
+
+def replacement(original: Callable, name: str) -> Callable | str:
+    """What to put in the place of a function, or why there is nothing."""
+    if hasattr(original, "_fastgan_replaces"):
+        return "was replaced already"
+    reason = "has other parameters than those that are known"
+    for known in KNOWN:
+        if known.name != name:
+            continue
+        ours = known.replace(original)
+        # A decorator hides the parameters (the official code's profiler does): then the probe alone decides.
+        if str(inspect.signature(original)) != "(*args, **kwargs)" and _parameters(original) != _parameters(ours):
+            continue
+        ours = functools.update_wrapper(ours, original)
+        ours._fastgan_replaces = original
+        reason = probe.why_functions_differ(original, ours, known.calls)
+        if reason is None:
+            return ours
+    return reason
+
+
+def _parameters(function: Callable) -> list[str]:
+    return list(inspect.signature(function).parameters)
+
+
+def change(module: ModuleType, name: str, function: Callable) -> Callable[[], bool]:
+    """Sets the function in the module; returns what takes it back, unless it has been set again since."""
+    original = getattr(module, name)
+    setattr(module, name, function)
+
+    def restore() -> bool:
+        if getattr(module, name, None) is not function:
+            return getattr(module, name, None) is original
+        setattr(module, name, original)
+        return True
+
+    return restore
+
+
+# bias_act -------------------------------------------------------------------------------------------------------------
+
+# By the official name: the name here, and the gain where none is given.
+_ACTIVATIONS = {
+    "linear": ("linear", 1.0),
+    "relu": ("relu", math.sqrt(2)),
+    "lrelu": ("lrelu", math.sqrt(2)),
+    "tanh": ("tanh", 1.0),
+    "sigmoid": ("sigmoid", 1.0),
+    "softplus": ("softplus", 1.0),
+    "swish": ("silu", math.sqrt(2)),
+}
+
+
+def _bias_act(original: Callable) -> Callable:
+    def bias_act(x, b=None, dim=1, act="linear", alpha=None, gain=None, clamp=None, impl="cuda"):
+        slope = 0.2 if alpha is None else alpha
+        fits = (
+            impl == "cuda"
+            and act in _ACTIVATIONS
+            and isinstance(x, Tensor)
+            and x.dim() >= 2
+            and x.dtype in _DTYPES
+            and (b is None or (dim == 1 and b.dtype == x.dtype and b.shape == x.shape[1:2]))
+            and slope >= 0
+            and (clamp is None or clamp > 0)
+        )
+        nothing_to_do = b is None and act == "linear" and gain in (None, 1) and clamp is None
+        if not fits or nothing_to_do:
+            return original(x, b=b, dim=dim, act=act, alpha=alpha, gain=gain, clamp=clamp, impl=impl)
+        ours, usual = _ACTIVATIONS[act]
+        gain = usual if gain is None else float(gain)
+        return noise_bias_act(x, bias=b, act=ours, slope=float(slope), gain=gain, clamp=clamp)
+
+    return bias_act
+
+
+def _bias_act_calls(draw: Draw) -> list[tuple[tuple, dict]]:
+    x, b = draw.image(5), draw.tensor(5)
+    return [
+        ((x, b), {}),
+        *(((x, b), {"act": act}) for act in _ACTIVATIONS),
+        ((x,), {"act": "lrelu", "alpha": 0.1, "gain": 0.7, "clamp": 0.5}),
+        ((draw.vector(5), b), {"act": "lrelu", "dim": 1}),
+    ]
+
+
+def _fused_leaky_relu(original: Callable) -> Callable:
+    def fused_leaky_relu(input, bias=None, negative_slope=0.2, scale=2**0.5):
+        # On CPUs the original takes 0.2 for any slope: left to it, as it is.
+        as_said = input.device.type != "cpu" or negative_slope == 0.2
+        if not as_said or input.dim() < 2 or negative_slope < 0 or input.dtype not in _DTYPES:
+            return original(input, bias, negative_slope, scale)
+        return noise_bias_act(input, bias=bias, act="lrelu", slope=negative_slope, gain=scale)
+
+    return fused_leaky_relu
+
+
+def _fused_leaky_relu_calls(draw: Draw) -> list[tuple[tuple, dict]]:
+    return [((draw.image(5), draw.tensor(5)), {}), ((draw.vector(5), draw.tensor(5)), {"scale": 0.7})]
+
+
+# upfirdn2d ------------------------------------------------------------------------------------------------------------
+
+
+def _upfirdn2d(original: Callable) -> Callable:
+    def upfirdn2d_(x, f, up=1, down=1, padding=0, flip_filter=False, gain=1, impl="cuda"):
+        fits = (
+            impl == "cuda"
+            and isinstance(x, Tensor)
+            and x.dim() == 4
+            and x.dtype in _DTYPES
+            and isinstance(f, Tensor)
+            and f.dim() in (1, 2)
+        )
+        if not fits:
+            return original(x, f, up=up, down=down, padding=padding, flip_filter=flip_filter, gain=gain, impl=impl)
+        around = (padding,) * 4 if isinstance(padding, int) else padding
+        if len(around) == 2:  # (x, y) here, where rosinality's pair is (before, behind)
+            around = (around[0], around[0], around[1], around[1])
+        return upfirdn2d(x, f, up=up, down=down, padding=tuple(around), gain=float(gain), flip=flip_filter)
+
+    return _named(upfirdn2d_, "upfirdn2d")
+
+
+def _upfirdn2d_calls(draw: Draw) -> list[tuple[tuple, dict]]:
+    x, square, row = draw.image(3, least=4), draw.tensor(4, 3).float(), draw.tensor(4).float()
+    return [
+        ((x,), {"f": square, "padding": [1, 2]}),
+        ((x,), {"f": row, "up": 2, "padding": [2, 1, 3, -1], "gain": 4}),
+        ((x,), {"f": square, "up": [1, 2], "down": [2, 1], "padding": 2, "flip_filter": True}),
+    ]
+
+
+def _upfirdn2d_of_rosinality(original: Callable) -> Callable:
+    def upfirdn2d_(input, kernel, up=1, down=1, pad=(0, 0)):
+        if input.dim() != 4 or input.dtype not in _DTYPES or kernel.dim() != 2:
+            return original(input, kernel, up, down, pad)
+        up = up if isinstance(up, int) else tuple(up)
+        down = down if isinstance(down, int) else tuple(down)
+        return upfirdn2d(input, kernel, up=up, down=down, padding=filter_padding(pad))
+
+    return _named(upfirdn2d_, "upfirdn2d")
+
+
+def _upfirdn2d_of_rosinality_calls(draw: Draw) -> list[tuple[tuple, dict]]:
+    x, kernel = draw.image(3, least=4), draw.tensor(4, 3)
+    options = [{"pad": (1, 2)}, {"up": 2, "pad": (2, 1)}, {"down": 2}]
+    return [((x,), {"kernel": kernel, **each}) for each in options]
+
+
+# modulated_conv2d -----------------------------------------------------------------------------------------------------
+
+
+def _modulated_conv2d(original: Callable) -> Callable:
+    def modulated_conv2d_(
+        x, weight, styles, noise=None, up=1, down=1, padding=0, resample_filter=None, demodulate=True, flip_weight=True,
+        fused_modconv=True,
+    ):  # fmt: skip
+        resampled = (up, down) != (1, 1)
+        fits = (
+            (up, down) in ((1, 1), (2, 1), (1, 2))
+            and isinstance(padding, int)
+            and padding >= 0
+            and not (resampled and resample_filter is None)
+            and x.dtype in _DTYPES
+        )
+        if not fits:
+            return original(
+                x=x, weight=weight, styles=styles, noise=noise, up=up, down=down, padding=padding,
+                resample_filter=resample_filter, demodulate=demodulate, flip_weight=flip_weight,
+                fused_modconv=fused_modconv,
+            )  # fmt: skip
+        if flip_weight != (up == 1) and weight.shape[2:].numel() > 1:
+            weight = weight.flip([2, 3])
+        taps = resample_filter if resampled else None
+        y = modulated_conv2d(x, weight, styles, demodulate=demodulate, up=up, down=down, padding=padding, taps=taps)
+        # The noise is a product with its strength by now, and `noise_bias_act` has no kernel for the gradient of one.
+        return y if noise is None else y + noise.to(y.dtype)
+
+    return _named(modulated_conv2d_, "modulated_conv2d")
+
+
+def _modulated_conv2d_calls(draw: Draw) -> list[tuple[tuple, dict]]:
+    x, styles, small = draw.image(4, least=3), draw.vector(4), draw.tensor(4, 4).float().abs()
+    weight, point = draw.tensor(3, 4, 3, 3), draw.tensor(3, 4, 1, 1)
+    noise = draw.tensor(len(x), 1, *x.shape[2:])
+    small = small / small.sum()
+    return [
+        ((x, weight, styles, noise), {"padding": 1}),
+        ((x, weight, styles), {"padding": 1, "up": 2, "flip_weight": False, "resample_filter": small}),
+        ((x, weight, styles), {"padding": 1, "down": 2, "resample_filter": small, "flip_weight": False}),
+        ((x, point, styles), {"demodulate": False, "fused_modconv": False}),
+    ]
+
+
+def _named(function: Callable, name: str) -> Callable:
+    function.__name__ = name
+    return function
+
+
+KNOWN = (
+    KnownFunction("bias_act", _bias_act, _bias_act_calls),
+    KnownFunction("fused_leaky_relu", _fused_leaky_relu, _fused_leaky_relu_calls),
+    KnownFunction("upfirdn2d", _upfirdn2d, _upfirdn2d_calls),
+    KnownFunction("upfirdn2d", _upfirdn2d_of_rosinality, _upfirdn2d_of_rosinality_calls),
+    KnownFunction("modulated_conv2d", _modulated_conv2d, _modulated_conv2d_calls),
+)

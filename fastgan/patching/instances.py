@@ -1,0 +1,136 @@
+"""How one module gets another forward, and its own again.
+
+It is given a subclass of its class, made for the purpose, as `torch.nn.utils.parametrize` does: `isinstance`, names,
+parameters, hooks, `copy.deepcopy`, pickle, `nn.DataParallel` and `torch.compile` take it for what it was. An attribute
+`forward` of the instance would be shared by its copies, and go on reading the parameters of the first.
+"""
+
+import copyreg
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+_HOOKS = {
+    "_forward_hooks": "a forward hook",
+    "_forward_pre_hooks": "a forward pre-hook",
+    "_backward_hooks": "a backward hook",
+    "_backward_pre_hooks": "a backward pre-hook",
+}
+
+
+def _reduced(module: nn.Module, protocol: int):
+    """`__reduce_ex__` of a patched module: pickle and `copy` find its class by the two parts that it is made of."""
+    kind = type(module)
+    function, args, *state = super(kind, module).__reduce_ex__(max(protocol, 2))
+    if function is copyreg.__newobj__ and args == (kind,):
+        return (_rebuilt, kind._fastgan_parts, *state)
+    return (function, args, *state)
+
+
+def _rebuilt(original: type, forward: Callable) -> nn.Module:
+    kind = patched_class(original, forward)
+    return kind.__new__(kind)
+
+
+@functools.cache
+def patched_class(original: type, forward: Callable) -> type:
+    """A subclass of a module's class that computes `forward(module, *args)`.
+
+    Within `forward`, `module._unpatched(*args)` is what the class itself computes. Names of arguments are those of the
+    original; `forward` takes them in the same order.
+    """
+    ours = list(inspect.signature(forward).parameters)
+    theirs = list(inspect.signature(original.forward).parameters)
+    renamed = dict(zip(theirs, ours, strict=False))
+
+    @functools.wraps(original.forward)
+    def call(self, *args, **named):
+        if named:
+            named = {renamed.get(name, name): value for name, value in named.items()}
+        return forward(self, *args, **named)
+
+    body = {
+        "forward": call,
+        "_unpatched": original.forward,
+        "__reduce_ex__": _reduced,
+        "_fastgan_parts": (original, forward),
+        "__module__": original.__module__,
+        "__qualname__": original.__qualname__,
+        "__doc__": original.__doc__,
+    }
+    return type(original)(original.__name__, (original,), body)
+
+
+def is_patched(module: nn.Module) -> bool:
+    return hasattr(type(module), "_fastgan_parts")
+
+
+def change(module: nn.Module, patched: type) -> Callable[[], bool]:
+    """Gives the module its new class; returns what takes it back, unless the class has been changed again since."""
+    original = type(module)
+    module.__class__ = patched
+
+    def restore() -> bool:
+        if type(module) is not patched:
+            return type(module) is original
+        module.__class__ = original
+        return True
+
+    return restore
+
+
+def why_not(module: nn.Module) -> str | None:
+    """What forbids to replace a module's forward, whatever it computes."""
+    kind = type(module)
+    if isinstance(module, torch.jit.ScriptModule):
+        return "is a compiled script"
+    if "forward" in vars(module):
+        return "has a forward that was set on this one module"
+    if kind.__call__ is not nn.Module.__call__:
+        return "has a __call__ of its own"
+    if "parametrizations" in module._modules:
+        return "has a parametrization"
+    if nn.modules.module._has_any_global_hook():
+        return "there are hooks on all modules"
+    return _hooks(module)
+
+
+def why_not_through(module: nn.Module, bypassed: Iterable[nn.Module]) -> str | None:
+    """What forbids it among the modules within: of those bypassed, any hook; of the others, hooks that are functions.
+
+    The probe runs copies of those; a function's effects would not stay within the copy. A hook that is an object, as
+    those that make the weights of equalised rate or spectral norm, is copied as well.
+    """
+    bypassed = list(bypassed)
+    for name, part in module.named_modules():
+        if part is module:
+            continue
+        if part in bypassed and not runs_as_its_class(part):
+            return f"its part '{name}' has a hook, a parametrization or a forward of its own"
+        hooks = [hook for kind in _HOOKS for hook in getattr(part, kind).values()]
+        if any(inspect.isroutine(hook) for hook in hooks):
+            return f"its part '{name}' has {_hooks(part).removeprefix('has ')}"
+    return None
+
+
+def runs_as_its_class(*modules: nn.Module) -> bool:
+    """Whether calling these modules does what their classes say, and nothing else: so that it need not be called.
+
+    Asked at each call of a layer that bypasses others: hooks may come later.
+    """
+    return not nn.modules.module._has_any_global_hook() and not any(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+        or "parametrizations" in module._modules
+        for module in modules
+    )
+
+
+def _hooks(module: nn.Module) -> str | None:
+    return next((f"has {what}" for attribute, what in _HOOKS.items() if getattr(module, attribute)), None)

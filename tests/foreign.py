@@ -1,0 +1,260 @@
+"""Layers as other code bases have them, written anew from their public interface: names, shapes, what is computed."""
+
+import math
+import types
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+SQRT2 = math.sqrt(2)
+
+
+def direct_upfirdn2d(x, kernel, up=(1, 1), down=(1, 1), pads=(0, 0, 0, 0), flip=False):
+    n, c, h, w = x.shape
+    spread = x.new_zeros(n, c, h * up[1], w * up[0])
+    spread[:, :, :: up[1], :: up[0]] = x
+    kernel = (kernel if flip else kernel.flip(0, 1)).to(x.dtype)
+    return F.conv2d(F.pad(spread, pads), kernel.expand(c, 1, -1, -1), groups=c)[:, :, :: down[1], :: down[0]]
+
+
+def resampling_kernel(gain=1):
+    row = torch.tensor([1.0, 3.0, 3.0, 1.0])
+    return torch.outer(row, row) / 64 * gain
+
+
+# ---- rosinality's StyleGAN2 ------------------------------------------------------------------------------------------
+
+
+class _Filter(nn.Module):
+    def __init__(self, pad, gain=1, factor=2):
+        super().__init__()
+        self.register_buffer("kernel", resampling_kernel(gain))
+        self.pad, self.factor = pad, factor
+
+
+class Upsample(_Filter):
+    def __init__(self):
+        super().__init__((2, 1), gain=4)
+
+    def forward(self, input):
+        return direct_upfirdn2d(input, self.kernel, up=(self.factor,) * 2, pads=self.pad * 2)
+
+
+class Downsample(_Filter):
+    def __init__(self):
+        super().__init__((1, 1))
+
+    def forward(self, input):
+        return direct_upfirdn2d(input, self.kernel, down=(self.factor,) * 2, pads=self.pad * 2)
+
+
+class Blur(_Filter):
+    def forward(self, input):
+        return direct_upfirdn2d(input, self.kernel, pads=self.pad * 2)
+
+
+class FusedLeakyReLU(nn.Module):
+    def __init__(self, channels, negative_slope=0.2, scale=SQRT2):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.negative_slope, self.scale = negative_slope, scale
+
+    def forward(self, input):
+        biased = input + self.bias.view(1, -1, *[1] * (input.dim() - 2))
+        return self.scale * F.leaky_relu(biased, self.negative_slope)
+
+
+class EqualLinear(nn.Module):
+    def __init__(self, in_dim, out_dim, lr_mul=1.0, activation=None):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_dim, in_dim) / lr_mul)
+        self.bias = nn.Parameter(torch.ones(out_dim))
+        self.scale, self.lr_mul, self.activation = lr_mul / math.sqrt(in_dim), lr_mul, activation
+
+    def forward(self, input):
+        y = F.linear(input, self.scale * self.weight, self.lr_mul * self.bias)
+        return SQRT2 * F.leaky_relu(y, 0.2) if self.activation else y
+
+
+class PixelNorm(nn.Module):
+    def forward(self, input):
+        return input / (input.square().mean(1, keepdim=True) + 1e-8).sqrt()
+
+
+class ModulatedConv2d(nn.Module):
+    def __init__(self, i, o, k, style_dim, demodulate=True, upsample=False, downsample=False, eps=1e-8):
+        super().__init__()
+        if upsample:
+            self.blur = Blur((1, 1) if k == 3 else (2, 2), gain=4)
+        elif downsample:
+            self.blur = Blur((2, 2) if k == 3 else (1, 1))
+        self.weight = nn.Parameter(torch.randn(1, o, i, k, k))
+        self.modulation = EqualLinear(style_dim, i)
+        self.scale = 1 / math.sqrt(i * k * k)
+        self.demodulate, self.upsample, self.downsample, self.eps = demodulate, upsample, downsample, eps
+
+    def forward(self, input, style):
+        weight, images = self.scale * self.weight * self.modulation(style)[:, None, :, None, None], []
+        if self.demodulate:
+            weight = weight / (weight.square().sum((2, 3, 4), keepdim=True) + self.eps).sqrt()
+        for image, w in zip(input.split(1), weight, strict=True):
+            if self.upsample:
+                images.append(self.blur(F.conv_transpose2d(image, w.transpose(0, 1), stride=2)))
+            elif self.downsample:
+                images.append(F.conv2d(self.blur(image), w, stride=2))
+            else:
+                images.append(F.conv2d(image, w, padding=w.shape[-1] // 2))
+        return torch.cat(images)
+
+
+class NoiseInjection(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, image, noise=None):
+        if noise is None:
+            noise = image.new_empty(len(image), 1, *image.shape[2:]).normal_()
+        return image + self.weight * noise
+
+
+class StyledConv(nn.Module):
+    def __init__(self, i, o, style_dim, upsample=False):
+        super().__init__()
+        self.conv = ModulatedConv2d(i, o, 3, style_dim, upsample=upsample)
+        self.noise = NoiseInjection()
+        self.activate = FusedLeakyReLU(o)
+
+    def forward(self, input, style, noise=None):
+        return self.activate(self.noise(self.conv(input, style), noise=noise))
+
+
+class Generator(nn.Module):
+    """A mapping, a block, and a convolution to RGB."""
+
+    def __init__(self, channels=6, style_dim=5):
+        super().__init__()
+        self.style = nn.Sequential(PixelNorm(), EqualLinear(style_dim, style_dim, 0.01, activation="fused_lrelu"))
+        self.input = nn.Parameter(torch.randn(1, channels, 4, 4))
+        self.conv1 = StyledConv(channels, channels, style_dim, upsample=True)
+        self.conv2 = StyledConv(channels, channels, style_dim)
+        self.to_rgb = ModulatedConv2d(channels, 3, 1, style_dim, demodulate=False)
+        self.upsample = Upsample()
+
+    def forward(self, z):
+        w = self.style(z)
+        x = self.conv2(self.conv1(self.input.expand(len(z), -1, -1, -1), w), w)
+        return self.upsample(self.to_rgb(x, w))
+
+
+# ---- adaptive instance normalisation ---------------------------------------------------------------------------------
+
+
+class Equalized:
+    """A forward pre-hook that makes the weight from another parameter."""
+
+    def __call__(self, module, args):
+        module.weight = module.weight_orig * math.sqrt(2 / module.weight_orig.shape[1])
+
+
+def equalized(layer):
+    weight = layer.weight
+    del layer._parameters["weight"]
+    layer.weight_orig = nn.Parameter(weight.data)
+    layer.register_forward_pre_hook(Equalized())
+    return layer
+
+
+class AdaptiveInstanceNorm(nn.Module):
+    """style-based-gan-pytorch's: the style has the scale itself, and comes from a layer with a hook."""
+
+    def __init__(self, channels, style_dim):
+        super().__init__()
+        self.norm = nn.InstanceNorm2d(channels)
+        self.style = equalized(nn.Linear(style_dim, 2 * channels))
+
+    def forward(self, input, style):
+        gamma, beta = self.style(style)[:, :, None, None].chunk(2, 1)
+        return gamma * self.norm(input) + beta
+
+
+class AdaIN(nn.Module):
+    """StarGAN v2's, and vocoders' in one dimension: the style has the distance of the scale from 1."""
+
+    def __init__(self, style_dim, channels, norm=nn.InstanceNorm2d):
+        super().__init__()
+        self.norm = norm(channels)
+        self.fc = nn.Linear(style_dim, 2 * channels)
+
+    def forward(self, x, s):
+        gamma, beta = self.fc(s).view(len(s), -1, *[1] * (x.dim() - 2)).chunk(2, 1)
+        return (1 + gamma) * self.norm(x) + beta
+
+
+# ---- modules of functions --------------------------------------------------------------------------------------------
+
+
+def official_bias_act():
+    """A module like `torch_utils.ops.bias_act`; it counts its calls."""
+    functions = {
+        "linear": (lambda x, a: x, 1), "relu": (lambda x, a: F.relu(x), SQRT2),
+        "lrelu": (lambda x, a: F.leaky_relu(x, 0.2 if a is None else a), SQRT2), "tanh": (lambda x, a: x.tanh(), 1),
+        "sigmoid": (lambda x, a: x.sigmoid(), 1), "elu": (lambda x, a: F.elu(x), 1),
+        "softplus": (lambda x, a: F.softplus(x), 1), "swish": (lambda x, a: x * x.sigmoid(), SQRT2),
+    }  # fmt: skip
+    module = types.ModuleType("torch_utils.ops.bias_act")
+    module.calls = 0
+
+    def bias_act(x, b=None, dim=1, act="linear", alpha=None, gain=None, clamp=None, impl="cuda"):
+        module.calls += 1
+        if b is not None:
+            x = x + b.view([-1 if i == dim else 1 for i in range(x.dim())])
+        function, usual = functions[act]
+        x = function(x, alpha) * (usual if gain is None else gain)
+        return x if clamp is None else x.clamp(-clamp, clamp)
+
+    module.bias_act = bias_act
+    return module
+
+
+def official_upfirdn2d():
+    """A module like `torch_utils.ops.upfirdn2d`, with one function that calls the other; it counts its calls."""
+    module = types.ModuleType("torch_utils.ops.upfirdn2d")
+    module.calls = 0
+
+    def upfirdn2d(x, f, up=1, down=1, padding=0, flip_filter=False, gain=1, impl="cuda"):
+        module.calls += 1
+        pair = lambda value: (value, value) if isinstance(value, int) else tuple(value)
+        f = torch.ones(1, 1) if f is None else f.to(x.dtype)
+        f = torch.outer(f, f) if f.dim() == 1 else f
+        pads = pair(padding)
+        pads = (pads[0], pads[0], pads[1], pads[1]) if len(pads) == 2 else pads
+        return direct_upfirdn2d(x, f * gain, pair(up), pair(down), pads, flip_filter)
+
+    def upsample2d(x, f, up=2):
+        return module.upfirdn2d(x, f, up=up, padding=[2, 1, 2, 1], gain=up * up)
+
+    module.upfirdn2d, module.upsample2d = upfirdn2d, upsample2d
+    return module
+
+
+def official_networks():
+    """A module with a function `modulated_conv2d`, whose parameters a decorator hides."""
+    module = types.ModuleType("training.networks")
+
+    def plain(
+        x, weight, styles, noise=None, up=1, down=1, padding=0, resample_filter=None, demodulate=True,
+        flip_weight=True, fused_modconv=True,
+    ):  # fmt: skip
+        layer = ModulatedConv2d(weight.shape[1], len(weight), weight.shape[-1], 1, demodulate, up == 2, down == 2)
+        layer.scale, layer.modulation = 1.0, nn.Identity()
+        if up == 2 or down == 2:
+            layer.blur.kernel = resample_filter.to(x.dtype) * up * up
+        del layer.weight
+        layer.__dict__["weight"] = (weight if flip_weight == (up == 1) else weight.flip(2, 3))[None]
+        y = layer(x, styles)
+        return y if noise is None else y + noise
+
+    module.modulated_conv2d = lambda *args, **kwargs: plain(*args, **kwargs)
+    return module

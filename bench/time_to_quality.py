@@ -33,8 +33,8 @@ from bench.textbook_training import Trainer
 from fastgan import models
 from fastgan.data import ImageDataset, ShuffledStream, open_dataset
 from fastgan.errors import UserError
-from fastgan.metrics.features import Extractor
-from fastgan.metrics.reference import Distances, Reference, random_labels, reference
+from fastgan.metrics.efficientnet import EfficientNet
+from fastgan.metrics.reference import Reference, choose, random_labels
 from fastgan.ops import image_batch
 from fastgan.training import precision
 from fastgan.training.checkpoint import State
@@ -203,17 +203,20 @@ def run(minutes: float, evaluations: int, samples: int, seed: int) -> dict:
     heldout = open_dataset(
         options.source, options.resolution, options.channels, classes=options.classes, split="heldout"
     )
-    extractor = Extractor(task.device)
-    real = reference(task.dataset, heldout, samples, extractor, seed=seed)
+    extractor = EfficientNet(task.device)
+    real, floor = choose(task.dataset, heldout, samples, seed=seed)
+    reference = Reference(real, extractor, real.features(extractor), seed=seed)
     labels = random_labels(task.dataset, samples, seed)
     contestants = {"fastgan": Ours(task), "textbook": fastest_textbook(task)}
-    found = _description(task, real, contestants) | {"minutes": minutes, "seed": seed}
-    print(f"floor: {real.names[1]} to {real.names[0]}: KID x 1000 {real.floor.kernel.mean * 1e3:.2f}", flush=True)
+    found = _description(task, contestants) | {"minutes": minutes, "seed": seed}
+    found |= {"real": real.name, "real_images": len(real.index)}
+    found["floor"] = {"of": floor.name} | _measured(reference, floor.features(extractor))
+    print(f"floor: {floor.name} to {real.name}: KID x 1000 {found['floor']['kid'] * 1e3:.2f}", flush=True)
 
     def evaluate(name: str, at: float) -> None:
         contestant = contestants[name]
-        distances = real.distances_of(extractor(draw(contestant.average, labels, seed)))
-        row = {"minutes": at, "images": contestant.shown} | _as_dict(distances)
+        features = extractor(draw(contestant.average, labels, seed))
+        row = {"minutes": at, "images": contestant.shown} | _measured(reference, features)
         found["contestants"][name]["evaluations"].append(row)
         print(f"{contestant.about:40} {at:6.2f} min {contestant.shown:8,} images  KID x 1000 {row['kid'] * 1e3:8.2f}")
         sys.stdout.flush()
@@ -223,26 +226,18 @@ def run(minutes: float, evaluations: int, samples: int, seed: int) -> dict:
     return found
 
 
-def _description(task: Task, real: Reference, contestants: dict[str, Contestant]) -> dict:
+def _description(task: Task, contestants: dict[str, Contestant]) -> dict:
     return {
         **measure.machine(),
         "arch": task.model.arch,
         "data": task.dataset.describe(),
         "batch": task.batch,
-        "real": real.names[0],
-        "real_images": len(real.real),
-        "floor": {"of": real.names[1]} | _as_dict(real.floor),
         "contestants": {name: {"about": each.about, "evaluations": []} for name, each in contestants.items()},
     }
 
 
-def _as_dict(distances: Distances) -> dict[str, float]:
-    return {
-        "compared": distances.images,
-        "kid": distances.kernel.mean,
-        "kid_std": distances.kernel.std,
-        "frechet": distances.frechet,
-    }
+def _measured(reference: Reference, features: np.ndarray) -> dict[str, float]:
+    return {"compared": len(features)} | reference.measure(("kid", "fd"), features)
 
 
 def minutes_to_last(contestants: dict[str, dict]) -> float | None:

@@ -14,7 +14,9 @@ import torch
 from tests import backends
 
 # On a machine with torch and pytest alone, the operations are tested all the same.
-TRAININGS = [f"test_{name}.py" for name in ("checkpoint", "command_line", "loading", "metrics_command", "training")]
+TRAININGS = [
+    f"test_{name}.py" for name in ("checkpoint", "command_line", "loading", "evaluate", "evaluation", "training")
+]
 STEPS = ["test_graphs.py", "test_step.py", "test_time_to_quality.py"]
 NEEDS = {
     "hypothesis": ["test_noise_bias_act_any.py", "test_data.py"],

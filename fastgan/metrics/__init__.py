@@ -1,5 +1,19 @@
-"""How far generated images are from real ones: distances between features of a pretrained network."""
+"""How far generated images are from real ones: what features of a pretrained network say."""
 
-from fastgan.metrics.distances import KernelDistance, frechet_distance, kernel_distance, squared_mmd
+from fastgan.metrics.distances import (
+    KernelDistance,
+    PrecisionRecall,
+    frechet_distance,
+    kernel_distance,
+    precision_recall,
+    squared_mmd,
+)
 
-__all__ = ["KernelDistance", "frechet_distance", "kernel_distance", "squared_mmd"]
+__all__ = [
+    "KernelDistance",
+    "PrecisionRecall",
+    "frechet_distance",
+    "kernel_distance",
+    "precision_recall",
+    "squared_mmd",
+]

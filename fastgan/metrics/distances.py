@@ -1,4 +1,4 @@
-"""Two distances between sets of feature vectors: KID's and FID's formulas, on features of any network.
+"""How far two sets of feature vectors are apart: KID's, FID's, precision's and recall's formulas, for any network.
 
 Features are arrays [N, D], fp32 or fp64. Imports no torch.
 """
@@ -6,9 +6,12 @@ Features are arrays [N, D], fp32 or fp64. Imports no torch.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+
+BLOCK = 1 << 24  # distances that are computed at once
 
 
 class KernelDistance(NamedTuple):
@@ -59,6 +62,13 @@ def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return k * k * k
 
 
+class Gaussian(NamedTuple):
+    """Of features [N, D]: their mean, fp64 [D], and R, fp64 [min(N, D), D], with R^T R their unbiased covariance."""
+
+    mean: np.ndarray
+    root: np.ndarray
+
+
 def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
     """|mean x - mean y|^2 + tr(Sx + Sy - 2 (Sx Sy)^(1/2)) of x [N, D] and y [M, D], S being their covariances.
 
@@ -67,19 +77,81 @@ def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
     the same numbers of them.
     """
     _check(x, y)
+    return gaussian_distance(gaussian_of(x), gaussian_of(y))
+
+
+def gaussian_of(features: np.ndarray) -> Gaussian:
+    """What `gaussian_distance` needs to know of features [N, D], N >= 2."""
+    mean = features.mean(0, dtype=np.float64)
+    return Gaussian(mean, np.linalg.qr(features - mean, mode="r") / math.sqrt(len(features) - 1))
+
+
+def gaussian_distance(x: Gaussian, y: Gaussian) -> float:
+    """The Fréchet distance of two Gaussians; see `frechet_distance`."""
     # With S = R^T R the eigenvalues of Sx Sy are the squared singular values of Rx Ry^T. Neither S nor its root, which
     # for fewer samples than features are singular, is formed: nothing loses half its digits.
-    root_x, root_y = _covariance_root(x), _covariance_root(y)
-    shared = np.linalg.svd(root_x @ root_y.T, compute_uv=False).sum()
-    apart = np.square(x.mean(0, dtype=np.float64) - y.mean(0, dtype=np.float64)).sum()
-    distance = apart + np.square(root_x).sum() + np.square(root_y).sum() - 2 * shared
+    shared = np.linalg.svd(x.root @ y.root.T, compute_uv=False).sum()
+    apart = np.square(x.mean - y.mean).sum()
+    distance = apart + np.square(x.root).sum() + np.square(y.root).sum() - 2 * shared
     return max(0.0, float(distance))  # of equal sets it is 0 up to rounding
 
 
-def _covariance_root(features: np.ndarray) -> np.ndarray:
-    """R, fp64 [min(N, D), D], with R^T R the unbiased covariance."""
-    centered = features - features.mean(0, dtype=np.float64)
-    return np.linalg.qr(centered, mode="r") / math.sqrt(len(features) - 1)
+class PrecisionRecall(NamedTuple):
+    """Shares, from 0 to 1."""
+
+    precision: float
+    recall: float
+
+
+NEIGHBOURS = 3
+
+
+def precision_recall(
+    fake: np.ndarray, real: np.ndarray, *, neighbours: int = NEIGHBOURS, real_radii: np.ndarray | None = None
+) -> PrecisionRecall:
+    """Improved precision and recall (Kynkäänniemi et al. 2019, equation 2) of features fake [N, D] and real [M, D].
+
+    The manifold of a set is made of balls around its points, each as large as the distance to the point's k-th nearest
+    neighbour in the set, k = `neighbours`. Precision is the share of fake points within the manifold of the real ones,
+    recall the share of real points within that of the fake ones. Distances are computed in the dtype of the features.
+    real_radii: `radii` of `real`, if they are known. Raises ValueError for sets of k points or fewer.
+    """
+    _check(fake, real)
+    if real_radii is None:
+        real_radii = radii(real, neighbours)
+    fake_radii = radii(fake, neighbours)
+    realistic, covered = 0, np.zeros(len(real), bool)
+    for start, apart in _distances(fake, real):
+        realistic += int((apart <= real_radii).any(1).sum())
+        covered |= (apart <= fake_radii[start : start + len(apart), None]).any(0)
+    return PrecisionRecall(realistic / len(fake), float(covered.mean()))
+
+
+def radii(features: np.ndarray, neighbours: int = NEIGHBOURS) -> np.ndarray:
+    """How far the k-th nearest of all others is from each of features [N, D]: [N]. Raises ValueError for N <= k."""
+    if not 1 <= neighbours < len(features):
+        raise ValueError(f"neighbours is {neighbours}, must be from 1 to {len(features) - 1}, the number of others")
+    found = np.empty(len(features), features.dtype)
+    for start, apart in _distances(features, features):
+        rows = np.arange(len(apart))
+        apart[rows, start + rows] = 0  # each from itself: nearest of all, also where rounding says otherwise
+        found[start : start + len(apart)] = np.partition(apart, neighbours, axis=1)[:, neighbours]
+    return found
+
+
+def _distances(x: np.ndarray, y: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """[N, M] of x [N, D] and y [M, D] in blocks of rows, each with the number of its first."""
+    center = y.mean(0, dtype=np.float64).astype(y.dtype)  # |x|^2 + |y|^2 - 2 x.y cancels less near the origin
+    x, y = x - center, y - center
+    squares = np.square(y).sum(1)
+    rows = max(1, BLOCK // len(y))
+    for start in range(0, len(x), rows):
+        part = x[start : start + rows]
+        block = part @ y.T
+        block *= -2
+        block += np.square(part).sum(1)[:, None]
+        block += squares
+        yield start, np.sqrt(np.maximum(block, 0, out=block), out=block)
 
 
 def _check(x: np.ndarray, y: np.ndarray) -> None:

@@ -1,0 +1,270 @@
+"""`python -m fastgan.evaluate`: how good the samples of a trained generator are, beside real images.
+
+Exit status: 0 when done, 2 for a mistake in options or files, 130 after Ctrl-C; a file written is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from fastgan.errors import UserError, command_line
+from fastgan.metrics import choice
+from fastgan.training import process
+from fastgan.training.config import LARGEST_SEED
+from fastgan.training.files import write_atomically
+from fastgan.training.memory import shortage_is_a_mistake
+
+LEAST = 4  # images of a set: the nearest three others of each are looked for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Measure how far the samples of a trained generator (psi 1) are from real images.
+
+    Beside it stands the distance that training images have themselves, as the floor. docs/metrics.md says what the
+    numbers mean, and with which others they can be compared. Several processes share the work:
+    torchrun --nproc-per-node 4 -m fastgan.evaluate ...
+    """
+
+    checkpoint: Annotated[str, tyro.conf.arg(metavar="RUN|FILE")]
+    """Folder of a training run, or a checkpoint file."""
+    metrics: Annotated[str, tyro.conf.arg(metavar="NAMES")] = "kid,fd,pr"
+    """Which, by names with commas between.
+    - On features of EfficientNet-Lite0, with nothing to download (extra "metrics"): kid, the kernel distance; fd, the
+    Fréchet distance; pr, precision and recall.
+    - On features of Inception, as in papers (extra "fid", and --inception-weights): fid; kid-inception; pr-inception;
+    is, the Inception score."""
+    samples: int = 5000
+    """How many images are drawn, and at most how many real ones are compared with. Papers draw 50000."""
+    split: Literal["auto", "heldout", "train", "all"] = "auto"
+    """Real images: heldout, glyphs in fonts that were not trained with, or --heldout; train: half of the training
+    images; all: every training image, as for published FIDs, which leaves none for the floor. auto: heldout where there
+    are such, else train."""
+    heldout: Annotated[str | None, tyro.conf.arg(metavar="DIR|ZIP", help_behavior_hint="")] = None
+    """Held-out images of your own, for data that bring none."""
+    floor: bool = True
+    """Measure also how far training images are from the real ones."""
+    inception_weights: Annotated[
+        str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: in the data cache, if it is there)")
+    ] = None
+    """Weights of Inception, weights-inception-2015-12-05-6726825d.pth of torch-fidelity; never downloaded for you."""
+    seed: int = 0
+    """What is random follows from it: latents, labels, and which images are compared."""
+    json: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    """Also write the numbers here."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ...; auto: the first GPU if there is one, of several processes a GPU each."""
+
+    def check(self) -> tuple[str, ...]:
+        """The metrics. Raises UserError for a mistake that shows without the checkpoint."""
+        if self.samples < LEAST:
+            raise UserError(f"--samples {self.samples}: must be at least {LEAST}; some thousands say more")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise UserError(f"--seed {self.seed}: must be from 0 to {LARGEST_SEED}")
+        if self.heldout is not None and self.split in ("train", "all"):
+            raise UserError(f"--split {self.split} and --heldout exclude each other; leave one of them out")
+        metrics = choice.parse(self.metrics)
+        choice.require(metrics, self.inception_weights)
+        return metrics
+
+
+@command_line
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line `argv` (None: this process's own) and return the exit status."""
+    options = tyro.cli(Options, prog="python -m fastgan.evaluate", args=argv)
+    with shortage_is_a_mistake("give fewer --samples, or another --device"):
+        process.keep_freed_memory()
+        found = measure(options)
+        if found is not None:
+            print(table(found))
+            if options.json is not None:
+                write_atomically(Path(options.json), (json.dumps(found, indent=2) + "\n").encode(), "--json")
+    return 0
+
+
+def measure(options: Options) -> dict[str, Any] | None:
+    """The numbers that `options` asks for, as they are written to JSON; of several processes, in the first only.
+
+    Raises UserError for a mistake.
+    """
+    metrics = options.check()
+
+    from fastgan.metrics import ranks
+    from fastgan.training import checkpoint, precision
+
+    header = checkpoint.read_header(options.checkpoint)
+    if options.json is not None:
+        try:
+            Path(options.json).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make the folder for --json {options.json}: {error.strerror}") from None
+    with ranks.joined() as these:
+        device = precision.choose_device(these.device(options.device))
+        generator, _ = checkpoint.load_generator(header.path, device)
+        train, heldout = _data(header, options)
+        real, floor = _real_images(train, heldout, options)
+        draw = _drawer(generator, header, train, options)
+        found: dict[str, dict[str, float]] = {"samples": {}, "floor": {}}
+        features, remarks = {}, []
+        for network, wanted in choice.networks(metrics).items():
+            extractor = _extractor(network, device, options)
+            features[network] = extractor.weights
+            if not getattr(extractor, "original", True):
+                remarks.append(
+                    f"{extractor.weights} is not the network of published numbers: compare with its own only"
+                )
+            _measure_with(extractor, wanted, real, floor, draw, these, options, found)
+        if these.rank:
+            return None
+    return {
+        "checkpoint": str(header.path),
+        "arch": header.model.arch,
+        "images_shown": header.images,
+        "data": header.config.data.source,
+        "real": real.name,
+        "real_images": len(real.index),
+        "features": features,
+        "seed": options.seed,
+        "metrics": metrics,
+        "samples": {"images": options.samples} | found["samples"],
+        "floor": None if floor is None else {"of": floor.name, "images": len(floor.index)} | found["floor"],
+        "remarks": remarks,
+    }
+
+
+def _measure_with(extractor, metrics, real, floor, draw, ranks, options: Options, found) -> None:
+    """Add to `found`, in the first of the processes, what these metrics of one network say."""
+    from fastgan.metrics.reference import Reference
+
+    of_real = real.features(extractor, ranks=ranks)
+    of_floor = None if floor is None else floor.features(extractor, ranks=ranks)
+    of_block = lambda start, stop: extractor(draw(start, stop))
+    of_samples = ranks.gathered(options.samples, of_block, "looking at samples")
+    if ranks.rank:
+        return
+    reference = Reference(real, extractor, of_real, seed=options.seed)
+    found["samples"] |= reference.measure(metrics, of_samples)
+    if of_floor is not None:
+        found["floor"] |= reference.measure(metrics, of_floor)
+
+
+def _extractor(network: str, device, options: Options):
+    if network == choice.EFFICIENTNET:
+        from fastgan.metrics.efficientnet import EfficientNet
+
+        return EfficientNet(device)
+    from fastgan.metrics.inception import Inception
+
+    return Inception(choice.find_inception_weights(options.inception_weights), device)
+
+
+def _data(header, options: Options):
+    """The images that a run was trained with, and those held out from it or None."""
+    from fastgan import data
+    from fastgan.training.checkpoint import difference
+
+    given = header.config.data
+    size = given.resolution, given.channels
+    glyphs = {"classes": given.classes} if given.source == "glyphs" else {}
+    train = data.open_dataset(given.source, *size, **glyphs)
+    if problem := difference(train, header.dataset):
+        raise UserError(f"{given.source} {problem}; put there again what {header.path} was trained on")
+    if options.heldout is not None:
+        heldout = data.open_dataset(options.heldout, *size)
+    elif given.source == "glyphs" and options.split in ("auto", "heldout"):
+        heldout = data.open_dataset("glyphs", *size, split="heldout", **glyphs)
+    elif options.split == "heldout":
+        raise UserError(f"--split heldout: {given.source} has no held-out part; give --heldout DIR, or --split train")
+    else:
+        heldout = None
+    halved = heldout is None and options.split != "all"
+    for dataset, least in ((train, 2 * LEAST if halved else LEAST), (heldout, LEAST)):
+        if dataset is not None and len(dataset) < least:
+            raise UserError(f"{dataset.source}: there are {len(dataset)} images, must be {least} at least")
+    return train, heldout
+
+
+def _real_images(train, heldout, options: Options):
+    """What is compared with, and the floor or None."""
+    import numpy as np
+
+    from fastgan.metrics.reference import Chosen, choose
+
+    if options.split == "all":
+        return Chosen(train, np.arange(len(train)), "training images, all of them"), None
+    real, floor = choose(train, heldout, options.samples, seed=options.seed)
+    return real, floor if options.floor else None
+
+
+def _drawer(generator, header, train, options: Options):
+    """A function that gives samples number `start` to `stop`, uint8 [N, H, W, C], as `python -m fastgan.generate` draws
+    them, with labels as frequent as in the training images. It draws from no random numbers but its own."""
+    import torch
+
+    from fastgan.metrics.reference import random_labels
+    from fastgan.training import sampling
+
+    random = torch.Generator().manual_seed(options.seed)
+    z = torch.randn(options.samples, header.model.z_dim, generator=random)
+    labels = None
+    if header.model.num_classes:
+        labels = torch.from_numpy(random_labels(train, options.samples, options.seed))
+
+    def draw(start: int, stop: int):
+        some = None if labels is None else labels[start:stop]
+        return sampling.draw(generator, z[start:stop], some, batch=stop - start)
+
+    return draw
+
+
+_WORDS = {  # of each value, and the factor it is shown with
+    "kid": ("KID x 1000", 1e3),
+    "fd": ("Fréchet distance", 1),
+    "precision": ("precision", 1),
+    "recall": ("recall", 1),
+    "fid": ("FID", 1),
+    "kid_inception": ("KID x 1000", 1e3),
+    "precision_inception": ("precision", 1),
+    "recall_inception": ("recall", 1),
+    "is": ("Inception score", 1),
+}
+
+
+def table(found: dict[str, Any]) -> str:
+    """For people: a row for each number, of samples and, beside, of the floor."""
+    columns = {"samples": found["samples"]}
+    if found["floor"] is not None:
+        columns[f"{found['floor']['of']} (the floor)"] = found["floor"]
+    rows = [["", *columns], ["images", *(f"{column['images']:,}" for column in columns.values())]]
+    for network, metrics in choice.networks(found["metrics"]).items():
+        rows.append([f"on features of {network}:", *([""] * len(columns))])
+        for value in (value for name in metrics for value in choice.METRICS[name].values if value in _WORDS):
+            words, factor = _WORDS[value]
+            rows.append([f"  {words}", *(_number(column, value, factor) for column in columns.values())])
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    lines = [
+        f"{found['arch']} after {found['images_shown']:,} images",
+        f"compared with {found['real_images']:,} real images: {found['real']}",
+        "",
+    ]
+    for first, *others in rows:
+        cells = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([f"{first:{widths[0]}}", *cells]).rstrip())
+    if choice.EFFICIENTNET in found["features"]:
+        lines += ["", f"what {choice.EFFICIENTNET} says is not comparable with numbers of Inception's"]
+    return "\n".join([*lines, *found["remarks"]])
+
+
+def _number(column: dict[str, float], value: str, factor: float) -> str:
+    text = f"{column[value] * factor:.3f}"
+    return f"{text} ± {column[value + '_std'] * factor:.3f}" if value + "_std" in column else text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

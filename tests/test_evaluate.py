@@ -226,7 +226,7 @@ def test_the_reference_measures_with_the_formulas_and_keeps_what_it_knows_of_the
         assert (found["kid"], found["kid_std"]) == kernel_distance(others, features, subset_size=5, seed=3)
         assert found["fd"] == pytest.approx(frechet_distance(others, features))
         assert (found["precision"], found["recall"]) == precision_recall(others, features)
-    assert calls == [("gaussian_of", 10), ("gaussian_of", 11), ("radii", 11), ("gaussian_of", 10)]
+    assert calls == [("gaussian_of", 11), ("gaussian_of", 10), ("radii", 11), ("gaussian_of", 10)]
 
 
 def test_labels_are_as_frequent_as_in_the_training_images():

@@ -196,6 +196,17 @@ class OutputOptions:
     """Write a picture: real images above, generated ones by class below."""
     log_interval: int = 1_000
     """Write losses and speed to log.jsonl and TensorBoard."""
+    metrics: Annotated[str, tyro.conf.arg(metavar="NAMES", help_behavior_hint="(default: none)")] = ""
+    """Measure what is saved, by another process while this one trains on, and write it to the same logs: names of
+    python -m fastgan.evaluate, such as kid,fd,pr (extra "metrics"), or fid (extra "fid")."""
+    metrics_interval: int = 50_000
+    """Save and measure so often."""
+    metrics_samples: int = 5000
+    """How many images are drawn for it."""
+    inception_weights: Annotated[
+        str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: in the data cache, if it is there)")
+    ] = None
+    """Weights for those metrics that look with Inception; see docs/metrics.md."""
     tensorboard: bool = True
     """Write a TensorBoard log (tensorboard --logdir runs)."""
 
@@ -292,6 +303,8 @@ _RULES = {
     "batch_gpu": _Rule(lambda value: value >= 0, "at least 1, or 0 for all images of a batch at once"),
     "keep_checkpoints": _AT_LEAST_1,
     **dict.fromkeys(("threads", "checkpoint_interval", "grid_interval", "log_interval"), _AT_LEAST_0),
+    "metrics_interval": _AT_LEAST_0,
+    "metrics_samples": _Rule(lambda value: value >= 4, "at least 4; some thousands say more"),
     **dict.fromkeys(("style_mixing", "final_lr", "final_gamma", "augment_p"), _SHARE),
     "betas": _Rule(lambda value: all(0 <= beta < 1 for beta in value), "two numbers from 0 to below 1"),
     "final_beta2": _Rule(lambda value: value is None or 0 <= value < 1, "from 0 to below 1, or None"),

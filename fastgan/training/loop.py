@@ -22,6 +22,7 @@ from fastgan.ops import backends
 from fastgan.training import checkpoint, guard, memory, precision, process
 from fastgan.training import config as configuration
 from fastgan.training.config import Config, to_dict
+from fastgan.training.evaluation import Evaluations
 from fastgan.training.files import write_atomically
 from fastgan.training.grid import Section, draw_grid, save_png
 from fastgan.training.growth import Schedule, Stage, stage_at
@@ -71,6 +72,7 @@ def _train(config: Config, header: checkpoint.Header | None, ranks: Ranks) -> in
     if header:
         checkpoint.restore(header, state)
     ranks.agree(*state.modules().values())
+    evaluations = Evaluations(config)
     for operation in backends.OPERATIONS:  # FASTGAN_BACKEND may name none that can serve
         backends.choose(operation, device)
     growth = Growth(state, config) if config.growth.grow_from else None
@@ -121,6 +123,7 @@ def _train(config: Config, header: checkpoint.Header | None, ranks: Ranks) -> in
         _kept_from_the_first_step_on(run, state, ranks),
         contextlib.closing(loader),
         contextlib.closing(Log(run, state.step, output.tensorboard) if ranks.first else NoLog()) as log,
+        contextlib.closing(evaluations),
         tqdm(
             total=options.images,
             initial=state.images,
@@ -147,7 +150,8 @@ def _train(config: Config, header: checkpoint.Header | None, ranks: Ranks) -> in
             progress.update(state.images - before)
 
             # Log. Also before every save, so that no average spans a checkpoint.
-            save_now = due(output.checkpoint_interval)
+            measure_now = output.metrics and due(output.metrics_interval)
+            save_now = due(output.checkpoint_interval) or measure_now
             if due(output.log_interval) or save_now:
                 means = ranks.means(averages.read())  # the only place that waits for the device, but for a few lines on
                 kept = f"{run / checkpoint.FILE_NAME} is from {saved_images:,} images"
@@ -160,17 +164,21 @@ def _train(config: Config, header: checkpoint.Header | None, ranks: Ranks) -> in
                 log.write(state.step, state.images, means | grown | {"images_per_second": rate})
                 shown = {name: f"{means[name]:.3f}" for name in ("loss_g", "loss_d") if name in means}
                 progress.set_postfix(shown | ({"side": stage.resolution} if stage else {}), refresh=False)
+                evaluations.collect(log)
 
             # Save.
             if save_now:
                 log.sync()
                 save()
                 saved_images = state.images
+            if measure_now and not finished and ranks.first:
+                evaluations.start(run / checkpoint.FILE_NAME, state)
             if due(output.grid_interval) and not finished and ranks.first:
                 write_grid(state.images)
 
         if ranks.first:
             say(f"samples    {write_grid(state.images)}")
+            evaluations.finish(run / checkpoint.FILE_NAME, state, log, interrupt)
     say(f"checkpoint {run / checkpoint.FILE_NAME}")
     if state.images >= options.images:
         return 0

@@ -35,6 +35,11 @@ class ModelConfig:
         variant: which of an architecture's forms: "transposed" or "upsample" for dcgan, "conv" or "mlp" for cgan; empty
             for the first of them, and where there is one form only.
         critic_norm: whether critics with batch norm (dcgan, cgan's "conv") have it.
+        critic_mapping_layers: dense layers between the embedding of a label and what StyleGAN2's critic projects upon.
+        conv_clamp: limit of the activations of StyleGAN2's convolutions; None for none.
+        stddev_group: samples that StyleGAN2's critic compares with each other.
+        stddev_features: feature maps it makes of that, of which the channels at 4x4 must be a multiple; 0 for none.
+        residual_critic: whether StyleGAN2's critic is made of residual blocks.
     """
 
     arch: str = "stylegan2"
@@ -48,6 +53,11 @@ class ModelConfig:
     mapping_lr: float = 0.1
     variant: str = ""
     critic_norm: bool = True
+    critic_mapping_layers: int = 0
+    conv_clamp: float | None = 256.0
+    stddev_group: int = 4
+    stddev_features: int = 1
+    residual_critic: bool = True
 
     def features(self, resolution: int) -> int:
         """Feature maps at a resolution."""
@@ -59,13 +69,19 @@ class ModelConfig:
         return [2**i for i in range(2, self.resolution.bit_length())]
 
 
+_LEAST = {
+    **dict.fromkeys(("channels", "z_dim", "channel_max", "stddev_group"), 1),
+    **dict.fromkeys(("num_classes", "critic_mapping_layers", "stddev_features"), 0),
+}
+
+
 def build(config: ModelConfig) -> tuple[nn.Module, nn.Module]:
     """A freshly initialised generator and critic. Raises ValueError for a configuration that makes no sense."""
     if config.arch not in ARCHITECTURES:
         raise ValueError(f"arch is {config.arch!r}, must be one of {', '.join(ARCHITECTURES)}")
     if config.resolution < 8 or config.resolution & (config.resolution - 1):
         raise ValueError(f"resolution is {config.resolution}, must be a power of two from 8")
-    for name, least in (("channels", 1), ("num_classes", 0), ("z_dim", 1), ("channel_max", 1)):
+    for name, least in _LEAST.items():
         if getattr(config, name) < least:
             raise ValueError(f"{name} is {getattr(config, name)}, must be at least {least}")
     if config.features(config.resolution) < 1:

@@ -5,10 +5,11 @@ missing.
 """
 
 import math
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastgan.layers import EqualizedLinear
 from fastgan.ops import pixel_norm
@@ -21,16 +22,21 @@ def joined(z: Tensor, embed: EqualizedLinear | None, label: Tensor | None) -> Te
     return z if embed is None else torch.cat([z, pixel_norm(_embedded(embed, label))], 1)
 
 
-def projected(x: Tensor, embed: EqualizedLinear | None, label: Tensor | None) -> Tensor:
+def projected(
+    x: Tensor, embed: EqualizedLinear | None, label: Tensor | None, layers: Iterable[nn.Module] = ()
+) -> Tensor:
     """A critic's result [N, width] to logits [N], in fp32 at least: the inner product with the label's direction.
 
-    Miyato and Koyama 2018, in the form of StyleGAN2-ADA. Without classes the width is 1.
+    That is what `layers` make of its embedding. Miyato and Koyama 2018, in the form of StyleGAN2-ADA. Without classes
+    the width is 1.
     """
     x = to_arithmetic(x)
     if embed is None:
         return x.squeeze(1)
     direction = pixel_norm(to_arithmetic(_embedded(embed, label)))
-    return (x * direction).sum(1) / math.sqrt(x.shape[1])
+    for layer in layers:
+        direction = layer(direction)
+    return (x * to_arithmetic(direction)).sum(1) / math.sqrt(x.shape[1])
 
 
 def _embedded(embed: EqualizedLinear, label: Tensor | None) -> Tensor:

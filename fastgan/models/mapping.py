@@ -10,6 +10,13 @@ from fastgan.layers import EqualizedLinear
 from fastgan.models.labels import joined
 
 
+def dense_layers(sizes: Sequence[int], lr_multiplier: float) -> nn.ModuleList:
+    """A mapping network's layers, from each of these sizes to the next."""
+    return nn.ModuleList(
+        EqualizedLinear(i, o, act="lrelu", lr_multiplier=lr_multiplier) for i, o in itertools.pairwise(sizes)
+    )
+
+
 class Mapping(nn.Module):
     """z [N, z_dim] and a label [N] to w [N, w_dim]; keeps the running mean of w for truncation."""
 
@@ -18,9 +25,7 @@ class Mapping(nn.Module):
         width = config.z_dim
         self.embed = EqualizedLinear(config.num_classes, width) if config.num_classes else None
         sizes = [width * (2 if config.num_classes else 1)] + [width] * config.mapping_layers
-        self.layers = nn.ModuleList(
-            EqualizedLinear(i, o, act="lrelu", lr_multiplier=config.mapping_lr) for i, o in itertools.pairwise(sizes)
-        )
+        self.layers = dense_layers(sizes, config.mapping_lr)
         self.register_buffer("w_avg", torch.zeros(width))
 
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fastgan.layers import EqualizedConv2d, EqualizedLinear, MinibatchStddev, ModulatedConv2d, NoiseBiasLeakyReLU
 from fastgan.models.labels import projected
-from fastgan.models.mapping import Mapping, StyleBased, noise_field, noise_words
+from fastgan.models.mapping import Mapping, StyleBased, dense_layers, noise_field, noise_words
 from fastgan.models.recomputing import Recomputing
 from fastgan.ops import noise_bias_act
 from fastgan.ops.arithmetic import to_arithmetic
@@ -24,7 +24,7 @@ class SynthesisLayer(nn.Module):
         super().__init__()
         self.affine = EqualizedLinear(config.z_dim, in_channels, bias_init=1.0)
         self.conv = ModulatedConv2d(in_channels, out_channels, 3, up=up)
-        self.epilogue = NoiseBiasLeakyReLU(out_channels, clamp=256.0)
+        self.epilogue = NoiseBiasLeakyReLU(out_channels, clamp=config.conv_clamp)
         self.register_buffer("noise_const", torch.randn(1, 1, resolution, resolution))
 
     def forward(self, x: Tensor, style: Tensor, noise: str, *, scaled: bool = False, post: Tensor | None = None):
@@ -41,6 +41,7 @@ class ToRGB(nn.Module):
         self.affine = EqualizedLinear(config.z_dim, in_channels, bias_init=1.0)
         self.weight = nn.Parameter(torch.randn(config.channels, in_channels, 1, 1))
         self.bias = nn.Parameter(torch.zeros(config.channels))
+        self.clamp = config.conv_clamp
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         n, c, height, width = x.shape
@@ -48,7 +49,7 @@ class ToRGB(nn.Module):
         weight = style[:, :, None] * self.weight.flatten(1).t()  # [N, C, 3]
         y = torch.bmm(x.permute(0, 2, 3, 1).reshape(n, height * width, c), weight.to(x.dtype))  # a view of NHWC
         y = y.reshape(n, height, width, -1).permute(0, 3, 1, 2)
-        return noise_bias_act(y, bias=self.bias, act="linear", clamp=256.0)
+        return noise_bias_act(y, bias=self.bias, act="linear", clamp=self.clamp)
 
 
 class Synthesis(Recomputing):
@@ -107,13 +108,22 @@ class Generator(StyleBased):
         return self.synthesis(ws, noise)
 
 
+class PlainBlock(nn.Sequential):
+    """Halves the resolution by two convolutions (StyleGAN2-ADA's CIFAR-10 has these)."""
+
+    def __init__(self, in_channels: int, out_channels: int, clamp: float | None = 256.0):
+        super().__init__()
+        self.conv = EqualizedConv2d(in_channels, in_channels, 3, act="lrelu", clamp=clamp)
+        self.down = EqualizedConv2d(in_channels, out_channels, 3, down=2, act="lrelu", clamp=clamp)
+
+
 class ResidualBlock(nn.Module):
     """Halves the resolution; both branches are scaled so that the variance of their sum stays 1."""
 
-    def __init__(self, in_channels: int, out_channels: int):
+    def __init__(self, in_channels: int, out_channels: int, clamp: float | None = 256.0):
         super().__init__()
-        self.conv = EqualizedConv2d(in_channels, in_channels, 3, act="lrelu", clamp=256.0)
-        clamp = 256.0 * math.sqrt(0.5)  # before the sum's scaling: 256
+        self.conv = EqualizedConv2d(in_channels, in_channels, 3, act="lrelu", clamp=clamp)
+        clamp = None if clamp is None else clamp * math.sqrt(0.5)  # as before the sum's scaling
         self.down = EqualizedConv2d(in_channels, out_channels, 3, down=2, act="lrelu", gain=1.0, clamp=clamp)
         self.skip = EqualizedConv2d(in_channels, out_channels, 1, bias=False, down=2)
         self.skip.weight_gain *= math.sqrt(0.5)  # in the small weight instead of the large activation
@@ -123,18 +133,25 @@ class ResidualBlock(nn.Module):
 
 
 class Critic(Recomputing):
-    """image [N, channels, R, R], label [N] to logits [N] in fp32; labels by projection (Miyato & Koyama 2018)."""
+    """image [N, channels, R, R], label [N] to logits [N] in fp32; labels by projection (Miyato & Koyama 2018).
+
+    The label's direction is its embedding, or what dense layers behind that make of it (StyleGAN2-ADA).
+    """
 
     def __init__(self, config):
         super().__init__()
         channels = [config.features(r) for r in reversed(config.resolutions)]
         last = channels[-1]
-        self.from_rgb = EqualizedConv2d(config.channels, channels[0], 1, act="lrelu", clamp=256.0)
-        self.blocks = nn.ModuleList(ResidualBlock(i, o) for i, o in itertools.pairwise(channels))
-        self.stddev = MinibatchStddev()
-        self.conv = EqualizedConv2d(last + 1, last, 3, act="lrelu", clamp=256.0)
+        clamp, maps = config.conv_clamp, config.stddev_features
+        self.from_rgb = EqualizedConv2d(config.channels, channels[0], 1, act="lrelu", clamp=clamp)
+        block = ResidualBlock if config.residual_critic else PlainBlock
+        self.blocks = nn.ModuleList(block(i, o, clamp) for i, o in itertools.pairwise(channels))
+        self.stddev = MinibatchStddev(config.stddev_group, maps) if maps else nn.Identity()
+        self.conv = EqualizedConv2d(last + maps, last, 3, act="lrelu", clamp=clamp)
         self.dense = EqualizedLinear(last * 16, last, act="lrelu")
         self.embed = EqualizedLinear(config.num_classes, last) if config.num_classes else None
+        depth = config.critic_mapping_layers if config.num_classes else 0
+        self.directions = dense_layers([last] * (depth + 1), config.mapping_lr)
         self.out = EqualizedLinear(last, last if config.num_classes else 1)
 
     def forward(self, image: Tensor, label: Tensor | None = None) -> Tensor:
@@ -142,4 +159,4 @@ class Critic(Recomputing):
         for block in self.blocks:
             x = self.block(block, x)
         x = self.out(self.dense(self.conv(self.stddev(x)).flatten(1)))
-        return projected(x, self.embed, label)
+        return projected(x, self.embed, label, self.directions)

@@ -16,7 +16,7 @@ Recipe = dict[str, Any]
 
 # What most recipes have in common: none of what only some architectures or objectives want.
 PLAIN: Recipe = {
-    "variant": "", "mapping_layers": 0, "mapping_lr": 1.0, "critic_norm": True,
+    "variant": "", "mapping_layers": 0, "mapping_lr": 1.0, "critic_norm": True, "critic_mapping_layers": 0,
     "loss": "nonsaturating", "optimizer": "adam", "batch": 64, "images": 100_000, "critic_steps": 1,
     "lr_g": 0.0002, "lr_d": 0.0002, "betas": (0.5, 0.999), "final_lr": 1.0, "final_beta2": None,
     "ema_halflife": 10.0, "ema_rampup": 0.05, "style_mixing": 0.0,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
@@ -21,7 +22,10 @@ from fastgan.training.grid import Section, draw_grid, require_video, save_animat
 from fastgan.training.memory import shortage_is_a_mistake
 
 if TYPE_CHECKING:  # torch is imported once the options are known, so that --help is quick
+    import torch
     from torch import nn
+
+    from fastgan.models import ModelConfig
 
 GRID_COLUMNS = 16
 SMALLEST_CELL = 96  # pixels of an image in a study
@@ -37,7 +41,7 @@ class Options:
     """What all sub-commands have in common. A study is a sub-class with `rows`, and draws a section a class."""
 
     checkpoint: Annotated[str, tyro.conf.arg(metavar="RUN|FILE")]
-    """Folder of a training run, or a checkpoint file."""
+    """Folder of a training run, a checkpoint file, or a .pkl file of the official StyleGAN2."""
     seeds: Annotated[str, tyro.conf.arg(metavar="LIST")] = "0-3"
     """The random latents, a row each: numbers and ranges, like 0-7 or 1,5,8-10."""
     classes: Annotated[str | None, tyro.conf.arg(metavar="LIST", help_behavior_hint="(default: the first)")] = None
@@ -373,19 +377,18 @@ def generate(options: Options) -> None:
     """Draw what `options` asks for and write it. Raises UserError for a mistake in options or files."""
     options.check()
 
-    from fastgan.training import checkpoint, precision
+    from fastgan.training import precision
     from fastgan.training.sampling import Unsupported
 
-    header = checkpoint.read_header(options.checkpoint)
-    names = header.dataset["class_names"] if header.model.num_classes else []
+    path, model, names, load = _opened(options.checkpoint)
     labels = parse_classes(options.classes, names) or [("", None)]
     if options.classes is None and not options.all_classes:
         labels = labels[:1]
-    generator, _ = checkpoint.load_generator(header.path, precision.choose_device(options.device))
+    generator = load(precision.choose_device(options.device))
     if options.trunc != 1 and "truncation" not in generator.supports:
-        raise UserError(f"--trunc {options.trunc:g}: {header.model.arch} has no truncation; leave it out")
+        raise UserError(f"--trunc {options.trunc:g}: {model.arch} has no truncation; leave it out")
 
-    out = Path(options.out) if options.out is not None else header.path.parent / options.file_name
+    out = Path(options.out) if options.out is not None else path.parent / options.file_name
     try:
         (out.parent if options.endings or out.suffix.lower() in PNG else out).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -395,6 +398,21 @@ def generate(options: Options) -> None:
     except Unsupported as error:
         raise UserError(f"{options.name}: {error}") from None
     print(out)
+
+
+def _opened(checkpoint_or_pickle: str) -> tuple[Path, ModelConfig, list[str], Callable[[torch.device], nn.Module]]:
+    """The file, its networks' sizes, the names of their classes (none: []), and what loads the averaged generator."""
+    from fastgan.interop import stylegan2
+    from fastgan.training import checkpoint
+
+    path = Path(checkpoint_or_pickle)
+    if path.suffix == ".pkl":
+        model, networks = stylegan2.read_stylegan2(path)
+        names = [str(label) for label in range(model.num_classes)]
+        return path, model, names, lambda device: stylegan2.build("ema", model, networks["ema"], device)
+    header = checkpoint.read_header(path)
+    names = header.dataset["class_names"] if header.model.num_classes else []
+    return header.path, header.model, names, lambda device: checkpoint.load_generator(header.path, device)[0]
 
 
 def parse_seeds(text: str, option: str = "--seeds") -> list[int]:

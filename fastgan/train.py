@@ -25,7 +25,12 @@ def main(argv: list[str] | None = None) -> int:
     resume = _resumable(given.output)
     if resume is None:
         with memory.shortage_is_a_mistake("make --batch smaller, or --channel-base and --channel-max, or --resolution"):
-            return loop.train(configuration.resolve(given))
+            if given.training.init_from is None:
+                return loop.train(configuration.resolve(given))
+            from fastgan.training import initial
+
+            start = initial.read(given.training.init_from)
+            return loop.train(configuration.resolve(start.adopted(given)), start=start)
     with memory.shortage_is_a_mistake(
         "a resumed run needs what it needed before: free some, or choose another --device"
     ):

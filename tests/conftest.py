@@ -15,15 +15,32 @@ from tests import backends
 
 # On a machine with torch and pytest alone, the operations are tested all the same.
 TRAININGS = [
-    f"test_{name}.py" for name in ("checkpoint", "command_line", "loading", "evaluate", "evaluation", "training")
+    f"test_{name}.py"
+    for name in (
+        "checkpoint",
+        "command_line",
+        "loading",
+        "evaluate",
+        "evaluation",
+        "guard",
+        "official_networks",
+        "ranks",
+        "training",
+    )
 ]
 STEPS = ["test_graphs.py", "test_step.py", "test_time_to_quality.py"]
 NEEDS = {
-    "hypothesis": ["test_noise_bias_act_any.py", "test_data.py"],
+    "hypothesis": ["test_noise_bias_act_any.py", "test_data.py", "test_official_networks.py"],
     "tyro": [*TRAININGS, *STEPS],
     "safetensors": [*TRAININGS, *STEPS],
     "PIL": [*TRAININGS, "test_data.py", "test_metrics.py", "test_time_to_quality.py"],
-    "matplotlib": ["test_data.py", "test_training.py", "test_metrics.py", "test_time_to_quality.py"],
+    "matplotlib": [
+        "test_data.py",
+        "test_training.py",
+        "test_metrics.py",
+        "test_official_networks.py",
+        "test_time_to_quality.py",
+    ],
     "numpy": ["test_studies.py", "test_metrics.py"],
 }
 collect_ignore = sorted({file for module, files in NEEDS.items() if find_spec(module) is None for file in files})

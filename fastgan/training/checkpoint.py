@@ -29,6 +29,7 @@ from fastgan.training.files import write_atomically
 
 FORMAT = 4
 FILE_NAME = "checkpoint.safetensors"
+NETWORKS = ("generator", "critic", "ema")
 
 
 @dataclass
@@ -171,6 +172,17 @@ def restore(header: Header, state: State) -> None:
     state.step, state.images, state.stage = header.step, header.images, header.stage
     for network in (state.generator, state.critic, state.ema):
         _grow(network, header)
+
+
+def read_networks(header: Header) -> dict[str, Tensor]:
+    """The tensors of generator, critic and average. Raises UserError, naming the file, if it cannot be read."""
+    return {name: value for prefix in NETWORKS for name, value in _read(header.path, prefix + ".").items()}
+
+
+def load_networks(path: Path, state: State, tensors: dict[str, Tensor]) -> None:
+    """Put such tensors into the networks of `state`, in place. Raises UserError, naming `path`, if they do not fit."""
+    for name in NETWORKS:
+        _load_module(path, state.modules()[name], name, tensors)
 
 
 def load_generator(path: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Module, Config]:

@@ -44,6 +44,9 @@ class NetworkOptions:
     """How much slower than the rest the mapping network learns."""
     critic_norm: bool | Auto = "auto"
     """Whether the critic of dcgan and cgan has batch norm. auto: yes, but not with a gradient penalty."""
+    critic_mapping_layers: int | Auto = "auto"
+    """Dense layers between a label's embedding and what stylegan2's critic compares with. auto: 0; StyleGAN2-ADA has
+    8."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,9 @@ class TrainingOptions:
     """Length of the training: how many real images are shown to the critic, all in all."""
     batch: int | Auto = "auto"
     """Images a step, of all processes together."""
+    init_from: Annotated[str | None, tyro.conf.arg(metavar="RUN|FILE", help_behavior_hint="")] = None
+    """Start with these networks instead of new ones: those of a run or a checkpoint, or a .pkl file of
+    stylegan2-ada-pytorch or stylegan3 (its StyleGAN2). Their sizes are taken from there."""
     batch_gpu: int = 0
     """Images that go through the networks at once; their gradients are added up to those of --batch, in less memory.
     0: all of a process. Batch norm and minibatch stddev see so many images."""
@@ -230,7 +236,7 @@ class Config:
 
 # Changing these would make another network, or break the order of the data, in the middle of a run.
 FIXED_ON_RESUME = frozenset(vars(NetworkOptions()) | vars(GrowthOptions())) | {
-    "resolution", "channels", "classes", "labels", "batch", "seed", "optimizer", "critic_steps",
+    "resolution", "channels", "classes", "labels", "batch", "seed", "optimizer", "critic_steps", "init_from",
 }  # fmt: skip
 
 
@@ -300,6 +306,7 @@ _RULES = {
     **dict.fromkeys(("mapping_lr", "lr_g", "lr_d", "ada_kimg"), _MORE_THAN_0),
     **dict.fromkeys(("r1_gamma", "r2_gamma", "gp_lambda", "drift", "clip", "path_length"), _AT_LEAST_0),
     **dict.fromkeys(("ema_halflife", "ema_rampup", "mapping_layers", "level_images", "fade_images"), _AT_LEAST_0),
+    "critic_mapping_layers": _AT_LEAST_0,
     "batch_gpu": _Rule(lambda value: value >= 0, "at least 1, or 0 for all images of a batch at once"),
     "keep_checkpoints": _AT_LEAST_1,
     **dict.fromkeys(("threads", "checkpoint_interval", "grid_interval", "log_interval"), _AT_LEAST_0),
@@ -342,6 +349,8 @@ def _check_together(config: Config) -> None:
         raise UserError(f"--style-mixing {training.style_mixing}: {arch} has no styles to mix; leave it out")
     if terms.path_length and arch not in _STYLES:
         raise UserError(f"--path-length {terms.path_length}: {arch} has no styles; leave it out")
+    if network.critic_mapping_layers and arch != "stylegan2":
+        raise UserError(f"--critic-mapping-layers {network.critic_mapping_layers}: {arch} has none; leave it out")
     if config.machine.checkpoint_blocks and arch not in OF_BLOCKS:
         raise UserError(f"--checkpoint-blocks: {arch} is not made of blocks; leave it out")
     if config.machine.compile and config.machine.checkpoint_blocks:

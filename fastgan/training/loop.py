@@ -19,7 +19,7 @@ from fastgan import data, models
 from fastgan.errors import UserError
 from fastgan.models.growing import fade_reals
 from fastgan.ops import backends
-from fastgan.training import checkpoint, guard, memory, precision, process
+from fastgan.training import checkpoint, guard, initial, memory, precision, process
 from fastgan.training import config as configuration
 from fastgan.training.config import Config, to_dict
 from fastgan.training.evaluation import Evaluations
@@ -38,8 +38,9 @@ GRID_CLASSES = 64  # at most so many rows
 ECHO = 2.0  # seconds between the signals that one Ctrl-C is to several processes
 
 
-def train(config: Config, header: checkpoint.Header | None = None) -> int:
-    """Train as `config` (resolved) says, from scratch or from the checkpoint of `header`, and write the run's files.
+def train(config: Config, header: checkpoint.Header | None = None, start: initial.Start | None = None) -> int:
+    """Train as `config` (resolved) says, from scratch, from the checkpoint of `header` or from the networks of `start`,
+    and write the run's files.
 
     Together with the processes that torchrun has started beside this one, if there are.
 
@@ -47,10 +48,10 @@ def train(config: Config, header: checkpoint.Header | None = None) -> int:
     Raises UserError for what a user can put right.
     """
     with joined(config.machine.device) as ranks:
-        return _train(config, header, ranks)
+        return _train(config, header, start, ranks)
 
 
-def _train(config: Config, header: checkpoint.Header | None, ranks: Ranks) -> int:
+def _train(config: Config, header: checkpoint.Header | None, start: initial.Start | None, ranks: Ranks) -> int:
     options, output = config.training, config.output
     say = print if ranks.first else lambda *_, **__: None
     configuration.check_processes(config, ranks.count)
@@ -63,7 +64,10 @@ def _train(config: Config, header: checkpoint.Header | None, ranks: Ranks) -> in
 
     with ranks.one_first():
         dataset = _open_data(config, header)
-    model = header.model if header else _model_config(config, dataset.num_classes if config.data.labels else 0)
+    num_classes = dataset.num_classes if config.data.labels else 0
+    if start:
+        start.check(config, num_classes)
+    model = header.model if header else start.model if start else _model_config(config, num_classes)
     torch.manual_seed(config.machine.seed)
     try:
         state = new_state(model, config, device, ranks.count)
@@ -71,6 +75,8 @@ def _train(config: Config, header: checkpoint.Header | None, ranks: Ranks) -> in
         raise UserError(str(error)) from None
     if header:
         checkpoint.restore(header, state)
+    if start:
+        start.put_into(state)
     ranks.agree(*state.modules().values())
     evaluations = Evaluations(config)
     for operation in backends.OPERATIONS:  # FASTGAN_BACKEND may name none that can serve
@@ -93,7 +99,7 @@ def _train(config: Config, header: checkpoint.Header | None, ranks: Ranks) -> in
     say(f"networks   {model.arch}: generator {_count(state.generator)}, critic {_count(state.critic)} parameters")
     together = f", in {ranks.count} processes" if ranks.count > 1 else ""
     say(f"computing  on {device} in {compute}, {_threads(threads, why)}{together}")
-    say(f"run        {run}" + (f", resumed at {state.images:,} images" if header else ""), flush=True)
+    say(f"run        {run}" + _beginning(state, header, start), flush=True)
 
     averages = Averages()
     step = Step(state, config, model.z_dim, compute.autocast, averages, ranks=ranks, scaled=compute.scaled)
@@ -221,6 +227,12 @@ class Growth:
     def batch_at(self, images_seen: int) -> int:
         """Images of the step after so many."""
         return stage_at(images_seen, self.schedule).batch
+
+
+def _beginning(state: checkpoint.State, header: checkpoint.Header | None, start: initial.Start | None) -> str:
+    if start:
+        return f", starting with the networks of {start.path}"
+    return f", resumed at {state.images:,} images" if header else ""
 
 
 def _threads(count: int, why: str) -> str:

@@ -1,0 +1,5 @@
+"""Networks of other programs as fastgan's, and back."""
+
+from fastgan.interop.stylegan2 import StyleGAN2, load_stylegan2, official_state_dict
+
+__all__ = ["StyleGAN2", "load_stylegan2", "official_state_dict"]

@@ -1,0 +1,351 @@
+"""The pickles of stylegan2-ada-pytorch and stylegan3, read without executing anything in them.
+
+A pickle is a program, whose instructions may import any function and call it. Here a machine of its own runs it, which
+imports nothing: it knows the instructions that make plain data, and the few names of `_KNOWN`, for each of which stands
+a function of this module. A module of the official code is not made, but described (`Module`); the Python source that
+the file holds for it is dropped. Everything else is refused: other names and instructions, calls of anything else, keys
+and members that are not plain. What a hostile file can cost is limited by its size.
+"""
+
+import io
+import math
+import pickletools
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastgan.errors import UserError
+
+MOST_INSTRUCTIONS = 2_000_000  # three networks of 1024x1024 pixels have some 50,000
+MOST_INSTRUCTIONS_OF_A_TENSOR = 1_000  # within the file that torch.save wrote of its numbers; those are some 60
+_HARMLESS = "nothing in the file was executed"
+
+
+@dataclass(frozen=True, eq=False)
+class Module:
+    """A module of the official code: the name of its class, and the attributes it had when it was saved."""
+
+    class_name: str
+    state: dict[str, Any]
+
+
+class _Refused(Exception):
+    """Something that does not belong into these files; the message says what."""
+
+
+def load(path: str | Path) -> Any:
+    """What the pickle at `path` describes: dicts, lists, tuples, sets, strings, numbers, tensors on the CPU, `Module`.
+
+    Raises UserError, naming the file, if it cannot be read, is damaged, or holds anything else.
+    """
+    path = Path(path)
+    try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is no file; give one that ends in .pkl")
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    try:
+        return _Machine().run(content)
+    except _Refused as refusal:
+        raise UserError(f"{path} {refusal}; {_HARMLESS}") from None
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
+        reason = _shown(str(error)) or type(error).__name__
+        raise UserError(f"{path} is truncated, damaged, or no pickle ({reason}); {_HARMLESS}") from None
+
+
+# ---- what stands for the names in a file ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Name:
+    """What a file gets that asks for one of `_KNOWN`: something to call, of which it can see and change nothing."""
+
+    name: str
+    call: Callable[..., Any]
+
+
+@dataclass(frozen=True, eq=False)
+class _Numbers:
+    """The memory of a tensor."""
+
+    storage: torch.UntypedStorage
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, eq=False)
+class _NumpyDtype:
+    """Kind and size of one of numpy's numbers, such as "f8"; files have them as little-endian."""
+
+    code: str
+
+
+def _module(meta: Any) -> Module:
+    if not isinstance(meta, dict) or not isinstance(meta.get("state"), dict) or meta.get("type") != "class":
+        raise _Refused("describes a module in a way that the official code does not")
+    return Module(_string(meta.get("class_name")), meta["state"])
+
+
+def _numbers(content: Any) -> _Numbers:
+    """Those that `torch.save` wrote into the bytes `content`."""
+    wrong = _Refused("holds a tensor that is damaged, or that is more than numbers")
+    if not isinstance(content, bytes) or content.startswith(b"PK"):  # an archive, whose content may be compressed
+        raise wrong
+    stream = io.BytesIO(content)
+    instructions = 0
+    for _ in range(5):  # so many pickles are in front of the numbers
+        for _ in pickletools.genops(stream):
+            instructions += 1
+            if instructions > MOST_INSTRUCTIONS_OF_A_TENSOR:
+                raise wrong
+    try:
+        storage = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception:  # whatever is wrong with it; torch's messages advise to load it with less care
+        raise wrong from None
+    if not isinstance(storage, torch.storage.TypedStorage) or not storage.dtype.is_floating_point:
+        raise wrong
+    return _Numbers(storage._untyped_storage, storage.dtype)
+
+
+def _tensor(numbers: Any, offset: Any, size: Any, stride: Any, requires_grad: Any, hooks: Any) -> Tensor:
+    """A tensor that lies within its memory, and has no element twice: as large as what the file holds."""
+    whole = [offset, *_tuple(size), *_tuple(stride)]
+    if (
+        not isinstance(numbers, _Numbers)
+        or len(size) != len(stride)
+        or len(size) > 8
+        or not all(isinstance(each, int) and 0 <= each < 2**48 for each in whole)
+    ):
+        raise _Refused("holds a tensor whose shape makes no sense")
+    available = len(numbers.storage) // numbers.dtype.itemsize
+    last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
+    if math.prod(size) > available or (math.prod(size) and last >= available):
+        raise _Refused("holds a tensor that is larger than its memory")
+    return torch.empty(0, dtype=numbers.dtype).set_(numbers.storage, offset, size, stride)
+
+
+def _parameter(tensor: Any, requires_grad: Any, hooks: Any) -> Tensor:
+    if not isinstance(tensor, Tensor):
+        raise _Refused("holds a parameter that is no tensor")
+    return tensor
+
+
+def _set(members: Any) -> set[str]:
+    if not isinstance(members, list) or len(members) > 1_000:  # a list that is named often would become as many sets
+        raise _Refused("holds a set that is not made of a short list")
+    return {_string(member) for member in members}
+
+
+def _numpy_dtype(code: Any, *_: Any) -> _NumpyDtype:
+    if not re.fullmatch("[biuf][1248]", _string(code)):
+        raise _Refused(f"holds numpy's dtype {_shown(code)}")
+    return _NumpyDtype(code)
+
+
+def _numpy_scalar(dtype: Any, content: Any) -> float | int | bool:
+    if not isinstance(dtype, _NumpyDtype) or not isinstance(content, bytes) or len(content) != int(dtype.code[1:]):
+        raise _Refused("holds a number of numpy's that is damaged")
+    return np.frombuffer(content, "<" + dtype.code)[0].item()
+
+
+_KNOWN: dict[str, Callable[..., Any]] = {
+    "torch_utils.persistence _reconstruct_persistent_obj": _module,
+    "dnnlib.util EasyDict": dict,
+    "collections OrderedDict": dict,
+    "builtins set": _set,
+    "__builtin__ set": _set,  # as protocol 2 has it
+    "torch._utils _rebuild_tensor_v2": _tensor,
+    "torch._utils _rebuild_parameter": _parameter,
+    "torch.storage _load_from_bytes": _numbers,
+    "numpy dtype": _numpy_dtype,
+    "numpy.core.multiarray scalar": _numpy_scalar,
+    "numpy._core.multiarray scalar": _numpy_scalar,
+}
+
+
+def _known(name: str) -> _Name:
+    """For a module and a name in it, with a space between them."""
+    if name in _KNOWN:
+        return _Name(name, _KNOWN[name])
+    if name.startswith("dnnlib.tflib"):
+        raise _Refused("is a network of the TensorFlow version; the official code (legacy.py) converts it")
+    raise _Refused(f"asks for {_shown(name.replace(' ', '.'))}, which these networks have no use for: refused")
+
+
+def _shown(text: str) -> str:
+    """For a message of one line."""
+    return "".join(character if character.isprintable() else "?" for character in text[:100])
+
+
+def _string(value: Any) -> str:
+    if not isinstance(value, str):
+        raise _Refused("has something else where a string belongs")
+    return value
+
+
+def _tuple(value: Any) -> tuple:
+    if not isinstance(value, tuple):
+        raise _Refused("has something else where a tuple belongs")
+    return value
+
+
+# ---- the machine ----------------------------------------------------------------------------------------------------
+
+_MARK = object()
+
+_CONSTANTS: dict[str, Callable[[], Any]] = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_TUPLE": tuple,
+    "EMPTY_LIST": list,
+    "EMPTY_DICT": dict,
+    "EMPTY_SET": set,
+    "MARK": lambda: _MARK,
+}
+_WITH_VALUE = frozenset({
+    *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"),
+    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+})  # fmt: skip
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+class _Machine:
+    """Instructions as https://github.com/python/cpython/blob/main/Lib/pickletools.py explains them; those of protocols
+    2 to 4 that make plain data."""
+
+    def __init__(self):
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+        self.bytes_left = 0
+
+    def run(self, content: bytes) -> Any:
+        self.bytes_left = len(content)
+        for count, (instruction, argument, _) in enumerate(pickletools.genops(content)):
+            if count > MOST_INSTRUCTIONS:
+                raise _Refused("is far longer than any of these networks")
+            if instruction.name == "STOP":
+                break
+            self.step(instruction.name, argument)
+        (result,) = self.stack
+        return result
+
+    def step(self, name: str, argument: Any) -> None:
+        stack = self.stack
+        if name in _CONSTANTS:
+            stack.append(_CONSTANTS[name]())
+        elif name in _WITH_VALUE:
+            stack.append(argument)
+        elif name in _TUPLES:
+            stack[-_TUPLES[name] :] = [tuple(self.top(_TUPLES[name]))]
+        elif name in ("PROTO", "FRAME"):
+            pass
+        elif handler := getattr(self, "do_" + name.lower(), None):
+            handler(argument)
+        else:
+            raise _Refused(f"has the instruction {name}, which these networks have no use for: refused")
+
+    def top(self, count: int) -> list[Any]:
+        values = self.stack[-count:]
+        if len(values) < count or any(value is _MARK for value in values):
+            raise _Refused("is damaged: an instruction lacks what it works on")
+        return values
+
+    def pop(self) -> Any:
+        (value,) = self.top(1)
+        self.stack.pop()
+        return value
+
+    def pop_to_mark(self) -> list[Any]:
+        values = []
+        while (value := self.stack.pop()) is not _MARK:
+            values.append(value)
+        return values[::-1]
+
+    # Objects seen before.
+
+    def do_memoize(self, _: None) -> None:
+        self.memo[len(self.memo)] = self.top(1)[0]
+
+    def do_binput(self, index: int) -> None:
+        self.memo[index] = self.top(1)[0]
+
+    def do_binget(self, index: int) -> None:
+        self.stack.append(self.memo[index])
+
+    do_long_binput, do_long_binget = do_binput, do_binget
+
+    # Containers.
+
+    def do_tuple(self, _: None) -> None:
+        self.stack.append(tuple(self.pop_to_mark()))
+
+    def do_append(self, _: None) -> None:
+        self.extend([self.pop()])
+
+    def do_appends(self, _: None) -> None:
+        self.extend(self.pop_to_mark())
+
+    def extend(self, values: list[Any]) -> None:
+        (target,) = self.top(1)
+        if not isinstance(target, list):
+            raise _Refused("appends to something that is no list")
+        target.extend(values)
+
+    def do_setitem(self, _: None) -> None:
+        value, key = self.pop(), self.pop()
+        self.update([key, value])
+
+    def do_setitems(self, _: None) -> None:
+        self.update(self.pop_to_mark())
+
+    def update(self, pairs: list[Any]) -> None:
+        (target,) = self.top(1)
+        keys, values = pairs[::2], pairs[1::2]
+        if not isinstance(target, dict) or not all(isinstance(key, (str, int, float)) for key in keys):
+            raise _Refused("has a dict with keys that are neither strings nor numbers")
+        target.update(zip(keys, values, strict=True))
+
+    def do_additems(self, _: None) -> None:
+        members = self.pop_to_mark()
+        (target,) = self.top(1)
+        if not isinstance(target, set):
+            raise _Refused("adds to something that is no set")
+        target.update(_set(members))
+
+    # Names and calls.
+
+    def do_global(self, name: str) -> None:
+        self.stack.append(_known(name))
+
+    def do_stack_global(self, _: None) -> None:
+        name, module = _string(self.pop()), _string(self.pop())
+        self.stack.append(_known(f"{module} {name}"))
+
+    def do_reduce(self, _: None) -> None:
+        arguments, function = _tuple(self.pop()), self.pop()
+        if not isinstance(function, _Name):
+            raise _Refused("calls something that is no function: refused")
+        if function.call is dict and arguments:
+            raise _Refused("makes a dict in a way that the official code does not")
+        if function.call is _numbers and arguments and isinstance(arguments[0], bytes):
+            self.bytes_left -= len(arguments[0])  # the same ones could be named any number of times
+            if self.bytes_left < 0:
+                raise _Refused("makes tensors that are larger than the file")
+        self.stack.append(function.call(*arguments))
+
+    def do_newobj(self, argument: None) -> None:
+        if not isinstance(self.top(2)[0], _Name) or self.top(2)[0].call is not dict:
+            raise _Refused("makes an object that is no dict: refused")
+        self.do_reduce(argument)
+
+    def do_build(self, _: None) -> None:
+        state = _tuple(self.pop())
+        if not isinstance(self.top(1)[0], _NumpyDtype) or state[1] not in ("<", "|"):
+            raise _Refused("sets the attributes of an object: refused")

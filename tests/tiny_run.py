@@ -68,10 +68,11 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 60) -> None:
 
 
 def log_lines(run: Path) -> list[dict]:
-    """The log, without what a clock has a part in."""
+    """The log, without what the machine has a part in."""
+    of_machine = ("images_per_second", "peak_memory_gib")
     path = run / "log.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
+    return [{name: value for name, value in line.items() if name not in of_machine} for line in lines]
 
 
 def tensors(run: Path) -> dict[str, np.ndarray]:

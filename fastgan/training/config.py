@@ -215,6 +215,8 @@ class OutputOptions:
     """Weights for those metrics that look with Inception; see docs/metrics.md."""
     tensorboard: bool = True
     """Write a TensorBoard log (tensorboard --logdir runs)."""
+    wandb: Annotated[str | None, tyro.conf.arg(metavar="PROJECT", help_behavior_hint="")] = None
+    """Also log to this project of Weights & Biases (extra "wandb")."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""Numbers of a run: averaged on the device between log intervals, written to log.jsonl and TensorBoard."""
+"""Numbers and pictures of a run: averaged on the device between log intervals, written to log.jsonl, TensorBoard and
+Weights & Biases."""
 
 from __future__ import annotations
 
@@ -7,17 +8,45 @@ import itertools
 import json
 import math
 import os
+import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from fastgan.errors import UserError
+from fastgan.training.config import Config, to_dict
 from fastgan.training.files import write_atomically
 
 FILE_NAME = "log.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
+WANDB_FOLDER, WANDB_ID_FILE_NAME = "wandb", "wandb-id.txt"
+LARGEST_PICTURE = 2048  # pixels of a side in TensorBoard, which keeps all of them in one file
+
+# What belongs together, in the order to look at it. All else that is logged is a metric of the samples.
+CHARTS = {
+    "losses": ("loss_g", "loss_d"),
+    "logits": ("logit_real", "logit_fake"),
+    "signs of logits": ("sign_real", "sign_fake"),
+    "penalties": ("r1_norm2", "r2_norm2", "gradient_penalty", "path_penalty"),
+    "augmentation": ("augment_p",),
+    "resolution": ("resolution",),
+    "fading in": ("alpha",),
+    "speed": ("images_per_second",),
+    "memory": ("peak_memory_gib",),
+}
+METRICS = "metrics"
+_CHART_OF = {name: chart for chart, names in CHARTS.items() for name in names}
+
+
+def chart_of(name: str) -> str:
+    """Which of `CHARTS` a number belongs to by its name, or `METRICS`."""
+    return _CHART_OF.get(name, METRICS)
 
 
 class Averages:
@@ -72,18 +101,21 @@ class Averages:
 
 
 class Log:
-    """Writes one line of JSON a call, and the same numbers to TensorBoard.
+    """Writes one line of JSON a call, and the same numbers to TensorBoard and Weights & Biases, as `config` says.
 
-    Opened at step `step` > 0 of a resumed run, it first drops what a killed process wrote after that step.
+    Opened at step `step` > 0 of a resumed run, it first drops what a killed process wrote after that step. Raises
+    UserError where Weights & Biases is asked for and cannot be had.
     """
 
-    def __init__(self, directory: Path, step: int, tensorboard: bool):
+    def __init__(self, directory: Path, step: int, config: Config):
+        options = config.output
         self.path = directory / FILE_NAME
+        self._wandb = None if options.wandb is None else _WeightsAndBiases(directory, options.wandb, config)
         if self.path.exists():
             self._truncate(step)
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
         self._tensorboard = None
-        if tensorboard:
+        if options.tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
@@ -95,12 +127,26 @@ class Log:
         """Append the numbers of `step`. Raises UserError, naming the file, if it cannot be written."""
         values = {name: value for name, value in values.items() if math.isfinite(value)}  # JSON knows no others
         line = {"step": step, "images": images} | {name: _short(value) for name, value in values.items()}
+        tagged = {f"{chart_of(name)}/{name}": value for name, value in values.items()}
         with self._named():
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
             if self._tensorboard is not None:
-                for name, value in values.items():
-                    self._tensorboard.add_scalar(name, value, step)
+                for tag, value in tagged.items():
+                    self._tensorboard.add_scalar(tag, value, step)
+            if self._wandb is not None:
+                self._wandb.write(images, tagged)
+
+    def write_grid(self, step: int, images: int, path: Path) -> None:
+        """Show the picture of samples in the file `path`, which `step` has made."""
+        if self._tensorboard is None and self._wandb is None:
+            return
+        with self._named(), Image.open(path) as picture:
+            if self._wandb is not None:
+                self._wandb.write_grid(images, picture)
+            if self._tensorboard is not None:
+                picture.thumbnail((LARGEST_PICTURE, LARGEST_PICTURE))
+                self._tensorboard.add_image("samples", np.asarray(picture), step, dataformats="HWC")
 
     def sync(self) -> None:
         """Flush to the disk: called before a checkpoint, which must never know more than the log does."""
@@ -112,6 +158,8 @@ class Log:
             self._file.close()
             if self._tensorboard is not None:
                 self._tensorboard.close()
+            if self._wandb is not None:
+                self._wandb.close()
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:
@@ -128,10 +176,70 @@ class Log:
             write_atomically(self.path, kept)
 
 
+class _WeightsAndBiases:
+    """One run there for one run here, also after it was stopped and resumed: its id stands in a file of the folder.
+
+    Values are drawn over images shown, not over W&B's own count of steps, which cannot go back to a checkpoint.
+    """
+
+    def __init__(self, directory: Path, project: str, config: Config):
+        self._module = require_wandb(project)
+        known = directory / WANDB_ID_FILE_NAME
+        if not known.exists():
+            write_atomically(known, secrets.token_hex(4).encode())
+        try:
+            self._run = self._module.init(
+                project=project,
+                name=directory.name,
+                id=known.read_text().strip(),
+                resume="allow",
+                dir=str(directory),
+                config=to_dict(config),
+            )
+        except self._module.Error as error:  # no account, no network, no such project
+            line = str(error).strip().partition("\n")[0]
+            raise UserError(
+                f"--wandb {project}: {line or type(error).__name__}; "
+                "run `wandb login`, or set WANDB_MODE=offline, or leave the option out"
+            ) from None
+        self._run.define_metric("*", step_metric="images")
+
+    def write(self, images: int, tagged: dict[str, Any]) -> None:
+        self._run.log({"images": images} | tagged)
+
+    def write_grid(self, images: int, picture: Image.Image) -> None:
+        self.write(images, {"samples": self._module.Image(picture)})
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def require_wandb(project: str):
+    """The package of Weights & Biases. Raises UserError, naming the option and the remedy, if there is none."""
+    try:
+        import wandb
+        from wandb import init  # noqa: F401  a folder of that name, which W&B leaves behind, can be imported as well
+    except ImportError:
+        raise UserError(
+            f'--wandb {project}: Weights & Biases is not installed: pip install ".[wandb]", or leave the option out'
+        ) from None
+    return wandb
+
+
+def remove(directory: Path) -> None:
+    """Remove all that a `Log` has written in a run's folder."""
+    for name in (FILE_NAME, WANDB_ID_FILE_NAME):
+        (directory / name).unlink(missing_ok=True)
+    for name in (TENSORBOARD_FOLDER, WANDB_FOLDER):
+        shutil.rmtree(directory / name, ignore_errors=True)
+
+
 class NoLog:
     """The log of a process that is not the first one: there is one file."""
 
     def write(self, step: int, images: int, values: dict[str, float]) -> None: ...
+
+    def write_grid(self, step: int, images: int, path: Path) -> None: ...
 
     def sync(self) -> None: ...
 

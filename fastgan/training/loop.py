@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -26,8 +25,8 @@ from fastgan.training.evaluation import Evaluations
 from fastgan.training.files import write_atomically
 from fastgan.training.grid import Section, draw_grid, save_png
 from fastgan.training.growth import Schedule, Stage, stage_at
-from fastgan.training.log import FILE_NAME as LOG_FILE_NAME
-from fastgan.training.log import TENSORBOARD_FOLDER, Averages, Log, NoLog, require_finite_weights, require_progress
+from fastgan.training.log import Averages, Log, NoLog, require_finite_weights, require_progress, require_wandb
+from fastgan.training.log import remove as remove_logs
 from fastgan.training.ranks import Ranks, joined
 from fastgan.training.sampling import draw, latents
 from fastgan.training.step import Step, new_state
@@ -55,6 +54,8 @@ def _train(config: Config, header: checkpoint.Header | None, start: initial.Star
     options, output = config.training, config.output
     say = print if ranks.first else lambda *_, **__: None
     configuration.check_processes(config, ranks.count)
+    if output.wandb is not None:
+        require_wandb(output.wandb)
     device = precision.choose_device(config.machine.device, ranks)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -128,7 +129,7 @@ def _train(config: Config, header: checkpoint.Header | None, start: initial.Star
         process.finish_step_on_signal(ECHO if ranks.count > 1 else 0.0) as interrupt,
         _kept_from_the_first_step_on(run, state, ranks),
         contextlib.closing(loader),
-        contextlib.closing(Log(run, state.step, output.tensorboard) if ranks.first else NoLog()) as log,
+        contextlib.closing(Log(run, state.step, config) if ranks.first else NoLog()) as log,
         contextlib.closing(evaluations),
         tqdm(
             total=options.images,
@@ -167,7 +168,9 @@ def _train(config: Config, header: checkpoint.Header | None, start: initial.Star
                 rate = (state.images - log_images) / (now - log_time)
                 log_time, log_images = now, state.images
                 grown = {"resolution": stage.resolution, "alpha": stage.alpha} if stage else {}
-                log.write(state.step, state.images, means | grown | {"images_per_second": rate})
+                used = memory.peak(device)
+                machine = {"images_per_second": rate} | ({} if used is None else {"peak_memory_gib": used})
+                log.write(state.step, state.images, means | grown | machine)
                 shown = {name: f"{means[name]:.3f}" for name in ("loss_g", "loss_d") if name in means}
                 progress.set_postfix(shown | ({"side": stage.resolution} if stage else {}), refresh=False)
                 evaluations.collect(log)
@@ -180,10 +183,12 @@ def _train(config: Config, header: checkpoint.Header | None, start: initial.Star
             if measure_now and not finished and ranks.first:
                 evaluations.start(run / checkpoint.FILE_NAME, state)
             if due(output.grid_interval) and not finished and ranks.first:
-                write_grid(state.images)
+                log.write_grid(state.step, state.images, write_grid(state.images))
 
         if ranks.first:
-            say(f"samples    {write_grid(state.images)}")
+            grid = write_grid(state.images)
+            log.write_grid(state.step, state.images, grid)
+            say(f"samples    {grid}")
             evaluations.finish(run / checkpoint.FILE_NAME, state, log, interrupt)
     say(f"checkpoint {run / checkpoint.FILE_NAME}")
     if state.images >= options.images:
@@ -277,15 +282,16 @@ def _new_run_folder(config: Config) -> Path:
 
 @contextlib.contextmanager
 def _kept_from_the_first_step_on(run: Path, state: checkpoint.State, ranks: Ranks) -> Iterator[None]:
-    """If memory does not suffice for a first step, nothing of the run stays: --out may name the same folder again."""
+    """If a first step cannot be made, for want of memory or because there is no log to write, nothing of the run stays:
+    --out may name the same folder again."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
-        if ranks.first and state.step == 0 and memory.is_shortage(error):
-            for name in (checkpoint.FILE_NAME, CONFIG_FILE_NAME, LOG_FILE_NAME):
+    except (MemoryError, RuntimeError, UserError) as error:
+        if ranks.first and state.step == 0 and (isinstance(error, UserError) or memory.is_shortage(error)):
+            for name in (checkpoint.FILE_NAME, CONFIG_FILE_NAME):
                 (run / name).unlink(missing_ok=True)
             checkpoint.forget_kept(run / checkpoint.FILE_NAME)
-            shutil.rmtree(run / TENSORBOARD_FOLDER, ignore_errors=True)
+            remove_logs(run)
             with contextlib.suppress(OSError):  # it has files of someone else
                 run.rmdir()
         raise

@@ -1,16 +1,38 @@
-"""Running out of memory, told in one line. Imports no torch."""
+"""How much memory is in use, and running out of it told in one line. Imports no torch."""
 
 from __future__ import annotations
 
 import contextlib
 import re
+import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from fastgan.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 # torch.OutOfMemoryError is a RuntimeError of GPUs only; the CPU's allocator, cuBLAS and C++ have none but the text.
 _SIGNS = ("out of memory", "not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "std::bad_alloc")
 _AMOUNT = re.compile(r"(?:tried to|unable to) allocate ([\d.]+) ?(bytes|[KMG]i?B)", re.IGNORECASE)
+
+
+def peak(device: torch.device) -> float | None:
+    """The most memory, in GiB, that this process has ever held: of a GPU, or if `device` is none, of the machine.
+
+    Of a GPU it is what PyTorch has taken from it. None where the system does not say.
+    """
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_reserved(device) / 2**30
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def is_shortage(error: BaseException) -> bool:

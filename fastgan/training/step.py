@@ -335,7 +335,9 @@ class Step:
             penalty = self._penalty(of_real, r1, "r1")
             self._backward("d", part.share * (loss_real + penalty + self._drift(of_real)), last)
             loss = loss_real.detach() + loss_fake.detach()
-        self.averages.add(loss_d=loss, logit_real=of_real.logits.mean(), logit_fake=of_fake.logits.mean())
+        self.averages.add(loss_d=loss)
+        for name, logits in (("real", of_real.logits.detach()), ("fake", of_fake.logits.detach())):
+            self.averages.add(**{f"logit_{name}": logits.mean(), f"sign_{name}": logits.sign().mean()})
         return of_real.logits.detach()
 
     def _update_critic(self, real_logits: Tensor) -> None:

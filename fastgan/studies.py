@@ -34,6 +34,7 @@ __all__ = [
     "growth",
     "growth_levels",
     "interpolate",
+    "interpolate_at",
     "interpolation_frames",
     "mix",
     "noise_by_layer",
@@ -52,9 +53,24 @@ FINE_NOISE_FROM = 64  # pixels; figure 5 there
 Space = Literal["z", "slerp", "w"]
 
 
-def samples(generator: nn.Module, seeds: Sequence[int], *, label: int | None = None, truncation: float = 1.0) -> Tensor:
-    """Plain images, one a seed: [1, len(seeds), C, H, W]."""
-    return _images(generator, _latents(generator, seeds), label, truncation)[None]
+def samples(
+    generator: nn.Module,
+    seeds: Sequence[int],
+    *,
+    noise: str | Sequence[str] = "const",
+    label: int | None = None,
+    truncation: float = 1.0,
+) -> Tensor:
+    """Plain images, one a seed: [1, len(seeds), C, H, W].
+
+    noise: one word, or one a layer, as the generator's `synthesize` takes them; other than "const" for a generator with
+    noise only.
+    """
+    z = _latents(generator, seeds)
+    if noise == "const":
+        return _images(generator, z, label, truncation)[None]
+    _require_noise(generator)
+    return _synthesize(generator, _styles(generator, z, label, truncation), noise)[None]
 
 
 def classes(generator: nn.Module, seeds: Sequence[int], labels: Sequence[int], *, truncation: float = 1.0) -> Tensor:
@@ -103,21 +119,32 @@ def interpolation_frames(
     A seed in the middle, the end of one row and the start of the next, comes once: (len(seeds) - 1) * (steps - 1) + 1
     images in all. Arguments as there.
     """
-    if len(seeds) < 2:
-        raise ValueError(f"seeds is {list(seeds)}, must have at least two to go between")
     if steps < 2:
         raise ValueError(f"steps is {steps}, must be at least 2: a row has both its ends")
-    if space not in ("z", "slerp", "w"):
-        raise ValueError(f"space is {space!r}, must be 'z', 'slerp' or 'w'")
-    points = _latents(generator, seeds)
-    if space == "w":
-        _require_styles(generator, "interpolation in w")
-        points = _styles(generator, points, label, truncation)
-        image = lambda ws: _synthesize(generator, ws)
-    else:
-        image = lambda z: _images(generator, z, label, truncation)
-    path = _path(points, steps, _arc if space == "slerp" else torch.lerp)
-    return (image(point[None])[0] for point in path)
+    points, between, image = _way(generator, seeds, space, label, truncation)
+    return (image(point[None])[0] for point in _path(points, steps, between))
+
+
+def interpolate_at(
+    generator: nn.Module,
+    seeds: Sequence[int],
+    positions: Sequence[float],
+    *,
+    space: Space = "slerp",
+    label: int | None = None,
+    truncation: float = 1.0,
+) -> Tensor:
+    """At any places of the way from one seed to another: [1, len(positions), C, H, W].
+
+    Args:
+        seeds: two.
+        positions: from 0, the first of them, to 1, the second.
+        space: as for `interpolate`.
+    """
+    if len(seeds) != 2:
+        raise ValueError(f"seeds is {list(seeds)}, must be two")
+    (start, end), between, image = _way(generator, seeds, space, label, truncation)
+    return torch.cat([image(between(start, end, position)[None]) for position in positions])[None]
 
 
 def mix(
@@ -294,6 +321,21 @@ def _styles(generator: nn.Module, z: Tensor, label: int | None, truncation: floa
 def _synthesize(generator: nn.Module, ws: Tensor, noise: str | Sequence[str] = "const") -> Tensor:
     """[N, C, H, W] of ws [N, num_ws, w_dim]."""
     return torch.cat([generator.synthesize(own, noise=noise).float().cpu() for own in ws.split(1)])
+
+
+def _way(
+    generator: nn.Module, seeds: Sequence[int], space: Space, label: int | None, truncation: float
+) -> tuple[Tensor, Callable[[Tensor, Tensor, float], Tensor], Callable[[Tensor], Tensor]]:
+    """How to interpolate in a space: the seeds' points in it, what is between two of them, and the images of points."""
+    if len(seeds) < 2:
+        raise ValueError(f"seeds is {list(seeds)}, must have at least two to go between")
+    if space not in ("z", "slerp", "w"):
+        raise ValueError(f"space is {space!r}, must be 'z', 'slerp' or 'w'")
+    points = _latents(generator, seeds)
+    if space == "w":
+        _require_styles(generator, "interpolation in w")
+        return _styles(generator, points, label, truncation), torch.lerp, lambda ws: _synthesize(generator, ws)
+    return points, _arc if space == "slerp" else torch.lerp, lambda z: _images(generator, z, label, truncation)
 
 
 def _require_styles(generator: nn.Module, study: str) -> None:

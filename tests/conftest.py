@@ -19,13 +19,15 @@ TRAININGS = [
     for name in (
         "checkpoint",
         "command_line",
-        "loading",
         "evaluate",
         "evaluation",
         "guard",
+        "loading",
+        "log",
         "official_networks",
         "ranks",
         "training",
+        "view",
     )
 ]
 STEPS = ["test_graphs.py", "test_step.py", "test_time_to_quality.py"]

@@ -1,0 +1,402 @@
+"""The page of `python -m fastgan.view`, made with Gradio.
+
+On the left what to draw, on the right a tab for each way to look at it. A timer looks at the run's folder; what has
+changed there is drawn again, of what is in view.
+"""
+
+from __future__ import annotations
+
+import functools
+import html
+import random
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+import gradio as gr
+import numpy as np
+import pandas as pd
+from gradio.components import Component
+
+from fastgan import studies
+from fastgan.errors import UserError
+from fastgan.studies import to_uint8
+from fastgan.training.log import CHARTS
+from fastgan.training.memory import shortage_is_a_mistake
+from fastgan.view import pictures
+from fastgan.view.watching import Run
+
+SECONDS = 2.0  # between two looks at the folder
+LARGEST_SEED = 2**31 - 1
+NEIGHBOURS = 12
+MOST_CLASSES = 64
+FRAMES, POSITIONS = 24, 9  # from one latent to the other, in the animation and in the row below
+METRIC_CHARTS = 6  # places for metrics of the samples
+IMAGES, MIXING, INTERPOLATION, TRAINING = "Images", "Style mixing", "Interpolation", "Training"
+SEEDS, CLASSES = "more seeds", "every class"
+SPACES = {"slerp": "arc in z", "z": "line in z", "w": "line in w"}
+
+CSS = """
+html { scrollbar-gutter: stable; }
+.gradio-container { width: 100%; max-width: 1500px !important; margin: 0 auto !important; }
+.head { display: flex; flex-wrap: wrap; align-items: baseline; gap: 2px 20px; padding-top: 4px; }
+.head h1 { font-size: 21px; font-weight: 650; margin: 0; letter-spacing: -0.01em; }
+.head .facts { color: var(--body-text-color-subdued); font-size: 14px; }
+.head .problem { color: var(--error-text-color); flex-basis: 100%; }
+.progress { height: 3px; border-radius: 2px; background: var(--border-color-primary); margin-top: 8px; }
+.progress div { height: 100%; border-radius: 2px; background: var(--color-accent); }
+#follow { align-self: center; border: none !important; background: none; box-shadow: none; padding: 0; }
+#refresh { align-self: center; }
+.three .sheet { max-width: 410px; }
+figure { margin: 0; display: inline-block; max-width: 100%; }
+figure img { display: block; max-width: 100%; height: auto; border-radius: 3px; background: #8883; }
+figure img.crisp { image-rendering: pixelated; }
+figcaption { color: var(--body-text-color-subdued); font-size: 13px; padding: 6px 1px 0; }
+.sheet { display: flex; flex-wrap: wrap; gap: 6px; align-content: flex-start; }
+.sheet figcaption { font-size: 12px; padding-top: 1px; text-align: center; }
+.sheet button { all: unset; display: block; cursor: pointer; border-radius: 3px; }
+.sheet button:hover, .sheet button:focus-visible { outline: 2px solid var(--color-accent); outline-offset: 1px; }
+.mixing { display: flex; flex-wrap: wrap; gap: 16px; align-items: flex-start; }
+.mixing .sheet { flex-direction: column; }
+footer { display: none !important; }
+"""
+CHOOSE = """
+element.addEventListener('click', event => {
+    const button = event.target.closest('[data-choice]');
+    if (button) trigger('select', {choice: Number(button.dataset.choice)});
+});
+"""
+
+# How charts and their series are called on the page.
+TITLES = {
+    "losses": "Losses",
+    "logits": "Logits, the critic's verdicts",
+    "signs of logits": "Mean sign of logits",
+    "penalties": "Penalties, before their weights",
+    "augmentation": "Augmentation: probability p",
+    "resolution": "Resolution",
+    "fading in": "Fading in: alpha",
+    "speed": "Images a second",
+    "memory": "Peak memory, GiB",
+}
+SERIES = {
+    "loss_g": "generator", "loss_d": "critic", "logit_real": "real", "logit_fake": "generated", "sign_real": "real",
+    "sign_fake": "generated", "r1_norm2": "R1", "r2_norm2": "R2", "gradient_penalty": "WGAN-GP",
+    "path_penalty": "path length",
+}  # fmt: skip
+INDIGO, AMBER, GREEN, RED = "#6366f1", "#f59e0b", "#10b981", "#ef4444"
+COLORS = {"generator": INDIGO, "generated": INDIGO, "critic": AMBER, "real": GREEN}
+OTHER_COLORS = [INDIGO, AMBER, GREEN, RED]
+
+
+def theme() -> gr.themes.Base:
+    """Quiet, and of fonts that the browser has: nothing is asked of other servers."""
+    return gr.themes.Default(
+        primary_hue="indigo",
+        neutral_hue="slate",
+        radius_size="sm",
+        font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"],
+        font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"],
+    ).set(block_title_text_weight="600", body_background_fill="*neutral_50", body_background_fill_dark="*neutral_950")
+
+
+class Page:
+    """The page of a run, not served yet: `blocks`. Its controls are those that the generator has a use for.
+
+    What `draw_...` return is HTML.
+    """
+
+    def __init__(self, run: Run):
+        self.run = run
+        supports = run.generator.supports
+        self.truncates, self.mixes, self.noisy = (x in supports for x in ("truncation", "style_mixing", "noise"))
+        with gr.Blocks(title=f"{run.name} - fastgan", analytics_enabled=False, fill_width=True) as self.blocks:
+            self._lay_out()
+            self._connect()
+
+    # Layout ---------------------------------------------------------------------------------------------------------
+
+    def _lay_out(self) -> None:
+        with gr.Row():
+            self.head = gr.HTML(self._head(), elem_id="head", scale=1, apply_default_css=False)
+            with gr.Column(scale=0, min_width=200), gr.Row():
+                self.follow = gr.Checkbox(True, label="Follow", elem_id="follow", container=False, min_width=80)
+                self.refresh = gr.Button("Refresh", size="sm", elem_id="refresh", min_width=80)
+        with gr.Row():
+            with gr.Column(scale=0, min_width=240, elem_id="controls") as self.controls:
+                self._lay_out_controls()
+            with gr.Column(scale=1), gr.Tabs(elem_id="tabs") as self.tabs:
+                self._lay_out_tabs()
+        self.timer = gr.Timer(SECONDS)
+        # What a page shows: the tab, and how far checkpoint, log and pictures had come.
+        self.tab, self.checkpoint, self.log = gr.State(IMAGES), gr.State(None), gr.State(None)
+        self.grids, self.known = gr.State(0), gr.State(0)
+
+    def _lay_out_controls(self) -> None:
+        run = self.run
+        with gr.Group():
+            self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=LARGEST_SEED, elem_id="seed")
+            self.random = gr.Button("Random seed", size="sm", elem_id="random")
+        self.label, self.psi = gr.State(None), gr.State(1.0)
+        if run.classes:
+            choices = [(name, number) for number, name in enumerate(run.classes)]
+            self.label = gr.Dropdown(choices, value=0, label="Class", elem_id="class")
+        if self.truncates:
+            self.psi = gr.Slider(
+                -1, 1.5, 1, step=0.05, label="Truncation", info="psi; 0 is the mean image", elem_id="psi"
+            )
+        with gr.Column(visible=False) as self.two:
+            self.second = gr.Number(
+                1, label="Second seed", precision=0, minimum=0, maximum=LARGEST_SEED, elem_id="second"
+            )
+        with gr.Column() as self.of_images:
+            self.noise, self.beside = gr.State([]), gr.State(SEEDS)
+            if self.noisy:
+                sides = sorted(set(run.generator.noise_resolutions))
+                self.noise = gr.CheckboxGroup(_sides(sides), value=sides, label="Noise in layers of", elem_id="noise")
+            if run.classes:
+                self.beside = gr.Radio([SEEDS, CLASSES], value=SEEDS, label="Beside it", elem_id="beside")
+        with gr.Column(visible=False) as self.of_mixing:
+            self.layers = gr.State([])
+            if self.mixes:
+                sides = [4 * 2**i for i in range(-(-run.generator.num_ws // 2))]
+                self.layers = gr.CheckboxGroup(
+                    _sides(sides), value=sides[:2], label="Layers from the second seed", elem_id="layers",
+                )  # fmt: skip
+        with gr.Column(visible=False) as self.of_interpolation:
+            spaces = [(text, name) for name, text in SPACES.items() if name != "w" or self.mixes]
+            self.space = gr.Radio(spaces, value="slerp", label="Along", elem_id="space")
+            self.position = gr.Slider(0, 1, 0.5, step=0.02, label="Position", elem_id="position")
+            self.animate = gr.Button("Animate", elem_id="animate")
+
+    def _lay_out_tabs(self) -> None:
+        picture = functools.partial(gr.HTML, apply_default_css=False, js_on_load=CHOOSE)
+        with gr.Tab(IMAGES), gr.Row():
+            self.image = picture(elem_id="image", scale=0, min_width=pictures.LARGE + 16)
+            self.sheet = picture(elem_id="sheet", scale=1, min_width=280)
+        if self.mixes:
+            with gr.Tab(MIXING):
+                self.mixed = picture(elem_id="mixed")
+        with gr.Tab(INTERPOLATION), gr.Row():
+            self.between = picture(elem_id="between", scale=0, min_width=pictures.LARGE + 16)
+            self.row = picture(elem_id="row", elem_classes="three", scale=1, min_width=280)
+        with gr.Tab(TRAINING), gr.Row():
+            with gr.Column(scale=4, min_width=400):
+                self.moment = gr.Slider(1, 2, 1, step=1, label="History of samples", visible=False, elem_id="moment")
+                self.history = picture(elem_id="history")
+            with gr.Column(scale=6, min_width=400):
+                self.note = gr.HTML(elem_id="note", apply_default_css=False, visible=False)
+                with gr.Row():
+                    self.plots = [
+                        gr.LinePlot(
+                            x="images",
+                            y="value",
+                            x_title=" ",
+                            y_title=" ",
+                            x_axis_format="~s",
+                            height=210,
+                            min_width=320,
+                            visible=False,
+                            elem_classes="curve",
+                        )
+                        for _ in range(len(CHARTS) + METRIC_CHARTS)
+                    ]
+
+    # Events ---------------------------------------------------------------------------------------------------------
+
+    def _connect(self) -> None:
+        common = [self.seed, self.label, self.psi]
+        two = [*common, self.second]
+        self._draws(IMAGES, self.draw_image, [*common, self.noise], self.image)
+        self._draws(IMAGES, self.draw_sheet, [*common, self.beside], self.sheet)
+        if self.mixes:
+            self._draws(MIXING, self.draw_mixed, [*two, self.layers], self.mixed)
+        self._draws(INTERPOLATION, self.draw_between, [*two, self.space, self.position], self.between)
+        self._draws(INTERPOLATION, self.draw_row, [*two, self.space], self.row)
+        self._on(self.animate.click, self.draw_animation, [*two, self.space], self.between)
+        self._on(self.random.click, lambda: random.randrange(10_000), None, self.seed)
+        self._on(self.sheet.select, self._choose, self.beside, [self.seed, self.label])
+        self._on(self.row.select, _chosen_position, None, self.position)
+
+        self._on([self.tab.change, self.log.change], self.draw_curves, self.tab, [self.note, *self.plots])
+        self._on(self.grids.change, _lengthen, [self.moment, self.known, self.grids], [self.moment, self.known])
+        shown = [self.tab.change, self.moment.change, self.grids.change]
+        self._on(shown, self.draw_history, [self.tab, self.moment], self.history)
+
+        groups = [self.controls, self.two, self.of_images, self.of_mixing, self.of_interpolation]
+        self._on(self.tabs.select, _select, None, [self.tab, *groups])
+        self._on(self.follow.change, lambda on: gr.Timer(active=on), self.follow, self.timer)
+        seen = [self.head, self.checkpoint, self.log, self.grids]
+        self._on([self.blocks.load, self.refresh.click, self.timer.tick], self._look, seen, seen)
+
+    def _draws(self, tab: str, draw: Callable[..., str], inputs: list[Component], output: gr.HTML) -> None:
+        """`draw` makes `output` of the values of `inputs` when one of them or the generator changes, if `tab` is in
+        view."""
+        numbers = [index for index, component in enumerate(inputs) if isinstance(component, gr.Number)]
+
+        def draw_in_view(in_view: str, *values: Any):
+            emptied = any(values[index] is None for index in numbers)  # while a number is being typed in
+            return gr.skip() if in_view != tab or emptied else draw(*values)
+
+        triggers = [component.change for component in (self.tab, self.checkpoint, *inputs)]
+        self._on(triggers, draw_in_view, [self.tab, *inputs], output)
+
+    @staticmethod
+    def _on(triggers: Any, function: Callable, inputs: Any, outputs: Any) -> None:
+        """Call it quietly, and while it is busy keep only the last of the calls that come."""
+        gr.on(
+            triggers if isinstance(triggers, list) else [triggers], _told(function), inputs, outputs,
+            show_progress="hidden", trigger_mode="always_last", api_visibility="private",
+        )  # fmt: skip
+
+    # Images ---------------------------------------------------------------------------------------------------------
+
+    def draw_image(self, seed: int, label: int | None, psi: float, sides: list[int]) -> str:
+        generator, options = self.run.generator, {"label": label, "truncation": psi}
+        if self.noisy:
+            options["noise"] = ["const" if side in sides else "none" for side in generator.noise_resolutions]
+        image = to_uint8(studies.samples(generator, [seed], **options)[0, 0])
+        return pictures.figure(image, self._caption(f"seed {seed}", label, psi), f"seed{seed:04d}.png")
+
+    def draw_sheet(self, seed: int, label: int | None, psi: float, beside: str) -> str:
+        generator = self.run.generator
+        if beside == CLASSES:
+            labels = range(min(len(self.run.classes), MOST_CLASSES))
+            images = studies.classes(generator, [seed], labels, truncation=psi)[:, 0]
+            return pictures.sheet(to_uint8(images), [self.run.classes[number] for number in labels], labels)
+        seeds = range(seed + 1, seed + 1 + NEIGHBOURS)
+        images = studies.samples(generator, seeds, label=label, truncation=psi)[0]
+        return pictures.sheet(to_uint8(images), [f"seed {number}" for number in seeds], seeds)
+
+    def _choose(self, beside: str, event: gr.EventData):
+        """A click on an image of the sheet: the seed and the class it stands for."""
+        return (gr.skip(), event.choice) if beside == CLASSES else (event.choice, gr.skip())
+
+    def draw_mixed(self, seed: int, label: int | None, psi: float, second: int, sides: list[int]) -> str:
+        generator, options = self.run.generator, {"label": label, "truncation": psi}
+        layers = [layer for layer in range(generator.num_ws) if 4 << layer // 2 in sides]
+        mixed = studies.mix(generator, [seed], [second], layers, **options)[0, 0]
+        names = [f"seed {seed}", f"seed {second}"]
+        sources = pictures.sheet(to_uint8(studies.samples(generator, [seed, second], **options)[0]), names, width=248)
+        part = ", ".join(f"{side}×{side}" for side in sorted(sides)) or "no layer"
+        caption = self._caption(f"seed {seed}, with {part} of seed {second}", label, psi)
+        result = pictures.figure(to_uint8(mixed), caption, f"seed{seed:04d}-seed{second:04d}.png")
+        return f'<div class="mixing">{result}{sources}</div>'
+
+    def draw_between(
+        self, seed: int, label: int | None, psi: float, second: int, space: studies.Space, position: float
+    ) -> str:
+        image = self._ways(seed, label, psi, second, space, [position])[0]
+        caption = self._caption(f"{position:.0%} of the way from seed {seed} to seed {second}", label, psi)
+        return pictures.figure(image, caption, f"seed{seed:04d}-seed{second:04d}-{position:.2f}.png")
+
+    def draw_row(self, seed: int, label: int | None, psi: float, second: int, space: studies.Space) -> str:
+        percents = [100 * step // (POSITIONS - 1) // 2 * 2 for step in range(POSITIONS)]  # where the slider can be
+        images = self._ways(seed, label, psi, second, space, [percent / 100 for percent in percents])
+        return pictures.sheet(images, [f"{percent} %" for percent in percents], percents)
+
+    def draw_animation(self, seed: int, label: int | None, psi: float, second: int, space: studies.Space) -> str:
+        frames = self._ways(seed, label, psi, second, space, [step / (FRAMES - 1) for step in range(FRAMES)])
+        caption = self._caption(f"from seed {seed} to seed {second} and back", label, psi)
+        return pictures.animation(frames, caption, f"seed{seed:04d}-seed{second:04d}.webp")
+
+    def _ways(self, seed, label, psi, second, space, positions) -> np.ndarray:
+        options = {"space": space, "label": label, "truncation": psi}
+        return to_uint8(studies.interpolate_at(self.run.generator, [seed, second], positions, **options)[0])
+
+    def _caption(self, what: str, label: int | None, psi: float) -> str:
+        what += f", class {self.run.classes[label]}" if label is not None else ""
+        return what + (f", psi {psi:g}" if psi != 1 else "")
+
+    # Training -------------------------------------------------------------------------------------------------------
+
+    def _look(self, head: str, *seen: Any) -> list[Any]:
+        """What is in the run's folder by now: the head of the page, and the states that stand for the rest."""
+        self.run.reread()
+        log = self.run.log()
+        now = [self._head(), str(self.run.stamp), f"{len(log)} {log[-1:]}", len(self.run.grids())]
+        return [gr.skip() if before == after else after for before, after in zip((head, *seen), now, strict=True)]
+
+    def _head(self) -> str:
+        run, header, log = self.run, self.run.header, self.run.log()
+        total = header.config.training.images
+        done = max([header.images, *(line["images"] for line in log[-1:])])
+        side = header.stage[0] if header.stage else header.model.resolution
+        facts = [header.model.arch, f"{side}×{side}", f"{done:,} of {total:,} images"]
+        facts += [f"{line['images_per_second']:.3g} images/s" for line in log[-1:] if "images_per_second" in line]
+        saved = datetime.fromtimestamp(run.stamp[0] / 1e9) if run.stamp else None
+        facts += [f"generator of {saved:%H:%M:%S}, after {header.images:,}"] if saved else []
+        problem = f'<span class="problem">{html.escape(run.problem)}</span>' if run.problem else ""
+        return (
+            f'<div class="head"><h1>{html.escape(run.name)}</h1>'
+            f'<span class="facts">{" · ".join(facts)}</span>{problem}</div>'
+            f'<div class="progress"><div style="width: {min(1, done / total):.1%}"></div></div>'
+        )
+
+    def draw_curves(self, tab: str):
+        if tab != TRAINING:
+            return gr.skip()
+        charts = pictures.charts(self.run.log())
+        interval = self.run.header.config.output.log_interval
+        note = "" if charts else f"No numbers yet: the first come after {interval:,} images (--log-interval)."
+        plots = [_plot(title, chart) for title, chart in charts.items()][: len(self.plots)]
+        return [
+            gr.HTML(note, visible=bool(note)),
+            *plots,
+            *[gr.LinePlot(visible=False)] * (len(self.plots) - len(plots)),
+        ]
+
+    def draw_history(self, tab: str, moment: int):
+        if tab != TRAINING:
+            return gr.skip()
+        grids = self.run.grids()
+        if not grids:
+            interval = self.run.header.config.output.grid_interval
+            return f"No pictures yet: the first comes after {interval:,} images (--grid-interval)."
+        images, path = grids[min(int(moment), len(grids)) - 1]
+        return pictures.grid(path, images)
+
+
+def _plot(title: str, chart: dict[str, list[tuple[float, float]]]) -> gr.LinePlot:
+    names = [SERIES.get(name, name) for name in chart]
+    rows = [(*point, name) for name, points in zip(names, chart.values(), strict=True) for point in points]
+    colors = {name: COLORS.get(name, other) for name, other in zip(names, OTHER_COLORS, strict=False)}
+    return gr.LinePlot(
+        pd.DataFrame(rows, columns=["images", "value", "name"]), title=TITLES.get(title, title), visible=True,
+        color="name", color_title=" ", color_map=colors, colors_in_legend=None if len(names) > 1 else [],
+    )  # fmt: skip
+
+
+def _lengthen(moment: int, before: int, count: int):
+    """The history has `count` pictures now: it stays where it is, but at its end it goes along."""
+    at = count if moment >= before else moment
+    return gr.Slider(maximum=max(count, 2), value=at, visible=count > 1), count
+
+
+def _select(event: gr.SelectData) -> list[Any]:
+    """The tab in view, and which controls it has a use for."""
+    tab = event.value
+    shown = [tab != TRAINING, tab in (MIXING, INTERPOLATION), tab == IMAGES, tab == MIXING, tab == INTERPOLATION]
+    return [tab, *[gr.Column(visible=visible) for visible in shown]]
+
+
+def _sides(resolutions: list[int]) -> list[tuple[str, int]]:
+    return [(f"{side}×{side}", side) for side in resolutions]
+
+
+def _chosen_position(event: gr.EventData) -> float:
+    return event.choice / 100
+
+
+def _told(function: Callable) -> Callable:
+    """The same, but a mistake is shown on the page in its one line."""
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **named: Any):
+        try:
+            with shortage_is_a_mistake("choose another --device"):
+                return function(*arguments, **named)
+        except (UserError, studies.Unsupported) as error:
+            raise gr.Error(str(error)) from error
+
+    return call

@@ -1,0 +1,109 @@
+"""Images as HTML that shows their pixels as they are, and a log's numbers as what a plot takes."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fastgan.training.grid import to_picture
+from fastgan.training.log import CHARTS, METRICS, chart_of
+
+LARGE, SMALL = 512, 128  # pixels that the width of an image should have, alone and among others
+WIDEST_GRID = 1600
+POINTS = 500  # of a curve; a longer log is averaged
+FRAME_MILLISECONDS = 60
+
+
+def figure(image: np.ndarray, caption: str, file_name: str) -> str:
+    """A large image, uint8 [H, W, C]; a click saves it as `file_name`."""
+    return _figure(_png(to_picture(image)), image.shape[1], caption, max(LARGE, image.shape[1]), file_name=file_name)
+
+
+def animation(frames: Sequence[np.ndarray], caption: str, file_name: str) -> str:
+    """Images, uint8 [H, W, C], there and back without end."""
+    first, *others = (to_picture(frame) for frame in [*frames, *frames[-2:0:-1]])
+    buffer = io.BytesIO()
+    options = {"save_all": True, "append_images": others, "duration": FRAME_MILLISECONDS, "loop": 0}
+    first.save(buffer, "WEBP", lossless=first.width <= SMALL, quality=90, **options)
+    return _figure(_data("webp", buffer.getvalue()), first.width, caption, max(LARGE, first.width), file_name=file_name)
+
+
+def sheet(images: np.ndarray, captions: Sequence[str], choices: Sequence[int] | None = None, width: int = SMALL) -> str:
+    """Many small ones, uint8 [n, H, W, C]; a click says which of `choices` it was."""
+    figures = []
+    for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        picture = to_picture(image)
+        picture.thumbnail((2 * width, 2 * width))  # enough for a screen of high density
+        choice = None if choices is None else choices[number]
+        figures.append(_figure(_png(picture), picture.width, caption, width, choice=choice))
+    return f'<div class="sheet">{"".join(figures)}</div>'
+
+
+def grid(path: Path, images: int) -> str:
+    """A picture of samples that a training has written."""
+    with Image.open(path) as picture:
+        caption = f"after {images:,} images"
+        if picture.width <= WIDEST_GRID:
+            data = _data("png", path.read_bytes())
+        else:
+            picture.thumbnail((WIDEST_GRID, WIDEST_GRID * picture.height))
+            data = _png(picture)
+        return _figure(data, picture.width, caption, picture.width, file_name=path.name)
+
+
+def charts(log: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """The curves of a log: by title of the chart, in the order to look at them, and by name; points (images, value).
+
+    Each metric has a chart of its own, for they have different units.
+    """
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for line in log:
+        for name, value in line.items():
+            if name not in ("step", "images") and isinstance(value, int | float) and math.isfinite(value):
+                curves.setdefault(name, []).append((line["images"], value))
+    found = {
+        title: {name: _thinned(curves[name]) for name in names if name in curves} for title, names in CHARTS.items()
+    }
+    found |= {name: {name: _thinned(points)} for name, points in curves.items() if chart_of(name) == METRICS}
+    return {title: chart for title, chart in found.items() if chart}
+
+
+def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most POINTS: means of as many neighbours as it takes."""
+    step = -(-len(points) // POINTS)
+    parts = (np.mean(points[start : start + step], axis=0) for start in range(0, len(points), step))
+    return [(float(x), float(y)) for x, y in parts] if step > 1 else points
+
+
+def _figure(
+    data: str, own: int, caption: str, width: int, *, file_name: str | None = None, choice: int | None = None
+) -> str:
+    """An image that is `own` pixels wide, enlarged by a whole factor up to `width` pixels or reduced to them."""
+    factor = max(1, width // own)
+    crisp = " crisp" if factor > 1 else ""
+    text = html.escape(caption)
+    image = f'<img src="{data}" alt="{text}" class="pixels{crisp}" style="width: {min(own * factor, width)}px">'
+    if file_name is not None:
+        name = html.escape(file_name)
+        image = f'<a href="{data}" download="{name}" title="Save as {name}">{image}</a>'
+    if choice is not None:
+        image = f'<button type="button" data-choice="{choice}" title="Look at {text}">{image}</button>'
+    return f"<figure>{image}<figcaption>{text}</figcaption></figure>"
+
+
+def _png(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return _data("png", buffer.getvalue())
+
+
+def _data(kind: str, content: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,0 +1,98 @@
+"""A run's folder, looked at while a training writes to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from fastgan.errors import UserError
+from fastgan.training import checkpoint
+from fastgan.training.log import FILE_NAME as LOG_FILE_NAME
+
+Stamp = tuple[int, int, int]  # of a file: changes with its content
+
+
+class Grid(NamedTuple):
+    """A picture of samples that the training has written after so many images."""
+
+    images: int
+    path: Path
+
+
+class Run:
+    """The generator, the log and the pictures of a run, as they are by now.
+
+    `path` is a run's folder or a checkpoint file. Raises UserError, naming the file, if there is no checkpoint.
+    """
+
+    def __init__(self, path: str | Path, device: torch.device):
+        self._device = device
+        self._lock = threading.Lock()  # a page asks from many threads
+        self._log: tuple[Stamp | None, list[dict[str, Any]]] = (None, [])
+        self.path = checkpoint.read_header(path).path
+        self.folder = self.path.parent
+        self.problem: str | None = None  # why the checkpoint that lies there now is not shown
+        self._read()
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes; none for a network without."""
+        return self.header.dataset["class_names"] if self.header.model.num_classes else []
+
+    def reread(self) -> bool:
+        """Load the checkpoint again if its file has changed; returns whether there is another generator now.
+
+        Where that fails the old generator stays, and `problem` says why.
+        """
+        with self._lock:
+            if _stamp(self.path) == self.stamp:
+                return False
+            before = self.header
+            try:
+                self._read()
+                self.problem = None
+            except UserError as error:
+                self.problem = str(error)
+            return self.header is not before
+
+    def _read(self) -> None:
+        """The stamp is taken first: what is written meanwhile is another one, and read the next time."""
+        self.stamp = _stamp(self.path)
+        header = checkpoint.read_header(self.path)
+        if hasattr(self, "header") and header.model != self.header.model:
+            raise UserError(f"{self.path} is of another network now; start the view again to see it")
+        self.generator, _ = checkpoint.load_generator(self.path, self._device)
+        self.header = header
+
+    def log(self) -> list[dict[str, Any]]:
+        """Its lines, each with "step", "images" and numbers by name; the same list while the file is the same."""
+        path = self.folder / LOG_FILE_NAME
+        stamp = _stamp(path)
+        if stamp != self._log[0]:
+            lines = path.read_bytes().splitlines(keepends=True) if stamp else []
+            parsed = [json.loads(line) for line in lines if line.endswith(b"\n")]  # the last may be half written
+            self._log = stamp, parsed
+        return self._log[1]
+
+    def grids(self) -> list[Grid]:
+        """The pictures of samples, the oldest first."""
+        found = [(path.stem.removeprefix("grid-"), path) for path in self.folder.glob("grid-*.png")]
+        return sorted(Grid(int(images), path) for images, path in found if images.isdecimal())
+
+
+def _stamp(path: Path) -> Stamp | None:
+    """None where there is no file."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino

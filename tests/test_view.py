@@ -1,0 +1,451 @@
+"""The page of `python -m fastgan.view`: what it follows, what it shows for each family, and all of it in a browser."""
+
+import base64
+import io
+import json
+import re
+import shutil
+import socket
+import sys
+import time
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from fastgan import models, studies
+from fastgan.training import checkpoint, sampling
+from fastgan.training.config import Config, DataOptions, NetworkOptions, resolve
+from fastgan.training.step import new_state
+from fastgan.view import pictures
+from fastgan.view.__main__ import main
+from fastgan.view.watching import Grid, Run
+from tests.tiny_run import start, train
+
+pytestmark = pytest.mark.usefixtures("one_cache")
+
+needs_gradio = pytest.mark.skipif(
+    find_spec("gradio") is None, reason='the extra "view" is not installed: pip install ".[view]"'
+)
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+CPU = torch.device("cpu")
+STYLES = {"psi", "noise", "layers", "mixed"}
+FAMILIES = {  # arch: classes it is told, and controls that it has beyond those of all
+    "mlp": (0, set()),
+    "dcgan": (0, set()),
+    "cgan": (2, {"class", "beside"}),
+    "pggan": (0, set()),
+    "stylegan": (0, STYLES),
+    "stylegan2": (2, STYLES | {"class", "beside"}),
+    "r3gan": (2, {"class", "beside"}),
+}
+
+
+def save(folder, arch="stylegan2", classes=2, seed=0, images=0, side=16):
+    """A checkpoint of random weights, whose noise and mean style matter."""
+    torch.manual_seed(seed)
+    network = NetworkOptions(arch=arch, z_dim=8, channel_base=128, channel_max=8)
+    config = resolve(Config(network=network, data=DataOptions(resolution=side, classes=10)))
+    model = models.ModelConfig(**vars(config.network), resolution=side, channels=1, num_classes=classes)
+    state = new_state(model, config, CPU)
+    stir(state.ema)
+    state.images = images
+    if "growth" in state.ema.supports:
+        state.stage = side // 2, 1.0
+    folder.mkdir(exist_ok=True)
+    dataset = {"images": 20, "class_names": ["dark", "light"], "digests": {}}
+    checkpoint.save(folder / checkpoint.FILE_NAME, state, config, model, dataset)
+    return folder
+
+
+def stir(generator):
+    for module in generator.modules():
+        if getattr(module, "strength", None) is not None:
+            nn.init.constant_(module.strength, 0.3)
+    if hasattr(generator, "mapping"):
+        nn.init.normal_(generator.mapping.w_avg)
+
+
+def pixels(html):
+    """Of the first image in it, or in the value of its src."""
+    data = re.search(r"data:image/\w+;base64,([\w+/=]+)", html).group(1)
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("L"))
+
+
+def drawn(run, seed, label=None, **options):
+    """What `python -m fastgan.generate` draws: [H, W]."""
+    generator, _ = checkpoint.load_generator(run)
+    label = None if label is None else torch.tensor([label])
+    return sampling.draw(generator, sampling.latents([seed], generator.z_dim), label, **options)[0, :, :, 0]
+
+
+# A run that changes -------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_is_loaded_again_when_its_file_has_changed(tmp_path):
+    run = Run(save(tmp_path / "run"), CPU)
+    before = studies.samples(run.generator, [0], label=0)
+    assert not run.reread() and run.name == "run" and run.classes == ["dark", "light"]
+    save(tmp_path / "run", seed=1, images=100)
+    assert run.reread() and run.header.images == 100
+    assert not torch.equal(studies.samples(run.generator, [0], label=0), before)
+
+
+def test_what_cannot_be_shown_leaves_what_was_and_says_why(tmp_path):
+    run = Run(save(tmp_path / "run"), CPU)
+    generator = run.generator
+    save(tmp_path / "run", side=8)
+    assert not run.reread() and "of another network now; start the view again" in run.problem
+    (tmp_path / "run" / checkpoint.FILE_NAME).write_bytes(b"broken")
+    assert not run.reread() and "is no checkpoint, or a truncated one" in run.problem
+    assert run.generator is generator
+    save(tmp_path / "run", images=7)
+    assert run.reread() and run.problem is None
+
+
+def test_a_line_that_is_half_written_is_no_line_yet(tmp_path):
+    run = Run(save(tmp_path / "run"), CPU)
+    assert run.log() == [] and run.grids() == []
+    lines = ['{"step": 1, "images": 4, "loss_d": 1.5}\n', '{"step": 2, "images": 8, "lo']
+    (run.folder / "log.jsonl").write_text("".join(lines))
+    assert run.log() == [{"step": 1, "images": 4, "loss_d": 1.5}]
+    assert run.log() is run.log()
+    (run.folder / "log.jsonl").write_text("".join(lines) + 'ss_d": 1.25}\n')
+    assert [line["images"] for line in run.log()] == [4, 8]
+
+
+def test_pictures_of_samples_are_in_the_order_of_training(tmp_path):
+    run = Run(save(tmp_path / "run"), CPU)
+    for name in ("grid-000000016.png", "grid-000000008.png", "grid-000000012.png.unfinished", "generated.png"):
+        (run.folder / name).touch()
+    assert run.grids() == [Grid(8, run.folder / "grid-000000008.png"), Grid(16, run.folder / "grid-000000016.png")]
+
+
+# Pictures -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("side, width, crisp", [(8, 512, True), (28, 504, True), (256, 512, True), (1024, 1024, False)])
+def test_pixels_are_enlarged_by_a_whole_factor(side, width, crisp):
+    image = np.random.default_rng(0).integers(0, 256, (side, side, 1), dtype=np.uint8)
+    html = pictures.figure(image, "<seed>", "name.png")
+    assert f'style="width: {width}px"' in html and ("crisp" in html) == crisp
+    assert np.array_equal(pixels(html), image[:, :, 0]), "the pixels are sent as they are"
+    assert "&lt;seed&gt;" in html and "<seed>" not in html
+
+
+def test_many_large_images_are_sent_small():
+    html = pictures.sheet(np.zeros((2, 1024, 1024, 3), np.uint8), ["a", "b"], [5, 6])
+    assert pixels(html).shape == (256, 256) and html.count("width: 128px") == 2 and 'data-choice="6"' in html
+
+
+def test_an_animation_goes_there_and_back():
+    frames = np.arange(4, dtype=np.uint8)[:, None, None, None].repeat(8, 1).repeat(8, 2) * 60
+    html = pictures.animation(frames, "way", "way.webp")
+    data = base64.b64decode(re.search(r"webp;base64,([\w+/=]+)", html).group(1))
+    picture = Image.open(io.BytesIO(data))
+    shown = []
+    for number in range(picture.n_frames):
+        picture.seek(number)
+        shown.append(np.asarray(picture.convert("L"))[0, 0])
+    assert shown == [0, 60, 120, 180, 120, 60]
+
+
+def test_curves_are_grouped_and_a_metric_has_a_chart_of_its_own():
+    log = [{"step": n, "images": 4 * n, "loss_d": n, "loss_g": -n, "sign_real": 0.5} for n in range(1, 4)]
+    log.append({"step": 3, "images": 12, "kid": 0.1, "frechet": 20.0, "broken": float("nan")})
+    charts = pictures.charts(log)
+    assert list(charts) == ["losses", "signs of logits", "kid", "frechet"]
+    assert charts["losses"] == {"loss_g": [(4, -1), (8, -2), (12, -3)], "loss_d": [(4, 1), (8, 2), (12, 3)]}
+    assert charts["kid"] == {"kid": [(12, 0.1)]}
+    assert pictures.charts([]) == {}
+
+
+def test_a_long_log_is_averaged():
+    points = pictures.charts([{"step": n, "images": n, "loss_d": n % 2} for n in range(2000)])["losses"]["loss_d"]
+    assert len(points) == pictures.POINTS
+    assert points[:2] == [(1.5, 0.5), (5.5, 0.5)]
+
+
+# The page -----------------------------------------------------------------------------------------------------------
+
+
+@needs_gradio
+@pytest.mark.parametrize("arch", FAMILIES)
+def test_a_family_has_the_controls_that_it_has_a_use_for(tmp_path, arch):
+    from fastgan.view.page import CLASSES, SEEDS, Page
+
+    classes, own = FAMILIES[arch]
+    folder = save(tmp_path / "run", arch, classes)
+    page = Page(Run(folder, CPU))
+    names = {block.elem_id for block in page.blocks.blocks.values()} - {None}
+    everywhere = {"head", "follow", "refresh", "controls", "seed", "random", "tabs", "second", "space", "position"}
+    everywhere |= {"animate", "image", "sheet", "between", "row", "moment", "history", "note"}
+    assert names == everywhere | own
+
+    label = 1 if classes else None
+    common = 3, label, 1.0
+    sides = page.noise.value
+    assert np.array_equal(pixels(page.draw_image(*common, sides)), drawn(folder, 3, label))
+    shown = page.draw_sheet(*common, CLASSES if classes else SEEDS)
+    assert shown.count("<figure>") == (classes or 12)
+    spaces = [value for _, value in page.space.choices]
+    assert spaces == (["slerp", "z", "w"] if own & STYLES else ["slerp", "z"])
+    for space in spaces:
+        for position, seed in ((0, 3), (1, 5)):
+            image = pixels(page.draw_between(*common, 5, space, position))
+            assert np.abs(image.astype(int) - drawn(folder, seed, label)).max() <= 1
+        assert page.draw_row(*common, 5, space).count("<figure>") == 9
+    assert "image/webp" in page.draw_animation(*common, 5, "slerp")
+    if own & STYLES:
+        assert np.array_equal(pixels(page.draw_image(3, label, 0.5, sides)), drawn(folder, 3, label, truncation=0.5))
+        assert not np.array_equal(pixels(page.draw_image(*common, [])), drawn(folder, 3, label))
+        everything = [4, 8, 16]
+        assert np.array_equal(pixels(page.draw_mixed(*common, 5, everything)), drawn(folder, 5, label))
+        assert np.array_equal(pixels(page.draw_mixed(*common, 5, [])), drawn(folder, 3, label))
+
+
+def mistake(argv, capsys):
+    assert main(argv) == 2
+    line = capsys.readouterr().err.strip()
+    assert line.startswith("error: ") and "\n" not in line
+    return line.removeprefix("error: ")
+
+
+@needs_gradio
+def test_mistakes_are_one_line(tmp_path, capsys):
+    assert "there is no such checkpoint; give a run's folder" in mistake([str(tmp_path / "none")], capsys)
+    assert "not the folder of a run, or stopped before its first save" in mistake([str(tmp_path)], capsys)
+    run = str(save(tmp_path / "run"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert mistake([run, "--port", str(port)], capsys).startswith(f"--port {port}: Address already in use; choose")
+    assert mistake([run, "--port", "70000"], capsys) == "--port 70000: must be from 1 to 65535"
+    assert mistake([run, "--host", "192.0.2.1"], capsys).startswith("--host 192.0.2.1: no address of this machine")
+
+
+def test_without_gradio_one_line_says_what_to_install(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "fastgan.view.page", raising=False)
+    monkeypatch.delattr("fastgan.view.page", raising=False)
+    run = str(save(tmp_path / "run"))
+    line = mistake([run], capsys)
+    assert line == 'the page needs the extra "view", which is not installed: pip install ".[view]"'
+
+
+# In a browser -------------------------------------------------------------------------------------------------------
+
+
+class Browser:
+    """A headless Chromium at the page, with what the test does in it."""
+
+    def __init__(self, address, profile):
+        from selenium import webdriver
+        from selenium.webdriver.chrome.service import Service
+
+        options = webdriver.ChromeOptions()
+        options.binary_location = CHROMIUM
+        flags = ["headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-dev-shm-usage"]
+        flags += ["disable-background-networking", "disable-component-update", "disable-sync", "window-size=1440,1000"]
+        for flag in [*flags, f"user-data-dir={profile}"]:
+            options.add_argument(f"--{flag}")
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+        self.driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+        self.driver.get(address)
+
+    def all(self, selector):
+        return self.driver.find_elements("css selector", selector)
+
+    def wait(self, what, condition, seconds=120):
+        """Until `condition()` holds; what it is then. Elements may be replaced while they are looked at."""
+        from selenium.common.exceptions import WebDriverException
+
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            try:
+                if found := condition():
+                    return found
+            except WebDriverException:
+                pass
+            assert self.errors() == [], what
+            time.sleep(0.05)
+        raise AssertionError(f"{what} did not come in {seconds} seconds")
+
+    def errors(self):
+        return [element.text for element in self.all(".toast-body")]
+
+    def click(self, selector, text=None):
+        """The one that is in view, with this text if there are several."""
+
+        def done():
+            for element in self.all(selector):
+                if element.is_displayed() and text in (None, element.text.strip()):
+                    element.click()
+                    return True
+
+        self.wait(f"{selector} {text or ''}", done)
+
+    def type(self, selector, text):
+        from selenium.webdriver.common.keys import Keys
+
+        (field,) = self.wait(selector, lambda: [each for each in self.all(selector) if each.is_displayed()][:1])
+        field.send_keys(Keys.CONTROL, "a")
+        field.send_keys(str(text), Keys.TAB)
+
+    def source(self, selector):
+        """Of the first image there."""
+        image = self.wait(selector, lambda: self.all(f"{selector} img"))[0]
+        return image.get_attribute("src")
+
+    def shows(self, selector, expected):
+        """The image there has, or comes to have, these pixels."""
+        self.wait(f"{selector} as expected", lambda: np.array_equal(pixels(self.source(selector)), expected))
+
+    def changed(self, selector, before):
+        """What the image there is once it is another one."""
+        return self.wait(
+            f"another {selector}", lambda: (now := self.source(selector)) != before and pixels(now) is not None and now
+        )
+
+
+@pytest.fixture
+def served(folder, tmp_path):
+    """A run of a tiny network that was really trained, its page in a process of its own, and a browser there."""
+    run = train(folder, tmp_path / "run", "--grid-interval", "16", "--resolution", "16")
+    header = checkpoint.read_header(run)
+    state = new_state(header.model, header.config, CPU)
+    checkpoint.restore(header, state)
+
+    def resave(value, images):
+        """As if training had gone on."""
+        stir(state.ema)
+        nn.init.constant_(state.ema.mapping.w_avg, value)
+        state.images = images
+        checkpoint.save(header.path, state, header.config, header.model, header.dataset)
+
+    resave(0.0, 48)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = start([str(run), "--port", str(port), "--device", "cpu"], module="view.__main__")
+    browser = None
+    try:
+        line = process.stdout.readline()
+        assert f"{run} is at http://127.0.0.1:{port}/" in line, line + process.communicate(timeout=60)[0]
+        browser = Browser(f"http://127.0.0.1:{port}/", tmp_path / "profile")
+        yield run, browser, resave
+    finally:
+        if browser:
+            browser.driver.quit()
+        process.terminate()
+        process.communicate()
+
+
+@needs_gradio
+@pytest.mark.skipif(find_spec("selenium") is None, reason="selenium is not installed")
+@pytest.mark.skipif(CHROMIUM is None or DRIVER is None, reason="there is no Chromium with its driver here")
+def test_every_control_does_what_it_says_in_a_browser(served):
+    run, browser, resave = served
+
+    # The same seed is the same image, that of `python -m fastgan.generate`; another seed is another.
+    browser.shows("#image", drawn(run, 0, 0))
+    first = browser.source("#image")
+    browser.type("#seed input", 5)
+    browser.shows("#image", drawn(run, 5, 0))
+    browser.type("#seed input", 0)
+    browser.shows("#image", drawn(run, 0, 0))
+    assert browser.source("#image") == first
+    assert not np.array_equal(drawn(run, 5, 0), drawn(run, 0, 0))
+    assert browser.all("#image img")[0].size == {"width": 512, "height": 512}, "each pixel is 32 of the screen's"
+    browser.click("#random")
+    browser.changed("#image", first)
+    browser.type("#seed input", 0)
+
+    # Class and truncation.
+    browser.click("#class input")
+    browser.click("ul.options li", "light")
+    browser.shows("#image", drawn(run, 0, 1))
+    browser.type("#psi input[type=number]", 0.5)
+    browser.shows("#image", drawn(run, 0, 1, truncation=0.5))
+    browser.type("#psi input[type=number]", 1)
+    browser.shows("#image", drawn(run, 0, 1))
+
+    # What is beside it, to choose from.
+    browser.click("#beside label", "every class")
+    browser.wait("an image a class", lambda: [each.text for each in browser.all("#sheet figure")] == ["dark", "light"])
+    browser.click("#sheet button")
+    browser.shows("#image", drawn(run, 0, 0))
+    browser.click("#beside label", "more seeds")
+    browser.wait("more seeds", lambda: browser.all("#sheet figure")[2].text == "seed 3")
+    browser.click("#sheet button[data-choice='3']")
+    browser.shows("#image", drawn(run, 3, 0))
+
+    # Noise.
+    before = browser.source("#image")
+    browser.click("#noise label", "16×16")
+    browser.changed("#image", before)
+    browser.click("#noise label", "16×16")
+    browser.shows("#image", drawn(run, 3, 0))
+
+    # Style mixing: no layer of the second seed, some, all.
+    browser.click("#tabs button[role=tab]", "Style mixing")
+    some = browser.source("#mixed")
+    browser.click("#layers label", "16×16")
+    browser.shows("#mixed", drawn(run, 1, 0))
+    assert not np.array_equal(pixels(some), drawn(run, 1, 0))
+    browser.type("#second input", 7)
+    browser.shows("#mixed", drawn(run, 7, 0))
+    for side in ("4×4", "8×8", "16×16"):
+        browser.click("#layers label", side)
+    browser.shows("#mixed", drawn(run, 3, 0))
+
+    # Interpolation.
+    browser.click("#tabs button[role=tab]", "Interpolation")
+    arc = browser.source("#between")
+    browser.click("#space label", "line in w")
+    browser.changed("#between", arc)
+    browser.wait("the row", lambda: len(browser.all("#row figure")) == 9)
+    browser.click("#row button[data-choice='100']")
+    browser.wait("the end", lambda: "100% of the way" in browser.all("#between figcaption")[0].text)
+    browser.shows("#between", drawn(run, 7, 0))
+    browser.type("#position input[type=number]", 0)
+    browser.shows("#between", drawn(run, 3, 0))
+    browser.click("#animate")
+    browser.wait("the animation", lambda: browser.source("#between").startswith("data:image/webp"))
+
+    # Curves, and the samples of the past.
+    browser.click("#tabs button[role=tab]", "Training")
+    browser.wait("curves", lambda: len([each for each in browser.all(".curve svg, .curve canvas") if each.size]) >= 6)
+    assert {"Losses", "Mean sign of logits"} <= {each.text for each in browser.all(".curve .role-title, .curve text")}
+    last = browser.source("#history")
+    assert "after 48 images" in browser.all("#history figcaption")[0].text
+    browser.type("#moment input[type=number]", 1)
+    browser.changed("#history", last)
+    assert "after 16 images" in browser.all("#history figcaption")[0].text
+
+    # A training that goes on is followed, unless one does not want it.
+    browser.click("#tabs button[role=tab]", "Images")
+    browser.shows("#image", drawn(run, 3, 0))
+    before = browser.source("#image")
+    resave(0.5, 52)
+    browser.type("#psi input[type=number]", 0.5)
+    browser.wait("the new checkpoint", lambda: "after 52" in browser.all("#head")[0].text)
+    browser.shows("#image", drawn(run, 3, 0, truncation=0.5))
+    browser.click("#follow label")
+    time.sleep(1)
+    resave(-0.5, 56)
+    time.sleep(3)
+    assert "after 52" in browser.all("#head")[0].text
+    browser.click("#refresh")
+    browser.wait("the newest checkpoint", lambda: "after 56" in browser.all("#head")[0].text)
+    browser.shows("#image", drawn(run, 3, 0, truncation=0.5))
+
+    # Nothing went wrong, and no other server was asked for anything.
+    assert browser.errors() == []
+    severe = [entry["message"] for entry in browser.driver.get_log("browser") if entry["level"] == "SEVERE"]
+    assert severe == []
+    messages = (json.loads(entry["message"])["message"] for entry in browser.driver.get_log("performance"))
+    sent = [each["params"]["request"]["url"] for each in messages if each["method"] == "Network.requestWillBeSent"]
+    assert {re.sub(r"(\d):.*", r"\1", url) for url in sent if re.match("(https?|wss?):", url)} == {"http://127.0.0.1"}

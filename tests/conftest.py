@@ -21,11 +21,13 @@ TRAININGS = [
         "command_line",
         "evaluate",
         "evaluation",
+        "export",
         "guard",
         "loading",
         "log",
         "official_networks",
         "ranks",
+        "sampler",
         "training",
         "view",
     )
@@ -36,13 +38,7 @@ NEEDS = {
     "tyro": [*TRAININGS, *STEPS],
     "safetensors": [*TRAININGS, *STEPS],
     "PIL": [*TRAININGS, "test_data.py", "test_metrics.py", "test_time_to_quality.py"],
-    "matplotlib": [
-        "test_data.py",
-        "test_training.py",
-        "test_metrics.py",
-        "test_official_networks.py",
-        "test_time_to_quality.py",
-    ],
+    "matplotlib": [*TRAININGS, "test_data.py", "test_metrics.py", "test_time_to_quality.py"],
     "numpy": ["test_studies.py", "test_metrics.py"],
 }
 collect_ignore = sorted({file for module, files in NEEDS.items() if find_spec(module) is None for file in files})

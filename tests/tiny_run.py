@@ -8,11 +8,16 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from safetensors import safe_open
 
+from fastgan import models
 from fastgan.train import main
+from fastgan.training import checkpoint
+from fastgan.training import config as configuration
 from fastgan.training.checkpoint import FILE_NAME
+from fastgan.training.step import new_state
 
 IMAGES, BATCH = 48, 4
 WIDTHS = ["--channel-base", "64", "--channel-max", "8", "--z-dim", "8"]
@@ -42,6 +47,25 @@ def train(folder: Path, out: Path, *more: str) -> Path:
     """Run it in this process."""
     assert main(arguments(folder, out, *more)) == 0
     return out
+
+
+def untrained(where: Path, arch: str, classes: tuple[str, ...] = (), stage: tuple[int, float] | None = None) -> Path:
+    """A run's folder with a checkpoint of random 8x8 networks in colour, in which nothing is zero at first: so noise,
+    bias and all residual branches show."""
+    network = configuration.NetworkOptions(arch=arch, channel_base=64, channel_max=8, z_dim=8)
+    data = configuration.DataOptions(resolution=8, channels=3, labels=bool(classes))
+    config = configuration.resolve(configuration.Config(network=network, data=data))
+    model = models.ModelConfig(**vars(config.network), resolution=8, channels=3, num_classes=len(classes))
+    torch.manual_seed(0)
+    state = new_state(model, config, torch.device("cpu"))
+    state.stage = stage
+    for tensor in (*state.ema.parameters(), *(buffer for name, buffer in state.ema.named_buffers() if "w_avg" in name)):
+        if not tensor.any():
+            torch.nn.init.normal_(tensor, std=0.2)
+    where.mkdir(parents=True)
+    dataset = {"images": 0, "class_names": list(classes), "digests": {}}
+    checkpoint.save(where / FILE_NAME, state, config, model, dataset)
+    return where
 
 
 def start(command: list[str], code: str = "", module: str = "train") -> subprocess.Popen:

@@ -60,7 +60,7 @@ class Growing(Recomputing):
 
     def faded(self, old: Tensor, new: Tensor) -> Tensor:
         """Two tensors [N, C, H, W] of a dtype, blended by `alpha`: `old` at 0."""
-        return lerp_samples(old, new, self.alpha.expand(len(old)))
+        return lerp_samples(old, new, self.alpha.expand(old.shape[0]))
 
 
 def doubled(images: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ class StyleBased(nn.Module):
         label: Tensor | None = None,
         *,
         style_mixing: float = 0.0,
-        truncation: float = 1.0,
+        truncation: float | Tensor = 1.0,
         truncation_layers: int | None = None,
         noise: str | Sequence[str] = "random",
     ) -> Tensor:
@@ -74,7 +74,7 @@ class StyleBased(nn.Module):
         label: Tensor | None = None,
         *,
         style_mixing: float = 0.0,
-        truncation: float = 1.0,
+        truncation: float | Tensor = 1.0,
         truncation_layers: int | None = None,
     ) -> Tensor:
         """The w of every layer, [N, num_ws, w_dim].
@@ -83,7 +83,8 @@ class StyleBased(nn.Module):
             z: [N, z_dim] from N(0, 1).
             label: [N] int64 class indices, for a conditional generator.
             style_mixing: probability that a sample's later layers take the w of another latent.
-            truncation: psi; w is drawn towards its mean by this factor (1: not at all).
+            truncation: psi; w is drawn towards its mean by this factor (1: not at all). A number, or a tensor [] where it
+                is to stay an input of what is traced or captured.
             truncation_layers: in the first so many layers; None for what the family does: StyleGAN in 8, the details of
                 higher resolutions being left as they are, StyleGAN2 in all.
 
@@ -97,7 +98,7 @@ class StyleBased(nn.Module):
             cutoff = torch.randint(1, self.ws_in_use, (len(z), 1), device=z.device)
             cutoff = torch.where(torch.rand(len(z), 1, device=z.device) < style_mixing, cutoff, self.num_ws)
             ws = torch.where((layer < cutoff)[:, :, None], ws, other)
-        if truncation != 1:
+        if isinstance(truncation, Tensor) or truncation != 1:
             layers = self.truncated_layers if truncation_layers is None else truncation_layers
             layers = self.num_ws if layers is None else layers
             if layers < 0:

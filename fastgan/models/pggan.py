@@ -51,7 +51,7 @@ class Generator(Growing):
 
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         x = self.dense(joined(z, self.embed, label))
-        x = x.reshape(len(z), 4, 4, len(self.bias)).permute(0, 3, 1, 2)  # channels_last
+        x = x.reshape(z.shape[0], 4, 4, len(self.bias)).permute(0, 3, 1, 2)  # channels_last
         x = before = pixel_norm(self.conv(pixel_norm(noise_bias_act(x, bias=self.bias))))
         for block in self.blocks[: self.level]:
             before, x = x, self.block(block, x)

@@ -64,7 +64,7 @@ class Generator(StyleBased, Growing):
 
     def synthesize(self, ws: Tensor, *, noise: str | Sequence[str] = "random") -> Tensor:
         w, noise = ws.unbind(1), noise_words(noise, self.num_ws)
-        x = self.const.expand(len(ws), -1, -1, -1).contiguous(memory_format=torch.channels_last)
+        x = self.const.expand(ws.shape[0], -1, -1, -1).contiguous(memory_format=torch.channels_last)
         for i in range(0, self.ws_in_use, 2):
             before = x
             x = self.block(self._pair, x, i, w, noise)

@@ -29,7 +29,7 @@ class SynthesisLayer(nn.Module):
 
     def forward(self, x: Tensor, style: Tensor, noise: str, *, scaled: bool = False, post: Tensor | None = None):
         field = noise_field(noise, self.noise_const)
-        shape = (len(x), 1, *self.noise_const.shape[2:])
+        shape = (x.shape[0], 1, *self.noise_const.shape[2:])
         return self.conv(x, style, scaled=scaled, post=post, **self.epilogue.arguments(shape, x.device, field))
 
 
@@ -73,7 +73,7 @@ class Synthesis(Recomputing):
         """As `StyleBased.synthesize`."""
         w = ws.unbind(1)
         noise = noise_words(noise, self.num_ws - 1)
-        x = self.const.expand(len(ws), -1, -1, -1).contiguous(memory_format=torch.channels_last)
+        x = self.const.expand(ws.shape[0], -1, -1, -1).contiguous(memory_format=torch.channels_last)
         x = self.first(x, self.first.affine(w[0]), noise[0])
         image = self.to_rgb[0](x, w[1])
         for i in range(len(self.up)):

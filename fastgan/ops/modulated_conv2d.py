@@ -79,7 +79,7 @@ def modulated_conv2d(
     elif demodulate:
         factor = demodulation(weight, style, weight_gain) * weight_gain  # [N, O]
     elif scaled and weight_gain != 1:
-        factor = to_arithmetic(style).new_full((len(x), len(weight)), weight_gain)
+        factor = to_arithmetic(style).new_full((x.shape[0], len(weight)), weight_gain)
     else:
         style, factor = to_arithmetic(style) * weight_gain, None
     if not scaled:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+Noise = Literal["const", "none", "random"]
 
 
 class Unsupported(ValueError):
@@ -21,6 +24,20 @@ def architecture(generator: nn.Module) -> str:
 def latents(seeds: Sequence[int], z_dim: int) -> Tensor:
     """One latent a seed, fp32 [len(seeds), z_dim] on the CPU; each depends on its own seed only."""
     return torch.stack([torch.randn(z_dim, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+def arguments(generator: nn.Module, *, truncation: float = 1.0, noise: Noise = "const") -> dict[str, Any]:
+    """What a generator is called with beside latents and labels: of the two, those that it knows.
+
+    Raises Unsupported if one that it does not know is another than the default.
+    """
+    supports = generator.supports
+    if truncation != 1 and "truncation" not in supports:
+        raise Unsupported(f"{architecture(generator)} has no truncation: psi is {truncation:g}, must be 1")
+    if noise != "const" and "noise" not in supports:
+        raise Unsupported(f"{architecture(generator)} has no noise: it is {noise!r}, must be 'const'")
+    given = {"truncation": truncation, "noise": noise}
+    return {name: value for name, value in given.items() if name in supports}
 
 
 def draw(
@@ -40,19 +57,20 @@ def draw_tensor(generator: nn.Module, z: Tensor, labels: Tensor | None, *, trunc
     return torch.cat([part.float().cpu() for part in _batches(generator, z, labels, truncation, batch=1)])
 
 
+def quantized(images: Tensor) -> Tensor:
+    """Images of range [-1, 1], clamped to it, as uint8 0..255."""
+    return images.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+
+
 def to_uint8(images: Tensor) -> np.ndarray:
     """[..., C, H, W] of range [-1, 1] to uint8 [..., H, W, C]."""
-    return images.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).movedim(-3, -1).cpu().numpy()
+    return quantized(images).movedim(-3, -1).cpu().numpy()
 
 
 @torch.no_grad()
 def _batches(generator: nn.Module, z: Tensor, labels: Tensor | None, truncation: float, batch: int) -> Iterator[Tensor]:
     """Images [up to `batch`, C, H, W] on the generator's device."""
-    supports = generator.supports
-    if truncation != 1 and "truncation" not in supports:
-        raise Unsupported(f"{architecture(generator)} has no truncation: psi is {truncation:g}, must be 1")
-    options = {"truncation": truncation} if "truncation" in supports else {}
-    options |= {"noise": "const"} if "noise" in supports else {}
+    options = arguments(generator, truncation=truncation)
     device = next(generator.parameters()).device
     for start in range(0, len(z), batch):
         label = None if labels is None else labels[start : start + batch].to(device)

@@ -91,13 +91,14 @@ def _optimizer(
     return Adam(parameters, lr=lr * lazy, betas=betas, eps=1e-8, fused=fused, capturable=capturable)
 
 
-def compiler(device: torch.device) -> Callable[[nn.Module], Callable]:
-    """What `torch.compile`s a network, for its first derivatives. Raises UserError if that does not work here."""
+def compiler(device: torch.device, option: str = "--compile") -> Callable[..., Callable]:
+    """What `torch.compile`s a network, for its first derivatives. Raises UserError, naming what asked for it, if that
+    does not work here."""
     try:
         torch.compile(torch.exp2, dynamic=False)(torch.ones(8, device=device))
     except Exception as error:  # a compiler, its headers, a GPU that is too old: it fails in as many ways
         line = str(error).strip().partition("\n")[0]
-        raise UserError(f"--compile: torch.compile does not work here ({line}); leave it out") from None
+        raise UserError(f"{option}: torch.compile does not work here ({line}); leave it out") from None
     return partial(torch.compile, dynamic=False)
 
 

@@ -1,0 +1,244 @@
+"""`fastgan.load`: a trained generator that draws images in batches, on a GPU as CUDA graphs, and compiled on request.
+
+    sampler = fastgan.load("RUN")
+    images = sampler.sample(64)  # uint8 [64, C, H, W]
+
+CUDA graphs are those of `fastgan.training.graphs`, as in training, and not those of
+`torch.compile(mode="reduce-overhead")`: they serve with and without the compiler, say why where capturing fails, and
+write to memory that is not taken back at the next call.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from numbers import Integral
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastgan.errors import UserError
+from fastgan.models import ModelConfig
+from fastgan.models.growing import Growing
+from fastgan.training import checkpoint, graphs, precision, sampling
+from fastgan.training.config import LARGEST_SEED
+from fastgan.training.sampling import Noise
+from fastgan.training.step import compiler
+
+BATCH = 16
+MOST_FORMS = 64  # sizes of batches, kinds of noise and results: the compiler gives up at 8 unless told otherwise
+
+
+def load(
+    path: str | Path,
+    device: str | torch.device | None = None,
+    *,
+    amp: bool = False,
+    compile: bool = False,
+    batch: int = BATCH,
+) -> Sampler:
+    """The averaged generator of a training run, ready to draw images.
+
+    Args:
+        path: a run's folder, or a checkpoint file.
+        device: "cpu", "cuda", "cuda:1", ...; None for the first GPU if there is one, else the CPU.
+        amp: bf16 activations where the device is faster so (a GPU with bf16 tensor cores, a CPU with bf16
+            instructions), as `--amp` in training; else fp32. `Sampler.precision` says which, and why.
+        compile: `torch.compile` the network, as one graph. The first batch of each size then takes long.
+        batch: images drawn at once at most. At 1 an image in fp32 is, to the bit, that of `python -m fastgan.generate`.
+
+    Raises UserError, naming file or option, where there is no checkpoint or no such device, or nothing can be compiled.
+    """
+    if batch < 1:
+        raise UserError(f"batch is {batch}, must be at least 1")
+    where = precision.choose_device("auto" if device is None else str(device))
+    header = checkpoint.read_header(path)
+    generator, _ = checkpoint.load_generator(header.path, where)
+    names = header.dataset["class_names"] if header.model.num_classes else []
+    recorder = graphs.CudaRecorder(where) if where.type == "cuda" else None
+    return Sampler(
+        generator, header.model, names, precision.choose(amp, where), compile=compile, batch=batch, recorder=recorder
+    )
+
+
+class _Kind(NamedTuple):
+    """What decides, beside the size of a batch, which operations draw it."""
+
+    noise: Noise
+    dtype: torch.dtype
+
+
+class Sampler:
+    """Draws images from a generator. `load` makes it.
+
+    Attributes:
+        generator: the averaged network, in eval mode, without gradients: `generator(z, label)`, see
+            `fastgan.training.checkpoint.load_generator`. `fastgan.studies` takes it as it is.
+        model: its `fastgan.models.ModelConfig`.
+        class_names: of the labels 0, 1, ...; empty for a network without classes.
+        resolution: of the images; of a network that was still growing, that of its stage.
+        precision: dtype of activations, device, and the reason.
+        batch: images drawn at once at most.
+    """
+
+    def __init__(
+        self,
+        generator: nn.Module,
+        model: ModelConfig,
+        class_names: Sequence[str],
+        precision: precision.Precision,
+        *,
+        compile: bool = False,
+        batch: int = BATCH,
+        recorder: graphs.Recorder | None = None,
+    ):
+        """recorder: of CUDA graphs; None for none."""
+        self.generator, self.model, self.class_names = generator, model, list(class_names)
+        self.precision, self.batch = precision, batch
+        self.resolution = generator.stage_resolution if isinstance(generator, Growing) else model.resolution
+        self._network = _compiled(generator, precision.device) if compile else generator
+        self._graphs = None if recorder is None else graphs.Graphs(self._draw_into, recorder)
+        self._drawn: dict[tuple[_Kind, int], Tensor] = {}  # what graphs write to
+        self._few_sizes = compile or recorder is not None
+
+    def __repr__(self) -> str:
+        sizes = f"{self.model.channels}x{self.resolution}x{self.resolution}"
+        classes = f", {len(self.class_names)} classes" if self.class_names else ""
+        return f"Sampler({self.model.arch}, {sizes}{classes}, {self.precision.device}, {self.precision})"
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int | None = None,
+        *,
+        seed: int = 0,
+        seeds: Sequence[int] | None = None,
+        classes: str | int | Sequence[str | int] | None = None,
+        truncation: float = 1.0,
+        noise: Noise = "const",
+        dtype: torch.dtype = torch.uint8,
+    ) -> Tensor:
+        """Images of random latents: the same seed, class and options always give the same image.
+
+        In fp32 it is that of `python -m fastgan.generate` for this seed, but for the rounding of larger batches.
+
+        Args:
+            n: how many.
+            seed: the first of n seeds that follow each other, a latent each.
+            seeds: instead of `n` and `seed`: which ones.
+            classes: of all images, or a sequence with one for each: by name, or by number from 0. By default the seed
+                chooses: seed s is of class s modulo the number of classes.
+            truncation: psi, for style-based networks: 1 is full variety, less is more typical images, 0 the average.
+            noise: for networks with noise in their layers: "const" is always the same, "none" is none, "random" is
+                drawn from torch's default generator, so that an image no longer hangs on its seed alone.
+            dtype: torch.uint8 for 0..255, or torch.float32 for the nominal range [-1, 1], which is not clamped.
+
+        Returns:
+            [n, C, H, W] on the device of the generator, contiguous.
+
+        Raises:
+            ValueError: a number, class or option makes no sense.
+            Unsupported, a ValueError: the network has no truncation, or no noise, and it is asked for.
+        """
+        seeds = _seeds(n, seed, seeds)
+        if dtype not in (torch.uint8, torch.float32):
+            raise ValueError(f"dtype is {dtype}, must be torch.uint8 or torch.float32")
+        if not math.isfinite(truncation):
+            raise ValueError(f"truncation is {truncation}, must be finite")
+        if noise not in ("const", "none", "random"):
+            raise ValueError(f"noise is {noise!r}, must be 'const', 'none' or 'random'")
+        sampling.arguments(self.generator, truncation=truncation, noise=noise)
+        device = self.precision.device
+        labels = self.labels(seeds, classes)
+        z = sampling.latents(seeds, self.model.z_dim).to(device)
+        psi = torch.full((), truncation, device=device)
+        images = torch.empty(len(z), self.model.channels, self.resolution, self.resolution, dtype=dtype, device=device)
+        for start in range(0, len(z), self.batch):
+            part = slice(start, start + self.batch)
+            label = None if labels is None else self._padded(labels[part])
+            drawn = self._draw_batch(_Kind(noise, dtype), self._padded(z[part]), label, psi)
+            images[part] = drawn[: len(images[part])]
+        return images
+
+    def labels(self, seeds: Sequence[int], classes: str | int | Sequence[str | int] | None = None) -> Tensor | None:
+        """The class of each seed's image, int64 [len(seeds)] on the device; None for a network without classes.
+
+        `classes` as in `sample`. Raises ValueError for a class that there is not.
+        """
+        count = len(self.class_names)
+        if not count:
+            if classes is not None:
+                raise ValueError(f"classes is {classes!r}, but this network was trained without classes")
+            return None
+        if classes is None:
+            numbers = [seed % count for seed in seeds]
+        elif isinstance(classes, str | Integral):
+            numbers = [self._label(classes)] * len(seeds)
+        else:
+            numbers = [self._label(one) for one in classes]
+        if len(numbers) != len(seeds):
+            raise ValueError(f"classes has {len(numbers)} entries, must have one for each of {len(seeds)} images")
+        return torch.tensor(numbers, device=self.precision.device)
+
+    def _label(self, one: str | int) -> int:
+        names = self.class_names
+        if isinstance(one, str):
+            if one not in names:
+                raise ValueError(f"classes: there is no class {one!r}; there are {', '.join(names)}")
+            return names.index(one)
+        if not 0 <= one < len(names):
+            raise ValueError(f"classes: there is no class number {one}; there are 0 to {len(names) - 1}")
+        return int(one)
+
+    def _padded(self, part: Tensor) -> Tensor:
+        """[N, ...] filled up to a power of two where every size is compiled or captured anew, so that there are few."""
+        size = min(1 << (len(part) - 1).bit_length(), self.batch) if self._few_sizes else len(part)
+        return part if size == len(part) else torch.cat([part, part[-1:].expand(size - len(part), *part.shape[1:])])
+
+    def _draw_batch(self, kind: _Kind, z: Tensor, label: Tensor | None, psi: Tensor) -> Tensor:
+        """[N, C, H, W]; it holds until the next call."""
+        if self._graphs is None:
+            return self._images(kind, z, label, psi)
+        key = kind, len(z)
+        if key not in self._drawn:
+            size = len(z), self.model.channels, self.resolution, self.resolution
+            self._drawn[key] = torch.empty(size, dtype=kind.dtype, device=z.device)
+        self._graphs(kind, z, label, psi)
+        return self._drawn[key]
+
+    def _draw_into(self, kind: _Kind, z: Tensor, label: Tensor | None, psi: Tensor) -> None:
+        self._drawn[kind, len(z)].copy_(self._images(kind, z, label, psi))
+
+    def _images(self, kind: _Kind, z: Tensor, label: Tensor | None, psi: Tensor) -> Tensor:
+        options = sampling.arguments(self.generator, noise=kind.noise)
+        if "truncation" in options:
+            options["truncation"] = psi  # a tensor: a number would be part of what is compiled and captured
+        with self.precision.autocast():
+            images = self._network(z, label, **options)
+        return sampling.quantized(images) if kind.dtype == torch.uint8 else images
+
+
+def _compiled(network: nn.Module, device: torch.device) -> Callable[..., Tensor]:
+    compiled = compiler(device, "compile=True")(network, fullgraph=True)
+
+    def run(*inputs, **options):
+        with torch._dynamo.config.patch(recompile_limit=MOST_FORMS):
+            return compiled(*inputs, **options)
+
+    return run
+
+
+def _seeds(n: int | None, seed: int, seeds: Sequence[int] | None) -> list[int]:
+    if (n is None) == (seeds is None):
+        raise ValueError("give either n, how many images, or seeds, which ones")
+    if seeds is None:
+        seeds = range(seed, seed + n)
+    seeds = [int(one) for one in seeds]
+    if not seeds:
+        raise ValueError("there must be at least one image: n is 0, or seeds is empty")
+    for one in (min(seeds), max(seeds)):
+        if not 0 <= one <= LARGEST_SEED:
+            raise ValueError(f"seed {one} is out of range, must be from 0 to {LARGEST_SEED}")
+    return seeds

@@ -1,0 +1,270 @@
+"""`fastgan.load`: images of seeds, the same however they are drawn: one by one, in batches, captured or compiled."""
+
+import os
+import shutil
+import subprocess
+import sys
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import fastgan
+from fastgan import sampler as module
+from fastgan.errors import UserError
+from fastgan.generate import main as generate
+from fastgan.sampler import Sampler
+from fastgan.studies import Unsupported
+from fastgan.training.graphs import WARM_UPS, CudaRecorder
+from fastgan.training.precision import Precision
+from tests.tiny_run import untrained
+
+CLASSES = ("cat", "dog", "owl")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return untrained(tmp_path_factory.mktemp("run") / "run", "stylegan2", CLASSES)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """Without classes, styles or noise."""
+    return untrained(tmp_path_factory.mktemp("run") / "run", "mlp")
+
+
+@pytest.fixture(scope="module")
+def sampler(run):
+    """Draws one by one."""
+    return fastgan.load(run, "cpu", batch=1)
+
+
+def assert_alike(images, others, within=1e-5):
+    assert images.shape == others.shape and images.dtype == others.dtype
+    assert (images.float() - others.float()).abs().max() <= within * others.float().abs().max()
+
+
+def test_fastgan_alone_imports_nothing_for_it():
+    code = "import sys, fastgan; assert not {'torch', 'numpy', 'fastgan.sampler'} & set(sys.modules); fastgan.load"
+    subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, check=True)
+    with pytest.raises(AttributeError, match="'fastgan' has no attribute 'laod'"):
+        fastgan.laod  # noqa: B018
+
+
+def test_images_are_those_of_the_command_line(run, sampler, tmp_path):
+    assert generate(["--checkpoint", str(run), "--seeds", "3-5", "--trunc", "0.7", "--out", str(tmp_path)]) == 0
+    images = sampler.sample(3, seed=3, classes="dog", truncation=0.7)
+    for seed, image in zip((3, 4, 5), images, strict=True):
+        written = np.asarray(Image.open(tmp_path / f"class01-dog-seed{seed:04d}.png"))
+        assert (image.movedim(0, 2).numpy() == written).all()
+
+
+def test_what_it_says_of_itself(run, sampler, plain):
+    assert sampler.class_names == list(CLASSES) and sampler.resolution == 8
+    assert repr(sampler) == "Sampler(stylegan2, 3x8x8, 3 classes, cpu, float32 (without --amp))"
+    assert fastgan.load(plain, "cpu").class_names == []
+    assert not sampler.generator.training and not any(p.requires_grad for p in sampler.generator.parameters())
+
+
+def test_bytes_are_the_range_of_images(sampler):
+    images = sampler.sample(4)
+    exact = sampler.sample(4, dtype=torch.float32)
+    assert images.shape == (4, 3, 8, 8) and images.dtype == torch.uint8 and images.is_contiguous()
+    assert exact.abs().max() > 1, "an image that leaves the range, to see it clamped"
+    assert ((exact.clamp(-1, 1) + 1) * 127.5 - images).abs().max() <= 0.5 + 1e-4
+
+
+def test_an_image_hangs_on_its_seed_alone(run, sampler):
+    images = sampler.sample(7, dtype=torch.float32)
+    assert torch.equal(sampler.sample(seeds=[5, 2], dtype=torch.float32), images[[5, 2]])
+    assert torch.equal(sampler.sample(2, seed=4, dtype=torch.float32), images[4:6])
+    assert not torch.equal(images[0], images[3])  # which are of one class
+    assert_alike(fastgan.load(run, "cpu", batch=3).sample(7, dtype=torch.float32), images)
+
+
+def test_classes_by_name_or_number_and_else_by_the_seed(sampler):
+    images = sampler.sample(5)
+    assert torch.equal(sampler.sample(5, classes=["cat", 1, "owl", 0, np.int64(1)]), images)
+    assert torch.equal(sampler.sample(5, classes="owl")[2], images[2])
+    assert not torch.equal(sampler.sample(5, classes=2)[0], images[0])
+
+
+def test_truncation_and_noise_are_the_generators(sampler):
+    z = torch.randn(8, generator=torch.Generator().manual_seed(3))[None]
+    for options in ({"truncation": 0.5}, {"noise": "none"}, {"noise": "const"}):
+        expected = sampler.generator(z, torch.zeros(1, dtype=torch.int64), **{"noise": "const", **options})
+        assert torch.equal(sampler.sample(seeds=[3], dtype=torch.float32, **options), expected)
+    one, other = (sampler.sample(seeds=[3], noise="random") for _ in range(2))
+    assert not torch.equal(one, other)
+
+
+def test_a_network_that_still_grows_draws_what_it_has_reached(tmp_path):
+    sampler = fastgan.load(untrained(tmp_path / "run", "pggan", stage=(4, 1.0)), "cpu")
+    assert sampler.resolution == 4
+    assert sampler.sample(2).shape == (2, 3, 4, 4)
+
+
+MISTAKES = {
+    "nothing asked for": ({}, "give either n, how many images, or seeds"),
+    "both": ({"n": 1, "seeds": [1]}, "give either n, how many images, or seeds"),
+    "none at all": ({"n": 0}, "at least one image"),
+    "a seed below": ({"seeds": [3, -1]}, "seed -1 is out of range"),
+    "a class by name": ({"n": 1, "classes": "cow"}, "there is no class 'cow'; there are cat, dog, owl"),
+    "a class by number": ({"n": 1, "classes": 3}, "no class number 3; there are 0 to 2"),
+    "too few classes": ({"n": 3, "classes": ["cat", "dog"]}, "classes has 2 entries, must have one for each of 3"),
+    "dtype": ({"n": 1, "dtype": torch.int8}, "dtype is torch.int8, must be torch.uint8 or torch.float32"),
+    "noise": ({"n": 1, "noise": "loud"}, "noise is 'loud', must be 'const', 'none' or 'random'"),
+    "psi": ({"n": 1, "truncation": float("nan")}, "truncation is nan, must be finite"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_named(sampler, mistake):
+    options, says = MISTAKES[mistake]
+    with pytest.raises(ValueError, match=says):
+        sampler.sample(**options)
+
+
+def test_what_a_network_lacks_is_named(plain):
+    sampler = fastgan.load(plain, "cpu")
+    for options, says in (
+        ({"truncation": 0.5}, r"mlp has no truncation: psi is 0\.5, must be 1"),
+        ({"noise": "none"}, "mlp has no noise: it is 'none', must be 'const'"),
+    ):
+        with pytest.raises(Unsupported, match=says):
+            sampler.sample(1, **options)
+    with pytest.raises(ValueError, match="classes is 'cat', but this network was trained without classes"):
+        sampler.sample(1, classes="cat")
+
+
+def test_where_there_is_nothing_to_load(run, tmp_path):
+    for path, options, says in (
+        (tmp_path, {}, "holds no checkpoint.safetensors"),
+        (tmp_path / "run", {}, "there is no such checkpoint"),
+        (run, {"device": "toaster"}, "no such device"),
+        (run, {"batch": 0}, "batch is 0, must be at least 1"),
+    ):
+        with pytest.raises(UserError, match=says):
+            fastgan.load(path, **options)
+
+
+def test_activations_in_bf16_give_about_the_same_images(sampler):
+    half = Sampler(sampler.generator, sampler.model, CLASSES, Precision(torch.bfloat16, CPU, "to see what it does"))
+    images, exact = half.sample(6, dtype=torch.float32), sampler.sample(6, dtype=torch.float32)
+    assert images.dtype == torch.float32 and not torch.equal(images, exact)
+    assert (images - exact).norm() < 0.05 * exact.norm()
+
+
+# Captured, compiled --------------------------------------------------------------------------------------------------
+
+
+class Recorder:
+    """On the CPU: to replay is to do it again."""
+
+    def __init__(self):
+        self.captures = 0
+
+    def warm_up(self, work):
+        return work()
+
+    def capture(self, work):
+        self.captures += 1
+        return work, None
+
+    def forget(self):
+        pass
+
+
+def test_captured_batches_are_few_and_draw_the_same(sampler):
+    recorder = Recorder()
+    precision = Precision(torch.float32, CPU, "")
+    captured = Sampler(sampler.generator, sampler.model, CLASSES, precision, batch=4, recorder=recorder)
+    for round in range(WARM_UPS + 2):
+        for n in (1, 3, 4, 6, 7):  # batches of 1, 4, 4, 4 and 2, 4 and 4
+            options = {"seed": round, "truncation": 0.5 + round / 10, "dtype": torch.float32}
+            assert_alike(captured.sample(n, **options), sampler.sample(n, **options))
+    assert recorder.captures == 3  # of 1, 2 and 4: truncation is none of what they hang on
+    before = captured.sample(4)
+    kept = before.clone()
+    captured.sample(4, seed=9)
+    assert torch.equal(before, kept), "images are the caller's, not the memory that graphs write to"
+
+
+def test_the_network_is_one_graph_to_the_compiler_whatever_is_drawn(monkeypatch, sampler, plain):
+    """For sizes, noise and psi that change."""
+    monkeypatch.setattr(module, "compiler", lambda *_: partial(torch.compile, dynamic=False, backend="eager"))
+    torch.compiler.reset()
+    precision = Precision(torch.float32, CPU, "")
+    compiled = Sampler(sampler.generator, sampler.model, CLASSES, precision, batch=2, compile=True)
+    for options in ({"truncation": 0.7}, {"truncation": 0.6}, {"noise": "none"}):
+        options |= {"dtype": torch.float32}
+        assert_alike(compiled.sample(3, **options), sampler.sample(3, **options))
+    small = fastgan.load(plain, "cpu")
+    many = Sampler(small.generator, small.model, [], precision, batch=256, compile=True)
+    for size in (1, 2, 3, 5, 9, 17, 33, 65, 129):  # more than the compiler makes by itself
+        assert_alike(many.sample(size, dtype=torch.float32), small.sample(size, dtype=torch.float32))
+    torch.compiler.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="inductor needs a C++ compiler on a CPU")
+def test_compiled_images_are_those_of_the_network(plain):
+    compiled, eager = fastgan.load(plain, "cpu", compile=True, batch=2), fastgan.load(plain, "cpu")
+    assert_alike(compiled.sample(3, dtype=torch.float32), eager.sample(3, dtype=torch.float32))
+
+
+def test_where_nothing_can_be_compiled_it_says_so(monkeypatch, plain):
+    def broken(*args, **options):
+        raise RuntimeError("no working C++ compiler\nlong trace")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(UserError, match=r"compile=True: .* does not work here \(no working C\+\+ compiler\)"):
+        fastgan.load(plain, "cpu", compile=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+class TestOnGpu:
+    @pytest.mark.parametrize("compile", [False, True])
+    @pytest.mark.parametrize("amp", [False, True])
+    def test_captured_images_are_those_of_the_network(self, run, sampler, amp, compile):
+        captured = fastgan.load(run, "cuda", amp=amp, compile=compile, batch=4)
+        for round in range(WARM_UPS + 2):
+            options = {"seed": round, "truncation": 0.5 + round / 10, "dtype": torch.float32}
+            images, expected = captured.sample(6, **options).cpu(), sampler.sample(6, **options)
+            assert (images - expected).norm() < (0.05 if amp else 0.01) * expected.norm()
+        assert captured._graphs.failure is None
+        assert len(captured._graphs._captured) == 2
+
+    def test_random_noise_is_drawn_anew_at_every_replay(self, run):
+        captured = fastgan.load(run, "cuda", batch=4)
+        for _ in range(WARM_UPS + 1):
+            captured.sample(4, noise="random")
+        assert captured._graphs._captured
+        one, other = (captured.sample(4, noise="random", dtype=torch.float32) for _ in range(2))
+        assert not torch.equal(one, other)
+
+    def test_drawing_does_not_wait_for_the_device(self, run):
+        captured = fastgan.load(run, "cuda", batch=4)
+        captured._graphs = type(captured._graphs)(captured._draw_into, CudaRecorder(torch.device("cuda")))
+        z, label = torch.randn(4, 8, device="cuda"), torch.zeros(4, dtype=torch.int64, device="cuda")
+        psi, kind = torch.ones((), device="cuda"), module._Kind("const", torch.uint8)
+        draw = torch.no_grad()(lambda: captured._draw_batch(kind, z, label, psi))
+        for _ in range(WARM_UPS + 1):
+            draw()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            draw()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")

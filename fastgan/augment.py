@@ -164,8 +164,8 @@ class Augment(nn.Module):
         """The images after the transformations given, of the groups that are on.
 
         Args:
-            images: [N, C, H, W]; fp32, bf16, fp16 or fp64. C is 1 (grey: hue and saturation do nothing) or 3 (RGB),
-                or any number without "color".
+            images: [N, C, H, W]; fp32, bf16, fp16 or fp64. C is 1 (grey: hue and saturation do nothing), 3 (RGB) or 4
+                (RGBA, whose transparency keeps its values), or any number without "color".
             parameters: of N images, on the same device.
 
         Returns:
@@ -195,9 +195,9 @@ class Augment(nn.Module):
             raise ValueError(f"Augment: images have dtype {images.dtype}, must be fp32, bf16, fp16 or fp64")
         if images.device != self.p.device:
             raise ValueError(f"Augment: images are on {images.device}, p is on {self.p.device}")
-        if "color" in self.groups and images.shape[1] not in (1, 3):
+        if "color" in self.groups and images.shape[1] not in (1, 3, 4):
             raise ValueError(
-                f"Augment: images have {images.shape[1]} channels, must have 1 or 3; for others leave out group 'color'"
+                f"Augment: images have {images.shape[1]} channels, must have 1, 3 or 4; for others leave out 'color'"
             )
 
     def _move(self, x: Tensor, parameters: Parameters) -> Tensor:
@@ -422,7 +422,7 @@ class _SampleAdjoint(torch.autograd.Function):
 
 
 def _recolor(x: Tensor, parameters: Parameters) -> Tensor:
-    """Brightness, contrast, luma flip, hue and saturation of x [N, 1 or 3, H, W], in this order.
+    """Brightness, contrast, luma flip, hue and saturation of x [N, 1, 3 or 4, H, W], in this order.
 
     All of them are maps about the grey axis v = (1, 1, 1) / sqrt(3). So the product of their matrices is, with b the
     brightness and t the hue,
@@ -441,6 +441,8 @@ def _recolor(x: Tensor, parameters: Parameters) -> Tensor:
             parameters.hue,
         )
     )
+    if x.shape[1] == 4:
+        return torch.cat([_recolor(x[:, :3], parameters), x[:, 3:]], 1)
     along = contrast * flipped
     if x.shape[1] == 1:
         return along * x + along * brightness

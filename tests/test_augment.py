@@ -632,7 +632,7 @@ def test_errors_name_the_argument_and_what_would_be_right():
         Augment()(torch.zeros(3, 8, 8))
     with pytest.raises(ValueError, match=r"dtype torch\.uint8"):
         Augment()(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
-    with pytest.raises(ValueError, match="2 channels, must have 1 or 3"):
+    with pytest.raises(ValueError, match="2 channels, must have 1, 3 or 4"):
         Augment()(torch.zeros(1, 2, 8, 8))
     assert Augment(1.0, groups=("geometry",))(torch.zeros(1, 2, 8, 8)).shape == (1, 2, 8, 8)
     with pytest.raises(ValueError, match="images are on meta, p is on cpu"):

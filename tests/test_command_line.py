@@ -65,7 +65,7 @@ def test_a_configuration_survives_json():
 
 MISTAKES = {
     "resolution not a power of two": (["--resolution", "48"], "--resolution 48: must be a power of two"),
-    "channels": (["--channels", "2"], "--channels 2: must be 1 (grey) or 3 (colour)"),
+    "channels": (["--channels", "2"], "--channels 2: must be 1 (grey), 3 (colour) or 4 (colour with transparency)"),
     "empty batch": (["--batch", "0"], "--batch 0: must be at least 1"),
     "batch against stddev groups": (["--batch", "6"], "--batch 6: must be a multiple of 4"),
     "no images": (["--images", "-5"], "--images -5: must be at least 1"),

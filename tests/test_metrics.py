@@ -326,7 +326,7 @@ def test_features_of_a_data_set_are_kept(extractor, tmp_path):
 
 @needs_network
 def test_wrong_images_are_refused(extractor):
-    with pytest.raises(ValueError, match=r"must be uint8 \[N, H, W, 1 or 3\], not float32 \[1, 8, 8, 3\]"):
+    with pytest.raises(ValueError, match=r"must be uint8 \[N, H, W, 1, 3 or 4\], not float32 \[1, 8, 8, 3\]"):
         extractor(np.zeros((1, 8, 8, 3), np.float32))
 
 

@@ -1,20 +1,36 @@
-"""Training images: glyphs, emoji, a folder or a zip, as one memory-mapped array; their order; their way into a step."""
+"""Training images: glyphs, emoji, a folder, a zip or shards; their order; their way into a step.
+
+Sets are one memory-mapped array, but for shards. What trains on them, `ImageLoader`, is imported when it is asked for:
+the processes that prepare images need no torch.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fastgan.data.cache import ImageDataset
-from fastgan.data.loading import ImageLoader, pixels_of
+from fastgan.data.cache import ImageDataset, load_entry
+from fastgan.data.pictures import CHANNELS, parse_size, size_text
 from fastgan.data.sampling import ShuffledStream
 from fastgan.errors import UserError
+
+if TYPE_CHECKING:
+    from fastgan.data.loading import ImageLoader, pixels_of
 
 __all__ = ["ImageDataset", "ImageLoader", "ShuffledStream", "open_dataset", "pixels_of"]
 
 
+def __getattr__(name: str):
+    if name in ("ImageLoader", "pixels_of"):
+        from fastgan.data import loading
+
+        return getattr(loading, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 def open_dataset(
     spec: str,
-    resolution: int,
+    resolution: int | str,
     channels: int = 1,
     *,
     classes: int = 10,
@@ -25,9 +41,10 @@ def open_dataset(
 ) -> ImageDataset:
     """The data set that `spec` names, decoded once into a cache and memory-mapped from there.
 
-    spec: "glyphs", "emoji" (needs the extra of that name), or the path of a folder of images or of a zip (see
-        `folder.read`).
-    resolution: side in pixels. channels: 1 (grey) or 3 (RGB).
+    spec: "glyphs", "emoji" (needs the extra of that name), the path of a folder of images or of a zip (see
+        `folder.read`), or what `python -m fastgan.dataset` made: a folder with the array, which is mapped as it is, or
+        shards (see `shards.open_shards`), by path or URL.
+    resolution: side in pixels, or "WIDTHxHEIGHT". channels: 1 (grey), 3 (RGB) or 4 (RGBA).
     classes, seed: of the glyphs (see `glyphs.render`); all others bring their classes with them.
     split: "train", or "heldout": glyphs in fonts that "train" does not have.
     cache_dir: where to keep it; by default $FASTGAN_CACHE or `fastgan` in the user's cache directory.
@@ -35,8 +52,11 @@ def open_dataset(
     """
     if split not in ("train", "heldout"):
         raise ValueError(f"split must be 'train' or 'heldout', not {split!r}")
-    if resolution < 1:
-        raise UserError(f"--resolution must be a positive number of pixels, not {resolution}")
+    size = parse_size(resolution)
+    if spec in ("glyphs", "emoji"):
+        if size[0] != size[1]:
+            raise UserError(f"--resolution {resolution}: {spec} are square; give one number")
+        resolution = size[0]
     if spec == "glyphs":
         from fastgan.data import glyphs
 
@@ -49,6 +69,27 @@ def open_dataset(
         from fastgan.data import emoji
 
         return emoji.render(resolution, channels, cache_dir=cache_dir, progress=progress)
-    from fastgan.data import folder
+    from fastgan.data import folder, shards, sources
 
-    return folder.read(Path(spec).expanduser(), resolution, channels, cache_dir=cache_dir, progress=progress)
+    spec = spec if sources.is_url(spec) else str(Path(spec).expanduser())
+    if shards.is_index(spec):
+        return shards.open_shards(spec, size, channels, cache_dir)
+    path = Path(spec)
+    if (path / "meta.json").is_file() and (path / "images.npy").is_file():
+        return _prepared(path, size, channels)
+    if sources.is_other(spec):
+        raise UserError(f"--data {spec}: prepare it first, with python -m fastgan.dataset; see docs/data.md")
+    return folder.read(path, size, channels, cache_dir=cache_dir, progress=progress)
+
+
+def _prepared(path: Path, size: tuple[int, int], channels: int) -> ImageDataset:
+    """The array in a folder that `python -m fastgan.dataset` made."""
+    found = load_entry(path)
+    if found is None or found.images.ndim != 4 or found.channels not in CHANNELS or not len(found):
+        raise UserError(f"--data {path} is damaged; prepare it anew with python -m fastgan.dataset")
+    if (found.size, found.channels) != (size, channels):
+        raise UserError(
+            f"--data {path} has {CHANNELS[found.channels]} images of {size_text(found.size)}; "
+            f"give --resolution {found.resolution} --channels {found.channels}"
+        )
+    return found

@@ -16,14 +16,18 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from fastgan.errors import UserError
 
+if TYPE_CHECKING:
+    from fastgan.data.shards import ShardedPixels
+
 Content = TypeVar("Content")
 
+SHARD_INDEX = "shards.json"  # names a folder or place that has shards; see `fastgan.data.shards`
 FORMAT = 1  # part of every key: raise it when the same parameters would give other bytes
 
 
@@ -31,14 +35,15 @@ FORMAT = 1  # part of every key: raise it when the same parameters would give ot
 class ImageDataset:
     """Images of one size with optional class labels.
 
-    images: uint8 memory-map [n, H, W, C], H = W, C = 1 (grey) or 3 (RGB); read-only.
+    images: uint8 memory-map [n, H, W, C], C = 1 (grey), 3 (RGB) or 4 (RGBA); read-only. Of a set in shards
+        `shards.ShardedPixels`, which is asked for images in the same way.
     labels: int64 [n] in 0..len(class_names)-1, or None (unlabelled).
     class_names: one name a class; empty if unlabelled.
     source: what the images are, in words.
     digests: SHA-256 of the pixels ("images") and of the labels ("labels"), in order, from when they were decoded.
     """
 
-    images: np.ndarray
+    images: np.ndarray | ShardedPixels
     labels: np.ndarray | None
     class_names: list[str]
     source: str
@@ -48,8 +53,15 @@ class ImageDataset:
         return len(self.images)
 
     @property
-    def resolution(self) -> int:
-        return self.images.shape[1]
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        return self.images.shape[2], self.images.shape[1]
+
+    @property
+    def resolution(self) -> int | str:
+        """As --resolution has it: the side of square images, else "WIDTHxHEIGHT"."""
+        width, height = self.size
+        return width if width == height else f"{width}x{height}"
 
     @property
     def channels(self) -> int:
@@ -60,14 +72,19 @@ class ImageDataset:
         """Number of classes, 0 if unlabelled."""
         return len(self.class_names)
 
+    @property
+    def at_hand(self) -> int:
+        """The first so many images cost no more than a look: all of them, or one shard's."""
+        return len(self) if isinstance(self.images, np.ndarray) else self.images.counts[0]
+
     def describe(self) -> str:
         """One line: source, number and size of the images, classes."""
-        colour = "RGB" if self.channels == 3 else "grey"
+        colour = {1: "grey", 3: "RGB", 4: "RGBA"}[self.channels]
         names = " ".join(self.class_names)
         if len(names) > 70:
             names = f"{self.class_names[0]} .. {self.class_names[-1]}"
         classes = f"{self.num_classes} classes ({names})" if self.num_classes else "unlabelled"
-        size = f"{self.resolution}x{self.resolution}"
+        size = f"{self.size[0]}x{self.size[1]}"
         return f"{self.source}: {len(self):,} images, {size} {colour}, {classes}"
 
 
@@ -102,7 +119,7 @@ def load_or_build(key: dict, recipe: Callable[[], Recipe], cache_dir: Path | Non
     key: JSON-able; everything the bytes depend on. Several processes may ask at once: one builds, the others wait.
     Raises UserError where the cache cannot be written; whatever fails, no part of an entry stays behind.
     """
-    return _load_or_write(key, _load, lambda folder: _write(folder, recipe(), progress), cache_dir)
+    return _load_or_write(key, load_entry, lambda folder: _write(folder, recipe(), progress), cache_dir)
 
 
 def load_or_compute(key: dict, compute: Callable[[], np.ndarray], cache_dir: Path | None = None) -> np.ndarray:
@@ -121,7 +138,7 @@ def _load_or_write(
         return found
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with _lock(entry.with_name(entry.name + ".lock")):
+        with lock(entry.with_name(entry.name + ".lock")):
             if (found := load(entry)) is not None:
                 return found
             for left_by_a_kill in root.glob(f"{entry.name}.*.tmp"):
@@ -132,7 +149,7 @@ def _load_or_write(
             try:
                 write(temporary)
                 os.rename(temporary, entry)
-                _sync_folder(root)
+                sync_folder(root)
             except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise
@@ -146,7 +163,7 @@ def _load_or_write(
     return built
 
 
-def _load(entry: Path) -> ImageDataset | None:
+def load_entry(entry: Path) -> ImageDataset | None:
     """The entry memory-mapped; None if it is absent or damaged."""
     try:
         meta = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
@@ -175,16 +192,16 @@ def _write(folder: Path, recipe: Recipe, progress: bool) -> None:
             file.write(block.data)
             pixels.update(block.data)
             bar.update(len(block))
-        _sync(file)
+        sync(file)
     if labels is not None:
         with open(folder / "labels.npy", "wb") as file:
             np.save(file, labels)
-            _sync(file)
+            sync(file)
     digests = {"images": pixels.hexdigest(), "labels": hashlib.sha256(b"" if labels is None else labels).hexdigest()}
     with open(folder / "meta.json", "w", encoding="utf-8") as file:
         json.dump({"class_names": recipe.class_names, "source": recipe.source, "digests": digests}, file)
-        _sync(file)
-    _sync_folder(folder)
+        sync(file)
+    sync_folder(folder)
 
 
 def _load_array(entry: Path) -> np.ndarray | None:
@@ -199,16 +216,18 @@ def _write_array(folder: Path, array: np.ndarray) -> None:
     folder.mkdir()
     with open(folder / "array.npy", "wb") as file:
         np.save(file, array)
-        _sync(file)
-    _sync_folder(folder)
+        sync(file)
+    sync_folder(folder)
 
 
-def _sync(file) -> None:
+def sync(file) -> None:
+    """What was written to an open file is on the disk when this returns."""
     file.flush()
     os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """The same of the names in a folder."""
     if os.name == "posix":  # elsewhere a folder cannot be opened
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -218,7 +237,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def lock(path: Path) -> Iterator[None]:
     """One process at a time, where the system and the file system can; released by a death as well."""
     try:
         import fcntl
@@ -233,4 +252,19 @@ def _lock(path: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:
             pass  # some network file systems have no locks
+        yield
+
+
+@contextlib.contextmanager
+def lock_or_refuse(path: Path, refusal: str) -> Iterator[None]:
+    """As `lock`, but raises UserError with this message instead of waiting."""
+    with open(path, "wb") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(refusal) from None
+        except (ImportError, OSError):
+            pass  # Windows, and some network file systems, have no such locks
         yield

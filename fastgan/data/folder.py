@@ -1,13 +1,12 @@
 """Images of a person's own: a folder, or a zip (also StyleGAN's format, with a dataset.json), decoded once.
 
 Nothing is cropped, padded or converted with a loss: an image that does not fit is named, with what to do about it.
+`python -m fastgan.dataset` makes any images fit.
 """
 
 from __future__ import annotations
 
-import io
 import itertools
-import json
 import os
 import zipfile
 from collections.abc import Iterator
@@ -16,64 +15,125 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from fastgan.data import labels
 from fastgan.data.cache import ImageDataset, Recipe, load_or_build
+from fastgan.data.labels import LABEL_FILE
+from fastgan.data.pictures import (
+    CHANNELS,
+    FORMATS,
+    MAX_BYTES,
+    SUFFIXES,
+    Unusable,
+    decode,
+    plain,
+    reason,
+    require_sane_size,
+    size_text,
+)
 from fastgan.errors import UserError
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"})
-LABEL_FILE = "dataset.json"
 BLOCK = 32
 
 
-def read(path: Path, resolution: int, channels: int, *, cache_dir: Path | None, progress: bool) -> ImageDataset:
+def read(path: Path, size: tuple[int, int], channels: int, *, cache_dir: Path | None, progress: bool) -> ImageDataset:
     """The images under `path`, a folder (searched recursively) or a zip, in the order of their names.
 
-    All must be square, of one size, and that size `resolution` or `resolution` * 2^k; larger ones are averaged down
-    by boxes. Labels come from dataset.json ({"labels": [["file", int], ...]}, or null for none) if there is one, else
-    from the first level of sub-folders if there are two or more; else the set is unlabelled. Folders that all images
-    share are passed over.
+    All must be of one size, and that be `size` (width, height) or 2^k times it; larger ones are averaged down by boxes.
+    Labels come from dataset.json if there is one, see `labels.of_json`, else from the first level of sub-folders if
+    there are two or more; else the set is unlabelled. Folders that all images share are passed over.
     Raises UserError, naming the file, for everything that is not so.
     """
-    if channels not in (1, 3):
-        raise UserError(f"--channels {channels} is not possible; choose 1 (grey) or 3 (RGB)")
-    if path.is_dir():
-        source: _Folder | _Zip = _Folder(path)
-    elif path.is_file():
-        source = _Zip(path)
-    else:
-        raise UserError(f"--data {path}: no such folder or zip; give one, or 'glyphs' or 'emoji'")
-    with source:
-        names = [name for name in source.names if PurePosixPath(name).name != LABEL_FILE]
-        if not names:
-            raise UserError(f"--data {path}: no images in it; it needs files that end in {', '.join(sorted(SUFFIXES))}")
+    if channels not in CHANNELS:
+        raise UserError(f"--channels {channels} is not possible; choose 1 (grey), 3 (RGB) or 4 (RGBA)")
+    with open_files(path) as source:
+        names = source.images()
         key = {
             "kind": "images",
             "path": str(path.resolve()),
             "state": source.state,
-            "resolution": resolution,
+            "resolution": size[0] if size[0] == size[1] else size_text(size),
             "channels": channels,
         }
 
         def recipe() -> Recipe:
-            labels, class_names = _labels(source, names)
-            side = _common_side(source, names, resolution, progress)
+            found = labels.of_files(source, names)
+            found.require_all()
+            factor = _common_factor(source, names, size, progress)
             return Recipe(
-                shape=(len(names), resolution, resolution, channels),
-                labels=labels,
-                class_names=class_names,
+                shape=(len(names), size[1], size[0], channels),
+                labels=None if found.values is None else np.array(found.values, dtype=np.int64),
+                class_names=found.class_names,
                 source=str(path),
-                blocks=_decode(source, names, side, resolution, channels),
+                blocks=_decode(source, names, factor, size, channels),
                 title=f"decoding {path.name}",
             )
 
         return load_or_build(key, recipe, cache_dir, progress)
 
 
-class _Folder:
-    """Wanted files below a folder: names relative to it, with forward slashes, sorted."""
+def open_files(path: Path, option: str = "--data ") -> Folder | Zip:
+    """The files of a folder or a zip. Raises UserError if `path` is neither."""
+    if path.is_dir():
+        return Folder(path, option)
+    if path.is_file():
+        return Zip(path, option)
+    raise UserError(f"{option}{path}: no such folder or zip; give one, or 'glyphs' or 'emoji'")
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        found: dict[str, list[int]] = {}
+
+class Files:
+    """Images and label files below a folder or in a zip: names relative to it, with forward slashes, sorted.
+
+    Attributes:
+        names: of all of them.
+        state: JSON-able, what changes if they do.
+    """
+
+    names: list[str]
+    state: list
+
+    def __init__(self, path: Path, option: str) -> None:
+        self.path, self._option = path, option
+
+    def images(self) -> list[str]:
+        """The names of images. Raises UserError if there are none."""
+        names = [name for name in self.names if PurePosixPath(name).name != LABEL_FILE]
+        if not names:
+            needed = f"it needs files that end in {', '.join(sorted(SUFFIXES))}"
+            raise UserError(f"{self._option}{self.path}: no images in it; {needed}")
+        return names
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None: ...
+
+    def full_name(self, name: str) -> str:
+        raise NotImplementedError
+
+    def size(self, name: str) -> int:
+        """In bytes, as it says itself."""
+        raise NotImplementedError
+
+    def open(self, name: str):
+        raise NotImplementedError
+
+    def read(self, name: str) -> bytes:
+        """The whole file. Raises Unusable for one that would fill the memory, or cannot be read."""
+        if self.size(name) > MAX_BYTES:
+            raise Unusable(f"has {self.size(name) / 2**20:,.0f} MiB, more than {MAX_BYTES / 2**20:,.0f}")
+        try:
+            with self.open(name) as file:
+                return file.read()
+        except Exception as error:  # zipfile raises a dozen kinds on damaged files
+            raise Unusable(f"cannot be decoded ({reason(error)})") from error
+
+
+class Folder(Files):
+    """Those below a folder."""
+
+    def __init__(self, path: Path, option: str = "--data ") -> None:
+        super().__init__(path, option)
+        self._found: dict[str, list[int]] = {}
         seen = set()
         for here, folders, files in os.walk(path, followlinks=True, onerror=self._refuse):
             if (real := os.path.realpath(here)) in seen:  # a link that leads back
@@ -88,20 +148,15 @@ class _Folder:
                         status = full.stat()
                     except OSError as error:
                         self._refuse(error)
-                    found[name] = [status.st_size, status.st_mtime_ns]
-        self.names = sorted(found)
-        self.state = [[name, *found[name]] for name in self.names]
-
-    def __enter__(self) -> _Folder:
-        return self
-
-    def __exit__(self, *_) -> None: ...
+                    self._found[name] = [status.st_size, status.st_mtime_ns]
+        self.names = sorted(self._found)
+        self.state = [[name, *self._found[name]] for name in self.names]
 
     def full_name(self, name: str) -> str:
         return str(self.path / name)
 
-    def read(self, name: str) -> bytes:
-        return (self.path / name).read_bytes()
+    def size(self, name: str) -> int:
+        return self._found[name][0]
 
     def open(self, name: str):
         return open(self.path / name, "rb")
@@ -111,23 +166,20 @@ class _Folder:
         raise UserError(f"cannot read {error.filename}: {error.strerror}; repair or remove it") from error
 
 
-class _Zip:
-    """The same of a zip file."""
+class Zip(Files):
+    """Those in a zip file. Nothing is unpacked to the disk, so what names there look like does no harm."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, option: str = "--data ") -> None:
+        super().__init__(path, option)
         try:
             self.zip = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError, ValueError) as error:
+        except Exception as error:  # BadZipFile, and struct.error, NotImplementedError, ... on damaged ones
             raise UserError(
-                f"--data {path} is not a readable zip ({error}); give a folder of images or an undamaged zip"
+                f"{option}{path} is not a readable zip ({reason(error)}); give a folder of images or an undamaged zip"
             ) from error
-        self.names = sorted(name for name in self.zip.namelist() if _wanted(name))
+        self.names = sorted({name for name in self.zip.namelist() if _wanted(name)})
         status = path.stat()
         self.state = [status.st_size, status.st_mtime_ns]
-
-    def __enter__(self) -> _Zip:
-        return self
 
     def __exit__(self, *_) -> None:
         self.zip.close()
@@ -135,8 +187,8 @@ class _Zip:
     def full_name(self, name: str) -> str:
         return f"{self.path}:{name}"
 
-    def read(self, name: str) -> bytes:
-        return self.zip.read(name)
+    def size(self, name: str) -> int:
+        return self.zip.getinfo(name).file_size
 
     def open(self, name: str):
         return self.zip.open(name)
@@ -145,108 +197,60 @@ class _Zip:
 def _wanted(name: str) -> bool:
     """Whether a file is an image or a label file, and not a hidden one or one that macOS adds to a zip."""
     path = PurePosixPath(name)
-    if any(part.startswith(".") or part == "__MACOSX" for part in path.parts):
+    if any((part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in path.parts):
         return False
     return path.suffix.lower() in SUFFIXES or path.name == LABEL_FILE
 
 
-def _labels(source: _Folder | _Zip, names: list[str]) -> tuple[np.ndarray | None, list[str]]:
-    """int64 labels in the order of `names` and the names of the classes, or (None, [])."""
-    label_files = [name for name in source.names if PurePosixPath(name).name == LABEL_FILE]
-    if label_files:
-        return _labels_of_json(source, min(label_files, key=len), names)
-    parts = [PurePosixPath(name).parts for name in names]
-    shared = _shared_length(min(parts)[:-1], max(parts)[:-1])
-    folders = [p[shared] if len(p) > shared + 1 else None for p in parts]
-    if all(folder is None for folder in folders):
-        return None, []
-    if None in folders:
-        stray = source.full_name(names[folders.index(None)])
-        raise UserError(f"{stray} lies beside sub-folders with images; move it into one, or all images into one folder")
-    class_names = sorted(set(folders))
-    index = {name: i for i, name in enumerate(class_names)}
-    return np.array([index[folder] for folder in folders], dtype=np.int64), class_names
-
-
-def _shared_length(low: tuple[str, ...], high: tuple[str, ...]) -> int:
-    """How many leading parts two paths share; of the first and the last in order, how many all paths share."""
-    return next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
-
-
-def _labels_of_json(source: _Folder | _Zip, file: str, names: list[str]) -> tuple[np.ndarray | None, list[str]]:
-    where = source.full_name(file)
-    try:
-        labels = json.loads(source.read(file).decode("utf-8"))["labels"]
-    except Exception as error:  # whatever is wrong with bytes that should be {"labels": ...}
-        raise UserError(f'{where} is not JSON like {{"labels": [["file", 0], ...]}}; repair or remove it') from error
-    if labels is None:
-        return None, []
-    base = PurePosixPath(file).parent
-    by_name = {}
-    for pair in labels if isinstance(labels, list) else [labels]:
-        if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)):
-            raise UserError(f'{where}: every label must be ["file", integer], not {json.dumps(pair)[:60]}; repair it')
-        image, label = pair
-        if label is not None and (type(label) is not int or label < 0):
-            raise UserError(
-                f"{where}: the label of {image} must be an integer from 0 up, not {json.dumps(label)[:40]}; "
-                'repair it, or set "labels" to null'
-            )
-        by_name[(base / image.replace("\\", "/")).as_posix()] = label
-    if absent := by_name.keys() - set(source.names):
-        raise UserError(f"{where} names {min(absent)}, which is not there; repair the list or add the image")
-    if unnamed := [name for name in names if name not in by_name]:
-        raise UserError(f'{where} has no label for {unnamed[0]}; add it, or set "labels" to null')
-    values = [by_name[name] for name in names]
-    if all(value is None for value in values):
-        return None, []
-    if None in values:
-        raise UserError(f"{where}: the label of {names[values.index(None)]} is null, others are not; give all or none")
-    if (top := max(values)) >= 1_000_000:
-        raise UserError(f"{where}: a label is {top}; number the classes from 0 up without gaps")
-    return np.array(values, dtype=np.int64), [str(i) for i in range(top + 1)]
-
-
-def _common_side(source: _Folder | _Zip, names: list[str], resolution: int, progress: bool) -> int:
-    """The side that all images have. Reads their headers only, so that a wrong one shows before the long work."""
+def _common_factor(source: Files, names: list[str], size: tuple[int, int], progress: bool) -> int:
+    """How many times larger than `size` all images are. Reads their headers only, so that a wrong one shows before the
+    long work."""
     from PIL import Image
     from tqdm import tqdm
 
-    first = None
+    first, factor, text = None, 1, size_text(size)
     for name in tqdm(names, desc="checking sizes", unit=" images", disable=not progress, leave=False):
         where = source.full_name(name)
         try:
-            with source.open(name) as file, Image.open(file) as image:
-                size = image.size
+            with source.open(name) as file, Image.open(file, formats=FORMATS) as image:
+                found = image.size
+                require_sane_size(found)
+        except Unusable as error:
+            raise _refused(where, error) from error
         except Exception as error:  # Pillow and zipfile raise a dozen kinds on damaged files
-            raise _damaged(where, error) from error
+            raise _refused(where, f"cannot be decoded ({reason(error)})") from error
         if first is None:
-            first = size
-            factor = size[0] // resolution
-            if size[0] != size[1]:
+            first = found
+            factor = found[0] // size[0]
+            if found[0] * size[1] != found[1] * size[0]:
+                shape = "square" if size[0] == size[1] else f"of the shape {text}"
                 raise UserError(
-                    f"{where} is {size[0]}x{size[1]}, not square; crop all images to {resolution}x{resolution}"
+                    f"{where} is {size_text(found)}, not {shape}; crop all images to {text}, "
+                    "as python -m fastgan.dataset does"
                 )
-            if factor * resolution != size[0] or factor & (factor - 1):
+            if factor * size[0] != found[0] or factor < 1 or factor & (factor - 1):
+                wanted = size[0] if size[0] == size[1] else text
                 raise UserError(
-                    f"{where} is {size[0]}x{size[1]}, not {resolution} times 1, 2, 4, ...; "
-                    f"resize all images to {resolution}x{resolution}, or choose another --resolution"
+                    f"{where} is {size_text(found)}, not {wanted} times 1, 2, 4, ...; resize all images to {text}, "
+                    "as python -m fastgan.dataset does, or choose another --resolution"
                 )
-        if size != first:
+        if found != first:
             raise UserError(
-                f"{where} is {size[0]}x{size[1]}, but {names[0]} is {first[0]}x{first[1]}; "
-                f"all images must have one size: resize them to {resolution}x{resolution}"
+                f"{where} is {size_text(found)}, but {names[0]} is {size_text(first)}; "
+                f"all images must have one size: resize them to {text}, as python -m fastgan.dataset does"
             )
-    return first[0]
+    return factor
 
 
-def _decode(
-    source: _Folder | _Zip, names: list[str], side: int, resolution: int, channels: int
-) -> Iterator[np.ndarray]:
-    """Blocks of uint8 [up to BLOCK, resolution, resolution, channels]. Decoders let other threads run."""
+def _decode(source: Files, names: list[str], factor: int, size: tuple[int, int], channels: int) -> Iterator[np.ndarray]:
+    """Blocks of uint8 [up to BLOCK, height, width, channels]. Decoders let other threads run."""
 
     def one(name: str) -> np.ndarray:
-        return _pixels(source.full_name(name), source.read, name, side, resolution, channels)
+        where = source.full_name(name)
+        try:
+            return _pixels(where, decode(source.read(name)), factor, size, channels)
+        except Unusable as error:
+            raise _refused(where, error) from error
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         rest = iter(names)
@@ -254,41 +258,31 @@ def _decode(
             yield np.stack(list(pool.map(one, block)))
 
 
-def _pixels(where: str, read, name: str, side: int, resolution: int, channels: int) -> np.ndarray:
-    """One image, uint8 [resolution, resolution, channels], or a UserError where that would lose something."""
-    from PIL import Image, ImageOps
-
-    try:
-        image = Image.open(io.BytesIO(read(name)))
-        image.load()
-        image = ImageOps.exif_transpose(image)
-    except Exception as error:  # as in _common_side
-        raise _damaged(where, error) from error
-    if image.mode in ("1", "P", "PA"):  # black and white, palettes
-        transparent = image.mode == "PA" or "transparency" in image.info
-        image = image.convert("L" if image.mode == "1" else "RGBA" if transparent else "RGB")
-    elif image.mode in ("L", "RGB") and "transparency" in image.info:  # one colour stands for transparent
-        image = image.convert("RGBA")
-    if image.mode in ("LA", "RGBA"):
-        if image.getchannel("A").getextrema() != (255, 255):
-            raise UserError(f"{where} is partly transparent; put all images on a ground and save them without alpha")
-        image = image.convert("L" if image.mode == "LA" else "RGB")
-    if image.mode not in ("L", "RGB"):
-        raise UserError(f"{where} has mode {image.mode}; save all images as 8-bit grey or RGB")
+def _pixels(where: str, image, factor: int, size: tuple[int, int], channels: int) -> np.ndarray:
+    """One image, uint8 [height, width, channels], or a UserError where that would lose something."""
+    if image.mode.startswith("I;16") or image.mode in ("CMYK", "LAB", "HSV", "YCbCr"):
+        raise UserError(
+            f"{where} has mode {image.mode}; save all images as 8-bit grey or RGB, as python -m fastgan.dataset does"
+        )
+    image = plain(image)
+    if image.mode == "RGBA" and channels != 4:
+        raise UserError(
+            f"{where} is partly transparent; put all images on a ground and save them without alpha, "
+            "as python -m fastgan.dataset does, or give --channels 4"
+        )
     if channels == 1 and image.mode == "RGB":
         red, green, blue = image.split()
         if red.tobytes() != green.tobytes() or red.tobytes() != blue.tobytes():
             raise UserError(f"{where} is in colour, but --channels is 1; use --channels 3 or save all images as grey")
         image = red
-    if channels == 3 and image.mode == "L":
-        image = image.convert("RGB")
-    if side != resolution:
-        image = image.reduce(side // resolution)
-    return np.asarray(image).reshape(resolution, resolution, channels)
+    if channels >= 3:
+        image = image.convert("RGB" if channels == 3 else "RGBA")
+    if factor != 1:
+        image = image.reduce(factor)
+    if image.size != size:  # turned by what EXIF says, after its header was looked at
+        raise Unusable(f"is {size_text(image.size)} once upright, not {size_text(size)}")
+    return np.asarray(image).reshape(size[1], size[0], channels)
 
 
-def _damaged(where: str, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:80] or type(error).__name__
-    if "cannot identify image file" in reason:
-        reason = "not an image"
-    return UserError(f"{where} cannot be decoded ({reason}); replace or remove it")
+def _refused(where: str, why: object) -> UserError:
+    return UserError(f"{where} {why}; replace or remove it, or let python -m fastgan.dataset pass over such files")

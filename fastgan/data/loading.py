@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from fastgan.data.cache import ImageDataset
-from fastgan.data.sampling import CoinFlips, ShuffledStream
+from fastgan.data.sampling import CoinFlips, ShuffledStream, Stream
+from fastgan.data.shards import AT_ONCE, ShardedPixels, ShardedStream
 from fastgan.ops import image_batch
 
 RESIDENT_SHARE = 0.25  # of a GPU's free memory, before the first step, that the bytes of a data set may take
@@ -41,7 +42,7 @@ class ImageLoader:
     as if it had never stopped. To be closed in the end, also after an exception: there may be a thread.
 
     Args:
-        dataset: where the images come from; its memory map is read in place.
+        dataset: where the images come from; its memory map is read in place, its shards as they are needed.
         device: of the batches.
         seed: of the order, and of which images are mirrored.
         batch_at: the size of a batch, from the number of images shown before it.
@@ -69,9 +70,13 @@ class ImageLoader:
         resident: bool | None = None,
     ):
         self._device, self._batch_at, self._share = device, batch_at, share
-        self._order = ShuffledStream(len(dataset), seed)
         self._flips = CoinFlips(seed) if mirror else None
-        self._pixels = pixels_of(dataset)
+        self._shards = dataset.images if isinstance(dataset.images, ShardedPixels) else None
+        self._order: Stream
+        if self._shards:
+            self._order, resident = ShardedStream(self._shards.counts, seed), False
+        else:
+            self._order, self._pixels = ShuffledStream(len(dataset), seed), pixels_of(dataset)
         self._labels = torch.from_numpy(dataset.labels) if labels else None
         self._ahead: Ahead[Sent] | None = None
         if device.type == "cuda" and (fits(self._pixels, device) if resident is None else resident):
@@ -84,6 +89,8 @@ class ImageLoader:
             self.how = "read ahead from a memory map"
         else:
             self.how = "read from a memory map"
+        if self._shards:
+            self.how = f"{AT_ONCE} shards at a time"
 
     def batch(self, position: int) -> Batch:
         """The batch after so many images shown. What went wrong in the thread is raised here."""
@@ -92,12 +99,17 @@ class ImageLoader:
             return Batch(image_batch(pixels, None, mirrored), labels)
         index, mirrored = (_to_device(t, self._device) for t in self._selected(position))
         labels = None if self._labels is None else self._labels[index]
+        if self._shards:
+            pixels = torch.empty((len(index), *self._shards.shape[1:]), dtype=torch.uint8)
+            return Batch(image_batch(self._gather(position, index, pixels), None, mirrored), labels)
         return Batch(image_batch(self._pixels, index, mirrored), labels)
 
     def close(self) -> None:
         """Ends the thread, if there is one, and waits for its end."""
         if self._ahead:
             self._ahead.close()
+        if self._shards:
+            self._shards.close()
 
     def _selected(self, position: int) -> tuple[Tensor, Tensor | None]:
         """Which images the batch has, int64 [N], and which of them are mirrored, bool [N]."""
@@ -107,11 +119,19 @@ class ImageLoader:
         index = torch.from_numpy(self._order.take(position, count))
         return index, torch.from_numpy(self._flips.take(position, count)) if self._flips else None
 
+    def _gather(self, position: int, index: Tensor, out: Tensor) -> Tensor:
+        """The bytes of the batch at a position, in `out`."""
+        if self._shards is None:
+            return torch.index_select(self._pixels, 0, index, out=out)
+        self._shards.gather(index.numpy(), out.numpy())
+        self._shards.expect(self._order.following(position))  # once those in use are there
+        return out
+
     def _send(self, position: int) -> Sent:
         """Puts a batch on its way: bytes, which are mirrored, labels. In the thread."""
         index, mirrored = self._selected(position)
-        pixels = self._transfer.buffer((len(index), *self._pixels.shape[1:]), torch.uint8)
-        torch.index_select(self._pixels, 0, index, out=pixels)
+        shape = self._shards.shape if self._shards else self._pixels.shape
+        pixels = self._gather(position, index, self._transfer.buffer((len(index), *shape[1:]), torch.uint8))
         if mirrored is not None:
             mirrored = self._transfer.buffer((len(index),), torch.bool).copy_(mirrored)
         labels = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 
-class _Stream:
+class Stream:
     """An endless stream that is made in blocks, each determined by (seed, number of the block).
 
     The position in it is all the state there is. `dtype` is that of what it is made of.
@@ -42,7 +42,7 @@ class _Stream:
         raise NotImplementedError
 
 
-class ShuffledStream(_Stream):
+class ShuffledStream(Stream):
     """An endless stream of shuffled epochs: indices, int64.
 
     Every epoch is a permutation of 0..size-1 of its own, determined by (seed, epoch).
@@ -60,7 +60,7 @@ class ShuffledStream(_Stream):
         return np.random.default_rng([self.seed, number]).permutation(self.size)
 
 
-class CoinFlips(_Stream):
+class CoinFlips(Stream):
     """An endless stream of coin flips, bool: true with probability 1/2, each independent of all others.
 
     They are independent of the order of images, too: the same image falls on either side in different epochs.

@@ -1,8 +1,8 @@
 """Features of EfficientNet-Lite0 (Tan and Le 2019, in its form for phones).
 
 Network and weights, trained on ImageNet, come from the packages of the extra "metrics", and nothing is downloaded
-later. An image is prepared as for the training of that network: grey repeated to RGB, resized to 224x224 (bicubic,
-antialiased where it gets smaller, clamped to the range of pixels), and (pixel - 127) / 128.
+later. An image is prepared as for the training of that network: resized to 224x224 (bicubic, antialiased where it gets
+smaller, clamped to the range of pixels), and (pixel - 127) / 128.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class EfficientNet(Extractor):
 
 
 def prepare(images: Tensor) -> Tensor:
-    """Images uint8 [N, H, W, 1 or 3] as the network wants them: fp32 [N, 3, 224, 224] of range [-0.99, 1]."""
+    """Images uint8 [N, H, W, 3] as the network wants them: fp32 [N, 3, 224, 224] of range [-0.99, 1]."""
     pixels = images.movedim(3, 1).float()
     pixels = F.interpolate(pixels, (SIDE, SIDE), mode="bicubic", align_corners=False, antialias=True).clamp(0, 255)
-    return pixels.expand(-1, 3, -1, -1).sub(127).div(128).contiguous(memory_format=torch.channels_last)
+    return pixels.sub(127).div(128).contiguous(memory_format=torch.channels_last)
 
 
 def _pretrained() -> tuple[nn.Module, str]:

@@ -18,7 +18,9 @@ FORMAT = 1  # part of the cache's keys: raise it when the same images would get 
 
 
 class Extractor:
-    """Maps images, uint8 [N, H, W, 1 or 3], to features, fp32 [N, D]. `efficientnet` and `inception` are such.
+    """Maps images, uint8 [N, H, W, 1, 3 or 4], to features, fp32 [N, D]. `efficientnet` and `inception` are such.
+
+    Grey is repeated to RGB, and RGBA is put on white.
 
     Computes in fp32 (no TF32) and in evaluation mode, so that the features of an image are those of this image alone.
 
@@ -35,19 +37,27 @@ class Extractor:
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
-            raise ValueError(f"images must be uint8 [N, H, W, 1 or 3], not {images.dtype} {list(images.shape)}")
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3, 4):
+            raise ValueError(f"images must be uint8 [N, H, W, 1, 3 or 4], not {images.dtype} {list(images.shape)}")
         exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
         parts = []
         with exact, torch.autocast(self.device.type, enabled=False):
             for start in range(0, len(images), self.batch):
                 part = torch.from_numpy(np.array(images[start : start + self.batch])).to(self.device)
-                parts.append(self.features(part).cpu().numpy())
+                parts.append(self.features(_rgb(part)).cpu().numpy())
         return np.concatenate(parts)
 
     def features(self, images: Tensor) -> Tensor:
-        """Of images uint8 [N, H, W, 1 or 3] on the network's device: fp32 [N, D]."""
+        """Of images uint8 [N, H, W, 3] on the network's device: fp32 [N, D]."""
         raise NotImplementedError
+
+
+def _rgb(images: Tensor) -> Tensor:
+    """Images uint8 [N, H, W, 1, 3 or 4] as [N, H, W, 3]."""
+    if images.shape[3] < 4:
+        return images.expand(-1, -1, -1, 3)
+    colours, alpha = images[..., :3].float(), images[..., 3:].float() / 255
+    return (255 + (colours - 255) * alpha).round().to(torch.uint8)
 
 
 def key_of(dataset: ImageDataset, index: np.ndarray, extractor: Extractor) -> dict[str, str | int]:

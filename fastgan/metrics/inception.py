@@ -19,8 +19,7 @@ from fastgan.metrics.features import Extractor
 
 
 class Inception(Extractor):
-    """Features are those of the last pooling, [N, 2048], of images resized to 299x299 as TensorFlow 1 did; grey is
-    repeated to RGB.
+    """Features are those of the last pooling, [N, 2048], of images resized to 299x299 as TensorFlow 1 did.
 
     original: whether the weights are, to the byte, those that published numbers come from.
     Raises UserError if torch-fidelity is missing, or `path` has no weights of this network.
@@ -46,7 +45,7 @@ class Inception(Extractor):
         super().__init__(network, f"inception-v3-{digest[:16]}", device, batch)
 
     def features(self, images: Tensor) -> Tensor:
-        return self.network(images.movedim(3, 1).expand(-1, 3, -1, -1))[0]
+        return self.network(images.movedim(3, 1))[0]
 
     def score(self, features: np.ndarray) -> tuple[float, float]:
         """The Inception score (Salimans et al. 2016): mean and standard deviation over ten parts of the images.

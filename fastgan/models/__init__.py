@@ -23,7 +23,8 @@ class ModelConfig:
 
     Attributes:
         arch: a key of `ARCHITECTURES`.
-        resolution: of the square image, a power of two from 8.
+        resolution: of the square image, a power of two from 8. Of another image, that of a square one with as many
+            levels: it is 4 * 2^k for `first` * 2^k.
         channels: of the image: 1 grey, 3 RGB.
         num_classes: of labels; 0 for none.
         z_dim: size of the latent z (and of w, where there is one).
@@ -40,6 +41,8 @@ class ModelConfig:
         stddev_group: samples that StyleGAN2's critic compares with each other.
         stddev_features: feature maps it makes of that, of which the channels at 4x4 must be a multiple; 0 for none.
         residual_critic: whether StyleGAN2's critic is made of residual blocks.
+        first: height and width of the smallest feature maps, of the generator's first and the critic's last; 4x4 for a
+             square image. Families without `ANY_SHAPE` know no other.
     """
 
     arch: str = "stylegan2"
@@ -58,6 +61,14 @@ class ModelConfig:
     stddev_group: int = 4
     stddev_features: int = 1
     residual_critic: bool = True
+    first: tuple[int, int] = (4, 4)
+
+    def __post_init__(self):
+        object.__setattr__(self, "first", tuple(self.first))  # JSON has made a list of it
+
+    def plane(self, resolution: int) -> tuple[int, int]:
+        """Height and width of the feature maps at one of `resolutions`; at the last, of the image."""
+        return self.first[0] * resolution // 4, self.first[1] * resolution // 4
 
     def features(self, resolution: int) -> int:
         """Feature maps at a resolution."""
@@ -87,6 +98,10 @@ def build(config: ModelConfig) -> tuple[nn.Module, nn.Module]:
     if config.features(config.resolution) < 1:
         raise ValueError(f"channel_base is {config.channel_base}, must be at least the resolution {config.resolution}")
     family = ARCHITECTURES[config.arch]
+    if len(config.first) != 2 or not all(type(side) is int and side >= 1 for side in config.first):
+        raise ValueError(f"first is {config.first}, must be height and width of the smallest feature maps")
+    if config.first != (4, 4) and not getattr(family, "ANY_SHAPE", False):
+        raise ValueError(f"first is {config.first}, must be (4, 4) for {config.arch}, which knows square images only")
     variants = getattr(family, "VARIANTS", ())
     if config.variant and config.variant not in variants:
         right = f"must be {' or '.join(variants)}" if variants else "must be empty"

@@ -83,8 +83,8 @@ class StyleBased(nn.Module):
             z: [N, z_dim] from N(0, 1).
             label: [N] int64 class indices, for a conditional generator.
             style_mixing: probability that a sample's later layers take the w of another latent.
-            truncation: psi; w is drawn towards its mean by this factor (1: not at all). A number, or a tensor [] where it
-                is to stay an input of what is traced or captured.
+            truncation: psi; w is drawn towards its mean by this factor (1: not at all). A number, or a 0-dim tensor
+                where it is to stay an input of what is traced or captured.
             truncation_layers: in the first so many layers; None for what the family does: StyleGAN in 8, the details of
                 higher resolutions being left as they are, StyleGAN2 in all.
 

@@ -19,6 +19,7 @@ from fastgan.ops import noise_bias_act
 from fastgan.ops.arithmetic import to_arithmetic
 from fastgan.ops.layout import channels_last
 
+ANY_SHAPE = True  # also of images that are not square
 EXPANSION = 2  # of a block's width, between its 1x1 convolutions
 GROUP_SIZE = 16  # channels that the 3x3 convolution looks at together
 BLOCKS = 2  # a resolution
@@ -66,10 +67,11 @@ class ResidualBlock(nn.Module):
 
 
 class Generator(Recomputing):
-    """z [N, z_dim], label [N] to an image [N, channels, R, R] of nominal range [-1, 1], fp32.
+    """z [N, z_dim], label [N] to an image [N, channels, H, W] of nominal range [-1, 1], fp32.
 
-    Learned 4x4 maps times a linear map of z, then two residual blocks a resolution; between resolutions a 1x1
-    convolution where the width changes, then bilinear interpolation. A label is joined to z as an embedding.
+    Learned maps, 4x4 for a square image, times a linear map of z, then two residual blocks a resolution; between
+    resolutions a 1x1 convolution where the width changes, then bilinear interpolation. A label is joined to z as an
+    embedding.
     """
 
     supports = frozenset()
@@ -80,7 +82,7 @@ class Generator(Recomputing):
         self.embed = nn.Embedding(config.num_classes, config.z_dim) if config.num_classes else None
         widths = _widths(config)
         self.project = _linear(config.z_dim * (2 if config.num_classes else 1), widths[0])
-        self.basis = nn.Parameter(torch.randn(widths[0], 4, 4))
+        self.basis = nn.Parameter(torch.randn(widths[0], *config.first))
         self.trunk = _stage(widths[0], len(widths))
         for i, o in itertools.pairwise(widths):
             self.trunk.extend([*_change(i, o), Upsample2d(FILTER), *_stage(o, len(widths))])
@@ -97,7 +99,7 @@ class Generator(Recomputing):
 
 
 class Critic(Recomputing):
-    """image [N, channels, R, R], label [N] to logits [N] in fp32.
+    """image [N, channels, H, W], label [N] to logits [N] in fp32.
 
     The generator's mirror image: residual blocks, interpolation before the 1x1 convolution, and a depthwise 4x4
     convolution with a linear map at the end. With labels the logit is the inner product with the label's embedding.
@@ -111,8 +113,8 @@ class Critic(Recomputing):
         for i, o in itertools.pairwise(widths):
             self.trunk.extend([Downsample2d(FILTER), *_change(i, o), *_stage(o, len(widths))])
         last = widths[-1]
-        self.head = Conv2d(last, last, 4, groups=last, bias=False)
-        nn.init.normal_(self.head.weight, std=1 / 4)
+        self.head = Conv2d(last, last, config.first, groups=last, bias=False)
+        nn.init.normal_(self.head.weight, std=1 / math.sqrt(math.prod(config.first)))
         self.out = _linear(last, config.z_dim if config.num_classes else 1)
         self.embed = nn.Embedding(config.num_classes, config.z_dim) if config.num_classes else None
         if self.embed is not None:

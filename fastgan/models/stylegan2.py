@@ -16,6 +16,8 @@ from fastgan.ops.arithmetic import to_arithmetic
 from fastgan.ops.layout import channels_last
 from fastgan.ops.upfirdn2d import taps, upfirdn2d
 
+ANY_SHAPE = True  # also of images that are not square
+
 
 class SynthesisLayer(nn.Module):
     """Modulated 3x3 convolution, noise, bias, leaky ReLU: the convolution and one elementwise pass."""
@@ -25,7 +27,7 @@ class SynthesisLayer(nn.Module):
         self.affine = EqualizedLinear(config.z_dim, in_channels, bias_init=1.0)
         self.conv = ModulatedConv2d(in_channels, out_channels, 3, up=up)
         self.epilogue = NoiseBiasLeakyReLU(out_channels, clamp=config.conv_clamp)
-        self.register_buffer("noise_const", torch.randn(1, 1, resolution, resolution))
+        self.register_buffer("noise_const", torch.randn(1, 1, *config.plane(resolution)))
 
     def forward(self, x: Tensor, style: Tensor, noise: str, *, scaled: bool = False, post: Tensor | None = None):
         field = noise_field(noise, self.noise_const)
@@ -59,7 +61,7 @@ class Synthesis(Recomputing):
         super().__init__()
         channels = [config.features(r) for r in config.resolutions]
         self.num_ws = 2 * len(channels)
-        self.const = nn.Parameter(torch.randn(channels[0], 4, 4))
+        self.const = nn.Parameter(torch.randn(channels[0], *config.first))
         self.first = SynthesisLayer(config, channels[0], channels[0], 4)
         self.up = nn.ModuleList()
         self.same = nn.ModuleList()
@@ -94,7 +96,7 @@ class Synthesis(Recomputing):
 
 
 class Generator(StyleBased):
-    """z [N, z_dim], label [N] to an image [N, channels, R, R] of nominal range [-1, 1], fp32."""
+    """z [N, z_dim], label [N] to an image [N, channels, H, W] of nominal range [-1, 1], fp32."""
 
     def __init__(self, config):
         super().__init__()
@@ -133,7 +135,7 @@ class ResidualBlock(nn.Module):
 
 
 class Critic(Recomputing):
-    """image [N, channels, R, R], label [N] to logits [N] in fp32; labels by projection (Miyato & Koyama 2018).
+    """image [N, channels, H, W], label [N] to logits [N] in fp32; labels by projection (Miyato & Koyama 2018).
 
     The label's direction is its embedding, or what dense layers behind that make of it (StyleGAN2-ADA).
     """
@@ -148,7 +150,7 @@ class Critic(Recomputing):
         self.blocks = nn.ModuleList(block(i, o, clamp) for i, o in itertools.pairwise(channels))
         self.stddev = MinibatchStddev(config.stddev_group, maps) if maps else nn.Identity()
         self.conv = EqualizedConv2d(last + maps, last, 3, act="lrelu", clamp=clamp)
-        self.dense = EqualizedLinear(last * 16, last, act="lrelu")
+        self.dense = EqualizedLinear(last * math.prod(config.first), last, act="lrelu")
         self.embed = EqualizedLinear(config.num_classes, last) if config.num_classes else None
         depth = config.critic_mapping_layers if config.num_classes else 0
         self.directions = dense_layers([last] * (depth + 1), config.mapping_lr)

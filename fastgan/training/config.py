@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
 
+from fastgan.data.pictures import parse_size
 from fastgan.errors import UserError
 from fastgan.training.recipes import recipe
 
@@ -53,13 +54,15 @@ class NetworkOptions:
 class DataOptions:
     """The images to learn from."""
 
-    source: Annotated[str, tyro.conf.arg(name="data", metavar="glyphs|emoji|DIR|ZIP")] = "glyphs"
+    source: Annotated[str, tyro.conf.arg(name="data", metavar="glyphs|emoji|DIR|ZIP|URL")] = "glyphs"
     """glyphs: characters drawn on the spot. emoji: colour pictures (extra "emoji").
-    DIR, ZIP: your images, sub-folders or dataset.json being their classes."""
-    resolution: int = 32
-    """Side of the square images in pixels, a power of two."""
+    DIR, ZIP: your images, sub-folders or dataset.json being their classes; or what `python -m fastgan.dataset` has
+    made of any others, also the shards.json of shards, here or at a URL."""
+    resolution: Annotated[int | str, tyro.conf.arg(metavar="N|WxH")] = 32
+    """Side of square images in pixels, a power of two. For stylegan2 and r3gan also width and height, like 64x32 or
+    1024x768, that can be halved until 4 to 7 rows or columns are left."""
     channels: int | Auto = "auto"
-    """1 for grey images, 3 for colour. auto: 3 for emoji, else 1."""
+    """1 for grey images, 3 for colour, 4 for colour with transparency. auto: 3 for emoji, else 1."""
     classes: int | Auto = "auto"
     """For glyphs: 10 (digits, the default), 26 (capitals) or 62 (both cases and digits). Folders and zips bring
     their own."""
@@ -261,6 +264,10 @@ def resolve(config: Config) -> Config:
     Raises UserError, naming the option, for a value out of range or for options that contradict each other.
     """
     data = config.data
+    width, height = parse_size(data.resolution)
+    if width == height:
+        data = dataclasses.replace(data, resolution=width)
+        config = dataclasses.replace(config, data=data)
     _check(config, only="resolution")
     if data.channels == "auto":
         data = dataclasses.replace(data, channels=3 if data.source == "emoji" else 1)
@@ -270,11 +277,12 @@ def resolve(config: Config) -> Config:
         data = dataclasses.replace(data, classes=10)
     if data.labels == "auto":
         data = dataclasses.replace(data, labels=config.network.arch in ("stylegan2", "stylegan", "r3gan", "cgan"))
-    auto = recipe(config.network.arch, data.resolution, config.training.loss)
+    auto = recipe(config.network.arch, pyramid(data.resolution)[0], config.training.loss)
     if config.growth.grow_from != "auto":  # the numbers of the levels that are left
-        levels = (data.resolution // config.growth.grow_from).bit_length() if config.growth.grow_from > 0 else 0
+        side = pyramid(data.resolution)[0]
+        left = (side // config.growth.grow_from).bit_length() if config.growth.grow_from > 0 else 0
         for name in ("level_batch", "level_lr"):
-            auto[name] = auto[name][-levels:] if levels else ()
+            auto[name] = auto[name][-left:] if left else ()
     if config.regularization.augment not in ("auto", auto["augment"]):
         auto["augment_p"] = 0.2 if config.regularization.augment in ("fixed", "ramp") else 0.0
     filled = {
@@ -290,6 +298,24 @@ def resolve(config: Config) -> Config:
     return resolved
 
 
+def pyramid(resolution: int | str) -> tuple[int, tuple[int, int]]:
+    """The square resolution with as many levels, and height and width of the smallest: each level doubles both.
+
+    32 gives (32, (4, 4)), "64x32" (32, (4, 8)). The smallest has 4 to 7 rows or columns if halving goes so far.
+    """
+    width, height = parse_size(resolution)
+    halvings = 0
+    while min(width, height) >= 8 and width % 2 == height % 2 == 0:
+        width, height, halvings = width // 2, height // 2, halvings + 1
+    return 4 << halvings, (height, width)
+
+
+def _trainable(resolution: int | str) -> bool:
+    """Whether networks can be made for it."""
+    square, first = pyramid(resolution)
+    return first == (4, 4) and square >= 8 if isinstance(resolution, int) else square >= 8 and 4 <= min(first) <= 7
+
+
 class _Rule(NamedTuple):
     holds: Callable[[Any], bool]
     right: str  # what a value must be, for people
@@ -301,8 +327,10 @@ _MORE_THAN_0 = _Rule(lambda value: value > 0, "more than 0")
 _SHARE = _Rule(lambda value: 0 <= value <= 1, "from 0 to 1")
 
 _RULES = {
-    "resolution": _Rule(lambda value: value >= 8 and value & (value - 1) == 0, "a power of two, at least 8"),
-    "channels": _Rule(lambda value: value in (1, 3), "1 (grey) or 3 (colour)"),
+    "resolution": _Rule(
+        _trainable, "a power of two, at least 8, or WIDTHxHEIGHT that can be halved until the smaller one is 4 to 7"
+    ),
+    "channels": _Rule(lambda value: value in (1, 3, 4), "1 (grey), 3 (colour) or 4 (colour with transparency)"),
     **dict.fromkeys(("z_dim", "channel_base", "channel_max", "images", "batch", "critic_steps"), _AT_LEAST_1),
     **dict.fromkeys(("r1_interval", "path_interval"), _AT_LEAST_1),
     **dict.fromkeys(("mapping_lr", "lr_g", "lr_d", "ada_kimg"), _MORE_THAN_0),
@@ -336,6 +364,7 @@ _VARIANTS = {"dcgan": ("transposed", "upsample"), "cgan": ("conv", "mlp")}
 _STYLES = ("stylegan", "stylegan2")
 _GROWING = ("stylegan", "pggan")
 OF_BLOCKS = ("stylegan", "stylegan2", "pggan", "r3gan")
+_ANY_SHAPE = ("stylegan2", "r3gan")
 _GROUPED = ("stylegan", "stylegan2", "pggan")  # whose critics compare groups of 4 samples
 
 
@@ -344,6 +373,9 @@ def _check_together(config: Config) -> None:
     network, training, terms, growth = config.network, config.training, config.regularization, config.growth
     arch, side = network.arch, config.data.resolution
     variants = _VARIANTS.get(arch, ())
+    if isinstance(side, str) and arch not in _ANY_SHAPE:
+        shapes = " or ".join(_ANY_SHAPE)
+        raise UserError(f"--resolution {side}: {arch} draws square images only; give one number, or --arch {shapes}")
     if network.variant not in ("", *variants):
         known = f"must be {' or '.join(variants)} for {arch}" if variants else f"{arch} has no variants; leave it out"
         raise UserError(f"--variant {network.variant}: {known}")
@@ -371,12 +403,12 @@ def _check_together(config: Config) -> None:
         first = "4 or 8" if arch == "pggan" else "8"
         raise UserError(f"--grow-from {growth.grow_from}: must be {first} for {arch}, or 0 for no growth")
     else:
-        levels = (side // growth.grow_from).bit_length()
+        count = (side // growth.grow_from).bit_length()
         for name in ("level_batch", "level_lr"):
             given = getattr(growth, name)
-            if given and len(given) != levels:
+            if given and len(given) != count:
                 numbers = " ".join(map(str, given))
-                raise UserError(f"{flag(name)} {numbers}: must be {levels} numbers, one for each resolution, or none")
+                raise UserError(f"{flag(name)} {numbers}: must be {count} numbers, one for each resolution, or none")
     sizes = {"batch_gpu": (training.batch_gpu,), "batch": (training.batch,), "level_batch": growth.level_batch}
     for name, batches in sizes.items():
         numbers = " ".join(map(str, batches))

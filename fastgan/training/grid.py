@@ -15,6 +15,8 @@ from fastgan.errors import UserError
 from fastgan.training.files import write_atomically
 
 _PAPER, _INK = "white", "black"
+_CHECKS = (255, 204)  # greys of the chequered ground behind transparent images ...
+_CHECK = 8  # ... and the side of its squares in pixels
 _GAP = 2  # pixels between images
 _MARGIN = 6  # around text
 _APART = 10  # more pixels, between the sources of a table and what is made of them
@@ -84,11 +86,19 @@ def draw_grid(sections: Sequence[Section], smallest_cell: int = 48) -> Image.Ima
 
 def _enlarged(image: np.ndarray, factor: int) -> Image.Image:
     picture = to_picture(image)
-    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    return _on_checks(picture) if picture.mode == "RGBA" else picture
+
+
+def _on_checks(picture: Image.Image) -> Image.Image:
+    """A transparent picture on a chequered ground."""
+    rows, columns = np.ogrid[: picture.height, : picture.width]
+    checks = np.where((rows // _CHECK + columns // _CHECK) % 2, *_CHECKS[::-1]).astype(np.uint8)
+    return Image.alpha_composite(Image.fromarray(checks).convert("RGBA"), picture).convert("RGB")
 
 
 def to_picture(image: np.ndarray) -> Image.Image:
-    """uint8 [H, W, C], C 1 or 3, as a Pillow image."""
+    """uint8 [H, W, C], C 1, 3 or 4 (RGBA), as a Pillow image."""
     return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
 
 

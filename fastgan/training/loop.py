@@ -20,7 +20,7 @@ from fastgan.models.growing import fade_reals
 from fastgan.ops import backends
 from fastgan.training import checkpoint, guard, initial, memory, precision, process
 from fastgan.training import config as configuration
-from fastgan.training.config import Config, to_dict
+from fastgan.training.config import Config, pyramid, to_dict
 from fastgan.training.evaluation import Evaluations
 from fastgan.training.files import write_atomically
 from fastgan.training.grid import Section, draw_grid, save_png
@@ -256,7 +256,8 @@ def _open_data(config: Config, header: checkpoint.Header | None) -> data.ImageDa
 
 
 def _model_config(config: Config, num_classes: int) -> models.ModelConfig:
-    image = {"resolution": config.data.resolution, "channels": config.data.channels}
+    resolution, first = pyramid(config.data.resolution)
+    image = {"resolution": resolution, "first": first, "channels": config.data.channels}
     return models.ModelConfig(**vars(config.network), **image, num_classes=num_classes)
 
 
@@ -303,7 +304,7 @@ def _grid_writer(
     """A function that writes the grid after so many images and returns its path: reals, then fakes, whose latents are
     the same always."""
     rng = np.random.default_rng(config.machine.seed)
-    shown = rng.integers(len(dataset), size=(2, GRID_COLUMNS))
+    shown = rng.integers(dataset.at_hand, size=(2, GRID_COLUMNS))
     reals = Section("real", [("", np.asarray(dataset.images[index])) for index in shown])
     names = dataset.class_names[:GRID_CLASSES] if model.num_classes else [""] * 8
     z = latents(range(GRID_COLUMNS * len(names)), model.z_dim)
@@ -311,7 +312,7 @@ def _grid_writer(
 
     def write(seen: int) -> Path:
         images = draw(state.ema, z, labels, batch=config.training.batch)
-        scale = model.resolution // images.shape[1]  # of networks that have not grown up yet
+        scale = dataset.images.shape[1] // images.shape[1]  # of networks that have not grown up yet
         images = images.repeat(scale, 1).repeat(scale, 2).reshape(len(names), GRID_COLUMNS, *dataset.images.shape[1:])
         fakes = Section(f"generated, after {seen:,} images", list(zip(names, images, strict=True)))
         path = run / f"grid-{seen:09d}.png"

@@ -1,0 +1,491 @@
+"""Where `python -m fastgan.dataset` takes images from: folder, zip, CSV, LMDB, tar shards, torchvision, Hugging Face.
+
+Each source is a list of files in a fixed order, with their labels, or for shards a stream of them. What cannot be read
+is handed on as `Unusable` in its place, so that numbers stay the same. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import inspect
+import itertools
+import re
+import tarfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, NamedTuple
+
+from fastgan.data import folder, labels
+from fastgan.data.cache import default_cache_dir
+from fastgan.data.labels import MOST_CLASSES
+from fastgan.data.pictures import MAX_BYTES, SUFFIXES, Unusable, reason
+from fastgan.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+IMAGE_COLUMNS = ("image", "img", "file", "filename", "file_name", "filepath", "path")  # in the order of preference
+LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "fine_label")
+TABLES = (".csv", ".tsv")
+TIMEOUT = 60  # seconds that a server may take to answer
+
+
+class Item(NamedTuple):
+    """One image of a source.
+
+    data: its file, or a picture decoded already, or why there is none.
+    """
+
+    name: str
+    label: int | None
+    data: bytes | Image.Image | Unusable
+
+
+class Source:
+    """Images that can be asked for by number; a sub-class gives `_read`.
+
+    Attributes:
+        names: of all images.
+        labels: a class each, None for an image that has none; or None if they are unlabelled, or it shows on reading.
+        class_names: one name a class; None if they are called by their numbers.
+        state: JSON-able, what changes when the images do.
+        shuffled: whether `items` may be asked for in another order.
+    """
+
+    names: list[str]
+    labels: list[int | None] | None = None
+    class_names: list[str] | None = None
+    state: object
+    shuffled = True
+
+    @property
+    def count(self) -> int | None:
+        """How many images there are; None if it shows at the end."""
+        return len(self.names)
+
+    def items(self, order: Iterable[int]) -> Iterator[Item]:
+        """The images of these numbers."""
+        for number in order:
+            label = self.labels[number] if self.labels is not None else None
+            try:
+                data = self._read(number)
+                data, label = data if isinstance(data, tuple) else (data, label)
+                if self.labels is not None and label is None:
+                    raise Unusable("has no label")
+            except Unusable as error:
+                data = error
+            yield Item(self.names[number], label, data)
+
+    def _read(self, number: int):
+        """A file's bytes or a decoded picture, also as a tuple with its label. Raises Unusable."""
+        raise NotImplementedError
+
+
+class Columns(NamedTuple):
+    """What a person said about a source: None is for what is found out."""
+
+    image: str | None = None
+    label: str | None = None
+    split: str = "train"
+
+
+def open_source(spec: str, columns: Columns) -> Source:
+    """The source that `spec` names; see docs/data.md. Raises UserError if there is no such thing."""
+    kind, _, name = spec.partition(":")
+    if kind == "torchvision":
+        return TorchvisionSource(name, columns)
+    if kind == "hf":
+        return HuggingFaceSource(name, columns)
+    if spec.startswith("@") or _is_shards(spec):
+        return ShardSource(spec)
+    path = Path(spec).expanduser()
+    if path.suffix.lower() in TABLES:
+        return CsvSource(path, columns)
+    if _is_lmdb(path):
+        return LmdbSource(path.parent if path.name == "data.mdb" else path)
+    return FileSource(path)
+
+
+def is_other(spec: str) -> bool:
+    """Whether `spec` names something that only `python -m fastgan.dataset` reads."""
+    path = Path(spec)
+    special = spec.startswith(("torchvision:", "hf:", "@")) or _is_shards(spec) or _is_lmdb(path)
+    return special or path.suffix.lower() in TABLES
+
+
+def _is_lmdb(path: Path) -> bool:
+    return path.suffix.lower() == ".lmdb" or path.name == "data.mdb" or (path / "data.mdb").is_file()
+
+
+class FileSource(Source):
+    """A folder or a zip; see `folder.Files` and `labels.of_files`."""
+
+    def __init__(self, path: Path):
+        if not path.exists():
+            raise UserError(
+                f"{path}: no such folder or file; give a folder, .zip, .csv, .lmdb or .tar, torchvision:NAME or hf:NAME"
+            )
+        self._files = folder.open_files(path, "")
+        self.names = self._files.images()
+        self.state = self._files.state
+        found = labels.of_files(self._files, self.names)
+        self.labels, self.class_names = found.values, found.class_names if found.values is not None else None
+
+    def _read(self, number):
+        return self._files.read(self.names[number])
+
+
+class CsvSource(Source):
+    """A table with a header: a column of files, seen from the table's folder, and one of labels, numbers or names."""
+
+    def __init__(self, path: Path, columns: Columns):
+        try:
+            with open(path, encoding="utf-8-sig", newline="") as file:
+                table = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+                rows = list(table)
+                header = list(table.fieldnames or [])
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+        except (ValueError, csv.Error) as error:
+            raise UserError(f"{path} is not a table in UTF-8 ({reason(error)}); save it as CSV again") from error
+        if not rows:
+            raise UserError(f"{path} has no rows; it needs a line with the names of columns, and one for each image")
+        image = _column(path, "--image-column", columns.image, IMAGE_COLUMNS, header) or header[0]
+        label = _column(path, "--label-column", columns.label, LABEL_COLUMNS, header)
+        self.names = [row[image] or "" for row in rows]
+        self._folder = path.parent
+        values = [(row[label] or "").strip() for row in rows] if label is not None else []
+        if any(values):
+            self.labels, self.class_names = _numbered(values, path)
+        sizes = []
+        for name in self.names:
+            try:
+                status = (self._folder / name).stat()
+                sizes.append([status.st_size, status.st_mtime_ns])
+            except (OSError, ValueError):
+                sizes.append(None)
+        self.state = [self.names, values, sizes]
+
+    def _read(self, number):
+        path = self._folder / self.names[number]
+        try:
+            if path.stat().st_size > MAX_BYTES:
+                raise Unusable(f"is larger than {MAX_BYTES / 2**20:,.0f} MiB")
+            return path.read_bytes()
+        except (OSError, ValueError) as error:
+            raise Unusable(f"cannot be read ({getattr(error, 'strerror', None) or reason(error)})") from error
+
+
+def _column(where: object, option: str, given: str | None, likely: tuple[str, ...], there: list[str]) -> str | None:
+    """The column asked for, else the first likely one, else None. Raises UserError if what is asked for is missing."""
+    if given is not None:
+        if given not in there:
+            raise UserError(f"{option} {given}: {where} has no such column; it has {', '.join(there)}")
+        return given
+    by_name = {name.strip().lower(): name for name in reversed(there) if name is not None}
+    return next((by_name[name] for name in likely if name in by_name), None)
+
+
+def _numbered(values: list[str], where: object) -> tuple[list[int | None], list[str] | None]:
+    """Class numbers of labels in words, None for empty ones, and the names of the classes, sorted. If all are whole
+    numbers, they are the classes."""
+    if all(re.fullmatch(r"\d{1,9}", value) for value in values if value):
+        numbers = [int(value) if value else None for value in values]
+        if max(number for number in numbers if number is not None) >= MOST_CLASSES:
+            raise UserError(f"{where}: a label is {max(n for n in numbers if n is not None)}; number classes from 0 up")
+        return numbers, None
+    names = sorted({value for value in values if value})
+    index = {name: number for number, name in enumerate(names)}
+    return [index.get(value) for value in values], names
+
+
+class LmdbSource(Source):
+    """Image files in an LMDB, under any keys, in their order; of sets with several resolutions under keys like
+    256-00001, as StyleGAN2 in PyTorch has them, the largest. Needs the package lmdb."""
+
+    NO_IMAGES = frozenset({b"length", b"num-samples", b"__len__", b"__keys__"})
+
+    def __init__(self, path: Path):
+        lmdb = _import("lmdb", "lmdb", f"{path} is an LMDB")
+        try:
+            self._environment = lmdb.open(
+                str(path), subdir=path.is_dir(), readonly=True, lock=False, readahead=False, meminit=False
+            )
+            with self._environment.begin() as transaction:
+                keys = [bytes(key) for key in transaction.cursor().iternext(keys=True, values=False)]
+        except Exception as error:  # lmdb has an exception for each number of its own
+            raise UserError(f"{path} is not a readable LMDB ({reason(error)})") from error
+        keys = [key for key in keys if key not in self.NO_IMAGES]
+        if matches := [match for key in keys if (match := re.fullmatch(rb"(\d+)-\d+", key))]:
+            largest = max(int(match[1]) for match in matches)
+            keys = [match[0] for match in matches if int(match[1]) == largest]
+        if not keys:
+            raise UserError(f"{path}: no images in it")
+        self._keys = keys
+        self.names = [key.decode("utf-8", "backslashreplace") for key in keys]
+        file = path / "data.mdb" if path.is_dir() else path
+        self.state = [file.stat().st_size, file.stat().st_mtime_ns]
+
+    def _read(self, number):
+        with self._environment.begin() as transaction:
+            return transaction.get(self._keys[number])
+
+
+class TorchvisionSource(Source):
+    """A data set of torchvision, by the name of its class; downloaded into the cache if torchvision can."""
+
+    def __init__(self, name: str, columns: Columns):
+        sets = _import("torchvision.datasets", "torchvision", f"torchvision:{name}")
+        make = getattr(sets, name, None)
+        if not (name in sets.__all__ and inspect.isclass(make)):
+            raise UserError(f"torchvision:{name}: there is no such data set; there are CIFAR10, STL10, Flowers102, ...")
+        known = inspect.signature(make.__init__).parameters
+        options: dict[str, object] = {}
+        if "root" in known:
+            options["root"] = str(default_cache_dir() / "torchvision" / name)
+            Path(options["root"]).mkdir(parents=True, exist_ok=True)
+        if "train" in known:
+            options["train"] = columns.split == "train"
+        for word in ("split", "image_set"):
+            if word in known:
+                options[word] = columns.split
+        if "download" in known:
+            options["download"] = True
+        try:
+            self._set = make(**options)
+            self.names = [f"{name}[{i}]" for i in range(len(self._set))]
+        except Exception as error:  # of the network, of a split that is not there, of a set that has other arguments
+            raise UserError(f"torchvision:{name}: {reason(error)}; see --split, or unpack it as a folder") from error
+        names = getattr(self._set, "classes", None)
+        if isinstance(names, list | tuple) and names and all(isinstance(each, str) for each in names):
+            self.class_names = list(names)
+        self.state = [name, columns.split, len(self.names)]
+
+    def _read(self, number):
+        from PIL import Image
+
+        try:
+            found = self._set[number]
+        except Exception as error:
+            raise Unusable(f"cannot be read ({reason(error)})") from error
+        image, target = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
+        if not isinstance(image, Image.Image):
+            raise Unusable(f"is a {type(image).__name__}, not an image")
+        target = int(target) if type(target).__name__ in ("int", "int64", "Tensor") and _is_scalar(target) else None
+        return image, target
+
+
+def _is_scalar(value: object) -> bool:
+    return getattr(value, "ndim", 0) == 0
+
+
+class HuggingFaceSource(Source):
+    """A data set of Hugging Face's `datasets`: a folder that it saved, or a name on its hub."""
+
+    def __init__(self, name: str, columns: Columns):
+        datasets = _import("datasets", "huggingface", f"hf:{name}")
+        try:
+            if Path(name).is_dir() and any(
+                (Path(name) / file).exists() for file in ("state.json", "dataset_dict.json")
+            ):
+                found = datasets.load_from_disk(name)
+                found = found[columns.split] if isinstance(found, datasets.DatasetDict) else found
+            else:
+                found = datasets.load_dataset(name, split=columns.split)
+        except Exception as error:
+            raise UserError(f"hf:{name} cannot be loaded, split {columns.split}: {reason(error)}") from error
+        features = found.features
+        images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+        classes = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+        where = f"hf:{name}"
+        image = _column(where, "--image-column", columns.image, (), list(features)) or next(iter(images), None)
+        if image not in images:
+            raise UserError(
+                f"{where} has no column of images{f' {image}' if image else ''}; it has {', '.join(features)}"
+            )
+        label = _column(where, "--label-column", columns.label, (), list(features)) or next(iter(classes), None)
+        if label in classes:
+            self.class_names = list(features[label].names)
+            self.labels = [None if each is None or each < 0 else int(each) for each in found[label]]
+        elif label is not None:
+            self.labels, self.class_names = _numbered(["" if v is None else str(v) for v in found[label]], where)
+        self._images = found.select_columns([image]).cast_column(image, datasets.Image(decode=False))
+        self._column = image
+        self.names = [f"{name}[{i}]" for i in range(len(found))]
+        self.state = [name, columns.split, found._fingerprint, len(found)]
+
+    def _read(self, number):
+        try:
+            cell = self._images[number][self._column]
+            data = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
+        except Exception as error:
+            raise Unusable(f"cannot be read ({reason(error)})") from error
+        if len(data) > MAX_BYTES:
+            raise Unusable(f"is larger than {MAX_BYTES / 2**20:,.0f} MiB")
+        return data
+
+
+def _import(module: str, extra: str, what: str):
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        package = {"huggingface": "datasets"}.get(extra, extra)
+        raise UserError(
+            f'{what}: needs the extra "{extra}", which is not installed: pip install ".[{extra}]", '
+            f"or pip install {package}"
+        ) from None
+
+
+# Shards ------------------------------------------------------------------------------------------------------------
+
+
+def _is_shards(spec: str) -> bool:
+    return re.search(r"\.tar(\.gz|\.bz2|\.xz)?$", spec.lower()) is not None or spec.lower().endswith(".tgz")
+
+
+def expanded(spec: str) -> list[str]:
+    """Paths or URLs that a spec stands for, sorted: a file @LIST with one a line, {000..123} and {a,b} in braces, and
+    for paths * and ?. Raises UserError if there are none."""
+    if spec.startswith("@"):
+        try:
+            lines = Path(spec[1:]).expanduser().read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read {spec[1:]}: {getattr(error, 'strerror', None) or error}") from error
+        found = [path for line in lines if line.strip() for path in expanded(line.strip())]
+    else:
+        found = []
+        for path in _braces(spec):
+            plain = is_url(path) or not glob.has_magic(path)
+            found += [path] if plain else sorted(glob.glob(str(Path(path).expanduser())))
+    if not found:
+        raise UserError(f"{spec}: no such file; give .tar files, with {{000..123}} or *, or URLs of them")
+    return found
+
+
+def _braces(text: str) -> list[str]:
+    match = re.search(r"\{([^{}]*)\}", text)
+    if not match:
+        return [text]
+    if bounds := re.fullmatch(r"(\d+)\.\.(\d+)", match[1]):
+        low, high = int(bounds[1]), int(bounds[2])
+        if high - low >= 1_000_000:
+            raise UserError(f"{text}: more than a million files")
+        choices = [f"{number:0{len(bounds[1])}}" for number in range(low, high + 1)]
+    else:
+        choices = match[1].split(",")
+    ends = _braces(text[match.end() :])
+    return [text[: match.start()] + choice + end for choice in choices for end in ends]
+
+
+def is_url(text: str) -> bool:
+    return text.startswith(("http://", "https://"))
+
+
+class ShardSource(Source):
+    """Tar files as WebDataset has them: what is called the same up to the first dot belongs together, an image and
+    perhaps a number in .cls. Files or URLs, read one after the other from the front; never unpacked to the disk."""
+
+    shuffled = False
+
+    def __init__(self, spec: str):
+        self._shards = expanded(spec)
+        self.names = []
+        state = []
+        for shard in self._shards:
+            if is_url(shard):
+                state.append([shard])
+                continue
+            try:
+                status = Path(shard).expanduser().stat()
+            except OSError as error:
+                raise UserError(f"cannot read {shard}: {error.strerror}") from error
+            state.append([shard, status.st_size, status.st_mtime_ns])
+        self.state = state
+
+    @property
+    def count(self):
+        return None
+
+    def items(self, order):
+        first = next(iter(order), None)
+        samples = itertools.chain.from_iterable(map(samples_of_shard, self._shards))
+        yield from itertools.islice(samples, first, None)
+
+
+def samples_of_shard(shard: str) -> Iterator[Item]:
+    """The images of a tar file, given by path or URL. If it is damaged, the last item says where."""
+    key, image, label, problem = None, None, None, None
+
+    def sample() -> list[Item]:
+        name = f"{shard}:{key}"
+        return [Item(name, label, problem or image)] if problem or image is not None else []
+
+    with _opened(shard) as file:
+        try:
+            with tarfile.open(fileobj=file, mode="r|*") as archive:
+                for member in archive:
+                    path = PurePosixPath(member.name)
+                    if not member.isfile() or path.name.startswith("."):
+                        continue
+                    stem, _, ending = path.name.partition(".")
+                    if str(path.parent / stem) != key:
+                        yield from sample()
+                        key, image, label, problem = str(path.parent / stem), None, None, None
+                    if f".{ending.lower()}" in SUFFIXES and image is None:
+                        if member.size > MAX_BYTES:
+                            problem = Unusable(f"is larger than {MAX_BYTES / 2**20:,.0f} MiB")
+                        else:
+                            image = archive.extractfile(member).read()
+                    elif ending.lower() == "cls" and member.size < 20:
+                        text = archive.extractfile(member).read().strip()
+                        if re.fullmatch(rb"\d{1,9}", text) and int(text) < MOST_CLASSES:
+                            label = int(text)
+            yield from sample()
+        except UserError:
+            raise
+        except Exception as error:  # tarfile and the decompressors raise half a dozen kinds
+            yield Item(shard, None, Unusable(f"is damaged behind {key or 'its start'} ({reason(error)})"))
+
+
+def _opened(shard: str):
+    """The bytes of a file or URL. What goes wrong on the way is a UserError: it says nothing about the file."""
+    try:
+        if is_url(shard):
+            return _Response(urllib.request.urlopen(shard, timeout=TIMEOUT), shard)
+        return open(Path(shard).expanduser(), "rb")
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {shard}: {getattr(error, 'strerror', None) or reason(error)}") from error
+
+
+class _Response:
+    """A server's answer whose failing is not taken for a damaged file."""
+
+    def __init__(self, response, url: str):
+        self._response, self._url = response, url
+        length = response.headers.get("Content-Length")
+        self._left = int(length) if length and length.isdigit() else None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._response.close()
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            data = self._response.read(size)
+        except Exception as error:  # of sockets, TLS and HTTP
+            raise self._broken(reason(error)) from error
+        if self._left is not None:
+            self._left -= len(data)
+            if not data and size and self._left > 0:
+                raise self._broken("the connection ended early")
+        return data
+
+    def _broken(self, why: str) -> UserError:
+        return UserError(f"cannot read {self._url}: {why}; run the same command again to go on")

@@ -23,6 +23,7 @@ PGGAN = ((32, 512, 32, 32), (32, 256, 64, 64))
 DCGAN = ((128, 128, 16, 16),)
 SYNTHESIS = {"cpu": CPU, "cuda": STYLEGAN2}  # a generator's layers
 CRITIC = {"cpu": CPU, "cuda": (*STYLEGAN2, PGGAN[1], *DCGAN)}
+BATCH_NORM = {"cpu": ((64, 128, 16, 16), (64, 64, 32, 32)), "cuda": ((128, 256, 8, 8), *DCGAN, (128, 64, 32, 32))}
 FILTERED = {
     "cpu": ((16, 128, 32, 32), (8, 128, 64, 64), (4, 64, 128, 128)),
     "cuda": ((32, 128, 128, 128), (32, 64, 256, 256), (4, 32, 1024, 1024)),
@@ -55,6 +56,10 @@ def _synthesis(shape: Shape, normal: Normal) -> dict[str, Tensor]:
 def _style(shape: Shape, normal: Normal) -> dict[str, Tensor]:
     n, c, _, _ = shape
     return {"scale": normal(n, c), "bias": normal(n, c)}
+
+
+def _affine(shape: Shape, normal: Normal) -> dict[str, Tensor]:
+    return {"weight": normal(shape[1]), "bias": normal(shape[1])}
 
 
 def _style_epilogue(shape: Shape, normal: Normal) -> dict[str, Tensor]:
@@ -191,6 +196,16 @@ FORMS = (
         tensors=_up_end,
         shapes={"cpu": ((8, 128, 65, 65),), "cuda": ((32, 512, 33, 33), (32, 64, 257, 257), (4, 32, 1025, 1025))},
         fixed=("taps", "noise"),
+    ),
+    # Between the convolutions of DCGAN. PyTorch's batch norm is a fused operation of its own.
+    Form(
+        operation="batch_norm_act",
+        name="batch_norm_act",
+        fused=ops.batch_norm_act,
+        textbook=textbook.batch_norm_act,
+        tensors=_affine,
+        shapes=BATCH_NORM,
+        faster=1.5,
     ),
     Form(
         operation="instance_norm",

@@ -128,6 +128,10 @@ def image_batch(pixels: Tensor, index: Tensor | None, mirrored: Tensor | None, d
     return x.permute(0, 3, 1, 2).to(dtype) / 127.5 - 1
 
 
+def batch_norm_act(x: Tensor, weight: Tensor, bias: Tensor, slope: float = 0.2) -> Tensor:
+    return F.leaky_relu(F.batch_norm(x, None, None, weight, bias, training=True), slope)
+
+
 def adain(x: Tensor, scale: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
     centred = x - x.mean((2, 3), keepdim=True)
     normal = centred * torch.rsqrt(centred.square().mean((2, 3), keepdim=True) + eps)

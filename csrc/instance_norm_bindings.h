@@ -1,6 +1,10 @@
+<<<<<<< HEAD:csrc/instance_norm_bindings.h
 // Bindings of instance_norm.
 #pragma once
 
+=======
+// Bindings of instance_norm and batch_norm_act.
+>>>>>>> 157ca2a (batch_norm_act: batch norm and the activation behind it in one operation, on all backends):csrc/instance_norm_module.cpp
 #include "bindings.h"
 #include "instance_norm.h"
 
@@ -55,12 +59,48 @@ void instance_norm_backward(int device, Address stream, int64_t n, int64_t c, in
     FASTGAN_RUN(instance_norm_backward, device, stream);
 }
 
+// x, y and their gradients are [N, C, P]; in NHWC, positions of all samples are those of a single one.
+InstanceNormCall of_batch(int64_t n, int64_t c, int64_t p, bool pixels, int dtype) {
+    InstanceNormCall call = described(pixels ? 1 : n, c, pixels ? n * p : p, pixels, dtype);
+    call.batch = true;
+    return call;
+}
+
+int64_t batch_norm_act_workspace(int device, int64_t n, int64_t c, int64_t p, bool pixels, int dtype) {
+    InstanceNormCall call = of_batch(n, c, p, pixels, dtype);
+    return device < 0 ? FASTGAN_ON_CPU(instance_norm_workspace) : FASTGAN_ON_GPU(instance_norm_workspace, call);
+}
+
+void batch_norm_act_forward(int device, Address stream, int64_t n, int64_t c, int64_t p, bool pixels, int dtype,
+                            Address workspace, double slope, double gain, double eps, Address y, Address statistics,
+                            Address x, Address weight, Address bias) {
+    InstanceNormCall call = of_batch(n, c, p, pixels, dtype);
+    call.slope = slope, call.gain = gain, call.eps = eps;
+    call.workspace = at(workspace), call.y = at(y), call.statistics = at(statistics), call.x = at(x);
+    call.style_scale = at(weight), call.style_bias = at(bias);
+    FASTGAN_RUN(instance_norm_forward, device, stream);
+}
+
+void batch_norm_act_backward(int device, Address stream, int64_t n, int64_t c, int64_t p, bool pixels, int dtype,
+                             Address workspace, double slope, double gain, Address dx, Address dweight, Address dbias,
+                             Address dy, Address x, Address statistics, Address weight, Address bias) {
+    InstanceNormCall call = of_batch(n, c, p, pixels, dtype);
+    call.slope = slope, call.gain = gain;
+    call.workspace = at(workspace), call.dx = at(dx), call.dstyle_scale = at(dweight), call.dstyle_bias = at(dbias);
+    call.dy = at(dy), call.x = at(x), call.statistics = at(statistics);
+    call.style_scale = at(weight), call.style_bias = at(bias);
+    FASTGAN_RUN(instance_norm_backward, device, stream);
+}
+
 }  // namespace
 
 inline void bind_instance_norm(py::module_& m) {
     m.def("instance_norm_workspace", &instance_norm_workspace);
     m.def("instance_norm_forward", &instance_norm_forward, Released());
     m.def("instance_norm_backward", &instance_norm_backward, Released());
+    m.def("batch_norm_act_workspace", &batch_norm_act_workspace);
+    m.def("batch_norm_act_forward", &batch_norm_act_forward, Released());
+    m.def("batch_norm_act_backward", &batch_norm_act_backward, Released());
 }
 
 }  // namespace fastgan

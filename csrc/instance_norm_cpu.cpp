@@ -1,7 +1,8 @@
-// instance_norm on the CPU: compiled once for each instruction set, in the namespace of that name.
+// instance_norm and batch_norm_act on the CPU: compiled once for each instruction set, in the namespace of that name.
 //
 // The unit of work is a tile of channels of a sample (NHWC) or one channel of it (NCHW), over all positions: two passes
-// over it, the second of which finds in the caches what the first has read. Where there are few units, and large ones,
+// over it, the second of which finds in the caches what the first has read. Of batch_norm_act it is the same channels in
+// all samples, whose positions count on from one sample to the next. Where there are few units, and large ones,
 // their positions are cut into segments. All that depends on the shape alone, and what is summed up is so in order:
 // results do not depend on the number of threads.
 //
@@ -32,6 +33,7 @@ static inline V product(V a, V b) {
 
 namespace FASTGAN_ISA {
 
+using fastgan::Around;
 using fastgan::Dtype;
 using fastgan::InstanceNormCall;
 
@@ -53,15 +55,15 @@ static Plan plan_of(const InstanceNormCall& call) {
     Plan plan;
     plan.tile = call.pixels ? smaller(call.c, MOST_CHANNELS) : 1;
     plan.tiles = (call.c + plan.tile - 1) / plan.tile;
-    plan.units = call.n * plan.tiles;
+    plan.units = call.batch ? plan.tiles : call.n * plan.tiles;
     const int64_t pieces = 16, least = 32768;  // elements that pay for a barrier
     plan.segments = 1;
     if (plan.units < pieces / 2) {
-        plan.segments = smaller((pieces + plan.units - 1) / plan.units, call.p * plan.tile / least);
+        plan.segments = smaller((pieces + plan.units - 1) / plan.units, call.numbers() * plan.tile / least);
         if (plan.segments < 1) plan.segments = 1;
     }
-    plan.positions = (call.p + plan.segments - 1) / plan.segments;
-    plan.segments = (call.p + plan.positions - 1) / plan.positions;  // none is empty
+    plan.positions = (call.numbers() + plan.segments - 1) / plan.segments;
+    plan.segments = (call.numbers() + plan.positions - 1) / plan.positions;  // none is empty
     return plan;
 }
 
@@ -72,19 +74,19 @@ static double* rows_of(const InstanceNormCall& call, const Plan& plan, int64_t u
 }
 
 // Runs `first(unit, begin, end, a, b)`, which makes two rows of numbers, and `second(unit, segment, end, a, b)` with
-// those of the whole unit; `merge(a, b, count, more_a, more_b, more_count)` adds up segments.
+// those of the whole unit; `merge(a, b, count, more_a, more_b, more_count)` adds a segment to those before.
 template <class First, class Merge, class Second>
 static void two_passes(const InstanceNormCall& call, const Plan& plan, const First& first, const Merge& merge,
                        const Second& second) {
-    auto end_of = [&](int64_t segment) { return smaller(plan.begin(segment) + plan.positions, call.p); };
+    auto end_of = [&](int64_t segment) { return smaller(plan.begin(segment) + plan.positions, call.numbers()); };
 #pragma omp parallel if (call.n * call.c * call.p > 16384)
     {
-        double a[MOST_CHANNELS] = {}, b[MOST_CHANNELS] = {};
         if (plan.segments == 1) {
+            double a[MOST_CHANNELS] = {}, b[MOST_CHANNELS] = {};
 #pragma omp for schedule(static)
             for (int64_t unit = 0; unit < plan.units; ++unit) {
-                first(unit, 0, call.p, a, b);
-                second(unit, 0, call.p, a, b);
+                first(unit, 0, call.numbers(), a, b);
+                second(unit, 0, call.numbers(), a, b);
             }
         } else {
             for (int64_t unit = 0; unit < plan.units; ++unit) {
@@ -93,14 +95,16 @@ static void two_passes(const InstanceNormCall& call, const Plan& plan, const Fir
                     double* rows = rows_of(call, plan, unit, segment);
                     first(unit, plan.begin(segment), end_of(segment), rows, rows + plan.tile);
                 }
+                double* total = rows_of(call, plan, unit, 0);
+#pragma omp single
+                for (int64_t other = 1; other < plan.segments; ++other) {
+                    const double* rows = rows_of(call, plan, unit, other);
+                    merge(total, total + plan.tile, double(plan.begin(other)), rows, rows + plan.tile,
+                          double(end_of(other) - plan.begin(other)));
+                }
 #pragma omp for schedule(static) nowait
                 for (int64_t segment = 0; segment < plan.segments; ++segment) {
-                    for (int64_t other = 0; other < plan.segments; ++other) {
-                        const double* rows = rows_of(call, plan, unit, other);
-                        merge(a, b, double(plan.begin(other)), rows, rows + plan.tile,
-                              double(end_of(other) - plan.begin(other)));
-                    }
-                    second(unit, segment, end_of(segment), a, b);
+                    second(unit, segment, end_of(segment), total, total + plan.tile);
                 }
             }
         }
@@ -150,7 +154,7 @@ struct Tensors {
         return noise ? noise + (call.noise_per_sample ? sample(unit) * call.p : 0) : nullptr;
     }
 
-    // By channel of the unit; `row` is where its channels begin in [N, C].
+    // By channel of the unit; `row` is where its channels begin in [N, C], or of a batch in [C].
     int64_t row(int64_t unit) const { return sample(unit) * call.c + channel(unit); }
     S strength_at(int64_t unit, int64_t i) const {
         return strength ? strength[call.strength_per_channel ? channel(unit) + i : 0] : S(1);
@@ -159,14 +163,15 @@ struct Tensors {
     S scale_at(int64_t unit, int64_t i) const { return style_scale ? style_scale[row(unit) + i] : S(1); }
     S shift_at(int64_t unit, int64_t i) const { return style_bias ? style_bias[row(unit) + i] : S(0); }
     S mean_at(int64_t unit, int64_t i) const { return statistics[row(unit) + i]; }
-    S inverse_at(int64_t unit, int64_t i) const { return statistics[call.n * call.c + row(unit) + i]; }
+    S inverse_at(int64_t unit, int64_t i) const { return statistics[call.rows() + row(unit) + i]; }
 
-    double inverse_of(double squares) const { return 1 / __builtin_sqrt(squares / double(call.p) + call.eps); }
+    double inverse_of(double squares) const { return 1 / __builtin_sqrt(squares / double(call.numbers()) + call.eps); }
 
     void keep_statistics(int64_t unit, const double* mean, const double* squares) const {
         for (int64_t i = 0; i < width(unit); ++i) {
             statistics[row(unit) + i] = S(mean[i]);
-            statistics[call.n * call.c + row(unit) + i] = S(inverse_of(squares[i]));
+            statistics[call.rows() + row(unit) + i] = S(inverse_of(squares[i]));
+            if (call.batch) statistics[2 * call.rows() + row(unit) + i] = S(squares[i] / double(call.numbers() - 1));
         }
     }
 
@@ -262,8 +267,9 @@ struct alignas(64) Row {
     S v[MOST_CHANNELS + 32];
 };
 
-template <class T, bool PLAIN>
+template <class T, Around AROUND>
 struct Pixels : Tensors<T> {
+    static constexpr bool PLAIN = AROUND != Around::before;
     typedef typename Tensors<T>::S S;
     typedef typename Tensors<T>::V V;
     using Tensors<T>::Tensors;
@@ -372,6 +378,9 @@ struct Pixels : Tensors<T> {
                     for (int i = 0; i < C::vectors; ++i) {
                         const V z = activated<PLAIN>(values.v[i], strengths.v[i], noise, biases.v[i], gain, gain_below).z;
                         values.v[i] = normalised(z, m.v[i], f.v[i], s.v[i]);
+                        if constexpr (AROUND == Around::after) {
+                            values.v[i] = piecewise_linear(values.v[i], gain, gain_below).z;
+                        }
                     }
                     C::put(to, values, count, streamed);
                     from += call.c, to += call.c;
@@ -381,10 +390,23 @@ struct Pixels : Tensors<T> {
         if (this->streamed) stream_fence();
     }
 
+    // What is behind the norm: factor and shift of a channel, which the derivative of the activation follows from.
+    struct Behind {
+        Row<S> factor, shift;
+        Behind(const Pixels& own, int64_t unit) {
+            const int64_t width = own.width(unit);
+            fill(factor, width, [&](int64_t i) { return own.scale_at(unit, i) * own.inverse_at(unit, i); });
+            if constexpr (AROUND == Around::after) {
+                fill(shift, width, [&](int64_t i) { return own.shift_at(unit, i); });
+            }
+        }
+    };
+
     // Sums of dy and of dy * (z - mean).
     void products(int64_t unit, int64_t begin, int64_t end, double* sums, double* products) const {
         const int64_t width = this->width(unit), slots = padded(width);
         const Before before(*this, unit);
+        const Behind behind(*this, unit);
         const V gain = this->gain, gain_below = this->gain_below;
         Row<S> means, some, others;
         Row<double> total, total_products;
@@ -394,7 +416,7 @@ struct Pixels : Tensors<T> {
             for_columns<T, 4>(width, [&](auto columns, int64_t j, int64_t count) {
                 typedef decltype(columns) C;
                 const auto strengths = C::row(before.strength.v + j), biases = C::row(before.bias.v + j);
-                const auto m = C::row(means.v + j);
+                const auto m = C::row(means.v + j), f = C::row(behind.factor.v + j), s = C::row(behind.shift.v + j);
                 typename C::Values first, second;
                 for (int i = 0; i < C::vectors; ++i) first.v[i] = second.v[i] = all<V>(S(0));
                 const T *from = this->x + at(unit, chunk) + j, *above = this->dy + at(unit, chunk) + j;
@@ -404,8 +426,12 @@ struct Pixels : Tensors<T> {
 #pragma GCC unroll 8
                     for (int i = 0; i < C::vectors; ++i) {
                         const V z = activated<PLAIN>(values.v[i], strengths.v[i], noise, biases.v[i], gain, gain_below).z;
-                        first.v[i] += g.v[i];
-                        second.v[i] += g.v[i] * (z - m.v[i]);
+                        V dv = g.v[i];
+                        if constexpr (AROUND == Around::after) {
+                            dv *= piecewise_linear(normalised(z, m.v[i], f.v[i], s.v[i]), gain, gain_below).slope;
+                        }
+                        first.v[i] += dv;
+                        second.v[i] += dv * (z - m.v[i]);
                     }
                     from += call.c, above += call.c;
                 }
@@ -423,22 +449,22 @@ struct Pixels : Tensors<T> {
                    double* strengths) const {
         const int64_t width = this->width(unit), slots = padded(width);
         const Before before(*this, unit);
+        const Behind behind(*this, unit);
         const V gain = this->gain, gain_below = this->gain_below;
-        Row<S> means, factors, levels, tilts, some, others;
+        Row<S> means, levels, tilts, some, others;
         Row<double> total, total_noisy;
         fill(means, width, [&](int64_t i) { return this->mean_at(unit, i); });
-        fill(factors, width, [&](int64_t i) { return this->scale_at(unit, i) * this->inverse_at(unit, i); });
-        fill(levels, width, [&](int64_t i) { return sums[i] / double(call.p); });
+        fill(levels, width, [&](int64_t i) { return sums[i] / double(call.numbers()); });
         fill(tilts, width, [&](int64_t i) {
             const double inverse = this->inverse_at(unit, i);
-            return products[i] * inverse * inverse / double(call.p);
+            return products[i] * inverse * inverse / double(call.numbers());
         });
         for (int64_t i = 0; i < slots; ++i) total.v[i] = 0, total_noisy.v[i] = 0;
         for (int64_t chunk = begin; chunk < end; chunk += CHUNK) {
             for_columns<T, PLAIN ? 4 : 2>(width, [&](auto columns, int64_t j, int64_t count) {
                 typedef decltype(columns) C;
                 const auto ss = C::row(before.strength.v + j), bs = C::row(before.bias.v + j);
-                const auto m = C::row(means.v + j), f = C::row(factors.v + j);
+                const auto m = C::row(means.v + j), f = C::row(behind.factor.v + j), s = C::row(behind.shift.v + j);
                 const auto l = C::row(levels.v + j), t = C::row(tilts.v + j);
                 typename C::Values first, second;
                 for (int i = 0; i < C::vectors; ++i) first.v[i] = second.v[i] = all<V>(S(0));
@@ -453,7 +479,11 @@ struct Pixels : Tensors<T> {
                     for (int i = 0; i < C::vectors; ++i) {
                         const Activated<V> z =
                             activated<PLAIN>(values.v[i], ss.v[i], noise, bs.v[i], gain, gain_below);
-                        V du = gradient_before(g.v[i], z.z, m.v[i], f.v[i], l.v[i], t.v[i]);
+                        V dv = g.v[i];
+                        if constexpr (AROUND == Around::after) {
+                            dv *= piecewise_linear(normalised(z.z, m.v[i], f.v[i], s.v[i]), gain, gain_below).slope;
+                        }
+                        V du = gradient_before(dv, z.z, m.v[i], f.v[i], l.v[i], t.v[i]);
                         if constexpr (!PLAIN) {
                             du *= z.slope;
                             first.v[i] += du;
@@ -479,15 +509,16 @@ struct Pixels : Tensors<T> {
 
 // NCHW ----------------------------------------------------------------------------------------------------------------
 
-template <class T, bool PLAIN>
+template <class T, Around AROUND>
 struct Planes : Tensors<T> {
+    static constexpr bool PLAIN = AROUND != Around::before;
     typedef typename Tensors<T>::S S;
     typedef typename Tensors<T>::V V;
     using Tensors<T>::Tensors;
     using Tensors<T>::call;
 
-    // Calls `body(index in the tensors, elements, which of 4, part, z)` for each vector of a stretch of a plane. Several
-    // sums at once hide the latency of an addition. `part` is true_/false_.
+    // Calls `body(part, index in the tensors, elements, which of 4, z, noise)` for each vector of a stretch of a unit.
+    // Several sums at once hide the latency of an addition. `part` is True where it is not a whole vector, else False.
     struct True {
         static constexpr bool value = true;
     };
@@ -496,7 +527,19 @@ struct Planes : Tensors<T> {
     };
     template <class Body>
     void each(int64_t unit, int64_t begin, int64_t end, const Body& body) const {
-        const int64_t width = lanes<V>(), plane = unit * call.p;
+        if constexpr (AROUND == Around::after) {  // a unit has a plane in every sample
+            for (int64_t next; begin < end; begin = next) {
+                const int64_t sample = begin / call.p, first = sample * call.p;
+                next = smaller(first + call.p, end);
+                each_of_plane(unit, (sample * call.c + unit) * call.p, begin - first, next - first, body);
+            }
+        } else {
+            each_of_plane(unit, unit * call.p, begin, end, body);
+        }
+    }
+    template <class Body>
+    void each_of_plane(int64_t unit, int64_t plane, int64_t begin, int64_t end, const Body& body) const {
+        const int64_t width = lanes<V>();
         const V gain = this->gain, gain_below = this->gain_below;
         const V strength = all<V>(this->strength_at(unit, 0)), bias = all<V>(this->bias_at(unit, 0));
         const S* field = this->field(unit);
@@ -567,7 +610,9 @@ struct Planes : Tensors<T> {
         const V m = all<V>(S(*mean)), shift = all<V>(this->shift_at(unit, 0));
         const V factor = all<V>(S(this->scale_at(unit, 0) * this->inverse_of(*squares)));
         each(unit, begin, end, [&](auto part, int64_t i, int64_t count, int, Activated<V> u, V) {
-            write(this->y + i, normalised(u.z, m, factor, shift), decltype(part)::value, count);
+            V v = normalised(u.z, m, factor, shift);
+            if constexpr (AROUND == Around::after) v = piecewise_linear(v, this->gain, this->gain_below).z;
+            write(this->y + i, v, decltype(part)::value, count);
         });
         if (this->streamed) stream_fence();
     }
@@ -578,16 +623,24 @@ struct Planes : Tensors<T> {
         return load(this->dy + i);
     }
 
+    // The gradient of what the norm gives; `factor` and `shift` are its own.
+    V through_activation(V dy, V z, V mean, V factor, V shift) const {
+        if constexpr (AROUND != Around::after) return dy;
+        return dy * piecewise_linear(normalised(z, mean, factor, shift), this->gain, this->gain_below).slope;
+    }
+
     void products(int64_t unit, int64_t begin, int64_t end, double* sums, double* products) const {
-        const V m = all<V>(this->mean_at(unit, 0));
+        const V m = all<V>(this->mean_at(unit, 0)), shift = all<V>(this->shift_at(unit, 0));
+        const V factor = all<V>(S(this->scale_at(unit, 0) * this->inverse_at(unit, 0)));
         *sums = *products = 0;
         for (int64_t chunk = begin; chunk < end; chunk += PLANE_CHUNK) {
             Four first, second;
             each(unit, chunk, smaller(chunk + PLANE_CHUNK, end),
                  [&](auto part, int64_t i, int64_t count, int which, Activated<V> u, V) {
                      const V dy = read_dy(decltype(part)::value, i, count);  // zero in lanes past the end
-                     first.v[which] += dy;
-                     second.v[which] += dy * (u.z - m);
+                     const V dv = through_activation(dy, u.z, m, factor, shift);
+                     first.v[which] += dv;
+                     second.v[which] += dv * (u.z - m);
                  });
             *sums += first.total(), *products += second.total();
         }
@@ -597,15 +650,17 @@ struct Planes : Tensors<T> {
                    double* strengths) const {
         const double inverse = this->inverse_at(unit, 0);
         const V m = all<V>(this->mean_at(unit, 0)), factor = all<V>(S(this->scale_at(unit, 0) * inverse));
-        const V level = all<V>(S(*sums / double(call.p)));
-        const V tilt = all<V>(S(*products * inverse * inverse / double(call.p)));
+        const V shift = all<V>(this->shift_at(unit, 0));
+        const V level = all<V>(S(*sums / double(call.numbers())));
+        const V tilt = all<V>(S(*products * inverse * inverse / double(call.numbers())));
         *biases = *strengths = 0;
         for (int64_t chunk = begin; chunk < end; chunk += PLANE_CHUNK) {
             Four first, second;
             each(unit, chunk, smaller(chunk + PLANE_CHUNK, end),
                  [&](auto part, int64_t i, int64_t count, int which, Activated<V> u, V noise) {
                      constexpr bool PART = decltype(part)::value;
-                     V du = gradient_before(read_dy(PART, i, count), u.z, m, factor, level, tilt);
+                     const V dv = through_activation(read_dy(PART, i, count), u.z, m, factor, shift);
+                     V du = gradient_before(dv, u.z, m, factor, level, tilt);
                      if constexpr (!PLAIN) {
                          du *= u.slope;
                          if (PART) du *= first_lanes(count);
@@ -633,7 +688,6 @@ static void forward(const InstanceNormCall& call) {
         },
         [&](double* mean, double* squares, double count, const double* more, const double* more_squares, double added) {
             for (int64_t i = 0; i < plan.tile; ++i) {
-                if (count == 0) mean[i] = squares[i] = 0;
                 include(mean[i], squares[i], count, more[i], 0, more_squares[i], added);
             }
         },
@@ -673,9 +727,8 @@ static void backward(const InstanceNormCall& call) {
         [&](int64_t unit, int64_t begin, int64_t end, double* sums, double* products) {
             walk.products(unit, begin, end, sums, products);
         },
-        [&](double* sums, double* products, double count, const double* more, const double* more_products, double) {
+        [&](double* sums, double* products, double, const double* more, const double* more_products, double) {
             for (int64_t i = 0; i < plan.tile; ++i) {
-                if (count == 0) sums[i] = products[i] = 0;
                 sums[i] += more[i], products[i] += more_products[i];
             }
         },
@@ -688,26 +741,30 @@ static void backward(const InstanceNormCall& call) {
     if (call.dbias || call.dstrength) add_up<typename Walk::S>(call, plan);
 }
 
-template <class T, bool PLAIN>
+template <class T, Around AROUND>
 static void run(const InstanceNormCall& call) {
     if (call.y) {
-        call.pixels ? forward<Pixels<T, PLAIN>>(call) : forward<Planes<T, PLAIN>>(call);
+        call.pixels ? forward<Pixels<T, AROUND>>(call) : forward<Planes<T, AROUND>>(call);
     } else {
-        call.pixels ? backward<Pixels<T, PLAIN>>(call) : backward<Planes<T, PLAIN>>(call);
+        call.pixels ? backward<Pixels<T, AROUND>>(call) : backward<Planes<T, AROUND>>(call);
     }
 }
 
 template <class T>
-static void for_what_is_before(const InstanceNormCall& call) {
-    call.nothing_before() ? run<T, true>(call) : run<T, false>(call);
+static void for_what_is_around(const InstanceNormCall& call) {
+    switch (call.around()) {
+        case Around::nothing: return run<T, Around::nothing>(call);
+        case Around::before: return run<T, Around::before>(call);
+        case Around::after: return run<T, Around::after>(call);
+    }
 }
 
 static void for_dtype(const InstanceNormCall& call) {
     switch (call.dtype) {
-        case Dtype::float32: return for_what_is_before<float>(call);
-        case Dtype::bfloat16: return for_what_is_before<BFloat16>(call);
-        case Dtype::float16: return for_what_is_before<Float16>(call);
-        case Dtype::float64: return for_what_is_before<double>(call);
+        case Dtype::float32: return for_what_is_around<float>(call);
+        case Dtype::bfloat16: return for_what_is_around<BFloat16>(call);
+        case Dtype::float16: return for_what_is_around<Float16>(call);
+        case Dtype::float64: return for_what_is_around<double>(call);
     }
 }
 

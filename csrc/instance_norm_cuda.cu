@@ -1,9 +1,10 @@
-// instance_norm on the GPU, 16 bytes a thread where the sizes allow.
+// instance_norm and batch_norm_act on the GPU, 16 bytes a thread where the sizes allow.
 //
 // A block takes a tile of channels of a sample (NHWC) or a few channels of one (NCHW). Where all their positions fit
 // into shared memory, and there are blocks enough to keep the GPU busy, one kernel reads x (and dy) once: RESIDENT.
 // Otherwise the positions are cut into pieces: a first kernel leaves the moments (or sums) of each, a second merges
-// them, and a third reads everything again. Always in a fixed order: no atomics, the same bits every time.
+// them, and a third reads everything again: always so for batch_norm_act, whose second kernel merges the pieces of all
+// samples. Always in a fixed order: no atomics, the same bits every time.
 //
 // The variance is taken about the running mean of each thread, and merged with that of others about the mean of both
 // (Chan, Golub and LeVeque 1983): never as a difference of large numbers.
@@ -20,7 +21,7 @@ using namespace gpu_values;
 
 constexpr int ENOUGH_BLOCKS = 264;         // 2 for each of an H100's multiprocessors
 constexpr int MOST_BLOCKS = 2112;          // 16; more work than that is looped over
-constexpr int MOST_PIECES = 64;            // of a sample: a single thread merges them
+constexpr int MOST_PIECES = 64;            // that a single thread merges: of a sample, or of a share of a batch
 constexpr int LEAST_STEPS = 4;             // of a thread: fewer would not pay for its start and for its sums
 constexpr int RUN = 16;                    // steps of a thread between two corrections of its mean
 constexpr std::size_t MOST_RESIDENT = 96 * 1024;  // bytes; then a multiprocessor of an H100 holds two blocks
@@ -63,9 +64,9 @@ inline Plan split_plan(const InstanceNormCall& call, int vector) {
     plan.tiles = call.pixels ? divided(call.c, of_row) : divided(call.n * call.c, plan.rows);
     const int64_t blocks = call.pixels ? plan.tiles * call.n : plan.tiles;
     const int64_t step = call.pixels ? plan.rows : of_row, steps = divided(call.p, step);
-    plan.per_sample = divided(MOST_BLOCKS, blocks > 0 ? blocks : 1);
+    plan.per_sample = divided(call.batch ? MOST_BLOCKS / 2 : MOST_BLOCKS, blocks > 0 ? blocks : 1);
     if (plan.per_sample > divided(steps, LEAST_STEPS)) plan.per_sample = divided(steps, LEAST_STEPS);
-    if (plan.per_sample > MOST_PIECES) plan.per_sample = MOST_PIECES;
+    if (plan.per_sample > MOST_PIECES && !call.batch) plan.per_sample = MOST_PIECES;
     plan.positions = divided(divided(call.p, plan.per_sample), step) * step;
     plan.per_sample = divided(call.p, plan.positions);  // none is empty
     return plan;
@@ -73,6 +74,7 @@ inline Plan split_plan(const InstanceNormCall& call, int vector) {
 
 // `tensors` activations are read twice: x in the forward pass, x and dy in the backward pass.
 inline Plan plan_of(const InstanceNormCall& call, int vector, int tensors) {
+    if (call.batch) return split_plan(call, vector);
     const std::size_t most = gpu::most_shared_bytes() - STATIC_SHARED;
     const std::size_t limit = most < MOST_RESIDENT ? most : MOST_RESIDENT;
     const int64_t fast = (call.pixels ? call.c : call.p) / vector;
@@ -161,18 +163,20 @@ FASTGAN_INLINE void merge_in_block(R (&values)[W], int wide) {
 template <class T>
 struct Tensors {
     using S = typename ArithmeticOf<T>::type;
-    int64_t n, c, p;
+    int64_t n, c, p, rows, numbers;
     const T *x, *dy;
     T *y, *dx;
     const S *noise, *strength, *bias, *style_scale, *style_bias;
     S *statistics, *dstyle_scale, *dstyle_bias;
-    S gain, gain_below, eps;
+    S gain, gain_below, gain_after, gain_below_after, eps;  // of the activation before the norm, and of that behind it
     bool noise_per_sample, strength_per_channel, beyond_style;
 
     explicit Tensors(const InstanceNormCall& call)
         : n(call.n),
           c(call.c),
           p(call.p),
+          rows(call.rows()),
+          numbers(call.numbers()),
           x((const T*)call.x),
           dy((const T*)call.dy),
           y((T*)call.y),
@@ -185,8 +189,10 @@ struct Tensors {
           statistics((S*)call.statistics),
           dstyle_scale((S*)call.dstyle_scale),
           dstyle_bias((S*)call.dstyle_bias),
-          gain(S(call.gain)),
-          gain_below(S(call.gain * call.slope)),
+          gain(S(call.batch ? 1 : call.gain)),
+          gain_below(S(call.batch ? 1 : call.gain * call.slope)),
+          gain_after(S(call.gain)),
+          gain_below_after(S(call.gain * call.slope)),
           eps(S(call.eps)),
           noise_per_sample(call.noise_per_sample),
           strength_per_channel(call.strength_per_channel),
@@ -195,35 +201,37 @@ struct Tensors {
 
 // A thread's share: W channels of a sample, and every so many positions, V elements at a time. In shared memory each
 // thread finds what it has put there itself, so that no barrier is needed.
-template <class T, int V, bool PIXELS>
+template <class T, int V, bool PIXELS, bool BATCH>
 struct Share {
     using S = typename Tensors<T>::S;
     using Vector = gpu::Vec<T, V>;
     static constexpr int W = PIXELS ? V : 1;
     const Tensors<T>& t;
-    int64_t piece, sample, channel, of_nc;  // of_nc: where its channels begin in [N, C]
-    int64_t first, end, stride, base;       // positions; base: index of an element at position 0
-    bool live, leads;                       // leads: writes what its channels have in common
+    int64_t piece, sample, channel, row;  // row: where its channels begin in [N, C], or in [C] of a batch
+    int64_t first, end, stride, base;     // positions; base: index of an element at position 0
+    bool live, leads;                     // leads: writes what its channels have in common
     S strength[W], bias[W];
 
     FASTGAN_INLINE Share(const Tensors<T>& tensors, const Plan& plan) : t(tensors) {
-        const int lane = int(threadIdx.x) % plan.wide, row = int(threadIdx.x) / plan.wide;
+        const int lane = int(threadIdx.x) % plan.wide, of_block = int(threadIdx.x) / plan.wide;
         int64_t segment;
         if constexpr (PIXELS) {
             piece = blockIdx.x, sample = piece / plan.per_sample, segment = piece % plan.per_sample;
             channel = (int64_t(blockIdx.y) * plan.wide + lane) * V;
             live = channel < t.c;
-            first = row, stride = plan.rows;
-            leads = live && row == 0;
-            of_nc = sample * t.c + channel;
+            first = of_block, stride = plan.rows;
+            leads = live && of_block == 0;
+            row = sample * t.c + channel;
             base = sample * t.p * t.c + channel;
         } else {
-            of_nc = int64_t(blockIdx.x) * plan.rows + row, segment = blockIdx.y;
-            live = of_nc < t.n * t.c;
-            sample = of_nc / t.c, channel = of_nc % t.c, piece = sample * plan.per_sample + segment;
+            const int64_t plane = int64_t(blockIdx.x) * plan.rows + of_block;
+            segment = blockIdx.y;
+            live = plane < t.n * t.c;
+            sample = plane / t.c, channel = plane % t.c, piece = sample * plan.per_sample + segment;
+            row = BATCH ? channel : plane;
             first = int64_t(lane) * V, stride = int64_t(plan.wide) * V;
             leads = live && lane == 0;
-            base = of_nc * t.p;
+            base = plane * t.p;
         }
         first += segment * plan.positions;
         end = (segment + 1) * plan.positions < t.p ? (segment + 1) * plan.positions : t.p;
@@ -251,15 +259,20 @@ struct Share {
         }
     }
 
-    FASTGAN_INLINE S scale(int w) const { return t.style_scale ? t.style_scale[of_nc + w] : S(1); }
+    FASTGAN_INLINE S scale(int w) const { return t.style_scale ? t.style_scale[row + w] : S(1); }
+    FASTGAN_INLINE S shift(int w) const { return t.style_bias ? t.style_bias[row + w] : S(0); }
+
+    // The gradient of what the norm gives.
+    FASTGAN_INLINE S through_activation(S dy, S z, S mean, S factor, S shift) const {
+        if constexpr (!BATCH) return dy;
+        return dy * piecewise_linear(normalised(z, mean, factor, shift), t.gain_after, t.gain_below_after).slope;
+    }
 
     // y, from x in memory or, where it is `kept`, in shared memory.
     FASTGAN_INLINE void normalise(const S (&mean)[W], const S (&inverse)[W], Vector* kept) const {
-        S factor[W], shift[W];
+        S factor[W], shifts[W];
         GPU_UNROLL
-        for (int w = 0; w < W; ++w) {
-            factor[w] = scale(w) * inverse[w], shift[w] = t.style_bias ? t.style_bias[of_nc + w] : S(0);
-        }
+        for (int w = 0; w < W; ++w) factor[w] = scale(w) * inverse[w], shifts[w] = shift(w);
         int step = 0;
         for (int64_t position = first; position < end; position += stride, ++step) {
             Activated<S> u[V];
@@ -269,7 +282,9 @@ struct Share {
             GPU_UNROLL
             for (int v = 0; v < V; ++v) {
                 const int w = PIXELS ? v : 0;
-                out.v[v] = gpu::from<T>(normalised(u[v].z, mean[w], factor[w], shift[w]));
+                S value = normalised(u[v].z, mean[w], factor[w], shifts[w]);
+                if constexpr (BATCH) value = piecewise_linear(value, t.gain_after, t.gain_below_after).z;
+                out.v[v] = gpu::from<T>(value);
             }
             gpu::store(t.y + index(position), out);
         }
@@ -278,11 +293,11 @@ struct Share {
     // dx, and the sums of it and of its product with the noise; from x and dy in memory or in shared memory.
     FASTGAN_INLINE void gradients(const S (&mean)[W], const S (&inverse)[W], const Pair<S> (&sums)[W], Vector* kept_x,
                                   Vector* kept_dy, Pair<S> (&total)[W]) const {
-        S factor[W], level[W], tilt[W];
+        S factor[W], shifts[W], level[W], tilt[W];
         GPU_UNROLL
         for (int w = 0; w < W; ++w) {
-            factor[w] = scale(w) * inverse[w];
-            level[w] = sums[w].a / S(t.p), tilt[w] = sums[w].b / S(t.p) * inverse[w] * inverse[w];
+            factor[w] = scale(w) * inverse[w], shifts[w] = BATCH ? shift(w) : S(0);
+            level[w] = sums[w].a / S(t.numbers), tilt[w] = sums[w].b / S(t.numbers) * inverse[w] * inverse[w];
         }
         int step = 0;
         for (int64_t position = first; position < end; position += stride, ++step) {
@@ -294,8 +309,8 @@ struct Share {
             GPU_UNROLL
             for (int v = 0; v < V; ++v) {
                 const int w = PIXELS ? v : 0;
-                const S du = u[v].slope * gradient_before(gpu::to<S>(dy.v[v]), u[v].z, mean[w], factor[w], level[w],
-                                                          tilt[w]);
+                const S dv = through_activation(gpu::to<S>(dy.v[v]), u[v].z, mean[w], factor[w], shifts[w]);
+                const S du = u[v].slope * gradient_before(dv, u[v].z, mean[w], factor[w], level[w], tilt[w]);
                 total[w].a += du;
                 total[w].b += du * noise[v];
                 out.v[v] = gpu::from<T>(du);
@@ -319,7 +334,7 @@ FASTGAN_INLINE void include(Moments<S>& m, S& shift, S& distances, S& their_squa
 // Forward: all of it where x fits into shared memory, else the moments of each piece, [pieces, 2, C].
 template <class T, int V, bool PIXELS, bool RESIDENT>
 __global__ void forward(Tensors<T> t, Plan plan, typename Tensors<T>::S* partial) {
-    using Mine = Share<T, V, PIXELS>;
+    using Mine = Share<T, V, PIXELS, false>;  // the moments of a piece are the same, whatever becomes of them
     using S = typename Mine::S;
     constexpr int W = Mine::W;
     DYN_SHARED(typename Mine::Vector, kept);
@@ -362,8 +377,8 @@ __global__ void forward(Tensors<T> t, Plan plan, typename Tensors<T>::S* partial
             for (int w = 0; w < W; ++w) {
                 mean[w] = moments[w].mean, inverse[w] = inverse_root(moments[w].squares, S(t.p), t.eps);
                 if (mine.leads) {
-                    t.statistics[mine.of_nc + w] = mean[w];
-                    t.statistics[t.n * t.c + mine.of_nc + w] = inverse[w];
+                    t.statistics[mine.row + w] = mean[w];
+                    t.statistics[t.rows + mine.row + w] = inverse[w];
                 }
             }
             mine.normalise(mean, inverse, kept);
@@ -377,41 +392,73 @@ __global__ void forward(Tensors<T> t, Plan plan, typename Tensors<T>::S* partial
     }
 }
 
-// The statistics from the moments of all pieces. A thread for each channel of each sample.
-template <class S>
-__global__ void merge_moments(const S* partial, S* statistics, int64_t n, int64_t c, int64_t p, int64_t per_sample,
-                              int64_t positions, S eps) {
-    const int64_t i = int64_t(blockIdx.x) * BLOCK + threadIdx.x, sample = i / c, channel = i % c;
-    if (i >= n * c) return;
-    Moments<S> total = {};
-    for (int64_t segment = 0; segment < per_sample; ++segment) {
-        const S* from = partial + (sample * per_sample + segment) * 2 * c + channel;
-        const int64_t rest = p - segment * positions;
-        total = merged(total, Moments<S>{from[0], from[c], S(rest < positions ? rest : positions)});
+// How the pieces of a row, that of a channel, are merged: each of some threads takes every so many of them, `wide`
+// threads beside each other take as many channels.
+struct Merge {
+    int64_t groups, pieces;  // that have statistics of their own, samples or the batch; of each
+    int slices, wide;
+    unsigned blocks;
+
+    Merge(const InstanceNormCall& call, const Plan& plan)
+        : groups(call.batch ? 1 : call.n),
+          pieces(call.n * plan.per_sample / groups),
+          slices(power_of_two_from(divided(pieces, MOST_PIECES), gpu::warp_size)),
+          wide(BLOCK / slices),
+          blocks(unsigned(divided(groups * call.c, wide))) {}
+};
+
+// A thread's share of that.
+struct MergeShare {
+    int64_t row, channel, begin, end, stride;  // row: of [groups, C]; pieces
+    bool live, leads;
+
+    FASTGAN_INLINE MergeShare(const Merge& merge, int64_t c) {
+        const int lane = int(threadIdx.x) % merge.wide, slice = int(threadIdx.x) / merge.wide;
+        row = int64_t(blockIdx.x) * merge.wide + lane, channel = row % c;
+        live = row < merge.groups * c, leads = live && slice == 0;
+        const int64_t first = row / c * merge.pieces;
+        begin = first + slice, end = live ? first + merge.pieces : begin, stride = merge.slices;
     }
-    statistics[i] = total.mean;
-    statistics[n * c + i] = inverse_root(total.squares, S(p), eps);
+};
+
+// The statistics from the moments of all pieces, [pieces, 2, C].
+template <class T>
+__global__ void merge_moments(Tensors<T> t, Merge merge, const typename Tensors<T>::S* partial, int64_t per_sample,
+                              int64_t positions, bool variance) {
+    using S = typename Tensors<T>::S;
+    const MergeShare mine(merge, t.c);
+    Moments<S> total[1] = {};
+    for (int64_t piece = mine.begin; piece < mine.end; piece += mine.stride) {
+        const S* from = partial + piece * 2 * t.c + mine.channel;
+        const int64_t rest = t.p - piece % per_sample * positions;
+        total[0] = merged(total[0], Moments<S>{from[0], from[t.c], S(rest < positions ? rest : positions)});
+    }
+    merge_in_block<true>(total, merge.wide);
+    if (!mine.leads) return;
+    t.statistics[mine.row] = total[0].mean;
+    t.statistics[t.rows + mine.row] = inverse_root(total[0].squares, S(t.numbers), t.eps);
+    if (variance) t.statistics[2 * t.rows + mine.row] = total[0].squares / S(t.numbers - 1);
 }
 
-template <class T, int V, bool PIXELS>
+template <class T, int V, bool PIXELS, bool BATCH>
 __global__ void normalise(Tensors<T> t, Plan plan) {
-    using Mine = Share<T, V, PIXELS>;
+    using Mine = Share<T, V, PIXELS, BATCH>;
     using S = typename Mine::S;
     const Mine mine(t, plan);
     if (!mine.live) return;
     S mean[Mine::W], inverse[Mine::W];
     GPU_UNROLL
     for (int w = 0; w < Mine::W; ++w) {
-        mean[w] = t.statistics[mine.of_nc + w], inverse[w] = t.statistics[t.n * t.c + mine.of_nc + w];
+        mean[w] = t.statistics[mine.row + w], inverse[w] = t.statistics[t.rows + mine.row + w];
     }
     mine.normalise(mean, inverse, nullptr);
 }
 
-// The gradients of the style, of one channel of a sample.
+// The gradients of the style, of one row.
 template <class T, class S>
-FASTGAN_INLINE void style_gradients(const Tensors<T>& t, int64_t of_nc, const Pair<S>& sums, S inverse) {
-    if (t.dstyle_bias) t.dstyle_bias[of_nc] = sums.a;
-    if (t.dstyle_scale) t.dstyle_scale[of_nc] = sums.b * inverse;
+FASTGAN_INLINE void style_gradients(const Tensors<T>& t, int64_t row, const Pair<S>& sums, S inverse) {
+    if (t.dstyle_bias) t.dstyle_bias[row] = sums.a;
+    if (t.dstyle_scale) t.dstyle_scale[row] = sums.b * inverse;
 }
 
 // What a piece leaves for the sums over all samples, [pieces, 2, C].
@@ -427,9 +474,9 @@ FASTGAN_INLINE void leave(const Mine& mine, const Pair<S> (&sums)[Mine::W], S* p
 
 // Backward: all of it but the sums over samples where x and dy fit into shared memory, which leaves the latter of each
 // piece; else the sums of dy and of dy * (z - mean) of each piece. Both [pieces, 2, C].
-template <class T, int V, bool PIXELS, bool RESIDENT>
+template <class T, int V, bool PIXELS, bool RESIDENT, bool BATCH>
 __global__ void backward(Tensors<T> t, Plan plan, typename Tensors<T>::S* partial) {
-    using Mine = Share<T, V, PIXELS>;
+    using Mine = Share<T, V, PIXELS, BATCH>;
     using S = typename Mine::S;
     constexpr int W = Mine::W;
     DYN_SHARED(typename Mine::Vector, kept);
@@ -440,9 +487,11 @@ __global__ void backward(Tensors<T> t, Plan plan, typename Tensors<T>::S* partia
     S mean[W] = {}, inverse[W] = {};
     Pair<S> sums[W] = {};
     if (mine.live) {
+        S factor[W], shifts[W];
         GPU_UNROLL
         for (int w = 0; w < W; ++w) {
-            mean[w] = t.statistics[mine.of_nc + w], inverse[w] = t.statistics[t.n * t.c + mine.of_nc + w];
+            mean[w] = t.statistics[mine.row + w], inverse[w] = t.statistics[t.rows + mine.row + w];
+            factor[w] = BATCH ? mine.scale(w) * inverse[w] : S(0), shifts[w] = BATCH ? mine.shift(w) : S(0);
         }
         int step = 0;
         for (int64_t position = mine.first; position < mine.end; position += mine.stride, ++step) {
@@ -457,8 +506,9 @@ __global__ void backward(Tensors<T> t, Plan plan, typename Tensors<T>::S* partia
             GPU_UNROLL
             for (int v = 0; v < V; ++v) {
                 const int w = PIXELS ? v : 0;
-                sums[w].a += gpu::to<S>(dy.v[v]);
-                sums[w].b += gpu::to<S>(dy.v[v]) * (u[v].z - mean[w]);
+                const S dv = mine.through_activation(gpu::to<S>(dy.v[v]), u[v].z, mean[w], factor[w], shifts[w]);
+                sums[w].a += dv;
+                sums[w].b += dv * (u[v].z - mean[w]);
             }
         }
     }
@@ -466,7 +516,7 @@ __global__ void backward(Tensors<T> t, Plan plan, typename Tensors<T>::S* partia
     if constexpr (RESIDENT) {
         if (mine.leads) {
             GPU_UNROLL
-            for (int w = 0; w < W; ++w) style_gradients(t, mine.of_nc + w, sums[w], inverse[w]);
+            for (int w = 0; w < W; ++w) style_gradients(t, mine.row + w, sums[w], inverse[w]);
         }
         if (!t.beyond_style) return;  // the same for all threads
         Pair<S> total[W] = {};
@@ -478,26 +528,27 @@ __global__ void backward(Tensors<T> t, Plan plan, typename Tensors<T>::S* partia
     }
 }
 
-// The sums over all pieces of a sample, [2, N, C], and the gradients of the style.
+// The sums over all pieces of a row, [2, N, C] or [2, C], and the gradients of the style.
 template <class T>
-__global__ void merge_sums(Tensors<T> t, const typename Tensors<T>::S* partial, typename Tensors<T>::S* totals,
-                           int64_t per_sample) {
+__global__ void merge_sums(Tensors<T> t, Merge merge, const typename Tensors<T>::S* partial,
+                           typename Tensors<T>::S* totals) {
     using S = typename Tensors<T>::S;
-    const int64_t i = int64_t(blockIdx.x) * BLOCK + threadIdx.x, sample = i / t.c, channel = i % t.c;
-    if (i >= t.n * t.c) return;
-    Pair<S> total = {};
-    for (int64_t segment = 0; segment < per_sample; ++segment) {
-        const S* from = partial + (sample * per_sample + segment) * 2 * t.c + channel;
-        total = merged(total, Pair<S>{from[0], from[t.c]});
+    const MergeShare mine(merge, t.c);
+    Pair<S> total[1] = {};
+    for (int64_t piece = mine.begin; piece < mine.end; piece += mine.stride) {
+        const S* from = partial + piece * 2 * t.c + mine.channel;
+        total[0] = merged(total[0], Pair<S>{from[0], from[t.c]});
     }
-    totals[i] = total.a, totals[t.n * t.c + i] = total.b;
-    style_gradients(t, i, total, t.statistics[t.n * t.c + i]);
+    merge_in_block<true>(total, merge.wide);
+    if (!mine.leads) return;
+    totals[mine.row] = total[0].a, totals[t.rows + mine.row] = total[0].b;
+    style_gradients(t, mine.row, total[0], t.statistics[t.rows + mine.row]);
 }
 
-template <class T, int V, bool PIXELS>
+template <class T, int V, bool PIXELS, bool BATCH>
 __global__ void gradients(Tensors<T> t, Plan plan, const typename Tensors<T>::S* totals,
                           typename Tensors<T>::S* partial) {
-    using Mine = Share<T, V, PIXELS>;
+    using Mine = Share<T, V, PIXELS, BATCH>;
     using S = typename Mine::S;
     constexpr int W = Mine::W;
     const Mine mine(t, plan);
@@ -507,13 +558,15 @@ __global__ void gradients(Tensors<T> t, Plan plan, const typename Tensors<T>::S*
         Pair<S> sums[W];
         GPU_UNROLL
         for (int w = 0; w < W; ++w) {
-            mean[w] = t.statistics[mine.of_nc + w], inverse[w] = t.statistics[t.n * t.c + mine.of_nc + w];
-            sums[w] = {totals[mine.of_nc + w], totals[t.n * t.c + mine.of_nc + w]};
+            mean[w] = t.statistics[mine.row + w], inverse[w] = t.statistics[t.rows + mine.row + w];
+            sums[w] = {totals[mine.row + w], totals[t.rows + mine.row + w]};
         }
         mine.gradients(mean, inverse, sums, nullptr, nullptr, total);
     }
-    merge_in_block<PIXELS>(total, plan.wide);
-    leave(mine, total, partial);
+    if constexpr (!BATCH) {
+        merge_in_block<PIXELS>(total, plan.wide);
+        leave(mine, total, partial);
+    }
 }
 
 // Launching -----------------------------------------------------------------------------------------------------------
@@ -524,37 +577,43 @@ dim3 grid_of(const InstanceNormCall& call, const Plan& plan) {
                   : dim3(unsigned(plan.tiles), unsigned(plan.per_sample));
 }
 
-template <class T, int V, bool PIXELS>
+template <class T, int V, bool PIXELS, bool BATCH>
 void run_forward(const InstanceNormCall& call, void* stream) {
     using S = typename Tensors<T>::S;
     const Plan plan = plan_of(call, V, 1);
     const Tensors<T> t(call);
-    const dim3 grid = grid_of<PIXELS>(call, plan), each(unsigned(divided(call.n * call.c, BLOCK)));
+    const dim3 grid = grid_of<PIXELS>(call, plan);
     S* partial = (S*)call.workspace;
-    if (plan.resident) {
-        gpu::Launch(grid, BLOCK, plan.resident, stream)(forward<T, V, PIXELS, true>, t, plan, partial);
-        return;
+    if constexpr (!BATCH) {
+        if (plan.resident) {
+            gpu::Launch(grid, BLOCK, plan.resident, stream)(forward<T, V, PIXELS, true>, t, plan, partial);
+            return;
+        }
     }
+    const Merge merge(call, plan);
     gpu::Launch(grid, BLOCK, 0, stream)(forward<T, V, PIXELS, false>, t, plan, partial);
-    gpu::Launch(each, BLOCK, 0, stream)(merge_moments<S>, (const S*)partial, (S*)call.statistics, call.n, call.c, call.p,
-                                        plan.per_sample, plan.positions, S(call.eps));
-    gpu::Launch(grid, BLOCK, 0, stream)(normalise<T, V, PIXELS>, t, plan);
+    gpu::Launch(merge.blocks, BLOCK, 0, stream)(merge_moments<T>, t, merge, (const S*)partial, plan.per_sample,
+                                                plan.positions, BATCH);
+    gpu::Launch(grid, BLOCK, 0, stream)(normalise<T, V, PIXELS, BATCH>, t, plan);
 }
 
-template <class T, int V, bool PIXELS>
+template <class T, int V, bool PIXELS, bool BATCH>
 void run_backward(const InstanceNormCall& call, void* stream) {
     using S = typename Tensors<T>::S;
     const Plan plan = plan_of(call, V, 2);
     const Tensors<T> t(call);
-    const dim3 grid = grid_of<PIXELS>(call, plan), each(unsigned(divided(call.n * call.c, BLOCK)));
-    S *totals = (S*)call.workspace, *channels = totals + 2 * call.n * call.c, *partial = channels + call.c;
+    const dim3 grid = grid_of<PIXELS>(call, plan);
+    S *totals = (S*)call.workspace, *channels = totals + 2 * call.rows(), *partial = channels + call.c;
     if (plan.resident) {
-        gpu::Launch(grid, BLOCK, plan.resident, stream)(backward<T, V, PIXELS, true>, t, plan, partial);
+        if constexpr (!BATCH) {
+            gpu::Launch(grid, BLOCK, plan.resident, stream)(backward<T, V, PIXELS, true, false>, t, plan, partial);
+        }
     } else {
-        gpu::Launch(grid, BLOCK, 0, stream)(backward<T, V, PIXELS, false>, t, plan, partial);
-        gpu::Launch(each, BLOCK, 0, stream)(merge_sums<T>, t, (const S*)partial, totals, plan.per_sample);
+        const Merge merge(call, plan);
+        gpu::Launch(grid, BLOCK, 0, stream)(backward<T, V, PIXELS, false, BATCH>, t, plan, partial);
+        gpu::Launch(merge.blocks, BLOCK, 0, stream)(merge_sums<T>, t, merge, (const S*)partial, totals);
         if (t.beyond_style) {
-            gpu::Launch(grid, BLOCK, 0, stream)(gradients<T, V, PIXELS>, t, plan, (const S*)totals, partial);
+            gpu::Launch(grid, BLOCK, 0, stream)(gradients<T, V, PIXELS, BATCH>, t, plan, (const S*)totals, partial);
         }
     }
     auto add = [&](int which, S* out) {
@@ -569,12 +628,17 @@ void run_backward(const InstanceNormCall& call, void* stream) {
     }
 }
 
+template <class T, int V, bool PIXELS, bool BATCH>
+void run(const InstanceNormCall& call, void* stream) {
+    call.y ? run_forward<T, V, PIXELS, BATCH>(call, stream) : run_backward<T, V, PIXELS, BATCH>(call, stream);
+}
+
 template <class T, int V>
 void for_layout(const InstanceNormCall& call, void* stream) {
-    if (call.y) {
-        call.pixels ? run_forward<T, V, true>(call, stream) : run_forward<T, V, false>(call, stream);
+    if (call.batch) {
+        call.pixels ? run<T, V, true, true>(call, stream) : run<T, V, false, true>(call, stream);
     } else {
-        call.pixels ? run_backward<T, V, true>(call, stream) : run_backward<T, V, false>(call, stream);
+        call.pixels ? run<T, V, true, false>(call, stream) : run<T, V, false, false>(call, stream);
     }
 }
 

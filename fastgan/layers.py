@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fastgan.ops import (
     adain,
+    batch_norm_act,
     conv2d,
     conv_downsample2d,
     conv_transpose2d,
@@ -23,6 +24,7 @@ from fastgan.ops import (
     upsample_conv2d,
 )
 from fastgan.ops.arithmetic import computes_in_fp16, to_arithmetic
+from fastgan.ops.instance_norm import slope_of
 from fastgan.ops.noise_bias_act import slope_below_zero
 from fastgan.ops.upfirdn2d import BILINEAR, taps, upfirdn2d
 
@@ -290,6 +292,55 @@ class NoiseBiasLeakyReLU(nn.Module):
             "gain": self.gain,
             "clamp": self.clamp,
         }
+
+
+class BatchNormAct(nn.modules.batchnorm._NormBase):
+    """Batch norm and the activation behind it, fused; for [N, C] as well as for [N, C, ...].
+
+    Parameters and buffers are those of `nn.BatchNorm2d`, by name, value and meaning. To PyTorch it is no batch norm,
+    lest `nn.SyncBatchNorm.convert_sync_batchnorm` should replace it, and the activation be lost.
+
+    Args:
+        channels: of the activations.
+        act, slope, gain: "linear", "relu" or "lrelu", see `batch_norm_act`.
+        eps: added to the variance.
+        momentum: the share of a batch in the running averages.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        act: str = "lrelu",
+        slope: float = 0.2,
+        gain: float = 1.0,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+    ):
+        super().__init__(channels, eps=eps, momentum=momentum)
+        slope_of("BatchNormAct", act, slope, gain)
+        self.act, self.slope, self.gain = act, slope, gain
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, channels, ...] to its shape. Raises ValueError for a single value per channel in training."""
+        if self.training:
+            self.num_batches_tracked.add_(1)
+        return batch_norm_act(
+            x,
+            self.weight,
+            self.bias,
+            running_mean=self.running_mean,
+            running_var=self.running_var,
+            training=self.training,
+            momentum=self.momentum,
+            eps=self.eps,
+            act=self.act,
+            slope=self.slope,
+            gain=self.gain,
+        )
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, act={self.act}, eps={self.eps}, momentum={self.momentum}"
 
 
 class AdaIN(nn.Module):

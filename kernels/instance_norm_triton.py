@@ -1,5 +1,7 @@
 """Launchers of instance_norm in Triton. The signatures are those of `fastgan_kernels.signatures.InstanceNorm`.
 
+Most kernels serve batch_norm_act as well (BATCH; see `batch_norm_act_triton`).
+
     u = x + strength[c] * noise + bias[c],   z = u * (u > 0 ? gain : gain * slope)
     y = style_scale[n,c] * (z - mean[n,c]) * inverse[n,c] + style_bias[n,c]
 
@@ -94,9 +96,24 @@ def _noise(noise, sample, position, p, mask, PER_SAMPLE: tl.constexpr, PIXELS: t
 @triton.jit
 def _activated(x, noise, strength, bias, slope, gain):
     """gain * act(u), and its derivative."""
-    u = x + (strength * noise + bias)
+    return piecewise_linear(x + (strength * noise + bias), slope, gain)
+
+
+@triton.jit
+def piecewise_linear(u, slope, gain):
+    """gain * act(u), and its derivative."""
     first = tl.where(u > 0, gain, gain * slope)
     return u * first, first
+
+
+@triton.jit
+def _row(plane, channel, n, c, p, BATCH: tl.constexpr):
+    """What is normalised for itself: a plane, or all planes of a channel; how many there are, and numbers of each."""
+    if BATCH:
+        row, rows, numbers = channel, c, n * p
+    else:
+        row, rows, numbers = plane, n * c, p
+    return row, rows, numbers
 
 
 # Everything in one program --------------------------------------------------------------------------------------------
@@ -276,7 +293,7 @@ def _normalise(
     slope: tl.float64, gain: tl.float64,
     n: tl.int64, c: tl.int64, p: tl.int64, segments: tl.int32, steps: tl.int64, tiles: tl.int32,
     PIXELS: tl.constexpr, NOISE_PER_SAMPLE: tl.constexpr, STRENGTH_PER_CHANNEL: tl.constexpr, S: tl.constexpr,
-    ALIGN: tl.constexpr, R: tl.constexpr, F: tl.constexpr,
+    ALIGN: tl.constexpr, R: tl.constexpr, F: tl.constexpr, BATCH: tl.constexpr = False,
 ):  # fmt: skip
     if PIXELS:
         c = c // ALIGN * ALIGN
@@ -288,27 +305,32 @@ def _normalise(
     slope, gain = tl.full([1, 1], slope, S), tl.full([1, 1], gain, S)
     k_strength = _strength(strength, channel, live, STRENGTH_PER_CHANNEL, S, R, COLUMNS)
     k_bias = _small(bias, channel, live, 0.0, S, R, COLUMNS)
-    mean = _small(statistics, plane, live, 0.0, S, R, COLUMNS)
-    inverse = _small(statistics, n * c + plane, live, 0.0, S, R, COLUMNS)
-    factor = _small(style_scale, plane, live, 1.0, S, R, COLUMNS) * inverse
-    shift = _small(style_bias, plane, live, 0.0, S, R, COLUMNS)
+    row, rows, numbers = _row(plane, channel, n, c, p, BATCH)
+    mean = _small(statistics, row, live, 0.0, S, R, COLUMNS)
+    inverse = _small(statistics, rows + row, live, 0.0, S, R, COLUMNS)
+    factor = _small(style_scale, row, live, 1.0, S, R, COLUMNS) * inverse
+    shift = _small(style_bias, row, live, 0.0, S, R, COLUMNS)
     begin = segment * steps * STEP
     for start in range(begin, tl.minimum(begin + steps * STEP, p), STEP):
         position, at, mask = _at(start, c, p, base, live, PIXELS, R, F)
         v_noise = _noise(noise, sample, position, p, mask, NOISE_PER_SAMPLE, PIXELS, S)
         v_x = tl.load(x + at, mask=mask, other=0.0).to(S)
-        z, _ = _activated(v_x, v_noise, k_strength, k_bias, slope, gain)
-        tl.store(y + at, ((z - mean) * factor + shift).to(y.dtype.element_ty), mask=mask)
+        if BATCH:
+            v_y, _ = piecewise_linear((v_x - mean) * factor + shift, slope, gain)
+        else:
+            z, _ = _activated(v_x, v_noise, k_strength, k_bias, slope, gain)
+            v_y = (z - mean) * factor + shift
+        tl.store(y + at, v_y.to(y.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["n", "c", "p", "segments", "steps", "tiles"])
 def _sums(
     sums, products,  # tables [piece, C]
-    dy, x, statistics, noise, strength, bias,
+    dy, x, statistics, noise, strength, bias, style_scale, style_bias,
     slope: tl.float64, gain: tl.float64,
     n: tl.int64, c: tl.int64, p: tl.int64, segments: tl.int32, steps: tl.int64, tiles: tl.int32,
     PIXELS: tl.constexpr, NOISE_PER_SAMPLE: tl.constexpr, STRENGTH_PER_CHANNEL: tl.constexpr, S: tl.constexpr,
-    ALIGN: tl.constexpr, R: tl.constexpr, F: tl.constexpr,
+    ALIGN: tl.constexpr, R: tl.constexpr, F: tl.constexpr, BATCH: tl.constexpr = False,
 ):  # fmt: skip
     """Sums of dy and of dy * (z - mean) of each segment."""
     if PIXELS:
@@ -322,7 +344,12 @@ def _sums(
     slope, gain = tl.full([1, 1], slope, S), tl.full([1, 1], gain, S)
     k_strength = _strength(strength, channel, live, STRENGTH_PER_CHANNEL, S, R, COLUMNS)
     k_bias = _small(bias, channel, live, 0.0, S, R, COLUMNS)
-    mean = _small(statistics, plane, live, 0.0, S, R, COLUMNS)
+    row, rows, _ = _row(plane, channel, n, c, p, BATCH)
+    mean = _small(statistics, row, live, 0.0, S, R, COLUMNS)
+    if BATCH:
+        inverse = _small(statistics, rows + row, live, 0.0, S, R, COLUMNS)
+        factor = _small(style_scale, row, live, 1.0, S, R, COLUMNS) * inverse
+        shift = _small(style_bias, row, live, 0.0, S, R, COLUMNS)
     total, total_products = tl.full([R, F], 0.0, S), tl.full([R, F], 0.0, S)
     begin = segment * steps * STEP
     for start in range(begin, tl.minimum(begin + steps * STEP, p), STEP):
@@ -330,7 +357,12 @@ def _sums(
         v_noise = _noise(noise, sample, position, p, mask, NOISE_PER_SAMPLE, PIXELS, S)
         v_x = tl.load(x + at, mask=mask, other=0.0).to(S)
         v_dy = tl.load(dy + at, mask=mask, other=0.0).to(S)
-        z, _ = _activated(v_x, v_noise, k_strength, k_bias, slope, gain)
+        if BATCH:
+            z = v_x
+            _, after = piecewise_linear((z - mean) * factor + shift, slope, gain)
+            v_dy *= after
+        else:
+            z, _ = _activated(v_x, v_noise, k_strength, k_bias, slope, gain)
         total += v_dy
         total_products += v_dy * (z - mean)
     of_piece = (sample * segments + segment) * c + channel
@@ -364,11 +396,11 @@ def _merge_sums(
 @triton.jit(do_not_specialize=["n", "c", "p", "segments", "steps", "tiles"])
 def _gradients(
     dx, dstrength, dbias,
-    dy, x, statistics, totals, noise, strength, bias, style_scale,
+    dy, x, statistics, totals, noise, strength, bias, style_scale, style_bias,
     slope: tl.float64, gain: tl.float64,
     n: tl.int64, c: tl.int64, p: tl.int64, segments: tl.int32, steps: tl.int64, tiles: tl.int32,
     PIXELS: tl.constexpr, NOISE_PER_SAMPLE: tl.constexpr, STRENGTH_PER_CHANNEL: tl.constexpr, S: tl.constexpr,
-    ALIGN: tl.constexpr, R: tl.constexpr, F: tl.constexpr,
+    ALIGN: tl.constexpr, R: tl.constexpr, F: tl.constexpr, BATCH: tl.constexpr = False,
 ):  # fmt: skip
     if PIXELS:
         c = c // ALIGN * ALIGN
@@ -381,11 +413,14 @@ def _gradients(
     slope, gain = tl.full([1, 1], slope, S), tl.full([1, 1], gain, S)
     k_strength = _strength(strength, channel, live, STRENGTH_PER_CHANNEL, S, R, COLUMNS)
     k_bias = _small(bias, channel, live, 0.0, S, R, COLUMNS)
-    mean = _small(statistics, plane, live, 0.0, S, R, COLUMNS)
-    inverse = _small(statistics, n * c + plane, live, 0.0, S, R, COLUMNS)
-    factor = _small(style_scale, plane, live, 1.0, S, R, COLUMNS) * inverse
-    level = _small(totals, plane, live, 0.0, S, R, COLUMNS) / p.to(S)
-    tilt = _small(totals, n * c + plane, live, 0.0, S, R, COLUMNS) / p.to(S) * inverse * inverse
+    row, rows, numbers = _row(plane, channel, n, c, p, BATCH)
+    mean = _small(statistics, row, live, 0.0, S, R, COLUMNS)
+    inverse = _small(statistics, rows + row, live, 0.0, S, R, COLUMNS)
+    factor = _small(style_scale, row, live, 1.0, S, R, COLUMNS) * inverse
+    if BATCH:
+        shift = _small(style_bias, row, live, 0.0, S, R, COLUMNS)
+    level = _small(totals, row, live, 0.0, S, R, COLUMNS) / numbers.to(S)
+    tilt = _small(totals, rows + row, live, 0.0, S, R, COLUMNS) / numbers.to(S) * inverse * inverse
     sum_bias, sum_strength = tl.full([R, F], 0.0, S), tl.full([R, F], 0.0, S)
     begin = segment * steps * STEP
     for start in range(begin, tl.minimum(begin + steps * STEP, p), STEP):
@@ -393,14 +428,20 @@ def _gradients(
         v_noise = _noise(noise, sample, position, p, mask, NOISE_PER_SAMPLE, PIXELS, S)
         v_x = tl.load(x + at, mask=mask, other=0.0).to(S)
         v_dy = tl.load(dy + at, mask=mask, other=0.0).to(S)
-        z, first = _activated(v_x, v_noise, k_strength, k_bias, slope, gain)
-        du = first * (factor * (v_dy - level - (z - mean) * tilt))
+        if BATCH:
+            z = v_x
+            _, after = piecewise_linear((z - mean) * factor + shift, slope, gain)
+            du = factor * (v_dy * after - level - (z - mean) * tilt)
+        else:
+            z, first = _activated(v_x, v_noise, k_strength, k_bias, slope, gain)
+            du = first * (factor * (v_dy - level - (z - mean) * tilt))
         if dx is not None:
             tl.store(dx + at, du.to(dx.dtype.element_ty), mask=mask)
-        du = tl.where(mask, du, 0.0)
-        sum_bias += du
-        if dstrength is not None:
-            sum_strength += du * v_noise
+        if dbias is not None or dstrength is not None:
+            du = tl.where(mask, du, 0.0)
+            sum_bias += du
+            if dstrength is not None:
+                sum_strength += du * v_noise
     _leave(
         dstrength, dbias, sum_strength, sum_bias, sample, segment, channel, segments, c, live,
         STRENGTH_PER_CHANNEL, AXIS,
@@ -516,14 +557,14 @@ def backward(
             totals = torch.empty_like(statistics)
             cut = (n, c, p, segments, plan.steps, tiles)
             options = {**kinds, **_tile(plan), **_compiled(WARPS)}
-            _sums[(programs,)](sums, products, dy, x, statistics, *before, slope, gain, *cut, **options)
+            _sums[(programs,)](sums, products, dy, x, statistics, *before, None, None, slope, gain, *cut, **options)
             _merge_sums[(triton.cdiv(n * c, _FLAT),)](
                 totals, dstyle_scale, dstyle_bias, sums, products, statistics, n, c, segments,
                 S=kinds["S"], F=_FLAT, **_compiled(WARPS),
             )  # fmt: skip
             if dx is not None or biases is not None or strengths is not None:
                 _gradients[(programs,)](
-                    dx, strengths, biases, dy, x, statistics, totals, *before, style_scale,
+                    dx, strengths, biases, dy, x, statistics, totals, *before, style_scale, None,
                     slope, gain, *cut, **options,
                 )  # fmt: skip
         if biases is not None or strengths is not None:

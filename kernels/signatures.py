@@ -64,6 +64,25 @@ class InstanceNorm(Protocol):
     ) -> None: ...  # fmt: skip
 
 
+class BatchNormAct(Protocol):
+    """Launchers of batch_norm_act in training. `slope` is that of the activation below zero.
+
+    `statistics` [3, C] are mean, 1 / sqrt(var + eps) and the unbiased variance: written by the forward kernel, the
+    first two read by the backward kernel. Outputs of `backward` that are None are not made. All tensors but y, x and
+    their gradients are fp32, or fp64 where those are; all are dense, the activations in the layout of `view`.
+    """
+
+    def forward(
+        self, view: View, y: Tensor, statistics: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None,
+        slope: float, gain: float, eps: float,
+    ) -> None: ...  # fmt: skip
+
+    def backward(
+        self, view: View, dx: Tensor | None, dweight: Tensor | None, dbias: Tensor | None, dy: Tensor, x: Tensor,
+        statistics: Tensor, weight: Tensor | None, bias: Tensor | None, slope: float, gain: float,
+    ) -> None: ...  # fmt: skip
+
+
 class Upfirdn2d(Protocol):
     """Launcher of upfirdn2d; the arguments are those of `fastgan.ops.upfirdn2d`.
 

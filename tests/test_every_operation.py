@@ -47,6 +47,7 @@ OPERATIONS = {
         {"noise": (N, 1, SIZE, SIZE), "strength": (), "bias": CHANNELS, "scale": SAMPLES, "post": SAMPLES},
         fixed=("noise",),
     ),
+    "batch_norm_act": Use(ops.batch_norm_act, {"weight": CHANNELS, "bias": CHANNELS}),
     "adain": Use(ops.adain, {"scale": SAMPLES, "bias": SAMPLES}),
     "style_epilogue": Use(
         ops.style_epilogue,
@@ -206,7 +207,8 @@ def test_a_cuda_graph_replays_forward_and_backward(use, name):
 
 
 class EveryLayer(nn.Module):
-    """A network of all layers. Samples are independent, but for the pairs that the standard deviation is taken of."""
+    """A network of all layers. Samples are independent, but for the pairs that the standard deviation is taken of:
+    batch norm is in evaluation."""
 
     def __init__(self):
         super().__init__()
@@ -214,7 +216,7 @@ class EveryLayer(nn.Module):
         self.conv = layers.EqualizedConv2d(C, C, 3, act="lrelu", down=2)
         self.stddev = layers.MinibatchStddev(group_size=2)
         self.smaller, self.larger, self.blur = layers.Downsample2d(), layers.Upsample2d(), layers.Blur2d()
-        self.norm = layers.PixelNorm()
+        self.norm, self.batch_norm = layers.PixelNorm(), layers.BatchNormAct(C).eval()
         self.style = layers.EqualizedLinear(W, C + 1, bias_init=1.0)
         self.modulated = layers.ModulatedConv2d(C + 1, C, 3, up=2)
         self.end = layers.NoiseBiasLeakyReLU(C)
@@ -226,7 +228,7 @@ class EveryLayer(nn.Module):
             nn.init.constant_(noisy.strength, 0.5)  # else what comes before would not depend on the noise
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor) -> Tensor:
-        x = self.stddev(self.conv(self.down(x)))  # [N, C + 1, 4, 4]
+        x = self.stddev(self.batch_norm(self.conv(self.down(x))))  # [N, C + 1, 4, 4]
         x = x + self.norm(self.blur(self.larger(self.smaller(x))))
         w = self.norm(w)
         x = self.modulated(x, self.style(w), **self.end.arguments((len(x), C, 8, 8), x.device, noise))

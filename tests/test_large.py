@@ -42,7 +42,7 @@ ROWS, WIDTH, CHANNELS = 63, 1024, 64
 CHUNK = ROWS * WIDTH * CHANNELS
 PAST = 1 << 31
 ENDS = {"emulated": 8, "triton": 2}  # blocks that are executed at each end: of the last ones some have nothing to do
-FEW_BLOCKS = ("instance_norm, NHWC",)  # each of millions of elements: one at each end
+FEW_BLOCKS = ("instance_norm, NHWC", "batch_norm_act, NHWC")  # each of millions of elements: one at each end
 GPU_BYTES = 24 << 30  # what the largest case needs, and some more
 
 # Memory ------------------------------------------------------------------------------------------------------------
@@ -264,6 +264,25 @@ def instance_norm(run: Run, n: int, pixels: bool) -> None:
             run.check(name, got, in_order.reshape(ROWS, -1))
 
 
+def batch_norm_act(run: Run, n: int, pixels: bool) -> None:
+    """As instance_norm."""
+    count = run.count()
+    of_x, of_dy = numbers(7, -3), numbers(11, -4)
+    x, dy = run.repeated(of_x, count), run.repeated(of_dy, count)
+    y, dx = (run.unwritten(count) for _ in range(2))
+    view = View(n, CHANNELS, count * CHUNK // (n * CHANNELS), pixels)
+    statistics = run.small(3, CHANNELS, value=0.0)
+    launchers = run.launchers("batch_norm_act")
+    launchers.forward(view, y, statistics, x, None, None, 1.0, 1.0, 1e-5)
+    launchers.backward(view, dx, None, None, dy, x, statistics, None, None, 1.0, 1.0)
+    if not run.ends:
+        of_sample = (lambda t: t.view(1, -1, CHANNELS).movedim(-1, 1)) if pixels else lambda t: t.view(1, CHANNELS, -1)
+        expected = plain(lambda t: ops.batch_norm_act(t, act="linear"), of_sample(of_x), of_sample(of_dy))
+        for name, got, of_chunk in zip(("y", "dx"), (y, dx), expected, strict=True):
+            in_order = of_chunk.movedim(1, -1) if pixels else of_chunk
+            run.check(name, got, in_order.reshape(ROWS, -1))
+
+
 def taps(run: Run) -> Tensor:
     return torch.tensor([1.0, 3.0, 3.0, 1.0], device=run.device) / 8
 
@@ -355,6 +374,8 @@ CASES = {
     "pixel_norm, NHWC": lambda run: pixel_norm(run, 1, True),
     "pixel_norm, many planes": lambda run: pixel_norm(run, run.count(), False),
     "instance_norm, NHWC": lambda run: instance_norm(run, 1, True),
+    "batch_norm_act, NHWC": lambda run: batch_norm_act(run, 1, True),
+    "batch_norm_act, many planes": lambda run: batch_norm_act(run, run.count(), False),
     "instance_norm, many planes": lambda run: instance_norm(run, run.count(), False),
     "upfirdn2d, NHWC": upfirdn2d_of_one_image,
     "upfirdn2d, many planes": upfirdn2d_of_planes,

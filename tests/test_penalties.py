@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastgan import layers, losses, one_pass, piecewise_linear
+from fastgan.layers import BatchNormAct
 from fastgan.losses import critic_with_grad_norm, one_centered_penalty, why_not_one_pass, zero_centered_penalty
 from fastgan.models.stylegan2 import ResidualBlock
 from fastgan.ops import noise_bias_act, use_backend
@@ -581,6 +582,7 @@ REFUSED = {
     "unknown operation": (lambda: Around(torch.sin), r"sin\(\): is not known"),
     "curved": (lambda: with_layer(layers.EqualizedConv2d(4, 4, 1, act="silu")), "EqualizedConv2d '1': .* is curved"),
     "batch norm": (lambda: with_layer(nn.BatchNorm2d(4)), "BatchNorm2d '1': is not known"),
+    "batch norm and activation": (lambda: with_layer(BatchNormAct(4)), "BatchNormAct '1': is not known"),
     "dropout": (lambda: with_layer(nn.Dropout(0.5)).eval(), "Dropout '1': is not known"),
     "minibatch stddev": (
         lambda: with_layer(nn.Sequential(layers.MinibatchStddev(1, 4), nn.Conv2d(8, 4, 1))),

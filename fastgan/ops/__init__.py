@@ -5,6 +5,7 @@ Each is differentiable twice in every floating-point tensor, on every backend (`
 """
 
 from fastgan.ops.backends import BackendUnavailable, use_backend
+from fastgan.ops.batch_norm_act import batch_norm_act
 from fastgan.ops.convolution import conv2d, conv_transpose2d, gradients_of_inputs
 from fastgan.ops.filtered_noise_bias_act import filtered_noise_bias_act
 from fastgan.ops.image_batch import image_batch
@@ -21,6 +22,7 @@ from fastgan.ops.upfirdn2d import upfirdn2d
 __all__ = [
     "BackendUnavailable",
     "adain",
+    "batch_norm_act",
     "conv2d",
     "conv_downsample2d",
     "conv_transpose2d",

@@ -23,6 +23,7 @@ from fastgan.ops.compiling import constant_to_compiler
 OPERATIONS = (
     "noise_bias_act",
     "instance_norm",
+    "batch_norm_act",
     "upfirdn2d",
     "pixel_norm",
     "squared_norm",

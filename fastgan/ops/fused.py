@@ -36,11 +36,12 @@ class FusedOperation:
     inputs: ClassVar[tuple[str, ...]]  # names of the tensor inputs; the first is always given, others may be None
     Options: ClassVar[type]  # a NamedTuple of str, float, int, bool, torch.dtype: what is not differentiable
     spares: ClassVar[int] = 0  # small results of the forward kernel that spare the backward kernel work
+    reports: ClassVar[bool] = False  # whether these are results for the caller too, without a gradient
     has_backward: ClassVar[bool] = True  # of its own; else nothing below that is about gradients is declared
 
     @staticmethod
     def plain(inputs: Tensors, options: NamedTuple) -> Tensor:
-        """The specification, in differentiable PyTorch."""
+        """The specification, in differentiable PyTorch; the output and the spares where it `reports` them."""
         raise NotImplementedError
 
     @staticmethod
@@ -97,13 +98,14 @@ class FusedOperation:
         return None
 
     @classmethod
-    def apply(cls, backend: str, inputs: Tensors, options: NamedTuple) -> Tensor:
-        """Runs the operation on a backend; `inputs` are validated."""
+    def apply(cls, backend: str, inputs: Tensors, options: NamedTuple) -> Tensor | tuple[Tensor, ...]:
+        """Runs the operation on a backend; `inputs` are validated. The output, and the spares if it `reports` them."""
         if backend == "torch":
             return cls.plain(inputs, options)
         if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
             return _Forward.apply(cls, backend, options, *inputs)
-        return _run_forward(cls, backend, options, inputs)[0]
+        results = _run_forward(cls, backend, options, inputs)
+        return tuple(results) if cls.reports else results[0]
 
 
 class _Forward(torch.autograd.Function):
@@ -113,10 +115,13 @@ class _Forward(torch.autograd.Function):
         needs = ctx.needs_input_grad[3:]
         ctx.save_for_backward(*operation.keep(inputs, output, options, needs), *spares)
         ctx.call = operation, backend, options, needs
-        return output
+        if not operation.reports:
+            return output
+        ctx.mark_non_differentiable(*spares)
+        return output, *spares
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, grad, *_):
         operation, backend, options, needs = ctx.call
         if torch.is_grad_enabled():
             grads = _Backward.apply(operation, backend, options, needs, grad, *ctx.saved_tensors)

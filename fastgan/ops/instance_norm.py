@@ -55,7 +55,7 @@ def adain(x: Tensor, scale: Tensor | None = None, bias: Tensor | None = None, *,
 
     A style layer that gives `s` for `(1 + s) * norm(x) + bias` passes `1 + s`.
     """
-    _check_eps("adain", eps)
+    check_eps("adain", eps)
     check_activation("adain", x)
     style = (_style("adain", "scale", scale, x), _style("adain", "bias", bias, x))
     return _apply((dense(x), None, None, None, *style), Options(1.0, 1.0, float(eps)))
@@ -99,12 +99,8 @@ def style_epilogue(
     The gradient of `noise` takes the plain path.
     """
     name = "style_epilogue"
-    if act not in ACTIVATIONS:
-        raise ValueError(f"{name}: act is {act!r}, must be piecewise linear: one of {', '.join(ACTIVATIONS)}")
-    # Not isfinite: torch.compile could not trace that of a number that has changed between calls.
-    if not (-math.inf < slope < math.inf and -math.inf < gain < math.inf):
-        raise ValueError(f"{name}: slope and gain must be finite, are {slope} and {gain}")
-    _check_eps(name, eps)
+    slope = slope_of(name, act, slope, gain)
+    check_eps(name, eps)
     check_activation(name, x)
     if strength is not None and noise is None:
         raise ValueError(f"{name}: strength is given without noise")
@@ -117,10 +113,20 @@ def style_epilogue(
         _style(name, "style_scale", style_scale, x),
         _style(name, "style_bias", style_bias, x),
     )
-    return _apply(inputs, Options(float(_SLOPES.get(act, slope)), float(gain), float(eps)))
+    return _apply(inputs, Options(slope, float(gain), float(eps)))
 
 
-def _check_eps(name: str, eps: float) -> None:
+def slope_of(operation: str, act: str, slope: float, gain: float) -> float:
+    """The slope of an activation below zero. Raises ValueError for one that is not piecewise linear."""
+    if act not in ACTIVATIONS:
+        raise ValueError(f"{operation}: act is {act!r}, must be piecewise linear: one of {', '.join(ACTIVATIONS)}")
+    # Not isfinite: torch.compile could not trace that of a number that has changed between calls.
+    if not (-math.inf < slope < math.inf and -math.inf < gain < math.inf):
+        raise ValueError(f"{operation}: slope and gain must be finite, are {slope} and {gain}")
+    return float(_SLOPES.get(act, slope))
+
+
+def check_eps(name: str, eps: float) -> None:
     if not 0 < eps < math.inf:
         raise ValueError(f"{name}: eps is {eps}, must be finite and above zero")
 
@@ -156,7 +162,7 @@ class InstanceNorm(FusedOperation):
     @staticmethod
     def plain(inputs, options):
         x, *before, style_scale, style_bias = inputs
-        y, _ = _normalised(_activated(_before_activation(to_arithmetic(x), *before), options), options)
+        y, _ = _normalised(activated(_before_activation(to_arithmetic(x), *before), options), options)
         if style_scale is not None:
             y = y * channels(style_scale, x)
         if style_bias is not None:
@@ -189,7 +195,7 @@ class InstanceNorm(FusedOperation):
         x, noise, strength, bias, style_scale, *_ = kept
         dy = to_arithmetic(grad)
         u = _before_activation(to_arithmetic(x), noise, strength, bias)
-        normal, inverse = _normalised(_activated(u, options), options)
+        normal, inverse = _normalised(activated(u, options), options)
         dstyle_scale = over_positions(dy * normal) if needs[4] else None
         dstyle_bias = over_positions(dy) if needs[5] else None
         if not any(needs[:4]):
@@ -197,7 +203,7 @@ class InstanceNorm(FusedOperation):
 
         g = dy if style_scale is None else dy * channels(style_scale, dy)
         dz = inverse * (g - _mean(g) - normal * _mean(g * normal))
-        du = dz * torch.where(u > 0, torch.ones_like(u), options.slope) * options.gain
+        du = dz * derivative(u, options)
         noisy = over_positions(du * noise) if needs[2] else None
         return (
             du.to(grad.dtype) if needs[0] else None,
@@ -237,9 +243,15 @@ def _before_activation(x, noise, strength, bias):
     return x if bias is None else x + channels(bias, x)
 
 
-def _activated(u, options):
+def activated(u: Tensor, options: NamedTuple) -> Tensor:
+    """gain * act(u), of options that have a slope and a gain."""
     z = u if options.slope == 1 else F.leaky_relu(u, options.slope)
     return z if options.gain == 1 else z * options.gain
+
+
+def derivative(u: Tensor, options: NamedTuple) -> Tensor:
+    """Its derivative."""
+    return torch.where(u > 0, torch.ones_like(u), options.slope) * options.gain
 
 
 def _mean(t: Tensor) -> Tensor:

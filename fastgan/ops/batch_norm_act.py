@@ -1,0 +1,203 @@
+"""batch_norm_act: batch normalisation and the activation behind it, in the passes that normalisation alone takes.
+
+    v = weight[c] * (x - mean[c]) / sqrt(var[c] + eps) + bias[c]
+    y = gain * act(v)
+
+In training, mean and population variance are those of a channel over all samples and positions (Ioffe and Szegedy 2015,
+"Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate Shift", algorithm 1). In
+evaluation they are running averages: v is a factor and a term then, and the whole is `noise_bias_act`.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastgan.ops import backends
+from fastgan.ops.arguments import check_activation, prepared
+from fastgan.ops.arithmetic import arithmetic_dtype, to_arithmetic
+from fastgan.ops.fused import FusedOperation, register
+from fastgan.ops.instance_norm import activated, check_eps, derivative, slope_of
+from fastgan.ops.layout import channels, dense, dense_like, view_of
+from fastgan.ops.noise_bias_act import noise_bias_act
+
+
+class Options(NamedTuple):
+    """What is not differentiable. `slope` is that of the activation below zero."""
+
+    slope: float
+    gain: float
+    eps: float
+
+
+def batch_norm_act(
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    training: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    act: str = "lrelu",
+    slope: float = 0.2,
+    gain: float = 1.0,
+) -> Tensor:
+    """`gain * act(batch_norm(x))` with batch norm as torch has it, fused; twice differentiable in x, weight and bias.
+
+    Args:
+        x: activations [N, C, ...], any number of further dimensions; fp32, bf16, fp16 or fp64.
+        weight: [C], the factor after normalisation; 1 if not given.
+        bias: [C]; 0 if not given.
+        running_mean, running_var: [C], both or neither. In training they are moved in place towards mean and unbiased
+            variance of `x`, by `momentum`; otherwise they take the place of its statistics.
+        training: whether `x` is normalised by its own statistics.
+        momentum: the share of a call in the running averages, 0 to 1.
+        eps: added to the variance.
+        act: "linear", "relu" or "lrelu".
+        slope: of "lrelu" below zero.
+        gain: factor after the activation.
+
+    Returns:
+        A tensor of the shape, dtype and memory format of `x`. Statistics and arithmetic are fp32 (fp64 for fp64 input);
+        weight and bias are taken in that precision.
+
+    Raises:
+        ValueError: a shape, dtype or option does not fit, or `x` has a single value per channel in training; the
+            message names the argument.
+        BackendUnavailable: none of the backends that were asked for can serve.
+    """
+    name = "batch_norm_act"
+    options = Options(slope_of(name, act, slope, gain), float(gain), float(eps))
+    check_eps(name, eps)
+    check_activation(name, x)
+    shape = ([x.shape[1]],)
+    weight, bias = prepared(name, "weight", weight, shape, x), prepared(name, "bias", bias, shape, x)
+    if (running_mean is None) != (running_var is None):
+        raise ValueError(f"{name}: of running_mean and running_var one is given, must be both or neither")
+    mean = prepared(name, "running_mean", running_mean, shape, x)
+    var = prepared(name, "running_var", running_var, shape, x)
+    if not training:
+        if mean is None:
+            raise ValueError(f"{name}: running_mean and running_var are not given, must be where training is False")
+        return _with_statistics(x, mean, var, weight, bias, options)
+    if not 0 <= momentum <= 1:
+        raise ValueError(f"{name}: momentum is {momentum}, must be from 0 to 1")
+    if x.numel() == x.shape[1]:
+        raise ValueError(f"{name}: x has shape {list(x.shape)}, must have more than one value per channel in training")
+    y, statistics = BatchNormAct.apply(backends.choose(name, x.device), (dense(x), weight, bias), options)
+    if running_mean is not None and x.numel() > 0:
+        with torch.no_grad():
+            running_mean.lerp_(statistics[0].to(running_mean.dtype), momentum)
+            running_var.lerp_(statistics[2].to(running_var.dtype), momentum)
+    return y
+
+
+def _with_statistics(x, mean, var, weight, bias, options):
+    """The operation with mean and variance given, as one of `noise_bias_act`."""
+    factor = torch.rsqrt(var + options.eps)
+    if weight is not None:
+        factor = factor * weight
+    term = -mean * factor if bias is None else torch.addcmul(bias, mean, factor, value=-1)
+    scale = factor.expand(len(x), -1)
+    return noise_bias_act(x, scale=scale, bias=term, act="lrelu", slope=options.slope, gain=options.gain)
+
+
+@register
+class BatchNormAct(FusedOperation):
+    """The operation in training as `FusedOperation` wants it told.
+
+    Kept for the backward pass: x, weight and bias. The spare [3, C], which is reported, has mean, 1 / sqrt(var + eps)
+    and the unbiased variance.
+    """
+
+    name = "batch_norm_act"
+    inputs = ("x", "weight", "bias")
+    Options = Options
+    spares = 1
+    reports = True
+
+    @staticmethod
+    def plain(inputs, options):
+        x, weight, bias = inputs
+        centred, mean, var = _centred(to_arithmetic(x))
+        inverse = torch.rsqrt(var + options.eps)
+        y = activated(_affine(centred * inverse, weight, bias), options).to(x.dtype)
+        numbers = x.numel() // max(x.shape[1], 1)
+        unbiased = var * (numbers / max(numbers - 1, 1))
+        return y, torch.stack([t.detach().flatten() for t in (mean, inverse, unbiased)])
+
+    @staticmethod
+    def allocate(inputs, options):
+        return torch.empty_like(inputs[0])
+
+    @staticmethod
+    def allocate_spares(inputs, options):
+        x = inputs[0]
+        return (torch.empty(3, x.shape[1], dtype=arithmetic_dtype(x.dtype), device=x.device),)
+
+    @staticmethod
+    def launch(launchers, output, inputs, options, statistics):
+        launchers.forward(view_of(output), output, statistics, *inputs, *options)
+
+    @staticmethod
+    def keep(inputs, output, options, needs):
+        return inputs
+
+    @staticmethod
+    def makes(needs):
+        return needs
+
+    @staticmethod
+    def plain_backward(grad, kept, options, needs):
+        x, weight, bias, *_ = kept
+        centred, _, var = _centred(to_arithmetic(x))
+        inverse = torch.rsqrt(var + options.eps)
+        normal = centred * inverse
+        dv = to_arithmetic(grad) * derivative(_affine(normal, weight, bias), options)
+        dx = None
+        if needs[0]:
+            g = dv if weight is None else dv * channels(weight, dv)
+            dx = (inverse * (g - _mean(g) - normal * _mean(g * normal))).to(grad.dtype)
+        return (
+            dx,
+            (dv * normal).sum(_over(dv)) if needs[1] else None,
+            dv.sum(_over(dv)) if needs[2] else None,
+        )
+
+    @staticmethod
+    def allocate_grads(grad, kept, options, needs):
+        x = kept[0]
+        small = lambda: torch.empty(x.shape[1], dtype=arithmetic_dtype(x.dtype), device=x.device)
+        return torch.empty_like(x) if needs[0] else None, *(small() if need else None for need in needs[1:])
+
+    @staticmethod
+    def launch_backward(launchers, grads, grad, kept, options):
+        x, weight, bias, statistics = kept
+        launchers.backward(
+            view_of(x), *grads, dense_like(grad, x), x, statistics, weight, bias, options.slope, options.gain
+        )
+
+
+def _over(t: Tensor) -> tuple[int, ...]:
+    """All dimensions but that of channels."""
+    return (0, *range(2, t.dim()))
+
+
+def _mean(t: Tensor) -> Tensor:
+    """Over samples and positions, [N, C, ...] to [1, C, 1, ...]."""
+    return t.mean(_over(t), keepdim=True)
+
+
+def _centred(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """x - mean, mean and population variance, the latter two [1, C, 1, ...]."""
+    mean = _mean(x)
+    centred = x - mean
+    return centred, mean, _mean(centred.square())
+
+
+def _affine(normal: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    if weight is not None:
+        normal = normal * channels(weight, normal)
+    return normal if bias is None else normal + channels(bias, normal)

@@ -1,10 +1,6 @@
-<<<<<<< HEAD:csrc/instance_norm_bindings.h
-// Bindings of instance_norm.
+// Bindings of instance_norm and batch_norm_act.
 #pragma once
 
-=======
-// Bindings of instance_norm and batch_norm_act.
->>>>>>> 157ca2a (batch_norm_act: batch norm and the activation behind it in one operation, on all backends):csrc/instance_norm_module.cpp
 #include "bindings.h"
 #include "instance_norm.h"
 

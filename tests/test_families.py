@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastgan import models
+from fastgan.layers import BatchNormAct
 from fastgan.losses import critic_with_grad_norm, nonsaturating_real, why_not_one_pass, zero_centered_penalty
 from fastgan.models import cgan, mlp
 from fastgan.models.blocks import Block
@@ -214,7 +215,7 @@ def test_critic_norm_is_batch_norm_and_nothing_else(name):
     """Without it each image is judged by itself, and a bias stands where it was."""
     config, generator, critic = build(name, critic_norm=True)
     _, same_generator, bare = build(name, critic_norm=False)
-    norms = lambda network: [m for m in network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    norms = lambda network: [m for m in network.modules() if isinstance(m, BatchNormAct)]
     assert norms(critic)
     assert not norms(bare)
     assert generator.state_dict().keys() == same_generator.state_dict().keys()

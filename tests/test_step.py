@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.memory import peak_of
 from fastgan import losses, models
+from fastgan.layers import BatchNormAct
 from fastgan.losses import critic_with_grad_norm
 from fastgan.models.recomputing import recompute_blocks
 from fastgan.training import config as configuration
@@ -95,7 +96,8 @@ def test_a_critic_that_sees_reals_and_fakes_in_one_batch_judges_them_as_apart(fp
 def test_batches_are_seen_apart_where_a_critic_compares_their_samples():
     _, state = a_step("stylegan2")
     assert not _Rows(state.critic).fit(images(2))  # two alone are a group, four together would be one
-    assert not _Rows(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))).fit(images(8))
+    for norm in (nn.BatchNorm2d, BatchNormAct):
+        assert not _Rows(nn.Sequential(nn.Conv2d(1, 4, 3), norm(4))).fit(images(8))
 
 
 @pytest.mark.parametrize(

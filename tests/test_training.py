@@ -13,6 +13,7 @@ from torch import nn
 
 from fastgan import models
 from fastgan.errors import UserError
+from fastgan.layers import BatchNormAct
 from fastgan.training import config as configuration
 from fastgan.training import precision, process
 from fastgan.training.ema import Average, decay
@@ -36,7 +37,7 @@ def test_ramp_up_limits_the_half_life_to_a_share_of_the_images_seen():
 
 
 def test_average_interpolates_parameters_and_copies_buffers():
-    model, average = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+    model, average = BatchNormAct(3), BatchNormAct(3)
     nn.init.constant_(model.weight, 5)
     model(torch.randn(2, 3, 4, 4))
     Average(average, model).update(0.25)

@@ -6,35 +6,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastgan.layers import UpsampleConv2d
+from fastgan.layers import BatchNormAct, UpsampleConv2d
 from fastgan.ops import noise_bias_act
 
 
 class Block(nn.Module):
-    """A layer, then batch norm or a bias, then an activation; bias and activation are one pass.
+    """A layer, then batch norm or a bias, then an activation; what stands behind the layer is one operation.
 
     Args:
         layer: linear or convolution, built without bias.
         channels: of its result.
         norm: batch norm instead of a bias.
-        act: see `noise_bias_act`; the slope of lrelu is 0.2.
+        act: see `noise_bias_act`, or with norm `batch_norm_act`; the slope of lrelu is 0.2.
     """
 
     def __init__(self, layer: nn.Module, channels: int, *, norm: bool, act: str):
         super().__init__()
-        batch_norm = nn.BatchNorm1d if isinstance(layer, nn.Linear) else nn.BatchNorm2d
         self.layer = layer
-        self.norm = batch_norm(channels) if norm else None
+        self.norm = BatchNormAct(channels, act=act) if norm else None
         self.bias = None if norm else nn.Parameter(torch.zeros(channels))
         self.act = act
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.layer(x)
-        if self.norm is not None:
-            x = self.norm(x)
-            if self.act == "linear":
-                return x
-        return noise_bias_act(x, bias=self.bias, act=self.act)
+        return noise_bias_act(x, bias=self.bias, act=self.act) if self.norm is None else self.norm(x)
 
     def extra_repr(self) -> str:
         return f"act={self.act}"
@@ -73,7 +68,7 @@ def initialize(module: nn.Module) -> None:
         nn.init.normal_(module.weight, 0.0, 0.02)
         if getattr(module, "bias", None) is not None:
             nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+    elif isinstance(module, BatchNormAct):
         nn.init.normal_(module.weight, 1.0, 0.02)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fastgan import models
 from fastgan.augment import AdaptiveStrength, Augment
 from fastgan.errors import UserError
-from fastgan.layers import MinibatchStddev
+from fastgan.layers import BatchNormAct, MinibatchStddev
 from fastgan.losses import (
     OBJECTIVES,
     Objective,
@@ -483,7 +483,8 @@ class _Rows:
     def __init__(self, critic: nn.Module):
         modules = list(critic.modules())
         self.count = max([module.group_size for module in modules if isinstance(module, MinibatchStddev)], default=1)
-        self.separate = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules)
+        batch_norms = (BatchNormAct, nn.modules.batchnorm._BatchNorm)
+        self.separate = any(isinstance(module, batch_norms) for module in modules)
 
     def fit(self, batch: Tensor) -> bool:
         """Whether a batch may be joined with another of the same size: batch norm's statistics would be of both."""

@@ -115,7 +115,7 @@ def measure(options: Options) -> dict[str, Any] | None:
         for network, wanted in choice.networks(metrics).items():
             extractor = _extractor(network, device, options)
             features[network] = extractor.weights
-            if not getattr(extractor, "original", True):
+            if not extractor.original:
                 remarks.append(
                     f"{extractor.weights} is not the network of published numbers: compare with its own only"
                 )

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("one_cache")
 class OfPixels:
     """Instead of a network: the pixels of an image are its features, and its number tells it."""
 
-    weights = "pixels"
+    weights, original = "pixels", True
     looked_at = 0
 
     def __call__(self, images):

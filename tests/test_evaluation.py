@@ -170,6 +170,14 @@ def test_a_stopped_run_does_not_wait(evaluations, programs, tmp_path, capsys):
     assert (tmp_path / SNAPSHOT_NAME).exists()  # until the end, which the fixture checks
 
 
+def test_an_evaluation_that_the_same_ctrl_c_ended_is_no_failure(evaluations, programs, tmp_path, capsys):
+    programs += ["import sys\nsys.exit(130)"]
+    evaluations.start(tmp_path / FILE_NAME, At(16))
+    log = Recorded()
+    wait(evaluations, log)
+    assert not log.lines and not capsys.readouterr().out
+
+
 def test_the_process_is_alone_and_leaves_the_training_its_cores(evaluations, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "4")

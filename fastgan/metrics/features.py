@@ -29,7 +29,11 @@ class Extractor:
         weights: what they are called, a digest of them in it.
         device: where to compute.
         batch: images that go through the network at once.
+
+    original: whether the weights are those that this network's numbers are known for.
     """
+
+    original = True
 
     def __init__(self, network: nn.Module, weights: str, device: str | torch.device, batch: int):
         self.device, self.batch, self.weights = torch.device(device), batch, weights

@@ -21,7 +21,7 @@ from fastgan.metrics.features import Extractor
 class Inception(Extractor):
     """Features are those of the last pooling, [N, 2048], of images resized to 299x299 as TensorFlow 1 did.
 
-    original: whether the weights are, to the byte, those that published numbers come from.
+    `original` is false unless the weights are, to the byte, those that published numbers come from.
     Raises UserError if torch-fidelity is missing, or `path` has no weights of this network.
     """
 
@@ -31,8 +31,9 @@ class Inception(Extractor):
 
         try:
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            # torch-fidelity executes what is pickled. What this reads has nothing to execute in it.
-            torch.load(path, map_location="cpu", weights_only=True)
+            if digest != INCEPTION_SHA256:
+                # torch-fidelity executes what is pickled. What this reads has nothing to execute in it.
+                torch.load(path, map_location="cpu", weights_only=True)
             network = FeatureExtractorInceptionV3(
                 "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path)
             )

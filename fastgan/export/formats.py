@@ -1,0 +1,108 @@
+"""The files that an exported generator is written to, as bytes; and how each is run, to see what it draws.
+
+Both hold the weights, and as metadata strings: fastgan (the version), arch, resolution, channels, class_names (a JSON
+list, in the order of labels), noise and image.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+import fastgan
+from fastgan.errors import UserError
+from fastgan.export.program import FixedNoise, Image, quiet
+from fastgan.sampler import Sampler
+
+METADATA = "fastgan.json"  # the name of the metadata among the extra files of a .pt2
+
+
+class Format(NamedTuple):
+    """One kind of file."""
+
+    write: Callable[[ExportedProgram, dict[str, str]], bytes]  # with metadata
+    open: Callable[[bytes], Callable[..., Tensor]]  # what draws images of named inputs
+    runner: str  # which software that is
+
+
+def metadata(sampler: Sampler, noise: FixedNoise, image: Image) -> dict[str, str]:
+    """What the file says about itself."""
+    return {
+        "fastgan": fastgan.__version__,
+        "arch": sampler.model.arch,
+        "resolution": str(sampler.resolution),
+        "channels": str(sampler.model.channels),
+        "class_names": json.dumps(sampler.class_names),
+        "noise": noise,
+        "image": image,
+    }
+
+
+def require_onnx() -> None:
+    """Raises UserError, naming the extra, if a package that ONNX needs is missing."""
+    try:
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            importlib.import_module(package)
+    except ImportError:
+        raise UserError(
+            'ONNX needs the extra "export", which is not installed: pip install ".[export]", '
+            "or pip install onnx onnxscript onnxruntime; or choose --format torch, which needs nothing more"
+        ) from None
+
+
+def to_onnx(program: ExportedProgram, metadata: dict[str, str]) -> bytes:
+    """An ONNX file of standard operators. Raises UserError if a package is missing."""
+    require_onnx()
+    from onnxscript import optimizer
+
+    with torch.no_grad(), quiet():
+        # Not with torch's `optimize`: it takes the 1e-8 of a normalisation for the 0 of a sum that does nothing.
+        made = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False, output_names=["image"])
+        optimizer.fold_constants(made.model)
+        optimizer.remove_unused_nodes(made.model)
+    for node in made.model.graph:
+        node.metadata_props.clear()  # names of classes and functions
+    made.model.metadata_props.update(metadata)
+    return made.model_proto.SerializeToString()
+
+
+def open_onnx(content: bytes) -> Callable[..., Tensor]:
+    """Draws by ONNX Runtime on the CPU."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+
+    def draw(**inputs: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(["image"], {name: value.numpy() for name, value in inputs.items()})[0])
+
+    return draw
+
+
+def to_torch(program: ExportedProgram, metadata: dict[str, str]) -> bytes:
+    """A .pt2 file of `torch.export.save`."""
+    file = io.BytesIO()
+    with quiet():
+        torch.export.save(program, file, extra_files={METADATA: json.dumps(metadata)})
+    return file.getvalue()
+
+
+def open_torch(content: bytes) -> Callable[..., Tensor]:
+    """Draws by `torch.export.load`."""
+    with quiet():
+        network = torch.export.load(io.BytesIO(content)).module()
+
+    @torch.no_grad()
+    def draw(z: Tensor, **others: Tensor) -> Tensor:
+        return network(z, **others)
+
+    return draw
+
+
+FORMATS = {"onnx": Format(to_onnx, open_onnx, "ONNX Runtime"), "torch": Format(to_torch, open_torch, "torch.export")}

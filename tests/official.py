@@ -343,3 +343,8 @@ def nothing_of_it_importable():
     assert not {"torch_utils", "dnnlib", "torch_utils.persistence", "dnnlib.util"} & before
     yield
     assert not {name for name in set(sys.modules) - before if name.split(".")[0] in ("torch_utils", "dnnlib")}
+
+
+if __name__ == "__main__":
+    # A small pair for grey glyphs of ten classes, to try docs/official_networks.md with.
+    write(Path(sys.argv[1]), snapshot(Sizes(img_channels=1, c_dim=10, z_dim=64, channel_base=512, channel_max=32)))

@@ -22,7 +22,8 @@ from fastgan.errors import UserError
 from fastgan.generate import main as generate
 from fastgan.interop import load_stylegan2, official_state_dict, unpickling
 from fastgan.train import main as train
-from fastgan.training import checkpoint
+from fastgan.training import checkpoint, initial
+from fastgan.training import config as configuration
 from tests import official
 from tests.official import Sizes, image_of, logits_of, nothing_of_it_importable, snapshot, write
 from tests.tiny_run import tensors
@@ -280,6 +281,10 @@ STRANGE = {
     "another filter in it": (
         lambda c: c["D"].modules["b8"].buffers.update(resample_filter=torch.ones(4, 4)),
         "another filter than [1, 3, 3, 1] in D.b8.resample_filter",
+    ),
+    "a name of two lines": (
+        lambda c: c["D"].modules["b4"].parameters.update({"one\ntwo": torch.zeros(1)}),
+        "the tensor D.b4.one?two, which",
     ),
     "no average": (lambda c: c.pop("G_ema"), "holds no G_ema"),
 }
@@ -614,6 +619,22 @@ def test_networks_that_do_not_fit_are_one_line(folder, tiny, tmp_path, capsys, u
     argv = [*options(folder, tmp_path / "run", "--init-from", tiny), *(each.format(more=more) for each in given)]
     assert error_of(train, argv, capsys).startswith(says.format(file=tiny, more=more))
     assert not (tmp_path / "run").exists()
+
+
+def test_networks_that_grow_start_full_grown():
+    model = models.ModelConfig(arch="pggan", resolution=8, channel_base=64, channel_max=8, z_dim=8)
+    given = configuration.parse(["--arch", "pggan", "--resolution", "8", "--loss", "wgan-gp"])
+    start = initial.Start(Path("file"), model, {})
+    assert configuration.resolve(start.adopted(given)).growth.grow_from == 0
+    given = configuration.parse(["--arch", "pggan", "--resolution", "8", "--grow-from", "4"])
+    assert configuration.resolve(start.adopted(given)).growth.grow_from == 4
+
+
+def test_half_grown_networks_are_no_start(folder, run, monkeypatch):
+    header = dataclasses.replace(checkpoint.read_header(run), stage=(4, 1.0))
+    monkeypatch.setattr(checkpoint, "read_header", lambda path: header)
+    with pytest.raises(UserError, match=r"has grown to 4x4 only; go on with it by --resume first"):
+        initial.read(str(run))
 
 
 def test_a_file_without_a_critic_cannot_be_trained(folder, tmp_path, capsys):

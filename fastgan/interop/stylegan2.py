@@ -69,7 +69,7 @@ def read_stylegan2(path: str | Path) -> tuple[ModelConfig, dict[str, dict[str, T
         plain = {"generator": generator, "ema": generator, "critic": critic}
         return config, {name: _renamed(module, name, plain[name]) for name, module in modules.items()}
     except ValueError as error:
-        raise UserError(f"{path} {error}") from None
+        raise UserError(f"{path} {unpickling.shown(str(error))}") from None
 
 
 def build(
@@ -155,10 +155,9 @@ def _critic_places(critic: stylegan2.Critic) -> Iterator[tuple[str, str]]:
 def _places_of_filters(network: nn.Module) -> set[str]:
     """The modules of the official network that keep the filter, whether they resample or not: blocks, convolutions."""
     names = [name.rpartition(".")[0] for name in _names(network).values()]
-    in_block = "synthesis." if isinstance(network, stylegan2.Generator) else ""
     convolutions = {name for name in names if name.rpartition(".")[2] in ("conv", "conv0", "conv1", "skip", "fromrgb")}
     blocks = {name.rpartition(".")[0] for name in convolutions}
-    return convolutions | (blocks if in_block else blocks - {"b4"})
+    return convolutions | blocks - {"b4"}  # the critic's last block, which has no filter of its own
 
 
 # ---- tensors --------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import io
 import math
 import pickletools
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,9 +56,8 @@ def load(path: str | Path) -> Any:
         return _Machine().run(content)
     except _Refused as refusal:
         raise UserError(f"{path} {refusal}; {_HARMLESS}") from None
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
-        reason = _shown(str(error)) or type(error).__name__
-        raise UserError(f"{path} is truncated, damaged, or no pickle ({reason}); {_HARMLESS}") from None
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError):
+        raise UserError(f"{path} is truncated, damaged, or no pickle; {_HARMLESS}") from None
 
 
 # ---- what stands for the names in a file ----------------------------------------------------------------------------
@@ -105,7 +105,9 @@ def _numbers(content: Any) -> _Numbers:
             if instructions > MOST_INSTRUCTIONS_OF_A_TENSOR:
                 raise wrong
     try:
-        storage = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what is odd in a damaged file
+            storage = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception:  # whatever is wrong with it; torch's messages advise to load it with less care
         raise wrong from None
     if not isinstance(storage, torch.storage.TypedStorage) or not storage.dtype.is_floating_point:
@@ -144,7 +146,7 @@ def _set(members: Any) -> set[str]:
 
 def _numpy_dtype(code: Any, *_: Any) -> _NumpyDtype:
     if not re.fullmatch("[biuf][1248]", _string(code)):
-        raise _Refused(f"holds numpy's dtype {_shown(code)}")
+        raise _Refused(f"holds numpy's dtype {shown(code)}")
     return _NumpyDtype(code)
 
 
@@ -175,12 +177,12 @@ def _known(name: str) -> _Name:
         return _Name(name, _KNOWN[name])
     if name.startswith("dnnlib.tflib"):
         raise _Refused("is a network of the TensorFlow version; the official code (legacy.py) converts it")
-    raise _Refused(f"asks for {_shown(name.replace(' ', '.'))}, which these networks have no use for: refused")
+    raise _Refused(f"asks for {shown(name.replace(' ', '.'))}, which these networks have no use for: refused")
 
 
-def _shown(text: str) -> str:
-    """For a message of one line."""
-    return "".join(character if character.isprintable() else "?" for character in text[:100])
+def shown(text: str) -> str:
+    """Text that a file has a part in, for a message of one line."""
+    return "".join(character if character.isprintable() else "?" for character in text[:200])
 
 
 def _string(value: Any) -> str:

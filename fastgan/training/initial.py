@@ -71,8 +71,9 @@ class Start:
             )
 
     def put_into(self, state: checkpoint.State) -> None:
-        """Copy the tensors into fresh networks of this model, in place."""
+        """Copy the tensors into fresh networks of this model, in place, and let them go."""
         checkpoint.load_networks(self.path, state, self.tensors)
+        self.tensors.clear()
 
     def _unfit(self, name: str, given, own) -> UserError:
         return UserError(f"{flag(name)} {given}: the networks of --init-from {self.path} have {own}; give that")

@@ -17,7 +17,7 @@ from fastgan.errors import UserError
 from fastgan.generate import main as generate
 from fastgan.sampler import Sampler
 from fastgan.studies import Unsupported
-from fastgan.training.graphs import WARM_UPS, CudaRecorder
+from fastgan.training.graphs import WARM_UPS
 from fastgan.training.precision import Precision
 from tests.tiny_run import untrained
 
@@ -257,7 +257,6 @@ class TestOnGpu:
 
     def test_drawing_does_not_wait_for_the_device(self, run):
         captured = fastgan.load(run, "cuda", batch=4)
-        captured._graphs = type(captured._graphs)(captured._draw_into, CudaRecorder(torch.device("cuda")))
         z, label = torch.randn(4, 8, device="cuda"), torch.zeros(4, dtype=torch.int64, device="cuda")
         psi, kind = torch.ones((), device="cuda"), module._Kind("const", torch.uint8)
         draw = torch.no_grad()(lambda: captured._draw_batch(kind, z, label, psi))

@@ -197,7 +197,8 @@ class Augment(nn.Module):
             raise ValueError(f"Augment: images are on {images.device}, p is on {self.p.device}")
         if "color" in self.groups and images.shape[1] not in (1, 3, 4):
             raise ValueError(
-                f"Augment: images have {images.shape[1]} channels, must have 1, 3 or 4; for others leave out 'color'"
+                f"Augment: images have {images.shape[1]} channels, must have 1, 3 or 4; "
+                "for others leave out group 'color'"
             )
 
     def _move(self, x: Tensor, parameters: Parameters) -> Tensor:

@@ -21,7 +21,7 @@ from fastgan.data.pictures import CHANNELS, Crop, Ground, Wanted, parse_size, si
 from fastgan.errors import UserError, command_line
 
 LEFT_OUT = 1  # exit status
-SMALLEST_SHARD = 1  # MB
+MEGABYTE = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ def job_of(options: Options) -> preparing.Job:
     if options.workers < 0:
         raise UserError(f"--workers {options.workers}: must be 1 or more, or 0 for one a processor")
     if options.shards < 0:
-        raise UserError(f"--shards {options.shards}: must be {SMALLEST_SHARD} or more megabytes, or 0 for none")
+        raise UserError(f"--shards {options.shards}: must be 1 or more megabytes, or 0 for none")
     if options.out is None:
         stem = (
             "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(options.source).stem).strip("-.") or "images"
@@ -111,7 +111,7 @@ def job_of(options: Options) -> preparing.Job:
         raise UserError(f"--out {options.out}: give the name of a folder or zip that is not there yet")
     wanted = Wanted(size, options.channels, options.crop, options.ground, options.enlarge)
     workers = options.workers or _processors()
-    return preparing.Job(options.source, out, wanted, options.shards * 1_000_000, options.labels, workers)
+    return preparing.Job(options.source, out, wanted, options.shards * MEGABYTE, options.labels, workers)
 
 
 def _processors() -> int:

@@ -19,6 +19,7 @@ TRAININGS = [
     for name in (
         "checkpoint",
         "command_line",
+        "dataset",
         "evaluate",
         "evaluation",
         "export",
@@ -34,7 +35,7 @@ TRAININGS = [
 ]
 STEPS = ["test_graphs.py", "test_step.py", "test_time_to_quality.py"]
 NEEDS = {
-    "hypothesis": ["test_noise_bias_act_any.py", "test_data.py", "test_official_networks.py"],
+    "hypothesis": ["test_noise_bias_act_any.py", "test_data.py", "test_dataset.py", "test_official_networks.py"],
     "tyro": [*TRAININGS, *STEPS],
     "safetensors": [*TRAININGS, *STEPS],
     "PIL": [*TRAININGS, "test_data.py", "test_metrics.py", "test_time_to_quality.py"],

@@ -12,9 +12,11 @@ import hashlib
 import itertools
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import shutil
 import signal
+import threading
 import time
 import warnings
 from collections import deque
@@ -83,20 +85,21 @@ def run(job: Job, source: Source, progress: bool = True) -> Result:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of Pillow, about files that are then listed
                 _fill(job, source, output, journal, progress)
-            if not journal.kept:
-                first = f": {journal.skipped[0][0]} {journal.skipped[0][1]}" if journal.skipped else ""
-                raise UserError(f"{job.source}: none of its {len(journal):,} images can be used{first}")
             class_names = _class_names(source, journal)
-            output.finish(class_names, job.source)
-            _write_skipped(skipped_file, journal.skipped)
-            os.rename(work / "content", job.out)
-            sync_folder(job.out.parent)
+            if journal.kept:
+                output.finish(class_names, job.source)
+                _write_skipped(skipped_file, journal.skipped)
+                os.rename(work / "content", job.out)
+                sync_folder(job.out.parent)
         shutil.rmtree(work)
     except OSError as error:
         raise UserError(
             f"cannot write {job.out}: {error.strerror or error}; make room or choose another place with --out, "
             "and run the same command again to go on"
         ) from error
+    if not journal.kept:
+        first = f": {journal.skipped[0][0]} {journal.skipped[0][1]}" if journal.skipped else ""
+        raise UserError(f"{job.source}: none of its {len(journal):,} images can be used{first}")
     listed = skipped_file if journal.skipped else None
     return Result(len(journal.kept), class_names, journal.skipped, listed, went_on)
 
@@ -276,6 +279,13 @@ def _prepared(items: Iterator[Item], job: Job, png: bool) -> Iterator[tuple[Item
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends them
     warnings.simplefilter("ignore")
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A killed parent cannot tell its workers to end, and they would wait for work for ever."""
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
 
 
 def _class_names(source: Source, journal: Journal) -> list[str]:

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fastgan import data, dataset, models
-from fastgan.data import ImageLoader, open_dataset, pictures, preparing, sources
+from fastgan.data import ImageLoader, open_dataset, pictures, preparing, shards, sources
 from fastgan.data.pictures import Unusable, Wanted, fitted, prepare
 from fastgan.data.shards import AT_ONCE, KEPT, ShardedStream
 from fastgan.errors import UserError
@@ -125,6 +125,8 @@ def test_what_does_not_fit_says_why(image, wanted, why):
 
 def test_smaller_images_are_enlarged_if_asked_for():
     assert fitted(picture(), Wanted((48, 48), 3, enlarge=True)).shape == (48, 48, 3)
+    for crop in ("center", "pad"):
+        assert fitted(picture(1, 1, 1), Wanted((64, 32), 3, crop, enlarge=True)).shape == (32, 64, 3)
 
 
 def test_colours_behind_transparency_do_not_bleed():
@@ -193,6 +195,7 @@ def test_whatever_bytes_are_an_image_or_listed(kind, flips, keep):
 
 @settings(max_examples=50, deadline=None)
 @given(content=st.binary(max_size=200), start=st.sampled_from([b"", *(kind[:12] for kind in KINDS.values())]))
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of Pillow; `preparing` ignores them, too
 def test_random_bytes_are_listed(content, start):
     assert isinstance(prepare(start + content, Wanted((8, 8), 3), False), str | tuple)
 
@@ -279,10 +282,9 @@ def test_a_mistake_is_one_line_and_status_2(source, tmp_path, monkeypatch, capsy
     assert words in line and not list(tmp_path.glob("*.unfinished"))
 
 
-@pytest.mark.parametrize("spec", ["gone", "gone.csv", "gone.tar", "gone.lmdb", "@gone", "torchvision:Gone", "hf:gone"])
+@pytest.mark.parametrize("spec", ["gone", "gone.csv", "gone.tar", "gone.lmdb", "@gone", "torchvision:Gone"])
 def test_a_source_that_is_not_there_is_named(tmp_path, monkeypatch, spec):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match=r"gone|Gone"):
         sources.open_source(spec, sources.Columns())
 
@@ -291,6 +293,7 @@ def test_a_source_that_is_not_there_is_named(tmp_path, monkeypatch, spec):
 
 
 @pytest.mark.parametrize("kind", OUTPUTS)
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("stop", [1, 5, 11])
 def test_a_stopped_preparation_goes_on_to_the_same_bytes(tmp_path, source, monkeypatch, capsys, kind, stop):
     monkeypatch.setattr(preparing, "SYNC_IMAGES", 2)
@@ -497,7 +500,7 @@ def test_a_set_of_hugging_face(tmp_path):
     datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "saved"))
     source, found = items(f"hf:{tmp_path / 'saved'}")
     assert source.class_names == ["ant", "bee"] and [item.label for item in found] == [1, 0, 1]
-    assert [item.data for item in found] == rows["picture"] or found[0].data == file_of(picture(0))
+    assert [item.data for item in found] == [file_of(picture(n)) for n in range(3)]
     with pytest.raises(UserError, match="--label-column other"):
         items(f"hf:{tmp_path / 'saved'}", label="other")
 
@@ -741,6 +744,31 @@ def test_a_training_on_shards_at_a_url_resumes_exactly(server, tmp_path, monkeyp
 
     assert main(["--resume", str(half), "--images", "48"]) == 0
     assert_same_checkpoint(whole, half)
+
+
+def test_a_server_that_fails_once_is_asked_again(server, sharded, tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "PAUSES", (0, 0))
+    real, failures = shards._open, iter([True, False, True])
+
+    def failing(place):
+        if place.endswith(".tar") and next(failures, False):
+            raise OSError("connection reset")
+        return real(place)
+
+    monkeypatch.setattr(shards, "_open", failing)
+    found = open_dataset(f"{server.url}/shards.json", "16x8", 3, cache_dir=tmp_path)
+    assert np.array_equal(found.images[np.arange(40)], opened(sharded / "out").images[np.arange(40)])
+    monkeypatch.setattr(shards, "_open", lambda place: real(f"{place}.gone"))
+    with pytest.raises(UserError, match=r"cannot read http.*000000\.tar"):
+        open_dataset_again(server, tmp_path / "other", found)
+
+
+def open_dataset_again(server, cache_dir, found):
+    """The first image, with nothing in the cache."""
+    again = shards.ShardedPixels(
+        found.images._shards, found.images.counts, found.images._digests, (8, 16, 3), cache_dir
+    )
+    return again[0]
 
 
 def test_shards_at_urls_are_a_source(server, sharded, tmp_path):

@@ -260,7 +260,7 @@ def _decode(source: Files, names: list[str], factor: int, size: tuple[int, int],
 
 def _pixels(where: str, image, factor: int, size: tuple[int, int], channels: int) -> np.ndarray:
     """One image, uint8 [height, width, channels], or a UserError where that would lose something."""
-    if image.mode.startswith("I;16") or image.mode in ("CMYK", "LAB", "HSV", "YCbCr"):
+    if image.mode.startswith("I") or image.mode in ("CMYK", "LAB", "HSV", "YCbCr"):
         raise UserError(
             f"{where} has mode {image.mode}; save all images as 8-bit grey or RGB, as python -m fastgan.dataset does"
         )

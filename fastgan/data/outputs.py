@@ -175,7 +175,8 @@ class ZipOutput(Output):
         self._file.close()
 
     def close(self):
-        self._file.close()  # not the zip: it would write its end
+        self._zip.fp = None  # or it would write its end, now or when it is collected
+        self._file.close()
 
 
 class ShardOutput(Output):

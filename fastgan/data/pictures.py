@@ -80,7 +80,9 @@ def decode(data: bytes) -> Image.Image:
 
 
 def require_sane_size(size: tuple[int, int]) -> None:
-    """Raises Unusable for an image that would fill the memory."""
+    """Raises Unusable for an image that would fill the memory, or is none."""
+    if min(size) < 1:
+        raise Unusable(f"is {size_text(size)}")
     if size[0] * size[1] > MAX_PIXELS:
         raise Unusable(f"is {size_text(size)}, more than {MAX_PIXELS / 1e6:.0f} million pixels")
 
@@ -100,7 +102,7 @@ def plain(image: Image.Image) -> Image.Image:
         image = image.convert("L" if image.mode == "1" else "RGBA" if transparent else "RGB")
     elif image.mode in ("L", "RGB") and "transparency" in image.info:  # one colour stands for transparent
         image = image.convert("RGBA")
-    elif image.mode.startswith("I;16"):
+    elif image.mode.startswith("I;16") or (image.mode == "I" and 0 <= min(e := image.getextrema()) <= max(e) < 65536):
         image = Image.fromarray((np.asarray(image).astype(np.uint32) // 257).astype(np.uint8))
     elif image.mode in ("CMYK", "YCbCr", "LAB", "HSV", "RGBX", "La", "RGBa"):
         image = image.convert({"La": "LA", "RGBa": "RGBA"}.get(image.mode, "RGB"))
@@ -132,7 +134,10 @@ def fitted(image: Image.Image, wanted: Wanted) -> np.ndarray:
     if mode == "L" or image.mode != "L":
         image = image.convert(mode)  # Rec. 601 luma for grey
     if wanted.crop == "center":
-        cut = min(round(width * factor), image.size[0]), min(round(height * factor), image.size[1])
+        cut = (
+            max(1, min(round(width * factor), image.size[0])),
+            max(1, min(round(height * factor), image.size[1])),
+        )
         left, top = (image.size[0] - cut[0]) // 2, (image.size[1] - cut[1]) // 2
         image = image.crop((left, top, left + cut[0], top + cut[1]))
         image = image.resize(wanted.size, Image.Resampling.LANCZOS).convert(mode)
@@ -156,6 +161,8 @@ def prepare(data: bytes | Image.Image | Unusable, wanted: Wanted, as_png: bool) 
         return str(error)
     except MemoryError:
         return "needs more memory than there is"
+    except Exception as error:  # of Pillow, for kinds of pixels that it has no way to convert
+        return f"cannot be converted ({reason(error)})"
     content = encode_png(pixels) if as_png else pixels.tobytes()
     return content, zlib.crc32(content)
 

@@ -64,7 +64,6 @@ class Result:
     class_names: list[str]
     skipped: list[tuple[str, str]]
     skipped_file: Path | None
-    went_on: int  # images of the source that an earlier call had done
 
 
 def run(job: Job, source: Source, progress: bool = True) -> Result:
@@ -81,7 +80,6 @@ def run(job: Job, source: Source, progress: bool = True) -> Result:
             )
             journal = stack.enter_context(contextlib.closing(Journal(work / "journal.jsonl", _identity(job, source))))
             output = stack.enter_context(contextlib.closing(_reopen(job, work / "content", journal)))
-            went_on = len(journal)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of Pillow, about files that are then listed
                 _fill(job, source, output, journal, progress)
@@ -101,7 +99,7 @@ def run(job: Job, source: Source, progress: bool = True) -> Result:
         first = f": {journal.skipped[0][0]} {journal.skipped[0][1]}" if journal.skipped else ""
         raise UserError(f"{job.source}: none of its {len(journal):,} images can be used{first}")
     listed = skipped_file if journal.skipped else None
-    return Result(len(journal.kept), class_names, journal.skipped, listed, went_on)
+    return Result(len(journal.kept), class_names, journal.skipped, listed)
 
 
 def unfinished(out: Path) -> int | None:

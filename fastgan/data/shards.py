@@ -14,8 +14,10 @@ import io
 import json
 import os
 import re
+import shutil
 import tempfile
 import threading
+import time
 import urllib.parse
 import urllib.request
 from collections.abc import Sequence
@@ -33,6 +35,8 @@ from fastgan.errors import UserError
 
 AT_ONCE = 4  # shards whose images are shuffled together
 KEPT = 2 * AT_ONCE + 1  # decoded shards in the cache: those in use, those that come next, and one that is written
+PAUSES = (1, 5, 25)  # seconds before a server is asked again
+STALE = 3600  # seconds after which a shard is not being fetched any more
 MOST_INDEX_BYTES = 2**30
 CHUNK = 2**20
 
@@ -201,6 +205,10 @@ class ShardedPixels:
         for _, path in sorted(ages, reverse=True)[KEPT - 1 :]:
             with contextlib.suppress(OSError):
                 path.unlink()
+        for path in self._folder.glob("fetching-*"):
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > STALE:
+                    shutil.rmtree(path, ignore_errors=True)
 
     def _decode(self, number: int, path: Path) -> None:
         shard = self._shards[number]
@@ -240,7 +248,15 @@ class ShardedPixels:
         return pixels
 
     def _fetched(self, shard: str, digest: str, folder: Path) -> Path:
-        """The shard as a file here, whose digest is right."""
+        """The shard as a file here, whose digest is right. Servers are asked again if they fail."""
+        for pause in PAUSES if is_url(shard) else ():
+            try:
+                return self._fetched_once(shard, digest, folder)
+            except UserError:
+                time.sleep(pause)
+        return self._fetched_once(shard, digest, folder)
+
+    def _fetched_once(self, shard: str, digest: str, folder: Path) -> Path:
         local = folder / "shard.tar" if is_url(shard) else Path(shard)
         found = hashlib.sha256()
         try:

@@ -10,6 +10,7 @@ import csv
 import glob
 import inspect
 import itertools
+import operator
 import re
 import tarfile
 import urllib.error
@@ -274,12 +275,10 @@ class TorchvisionSource(Source):
         image, target = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
         if not isinstance(image, Image.Image):
             raise Unusable(f"is a {type(image).__name__}, not an image")
-        target = int(target) if type(target).__name__ in ("int", "int64", "Tensor") and _is_scalar(target) else None
-        return image, target
-
-
-def _is_scalar(value: object) -> bool:
-    return getattr(value, "ndim", 0) == 0
+        try:
+            return image, operator.index(target)  # of a number of Python, NumPy or torch
+        except (TypeError, ValueError):
+            return image, None
 
 
 class HuggingFaceSource(Source):

@@ -38,9 +38,9 @@ class Inception(Extractor):
                 "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path)
             )
         except Exception as error:  # of the system, the archive, the unpickler, or a tensor that does not fit
+            why = str(error).partition("\n")[0] or type(error).__name__
             raise UserError(
-                f"{path}: cannot be read as Inception's weights ({str(error).splitlines()[0]}); "
-                f"they are to be had from {INCEPTION_URL}"
+                f"{path}: cannot be read as Inception's weights ({why}); they are to be had from {INCEPTION_URL}"
             ) from None
         self.original = digest == INCEPTION_SHA256
         super().__init__(network, f"inception-v3-{digest[:16]}", device, batch)

@@ -344,7 +344,7 @@ def _sums(
     slope, gain = tl.full([1, 1], slope, S), tl.full([1, 1], gain, S)
     k_strength = _strength(strength, channel, live, STRENGTH_PER_CHANNEL, S, R, COLUMNS)
     k_bias = _small(bias, channel, live, 0.0, S, R, COLUMNS)
-    row, rows, _ = _row(plane, channel, n, c, p, BATCH)
+    row, rows, numbers = _row(plane, channel, n, c, p, BATCH)
     mean = _small(statistics, row, live, 0.0, S, R, COLUMNS)
     if BATCH:
         inverse = _small(statistics, rows + row, live, 0.0, S, R, COLUMNS)

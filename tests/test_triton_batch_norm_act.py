@@ -21,9 +21,12 @@ READS = {"_moments": 1, "_normalise": 1, "_sums": 2, "_gradients": 2}
 
 
 @pytest.mark.skipif(INTERPRETED, reason="kernels decorated for the interpreter cannot be compiled")
-@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize(
+    ("dtype", "capability"),
+    [(torch.bfloat16, 80), (torch.bfloat16, 90), (torch.bfloat16, 100), (torch.float32, 90)],
+    ids=str,
+)
 @pytest.mark.parametrize("layout", ["nhwc", "nchw"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_kernels_compile_to_wide_accesses_without_spills(dtype, layout, capability, monkeypatch, tmp_path):
     launches = []
     for name in (*FORWARD, *BACKWARD):

@@ -14,6 +14,7 @@ from torch import nn
 import fastgan
 from fastgan import patching
 from fastgan.errors import UserError
+from fastgan.losses import why_not_one_pass
 from fastgan.patching import instances
 from tests import foreign
 
@@ -174,6 +175,16 @@ def test_a_patched_model_compiles_as_one_graph():
     torch.testing.assert_close(compiled(x), model(x))
     with pytest.raises(UserError, match="patch it first, then"):
         fastgan.patch(compiled)
+
+
+def test_who_records_a_model_sees_the_original():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(4 * 16, 1))
+    assert fastgan.patch(model).replaced
+    x = torch.randn(2, 3, 6, 6)
+    torch.testing.assert_close(torch.jit.trace(model, x)(x), model(x))
+    operations = {str(node.target) for node in torch.export.export(model, (x,)).graph.nodes}
+    assert {"aten.conv2d.default", "aten.leaky_relu.default"} <= operations
+    assert why_not_one_pass(model) is None
 
 
 def test_arguments_keep_their_names():

@@ -50,7 +50,7 @@ def patch(model: nn.Module) -> Patched:
     classes: list[tuple[nn.Module, type]] = []
     verdicts: dict[tuple, str | Callable] = {}  # of layers of one form, one is tried
     for name, module in model.named_modules():
-        candidates = [known for known in layers.KNOWN if known.names(module)]
+        candidates = [known for known in layers.KNOWN if known.recognises(module)]
         if instances.is_patched(module):
             report.left[name] = "was patched already"
         elif not candidates:

@@ -1,8 +1,8 @@
 """How one module gets another forward, and its own again.
 
 It is given a subclass of its class, made for the purpose, as `torch.nn.utils.parametrize` does: `isinstance`, names,
-parameters, hooks, `copy.deepcopy`, pickle, `nn.DataParallel` and `torch.compile` take it for what it was. An attribute
-`forward` of the instance would be shared by its copies, and go on reading the parameters of the first.
+parameters, hooks, `copy.deepcopy`, pickle and `torch.compile` take it for what it was. An attribute `forward` of the
+instance could not be pickled as a method, and would be what `type(module).forward` is not.
 """
 
 import copyreg
@@ -40,7 +40,7 @@ def patched_class(original: type, forward: Callable) -> type:
     """A subclass of a module's class that computes `forward(module, *args)`.
 
     Within `forward`, `module._unpatched(*args)` is what the class itself computes. Names of arguments are those of the
-    original; `forward` takes them in the same order.
+    original; `forward` takes them in the same order. Whoever traces or exports the model gets the original.
     """
     ours = list(inspect.signature(forward).parameters)
     theirs = list(inspect.signature(original.forward).parameters)
@@ -48,6 +48,8 @@ def patched_class(original: type, forward: Callable) -> type:
 
     @functools.wraps(original.forward)
     def call(self, *args, **named):
+        if _is_traced(args):
+            return original.forward(self, *args, **named)
         if named:
             named = {renamed.get(name, name): value for name, value in named.items()}
         return forward(self, *args, **named)
@@ -62,6 +64,12 @@ def patched_class(original: type, forward: Callable) -> type:
         "__doc__": original.__doc__,
     }
     return type(original)(original.__name__, (original,), body)
+
+
+def _is_traced(args: tuple) -> bool:
+    """Whether the call is recorded, to be run elsewhere: as PyTorch's own operations, which the original has."""
+    recorded = torch.jit.is_tracing() or torch.compiler.is_exporting()
+    return recorded or (len(args) > 0 and isinstance(args[0], torch.fx.Proxy))
 
 
 def is_patched(module: nn.Module) -> bool:

@@ -24,7 +24,7 @@ from fastgan.patching.probe import Draw
 
 
 class Known(NamedTuple):
-    names: Callable[[nn.Module], bool]  # whether a module looks like it
+    recognises: Callable[[nn.Module], bool]  # by class
     why_not: Callable[[nn.Module], str | None]  # what does not fit, of parameters and attributes
     arguments: Callable[[nn.Module, Draw], tuple]  # to try it with
     forward: Callable  # (module, *arguments); `module._unpatched` is the original

@@ -3,6 +3,7 @@
 import copy
 import io
 import math
+import pickle
 import random
 
 import numpy as np
@@ -247,6 +248,8 @@ def test_what_was_changed_since_is_not_undone():
     with pytest.warns(UserWarning, match="changed since"):
         patched.undo()
     patched.undo()  # the second time it does nothing
+    with pytest.raises(RuntimeError, match="parametrized"):  # as PyTorch says it
+        pickle.dumps(layer)
     assert fastgan.patch(layer).left[""].endswith("patched already")
 
 
@@ -278,6 +281,11 @@ class NoSecondGradient(foreign.ModulatedConv2d):
         return super().forward(WithoutGraph.apply(input), style)
 
 
+class WithMask(foreign.ModulatedConv2d):
+    def forward(self, input, style, mask=None):
+        return super().forward(input if mask is None else mask * input, style)
+
+
 def hooked(layer):
     layer.register_forward_hook(lambda *_: None)
     return layer
@@ -297,6 +305,7 @@ REFUSED = {
     "computes something else": lambda: OtherSlope(4),
     "the gradient of argument 0 differs": lambda: ThroughNumpy(4),
     "the second gradient of": lambda: NoSecondGradient(4, 4, 3, 5),
+    "its forward takes (input, style, mask)": lambda: WithMask(4, 4, 3, 5),
     "has a forward hook": lambda: hooked(foreign.FusedLeakyReLU(4)),
     "has a forward pre-hook": lambda: nn.utils.spectral_norm(foreign.EqualLinear(4, 4, activation="fused_lrelu")),
     "has a parametrization": lambda: nn.utils.parametrizations.weight_norm(foreign.EqualLinear(4, 4, activation="x")),

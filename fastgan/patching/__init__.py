@@ -117,7 +117,7 @@ def _chosen(module: nn.Module, candidates: list[layers.Known], verdicts: dict) -
     if key is not None and key in verdicts:
         return verdicts[key]
     for known in candidates:
-        reason = known.why_not(module)
+        reason = known.why_not(module) or instances.why_not_called_so(module, known.forward)
         for part in known.tried(module) if reason is None else ():
             reason = reason or instances.why_not_through(part, known.bypassed(part)) or probe.why_unlike(part, known)
         if reason is None:

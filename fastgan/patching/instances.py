@@ -21,20 +21,6 @@ _HOOKS = {
 }
 
 
-def _reduced(module: nn.Module, protocol: int):
-    """`__reduce_ex__` of a patched module: pickle and `copy` find its class by the two parts that it is made of."""
-    kind = type(module)
-    function, args, *state = super(kind, module).__reduce_ex__(max(protocol, 2))
-    if function is copyreg.__newobj__ and args == (kind,):
-        return (_rebuilt, kind._fastgan_parts, *state)
-    return (function, args, *state)
-
-
-def _rebuilt(original: type, forward: Callable) -> nn.Module:
-    kind = patched_class(original, forward)
-    return kind.__new__(kind)
-
-
 @functools.cache
 def patched_class(original: type, forward: Callable) -> type:
     """A subclass of a module's class that computes `forward(module, *args)`.
@@ -42,9 +28,7 @@ def patched_class(original: type, forward: Callable) -> type:
     Within `forward`, `module._unpatched(*args)` is what the class itself computes. Names of arguments are those of the
     original; `forward` takes them in the same order. Whoever traces or exports the model gets the original.
     """
-    ours = list(inspect.signature(forward).parameters)
-    theirs = list(inspect.signature(original.forward).parameters)
-    renamed = dict(zip(theirs, ours, strict=False))
+    renamed = dict(zip(_arguments(original.forward), _arguments(forward), strict=True))
 
     @functools.wraps(original.forward)
     def call(self, *args, **named):
@@ -54,16 +38,31 @@ def patched_class(original: type, forward: Callable) -> type:
             named = {renamed.get(name, name): value for name, value in named.items()}
         return forward(self, *args, **named)
 
+    def reduce(self, protocol):  # for pickle and copy: the class is found by the two parts that it is made of
+        function, args, *state = super(patched, self).__reduce_ex__(max(protocol, 2))
+        usual = function is copyreg.__newobj__ and args == (patched,)
+        return (_rebuilt, (original, forward), *state) if usual else (function, args, *state)
+
     body = {
         "forward": call,
         "_unpatched": original.forward,
-        "__reduce_ex__": _reduced,
-        "_fastgan_parts": (original, forward),
+        "_fastgan_patched": True,
+        "__reduce_ex__": reduce,
         "__module__": original.__module__,
         "__qualname__": original.__qualname__,
         "__doc__": original.__doc__,
     }
-    return type(original)(original.__name__, (original,), body)
+    patched = type(original)(original.__name__, (original,), body)
+    return patched
+
+
+def _rebuilt(original: type, forward: Callable) -> nn.Module:
+    kind = patched_class(original, forward)
+    return kind.__new__(kind)
+
+
+def _arguments(forward: Callable) -> list[str]:
+    return list(inspect.signature(forward).parameters)[1:]
 
 
 def _is_traced(args: tuple) -> bool:
@@ -73,7 +72,7 @@ def _is_traced(args: tuple) -> bool:
 
 
 def is_patched(module: nn.Module) -> bool:
-    return hasattr(type(module), "_fastgan_parts")
+    return hasattr(type(module), "_fastgan_patched")
 
 
 def change(module: nn.Module, patched: type) -> Callable[[], bool]:
@@ -104,6 +103,15 @@ def why_not(module: nn.Module) -> str | None:
     if nn.modules.module._has_any_global_hook():
         return "there are hooks on all modules"
     return _hooks(module)
+
+
+def why_not_called_so(module: nn.Module, forward: Callable) -> str | None:
+    """Whether a module's forward takes other arguments than those of what is known of it: a mask, a flag."""
+    kinds = {p.kind for p in inspect.signature(type(module).forward).parameters.values()}
+    theirs = _arguments(type(module).forward)
+    if kinds == {inspect.Parameter.POSITIONAL_OR_KEYWORD} and len(theirs) == len(_arguments(forward)):
+        return None
+    return f"its forward takes ({', '.join(theirs)}), where ({', '.join(_arguments(forward))}) is known"
 
 
 def why_not_through(module: nn.Module, bypassed: Iterable[nn.Module]) -> str | None:

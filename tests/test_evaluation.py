@@ -12,7 +12,7 @@ from fastgan.metrics import choice
 from fastgan.train import main
 from fastgan.training import config as configuration
 from fastgan.training import evaluation
-from fastgan.training.checkpoint import FILE_NAME
+from fastgan.training.checkpoint import BEST_FILE_NAME, FILE_NAME, read_header
 from fastgan.training.evaluation import SNAPSHOT_NAME, Evaluations, measured
 from fastgan.training.process import Interrupt
 from tests.test_command_line import error_of
@@ -66,7 +66,7 @@ def evaluations(tmp_path, programs):
     made = Evaluations(configuration.Config(output=output, machine=configuration.MachineOptions(device="cpu")))
     yield made
     made.close()
-    assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME], "something is left over"
+    assert {path.name for path in tmp_path.iterdir()} - {BEST_FILE_NAME} == {FILE_NAME}, "something is left over"
 
 
 def wait(evaluations, log):
@@ -88,7 +88,7 @@ def test_what_is_measured_is_what_the_command_measures_and_the_training_does_not
     (found,) = measured(run)
     assert found == lines[-1] and (found["step"], found["images"]) == (12, 48) and not measured(plain)
     assert f"metrics    after 48 images: fd {found['fd']:.4g}" in capsys.readouterr().out
-    assert {path.name for path in run.iterdir()} == {path.name for path in plain.iterdir()}
+    assert {path.name for path in run.iterdir()} == {path.name for path in plain.iterdir()} | {BEST_FILE_NAME}
     again = tmp_path / "again.json"
     assert evaluate(["--checkpoint", str(run), "--metrics", "fd", "--samples", "8", "--json", str(again)]) == 0
     assert float(f"{json.loads(again.read_text())['samples']['fd']:.6g}") == found["fd"]
@@ -107,6 +107,24 @@ def test_a_checkpoint_is_saved_for_it_and_the_training_goes_on(folder, tmp_path,
     assert_same_checkpoint(run, plain)
     assert measured(run)[: len(before)] == before
     assert [line["images"] for line in measured(run)][-2:] == [32, 48]
+
+
+@pytest.mark.parametrize("values, best", [((3, 1, 2), 32), ((3, 2, 1), 48), ((1, 1, 2), 16)])
+def test_the_best_checkpoint_is_kept(folder, tmp_path, programs, values, best):
+    """By the first metric, less being better; also if the run is stopped and resumed."""
+    programs += map(finds, values)
+    run = tmp_path / "run"
+    for images in (16, 32, 48):  # measured at the end of each part
+        going_on = ["--resume", str(run), "--images", str(images)]
+        options = [*METRICS, "--checkpoint-interval", "0", "--metrics-interval", "0", "--images", "16"]
+        assert main(arguments(folder, run, *options) if images == 16 else going_on) == 0
+    assert [line["fd"] for line in measured(run)] == list(values)
+    assert read_header(run / BEST_FILE_NAME).images == best
+
+
+def test_more_is_better_of_some_metrics():
+    better = {name for name, metric in choice.METRICS.items() if metric.higher}
+    assert better == {"pr", "pr-inception", "is"}
 
 
 def test_one_at_a_time(evaluations, programs, tmp_path, capsys):

@@ -22,16 +22,17 @@ class Metric(NamedTuple):
     network: str
     kind: str  # "kernel distance", "Fréchet distance", "precision and recall", "score"
     values: tuple[str, ...]
+    higher: bool = False  # whether more is better
 
 
 METRICS = {
     "kid": Metric(EFFICIENTNET, "kernel distance", ("kid", "kid_std")),
     "fd": Metric(EFFICIENTNET, "Fréchet distance", ("fd",)),
-    "pr": Metric(EFFICIENTNET, "precision and recall", ("precision", "recall")),
+    "pr": Metric(EFFICIENTNET, "precision and recall", ("precision", "recall"), higher=True),
     "fid": Metric(INCEPTION, "Fréchet distance", ("fid",)),
     "kid-inception": Metric(INCEPTION, "kernel distance", ("kid_inception", "kid_inception_std")),
-    "pr-inception": Metric(INCEPTION, "precision and recall", ("precision_inception", "recall_inception")),
-    "is": Metric(INCEPTION, "score", ("is", "is_std")),
+    "pr-inception": Metric(INCEPTION, "precision and recall", ("precision_inception", "recall_inception"), higher=True),
+    "is": Metric(INCEPTION, "score", ("is", "is_std"), higher=True),
 }
 
 

@@ -9,9 +9,7 @@ progress and data.
 from __future__ import annotations
 
 import json
-import os
 import platform
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +23,11 @@ from fastgan import __version__, models
 from fastgan.data import ImageDataset
 from fastgan.errors import UserError
 from fastgan.training.config import Config, from_dict, to_dict
-from fastgan.training.files import write_atomically
+from fastgan.training.files import link, write_atomically
 
 FORMAT = 4
 FILE_NAME = "checkpoint.safetensors"
+BEST_FILE_NAME = "checkpoint-best.safetensors"  # by the first of --metrics
 NETWORKS = ("generator", "critic", "ema")
 
 
@@ -98,11 +97,7 @@ def keep(path: Path, images: int, count: int) -> None:
     stays = sorted(number for number in names if number <= images)[-count:] if count > 1 else []
     try:
         if stays:
-            names[images].unlink(missing_ok=True)
-            try:
-                os.link(path, names[images])  # the same bytes on the disk, until the next checkpoint replaces `path`
-            except OSError:  # a file system without links
-                shutil.copyfile(path, names[images])
+            link(path, names[images])
         for number in names.keys() - set(stays):
             names[number].unlink(missing_ok=True)
     except OSError as error:

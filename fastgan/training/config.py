@@ -207,7 +207,8 @@ class OutputOptions:
     """Write losses and speed to log.jsonl and TensorBoard."""
     metrics: Annotated[str, tyro.conf.arg(metavar="NAMES", help_behavior_hint="(default: none)")] = ""
     """Measure what is saved, by another process while this one trains on, and write it to the same logs: names of
-    python -m fastgan.evaluate, such as kid,fd,pr (extra "metrics"), or fid (extra "fid")."""
+    python -m fastgan.evaluate, such as kid,fd,pr (extra "metrics"), or fid (extra "fid"). The checkpoint that is best
+    by the first of them is kept as checkpoint-best.safetensors."""
     metrics_interval: int = 50_000
     """Save and measure so often."""
     metrics_samples: int = 5000

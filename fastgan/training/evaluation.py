@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -24,9 +23,9 @@ from tqdm import tqdm
 from fastgan.metrics import choice
 from fastgan.metrics.ranks import ENVIRONMENT
 from fastgan.training import precision
-from fastgan.training.checkpoint import State
+from fastgan.training.checkpoint import BEST_FILE_NAME, State
 from fastgan.training.config import Config
-from fastgan.training.files import TEMPORARY_SUFFIX
+from fastgan.training.files import TEMPORARY_SUFFIX, link
 from fastgan.training.log import FILE_NAME, Log
 from fastgan.training.process import Interrupt
 
@@ -68,11 +67,7 @@ class Evaluations:
         self._of, self._snapshot = (state.step, state.images), checkpoint.with_name(SNAPSHOT_NAME)
         try:
             self._folder = self._folder or tempfile.TemporaryDirectory(prefix="fastgan-metrics-")
-            self._snapshot.unlink(missing_ok=True)
-            try:
-                os.link(checkpoint, self._snapshot)  # the next save puts another file in the place of this one
-            except OSError:  # a file system without links
-                shutil.copyfile(checkpoint, self._snapshot)
+            link(checkpoint, self._snapshot)
             with open(self._said, "wb") as said:
                 self._process = subprocess.Popen(
                     command(self._config, self._snapshot, self._found),
@@ -104,11 +99,22 @@ class Evaluations:
                 self._say(f"not taken after {images:,} images: {self._last_words()}; the training goes on without")
                 return
             found = json.loads(self._found.read_text(encoding="utf-8"))["samples"]
+            values = {name: value for name, value in found.items() if name != "images"}
+            if self._is_best(values):
+                self._snapshot.replace(self._snapshot.with_name(BEST_FILE_NAME))
         finally:
             self._forget()
-        values = {name: value for name, value in found.items() if name != "images"}
         log.write(step, images, values)
         self._say(f"after {images:,} images: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
+
+    def _is_best(self, values: dict[str, float]) -> bool:
+        """By the first value of the first metric, among all that the log has of the run."""
+        metric = choice.METRICS[choice.parse(self._config.output.metrics)[0]]
+        name, run = metric.values[0], self._snapshot.parent
+        before = [line[name] for line in measured(run) if name in line]
+        if not before or not (run / BEST_FILE_NAME).exists():
+            return True
+        return values[name] > max(before) if metric.higher else values[name] < min(before)
 
     def finish(self, checkpoint: Path, state: State, log: Log, interrupt: Interrupt) -> None:
         """Evaluate the last checkpoint, of this state, and wait for it; on Ctrl-C, do without."""

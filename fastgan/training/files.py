@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 from fastgan.errors import UserError
@@ -34,6 +35,18 @@ def write_atomically(path: Path, content: bytes | memoryview, option: str = "--o
         raise UserError(
             f"cannot write {path}: {error.strerror or error}; make room or choose another place with {option}"
         ) from error
+
+
+def link(path: Path, name: Path) -> None:
+    """Give a file another name, in the place of what had it. What is put at `path` later has nothing to do with it.
+
+    Raises OSError.
+    """
+    name.unlink(missing_ok=True)
+    try:
+        os.link(path, name)
+    except OSError:  # a file system without links
+        shutil.copyfile(path, name)
 
 
 def remove_unfinished(directory: Path) -> None:

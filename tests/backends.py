@@ -1,7 +1,7 @@
 """The backends that this machine can test, each under the name that the tests give it.
 
 `cpp-avx2` is the C++ backend held to that instruction set. `emulated` is the CUDA backend's own source, executed on the
-CPU (tests/emulation). `triton` runs on a GPU, or on CPU tensors where TRITON_INTERPRET=1 is set.
+CPU under UBSan (tests/emulation). `triton` runs on a GPU, or on CPU tensors where TRITON_INTERPRET=1 is set.
 """
 
 import os
@@ -26,7 +26,8 @@ def device(name: str) -> str:
 
 @cache
 def emulated_module():
-    sanitizer = os.environ.get("FASTGAN_TEST_SANITIZER")  # "address" or "undefined": see test_noise_bias_act.py
+    # UBSan costs no time to speak of; for "address", which is another matter, see test_tables_elsewhere.py.
+    sanitizer = os.environ.get("FASTGAN_TEST_SANITIZER", "undefined")
     return emulation.load(emulation.build_fastgan(sanitizer), "_emulated")
 
 

@@ -4,17 +4,12 @@ An operation's test file has its cases and a `textbook` function, written apart 
 and dtype it calls `assert_derivatives_as_good_as_plain`.
 """
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 
-import pytest
 import torch
 from torch import Tensor
 
 from tests.accuracy import assert_as_good_as_plain
-from tests.emulation import build as emulation
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 
@@ -92,38 +87,3 @@ def assert_derivatives_as_good_as_plain(
             summed = x.numel() // max(three[0].numel(), 1) if name not in ("x", "dy") else 0
             summed = round(terms**2 * summed)
             assert_as_good_as_plain(*three, dtype, f"{order} of {name}", summed)
-
-
-# In processes of their own ---------------------------------------------------------------------------------------
-
-
-TABLE = "values_and_derivatives"  # part of the name of the tests that go through a table
-
-
-def run_interpreted(file: str, cases: str, test: str = TABLE) -> None:
-    """The cases of a file's table that `cases` (as of pytest -k) names, on interpreted Triton kernels."""
-    if os.environ.get("TRITON_INTERPRET") == "1" or torch.cuda.is_available():
-        pytest.skip("the table itself runs the triton backend here")
-    pytest.importorskip("triton")
-    command = [sys.executable, *_pytest(file, f"{test} and triton and ({cases})")]
-    _require_all_passed(
-        subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    )
-
-
-def run_sanitized(file: str, cases: str, sanitizer: str, test: str = TABLE) -> None:
-    """The same in fp32 and bf16, on emulated CUDA sources that are compiled under a sanitizer, which is preloaded."""
-    if emulation.why_unavailable(sanitizer):
-        pytest.skip(emulation.why_unavailable(sanitizer))
-    command = _pytest(file, f"{test} and emulated and (fp32 or bf16) and ({cases})")
-    environment = {**os.environ, "FASTGAN_TEST_SANITIZER": sanitizer}
-    _require_all_passed(emulation.run_under_address_sanitizer(command, env=environment))
-
-
-def _pytest(file: str, cases: str) -> list[str]:
-    return ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", file, "-k", cases]
-
-
-def _require_all_passed(done: subprocess.CompletedProcess) -> None:
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout and "skipped" not in done.stdout

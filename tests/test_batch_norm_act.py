@@ -94,18 +94,6 @@ def test_values_and_derivatives_are_as_good_as_plain_pytorch(backend, case, dtyp
     )
 
 
-def test_triton_passes_the_table_under_its_interpreter():
-    """In a process where TRITON_INTERPRET is set before kernels are decorated. See also test_triton_batch_norm_act."""
-    table.run_interpreted(__file__, "(bf16 and not 32x33) or (fp64 and lrelu)")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("sanitizer", ["address", "undefined"])
-def test_cuda_sources_touch_only_their_own_memory(sanitizer):
-    """Awkward sizes of the table, with the CUDA sources compiled under a sanitizer, in a process that preloads it."""
-    table.run_sanitized(__file__, "33x17 or 37x4x4 or 9x31 or 32x33 or 26x27", sanitizer)
-
-
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 def test_gradcheck_and_gradgradcheck(backend, layout, training):

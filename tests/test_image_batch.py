@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastgan import ops
 from fastgan.ops import image_batch
-from tests import backends, table
+from tests import backends
 from tests.table import DTYPES
 
 SET = 5  # images in `pixels`
@@ -78,17 +78,6 @@ def test_values_are_the_textbooks_and_the_bits_those_of_plain_pytorch(backend, c
         assert torch.equal(got, image_batch(*tensors, dtype=dtype))
 
 
-def test_triton_passes_the_table_under_its_interpreter():
-    """In a process where TRITON_INTERPRET is set before kernels are decorated."""
-    table.run_interpreted(__file__, "(fp32 or bf16) and (5x7 or 9x16 or 4x9x5 or 0_of or 0x4)", "values")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("sanitizer", ["address", "undefined"])
-def test_cuda_sources_touch_only_their_own_memory(sanitizer):
-    table.run_sanitized(__file__, "5x7 or 3x129 or 4x9 or 9x16", sanitizer, "values")
-
-
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_range_is_minus_one_to_one_and_symmetric(backend, channels):
     """All bytes: the ends are exact, and a byte and its negative are numbers that differ by their sign."""
@@ -147,10 +136,6 @@ def test_an_image_that_is_not_there_is_nan_on_a_gpu(name):
         fastgan_kernels.BACKENDS[name].launchers("image_batch").forward(y, pixels, index, mirrored)
         assert torch.equal(y[:1], image_batch(pixels, index[:1], mirrored[:1]))
         assert y[1:].isnan().all()
-
-
-def test_the_interpreter_makes_nan_of_them_too():
-    table.run_interpreted(__file__, "image_that_is_not_there", "nan_on_a_gpu")
 
 
 def test_cpp_results_do_not_depend_on_the_number_of_threads():

@@ -152,18 +152,6 @@ def test_values_and_derivatives_are_as_good_as_plain_pytorch(backend, case, dtyp
     table.assert_derivatives_as_good_as_plain(in_dtype, textbook, tensors, fixed=fixed(case), layout=layout)
 
 
-def test_triton_passes_the_table_under_its_interpreter():
-    """In bf16, in a process where TRITON_INTERPRET is set before kernels are decorated."""
-    table.run_interpreted(__file__, "bf16 and (37x4x4 or 5x1x1 or 40x33 or 0x4x3x3 or features)")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("sanitizer", ["address", "undefined"])
-def test_cuda_sources_touch_only_their_own_memory(sanitizer):
-    """Awkward sizes of the table, with the CUDA sources compiled under a sanitizer, in a process that preloads it."""
-    table.run_sanitized(__file__, "33x17 or 37x4x4 or 40x33", sanitizer)
-
-
 @each_operation
 @each_layout
 def test_gradcheck_and_gradgradcheck(backend, name, layout):

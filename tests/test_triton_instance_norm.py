@@ -1,6 +1,6 @@
 """The Triton kernels of instance_norm without a GPU, compiled for three generations of cards.
 
-The interpreter runs them in test_instance_norm.
+The interpreter runs them in test_tables_elsewhere.
 """
 
 import re

@@ -113,17 +113,6 @@ def test_values_and_derivatives_are_as_good_as_plain_pytorch(backend, case, dtyp
     )
 
 
-def test_triton_passes_the_table_under_its_interpreter():
-    """Some of it, in bf16, in a process where TRITON_INTERPRET is set before kernels are decorated."""
-    table.run_interpreted(__file__, "bf16 and (24x6x5 or 16x6x7 or 20x1x1 or 5x4x4)")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("sanitizer", ["address", "undefined"])
-def test_cuda_sources_touch_only_their_own_memory(sanitizer):
-    table.run_sanitized(__file__, "33x4x5 or 17x2x40 or 16x5x7 or 3x9x10", sanitizer)
-
-
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 @pytest.mark.parametrize(
     "form", [UP, DOWN, BLUR, {"up": (1, 3), "down": (2, 1), "padding": (-1, 4, 3, 2), "flip": True}]

@@ -129,7 +129,7 @@ def test_noise_is_in_the_file_or_not(runs):
 
 @needs_onnx
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", ["pggan", "stylegan2"])
+@pytest.mark.parametrize("arch", ["dcgan", "stylegan2"])
 def test_onnx_runtime_draws_the_images_of_pytorch(traced, arch):
     """By standard operators, for any number of samples."""
     import onnx

@@ -68,7 +68,7 @@ def main() -> None:
     for expected, got in zip(before, after, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
     print(f"R1 and a step of Adam, {channels} channels at {size}x{size}, batch {batch}, on {device.type}")
-    print(f"textbook {old:8.2f} ms\npatched  {new:8.2f} ms, {old / new:.2f} times faster, the same numbers to rounding")
+    print(f"textbook {old:8.2f} ms\npatched  {new:8.2f} ms, {old / new:.2f} times as fast, the same to rounding")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastgan.ops import adain, conv2d, modulated_conv2d, noise_bias_act, pixel_norm, upfirdn2d
+from fastgan.ops import adain, modulated_conv2d, noise_bias_act, pixel_norm, upfirdn2d
 from fastgan.ops.arithmetic import to_arithmetic
 from fastgan.patching.instances import runs_as_its_class
 from fastgan.patching.probe import Draw
@@ -357,27 +357,13 @@ def sequence(module: nn.Sequential, x: Tensor) -> Tensor:
         if i + 1 < len(layers) and _fuses(conv, layers[i + 1]) and x.dim() == _CONVOLUTIONS[type(conv)] + 2:
             act = layers[i + 1]
             slope = getattr(act, "negative_slope", 0.2)
-            x = noise_bias_act(_convolved(conv, x), bias=conv.bias, act=_ACTIVATIONS[type(act)], slope=slope)
+            x = conv._conv_forward(x, conv.weight, None)
+            x = noise_bias_act(x, bias=conv.bias, act=_ACTIVATIONS[type(act)], slope=slope)
             i += 2
         else:
             x = conv(x)
             i += 1
     return x
-
-
-def _convolved(conv: nn.Module, x: Tensor) -> Tensor:
-    """The convolution without its bias."""
-    plain = (
-        type(conv) is nn.Conv2d
-        and conv.groups == 1
-        and conv.dilation == (1, 1)
-        and conv.stride[0] == conv.stride[1]
-        and conv.padding_mode == "zeros"
-        and not isinstance(conv.padding, str)
-    )
-    if plain:
-        return conv2d(x, conv.weight, stride=conv.stride[0], padding=conv.padding)
-    return conv._conv_forward(x, conv.weight, None)
 
 
 KNOWN = (

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fastgan import data, dataset, models
+from fastgan.augment import Augment
 from fastgan.data import ImageLoader, open_dataset, pictures, preparing, shards, sources
 from fastgan.data.pictures import Unusable, Wanted, fitted, prepare
 from fastgan.data.shards import AT_ONCE, KEPT, ShardedStream
@@ -186,6 +187,7 @@ def mutated(content: bytes, flips: list[tuple[float, int]], keep: float) -> byte
     return bytes(changed[: int(keep * len(changed)) + 1])
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of Pillow; `preparing` ignores them, too
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(kind=st.sampled_from(sorted(KINDS)), flips=mutations, keep=st.floats(0, 1))
 def test_whatever_bytes_are_an_image_or_listed(kind, flips, keep):
@@ -881,6 +883,14 @@ def test_transparent_images_that_are_not_square_are_trained_on(tmp_path, arch):
     assert draw(generator, torch.randn(2, 8), None).shape == (2, 16, 24, 4)
     with Image.open(found / "grid-000000008.png") as grid:
         assert grid.mode == "RGB"
+
+
+def test_augmentation_recolours_what_is_seen_and_not_the_transparency():
+    augment = Augment(1.0, groups=("color",))
+    images, parameters = torch.rand(4, 4, 8, 8), augment.draw(4)
+    changed = augment.transform(images, parameters)
+    assert torch.equal(changed[:, 3], images[:, 3]) and not torch.allclose(changed[:, :3], images[:, :3])
+    torch.testing.assert_close(changed[:, :3], augment.transform(images[:, :3], parameters))
 
 
 def test_a_grid_shows_transparency_as_chequers():

@@ -293,7 +293,7 @@ def _normalise(
     slope: tl.float64, gain: tl.float64,
     n: tl.int64, c: tl.int64, p: tl.int64, segments: tl.int32, steps: tl.int64, tiles: tl.int32,
     PIXELS: tl.constexpr, NOISE_PER_SAMPLE: tl.constexpr, STRENGTH_PER_CHANNEL: tl.constexpr, S: tl.constexpr,
-    ALIGN: tl.constexpr, R: tl.constexpr, F: tl.constexpr, BATCH: tl.constexpr = False,
+    ALIGN: tl.constexpr, R: tl.constexpr, F: tl.constexpr, BATCH: tl.constexpr,
 ):  # fmt: skip
     if PIXELS:
         c = c // ALIGN * ALIGN
@@ -330,7 +330,7 @@ def _sums(
     slope: tl.float64, gain: tl.float64,
     n: tl.int64, c: tl.int64, p: tl.int64, segments: tl.int32, steps: tl.int64, tiles: tl.int32,
     PIXELS: tl.constexpr, NOISE_PER_SAMPLE: tl.constexpr, STRENGTH_PER_CHANNEL: tl.constexpr, S: tl.constexpr,
-    ALIGN: tl.constexpr, R: tl.constexpr, F: tl.constexpr, BATCH: tl.constexpr = False,
+    ALIGN: tl.constexpr, R: tl.constexpr, F: tl.constexpr, BATCH: tl.constexpr,
 ):  # fmt: skip
     """Sums of dy and of dy * (z - mean) of each segment."""
     if PIXELS:
@@ -400,7 +400,7 @@ def _gradients(
     slope: tl.float64, gain: tl.float64,
     n: tl.int64, c: tl.int64, p: tl.int64, segments: tl.int32, steps: tl.int64, tiles: tl.int32,
     PIXELS: tl.constexpr, NOISE_PER_SAMPLE: tl.constexpr, STRENGTH_PER_CHANNEL: tl.constexpr, S: tl.constexpr,
-    ALIGN: tl.constexpr, R: tl.constexpr, F: tl.constexpr, BATCH: tl.constexpr = False,
+    ALIGN: tl.constexpr, R: tl.constexpr, F: tl.constexpr, BATCH: tl.constexpr,
 ):  # fmt: skip
     if PIXELS:
         c = c // ALIGN * ALIGN
@@ -525,7 +525,7 @@ def forward(view, y, statistics, x, noise, strength, bias, style_scale, style_bi
             S=kinds["S"], F=_FLAT, **_compiled(WARPS),
         )  # fmt: skip
         _normalise[(plan.programs,)](
-            y, x, statistics, *before, style_scale, style_bias, slope, gain, *cut, **options
+            y, x, statistics, *before, style_scale, style_bias, slope, gain, *cut, BATCH=False, **options
         )  # fmt: skip
 
 
@@ -557,7 +557,9 @@ def backward(
             totals = torch.empty_like(statistics)
             cut = (n, c, p, segments, plan.steps, tiles)
             options = {**kinds, **_tile(plan), **_compiled(WARPS)}
-            _sums[(programs,)](sums, products, dy, x, statistics, *before, None, None, slope, gain, *cut, **options)
+            _sums[(programs,)](
+                sums, products, dy, x, statistics, *before, None, None, slope, gain, *cut, BATCH=False, **options
+            )
             _merge_sums[(triton.cdiv(n * c, _FLAT),)](
                 totals, dstyle_scale, dstyle_bias, sums, products, statistics, n, c, segments,
                 S=kinds["S"], F=_FLAT, **_compiled(WARPS),
@@ -565,7 +567,7 @@ def backward(
             if dx is not None or biases is not None or strengths is not None:
                 _gradients[(programs,)](
                     dx, strengths, biases, dy, x, statistics, totals, *before, style_scale, None,
-                    slope, gain, *cut, **options,
+                    slope, gain, *cut, BATCH=False, **options,
                 )  # fmt: skip
         if biases is not None or strengths is not None:
             add_pieces[(triton.cdiv(c, 16),)](

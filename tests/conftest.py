@@ -23,6 +23,7 @@ TRAININGS = [
         "evaluate",
         "evaluation",
         "export",
+        "fuzz",
         "guard",
         "loading",
         "log",
@@ -35,7 +36,13 @@ TRAININGS = [
 ]
 STEPS = ["test_graphs.py", "test_step.py", "test_time_to_quality.py"]
 NEEDS = {
-    "hypothesis": ["test_noise_bias_act_any.py", "test_data.py", "test_dataset.py", "test_official_networks.py"],
+    "hypothesis": [
+        "test_data.py",
+        "test_dataset.py",
+        "test_fuzz.py",
+        "test_noise_bias_act_any.py",
+        "test_official_networks.py",
+    ],
     "tyro": [*TRAININGS, *STEPS],
     "safetensors": [*TRAININGS, *STEPS],
     "PIL": [*TRAININGS, "test_data.py", "test_metrics.py", "test_time_to_quality.py"],

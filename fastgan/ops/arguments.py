@@ -18,6 +18,16 @@ def check_activation(operation: str, x: Tensor, name: str = "x") -> None:
         raise ValueError(f"{operation}: {name} has dtype {x.dtype}, must be fp32, bf16, fp16 or fp64")
 
 
+def check_parameter(operation: str, name: str, tensor: Tensor, x: Tensor) -> None:
+    """Raises ValueError, which says `name`, unless it has elements, is floating-point and on the device of `x`."""
+    if not tensor.is_floating_point():
+        raise ValueError(f"{operation}: {name} has dtype {tensor.dtype}, must be a floating-point one")
+    if tensor.device != x.device:
+        raise ValueError(f"{operation}: {name} is on {tensor.device}, x on {x.device}")
+    if not tensor.numel():
+        raise ValueError(f"{operation}: {name} has shape {list(tensor.shape)}, must not be empty")
+
+
 def prepared(operation: str, name: str, tensor: Tensor | None, shapes: Sequence[list[int]], x: Tensor) -> Tensor | None:
     """A small tensor as the kernels take it: contiguous, in the precision of arithmetic. None stays None.
 
@@ -28,10 +38,8 @@ def prepared(operation: str, name: str, tensor: Tensor | None, shapes: Sequence[
     if list(tensor.shape) not in shapes:
         fits = " or ".join(map(str, shapes))
         raise ValueError(f"{operation}: {name} has shape {list(tensor.shape)}, must be {fits} for x {list(x.shape)}")
-    if tensor.device != x.device:
-        raise ValueError(f"{operation}: {name} is on {tensor.device}, x on {x.device}")
-    if not tensor.is_floating_point():
-        raise ValueError(f"{operation}: {name} has dtype {tensor.dtype}, must be a floating-point one")
+    if tensor.numel():
+        check_parameter(operation, name, tensor, x)
     arithmetic = arithmetic_dtype(x.dtype)
     if tensor.dtype != arithmetic:
         tensor = tensor.to(arithmetic)

@@ -15,6 +15,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from fastgan.ops.arguments import check_activation, check_parameter
 from fastgan.ops.arithmetic import computes_in_fp16, to_arithmetic
 from fastgan.ops.convolution import conv2d, conv_transpose2d
 from fastgan.ops.filtered_noise_bias_act import filtered_noise_bias_act
@@ -104,7 +105,8 @@ def demodulation(weight: Tensor, style: Tensor, weight_gain: float = 1.0) -> Ten
     """`d` [N, O] for weight [O, I, kh, kw] times `weight_gain` and style [N, I], in fp32 at least."""
     with torch.autocast(style.device.type, enabled=False):
         energy = _Energy.apply(to_arithmetic(weight))  # [O, I]
-        return torch.rsqrt((to_arithmetic(style) * weight_gain).square() @ energy.t() + EPSILON)
+        style = to_arithmetic(style).to(energy.dtype)
+        return torch.rsqrt((style * weight_gain).square() @ energy.t() + EPSILON)
 
 
 class _Energy(torch.autograd.Function):
@@ -124,6 +126,7 @@ class _Energy(torch.autograd.Function):
 def _check(x: Tensor, weight: Tensor, style: Tensor, up: int, down: int, padding: int | None) -> None:
     if x.dim() != 4:
         raise ValueError(f"modulated_conv2d: x has shape {list(x.shape)}, must be [N, I, H, W]")
+    check_activation("modulated_conv2d", x)
     n, channels = x.shape[:2]
     if weight.dim() != 4 or weight.shape[1] != channels:
         raise ValueError(
@@ -134,6 +137,9 @@ def _check(x: Tensor, weight: Tensor, style: Tensor, up: int, down: int, padding
         raise ValueError(
             f"modulated_conv2d: style has shape {list(style.shape)}, must be {[n, channels]} for x {list(x.shape)}"
         )
+    check_parameter("modulated_conv2d", "weight", weight, x)
+    if style.numel():
+        check_parameter("modulated_conv2d", "style", style, x)
     if (up, down) not in ((1, 1), (2, 1), (1, 2)):
         raise ValueError(f"modulated_conv2d: up and down are {up} and {down}, must be 1, or one of them 2")
     if padding is not None and padding < 0:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastgan.ops.arguments import check_activation, check_parameter
 from fastgan.ops.convolution import conv2d, conv_transpose2d
 from fastgan.ops.layout import weight_like
 
@@ -30,9 +31,9 @@ def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
         [N, O, 2H, 2W], in the memory format of `x`. Differentiable any number of times.
 
     Raises:
-        ValueError: the weight does not fit.
+        ValueError: shapes, dtypes or devices do not fit; the message names the argument.
     """
-    k = _check("upsample_conv2d", x, weight)
+    k = _check("upsample_conv2d", x, weight, bias)
     bias = bias if bias is None else bias.to(x.dtype)
     if k == 1:  # a pixel alone: fewer multiplications before it is repeated
         return F.interpolate(conv2d(x, weight.to(x.dtype), bias), scale_factor=2, mode="nearest")
@@ -52,9 +53,9 @@ def conv_downsample2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
         [N, O, H // 2, W // 2], in the memory format of `x`. Differentiable any number of times.
 
     Raises:
-        ValueError: the weight does not fit.
+        ValueError: shapes, dtypes or devices do not fit; the message names the argument.
     """
-    k = _check("conv_downsample2d", x, weight)
+    k = _check("conv_downsample2d", x, weight, bias)
     bias = bias if bias is None else bias.to(x.dtype)
     if k == 1:
         return conv2d(F.avg_pool2d(x, 2), weight.to(x.dtype), bias)
@@ -62,15 +63,22 @@ def conv_downsample2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
     return conv2d(x, wide, bias, stride=2, padding=k // 2)
 
 
-def _check(name: str, x: Tensor, weight: Tensor) -> int:
+def _check(name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> int:
+    """Returns k."""
     if x.dim() != 4:
         raise ValueError(f"{name}: x has shape {list(x.shape)}, must be [N, I, H, W]")
+    check_activation(name, x)
     if weight.dim() != 4 or weight.shape[1] != x.shape[1] or weight.shape[2] != weight.shape[3]:
         raise ValueError(
             f"{name}: weight has shape {list(weight.shape)}, must be [O, {x.shape[1]}, k, k] for x {list(x.shape)}"
         )
     if weight.shape[2] % 2 == 0:
         raise ValueError(f"{name}: weight has shape {list(weight.shape)}, its kernel size must be odd")
+    check_parameter(name, "weight", weight, x)
+    if bias is not None:
+        if list(bias.shape) != [len(weight)]:
+            raise ValueError(f"{name}: bias has shape {list(bias.shape)}, must be {[len(weight)]}")
+        check_parameter(name, "bias", bias, x)
     return weight.shape[2]
 
 

@@ -4,6 +4,7 @@ import functools
 import http.server
 import io
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -907,3 +908,27 @@ def test_importing_the_data_loads_no_torch():
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.strip() == "False"
     assert data.ImageLoader is ImageLoader
+
+
+# Workers that die ----------------------------------------------------------------------------------------------------
+
+
+def dying(times: int):
+    """Ten pictures; while they are read, a worker is killed, so many times."""
+    for number in range(10):
+        if number in range(3, 3 + times):
+            multiprocessing.active_children()[0].kill()
+        yield sources.Item(f"{number}.png", None, file_of(picture(number)))
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_is_started_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(preparing, "AHEAD", 1)
+    job = preparing.Job("pictures", tmp_path / "out", Wanted((8, 8), 3), workers=2)
+    expected = [prepare(file_of(picture(number)), job.wanted, False) for number in range(10)]
+    found = list(preparing._prepared(dying(1), job, False))
+    assert [item.name for item, _ in found] == [f"{number}.png" for number in range(10)]
+    assert [result for _, result in found] == expected
+    monkeypatch.setattr(preparing, "RESTARTS", 0)
+    with pytest.raises(UserError, match=r"worker processes die again and again near \d.png"):
+        list(preparing._prepared(dying(1), job, False))

@@ -147,7 +147,7 @@ def test_a_grid_holds_every_image_of_every_row():
     assert (picture == 200).all(2).sum() == 5 * 48 * 48
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_finishes_the_step_saves_and_leaves_a_run_to_go_on_with(folder, tmp_path, signum):
     run = tmp_path / "run"
     process = start(arguments(folder, run, "--images", "1000000"))

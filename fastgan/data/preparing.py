@@ -21,7 +21,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,7 @@ from fastgan.errors import UserError
 
 FORMAT = 1  # of the journal: raise it when the same options would give other bytes
 AHEAD = 4  # images a process that are read before they are asked for
+RESTARTS = 3  # of worker processes that have died, before it is a mistake
 SYNC_IMAGES, SYNC_SECONDS = 256, 5.0  # what a kill loses at most
 ORDER_SEED = 0  # of the order in which images go into shards
 
@@ -248,30 +249,71 @@ def _order(job: Job, source: Source) -> Iterable[int]:
 
 
 def _prepared(items: Iterator[Item], job: Job, png: bool) -> Iterator[tuple[Item, tuple[bytes, int] | str]]:
-    """Each image and what became of it, in order, by so many processes."""
+    """Each image and what became of it, in order, by so many processes. Those that die are started again."""
     if job.workers == 1:
         for item in items:
             yield item, prepare(item.data, job.wanted, png)
         return
-    context = multiprocessing.get_context("spawn")  # a fork would inherit threads that do not live there
-    with ProcessPoolExecutor(job.workers, context, initializer=_start_worker) as pool:
-        pending: deque = deque()
+    workers = _Workers(job, png)
+    try:
+        for item in items:
+            workers.submit(item)
+            if len(workers.pending) > AHEAD * job.workers:
+                yield workers.take()
+        while workers.pending:
+            yield workers.take()
+    finally:
+        workers.close()
+
+
+class _Workers:
+    """Processes that prepare images ahead. One that dies takes the others with it; then all are started again."""
+
+    def __init__(self, job: Job, png: bool):
+        self._job, self._png, self._restarts = job, png, 0
+        self.pending: deque[tuple[Item, Future]] = deque()
+        self._pool = self._start()
+
+    def submit(self, item: Item) -> None:
         try:
-            for item in items:
-                pending.append((item._replace(data=b""), pool.submit(prepare, item.data, job.wanted, png)))
-                if len(pending) > AHEAD * job.workers:
-                    item, future = pending.popleft()
-                    yield item, future.result()
-            while pending:
-                item, future = pending.popleft()
-                yield item, future.result()
+            self.pending.append((item, self._pool.submit(prepare, item.data, self._job.wanted, self._png)))
         except BrokenProcessPool:
+            self._restart()
+            self.submit(item)
+
+    def take(self) -> tuple[Item, tuple[bytes, int] | str]:
+        """The oldest image, and what became of it."""
+        while True:
+            item, future = self.pending[0]
+            try:
+                found = future.result()
+            except BrokenProcessPool:
+                self._restart()
+                continue
+            self.pending.popleft()
+            return item._replace(data=b""), found
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _start(self) -> ProcessPoolExecutor:
+        context = multiprocessing.get_context("spawn")  # a fork would inherit threads that do not live there
+        return ProcessPoolExecutor(self._job.workers, context, initializer=_start_worker)
+
+    def _restart(self) -> None:
+        self._restarts += 1
+        waiting = [item for item, _ in self.pending]
+        if self._restarts > RESTARTS:
+            near = f" near {waiting[0].name}" if waiting else ""
             raise UserError(
-                "a worker process was ended from outside, perhaps for want of memory; "
+                f"worker processes die again and again{near}, perhaps for want of memory; "
                 "run the same command again, with fewer --workers, to go on"
-            ) from None
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            )
+        self.close()
+        self._pool = self._start()
+        self.pending.clear()
+        for item in waiting:
+            self.submit(item)
 
 
 def _start_worker() -> None:

@@ -248,6 +248,7 @@ class Browser:
 
         options = webdriver.ChromeOptions()
         options.binary_location = CHROMIUM
+        options.page_load_strategy = "none"  # a page that is sent events is never loaded to the end
         flags = ["headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-dev-shm-usage"]
         flags += ["disable-background-networking", "disable-component-update", "disable-sync", "window-size=1440,1000"]
         for flag in [*flags, f"user-data-dir={profile}"]:
@@ -279,11 +280,14 @@ class Browser:
 
     def click(self, selector, text=None):
         """The one that is in view, with this text if there are several."""
+        from selenium.webdriver import ActionChains
 
         def done():
             for element in self.all(selector):
                 if element.is_displayed() and text in (None, element.text.strip()):
-                    element.click()
+                    # Not `element.click()`, which waits for seconds until nothing moves on the page any more.
+                    self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+                    ActionChains(self.driver, duration=0).move_to_element(element).click().perform()
                     return True
 
         self.wait(f"{selector} {text or ''}", done)

@@ -413,13 +413,13 @@ def test_every_control_does_what_it_says_in_a_browser(served):
     browser.click("#space label", "line in w")
     browser.changed("#between", arc)
     browser.wait("the row", lambda: len(browser.all("#row figure")) == 9)
+    browser.click("#animate")
+    browser.wait("the animation", lambda: browser.source("#between").startswith("data:image/webp"))
     browser.click("#row button[data-choice='100']")
     browser.wait("the end", lambda: "100% of the way" in browser.all("#between figcaption")[0].text)
     browser.shows("#between", drawn(run, 7, 0))
     browser.type("#position input[type=number]", 0)
     browser.shows("#between", drawn(run, 3, 0))
-    browser.click("#animate")
-    browser.wait("the animation", lambda: browser.source("#between").startswith("data:image/webp"))
 
     # Curves, and the samples of the past.
     browser.click("#tabs button[role=tab]", "Training")

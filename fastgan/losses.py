@@ -12,7 +12,7 @@ from torch.nn.functional import softplus
 
 from fastgan import one_pass, piecewise_linear
 from fastgan.ops import gradients_of_inputs, lerp_samples, squared_norm
-from fastgan.ops.arithmetic import arithmetic_dtype, to_arithmetic
+from fastgan.ops.arithmetic import arithmetic_dtype, average_in, to_arithmetic
 
 
 class Objective(NamedTuple):
@@ -248,4 +248,4 @@ class PathLength(nn.Module):
     @torch.no_grad()
     def update(self, length: Tensor) -> None:
         """Counts a length, 0-dim, into the running mean, if it is finite."""
-        self.mean.copy_(torch.where(length.isfinite(), self.mean.lerp(length, self.decay), self.mean))
+        average_in(self.mean, length, self.decay)

@@ -302,6 +302,21 @@ def test_nan_stays_in_its_channel(backend, layout):
     assert bad[:, 3].all() and bad.sum() == bad[:, 3].numel()
 
 
+def test_a_channel_that_overflows_leaves_its_running_statistics_alone(backend):
+    """They would never be finite again, while the step that overflowed is left out of the weights."""
+    fused, plain = pair(6, backends.device(backend))
+    x = torch.randn(4, 6, 3, 3, device=backends.device(backend))
+    plain(x)
+    x[1, 3, 2, 1] = math.inf
+    fused(x)
+    for ours, expected, fresh in (
+        (fused.running_mean, plain[0].running_mean, 0.0),
+        (fused.running_var, plain[0].running_var, 1.0),
+    ):
+        expected[3] = fresh
+        torch.testing.assert_close(ours, expected)
+
+
 @pytest.mark.parametrize("name", ["torch", "cpp"])
 def test_torch_compile_makes_one_graph_with_the_running_statistics_in_it(name):
     if name == "cpp" and backends.why_not("cpp-baseline"):

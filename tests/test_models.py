@@ -131,6 +131,9 @@ class TestStyleGAN2:
         generator.train()
         generator(z)
         assert generator.mapping.w_avg.ne(0).any()
+        before = generator.mapping.w_avg.clone()
+        generator(torch.full_like(z, torch.inf))
+        assert torch.equal(generator.mapping.w_avg, before), "what is not finite would stay in it"
 
     def test_noise_is_random_fixed_or_none(self):
         config, generator, _ = build("stylegan2")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fastgan.layers import EqualizedLinear
 from fastgan.models.labels import joined
+from fastgan.ops.arithmetic import average_in
 
 
 def dense_layers(sizes: Sequence[int], lr_multiplier: float) -> nn.ModuleList:
@@ -33,7 +34,7 @@ class Mapping(nn.Module):
         for layer in self.layers:
             x = layer(x)
         if self.training and torch.is_grad_enabled():
-            self.w_avg.lerp_(x.detach().mean(0, dtype=self.w_avg.dtype), 1 - 0.995)
+            average_in(self.w_avg, x.detach().mean(0, dtype=self.w_avg.dtype), 1 - 0.995)
         return x
 
 

@@ -14,6 +14,13 @@ def to_arithmetic(x: Tensor) -> Tensor:
     return x.to(arithmetic_dtype(x.dtype))
 
 
+def average_in(average: Tensor, value: Tensor, share: float) -> None:
+    """Moves a running average in place, by this share of the way to `value`, where that is finite: one overflow would
+    stay in it for ever."""
+    value = value.detach().to(average.dtype)
+    average.lerp_(value.where(value.isfinite(), average), share)
+
+
 def computes_in_fp16(x: Tensor) -> bool:
     """Whether a convolution or matrix product of `x` is one in fp16, whose range large sums leave."""
     kind = x.device.type

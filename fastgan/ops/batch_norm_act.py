@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastgan.ops import backends
 from fastgan.ops.arguments import check_activation, prepared
-from fastgan.ops.arithmetic import arithmetic_dtype, to_arithmetic
+from fastgan.ops.arithmetic import arithmetic_dtype, average_in, to_arithmetic
 from fastgan.ops.fused import FusedOperation, register
 from fastgan.ops.instance_norm import activated, check_eps, derivative, slope_of
 from fastgan.ops.layout import channels, dense, dense_like, view_of
@@ -51,7 +51,7 @@ def batch_norm_act(
         weight: [C], the factor after normalisation; 1 if not given.
         bias: [C]; 0 if not given.
         running_mean, running_var: [C], both or neither. In training they are moved in place towards mean and unbiased
-            variance of `x`, by `momentum`; otherwise they take the place of its statistics.
+            variance of `x`, by `momentum`, where these are finite; otherwise they take the place of its statistics.
         training: whether `x` is normalised by its own statistics.
         momentum: the share of a call in the running averages, 0 to 1.
         eps: added to the variance.
@@ -89,8 +89,8 @@ def batch_norm_act(
     y, statistics = BatchNormAct.apply(backends.choose(name, x.device), (dense(x), weight, bias), options)
     if running_mean is not None and x.numel() > 0:
         with torch.no_grad():
-            running_mean.lerp_(statistics[0].to(running_mean.dtype), momentum)
-            running_var.lerp_(statistics[2].to(running_var.dtype), momentum)
+            average_in(running_mean, statistics[0], momentum)
+            average_in(running_var, statistics[2], momentum)
     return y
 
 

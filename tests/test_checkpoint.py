@@ -1,11 +1,13 @@
 """A run that is stopped, killed or cut off anywhere goes on as if nothing had happened; broken files are refused."""
 
+import errno
 import json
 import os
 import resource
 import shutil
 import signal
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -70,9 +72,10 @@ def stopped_halfway(monkeypatch):
     class Interrupt:
         exit_code, left = 130, IMAGES // BATCH // 2
 
-        def __bool__(self):
+        @property
+        def signum(self):
             self.left -= 1
-            return self.left == 0
+            return 2 if self.left == 0 else 0
 
     def run(argv):
         with monkeypatch.context() as patch:
@@ -409,3 +412,13 @@ def test_without_links_checkpoints_are_copied(tmp_path, monkeypatch):
     found = {file.name: file.read_text() for file in tmp_path.iterdir()}
     names = {f"checkpoint-{images:09d}.safetensors": str(images) for images in (10, 20, 25)}
     assert found == {**names, checkpoint.FILE_NAME: "25"}
+
+    def fill(source, target):
+        Path(target).write_text("2")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", fill)
+    path.write_text("26")
+    with pytest.raises(UserError, match="No space left"):
+        checkpoint.keep(path, 26, 3)
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {**names, checkpoint.FILE_NAME: "26"}

@@ -40,13 +40,19 @@ def write_atomically(path: Path, content: bytes | memoryview, option: str = "--o
 def link(path: Path, name: Path) -> None:
     """Give a file another name, in the place of what had it. What is put at `path` later has nothing to do with it.
 
-    Raises OSError.
+    Raises OSError; nothing half-written has the name then.
     """
     name.unlink(missing_ok=True)
     try:
         os.link(path, name)
     except OSError:  # a file system without links
-        shutil.copyfile(path, name)
+        temporary = name.with_name(name.name + TEMPORARY_SUFFIX)
+        try:
+            shutil.copyfile(path, temporary)
+            os.replace(temporary, name)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def remove_unfinished(directory: Path) -> None:

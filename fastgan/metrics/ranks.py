@@ -32,8 +32,8 @@ class Ranks:
         """What `--device` means here: of several processes, each takes a GPU of its own where it may choose."""
         import torch
 
-        if name == "auto" and self.count > 1 and torch.cuda.is_available():
-            return f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
+        if name in ("auto", "cuda") and self.count > 1 and torch.cuda.is_available():
+            return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
         return name
 
     def gathered(self, count: int, of_block: Callable[[int, int], np.ndarray], title: str = "") -> np.ndarray | None:
@@ -111,8 +111,12 @@ def joined() -> Iterator[Ranks]:
         return
     import torch.distributed as dist
 
-    # gloo also where there are GPUs: what is exchanged lies in the CPU's memory. One may wait for another's work.
-    dist.init_process_group("gloo", timeout=timedelta(hours=6))
+    try:
+        # gloo also where there are GPUs: what is exchanged lies in the CPU's memory. One may wait for another's work.
+        dist.init_process_group("gloo", timeout=timedelta(hours=6))
+    except (RuntimeError, ValueError) as error:
+        line = str(error).strip().partition("\n")[0]
+        raise UserError(f"cannot connect the {count} processes: {line}; are they started by torchrun?") from None
     try:
         yield Ranks(dist.get_rank(), count)
     finally:

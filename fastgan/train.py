@@ -37,7 +37,8 @@ def main(argv: list[str] | None = None) -> int:
         config, header = _resumed(resume, argv)
         if config.training.images <= header.images - config.training.batch:
             if given.output.resume == "auto":
-                print(f"{header.path} has seen {header.images:,} images: done")
+                if process.is_first():
+                    print(f"{header.path} has seen {header.images:,} images: done")
                 return 0
             raise UserError(
                 f"--images {config.training.images}: {header.path} has seen {header.images} already; give more"

@@ -3,7 +3,10 @@
 RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say which one, as torchrun does. Writes FOLDER/CASE-RANK.pt.
 """
 
+import json
+import signal
 import sys
+import time
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -75,11 +78,19 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     ranks_module.BUCKET_BYTES = 2000  # several pieces, also of small networks
+    folder = Path(sys.argv[1])
     with joined("cpu") as ranks:
         for case in CASES:
             found = train(case, ranks)
             sent_early = {name: each.sent_early for name, each in found[0]._sums.items()}
-            torch.save((*found[1:], sent_early), Path(sys.argv[1]) / f"{case}-{ranks.rank}.pt")
+            torch.save((*found[1:], sent_early), folder / f"{case}-{ranks.rank}.pt")
+        own = 0 if ranks.first else signal.SIGUSR1
+        heard = [ranks.wished(wish) for wish in (0, own, 0, 0)]
+        (folder / f"heard-{ranks.rank}.json").write_text(json.dumps(heard))
+        ranks.part()
+        while ranks.first and not (folder / "gone").exists():  # what takes the first one longer
+            time.sleep(0.01)
+    (folder / "gone").touch()
 
 
 if __name__ == "__main__":

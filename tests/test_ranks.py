@@ -1,5 +1,6 @@
 """Several processes that train as one."""
 
+import json
 import os
 import re
 import signal
@@ -15,8 +16,9 @@ import torch
 
 from fastgan.data.loading import ImageLoader
 from fastgan.errors import UserError
-from fastgan.training import checkpoint
+from fastgan.training import checkpoint, loop
 from fastgan.training import config as configuration
+from fastgan.training.process import finish_step_on_signal
 from fastgan.training.ranks import Ranks
 from tests import ranks_worker
 from tests.tiny_run import arguments, assert_same_checkpoint, log_lines, make_folder, tensors, train
@@ -36,7 +38,7 @@ def environment(**more) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
-    """What each of two processes has after the steps of each case."""
+    """The folder of what two processes have after the steps of each case."""
     folder, port = tmp_path_factory.mktemp("ranks"), str(free_port())
     processes = [
         subprocess.Popen(
@@ -52,13 +54,13 @@ def together(tmp_path_factory):
     for process in processes:
         output, _ = process.communicate(timeout=300)
         assert process.returncode == 0, output
-    return lambda case: [torch.load(folder / f"{case}-{rank}.pt") for rank in range(PROCESSES)]
+    return folder
 
 
 @pytest.mark.parametrize("case", ranks_worker.CASES)
 def test_two_processes_train_as_one_does_with_the_same_micro_batches(together, case):
     """The same groups of samples meet in batch norm, minibatch stddev and relativistic pairs."""
-    (ours, means, sent_early), (others, _, _) = together(case)
+    (ours, means, sent_early), (others, _, _) = (torch.load(together / f"{case}-{i}.pt") for i in range(PROCESSES))
     for name, value in ours.items():
         assert torch.equal(value, others[name]), f"{name}: the two have not made the same steps"
     torch.set_default_dtype(torch.float64)
@@ -77,6 +79,13 @@ def test_two_processes_train_as_one_does_with_the_same_micro_batches(together, c
     assert means == pytest.approx(expected_means, rel=1e-6, abs=1e-9)
     growing = case in ("pggan", "stylegan")  # a part of their generators is not reached
     assert all(sent_early.values()) or growing, "gradients travel while backward goes on"
+
+
+def test_what_one_process_wishes_all_hear_at_the_next_call(together):
+    """So all stop after the same step, and with the same exit status. That they have ended at all shows that the first
+    one may have work left when the others are done."""
+    for rank in range(PROCESSES):
+        assert json.loads((together / f"heard-{rank}.json").read_text()) == [0, 0, signal.SIGUSR1, 0]
 
 
 # The command -------------------------------------------------------------------------------------------------------
@@ -208,4 +217,38 @@ def test_a_batch_that_cannot_be_shared_is_refused(arch, batch, batch_gpu, proces
 
 
 def test_a_wish_alone_is_heard_at_once():
-    assert Ranks().wished(True) and not Ranks().wished(False)
+    assert [Ranks().wished(wish) for wish in (0, 15)] == [0, 15]
+
+
+def test_a_signal_that_another_process_got_is_the_wish_of_this_one_too():
+    """One of its own that comes later is the first request still, and ends nothing at once."""
+    with finish_step_on_signal() as interrupt:
+        interrupt.heard = signal.SIGUSR1
+        assert interrupt and interrupt.exit_code == 128 + signal.SIGUSR1
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupt.exit_code == 128 + signal.SIGTERM
+
+
+class OfFirst(Ranks):
+    """One of two processes, of which the first one says `words`."""
+
+    def __init__(self, *words):
+        super().__init__(rank=1, count=2)
+        self.words = json.dumps(words)
+
+    def tell(self, text):
+        return self.words
+
+
+def test_processes_that_were_started_otherwise_than_the_first_say_so():
+    """Each on its machine, perhaps: they would wait for each other for ever."""
+    config, other = (
+        configuration.resolve(configuration.Config(training=configuration.TrainingOptions(batch=batch)))
+        for batch in (16, 32)
+    )
+    first = configuration.to_dict(config)
+    loop._require_same(config, None, OfFirst(first, None))
+    with pytest.raises(UserError, match=r"^--batch 32: is 16 in the first process"):
+        loop._require_same(other, None, OfFirst(first, None))
+    with pytest.raises(UserError, match=r"^the first process goes on at 4,096 images, this one begins; .* same one"):
+        loop._require_same(config, None, OfFirst(first, 4096))

@@ -53,6 +53,7 @@ def train(config: Config, header: checkpoint.Header | None = None, start: initia
 def _train(config: Config, header: checkpoint.Header | None, start: initial.Start | None, ranks: Ranks) -> int:
     options, output = config.training, config.output
     say = print if ranks.first else lambda *_, **__: None
+    _require_same(config, header, ranks)
     configuration.check_processes(config, ranks.count)
     if output.wandb is not None:
         require_wandb(output.wandb)
@@ -153,7 +154,8 @@ def _train(config: Config, header: checkpoint.Header | None, start: initial.Star
             # Critic, generator, average.
             step(real, label, stage.lr_factor if stage else 1.0)
             # Asked once: what follows must agree, here and in all processes.
-            finished = ranks.wished(bool(interrupt)) or state.images >= options.images
+            interrupt.heard = ranks.wished(interrupt.signum)
+            finished = interrupt.heard != 0 or state.images >= options.images
             progress.update(state.images - before)
 
             # Log. Also before every save, so that no average spans a checkpoint.
@@ -189,6 +191,8 @@ def _train(config: Config, header: checkpoint.Header | None, start: initial.Star
             grid = write_grid(state.images)
             log.write_grid(state.step, state.images, grid)
             say(f"samples    {grid}")
+        ranks.part()  # the last evaluation may take longer than one waits for another
+        if ranks.first:
             evaluations.finish(run / checkpoint.FILE_NAME, state, log, interrupt)
     say(f"checkpoint {run / checkpoint.FILE_NAME}")
     if state.images >= options.images:
@@ -232,6 +236,22 @@ class Growth:
     def batch_at(self, images_seen: int) -> int:
         """Images of the step after so many."""
         return stage_at(images_seen, self.schedule).batch
+
+
+def _require_same(config: Config, header: checkpoint.Header | None, ranks: Ranks) -> None:
+    """Raise UserError where the first process has other options than this one, or would go on from elsewhere."""
+    images = header.images if header else None
+    first_config, first_images = json.loads(ranks.tell(json.dumps([to_dict(config), images])))
+    if different := configuration.changes(configuration.from_dict(first_config), config):
+        name, (before, here) = next(iter(different.items()))
+        raise UserError(
+            f"{configuration.flag(name)} {here}: is {before} in the first process; start all with the same options"
+        )
+    if first_images != images:
+        where = ("begins" if at is None else f"goes on at {at:,} images" for at in (first_images, images))
+        raise UserError(
+            "the first process {}, this one {}; the run's folder must be the same one on all machines".format(*where)
+        )
 
 
 def _beginning(state: checkpoint.State, header: checkpoint.Header | None, start: initial.Start | None) -> str:

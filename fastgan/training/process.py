@@ -87,17 +87,22 @@ def is_first() -> bool:
 
 
 class Interrupt:
-    """Whether a signal has asked the run to stop. Truthy once it has; `exit_code` is then 128 + the signal's number."""
+    """Whether a signal has asked the run to stop. Truthy once it has; `exit_code` is then 128 + the signal's number.
+
+    Attributes:
+        signum: of the signal that this process got, or 0.
+        heard: of the one that any process of the run got, as far as is known here, or 0.
+    """
 
     def __init__(self):
-        self.signum = 0
+        self.signum = self.heard = 0
 
     def __bool__(self) -> bool:
-        return self.signum != 0
+        return self.signum != 0 or self.heard != 0
 
     @property
     def exit_code(self) -> int:
-        return 128 + self.signum if self.signum else 0
+        return 128 + (self.signum or self.heard) if self else 0
 
 
 @contextlib.contextmanager
@@ -116,7 +121,7 @@ def finish_step_on_signal(echo: float = 0.0) -> Iterator[Interrupt]:
 
     def request(signum, frame):
         nonlocal asked
-        if interrupt:
+        if interrupt.signum:
             if time.monotonic() - asked > echo:
                 signal.signal(signum, signal.SIG_DFL)
                 signal.raise_signal(signum)

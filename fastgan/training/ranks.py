@@ -63,16 +63,17 @@ class Ranks:
         dist.all_gather(parts, value.contiguous())
         return torch.cat(parts)
 
-    def wished(self, wish: bool) -> bool:
-        """Whether any process had a wish at the call before this one: none waits for another to answer."""
+    def wished(self, wish: int) -> int:
+        """The largest wish of any process at the call before this one, 0 being none: none waits for another to answer.
+        Alone, the one of this call."""
         if self.count == 1:
             return wish
-        heard = False
+        heard = 0
         if self._wish is not None:
             work, answer = self._wish
             work.wait()
-            heard = bool(answer.item())
-        question = torch.tensor(int(wish))  # on the CPU, so no GPU has to be waited for
+            heard = int(answer.item())
+        question = torch.tensor(wish)  # on the CPU, so no GPU has to be waited for
         self._wish = dist.all_reduce(question, op=dist.ReduceOp.MAX, async_op=True), question
         return heard
 
@@ -91,6 +92,14 @@ class Ranks:
                     held = tensor.contiguous()
                     dist.broadcast(held, 0)
                     tensor.copy_(held)
+
+    def part(self) -> None:
+        """Waits until all have come here; from here on none hears of another, or waits for it."""
+        if self.count > 1 and dist.is_initialized():
+            if self._wish is not None:
+                self._wish[0].wait()
+            dist.barrier()
+            dist.destroy_process_group()
 
     @contextlib.contextmanager
     def one_first(self) -> Iterator[None]:
@@ -128,9 +137,7 @@ def joined(device: str) -> Iterator[Ranks]:
     ranks = Ranks(rank, count, local, neighbours)
     try:
         yield ranks
-        if ranks._wish is not None:
-            ranks._wish[0].wait()
-        dist.barrier()  # who is done waits for who still writes
+        ranks.part()
     except RuntimeError as error:
         if not _is_loss(error):
             raise
@@ -139,8 +146,9 @@ def joined(device: str) -> Iterator[Ranks]:
             f"another process of this run is gone ({line}); what it last saved is whole: go on with --resume"
         ) from error
     finally:
-        with contextlib.suppress(RuntimeError, ValueError):
-            dist.destroy_process_group()
+        if dist.is_initialized():
+            with contextlib.suppress(RuntimeError, ValueError):
+                dist.destroy_process_group()
 
 
 def _is_loss(error: RuntimeError) -> bool:

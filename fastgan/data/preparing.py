@@ -133,10 +133,13 @@ class Journal:
         content = path.read_bytes() if path.exists() else b""
         whole = content[: content.rfind(b"\n") + 1]  # a kill may have cut the last line
         lines = whole.splitlines()
-        if lines:
-            self._require_same(path, lines[0], identity)
-        for line in lines[1:]:
-            self._count(json.loads(line))
+        try:
+            if lines:
+                self._require_same(path, lines[0], identity)
+            for line in lines[1:]:
+                self._count(json.loads(line))
+        except (ValueError, TypeError, LookupError, AttributeError):  # no lines that were written here
+            raise _damaged(path.parent) from None
         self._file = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115
         self._file.truncate(len(whole))
         self._file.seek(len(whole))
@@ -187,7 +190,11 @@ def _reopen(job: Job, content: Path, journal: Journal) -> Output:
         make = ZipOutput if job.out.suffix.lower() == ".zip" else ArrayOutput
         return make(content, job.wanted, journal.kept)
     except Damaged:
-        raise UserError(f"{content.parent} has been damaged; remove that folder to start anew") from None
+        raise _damaged(content.parent) from None
+
+
+def _damaged(work: Path) -> UserError:
+    return UserError(f"{work} has been damaged; remove that folder to start anew")
 
 
 def _fill(job: Job, source: Source, output: Output, journal: Journal, progress: bool) -> None:

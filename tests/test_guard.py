@@ -1,5 +1,6 @@
 """Gradients that are not finite: steps without an update, and losses scaled for fp16."""
 
+import contextlib
 import copy
 import math
 
@@ -8,8 +9,8 @@ import torch
 from torch import nn
 
 from fastgan.train import main
-from fastgan.training import checkpoint
-from fastgan.training.guard import FIRST_SCALE, Guard
+from fastgan.training import checkpoint, process
+from fastgan.training.guard import FIRST_SCALE, LIMIT, LIMIT_AT_THE_END, Guard
 from tests.test_graphs import Training
 from tests.tiny_run import arguments, log_lines, make_folder
 
@@ -73,6 +74,27 @@ def test_a_training_that_has_diverged_says_so_and_keeps_its_checkpoint(tmp_path,
     assert header.images < 400
     for value in checkpoint._read(header.path, "critic.").values():
         assert value.isfinite().all()
+
+
+def test_a_signal_saves_also_while_steps_are_left_out(tmp_path, monkeypatch):
+    """It may be that the scale of fp16 is still coming down. What is resumed counts on."""
+
+    class Interrupt:
+        exit_code, left = 130, 10
+
+        @property
+        def signum(self):
+            self.left -= 1
+            return 2 if self.left == 0 else 0
+
+    monkeypatch.setattr(process, "finish_step_on_signal", lambda _: contextlib.nullcontext(Interrupt()))
+    folder, out = make_folder(tmp_path / "images"), tmp_path / "run"
+    options = ("--arch", "mlp", "--images", "400", "--lr-d", "1e30", "--r1-gamma", "0", "--loss", "least-squares")
+    assert main(arguments(folder, out, *options)) == 130
+    header = checkpoint.read_header(out)
+    assert header.step == 10
+    (streak,) = checkpoint._read(header.path, "statistics.guard_d.streak").values()
+    assert LIMIT_AT_THE_END <= streak < LIMIT
 
 
 def test_a_scaled_loss_gives_the_gradients_of_the_loss():

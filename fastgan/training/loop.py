@@ -164,7 +164,7 @@ def _train(config: Config, header: checkpoint.Header | None, start: initial.Star
             if due(output.log_interval) or save_now:
                 means = ranks.means(averages.read())  # the only place that waits for the device, but for a few lines on
                 kept = f"{run / checkpoint.FILE_NAME} is from {saved_images:,} images"
-                limit = guard.LIMIT_AT_THE_END if finished else guard.LIMIT
+                limit = guard.LIMIT_AT_THE_END if state.images >= options.images else guard.LIMIT
                 require_progress(step.left_out(), limit, means, state.images, kept)
                 now = time.perf_counter()
                 rate = (state.images - log_images) / (now - log_time)

@@ -523,12 +523,12 @@ def test_too_large_for_a_first_step_is_one_line_and_leaves_nothing(
         line = error_of(main, [*arguments(folder, out), "--tensorboard"], capsys)
     assert line == says + "make --batch smaller, or --channel-base and --channel-max, or --resolution"
     assert not list(tmp_path.iterdir())
-    out.mkdir()  # made before, and with a file of someone else
+    (out / "wandb" / "theirs").mkdir(parents=True)  # made before, and with files of someone else
     (out / "notes.txt").touch()
     with monkeypatch.context() as patch:
         patch.setattr(f"fastgan.training.{function}", failing(error, 0, None))
         assert error_of(main, arguments(folder, out), capsys).startswith(says)
-    assert [path.name for path in out.iterdir()] == ["notes.txt"]
+    assert sorted(path.name for path in out.rglob("*")) == ["notes.txt", "theirs", "wandb"]
     train_tiny(folder, out, "--images", "4")  # the same folder serves
 
 

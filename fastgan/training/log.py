@@ -10,7 +10,7 @@ import math
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -226,11 +226,11 @@ def require_wandb(project: str):
     return wandb
 
 
-def remove(directory: Path) -> None:
-    """Remove all that a `Log` has written in a run's folder."""
-    for name in (FILE_NAME, WANDB_ID_FILE_NAME):
+def remove(directory: Path, but: Collection[str] = ()) -> None:
+    """Remove all that a `Log` has written in a run's folder, but what has one of these names."""
+    for name in {FILE_NAME, WANDB_ID_FILE_NAME}.difference(but):
         (directory / name).unlink(missing_ok=True)
-    for name in (TENSORBOARD_FOLDER, WANDB_FOLDER):
+    for name in {TENSORBOARD_FOLDER, WANDB_FOLDER}.difference(but):
         shutil.rmtree(directory / name, ignore_errors=True)
 
 

@@ -304,7 +304,8 @@ def _new_run_folder(config: Config) -> Path:
 @contextlib.contextmanager
 def _kept_from_the_first_step_on(run: Path, state: checkpoint.State, ranks: Ranks) -> Iterator[None]:
     """If a first step cannot be made, for want of memory or because there is no log to write, nothing of the run stays:
-    --out may name the same folder again."""
+    --out may name the same folder again. What was in it before the run stays."""
+    before = {path.name for path in run.iterdir()} if ranks.first else set()
     try:
         yield
     except (MemoryError, RuntimeError, UserError) as error:
@@ -312,7 +313,7 @@ def _kept_from_the_first_step_on(run: Path, state: checkpoint.State, ranks: Rank
             for name in (checkpoint.FILE_NAME, CONFIG_FILE_NAME):
                 (run / name).unlink(missing_ok=True)
             checkpoint.forget_kept(run / checkpoint.FILE_NAME)
-            remove_logs(run)
+            remove_logs(run, before)
             with contextlib.suppress(OSError):  # it has files of someone else
                 run.rmdir()
         raise

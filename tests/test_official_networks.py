@@ -346,6 +346,15 @@ def nested(content: bytes) -> bytes:
     return name("torch.storage", "_load_from_bytes") + b"B" + struct.pack("<I", len(content)) + content + b"\x85R."
 
 
+def memory_bytes(count=3, keys=("0",), numbers=bytes(12), described=None) -> bytes:
+    """What torch.save would make of a memory of `count` numbers in fp32, if it wrote other things behind that."""
+    front = [pickle.dumps(each, 2) for each in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})]
+    size = b"\x8a\x09" + count.to_bytes(9, "little")
+    memory = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + size + b"NtQ."
+    behind = pickle.dumps(list(keys), 2), struct.pack("<q", count), numbers
+    return b"".join((*front, described or memory, *behind))
+
+
 def tensor_of(offset: int, size: tuple, stride: tuple) -> bytes:
     """A pickle of a tensor in a memory of three numbers."""
     call = nested(tensor_bytes())[:-1]
@@ -391,7 +400,10 @@ HOSTILE = {
     "a dict with arguments": (lambda m: P4 + name("dnnlib.util", "EasyDict") + b"]\x85R.", "makes a dict in a way"),
     "not enough arguments": (lambda m: P4 + name("numpy", "dtype") + b")R.", "truncated, damaged"),
     "a dtype of objects": (lambda m: P4 + name("numpy", "dtype") + text("O8") + b"\x85R.", "numpy's dtype O8"),
-    "keys that hash without end": (lambda m: P4 + b"})" + 20_000 * b"\x85" + b"Ns.", "neither strings nor numbers"),
+    "keys that hash without end": (
+        lambda m: P4 + b"})" + 20_000 * b"\x85" + b"Ns.",
+        "neither strings nor small numbers",
+    ),
     "no module": (
         lambda m: P4 + name("torch_utils.persistence", "_reconstruct_persistent_obj") + b"}\x85R.",
         "describes a module in a way",
@@ -402,8 +414,19 @@ HOSTILE = {
     ),
     "in a tensor, unframed": (
         lambda m: P4 + nested(pickle.dumps(Calling(os.system, f"touch {m}"), 2)),
-        "truncated, damaged",
+        "a tensor that is damaged",
     ),
+    "memory that nothing fills": (
+        lambda m: P4 + nested(memory_bytes(count=2**40, keys=[], numbers=b"")),
+        "a tensor that is damaged",
+    ),
+    "memory of another size": (lambda m: P4 + nested(memory_bytes(count=4)), "a tensor that is damaged"),
+    "memory of another key": (lambda m: P4 + nested(memory_bytes(keys=["1"])), "a tensor that is damaged"),
+    "a call in a tensor": (
+        lambda m: P4 + nested(memory_bytes(described=b"cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R.")),
+        "a tensor that is damaged",
+    ),
+    "numbers with the same hash": (lambda m: P4 + b"}\x8a\x09" + (2**61 - 1).to_bytes(9, "little") + b"Ns.", "numbers"),
     "a tensor's archive": (lambda m: P4 + nested(b"PK\3\4" + bytes(100)), "a tensor that is damaged"),
     "a tensor of strings": (lambda m: P4 + nested(saved_bytes({"a": "b"})), "more than numbers"),
     "a deep tensor": (
@@ -448,8 +471,27 @@ def test_tensors_cannot_be_multiplied(tmp_path):
     head = name("torch.storage", "_load_from_bytes") + b"q\x00" + b"B" + struct.pack("<I", len(content)) + content
     path = tmp_path / "file.pkl"
     path.write_bytes(P4 + head + b"q\x01\x86" + 50 * once + b".")
-    with pytest.raises(UserError, match="makes tensors that are larger than the file"):
+    with pytest.raises(UserError, match="makes tensors or sets that are larger than the file"):
         load_stylegan2(path)
+
+
+def test_sets_cannot_be_multiplied(tmp_path):
+    """Nor sets of one list."""
+    head = name("builtins", "set") + b"q\x00](" + b"".join(text(f"{i}") for i in range(500)) + b"eq\x01"
+    path = tmp_path / "file.pkl"
+    path.write_bytes(P4 + head + b"\x86" + 50 * b"h\x00h\x01\x85R" + b".")
+    with pytest.raises(UserError, match="makes tensors or sets that are larger than the file"):
+        load_stylegan2(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_memory_is_read_as_torch_saves_it(tmp_path, dtype):
+    path = tmp_path / "file.pkl"
+    values = torch.randn(3, 4).to(dtype)
+    path.write_bytes(pickle.dumps({"some": values.t()[1:], "none": values[:0]}, 4))
+    loaded = unpickling.load(path)
+    for name, expected in (("some", values.t()[1:]), ("none", values[:0])):
+        torch.testing.assert_close(loaded[name], expected, rtol=0, atol=0, check_stride=True)
 
 
 def test_a_file_that_is_too_long_is_refused(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import io
 import math
 import pickletools
 import re
-import warnings
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +24,9 @@ from torch import Tensor
 from fastgan.errors import UserError
 
 MOST_INSTRUCTIONS = 2_000_000  # three networks of 1024x1024 pixels have some 50,000
-MOST_INSTRUCTIONS_OF_A_TENSOR = 1_000  # within the file that torch.save wrote of its numbers; those are some 60
+MOST_INSTRUCTIONS_OF_A_TENSOR = 1_000  # of each pickle in front of its numbers; those have some 30 at most
 _HARMLESS = "nothing in the file was executed"
+_DAMAGE = (ValueError, IndexError, KeyError, TypeError, OverflowError)  # what instructions raise that make no sense
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,10 +54,10 @@ def load(path: str | Path) -> Any:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     try:
-        return _Machine().run(content)
+        return _Machine(len(content)).run(content)
     except _Refused as refusal:
         raise UserError(f"{path} {refusal}; {_HARMLESS}") from None
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError):
+    except _DAMAGE:
         raise UserError(f"{path} is truncated, damaged, or no pickle; {_HARMLESS}") from None
 
 
@@ -80,6 +81,15 @@ class _Numbers:
 
 
 @dataclass(frozen=True, eq=False)
+class _Described:
+    """What stands for that memory in front of the numbers: so many of them, under this key."""
+
+    dtype: torch.dtype
+    key: str
+    count: int
+
+
+@dataclass(frozen=True, eq=False)
 class _NumpyDtype:
     """Kind and size of one of numpy's numbers, such as "f8"; files have them as little-endian."""
 
@@ -93,30 +103,38 @@ def _module(meta: Any) -> Module:
 
 
 def _numbers(content: Any) -> _Numbers:
-    """Those that `torch.save` wrote into the bytes `content`."""
+    """Those in the bytes `content`, which `torch.save` wrote as it did before it wrote archives.
+
+    That is five pickles (a magic number, a version, the machine, what the memory is, a list of its one key), how many
+    numbers there are, and the numbers. `torch.load(weights_only=True)` is not asked: it makes memory of any size that
+    the fourth names, filled or not, and calls `bytearray` and the like with any arguments.
+    """
     wrong = _Refused("holds a tensor that is damaged, or that is more than numbers")
-    if not isinstance(content, bytes) or content.startswith(b"PK"):  # an archive, whose content may be compressed
+    if not isinstance(content, bytes):
         raise wrong
     stream = io.BytesIO(content)
-    instructions = 0
-    for _ in range(5):  # so many pickles are in front of the numbers
-        for _ in pickletools.genops(stream):
-            instructions += 1
-            if instructions > MOST_INSTRUCTIONS_OF_A_TENSOR:
-                raise wrong
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about what is odd in a damaged file
-            storage = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception:  # whatever is wrong with it; torch's messages advise to load it with less care
+        magic, version, machine, memory, keys = (_Describing().run(stream) for _ in range(5))
+        is_whole = (magic, version, machine["little_endian"]) == (0x1950A86A20F9469CFC6C, 1001, True)
+        is_whole = is_whole and isinstance(memory, _Described) and keys == [memory.key]
+    except (_Refused, *_DAMAGE):
         raise wrong from None
-    if not isinstance(storage, torch.storage.TypedStorage) or not storage.dtype.is_floating_point:
+    rest = memoryview(content)[stream.tell() :]
+    if (
+        not is_whole
+        or len(rest) != 8 + memory.count * memory.dtype.itemsize
+        or rest[:8] != struct.pack("<q", memory.count)
+    ):
         raise wrong
-    return _Numbers(storage._untyped_storage, storage.dtype)
+    numbers = bytearray(rest[8:])
+    return _Numbers(
+        torch.frombuffer(numbers, dtype=torch.uint8).untyped_storage() if numbers else torch.UntypedStorage(0),
+        memory.dtype,
+    )
 
 
 def _tensor(numbers: Any, offset: Any, size: Any, stride: Any, requires_grad: Any, hooks: Any) -> Tensor:
-    """A tensor that lies within its memory, and has no element twice: as large as what the file holds."""
+    """A tensor that lies within its memory and is no larger."""
     whole = [offset, *_tuple(size), *_tuple(stride)]
     if (
         not isinstance(numbers, _Numbers)
@@ -139,8 +157,8 @@ def _parameter(tensor: Any, requires_grad: Any, hooks: Any) -> Tensor:
 
 
 def _set(members: Any) -> set[str]:
-    if not isinstance(members, list) or len(members) > 1_000:  # a list that is named often would become as many sets
-        raise _Refused("holds a set that is not made of a short list")
+    if not isinstance(members, list):
+        raise _Refused("holds a set that is not made of a list")
     return {_string(member) for member in members}
 
 
@@ -185,6 +203,11 @@ def shown(text: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in text[:200])
 
 
+def _is_key(value: Any) -> bool:
+    """Larger numbers could be chosen to have the same hash."""
+    return isinstance(value, str) or (isinstance(value, int) and abs(value) < 2**31)
+
+
 def _string(value: Any) -> str:
     if not isinstance(value, str):
         raise _Refused("has something else where a string belongs")
@@ -220,17 +243,20 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 class _Machine:
     """Instructions as https://github.com/python/cpython/blob/main/Lib/pickletools.py explains them; those of protocols
-    2 to 4 that make plain data."""
+    2 to 4 that make plain data.
 
-    def __init__(self):
+    Calls may copy `bytes_left` elements of bytes and lists, all together: as many as a file has that names each once.
+    """
+
+    def __init__(self, bytes_left: int):
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
-        self.bytes_left = 0
+        self.bytes_left = bytes_left
+        self.most_instructions = MOST_INSTRUCTIONS
 
-    def run(self, content: bytes) -> Any:
-        self.bytes_left = len(content)
+    def run(self, content: bytes | io.BytesIO) -> Any:
         for count, (instruction, argument, _) in enumerate(pickletools.genops(content)):
-            if count > MOST_INSTRUCTIONS:
+            if count > self.most_instructions:
                 raise _Refused("is far longer than any of these networks")
             if instruction.name == "STOP":
                 break
@@ -310,8 +336,8 @@ class _Machine:
     def update(self, pairs: list[Any]) -> None:
         (target,) = self.top(1)
         keys, values = pairs[::2], pairs[1::2]
-        if not isinstance(target, dict) or not all(isinstance(key, (str, int, float)) for key in keys):
-            raise _Refused("has a dict with keys that are neither strings nor numbers")
+        if not isinstance(target, dict) or not all(map(_is_key, keys)):
+            raise _Refused("has a dict with keys that are neither strings nor small numbers")
         target.update(zip(keys, values, strict=True))
 
     def do_additems(self, _: None) -> None:
@@ -323,12 +349,15 @@ class _Machine:
 
     # Names and calls.
 
+    def known(self, name: str) -> Any:
+        return _known(name)
+
     def do_global(self, name: str) -> None:
-        self.stack.append(_known(name))
+        self.stack.append(self.known(name))
 
     def do_stack_global(self, _: None) -> None:
         name, module = _string(self.pop()), _string(self.pop())
-        self.stack.append(_known(f"{module} {name}"))
+        self.stack.append(self.known(f"{module} {name}"))
 
     def do_reduce(self, _: None) -> None:
         arguments, function = _tuple(self.pop()), self.pop()
@@ -336,10 +365,9 @@ class _Machine:
             raise _Refused("calls something that is no function: refused")
         if function.call is dict and arguments:
             raise _Refused("makes a dict in a way that the official code does not")
-        if function.call is _numbers and arguments and isinstance(arguments[0], bytes):
-            self.bytes_left -= len(arguments[0])  # the same ones could be named any number of times
-            if self.bytes_left < 0:
-                raise _Refused("makes tensors that are larger than the file")
+        self.bytes_left -= sum(len(each) for each in arguments if isinstance(each, (bytes, list)))
+        if self.bytes_left < 0:  # the same ones could be named any number of times
+            raise _Refused("makes tensors or sets that are larger than the file")
         self.stack.append(function.call(*arguments))
 
     def do_newobj(self, argument: None) -> None:
@@ -351,3 +379,28 @@ class _Machine:
         state = _tuple(self.pop())
         if not isinstance(self.top(1)[0], _NumpyDtype) or state[1] not in ("<", "|"):
             raise _Refused("sets the attributes of an object: refused")
+
+
+_STORAGES = {
+    "torch FloatStorage": torch.float32,
+    "torch DoubleStorage": torch.float64,
+    "torch HalfStorage": torch.float16,
+    "torch BFloat16Storage": torch.bfloat16,
+}
+
+
+class _Describing(_Machine):
+    """That of the pickles in front of a tensor's numbers: it knows kinds of memory, and calls nothing."""
+
+    def __init__(self):
+        super().__init__(0)
+        self.most_instructions = MOST_INSTRUCTIONS_OF_A_TENSOR
+
+    def known(self, name: str) -> torch.dtype:
+        return _STORAGES[name]
+
+    def do_binpersid(self, _: None) -> None:
+        _, dtype, key, _, count, view = _tuple(self.pop())
+        if not isinstance(dtype, torch.dtype) or not isinstance(count, int) or count < 0 or view is not None:
+            raise _Refused("is no description of a tensor's memory")
+        self.stack.append(_Described(dtype, _string(key), count))

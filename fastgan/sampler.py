@@ -78,7 +78,7 @@ class Sampler:
             `fastgan.training.checkpoint.load_generator`. `fastgan.studies` takes it as it is.
         model: its `fastgan.models.ModelConfig`.
         class_names: of the labels 0, 1, ...; empty for a network without classes.
-        resolution: of the images; of a network that was still growing, that of its stage.
+        size: height and width of the images; of a network that was still growing, those of its stage.
         precision: dtype of activations, device, and the reason.
         batch: images drawn at once at most.
     """
@@ -97,14 +97,14 @@ class Sampler:
         """recorder: of CUDA graphs; None for none."""
         self.generator, self.model, self.class_names = generator, model, list(class_names)
         self.precision, self.batch = precision, batch
-        self.resolution = generator.stage_resolution if isinstance(generator, Growing) else model.resolution
+        self.size = model.plane(generator.stage_resolution if isinstance(generator, Growing) else model.resolution)
         self._network = _compiled(generator, precision.device) if compile else generator
         self._graphs = None if recorder is None else graphs.Graphs(self._draw_into, recorder)
         self._drawn: dict[tuple[_Kind, int], Tensor] = {}  # what graphs write to
         self._few_sizes = compile or recorder is not None
 
     def __repr__(self) -> str:
-        sizes = f"{self.model.channels}x{self.resolution}x{self.resolution}"
+        sizes = "x".join(map(str, (self.model.channels, *self.size)))
         classes = f", {len(self.class_names)} classes" if self.class_names else ""
         return f"Sampler({self.model.arch}, {sizes}{classes}, {self.precision.device}, {self.precision})"
 
@@ -154,7 +154,7 @@ class Sampler:
         labels = self.labels(seeds, classes)
         z = sampling.latents(seeds, self.model.z_dim).to(device)
         psi = torch.full((), truncation, device=device)
-        images = torch.empty(len(z), self.model.channels, self.resolution, self.resolution, dtype=dtype, device=device)
+        images = torch.empty(len(z), self.model.channels, *self.size, dtype=dtype, device=device)
         for start in range(0, len(z), self.batch):
             part = slice(start, start + self.batch)
             label = None if labels is None else self._padded(labels[part])
@@ -203,7 +203,7 @@ class Sampler:
             return self._images(kind, z, label, psi)
         key = kind, len(z)
         if key not in self._drawn:
-            size = len(z), self.model.channels, self.resolution, self.resolution
+            size = len(z), self.model.channels, *self.size
             self._drawn[key] = torch.empty(size, dtype=kind.dtype, device=z.device)
         self._graphs(kind, z, label, psi)
         return self._drawn[key]

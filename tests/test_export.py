@@ -149,7 +149,7 @@ def test_onnx_runtime_draws_the_images_of_pytorch(traced, arch):
     assert [entry.name for entry in model.graph.input] == list(given)
     assert [entry.name for entry in model.graph.output] == ["image"]
     said = {entry.key: entry.value for entry in model.metadata_props}
-    assert said["arch"] == arch and said["resolution"] == "8" and said["fastgan"] == fastgan.__version__
+    assert said["arch"] == arch and said["height"] == said["width"] == "8" and said["fastgan"] == fastgan.__version__
     assert json.loads(said["class_names"]) == list(ALL[arch])
 
 

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import fastgan
+from fastgan import models
 from fastgan import sampler as module
 from fastgan.errors import UserError
 from fastgan.generate import main as generate
@@ -50,6 +51,23 @@ def sampler(run):
     return fastgan.load(run, "cpu", batch=1)
 
 
+class Recorder:
+    """On the CPU: to replay is to do it again."""
+
+    def __init__(self):
+        self.captures = 0
+
+    def warm_up(self, work):
+        return work()
+
+    def capture(self, work):
+        self.captures += 1
+        return work, None
+
+    def forget(self):
+        pass
+
+
 def assert_alike(images, others, within=1e-5):
     assert images.shape == others.shape and images.dtype == others.dtype
     assert (images.float() - others.float()).abs().max() <= within * others.float().abs().max()
@@ -71,7 +89,7 @@ def test_images_are_those_of_the_command_line(run, sampler, tmp_path):
 
 
 def test_what_it_says_of_itself(run, sampler, plain):
-    assert sampler.class_names == list(CLASSES) and sampler.resolution == 8
+    assert sampler.class_names == list(CLASSES) and sampler.size == (8, 8)
     assert repr(sampler) == "Sampler(stylegan2, 3x8x8, 3 classes, cpu, float32 (without --amp))"
     assert fastgan.load(plain, "cpu").class_names == []
     assert not sampler.generator.training and not any(p.requires_grad for p in sampler.generator.parameters())
@@ -111,8 +129,16 @@ def test_truncation_and_noise_are_the_generators(sampler):
 
 def test_a_network_that_still_grows_draws_what_it_has_reached(tmp_path):
     sampler = fastgan.load(untrained(tmp_path / "run", "pggan", stage=(4, 1.0)), "cpu")
-    assert sampler.resolution == 4
+    assert sampler.size == (4, 4)
     assert sampler.sample(2).shape == (2, 3, 4, 4)
+
+
+@pytest.mark.parametrize("recorder", [None, Recorder], ids=["plain", "captured"])
+def test_images_that_are_not_square(recorder):
+    model = models.ModelConfig(resolution=8, first=(4, 6), z_dim=8, channel_base=64, channel_max=8)
+    generator = models.build(model)[0].eval()
+    sampler = Sampler(generator, model, [], Precision(torch.float32, CPU, ""), recorder=recorder and recorder())
+    assert sampler.sample(2).shape == (2, 1, 8, 12) and "1x8x12" in repr(sampler)
 
 
 MISTAKES = {
@@ -167,23 +193,6 @@ def test_activations_in_bf16_give_about_the_same_images(sampler):
 
 
 # Captured, compiled --------------------------------------------------------------------------------------------------
-
-
-class Recorder:
-    """On the CPU: to replay is to do it again."""
-
-    def __init__(self):
-        self.captures = 0
-
-    def warm_up(self, work):
-        return work()
-
-    def capture(self, work):
-        self.captures += 1
-        return work, None
-
-    def forget(self):
-        pass
 
 
 def test_captured_batches_are_few_and_draw_the_same(sampler):

@@ -1,7 +1,7 @@
 """The files that an exported generator is written to, as bytes; and how each is run, to see what it draws.
 
-Both hold the weights, and as metadata strings: fastgan (the version), arch, resolution, channels, class_names (a JSON
-list, in the order of labels), noise and image.
+Both hold the weights, and as metadata strings: fastgan (the version), arch, height, width, channels, class_names (a
+JSON list, in the order of labels), noise and image.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def metadata(sampler: Sampler, noise: FixedNoise, image: Image) -> dict[str, str
     return {
         "fastgan": fastgan.__version__,
         "arch": sampler.model.arch,
-        "resolution": str(sampler.resolution),
+        "height": str(sampler.size[0]),
+        "width": str(sampler.size[1]),
         "channels": str(sampler.model.channels),
         "class_names": json.dumps(sampler.class_names),
         "noise": noise,

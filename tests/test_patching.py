@@ -229,6 +229,14 @@ def test_what_a_layer_cannot_fuse_runs_as_before():
     torch.testing.assert_close(model[:2](x), model[0](x))
 
 
+@pytest.mark.parametrize("sizes", [(3, 1), (1, 3)])
+def test_one_style_for_many_images_and_one_image_in_many_styles(sizes):
+    layer, x, style = foreign.AdaIN(5, 4), torch.randn(sizes[0], 4, 5, 6), torch.randn(sizes[1], 5)
+    expected = layer(x, style)
+    assert "" in fastgan.patch(layer).replaced
+    torch.testing.assert_close(layer(x, style), expected)
+
+
 # ---- the way back ---------------------------------------------------------------------------------------------------
 
 

@@ -284,7 +284,7 @@ def adain_of_scale_around_one(module: nn.Module, x: Tensor, style: Tensor) -> Te
 
 def _adain(module: nn.Module, x: Tensor, style: Tensor, centre: int) -> Tensor:
     norm, affine = _norm_and_affine(module)
-    usual = x.dim() == _dims(norm) + 2 and x.shape[2:].numel() > 1 and style.dim() == 2
+    usual = x.dim() == _dims(norm) + 2 and x.shape[2:].numel() > 1 and style.shape[:-1] == x.shape[:1]
     if not usual or not runs_as_its_class(norm):
         return module._unpatched(x, style)
     scale, bias = affine(style).flatten(1).chunk(2, 1)

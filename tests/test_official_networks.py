@@ -226,6 +226,12 @@ def test_only_stylegan2_is_exported():
         official_state_dict(generator)
 
 
+def test_only_square_images_are_exported():
+    for network in models.build(models.ModelConfig(resolution=8, first=(4, 5), channel_base=64, channel_max=8)):
+        with pytest.raises(ValueError, match="square images only"):
+            official_state_dict(network)
+
+
 # ---------------------------------------------------------------------------------------- what fastgan does not contain
 
 
@@ -670,6 +676,25 @@ def test_networks_that_grow_start_full_grown():
     assert configuration.resolve(start.adopted(given)).growth.grow_from == 0
     given = configuration.parse(["--arch", "pggan", "--resolution", "8", "--grow-from", "4"])
     assert configuration.resolve(start.adopted(given)).growth.grow_from == 4
+
+
+def test_a_process_has_a_share_of_the_batch():
+    model = models.ModelConfig(resolution=8, channel_base=64, channel_max=8, stddev_group=8)
+    start = initial.Start(Path("file"), model, {})
+    config = configuration.resolve(configuration.parse(["--resolution", "8", "--batch", "48"]))
+    start.check(config, 0, 1)
+    start.check(config, 0, 8)  # less than a group each
+    with pytest.raises(UserError, match=r"--batch 48: .* groups of 8; give a multiple of that for each of 4 processes"):
+        start.check(config, 0, 4)
+
+
+def test_networks_of_images_that_are_not_square_start_with_such_images():
+    model = models.ModelConfig(resolution=32, first=(4, 8), channel_base=64, channel_max=8)
+    start = initial.Start(Path("file"), model, {})
+    assert start.adopted(configuration.parse(["--resolution", "64x32"])).network.channel_max == 8
+    for other in ("32", "32x64"):
+        with pytest.raises(UserError, match=f"--resolution {other}: .* have 64x32; give that"):
+            start.adopted(configuration.parse(["--resolution", other]))
 
 
 def test_half_grown_networks_are_no_start(folder, run, monkeypatch):

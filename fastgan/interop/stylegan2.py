@@ -86,11 +86,18 @@ def official_state_dict(network: stylegan2.Generator | stylegan2.Critic) -> dict
     """The state dictionary that the official class has, for any generator or critic of `fastgan.models.stylegan2`.
 
     Names, shapes and the constant filters are those that `load_state_dict(..., strict=True)` there asks for. Tensors
-    are contiguous copies on the CPU. Raises TypeError for another network.
+    are contiguous copies on the CPU. Raises TypeError for another network, and ValueError for one of images that are
+    not square, which the official classes do not know.
     """
     if not isinstance(network, (stylegan2.Generator, stylegan2.Critic)):
         raise TypeError(f"official_state_dict: {type(network).__name__} is no network of fastgan.models.stylegan2")
     own = network.state_dict()
+    if isinstance(network, stylegan2.Generator):
+        square = own["synthesis.const"].shape[1:] == (4, 4)
+    else:
+        square = own["dense.weight"].shape[1] == 16 * own["dense.weight"].shape[0]
+    if not square:
+        raise ValueError("official_state_dict: the official networks know square images only")
     tensors = {}
     for name, official in _names(network).items():
         value = own[name].detach().cpu()

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from torch import Tensor
 
+from fastgan.data import size_text
 from fastgan.errors import UserError
 from fastgan.interop.stylegan2 import NETWORKS, read_stylegan2
 from fastgan.models import ModelConfig
 from fastgan.training import checkpoint
-from fastgan.training.config import Config, flag
+from fastgan.training.config import Config, flag, pyramid
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +33,10 @@ class Start:
         model, data = self.model, config.data
         if config.network.arch != model.arch:
             raise self._unfit("arch", config.network.arch, model.arch)
-        if data.resolution != model.resolution:
-            raise self._unfit("resolution", data.resolution, model.resolution)
+        if pyramid(data.resolution) != (model.resolution, model.first):
+            height, width = model.plane(model.resolution)
+            own = width if width == height else size_text((width, height))
+            raise self._unfit("resolution", data.resolution, own)
         for name, value in vars(config.network).items():
             if value not in ("auto", getattr(model, name)):
                 raise self._unfit(name, value, getattr(model, name))
@@ -54,20 +57,26 @@ class Start:
             training=training,
         )
 
-    def check(self, config: Config, num_classes: int) -> None:
-        """Raises UserError if data of so many classes (0 if it shows none), or the resolved batch, do not fit."""
+    def check(self, config: Config, num_classes: int, processes: int) -> None:
+        """Raises UserError if data of so many classes (0: it shows none), or a process's share of a batch, do not fit.
+
+        The batch is that of the resolved configuration.
+        """
         model, options = self.model, config.training
         if num_classes != model.num_classes:
             raise UserError(
                 f"--data {config.data.source}: has {num_classes} classes, the networks of --init-from {self.path} "
                 f"{model.num_classes}; give images of as many"
             )
-        name, batch = ("batch_gpu", options.batch_gpu) if options.batch_gpu else ("batch", options.batch)
+        name, batch, at_once = "batch", options.batch, options.batch // processes
+        if 0 < options.batch_gpu < at_once:
+            name, batch, at_once = "batch_gpu", options.batch_gpu, options.batch_gpu
         group = model.stddev_group if model.arch == "stylegan2" and model.stddev_features else 1
-        if batch > group and batch % group:
+        if at_once > group and at_once % group:
+            of_each = "" if at_once == batch else f" for each of {processes} processes"
             raise UserError(
                 f"{flag(name)} {batch}: the critic of --init-from {self.path} compares groups of {group}; give a "
-                "multiple of that"
+                f"multiple of that{of_each}"
             )
 
     def put_into(self, state: checkpoint.State) -> None:

@@ -68,7 +68,7 @@ def _train(config: Config, header: checkpoint.Header | None, start: initial.Star
         dataset = _open_data(config, header)
     num_classes = dataset.num_classes if config.data.labels else 0
     if start:
-        start.check(config, num_classes)
+        start.check(config, num_classes, ranks.count)
     model = header.model if header else start.model if start else _model_config(config, num_classes)
     torch.manual_seed(config.machine.seed)
     try:

@@ -121,7 +121,7 @@ def smaller(program: str, arguments: list[str]) -> list[str]:
         if not resumed:
             short += ["--batch", "4"]
             if "--init-from" not in arguments:
-                short += ["--channel-base", "256", "--channel-max", "8"]
+                short += ["--channel-base", "1024", "--channel-max", "16"]  # r3gan has multiples of 8
         if "--metrics" in arguments:  # another process, which draws all glyphs
             short += ["--metrics-interval", "4", "--metrics-samples", "8"]
             short += ["--data", "digits", "--resolution", "8"]
@@ -194,7 +194,7 @@ def things(tmp_path_factory):
             pixels = rng.integers(0, 256, (8, 8), np.uint8)
             Image.fromarray(pixels).save(where / "digits" / str(number) / f"{index}.png")
     rows = ["file,species"]
-    for number in range(4):
+    for number in range(8):
         path = where / "photos" / ("cat", "dog")[number % 2] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         small = rng.integers(0, 256, (4, 4, 3), np.uint8)

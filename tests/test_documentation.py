@@ -31,7 +31,7 @@ import tyro
 from PIL import Image
 from torch import nn
 
-from fastgan import dataset, evaluate, generate
+from fastgan import dataset, evaluate, generate, metrics
 from fastgan.data import glyphs
 from fastgan.export import __main__ as export
 from fastgan.training import config as configuration
@@ -229,6 +229,7 @@ def page_folder(things, tmp_path, monkeypatch, one_cache):
     monkeypatch.chdir(tmp_path / "page")
     monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(glyphs, "render", functools.partial(glyphs.render, count=40))
+    monkeypatch.setattr(metrics, "kernel_distance", functools.partial(metrics.kernel_distance, subset_size=4))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # of processes that are started here
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "page"))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:

@@ -275,11 +275,12 @@ def test_images_are_resized_as_pillow_does_and_normalised():
     for side in (32, 500):
         image = np.random.default_rng(side).integers(100, 156, (side, side), np.uint8)  # nothing is clamped
         resized = np.asarray(Image.fromarray(image).resize((224, 224), Image.Resampling.BICUBIC), np.float32)
-        prepared = prepare(torch.from_numpy(image[None, :, :, None])).numpy()
+        grey = torch.from_numpy(image[None, :, :, None]).expand(-1, -1, -1, 3)
+        prepared = prepare(grey).numpy()
         assert prepared.shape == (1, 3, 224, 224)
         for channel in range(3):  # Pillow rounds to whole pixels, twice; its bicubic kernel is the same, a = -0.5
             np.testing.assert_allclose(prepared[0, channel], (resized - 127) / 128, atol=1.6 / 128)
-    stripes = torch.tensor([0, 255], dtype=torch.uint8).repeat(1, 8, 4)[..., None]
+    stripes = torch.tensor([0, 255], dtype=torch.uint8).repeat(1, 8, 4)[..., None].expand(-1, -1, -1, 3)
     assert prepare(stripes).min() == -127 / 128 and prepare(stripes).max() == 1  # bicubic would go beyond
 
 

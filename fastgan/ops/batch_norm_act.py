@@ -100,7 +100,7 @@ def _with_statistics(x, mean, var, weight, bias, options):
     if weight is not None:
         factor = factor * weight
     term = -mean * factor if bias is None else torch.addcmul(bias, mean, factor, value=-1)
-    scale = factor.expand(len(x), -1)
+    scale = factor.expand(x.shape[0], -1)
     return noise_bias_act(x, scale=scale, bias=term, act="lrelu", slope=options.slope, gain=options.gain)
 
 

@@ -28,7 +28,7 @@ class Guard(nn.Module):
     def __init__(self):
         super().__init__()
         self.scaled = False
-        self.register_buffer("scale", torch.ones((), dtype=torch.float32))
+        self.register_buffer("scale", torch.zeros((), dtype=torch.float32))  # 0: not begun
         self.register_buffer("growth", torch.zeros((), dtype=torch.int32))
         self.register_buffer("streak", torch.zeros((), dtype=torch.float32))
         self.register_buffer("found", torch.zeros((), dtype=torch.float32), persistent=False)
@@ -37,8 +37,8 @@ class Guard(nn.Module):
         """To be called once, before the first step: whether gradients are computed in fp16."""
         self.scaled = scaled
         if not scaled:
-            self.scale.fill_(1.0)
-        elif self.scale == 1:  # not that of a run that is resumed
+            self.scale.fill_(0.0)
+        elif self.scale == 0:  # not that of a run that is resumed
             self.scale.fill_(FIRST_SCALE)
 
     def loss(self, loss: Tensor) -> Tensor:
@@ -51,7 +51,8 @@ class Guard(nn.Module):
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         self.found.zero_()
         if gradients:
-            torch._amp_foreach_non_finite_check_and_unscale_(gradients, self.found, 1 / self.scale)
+            inverse = 1 / self.scale if self.scaled else torch.ones_like(self.scale)
+            torch._amp_foreach_non_finite_check_and_unscale_(gradients, self.found, inverse)
         self.streak.add_(1).mul_(self.found)
         if self.scaled:
             torch._amp_update_scale_(self.scale, self.growth, self.found, 2.0, 0.5, GROWTH_STEPS)

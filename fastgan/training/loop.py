@@ -128,7 +128,7 @@ def _train(config: Config, header: checkpoint.Header | None, start: initial.Star
 
     with (
         process.finish_step_on_signal(ECHO if ranks.count > 1 else 0.0) as interrupt,
-        _kept_from_the_first_step_on(run, state, ranks),
+        contextlib.nullcontext() if header else _kept_from_the_first_step_on(run, state, ranks),
         contextlib.closing(loader),
         contextlib.closing(Log(run, state.step, config) if ranks.first else NoLog()) as log,
         contextlib.closing(evaluations),

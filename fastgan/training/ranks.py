@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fastgan.errors import UserError
 
 BUCKET_BYTES = 25 << 20  # of gradients that are sent at once: large enough for the bandwidth, early enough to overlap
-TIMEOUT = datetime.timedelta(minutes=30)  # the first process may write files for a while
+TIMEOUT = datetime.timedelta(hours=6)  # one may wait for another to decode a large data set; who dies is noticed
 LOCAL = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}  # set by torchrun
 
 

@@ -412,9 +412,9 @@ class Step:
                 loss = objective.generator(logits)
             self._backward("g", part.share * loss, last and not kind.shortens_paths)
         self.averages.add(loss_g=loss)
-        return [self._shorten_paths(part)] if kind.shortens_paths else []
+        return [self._shorten_paths(part, last)] if kind.shortens_paths else []
 
-    def _shorten_paths(self, part: MicroBatch) -> Tensor:
+    def _shorten_paths(self, part: MicroBatch, last: bool) -> Tensor:
         """The path length penalty on half a batch, as Karras et al. 2020, appendix B. Returns the mean length."""
         count, generator = max(1, len(part.real) // 2), self.state.generator
         with self.autocast():
@@ -422,7 +422,7 @@ class Step:
             ws = generator.styles(self._latents(count), label, **self.mixing)
             images = generator.synthesize(ws)
         penalty, length = self.state.statistics["path_length"].of(images, ws)
-        self._backward("g", part.share * self.terms.path_length * self.terms.path_interval * penalty)
+        self._backward("g", part.share * self.terms.path_length * self.terms.path_interval * penalty, last)
         self.averages.add(path_penalty=penalty)
         return length
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import math
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
@@ -22,10 +21,8 @@ from fastgan.training.grid import Section, draw_grid, require_video, save_animat
 from fastgan.training.memory import shortage_is_a_mistake
 
 if TYPE_CHECKING:  # torch is imported once the options are known, so that --help is quick
-    import torch
     from torch import nn
 
-    from fastgan.models import ModelConfig
 
 GRID_COLUMNS = 16
 SMALLEST_CELL = 96  # pixels of an image in a study
@@ -379,8 +376,9 @@ def generate(options: Options) -> None:
 
     from fastgan.training import precision
     from fastgan.training.sampling import Unsupported
+    from fastgan.training.trained import find
 
-    path, model, names, load = _opened(options.checkpoint)
+    path, model, names, load = find(options.checkpoint)
     labels = parse_classes(options.classes, names) or [("", None)]
     if options.classes is None and not options.all_classes:
         labels = labels[:1]
@@ -398,21 +396,6 @@ def generate(options: Options) -> None:
     except Unsupported as error:
         raise UserError(f"{options.name}: {error}") from None
     print(out)
-
-
-def _opened(checkpoint_or_pickle: str) -> tuple[Path, ModelConfig, list[str], Callable[[torch.device], nn.Module]]:
-    """The file, its networks' sizes, the names of their classes (none: []), and what loads the averaged generator."""
-    from fastgan.interop import stylegan2
-    from fastgan.training import checkpoint
-
-    path = Path(checkpoint_or_pickle)
-    if path.suffix == ".pkl":
-        model, networks = stylegan2.read_stylegan2(path)
-        names = [str(label) for label in range(model.num_classes)]
-        return path, model, names, lambda device: stylegan2.build("ema", model, networks["ema"], device)
-    header = checkpoint.read_header(path)
-    names = header.dataset["class_names"] if header.model.num_classes else []
-    return header.path, header.model, names, lambda device: checkpoint.load_generator(header.path, device)[0]
 
 
 def parse_seeds(text: str, option: str = "--seeds") -> list[int]:

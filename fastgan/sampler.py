@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from fastgan.errors import UserError
 from fastgan.models import ModelConfig
 from fastgan.models.growing import Growing
-from fastgan.training import checkpoint, graphs, precision, sampling
+from fastgan.training import graphs, precision, sampling
 from fastgan.training.config import LARGEST_SEED
 from fastgan.training.sampling import Noise
 from fastgan.training.step import compiler
+from fastgan.training.trained import find
 
 BATCH = 16
 MOST_FORMS = 64  # sizes of batches, kinds of noise and results: the compiler gives up at 8 unless told otherwise
@@ -42,7 +43,7 @@ def load(
     """The averaged generator of a training run, ready to draw images.
 
     Args:
-        path: a run's folder, or a checkpoint file.
+        path: a run's folder, a checkpoint file, or a .pkl file of the official StyleGAN2.
         device: "cpu", "cuda", "cuda:1", ...; None for the first GPU if there is one, else the CPU.
         amp: bf16 activations where the device is faster so (a GPU with bf16 tensor cores, a CPU with bf16
             instructions), as `--amp` in training; else fp32. `Sampler.precision` says which, and why.
@@ -54,12 +55,10 @@ def load(
     if batch < 1:
         raise UserError(f"batch is {batch}, must be at least 1")
     where = precision.choose_device("auto" if device is None else str(device))
-    header = checkpoint.read_header(path)
-    generator, _ = checkpoint.load_generator(header.path, where)
-    names = header.dataset["class_names"] if header.model.num_classes else []
+    _, model, names, load_onto = find(path)
     recorder = graphs.CudaRecorder(where) if where.type == "cuda" else None
     return Sampler(
-        generator, header.model, names, precision.choose(amp, where), compile=compile, batch=batch, recorder=recorder
+        load_onto(where), model, names, precision.choose(amp, where), compile=compile, batch=batch, recorder=recorder
     )
 
 

@@ -91,7 +91,7 @@ def program_of(command: str) -> tuple[dict[str, str], str, list[str]]:
 NOT_RUN = {
     "FASTGAN_CUDA=1 FASTGAN_CUDA_ARCHS=90 pip install .": "is this very installation, on a machine with nvcc",
     "WANDB_MODE=offline python -m fastgan.train --wandb": "tests/test_log.py logs to a stand-in; no wandb here",
-    "pytest -n auto": "is this very run",
+    "pytest -n auto --dist worksteal": "is this very run",
     "pytest bench/": "takes minutes",
     "python -m fastgan.dataset torchvision:": "downloads 170 MB; tests/test_dataset.py reads sets of torchvision",
     "python -m fastgan.dataset hf:": "downloads 120 MB; tests/test_dataset.py reads sets of Hugging Face",
@@ -362,9 +362,11 @@ OF_OTHERS = {
     "examples/": {"--batch", "--channels", "--size"},
     "pip": {"--no-build-isolation", "--no-deps"},
     "pytest-benchmark": {"--benchmark-only"},
+    "pytest-xdist": {"--dist"},
     "tensorboard": {"--logdir"},
     "torchrun": {
         *("--standalone", "--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--max-restarts"),
+        "--signals-to-handle",
     },
     "stylegan2-ada-pytorch, stylegan3": {
         *("--outdir", "--cond", "--cfg", "--kimg", "--gamma", "--glr", "--dlr", "--cbase", "--cmax", "--map-depth"),

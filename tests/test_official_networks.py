@@ -12,13 +12,17 @@ import shutil
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+import fastgan
 from fastgan import models
 from fastgan.errors import UserError
+from fastgan.export.__main__ import main as export
 from fastgan.generate import main as generate
 from fastgan.interop import load_stylegan2, official_state_dict, unpickling
 from fastgan.train import main as train
@@ -588,6 +592,20 @@ def test_generate_draws_from_an_official_file(files, tmp_path, capsys):
     assert generate(["mix", "--checkpoint", str(path), "--seeds", "0", "--out", str(tmp_path / "mix.png")]) == 0
     error = error_of(generate, ["--checkpoint", path, "--classes", "3"], capsys)
     assert "there is no class '3'; there are 0, 1, 2" in error
+
+
+def test_a_sampler_and_an_export_are_made_of_an_official_file(files, tmp_path):
+    """The same images as those of `python -m fastgan.generate`."""
+    _, _, path = files["stylegan3, with classes"]
+    sampler = fastgan.load(path, "cpu", batch=1)
+    images = sampler.sample(seeds=[0, 1], classes=[2, 2]).permute(0, 2, 3, 1).numpy()
+    out = tmp_path / "images"
+    assert generate(["--checkpoint", str(path), "--seeds", "0-1", "--classes", "2", "--out", str(out)]) == 0
+    for seed, image in enumerate(images):
+        drawn = np.asarray(Image.open(out / f"class02-2-seed{seed:04d}.png"))
+        np.testing.assert_array_equal(drawn.reshape(image.shape), image)
+    assert sampler.class_names == ["0", "1", "2"]
+    assert export(["--checkpoint", str(path), "--format", "torch", "--out", str(tmp_path / "generator.pt2")]) == 0
 
 
 def test_generate_refuses_a_hostile_file(tmp_path, mark, capsys):

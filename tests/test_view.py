@@ -347,6 +347,7 @@ def served(folder, tmp_path):
         process.communicate()
 
 
+@pytest.mark.slow
 @needs_gradio
 @pytest.mark.skipif(find_spec("selenium") is None, reason="selenium is not installed")
 @pytest.mark.skipif(CHROMIUM is None or DRIVER is None, reason="there is no Chromium with its driver here")

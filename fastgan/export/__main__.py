@@ -29,7 +29,7 @@ class Options:
     """
 
     checkpoint: Annotated[str, tyro.conf.arg(metavar="RUN|FILE")]
-    """Folder of a training run, or a checkpoint file."""
+    """Folder of a training run, a checkpoint file, or a .pkl file of the official StyleGAN2."""
     format: Literal["onnx", "torch"] = "onnx"
     """onnx needs the extra "export" of this package; torch is a .pt2 of torch.export."""
     out: Annotated[
@@ -63,12 +63,12 @@ def export(options: Options) -> None:
 
     from fastgan.export import formats, program
     from fastgan.sampler import load
-    from fastgan.training import checkpoint
     from fastgan.training.sampling import Unsupported
+    from fastgan.training.trained import find
 
     if options.format == "onnx":
         formats.require_onnx()
-    path = checkpoint.read_header(options.checkpoint).path
+    path = find(options.checkpoint).path
     sampler = load(path, "cpu")
     out = Path(options.out) if options.out is not None else path.parent / f"generator{ENDINGS[options.format]}"
     try:

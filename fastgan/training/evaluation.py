@@ -101,11 +101,17 @@ class Evaluations:
             found = json.loads(self._found.read_text(encoding="utf-8"))["samples"]
             values = {name: value for name, value in found.items() if name != "images"}
             if self._is_best(values):
-                self._snapshot.replace(self._snapshot.with_name(BEST_FILE_NAME))
+                self._keep_as_best(images)
         finally:
             self._forget()
         log.write(step, images, values)
         self._say(f"after {images:,} images: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
+
+    def _keep_as_best(self, images: int) -> None:
+        try:
+            self._snapshot.replace(self._snapshot.with_name(BEST_FILE_NAME))
+        except OSError as error:
+            self._say(f"the checkpoint of {images:,} images is the best so far, but cannot be kept: {error.strerror}")
 
     def _is_best(self, values: dict[str, float]) -> bool:
         """By the first value of the first metric, among all that the log has of the run."""

@@ -49,11 +49,13 @@ class Ranks:
         return value / self.count
 
     def means(self, values: dict[str, float]) -> dict[str, float]:
-        """The same of named numbers; each process has the same names."""
+        """The same of named numbers; each process has the same names. Those that are not finite are left out."""
         if self.count == 1 or not values:
             return values
-        found = self.mean(torch.tensor(list(values.values()), dtype=torch.float64))
-        return dict(zip(values, found.tolist(), strict=True))
+        own = torch.tensor(list(values.values()), dtype=torch.float64)
+        finite = own.isfinite()
+        sums, counts = self.mean(torch.stack([own.where(finite, 0.0), finite.to(own.dtype)]))
+        return dict(zip(values, (sums / counts).tolist(), strict=True))
 
     def gather(self, value: Tensor) -> Tensor:
         """[n, ...] of each process to [n * count, ...], in their order."""

@@ -95,7 +95,7 @@ def measure(options: Options) -> dict[str, Any] | None:
     """
     metrics = options.check()
 
-    from fastgan.metrics import ranks
+    from fastgan.ranks import joined
     from fastgan.training import checkpoint, precision
 
     header = checkpoint.read_header(options.checkpoint)
@@ -104,8 +104,8 @@ def measure(options: Options) -> dict[str, Any] | None:
             Path(options.json).parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot make the folder for --json {options.json}: {error.strerror}") from None
-    with ranks.joined() as these:
-        device = precision.choose_device(these.device(options.device))
+    with joined("cpu", "its message says why") as ranks:  # also where there are GPUs: features lie in the CPU's memory
+        device = precision.choose_device(options.device, ranks)
         generator, _ = checkpoint.load_generator(header.path, device)
         train, heldout = _data(header, options)
         real, floor = _real_images(train, heldout, options)
@@ -119,8 +119,8 @@ def measure(options: Options) -> dict[str, Any] | None:
                 remarks.append(
                     f"{extractor.weights} is not the network of published numbers: compare with its own only"
                 )
-            _measure_with(extractor, wanted, real, floor, draw, these, options, found)
-        if these.rank:
+            _measure_with(extractor, wanted, real, floor, draw, ranks, options, found)
+        if not ranks.first:
             return None
     return {
         "checkpoint": str(header.path),
@@ -140,13 +140,14 @@ def measure(options: Options) -> dict[str, Any] | None:
 
 def _measure_with(extractor, metrics, real, floor, draw, ranks, options: Options, found) -> None:
     """Add to `found`, in the first of the processes, what these metrics of one network say."""
+    from fastgan.metrics.blocks import gathered
     from fastgan.metrics.reference import Reference
 
     of_real = real.features(extractor, ranks=ranks)
     of_floor = None if floor is None else floor.features(extractor, ranks=ranks)
     of_block = lambda start, stop: extractor(draw(start, stop))
-    of_samples = ranks.gathered(options.samples, of_block, "looking at samples")
-    if ranks.rank:
+    of_samples = gathered(ranks, options.samples, of_block, "looking at samples")
+    if not ranks.first:
         return
     reference = Reference(real, extractor, of_real, seed=options.seed)
     found["samples"] |= reference.measure(metrics, of_samples)

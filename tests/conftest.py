@@ -61,6 +61,15 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """For networks that are so small that threads would do nothing but wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(params=backends.NAMES)
 def backend(request):
     """The test runs once on every backend that this machine has; the value is the device of its tensors."""

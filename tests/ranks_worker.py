@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 
 from fastgan import models
+from fastgan.ranks import Ranks, joined
 from fastgan.training import config as configuration
-from fastgan.training import ranks as ranks_module
+from fastgan.training import gradients
 from fastgan.training.log import Averages
-from fastgan.training.ranks import Ranks, joined
 from fastgan.training.step import Step, new_state
 
 BATCH, STEPS, CLASSES = 16, 4, 4
@@ -77,9 +77,9 @@ def trained(state) -> dict[str, torch.Tensor]:
 def main() -> None:
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
-    ranks_module.BUCKET_BYTES = 2000  # several pieces, also of small networks
+    gradients.BUCKET_BYTES = 2000  # several pieces, also of small networks
     folder = Path(sys.argv[1])
-    with joined("cpu") as ranks:
+    with joined("cpu", "") as ranks:
         for case in CASES:
             found = train(case, ranks)
             sent_early = {name: each.sent_early for name, each in found[0]._sums.items()}

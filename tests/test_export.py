@@ -21,6 +21,7 @@ from fastgan.export.program import Network, inputs, largest_difference, trace
 from tests.test_command_line import error_of
 from tests.tiny_run import untrained
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 needs_onnx = pytest.mark.skipif(
     any(find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")), reason='needs the extra "export"'
 )
@@ -28,14 +29,6 @@ needs_onnx = pytest.mark.skipif(
 CLASSES = ("cat", "dog", "owl")
 ALL = dict.fromkeys(models.ARCHITECTURES, ()) | {"dcgan": CLASSES, "cgan": CLASSES, "stylegan": CLASSES}
 STAGES = {"pggan": (8, 0.3), "stylegan": (4, 1.0)}  # in the midst of fading in; and where it has only begun
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

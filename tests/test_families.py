@@ -13,6 +13,8 @@ from fastgan.losses import critic_with_grad_norm, nonsaturating_real, why_not_on
 from fastgan.models import cgan, mlp
 from fastgan.models.blocks import Block
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CLASSES = 5
 FAMILIES = {  # name: what makes it
     "mlp": {"arch": "mlp"},
@@ -24,15 +26,6 @@ FAMILIES = {  # name: what makes it
 }
 WITH_CRITIC_NORM = ("dcgan transposed", "dcgan upsample", "cgan conv")
 CASES = [(name, n) for name in FAMILIES for n in (0, CLASSES) if n or not name.startswith("cgan")]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Networks are so small that threads would do nothing but wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def configured(name, num_classes=CLASSES, **options):

@@ -334,15 +334,16 @@ def test_wrong_images_are_refused(extractor):
 @needs_network
 def test_features_are_the_same_however_many_processes_share_the_images(extractor):
     """Blocks of images have the same bounds, and are looked at one by one."""
+    from fastgan.metrics.blocks import BLOCK, gathered
     from fastgan.metrics.efficientnet import EfficientNet
-    from fastgan.metrics.ranks import BLOCK, Ranks
+    from fastgan.ranks import Ranks
 
     assert BLOCK % extractor.batch == 0
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), np.uint8)
     extractor = EfficientNet(batch=2)
     apart = [extractor(images[start : start + 2]) for start in (0, 2, 4)]
     assert np.array_equal(np.concatenate(apart), extractor(images))
-    assert Ranks(0, 1).gathered(5, lambda start, stop: images[start:stop]).tobytes() == images.tobytes()
+    assert gathered(Ranks(), 5, lambda start, stop: images[start:stop]).tobytes() == images.tobytes()
 
 
 # ----------------------------------------------------------------------------------------------------------- Inception

@@ -22,16 +22,9 @@ from fastgan.ops.layout import channels_last
 from fastgan.ops.upfirdn2d import upfirdn2d
 from tests import backends
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIZE, CLASSES = 16, 3
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Critics are so small that threads would do nothing but wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Residual(nn.Module):

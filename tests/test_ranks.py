@@ -16,10 +16,10 @@ import torch
 
 from fastgan.data.loading import ImageLoader
 from fastgan.errors import UserError
+from fastgan.ranks import Ranks
 from fastgan.training import checkpoint, loop
 from fastgan.training import config as configuration
 from fastgan.training.process import finish_step_on_signal
-from fastgan.training.ranks import Ranks
 from tests import ranks_worker
 from tests.tiny_run import arguments, assert_same_checkpoint, log_lines, make_folder, tensors, train
 

@@ -22,16 +22,10 @@ from fastgan.training.graphs import WARM_UPS
 from fastgan.training.precision import Precision
 from tests.tiny_run import untrained
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CLASSES = ("cat", "dog", "owl")
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from fastgan.data import ImageDataset
 from fastgan.data.cache import load_or_compute
-from fastgan.metrics.ranks import ALONE, Ranks
+from fastgan.metrics.blocks import gathered, looked_up
+from fastgan.ranks import Ranks
 
 FORMAT = 1  # part of the cache's keys: raise it when the same images would get other features
 
@@ -80,7 +81,7 @@ def features_of(
     index: np.ndarray,
     extractor: Extractor,
     *,
-    ranks: Ranks = ALONE,
+    ranks: Ranks | None = None,
     progress: bool = True,
     cache_dir: Path | None = None,
 ) -> np.ndarray | None:
@@ -94,4 +95,5 @@ def features_of(
     of_block = lambda start, stop: extractor(dataset.images[index[start:stop]])
     look_up: Callable[[Callable[[], np.ndarray]], np.ndarray] = lambda compute: load_or_compute(key, compute, cache_dir)
     title = f"looking at {dataset.source}" if progress else ""
-    return ranks.looked_up(look_up, lambda: ranks.gathered(len(index), of_block, title))
+    ranks = ranks or Ranks()
+    return looked_up(ranks, look_up, lambda: gathered(ranks, len(index), of_block, title))

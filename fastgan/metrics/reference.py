@@ -22,7 +22,7 @@ from fastgan.metrics.distances import (
     radii,
 )
 from fastgan.metrics.features import Extractor, features_of, key_of
-from fastgan.metrics.ranks import ALONE, Ranks
+from fastgan.ranks import Ranks
 
 SUBSETS, SUBSET_SIZE = 100, 1000  # of the kernel distance; as Binkowski et al. 2018
 
@@ -35,7 +35,7 @@ class Chosen(NamedTuple):
     name: str  # in words
 
     def features(
-        self, extractor: Extractor, *, ranks: Ranks = ALONE, progress: bool = True, cache_dir: Path | None = None
+        self, extractor: Extractor, *, ranks: Ranks | None = None, progress: bool = True, cache_dir: Path | None = None
     ) -> np.ndarray | None:
         """[N, D], from the data cache where they are there; see `features_of`."""
         return features_of(self.dataset, self.index, extractor, ranks=ranks, progress=progress, cache_dir=cache_dir)

@@ -8,8 +8,6 @@ In training, mean and population variance are those of a channel over all sample
 evaluation they are running averages: v is a factor and a term then, and the whole is `noise_bias_act`.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -17,17 +15,9 @@ from fastgan.ops import backends
 from fastgan.ops.arguments import check_activation, prepared
 from fastgan.ops.arithmetic import arithmetic_dtype, average_in, to_arithmetic
 from fastgan.ops.fused import FusedOperation, register
-from fastgan.ops.instance_norm import activated, check_eps, derivative, slope_of
+from fastgan.ops.instance_norm import Options, activated, check_eps, derivative, slope_of
 from fastgan.ops.layout import channels, dense, dense_like, view_of
 from fastgan.ops.noise_bias_act import noise_bias_act
-
-
-class Options(NamedTuple):
-    """What is not differentiable. `slope` is that of the activation below zero."""
-
-    slope: float
-    gain: float
-    eps: float
 
 
 def batch_norm_act(

@@ -21,7 +21,7 @@ from typing import Any
 from tqdm import tqdm
 
 from fastgan.metrics import choice
-from fastgan.metrics.ranks import ENVIRONMENT
+from fastgan.ranks import ENVIRONMENT
 from fastgan.training import precision
 from fastgan.training.checkpoint import BEST_FILE_NAME, State
 from fastgan.training.config import Config

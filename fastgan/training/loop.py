@@ -18,6 +18,7 @@ from fastgan import data, models
 from fastgan.errors import UserError
 from fastgan.models.growing import fade_reals
 from fastgan.ops import backends
+from fastgan.ranks import Ranks, joined
 from fastgan.training import checkpoint, guard, initial, memory, precision, process
 from fastgan.training import config as configuration
 from fastgan.training.config import Config, pyramid, to_dict
@@ -27,7 +28,6 @@ from fastgan.training.grid import Section, draw_grid, save_png
 from fastgan.training.growth import Schedule, Stage, stage_at
 from fastgan.training.log import Averages, Log, NoLog, require_finite_weights, require_progress, require_wandb
 from fastgan.training.log import remove as remove_logs
-from fastgan.training.ranks import Ranks, joined
 from fastgan.training.sampling import draw, latents
 from fastgan.training.step import Step, new_state
 
@@ -46,7 +46,7 @@ def train(config: Config, header: checkpoint.Header | None = None, start: initia
     Returns the exit status: 0, or 128 + the number of the signal that asked to stop early (the run is saved then).
     Raises UserError for what a user can put right.
     """
-    with joined(config.machine.device) as ranks:
+    with joined(config.machine.device, "what it last saved is whole: go on with --resume") as ranks:
         return _train(config, header, start, ranks)
 
 

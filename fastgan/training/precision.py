@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from fastgan.errors import UserError
-from fastgan.training.ranks import Ranks
+from fastgan.ranks import Ranks
 
 
 @dataclass(frozen=True)

@@ -28,15 +28,16 @@ from fastgan.losses import (
 )
 from fastgan.models.growing import Growing
 from fastgan.models.recomputing import recompute_blocks
+from fastgan.ranks import Ranks
 from fastgan.training import graphs
 from fastgan.training.adam import Adam
 from fastgan.training.checkpoint import State
 from fastgan.training.config import Config, RegularizationOptions, TrainingOptions
 from fastgan.training.ema import Average, decay
+from fastgan.training.gradients import GradientSum
 from fastgan.training.guard import Guard
 from fastgan.training.log import Averages
 from fastgan.training.randomness import Streams
-from fastgan.training.ranks import GradientSum, Ranks
 
 Autocast = Callable[[], contextlib.AbstractContextManager]
 

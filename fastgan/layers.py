@@ -433,8 +433,8 @@ class StyleEpilogue(AdaIN):
 class Conv2d(nn.Conv2d):
     """`nn.Conv2d` in all it takes and computes, on `fastgan.ops.conv2d`.
 
-    That is faster where it is differentiated twice, and on CPUs where the output has few channels. What it does not
-    know (groups, dilation, unequal strides, padding other than by a number of zeros) is PyTorch's.
+    That is faster on CPUs where the output has few channels, and on some where it is differentiated twice. What it
+    does not know (groups, dilation, unequal strides, padding other than by a number of zeros) is PyTorch's.
     """
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -1,8 +1,9 @@
 """Convolutions whose derivatives of any order are convolutions of the same kind.
 
 PyTorch differentiates its convolution twice, too, but takes the weight's gradient of the second order by a convolution
-with a kernel as large as the image, which takes longer; gradient penalties and path length are made of
-these. A convolution is linear in image and weight, so three maps are enough for all orders:
+with a kernel as large as the image; gradient penalties and path length are made of these. Which takes longer hangs on
+the CPU: docs/performance.md has what was measured. A convolution is linear in image and weight, so three maps are
+enough for all orders:
 
     y = conv(x, w)        dx = back(dy, w)     dw = outer(x, dy)
     x' = back(y', w)      dy = conv(dx', w)    dw = outer(dx', y')
@@ -32,7 +33,7 @@ class _Geometry(NamedTuple):
 def conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1, padding: int | tuple[int, int] = 0
 ) -> Tensor:
-    """`torch.nn.functional.conv2d`, faster where it is differentiated twice.
+    """`torch.nn.functional.conv2d` with second derivatives of its own, see above.
 
     Args:
         x: [N, I, H, W].
@@ -51,7 +52,7 @@ def conv2d(
 def conv_transpose2d(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1, padding: int | tuple[int, int] = 0
 ) -> Tensor:
-    """`torch.nn.functional.conv_transpose2d`, faster where it is differentiated twice.
+    """`torch.nn.functional.conv_transpose2d` with second derivatives of its own, see above.
 
     Args: as `conv2d`, but weight is [I, O, kh, kw].
     """

@@ -167,7 +167,7 @@ def test_a_run_that_loses_a_process_goes_on_from_its_checkpoint(folder, unbroken
 
 
 def test_ctrl_c_stops_all_after_the_same_step(folder, unbroken, tmp_path):
-    """It reaches every process twice: from the terminal, and from torchrun."""
+    """It reaches torchrun, which hands it on."""
     out = tmp_path / "run"
     process = torchrun(folder, out, "--images", "100000")
     end = time.monotonic() + 60

@@ -163,6 +163,14 @@ def test_a_signal_finishes_the_step_saves_and_leaves_a_run_to_go_on_with(folder,
     assert_same_checkpoint(run, train(folder, tmp_path / "unbroken", "--images", str(images)))
 
 
+def test_an_echo_of_a_signal_is_the_same_request():
+    """Where torchrun's processes share its terminal, Ctrl-C comes from both."""
+    with process.finish_step_on_signal(echo=60.0) as interrupt:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert interrupt.exit_code == 128 + signal.SIGTERM
+
+
 def test_a_second_ctrl_c_ends_at_once(folder, tmp_path):
     run = tmp_path / "run"
     hang = "from fastgan.training import loop, checkpoint\nimport time\n" + (

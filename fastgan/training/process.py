@@ -112,7 +112,7 @@ def finish_step_on_signal(echo: float = 0.0) -> Iterator[Interrupt]:
     The second needs no Python to run: the signals' default action is restored by the first, so that even a long
     operation in C ends. Handlers are put back on exit.
 
-    echo: seconds in which another signal is the same request still. Ctrl-C reaches a process of torchrun twice: from
+    echo: seconds in which another signal is the same request still. Ctrl-C may reach a process of torchrun twice: from
         the terminal, and from torchrun, which has got it as well.
     """
     interrupt = Interrupt()

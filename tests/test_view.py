@@ -199,7 +199,7 @@ def test_a_family_has_the_controls_that_it_has_a_use_for(tmp_path, arch):
             image = pixels(page.draw_between(*common, 5, space, position))
             assert np.abs(image.astype(int) - drawn(folder, seed, label)).max() <= 1
         assert page.draw_row(*common, 5, space).count("<figure>") == 9
-    assert "image/webp" in page.draw_animation(*common, 5, "slerp")
+    assert "image/webp" in page.draw_between(*common, 5, "slerp", 0, animated=True)
     if own & STYLES:
         assert np.array_equal(pixels(page.draw_image(3, label, 0.5, sides)), drawn(folder, 3, label, truncation=0.5))
         assert not np.array_equal(pixels(page.draw_image(*common, [])), drawn(folder, 3, label))
@@ -256,6 +256,14 @@ class Browser:
         options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
         self.driver = webdriver.Chrome(options=options, service=Service(DRIVER))
         self.driver.get(address)
+        self.asked = []  # addresses of all that was asked for, up to the last look at it
+
+    def look_at_requests(self):
+        messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
+        sent = [each for each in messages if each["method"] == "Network.requestWillBeSent"]
+        new = [each["params"]["request"]["url"] for each in sent]
+        self.asked += new
+        return new
 
     def all(self, selector):
         return self.driver.find_elements("css selector", selector)
@@ -352,6 +360,8 @@ def served(folder, tmp_path):
 @pytest.mark.skipif(find_spec("selenium") is None, reason="selenium is not installed")
 @pytest.mark.skipif(CHROMIUM is None or DRIVER is None, reason="there is no Chromium with its driver here")
 def test_every_control_does_what_it_says_in_a_browser(served):
+    from fastgan.view.page import SECONDS
+
     run, browser, resave = served
 
     # The same seed is the same image, that of `python -m fastgan.generate`; another seed is another.
@@ -376,6 +386,12 @@ def test_every_control_does_what_it_says_in_a_browser(served):
     browser.shows("#image", drawn(run, 0, 1, truncation=0.5))
     browser.type("#psi input[type=number]", 1)
     browser.shows("#image", drawn(run, 0, 1))
+
+    # A page that nobody touches looks for news, and asks for nothing else.
+    time.sleep(1)
+    browser.look_at_requests()
+    time.sleep(3 * SECONDS)
+    assert sum("queue/join" in url for url in browser.look_at_requests()) <= 4
 
     # What is beside it, to choose from.
     browser.click("#beside label", "every class")
@@ -414,11 +430,16 @@ def test_every_control_does_what_it_says_in_a_browser(served):
     browser.click("#space label", "line in w")
     browser.changed("#between", arc)
     browser.wait("the row", lambda: len(browser.all("#row figure")) == 9)
-    browser.click("#animate")
+    browser.click("#animate label")
     browser.wait("the animation", lambda: browser.source("#between").startswith("data:image/webp"))
+    browser.type("#second input", 8)
+    browser.wait("another animation", lambda: "seed 8 and back" in browser.all("#between figcaption")[0].text)
+    browser.type("#second input", 7)
     browser.click("#row button[data-choice='100']")
     browser.wait("the end", lambda: "100% of the way" in browser.all("#between figcaption")[0].text)
     browser.shows("#between", drawn(run, 7, 0))
+    browser.click("#animate label")
+    browser.wait("the animation", lambda: browser.source("#between").startswith("data:image/webp"))
     browser.type("#position input[type=number]", 0)
     browser.shows("#between", drawn(run, 3, 0))
 
@@ -453,6 +474,6 @@ def test_every_control_does_what_it_says_in_a_browser(served):
     assert browser.errors() == []
     severe = [entry["message"] for entry in browser.driver.get_log("browser") if entry["level"] == "SEVERE"]
     assert severe == []
-    messages = (json.loads(entry["message"])["message"] for entry in browser.driver.get_log("performance"))
-    sent = [each["params"]["request"]["url"] for each in messages if each["method"] == "Network.requestWillBeSent"]
-    assert {re.sub(r"(\d):.*", r"\1", url) for url in sent if re.match("(https?|wss?):", url)} == {"http://127.0.0.1"}
+    browser.look_at_requests()
+    servers = {re.sub(r"(\d):.*", r"\1", url) for url in browser.asked if re.match("(https?|wss?):", url)}
+    assert servers == {"http://127.0.0.1"}

@@ -34,6 +34,8 @@ FRAMES, POSITIONS = 24, 9  # from one latent to the other, in the animation and 
 METRIC_CHARTS = 6  # places for metrics of the samples
 IMAGES, MIXING, INTERPOLATION, TRAINING = "Images", "Style mixing", "Interpolation", "Training"
 SEEDS, CLASSES = "more seeds", "every class"
+# While a function is busy, only the last of the calls that come is kept.
+QUIETLY = {"show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}
 SPACES = {"slerp": "arc in z", "z": "line in z", "w": "line in w"}
 
 CSS = """
@@ -167,7 +169,7 @@ class Page:
             spaces = [(text, name) for name, text in SPACES.items() if name != "w" or self.mixes]
             self.space = gr.Radio(spaces, value="slerp", label="Along", elem_id="space")
             self.position = gr.Slider(0, 1, 0.5, step=0.02, label="Position", elem_id="position")
-            self.animate = gr.Button("Animate", elem_id="animate")
+            self.animate = gr.Checkbox(False, label="Animate", info="all the way there and back", elem_id="animate")
 
     def _lay_out_tabs(self) -> None:
         picture = functools.partial(gr.HTML, apply_default_css=False, js_on_load=CHOOSE)
@@ -207,16 +209,24 @@ class Page:
     def _connect(self) -> None:
         common = [self.seed, self.label, self.psi]
         two = [*common, self.second]
-        self._draws(IMAGES, self.draw_image, [*common, self.noise], self.image)
-        self._draws(IMAGES, self.draw_sheet, [*common, self.beside], self.sheet)
+        large = {IMAGES: (self.draw_image, [*common, self.noise], self.image)}
         if self.mixes:
-            self._draws(MIXING, self.draw_mixed, [*two, self.layers], self.mixed)
-        self._draws(INTERPOLATION, self.draw_between, [*two, self.space, self.position], self.between)
-        self._draws(INTERPOLATION, self.draw_row, [*two, self.space], self.row)
-        self._on(self.animate.click, self.draw_animation, [*two, self.space], self.between)
+            large[MIXING] = self.draw_mixed, [*two, self.layers], self.mixed
+        large[INTERPOLATION] = self.draw_between, [*two, self.space, self.position, self.animate], self.between
+        small = {
+            IMAGES: (self.draw_sheet, [*common, self.beside], self.sheet),
+            INTERPOLATION: (self.draw_row, [*two, self.space], self.row),
+        }
+        # Gradio 6 repeats an event for all that listen to it when one of them was busy: two that listen to the change
+        # of one control would wake each other for ever. So one listens, and the other follows it.
+        controls = dict.fromkeys(each for _, inputs, _ in (*large.values(), *small.values()) for each in inputs)
+        changes = [component.change for component in (self.tab, self.checkpoint, *controls)]
+        gr.on(changes, *self._drawing(large), **QUIETLY).then(*self._drawing(small), **QUIETLY)
+
         self._on(self.random.click, lambda: random.randrange(10_000), None, self.seed)
         self._on(self.sheet.select, self._choose, self.beside, [self.seed, self.label])
-        self._on(self.row.select, _chosen_position, None, self.position)
+        self._on(self.row.select, _chosen_position, None, [self.position, self.animate])
+        self._on(self.position.input, lambda: False, None, self.animate)
 
         self._on([self.tab.change, self.log.change], self.draw_curves, self.tab, [self.note, *self.plots])
         self._on(self.grids.change, _lengthen, [self.moment, self.known, self.grids], [self.moment, self.known])
@@ -229,25 +239,28 @@ class Page:
         seen = [self.head, self.checkpoint, self.log, self.grids]
         self._on([self.blocks.load, self.refresh.click, self.timer.tick], self._look, seen, seen)
 
-    def _draws(self, tab: str, draw: Callable[..., str], inputs: list[Component], output: gr.HTML) -> None:
-        """`draw` makes `output` of the values of `inputs` when one of them or the generator changes, if `tab` is in
-        view."""
-        numbers = [index for index, component in enumerate(inputs) if isinstance(component, gr.Number)]
+    def _drawing(self, ways: dict[str, tuple[Callable[..., str], list[Component], gr.HTML]]):
+        """What draws the tab in view, its inputs and its outputs. `ways` are for each tab what draws it, of which
+        inputs, and into which output. What is of the same values of the same generator already stays."""
+        inputs = list(dict.fromkeys(each for _, own, _ in ways.values() for each in own))
+        last = gr.State(None)  # the tab, the checkpoint and the values of what is there
 
-        def draw_in_view(in_view: str, *values: Any):
-            emptied = any(values[index] is None for index in numbers)  # while a number is being typed in
-            return gr.skip() if in_view != tab or emptied else draw(*values)
+        def draw_in_view(before: Any, tab: str, checkpoint: str | None, *values: Any):
+            if tab not in ways:
+                return gr.skip()
+            draw, own, output = ways[tab]
+            value_of = dict(zip(inputs, values, strict=True))
+            emptied = any(value_of[each] is None for each in own if isinstance(each, gr.Number))  # while it is typed in
+            now = [tab, checkpoint, *(value_of[each] for each in own)]
+            return gr.skip() if emptied or now == before else {output: draw(*now[2:]), last: now}
 
-        triggers = [component.change for component in (self.tab, self.checkpoint, *inputs)]
-        self._on(triggers, draw_in_view, [self.tab, *inputs], output)
+        outputs = [output for _, _, output in ways.values()]
+        return _told(draw_in_view), [last, self.tab, self.checkpoint, *inputs], [*outputs, last]
 
     @staticmethod
     def _on(triggers: Any, function: Callable, inputs: Any, outputs: Any) -> None:
-        """Call it quietly, and while it is busy keep only the last of the calls that come."""
-        gr.on(
-            triggers if isinstance(triggers, list) else [triggers], _told(function), inputs, outputs,
-            show_progress="hidden", trigger_mode="always_last", api_visibility="private",
-        )  # fmt: skip
+        triggers = triggers if isinstance(triggers, list) else [triggers]
+        gr.on(triggers, _told(function), inputs, outputs, **QUIETLY)
 
     # Images ---------------------------------------------------------------------------------------------------------
 
@@ -284,21 +297,29 @@ class Page:
         return f'<div class="mixing">{result}{sources}</div>'
 
     def draw_between(
-        self, seed: int, label: int | None, psi: float, second: int, space: studies.Space, position: float
+        self,
+        seed: int,
+        label: int | None,
+        psi: float,
+        second: int,
+        space: studies.Space,
+        position: float,
+        animated: bool = False,
     ) -> str:
-        image = self._ways(seed, label, psi, second, space, [position])[0]
+        """The image at `position` of the way, or, animated, all of the way."""
+        positions = [step / (FRAMES - 1) for step in range(FRAMES)] if animated else [position]
+        images = self._ways(seed, label, psi, second, space, positions)
+        name = f"seed{seed:04d}-seed{second:04d}"
+        if animated:
+            caption = self._caption(f"from seed {seed} to seed {second} and back", label, psi)
+            return pictures.animation(images, caption, f"{name}.webp")
         caption = self._caption(f"{position:.0%} of the way from seed {seed} to seed {second}", label, psi)
-        return pictures.figure(image, caption, f"seed{seed:04d}-seed{second:04d}-{position:.2f}.png")
+        return pictures.figure(images[0], caption, f"{name}-{position:.2f}.png")
 
     def draw_row(self, seed: int, label: int | None, psi: float, second: int, space: studies.Space) -> str:
         percents = [100 * step // (POSITIONS - 1) // 2 * 2 for step in range(POSITIONS)]  # where the slider can be
         images = self._ways(seed, label, psi, second, space, [percent / 100 for percent in percents])
         return pictures.sheet(images, [f"{percent} %" for percent in percents], percents)
-
-    def draw_animation(self, seed: int, label: int | None, psi: float, second: int, space: studies.Space) -> str:
-        frames = self._ways(seed, label, psi, second, space, [step / (FRAMES - 1) for step in range(FRAMES)])
-        caption = self._caption(f"from seed {seed} to seed {second} and back", label, psi)
-        return pictures.animation(frames, caption, f"seed{seed:04d}-seed{second:04d}.webp")
 
     def _ways(self, seed, label, psi, second, space, positions) -> np.ndarray:
         options = {"space": space, "label": label, "truncation": psi}
@@ -384,8 +405,9 @@ def _sides(resolutions: list[int]) -> list[tuple[str, int]]:
     return [(f"{side}×{side}", side) for side in resolutions]
 
 
-def _chosen_position(event: gr.EventData) -> float:
-    return event.choice / 100
+def _chosen_position(event: gr.EventData) -> tuple[float, bool]:
+    """A click on an image of the row: where it is on the way, and to see it there, not an animation."""
+    return event.choice / 100, False
 
 
 def _told(function: Callable) -> Callable:

@@ -6,9 +6,10 @@ addresses that are mapped to nothing: an index that was cut to 32 bits leads the
 reason why the kernels run in one of its own. A GPU has the memory.
 
 Emulated CUDA and interpreted Triton would take hours over so many elements (a second for a few million, 2 ms a
-program). They execute the first and the last blocks of every launch only: indices grow with the number of the block, so
-the largest are among them. What is compared then is what was written; sums over everything are not, nor is what
-depends on them. The emulation is the one that UBSan watches: an overflow of an index is a complaint of its own.
+program). They execute the first and the last blocks of every launch only, and Triton's the first and the last turns of
+long loops: indices grow with both, so the largest are among them. What is compared then is what was written; sums over
+everything are not, nor is what depends on them. The emulation is the one that UBSan watches: an overflow of an index is
+a complaint of its own.
 """
 
 import contextlib
@@ -42,6 +43,7 @@ ROWS, WIDTH, CHANNELS = 63, 1024, 64
 CHUNK = ROWS * WIDTH * CHANNELS
 PAST = 1 << 31
 ENDS = {"emulated": 8, "triton": 2}  # blocks that are executed at each end: of the last ones some have nothing to do
+MANY_TURNS = 16  # of a loop in an interpreted program: of one that makes more, the first and the last are executed
 FEW_BLOCKS = ("instance_norm, NHWC", "batch_norm_act, NHWC")  # each of millions of elements: one at each end
 GPU_BYTES = 24 << 30  # what the largest case needs, and some more
 
@@ -424,7 +426,9 @@ def triton_interpreted(run: Run) -> Iterator[None]:
 
     def loop(*bounds):
         is_wide = any(isinstance(bound, tl.tensor) and bound.dtype == tl.int64 for bound in bounds)
-        for i in range(*(int(bound) for bound in bounds)):
+        turns = range(*(int(bound) for bound in bounds))
+        executed = turns if len(turns) <= MANY_TURNS else (*turns[: run.ends], *turns[-run.ends :])
+        for i in executed:
             yield wide(i) if is_wide else i
 
     with contextlib.ExitStack() as stack:
@@ -448,7 +452,7 @@ def main(backend: str) -> None:
     """All cases on a backend, in this process: in mapped memory, or in that of a GPU."""
     on_gpu = backends.device(backend) == "cuda"
     run = Run(backend, backends.device(backend), mapped=not on_gpu)
-    forced = backends.forced("cpp-baseline" if backend == "cpp" else backend)
+    forced = backends.forced(backend)
     around = alone() if on_gpu else triton_interpreted(run) if backend == "triton" else contextlib.nullcontext()
     with forced, around:
         for name, case in CASES.items():
@@ -472,7 +476,7 @@ def why_not(backend: str) -> str | None:
     if backend == "triton":
         pytest.importorskip("triton")
         return None
-    return emulation.why_unavailable("undefined") if backend == "emulated" else backends.why_not("cpp-baseline")
+    return emulation.why_unavailable("undefined") if backend == "emulated" else backends.why_not("cpp")
 
 
 @pytest.mark.slow

@@ -6,12 +6,13 @@ Exit status: 0 when done, 2 for a mistake in options or files, 128 and the signa
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 
 from fastgan.errors import UserError, command_line
 from fastgan.training import config as configuration
-from fastgan.training import memory, process
+from fastgan.training import files, memory, process
 
 
 @command_line
@@ -31,8 +32,9 @@ def main(argv: list[str] | None = None) -> int:
 
             start = initial.read(given.training.init_from)
             return loop.train(configuration.resolve(start.adopted(given)), start=start)
-    with memory.shortage_is_a_mistake(
-        "a resumed run needs what it needed before: free some, or choose another --device"
+    with (
+        memory.shortage_is_a_mistake("a resumed run needs what it needed before: free some, or change the --device"),
+        _alone_with(Path(resume)),
     ):
         config, header = _resumed(resume, argv)
         if config.training.images <= header.images - config.training.batch:
@@ -59,10 +61,15 @@ def _resumable(output: configuration.OutputOptions) -> str | None:
     return output.resume
 
 
+def _alone_with(run: Path) -> contextlib.AbstractContextManager:
+    """While a training goes on with a run, given by its folder or its checkpoint, no other writes there."""
+    folder = run if run.is_dir() else run.parent
+    return files.one_writer(folder) if process.is_first() else contextlib.nullcontext()
+
+
 def _resumed(run, argv):
     """The saved configuration with the options of `argv` over it, and the header of the checkpoint to go on from."""
     from fastgan.training import checkpoint
-    from fastgan.training.files import remove_unfinished
 
     header = checkpoint.read_header(run)
     saved = header.config
@@ -75,7 +82,7 @@ def _resumed(run, argv):
     config = configuration.resolve(config)
     for name, (before, after) in configuration.changes(saved, config).items() if process.is_first() else ():
         print(f"note: {configuration.flag(name)} {after} from here on, {before} before")
-    remove_unfinished(header.path.parent)
+    files.remove_unfinished(header.path.parent)
     return config, header
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from fastgan.errors import UserError
 from fastgan.train import main
 from fastgan.training import checkpoint, process
-from fastgan.training.files import write_atomically
+from fastgan.training.files import one_writer, write_atomically
 from tests.tiny_run import (
     BATCH,
     IMAGES,
@@ -247,6 +247,33 @@ def test_killed_between_saves(folder, tmp_path, lines):
     unbroken = train(folder, tmp_path / "unbroken", "--images", str(images))
     assert_same_checkpoint(run, unbroken)
     assert log_lines(run) == log_lines(unbroken)
+
+
+def test_two_trainings_do_not_write_to_one_folder(folder, run, tmp_path, capsys):
+    def error_of(argv):
+        assert main(argv) == 2
+        return capsys.readouterr().err.strip().splitlines()[-1]
+
+    new = tmp_path / "new"
+    new.mkdir()
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    (run / "checkpoint.safetensors.unfinished").touch()  # which the other one is just writing
+    with one_writer(run), one_writer(new):
+        for given in (run, run / checkpoint.FILE_NAME):
+            line = error_of(["--resume", str(given), "--images", "96"])
+            assert line.startswith(f"error: {run}: another training writes there; wait until it has ended")
+        assert error_of(arguments(folder, new)).startswith(f"error: {new}: another training writes there")
+    (run / "checkpoint.safetensors.unfinished").unlink()
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before and not list(new.iterdir())
+    train(folder, new)
+
+
+def test_the_log_of_another_run_is_not_cut(folder, run, tmp_path, capsys):
+    (run / checkpoint.FILE_NAME).unlink()
+    before = (run / "log.jsonl").read_bytes()
+    assert main(arguments(folder, run)) == 2
+    assert "holds the log.jsonl of another run; remove it, or choose another folder" in capsys.readouterr().err
+    assert (run / "log.jsonl").read_bytes() == before
 
 
 def test_half_a_log_line_is_dropped_on_resume(run, unbroken):

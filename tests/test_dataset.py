@@ -480,6 +480,17 @@ def test_a_damaged_shard_is_listed_and_the_next_one_read(tmp_path, capsys):
     assert "is damaged behind" in (tmp_path / "out.skipped.txt").read_text()
 
 
+def test_labels_that_only_later_images_of_a_shard_have_are_no_silent_loss(tmp_path, capsys):
+    members = {"0.png": file_of(picture(0)), "1.png": file_of(picture(1)), "1.cls": b"1"}
+    argv = [tar(tmp_path / "0.tar", members), "--resolution", "8", "--out", tmp_path / "out"]
+    assert run(*argv) == 2
+    assert (
+        f"{argv[0]}:1 has a label, and the images before it have none; start anew with --no" in capsys.readouterr().err
+    )
+    assert run(*argv[:-1], tmp_path / "anew", "--no-labels") == 0
+    assert len(opened(tmp_path / "anew", 8)) == 2 and opened(tmp_path / "anew", 8).labels is None
+
+
 def test_a_set_of_torchvision(monkeypatch, tmp_path):
     torchvision = pytest.importorskip("torchvision")
     small = functools.partial(torchvision.datasets.FakeData, size=5, image_size=(3, 8, 8), num_classes=3)

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 
 import pytest
 
+from fastgan.errors import UserError
 from fastgan.train import main
 from tests.tiny_run import arguments, log_lines, train
 
@@ -46,12 +47,12 @@ class FakeWandb(types.ModuleType):
     def init(self, **options):
         if self.refuses:
             raise self.Error(self.refuses)
-        run = {"options": options, "lines": [], "axes": {}, "finished": False}
+        run = {"options": options, "lines": [], "axes": {}, "exit_code": None}
         self.runs.append(run)
         return types.SimpleNamespace(
             log=run["lines"].append,
             define_metric=lambda name, step_metric: run["axes"].update({name: step_metric}),
-            finish=lambda: run.update(finished=True),
+            finish=lambda exit_code: run.update(exit_code=exit_code),
         )
 
 
@@ -91,12 +92,21 @@ def test_tensorboard_and_weights_and_biases_show_what_the_log_has_and_the_sample
     (logged,) = wandb.runs
     assert logged["options"]["project"] == "cats" and logged["options"]["name"] == "run"
     assert logged["options"]["config"]["regularization"]["augment"] == "ada"
-    assert logged["axes"] == {"*": "images"} and logged["finished"]
+    assert logged["axes"] == {"*": "images"} and logged["exit_code"] == 0
     numbers = [line for line in logged["lines"] if "samples" not in line]
     assert [line["images"] for line in numbers] == [line["images"] for line in lines]
     assert set().union(*numbers) == tags | {"images"}
     grids = [line for line in logged["lines"] if "samples" in line]
     assert [line["images"] for line in grids] == [16, 32, 48] and min(grids[0]["samples"].size) > 100
+
+
+def test_weights_and_biases_is_told_of_a_failure(folder, tmp_path, wandb, monkeypatch, capsys):
+    def diverged(*_):
+        raise UserError("training has diverged")
+
+    monkeypatch.setattr("fastgan.training.loop.require_progress", diverged)
+    assert error_of([*arguments(folder, tmp_path / "run"), "--wandb", "cats"], capsys) == "training has diverged"
+    assert [logged["exit_code"] for logged in wandb.runs] == [1]
 
 
 def test_a_resumed_run_is_the_same_run_of_weights_and_biases(folder, tmp_path, wandb):

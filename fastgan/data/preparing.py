@@ -227,7 +227,11 @@ def _fill(job: Job, source: Source, output: Output, journal: Journal, progress: 
                     labelled = label is not None if labelled is None else labelled
                     if labelled and label is None:
                         found = "has no label"
-                    label = label if labelled else None
+                    elif label is not None and not labelled:
+                        raise UserError(
+                            f"{item.name} has a label, and the images before it have none; "
+                            "start anew with --no-labels to leave labels out"
+                        )
                 if isinstance(found, str):
                     waiting.append(["skipped", item.name, found])
                     before += 1

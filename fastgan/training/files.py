@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from fastgan.errors import UserError
@@ -53,6 +55,35 @@ def link(path: Path, name: Path) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+@contextlib.contextmanager
+def one_writer(directory: Path) -> Iterator[None]:
+    """Within the block, no other process gets here with the same directory. The system keeps watch: whoever is killed
+    lets go of it.
+
+    Raises UserError if another has it. Where the file system knows no locks, nothing is watched.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on this system
+        fcntl = None
+    if fcntl is None or not directory.is_dir():
+        yield
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{directory}: another training writes there; wait until it has ended, or choose another folder"
+            ) from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def remove_unfinished(directory: Path) -> None:

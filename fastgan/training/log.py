@@ -104,8 +104,8 @@ class Averages:
 class Log:
     """Writes one line of JSON a call, and the same numbers to TensorBoard and Weights & Biases, as `config` says.
 
-    Opened at step `step` > 0 of a resumed run, it first drops what a killed process wrote after that step. Raises
-    UserError where Weights & Biases is asked for and cannot be had.
+    Opened at step `step` > 0 of a resumed run, it first drops what a killed process wrote after that step. Left by an
+    exception, it says so to Weights & Biases. Raises UserError where that is asked for and cannot be had.
     """
 
     def __init__(self, directory: Path, step: int, config: Config):
@@ -154,13 +154,16 @@ class Log:
         with self._named():
             os.fsync(self._file.fileno())
 
-    def close(self) -> None:
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
         with self._named():
             self._file.close()
             if self._tensorboard is not None:
                 self._tensorboard.close()
             if self._wandb is not None:
-                self._wandb.close()
+                self._wandb.close(failed=kind is not None)
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:
@@ -211,8 +214,8 @@ class _WeightsAndBiases:
     def write_grid(self, images: int, picture: Image.Image) -> None:
         self.write(images, {"samples": self._module.Image(picture)})
 
-    def close(self) -> None:
-        self._run.finish()
+    def close(self, failed: bool) -> None:
+        self._run.finish(exit_code=int(failed))
 
 
 def require_wandb(project: str):
@@ -244,7 +247,10 @@ class NoLog:
 
     def sync(self) -> None: ...
 
-    def close(self) -> None: ...
+    def __enter__(self) -> NoLog:
+        return self
+
+    def __exit__(self, *_) -> None: ...
 
 
 def require_progress(left_out: dict[str, int], limit: int, means: dict[str, float], images: int, saved: str) -> None:

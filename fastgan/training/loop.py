@@ -23,9 +23,10 @@ from fastgan.training import checkpoint, guard, initial, memory, precision, proc
 from fastgan.training import config as configuration
 from fastgan.training.config import Config, pyramid, to_dict
 from fastgan.training.evaluation import Evaluations
-from fastgan.training.files import write_atomically
+from fastgan.training.files import one_writer, write_atomically
 from fastgan.training.grid import Section, draw_grid, save_png
 from fastgan.training.growth import Schedule, Stage, stage_at
+from fastgan.training.log import FILE_NAME as LOG_FILE_NAME
 from fastgan.training.log import Averages, Log, NoLog, require_finite_weights, require_progress, require_wandb
 from fastgan.training.log import remove as remove_logs
 from fastgan.training.sampling import draw, latents
@@ -46,11 +47,20 @@ def train(config: Config, header: checkpoint.Header | None = None, start: initia
     Returns the exit status: 0, or 128 + the number of the signal that asked to stop early (the run is saved then).
     Raises UserError for what a user can put right.
     """
-    with joined(config.machine.device, "what it last saved is whole: go on with --resume") as ranks:
-        return _train(config, header, start, ranks)
+    with (
+        joined(config.machine.device, "what it last saved is whole: go on with --resume") as ranks,
+        contextlib.ExitStack() as until_the_end,
+    ):
+        return _train(config, header, start, ranks, until_the_end)
 
 
-def _train(config: Config, header: checkpoint.Header | None, start: initial.Start | None, ranks: Ranks) -> int:
+def _train(
+    config: Config,
+    header: checkpoint.Header | None,
+    start: initial.Start | None,
+    ranks: Ranks,
+    until_the_end: contextlib.ExitStack,
+) -> int:
     options, output = config.training, config.output
     say = print if ranks.first else lambda *_, **__: None
     _require_same(config, header, ranks)
@@ -96,6 +106,8 @@ def _train(config: Config, header: checkpoint.Header | None, start: initial.Star
     )
     run = header.path.parent if header else Path(ranks.tell(str(_new_run_folder(config)) if ranks.first else ""))
     if ranks.first:
+        if not header:
+            until_the_end.enter_context(one_writer(run))
         write_atomically(run / CONFIG_FILE_NAME, json.dumps(to_dict(config), indent=2).encode())
     say(f"data       {dataset.describe()}; {loader.how}")
     say(f"networks   {model.arch}: generator {_count(state.generator)}, critic {_count(state.critic)} parameters")
@@ -130,7 +142,7 @@ def _train(config: Config, header: checkpoint.Header | None, start: initial.Star
         process.finish_step_on_signal(ECHO if ranks.count > 1 else 0.0) as interrupt,
         contextlib.nullcontext() if header else _kept_from_the_first_step_on(run, state, ranks),
         contextlib.closing(loader),
-        contextlib.closing(Log(run, state.step, config) if ranks.first else NoLog()) as log,
+        Log(run, state.step, config) if ranks.first else NoLog() as log,
         contextlib.closing(evaluations),
         tqdm(
             total=options.images,
@@ -288,6 +300,10 @@ def _new_run_folder(config: Config) -> Path:
             run = Path(config.output.out)
             if (run / checkpoint.FILE_NAME).exists():
                 raise UserError(f"--out {run} holds a run already; go on with --resume {run}, or choose another folder")
+            if (run / LOG_FILE_NAME).exists():
+                raise UserError(
+                    f"--out {run} holds the {LOG_FILE_NAME} of another run; remove it, or choose another folder"
+                )
             run.mkdir(parents=True, exist_ok=True)
             return run
         name = f"{config.network.arch}-{Path(config.data.source).stem}"

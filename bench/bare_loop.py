@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -38,13 +39,46 @@ def forward_backward(loops: ctypes.CDLL, x: Tensor, dy: Tensor, from_output: boo
 
     `from_output` says whether the backward pass reads y, or else x, beside dy.
     """
-    words = ctypes.c_int64(x.numel() * x.element_size() // 4)
-    threads = torch.get_num_threads()
-    y, dx = torch.empty_like(x), torch.empty_like(x)
-    kept = y if from_output else x
-    loops.forward(words, threads, _pointer(y), _pointer(x))
-    loops.backward(words, threads, _pointer(dx), _pointer(dy), _pointer(kept))
+    y = _forward(loops, x)
+    return _backward(loops, dy, y if from_output else x)
+
+
+def in_autograd(loops: ctypes.CDLL, from_output: bool) -> Callable[..., Tensor]:
+    """The same as a differentiable function of x and any other tensors: what a fused operation comes to whose own work
+    costs nothing beside its reads and writes."""
+    return lambda x, **others: _InAutograd.apply(loops, from_output, x, *others.values())
+
+
+class _InAutograd(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, loops, from_output, x, *others):
+        y = _forward(loops, x)
+        ctx.save_for_backward(y if from_output else x, *others)
+        ctx.loops = loops
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        kept, *others = ctx.saved_tensors
+        needed = ctx.needs_input_grad[3:]
+        grads = [torch.empty_like(t) if need else None for t, need in zip(others, needed, strict=True)]
+        return None, None, _backward(ctx.loops, dy, kept), *grads
+
+
+def _forward(loops: ctypes.CDLL, x: Tensor) -> Tensor:
+    y = torch.empty_like(x)
+    loops.forward(_words(x), torch.get_num_threads(), _pointer(y), _pointer(x))
+    return y
+
+
+def _backward(loops: ctypes.CDLL, dy: Tensor, kept: Tensor) -> Tensor:
+    dx = torch.empty_like(kept)
+    loops.backward(_words(dx), torch.get_num_threads(), _pointer(dx), _pointer(dy), _pointer(kept))
     return dx
+
+
+def _words(x: Tensor) -> ctypes.c_int64:
+    return ctypes.c_int64(x.numel() * x.element_size() // 4)
 
 
 def _pointer(tensor: Tensor) -> ctypes.c_void_p:

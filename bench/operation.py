@@ -146,9 +146,11 @@ def run(case: Case) -> tuple[dict[str, dict], dict[str, Callable[[], object]]]:
     if case.device == "cpu" and form.bare_loop:
         loops, problem = bare_loop.build()
         if loops:
+            from_output = form.kept == "y"
             contestants["bare loop"] = partial(
-                bare_loop.forward_backward, loops, inputs.x.detach(), inputs.dy, from_output=form.kept == "y"
+                bare_loop.forward_backward, loops, inputs.x.detach(), inputs.dy, from_output
             )
+            contestants["in autograd"] = partial(inputs.train, bare_loop.in_autograd(loops, from_output))
         else:
             notes.append(f"bare loop: {problem}")
     forward = {name: partial(inputs.forward, form.fused, name if form.operation else None) for name in ours}
@@ -191,6 +193,8 @@ def _row(case: Case, backend: str, inputs: Inputs, both: dict, alone: dict, note
         other = both.get(name)
         row[f"{key}_ms"] = other.seconds * 1e3 if other else None
         row[f"vs_{key}"] = ours.times_faster_than(other) if other else None
+    if "in autograd" in both:
+        row["bare_loop_in_autograd"] = both["in autograd"].times_faster_than(both["bare loop"])
     row["forward_ms"] = alone[backend].seconds * 1e3
     row["forward_vs_eager"] = alone[backend].times_faster_than(alone["eager"])
     if form.kept is not None:

@@ -39,6 +39,7 @@ COLUMNS: tuple[tuple[str, str, Callable[[object], str]], ...] = (
     ("vs launched", "vs_launched", TIMES),
     ("vs with compile", "vs_with_compile", TIMES),
     ("of bare loop", "vs_bare_loop", PERCENT),
+    ("bare in autograd", "bare_loop_in_autograd", PERCENT),
     ("forward", "forward_ms", MILLISECONDS),
     ("vs eager", "forward_vs_eager", TIMES),
     ("GB/s", "gb_per_s", "{:.1f}".format),

@@ -44,8 +44,8 @@ def forward_backward(loops: ctypes.CDLL, x: Tensor, dy: Tensor, from_output: boo
 
 
 def in_autograd(loops: ctypes.CDLL, from_output: bool) -> Callable[..., Tensor]:
-    """The same as a differentiable function of x and any other tensors: what a fused operation comes to whose own work
-    costs nothing beside its reads and writes."""
+    """The same as a differentiable function of x and any other tensors: what a fused operation comes to whose kernel is
+    as fast as the loops."""
     return lambda x, **others: _InAutograd.apply(loops, from_output, x, *others.values())
 
 

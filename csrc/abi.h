@@ -3,4 +3,4 @@
 // an extension of another number.
 #pragma once
 
-#define FASTGAN_ABI 4
+#define FASTGAN_ABI 5

@@ -10,6 +10,7 @@
 #include "pixel_norm_bindings.h"
 #include "samples_bindings.h"
 #include "upfirdn2d_bindings.h"
+#include "weight_gradient_bindings.h"
 
 #ifndef FASTGAN_MODULE
 #define FASTGAN_MODULE _C
@@ -52,4 +53,5 @@ PYBIND11_MODULE(FASTGAN_MODULE, m) {
     fastgan::bind_samples(m);
     fastgan::bind_minibatch_stddev(m);
     fastgan::bind_image_batch(m);
+    fastgan::bind_weight_gradient(m);
 }

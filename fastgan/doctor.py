@@ -16,7 +16,7 @@ from fastgan.errors import UserError
 
 try:
     import fastgan_kernels  # noqa: F401
-    from fastgan.ops import backends
+    from fastgan.ops import backends, weight_gradient
     from fastgan_kernels import extension
 
     mistake = None
@@ -46,6 +46,7 @@ def examine() -> dict:
         "operations": {
             operation: {device: _choice(operation, device) for device in devices} for operation in backends.OPERATIONS
         },
+        "weight_gradient": weight_gradient.why_not(torch.device("cpu")),
     }
 
 
@@ -142,6 +143,12 @@ def describe(found: dict) -> str:
             tensors = f"{'CPU' if device == 'cpu' else gpu_name} tensors"
             rows.append((f"  {tensors}", choice["in_use"] or "none: every use is an error"))
             rows += [("", f"not {backend}: {reason}") for backend, reason in choice["not"].items()]
+    why_library = found["weight_gradient"]
+    rows.append(
+        ("convolutions", "torch; gradients of weights of CPU tensors in fp32: " + ("torch" if why_library else "cpp"))
+    )
+    if why_library:
+        rows.append(("", f"not cpp: {why_library}"))
     if found["forced"]:
         rows.append(("", f"FASTGAN_BACKEND={found['forced']} is set"))
     return _table(rows)

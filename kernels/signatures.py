@@ -149,6 +149,18 @@ class ImageBatch(Protocol):
     def forward(self, y: Tensor, pixels: Tensor, index: Tensor | None, mirrored: Tensor | None) -> None: ...
 
 
+class WeightGradient(Protocol):
+    """Launcher of the gradient `dw` [A, B, kh, kw] of a convolution's weight, on CPUs only.
+
+    It is a sum over products of `small` [N, A, h, w] and `large` [N, B, H, W], which is zero outside of itself. With
+    one pixel of the former go `stride` of the latter, and those of the first begin `top` and `left` of it. Of a
+    convolution `small` is the gradient of its output and `large` its input; of a transposed one it is the other way
+    round. All are fp32, dense, in channels_last, and have elements.
+    """
+
+    def forward(self, dw: Tensor, small: Tensor, large: Tensor, stride: int, top: int, left: int) -> None: ...
+
+
 class FilteredNoiseBiasAct(Protocol):
     """Launchers of upfirdn2d without resampling and noise_bias_act behind it; activations are in channels_last.
 

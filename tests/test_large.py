@@ -362,6 +362,24 @@ def minibatch_stddev(run: Run) -> None:
     run.check("dx", dx, in_order(expected_dx))
 
 
+def weight_gradient(run: Run, n: int) -> None:
+    """The kernel is one pixel high: so an image is summed over row by row, and all chunks give the same."""
+    if run.backend != "cpp":
+        return  # the only one that has it
+    channels, kernel, padding = 8, (1, 2), (0, 1)
+    of_large, of_small = numbers(7, -3), numbers(11, -4, ROWS * WIDTH * channels)
+    count = run.count()
+    large, small = (run.repeated(of, count, torch.float32) for of in (of_large, of_small))
+    dw = run.small(channels, CHANNELS, *kernel).to(memory_format=torch.channels_last)
+    nhwc = lambda t, n, c: t.view(n, -1, WIDTH, c).permute(0, 3, 1, 2)
+    run.launchers("weight_gradient").forward(dw, nhwc(small, n, channels), nhwc(large, n, CHANNELS), 1, *padding)
+    to_the_right = torch.nn.functional.pad(nhwc(of_small.double(), 1, channels), (0, 1))  # the library pads there, too
+    of_chunk = torch.nn.grad.conv2d_weight(
+        nhwc(of_large.double(), 1, CHANNELS), dw.shape, to_the_right, padding=padding
+    )
+    run.check_sums("dw", dw, of_chunk * count, 0)
+
+
 CASES = {
     "noise_bias_act, one sample, NHWC": lambda run: noise_bias_act(run, 1, CHANNELS, True),
     "noise_bias_act, one plane": lambda run: noise_bias_act(run, 1, 1, False),
@@ -383,6 +401,8 @@ CASES = {
     "upfirdn2d, many planes": upfirdn2d_of_planes,
     "filtered_noise_bias_act": filtered_noise_bias_act,
     "minibatch_stddev": minibatch_stddev,
+    "weight_gradient, one sample": lambda run: weight_gradient(run, 1),
+    "weight_gradient, many samples": lambda run: weight_gradient(run, run.count()),
 }
 
 # The processes -----------------------------------------------------------------------------------------------------

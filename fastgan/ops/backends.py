@@ -108,6 +108,15 @@ def explain(operation: str, device: torch.device | str) -> list[tuple[str, str |
     return [(name, why_not(name, operation, device)) for name in names]
 
 
+def is_asked_for(backend: str, device: torch.device | str) -> bool:
+    """Whether `backend` is among those that are tried for tensors of `device`.
+
+    For what has a library's implementation wherever `backend` cannot serve: there is nothing to refuse then.
+    """
+    forced = _seen_by_compiler if torch.compiler.is_compiling() else _forced.get()
+    return backend in (forced or PREFERENCE.get(torch.device(device).type, ANY_DEVICE))
+
+
 def choose(operation: str, device: torch.device | str) -> str:
     """The name of the backend that serves `operation` on tensors of `device`: of that very card, where there are more.
 

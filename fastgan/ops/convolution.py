@@ -9,17 +9,20 @@ enough for all orders:
     x' = back(y', w)      dy = conv(dx', w)    dw = outer(dx', y')
     w' = outer(x, y)      dx = back(y, dw')    dy = conv(x, dw')
 
-and each of them is one call of a library convolution or of half of its backward pass.
+and each of them is one call of a library convolution or of half of its backward pass; `outer` is one of our own kernel
+where that is faster (`fastgan.ops.weight_gradient`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastgan.ops import weight_gradient
 from fastgan.ops.arithmetic import arithmetic_dtype
 from fastgan.ops.layout import channels_last, is_channels_last
 
@@ -28,6 +31,7 @@ class _Geometry(NamedTuple):
     stride: int
     padding: tuple[int, int]
     transposed: bool
+    own_outer: bool  # whether gradients of weights may come from our own kernel
 
 
 def conv2d(
@@ -84,7 +88,8 @@ def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pa
     if torch.compiler.is_compiling():
         function = F.conv_transpose2d if transposed else F.conv2d
         return function(x, weight, bias, stride=stride, padding=pads)
-    of_parameter, geometry = _is_of_parameter(weight), _Geometry(stride, pads, transposed)
+    own_outer = needs_grad and weight_gradient.why_not(x.device) is None
+    of_parameter, geometry = _is_of_parameter(weight), _Geometry(stride, pads, transposed, own_outer)
     x, weight, bias = _autocast(x, weight, bias)
     if not needs_grad:
         return _convolve(x, weight, bias, geometry)
@@ -130,13 +135,23 @@ def _gradients(dy: Tensor, x: Tensor, weight: Tensor, g: _Geometry, wanted: tupl
     """Of x, weight and bias, those that are wanted. An operand that none of them is made of counts by its shape."""
     if not any(wanted):
         return None, None, None
-    if wanted[1] and _makes_few(x, weight, g):
-        rest = _gradients(dy, x, weight, g, (wanted[0], False, wanted[2]))
-        return rest[0], _outer_of_few(dy, x, weight, g.padding), rest[2]
+    outer = _outer_apart(dy, x, weight, g) if wanted[1] else None
+    if outer is not None:
+        dx, _, dbias = _gradients(dy, x, weight, g, (wanted[0], False, wanted[2]))
+        return dx, outer(), dbias
     biases = [weight.shape[1 if g.transposed else 0]]
     return torch.ops.aten.convolution_backward(
         dy, x, weight, biases, (g.stride, g.stride), g.padding, (1, 1), g.transposed, (0, 0), 1, wanted
     )
+
+
+def _outer_apart(dy: Tensor, x: Tensor, weight: Tensor, g: _Geometry) -> Callable[[], Tensor] | None:
+    """What makes the gradient of the weight, where it is not best left to the library."""
+    if _makes_few(x, weight, g):
+        return partial(_outer_of_few, dy, x, weight, g.padding)
+    if g.own_outer and weight_gradient.is_suited(dy, x, weight, g.transposed):
+        return partial(weight_gradient.weight_gradient, dy, x, weight, g.stride, g.padding, g.transposed)
+    return None
 
 
 # A CPU's library convolution takes longer for one output channel than for sixteen. A matrix product of each pixel with

@@ -1,0 +1,61 @@
+"""The gradient of a convolution's weight, by a kernel of our own where that is faster than the library's.
+
+On a CPU the library's convolutions multiply about as fast as the CPU can, forward and for the gradient of the image,
+but only half as fast for that of the weight, which comes to half of a training step (docs/performance.md).
+"""
+
+import torch
+from torch import Tensor
+
+import fastgan_kernels
+from fastgan.ops import backends
+from fastgan.ops.layout import is_channels_last
+from fastgan_kernels import extension
+
+_FASTER_WITH = ("avx2",)  # instruction sets; with others it has not been measured
+
+
+def why_not(device: torch.device) -> str | None:
+    """Why the library makes all gradients of weights for tensors of `device`, or None if our kernel makes some."""
+    if device.type != "cpu":
+        return "the kernel is for CPUs"
+    if not backends.is_asked_for("cpp", device):
+        return "not asked for"
+    reason = backends.why_not("cpp", "weight_gradient", device)
+    if reason is not None:
+        return reason
+    isa = extension.module().cpu_isa()
+    return None if isa in _FASTER_WITH else f"measured to be faster with {', '.join(_FASTER_WITH)} only, not with {isa}"
+
+
+def is_suited(dy: Tensor, x: Tensor, weight: Tensor, transposed: bool) -> bool:
+    """Whether our kernel, where it serves at all, takes the tensors of a convolution, and is faster for them."""
+    small, large = (x, dy) if transposed else (dy, x)
+    n, channels, height, width = small.shape
+    return (
+        x.dtype == dy.dtype == torch.float32
+        and weight.shape[2] * weight.shape[3] > 1  # of a single tap it is a matrix product, as the library knows it
+        and channels >= 8
+        and large.shape[1] >= 16  # the kernel takes 16 at a time
+        and width >= 4
+        and n * height * width >= 256  # it is made for long sums
+        and is_channels_last(x)
+        and is_channels_last(dy)
+    )
+
+
+def weight_gradient(
+    dy: Tensor, x: Tensor, weight: Tensor, stride: int, padding: tuple[int, int], transposed: bool
+) -> Tensor:
+    """The gradient of `weight`, in channels_last, for that of the output, `dy`, of a convolution of `x`.
+
+    Args:
+        dy: [N, O, ...]; fp32, in channels_last.
+        x: [N, I, H, W]; likewise.
+        weight: [O, I, kh, kw], or [I, O, kh, kw] if `transposed`; its shape counts.
+        stride, padding: as of `torch.nn.functional.conv2d`, or `conv_transpose2d` if `transposed`.
+    """
+    small, large = (x, dy) if transposed else (dy, x)
+    dw = torch.empty_like(weight, dtype=x.dtype, memory_format=torch.channels_last)
+    fastgan_kernels.BACKENDS["cpp"].launchers("weight_gradient").forward(dw, small, large, stride, *padding)
+    return dw

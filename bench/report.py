@@ -20,6 +20,7 @@ COLUMNS: tuple[tuple[str, str, Callable[[object], str]], ...] = (
     ("eager", "eager_ms", MILLISECONDS),
     ("compile", "compile_ms", MILLISECONDS),
     ("bare loop", "bare_loop_ms", MILLISECONDS),
+    ("library", "library_ms", MILLISECONDS),
     ("plain step", "plain_ms", MILLISECONDS),
     ("double backward", "double_backward_ms", MILLISECONDS),
     ("of plain", "of_plain", TIMES),
@@ -40,8 +41,11 @@ COLUMNS: tuple[tuple[str, str, Callable[[object], str]], ...] = (
     ("vs with compile", "vs_with_compile", TIMES),
     ("of bare loop", "vs_bare_loop", PERCENT),
     ("bare in autograd", "bare_loop_in_autograd", PERCENT),
+    ("vs library", "vs_library", TIMES),
     ("forward", "forward_ms", MILLISECONDS),
     ("vs eager", "forward_vs_eager", TIMES),
+    ("GFLOP/s", "gflop_per_s", "{:.0f}".format),
+    ("of product", "share_of_product", PERCENT),
     ("GB/s", "gb_per_s", "{:.1f}".format),
     ("of copy", "share_of_copy", PERCENT),
     ("fastgan MB", "fastgan_mb", "{:.0f}".format),
@@ -59,6 +63,7 @@ COLUMNS: tuple[tuple[str, str, Callable[[object], str]], ...] = (
 TRAINING_STEP = "training_step"
 PENALTIES = "penalties"
 MEMORY = "memory"
+WEIGHT_GRADIENT = "weight_gradient"
 IMAGE_BATCH = "image_batch"
 DATA_PATH = "data_path"
 TITLES = {
@@ -66,6 +71,7 @@ TITLES = {
     MEMORY: "training step, peak memory beside a textbook's in fp32 and in the same precision",
     IMAGE_BATCH: "image_batch, which has no backward; of bytes, of the shape of the result",
     DATA_PATH: "the loader's batches, mirrored, beside a textbook's loader and beside the plain step of a training",
+    WEIGHT_GRADIENT: "gradients of convolutions' weights, beside a convolution forward; product: of large matrices",
     PENALTIES: "critic's step with a gradient penalty, in one pass; passes: of convolutions over one batch",
 }
 OPERATION = "{}, forward and backward, then forward alone"

@@ -1,0 +1,115 @@
+"""Gradients of weights by our kernel, beside the library's: `python -m bench.weight_gradient [--json FILE]`.
+
+For CPUs, in fp32. The kernel is called whatever instruction set is in use: whether it has a part in training there
+(`fastgan.ops.weight_gradient`) is what this decides. Beside both stands the same convolution forward, of as many
+operations.
+"""
+
+import argparse
+import json
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench import measure, report
+from fastgan.ops.weight_gradient import weight_gradient
+from fastgan_kernels import extension
+
+SECONDS = 3.0
+
+
+class Case(NamedTuple):
+    """A convolution: of I channels to O at a side of its input, with a square kernel."""
+
+    n: int
+    i: int
+    o: int
+    side: int
+    kernel: int = 3
+    stride: int = 1
+    transposed: bool = False
+
+    @property
+    def padding(self) -> int:
+        return (self.kernel - 1) // 2
+
+
+CASES = {
+    "StyleGAN2 64x64": [
+        Case(16, 512, 512, 4),
+        Case(16, 512, 512, 8),
+        Case(16, 512, 512, 16),
+        Case(16, 256, 256, 32),
+        Case(16, 128, 128, 64),
+        Case(16, 512, 512, 4, 4, 2, True),
+        Case(16, 256, 128, 32, 4, 2, True),
+        Case(16, 128, 256, 64, 4, 2),
+        Case(16, 512, 512, 8, 4, 2),
+    ],
+    "default": [Case(64, 16, 16, 32), Case(64, 32, 32, 16), Case(64, 64, 64, 8), Case(64, 16, 32, 32, 4, 2)],
+    "DCGAN": [Case(64, 128, 128, 8, 4, 2, True), Case(64, 128, 64, 16, 4, 2, True), Case(64, 16, 32, 16, 3, 2)],
+}
+
+
+def run(model: str, case: Case) -> dict:
+    """A row for the report. Raises AssertionError where the two differ."""
+    torch.manual_seed(0)
+    channels_last = partial(torch.Tensor.to, memory_format=torch.channels_last)
+    x = channels_last(torch.randn(case.n, case.i, case.side, case.side))
+    shape = (case.i, case.o) if case.transposed else (case.o, case.i)
+    weight = channels_last(torch.randn(*shape, case.kernel, case.kernel))
+    function = F.conv_transpose2d if case.transposed else F.conv2d
+    forward = partial(function, x, weight, stride=case.stride, padding=case.padding)
+    dy = torch.randn_like(forward())
+    contestants = {
+        "fastgan": partial(weight_gradient, dy, x, weight, case.stride, (case.padding,) * 2, case.transposed),
+        "library": partial(_by_library, dy, x, weight, case),
+        "forward": forward,
+    }
+    ours, theirs = (contestants[name]() for name in ("fastgan", "library"))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4 * theirs.abs().max().item())
+    clock = measure.WallClock(torch.device("cpu"))
+    timings = measure.alternate(contestants, clock, SECONDS)
+    positions = (x if case.transposed else dy).shape
+    operations = 2 * positions[0] * positions[2] * positions[3] * weight.numel()
+    kind = f"{case.kernel}x{case.kernel}" + (f" stride {case.stride}" if case.stride > 1 else "")
+    return {
+        "operation": report.WEIGHT_GRADIENT,
+        "form": f"{kind} transposed" if case.transposed else kind,
+        "arch": model,
+        "shape": f"{case.n}x{case.i}x{case.side}x{case.side} to {case.o}",
+        "dtype": "fp32",
+        **{f"{name}_ms": timing.seconds * 1e3 for name, timing in timings.items()},
+        "vs_library": timings["fastgan"].times_faster_than(timings["library"]),
+        "gflop_per_s": operations / timings["fastgan"].seconds / 1e9,
+        "share_of_product": operations / timings["fastgan"].seconds / measure.matrix_rate(torch.float32),
+        "rounds": len(timings["fastgan"].rounds),
+        "isa": extension.module().cpu_isa(),
+        "notes": "",
+        **measure.machine(),
+    }
+
+
+def _by_library(dy: Tensor, x: Tensor, weight: Tensor, case: Case) -> Tensor:
+    stride, padding, one = ([number] * 2 for number in (case.stride, case.padding, 1))
+    return torch.ops.aten.convolution_backward(
+        dy, x, weight, None, stride, padding, one, case.transposed, [0, 0], 1, [False, True, False]
+    )[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Gradients of convolutions' weights beside the library's, on a CPU.")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as well")
+    path = parser.parse_args().json
+    rows = [run(model, case) for model, cases in CASES.items() for case in cases]
+    print(*report.lines(rows), sep="\n")
+    if path:
+        path.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -24,6 +24,7 @@ from fastgan.ops import (
     upsample_conv2d,
 )
 from fastgan.ops.arithmetic import computes_in_fp16, to_arithmetic
+from fastgan.ops.convolution import filtered_conv2d
 from fastgan.ops.instance_norm import slope_of
 from fastgan.ops.noise_bias_act import slope_below_zero
 from fastgan.ops.upfirdn2d import BILINEAR, taps, upfirdn2d
@@ -148,7 +149,7 @@ class EqualizedConv2d(nn.Module):
         if kernel_size == 1:
             return conv2d(upfirdn2d(x, self.resample_filter, down=2, padding=(1, 1, 1, 1)), weight)
         pad = 1 + kernel_size // 2
-        return conv2d(upfirdn2d(x, self.resample_filter, padding=(pad,) * 4), weight, stride=2)
+        return filtered_conv2d(x, weight, self.resample_filter, filter_padding=(pad,) * 4, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in_channels, H, W] to [N, out_channels, H / down, W / down]."""

@@ -6,8 +6,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastgan.ops import conv2d, conv_transpose2d, gradients_of_inputs
+from fastgan.ops import conv2d, conv_transpose2d, gradients_of_inputs, upfirdn2d
+from fastgan.ops.convolution import filtered_conv2d
 from fastgan.ops.layout import is_channels_last
+from tests import backends
 
 PAIRS = {"conv2d": (conv2d, F.conv2d), "conv_transpose2d": (conv_transpose2d, F.conv_transpose2d)}
 CASES = [
@@ -202,3 +204,106 @@ def test_nothing_is_lost_without_images(pair):
     assert got.shape == expected.shape
     got.sum().backward()
     assert not weight.grad.any()
+
+
+# Behind a filter -----------------------------------------------------------------------------------------------------
+
+
+def by_parts(x, weight, taps, *, filter_padding, stride):
+    return conv2d(upfirdn2d(x, taps, padding=filter_padding), weight, stride=stride)
+
+
+def filtered_case(dtype=torch.float64, size=6):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, size, size + 1, dtype=dtype).to(memory_format=torch.channels_last).requires_grad_()
+    weight = torch.randn(4, 3, 3, 3, dtype=dtype).to(memory_format=torch.channels_last).requires_grad_()
+    return x, weight, torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=dtype) / 8
+
+
+OPTIONS = {"filter_padding": (2, 2, 1, 2), "stride": 2}
+
+
+def test_filtered_conv2d_is_the_filter_and_the_convolution(backend):
+    x, weight, taps = (t.detach().to(backends.device(backend)) for t in filtered_case())
+    x, weight = x.requires_grad_(), weight.requires_grad_()
+    function = lambda x, weight: filtered_conv2d(x, weight, taps, **OPTIONS)
+    torch.testing.assert_close(function(x, weight), by_parts(x, weight, taps, **OPTIONS))
+    assert torch.autograd.gradcheck(function, (x, weight), fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, (x, weight), fast_mode=True)
+
+
+def test_filtered_conv2d_under_a_penalty():
+    """Also of third order, and where nobody asks for the weight's gradient."""
+    found = []
+    for function in (filtered_conv2d, by_parts):
+        x, weight, taps = filtered_case()
+        y = function(x, weight, taps, **OPTIONS).pow(3)
+        with gradients_of_inputs():
+            (dx,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        (ddx,) = torch.autograd.grad(dx.pow(3).sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(ddx.square().sum(), (x, weight)))
+    for got, expected in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+class Saved:
+    """Bytes that autograd keeps within the block, of what is not `of` itself."""
+
+    def __init__(self, *of):
+        self.known = {t.untyped_storage().data_ptr() for t in of}
+        self.storages = {}
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self._note, lambda t: t)
+
+    def _note(self, t):
+        self.storages[t.untyped_storage().data_ptr()] = t.untyped_storage()
+        return t
+
+    def __enter__(self):
+        self.hooks.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        self.hooks.__exit__(*error)
+        self.bytes = sum(storage.nbytes() for at, storage in self.storages.items() if at not in self.known)
+
+
+def test_filtered_conv2d_keeps_nothing_but_its_arguments():
+    x, weight, taps = filtered_case(torch.float32, size=16)
+    for function in (filtered_conv2d, by_parts):
+        with Saved(x, weight, taps) as saved:
+            function(x, weight, taps, **OPTIONS)
+        assert (saved.bytes < x.nbytes) == (function is filtered_conv2d)
+
+
+@pytest.mark.parametrize("filtered", [False, True], ids=["plain", "filtered"])
+def test_without_a_gradient_of_the_weight_no_image_is_kept(filtered):
+    x, weight, taps = filtered_case(torch.float32, size=16)
+    weight = weight.detach()
+    with Saved(weight, taps) as saved:
+        y = filtered_conv2d(x, weight, taps, **OPTIONS) if filtered else conv2d(x, weight)
+    assert saved.bytes == 0
+    expected = by_parts(x, weight, taps, **OPTIONS) if filtered else F.conv2d(x, weight)
+    torch.testing.assert_close(
+        torch.autograd.grad(y.square().sum(), x)[0], torch.autograd.grad(expected.square().sum(), x)[0]
+    )
+
+
+def test_filtered_conv2d_under_autocast_is_as_by_parts():
+    x, weight, taps = filtered_case(torch.float32)
+    found = []
+    for given in (x, x.detach().bfloat16().requires_grad_()):
+        for function in (filtered_conv2d, by_parts):
+            with torch.autocast("cpu", torch.bfloat16):
+                y = function(given, weight, taps, **OPTIONS)
+            assert y.dtype == torch.bfloat16
+            found.append((y, *torch.autograd.grad(y.float().square().sum(), (given, weight))))
+    for got, expected in zip(found[::2], found[1::2], strict=True):
+        assert all(torch.equal(*both) for both in zip(got, expected, strict=True))
+
+
+def test_filtered_conv2d_says_what_does_not_fit():
+    x, weight, taps = filtered_case()
+    with pytest.raises(ValueError, match="smaller than the filter"):
+        filtered_conv2d(x, weight, taps, filter_padding=(-3, -3, -2, -3), stride=2)
+    with pytest.raises(RuntimeError, match="channels"):
+        filtered_conv2d(x, weight[:, :2], taps, **OPTIONS)

@@ -2,13 +2,16 @@
 
 import math
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench.memory import peak_of
+from bench.memory import TARGETS, peak, peak_of
+from bench.training_step import CASES, Ours, Textbook
 from fastgan import losses, models
 from fastgan.layers import BatchNormAct
 from fastgan.losses import critic_with_grad_norm
@@ -203,6 +206,32 @@ def test_a_layout_change_is_found():
         torch.randn(8, 8, 8, 8).contiguous(memory_format=torch.channels_last)
         torch.nn.functional.conv2d(torch.randn(8, 8, 8, 8), torch.randn(8, 8, 3, 3))
     assert len(changes.found) == 3
+
+
+# Memory --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_step_needs_less_memory_than_a_textbooks():
+    """At the peak over steps of every kind."""
+    small = {"channel_base": 1024, "channel_max": 64, "z_dim": 64, "mapping_layers": 2}
+    case = replace(CASES["stylegan2"], network=CASES["stylegan2"].network | small, batch=8)
+    ours = peak(partial(Ours, case, False), case)
+    theirs = peak(partial(Textbook, case, "scaled", torch.channels_last), case)
+    assert ours < TARGETS["fp32", "fp32"] * theirs
+
+
+def test_images_that_are_drawn_again_are_the_same():
+    """With a penalty that not every step has, the generator's phase draws them anew: in as many steps, the same
+    gradients as where every step has it. (Twice the strength every second time; and a critic that all but stands.)"""
+    found = []
+    for gamma, interval in ((2.0, 1), (1.0, 2)):
+        step, state = a_step("stylegan2", {"r1_gamma": gamma, "r1_interval": interval}, lr_d=1e-30, style_mixing=0.9)
+        calls = []
+        state.generator.register_forward_hook(lambda *_, calls=calls: calls.append(torch.is_grad_enabled()))
+        step(images(4), None)
+        assert calls == ([True] if interval == 1 else [False, True])
+        found.append((gradients(state.critic), gradients(state.generator)))
+    torch.testing.assert_close(*found)
 
 
 # Blocks that are computed again -------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from fastgan.ops import weight_gradient
 from fastgan.ops.arithmetic import arithmetic_dtype
 from fastgan.ops.layout import channels_last, is_channels_last
+from fastgan.ops.upfirdn2d import LowPass, upfirdn2d
 
 
 class _Geometry(NamedTuple):
@@ -61,6 +62,34 @@ def conv_transpose2d(
     Args: as `conv2d`, but weight is [I, O, kh, kw].
     """
     return _convolution(x, weight, bias, stride, padding, transposed=True)
+
+
+def filtered_conv2d(
+    x: Tensor, weight: Tensor, taps: Tensor, *, filter_padding: tuple[int, int, int, int], stride: int
+) -> Tensor:
+    """`conv2d(upfirdn2d(x, taps, padding=filter_padding), weight, stride=stride)`, with `x` kept and nothing else.
+
+    What the filter makes of it is made again for the gradient of the weight. That spares the memory of an image where
+    `x` is kept anyway, as the result of an activation is, and costs a pass.
+
+    Args:
+        x: [N, I, H, W].
+        weight: [O, I, kh, kw], in the dtype of `x` unless autocast is on.
+        taps, filter_padding: see `upfirdn2d`.
+        stride: in both dimensions.
+
+    Returns:
+        [N, O, ...]. Differentiable any number of times in x and weight.
+
+    Raises ValueError as `upfirdn2d`, RuntimeError as PyTorch's convolution, where shapes or dtypes do not fit.
+    """
+    needs_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    converted = _autocast(x)[0].dtype != x.dtype  # the smaller of the two is what comes behind the filter
+    if not needs_grad or converted or taps.requires_grad or torch.compiler.is_compiling():
+        return conv2d(upfirdn2d(x, taps, padding=filter_padding), weight, stride=stride)
+    x, low_pass = LowPass.of(x, taps, filter_padding)
+    geometry = _Geometry(stride, (0, 0), False, weight_gradient.why_not(x.device) is None)
+    return _ConvolveFiltered.apply(x, *_autocast(weight), low_pass, geometry, _is_of_parameter(weight))
 
 
 @contextmanager
@@ -220,9 +249,9 @@ def _shifts(kernel: list[int], size: list[int], padding: tuple[int, int]):
 class _Convolve(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, geometry, of_parameter):
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         ctx.set_materialize_grads(False)
-        ctx.call = geometry, of_parameter
+        ctx.call = geometry, of_parameter, _Kind.of(x)
         return _convolve(x, weight, bias, geometry)
 
     @staticmethod
@@ -230,7 +259,8 @@ class _Convolve(torch.autograd.Function):
         if dy is None:
             return None, None, None, None, None
         x, weight = ctx.saved_tensors
-        geometry, of_parameter = ctx.call
+        geometry, of_parameter, kind = ctx.call
+        x = kind.empty() if x is None else x
         of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
         if not torch.is_grad_enabled():
             return *_gradients(dy, x, weight, geometry, (of_x, of_weight, of_bias)), None, None
@@ -238,6 +268,52 @@ class _Convolve(torch.autograd.Function):
         dx = _Back.apply(dy, weight, x.detach(), geometry) if of_x else None
         dw = _Outer.apply(x, dy, weight.detach(), geometry) if of_weight else None
         return dx, dw, dy.sum((0, 2, 3)) if of_bias else None, None, None
+
+
+class _ConvolveFiltered(torch.autograd.Function):
+    """The convolution of what a filter makes of x, which is made again for the gradient of the weight."""
+
+    @staticmethod
+    def forward(ctx, x, weight, low_pass, geometry, of_parameter):
+        filtered = low_pass(x)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
+        ctx.set_materialize_grads(False)
+        ctx.call = low_pass, geometry, of_parameter, x.shape, _Kind.of(filtered)
+        return _convolve(filtered, weight, None, geometry)
+
+    @staticmethod
+    def backward(ctx, dy):
+        if dy is None:
+            return None, None, None, None, None
+        x, weight = ctx.saved_tensors
+        low_pass, geometry, of_parameter, shape, kind = ctx.call
+        of_x, of_weight = ctx.needs_input_grad[:2]
+        of_weight = of_weight and not (torch.is_grad_enabled() and of_parameter and _inputs_only)
+        filtered = low_pass(x) if of_weight else kind.empty()
+        if torch.is_grad_enabled():
+            dfiltered = _Back.apply(dy, weight, filtered.detach(), geometry) if of_x else None
+            dw = _Outer.apply(filtered, dy, weight.detach(), geometry) if of_weight else None
+        else:
+            dfiltered, dw, _ = _gradients(dy, filtered, weight, geometry, (of_x, of_weight, False))
+        del filtered  # before there is one image more
+        return low_pass.adjoint(dfiltered, shape) if of_x else None, dw, None, None, None
+
+
+class _Kind(NamedTuple):
+    """What a tensor was like whose numbers are not needed any more."""
+
+    shape: torch.Size
+    channels_last: bool
+    dtype: torch.dtype
+    device: torch.device
+
+    @staticmethod
+    def of(x: Tensor) -> "_Kind":
+        return _Kind(x.shape, is_channels_last(x), x.dtype, x.device)
+
+    def empty(self) -> Tensor:
+        memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
+        return torch.empty(self.shape, dtype=self.dtype, device=self.device, memory_format=memory_format)
 
 
 class _Back(torch.autograd.Function):

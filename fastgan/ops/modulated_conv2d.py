@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastgan.ops.arguments import check_activation, check_parameter
 from fastgan.ops.arithmetic import computes_in_fp16, to_arithmetic
-from fastgan.ops.convolution import conv2d, conv_transpose2d
+from fastgan.ops.convolution import conv2d, conv_transpose2d, filtered_conv2d
 from fastgan.ops.filtered_noise_bias_act import filtered_noise_bias_act
 from fastgan.ops.layout import weight_like
 from fastgan.ops.noise_bias_act import noise_bias_act
@@ -196,4 +196,4 @@ def _downsampled(x: Tensor, weight: Tensor, pads: tuple[int, int], taps: Tensor)
     around = (left, right, pads[0] + (rows - 1) // 2, pads[0] + (rows - 2) // 2)
     if weight.shape[2:].numel() == 1:
         return conv2d(upfirdn2d(x, taps, down=2, padding=around), weight)
-    return conv2d(upfirdn2d(x, taps, padding=around), weight, stride=2)
+    return filtered_conv2d(x, weight, taps, filter_padding=around, stride=2)

@@ -206,3 +206,25 @@ class Upfirdn2d(LinearOperation):
     @staticmethod
     def prepare_gradient(grad, options):
         return grad.contiguous(memory_format=torch.channels_last if options.channels_last else torch.contiguous_format)
+
+
+class LowPass(NamedTuple):
+    """A filter without resampling, decided on once: on what backend and in which layout, whoever calls it later."""
+
+    backend: str
+    taps: Tensor
+    options: Options
+
+    @staticmethod
+    def of(x: Tensor, taps: Tensor, padding: tuple[int, int, int, int]) -> tuple[Tensor, "LowPass"]:
+        """The image as the filter takes it, and the filter; ValueError as of `upfirdn2d`."""
+        x, taps, options = checked("upfirdn2d", x, taps, 1, 1, padding, 1.0, False)
+        return x, LowPass(backends.choose("upfirdn2d", x.device), taps, options)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return Upfirdn2d.apply(self.backend, (x, self.taps), self.options)
+
+    def adjoint(self, grad: Tensor, shape: torch.Size) -> Tensor:
+        """From the gradient of the result to that of an image of a `shape`."""
+        grad = Upfirdn2d.prepare_gradient(grad, self.options)
+        return Upfirdn2d.apply(self.backend, (grad, self.taps), adjoint(shape, self.taps, self.options))

@@ -139,12 +139,13 @@ class Step:
     """Makes the steps of a training: calling it with a batch makes one, and counts it in `state`.
 
     A step trains the critic; every `critic_steps`-th one trains the generator and moves the average. The generator
-    learns from the very images that the critic has just seen.
+    learns from the very images that the critic has just seen, and draws them once; but twice in steps with a penalty
+    that not every step has. Those need the most memory, and get that of the generator's graph.
 
     With `--batch-gpu` a batch is split into micro-batches. Their gradients add up to those of the batch where samples
     are independent of each other; batch norm and minibatch stddev see one micro-batch at a time. The generator's phase
-    then draws its images again: to keep the graphs of all of them from the critic's phase would need the memory of the
-    whole batch.
+    then draws its images again as well: to keep the graphs of all of them from the critic's phase would need the memory
+    of the whole batch.
 
     Several processes share the micro-batches of a step. Each micro-batch has random numbers of its own, so the same
     micro-batches make the same step, but for rounding, in one process or in many.
@@ -257,12 +258,13 @@ class Step:
         In a captured graph it is done again without any of this code. So nothing here hangs on numbers of `state`, but
         on `kind`, on tensors, and on `_numbers`; and nothing here changes but tensors.
         """
-        state = self.state
         with self.averages.step():
             parts = self._micro_batches(real, label)
-            keeps_graph = kind.trains_generator and len(parts) == 1
-
-            state.optimizer_d.zero_grad(set_to_none=True)
+            # Within a captured graph the same images could not be drawn again: there random numbers go on.
+            sparing = kind.penalizes and self.terms.r1_interval > 1 and self._graphs is None
+            keeps_graph = kind.trains_generator and len(parts) == 1 and not sparing
+            for optimizer in self._optimizers.values():  # of both: the critic's phase needs the most memory
+                optimizer.zero_grad(set_to_none=True)
             real_logits, places = [], []
             for part in parts:
                 self._random.begin(part.number)
@@ -273,7 +275,6 @@ class Step:
             self._update_critic(torch.cat(real_logits))
 
             if kind.trains_generator:
-                state.optimizer_g.zero_grad(set_to_none=True)
                 lengths = []
                 for part, place in zip(parts, places, strict=True):
                     if not keeps_graph:  # the same images again

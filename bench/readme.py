@@ -7,7 +7,7 @@ compares, and refuses figures elsewhere.
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -15,6 +15,7 @@ README = ROOT / "README.md"
 RESULTS = ROOT / "bench" / "results"
 PLOT = ROOT / "docs" / "speed.png"
 
+MACHINES = ("cpu_avx512", "cpu_avx2")  # as the results are named
 NAMES = {"stylegan2": "StyleGAN2", "pggan": "PGGAN, WGAN-GP", "dcgan": "DCGAN, upsampling variant"}
 MEASURED = re.compile(r"(<!-- measured: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 FIGURE = re.compile(r"\d(?:\.\d+)? ?(?:%|x\b|ms\b|s\b|min\b|GB/s|images/s|times\b)")
@@ -42,24 +43,28 @@ What that command made in {minutes} min {seconds} s on {_machine(about)}.
 
 def speed() -> str:
     """Of whole training steps, and their memory."""
-    steps, memory = _by_arch("training_step_cpu_avx512.json"), _by_arch("memory_cpu_avx512.json")
-    lines = []
-    for arch, rows in steps.items():
-        own, amp = rows["fp32"], rows["bf16"]
-        share = f"{memory[arch]['bf16']['of_textbook_fp32']:.0%}" if arch in memory else "-"
+    lines, machines = [], {}
+    for arch, rows, memory in _steps():
+        own, amp = rows["fp32"], rows.get("bf16")
+        machines[_machine(own)] = None
+        of_compile = [_times(row["vs_compile"]) for row in (own, amp) if row]
+        shares = [
+            f"{memory[dtype]['of_textbook_fp32']:.0%}" if dtype in memory else "-"
+            for dtype, row in (("fp32", own), ("bf16", amp))
+            if row
+        ]
         lines.append(
-            f"| {NAMES[arch]}, {own['shape']} | {_times(own['vs_textbook'])} | {_times(amp['vs_textbook'])} "
-            f"| {_times(own['vs_compile'])}, {_times(amp['vs_compile'])} | {share} |"
+            f"| {NAMES[arch]}, {own['shape']} | {own['instructions']} | {_times(own['vs_textbook'])} "
+            f"| {_times(amp and amp['vs_textbook'])} | {', '.join(of_compile)} | {', '.join(shares)} |"
         )
-    about = next(iter(steps.values()))["fp32"]
     return f"""
 A whole training step, lazy penalties included, beside the same networks as plain PyTorch, written the usual way; of
-StyleGAN2's modulation the faster of its two common forms. On {_machine(about)}
+StyleGAN2's modulation the faster of its two common forms. On {" and ".join(machines)}
 (`python -m bench.training_step`, `python -m bench.memory`; [bench/README.md](bench/README.md) says how):
 
-| images a step | times as fast, fp32 | `--amp` (bf16) against fp32 | against `torch.compile`, fp32 and bf16 \
-| peak memory, `--amp` against fp32 |
-| --- | --- | --- | --- | --- |
+| images a step | CPU | times as fast, fp32 | `--amp` (bf16) against fp32 | against `torch.compile`, fp32 and bf16 \
+| peak memory of fp32's, fp32 and `--amp` |
+| --- | --- | --- | --- | --- | --- |
 {chr(10).join(lines)}
 
 ![Bars: how many times as fast as plain PyTorch each family trains]({PLOT.relative_to(ROOT)})
@@ -76,11 +81,11 @@ def plot(path: Path = PLOT) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    steps = _by_arch("training_step_cpu_avx512.json")
+    steps = [(arch, rows) for arch, rows, _ in _steps()]
     bars = {"torch.compile, fp32": [], "fastgan, fp32": [], "torch.compile, bf16": [], "fastgan, bf16 (--amp)": []}
-    for rows in steps.values():
+    for _, rows in steps:
         for dtype, ours in (("fp32", "fastgan, fp32"), ("bf16", "fastgan, bf16 (--amp)")):
-            row = rows[dtype]
+            row = rows.get(dtype, {"vs_textbook": 0, "vs_compile": 0})
             bars[ours].append(row["vs_textbook"])
             bars[f"torch.compile, {dtype}"].append(row["vs_textbook"] / row["vs_compile"] if row["vs_compile"] else 0)
     figure, axes = pyplot.subplots(figsize=(8, 3.4), layout="constrained")
@@ -92,14 +97,19 @@ def plot(path: Path = PLOT) -> None:
     axes.axhline(1, color="black", linewidth=0.8, zorder=0)
     axes.set_xlim(-0.5, len(steps) - 0.15)  # room for what the line is
     axes.text(1, 1.03, "plain PyTorch,\neager, fp32 ", fontsize=8, ha="right", transform=axes.get_yaxis_transform())
-    axes.set_xticks(range(len(steps)), [f"{NAMES[arch]}\n{rows['fp32']['shape']}" for arch, rows in steps.items()])
+    axes.set_xticks(range(len(steps)), [_label(arch, rows["fp32"]) for arch, rows in steps])
     axes.set_ylabel("times as fast")
-    about = next(iter(steps.values()))["fp32"]
-    axes.set_title(f"A training step on {_machine(about)}", fontsize=10)
+    axes.set_title(
+        "A training step on " + " and ".join({_machine(rows["fp32"]): None for _, rows in steps}), fontsize=9
+    )
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
+
+
+def _label(arch: str, row: dict) -> str:
+    return "\n".join([*NAMES[arch].split(", "), row["shape"], row["instructions"]])
 
 
 def rendered(text: str) -> str:
@@ -117,6 +127,14 @@ def figures_elsewhere(text: str) -> list[str]:
 def _read(name: str):
     path = RESULTS / name
     return json.loads(path.read_text()) if path.exists() else []
+
+
+def _steps() -> Iterator[tuple[str, dict[str, dict], dict[str, dict]]]:
+    """What was measured of training steps: architecture, rows by dtype, and those of its memory."""
+    for machine in MACHINES:
+        memory = _by_arch(f"memory_{machine}.json")
+        for arch, rows in _by_arch(f"training_step_{machine}.json").items():
+            yield arch, rows, memory.get(arch, {})
 
 
 def _by_arch(name: str) -> dict[str, dict[str, dict]]:

@@ -49,11 +49,19 @@ def in_autograd(loops: ctypes.CDLL, from_output: bool) -> Callable[..., Tensor]:
     return lambda x, **others: _InAutograd.apply(loops, from_output, x, *others.values())
 
 
+def copies_in_autograd(loops: ctypes.CDLL) -> Callable[..., Tensor]:
+    """A differentiable function that reads x and writes y, then reads dy and writes dx: no operation reads and writes
+    less, whatever it keeps."""
+    return lambda x, **others: _InAutograd.apply(loops, None, x, *others.values())
+
+
 class _InAutograd(torch.autograd.Function):
+    """`from_output` is None where the backward pass reads nothing but dy."""
+
     @staticmethod
     def forward(ctx, loops, from_output, x, *others):
         y = _forward(loops, x)
-        ctx.save_for_backward(y if from_output else x, *others)
+        ctx.save_for_backward(None if from_output is None else y if from_output else x, *others)
         ctx.loops = loops
         return y
 
@@ -62,7 +70,8 @@ class _InAutograd(torch.autograd.Function):
         kept, *others = ctx.saved_tensors
         needed = ctx.needs_input_grad[3:]
         grads = [torch.empty_like(t) if need else None for t, need in zip(others, needed, strict=True)]
-        return None, None, _backward(ctx.loops, dy, kept), *grads
+        dx = _forward(ctx.loops, dy) if kept is None else _backward(ctx.loops, dy, kept)
+        return None, None, dx, *grads
 
 
 def _forward(loops: ctypes.CDLL, x: Tensor) -> Tensor:

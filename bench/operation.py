@@ -151,6 +151,7 @@ def run(case: Case) -> tuple[dict[str, dict], dict[str, Callable[[], object]]]:
                 bare_loop.forward_backward, loops, inputs.x.detach(), inputs.dy, from_output
             )
             contestants["in autograd"] = partial(inputs.train, bare_loop.in_autograd(loops, from_output))
+            contestants["copies in autograd"] = partial(inputs.train, bare_loop.copies_in_autograd(loops))
         else:
             notes.append(f"bare loop: {problem}")
     forward = {name: partial(inputs.forward, form.fused, name if form.operation else None) for name in ours}
@@ -195,6 +196,7 @@ def _row(case: Case, backend: str, inputs: Inputs, both: dict, alone: dict, note
         row[f"vs_{key}"] = ours.times_faster_than(other) if other else None
     if "in autograd" in both:
         row["bare_loop_in_autograd"] = both["in autograd"].times_faster_than(both["bare loop"])
+        row["copies_in_autograd"] = both["copies in autograd"].times_faster_than(both["bare loop"])
     row["forward_ms"] = alone[backend].seconds * 1e3
     row["forward_vs_eager"] = alone[backend].times_faster_than(alone["eager"])
     if form.kept is not None:

@@ -63,7 +63,7 @@ StyleGAN2's modulation the faster of its two common forms. On {" and ".join(mach
 (`python -m bench.training_step`, `python -m bench.memory`; [bench/README.md](bench/README.md) says how):
 
 | images a step | CPU | times as fast, fp32 | `--amp` (bf16) against fp32 | against `torch.compile`, fp32 and bf16 \
-| peak memory of fp32's, fp32 and `--amp` |
+| peak memory beside its fp32, fp32 and `--amp` |
 | --- | --- | --- | --- | --- | --- |
 {chr(10).join(lines)}
 

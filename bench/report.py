@@ -41,6 +41,7 @@ COLUMNS: tuple[tuple[str, str, Callable[[object], str]], ...] = (
     ("vs with compile", "vs_with_compile", TIMES),
     ("of bare loop", "vs_bare_loop", PERCENT),
     ("bare in autograd", "bare_loop_in_autograd", PERCENT),
+    ("copies in autograd", "copies_in_autograd", PERCENT),
     ("vs library", "vs_library", TIMES),
     ("forward", "forward_ms", MILLISECONDS),
     ("vs eager", "forward_vs_eager", TIMES),

@@ -140,7 +140,8 @@ class Step:
 
     A step trains the critic; every `critic_steps`-th one trains the generator and moves the average. The generator
     learns from the very images that the critic has just seen, and draws them once; but twice in steps with a penalty
-    that not every step has. Those need the most memory, and get that of the generator's graph.
+    that not every step has. Those need the most memory, and get that of the generator's graph. (What a generator
+    averages over its calls, as of batch norm or of w, sees the images twice then.)
 
     With `--batch-gpu` a batch is split into micro-batches. Their gradients add up to those of the batch where samples
     are independent of each other; batch norm and minibatch stddev see one micro-batch at a time. The generator's phase

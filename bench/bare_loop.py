@@ -50,8 +50,8 @@ def in_autograd(loops: ctypes.CDLL, from_output: bool) -> Callable[..., Tensor]:
 
 
 def copies_in_autograd(loops: ctypes.CDLL) -> Callable[..., Tensor]:
-    """A differentiable function that reads x and writes y, then reads dy and writes dx: no operation reads and writes
-    less, whatever it keeps."""
+    """A differentiable function that reads x and writes y, then reads dy and writes dx, by plain loops: no operation
+    reads and writes less, whatever it keeps."""
     return lambda x, **others: _InAutograd.apply(loops, None, x, *others.values())
 
 

@@ -52,6 +52,17 @@ CASES = {
     ],
     "default": [Case(64, 16, 16, 32), Case(64, 32, 32, 16), Case(64, 64, 64, 8), Case(64, 16, 32, 32, 4, 2)],
     "DCGAN": [Case(64, 128, 128, 8, 4, 2, True), Case(64, 128, 64, 16, 4, 2, True), Case(64, 16, 32, 16, 3, 2)],
+    # Few channels, panels that are not full, small images and large ones; the first two are left to the library.
+    "limits": [
+        Case(32, 8, 16, 32),
+        Case(16, 17, 32, 32),
+        Case(16, 24, 24, 32),
+        Case(32, 16, 8, 32),
+        Case(64, 16, 8, 32, 4, 2),
+        Case(16, 16, 16, 4),
+        Case(4, 32, 32, 128),
+        Case(2, 64, 64, 256),
+    ],
 }
 
 

@@ -242,4 +242,7 @@ def test_doctor_reports_every_operation():
         assert found["operations"][operation]["cpu"]["in_use"]
     text = doctor.describe(found)
     assert all(operation in text for operation in backends.OPERATIONS)
+    for reason in (None, "a reason"):
+        text = doctor.describe({**found, "weight_gradient": reason})
+        assert ("not cpp: a reason" in text) == bool(reason)
     assert max(map(len, text.splitlines())) <= 120

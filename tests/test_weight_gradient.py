@@ -143,8 +143,14 @@ def test_a_convolution_in_fp32_has_it(pair):
 @served
 @pytest.mark.parametrize(
     "given",
-    [{"dtype": torch.float64}, {"dtype": torch.bfloat16}, {"memory_format": torch.contiguous_format}, {"channels": 7}],
-    ids=["fp64", "bf16", "NCHW", "few channels"],
+    [
+        {"dtype": torch.float64},
+        {"dtype": torch.bfloat16},
+        {"memory_format": torch.contiguous_format},
+        {"channels": 7},
+        {"channels": 17},
+    ],
+    ids=["fp64", "bf16", "NCHW", "few channels", "half a panel"],
 )
 def test_others_have_the_librarys(pair, given):
     ours, torchs = pair

@@ -1,8 +1,8 @@
 """Gradients of weights by our kernel, beside the library's: `python -m bench.weight_gradient [--json FILE]`.
 
-For CPUs, in fp32. The kernel is called whatever instruction set is in use: whether it has a part in training there
-(`fastgan.ops.weight_gradient`) is what this decides. Beside both stands the same convolution forward, of as many
-operations.
+For CPUs, in fp32, and in bf16 where there are instructions for it. The kernel is called whatever instruction set is in
+use: whether it has a part in training there (`fastgan.ops.weight_gradient`) is what this decides. Beside both stands
+the same convolution forward, of as many operations.
 """
 
 import argparse
@@ -66,10 +66,10 @@ CASES = {
 }
 
 
-def run(model: str, case: Case) -> dict:
+def run(model: str, case: Case, dtype: torch.dtype) -> dict:
     """A row for the report. Raises AssertionError where the two differ."""
     torch.manual_seed(0)
-    channels_last = partial(torch.Tensor.to, memory_format=torch.channels_last)
+    channels_last = partial(torch.Tensor.to, dtype=dtype, memory_format=torch.channels_last)
     x = channels_last(torch.randn(case.n, case.i, case.side, case.side))
     shape = (case.i, case.o) if case.transposed else (case.o, case.i)
     weight = channels_last(torch.randn(*shape, case.kernel, case.kernel))
@@ -82,7 +82,8 @@ def run(model: str, case: Case) -> dict:
         "forward": forward,
     }
     ours, theirs = (contestants[name]() for name in ("fastgan", "library"))
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4 * theirs.abs().max().item())
+    rounding = {torch.float32: 0.0, torch.bfloat16: 2.0**-7}[dtype]  # of the results, one way or the other
+    torch.testing.assert_close(ours, theirs, rtol=rounding, atol=1e-4 * theirs.abs().max().item())
     clock = measure.WallClock(torch.device("cpu"))
     timings = measure.alternate(contestants, clock, SECONDS)
     positions = (x if case.transposed else dy).shape
@@ -93,11 +94,11 @@ def run(model: str, case: Case) -> dict:
         "form": f"{kind} transposed" if case.transposed else kind,
         "arch": model,
         "shape": f"{case.n}x{case.i}x{case.side}x{case.side} to {case.o}",
-        "dtype": "fp32",
+        "dtype": {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype],
         **{f"{name}_ms": timing.seconds * 1e3 for name, timing in timings.items()},
         "vs_library": timings["fastgan"].times_faster_than(timings["library"]),
         "gflop_per_s": operations / timings["fastgan"].seconds / 1e9,
-        "share_of_product": operations / timings["fastgan"].seconds / measure.matrix_rate(torch.float32),
+        "share_of_product": operations / timings["fastgan"].seconds / measure.matrix_rate(dtype),
         "rounds": len(timings["fastgan"].rounds),
         "isa": extension.module().cpu_isa(),
         "notes": "",
@@ -116,7 +117,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Gradients of convolutions' weights beside the library's, on a CPU.")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as well")
     path = parser.parse_args().json
-    rows = [run(model, case) for model, cases in CASES.items() for case in cases]
+    dtypes = (torch.float32, torch.bfloat16) if measure.has_bf16() else (torch.float32,)
+    rows = [run(model, case, dtype) for dtype in dtypes for model, cases in CASES.items() for case in cases]
     print(*report.lines(rows), sep="\n")
     if path:
         path.write_text(json.dumps(rows, indent=1) + "\n")

@@ -3,4 +3,4 @@
 // an extension of another number.
 #pragma once
 
-#define FASTGAN_ABI 5
+#define FASTGAN_ABI 6

@@ -102,9 +102,13 @@ inline V all(int value) {
     return all<V>((double)value);
 }
 inline VUint all_bits(uint32_t value) {
-    VUint v;
-    for (int i = 0; i < lanes<VFloat>(); ++i) v[i] = value;
-    return v;
+#if defined(__AVX512F__)
+    return (VUint)_mm512_set1_epi32((int)value);
+#elif defined(__AVX2__)
+    return (VUint)_mm256_set1_epi32((int)value);
+#else
+    return VUint{value, value, value, value};
+#endif
 }
 
 // Of all lanes, by halves.

@@ -6,19 +6,19 @@
 // of a transposed one they are its input and the gradient of its output.
 #pragma once
 
-#include <stdint.h>
+#include "types.h"
 
 namespace fastgan {
 
-// One call. All numbers are floats.
+// One call. All numbers are of `dtype`, float32 or bfloat16; sums are of float.
 struct WeightGradientCall {
+    Dtype dtype;
     int64_t n, a, b;                   // samples, channels of `small`, channels of `large`
     int64_t height, width;             // of `small`
     int64_t large_height, large_width;
     int64_t kh, kw, stride, top, left;
-    const float *small, *large;
-    float* dw;
-    void* workspace;
+    const void *small, *large;
+    void *dw, *workspace;
 };
 
 }  // namespace fastgan

@@ -155,7 +155,7 @@ class WeightGradient(Protocol):
     It is a sum over products of `small` [N, A, h, w] and `large` [N, B, H, W], which is zero outside of itself. With
     one pixel of the former go `stride` of the latter, and those of the first begin `top` and `left` of it. Of a
     convolution `small` is the gradient of its output and `large` its input; of a transposed one it is the other way
-    round. All are fp32, dense, in channels_last, and have elements.
+    round. All are fp32, or all bf16; dense, in channels_last, and with elements. Sums are fp32.
     """
 
     def forward(self, dw: Tensor, small: Tensor, large: Tensor, stride: int, top: int, left: int) -> None: ...

@@ -34,18 +34,22 @@ CASES = [
 ]
 
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+dtypes = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+
+
 @pytest.fixture(params=["cpp-baseline", "cpp-avx2", "cpp-avx512"])
 def launcher(request):
     with backends.forced(request.param):
         yield fastgan_kernels.BACKENDS["cpp"].launchers("weight_gradient").forward
 
 
-def tensors(n, a, b, size, kernel, stride, padding):
-    """The two images, and what their sizes need."""
+def tensors(dtype, n, a, b, size, kernel, stride, padding):
+    """The two images."""
     torch.manual_seed(0)
     large = [(side - 1) * stride + k - 2 * pad for side, k, pad in zip(size, kernel, padding, strict=True)]
     assert min(large) > 0
-    return torch.randn(n, a, *size).to(memory_format=NHWC), torch.randn(n, b, *large).to(memory_format=NHWC)
+    return tuple(torch.randn(n, c, *sides).to(dtype, memory_format=NHWC) for c, sides in ((a, size), (b, large)))
 
 
 def by_library(small, large, kernel, stride, padding):
@@ -53,36 +57,54 @@ def by_library(small, large, kernel, stride, padding):
     return torch.autograd.grad(F.conv2d(large, weight, stride=stride, padding=padding), weight, small)[0]
 
 
+@dtypes
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_is_as_exact_as_the_librarys(case, launcher, unwritten_is_nan):
+def test_is_as_exact_as_the_librarys(case, dtype, launcher, unwritten_is_nan):
     n, a, b, size, *geometry = case
-    small, large = tensors(*case)
-    dw = torch.empty(a, b, *geometry[0]).to(memory_format=NHWC)
+    small, large = tensors(dtype, *case)
+    dw = torch.empty(a, b, *geometry[0]).to(dtype, memory_format=NHWC)
     launcher(dw, small, large, geometry[1], *geometry[2])
     reference = by_library(small.double(), large.double(), *geometry)
     plain = by_library(small, large, *geometry)
-    assert_as_good_as_plain(dw, plain, reference, torch.float32, "dw", summed=n * size[0] * size[1])
+    summed = n * size[0] * size[1] if dtype == torch.float32 else 0  # sums are fp32: what bf16 rounds is the result
+    assert_as_good_as_plain(dw, plain, reference, dtype, "dw", summed=summed)
 
 
-def test_the_larger_image_may_have_what_no_tap_comes_to(launcher):
+@dtypes
+def test_the_larger_image_may_have_what_no_tap_comes_to(dtype, launcher):
     """With a stride of 2 the last column of an image of odd width may belong to none."""
     torch.manual_seed(0)
-    small = torch.randn(2, 8, 4, 4).to(memory_format=NHWC)
-    large = torch.randn(2, 16, 10, 10).to(memory_format=NHWC)
-    assert F.conv2d(large, torch.zeros(8, 16, 3, 3), stride=2).shape == small.shape
-    dw = torch.empty(8, 16, 3, 3).to(memory_format=NHWC)
+    small = torch.randn(2, 8, 4, 4).to(dtype, memory_format=NHWC)
+    large = torch.randn(2, 16, 10, 10).to(dtype, memory_format=NHWC)
+    assert F.conv2d(large, torch.zeros(8, 16, 3, 3, dtype=dtype), stride=2).shape == small.shape
+    dw = torch.empty(8, 16, 3, 3).to(dtype, memory_format=NHWC)
     launcher(dw, small, large, 2, 0, 0)
-    torch.testing.assert_close(dw, by_library(small, large, (3, 3), 2, (0, 0)), rtol=1e-4, atol=1e-4)
+    reference = by_library(small.float(), large.float(), (3, 3), 2, (0, 0))
+    rounding = 0 if dtype == torch.float32 else 2**-8
+    torch.testing.assert_close(dw.float(), reference, rtol=rounding + 1e-4, atol=1e-4)
 
 
-def test_its_bits_do_not_depend_on_threads_or_chance(launcher):
-    case = (8, 48, 64, (16, 16), (3, 3), 1, (1, 1))
-    small, large = tensors(*case)
+@dtypes
+def test_a_value_that_is_not_finite_stays_with_its_taps(dtype, launcher):
+    """Pixels are added up in pairs, and where an image has no partner zeros are: neither may spread an infinity."""
+    small, large = tensors(dtype, 3, 16, 16, (16, 16), (3, 3), 1, (0, 0))
+    large[2, 5, 0, 0] = torch.inf  # seen by the first tap alone
+    dw = torch.empty(16, 16, 3, 3).to(dtype, memory_format=NHWC)
+    launcher(dw, small, large, 1, 0, 0)
+    expected = torch.zeros(16, 16, 3, 3, dtype=torch.bool)
+    expected[:, 5, 0, 0] = True
+    assert torch.equal(~dw.isfinite(), expected)
+
+
+@dtypes
+def test_its_bits_do_not_depend_on_threads_or_chance(dtype, launcher):
+    case = (8, 48, 160, (16, 16), (3, 3), 1, (1, 1))
+    small, large = tensors(dtype, *case)
     results, before = [], torch.get_num_threads()
     try:
         for threads in (1, 2, 3, 2):
             torch.set_num_threads(threads)
-            results.append(torch.empty(48, 64, 3, 3).to(memory_format=NHWC))
+            results.append(torch.empty(48, 160, 3, 3).to(dtype, memory_format=NHWC))
             launcher(results[-1], small, large, 1, 1, 1)
     finally:
         torch.set_num_threads(before)
@@ -138,6 +160,18 @@ def test_a_convolution_in_fp32_has_it(pair):
     for what, *three in zip(("dx", "dw"), got, plain, reference, strict=True):
         assert_as_good_as_plain(*three, torch.float32, what, summed=1024)
     assert got[1].is_contiguous(memory_format=NHWC)
+
+
+def test_with_bf16_instructions_one_in_bf16_has_it():
+    if reason := backends.why_not("cpp-avx512"):
+        pytest.skip(reason)
+    x, weight = images_and_weight(torch.bfloat16)
+    with backends.forced("cpp-avx512"), LibraryGradients() as library:
+        dx, dw = gradients(conv2d, x, weight)
+    assert library.made == 0
+    reference = gradients(F.conv2d, x.double(), weight.double())
+    for what, *three in zip(("dx", "dw"), (dx, dw), gradients(F.conv2d, x, weight), reference, strict=True):
+        assert_as_good_as_plain(*three, torch.bfloat16, what)
 
 
 @served
@@ -223,5 +257,5 @@ def test_every_size_has_a_workspace():
     if extension.why_no_part("cpu"):
         pytest.skip(extension.why_no_part("cpu"))
     workspace = extension.module().weight_gradient_workspace
-    for n, a, b, side in itertools.product((1, 1 << 20), (1, 512), (1, 512), (1, 1024)):
-        assert 0 < workspace(n, a, side, side, b, side, side, 3, 3, 1, 1, 1) < 200 << 20
+    for dtype, n, a, b, side in itertools.product((0, 1), (1, 1 << 20), (1, 512), (1, 512), (1, 1024)):
+        assert 0 < workspace(dtype, n, a, side, side, b, side, side, 3, 3, 1, 1, 1) < 200 << 20

@@ -1,8 +1,11 @@
 """The gradient of a convolution's weight, by a kernel of our own where that is faster than the library's.
 
 On a CPU with AVX2 the library makes most gradients of weights at half to four fifths of the rate of the convolution
-itself: nearly half of the time that wide convolutions take in training (docs/performance.md).
+itself: nearly half of the time that wide convolutions take in training. With AVX-512 that is so of strided convolutions
+and of small images (docs/performance.md).
 """
+
+import math
 
 import torch
 from torch import Tensor
@@ -12,8 +15,12 @@ from fastgan.ops import backends
 from fastgan.ops.layout import is_channels_last
 from fastgan_kernels import extension
 
-_FASTER_WITH = ("avx2",)  # instruction sets; with others it has not been measured
-_PANEL = 16  # channels that the kernel takes at a time with these
+# Channels of the larger image from which on it is faster, by instruction set and dtype; others have not been measured.
+_FASTER_WITH = {
+    "avx2": {torch.float32: 16},
+    "avx512": {torch.float32: 64, torch.bfloat16: 16},
+}
+_PART = 16  # channels: of a panel, what is computed together everywhere
 
 
 def why_not(device: torch.device) -> str | None:
@@ -33,12 +40,12 @@ def is_suited(dy: Tensor, x: Tensor, weight: Tensor, transposed: bool) -> bool:
     """Whether our kernel, where it serves at all, takes the tensors of a convolution, and is faster for them."""
     small, large = (x, dy) if transposed else (dy, x)
     n, channels, height, width = small.shape
-    filled = large.shape[1] / (-(-large.shape[1] // _PANEL) * _PANEL)  # of the panels, the rest is zeros
+    filled = large.shape[1] / (-(-large.shape[1] // _PART) * _PART)  # of the panels, the rest is zeros
     return (
-        x.dtype == dy.dtype == torch.float32
+        x.dtype == dy.dtype
+        and large.shape[1] >= _FASTER_WITH[extension.module().cpu_isa()].get(x.dtype, math.inf)
         and weight.shape[2] * weight.shape[3] > 1  # of a single tap it is a matrix product, as the library knows it
         and channels >= 8
-        and large.shape[1] >= _PANEL
         and filled >= 0.75
         and width >= 4
         and n * height * width >= 256  # it is made for long sums
@@ -53,7 +60,7 @@ def weight_gradient(
     """The gradient of `weight`, in channels_last, for that of the output, `dy`, of a convolution of `x`.
 
     Args:
-        dy: [N, O, ...]; fp32, in channels_last.
+        dy: [N, O, ...]; fp32 or bf16, in channels_last.
         x: [N, I, H, W]; likewise.
         weight: [O, I, kh, kw], or [I, O, kh, kw] if `transposed`; its shape counts.
         stride, padding: as of `torch.nn.functional.conv2d`, or `conv_transpose2d` if `transposed`.

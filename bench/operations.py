@@ -103,6 +103,18 @@ def _weight(shape: Shape, normal: Normal) -> dict[str, Tensor]:
     return {"weight": normal(c, c, 3, 3) / (3 * math.sqrt(c))}
 
 
+def _weight_to_one(shape: Shape, normal: Normal) -> dict[str, Tensor]:
+    return {"weight": normal(1, shape[1], 3, 3) / (3 * math.sqrt(shape[1]))}
+
+
+def _weight_from_few(shape: Shape, normal: Normal) -> dict[str, Tensor]:
+    return {"weight": normal(64, shape[1], 3, 3) / (3 * math.sqrt(shape[1]))}
+
+
+def _conv2d(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
+    return ops.conv2d(x, weight.to(x.dtype), padding=1, stride=stride)
+
+
 def _taps(shape: Shape, normal: Normal) -> dict[str, Tensor]:
     return {"taps": normal(4)}
 
@@ -284,6 +296,29 @@ FORMS = (
         shapes={"cpu": ((16, 128, 64, 64),), "cuda": (PGGAN[1], (32, 512, 32, 32), *DCGAN)},
         kept=None,
         faster=1.8,
+        compile=False,
+    ),
+    # The last convolution of a generator and the first of a critic; on a GPU they are the library's.
+    Form(
+        operation=None,
+        name="conv2d_to_one_channel",
+        fused=_conv2d,
+        textbook=textbook.conv2d,
+        tensors=_weight_to_one,
+        shapes={"cpu": ((64, 64, 32, 32), (16, 128, 64, 64)), "cuda": ()},
+        kept=None,
+        faster=1.5,
+        compile=False,
+    ),
+    Form(
+        operation=None,
+        name="conv2d_from_few_channels",
+        fused=partial(_conv2d, stride=2),
+        textbook=partial(textbook.conv2d, stride=2),
+        tensors=_weight_from_few,
+        shapes={"cpu": ((64, 1, 32, 32), (16, 3, 64, 64)), "cuda": ()},
+        kept=None,
+        faster=1.0,
         compile=False,
     ),
 )

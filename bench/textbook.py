@@ -146,6 +146,10 @@ def style_epilogue(
     return adain(x, style_scale, style_bias)
 
 
+def conv2d(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
+    return F.conv2d(x, weight.to(x.dtype), padding=1, stride=stride)
+
+
 def upsample_conv2d(x: Tensor, weight: Tensor) -> Tensor:
     return F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), weight.to(x.dtype), padding=1)
 

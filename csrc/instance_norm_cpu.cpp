@@ -49,7 +49,6 @@ struct Plan {
     int64_t begin(int64_t segment) const { return segment * positions; }
 };
 
-static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 static Plan plan_of(const InstanceNormCall& call) {
     Plan plan;

@@ -2,6 +2,7 @@
 // them seconds of a compiler, more than everything else in it.
 #include "abi.h"
 #include "bindings.h"
+#include "few_channels_bindings.h"
 #include "filtered_noise_bias_act_bindings.h"
 #include "image_batch_bindings.h"
 #include "instance_norm_bindings.h"
@@ -53,5 +54,6 @@ PYBIND11_MODULE(FASTGAN_MODULE, m) {
     fastgan::bind_samples(m);
     fastgan::bind_minibatch_stddev(m);
     fastgan::bind_image_batch(m);
+    fastgan::bind_few_channels(m);
     fastgan::bind_weight_gradient(m);
 }

@@ -201,6 +201,12 @@ inline VHalf narrow(VFloat f, Float16) {
 #endif
 }
 
+// Sizes -------------------------------------------------------------------------------------------------------------
+
+inline int64_t ceiling(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t larger(int64_t a, int64_t b) { return a < b ? b : a; }
+
 // Loads and stores --------------------------------------------------------------------------------------------------
 // `load_n` and `store_n` take the first n elements: the rest of a row. `stream` writes past the caches and needs an
 // address aligned to the bytes it writes.
@@ -286,13 +292,54 @@ inline void fetch(const T* p) {
     __builtin_prefetch((const char*)p + AHEAD);
 }
 
+// Words -------------------------------------------------------------------------------------------------------------
+// What products are made of: a word of 32 bits is a number of fp32, or two of bf16, whose products are added up.
+
+typedef uint32_t Word;
+
+inline VUint load_words(const Word* p) {
+    VUint v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+inline void store_words(Word* p, VUint v) { memcpy(p, &v, sizeof v); }
+
+// sums + the products of the numbers in `a` and `b`, lane by lane.
+inline VFloat add_products(VFloat sums, VUint a, VUint b, float) { return sums + (VFloat)a * (VFloat)b; }
+inline VFloat add_products(VFloat sums, VUint a, VUint b, BFloat16) {
+#if defined(__AVX512BF16__)
+    return (VFloat)_mm512_dpbf16_ps((__m512)sums, (__m512bh)a, (__m512bh)b);
+#else
+    sums += (VFloat)(a << 16) * (VFloat)(b << 16);
+    return sums + (VFloat)(a & 0xffff0000u) * (VFloat)(b & 0xffff0000u);
+#endif
+}
+
 // Threads -----------------------------------------------------------------------------------------------------------
+
+// As many as a parallel region has at most, and the number of the one that asks.
+inline int64_t threads() {
+#if defined(_OPENMP)
+    return omp_get_max_threads();
+#else
+    return 1;
+#endif
+}
+inline int64_t thread() {
+#if defined(_OPENMP)
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
+
 // How many of the pieces of a call a thread takes at a time, for `schedule(dynamic, turn(pieces))`: some in a row, since
 // what is near is read ahead; few, so that a thread that is late (to wake up takes as long as a million elements do)
 // leaves more to the others. Which thread makes a piece has no influence on the result.
 inline int turn(int64_t pieces) {
 #if defined(_OPENMP)
-    const int64_t few = pieces / (8 * (int64_t)omp_get_max_threads());
+    const int64_t few = pieces / (8 * threads());
     return few < 1 ? 1 : few < 1 << 20 ? (int)few : 1 << 20;
 #else
     (void)pieces;

@@ -21,7 +21,6 @@ using fastgan::Dtype;
 using fastgan::WeightGradientCall;
 
 typedef VFloat V;
-typedef uint32_t Word;
 constexpr int LANES = lanes<V>();
 constexpr int WIDE = 2 * LANES;  // channels of `large` to a panel
 #if defined(__AVX512F__)
@@ -32,31 +31,11 @@ constexpr int TALL = 6;  // ... 12 of 16
 constexpr int LOW = 4;   // ... where what remains is no multiple of that
 constexpr int BLOCK = 8;  // pixels that are brought into panels at once
 
-static int64_t ceiling(int64_t a, int64_t b) { return (a + b - 1) / b; }
-static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t larger(int64_t a, int64_t b) { return a < b ? b : a; }
-
-static int64_t threads() {
-#if defined(_OPENMP)
-    return omp_get_max_threads();
-#else
-    return 1;
-#endif
-}
-
 // Words -------------------------------------------------------------------------------------------------------------
 
 // Pixels to a word.
 template <class T>
 constexpr int HALVES = sizeof(Word) / sizeof(T);
-
-inline VUint load_words(const Word* p) {
-    VUint v;
-    memcpy(&v, p, sizeof v);
-    return v;
-}
-
-inline void store_words(Word* p, VUint v) { memcpy(p, &v, sizeof v); }
 
 // The pixels of a word, NHWC; one that is not there is zero.
 template <class T>
@@ -80,17 +59,6 @@ struct Pixels {
         return words;
     }
 };
-
-// sums + the products of the numbers in `a` and `b`, lane by lane.
-inline V add_products(V sums, VUint a, VUint b, float) { return sums + (V)a * (V)b; }
-inline V add_products(V sums, VUint a, VUint b, BFloat16) {
-#if defined(__AVX512BF16__)
-    return (V)_mm512_dpbf16_ps((__m512)sums, (__m512bh)a, (__m512bh)b);
-#else
-    sums += (V)(a << 16) * (V)(b << 16);
-    return sums + (V)(a & 0xffff0000u) * (V)(b & 0xffff0000u);
-#endif
-}
 
 // The plan ----------------------------------------------------------------------------------------------------------
 
@@ -363,11 +331,7 @@ static void run(const WeightGradientCall& call) {
         const int64_t segment = task / p.tasks_of_segment, panel = task % p.tasks_of_segment * p.panels_of_task;
         const int64_t panels = smaller(p.panels_of_task, p.panels - panel);
         const int64_t begin = segment * p.chunks / p.segments, end = (segment + 1) * p.chunks / p.segments;
-#if defined(_OPENMP)
-        Word* space = spaces + omp_get_thread_num() * p.space;
-#else
-        Word* space = spaces;
-#endif
+        Word* space = spaces + thread() * p.space;
         for (int64_t number = begin; number < end; ++number) {
             const Chunk<T> chunk = chunk_of<T>(call, p, number);
             add_chunk(call, p, chunk, panel, panels, number == begin, space, sums + segment * p.sums);

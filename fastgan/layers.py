@@ -306,7 +306,12 @@ class BatchNormAct(nn.modules.batchnorm._NormBase):
         act, slope, gain: "linear", "relu" or "lrelu", see `batch_norm_act`.
         eps: added to the variance.
         momentum: the share of a batch in the running averages.
+
+    Attributes:
+        batches: how many batches follow one another in what the layer is given, see `batch_norm_act`.
     """
+
+    batches = 1
 
     def __init__(
         self,
@@ -325,7 +330,7 @@ class BatchNormAct(nn.modules.batchnorm._NormBase):
     def forward(self, x: Tensor) -> Tensor:
         """x [N, channels, ...] to its shape. Raises ValueError for a single value per channel in training."""
         if self.training:
-            self.num_batches_tracked.add_(1)
+            self.num_batches_tracked.add_(self.batches)
         return batch_norm_act(
             x,
             self.weight,
@@ -338,6 +343,7 @@ class BatchNormAct(nn.modules.batchnorm._NormBase):
             act=self.act,
             slope=self.slope,
             gain=self.gain,
+            batches=self.batches,
         )
 
     def extra_repr(self) -> str:

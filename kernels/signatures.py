@@ -161,6 +161,34 @@ class WeightGradient(Protocol):
     def forward(self, dw: Tensor, small: Tensor, large: Tensor, stride: int, top: int, left: int) -> None: ...
 
 
+class FewChannels(Protocol):
+    """Launchers of convolutions between `wide` [N, C, h, w] and `thin` [N, O, H, W], of few channels, on CPUs only.
+
+    `gather` makes wide, the convolution of thin; `scatter` makes thin, by the transposed convolution of wide; `outer`
+    makes the gradient of the weight. `kernel` is height, width, stride, and how many rows and columns of zeros lie in
+    front of thin, which is zero outside of itself. C * O weights have their taps in rows; `turned` says that the last
+    is meant for the first; `steps` are the distances in memory from one O, tap and C to the next.
+
+    All are fp32, or all bf16; the images are dense, in channels_last, and C is even. Sums are fp32. A position of wide
+    goes with 64 numbers of thin at most.
+    """
+
+    def gather(
+        self, wide: Tensor, thin: Tensor, weight: Tensor, kernel: tuple[int, int, int, int, int], turned: bool,
+        steps: tuple[int, int, int],
+    ) -> None: ...  # fmt: skip
+
+    def scatter(
+        self, thin: Tensor, wide: Tensor, weight: Tensor, kernel: tuple[int, int, int, int, int], turned: bool,
+        steps: tuple[int, int, int],
+    ) -> None: ...  # fmt: skip
+
+    def outer(
+        self, weight: Tensor, wide: Tensor, thin: Tensor, kernel: tuple[int, int, int, int, int], turned: bool,
+        steps: tuple[int, int, int],
+    ) -> None: ...  # fmt: skip
+
+
 class FilteredNoiseBiasAct(Protocol):
     """Launchers of upfirdn2d without resampling and noise_bias_act behind it; activations are in channels_last.
 

@@ -114,6 +114,52 @@ def test_third_derivatives(backend):
     assert torch.autograd.gradgradcheck(first, [x.requires_grad_()])
 
 
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize("parts", [PARTS, ("bias",), ()], ids=str)
+def test_several_batches_are_normalised_one_by_one(backend, layout, parts):
+    """The result, the derivatives of two orders and the running averages are those of so many calls."""
+    tensors = make(Case((6, 16, 5, 4), layout, parts=parts), torch.float64, backends.device(backend))
+    found = []
+    for together in (True, False):
+        x, *small = [t.detach().requires_grad_() for t in tensors.values()]
+        averages = [x.new_zeros(16), x.new_ones(16)]
+        running = dict(zip(("running_mean", "running_var"), averages, strict=True))
+        call = lambda x, small=small, running=running, **more: batch_norm_act(
+            x, **dict(zip(list(tensors)[1:], small, strict=True)), **running, **more
+        )
+        y = call(x, batches=3) if together else torch.cat([call(part) for part in x.split(2)])
+        grads = torch.autograd.grad(y.pow(3).sum(), (x, *small), create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in grads), (x, *small))
+        found.append([y, *grads, *second, *averages])
+    for together, apart in zip(*found, strict=True):
+        torch.testing.assert_close(together, apart)
+
+
+def test_gradients_that_are_not_asked_for_are_left_out_of_several_batches(backend):
+    x, weight, bias = make(Case(), torch.float32, backends.device(backend)).values()
+    y = batch_norm_act(x, weight.requires_grad_(), bias, batches=3)
+    (dweight,) = torch.autograd.grad(y.pow(2).sum(), weight)
+    expected = [batch_norm_act(part, weight, bias).pow(2).sum() for part in x.split(1)]
+    torch.testing.assert_close(dweight, torch.autograd.grad(sum(expected), weight)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_layer_counts_its_batches():
+    layer, apart = BatchNormAct(4), BatchNormAct(4)
+    x = torch.randn(6, 4, 3, 3)
+    layer.batches = 2
+    torch.testing.assert_close(layer(x), torch.cat([apart(part) for part in x.chunk(2)]))
+    assert all(torch.equal(*pair) for pair in zip(layer.buffers(), apart.buffers(), strict=True))
+    assert int(layer.num_batches_tracked) == 2
+    layer.eval(), apart.eval()
+    assert torch.equal(layer(x), apart(x))
+
+
+@pytest.mark.parametrize("batches", [0, 4])
+def test_batches_divide_the_samples(batches):
+    with pytest.raises(ValueError, match=f"batches is {batches}, must divide the 6 samples of x"):
+        batch_norm_act(torch.zeros(6, 4, 3, 3), batches=batches)
+
+
 # What it shares with PyTorch's ------------------------------------------------------------------------------------
 
 

@@ -82,7 +82,9 @@ def test_learning_rate_and_beta_follow_half_a_cosine():
 # In one pass or in several ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arch, labels", [("stylegan2", True), ("r3gan", True), ("pggan", False), ("mlp", False)])
+@pytest.mark.parametrize(
+    "arch, labels", [("stylegan2", True), ("r3gan", True), ("pggan", False), ("mlp", False), ("dcgan", True)]
+)
 def test_a_critic_that_sees_reals_and_fakes_in_one_batch_judges_them_as_apart(fp64, arch, labels):
     _, state = a_step(arch, labels=labels)
     rows = _Rows(state.critic)
@@ -91,7 +93,8 @@ def test_a_critic_that_sees_reals_and_fakes_in_one_batch_judges_them_as_apart(fp
     fake, real = images(8, 1), images(8, 2)
     label = torch.arange(8) if labels else None
     assert rows.fit(real)
-    both = state.critic(rows.join(fake, real), rows.join(label, label) if labels else None)
+    with rows.apart():
+        both = state.critic(rows.join(fake, real), rows.join(label, label) if labels else None)
     for ours, alone in zip(rows.part(both), (fake, real), strict=True):
         torch.testing.assert_close(ours, state.critic(alone, label))
 
@@ -99,8 +102,9 @@ def test_a_critic_that_sees_reals_and_fakes_in_one_batch_judges_them_as_apart(fp
 def test_batches_are_seen_apart_where_a_critic_compares_their_samples():
     _, state = a_step("stylegan2")
     assert not _Rows(state.critic).fit(images(2))  # two alone are a group, four together would be one
-    for norm in (nn.BatchNorm2d, BatchNormAct):
-        assert not _Rows(nn.Sequential(nn.Conv2d(1, 4, 3), norm(4))).fit(images(8))
+    assert not _Rows(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))).fit(images(8))
+    ours = _Rows(nn.Sequential(nn.Conv2d(1, 4, 3), BatchNormAct(4)))
+    assert ours.fit(images(8)) and not ours.fit(images(8), penalized=True)
 
 
 @pytest.mark.parametrize(

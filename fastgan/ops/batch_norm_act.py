@@ -8,6 +8,9 @@ In training, mean and population variance are those of a channel over all sample
 evaluation they are running averages: v is a factor and a term then, and the whole is `noise_bias_act`.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -15,9 +18,18 @@ from fastgan.ops import backends
 from fastgan.ops.arguments import check_activation, prepared
 from fastgan.ops.arithmetic import arithmetic_dtype, average_in, to_arithmetic
 from fastgan.ops.fused import FusedOperation, register
-from fastgan.ops.instance_norm import Options, activated, check_eps, derivative, slope_of
+from fastgan.ops.instance_norm import activated, check_eps, derivative, slope_of
 from fastgan.ops.layout import channels, dense, dense_like, view_of
 from fastgan.ops.noise_bias_act import noise_bias_act
+
+
+class Options(NamedTuple):
+    """What is not differentiable. `slope` is that of the activation below zero."""
+
+    slope: float
+    gain: float
+    eps: float
+    batches: int
 
 
 def batch_norm_act(
@@ -33,6 +45,7 @@ def batch_norm_act(
     act: str = "lrelu",
     slope: float = 0.2,
     gain: float = 1.0,
+    batches: int = 1,
 ) -> Tensor:
     """`gain * act(batch_norm(x))` with batch norm as torch has it, fused; twice differentiable in x, weight and bias.
 
@@ -48,18 +61,20 @@ def batch_norm_act(
         act: "linear", "relu" or "lrelu".
         slope: of "lrelu" below zero.
         gain: factor after the activation.
+        batches: how many batches of the same size `x` has one after the other. In training each of them is normalised
+            by itself, and moves the running averages in its turn.
 
     Returns:
         A tensor of the shape, dtype and memory format of `x`. Statistics and arithmetic are fp32 (fp64 for fp64 input);
         weight and bias are taken in that precision.
 
     Raises:
-        ValueError: a shape, dtype or option does not fit, or `x` has a single value per channel in training; the
+        ValueError: a shape, dtype or option does not fit, or a batch has a single value per channel in training; the
             message names the argument.
         BackendUnavailable: none of the backends that were asked for can serve.
     """
     name = "batch_norm_act"
-    options = Options(slope_of(name, act, slope, gain), float(gain), float(eps))
+    options = Options(slope_of(name, act, slope, gain), float(gain), float(eps), batches)
     check_eps(name, eps)
     check_activation(name, x)
     shape = ([x.shape[1]],)
@@ -74,13 +89,18 @@ def batch_norm_act(
         return _with_statistics(x, mean, var, weight, bias, options)
     if not 0 <= momentum <= 1:
         raise ValueError(f"{name}: momentum is {momentum}, must be from 0 to 1")
-    if x.numel() == x.shape[1]:
-        raise ValueError(f"{name}: x has shape {list(x.shape)}, must have more than one value per channel in training")
+    if batches < 1 or x.shape[0] % batches:
+        raise ValueError(f"{name}: batches is {batches}, must divide the {x.shape[0]} samples of x")
+    if x.numel() == batches * x.shape[1]:
+        raise ValueError(
+            f"{name}: x has shape {list(x.shape)}, must have more than one value per channel and batch in training"
+        )
     y, statistics = BatchNormAct.apply(backends.choose(name, x.device), (dense(x), weight, bias), options)
     if running_mean is not None and x.numel() > 0:
         with torch.no_grad():
-            average_in(running_mean, statistics[0], momentum)
-            average_in(running_var, statistics[2], momentum)
+            for of_mean, _, of_var in statistics:
+                average_in(running_mean, of_mean, momentum)
+                average_in(running_var, of_var, momentum)
     return y
 
 
@@ -98,8 +118,8 @@ def _with_statistics(x, mean, var, weight, bias, options):
 class BatchNormAct(FusedOperation):
     """The operation in training as `FusedOperation` wants it told.
 
-    Kept for the backward pass: x, weight and bias. The spare [3, C], which is reported, has mean, 1 / sqrt(var + eps)
-    and the unbiased variance.
+    Kept for the backward pass: x, weight and bias. The spare [batches, 3, C], which is reported, has mean,
+    1 / sqrt(var + eps) and the unbiased variance. Kernels take one batch at a time.
     """
 
     name = "batch_norm_act"
@@ -111,12 +131,8 @@ class BatchNormAct(FusedOperation):
     @staticmethod
     def plain(inputs, options):
         x, weight, bias = inputs
-        centred, mean, var = _centred(to_arithmetic(x))
-        inverse = torch.rsqrt(var + options.eps)
-        y = activated(_affine(centred * inverse, weight, bias), options).to(x.dtype)
-        numbers = x.numel() // max(x.shape[1], 1)
-        unbiased = var * (numbers / max(numbers - 1, 1))
-        return y, torch.stack([t.detach().flatten() for t in (mean, inverse, unbiased)])
+        parts = [_plain(part, weight, bias, options) for part in x.chunk(options.batches)]
+        return _one(*(y for y, _ in parts)), torch.stack([statistics for _, statistics in parts])
 
     @staticmethod
     def allocate(inputs, options):
@@ -125,11 +141,14 @@ class BatchNormAct(FusedOperation):
     @staticmethod
     def allocate_spares(inputs, options):
         x = inputs[0]
-        return (torch.empty(3, x.shape[1], dtype=arithmetic_dtype(x.dtype), device=x.device),)
+        return (x.new_empty((options.batches, 3, x.shape[1]), dtype=arithmetic_dtype(x.dtype)),)
 
     @staticmethod
     def launch(launchers, output, inputs, options, statistics):
-        launchers.forward(view_of(output), output, statistics, *inputs, *options)
+        x, weight, bias = inputs
+        *rest, batches = options
+        for part, of_x, of_batch in zip(_parts(output, batches), _parts(x, batches), statistics, strict=True):
+            launchers.forward(view_of(part), part, of_batch, of_x, weight, bias, *rest)
 
     @staticmethod
     def keep(inputs, output, options, needs):
@@ -142,19 +161,10 @@ class BatchNormAct(FusedOperation):
     @staticmethod
     def plain_backward(grad, kept, options, needs):
         x, weight, bias, *_ = kept
-        centred, _, var = _centred(to_arithmetic(x))
-        inverse = torch.rsqrt(var + options.eps)
-        normal = centred * inverse
-        dv = to_arithmetic(grad) * derivative(_affine(normal, weight, bias), options)
-        dx = None
-        if needs[0]:
-            g = dv if weight is None else dv * channels(weight, dv)
-            dx = (inverse * (g - _mean(g) - normal * _mean(g * normal))).to(grad.dtype)
-        return (
-            dx,
-            (dv * normal).sum(_over(dv)) if needs[1] else None,
-            dv.sum(_over(dv)) if needs[2] else None,
-        )
+        parts = zip(grad.chunk(options.batches), x.chunk(options.batches), strict=True)
+        dx, *sums = zip(*(_plain_backward(*part, weight, bias, options, needs) for part in parts), strict=True)
+        small = (sum(each) if need else None for each, need in zip(sums, needs[1:], strict=True))
+        return _one(*dx) if needs[0] else None, *small
 
     @staticmethod
     def allocate_grads(grad, kept, options, needs):
@@ -165,9 +175,56 @@ class BatchNormAct(FusedOperation):
     @staticmethod
     def launch_backward(launchers, grads, grad, kept, options):
         x, weight, bias, statistics = kept
-        launchers.backward(
-            view_of(x), *grads, dense_like(grad, x), x, statistics, weight, bias, options.slope, options.gain
-        )
+        slope, gain, _, batches = options
+        grad = dense_like(grad, x)
+        if batches == 1:
+            launchers.backward(view_of(x), *grads, grad, x, statistics[0], weight, bias, slope, gain)
+            return
+        dx, *sums = grads
+        parts = [None if each is None else each.new_empty((batches, *each.shape)) for each in sums]
+        of_each = [[None] * batches if each is None else each for each in parts]
+        images = [[None] * batches if each is None else _parts(each, batches) for each in (dx, grad, x)]
+        for of_dx, of_grad, of_x, of_batch, *small in zip(*images, statistics, *of_each, strict=True):
+            launchers.backward(view_of(of_x), of_dx, *small, of_grad, of_x, of_batch, weight, bias, slope, gain)
+        for each, part in zip(sums, parts, strict=True):
+            if each is not None:
+                torch.sum(part, 0, out=each)
+
+
+def _parts(x: Tensor, batches: int) -> Sequence[Tensor]:
+    """The batches of a dense tensor, each of them dense."""
+    return (x,) if batches == 1 else x.chunk(batches)
+
+
+def _one(*parts: Tensor) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _plain(x: Tensor, weight: Tensor | None, bias: Tensor | None, options: Options) -> tuple[Tensor, Tensor]:
+    """Of one batch: the output and its statistics [3, C]."""
+    centred, mean, var = _centred(to_arithmetic(x))
+    inverse = torch.rsqrt(var + options.eps)
+    y = activated(_affine(centred * inverse, weight, bias), options).to(x.dtype)
+    numbers = x.numel() // max(x.shape[1], 1)
+    unbiased = var * (numbers / max(numbers - 1, 1))
+    return y, torch.stack([t.detach().flatten() for t in (mean, inverse, unbiased)])
+
+
+def _plain_backward(grad, x, weight, bias, options, needs) -> tuple[Tensor | None, ...]:
+    """Of one batch: the gradients of x, weight and bias that are needed."""
+    centred, _, var = _centred(to_arithmetic(x))
+    inverse = torch.rsqrt(var + options.eps)
+    normal = centred * inverse
+    dv = to_arithmetic(grad) * derivative(_affine(normal, weight, bias), options)
+    dx = None
+    if needs[0]:
+        g = dv if weight is None else dv * channels(weight, dv)
+        dx = (inverse * (g - _mean(g) - normal * _mean(g * normal))).to(grad.dtype)
+    return (
+        dx,
+        (dv * normal).sum(_over(dv)) if needs[1] else None,
+        dv.sum(_over(dv)) if needs[2] else None,
+    )
 
 
 def _over(t: Tensor) -> tuple[int, ...]:

@@ -9,30 +9,30 @@ enough for all orders:
     x' = back(y', w)      dy = conv(dx', w)    dw = outer(dx', y')
     w' = outer(x, y)      dx = back(y, dw')    dy = conv(x, dw')
 
-and each of them is one call of a library convolution or of half of its backward pass; `outer` is one of our own kernel
-where that is faster (`fastgan.ops.weight_gradient`).
+and each of them is one call of a library convolution or of half of its backward pass, or on a CPU of one of our own
+kernels where these are faster (`fastgan.ops.weight_gradient`, `fastgan.ops.few_channels`).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastgan.ops import weight_gradient
-from fastgan.ops.arithmetic import arithmetic_dtype
-from fastgan.ops.layout import channels_last, is_channels_last
+from fastgan.ops import backends, weight_gradient
+from fastgan.ops.few_channels import FewChannels
+from fastgan.ops.layout import is_channels_last
 from fastgan.ops.upfirdn2d import LowPass, upfirdn2d
+from fastgan_kernels import extension
 
 
 class _Geometry(NamedTuple):
     stride: int
     padding: tuple[int, int]
     transposed: bool
-    own_outer: bool  # whether gradients of weights may come from our own kernel
+    own: bool  # whether kernels of our own may have a part in it
 
 
 def conv2d(
@@ -88,7 +88,7 @@ def filtered_conv2d(
     if not needs_grad or converted or taps.requires_grad or torch.compiler.is_compiling():
         return conv2d(upfirdn2d(x, taps, padding=filter_padding), weight, stride=stride)
     x, low_pass = LowPass.of(x, taps, filter_padding)
-    geometry = _Geometry(stride, (0, 0), False, weight_gradient.why_not(x.device) is None)
+    geometry = _Geometry(stride, (0, 0), False, _may_be_own(x))
     return _ConvolveFiltered.apply(x, *_autocast(weight), low_pass, geometry, _is_of_parameter(weight))
 
 
@@ -117,12 +117,17 @@ def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pa
     if torch.compiler.is_compiling():
         function = F.conv_transpose2d if transposed else F.conv2d
         return function(x, weight, bias, stride=stride, padding=pads)
-    own_outer = needs_grad and weight_gradient.why_not(x.device) is None
-    of_parameter, geometry = _is_of_parameter(weight), _Geometry(stride, pads, transposed, own_outer)
+    of_parameter, geometry = _is_of_parameter(weight), _Geometry(stride, pads, transposed, _may_be_own(x))
     x, weight, bias = _autocast(x, weight, bias)
     if not needs_grad:
         return _convolve(x, weight, bias, geometry)
     return _Convolve.apply(x, weight, bias, geometry, of_parameter)
+
+
+def _may_be_own(x: Tensor) -> bool:
+    """Whether the compiled extension may make a part of a convolution of `x`."""
+    kind = x.device.type
+    return kind == "cpu" and backends.is_asked_for("cpp", x.device) and extension.why_no_part(kind) is None
 
 
 def _is_of_parameter(weight: Tensor) -> bool:
@@ -155,8 +160,9 @@ def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, g: _Geometry) -> Tensor:
-    if bias is None and _makes_few(x, weight, g):
-        return _few(x, weight, g.padding)
+    few = _few_channels(x, weight, g) if bias is None else None
+    if few and (y := few.forward(x, weight)) is not None:
+        return y
     return torch.ops.aten.convolution(x, weight, bias, (g.stride, g.stride), g.padding, (1, 1), g.transposed, (0, 0), 1)
 
 
@@ -164,83 +170,25 @@ def _gradients(dy: Tensor, x: Tensor, weight: Tensor, g: _Geometry, wanted: tupl
     """Of x, weight and bias, those that are wanted. An operand that none of them is made of counts by its shape."""
     if not any(wanted):
         return None, None, None
-    outer = _outer_apart(dy, x, weight, g) if wanted[1] else None
-    if outer is not None:
-        dx, _, dbias = _gradients(dy, x, weight, g, (wanted[0], False, wanted[2]))
-        return dx, outer(), dbias
+    dx = dw = None
+    if few := _few_channels(x, weight, g):
+        dx = few.back(dy, weight, x) if wanted[0] else None
+        dw = few.outer(dy, x, weight) if wanted[1] else None
+    elif wanted[1] and g.own and weight_gradient.is_suited(dy, x, weight, g.transposed):
+        dw = weight_gradient.weight_gradient(dy, x, weight, g.stride, g.padding, g.transposed)
+    rest = wanted[0] and dx is None, wanted[1] and dw is None, wanted[2]
+    if not any(rest):
+        return dx, dw, None
     biases = [weight.shape[1 if g.transposed else 0]]
-    return torch.ops.aten.convolution_backward(
-        dy, x, weight, biases, (g.stride, g.stride), g.padding, (1, 1), g.transposed, (0, 0), 1, wanted
+    of_library = torch.ops.aten.convolution_backward(
+        dy, x, weight, biases, (g.stride, g.stride), g.padding, (1, 1), g.transposed, (0, 0), 1, rest
     )
+    return of_library[0] if dx is None else dx, of_library[1] if dw is None else dw, of_library[2]
 
 
-def _outer_apart(dy: Tensor, x: Tensor, weight: Tensor, g: _Geometry) -> Callable[[], Tensor] | None:
-    """What makes the gradient of the weight, where it is not best left to the library."""
-    if _makes_few(x, weight, g):
-        return partial(_outer_of_few, dy, x, weight, g.padding)
-    if g.own_outer and weight_gradient.is_suited(dy, x, weight, g.transposed):
-        return partial(weight_gradient.weight_gradient, dy, x, weight, g.stride, g.padding, g.transposed)
-    return None
-
-
-# A CPU's library convolution takes longer for one output channel than for sixteen. A matrix product of each pixel with
-# all taps, and a sum over shifted planes, is faster: the last layer of a generator is such a one (docs/performance.md).
-
-
-def _makes_few(x: Tensor, weight: Tensor, g: _Geometry) -> bool:
-    return (
-        x.device.type == "cpu"
-        and not g.transposed
-        and g.stride == 1
-        and weight.shape[0] * weight.shape[2] * weight.shape[3] <= 32
-        and x.shape[1] >= 16
-        and x.dtype != torch.float16  # whose matrix products are slow there
-        and x.numel() > 0
-        and is_channels_last(x)
-    )
-
-
-def _few(x: Tensor, weight: Tensor, padding: tuple[int, int]) -> Tensor:
-    """The convolution, for few output channels."""
-    o, c, *kernel = weight.shape
-    n, _, *size = x.shape
-    if kernel == [1, 1] and padding == (0, 0):
-        return (_pixels(x) @ weight.reshape(o, c).t()).view(n, *size, o).permute(0, 3, 1, 2)
-    taps = weight.permute(0, 2, 3, 1).reshape(-1, c) @ _pixels(x).t()
-    taps = taps.view(o, *kernel, n, *size)
-    height, width = (s + 2 * p - k + 1 for s, p, k in zip(size, padding, kernel, strict=True))
-    y = torch.zeros(o, n, height, width, dtype=arithmetic_dtype(x.dtype))
-    for i, j, to, of in _shifts(kernel, size, padding):
-        y[(..., *to)] += taps[(slice(None), i, j, slice(None), *of)]
-    return channels_last(y.transpose(0, 1).to(x.dtype))
-
-
-def _outer_of_few(dy: Tensor, x: Tensor, weight: Tensor, padding: tuple[int, int]) -> Tensor:
-    """The gradient with respect to the weight, for few output channels."""
-    o, c, *kernel = weight.shape
-    n, _, *size = x.shape
-    taps = torch.zeros(o, *kernel, n, *size, dtype=dy.dtype)
-    for i, j, to, of in _shifts(kernel, size, padding):
-        taps[(slice(None), i, j, slice(None), *of)] = dy.transpose(0, 1)[(..., *to)]
-    dw = taps.view(-1, n * size[0] * size[1]) @ _pixels(x)
-    return dw.view(o, *kernel, c).permute(0, 3, 1, 2)
-
-
-def _pixels(x: Tensor) -> Tensor:
-    """[N, C, H, W] in channels_last, seen as [N * H * W, C]."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-
-
-def _shifts(kernel: list[int], size: list[int], padding: tuple[int, int]):
-    """For each tap (i, j), the part of the output that it adds to, and the part of the input that it comes from."""
-    for i in range(kernel[0]):
-        for j in range(kernel[1]):
-            to, of = [], []
-            for tap, k, s, p in zip((i, j), kernel, size, padding, strict=True):
-                first, last = max(0, p - tap), min(s + 2 * p - k + 1, s + p - tap)
-                to.append(slice(first, max(first, last)))
-                of.append(slice(first + tap - p, max(first, last) + tap - p))
-            yield i, j, to, of
+def _few_channels(x: Tensor, weight: Tensor, g: _Geometry) -> FewChannels | None:
+    """How the convolution is best made by the kernels for few channels, or None if it is not."""
+    return FewChannels.of(x, weight, g.stride, g.padding, g.transposed) if g.own else None
 
 
 # ... and with one ----------------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ def is_suited(dy: Tensor, x: Tensor, weight: Tensor, transposed: bool) -> bool:
     filled = large.shape[1] / (-(-large.shape[1] // _PART) * _PART)  # of the panels, the rest is zeros
     return (
         x.dtype == dy.dtype
-        and large.shape[1] >= _FASTER_WITH[extension.module().cpu_isa()].get(x.dtype, math.inf)
+        and large.shape[1] >= _FASTER_WITH.get(extension.module().cpu_isa(), {}).get(x.dtype, math.inf)
         and weight.shape[2] * weight.shape[3] > 1  # of a single tap it is a matrix product, as the library knows it
         and channels >= 8
         and filled >= 0.75

@@ -324,7 +324,7 @@ class Step:
             self._backward("d", part.share * terms.gp_lambda * penalty)
             self.averages.add(gradient_penalty=penalty)
         r1, r2 = (kind.penalizes and bool(gamma) for gamma in (terms.r1_gamma, terms.r2_gamma))
-        together = self._rows.fit(part.real) and r1 == r2
+        together = self._rows.fit(part.real, penalized=r1 or r2) and r1 == r2
         if together or isinstance(objective, PairedObjective):
             of_fake, of_real = self._judge_both(fake, part, r2, r1, together)
             loss = objective.critic(of_real.logits, of_fake.logits)
@@ -378,7 +378,8 @@ class Step:
             return self._judge(fake, label, fake_penalized), self._judge(part.real, label, real_penalized)
         rows = self._rows
         labels = None if label is None else rows.join(label, label)
-        both = self._judge(rows.join(fake, part.real), labels, real_penalized)
+        with rows.apart():
+            both = self._judge(rows.join(fake, part.real), labels, real_penalized)
         squares = (None, None) if both.squares is None else rows.part(both.squares)
         of_fake, of_real = map(Verdict, rows.part(both.logits), squares)
         return of_fake, of_real
@@ -480,18 +481,32 @@ class _Rows:
     """Two batches as one, so that a critic's verdicts on either stay what they are without the other.
 
     A critic with minibatch stddev compares samples that lie a fixed distance apart (see `minibatch_stddev`). In rows of
-    that length these are columns: the two batches are laid side by side.
+    that length these are columns: the two batches are laid side by side. Our batch norm is told that there are two, one
+    after the other; PyTorch's cannot be, and its statistics would be of both.
     """
 
     def __init__(self, critic: nn.Module):
         modules = list(critic.modules())
         self.count = max([module.group_size for module in modules if isinstance(module, MinibatchStddev)], default=1)
-        batch_norms = (BatchNormAct, nn.modules.batchnorm._BatchNorm)
-        self.separate = any(isinstance(module, batch_norms) for module in modules)
+        self._norms = [module for module in modules if isinstance(module, BatchNormAct)]
+        foreign = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules)
+        self._separate = foreign or bool(self._norms and self.count > 1)
 
-    def fit(self, batch: Tensor) -> bool:
-        """Whether a batch may be joined with another of the same size: batch norm's statistics would be of both."""
-        return not self.separate and len(batch) % self.count == 0
+    def fit(self, batch: Tensor, penalized: bool = False) -> bool:
+        """Whether a batch may be joined with another of the same size. A penalty is for one sample at a time, which
+        batch norm does not know: it is left to take the batches as they come."""
+        return not self._separate and len(batch) % self.count == 0 and not (penalized and self._norms)
+
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """Within the block batch norm takes what it is given for two batches."""
+        for norm in self._norms:
+            norm.batches = 2
+        try:
+            yield
+        finally:
+            for norm in self._norms:
+                norm.batches = 1
 
     def join(self, first: Tensor, second: Tensor) -> Tensor:
         """[N, ...] twice to [2N, ...]; images [N, C, H, W] in channels_last."""

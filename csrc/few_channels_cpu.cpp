@@ -19,9 +19,11 @@ using fastgan::FewChannelsMap;
 typedef VFloat V;
 constexpr int LANES = lanes<V>();
 #if defined(__AVX512F__)
-constexpr int MOST = 9;  // numbers of a window that outer sums at once, for two vectors of channels: 18 of 32 registers
+constexpr int MOST = 9;    // numbers of a window that outer sums at once, for two vectors of channels: 18 of 32 registers
+constexpr int PIXELS = 8;  // that gather makes at once, of two vectors of channels
 #else
-constexpr int MOST = 6;  // ... 12 of 16
+constexpr int MOST = 6;    // ... 12 of 16
+constexpr int PIXELS = 4;
 #endif
 
 static int64_t whole(int64_t a) { return ceiling(a, LANES) * LANES; }
@@ -122,19 +124,19 @@ static void load_window(const FewChannelsCall& call, const Plan& p, int64_t imag
 
 // Gather ------------------------------------------------------------------------------------------------------------
 
-template <class T, int PIXELS, int VECTORS>
+template <class T, int COUNT, int VECTORS>
 static inline void gather_pixels(const float* window, const Offsets& offsets, int64_t step, const float* matrix,
                                  const Plan& p, int64_t left, T* to, int64_t to_step) {
-    V sums[PIXELS][VECTORS] = {};
+    V sums[COUNT][VECTORS] = {};
     for (int64_t k = 0; k < p.numbers; ++k, matrix += p.channels) {
         V of_matrix[VECTORS];
         for (int j = 0; j < VECTORS; ++j) of_matrix[j] = load(matrix + j * LANES);
-        for (int i = 0; i < PIXELS; ++i) {
+        for (int i = 0; i < COUNT; ++i) {
             const V factor = all<V>(window[offsets.of[k] + i * step]);
             for (int j = 0; j < VECTORS; ++j) sums[i][j] += factor * of_matrix[j];
         }
     }
-    for (int i = 0; i < PIXELS; ++i) {
+    for (int i = 0; i < COUNT; ++i) {
         for (int j = 0; j < VECTORS; ++j) {
             T* there = to + i * to_step + j * LANES;
             if (j + 1 < VECTORS || left >= VECTORS * LANES) {  // only the last may be cut off
@@ -146,22 +148,21 @@ static inline void gather_pixels(const float* window, const Offsets& offsets, in
     }
 }
 
-template <class T, int PIXELS>
+template <class T, int COUNT>
 static inline void gather_some(const FewChannelsCall& call, const Plan& p, const float* window, const Offsets& offsets,
                                const float* matrix, T* to) {
     const int64_t step = call.stride * call.o;
     int64_t c = 0;
     for (; c + LANES < call.c; c += 2 * LANES) {
-        gather_pixels<T, PIXELS, 2>(window, offsets, step, matrix + c, p, call.c - c, to + c, call.c);
+        gather_pixels<T, COUNT, 2>(window, offsets, step, matrix + c, p, call.c - c, to + c, call.c);
     }
     if (c < call.c) {
-        gather_pixels<T, PIXELS, 1>(window, offsets, step, matrix + c, p, call.c - c, to + c, call.c);
+        gather_pixels<T, COUNT, 1>(window, offsets, step, matrix + c, p, call.c - c, to + c, call.c);
     }
 }
 
 template <class T>
 static void gather(const FewChannelsCall& call, const Plan& p) {
-    constexpr int PIXELS = 8;
     float *matrix = (float*)call.workspace, *spaces = matrix + p.matrix;
     const T* weight = (const T*)call.weight;
     for (int64_t k = 0; k < p.numbers; ++k) {
@@ -194,33 +195,33 @@ static void gather(const FewChannelsCall& call, const Plan& p) {
 // Scatter -----------------------------------------------------------------------------------------------------------
 
 // What some pixels of `wide` give to the numbers of their windows: sums over channels.
-template <class T, int PIXELS, int VECTORS>
+template <class T, int COUNT, int VECTORS>
 static inline void multiply_pixels(const T* wide, int64_t wide_step, const Word* matrix, int64_t words, int64_t columns,
                                    float* products) {
-    const char* next = (const char*)(wide + PIXELS * wide_step);  // read in strips, which the hardware does not foresee
-    for (int64_t i = 0; i < PIXELS * wide_step * (int64_t)sizeof(T); i += 64) __builtin_prefetch(next + i);
-    V sums[PIXELS][VECTORS] = {};
+    const char* next = (const char*)(wide + COUNT * wide_step);  // read in strips, which the hardware does not foresee
+    for (int64_t i = 0; i < COUNT * wide_step * (int64_t)sizeof(T); i += 64) __builtin_prefetch(next + i);
+    V sums[COUNT][VECTORS] = {};
     for (int64_t word = 0; word < words; ++word, matrix += columns) {
         VUint of_matrix[VECTORS];
         for (int j = 0; j < VECTORS; ++j) of_matrix[j] = load_words(matrix + j * LANES);
-        for (int i = 0; i < PIXELS; ++i) {
+        for (int i = 0; i < COUNT; ++i) {
             Word of_wide;
             memcpy(&of_wide, (const char*)(wide + i * wide_step) + word * sizeof(Word), sizeof(Word));
             const VUint factor = all_bits(of_wide);
             for (int j = 0; j < VECTORS; ++j) sums[i][j] = add_products(sums[i][j], factor, of_matrix[j], T{});
         }
     }
-    for (int i = 0; i < PIXELS; ++i) {
+    for (int i = 0; i < COUNT; ++i) {
         for (int j = 0; j < VECTORS; ++j) store(products + i * columns + j * LANES, sums[i][j]);
     }
 }
 
-template <class T, int PIXELS, int VECTORS>
+template <class T, int COUNT, int VECTORS>
 static inline void multiply_row(const FewChannelsCall& call, const Plan& p, const T* wide, const Word* matrix,
                                 float* products) {
     int64_t x = 0;
-    for (; x + PIXELS <= call.width; x += PIXELS) {
-        multiply_pixels<T, PIXELS, VECTORS>(wide + x * call.c, call.c, matrix, p.words, p.columns,
+    for (; x + COUNT <= call.width; x += COUNT) {
+        multiply_pixels<T, COUNT, VECTORS>(wide + x * call.c, call.c, matrix, p.words, p.columns,
                                             products + x * p.columns);
     }
     for (; x < call.width; ++x) {

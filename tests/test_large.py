@@ -380,6 +380,34 @@ def weight_gradient(run: Run, n: int) -> None:
     run.check_sums("dw", dw, of_chunk * count, 0)
 
 
+def few_channels(run: Run, n: int) -> None:
+    """The kernel is one pixel high here, too."""
+    if run.backend != "cpp":
+        return  # the only one that has it
+    few, kernel, padding = 2, (1, 3), (0, 1)
+    geometry = (*kernel, 1, *padding), False
+    count, nhwc = run.count(), lambda t, n, c: t.view(n, -1, WIDTH, c).permute(0, 3, 1, 2)
+    of_wide, of_thin = numbers(7, -3), numbers(11, -4, ROWS * WIDTH * few)
+    weight = numbers(5, -2, CHANNELS * few * 3).view(CHANNELS, few, *kernel)
+    launchers, steps = run.launchers("few_channels"), (weight.stride(1), weight.stride(3), weight.stride(0))
+    wide, thin = run.repeated(of_wide, count), run.repeated(of_thin, count)
+    one_wide, one_thin = nhwc(of_wide.double(), 1, CHANNELS), nhwc(of_thin.double(), 1, few)
+
+    of_chunk = torch.nn.grad.conv2d_weight(one_thin, weight.shape, one_wide, padding=padding)
+    dw = torch.full(weight.shape, math.nan)
+    widened = run.repeated(of_wide, count, torch.float32), run.repeated(of_thin, count, torch.float32)
+    launchers.outer(dw, nhwc(widened[0], n, CHANNELS), nhwc(widened[1], n, few), *geometry, steps)
+    run.check_sums("dw", dw, of_chunk * count, 0)
+
+    y, x = run.unwritten(count), run.unwritten(count, len(of_thin))
+    launchers.gather(nhwc(y, n, CHANNELS), nhwc(thin, n, few), weight, *geometry, steps)
+    gathered = torch.nn.functional.conv2d(one_thin, weight.double(), padding=padding)
+    run.check("wide", y, gathered.permute(0, 2, 3, 1).reshape(ROWS, -1))
+    launchers.scatter(nhwc(x, n, few), nhwc(wide, n, CHANNELS), weight, *geometry, steps)
+    scattered = torch.nn.functional.conv_transpose2d(one_wide, weight.double(), padding=padding)
+    run.check("thin", x, scattered.permute(0, 2, 3, 1).reshape(ROWS, -1))
+
+
 CASES = {
     "noise_bias_act, one sample, NHWC": lambda run: noise_bias_act(run, 1, CHANNELS, True),
     "noise_bias_act, one plane": lambda run: noise_bias_act(run, 1, 1, False),
@@ -403,6 +431,8 @@ CASES = {
     "minibatch_stddev": minibatch_stddev,
     "weight_gradient, one sample": lambda run: weight_gradient(run, 1),
     "weight_gradient, many samples": lambda run: weight_gradient(run, run.count()),
+    "few_channels, one sample": lambda run: few_channels(run, 1),
+    "few_channels, many samples": lambda run: few_channels(run, run.count()),
 }
 
 # The processes -----------------------------------------------------------------------------------------------------

@@ -46,7 +46,10 @@ def examine() -> dict:
         "operations": {
             operation: {device: _choice(operation, device) for device in devices} for operation in backends.OPERATIONS
         },
-        "weight_gradient": weight_gradient.why_not(torch.device("cpu")),
+        "beside_library": {
+            "convolutions, of few channels": backends.why_not_beside_library("few_channels", torch.device("cpu")),
+            "convolutions, gradients of weights": weight_gradient.why_not(torch.device("cpu")),
+        },
     }
 
 
@@ -143,12 +146,9 @@ def describe(found: dict) -> str:
             tensors = f"{'CPU' if device == 'cpu' else gpu_name} tensors"
             rows.append((f"  {tensors}", choice["in_use"] or "none: every use is an error"))
             rows += [("", f"not {backend}: {reason}") for backend, reason in choice["not"].items()]
-    why_library = found["weight_gradient"]
-    rows.append(
-        ("convolutions", "torch; gradients of weights of CPU tensors in fp32: " + ("torch" if why_library else "cpp"))
-    )
-    if why_library:
-        rows.append(("", f"not cpp: {why_library}"))
+    for part, why_library in found["beside_library"].items():
+        rows += [(part, ""), ("  CPU tensors", "torch" if why_library else "cpp, where it is faster than torch")]
+        rows += [("", f"not cpp: {why_library}")] if why_library else []
     if found["forced"]:
         rows.append(("", f"FASTGAN_BACKEND={found['forced']} is set"))
     return _table(rows)

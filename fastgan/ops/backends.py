@@ -108,13 +108,17 @@ def explain(operation: str, device: torch.device | str) -> list[tuple[str, str |
     return [(name, why_not(name, operation, device)) for name in names]
 
 
-def is_asked_for(backend: str, device: torch.device | str) -> bool:
-    """Whether `backend` is among those that are tried for tensors of `device`.
+def why_not_beside_library(operation: str, device: torch.device) -> str | None:
+    """Why the C++ kernels of `operation` have no part in a library's work on tensors of `device`, or None.
 
-    For what has a library's implementation wherever `backend` cannot serve: there is nothing to refuse then.
+    For what the library makes wherever these cannot serve: there is nothing to refuse then.
     """
+    if device.type != "cpu":
+        return "the kernel is for CPUs"
     forced = _seen_by_compiler if torch.compiler.is_compiling() else _forced.get()
-    return backend in (forced or PREFERENCE.get(torch.device(device).type, ANY_DEVICE))
+    if "cpp" not in (forced or PREFERENCE[device.type]):
+        return "not asked for"
+    return why_not("cpp", operation, device)
 
 
 def choose(operation: str, device: torch.device | str) -> str:

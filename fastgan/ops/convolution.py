@@ -25,7 +25,6 @@ from fastgan.ops import backends, weight_gradient
 from fastgan.ops.few_channels import FewChannels
 from fastgan.ops.layout import is_channels_last
 from fastgan.ops.upfirdn2d import LowPass, upfirdn2d
-from fastgan_kernels import extension
 
 
 class _Geometry(NamedTuple):
@@ -126,8 +125,7 @@ def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pa
 
 def _may_be_own(x: Tensor) -> bool:
     """Whether the compiled extension may make a part of a convolution of `x`."""
-    kind = x.device.type
-    return kind == "cpu" and backends.is_asked_for("cpp", x.device) and extension.why_no_part(kind) is None
+    return backends.why_not_beside_library("few_channels", x.device) is None
 
 
 def _is_of_parameter(weight: Tensor) -> bool:

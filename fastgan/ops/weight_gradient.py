@@ -25,12 +25,7 @@ _PART = 16  # channels: of a panel, what is computed together everywhere
 
 def why_not(device: torch.device) -> str | None:
     """Why the library makes all gradients of weights for tensors of `device`, or None if our kernel makes some."""
-    if device.type != "cpu":
-        return "the kernel is for CPUs"
-    if not backends.is_asked_for("cpp", device):
-        return "not asked for"
-    reason = backends.why_not("cpp", "weight_gradient", device)
-    if reason is not None:
+    if reason := backends.why_not_beside_library("weight_gradient", device):
         return reason
     isa = extension.module().cpu_isa()
     return None if isa in _FASTER_WITH else f"measured to be faster with {', '.join(_FASTER_WITH)} only, not with {isa}"

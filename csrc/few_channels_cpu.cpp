@@ -12,7 +12,6 @@
 
 namespace FASTGAN_ISA::of_few {
 
-using fastgan::Dtype;
 using fastgan::FewChannelsCall;
 using fastgan::FewChannelsMap;
 

@@ -17,7 +17,6 @@
 
 namespace FASTGAN_ISA::of_weight {
 
-using fastgan::Dtype;
 using fastgan::WeightGradientCall;
 
 typedef VFloat V;

@@ -205,17 +205,18 @@ def test_results_and_derivatives_of_two_orders(given, dtype):
         {"dtype": torch.float64},
         {"memory_format": torch.contiguous_format, "inputs": 18},
         {"outputs": 6},
+        {"outputs": 5, "kernel": (1, 1), "options": {}},
         {"inputs": 12},
         {"inputs": 17},
         {"options": {"stride": 2}},
         {"options": {"padding": 3}},
     ],
-    ids=["fp64", "NCHW", "not few", "not many", "odd", "strided", "padded beyond the taps"],
+    ids=["fp64", "NCHW", "not few by taps", "not few", "not many", "odd", "strided", "padded beyond the taps"],
 )
 def test_others_are_the_librarys(changed):
-    given = {"outputs": 1, "inputs": 16, "options": {"padding": 1}} | changed
+    given = {"outputs": 1, "inputs": 16, "kernel": (3, 3), "options": {"padding": 1}} | changed
     options = given.pop("options")
-    x, weight = image_and_weight("conv2d", kernel=(3, 3), **given)
+    x, weight = image_and_weight("conv2d", **given)
     got, expected = (derivatives(function, x, weight, options) for function in WAYS["conv2d"])
     with LibraryConvolutions() as library:
         y = conv2d(x, weight, **options)
@@ -223,6 +224,23 @@ def test_others_are_the_librarys(changed):
     assert torch.equal(y, expected[0])
     for ours, theirs in zip(got, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "kernel, strides", [((3, 1), (48, 1, 16, 7)), ((1, 3), (48, 1, 5, 16)), ((1, 1), (16, 1, 3, 5))]
+)
+def test_strides_of_a_single_row_or_column_may_be_anything(kernel, strides):
+    x, weight = image_and_weight("conv2d", 1, 16, kernel)
+    odd = torch.empty_strided(weight.shape, strides).copy_(weight.detach()).requires_grad_()
+    padding = tuple(k // 2 for k in kernel)
+    results = []
+    for each in (weight, odd):
+        with LibraryConvolutions() as library:
+            y = conv2d(x, each, padding=padding)
+            results.append((y, *torch.autograd.grad(y.pow(2).sum(), (x, each))))
+        assert library.made == 0
+    for plain, ours in zip(*results, strict=True):
+        assert torch.equal(plain, ours)
 
 
 def test_what_is_large_is_written_by_the_library():

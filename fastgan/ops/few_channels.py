@@ -13,6 +13,7 @@ from torch import Tensor
 import fastgan_kernels
 from fastgan.ops.layout import channels_last, is_channels_last
 
+_FEW = 4  # channels at most
 _NUMBERS = 48  # of the image of few channels that go with a position of the other, at most
 _DTYPES = (torch.float32, torch.bfloat16)
 
@@ -36,7 +37,8 @@ class FewChannels(NamedTuple):
     def of(x: Tensor, weight: Tensor, stride: int, padding: tuple[int, int], transposed: bool) -> "FewChannels | None":
         """What a convolution of `x` by `weight` is, or None if the kernels do not take it or are not faster."""
         first, second, height, width = weight.shape
-        if min(first, second) * height * width > _NUMBERS:
+        few = min(first, second)
+        if few > _FEW or few * height * width > _NUMBERS:
             return None
         outputs, inputs = (second, first) if transposed else (first, second)
         makes_thin, wide = outputs < inputs, max(first, second)
@@ -55,8 +57,8 @@ class FewChannels(NamedTuple):
         ):
             return None
         before = (height - 1 - padding[0], width - 1 - padding[1]) if turned else tuple(padding)
-        few = FewChannels(makes_thin, (height, width, stride, *before), turned, transposed)
-        return few if min(few._output_size(x)) > 0 else None  # else the library says what is wrong
+        found = FewChannels(makes_thin, (height, width, stride, *before), turned, transposed)
+        return found if min(found._output_size(x)) > 0 else None  # else the library says what is wrong
 
     def forward(self, x: Tensor, weight: Tensor) -> Tensor | None:
         """The convolution's output, in channels_last; None if it is best left to the library."""
@@ -87,9 +89,10 @@ class FewChannels(NamedTuple):
 
     def _rest(self, weight: Tensor) -> tuple:
         """What launchers are told beside the tensors."""
-        of_outputs, of_inputs, _, of_tap = (weight.stride(i) for i in ((1, 0, 2, 3) if self.transposed else range(4)))
-        steps = (of_outputs, of_inputs) if self.makes_thin else (of_inputs, of_outputs)
-        return self.kernel, self.turned, (steps[0], of_tap, steps[1])
+        first, second, of_row, of_column = weight.stride()
+        of_few, of_many = (first, second) if self.makes_thin != self.transposed else (second, first)
+        of_tap = of_column if weight.shape[3] > 1 else of_row  # of a single column torch's stride may be anything
+        return self.kernel, self.turned, (of_few, of_tap, of_many)
 
     def _output_size(self, x: Tensor) -> tuple[int, int]:
         height, width, stride, top, left = self.kernel

@@ -18,8 +18,7 @@ def average_in(average: Tensor, value: Tensor, share: float) -> None:
     """Moves a running average in place, by this share of the way to `value`, where that is finite: one overflow would
     stay in it for ever."""
     value = value.detach().to(average.dtype)
-    finite = value * 0 == 0  # as `isfinite`, which is six operations
-    average.lerp_(value.where(finite, average), share)
+    average.lerp_(value.where(value.isfinite(), average), share)
 
 
 def computes_in_fp16(x: Tensor) -> bool:

@@ -1,8 +1,8 @@
 """The gradient of a convolution's weight, by a kernel of our own where that is faster than the library's.
 
 On a CPU with AVX2 the library makes most gradients of weights at half to four fifths of the rate of the convolution
-itself: nearly half of the time that wide convolutions take in training. With AVX-512 that is so of strided convolutions
-and of small images (docs/performance.md).
+itself: nearly half of the time that wide convolutions take in training. With AVX-512 that is so of small images, and in
+bf16 of few channels (docs/performance.md).
 """
 
 import math

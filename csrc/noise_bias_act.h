@@ -50,13 +50,13 @@ namespace FASTGAN_ARITHMETIC {
 
 using fastgan::Act;
 
-template <class V>
+template <class V, bool LIMITED = true>  // else the clamp is infinite, and nothing is done for it
 struct Shape {  // of the nonlinearity; values, so that a kernel keeps them in registers
     V gain, gain_below, inverse_gain, clamp;  // gain_below: times the slope below zero
 };
 
-template <class V, class S>
-FASTGAN_INLINE Shape<V> shape_of(S slope, S gain, S clamp) {
+template <class V, bool LIMITED = true, class S>
+FASTGAN_INLINE Shape<V, LIMITED> shape_of(S slope, S gain, S clamp) {
     return {all<V>(gain), all<V>(gain * slope), all<V>(S(1) / gain), all<V>(clamp)};
 }
 
@@ -66,8 +66,8 @@ struct Curve {
     V value, first, second;
 };
 
-template <Act ACT, class V>
-FASTGAN_INLINE Curve<V> curve(V u, Shape<V> shape) {
+template <Act ACT, class V, bool LIMITED>
+FASTGAN_INLINE Curve<V> curve(V u, Shape<V, LIMITED> shape) {
     const V zero = all<V>(0), one = all<V>(1), two = all<V>(2);
     Curve<V> f;
     if constexpr (ACT == Act::piecewise_linear) {
@@ -104,8 +104,9 @@ FASTGAN_INLINE Curve<V> curve(V u, Shape<V> shape) {
 }
 
 // Limits the value; beyond the limit the derivatives are zero.
-template <class V>
-FASTGAN_INLINE Curve<V> clamped(Curve<V> f, Shape<V> shape) {
+template <class V, bool LIMITED>
+FASTGAN_INLINE Curve<V> clamped(Curve<V> f, Shape<V, LIMITED> shape) {
+    if constexpr (!LIMITED) return f;
     const V limit = shape.clamp, zero = all<V>(0);
     Curve<V> g;
     g.value = minimum(limit, maximum(-limit, f.value));  // of a NaN, both return their second argument
@@ -115,8 +116,8 @@ FASTGAN_INLINE Curve<V> clamped(Curve<V> f, Shape<V> shape) {
 }
 
 // d clamp(gain * act(u)) / du as a function of the result; a result at the limit counts as limited.
-template <Act ACT, class V>
-FASTGAN_INLINE V slope_from_output(V y, Shape<V> shape) {
+template <Act ACT, class V, bool LIMITED>
+FASTGAN_INLINE V slope_from_output(V y, Shape<V, LIMITED> shape) {
     V first;
     if constexpr (ACT == Act::piecewise_linear) {
         first = y > 0 ? shape.gain : shape.gain_below;
@@ -124,6 +125,7 @@ FASTGAN_INLINE V slope_from_output(V y, Shape<V> shape) {
         const V a = y * shape.inverse_gain, one = all<V>(1);
         first = (ACT == Act::tanh ? one - a * a : a * (one - a)) * shape.gain;  // else sigmoid
     }
+    if constexpr (!LIMITED) return first;
     return absolute(y) < shape.clamp ? first : all<V>(0);
 }
 
@@ -139,8 +141,8 @@ struct Sums {
     V bias, strength, scale, post;
 };
 
-template <Act ACT, bool FULL, class V>
-FASTGAN_INLINE V forward(V x, Small<V> s, Shape<V> shape) {
+template <Act ACT, bool FULL, class V, bool LIMITED>
+FASTGAN_INLINE V forward(V x, Small<V> s, Shape<V, LIMITED> shape) {
     if constexpr (!FULL) {
         return clamped(curve<ACT>(x + s.bias, shape), shape).value;
     } else {
@@ -150,16 +152,16 @@ FASTGAN_INLINE V forward(V x, Small<V> s, Shape<V> shape) {
 }
 
 // dx and the sums, from the output: there is neither scale nor post.
-template <Act ACT, class V>
-FASTGAN_INLINE V backward_from_output(V dy, V y, V noise, Shape<V> shape, Sums<V>& sums) {
+template <Act ACT, class V, bool LIMITED>
+FASTGAN_INLINE V backward_from_output(V dy, V y, V noise, Shape<V, LIMITED> shape, Sums<V>& sums) {
     V du = dy * slope_from_output<ACT>(y, shape);
     sums.bias = du;
     sums.strength = du * noise;
     return du;
 }
 
-template <Act ACT, class V>
-FASTGAN_INLINE V backward_from_input(V dy, V x, Small<V> s, Shape<V> shape, Sums<V>& sums) {
+template <Act ACT, class V, bool LIMITED>
+FASTGAN_INLINE V backward_from_input(V dy, V x, Small<V> s, Shape<V, LIMITED> shape, Sums<V>& sums) {
     V u = s.scale * x + (s.strength * s.noise + s.bias);
     Curve<V> f = clamped(curve<ACT>(u, shape), shape);
     V du = dy * s.post * f.first;
@@ -183,14 +185,14 @@ struct Second {
     V ddy, dx;
 };
 
-template <Act ACT, class V>
-FASTGAN_INLINE V double_backward_from_output(V y, V gx, V noise, Small<V> g, Shape<V> shape) {
+template <Act ACT, class V, bool LIMITED>
+FASTGAN_INLINE V double_backward_from_output(V y, V gx, V noise, Small<V> g, Shape<V, LIMITED> shape) {
     return slope_from_output<ACT>(y, shape) * (gx + (g.strength * noise + g.bias));
 }
 
-template <Act ACT, class V>
+template <Act ACT, class V, bool LIMITED>
 FASTGAN_INLINE Second<V> double_backward_from_input(
-    V dy, V x, V gx, Small<V> s, Small<V> g, Shape<V> shape, Sums<V>& sums) {
+    V dy, V x, V gx, Small<V> s, Small<V> g, Shape<V, LIMITED> shape, Sums<V>& sums) {
     V u = s.scale * x + (s.strength * s.noise + s.bias);
     Curve<V> f = clamped(curve<ACT>(u, shape), shape);
     V v = seen_by_du(gx, x, s, g);

@@ -53,7 +53,7 @@ static int64_t workspace_elements(const NoiseBiasActCall& call) {
 }
 
 // What is done at the elements from index i on: one vector of them, or the first `count` of one.
-template <Pass PASS, Act ACT, class T>
+template <Pass PASS, Act ACT, class T, bool LIMITED>
 struct Element {
     typedef T Stored;
     typedef typename Arithmetic<T>::Scalar S;
@@ -70,14 +70,24 @@ struct Element {
                                 : PASS == Pass::backward_from_input        ? 4
                                 : PASS == Pass::double_from_input          ? 4
                                                                            : 0;
+    // How many groups of a row have their sums in registers, half of which these may take; 0 where arithmetic takes so
+    // long that it does not matter. A wider row comes in columns of so many only if memory is not what it waits for: then
+    // whole rows, one after the other, are quicker.
+    static constexpr int REGISTERS = VECTOR_BYTES == 64 ? 32 : 16;
+    static constexpr int MOST = SUMS == 0 ? 0 : REGISTERS / 2 / SUMS < 8 ? REGISTERS / 2 / SUMS : 8;
+    static constexpr int HELD = ACT == Act::piecewise_linear ? MOST / Group<T>::vectors : 0;
+    static constexpr bool by_columns = VECTOR_BYTES == 64 && SUMS == 4 && sizeof(T) == 2;
+    // What the hardware does by itself where there is little to be done in between (measured with AVX-512 only).
+    static constexpr bool plain = PASS == Pass::forward || PASS == Pass::backward_from_output || of_pixel;
+    static constexpr bool fetches = VECTOR_BYTES < 64 || !plain;
 
-    Shape<V> shape;
+    Shape<V, LIMITED> shape;
     const T *x, *dy, *reference, *gx;
     T *first, *second;  // the outputs
     bool streamed;
 
     explicit Element(const NoiseBiasActCall& call)
-        : shape(shape_of<V>(S(call.slope), S(call.gain), S(call.clamp))),
+        : shape(shape_of<V, LIMITED>(S(call.slope), S(call.gain), S(call.clamp))),
           x((const T*)call.x),
           dy((const T*)call.dy),
           reference((const T*)call.reference),
@@ -94,7 +104,8 @@ struct Element {
     }
 
     // The arithmetic. `a` is x in a forward pass, else dy; `b` is what the derivative comes from, `c` is gx.
-    static Second<V> value(V a, V b, V c, const Small<V>& s, const Small<V>& g, const Shape<V>& shape, Sums<V>& sums) {
+    static Second<V> value(V a, V b, V c, const Small<V>& s, const Small<V>& g, const Shape<V, LIMITED>& shape,
+                           Sums<V>& sums) {
         if constexpr (is_forward) {
             return {forward<ACT, PASS == Pass::forward_full>(a, s, shape), a};
         } else if constexpr (from_output) {
@@ -116,7 +127,7 @@ struct Element {
     inline void at(int64_t i, int64_t count, const Small<V>& s, const Small<V>& g, Sums<V>& sums) const {
         auto get = [&](const T* p) {
             if constexpr (PART) return load_n(p + i, count);
-            fetch<4096>(p + i);
+            if constexpr (fetches) fetch<4096>(p + i);
             return load(p + i);
         };
         auto put = [&](T* p, V v) {
@@ -138,13 +149,13 @@ struct Element {
         if constexpr (has_second) put(second, result.dx);
     }
 
-    // At consecutive channels of one pixel: a group, or the first `count` channels of one. `small` and `add` take the
-    // number of a vector in the group: they give its small tensors, and take its sums.
-    template <bool PART, class Tensors, class Add>
-    inline void at_group(int64_t i, int64_t count, const Tensors& tensors, const Add& add) const {
+    // At consecutive channels of one pixel: a group, or the first `count` channels of one. For each of its vectors there
+    // are the small tensors, and a place for the sums.
+    template <bool PART>
+    inline void at_group(int64_t i, int64_t count, const Small<V>* s, const Small<V>* g, Sums<V>* sums) const {
         auto get = [&](const T* p) {
             if constexpr (PART) return load_group_n(p + i, count);
-            fetch<4096>(p + i);
+            if constexpr (fetches) fetch<4096>(p + i);
             return load_group(p + i);
         };
         auto put = [&](T* p, const Group<T>& v) {
@@ -162,12 +173,8 @@ struct Element {
         if constexpr (!is_forward) b = get(reference);
         if constexpr (reads_gx) c = get(gx);
         for (int k = 0; k < Group<T>::vectors; ++k) {
-            Small<V> s, g;
-            Sums<V> sums;
-            tensors(k, s, g);
-            const Second<V> result = value(a.v[k], b.v[k], c.v[k], s, g, shape, sums);
+            const Second<V> result = value(a.v[k], b.v[k], c.v[k], s[k], g[k], shape, sums[k]);
             out.v[k] = result.ddy, also.v[k] = result.dx;
-            add(k, sums);
         }
         put(first, out);
         if constexpr (has_second) put(second, also);
@@ -212,6 +219,10 @@ struct Whole {  // group of channels
 struct Part {  // of one
     static constexpr bool part = true;
 };
+template <int N>
+struct Groups {  // so many of them
+    static constexpr int count = N;
+};
 
 // NHWC: a piece is some whole pixels; the small tensors and the sums are rows of channels.
 template <class E>
@@ -220,6 +231,7 @@ static void pixels(const NoiseBiasActCall& call, const E& shared, const Pieces& 
     typedef typename E::S S;
     typedef typename E::V V;
     typedef typename E::Stored T;
+    constexpr int VECTORS = Group<T>::vectors;
     const int64_t n = call.n, width = Group<T>::size;
     const bool strength_is_scalar = !call.strength_per_channel;
     auto small = [&](const void* given, bool per_sample, bool scalar, S absent) {
@@ -238,60 +250,119 @@ static void pixels(const NoiseBiasActCall& call, const E& shared, const Pieces& 
     const S strength_of_all = E::of_pixel && call.strength ? *(const S*)call.strength : S(1);
     const int64_t count = n * pieces.per_sample;
 
-#pragma omp parallel for schedule(dynamic, turn(count)) if (n * call.c * call.p > 16384)
-    for (int64_t piece = 0; piece < count; ++piece) {
+    share_out(count, n * call.c * call.p > 16384, [&](int64_t piece) {
         // Copies, which no store can alias: what would be read anew at each pixel holds up the stores before it.
         const E element = shared;
         const int64_t c = call.c, p = call.p, whole = c / width * width, stride = pieces.stride;
         const int64_t sample = piece / pieces.per_sample;
         const int64_t begin = (piece % pieces.per_sample) * pieces.positions;
         const int64_t end = begin + pieces.positions < p ? begin + pieces.positions : p;
-        S* sums = partial + piece * E::SUMS * stride;
-        for (int64_t i = 0; i < E::SUMS * stride; ++i) sums[i] = 0;
         const S *a = scale.of(sample), *k = strength.of(sample), *b = bias.of(sample), *t = post.of(sample);
         const S *ga = gscale.of(sample), *gk = gstrength.of(sample), *gb = gbias.of(sample), *gt = gpost.of(sample);
         const S* field = noise ? noise + (call.noise_per_sample ? sample * p : 0) : nullptr;
-        V of_all_channels = all<V>(0);  // of the gradient of strength: the rest of its row stays zero
+        auto drawn_at = [&](int64_t position) { return field ? field[position] : S(0); };
+        // Of the vector at channel i, where the noise is `here`.
+        auto tensors = [&](int64_t i, V here, Small<V>& s, Small<V>& g) {
+            if constexpr (E::of_pixel) {
+                s.bias = load(b + i) + here;
+            } else {
+                s = {load(a + i), load(k + i), load(b + i), load(t + i), here};
+                g = {load(ga + i), load(gk + i), load(gb + i), load(gt + i), here};
+            }
+        };
+
+        S* sums = partial + piece * E::SUMS * stride;
+        V of_all_channels = all<V>(0);  // the gradient of strength: the rest of its row is zero
 
         // One pixel after the other: several at once would share loads, but interleave their streaming stores.
-        for (int64_t position = begin; position < end; ++position) {
-            const int64_t at = (sample * p + position) * c;
-            const S drawn = field ? field[position] : S(0);
-            const V here = all<V>(E::of_pixel && E::is_forward ? drawn * strength_of_all : drawn);
-            V over_channels = all<V>(0);
-            auto channels_from = [&](auto extent, int64_t j) {
-                auto tensors = [&](int vector, Small<V>& s, Small<V>& g) {
-                    const int64_t i = j + vector * lanes<V>();
-                    if constexpr (E::of_pixel) {
-                        s.bias = load(b + i) + here;
-                        s.noise = all<V>(1);  // its factor of the gradient of strength: of all channels at once, below
-                        return;
-                    }
-                    s = {load(a + i), load(k + i), load(b + i), load(t + i), here};
-                    g = {load(ga + i), load(gk + i), load(gb + i), load(gt + i), here};
-                };
-                auto add = [&](int vector, const Sums<V>& d) {
-                    S* row = sums + j + vector * lanes<V>();
-                    if constexpr (E::SUMS >= 1) store(row, load(row) + d.bias);
-                    if constexpr (E::of_pixel) {
-                        over_channels += d.strength;
-                    } else if constexpr (E::SUMS >= 2) {
-                        store(row + stride, load(row + stride) + d.strength);
-                    }
-                    if constexpr (E::SUMS == 4) {
-                        store(row + 2 * stride, load(row + 2 * stride) + d.scale);
-                        store(row + 3 * stride, load(row + 3 * stride) + d.post);
+        auto rows = [&] {
+            for (int64_t i = 0; i < E::SUMS * stride; ++i) sums[i] = 0;
+            for (int64_t position = begin; position < end; ++position) {
+                const int64_t at = (sample * p + position) * c;
+                const S drawn = drawn_at(position);
+                const V here = all<V>(E::of_pixel && E::is_forward ? drawn * strength_of_all : drawn);
+                V over_channels = all<V>(0);
+                auto group = [&](auto extent, int64_t j) {
+                    Small<V> s[VECTORS], g[VECTORS];
+                    Sums<V> d[VECTORS];
+                    for (int v = 0; v < VECTORS; ++v) tensors(j + v * lanes<V>(), here, s[v], g[v]);
+                    element.template at_group<decltype(extent)::part>(at + j, c - j, s, g, d);
+                    for (int v = 0; E::SUMS > 0 && v < VECTORS; ++v) {
+                        S* row = sums + j + v * lanes<V>();
+                        store(row, load(row) + d[v].bias);
+                        if constexpr (E::of_pixel) {
+                            over_channels += d[v].bias;
+                        } else if constexpr (E::SUMS >= 2) {
+                            store(row + stride, load(row + stride) + d[v].strength);
+                        }
+                        if constexpr (E::SUMS == 4) {
+                            store(row + 2 * stride, load(row + 2 * stride) + d[v].scale);
+                            store(row + 3 * stride, load(row + 3 * stride) + d[v].post);
+                        }
                     }
                 };
-                element.template at_group<decltype(extent)::part>(at + j, c - j, tensors, add);
-            };
-            for (int64_t j = 0; j < whole; j += width) channels_from(Whole{}, j);
-            if (whole < c) channels_from(Part{}, whole);
-            of_all_channels += here * over_channels;
+                for (int64_t j = 0; j < whole; j += width) group(Whole{}, j);
+                if (whole < c) group(Part{}, whole);
+                if constexpr (E::of_pixel && E::SUMS > 0) of_all_channels += here * over_channels;
+            }
+        };
+
+        // Some groups of all pixels, whose sums stay in registers. (No lambda may see these: in memory, each addition
+        // would wait for the store of the one before.)
+        auto columns = [&](auto groups, int64_t j) {
+            constexpr int COUNT = decltype(groups)::count * VECTORS;
+            V total[E::SUMS][COUNT];
+#pragma GCC unroll 32
+            for (int i = 0; i < E::SUMS * COUNT; ++i) total[i / COUNT][i % COUNT] = all<V>(0);
+            V of_channels = all<V>(0);
+            for (int64_t position = begin; position < end; ++position) {
+                const int64_t at = (sample * p + position) * c;
+                const V here = all<V>(drawn_at(position));
+                V over_channels = all<V>(0);
+#pragma GCC unroll 8
+                for (int i = 0; i < COUNT; i += VECTORS) {
+                    Small<V> s[VECTORS], g[VECTORS];
+                    Sums<V> d[VECTORS];
+#pragma GCC unroll 2
+                    for (int v = 0; v < VECTORS; ++v) tensors(j + (i + v) * lanes<V>(), here, s[v], g[v]);
+                    element.template at_group<false>(at + j + i * lanes<V>(), width, s, g, d);
+#pragma GCC unroll 2
+                    for (int v = 0; v < VECTORS; ++v) {
+                        total[0][i + v] += d[v].bias;
+                        if constexpr (E::of_pixel) {
+                            over_channels += d[v].bias;
+                        } else if constexpr (E::SUMS >= 2) {
+                            total[1][i + v] += d[v].strength;
+                        }
+                        if constexpr (E::SUMS == 4) {
+                            total[2][i + v] += d[v].scale;
+                            total[3][i + v] += d[v].post;
+                        }
+                    }
+                }
+                if constexpr (E::of_pixel) of_channels += here * over_channels;
+            }
+            of_all_channels += of_channels;
+#pragma GCC unroll 32
+            for (int i = 0; i < E::SUMS * COUNT; ++i) {
+                store(sums + i / COUNT * stride + j + i % COUNT * lanes<V>(), total[i / COUNT][i % COUNT]);
+            }
+        };
+
+        if constexpr (E::HELD == 0) {
+            rows();
+        } else {
+            if (c == E::HELD * width || (E::by_columns && c % (E::HELD * width) == 0)) {
+                for (int64_t j = 0; j < c; j += E::HELD * width) columns(Groups<E::HELD>{}, j);
+            } else if (E::HELD >= 4 && c == E::HELD / 2 * width) {
+                columns(Groups<E::HELD / 2 ? E::HELD / 2 : 1>{}, 0);
+            } else {
+                rows();
+            }
         }
         if constexpr (E::of_pixel && E::SUMS > 0) store(sums + stride, of_all_channels);
         if (element.streamed) stream_fence();
-    }
+    });
 }
 
 // NCHW: a piece is some positions of one channel; the small tensors are single numbers, the noise is a row.
@@ -305,8 +376,7 @@ static void planes(const NoiseBiasActCall& call, const E& shared, const Pieces& 
 
     const int64_t count = n * c * pieces.per_sample;
 
-#pragma omp parallel for schedule(dynamic, turn(count)) if (n * c * p > 16384)
-    for (int64_t piece = 0; piece < count; ++piece) {
+    share_out(count, n * c * p > 16384, [&](int64_t piece) {
         const E element = shared;  // a copy that no store can alias
         const int64_t row = piece / pieces.per_sample, segment = piece % pieces.per_sample;
         const int64_t sample = row / c, channel = row % c, one = call.strength_per_channel ? channel : 0;
@@ -350,7 +420,7 @@ static void planes(const NoiseBiasActCall& call, const E& shared, const Pieces& 
             }
         }
         if (element.streamed) stream_fence();
-    }
+    });
 }
 
 // Adds up the pieces' sums, [N, pieces, SUMS, stride], into the gradients that were asked for.
@@ -404,9 +474,9 @@ static void finish(const NoiseBiasActCall& call, const Pieces& pieces, const S* 
     }
 }
 
-template <Pass PASS, Act ACT, class T>
-static void run(const NoiseBiasActCall& call) {
-    typedef Element<PASS, ACT, T> E;
+template <Pass PASS, Act ACT, class T, bool LIMITED>
+static void walk(const NoiseBiasActCall& call) {
+    typedef Element<PASS, ACT, T, LIMITED> E;
     typedef typename E::S S;
     const Pieces pieces = pieces_of(call);
     S* partial = (S*)call.workspace;
@@ -418,6 +488,14 @@ static void run(const NoiseBiasActCall& call) {
         planes(call, element, pieces, partial);
     }
     if constexpr (E::SUMS > 0) finish<T, E::SUMS>(call, pieces, partial);
+}
+
+template <Pass PASS, Act ACT, class T>
+static void run(const NoiseBiasActCall& call) {
+    if constexpr (ACT == Act::piecewise_linear) {  // of the others the arithmetic takes longer anyway
+        if (call.clamp == __builtin_inf()) return walk<PASS, ACT, T, false>(call);
+    }
+    walk<PASS, ACT, T, true>(call);
 }
 
 template <Pass PASS, Act ACT>

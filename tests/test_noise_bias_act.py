@@ -51,6 +51,11 @@ def _cases():
             yield Case(shape, layout, parts=("noise", "strength", "bias"))
         yield Case((2, 256, 9, 9), layout)
         yield Case((2, 256, 9, 9), layout, parts=("noise", "strength"), shared_noise=True)
+    for channels in (16, 32, 64, 128, 192):  # rows that fit into registers, and columns of wider ones
+        for parts in (PARTS, ("bias",), ("noise", "strength", "bias"), ("noise", "bias")):
+            yield Case((2, channels, 3, 5), "nhwc", parts=parts)
+        yield Case((2, channels, 3, 5), "nhwc", parts=("bias",), clamp=1.5)
+        yield Case((2, channels, 3, 5), "nhwc", clamp=1.5, scalar_strength=False)
     yield Case(layout="sliced")
     yield Case(layout="expanded")
     for shape in ((5, 8), (300, 33), (0, 3), (2, 3, 11), (2, 3, 2, 3, 5)):
@@ -183,9 +188,10 @@ def test_two_runs_give_the_same_bits(backend, layout):
     assert all(torch.equal(a, b) for a, b in zip(*flat, strict=True))
 
 
+@pytest.mark.parametrize("channels", [24, 32])
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
-def test_cpp_results_do_not_depend_on_the_number_of_threads(layout):
-    x, small = make(Case((4, 24, 31, 33), layout), torch.float32, "cpu")
+def test_cpp_results_do_not_depend_on_the_number_of_threads(layout, channels):
+    x, small = make(Case((4, channels, 31, 33), layout), torch.float32, "cpu")
     dy, seeds = torch.randn_like(x), [torch.randn(t.shape) for t in (x, *(t for n, t in small.items() if n != "noise"))]
     before, results = torch.get_num_threads(), []
     with backends.forced("cpp-baseline"):

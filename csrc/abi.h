@@ -3,4 +3,4 @@
 // an extension of another number.
 #pragma once
 
-#define FASTGAN_ABI 7
+#define FASTGAN_ABI 8

@@ -5,6 +5,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <memory>
+#include <new>
 #include <stdexcept>
 
 #ifdef FASTGAN_WITH_CPU
@@ -21,6 +23,22 @@ inline void* at(Address address) { return reinterpret_cast<void*>(address); }
 
 [[noreturn, maybe_unused]] inline int left_out(const char* part) {
     throw std::runtime_error(std::string("the extension was built without its ") + part + " kernels");
+}
+
+// Memory that a kernel works in on the CPU: of the thread that calls it, which keeps it for its next call. To ask torch
+// for a tensor, from Python, takes longer than a small kernel.
+inline void* scratch(int64_t bytes) {
+    constexpr std::align_val_t alignment{64};
+    struct Free {
+        void operator()(void* memory) const { ::operator delete(memory, alignment); }
+    };
+    thread_local std::unique_ptr<void, Free> memory;
+    thread_local int64_t size = 0;
+    if (size < bytes) {
+        size = 0, memory.reset();  // before there is more, which may fail
+        memory.reset(::operator new(bytes, alignment)), size = bytes;
+    }
+    return memory.get();
 }
 
 using Released = py::call_guard<py::gil_scoped_release>;  // for what computes
@@ -40,6 +58,10 @@ using Released = py::call_guard<py::gil_scoped_release>;  // for what computes
 #else
 #define FASTGAN_ON_GPU(NAME, ...) fastgan::left_out("CUDA")
 #endif
+
+// What a kernel works in, whose bytes NAME tells for a variable `call`: on a GPU at an address that the caller gives.
+#define FASTGAN_SPACE(NAME, device, address) \
+    ((device) < 0 ? fastgan::scratch(FASTGAN_ON_CPU(NAME)) : fastgan::at(address))
 
 // Declarations, at file level, of the two kinds of entry that CPU and GPU have alike: one that computes, and one that
 // tells the bytes of workspace that it needs.

@@ -171,8 +171,7 @@ static void gather(const FewChannelsCall& call, const Plan& p) {
         }
     }
     const Offsets offsets(call, p);
-#pragma omp parallel for schedule(dynamic, turn(p.pieces)) if (call.n * call.height * call.width * call.c > 16384)
-    for (int64_t piece = 0; piece < p.pieces; ++piece) {
+    share_out(p.pieces, call.n * call.height * call.width * call.c > 16384, [&](int64_t piece) {
         const int64_t image = piece / p.pieces_of_image, first = piece % p.pieces_of_image * p.rows;
         const int64_t rows = smaller(p.rows, call.height - first);
         float* window = spaces + thread() * p.window;
@@ -188,7 +187,7 @@ static void gather(const FewChannelsCall& call, const Plan& p) {
                 gather_some<T, 1>(call, p, from + x * call.stride * call.o, offsets, matrix, to + x * call.c);
             }
         }
-    }
+    });
 }
 
 // Scatter -----------------------------------------------------------------------------------------------------------
@@ -240,8 +239,7 @@ static void scatter(const FewChannelsCall& call, const Plan& p) {
             memcpy((T*)(matrix + c / pair * p.columns + k) + c % pair, from + c * call.step_c, sizeof(T));
         }
     }
-#pragma omp parallel for schedule(dynamic, turn(p.pieces)) if (call.n * call.height * call.width * call.c > 16384)
-    for (int64_t piece = 0; piece < p.pieces; ++piece) {
+    share_out(p.pieces, call.n * call.height * call.width * call.c > 16384, [&](int64_t piece) {
         const int64_t image = piece / p.pieces_of_image, first = piece % p.pieces_of_image * p.rows * s;
         const int64_t last = smaller(first + p.rows * s, call.thin_height);  // rows of `thin`: up to this one
         const int64_t begin = larger(0, ceiling(larger(0, first + call.top - call.kh + 1), s));  // of `wide`
@@ -274,7 +272,7 @@ static void scatter(const FewChannelsCall& call, const Plan& p) {
                 convert(window + row * p.row + call.left * call.o, count, to);
             }
         }
-    }
+    });
 }
 
 // Outer -------------------------------------------------------------------------------------------------------------
@@ -341,8 +339,7 @@ static void outer(const FewChannelsCall& call, const Plan& p) {
     float *sums = (float*)call.workspace, *spaces = sums + p.segments * p.sums;
     const Offsets offsets(call, p);
     const int64_t at_once = ceiling(p.numbers, ceiling(p.numbers, MOST));
-#pragma omp parallel for schedule(dynamic) if (p.segments > 1)
-    for (int64_t segment = 0; segment < p.segments; ++segment) {
+    share_out(p.segments, p.segments > 1, [&](int64_t segment) {
         float *to = sums + segment * p.sums, *window = spaces + thread() * p.window;
         memset(to, 0, p.sums * sizeof(float));
         for (int64_t piece = segment * p.pieces / p.segments; piece < (segment + 1) * p.pieces / p.segments; ++piece) {
@@ -357,7 +354,7 @@ static void outer(const FewChannelsCall& call, const Plan& p) {
                 }
             }
         }
-    }
+    });
     for (int64_t k = 0; k < p.numbers; ++k) {
         T* to = (T*)call.weight + place_of(call, k);
         for (int64_t c = 0; c < call.c; c += LANES) {

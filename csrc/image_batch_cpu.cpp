@@ -146,22 +146,18 @@ static void image_batch(const ImageBatchCall& call) {
     const bool worth = worth_streaming(count * sizeof(T));
     const Turner<C> turner(call.c);
 
-#pragma omp parallel if (count > 16384)
-    {
-#pragma omp for schedule(dynamic, turn(call.n * pieces))
-        for (int64_t piece = 0; piece < call.n * pieces; ++piece) {
-            const int64_t sample = piece / pieces, from = piece % pieces * rows;
-            const int64_t to = from + rows < call.h ? from + rows : call.h;
-            const uint8_t* x = pixels + (index ? index[sample] : sample) * size;
-            T* y = (T*)call.y + sample * size;
-            if (mirrored && mirrored[sample]) {
-                for (int64_t h = from; h < to; ++h) turner.convert_row(x + h * row, y + h * row, call.w, worth);
-            } else {
-                convert(x + from * row, y + from * row, (to - from) * row, worth);
-            }
+    share_out(call.n * pieces, count > 16384, [&](int64_t piece) {
+        const int64_t sample = piece / pieces, from = piece % pieces * rows;
+        const int64_t to = from + rows < call.h ? from + rows : call.h;
+        const uint8_t* x = pixels + (index ? index[sample] : sample) * size;
+        T* y = (T*)call.y + sample * size;
+        if (mirrored && mirrored[sample]) {
+            for (int64_t h = from; h < to; ++h) turner.convert_row(x + h * row, y + h * row, call.w, worth);
+        } else {
+            convert(x + from * row, y + from * row, (to - from) * row, worth);
         }
         if (worth) stream_fence();
-    }
+    });
 }
 
 template <class T>

@@ -29,8 +29,7 @@ static void walk(const MinibatchStddevCall& call, const S* k, S* partial, S* sum
     T* dx = (T*)call.dx;
     const V share = all<V>(1.0 / size), eps = all<V>(1e-8);
 
-#pragma omp parallel for schedule(dynamic, turn(call.sums() * f.pieces)) if (call.n * call.c * call.p > 16384)
-    for (int64_t work = 0; work < call.sums() * f.pieces; ++work) {
+    share_out(call.sums() * f.pieces, call.n * call.c * call.p > 16384, [&](int64_t work) {
         const int64_t piece = work % f.pieces, which = work / f.pieces, feature = which % call.features;
         const int64_t group = which / call.features, row = piece / parts * f.rows_of_piece;
         const int64_t last = row + f.rows_of_piece < f.rows ? row + f.rows_of_piece : f.rows;
@@ -58,7 +57,7 @@ static void walk(const MinibatchStddevCall& call, const S* k, S* partial, S* sum
             }
         }
         if constexpr (ORDER != 1) partial[work] = sum(total);
-    }
+    });
     if constexpr (ORDER != 1) {
         for (int64_t which = 0; which < call.sums(); ++which) {
             double total = 0;
@@ -76,8 +75,7 @@ static void append(const MinibatchStddevCall& call, const T* from, const S* maps
     const int64_t rows = call.pixels ? p : 1, run = call.pixels ? c : c * p, repeats = call.pixels ? 1 : p;
     const int64_t few = 8192 / run + 1, pieces = (rows + few - 1) / few;
 
-#pragma omp parallel for schedule(dynamic, turn(call.n * pieces)) if (call.n * c * p > 16384)
-    for (int64_t work = 0; work < call.n * pieces; ++work) {
+    share_out(call.n * pieces, call.n * c * p > 16384, [&](int64_t work) {
         const int64_t sample = work / pieces, first = work % pieces * few;
         for (int64_t row = first; row < first + few && row < rows; ++row) {
             const int64_t at = sample * rows + row;
@@ -90,7 +88,7 @@ static void append(const MinibatchStddevCall& call, const T* from, const S* maps
                 for (int64_t i = 0; i < repeats; ++i) *out++ = value;
             }
         }
-    }
+    });
 }
 
 // k [groups, features]: the gradients of the maps, summed over positions and members, times the share of an element.
@@ -100,14 +98,13 @@ static void gradient_of_maps(const MinibatchStddevCall& call, S* partial, S* k) 
     const int64_t step = call.pixels ? call.c + features : 1;
     const T* dy = (const T*)call.dy;
 
-#pragma omp parallel for schedule(dynamic, turn(call.n * features)) if (call.n * call.c * p > 16384)
-    for (int64_t map = 0; map < call.n * features; ++map) {
+    share_out(call.n * features, call.n * call.c * p > 16384, [&](int64_t map) {
         const int64_t sample = map / features, f = map % features;
         const T* from = dy + sample * (call.c + features) * p + (call.c + f) * (call.pixels ? 1 : p);
         double total = 0;
         for (int64_t i = 0; i < p; ++i) total += load_n(from + i * step, 1)[0];
         partial[map] = S(total);
-    }
+    });
     for (int64_t which = 0; which < call.sums(); ++which) {
         double total = 0;
         for (int64_t g = 0; g < call.size; ++g) total += partial[g * groups * features + which];

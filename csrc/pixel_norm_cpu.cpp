@@ -118,13 +118,11 @@ static void pixels(const PixelNormCall& call) {
     const S inverse_c = S(1.0 / call.c), eps = S(call.eps);
     const Here shared(call, call.c, width);
 
-#pragma omp parallel if (rows * call.c > 16384)
-    {
-        // Copies, which no store can alias.
-        const Here tensors = shared;
+    const int64_t few = 8192 / call.c + 1, pieces = (rows + few - 1) / few;
+    share_out(pieces, rows * call.c > 16384, [&](int64_t piece) {
+        const Here tensors = shared;  // copies, which no store can alias
         const int64_t c = call.c, whole = c / width * width;
-#pragma omp for schedule(dynamic, turn(rows))
-        for (int64_t row = 0; row < rows; ++row) {
+        for (int64_t row = piece * few; row < rows && row < (piece + 1) * few; ++row) {
             const int64_t at = row * c;
             Products<V> sums{};
             for (int64_t j = 0; j < whole; j += width) tensors.template add_group<false>(at + j, width, sums);
@@ -136,7 +134,7 @@ static void pixels(const PixelNormCall& call) {
             if (whole < c) tensors.template write_group<true>(at + whole, c - whole, all_lanes);
         }
         if (tensors.streamed) stream_fence();
-    }
+    });
 }
 
 // The products of `count` positions from index `at` on, in each of VECTORS adjacent vectors.
@@ -166,35 +164,31 @@ static void planes(const PixelNormCall& call) {
     const V inverse_c = all<V>(1.0 / call.c), eps = all<V>(call.eps);
     const Here shared(call, call.p, width);
 
-#pragma omp parallel if (call.n * call.c * call.p > 16384)
-    {
-        const Here tensors = shared;
+    share_out(call.n * blocks, call.n * call.c * call.p > 16384, [&](int64_t piece) {
+        const Here tensors = shared;  // copies, which no store can alias
         const int64_t c = call.c, p = call.p;
-#pragma omp for schedule(dynamic, turn(call.n * blocks))
-        for (int64_t piece = 0; piece < call.n * blocks; ++piece) {
-            const int64_t from = piece % blocks * block, at = piece / blocks * c * p + from;
-            if (from + block <= p) {
-                Products<V> sums[vectors] = {};
-                add_channels<vectors, false>(tensors, at, width, c, p, sums);
-                Factors<V> f[vectors];
-                for (int k = 0; k < vectors; ++k) f[k] = factors<ORDER>(sums[k], inverse_c, eps);
-                for (int64_t j = 0; j < c; ++j) {
-                    for (int k = 0; k < vectors; ++k) {
-                        tensors.template write_positions<false>(at + j * p + k * width, width, f[k]);
-                    }
+        const int64_t from = piece % blocks * block, at = piece / blocks * c * p + from;
+        if (from + block <= p) {
+            Products<V> sums[vectors] = {};
+            add_channels<vectors, false>(tensors, at, width, c, p, sums);
+            Factors<V> f[vectors];
+            for (int k = 0; k < vectors; ++k) f[k] = factors<ORDER>(sums[k], inverse_c, eps);
+            for (int64_t j = 0; j < c; ++j) {
+                for (int k = 0; k < vectors; ++k) {
+                    tensors.template write_positions<false>(at + j * p + k * width, width, f[k]);
                 }
-            } else {
-                for (int64_t k = 0; from + k < p; k += width) {
-                    const int64_t count = p - from - k < width ? p - from - k : width;
-                    Products<V> sums[1] = {};
-                    add_channels<1, true>(tensors, at + k, count, c, p, sums);
-                    const Factors<V> f = factors<ORDER>(sums[0], inverse_c, eps);
-                    for (int64_t j = 0; j < c; ++j) tensors.template write_positions<true>(at + j * p + k, count, f);
-                }
+            }
+        } else {
+            for (int64_t k = 0; from + k < p; k += width) {
+                const int64_t count = p - from - k < width ? p - from - k : width;
+                Products<V> sums[1] = {};
+                add_channels<1, true>(tensors, at + k, count, c, p, sums);
+                const Factors<V> f = factors<ORDER>(sums[0], inverse_c, eps);
+                for (int64_t j = 0; j < c; ++j) tensors.template write_positions<true>(at + j * p + k, count, f);
             }
         }
         if (tensors.streamed) stream_fence();
-    }
+    });
 }
 
 template <int ORDER, class T>

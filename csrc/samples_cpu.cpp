@@ -56,36 +56,32 @@ static void map(const SamplesCall& call) {
     const bool streamed = aligned && worth_streaming(count * sizeof(T));
     const int64_t pieces = pieces_of<MAPPED>(call);
 
-#pragma omp parallel if (count > 16384)
-    {
-#pragma omp for schedule(dynamic, turn(call.n * pieces))
-        for (int64_t piece = 0; piece < call.n * pieces; ++piece) {
-            const V weight = all<V>(((const S*)call.weight)[piece / pieces]);
-            for_groups<T, MAPPED>(call, piece, [&](auto extent, int64_t i, int64_t there) {
-                constexpr bool part = decltype(extent)::part;
-                auto put = [&](T* p, const Group<T>& v) {
-                    if constexpr (part) {
-                        store_group_n(p, v, there);
-                    } else if (streamed) {
-                        stream_group(p, v);
-                    } else {
-                        store_group(p, v);
-                    }
-                };
-                Group<T> x = get<part>(a + i, there), y = x, one, two;
-                if constexpr (MAP == SampleMap::lerp) y = get<part>(b + i, there);
-                for (int k = 0; k < Group<T>::vectors; ++k) {
-                    const Mapped<V> result = mapped<MAP>(x.v[k], y.v[k], weight);
-                    one.v[k] = result.first, two.v[k] = result.second;
+    share_out(call.n * pieces, count > 16384, [&](int64_t piece) {
+        const V weight = all<V>(((const S*)call.weight)[piece / pieces]);
+        for_groups<T, MAPPED>(call, piece, [&](auto extent, int64_t i, int64_t there) {
+            constexpr bool part = decltype(extent)::part;
+            auto put = [&](T* p, const Group<T>& v) {
+                if constexpr (part) {
+                    store_group_n(p, v, there);
+                } else if (streamed) {
+                    stream_group(p, v);
+                } else {
+                    store_group(p, v);
                 }
-                put(first + i, one);
-                if constexpr (MAP == SampleMap::split) {
-                    if (second) put(second + i, two);
-                }
-            });
-        }
+            };
+            Group<T> x = get<part>(a + i, there), y = x, one, two;
+            if constexpr (MAP == SampleMap::lerp) y = get<part>(b + i, there);
+            for (int k = 0; k < Group<T>::vectors; ++k) {
+                const Mapped<V> result = mapped<MAP>(x.v[k], y.v[k], weight);
+                one.v[k] = result.first, two.v[k] = result.second;
+            }
+            put(first + i, one);
+            if constexpr (MAP == SampleMap::split) {
+                if (second) put(second + i, two);
+            }
+        });
         if (streamed) stream_fence();
-    }
+    });
 }
 
 template <class T>
@@ -96,8 +92,7 @@ static void sum_of_squares(const SamplesCall& call) {
     S* partial = (S*)call.workspace;
     const int64_t pieces = pieces_of<SUMMED>(call);
 
-#pragma omp parallel for schedule(dynamic, turn(call.n * pieces)) if (call.n * call.size > 16384)
-    for (int64_t piece = 0; piece < call.n * pieces; ++piece) {
+    share_out(call.n * pieces, call.n * call.size > 16384, [&](int64_t piece) {
         const int chains = 4;  // of additions, which do not wait for each other
         V sums[chains][Group<T>::vectors] = {};
         int turn = 0;
@@ -111,7 +106,7 @@ static void sum_of_squares(const SamplesCall& call) {
             total += (sums[0][k] + sums[1][k]) + (sums[2][k] + sums[3][k]);
         }
         partial[piece] = sum(total);
-    }
+    });
     for (int64_t sample = 0; sample < call.n; ++sample) {
         double total = 0;
         for (int64_t piece = 0; piece < pieces; ++piece) total += partial[sample * pieces + piece];

@@ -334,18 +334,6 @@ inline int64_t thread() {
 #endif
 }
 
-// How many of the pieces of a call a thread takes at a time: some in a row, since what is near is read ahead; few, so
-// that a thread that is late (to wake up takes as long as a million elements do) leaves more to the others.
-inline int turn(int64_t pieces) {
-#if defined(_OPENMP)
-    const int64_t few = pieces / (8 * threads());
-    return few < 1 ? 1 : few < 1 << 20 ? (int)few : 1 << 20;
-#else
-    (void)pieces;
-    return 1;
-#endif
-}
-
 // Pieces in a row, [begin, end), of which a thread takes from the front and others from the back.
 struct alignas(64) Run {
     uint64_t bounds;  // begin, and in the upper half end
@@ -369,11 +357,14 @@ struct alignas(64) Run {
 // Calls `piece` with each number below `pieces` (2^32 at most), on all threads if `parallel`. A thread begins with a run
 // of its own, the same in every call on tensors of a shape, as torch's threads do: what its core's cache holds of them is
 // what it needs, which a core with a cache of its own would have to fetch from the other. Then it takes from the end of
-// what others have left. Which thread makes a piece has no influence on the result.
+// what others have left. It takes some in a row, since what is near is read ahead; few, so that a thread that is late (to
+// wake up takes as long as a million elements do) leaves more to the others. Which thread makes a piece has no influence
+// on the result.
 template <class F>
 inline void share_out(int64_t pieces, bool parallel, const F& piece) {
 #if defined(_OPENMP)
-    const int64_t most = 256, team = threads() < most ? threads() : most, few = turn(pieces);
+    const int64_t most = 256, team = threads() < most ? threads() : most;
+    const int64_t few = pieces / (8 * team) + (pieces < 8 * team);
     if (parallel && team > 1 && pieces > 1) {
         Run runs[most];
         for (int64_t i = 0; i < team; ++i) runs[i].set(pieces * i / team, pieces * (i + 1) / team);

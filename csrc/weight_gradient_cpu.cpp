@@ -289,8 +289,7 @@ static void add_chunk(const WeightGradientCall& call, const Plan& p, const Chunk
 // Adds up the segments' sums, in order, and puts them where they belong.
 template <class T>
 static void finish(const WeightGradientCall& call, const Plan& p, const float* sums) {
-#pragma omp parallel for schedule(dynamic) if (p.sums > 65536)
-    for (int64_t panel = 0; panel < p.panels; ++panel) {
+    share_out(p.panels, p.sums > 65536, [&](int64_t panel) {
         const int vectors = vectors_of(call, panel);
         const float* from = sums + panel * p.sums_panel;
         for (int64_t a = 0; a < p.channels;) {
@@ -315,7 +314,7 @@ static void finish(const WeightGradientCall& call, const Plan& p, const float* s
             }
             a += height;
         }
-    }
+    });
 }
 
 template <class T>
@@ -325,8 +324,7 @@ static void run(const WeightGradientCall& call) {
     float* sums = (float*)call.workspace;
     Word* spaces = (Word*)(sums + p.segments * p.sums);
 
-#pragma omp parallel for schedule(dynamic) if (tasks > 1)
-    for (int64_t task = 0; task < tasks; ++task) {
+    share_out(tasks, tasks > 1, [&](int64_t task) {
         const int64_t segment = task / p.tasks_of_segment, panel = task % p.tasks_of_segment * p.panels_of_task;
         const int64_t panels = smaller(p.panels_of_task, p.panels - panel);
         const int64_t begin = segment * p.chunks / p.segments, end = (segment + 1) * p.chunks / p.segments;
@@ -335,7 +333,7 @@ static void run(const WeightGradientCall& call) {
             const Chunk<T> chunk = chunk_of<T>(call, p, number);
             add_chunk(call, p, chunk, panel, panels, number == begin, space, sums + segment * p.sums);
         }
-    }
+    });
     finish<T>(call, p, sums);
 }
 

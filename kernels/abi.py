@@ -1,3 +1,3 @@
 """The number that a compiled extension and the Python beside it must agree on (csrc/abi.h holds the other copy)."""
 
-ABI = 7
+ABI = 8

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from types import ModuleType
 
@@ -90,6 +90,22 @@ def place(x: Tensor, emulated: bool) -> tuple[int, int]:
         device = x.device.index
         return device, _raw_stream(device)
     return (0, 0) if emulated else (-1, 0)
+
+
+class Workspace:
+    """What the kernels of an operation work in, by place and sizes of a call: a tensor, or on a CPU, where they have
+    memory of their own, None. `needed` tells the bytes.
+
+    The tensor may die when the call returns: the allocator keeps its memory for the stream until then.
+    """
+
+    def __init__(self, needed: Callable[..., int]):
+        self._needed = lru_cache(maxsize=4096)(needed)
+
+    def __call__(self, x: Tensor, device: int, *sizes: int) -> Tensor | None:
+        if device < 0:
+            return None
+        return torch.empty(self._needed(device, *sizes), dtype=torch.uint8, device=x.device)
 
 
 def address(tensor: Tensor | None) -> int:

@@ -3,13 +3,11 @@
 The signatures are those of `fastgan_kernels.signatures.InstanceNorm`.
 """
 
-from functools import lru_cache
 from types import ModuleType
 
-import torch
 from torch import Tensor
 
-from fastgan_kernels.extension import DTYPES, address, place, zero
+from fastgan_kernels.extension import DTYPES, Workspace, address, place, zero
 from fastgan_kernels.signatures import View
 
 
@@ -19,14 +17,13 @@ class Launchers:
     def __init__(self, extension: ModuleType, emulated: bool = False):
         self._extension = extension
         self._emulated = emulated
-        self._workspace_bytes = lru_cache(maxsize=None)(extension.instance_norm_workspace)
+        self._workspace = Workspace(extension.instance_norm_workspace)
 
     def _call(self, view: View, x: Tensor) -> tuple:
-        """What the bound functions have in common: place, sizes, and the address of a workspace."""
+        """What the bound functions have in common: place, sizes, and a workspace."""
         device, stream = place(x, self._emulated)
         dtype = DTYPES[x.dtype]
-        workspace = torch.empty(self._workspace_bytes(device, *view, dtype), dtype=torch.uint8, device=x.device)
-        # The tensor dies when the call returns; the allocator keeps its memory for this stream until then.
+        workspace = self._workspace(x, device, *view, dtype)
         return device, stream, *view, dtype, workspace
 
     def forward(self, view, y, statistics, x, noise, strength, bias, style_scale, style_bias, slope, gain, eps):
@@ -34,7 +31,7 @@ class Launchers:
             return
         *call, workspace = self._call(view, x)
         self._extension.instance_norm_forward(
-            *call, workspace.data_ptr(), slope, gain, eps, y.data_ptr(), statistics.data_ptr(), x.data_ptr(),
+            *call, address(workspace), slope, gain, eps, y.data_ptr(), statistics.data_ptr(), x.data_ptr(),
             *_before(noise, strength, bias), address(style_scale), address(style_bias),
         )  # fmt: skip
 
@@ -46,7 +43,7 @@ class Launchers:
             return zero(dstrength, dbias, dstyle_scale, dstyle_bias)
         *call, workspace = self._call(view, x)
         self._extension.instance_norm_backward(
-            *call, workspace.data_ptr(), slope, gain, eps, address(dx), address(dstrength), address(dbias),
+            *call, address(workspace), slope, gain, eps, address(dx), address(dstrength), address(dbias),
             address(dstyle_scale), address(dstyle_bias), dy.data_ptr(), x.data_ptr(), statistics.data_ptr(),
             *_before(noise, strength, bias), address(style_scale),
         )  # fmt: skip

@@ -3,12 +3,9 @@
 The signatures are those of `fastgan_kernels.signatures.MinibatchStddev`.
 """
 
-from functools import lru_cache
 from types import ModuleType
 
-import torch
-
-from fastgan_kernels.extension import DTYPES, address, place
+from fastgan_kernels.extension import DTYPES, Workspace, address, place
 
 
 class Launchers:
@@ -17,17 +14,16 @@ class Launchers:
     def __init__(self, extension: ModuleType, emulated: bool = False):
         self._extension = extension
         self._emulated = emulated
-        self._workspace_bytes = lru_cache(maxsize=4096)(extension.minibatch_stddev_workspace)
+        self._workspace = Workspace(extension.minibatch_stddev_workspace)
 
     def _run(self, order, view, size, features, appended, dx, x, dy, gx):
         if not x.numel():
             return
         device, stream = place(x, self._emulated)
         sizes = *view, DTYPES[x.dtype], size, features
-        workspace = torch.empty(self._workspace_bytes(device, *sizes), dtype=torch.uint8, device=x.device)
-        # The tensor dies when the call returns; the allocator keeps its memory for this stream until then.
+        workspace = self._workspace(x, device, *sizes)
         self._extension.minibatch_stddev(
-            device, stream, *sizes, order, workspace.data_ptr(),
+            device, stream, *sizes, order, address(workspace),
             address(appended), address(dx), x.data_ptr(), address(dy), address(gx),
         )  # fmt: skip
 

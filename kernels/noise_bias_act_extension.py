@@ -3,13 +3,11 @@
 The signatures are those of `fastgan_kernels.signatures.NoiseBiasAct`.
 """
 
-from functools import lru_cache
 from types import ModuleType
 
-import torch
 from torch import Tensor
 
-from fastgan_kernels.extension import DTYPES, address, place, zero
+from fastgan_kernels.extension import DTYPES, Workspace, address, place, zero
 from fastgan_kernels.signatures import View
 
 _ACTS = {"lrelu": 0, "tanh": 1, "sigmoid": 2, "silu": 3, "softplus": 4}
@@ -21,14 +19,13 @@ class Launchers:
     def __init__(self, extension: ModuleType, emulated: bool = False):
         self._extension = extension
         self._emulated = emulated
-        self._workspace_bytes = lru_cache(maxsize=None)(extension.noise_bias_act_workspace)
+        self._workspace = Workspace(extension.noise_bias_act_workspace)
 
     def _call(self, view: View, x: Tensor, act: str, slope: float, gain: float, clamp: float) -> tuple:
-        """What the bound functions have in common: place, sizes, options and the address of a workspace."""
+        """What the bound functions have in common: place, sizes, options and a workspace."""
         device, stream = place(x, self._emulated)
         dtype = DTYPES[x.dtype]
-        workspace = torch.empty(self._workspace_bytes(device, *view, dtype), dtype=torch.uint8, device=x.device)
-        # The tensor dies when the call returns; the allocator keeps its memory for this stream until then.
+        workspace = self._workspace(x, device, *view, dtype)
         return device, stream, *view, dtype, _ACTS[act], slope, gain, clamp, workspace
 
     def forward(self, view, y, x, noise, strength, bias, scale, post, act, slope, gain, clamp):
@@ -36,7 +33,7 @@ class Launchers:
             return
         *call, workspace = self._call(view, x, act, slope, gain, clamp)
         self._extension.noise_bias_act_forward(
-            *call, workspace.data_ptr(), y.data_ptr(), x.data_ptr(), *small_tensors(noise, strength, bias, scale, post)
+            *call, address(workspace), y.data_ptr(), x.data_ptr(), *small_tensors(noise, strength, bias, scale, post)
         )
 
     def backward(
@@ -47,7 +44,7 @@ class Launchers:
             return zero(dstrength, dbias, dscale, dpost)
         *call, workspace = self._call(view, dx, act, slope, gain, clamp)
         self._extension.noise_bias_act_backward(
-            *call, workspace.data_ptr(), dx.data_ptr(), address(dstrength), address(dbias), address(dscale),
+            *call, address(workspace), dx.data_ptr(), address(dstrength), address(dbias), address(dscale),
             address(dpost), dy.data_ptr(), reference.data_ptr(), from_output,
             *small_tensors(noise, strength, bias, scale, post),
         )  # fmt: skip
@@ -60,7 +57,7 @@ class Launchers:
             return zero(dstrength, dbias, dscale, dpost)
         *call, workspace = self._call(view, ddy, act, slope, gain, clamp)
         self._extension.noise_bias_act_double_backward(
-            *call, workspace.data_ptr(), ddy.data_ptr(), address(dx), address(dstrength), address(dbias),
+            *call, address(workspace), ddy.data_ptr(), address(dx), address(dstrength), address(dbias),
             address(dscale), address(dpost), dy.data_ptr(), reference.data_ptr(), from_output,
             *small_tensors(noise, strength, bias, scale, post),
             address(gx), address(gstrength), address(gbias), address(gscale), address(gpost),

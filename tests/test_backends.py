@@ -136,7 +136,7 @@ def test_tracing_gives_no_warning(options, recwarn):
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
 @pytest.mark.parametrize("options", [{}, {"clamp": 1.5}])
 def test_a_compiler_that_does_not_know_the_mark_traces_what_it_marks(monkeypatch, options):
-    marked = {backends._choose, sys.modules["fastgan.ops.noise_bias_act"]._rounded}
+    marked = {backends._constant_choice, sys.modules["fastgan.ops.noise_bias_act"]._rounded}
     for function in marked:
         monkeypatch.delattr(function, "_dynamo_marked_constant")
     x = torch.randn(2, 3, 4, 4)

@@ -1,13 +1,14 @@
 """noise_bias_act: one table of cases for every backend, and what only it promises."""
 
 import math
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from fastgan.ops import BackendUnavailable, noise_bias_act, use_backend
+from fastgan.ops import BackendUnavailable, fused, noise_bias_act, use_backend
 from fastgan.ops.noise_bias_act import ACTIVATIONS, sum_of_samples
 from tests import backends, table
 from tests.table import DTYPES, arrange
@@ -262,6 +263,21 @@ def test_infinities_are_handed_on_and_relu_makes_nan_of_the_negative_one(backend
         y = noise_bias_act(x, **small, act=act)
         assert [y[0, 3, 2, 1].item(), y[1, 2, 1, 3].item()] == pytest.approx([below, math.inf], nan_ok=True)
         assert y.isfinite().sum() == y.numel() - 2
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_transforms_of_torch_func_are_refused_in_words(backend, known, monkeypatch):
+    """An autograd Function is called the short way, which must not pass by the check for these."""
+    if not known:  # a release of torch that does not say whether there are any
+        monkeypatch.setattr(fused, "_transforms_active", lambda: True)
+    x, bias = (torch.randn(*shape, device=backends.device(backend)) for shape in ((2, 3, 4, 5), (3,)))
+    x.requires_grad_()
+    noise_bias_act(x, bias=bias).sum().backward()
+    with backends.forced("torch"):
+        expected = torch.autograd.grad(noise_bias_act(x, bias=bias).sum(), x)
+    torch.testing.assert_close((x.grad,), expected)
+    with nullcontext() if backend == "torch" else pytest.raises(RuntimeError, match="setup_context"):
+        torch.func.grad(lambda x: noise_bias_act(x, bias=bias).sum())(x.detach())
 
 
 class TestUnderTorchCompile:

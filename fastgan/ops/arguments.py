@@ -28,19 +28,21 @@ def check_parameter(operation: str, name: str, tensor: Tensor, x: Tensor) -> Non
         raise ValueError(f"{operation}: {name} has shape {list(tensor.shape)}, must not be empty")
 
 
-def prepared(operation: str, name: str, tensor: Tensor | None, shapes: Sequence[list[int]], x: Tensor) -> Tensor | None:
+def prepared(
+    operation: str, name: str, tensor: Tensor | None, shapes: Sequence[tuple[int, ...]], x: Tensor
+) -> Tensor | None:
     """A small tensor as the kernels take it: contiguous, in the precision of arithmetic. None stays None.
 
     Raises ValueError unless it has one of `shapes`, lies on the device of `x` and is of a floating-point dtype.
     """
     if tensor is None:
         return None
-    if list(tensor.shape) not in shapes:
-        fits = " or ".join(map(str, shapes))
+    if tensor.shape not in shapes:
+        fits = " or ".join(str(list(shape)) for shape in shapes)
         raise ValueError(f"{operation}: {name} has shape {list(tensor.shape)}, must be {fits} for x {list(x.shape)}")
-    if tensor.numel():
-        check_parameter(operation, name, tensor, x)
-    arithmetic = arithmetic_dtype(x.dtype)
-    if tensor.dtype != arithmetic:
+    dtype, arithmetic = tensor.dtype, arithmetic_dtype(x.dtype)
+    if dtype != arithmetic or tensor.device != x.device:
+        if tensor.numel():
+            check_parameter(operation, name, tensor, x)
         tensor = tensor.to(arithmetic)
     return tensor if tensor.is_contiguous() else tensor.contiguous()

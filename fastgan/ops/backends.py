@@ -15,6 +15,7 @@ from contextvars import ContextVar
 from functools import cache
 
 import torch
+from torch.compiler import is_compiling
 
 import fastgan_kernels
 from fastgan.errors import UserError
@@ -38,6 +39,7 @@ PREFERENCE = {
     "cuda": ("cuda", "triton", "torch"),
 }
 ANY_DEVICE = ("torch",)
+_CPU = torch.device("cpu")
 
 
 class BackendUnavailable(UserError):
@@ -115,7 +117,7 @@ def why_not_beside_library(operation: str, device: torch.device) -> str | None:
     """
     if device.type != "cpu":
         return "the kernel is for CPUs"
-    forced = _seen_by_compiler if torch.compiler.is_compiling() else _forced.get()
+    forced = _seen_by_compiler if is_compiling() else _forced.get()
     if "cpp" not in (forced or PREFERENCE[device.type]):
         return "not asked for"
     return why_not("cpp", operation, device)
@@ -126,15 +128,16 @@ def choose(operation: str, device: torch.device | str) -> str:
 
     Raises BackendUnavailable, with the reason for each backend, if none of those asked for can.
     """
-    forced = _seen_by_compiler if torch.compiler.is_compiling() else _forced.get()
-    return _choose(operation, device, forced)
+    if is_compiling():
+        return _constant_choice(operation, device, _seen_by_compiler)
+    if device != _CPU and (device.__class__ is str or device.index is None):  # a tensor's device is neither
+        device = _numbered(device)
+    return _first_that_can(operation, device, _forced.get())
 
 
 @constant_to_compiler
-def _choose(operation: str, device: torch.device | str, forced: tuple[str, ...] | None) -> str:
-    if device.__class__ is str or (device.index is None and device.type == "cuda"):  # a tensor's device is neither
-        device = _numbered(device)
-    return _first_that_can(operation, device, forced)
+def _constant_choice(operation: str, device: torch.device | str, forced: tuple[str, ...] | None) -> str:
+    return _first_that_can(operation, _numbered(device), forced)
 
 
 @cache

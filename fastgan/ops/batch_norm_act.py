@@ -77,7 +77,7 @@ def batch_norm_act(
     options = Options(slope_of(name, act, slope, gain), float(gain), float(eps), batches)
     check_eps(name, eps)
     check_activation(name, x)
-    shape = ([x.shape[1]],)
+    shape = ((x.shape[1],),)
     weight, bias = prepared(name, "weight", weight, shape, x), prepared(name, "bias", bias, shape, x)
     if (running_mean is None) != (running_var is None):
         raise ValueError(f"{name}: of running_mean and running_var one is given, must be both or neither")

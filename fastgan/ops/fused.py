@@ -23,6 +23,7 @@ from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 import fastgan_kernels
 
@@ -102,10 +103,24 @@ class FusedOperation:
         """Runs the operation on a backend; `inputs` are validated. The output, and the spares if it `reports` them."""
         if backend == "torch":
             return cls.plain(inputs, options)
-        if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
-            return _Forward.apply(cls, backend, options, *inputs)
+        if torch.is_grad_enabled() and any([x is not None and x.requires_grad for x in inputs]):
+            return _applied(_Forward)(cls, backend, options, *inputs)
         results = _run_forward(cls, backend, options, inputs)
         return tuple(results) if cls.reports else results[0]
+
+
+def _applied(function: type[torch.autograd.Function]) -> Callable:
+    """`function.apply`, or what it comes to in an eager call outside of torch.func: the method that it hands on to.
+
+    Between two kernels that have streamed large tensors through the caches nothing of Python is in them, and every line
+    that runs costs ten times what it does otherwise. A release of torch without the names below goes the usual way.
+    """
+    if is_compiling() or _transforms_active():
+        return function.apply
+    return super(torch.autograd.Function, function).apply
+
+
+_transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 
 
 class _Forward(torch.autograd.Function):
@@ -124,7 +139,7 @@ class _Forward(torch.autograd.Function):
     def backward(ctx, grad, *_):
         operation, backend, options, needs = ctx.call
         if torch.is_grad_enabled():
-            grads = _Backward.apply(operation, backend, options, needs, grad, *ctx.saved_tensors)
+            grads = _applied(_Backward)(operation, backend, options, needs, grad, *ctx.saved_tensors)
         else:
             grads = _run_backward(operation, backend, options, needs, grad, ctx.saved_tensors)
         return None, None, None, *grads
@@ -179,20 +194,21 @@ def _alias(x: Tensor) -> Tensor:
 
 def _run_forward(operation, backend, options, inputs) -> Sequence[Tensor]:
     """The output, and the spares."""
-    if torch.compiler.is_compiling():
+    if is_compiling():
         results = _operator(operation.name)(*inputs, *options, backend)
         return results if operation.spares else (results,)
     return _launch_forward(operation, backend, options, inputs)
 
 
 def _launch_forward(operation, backend, options, inputs) -> Sequence[Tensor]:
-    output, spares = operation.allocate(inputs, options), operation.allocate_spares(inputs, options)
+    output = operation.allocate(inputs, options)
+    spares = operation.allocate_spares(inputs, options) if operation.spares else ()
     operation.launch(fastgan_kernels.BACKENDS[backend].launchers(operation.name), output, inputs, options, *spares)
     return output, *spares
 
 
 def _run_backward(operation, backend, options, needs, grad, kept) -> Tensors:
-    if torch.compiler.is_compiling():
+    if is_compiling():
         found = iter(_operator(f"{operation.name}_backward")(grad, kept, needs, *options, backend))
         return [next(found) if made else None for made in operation.makes(needs)]
     return _launch_backward(operation, backend, options, needs, grad, kept)
@@ -228,7 +244,7 @@ class LinearOperation(FusedOperation):
         if backend == "torch":
             return cls.plain(inputs, options)
         if torch.is_grad_enabled() and inputs[0].requires_grad:
-            return _Linear.apply(cls, backend, options, cls.adjoint(inputs, options), *inputs)
+            return _applied(_Linear)(cls, backend, options, cls.adjoint(inputs, options), *inputs)
         return _run_forward(cls, backend, options, inputs)[0]
 
 

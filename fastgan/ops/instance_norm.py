@@ -107,9 +107,9 @@ def style_epilogue(
     n, c, *spatial = x.shape
     inputs = (
         dense(x),
-        prepared(name, "noise", noise, ([n, 1, *spatial], [1, 1, *spatial]), x),
-        prepared(name, "strength", strength, ([], [c]), x),
-        prepared(name, "bias", bias, ([c],), x),
+        prepared(name, "noise", noise, ((n, 1, *spatial), (1, 1, *spatial)), x),
+        prepared(name, "strength", strength, ((), (c,)), x),
+        prepared(name, "bias", bias, ((c,),), x),
         _style(name, "style_scale", style_scale, x),
         _style(name, "style_bias", style_bias, x),
     )
@@ -136,7 +136,7 @@ def _style(operation: str, name: str, tensor: Tensor | None, x: Tensor) -> Tenso
     n, c = x.shape[:2]
     if tensor is not None and list(tensor.shape) == [c]:
         tensor = tensor.expand(n, c)
-    return prepared(operation, name, tensor, ([n, c], [c]), x)
+    return prepared(operation, name, tensor, ((n, c), (c,)), x)
 
 
 def _apply(inputs: tuple[Tensor | None, ...], options: Options) -> Tensor:

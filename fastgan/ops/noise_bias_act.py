@@ -82,7 +82,8 @@ def noise_bias_act(
     The gradient of `noise` (projecting an image into the latent space needs it) takes the plain path.
     """
     options = resolved(act, slope, gain, clamp, x.dtype)
-    inputs = _check_tensors(x, noise, strength, bias, scale, post)
+    check_activation("noise_bias_act", x)
+    inputs = dense(x), *check_small("noise_bias_act", x, x.shape, noise, strength, bias, scale, post)
     backend = backends.choose("noise_bias_act", x.device)
     if noise is not None and noise.requires_grad:
         backend = "torch"
@@ -91,7 +92,13 @@ def noise_bias_act(
 
 def resolved(act: str, slope: float, gain: float, clamp: float | None, dtype: torch.dtype) -> Options:
     """The options as the kernels know them; ValueError for those that do not fit."""
-    _check_options(act, slope, gain, clamp)
+    if act not in ACTIVATIONS:
+        raise ValueError(f"noise_bias_act: act is {act!r}, must be one of {', '.join(ACTIVATIONS)}")
+    if clamp is not None and not clamp > 0:
+        raise ValueError(f"noise_bias_act: clamp is {clamp}, must be above zero (or None for no limit)")
+    # Not isfinite: torch.compile could not trace that of a number that has changed between calls.
+    if not (-math.inf < slope < math.inf and -math.inf < gain < math.inf):
+        raise ValueError(f"noise_bias_act: slope and gain must be finite, are {slope} and {gain}")
     clamp = math.inf if clamp is None else _rounded(float(clamp), dtype)
     if act in _SLOPES:
         act, slope = "lrelu", _SLOPES[act]
@@ -191,21 +198,6 @@ def _lies_within(y: Tensor, limit: float) -> bool:
     return bool(-limit < least and most < limit)
 
 
-def _check_options(act: str, slope: float, gain: float, clamp: float | None) -> None:
-    if act not in ACTIVATIONS:
-        raise ValueError(f"noise_bias_act: act is {act!r}, must be one of {', '.join(ACTIVATIONS)}")
-    if clamp is not None and not clamp > 0:
-        raise ValueError(f"noise_bias_act: clamp is {clamp}, must be above zero (or None for no limit)")
-    # Not isfinite: torch.compile could not trace that of a number that has changed between calls.
-    if not (-math.inf < slope < math.inf and -math.inf < gain < math.inf):
-        raise ValueError(f"noise_bias_act: slope and gain must be finite, are {slope} and {gain}")
-
-
-def _check_tensors(x, noise, strength, bias, scale, post) -> tuple[Tensor | None, ...]:
-    check_activation("noise_bias_act", x)
-    return dense(x), *check_small("noise_bias_act", x, x.shape, noise, strength, bias, scale, post)
-
-
 def check_small(operation, x, shape, noise, strength, bias, scale, post) -> tuple[Tensor | None, ...]:
     """The small tensors as the kernels take them, for activations of a shape [N, C, ...] that are made of `x`.
 
@@ -213,18 +205,13 @@ def check_small(operation, x, shape, noise, strength, bias, scale, post) -> tupl
     """
     if strength is not None and noise is None:
         raise ValueError(f"{operation}: strength is given without noise")
-    n, c = shape[0], shape[1]
-    fields = ([n, 1, *shape[2:]], [1, 1, *shape[2:]])
-
-    def taken(name: str, tensor: Tensor | None, *shapes: list[int]) -> Tensor | None:
-        return None if tensor is None else prepared(operation, name, tensor, shapes, x)
-
+    n, c, *spatial = shape
     return (
-        taken("noise", noise, *fields),
-        taken("strength", strength, [], [c]),
-        taken("bias", bias, [c]),
-        taken("scale", scale, [n, c]),
-        taken("post", post, [n, c]),
+        noise if noise is None else prepared(operation, "noise", noise, ((n, 1, *spatial), (1, 1, *spatial)), x),
+        strength if strength is None else prepared(operation, "strength", strength, ((), (c,)), x),
+        bias if bias is None else prepared(operation, "bias", bias, ((c,),), x),
+        scale if scale is None else prepared(operation, "scale", scale, ((n, c),), x),
+        post if post is None else prepared(operation, "post", post, ((n, c),), x),
     )
 
 

@@ -196,7 +196,7 @@ def test_cpp_results_do_not_depend_on_the_number_of_threads(layout, channels):
     dy, seeds = torch.randn_like(x), [torch.randn(t.shape) for t in (x, *(t for n, t in small.items() if n != "noise"))]
     before, results = torch.get_num_threads(), []
     with backends.forced("cpp-baseline"):
-        for threads in (1, 2, 3):
+        for threads in (1, 2, 3, 8):
             torch.set_num_threads(threads)
             y, grads, second = derivatives(noise_bias_act, x, small, dy, seeds)
             results.append([y, *grads, *second])

@@ -25,8 +25,8 @@ inline void* at(Address address) { return reinterpret_cast<void*>(address); }
     throw std::runtime_error(std::string("the extension was built without its ") + part + " kernels");
 }
 
-// Memory that a kernel works in on the CPU: of the thread that calls it, which keeps it for its next call. To ask torch
-// for a tensor, from Python, takes longer than a small kernel.
+// Memory that a kernel works in on the CPU: of the thread that calls it, which keeps what it has for its next call, and
+// more than a few MB only for calls that need as much. To ask torch for a tensor takes longer than a small kernel.
 inline void* scratch(int64_t bytes) {
     constexpr std::align_val_t alignment{64};
     struct Free {
@@ -34,7 +34,8 @@ inline void* scratch(int64_t bytes) {
     };
     thread_local std::unique_ptr<void, Free> memory;
     thread_local int64_t size = 0;
-    if (size < bytes) {
+    constexpr int64_t few = 16 << 20;
+    if (size < bytes || (size > few && bytes <= few)) {
         size = 0, memory.reset();  // before there is more, which may fail
         memory.reset(::operator new(bytes, alignment)), size = bytes;
     }

@@ -37,7 +37,8 @@ void instance_norm_forward(int device, Address stream, int64_t n, int64_t c, int
                            bool strength_per_channel, Address bias, Address style_scale, Address style_bias) {
     InstanceNormCall call = described(n, c, p, pixels, dtype);
     before_the_norm(call, slope, gain, eps, noise, noise_per_sample, strength, strength_per_channel, bias);
-    call.workspace = FASTGAN_SPACE(instance_norm_workspace, device, workspace), call.y = at(y), call.statistics = at(statistics), call.x = at(x);
+    call.workspace = FASTGAN_SPACE(instance_norm_workspace, device, workspace);
+    call.y = at(y), call.statistics = at(statistics), call.x = at(x);
     call.style_scale = at(style_scale), call.style_bias = at(style_bias);
     FASTGAN_RUN(instance_norm_forward, device, stream);
 }
@@ -49,7 +50,8 @@ void instance_norm_backward(int device, Address stream, int64_t n, int64_t c, in
                             bool strength_per_channel, Address bias, Address style_scale) {
     InstanceNormCall call = described(n, c, p, pixels, dtype);
     before_the_norm(call, slope, gain, eps, noise, noise_per_sample, strength, strength_per_channel, bias);
-    call.workspace = FASTGAN_SPACE(instance_norm_workspace, device, workspace), call.dx = at(dx), call.dstrength = at(dstrength), call.dbias = at(dbias);
+    call.workspace = FASTGAN_SPACE(instance_norm_workspace, device, workspace);
+    call.dx = at(dx), call.dstrength = at(dstrength), call.dbias = at(dbias);
     call.dstyle_scale = at(dstyle_scale), call.dstyle_bias = at(dstyle_bias);
     call.dy = at(dy), call.x = at(x), call.statistics = at(statistics), call.style_scale = at(style_scale);
     FASTGAN_RUN(instance_norm_backward, device, stream);
@@ -72,7 +74,8 @@ void batch_norm_act_forward(int device, Address stream, int64_t n, int64_t c, in
                             Address x, Address weight, Address bias) {
     InstanceNormCall call = of_batch(n, c, p, pixels, dtype);
     call.slope = slope, call.gain = gain, call.eps = eps;
-    call.workspace = FASTGAN_SPACE(instance_norm_workspace, device, workspace), call.y = at(y), call.statistics = at(statistics), call.x = at(x);
+    call.workspace = FASTGAN_SPACE(instance_norm_workspace, device, workspace);
+    call.y = at(y), call.statistics = at(statistics), call.x = at(x);
     call.style_scale = at(weight), call.style_bias = at(bias);
     FASTGAN_RUN(instance_norm_forward, device, stream);
 }
@@ -82,7 +85,8 @@ void batch_norm_act_backward(int device, Address stream, int64_t n, int64_t c, i
                              Address dy, Address x, Address statistics, Address weight, Address bias) {
     InstanceNormCall call = of_batch(n, c, p, pixels, dtype);
     call.slope = slope, call.gain = gain;
-    call.workspace = FASTGAN_SPACE(instance_norm_workspace, device, workspace), call.dx = at(dx), call.dstyle_scale = at(dweight), call.dstyle_bias = at(dbias);
+    call.workspace = FASTGAN_SPACE(instance_norm_workspace, device, workspace);
+    call.dx = at(dx), call.dstyle_scale = at(dweight), call.dstyle_bias = at(dbias);
     call.dy = at(dy), call.x = at(x), call.statistics = at(statistics);
     call.style_scale = at(weight), call.style_bias = at(bias);
     FASTGAN_RUN(instance_norm_backward, device, stream);

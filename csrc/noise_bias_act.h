@@ -126,7 +126,8 @@ FASTGAN_INLINE V slope_from_output(V y, Shape<V, LIMITED> shape) {
         first = (ACT == Act::tanh ? one - a * a : a * (one - a)) * shape.gain;  // else sigmoid
     }
     if constexpr (!LIMITED) return first;
-    return absolute(y) < shape.clamp ? first : all<V>(0);
+    const V unlimited = shape.clamp + shape.clamp;  // than itself only infinity is not smaller
+    return (absolute(y) < shape.clamp) | (shape.clamp == unlimited) ? first : all<V>(0);
 }
 
 // The small tensors at one place: factors and terms of (n, c), the noise of (n, p).

@@ -40,7 +40,8 @@ void noise_bias_act_forward(int device, Address stream, int64_t n, int64_t c, in
                             Address bias, Address scale, Address post) {
     NoiseBiasActCall call = described(n, c, p, pixels, dtype, act, slope, gain, clamp);
     small_tensors(call, noise, noise_per_sample, strength, strength_per_channel, bias, scale, post);
-    call.workspace = FASTGAN_SPACE(noise_bias_act_workspace, device, workspace), call.y = at(y), call.x = at(x);
+    call.workspace = FASTGAN_SPACE(noise_bias_act_workspace, device, workspace);
+    call.y = at(y), call.x = at(x);
     FASTGAN_RUN(noise_bias_act_forward, device, stream);
 }
 
@@ -51,7 +52,8 @@ void noise_bias_act_backward(int device, Address stream, int64_t n, int64_t c, i
                              Address strength, bool strength_per_channel, Address bias, Address scale, Address post) {
     NoiseBiasActCall call = described(n, c, p, pixels, dtype, act, slope, gain, clamp);
     small_tensors(call, noise, noise_per_sample, strength, strength_per_channel, bias, scale, post);
-    call.workspace = FASTGAN_SPACE(noise_bias_act_workspace, device, workspace), call.dx = at(dx), call.dy = at(dy), call.reference = at(reference);
+    call.workspace = FASTGAN_SPACE(noise_bias_act_workspace, device, workspace);
+    call.dx = at(dx), call.dy = at(dy), call.reference = at(reference);
     call.from_output = from_output;
     call.dstrength = at(dstrength), call.dbias = at(dbias), call.dscale = at(dscale), call.dpost = at(dpost);
     FASTGAN_RUN(noise_bias_act_backward, device, stream);
@@ -66,7 +68,8 @@ void noise_bias_act_double_backward(int device, Address stream, int64_t n, int64
                                     Address gscale, Address gpost) {
     NoiseBiasActCall call = described(n, c, p, pixels, dtype, act, slope, gain, clamp);
     small_tensors(call, noise, noise_per_sample, strength, strength_per_channel, bias, scale, post);
-    call.workspace = FASTGAN_SPACE(noise_bias_act_workspace, device, workspace), call.ddy = at(ddy), call.dx = at(dx), call.dy = at(dy);
+    call.workspace = FASTGAN_SPACE(noise_bias_act_workspace, device, workspace);
+    call.ddy = at(ddy), call.dx = at(dx), call.dy = at(dy);
     call.reference = at(reference), call.from_output = from_output;
     call.dstrength = at(dstrength), call.dbias = at(dbias), call.dscale = at(dscale), call.dpost = at(dpost);
     call.gx = at(gx), call.gstrength = at(gstrength), call.gbias = at(gbias), call.gscale = at(gscale);

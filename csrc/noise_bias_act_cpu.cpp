@@ -264,7 +264,7 @@ static void pixels(const NoiseBiasActCall& call, const E& shared, const Pieces& 
         // Of the vector at channel i, where the noise is `here`.
         auto tensors = [&](int64_t i, V here, Small<V>& s, Small<V>& g) {
             if constexpr (E::of_pixel) {
-                s.bias = load(b + i) + here;
+                s.bias = load(b + i) + here, s.noise = here;
             } else {
                 s = {load(a + i), load(k + i), load(b + i), load(t + i), here};
                 g = {load(ga + i), load(gk + i), load(gb + i), load(gt + i), here};

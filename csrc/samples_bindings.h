@@ -27,7 +27,8 @@ int64_t squared_norm_workspace(int device, int64_t n, int64_t size, int dtype) {
 void squared_norm_forward(int device, Address stream, int64_t n, int64_t size, int dtype, Address workspace,
                           Address sums, Address x) {
     SamplesCall call = described(n, size, dtype);
-    call.workspace = FASTGAN_SPACE(squared_norm_workspace, device, workspace), call.sums = at(sums), call.a = at(x);
+    call.workspace = FASTGAN_SPACE(squared_norm_workspace, device, workspace);
+    call.sums = at(sums), call.a = at(x);
     FASTGAN_RUN(squared_norm_forward, device, stream);
 }
 

@@ -334,46 +334,42 @@ inline int64_t thread() {
 #endif
 }
 
-// Pieces in a row, [begin, end), of which a thread takes from the front and others from the back.
+// Pieces in a row, [begin, end), of which a thread takes from the front and others from the back, one at a time.
 struct alignas(64) Run {
     uint64_t bounds;  // begin, and in the upper half end
 
     void set(int64_t begin, int64_t end) { bounds = (uint64_t)end << 32 | (uint64_t)begin; }
 
-    // Takes `few` of them, or what is left; false if nothing is.
-    bool take(int64_t few, bool front, int64_t& begin, int64_t& end) {
+    // The number of a piece that is left, or -1.
+    int64_t take(bool front) {
         uint64_t seen = __atomic_load_n(&bounds, __ATOMIC_RELAXED), left;
+        int64_t taken;
         do {
-            begin = seen & 0xffffffffu, end = seen >> 32;
-            if (begin >= end) return false;
-            const int64_t count = end - begin < few ? end - begin : few;
-            left = front ? seen + count : seen - ((uint64_t)count << 32);
-            (front ? end : begin) = front ? begin + count : end - count;
+            const int64_t begin = seen & 0xffffffffu, end = seen >> 32;
+            if (begin >= end) return -1;
+            taken = front ? begin : end - 1;
+            left = front ? seen + 1 : seen - ((uint64_t)1 << 32);
         } while (!__atomic_compare_exchange_n(&bounds, &seen, left, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
-        return true;
+        return taken;
     }
 };
 
-// Calls `piece` with each number below `pieces` (2^32 at most), on all threads if `parallel`. A thread begins with a run
-// of its own, the same in every call on tensors of a shape, as torch's threads do: what its core's cache holds of them is
-// what it needs, which a core with a cache of its own would have to fetch from the other. Then it takes from the end of
-// what others have left. It takes some in a row, since what is near is read ahead; few, so that a thread that is late (to
-// wake up takes as long as a million elements do) leaves more to the others. Which thread makes a piece has no influence
-// on the result.
+// Calls `piece` with each number below `pieces` (which is below 2^32), on all threads if `parallel`. A thread begins with
+// a run of its own, the same in every call on tensors of a shape, as torch's threads do: what its core's cache holds of
+// them is what it needs, which a core with a cache of its own would have to fetch from the other. Then it takes from the
+// end of what others have left: a thread may be late, since to wake up takes as long as a million elements do. Which
+// thread makes a piece has no influence on the result.
 template <class F>
 inline void share_out(int64_t pieces, bool parallel, const F& piece) {
 #if defined(_OPENMP)
     const int64_t most = 256, team = threads() < most ? threads() : most;
-    const int64_t few = pieces / (8 * team) + (pieces < 8 * team);
     if (parallel && team > 1 && pieces > 1) {
         Run runs[most];
         for (int64_t i = 0; i < team; ++i) runs[i].set(pieces * i / team, pieces * (i + 1) / team);
 #pragma omp parallel num_threads((int)team)
         for (int64_t i = 0; i < team; ++i) {
             Run& run = runs[(thread() + i) % team];
-            for (int64_t begin, end; run.take(few, i == 0, begin, end);) {
-                for (; begin < end; ++begin) piece(begin);
-            }
+            for (int64_t k = run.take(i == 0); k >= 0; k = run.take(i == 0)) piece(k);
         }
         return;
     }

@@ -81,7 +81,7 @@ def _slope_from_output(y, slope, gain, clamp, ACT: tl.constexpr):
         else:
             tl.static_assert(ACT == "sigmoid")  # the others are told from x
             first = gain * (a * (1.0 - a))
-    return tl.where(tl.abs(y) < clamp, first, 0.0)
+    return tl.where((tl.abs(y) < clamp) | (clamp == float("inf")), first, 0.0)
 
 
 # Walking over memory ---------------------------------------------------------------------------------------------

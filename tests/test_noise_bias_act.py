@@ -278,6 +278,18 @@ def test_transforms_of_torch_func_are_refused_in_words(backend, known, monkeypat
     torch.testing.assert_close((x.grad,), expected)
     with nullcontext() if backend == "torch" else pytest.raises(RuntimeError, match="setup_context"):
         torch.func.grad(lambda x: noise_bias_act(x, bias=bias).sum())(x.detach())
+    leaked = []
+    torch.func.grad(lambda x: (leaked.append(x), x.sum())[1])(x.detach())
+    torch.testing.assert_close(noise_bias_act(leaked[0], bias=bias), noise_bias_act(x.detach(), bias=bias))
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_a_clamp_infinities_have_the_slope_of_their_side(backend, layout, dtype):
+    x, small = make(Case((2, 32, 3, 5), layout, parts=("bias",)), dtype, backends.device(backend))
+    x[0, 3, 2, 1], x[1, 2, 1, 3] = -math.inf, math.inf
+    (dx,) = torch.autograd.grad(noise_bias_act(x.requires_grad_(), **small, gain=2.0), x, torch.ones_like(x))
+    assert [dx[0, 3, 2, 1].item(), dx[1, 2, 1, 3].item()] == pytest.approx([0.4, 2.0], rel=4e-3)
 
 
 class TestUnderTorchCompile:

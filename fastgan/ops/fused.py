@@ -104,23 +104,32 @@ class FusedOperation:
         if backend == "torch":
             return cls.plain(inputs, options)
         if torch.is_grad_enabled() and any([x is not None and x.requires_grad for x in inputs]):
-            return _applied(_Forward)(cls, backend, options, *inputs)
+            return _apply(_Forward, (cls, backend, options), inputs)
         results = _run_forward(cls, backend, options, inputs)
         return tuple(results) if cls.reports else results[0]
 
 
-def _applied(function: type[torch.autograd.Function]) -> Callable:
-    """`function.apply`, or what it comes to in an eager call outside of torch.func: the method that it hands on to.
+try:
+    from torch._C import _are_functorch_transforms_active as _transforms_active
+    from torch._C._functorch import unwrap_if_dead as _unwrapped
+
+    super(torch.autograd.Function, torch.autograd.Function).apply  # noqa: B018
+except (ImportError, AttributeError):  # a release of torch that goes another way
+
+    def _transforms_active() -> bool:
+        return True
+
+
+def _apply(function: type[torch.autograd.Function], constants: Sequence, tensors: Tensors):
+    """`function.apply(*constants, *tensors)`, by what that comes to in an eager call outside of torch.func.
 
     Between two kernels that have streamed large tensors through the caches nothing of Python is in them, and every line
-    that runs costs ten times what it does otherwise. A release of torch without the names below goes the usual way.
+    that runs costs ten times what it does otherwise.
     """
     if is_compiling() or _transforms_active():
-        return function.apply
-    return super(torch.autograd.Function, function).apply
-
-
-_transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
+        return function.apply(*constants, *tensors)
+    tensors = [x if x is None else _unwrapped(x) for x in tensors]  # what has outlived a transform
+    return super(torch.autograd.Function, function).apply(*constants, *tensors)
 
 
 class _Forward(torch.autograd.Function):
@@ -139,7 +148,7 @@ class _Forward(torch.autograd.Function):
     def backward(ctx, grad, *_):
         operation, backend, options, needs = ctx.call
         if torch.is_grad_enabled():
-            grads = _applied(_Backward)(operation, backend, options, needs, grad, *ctx.saved_tensors)
+            grads = _apply(_Backward, (operation, backend, options, needs), (grad, *ctx.saved_tensors))
         else:
             grads = _run_backward(operation, backend, options, needs, grad, ctx.saved_tensors)
         return None, None, None, *grads
@@ -244,7 +253,7 @@ class LinearOperation(FusedOperation):
         if backend == "torch":
             return cls.plain(inputs, options)
         if torch.is_grad_enabled() and inputs[0].requires_grad:
-            return _applied(_Linear)(cls, backend, options, cls.adjoint(inputs, options), *inputs)
+            return _apply(_Linear, (cls, backend, options, cls.adjoint(inputs, options)), inputs)
         return _run_forward(cls, backend, options, inputs)[0]
 
 

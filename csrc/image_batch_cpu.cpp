@@ -70,11 +70,7 @@ static inline void convert(const uint8_t* x, T* y, int64_t count, bool worth) {
     const bool streamed = worth && is_aligned(y);
     for (int64_t i = 0; i < whole; i += width) {
         const Group<T> g = scaled_group<T>(x + i);
-        if (streamed) {
-            stream_group(y + i, g);
-        } else {
-            store_group(y + i, g);
-        }
+        put_group<false>(y + i, g, width, streamed);
     }
     if (whole < count) {
         uint8_t row[Group<T>::size] = {};

@@ -229,13 +229,7 @@ struct Columns {
             Group<T> group;
 #pragma GCC unroll 2
             for (int k = 0; k < Group<T>::vectors; ++k) group.v[k] = values.v[g * Group<T>::vectors + k];
-            if constexpr (PART) {
-                store_group_n(p, group, count);
-            } else if (streamed) {
-                stream_group(p + g * Group<T>::size, group);
-            } else {
-                store_group(p + g * Group<T>::size, group);
-            }
+            put_group<PART>(p + g * Group<T>::size, group, count, streamed);
         }
     }
     static inline Values row(const S* p) {

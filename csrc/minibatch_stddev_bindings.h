@@ -28,8 +28,8 @@ void minibatch_stddev(int device, Address stream, int64_t n, int64_t c, int64_t 
                       int64_t features, int order, Address workspace, Address appended, Address dx, Address x,
                       Address dy, Address gx) {
     MinibatchStddevCall call = described(n, c, p, pixels, dtype, size, features);
-    call.order = order, call.workspace = FASTGAN_SPACE(minibatch_stddev_workspace, device, workspace);
- call.appended = at(appended), call.dx = at(dx);
+    call.workspace = FASTGAN_SPACE(minibatch_stddev_workspace, device, workspace);
+    call.order = order, call.appended = at(appended), call.dx = at(dx);
     call.x = at(x), call.dy = at(dy), call.gx = at(gx);
     FASTGAN_RUN(minibatch_stddev, device, stream);
 }

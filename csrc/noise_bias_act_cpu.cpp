@@ -70,9 +70,9 @@ struct Element {
                                 : PASS == Pass::backward_from_input        ? 4
                                 : PASS == Pass::double_from_input          ? 4
                                                                            : 0;
-    // How many groups of a row have their sums in registers, half of which these may take; 0 where arithmetic takes so
-    // long that it does not matter. A wider row comes in columns of so many only if memory is not what it waits for: then
-    // whole rows, one after the other, are quicker.
+    // How many groups have their sums in registers, half of which these may take; 0 where arithmetic takes so long that it
+    // does not matter. Rows of just so many groups, and of half of that, are dealt with so. A wider row comes in columns
+    // of so many only if memory is not what it waits for: then whole rows, one after the other, are quicker.
     static constexpr int REGISTERS = VECTOR_BYTES == 64 ? 32 : 16;
     static constexpr int MOST = SUMS == 0 ? 0 : REGISTERS / 2 / SUMS < 8 ? REGISTERS / 2 / SUMS : 8;
     static constexpr int HELD = ACT == Act::piecewise_linear ? MOST / Group<T>::vectors : 0;
@@ -130,23 +130,14 @@ struct Element {
             if constexpr (fetches) fetch<4096>(p + i);
             return load(p + i);
         };
-        auto put = [&](T* p, V v) {
-            if constexpr (PART) {
-                store_n(p + i, v, count);
-            } else if (streamed) {
-                stream(p + i, v);
-            } else {
-                store(p + i, v);
-            }
-        };
         V a = {}, b = {}, c = {};
         if constexpr (is_forward) a = get(x);
         if constexpr (reads_dy) a = get(dy);
         if constexpr (!is_forward) b = get(reference);
         if constexpr (reads_gx) c = get(gx);
         const Second<V> result = value(a, b, c, s, g, shape, sums);
-        put(first, result.ddy);
-        if constexpr (has_second) put(second, result.dx);
+        put<PART>(first + i, result.ddy, count, streamed);
+        if constexpr (has_second) put<PART>(second + i, result.dx, count, streamed);
     }
 
     // At consecutive channels of one pixel: a group, or the first `count` channels of one. For each of its vectors there
@@ -158,15 +149,6 @@ struct Element {
             if constexpr (fetches) fetch<4096>(p + i);
             return load_group(p + i);
         };
-        auto put = [&](T* p, const Group<T>& v) {
-            if constexpr (PART) {
-                store_group_n(p + i, v, count);
-            } else if (streamed) {
-                stream_group(p + i, v);
-            } else {
-                store_group(p + i, v);
-            }
-        };
         Group<T> a = {}, b = {}, c = {}, out, also;
         if constexpr (is_forward) a = get(x);
         if constexpr (reads_dy) a = get(dy);
@@ -176,8 +158,8 @@ struct Element {
             const Second<V> result = value(a.v[k], b.v[k], c.v[k], s[k], g[k], shape, sums[k]);
             out.v[k] = result.ddy, also.v[k] = result.dx;
         }
-        put(first, out);
-        if constexpr (has_second) put(second, also);
+        put_group<PART>(first + i, out, count, streamed);
+        if constexpr (has_second) put_group<PART>(second + i, also, count, streamed);
     }
 };
 

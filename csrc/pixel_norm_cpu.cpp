@@ -57,23 +57,14 @@ struct Tensors {
             if constexpr (PART) return load_group_n(p, count);
             return load_group(p);
         };
-        auto put = [&](T* p, const Group<T>& v) {
-            if constexpr (PART) {
-                store_group_n(p, v, count);
-            } else if (streamed) {
-                stream_group(p, v);
-            } else {
-                store_group(p, v);
-            }
-        };
         with(get, x, dy, gx, i, [&](const Group<T>& a, const Group<T>& b, const Group<T>& c) {
             Group<T> one, two;
             for (int k = 0; k < Group<T>::vectors; ++k) {
                 const Results<V> result = results<ORDER>(f, a.v[k], b.v[k], c.v[k]);
                 one.v[k] = result.first, two.v[k] = result.second;
             }
-            put(first + i, one);
-            if constexpr (ORDER == 2) put(second + i, two);
+            put_group<PART>(first + i, one, count, streamed);
+            if constexpr (ORDER == 2) put_group<PART>(second + i, two, count, streamed);
         });
     }
 
@@ -92,19 +83,10 @@ struct Tensors {
             if constexpr (PART) return load_n(p, count);
             return load(p);
         };
-        auto put = [&](T* p, V v) {
-            if constexpr (PART) {
-                store_n(p, v, count);
-            } else if (streamed) {
-                stream(p, v);
-            } else {
-                store(p, v);
-            }
-        };
         with(get, x, dy, gx, i, [&](V a, V b, V c) {
             const Results<V> result = results<ORDER>(f, a, b, c);
-            put(first + i, result.first);
-            if constexpr (ORDER == 2) put(second + i, result.second);
+            put<PART>(first + i, result.first, count, streamed);
+            if constexpr (ORDER == 2) put<PART>(second + i, result.second, count, streamed);
         });
     }
 };

@@ -60,24 +60,15 @@ static void map(const SamplesCall& call) {
         const V weight = all<V>(((const S*)call.weight)[piece / pieces]);
         for_groups<T, MAPPED>(call, piece, [&](auto extent, int64_t i, int64_t there) {
             constexpr bool part = decltype(extent)::part;
-            auto put = [&](T* p, const Group<T>& v) {
-                if constexpr (part) {
-                    store_group_n(p, v, there);
-                } else if (streamed) {
-                    stream_group(p, v);
-                } else {
-                    store_group(p, v);
-                }
-            };
             Group<T> x = get<part>(a + i, there), y = x, one, two;
             if constexpr (MAP == SampleMap::lerp) y = get<part>(b + i, there);
             for (int k = 0; k < Group<T>::vectors; ++k) {
                 const Mapped<V> result = mapped<MAP>(x.v[k], y.v[k], weight);
                 one.v[k] = result.first, two.v[k] = result.second;
             }
-            put(first + i, one);
+            put_group<part>(first + i, one, there, streamed);
             if constexpr (MAP == SampleMap::split) {
-                if (second) put(second + i, two);
+                if (second) put_group<part>(second + i, two, there, streamed);
             }
         });
         if (streamed) stream_fence();

@@ -453,6 +453,28 @@ inline void store_group_n(T* p, const Group<T>& g, int64_t n) {
     memcpy(p, row, n * sizeof(T));
 }
 
+// What kernels write: a vector or a group, past the caches if `streamed`; or, with PART, the first n elements of one.
+template <bool PART, class T, class V>
+inline void put(T* p, V v, int64_t n, bool streamed) {
+    if constexpr (PART) {
+        store_n(p, v, n);
+    } else if (streamed) {
+        stream(p, v);
+    } else {
+        store(p, v);
+    }
+}
+template <bool PART, class T>
+inline void put_group(T* p, const Group<T>& g, int64_t n, bool streamed) {
+    if constexpr (PART) {
+        store_group_n(p, g, n);
+    } else if (streamed) {
+        stream_group(p, g);
+    } else {
+        store_group(p, g);
+    }
+}
+
 // Functions ---------------------------------------------------------------------------------------------------------
 
 template <class V>

@@ -166,11 +166,7 @@ struct ToImage {
 
     void put(int64_t ox, int64_t g, const Group<T>& value) const {
         T* to = row + ox * pixel.channels + pixel.start(g);
-        if (streamed) {
-            stream_group(to, value);
-        } else {
-            store_group(to, value);
-        }
+        put_group<false>(to, value, Group<T>::size, streamed);
     }
 };
 

@@ -204,6 +204,16 @@ def test_cpp_results_do_not_depend_on_the_number_of_threads(layout, channels):
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
 
 
+def test_the_memory_that_cpp_kernels_work_in_grows_and_shrinks():
+    """17 samples of 512x512 need more of it than a thread keeps for smaller calls."""
+    for n, side in ((1, 8), (17, 512), (1, 8), (17, 512)):
+        dy = torch.ones(n, 3, side, side).contiguous(memory_format=torch.channels_last)
+        bias = torch.zeros(3, requires_grad=True)
+        with backends.forced("cpp"):
+            noise_bias_act(torch.ones_like(dy), bias=bias).backward(dy)
+        torch.testing.assert_close(bias.grad, torch.full((3,), float(n * side * side)))
+
+
 @pytest.mark.parametrize("order", ["reverse", "shuffled"])
 def test_emulated_results_do_not_depend_on_the_order_of_threads(order, monkeypatch):
     results = []

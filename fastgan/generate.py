@@ -16,12 +16,12 @@ import numpy as np
 import tyro
 
 from fastgan.errors import UserError, command_line
-from fastgan.training.config import LARGEST_SEED
+from fastgan.training.config import LARGEST_NUMPY_SEED, LARGEST_SEED, SeedFormat
 from fastgan.training.grid import Section, draw_grid, require_video, save_animation, save_png, to_picture
 from fastgan.training.memory import shortage_is_a_mistake
 
 if TYPE_CHECKING:  # torch is imported once the options are known, so that --help is quick
-    from torch import nn
+    from torch import Tensor, nn
 
 
 GRID_COLUMNS = 16
@@ -41,6 +41,8 @@ class Options:
     """Folder of a training run, a checkpoint file, or a .pkl file of the official StyleGAN2."""
     seeds: Annotated[str, tyro.conf.arg(metavar="LIST")] = "0-3"
     """The random latents, a row each: numbers and ranges, like 0-7 or 1,5,8-10."""
+    seed_format: SeedFormat = "torch"
+    """How a seed becomes a latent. numpy: as in the official StyleGAN2 scripts."""
     classes: Annotated[str | None, tyro.conf.arg(metavar="LIST", help_behavior_hint="(default: the first)")] = None
     """Which classes, by name, like 3,5; the study is made of each."""
     trunc: float = 1.0
@@ -58,11 +60,25 @@ class Options:
 
     def check(self) -> None:
         """Raises UserError for a mistake that shows without the checkpoint."""
-        parse_seeds(self.seeds)
+        self._check_seeds("seeds")
         if not math.isfinite(self.trunc):
             raise UserError(f"--trunc {self.trunc}: must be a finite number")
         if self.endings and self.out is not None and Path(self.out).suffix.lower() not in self.endings:
             raise UserError(f"--out {self.out}: the name must end in {' or '.join(self.endings)}")
+
+    def _check_seeds(self, name: str) -> None:
+        text, option = getattr(self, name), f"--{name.replace('_', '-')}"
+        largest = max(parse_seeds(text, option))
+        if self.seed_format == "numpy" and largest > LARGEST_NUMPY_SEED:
+            raise UserError(
+                f"{option} {text}: {largest} is out of range; a seed of numpy is from 0 to {LARGEST_NUMPY_SEED}"
+            )
+
+    def latents(self, generator: nn.Module, seeds: list[int]) -> Tensor:
+        """Of these seeds, [len(seeds), z_dim]."""
+        from fastgan.training import sampling
+
+        return sampling.latents(seeds, generator.z_dim, self.seed_format)
 
     def write(self, generator: nn.Module, labels: list[Label], out: Path) -> None:
         """Draw it and write it to `out`. Raises Unsupported if the generator lacks what it needs."""
@@ -129,7 +145,7 @@ class Grid(Options):
         from fastgan.training import sampling
 
         labels = None if label is None else torch.full((len(seeds),), label)
-        return sampling.draw(generator, sampling.latents(seeds, generator.z_dim), labels, truncation=self.trunc)
+        return sampling.draw(generator, self.latents(generator, seeds), labels, truncation=self.trunc)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +168,7 @@ class Classes(Options):
         seeds = parse_seeds(self.seeds)
         rows = []
         for name, label in labels:
-            images = studies.classes(generator, seeds, [label], truncation=self.trunc)
+            images = studies.classes(generator, self.latents(generator, seeds), [label], truncation=self.trunc)
             rows.append((name, studies.to_uint8(images[0])))
         heading = self.titled("the same latent as each class")
         save_png(draw_grid([Section(heading, rows, _named(seeds))], SMALLEST_CELL), out)
@@ -198,9 +214,9 @@ class Interpolate(Options):
             return super().write(generator, labels, out)
         from fastgan import studies
 
-        seeds = parse_seeds(self.seeds)
+        z = self.latents(generator, parse_seeds(self.seeds))
         options = {"steps": self.steps or ANIMATION_STEPS, "space": self.space, "truncation": self.trunc}
-        paths = [studies.interpolation_frames(generator, seeds, label=label, **options) for _, label in labels]
+        paths = [studies.interpolation_frames(generator, z, label=label, **options) for _, label in labels]
         frames = (np.concatenate([studies.to_uint8(image) for image in each], 1) for each in zip(*paths, strict=True))
         return save_animation(frames, out, self.fps)
 
@@ -210,7 +226,8 @@ class Interpolate(Options):
         steps = self.steps or PICTURE_STEPS
         rows = []
         for pair in itertools.pairwise(parse_seeds(self.seeds)):
-            images = studies.interpolate(generator, pair, steps=steps, space=self.space, **options)
+            z = self.latents(generator, pair)
+            images = studies.interpolate(generator, z, steps=steps, space=self.space, **options)
             rows.append((f"seed {pair[0]} to {pair[1]}", studies.to_uint8(images[0])))
         way = {"slerp": "the arc between latents", "z": "the line between latents", "w": "the line between styles"}
         return f"along {way[self.space]}", [f"{step / (steps - 1):.3g}" for step in range(steps)], rows
@@ -235,7 +252,7 @@ class Mix(Options):
 
     def check(self) -> None:
         super().check()
-        parse_seeds(self.seeds_b, "--seeds-b")
+        self._check_seeds("seeds_b")
         self._layers()
 
     def study(self, generator, options):
@@ -243,11 +260,12 @@ class Mix(Options):
 
         seeds, seeds_b = parse_seeds(self.seeds), parse_seeds(self.seeds_b)
         layers = studies.style_layers(generator, self._layers())
-        top = studies.to_uint8(studies.samples(generator, seeds_b, **options)[0])
+        a, b = self.latents(generator, seeds), self.latents(generator, seeds_b)
+        top = studies.to_uint8(studies.samples(generator, b, **options)[0])
         rows = [("source B", np.concatenate([np.full_like(top[:1], 255), top]))]  # an empty corner
-        for seed in seeds:
-            own = studies.samples(generator, [seed], **options)
-            mixed = studies.mix(generator, [seed], seeds_b, layers, **options)
+        for seed, z in zip(seeds, a.split(1), strict=True):
+            own = studies.samples(generator, z, **options)
+            mixed = studies.mix(generator, z, b, layers, **options)
             rows.append((f"seed {seed}", np.concatenate([studies.to_uint8(part[0]) for part in (own, mixed)])))
         word = f" ({self.layers})" if self.layers in studies.LAYERS else ""
         heading = f"layers {_ranges(layers)}{word} of 0-{generator.num_ws - 1} from source B"
@@ -283,8 +301,9 @@ class Noise(Options):
         from fastgan import studies
 
         seeds = parse_seeds(self.seeds)
-        images = [studies.to_uint8(studies.noise_by_layer(generator, [seed], **options)[0]) for seed in seeds]
-        deviations = [studies.noise_deviation(generator, [seed], draws=self.draws, **options)[0] for seed in seeds]
+        latents = self.latents(generator, seeds).split(1)
+        images = [studies.to_uint8(studies.noise_by_layer(generator, z, **options)[0]) for z in latents]
+        deviations = [studies.noise_deviation(generator, z, draws=self.draws, **options)[0] for z in latents]
         deviations = [deviation.mean(-3, keepdim=True).expand_as(deviation) for deviation in deviations]  # in grey
         largest = max(float(deviation.max()) for deviation in deviations)
         shown = [studies.to_uint8(2 * deviation / (largest or 1.0) - 1) for deviation in deviations]  # black is 0
@@ -321,7 +340,8 @@ class Truncation(Options):
         psis = [2 * step / (self.steps - 1) - 1 for step in range(self.steps)]
         rows = []
         for seed in parse_seeds(self.seeds):
-            images = studies.truncation_sweep(generator, [seed], psis, label=options["label"])
+            z = self.latents(generator, [seed])
+            images = studies.truncation_sweep(generator, z, psis, label=options["label"])
             rows.append((f"seed {seed}", studies.to_uint8(images[0])))
         return "truncation psi", [f"{psi:.3g}" for psi in psis], rows
 
@@ -338,7 +358,8 @@ class Growth(Options):
         columns = [f"{resolution}x{resolution}" for resolution in studies.growth_levels(generator)]
         rows = []
         for seed in parse_seeds(self.seeds):
-            rows.append((f"seed {seed}", studies.to_uint8(studies.growth(generator, [seed], **options)[0])))
+            z = self.latents(generator, [seed])
+            rows.append((f"seed {seed}", studies.to_uint8(studies.growth(generator, z, **options)[0])))
         return "levels of growth", columns, rows
 
 

@@ -23,7 +23,7 @@ from fastgan.errors import UserError
 from fastgan.models import ModelConfig
 from fastgan.models.growing import Growing
 from fastgan.training import graphs, precision, sampling
-from fastgan.training.config import LARGEST_SEED
+from fastgan.training.config import LARGEST_NUMPY_SEED, LARGEST_SEED, SeedFormat
 from fastgan.training.sampling import Noise
 from fastgan.training.step import compiler
 from fastgan.training.trained import find
@@ -114,6 +114,7 @@ class Sampler:
         *,
         seed: int = 0,
         seeds: Sequence[int] | None = None,
+        seed_format: SeedFormat = "torch",
         classes: str | int | Sequence[str | int] | None = None,
         truncation: float = 1.0,
         noise: Noise = "const",
@@ -127,6 +128,7 @@ class Sampler:
             n: how many.
             seed: the first of n seeds that follow each other, a latent each.
             seeds: instead of `n` and `seed`: which ones.
+            seed_format: how a seed becomes a latent; "numpy" as in the official StyleGAN2 scripts.
             classes: of all images, or a sequence with one for each: by name, or by number from 0. By default the seed
                 chooses: seed s is of class s modulo the number of classes.
             truncation: psi, for style-based networks: 1 is full variety, less is more typical images, 0 the average.
@@ -141,7 +143,7 @@ class Sampler:
             ValueError: a number, class or option makes no sense.
             Unsupported, a ValueError: the network has no truncation, or no noise, and it is asked for.
         """
-        seeds = _seeds(n, seed, seeds)
+        seeds = _seeds(n, seed, seeds, LARGEST_NUMPY_SEED if seed_format == "numpy" else LARGEST_SEED)
         if dtype not in (torch.uint8, torch.float32):
             raise ValueError(f"dtype is {dtype}, must be torch.uint8 or torch.float32")
         if not math.isfinite(truncation):
@@ -151,7 +153,7 @@ class Sampler:
         sampling.arguments(self.generator, truncation=truncation, noise=noise)
         device = self.precision.device
         labels = self.labels(seeds, classes)
-        z = sampling.latents(seeds, self.model.z_dim).to(device)
+        z = sampling.latents(seeds, self.model.z_dim, seed_format).to(device)
         psi = torch.full((), truncation, device=device)
         images = torch.empty(len(z), self.model.channels, *self.size, dtype=dtype, device=device)
         for start in range(0, len(z), self.batch):
@@ -229,7 +231,7 @@ def _compiled(network: nn.Module, device: torch.device) -> Callable[..., Tensor]
     return run
 
 
-def _seeds(n: int | None, seed: int, seeds: Sequence[int] | None) -> list[int]:
+def _seeds(n: int | None, seed: int, seeds: Sequence[int] | None, largest: int) -> list[int]:
     if (n is None) == (seeds is None):
         raise ValueError("give either n, how many images, or seeds, which ones")
     if seeds is None:
@@ -238,6 +240,6 @@ def _seeds(n: int | None, seed: int, seeds: Sequence[int] | None) -> list[int]:
     if not seeds:
         raise ValueError("there must be at least one image: n is 0, or seeds is empty")
     for one in (min(seeds), max(seeds)):
-        if not 0 <= one <= LARGEST_SEED:
-            raise ValueError(f"seed {one} is out of range, must be from 0 to {LARGEST_SEED}")
+        if not 0 <= one <= largest:
+            raise ValueError(f"seed {one} is out of range, must be from 0 to {largest}")
     return seeds

@@ -3,7 +3,8 @@
 Functions on tensors; `python -m fastgan.generate` makes labelled pictures of them. All take and return alike:
 
 - `generator`: in eval mode, as `fastgan.training.checkpoint.load_generator` returns it, on any device.
-- `seeds`: numbers from 0, one latent each; the same seed is the same latent everywhere.
+- `seeds`: numbers from 0, one latent each; the same seed is the same latent everywhere. Or the latents themselves,
+  a tensor [N, z_dim].
 - `label`: the class of all images, for a conditional generator; None for one without classes.
 - `truncation`: psi, the factor by which w is drawn towards its mean; 1 for not at all.
 - Images come back as fp32 [rows, columns, C, H, W] on the CPU, of nominal range [-1, 1]. Each is drawn on its own and
@@ -51,11 +52,12 @@ LAYERS = {"coarse": (0, 4), "middle": (4, 8), "fine": (8, None)}
 FINE_NOISE_FROM = 64  # pixels; figure 5 there
 
 Space = Literal["z", "slerp", "w"]
+Seeds = Sequence[int] | Tensor
 
 
 def samples(
     generator: nn.Module,
-    seeds: Sequence[int],
+    seeds: Seeds,
     *,
     noise: str | Sequence[str] = "const",
     label: int | None = None,
@@ -73,7 +75,7 @@ def samples(
     return _synthesize(generator, _styles(generator, z, label, truncation), noise)[None]
 
 
-def classes(generator: nn.Module, seeds: Sequence[int], labels: Sequence[int], *, truncation: float = 1.0) -> Tensor:
+def classes(generator: nn.Module, seeds: Seeds, labels: Sequence[int], *, truncation: float = 1.0) -> Tensor:
     """The same latents as each class: [len(labels), len(seeds), C, H, W]."""
     if not len(labels):
         raise ValueError("labels is empty, must have at least one class")
@@ -83,7 +85,7 @@ def classes(generator: nn.Module, seeds: Sequence[int], labels: Sequence[int], *
 
 def interpolate(
     generator: nn.Module,
-    seeds: Sequence[int],
+    seeds: Seeds,
     *,
     steps: int = 9,
     space: Space = "slerp",
@@ -107,7 +109,7 @@ def interpolate(
 
 def interpolation_frames(
     generator: nn.Module,
-    seeds: Sequence[int],
+    seeds: Seeds,
     *,
     steps: int = 9,
     space: Space = "slerp",
@@ -127,7 +129,7 @@ def interpolation_frames(
 
 def interpolate_at(
     generator: nn.Module,
-    seeds: Sequence[int],
+    seeds: Seeds,
     positions: Sequence[float],
     *,
     space: Space = "slerp",
@@ -142,15 +144,15 @@ def interpolate_at(
         space: as for `interpolate`.
     """
     if len(seeds) != 2:
-        raise ValueError(f"seeds is {list(seeds)}, must be two")
+        raise ValueError(f"seeds is of length {len(seeds)}, must be two")
     (start, end), between, image = _way(generator, seeds, space, label, truncation)
     return torch.cat([image(between(start, end, position)[None]) for position in positions])[None]
 
 
 def mix(
     generator: nn.Module,
-    seeds_a: Sequence[int],
-    seeds_b: Sequence[int],
+    seeds_a: Seeds,
+    seeds_b: Seeds,
     layers: str | Sequence[int],
     *,
     label: int | None = None,
@@ -189,7 +191,7 @@ def style_layers(generator: nn.Module, layers: str | Sequence[int]) -> list[int]
 
 def noise_by_layer(
     generator: nn.Module,
-    seeds: Sequence[int],
+    seeds: Seeds,
     *,
     fine_from: int | None = None,
     label: int | None = None,
@@ -222,7 +224,7 @@ def fine_noise_from(generator: nn.Module) -> int:
 
 def noise_deviation(
     generator: nn.Module,
-    seeds: Sequence[int],
+    seeds: Seeds,
     *,
     draws: int = 100,
     noise: str | Sequence[str] = "random",
@@ -249,7 +251,7 @@ def noise_deviation(
 
 def truncation_sweep(
     generator: nn.Module,
-    seeds: Sequence[int],
+    seeds: Seeds,
     psis: Sequence[float] = (-1.0, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0),
     *,
     label: int | None = None,
@@ -266,7 +268,7 @@ def truncation_sweep(
     return torch.stack([_images(generator, z, label, psi) for psi in psis], 1)
 
 
-def growth(generator: nn.Module, seeds: Sequence[int], *, label: int | None = None, truncation: float = 1.0) -> Tensor:
+def growth(generator: nn.Module, seeds: Seeds, *, label: int | None = None, truncation: float = 1.0) -> Tensor:
     """The same latents at every level of a growing generator: [len(seeds), len(growth_levels), C, H, W].
 
     Karras et al. 2018, "Progressive Growing of GANs", section 2. Smaller images are enlarged to the size of the
@@ -294,13 +296,17 @@ def growth_levels(generator: nn.Module) -> list[int]:
     return [resolution for resolution in generator.resolutions if resolution <= generator.stage_resolution]
 
 
-def _latents(generator: nn.Module, seeds: Sequence[int]) -> Tensor:
+def _latents(generator: nn.Module, seeds: Seeds) -> Tensor:
     """z [len(seeds), z_dim]; with it every study begins, so what all need is checked here."""
     if generator.training:
         raise ValueError("generator is in training mode, must be in eval mode: call generator.eval()")
     if not len(seeds):
         raise ValueError("seeds is empty, must have at least one number")
-    return latents(seeds, generator.z_dim)
+    if not isinstance(seeds, Tensor):
+        return latents(seeds, generator.z_dim)
+    if seeds.ndim != 2 or seeds.shape[1] != generator.z_dim:
+        raise ValueError(f"seeds has shape {list(seeds.shape)}, must be latents [N, {generator.z_dim}]")
+    return seeds.float().cpu()
 
 
 def _images(generator: nn.Module, z: Tensor, label: int | None, truncation: float) -> Tensor:
@@ -324,11 +330,11 @@ def _synthesize(generator: nn.Module, ws: Tensor, noise: str | Sequence[str] = "
 
 
 def _way(
-    generator: nn.Module, seeds: Sequence[int], space: Space, label: int | None, truncation: float
+    generator: nn.Module, seeds: Seeds, space: Space, label: int | None, truncation: float
 ) -> tuple[Tensor, Callable[[Tensor, Tensor, float], Tensor], Callable[[Tensor], Tensor]]:
     """How to interpolate in a space: the seeds' points in it, what is between two of them, and the images of points."""
     if len(seeds) < 2:
-        raise ValueError(f"seeds is {list(seeds)}, must have at least two to go between")
+        raise ValueError(f"seeds is of length {len(seeds)}, must have at least two to go between")
     if space not in ("z", "slerp", "w"):
         raise ValueError(f"space is {space!r}, must be 'z', 'slerp' or 'w'")
     points = _latents(generator, seeds)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
+import fastgan
 from fastgan import models, studies
 from fastgan.errors import UserError
 from fastgan.generate import SUB_COMMANDS, parse_classes, parse_seeds
@@ -207,6 +208,10 @@ GENERATE_MISTAKES = {
     "seeds": (["--seeds", "first"], "--seeds first"),
     "negative seed": (["--seeds=-3"], "--seeds -3: '-3' is no number from 0 up"),
     "large seed": (["--seeds", f"1,{2**64}"], f"{2**64} is out of range; a seed is from 0 to {2**64 - 1}"),
+    "seed beyond numpy's": (
+        ["--seeds", f"1,{2**32}", "--seed-format", "numpy"],
+        f"{2**32} is out of range; a seed of numpy is from 0 to {2**32 - 1}",
+    ),
     "seed beyond Python's integers": (["--seeds", "9" * 5000], "is out of range; a seed is from 0 to"),
     "a slip of the finger": (["--seeds", "0-99999999999"], "--seeds 0-99999999999: these are more than 1,000,000"),
 }
@@ -302,6 +307,43 @@ def test_studies_are_what_the_functions_return(run, studied, tmp_path):
     deviation = studies.noise_deviation(generator, range(4), draws=4, label=0)
     assert np.array_equal(table[:, 4:], studies.to_uint8(2 * deviation / deviation.max() - 1))
     assert table[:, 4].max() == 255
+
+
+NUMPY = {  # with each, the study of latents of source A and source B
+    "classes --seeds 3,0 --classes light": lambda g, a, b: studies.classes(g, a, [1]),
+    "interpolate --seeds 3,0 --steps 3": lambda g, a, b: studies.interpolate(g, a, steps=3, label=0),
+    "truncation --seeds 3,0 --steps 2": lambda g, a, b: studies.truncation_sweep(g, a, [-1, 1], label=0),
+    "noise --seeds 3,0 --draws 2": lambda g, a, b: studies.noise_by_layer(g, a, label=0),
+    "mix --seeds 3,0 --seeds-b 5,6": lambda g, a, b: studies.mix(g, a, b, "coarse", label=0),
+}
+
+
+@pytest.mark.parametrize("study", NUMPY)
+def test_seeds_of_numpy_draw_the_latents_of_the_official_scripts(study, run, studied, tmp_path):
+    generator, _ = checkpoint.load_generator(run)
+    a, b = (
+        torch.from_numpy(
+            np.concatenate([np.random.RandomState(seed).randn(1, generator.z_dim) for seed in seeds])
+        ).float()
+        for seeds in ([3, 0], [5, 6])
+    )
+    (section,) = studied([*study.split(), "--seed-format", "numpy"], tmp_path / "study.png")
+    drawn, expected = np.stack([images for _, images in section.rows]), studies.to_uint8(NUMPY[study](generator, a, b))
+    assert np.array_equal(drawn[-len(expected) :, : 4 if "noise" in study else None][:, -expected.shape[1] :], expected)
+
+
+def test_single_images_and_a_sampler_have_seeds_of_numpy(run, tmp_path):
+    sampler = fastgan.load(run, "cpu", batch=1)
+    z = torch.from_numpy(np.random.RandomState(7).randn(1, sampler.model.z_dim)).float()
+    expected = sampling.draw(sampler.generator, z, torch.tensor([1]))[0]
+    argv = ["--checkpoint", str(run), "--seeds", "7", "--classes", "light", "--out", str(tmp_path)]
+    assert generate([*argv, "--seed-format", "numpy"]) == 0
+    drawn = np.asarray(Image.open(tmp_path / "class01-light-seed0007.png")).reshape(expected.shape)
+    sample = sampler.sample(seeds=[7], classes="light", seed_format="numpy")[0].permute(1, 2, 0).numpy()
+    assert np.array_equal(drawn, expected) and np.array_equal(sample, expected)
+    for wrong in ({"seed_format": "jax"}, {"seed_format": "numpy", "seeds": [2**32]}):
+        with pytest.raises(ValueError, match="must be"):
+            sampler.sample(**{"seeds": [7]} | wrong)
 
 
 def test_noise_without_effect_is_black_in_the_picture(run, studied, tmp_path):

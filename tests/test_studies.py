@@ -329,7 +329,7 @@ def test_what_is_wrong_for_every_study(generator, name):
 
 def test_what_is_wrong_for_an_interpolation(generator):
     for interpolate in (studies.interpolate, studies.interpolation_frames):  # at the call, not at the first frame
-        with pytest.raises(ValueError, match=r"seeds is \[5\], must have at least two"):
+        with pytest.raises(ValueError, match=r"seeds is of length 1, must have at least two"):
             interpolate(generator, [5])
         with pytest.raises(ValueError, match="steps is 1, must be at least 2"):
             interpolate(generator, SEEDS, steps=1)

@@ -18,6 +18,8 @@ from fastgan.errors import UserError
 from fastgan.training.recipes import recipe
 
 LARGEST_SEED = 2**64 - 1  # of torch's random number generators
+LARGEST_NUMPY_SEED = 2**32 - 1  # of numpy's RandomState
+SeedFormat = Literal["torch", "numpy"]
 
 Architecture = Literal["stylegan2", "stylegan", "pggan", "r3gan", "dcgan", "cgan", "mlp"]
 Loss = Literal["nonsaturating", "minimax", "least-squares", "hinge", "wgan", "wgan-gp", "relativistic"]

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastgan.training.config import LARGEST_NUMPY_SEED, SeedFormat
+
 Noise = Literal["const", "none", "random"]
 
 
@@ -21,9 +23,20 @@ def architecture(generator: nn.Module) -> str:
     return type(generator).__module__.rpartition(".")[2]
 
 
-def latents(seeds: Sequence[int], z_dim: int) -> Tensor:
-    """One latent a seed, fp32 [len(seeds), z_dim] on the CPU; each depends on its own seed only."""
-    return torch.stack([torch.randn(z_dim, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+def latents(seeds: Sequence[int], z_dim: int, seed_format: SeedFormat = "torch") -> Tensor:
+    """One latent a seed, fp32 [len(seeds), z_dim] on the CPU; each depends on its own seed only.
+
+    seed_format: whose random numbers. "numpy" gives the latents of the official StyleGAN2 scripts,
+    `np.random.RandomState(seed).randn(1, z_dim)`. Raises ValueError for a seed that numpy does not take.
+    """
+    if seed_format == "torch":
+        return torch.stack([torch.randn(z_dim, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    if seed_format != "numpy":
+        raise ValueError(f"seed_format is {seed_format!r}, must be 'torch' or 'numpy'")
+    if max(seeds) > LARGEST_NUMPY_SEED:
+        raise ValueError(f"seed {max(seeds)} is out of range, must be at most {LARGEST_NUMPY_SEED} for numpy")
+    z = np.stack([np.random.RandomState(seed).randn(z_dim) for seed in seeds])
+    return torch.from_numpy(z).float()  # the official networks round z as well
 
 
 def arguments(generator: nn.Module, *, truncation: float = 1.0, noise: Noise = "const") -> dict[str, Any]:

@@ -348,7 +348,7 @@ class Truncation(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class Growth(Options):
-    """Images at every resolution of a network that was grown, enlarged to one size."""
+    """Images at every resolution that a growing network was trained at, enlarged to one size."""
 
     name, file_name = "growth", "growth.png"
 

@@ -271,8 +271,9 @@ def truncation_sweep(
 def growth(generator: nn.Module, seeds: Seeds, *, label: int | None = None, truncation: float = 1.0) -> Tensor:
     """The same latents at every level of a growing generator: [len(seeds), len(growth_levels), C, H, W].
 
-    Karras et al. 2018, "Progressive Growing of GANs", section 2. Smaller images are enlarged to the size of the
-    largest, each pixel to a square. The generator is left at the level where it was.
+    Karras et al. 2018, "Progressive Growing of GANs", section 2. The layer that makes the image of a level is as it was
+    when the next level had been faded in; the layers before it have been trained on since. Smaller images are enlarged
+    to the size of the largest, each pixel to a square. The generator is left at the level where it was.
     """
     levels = growth_levels(generator)
     z = _latents(generator, seeds)
@@ -290,10 +291,17 @@ def growth(generator: nn.Module, seeds: Seeds, *, label: int | None = None, trun
 
 
 def growth_levels(generator: nn.Module) -> list[int]:
-    """The resolutions a growing generator has reached, from the smallest; raises Unsupported if it does not grow."""
+    """The resolutions that a growing generator was trained at so far, from the smallest.
+
+    Raises Unsupported if it does not grow, or was trained without growth.
+    """
     if "growth" not in generator.supports:
         raise Unsupported(f"{architecture(generator)} does not grow: it has one resolution only")
-    return [resolution for resolution in generator.resolutions if resolution <= generator.stage_resolution]
+    first, last = generator.grown_from, generator.resolutions[-1]
+    if first == last:
+        network = f"this network of {architecture(generator)}"
+        raise Unsupported(f"{network} did not grow: it was trained at {last}x{last} alone")
+    return [resolution for resolution in generator.resolutions if first <= resolution <= generator.stage_resolution]
 
 
 def _latents(generator: nn.Module, seeds: Seeds) -> Tensor:

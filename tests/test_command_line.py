@@ -365,6 +365,27 @@ def test_the_growth_of_a_network(studied, tmp_path):
     assert Image.open(tmp_path / "growth.png").height >= 2 * 98
 
 
+def test_growth_shows_what_was_trained(folder, tmp_path, monkeypatch, capsys):
+    """A StyleGAN begins at 8x8: its layer to images of 4x4 has never been trained."""
+    small = ["--arch", "stylegan", "--images", "16", "--level-images", "4", "--fade-images", "4"]
+    options = ["--resolution", "16", "--channel-base", "64", "--channel-max", "4", "--z-dim", "4"]
+    for path in folder.rglob("*.png"):
+        larger = tmp_path / "large" / path.relative_to(folder)
+        larger.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(path).resize((16, 16)).save(larger)
+    grown = train_tiny(tmp_path / "large", tmp_path / "grown", *small, *options)
+    drawn = []
+    monkeypatch.setattr("fastgan.generate.draw_grid", lambda *given: drawn.extend(given[0]) or draw_grid(*given))
+    assert generate(["growth", "--checkpoint", str(grown), "--seeds", "0"]) == 0
+    assert drawn[0].columns == ["8x8", "16x16"]
+    straight = train_tiny(tmp_path / "large", tmp_path / "straight", *small[:4], *options, "--grow-from", "0")
+    capsys.readouterr()
+    assert generate(["growth", "--checkpoint", str(straight)]) == 2
+    assert capsys.readouterr().err.strip() == (
+        "error: growth: this network of stylegan did not grow: it was trained at 16x16 alone"
+    )
+
+
 def test_without_a_sub_command_it_is_a_grid(run, tmp_path):
     for name, argv in {"a.png": [], "b.png": ["grid"]}.items():
         argv = [*argv, "--checkpoint", str(run), "--seeds", "0-3", "--trunc", "0.7", "--classes", "light"]

@@ -34,7 +34,7 @@ class Growing(nn.Module):
         self.unused = nn.Parameter(torch.zeros(()))
         self.resolutions = list(resolutions)
         self.register_buffer("alpha", torch.ones(()), persistent=False)
-        self.stage_resolution = self.resolutions[-1]
+        self.stage_resolution, self.grown_from = self.resolutions[-1], self.resolutions[0]
         self.eval()
 
     def grow_to(self, resolution, alpha=1.0):
@@ -258,6 +258,15 @@ class TestGrowth:
             generator.grow_to(resolution)
             assert torch.equal(small, studies.samples(generator, SEEDS)[0])
             generator.grow_to(16)
+
+    def test_levels_below_the_first_that_was_trained_are_left_out(self):
+        generator = Growing()
+        generator.grown_from = 8
+        assert studies.growth_levels(generator) == [8, 16]
+        assert studies.growth(generator, SEEDS).shape == (3, 2, 1, 16, 16)
+        generator.grown_from = 16
+        with pytest.raises(studies.Unsupported, match="did not grow: it was trained at 16x16 alone"):
+            studies.growth(generator, SEEDS)
 
     def test_a_network_in_the_middle_of_growing_is_left_so(self):
         generator = Growing()

@@ -14,8 +14,9 @@ from torch import nn
 from fastgan import models
 from fastgan.errors import UserError
 from fastgan.layers import BatchNormAct
+from fastgan.train import main
+from fastgan.training import checkpoint, precision, process
 from fastgan.training import config as configuration
-from fastgan.training import precision, process
 from fastgan.training.ema import Average, decay
 from fastgan.training.grid import Section, draw_grid
 from fastgan.training.log import Averages, require_progress
@@ -147,6 +148,32 @@ def test_a_grid_holds_every_image_of_every_row():
     assert (picture == 200).all(2).sum() == 5 * 48 * 48
 
 
+@pytest.mark.parametrize("growing", [False, True], ids=["", "growing"])
+def test_the_grid_of_a_run_killed_after_saving_is_drawn_when_it_is_resumed(folder, tmp_path, growing):
+    options = ["--grid-interval", "32"]
+    if growing:  # 16 images a step, and then 4
+        options += ["--arch", "pggan", "--level-batch", "16", "4", "--level-images", "16", "--fade-images", "8"]
+    killed = tmp_path / "run"
+    dies = "import os, signal\nfrom fastgan.training import loop\n"
+    dies += "loop.save_png = lambda picture, path: os.kill(os.getpid(), signal.SIGKILL)"
+    process = start(arguments(folder, killed, *options), dies)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == -signal.SIGKILL, output
+    assert checkpoint.read_header(killed).images == 32 and not list(killed.glob("grid-*"))
+    assert main(["--resume", str(killed)]) == 0
+    unbroken = train(folder, tmp_path / "unbroken", *options)
+    pictures = {path.name: path.read_bytes() for path in unbroken.glob("grid-*")}
+    assert sorted(pictures) == ["grid-000000032.png", "grid-000000048.png"]
+    assert {path.name: path.read_bytes() for path in killed.glob("grid-*")} == pictures
+
+
+def test_a_resumed_run_draws_no_grid_that_was_not_due(folder, tmp_path):
+    run = train(folder, tmp_path / "run", "--images", "36", "--grid-interval", "32")
+    (run / "grid-000000036.png").unlink()
+    assert main(["--resume", str(run), "--images", "40"]) == 0
+    assert sorted(path.name for path in run.glob("grid-*")) == ["grid-000000032.png", "grid-000000040.png"]
+
+
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_finishes_the_step_saves_and_leaves_a_run_to_go_on_with(folder, tmp_path, signum):
     run = tmp_path / "run"
@@ -241,7 +268,7 @@ def test_every_objective_trains(folder, tmp_path, loss):
 
 @pytest.mark.slow
 def test_a_minute_of_training_on_glyphs(tmp_path):
-    from fastgan.training import checkpoint, sampling
+    from fastgan.training import sampling
 
     run = tmp_path / "run"
     options = ["--amp", "--resolution", "16", "--channel-base", "256", "--channel-max", "32", "--images", "4000"]

@@ -24,6 +24,8 @@ class Growing(Recomputing):
     Attributes:
         resolutions: of all levels, 4 and up.
         stage_resolution: of the images drawn or judged now; at first the highest.
+        grown_from: resolution of the first stage of the training. Layers to and from images of lower ones have never
+            been trained.
         alpha: 0-dim fp32 buffer, weight of the newest level. It is set in place: a captured graph sees changes.
         fading: whether it is below 1. What is computed depends on this and on `stage_resolution`.
     """
@@ -34,6 +36,7 @@ class Growing(Recomputing):
         super().__init__()
         self.resolutions = tuple(resolutions)
         self.stage_resolution = self.resolutions[-1]
+        self.grown_from = self.resolutions[0]
         self.fading = False
         self.register_buffer("alpha", torch.ones(()), persistent=False)
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from fastgan import __version__, models
 from fastgan.data import ImageDataset
 from fastgan.errors import UserError
+from fastgan.models.growing import Growing
 from fastgan.training.config import Config, from_dict, to_dict
 from fastgan.training.files import link, write_atomically
 
@@ -209,6 +210,8 @@ def difference(dataset: ImageDataset, saved: dict[str, Any]) -> str | None:
 
 def _grow(network: nn.Module, header: Header) -> None:
     """To where it was when it was saved."""
+    if isinstance(network, Growing):
+        network.grown_from = header.config.growth.grow_from or header.model.resolution
     if header.stage is not None:
         network.grow_to(*header.stage)
 

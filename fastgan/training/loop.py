@@ -155,6 +155,8 @@ def _train(
         ) as progress,
     ):
         finished = state.images >= options.images
+        if header and ranks.first and not finished and _owes_grid(run, state, config, growth):
+            log.write_grid(state.step, state.images, write_grid(state.images))
         while not finished:
             # Data, at the resolution that the networks have grown to.
             before = state.images
@@ -335,6 +337,22 @@ def _kept_from_the_first_step_on(run: Path, state: checkpoint.State, ranks: Rank
         raise
 
 
+def _grid_path(run: Path, images: int) -> Path:
+    return run / f"grid-{images:09d}.png"
+
+
+def _owes_grid(run: Path, state: checkpoint.State, config: Config, growth: Growth | None) -> bool:
+    """Whether the step that was saved last should have written a grid, but was killed in between."""
+    interval, images = config.output.grid_interval, state.images
+    if not interval or _grid_path(run, images).exists():
+        return False
+    batches = set(growth.schedule.batches.values()) if growth else {config.training.batch}
+    starts = [images - batch for batch in batches if batch <= images]
+    if growth:
+        starts = [start for start in starts if start + growth.batch_at(start) == images]
+    return any(images // interval > start // interval for start in starts)
+
+
 def _grid_writer(
     run: Path, dataset: data.ImageDataset, state: checkpoint.State, model: models.ModelConfig, config: Config
 ) -> Callable[[int], Path]:
@@ -352,7 +370,7 @@ def _grid_writer(
         scale = dataset.images.shape[1] // images.shape[1]  # of networks that have not grown up yet
         images = images.repeat(scale, 1).repeat(scale, 2).reshape(len(names), GRID_COLUMNS, *dataset.images.shape[1:])
         fakes = Section(f"generated, after {seen:,} images", list(zip(names, images, strict=True)))
-        path = run / f"grid-{seen:09d}.png"
+        path = _grid_path(run, seen)
         save_png(draw_grid([reals, fakes]), path)
         return path
 

@@ -62,12 +62,14 @@ def draw(
     same. With `batch` 1 it is so to the bit, independent of what else is drawn; larger batches may round otherwise.
     truncation: psi, 1 for none. Raises Unsupported if it is not 1 and the generator knows no truncation.
     """
-    return np.concatenate([to_uint8(part) for part in _batches(generator, z, labels, truncation, batch)])
+    return np.concatenate(
+        [to_uint8(part) for part in draw_batches(generator, z, labels, truncation=truncation, batch=batch)]
+    )
 
 
 def draw_tensor(generator: nn.Module, z: Tensor, labels: Tensor | None, *, truncation: float = 1.0) -> Tensor:
     """As `draw` with `batch` 1, but fp32 [N, C, H, W] of nominal range [-1, 1], on the CPU."""
-    return torch.cat([part.float().cpu() for part in _batches(generator, z, labels, truncation, batch=1)])
+    return torch.cat([part.float().cpu() for part in draw_batches(generator, z, labels, truncation=truncation)])
 
 
 def quantized(images: Tensor) -> Tensor:
@@ -81,8 +83,10 @@ def to_uint8(images: Tensor) -> np.ndarray:
 
 
 @torch.no_grad()
-def _batches(generator: nn.Module, z: Tensor, labels: Tensor | None, truncation: float, batch: int) -> Iterator[Tensor]:
-    """Images [up to `batch`, C, H, W] on the generator's device."""
+def draw_batches(
+    generator: nn.Module, z: Tensor, labels: Tensor | None, *, truncation: float = 1.0, batch: int = 1
+) -> Iterator[Tensor]:
+    """Images as the generator makes them, [up to `batch`, C, H, W] on its device; arguments as of `draw`."""
     options = arguments(generator, truncation=truncation)
     device = next(generator.parameters()).device
     for start in range(0, len(z), batch):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from fastgan import one_pass, piecewise_linear
-from fastgan.ops import gradients_of_inputs, lerp_samples, squared_norm
+from fastgan.ops import lerp_samples, squared_norm
 from fastgan.ops.arithmetic import arithmetic_dtype, average_in, to_arithmetic
 
 
@@ -155,7 +155,7 @@ def _by_double_backward(critic, images, labels):
             raise ValueError(f"the critic's logits have shape {list(logits.shape)}, must be [{len(images)}]")
         logits = to_arithmetic(logits.reshape(len(images)))
         # The forward pass has recorded the dtypes already.
-        with torch.autocast(images.device.type, enabled=False), gradients_of_inputs():
+        with torch.autocast(images.device.type, enabled=False):
             (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=wants_graph)
             squares = squared_norm(gradient)
     return (logits, squares) if wants_graph else (logits.detach(), squares.detach())
@@ -239,8 +239,7 @@ class PathLength(nn.Module):
         their mean, once a step."""
         noise = torch.randn_like(images) / math.sqrt(images.shape[2] * images.shape[3])
         with torch.autocast(images.device.type, enabled=False):
-            with gradients_of_inputs():
-                (gradient,) = torch.autograd.grad((images * noise).sum(), ws, create_graph=True)
+            (gradient,) = torch.autograd.grad((images * noise).sum(), ws, create_graph=True)
             lengths = to_arithmetic(gradient).square().sum(2).mean(1).sqrt()
             length = lengths.detach().mean().to(self.mean.dtype)
             return (lengths - self.mean.lerp(length, self.decay)).square().mean(), length

@@ -1,12 +1,16 @@
 """Convolutions that stay convolutions however often they are differentiated."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastgan.ops import conv2d, conv_transpose2d, gradients_of_inputs, upfirdn2d
+from fastgan.losses import critic_with_grad_norm
+from fastgan.ops import conv2d, conv_transpose2d, upfirdn2d
 from fastgan.ops.convolution import filtered_conv2d
 from tests import backends
 
@@ -95,77 +99,90 @@ class WeightGradients(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def penalty(function, x, weight, of_inputs):
-    y = function(function(x, weight, padding=1).square(), weight, padding=1)
-    with gradients_of_inputs() if of_inputs else torch.enable_grad():
-        (dx,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+def two_layers(function, x, weight):
+    return function(function(x, weight, padding=1).square(), weight, padding=1).sum()
+
+
+def penalty(function, x, weight):
+    (dx,) = torch.autograd.grad(two_layers(function, x, weight), x, create_graph=True)
     return dx.square().sum()
 
 
-def square_case(kind=nn.Parameter):
+def square_case():
     torch.manual_seed(0)
-    x = torch.randn(2, 3, 6, 6, requires_grad=True)
-    weight = torch.randn(3, 3, 3, 3)
-    return x, kind(weight)
+    return torch.randn(2, 3, 6, 6, requires_grad=True), nn.Parameter(torch.randn(3, 3, 3, 3))
 
 
-def test_a_penalty_makes_no_weight_gradient_that_nobody_asks_for(pair):
-    ours, torchs = pair
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_the_gradient_of_images_makes_no_gradient_of_weights(pair, create_graph):
+    """Autograd tells a Function only that its weight has a graph; the engine knows who asked."""
+    ours, _ = pair
     x, weight = square_case()
-    with WeightGradients() as plain:
-        penalty(ours, x, weight, of_inputs=False)
-    with WeightGradients() as spared:
-        value = penalty(ours, x, weight, of_inputs=True)
-    assert (plain.made, spared.made) == (2, 0)
-    got = torch.autograd.grad(value, weight)[0]
-    expected = torch.autograd.grad(penalty(torchs, x, weight, of_inputs=False), weight)[0]
-    torch.testing.assert_close(got, expected)
+    used = [weight, weight * 0.5, weight.transpose(0, 1).contiguous(), weight.double().float()]
+    for each in used:
+        for inputs, expected in ((x, 0), ((x, each), 2)):
+            y = two_layers(ours, x, each)
+            with WeightGradients() as counted:
+                torch.autograd.grad(y, inputs, create_graph=create_graph, retain_graph=True)
+            assert counted.made == expected
+
+
+def test_whatever_is_asked_for_is_made(pair):
+    """Leaves and others, in every way to ask."""
+    found = []
+    for function in pair:
+        for inputs in (None, ["x"], ["weight"], ["x", "weight"]):
+            given = dict(zip(("x", "weight"), square_case(), strict=True))
+            named = None if inputs is None else [given[name] for name in inputs]
+            two_layers(function, **given).backward(inputs=named)
+            found.append([t.grad for t in given.values()])
+            if named is not None:
+                found.append(torch.autograd.grad(two_layers(function, **given), named))
+        x, weight = square_case()
+        made = weight * x.mean()  # images have a part in it
+        found.append(torch.autograd.grad(two_layers(function, x, made), [made, x]))
+        found.append(torch.autograd.grad(penalty(function, x, weight * x.mean()), [x, weight]))
+        found.append(torch.autograd.grad(penalty(function, x, weight), weight))
+    half = len(found) // 2
+    for got, expected in zip(found[:half], found[half:], strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def test_threads_that_take_penalties_leave_the_gradients_of_others_alone():
+    """Eight at once: every other one needs the gradients of weights for a second derivative."""
+    start = threading.Barrier(8)
+
+    def run(number: int) -> bool:
+        x, weight = square_case()
+        start.wait(60)
+        for _ in range(40):
+            if number % 2:
+                critic_with_grad_norm(lambda images: two_layers_each(images, weight), x)
+            else:
+                made = torch.autograd.grad(two_layers(conv2d, x, weight), weight, create_graph=True, allow_unused=True)
+                if made[0] is None:
+                    return False
+        return True
+
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(run, range(8)))
+    x, weight = square_case()  # and when they are done
+    made = torch.autograd.grad(two_layers(conv2d, x, weight), weight, create_graph=True, allow_unused=True)
+    assert made[0] is not None
+
+
+def two_layers_each(x, weight):
+    return conv2d(conv2d(x, weight, padding=1).square(), weight, padding=1).sum((1, 2, 3))
 
 
 def test_second_derivatives_use_no_kernel_as_large_as_the_image(pair):
     counts = []
     for function in pair:
-        x, weight = square_case()
-        value = penalty(function, x, weight, of_inputs=True)
+        value = penalty(function, *square_case())
         with WeightGradients() as counted:
             value.backward()
         counts.append(counted.image_sized)
     assert counts[0] == 0 < counts[1]
-
-
-def test_a_weight_that_images_have_a_part_in_keeps_its_gradient(pair):
-    ours, _ = pair
-    x, weight = square_case()
-    for made in (lambda x: weight * x.mean(), lambda x: x[:1, :, :3, :3].repeat(3, 1, 1, 1)):
-        expected, got = (penalty(ours, x, made(x), of_inputs) for of_inputs in (False, True))
-        torch.testing.assert_close(got, expected)
-
-
-def test_other_weights_of_parameters_are_known_as_such(pair):
-    ours, _ = pair
-    x, weight = square_case()
-    for made in (lambda: weight * 0.5, lambda: weight.transpose(0, 1).contiguous(), lambda: weight.double().float()):
-        with WeightGradients() as counted:
-            penalty(ours, x, made(), of_inputs=True)
-        assert counted.made == 0
-
-
-def test_the_switch_leaves_first_derivatives_alone(pair):
-    ours, _ = pair
-    x, weight = square_case()
-    with gradients_of_inputs():
-        ours(x, weight, padding=1).sum().backward()
-    assert weight.grad is not None
-
-
-def test_the_switch_is_put_back_after_an_error(pair):
-    ours, _ = pair
-    x, weight = square_case()
-    with pytest.raises(KeyError), gradients_of_inputs():
-        raise KeyError
-    with WeightGradients() as counted:
-        penalty(ours, x, weight, of_inputs=False)
-    assert counted.made == 2
 
 
 def test_nothing_is_lost_without_images(pair):
@@ -210,8 +227,7 @@ def test_filtered_conv2d_under_a_penalty():
     for function in (filtered_conv2d, by_parts):
         x, weight, taps = filtered_case()
         y = function(x, weight, taps, **OPTIONS).pow(3)
-        with gradients_of_inputs():
-            (dx,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        (dx,) = torch.autograd.grad(y.sum(), x, create_graph=True)
         (ddx,) = torch.autograd.grad(dx.pow(3).sum(), x, create_graph=True)
         found.append(torch.autograd.grad(ddx.square().sum(), (x, weight)))
     for got, expected in zip(*found, strict=True):

@@ -6,7 +6,7 @@ Each is differentiable twice in every floating-point tensor, on every backend (`
 
 from fastgan.ops.backends import BackendUnavailable, use_backend
 from fastgan.ops.batch_norm_act import batch_norm_act
-from fastgan.ops.convolution import conv2d, conv_transpose2d, gradients_of_inputs
+from fastgan.ops.convolution import conv2d, conv_transpose2d
 from fastgan.ops.filtered_noise_bias_act import filtered_noise_bias_act
 from fastgan.ops.image_batch import image_batch
 from fastgan.ops.instance_norm import adain, style_epilogue
@@ -27,7 +27,6 @@ __all__ = [
     "conv_downsample2d",
     "conv_transpose2d",
     "filtered_noise_bias_act",
-    "gradients_of_inputs",
     "image_batch",
     "lerp_samples",
     "minibatch_stddev",

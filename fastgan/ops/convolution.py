@@ -13,13 +13,11 @@ and each of them is one call of a library convolution or of half of its backward
 kernels where these are faster (`fastgan.ops.weight_gradient`, `fastgan.ops.few_channels`).
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastgan.ops import backends, weight_gradient
 from fastgan.ops.few_channels import FewChannels
@@ -88,26 +86,7 @@ def filtered_conv2d(
         return conv2d(upfirdn2d(x, taps, padding=filter_padding), weight, stride=stride)
     x, low_pass = LowPass.of(x, taps, filter_padding)
     geometry = _Geometry(stride, (0, 0), False, _may_be_own(x))
-    return _ConvolveFiltered.apply(x, *_autocast(weight), low_pass, geometry, _is_of_parameter(weight))
-
-
-@contextmanager
-def gradients_of_inputs() -> Iterator[None]:
-    """Around a `torch.autograd.grad(..., create_graph=True)` for images or latents, and for no parameter.
-
-    Convolutions then leave out the gradient of a weight that is a parameter or made of one alone: autograd does not
-    tell a Function that nobody asks for it. What counts is where the gradient is taken, not where the convolution was
-    called. Without `create_graph` it does nothing: so it cannot disturb the backward pass of another thread.
-    """
-    global _inputs_only
-    before, _inputs_only = _inputs_only, True  # read by autograd's own threads as well: no thread-local
-    try:
-        yield
-    finally:
-        _inputs_only = before
-
-
-_inputs_only = False
+    return _ConvolveFiltered.apply(x, *_autocast(weight), low_pass, geometry)
 
 
 def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding, transposed: bool) -> Tensor:
@@ -116,32 +95,16 @@ def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pa
     if torch.compiler.is_compiling():
         function = F.conv_transpose2d if transposed else F.conv2d
         return function(x, weight, bias, stride=stride, padding=pads)
-    of_parameter, geometry = _is_of_parameter(weight), _Geometry(stride, pads, transposed, _may_be_own(x))
+    geometry = _Geometry(stride, pads, transposed, _may_be_own(x))
     x, weight, bias = _autocast(x, weight, bias)
     if not needs_grad:
         return _convolve(x, weight, bias, geometry)
-    return _Convolve.apply(x, weight, bias, geometry, of_parameter)
+    return _Convolve.apply(x, weight, bias, geometry)
 
 
 def _may_be_own(x: Tensor) -> bool:
     """Whether the compiled extension may make a part of a convolution of `x`."""
     return backends.why_not_beside_library("few_channels", x.device) is None
-
-
-def _is_of_parameter(weight: Tensor) -> bool:
-    """Whether a weight is a parameter, or one transposed, scaled or in another dtype: nothing else has a part in it.
-
-    Its history is followed as long as it has one branch: a product with another tensor that needs a gradient ends it.
-    """
-    leaf, node = weight, weight.grad_fn
-    while node is not None:
-        parents = [parent for parent, _ in node.next_functions if parent is not None]
-        if len(parents) != 1:
-            return False
-        node = parents[0]
-        if hasattr(node, "variable"):  # where a leaf's gradient is accumulated
-            leaf, node = node.variable, None
-    return isinstance(leaf, nn.Parameter)
 
 
 def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
@@ -192,49 +155,66 @@ def _few_channels(x: Tensor, weight: Tensor, g: _Geometry) -> FewChannels | None
 # ... and with one ----------------------------------------------------------------------------------------------------
 
 
+_engine_runs = getattr(torch._C, "_will_engine_execute_node", lambda node: True)  # as torch.autograd.graph asks it
+
+
+def _wanted(ctx, count: int) -> tuple[bool, ...]:
+    """Whether the backward pass that is running uses the gradient of each of a Function's first inputs.
+
+    `ctx.needs_input_grad` is True for every tensor with a graph, also in an `autograd.grad` for the images alone
+    (pytorch issue 174017): gradient penalties and path length would pay for a weight gradient a layer.
+    """
+    return tuple([need and _is_used(ctx.next_functions[i][0]) for i, need in enumerate(ctx.needs_input_grad[:count])])
+
+
+def _is_used(node) -> bool:
+    try:
+        return _engine_runs(node)
+    except RuntimeError:  # the engine's answer for a leaf that `autograd.grad` was asked for
+        return True
+
+
 class _Convolve(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, geometry, of_parameter):
+    def forward(ctx, x, weight, bias, geometry):
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         ctx.set_materialize_grads(False)
-        ctx.call = geometry, of_parameter, _Kind.of(x)
+        ctx.call = geometry, _Kind.of(x)
         return _convolve(x, weight, bias, geometry)
 
     @staticmethod
     def backward(ctx, dy):
         if dy is None:
-            return None, None, None, None, None
+            return None, None, None, None
         x, weight = ctx.saved_tensors
-        geometry, of_parameter, kind = ctx.call
+        geometry, kind = ctx.call
+        wanted = of_x, of_weight, of_bias = _wanted(ctx, 3)
         x = kind.empty() if x is None else x
-        of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
         if not torch.is_grad_enabled():
-            return *_gradients(dy, x, weight, geometry, (of_x, of_weight, of_bias)), None, None
-        of_weight = of_weight and not (of_parameter and _inputs_only)
+            return *_gradients(dy, x, weight, geometry, wanted), None
         dx = _Back.apply(dy, weight, x.detach(), geometry) if of_x else None
         dw = _Outer.apply(x, dy, weight.detach(), geometry) if of_weight else None
-        return dx, dw, dy.sum((0, 2, 3)) if of_bias else None, None, None
+        return dx, dw, dy.sum((0, 2, 3)) if of_bias else None, None
 
 
 class _ConvolveFiltered(torch.autograd.Function):
     """The convolution of what a filter makes of x, which is made again for the gradient of the weight."""
 
     @staticmethod
-    def forward(ctx, x, weight, low_pass, geometry, of_parameter):
+    def forward(ctx, x, weight, low_pass, geometry):
         filtered = low_pass(x)
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         ctx.set_materialize_grads(False)
-        ctx.call = low_pass, geometry, of_parameter, x.shape, _Kind.of(filtered)
+        ctx.call = low_pass, geometry, x.shape, _Kind.of(filtered)
         return _convolve(filtered, weight, None, geometry)
 
     @staticmethod
     def backward(ctx, dy):
         if dy is None:
-            return None, None, None, None, None
+            return None, None, None, None
         x, weight = ctx.saved_tensors
-        low_pass, geometry, of_parameter, shape, kind = ctx.call
-        of_x, of_weight = ctx.needs_input_grad[:2]
-        of_weight = of_weight and not (torch.is_grad_enabled() and of_parameter and _inputs_only)
+        low_pass, geometry, shape, kind = ctx.call
+        of_x, of_weight = _wanted(ctx, 2)
         filtered = low_pass(x) if of_weight else kind.empty()
         if torch.is_grad_enabled():
             dfiltered = _Back.apply(dy, weight, filtered.detach(), geometry) if of_x else None
@@ -242,7 +222,7 @@ class _ConvolveFiltered(torch.autograd.Function):
         else:
             dfiltered, dw, _ = _gradients(dy, filtered, weight, geometry, (of_x, of_weight, False))
         del filtered  # before there is one image more
-        return low_pass.adjoint(dfiltered, shape) if of_x else None, dw, None, None, None
+        return low_pass.adjoint(dfiltered, shape) if of_x else None, dw, None, None
 
 
 class _Kind(NamedTuple):
@@ -278,9 +258,9 @@ class _Back(torch.autograd.Function):
             return None, None, None, None
         dy, weight = ctx.saved_tensors
         geometry = ctx.geometry
-        of_dy, of_weight = ctx.needs_input_grad[:2]
+        of_dy, of_weight = _wanted(ctx, 2)
         if torch.is_grad_enabled():
-            ddy = _Convolve.apply(dx, weight, None, geometry, False) if of_dy else None
+            ddy = _Convolve.apply(dx, weight, None, geometry) if of_dy else None
             return ddy, _Outer.apply(dx, dy, weight.detach(), geometry) if of_weight else None, None, None
         ddy = _convolve(dx, weight, None, geometry) if of_dy else None
         return ddy, _gradients(dy, dx, weight, geometry, (False, of_weight, False))[1], None, None
@@ -302,9 +282,9 @@ class _Outer(torch.autograd.Function):
             return None, None, None, None
         x, dy = ctx.saved_tensors
         geometry = ctx.geometry
-        of_x, of_dy = ctx.needs_input_grad[:2]
+        of_x, of_dy = _wanted(ctx, 2)
         if torch.is_grad_enabled():
             dx = _Back.apply(dy, dw, x.detach(), geometry) if of_x else None
-            return dx, _Convolve.apply(x, dw, None, geometry, False) if of_dy else None, None, None
+            return dx, _Convolve.apply(x, dw, None, geometry) if of_dy else None, None, None
         dx = _gradients(dy, x, dw, geometry, (of_x, False, False))[0]
         return dx, _convolve(x, dw, None, geometry) if of_dy else None, None, None

@@ -25,6 +25,7 @@ TRAININGS = [
         "export",
         "fuzz",
         "guard",
+        "initial",
         "loading",
         "log",
         "official_networks",

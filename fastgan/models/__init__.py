@@ -1,4 +1,8 @@
-"""Model families behind one interface: `generator(z, label) -> image`, `critic(image, label) -> logits`."""
+"""Model families behind one interface: `generator(z, label) -> image`, `critic(image, label) -> logits`.
+
+A critic's `layers_from_image()` are its layers in the order in which an image passes them, without those at the end
+that make the logit: what `--freeze-d` counts.
+"""
 
 from dataclasses import dataclass
 
@@ -109,3 +113,13 @@ def build(config: ModelConfig) -> tuple[nn.Module, nn.Module]:
     if not isinstance(config.critic_norm, bool):
         raise ValueError(f"critic_norm is {config.critic_norm!r}, must be True or False")
     return family.Generator(config), family.Critic(config)
+
+
+def names_at_any_resolution(config: ModelConfig) -> tuple[dict[str, str], dict[str, str]]:
+    """The layers of generator and critic whose names hang on the resolution, each with a name that does not.
+
+    `blocks.0` of StyleGAN2's critic is its block for 64x64 at one resolution, and that for 128x128 at another: both are
+    called by what they are for. All other layers are called the same at any resolution.
+    """
+    names = getattr(ARCHITECTURES[config.arch], "names_at_any_resolution", None)
+    return ({}, {}) if names is None else names(config)

@@ -47,6 +47,9 @@ class Critic(nn.Module):
         self.num_classes = _num_classes(config)
         self.network = (_MLPCritic if config.variant == "mlp" else _ConvCritic)(config)
 
+    def layers_from_image(self) -> list[nn.Module]:
+        return self.network.layers_from_image()
+
     def forward(self, image: Tensor, label: Tensor | None = None) -> Tensor:
         return to_arithmetic(self.network(image, one_hot(label, self.num_classes, image.dtype))).squeeze(1)
 
@@ -81,6 +84,9 @@ class _MLPCritic(nn.Module):
         self.label = dense(config.num_classes, of_label, "lrelu")
         self.joined = dense(width + of_label, width, "lrelu")
         self.out = nn.Linear(width, 1)
+
+    def layers_from_image(self) -> list[nn.Module]:
+        return [self.image, self.joined]
 
     def forward(self, image: Tensor, label: Tensor) -> Tensor:
         x = torch.cat([self.image(image.flatten(1)), self.label(label)], 1)
@@ -124,6 +130,9 @@ class _ConvCritic(nn.Module):
             nn.Linear(hidden, 1),
         )
         self.apply(initialize)
+
+    def layers_from_image(self) -> list[nn.Module]:
+        return [layer for layer in self.layers[:-1] if not isinstance(layer, nn.Flatten)]
 
     def forward(self, image: Tensor, label: Tensor) -> Tensor:
         n, c, h, w = image.shape

@@ -25,6 +25,16 @@ from fastgan.ops.layout import channels_last
 VARIANTS = ("transposed", "upsample")
 
 
+def names_at_any_resolution(config) -> tuple[dict[str, str], dict[str, str]]:
+    """See `fastgan.models.names_at_any_resolution`."""
+    if config.variant == "upsample":  # as many layers at any resolution
+        return {}, {}
+    *lower, top = config.resolutions
+    generator = {f"layers.{i}": f"layers.{r}" for i, r in enumerate(lower)} | {f"layers.{len(lower)}": f"image.{top}"}
+    critic = {"layers.0": f"image.{top}"} | {f"layers.{i}": f"layers.{top >> i}" for i in range(1, len(lower))}
+    return generator, critic
+
+
 class Generator(nn.Module):
     """z [N, z_dim], label [N] to an image [N, channels, R, R] in [-1, 1], fp32.
 
@@ -96,6 +106,9 @@ class Critic(nn.Module):
         self.out = nn.Linear(features, 1)
         self.embed = nn.Embedding(config.num_classes, features) if config.num_classes else None
         self.apply(initialize)
+
+    def layers_from_image(self) -> list[nn.Module]:
+        return list(self.layers)
 
     def forward(self, image: Tensor, label: Tensor | None = None) -> Tensor:
         x = to_arithmetic(self.layers(channels_last(image)).flatten(1))

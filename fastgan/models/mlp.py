@@ -53,6 +53,9 @@ class Critic(nn.Module):
         inputs = pixels + (width if config.num_classes else 0)
         self.layers = nn.Sequential(dense(inputs, width, "lrelu"), dense(width, width, "lrelu"), nn.Linear(width, 1))
 
+    def layers_from_image(self) -> list[nn.Module]:
+        return list(self.layers[:-1])
+
     def forward(self, image: Tensor, label: Tensor | None = None) -> Tensor:
         x = image.flatten(1)
         if self.embed is not None:

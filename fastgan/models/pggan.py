@@ -94,6 +94,10 @@ class Critic(Growing):
         self.embed = EqualizedLinear(config.num_classes, last) if config.num_classes else None
         self.out = EqualizedLinear(last, last if config.num_classes else 1)
 
+    def layers_from_image(self) -> list[nn.Module]:
+        """Of the full-grown network."""
+        return [self.from_rgb[-1], *(layer for block in reversed(self.blocks) for layer in (block.conv, block.down))]
+
     def forward(self, image: Tensor, label: Tensor | None = None) -> Tensor:
         if image.shape[-1] != self.stage_resolution:
             raise ValueError(

@@ -66,6 +66,21 @@ class ResidualBlock(nn.Module):
         return x + self.contract(y)
 
 
+def names_at_any_resolution(config) -> tuple[dict[str, str], dict[str, str]]:
+    """See `fastgan.models.names_at_any_resolution`."""
+    widths, generator, critic = _widths(config), [], []
+    for i, r in enumerate(config.resolutions):
+        blocks = [f"trunk.{r}.{number}" for number in range(BLOCKS)]
+        change = [f"change.{r}"] if i and widths[i] != widths[i - 1] else []  # between r / 2 and r
+        generator += [*change, "upsample", *blocks] if i else blocks
+        critic = [*blocks, "downsample", *change, *critic] if i else blocks
+    top = config.resolution
+    return (
+        {f"trunk.{i}": name for i, name in enumerate(generator)} | {"to_rgb": f"to_rgb.{top}"},
+        {f"trunk.{i}": name for i, name in enumerate(critic)} | {"from_rgb": f"from_rgb.{top}"},
+    )
+
+
 class Generator(Recomputing):
     """z [N, z_dim], label [N] to an image [N, channels, H, W] of nominal range [-1, 1], fp32.
 
@@ -119,6 +134,10 @@ class Critic(Recomputing):
         self.embed = nn.Embedding(config.num_classes, config.z_dim) if config.num_classes else None
         if self.embed is not None:
             nn.init.normal_(self.embed.weight, std=1 / math.sqrt(config.z_dim))  # or the product would grow with z_dim
+
+    def layers_from_image(self) -> list[nn.Module]:
+        """Residual blocks count as one."""
+        return [self.from_rgb, *(part for part in self.trunk if not isinstance(part, Downsample2d))]
 
     def forward(self, image: Tensor, label: Tensor | None = None) -> Tensor:
         x = self.from_rgb(channels_last(image))

@@ -19,6 +19,14 @@ from fastgan.ops.upfirdn2d import taps, upfirdn2d
 ANY_SHAPE = True  # also of images that are not square
 
 
+def names_at_any_resolution(config) -> tuple[dict[str, str], dict[str, str]]:
+    """See `fastgan.models.names_at_any_resolution`."""
+    top = config.resolution
+    return {}, {"from_rgb": f"from_rgb.{top}"} | {
+        f"blocks.{i}": f"blocks.{top >> i}" for i in range(len(config.resolutions) - 1)
+    }
+
+
 class SynthesisLayer(nn.Module):
     """Modulated 3x3 convolution, noise, bias, leaky ReLU: the convolution and one elementwise pass."""
 
@@ -155,6 +163,10 @@ class Critic(Recomputing):
         depth = config.critic_mapping_layers if config.num_classes else 0
         self.directions = dense_layers([last] * (depth + 1), config.mapping_lr)
         self.out = EqualizedLinear(last, last if config.num_classes else 1)
+
+    def layers_from_image(self) -> list[nn.Module]:
+        """As the official code counts them for `--freezed`."""
+        return [self.from_rgb, *(layer for block in self.blocks for layer in block.children())]
 
     def forward(self, image: Tensor, label: Tensor | None = None) -> Tensor:
         x = self.from_rgb(channels_last(image))

@@ -171,14 +171,19 @@ def restore(header: Header, state: State) -> None:
 
 
 def read_networks(header: Header) -> dict[str, Tensor]:
-    """The tensors of generator, critic and average. Raises UserError, naming the file, if it cannot be read."""
-    return {name: value for prefix in NETWORKS for name, value in _read(header.path, prefix + ".").items()}
+    """The tensors of generator, critic and average, all that networks of `header.model` have.
 
-
-def load_networks(path: Path, state: State, tensors: dict[str, Tensor]) -> None:
-    """Put such tensors into the networks of `state`, in place. Raises UserError, naming `path`, if they do not fit."""
-    for name in NETWORKS:
-        _load_module(path, state.modules()[name], name, tensors)
+    Raises UserError, naming the file, if it cannot be read, or lacks some.
+    """
+    tensors = {name: value for prefix in NETWORKS for name, value in _read(header.path, prefix + ".").items()}
+    try:
+        with torch.device("meta"):
+            generator, critic = models.build(header.model)
+    except ValueError as error:
+        raise UserError(f"{header.path}: {error}") from None
+    for name, module in (("generator", generator), ("critic", critic), ("ema", generator)):
+        _saved(header.path, module, name, tensors)
+    return tensors
 
 
 def load_generator(path: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Module, Config]:
@@ -238,7 +243,14 @@ def _read(path: Path, prefix: str) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _load_module(path: Path, module: nn.Module, prefix: str, tensors: dict[str, Tensor]) -> None:
-    own = module.state_dict()  # aliases of the module's tensors: copying into them keeps device and memory format
+    saved = _saved(path, module, prefix, tensors)
+    for name, value in module.state_dict().items():  # aliases: copying into them keeps device and memory format
+        value.copy_(saved[name])
+
+
+def _saved(path: Path, module: nn.Module, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those of `tensors` that are called `prefix`, by the module's names. Raises UserError if they are not its own."""
+    own = module.state_dict()
     saved = {name.removeprefix(prefix + "."): tensors[name] for name in tensors if name.startswith(prefix + ".")}
     wrong = sorted(
         name
@@ -250,8 +262,7 @@ def _load_module(path: Path, module: nn.Module, prefix: str, tensors: dict[str, 
         raise UserError(
             f"{path} does not fit this network: tensor {prefix}.{wrong[0]}{more} missing, unknown or of another shape"
         )
-    for name, value in own.items():
-        value.copy_(saved[name])
+    return saved
 
 
 def _load_optimizer(

@@ -87,7 +87,8 @@ class TrainingOptions:
     """Images a step, of all processes together."""
     init_from: Annotated[str | None, tyro.conf.arg(metavar="RUN|FILE", help_behavior_hint="")] = None
     """Start with these networks instead of new ones: those of a run or a checkpoint, or a .pkl file of
-    stylegan2-ada-pytorch or stylegan3 (its StyleGAN2). Their sizes are taken from there."""
+    stylegan2-ada-pytorch or stylegan3 (its StyleGAN2). Sizes are those found there, unless given: what fits other
+    sizes, resolutions, classes or colours is taken, and the rest starts fresh."""
     batch_gpu: int = 0
     """Images that go through the networks at once; their gradients are added up to those of --batch, in less memory.
     0: all of a process. Batch norm and minibatch stddev see so many images."""

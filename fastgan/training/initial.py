@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from fastgan.data import size_text
+from fastgan import models
 from fastgan.errors import UserError
 from fastgan.interop.stylegan2 import NETWORKS, read_stylegan2
 from fastgan.models import ModelConfig
@@ -27,23 +30,15 @@ class Start:
     def adopted(self, config: Config) -> Config:
         """`config` (not resolved) with the sizes of these networks wherever it says "auto".
 
-        Raises UserError, naming the option, where it says something else. The average starts with all that it has,
-        instead of forgetting it as that of fresh networks should (`ema_rampup` 0).
+        Raises UserError for another architecture, or variant of it. The average starts with all that it has, instead of
+        forgetting it as that of fresh networks should (`ema_rampup` 0).
         """
         model, data = self.model, config.data
-        if config.network.arch != model.arch:
-            raise self._unfit("arch", config.network.arch, model.arch)
-        if pyramid(data.resolution) != (model.resolution, model.first):
-            height, width = model.plane(model.resolution)
-            own = width if width == height else size_text((width, height))
-            raise self._unfit("resolution", data.resolution, own)
-        for name, value in vars(config.network).items():
-            if value not in ("auto", getattr(model, name)):
-                raise self._unfit(name, value, getattr(model, name))
-        for name, own in (("channels", model.channels), ("labels", model.num_classes > 0)):
-            if getattr(data, name) not in ("auto", own):
-                raise self._unfit(name, getattr(data, name), own)
-        network = {name: getattr(model, name) for name in vars(config.network)}
+        for name in ("arch", "variant"):
+            given, own = getattr(config.network, name), getattr(model, name)
+            if given not in ("auto", own):
+                raise UserError(f"{flag(name)} {given}: the networks of --init-from {self.path} are {own}; give that")
+        network = {name: getattr(model, name) for name, value in vars(config.network).items() if value == "auto"}
         growth, training = config.growth, config.training
         if growth.grow_from == "auto":  # these have grown
             growth = dataclasses.replace(growth, grow_from=0)
@@ -52,22 +47,24 @@ class Start:
         return dataclasses.replace(
             config,
             network=dataclasses.replace(config.network, **network),
-            data=dataclasses.replace(data, channels=model.channels, labels=model.num_classes > 0),
+            data=dataclasses.replace(
+                data,
+                channels=model.channels if data.channels == "auto" else data.channels,
+                labels=model.num_classes > 0 if data.labels == "auto" else data.labels,
+            ),
             growth=growth,
             training=training,
         )
 
-    def check(self, config: Config, num_classes: int, processes: int) -> None:
-        """Raises UserError if data of so many classes (0: it shows none), or a process's share of a batch, do not fit.
+    def fitted(self, config: Config, num_classes: int) -> ModelConfig:
+        """Networks like these, but of the sizes that a resolved configuration has, and of so many classes."""
+        resolution, first = pyramid(config.data.resolution)
+        image = {"resolution": resolution, "first": first, "channels": config.data.channels}
+        return dataclasses.replace(self.model, **vars(config.network), **image, num_classes=num_classes)
 
-        The batch is that of the resolved configuration.
-        """
+    def check(self, config: Config, processes: int) -> None:
+        """Raises UserError if a process's share of a batch does not fit. `config` is resolved."""
         model, options = self.model, config.training
-        if num_classes != model.num_classes:
-            raise UserError(
-                f"--data {config.data.source}: has {num_classes} classes, the networks of --init-from {self.path} "
-                f"{model.num_classes}; give images of as many"
-            )
         name, batch, at_once = "batch", options.batch, options.batch // processes
         if 0 < options.batch_gpu < at_once:
             name, batch, at_once = "batch_gpu", options.batch_gpu, options.batch_gpu
@@ -79,13 +76,45 @@ class Start:
                 f"multiple of that{of_each}"
             )
 
-    def put_into(self, state: checkpoint.State) -> None:
-        """Copy the tensors into fresh networks of this model, in place, and let them go."""
-        checkpoint.load_networks(self.path, state, self.tensors)
-        self.tensors.clear()
+    @torch.no_grad()
+    def put_into(self, state: checkpoint.State, model: ModelConfig) -> str | None:
+        """Copy the tensors into fresh networks of `model`, in place, and let them go.
 
-    def _unfit(self, name: str, given, own) -> UserError:
-        return UserError(f"{flag(name)} {given}: the networks of --init-from {self.path} have {own}; give that")
+        A layer takes what the same layer had, wherever its name and the resolution have moved it, if the shapes agree.
+        Returns what has stayed fresh, for people; None if nothing has. Raises UserError if nothing fits, or what has
+        stayed fresh is not to be trained.
+        """
+        there, here = names(self.model), names(model)
+        saved = {_identity(name, there): value for name, value in self.tensors.items()}
+        gain = self.model.mapping_lr / model.mapping_lr  # parameters are as large as their layers learn slowly
+        fresh, weights, every = [], 0, []
+        for network in checkpoint.NETWORKS:
+            for key, value in state.modules()[network].state_dict().items():  # aliases of the module's own
+                name = f"{network}.{key}"
+                every.append(name)
+                found = saved.get(_identity(name, here))
+                if found is None or found.shape != value.shape:
+                    fresh.append(name)
+                    continue
+                slow = name.startswith(("generator.mapping.layers", "ema.mapping.layers", "critic.directions"))
+                value.copy_(found * gain if slow else found)
+                weights += value.dim() > 1 and not key.endswith("noise_const")
+        self.tensors.clear()
+        if not weights:
+            raise UserError(
+                f"--init-from {self.path}: none of its weights fits these networks; leave out the options of sizes, or "
+                "start without it"
+            )
+        frozen = {f"critic.{name}" for name, each in state.critic.named_parameters() if not each.requires_grad}
+        if untrained := [name for name in fresh if name in frozen]:
+            raise UserError(
+                f"--freeze-d: would keep {_summary(every, untrained)} as it is, which --init-from {self.path} does not "
+                "have; give less, or leave it out"
+            )
+        if not fresh:
+            return None
+        shown = _summary(every, [name for name in fresh if not name.startswith("ema.")])  # as the generator's
+        return f"{len(every) - len(fresh)} of {len(every)} tensors are those of {self.path}; fresh: {shown}"
 
 
 def read(path: str) -> Start:
@@ -106,3 +135,41 @@ def read(path: str) -> Start:
             f"{header.path} has grown to {header.stage[0]}x{header.stage[0]} only; go on with it by --resume first"
         )
     return Start(header.path, header.model, checkpoint.read_networks(header))
+
+
+def names(model: ModelConfig) -> dict[str, str]:
+    """The layers of a checkpoint of `model` whose names depend on its resolution, each with one that does not."""
+    generator, critic = models.names_at_any_resolution(model)
+    of_networks = {"generator": generator, "ema": generator, "critic": critic}
+    return {
+        f"{network}.{old}": f"{network}.{new}" for network, each in of_networks.items() for old, new in each.items()
+    }
+
+
+def _identity(name: str, known: dict[str, str]) -> str:
+    """The name of a tensor at any resolution."""
+    return next((known[start] + name[len(start) :] for start in _starts(name) if start in known), name)
+
+
+def _starts(name: str) -> Iterator[str]:
+    """ "a.b.c" to "a", "a.b", "a.b.c"."""
+    ends = [match.start() for match in re.finditer(r"\.", name)]
+    return (name[:end] for end in [*ends, len(name)])
+
+
+def _summary(every: Iterable[str], chosen: Iterable[str]) -> str:
+    """Some of many tensors, for people: by the largest modules of which all are chosen, those of one list together."""
+    chosen = dict.fromkeys(chosen)
+    others = {start for name in every if name not in chosen for start in _starts(name)}
+    modules = dict.fromkeys(next(start for start in _starts(name) if start not in others) for name in chosen)
+    lists: dict[str, list[int]] = {}
+    for module in modules:
+        number = re.search(r"(?<=\.)\d+(?=\.|$)", module)
+        shape = module if number is None else f"{module[: number.start()]}{{}}{module[number.end() :]}"
+        lists.setdefault(shape, []).extend([] if number is None else [int(number[0])])
+    return ", ".join(shape.format(_ranges(numbers)) for shape, numbers in lists.items())
+
+
+def _ranges(numbers: list[int]) -> str:
+    whole = len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1))
+    return f"{numbers[0]}-{numbers[-1]}" if whole else ",".join(map(str, numbers))

@@ -78,8 +78,11 @@ def _train(
         dataset = _open_data(config, header)
     num_classes = dataset.num_classes if config.data.labels else 0
     if start:
-        start.check(config, num_classes, ranks.count)
-    model = header.model if header else start.model if start else _model_config(config, num_classes)
+        start.check(config, ranks.count)
+    if header:
+        model = header.model
+    else:
+        model = start.fitted(config, num_classes) if start else _model_config(config, num_classes)
     torch.manual_seed(config.machine.seed)
     try:
         state = new_state(model, config, device, ranks.count)
@@ -87,8 +90,7 @@ def _train(
         raise UserError(str(error)) from None
     if header:
         checkpoint.restore(header, state)
-    if start:
-        start.put_into(state)
+    fresh = start.put_into(state, model) if start else None
     ranks.agree(*state.modules().values())
     evaluations = Evaluations(config)
     for operation in backends.OPERATIONS:  # FASTGAN_BACKEND may name none that can serve
@@ -111,6 +113,8 @@ def _train(
         write_atomically(run / CONFIG_FILE_NAME, json.dumps(to_dict(config), indent=2).encode())
     say(f"data       {dataset.describe()}; {loader.how}")
     say(f"networks   {model.arch}: generator {_count(state.generator)}, critic {_count(state.critic)} parameters")
+    if fresh:
+        say(f"started    {fresh}")
     together = f", in {ranks.count} processes" if ranks.count > 1 else ""
     say(f"computing  on {device} in {compute}, {_threads(threads, why)}{together}")
     say(f"run        {run}" + _beginning(state, header, start), flush=True)
@@ -270,7 +274,7 @@ def _require_same(config: Config, header: checkpoint.Header | None, ranks: Ranks
 
 def _beginning(state: checkpoint.State, header: checkpoint.Header | None, start: initial.Start | None) -> str:
     if start:
-        return f", starting with the networks of {start.path}"
+        return f", starting with networks of {start.path}"
     return f", resumed at {state.images:,} images" if header else ""
 
 

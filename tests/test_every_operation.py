@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pytest
 import torch
 import torch.multiprocessing
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
@@ -104,6 +105,131 @@ def test_under_autocast_activations_are_16_bit_and_gradients_as_parameters(use, 
     wanted = [t for name, t in tensors.items() if name not in use.fixed]
     for g, t in zip(grads, wanted, strict=True):
         assert g.dtype == t.dtype and g.shape == t.shape and g.isfinite().all()
+
+
+# None, zero, or numbers ---------------------------------------------------------------------------------------------
+
+SMALL = {"noise": (N, 1, SIZE, SIZE), "strength": CHANNELS, "bias": CHANNELS, "scale": SAMPLES, "post": SAMPLES}
+
+
+def epilogues() -> dict[str, Use]:
+    """The ends of layers, with and without what may be left out: what depends on what hangs on it."""
+    linear = ("batch_norm_act", "style_epilogue", "modulated_conv2d", "filtered_noise_bias_act")
+    others = {f"{name} linear": (partial(OPERATIONS[name].function, act="linear"), OPERATIONS[name]) for name in linear}
+    return {name: use._replace(function=function) for name, (function, use) in others.items()} | {
+        f"{act}, clamp {clamp}, {' '.join(names)}": Use(
+            partial(ops.noise_bias_act, act=act, clamp=clamp), {name: SMALL[name] for name in names}, fixed=("noise",)
+        )
+        for act in ("linear", "relu", "lrelu", "tanh", "silu")
+        for clamp in (None, 0.5)
+        for names in ((), ("bias",), ("noise", "strength"), ("bias", "scale"), ("bias", "post"), tuple(SMALL))
+    }
+
+
+def modulated_as_defined(x, weight, style, bias=None, demodulate=True, act="linear", clamp=None):
+    """One convolution a sample, by its own weight."""
+    images = []
+    for image, scale in zip(x.split(1), style, strict=True):
+        w = weight * scale[:, None, None]
+        w = w * torch.rsqrt(w.square().sum((1, 2, 3), keepdim=True) + 1e-8) if demodulate else w
+        images.append(F.conv2d(image, w, padding=weight.shape[-1] // 2))
+    y = torch.cat(images)
+    y = y if bias is None else y + bias[:, None, None]
+    y = F.leaky_relu(y, 0.2) if act == "lrelu" else y
+    return y if clamp is None else y.clamp(-clamp, clamp)
+
+
+def convolved_and_averaged(x, weight, bias):
+    """By a mean: `F.avg_pool2d` has second derivatives of zeros where it has none."""
+    return F.conv2d(x, weight, bias, padding=1).unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).mean((3, 5))
+
+
+WEIGHT, TO_RGB = (C, C, 3, 3), (3, C, 1, 1)
+# Beside the plain definition that an operation has itself, these have one in PyTorch's own operations.
+AS_DEFINED = {
+    "conv2d": (Use(ops.conv2d, {"weight": WEIGHT, "bias": CHANNELS}), F.conv2d),
+    "conv_transpose2d": (Use(ops.conv_transpose2d, {"weight": WEIGHT, "bias": CHANNELS}), F.conv_transpose2d),
+    "upsample_conv2d": (
+        OPERATIONS["upsample_conv2d"], lambda x, weight, bias: F.conv2d(F.interpolate(x, scale_factor=2), weight, bias)
+    ),
+    "conv_downsample2d": (OPERATIONS["conv_downsample2d"], convolved_and_averaged),
+    **{
+        f"modulated_conv2d {options}": (
+            Use(partial(ops.modulated_conv2d, **options), shapes | {"style": SAMPLES}),
+            partial(modulated_as_defined, **options),
+        )
+        for shapes, options in (
+            ({"weight": WEIGHT}, {}),
+            ({"weight": WEIGHT, "bias": CHANNELS}, {"act": "lrelu"}),
+            ({"weight": TO_RGB, "bias": (3,)}, {"demodulate": False}),
+            ({"weight": TO_RGB, "bias": (3,)}, {"demodulate": False, "clamp": 0.5}),
+        )
+    },
+}  # fmt: skip
+DERIVED = {
+    **{name: (use, use.function) for name, use in (OPERATIONS | epilogues()).items()},
+    **AS_DEFINED,
+}
+
+
+def kind(gradient: Tensor | None) -> str:
+    return "none" if gradient is None else "numbers" if gradient.any() else "zeros"
+
+
+def kinds_of_derivatives(use: Use, function: Callable[..., Tensor]) -> list[list[str]]:
+    """Whether derivatives are None, zeros or numbers: the first, and the second of each of the first, and of all."""
+    tensors = {name: t.detach().double() for name, t in use.tensors().items()}
+    tensors = {name: t.requires_grad_(name not in use.fixed) for name, t in tensors.items()}
+    variables = [t for t in tensors.values() if t.requires_grad]
+    y = function(**{name: t * 1 if t.requires_grad else t for name, t in tensors.items()})  # none of them is a leaf
+    dy = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape).requires_grad_()
+    first = torch.autograd.grad(y, variables, dy, create_graph=True, allow_unused=True)
+    kinds = [list(map(kind, first))]
+    curved = [g for g in first if g is not None and g.requires_grad]
+    for some in (*([g] for g in curved), curved):
+        seeds = [torch.linspace(1, 2, g.numel(), dtype=g.dtype).view(g.shape) for g in some]
+        second = torch.autograd.grad(some, [dy, *variables], seeds, retain_graph=True, allow_unused=True)
+        kinds.append(list(map(kind, second)))
+    return kinds
+
+
+@pytest.mark.parametrize("name", DERIVED)
+def test_no_gradient_and_a_gradient_of_zeros_are_told_apart_as_plain_pytorch_does(name, backend):
+    """Adam makes a step for zeros, and none for None."""
+    use, plain = DERIVED[name]
+    with ops.use_backend("torch"):
+        expected = kinds_of_derivatives(use, plain)
+    got = kinds_of_derivatives(use, use.function)
+    # The bias before an instance norm has a gradient of zeros, but for rounding.
+    assert got == expected or (name.startswith("style_epilogue") and nones(got) == nones(expected))
+
+
+def nones(kinds: list[list[str]]) -> list[list[bool]]:
+    return [[kind == "none" for kind in row] for row in kinds]
+
+
+def test_so_do_layers(backend):
+    """After a step of a loss and after one of a penalty alone, by which nothing is known of a last bias."""
+    torch.manual_seed(0)
+    network, inputs = EveryLayer().double(), [t.double() for t in batch()]
+    last = layers.EqualizedConv2d(3, 2, 1, clamp=0.3).double()
+
+    def kinds():
+        found = []
+        for penalized in (False, True):
+            w = inputs[1].clone().requires_grad_()
+            y = last(network(inputs[0], w, inputs[2]))
+            if penalized:
+                y = torch.autograd.grad(y.sum(), w, create_graph=True)[0]
+            variables = [*network.named_parameters(), *last.named_parameters("last")]
+            grads = torch.autograd.grad(y.square().sum(), [p for _, p in variables], allow_unused=True)
+            found.append({name: kind(g) for (name, _), g in zip(variables, grads, strict=True)})
+        return found
+
+    with ops.use_backend("torch"):
+        expected = kinds()
+    assert kinds() == expected
+    assert expected[0]["last.bias"] == "numbers" and expected[1]["last.bias"] == "none"
 
 
 @every_operation

@@ -14,11 +14,14 @@ Traps that shaped this file:
 - Only inputs and outputs may be saved: a saved intermediate has no history, and second derivatives through it are
   silently wrong. What a forward kernel leaves for the backward kernel (`spares`, such as the statistics of a norm) is
   read by that kernel alone; the plain backward, which second derivatives come from, makes it anew from the inputs.
+- No gradient (None) is not a gradient of zeros: an optimizer makes a step of momentum for zeros, and none for None. A
+  kernel fills all second derivatives at once; which of them there are is read off the plain definition (`_connected`).
 - The backward of CUDA tensors runs in another thread, where context variables are not set: the backend is chosen in
   the forward pass and handed on.
 """
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -137,8 +140,10 @@ class _Forward(torch.autograd.Function):
     def forward(ctx, operation, backend, options, *inputs):
         output, *spares = _run_forward(operation, backend, options, inputs)
         needs = ctx.needs_input_grad[3:]
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*operation.keep(inputs, output, options, needs), *spares)
-        ctx.call = operation, backend, options, needs
+        shapes = None if is_compiling() else tuple([None if x is None else x.shape for x in inputs])
+        ctx.call = operation, backend, options, needs, shapes
         if not operation.reports:
             return output
         ctx.mark_non_differentiable(*spares)
@@ -146,9 +151,11 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad, *_):
-        operation, backend, options, needs = ctx.call
+        operation, backend, options, needs, shapes = ctx.call
+        if grad is None:
+            return None, None, None, *[None] * len(needs)
         if torch.is_grad_enabled():
-            grads = _apply(_Backward, (operation, backend, options, needs), (grad, *ctx.saved_tensors))
+            grads = _apply(_Backward, (operation, backend, options, needs, shapes), (grad, *ctx.saved_tensors))
         else:
             grads = _run_backward(operation, backend, options, needs, grad, ctx.saved_tensors)
         return None, None, None, *grads
@@ -156,24 +163,60 @@ class _Forward(torch.autograd.Function):
 
 class _Backward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, operation, backend, options, needs, grad, *kept):
+    def forward(ctx, operation, backend, options, needs, shapes, grad, *kept):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(grad, *kept)
-        ctx.call = operation, backend, options, needs
+        ctx.call = operation, backend, options, needs, shapes
         return tuple(_run_backward(operation, backend, options, needs, grad, kept))
 
     @staticmethod
     def backward(ctx, *cotangents):
-        operation, backend, options, needs = ctx.call
+        operation, backend, options, needs, shapes = ctx.call
+        wanted = ctx.needs_input_grad[5:]
         grad, *kept = ctx.saved_tensors
         grads = None
         if not torch.is_grad_enabled():
             launchers = fastgan_kernels.BACKENDS[backend].launchers(operation.name)
-            wanted = ctx.needs_input_grad[4:]
             grads = operation.double_backward(launchers, grad, kept, cotangents, options, wanted)
         if grads is None:
             grads = _through_autograd(operation, options, needs, grad, kept, cotangents)
-        return None, None, None, None, *grads
+        given = tuple([g is not None for g in cotangents])
+        connected = _connected(operation, options, needs, shapes, given)
+        found = zip(wanted, connected, grads, (grad, *kept), strict=True)
+        grads = [_or_zeros(g, x) if want and there else None for want, there, g, x in found]
+        return None, None, None, None, None, *grads
+
+
+def _or_zeros(grad: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if grad is None else grad
+
+
+@lru_cache(maxsize=4096)
+def _connected(operation, options, needs, shapes, given: tuple[bool, ...]) -> tuple[bool, ...]:
+    """For which of the output's gradient and what is kept of the inputs and the output there are second derivatives.
+
+    As the plain definition has them where there are cotangents for the first derivatives that are `given`: also zeros,
+    such as PyTorch's derivative of the slope of a leaky ReLU. It is run on tensors without data.
+    """
+    with torch.enable_grad():
+        inputs = [
+            None if shape is None else torch.empty(shape, device="meta", requires_grad=need)
+            for shape, need in zip(shapes, needs, strict=True)
+        ]
+        output = operation.plain(inputs, options)
+        output = output[0] if operation.reports else output
+        grad = torch.empty_like(output, requires_grad=True)
+        variables = [x for x, need in zip(inputs, needs, strict=True) if need]
+        first = torch.autograd.grad(output, variables, grad, create_graph=True)
+        seeded = [there for there, need in zip(given, needs, strict=True) if need]
+        products = [g for g, there in zip(first, seeded, strict=True) if there and g.requires_grad]
+        second = [None] * (1 + len(variables))
+        if products:
+            second = torch.autograd.grad(products, [grad, *variables], products, allow_unused=True)
+    found = dict(zip(map(id, variables), [g is not None for g in second[1:]], strict=True))
+    found[id(output)] = any(found.values())
+    kept = operation.keep(inputs, output, options, needs)
+    return second[0] is not None, *(found.get(id(x), False) for x in kept), *[False] * operation.spares
 
 
 def _through_autograd(operation, options, needs, grad, kept, cotangents) -> Tensors:
@@ -260,6 +303,7 @@ class LinearOperation(FusedOperation):
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, operation, backend, options, adjoint, *inputs):
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs[1:])
         ctx.call = operation, backend, options, adjoint
         return _run_forward(operation, backend, options, inputs)[0]
@@ -268,8 +312,10 @@ class _Linear(torch.autograd.Function):
     def backward(ctx, grad):
         operation, backend, options, adjoint = ctx.call
         constants = ctx.saved_tensors
-        grad = operation.prepare_gradient(grad, options)
-        dx = operation.apply(backend, (grad, *constants), adjoint)
+        dx = None
+        if grad is not None:
+            grad = operation.prepare_gradient(grad, options)
+            dx = operation.apply(backend, (grad, *constants), adjoint)
         return None, None, None, None, dx, *[None] * len(constants)
 
 

@@ -114,13 +114,14 @@ class _Energy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, weight: Tensor) -> Tensor:
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(weight)
         return weight.square().sum((2, 3))  # a vector_norm over the middle of memory takes forty times as long
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
+    def backward(ctx, gradient: Tensor | None) -> Tensor | None:
         (weight,) = ctx.saved_tensors
-        return weight * (2 * gradient)[:, :, None, None]
+        return None if gradient is None else weight * (2 * gradient)[:, :, None, None]
 
 
 def _check(x: Tensor, weight: Tensor, style: Tensor, up: int, down: int, padding: int | None) -> None:

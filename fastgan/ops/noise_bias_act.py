@@ -254,8 +254,9 @@ class NoiseBiasAct(FusedOperation):
         x, noise, strength, bias, scale, post = inputs
         if not derivative_from_output(scale, post, options):
             return inputs
-        linear = options.act == "lrelu" and options.slope == 1 and options.clamp == math.inf
-        return None if linear else output, noise if needs[2] else None, strength, None, None, None
+        if options.act == "lrelu" and options.slope == 1:  # what was limited is all that counts, and has no derivative
+            output = None if options.clamp == math.inf else output.detach()
+        return output, noise if needs[2] else None, strength, None, None, None
 
     @staticmethod
     def plain_backward(grad, kept, options, needs):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import fastgan_kernels
-from fastgan.ops.layout import channels_last, is_channels_last
+from fastgan.ops.layout import channels_last, empty_nhwc, is_channels_last
 
 _FEW = 4  # channels at most
 _NUMBERS = 48  # of the image of few channels that go with a position of the other, at most
@@ -64,14 +64,14 @@ class FewChannels(NamedTuple):
         """The convolution's output, in channels_last; None if it is best left to the library."""
         if not self.makes_thin and _is_large(x.shape[0] * weight.shape[0], self._output_size(x)):
             return None
-        y = _empty(x, weight.shape[1 if self.transposed else 0], self._output_size(x))
+        y = empty_nhwc(x, (len(x), weight.shape[1 if self.transposed else 0], *self._output_size(x)))
         return self._map(y, x, weight, makes_thin=self.makes_thin)
 
     def back(self, dy: Tensor, weight: Tensor, like: Tensor) -> Tensor | None:
         """The gradient of the input, whose shape is that of `like`, in channels_last; None as for `forward`."""
         if self.makes_thin and _is_large(like.shape[0] * like.shape[1], like.shape[2:]):
             return None
-        dx = _empty(dy, like.shape[1], like.shape[2:])
+        dx = empty_nhwc(dy, like.shape)
         return self._map(dx, dy, weight, makes_thin=not self.makes_thin)
 
     def outer(self, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
@@ -120,8 +120,3 @@ def _dense(x: Tensor) -> Tensor:
 def _has_one_step(weight: Tensor) -> bool:
     """Whether one distance leads from each tap to the next."""
     return weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)
-
-
-def _empty(like: Tensor, channels: int, size: tuple[int, int]) -> Tensor:
-    """[N, channels, *size] in channels_last, in a way that shows where it is of one channel."""
-    return like.new_empty((like.shape[0], *size, channels)).permute(0, 3, 1, 2)

@@ -14,6 +14,7 @@ from fastgan.ops import backends
 from fastgan.ops.arguments import DTYPES
 from fastgan.ops.arithmetic import arithmetic_dtype
 from fastgan.ops.fused import FusedOperation, register
+from fastgan.ops.layout import empty_nhwc
 
 
 class Options(NamedTuple):
@@ -98,8 +99,9 @@ class ImageBatch(FusedOperation):
     @staticmethod
     def allocate(inputs, options):
         pixels, index, _ = inputs
-        shape = len(pixels if index is None else index), *pixels.shape[1:]
-        return torch.empty(shape, dtype=options.dtype, device=pixels.device).permute(0, 3, 1, 2)
+        height, width, channels = pixels.shape[1:]
+        shape = len(pixels if index is None else index), channels, height, width
+        return empty_nhwc(pixels, shape, options.dtype)
 
     @staticmethod
     def launch(launchers, output, inputs, options):

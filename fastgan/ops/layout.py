@@ -1,5 +1,7 @@
 """The one view that all kernels take of an activation: N samples, C channels, P positions, in one of two layouts."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -36,6 +38,15 @@ def channels_last(x: Tensor) -> Tensor:
         n, c, h, w = x.shape
         return x.reshape(n, h, w, c).permute(0, 3, 1, 2)
     return x.contiguous(memory_format=torch.channels_last)
+
+
+def empty_nhwc(like: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+    """An uninitialised [N, C, ...] whose channels are adjacent in memory, also in its strides where C is 1.
+
+    Not a view of another tensor: autograd forbids to modify a view in place that a custom Function returns.
+    """
+    dims = range(2, len(shape))
+    return torch.empty_permuted(shape, (0, *dims, 1), dtype=dtype or like.dtype, device=like.device)
 
 
 def dense(x: Tensor) -> Tensor:

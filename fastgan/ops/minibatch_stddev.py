@@ -12,7 +12,7 @@ from fastgan.ops import backends
 from fastgan.ops.arguments import check_activation
 from fastgan.ops.arithmetic import to_arithmetic
 from fastgan.ops.fused import FusedOperation, register
-from fastgan.ops.layout import dense, view_of
+from fastgan.ops.layout import dense, empty_nhwc, view_of
 
 _EPS = 1e-8  # csrc/minibatch_stddev_*, kernels/minibatch_stddev_triton.py
 
@@ -102,9 +102,8 @@ class MinibatchStddev(FusedOperation):
     def allocate(inputs, options):
         (x,) = inputs
         n, c, *spatial = x.shape
-        if view_of(x).pixels:
-            return x.new_empty(n, *spatial, c + options.features).movedim(-1, 1)
-        return x.new_empty(n, c + options.features, *spatial)
+        shape = n, c + options.features, *spatial
+        return empty_nhwc(x, shape) if view_of(x).pixels else x.new_empty(shape)
 
     @staticmethod
     def launch(launchers, output, inputs, options):

@@ -187,6 +187,7 @@ CASES = {
     "growing with styles": ({"r1_gamma": 1.0, "r1_interval": 2}, {"arch": "stylegan", "schedule": GROWING}),
     "wgan": ({}, {"arch": "dcgan", "loss": "wgan", "critic_steps": 3}),
     "wgan-gp": ({}, {"arch": "mlp", "loss": "wgan-gp", "critic_steps": 2}),
+    "frozen layers": ({"r1_gamma": 1.0, "r1_interval": 2}, {"arch": "r3gan", "init_from": "x", "freeze_d": 2}),
     "micro-batches": (
         {"r1_gamma": 1.0, "r1_interval": 2},
         {"arch": "r3gan", "batch_gpu": 4, "lr_g": 2e-4, "lr_d": 2e-4},
@@ -194,7 +195,8 @@ CASES = {
 }
 KINDS = {
     "plain": 1, "lazy R1 and path length": 4, "of a critic that is ahead": 3, "all schedules": 1,
-    "adaptive augmentation": 1, "growing": 3, "growing with styles": 6, "wgan": 2, "wgan-gp": 2, "micro-batches": 2,
+    "adaptive augmentation": 1, "growing": 3, "growing with styles": 6, "wgan": 2, "wgan-gp": 2, "frozen layers": 2,
+    "micro-batches": 2,
 }  # fmt: skip
 every_case = pytest.mark.parametrize("case", CASES)
 

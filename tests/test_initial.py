@@ -12,7 +12,7 @@ from fastgan.train import main as train
 from fastgan.training import checkpoint, initial
 from fastgan.training import config as configuration
 from fastgan.training.step import new_state
-from tests.tiny_run import arguments, tensors, untrained
+from tests.tiny_run import arguments, assert_same_checkpoint, tensors, untrained
 from tests.tiny_run import train as train_tiny
 
 pytestmark = pytest.mark.usefixtures("one_cache")
@@ -232,3 +232,61 @@ def test_nonsense_is_one_line(folder, run, tmp_path, capsys, given, says):
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and errors[0].startswith("error: " + says.format(run=run))
     assert not (tmp_path / "next").exists()
+
+
+# Frozen layers -------------------------------------------------------------------------------------------------------
+
+FREEZE = ["--labels", "False", "--freeze-d", "3", "--r1-interval", "1"]
+
+
+def test_a_training_with_frozen_layers_goes_on_as_if_it_had_never_stopped(folder, run, tmp_path, capsys):
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    given = ["--init-from", str(run), *FREEZE, "--images"]
+    train_tiny(folder, whole, *given, "16")
+    train_tiny(folder, half, *given, "8")
+    assert train(["--resume", str(half), "--images", "16"]) == 0
+    assert_same_checkpoint(whole, half)
+    before, after = tensors(run), tensors(whole)
+    frozen = [
+        f"critic.{name}" for name in ("from_rgb.weight", "from_rgb.bias", "blocks.0.conv.bias", "blocks.0.down.weight")
+    ]
+    assert all((before[name] == after[name]).all() for name in frozen)
+    for name in ("critic.blocks.0.skip.weight", "critic.conv.bias", "generator.synthesis.const"):
+        assert (before[name] != after[name]).any()
+    moments = [name for name in after if name.startswith("optimizer_d.")]
+    assert moments and not [
+        name for name in moments if name.startswith(("optimizer_d.from_rgb", "optimizer_d.blocks.0.conv"))
+    ]
+    capsys.readouterr()
+    assert train(["--resume", str(half), "--images", "24", "--freeze-d", "1"]) == 2
+    assert "--freeze-d 1: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["--freeze-d", "3"], "--freeze-d 3: is for trained networks; give them with --init-from"),
+        (
+            ["--init-from", "{run}", "--freeze-d", "5"],
+            "--freeze-d 5: this critic has 4 layers to freeze; give at most 4",
+        ),
+        (["--init-from", "{run}", "--freeze-d", "-1"], "--freeze-d -1: must be at least 0"),
+        (
+            ["--init-from", "{run}", "--channels", "3", "--freeze-d", "1"],
+            "--freeze-d: would keep critic.from_rgb.weight as it is, which --init-from {run}/checkpoint.safetensors",
+        ),
+    ],
+)
+def test_layers_that_cannot_be_frozen(folder, run, tmp_path, capsys, given, says):
+    capsys.readouterr()
+    argv = arguments(folder, tmp_path / "next", "--labels", "False", *(each.format(run=run) for each in given))
+    assert train(argv) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and errors[0].startswith("error: " + says.format(run=run))
+    assert not (tmp_path / "next").exists()
+
+
+def test_layers_that_grow_cannot_be_frozen():
+    argv = ["--arch", "pggan", "--grow-from", "4", "--init-from", "run", "--freeze-d", "2"]
+    with pytest.raises(UserError, match="--freeze-d 2: the layers of networks that grow must learn"):
+        configuration.resolve(configuration.parse(argv))

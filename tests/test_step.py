@@ -13,23 +13,26 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bench.memory import TARGETS, peak, peak_of
 from bench.training_step import CASES, Ours, Textbook
 from fastgan import losses, models
+from fastgan.errors import UserError
 from fastgan.layers import BatchNormAct
 from fastgan.losses import critic_with_grad_norm
 from fastgan.models.recomputing import recompute_blocks
+from fastgan.ops import convolution
 from fastgan.training import config as configuration
 from fastgan.training.log import Averages
-from fastgan.training.step import Step, _Rows, new_state
+from fastgan.training.step import Kind, MicroBatch, Step, _Rows, new_state
 
 SMALL = {"channel_base": 64, "channel_max": 8, "z_dim": 8}
 
 
-def a_step(arch="dcgan", regularization=None, checkpoint_blocks=False, labels=False, **options):
+def a_step(arch="dcgan", regularization=None, checkpoint_blocks=False, labels=False, grow_from="auto", **options):
     """A step of a tiny training, and its state."""
     config = configuration.Config(
         network=configuration.NetworkOptions(arch=arch, **SMALL),
         data=configuration.DataOptions(resolution=8, labels=labels),
         training=configuration.TrainingOptions(**{"batch": 4, **options}),
         regularization=configuration.RegularizationOptions(**(regularization or {})),
+        growth=configuration.GrowthOptions(grow_from=grow_from),
         machine=configuration.MachineOptions(checkpoint_blocks=checkpoint_blocks),
     )
     config = configuration.resolve(config)
@@ -293,3 +296,78 @@ def test_blocks_that_are_computed_again_need_less_memory():
 def test_networks_without_blocks_say_so():
     with pytest.raises(ValueError, match=r"mlp\.Critic is not made of blocks"):
         recompute_blocks(a_step("mlp")[1].critic)
+
+
+# Frozen layers -------------------------------------------------------------------------------------------------------
+
+FROZEN = {  # how many layers can be frozen, the first ones left of them, and the options of the training
+    "stylegan2": (4, ["from_rgb", "blocks.0.conv", "blocks.0.down", "blocks.0.skip"], {"r1_gamma": 1.0}, {}),
+    "pggan": (3, ["from_rgb.1", "blocks.0.conv", "blocks.0.down"], {}, {"loss": "wgan-gp"}),
+    "stylegan": (3, ["from_rgb.1", "blocks.0.conv", "blocks.0.down"], {"r1_gamma": 1.0}, {}),
+    "r3gan": (5, ["from_rgb", "trunk.0", "trunk.1", "trunk.3", "trunk.4"], {"r2_gamma": 1.0}, {}),
+    "dcgan": (1, ["layers.0"], {}, {}),
+    "cgan": (3, ["network.layers.0", "network.layers.1", "network.layers.3"], {}, {"loss": "wgan"}),
+    "mlp": (2, ["layers.0", "layers.1"], {"r1_gamma": 1.0}, {"loss": "wgan-gp"}),
+}
+
+
+@pytest.mark.parametrize("arch", FROZEN)
+def test_frozen_layers_stay_and_the_others_learn_as_without(fp64, arch):
+    """Also where a penalty is due, in one pass or by double backward, and where weights are clipped."""
+    count, layers, regularization, options = FROZEN[arch]
+    given = {
+        "regularization": {"r1_interval": 1, **regularization},
+        "labels": arch == "cgan",
+        "grow_from": 0,
+        **options,
+    }
+    for frozen in {1, count}:
+        step, state = a_step(arch, init_from="file", freeze_d=frozen, **given)
+        plain, expected = a_step(arch, **given)
+        before = {name: parameter.clone() for name, parameter in state.critic.named_parameters()}
+        stays = {name for name in before if name.startswith(tuple(f"{layer}." for layer in layers[:frozen]))}
+        for each in (step, plain):
+            each(images(4), torch.arange(4) if arch == "cgan" else None)
+        learning = {id(parameter) for group in state.optimizer_d.param_groups for parameter in group["params"]}
+        learned = dict(expected.critic.named_parameters())
+        for name, parameter in state.critic.named_parameters():
+            assert (name in stays) == (id(parameter) not in learning) == (not parameter.requires_grad)
+            if name in stays:
+                assert torch.equal(parameter, before[name]) and parameter.grad is None
+            else:
+                torch.testing.assert_close(parameter, learned[name], rtol=1e-9, atol=1e-12)
+        assert any(not torch.equal(learned[name], before[name]) for name in stays)
+        assert len(state.optimizer_d.state) <= len(learning)
+
+
+@pytest.mark.parametrize("arch", FROZEN)
+def test_more_frozen_layers_than_there_are(arch):
+    count = FROZEN[arch][0]
+    with pytest.raises(UserError, match=f"--freeze-d {count + 1}: this critic has {count} layers to freeze"):
+        a_step(arch, labels=arch == "cgan", grow_from=0, init_from="file", freeze_d=count + 1)
+
+
+@pytest.mark.parametrize("arch", ["stylegan2", "r3gan"])
+def test_frozen_layers_cost_no_gradients_of_weights(arch, monkeypatch):
+    """Neither in plain steps, nor in penalties."""
+    shapes = []
+    made = convolution._gradients
+
+    def noted(dy, x, weight, g, wanted):
+        shapes.extend([tuple(weight.shape)] if wanted[1] else [])
+        return made(dy, x, weight, g, wanted)
+
+    monkeypatch.setattr(convolution, "_gradients", noted)
+    count, done = FROZEN[arch][0], []
+    for frozen in (0, count):
+        given = {"init_from": "file", "freeze_d": frozen} if frozen else {}
+        step, state = a_step(arch, regularization={"r1_gamma": 1.0, "r1_interval": 1}, **given)
+        step._anneal(1.0, 4)
+        step._add_critic_gradients(
+            Kind(False, True, False, None), MicroBatch(None, images(4), None, 1.0, 0), images(4, 2), True
+        )
+        kept = [tuple(p.shape) for p in state.critic.parameters() if p.ndim == 4 and p.requires_grad]
+        done.append(len(shapes))
+        assert set(shapes) <= set(kept)
+        shapes.clear()
+    assert done[1] < done[0]

@@ -269,7 +269,8 @@ def _load_optimizer(
     optimizer: torch.optim.Optimizer, module: nn.Module, prefix: str, tensors: dict[str, Tensor]
 ) -> None:
     states = {}
-    for index, (name, parameter) in enumerate(module.named_parameters()):
+    trained = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+    for index, (name, parameter) in enumerate(trained):  # as the optimizer counts them
         start = f"{prefix}.{name}."
         moments = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
         moments = {key: value for key, value in moments.items() if "." not in key}  # not those of a.b for a

@@ -89,6 +89,10 @@ class TrainingOptions:
     """Start with these networks instead of new ones: those of a run or a checkpoint, or a .pkl file of
     stylegan2-ada-pytorch or stylegan3 (its StyleGAN2). Sizes are those found there, unless given: what fits other
     sizes, resolutions, classes or colours is taken, and the rest starts fresh."""
+    freeze_d: int = 0
+    """With --init-from: so many layers of the critic, from the image on, stay as they are, which helps where images are
+    few (Mo et al. 2020, FreezeD; 10 or more). Counted as by stylegan2-ada's --freezed: from_rgb, then the convolutions
+    of each block; for r3gan a residual block is one."""
     batch_gpu: int = 0
     """Images that go through the networks at once; their gradients are added up to those of --batch, in less memory.
     0: all of a process. Batch norm and minibatch stddev see so many images."""
@@ -246,6 +250,7 @@ class Config:
 # Changing these would make another network, or break the order of the data, in the middle of a run.
 FIXED_ON_RESUME = frozenset(vars(NetworkOptions()) | vars(GrowthOptions())) | {
     "resolution", "channels", "classes", "labels", "batch", "seed", "optimizer", "critic_steps", "init_from",
+    "freeze_d",
 }  # fmt: skip
 
 
@@ -341,6 +346,7 @@ _RULES = {
     **dict.fromkeys(("r1_gamma", "r2_gamma", "gp_lambda", "drift", "clip", "path_length"), _AT_LEAST_0),
     **dict.fromkeys(("ema_halflife", "ema_rampup", "mapping_layers", "level_images", "fade_images"), _AT_LEAST_0),
     "critic_mapping_layers": _AT_LEAST_0,
+    "freeze_d": _AT_LEAST_0,
     "batch_gpu": _Rule(lambda value: value >= 0, "at least 1, or 0 for all images of a batch at once"),
     "keep_checkpoints": _AT_LEAST_1,
     **dict.fromkeys(("threads", "checkpoint_interval", "grid_interval", "log_interval"), _AT_LEAST_0),
@@ -397,6 +403,10 @@ def _check_together(config: Config) -> None:
         raise UserError(f"--gp-lambda {terms.gp_lambda}: belongs to --loss wgan-gp, not {training.loss}")
     if terms.augment_p and terms.augment in ("none", "ada"):
         raise UserError(f"--augment-p {terms.augment_p}: needs --augment fixed or ramp, not {terms.augment}")
+    if training.freeze_d and training.init_from is None:
+        raise UserError(f"--freeze-d {training.freeze_d}: is for trained networks; give them with --init-from")
+    if training.freeze_d and growth.grow_from:
+        raise UserError(f"--freeze-d {training.freeze_d}: the layers of networks that grow must learn; leave one out")
     if not growth.grow_from:
         set_anyway = [name for name in ("level_batch", "level_lr") if getattr(growth, name)]
         if set_anyway:

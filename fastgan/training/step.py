@@ -43,13 +43,15 @@ Autocast = Callable[[], contextlib.AbstractContextManager]
 
 
 def new_state(model: models.ModelConfig, config: Config, device: torch.device, processes: int = 1) -> State:
-    """Fresh networks, optimizers and statistics.
+    """Fresh networks, optimizers and statistics. Parameters of frozen layers require no gradient.
 
-    Raises ValueError for a network that makes no sense, UserError for CUDA graphs on a CPU.
+    Raises ValueError for a network that makes no sense, UserError for CUDA graphs on a CPU and for more frozen layers
+    than there are.
     """
     options, terms = config.training, config.regularization
     networks = models.build(model)
     generator, critic = (network.to(device=device, memory_format=torch.channels_last) for network in networks)
+    _freeze(critic, options.freeze_d)
     ema = copy.deepcopy(generator).eval().requires_grad_(False)
     capturable = graphs.why_not(config.machine, device, processes) is None
     strength = AdaptiveStrength(target=terms.ada_target, adjust_kimg=terms.ada_kimg)
@@ -75,6 +77,22 @@ def new_state(model: models.ModelConfig, config: Config, device: torch.device, p
     )
 
 
+def _freeze(critic: nn.Module, count: int) -> None:
+    """The first layers behind the image are not trained (Mo et al. 2020, arXiv 2002.10964)."""
+    layers = critic.layers_from_image()
+    if count > len(layers):
+        raise UserError(
+            f"--freeze-d {count}: this critic has {len(layers)} layers to freeze; give at most {len(layers)}"
+        )
+    for layer in layers[:count]:
+        layer.requires_grad_(False)
+
+
+def trained(network: nn.Module) -> list[nn.Parameter]:
+    """Its parameters without those of frozen layers."""
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
+
+
 def _lazy(used: bool, interval: int) -> float:
     """Lazy regularisation: learning rate to this share and betas to this power, for the extra work that every
     `interval`-th step does (Karras et al. 2020, appendix B)."""
@@ -84,7 +102,7 @@ def _lazy(used: bool, interval: int) -> float:
 def _optimizer(
     network: nn.Module, lr: float, options: TrainingOptions, lazy: float, capturable: bool
 ) -> torch.optim.Optimizer:
-    parameters = list(network.parameters())
+    parameters = trained(network)
     if options.optimizer == "rmsprop":
         return torch.optim.RMSprop(parameters, lr=lr * lazy, foreach=True, capturable=capturable)
     betas = tuple(beta**lazy for beta in options.betas)
@@ -199,7 +217,7 @@ class Step:
             self._optimizers[name].found_inf = guard.found
         self._rates = {name: _rates(optimizer) for name, optimizer in self._optimizers.items()}
         self._sums = {
-            name: GradientSum(module.parameters(), self.ranks)
+            name: GradientSum(trained(module), self.ranks)
             for name, module in (("g", state.generator), ("d", state.critic))
         }
         self.why_not_captured = None if recorder else graphs.why_not(config.machine, device, self.ranks.count)
@@ -348,7 +366,7 @@ class Step:
         state, terms = self.state, self.terms
         self._apply("d", state.critic)
         if terms.clip:
-            weights = [parameter.detach() for parameter in state.critic.parameters()]
+            weights = [parameter.detach() for parameter in trained(state.critic)]
             torch._foreach_clamp_min_(weights, -terms.clip)
             torch._foreach_clamp_max_(weights, terms.clip)
         if terms.augment == "ada":
@@ -470,11 +488,14 @@ def _rates(optimizer: torch.optim.Optimizer) -> list[tuple[float, tuple[float, f
 @contextlib.contextmanager
 def _fixed(network: nn.Module) -> Iterator[None]:
     """Within the block its weights need no gradients."""
-    network.requires_grad_(False)
+    parameters = trained(network)
+    for parameter in parameters:
+        parameter.requires_grad_(False)
     try:
         yield
     finally:
-        network.requires_grad_(True)
+        for parameter in parameters:
+            parameter.requires_grad_(True)
 
 
 class _Rows:

@@ -10,13 +10,12 @@ the style of the next convolution as well (`post`), which then takes its input a
 convolution and one pass over memory.
 """
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
 from fastgan.ops.arguments import check_activation, check_parameter
 from fastgan.ops.arithmetic import computes_in_fp16, to_arithmetic
+from fastgan.ops.constants import constant
 from fastgan.ops.convolution import conv2d, conv_transpose2d, filtered_conv2d
 from fastgan.ops.filtered_noise_bias_act import filtered_noise_bias_act
 from fastgan.ops.layout import weight_like
@@ -165,14 +164,9 @@ def _within_fp16(weight: Tensor, style: Tensor, demodulate: bool, scaled: bool) 
         return weight, style, (back.expand(len(style), -1) if factor is None else factor * back)
 
 
+@constant
 def _default_taps(device: torch.device) -> Tensor:
-    # torch.compile looks through caches, with a warning.
-    return bilinear_taps().to(device) if torch.compiler.is_compiling() else _cached_taps(device)
-
-
-@cache
-def _cached_taps(device: torch.device) -> Tensor:
-    return bilinear_taps().to(device)
+    return bilinear_taps(device=device)
 
 
 # Resampling as StyleGAN2 does it: what is filtered is the larger image.

@@ -8,13 +8,12 @@ zero on either side. A 4x4 kernel at a quarter of the places makes 2.25 times fe
 all of them (5x5: 2.8), and the larger image is never written. As in Karras et al. 2018 ("Progressive Growing of GANs").
 """
 
-from functools import cache
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastgan.ops.arguments import check_activation, check_parameter
+from fastgan.ops.constants import constant
 from fastgan.ops.convolution import conv2d, conv_transpose2d
 from fastgan.ops.layout import weight_like
 
@@ -89,8 +88,7 @@ def _widened(weight: Tensor, factor: float, flipped: bool = False) -> Tensor:
     adding; the result is in channels_last unless the weight is in NCHW.
     """
     o, i, k = weight.shape[:3]
-    compiling = torch.compiler.is_compiling()  # it looks through caches, with a warning
-    sums = (_sums if compiling else _cached_sums)(k, factor, flipped, weight.device, weight.dtype)
+    sums = _sums(k, factor, flipped, weight.dtype, weight.device)
     with torch.autocast(weight.device.type, enabled=False):
         if weight.is_contiguous():
             return (weight.reshape(-1, k * k) @ sums.t()).reshape(o, i, k + 1, k + 1)
@@ -98,11 +96,9 @@ def _widened(weight: Tensor, factor: float, flipped: bool = False) -> Tensor:
     return wide.reshape(o, k + 1, k + 1, i).permute(0, 3, 1, 2)
 
 
-def _sums(k: int, factor: float, flipped: bool, device: torch.device, dtype: torch.dtype) -> Tensor:
+@constant
+def _sums(k: int, factor: float, flipped: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
     """[(k + 1)^2, k^2]: which taps each tap of the wider kernel is the sum of, times `factor^2`."""
     one = torch.eye(k + 1, k, device=device, dtype=dtype) * factor
     sums = one + one.roll(1, 0)  # of neighbours, in one dimension
     return torch.kron(sums.flip(0), sums.flip(0)) if flipped else torch.kron(sums, sums)
-
-
-_cached_sums = cache(_sums)

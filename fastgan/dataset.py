@@ -22,6 +22,7 @@ from fastgan.errors import UserError, command_line
 
 LEFT_OUT = 1  # exit status
 MEGABYTE = 1_000_000
+_SMALLER = "smaller than wanted"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +35,9 @@ class Options:
     """
 
     source: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SOURCE")]]
-    """A folder of images or a .zip (sub-folders or dataset.json being the classes), a .csv or .tsv with a column of
-    files, an LMDB, tar shards like 'set-{000..099}.tar' (also URLs), torchvision:NAME, or hf:NAME of Hugging Face."""
+    """A folder of images, a .zip or a .tgz (sub-folders or dataset.json being the classes), a .csv or .tsv with a
+    column of files, an array (.npy, .npz, or MNIST's IDX files), an LMDB, tar shards like 'set-{000..099}.tar' (also
+    URLs), torchvision:NAME, or hf:NAME of Hugging Face."""
     out: Annotated[str | None, tyro.conf.arg(metavar="DIR|ZIP", help_behavior_hint="(default: in the cache)")] = None
     """A name that ends in .zip: a zip in StyleGAN's format. Else a folder: an array that training maps into memory, or
     shards."""
@@ -57,13 +59,13 @@ class Options:
     image_column: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: by its name)")] = (
         None
     )
-    """Column of a table or of a Hugging Face set that has the images."""
+    """Column of a table or of a Hugging Face set, or array of an .npz, that has the images."""
     label_column: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: by its name)")] = (
         None
     )
-    """Column that has the classes, numbers or words."""
+    """Column or array that has the classes, numbers or words."""
     split: str = "train"
-    """Part of a torchvision or Hugging Face set."""
+    """Part of a torchvision or Hugging Face set, an .npz or a folder of IDX files."""
     workers: int = 0
     """Processes; 0: one for each processor that may be used."""
 
@@ -129,6 +131,8 @@ def summary(job: preparing.Job, result: preparing.Result) -> list[str]:
         lines.append(f"left out {len(result.skipped):,} images, listed in {result.skipped_file}:")
         reasons = Counter(_kind(reason) for _, reason in result.skipped)
         lines += [f"  {number:,} {reason}" for reason, number in reasons.most_common(5)]
+        if _SMALLER in reasons:
+            lines.append("  (--enlarge takes smaller ones as well)")
     data = job.out / SHARD_INDEX if job.shard_bytes else job.out
     width, height = job.wanted.size
     resolution = width if width == height else size
@@ -140,7 +144,7 @@ def summary(job: preparing.Job, result: preparing.Result) -> list[str]:
 
 def _kind(reason: str) -> str:
     """A reason without what belongs to one image."""
-    return "smaller than wanted" if ", smaller than" in reason else reason
+    return _SMALLER if ", smaller than" in reason else reason
 
 
 if __name__ == "__main__":

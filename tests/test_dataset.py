@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import struct
 import subprocess
@@ -419,10 +420,83 @@ def test_a_table_names_files_and_classes(tmp_path, text, columns, labels, names)
 def test_gaps_in_a_table_are_left_out(tmp_path):
     (tmp_path / "1.png").write_bytes(file_of(picture()))
     (tmp_path / "table.csv").write_text("file,label\n1.png,cat\ngone.png,cat\n1.png,\n")
-    assert [str(i.data) for i in items(tmp_path / "table.csv")[1][1:]] == [
-        "cannot be read (No such file or directory)",
-        "has no label",
+    run(tmp_path / "table.csv", "--resolution", "16x8", "--out", tmp_path / "out")
+    assert (tmp_path / "out.skipped.txt").read_text().splitlines() == [
+        "gone.png\tcannot be read (No such file or directory)",
+        "1.png\thas no label",
     ]
+
+
+def test_without_labels_no_image_is_left_out_for_want_of_one(tmp_path):
+    (tmp_path / "1.png").write_bytes(file_of(picture()))
+    (tmp_path / "table.csv").write_text("file,label\n1.png,cat\n1.png,\n")
+    run(tmp_path / "table.csv", "--resolution", "16x8", "--out", tmp_path / "out", "--no-labels")
+    found = opened(tmp_path / "out")
+    assert len(found) == 2 and found.labels is None
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_what_is_no_regular_file_is_neither_waited_for_nor_read_for_ever(tmp_path):
+    folder = make_folder(tmp_path / "images")
+    os.mkfifo(folder / "cat" / "pipe.png")
+    (tmp_path / "table.csv").write_text("file\nimages/cat/001.png\nimages/cat/pipe.png\n/dev/zero\nimages\n")
+    for source in (folder, tmp_path / "table.csv"):
+        out = tmp_path / f"{source.name}-out"
+        run(source, "--resolution", "16x8", "--out", out)
+        assert "pipe.png\tcannot be" in out.with_name(f"{out.name}.skipped.txt").read_text()
+    assert (tmp_path / "table.csv-out.skipped.txt").read_text().count("(not a regular file)") == 3
+    (folder / "cat" / "002-bad.png").unlink()
+    with pytest.raises(UserError, match=r"pipe.png cannot be decoded \(not a regular file\)"):
+        opened(folder, "24x16")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+@pytest.mark.parametrize(
+    "name", ["a.csv", "a.tar", "a.lmdb", "@a.txt", "a.zip", "a.npz", "a.npy", "a-images-idx3-ubyte"]
+)
+def test_a_source_that_is_a_named_pipe_is_refused(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo(name.removeprefix("@"))
+    with pytest.raises(UserError, match=r"a[.-]"):
+        list(sources.open_source(name, sources.Columns()).items(range(1)))
+
+
+def test_numbers_of_classes_with_a_huge_gap_are_refused(tmp_path, capsys):
+    (tmp_path / "1.png").write_bytes(file_of(picture()))
+    table, archive = tmp_path / "table.csv", tmp_path / "set.zip"
+    table.write_text("file,label\n1.png,0\n1.png,999999\n")
+    with zipfile.ZipFile(archive, "w") as file:
+        for number in range(2):
+            file.writestr(f"{number}.png", file_of(picture(number, 8, 8)))
+        file.writestr("dataset.json", json.dumps({"labels": [["0.png", 0], ["1.png", 999_999]]}))
+    members = {f"{number}.{ending}": content for number in range(2) for ending, content in (
+        ("png", file_of(picture())), ("cls", str(999_999 * number).encode())
+    )}  # fmt: skip
+    shard = tar(tmp_path / "set.tar", members)
+    for source in (table, archive, shard):
+        options = ["--resolution", "16x8", "--workers", "1", "--enlarge", "--out", str(tmp_path / "out")]
+        assert dataset.main([str(source), *options]) == 2
+        assert "a label is 999999, but there are" in capsys.readouterr().err
+        shutil.rmtree(tmp_path / "out.unfinished", ignore_errors=True)
+    with pytest.raises(UserError, match="a label is 999999"):
+        opened(archive, 8)
+
+
+def test_names_of_classes_that_are_no_utf_8_can_be_printed(tmp_path, capsys):
+    for name in (b"caf\xe9", b"tea"):
+        folder = tmp_path / "images" / os.fsdecode(name)
+        folder.mkdir(parents=True)
+        (folder / "1.png").write_bytes(file_of(picture()))
+    run(tmp_path / "images", "--resolution", "16x8", "--out", tmp_path / "out")
+    for found in (opened(tmp_path / "out"), opened(tmp_path / "images", "24x16")):
+        assert [name.encode().decode() for name in found.class_names] == ["caf\\udce9", "tea"]
+
+
+def test_the_option_that_takes_smaller_images_is_named(tmp_path, capsys):
+    make_folder(tmp_path / "images")
+    (tmp_path / "images" / "dog" / "small.png").write_bytes(file_of(picture(0, 8, 8)))
+    run(tmp_path / "images", "--resolution", "16x8", "--out", tmp_path / "out")
+    assert "--enlarge takes smaller ones" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", ["", "a,b\n", "a\n\xff", "file\n1.png\n"])
@@ -452,6 +526,37 @@ def tar(path: Path, members: dict[str, bytes], mode="w") -> Path:
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
     return path
+
+
+@pytest.mark.parametrize("ending", [".tgz", ".tar"])
+def test_a_packed_folder_has_the_classes_of_its_folders(tmp_path, ending):
+    members = {
+        "./set/readme.txt": b"",
+        "./set/dog/b.1.png": file_of(picture(0)),
+        "./set/dog/b.2.png": file_of(picture(1)),
+    }
+    members |= {"./set/cat/a.png": file_of(picture(2)), "./set/cat/._a.png": b""}
+    path = tar(tmp_path / f"set{ending}", members, "w:gz" if ending == ".tgz" else "w")
+    source, found = items(path)
+    assert [item.label for item in found] == [1, 1, 0] and source.class_names == ["cat", "dog"]
+    assert [item.data for item in found] == [file_of(picture(number)) for number in range(3)]
+    run(path, "--resolution", "16x8", "--out", tmp_path / "out")
+    assert opened(tmp_path / "out").labels.tolist() == [1, 1, 0]
+
+
+def test_a_packed_folder_may_have_its_classes_in_a_dataset_json(tmp_path):
+    labels = json.dumps({"labels": [["a/0.png", 1], ["a/1.png", 0]], "class_names": ["x", "y"]}).encode()
+    members = {f"a/{number}.png": file_of(picture(number)) for number in range(2)} | {"dataset.json": labels}
+    source, found = items(tar(tmp_path / "set.tar", members))
+    assert [item.label for item in found] == [1, 0] and source.class_names == ["x", "y"]
+
+
+def test_a_damaged_packed_folder_is_listed(tmp_path):
+    members = {f"{kind}/{number}.png": file_of(picture(number)) for kind in "ab" for number in range(4)}
+    path = tar(tmp_path / "set.tgz", members, "w:gz")
+    path.write_bytes(path.read_bytes()[:-400])
+    found = items(path)[1]
+    assert 1 < len(found) < 9 and "is damaged behind" in str(found[-1].data)
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz"])

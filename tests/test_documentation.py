@@ -38,6 +38,7 @@ from fastgan.training import config as configuration
 from fastgan.training.evaluation import measured
 from fastgan.view import __main__ as view
 from tests import foreign
+from tests.test_arrays import write_mnist
 from tests.tiny_run import arguments
 
 ROOT = Path(__file__).parents[1]
@@ -201,6 +202,11 @@ def things(tmp_path_factory):
         Image.fromarray(small).resize((256, 256)).save(path)
         rows.append(f"{path.parent.name}/{path.name},{path.parent.name}")
     shutil.make_archive(str(where / "faces"), "zip", where / "photos")
+    with tarfile.open(where / "flowers.tgz", "w:gz") as tar:
+        tar.add(where / "photos", "flowers")
+    shapes, numbers = rng.integers(0, 256, (4, 28, 28), np.uint8), np.arange(4, dtype=np.uint8)
+    np.savez(where / "shapes.npz", x_test=shapes, y_test=numbers)
+    write_mnist(where / "mnist", "train", shapes, numbers, zipped=True)
     (where / "photos" / "labels.csv").write_text("\n".join(rows))
     (where / "shards").mkdir()
     pictures = sorted((where / "photos").rglob("*.png"))

@@ -25,6 +25,7 @@ from fastgan.data.pictures import (
     SUFFIXES,
     Unusable,
     decode,
+    open_regular,
     plain,
     reason,
     require_sane_size,
@@ -143,7 +144,7 @@ class Folder(Files):
             for file in files:
                 full = Path(here, file)
                 name = full.relative_to(path).as_posix()
-                if _wanted(name):
+                if is_wanted(name):
                     try:
                         status = full.stat()
                     except OSError as error:
@@ -159,7 +160,7 @@ class Folder(Files):
         return self._found[name][0]
 
     def open(self, name: str):
-        return open(self.path / name, "rb")
+        return open_regular(self.path / name)
 
     @staticmethod
     def _refuse(error: OSError) -> None:
@@ -177,7 +178,7 @@ class Zip(Files):
             raise UserError(
                 f"{option}{path} is not a readable zip ({reason(error)}); give a folder of images or an undamaged zip"
             ) from error
-        self.names = sorted({name for name in self.zip.namelist() if _wanted(name)})
+        self.names = sorted({name for name in self.zip.namelist() if is_wanted(name)})
         status = path.stat()
         self.state = [status.st_size, status.st_mtime_ns]
 
@@ -194,7 +195,7 @@ class Zip(Files):
         return self.zip.open(name)
 
 
-def _wanted(name: str) -> bool:
+def is_wanted(name: str) -> bool:
     """Whether a file is an image or a label file, and not a hidden one or one that macOS adds to a zip."""
     path = PurePosixPath(name)
     if any((part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in path.parts):

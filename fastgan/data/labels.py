@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 LABEL_FILE = "dataset.json"
 MOST_CLASSES = 1_000_000  # a label beyond is a slip
+FEW_CLASSES = 1_000  # so many may be named by a set with fewer images
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,28 @@ def of_files(source: Files, names: list[str]) -> Labels:
     folders = [p[shared] if len(p) > shared + 1 else None for p in parts]
     if all(folder is None for folder in folders):
         return UNLABELLED
-    class_names = sorted({folder for folder in folders if folder is not None})
-    index = {name: i for i, name in enumerate(class_names)}
+    folders_sorted = sorted({folder for folder in folders if folder is not None})
+    index = {name: i for i, name in enumerate(folders_sorted)}
     problem = ""
     if None in folders:
         stray = source.full_name(names[folders.index(None)])
         problem = f"{stray} lies beside sub-folders with images; move it into one, or all images into one folder"
-    return Labels([None if folder is None else index[folder] for folder in folders], class_names, problem)
+    values = [None if folder is None else index[folder] for folder in folders]
+    return Labels(values, [printable(folder) for folder in folders_sorted], problem)
+
+
+def printable(name: str) -> str:
+    """A name that can be encoded: of bytes that are no UTF-8, which Python has as lone surrogates, the escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def require_dense(top: int, images: int, where: object) -> None:
+    """Raises UserError if so few images have labels up to `top` that almost all classes would be empty: a slip, and
+    every class costs weights."""
+    if top >= max(FEW_CLASSES, images):
+        raise UserError(
+            f"{where}: a label is {top}, but there are {images:,} images; number the classes from 0 up without gaps"
+        )
 
 
 def _shared_length(low: tuple[str, ...], high: tuple[str, ...]) -> int:
@@ -112,8 +128,10 @@ def of_json(source: Files, file: str, names: list[str]) -> Labels:
             named = min(by_name.keys() - known)
             raise UserError(f"{where} names {named} and others, none of which is there; repair or remove it")
         return UNLABELLED
-    class_names = _class_names(content, max(value for value in values if value is not None), where)
-    return Labels(values, class_names, _gap(where, names, values))
+    top = max(value for value in values if value is not None)
+    if content.get("class_names") is None:
+        require_dense(top, len(names), where)
+    return Labels(values, _class_names(content, top, where), _gap(where, names, values))
 
 
 _NONSENSE, _VECTOR = -1, -2
@@ -156,4 +174,4 @@ def _class_names(content: dict, top: int, where: str) -> list[str]:
         return [str(i) for i in range(top + 1)]
     if not (isinstance(given, list) and len(given) > top and all(isinstance(name, str) for name in given)):
         raise UserError(f'{where}: "class_names" must be a list of names, one for each class up to {top}; repair it')
-    return given
+    return [printable(name) for name in given]

@@ -8,9 +8,12 @@ data sets does; colours behind transparency are weighted by it. Imports no torch
 from __future__ import annotations
 
 import io
+import os
 import re
+import stat
 import zlib
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 
@@ -23,6 +26,7 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff",
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")  # of Pillow, by content: it has others that start programs
 MAX_PIXELS = 2 * 89_478_485  # from here on Pillow, too, takes an image for a decompression bomb
 MAX_BYTES = 2**29  # of a file
+TOO_LARGE = f"is larger than {MAX_BYTES / 2**20:,.0f} MiB"
 CHANNELS = {1: "grey", 3: "RGB", 4: "RGBA"}
 
 Crop = Literal["center", "pad", "none"]
@@ -64,6 +68,28 @@ def size_text(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
 
 
+def open_regular(path: str | Path) -> BinaryIO:
+    """A regular file, opened for reading. Raises OSError, also for a named pipe (which would wait for a writer), a
+    device (which may never end) and a folder."""
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(0, "not a regular file", str(path))
+    return os.fdopen(handle, "rb")
+
+
+def read_regular(path: str | Path) -> bytes:
+    """The bytes of a regular file. Raises Unusable if it cannot be read or has more than MAX_BYTES."""
+    try:
+        with open_regular(path) as file:
+            content = file.read(MAX_BYTES + 1)  # its size may be wrong: that of /proc/... is 0
+    except (OSError, ValueError) as error:  # ValueError: a name with a null byte
+        raise Unusable(f"cannot be read ({reason(error)})") from error
+    if len(content) > MAX_BYTES:
+        raise Unusable(TOO_LARGE)
+    return content
+
+
 def decode(data: bytes) -> Image.Image:
     """The picture in a file's bytes, upright. Raises Unusable for whatever is wrong with them."""
     from PIL import Image, ImageOps
@@ -89,7 +115,7 @@ def require_sane_size(size: tuple[int, int]) -> None:
 
 def reason(error: Exception) -> str:
     """What an exception says, short and in one line."""
-    text = " ".join(str(error).split())[:80] or type(error).__name__
+    text = " ".join((getattr(error, "strerror", None) or str(error)).split())[:80] or type(error).__name__
     return "not an image" if "cannot identify image file" in text else text
 
 
@@ -125,7 +151,7 @@ def fitted(image: Image.Image, wanted: Wanted) -> np.ndarray:
     x, y = image.size[0] / width, image.size[1] / height
     factor = min(x, y) if wanted.crop == "center" else max(x, y)  # pixels of the image for one of the result
     if factor < 1 and not wanted.enlarge:
-        raise Unusable(f"is {size_text(image.size)}, smaller than {size_text(wanted.size)}")
+        raise Unusable(f"is {size_text(image.size)}, smaller than {size_text(wanted.size)}; --enlarge takes it")
     image = plain(image)
     mode = {1: "L", 3: "RGB", 4: "RGBA"}[wanted.channels]
     if image.mode == "RGBA" and mode != "RGBA":

@@ -28,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fastgan.data import labels
 from fastgan.data.cache import lock_or_refuse, sync, sync_folder
 from fastgan.data.outputs import ArrayOutput, Damaged, Kept, Output, ShardOutput, ZipOutput
 from fastgan.data.pictures import Wanted, prepare
@@ -84,7 +85,7 @@ def run(job: Job, source: Source, progress: bool = True) -> Result:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of Pillow, about files that are then listed
                 _fill(job, source, output, journal, progress)
-            class_names = _class_names(source, journal)
+            class_names = _class_names(job, source, journal)
             if journal.kept:
                 output.finish(class_names, job.source)
                 _write_skipped(skipped_file, journal.skipped)
@@ -339,12 +340,15 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _class_names(source: Source, journal: Journal) -> list[str]:
+def _class_names(job: Job, source: Source, journal: Journal) -> list[str]:
     found = [kept.label for kept in journal.kept if kept.label is not None]
     if not found:
         return []
     names = source.class_names or []
-    return list(names) if len(names) > max(found) else [str(i) for i in range(max(found) + 1)]
+    if len(names) > max(found):
+        return [labels.printable(name) for name in names]
+    labels.require_dense(max(found), len(journal), job.source)
+    return [str(i) for i in range(max(found) + 1)]
 
 
 def _write_skipped(path: Path, skipped: list[tuple[str, str]]) -> None:

@@ -269,7 +269,7 @@ class ShardedPixels:
         except UserError:
             raise
         except Exception as error:  # of files, sockets, TLS and HTTP
-            raise UserError(f"cannot read {shard}: {getattr(error, 'strerror', None) or reason(error)}") from error
+            raise UserError(f"cannot read {shard}: {reason(error)}") from error
         if found.hexdigest() != digest:
             raise UserError(f"{shard} is damaged, or not the shard that its index describes; fetch or write it anew")
         return local

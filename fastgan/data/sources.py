@@ -1,4 +1,4 @@
-"""Where `python -m fastgan.dataset` takes images from: folder, zip, CSV, LMDB, tar shards, torchvision, Hugging Face.
+"""Where `python -m fastgan.dataset` takes images from: folder, zip, CSV, LMDB, tar, arrays, torchvision, Hugging Face.
 
 Each source is a list of files in a fixed order, with their labels, or for shards a stream of them. What cannot be read
 is handed on as `Unusable` in its place, so that numbers stay the same. Imports no torch.
@@ -7,8 +7,10 @@ is handed on as `Unusable` in its place, so that numbers stay the same. Imports 
 from __future__ import annotations
 
 import csv
+import functools
 import glob
 import inspect
+import io
 import itertools
 import operator
 import re
@@ -19,10 +21,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 
-from fastgan.data import folder, labels
+import numpy as np
+
+from fastgan.data import arrays, folder, labels
 from fastgan.data.cache import default_cache_dir
 from fastgan.data.labels import MOST_CLASSES
-from fastgan.data.pictures import MAX_BYTES, SUFFIXES, Unusable, reason
+from fastgan.data.pictures import MAX_BYTES, SUFFIXES, TOO_LARGE, Unusable, open_regular, read_regular, reason
 from fastgan.errors import UserError
 
 if TYPE_CHECKING:
@@ -74,8 +78,6 @@ class Source:
             try:
                 data = self._read(number)
                 data, label = data if isinstance(data, tuple) else (data, label)
-                if self.labels is not None and label is None:
-                    raise Unusable("has no label")
             except Unusable as error:
                 data = error
             yield Item(self.names[number], label, data)
@@ -107,6 +109,8 @@ def open_source(spec: str, columns: Columns) -> Source:
         return CsvSource(path, columns)
     if _is_lmdb(path):
         return LmdbSource(path.parent if path.name == "data.mdb" else path)
+    if arrays.is_arrays(path):
+        return ArraySource(path, columns)
     return FileSource(path)
 
 
@@ -114,7 +118,7 @@ def is_other(spec: str) -> bool:
     """Whether `spec` names something that only `python -m fastgan.dataset` reads."""
     path = Path(spec)
     special = spec.startswith(("torchvision:", "hf:", "@")) or _is_shards(spec) or _is_lmdb(path)
-    return special or path.suffix.lower() in TABLES
+    return special or path.suffix.lower() in TABLES or arrays.is_arrays(path)
 
 
 def _is_lmdb(path: Path) -> bool:
@@ -127,7 +131,8 @@ class FileSource(Source):
     def __init__(self, path: Path):
         if not path.exists():
             raise UserError(
-                f"{path}: no such folder or file; give a folder, .zip, .csv, .lmdb or .tar, torchvision:NAME or hf:NAME"
+                f"{path}: no such folder or file; give a folder, .zip, .csv, .lmdb, .tar or .npz, torchvision:NAME or "
+                "hf:NAME"
             )
         self._files = folder.open_files(path, "")
         self.names = self._files.images()
@@ -144,7 +149,7 @@ class CsvSource(Source):
 
     def __init__(self, path: Path, columns: Columns):
         try:
-            with open(path, encoding="utf-8-sig", newline="") as file:
+            with io.TextIOWrapper(open_regular(path), encoding="utf-8-sig", newline="") as file:
                 table = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
                 rows = list(table)
                 header = list(table.fieldnames or [])
@@ -171,13 +176,7 @@ class CsvSource(Source):
         self.state = [self.names, values, sizes]
 
     def _read(self, number):
-        path = self._folder / self.names[number]
-        try:
-            if path.stat().st_size > MAX_BYTES:
-                raise Unusable(f"is larger than {MAX_BYTES / 2**20:,.0f} MiB")
-            return path.read_bytes()
-        except (OSError, ValueError) as error:
-            raise Unusable(f"cannot be read ({getattr(error, 'strerror', None) or reason(error)})") from error
+        return read_regular(self._folder / self.names[number])
 
 
 def _column(where: object, option: str, given: str | None, likely: tuple[str, ...], there: list[str]) -> str | None:
@@ -195,12 +194,32 @@ def _numbered(values: list[str], where: object) -> tuple[list[int | None], list[
     numbers, they are the classes."""
     if all(re.fullmatch(r"\d{1,9}", value) for value in values if value):
         numbers = [int(value) if value else None for value in values]
-        if max(number for number in numbers if number is not None) >= MOST_CLASSES:
-            raise UserError(f"{where}: a label is {max(n for n in numbers if n is not None)}; number classes from 0 up")
+        labels.require_dense(max(number for number in numbers if number is not None), len(values), where)
         return numbers, None
     names = sorted({value for value in values if value})
     index = {name: number for number, name in enumerate(names)}
-    return [index.get(value) for value in values], names
+    return [index.get(value) for value in values], [labels.printable(name) for name in names]
+
+
+class ArraySource(Source):
+    """A .npy or .npz file, or IDX files as MNIST has them; see `arrays.read`. A label below 0 is none."""
+
+    def __init__(self, path: Path, columns: Columns):
+        found = arrays.read(path, columns.split, columns.image, columns.label)
+        self._images = found.images
+        self.names = [f"{found.files[0].name}[{number}]" for number in range(len(found.images))]
+        status = [file.stat() for file in found.files]
+        self.state = [[str(file) for file in found.files], [[each.st_size, each.st_mtime_ns] for each in status]]
+        self.state += [columns.split, columns.image, columns.label]
+        if found.labels is not None:
+            values = ["" if str(value).startswith("-") else str(value) for value in found.labels.tolist()]
+            if any(values):
+                self.labels, self.class_names = _numbered(values, path)
+
+    def _read(self, number):
+        from PIL import Image
+
+        return Image.fromarray(np.ascontiguousarray(self._images[number]))
 
 
 class LmdbSource(Source):
@@ -211,7 +230,9 @@ class LmdbSource(Source):
 
     def __init__(self, path: Path):
         lmdb = _import("lmdb", "lmdb", f"{path} is an LMDB")
+        file = path / "data.mdb" if path.is_dir() else path
         try:
+            open_regular(file).close()
             self._environment = lmdb.open(
                 str(path), subdir=path.is_dir(), readonly=True, lock=False, readahead=False, meminit=False
             )
@@ -227,7 +248,6 @@ class LmdbSource(Source):
             raise UserError(f"{path}: no images in it")
         self._keys = keys
         self.names = [key.decode("utf-8", "backslashreplace") for key in keys]
-        file = path / "data.mdb" if path.is_dir() else path
         self.state = [file.stat().st_size, file.stat().st_mtime_ns]
 
     def _read(self, number):
@@ -319,11 +339,13 @@ class HuggingFaceSource(Source):
     def _read(self, number):
         try:
             cell = self._images[number][self._column]
-            data = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
+            data = cell["bytes"] if cell["bytes"] is not None else read_regular(cell["path"])
+        except Unusable:
+            raise
         except Exception as error:
             raise Unusable(f"cannot be read ({reason(error)})") from error
         if len(data) > MAX_BYTES:
-            raise Unusable(f"is larger than {MAX_BYTES / 2**20:,.0f} MiB")
+            raise Unusable(TOO_LARGE)
         return data
 
 
@@ -352,7 +374,8 @@ def expanded(spec: str) -> list[str]:
     for paths * and ?. Raises UserError if there are none."""
     if spec.startswith("@"):
         try:
-            lines = Path(spec[1:]).expanduser().read_text(encoding="utf-8").splitlines()
+            with open_regular(Path(spec[1:]).expanduser()) as file:
+                lines = file.read(MAX_BYTES).decode("utf-8").splitlines()
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read {spec[1:]}: {getattr(error, 'strerror', None) or error}") from error
         found = [path for line in lines if line.strip() for path in expanded(line.strip())]
@@ -386,13 +409,17 @@ def is_url(text: str) -> bool:
 
 
 class ShardSource(Source):
-    """Tar files as WebDataset has them: what is called the same up to the first dot belongs together, an image and
-    perhaps a number in .cls. Files or URLs, read one after the other from the front; never unpacked to the disk."""
+    """Tar files, also compressed; read one after the other from the front, never unpacked to the disk.
+
+    As WebDataset has them (files or URLs): what is called the same up to the first dot belongs together, an image and
+    perhaps a number in .cls. Or a packed folder (files only), with classes as `labels.of_files` finds them.
+    """
 
     shuffled = False
 
     def __init__(self, spec: str):
         self._shards = expanded(spec)
+        self._by_name: dict[str, int | None] | None = None  # the labels of a packed folder
         self.names = []
         state = []
         for shard in self._shards:
@@ -405,6 +432,11 @@ class ShardSource(Source):
                 raise UserError(f"cannot read {shard}: {error.strerror}") from error
             state.append([shard, status.st_size, status.st_mtime_ns])
         self.state = state
+        if not any(map(is_url, self._shards)) and (packed := _packed_folder(spec, self._shards)) is not None:
+            names = packed.images()
+            found = labels.of_files(packed, names)
+            self._by_name = dict(zip(names, found.values or [None] * len(names), strict=True))
+            self.labels, self.class_names = found.values, found.class_names if found.values is not None else None
 
     @property
     def count(self):
@@ -412,8 +444,73 @@ class ShardSource(Source):
 
     def items(self, order):
         first = next(iter(order), None)
-        samples = itertools.chain.from_iterable(map(samples_of_shard, self._shards))
-        yield from itertools.islice(samples, first, None)
+        read = samples_of_shard if self._by_name is None else functools.partial(_images_of_tar, by_name=self._by_name)
+        yield from itertools.islice(itertools.chain.from_iterable(map(read, self._shards)), first, None)
+
+
+class _PackedFolder(folder.Files):
+    """The names of images in tar files, and the content of their label files."""
+
+    def __init__(self, path: Path, names: set[str], label_files: dict[str, bytes]):
+        super().__init__(path, "")
+        self.names, self._label_files = sorted(names | label_files.keys()), label_files
+
+    def full_name(self, name: str) -> str:
+        return f"{self.path}:{name}"
+
+    def read(self, name: str) -> bytes:
+        return self._label_files[name]
+
+
+def _packed_folder(spec: str, shards: list[str]) -> _PackedFolder | None:
+    """What is in tar files that are a packed folder: no image has another file of its name beside it, as shards of
+    WebDataset have. None if they are not, or have no images."""
+    images, others, label_files = set(), set(), {}
+    for shard in shards:
+        with _opened(shard) as file:
+            try:
+                with tarfile.open(fileobj=file) as archive:
+                    for member in archive:
+                        if member.isfile() and folder.is_wanted(name := _name_of(member)):
+                            if PurePosixPath(name).name != labels.LABEL_FILE:
+                                images.add(name)
+                            elif member.size <= MAX_BYTES:
+                                label_files[name] = archive.extractfile(member).read()
+                        elif member.isfile():
+                            others.add(_key_of(PurePosixPath(_name_of(member))))
+                            if member.name.endswith(".cls"):
+                                return None
+            except Exception:  # tarfile and the decompressors raise half a dozen kinds; reading the images says it
+                continue
+    if not images or any(_key_of(PurePosixPath(name)) in others for name in images):
+        return None
+    return _PackedFolder(Path(spec), images, label_files)
+
+
+def _name_of(member: tarfile.TarInfo) -> str:
+    return PurePosixPath(member.name).as_posix()
+
+
+def _key_of(path: PurePosixPath) -> str:
+    """What the files of a sample share: the name up to the first dot."""
+    return str(path.parent / path.name.partition(".")[0])
+
+
+def _images_of_tar(shard: str, by_name: dict[str, int | None]) -> Iterator[Item]:
+    """The images of a packed folder. If it is damaged, the last item says where."""
+    last = None
+    with _opened(shard) as file:
+        try:
+            with tarfile.open(fileobj=file, mode="r|*") as archive:
+                for member in archive:
+                    name = _name_of(member)
+                    if member.isfile() and name in by_name and PurePosixPath(name).name != labels.LABEL_FILE:
+                        large = member.size > MAX_BYTES
+                        data = Unusable(TOO_LARGE) if large else archive.extractfile(member).read()
+                        yield Item(f"{shard}:{name}", by_name[name], data)
+                        last = name
+        except Exception as error:  # tarfile and the decompressors raise half a dozen kinds
+            yield _damaged(shard, last, error)
 
 
 def samples_of_shard(shard: str) -> Iterator[Item]:
@@ -431,13 +528,13 @@ def samples_of_shard(shard: str) -> Iterator[Item]:
                     path = PurePosixPath(member.name)
                     if not member.isfile() or path.name.startswith("."):
                         continue
-                    stem, _, ending = path.name.partition(".")
-                    if str(path.parent / stem) != key:
+                    ending = path.name.partition(".")[2]
+                    if _key_of(path) != key:
                         yield from sample()
-                        key, image, label, problem = str(path.parent / stem), None, None, None
+                        key, image, label, problem = _key_of(path), None, None, None
                     if f".{ending.lower()}" in SUFFIXES and image is None:
                         if member.size > MAX_BYTES:
-                            problem = Unusable(f"is larger than {MAX_BYTES / 2**20:,.0f} MiB")
+                            problem = Unusable(TOO_LARGE)
                         else:
                             image = archive.extractfile(member).read()
                     elif ending.lower() == "cls" and member.size < 20:
@@ -448,7 +545,11 @@ def samples_of_shard(shard: str) -> Iterator[Item]:
         except UserError:
             raise
         except Exception as error:  # tarfile and the decompressors raise half a dozen kinds
-            yield Item(shard, None, Unusable(f"is damaged behind {key or 'its start'} ({reason(error)})"))
+            yield _damaged(shard, key, error)
+
+
+def _damaged(shard: str, last: str | None, error: Exception) -> Item:
+    return Item(shard, None, Unusable(f"is damaged behind {last or 'its start'} ({reason(error)})"))
 
 
 def _opened(shard: str):
@@ -456,9 +557,9 @@ def _opened(shard: str):
     try:
         if is_url(shard):
             return _Response(urllib.request.urlopen(shard, timeout=TIMEOUT), shard)
-        return open(Path(shard).expanduser(), "rb")
+        return open_regular(Path(shard).expanduser())
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {shard}: {getattr(error, 'strerror', None) or reason(error)}") from error
+        raise UserError(f"cannot read {shard}: {reason(error)}") from error
 
 
 class _Response:

@@ -19,6 +19,7 @@ from fastgan.data import preparing, sources
 from fastgan.data.cache import SHARD_INDEX, default_cache_dir
 from fastgan.data.pictures import CHANNELS, Crop, Ground, Wanted, parse_size, size_text
 from fastgan.errors import UserError, command_line
+from fastgan.options import PathText, parse_options
 
 LEFT_OUT = 1  # exit status
 MEGABYTE = 1_000_000
@@ -34,11 +35,13 @@ class Options:
     docs/data.md has an example of every source.
     """
 
-    source: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SOURCE")]]
+    source: tyro.conf.Positional[Annotated[PathText, tyro.conf.arg(metavar="SOURCE")]]
     """A folder of images, a .zip or a .tgz (sub-folders or dataset.json being the classes), a .csv or .tsv with a
     column of files, an array (.npy, .npz, or MNIST's IDX files), an LMDB, tar shards like 'set-{000..099}.tar' (also
     URLs), torchvision:NAME, or hf:NAME of Hugging Face."""
-    out: Annotated[str | None, tyro.conf.arg(metavar="DIR|ZIP", help_behavior_hint="(default: in the cache)")] = None
+    out: Annotated[PathText | None, tyro.conf.arg(metavar="DIR|ZIP", help_behavior_hint="(default: in the cache)")] = (
+        None
+    )
     """A name that ends in .zip: a zip in StyleGAN's format. Else a folder: an array that training maps into memory, or
     shards."""
     resolution: Annotated[str, tyro.conf.arg(metavar="N|WxH")]
@@ -73,7 +76,7 @@ class Options:
 @command_line
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (None: this process's own) and return the exit status."""
-    options = tyro.cli(Options, prog="python -m fastgan.dataset", args=argv)
+    options = parse_options(Options, "python -m fastgan.dataset", argv)
     job = job_of(options)
     try:
         source = sources.open_source(

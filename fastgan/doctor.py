@@ -12,7 +12,7 @@ from importlib import metadata
 import torch
 
 import fastgan
-from fastgan.errors import UserError
+from fastgan.errors import UserError, command_line
 
 try:
     import fastgan_kernels  # noqa: F401
@@ -191,16 +191,21 @@ def _table(rows: list[tuple[str, str] | None]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
-    """The command line; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m fastgan.doctor", description=__doc__.split(": ", 1)[1])
+class _Parser(argparse.ArgumentParser):  # of the standard library: the doctor looks at half an installation as well
+    def error(self, message: str):
+        raise UserError(f"{message}; {self.prog} --help lists all options")
+
+
+@command_line
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line `argv` (None: this process's own) and return the exit status."""
+    parser = _Parser(prog="python -m fastgan.doctor", description=__doc__.split(": ", 1)[1])
     parser.add_argument("--json", action="store_true", help="print the same as JSON")
-    arguments = parser.parse_args()
+    options = parser.parse_args(argv)
     if mistake:
-        print(f"error: {mistake}", file=sys.stderr)
-        return 2
+        raise UserError(mistake)
     found = examine()
-    print(json.dumps(found, indent=1) if arguments.json else describe(found))
+    print(json.dumps(found, indent=1) if options.json else describe(found))
     return 0
 
 

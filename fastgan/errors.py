@@ -1,9 +1,11 @@
-"""The one exception that stands for a mistake of the person at the keyboard rather than of the program."""
+"""User errors, and how command lines report them: one line, exit status 2."""
 
 import functools
 import os
 import sys
 from collections.abc import Callable
+
+BROKEN_PIPE = 141  # exit status of what is killed by SIGPIPE, as shells give it
 
 
 class UserError(Exception):
@@ -13,19 +15,44 @@ class UserError(Exception):
     """
 
 
+def readable(value: object, most: int = 80) -> str:
+    """A value for a message: cut to `most` characters, what cannot be printed escaped."""
+    text = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in str(value))
+    return text if len(text) <= most else f"{text[: most - 12]}...{text[-9:]}"
+
+
 def command_line(main: Callable[..., int]) -> Callable[..., int]:
-    """Decorator of a command line's `main`: a mistake is printed and becomes its exit status 2, Ctrl-C becomes 130."""
+    """Decorator of a command line's `main`: errors are printed in one line and become the exit status.
+
+    2 for a UserError, or for what the operating system refuses; 130 for Ctrl-C; 141, without a word, if the reader of
+    the output has gone, as `head` does.
+    """
 
     @functools.wraps(main)
     def run(argv: list[str] | None = None) -> int:
         try:
-            return main(argv)
+            try:
+                return main(argv)
+            finally:
+                sys.stdout.flush()  # here, not when Python ends: it would report a broken pipe
         except UserError as error:
-            rank = os.environ.get("RANK", "0")  # set by torchrun
-            where = "" if rank == "0" else f"process {rank}: "
-            print(f"{where}error: {error}", file=sys.stderr)
-            return 2
+            return _report(str(error))
         except KeyboardInterrupt:
             return 130
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return BROKEN_PIPE
+        except OSError as error:
+            if error.strerror is None:  # not of the operating system
+                raise
+            where = "" if error.filename is None else f"{error.filename}: "
+            return _report(f"{where}{error.strerror}")
 
     return run
+
+
+def _report(message: str) -> int:
+    rank = os.environ.get("RANK", "0")  # set by torchrun
+    where = "" if rank == "0" else f"process {rank}: "
+    print(f"{where}error: {readable(message, 2000)}", file=sys.stderr)
+    return 2

@@ -15,8 +15,8 @@ import tyro
 
 from fastgan.errors import UserError, command_line
 from fastgan.metrics import choice
+from fastgan.options import LARGEST_SEED, Count, PathText, parse_options
 from fastgan.training import process
-from fastgan.training.config import LARGEST_SEED
 from fastgan.training.files import write_atomically
 from fastgan.training.memory import shortage_is_a_mistake
 
@@ -32,7 +32,7 @@ class Options:
     torchrun --nproc-per-node 4 -m fastgan.evaluate ...
     """
 
-    checkpoint: Annotated[str, tyro.conf.arg(metavar="RUN|FILE")]
+    checkpoint: Annotated[PathText, tyro.conf.arg(metavar="RUN|FILE")]
     """Folder of a training run, or a checkpoint file."""
     metrics: Annotated[str, tyro.conf.arg(metavar="NAMES")] = "kid,fd,pr"
     """Which, by names with commas between.
@@ -40,23 +40,24 @@ class Options:
     Fréchet distance; pr, precision and recall.
     - On features of Inception, as in papers (extra "fid", and --inception-weights): fid; kid-inception; pr-inception;
     is, the Inception score."""
-    samples: int = 5000
+    samples: Count = 5000
     """How many images are drawn, and at most how many real ones are compared with. Papers draw 50000."""
     split: Literal["auto", "heldout", "train", "all"] = "auto"
     """Real images: heldout, glyphs in fonts that were not trained with, or --heldout; train: half of the training
     images; all: every training image, as for published FIDs, which leaves none for the floor. auto: heldout where there
     are such, else train."""
-    heldout: Annotated[str | None, tyro.conf.arg(metavar="DIR|ZIP", help_behavior_hint="")] = None
+    heldout: Annotated[PathText | None, tyro.conf.arg(metavar="DIR|ZIP", help_behavior_hint="")] = None
     """Held-out images of your own, for data that bring none."""
     floor: bool = True
     """Measure also how far training images are from the real ones."""
     inception_weights: Annotated[
-        str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: in the data cache, if it is there)")
+        PathText | None,
+        tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: in the data cache, if it is there)"),
     ] = None
     """Weights of Inception, weights-inception-2015-12-05-6726825d.pth of torch-fidelity; never downloaded for you."""
     seed: int = 0
     """What is random follows from it: latents, labels, and which images are compared."""
-    json: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    json: Annotated[PathText | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
     """Also write the numbers here."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto: the first GPU if there is one, of several processes a GPU each."""
@@ -77,7 +78,7 @@ class Options:
 @command_line
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (None: this process's own) and return the exit status."""
-    options = tyro.cli(Options, prog="python -m fastgan.evaluate", args=argv)
+    options = parse_options(Options, "python -m fastgan.evaluate", argv)
     with shortage_is_a_mistake("give fewer --samples, or another --device"):
         process.keep_freed_memory()
         found = measure(options)

@@ -5,6 +5,7 @@ Exit status: 0 when done, 2 for a mistake in options or files, 130 after Ctrl-C;
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import math
 import sys
@@ -15,8 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 import numpy as np
 import tyro
 
-from fastgan.errors import UserError, command_line
-from fastgan.training.config import LARGEST_NUMPY_SEED, LARGEST_SEED, SeedFormat
+from fastgan.errors import UserError, command_line, readable
+from fastgan.options import LARGEST_SEED, PathText, parse_options
+from fastgan.training.config import LARGEST_NUMPY_SEED, SeedFormat
 from fastgan.training.grid import Section, draw_grid, require_video, save_animation, save_png, to_picture
 from fastgan.training.memory import shortage_is_a_mistake
 
@@ -30,6 +32,12 @@ PNG, ANIMATIONS = (".png",), (".gif", ".mp4")
 PICTURE_STEPS, ANIMATION_STEPS = 9, 48
 MOST_SEEDS = 1_000_000  # more is a slip of the finger, and the list alone would fill the memory
 
+
+def _classes(default: str):
+    """What tyro is told about --classes."""
+    return tyro.conf.arg(metavar="LIST", aliases=["--class"], help_behavior_hint=f"(default: {default})")
+
+
 Label = tuple[str, int | None]  # the name of a class and its number; ("", None) for a network without classes
 
 
@@ -37,17 +45,17 @@ Label = tuple[str, int | None]  # the name of a class and its number; ("", None)
 class Options:
     """What all sub-commands have in common. A study is a sub-class with `rows`, and draws a section a class."""
 
-    checkpoint: Annotated[str, tyro.conf.arg(metavar="RUN|FILE")]
+    checkpoint: Annotated[PathText, tyro.conf.arg(metavar="RUN|FILE")]
     """Folder of a training run, a checkpoint file, or a .pkl file of the official StyleGAN2."""
     seeds: Annotated[str, tyro.conf.arg(metavar="LIST")] = "0-3"
     """The random latents, a row each: numbers and ranges, like 0-7 or 1,5,8-10."""
     seed_format: SeedFormat = "torch"
     """How a seed becomes a latent. numpy: as in the official StyleGAN2 scripts."""
-    classes: Annotated[str | None, tyro.conf.arg(metavar="LIST", help_behavior_hint="(default: the first)")] = None
+    classes: Annotated[str | None, _classes("the first")] = None
     """Which classes, by name, like 3,5; the study is made of each."""
-    trunc: float = 1.0
+    trunc: Annotated[float, tyro.conf.arg(aliases=["--truncation"])] = 1.0
     """Truncation psi: 1 is full variety, less is more typical images, 0 the average image."""
-    out: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: in RUN)")] = None
+    out: Annotated[PathText | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: in RUN)")] = None
     """Name of the picture, ending in .png."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto: the first GPU if there is one."""
@@ -115,11 +123,11 @@ class Grid(Options):
 
     seeds: Annotated[str, tyro.conf.arg(metavar="LIST")] = "0-9"
     """Which random latents: numbers and ranges, like 0-63 or 1,5,8-10."""
-    classes: Annotated[str | None, tyro.conf.arg(metavar="LIST", help_behavior_hint="(default: all)")] = None
+    classes: Annotated[str | None, _classes("all")] = None
     """Which classes, by name, like 3,5; each is drawn for every seed."""
-    out: Annotated[str | None, tyro.conf.arg(metavar="FILE|DIR", help_behavior_hint="(default: RUN/generated.png)")] = (
-        None
-    )
+    out: Annotated[
+        PathText | None, tyro.conf.arg(metavar="FILE|DIR", help_behavior_hint="(default: RUN/generated.png)")
+    ] = None
     """A name that ends in .png: one picture with a row of images a class. Else a folder for single images."""
 
     name, file_name, endings, all_classes = "grid", "generated.png", (), True
@@ -154,7 +162,7 @@ class Classes(Options):
 
     seeds: Annotated[str, tyro.conf.arg(metavar="LIST")] = "0-7"
     """The random latents, a column each: numbers and ranges, like 0-7 or 1,5,8-10."""
-    classes: Annotated[str | None, tyro.conf.arg(metavar="LIST", help_behavior_hint="(default: all)")] = None
+    classes: Annotated[str | None, _classes("all")] = None
     """Which classes, by name, like 3,5."""
 
     name, file_name, all_classes = "classes", "classes.png", True
@@ -190,9 +198,9 @@ class Interpolate(Options):
     """Images from one latent to the next, with both of them."""
     fps: int = 25
     """Images a second of an animation, from 1 to 50."""
-    out: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: RUN/interpolate.png)")] = (
-        None
-    )
+    out: Annotated[
+        PathText | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: RUN/interpolate.png)")
+    ] = None
     """A name that ends in .png, or for an animation, with the classes side by side, in .gif or .mp4. MP4 needs
     imageio-ffmpeg, the extra "video" of this package."""
 
@@ -377,18 +385,28 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parse(argv: list[str]) -> Options:
-    """Sub-command and options; prints what is wrong, or help, and exits as command lines do."""
-    if not argv or argv[0] not in (*SUB_COMMANDS, "-h", "--help"):
-        argv = ["grid", *argv]
-    kinds = tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in SUB_COMMANDS.items())
-    return tyro.cli(
-        Union[kinds],  # noqa: UP007
-        default=Grid(checkpoint=tyro.MISSING),
-        prog="python -m fastgan.generate",
-        description="Draw images from a trained generator, and pictures of what is behind them. "
-        "A sub-command's own --help lists its options.",
-        args=argv,
-    )
+    """Sub-command and options. Prints help and raises SystemExit if asked to; raises UserError for a mistake."""
+    prog = "python -m fastgan.generate"
+    if argv and argv[0] in ("-h", "--help"):
+        kinds = tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in SUB_COMMANDS.items())
+        tyro.cli(
+            Union[kinds],  # noqa: UP007
+            default=Grid(checkpoint=tyro.MISSING),
+            prog=prog,
+            description="Draw images from a trained generator, and pictures of what is behind them. "
+            "A sub-command's own --help lists its options.",
+            args=["--help"],
+        )
+    name = "grid"
+    if argv and not argv[0].startswith("-"):
+        name, *argv = argv
+        if name not in SUB_COMMANDS:
+            like = difflib.get_close_matches(name, SUB_COMMANDS, 1)
+            hint = f"did you mean {like[0]}? " if like else ""
+            raise UserError(
+                f"{readable(name)}: there is no such sub-command; {hint}there are {', '.join(SUB_COMMANDS)}"
+            )
+    return parse_options(SUB_COMMANDS[name], f"{prog} {name}", argv)
 
 
 def generate(options: Options) -> None:
@@ -421,19 +439,22 @@ def generate(options: Options) -> None:
 
 def parse_seeds(text: str, option: str = "--seeds") -> list[int]:
     """ "0-2,7" to [0, 1, 2, 7]. Raises UserError, naming the option, for anything else."""
-    seeds = []
+    seeds, shown = [], readable(text)
     for part in text.split(","):
         first, _, last = part.strip().partition("-")
         if not first.isdecimal() or (last and not last.isdecimal()) or part.strip().endswith("-"):
             raise UserError(
-                f"{option} {text}: {part!r} is no number from 0 up and no range; give something like 0-63 or 1,5,8-10"
+                f"{option} {shown}: {readable(part)!r} is no number from 0 up and no range; give something like "
+                "0-63 or 1,5,8-10"
             )
         if max(len(first), len(last)) > len(str(LARGEST_SEED)) or int(last or first) > LARGEST_SEED:
-            raise UserError(f"{option} {text}: {part.strip()} is out of range; a seed is from 0 to {LARGEST_SEED}")
+            raise UserError(
+                f"{option} {shown}: {readable(part.strip())} is out of range; a seed is from 0 to {LARGEST_SEED}"
+            )
         if int(last or first) < int(first):
-            raise UserError(f"{option} {text}: the range {part} is empty; give the smaller number first")
+            raise UserError(f"{option} {shown}: the range {part} is empty; give the smaller number first")
         if int(last or first) - int(first) + 1 + len(seeds) > MOST_SEEDS:
-            raise UserError(f"{option} {text}: these are more than {MOST_SEEDS:,} at once; give fewer")
+            raise UserError(f"{option} {shown}: these are more than {MOST_SEEDS:,} at once; give fewer")
         seeds += range(int(first), int(last or first) + 1)
     return seeds
 

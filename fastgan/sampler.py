@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from fastgan.errors import UserError
 from fastgan.models import ModelConfig
 from fastgan.models.growing import Growing
+from fastgan.options import LARGEST_SEED
 from fastgan.training import graphs, precision, sampling
-from fastgan.training.config import LARGEST_NUMPY_SEED, LARGEST_SEED, SeedFormat
+from fastgan.training.config import LARGEST_NUMPY_SEED, SeedFormat
 from fastgan.training.sampling import Noise
 from fastgan.training.step import compiler
 from fastgan.training.trained import find

@@ -96,7 +96,7 @@ MISTAKES = {
     "classes of a folder": (["--data", "x", "--classes", "10"], "--classes 10: x brings its own classes"),
     "classes of glyphs": (["--classes", "11"], "--classes 11"),
     "negative seed": (["--seed", "-1"], "--seed -1: must be from 0 to 18446744073709551615"),
-    "large seed": (["--seed", str(2**64)], "--seed 18446744073709551616: must be from 0 to 18446744073709551615"),
+    "large seed": (["--seed", str(2**64)], "--seed 18446744073709551616: must be smaller than 2^64"),
     "too narrow": (["--channel-base", "4"], "channel_base is 4"),
     "no such data": (["--data", "nowhere"], "nowhere"),
     "graphs without a GPU": (["--cuda-graphs", "on", "--device", "cpu"], "--cuda-graphs on: there are none on cpu"),

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import tyro
 
 from fastgan.errors import UserError, command_line
+from fastgan.options import PathText, parse_options
 from fastgan.training.files import write_atomically
 from fastgan.training.memory import shortage_is_a_mistake
 
@@ -28,12 +29,12 @@ class Options:
     network is style-based. The result is image [N, C, H, W]. docs/export.md shows how such files are run.
     """
 
-    checkpoint: Annotated[str, tyro.conf.arg(metavar="RUN|FILE")]
+    checkpoint: Annotated[PathText, tyro.conf.arg(metavar="RUN|FILE")]
     """Folder of a training run, a checkpoint file, or a .pkl file of the official StyleGAN2."""
     format: Literal["onnx", "torch"] = "onnx"
     """onnx needs the extra "export" of this package; torch is a .pt2 of torch.export."""
     out: Annotated[
-        str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: RUN/generator.onnx or .pt2)")
+        PathText | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: RUN/generator.onnx or .pt2)")
     ] = None
     """Name of the file, ending in .onnx or .pt2."""
     image: Literal["float", "uint8"] = "float"
@@ -51,7 +52,7 @@ class Options:
 @command_line
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (None: this process's own) and return the exit status."""
-    options = tyro.cli(Options, prog="python -m fastgan.export", args=argv)
+    options = parse_options(Options, "python -m fastgan.export", argv)
     with shortage_is_a_mistake("free some"):
         export(options)
     return 0

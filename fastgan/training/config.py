@@ -7,6 +7,7 @@ Defaults that depend on architecture, objective and resolution are "auto" here a
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NamedTuple
@@ -15,9 +16,9 @@ import tyro
 
 from fastgan.data.pictures import parse_size
 from fastgan.errors import UserError
+from fastgan.options import LARGEST_SEED, Count, PathText, from_json, parse_options
 from fastgan.training.recipes import recipe
 
-LARGEST_SEED = 2**64 - 1  # of torch's random number generators
 LARGEST_NUMPY_SEED = 2**32 - 1  # of numpy's RandomState
 SeedFormat = Literal["torch", "numpy"]
 
@@ -56,7 +57,7 @@ class NetworkOptions:
 class DataOptions:
     """The images to learn from."""
 
-    source: Annotated[str, tyro.conf.arg(name="data", metavar="glyphs|emoji|DIR|ZIP|URL")] = "glyphs"
+    source: Annotated[PathText, tyro.conf.arg(name="data", metavar="glyphs|emoji|DIR|ZIP|URL")] = "glyphs"
     """glyphs: characters drawn on the spot. emoji: colour pictures (extra "emoji").
     DIR, ZIP: your images, sub-folders or dataset.json being their classes; or what `python -m fastgan.dataset` has
     made of any others, also the shards.json of shards, here or at a URL."""
@@ -81,11 +82,12 @@ class TrainingOptions:
     """How to learn. "auto" is what suits architecture, objective and resolution; config.json in the run's folder says
     what that was."""
 
-    images: int | Auto = "auto"
-    """Length of the training: how many real images are shown to the critic, all in all."""
+    images: Count | Auto = "auto"
+    """Length of the training: how many real images are shown to the critic, all in all, like 500000, 500k or 25M.
+    --kimg N: thousands of them."""
     batch: int | Auto = "auto"
     """Images a step, of all processes together."""
-    init_from: Annotated[str | None, tyro.conf.arg(metavar="RUN|FILE", help_behavior_hint="")] = None
+    init_from: Annotated[PathText | None, tyro.conf.arg(metavar="RUN|FILE", help_behavior_hint="")] = None
     """Start with these networks instead of new ones: those of a run or a checkpoint, or a .pkl file of
     stylegan2-ada-pytorch or stylegan3 (its StyleGAN2). Sizes are those found there, unless given: what fits other
     sizes, resolutions, classes or colours is taken, and the rest starts fresh."""
@@ -161,9 +163,9 @@ class GrowthOptions:
 
     grow_from: int | Auto = "auto"
     """Resolution of the first images; 0: no growth. auto: 4 for pggan, 8 for stylegan, else 0."""
-    level_images: int | Auto = "auto"
+    level_images: Count | Auto = "auto"
     """Images to train each resolution with, before and after it is faded in."""
-    fade_images: int | Auto = "auto"
+    fade_images: Count | Auto = "auto"
     """Images to fade each resolution in with."""
     level_batch: tuple[int, ...] | Auto = "auto"
     """Images a step at each resolution, from the first on; empty: --batch."""
@@ -198,30 +200,33 @@ class MachineOptions:
 class OutputOptions:
     """What is written, and where. Intervals are in images; 0 means only at the end."""
 
-    out: Annotated[str | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: runs/ARCH-DATA-NNN)")] = None
+    out: Annotated[
+        PathText | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: runs/ARCH-DATA-NNN)")
+    ] = None
     """Folder of this run."""
-    resume: Annotated[str | None, tyro.conf.arg(metavar="RUN|FILE|auto", help_behavior_hint="")] = None
+    resume: Annotated[PathText | None, tyro.conf.arg(metavar="RUN|FILE|auto", help_behavior_hint="")] = None
     """Go on with the run in this folder, with its options, as if it had never stopped; --images N to train longer.
     auto: with the one in --out, if it has begun: the same command begins a run and goes on with it."""
-    checkpoint_interval: int = 10_000
+    checkpoint_interval: Count = 10_000
     """Save everything, to resume from."""
     keep_checkpoints: int = 1
     """The newest so many checkpoints are kept: checkpoint.safetensors is the last one, the others have the number of
     images in their names, and can be resumed from as well."""
-    grid_interval: int = 10_000
+    grid_interval: Count = 10_000
     """Write a picture: real images above, generated ones by class below."""
-    log_interval: int = 1_000
+    log_interval: Count = 1_000
     """Write losses and speed to log.jsonl and TensorBoard."""
     metrics: Annotated[str, tyro.conf.arg(metavar="NAMES", help_behavior_hint="(default: none)")] = ""
     """Measure what is saved, by another process while this one trains on, and write it to the same logs: names of
     python -m fastgan.evaluate, such as kid,fd,pr (extra "metrics"), or fid (extra "fid"). The checkpoint that is best
     by the first of them is kept as checkpoint-best.safetensors."""
-    metrics_interval: int = 50_000
+    metrics_interval: Count = 50_000
     """Save and measure so often."""
-    metrics_samples: int = 5000
+    metrics_samples: Count = 5000
     """How many images are drawn for it."""
     inception_weights: Annotated[
-        str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: in the data cache, if it is there)")
+        PathText | None,
+        tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: in the data cache, if it is there)"),
     ] = None
     """Weights for those metrics that look with Inception; see docs/metrics.md."""
     tensorboard: bool = True
@@ -257,14 +262,22 @@ FIXED_ON_RESUME = frozenset(vars(NetworkOptions()) | vars(GrowthOptions())) | {
 def parse(argv: list[str] | None, default: Config | None = None) -> Config:
     """The configuration that the command line `argv` (None: this process's) asks for, over `default`.
 
-    Prints help, or what is wrong with an option, and raises SystemExit as argparse does.
+    Prints help and raises SystemExit if asked to. Raises UserError, naming the option, for a mistake.
     """
-    return tyro.cli(
-        tyro.conf.OmitArgPrefixes[Config],
-        prog="python -m fastgan.train",
-        args=argv,
-        default=default or Config(),
-    )
+    argv = sys.argv[1:] if argv is None else argv
+    return parse_options(Config, "python -m fastgan.train", _thousands(argv), default or Config())
+
+
+def _thousands(argv: list[str]) -> list[str]:
+    """`--kimg 25000`, as other projects have it, as `--images 25000k`."""
+    found, of_images = [], False
+    for token in argv:
+        name, equals, value = token.partition("=")
+        if of_images or (name == "--kimg" and equals):
+            token = f"{value if equals else token}k"
+        found += ["--images", token] if name == "--kimg" and equals else ["--images" if name == "--kimg" else token]
+        of_images = token == "--kimg"
+    return found
 
 
 def resolve(config: Config) -> Config:
@@ -483,17 +496,9 @@ def to_dict(config: Config) -> dict[str, dict[str, Any]]:
     return dataclasses.asdict(config)
 
 
-def from_dict(content: dict[str, dict[str, Any]]) -> Config:
-    """The inverse of `to_dict`, also after JSON has made lists of tuples. Raises UserError for unknown options."""
-    groups = {each.name: each.default_factory for each in dataclasses.fields(Config)}
-    try:
-        return Config(
-            **{
-                group: groups[group](
-                    **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-                )
-                for group, values in content.items()
-            }
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"the saved configuration has an option this version does not know: {error}") from None
+def from_dict(content: dict[str, dict[str, Any]], where: str = "config") -> Config:
+    """The inverse of `to_dict`, also after JSON has made lists of tuples.
+
+    where: what a message calls `content`. Raises UserError that names the first option that is wrong.
+    """
+    return from_json(Config, content, where)

@@ -15,6 +15,7 @@ from typing import Annotated
 import tyro
 
 from fastgan.errors import UserError, command_line
+from fastgan.options import PathText, parse_options
 from fastgan.training import process
 
 FIRST_PORT, PORTS = 7860, 100  # where a free one is looked for
@@ -27,7 +28,7 @@ class Options:
     """Look at a training in the browser: images by seed, class and truncation, style mixing, noise, interpolation, and
     the curves and samples of the training, which it follows. Needs the extra "view" of this package."""
 
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|FILE")]
+    run: Annotated[PathText, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|FILE")]
     """Folder of a training run, or a checkpoint file."""
     host: str = "127.0.0.1"
     """Address to serve the page at. The default is seen from this machine only; 0.0.0.0 from all others too, without a
@@ -45,7 +46,7 @@ class Options:
 @command_line
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (None: this process's own) and return the exit status."""
-    options = tyro.cli(Options, prog="python -m fastgan.view", args=argv)
+    options = parse_options(Options, "python -m fastgan.view", argv)
     serve(options)
     return 0
 

@@ -1,0 +1,304 @@
+"""Command lines as typed dataclasses: tyro parses them, `check` looks at every value, a mistake is one line.
+
+`from_json` builds the same dataclasses from a file, by the same types and the same checks. Imports no torch: `--help`
+is quick.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import json
+import math
+import os
+import re
+import sys
+import types
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import tyro
+
+from fastgan.errors import UserError, readable
+
+Kind = TypeVar("Kind")
+
+LARGEST_SEED = 2**64 - 1  # of torch's random number generators
+LARGEST_FLOAT = 3.4e38  # of fp32, in which everything is computed
+_SUFFIXES = {"": 1, "k": 10**3, "m": 10**6}
+
+
+def parse_count(text: str) -> int:
+    """A whole number, also as 10k or 2.5M. Raises ValueError."""
+    match = re.fullmatch(r"(-?\d{1,30})(?:\.(\d{1,6}))?([kKmM]?)", text.replace("_", ""))
+    if not match:
+        raise ValueError(f"{text!r} is no whole number")
+    whole, fraction, suffix = match[1], match[2] or "", match[3].lower()
+    value, rest = divmod(int(whole + fraction) * _SUFFIXES[suffix], 10 ** len(fraction))
+    if rest:
+        raise ValueError(f"{text!r} is no whole number")
+    return value
+
+
+class _IsPath:
+    """Metadata of an option that names a file or folder: `~` stands for the home folder, also in `--out=~/x`."""
+
+
+PathText = Annotated[str, _IsPath()]
+Count = Annotated[  # of images
+    int,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT",
+        instance_from_str=lambda texts: parse_count(texts[0]),
+        is_instance=lambda value: type(value) is int,
+        str_from_instance=lambda value: [str(value)],
+    ),
+]
+
+
+# Command lines -----------------------------------------------------------------------------------------------------
+
+
+def parse_options(kind: type[Kind], prog: str, argv: Sequence[str] | None = None, default: Kind | None = None) -> Kind:
+    """The options of dataclass `kind` that the command line `argv` (None: this process's own) asks for.
+
+    Groups of options are fields that are dataclasses themselves; their names are no part of the options' names.
+    default: what options are that are not given; None: the defaults of `kind`.
+    Prints help and raises SystemExit if asked to. Raises UserError, naming the option, for a mistake.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    known = _known(kind)
+    _require_known(argv, known, prog)
+    said = io.StringIO()
+    defaults = {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stderr(said):
+            options = tyro.cli(tyro.conf.OmitArgPrefixes[kind], prog=prog, args=argv, **defaults)
+    except SystemExit as error:
+        if not error.code:
+            raise
+        raise UserError(_mistake(said.getvalue(), argv, known, prog)) from None
+    return check(options, lambda path: _called(path[-1], known))
+
+
+class _Option(NamedTuple):
+    """One option: the flags that set it, its type, and whether it is an argument without a flag."""
+
+    flags: tuple[str, ...]
+    kind: Any
+    positional: bool
+
+
+def _known(kind: type) -> dict[str, _Option]:
+    """The options of `kind` by the names of their fields."""
+    found = {}
+    for field, hint in _fields(kind).items():
+        bare, metadata = _bare(hint)
+        if dataclasses.is_dataclass(bare):
+            found |= _known(bare)
+        elif tyro.conf.Suppress not in metadata:
+            name = next((given for part in metadata if (given := getattr(part, "name", None))), field)
+            flags = ["--" + name.replace("_", "-")]
+            for part in metadata:
+                flags += getattr(part, "aliases", None) or ()
+            found[field] = _Option(tuple(flags), bare, tyro.conf.Positional in metadata)
+    return found
+
+
+def _called(name: str, known: dict[str, _Option]) -> str:
+    """How the option of a field is written."""
+    option = known.get(name)
+    if option is None:
+        return name
+    return name.upper() if option.positional else option.flags[0]
+
+
+def _bare(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    """A type without what `Annotated` adds to it, and that."""
+    if get_origin(hint) is Annotated:
+        bare, *metadata = get_args(hint)
+        inner, more = _bare(bare)
+        return inner, (*more, *metadata)
+    return hint, ()
+
+
+def _require_known(argv: Sequence[str], known: dict[str, _Option], prog: str) -> None:
+    """Raises UserError for a flag that there is not, with the one that is spelt most like it."""
+    flags = ["--help"]
+    for option in (option for option in known.values() if not option.positional):
+        flags += option.flags
+        if option.kind is bool:
+            flags += ["--no-" + each.removeprefix("--") for each in option.flags]
+    for token in argv:
+        name = token.partition("=")[0].replace("_", "-")
+        if name.startswith("--") and name not in flags and not name.startswith("--tyro-"):
+            like = difflib.get_close_matches(name, flags, 1) or [each for each in flags if each.startswith(name)]
+            hint = f"did you mean {like[0]}? " if like else ""
+            raise UserError(f"{readable(token)}: there is no such option; {hint}{prog} --help lists all")
+
+
+def _mistake(said: str, argv: Sequence[str], known: dict[str, _Option], prog: str) -> str:
+    """The box that tyro prints, as one line."""
+    lines = [re.sub(r"\x1b\[[\d;]*m", "", line).strip("│╭╮╰╯─ \n") for line in said.splitlines()]
+    text = " ".join(line for line in lines if line)
+    by_flag = {each: option for option in known.values() for each in option.flags}
+    by_flag |= {name.upper(): option for name, option in known.items() if option.positional}
+    if missing := re.search(r"Missing from .*?: (.*?\(required\))", text):
+        names = [each for each in by_flag if re.search(rf"(^|\s){re.escape(each)}\s", missing[1])]
+        needed = names or [missing[1].partition(" ")[0]]
+        return f"{needed[0]} is missing; {prog} --help explains it"
+    if stray := re.search(r"Unrecognized options:(.*?)(For full|Perhaps|$)", text):
+        return f"{readable(stray[1].strip())}: belongs to no option; {prog} --help lists all"
+    if found := re.search(r"(?:Error parsing|argument) '?(--[\w-]+|[A-Z|]{2,})\b", text):
+        option = by_flag.get(found[1].partition("/")[0])
+        if option is not None:
+            given = _given(argv, option)
+            needed = f" {readable(given)}: must be" if given else ": needs a value,"
+            return f"{option.flags[0]}{needed} {words(option.kind)}"
+    return readable(text.partition("For full")[0].strip(), 300)
+
+
+def _given(argv: Sequence[str], option: _Option) -> str:
+    """The values of an option on the command line."""
+    values: list[str] = []
+    for place, token in enumerate(argv):
+        name, _, value = token.partition("=")
+        if name.replace("_", "-") in option.flags:
+            rest = argv[place + 1 :]
+            end = next((n for n, each in enumerate(rest) if each.startswith("--")), len(rest))
+            values = [value] if value else list(rest[:end])
+    return " ".join(values)
+
+
+# Values ------------------------------------------------------------------------------------------------------------
+
+
+def check(options: Kind, named: Callable[[tuple[str, ...]], str]) -> Kind:
+    """The same dataclass, with `~` in paths replaced, if every value in it is one to compute with.
+
+    Numbers are finite in fp32 and below 2^64, texts are UTF-8 without null bytes.
+    named: from the names of fields that lead to a value, to how it is called in a message.
+    Raises UserError for any other value.
+    """
+    return _checked(options, type(options), (), named)
+
+
+def _checked(value: Any, hint: Any, path: tuple[str, ...], named: Callable[[tuple[str, ...]], str]) -> Any:
+    if dataclasses.is_dataclass(value):
+        new = {
+            name: _checked(getattr(value, name), each, (*path, name), named)
+            for name, each in _fields(type(value)).items()
+        }
+        changed = {name: each for name, each in new.items() if each is not getattr(value, name)}
+        return dataclasses.replace(value, **changed) if changed else value
+    for each in value if isinstance(value, tuple) else (value,):
+        if problem := _problem(each):
+            raise UserError(f"{named(path)} {readable(value)}: {problem}")
+    if isinstance(value, str) and value.startswith("~") and _has_path(hint):
+        expanded = os.path.expanduser(value)
+        if expanded.startswith("~"):
+            raise UserError(f"{named(path)} {readable(value)}: there is no such user's folder; give the whole path")
+        return expanded
+    return value
+
+
+def _problem(value: Any) -> str | None:
+    """Why this is no value to compute with."""
+    if isinstance(value, float) and not (math.isfinite(value) and abs(value) <= LARGEST_FLOAT):
+        return f"must be a finite number of at most {LARGEST_FLOAT:g}"
+    if isinstance(value, int) and abs(value) > LARGEST_SEED:
+        return "must be smaller than 2^64"
+    if isinstance(value, str):
+        if "\0" in value:
+            return "must not have a null byte"
+        if any("\ud800" <= letter <= "\udfff" for letter in value):
+            return "must be UTF-8"
+    return None
+
+
+def _has_path(hint: Any) -> bool:
+    """Whether a type, or one of those it is a union of, is `PathText`."""
+    bare, metadata = _bare(hint)
+    return any(isinstance(part, _IsPath) for part in metadata) or any(
+        _has_path(part) for part in get_args(bare) if _is_union(bare)
+    )
+
+
+def _is_union(hint: Any) -> bool:
+    return get_origin(hint) in (Union, types.UnionType)
+
+
+_WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", type(None): "None"}
+
+
+def words(hint: Any) -> str:
+    """What values of a type are, for people."""
+    *others, last = _alternatives(hint)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _alternatives(hint: Any) -> list[str]:
+    bare, metadata = _bare(hint)
+    if any(isinstance(part, tyro.constructors.PrimitiveConstructorSpec) for part in metadata):
+        return ["a whole number, like 5000, 10k or 2M"]
+    if get_origin(bare) is Literal:
+        return [str(part) for part in get_args(bare)]
+    if _is_union(bare):
+        return [each for part in get_args(bare) for each in _alternatives(part)]
+    if get_origin(bare) is tuple:
+        first, *others = get_args(bare)
+        each = words(first).removeprefix("a ") + "s"
+        return [each if others == [...] else f"{1 + len(others)} {each}"]
+    return [_WORDS.get(bare, getattr(bare, "__name__", str(bare)))]
+
+
+# Files -------------------------------------------------------------------------------------------------------------
+
+
+def from_json(kind: type[Kind], content: Any, where: str) -> Kind:
+    """The dataclass `kind` from JSON-able `content`, which must have all of its fields and no others.
+
+    Checked by types, and each value by `check`. where: what a message calls `content`.
+    Raises UserError that names the first field that is wrong.
+    """
+    import pydantic
+
+    _require_fields(kind, content, where)
+    strict = pydantic.ConfigDict(extra="forbid", strict=True)
+    try:
+        (value,) = pydantic.TypeAdapter(list[kind], config=strict).validate_json(json.dumps([content]))
+    except pydantic.ValidationError as error:
+        place = error.errors(include_url=False)[0]["loc"][1:]
+        name, hint = where, kind
+        for part in place:
+            fields = _fields(hint)
+            if part not in fields:
+                break
+            name, hint, content = f"{name}.{part}", fields[part], content[part]
+        raise UserError(f"{name} is {readable(json.dumps(content))}, must be {words(hint)}") from None
+    return check(value, lambda path: ".".join([where, *path]))
+
+
+def _fields(hint: Any) -> dict[str, Any]:
+    """Name to type of the fields of a dataclass or TypedDict; of anything else none."""
+    bare, _ = _bare(hint)
+    if dataclasses.is_dataclass(bare):
+        hints = get_type_hints(bare, include_extras=True)
+        return {each.name: hints[each.name] for each in dataclasses.fields(bare)}
+    return get_type_hints(bare, include_extras=True) if hasattr(bare, "__total__") else {}
+
+
+def _require_fields(hint: Any, content: Any, where: str) -> None:
+    """Raises UserError where a field is missing or unknown; values by default are for command lines only."""
+    fields = _fields(hint)
+    if not fields or not isinstance(content, dict):
+        return
+    if missing := [name for name in fields if name not in content]:
+        raise UserError(f"{where}.{missing[0]} is missing")
+    if unknown := [name for name in content if name not in fields]:
+        raise UserError(f"{where}.{readable(unknown[0])} is nothing that this version knows")
+    for name, each in fields.items():
+        _require_fields(each, content[name], f"{where}.{name}")

@@ -1,7 +1,9 @@
 """The backends that this machine can test, each under the name that the tests give it.
 
-`cpp-avx2` is the C++ backend held to that instruction set. `emulated` is the CUDA backend's own source, executed on the
-CPU under UBSan (tests/emulation). `triton` runs on a GPU, or on CPU tensors where TRITON_INTERPRET=1 is set.
+`cpp-avx2` is the C++ backend held to that instruction set; with FASTGAN_TEST_SANITIZER=address its kernels are compiled
+anew, under AddressSanitizer, which must be preloaded (test_tables_elsewhere.py). `emulated` is the CUDA backend's own
+source, executed on the CPU under UBSan (tests/emulation). `triton` runs on a GPU, or on CPU tensors where
+TRITON_INTERPRET=1 is set.
 """
 
 import os
@@ -17,6 +19,8 @@ from fastgan.ops import use_backend
 from fastgan_kernels import extension
 from tests.emulation import build as emulation
 
+# UBSan costs no time to speak of; for "address", which is another matter, see test_tables_elsewhere.py.
+SANITIZER = os.environ.get("FASTGAN_TEST_SANITIZER", "undefined")
 NAMES = ("torch", "cpp-baseline", "cpp-avx2", "cpp-avx512", "emulated", "triton", "cuda")
 
 
@@ -26,9 +30,7 @@ def device(name: str) -> str:
 
 @cache
 def emulated_module():
-    # UBSan costs no time to speak of; for "address", which is another matter, see test_tables_elsewhere.py.
-    sanitizer = os.environ.get("FASTGAN_TEST_SANITIZER", "undefined")
-    return emulation.load(emulation.build_fastgan(sanitizer), "_emulated")
+    return emulation.load(emulation.build_fastgan(SANITIZER), "_emulated")
 
 
 def _register_emulation() -> None:
@@ -44,6 +46,10 @@ def _register_emulation() -> None:
 
 @contextmanager
 def _instruction_set(isa: str):
+    if SANITIZER == "address":
+        with _sanitized(isa):
+            yield
+        return
     module = extension.module()
     before = module.cpu_isa()
     module.set_cpu_isa(isa)
@@ -51,6 +57,18 @@ def _instruction_set(isa: str):
         yield
     finally:
         module.set_cpu_isa(before)
+
+
+@contextmanager
+def _sanitized(isa: str):
+    """In place of the extension, its CPU kernels for an instruction set, compiled under AddressSanitizer."""
+    module = emulation.load(emulation.build_cpu_kernels(isa, "address"), "_sanitized")
+    module.cpu_isa = lambda: isa  # it has but one variant, whose name is "baseline"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extension, "_load", lambda: (module, None))
+        fastgan_kernels._extension_launchers.cache_clear()
+        yield
+    fastgan_kernels._extension_launchers.cache_clear()
 
 
 def why_not(name: str) -> str | None:
@@ -64,11 +82,13 @@ def why_not(name: str) -> str | None:
     if reason is None and isa:
         if isa not in extension.module().isas:
             return f"the extension has no {isa} kernels"
+        module = extension.module()
+        before = module.cpu_isa()
         try:
-            with _instruction_set(isa):
-                pass
+            module.set_cpu_isa(isa)
         except ValueError as error:
             return str(error)
+        module.set_cpu_isa(before)
     return reason
 
 

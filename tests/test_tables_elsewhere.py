@@ -1,5 +1,5 @@
 """The tables of cases of all operations in processes of their own: on Triton's interpreter, which is switched on before
-kernels are decorated, and on emulated CUDA sources compiled under AddressSanitizer, which is preloaded.
+kernels are decorated, and on CPU kernels and emulated CUDA sources compiled under AddressSanitizer, which is preloaded.
 
 All tables share a process: for one alone, what it imports takes longer than the cases.
 """
@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastgan_kernels import extension
+from tests import backends
 from tests.emulation import build as emulation
 
 TESTS = Path(__file__).parent
@@ -73,3 +75,44 @@ def test_cuda_sources_touch_only_their_own_memory():
     environment = {**os.environ, "FASTGAN_TEST_SANITIZER": "address"}
     done = emulation.run_under_address_sanitizer(command, env=environment, cwd=TESTS.parent)
     assert_all_passed(done, SANITIZED)
+
+
+@pytest.fixture
+def isa():
+    """The instruction set in use, whose kernels can be compiled under AddressSanitizer."""
+    if reason := backends.why_not("cpp") or emulation.why_unavailable("address"):
+        pytest.skip(reason)
+    return extension.module().cpu_isa()
+
+
+@pytest.mark.slow
+def test_cpu_kernels_touch_only_their_own_memory(isa):
+    """Whatever strides their arguments have."""
+    command = chosen({"test_layouts.py": "strides"}, f"cpp-{isa}")
+    environment = {**os.environ, "FASTGAN_TEST_SANITIZER": "address", "OMP_NUM_THREADS": "1"}
+    done = emulation.run_under_address_sanitizer(command, env=environment, cwd=TESTS.parent)
+    assert_all_passed(done, {"test_layouts.py": ""})
+
+
+# A weight's gradient whose taps are not one step apart, in memory of just its size: what `empty_like` made of a
+# transposed weight. The kernel writes behind its end.
+BEYOND = """
+import torch, fastgan_kernels
+from tests import backends
+with backends.forced("cpp-{isa}"):
+    outer = fastgan_kernels.BACKENDS["cpp"].launchers("few_channels").outer
+    wide, thin = (torch.randn(2, c, 8, 8).to(memory_format=torch.channels_last) for c in (64, 3))
+    weight = torch.empty_like(torch.randn(64, 3, 3, 3).transpose(2, 3))
+    first, second, _, step = weight.stride()
+    outer(weight, wide, thin, (3, 3, 1, 1, 1), False, (second, step, first))
+"""
+
+
+@pytest.mark.slow
+def test_a_kernel_that_writes_beyond_its_memory_is_reported(isa):
+    """The check itself must see what it is for."""
+    environment = {**os.environ, "FASTGAN_TEST_SANITIZER": "address", "OMP_NUM_THREADS": "1"}
+    command = ["-c", BEYOND.format(isa=isa)]
+    done = emulation.run_under_address_sanitizer(command, env=environment, cwd=TESTS.parent)
+    assert done.returncode != 0
+    assert "heap-buffer-overflow" in done.stderr and "few_channels_cpu.cpp" in done.stderr, done.stderr[-2000:]

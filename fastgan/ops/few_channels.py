@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import fastgan_kernels
-from fastgan.ops.layout import channels_last, empty_nhwc, is_channels_last
+from fastgan.ops.layout import channels_last, empty_nhwc, has_one_step, is_channels_last
 
 _FEW = 4  # channels at most
 _NUMBERS = 48  # of the image of few channels that go with a position of the other, at most
@@ -75,15 +75,15 @@ class FewChannels(NamedTuple):
         return self._map(dx, dy, weight, makes_thin=not self.makes_thin)
 
     def outer(self, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        """The gradient of the weight, in its layout."""
-        dw = torch.empty_like(weight)
+        """The gradient of the weight, in its layout if kernels take that, else contiguous."""
+        dw = torch.empty_like(weight) if has_one_step(weight) else weight.new_empty(weight.shape)
         thin, wide = (dy, x) if self.makes_thin else (x, dy)
         _launchers().outer(dw, _dense(wide), _dense(thin), *self._rest(dw))
         return dw
 
     def _map(self, to: Tensor, of: Tensor, weight: Tensor, makes_thin: bool) -> Tensor:
         run = _launchers().scatter if makes_thin else _launchers().gather
-        weight = weight if _has_one_step(weight) else weight.contiguous()
+        weight = weight if has_one_step(weight) else weight.contiguous()
         run(to, _dense(of), weight, *self._rest(weight))
         return to
 
@@ -115,8 +115,3 @@ def _launchers():
 def _dense(x: Tensor) -> Tensor:
     """An image in channels_last, without gaps."""
     return x.contiguous() if x.shape[1] == 1 else x.contiguous(memory_format=torch.channels_last)
-
-
-def _has_one_step(weight: Tensor) -> bool:
-    """Whether one distance leads from each tap to the next."""
-    return weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)

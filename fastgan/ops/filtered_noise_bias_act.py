@@ -172,6 +172,7 @@ class FilteredNoiseBiasAct(FusedOperation):
             )
         else:
             left, _, top, _, *rest = options
+            reference = _aligned_like(reference, dx)
             launchers.backward(du, *sums, grad, reference, taps, *small, left, top, *rest)
         launchers.upfirdn2d.forward(dx, du, taps, *adjoint(dx.shape, taps, options.filter))
 
@@ -198,7 +199,7 @@ class FilteredNoiseBiasAct(FusedOperation):
         )
         dx = None
         if du is not None:
-            dx = torch.empty_like(reference)
+            dx = torch.empty_like(reference, memory_format=torch.channels_last)
             launchers.upfirdn2d.forward(dx, du, taps, *adjoint(dx.shape, taps, filter))
         return ddy, dx, None, *sums
 
@@ -208,7 +209,7 @@ def _shape_of_x(grad, options) -> tuple[int, int, int, int]:
     return n, c, oh + 3 - options.top - options.bottom, ow + 3 - options.left - options.right
 
 
-def _aligned_like(grad: Tensor, reference: Tensor) -> Tensor:
-    """The gradient in the layout of `reference`, at an address that vectors can be loaded from."""
-    grad = dense_like(grad, reference)
-    return grad if grad.storage_offset() % (16 // grad.element_size()) == 0 else grad.clone()
+def _aligned_like(x: Tensor, reference: Tensor) -> Tensor:
+    """`x` in the layout of `reference`, at an address that vectors can be loaded from."""
+    x = dense_like(x, reference)
+    return x if x.storage_offset() % (16 // x.element_size()) == 0 else x.clone()

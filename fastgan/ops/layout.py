@@ -1,4 +1,9 @@
-"""The one view that all kernels take of an activation: N samples, C channels, P positions, in one of two layouts."""
+"""Memory layouts that kernels take: activations in one of two, described by a `View`; weights with one step per tap.
+
+Kernels see addresses and sizes, no strides. So every tensor that a launcher gets, argument or result, has been through
+a function of this module, or is small and contiguous (`fastgan.ops.arguments.prepared`). `torch.empty_like` allocates
+results of dense tensors only: of others it may keep any strides. tests/test_layouts.py holds every launch to this.
+"""
 
 from collections.abc import Sequence
 
@@ -23,12 +28,14 @@ def view_of(x: Tensor) -> View | None:
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Whether a dense `x` [N, C, H, W] is in channels_last.
+    """Whether `x` [N, C, H, W] is dense and in channels_last.
 
     Where sizes of 1 make the formats one in memory, its strides tell, as for torch's own operations: what is made of it
     may be larger.
     """
-    return x.stride(1) == 1 and x.stride(3) >= x.shape[1] and x.is_contiguous(memory_format=torch.channels_last)
+    if not x.is_contiguous(memory_format=torch.channels_last):
+        return False
+    return (x.stride(1) == 1 and x.stride(3) >= x.shape[1]) or not x.is_contiguous()
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -69,6 +76,11 @@ def weight_like(weight: Tensor, x: Tensor) -> Tensor:
     pass. A weight in another format would be copied by the convolution itself, forward and backward."""
     memory_format = torch.channels_last if is_channels_last(x) else torch.contiguous_format
     return weight.to(dtype=x.dtype, memory_format=memory_format)
+
+
+def has_one_step(weight: Tensor) -> bool:
+    """Whether one distance leads from each tap of a weight [.., .., kh, kw] to the next."""
+    return weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def channels(t: Tensor, like: Tensor) -> Tensor:

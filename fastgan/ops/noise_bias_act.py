@@ -143,7 +143,7 @@ def linearized(
     if y is not None and x.dtype != y.dtype:
         raise ValueError(f"linearized: x has dtype {x.dtype}, must be that of y, {y.dtype}")
     shape = (-1, *[1] * (x.dim() - 1))
-    constant = None if factor is None or bias is None else bias.to(arithmetic_dtype(x.dtype))
+    constant = None if factor is None or bias is None else bias.to(arithmetic_dtype(x.dtype)).contiguous()
     backend = backends.choose("noise_bias_act", x.device)
     if backend == "torch":
         moved = to_arithmetic(x)
@@ -152,20 +152,21 @@ def linearized(
         result = (moved * _slope_from_output(None if y is None else to_arithmetic(y), options)).to(x.dtype)
     else:
         # Of the double backward: slope * (gx + gstrength * noise), with the factor for a noise.
-        result = torch.empty_like(dense(x) if y is None else y)
+        result = torch.empty_like(dense(x if y is None else y))
         x = dense_like(x, result)
         noise = None
         if constant is not None:
             noise = factor.to(constant.dtype).view(shape).expand(-1, 1, *x.shape[2:]).contiguous()
         launchers = fastgan_kernels.BACKENDS[backend].launchers("noise_bias_act")
         launchers.double_backward(
-            _view(result, noise, None, None), result, None, None, None, None, None, result, x if y is None else y,
+            _view(result, noise, None, None), result, None, None, None, None, None, result,
+            x if y is None else dense_like(y, result),
             True, noise, constant, None, None, None, x, constant, None, None, None, *options,
         )  # fmt: skip
     if factor is None or clamp == math.inf:
         return result
     # On a CPU looking is cheap; on a GPU it would wait.
-    if y.device.type == "cpu" and (y.numel() == 0 or _lies_within(y, clamp)):
+    if y.device.type == "cpu" and (y.numel() == 0 or _lies_within(dense(y), clamp)):
         return result
     limited = F.hardshrink(y, clamp * (1 - torch.finfo(y.dtype).eps / 2))  # the next number below it, and 0 elsewhere
     return torch.addcmul(result, limited, factor.view(shape).to(y.dtype))
@@ -306,10 +307,9 @@ class NoiseBiasAct(FusedOperation):
         reference, *small = kept
         dx, _, *sums = grads
         grad = dense_like(grad, dx)
+        reference = grad if reference is None else dense_like(reference, dx)
         from_output = derivative_from_output(small[3], small[4], options)
-        launchers.backward(
-            _view(dx, *small), dx, *sums, grad, grad if reference is None else reference, from_output, *small, *options
-        )
+        launchers.backward(_view(dx, *small), dx, *sums, grad, reference, from_output, *small, *options)
 
     @staticmethod
     def double_backward(launchers, grad, kept, cotangents, options, needs):
@@ -318,17 +318,18 @@ class NoiseBiasAct(FusedOperation):
         from_output = derivative_from_output(small[3], small[4], options)
         if gx is None or (from_output and options.act != "lrelu"):
             return None  # curved: the derivative of the slope is a function of the output, left to autograd
-        like = gx if reference is None else reference
+        like = dense(gx if reference is None else reference)
         # From the output, only the gradient of dy is not zero.
         needs = [False] * len(needs) if from_output else needs
         ddy, *sums = NoiseBiasAct.allocate_grads(like, (like, *small), options, (True, *needs[2:]))
         dx = None if from_output else torch.empty_like(ddy)
         grad, gx = dense_like(grad, ddy), dense_like(gx, ddy)
+        reference = grad if reference is None else dense_like(reference, ddy)
         # What is summed up or transposed behind a backward pass hands its gradient over expanded or strided.
         gsums = [None if g is None else to_arithmetic(g).contiguous() for g in gsums]
         launchers.double_backward(
-            _view(ddy, *small, *gsums[2:]), ddy, dx, *sums[1:], grad, grad if reference is None else reference,
-            from_output, *small, gx, *gsums, *options,
+            _view(ddy, *small, *gsums[2:]), ddy, dx, *sums[1:], grad, reference, from_output, *small, gx, *gsums,
+            *options,
         )  # fmt: skip
         return ddy, dx, *sums
 

@@ -9,7 +9,7 @@ from fastgan.ops import backends
 from fastgan.ops.arguments import check_activation
 from fastgan.ops.arithmetic import arithmetic_dtype, to_arithmetic
 from fastgan.ops.fused import FusedOperation, register
-from fastgan.ops.layout import dense
+from fastgan.ops.layout import dense, dense_like
 
 
 class Options(NamedTuple):
@@ -65,8 +65,9 @@ class SquaredNorm(FusedOperation):
 
     @staticmethod
     def allocate_grads(grad, kept, options, needs):
-        return (torch.empty_like(kept[0]),)
+        return (torch.empty_like(dense(kept[0])),)
 
     @staticmethod
     def launch_backward(launchers, grads, grad, kept, options):
-        launchers.backward(*grads, grad.contiguous(), *kept)  # that of a mean is expanded
+        (dx,), (x,) = grads, kept
+        launchers.backward(dx, grad.contiguous(), dense_like(x, dx))  # the gradient of a mean is expanded

@@ -1,9 +1,10 @@
-"""Builds CUDA sources for execution on the CPU, as Python extension modules, for the tests.
+"""Builds kernels for the tests, as Python extension modules: CUDA sources for execution on the CPU, and CPU kernels
+under a sanitizer.
 
 `build` compiles sources under cuda_emulation.h and links them with the scheduler; `build_fastgan` does so with the
-project's own. Objects and modules are kept in a cache, keyed by everything that went into them, so that a second test
-run compiles nothing and parallel test workers share one compilation. Sanitizers apply to the .cu sources only: bindings
-and scheduler are common to all variants.
+project's own, `build_cpu_kernels` compiles the CPU kernels alone. Objects and modules are kept in a cache, keyed by
+everything that went into them, so that a second test run compiles nothing and parallel test workers share one
+compilation. Sanitizers apply to kernels only: bindings and scheduler are common to all variants.
 
 FASTGAN_TEST_CACHE names another folder for the cache; CXX another compiler.
 """
@@ -50,6 +51,13 @@ SANITIZER_FLAGS = {
     # Answered by handlers in scheduler.cpp, not by libubsan.
     "undefined": ["-O0", "-fsanitize=alignment,bounds,signed-integer-overflow,shift"],
 }
+# As in setup.py, by names of whole processors: the sanitized module has one variant, that of the CPU it runs on.
+ISA_FLAGS = {"baseline": [], "avx2": ["-march=x86-64-v3"], "avx512": ["-march=cooperlake"]}
+# Of instrumented code: it compiles in half the time where each check is a call.
+CALLED_CHECKS = {
+    "gcc": ["--param", "asan-instrumentation-with-call-threshold=0"],
+    "clang": ["-mllvm", "-asan-instrumentation-with-call-threshold=0"],
+}
 # Fibers would each get a fake stack, at a great cost; detecting use after return is not what we are after.
 NO_FAKE_STACK = {"gcc": ["--param", "asan-use-after-return=0"], "clang": ["-fsanitize-address-use-after-return=never"]}
 
@@ -70,12 +78,17 @@ def why_unavailable(sanitizer: Sanitizer | None = None) -> str | None:
 
 
 def build(
-    sources: Sequence[Path], name: str, *, sanitizer: Sanitizer | None = None, defines: Sequence[str] = ()
+    sources: Sequence[Path],
+    name: str,
+    *,
+    sanitizer: Sanitizer | None = None,
+    defines: Sequence[str] = (),
+    cpu_flags: Sequence[str] = (),
 ) -> Path:
     """Compile and link C++ and .cu `sources` into the extension module `name`, and return its path.
 
-    `defines` are macros, "NAME" or "NAME=value", for all sources. FASTGAN_MODULE is the module's name. Raises
-    RuntimeError with the compiler's messages if it refuses, and if `why_unavailable`.
+    `defines` are macros, "NAME" or "NAME=value", for all sources, `cpu_flags` are for CPU kernels. FASTGAN_MODULE is
+    the module's name. Raises RuntimeError with the compiler's messages if it refuses, and if `why_unavailable`.
     """
     if reason := why_unavailable(sanitizer):
         raise RuntimeError(reason)
@@ -87,6 +100,7 @@ def build(
     if _family() == "gcc":
         common.append("-fno-gnu-unique")  # else modules loaded side by side would share variables of templates
     of_kernels = [*SANITIZER_FLAGS[sanitizer], *(NO_FAKE_STACK[_family()] if sanitizer == "address" else [])]
+    of_cpu_kernels = [*of_kernels, *(CALLED_CHECKS[_family()] if sanitizer == "address" else []), *cpu_flags]
     of_scheduler = ["-O2", *(["-DEMULATION_ADDRESS"] if sanitizer == "address" else [])]
 
     def compile_one(source: Path) -> Path:
@@ -95,11 +109,13 @@ def build(
         else:
             # pybind11 hides its own types, and says so of every object that holds one of them.
             flags = of_kernels if source.suffix == ".cu" else ["-O1", "-Wno-attributes"]
+            flags = of_cpu_kernels if source.stem.endswith("_cpu") else flags
         arguments = [*common, *flags, "-x", "c++", "-c", str(source)]
         return _cached(arguments, [source, *_headers(), pybind11.__version__], f"{source.stem}.o")
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(compile_one, [*map(Path, sources), SCHEDULER]))
+        emulated = any(source.suffix == ".cu" for source in sources)
+        objects = list(pool.map(compile_one, [*map(Path, sources), *([SCHEDULER] if emulated else [])]))
     link = ["-shared", *map(str, objects)]
     if sys.platform == "darwin":
         link += ["-undefined", "dynamic_lookup"]
@@ -117,6 +133,18 @@ def build_fastgan(sanitizer: Sanitizer | None = None) -> Path:
     """
     sources = [CSRC / "module.cpp", *sorted(CSRC.glob("*_cuda.cu"))]
     return build(sources, "_emulated", sanitizer=sanitizer, defines=["FASTGAN_WITH_CUDA"])
+
+
+def build_cpu_kernels(isa: str, sanitizer: Sanitizer | None = None) -> Path:
+    """Build the project's own extension with its CPU kernels for one instruction set, and nothing else.
+
+    Load it by `load(path, "_sanitized")`. A bad access ends the process: there is no scheduler to make it an exception.
+    """
+    sources = [CSRC / "module.cpp", CSRC / "cpu.cpp", *sorted(CSRC.glob("*_cpu.cpp"))]
+    # The dispatcher always has a "baseline": here a name, the flags say for which processor it is.
+    flags = [*ISA_FLAGS[isa], "-DFASTGAN_ISA=baseline", "-Wno-unknown-pragmas", "-Wno-unused-parameter"]
+    flags += ["-fno-sanitize-recover=all"] if sanitizer else []
+    return build(sources, "_sanitized", sanitizer=sanitizer, defines=["FASTGAN_WITH_CPU"], cpu_flags=flags)
 
 
 @functools.cache

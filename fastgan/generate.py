@@ -417,7 +417,7 @@ def generate(options: Options) -> None:
     from fastgan.training.sampling import Unsupported
     from fastgan.training.trained import find
 
-    path, model, names, load = find(options.checkpoint)
+    path, model, names, load, *_ = find(options.checkpoint)
     labels = parse_classes(options.classes, names) or [("", None)]
     if options.classes is None and not options.all_classes:
         labels = labels[:1]

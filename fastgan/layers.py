@@ -27,7 +27,7 @@ from fastgan.ops.arithmetic import computes_in_fp16, to_arithmetic
 from fastgan.ops.convolution import filtered_conv2d
 from fastgan.ops.instance_norm import slope_of
 from fastgan.ops.noise_bias_act import slope_below_zero
-from fastgan.ops.upfirdn2d import BILINEAR, taps, upfirdn2d
+from fastgan.ops.upfirdn2d import BILINEAR, Filter, taps, upfirdn2d
 
 SQRT2 = math.sqrt(2.0)
 
@@ -112,6 +112,7 @@ class EqualizedConv2d(nn.Module):
         bias: whether there is one.
         down: 1 or 2.
         act, gain, clamp: see `noise_bias_act`; the default gain is sqrt(2) for the relu family.
+        resample_filter: with which `down` is done, see `taps`.
     """
 
     def __init__(
@@ -125,6 +126,7 @@ class EqualizedConv2d(nn.Module):
         act: str = "linear",
         gain: float | None = None,
         clamp: float | None = None,
+        resample_filter: Filter = BILINEAR,
     ):
         super().__init__()
         if kernel_size % 2 == 0:
@@ -139,17 +141,17 @@ class EqualizedConv2d(nn.Module):
         self.gain = _default_gain(act, gain)
         self.clamp = clamp
         if down == 2:
-            self.register_buffer("resample_filter", taps(), persistent=False)
+            self.register_buffer("resample_filter", taps(resample_filter), persistent=False)
 
     def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
         """The convolution alone, with the effective weight."""
         kernel_size = weight.shape[-1]
         if self.down == 1:
             return conv2d(x, weight, padding=kernel_size // 2)
+        around = _around(self.resample_filter, down=2, more=kernel_size // 2)
         if kernel_size == 1:
-            return conv2d(upfirdn2d(x, self.resample_filter, down=2, padding=(1, 1, 1, 1)), weight)
-        pad = 1 + kernel_size // 2
-        return filtered_conv2d(x, weight, self.resample_filter, filter_padding=(pad,) * 4, stride=2)
+            return conv2d(upfirdn2d(x, self.resample_filter, down=2, padding=around), weight)
+        return filtered_conv2d(x, weight, self.resample_filter, filter_padding=around, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in_channels, H, W] to [N, out_channels, H / down, W / down]."""
@@ -163,18 +165,24 @@ class EqualizedConv2d(nn.Module):
         return f"{_sizes(self.weight)}, down={self.down}, act={self.act}"
 
 
+def _around(filter: Tensor, up: int = 1, down: int = 1, more: int = 0) -> tuple[int, int, int, int]:
+    """Zeros (left, right, top, bottom) with which a filter enlarges `up` times, or reduces `down` times, and no more.
+
+    `more` are those of a convolution behind it. Negative where the filter is so short that rows are cropped.
+    """
+    sides = []
+    for k in (filter.shape[-1], filter.shape[0]):
+        missing = k - max(up, down)
+        sides += [(missing + 1) // 2 + up - 1 + more, missing // 2 + more]
+    return tuple(sides)
+
+
 class _Filter2d(nn.Module):
     """A FIR filter without parameters; the filter is a buffer that no checkpoint holds."""
 
-    def __init__(self, weights: tuple[float, ...]):
+    def __init__(self, weights: Filter):
         super().__init__()
         self.register_buffer("filter", taps(weights), persistent=False)
-
-    @property
-    def _around(self) -> tuple[int, int]:
-        """What is missing in front and behind where a filter of k taps is to keep the size: k - 1 in all."""
-        k = len(self.filter)
-        return k // 2, (k - 1) // 2
 
     def extra_repr(self) -> str:
         return f"taps={len(self.filter)}"
@@ -184,59 +192,54 @@ class Blur2d(_Filter2d):
     """Low-pass filter that keeps the size, to come before or after a layer with a stride (StyleGAN2's `Blur`).
 
     Args:
-        weights: of the separable filter, normalised here to a sum of 1.
+        weights: of the filter, see `taps`.
         padding: zeros (before, behind) each axis; by default such that the size is kept.
         gain: factor of the result: 4 behind a convolution that is transposed with stride 2.
     """
 
-    def __init__(
-        self, weights: tuple[float, ...] = BILINEAR, *, padding: tuple[int, int] | None = None, gain: float = 1.0
-    ):
+    def __init__(self, weights: Filter = BILINEAR, *, padding: tuple[int, int] | None = None, gain: float = 1.0):
         super().__init__(weights)
-        self.padding = self._around if padding is None else padding
+        self.padding = _around(self.filter) if padding is None else (*padding, *padding)
         self.gain = gain
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] to the same, or with `padding` given to H + before + behind - k + 1 and so on."""
-        return upfirdn2d(x, self.filter, padding=(*self.padding, *self.padding), gain=self.gain)
+        return upfirdn2d(x, self.filter, padding=self.padding, gain=self.gain)
 
 
 class Upsample2d(_Filter2d):
     """Doubles the size by zero insertion and a low-pass filter; the brightness is kept (StyleGAN2's `Upsample`).
 
     Args:
-        weights: of the separable filter, normalised here to a sum of 1.
+        weights: of the filter, see `taps`.
         factor: of the enlargement.
     """
 
-    def __init__(self, weights: tuple[float, ...] = BILINEAR, *, factor: int = 2):
+    def __init__(self, weights: Filter = BILINEAR, *, factor: int = 2):
         super().__init__(weights)
         self.factor = factor
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] to [N, C, factor * H, factor * W]."""
-        missing = len(self.filter) - self.factor
-        pad = ((missing + 1) // 2 + self.factor - 1, missing // 2)
-        return upfirdn2d(x, self.filter, up=self.factor, padding=(*pad, *pad), gain=self.factor**2)
+        around = _around(self.filter, up=self.factor)
+        return upfirdn2d(x, self.filter, up=self.factor, padding=around, gain=self.factor**2)
 
 
 class Downsample2d(_Filter2d):
     """Halves the size by a low-pass filter and decimation (StyleGAN2's `Downsample`).
 
     Args:
-        weights: of the separable filter, normalised here to a sum of 1.
+        weights: of the filter, see `taps`.
         factor: of the reduction.
     """
 
-    def __init__(self, weights: tuple[float, ...] = BILINEAR, *, factor: int = 2):
+    def __init__(self, weights: Filter = BILINEAR, *, factor: int = 2):
         super().__init__(weights)
         self.factor = factor
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W], sizes multiples of `factor`, to [N, C, H / factor, W / factor]."""
-        missing = len(self.filter) - self.factor
-        pad = ((missing + 1) // 2, missing // 2)
-        return upfirdn2d(x, self.filter, down=self.factor, padding=(*pad, *pad))
+        return upfirdn2d(x, self.filter, down=self.factor, padding=_around(self.filter, down=self.factor))
 
 
 class NoiseBiasLeakyReLU(nn.Module):
@@ -498,6 +501,7 @@ class ModulatedConv2d(_Transposable):
         in_channels, out_channels, kernel_size: sizes; the kernel is square.
         demodulate: whether the output is normalised.
         up, down: one of them may be 2, to double or halve the resolution with a low-pass filter, as StyleGAN2.
+        resample_filter: that filter, see `taps`.
     """
 
     def __init__(
@@ -509,6 +513,7 @@ class ModulatedConv2d(_Transposable):
         demodulate: bool = True,
         up: int = 1,
         down: int = 1,
+        resample_filter: Filter = BILINEAR,
     ):
         super().__init__()
         if (up, down) not in ((1, 1), (2, 1), (1, 2)):
@@ -518,7 +523,7 @@ class ModulatedConv2d(_Transposable):
         self.demodulate = demodulate
         self.up, self.down = up, down
         self.reads_transposed = up == 2
-        self.register_buffer("resample_filter", taps() if up != down else None, persistent=False)
+        self.register_buffer("resample_filter", taps(resample_filter) if up != down else None, persistent=False)
 
     def forward(self, x: Tensor, style: Tensor, *, scaled: bool = False, **epilogue) -> Tensor:
         """[N, in_channels, H, W] and a style [N, in_channels] to [N, out_channels, H * up / down, W * up / down].
@@ -649,11 +654,11 @@ class MinibatchStddev(nn.Module):
     """Appends the standard deviation over groups of samples as a feature map (Karras et al. 2018, section 3).
 
     Args:
-        group_size: samples a group; the batch must be a multiple of it, or smaller.
+        group_size: samples a group; the batch must be a multiple of it, or smaller. None: the batch is one group.
         features: maps appended; the channels are split among them.
     """
 
-    def __init__(self, group_size: int = 4, features: int = 1):
+    def __init__(self, group_size: int | None = 4, features: int = 1):
         super().__init__()
         self.group_size, self.features = group_size, features
 

@@ -56,7 +56,7 @@ def load(
     if batch < 1:
         raise UserError(f"batch is {batch}, must be at least 1")
     where = precision.choose_device("auto" if device is None else str(device))
-    _, model, names, load_onto = find(path)
+    _, model, names, load_onto, *_ = find(path)
     recorder = graphs.CudaRecorder(where) if where.type == "cuda" else None
     return Sampler(
         load_onto(where), model, names, precision.choose(amp, where), compile=compile, batch=batch, recorder=recorder

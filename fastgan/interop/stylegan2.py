@@ -5,7 +5,8 @@ stand: stylegan2-ada keeps those of the synthesis network in `synthesis_kwargs`,
 are those of `fastgan.models.stylegan2`, configured; what it does not contain is refused.
 """
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,27 @@ from fastgan import models
 from fastgan.errors import UserError
 from fastgan.interop import unpickling
 from fastgan.models import ModelConfig, stylegan2
-from fastgan.ops.upfirdn2d import taps
+from fastgan.ops.upfirdn2d import BILINEAR, taps
 
 NETWORKS = {"generator": "G", "ema": "G_ema", "critic": "D"}  # by the names fastgan has for them
 _CLASSES = {"generator": stylegan2.Generator, "ema": stylegan2.Generator, "critic": stylegan2.Critic}
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Networks:
+    """A file of another program that has been read.
+
+    Attributes:
+        config: what determines the shape of the averaged generator, and with it how images are drawn.
+        ema: its tensors, by fastgan's names.
+        everything: gives the configuration of all networks that are there, and the tensors of each by its name in
+            `NETWORKS`. Raises UserError if one of the others is what fastgan does not contain: drawing needs none.
+    """
+
+    config: ModelConfig
+    ema: Tensors
+    everything: Callable[[], tuple[ModelConfig, dict[str, Tensors]]]
 
 
 @dataclass(frozen=True)
@@ -50,39 +68,38 @@ def load_stylegan2(path: str | Path, device: str | torch.device = "cpu") -> Styl
     Raises UserError, naming the file, if it is damaged, holds anything that these networks have no use for, or networks
     that `fastgan.models.stylegan2` does not contain.
     """
-    config, tensors = read_stylegan2(path)
+    config, tensors = read_stylegan2(path).everything()
     networks = {name: build(name, config, tensors[name], device) if name in tensors else None for name in NETWORKS}
     networks["ema"].requires_grad_(False)
     return StyleGAN2(**networks, config=config)
 
 
-def read_stylegan2(path: str | Path) -> tuple[ModelConfig, dict[str, dict[str, Tensor]]]:
-    """What `load_stylegan2` makes networks of: for each of `NETWORKS` that is there, its tensors by fastgan's names.
-
-    They have been checked to be those of a network of that configuration. Raises UserError as it does.
-    """
+def read_stylegan2(path: str | Path) -> Networks:
+    """What `load_stylegan2` makes networks of. Raises UserError as it does."""
     content = unpickling.load(path)
-    try:
-        modules = _modules(content)
-        config = _configuration(modules)
-        generator, critic = _without_memory(config)
-        plain = {"generator": generator, "ema": generator, "critic": critic}
-        return config, {name: _renamed(module, name, plain[name]) for name, module in modules.items()}
-    except ValueError as error:
-        raise UserError(f"{path} {unpickling.shown(str(error))}") from None
+
+    def told(function: Callable, *arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except ValueError as error:
+            raise UserError(f"{path} {unpickling.shown(str(error))}") from None
+
+    modules = told(_modules, content)
+    config, ema = told(_averaged, modules["ema"])
+    return Networks(config, ema, lambda: told(_everything, config, ema, modules))
 
 
 def build(
     name: str, config: ModelConfig, tensors: Mapping[str, Tensor], device: str | torch.device = "cpu"
 ) -> nn.Module:
-    """One of `NETWORKS`, in eval mode, out of what `read_stylegan2` returned."""
+    """One of `NETWORKS`, in eval mode, out of tensors that were read for it."""
     with torch.random.fork_rng(devices=[]):  # what it is filled with first is of no interest
         network = _CLASSES[name](config)
     network.load_state_dict(dict(tensors))
     return network.to(device=device, memory_format=torch.channels_last).eval()
 
 
-def official_state_dict(network: stylegan2.Generator | stylegan2.Critic) -> dict[str, Tensor]:
+def official_state_dict(network: stylegan2.Generator | stylegan2.Critic) -> Tensors:
     """The state dictionary that the official class has, for any generator or critic of `fastgan.models.stylegan2`.
 
     Names, shapes and the constant filters are those that `load_state_dict(..., strict=True)` there asks for. Tensors
@@ -94,8 +111,10 @@ def official_state_dict(network: stylegan2.Generator | stylegan2.Critic) -> dict
     own = network.state_dict()
     if isinstance(network, stylegan2.Generator):
         square = own["synthesis.const"].shape[1:] == (4, 4)
+        filter = network.synthesis.upsample.filter
     else:
         square = own["dense.weight"].shape[1] == 16 * own["dense.weight"].shape[0]
+        filter = network.blocks[0].down.resample_filter
     if not square:
         raise ValueError("official_state_dict: the official networks know square images only")
     tensors = {}
@@ -103,10 +122,57 @@ def official_state_dict(network: stylegan2.Generator | stylegan2.Critic) -> dict
         value = own[name].detach().cpu()
         value = value[0, 0] if official.endswith("noise_const") else value
         tensors[official] = value.clone(memory_format=torch.contiguous_format)
-    return tensors | {f"{place}.resample_filter": _filter() for place in _places_of_filters(network)}
+    for place in _places_of_filters(network):
+        tensors[f"{place}.resample_filter"] = _as_kept(filter.cpu() if _resamples(network, place) else taps())
+    return tensors
 
 
-def _without_memory(config: ModelConfig) -> tuple[nn.Module, nn.Module]:
+def official_options(config: ModelConfig) -> dict[str, dict[str, Any]]:
+    """What the official classes are constructed with, by the names of `NETWORKS`; as stylegan2-ada nests them.
+
+    stylegan3's Generator takes what is in `synthesis_kwargs` among the others.
+    """
+    image = {"c_dim": config.num_classes, "img_resolution": config.resolution, "img_channels": config.channels}
+    filter = _as_list(config.resample_filter)
+    precision = {"num_fp16_res": 0, "conv_clamp": config.conv_clamp}
+    generator = {
+        "z_dim": config.z_dim,
+        "w_dim": config.style_dim,
+        **image,
+        "mapping_kwargs": {
+            "num_layers": config.mapping_layers,
+            "lr_multiplier": config.mapping_lr,
+            "w_avg_beta": config.w_avg_decay,
+        },
+        "synthesis_kwargs": {
+            "channel_base": config.channel_base,
+            "channel_max": config.channel_max,
+            **precision,
+            "architecture": config.generator_architecture,
+            "resample_filter": filter,
+            "use_noise": config.noise,
+        },
+    }
+    own = {"base": config.critic_channel_base, "max": config.critic_channel_max}
+    critic = {
+        **image,
+        "architecture": config.critic_architecture,
+        "channel_base": config.channel_base if own["base"] is None else own["base"],
+        "channel_max": config.channel_max if own["max"] is None else own["max"],
+        **precision,
+        "block_kwargs": {"resample_filter": filter},
+        "mapping_kwargs": {"num_layers": config.critic_mapping_layers, "lr_multiplier": config.directions_lr},
+        "epilogue_kwargs": {"mbstd_group_size": config.stddev_group, "mbstd_num_channels": config.stddev_features},
+    }
+    return {"generator": generator, "ema": generator, "critic": critic}
+
+
+def _as_list(value: Any) -> Any:
+    return [_as_list(each) for each in value] if isinstance(value, tuple) else value
+
+
+def plain_networks(config: ModelConfig) -> tuple[nn.Module, nn.Module]:
+    """Generator and critic without memory. Raises ValueError for a configuration that makes no sense."""
     try:
         with torch.device("meta"):
             return models.build(config)
@@ -114,8 +180,20 @@ def _without_memory(config: ModelConfig) -> tuple[nn.Module, nn.Module]:
         raise ValueError(f"has networks that fastgan does not contain: {error}") from None
 
 
-def _filter() -> Tensor:
-    return torch.outer(taps(), taps())
+def filter_of(kernel: Tensor) -> tuple:
+    """A filter as `ModelConfig` has it, of one [k] or [kh, kw] of any sum but 0; along both axes alike if it can be."""
+    kernel = kernel.detach().double() / kernel.sum()
+    if kernel.dim() == 2 and kernel.shape[0] == kernel.shape[1]:
+        row = kernel.sum(0)
+        kernel = row if torch.allclose(torch.outer(row, row), kernel, atol=1e-6) else kernel
+    if kernel.shape == (4,) and torch.allclose(kernel, taps().double(), atol=1e-6):
+        return BILINEAR
+    return tuple(map(tuple, kernel.tolist())) if kernel.dim() == 2 else tuple(kernel.tolist())
+
+
+def _as_kept(filter: Tensor) -> Tensor:
+    """The filter as an official module keeps it: a short one in two dimensions."""
+    return torch.outer(filter, filter) if filter.dim() == 1 and len(filter) < 8 else filter.clone()
 
 
 # ---- names ----------------------------------------------------------------------------------------------------------
@@ -141,7 +219,10 @@ def _generator_places(generator: stylegan2.Generator) -> Iterator[tuple[str, str
     layers = [("first", "b4.conv1")]
     for i in range(len(generator.synthesis.up)):
         layers += [(f"up.{i}", f"b{8 << i}.conv0"), (f"same.{i}", f"b{8 << i}.conv1")]
-    layers += [(f"to_rgb.{i}", f"b{4 << i}.torgb") for i in range(len(generator.synthesis.to_rgb))]
+    resolutions = [4 << i for i in range(len(generator.synthesis.up) + 1)]
+    with_rgb = resolutions if generator.synthesis.sums_images else resolutions[-1:]
+    layers += [(f"to_rgb.{i}", f"b{r}.torgb") for i, r in enumerate(with_rgb)]
+    layers += [(f"skip.{i}", f"b{8 << i}.skip") for i in range(len(generator.synthesis.skip))]
     for own, official in layers:
         for part in ("", ".conv", ".epilogue"):
             yield f"synthesis.{own}{part}", f"synthesis.{official}"
@@ -154,6 +235,8 @@ def _critic_places(critic: stylegan2.Critic) -> Iterator[tuple[str, str]]:
     for i in range(len(critic.blocks)):
         for own, official in (("conv", "conv0"), ("down", "conv1"), ("skip", "skip")):
             yield f"blocks.{i}.{own}", f"b{resolution >> i}.{official}"
+    for i in range(len(critic.from_smaller)):
+        yield f"from_smaller.{i}", f"b{resolution >> i + 1}.fromrgb"
     yield from (("conv", "b4.conv"), ("dense", "b4.fc"), ("out", "b4.out"), ("embed", "mapping.embed"))
     for i in range(len(critic.directions)):
         yield f"directions.{i}", f"mapping.fc{i}"
@@ -165,6 +248,12 @@ def _places_of_filters(network: nn.Module) -> set[str]:
     convolutions = {name for name in names if name.rpartition(".")[2] in ("conv", "conv0", "conv1", "skip", "fromrgb")}
     blocks = {name.rpartition(".")[0] for name in convolutions}
     return convolutions | blocks - {"b4"}  # the critic's last block, which has no filter of its own
+
+
+def _resamples(network: nn.Module, place: str) -> bool:
+    """Whether an official module keeps the filter it was given; those that do not resample keep the usual one."""
+    layer = place.rpartition(".")[2]
+    return layer not in (("conv1",) if isinstance(network, stylegan2.Generator) else ("conv0", "conv", "fromrgb"))
 
 
 # ---- tensors --------------------------------------------------------------------------------------------------------
@@ -217,13 +306,34 @@ def _tensors(module: unpickling.Module, prefix: str = "", seen: set[int] | None 
         yield from _tensors(child, f"{prefix}{name}.", seen)
 
 
-def _renamed(module: unpickling.Module, name: str, plain: nn.Module) -> dict[str, Tensor]:
+def _averaged(module: unpickling.Module) -> tuple[ModelConfig, Tensors]:
+    config = _generator_options(module)
+    return config, _renamed(module, "ema", config, plain_networks(config)[0])
+
+
+def _everything(
+    config: ModelConfig, ema: Tensors, modules: Mapping[str, unpickling.Module]
+) -> tuple[ModelConfig, dict[str, Tensors]]:
+    if "critic" in modules:
+        config = _with_critic_options(config, modules["critic"])
+    generator, critic = plain_networks(config)
+    tensors = {"ema": ema}
+    for name, plain in (("generator", generator), ("critic", critic)):
+        if name in modules:
+            tensors[name] = _renamed(modules[name], name, config, plain)
+    return config, tensors
+
+
+def _renamed(module: unpickling.Module, name: str, config: ModelConfig, plain: nn.Module) -> Tensors:
     """Tensors by fastgan's names. Raises ValueError unless they are those of `plain`, a network without memory."""
     there = dict(_tensors(module))
+    expected = _as_kept(taps(config.resample_filter))
     for key in [key for key in there if key.endswith("resample_filter")]:
         found = there.pop(key)
-        if found.shape != (4, 4) or not torch.allclose(found.float(), _filter(), atol=1e-6):
-            raise ValueError(f"has another filter than [1, 3, 3, 1] in {NETWORKS[name]}.{key}, which fastgan lacks")
+        if _resamples(plain, key.rpartition(".")[0]) and (
+            found.shape != expected.shape or not torch.allclose(found.float(), expected, atol=1e-6)
+        ):
+            raise ValueError(f"has another filter in {NETWORKS[name]}.{key} than in G_ema; fastgan has one for all")
     shapes = {key: value.shape for key, value in plain.state_dict().items()}
     tensors = {}
     for own, official in _names(plain).items():
@@ -253,15 +363,10 @@ _POSITIONS = {
 # What does not change the numbers: speed, precision (that of fastgan is its caller's), and what training does.
 _WITHOUT_EFFECT = frozenset({
     *("num_fp16_res", "use_fp16", "fp16_channels_last", "channels_last", "fused_modconv_default"),
-    *("w_avg_beta", "freeze_layers", "freeze_embed"),
+    *("freeze_layers", "freeze_embed"),
 })  # fmt: skip
-# What is contained in one form only.
-_ONLY: dict[str, tuple[Any, ...]] = {
-    "activation": ("lrelu",),
-    "resample_filter": ([1, 3, 3, 1], (1, 3, 3, 1)),
-    "kernel_size": (3,),
-    "use_noise": (True,),
-}
+_ONLY: dict[str, tuple[Any, ...]] = {"activation": ("lrelu",), "kernel_size": (3,)}  # contained in one form only
+_MOST_TAPS = 64
 
 
 class _Options:
@@ -295,11 +400,32 @@ class _Options:
             raise self.wrong(name, value, f"must be a whole number from {least} to {most}")
         return value
 
-    def number(self, name: str, default: float) -> float:
+    def number(self, name: str, default: float, most: float = 1e9) -> float:
         value = self.given.pop(name, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e9:
-            raise self.wrong(name, value, "must be a number above 0")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= most:
+            raise self.wrong(name, value, f"must be a number above 0, {most:g} at most")
         return float(value)
+
+    def filter(self, kept: Tensor | None) -> tuple:
+        """The resampling filter, as it was given, or where that is no list as the layers keep it."""
+        value = self.given.pop("resample_filter", [1, 3, 3, 1])
+        if not isinstance(value, (list, tuple)):
+            value = filter_of(kept) if kept is not None and kept.dim() in (1, 2) and kept.sum() != 0 else value
+        right = f"must be a list of at most {_MOST_TAPS} numbers, or of such lists of one length, whose sum is not 0"
+        wrong = self.wrong("resample_filter", value, right)
+        if not isinstance(value, (list, tuple)):
+            raise wrong
+        two = any(isinstance(row, (list, tuple)) for row in value)
+        rows = list(value) if two else [value]
+        if not all(isinstance(row, (list, tuple)) and len(row) == len(rows[0]) <= _MOST_TAPS for row in rows):
+            raise wrong
+        flat = [each for row in rows for each in row]
+        if len(rows) > _MOST_TAPS or not all(isinstance(x, (int, float)) and abs(x) < 1e9 for x in flat):
+            raise wrong
+        if not abs(sum(flat)) > 1e-9:
+            raise wrong
+        rows = tuple(tuple(map(float, row)) for row in rows)
+        return rows if two else rows[0]
 
     def one_of(self, name: str, *contained: Any) -> Any:
         """An option of which fastgan contains these values; the first is the default."""
@@ -308,52 +434,81 @@ class _Options:
             raise self.wrong(name, value, f"fastgan does not contain; it has {' and '.join(map(str, contained))}")
         return value
 
+    def width_of_labels(self, width: int, num_classes: int, layers: int) -> None:
+        """A mapping network is as wide as its result; what is given for layers that it lacks has no effect."""
+        for name, matters in (("embed_features", num_classes > 0), ("layer_features", layers > 1)):
+            value = self.given.pop(name, None)
+            if matters and value is not None and value != width:
+                raise self.wrong(name, value, f"fastgan does not contain; it has {width} as in the layers around")
+
     def finish(self) -> None:
         """Refuse what nobody asked for."""
         for name in self.given:
             raise self.wrong(str(name)[:40], self.given[name], "fastgan's StyleGAN2 does not know")
 
 
-def _configuration(modules: dict[str, unpickling.Module]) -> ModelConfig:
-    """That of all networks, which must agree. Raises ValueError for what fastgan does not contain."""
-    ema, critic = modules["ema"], modules.get("critic")
+def _generator_options(ema: unpickling.Module) -> ModelConfig:
+    """What drawing needs to know. Raises ValueError for what fastgan does not contain."""
+    if _at(ema, "synthesis", "input") is not None:
+        raise ValueError(
+            "holds an alias-free generator of stylegan3 (stylegan3-t or stylegan3-r), which fastgan does not contain; "
+            "it reads the StyleGAN2 networks of that repository (--cfg=stylegan2)"
+        )
     if _at(ema, "synthesis", "b4") is None:
         raise ValueError("has a G_ema that is no StyleGAN2 (its synthesis network has no block b4)")
     options = _Options("G_ema", ema, ("mapping_kwargs", "synthesis_kwargs"))
     # stylegan2-ada limits activations only if told to; stylegan3, whose options are flat, unless told not to.
-    default_clamp = None if options.is_nested else 256
-    width = options.whole("z_dim", least=1)
-    for name in ("w_dim", "embed_features", "layer_features"):
-        options.one_of(name, width, *([] if name == "w_dim" else [None]))
-    options.one_of("architecture", "skip")
-    shared = _shared(options, _clamp(options, _at(ema, "synthesis", "b4", "conv1"), default_clamp))
-    shared["mapping_lr"] = options.number("lr_multiplier", 0.01)
-    config = shared | {"z_dim": width, "mapping_layers": options.whole("num_layers", 8, least=1, most=64)}
+    default_clamp, decay = (None, 0.995) if options.is_nested else (256, 0.998)
+    config = _shared(options, _clamp(options, _at(ema, "synthesis", "b4", "conv1"), default_clamp))
+    config["z_dim"] = options.whole("z_dim", least=1)
+    width = options.whole("w_dim", least=1)
+    config["w_dim"] = None if width == config["z_dim"] else width
+    config["mapping_layers"] = options.whole("num_layers", 8, least=1, most=64)
+    config["mapping_lr"] = options.number("lr_multiplier", 0.01)
+    decay = _at(ema, "mapping").state.get("w_avg_beta", decay) if _at(ema, "mapping") is not None else decay
+    config["w_avg_decay"] = options.number("w_avg_beta", decay, most=1)
+    options.width_of_labels(width, config["num_classes"], config["mapping_layers"])
+    config["generator_architecture"] = options.one_of("architecture", "skip", "resnet", "orig")
+    config["noise"] = options.one_of("use_noise", True, False)
+    layer = _at(ema, "synthesis", "b8", "conv0")
+    kept = _table(layer.state.get("_buffers", {})).get("resample_filter") if layer is not None else None
+    config["resample_filter"] = options.filter(kept if isinstance(kept, Tensor) else None)
     options.finish()
-    if critic is not None:
-        config |= _critic_options(critic, shared, default_clamp)
     return ModelConfig(arch="stylegan2", **config)
 
 
-def _critic_options(critic: unpickling.Module, shared: dict[str, Any], default_clamp: float | None) -> dict[str, Any]:
-    """What only the critic has; the rest must be as in the generator."""
+def _with_critic_options(config: ModelConfig, critic: unpickling.Module) -> ModelConfig:
+    """Adds what only the critic has; the rest must be as in the generator."""
     options = _Options("D", critic, ("block_kwargs", "mapping_kwargs", "epilogue_kwargs"))
-    config = {"residual_critic": options.one_of("architecture", "resnet", "orig") == "resnet"}
-    own = _shared(options, _clamp(options, _at(critic, "b4", "conv"), default_clamp))
-    own["mapping_lr"] = options.number("lr_multiplier", 0.01) if own["num_classes"] else shared["mapping_lr"]
-    options.given.pop("lr_multiplier", None)
-    for name, value in own.items():
-        if value != shared[name]:
-            raise ValueError(f"has {name} {value} in D and {shared[name]} in G_ema; fastgan has one for both")
-    width = min(own["channel_base"] // 4, own["channel_max"])
-    for name, contained in (("cmap_dim", width), ("embed_features", width), ("layer_features", width)):
-        options.one_of(name, None, contained, *([] if own["num_classes"] else [0]))
+    own = _shared(options, _clamp(options, _at(critic, "b4", "conv"), config.conv_clamp))
+    for name in ("resolution", "channels", "num_classes", "conv_clamp"):
+        if own[name] != getattr(config, name):
+            raise ValueError(
+                f"has {name} {own[name]} in D and {getattr(config, name)} in G_ema; fastgan has one for both"
+            )
+    options.given.pop("resample_filter", None)  # its layers tell whether it is that of the generator
+    found = {
+        f"critic_{name}": None if own[name] == getattr(config, name) else own[name]
+        for name in ("channel_base", "channel_max")
+    }
+    found["critic_architecture"] = options.one_of("architecture", "resnet", "skip", "orig")
+    rate = options.number("lr_multiplier", 0.01)
+    found["critic_mapping_lr"] = None if rate == config.mapping_lr else rate
     layers = options.whole("num_layers", 8, most=64)
-    config["critic_mapping_layers"] = layers if own["num_classes"] else 0
-    config["stddev_group"] = options.whole("mbstd_group_size", 4, least=1)
-    config["stddev_features"] = options.whole("mbstd_num_channels", 1)
+    found["critic_mapping_layers"] = layers if config.num_classes else 0
+    width = min(own["channel_base"] // 4, own["channel_max"])
+    projected = options.given.pop("cmap_dim", None)
+    if config.num_classes and projected not in (None, width):
+        raise options.wrong("cmap_dim", projected, f"fastgan does not contain; it has {width}, the features at 4x4")
+    options.width_of_labels(width, config.num_classes, found["critic_mapping_layers"])
+    group = options.given.pop("mbstd_group_size", 4)
+    if group is not None:
+        options.given["mbstd_group_size"] = group
+        group = options.whole("mbstd_group_size", least=1)
+    found["stddev_group"] = group
+    found["stddev_features"] = options.whole("mbstd_num_channels", 1)
     options.finish()
-    return config
+    return dataclasses.replace(config, **found)
 
 
 def _shared(options: _Options, clamp: float | None) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 A pickle is a program, whose instructions may import any function and call it. Here a machine of its own runs it, which
 imports nothing: it knows the instructions that make plain data, and the few names of `_KNOWN`, for each of which stands
 a function of this module. A module of the official code is not made, but described (`Module`); the Python source that
-the file holds for it is dropped. Everything else is refused: other names and instructions, calls of anything else, keys
-and members that are not plain. What a hostile file can cost is limited by its size.
+the file holds for it is dropped. Objects of other classes, such as forks add to their files, are not made either, but
+named (`Stranger`). Calls of anything else are refused, as no file of networks has a use for them. What a hostile file
+can cost is limited by its size.
 """
 
 import io
@@ -37,14 +38,22 @@ class Module:
     state: dict[str, Any]
 
 
+@dataclass(frozen=True, eq=False)
+class Stranger:
+    """An object or function of which nothing is known, and nothing kept, but its name."""
+
+    name: str
+
+
 class _Refused(Exception):
     """Something that does not belong into these files; the message says what."""
 
 
 def load(path: str | Path) -> Any:
-    """What the pickle at `path` describes: dicts, lists, tuples, sets, strings, numbers, tensors on the CPU, `Module`.
+    """What the pickle at `path` describes: dicts, lists, tuples, sets, strings, numbers, tensors on the CPU, `Module`,
+    `Stranger`. Keys of dicts and members of sets that are no strings or small numbers are left out.
 
-    Raises UserError, naming the file, if it cannot be read, is damaged, or holds anything else.
+    Raises UserError, naming the file, if it cannot be read, is damaged, or calls what makes no such thing.
     """
     path = Path(path)
     try:
@@ -54,7 +63,7 @@ def load(path: str | Path) -> Any:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     try:
-        return _Machine(len(content)).run(content)
+        return _Machine(2 * len(content)).run(content)
     except _Refused as refusal:
         raise UserError(f"{path} {refusal}; {_HARMLESS}") from None
     except _DAMAGE:
@@ -156,20 +165,31 @@ def _parameter(tensor: Any, requires_grad: Any, hooks: Any) -> Tensor:
     return tensor
 
 
-def _set(members: Any) -> set[str]:
-    if not isinstance(members, list):
+def _set(members: Any = ()) -> set[str | int]:
+    if not isinstance(members, list | tuple):
         raise _Refused("holds a set that is not made of a list")
-    return {_string(member) for member in members}
+    return {member for member in members if _is_key(member)}
 
 
-def _numpy_dtype(code: Any, *_: Any) -> _NumpyDtype:
-    if not re.fullmatch("[biuf][1248]", _string(code)):
-        raise _Refused(f"holds numpy's dtype {shown(code)}")
-    return _NumpyDtype(code)
+def _encode(text: Any, encoding: Any = None) -> bytes:
+    """Bytes, as protocol 2 has them."""
+    if encoding != "latin1":
+        raise _Refused("encodes a string in a way that pickles do not")
+    return _string(text).encode("latin1")
 
 
-def _numpy_scalar(dtype: Any, content: Any) -> float | int | bool:
-    if not isinstance(dtype, _NumpyDtype) or not isinstance(content, bytes) or len(content) != int(dtype.code[1:]):
+def _no_bytes() -> bytes:
+    return b""
+
+
+def _numpy_dtype(code: Any, *_: Any) -> _NumpyDtype | Stranger:
+    return _NumpyDtype(code) if re.fullmatch("[biuf][1248]", _string(code)) else Stranger("numpy dtype")
+
+
+def _numpy_scalar(dtype: Any, content: Any) -> float | int | bool | Stranger:
+    if not isinstance(dtype, _NumpyDtype):
+        return Stranger("numpy scalar")
+    if not isinstance(content, bytes) or len(content) != int(dtype.code[1:]):
         raise _Refused("holds a number of numpy's that is damaged")
     return np.frombuffer(content, "<" + dtype.code)[0].item()
 
@@ -180,6 +200,8 @@ _KNOWN: dict[str, Callable[..., Any]] = {
     "collections OrderedDict": dict,
     "builtins set": _set,
     "__builtin__ set": _set,  # as protocol 2 has it
+    "__builtin__ bytes": _no_bytes,
+    "_codecs encode": _encode,
     "torch._utils _rebuild_tensor_v2": _tensor,
     "torch._utils _rebuild_parameter": _parameter,
     "torch.storage _load_from_bytes": _numbers,
@@ -189,13 +211,33 @@ _KNOWN: dict[str, Callable[..., Any]] = {
 }
 
 
-def _known(name: str) -> _Name:
+# Where functions come from that make data: arrays, dates, paths. What they would return is a `Stranger`. None is ever
+# called; that others are refused is an alarm: a file that asks for os.system is not worth anyone's trust.
+_MAKE_DATA = frozenset({
+    *("torch", "numpy", "collections", "copyreg", "datetime", "pathlib", "decimal", "fractions", "uuid", "argparse"),
+    *("dnnlib", "torch_utils", "training", "metrics", "easydict", "omegaconf", "types", "zoneinfo", "random"),
+})  # fmt: skip
+_MAKE_DATA_TOO = frozenset(f"{module} {name}" for module in ("builtins", "__builtin__") for name in (
+    *("bytearray", "complex", "frozenset", "list", "tuple", "dict", "range", "xrange"),
+    *("slice", "object", "str", "int", "float"),
+))  # fmt: skip
+
+
+def _known(name: str) -> _Name | Stranger:
     """For a module and a name in it, with a space between them."""
     if name in _KNOWN:
         return _Name(name, _KNOWN[name])
     if name.startswith("dnnlib.tflib"):
         raise _Refused("is a network of the TensorFlow version; the official code (legacy.py) converts it")
-    raise _Refused(f"asks for {shown(name.replace(' ', '.'))}, which these networks have no use for: refused")
+    return Stranger(name)
+
+
+def _stranger(function: Stranger) -> Stranger:
+    """What a call of an unknown function is taken to return. Raises _Refused for those that make no data."""
+    if function.name not in _MAKE_DATA_TOO and re.split(r"[. ]", function.name)[0] not in _MAKE_DATA:
+        called = shown(function.name.replace(" ", "."))
+        raise _Refused(f"asks for {called}, which these networks have no use for: refused")
+    return function
 
 
 def shown(text: str) -> str:
@@ -236,16 +278,17 @@ _CONSTANTS: dict[str, Callable[[], Any]] = {
 }
 _WITH_VALUE = frozenset({
     *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"),
-    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
 })  # fmt: skip
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 class _Machine:
     """Instructions as https://github.com/python/cpython/blob/main/Lib/pickletools.py explains them; those of protocols
-    2 to 4 that make plain data.
+    2 to 5 that make plain data.
 
-    Calls may copy `bytes_left` elements of bytes and lists, all together: as many as a file has that names each once.
+    Calls may copy `bytes_left` elements of bytes, strings and lists, all together. A file that names each once copies
+    them once; one of protocol 2 twice, since `_encode` makes bytes of strings.
     """
 
     def __init__(self, bytes_left: int):
@@ -309,6 +352,12 @@ class _Machine:
 
     do_long_binput, do_long_binget = do_binput, do_binget
 
+    def do_pop(self, _: None) -> None:
+        self.stack.pop()
+
+    def do_pop_mark(self, _: None) -> None:
+        self.pop_to_mark()
+
     # Containers.
 
     def do_tuple(self, _: None) -> None:
@@ -322,9 +371,10 @@ class _Machine:
 
     def extend(self, values: list[Any]) -> None:
         (target,) = self.top(1)
-        if not isinstance(target, list):
+        if isinstance(target, list):
+            target.extend(values)
+        elif not isinstance(target, Stranger):
             raise _Refused("appends to something that is no list")
-        target.extend(values)
 
     def do_setitem(self, _: None) -> None:
         value, key = self.pop(), self.pop()
@@ -336,16 +386,22 @@ class _Machine:
     def update(self, pairs: list[Any]) -> None:
         (target,) = self.top(1)
         keys, values = pairs[::2], pairs[1::2]
-        if not isinstance(target, dict) or not all(map(_is_key, keys)):
-            raise _Refused("has a dict with keys that are neither strings nor small numbers")
-        target.update(zip(keys, values, strict=True))
+        items = zip(keys, values, strict=True)
+        if isinstance(target, dict):
+            target.update({key: value for key, value in items if _is_key(key)})
+        elif not isinstance(target, Stranger):
+            raise _Refused("sets items of something that is no dict")
 
     def do_additems(self, _: None) -> None:
         members = self.pop_to_mark()
         (target,) = self.top(1)
-        if not isinstance(target, set):
+        if isinstance(target, set):
+            target.update(_set(members))
+        elif not isinstance(target, Stranger):
             raise _Refused("adds to something that is no set")
-        target.update(_set(members))
+
+    def do_frozenset(self, _: None) -> None:
+        self.stack.append(_set(self.pop_to_mark()))
 
     # Names and calls.
 
@@ -361,23 +417,38 @@ class _Machine:
 
     def do_reduce(self, _: None) -> None:
         arguments, function = _tuple(self.pop()), self.pop()
+        if isinstance(function, Stranger):
+            self.stack.append(_stranger(function))
+            return
         if not isinstance(function, _Name):
             raise _Refused("calls something that is no function: refused")
         if function.call is dict and arguments:
             raise _Refused("makes a dict in a way that the official code does not")
-        self.bytes_left -= sum(len(each) for each in arguments if isinstance(each, (bytes, list)))
+        self.bytes_left -= sum(len(each) for each in arguments if isinstance(each, (bytes, str, list)))
         if self.bytes_left < 0:  # the same ones could be named any number of times
             raise _Refused("makes tensors or sets that are larger than the file")
         self.stack.append(function.call(*arguments))
 
     def do_newobj(self, argument: None) -> None:
-        if not isinstance(self.top(2)[0], _Name) or self.top(2)[0].call is not dict:
+        kind = self.top(2)[0]
+        if isinstance(kind, Stranger):  # an object as it was before it had attributes: no function is called for it
+            self.stack[-2:] = [kind]
+            return
+        if not isinstance(kind, _Name) or kind.call is not dict:
             raise _Refused("makes an object that is no dict: refused")
         self.do_reduce(argument)
 
+    def do_newobj_ex(self, argument: None) -> None:
+        self.pop()
+        self.do_newobj(argument)
+
     def do_build(self, _: None) -> None:
-        state = _tuple(self.pop())
-        if not isinstance(self.top(1)[0], _NumpyDtype) or state[1] not in ("<", "|"):
+        state, (target,) = self.pop(), self.top(1)
+        if isinstance(target, Stranger):
+            return
+        if isinstance(target, dict) and isinstance(state, dict):  # the attributes of an OrderedDict or EasyDict
+            return
+        if not isinstance(target, _NumpyDtype) or _tuple(state)[1] not in ("<", "|", "="):
             raise _Refused("sets the attributes of an object: refused")
 
 
@@ -386,6 +457,15 @@ _STORAGES = {
     "torch DoubleStorage": torch.float64,
     "torch HalfStorage": torch.float16,
     "torch BFloat16Storage": torch.bfloat16,
+    "torch.storage UntypedStorage": torch.uint8,  # of newer dtypes
+    "torch LongStorage": torch.int64,
+    "torch IntStorage": torch.int32,
+    "torch ShortStorage": torch.int16,
+    "torch CharStorage": torch.int8,
+    "torch ByteStorage": torch.uint8,
+    "torch BoolStorage": torch.bool,
+    "torch ComplexFloatStorage": torch.complex64,
+    "torch ComplexDoubleStorage": torch.complex128,
 }
 
 

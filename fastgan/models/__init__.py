@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from fastgan.models import cgan, dcgan, mlp, pggan, r3gan, stylegan, stylegan2
+from fastgan.ops.upfirdn2d import BILINEAR
 
 ARCHITECTURES = {
     "mlp": mlp,
@@ -31,20 +32,29 @@ class ModelConfig:
             levels: it is 4 * 2^k for `first` * 2^k.
         channels: of the image: 1 grey, 3 RGB.
         num_classes: of labels; 0 for none.
-        z_dim: size of the latent z (and of w, where there is one).
+        z_dim: size of the latent z.
+        w_dim: size of w, in style-based networks; None for that of z.
         channel_base: feature maps at resolution r are `min(channel_base / r, channel_max)`.
         channel_max: upper limit of the feature maps. Networks whose widths do not depend on the resolution (mlp, cgan,
             dcgan's "upsample") go by it alone.
+        critic_channel_base, critic_channel_max: the same of StyleGAN2's critic; None for those of the generator.
         mapping_layers: of StyleGAN2's mapping network.
         mapping_lr: factor of the learning rate of that network.
+        w_avg_decay: share of the mean of w that a training step keeps; 1 for a mean that is never updated.
         variant: which of an architecture's forms: "transposed" or "upsample" for dcgan, "conv" or "mlp" for cgan; empty
             for the first of them, and where there is one form only.
         critic_norm: whether critics with batch norm (dcgan, cgan's "conv") have it.
         critic_mapping_layers: dense layers between the embedding of a label and what StyleGAN2's critic projects upon.
+        critic_mapping_lr: factor of their learning rate; None for `mapping_lr`.
         conv_clamp: limit of the activations of StyleGAN2's convolutions; None for none.
-        stddev_group: samples that StyleGAN2's critic compares with each other.
+        stddev_group: samples that StyleGAN2's critic compares with each other; None for all of a batch.
         stddev_features: feature maps it makes of that, of which the channels at 4x4 must be a multiple; 0 for none.
-        residual_critic: whether StyleGAN2's critic is made of residual blocks.
+        generator_architecture: of StyleGAN2's generator: "skip" adds up images of all resolutions, "resnet" is made of
+            residual blocks, "orig" does neither.
+        critic_architecture: of its critic: "resnet" is made of residual blocks, "skip" looks at the image in each
+            resolution, "orig" does neither.
+        noise: whether the layers of StyleGAN2's generator have noise.
+        resample_filter: with which StyleGAN2 resamples: [k] for both axes or [kh][kw]; any sum but 0.
         first: height and width of the smallest feature maps, of the generator's first and the critic's last; 4x4 for a
              square image. Families without `ANY_SHAPE` know no other.
     """
@@ -54,21 +64,40 @@ class ModelConfig:
     channels: int = 1
     num_classes: int = 0
     z_dim: int = 128
+    w_dim: int | None = None
     channel_base: int = 512
     channel_max: int = 128
+    critic_channel_base: int | None = None
+    critic_channel_max: int | None = None
     mapping_layers: int = 2
     mapping_lr: float = 0.1
+    w_avg_decay: float = 0.995
     variant: str = ""
     critic_norm: bool = True
     critic_mapping_layers: int = 0
+    critic_mapping_lr: float | None = None
     conv_clamp: float | None = 256.0
-    stddev_group: int = 4
+    stddev_group: int | None = 4
     stddev_features: int = 1
-    residual_critic: bool = True
+    generator_architecture: str = "skip"
+    critic_architecture: str = "resnet"
+    noise: bool = True
+    resample_filter: tuple[float, ...] | tuple[tuple[float, ...], ...] = BILINEAR
     first: tuple[int, int] = (4, 4)
 
     def __post_init__(self):
-        object.__setattr__(self, "first", tuple(self.first))  # JSON has made a list of it
+        for name in ("first", "resample_filter"):  # JSON has made lists of them
+            object.__setattr__(self, name, _as_tuple(getattr(self, name)))
+
+    @property
+    def style_dim(self) -> int:
+        """Size of w."""
+        return self.z_dim if self.w_dim is None else self.w_dim
+
+    @property
+    def directions_lr(self) -> float:
+        """Factor of the learning rate of the critic's mapping layers."""
+        return self.mapping_lr if self.critic_mapping_lr is None else self.critic_mapping_lr
 
     def plane(self, resolution: int) -> tuple[int, int]:
         """Height and width of the feature maps at one of `resolutions`; at the last, of the image."""
@@ -78,16 +107,27 @@ class ModelConfig:
         """Feature maps at a resolution."""
         return min(self.channel_base // resolution, self.channel_max)
 
+    def critic_features(self, resolution: int) -> int:
+        """The same of StyleGAN2's critic."""
+        base, most = self.critic_channel_base, self.critic_channel_max
+        base = self.channel_base if base is None else base
+        return min(base // resolution, self.channel_max if most is None else most)
+
     @property
     def resolutions(self) -> list[int]:
         """4, 8, ... up to that of the image."""
         return [2**i for i in range(2, self.resolution.bit_length())]
 
 
+def _as_tuple(value):
+    return tuple(map(_as_tuple, value)) if isinstance(value, list | tuple) else value
+
+
 _LEAST = {
-    **dict.fromkeys(("channels", "z_dim", "channel_max", "stddev_group"), 1),
+    **dict.fromkeys(("channels", "z_dim", "w_dim", "channel_max", "critic_channel_max", "stddev_group"), 1),
     **dict.fromkeys(("num_classes", "critic_mapping_layers", "stddev_features"), 0),
 }
+_WORDS = {"generator_architecture": ("skip", "resnet", "orig"), "critic_architecture": ("resnet", "skip", "orig")}
 
 
 def build(config: ModelConfig) -> tuple[nn.Module, nn.Module]:
@@ -97,10 +137,17 @@ def build(config: ModelConfig) -> tuple[nn.Module, nn.Module]:
     if config.resolution < 8 or config.resolution & (config.resolution - 1):
         raise ValueError(f"resolution is {config.resolution}, must be a power of two from 8")
     for name, least in _LEAST.items():
-        if getattr(config, name) < least:
-            raise ValueError(f"{name} is {getattr(config, name)}, must be at least {least}")
-    if config.features(config.resolution) < 1:
-        raise ValueError(f"channel_base is {config.channel_base}, must be at least the resolution {config.resolution}")
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise ValueError(f"{name} is {value}, must be at least {least}")
+    for name, words in _WORDS.items():
+        if getattr(config, name) not in words:
+            raise ValueError(f"{name} is {getattr(config, name)!r}, must be one of {', '.join(words)}")
+    if not 0 <= config.w_avg_decay <= 1:
+        raise ValueError(f"w_avg_decay is {config.w_avg_decay}, must be from 0 to 1")
+    for name, features in (("channel_base", config.features), ("critic_channel_base", config.critic_features)):
+        if features(config.resolution) < 1:
+            raise ValueError(f"{name} is {getattr(config, name)}, must be at least the resolution {config.resolution}")
     family = ARCHITECTURES[config.arch]
     if len(config.first) != 2 or not all(type(side) is int and side >= 1 for side in config.first):
         raise ValueError(f"first is {config.first}, must be height and width of the smallest feature maps")

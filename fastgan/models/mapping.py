@@ -23,18 +23,19 @@ class Mapping(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        width = config.z_dim
+        width = config.style_dim
         self.embed = EqualizedLinear(config.num_classes, width) if config.num_classes else None
-        sizes = [width * (2 if config.num_classes else 1)] + [width] * config.mapping_layers
+        sizes = [config.z_dim + (width if config.num_classes else 0)] + [width] * config.mapping_layers
         self.layers = dense_layers(sizes, config.mapping_lr)
         self.register_buffer("w_avg", torch.zeros(width))
+        self.decay = config.w_avg_decay
 
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         x = joined(z, self.embed, label)
         for layer in self.layers:
             x = layer(x)
         if self.training and torch.is_grad_enabled():
-            average_in(self.w_avg, x.detach().mean(0, dtype=self.w_avg.dtype), 1 - 0.995)
+            average_in(self.w_avg, x.detach().mean(0, dtype=self.w_avg.dtype), 1 - self.decay)
         return x
 
 

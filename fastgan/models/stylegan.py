@@ -18,7 +18,7 @@ class SynthesisLayer(nn.Module):
     def __init__(self, config, conv: nn.Module, channels: int, resolution: int):
         super().__init__()
         self.conv = conv
-        self.epilogue = StyleEpilogue(channels, config.z_dim)
+        self.epilogue = StyleEpilogue(channels, config.style_dim)
         self.register_buffer("noise_const", torch.randn(1, 1, resolution, resolution))
 
     def forward(self, x: Tensor, w: Tensor, noise: str) -> Tensor:

@@ -1,4 +1,7 @@
-"""StyleGAN2: mapping network, skip generator, residual critic (Karras et al. 2020, arXiv 1912.04958)."""
+"""StyleGAN2: mapping network, skip generator, residual critic (Karras et al. 2020, arXiv 1912.04958).
+
+Section 4.1 compares three architectures of either network; all are here ("skip", "resnet" and "orig").
+"""
 
 import itertools
 import math
@@ -7,39 +10,58 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fastgan.layers import EqualizedConv2d, EqualizedLinear, MinibatchStddev, ModulatedConv2d, NoiseBiasLeakyReLU
+from fastgan.layers import (
+    Downsample2d,
+    EqualizedConv2d,
+    EqualizedLinear,
+    MinibatchStddev,
+    ModulatedConv2d,
+    NoiseBiasLeakyReLU,
+    Upsample2d,
+)
 from fastgan.models.labels import projected
 from fastgan.models.mapping import Mapping, StyleBased, dense_layers, noise_field, noise_words
 from fastgan.models.recomputing import Recomputing
 from fastgan.ops import noise_bias_act
 from fastgan.ops.arithmetic import to_arithmetic
 from fastgan.ops.layout import channels_last
-from fastgan.ops.upfirdn2d import taps, upfirdn2d
 
 ANY_SHAPE = True  # also of images that are not square
+HALF = math.sqrt(0.5)  # both branches of a residual block are scaled so that the variance of their sum stays 1
+
+
+def _scaled(clamp: float | None, gain: float) -> float | None:
+    """The limit of activations behind a gain."""
+    return None if clamp is None else clamp * gain
 
 
 def names_at_any_resolution(config) -> tuple[dict[str, str], dict[str, str]]:
     """See `fastgan.models.names_at_any_resolution`."""
-    top = config.resolution
-    return {}, {"from_rgb": f"from_rgb.{top}"} | {
-        f"blocks.{i}": f"blocks.{top >> i}" for i in range(len(config.resolutions) - 1)
-    }
+    top, levels = config.resolution, range(len(config.resolutions) - 1)
+    generator = {} if config.generator_architecture == "skip" else {"synthesis.to_rgb.0": f"synthesis.to_rgb.{top}"}
+    critic = {f"blocks.{i}": f"blocks.{top >> i}" for i in levels}
+    smaller = {f"from_smaller.{i}": f"from_rgb.{top >> i + 1}" for i in levels}
+    return generator, critic | smaller | {"from_rgb": f"from_rgb.{top}"}
 
 
 class SynthesisLayer(nn.Module):
-    """Modulated 3x3 convolution, noise, bias, leaky ReLU: the convolution and one elementwise pass."""
+    """Modulated 3x3 convolution, noise, bias, leaky ReLU: the convolution and one elementwise pass.
 
-    def __init__(self, config, in_channels: int, out_channels: int, resolution: int, up: int = 1):
+    `gain` is of the result, beside the sqrt(2) of the activation.
+    """
+
+    def __init__(self, config, in_channels: int, out_channels: int, resolution: int, up: int = 1, gain: float = 1.0):
         super().__init__()
-        self.affine = EqualizedLinear(config.z_dim, in_channels, bias_init=1.0)
-        self.conv = ModulatedConv2d(in_channels, out_channels, 3, up=up)
-        self.epilogue = NoiseBiasLeakyReLU(out_channels, clamp=config.conv_clamp)
-        self.register_buffer("noise_const", torch.randn(1, 1, *config.plane(resolution)))
+        self.affine = EqualizedLinear(config.style_dim, in_channels, bias_init=1.0)
+        self.conv = ModulatedConv2d(in_channels, out_channels, 3, up=up, resample_filter=config.resample_filter)
+        epilogue = {"gain": math.sqrt(2) * gain, "clamp": _scaled(config.conv_clamp, gain)}
+        self.epilogue = NoiseBiasLeakyReLU(out_channels, noise=config.noise, **epilogue)
+        self.plane = config.plane(resolution)
+        self.register_buffer("noise_const", torch.randn(1, 1, *self.plane) if config.noise else None)
 
     def forward(self, x: Tensor, style: Tensor, noise: str, *, scaled: bool = False, post: Tensor | None = None):
-        field = noise_field(noise, self.noise_const)
-        shape = (x.shape[0], 1, *self.noise_const.shape[2:])
+        field = None if self.noise_const is None else noise_field(noise, self.noise_const)
+        shape = (x.shape[0], 1, *self.plane)
         return self.conv(x, style, scaled=scaled, post=post, **self.epilogue.arguments(shape, x.device, field))
 
 
@@ -48,7 +70,7 @@ class ToRGB(nn.Module):
 
     def __init__(self, config, in_channels: int):
         super().__init__()
-        self.affine = EqualizedLinear(config.z_dim, in_channels, bias_init=1.0)
+        self.affine = EqualizedLinear(config.style_dim, in_channels, bias_init=1.0)
         self.weight = nn.Parameter(torch.randn(config.channels, in_channels, 1, 1))
         self.bias = nn.Parameter(torch.zeros(config.channels))
         self.clamp = config.conv_clamp
@@ -62,22 +84,40 @@ class ToRGB(nn.Module):
         return noise_bias_act(y, bias=self.bias, act="linear", clamp=self.clamp)
 
 
+class DoublingSkip(nn.Sequential):
+    """The skip of a residual block that doubles the resolution: the convolution where there are fewer pixels."""
+
+    def __init__(self, config, in_channels: int, out_channels: int):
+        super().__init__()
+        self.conv = EqualizedConv2d(in_channels, out_channels, 1, bias=False)
+        self.conv.weight_gain *= HALF  # in the small weight instead of the large activation
+        self.up = Upsample2d(config.resample_filter)
+
+
 class Synthesis(Recomputing):
-    """ws [N, num_ws, w_dim] to the image: one ToRGB a resolution, summed while upsampling ("skip" architecture)."""
+    """ws [N, num_ws, w_dim] to the image: one ToRGB a resolution, summed while upsampling ("skip" architecture).
+
+    Of the architectures "resnet" and "orig" the last resolution alone has a ToRGB.
+    """
 
     def __init__(self, config):
         super().__init__()
         channels = [config.features(r) for r in config.resolutions]
+        residual = config.generator_architecture == "resnet"
         self.num_ws = 2 * len(channels)
         self.const = nn.Parameter(torch.randn(channels[0], *config.first))
         self.first = SynthesisLayer(config, channels[0], channels[0], 4)
         self.up = nn.ModuleList()
         self.same = nn.ModuleList()
+        self.skip = nn.ModuleList()
         for r, before, after in zip(config.resolutions[1:], channels, channels[1:], strict=False):
             self.up.append(SynthesisLayer(config, before, after, r, up=2))
-            self.same.append(SynthesisLayer(config, after, after, r))
-        self.to_rgb = nn.ModuleList(ToRGB(config, c) for c in channels)
-        self.register_buffer("resample_filter", taps(), persistent=False)
+            self.same.append(SynthesisLayer(config, after, after, r, gain=HALF if residual else 1.0))
+            if residual:
+                self.skip.append(DoublingSkip(config, before, after))
+        self.sums_images = config.generator_architecture == "skip"
+        self.to_rgb = nn.ModuleList(ToRGB(config, c) for c in (channels if self.sums_images else channels[-1:]))
+        self.upsample = Upsample2d(config.resample_filter)
 
     def forward(self, ws: Tensor, noise: str | Sequence[str] = "random") -> Tensor:
         """As `StyleBased.synthesize`."""
@@ -85,22 +125,24 @@ class Synthesis(Recomputing):
         noise = noise_words(noise, self.num_ws - 1)
         x = self.const.expand(ws.shape[0], -1, -1, -1).contiguous(memory_format=torch.channels_last)
         x = self.first(x, self.first.affine(w[0]), noise[0])
-        image = self.to_rgb[0](x, w[1])
+        image = self.to_rgb[0](x, w[1]) if self.sums_images else None
         for i in range(len(self.up)):
             x, image = self.block(self._doubled, x, image, i, w[2 * i + 1 : 2 * i + 4], noise[2 * i + 1 : 2 * i + 3])
-        return to_arithmetic(image)
+        return to_arithmetic(image if self.sums_images else self.to_rgb[0](x, w[-1]))
 
-    def _doubled(self, x: Tensor, image: Tensor, i: int, w: Sequence[Tensor], noise: Sequence[str]):
+    def _doubled(self, x: Tensor, image: Tensor | None, i: int, w: Sequence[Tensor], noise: Sequence[str]):
         """Feature maps and image of the next resolution."""
-        up, same, to_rgb = self.up[i], self.same[i], self.to_rgb[i + 1]
+        up, same = self.up[i], self.same[i]
         style = same.affine(w[1])
-        x = up(x, up.affine(w[0]), noise[0], post=style)  # read by `same` alone: it may be scaled here
-        x = same(x, style, noise[1], scaled=True)
-        return x, self._upsampled(image) + to_rgb(x, w[2])
+        y = up(x, up.affine(w[0]), noise[0], post=style)  # read by `same` alone: it may be scaled here
+        y = same(y, style, noise[1], scaled=True)
+        if self.sums_images:
+            return y, self._upsampled(image) + self.to_rgb[i + 1](y, w[2])
+        return (y + self.skip[i](x) if self.skip else y), None
 
     def _upsampled(self, image: Tensor) -> Tensor:
         with torch.autocast(image.device.type, enabled=False):  # errors of 16 bits would add up
-            return upfirdn2d(to_arithmetic(image), self.resample_filter, up=2, padding=(2, 1, 2, 1), gain=4.0)
+            return self.upsample(to_arithmetic(image))
 
 
 class Generator(StyleBased):
@@ -113,6 +155,8 @@ class Generator(StyleBased):
         self.synthesis = Synthesis(config)
         self.num_ws = self.synthesis.num_ws
         self.noise_resolutions = [4, *(r for r in config.resolutions[1:] for _ in range(2))]
+        if not config.noise:
+            self.supports = StyleBased.supports - {"noise"}
 
     def synthesize(self, ws: Tensor, *, noise: str | Sequence[str] = "random") -> Tensor:
         return self.synthesis(ws, noise)
@@ -121,22 +165,24 @@ class Generator(StyleBased):
 class PlainBlock(nn.Sequential):
     """Halves the resolution by two convolutions (StyleGAN2-ADA's CIFAR-10 has these)."""
 
-    def __init__(self, in_channels: int, out_channels: int, clamp: float | None = 256.0):
+    def __init__(self, config, in_channels: int, out_channels: int):
         super().__init__()
+        clamp, down = config.conv_clamp, {"down": 2, "resample_filter": config.resample_filter}
         self.conv = EqualizedConv2d(in_channels, in_channels, 3, act="lrelu", clamp=clamp)
-        self.down = EqualizedConv2d(in_channels, out_channels, 3, down=2, act="lrelu", clamp=clamp)
+        self.down = EqualizedConv2d(in_channels, out_channels, 3, act="lrelu", clamp=clamp, **down)
 
 
 class ResidualBlock(nn.Module):
-    """Halves the resolution; both branches are scaled so that the variance of their sum stays 1."""
+    """Halves the resolution by two convolutions, and beside them by one of a single pixel."""
 
-    def __init__(self, in_channels: int, out_channels: int, clamp: float | None = 256.0):
+    def __init__(self, config, in_channels: int, out_channels: int):
         super().__init__()
+        clamp, down = config.conv_clamp, {"down": 2, "resample_filter": config.resample_filter}
         self.conv = EqualizedConv2d(in_channels, in_channels, 3, act="lrelu", clamp=clamp)
-        clamp = None if clamp is None else clamp * math.sqrt(0.5)  # as before the sum's scaling
-        self.down = EqualizedConv2d(in_channels, out_channels, 3, down=2, act="lrelu", gain=1.0, clamp=clamp)
-        self.skip = EqualizedConv2d(in_channels, out_channels, 1, bias=False, down=2)
-        self.skip.weight_gain *= math.sqrt(0.5)  # in the small weight instead of the large activation
+        clamp = _scaled(clamp, HALF)  # as before the sum's scaling
+        self.down = EqualizedConv2d(in_channels, out_channels, 3, act="lrelu", gain=1.0, clamp=clamp, **down)
+        self.skip = EqualizedConv2d(in_channels, out_channels, 1, bias=False, **down)
+        self.skip.weight_gain *= HALF
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(self.conv(x)) + self.skip(x)  # sqrt(2) of lrelu and sqrt(1/2) of the sum make gain 1
@@ -150,27 +196,41 @@ class Critic(Recomputing):
 
     def __init__(self, config):
         super().__init__()
-        channels = [config.features(r) for r in reversed(config.resolutions)]
+        channels = [config.critic_features(r) for r in reversed(config.resolutions)]
         last = channels[-1]
         clamp, maps = config.conv_clamp, config.stddev_features
         self.from_rgb = EqualizedConv2d(config.channels, channels[0], 1, act="lrelu", clamp=clamp)
-        block = ResidualBlock if config.residual_critic else PlainBlock
-        self.blocks = nn.ModuleList(block(i, o, clamp) for i, o in itertools.pairwise(channels))
+        block = ResidualBlock if config.critic_architecture == "resnet" else PlainBlock
+        self.blocks = nn.ModuleList(block(config, i, o) for i, o in itertools.pairwise(channels))
+        self.from_smaller = nn.ModuleList()  # what "skip" makes of the image at each lower resolution
+        if config.critic_architecture == "skip":
+            clamps = [clamp] * (len(channels) - 2) + [None]  # the official code has none at 4x4
+            for width, limit in zip(channels[1:], clamps, strict=True):
+                self.from_smaller.append(EqualizedConv2d(config.channels, width, 1, act="lrelu", clamp=limit))
+            self.downsample = Downsample2d(config.resample_filter)
         self.stddev = MinibatchStddev(config.stddev_group, maps) if maps else nn.Identity()
         self.conv = EqualizedConv2d(last + maps, last, 3, act="lrelu", clamp=clamp)
         self.dense = EqualizedLinear(last * math.prod(config.first), last, act="lrelu")
         self.embed = EqualizedLinear(config.num_classes, last) if config.num_classes else None
         depth = config.critic_mapping_layers if config.num_classes else 0
-        self.directions = dense_layers([last] * (depth + 1), config.mapping_lr)
+        self.directions = dense_layers([last] * (depth + 1), config.directions_lr)
         self.out = EqualizedLinear(last, last if config.num_classes else 1)
 
     def layers_from_image(self) -> list[nn.Module]:
         """As the official code counts them for `--freezed`."""
-        return [self.from_rgb, *(layer for block in self.blocks for layer in block.children())]
+        layers = [self.from_rgb]
+        for i, block in enumerate(self.blocks):
+            layers += block.children()
+            layers += self.from_smaller[i : i + 1] if i + 1 < len(self.blocks) else []  # that of 4x4 is of the end
+        return layers
 
     def forward(self, image: Tensor, label: Tensor | None = None) -> Tensor:
-        x = self.from_rgb(channels_last(image))
-        for block in self.blocks:
+        image = channels_last(image)
+        x = self.from_rgb(image)
+        for i, block in enumerate(self.blocks):
             x = self.block(block, x)
+            if self.from_smaller:
+                image = self.downsample(image)
+                x = x + self.from_smaller[i](image)
         x = self.out(self.dense(self.conv(self.stddev(x)).flatten(1)))
         return projected(x, self.embed, label, self.directions)

@@ -24,7 +24,7 @@ class Options(NamedTuple):
     features: int
 
 
-def minibatch_stddev(x: Tensor, group_size: int = 4, features: int = 1) -> Tensor:
+def minibatch_stddev(x: Tensor, group_size: int | None = 4, features: int = 1) -> Tensor:
     """Appends the standard deviation over groups of samples as constant maps, fused; differentiable twice by kernels.
 
     The channels are split among the `features` maps. A map holds the standard deviation over the samples of a group,
@@ -33,7 +33,7 @@ def minibatch_stddev(x: Tensor, group_size: int = 4, features: int = 1) -> Tenso
 
     Args:
         x: [N, C, ...]; fp32, bf16, fp16 or fp64.
-        group_size: samples of a group; N must be a multiple of it, or smaller: then all are one group.
+        group_size: samples of a group; N must be a multiple of it, or smaller: then all are one group. None: all.
         features: maps to append; C must be a multiple of it.
 
     Returns:
@@ -45,6 +45,7 @@ def minibatch_stddev(x: Tensor, group_size: int = 4, features: int = 1) -> Tenso
     """
     check_activation("minibatch_stddev", x)
     n, c = x.shape[:2]
+    group_size = max(n, 1) if group_size is None else group_size
     if group_size < 1 or features < 1:
         raise ValueError(
             f"minibatch_stddev: group_size is {group_size} and features {features}, each must be 1 at least"

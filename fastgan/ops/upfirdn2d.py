@@ -25,10 +25,13 @@ from fastgan.ops.layout import channels_last, dense, is_channels_last
 BILINEAR = (1.0, 3.0, 3.0, 1.0)  # StyleGAN2's resampling filter, separable
 
 
-def taps(weights: tuple[float, ...] = BILINEAR, device: torch.device | None = None) -> Tensor:
-    """The filter [k] to be applied along both axes, normalised: its entries sum to 1."""
-    row = torch.tensor(weights, dtype=torch.float32, device=device)
-    return row / row.sum()
+Filter = tuple[float, ...] | tuple[tuple[float, ...], ...]
+
+
+def taps(weights: Filter = BILINEAR, device: torch.device | None = None) -> Tensor:
+    """A filter [k], to be applied along both axes, or [kh, kw], normalised: its entries sum to 1."""
+    filter = torch.tensor(weights, dtype=torch.float32, device=device)
+    return filter / filter.sum()
 
 
 class Options(NamedTuple):

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from fastgan import models
 from fastgan.errors import UserError
-from fastgan.interop.stylegan2 import NETWORKS, read_stylegan2
 from fastgan.models import ModelConfig
-from fastgan.training import checkpoint
+from fastgan.training import checkpoint, trained
 from fastgan.training.config import Config, flag, pyramid
 
 
@@ -69,6 +68,7 @@ class Start:
         if 0 < options.batch_gpu < at_once:
             name, batch, at_once = "batch_gpu", options.batch_gpu, options.batch_gpu
         group = model.stddev_group if model.arch == "stylegan2" and model.stddev_features else 1
+        group = at_once if group is None else group
         if at_once > group and at_once % group:
             of_each = "" if at_once == batch else f" for each of {processes} processes"
             raise UserError(
@@ -86,7 +86,10 @@ class Start:
         """
         there, here = names(self.model), names(model)
         saved = {_identity(name, there): value for name, value in self.tensors.items()}
-        gain = self.model.mapping_lr / model.mapping_lr  # parameters are as large as their layers learn slowly
+        gains = {  # parameters are as large as their layers learn slowly
+            ("generator.mapping.layers", "ema.mapping.layers"): self.model.mapping_lr / model.mapping_lr,
+            ("critic.directions",): self.model.directions_lr / model.directions_lr,
+        }
         fresh, weights, every = [], 0, []
         for network in checkpoint.NETWORKS:
             for key, value in state.modules()[network].state_dict().items():  # aliases of the module's own
@@ -96,8 +99,8 @@ class Start:
                 if found is None or found.shape != value.shape:
                     fresh.append(name)
                     continue
-                slow = name.startswith(("generator.mapping.layers", "ema.mapping.layers", "critic.directions"))
-                value.copy_(found * gain if slow else found)
+                gain = next((gain for starts, gain in gains.items() if name.startswith(starts)), 1)
+                value.copy_(found * gain if gain != 1 else found)
                 weights += value.dim() > 1 and not key.endswith("noise_const")
         self.tensors.clear()
         if not weights:
@@ -118,23 +121,20 @@ class Start:
 
 
 def read(path: str) -> Start:
-    """The networks of a run's folder, a checkpoint file, or a .pkl file of the official StyleGAN2.
+    """The networks of all that `trained.find` knows.
 
     Raises UserError, naming the file, if they cannot be read, or are no full-grown pair.
     """
-    if Path(path).suffix == ".pkl":
-        model, networks = read_stylegan2(path)
-        networks = {"generator": networks["ema"]} | networks
-        if "critic" not in networks:
-            raise UserError(f"{path} has no {NETWORKS['critic']}: a training needs a critic as well")
-        named = {f"{name}.{tensor}": value for name, each in networks.items() for tensor, value in each.items()}
-        return Start(Path(path), model, named)
-    header = checkpoint.read_header(path)
-    if header.stage not in (None, (header.model.resolution, 1.0)):
-        raise UserError(
-            f"{header.path} has grown to {header.stage[0]}x{header.stage[0]} only; go on with it by --resume first"
-        )
-    return Start(header.path, header.model, checkpoint.read_networks(header))
+    found = trained.find(path)
+    stage = found.header.stage if found.header else None
+    if stage not in (None, (found.model.resolution, 1.0)):
+        raise UserError(f"{found.path} has grown to {stage[0]}x{stage[0]} only; go on with it by --resume first")
+    model, networks = found.everything()
+    networks = {"generator": networks["ema"]} | networks
+    if "critic" not in networks:
+        raise UserError(f"{found.path} has no D: a training needs a critic as well")
+    named = {f"{name}.{tensor}": value for name, each in networks.items() for tensor, value in each.items()}
+    return Start(found.path, model, named)
 
 
 def names(model: ModelConfig) -> dict[str, str]:

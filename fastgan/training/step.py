@@ -508,10 +508,11 @@ class _Rows:
 
     def __init__(self, critic: nn.Module):
         modules = list(critic.modules())
-        self.count = max([module.group_size for module in modules if isinstance(module, MinibatchStddev)], default=1)
+        groups = [module.group_size for module in modules if isinstance(module, MinibatchStddev)]
+        self.count = max([size for size in groups if size is not None], default=1)
         self._norms = [module for module in modules if isinstance(module, BatchNormAct)]
         foreign = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules)
-        self._separate = foreign or bool(self._norms and self.count > 1)
+        self._separate = foreign or None in groups or bool(self._norms and self.count > 1)  # None: of a whole batch
 
     def fit(self, batch: Tensor, penalized: bool = False) -> bool:
         """Whether a batch may be joined with another of the same size. A penalty is for one sample at a time, which

@@ -51,6 +51,18 @@ def stirred(network):
     return network
 
 
+@pytest.mark.parametrize("name", WITH_CRITIC_NORM)
+def test_a_label_does_not_drown_the_latent(name):
+    """Batch norm sees that images differ. If labels alone make them differ, training lets the latent go."""
+    classes = 10
+    _, generator, _ = build(name, classes, z_dim=100)
+    with torch.no_grad():
+        images = generator(torch.randn(40 * classes, 100), torch.arange(classes).repeat(40)).unflatten(0, (40, classes))
+    within = images.var(0).mean()
+    between = images.mean(0).var(0).mean() - within / 40
+    assert between < 0.1 * within
+
+
 # Images and logits ------------------------------------------------------------------------------------------------
 
 

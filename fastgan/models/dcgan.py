@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgan.layers import Conv2d, ConvTranspose2d, UpsampleConv2d
-from fastgan.models.blocks import Block, Project, embedded, initialize
+from fastgan.models.blocks import Block, Project, embedded, initialize, one_hot
 from fastgan.ops.arithmetic import to_arithmetic
 from fastgan.ops.layout import channels_last
 
@@ -40,7 +40,8 @@ class Generator(nn.Module):
 
     transposed: project and reshape to 4x4, then stride-2 transposed convolutions; ReLU, and tanh at the end.
     upsample: linear to R/4, then convolutions 3x3, the first two at twice the resolution; LeakyReLU 0.2, and tanh.
-    A label is joined to z as an embedding.
+    A label is joined to z as a one-hot vector, short beside z. Batch norm asks that the images of a batch differ, and
+    labels as long as z are enough for that: then all images of a class become one.
     """
 
     supports = frozenset()
@@ -48,16 +49,15 @@ class Generator(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.z_dim = config.z_dim
-        self.embed = nn.Embedding(config.num_classes, config.z_dim) if config.num_classes else None
-        inputs = config.z_dim * (2 if config.num_classes else 1)
+        self.num_classes = config.num_classes
+        inputs = config.z_dim + config.num_classes
         layers = _upsample_generator if config.variant == "upsample" else _transposed_generator
         self.layers = nn.Sequential(*layers(config, inputs))
         self.apply(initialize)
 
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
-        if self.embed is not None:
-            # Of small initial weights, scaled to the size of z.
-            z = torch.cat([z, embedded(self.embed, label) / 0.02], 1)
+        if self.num_classes:
+            z = torch.cat([z, one_hot(label, self.num_classes, z.dtype)], 1)
         return to_arithmetic(self.layers(z))
 
 

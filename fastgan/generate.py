@@ -315,6 +315,8 @@ class Noise(Options):
         deviations = [deviation.mean(-3, keepdim=True).expand_as(deviation) for deviation in deviations]  # in grey
         largest = max(float(deviation.max()) for deviation in deviations)
         shown = [studies.to_uint8(2 * deviation / (largest or 1.0) - 1) for deviation in deviations]  # black is 0
+        for image in shown:
+            image[..., 3:] = 255  # opaque, where images are transparent
         rows = [(f"seed {s}", np.concatenate(row)) for s, *row in zip(seeds, images, shown, strict=True)]
         fine = studies.fine_noise_from(generator)
         heading = (

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgan.training.sampling import Unsupported, architecture, draw_tensor, latents, to_uint8
+from fastgan.transparency import premultiplied
 
 __all__ = [
     "LAYERS",
@@ -235,7 +236,8 @@ def noise_deviation(
     """How much each pixel depends on the noise (Karras et al. 2019, figure 4c): [len(seeds), 1, C, H, W].
 
     The standard deviation over draws of the noise, in units of the image, whose range is 2 wide; the unbiased estimate
-    (divided by draws - 1).
+    (divided by draws - 1). Of a transparent image it is that of its premultiplied form, in which what nobody sees does
+    not vary.
 
     Args:
         draws: how many, at least 2.
@@ -382,11 +384,15 @@ def _arc(start: Tensor, end: Tensor, t: float) -> Tensor:
 @torch.no_grad()
 def _deviation(generator: nn.Module, ws: Tensor, draws: int, noise: str | Sequence[str], seed: int) -> Tensor:
     """[C, H, W], in one pass over the draws (Welford's method): a thousand images are never there at once."""
+
+    def drawn() -> Tensor:
+        return premultiplied(generator.synthesize(ws, noise=noise))[0].double()
+
     with _seeded(ws.device, seed):
-        mean = generator.synthesize(ws, noise=noise)[0].double()
+        mean = drawn()
         squares = torch.zeros_like(mean)
         for count in range(2, draws + 1):
-            image = generator.synthesize(ws, noise=noise)[0].double()
+            image = drawn()
             before = image - mean
             mean += before / count
             squares += before * (image - mean)

@@ -25,6 +25,7 @@ TRAININGS = [
         "export",
         "fuzz",
         "guard",
+        "health",
         "initial",
         "loading",
         "log",
@@ -32,6 +33,7 @@ TRAININGS = [
         "ranks",
         "sampler",
         "training",
+        "transparency",
         "view",
     )
 ]

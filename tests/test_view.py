@@ -174,6 +174,24 @@ def test_a_long_log_is_averaged():
 
 
 @needs_gradio
+def test_the_head_says_what_is_wrong_with_the_training(tmp_path):
+    from fastgan.view.page import Page
+
+    folder = save(tmp_path / "run", arch="dcgan")
+    page = Page(Run(folder, CPU))
+    lines = [
+        {"step": 40 * n, "images": 4 * n, "distance_real": 0.5, "distance_fake": fake}
+        for n, fake in enumerate([0.4, 0.01, 0.01, 0.01, 0.4], 1)
+    ]
+    assert "Warning" not in page._head()
+    for count, warned in ((2, False), (3, True), (4, True), (5, False)):
+        (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:count]))
+        head = page._head()
+        assert ("Warning: samples are nearly alike since 8 images (2% of" in head) == warned
+        assert head.count('class="problem"') == warned
+
+
+@needs_gradio
 @pytest.mark.parametrize("arch", FAMILIES)
 def test_a_family_has_the_controls_that_it_has_a_use_for(tmp_path, arch):
     from fastgan.view.page import CLASSES, SEEDS, Page

@@ -26,7 +26,8 @@ from fastgan.training import precision
 from fastgan.training.checkpoint import BEST_FILE_NAME, State
 from fastgan.training.config import Config
 from fastgan.training.files import TEMPORARY_SUFFIX, link
-from fastgan.training.log import FILE_NAME, Log
+from fastgan.training.log import Log
+from fastgan.training.log import read as read_log
 from fastgan.training.process import Interrupt
 
 SNAPSHOT_NAME = f"evaluated.safetensors{TEMPORARY_SUFFIX}"  # one left by a killed run goes when it is resumed
@@ -39,10 +40,7 @@ def measured(run: Path) -> list[dict[str, Any]]:
     """What `--metrics` has found out about a run, from its log: {"step": int, "images": int, "kid": float, ...} for
     each checkpoint that was measured, the latest last."""
     values = {value for metric in choice.METRICS.values() for value in metric.values}
-    with contextlib.suppress(FileNotFoundError), open(run / FILE_NAME, encoding="utf-8") as log:
-        lines = [json.loads(line) for line in log if line.endswith("\n")]
-        return sorted((line for line in lines if values & line.keys()), key=lambda line: line["step"])
-    return []
+    return sorted((line for line in read_log(run) if values & line.keys()), key=lambda line: line["step"])
 
 
 class Evaluations:

@@ -33,6 +33,7 @@ CHARTS = {
     "losses": ("loss_g", "loss_d"),
     "logits": ("logit_real", "logit_fake"),
     "signs of logits": ("sign_real", "sign_fake"),
+    "diversity": ("distance_real", "distance_fake"),
     "penalties": ("r1_norm2", "r2_norm2", "gradient_penalty", "path_penalty"),
     "augmentation": ("augment_p",),
     "resolution": ("resolution",),
@@ -43,6 +44,13 @@ CHARTS = {
 }
 METRICS = "metrics"
 _CHART_OF = {name: chart for chart, names in CHARTS.items() for name in names}
+
+
+def read(directory: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log; none where there is no log. A last line that is still being written is left out."""
+    with contextlib.suppress(FileNotFoundError), open(directory / FILE_NAME, encoding="utf-8") as file:
+        return [json.loads(line) for line in file if line.endswith("\n")]
+    return []
 
 
 def chart_of(name: str) -> str:
@@ -124,8 +132,8 @@ class Log:
             else:
                 self._tensorboard = SummaryWriter(str(directory / TENSORBOARD_FOLDER), purge_step=step + 1)
 
-    def write(self, step: int, images: int, values: dict[str, float]) -> None:
-        """Append the numbers of `step`. Raises UserError, naming the file, if it cannot be written."""
+    def write(self, step: int, images: int, values: dict[str, float]) -> dict[str, float]:
+        """Append the numbers of `step`; returns the line. Raises UserError, naming the file, if that fails."""
         values = {name: value for name, value in values.items() if math.isfinite(value)}  # JSON knows no others
         line = {"step": step, "images": images} | {name: _short(value) for name, value in values.items()}
         tagged = {f"{chart_of(name)}/{name}": value for name, value in values.items()}
@@ -137,6 +145,7 @@ class Log:
                     self._tensorboard.add_scalar(tag, value, step)
             if self._wandb is not None:
                 self._wandb.write(images, tagged)
+        return line
 
     def write_grid(self, step: int, images: int, path: Path) -> None:
         """Show the picture of samples in the file `path`, which `step` has made."""
@@ -241,7 +250,8 @@ def remove(directory: Path, but: Collection[str] = ()) -> None:
 class NoLog:
     """The log of a process that is not the first one: there is one file."""
 
-    def write(self, step: int, images: int, values: dict[str, float]) -> None: ...
+    def write(self, step: int, images: int, values: dict[str, float]) -> dict[str, float]:
+        return {}
 
     def write_grid(self, step: int, images: int, path: Path) -> None: ...
 

@@ -22,15 +22,20 @@ from fastgan.ranks import Ranks, joined
 from fastgan.training import checkpoint, guard, initial, memory, precision, process
 from fastgan.training import config as configuration
 from fastgan.training.config import Config, pyramid, to_dict
+from fastgan.training.diversity import Diversity
+from fastgan.training.diversity import interval as measured_every
 from fastgan.training.evaluation import Evaluations
 from fastgan.training.files import one_writer, write_atomically
 from fastgan.training.grid import Section, draw_grid, save_png
 from fastgan.training.growth import Schedule, Stage, stage_at
+from fastgan.training.health import Watch
 from fastgan.training.log import FILE_NAME as LOG_FILE_NAME
 from fastgan.training.log import Averages, Log, NoLog, require_finite_weights, require_progress, require_wandb
+from fastgan.training.log import read as read_log
 from fastgan.training.log import remove as remove_logs
 from fastgan.training.sampling import draw, latents
 from fastgan.training.step import Step, new_state
+from fastgan.transparency import premultiplied
 
 CONFIG_FILE_NAME = "config.json"
 GRID_COLUMNS = 12
@@ -124,6 +129,9 @@ def _train(
     if device.type == "cuda":
         reason = step.why_not_captured
         say("steps      " + (f"without CUDA graphs: {reason}" if reason else "captured as CUDA graphs"), flush=True)
+    diversity = Diversity(dataset, model) if ranks.first else None
+    watch_interval = measured_every(output.log_interval, ranks.count)
+    watch = Watch(config, len(dataset))
     write_grid = _grid_writer(run, dataset, state, model, config)
     summary = {"images": len(dataset), "class_names": dataset.class_names, "digests": dataset.digests}
 
@@ -140,7 +148,10 @@ def _train(
     saved_images = state.images
 
     def due(interval: int) -> bool:
-        return finished or (interval > 0 and state.images // interval > before // interval)
+        return finished or crossed(interval)
+
+    def crossed(interval: int) -> bool:
+        return interval > 0 and state.images // interval > before // interval
 
     with (
         process.finish_step_on_signal(ECHO if ranks.count > 1 else 0.0) as interrupt,
@@ -158,6 +169,7 @@ def _train(
             mininterval=0.5 if sys.stderr.isatty() else 15,
         ) as progress,
     ):
+        watch.read_all(read_log(run))
         finished = state.images >= options.images
         if header and ranks.first and not finished and _owes_grid(run, state, config, growth):
             log.write_grid(state.step, state.images, write_grid(state.images))
@@ -166,6 +178,7 @@ def _train(
             before = state.images
             stage = growth.advance() if growth else None
             real, label = loader.batch(before)
+            real = premultiplied(real)
             if stage:
                 real = fade_reals(real, stage.resolution, stage.alpha)
 
@@ -189,8 +202,12 @@ def _train(
                 log_time, log_images = now, state.images
                 grown = {"resolution": stage.resolution, "alpha": stage.alpha} if stage else {}
                 used = memory.peak(device)
+                if diversity and crossed(watch_interval):
+                    means |= diversity.measure(state.ema, compute.autocast, options.batch_gpu or len(real), stage)
                 machine = {"images_per_second": rate} | ({} if used is None else {"peak_memory_gib": used})
-                log.write(state.step, state.images, means | grown | machine)
+                line = log.write(state.step, state.images, means | grown | machine)
+                for warning in watch.read(line):
+                    progress.write(f"warning    {warning}")
                 shown = {name: f"{means[name]:.3f}" for name in ("loss_g", "loss_d") if name in means}
                 progress.set_postfix(shown | ({"side": stage.resolution} if stage else {}), refresh=False)
                 evaluations.collect(log)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from fastgan.errors import UserError
 from fastgan.ranks import Ranks
+
+Autocast = Callable[[], contextlib.AbstractContextManager]
 
 
 @dataclass(frozen=True)

@@ -37,9 +37,9 @@ from fastgan.training.ema import Average, decay
 from fastgan.training.gradients import GradientSum
 from fastgan.training.guard import Guard
 from fastgan.training.log import Averages
+from fastgan.training.precision import Autocast
 from fastgan.training.randomness import Streams
-
-Autocast = Callable[[], contextlib.AbstractContextManager]
+from fastgan.transparency import premultiplied
 
 
 def new_state(model: models.ModelConfig, config: Config, device: torch.device, processes: int = 1) -> State:
@@ -238,9 +238,9 @@ class Step:
         return {names[name]: int(guard.streak) for name, guard in self._guards.items()}
 
     def __call__(self, real: Tensor, label: Tensor | None, lr_factor: float = 1.0) -> None:
-        """Real images [N, C, R, R] of range [-1, 1] and their labels [N], this process's share of the batch; learning
-        rates are those of the options times `lr_factor`. Generated images get the same labels: their distribution is
-        the right one."""
+        """Train on real images [N, C, R, R] of range [-1, 1], if transparent premultiplied, and their labels [N]: this
+        process's share of the batch. Learning rates are those of the options times `lr_factor`. Generated images get
+        the same labels: their distribution is the right one."""
         state, kind, count = self.state, self._kind(), len(real) * self.ranks.count
         self._anneal(lr_factor, count)
         self._random.begin_step(state.step)
@@ -416,7 +416,7 @@ class Step:
 
     def _generate(self, part: MicroBatch) -> Tensor:
         with self.autocast():
-            return self._generator(part.z, part.label, **self.mixing)
+            return premultiplied(self._generator(part.z, part.label, **self.mixing))
 
     def _latents(self, count: int) -> Tensor:
         return torch.randn(count, self.z_dim, device=next(self.state.generator.parameters()).device)
@@ -442,7 +442,7 @@ class Step:
         with self.autocast():
             label = None if part.label is None else part.label[:count]
             ws = generator.styles(self._latents(count), label, **self.mixing)
-            images = generator.synthesize(ws)
+            images = premultiplied(generator.synthesize(ws))
         penalty, length = self.state.statistics["path_length"].of(images, ws)
         self._backward("g", part.share * self.terms.path_length * self.terms.path_interval * penalty, last)
         self.averages.add(path_penalty=penalty)

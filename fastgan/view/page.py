@@ -21,6 +21,7 @@ from gradio.components import Component
 from fastgan import studies
 from fastgan.errors import UserError
 from fastgan.studies import to_uint8
+from fastgan.training.health import Watch
 from fastgan.training.log import CHARTS
 from fastgan.training.memory import shortage_is_a_mistake
 from fastgan.view import pictures
@@ -74,6 +75,7 @@ TITLES = {
     "losses": "Losses",
     "logits": "Logits, the critic's verdicts",
     "signs of logits": "Mean sign of logits",
+    "diversity": "Distance of two images",
     "penalties": "Penalties, before their weights",
     "augmentation": "Augmentation: probability p",
     "resolution": "Resolution",
@@ -83,8 +85,8 @@ TITLES = {
 }
 SERIES = {
     "loss_g": "generator", "loss_d": "critic", "logit_real": "real", "logit_fake": "generated", "sign_real": "real",
-    "sign_fake": "generated", "r1_norm2": "R1", "r2_norm2": "R2", "gradient_penalty": "WGAN-GP",
-    "path_penalty": "path length",
+    "sign_fake": "generated", "distance_real": "real", "distance_fake": "generated", "r1_norm2": "R1",
+    "r2_norm2": "R2", "gradient_penalty": "WGAN-GP", "path_penalty": "path length",
 }  # fmt: skip
 INDIGO, AMBER, GREEN, RED = "#6366f1", "#f59e0b", "#10b981", "#ef4444"
 COLORS = {"generator": INDIGO, "generated": INDIGO, "critic": AMBER, "real": GREEN}
@@ -110,6 +112,7 @@ class Page:
 
     def __init__(self, run: Run):
         self.run = run
+        self._watched: tuple[list[dict[str, Any]], list[str]] = ([], [])  # a log, and its warnings
         supports = run.generator.supports
         self.truncates, self.mixes, self.noisy = (x in supports for x in ("truncation", "style_mixing", "noise"))
         with gr.Blocks(title=f"{run.name} - fastgan", analytics_enabled=False, fill_width=True) as self.blocks:
@@ -347,12 +350,20 @@ class Page:
         facts += [f"{line['images_per_second']:.3g} images/s" for line in log[-1:] if "images_per_second" in line]
         saved = datetime.fromtimestamp(run.stamp[0] / 1e9) if run.stamp else None
         facts += [f"generator of {saved:%H:%M:%S}, after {header.images:,}"] if saved else []
-        problem = f'<span class="problem">{html.escape(run.problem)}</span>' if run.problem else ""
+        problems = [run.problem] * bool(run.problem) + [f"Warning: {warning}" for warning in self._warnings(log)]
+        problem = "".join(f'<span class="problem">{html.escape(each)}</span>' for each in problems)
         return (
             f'<div class="head"><h1>{html.escape(run.name)}</h1>'
             f'<span class="facts">{" · ".join(facts)}</span>{problem}</div>'
             f'<div class="progress"><div style="width: {min(1, done / total):.1%}"></div></div>'
         )
+
+    def _warnings(self, log: list[dict[str, Any]]) -> list[str]:
+        """What is wrong with the training by its log."""
+        if log is not self._watched[0]:
+            header = self.run.header
+            self._watched = log, Watch(header.config, header.dataset["images"]).read_all(log).warnings
+        return self._watched[1]
 
     def draw_curves(self, tab: str):
         if tab != TRAINING:

@@ -1,0 +1,107 @@
+"""How far apart generated images of a class are, beside real ones: where a training collapses, they become alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastgan.data import ImageDataset
+from fastgan.models import ModelConfig
+from fastgan.models.growing import fade_reals
+from fastgan.training.growth import Stage
+from fastgan.training.precision import Autocast
+from fastgan.training.sampling import draw_batches, latents
+from fastgan.transparency import premultiplied
+
+SAMPLES, CLASSES = 64, 8  # images drawn for a measurement, and classes at most that they are of
+SIDE = 16  # pixels of the smaller side of what is compared
+AT_ONCE = 16  # real images read at once
+# Images of training between two measurements, of each process. A training step costs as much for each of its images as
+# to draw 6 or more, so a measurement costs about half a percent.
+INTERVAL = 2_000
+
+
+def interval(log_interval: int, processes: int = 1) -> int:
+    """Images between two measurements, which come with a line of the log; 0 if there is none but the last."""
+    return -(-INTERVAL * processes // log_interval) * log_interval if log_interval else 0
+
+
+class Diversity:
+    """Measures a generator, always with the same latents beside the same real images.
+
+    The distance of two images is the root mean square of their difference, both averaged down to 16 pixels; in units
+    of an image, whose range is 2. Noise of single pixels is averaged out; what is left is what a viewer would call
+    another picture. Distances are means over all pairs of 64 images; of a network with classes, over all pairs within
+    a class, of 8 images in each of the 8 most frequent ones. Nothing random is drawn: a training that is measured is
+    the same to the last bit.
+
+    Args:
+        dataset: what is trained on.
+        model: of the generator.
+    """
+
+    def __init__(self, dataset: ImageDataset, model: ModelConfig):
+        self._size = model.plane(min(SIDE, model.resolution))
+        groups = _groups(dataset, model.num_classes)
+        self._reals = [torch.cat([self._small(part) for part in _images(dataset, index)]) for _, index in groups]
+        count = SAMPLES // max(1, len(groups))
+        self._z = latents(range(SAMPLES), model.z_dim)[: count * len(groups)]
+        classes = torch.tensor([label for label, _ in groups], dtype=torch.int64)
+        self._labels = classes.repeat_interleave(count) if model.num_classes else None
+        self._groups = len(groups)
+
+    @torch.no_grad()
+    def measure(self, generator: nn.Module, autocast: Autocast, batch: int, stage: Stage | None) -> dict[str, float]:
+        """{"distance_fake": float, "distance_real": float}; empty for data without two images of a class.
+
+        Args:
+            generator: in eval mode.
+            autocast: makes the context that it runs in.
+            batch: images to draw at once.
+            stage: of networks that grow, which real images are taken down to.
+        """
+        if not self._groups:
+            return {}
+        with autocast():
+            parts = [self._small(part) for part in draw_batches(generator, self._z, self._labels, batch=batch)]
+        fakes = torch.cat(parts).cpu().chunk(self._groups)
+        reals = self._reals
+        if stage is not None and stage.resolution <= SIDE:
+            reals = [fade_reals(real, stage.resolution, stage.alpha) for real in reals]
+        return {"distance_fake": _distance(fakes), "distance_real": _distance(reals)}
+
+    def _small(self, images: Tensor) -> Tensor:
+        height, width = self._size
+        factor = max(1, self._size[0] // images.shape[2])
+        return F.adaptive_avg_pool2d(premultiplied(images), (height // factor, width // factor))
+
+
+def _groups(dataset: ImageDataset, num_classes: int) -> list[tuple[int, np.ndarray]]:
+    """Labels, and indices of real images of each."""
+    count = dataset.at_hand
+    if not num_classes:
+        return [(0, np.linspace(0, count - 1, min(SAMPLES, count), dtype=np.int64))] if count > 1 else []
+    labels = dataset.labels[:count]
+    frequent = np.argsort(-np.bincount(labels, minlength=num_classes), kind="stable")[:CLASSES]
+    found = [(int(label), np.flatnonzero(labels == label)[: SAMPLES // CLASSES]) for label in frequent]
+    return [(label, index) for label, index in found if len(index) > 1]
+
+
+def _images(dataset: ImageDataset, index: np.ndarray) -> Iterator[Tensor]:
+    """fp32 [up to AT_ONCE, C, H, W] of range [-1, 1]."""
+    for start in range(0, len(index), AT_ONCE):
+        pixels = np.stack([np.asarray(dataset.images[i]) for i in index[start : start + AT_ONCE]])
+        yield torch.from_numpy(pixels).movedim(3, 1).float() / 127.5 - 1
+
+
+def _distance(groups: Sequence[Tensor]) -> float:
+    return float(np.mean([_of_pairs(group.flatten(1)) for group in groups]))
+
+
+def _of_pairs(x: Tensor) -> float:
+    """Mean over all pairs of rows of x [n, features]."""
+    return float(torch.pdist(x.double()).mean()) / x.shape[1] ** 0.5

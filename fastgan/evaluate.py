@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from fastgan.data.urls import has_scheme
 from fastgan.errors import UserError, command_line
 from fastgan.metrics import choice
 from fastgan.options import LARGEST_SEED, Count, PathText, parse_options
@@ -32,8 +33,8 @@ class Options:
     torchrun --nproc-per-node 4 -m fastgan.evaluate ...
     """
 
-    checkpoint: Annotated[PathText, tyro.conf.arg(metavar="RUN|FILE")]
-    """Folder of a training run, or a checkpoint file."""
+    checkpoint: Annotated[PathText, tyro.conf.arg(metavar="RUN|FILE|URL")]
+    """Folder of a training run, or a checkpoint file; here or at a URL."""
     metrics: Annotated[str, tyro.conf.arg(metavar="NAMES")] = "kid,fd,pr"
     """Which, by names with commas between.
     - On features of EfficientNet-Lite0, with nothing to download (extra "metrics"): kid, the kernel distance; fd, the
@@ -124,7 +125,7 @@ def measure(options: Options) -> dict[str, Any] | None:
         if not ranks.first:
             return None
     return {
-        "checkpoint": str(header.path),
+        "checkpoint": options.checkpoint if has_scheme(options.checkpoint) else str(header.path),
         "arch": header.model.arch,
         "images_shown": header.images,
         "data": header.config.data.source,

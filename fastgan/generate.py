@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 import numpy as np
 import tyro
 
+from fastgan.data.urls import has_scheme
 from fastgan.errors import UserError, command_line, readable
 from fastgan.options import LARGEST_SEED, PathText, parse_options
 from fastgan.training.config import LARGEST_NUMPY_SEED, SeedFormat
@@ -45,8 +46,8 @@ Label = tuple[str, int | None]  # the name of a class and its number; ("", None)
 class Options:
     """What all sub-commands have in common. A study is a sub-class with `rows`, and draws a section a class."""
 
-    checkpoint: Annotated[PathText, tyro.conf.arg(metavar="RUN|FILE")]
-    """Folder of a training run, a checkpoint file, or a .pkl file of the official StyleGAN2."""
+    checkpoint: Annotated[PathText, tyro.conf.arg(metavar="RUN|FILE|URL")]
+    """Folder of a training run, a checkpoint file, or a .pkl file of the official StyleGAN2; here or at a URL."""
     seeds: Annotated[str, tyro.conf.arg(metavar="LIST")] = "0-3"
     """The random latents, a row each: numbers and ranges, like 0-7 or 1,5,8-10."""
     seed_format: SeedFormat = "torch"
@@ -56,7 +57,7 @@ class Options:
     trunc: Annotated[float, tyro.conf.arg(aliases=["--truncation"])] = 1.0
     """Truncation psi: 1 is full variety, less is more typical images, 0 the average image."""
     out: Annotated[PathText | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: in RUN)")] = None
-    """Name of the picture, ending in .png."""
+    """Name of the picture, ending in .png. Of a network at a URL: by default in the current folder."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto: the first GPU if there is one."""
 
@@ -427,7 +428,8 @@ def generate(options: Options) -> None:
     if options.trunc != 1 and "truncation" not in generator.supports:
         raise UserError(f"--trunc {options.trunc:g}: {model.arch} has no truncation; leave it out")
 
-    out = Path(options.out) if options.out is not None else path.parent / options.file_name
+    folder = Path() if has_scheme(options.checkpoint) else path.parent
+    out = Path(options.out) if options.out is not None else folder / options.file_name
     try:
         (out.parent if options.endings or out.suffix.lower() in PNG else out).mkdir(parents=True, exist_ok=True)
     except OSError as error:

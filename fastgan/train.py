@@ -10,6 +10,7 @@ import contextlib
 import sys
 from pathlib import Path
 
+from fastgan.data.urls import has_scheme
 from fastgan.errors import UserError, command_line
 from fastgan.training import config as configuration
 from fastgan.training import files, memory, process
@@ -56,6 +57,8 @@ def _resumable(output: configuration.OutputOptions) -> str | None:
         if output.out is None:
             raise UserError("--resume auto: needs to know the run; give its folder with --out")
         return output.out if (Path(output.out) / checkpoint.FILE_NAME).exists() else None
+    if output.resume is not None and has_scheme(output.resume):
+        raise UserError(f"--resume {output.resume}: goes on in a folder here; start a new run with --init-from that")
     if output.resume is not None and output.out is not None:
         raise UserError("--out and --resume exclude each other: a resumed run stays in its folder")
     return output.resume

@@ -34,6 +34,7 @@ TRAININGS = [
         "sampler",
         "training",
         "transparency",
+        "urls",
         "view",
     )
 ]

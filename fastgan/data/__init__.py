@@ -69,9 +69,9 @@ def open_dataset(
         from fastgan.data import emoji
 
         return emoji.render(resolution, channels, cache_dir=cache_dir, progress=progress)
-    from fastgan.data import folder, shards, sources
+    from fastgan.data import folder, shards, sources, urls
 
-    spec = spec if sources.is_url(spec) else str(Path(spec).expanduser())
+    spec = spec if urls.is_url(spec) else str(Path(spec).expanduser())
     if shards.is_index(spec):
         return shards.open_shards(spec, size, channels, cache_dir)
     path = Path(spec)

@@ -1,8 +1,8 @@
 """Decoded images on disk: each data set becomes one folder of the cache, written once and then memory-mapped.
 
 An entry holds images.npy (uint8 [n, H, W, C]), labels.npy (int64 [n], absent if unlabelled) and meta.json; or
-array.npy, something computed from a data set. It is built under a temporary name and renamed when it is complete and on
-the disk, so an entry that exists is whole.
+array.npy, something computed from a data set; or a file that `urls` has fetched. It is built under a temporary name and
+renamed when it is complete and on the disk, so an entry that exists is whole.
 """
 
 from __future__ import annotations
@@ -119,18 +119,21 @@ def load_or_build(key: dict, recipe: Callable[[], Recipe], cache_dir: Path | Non
     key: JSON-able; everything the bytes depend on. Several processes may ask at once: one builds, the others wait.
     Raises UserError where the cache cannot be written; whatever fails, no part of an entry stays behind.
     """
-    return _load_or_write(key, load_entry, lambda folder: _write(folder, recipe(), progress), cache_dir)
+    return load_or_write(key, load_entry, lambda folder: _write(folder, recipe(), progress), cache_dir)
 
 
 def load_or_compute(key: dict, compute: Callable[[], np.ndarray], cache_dir: Path | None = None) -> np.ndarray:
     """The cached array of this key, made by `compute` if it is not there. As `load_or_build` in everything else."""
-    return _load_or_write(key, _load_array, lambda folder: _write_array(folder, compute()), cache_dir)
+    return load_or_write(key, _load_array, lambda folder: _write_array(folder, compute()), cache_dir)
 
 
-def _load_or_write(
-    key: dict, load: Callable[[Path], Content | None], write: Callable[[Path], None], cache_dir: Path | None
+def load_or_write(
+    key: dict, load: Callable[[Path], Content | None], write: Callable[[Path], None], cache_dir: Path | None = None
 ) -> Content:
-    """What `load` finds in the entry of this key, after `write` has made the entry's folder if it finds nothing."""
+    """What `load` finds in the entry of this key, after `write` has made the entry's folder if it finds nothing.
+
+    An OSError of `write` is taken for one of the disk. As `load_or_build` in everything else.
+    """
     root = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     digest = hashlib.sha256(json.dumps([FORMAT, key], sort_keys=True).encode()).hexdigest()[:20]
     entry = root / f"{key['kind']}-{digest}"

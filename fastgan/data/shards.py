@@ -18,8 +18,6 @@ import shutil
 import tempfile
 import threading
 import time
-import urllib.parse
-import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -30,7 +28,8 @@ from fastgan.data import cache
 from fastgan.data.cache import SHARD_INDEX, ImageDataset
 from fastgan.data.pictures import CHANNELS, Unusable, decode, plain, reason, size_text
 from fastgan.data.sampling import Stream
-from fastgan.data.sources import TIMEOUT, is_url, samples_of_shard
+from fastgan.data.sources import samples_of_shard
+from fastgan.data.urls import is_url, open_url
 from fastgan.errors import UserError
 
 AT_ONCE = 4  # shards whose images are shuffled together
@@ -69,6 +68,8 @@ def open_shards(spec: str, size: tuple[int, int], channels: int, cache_dir: Path
             )
             and (len(found[0]), found[1] in CHANNELS) == (2, True)
         )
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"--data {spec}: cannot be read ({reason(error)})") from error
     except Exception as error:  # whatever is wrong with bytes that should be such an index
@@ -317,6 +318,4 @@ class ShardedStream(Stream):
 
 
 def _open(place: str):
-    if is_url(place):
-        return urllib.request.urlopen(urllib.parse.quote(place, safe=":/?&=%+@~"), timeout=TIMEOUT)
-    return open(place, "rb")
+    return open_url(place) if is_url(place) else open(place, "rb")

@@ -15,8 +15,6 @@ import itertools
 import operator
 import re
 import tarfile
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
@@ -27,6 +25,7 @@ from fastgan.data import arrays, folder, labels
 from fastgan.data.cache import default_cache_dir
 from fastgan.data.labels import MOST_CLASSES
 from fastgan.data.pictures import MAX_BYTES, SUFFIXES, TOO_LARGE, Unusable, open_regular, read_regular, reason
+from fastgan.data.urls import is_url, open_url
 from fastgan.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 IMAGE_COLUMNS = ("image", "img", "file", "filename", "file_name", "filepath", "path")  # in the order of preference
 LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "fine_label")
 TABLES = (".csv", ".tsv")
-TIMEOUT = 60  # seconds that a server may take to answer
 
 
 class Item(NamedTuple):
@@ -404,10 +402,6 @@ def _braces(text: str) -> list[str]:
     return [text[: match.start()] + choice + end for choice in choices for end in ends]
 
 
-def is_url(text: str) -> bool:
-    return text.startswith(("http://", "https://"))
-
-
 class ShardSource(Source):
     """Tar files, also compressed; read one after the other from the front, never unpacked to the disk.
 
@@ -556,36 +550,7 @@ def _opened(shard: str):
     """The bytes of a file or URL. What goes wrong on the way is a UserError: it says nothing about the file."""
     try:
         if is_url(shard):
-            return _Response(urllib.request.urlopen(shard, timeout=TIMEOUT), shard)
+            return open_url(shard)
         return open_regular(Path(shard).expanduser())
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {shard}: {reason(error)}") from error
-
-
-class _Response:
-    """A server's answer whose failing is not taken for a damaged file."""
-
-    def __init__(self, response, url: str):
-        self._response, self._url = response, url
-        length = response.headers.get("Content-Length")
-        self._left = int(length) if length and length.isdigit() else None
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._response.close()
-
-    def read(self, size: int = -1) -> bytes:
-        try:
-            data = self._response.read(size)
-        except Exception as error:  # of sockets, TLS and HTTP
-            raise self._broken(reason(error)) from error
-        if self._left is not None:
-            self._left -= len(data)
-            if not data and size and self._left > 0:
-                raise self._broken("the connection ended early")
-        return data
-
-    def _broken(self, why: str) -> UserError:
-        return UserError(f"cannot read {self._url}: {why}; run the same command again to go on")

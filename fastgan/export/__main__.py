@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from fastgan.data.urls import has_scheme
 from fastgan.errors import UserError, command_line
 from fastgan.options import PathText, parse_options
 from fastgan.training.files import write_atomically
@@ -29,8 +30,8 @@ class Options:
     network is style-based. The result is image [N, C, H, W]. docs/export.md shows how such files are run.
     """
 
-    checkpoint: Annotated[PathText, tyro.conf.arg(metavar="RUN|FILE")]
-    """Folder of a training run, a checkpoint file, or a .pkl file of the official StyleGAN2."""
+    checkpoint: Annotated[PathText, tyro.conf.arg(metavar="RUN|FILE|URL")]
+    """Folder of a training run, a checkpoint file, or a .pkl file of the official StyleGAN2; here or at a URL."""
     format: Literal["onnx", "torch"] = "onnx"
     """onnx needs the extra "export" of this package; torch is a .pt2 of torch.export."""
     out: Annotated[
@@ -71,7 +72,8 @@ def export(options: Options) -> None:
         formats.require_onnx()
     path = find(options.checkpoint).path
     sampler = load(path, "cpu")
-    out = Path(options.out) if options.out is not None else path.parent / f"generator{ENDINGS[options.format]}"
+    folder = Path() if has_scheme(options.checkpoint) else path.parent
+    out = Path(options.out) if options.out is not None else folder / f"generator{ENDINGS[options.format]}"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from fastgan import __version__, models
 from fastgan.data import ImageDataset
+from fastgan.data.urls import local
 from fastgan.errors import UserError
 from fastgan.models.growing import Growing
 from fastgan.training.config import Config, from_dict, to_dict
@@ -120,11 +121,11 @@ def _kept(path: Path) -> dict[int, Path]:
 
 
 def read_header(path: str | Path) -> Header:
-    """The header of a checkpoint file, or of the checkpoint in a run's folder.
+    """The header of a checkpoint file, or of the checkpoint in a run's folder; here or at a URL.
 
     Raises UserError, naming the file, if there is none, or it is damaged or something else.
     """
-    path = Path(path)
+    path = local(path, FILE_NAME)
     if path.is_dir():
         if not (path / FILE_NAME).exists():
             raise UserError(f"{path} holds no {FILE_NAME}: not the folder of a run, or stopped before its first save")

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastgan.data.urls import local
 from fastgan.errors import UserError
 from fastgan.interop import rosinality, stylegan2
 from fastgan.models import ModelConfig
@@ -44,7 +45,7 @@ def find(path: str | Path) -> Trained:
 
     It goes by the content of the file, not by its name. Raises UserError, naming the file, if it cannot be read.
     """
-    path = Path(path)
+    path = local(path, checkpoint.FILE_NAME)
     if path.is_dir() or not path.exists() or _is_safetensors(start := _start(path)):
         return _of_fastgan(checkpoint.read_header(path))
     if rosinality.is_torch_file(start):

@@ -176,6 +176,28 @@ def test_a_mapping_network_that_learns_at_another_rate_is_the_same_function():
     torch.testing.assert_close(here.ema.styles(z), there.ema.styles(z))
 
 
+def fitted(model: models.ModelConfig, *given: str) -> models.ModelConfig:
+    start = initial.Start("file", model, {})
+    argv = ["--arch", model.arch, "--resolution", "16", *given]
+    return start.fitted(configuration.resolve(start.adopted(configuration.parse(argv))), model.num_classes)
+
+
+def test_sizes_that_are_given_are_of_both_networks_and_others_stay():
+    model = model_of("stylegan2", critic_channel_base=256, critic_channel_max=16, critic_mapping_lr=0.5, w_dim=6)
+    assert fitted(model) == fitted(model, "--channel-base", "128", "--z-dim", "8") == model
+    wide = fitted(model, "--channel-base", "512", "--mapping-lr", "0.02")
+    assert wide == dataclasses.replace(
+        model, channel_base=512, mapping_lr=0.02, critic_channel_base=None, critic_mapping_lr=None
+    )
+    assert fitted(model, "--z-dim", "4") == dataclasses.replace(model, z_dim=4)
+
+
+def test_another_size_of_z_leaves_w_and_all_behind_it():
+    model = model_of("stylegan2")
+    _, _, _, says = started(model, fitted(model, "--z-dim", "4"))
+    assert says.partition("; fresh: ")[2] == "generator.mapping.layers.0.weight"
+
+
 def test_nothing_that_fits_is_a_mistake():
     with pytest.raises(UserError, match="--init-from file: none of its weights fits these networks"):
         started(model_of("mlp", channel_max=4), model_of("mlp", channel_max=5, z_dim=3, resolution=8))

@@ -23,6 +23,7 @@ from fastgan.evaluate import main as evaluate
 from fastgan.export import formats, program
 from fastgan.export.__main__ import main as export
 from fastgan.generate import main as generate
+from fastgan.interop import load_stylegan2
 from fastgan.train import main as train
 from fastgan.training import checkpoint
 from tests import official
@@ -129,6 +130,7 @@ def test_every_command_takes_a_url(site, tmp_path, folder, monkeypatch):
     assert generate(["--checkpoint", str(site.place / "network.pkl"), "--seeds", "0", "--out", "here.png"]) == 0
     assert np.array_equal(np.asarray(Image.open("generated.png")), np.asarray(Image.open("here.png")))
     assert generate(["truncation", "--checkpoint", run, "--steps", "2"]) == 0 and Path("truncation.png").exists()
+    assert load_stylegan2(official_file).config.z_dim == 6
     monkeypatch.setattr(program, "trace", lambda sampler, **options: sampler)  # takes long
     monkeypatch.setattr(program, "largest_difference", lambda *given, **options: 0.0)
     monkeypatch.setitem(formats.FORMATS, "torch", (lambda *given: b"network", lambda content: None, "nothing"))

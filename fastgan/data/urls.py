@@ -89,13 +89,13 @@ class NoAnswer(OSError):
         self.code = code
 
 
-def local(spec: str | Path, in_folder: str) -> Path:
+def local(spec: str | Path, in_folder: str | None = None) -> Path:
     """Where the file or folder that `spec` names is on this machine. A file at a URL is fetched, the first time.
 
     Args:
         spec: a path; or a URL (http, https, file), which may end in #sha256=HEX, what the file must be then. A URL
             that ends in a slash, or whose last part has no ending, may be of a folder.
-        in_folder: name of the file that is meant by a folder at a URL.
+        in_folder: name of the file that is meant by a folder at a URL; None: folders are not.
 
     Raises UserError, naming the URL, if it cannot be fetched or is another file.
     """
@@ -116,7 +116,7 @@ def local(spec: str | Path, in_folder: str) -> Path:
         )
     path = Path(urllib.request.url2pathname(parts.path))
     if digest is not None:
-        file = path / in_folder if path.is_dir() else path
+        file = path / in_folder if in_folder and path.is_dir() else path
         try:
             _require(digest, _sha256(file), text)
         except OSError as error:
@@ -124,7 +124,7 @@ def local(spec: str | Path, in_folder: str) -> Path:
     return path
 
 
-def _fetched(url: str, in_folder: str, digest: str | None) -> Path:
+def _fetched(url: str, in_folder: str | None, digest: str | None) -> Path:
     """The file out of the cache, or put there."""
     new = damaged = False
 
@@ -156,12 +156,12 @@ def _fetched(url: str, in_folder: str, digest: str | None) -> Path:
     return path
 
 
-def _candidates(url: str, in_folder: str) -> list[str]:
+def _candidates(url: str, in_folder: str | None) -> list[str]:
     """The URLs at which a file may be: of itself, or of one in a folder."""
     parts = urllib.parse.urlsplit(url)
-    inner = urllib.parse.urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{in_folder}"))
-    if parts.query or PurePosixPath(parts.path).suffix:
+    if in_folder is None or parts.query or PurePosixPath(parts.path).suffix:
         return [url]
+    inner = urllib.parse.urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{in_folder}"))
     return [inner] if parts.path.endswith("/") or not parts.path else [inner, url]
 
 

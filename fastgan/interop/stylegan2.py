@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgan import models
+from fastgan.data.urls import local
 from fastgan.errors import UserError
 from fastgan.interop import unpickling
 from fastgan.models import ModelConfig, stylegan2
@@ -59,7 +60,7 @@ class StyleGAN2:
 
 
 def load_stylegan2(path: str | Path, device: str | torch.device = "cpu") -> StyleGAN2:
-    """The networks of a .pkl file of stylegan2-ada-pytorch, or of stylegan3's StyleGAN2 configurations.
+    """The networks of a .pkl file of stylegan2-ada-pytorch, or of stylegan3's StyleGAN2; here or at a URL.
 
     The file is read, never executed. `ema(z, label)` maps z [N, z_dim] and label [N] int64 (None for a network without
     classes) to images [N, C, R, R] of nominal range [-1, 1]; `truncation` and `noise` are what `truncation_psi` and
@@ -68,7 +69,7 @@ def load_stylegan2(path: str | Path, device: str | torch.device = "cpu") -> Styl
     Raises UserError, naming the file, if it is damaged, holds anything that these networks have no use for, or networks
     that `fastgan.models.stylegan2` does not contain.
     """
-    config, tensors = read_stylegan2(path).everything()
+    config, tensors = read_stylegan2(local(path)).everything()
     networks = {name: build(name, config, tensors[name], device) if name in tensors else None for name in NETWORKS}
     networks["ema"].requires_grad_(False)
     return StyleGAN2(**networks, config=config)

@@ -56,10 +56,18 @@ class Start:
         )
 
     def fitted(self, config: Config, num_classes: int) -> ModelConfig:
-        """Networks like these, but of the sizes that a resolved configuration has, and of so many classes."""
+        """Networks like these, but of the sizes that a resolved configuration has, and of so many classes.
+
+        An option that is for both networks is so where they were of different sizes, if it says something new. The size
+        of w stays: the layers that take it can be taken then.
+        """
+        model, network = self.model, vars(config.network)
         resolution, first = pyramid(config.data.resolution)
         image = {"resolution": resolution, "first": first, "channels": config.data.channels}
-        return dataclasses.replace(self.model, **vars(config.network), **image, num_classes=num_classes)
+        given = {name for name, value in network.items() if value != getattr(model, name)}
+        of_critic = {f"critic_{name}": None for name in given & {"channel_base", "channel_max", "mapping_lr"}}
+        styles = {"w_dim": model.style_dim} if "z_dim" in given and model.arch in ("stylegan", "stylegan2") else {}
+        return dataclasses.replace(model, **network, **image, **of_critic, **styles, num_classes=num_classes)
 
     def check(self, config: Config, processes: int) -> None:
         """Raises UserError if a process's share of a batch does not fit. `config` is resolved."""

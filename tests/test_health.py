@@ -21,13 +21,14 @@ pytestmark = pytest.mark.usefixtures("one_cache")
 AUTOCAST = choose(False, torch.device("cpu")).autocast
 
 
-def watch(images=1_000, **training):
+def watch(images=1_000, labels="auto", **training):
     regularization = {name: training.pop(name) for name in ("augment",) if name in training}
     config = configuration.Config(
+        data=configuration.DataOptions(labels=labels),
         training=configuration.TrainingOptions(**training),
         regularization=configuration.RegularizationOptions(**regularization),
     )
-    return Watch(configuration.resolve(config), images)
+    return Watch(configuration.resolve(config), {"images": images, "class_names": ["one", "two"]})
 
 
 def lines(shares):
@@ -53,6 +54,12 @@ class TestCollapse:
             "samples of a class are nearly alike since 22,000 images (10% of the distance of real"
         )
         assert "--r1-gamma" in warning and "\n" not in warning
+
+    def test_who_does_not_use_the_labels_is_told_to(self):
+        collapsed = lines([0.9, 0.1, 0.1])
+        assert "--labels" not in watch().read_all(collapsed).warnings[0]
+        (warning,) = watch(labels=False).read_all(collapsed).warnings
+        assert warning.startswith("samples are nearly alike") and "--labels True" in warning
 
     def test_one_low_reading_is_chance(self):
         assert told(watch(), lines([0.9, 0.1, 0.9, 0.1, 0.3, 0.1, 0.9])) == []

@@ -33,14 +33,15 @@ class Watch:
 
     Args:
         config: resolved.
-        images: in the data set.
+        dataset: what a checkpoint says of it: {"images": int, "class_names": list[str], ...}.
 
     Attributes:
         warnings: what is wrong by the last line, in one line each, with what to do.
     """
 
-    def __init__(self, config: Config, images: int):
-        self._config, self._images = config, max(1, images)
+    def __init__(self, config: Config, dataset: Mapping[str, Any]):
+        self._config, self._images = config, max(1, dataset["images"])
+        self._classes = len(dataset["class_names"])
         self._alike = _Episode(ALIKE_READINGS)
         self._sure = _Episode(1)
         self._differed = False
@@ -71,7 +72,7 @@ class Watch:
             of = "of a class " if self._config.data.labels else ""
             self._alike.warning = (
                 f"samples {of}are nearly alike since {self._alike.since:,} images ({share:.0%} of the distance of real "
-                f"ones): {_against_collapse(self._config)}"
+                f"ones): {self._against_collapse()}"
             )
 
     def _read_signs(self, line: Mapping[str, Any]) -> None:
@@ -85,8 +86,18 @@ class Watch:
         if self._sure.begins(start, sign > SURE and shown >= SEEN, sign < UNSURE):
             self._sure.warning = (
                 f"the discriminator overfits since {self._sure.since:,} images (mean sign of real logits {sign:.2f}, "
-                f"each image shown {shown:.0f} times): {_against_overfitting(self._config)}"
+                f"each image shown {shown:.0f} times): {self._against_overfitting()}"
             )
+
+    def _against_collapse(self) -> str:
+        labels = "" if self._config.data.labels or self._classes < 2 else "--labels True, "
+        gamma = self._config.regularization.r1_gamma
+        return f"start again with {labels}a higher --r1-gamma (now {gamma:g}), or lower --lr-g and --lr-d"
+
+    def _against_overfitting(self) -> str:
+        if self._config.regularization.augment == "none":
+            return "go on with --resume RUN --augment ada, or use an earlier checkpoint"
+        return "use an earlier checkpoint, or more images"
 
 
 class _Window:
@@ -122,13 +133,3 @@ class _Episode:
         self.since = self.since if self._bad else images
         self._bad = self._bad + 1 if bad else 0
         return self._bad >= self._least and not self.warning
-
-
-def _against_collapse(config: Config) -> str:
-    return "start again with a higher --r1-gamma, or lower --lr-g and --lr-d"
-
-
-def _against_overfitting(config: Config) -> str:
-    if config.regularization.augment == "none":
-        return "go on with --resume RUN --augment ada, or use an earlier checkpoint"
-    return "use an earlier checkpoint, or more images"

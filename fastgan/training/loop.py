@@ -131,9 +131,9 @@ def _train(
         say("steps      " + (f"without CUDA graphs: {reason}" if reason else "captured as CUDA graphs"), flush=True)
     diversity = Diversity(dataset, model) if ranks.first else None
     watch_interval = measured_every(output.log_interval, ranks.count)
-    watch = Watch(config, len(dataset))
     write_grid = _grid_writer(run, dataset, state, model, config)
     summary = {"images": len(dataset), "class_names": dataset.class_names, "digests": dataset.digests}
+    watch = Watch(config, summary)
 
     def save() -> None:
         require_finite_weights(state.generator, state.critic, f"{run / checkpoint.FILE_NAME} is kept as it was")

@@ -362,7 +362,7 @@ class Page:
         """What is wrong with the training by its log."""
         if log is not self._watched[0]:
             header = self.run.header
-            self._watched = log, Watch(header.config, header.dataset["images"]).read_all(log).warnings
+            self._watched = log, Watch(header.config, header.dataset).read_all(log).warnings
         return self._watched[1]
 
     def draw_curves(self, tab: str):

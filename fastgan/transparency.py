@@ -5,20 +5,27 @@ alpha is 0 the colour is arbitrary, and averages of pixels mix it into visible o
 Duff 1984, "Compositing Digital Images", section 3) colours are multiplied by coverage: all transparent pixels are
 equal, and averages are those of what is seen. A discriminator of straight images would have the generator learn the
 colours that data happen to have under transparency.
+
+Most pixels are transparent or opaque, at an end of alpha's range. A generator with noise inputs cannot meet an end
+exactly, only scatter around it, which shows as specks. Alpha beyond its range looks as at the end; so a discriminator
+sees a tenth only of what is beyond: past the end noise hardly counts, and there is a gradient back.
 """
 
 import torch
 from torch import Tensor
 
+BEYOND = 0.1  # slope of alpha outside of its range
+
 
 def premultiplied(images: Tensor) -> Tensor:
     """Images [N, C, H, W] of range [-1, 1] with 4 channels in premultiplied form; others as they are.
 
-    (rgb + 1) * coverage - 1, where coverage is (alpha + 1) / 2 within 0 and 1; alpha stays. Differentiable any number
-    of times; the memory format stays.
+    Colours become (rgb + 1) * coverage - 1, where coverage is (alpha + 1) / 2 within 0 and 1. Alpha stays, but a tenth
+    of what is outside of -1 to 1. Differentiable any number of times; the memory format stays.
     """
     if images.shape[1] != 4:
         return images
-    coverage = images[:, 3:].add(1).mul(0.5).clamp(0, 1)
+    alpha = images[:, 3:]
+    within = alpha.clamp(-1, 1)
     is_alpha = torch.arange(4, device=images.device).view(4, 1, 1) == 3
-    return torch.where(is_alpha, images, (images + 1) * coverage - 1)
+    return torch.where(is_alpha, within + BEYOND * (alpha - within), (images + 1) * (within + 1) / 2 - 1)

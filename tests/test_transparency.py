@@ -45,16 +45,24 @@ def test_premultiplied_is_colour_times_coverage():
 
 def test_coverage_is_from_none_to_all():
     images = torch.tensor([[0.5, 0.5], [0.5, 0.5], [0.5, 0.5], [-1.5, 1.5]])[None, :, :, None]
-    colours = premultiplied(images)[0, :3, :, 0]
-    assert torch.equal(colours, torch.tensor([[-1.0, 0.5]]).expand(3, 2))
-    assert torch.equal(premultiplied(images)[:, 3], images[:, 3])
+    *colours, alpha = premultiplied(images)[0, :, :, 0]
+    assert torch.equal(torch.stack(colours), torch.tensor([[-1.0, 0.5]]).expand(3, 2))
+    torch.testing.assert_close(alpha, torch.tensor([-1.05, 1.05]))
+
+
+def test_noise_past_the_ends_of_alpha_hardly_counts():
+    images = torch.zeros(1, 4, 3, 1)
+    images[0, 3, :, 0] = torch.tensor([-1.2, 0.0, 1.2])
+    images.requires_grad_()
+    (grad,) = torch.autograd.grad(premultiplied(images)[:, 3].sum(), images)
+    torch.testing.assert_close(grad[0, 3, :, 0], torch.tensor([0.1, 1.0, 0.1]))
 
 
 def test_opaque_images_and_those_without_alpha_stay():
     for channels in (1, 3):
         images = torch.randn(2, channels, 4, 4)
         assert premultiplied(images) is images
-    images = torch.randn(2, 4, 4, 4)
+    images = torch.rand(2, 4, 4, 4) * 2 - 1
     images[:, 3] = 1
     torch.testing.assert_close(premultiplied(images), images)
 

@@ -77,7 +77,7 @@ class Diversity:
     def _small(self, images: Tensor) -> Tensor:
         height, width = self._size
         factor = max(1, self._size[0] // images.shape[2])
-        return F.adaptive_avg_pool2d(premultiplied(images), (height // factor, width // factor))
+        return F.adaptive_avg_pool2d(premultiplied(images.clamp(-1, 1)), (height // factor, width // factor))
 
 
 def _groups(dataset: ImageDataset, num_classes: int) -> list[tuple[int, np.ndarray]]:

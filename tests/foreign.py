@@ -192,27 +192,168 @@ class AdaIN(nn.Module):
         return (1 + gamma) * self.norm(x) + beta
 
 
+# ---- StyleGAN1 ------------------------------------------------------------------------------------------------------
+
+
+class StyleGAN1:
+    """Layers of style-based-gan-pytorch whose names StyleGAN2 has as well."""
+
+    class Blur(nn.Module):
+        """A copy of the filter for each channel."""
+
+        def __init__(self, channels):
+            super().__init__()
+            row = torch.tensor([1.0, 2.0, 1.0]) / 4
+            self.register_buffer("weight", torch.outer(row, row).expand(channels, 1, 3, 3).clone())
+            self.register_buffer("weight_flip", self.weight.flip(2, 3))
+
+        def forward(self, input):
+            return F.conv2d(input, self.weight, padding=1, groups=len(self.weight))
+
+
+class EqualConv2d(nn.Module):
+    def __init__(self, *sizes, **options):
+        super().__init__()
+        self.conv = equalized(nn.Conv2d(*sizes, **options))
+
+    def forward(self, input):
+        return self.conv(input)
+
+
+class BlurLayer(nn.Module):
+    """StyleGAN.pytorch's."""
+
+    def __init__(self, kernel=(1, 2, 1), stride=1):
+        super().__init__()
+        row = torch.tensor(kernel, dtype=torch.float32)
+        self.register_buffer("kernel", (torch.outer(row, row) / row.sum() ** 2)[None, None])
+        self.stride = stride
+
+    def forward(self, x):
+        filters, pad = self.kernel.expand(x.shape[1], -1, -1, -1), (self.kernel.shape[2] - 1) // 2
+        return F.conv2d(x, filters, stride=self.stride, padding=pad, groups=x.shape[1])
+
+
+class EqualizedConv2d(nn.Module):
+    """StyleGAN.pytorch's, with what comes between the convolution and its bias."""
+
+    def __init__(self, i, o, kernel_size, intermediate=None, downscale=None):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(o, i, kernel_size, kernel_size))
+        self.bias = nn.Parameter(torch.zeros(o))
+        self.kernel_size, self.w_mul, self.b_mul = kernel_size, math.sqrt(2 / (i * kernel_size**2)), 1
+        self.upscale, self.intermediate, self.downscale = None, intermediate, downscale
+
+    def forward(self, x):
+        x = F.conv2d(x, self.weight * self.w_mul, padding=self.kernel_size // 2)
+        for part in (self.intermediate, self.downscale):
+            x = x if part is None else part(x)
+        return x + self.bias.view(1, -1, 1, 1) * self.b_mul
+
+
+# ---- lucidrains' StyleGAN2 ------------------------------------------------------------------------------------------
+
+
+class Conv2DMod(nn.Module):
+    def __init__(self, i, o, kernel, demod=True, stride=1, eps=1e-8):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(o, i, kernel, kernel))
+        self.kernel, self.demod, self.stride, self.dilation, self.eps = kernel, demod, stride, 1, eps
+
+    def forward(self, x, y):
+        images, pad = [], (self.kernel - 1) // 2
+        for image, distance in zip(x.split(1), y, strict=True):
+            w = self.weight * (1 + distance)[:, None, None]
+            if self.demod:
+                w = w * torch.rsqrt(w.square().sum((1, 2, 3), keepdim=True) + self.eps)
+            images.append(F.conv2d(image, w, padding=pad))
+        return torch.cat(images)
+
+
+# ---- NVIDIA's StyleGAN2: layers -------------------------------------------------------------------------------------
+
+ACTIVATIONS = {
+    "linear": (lambda x, a: x, 1), "relu": (lambda x, a: F.relu(x), SQRT2),
+    "lrelu": (lambda x, a: F.leaky_relu(x, 0.2 if a is None else a), SQRT2), "tanh": (lambda x, a: x.tanh(), 1),
+    "sigmoid": (lambda x, a: x.sigmoid(), 1), "elu": (lambda x, a: F.elu(x), 1),
+    "softplus": (lambda x, a: F.softplus(x), 1), "swish": (lambda x, a: x * x.sigmoid(), SQRT2),
+}  # fmt: skip
+
+
+def plain_bias_act(x, b=None, dim=1, act="linear", alpha=None, gain=None, clamp=None):
+    if b is not None:
+        x = x + b.view([-1 if i == dim else 1 for i in range(x.dim())])
+    function, usual = ACTIVATIONS[act]
+    gain = usual if gain is None else gain
+    x = function(x, alpha)
+    x = x if gain == 1 else x * gain
+    return x if clamp is None else x.clamp(-clamp, clamp)
+
+
+class FullyConnectedLayer(nn.Module):
+    def __init__(self, i, o, activation="linear", lr_multiplier=1):
+        super().__init__()
+        self.activation = activation
+        self.weight = nn.Parameter(torch.randn(o, i) / lr_multiplier)
+        self.bias = nn.Parameter(torch.zeros(o))
+        self.weight_gain, self.bias_gain = lr_multiplier / math.sqrt(i), lr_multiplier
+
+    def forward(self, x):
+        b = self.bias if self.bias_gain == 1 else self.bias * self.bias_gain
+        return plain_bias_act(x @ (self.weight * self.weight_gain).t(), b, act=self.activation)
+
+
+class Conv2dLayer(nn.Module):
+    def __init__(self, i, o, k, bias=True, activation="linear", up=1, down=1, conv_clamp=None, trainable=True):
+        super().__init__()
+        self.activation, self.up, self.down, self.conv_clamp = activation, up, down, conv_clamp
+        self.register_buffer("resample_filter", resampling_kernel())
+        self.padding, self.weight_gain = k // 2, 1 / math.sqrt(i * k * k)
+        self.act_gain = ACTIVATIONS[activation][1]
+        weight, bias = torch.randn(o, i, k, k), torch.zeros(o) if bias else None
+        if trainable:
+            self.weight, self.bias = nn.Parameter(weight), None if bias is None else nn.Parameter(bias)
+        else:
+            self.register_buffer("weight", weight)
+            self.register_buffer("bias", bias)
+
+    def forward(self, x, gain=1):
+        assert self.resample_filter.dtype == torch.float32  # as the official functions want it
+        w, pad = self.weight * self.weight_gain, self.padding
+        if self.up == 2:
+            x = direct_upfirdn2d(F.conv2d(x, w), 4 * self.resample_filter, up=(2, 2), pads=(2, 1, 2, 1))
+        elif self.down == 2:
+            x = F.conv2d(direct_upfirdn2d(x, self.resample_filter, pads=(pad + 1,) * 4), w, stride=2)
+        else:
+            x = F.conv2d(x, w, padding=pad)
+        clamp = None if self.conv_clamp is None else self.conv_clamp * gain
+        return plain_bias_act(x, self.bias, act=self.activation, gain=self.act_gain * gain, clamp=clamp)
+
+
+class MinibatchStdLayer(nn.Module):
+    def __init__(self, group_size, num_channels=1):
+        super().__init__()
+        self.group_size, self.num_channels = group_size, num_channels
+
+    def forward(self, x):
+        n, c, h, w = x.shape
+        size = n if self.group_size is None else min(self.group_size, n)
+        groups = x.reshape(size, -1, self.num_channels, c // self.num_channels, h, w)
+        deviation = ((groups - groups.mean(0)).square().mean(0) + 1e-8).sqrt().mean((2, 3, 4))
+        return torch.cat([x, deviation[:, :, None, None].repeat(size, 1, h, w)], 1)
+
+
 # ---- modules of functions --------------------------------------------------------------------------------------------
 
 
 def official_bias_act():
     """A module like `torch_utils.ops.bias_act`; it counts its calls."""
-    functions = {
-        "linear": (lambda x, a: x, 1), "relu": (lambda x, a: F.relu(x), SQRT2),
-        "lrelu": (lambda x, a: F.leaky_relu(x, 0.2 if a is None else a), SQRT2), "tanh": (lambda x, a: x.tanh(), 1),
-        "sigmoid": (lambda x, a: x.sigmoid(), 1), "elu": (lambda x, a: F.elu(x), 1),
-        "softplus": (lambda x, a: F.softplus(x), 1), "swish": (lambda x, a: x * x.sigmoid(), SQRT2),
-    }  # fmt: skip
     module = types.ModuleType("torch_utils.ops.bias_act")
     module.calls = 0
 
     def bias_act(x, b=None, dim=1, act="linear", alpha=None, gain=None, clamp=None, impl="cuda"):
         module.calls += 1
-        if b is not None:
-            x = x + b.view([-1 if i == dim else 1 for i in range(x.dim())])
-        function, usual = functions[act]
-        x = function(x, alpha) * (usual if gain is None else gain)
-        return x if clamp is None else x.clamp(-clamp, clamp)
+        return plain_bias_act(x, b, dim, act, alpha, gain, clamp)
 
     module.bias_act = bias_act
     return module
@@ -258,3 +399,50 @@ def official_networks():
 
     module.modulated_conv2d = lambda *args, **kwargs: plain(*args, **kwargs)
     return module
+
+
+def stylegan3_networks():
+    """A module with StyleGAN3's `modulated_conv2d`, which shares the name with another function."""
+    module = types.ModuleType("training.networks_stylegan3")
+
+    def plain(x, w, s, demodulate=True, padding=0, input_gain=None):
+        if demodulate:
+            w = w * w.square().mean((1, 2, 3), keepdim=True).rsqrt()
+            s = s * s.square().mean().rsqrt()
+        w = w * s[:, None, :, None, None]
+        if demodulate:
+            w = w * (w.square().sum((2, 3, 4), keepdim=True) + 1e-8).rsqrt()
+        if input_gain is not None:
+            w = w * input_gain.expand(s.shape)[:, None, :, None, None]
+        return torch.cat([F.conv2d(image, each, padding=padding) for image, each in zip(x.split(1), w, strict=True)])
+
+    module.modulated_conv2d = lambda *args, **kwargs: plain(*args, **kwargs)
+    return module
+
+
+class OfficialSynthesis(nn.Module):
+    """Two layers that end in a leaky ReLU, and one that makes colours of each, on the functions of official modules."""
+
+    def __init__(self, bias_act, networks, channels=4, w_dim=5, clamp=0.8):
+        super().__init__()
+        self.functions, self.clamp = lambda: (bias_act.bias_act, networks.modulated_conv2d), clamp
+        self.const = nn.Parameter(torch.randn(channels, 4, 4))
+        self.mapping = FullyConnectedLayer(w_dim, w_dim, "lrelu")
+        sizes = [(channels, 3), (3, 1), (channels, 3), (3, 1)]
+        self.affines = nn.ModuleList([FullyConnectedLayer(w_dim, channels) for _ in sizes])
+        self.weights = nn.ParameterList([torch.randn(o, channels, k, k) for o, k in sizes])
+        self.biases = nn.ParameterList([torch.randn(o) * 0.1 for o, _ in sizes])
+
+    def forward(self, w):
+        """Styles [N, w_dim] to images."""
+        bias_act, modulated_conv2d = self.functions()
+        x, image = self.const.expand(len(w), -1, -1, -1), 0
+        for affine, weight, bias in zip(self.affines, self.weights, self.biases, strict=True):
+            style = affine(w) + 1
+            if weight.shape[-1] == 3:
+                x = modulated_conv2d(x, weight, style, padding=1)
+                x = bias_act(x, bias, act="lrelu", clamp=self.clamp)
+            else:
+                y = modulated_conv2d(x, weight, style, demodulate=False)
+                image = image + bias_act(y, bias, clamp=self.clamp)
+        return image

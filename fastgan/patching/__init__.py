@@ -11,7 +11,6 @@ are run on small random inputs and compared in value and in first and second gra
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from types import ModuleType
 
@@ -19,9 +18,10 @@ from torch import nn
 
 from fastgan.errors import UserError
 from fastgan.patching import functions, instances, layers, probe
-from fastgan.patching.report import Patched
+from fastgan.patching.known import NOTHING_TO_FUSE, Known, why_no_kernel
+from fastgan.patching.report import Patched, Replaced
 
-__all__ = ["Patched", "patch", "patch_ops"]
+__all__ = ["Patched", "Replaced", "patch", "patch_ops"]
 
 
 def patch(model: nn.Module) -> Patched:
@@ -46,22 +46,32 @@ def patch(model: nn.Module) -> Patched:
         if type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None:
             what = f"its part '{name}'" if name else "the model"
             raise UserError(f"fastgan.patch: {what} is compiled already; patch it first, then torch.compile it")
-    report = Patched()
+    report, callers = Patched(), functions.Callers()
     classes: list[tuple[nn.Module, type]] = []
-    verdicts: dict[tuple, str | Callable] = {}  # of layers of one form, one is tried
+    verdicts: dict[tuple, str | Known] = {}  # of layers of one form, one is tried
+    fused: set[int] = set()  # parts that a layer that was replaced computes itself
     for name, module in model.named_modules():
         candidates = [known for known in layers.KNOWN if known.recognises(module)]
         if instances.is_patched(module):
-            report.left[name] = "was patched already"
+            report.left[name] = f"{type(module).__name__}: was patched already"
         elif not candidates:
-            report.note_unknown(module)
+            if id(module) not in fused:
+                report.note_unknown(module)
+                callers.note(module)
         else:
             verdict = _chosen(module, candidates, verdicts)
             if isinstance(verdict, str):
                 report.left[name] = f"{type(module).__name__}: {verdict}"
+                if verdict != NOTHING_TO_FUSE:
+                    callers.note(module)
             else:
-                classes.append((module, instances.patched_class(type(module), verdict)))
-                report.replaced[name] = type(module).__name__
+                classes.append((module, instances.patched_class(type(module), verdict.forward)))
+                by, pairs = " and ".join(verdict.operations(module)), len(verdict.pairs(module))
+                report.replaced[name] = Replaced(type(module).__name__, by, pairs)
+                fused.update(map(id, verdict.parts(module)))
+                if reason := verdict.beside(module):
+                    report.left[name] = f"{type(module).__name__}, in part: {reason}"
+    report.notes += callers.notes()
     for module, patched in classes:
         report.restores.append(instances.change(module, patched))
     return report
@@ -74,55 +84,79 @@ def patch_ops(*modules: ModuleType) -> Patched:
         fastgan.patch_ops(bias_act, upfirdn2d)
 
     This is apart from `patch` because it changes a module, and so every model that uses it. Functions are found by name
-    and parameters; code that imported one by name (`from op import upfirdn2d`) has a name of its own for it: pass that
-    module as well.
+    and parameters. The official code makes a module of the source text in a pickle, and networks loaded from there call
+    the functions of that one: in such modules the same functions are replaced as in those given. Code that imported one
+    by name (`from op import upfirdn2d`) has a name of its own for it: the report says where; pass that module as well.
 
     Returns:
         As `patch`.
 
     Raises:
-        UserError: an argument is not a module, or there is no function in it that is known.
+        UserError: there is no argument, one is not a module, or there is no function in it that is known.
 
     What fastgan has no kernel for (an activation, another dimension), and calls with `impl="ref"`, go to the original.
     """
+    if not modules:
+        raise UserError(
+            "fastgan.patch_ops() was given nothing: give the modules whose functions are called, such as "
+            "torch_utils.ops.bias_act, torch_utils.ops.upfirdn2d and training.networks"
+        )
     report = Patched()
     replacements: list[tuple[ModuleType, str, Callable]] = []
+    sought: set[str] = set()
     for module in modules:
         if not isinstance(module, ModuleType):
             raise UserError(
                 f"fastgan.patch_ops takes modules such as torch_utils.ops.bias_act, not a {type(module).__name__}"
             )
-        found = {known.name for known in functions.KNOWN if inspect.isfunction(getattr(module, known.name, None))}
+        found = functions.names_in(module)
         if not found:
             names = ", ".join(sorted({known.name for known in functions.KNOWN}))
             raise UserError(f"fastgan.patch_ops: {module.__name__} has none of the functions that are known: {names}")
-        for name in sorted(found):
-            verdict = functions.replacement(getattr(module, name), name)
+        sought |= found
+    elsewhere = [module for module in functions.modules_of_pickles() if module not in modules]
+    for module in [*modules, *elsewhere]:
+        for name in sorted(functions.names_in(module) & sought):
+            original = getattr(module, name)
+            verdict = functions.replacement(original, name)
             if isinstance(verdict, str):
                 report.left[f"{module.__name__}.{name}"] = verdict
             else:
                 replacements.append((module, name, verdict))
-                report.replaced[f"{module.__name__}.{name}"] = name
+                report.replaced[f"{module.__name__}.{name}"] = Replaced(name, functions.operation(name))
+    originals = {id(getattr(module, name)): name for module, name, _ in replacements}
+    for holder, name in functions.other_holders(originals, [*modules, *elsewhere]):
+        report.left[f"{holder.__name__}.{name}"] = "is the same function, imported by name: pass this module as well"
     for module, name, replacement in replacements:
         report.restores.append(functions.change(module, name, replacement))
+    report.notes.append(
+        "not covered: modules that are imported and networks that are loaded from a pickle from now on: call patch_ops "
+        "again after that"
+    )
     return report
 
 
-def _chosen(module: nn.Module, candidates: list[layers.Known], verdicts: dict) -> str | Callable:
-    """The forward to replace the module's, or why there is none."""
+def _chosen(module: nn.Module, candidates: list[Known], verdicts: dict) -> str | Known:
+    """What replaces the module, or why nothing does."""
     reason = instances.why_not(module)
     if reason is not None:
         return reason
     key = probe.form(module)
     if key is not None and key in verdicts:
         return verdicts[key]
-    for known in candidates:
-        reason = known.why_not(module) or instances.why_not_called_so(module, known.forward)
-        for part in known.tried(module) if reason is None else ():
-            reason = reason or instances.why_not_through(part, known.bypassed(part)) or probe.why_unlike(part, known)
-        if reason is None:
+    unlike = [known.why_not(module) for known in candidates]
+    verdict = "; ".join(dict.fromkeys(reason for reason in unlike if reason is not None))
+    for known in [known for known, reason in zip(candidates, unlike, strict=True) if reason is None]:
+        verdict = _why_not(module, known) or known
+        if isinstance(verdict, Known):
             break
-    verdict = known.forward if reason is None else reason
     if key is not None:
         verdicts[key] = verdict
     return verdict
+
+
+def _why_not(module: nn.Module, known: Known) -> str | None:
+    reason = instances.why_not_called_so(module, known.forward) or why_no_kernel(known, module)
+    for part in known.tried(module) if reason is None else ():
+        reason = reason or instances.why_not_through(part, known.bypassed(part)) or probe.why_unlike(part, known)
+    return reason

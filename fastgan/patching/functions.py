@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
-from collections.abc import Callable
+import sys
+from collections import Counter
+from collections.abc import Callable, Container
 from types import ModuleType
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastgan.ops import modulated_conv2d, noise_bias_act, upfirdn2d
 from fastgan.patching import probe
 from fastgan.patching.layers import filter_padding
+from fastgan.patching.official import ACTIVATIONS
 from fastgan.patching.probe import Draw
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -51,6 +53,71 @@ def replacement(original: Callable, name: str) -> Callable | str:
     return reason
 
 
+def names_in(module: ModuleType) -> set[str]:
+    """Names of functions in a module that may be known."""
+    return {known.name for known in KNOWN if inspect.isfunction(vars(module).get(known.name))}
+
+
+def operation(name: str) -> str:
+    """The operation that is called in the place of a function."""
+    name = {"bias_act": "noise_bias_act", "fused_leaky_relu": "noise_bias_act"}.get(name, name)
+    return f"fastgan.ops.{name}"
+
+
+def modules_of_pickles() -> list[ModuleType]:
+    """The modules that the official code made of source text in pickles."""
+    return [module for name, module in list(sys.modules.items()) if name.startswith("_imported_module_")]
+
+
+def other_holders(originals: Container[int], known: list[ModuleType]) -> list[tuple[ModuleType, str]]:
+    """Other modules that have a function, which is told by its id, under a name of their own."""
+    return [
+        (module, name)
+        for module in list(sys.modules.values())
+        if isinstance(module, ModuleType) and module not in known
+        for name, value in list(vars(module).items())
+        if id(value) in originals and inspect.isfunction(value)
+    ]
+
+
+class Callers:
+    """Layers that `patch` has left and that call functions which `patch_ops` could replace."""
+
+    def __init__(self):
+        self._kinds: Counter[str] = Counter()
+        self._modules: dict[str, None] = {}  # in order
+
+    def note(self, module: nn.Module) -> None:
+        forward = inspect.unwrap(type(module).forward)
+        if not inspect.isfunction(forward):
+            return
+        called = [_known_function(forward.__globals__, name) for name in forward.__code__.co_names]
+        names = {known.name for known in KNOWN}
+        holders = [holder for holder, name in filter(None, called) if name in names]
+        if holders:
+            self._kinds[type(module).__name__] += 1
+            self._modules |= dict.fromkeys(holders)
+
+    def notes(self) -> list[str]:
+        if not self._kinds:
+            return []
+        kinds = ", ".join(f"{kind} ({count})" for kind, count in sorted(self._kinds.items()))
+        return [
+            f"these call functions that fastgan.patch_ops replaces: {kinds}",
+            f"  fastgan.patch_ops({', '.join(self._modules)})",
+        ]
+
+
+def _known_function(scope: dict, name: str) -> tuple[str, str] | None:
+    """Where a function is that code calls by a name, as `f` or as `f.f`, and its name; None if it is replaced."""
+    value, holder = scope.get(name), scope.get("__name__", "")
+    if isinstance(value, ModuleType):
+        value, holder = vars(value).get(name), value.__name__
+    if not inspect.isfunction(value) or hasattr(value, "_fastgan_replaces"):
+        return None
+    return (f"sys.modules[{holder!r}]" if holder.startswith("_imported_module_") else holder), name
+
+
 def _parameters(function: Callable) -> list[str]:
     return list(inspect.signature(function).parameters)
 
@@ -71,24 +138,13 @@ def change(module: ModuleType, name: str, function: Callable) -> Callable[[], bo
 
 # bias_act -------------------------------------------------------------------------------------------------------------
 
-# By the official name: the name here, and the gain where none is given.
-_ACTIVATIONS = {
-    "linear": ("linear", 1.0),
-    "relu": ("relu", math.sqrt(2)),
-    "lrelu": ("lrelu", math.sqrt(2)),
-    "tanh": ("tanh", 1.0),
-    "sigmoid": ("sigmoid", 1.0),
-    "softplus": ("softplus", 1.0),
-    "swish": ("silu", math.sqrt(2)),
-}
-
 
 def _bias_act(original: Callable) -> Callable:
     def bias_act(x, b=None, dim=1, act="linear", alpha=None, gain=None, clamp=None, impl="cuda"):
         slope = 0.2 if alpha is None else alpha
         fits = (
             impl == "cuda"
-            and act in _ACTIVATIONS
+            and act in ACTIVATIONS
             and isinstance(x, Tensor)
             and x.dim() >= 2
             and x.dtype in _DTYPES
@@ -99,7 +155,7 @@ def _bias_act(original: Callable) -> Callable:
         nothing_to_do = b is None and act == "linear" and gain in (None, 1) and clamp is None
         if not fits or nothing_to_do:
             return original(x, b=b, dim=dim, act=act, alpha=alpha, gain=gain, clamp=clamp, impl=impl)
-        ours, usual = _ACTIVATIONS[act]
+        ours, usual = ACTIVATIONS[act]
         gain = usual if gain is None else float(gain)
         return noise_bias_act(x, bias=b, act=ours, slope=float(slope), gain=gain, clamp=clamp)
 
@@ -110,7 +166,7 @@ def _bias_act_calls(draw: Draw) -> list[tuple[tuple, dict]]:
     x, b = draw.image(5), draw.tensor(5)
     return [
         ((x, b), {}),
-        *(((x, b), {"act": act}) for act in _ACTIVATIONS),
+        *(((x, b), {"act": act}) for act in ACTIVATIONS),
         ((x,), {"act": "lrelu", "alpha": 0.1, "gain": 0.7, "clamp": 0.5}),
         ((draw.vector(5), b), {"act": "lrelu", "dim": 1}),
     ]
@@ -225,6 +281,31 @@ def _modulated_conv2d_calls(draw: Draw) -> list[tuple[tuple, dict]]:
     ]
 
 
+def _modulated_conv2d_of_stylegan3(original: Callable) -> Callable:
+    def modulated_conv2d_(x, w, s, demodulate=True, padding=0, input_gain=None):
+        if not (isinstance(padding, int) and padding >= 0) or x.dtype not in _DTYPES:
+            return original(x=x, w=w, s=s, demodulate=demodulate, padding=padding, input_gain=input_gain)
+        if demodulate:
+            w = w * w.square().mean([1, 2, 3], keepdim=True).rsqrt()
+            s = s * s.square().mean().rsqrt()
+        if input_gain is None:
+            return modulated_conv2d(x, w, s, demodulate=demodulate, padding=padding)
+        # The gain is that of the input, and no part of what the demodulation makes up for.
+        x = noise_bias_act(x, scale=s * input_gain.expand(s.shape), act="linear")
+        return modulated_conv2d(x, w, s, demodulate=demodulate, padding=padding, scaled=True)
+
+    return _named(modulated_conv2d_, "modulated_conv2d")
+
+
+def _modulated_conv2d_of_stylegan3_calls(draw: Draw) -> list[tuple[tuple, dict]]:
+    x, weight, styles = draw.image(4, least=3), draw.tensor(3, 4, 3, 3), draw.vector(4)
+    return [
+        ((x, weight, styles), {"padding": 2}),
+        ((x, weight, styles), {"padding": 2, "input_gain": draw.tensor().abs()}),
+        ((x, draw.tensor(3, 4, 1, 1), styles), {"demodulate": False, "input_gain": draw.tensor(4)}),
+    ]
+
+
 def _named(function: Callable, name: str) -> Callable:
     function.__name__ = name
     return function
@@ -236,4 +317,5 @@ KNOWN = (
     KnownFunction("upfirdn2d", _upfirdn2d, _upfirdn2d_calls),
     KnownFunction("upfirdn2d", _upfirdn2d_of_rosinality, _upfirdn2d_of_rosinality_calls),
     KnownFunction("modulated_conv2d", _modulated_conv2d, _modulated_conv2d_calls),
+    KnownFunction("modulated_conv2d", _modulated_conv2d_of_stylegan3, _modulated_conv2d_of_stylegan3_calls),
 )

@@ -5,6 +5,7 @@ parameters, hooks, `copy.deepcopy`, pickle and `torch.compile` take it for what 
 instance could not be pickled as a method, and would be what `type(module).forward` is not.
 """
 
+import copy
 import copyreg
 import functools
 import inspect
@@ -38,6 +39,15 @@ def patched_class(original: type, forward: Callable) -> type:
             named = {renamed.get(name, name): value for name, value in named.items()}
         return forward(self, *args, **named)
 
+    def deepcopy(self, memo):
+        """Also where the class itself says how it is pickled, as the official layers do: a copy is patched as well."""
+        function, args, *state = self.__reduce_ex__(4)
+        twin = memo[id(self)] = function(*copy.deepcopy(args, memo))
+        if state and state[0] is not None:
+            twin.__setstate__(copy.deepcopy(state[0], memo))
+        twin.__class__ = patched
+        return twin
+
     def reduce(self, protocol):  # for pickle and copy: the class is found by the two parts that it is made of
         function, args, *state = super(patched, self).__reduce_ex__(max(protocol, 2))
         usual = function is copyreg.__newobj__ and args == (patched,)
@@ -52,6 +62,8 @@ def patched_class(original: type, forward: Callable) -> type:
         "__qualname__": original.__qualname__,
         "__doc__": original.__doc__,
     }
+    if not hasattr(original, "__deepcopy__"):
+        body["__deepcopy__"] = deepcopy
     patched = type(original)(original.__name__, (original,), body)
     return patched
 
@@ -146,6 +158,30 @@ def runs_as_its_class(*modules: nn.Module) -> bool:
         or "parametrizations" in module._modules
         for module in modules
     )
+
+
+def has_only_pre_hooks_that_are_objects(module: nn.Module) -> bool:
+    """Whether a module runs as its class says but for hooks that make its weight: of equalised rate, spectral norm."""
+    hooks = module._forward_pre_hooks
+    with_names = getattr(module, "_forward_pre_hooks_with_kwargs", None)
+    if with_names or any(inspect.isroutine(hook) for hook in hooks.values()):
+        return False
+    return not nn.modules.module._has_any_global_hook() and not (
+        module._forward_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+        or "parametrizations" in module._modules
+    )
+
+
+def run_pre_hooks(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """What the hooks of a module, called as `module(x)`, make of its argument."""
+    for hook in module._forward_pre_hooks.values():
+        result = hook(module, (x,))
+        if result is not None:
+            (x,) = result if isinstance(result, tuple) else (result,)
+    return x
 
 
 def _hooks(module: nn.Module) -> str | None:

@@ -2,16 +2,14 @@
 
 An entry says by which class name or class a layer is found, what must be true of its parameters and attributes, what it
 takes, and how it is computed on `fastgan.ops`. A layer may have several: the first that computes the same is taken.
-The names and shapes are the public interface of rosinality's stylegan2-pytorch and style-based-gan-pytorch, of the code
-bases that follow them, and of PyTorch.
+The names and shapes are the public interface of rosinality's stylegan2-pytorch and style-based-gan-pytorch, lucidrains'
+stylegan2-pytorch and huangzh13's StyleGAN.pytorch, of the code bases that follow them, and of PyTorch. NVIDIA's layers
+are in `fastgan.patching.official`, sequences in `fastgan.patching.sequences`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,29 +17,11 @@ from torch import Tensor, nn
 
 from fastgan.ops import adain, modulated_conv2d, noise_bias_act, pixel_norm, upfirdn2d
 from fastgan.ops.arithmetic import to_arithmetic
+from fastgan.ops.modulated_conv2d import EPSILON
+from fastgan.patching import official, sequences
 from fastgan.patching.instances import runs_as_its_class
+from fastgan.patching.known import NOTHING_TO_FUSE, Known, has_numbers, named, of_class
 from fastgan.patching.probe import Draw
-
-
-class Known(NamedTuple):
-    recognises: Callable[[nn.Module], bool]  # by class
-    why_not: Callable[[nn.Module], str | None]  # what does not fit, of parameters and attributes
-    arguments: Callable[[nn.Module, Draw], tuple]  # to try it with
-    forward: Callable  # (module, *arguments); `module._unpatched` is the original
-    bypassed: Callable[[nn.Module], Iterable[nn.Module]] = lambda module: ()  # parts that are not called any more
-    tried: Callable[[nn.Module], list[nn.Module]] = lambda module: [module]  # what stands for it when it is tried
-
-
-def _named(*names: str) -> Callable[[nn.Module], bool]:
-    """Layers whose class, or one that it is derived from, has a name; PyTorch's and fastgan's own are others."""
-    ours = ("torch.nn.", "fastgan.")
-    return lambda module: any(k.__name__ in names and not k.__module__.startswith(ours) for k in type(module).__mro__)
-
-
-def _of_class(kind: type) -> Callable[[nn.Module], bool]:
-    """Layers with a class of PyTorch that have not overridden its forward."""
-    return lambda module: isinstance(module, kind) and type(module).forward is kind.forward
-
 
 # Resampling by a FIR filter -------------------------------------------------------------------------------------------
 
@@ -72,6 +52,44 @@ def downsample(module: nn.Module, x: Tensor) -> Tensor:
 
 def blur(module: nn.Module, x: Tensor) -> Tensor:
     return upfirdn2d(x, module.kernel, padding=filter_padding(module.pad))
+
+
+def _is_blur_by_channels(module: nn.Module) -> str | None:
+    """StyleGAN1's, with a copy of the filter for each channel, and one of those turned around for the way back."""
+    weight, flipped = module._buffers.get("weight"), module._buffers.get("weight_flip")
+    if weight is None or flipped is None or weight.shape[1:] != (1, 3, 3) or flipped.shape != weight.shape:
+        return "has no buffers `weight` and `weight_flip` [C, 1, 3, 3]"
+    if weight.device.type == "meta":
+        return "is on the meta device, where nothing can be tried"
+    if not torch.equal(weight, weight[:1].expand_as(weight)) or not torch.equal(flipped, weight.flip(2, 3)):
+        return "has another filter for each channel, or another for the way back"
+    return None
+
+
+def _one_filter(module: nn.Module) -> None:
+    with torch.no_grad():
+        module.weight.copy_(module.weight[:1].expand_as(module.weight))
+        module.weight_flip.copy_(module.weight.flip(2, 3))
+
+
+def blur_by_channels(module: nn.Module, x: Tensor) -> Tensor:
+    return upfirdn2d(x, module.weight[0, 0], padding=(1, 1, 1, 1), flip=True)
+
+
+def _image_to_blur(module: nn.Module, draw: Draw) -> tuple[Tensor]:
+    return (draw.image(len(module.weight), least=3),)
+
+
+def _is_blur_with_stride(module: nn.Module) -> str | None:
+    kernel = module._buffers.get("kernel")
+    if kernel is None or kernel.dim() != 4 or kernel.shape[:2] != (1, 1):
+        return "has no buffer `kernel` [1, 1, k, k]"
+    return None if isinstance(getattr(module, "stride", None), int) else "has no integer `stride`"
+
+
+def blur_with_stride(module: nn.Module, x: Tensor) -> Tensor:
+    pad = (module.kernel.shape[2] - 1) // 2
+    return upfirdn2d(x, module.kernel[0, 0], down=module.stride, padding=(pad,) * 4, flip=True)
 
 
 def _any_image(module: nn.Module, draw: Draw) -> tuple[Tensor]:
@@ -106,11 +124,11 @@ def _activations(module: nn.Module, draw: Draw) -> tuple[Tensor]:
 
 def _is_dense_with_lrelu(module: nn.Module) -> str | None:
     if not getattr(module, "activation", None):
-        return "has no activation, so there is nothing to fuse"
+        return NOTHING_TO_FUSE
     weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
     if weight is None or bias is None or weight.dim() != 2 or bias.dim() != 1:
         return "has no parameters `weight` [O, I] and `bias` [O]"
-    if not all(isinstance(getattr(module, number, None), int | float) for number in ("scale", "lr_mul")):
+    if not has_numbers(module, "scale", "lr_mul"):
         return "has no numbers `scale` and `lr_mul`"
     return None
 
@@ -120,6 +138,10 @@ def equal_linear(module: nn.Module, x: Tensor) -> Tensor:
         return module._unpatched(x)
     y = F.linear(x, module.weight * module.scale)
     return noise_bias_act(y, bias=module.bias * module.lr_mul, act="lrelu", gain=math.sqrt(2))
+
+
+def _vectors(module: nn.Module, draw: Draw) -> tuple[Tensor]:
+    return (draw.vector(module.weight.shape[1]),)
 
 
 def pixel_norm_by_channels(module: nn.Module, x: Tensor) -> Tensor:
@@ -178,6 +200,27 @@ def _modulated(conv: nn.Module, x: Tensor, style: Tensor, **after) -> Tensor:
 
 def _image_and_style(conv: nn.Module, draw: Draw) -> tuple[Tensor, Tensor]:
     return draw.image(conv.weight.shape[2], least=3), draw.vector(_features(conv.modulation))
+
+
+def _is_modulated_around_one(conv: nn.Module) -> str | None:
+    """lucidrains' convolution, whose factors are the distances from 1."""
+    weight = conv._parameters.get("weight")
+    if weight is None or weight.dim() != 4 or weight.shape[2] != weight.shape[3]:
+        return "has no parameter `weight` [O, I, k, k]"
+    if not isinstance(getattr(conv, "demod", None), bool) or getattr(conv, "kernel", None) != weight.shape[2]:
+        return "has no flag `demod`, or a `kernel` that is not its weight's"
+    if (getattr(conv, "stride", None), getattr(conv, "dilation", None)) != (1, 1):
+        return "has a stride or a dilation"
+    return None if getattr(conv, "eps", None) == EPSILON else f"has no `eps` of {EPSILON}"
+
+
+def modulated_around_one(conv: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    padding = (conv.weight.shape[2] - 1) // 2
+    return modulated_conv2d(x, conv.weight, to_arithmetic(y) + 1, demodulate=conv.demod, padding=padding)
+
+
+def _image_and_factors(conv: nn.Module, draw: Draw) -> tuple[Tensor, Tensor]:
+    return draw.image(conv.weight.shape[1], least=3), draw.vector(conv.weight.shape[1])
 
 
 def _features(affine: nn.Module) -> int:
@@ -256,11 +299,11 @@ def _image_to_normalise(norm: nn.Module, draw: Draw) -> tuple[Tensor]:
     return (draw.image(norm.num_features, _dims(norm), least=3),)
 
 
-_ADAIN = _named("AdaIN", "AdaIN1d", "AdaIN2d", "AdaptiveInstanceNorm")
+_ADAIN = named("AdaIN", "AdaIN1d", "AdaIN2d", "AdaptiveInstanceNorm")
 
 
 def _is_adain(module: nn.Module) -> str | None:
-    norms = [part for part in module.children() if any(_of_class(kind)(part) for kind in _DIMS)]
+    norms = [part for part in module.children() if any(of_class(kind)(part) for kind in _DIMS)]
     if len(norms) != 1 or len(module._modules) != 2:
         return "has not two parts, an InstanceNorm and one that makes the style"
     if module._parameters or norms[0].affine or norms[0].track_running_stats:
@@ -296,89 +339,23 @@ def _image_and_vector(module: nn.Module, draw: Draw) -> tuple[Tensor, Tensor]:
     return draw.image(norm.num_features, _dims(norm), least=3), draw.vector(_features(affine))
 
 
-# Sequences ------------------------------------------------------------------------------------------------------------
-
-_CONVOLUTIONS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
-_ACTIVATIONS = {
-    nn.LeakyReLU: "lrelu",
-    nn.ReLU: "relu",
-    nn.SiLU: "silu",
-    nn.Sigmoid: "sigmoid",
-    nn.Softplus: "softplus",
-    nn.Tanh: "tanh",
-}
-
-
-def _is_pair(conv: nn.Module, act: nn.Module) -> bool:
-    return type(conv) in _CONVOLUTIONS and conv.bias is not None and type(act) in _ACTIVATIONS
-
-
-def _fuses(conv: nn.Module, act: nn.Module) -> bool:
-    return (
-        _is_pair(conv, act)
-        and (type(act) is not nn.LeakyReLU or act.negative_slope >= 0)
-        and (type(act) is not nn.Softplus or (act.beta, act.threshold) == (1, 20))
-        and runs_as_its_class(conv, act)
-    )
-
-
-def _has_pairs(module: nn.Module) -> bool:
-    layers = list(module) if _of_class(nn.Sequential)(module) else []
-    return any(_is_pair(*pair) for pair in pairwise(layers))
-
-
-def _why_none_fuses(module: nn.Sequential) -> str | None:
-    if _pairs(module):
-        return None
-    return "a convolution and the activation behind it have hooks, or a forward or options that are not the usual ones"
-
-
-def _pairs(module: nn.Sequential) -> list[nn.Sequential]:
-    """The pairs alone: what a sequence does with its parts is known. (That it is another sequence changes no part.)"""
-    layers = list(module)
-    return [nn.Sequential(*pair) for pair in pairwise(layers) if _fuses(*pair)]
-
-
-def _image_to_convolve(pair: nn.Sequential, draw: Draw) -> tuple[Tensor]:
-    conv = pair[0]
-    reach = max(dilation * (size - 1) + 1 for size, dilation in zip(conv.kernel_size, conv.dilation, strict=True))
-    return (draw.image(conv.in_channels, _CONVOLUTIONS[type(conv)], least=reach),)
-
-
-def sequence(module: nn.Sequential, x: Tensor) -> Tensor:
-    """As `nn.Sequential`, with a convolution's bias left to the activation behind it.
-
-    What fuses is looked at in each call: parts may be exchanged, and hooks come, at any time.
-    """
-    layers = list(module)
-    i = 0
-    while i < len(layers):
-        conv = layers[i]
-        if i + 1 < len(layers) and _fuses(conv, layers[i + 1]) and x.dim() == _CONVOLUTIONS[type(conv)] + 2:
-            act = layers[i + 1]
-            slope = getattr(act, "negative_slope", 0.2)
-            x = conv._conv_forward(x, conv.weight, None)
-            x = noise_bias_act(x, bias=conv.bias, act=_ACTIVATIONS[type(act)], slope=slope)
-            i += 2
-        else:
-            x = conv(x)
-            i += 1
-    return x
-
-
 KNOWN = (
-    Known(_named("Upsample"), lambda m: _is_filter(m, "factor"), _any_image, upsample),
-    Known(_named("Downsample"), lambda m: _is_filter(m, "factor"), _any_image, downsample),
-    Known(_named("Blur"), _is_filter, _any_image, blur),
-    Known(_named("FusedLeakyReLU"), _is_bias_and_lrelu, _activations, fused_leaky_relu),
-    Known(_named("EqualLinear"), _is_dense_with_lrelu, lambda m, draw: (draw.vector(m.weight.shape[1]),), equal_linear),
-    Known(_named("PixelNorm"), _has_no_state, _any_image, pixel_norm_by_channels),
-    Known(_named("ModulatedConv2d"), _is_modulated, _image_and_style, modulated, _blur_of),
-    Known(_named("StyledConv"), _is_styled, _image_style_and_noise, styled, _parts_of_styled),
-    *(Known(_of_class(kind), _is_instance_norm, _image_to_normalise, instance_norm) for kind in _DIMS),
+    Known(named("Upsample"), lambda m: _is_filter(m, "factor"), _any_image, upsample, "upfirdn2d"),
+    Known(named("Downsample"), lambda m: _is_filter(m, "factor"), _any_image, downsample, "upfirdn2d"),
+    Known(named("Blur"), _is_filter, _any_image, blur, "upfirdn2d"),
+    Known(named("Blur"), _is_blur_by_channels, _image_to_blur, blur_by_channels, "upfirdn2d", arrange=_one_filter),
+    Known(named("BlurLayer"), _is_blur_with_stride, _any_image, blur_with_stride, "upfirdn2d"),
+    Known(named("FusedLeakyReLU"), _is_bias_and_lrelu, _activations, fused_leaky_relu, "noise_bias_act"),
+    Known(named("EqualLinear"), _is_dense_with_lrelu, _vectors, equal_linear, "noise_bias_act"),
+    Known(named("PixelNorm"), _has_no_state, _any_image, pixel_norm_by_channels, "pixel_norm"),
+    Known(named("ModulatedConv2d"), _is_modulated, _image_and_style, modulated, "modulated_conv2d", _blur_of),
+    Known(named("StyledConv"), _is_styled, _image_style_and_noise, styled, "modulated_conv2d", _parts_of_styled),
+    Known(named("Conv2DMod"), _is_modulated_around_one, _image_and_factors, modulated_around_one, "modulated_conv2d"),
+    *(Known(of_class(kind), _is_instance_norm, _image_to_normalise, instance_norm, "adain") for kind in _DIMS),
     *(
-        Known(_ADAIN, _is_adain, _image_and_vector, forward, lambda m: _norm_and_affine(m)[:1])
+        Known(_ADAIN, _is_adain, _image_and_vector, forward, "adain", lambda m: _norm_and_affine(m)[:1])
         for forward in (adain_of_scale, adain_of_scale_around_one)
     ),
-    Known(_has_pairs, _why_none_fuses, _image_to_convolve, sequence, tried=_pairs),
+    *official.KNOWN,
+    *sequences.KNOWN,
 )

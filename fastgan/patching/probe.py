@@ -2,9 +2,10 @@
 
 Random parameters, buffers and inputs, so that a bias or noise strength that is still zero counts, and a filter that
 happens to be symmetric shows how it is turned. In fp64 differences of form (another epsilon, a missing factor) stand
-far above rounding. Values are compared, first gradients with respect to inputs and parameters, and the gradients of
-the squared norm of the inputs' gradients: what R1, WGAN-GP and path length take. What a probe cannot see is a forward
-that does something else for other sizes.
+far above rounding. Values are compared, buffers after the call, first gradients with respect to inputs and parameters,
+and the gradients of the squared norm of the inputs' gradients: what R1, WGAN-GP and path length take. No gradient is
+not a gradient of zeros: an optimizer makes a step for zeros. What a probe cannot see is a forward that does something
+else for other sizes.
 
 Nothing outside of the copies is touched: not the module, its mode or buffers, nor any random state.
 """
@@ -76,11 +77,12 @@ def why_unlike(module: nn.Module, known) -> str | None:
             for buffer in twin.buffers():
                 if buffer.is_floating_point():
                     buffer.copy_(draw.tensor(*buffer.shape).abs() + 0.1)
+            known.arrange(twin)
         twin.train(trial.training).requires_grad_()
         inputs = known.arguments(twin, draw)
         if patched:
             twin.__class__ = patched_class(type(twin), known.forward)
-        return twin, inputs, {name: p for name, p in twin.named_parameters()}
+        return twin, inputs, dict(twin.named_parameters()), dict(twin.named_buffers())
 
     return _first_difference(run, _trials(own), device)
 
@@ -92,7 +94,7 @@ def why_functions_differ(original: Callable, ours: Callable, calls: Callable[[Dr
 
         def run(patched: bool, trial: Trial, which=which):
             args, options = calls(Draw(trial, device))[which]
-            return (lambda *given: (ours if patched else original)(*given, **options)), args, {}
+            return (lambda *given: (ours if patched else original)(*given, **options)), args, {}, {}
 
         reason = _first_difference(run, _trials(torch.float32), device)
         if reason is not None:
@@ -104,11 +106,7 @@ def form(module: nn.Module) -> tuple | None:
     """All that tells a layer from another but the values of its tensors, hashable; None if that cannot be told."""
     parts = []
     for name, part in module.named_modules():
-        own = {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in vars(part).items()
-            if key not in _OF_EVERY_MODULE
-        }
+        own = {key: _hashable(value) for key, value in vars(part).items() if key not in _OF_EVERY_MODULE}
         hooks = any(vars(part)[key] for key in _OF_EVERY_MODULE if key.endswith("_hooks"))
         if hooks or any(isinstance(value, Tensor) for value in own.values()):
             return None
@@ -121,6 +119,14 @@ def form(module: nn.Module) -> tuple | None:
     except TypeError:
         return None
     return key
+
+
+def _hashable(value):
+    if isinstance(value, list | tuple):
+        return tuple(map(_hashable, value))
+    if isinstance(value, dict):
+        return tuple((key, _hashable(each)) for key, each in value.items())
+    return value
 
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
@@ -160,8 +166,8 @@ class _Unfit(Exception):
     pass
 
 
-def _results(function: Callable, inputs: tuple, parameters: dict[str, Tensor], orders: int) -> list:
-    """(what, tensor): the result, first gradients, second gradients."""
+def _results(function: Callable, inputs: tuple, parameters: dict, buffers: dict, orders: int) -> list:
+    """(what, tensor or None): the result, buffers, first gradients, second gradients."""
     given = {f"argument {i}": t.requires_grad_() for i, t in enumerate(inputs) if isinstance(t, Tensor)}
     before = [t.detach().clone() for t in given.values()]
     y = function(*inputs)
@@ -169,7 +175,7 @@ def _results(function: Callable, inputs: tuple, parameters: dict[str, Tensor], o
         raise _Unfit(f"its result is a {type(y).__name__}, not one tensor")
     if not all(map(torch.equal, given.values(), before)):
         raise _Unfit("it overwrites its input")
-    found = [("its result", y.detach())]
+    found = [("its result", y.detach()), *((f"its buffer {name}", buffer) for name, buffer in buffers.items())]
     if orders == 0:
         return found
     if not y.requires_grad:
@@ -178,21 +184,22 @@ def _results(function: Callable, inputs: tuple, parameters: dict[str, Tensor], o
     weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(y)
     first = _gradients((y * weights).sum(), leaves, create_graph=True)
     found += [(f"the gradient of {name}", first[name]) for name in leaves]
-    penalty = sum(first[name].square().sum() for name in given)
-    curved = penalty.requires_grad  # else it does not depend on anything
-    second = _gradients(penalty, leaves) if curved else {name: torch.zeros_like(leaves[name]) for name in leaves}
+    penalty = sum(first[name].square().sum() for name in given if first[name] is not None)
+    curved = isinstance(penalty, Tensor) and penalty.requires_grad  # else it does not depend on anything
+    second = _gradients(penalty, leaves) if curved else dict.fromkeys(leaves)
     return found + [(f"the second gradient of {name}", second[name]) for name in leaves]
 
 
-def _gradients(of: Tensor, leaves: dict[str, Tensor], create_graph: bool = False) -> dict[str, Tensor]:
+def _gradients(of: Tensor, leaves: dict[str, Tensor], create_graph: bool = False) -> dict[str, Tensor | None]:
     gradients = torch.autograd.grad(of, list(leaves.values()), create_graph=create_graph, allow_unused=True)
-    return {
-        name: torch.zeros_like(leaf) if gradient is None else gradient
-        for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True)
-    }
+    return dict(zip(leaves, gradients, strict=True))
 
 
-def _unlike(expected: Tensor, got: Tensor, tolerance: float) -> str | None:
+def _unlike(expected: Tensor | None, got: Tensor | None, tolerance: float) -> str | None:
+    if expected is None or got is None:
+        if expected is got:
+            return None
+        return "is None, and not in the original" if got is None else "is None in the original, and here it is not"
     if (expected.shape, expected.dtype) != (got.shape, got.dtype):
         return f"is {expected.dtype} {list(expected.shape)}, not {got.dtype} {list(got.shape)}"
     if expected.numel() == 0:

@@ -34,6 +34,7 @@ from fastgan.ops import upfirdn2d
 from fastgan.ops.arguments import DTYPES
 from fastgan.ops.arithmetic import to_arithmetic
 from fastgan.ops.layout import channels_last, dense, is_channels_last
+from fastgan.ops.transforms import takes_plain_form
 from fastgan.ops.upfirdn2d import taps
 
 # The "least asymmetric" orthogonal wavelet of 6 vanishing moments (Daubechies 1992, "Ten Lectures on Wavelets", table
@@ -385,7 +386,10 @@ def _sample(x: Tensor, rows: Tensor, columns: Tensor, interpolation: int) -> Ten
     grid = [  # as grid_sample counts, from -1 to 1
         place * (2 / max(size - 1, 1)) - 1 for place, size in ((columns, x.shape[3]), (rows, x.shape[2]))
     ]
-    return _Sample.apply(x, torch.stack(grid, -1), interpolation)
+    grid = torch.stack(grid, -1)
+    if takes_plain_form((x, grid)):
+        return torch.grid_sampler_2d(x, grid, interpolation, BORDER, True)
+    return _Sample.apply(x, grid, interpolation)
 
 
 class _Sample(torch.autograd.Function):

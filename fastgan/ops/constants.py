@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
+from fastgan.ops.transforms import transforms_active
+
 
 def constant(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Decorator: keeps each tensor that `make(*arguments, device)` returns, for the calls that follow.
@@ -31,7 +33,7 @@ def constant(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _is_mode_active() -> bool:
-    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._are_functorch_transforms_active()
+    return torch._C._len_torch_dispatch_stack() > 0 or transforms_active()
 
 
 def _is_captured(device: torch.device) -> bool:

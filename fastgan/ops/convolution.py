@@ -22,6 +22,7 @@ from torch import Tensor
 from fastgan.ops import backends, weight_gradient
 from fastgan.ops.few_channels import FewChannels
 from fastgan.ops.layout import is_channels_last
+from fastgan.ops.transforms import backward_takes_plain_form, takes_plain_form
 from fastgan.ops.upfirdn2d import LowPass, upfirdn2d
 
 
@@ -82,7 +83,8 @@ def filtered_conv2d(
     """
     needs_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     converted = _autocast(x)[0].dtype != x.dtype  # the smaller of the two is what comes behind the filter
-    if not needs_grad or converted or taps.requires_grad or torch.compiler.is_compiling():
+    apart = not needs_grad or converted or taps.requires_grad or torch.compiler.is_compiling()
+    if apart or takes_plain_form((x, weight, taps)):
         return conv2d(upfirdn2d(x, taps, padding=filter_padding), weight, stride=stride)
     x, low_pass = LowPass.of(x, taps, filter_padding)
     geometry = _Geometry(stride, (0, 0), False, _may_be_own(x))
@@ -92,7 +94,7 @@ def filtered_conv2d(
 def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding, transposed: bool) -> Tensor:
     pads = (padding, padding) if isinstance(padding, int) else tuple(padding)
     needs_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or takes_plain_form((x, weight, bias)):
         function = F.conv_transpose2d if transposed else F.conv2d
         return function(x, weight, bias, stride=stride, padding=pads)
     geometry = _Geometry(stride, pads, transposed, _may_be_own(x))
@@ -124,7 +126,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, g: _Geometry) -> T
     few = _few_channels(x, weight, g) if bias is None else None
     if few and (y := few.forward(x, weight)) is not None:
         return y
-    return torch.ops.aten.convolution(x, weight, bias, (g.stride, g.stride), g.padding, (1, 1), g.transposed, (0, 0), 1)
+    return _of_library(x, weight, bias, g)
 
 
 def _gradients(dy: Tensor, x: Tensor, weight: Tensor, g: _Geometry, wanted: tuple[bool, bool, bool]):
@@ -140,11 +142,19 @@ def _gradients(dy: Tensor, x: Tensor, weight: Tensor, g: _Geometry, wanted: tupl
     rest = wanted[0] and dx is None, wanted[1] and dw is None, wanted[2]
     if not any(rest):
         return dx, dw, None
-    biases = [weight.shape[1 if g.transposed else 0]]
-    of_library = torch.ops.aten.convolution_backward(
-        dy, x, weight, biases, (g.stride, g.stride), g.padding, (1, 1), g.transposed, (0, 0), 1, rest
-    )
+    of_library = _gradients_of_library(dy, x, weight, g, rest)
     return of_library[0] if dx is None else dx, of_library[1] if dw is None else dw, of_library[2]
+
+
+def _of_library(x: Tensor, weight: Tensor, bias: Tensor | None, g: _Geometry) -> Tensor:
+    return torch.ops.aten.convolution(x, weight, bias, (g.stride, g.stride), g.padding, (1, 1), g.transposed, (0, 0), 1)
+
+
+def _gradients_of_library(dy: Tensor, x: Tensor, weight: Tensor, g: _Geometry, wanted: tuple[bool, bool, bool]):
+    biases = [weight.shape[1 if g.transposed else 0]]
+    return torch.ops.aten.convolution_backward(
+        dy, x, weight, biases, (g.stride, g.stride), g.padding, (1, 1), g.transposed, (0, 0), 1, wanted
+    )
 
 
 def _few_channels(x: Tensor, weight: Tensor, g: _Geometry) -> FewChannels | None:
@@ -153,6 +163,30 @@ def _few_channels(x: Tensor, weight: Tensor, g: _Geometry) -> FewChannels | None
 
 
 # ... and with one ----------------------------------------------------------------------------------------------------
+
+
+def _conv(x: Tensor, weight: Tensor, g: _Geometry) -> Tensor:
+    if backward_takes_plain_form((x, weight)):
+        return _of_library(x, weight, None, g)
+    return _Convolve.apply(x, weight, None, g) if torch.is_grad_enabled() else _convolve(x, weight, None, g)
+
+
+def _back(dy: Tensor, weight: Tensor, like: Tensor, g: _Geometry) -> Tensor:
+    """The gradient with respect to an image, `like`, of which the shape counts."""
+    if backward_takes_plain_form((dy, weight)):
+        return _gradients_of_library(dy, like, weight, g, (True, False, False))[0]
+    if torch.is_grad_enabled():
+        return _Back.apply(dy, weight, like.detach(), g)
+    return _gradients(dy, like, weight, g, (True, False, False))[0]
+
+
+def _outer(x: Tensor, dy: Tensor, like: Tensor, g: _Geometry) -> Tensor:
+    """The gradient with respect to a weight, `like`, of which the shape counts."""
+    if backward_takes_plain_form((x, dy)):
+        return _gradients_of_library(dy, x, like, g, (False, True, False))[1]
+    if torch.is_grad_enabled():
+        return _Outer.apply(x, dy, like.detach(), g)
+    return _gradients(dy, x, like, g, (False, True, False))[1]
 
 
 _engine_runs = getattr(torch._C, "_will_engine_execute_node", lambda node: True)  # as torch.autograd.graph asks it
@@ -190,10 +224,10 @@ class _Convolve(torch.autograd.Function):
         geometry, kind = ctx.call
         wanted = of_x, of_weight, of_bias = _wanted(ctx, 3)
         x = kind.empty() if x is None else x
-        if not torch.is_grad_enabled():
-            return *_gradients(dy, x, weight, geometry, wanted), None
-        dx = _Back.apply(dy, weight, x.detach(), geometry) if of_x else None
-        dw = _Outer.apply(x, dy, weight.detach(), geometry) if of_weight else None
+        if not (torch.is_grad_enabled() or backward_takes_plain_form((dy,), (x, weight))):
+            return *_gradients(dy, x, weight, geometry, wanted), None  # by one call
+        dx = _back(dy, weight, x, geometry) if of_x else None
+        dw = _outer(x, dy, weight, geometry) if of_weight else None
         return dx, dw, dy.sum((0, 2, 3)) if of_bias else None, None
 
 
@@ -216,11 +250,8 @@ class _ConvolveFiltered(torch.autograd.Function):
         low_pass, geometry, shape, kind = ctx.call
         of_x, of_weight = _wanted(ctx, 2)
         filtered = low_pass(x) if of_weight else kind.empty()
-        if torch.is_grad_enabled():
-            dfiltered = _Back.apply(dy, weight, filtered.detach(), geometry) if of_x else None
-            dw = _Outer.apply(filtered, dy, weight.detach(), geometry) if of_weight else None
-        else:
-            dfiltered, dw, _ = _gradients(dy, filtered, weight, geometry, (of_x, of_weight, False))
+        dw = _outer(filtered, dy, weight, geometry) if of_weight else None
+        dfiltered = _back(dy, weight, filtered, geometry) if of_x else None
         del filtered  # before there is one image more
         return low_pass.adjoint(dfiltered, shape) if of_x else None, dw, None, None
 
@@ -243,7 +274,7 @@ class _Kind(NamedTuple):
 
 
 class _Back(torch.autograd.Function):
-    """The gradient with respect to the image. `like` is an image, of which the shape counts."""
+    """`_back`, differentiable."""
 
     @staticmethod
     def forward(ctx, dy, weight, like, geometry):
@@ -257,17 +288,13 @@ class _Back(torch.autograd.Function):
         if dx is None:
             return None, None, None, None
         dy, weight = ctx.saved_tensors
-        geometry = ctx.geometry
         of_dy, of_weight = _wanted(ctx, 2)
-        if torch.is_grad_enabled():
-            ddy = _Convolve.apply(dx, weight, None, geometry) if of_dy else None
-            return ddy, _Outer.apply(dx, dy, weight.detach(), geometry) if of_weight else None, None, None
-        ddy = _convolve(dx, weight, None, geometry) if of_dy else None
-        return ddy, _gradients(dy, dx, weight, geometry, (False, of_weight, False))[1], None, None
+        ddy = _conv(dx, weight, ctx.geometry) if of_dy else None
+        return ddy, _outer(dx, dy, weight, ctx.geometry) if of_weight else None, None, None
 
 
 class _Outer(torch.autograd.Function):
-    """The gradient with respect to the weight. `like` is a weight, of which the shape counts."""
+    """`_outer`, differentiable."""
 
     @staticmethod
     def forward(ctx, x, dy, like, geometry):
@@ -281,10 +308,6 @@ class _Outer(torch.autograd.Function):
         if dw is None:
             return None, None, None, None
         x, dy = ctx.saved_tensors
-        geometry = ctx.geometry
         of_x, of_dy = _wanted(ctx, 2)
-        if torch.is_grad_enabled():
-            dx = _Back.apply(dy, dw, x.detach(), geometry) if of_x else None
-            return dx, _Convolve.apply(x, dw, None, geometry) if of_dy else None, None, None
-        dx = _gradients(dy, x, dw, geometry, (of_x, False, False))[0]
-        return dx, _convolve(x, dw, None, geometry) if of_dy else None, None, None
+        dx = _back(dy, dw, x, ctx.geometry) if of_x else None
+        return dx, _conv(x, dw, ctx.geometry) if of_dy else None, None, None

@@ -18,6 +18,8 @@ Traps that shaped this file:
   kernel fills all second derivatives at once; which of them there are is read off the plain definition (`_connected`).
 - The backward of CUDA tensors runs in another thread, where context variables are not set: the backend is chosen in
   the forward pass and handed on.
+- torch.func and forward-mode AD see through neither Functions nor kernels: what they call takes the plain form, forward
+  and backward (`fastgan.ops.transforms`).
 """
 
 from collections.abc import Callable, Sequence
@@ -29,6 +31,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 import fastgan_kernels
+from fastgan.ops.transforms import backward_takes_plain_form, takes_plain_form
 
 Tensors = Sequence[Tensor | None]
 
@@ -104,7 +107,7 @@ class FusedOperation:
     @classmethod
     def apply(cls, backend: str, inputs: Tensors, options: NamedTuple) -> Tensor | tuple[Tensor, ...]:
         """Runs the operation on a backend; `inputs` are validated. The output, and the spares if it `reports` them."""
-        if backend == "torch":
+        if backend == "torch" or takes_plain_form(inputs):
             return cls.plain(inputs, options)
         if torch.is_grad_enabled() and any([x is not None and x.requires_grad for x in inputs]):
             return _apply(_Forward, (cls, backend, options), inputs)
@@ -113,14 +116,11 @@ class FusedOperation:
 
 
 try:
-    from torch._C import _are_functorch_transforms_active as _transforms_active
     from torch._C._functorch import unwrap_if_dead as _unwrapped
 
     super(torch.autograd.Function, torch.autograd.Function).apply  # noqa: B018
 except (ImportError, AttributeError):  # a release of torch that goes another way
-
-    def _transforms_active() -> bool:
-        return True
+    _unwrapped = None
 
 
 def _apply(function: type[torch.autograd.Function], constants: Sequence, tensors: Tensors):
@@ -129,7 +129,7 @@ def _apply(function: type[torch.autograd.Function], constants: Sequence, tensors
     Between two kernels that have streamed large tensors through the caches nothing of Python is in them, and every line
     that runs costs ten times what it does otherwise.
     """
-    if is_compiling() or _transforms_active():
+    if is_compiling() or _unwrapped is None:
         return function.apply(*constants, *tensors)
     tensors = [x if x is None else _unwrapped(x) for x in tensors]  # what has outlived a transform
     return super(torch.autograd.Function, function).apply(*constants, *tensors)
@@ -154,10 +154,13 @@ class _Forward(torch.autograd.Function):
         operation, backend, options, needs, shapes = ctx.call
         if grad is None:
             return None, None, None, *[None] * len(needs)
-        if torch.is_grad_enabled():
-            grads = _apply(_Backward, (operation, backend, options, needs, shapes), (grad, *ctx.saved_tensors))
+        kept = ctx.saved_tensors
+        if backward_takes_plain_form((grad,), kept):
+            grads = operation.plain_backward(grad, kept, options, needs)
+        elif torch.is_grad_enabled():
+            grads = _apply(_Backward, (operation, backend, options, needs, shapes), (grad, *kept))
         else:
-            grads = _run_backward(operation, backend, options, needs, grad, ctx.saved_tensors)
+            grads = _run_backward(operation, backend, options, needs, grad, kept)
         return None, None, None, *grads
 
 
@@ -174,6 +177,8 @@ class _Backward(torch.autograd.Function):
         operation, backend, options, needs, shapes = ctx.call
         wanted = ctx.needs_input_grad[5:]
         grad, *kept = ctx.saved_tensors
+        if backward_takes_plain_form(cotangents, (grad, *kept)):
+            return *[None] * 5, *_through_autograd(operation, options, needs, grad, kept, cotangents)
         grads = None
         if not torch.is_grad_enabled():
             launchers = fastgan_kernels.BACKENDS[backend].launchers(operation.name)
@@ -293,7 +298,7 @@ class LinearOperation(FusedOperation):
 
     @classmethod
     def apply(cls, backend: str, inputs: Tensors, options: NamedTuple) -> Tensor:
-        if backend == "torch":
+        if backend == "torch" or takes_plain_form(inputs):
             return cls.plain(inputs, options)
         if torch.is_grad_enabled() and inputs[0].requires_grad:
             return _apply(_Linear, (cls, backend, options, cls.adjoint(inputs, options)), inputs)
@@ -312,10 +317,12 @@ class _Linear(torch.autograd.Function):
     def backward(ctx, grad):
         operation, backend, options, adjoint = ctx.call
         constants = ctx.saved_tensors
-        dx = None
-        if grad is not None:
-            grad = operation.prepare_gradient(grad, options)
-            dx = operation.apply(backend, (grad, *constants), adjoint)
+        if grad is None:
+            dx = None
+        elif backward_takes_plain_form((grad,)):
+            dx = operation.plain((grad, *constants), adjoint)
+        else:
+            dx = operation.apply(backend, (operation.prepare_gradient(grad, options), *constants), adjoint)
         return None, None, None, None, dx, *[None] * len(constants)
 
 

@@ -15,6 +15,7 @@ from fastgan.ops.arguments import DTYPES
 from fastgan.ops.arithmetic import arithmetic_dtype
 from fastgan.ops.fused import FusedOperation, register
 from fastgan.ops.layout import empty_nhwc
+from fastgan.ops.transforms import transforms_active
 
 
 class Options(NamedTuple):
@@ -87,7 +88,7 @@ class ImageBatch(FusedOperation):
     def plain(inputs, options):
         images, index, mirrored = inputs
         if index is not None:
-            if not torch.compiler.is_compiling():  # what it compiles to looks for itself
+            if not (torch.compiler.is_compiling() or transforms_active()):  # what it compiles to looks for itself
                 _require_images(index, len(images))
             images = images.index_select(0, index)
         if mirrored is not None:

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastgan.ops.transforms import is_batch_of_gradients, transforms_active
 from fastgan_kernels.signatures import View
 
 
 def view_of(x: Tensor) -> View | None:
-    """The kernels' view of `x` [N, C, ...], or None if it is not dense in either layout."""
+    """The kernels' view of `x` [N, C, ...], or None if it is dense in neither layout (within torch.func: in NCHW)."""
     shape = x.shape
     n, c = shape[0], shape[1]
     p = 1
@@ -22,6 +23,8 @@ def view_of(x: Tensor) -> View | None:
         p *= size
     if x.is_contiguous():
         return View(n, c, p, p == 1)
+    if transforms_active():  # vmap knows no memory formats
+        return None
     # For 4 dimensions the same question is answered quicker.
     nhwc = x.is_contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x.movedim(1, -1).is_contiguous()
     return View(n, c, p, True) if nhwc else None
@@ -31,16 +34,18 @@ def is_channels_last(x: Tensor) -> bool:
     """Whether `x` [N, C, H, W] is dense and in channels_last.
 
     Where sizes of 1 make the formats one in memory, its strides tell, as for torch's own operations: what is made of it
-    may be larger.
+    may be larger. Within torch.func no tensor counts as one in channels_last: vmap knows no memory formats.
     """
-    if not x.is_contiguous(memory_format=torch.channels_last):
+    if transforms_active() or not x.is_contiguous(memory_format=torch.channels_last):
         return False
     return (x.stride(1) == 1 and x.stride(3) >= x.shape[1]) or not x.is_contiguous()
 
 
 def channels_last(x: Tensor) -> Tensor:
     """`x` [N, C, H, W] in channels_last, in a way that shows: images of one channel look alike in both formats, torch
-    takes them for NCHW, and so does every layer after."""
+    takes them for NCHW, and so does every layer after. Batches of vmap stay as they are: it knows no memory formats."""
+    if transforms_active() or is_batch_of_gradients(x):
+        return x
     if x.shape[1] == 1:
         n, c, h, w = x.shape
         return x.reshape(n, h, w, c).permute(0, 3, 1, 2)
@@ -92,4 +97,4 @@ def channels(t: Tensor, like: Tensor) -> Tensor:
 
 def over_positions(t: Tensor) -> Tensor:
     """Sums [N, C, ...] to [N, C]."""
-    return t.flatten(2).sum(2) if t.dim() > 2 else t
+    return t.sum(tuple(range(2, t.dim()))) if t.dim() > 2 else t

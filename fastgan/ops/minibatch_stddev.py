@@ -95,7 +95,8 @@ class MinibatchStddev(FusedOperation):
         n, _, *spatial = x.shape
         maps = _centred(x, options)[1].mean(2).to(x.dtype).repeat(options.size, 1)  # [N, F]
         maps = maps.reshape(n, *[1] * len(spatial), options.features).expand(n, *spatial, options.features)
-        if view_of(x).pixels:
+        view = view_of(x)
+        if view is not None and view.pixels:
             return torch.cat([x.movedim(1, -1), maps], -1).movedim(-1, 1)
         return torch.cat([x, maps.movedim(-1, 1)], 1)
 

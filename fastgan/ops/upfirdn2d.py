@@ -21,6 +21,7 @@ from fastgan.ops import backends
 from fastgan.ops.arithmetic import arithmetic_dtype, to_arithmetic
 from fastgan.ops.fused import LinearOperation, register
 from fastgan.ops.layout import channels_last, dense, is_channels_last
+from fastgan.ops.transforms import backward_takes_plain_form
 
 BILINEAR = (1.0, 3.0, 3.0, 1.0)  # StyleGAN2's resampling filter, separable
 
@@ -177,9 +178,10 @@ class Upfirdn2d(LinearOperation):
         u = to_arithmetic(x).reshape(n, c, h, 1, w, 1)
         u = F.pad(u, (0, options.up_x - 1, 0, 0, 0, options.up_y - 1))
         u = u.reshape(n, c, h * options.up_y, w * options.up_x)
-        left, right, top, bottom = options[4:8]
-        p = F.pad(u, (max(left, 0), max(right, 0), max(top, 0), max(bottom, 0)))
-        p = p[:, :, max(-top, 0) : p.shape[2] - max(-bottom, 0), max(-left, 0) : p.shape[3] - max(-right, 0)]
+        padding = options[4:8]
+        p = F.pad(u, [max(side, 0) for side in padding])
+        if min(padding) < 0:
+            p = F.pad(p, [min(side, 0) for side in padding])
         filter = torch.outer(taps, taps) if taps.dim() == 1 else taps
         filter = filter if options.flip else filter.flip(0, 1)  # conv2d correlates
         filter = (filter * options.gain).expand(c, 1, *filter.shape)
@@ -229,5 +231,8 @@ class LowPass(NamedTuple):
 
     def adjoint(self, grad: Tensor, shape: torch.Size) -> Tensor:
         """From the gradient of the result to that of an image of a `shape`."""
+        options = adjoint(shape, self.taps, self.options)
+        if backward_takes_plain_form((grad,)):
+            return Upfirdn2d.plain((grad, self.taps), options)
         grad = Upfirdn2d.prepare_gradient(grad, self.options)
-        return Upfirdn2d.apply(self.backend, (grad, self.taps), adjoint(shape, self.taps, self.options))
+        return Upfirdn2d.apply(self.backend, (grad, self.taps), options)

@@ -400,18 +400,20 @@ class _Sample(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, grid, interpolation):
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(grid)
         ctx.call = x.shape, interpolation
         return torch.grid_sampler_2d(x, grid, interpolation, BORDER, True)
 
     @staticmethod
     def backward(ctx, grad):
-        return _SampleAdjoint.apply(grad, *ctx.saved_tensors, *ctx.call), None, None
+        return None if grad is None else _SampleAdjoint.apply(grad, *ctx.saved_tensors, *ctx.call), None, None
 
 
 class _SampleAdjoint(torch.autograd.Function):
     @staticmethod
     def forward(ctx, grad, grid, shape, interpolation):
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(grid)
         ctx.interpolation = interpolation
         # Of the image, only its shape counts for the gradient with respect to it.
@@ -420,7 +422,8 @@ class _SampleAdjoint(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, cotangent):
-        return _Sample.apply(cotangent, *ctx.saved_tensors, ctx.interpolation), None, None, None
+        back = None if cotangent is None else _Sample.apply(cotangent, *ctx.saved_tensors, ctx.interpolation)
+        return back, None, None, None
 
 
 # Colour -------------------------------------------------------------------------------------------------------------

@@ -330,6 +330,57 @@ class Conv2dLayer(nn.Module):
         return plain_bias_act(x, self.bias, act=self.activation, gain=self.act_gain * gain, clamp=clamp)
 
 
+def modulated_by_samples(x, weight, styles, up=1, demodulate=True, f=None):
+    images = []
+    for image, style in zip(x.split(1), styles, strict=True):
+        w = weight * style[:, None, None]
+        if demodulate:
+            w = w * (w.square().sum((1, 2, 3), keepdim=True) + 1e-8).rsqrt()
+        if up == 2:
+            image = F.conv_transpose2d(image, w.transpose(0, 1), stride=2)
+            images.append(direct_upfirdn2d(image, 4 * f, pads=(1,) * 4))
+        else:
+            images.append(F.conv2d(image, w, padding=weight.shape[-1] // 2))
+    return torch.cat(images)
+
+
+class SynthesisLayer(nn.Module):
+    def __init__(self, i, o, w_dim, resolution, up=1, use_noise=True, activation="lrelu", conv_clamp=None):
+        super().__init__()
+        self.resolution, self.up, self.use_noise = resolution, up, use_noise
+        self.activation, self.conv_clamp, self.padding = activation, conv_clamp, 1
+        self.register_buffer("resample_filter", resampling_kernel())
+        self.act_gain = ACTIVATIONS[activation][1]
+        self.affine = FullyConnectedLayer(w_dim, i)
+        self.weight, self.bias = nn.Parameter(torch.randn(o, i, 3, 3)), nn.Parameter(torch.zeros(o))
+        if use_noise:
+            self.register_buffer("noise_const", torch.randn(resolution, resolution))
+            self.noise_strength = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x, w, noise_mode="random", fused_modconv=True, gain=1):
+        assert x.shape[2:] == (self.resolution // self.up,) * 2
+        styles = self.affine(w)
+        y = modulated_by_samples(x, self.weight, styles, self.up, f=self.resample_filter.to(x.dtype))
+        if self.use_noise and noise_mode == "random":
+            y = y + torch.randn(len(x), 1, self.resolution, self.resolution) * self.noise_strength
+        elif self.use_noise and noise_mode == "const":
+            y = y + self.noise_const * self.noise_strength
+        clamp = None if self.conv_clamp is None else self.conv_clamp * gain
+        return plain_bias_act(y, self.bias, act=self.activation, gain=self.act_gain * gain, clamp=clamp)
+
+
+class ToRGBLayer(nn.Module):
+    def __init__(self, i, o, w_dim, conv_clamp=None):
+        super().__init__()
+        self.conv_clamp, self.weight_gain = conv_clamp, 1 / math.sqrt(i)
+        self.affine = FullyConnectedLayer(w_dim, i)
+        self.weight, self.bias = nn.Parameter(torch.randn(o, i, 1, 1)), nn.Parameter(torch.zeros(o))
+
+    def forward(self, x, w, fused_modconv=True):
+        y = modulated_by_samples(x, self.weight, self.affine(w) * self.weight_gain, demodulate=False)
+        return plain_bias_act(y, self.bias, clamp=self.conv_clamp)
+
+
 class MinibatchStdLayer(nn.Module):
     def __init__(self, group_size, num_channels=1):
         super().__init__()

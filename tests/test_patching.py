@@ -115,6 +115,15 @@ LAYERS = {
     "official conv, frozen": (
         lambda: foreign.Conv2dLayer(4, 6, 3, activation="lrelu", trainable=False), [(2, 4, 5, 6)], [""]
     ),
+    "official synthesis": (
+        lambda: foreign.SynthesisLayer(4, 6, 5, 5, use_noise=False, conv_clamp=0.9), [(2, 4, 5, 5), (2, 5)], [""]
+    ),
+    "official synthesis, up": (
+        lambda: foreign.SynthesisLayer(4, 6, 5, 10, up=2, use_noise=False, activation="tanh"),
+        [(2, 4, 5, 5), (2, 5)], [""],
+    ),
+    "official to rgb": (lambda: foreign.ToRGBLayer(4, 3, 5), [(2, 4, 5, 6), (2, 5)], [""]),
+    "official to rgb, clamped": (lambda: foreign.ToRGBLayer(4, 3, 5, conv_clamp=0.9), [(2, 4, 5, 6), (2, 5)], [""]),
     "official stddev": (lambda: foreign.MinibatchStdLayer(2, 2), [(4, 4, 3, 3)], [""]),
     "official stddev of all": (lambda: foreign.MinibatchStdLayer(None), [(3, 4, 3, 3)], [""]),
 }  # fmt: skip
@@ -625,6 +634,27 @@ def test_training_with_path_length_makes_the_same_steps():
     (steps, expected), (patched_steps, got) = trained(False), trained(True)
     assert steps == patched_steps and set(steps) == {4, 8}  # the biases of colours move in every second step only
     assert_same(got, expected, 1e-9)
+
+
+class InMode(nn.Module):
+    def __init__(self, layer, **mode):
+        super().__init__()
+        self.layer, self.mode = layer, mode
+
+    def forward(self, x, w):
+        return self.layer(x, w, fused_modconv=False, gain=0.5, **self.mode)
+
+
+@pytest.mark.parametrize("noise_mode", ["random", "const", "none"])
+def test_official_synthesis_in_every_noise_mode(noise_mode):
+    layer = randomized(foreign.SynthesisLayer(4, 6, 5, 10, up=2, conv_clamp=0.9))
+    inputs, model = [torch.randn(2, 4, 5, 5), torch.randn(2, 5)], InMode(layer, noise_mode=noise_mode)
+    expected = values_and_gradients(model, inputs)
+    with fastgan.patch(model) as patched:
+        assert list(patched.replaced) == ["layer"]
+        assert_same(values_and_gradients(model, inputs), expected, 1e-4)
+        with pytest.raises(AssertionError):  # the layer's own, for an image of another size
+            model(torch.randn(2, 4, 6, 6), inputs[1])
 
 
 OF_A_PICKLE = """

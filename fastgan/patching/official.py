@@ -1,17 +1,18 @@
 """The layers of NVIDIA's StyleGAN2 for PyTorch, as `training.networks` and `training.networks_stylegan2` have them.
 
-Names, shapes and meaning of parameters and attributes are their public interface. What is left, the layers of the
-synthesis network, calls functions: see `fastgan.patching.functions`.
+Names, shapes and meaning of parameters and attributes are their public interface. What their blocks call beside is a
+function, `upfirdn2d`: see `fastgan.patching.functions`.
 """
 
 from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastgan.ops import conv2d, minibatch_stddev, noise_bias_act, upfirdn2d
+from fastgan.ops import conv2d, minibatch_stddev, modulated_conv2d, noise_bias_act, upfirdn2d
 from fastgan.ops.convolution import filtered_conv2d
 from fastgan.patching.known import NOTHING_TO_FUSE, Known, has_numbers, named
 from fastgan.patching.probe import Draw
@@ -120,6 +121,91 @@ def _image_and_gain(module: nn.Module, draw: Draw) -> tuple:
     return (x, 0.7) if draw.all_given else (x,)
 
 
+# Synthesis -----------------------------------------------------------------------------------------------------------
+
+
+def _is_modulated(module: nn.Module) -> str | None:
+    weight, affine = module._parameters.get("weight"), module._modules.get("affine")
+    bias = module._parameters.get("bias")
+    if weight is None or weight.dim() != 4 or weight.shape[2] != weight.shape[3] or bias is None or affine is None:
+        return "has no parameters `weight` [O, I, k, k] and `bias` [O], or no part `affine` that makes the style"
+    if affine._parameters.get("weight") is None or affine.weight.shape[0] != weight.shape[1]:
+        return "has a part `affine` that makes no style"
+    return None if hasattr(module, "conv_clamp") else "has no `conv_clamp`"
+
+
+def _is_synthesis(module: nn.Module) -> str | None:
+    reason = _is_modulated(module)
+    if reason is not None:
+        return reason
+    up, size, taps = getattr(module, "up", None), module.weight.shape[-1], module._buffers.get("resample_filter")
+    if up not in (1, 2) or getattr(module, "padding", None) != size // 2 or size % 2 == 0:
+        return "has an `up` that is not 1 or 2, or a padding that does not keep the size"
+    if taps is None or taps.dim() not in (1, 2) or not has_numbers(module, "act_gain", "resolution"):
+        return "has no buffer `resample_filter`, or no numbers `act_gain` and `resolution`"
+    noisy = getattr(module, "use_noise", None)
+    if not isinstance(noisy, bool) or (noisy and not {"noise_const", "noise_strength"} <= set(dir(module))):
+        return "has no flag `use_noise`, or no `noise_const` and `noise_strength`"
+    return _why_not_activation(module)
+
+
+def synthesis(
+    module: nn.Module, x: Tensor, w: Tensor, noise_mode: str = "random", fused_modconv: bool = True, gain: float = 1
+) -> Tensor:
+    act, _ = ACTIVATIONS[module.activation]
+    size, clamp = module.resolution // module.up, module.conv_clamp
+    fits = x.shape[2:] == (size, size) and x.dim() == 4 and noise_mode in ("random", "const", "none")
+    if not fits or not gain > 0 or (clamp is not None and not clamp > 0):
+        return module._unpatched(x, w, noise_mode, fused_modconv, gain)
+    styles, noise = module.affine(w), None
+    if module.use_noise and noise_mode == "random":
+        noise = torch.randn([len(x), 1, module.resolution, module.resolution], device=x.device)
+    elif module.use_noise and noise_mode == "const":
+        noise = module.noise_const[None, None]
+    return modulated_conv2d(
+        x,
+        module.weight,
+        styles,
+        up=module.up,
+        padding=module.padding,
+        taps=module.resample_filter if module.up == 2 else None,
+        noise=noise,
+        strength=None if noise is None else module.noise_strength,
+        bias=module.bias,
+        act=act,
+        gain=float(module.act_gain * gain),
+        clamp=None if clamp is None else float(clamp * gain),
+    )
+
+
+def to_rgb(module: nn.Module, x: Tensor, w: Tensor, fused_modconv: bool = True) -> Tensor:
+    clamp = module.conv_clamp
+    if x.dim() != 4 or module.weight.shape[-1] != 1 or (clamp is not None and not clamp > 0):
+        return module._unpatched(x, w, fused_modconv)
+    styles = module.affine(w) * module.weight_gain
+    return modulated_conv2d(x, module.weight, styles, demodulate=False, bias=module.bias, clamp=clamp)
+
+
+def _is_to_rgb(module: nn.Module) -> str | None:
+    return _is_modulated(module) or (None if has_numbers(module, "weight_gain") else "has no number `weight_gain`")
+
+
+def _make_small(module: nn.Module) -> None:
+    """Of a layer for large images, one for small ones: it takes no others."""
+    _keep_filter(module)
+    module.resolution = 4 * module.up
+    if module.use_noise:
+        module.noise_const = module.noise_const[: module.resolution, : module.resolution].clone()
+
+
+def _image_and_w(module: nn.Module, draw: Draw) -> tuple:
+    x = draw.tensor(draw.n, module.weight.shape[1], 4, 4)
+    w = draw.vector(module.affine.weight.shape[1])
+    if not hasattr(module, "use_noise"):
+        return x, w, False
+    return (x, w, "const", False, 0.7) if draw.all_given else (x, w, "none", True)
+
+
 # Minibatch standard deviation ----------------------------------------------------------------------------------------
 
 
@@ -144,5 +230,7 @@ def _groups(module: nn.Module, draw: Draw) -> tuple[Tensor]:
 KNOWN = (
     Known(named("FullyConnectedLayer"), _is_dense, _vectors, dense, "noise_bias_act"),
     Known(named("Conv2dLayer"), _is_convolution, _image_and_gain, convolution, "noise_bias_act", arrange=_keep_filter),
+    Known(named("SynthesisLayer"), _is_synthesis, _image_and_w, synthesis, "modulated_conv2d", arrange=_make_small),
+    Known(named("ToRGBLayer"), _is_to_rgb, _image_and_w, to_rgb, "modulated_conv2d"),
     Known(named("MinibatchStdLayer"), _is_stddev, _groups, stddev, "minibatch_stddev"),
 )

@@ -34,7 +34,11 @@ class Options:
     """
 
     checkpoint: Annotated[PathText, tyro.conf.arg(metavar="RUN|FILE|URL")]
-    """Folder of a training run, or a checkpoint file; here or at a URL."""
+    """Folder of a training run, a checkpoint file, or a file of the official StyleGAN2 (.pkl) or of rosinality's (.pt);
+    here or at a URL."""
+    data: Annotated[PathText | None, tyro.conf.arg(metavar="NAME|DIR|ZIP|URL", help_behavior_hint="")] = None
+    """Real images, as --data of fastgan.train: for a file of another program, which does not say what it was trained
+    on; or for a run, instead of what that was trained on."""
     metrics: Annotated[str, tyro.conf.arg(metavar="NAMES")] = "kid,fd,pr"
     """Which, by names with commas between.
     - On features of EfficientNet-Lite0, with nothing to download (extra "metrics"): kid, the kernel distance; fd, the
@@ -98,9 +102,10 @@ def measure(options: Options) -> dict[str, Any] | None:
     metrics = options.check()
 
     from fastgan.ranks import joined
-    from fastgan.training import checkpoint, precision
+    from fastgan.training import precision
+    from fastgan.training.trained import find
 
-    header = checkpoint.read_header(options.checkpoint)
+    trained = find(options.checkpoint)
     if options.json is not None:
         try:
             Path(options.json).parent.mkdir(parents=True, exist_ok=True)
@@ -108,10 +113,9 @@ def measure(options: Options) -> dict[str, Any] | None:
             raise UserError(f"cannot make the folder for --json {options.json}: {error.strerror}") from None
     with joined("cpu", "its message says why") as ranks:  # also where there are GPUs: features lie in the CPU's memory
         device = precision.choose_device(options.device, ranks)
-        generator, _ = checkpoint.load_generator(header.path, device)
-        train, heldout = _data(header, options)
+        train, heldout = _data(trained, options)
         real, floor = _real_images(train, heldout, options)
-        draw = _drawer(generator, header, train, options)
+        draw = _drawer(trained.load(device), trained.model, train, options)
         found: dict[str, dict[str, float]] = {"samples": {}, "floor": {}}
         features, remarks = {}, []
         for network, wanted in choice.networks(metrics).items():
@@ -125,10 +129,10 @@ def measure(options: Options) -> dict[str, Any] | None:
         if not ranks.first:
             return None
     return {
-        "checkpoint": options.checkpoint if has_scheme(options.checkpoint) else str(header.path),
-        "arch": header.model.arch,
-        "images_shown": header.images,
-        "data": header.config.data.source,
+        "checkpoint": options.checkpoint if has_scheme(options.checkpoint) else str(trained.path),
+        "arch": trained.model.arch,
+        "images_shown": trained.header.images if trained.header else None,
+        "data": options.data or trained.header.config.data.source,
         "real": real.name,
         "real_images": len(real.index),
         "features": features,
@@ -167,23 +171,36 @@ def _extractor(network: str, device, options: Options):
     return Inception(choice.find_inception_weights(options.inception_weights), device)
 
 
-def _data(header, options: Options):
-    """The images that a run was trained with, and those held out from it or None."""
+def _data(trained, options: Options):
+    """The images that a network was trained with, or is compared with, and those held out from them or None."""
     from fastgan import data
     from fastgan.training.checkpoint import difference
 
-    given = header.config.data
-    size = given.resolution, given.channels
-    glyphs = {"classes": given.classes} if given.source == "glyphs" else {}
-    train = data.open_dataset(given.source, *size, **glyphs)
-    if problem := difference(train, header.dataset):
-        raise UserError(f"{given.source} {problem}; put there again what {header.path} was trained on")
+    model, header = trained.model, trained.header
+    if options.data is None and header is None:
+        raise UserError(
+            f"{trained.path} does not say what it was trained on; give the images to compare with by --data"
+        )
+    height, width = model.plane(model.resolution)
+    size = width if width == height else data.size_text((width, height)), model.channels
+    source = options.data or header.config.data.source
+    glyphs = {}
+    if source == "glyphs":
+        glyphs = {"classes": model.num_classes or 10 if options.data else header.config.data.classes}
+    train = data.open_dataset(source, *size, **glyphs)
+    if options.data is None and (problem := difference(train, header.dataset)):
+        raise UserError(f"{source} {problem}; put there again what {header.path} was trained on")
+    if model.num_classes and len(train.class_names) != model.num_classes:
+        raise UserError(
+            f"--data {source}: has {len(train.class_names)} classes, the network of {trained.path} has "
+            f"{model.num_classes}; give images of as many"
+        )
     if options.heldout is not None:
         heldout = data.open_dataset(options.heldout, *size)
-    elif given.source == "glyphs" and options.split in ("auto", "heldout"):
+    elif source == "glyphs" and options.split in ("auto", "heldout"):
         heldout = data.open_dataset("glyphs", *size, split="heldout", **glyphs)
     elif options.split == "heldout":
-        raise UserError(f"--split heldout: {given.source} has no held-out part; give --heldout DIR, or --split train")
+        raise UserError(f"--split heldout: {source} has no held-out part; give --heldout DIR, or --split train")
     else:
         heldout = None
     halved = heldout is None and options.split != "all"
@@ -205,7 +222,7 @@ def _real_images(train, heldout, options: Options):
     return real, floor if options.floor else None
 
 
-def _drawer(generator, header, train, options: Options):
+def _drawer(generator, model, train, options: Options):
     """A function that gives samples number `start` to `stop`, uint8 [N, H, W, C], as `python -m fastgan.generate` draws
     them, with labels as frequent as in the training images. It draws from no random numbers but its own."""
     import torch
@@ -214,9 +231,9 @@ def _drawer(generator, header, train, options: Options):
     from fastgan.training import sampling
 
     random = torch.Generator().manual_seed(options.seed)
-    z = torch.randn(options.samples, header.model.z_dim, generator=random)
+    z = torch.randn(options.samples, model.z_dim, generator=random)
     labels = None
-    if header.model.num_classes:
+    if model.num_classes:
         labels = torch.from_numpy(random_labels(train, options.samples, options.seed))
 
     def draw(start: int, stop: int):
@@ -252,7 +269,7 @@ def table(found: dict[str, Any]) -> str:
             rows.append([f"  {words}", *(_number(column, value, factor) for column in columns.values())])
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
     lines = [
-        f"{found['arch']} after {found['images_shown']:,} images",
+        found["arch"] + (f" after {shown:,} images" if (shown := found["images_shown"]) is not None else ""),
         f"compared with {found['real_images']:,} real images: {found['real']}",
         "",
     ]

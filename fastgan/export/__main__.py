@@ -1,4 +1,7 @@
-"""`python -m fastgan.export`: write a trained generator to a file that runs without fastgan: ONNX, or PyTorch's .pt2.
+"""`python -m fastgan.export`: write what a training has made to a file of another program.
+
+ONNX and PyTorch's .pt2 draw images without fastgan; files of the official StyleGAN2 and of rosinality's are networks to
+go on with there.
 
 Exit status: 0 when done, 2 for a mistake in options or files, 130 after Ctrl-C; a file written is whole, and was tried.
 """
@@ -18,26 +21,32 @@ from fastgan.options import PathText, parse_options
 from fastgan.training.files import write_atomically
 from fastgan.training.memory import shortage_is_a_mistake
 
-ENDINGS = {"onnx": ".onnx", "torch": ".pt2"}
+ENDINGS = {"onnx": ".onnx", "torch": ".pt2", "pkl": ".pkl", "rosinality": ".pt"}
+NAMES = {"onnx": "generator", "torch": "generator", "pkl": "networks", "rosinality": "networks"}
 TOLERANCE = {"float": 1e-4, "uint8": 1}  # between PyTorch's image and the file's: rounding may fall either way
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Write the averaged generator of a training run to a file that runs without fastgan.
+    """Write the averaged generator of a training run to a file that runs without fastgan, or all networks to one of the
+    official StyleGAN2 or of rosinality's.
 
-    Its inputs are z [N, z_dim] from N(0, 1); label [N] int64 if there are classes; truncation [] fp32, psi, if the
-    network is style-based. The result is image [N, C, H, W]. docs/export.md shows how such files are run.
+    Inputs of what runs by itself are z [N, z_dim] from N(0, 1); label [N] int64 if there are classes; truncation []
+    fp32, psi, if the network is style-based. The result is image [N, C, H, W]. docs/export.md shows how such files are
+    run, docs/official_networks.md how those of networks are used.
     """
 
     checkpoint: Annotated[PathText, tyro.conf.arg(metavar="RUN|FILE|URL")]
-    """Folder of a training run, a checkpoint file, or a .pkl file of the official StyleGAN2; here or at a URL."""
-    format: Literal["onnx", "torch"] = "onnx"
-    """onnx needs the extra "export" of this package; torch is a .pt2 of torch.export."""
+    """Folder of a training run, a checkpoint file, or a file of the official StyleGAN2 (.pkl) or of rosinality's (.pt);
+    here or at a URL."""
+    format: Literal["onnx", "torch", "pkl", "rosinality"] = "onnx"
+    """onnx needs the extra "export" of this package; torch is a .pt2 of torch.export. Of a stylegan2 also pkl: G, D and
+    G_ema for the official code (stylegan2-ada-pytorch, stylegan3); and rosinality: g, d and g_ema in a .pt for
+    rosinality/stylegan2-pytorch."""
     out: Annotated[
         PathText | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: RUN/generator.onnx or .pt2)")
     ] = None
-    """Name of the file, ending in .onnx or .pt2."""
+    """Name of the file, ending in .onnx, .pt2, .pkl or .pt, as the format has it."""
     image: Literal["float", "uint8"] = "float"
     """float: of nominal range -1..1, not clamped. uint8: 0..255."""
     noise: Literal["const", "none"] = "const"
@@ -48,6 +57,11 @@ class Options:
         ending = ENDINGS[self.format]
         if self.out is not None and Path(self.out).suffix.lower() != ending:
             raise UserError(f"--out {self.out}: the name must end in {ending} for --format {self.format}")
+        for name, value, usual in (("image", self.image, "float"), ("noise", self.noise, "const")):
+            if self.format in ("pkl", "rosinality") and value != usual:
+                raise UserError(
+                    f"--{name} {value}: is for files that run by themselves, not for --format {self.format}"
+                )
 
 
 @command_line
@@ -60,24 +74,40 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def export(options: Options) -> None:
-    """Write what `options` asks for, if it draws what PyTorch draws. Raises UserError for a mistake."""
+    """Write what `options` asks for. Raises UserError for a mistake."""
     options.check()
 
-    from fastgan.export import formats, program
-    from fastgan.sampler import load
-    from fastgan.training.sampling import Unsupported
+    from fastgan.export import networks
     from fastgan.training.trained import find
 
     if options.format == "onnx":
-        formats.require_onnx()
-    path = find(options.checkpoint).path
-    sampler = load(path, "cpu")
-    folder = Path() if has_scheme(options.checkpoint) else path.parent
-    out = Path(options.out) if options.out is not None else folder / f"generator{ENDINGS[options.format]}"
+        from fastgan.export.formats import require_onnx
+
+        require_onnx()
+    found = find(options.checkpoint)
+    folder = Path() if has_scheme(options.checkpoint) else found.path.parent
+    out = Path(options.out or folder / f"{NAMES[options.format]}{ENDINGS[options.format]}")
+    if out.exists() and out.samefile(found.path):
+        raise UserError(f"--out {out}: is the file that is exported; give another name")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder for --out {out}: {error.strerror}") from None
+    if options.format in networks.LAYOUTS:
+        content, remarks = networks.to_bytes(found, options.format)
+    else:
+        content, remarks = _running_alone(options, found.path, out)
+    write_atomically(out, content)
+    print(*remarks, out, sep="\n")
+
+
+def _running_alone(options: Options, path: Path, out: Path) -> tuple[bytes, list[str]]:
+    """A file that draws, once it has been seen to draw what PyTorch draws; and how close it comes."""
+    from fastgan.export import formats, program
+    from fastgan.sampler import load
+    from fastgan.training.sampling import Unsupported
+
+    sampler = load(path, "cpu")
     chosen = {"noise": options.noise, "image": options.image}
     try:
         traced = program.trace(sampler, **chosen)
@@ -91,9 +121,7 @@ def export(options: Options) -> None:
         raise UserError(
             f"{out} was not written: {runner} draws other images than PyTorch, {difference:.2g} {unit} apart"
         )
-    write_atomically(out, content)
-    print(f"{runner} draws the images of PyTorch: seeds 0 to 3 are at most {difference:.2g} {unit} apart")
-    print(out)
+    return content, [f"{runner} draws the images of PyTorch: seeds 0 to 3 are at most {difference:.2g} {unit} apart"]
 
 
 if __name__ == "__main__":

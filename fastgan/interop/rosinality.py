@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from fastgan.errors import UserError
 from fastgan.interop.stylegan2 import Networks, Tensors, filter_of, plain_networks
-from fastgan.interop.unpickling import shown
+from fastgan.interop.unpickling import naming, shown
 from fastgan.models import ModelConfig, stylegan2
 from fastgan.ops.upfirdn2d import BILINEAR, taps
 
 STATES = {"generator": "g", "ema": "g_ema", "critic": "d"}  # by the names fastgan has for them
 MAPPING_LR = 0.01
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save's magic number, before it wrote archives
+_USUAL_BASES = (32768, 16384)  # of a channel_multiplier of 2, the default, and of 1
 _MEAN_OF = 4096  # latents, for a file without a mean of w, as that code's generate.py does
 
 
@@ -36,16 +37,15 @@ def is_torch_file(start: bytes) -> bool:
 def read(path: str | Path) -> Networks:
     """The networks of a file. Nothing in it is executed. Raises UserError, naming the file, for what it cannot hold."""
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # a training's options, which are not looked at
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        # A training's options are in its files, and not looked at. The file is opened here, as torch goes by its name.
+        with open(path, "rb") as file, torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     except (pickle.UnpicklingError, RuntimeError, ValueError, KeyError, EOFError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no file of networks by torch.save: {_first_line(error)}") from None
-    try:
-        return _networks(content)
-    except ValueError as error:
-        raise UserError(f"{path} {shown(str(error))}") from None
+    with naming(path):
+        return _networks(path, content)
 
 
 def to_bytes(config: ModelConfig, tensors: Mapping[str, Tensors]) -> bytes:
@@ -77,15 +77,13 @@ def differences(config: ModelConfig) -> list[str]:
     """What the layout does not hold of networks that it can hold: a sentence each."""
     found = []
     widths = {r: config.features(r) for r in config.resolutions}
-    usual = [{r: min(512, base // r) for r in widths} for base in (16384, 32768)]
+    usual = [{r: min(512, base // r) for r in widths} for base in _USUAL_BASES]
     if widths not in usual or any(config.critic_features(r) != width for r, width in widths.items()):
         of_critic = {r: config.critic_features(r) for r in config.resolutions}
         found.append(
             f"these networks have other widths than that code's channel_multiplier gives: set `channels` to {widths} "
             f"in its Generator and to {of_critic} in its Discriminator"
         )
-    if config.conv_clamp is not None:
-        found.append(f"that code does not limit activations, as these networks do at {config.conv_clamp:g}")
     if config.stddev_features and config.stddev_group != 4:
         group = "the whole batch" if config.stddev_group is None else f"groups of {config.stddev_group}"
         found.append(f"that code's discriminator compares groups of 4 images, this one {group}")
@@ -196,7 +194,7 @@ def _plain(config: ModelConfig) -> tuple[nn.Module, nn.Module, nn.Module]:
     return generator, generator, critic
 
 
-def _networks(content: Any) -> Networks:
+def _networks(path: str | Path, content: Any) -> Networks:
     content = content if isinstance(content, dict) else {}
     states = {name: content[theirs] for name, theirs in STATES.items() if content.get(theirs) is not None}
     if "ema" not in states:
@@ -213,10 +211,11 @@ def _networks(content: Any) -> Networks:
         ema["mapping.w_avg"] = _mean_of_w(config, ema)
 
     def everything() -> tuple[ModelConfig, dict[str, Tensors]]:
-        whole = _with_critic(config, states["critic"]) if "critic" in states else config
-        tensors = {"ema": ema}
-        for name in states.keys() - {"ema"}:
-            tensors[name] = _renamed(states[name], name, whole)
+        with naming(path):
+            whole = _with_critic(config, states["critic"]) if "critic" in states else config
+            tensors = {"ema": ema}
+            for name in states.keys() - {"ema"}:
+                tensors[name] = _renamed(states[name], name, whole)
         if "generator" in tensors:
             tensors["generator"]["mapping.w_avg"] = ema["mapping.w_avg"].clone()
         return whole, tensors
@@ -291,11 +290,12 @@ def _with_critic(config: ModelConfig, state: Tensors) -> ModelConfig:
 
 
 def _widths(widths: list[int]) -> tuple[int, int]:
-    """`channel_base` and `channel_max` for feature maps at 4x4, 8x8 and so on."""
-    most, base = max(widths), widths[-1] * (2 << len(widths))
-    if [min(base // (4 << i), most) for i in range(len(widths))] != widths:
-        raise ValueError(f"has feature maps of {widths} channels, where fastgan has min(base / resolution, max)")
-    return base, most
+    """`channel_base` and `channel_max` for feature maps at 4x4, 8x8 and so on; those of that code if they can be."""
+    most = max(widths)
+    for base in (*_USUAL_BASES, widths[-1] * (2 << len(widths))):
+        if [min(base // (4 << i), most) for i in range(len(widths))] == widths:
+            return base, most
+    raise ValueError(f"has feature maps of {widths} channels, where fastgan has min(base / resolution, max)")
 
 
 def _mean_of_w(config: ModelConfig, ema: Tensors) -> Tensor:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from fastgan import models
 from fastgan.data.urls import local
-from fastgan.errors import UserError
 from fastgan.interop import unpickling
 from fastgan.models import ModelConfig, stylegan2
 from fastgan.ops.upfirdn2d import BILINEAR, taps
@@ -78,16 +77,21 @@ def load_stylegan2(path: str | Path, device: str | torch.device = "cpu") -> Styl
 def read_stylegan2(path: str | Path) -> Networks:
     """What `load_stylegan2` makes networks of. Raises UserError as it does."""
     content = unpickling.load(path)
+    with unpickling.naming(path):
+        modules = _modules(content)
+        config = _generator_options(modules["ema"])
+        ema = _renamed(modules["ema"], "ema", config, plain_networks(config)[0])
 
-    def told(function: Callable, *arguments: Any) -> Any:
-        try:
-            return function(*arguments)
-        except ValueError as error:
-            raise UserError(f"{path} {unpickling.shown(str(error))}") from None
+    def everything() -> tuple[ModelConfig, dict[str, Tensors]]:
+        with unpickling.naming(path):
+            whole = _with_critic_options(config, modules["critic"]) if "critic" in modules else config
+            tensors = {"ema": ema}
+            for name, plain in zip(("generator", "critic"), plain_networks(whole), strict=True):
+                if name in modules:
+                    tensors[name] = _renamed(modules[name], name, whole, plain)
+            return whole, tensors
 
-    modules = told(_modules, content)
-    config, ema = told(_averaged, modules["ema"])
-    return Networks(config, ema, lambda: told(_everything, config, ema, modules))
+    return Networks(config, ema, everything)
 
 
 def build(
@@ -119,7 +123,7 @@ def official_state_dict(network: stylegan2.Generator | stylegan2.Critic) -> Tens
     if not square:
         raise ValueError("official_state_dict: the official networks know square images only")
     tensors = {}
-    for name, official in _names(network).items():
+    for name, official in official_names(network).items():
         value = own[name].detach().cpu()
         value = value[0, 0] if official.endswith("noise_const") else value
         tensors[official] = value.clone(memory_format=torch.contiguous_format)
@@ -200,7 +204,7 @@ def _as_kept(filter: Tensor) -> Tensor:
 # ---- names ----------------------------------------------------------------------------------------------------------
 
 
-def _names(network: nn.Module) -> dict[str, str]:
+def official_names(network: nn.Module) -> dict[str, str]:
     """fastgan's name of every tensor to the official one."""
     places = dict(_generator_places(network) if isinstance(network, stylegan2.Generator) else _critic_places(network))
     names = {}
@@ -245,7 +249,7 @@ def _critic_places(critic: stylegan2.Critic) -> Iterator[tuple[str, str]]:
 
 def _places_of_filters(network: nn.Module) -> set[str]:
     """The modules of the official network that keep the filter, whether they resample or not: blocks, convolutions."""
-    names = [name.rpartition(".")[0] for name in _names(network).values()]
+    names = [name.rpartition(".")[0] for name in official_names(network).values()]
     convolutions = {name for name in names if name.rpartition(".")[2] in ("conv", "conv0", "conv1", "skip", "fromrgb")}
     blocks = {name.rpartition(".")[0] for name in convolutions}
     return convolutions | blocks - {"b4"}  # the critic's last block, which has no filter of its own
@@ -307,24 +311,6 @@ def _tensors(module: unpickling.Module, prefix: str = "", seen: set[int] | None 
         yield from _tensors(child, f"{prefix}{name}.", seen)
 
 
-def _averaged(module: unpickling.Module) -> tuple[ModelConfig, Tensors]:
-    config = _generator_options(module)
-    return config, _renamed(module, "ema", config, plain_networks(config)[0])
-
-
-def _everything(
-    config: ModelConfig, ema: Tensors, modules: Mapping[str, unpickling.Module]
-) -> tuple[ModelConfig, dict[str, Tensors]]:
-    if "critic" in modules:
-        config = _with_critic_options(config, modules["critic"])
-    generator, critic = plain_networks(config)
-    tensors = {"ema": ema}
-    for name, plain in (("generator", generator), ("critic", critic)):
-        if name in modules:
-            tensors[name] = _renamed(modules[name], name, config, plain)
-    return config, tensors
-
-
 def _renamed(module: unpickling.Module, name: str, config: ModelConfig, plain: nn.Module) -> Tensors:
     """Tensors by fastgan's names. Raises ValueError unless they are those of `plain`, a network without memory."""
     there = dict(_tensors(module))
@@ -337,7 +323,7 @@ def _renamed(module: unpickling.Module, name: str, config: ModelConfig, plain: n
             raise ValueError(f"has another filter in {NETWORKS[name]}.{key} than in G_ema; fastgan has one for all")
     shapes = {key: value.shape for key, value in plain.state_dict().items()}
     tensors = {}
-    for own, official in _names(plain).items():
+    for own, official in official_names(plain).items():
         if official not in there:
             raise ValueError(f"lacks the tensor {NETWORKS[name]}.{official}")
         value = there.pop(official)

@@ -8,12 +8,13 @@ named (`Stranger`). Calls of anything else are refused, as no file of networks h
 can cost is limited by its size.
 """
 
+import contextlib
 import io
 import math
 import pickletools
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -243,6 +244,15 @@ def _stranger(function: Stranger) -> Stranger:
 def shown(text: str) -> str:
     """Text that a file has a part in, for a message of one line."""
     return "".join(character if character.isprintable() else "?" for character in text[:200])
+
+
+@contextlib.contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Within the block a ValueError says what is wrong with the file at `path`: it becomes a UserError of one line."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"{path} {shown(str(error))}") from None
 
 
 def _is_key(value: Any) -> bool:

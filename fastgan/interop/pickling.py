@@ -1,0 +1,136 @@
+"""The pickles of stylegan2-ada-pytorch and stylegan3, written: `fastgan.interop.unpickling` is their reader.
+
+That code keeps with each network the Python source of its class, and runs it to load the file. Its own source is not
+ours to hand on. `SOURCE` stands in its place: where the file is read, it makes the network by the official class that
+is there, so that what is loaded is of that class in every respect, and is saved again as such.
+"""
+
+import io
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from fastgan.interop.stylegan2 import NETWORKS, Tensors, build, official_names, official_options, official_state_dict
+from fastgan.models import ModelConfig
+
+SOURCE = '''"""Written by fastgan. Networks are made by the classes of the official repository that reads this file."""
+
+import importlib
+import inspect
+
+
+def official_class(name):
+    for place in ("training.networks_stylegan2", "training.networks"):  # of stylegan3, of stylegan2-ada-pytorch
+        try:
+            return getattr(importlib.import_module(place), name)
+        except ModuleNotFoundError as error:
+            if error.name not in (place, "training"):
+                raise
+    raise ImportError("this file is read within stylegan2-ada-pytorch or stylegan3: run there, or put it on PYTHONPATH")
+
+
+def takes_synthesis_kwargs(network):
+    own = [inspect.signature(each.__init__).parameters for each in network.__mro__ if "__init__" in vars(each)]
+    found = [parameters["synthesis_kwargs"] for parameters in own if "synthesis_kwargs" in parameters]
+    return any(parameter.kind is not parameter.VAR_KEYWORD for parameter in found)
+
+
+def tensors_of(state, prefix=""):
+    for kind in ("_parameters", "_buffers"):
+        for name, value in state[kind].items():
+            yield prefix + name, value
+    for name, part in state["_modules"].items():
+        yield from tensors_of(vars(part), prefix + name + ".")
+
+
+class Part:
+    """A module within a network: its tensors, until the network is made."""
+
+
+class Generator:
+    def __setstate__(self, state):
+        network = official_class(type(self).__name__)
+        options = dict(state["_init_kwargs"])
+        if not takes_synthesis_kwargs(network):
+            options.update(options.pop("synthesis_kwargs", {}))
+        made = network(**options).eval().requires_grad_(False)
+        made.load_state_dict(dict(tensors_of(state)))
+        self.__class__, self.__dict__ = made.__class__, made.__dict__
+
+
+class Discriminator(Generator):
+    pass
+'''
+
+
+@dataclass
+class _Module:
+    """A module as it lies in a file."""
+
+    class_name: str
+    parameters: Tensors = field(default_factory=dict)
+    buffers: Tensors = field(default_factory=dict)
+    modules: dict[str, "_Module"] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def at(self, path: list[str]) -> "_Module":
+        """The module at a path within it, made if it is not there."""
+        return self if not path else self.modules.setdefault(path[0], _Module("Part")).at(path[1:])
+
+    def described(self) -> dict[str, Any]:
+        state = {
+            "training": False,
+            "_parameters": self.parameters,
+            "_buffers": self.buffers,
+            "_non_persistent_buffers_set": set(),
+            "_modules": self.modules,
+            "_init_args": (),
+            "_init_kwargs": self.options,
+        }
+        return {"type": "class", "version": 6, "module_src": SOURCE, "class_name": self.class_name, "state": state}
+
+
+class _Pickler(pickle._Pickler):
+    """Writes calls of a function that cannot be imported here, which Python's own pickler refuses."""
+
+    def save_module(self, module: _Module) -> None:
+        self.save("torch_utils.persistence")
+        self.save("_reconstruct_persistent_obj")
+        self.write(pickle.STACK_GLOBAL)
+        self.save((module.described(),))
+        self.write(pickle.REDUCE)
+
+    dispatch = pickle._Pickler.dispatch | {_Module: save_module}
+
+
+def to_bytes(config: ModelConfig, tensors: Mapping[str, Mapping[str, Tensor]]) -> bytes:
+    """A file with G, D and G_ema ("generator", "critic", "ema"), which the official code loads and trains on with.
+
+    Raises ValueError if one of them is missing, or for networks that are no StyleGAN2 of square images.
+    """
+    if missing := [official for name, official in NETWORKS.items() if name not in tensors]:
+        raise ValueError(f"there is no {' and no '.join(missing)}, and the official code loads all three networks only")
+    content: dict[str, Any] = {"training_set_kwargs": None, "augment_pipe": None}
+    options = official_options(config)
+    for name, official in NETWORKS.items():
+        network = build(name, config, tensors[name])
+        content[official] = _described(network, "Discriminator" if name == "critic" else "Generator", options[name])
+    file = io.BytesIO()
+    _Pickler(file, protocol=4).dump(content)
+    return file.getvalue()
+
+
+def _described(network: nn.Module, class_name: str, options: dict[str, Any]) -> _Module:
+    described, names = _Module(class_name, options=options), official_names(network)
+    parameters = {names[name] for name, _ in network.named_parameters()}
+    for name, value in official_state_dict(network).items():
+        *path, last = name.split(".")
+        module = described.at(path)
+        if name in parameters:
+            module.parameters[last] = nn.Parameter(value, requires_grad=False)
+        else:
+            module.buffers[last] = value
+    return described

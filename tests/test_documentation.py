@@ -33,6 +33,7 @@ from torch import nn
 
 from fastgan import dataset, evaluate, generate, metrics
 from fastgan.data import glyphs
+from fastgan.errors import UserError
 from fastgan.export import __main__ as export
 from fastgan.training import config as configuration
 from fastgan.training.evaluation import measured
@@ -337,7 +338,7 @@ def test_a_command_with_a_mistake_fails(page_folder, monkeypatch, capfd):
         "python -m fastgan.trian",
         "fastgan-train",
     ):
-        with pytest.raises((AssertionError, SystemExit, ImportError, AttributeError)):
+        with pytest.raises((AssertionError, SystemExit, UserError, ImportError, AttributeError)):
             execute(wrong, monkeypatch)
 
 

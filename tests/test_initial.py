@@ -49,6 +49,7 @@ def started(there: models.ModelConfig, here: models.ModelConfig):
 
 MODEL = {
     "stylegan2": {"critic_mapping_layers": 1},
+    "stylegan2 skip": {"generator_architecture": "orig", "critic_architecture": "skip"},
     "stylegan": {},
     "pggan": {},
     "r3gan": {},
@@ -81,6 +82,15 @@ RESOLUTIONS = {
             "ema.synthesis.up.1.conv.weight": "ema.synthesis.up.1.conv.weight",
         },
         "generator.synthesis.up.2, generator.synthesis.same.2, generator.synthesis.to_rgb.3, critic.from_rgb, "
+        "critic.blocks.0",
+    ),
+    "stylegan2 skip": (  # whose critic looks at the image in every resolution
+        {
+            "critic.from_rgb.weight": "critic.from_smaller.0.weight",
+            "critic.from_smaller.1.bias": "critic.from_smaller.2.bias",
+            "generator.synthesis.same.1.conv.weight": "generator.synthesis.same.1.conv.weight",
+        },
+        "generator.synthesis.up.2, generator.synthesis.same.2, generator.synthesis.to_rgb, critic.from_rgb, "
         "critic.blocks.0",
     ),
     "pggan": (
@@ -259,6 +269,20 @@ def test_nonsense_is_one_line(folder, run, tmp_path, capsys, given, says):
 # Frozen layers -------------------------------------------------------------------------------------------------------
 
 FREEZE = ["--labels", "False", "--freeze-d", "3", "--r1-interval", "1"]
+
+
+OFFICIAL_ORDER = {  # of a critic for 16x16: fromrgb, conv0, conv1 and skip of b16 and b8
+    "resnet": "from_rgb blocks.0.conv blocks.0.down blocks.0.skip blocks.1.conv blocks.1.down blocks.1.skip",
+    "orig": "from_rgb blocks.0.conv blocks.0.down blocks.1.conv blocks.1.down",
+    "skip": "from_rgb blocks.0.conv blocks.0.down from_smaller.0 blocks.1.conv blocks.1.down",
+}
+
+
+@pytest.mark.parametrize("architecture", OFFICIAL_ORDER)
+def test_layers_are_counted_as_by_the_official_code(architecture):
+    critic = models.build(model_of("stylegan2", critic_architecture=architecture))[1]
+    names = {module: name for name, module in critic.named_modules()}
+    assert " ".join(names[layer] for layer in critic.layers_from_image()) == OFFICIAL_ORDER[architecture]
 
 
 def test_a_training_with_frozen_layers_goes_on_as_if_it_had_never_stopped(folder, run, tmp_path, capsys):

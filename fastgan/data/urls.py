@@ -189,8 +189,8 @@ def _fetch(urls: list[str], folder: Path, digest: str | None) -> None:
     """Writes the first of these that there is, and what it is, to a new folder."""
     from tqdm import tqdm
 
-    url, response, chunk = _first_of(urls)
     folder.mkdir()
+    url, response, chunk = _first_of(urls)
     path, found = folder / _name(url), hashlib.sha256()
     with (
         response,
@@ -202,6 +202,7 @@ def _fetch(urls: list[str], folder: Path, digest: str | None) -> None:
             unit_scale=True,
             unit_divisor=1024,
             leave=False,
+            delay=0.5,
             mininterval=0.5 if sys.stderr.isatty() else 15,
             disable=not _speaks(),
         ) as bar,

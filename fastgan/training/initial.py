@@ -92,7 +92,7 @@ class Start:
         Returns what has stayed fresh, for people; None if nothing has. Raises UserError if nothing fits, or what has
         stayed fresh is not to be trained.
         """
-        there, here = names(self.model), names(model)
+        there, here = _names(self.model), _names(model)
         saved = {_identity(name, there): value for name, value in self.tensors.items()}
         gains = {  # parameters are as large as their layers learn slowly
             ("generator.mapping.layers", "ema.mapping.layers"): self.model.mapping_lr / model.mapping_lr,
@@ -145,7 +145,7 @@ def read(path: str) -> Start:
     return Start(found.path, model, named)
 
 
-def names(model: ModelConfig) -> dict[str, str]:
+def _names(model: ModelConfig) -> dict[str, str]:
     """The layers of a checkpoint of `model` whose names depend on its resolution, each with one that does not."""
     generator, critic = models.names_at_any_resolution(model)
     of_networks = {"generator": generator, "ema": generator, "critic": critic}

@@ -67,7 +67,9 @@ class TestCollapse:
     def test_networks_that_have_not_begun_to_learn_are_left_in_peace(self):
         steps = health.UNTRAINED // 40
         assert told(watch(), lines([0.05] * (steps - 1) + [0.5, 0.9])) == []
-        assert told(watch(), lines([0.05] * (steps + 3))) == [2_000 * (steps + 1)]
+        own = watch()
+        assert told(own, lines([0.05] * (steps + 3))) == [2_000 * (steps + 1)]
+        assert "since 2,000 images" in own.warnings[0]
         assert told(watch(loss="wgan"), lines([0.05] * (steps + 3))) == []  # five steps for one of the generator
 
     def test_a_log_without_distances_says_nothing(self):
@@ -109,6 +111,11 @@ class TestOverfitting:
 
     def test_images_shown_a_few_times_are_not_known_by_heart(self):
         assert told(watch(images=20_000), self.signs(*[1.0] * 39)) == []
+
+    def test_samples_that_are_alike_are_told_from_real_ones_with_ease(self):
+        own = watch().read_all([line | {"sign_real": 1.0} for line in lines([0.9] + [0.05] * 30)])
+        (warning,) = own.warnings
+        assert "nearly alike" in warning
 
     def test_who_augments_is_not_told_to(self):
         own = watch(augment="ada").read_all(self.signs(*[1.0] * 9))

@@ -26,7 +26,8 @@ EVERYTHING = [
 ]
 NUMBERS = {
     "losses/loss_g", "losses/loss_d", "logits/logit_real", "logits/logit_fake", "signs of logits/sign_real",
-    "signs of logits/sign_fake", "penalties/r1_norm2", "augmentation/augment_p", "speed/images_per_second",
+    "signs of logits/sign_fake", "diversity/distance_fake", "diversity/distance_real", "penalties/r1_norm2",
+    "augmentation/augment_p", "speed/images_per_second",
 }  # fmt: skip
 
 
@@ -71,9 +72,10 @@ def error_of(argv, capsys):
     return line.removeprefix("error: ")
 
 
-def test_tensorboard_and_weights_and_biases_show_what_the_log_has_and_the_samples(folder, tmp_path, wandb):
+def test_tensorboard_and_weights_and_biases_show_what_the_log_has_and_the_samples(folder, tmp_path, wandb, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    monkeypatch.setattr("fastgan.training.diversity.INTERVAL", 4)
     run = train(folder, tmp_path / "run", *EVERYTHING, "--wandb", "cats")
     lines = log_lines(run)
     events = EventAccumulator(str(run / "tensorboard"), {"scalars": 0, "images": 0}).Reload()

@@ -15,7 +15,7 @@ from fastgan.training.config import Config
 ALIKE, DIFFERENT = 0.15, 0.3
 ALIKE_READINGS = 2  # in a row
 # Updates of the generator after which samples should differ, if they never did: at first all networks draw one image.
-UNTRAINED = 1_000
+UNTRAINED = 500
 
 # Mean sign of the logits of real images, r_t of Karras et al. 2020, "Training Generative Adversarial Networks with
 # Limited Data", section 3.1; --augment ada aims at 0.6.
@@ -68,7 +68,7 @@ class Watch:
         share = line["distance_fake"] / line["distance_real"]
         self._differed |= share > DIFFERENT
         untrained = not self._differed and line["step"] < UNTRAINED * self._config.training.critic_steps
-        if self._alike.begins(line["images"], share < ALIKE and not untrained, share > DIFFERENT):
+        if self._alike.begins(line["images"], share < ALIKE, over=share > DIFFERENT, certain=not untrained):
             of = "of a class " if self._config.data.labels else ""
             self._alike.warning = (
                 f"samples {of}are nearly alike since {self._alike.since:,} images ({share:.0%} of the distance of real "
@@ -83,7 +83,8 @@ class Watch:
             return
         start, sign = self._window.end()
         shown = line["images"] / self._images
-        if self._sure.begins(start, sign > SURE and shown >= SEEN, sign < UNSURE):
+        certain = shown >= SEEN and not self._alike.warning  # samples that are all alike are told with ease
+        if self._sure.begins(start, sign > SURE, over=sign < UNSURE, certain=certain):
             self._sure.warning = (
                 f"the discriminator overfits since {self._sure.since:,} images (mean sign of real logits {sign:.2f}, "
                 f"each image shown {shown:.0f} times): {self._against_overfitting()}"
@@ -119,17 +120,23 @@ class _Window:
 
 
 class _Episode:
-    """From so many bad readings in a row to the first one that is well. `since`: images at the first bad one."""
+    """From so many bad readings in a row to the first that is well again.
+
+    Attributes:
+        since: images shown at the first of the bad readings.
+        warning: what is said of the episode; empty before and after.
+    """
 
     def __init__(self, least: int):
         self._least, self._bad = least, 0
         self.since = 0
         self.warning = ""
 
-    def begins(self, images: int, bad: bool, well: bool) -> bool:
-        """Count a reading; whether the episode begins with it."""
-        if well:
+    def begins(self, images: int, bad: bool, *, over: bool, certain: bool) -> bool:
+        """Count a reading; whether the episode begins with it. `over`: it is well. `certain`: bad readings mean it."""
+        if over:
             self.warning = ""
-        self.since = self.since if self._bad else images
+        if not self._bad:
+            self.since = images
         self._bad = self._bad + 1 if bad else 0
-        return self._bad >= self._least and not self.warning
+        return self._bad >= self._least and certain and not self.warning

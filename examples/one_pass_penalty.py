@@ -2,8 +2,8 @@
 
     python examples/one_pass_penalty.py [--batch 16] [--channels 32] [--size 64]
 
-fastgan.losses looks into a critic, and where it is built of layers that it knows to be piecewise linear, replays it
-instead of differentiating its backward pass; any other critic is differentiated twice, as ever.
+fastgan.losses follows a critic's forward pass, and where all of it is known to be piecewise linear, replays it instead
+of differentiating its backward pass; any other critic is differentiated twice, as ever.
 """
 
 from torch import Tensor, nn

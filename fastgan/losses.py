@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import math
+import random
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
@@ -13,6 +17,7 @@ from torch.nn.functional import softplus
 from fastgan import one_pass, piecewise_linear
 from fastgan.ops import lerp_samples, squared_norm
 from fastgan.ops.arithmetic import arithmetic_dtype, average_in, to_arithmetic
+from fastgan.ops.transforms import takes_plain_form
 
 
 class Objective(NamedTuple):
@@ -123,42 +128,58 @@ def critic_with_grad_norm(
         differentiable. The gradient of the sum of logits is each sample's own where samples are independent; a critic
         with statistics across the minibatch adds their small cross terms, as every published implementation does.
 
-    There are two forms of it. Critics that are piecewise linear and treat samples independently, as far as
-    `why_not_one_pass` can tell, are differentiated in one pass (see `fastgan.one_pass`), once: with
-    `create_graph=True` backward raises RuntimeError. Any other callable whose operations are twice differentiable
-    goes through double backward.
+    There are two forms of it. A module whose forward pass is followed to the end, and was piecewise linear and kept
+    samples apart, is differentiated in one pass (see `fastgan.one_pass`), once: with `create_graph=True` backward
+    raises RuntimeError. `why_not_one_pass` tells whether it was. Any other callable whose operations are twice
+    differentiable goes through double backward. The critic runs once in either.
     """
-    try:
-        return one_pass.logits_and_squares(critic, images, labels, squared_norm)
-    except piecewise_linear.NotPiecewiseLinear:
-        return _by_double_backward(critic, images, labels)
-
-
-def why_not_one_pass(critic: Callable[..., Tensor], *, labels: bool = False) -> str | None:
-    """Why `critic_with_grad_norm` goes through double backward with this critic as it is now, or None.
-
-    `labels` says whether the critic is to be called with labels.
-    """
-    try:
-        piecewise_linear.plan(critic, labels)
-    except piecewise_linear.NotPiecewiseLinear as reason:
-        return str(reason)
-    return None
-
-
-def _by_double_backward(critic, images, labels):
     wants_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         images = images if images.requires_grad and wants_graph else images.detach().requires_grad_()
-        logits = critic(images) if labels is None else critic(images, labels)
-        if logits.shape not in ((len(images),), (len(images), 1)):
-            raise ValueError(f"the critic's logits have shape {list(logits.shape)}, must be [{len(images)}]")
-        logits = to_arithmetic(logits.reshape(len(images)))
+        follow = wants_graph and isinstance(critic, nn.Module)
+        follow = follow and not takes_plain_form([images, *critic.parameters()])
+        recording = one_pass.Recording(critic, images) if follow else None
+        with recording or contextlib.nullcontext():
+            result = critic(images) if labels is None else critic(images, labels)
+        n = images.shape[0]
+        if result.shape not in ((n,), (n, 1)):
+            raise ValueError(f"the critic's logits have shape {list(result.shape)}, must be [{n}]")
+        if recording is not None:
+            with contextlib.suppress(piecewise_linear.NotPiecewiseLinear):
+                return one_pass.logits_and_squares(recording, result, squared_norm)
+        logits = to_arithmetic(result.reshape(n))
         # The forward pass has recorded the dtypes already.
         with torch.autocast(images.device.type, enabled=False):
             (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=wants_graph)
             squares = squared_norm(gradient)
     return (logits, squares) if wants_graph else (logits.detach(), squares.detach())
+
+
+def why_not_one_pass(critic: Callable[..., Tensor], images: Tensor, labels: Tensor | None = None) -> str | None:
+    """Why `critic_with_grad_norm` goes through double backward with these arguments, or None.
+
+    Runs a copy of the critic: the critic and the state of random numbers stay as they are.
+
+    Raises ValueError for a critic that cannot be copied.
+    """
+    if not isinstance(critic, nn.Module):
+        return f"{critic!r} is not a module: it is asked for double backward"
+    # What a forward pass left behind with a graph, as the old `nn.utils.spectral_norm` does, cannot be copied.
+    left = [value for module in critic.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    try:
+        twin = copy.deepcopy(critic, {id(value): value for value in left if value.grad_fn is not None})
+    except Exception as error:
+        raise ValueError(f"why_not_one_pass: the critic cannot be copied, to be run aside: {error}") from error
+    recording = one_pass.Recording(twin, images.detach().requires_grad_())
+    state = random.getstate(), np.random.get_state()
+    try:
+        devices = [images.device] if images.is_cuda else []
+        with torch.random.fork_rng(devices), torch.enable_grad(), recording:
+            result = twin(recording.images) if labels is None else twin(recording.images, labels)
+    finally:
+        random.setstate(state[0])
+        np.random.set_state(state[1])
+    return recording.why_not(result)
 
 
 def zero_centered_penalty(squares: Tensor) -> Tensor:

@@ -14,247 +14,441 @@ For any loss of logits and squared norms `|g|^2`, with c = dL/dlogit and p = dL/
 
 Convolution passes over N images: forward, adjoint, replay and weight gradient, 4, where a plain step has 3 and double
 backward 6. As c is the full derivative, losses that couple samples (relativistic ones) are exact as well.
+
+Nothing is known of a critic beforehand, and nothing is kept of it. Its own forward pass runs, once, and `Recording`
+notes each call that is given a value made of the images (`fastgan.piecewise_linear` knows what the call computes). So
+whatever a forward pass reads, draws or decides by is followed as it happened. The graph of autograd bears witness that
+nothing was overlooked: a tensor is identified by its place in that graph, and whatever else a noted call is given must
+not lead to the images there. A forward pass that cannot be followed to the end is differentiated twice, from the same
+graph. The recorder is seen by the thread that it runs in, and by no other.
 """
 
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+import itertools
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.compiler import is_compiling
+from torch.overrides import TorchFunctionMode
 
 from fastgan import piecewise_linear
-from fastgan.ops import noise_bias_act
 from fastgan.ops.arithmetic import to_arithmetic
 from fastgan.ops.noise_bias_act import linearized, sum_of_samples
-from fastgan.piecewise_linear import Affine, NotPiecewiseLinear, Path, PiecewiseLinear
+from fastgan.ops.recording import recorded_by
+from fastgan.piecewise_linear import Activation, Affine, NotPiecewiseLinear, Path
 
-
-def logits_and_squares(
-    critic: nn.Module, images: Tensor, labels: Tensor | None, squared_norm: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Logits [N] and `squared_norm(g)` [N] of their gradient g, as `fastgan.losses.critic_with_grad_norm` has them.
-
-    `squared_norm` of [N, ...] is the sum of squares of each sample.
-
-    Raises NotPiecewiseLinear if the critic, or this call of it, does not qualify. A critic's first batch is checked
-    against the critic itself, so that what tracing cannot see is found out.
-    """
-    plan = piecewise_linear.plan(critic, labels is not None)
-    expected = None if plan.agrees else _plain(critic, images, labels)
-    record = _Record(images)
-    try:
-        record.finish(plan.run(critic, record, labels))
-        if expected is not None:
-            plan.agrees = _agree(expected, record)
-    except NotPiecewiseLinear as reason:
-        if expected is not None:
-            piecewise_linear.rule_out(critic, labels is not None, str(reason))
-        raise
-    return _OnePass.apply(record, squared_norm(record.gradient), images, *record.inputs)
-
-
-def _plain(critic: nn.Module, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-    with torch.enable_grad():
-        x = images.detach().requires_grad_()
-        logits = critic(x) if labels is None else critic(x, labels)
-        (gradient,) = torch.autograd.grad(logits.sum(), x)
-    return logits.detach(), gradient
-
-
-def _agree(expected: tuple[Tensor, Tensor], record: _Record) -> bool:
-    """Whether the traced critic is the critic; False if that cannot be told yet, for infinite or no numbers.
-
-    Raises NotPiecewiseLinear if it is another one. What tracing overlooks (a branch, a factor) moves all numbers; what
-    they may differ by is rounding, and the signs that rounding turns.
-    """
-    logits, gradient = map(to_arithmetic, expected)
-    if logits.numel() == 0 or not (logits.isfinite().all() and gradient.isfinite().all()):
-        return False
-    images = record.images.detach()
-    rounded = any(t.element_size() == 2 for t in (images, *record.outputs.values(), *record.inputs))
-    for what, plain, traced, size, tolerance in (
-        # Logits of an untrained critic may be all but zero where their terms are not.
-        ("logits", logits.flatten(), record.logits, logits.norm() + (gradient * images).norm(), 1e-3),
-        ("gradients", gradient, record.gradient, gradient.norm(), 0.02),
-    ):
-        if (plain - traced).norm() > (0.2 if rounded else tolerance) * size:
-            raise NotPiecewiseLinear(f"traced, it has other {what}: its forward does what tracing does not see")
-    return True
-
-
-# The program of a batch -------------------------------------------------------------------------------------------
+# The recording of a forward pass ----------------------------------------------------------------------------------
 
 
 class _Slot(int):
     """The number of an effective weight, bias or constant among the inputs of the Function."""
 
 
+class _Autocast(NamedTuple):
+    """The autocast that a step ran under."""
+
+    device_type: str
+    dtype: torch.dtype
+    enabled: bool
+
+    @staticmethod
+    def current(device_type: str) -> _Autocast:
+        return _Autocast(device_type, torch.get_autocast_dtype(device_type), torch.is_autocast_enabled(device_type))
+
+    def __call__(self) -> torch.autocast:
+        # Without its cache, which would keep the leaves of the replay.
+        return torch.autocast(self.device_type, self.dtype, self.enabled, cache_enabled=False)
+
+
 class _AffineStep(NamedTuple):
     function: Callable[..., Tensor]
-    paths: tuple[Path, ...]
-    result: Path
+    paths: tuple[int, ...]
+    result: int
     weights: tuple[_Slot, ...]
     constants: tuple[_Slot | float, ...]  # a _Slot or a number as it stands
+    bias: _Slot | None
     rank: int  # dimensions of the result
+    dtype: torch.dtype  # of the result
+    autocast: _Autocast
+
+    @property
+    def adjoint(self) -> int:
+        return self.result
+
+    @property
+    def slots(self) -> list[_Slot]:
+        return [slot for slot in (*self.weights, *self.constants, self.bias) if isinstance(slot, _Slot)]
 
 
 class _ActivationStep(NamedTuple):
-    path: Path
-    result: Path
+    paths: tuple[int]
+    result: int
     bias: _Slot | None
     slope: float
     gain: float
     clamp: float | None
+    autocast: _Autocast
+    adjoint: int  # the value whose adjoint the bias takes its gradient from: the argument, or else the result
+
+    @property
+    def slots(self) -> list[_Slot]:
+        return [] if self.bias is None else [self.bias]
 
 
 _Step = _AffineStep | _ActivationStep
 
 
-class _Record:
-    """Runs a critic on its images while noting what backward needs; see `Plan.run`, which drives it.
+class Recording(TorchFunctionMode):
+    """Notes what a critic makes of its images, as a context manager around its call.
+
+    Args:
+        critic: named in reasons.
+        images: [N, ...], which require a gradient.
 
     Attributes:
-        values: what depends on the images, as far as it is still to be read; a graph of autograd leads to the images.
+        steps: the calls that the logits come from, in order.
         inputs: effective weights, biases and constants, whose own graphs lead to the parameters.
-        steps: what has been run.
-        outputs: of activations, by step: their signs tell which way each went.
-        logits, gradient, adjoints: once finished; `adjoints` at the values whose weights or biases want a gradient.
+        outputs: results of activations, by number of the value: their signs tell which way each went.
+        logits, gradient, adjoints: once finished; an adjoint is the gradient of the logits at a value, of values whose
+            weights or biases want one.
     """
 
-    def __init__(self, images: Tensor):
-        with torch.enable_grad():
-            self.images = images.detach().requires_grad_()
-        self.values: dict[Path, Tensor] = {Path(0): self.images}
-        self.inputs: list[Tensor] = []
+    def __init__(self, critic: nn.Module, images: Tensor):
+        super().__init__()
+        self.images = images
         self.steps: list[_Step] = []
-        self.outputs: dict[Path, Tensor] = {}
-        self.adjoints: dict[Path, Tensor] = {}
-        self._edges: dict[Path, object] = {}
-        self._count = 1
+        self.inputs: list[Tensor] = []
+        self.outputs: dict[int, Tensor] = {}
+        self._critic = critic
+        self._versions: list[tuple[Tensor, int]] = [(images, images._version)]
+        self._storages: set[int] = {_storage(images)}
+        # Every value made of the images, by its place in the graph of autograd (node, which of its results), and the
+        # version of the tensor. Nodes that made these, nodes of calls that are not known (where, and why), and nodes
+        # that do not lead to the images.
+        edge = get_gradient_edge(images)
+        self._edges = [edge]  # of each value, by its number
+        self._paths = {(edge.node, edge.output_nr): (Path(0, images.shape), images._version)}
+        self._dependent: set[Any] = {edge.node}
+        self._unknown: dict[Any, tuple[nn.Module | None, str]] = {}
+        self._independent: set[Any] = set()
+        self._reason: str | None = None
 
-    def affine(self, step: Affine) -> Path:
-        weights, constants = step.weights, step.constants
-        with torch.enable_grad():
-            y = step.function(
-                *(self.values[path] for path in step.paths),
-                *(weight.detach() for weight in weights),
-                *(k.detach() if isinstance(k, Tensor) else k for k in constants),
-            )
-        result = self._add(y)
-        slots = tuple(self._input(k) if isinstance(k, Tensor) else k for k in (*weights, *constants))
-        at = len(weights)
-        self.steps.append(_AffineStep(step.function, step.paths, result, slots[:at], slots[at:], y.dim()))
-        if any(isinstance(k, Tensor) and k.requires_grad for k in (*weights, *constants)):
-            self._edges[result] = get_gradient_edge(y)
+    def __enter__(self):
+        self._in_force = recorded_by(self._operation)
+        self._in_force.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        self._in_force.__exit__(*error)
+
+    # Calls
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        return self._call(function, function, args, kwargs or {})
+
+    def _operation(self, name: Callable, function: Callable, args: tuple, kwargs: dict) -> Any:
+        """A call of a fused operation, which `fastgan.piecewise_linear` knows by `name`."""
+        with recorded_by(None), torch._C.DisableTorchFunction():
+            return self._call(name, function, args, kwargs)
+
+    def _call(self, name: Callable, function: Callable, args: tuple, kwargs: dict) -> Any:
+        if self._reason is not None or is_compiling():  # torch.compile looks into modes as well, and must not find this
+            return function(*args, **kwargs)
+        found: list[Path] = []
+        step = refusal = None
+        overwritten = {_storage(tensor) for tensor in _overwritten(name, args)}
+        try:
+            marked = _marked((args, kwargs), lambda tensor: self._path_of(tensor, found))
+            if found:
+                step = _as_it_is(piecewise_linear.step(name, *marked))
+        except NotPiecewiseLinear as error:
+            refusal = error
+        read = [] if step is None else [(tensor, tensor._version) for tensor in _tensors(step)]
+        result = function(*args, **kwargs)
+        if overwritten & (self._storages | {_storage(tensor) for tensor, _ in read}):
+            self._refuse(_running(), f"{_name(name)}() overwrites what was read before")
+        elif found and name in _MEDDLING:
+            self._refuse(_running(), f"{_name(name)}() asks for what is behind a value, and could change it")
+        elif found:
+            for i, y in enumerate(result if isinstance(result, list | tuple) else (result,)):
+                # Whatever has no gradient is a constant to all that follows, as it is to double backward. A value that
+                # is there already was handed through.
+                if isinstance(y, Tensor) and y.grad_fn is not None and (y.grad_fn, y.output_nr) not in self._paths:
+                    try:
+                        if refusal is not None:
+                            raise refusal
+                        self._add(step if y is result else _part(step, i), y)
+                        self._versions += read
+                    except NotPiecewiseLinear as error:  # the logits may not come from it
+                        self._unknown[y.grad_fn] = _running(), f"{_name(name)}() {error}"
+                    except _MadeOfUnknown as error:
+                        self._unknown[y.grad_fn] = error.args
         return result
 
-    def layer(self, path: Path, layer: PiecewiseLinear) -> Path:
-        linear, bias = layer.linear or _alias, layer.bias
-        if layer.activates:
-            # Also a bias needs a value of its own, read by nothing else: its gradient is the sum of the adjoint there.
-            between = layer.linear is not None or bias is not None
-            u = self.affine(Affine(linear, (path,), layer.weights)) if between else path
-            result = self._activation(u, layer)
-            if between:
-                self.forget(u)
-            return result
-        if bias is None:
-            return self.affine(Affine(linear, (path,), layer.weights))
-        bias = bias.view(-1, *[1] * (self.values[path].dim() - 2))
-        return self.affine(
-            Affine(lambda x, *given: linear(x, *given[:-1]) + given[-1], (path,), layer.weights, (bias,))
-        )
-
-    def _activation(self, path: Path, layer: PiecewiseLinear) -> Path:
-        u, bias = self.values[path], layer.bias
-        if u.dim() < 2:
-            raise NotPiecewiseLinear("an activation of [N] is not known")
-        with torch.enable_grad():
-            y = noise_bias_act(
-                u,
-                bias=None if bias is None else bias.detach(),
-                act="lrelu",
-                slope=layer.slope,
-                gain=layer.gain,
-                clamp=layer.clamp,
-            )
-        result = self._add(y)
-        slot = None if bias is None else self._input(bias)
-        self.steps.append(_ActivationStep(path, result, slot, layer.slope, layer.gain, layer.clamp))
-        if layer.slope != 1 or layer.clamp is not None:
-            self.outputs[result] = y.detach()
-        if bias is not None and bias.requires_grad and path not in self._edges:
-            self._edges[path] = get_gradient_edge(u)
-        return result
-
-    def forget(self, path: Path) -> None:
-        """The value will not be read again."""
-        del self.values[path]
-
-    def finish(self, result: Path) -> None:
-        """Takes the critic's result, and runs the adjoint."""
-        n = self.images.shape[0]
-        result = self.values[result]
-        if result.shape not in ((n,), (n, 1)):
-            raise NotPiecewiseLinear(f"its result has shape {list(result.shape)}, must be [{n}] or [{n}, 1]")
-        self.values.clear()
-        with torch.enable_grad():
-            logits = to_arithmetic(result.reshape(n))
-            total = logits.sum()
-        self.logits = logits.detach()
-        edges = self._edges
-        self._edges = {}
-        del result, logits
-        self.gradient, *adjoints = torch.autograd.grad(total, [self.images, *edges.values()], allow_unused=True)
-        if self.gradient is None:
-            raise NotPiecewiseLinear("its result does not depend on the images")
-        self.adjoints = {path: a for path, a in zip(edges, adjoints, strict=True) if a is not None}
-
-    def _add(self, y: Tensor) -> Path:
-        if y.dim() == 0 or y.shape[0] != self.images.shape[0]:
-            raise NotPiecewiseLinear(
-                f"a value of shape {list(y.shape)} does not count the {self.images.shape[0]} samples in dimension 0"
-            )
-        if not y.requires_grad:
-            raise NotPiecewiseLinear("a step has no gradient")
-        path = Path(self._count)
-        self._count += 1
-        self.values[path] = y
+    def _path_of(self, tensor: Tensor, found: list[Path]) -> Path | Tensor:
+        if not tensor.requires_grad:
+            return tensor
+        node = self._edges[0].node if tensor is self.images else tensor.grad_fn
+        path, version = self._paths.get((node, tensor.output_nr), (None, None))
+        if path is None:
+            return tensor
+        found.append(path)
+        if tensor._version != version:
+            raise NotPiecewiseLinear("is given a value that was overwritten without a graph")
         return path
+
+    def _add(self, step: Affine | Activation, y: Tensor) -> None:
+        n = self.images.shape[0]
+        if y.dim() == 0 or y.shape[0] != n:
+            raise NotPiecewiseLinear(f"makes {list(y.shape)} of {n} samples, which must be counted by dimension 0")
+        if type(y) is not Tensor or not y.is_floating_point() or y.device != self.images.device:
+            raise NotPiecewiseLinear(f"makes a {type(y).__name__} of dtype {y.dtype} on {y.device}, which is not known")
+        for tensor in _tensors(step):
+            self._require_independent(tensor)
+        number = len(self._edges)
+        autocast = _Autocast.current(y.device.type)
+        if isinstance(step, Affine):
+            noted = _AffineStep(
+                step.function,
+                tuple(path.number for path in step.paths),
+                number,
+                tuple(map(self._input, step.weights)),
+                tuple(self._input(k) if isinstance(k, Tensor) else k for k in step.constants),
+                None if step.bias is None else self._input(step.bias),
+                y.dim(),
+                y.dtype,
+                autocast,
+            )
+        else:
+            bias = None if step.bias is None else self._input(step.bias)
+            form = step.slope, step.gain, step.clamp
+            noted = _ActivationStep((step.path.number,), number, bias, *form, autocast, number)
+            if step.slope != 1 or step.clamp is not None:
+                self.outputs[number] = output = y.detach()
+                self._storages.add(_storage(output))
+                self._versions.append((output, output._version))
+        self.steps.append(noted)
+        self._edges.append(GradientEdge(y.grad_fn, y.output_nr))
+        self._paths[y.grad_fn, y.output_nr] = Path(number, y.shape), y._version
+        self._dependent.add(y.grad_fn)
 
     def _input(self, tensor: Tensor) -> _Slot:
         self.inputs.append(tensor)
+        self._storages.add(_storage(tensor))
         return _Slot(len(self.inputs) - 1)
 
+    def _require_independent(self, tensor: Tensor) -> None:
+        """Raises if the graph of autograd leads from a tensor, which is not known for a value, to the images."""
+        nodes = [self._edges[0].node if tensor is self.images else tensor.grad_fn]
+        while nodes:
+            node = nodes.pop()
+            if node is None or node in self._independent:
+                continue
+            if node in self._unknown:
+                raise _MadeOfUnknown(*self._unknown[node])
+            parents = [parent for parent, _ in node.next_functions]
+            if node in self._dependent or any(parent in self._dependent for parent in parents):
+                raise _MadeOfUnknown(None, f"a result of {node.name()} is made of the images, and cannot be followed")
+            self._independent.add(node)
+            nodes.extend(parents)
 
-def _alias(x: Tensor) -> Tensor:
-    return x.view_as(x)
+    def _refuse(self, module: nn.Module | None, reason: str) -> None:
+        """Lets go of all that was noted, once the forward pass cannot be followed any further."""
+        names = {each: name for name, each in self._critic.named_modules()}
+        where = f"{type(module).__name__} '{names[module]}': " if names.get(module) else ""
+        self._reason = where + reason
+        self.steps, self.inputs, self.outputs, self._versions, self._unknown = [], [], {}, [], {}
+        self._paths, self._dependent, self._independent, self._storages = {}, set(), set(), set()
+        del self._edges[1:]
+
+    # The end
+
+    def why_not(self, logits: Tensor) -> str | None:
+        """Why the forward pass that made `logits` does not qualify, or None."""
+        try:
+            self._followed(logits)
+        except NotPiecewiseLinear as reason:
+            return str(reason)
+        return None
+
+    def _followed(self, logits: Tensor) -> Path:
+        found: list[Path] = []
+        if self._reason is None and isinstance(logits, Tensor):
+            self._path_of(logits, found)
+            if not found:
+                try:
+                    self._require_independent(logits)
+                except _MadeOfUnknown as error:
+                    self._refuse(*error.args)
+            elif any(tensor._version != version for tensor, version in self._versions):
+                self._refuse(None, "it overwrites what it has read")
+        if not found and self._reason is None:
+            self._refuse(None, "its result does not depend on the images")
+        if self._reason is not None:
+            raise NotPiecewiseLinear(self._reason)
+        return found[0]
+
+    def finish(self, logits: Tensor) -> None:
+        """Takes the critic's result, [N] or [N, 1], and runs the adjoint.
+
+        Raises NotPiecewiseLinear if the forward pass does not qualify; its graph is untouched then.
+        """
+        end = self._followed(logits).number
+        self.steps = _leading_to(end, self.steps)
+        readers = Counter(itertools.chain([end], *(step.paths for step in self.steps)))
+        self.steps = _with_biases_in_activations(self.steps, readers)
+        wanting = [step for step in self.steps if any(self.inputs[slot].requires_grad for slot in step.slots)]
+        places = list(dict.fromkeys(step.adjoint for step in wanting))
+        total = to_arithmetic(logits.reshape(self.images.shape[0])).sum()
+        self.logits = logits.detach().reshape(self.images.shape[0])
+        edges = [self._edges[place] for place in places]
+        self._paths, self._dependent, self._independent, self._unknown = {}, set(), set(), {}
+        self._edges, self._versions = [], []
+        del logits
+        with torch.autocast(self.images.device.type, enabled=False):  # the forward pass has recorded the dtypes
+            self.gradient, *adjoints = torch.autograd.grad(total, [self.images, *edges])
+        self.logits = to_arithmetic(self.logits)
+        self.adjoints = dict(zip(places, adjoints, strict=True))
+        kept = {step.result for step in self.steps}
+        self.outputs = {number: y for number, y in self.outputs.items() if number in kept}
+
+
+class _MadeOfUnknown(Exception):
+    """(module, reason): a tensor comes from a call that is not known."""
+
+
+def _marked(value: Any, mark: Callable[[Tensor], Any]) -> Any:
+    """Arguments with another object in place of each tensor."""
+    if isinstance(value, Tensor):
+        return mark(value)
+    if type(value) in (list, tuple):
+        return type(value)(_marked(each, mark) for each in value)
+    return {name: _marked(each, mark) for name, each in value.items()} if type(value) is dict else value
+
+
+def _tensors(step: Affine | Activation) -> list[Tensor]:
+    """The tensors that a step reads besides values."""
+    given = (*step.weights, *step.constants, step.bias) if isinstance(step, Affine) else (step.bias,)
+    return [x for x in given if isinstance(x, Tensor)]
+
+
+def _as_it_is(step: Affine | Activation) -> Affine | Activation:
+    """The step with copies of constants that have no gradient: running averages change before the backward pass.
+
+    Double backward does not read what was added. What was multiplied is saved by autograd, and must not change.
+    """
+    if not isinstance(step, Affine):
+        return step
+    return step._replace(
+        constants=tuple(k.clone() if isinstance(k, Tensor) and not k.requires_grad else k for k in step.constants)
+    )
+
+
+def _part(step: Affine, i: int) -> Affine:
+    """The step that makes one of several results."""
+    return step._replace(function=lambda *given: step.function(*given)[i])
+
+
+def _running() -> nn.Module | None:
+    """The module whose forward pass is running."""
+    frame = sys._getframe()
+    while frame is not None:
+        module = frame.f_locals.get("self")
+        if isinstance(module, nn.Module):
+            return module
+        frame = frame.f_back
+    return None
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _overwritten(function: Callable, args: tuple) -> tuple[Tensor, ...]:
+    """The tensor that a call changes in place, as far as its name tells. What autograd knows of has a version, too."""
+    name = getattr(function, "__name__", "")
+    in_place = (name.endswith("_") and not name.endswith("__")) or function in _ASSIGNING
+    return args[:1] if in_place and isinstance(args[0], Tensor) else ()
+
+
+_ASSIGNING = (Tensor.__setitem__, Tensor.data.__set__)
+_MEDDLING = (Tensor.register_hook, Tensor.grad_fn.__get__, Tensor.data.__get__, Tensor.data.__set__)
+
+
+def _name(function: Callable) -> str:
+    owner = getattr(function, "__self__", None)  # of the getter of an attribute
+    return getattr(owner if hasattr(owner, "__objclass__") else function, "__name__", str(function))
+
+
+def _leading_to(end: int, steps: list[_Step]) -> list[_Step]:
+    """The steps that a value comes from."""
+    needed, found = {end}, []
+    for step in reversed(steps):
+        if step.result in needed:
+            needed.update(step.paths)
+            found.append(step)
+    return found[::-1]
+
+
+def _with_biases_in_activations(steps: list[_Step], readers: Counter) -> list[_Step]:
+    """The same steps, where an activation that is the only reader of its argument takes over what belongs there.
+
+    That is the bias of the layer before it, which costs nothing there. Its gradient is made of the adjoint of the
+    argument: if others read that too, it is not the activation's alone.
+    """
+    steps = list(steps)
+    makers = {step.result: i for i, step in enumerate(steps)}
+    for i, step in enumerate(steps):
+        if isinstance(step, _ActivationStep) and readers[step.paths[0]] == 1:
+            steps[i] = step._replace(adjoint=step.paths[0])
+            at = makers.get(step.paths[0])
+            if at is not None and isinstance(steps[at], _AffineStep) and step.bias is None:
+                steps[i] = steps[i]._replace(bias=steps[at].bias)
+                steps[at] = steps[at]._replace(bias=None)
+    return steps
 
 
 # Autograd ---------------------------------------------------------------------------------------------------------
 
 
+def logits_and_squares(
+    recording: Recording, logits: Tensor, squared_norm: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Logits [N] and `squared_norm(g)` [N] of their gradient g, as `fastgan.losses.critic_with_grad_norm` has them.
+
+    `logits` are the result of the critic's call that was recorded. `squared_norm` of [N, ...] is the sum of squares of
+    each sample.
+
+    Raises NotPiecewiseLinear if the call does not qualify; the graph of `logits` is untouched then.
+    """
+    recording.finish(logits)
+    return _OnePass.apply(recording, squared_norm(recording.gradient), recording.images, *recording.inputs)
+
+
 class _OnePass(torch.autograd.Function):
-    """(images, *effective weights, biases, constants) to (logits, squares), both already there in the record."""
+    """(images, *effective weights, biases, constants) to (logits, squares), which the recording holds already."""
 
     @staticmethod
-    def forward(ctx, record: _Record, squares: Tensor, images: Tensor, *inputs: Tensor):
+    def forward(ctx, recording: Recording, squares: Tensor, images: Tensor, *inputs: Tensor):
         ctx.set_materialize_grads(False)
-        # As in the record, but for tensors: those are saved where autograd frees them after the backward pass.
+        # Tensors are saved where autograd frees them after the backward pass.
         ctx.wants_weights = any(ctx.needs_input_grad[3:])
-        saved = [record.gradient]
+        saved = [recording.gradient]
         if ctx.wants_weights:
-            ctx.steps = record.steps
-            ctx.layout = len(inputs), tuple(record.outputs), tuple(record.adjoints)
-            ctx.autocast = _autocast_of(images.device.type)
+            ctx.steps = recording.steps
+            ctx.layout = len(inputs), tuple(recording.outputs), tuple(recording.adjoints)
             ctx.context = contextvars.copy_context()  # the choice of backends: backward may run in another thread
-            saved += [images, *inputs, *record.outputs.values(), *record.adjoints.values()]
+            saved += [images, *inputs, *recording.outputs.values(), *recording.adjoints.values()]
         ctx.save_for_backward(*saved)
-        return record.logits, squares
+        return recording.logits, squares
 
     @staticmethod
     def backward(ctx, c: Tensor | None, p: Tensor | None):
@@ -277,8 +471,7 @@ class _OnePass(torch.autograd.Function):
                 dict(zip(adjoints, found, strict=True)),
                 ctx.needs_input_grad[3:],
             )
-            with ctx.autocast():
-                of_inputs = ctx.context.copy().run(replay.run, ctx.steps, images, gradient, c, p)
+            of_inputs = ctx.context.copy().run(replay.run, ctx.steps, images, gradient, c, p)
         return None, None, of_images, *of_inputs
 
 
@@ -288,8 +481,8 @@ class _Replay:
     def __init__(
         self,
         inputs: Sequence[Tensor],
-        outputs: dict[Path, Tensor],
-        adjoints: dict[Path, Tensor],
+        outputs: dict[int, Tensor],
+        adjoints: dict[int, Tensor],
         needed: Sequence[bool],
     ):
         self.inputs, self.outputs, self.adjoints, self.needed = inputs, outputs, adjoints, needed
@@ -302,19 +495,25 @@ class _Replay:
         size = self._size_of(c, p)
         if size is not None:
             c, p = (None if each is None else each / size for each in (c, p))
-        last = max((i for i, step in enumerate(steps) if self._wants(step)), default=-1)
-        steps = steps[: last + 1]
-        ends = {path: i for i, step in enumerate(steps) for path in _read(step)}  # when each value is read last
-        values = {Path(0): _mixed(images, gradient, c, p)}
-        for i, step in enumerate(steps):
-            run = self._affine if isinstance(step, _AffineStep) else self._activation
-            values[step.result] = run(step, values, c)
-            for path in {step.result, *_read(step)}:
-                if ends.get(path, i) <= i:
-                    del values[path]
+        last = max((i for i, step in enumerate(steps) if any(self.needed[slot] for slot in step.slots)), default=-1)
+        self.through(steps[: last + 1], _mixed(images, gradient, c, p), c)
         if size is None:
             return self.grads
         return [None if grad is None else grad * size.to(grad.dtype) for grad in self.grads]
+
+    def through(self, steps: list[_Step], start: Tensor, c: Tensor | None) -> Tensor:
+        """The last step's result, for `start` instead of the images and constants times c; notes gradients."""
+        ends = {number: i for i, step in enumerate(steps) for number in step.paths}  # when each value is read last
+        values, result = {0: start}, start
+        for autocast, group in itertools.groupby(enumerate(steps), lambda pair: pair[1].autocast):
+            with autocast():
+                for i, step in group:
+                    run = self._affine if isinstance(step, _AffineStep) else self._activation
+                    values[step.result] = result = run(step, values, c)
+                    for number in {step.result, *step.paths}:
+                        if ends.get(number, i) <= i:
+                            del values[number]
+        return result
 
     def _size_of(self, c: Tensor | None, p: Tensor | None) -> Tensor | None:
         """The largest of c and p, which may be tiny, or large where the loss is scaled: too much so for fp16 values.
@@ -326,11 +525,7 @@ class _Replay:
         size = torch.stack([each.abs().amax() if each.numel() else each.sum() for each in (c, p) if each is not None])
         return size.amax().clamp_min(torch.finfo(size.dtype).tiny)
 
-    def _wants(self, step: _Step) -> bool:
-        slots = (*step.weights, *step.constants) if isinstance(step, _AffineStep) else (step.bias,)
-        return any(isinstance(slot, _Slot) and self.needed[slot] for slot in slots)
-
-    def _affine(self, step: _AffineStep, values: dict[Path, Tensor], c: Tensor | None) -> Tensor:
+    def _affine(self, step: _AffineStep, values: dict[int, Tensor], c: Tensor | None) -> Tensor:
         leaves: dict[_Slot, Tensor] = {}
         adjoint = self.adjoints.get(step.result)
 
@@ -341,37 +536,33 @@ class _Replay:
             leaves[slot] = x.detach().requires_grad_()
             return leaves[slot]
 
-        paths = [values[path] for path in step.paths]
+        paths = [values[number] for number in step.paths]
         with torch.enable_grad():  # a graph is made only where there are leaves
             weights = [given(slot) for slot in step.weights]
             constants = [
                 _scaled(given(k) if isinstance(k, _Slot) else k, c, step.rank, paths[0]) for k in step.constants
             ]
             y = step.function(*paths, *weights, *constants)
+            if step.bias is not None:
+                bias = given(step.bias)
+                y = y + _scaled(bias.view(-1, *[1] * (step.rank - 2)), c, step.rank, y)
+            y = y.to(step.dtype)  # in place, a product keeps its dtype
         if leaves:
-            grads = torch.autograd.grad(y, list(leaves.values()), adjoint.to(y.dtype), allow_unused=True)
+            grads = torch.autograd.grad(y, list(leaves.values()), adjoint, allow_unused=True)
             for slot, grad in zip(leaves, grads, strict=True):
                 self.grads[slot] = grad
         return y.detach()
 
-    def _activation(self, step: _ActivationStep, values: dict[Path, Tensor], c: Tensor | None) -> Tensor:
+    def _activation(self, step: _ActivationStep, values: dict[int, Tensor], c: Tensor | None) -> Tensor:
         bias = None if step.bias is None else self.inputs[step.bias]
-        adjoint = self.adjoints.get(step.path)
-        if bias is not None and c is not None and adjoint is not None and self.needed[step.bias]:
+        (argument,), output = step.paths, self.outputs.get(step.result)
+        form = {"slope": step.slope, "gain": step.gain, "clamp": step.clamp}
+        if step.bias is not None and c is not None and self.needed[step.bias]:
+            adjoint = self.adjoints[step.adjoint]
+            if step.adjoint == step.result:
+                adjoint = linearized(adjoint, output, factor=None, bias=None, **form)
             self.grads[step.bias] = sum_of_samples(adjoint, c).to(bias.dtype)
-        return linearized(
-            values[step.path],
-            self.outputs.get(step.result),
-            factor=c,
-            bias=bias,
-            slope=step.slope,
-            gain=step.gain,
-            clamp=step.clamp,
-        )
-
-
-def _read(step: _Step) -> tuple[Path, ...]:
-    return step.paths if isinstance(step, _AffineStep) else (step.path,)
+        return linearized(values[argument], output, factor=c, bias=bias, **form)
 
 
 def _per_sample(c: Tensor, like: Tensor) -> Tensor:
@@ -393,70 +584,35 @@ def _scaled(constant: Tensor | float, c: Tensor | None, rank: int, like: Tensor)
     return (constant * c.view(-1, *[1] * (rank - 1))).to(constant.dtype if promotes else like.dtype)
 
 
-def _autocast_of(device_type: str) -> Callable[[], torch.autocast]:
-    """Makes contexts of the autocast in force. Without its cache, which would keep the leaves of the replay."""
-    enabled, dtype = torch.is_autocast_enabled(device_type), torch.get_autocast_dtype(device_type)
-    return lambda: torch.autocast(device_type, dtype=dtype, enabled=enabled, cache_enabled=False)
-
-
 # Debugging --------------------------------------------------------------------------------------------------------
 
 
-class _CheckedRecord(_Record):
-    """Keeps all adjoints, and what each step adds to the linear part of the critic."""
-
-    def __init__(self, images: Tensor):
-        super().__init__(images)
-        self._offsets: dict[Path, Tensor] = {}
-
-    def affine(self, step: Affine) -> Path:
-        zeros = [torch.zeros_like(self.values[path]) for path in step.paths]
-        result = super().affine(step)
-        if step.constants:
-            self._at(result, step.function(*zeros, *step.weights, *step.constants))
-        return result
-
-    def _activation(self, path: Path, layer: PiecewiseLinear) -> Path:
-        result = super()._activation(path, layer)
-        if layer.bias is not None:
-            u = self.values[path]
-            self._at(path, layer.bias.to(u.dtype).view(-1, *[1] * (u.dim() - 2)).expand_as(u))
-        if layer.clamp is not None:
-            y = self.values[result]
-            # The limit as y can hold it.
-            limit = torch.tensor(layer.clamp, dtype=y.dtype, device=y.device)
-            self._at(result, torch.where(y.abs() >= limit, y, 0))
-        return result
-
-    def _at(self, path: Path, offset: Tensor) -> None:
-        self._offsets[path] = offset.detach()
-        self._edges[path] = get_gradient_edge(self.values[path])
-
-    def terms(self) -> Iterator[Tensor]:
-        """What makes up the logits, each [N]."""
-        products = [(self.gradient, self.images.detach())]
-        products += [(self.adjoints[path], k) for path, k in self._offsets.items() if path in self.adjoints]
-        for a, b in products:
-            yield (to_arithmetic(a) * to_arithmetic(b)).flatten(1).sum(1)
-
-
 def check(critic: nn.Module, images: Tensor, labels: Tensor | None = None, tolerance: float = 1e-3) -> None:
-    """Verifies on a batch that `logit = <g, x> + sum of <adjoint, bias or constant>` over the layers, for each sample.
+    """Verifies on a batch that the steps recorded are the critic, and that their linear parts are its derivative.
 
-    For debugging: whoever teaches `piecewise_linear` a new layer can see here whether what was told of it is true.
+    For debugging: whoever gives a rule to `piecewise_linear` can see here whether it is true. Replayed on the images,
+    the steps must make the logits; replayed on the gradient g, without constants, they must make |g|^2.
 
-    Raises NotPiecewiseLinear if the critic does not qualify, AssertionError if a logit differs from the sum by more
-    than `tolerance` of the largest term.
+    Raises NotPiecewiseLinear if the critic does not qualify, AssertionError if either differs for a sample by more than
+    `tolerance`.
     """
-    plan = piecewise_linear.plan(critic, labels is not None)
-    record = _CheckedRecord(images)
-    with torch.no_grad():
-        record.finish(plan.run(critic, record, labels))
-        terms = torch.stack(list(record.terms()))
-    error = (terms.sum(0) - record.logits).abs()
-    if not (error <= tolerance * terms.abs().amax(0)).all():
-        worst = int(error.argmax())
-        raise AssertionError(
-            f"sample {worst}: the critic says {record.logits[worst].item():.6g}, its linear parts sum up to "
-            f"{terms[:, worst].sum().item():.6g}"
-        )
+    recording = Recording(critic, images.detach().requires_grad_())
+    with torch.enable_grad():
+        with recording:
+            logits = critic(recording.images) if labels is None else critic(recording.images, labels)
+        recording.finish(logits)
+    n, images, gradient = len(images), recording.images.detach(), recording.gradient
+    replay = _Replay(recording.inputs, recording.outputs, {}, [False] * len(recording.inputs))
+    dot = lambda a, b: (to_arithmetic(a) * to_arithmetic(b)).flatten(1).sum(1)
+    one = torch.ones_like(recording.logits)
+    cases = {
+        "the replay makes a logit": (one, None, recording.logits, dot(gradient, images)),
+        "the linear parts make a squared gradient": (None, one / 2, dot(gradient, gradient), one * 0),
+    }
+    for what, (c, p, expected, size) in cases.items():
+        with torch.no_grad():
+            got = to_arithmetic(replay.through(recording.steps, _mixed(images, gradient, c, p), c).reshape(n))
+        wrong = (got - expected).abs() > tolerance * torch.maximum(expected.abs(), size.abs())
+        if wrong.any():
+            worst = int((got - expected).abs().argmax())
+            raise AssertionError(f"sample {worst}: {what} of {got[worst]:.6g}, it is {expected[worst]:.6g}")

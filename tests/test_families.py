@@ -202,12 +202,12 @@ def penalised(form, critic, images, label):
 def test_penalties_of_every_critic_are_those_of_double_backward(name, num_classes, critic_norm):
     config, _, critic = build(name, num_classes, critic_norm=critic_norm)
     stirred(critic).double()
-    reason = why_not_one_pass(critic, labels=num_classes > 0)
+    images, label = torch.randn(4, 3, 16, 16, dtype=torch.float64, requires_grad=True), labels(config)
+    reason = why_not_one_pass(critic, images, label)
     if critic_norm and name in WITH_CRITIC_NORM:
         assert "BatchNorm" in reason
     else:
         assert reason is None
-    images, label = torch.randn(4, 3, 16, 16, dtype=torch.float64, requires_grad=True), labels(config)
     got = penalised(critic, critic, images, label)
     expected = penalised(lambda *arguments: critic(*arguments), critic, images, label)
     for a, b in zip(got, expected, strict=True):

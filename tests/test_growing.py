@@ -172,7 +172,7 @@ class TestGrowth:
         _, critic = build(arch, channels=1, num_classes=3)
         critic.double().grow_to(8, alpha)
         images, label = torch.randn(4, 1, 8, 8, dtype=torch.float64), torch.arange(4) % 3
-        assert why_not_one_pass(critic, labels=True)  # samples depend on each other: it is double backward
+        assert why_not_one_pass(critic, images, label)  # samples depend on each other: it is double backward
 
         def loss():
             logits, squares = critic_with_grad_norm(critic, images, label)

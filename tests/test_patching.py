@@ -319,7 +319,7 @@ def test_who_records_a_model_sees_the_original(also_on_a_cpu):
     torch.testing.assert_close(torch.jit.trace(model, x)(x), model(x))
     operations = {str(node.target) for node in torch.export.export(model, (x,)).graph.nodes}
     assert {"aten.conv2d.default", "aten.leaky_relu.default"} <= operations
-    assert why_not_one_pass(model) is None
+    assert why_not_one_pass(model, x) is None
 
 
 def test_arguments_keep_their_names():

@@ -24,7 +24,7 @@ class Recomputing(nn.Module):
 
     def block(self, function: Callable, x: Tensor, *others: Any) -> Any:
         """`function(x, *others)`, a block of the network."""
-        if self.recomputes and torch.is_grad_enabled() and isinstance(x, Tensor):  # not a symbol of torch.fx
+        if self.recomputes and torch.is_grad_enabled():
             return checkpoint(function, x, *others, use_reentrant=False)
         return function(x, *others)
 

@@ -21,6 +21,7 @@ from fastgan.ops.fused import FusedOperation, register
 from fastgan.ops.instance_norm import activated, check_eps, derivative, slope_of
 from fastgan.ops.layout import channels, dense, dense_like, view_of
 from fastgan.ops.noise_bias_act import noise_bias_act
+from fastgan.ops.recording import recordable
 
 
 class Options(NamedTuple):
@@ -32,6 +33,7 @@ class Options(NamedTuple):
     batches: int
 
 
+@recordable
 def batch_norm_act(
     x: Tensor,
     weight: Tensor | None = None,

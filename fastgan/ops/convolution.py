@@ -22,6 +22,7 @@ from torch import Tensor
 from fastgan.ops import backends, weight_gradient
 from fastgan.ops.few_channels import FewChannels
 from fastgan.ops.layout import is_channels_last
+from fastgan.ops.recording import recordable
 from fastgan.ops.transforms import backward_takes_plain_form, takes_plain_form
 from fastgan.ops.upfirdn2d import LowPass, upfirdn2d
 
@@ -33,6 +34,7 @@ class _Geometry(NamedTuple):
     own: bool  # whether kernels of our own may have a part in it
 
 
+@recordable
 def conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1, padding: int | tuple[int, int] = 0
 ) -> Tensor:
@@ -52,6 +54,7 @@ def conv2d(
     return _convolution(x, weight, bias, stride, padding, transposed=False)
 
 
+@recordable
 def conv_transpose2d(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1, padding: int | tuple[int, int] = 0
 ) -> Tensor:
@@ -62,6 +65,7 @@ def conv_transpose2d(
     return _convolution(x, weight, bias, stride, padding, transposed=True)
 
 
+@recordable
 def filtered_conv2d(
     x: Tensor, weight: Tensor, taps: Tensor, *, filter_padding: tuple[int, int, int, int], stride: int
 ) -> Tensor:

@@ -15,12 +15,14 @@ from fastgan.ops.arguments import check_activation
 from fastgan.ops.arithmetic import arithmetic_dtype, to_arithmetic
 from fastgan.ops.fused import FusedOperation, register
 from fastgan.ops.layout import dense, dense_like
+from fastgan.ops.recording import recordable
 
 
 class Options(NamedTuple):
     """There are none."""
 
 
+@recordable
 def lerp_samples(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
     """`a + t[n] * (b - a)` with a weight for each sample, fused; twice differentiable in every tensor.
 

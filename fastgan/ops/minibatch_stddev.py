@@ -13,6 +13,7 @@ from fastgan.ops.arguments import check_activation
 from fastgan.ops.arithmetic import to_arithmetic
 from fastgan.ops.fused import FusedOperation, register
 from fastgan.ops.layout import dense, empty_nhwc, view_of
+from fastgan.ops.recording import recordable
 
 _EPS = 1e-8  # csrc/minibatch_stddev_*, kernels/minibatch_stddev_triton.py
 
@@ -24,6 +25,7 @@ class Options(NamedTuple):
     features: int
 
 
+@recordable
 def minibatch_stddev(x: Tensor, group_size: int | None = 4, features: int = 1) -> Tensor:
     """Appends the standard deviation over groups of samples as constant maps, fused; differentiable twice by kernels.
 

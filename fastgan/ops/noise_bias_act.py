@@ -24,6 +24,7 @@ from fastgan.ops.arithmetic import arithmetic_dtype, to_arithmetic
 from fastgan.ops.compiling import constant_to_compiler
 from fastgan.ops.fused import FusedOperation, register
 from fastgan.ops.layout import View, channels, dense, dense_like, over_positions, view_of
+from fastgan.ops.recording import recordable
 
 # What the kernels know: piecewise linear activations differ in their slope below zero only.
 _SLOPES = {"linear": 1.0, "relu": 0.0}
@@ -43,6 +44,7 @@ class Options(NamedTuple):
     clamp: float
 
 
+@recordable
 def noise_bias_act(
     x: Tensor,
     *,

@@ -16,6 +16,7 @@ from fastgan.ops.arguments import check_activation
 from fastgan.ops.arithmetic import to_arithmetic
 from fastgan.ops.fused import FusedOperation, register
 from fastgan.ops.layout import dense, dense_like, view_of
+from fastgan.ops.recording import recordable
 
 
 class Options(NamedTuple):
@@ -24,6 +25,7 @@ class Options(NamedTuple):
     eps: float
 
 
+@recordable
 def pixel_norm(x: Tensor, eps: float = 1e-8) -> Tensor:
     """`x * rsqrt(mean over channels of x^2 + eps)`, fused; differentiable twice by kernels.
 

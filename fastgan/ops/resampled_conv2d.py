@@ -16,8 +16,10 @@ from fastgan.ops.arguments import check_activation, check_parameter
 from fastgan.ops.constants import constant
 from fastgan.ops.convolution import conv2d, conv_transpose2d
 from fastgan.ops.layout import weight_like
+from fastgan.ops.recording import recordable
 
 
+@recordable
 def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Nearest-neighbour upsampling by 2, then a convolution with zero padding k // 2.
 
@@ -40,6 +42,7 @@ def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
     return conv_transpose2d(x, wide, bias, stride=2, padding=k // 2)
 
 
+@recordable
 def conv_downsample2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """A convolution with zero padding k // 2, then 2x2 average pooling.
 

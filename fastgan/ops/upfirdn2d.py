@@ -21,6 +21,7 @@ from fastgan.ops import backends
 from fastgan.ops.arithmetic import arithmetic_dtype, to_arithmetic
 from fastgan.ops.fused import LinearOperation, register
 from fastgan.ops.layout import channels_last, dense, is_channels_last
+from fastgan.ops.recording import recordable
 from fastgan.ops.transforms import backward_takes_plain_form
 
 BILINEAR = (1.0, 3.0, 3.0, 1.0)  # StyleGAN2's resampling filter, separable
@@ -51,6 +52,7 @@ class Options(NamedTuple):
     channels_last: bool  # the layout, of input and output
 
 
+@recordable
 def upfirdn2d(
     x: Tensor,
     taps: Tensor,

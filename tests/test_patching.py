@@ -515,6 +515,37 @@ def test_the_report_is_readable(patched_generator, also_on_a_cpu):
     assert lines[-1] == "not known: Conv2d (2)"
 
 
+def test_of_two_layers_of_one_form_the_values_count():
+    """The other filter of one channel is no part of what tells a layer from another."""
+    model = nn.ModuleList([foreign.StyleGAN1.Blur(4), with_other_filter(foreign.StyleGAN1.Blur(4))])
+    patched = fastgan.patch(model)
+    assert list(patched.replaced) == ["0"] and list(patched.left) == ["1"]
+
+
+class SaysHowItIsPickled(foreign.FullyConnectedLayer):
+    """As the official layers do: what is pickled is the original."""
+
+    def __reduce__(self):
+        return SaysHowItIsPickled._made, (self.weight.shape, vars(self))
+
+    @staticmethod
+    def _made(shape, state):
+        layer = SaysHowItIsPickled(shape[1], shape[0])
+        layer.__setstate__(state)
+        return layer
+
+
+def test_copies_of_layers_that_say_how_they_are_pickled_are_patched_too():
+    layer = SaysHowItIsPickled(4, 6, "lrelu")
+    fastgan.patch(layer)
+    twin, loaded = copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))
+    assert type(twin) is type(layer) and type(loaded) is SaysHowItIsPickled
+    assert twin.weight is not layer.weight
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(twin(x), layer(x))
+    torch.testing.assert_close(loaded(x), layer(x))
+
+
 def test_a_mistake_is_told_in_one_line():
     with pytest.raises(UserError, match="Module, not a dict"):
         fastgan.patch({})

@@ -141,12 +141,15 @@ def _chosen(module: nn.Module, candidates: list[Known], verdicts: dict) -> str |
     reason = instances.why_not(module)
     if reason is not None:
         return reason
-    key = probe.form(module)
-    if key is not None and key in verdicts:
+    unlike = [known.why_not(module) for known in candidates]  # may look at values, which are no part of the form
+    fitting = [known for known, reason in zip(candidates, unlike, strict=True) if reason is None]
+    if not fitting:
+        return "; ".join(dict.fromkeys(unlike))
+    form = probe.form(module)
+    key = None if form is None else (form, *fitting)
+    if key in verdicts:
         return verdicts[key]
-    unlike = [known.why_not(module) for known in candidates]
-    verdict = "; ".join(dict.fromkeys(reason for reason in unlike if reason is not None))
-    for known in [known for known, reason in zip(candidates, unlike, strict=True) if reason is None]:
+    for known in fitting:
         verdict = _why_not(module, known) or known
         if isinstance(verdict, Known):
             break

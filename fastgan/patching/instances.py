@@ -45,7 +45,8 @@ def patched_class(original: type, forward: Callable) -> type:
         twin = memo[id(self)] = function(*copy.deepcopy(args, memo))
         if state and state[0] is not None:
             twin.__setstate__(copy.deepcopy(state[0], memo))
-        twin.__class__ = patched
+        if not is_patched(twin):
+            twin.__class__ = patched_class(type(twin), forward)
         return twin
 
     def reduce(self, protocol):  # for pickle and copy: the class is found by the two parts that it is made of

@@ -86,20 +86,24 @@ class TestCollapse:
 
 class TestOverfitting:
     def signs(self, *values):
-        return [line | {"sign_real": value} for line, value in zip(lines([0.9] * len(values)), values, strict=True)]
+        signs = [{"sign_real": value, "sign_fake": -1.0} for value in values]
+        return [line | sign for line, sign in zip(lines([0.9] * len(values)), signs, strict=True)]
 
     def test_it_is_told_once_and_again_after_it_was_over(self):
         own = watch()
         windows = [0.6, 0.99, 0.99, 0.92, 0.99, 0.7, 0.99, 0.99]  # each of 10,000 images, five lines
         assert told(own, self.signs(*[value for value in windows for _ in range(5)])) == [20_000, 70_000]
         (warning,) = own.warnings
-        assert warning.startswith("the discriminator overfits since 60,000 images (mean sign of real logits 0.99, each")
-        assert "image shown 70 times" in warning and "--augment ada" in warning
+        assert warning.startswith("the discriminator overfits since 60,000 images (right about 99.5% of images, each")
+        assert "real one shown 70 times" in warning and "--augment ada" in warning
 
     def test_it_is_the_mean_that_counts_whatever_the_interval_of_the_log(self):
         swinging = [1.0, 1.0, 1.0, 0.7, 1.0] * 10
         assert told(watch(), self.signs(*swinging)) == []
-        fine = [{"step": n, "images": 50 * n, "sign_real": 1.0 if n % 10 else 0.0} for n in range(1, 1_000)]
+        fine = [
+            {"step": n, "images": 50 * n, "sign_real": 1.0 if n % 10 else 0.0, "sign_fake": -1.0}
+            for n in range(1, 1_000)
+        ]
         assert told(watch(), fine) == []
         fine = [line | {"sign_real": 0.97} for line in fine]
         assert told(watch(), fine) == [10_000]
@@ -113,9 +117,12 @@ class TestOverfitting:
         assert told(watch(images=20_000), self.signs(*[1.0] * 39)) == []
 
     def test_samples_that_are_alike_are_told_from_real_ones_with_ease(self):
-        own = watch().read_all([line | {"sign_real": 1.0} for line in lines([0.9] + [0.05] * 30)])
+        own = watch().read_all([line | {"sign_real": 1.0, "sign_fake": -1.0} for line in lines([0.9] + [0.05] * 30)])
         (warning,) = own.warnings
         assert "nearly alike" in warning
+
+    def test_who_calls_everything_real_knows_nothing_by_heart(self):
+        assert told(watch(), [line | {"sign_fake": 0.0} for line in self.signs(*[1.0] * 30)]) == []
 
     def test_who_augments_is_not_told_to(self):
         own = watch(augment="ada").read_all(self.signs(*[1.0] * 9))

@@ -17,8 +17,9 @@ ALIKE_READINGS = 2  # in a row
 # Updates of the generator after which samples should differ, if they never did: at first all networks draw one image.
 UNTRAINED = 500
 
-# Mean sign of the logits of real images, r_t of Karras et al. 2020, "Training Generative Adversarial Networks with
-# Limited Data", section 3.1; --augment ada aims at 0.6.
+# Mean sign of the logits of real images (r_t of Karras et al. 2020, "Training Generative Adversarial Networks with
+# Limited Data", section 3.1; --augment ada aims at 0.6), or of generated ones, negated, if that is less: a
+# discriminator that calls everything real, as mlp's does at times, knows nothing by heart.
 SURE, UNSURE = 0.95, 0.9
 WINDOW = 10_000  # images that the mean is over: it swings where the discriminator has no gradient penalty
 SEEN = 4  # times that each image has been shown: before, the discriminator can hardly know it by heart
@@ -76,9 +77,9 @@ class Watch:
             )
 
     def _read_signs(self, line: Mapping[str, Any]) -> None:
-        if self._config.training.loss not in SIGNED or "sign_real" not in line:
+        if self._config.training.loss not in SIGNED or not {"sign_real", "sign_fake"} <= line.keys():
             return
-        self._window.add(line["images"], line["sign_real"])
+        self._window.add(line["images"], min(line["sign_real"], -line["sign_fake"]))
         if self._window.images < WINDOW:
             return
         start, sign = self._window.end()
@@ -86,8 +87,8 @@ class Watch:
         certain = shown >= SEEN and not self._alike.warning  # samples that are all alike are told with ease
         if self._sure.begins(start, sign > SURE, over=sign < UNSURE, certain=certain):
             self._sure.warning = (
-                f"the discriminator overfits since {self._sure.since:,} images (mean sign of real logits {sign:.2f}, "
-                f"each image shown {shown:.0f} times): {self._against_overfitting()}"
+                f"the discriminator overfits since {self._sure.since:,} images (right about {(1 + sign) / 2:.1%} of "
+                f"images, each real one shown {shown:.0f} times): {self._against_overfitting()}"
             )
 
     def _against_collapse(self) -> str:

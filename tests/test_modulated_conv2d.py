@@ -1,5 +1,7 @@
 """modulated_conv2d and the resampled convolutions, against what they are defined to be."""
 
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,7 @@ from fastgan import layers
 from fastgan.ops import conv_downsample2d, modulated_conv2d, upsample_conv2d
 from tests.accuracy import assert_as_good_as_plain
 
+modulated = sys.modules[modulated_conv2d.__module__]
 RESAMPLING = [(1, 1), (2, 1), (1, 2)]
 
 
@@ -137,6 +140,53 @@ def test_fp16_does_not_overflow_on_the_way_to_a_result_that_fits(demodulate):
     expected = torch.autograd.grad(by_weights(x.half().double(), *wide, demodulate).sum(), wide)
     for g, e in zip(grads, expected, strict=True):
         assert (g.double() - e).norm() / e.norm() < 0.02
+
+
+def first_and_second(function, inputs, dy):
+    """The result, its gradients, and second ones: of the gradient of the image alone, as R1 has it, and of all."""
+    inputs = [t.detach().clone().requires_grad_() for t in inputs]
+    y = function(*inputs)
+    first = torch.autograd.grad(y, inputs, dy.to(y.dtype), create_graph=True)
+    draw = torch.Generator().manual_seed(2)
+    products = [(g.double() * torch.randn(g.shape, generator=draw, dtype=torch.float64)).sum() for g in first]
+    of_image = torch.autograd.grad(products[0], inputs[1:], retain_graph=True)
+    return [g.double() for g in (y, *first, *of_image, *torch.autograd.grad(sum(products), inputs))]
+
+
+@pytest.mark.parametrize("scale", [0.02, 1.0, 30.0])
+@pytest.mark.parametrize("demodulate", [True, False])
+@pytest.mark.parametrize(("up", "down"), RESAMPLING)
+def test_fp16_does_not_overflow_on_the_way_to_gradients_that_fit(up, down, demodulate, scale):
+    """A loss is scaled until its gradients nearly overflow; the weights of a layer have no gain, or a small one."""
+    x, weight, style = tensors(torch.float32, n=4, i=64, o=8, size=(16, 16))
+    weight = weight if scale > 1 else weight * 0.04
+    x = x.half()
+    options = {"demodulate": demodulate, "up": up, "down": down}
+    y = by_weights(x.double(), weight.double(), style.double(), **options)
+    dy = scale * torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    wide = [t.double() for t in (x, weight, style)]
+    reference = first_and_second(lambda *t: by_weights(*t, **options), wide, dy.half().double())
+    got = first_and_second(lambda *t: modulated_conv2d(*t, **options), (x, weight, style), dy.half())
+    assert max(r.abs().max() for r in reference) < 65504
+    for g, r in zip(got, reference, strict=True):
+        assert (g - r).norm() < 1e-3 * r.norm()
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("demodulate", [False, True])
+def test_in_fp16_the_convolution_makes_nothing_larger_than_its_result(demodulate, scaled, monkeypatch):
+    """Whatever the sizes of weights and styles; so only what does not fit itself overflows."""
+    made = []
+    convolve = modulated.conv2d
+    monkeypatch.setattr(modulated, "conv2d", lambda *args, **named: made.append(convolve(*args, **named)) or made[-1])
+    x, weight, style = tensors(torch.float32, i=16, o=8)
+    for of_weight in (1e-3, 1.0, 100.0):
+        for of_style in (0.01, 1.0, 50.0):
+            w, s = weight * of_weight, style * of_style
+            given = x * s[:, :, None, None] / of_style if scaled else x
+            y = modulated_conv2d(given.half(), w, s, demodulate=demodulate, scaled=scaled)
+            largest = made.pop().abs().max()
+            assert largest.isfinite() and largest <= 1.01 * y.abs().max()
 
 
 class Largest(TorchDispatchMode):

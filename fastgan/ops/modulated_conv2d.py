@@ -68,8 +68,9 @@ def modulated_conv2d(
         [N, O, H * up / down, W * up / down] in the dtype of the convolution (autocast's, where that is on; else that of
         `x`) and the memory format of `x`.
 
-    In fp16 the convolution is given weights and styles of at most 1, and what that takes away is put back afterwards,
-    in fp32: nothing overflows on the way to a result that does not. (A `scaled` input is taken as it is.)
+    In fp16 weights and styles are divided by constants such that the convolution makes nothing larger than its
+    demodulated result, and what that takes away is put back afterwards, in fp32: nothing overflows on the way to a
+    result that does not, nor on the way to its gradients. (A `scaled` input is taken as it is.)
 
     Raises:
         ValueError: shapes or options do not fit; the message names the argument.
@@ -149,19 +150,26 @@ def _check(x: Tensor, weight: Tensor, style: Tensor, up: int, down: int, padding
 
 
 def _within_fp16(weight: Tensor, style: Tensor, demodulate: bool, scaled: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights and styles of at most 1, and the factor [N, O] that demodulates and makes up for it.
+    """Weight and style divided by constants, and the factor [N, O] that demodulates and makes up for these.
 
-    The largest values are taken for constants: the result does not depend on them, so neither do its derivatives.
+    The factor is at least 1: the convolution makes nothing larger than the result. Nor is it larger than that takes,
+    since in the backward pass it multiplies the gradient, and the weight gradient before it is divided again. Autograd
+    takes the constants as such: the result does not depend on them, so neither do its derivatives.
     """
     factor = demodulation(weight, style) if demodulate else None
     with torch.autocast(style.device.type, enabled=False):
-        fan_in = weight[0].numel() ** 0.5
-        largest = to_arithmetic(weight.detach()).abs().amax((1, 2, 3)).clamp(min=1e-12) * fan_in  # [O]
-        weight = to_arithmetic(weight) / largest[:, None, None, None]
-        back = largest[None]  # [1, O]
+        weight, style = to_arithmetic(weight), to_arithmetic(style)
+        norm = weight.detach().square().sum((1, 2, 3)).sqrt().clamp(min=1e-12)  # [O]
+        strongest = style.detach().abs().amax(1, keepdim=True).clamp(min=1e-12)  # [N, 1]
+        if demodulate:  # norm * strongest >= 1 / factor
+            back = norm * strongest.max() if scaled and len(style) else norm
+        else:
+            back = torch.ones_like(norm) if scaled else norm.max().clamp(max=1).expand_as(norm)
+            strongest = strongest.maximum(1 / back.max())
+        weight = weight / back[:, None, None, None]
+        back = back[None]  # [1, O]
         if not scaled:
-            strongest = to_arithmetic(style.detach()).abs().amax(1, keepdim=True).clamp(min=1e-12)  # [N, 1]
-            style = to_arithmetic(style) / strongest
+            style = style / strongest
             back = back * strongest
         return weight, style, (back.expand(len(style), -1) if factor is None else factor * back)
 

@@ -132,7 +132,14 @@ def critic_with_grad_norm(
     samples apart, is differentiated in one pass (see `fastgan.one_pass`), once: with `create_graph=True` backward
     raises RuntimeError. `why_not_one_pass` tells whether it was. Any other callable whose operations are twice
     differentiable goes through double backward. The critic runs once in either.
+
+    Raises RuntimeError within torch.func, and for images with a tangent of forward-mode AD.
     """
+    if takes_plain_form([images]):
+        raise RuntimeError(
+            "critic_with_grad_norm: torch.func and forward-mode AD cannot go through it; within them, take "
+            "torch.func.grad of the critic itself"
+        )
     wants_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         images = images if images.requires_grad and wants_graph else images.detach().requires_grad_()

@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vjp, vmap
 
+from fastgan import models
+from fastgan.losses import critic_with_grad_norm
 from tests import test_every_operation as every
 from tests.test_every_operation import every_operation
 
@@ -212,3 +214,37 @@ def test_an_ensemble_of_every_layer():
     parameters, buffers = stack_module_state(networks)
     got = vmap(lambda p, b: functional_call(networks[0], (p, b), inputs))(parameters, buffers)
     close(got, torch.stack([network(*inputs) for network in networks]))
+
+
+# Models and penalties ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arch", ["pggan", "stylegan", "stylegan2", "r3gan"])
+def test_gradients_of_each_sample(arch):
+    """Of a generator's and a discriminator's parameters, as differential privacy or influence functions need them."""
+    torch.manual_seed(0)
+    generator, critic = models.build(models.ModelConfig(arch=arch, resolution=8, channel_base=64, z_dim=16))
+    options = {"noise": "const"} if "noise" in generator.supports else {}
+    for network, x, named in ((generator, torch.randn(2, 16), options), (critic, torch.randn(2, 1, 8, 8), {})):
+        network.double().eval()
+        x, parameters = x.double(), dict(network.named_parameters())
+
+        def loss(p, sample, network=network, named=named):
+            return functional_call(network, p, (sample[None],), named).square().sum()
+
+        got = vmap(grad(loss), in_dims=(None, 0))({name: p.detach() for name, p in parameters.items()}, x)
+        for i, sample in enumerate(x):
+            expected = torch.autograd.grad(
+                network(sample[None], **named).square().sum(), list(parameters.values()), materialize_grads=True
+            )
+            close([g[i] for g in got.values()], list(expected), rtol=1e-6, atol=1e-9)
+
+
+def test_a_penalty_refuses_what_it_would_get_wrong():
+    critic = every.EveryLayer().conv
+    images = torch.randn(2, every.C, 4, 4)
+    penalty = lambda x: critic_with_grad_norm(lambda x: critic(x).sum((1, 2, 3)), x)[1].sum()
+    with pytest.raises(RuntimeError, match="cannot go through it"):
+        grad(penalty)(images)
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="cannot go through it"):
+        penalty(forward_ad.make_dual(images, images))

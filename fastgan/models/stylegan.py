@@ -10,6 +10,7 @@ from fastgan.models import pggan
 from fastgan.models.growing import Growing, doubled
 from fastgan.models.mapping import Mapping, StyleBased, noise_field, noise_words
 from fastgan.ops.arithmetic import to_arithmetic
+from fastgan.ops.layout import channels_last
 
 
 class SynthesisLayer(nn.Module):
@@ -64,7 +65,7 @@ class Generator(StyleBased, Growing):
 
     def synthesize(self, ws: Tensor, *, noise: str | Sequence[str] = "random") -> Tensor:
         w, noise = ws.unbind(1), noise_words(noise, self.num_ws)
-        x = self.const.expand(ws.shape[0], -1, -1, -1).contiguous(memory_format=torch.channels_last)
+        x = channels_last(self.const.expand(ws.shape[0], -1, -1, -1))
         for i in range(0, self.ws_in_use, 2):
             before = x
             x = self.block(self._pair, x, i, w, noise)

@@ -123,7 +123,7 @@ class Synthesis(Recomputing):
         """As `StyleBased.synthesize`."""
         w = ws.unbind(1)
         noise = noise_words(noise, self.num_ws - 1)
-        x = self.const.expand(ws.shape[0], -1, -1, -1).contiguous(memory_format=torch.channels_last)
+        x = channels_last(self.const.expand(ws.shape[0], -1, -1, -1))
         x = self.first(x, self.first.affine(w[0]), noise[0])
         image = self.to_rgb[0](x, w[1]) if self.sums_images else None
         for i in range(len(self.up)):

@@ -448,7 +448,7 @@ def official_networks():
         y = layer(x, styles)
         return y if noise is None else y + noise
 
-    module.modulated_conv2d = lambda *args, **kwargs: plain(*args, **kwargs)
+    module.modulated_conv2d = lambda *a, **k: plain(*a, **k)
     return module
 
 
@@ -467,7 +467,7 @@ def stylegan3_networks():
             w = w * input_gain.expand(s.shape)[:, None, :, None, None]
         return torch.cat([F.conv2d(image, each, padding=padding) for image, each in zip(x.split(1), w, strict=True)])
 
-    module.modulated_conv2d = lambda *args, **kwargs: plain(*args, **kwargs)
+    module.modulated_conv2d = lambda *a, **k: plain(*a, **k)
     return module
 
 

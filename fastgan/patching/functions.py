@@ -43,7 +43,7 @@ def replacement(original: Callable, name: str) -> Callable | str:
             continue
         ours = known.replace(original)
         # A decorator hides the parameters (the official code's profiler does): then the probe alone decides.
-        if str(inspect.signature(original)) != "(*args, **kwargs)" and _parameters(original) != _parameters(ours):
+        if not _takes_anything(original) and _parameters(original) != _parameters(ours):
             continue
         ours = functools.update_wrapper(ours, original)
         ours._fastgan_replaces = original
@@ -116,6 +116,11 @@ def _known_function(scope: dict, name: str) -> tuple[str, str] | None:
     if not inspect.isfunction(value) or hasattr(value, "_fastgan_replaces"):
         return None
     return (f"sys.modules[{holder!r}]" if holder.startswith("_imported_module_") else holder), name
+
+
+def _takes_anything(function: Callable) -> bool:
+    kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()]
+    return kinds == [inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD]
 
 
 def _parameters(function: Callable) -> list[str]:

@@ -1,13 +1,16 @@
 """The page of `python -m fastgan.view`: what it follows, what it shows for each family, and all of it in a browser."""
 
+import asyncio
 import base64
 import io
 import json
+import math
 import re
 import shutil
 import socket
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 
 import numpy as np
@@ -17,6 +20,7 @@ from PIL import Image
 from torch import nn
 
 from fastgan import models, studies
+from fastgan.errors import UserError
 from fastgan.training import checkpoint, sampling
 from fastgan.training.config import Config, DataOptions, NetworkOptions, resolve
 from fastgan.training.step import new_state
@@ -45,7 +49,7 @@ FAMILIES = {  # arch: classes it is told, and controls that it has beyond those 
 }
 
 
-def save(folder, arch="stylegan2", classes=2, seed=0, images=0, side=16):
+def save(folder, arch="stylegan2", classes=2, seed=0, images=0, side=16, class_names=("dark", "light")):
     """A checkpoint of random weights, whose noise and mean style matter."""
     torch.manual_seed(seed)
     network = NetworkOptions(arch=arch, z_dim=8, channel_base=128, channel_max=8)
@@ -57,7 +61,7 @@ def save(folder, arch="stylegan2", classes=2, seed=0, images=0, side=16):
     if "growth" in state.ema.supports:
         state.stage = side // 2, 1.0
     folder.mkdir(exist_ok=True)
-    dataset = {"images": 20, "class_names": ["dark", "light"], "digests": {}}
+    dataset = {"images": 20, "class_names": list(class_names), "digests": {}}
     checkpoint.save(folder / checkpoint.FILE_NAME, state, config, model, dataset)
     return folder
 
@@ -116,6 +120,59 @@ def test_a_line_that_is_half_written_is_no_line_yet(tmp_path):
     assert run.log() is run.log()
     (run.folder / "log.jsonl").write_text("".join(lines) + 'ss_d": 1.25}\n')
     assert [line["images"] for line in run.log()] == [4, 8]
+
+
+@pytest.mark.parametrize("how", ["removed", "a file", "half written", "without its checkpoint"])
+def test_a_folder_that_is_gone_is_waited_for(tmp_path, how):
+    folder, kept = save(tmp_path / "run"), save(tmp_path / "kept", images=9)
+    run = Run(folder, CPU)
+    (folder / "log.jsonl").write_text('{"step": 1, "images": 4, "loss_d": 1.5}\n')
+    assert len(run.log()) == 1
+    if how in ("removed", "a file"):
+        shutil.rmtree(folder)
+    if how == "a file":
+        folder.write_text("")
+    if how == "without its checkpoint":
+        (folder / checkpoint.FILE_NAME).unlink()
+    if how == "half written":
+        content = (folder / checkpoint.FILE_NAME).read_bytes()
+        (folder / checkpoint.FILE_NAME).write_bytes(content[: len(content) // 2])
+    assert not run.reread() and str(folder) in run.problem
+    assert run.log() == [] or folder.is_dir()
+    assert run.grids() == []
+    if how == "a file":
+        folder.unlink()
+    shutil.copytree(kept, folder, dirs_exist_ok=True)
+    assert run.reread() and run.problem is None and run.header.images == 9
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["", "{", "null", "[1, 2]", "17", '"text"', '{"step": 1}', '{"step": "1", "images": 4}', "\xff\xfe", "[" * 100_000,
+     '{"step": 1, "images": null}', '{"step": 1, "images": NaN}', '{"step": 1, "images": -4}',
+     '{"step": 1, "images": 1e400}'],
+)  # fmt: skip
+def test_damaged_lines_of_the_log_are_left_out_and_counted(tmp_path, line):
+    run = Run(save(tmp_path / "run"), CPU)
+    good = (
+        '{"step": 1, "images": 4, "loss_d": 1.5, "odd": [1], "text": "x", "nothing": null, "huge": 1'
+        + "0" * 400
+        + "}\n"
+    )
+    (run.folder / "log.jsonl").write_bytes(good.encode() + line.encode("latin-1") + b"\n" + good.encode())
+    assert run.log() == [{"step": 1, "images": 4, "loss_d": 1.5}] * 2 and run.damaged_lines == 1
+    assert pictures.charts(run.log())["losses"] == {"loss_d": [(4, 1.5), (4, 1.5)]}
+
+
+def test_a_damaged_picture_of_samples_is_named(tmp_path):
+    path = tmp_path / "grid-000000008.png"
+    for content in (b"", b"no picture", b"\x89PNG\r\n\x1a\n"):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"grid-000000008.png cannot be shown"):
+            pictures.grid(path, 8)
+    path.unlink()
+    with pytest.raises(UserError, match=r"cannot be shown: No such file"):
+        pictures.grid(path, 8)
 
 
 def test_pictures_of_samples_are_in_the_order_of_training(tmp_path):
@@ -201,7 +258,7 @@ def test_a_family_has_the_controls_that_it_has_a_use_for(tmp_path, arch):
     page = Page(Run(folder, CPU))
     names = {block.elem_id for block in page.blocks.blocks.values()} - {None}
     everywhere = {"head", "follow", "refresh", "controls", "seed", "random", "tabs", "second", "space", "position"}
-    everywhere |= {"animate", "image", "sheet", "between", "row", "moment", "history", "note"}
+    everywhere |= {"animate", "image", "sheet", "between", "row", "moment", "history", "note", "top", "body", "views"}
     assert names == everywhere | own
 
     label = 1 if classes else None
@@ -252,6 +309,189 @@ def test_without_gradio_one_line_says_what_to_install(tmp_path, capsys, monkeypa
     run = str(save(tmp_path / "run"))
     line = mistake([run], capsys)
     assert line == 'the page needs the extra "view", which is not installed: pip install ".[view]"'
+
+
+# Who is answered ----------------------------------------------------------------------------------------------------
+
+
+def answer(
+    host="127.0.0.1:7860", path="/gradio_api/queue/join", method="POST", kind="http", served="127.0.0.1", **headers
+):
+    """The status of the answer to a request, or the code that a websocket is closed with."""
+    from fastgan.view import guard
+
+    headers = {"host": host, "content_length": "2", **headers}
+    scope = {
+        "type": kind,
+        "path": path,
+        "headers": [
+            (name.replace("_", "-").encode(), value.encode()) for name, value in headers.items() if value is not None
+        ],
+    }
+    if kind == "http":
+        scope["method"] = method
+    sent = []
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(guard.Guard(app, guard.names(served))(scope, None, send))
+    if kind == "websocket":
+        return sent[0].get("code", 200)
+    assert {b"x-frame-options", b"content-security-policy"} <= {name for name, _ in sent[0]["headers"]}
+    return sent[0]["status"]
+
+
+@needs_gradio
+@pytest.mark.parametrize("host", ["127.0.0.1:7860", "localhost:7860", "localhost:9000", "LOCALHOST", "[::1]:7860"])
+def test_the_page_is_served_to_this_machine(host):
+    assert answer(host) == answer(host, origin=f"http://{host}", sec_fetch_site="same-origin") == 200
+    assert answer(host, "/", "GET", sec_fetch_site="cross-site", sec_fetch_mode="navigate") == 200  # a link to it
+    assert answer(host, kind="websocket", origin=f"http://{host}") == 200
+
+
+@needs_gradio
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        ({"host": "evil.example"}, 403),  # DNS rebinding: a name that has been pointed here
+        ({"host": "evil.example:7860", "path": "/config", "method": "GET"}, 403),
+        ({"host": "localhost.evil.example"}, 403),
+        ({"host": None}, 403),
+        ({"host": "[::1"}, 403),
+        ({"origin": "http://evil.example"}, 403),  # a form or a script of another site
+        ({"origin": "null"}, 403),
+        ({"origin": "http://127.0.0.1:8000"}, 403),  # another program of this machine
+        ({"origin": "http://evil.example", "kind": "websocket"}, 1008),
+        (
+            {"sec_fetch_site": "cross-site", "path": "/gradio_api/info", "method": "GET", "sec_fetch_mode": "no-cors"},
+            403,
+        ),
+        ({"sec_fetch_site": "cross-site", "sec_fetch_mode": "navigate"}, 403),
+        ({"path": "/gradio_api/upload"}, 403),
+        ({"path": "/gradio_api/file=/etc/hostname", "method": "GET"}, 403),
+        ({"path": "/gradio_api/proxy=https://example.org", "method": "GET"}, 403),
+        ({"content_length": str(2**21)}, 413),
+        ({"content_length": None}, 411),
+        ({"content_length": "many"}, 411),
+    ],
+)
+def test_requests_that_are_not_of_the_page_are_refused(request_, status):
+    assert answer(**request_) == status
+
+
+@needs_gradio
+def test_a_page_for_others_is_served_by_numbers_and_by_the_name_of_the_machine():
+    for host in ("192.0.2.7:7860", f"{socket.gethostname()}:7860", "localhost"):
+        assert answer(host, served="0.0.0.0") == 200
+    assert answer("evil.example", served="0.0.0.0") == 403
+    assert answer("gpu.example", served="gpu.example") == 200
+
+
+@needs_gradio
+@pytest.mark.parametrize(
+    ("host", "words"),
+    [("127.0.0.1", "only this machine"), ("::1", "only this machine"), ("0.0.0.0", "warning: everyone who reaches")],
+)
+def test_the_start_says_who_can_reach_it(host, words):
+    from fastgan.view.__main__ import _who_sees_it
+
+    assert words in _who_sees_it(host)
+
+
+@needs_gradio
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e300, 10**400, -1, "5", [1], {"a": 1}, True])
+def test_values_that_the_page_never_sends_are_refused_in_a_line(tmp_path, value):
+    import gradio as gr
+
+    from fastgan.view.page import Page
+
+    page = Page(Run(save(tmp_path / "run"), CPU))
+    controls = [page.seed, page.second, page.psi, page.position, page.label, page.beside, page.noise, page.layers]
+    for control in [*controls, page.space]:
+        try:
+            control.preprocess(value)
+        except gr.Error as error:
+            assert "this value is not possible" in error.message and not error.print_exception
+        else:
+            assert value in (-1, True), control  # -1 is a psi, and Python's True is 1
+            assert isinstance(control, gr.Number | gr.Slider | gr.Dropdown)
+
+
+@needs_gradio
+def test_markup_in_names_is_text(tmp_path):
+    from fastgan.view.page import CLASSES, Page
+
+    folder = save(tmp_path / "<img src=x onerror=alert(1)>", class_names=["<script>alert(2)</script>", '"light'])
+    page = Page(Run(folder, CPU))
+    shown = [page._head(), page.draw_sheet(0, 0, 1.0, CLASSES), page.draw_image(0, 0, 1.0, [])]
+    shown.append(page.draw_between(0, 1, 1.0, 1, "slerp", 0.5))
+    for text in shown:
+        assert "<script" not in text and "<img src=x" not in text
+    assert "&lt;script&gt;" in shown[1] and "&quot;light" in shown[3]
+
+
+@pytest.mark.slow
+@needs_gradio
+def test_many_clients_and_requests_that_nobody_waits_for_leave_the_page_working(tmp_path):
+    """And a folder that goes away and comes back, without a traceback."""
+    import httpx
+
+    run = save(tmp_path / "run")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    # A twentieth of Gradio's places for sessions, and of ours in the queue, and looks at the run that take their time.
+    small = """
+import time, gradio.queueing as queueing, fastgan.view.__main__ as view, fastgan.view.watching as watching
+sessions, reread = queueing.LRUCache, watching.Run.reread
+queueing.LRUCache = lambda size: sessions(100)
+view.MOST_WAITING //= 20
+watching.Run.reread = lambda self: (time.sleep(0.05), reread(self))[1]
+"""
+    process = start([str(run), "--port", str(port), "--device", "cpu"], small, module="view.__main__")
+    try:
+        assert f"http://127.0.0.1:{port}/" in process.stdout.readline()
+        assert "only this machine" in process.stdout.readline()
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}/gradio_api", timeout=120) as client:
+            config = client.get(f"http://127.0.0.1:{port}/config").json()
+            (look,) = (each for each in config["dependencies"] if "tick" in dict(map(reversed, each["targets"])))
+            call = {
+                "fn_index": look["id"],
+                "data": [None] * len(look["inputs"]),
+                "trigger_id": None,
+                "event_data": None,
+            }
+
+            def head(session):
+                """What a client that looks at the run sees at the top of the page."""
+                while client.post("/queue/join", json=call | {"session_hash": session}).status_code == 503:
+                    time.sleep(0.2)
+                with client.stream("GET", "/queue/data", params={"session_hash": session}) as lines:
+                    for line in lines.iter_lines():
+                        if '"process_completed"' in line:
+                            return json.loads(line.removeprefix("data:"))["output"]["data"][0]
+
+            def abandoned(number):
+                return client.post("/queue/join", json=call | {"session_hash": f"abandoned{number}"}).status_code
+
+            with ThreadPoolExecutor(50) as clients:
+                assert set(clients.map(abandoned, range(200))) == {200, 503}  # 503: too many wait just now
+                for text in clients.map(head, [f"client{number}" for number in range(50)]):
+                    assert "<h1>run</h1>" in text and "problem" not in text
+            run.rename(tmp_path / "elsewhere")
+            assert "there is no such checkpoint" in head("gone")
+            run.write_text("a file")
+            assert "problem" in head("a file")
+            run.unlink()
+            (tmp_path / "elsewhere").rename(run)
+            assert "problem" not in head("back")
+    finally:
+        process.terminate()
+        output = process.communicate()[0]
+    assert "Traceback" not in output, output
 
 
 # In a browser -------------------------------------------------------------------------------------------------------

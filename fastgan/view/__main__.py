@@ -19,8 +19,7 @@ from fastgan.options import PathText, parse_options
 from fastgan.training import process
 
 FIRST_PORT, PORTS = 7860, 100  # where a free one is looked for
-# No page of ours has a reason to ask another server for anything; with this a browser would not even if one did.
-POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' ws: wss: data: blob:"
+MOST_WAITING = 500  # drawings; beyond, a page is told to wait. Gradio loses its queue at 2,000 abandoned ones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +60,14 @@ def serve(options: Options) -> None:
     from fastgan.view.watching import Run
 
     run = Run(options.run, precision.choose_device(options.device))
-    blocks = page.Page(run).blocks
+    blocks = page.Page(run).blocks.queue(max_size=MOST_WAITING)
     _, address, _ = blocks.launch(
         server_name=options.host, server_port=port, inbrowser=options.open, prevent_thread_lock=True, quiet=True,
         share=False, ssr_mode=False, pwa=False, enable_monitoring=False, mcp_server=False, footer_links=[],
-        theme=page.theme(), css=page.CSS, app_kwargs={"middleware": _middleware()},
+        theme=page.theme(), css=page.CSS, app_kwargs={"middleware": _middleware(options.host)},
     )  # fmt: skip
-    print(f"{run.path.parent} is at {address}   (Ctrl-C ends)", flush=True)
+    print(f"{run.path.parent} is at {address}   (Ctrl-C ends)")
+    print(_who_sees_it(options.host), flush=True)
     blocks.block_thread()
 
 
@@ -109,25 +109,20 @@ def _free_port(host: str, port: int | None) -> int:
     )
 
 
-def _middleware() -> list:
+def _middleware(host: str) -> list:
     from starlette.middleware import Middleware
 
-    return [Middleware(_KeepsToItself)]
+    from fastgan.view import guard
+
+    return [Middleware(guard.Guard, names=guard.names(host))]
 
 
-class _KeepsToItself:
-    """Has every answer tell the browser to ask no other server for anything."""
+def _who_sees_it(host: str) -> str:
+    from fastgan.view import guard
 
-    def __init__(self, app):
-        self.app = app
-
-    async def __call__(self, scope, receive, send):
-        async def send_with_policy(message):
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), (b"content-security-policy", POLICY.encode())]
-            await send(message)
-
-        await self.app(scope, receive, send_with_policy)
+    if guard.is_loopback(host):
+        return "only this machine can reach it"
+    return "warning: everyone who reaches this machine over the network can use the page; it has no password"
 
 
 if __name__ == "__main__":

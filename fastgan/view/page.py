@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import html
+import math
 import random
 from collections.abc import Callable
 from datetime import datetime
@@ -62,6 +63,16 @@ figcaption { color: var(--body-text-color-subdued); font-size: 13px; padding: 6p
 .mixing { display: flex; flex-wrap: wrap; gap: 16px; align-items: flex-start; }
 .mixing .sheet { flex-direction: column; }
 footer { display: none !important; }
+@media (max-width: 700px) {
+    #top, #body, #views .row { flex-direction: column; align-items: stretch; }
+    #views { order: -1; }
+    #top > *, #body > *, #views .row > * { width: 100% !important; min-width: 0 !important; }
+    #image figure, #between figure, #history figure, .mixing > figure { width: 100%; }
+    #image img, #between img, #history img, .mixing > figure img { width: 100% !important; }
+    .sheet figure { width: calc(33.3% - 4px); }
+    .sheet button, .sheet img { width: 100% !important; }
+    .three .sheet { max-width: none; }
+}
 """
 CHOOSE = """
 element.addEventListener('click', event => {
@@ -122,15 +133,15 @@ class Page:
     # Layout ---------------------------------------------------------------------------------------------------------
 
     def _lay_out(self) -> None:
-        with gr.Row():
+        with gr.Row(elem_id="top"):
             self.head = gr.HTML(self._head(), elem_id="head", scale=1, apply_default_css=False)
             with gr.Column(scale=0, min_width=200), gr.Row():
                 self.follow = gr.Checkbox(True, label="Follow", elem_id="follow", container=False, min_width=80)
                 self.refresh = gr.Button("Refresh", size="sm", elem_id="refresh", min_width=80)
-        with gr.Row():
+        with gr.Row(elem_id="body"):
             with gr.Column(scale=0, min_width=240, elem_id="controls") as self.controls:
                 self._lay_out_controls()
-            with gr.Column(scale=1), gr.Tabs(elem_id="tabs") as self.tabs:
+            with gr.Column(scale=1, elem_id="views"), gr.Tabs(elem_id="tabs") as self.tabs:
                 self._lay_out_tabs()
         self.timer = gr.Timer(SECONDS)
         # What a page shows: the tab, and how far checkpoint, log and pictures had come.
@@ -223,6 +234,8 @@ class Page:
         # Gradio 6 repeats an event for all that listen to it when one of them was busy: two that listen to the change
         # of one control would wake each other for ever. So one listens, and the other follows it.
         controls = dict.fromkeys(each for _, inputs, _ in (*large.values(), *small.values()) for each in inputs)
+        for control in [*controls, self.moment]:
+            _check_values(control)
         changes = [component.change for component in (self.tab, self.checkpoint, *controls)]
         gr.on(changes, *self._drawing(large), **QUIETLY).then(*self._drawing(small), **QUIETLY)
 
@@ -351,6 +364,8 @@ class Page:
         saved = datetime.fromtimestamp(run.stamp[0] / 1e9) if run.stamp else None
         facts += [f"generator of {saved:%H:%M:%S}, after {header.images:,}"] if saved else []
         problems = [run.problem] * bool(run.problem) + [f"Warning: {warning}" for warning in self._warnings(log)]
+        if run.damaged_lines:
+            problems.append(f"{run.damaged_lines:,} lines of the log are damaged and left out")
         problem = "".join(f'<span class="problem">{html.escape(each)}</span>' for each in problems)
         return (
             f'<div class="head"><h1>{html.escape(run.name)}</h1>'
@@ -421,6 +436,24 @@ def _chosen_position(event: gr.EventData) -> tuple[float, bool]:
     return event.choice / 100, False
 
 
+def _check_values(control: Component) -> None:
+    """Has a control refuse, in a line and without a traceback, what the page itself never sends, but a program may."""
+    plain = control.preprocess
+
+    def preprocess(value: Any) -> Any:
+        try:
+            numeric = isinstance(control, gr.Number | gr.Slider) and value is not None  # None while it is typed in
+            if isinstance(value, list) != isinstance(control, gr.CheckboxGroup) or (
+                numeric and not math.isfinite(value)
+            ):
+                raise ValueError
+            return plain(value)
+        except Exception as error:  # of Gradio, many kinds
+            raise gr.Error(f"{control.label}: this value is not possible", print_exception=False) from error
+
+    control.preprocess = preprocess
+
+
 def _told(function: Callable) -> Callable:
     """The same, but a mistake is shown on the page in its one line."""
 
@@ -430,6 +463,6 @@ def _told(function: Callable) -> Callable:
             with shortage_is_a_mistake("choose another --device"):
                 return function(*arguments, **named)
         except (UserError, studies.Unsupported) as error:
-            raise gr.Error(str(error)) from error
+            raise gr.Error(html.escape(str(error)), print_exception=False) from error
 
     return call

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fastgan.data.pictures import reason
+from fastgan.errors import UserError
 from fastgan.training.grid import to_picture
 from fastgan.training.log import CHARTS, METRICS, chart_of
 
@@ -48,7 +50,14 @@ def sheet(images: np.ndarray, captions: Sequence[str], choices: Sequence[int] | 
 
 
 def grid(path: Path, images: int) -> str:
-    """A picture of samples that a training has written."""
+    """A picture of samples that a training has written. Raises UserError if it is gone or damaged."""
+    try:
+        return _grid(path, images)
+    except Exception as error:  # Pillow raises two dozen kinds on damaged files
+        raise UserError(f"{path} cannot be shown: {reason(error)}") from error
+
+
+def _grid(path: Path, images: int) -> str:
     with Image.open(path) as picture:
         caption = f"after {images:,} images"
         if picture.width <= WIDEST_GRID:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fastgan.data.pictures import reason
 from fastgan.errors import UserError
 from fastgan.training import checkpoint
 from fastgan.training.log import FILE_NAME as LOG_FILE_NAME
@@ -34,6 +35,7 @@ class Run:
         self._device = device
         self._lock = threading.Lock()  # a page asks from many threads
         self._log: tuple[Stamp | None, list[dict[str, Any]]] = (None, [])
+        self.damaged_lines = 0  # of the log
         self.path = checkpoint.read_header(path).path
         self.folder = self.path.parent
         self.problem: str | None = None  # why the checkpoint that lies there now is not shown
@@ -51,7 +53,7 @@ class Run:
     def reread(self) -> bool:
         """Load the checkpoint again if its file has changed; returns whether there is another generator now.
 
-        Where that fails the old generator stays, and `problem` says why.
+        Where that fails, also because the folder is gone, the old generator stays, and `problem` says why.
         """
         with self._lock:
             if _stamp(self.path) == self.stamp:
@@ -62,6 +64,8 @@ class Run:
                 self.problem = None
             except UserError as error:
                 self.problem = str(error)
+            except Exception as error:  # of files that are damaged or half written: no reason to end
+                self.problem = f"{self.path} cannot be read: {reason(error)}"
             return self.header is not before
 
     def _read(self) -> None:
@@ -74,13 +78,20 @@ class Run:
         self.header = header
 
     def log(self) -> list[dict[str, Any]]:
-        """Its lines, each with "step", "images" and numbers by name; the same list while the file is the same."""
+        """Its lines, each with "step", "images" and numbers by name; the same list while the file is the same.
+
+        Damaged lines are left out; `damaged_lines` counts them.
+        """
         path = self.folder / LOG_FILE_NAME
         stamp = _stamp(path)
         if stamp != self._log[0]:
-            lines = path.read_bytes().splitlines(keepends=True) if stamp else []
-            parsed = [json.loads(line) for line in lines if line.endswith(b"\n")]  # the last may be half written
-            self._log = stamp, parsed
+            try:
+                lines = path.read_bytes().splitlines(keepends=True) if stamp else []
+            except OSError:  # gone since
+                stamp, lines = None, []
+            lines = [line for line in lines if line.endswith(b"\n")]  # the last may be half written
+            parsed = [line for line in map(_parsed, lines) if line is not None]
+            self._log, self.damaged_lines = (stamp, parsed), len(lines) - len(parsed)
         return self._log[1]
 
     def grids(self) -> list[Grid]:
@@ -89,10 +100,20 @@ class Run:
         return sorted(Grid(int(images), path) for images, path in found if images.isdecimal())
 
 
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """The numbers of a line of the log; None if it is damaged."""
+    try:
+        content = json.loads(line)
+        found = {name: value for name, value in content.items() if type(value) in (int, float) and abs(value) < 2**63}
+        return found if all(type(found[name]) is int and found[name] >= 0 for name in ("step", "images")) else None
+    except (ValueError, KeyError, AttributeError, RecursionError):
+        return None
+
+
 def _stamp(path: Path) -> Stamp | None:
     """None where there is no file."""
     try:
         status = os.stat(path)
-    except FileNotFoundError:
+    except OSError:  # the folder may be gone, or a file by now
         return None
     return status.st_mtime_ns, status.st_size, status.st_ino

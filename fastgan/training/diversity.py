@@ -18,7 +18,7 @@ from fastgan.training.sampling import draw_batches, latents
 from fastgan.transparency import premultiplied
 
 SAMPLES, CLASSES = 64, 8  # images drawn for a measurement, and classes at most that they are of
-SIDE = 16  # pixels of the smaller side of what is compared
+SIDE = 16  # pixels of a side, or about so many of a smaller one, of what is compared
 AT_ONCE = 16  # real images read at once
 # Images of training between two measurements, of each process. A training step costs as much for each of its images as
 # to draw 6 or more, so a measurement costs about half a percent.
@@ -26,18 +26,18 @@ INTERVAL = 2_000
 
 
 def interval(log_interval: int, processes: int = 1) -> int:
-    """Images between two measurements, which come with a line of the log; 0 if there is none but the last."""
+    """Images between two measurements, each in a line of the log; 0, for none, where the log has its last line only."""
     return -(-INTERVAL * processes // log_interval) * log_interval if log_interval else 0
 
 
 class Diversity:
     """Measures a generator, always with the same latents beside the same real images.
 
-    The distance of two images is the root mean square of their difference, both averaged down to 16 pixels; in units
-    of an image, whose range is 2. Noise of single pixels is averaged out; what is left is what a viewer would call
-    another picture. Distances are means over all pairs of 64 images; of a network with classes, over all pairs within
-    a class, of 8 images in each of the 8 most frequent ones. Nothing random is drawn: a training that is measured is
-    the same to the last bit.
+    The distance of two images, as they are seen, is the root mean square of their difference, both averaged down to 16
+    pixels; in units of an image, whose range is 2. Noise of single pixels is averaged out; what is left is what a
+    viewer would call another picture. Distances are means over all pairs of 64 images; of a network with classes, over
+    all pairs within a class, of 8 images in each of the 8 most frequent ones. Nothing random is drawn: a training that
+    is measured is the same to the last bit.
 
     Args:
         dataset: what is trained on.

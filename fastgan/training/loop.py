@@ -169,7 +169,7 @@ def _train(
             mininterval=0.5 if sys.stderr.isatty() else 15,
         ) as progress,
     ):
-        watch.read_all(read_log(run))
+        watch.read_all(read_log(run) if ranks.first else [])
         finished = state.images >= options.images
         if header and ranks.first and not finished and _owes_grid(run, state, config, growth):
             log.write_grid(state.step, state.images, write_grid(state.images))

@@ -47,7 +47,8 @@ class Options:
     """What all sub-commands have in common. A study is a sub-class with `rows`, and draws a section a class."""
 
     checkpoint: Annotated[PathText, tyro.conf.arg(metavar="RUN|FILE|URL")]
-    """Folder of a training run, a checkpoint file, or a .pkl file of the official StyleGAN2; here or at a URL."""
+    """Folder of a training run, a checkpoint file, or a file of the official StyleGAN2 (.pkl) or of rosinality's (.pt);
+    here or at a URL."""
     seeds: Annotated[str, tyro.conf.arg(metavar="LIST")] = "0-3"
     """The random latents, a row each: numbers and ranges, like 0-7 or 1,5,8-10."""
     seed_format: SeedFormat = "torch"

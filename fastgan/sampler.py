@@ -44,7 +44,8 @@ def load(
     """The averaged generator of a training run, ready to draw images.
 
     Args:
-        path: a run's folder, a checkpoint file, or a .pkl file of the official StyleGAN2; here or at a URL.
+        path: a run's folder, a checkpoint file, or a file of the official StyleGAN2 (.pkl) or of rosinality's (.pt);
+            here or at a URL.
         device: "cpu", "cuda", "cuda:1", ...; None for the first GPU if there is one, else the CPU.
         amp: bf16 activations where the device is faster so (a GPU with bf16 tensor cores, a CPU with bf16
             instructions), as `--amp` in training; else fp32. `Sampler.precision` says which, and why.

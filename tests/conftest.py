@@ -30,6 +30,7 @@ TRAININGS = [
         "loading",
         "log",
         "official_networks",
+        "other_programs",
         "ranks",
         "sampler",
         "training",

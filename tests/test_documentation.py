@@ -98,6 +98,7 @@ NOT_RUN = {
     "python -m fastgan.dataset torchvision:": "downloads 170 MB; tests/test_dataset.py reads sets of torchvision",
     "python -m fastgan.dataset hf:": "downloads 120 MB; tests/test_dataset.py reads sets of Hugging Face",
     "python -m fastgan.evaluate --checkpoint RUN --metrics fid": "needs weights that nothing downloads",
+    "python -m fastgan.export --checkpoint RUN --format rosinality": "needs a run of colour images without classes",
     "python -m fastgan.view": "serves until it is stopped; tests/test_view.py opens it in a browser",
     "tensorboard --logdir": "serves until it is stopped",
 }

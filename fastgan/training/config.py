@@ -88,9 +88,9 @@ class TrainingOptions:
     batch: int | Auto = "auto"
     """Images a step, of all processes together."""
     init_from: Annotated[PathText | None, tyro.conf.arg(metavar="RUN|FILE|URL", help_behavior_hint="")] = None
-    """Start with these networks instead of new ones: those of a run or a checkpoint, or a .pkl file of
-    stylegan2-ada-pytorch or stylegan3 (its StyleGAN2); here or at a URL. Sizes are those found there, unless given:
-    what fits other sizes, resolutions, classes or colours is taken, and the rest starts fresh."""
+    """Start with these networks instead of new ones: those of a run or a checkpoint, a .pkl file of
+    stylegan2-ada-pytorch or stylegan3 (its StyleGAN2), or a .pt of rosinality's; here or at a URL. Sizes are those
+    found there, unless given: what fits other sizes, resolutions, classes or colours is taken; the rest is fresh."""
     freeze_d: int = 0
     """With --init-from: so many layers of the critic, from the image on, stay as they are, which helps where images are
     few (Mo et al. 2020, FreezeD; 10 or more). Counted as by stylegan2-ada's --freezed: from_rgb, then the convolutions

@@ -27,6 +27,7 @@ from fastgan.training.step import new_state
 from fastgan.view import pictures
 from fastgan.view.__main__ import main
 from fastgan.view.watching import Grid, Run
+from tests import official
 from tests.tiny_run import start, train
 
 pytestmark = pytest.mark.usefixtures("one_cache")
@@ -97,6 +98,25 @@ def test_a_checkpoint_is_loaded_again_when_its_file_has_changed(tmp_path):
     save(tmp_path / "run", seed=1, images=100)
     assert run.reread() and run.header.images == 100
     assert not torch.equal(studies.samples(run.generator, [0], label=0), before)
+
+
+@needs_gradio
+def test_a_file_of_another_program_is_shown_without_a_training(tmp_path):
+    """Whatever lies beside it."""
+    from fastgan.view.page import TRAINING, Page
+
+    save(tmp_path)
+    for name in ("grid-000000008.png", "log.jsonl"):
+        (tmp_path / name).write_text('{"step": 1, "images": 4}\n')
+    path = official.write(tmp_path / "network.pkl", official.snapshot(official.Sizes(img_resolution=8, c_dim=2)))
+    run = Run(path, CPU)
+    assert (run.name, run.classes, run.log(), run.grids()) == ("network.pkl", ["0", "1"], [], [])
+    page = Page(run)
+    assert "stylegan2 · 8×8 · a file of another program" in page._head() and "progress" not in page._head()
+    assert "No pictures: this is a file of networks" in page.draw_history(TRAINING, 0)
+    path.unlink()
+    assert not run.reread() and "there is no such checkpoint" in run.problem
+    assert "there is no such checkpoint" in page._head()
 
 
 def test_what_cannot_be_shown_leaves_what_was_and_says_why(tmp_path):

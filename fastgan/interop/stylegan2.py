@@ -304,8 +304,8 @@ def _tensors(module: unpickling.Module, prefix: str = "", seen: set[int] | None 
     for kind in ("_parameters", "_buffers"):
         for name, value in _table(module.state.get(kind, {})).items():
             if value is not None:
-                if not isinstance(value, Tensor):
-                    raise ValueError(f"has something else than a tensor in {prefix}{name}")
+                if not isinstance(value, Tensor) or value.is_complex():
+                    raise ValueError(f"has something else than a tensor of real numbers in {prefix}{name}")
                 yield f"{prefix}{name}", value
     for name, child in _children(module).items():
         yield from _tensors(child, f"{prefix}{name}.", seen)

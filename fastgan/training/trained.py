@@ -53,7 +53,7 @@ def find(path: str | Path) -> Trained:
     if start.startswith(_PICKLES):
         return _of_others(path, stylegan2.read_stylegan2(path))
     raise UserError(
-        f"{path} is no checkpoint, or a damaged one: it does not begin as those of fastgan (.safetensors), of the "
+        f"{path} is no checkpoint, or a truncated one: it does not begin as those of fastgan (.safetensors), of the "
         "official StyleGAN2 (.pkl) or of rosinality's (.pt) do"
     )
 

@@ -22,6 +22,7 @@ from gradio.components import Component
 from fastgan import studies
 from fastgan.errors import UserError
 from fastgan.studies import to_uint8
+from fastgan.training.config import flag
 from fastgan.training.health import Watch
 from fastgan.training.log import CHARTS
 from fastgan.training.memory import shortage_is_a_mistake
@@ -356,36 +357,40 @@ class Page:
 
     def _head(self) -> str:
         run, header, log = self.run, self.run.header, self.run.log()
-        total = header.config.training.images
-        done = max([header.images, *(line["images"] for line in log[-1:])])
-        side = header.stage[0] if header.stage else header.model.resolution
-        facts = [header.model.arch, f"{side}×{side}", f"{done:,} of {total:,} images"]
-        facts += [f"{line['images_per_second']:.3g} images/s" for line in log[-1:] if "images_per_second" in line]
-        saved = datetime.fromtimestamp(run.stamp[0] / 1e9) if run.stamp else None
-        facts += [f"generator of {saved:%H:%M:%S}, after {header.images:,}"] if saved else []
+        model = run.trained.model
+        side = header.stage[0] if header and header.stage else model.resolution
+        facts, progress = [model.arch, f"{side}×{side}"], ""
+        if header:
+            total = header.config.training.images
+            done = max([header.images, *(line["images"] for line in log[-1:])])
+            facts.append(f"{done:,} of {total:,} images")
+            facts += [f"{line['images_per_second']:.3g} images/s" for line in log[-1:] if "images_per_second" in line]
+            saved = datetime.fromtimestamp(run.stamp[0] / 1e9) if run.stamp else None
+            facts += [f"generator of {saved:%H:%M:%S}, after {header.images:,}"] if saved else []
+            progress = f'<div class="progress"><div style="width: {min(1, done / total):.1%}"></div></div>'
+        else:
+            facts.append("a file of another program")
         problems = [run.problem] * bool(run.problem) + [f"Warning: {warning}" for warning in self._warnings(log)]
         if run.damaged_lines:
             problems.append(f"{run.damaged_lines:,} lines of the log are damaged and left out")
         problem = "".join(f'<span class="problem">{html.escape(each)}</span>' for each in problems)
         return (
             f'<div class="head"><h1>{html.escape(run.name)}</h1>'
-            f'<span class="facts">{" · ".join(facts)}</span>{problem}</div>'
-            f'<div class="progress"><div style="width: {min(1, done / total):.1%}"></div></div>'
+            f'<span class="facts">{" · ".join(facts)}</span>{problem}</div>{progress}'
         )
 
     def _warnings(self, log: list[dict[str, Any]]) -> list[str]:
         """What is wrong with the training by its log."""
         if log is not self._watched[0]:
             header = self.run.header
-            self._watched = log, Watch(header.config, header.dataset).read_all(log).warnings
+            self._watched = log, Watch(header.config, header.dataset).read_all(log).warnings if header else []
         return self._watched[1]
 
     def draw_curves(self, tab: str):
         if tab != TRAINING:
             return gr.skip()
         charts = pictures.charts(self.run.log())
-        interval = self.run.header.config.output.log_interval
-        note = "" if charts else f"No numbers yet: the first come after {interval:,} images (--log-interval)."
+        note = "" if charts else self._none_yet("numbers", "come", "log_interval")
         plots = [_plot(title, chart) for title, chart in charts.items()][: len(self.plots)]
         return [
             gr.HTML(note, visible=bool(note)),
@@ -398,10 +403,16 @@ class Page:
             return gr.skip()
         grids = self.run.grids()
         if not grids:
-            interval = self.run.header.config.output.grid_interval
-            return f"No pictures yet: the first comes after {interval:,} images (--grid-interval)."
+            return self._none_yet("pictures", "comes", "grid_interval")
         images, path = grids[min(int(moment), len(grids)) - 1]
         return pictures.grid(path, images)
+
+    def _none_yet(self, what: str, come: str, name: str) -> str:
+        """Why there are none, and when the first are to be expected by an option of the training."""
+        header = self.run.header
+        if header is None:
+            return f"No {what}: this is a file of networks, and of no training of fastgan."
+        return f"No {what} yet: the first {come} after {getattr(header.config.output, name):,} images ({flag(name)})."
 
 
 def _plot(title: str, chart: dict[str, list[tuple[float, float]]]) -> gr.LinePlot:

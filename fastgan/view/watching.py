@@ -12,8 +12,8 @@ import torch
 
 from fastgan.data.pictures import reason
 from fastgan.errors import UserError
-from fastgan.training import checkpoint
 from fastgan.training.log import FILE_NAME as LOG_FILE_NAME
+from fastgan.training.trained import find
 
 Stamp = tuple[int, int, int]  # of a file: changes with its content
 
@@ -28,7 +28,8 @@ class Grid(NamedTuple):
 class Run:
     """The generator, the log and the pictures of a run, as they are by now.
 
-    `path` is a run's folder or a checkpoint file. Raises UserError, naming the file, if there is no checkpoint.
+    `path` is what `trained.find` takes; a file of another program has no log and no pictures, and `header` is None.
+    Raises UserError, naming the file, if there are no networks.
     """
 
     def __init__(self, path: str | Path, device: torch.device):
@@ -36,19 +37,24 @@ class Run:
         self._lock = threading.Lock()  # a page asks from many threads
         self._log: tuple[Stamp | None, list[dict[str, Any]]] = (None, [])
         self.damaged_lines = 0  # of the log
-        self.path = checkpoint.read_header(path).path
+        self.path = find(path).path
         self.folder = self.path.parent
         self.problem: str | None = None  # why the checkpoint that lies there now is not shown
         self._read()
 
     @property
     def name(self) -> str:
-        return self.folder.resolve().name
+        return self.folder.resolve().name if self.header else self.path.name
 
     @property
     def classes(self) -> list[str]:
         """Names of the classes; none for a network without."""
-        return self.header.dataset["class_names"] if self.header.model.num_classes else []
+        return self.trained.class_names
+
+    @property
+    def header(self):
+        """That of a checkpoint of fastgan."""
+        return self.trained.header
 
     def reread(self) -> bool:
         """Load the checkpoint again if its file has changed; returns whether there is another generator now.
@@ -58,7 +64,7 @@ class Run:
         with self._lock:
             if _stamp(self.path) == self.stamp:
                 return False
-            before = self.header
+            before = self.trained
             try:
                 self._read()
                 self.problem = None
@@ -66,16 +72,16 @@ class Run:
                 self.problem = str(error)
             except Exception as error:  # of files that are damaged or half written: no reason to end
                 self.problem = f"{self.path} cannot be read: {reason(error)}"
-            return self.header is not before
+            return self.trained is not before
 
     def _read(self) -> None:
         """The stamp is taken first: what is written meanwhile is another one, and read the next time."""
         self.stamp = _stamp(self.path)
-        header = checkpoint.read_header(self.path)
-        if hasattr(self, "header") and header.model != self.header.model:
+        found = find(self.path)
+        if hasattr(self, "trained") and found.model != self.trained.model:
             raise UserError(f"{self.path} is of another network now; start the view again to see it")
-        self.generator, _ = checkpoint.load_generator(self.path, self._device)
-        self.header = header
+        self.generator = found.load(self._device)
+        self.trained = found
 
     def log(self) -> list[dict[str, Any]]:
         """Its lines, each with "step", "images" and numbers by name; the same list while the file is the same.
@@ -83,7 +89,7 @@ class Run:
         Damaged lines are left out; `damaged_lines` counts them.
         """
         path = self.folder / LOG_FILE_NAME
-        stamp = _stamp(path)
+        stamp = _stamp(path) if self.header else None
         if stamp != self._log[0]:
             try:
                 lines = path.read_bytes().splitlines(keepends=True) if stamp else []
@@ -96,7 +102,8 @@ class Run:
 
     def grids(self) -> list[Grid]:
         """The pictures of samples, the oldest first."""
-        found = [(path.stem.removeprefix("grid-"), path) for path in self.folder.glob("grid-*.png")]
+        pictures = self.folder.glob("grid-*.png") if self.header else []
+        found = [(path.stem.removeprefix("grid-"), path) for path in pictures]
         return sorted(Grid(int(images), path) for images, path in found if images.isdecimal())
 
 

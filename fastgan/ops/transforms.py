@@ -9,10 +9,20 @@ speed and with the memory of plain PyTorch.
 from collections.abc import Iterable
 
 from torch import Tensor
-from torch._C import _are_functorch_transforms_active as transforms_active
-from torch._C._functorch import is_legacy_batchedtensor
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
+
+try:
+    from torch._C import _are_functorch_transforms_active as transforms_active
+    from torch._C._functorch import is_legacy_batchedtensor
+except ImportError:  # a release of torch that names them otherwise: its Functions and kernels refuse by themselves
+
+    def transforms_active() -> bool:
+        return False
+
+    def is_legacy_batchedtensor(tensor: Tensor) -> bool:
+        return False
+
 
 __all__ = ["backward_takes_plain_form", "is_batch_of_gradients", "takes_plain_form", "transforms_active"]
 

@@ -8,6 +8,10 @@
 //
 //     dstyle_bias = T1,   dstyle_scale = inverse * T2
 //     dz = style_scale * inverse * (dy - T1 / P - (z - mean) * inverse^2 * T2 / P)
+//
+// A mean in single precision is rounded: by up to 5e-4 near 1e4. So T3 = sum(z - mean) is not zero, and takes part: T2 is
+// less by T1 * T3 / P, and z - mean by T3 / P.
+//
 //     dx = dz * (u > 0 ? gain : gain * slope),   dbias = sum(dx),   dstrength = sum(dx * noise)
 //
 // batch_norm_act is the same with other sums and in another order: mean and variance are those of a channel in all samples

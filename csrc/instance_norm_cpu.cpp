@@ -66,14 +66,15 @@ static Plan plan_of(const InstanceNormCall& call) {
     return plan;
 }
 
-// What a segment leaves, in double precision, for each channel of its unit: the two results of the first pass, and the
-// sums of dx and of dx * noise.
+// What a segment leaves, in double precision, for each channel of its unit: two results of the first pass forward, or
+// three of the first pass backward, and the sums of dx and of dx * noise.
+static const int FIRST_ROWS = 3, ROWS = 5;
 static double* rows_of(const InstanceNormCall& call, const Plan& plan, int64_t unit, int64_t segment) {
-    return (double*)call.workspace + (unit * plan.segments + segment) * 4 * plan.tile;
+    return (double*)call.workspace + (unit * plan.segments + segment) * ROWS * plan.tile;
 }
 
-// Runs `first(unit, begin, end, a, b)`, which makes two rows of numbers, and `second(unit, segment, end, a, b)` with
-// those of the whole unit; `merge(a, b, count, more_a, more_b, more_count)` adds a segment to those before.
+// Runs `first(unit, begin, end, rows)`, which makes rows of numbers, `plan.tile` each, and `second(unit, segment, end,
+// rows)` with those of the whole unit; `merge(rows, count, more, more_count)` adds a segment to those before.
 template <class First, class Merge, class Second>
 static void two_passes(const InstanceNormCall& call, const Plan& plan, const First& first, const Merge& merge,
                        const Second& second) {
@@ -81,29 +82,27 @@ static void two_passes(const InstanceNormCall& call, const Plan& plan, const Fir
 #pragma omp parallel if (call.n * call.c * call.p > 16384)
     {
         if (plan.segments == 1) {
-            double a[MOST_CHANNELS] = {}, b[MOST_CHANNELS] = {};
+            double rows[FIRST_ROWS * MOST_CHANNELS] = {};
 #pragma omp for schedule(static)
             for (int64_t unit = 0; unit < plan.units; ++unit) {
-                first(unit, 0, call.numbers(), a, b);
-                second(unit, 0, call.numbers(), a, b);
+                first(unit, 0, call.numbers(), rows);
+                second(unit, 0, call.numbers(), rows);
             }
         } else {
             for (int64_t unit = 0; unit < plan.units; ++unit) {
 #pragma omp for schedule(static)
                 for (int64_t segment = 0; segment < plan.segments; ++segment) {
-                    double* rows = rows_of(call, plan, unit, segment);
-                    first(unit, plan.begin(segment), end_of(segment), rows, rows + plan.tile);
+                    first(unit, plan.begin(segment), end_of(segment), rows_of(call, plan, unit, segment));
                 }
                 double* total = rows_of(call, plan, unit, 0);
 #pragma omp single
                 for (int64_t other = 1; other < plan.segments; ++other) {
-                    const double* rows = rows_of(call, plan, unit, other);
-                    merge(total, total + plan.tile, double(plan.begin(other)), rows, rows + plan.tile,
+                    merge(total, double(plan.begin(other)), rows_of(call, plan, unit, other),
                           double(end_of(other) - plan.begin(other)));
                 }
 #pragma omp for schedule(static) nowait
                 for (int64_t segment = 0; segment < plan.segments; ++segment) {
-                    second(unit, segment, end_of(segment), total, total + plan.tile);
+                    second(unit, segment, end_of(segment), total);
                 }
             }
         }
@@ -174,11 +173,23 @@ struct Tensors {
         }
     }
 
-    void style_gradients(int64_t unit, const double* sums, const double* products) const {
+    // What the sums of the first pass backward, of channel i of a unit, come to.
+    struct Slopes {
+        double sum, product, level, tilt;  // T1, T2, and what is subtracted: level + tilt * (z - mean)
+    };
+    Slopes slopes_at(int64_t unit, const double* sums, int64_t i) const {
+        const double numbers = double(call.numbers()), inverse = this->inverse_at(unit, i);
+        const double sum = sums[i], rest = sums[2 * plan.tile + i] / numbers;  // what rounding left of the mean
+        const double product = sums[plan.tile + i] - rest * sum, tilt = product * inverse * inverse / numbers;
+        return {sum, product, sum / numbers - rest * tilt, tilt};
+    }
+
+    void style_gradients(int64_t unit, const double* sums) const {
         S *scale = (S*)call.dstyle_scale, *shift = (S*)call.dstyle_bias;
         for (int64_t i = 0; i < width(unit); ++i) {
-            if (scale) scale[row(unit) + i] = S(products[i] * double(inverse_at(unit, i)));
-            if (shift) shift[row(unit) + i] = S(sums[i]);
+            const Slopes slopes = slopes_at(unit, sums, i);
+            if (scale) scale[row(unit) + i] = S(slopes.product * double(inverse_at(unit, i)));
+            if (shift) shift[row(unit) + i] = S(slopes.sum);
         }
     }
 };
@@ -395,23 +406,23 @@ struct Pixels : Tensors<T> {
         }
     };
 
-    // Sums of dy and of dy * (z - mean).
-    void products(int64_t unit, int64_t begin, int64_t end, double* sums, double* products) const {
+    // Sums of dy, of dy * (z - mean) and of z - mean.
+    void products(int64_t unit, int64_t begin, int64_t end, double* to) const {
         const int64_t width = this->width(unit), slots = padded(width);
         const Before before(*this, unit);
         const Behind behind(*this, unit);
         const V gain = this->gain, gain_below = this->gain_below;
-        Row<S> means, some, others;
-        Row<double> total, total_products;
+        Row<S> means, some, others, distances;
+        Row<double> total, total_products, total_distances;
         fill(means, width, [&](int64_t i) { return this->mean_at(unit, i); });
-        for (int64_t i = 0; i < slots; ++i) total.v[i] = 0, total_products.v[i] = 0;
+        for (int64_t i = 0; i < slots; ++i) total.v[i] = total_products.v[i] = total_distances.v[i] = 0;
         for (int64_t chunk = begin; chunk < end; chunk += CHUNK) {
             for_columns<T, 4>(width, [&](auto columns, int64_t j, int64_t count) {
                 typedef decltype(columns) C;
                 const auto strengths = C::row(before.strength.v + j), biases = C::row(before.bias.v + j);
                 const auto m = C::row(means.v + j), f = C::row(behind.factor.v + j), s = C::row(behind.shift.v + j);
-                typename C::Values first, second;
-                for (int i = 0; i < C::vectors; ++i) first.v[i] = second.v[i] = all<V>(S(0));
+                typename C::Values first, second, third;
+                for (int i = 0; i < C::vectors; ++i) first.v[i] = second.v[i] = third.v[i] = all<V>(S(0));
                 const T *from = this->x + at(unit, chunk) + j, *above = this->dy + at(unit, chunk) + j;
                 for (int64_t position = chunk; position < smaller(chunk + CHUNK, end); ++position) {
                     const V noise = all<V>(before.noise_at(position));
@@ -423,22 +434,28 @@ struct Pixels : Tensors<T> {
                         if constexpr (AROUND == Around::after) {
                             dv *= piecewise_linear(normalised(z, m.v[i], f.v[i], s.v[i]), gain, gain_below).slope;
                         }
+                        const V distance = z - m.v[i];
                         first.v[i] += dv;
-                        second.v[i] += dv * (z - m.v[i]);
+                        second.v[i] += dv * distance;
+                        third.v[i] += distance;
                     }
                     from += call.c, above += call.c;
                 }
                 C::put_row(some.v + j, first);
                 C::put_row(others.v + j, second);
+                C::put_row(distances.v + j, third);
             });
-            for (int64_t i = 0; i < slots; ++i) total.v[i] += some.v[i], total_products.v[i] += others.v[i];
+            for (int64_t i = 0; i < slots; ++i) {
+                total.v[i] += some.v[i], total_products.v[i] += others.v[i], total_distances.v[i] += distances.v[i];
+            }
         }
-        in_order(total, width, sums);
-        in_order(total_products, width, products);
+        in_order(total, width, to);
+        in_order(total_products, width, to + this->plan.tile);
+        in_order(total_distances, width, to + 2 * this->plan.tile);
     }
 
     // dx, and the sums of dx and of dx * noise.
-    void gradients(int64_t unit, int64_t begin, int64_t end, const double* sums, const double* products, double* biases,
+    void gradients(int64_t unit, int64_t begin, int64_t end, const double* sums, double* biases,
                    double* strengths) const {
         const int64_t width = this->width(unit), slots = padded(width);
         const Before before(*this, unit);
@@ -447,11 +464,8 @@ struct Pixels : Tensors<T> {
         Row<S> means, levels, tilts, some, others;
         Row<double> total, total_noisy;
         fill(means, width, [&](int64_t i) { return this->mean_at(unit, i); });
-        fill(levels, width, [&](int64_t i) { return sums[i] / double(call.numbers()); });
-        fill(tilts, width, [&](int64_t i) {
-            const double inverse = this->inverse_at(unit, i);
-            return products[i] * inverse * inverse / double(call.numbers());
-        });
+        fill(levels, width, [&](int64_t i) { return this->slopes_at(unit, sums, i).level; });
+        fill(tilts, width, [&](int64_t i) { return this->slopes_at(unit, sums, i).tilt; });
         for (int64_t i = 0; i < slots; ++i) total.v[i] = 0, total_noisy.v[i] = 0;
         for (int64_t chunk = begin; chunk < end; chunk += CHUNK) {
             for_columns<T, PLAIN ? 4 : 2>(width, [&](auto columns, int64_t j, int64_t count) {
@@ -622,30 +636,32 @@ struct Planes : Tensors<T> {
         return dy * piecewise_linear(normalised(z, mean, factor, shift), this->gain, this->gain_below).slope;
     }
 
-    void products(int64_t unit, int64_t begin, int64_t end, double* sums, double* products) const {
+    void products(int64_t unit, int64_t begin, int64_t end, double* sums) const {
         const V m = all<V>(this->mean_at(unit, 0)), shift = all<V>(this->shift_at(unit, 0));
         const V factor = all<V>(S(this->scale_at(unit, 0) * this->inverse_at(unit, 0)));
-        *sums = *products = 0;
+        sums[0] = sums[1] = sums[2] = 0;
         for (int64_t chunk = begin; chunk < end; chunk += PLANE_CHUNK) {
-            Four first, second;
+            Four first, second, third;
             each(unit, chunk, smaller(chunk + PLANE_CHUNK, end),
                  [&](auto part, int64_t i, int64_t count, int which, Activated<V> u, V) {
                      const V dy = read_dy(decltype(part)::value, i, count);  // zero in lanes past the end
                      const V dv = through_activation(dy, u.z, m, factor, shift);
+                     V distance = u.z - m;
                      first.v[which] += dv;
-                     second.v[which] += dv * (u.z - m);
+                     second.v[which] += dv * distance;
+                     if (decltype(part)::value) distance *= first_lanes(count);
+                     third.v[which] += distance;
                  });
-            *sums += first.total(), *products += second.total();
+            sums[0] += first.total(), sums[1] += second.total(), sums[2] += third.total();
         }
     }
 
-    void gradients(int64_t unit, int64_t begin, int64_t end, const double* sums, const double* products, double* biases,
+    void gradients(int64_t unit, int64_t begin, int64_t end, const double* sums, double* biases,
                    double* strengths) const {
-        const double inverse = this->inverse_at(unit, 0);
-        const V m = all<V>(this->mean_at(unit, 0)), factor = all<V>(S(this->scale_at(unit, 0) * inverse));
-        const V shift = all<V>(this->shift_at(unit, 0));
-        const V level = all<V>(S(*sums / double(call.numbers())));
-        const V tilt = all<V>(S(*products * inverse * inverse / double(call.numbers())));
+        const V m = all<V>(this->mean_at(unit, 0)), shift = all<V>(this->shift_at(unit, 0));
+        const V factor = all<V>(S(this->scale_at(unit, 0) * double(this->inverse_at(unit, 0))));
+        const auto slopes = this->slopes_at(unit, sums, 0);
+        const V level = all<V>(S(slopes.level)), tilt = all<V>(S(slopes.tilt));
         *biases = *strengths = 0;
         for (int64_t chunk = begin; chunk < end; chunk += PLANE_CHUNK) {
             Four first, second;
@@ -676,17 +692,17 @@ static void forward(const InstanceNormCall& call) {
     const Walk walk(call, plan);
     two_passes(
         call, plan,
-        [&](int64_t unit, int64_t begin, int64_t end, double* mean, double* squares) {
-            walk.moments(unit, begin, end, mean, squares);
+        [&](int64_t unit, int64_t begin, int64_t end, double* rows) {
+            walk.moments(unit, begin, end, rows, rows + plan.tile);
         },
-        [&](double* mean, double* squares, double count, const double* more, const double* more_squares, double added) {
+        [&](double* rows, double count, const double* more, double added) {
             for (int64_t i = 0; i < plan.tile; ++i) {
-                include(mean[i], squares[i], count, more[i], 0, more_squares[i], added);
+                include(rows[i], rows[plan.tile + i], count, more[i], 0, more[plan.tile + i], added);
             }
         },
-        [&](int64_t unit, int64_t segment, int64_t end, const double* mean, const double* squares) {
-            if (segment == 0) walk.keep_statistics(unit, mean, squares);
-            walk.normalise(unit, plan.begin(segment), end, mean, squares);
+        [&](int64_t unit, int64_t segment, int64_t end, const double* rows) {
+            if (segment == 0) walk.keep_statistics(unit, rows, rows + plan.tile);
+            walk.normalise(unit, plan.begin(segment), end, rows, rows + plan.tile);
         });
 }
 
@@ -699,8 +715,8 @@ static void add_up(const InstanceNormCall& call, const Plan& plan) {
         for (int64_t sample = 0; sample < call.n; ++sample) {
             for (int64_t segment = 0; segment < plan.segments; ++segment) {
                 const double* rows = rows_of(call, plan, sample * plan.tiles + c / plan.tile, segment) + c % plan.tile;
-                bias += rows[2 * plan.tile];
-                strength += rows[3 * plan.tile];
+                bias += rows[FIRST_ROWS * plan.tile];
+                strength += rows[(FIRST_ROWS + 1) * plan.tile];
             }
         }
         if (call.dbias) ((S*)call.dbias)[c] = S(bias);
@@ -717,19 +733,15 @@ static void backward(const InstanceNormCall& call) {
     const bool beyond_style = call.dx || call.dbias || call.dstrength;
     two_passes(
         call, plan,
-        [&](int64_t unit, int64_t begin, int64_t end, double* sums, double* products) {
-            walk.products(unit, begin, end, sums, products);
+        [&](int64_t unit, int64_t begin, int64_t end, double* rows) { walk.products(unit, begin, end, rows); },
+        [&](double* rows, double, const double* more, double) {
+            for (int64_t i = 0; i < FIRST_ROWS * plan.tile; ++i) rows[i] += more[i];
         },
-        [&](double* sums, double* products, double, const double* more, const double* more_products, double) {
-            for (int64_t i = 0; i < plan.tile; ++i) {
-                sums[i] += more[i], products[i] += more_products[i];
-            }
-        },
-        [&](int64_t unit, int64_t segment, int64_t end, const double* sums, const double* products) {
-            if (segment == 0) walk.style_gradients(unit, sums, products);
+        [&](int64_t unit, int64_t segment, int64_t end, const double* sums) {
+            if (segment == 0) walk.style_gradients(unit, sums);
             if (!beyond_style) return;
-            double* rows = rows_of(call, plan, unit, segment);
-            walk.gradients(unit, plan.begin(segment), end, sums, products, rows + 2 * plan.tile, rows + 3 * plan.tile);
+            double* biases = rows_of(call, plan, unit, segment) + FIRST_ROWS * plan.tile;
+            walk.gradients(unit, plan.begin(segment), end, sums, biases, biases + plan.tile);
         });
     if (call.dbias || call.dstrength) add_up<typename Walk::S>(call, plan);
 }
@@ -771,7 +783,7 @@ void instance_norm_backward(const InstanceNormCall& call) { for_dtype(call); }
 
 int64_t instance_norm_workspace(const InstanceNormCall& call) {
     const Plan plan = plan_of(call);
-    return plan.units * plan.segments * 4 * plan.tile * (int64_t)sizeof(double);
+    return plan.units * plan.segments * ROWS * plan.tile * (int64_t)sizeof(double);
 }
 
 }  // namespace FASTGAN_ISA

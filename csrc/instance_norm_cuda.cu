@@ -112,6 +112,23 @@ FASTGAN_INLINE Pair<S> merged(const Pair<S>& x, const Pair<S>& y) {
     return {x.a + y.a, x.b + y.b};
 }
 
+// Of a row, in the first pass backward: of dy, of dy * (z - mean) and of z - mean.
+template <class S>
+struct Triple {
+    S a, b, c;
+
+    // The second sum and z - mean without what rounding left of the mean, which `c` becomes.
+    FASTGAN_INLINE Triple about_the_mean(S numbers) const {
+        const S rest = c / numbers;
+        return {a, b - rest * a, rest};
+    }
+};
+
+template <class S>
+FASTGAN_INLINE Triple<S> merged(const Triple<S>& x, const Triple<S>& y) {
+    return {x.a + y.a, x.b + y.b, x.c + y.c};
+}
+
 template <class S>
 FASTGAN_INLINE S inverse_root(S squares, S p, S eps) {
     return S(1) / sqrt(squares / p + eps);
@@ -128,6 +145,13 @@ template <class S>
 FASTGAN_INLINE Pair<S> of_lane_across(const Pair<S>& own, int distance) {
     return {__shfl_xor_sync(gpu::full_mask, own.a, distance, gpu::warp_size),
             __shfl_xor_sync(gpu::full_mask, own.b, distance, gpu::warp_size)};
+}
+
+template <class S>
+FASTGAN_INLINE Triple<S> of_lane_across(const Triple<S>& own, int distance) {
+    return {__shfl_xor_sync(gpu::full_mask, own.a, distance, gpu::warp_size),
+            __shfl_xor_sync(gpu::full_mask, own.b, distance, gpu::warp_size),
+            __shfl_xor_sync(gpu::full_mask, own.c, distance, gpu::warp_size)};
 }
 
 // Merges what the threads of a block have for the same channel; each of them gets the result, the same bits.
@@ -290,14 +314,16 @@ struct Share {
         }
     }
 
-    // dx, and the sums of it and of its product with the noise; from x and dy in memory or in shared memory.
-    FASTGAN_INLINE void gradients(const S (&mean)[W], const S (&inverse)[W], const Pair<S> (&sums)[W], Vector* kept_x,
+    // dx, and the sums of it and of its product with the noise; from x and dy in memory or in shared memory. `sums` are
+    // those about the mean.
+    FASTGAN_INLINE void gradients(const S (&mean)[W], const S (&inverse)[W], const Triple<S> (&sums)[W], Vector* kept_x,
                                   Vector* kept_dy, Pair<S> (&total)[W]) const {
         S factor[W], shifts[W], level[W], tilt[W];
         GPU_UNROLL
         for (int w = 0; w < W; ++w) {
             factor[w] = scale(w) * inverse[w], shifts[w] = BATCH ? shift(w) : S(0);
-            level[w] = sums[w].a / S(t.numbers), tilt[w] = sums[w].b / S(t.numbers) * inverse[w] * inverse[w];
+            tilt[w] = sums[w].b / S(t.numbers) * inverse[w] * inverse[w];
+            level[w] = sums[w].a / S(t.numbers) - sums[w].c * tilt[w];
         }
         int step = 0;
         for (int64_t position = first; position < end; position += stride, ++step) {
@@ -454,9 +480,9 @@ __global__ void normalise(Tensors<T> t, Plan plan) {
     mine.normalise(mean, inverse, nullptr);
 }
 
-// The gradients of the style, of one row.
+// The gradients of the style, of one row, from its sums about the mean.
 template <class T, class S>
-FASTGAN_INLINE void style_gradients(const Tensors<T>& t, int64_t row, const Pair<S>& sums, S inverse) {
+FASTGAN_INLINE void style_gradients(const Tensors<T>& t, int64_t row, const Triple<S>& sums, S inverse) {
     if (t.dstyle_bias) t.dstyle_bias[row] = sums.a;
     if (t.dstyle_scale) t.dstyle_scale[row] = sums.b * inverse;
 }
@@ -472,8 +498,19 @@ FASTGAN_INLINE void leave(const Mine& mine, const Pair<S> (&sums)[Mine::W], S* p
     }
 }
 
+// What a piece leaves for the sums of its row, [pieces, 3, C].
+template <class Mine, class S>
+FASTGAN_INLINE void leave(const Mine& mine, const Triple<S> (&sums)[Mine::W], S* partial) {
+    if (!mine.leads) return;
+    GPU_UNROLL
+    for (int w = 0; w < Mine::W; ++w) {
+        S* to = partial + mine.piece * 3 * mine.t.c + mine.channel + w;
+        to[0] = sums[w].a, to[mine.t.c] = sums[w].b, to[2 * mine.t.c] = sums[w].c;
+    }
+}
+
 // Backward: all of it but the sums over samples where x and dy fit into shared memory, which leaves the latter of each
-// piece; else the sums of dy and of dy * (z - mean) of each piece. Both [pieces, 2, C].
+// piece, [pieces, 2, C]; else the sums of dy, of dy * (z - mean) and of z - mean of each piece, [pieces, 3, C].
 template <class T, int V, bool PIXELS, bool RESIDENT, bool BATCH>
 __global__ void backward(Tensors<T> t, Plan plan, typename Tensors<T>::S* partial) {
     using Mine = Share<T, V, PIXELS, BATCH>;
@@ -485,7 +522,7 @@ __global__ void backward(Tensors<T> t, Plan plan, typename Tensors<T>::S* partia
     const int64_t steps = PIXELS ? (t.p + plan.rows - 1) / plan.rows : (t.p + mine.stride - 1) / mine.stride;
     typename Mine::Vector* kept_dy = kept + steps * BLOCK;
     S mean[W] = {}, inverse[W] = {};
-    Pair<S> sums[W] = {};
+    Triple<S> sums[W] = {};
     if (mine.live) {
         S factor[W], shifts[W];
         GPU_UNROLL
@@ -507,13 +544,17 @@ __global__ void backward(Tensors<T> t, Plan plan, typename Tensors<T>::S* partia
             for (int v = 0; v < V; ++v) {
                 const int w = PIXELS ? v : 0;
                 const S dv = mine.through_activation(gpu::to<S>(dy.v[v]), u[v].z, mean[w], factor[w], shifts[w]);
+                const S distance = u[v].z - mean[w];
                 sums[w].a += dv;
-                sums[w].b += dv * (u[v].z - mean[w]);
+                sums[w].b += dv * distance;
+                sums[w].c += distance;
             }
         }
     }
     merge_in_block<PIXELS>(sums, plan.wide);
     if constexpr (RESIDENT) {
+        GPU_UNROLL
+        for (int w = 0; w < W; ++w) sums[w] = sums[w].about_the_mean(S(t.numbers));
         if (mine.leads) {
             GPU_UNROLL
             for (int w = 0; w < W; ++w) style_gradients(t, mine.row + w, sums[w], inverse[w]);
@@ -528,21 +569,22 @@ __global__ void backward(Tensors<T> t, Plan plan, typename Tensors<T>::S* partia
     }
 }
 
-// The sums over all pieces of a row, [2, N, C] or [2, C], and the gradients of the style.
+// The sums over all pieces of a row, about the mean, [3, N, C] or [3, C], and the gradients of the style.
 template <class T>
 __global__ void merge_sums(Tensors<T> t, Merge merge, const typename Tensors<T>::S* partial,
                            typename Tensors<T>::S* totals) {
     using S = typename Tensors<T>::S;
     const MergeShare mine(merge, t.c);
-    Pair<S> total[1] = {};
+    Triple<S> total[1] = {};
     for (int64_t piece = mine.begin; piece < mine.end; piece += mine.stride) {
-        const S* from = partial + piece * 2 * t.c + mine.channel;
-        total[0] = merged(total[0], Pair<S>{from[0], from[t.c]});
+        const S* from = partial + piece * 3 * t.c + mine.channel;
+        total[0] = merged(total[0], Triple<S>{from[0], from[t.c], from[2 * t.c]});
     }
     merge_in_block<true>(total, merge.wide);
     if (!mine.leads) return;
-    totals[mine.row] = total[0].a, totals[t.rows + mine.row] = total[0].b;
-    style_gradients(t, mine.row, total[0], t.statistics[t.rows + mine.row]);
+    const Triple<S> sums = total[0].about_the_mean(S(t.numbers));
+    totals[mine.row] = sums.a, totals[t.rows + mine.row] = sums.b, totals[2 * t.rows + mine.row] = sums.c;
+    style_gradients(t, mine.row, sums, t.statistics[t.rows + mine.row]);
 }
 
 template <class T, int V, bool PIXELS, bool BATCH>
@@ -555,11 +597,12 @@ __global__ void gradients(Tensors<T> t, Plan plan, const typename Tensors<T>::S*
     Pair<S> total[W] = {};
     if (mine.live) {
         S mean[W], inverse[W];
-        Pair<S> sums[W];
+        Triple<S> sums[W];
         GPU_UNROLL
         for (int w = 0; w < W; ++w) {
             mean[w] = t.statistics[mine.row + w], inverse[w] = t.statistics[t.rows + mine.row + w];
-            sums[w] = {totals[mine.row + w], totals[t.rows + mine.row + w]};
+            const S* from = totals + mine.row + w;
+            sums[w] = {from[0], from[t.rows], from[2 * t.rows]};
         }
         mine.gradients(mean, inverse, sums, nullptr, nullptr, total);
     }
@@ -603,7 +646,7 @@ void run_backward(const InstanceNormCall& call, void* stream) {
     const Plan plan = plan_of(call, V, 2);
     const Tensors<T> t(call);
     const dim3 grid = grid_of<PIXELS>(call, plan);
-    S *totals = (S*)call.workspace, *channels = totals + 2 * call.rows(), *partial = channels + call.c;
+    S *totals = (S*)call.workspace, *channels = totals + 3 * call.rows(), *partial = channels + call.c;
     if (plan.resident) {
         if constexpr (!BATCH) {
             gpu::Launch(grid, BLOCK, plan.resident, stream)(backward<T, V, PIXELS, true, false>, t, plan, partial);
@@ -681,7 +724,7 @@ int64_t instance_norm_workspace(const InstanceNormCall& call) {
         const int64_t these = call.n * split_plan(call, vector).per_sample;
         if (these > pieces) pieces = these;
     }
-    const int64_t numbers = (2 * pieces + 2 * call.n + 1) * call.c;
+    const int64_t numbers = (3 * pieces + 3 * call.n + 1) * call.c;
     return numbers * int64_t(call.dtype == Dtype::float64 ? sizeof(double) : sizeof(float));
 }
 

@@ -173,12 +173,18 @@ FASTGAN_INLINE V backward_from_input(V dy, V x, Small<V> s, Shape<V, LIMITED> sh
     return s.scale * du;
 }
 
+// A cotangent's product. One that is absent is zero, and makes no NaN of an infinity.
+template <class V>
+FASTGAN_INLINE V unless_absent(V cotangent, V factor) {
+    return cotangent == 0 ? all<V>(0) : cotangent * factor;
+}
+
 // Double backward. With cotangents g of the backward's results, their product with the results is, per element,
 //     dy * (post * f' * v + f * g_post),   v = scale * g_x + g_bias + g_strength * noise + g_scale * x
 // and the gradients of dy, x and the small tensors follow from that.
 template <class V>
 FASTGAN_INLINE V seen_by_du(V gx, V x, Small<V> s, Small<V> g) {
-    return s.scale * gx + (g.strength * s.noise + g.bias) + g.scale * x;
+    return s.scale * gx + (g.strength * s.noise + g.bias) + unless_absent(g.scale, x);
 }
 
 template <class V>
@@ -203,7 +209,7 @@ FASTGAN_INLINE Second<V> double_backward_from_input(
     sums.strength = q * s.noise;
     sums.scale = q * x + du * gx;
     sums.post = dy * f.first * v;
-    return {s.post * f.first * v + f.value * g.post, s.scale * q + g.scale * du};
+    return {s.post * f.first * v + unless_absent(g.post, f.value), s.scale * q + g.scale * du};
 }
 
 }  // namespace FASTGAN_ARITHMETIC

@@ -499,9 +499,10 @@ inline VDouble reciprocal_root(VDouble x) {
     return 1.0 / x;
 }
 
-// exp to 1 ulp or so, saturating instead of overflowing: 2^n * exp(r), |r| <= ln(2)/2, coefficients as in Cephes expf.
+// exp to 1 ulp or so: 2^n * exp(r), |r| <= ln(2)/2, coefficients as in Cephes expf. From 88.38 on n is 128, whose bits are
+// those of infinity: a sigmoid far below zero is 0 then, as elsewhere. Below -87.3 it stays at 1.2e-38.
 inline VFloat exponential(VFloat x) {
-    x = minimum(all<VFloat>(88.3f), maximum(all<VFloat>(-87.3f), x));  // a NaN stays one
+    x = minimum(all<VFloat>(88.7f), maximum(all<VFloat>(-87.3f), x));  // a NaN stays one
     VFloat n = x * 1.44269504088896341f + 12582912.0f - 12582912.0f;  // rounds to an integer
     VFloat r = x - n * 0.693359375f + n * 2.12194440e-4f;
     VFloat p = all<VFloat>(1.9875691500e-4f);

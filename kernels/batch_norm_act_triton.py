@@ -52,19 +52,21 @@ def _merge_moments(
     tl.store(statistics + 2 * c + channel, total_square / (numbers - 1).to(S), mask=live)
 
 
-@triton.jit(do_not_specialize=["c", "pieces"])
+@triton.jit(do_not_specialize=["c", "pieces", "numbers"])
 def _merge_sums(
-    totals,  # [2, C]
-    dweight, dbias, sums, products, statistics,
-    c: tl.int64, pieces: tl.int64,
+    totals,  # [3, C]: T1, T2, T3 / P
+    dweight, dbias, sums, products, distances, statistics,
+    c: tl.int64, pieces: tl.int64, numbers: tl.int64,
     R: tl.constexpr, F: tl.constexpr,
 ):  # fmt: skip
     channel = tl.program_id(0).to(tl.int64) * F + tl.arange(0, F)[None, :]  # [1, F]
     live = channel < c
     total = add_rows(sums, pieces, c, channel, R, F)
-    total_products = add_rows(products, pieces, c, channel, R, F)
+    rest = add_rows(distances, pieces, c, channel, R, F) / numbers.to(distances.dtype.element_ty)
+    total_products = add_rows(products, pieces, c, channel, R, F) - rest * total
     tl.store(totals + channel, total, mask=live)
     tl.store(totals + c + channel, total_products, mask=live)
+    tl.store(totals + 2 * c + channel, rest, mask=live)
     if dbias is not None:
         tl.store(dbias + channel, total, mask=live)
     if dweight is not None:
@@ -113,13 +115,13 @@ def backward(view, dx, dweight, dbias, dy, x, statistics, weight, bias, slope, g
     view = _one_sample(view)
     plan, sizes, options = _cut(view, x, True)
     pieces, c = view.n * plan.segments, view.c
-    sums, products = statistics.new_empty(2, pieces, c)
-    totals = statistics.new_empty(2, c)
+    tables = statistics.new_empty(3, pieces, c)  # of sums, products and distances
+    totals = statistics.new_empty(3, c)
     style = (None, None, None, weight, bias)
     with torch.cuda.device_of(x):
-        _sums[(plan.programs,)](sums, products, dy, x, statistics, *style, slope, gain, *sizes, **options, BATCH=True)
+        _sums[(plan.programs,)](*tables, dy, x, statistics, *style, slope, gain, *sizes, **options, BATCH=True)
         _merge_sums[(triton.cdiv(c, _F),)](
-            totals, dweight, dbias, sums, products, statistics, c, pieces,
+            totals, dweight, dbias, *tables, statistics, c, pieces, view.n * view.p,
             R=_R, F=_F, num_warps=WARPS, enable_fp_fusion=False,
         )  # fmt: skip
         if dx is not None:

@@ -198,7 +198,8 @@ def _whole_backward(
     mean = _small(statistics, plane, live, 0.0, S, ROWS, COLUMNS)
     inverse = _small(statistics, n * c + plane, live, 0.0, S, ROWS, COLUMNS)
     z, first = _activated(v_x, v_noise, k_strength, k_bias, slope, gain)
-    centred = z - mean
+    centred = tl.where(mask, z - mean, 0.0)
+    centred -= tl.sum(centred, AXIS, keep_dims=True) / p.to(S)  # what rounding left of the mean
 
     sums = tl.sum(v_dy, AXIS, keep_dims=True)
     products = tl.sum(v_dy * centred, AXIS, keep_dims=True)
@@ -325,14 +326,14 @@ def _normalise(
 
 @triton.jit(do_not_specialize=["n", "c", "p", "segments", "steps", "tiles"])
 def _sums(
-    sums, products,  # tables [piece, C]
+    sums, products, distances,  # tables [piece, C]
     dy, x, statistics, noise, strength, bias, style_scale, style_bias,
     slope: tl.float64, gain: tl.float64,
     n: tl.int64, c: tl.int64, p: tl.int64, segments: tl.int32, steps: tl.int64, tiles: tl.int32,
     PIXELS: tl.constexpr, NOISE_PER_SAMPLE: tl.constexpr, STRENGTH_PER_CHANNEL: tl.constexpr, S: tl.constexpr,
     ALIGN: tl.constexpr, R: tl.constexpr, F: tl.constexpr, BATCH: tl.constexpr,
 ):  # fmt: skip
-    """Sums of dy and of dy * (z - mean) of each segment."""
+    """Sums of dy, of dy * (z - mean) and of z - mean of each segment."""
     if PIXELS:
         c = c // ALIGN * ALIGN
     else:
@@ -350,7 +351,8 @@ def _sums(
         inverse = _small(statistics, rows + row, live, 0.0, S, R, COLUMNS)
         factor = _small(style_scale, row, live, 1.0, S, R, COLUMNS) * inverse
         shift = _small(style_bias, row, live, 0.0, S, R, COLUMNS)
-    total, total_products = tl.full([R, F], 0.0, S), tl.full([R, F], 0.0, S)
+    zeros = tl.full([R, F], 0.0, S)
+    total, total_products, total_distances = zeros, zeros, zeros
     begin = segment * steps * STEP
     for start in range(begin, tl.minimum(begin + steps * STEP, p), STEP):
         position, at, mask = _at(start, c, p, base, live, PIXELS, R, F)
@@ -363,29 +365,37 @@ def _sums(
             v_dy *= after
         else:
             z, _ = _activated(v_x, v_noise, k_strength, k_bias, slope, gain)
+        distance = z - mean
+        total_distances += tl.where(mask, distance, 0.0)
+        total_products += v_dy * distance
         total += v_dy
-        total_products += v_dy * (z - mean)
     of_piece = (sample * segments + segment) * c + channel
     tl.store(sums + of_piece, tl.sum(total, AXIS, keep_dims=True), mask=live)
     tl.store(products + of_piece, tl.sum(total_products, AXIS, keep_dims=True), mask=live)
+    tl.store(distances + of_piece, tl.sum(total_distances, AXIS, keep_dims=True), mask=live)
 
 
-@triton.jit(do_not_specialize=["n", "c", "segments"])
+@triton.jit(do_not_specialize=["n", "c", "p", "segments"])
 def _merge_sums(
-    totals,  # [2, N, C]
-    dstyle_scale, dstyle_bias, sums, products, statistics,
-    n: tl.int64, c: tl.int64, segments: tl.int64,
+    totals,  # [3, N, C]: T1, T2, T3 / P
+    dstyle_scale, dstyle_bias, sums, products, distances, statistics,
+    n: tl.int64, c: tl.int64, p: tl.int64, segments: tl.int64,
     S: tl.constexpr, F: tl.constexpr,
 ):  # fmt: skip
     plane = tl.program_id(0).to(tl.int64) * F + tl.arange(0, F)
     live = plane < n * c
     at = plane // c * segments * c + plane % c
-    total, total_products = tl.full([F], 0.0, S), tl.full([F], 0.0, S)
+    zeros = tl.full([F], 0.0, S)
+    total, total_products, rest = zeros, zeros, zeros
     for segment in range(0, segments):
         total += tl.load(sums + at + segment * c, mask=live, other=0.0)
         total_products += tl.load(products + at + segment * c, mask=live, other=0.0)
+        rest += tl.load(distances + at + segment * c, mask=live, other=0.0)
+    rest /= p.to(S)  # what rounding left of the mean
+    total_products -= rest * total
     tl.store(totals + plane, total, mask=live)
     tl.store(totals + n * c + plane, total_products, mask=live)
+    tl.store(totals + 2 * n * c + plane, rest, mask=live)
     if dstyle_bias is not None:
         tl.store(dstyle_bias + plane, total, mask=live)
     if dstyle_scale is not None:
@@ -419,8 +429,9 @@ def _gradients(
     factor = _small(style_scale, row, live, 1.0, S, R, COLUMNS) * inverse
     if BATCH:
         shift = _small(style_bias, row, live, 0.0, S, R, COLUMNS)
-    level = _small(totals, row, live, 0.0, S, R, COLUMNS) / numbers.to(S)
     tilt = _small(totals, rows + row, live, 0.0, S, R, COLUMNS) / numbers.to(S) * inverse * inverse
+    level = _small(totals, row, live, 0.0, S, R, COLUMNS) / numbers.to(S)
+    level -= _small(totals, 2 * rows + row, live, 0.0, S, R, COLUMNS) * tilt
     sum_bias, sum_strength = tl.full([R, F], 0.0, S), tl.full([R, F], 0.0, S)
     begin = segment * steps * STEP
     for start in range(begin, tl.minimum(begin + steps * STEP, p), STEP):
@@ -553,15 +564,16 @@ def backward(
                 slope, gain, n, c, p, tiles, **kinds, **_tile(whole), **_compiled(whole.warps),
             )  # fmt: skip
         else:
-            sums, products = statistics.new_empty(2, n * segments, c)
-            totals = torch.empty_like(statistics)
+            sums, products, distances = statistics.new_empty(3, n * segments, c)
+            totals = statistics.new_empty(3, n, c)
             cut = (n, c, p, segments, plan.steps, tiles)
             options = {**kinds, **_tile(plan), **_compiled(WARPS)}
             _sums[(programs,)](
-                sums, products, dy, x, statistics, *before, None, None, slope, gain, *cut, BATCH=False, **options
-            )
+                sums, products, distances, dy, x, statistics, *before, None, None, slope, gain, *cut,
+                BATCH=False, **options,
+            )  # fmt: skip
             _merge_sums[(triton.cdiv(n * c, _FLAT),)](
-                totals, dstyle_scale, dstyle_bias, sums, products, statistics, n, c, segments,
+                totals, dstyle_scale, dstyle_bias, sums, products, distances, statistics, n, c, p, segments,
                 S=kinds["S"], F=_FLAT, **_compiled(WARPS),
             )  # fmt: skip
             if dx is not None or biases is not None or strengths is not None:

@@ -196,9 +196,13 @@ def _elements(
                     # With cotangents g of the backward's results, their product with the results is, per element,
                     # dy * (post * f' * v + f * gpost),  v = scale * gx + gbias + gstrength * noise + gscale * x.
                     v_gx = tl.load(gx + at, mask=mask, other=0.0).to(S)
-                    v = k_scale * v_gx + (g_strength * v_noise + g_bias) + g_scale * v_reference
+                    v = k_scale * v_gx + (g_strength * v_noise + g_bias)
+                    if gscale is not None:
+                        v += g_scale * v_reference
                     q = v_dy * (k_post * second * v + first * g_post)
-                    v_out = k_post * first * v + value * g_post
+                    v_out = k_post * first * v
+                    if gpost is not None:
+                        v_out += value * g_post
                     v_dx = k_scale * q + g_scale * du
                     tl.store(out_dx + at, v_dx.to(out_dx.dtype.element_ty), mask=mask)
                     sum_scale += q * v_reference + du * v_gx

@@ -25,9 +25,11 @@ class Case(NamedTuple):
     act: str = "lrelu"
     gain: float = 1.0
     eps: float = 1e-5
+    mean: float = 0.0  # of x
 
     def __str__(self):
-        return "-".join(["x".join(map(str, self.shape)), self.layout, self.act, "+".join(self.parts) or "bare"])
+        flags = [self.layout, self.act, "+".join(self.parts) or "bare", *["far"] * bool(self.mean)]
+        return "-".join(["x".join(map(str, self.shape)), *flags])
 
 
 # Too much for one unit of work of any kernel, and on a GPU for one thread that merges its pieces.
@@ -51,8 +53,16 @@ def _sizes():
         yield Case(shape, "nchw", eps=1e-2, parts=())
 
 
+def _far():
+    """A mean far from zero: rounding it to single precision leaves 5e-4 of it in x - mean."""
+    for layout in ("nhwc", "nchw"):
+        for shape in ((3, 16, 5, 7), (2, 37, 3, 5), IN_PIECES[layout]):
+            yield Case(shape, layout, mean=1e4)
+
+
 CASES = [(case, dtype) for case in _forms() for dtype in DTYPES]
 CASES += [(case, dtype) for case in _sizes() for dtype in ("fp32", "bf16")]
+CASES += [(case, "fp32") for case in _far()]
 
 
 def textbook(x, weight=None, bias=None, *, act, gain=1.0, eps=1e-5):
@@ -71,7 +81,7 @@ def make(case: Case, dtype: torch.dtype, device: str, seed: int = 0) -> dict[str
     draw = lambda *shape: torch.randn(shape, generator=generator).to(dtype).double()
     small = {"weight": draw(case.shape[1]), "bias": draw(case.shape[1])}
     small = {name: t for name, t in small.items() if name in case.parts}
-    x = draw(*case.shape)
+    x = draw(*case.shape) + case.mean
     if case.layout == "expanded":
         x = x[:1].expand(case.shape)
     for _ in range(20 * (case.act != "linear")):
@@ -91,6 +101,7 @@ def test_values_and_derivatives_are_as_good_as_plain_pytorch(backend, case, dtyp
         make(case, DTYPES[dtype], backends.device(backend)),
         layout=case.layout,
         terms=4.0,  # over the standard deviation of a few elements
+        orders=table.orders_of(backend, case.mean),
     )
 
 

@@ -25,9 +25,11 @@ class Case(NamedTuple):
     shared_noise: bool = False
     shared_style: bool = False
     eps: float = 1e-5
+    mean: float = 0.0  # of x
 
     def __str__(self):
         flags = ["scalar" * self.scalar_strength, "shared" * self.shared_noise, "affine" * self.shared_style]
+        flags += ["far" * bool(self.mean)]
         parts = {PARTS: "all", STYLE: "adain", (): "norm"}.get(self.parts, "+".join(self.parts))
         return "-".join(filter(None, ["x".join(map(str, self.shape)), self.layout, self.act, parts, *flags]))
 
@@ -66,8 +68,18 @@ def _sizes():
         yield Case(shape, "nchw", eps=1e-2)
 
 
+def _far():
+    """A mean far from zero: rounding it to single precision leaves 5e-4 of it in x - mean."""
+    for layout in ("nhwc", "nchw"):
+        for shape in ((2, 16, 5, 7), (2, 37, 3, 5), IN_PIECES[layout]):
+            yield _adain(shape, layout)._replace(mean=1e4)
+            yield Case(shape, layout, mean=1e4, gain=1.0)
+        yield Case(layout=layout, mean=-1e4, act="linear", gain=1.0, scalar_strength=True)
+
+
 CASES = [(case, dtype) for case in _forms() for dtype in DTYPES]
 CASES += [(case, dtype) for case in _sizes() for dtype in ("fp32", "bf16")]
+CASES += [(case, "fp32") for case in _far()]
 
 
 def textbook(
@@ -102,7 +114,9 @@ def fused(case: Case, **options):
 def make(case: Case, dtype: torch.dtype, device: str, seed: int = 0) -> dict[str, torch.Tensor]:
     """x and the small tensors, exact in `dtype`, and at no point near the kink of the activation."""
     generator = torch.Generator().manual_seed(seed)
-    draw = lambda *shape: torch.randn(shape, generator=generator).to(dtype).double()
+    # Far from zero, sums and products before the norm are to be exact: what they round would hide all else.
+    grid = (lambda t: (t * 8).round() / 8) if case.mean else (lambda t: t)
+    draw = lambda *shape: grid(torch.randn(shape, generator=generator)).to(dtype).double()
     n, c, *spatial = case.shape
     style = (c,) if case.shared_style else (n, c)
     small = {
@@ -113,7 +127,7 @@ def make(case: Case, dtype: torch.dtype, device: str, seed: int = 0) -> dict[str
         "style_bias": draw(*style),
     }
     small = {name: t for name, t in small.items() if name in case.parts}
-    x = draw(*case.shape)
+    x = draw(*case.shape) + case.mean
     if case.layout == "expanded":
         x, small["style_scale"] = x[:1].expand(case.shape), small["style_scale"][:1].expand(n, c)
         small["noise"] = small["noise"][:1].expand(n, 1, *spatial)
@@ -139,6 +153,7 @@ def test_values_and_derivatives_are_as_good_as_plain_pytorch(backend, case, dtyp
         fixed=("noise",),
         layout=case.layout,
         terms=4.0,  # over the standard deviation of a few elements
+        orders=table.orders_of(backend, case.mean),
     )
 
 
@@ -216,6 +231,37 @@ def test_a_mean_far_from_zero_does_not_cost_the_variance(backend, layout, dtype)
         largest = reference.abs().amax((2, 3))
         relative = 1e-6 if dtype == torch.float32 else torch.finfo(dtype).eps
         assert (error < 1e-5 + relative * largest).all(), (error, largest)
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_a_bias_before_the_norm_has_no_gradient_also_far_from_zero(backend, layout):
+    """It changes nothing. The mean, rounded to single precision, is 5e-4 off here: that must not add up."""
+    for shape in ((2, 16, 15, 17), IN_PIECES[layout]):
+        tensors = make(
+            Case(shape, layout, ("bias", *STYLE), "linear", 1.0, mean=1e4), torch.float32, backends.device(backend)
+        )
+        bias = tensors["bias"].requires_grad_()
+        dy = torch.randn(shape, generator=torch.Generator().manual_seed(2)).to(bias.device)
+        (dbias,) = torch.autograd.grad(style_epilogue(**tensors, act="linear"), bias, dy)
+        assert dbias.abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("scalar", [True, False], ids=["scalar", "per channel"])
+def test_the_second_gradient_of_a_strength_is_as_exact_as_plain_on_average(backend, scalar):
+    """A single number may be plain PyTorch's by luck: what counts is the error over some draws."""
+    case, errors = Case((2, 4, 9, 7), "nchw", gain=1.0, scalar_strength=scalar), []
+    for seed in range(12):
+        tensors = make(case, torch.float32, backends.device(backend), seed)
+        generator = torch.Generator().manual_seed(seed + 100)
+        draw = lambda t, generator=generator: torch.randn(t.shape, generator=generator).to(t.device)
+        dy, seeds = draw(tensors["x"]), [draw(t) for name, t in tensors.items() if name != "noise"]
+        wide = {name: t.double() for name, t in tensors.items()}
+        of = lambda function, *given: table.derivatives(function, *given, fixed=("noise",))[2][2].double()
+        plain = lambda **given: textbook(**given, act=case.act)
+        reference = of(plain, wide, dy.double(), [s.double() for s in seeds])
+        errors.append([of(f, tensors, dy, seeds) - reference for f in (fused(case), plain)])
+    ours, theirs = (torch.stack(each).square().mean().sqrt() for each in zip(*errors, strict=True))
+    assert ours <= 2 * theirs
 
 
 def test_a_plane_that_is_constant_gives_the_style_bias(backend):

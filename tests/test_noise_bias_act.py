@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from fastgan.ops import BackendUnavailable, fused, noise_bias_act, use_backend
+from fastgan.ops.arithmetic import arithmetic_dtype
 from fastgan.ops.noise_bias_act import ACTIVATIONS, sum_of_samples
 from tests import backends, table
 from tests.table import DTYPES, arrange
@@ -273,6 +274,38 @@ def test_infinities_are_handed_on_and_relu_makes_nan_of_the_negative_one(backend
         y = noise_bias_act(x, **small, act=act)
         assert [y[0, 3, 2, 1].item(), y[1, 2, 1, 3].item()] == pytest.approx([below, math.inf], nan_ok=True)
         assert y.isfinite().sum() == y.numel() - 2
+
+
+def extreme_numbers(dtype: torch.dtype) -> torch.Tensor:
+    """Infinities, the largest numbers, those where an exponential in fp32 is about to leave its range, and NaN."""
+    largest = torch.finfo(dtype).max
+    positive = torch.tensor([0.0, 1e-4, 0.5, 3.0, 21.0, 87.0, 88.4, 89.0, 104.0, 1e4, largest, math.inf])
+    return torch.cat([positive, -positive, torch.tensor([math.nan])]).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("ones", [("scale", "post"), ()], ids=["from the input", "from the output"])
+@pytest.mark.parametrize("act", ACTIVATIONS)
+def test_extreme_numbers_have_the_values_and_derivatives_of_plain_pytorch(backend, act, ones, dtype):
+    """Where plain PyTorch has an infinity or a NaN there is one, and nowhere else. Relu is F.leaky_relu of slope 0."""
+    device = backends.device(backend)
+    x = extreme_numbers(dtype).reshape(1, -1, 1, 1).to(device)
+    small = {name: torch.ones(1, x.shape[1], device=device, dtype=arithmetic_dtype(dtype)) for name in ones}
+
+    def derivatives(function):
+        leaf, dy = x.clone().requires_grad_(), torch.ones_like(x).requires_grad_()
+        y = function(leaf)
+        (dx,) = torch.autograd.grad(y, leaf, dy, create_graph=True)
+        seconds = torch.autograd.grad(dx, [dy, leaf], torch.ones_like(x), allow_unused=True, materialize_grads=True)
+        return [y, dx, *seconds]
+
+    plain, slope = ("lrelu", 0.0) if act == "relu" else (act, 0.2)
+    wide = lambda x: textbook(x.to(arithmetic_dtype(dtype)), act=plain, slope=slope, gain=1.0, clamp=None).to(dtype)
+    got, expected = derivatives(lambda x: noise_bias_act(x, **small, act=act)), derivatives(wide)
+    rounding = 4 * torch.finfo(dtype).eps
+    tolerance = {"rtol": rounding, "atol": max(rounding, 1e-6)}
+    named = [dict(zip(("y", "dx", "ddy", "ddx"), each, strict=True)) for each in (got, expected)]
+    torch.testing.assert_close(*named, **tolerance, equal_nan=True)
 
 
 @pytest.mark.parametrize("known", [True, False])

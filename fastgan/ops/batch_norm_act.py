@@ -18,7 +18,7 @@ from fastgan.ops import backends
 from fastgan.ops.arguments import check_activation, prepared
 from fastgan.ops.arithmetic import arithmetic_dtype, average_in, to_arithmetic
 from fastgan.ops.fused import FusedOperation, register
-from fastgan.ops.instance_norm import activated, check_eps, derivative, slope_of
+from fastgan.ops.instance_norm import activated, centred, check_eps, derivative, slope_of
 from fastgan.ops.layout import channels, dense, dense_like, view_of
 from fastgan.ops.noise_bias_act import noise_bias_act
 from fastgan.ops.recording import recordable
@@ -204,9 +204,12 @@ def _one(*parts: Tensor) -> Tensor:
 
 def _plain(x: Tensor, weight: Tensor | None, bias: Tensor | None, options: Options) -> tuple[Tensor, Tensor]:
     """Of one batch: the output and its statistics [3, C]."""
-    centred, mean, var = _centred(to_arithmetic(x))
+    x_wide = to_arithmetic(x)
+    mean = _mean(x_wide)
+    about_zero = x_wide - mean
+    var = _mean(about_zero.square())
     inverse = torch.rsqrt(var + options.eps)
-    y = activated(_affine(centred * inverse, weight, bias), options).to(x.dtype)
+    y = activated(_affine(about_zero * inverse, weight, bias), options).to(x.dtype)
     numbers = x.numel() // max(x.shape[1], 1)
     unbiased = var * (numbers / max(numbers - 1, 1))
     return y, torch.stack([t.detach().flatten() for t in (mean, inverse, unbiased)])
@@ -214,9 +217,9 @@ def _plain(x: Tensor, weight: Tensor | None, bias: Tensor | None, options: Optio
 
 def _plain_backward(grad, x, weight, bias, options, needs) -> tuple[Tensor | None, ...]:
     """Of one batch: the gradients of x, weight and bias that are needed."""
-    centred, _, var = _centred(to_arithmetic(x))
-    inverse = torch.rsqrt(var + options.eps)
-    normal = centred * inverse
+    about_zero = centred(to_arithmetic(x), _mean)
+    inverse = torch.rsqrt(_mean(about_zero.square()) + options.eps)
+    normal = about_zero * inverse
     dv = to_arithmetic(grad) * derivative(_affine(normal, weight, bias), options)
     dx = None
     if needs[0]:
@@ -237,13 +240,6 @@ def _over(t: Tensor) -> tuple[int, ...]:
 def _mean(t: Tensor) -> Tensor:
     """Over samples and positions, [N, C, ...] to [1, C, 1, ...]."""
     return t.mean(_over(t), keepdim=True)
-
-
-def _centred(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """x - mean, mean and population variance, the latter two [1, C, 1, ...]."""
-    mean = _mean(x)
-    centred = x - mean
-    return centred, mean, _mean(centred.square())
 
 
 def _affine(normal: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

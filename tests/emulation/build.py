@@ -108,7 +108,7 @@ def build(
             flags = of_scheduler
         else:
             # pybind11 hides its own types, and says so of every object that holds one of them.
-            flags = of_kernels if source.suffix == ".cu" else ["-O1", "-Wno-attributes"]
+            flags = of_kernels if source.suffix == ".cu" else ["-O1", "-Wno-attributes", "-Wno-unused-parameter"]
             flags = of_cpu_kernels if source.stem.endswith("_cpu") else flags
         arguments = [*common, *flags, "-x", "c++", "-c", str(source)]
         return _cached(arguments, [source, *_headers(), pybind11.__version__], f"{source.stem}.o")

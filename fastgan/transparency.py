@@ -6,9 +6,9 @@ Duff 1984, "Compositing Digital Images", section 3) colours are multiplied by co
 equal, and averages are those of what is seen. A discriminator of straight images would have the generator learn the
 colours that data happen to have under transparency.
 
-Most pixels are transparent or opaque, at an end of alpha's range. A generator with noise inputs cannot meet an end
-exactly, only scatter around it, which shows as specks. Alpha beyond its range looks as at the end; so a discriminator
-sees a tenth only of what is beyond: past the end noise hardly counts, and there is a gradient back.
+Most pixels are transparent or opaque: at an end of alpha's range, which a generator of unlimited values cannot meet
+exactly. Alpha beyond its range looks as at the end; so a discriminator sees a tenth only of what is beyond. Then alpha
+may lie past the end, where its errors hardly count, and there is a gradient back.
 """
 
 import torch

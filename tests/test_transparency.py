@@ -17,6 +17,7 @@ from tests.tiny_run import train
 pytestmark = pytest.mark.usefixtures("one_cache")
 
 OPTIONS = ["--channels", "4", "--images", "16"]
+NOISY = ["--arch", "stylegan", "--grow-from", "8"]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def stickers(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(stickers, tmp_path_factory):
-    return train(stickers, tmp_path_factory.mktemp("run") / "run", *OPTIONS)
+    return train(stickers, tmp_path_factory.mktemp("run") / "run", *NOISY, *OPTIONS)
 
 
 def test_premultiplied_is_colour_times_coverage():
@@ -93,6 +94,16 @@ def test_a_discriminator_sees_no_colours_under_transparency(stickers, tmp_path, 
         assert (images[:, :3][clear] == -1).all()
     real = next(images for images in seen if (images[:, 3].abs() == 1).all())
     assert (real[:, 3, 0, 0] == -1).all() and (real[:, :3, 2:6, 2:6] > -1).any()
+
+
+def test_stylegan2_has_no_noise_to_dither_alpha_with(stickers, tmp_path, capsys):
+    own = train(stickers, tmp_path / "run", *OPTIONS)
+    generator, _ = checkpoint.load_generator(own)
+    assert "noise" not in generator.supports
+    assert not [name for name, _ in generator.named_parameters() if "strength" in name]
+    capsys.readouterr()
+    assert generate(["noise", "--checkpoint", str(own)]) == 2
+    assert capsys.readouterr().err.strip() == "error: noise: stylegan2 has no noise: its layers have no random input"
 
 
 def test_the_deviation_by_noise_is_of_what_is_seen(run):

@@ -313,7 +313,9 @@ def _open_data(config: Config, header: checkpoint.Header | None) -> data.ImageDa
 def _model_config(config: Config, num_classes: int) -> models.ModelConfig:
     resolution, first = pyramid(config.data.resolution)
     image = {"resolution": resolution, "first": first, "channels": config.data.channels}
-    return models.ModelConfig(**vars(config.network), **image, num_classes=num_classes)
+    # With noise a generator dithers: alpha of single pixels at one end or the other, where it should be in between.
+    noise = config.data.channels != 4
+    return models.ModelConfig(**vars(config.network), **image, num_classes=num_classes, noise=noise)
 
 
 def _new_run_folder(config: Config) -> Path:

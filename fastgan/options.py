@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import functools
 import io
 import json
 import math
@@ -267,21 +268,33 @@ def from_json(kind: type[Kind], content: Any, where: str) -> Kind:
     import pydantic
 
     _require_fields(kind, content, where)
-    strict = pydantic.ConfigDict(extra="forbid", strict=True)
     try:
-        (value,) = pydantic.TypeAdapter(list[kind], config=strict).validate_json(json.dumps([content]))
+        (value,) = _adapter(kind).validate_json(json.dumps([content]))
     except pydantic.ValidationError as error:
-        place = error.errors(include_url=False)[0]["loc"][1:]
+        found = error.errors(include_url=False)[0]
+        if found["type"] == "json_invalid":  # a lone surrogate
+            raise UserError(f"{where}: {found['msg']}") from None
+        place = found["loc"][1:]
         name, hint = where, kind
         for part in place:
             fields = _fields(hint)
             if part not in fields:
                 break
             name, hint, content = f"{name}.{part}", fields[part], content[part]
-        raise UserError(f"{name} is {readable(json.dumps(content))}, must be {words(hint)}") from None
+        needed = "an object of its fields" if _fields(hint) else words(hint)
+        raise UserError(f"{name} is {readable(json.dumps(content))}, must be {needed}") from None
     return check(value, lambda path: ".".join([where, *path]))
 
 
+@functools.cache
+def _adapter(kind: type):
+    """Of a list of `kind`, since an adapter of a dataclass itself takes no configuration."""
+    import pydantic
+
+    return pydantic.TypeAdapter(list[kind], config=pydantic.ConfigDict(extra="forbid", strict=True))
+
+
+@functools.cache
 def _fields(hint: Any) -> dict[str, Any]:
     """Name to type of the fields of a dataclass or TypedDict; of anything else none."""
     bare, _ = _bare(hint)

@@ -12,24 +12,26 @@ import json
 import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
+from typing_extensions import TypedDict  # that of `typing` is not known to pydantic before Python 3.12
 
 from fastgan import __version__, models
 from fastgan.data import ImageDataset
 from fastgan.data.urls import local
-from fastgan.errors import UserError
+from fastgan.errors import UserError, readable
 from fastgan.models.growing import Growing
-from fastgan.training.config import Config, from_dict, to_dict
+from fastgan.options import from_json
+from fastgan.training.config import Config, pyramid, resolve, to_dict
 from fastgan.training.files import link, write_atomically
 
 FORMAT = 4
 FILE_NAME = "checkpoint.safetensors"
 BEST_FILE_NAME = "checkpoint-best.safetensors"  # by the first of --metrics
+_MOMENTS = {torch.optim.Adam: ("step", "exp_avg", "exp_avg_sq"), torch.optim.RMSprop: ("step", "square_avg")}
 NETWORKS = ("generator", "critic", "ema")
 
 
@@ -59,6 +61,29 @@ class State:
         }
 
 
+class DatasetSummary(TypedDict):
+    """The data set of a training. digests: those of the `ImageDataset`."""
+
+    images: int
+    class_names: list[str]
+    digests: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What the header holds, with the types it is checked by."""
+
+    format: int
+    versions: dict[str, str]
+    config: Config
+    model: models.ModelConfig
+    step: int
+    images: int
+    stage: tuple[int, float] | None
+    dataset: DatasetSummary
+    tensors: int
+
+
 @dataclass(frozen=True)
 class Header:
     """What a checkpoint says about itself, read without its tensors."""
@@ -69,11 +94,11 @@ class Header:
     step: int
     images: int
     stage: tuple[int, float] | None
-    dataset: dict[str, Any]  # {"images": int, "class_names": list[str], "digests": those of the ImageDataset}
+    dataset: DatasetSummary
     tensors: int  # how many there are
 
 
-def save(path: Path, state: State, config: Config, model: models.ModelConfig, dataset: dict[str, Any]) -> None:
+def save(path: Path, state: State, config: Config, model: models.ModelConfig, dataset: DatasetSummary) -> None:
     """Write `state` to `path`, atomically. If that fails, raises UserError and leaves the old file as it was."""
     tensors = _tensors(state)
     header = {
@@ -141,17 +166,45 @@ def read_header(path: str | Path) -> Header:
         raise UserError(f"{path} is a safetensors file, but was not written by fastgan.train")
     try:
         content = json.loads(metadata["fastgan"])
-        if content["format"] != FORMAT:
-            raise UserError(f"{path} has format {content['format']}; this fastgan ({__version__}) reads {FORMAT}")
-        config = from_dict(content["config"])
-        model = models.ModelConfig(**content["model"])
-        stage = None if content["stage"] is None else tuple(content["stage"])
-        progress = content["step"], content["images"], stage
-        return Header(path, config, model, *progress, content["dataset"], content["tensors"])
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: its header is no JSON: {error}") from None
+    try:
+        if isinstance(content, dict) and content.get("format") != FORMAT:
+            found = readable(content.get("format"))
+            raise UserError(f"has format {found}; this fastgan ({__version__}) reads {FORMAT}")
+        found = from_json(_Content, content, "header")
+        _require_consistent(found)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} was written by another version of fastgan: {error!r}") from None
+    return Header(path, found.config, found.model, found.step, found.images, found.stage, found.dataset, found.tensors)
+
+
+def _require_consistent(content: _Content) -> None:
+    """Raises UserError, naming the field, for values out of range, and for two that cannot both be true."""
+    config, model = content.config, content.model
+    for name in ("step", "images", "tensors"):
+        if not 0 <= getattr(content, name) < 2**63:
+            raise UserError(f"header.{name} is {getattr(content, name)}, must be at least 0, and below 2^63")
+    pairs = [(f"network.{name}", value, name, getattr(model, name)) for name, value in vars(config.network).items()]
+    size = pyramid(config.data.resolution)
+    pairs += [("data.resolution", config.data.resolution, "resolution", (model.resolution, model.first))]
+    pairs += [("data.channels", config.data.channels, "channels", model.channels)]
+    for option, given, name, own in pairs:
+        if (size if name == "resolution" else given) != own:
+            raise UserError(f"header.config.{option} is {readable(given)}, but header.model.{name} {readable(own)}")
+    try:
+        resolve(config)
+    except UserError as error:
+        raise UserError(f"header.config: {error}") from None
+    if content.stage is not None:
+        resolution, alpha = content.stage
+        if resolution not in model.resolutions or not 0 <= alpha <= 1:
+            raise UserError(
+                f"header.stage is {content.stage}, must be a resolution up to {model.resolution} and 0 to 1"
+            )
+    if model.num_classes and len(content.dataset["class_names"]) != model.num_classes:
+        names = len(content.dataset["class_names"])
+        raise UserError(f"header.model.num_classes is {model.num_classes}, but header.dataset.class_names has {names}")
 
 
 def restore(header: Header, state: State) -> None:
@@ -165,7 +218,7 @@ def restore(header: Header, state: State) -> None:
     if len(tensors) != header.tensors:
         raise UserError(f"{header.path} is incomplete: it has {len(tensors)} of the {header.tensors} tensors saved")
     for name, (optimizer, module) in state.optimizers().items():
-        _load_optimizer(optimizer, module, name, tensors)
+        _load_optimizer(header.path, optimizer, module, name, tensors)
     state.step, state.images, state.stage = header.step, header.images, header.stage
     for network in (state.generator, state.critic, state.ema):
         _grow(network, header)
@@ -177,11 +230,7 @@ def read_networks(header: Header) -> dict[str, Tensor]:
     Raises UserError, naming the file, if it cannot be read, or lacks some.
     """
     tensors = {name: value for prefix in NETWORKS for name, value in _read(header.path, prefix + ".").items()}
-    try:
-        with torch.device("meta"):
-            generator, critic = models.build(header.model)
-    except ValueError as error:
-        raise UserError(f"{header.path}: {error}") from None
+    generator, critic = _shapes(header)
     for name, module in (("generator", generator), ("critic", critic), ("ema", generator)):
         _saved(header.path, module, name, tensors)
     return tensors
@@ -194,22 +243,33 @@ def load_generator(path: str | Path, device: str | torch.device = "cpu") -> tupl
     a network without classes) to images [N, C, H, W] in [-1, 1]. Raises UserError, naming the file, if it cannot load.
     """
     header = read_header(path)
+    tensors = _read(header.path, "ema.")
+    _saved(header.path, _shapes(header)[0], "ema", tensors)
     generator, _ = models.build(header.model)
-    _load_module(header.path, generator, "ema", _read(header.path, "ema."))
+    _load_module(header.path, generator, "ema", tensors)
     _grow(generator, header)
     generator = generator.to(device=device, memory_format=torch.channels_last)
     return generator.eval().requires_grad_(False), header.config
 
 
-def difference(dataset: ImageDataset, saved: dict[str, Any]) -> str | None:
+def _shapes(header: Header) -> tuple[nn.Module, nn.Module]:
+    """Generator and critic without memory, of whatever size a header asks for. Raises UserError, naming the file."""
+    try:
+        with torch.device("meta"):
+            return models.build(header.model)
+    except (ValueError, TypeError, RuntimeError) as error:  # all of these for sizes that no tensor can have
+        raise UserError(f"{header.path}: header.model: {readable(str(error).partition(chr(10))[0])}") from None
+
+
+def difference(dataset: ImageDataset, saved: DatasetSummary) -> str | None:
     """What a data set has that the one a checkpoint was trained on had not; None if they are the same."""
     if dataset.class_names != saved["class_names"]:
         return f"has classes {dataset.class_names}, not {saved['class_names']}"
     if len(dataset) != saved["images"]:
         return f"has {len(dataset):,} images, not {saved['images']:,}"
-    if dataset.digests["images"] != saved["digests"]["images"]:
+    if dataset.digests["images"] != saved["digests"].get("images"):
         return "has as many images, but other ones, or in another order"
-    if dataset.digests["labels"] != saved["digests"]["labels"]:
+    if dataset.digests["labels"] != saved["digests"].get("labels"):
         return "has the same images, but with other labels"
     return None
 
@@ -267,14 +327,18 @@ def _saved(path: Path, module: nn.Module, prefix: str, tensors: dict[str, Tensor
 
 
 def _load_optimizer(
-    optimizer: torch.optim.Optimizer, module: nn.Module, prefix: str, tensors: dict[str, Tensor]
+    path: Path, optimizer: torch.optim.Optimizer, module: nn.Module, prefix: str, tensors: dict[str, Tensor]
 ) -> None:
     states = {}
+    names = next(names for kind, names in _MOMENTS.items() if isinstance(optimizer, kind))
     trained = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
     for index, (name, parameter) in enumerate(trained):  # as the optimizer counts them
         start = f"{prefix}.{name}."
         moments = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
         moments = {key: value for key, value in moments.items() if "." not in key}  # not those of a.b for a
+        shapes = {key: () if key == "step" else parameter.shape for key in names}
+        if moments and {key: value.shape for key, value in moments.items()} != shapes:
+            raise UserError(f"{path}: {start}* are not the moments that {type(optimizer).__name__} keeps: {names}")
         for key, value in moments.items():
             if key != "step":  # saved contiguous, but moments must have their parameter's memory format
                 moments[key] = torch.empty_like(parameter, requires_grad=False).copy_(value)

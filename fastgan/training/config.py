@@ -309,7 +309,7 @@ def resolve(config: Config) -> Config:
         auto["augment_p"] = 0.2 if config.regularization.augment in ("fixed", "ramp") else 0.0
     filled = {
         group: dataclasses.replace(
-            options, **{name: auto[name] for name, value in vars(options).items() if value == "auto"}
+            options, **{name: auto[name] for name, value in vars(options).items() if value == "auto" and name in auto}
         )
         for group, options in vars(config).items()
         if group in ("network", "training", "regularization", "growth")
@@ -357,8 +357,8 @@ _RULES = {
     **dict.fromkeys(("r1_interval", "path_interval"), _AT_LEAST_1),
     **dict.fromkeys(("mapping_lr", "lr_g", "lr_d", "ada_kimg"), _MORE_THAN_0),
     **dict.fromkeys(("r1_gamma", "r2_gamma", "gp_lambda", "drift", "clip", "path_length"), _AT_LEAST_0),
-    **dict.fromkeys(("ema_halflife", "ema_rampup", "mapping_layers", "level_images", "fade_images"), _AT_LEAST_0),
-    "critic_mapping_layers": _AT_LEAST_0,
+    **dict.fromkeys(("ema_halflife", "ema_rampup", "level_images", "fade_images"), _AT_LEAST_0),
+    **dict.fromkeys(("mapping_layers", "critic_mapping_layers"), _Rule(lambda value: 0 <= value <= 100, "0 to 100")),
     "freeze_d": _AT_LEAST_0,
     "batch_gpu": _Rule(lambda value: value >= 0, "at least 1, or 0 for all images of a batch at once"),
     "keep_checkpoints": _AT_LEAST_1,

@@ -211,14 +211,14 @@ def run(minutes: float, evaluations: int, samples: int, seed: int) -> dict:
     found = _description(task, contestants) | {"minutes": minutes, "seed": seed}
     found |= {"real": real.name, "real_images": len(real.index)}
     found["floor"] = {"of": floor.name} | _measured(reference, floor.features(extractor))
-    print(f"floor: {floor.name} to {real.name}: KID x 1000 {found['floor']['kid'] * 1e3:.2f}", flush=True)
+    print(f"floor: {floor.name} to {real.name}: KID {found['floor']['kid']:.5f}", flush=True)
 
     def evaluate(name: str, at: float) -> None:
         contestant = contestants[name]
         features = extractor(draw(contestant.average, labels, seed))
         row = {"minutes": at, "images": contestant.shown} | _measured(reference, features)
         found["contestants"][name]["evaluations"].append(row)
-        print(f"{contestant.about:40} {at:6.2f} min {contestant.shown:8,} images  KID x 1000 {row['kid'] * 1e3:8.2f}")
+        print(f"{contestant.about:40} {at:6.2f} min {contestant.shown:8,} images  KID {row['kid']:8.5f}")
         sys.stdout.flush()
 
     race(contestants, minutes, evaluations, evaluate)
@@ -260,12 +260,12 @@ def plot(found: dict, path: Path) -> None:
     lowest = found["floor"]["kid"]
     for name, contestant in found["contestants"].items():
         rows = contestant["evaluations"]
-        kids = [row["kid"] * 1e3 for row in rows]
+        kids = [row["kid"] for row in rows]
         label = f"{contestant['about']}: {rows[-1]['images']:,} images"
         axes.plot([row["minutes"] for row in rows], kids, "o-", color=COLOURS[name], label=label, markersize=4)
         lowest = min(lowest, *(row["kid"] for row in rows))
     floor = found["floor"]
-    axes.axhline(floor["kid"] * 1e3, color="grey", linestyle="--", label=f"{floor['of']}, the floor")
+    axes.axhline(floor["kid"], color="grey", linestyle="--", label=f"{floor['of']}, the floor")
     if lowest > 0:  # an unbiased estimate can be below
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -273,7 +273,7 @@ def plot(found: dict, path: Path) -> None:
         axes.yaxis.set_minor_locator(NullLocator())
     axes.set_xlim(left=0)
     axes.set_xlabel("minutes of training")
-    axes.set_ylabel("KID × 1000, EfficientNet-Lite0")
+    axes.set_ylabel("KID, EfficientNet-Lite0")
     threads = f"{found['threads']} thread{'s' * (found['threads'] > 1)}"
     machine = f"{found['device']} ({found['instructions']}), {threads}"
     axes.set_title(f"{found['arch']}, batch {found['batch']}: distance to {found['real']}\n{machine}")

@@ -14,6 +14,10 @@ __version__ = "0.1.0"
 _FROM = {"load": "fastgan.sampler", "patch": "fastgan.patching", "patch_ops": "fastgan.patching"}
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_FROM})
+
+
 def __getattr__(name: str):
     if name not in _FROM:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

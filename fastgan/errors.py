@@ -45,7 +45,7 @@ def command_line(main: Callable[..., int]) -> Callable[..., int]:
         except OSError as error:
             if error.strerror is None:  # not of the operating system
                 raise
-            where = "" if error.filename is None else f"{error.filename}: "
+            where = "" if error.filename is None else f"{readable(error.filename)}: "
             return _report(f"{where}{error.strerror}")
 
     return run

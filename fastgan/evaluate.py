@@ -243,16 +243,16 @@ def _drawer(generator, model, train, options: Options):
     return draw
 
 
-_WORDS = {  # of each value, and the factor it is shown with
-    "kid": ("KID x 1000", 1e3),
-    "fd": ("Fréchet distance", 1),
-    "precision": ("precision", 1),
-    "recall": ("recall", 1),
-    "fid": ("FID", 1),
-    "kid_inception": ("KID x 1000", 1e3),
-    "precision_inception": ("precision", 1),
-    "recall_inception": ("recall", 1),
-    "is": ("Inception score", 1),
+_WORDS = {  # of each value, and its decimals
+    "kid": ("KID", 5),
+    "fd": ("Fréchet distance", 3),
+    "precision": ("precision", 3),
+    "recall": ("recall", 3),
+    "fid": ("FID", 3),
+    "kid_inception": ("KID", 5),
+    "precision_inception": ("precision", 3),
+    "recall_inception": ("recall", 3),
+    "is": ("Inception score", 3),
 }
 
 
@@ -265,8 +265,8 @@ def table(found: dict[str, Any]) -> str:
     for network, metrics in choice.networks(found["metrics"]).items():
         rows.append([f"on features of {network}:", *([""] * len(columns))])
         for value in (value for name in metrics for value in choice.METRICS[name].values if value in _WORDS):
-            words, factor = _WORDS[value]
-            rows.append([f"  {words}", *(_number(column, value, factor) for column in columns.values())])
+            words, decimals = _WORDS[value]
+            rows.append([f"  {words}", *(_number(column, value, decimals) for column in columns.values())])
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
     lines = [
         found["arch"] + (f" after {shown:,} images" if (shown := found["images_shown"]) is not None else ""),
@@ -281,9 +281,9 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join([*lines, *found["remarks"]])
 
 
-def _number(column: dict[str, float], value: str, factor: float) -> str:
-    text = f"{column[value] * factor:.3f}"
-    return f"{text} ± {column[value + '_std'] * factor:.3f}" if value + "_std" in column else text
+def _number(column: dict[str, float], value: str, decimals: int) -> str:
+    text = f"{column[value]:.{decimals}f}"
+    return f"{text} ± {column[value + '_std']:.{decimals}f}" if value + "_std" in column else text
 
 
 if __name__ == "__main__":

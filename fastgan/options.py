@@ -143,7 +143,9 @@ def _require_known(argv: Sequence[str], known: dict[str, _Option], prog: str) ->
 
 def _mistake(said: str, argv: Sequence[str], known: dict[str, _Option], prog: str) -> str:
     """The box that tyro prints, as one line."""
-    lines = [re.sub(r"\x1b\[[\d;]*m", "", line).strip("│╭╮╰╯─ \n") for line in said.splitlines()]
+    plain = re.sub(r"\x1b\[[\d;]*m", "", said)
+    lines = [re.sub(r"^[│|+╭╰]\s|\s[│|+╮╯]$", "", line).strip() for line in plain.splitlines()]
+    lines = [line for line in lines if line.strip("─-+╭╮╰╯ ")]
     text = " ".join(line for line in lines if line)
     by_flag = {each: option for option in known.values() for each in option.flags}
     by_flag |= {name.upper(): option for name, option in known.items() if option.positional}

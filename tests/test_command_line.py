@@ -1,10 +1,13 @@
 """What a newcomer types: help that names everything, one line for every mistake, images where asked for."""
 
 import dataclasses
+import inspect
 import json
 import re
 import signal
+import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -12,14 +15,17 @@ import torch
 from PIL import Image, ImageSequence
 
 import fastgan
-from fastgan import models, studies
+from fastgan import dataset, evaluate, models, options, studies
 from fastgan.errors import UserError
+from fastgan.export import __main__ as export
 from fastgan.generate import SUB_COMMANDS, parse_classes, parse_seeds
 from fastgan.generate import main as generate
+from fastgan.progress import ProgressBar
 from fastgan.train import main
 from fastgan.training import checkpoint, sampling, step
 from fastgan.training import config as configuration
 from fastgan.training.grid import Section, draw_grid, save_animation
+from fastgan.view import __main__ as view
 from tests.test_studies import Growing
 from tests.tiny_run import WIDTHS, arguments, assert_same_checkpoint, start
 from tests.tiny_run import train as train_tiny
@@ -49,6 +55,100 @@ def test_help_names_every_option(capsys):
     text = capsys.readouterr().out
     missing = [name for name in configuration.options(configuration.Config()) if configuration.flag(name) not in text]
     assert not missing
+
+
+def _help(hint) -> list[type]:
+    """A dataclass of options and those that it is made of."""
+    fields = options._fields(hint)
+    return [hint, *(each for kind in fields.values() if dataclasses.is_dataclass(kind) for each in _help(kind))]
+
+
+def _kinds():
+    modules = (evaluate, dataset, export, view)
+    return [
+        each
+        for kind in (configuration.Config, *SUB_COMMANDS.values(), *(m.Options for m in modules))
+        for each in _help(kind)
+    ]
+
+
+@pytest.mark.parametrize("kind", _kinds(), ids=lambda kind: f"{kind.__module__}.{kind.__name__}")
+def test_help_flows(kind):
+    """tyro keeps a line break before what begins with no letter: a list has its dash, and a sentence none of these."""
+    texts = re.findall(r'"""(.*?)"""', inspect.getsource(kind), re.S)
+    breaks = [
+        line for text in texts for line in text.splitlines()[1:] if line.strip() and not line.strip()[0].isalpha()
+    ]
+    assert not [line for line in breaks if not line.strip().startswith("- ")]
+
+
+@pytest.mark.parametrize(
+    "given, images", [("10k", 10_000), ("25M", 25_000_000), ("1.5k", 1_500), ("2_000", 2_000), ("7", 7)]
+)
+def test_images_are_counted_in_thousands_and_millions(given, images):
+    assert configuration.parse(["--images", given, "--grid-interval", given]).training.images == images
+    assert configuration.parse([f"--images={given}"]).training.images == images
+
+
+@pytest.mark.parametrize("argv", [["--kimg", "25"], ["--kimg=25"], ["--images", "25k"]])
+def test_kimg_is_thousands_of_images(argv):
+    assert configuration.parse(["--lr-g", "1", *argv, "--seed", "3"]).training.images == 25_000
+
+
+WRONG_FLAGS = {
+    "train": (main, ["--resolutoin", "8"], "did you mean --resolution? python -m fastgan.train --help lists all"),
+    "underscores": (main, ["--batch_gup=8"], "--batch_gup=8: there is no such option; did you mean --batch-gpu?"),
+    "generate": (generate, ["mix", "--clases", "3"], "did you mean --classes? python -m fastgan.generate mix --help"),
+    "sub-command": (generate, ["intrepolate"], "intrepolate: there is no such sub-command; did you mean interpolate?"),
+    "missing": (generate, ["--class", "3"], "--checkpoint is missing; python -m fastgan.generate grid --help"),
+    "choice": (main, ["--loss", "foo"], "hinge, wgan, wgan-gp, relativistic or auto"),
+    "no number": (main, ["--batch", "x"], "--batch x: must be a whole number or auto"),
+    "one of two": (main, ["--betas", "1"], "--betas 1: must be 2 numbers or auto"),
+    "no value": (main, ["--device"], "--device: needs a value, a text"),
+    "too many": (main, ["--lr-g", "3", "4"], "4: belongs to no option"),
+    "infinite": (main, ["--mapping-lr", "inf"], "--mapping-lr inf: must be a finite number"),
+    "infinite in fp32": (generate, ["--checkpoint", "x", "--trunc", "1e300"], "--trunc 1e+300: must be a finite"),
+    "among others": (main, ["--level-lr", "1", "nan"], "--level-lr (1.0, nan): must be a finite number"),
+    "null byte": (main, ["--out", "a\0b"], "--out a\\x00b: must not have a null byte"),
+    "lone surrogate": (main, ["--out", "a\udce9"], "--out a\\udce9: must be UTF-8"),
+    "nobody": (main, ["--out", "~nobody-here/x"], "--out ~nobody-here/x: there is no such user's folder"),
+    "long name": (generate, ["--checkpoint", "x" * 5000], "File name too long"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", WRONG_FLAGS)
+def test_a_mistake_in_spelling_names_what_was_meant(mistake, capsys):
+    command, argv, says = WRONG_FLAGS[mistake]
+    assert says in error_of(command, argv, capsys)
+
+
+def test_home_is_meant_by_a_tilde(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert configuration.parse(["--out=~/run"]).output.out == str(tmp_path / "run")
+
+
+@pytest.mark.parametrize("program", ["train", "generate"])
+def test_a_reader_that_goes_is_no_mistake(program):
+    command = [sys.executable, "-m", f"fastgan.{program}", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait() == 141
+
+
+def test_the_package_shows_what_it_has():
+    assert {"load", "patch", "patch_ops"} <= set(dir(fastgan))
+
+
+def test_progress_in_a_file_is_a_line_a_quarter_minute_and_ends_at_all_of_it(capsys, monkeypatch):
+    monkeypatch.setattr("fastgan.progress.INTERVAL", 0.02)
+    with ProgressBar(total=10, unit="img") as bar:
+        for _ in range(6):
+            time.sleep(0.015)
+            bar.update(2)
+    with ProgressBar(total=3, leave=False) as bar:  # too quick for a line
+        bar.update(3)
+    lines = capsys.readouterr().err.splitlines()
+    assert 2 <= len(lines) <= 5 and lines[-1].startswith("100%") and "10/10" in lines[-1]
 
 
 @pytest.mark.parametrize("arch", models.ARCHITECTURES)

@@ -65,7 +65,7 @@ def test_samples_are_compared_with_half_of_the_training_images_and_the_other_hal
     assert "10 real images: training images, one half" in text and "the floor" in text and "not comparable" in text
     for column in (found["samples"], found["floor"]):
         assert all(f" {column[name]:.3f}" in text for name in ("fd", "precision", "recall"))
-        assert f"{column['kid'] * 1e3:.3f} ± {column['kid_std'] * 1e3:.3f}" in text
+        assert f"{column['kid']:.5f} ± {column['kid_std']:.5f}" in text
 
 
 def test_the_seed_decides(run, of_pixels):

@@ -82,14 +82,14 @@ def test_tensorboard_and_weights_and_biases_show_what_the_log_has_and_the_sample
     tags = set(events.Tags()["scalars"])
     assert tags >= NUMBERS
     assert ("memory/peak_memory_gib" in tags) == (sys.platform != "win32")
-    assert [event.step for event in events.Scalars("losses/loss_d")] == [line["step"] for line in lines]
+    assert [event.step for event in events.Scalars("losses/loss_d")] == [line["images"] for line in lines]
     signs = [event.value for event in events.Scalars("signs of logits/sign_real")]
     assert signs == pytest.approx([line["sign_real"] for line in lines], abs=1e-5)
     for line in lines:  # each of one step, with four images
         for of in ("real", "fake"):
             sign, logit = line[f"sign_{of}"], line[f"logit_{of}"]
             assert sign in (-1, -0.5, 0, 0.5, 1) and (abs(sign) < 1 or sign * logit > 0)
-    assert [event.step for event in events.Images("samples")] == [4, 8, 12]
+    assert [event.step for event in events.Images("samples")] == [16, 32, 48]
 
     (logged,) = wandb.runs
     assert logged["options"]["project"] == "cats" and logged["options"]["name"] == "run"

@@ -179,14 +179,14 @@ def load_entry(entry: Path) -> ImageDataset | None:
 
 def _write(folder: Path, recipe: Recipe, progress: bool) -> None:
     """All files of an entry, synced. Plain writes, not a writable map: on a full disk a map dies of SIGBUS."""
-    from tqdm import tqdm
+    from fastgan.progress import ProgressBar
 
     folder.mkdir()
     pixels = hashlib.sha256()
     labels = None if recipe.labels is None else recipe.labels.astype(np.int64)
     with (
         open(folder / "images.npy", "wb") as file,
-        tqdm(total=recipe.shape[0], desc=recipe.title, unit=" images", disable=not progress, leave=False) as bar,
+        ProgressBar(total=recipe.shape[0], desc=recipe.title, unit=" images", disable=not progress, leave=False) as bar,
     ):
         header = {"descr": "|u1", "fortran_order": False, "shape": recipe.shape}
         np.lib.format.write_array_header_1_0(file, header)

@@ -207,10 +207,11 @@ def _common_factor(source: Files, names: list[str], size: tuple[int, int], progr
     """How many times larger than `size` all images are. Reads their headers only, so that a wrong one shows before the
     long work."""
     from PIL import Image
-    from tqdm import tqdm
+
+    from fastgan.progress import ProgressBar
 
     first, factor, text = None, 1, size_text(size)
-    for name in tqdm(names, desc="checking sizes", unit=" images", disable=not progress, leave=False):
+    for name in ProgressBar(names, desc="checking sizes", unit=" images", disable=not progress, leave=False):
         where = source.full_name(name)
         try:
             with source.open(name) as file, Image.open(file, formats=FORMATS) as image:

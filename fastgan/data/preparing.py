@@ -200,7 +200,7 @@ def _damaged(work: Path) -> UserError:
 
 def _fill(job: Job, source: Source, output: Output, journal: Journal, progress: bool) -> None:
     """Append all images that are not there yet."""
-    from tqdm import tqdm
+    from fastgan.progress import ProgressBar
 
     waiting: list[list] = []
     count, before = len(journal.kept), len(journal.skipped)
@@ -219,7 +219,7 @@ def _fill(job: Job, source: Source, output: Output, journal: Journal, progress: 
     items = source.items(itertools.islice(order, done, None))
     with (
         contextlib.closing(_prepared(items, job, output.png)) as prepared,
-        tqdm(total=source.count, initial=done, desc="preparing", unit=" images", disable=not progress) as bar,
+        ProgressBar(total=source.count, initial=done, desc="preparing", unit=" images", disable=not progress) as bar,
     ):
         try:
             for item, found in prepared:

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 import torch.distributed as dist
-from tqdm import tqdm
 
+from fastgan.progress import ProgressBar
 from fastgan.ranks import Ranks
 
 BLOCK = 64  # images
@@ -29,7 +29,7 @@ def gathered(
     share = -(-len(starts) // ranks.count)
     mine = starts[ranks.rank * share : (ranks.rank + 1) * share]
     parts = []
-    with tqdm(
+    with ProgressBar(
         total=min(count, share * BLOCK), desc=title, unit=" images", disable=not title or not ranks.first, leave=False
     ) as bar:
         for start in mine:

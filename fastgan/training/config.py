@@ -49,8 +49,8 @@ class NetworkOptions:
     critic_norm: bool | Auto = "auto"
     """Whether the critic of dcgan and cgan has batch norm. auto: yes, but not with a gradient penalty."""
     critic_mapping_layers: int | Auto = "auto"
-    """Dense layers between a label's embedding and what stylegan2's critic compares with. auto: 0; StyleGAN2-ADA has
-    8."""
+    """Dense layers between a label's embedding and what stylegan2's critic compares with. auto: 0, as most have;
+    StyleGAN2-ADA has 8."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class DataOptions:
     DIR, ZIP: your images, sub-folders or dataset.json being their classes; or what `python -m fastgan.dataset` has
     made of any others, also the shards.json of shards, here or at a URL."""
     resolution: Annotated[int | str, tyro.conf.arg(metavar="N|WxH")] = 32
-    """Side of square images in pixels, a power of two. For stylegan2 and r3gan also width and height, like 64x32 or
-    1024x768, that can be halved until 4 to 7 rows or columns are left."""
+    """Side of square images in pixels, a power of two. For stylegan2 and r3gan also width and height, that can be
+    halved until 4 to 7 rows or columns are left, like 64x32 or 1024x768."""
     channels: int | Auto = "auto"
     """1 for grey images, 3 for colour, 4 for colour with transparency. auto: 3 for emoji, else 1."""
     classes: int | Auto = "auto"
@@ -83,8 +83,8 @@ class TrainingOptions:
     what that was."""
 
     images: Count | Auto = "auto"
-    """Length of the training: how many real images are shown to the critic, all in all, like 500000, 500k or 25M.
-    --kimg N: thousands of them."""
+    """Length of the training: how many real images are shown to the critic, all in all, like 500000, 500k or 25M;
+    or in thousands, as --kimg."""
     batch: int | Auto = "auto"
     """Images a step, of all processes together."""
     init_from: Annotated[PathText | None, tyro.conf.arg(metavar="RUN|FILE|URL", help_behavior_hint="")] = None
@@ -96,8 +96,8 @@ class TrainingOptions:
     few (Mo et al. 2020, FreezeD; 10 or more). Counted as by stylegan2-ada's --freezed: from_rgb, then the convolutions
     of each block; for r3gan a residual block is one."""
     batch_gpu: int = 0
-    """Images that go through the networks at once; their gradients are added up to those of --batch, in less memory.
-    0: all of a process. Batch norm and minibatch stddev see so many images."""
+    """Images that go through the networks at once; their gradients are added up to those of --batch, in less memory;
+    with 0 all of a process. Batch norm and minibatch stddev see so many images."""
     loss: Loss | Auto = "auto"
     """What generator and critic compete for. auto: wgan-gp for pggan, relativistic for r3gan, else nonsaturating."""
     critic_steps: int | Auto = "auto"

@@ -112,11 +112,12 @@ class Averages:
 class Log:
     """Writes one line of JSON a call, and the same numbers to TensorBoard and Weights & Biases, as `config` says.
 
-    Opened at step `step` > 0 of a resumed run, it first drops what a killed process wrote after that step. Left by an
+    The axis of TensorBoard and Weights & Biases is the number of images shown, as on the page. Opened at step `step`
+    > 0 of a resumed run, after so many images, it first drops what a killed process wrote after that step. Left by an
     exception, it says so to Weights & Biases. Raises UserError where that is asked for and cannot be had.
     """
 
-    def __init__(self, directory: Path, step: int, config: Config):
+    def __init__(self, directory: Path, step: int, images: int, config: Config):
         options = config.output
         self.path = directory / FILE_NAME
         self._wandb = None if options.wandb is None else _WeightsAndBiases(directory, options.wandb, config)
@@ -130,7 +131,7 @@ class Log:
             except ImportError:
                 print("TensorBoard is not installed: logging to log.jsonl only (pip install tensorboard)")
             else:
-                self._tensorboard = SummaryWriter(str(directory / TENSORBOARD_FOLDER), purge_step=step + 1)
+                self._tensorboard = SummaryWriter(str(directory / TENSORBOARD_FOLDER), purge_step=images + 1)
 
     def write(self, step: int, images: int, values: dict[str, float]) -> dict[str, float]:
         """Append the numbers of `step`; returns the line. Raises UserError, naming the file, if that fails."""
@@ -142,7 +143,7 @@ class Log:
             self._file.flush()
             if self._tensorboard is not None:
                 for tag, value in tagged.items():
-                    self._tensorboard.add_scalar(tag, value, step)
+                    self._tensorboard.add_scalar(tag, value, images)
             if self._wandb is not None:
                 self._wandb.write(images, tagged)
         return line
@@ -156,7 +157,7 @@ class Log:
                 self._wandb.write_grid(images, picture)
             if self._tensorboard is not None:
                 picture.thumbnail((LARGEST_PICTURE, LARGEST_PICTURE))
-                self._tensorboard.add_image("samples", np.asarray(picture), step, dataformats="HWC")
+                self._tensorboard.add_image("samples", np.asarray(picture), images, dataformats="HWC")
 
     def sync(self) -> None:
         """Flush to the disk: called before a checkpoint, which must never know more than the log does."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from fastgan import data, models
 from fastgan.errors import UserError
 from fastgan.models.growing import fade_reals
 from fastgan.ops import backends
+from fastgan.progress import ProgressBar
 from fastgan.ranks import Ranks, joined
 from fastgan.training import checkpoint, guard, initial, memory, precision, process
 from fastgan.training import config as configuration
@@ -157,16 +156,10 @@ def _train(
         process.finish_step_on_signal(ECHO if ranks.count > 1 else 0.0) as interrupt,
         contextlib.nullcontext() if header else _kept_from_the_first_step_on(run, state, ranks),
         contextlib.closing(loader),
-        Log(run, state.step, config) if ranks.first else NoLog() as log,
+        Log(run, state.step, state.images, config) if ranks.first else NoLog() as log,
         contextlib.closing(evaluations),
-        tqdm(
-            total=options.images,
-            initial=state.images,
-            unit="img",
-            smoothing=0.1,
-            dynamic_ncols=True,
-            disable=not ranks.first,
-            mininterval=0.5 if sys.stderr.isatty() else 15,
+        ProgressBar(
+            total=options.images, initial=state.images, unit="img", smoothing=0.1, disable=not ranks.first
         ) as progress,
     ):
         watch.read_all(read_log(run) if ranks.first else [])

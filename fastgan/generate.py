@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import itertools
-import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,18 +18,31 @@ import tyro
 from fastgan.data.urls import has_scheme
 from fastgan.errors import UserError, command_line, readable
 from fastgan.options import LARGEST_SEED, PathText, parse_options
+from fastgan.progress import ProgressBar
 from fastgan.training.config import LARGEST_NUMPY_SEED, SeedFormat
-from fastgan.training.grid import Section, draw_grid, require_video, save_animation, save_png, to_picture
-from fastgan.training.memory import shortage_is_a_mistake
+from fastgan.training.grid import (
+    PICTURES,
+    Section,
+    draw_grid,
+    require_fits,
+    require_video,
+    save_animation,
+    save_picture,
+    to_picture,
+)
+from fastgan.training.memory import require, shortage_is_a_mistake
 
 if TYPE_CHECKING:  # torch is imported once the options are known, so that --help is quick
     from torch import Tensor, nn
 
+    from fastgan.models import ModelConfig
+
 
 GRID_COLUMNS = 16
 SMALLEST_CELL = 96  # pixels of an image in a study
-PNG, ANIMATIONS = (".png",), (".gif", ".mp4")
+STILL, ANIMATIONS = tuple(PICTURES), (".gif", ".mp4")
 PICTURE_STEPS, ANIMATION_STEPS = 9, 48
+MOST_DRAWS = 100_000  # the deviation is known well long before
 MOST_SEEDS = 1_000_000  # more is a slip of the finger, and the list alone would fill the memory
 
 
@@ -58,23 +70,22 @@ class Options:
     trunc: Annotated[float, tyro.conf.arg(aliases=["--truncation"])] = 1.0
     """Truncation psi: 1 is full variety, less is more typical images, 0 the average image."""
     out: Annotated[PathText | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: in RUN)")] = None
-    """Name of the picture, ending in .png. Of a network at a URL: by default in the current folder."""
+    """Name of the picture, ending in .png, .jpg or .webp. Of a network at a URL: by default in the current folder."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto: the first GPU if there is one."""
 
     name: ClassVar[str]  # of the sub-command
     file_name: ClassVar[str]  # of the picture where `out` does not say
-    endings: ClassVar[tuple[str, ...]] = PNG  # that `out` may have; none: any
+    endings: ClassVar[tuple[str, ...]] = STILL  # that `out` may have; none: any
     all_classes: ClassVar[bool] = False  # whether they are drawn where `classes` does not say
     sources: ClassVar[bool] = False  # whether the first row and column are those of a table
 
     def check(self) -> None:
         """Raises UserError for a mistake that shows without the checkpoint."""
         self._check_seeds("seeds")
-        if not math.isfinite(self.trunc):
-            raise UserError(f"--trunc {self.trunc}: must be a finite number")
-        if self.endings and self.out is not None and Path(self.out).suffix.lower() not in self.endings:
-            raise UserError(f"--out {self.out}: the name must end in {' or '.join(self.endings)}")
+        if self.out is not None and not self.is_folder() and Path(self.out).suffix.lower() not in self.endings:
+            *others, last = self.endings
+            raise UserError(f"--out {readable(self.out)}: the name must end in {', '.join(others)} or {last}")
 
     def _check_seeds(self, name: str) -> None:
         text, option = getattr(self, name), f"--{name.replace('_', '-')}"
@@ -90,13 +101,34 @@ class Options:
 
         return sampling.latents(seeds, generator.z_dim, self.seed_format)
 
+    def is_folder(self) -> bool:
+        """Whether `out` is a folder for single images."""
+        return False
+
+    def images(self, classes: int) -> tuple[int, int]:
+        """Columns and rows of images that the picture will have."""
+        return self.columns(), len(parse_seeds(self.seeds)) * classes
+
+    def columns(self) -> int:
+        """Images beside each other."""
+        return 1
+
+    def require_memory(self, model: ModelConfig, classes: int, out: Path) -> None:
+        """Raises UserError, before anything is drawn, for a picture that memory or its format cannot hold."""
+        if self.is_folder() or out.suffix.lower() not in STILL:
+            return
+        (columns, rows), (height, width) = self.images(classes), model.plane(model.resolution)
+        require_fits((columns * width, rows * height), out)
+        what = f"a picture of {columns:,} times {rows:,} images"
+        require(6.0 * columns * width * rows * height, what, "give fewer --seeds, --classes or --steps")
+
     def write(self, generator: nn.Module, labels: list[Label], out: Path) -> None:
         """Draw it and write it to `out`. Raises Unsupported if the generator lacks what it needs."""
         sections = []
         for class_name, label in labels:
             heading, columns, rows = self.study(generator, {"label": label, "truncation": self.trunc})
             sections.append(Section(self.titled(heading, class_name), rows, columns, self.sources))
-        save_png(draw_grid(sections, SMALLEST_CELL), out)
+        save_picture(draw_grid(sections, SMALLEST_CELL), out)
 
     def study(
         self, generator: nn.Module, options: dict[str, Any]
@@ -130,24 +162,37 @@ class Grid(Options):
     out: Annotated[
         PathText | None, tyro.conf.arg(metavar="FILE|DIR", help_behavior_hint="(default: RUN/generated.png)")
     ] = None
-    """A name that ends in .png: one picture with a row of images a class. Else a folder for single images."""
+    """A name that ends in .png, .jpg or .webp: one picture with a row of images a class. Without an ending a folder
+    for single images, as PNG."""
 
-    name, file_name, endings, all_classes = "grid", "generated.png", (), True
+    name, file_name, all_classes = "grid", "generated.png", True
+
+    def is_folder(self) -> bool:
+        if self.out is None:
+            return False
+        from PIL import Image
+
+        ending = Path(self.out).suffix.lower()  # also of a folder like v1.5
+        return Path(self.out).is_dir() or ending not in {*STILL, *ANIMATIONS, *Image.registered_extensions()}
+
+    def images(self, classes: int) -> tuple[int, int]:
+        seeds = len(parse_seeds(self.seeds))
+        return min(seeds, GRID_COLUMNS), -(-seeds // GRID_COLUMNS) * classes
 
     def write(self, generator: nn.Module, labels: list[Label], out: Path) -> None:
         seeds = parse_seeds(self.seeds)
         rows = []
         for name, label in labels:
-            if out.suffix.lower() in PNG:
+            if not self.is_folder():
                 drawn = self._images(generator, seeds, label)
                 rows += [(name, drawn[start : start + GRID_COLUMNS]) for start in range(0, len(drawn), GRID_COLUMNS)]
                 continue
             start = "" if label is None else f"class{label:02d}-{name}-"  # the number: "a" and "A" may be one file name
             for seed in seeds:
                 image = self._images(generator, [seed], label)[0]
-                save_png(to_picture(image), out / f"{start}seed{seed:04d}.png")
+                save_picture(to_picture(image), out / f"{start}seed{seed:04d}.png")
         if rows:
-            save_png(draw_grid([Section(f"seeds {self.seeds}, truncation {self.trunc:g}", rows)]), out)
+            save_picture(draw_grid([Section(f"seeds {self.seeds}, truncation {self.trunc:g}", rows)]), out)
 
     def _images(self, generator: nn.Module, seeds: list[int], label: int | None) -> np.ndarray:
         import torch
@@ -169,6 +214,9 @@ class Classes(Options):
 
     name, file_name, all_classes = "classes", "classes.png", True
 
+    def images(self, classes: int) -> tuple[int, int]:
+        return len(parse_seeds(self.seeds)), classes
+
     def write(self, generator: nn.Module, labels: list[Label], out: Path) -> None:
         from fastgan import studies
 
@@ -181,7 +229,7 @@ class Classes(Options):
             images = studies.classes(generator, self.latents(generator, seeds), [label], truncation=self.trunc)
             rows.append((name, studies.to_uint8(images[0])))
         heading = self.titled("the same latent as each class")
-        save_png(draw_grid([Section(heading, rows, _named(seeds))], SMALLEST_CELL), out)
+        save_picture(draw_grid([Section(heading, rows, _named(seeds))], SMALLEST_CELL), out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,10 +251,10 @@ class Interpolate(Options):
     out: Annotated[
         PathText | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: RUN/interpolate.png)")
     ] = None
-    """A name that ends in .png, or for an animation, with the classes side by side, in .gif or .mp4. MP4 needs
-    imageio-ffmpeg, the extra "video" of this package."""
+    """A name that ends in .png, .jpg or .webp, or for an animation, with the classes side by side, in .gif or .mp4. MP4
+    needs imageio-ffmpeg, the extra "video" of this package."""
 
-    name, file_name, endings = "interpolate", "interpolate.png", PNG + ANIMATIONS
+    name, file_name, endings = "interpolate", "interpolate.png", STILL + ANIMATIONS
 
     def check(self) -> None:
         super().check()
@@ -220,7 +268,7 @@ class Interpolate(Options):
             require_video(Path(self.out))
 
     def write(self, generator: nn.Module, labels: list[Label], out: Path) -> None:
-        if out.suffix.lower() in PNG:
+        if out.suffix.lower() in STILL:
             return super().write(generator, labels, out)
         from fastgan import studies
 
@@ -228,7 +276,20 @@ class Interpolate(Options):
         options = {"steps": self.steps or ANIMATION_STEPS, "space": self.space, "truncation": self.trunc}
         paths = [studies.interpolation_frames(generator, z, label=label, **options) for _, label in labels]
         frames = (np.concatenate([studies.to_uint8(image) for image in each], 1) for each in zip(*paths, strict=True))
-        return save_animation(frames, out, self.fps)
+        total = (len(parse_seeds(self.seeds)) - 1) * ((self.steps or ANIMATION_STEPS) - 1) + 1
+        bar = ProgressBar(frames, total=total, unit=" images", leave=False)
+        return save_animation(bar, out, self.fps)
+
+    def images(self, classes: int) -> tuple[int, int]:
+        return self.steps or PICTURE_STEPS, (len(parse_seeds(self.seeds)) - 1) * classes
+
+    def require_memory(self, model: ModelConfig, classes: int, out: Path) -> None:
+        super().require_memory(model, classes, out)
+        if out.suffix.lower() == ".gif":  # all frames are there at the end; an MP4 is written as they come
+            frames = (len(parse_seeds(self.seeds)) - 1) * (self.steps or ANIMATION_STEPS)
+            height, width = model.plane(model.resolution)
+            what = f"an animation of {frames:,} images"
+            require(float(frames * classes * width * height), what, "give fewer --steps or --seeds, or an .mp4")
 
     def study(self, generator, options):
         from fastgan import studies
@@ -259,6 +320,9 @@ class Mix(Options):
     some by number, like 2-4. There are two a resolution, from 0."""
 
     name, file_name, sources = "mix", "mix.png", True
+
+    def columns(self) -> int:
+        return 1 + len(parse_seeds(self.seeds_b, "--seeds-b"))
 
     def check(self) -> None:
         super().check()
@@ -304,8 +368,11 @@ class Noise(Options):
 
     def check(self) -> None:
         super().check()
-        if self.draws < 2:
-            raise UserError(f"--draws {self.draws}: must be at least 2")
+        if not 2 <= self.draws <= MOST_DRAWS:
+            raise UserError(f"--draws {self.draws}: must be from 2 to {MOST_DRAWS:,}")
+
+    def columns(self) -> int:
+        return 5
 
     def study(self, generator, options):
         from fastgan import studies
@@ -345,6 +412,9 @@ class Truncation(Options):
         super().check()
         if self.steps < 2:
             raise UserError(f"--steps {self.steps}: must be at least 2, for -1 and 1 are among them")
+
+    def columns(self) -> int:
+        return self.steps
 
     def study(self, generator, options):
         from fastgan import studies
@@ -425,14 +495,15 @@ def generate(options: Options) -> None:
     labels = parse_classes(options.classes, names) or [("", None)]
     if options.classes is None and not options.all_classes:
         labels = labels[:1]
+    folder = Path() if has_scheme(options.checkpoint) else path.parent
+    out = Path(options.out) if options.out is not None else folder / options.file_name
+    options.require_memory(model, len(labels), out)
     generator = load(precision.choose_device(options.device))
     if options.trunc != 1 and "truncation" not in generator.supports:
         raise UserError(f"--trunc {options.trunc:g}: {model.arch} has no truncation; leave it out")
 
-    folder = Path() if has_scheme(options.checkpoint) else path.parent
-    out = Path(options.out) if options.out is not None else folder / options.file_name
     try:
-        (out.parent if options.endings or out.suffix.lower() in PNG else out).mkdir(parents=True, exist_ok=True)
+        (out if options.is_folder() else out.parent).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder for --out {out}: {error.strerror}") from None
     try:

@@ -28,7 +28,7 @@ from PIL import Image
 from fastgan import data, dataset, models
 from fastgan.augment import Augment
 from fastgan.data import ImageLoader, open_dataset, pictures, preparing, shards, sources
-from fastgan.data.pictures import Unusable, Wanted, fitted, prepare
+from fastgan.data.pictures import Unusable, Wanted, fitted, parse_size, prepare
 from fastgan.data.shards import AT_ONCE, KEPT, ShardedStream
 from fastgan.errors import UserError
 from fastgan.losses import critic_with_grad_norm
@@ -972,14 +972,46 @@ def test_networks_of_any_shape_draw_and_judge_it(arch, channels):
 
 def test_other_families_refuse_what_is_not_square():
     with pytest.raises(
-        UserError, match=r"--resolution 64x32: dcgan draws square images only; .* --arch stylegan2 or r3gan"
+        UserError, match=r"--resolution 64x32: must be a power of two for pggan, whose images are square"
     ):
-        configuration.resolve(configuration.parse(["--arch", "dcgan", "--resolution", "64x32"]))
-    with pytest.raises(ValueError, match=r"first is \(4, 8\), must be \(4, 4\) for dcgan"):
-        models.build(models.ModelConfig(arch="dcgan", first=(4, 8)))
+        configuration.resolve(configuration.parse(["--arch", "pggan", "--resolution", "64x32"]))
+    with pytest.raises(ValueError, match=r"first is \(4, 8\), must be \(4, 4\) for pggan"):
+        models.build(models.ModelConfig(arch="pggan", first=(4, 8)))
 
 
-@pytest.mark.parametrize("resolution", ["48", "48x48", "50x30", "8x9", "64x", "4x8"])
+@pytest.mark.parametrize("resolution", ["28", "48", "24x16"])
+@pytest.mark.parametrize(
+    "arch, variant",
+    [
+        ("mlp", ""),
+        ("dcgan", "transposed"),
+        ("dcgan", "upsample"),
+        ("cgan", "conv"),
+        ("cgan", "mlp"),
+        ("stylegan2", ""),
+        ("r3gan", ""),
+    ],
+)
+def test_images_of_28_pixels_and_others_that_halve_to_5_6_or_7(arch, variant, resolution):
+    """MNIST's are 28 = 4 * 7."""
+    options = ["--arch", arch, "--resolution", resolution, *(["--variant", variant] if variant else [])]
+    config = configuration.resolve(configuration.parse(options))
+    size, first = configuration.pyramid(config.data.resolution)
+    model = models.ModelConfig(
+        arch=arch, variant=variant, resolution=size, first=first, num_classes=3, z_dim=8, channel_base=512,
+        channel_max=16,
+    )  # fmt: skip
+    generator, critic = models.build(model)
+    label = torch.tensor([0, 1, 2, 0])
+    images = generator(torch.randn(4, 8), label)
+    width, height = parse_size(resolution)
+    assert images.shape == (4, 1, height, width)
+    images = images.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(critic(images, label).sum(), images)
+    assert gradient.abs().sum((0, 1)).min() > 0, "a pixel is not looked at"
+
+
+@pytest.mark.parametrize("resolution", ["50", "36x36", "50x30", "8x9", "64x", "4x8"])
 def test_a_shape_that_cannot_be_halved_is_refused(resolution):
     with pytest.raises(UserError, match=r"--resolution .*: must be"):
         configuration.resolve(configuration.parse(["--resolution", resolution]))

@@ -36,23 +36,23 @@ class Block(nn.Module):
 
 
 class Project(nn.Module):
-    """A linear layer without bias whose result is seen as feature maps: [N, inputs] to [N, channels, size, size].
+    """A linear layer without bias whose result is seen as feature maps: [N, inputs] to [N, channels, H, W].
 
     In channels_last, as the convolutions after it like it.
     """
 
-    def __init__(self, inputs: int, channels: int, size: int):
+    def __init__(self, inputs: int, channels: int, size: tuple[int, int]):
         super().__init__()
-        self.linear = nn.Linear(inputs, size * size * channels, bias=False)
+        self.linear = nn.Linear(inputs, math.prod(size) * channels, bias=False)
         self.size = size
 
     def forward(self, x: Tensor) -> Tensor:
         return as_maps(self.linear(x), self.size)
 
 
-def as_maps(x: Tensor, size: int) -> Tensor:
-    """[N, size * size * C] seen as [N, C, size, size] in channels_last."""
-    return x.unflatten(1, (size, size, -1)).permute(0, 3, 1, 2)
+def as_maps(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """[N, H * W * C] seen as [N, C, H, W] in channels_last; size: H and W."""
+    return x.unflatten(1, (*size, -1)).permute(0, 3, 1, 2)
 
 
 def dense(inputs: int, outputs: int, act: str) -> Block:

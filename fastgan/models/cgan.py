@@ -8,6 +8,8 @@ and no dropout, for the reasons given in `fastgan.models.mlp`. The paper's width
 ones and zeros. Its widths follow from channel_max (published: 128).
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -18,9 +20,11 @@ from fastgan.ops.layout import channels_last
 
 VARIANTS = ("conv", "mlp")
 
+ANY_SHAPE = True  # also of images that are not square
+
 
 class Generator(nn.Module):
-    """z [N, z_dim], label [N] to an image [N, channels, R, R] in [-1, 1], fp32.
+    """z [N, z_dim], label [N] to an image [N, channels, H, W] in [-1, 1], fp32.
 
     Raises ValueError without classes.
     """
@@ -37,7 +41,7 @@ class Generator(nn.Module):
 
 
 class Critic(nn.Module):
-    """image [N, channels, R, R], label [N] to logits [N] in fp32.
+    """image [N, channels, H, W], label [N] to logits [N] in fp32.
 
     Raises ValueError without classes.
     """
@@ -63,24 +67,24 @@ def _num_classes(config) -> int:
 class _MLPGenerator(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.resolution = config.resolution
+        self.size = config.plane(config.resolution)
         width = 8 * config.channel_max
         of_z = max(width // 6, 1)
         self.z = dense(config.z_dim, of_z, "relu")
         self.label = dense(config.num_classes, width - of_z, "relu")
         self.joined = dense(width, width, "relu")
-        self.out = dense(width, config.channels * config.resolution**2, "tanh")
+        self.out = dense(width, config.channels * math.prod(self.size), "tanh")
 
     def forward(self, z: Tensor, label: Tensor) -> Tensor:
         x = torch.cat([self.z(z), self.label(label)], 1)
-        return as_maps(self.out(self.joined(x)), self.resolution)
+        return as_maps(self.out(self.joined(x)), self.size)
 
 
 class _MLPCritic(nn.Module):
     def __init__(self, config):
         super().__init__()
         width, of_label = 4 * config.channel_max, config.channel_max
-        self.image = dense(config.channels * config.resolution**2, width, "lrelu")
+        self.image = dense(config.channels * math.prod(config.plane(config.resolution)), width, "lrelu")
         self.label = dense(config.num_classes, of_label, "lrelu")
         self.joined = dense(width + of_label, width, "lrelu")
         self.out = nn.Linear(width, 1)
@@ -103,7 +107,7 @@ class _ConvGenerator(nn.Module):
         up = lambda i, o: ConvTranspose2d(i, o, 4, stride=2, padding=1, bias=False)
         self.layers = nn.Sequential(
             Block(nn.Linear(inputs, hidden, bias=False), hidden, norm=True, act="relu"),
-            Block(Project(hidden, width, config.resolution // 4), width, norm=True, act="relu"),
+            Block(Project(hidden, width, config.plane(config.resolution // 4)), width, norm=True, act="relu"),
             Block(up(width, half), half, norm=True, act="relu"),
             Block(up(half, config.channels), config.channels, norm=False, act="tanh"),
         )
@@ -121,7 +125,7 @@ class _ConvCritic(nn.Module):
         width, norm = config.channel_max, config.critic_norm
         half, hidden, inputs = max(width // 2, 1), 8 * width, config.channels + config.num_classes
         down = lambda i, o: Conv2d(i, o, 4, stride=2, padding=1, bias=False)
-        features = width * (config.resolution // 4) ** 2
+        features = width * math.prod(config.plane(config.resolution // 4))
         self.layers = nn.Sequential(
             Block(down(inputs, half), half, norm=False, act="lrelu"),
             Block(down(half, width), width, norm=norm, act="lrelu"),

@@ -13,6 +13,7 @@ has no dropout: its random masks would differ between the images that losses and
 """
 
 import itertools
+import math
 
 import torch
 from torch import Tensor, nn
@@ -35,10 +36,13 @@ def names_at_any_resolution(config) -> tuple[dict[str, str], dict[str, str]]:
     return generator, critic
 
 
-class Generator(nn.Module):
-    """z [N, z_dim], label [N] to an image [N, channels, R, R] in [-1, 1], fp32.
+ANY_SHAPE = True  # also of images that are not square
 
-    transposed: project and reshape to 4x4, then stride-2 transposed convolutions; ReLU, and tanh at the end.
+
+class Generator(nn.Module):
+    """z [N, z_dim], label [N] to an image [N, channels, H, W] in [-1, 1], fp32.
+
+    transposed: project, reshape to 4x4 or `first`, then stride-2 transposed convolutions; ReLU, and tanh at the end.
     upsample: linear to R/4, then convolutions 3x3, the first two at twice the resolution; LeakyReLU 0.2, and tanh.
     A label is joined to z as a one-hot vector, short beside z. Batch norm asks that the images of a batch differ, and
     labels as long as z are enough for that: then all images of a class become one.
@@ -65,7 +69,7 @@ def _transposed_generator(config, inputs: int) -> list[nn.Module]:
     channels = [config.features(r) for r in config.resolutions[:-1]]
     up = lambda i, o: ConvTranspose2d(i, o, 4, stride=2, padding=1, bias=False)
     return [
-        Block(Project(inputs, channels[0], 4), channels[0], norm=True, act="relu"),
+        Block(Project(inputs, channels[0], config.first), channels[0], norm=True, act="relu"),
         *(Block(up(i, o), o, norm=True, act="relu") for i, o in itertools.pairwise(channels)),
         Block(up(channels[-1], config.channels), config.channels, norm=False, act="tanh"),
     ]
@@ -75,7 +79,7 @@ def _upsample_generator(config, inputs: int) -> list[nn.Module]:
     wide, narrow = config.channel_max, max(config.channel_max // 2, 1)
     last = Conv2d(narrow, config.channels, 3, padding=1, bias=False)
     return [
-        Block(Project(inputs, wide, config.resolution // 4), wide, norm=True, act="linear"),
+        Block(Project(inputs, wide, config.plane(config.resolution // 4)), wide, norm=True, act="linear"),
         Block(UpsampleConv2d(wide, wide, bias=False), wide, norm=True, act="lrelu"),
         Block(UpsampleConv2d(wide, narrow, bias=False), narrow, norm=True, act="lrelu"),
         Block(last, config.channels, norm=False, act="tanh"),
@@ -83,7 +87,7 @@ def _upsample_generator(config, inputs: int) -> list[nn.Module]:
 
 
 class Critic(nn.Module):
-    """image [N, channels, R, R], label [N] to logits [N] in fp32.
+    """image [N, channels, H, W], label [N] to logits [N] in fp32.
 
     Stride-2 convolutions with LeakyReLU 0.2: 4x4 down to a resolution of 4 (transposed), or four 3x3 (upsample). Batch
     norm on all but the first; with `critic_norm=False` on none, for penalties that want every sample to be judged by
@@ -94,15 +98,15 @@ class Critic(nn.Module):
         super().__init__()
         if config.variant == "upsample":
             channels = [max(config.channel_max // share, 1) for share in (8, 4, 2, 1)]
-            kernel_size, size = 3, max(config.resolution // 16, 1)
+            kernel_size, size = 3, [-(-side // 16) for side in config.plane(config.resolution)]
         else:
             channels = [config.features(r) for r in reversed(config.resolutions[:-1])]
-            kernel_size, size = 4, 4
+            kernel_size, size = 4, config.first
         self.layers = nn.Sequential()
         for i, o in itertools.pairwise([config.channels, *channels]):
             conv = Conv2d(i, o, kernel_size, stride=2, padding=1, bias=False)
             self.layers.append(Block(conv, o, norm=config.critic_norm and len(self.layers) > 0, act="lrelu"))
-        features = channels[-1] * size**2
+        features = channels[-1] * math.prod(size)
         self.out = nn.Linear(features, 1)
         self.embed = nn.Embedding(config.num_classes, features) if config.num_classes else None
         self.apply(initialize)

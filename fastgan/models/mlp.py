@@ -7,15 +7,19 @@ not change between the images that losses and penalties compare. The paper's net
 `channel_max=150`.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from fastgan.models.blocks import as_maps, dense, embedded
 from fastgan.ops.arithmetic import to_arithmetic
 
+ANY_SHAPE = True  # also of images that are not square
+
 
 class Generator(nn.Module):
-    """z [N, z_dim], label [N] to an image [N, channels, R, R] in [-1, 1], fp32.
+    """z [N, z_dim], label [N] to an image [N, channels, H, W] in [-1, 1], fp32.
 
     Two hidden layers of 8 * channel_max ReLUs. A label is joined to z as an embedding of the same size.
     """
@@ -25,30 +29,30 @@ class Generator(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.z_dim = config.z_dim
-        self.resolution = config.resolution
+        self.size = config.plane(config.resolution)
         self.embed = nn.Embedding(config.num_classes, config.z_dim) if config.num_classes else None
         inputs, width = config.z_dim * (2 if config.num_classes else 1), 8 * config.channel_max
         self.layers = nn.Sequential(
             dense(inputs, width, "relu"),
             dense(width, width, "relu"),
-            dense(width, config.channels * config.resolution**2, "tanh"),
+            dense(width, config.channels * math.prod(self.size), "tanh"),
         )
 
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         if self.embed is not None:
             z = torch.cat([z, embedded(self.embed, label)], 1)
-        return as_maps(to_arithmetic(self.layers(z)), self.resolution)
+        return as_maps(to_arithmetic(self.layers(z)), self.size)
 
 
 class Critic(nn.Module):
-    """image [N, channels, R, R], label [N] to logits [N] in fp32.
+    """image [N, channels, H, W], label [N] to logits [N] in fp32.
 
     Two hidden layers of 4 * channel_max, LeakyReLU 0.2. A label is joined to the image as an embedding.
     """
 
     def __init__(self, config):
         super().__init__()
-        pixels, width = config.channels * config.resolution**2, 4 * config.channel_max
+        pixels, width = config.channels * math.prod(config.plane(config.resolution)), 4 * config.channel_max
         self.embed = nn.Embedding(config.num_classes, width) if config.num_classes else None
         inputs = pixels + (width if config.num_classes else 0)
         self.layers = nn.Sequential(dense(inputs, width, "lrelu"), dense(width, width, "lrelu"), nn.Linear(width, 1))

@@ -62,8 +62,8 @@ class DataOptions:
     DIR, ZIP: your images, sub-folders or dataset.json being their classes; or what `python -m fastgan.dataset` has
     made of any others, also the shards.json of shards, here or at a URL."""
     resolution: Annotated[int | str, tyro.conf.arg(metavar="N|WxH")] = 32
-    """Side of square images in pixels, a power of two. For stylegan2 and r3gan also width and height, that can be
-    halved until 4 to 7 rows or columns are left, like 64x32 or 1024x768."""
+    """Side of square images in pixels, or width and height, which can be halved until 4 to 7 rows or columns are left,
+    like 32, 28 or 1024x768. For stylegan and pggan a power of two."""
     channels: int | Auto = "auto"
     """1 for grey images, 3 for colour, 4 for colour with transparency. auto: 3 for emoji, else 1."""
     classes: int | Auto = "auto"
@@ -335,7 +335,7 @@ def pyramid(resolution: int | str) -> tuple[int, tuple[int, int]]:
 def _trainable(resolution: int | str) -> bool:
     """Whether networks can be made for it."""
     square, first = pyramid(resolution)
-    return first == (4, 4) and square >= 8 if isinstance(resolution, int) else square >= 8 and 4 <= min(first) <= 7
+    return square >= 8 and 4 <= min(first) <= 7
 
 
 class _Rule(NamedTuple):
@@ -350,7 +350,7 @@ _SHARE = _Rule(lambda value: 0 <= value <= 1, "from 0 to 1")
 
 _RULES = {
     "resolution": _Rule(
-        _trainable, "a power of two, at least 8, or WIDTHxHEIGHT that can be halved until the smaller one is 4 to 7"
+        _trainable, "a number or WIDTHxHEIGHT, at least 8, that can be halved until the smaller one is 4 to 7"
     ),
     "channels": _Rule(lambda value: value in (1, 3, 4), "1 (grey), 3 (colour) or 4 (colour with transparency)"),
     **dict.fromkeys(("z_dim", "channel_base", "channel_max", "images", "batch", "critic_steps"), _AT_LEAST_1),
@@ -387,7 +387,7 @@ _VARIANTS = {"dcgan": ("transposed", "upsample"), "cgan": ("conv", "mlp")}
 _STYLES = ("stylegan", "stylegan2")
 _GROWING = ("stylegan", "pggan")
 OF_BLOCKS = ("stylegan", "stylegan2", "pggan", "r3gan")
-_ANY_SHAPE = ("stylegan2", "r3gan")
+_SQUARE = ("stylegan", "pggan")  # whose images are square, of a power of two
 _GROUPED = ("stylegan", "stylegan2", "pggan")  # whose critics compare groups of 4 samples
 
 
@@ -396,9 +396,10 @@ def _check_together(config: Config) -> None:
     network, training, terms, growth = config.network, config.training, config.regularization, config.growth
     arch, side = network.arch, config.data.resolution
     variants = _VARIANTS.get(arch, ())
-    if isinstance(side, str) and arch not in _ANY_SHAPE:
-        shapes = " or ".join(_ANY_SHAPE)
-        raise UserError(f"--resolution {side}: {arch} draws square images only; give one number, or --arch {shapes}")
+    if pyramid(side)[1] != (4, 4) and arch in _SQUARE:
+        raise UserError(
+            f"--resolution {side}: must be a power of two for {arch}, whose images are square; give another --arch"
+        )
     if network.variant not in ("", *variants):
         known = f"must be {' or '.join(variants)} for {arch}" if variants else f"{arch} has no variants; leave it out"
         raise UserError(f"--variant {network.variant}: {known}")

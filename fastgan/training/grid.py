@@ -6,7 +6,7 @@ import io
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -22,6 +22,24 @@ _MARGIN = 6  # around text
 _APART = 10  # more pixels, between the sources of a table and what is made of them
 _LINE = 20  # from one line of text to the next
 _SMALLEST_FRAME = 256
+
+
+class _Picture(NamedTuple):
+    """A format by its name in Pillow; options: of `save`; largest: pixels of a side; transparent: whether it can be."""
+
+    name: str
+    options: dict[str, Any]
+    largest: int
+    transparent: bool
+
+
+_JPEG = _Picture("JPEG", {"quality": 95, "subsampling": 0}, 65_500, transparent=False)
+PICTURES = {  # by the ending of a name
+    ".png": _Picture("PNG", {}, 2**31 - 1, transparent=True),
+    ".jpg": _JPEG,
+    ".jpeg": _JPEG,
+    ".webp": _Picture("WEBP", {"lossless": True}, 16_383, transparent=True),
+}
 
 
 class Section(NamedTuple):
@@ -102,10 +120,24 @@ def to_picture(image: np.ndarray) -> Image.Image:
     return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
 
 
-def save_png(picture: Image.Image, path: Path) -> None:
-    """Write it atomically; raises UserError, naming the file, if that fails."""
+def require_fits(size: tuple[int, int], path: Path) -> None:
+    """Raises UserError if a picture of so many pixels, width and height, is too large for the format of `path`."""
+    largest = PICTURES[path.suffix.lower()].largest
+    if max(size) > largest:
+        raise UserError(
+            f"{path}: a picture of {size[0]}x{size[1]} is larger than the {largest} pixels that a side of "
+            f"{path.suffix} may have; give fewer --seeds or --classes, or choose .png"
+        )
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write it atomically, in the format that the name ends in; raises UserError, naming the file, if that fails."""
+    require_fits(picture.size, path)
+    kind = PICTURES[path.suffix.lower()]
+    if picture.mode == "RGBA" and not kind.transparent:
+        picture = _on_checks(picture)
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    picture.save(buffer, kind.name, **kind.options)
     write_atomically(path, buffer.getvalue())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from fastgan import data, models
-from fastgan.errors import UserError
+from fastgan.errors import UserError, readable
 from fastgan.models.growing import fade_reals
 from fastgan.ops import backends
 from fastgan.progress import ProgressBar
@@ -25,7 +26,7 @@ from fastgan.training.diversity import Diversity
 from fastgan.training.diversity import interval as measured_every
 from fastgan.training.evaluation import Evaluations
 from fastgan.training.files import one_writer, write_atomically
-from fastgan.training.grid import Section, draw_grid, save_png
+from fastgan.training.grid import Section, draw_grid, save_picture
 from fastgan.training.growth import Schedule, Stage, stage_at
 from fastgan.training.health import Watch
 from fastgan.training.log import FILE_NAME as LOG_FILE_NAME
@@ -89,6 +90,7 @@ def _train(
         model = start.fitted(config, num_classes) if start else _model_config(config, num_classes)
     torch.manual_seed(config.machine.seed)
     try:
+        _require_memory(model, config, device, ranks.count)
         state = new_state(model, config, device, ranks.count)
     except ValueError as error:
         raise UserError(str(error)) from None
@@ -311,6 +313,28 @@ def _model_config(config: Config, num_classes: int) -> models.ModelConfig:
     return models.ModelConfig(**vars(config.network), **image, num_classes=num_classes, noise=noise)
 
 
+def _require_memory(model: models.ModelConfig, config: Config, device: torch.device, processes: int) -> None:
+    """Raises UserError if parameters with their moments, a batch of images and one of feature maps cannot be held.
+
+    It is less than a training takes; what is near the limit shows in the first step.
+    """
+    try:
+        with torch.device("meta"):
+            generator, critic = models.build(model)
+    except (TypeError, RuntimeError) as error:  # for sizes that no tensor can have
+        raise UserError(f"these networks cannot be made: {readable(str(error).partition(chr(10))[0])}") from None
+    parameters = lambda network: sum(parameter.numel() for parameter in network.parameters())
+    needed = 4 * (5 * parameters(generator) + 4 * parameters(critic))  # with gradients, two moments, the average
+    batch = max(config.training.batch, *config.growth.level_batch, 0) // processes
+    batch = min(batch, config.training.batch_gpu or batch)
+    needed += batch * 3 * 4 * model.channels * math.prod(model.plane(model.resolution))
+    if model.arch in configuration.OF_BLOCKS and not config.growth.level_batch:
+        needed += batch * 2 * sum(model.features(side) * math.prod(model.plane(side)) for side in model.resolutions)
+    there = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+    remedy = "make --batch smaller, or --channel-base and --channel-max, or --resolution"
+    memory.require(float(needed), "a step", remedy, there)
+
+
 def _new_run_folder(config: Config) -> Path:
     """Make the folder that --out names, or the next free runs/ARCH-DATA-NNN."""
     try:
@@ -387,7 +411,7 @@ def _grid_writer(
         images = images.repeat(scale, 1).repeat(scale, 2).reshape(len(names), GRID_COLUMNS, *dataset.images.shape[1:])
         fakes = Section(f"generated, after {seen:,} images", list(zip(names, images, strict=True)))
         path = _grid_path(run, seen)
-        save_png(draw_grid([reals, fakes]), path)
+        save_picture(draw_grid([reals, fakes]), path)
         return path
 
     return write

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -33,6 +35,29 @@ def peak(device: torch.device) -> float | None:
         return None
     unit = 1 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def total() -> float:
+    """Bytes of memory of this machine, or of the container; infinite where the system does not say."""
+    found = math.inf
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        found = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    with contextlib.suppress(OSError, ValueError), open("/sys/fs/cgroup/memory.max") as file:
+        found = min(found, float(file.read()))  # "max" is no number
+    return found
+
+
+def require(needed: float, what: str, remedy: str, there: float | None = None) -> None:
+    """Raises UserError if so many bytes, at least, cannot be had: Linux would hand them out, and kill who uses them.
+
+    what: needs them. there: bytes of the device; None: of the machine.
+    """
+    there = total() if there is None else there
+    if needed > there:
+        raise UserError(
+            f"out of memory: {what} would take {_readable(str(int(needed)), 'bytes')} at least, and there are "
+            f"{_readable(str(int(there)), 'bytes')}; {remedy}"
+        )
 
 
 def is_shortage(error: BaseException) -> bool:

@@ -122,6 +122,36 @@ def test_a_mistake_in_spelling_names_what_was_meant(mistake, capsys):
     assert says in error_of(command, argv, capsys)
 
 
+SIZES = {  # of images, and what is asked for, with what the training has
+    "grey": (["L"], (28, 28), [], (28, 1)),
+    "one in colour": (["L"] * 20 + ["RGB"] * 20, (64, 32), [], ("64x32", 3)),
+    "opaque": (["RGBA"], (16, 16), [], (16, 3)),
+    "a smaller size": (["RGB"], (64, 64), ["--resolution", "32"], (32, 3)),
+    "other channels": (["L"], (32, 32), ["--channels", "3"], (32, 3)),
+}
+
+
+@pytest.mark.parametrize("case", SIZES)
+def test_size_and_channels_are_those_of_the_images(case, tmp_path):
+    modes, size, argv, found = SIZES[case]
+    for number, mode in enumerate(modes):
+        colour = {"L": 9, "RGB": (9, 0, 0), "RGBA": (9, 0, 0, 255)}[mode]
+        Image.new(mode, size, colour).save(tmp_path / f"{number:02d}.png")
+    data = configuration.resolve(configuration.parse(["--data", str(tmp_path), *argv])).data
+    assert (data.resolution, data.channels) == found
+
+
+def test_images_of_a_size_that_cannot_be_trained_at(tmp_path, capsys):
+    Image.new("L", (40, 30)).save(tmp_path / "a.png")
+    assert f"--data {tmp_path}: its images are 40x30" in error_of(main, ["--data", str(tmp_path)], capsys)
+    Image.new("L", (16, 16)).save(tmp_path / "a.png")
+    line = error_of(main, ["--data", str(tmp_path), "--resolution", "32", "--out", str(tmp_path / "run")], capsys)
+    assert (
+        "is 16x16, not 32 times 1, 2, 4, ...; resize all images to 32x32, as python -m fastgan.dataset --enlarge"
+        in line
+    )
+
+
 def test_home_is_meant_by_a_tilde(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert configuration.parse(["--out=~/run"]).output.out == str(tmp_path / "run")

@@ -232,9 +232,10 @@ def _common_factor(source: Files, names: list[str], size: tuple[int, int], progr
                 )
             if factor * size[0] != found[0] or factor < 1 or factor & (factor - 1):
                 wanted = size[0] if size[0] == size[1] else text
+                enlarged = " --enlarge" if factor < 1 else ""
                 raise UserError(
                     f"{where} is {size_text(found)}, not {wanted} times 1, 2, 4, ...; resize all images to {text}, "
-                    "as python -m fastgan.dataset does, or choose another --resolution"
+                    f"as python -m fastgan.dataset{enlarged} does, or choose another --resolution"
                 )
         if found != first:
             raise UserError(

@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
 
-from fastgan.data.pictures import parse_size
+from fastgan.data.looking import look
+from fastgan.data.pictures import parse_size, size_text
 from fastgan.errors import UserError
 from fastgan.options import LARGEST_SEED, Count, PathText, from_json, parse_options
 from fastgan.training.recipes import recipe
@@ -61,11 +62,12 @@ class DataOptions:
     """glyphs: characters drawn on the spot. emoji: colour pictures (extra "emoji").
     DIR, ZIP: your images, sub-folders or dataset.json being their classes; or what `python -m fastgan.dataset` has
     made of any others, also the shards.json of shards, here or at a URL."""
-    resolution: Annotated[int | str, tyro.conf.arg(metavar="N|WxH")] = 32
+    resolution: Annotated[int | str, tyro.conf.arg(metavar="N|WxH|auto")] = "auto"
     """Side of square images in pixels, or width and height, which can be halved until 4 to 7 rows or columns are left,
-    like 32, 28 or 1024x768. For stylegan and pggan a power of two."""
+    like 32, 28 or 1024x768. For stylegan and pggan a power of two. auto: that of the images, 32 for glyphs and
+    emoji."""
     channels: int | Auto = "auto"
-    """1 for grey images, 3 for colour, 4 for colour with transparency. auto: 3 for emoji, else 1."""
+    """1 for grey images, 3 for colour, 4 for colour with transparency. auto: what the images have, 1 for glyphs."""
     classes: int | Auto = "auto"
     """For glyphs: 10 (digits, the default), 26 (capitals) or 62 (both cases and digits). Folders and zips bring
     their own."""
@@ -285,14 +287,13 @@ def resolve(config: Config) -> Config:
 
     Raises UserError, naming the option, for a value out of range or for options that contradict each other.
     """
-    data = config.data
+    data = _found_out(config.data)
+    config = dataclasses.replace(config, data=data)
     width, height = parse_size(data.resolution)
     if width == height:
         data = dataclasses.replace(data, resolution=width)
         config = dataclasses.replace(config, data=data)
     _check(config, only="resolution")
-    if data.channels == "auto":
-        data = dataclasses.replace(data, channels=3 if data.source == "emoji" else 1)
     if data.source != "glyphs" and data.classes != "auto":
         raise UserError(f"--classes {data.classes}: {data.source} brings its own classes; leave it out")
     if data.source == "glyphs" and data.classes == "auto":
@@ -318,6 +319,24 @@ def resolve(config: Config) -> Config:
     _check(resolved)
     _check_together(resolved)
     return resolved
+
+
+def _found_out(options: DataOptions) -> DataOptions:
+    """The same with the size and the channels of the images where these are "auto"."""
+    if "auto" not in (options.resolution, options.channels):
+        return options
+    found = look(options.source)
+    if options.channels == "auto":
+        options = dataclasses.replace(options, channels=found.channels)
+    if options.resolution == "auto":
+        size = size_text(found.size)
+        if not _trainable(size):
+            raise UserError(
+                f"--data {options.source}: its images are {size}; a side must halve until the smaller one is 4 to "
+                "7: python -m fastgan.dataset makes them fit, or choose a --resolution"
+            )
+        options = dataclasses.replace(options, resolution=size)
+    return options
 
 
 def pyramid(resolution: int | str) -> tuple[int, tuple[int, int]]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastgan import models
+from fastgan.data.pictures import size_text
 from fastgan.errors import UserError
 from fastgan.models import ModelConfig
 from fastgan.training import checkpoint, trained
@@ -48,6 +49,9 @@ class Start:
             network=dataclasses.replace(config.network, **network),
             data=dataclasses.replace(
                 data,
+                resolution=size_text(tuple(reversed(model.plane(model.resolution))))
+                if data.resolution == "auto"
+                else data.resolution,
                 channels=model.channels if data.channels == "auto" else data.channels,
                 labels=model.num_classes > 0 if data.labels == "auto" else data.labels,
             ),

@@ -145,7 +145,7 @@ def critic_with_grad_norm(
         images = images if images.requires_grad and wants_graph else images.detach().requires_grad_()
         follow = wants_graph and isinstance(critic, nn.Module)
         follow = follow and not takes_plain_form([images, *critic.parameters()])
-        recording = one_pass.Recording(critic, images) if follow else None
+        recording = one_pass.Recording(images) if follow else None
         with recording or contextlib.nullcontext():
             result = critic(images) if labels is None else critic(images, labels)
         n = images.shape[0]
@@ -177,7 +177,7 @@ def why_not_one_pass(critic: Callable[..., Tensor], images: Tensor, labels: Tens
         twin = copy.deepcopy(critic, {id(value): value for value in left if value.grad_fn is not None})
     except Exception as error:
         raise ValueError(f"why_not_one_pass: the critic cannot be copied, to be run aside: {error}") from error
-    recording = one_pass.Recording(twin, images.detach().requires_grad_())
+    recording = one_pass.Recording(images.detach().requires_grad_(), twin)
     state = random.getstate(), np.random.get_state()
     try:
         devices = [images.device] if images.is_cuda else []

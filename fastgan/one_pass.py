@@ -42,6 +42,7 @@ from fastgan import piecewise_linear
 from fastgan.ops.arithmetic import to_arithmetic
 from fastgan.ops.noise_bias_act import linearized, sum_of_samples
 from fastgan.ops.recording import recorded_by
+from fastgan.ops.transforms import transforms_active
 from fastgan.piecewise_linear import Activation, Affine, NotPiecewiseLinear, Path
 
 # The recording of a forward pass ----------------------------------------------------------------------------------
@@ -109,8 +110,9 @@ class Recording(TorchFunctionMode):
     """Notes what a critic makes of its images, as a context manager around its call.
 
     Args:
-        critic: named in reasons.
         images: [N, ...], which require a gradient.
+        explained: the critic, if reasons are to name its modules. To find these, frames are looked into, which keeps
+            tensors longer.
 
     Attributes:
         steps: the calls that the logits come from, in order.
@@ -120,23 +122,23 @@ class Recording(TorchFunctionMode):
             weights or biases want one.
     """
 
-    def __init__(self, critic: nn.Module, images: Tensor):
+    def __init__(self, images: Tensor, explained: nn.Module | None = None):
         super().__init__()
         self.images = images
         self.steps: list[_Step] = []
         self.inputs: list[Tensor] = []
         self.outputs: dict[int, Tensor] = {}
-        self._critic = critic
+        self._names = {} if explained is None else {module: name for name, module in explained.named_modules()}
         self._versions: list[tuple[Tensor, int]] = [(images, images._version)]
-        self._storages: set[int] = {_storage(images)}
+        self._storages: set[int | None] = {_storage(images)}
         # Every value made of the images, by its place in the graph of autograd (node, which of its results), and the
-        # version of the tensor. Nodes that made these, nodes of calls that are not known (where, and why), and nodes
-        # that do not lead to the images.
+        # version of the tensor. Nodes that made these, nodes of calls that are not known (and why), and nodes that do
+        # not lead to the images.
         edge = get_gradient_edge(images)
         self._edges = [edge]  # of each value, by its number
         self._paths = {(edge.node, edge.output_nr): (Path(0, images.shape), images._version)}
         self._dependent: set[Any] = {edge.node}
-        self._unknown: dict[Any, tuple[nn.Module | None, str]] = {}
+        self._unknown: dict[Any, str] = {}
         self._independent: set[Any] = set()
         self._reason: str | None = None
 
@@ -148,6 +150,7 @@ class Recording(TorchFunctionMode):
     def __exit__(self, *error):
         super().__exit__(*error)
         self._in_force.__exit__(*error)
+        del self._in_force  # which holds this
 
     # Calls
 
@@ -160,7 +163,8 @@ class Recording(TorchFunctionMode):
             return self._call(name, function, args, kwargs)
 
     def _call(self, name: Callable, function: Callable, args: tuple, kwargs: dict) -> Any:
-        if self._reason is not None or is_compiling():  # torch.compile looks into modes as well, and must not find this
+        # torch.compile looks into modes too, and must not find this. Tensors of torch.func have graphs of their own.
+        if self._reason is not None or is_compiling() or transforms_active():
             return function(*args, **kwargs)
         found: list[Path] = []
         step = refusal = None
@@ -170,13 +174,13 @@ class Recording(TorchFunctionMode):
             if found:
                 step = _as_it_is(piecewise_linear.step(name, *marked))
         except NotPiecewiseLinear as error:
-            refusal = error
+            refusal = str(error)  # the error itself would keep this frame, and all tensors in it
         read = [] if step is None else [(tensor, tensor._version) for tensor in _tensors(step)]
         result = function(*args, **kwargs)
-        if overwritten & (self._storages | {_storage(tensor) for tensor, _ in read}):
-            self._refuse(_running(), f"{_name(name)}() overwrites what was read before")
+        if overwritten - {None} and overwritten & (self._storages | {_storage(tensor) for tensor, _ in read}):
+            self._refuse(self._explain(name, "overwrites what was read before"))
         elif found and name in _MEDDLING:
-            self._refuse(_running(), f"{_name(name)}() asks for what is behind a value, and could change it")
+            self._refuse(self._explain(name, "asks for what is behind a value, and could change it"))
         elif found:
             for i, y in enumerate(result if isinstance(result, list | tuple) else (result,)):
                 # Whatever has no gradient is a constant to all that follows, as it is to double backward. A value that
@@ -184,14 +188,18 @@ class Recording(TorchFunctionMode):
                 if isinstance(y, Tensor) and y.grad_fn is not None and (y.grad_fn, y.output_nr) not in self._paths:
                     try:
                         if refusal is not None:
-                            raise refusal
-                        self._add(step if y is result else _part(step, i), y)
+                            raise NotPiecewiseLinear(self._explain(name, refusal))
+                        self._add(name, step if y is result else _part(step, i), y)
                         self._versions += read
-                    except NotPiecewiseLinear as error:  # the logits may not come from it
-                        self._unknown[y.grad_fn] = _running(), f"{_name(name)}() {error}"
-                    except _MadeOfUnknown as error:
-                        self._unknown[y.grad_fn] = error.args
+                    except NotPiecewiseLinear as error:
+                        self._unknown[y.grad_fn] = str(error)  # the logits may not come from it
         return result
+
+    def _explain(self, function: Callable, reason: str) -> str:
+        """ "Tanh 'layers.1': tanh() is not known", without the module if it is the critic itself."""
+        module = _running() if self._names else None
+        where = f"{type(module).__name__} '{self._names[module]}': " if self._names.get(module) else ""
+        return f"{where}{_name(function)}() {reason}"
 
     def _path_of(self, tensor: Tensor, found: list[Path]) -> Path | Tensor:
         if not tensor.requires_grad:
@@ -205,12 +213,14 @@ class Recording(TorchFunctionMode):
             raise NotPiecewiseLinear("is given a value that was overwritten without a graph")
         return path
 
-    def _add(self, step: Affine | Activation, y: Tensor) -> None:
+    def _add(self, name: Callable, step: Affine | Activation, y: Tensor) -> None:
         n = self.images.shape[0]
         if y.dim() == 0 or y.shape[0] != n:
-            raise NotPiecewiseLinear(f"makes {list(y.shape)} of {n} samples, which must be counted by dimension 0")
+            reason = f"makes {list(y.shape)} of {n} samples, which must be counted by dimension 0"
+            raise NotPiecewiseLinear(self._explain(name, reason))
         if type(y) is not Tensor or not y.is_floating_point() or y.device != self.images.device:
-            raise NotPiecewiseLinear(f"makes a {type(y).__name__} of dtype {y.dtype} on {y.device}, which is not known")
+            reason = f"makes a {type(y).__name__} of dtype {y.dtype} on {y.device}, which is not known"
+            raise NotPiecewiseLinear(self._explain(name, reason))
         for tensor in _tensors(step):
             self._require_independent(tensor)
         number = len(self._edges)
@@ -253,18 +263,16 @@ class Recording(TorchFunctionMode):
             if node is None or node in self._independent:
                 continue
             if node in self._unknown:
-                raise _MadeOfUnknown(*self._unknown[node])
+                raise NotPiecewiseLinear(self._unknown[node])
             parents = [parent for parent, _ in node.next_functions]
             if node in self._dependent or any(parent in self._dependent for parent in parents):
-                raise _MadeOfUnknown(None, f"a result of {node.name()} is made of the images, and cannot be followed")
+                raise NotPiecewiseLinear(f"a result of {node.name()} is made of the images, and cannot be followed")
             self._independent.add(node)
             nodes.extend(parents)
 
-    def _refuse(self, module: nn.Module | None, reason: str) -> None:
-        """Lets go of all that was noted, once the forward pass cannot be followed any further."""
-        names = {each: name for name, each in self._critic.named_modules()}
-        where = f"{type(module).__name__} '{names[module]}': " if names.get(module) else ""
-        self._reason = where + reason
+    def _refuse(self, reason: str) -> None:
+        """Lets go of all that was noted: the forward pass is not followed any further."""
+        self._reason = reason
         self.steps, self.inputs, self.outputs, self._versions, self._unknown = [], [], {}, [], {}
         self._paths, self._dependent, self._independent, self._storages = {}, set(), set(), set()
         del self._edges[1:]
@@ -280,20 +288,17 @@ class Recording(TorchFunctionMode):
         return None
 
     def _followed(self, logits: Tensor) -> Path:
-        found: list[Path] = []
-        if self._reason is None and isinstance(logits, Tensor):
-            self._path_of(logits, found)
-            if not found:
-                try:
-                    self._require_independent(logits)
-                except _MadeOfUnknown as error:
-                    self._refuse(*error.args)
-            elif any(tensor._version != version for tensor, version in self._versions):
-                self._refuse(None, "it overwrites what it has read")
-        if not found and self._reason is None:
-            self._refuse(None, "its result does not depend on the images")
         if self._reason is not None:
             raise NotPiecewiseLinear(self._reason)
+        found: list[Path] = []
+        if isinstance(logits, Tensor):
+            self._path_of(logits, found)
+            if not found:
+                self._require_independent(logits)
+        if not found:
+            raise NotPiecewiseLinear("its result does not depend on the images")
+        if any(tensor._version != version for tensor, version in self._versions):
+            raise NotPiecewiseLinear("it overwrites what it has read")
         return found[0]
 
     def finish(self, logits: Tensor) -> None:
@@ -314,15 +319,12 @@ class Recording(TorchFunctionMode):
         self._edges, self._versions = [], []
         del logits
         with torch.autocast(self.images.device.type, enabled=False):  # the forward pass has recorded the dtypes
-            self.gradient, *adjoints = torch.autograd.grad(total, [self.images, *edges])
+            gradient, *adjoints = torch.autograd.grad(total, [self.images, *edges], allow_unused=True)
+        self.gradient = torch.zeros_like(self.images) if gradient is None else gradient
         self.logits = to_arithmetic(self.logits)
-        self.adjoints = dict(zip(places, adjoints, strict=True))
+        self.adjoints = {place: a for place, a in zip(places, adjoints, strict=True) if a is not None}
         kept = {step.result for step in self.steps}
         self.outputs = {number: y for number, y in self.outputs.items() if number in kept}
-
-
-class _MadeOfUnknown(Exception):
-    """(module, reason): a tensor comes from a call that is not known."""
 
 
 def _marked(value: Any, mark: Callable[[Tensor], Any]) -> Any:
@@ -359,7 +361,7 @@ def _part(step: Affine, i: int) -> Affine:
 
 def _running() -> nn.Module | None:
     """The module whose forward pass is running."""
-    frame = sys._getframe()
+    frame = sys._getframe(1)  # the locals of this one would be a cycle
     while frame is not None:
         module = frame.f_locals.get("self")
         if isinstance(module, nn.Module):
@@ -368,8 +370,11 @@ def _running() -> nn.Module | None:
     return None
 
 
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+def _storage(tensor: Tensor) -> int | None:
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):  # a tensor without numbers, or around another one
+        return None
 
 
 def _overwritten(function: Callable, args: tuple) -> tuple[Tensor, ...]:
@@ -557,8 +562,8 @@ class _Replay:
         bias = None if step.bias is None else self.inputs[step.bias]
         (argument,), output = step.paths, self.outputs.get(step.result)
         form = {"slope": step.slope, "gain": step.gain, "clamp": step.clamp}
-        if step.bias is not None and c is not None and self.needed[step.bias]:
-            adjoint = self.adjoints[step.adjoint]
+        adjoint = self.adjoints.get(step.adjoint)
+        if step.bias is not None and c is not None and adjoint is not None and self.needed[step.bias]:
             if step.adjoint == step.result:
                 adjoint = linearized(adjoint, output, factor=None, bias=None, **form)
             self.grads[step.bias] = sum_of_samples(adjoint, c).to(bias.dtype)
@@ -596,7 +601,7 @@ def check(critic: nn.Module, images: Tensor, labels: Tensor | None = None, toler
     Raises NotPiecewiseLinear if the critic does not qualify, AssertionError if either differs for a sample by more than
     `tolerance`.
     """
-    recording = Recording(critic, images.detach().requires_grad_())
+    recording = Recording(images.detach().requires_grad_(), critic)
     with torch.enable_grad():
         with recording:
             logits = critic(recording.images) if labels is None else critic(recording.images, labels)

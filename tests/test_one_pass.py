@@ -7,15 +7,18 @@ rounding, or is not taken, and then a reason is given.
 import contextvars
 import copy
 import functools
+import gc
 import itertools
 import os
 import random
 import threading
+import weakref
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import nn
 
 from fastgan import layers, models, one_pass, piecewise_linear
@@ -24,7 +27,7 @@ from fastgan.losses import critic_with_grad_norm, nonsaturating_real, why_not_on
 from fastgan.models.recomputing import recompute_blocks
 from fastgan.ops import conv2d
 from fastgan.ops.recording import recordable
-from tests.test_penalties import SIZE, assert_equal_gradients, batch, build, by_double_backward
+from tests.test_penalties import SIZE, Held, assert_equal_gradients, batch, build, by_double_backward
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -283,6 +286,8 @@ FOLLOWED = {
     "running mean": lambda: (varied(centred), None),
     "constant overwritten": lambda: (varied(overwriting_a_constant), None),
     "logging": lambda: (varied(logging), None),
+    "torch.func": lambda: (varied(attentive), None),
+    "checkpoint": lambda: (varied(checkpointed), None),
     "added to a buffer": lambda: (varied(adding_to_a_buffer), None),
     "added to itself": lambda: (varied(adding_to_itself), None),
     "counter": lambda: (varied(counts, steps=0), None),
@@ -326,6 +331,16 @@ def centred(self, x):
     with torch.no_grad():
         self.scale.lerp_(x.mean(), 0.5)
     return x - self.scale
+
+
+def attentive(self, x):
+    """A factor by torch.func, not made of the images; one that is made of their values has no gradient."""
+    weights = torch.func.vmap(lambda row: row.square().sum())(self.shift) * 0.1
+    return x * weights[:, None, None] * torch.func.grad(lambda t: (t**2).sum())(x.detach())
+
+
+def checkpointed(self, x):
+    return torch.utils.checkpoint.checkpoint(lambda x: self.act(x * 2 - 1), x, use_reentrant=False)
 
 
 def adding_to_itself(self, x):
@@ -513,7 +528,7 @@ REFUSED = {
     "slope of the other sign": (with_layer(nn.LeakyReLU(-0.2)), "must not be negative"),
     "function": (lambda: varied(lambda self, x: torch.sin(x)), "sin() is not known"),
     "product": (lambda: varied(lambda self, x: x * x), "mul() multiplies two values made of the images"),
-    "quotient": (lambda: varied(lambda self, x: 1 / (x + 9)), "() "),
+    "quotient": (lambda: varied(lambda self, x: 1 / (x + 9)), "div__() is not known"),
     "batch norm": (with_layer(nn.BatchNorm2d(4)), "BatchNorm2d '1': batch_norm() is not known"),
     "batch norm and activation": (with_layer(BatchNormAct(4)), "BatchNormAct '1': batch_norm_act() is not known"),
     "dropout": (with_layer(nn.Dropout(0.5)), "Dropout '1': dropout() is not known"),
@@ -521,6 +536,7 @@ REFUSED = {
         with_layer(nn.Sequential(layers.MinibatchStddev(1, 4), nn.Conv2d(8, 4, 1))),
         "MinibatchStddev '1.0': minibatch_stddev() is not known",
     ),
+    "vmap": (lambda: varied(lambda self, x: torch.vmap(lambda x: x * 2)(x)), "cannot be followed"),
     "own Function": (
         lambda: varied(lambda self, x: Tripled.apply(x)),
         "a result of TripledBackward is made of the images",
@@ -649,6 +665,40 @@ def test_a_gradient_by_torch_func_is_taken_by_double_backward():
         return nonsaturating_real(logits) + 3 * zero_centered_penalty(squares)
 
     torch.testing.assert_close(torch.func.grad(loss)(images), expected)
+
+
+def test_a_graph_is_freed_without_the_collector_of_python():
+    """Memory of a GPU would wait for it."""
+
+    def left_by(form):
+        """How many saved tensors are alive after the results; double backward of PyTorch leaves some itself."""
+        held = []
+
+        def pack(tensor):
+            kept = Held(tensor)
+            held.append(weakref.ref(kept))
+            return kept
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
+            critic_with_grad_norm(form, batch()[0])
+        assert held
+        return sum(ref() is not None for ref in held)
+
+    followed, refused = varied(lambda self, x: x), varied(lambda self, x: torch.tanh(x))
+    images = batch()[0]
+    gc.collect()
+    gc.disable()
+    try:
+        assert left_by(followed) == 0
+        assert left_by(refused) == left_by(by_double_backward(refused))
+        for critic in (followed, refused):
+            with one_pass.Recording(images) as recording:
+                critic(images)
+            freed = weakref.ref(recording)
+            del recording
+            assert freed() is None
+    finally:
+        gc.enable()
 
 
 # It changes nothing -----------------------------------------------------------------------------------------------

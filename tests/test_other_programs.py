@@ -8,6 +8,7 @@ import pickle
 import re
 import sys
 import types
+from random import Random
 
 import numpy as np
 import pytest
@@ -396,6 +397,24 @@ def test_other_networks_are_refused_in_one_line(theirs, tmp_path, strange):
     with pytest.raises(UserError, match=re.escape(says)) as error:
         find(path).everything()
     assert str(error.value).startswith(f"{path} ") and str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("archive", [True, False])
+def test_damaged_files_are_refused_in_one_line_or_read(tmp_path, archive):
+    sizes = Sizes(img_resolution=8, channel_base=16, channel_max=2, z_dim=2, num_layers=1)
+    whole, random, path = of_rosinality.saved(of_rosinality.checkpoint(sizes), archive), Random(0), tmp_path / "file.pt"
+    refused = 0
+    for _ in range(60):
+        content = bytearray(whole)
+        for _ in range(random.randint(1, 4)):
+            content[random.randrange(random.choice([len(content), 2000]))] = random.randrange(256)
+        path.write_bytes(content[: random.choice([None, None, len(content) // 2])])
+        try:
+            find(path).everything()
+        except UserError as error:
+            refused += 1
+            assert str(error).startswith(str(path)) and str(error).isprintable()
+    assert 20 < refused < 60
 
 
 class Hostile:

@@ -8,7 +8,7 @@ no classes, square colour images, the architectures "skip" and "resnet", no clam
 import argparse
 import dataclasses
 import io
-import pickle
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,11 +38,15 @@ def read(path: str | Path) -> Networks:
     """The networks of a file. Nothing in it is executed. Raises UserError, naming the file, for what it cannot hold."""
     try:
         # A training's options are in its files, and not looked at. The file is opened here, as torch goes by its name.
-        with open(path, "rb") as file, torch.serialization.safe_globals([argparse.Namespace]):
+        with (
+            open(path, "rb") as file,
+            torch.serialization.safe_globals([argparse.Namespace]),
+            warnings.catch_warnings(action="ignore"),
+        ):
             content = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (pickle.UnpicklingError, RuntimeError, ValueError, KeyError, EOFError, TypeError, AttributeError) as error:
+    except Exception as error:  # torch raises what it comes upon, of bytes that make no sense
         raise UserError(f"{path} is no file of networks by torch.save: {_first_line(error)}") from None
     with naming(path):
         return _networks(path, content)

@@ -143,8 +143,7 @@ def critic_with_grad_norm(
     wants_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         images = images if images.requires_grad and wants_graph else images.detach().requires_grad_()
-        follow = wants_graph and isinstance(critic, nn.Module)
-        follow = follow and not takes_plain_form([images, *critic.parameters()])
+        follow = wants_graph and isinstance(critic, nn.Module) and not takes_plain_form(critic.parameters())
         recording = one_pass.Recording(images) if follow else None
         with recording or contextlib.nullcontext():
             result = critic(images) if labels is None else critic(images, labels)

@@ -637,7 +637,7 @@ def test_a_function_can_be_made_known_and_a_wrong_rule_is_found_out():
         del piecewise_linear._RULES[shifted_conv]
 
 
-# Compilers and transforms ------------------------------------------------------------------------------------------
+# Compilers and memory ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow  # the compiler has to be imported
@@ -653,18 +653,6 @@ def test_compiled_functions_are_followed_or_refused():
             assert one_pass_taken
             assert_equal_gradients(got, expected)
     assert "cannot be followed" in why_not_one_pass(varied(lambda self, x: affine["aot_eager"](x)), batch()[0])
-
-
-def test_a_gradient_by_torch_func_is_taken_by_double_backward():
-    critic = varied(lambda self, x: x * self.scale)
-    images = batch()[0].detach()
-    expected = penalised(critic, critic, images.clone().requires_grad_())[0][0]
-
-    def loss(images):
-        logits, squares = critic_with_grad_norm(critic, images)
-        return nonsaturating_real(logits) + 3 * zero_centered_penalty(squares)
-
-    torch.testing.assert_close(torch.func.grad(loss)(images), expected)
 
 
 def test_a_graph_is_freed_without_the_collector_of_python():

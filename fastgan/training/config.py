@@ -85,8 +85,8 @@ class TrainingOptions:
     what that was."""
 
     images: Count | Auto = "auto"
-    """Length of the training: how many real images are shown to the critic, all in all, like 500000, 500k or 25M;
-    or in thousands, as --kimg."""
+    """Length of the training: how many real images are shown to the critic, all in all, like 500k or 25M.
+    The option --kimg gives it in thousands."""
     batch: int | Auto = "auto"
     """Images a step, of all processes together."""
     init_from: Annotated[PathText | None, tyro.conf.arg(metavar="RUN|FILE|URL", help_behavior_hint="")] = None
@@ -272,13 +272,14 @@ def parse(argv: list[str] | None, default: Config | None = None) -> Config:
 
 def _thousands(argv: list[str]) -> list[str]:
     """`--kimg 25000`, as other projects have it, as `--images 25000k`."""
-    found, of_images = [], False
+    found, before = [], None
     for token in argv:
         name, equals, value = token.partition("=")
-        if of_images or (name == "--kimg" and equals):
-            token = f"{value if equals else token}k"
-        found += ["--images", token] if name == "--kimg" and equals else ["--images" if name == "--kimg" else token]
-        of_images = token == "--kimg"
+        if name == "--kimg":
+            found += ["--images", f"{value}k"] if equals else ["--images"]
+        else:
+            found.append(f"{token}k" if before == "--kimg" else token)
+        before = token
     return found
 
 

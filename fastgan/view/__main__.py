@@ -28,8 +28,8 @@ class Options:
     the curves and samples of the training, which it follows. Needs the extra "view" of this package."""
 
     run: Annotated[PathText, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|FILE")]
-    """Folder of a training run, a checkpoint file, or a file of the official StyleGAN2 (.pkl) or of rosinality's
-    (.pt)."""
+    """Folder of a training run, a checkpoint file, or a file of the official StyleGAN2 (.pkl) or of
+    rosinality's (.pt)."""
     host: str = "127.0.0.1"
     """Address to serve the page at. The default is seen from this machine only; 0.0.0.0 from all others too, without a
     password."""

@@ -204,9 +204,9 @@ def _one(*parts: Tensor) -> Tensor:
 
 def _plain(x: Tensor, weight: Tensor | None, bias: Tensor | None, options: Options) -> tuple[Tensor, Tensor]:
     """Of one batch: the output and its statistics [3, C]."""
-    x_wide = to_arithmetic(x)
-    mean = _mean(x_wide)
-    about_zero = x_wide - mean
+    wide = to_arithmetic(x)
+    mean = _mean(wide)
+    about_zero = wide - mean
     var = _mean(about_zero.square())
     inverse = torch.rsqrt(var + options.eps)
     y = activated(_affine(about_zero * inverse, weight, bias), options).to(x.dtype)

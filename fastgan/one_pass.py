@@ -29,7 +29,7 @@ import contextvars
 import itertools
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -85,7 +85,11 @@ class _AffineStep(NamedTuple):
 
     @property
     def slots(self) -> list[_Slot]:
-        return [slot for slot in (*self.weights, *self.constants, self.bias) if isinstance(slot, _Slot)]
+        return [*self.weights, *self.offsets]
+
+    @property
+    def offsets(self) -> list[_Slot]:
+        return [slot for slot in (*self.constants, self.bias) if isinstance(slot, _Slot)]
 
 
 class _ActivationStep(NamedTuple):
@@ -101,6 +105,8 @@ class _ActivationStep(NamedTuple):
     @property
     def slots(self) -> list[_Slot]:
         return [] if self.bias is None else [self.bias]
+
+    offsets = slots
 
 
 _Step = _AffineStep | _ActivationStep
@@ -220,6 +226,9 @@ class Recording(TorchFunctionMode):
             raise NotPiecewiseLinear(self._explain(name, reason))
         if type(y) is not Tensor or not y.is_floating_point() or y.device != self.images.device:
             reason = f"makes a {type(y).__name__} of dtype {y.dtype} on {y.device}, which is not known"
+            raise NotPiecewiseLinear(self._explain(name, reason))
+        if step.bias is not None and step.bias.shape != y.shape[1:2]:
+            reason = f"has a bias {list(step.bias.shape)} for a result {list(y.shape)}, which is not known"
             raise NotPiecewiseLinear(self._explain(name, reason))
         for tensor in _tensors(step):
             self._require_independent(tensor)
@@ -421,6 +430,16 @@ def _with_biases_in_activations(steps: list[_Step], readers: Counter) -> list[_S
     return steps
 
 
+def _bent(steps: list[_Step]) -> set[int]:
+    """The values that a leaky ReLU is behind. Of what is added to these, and by itself has no part in |g|^2, double
+    backward finds zeros, as PyTorch's derivative of that slope; of what is added to others, None."""
+    bent: set[int] = set()
+    for step in reversed(steps):
+        if step.result in bent or (isinstance(step, _ActivationStep) and step.slope != 1):
+            bent.update(step.paths)
+    return bent
+
+
 # Autograd ---------------------------------------------------------------------------------------------------------
 
 
@@ -446,6 +465,7 @@ class _OnePass(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         # Tensors are saved where autograd frees them after the backward pass.
         ctx.wants_weights = any(ctx.needs_input_grad[3:])
+        ctx.bent = _bent(recording.steps)
         saved = [recording.gradient]
         if ctx.wants_weights:
             ctx.steps = recording.steps
@@ -464,8 +484,11 @@ class _OnePass(torch.autograd.Function):
             )
         gradient, *saved = ctx.saved_tensors
         of_images, of_inputs = None, [None] * (len(ctx.needs_input_grad) - 3)
-        if c is not None and ctx.needs_input_grad[2]:
-            of_images = _per_sample(c, gradient) * gradient
+        if ctx.needs_input_grad[2]:
+            if c is not None:
+                of_images = _per_sample(c, gradient) * gradient
+            elif p is not None and 0 in ctx.bent:
+                of_images = torch.zeros_like(gradient)
         if ctx.wants_weights and not (c is None and p is None):
             images, *saved = saved
             inputs, outputs, adjoints = ctx.layout
@@ -475,6 +498,7 @@ class _OnePass(torch.autograd.Function):
                 dict(zip(outputs, found, strict=False)),
                 dict(zip(adjoints, found, strict=True)),
                 ctx.needs_input_grad[3:],
+                ctx.bent,
             )
             of_inputs = ctx.context.copy().run(replay.run, ctx.steps, images, gradient, c, p)
         return None, None, of_images, *of_inputs
@@ -489,8 +513,9 @@ class _Replay:
         outputs: dict[int, Tensor],
         adjoints: dict[int, Tensor],
         needed: Sequence[bool],
+        bent: Container[int] = (),
     ):
-        self.inputs, self.outputs, self.adjoints, self.needed = inputs, outputs, adjoints, needed
+        self.inputs, self.outputs, self.adjoints, self.needed, self.bent = inputs, outputs, adjoints, needed, bent
         self.grads: list[Tensor | None] = [None] * len(inputs)
 
     def run(
@@ -502,9 +527,19 @@ class _Replay:
             c, p = (None if each is None else each / size for each in (c, p))
         last = max((i for i, step in enumerate(steps) if any(self.needed[slot] for slot in step.slots)), default=-1)
         self.through(steps[: last + 1], _mixed(images, gradient, c, p), c)
-        if size is None:
-            return self.grads
-        return [None if grad is None else grad * size.to(grad.dtype) for grad in self.grads]
+        if size is not None:
+            self.grads = [None if grad is None else grad * size.to(grad.dtype) for grad in self.grads]
+        if c is None:
+            self._leave_offsets(steps)
+        return self.grads
+
+    def _leave_offsets(self, steps: list[_Step]) -> None:
+        """Constants and biases have no part in |g|^2."""
+        for step in steps:
+            at = step.result if isinstance(step, _AffineStep) else step.paths[0]
+            for slot in step.offsets:
+                there = self.needed[slot] and at in self.bent
+                self.grads[slot] = torch.zeros_like(self.inputs[slot]) if there else None
 
     def through(self, steps: list[_Step], start: Tensor, c: Tensor | None) -> Tensor:
         """The last step's result, for `start` instead of the images and constants times c; notes gradients."""

@@ -399,7 +399,7 @@ def _(input, weight, bias=None):
     require_only_first(input, weight, bias)
     if input.rank < 2 or weight.dim() != 2:
         raise NotPiecewiseLinear(f"is given {list(input.shape)}, must be given [N, ..., features]")
-    if bias is None or input.rank == 2:
+    if bias is None or (input.rank == 2 and bias.shape == weight.shape[:1]):
         return Affine(F.linear, (input,), (weight,), bias=bias)
     return Affine(lambda x, weight, bias: F.linear(x, weight) + bias, (input,), (weight,), (bias,))
 

@@ -202,7 +202,8 @@ def _wanted(ctx, count: int) -> tuple[bool, ...]:
     `ctx.needs_input_grad` is True for every tensor with a graph, also in an `autograd.grad` for the images alone
     (pytorch issue 174017): gradient penalties and path length would pay for a weight gradient a layer.
     """
-    return tuple([need and _is_used(ctx.next_functions[i][0]) for i, need in enumerate(ctx.needs_input_grad[:count])])
+    nodes = ctx.next_functions
+    return tuple([need and _is_used(nodes[i][0]) for i, need in enumerate(ctx.needs_input_grad[:count])])
 
 
 def _is_used(node) -> bool:

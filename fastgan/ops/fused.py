@@ -138,11 +138,15 @@ def _apply(function: type[torch.autograd.Function], constants: Sequence, tensors
 class _Forward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, operation, backend, options, *inputs):
-        output, *spares = _run_forward(operation, backend, options, inputs)
+        if is_compiling():
+            output, *spares = _call_operator(operation, backend, options, inputs)
+            shapes = None
+        else:
+            output, *spares = _launch_forward(operation, backend, options, inputs)
+            shapes = tuple([None if x is None else x.shape for x in inputs])
         needs = ctx.needs_input_grad[3:]
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*operation.keep(inputs, output, options, needs), *spares)
-        shapes = None if is_compiling() else tuple([None if x is None else x.shape for x in inputs])
         ctx.call = operation, backend, options, needs, shapes
         if not operation.reports:
             return output
@@ -251,10 +255,13 @@ def _alias(x: Tensor) -> Tensor:
 
 def _run_forward(operation, backend, options, inputs) -> Sequence[Tensor]:
     """The output, and the spares."""
-    if is_compiling():
-        results = _operator(operation.name)(*inputs, *options, backend)
-        return results if operation.spares else (results,)
-    return _launch_forward(operation, backend, options, inputs)
+    run = _call_operator if is_compiling() else _launch_forward
+    return run(operation, backend, options, inputs)
+
+
+def _call_operator(operation, backend, options, inputs) -> Sequence[Tensor]:
+    results = _operator(operation.name)(*inputs, *options, backend)
+    return results if operation.spares else (results,)
 
 
 def _launch_forward(operation, backend, options, inputs) -> Sequence[Tensor]:

@@ -38,7 +38,9 @@ def takes_plain_form(tensors: Iterable[Tensor | None]) -> bool:
 
 def backward_takes_plain_form(grads: Iterable[Tensor | None], kept: Iterable[Tensor | None] = ()) -> bool:
     """The same of a backward pass, by the gradients that come in and the tensors that were kept."""
-    return takes_plain_form((*grads, *kept)) or any([g is not None and is_batch_of_gradients(g) for g in grads])
+    if takes_plain_form((*grads, *kept)):
+        return True
+    return not is_compiling() and any([g is not None and is_legacy_batchedtensor(g) for g in grads])
 
 
 def is_batch_of_gradients(grad: Tensor) -> bool:

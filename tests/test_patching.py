@@ -490,6 +490,7 @@ REFUSED = {
     "has up 2 and down 1 for a kernel of 3": lambda: foreign.Conv2dLayer(4, 4, 3, up=2),
     "averages over all batches": lambda: nn.Sequential(nn.BatchNorm2d(4, momentum=None), nn.ReLU()),
     "have a slope below zero": lambda: nn.Sequential(nn.BatchNorm2d(4), nn.LeakyReLU(-0.1)),
+    "is a compiled script": lambda: torch.jit.script(norms_with_activations()),
 }  # fmt: skip
 
 

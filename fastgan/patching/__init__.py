@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import ModuleType
 
+import torch
 from torch import nn
 
 from fastgan.errors import UserError
@@ -54,6 +55,8 @@ def patch(model: nn.Module) -> Patched:
         candidates = [known for known in layers.KNOWN if known.recognises(module)]
         if instances.is_patched(module):
             report.left[name] = f"{type(module).__name__}: was patched already"
+        elif isinstance(module, torch.jit.ScriptModule):
+            report.left[name] = f"{type(module).__name__}: is a compiled script"
         elif not candidates:
             if id(module) not in fused:
                 report.note_unknown(module)

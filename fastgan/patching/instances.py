@@ -105,8 +105,6 @@ def change(module: nn.Module, patched: type) -> Callable[[], bool]:
 def why_not(module: nn.Module) -> str | None:
     """What forbids to replace a module's forward, whatever it computes."""
     kind = type(module)
-    if isinstance(module, torch.jit.ScriptModule):
-        return "is a compiled script"
     if "forward" in vars(module):
         return "has a forward that was set on this one module"
     if kind.__call__ is not nn.Module.__call__:

@@ -173,7 +173,7 @@ DERIVED = {
 
 
 def test_every_public_operation_is_derived():
-    without_gradient = {"BackendUnavailable", "gradients_of_inputs", "use_backend"}
+    without_gradient = {"BackendUnavailable", "use_backend"}
     names = set(DERIVED) | {"noise_bias_act"}
     missing = [name for name in ops.__all__ if not any(each.startswith(name) for each in names)]
     assert set(missing) <= without_gradient
@@ -213,6 +213,17 @@ def test_no_gradient_and_a_gradient_of_zeros_are_told_apart_as_plain_pytorch_doe
 
 def nones(kinds: list[list[str]]) -> list[list[bool]]:
     return [[kind == "none" for kind in row] for row in kinds]
+
+
+@pytest.mark.parametrize("watch", [torch.autograd.graph.save_on_cpu, torch.autograd.detect_anomaly])
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+@every_operation
+def test_second_derivatives_while_pytorch_looks_into_every_tensor(use, watch):
+    fused._connected.cache_clear()
+    with watch():
+        got = kinds_of_derivatives(use, use.function)
+        assert torch.is_anomaly_enabled() == (watch is torch.autograd.detect_anomaly)
+    assert got == kinds_of_derivatives(use, use.function)
 
 
 def test_so_do_layers(backend):

@@ -23,11 +23,13 @@ Traps that shaped this file:
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.compiler import is_compiling
 
 import fastgan_kernels
@@ -205,9 +207,10 @@ def _connected(operation, options, needs, shapes, given: tuple[bool, ...]) -> tu
     """For which of the output's gradient and what is kept of the inputs and the output there are second derivatives.
 
     As the plain definition has them where there are cotangents for the first derivatives that are `given`: also zeros,
-    such as PyTorch's derivative of the slope of a leaky ReLU. It is run on tensors without data.
+    such as PyTorch's derivative of the slope of a leaky ReLU. It is run on tensors without data, which hooks on saved
+    tensors and the search for NaNs of `detect_anomaly` could not look into.
     """
-    with torch.enable_grad():
+    with torch.enable_grad(), saved_tensors_hooks(_as_it_is, _as_it_is), _without_anomaly_detection():
         inputs = [
             None if shape is None else torch.empty(shape, device="meta", requires_grad=need)
             for shape, need in zip(shapes, needs, strict=True)
@@ -226,6 +229,15 @@ def _connected(operation, options, needs, shapes, given: tuple[bool, ...]) -> tu
     found[id(output)] = any(found.values())
     kept = operation.keep(inputs, output, options, needs)
     return second[0] is not None, *(found.get(id(x), False) for x in kept), *[False] * operation.spares
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
+
+
+def _without_anomaly_detection():
+    """A context; the switch is one for all threads, and so is left alone where it is off."""
+    return torch.autograd.set_detect_anomaly(False) if torch.is_anomaly_enabled() else nullcontext()
 
 
 def _through_autograd(operation, options, needs, grad, kept, cotangents) -> Tensors:

@@ -133,8 +133,12 @@ def critic_with_grad_norm(
     raises RuntimeError. `why_not_one_pass` tells whether it was. Any other callable whose operations are twice
     differentiable goes through double backward. The critic runs once in either.
 
-    Raises RuntimeError within torch.func, and for images with a tangent of forward-mode AD.
+    Raises RuntimeError within torch.func and `torch.inference_mode`, and for images with a tangent of forward-mode AD.
     """
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "critic_with_grad_norm: torch.inference_mode records nothing that it could differentiate; use torch.no_grad"
+        )
     if takes_plain_form([images]):
         raise RuntimeError(
             "critic_with_grad_norm: torch.func and forward-mode AD cannot go through it; within them, take "
@@ -142,12 +146,14 @@ def critic_with_grad_norm(
         )
     wants_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        images = images if images.requires_grad and wants_graph else images.detach().requires_grad_()
+        images = images if images.requires_grad and wants_graph else _leaf(images)
         follow = wants_graph and isinstance(critic, nn.Module) and not takes_plain_form(critic.parameters())
         recording = one_pass.Recording(images) if follow else None
         with recording or contextlib.nullcontext():
             result = critic(images) if labels is None else critic(images, labels)
         n = images.shape[0]
+        if not isinstance(result, Tensor):
+            raise ValueError(f"the critic's result is a {type(result).__name__}, must be a tensor of logits [{n}]")
         if result.shape not in ((n,), (n, 1)):
             raise ValueError(f"the critic's logits have shape {list(result.shape)}, must be [{n}]")
         if recording is not None:
@@ -159,6 +165,11 @@ def critic_with_grad_norm(
             (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=wants_graph)
             squares = squared_norm(gradient)
     return (logits, squares) if wants_graph else (logits.detach(), squares.detach())
+
+
+def _leaf(images: Tensor) -> Tensor:
+    """The images with a gradient of their own; copied where `torch.inference_mode` made them, which cannot have one."""
+    return (images.clone() if images.is_inference() else images.detach()).requires_grad_()
 
 
 def why_not_one_pass(critic: Callable[..., Tensor], images: Tensor, labels: Tensor | None = None) -> str | None:
@@ -176,7 +187,7 @@ def why_not_one_pass(critic: Callable[..., Tensor], images: Tensor, labels: Tens
         twin = copy.deepcopy(critic, {id(value): value for value in left if value.grad_fn is not None})
     except Exception as error:
         raise ValueError(f"why_not_one_pass: the critic cannot be copied, to be run aside: {error}") from error
-    recording = one_pass.Recording(images.detach().requires_grad_(), twin)
+    recording = one_pass.Recording(_leaf(images), twin)
     state = random.getstate(), np.random.get_state()
     try:
         devices = [images.device] if images.is_cuda else []

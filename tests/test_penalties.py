@@ -492,9 +492,23 @@ def test_weights_changed_before_backward_are_noticed():
         logits.sum().backward()
 
 
-def test_logits_of_another_shape_are_refused():
+def test_what_are_no_logits_is_refused():
     with pytest.raises(ValueError, match=r"logits have shape \[3, 2\], must be \[3\]"):
         critic_with_grad_norm(nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, 2)).double(), batch()[0])
+    with pytest.raises(ValueError, match=r"result is a tuple, must be a tensor of logits \[3\]"):
+        critic_with_grad_norm(lambda images: (images.sum((1, 2, 3)), None), batch()[0])
+
+
+@pytest.mark.parametrize("form", [lambda critic: critic, by_double_backward])
+def test_images_made_in_inference_mode(form):
+    critic, images = build("dcgan"), batch()[0].detach()
+    with torch.inference_mode():
+        made = images * 1
+        with pytest.raises(RuntimeError, match=r"use torch\.no_grad$"):
+            critic_with_grad_norm(form(critic), made)
+    assert why_not_one_pass(critic, made) is None
+    for got, expected in zip(*(critic_with_grad_norm(form(critic), x) for x in (made, images)), strict=True):
+        assert torch.equal(got, expected)
 
 
 # The penalties ----------------------------------------------------------------------------------------------------

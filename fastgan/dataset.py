@@ -17,12 +17,13 @@ import tyro
 
 from fastgan.data import preparing, sources
 from fastgan.data.cache import SHARD_INDEX, default_cache_dir
-from fastgan.data.pictures import CHANNELS, Crop, Ground, Wanted, parse_size, size_text
+from fastgan.data.pictures import CHANNELS, MAX_PIXELS, Crop, Ground, Wanted, parse_size, size_text
 from fastgan.errors import UserError, command_line
 from fastgan.options import PathText, parse_options
 
 LEFT_OUT = 1  # exit status
 MEGABYTE = 1_000_000
+MOST_WORKERS = 512
 _SMALLER = "smaller than wanted"
 
 
@@ -97,8 +98,10 @@ def main(argv: list[str] | None = None) -> int:
 def job_of(options: Options) -> preparing.Job:
     """What `options` ask for. Raises UserError, naming the option, for what makes no sense."""
     size = parse_size(options.resolution)
-    if options.workers < 0:
-        raise UserError(f"--workers {options.workers}: must be 1 or more, or 0 for one a processor")
+    if size[0] * size[1] > MAX_PIXELS:
+        raise UserError(f"--resolution {options.resolution}: must be at most {MAX_PIXELS:,} pixels in all")
+    if not 0 <= options.workers <= MOST_WORKERS:
+        raise UserError(f"--workers {options.workers}: must be 1 to {MOST_WORKERS}, or 0 for one a processor")
     if options.shards < 0:
         raise UserError(f"--shards {options.shards}: must be 1 or more megabytes, or 0 for none")
     if options.out is None:

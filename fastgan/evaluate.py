@@ -18,7 +18,7 @@ from fastgan.errors import UserError, command_line
 from fastgan.metrics import choice
 from fastgan.options import LARGEST_SEED, Count, PathText, parse_options
 from fastgan.training import process
-from fastgan.training.files import write_atomically
+from fastgan.training.files import prepare_to_write, write_atomically
 from fastgan.training.memory import shortage_is_a_mistake
 
 LEAST = 4  # images of a set: the nearest three others of each are looked for
@@ -107,10 +107,7 @@ def measure(options: Options) -> dict[str, Any] | None:
 
     trained = find(options.checkpoint)
     if options.json is not None:
-        try:
-            Path(options.json).parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot make the folder for --json {options.json}: {error.strerror}") from None
+        prepare_to_write(Path(options.json), "--json")
     with joined("cpu", "its message says why") as ranks:  # also where there are GPUs: features lie in the CPU's memory
         device = precision.choose_device(options.device, ranks)
         train, heldout = _data(trained, options)

@@ -20,10 +20,14 @@ from fastgan.errors import UserError, command_line, readable
 from fastgan.options import LARGEST_SEED, PathText, parse_options
 from fastgan.progress import ProgressBar
 from fastgan.training.config import LARGEST_NUMPY_SEED, SeedFormat
+from fastgan.training.files import prepare_to_write
 from fastgan.training.grid import (
     PICTURES,
+    SMALLEST_CELL,
+    SMALLEST_FRAME,
     Section,
     draw_grid,
+    enlargement,
     require_fits,
     require_video,
     save_animation,
@@ -39,7 +43,6 @@ if TYPE_CHECKING:  # torch is imported once the options are known, so that --hel
 
 
 GRID_COLUMNS = 16
-SMALLEST_CELL = 96  # pixels of an image in a study
 STILL, ANIMATIONS = tuple(PICTURES), (".gif", ".mp4")
 PICTURE_STEPS, ANIMATION_STEPS = 9, 48
 MOST_DRAWS = 100_000  # the deviation is known well long before
@@ -74,6 +77,7 @@ class Options:
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto: the first GPU if there is one."""
 
+    smallest_cell: ClassVar[int] = 96  # pixels of an image in the picture
     name: ClassVar[str]  # of the sub-command
     file_name: ClassVar[str]  # of the picture where `out` does not say
     endings: ClassVar[tuple[str, ...]] = STILL  # that `out` may have; none: any
@@ -118,9 +122,11 @@ class Options:
         if self.is_folder() or out.suffix.lower() not in STILL:
             return
         (columns, rows), (height, width) = self.images(classes), model.plane(model.resolution)
-        require_fits((columns * width, rows * height), out)
+        factor = enlargement(width, self.smallest_cell)
+        width, height = width * factor, height * factor
         what = f"a picture of {columns:,} times {rows:,} images"
         require(6.0 * columns * width * rows * height, what, "give fewer --seeds, --classes or --steps")
+        require_fits((columns * width, rows * height), out)
 
     def write(self, generator: nn.Module, labels: list[Label], out: Path) -> None:
         """Draw it and write it to `out`. Raises Unsupported if the generator lacks what it needs."""
@@ -128,7 +134,7 @@ class Options:
         for class_name, label in labels:
             heading, columns, rows = self.study(generator, {"label": label, "truncation": self.trunc})
             sections.append(Section(self.titled(heading, class_name), rows, columns, self.sources))
-        save_picture(draw_grid(sections, SMALLEST_CELL), out)
+        save_picture(draw_grid(sections, self.smallest_cell), out)
 
     def study(
         self, generator: nn.Module, options: dict[str, Any]
@@ -165,7 +171,7 @@ class Grid(Options):
     """A name that ends in .png, .jpg or .webp: one picture with a row of images a class. Without an ending a folder
     for single images, as PNG."""
 
-    name, file_name, all_classes = "grid", "generated.png", True
+    name, file_name, all_classes, smallest_cell = "grid", "generated.png", True, SMALLEST_CELL
 
     def is_folder(self) -> bool:
         if self.out is None:
@@ -229,7 +235,7 @@ class Classes(Options):
             images = studies.classes(generator, self.latents(generator, seeds), [label], truncation=self.trunc)
             rows.append((name, studies.to_uint8(images[0])))
         heading = self.titled("the same latent as each class")
-        save_picture(draw_grid([Section(heading, rows, _named(seeds))], SMALLEST_CELL), out)
+        save_picture(draw_grid([Section(heading, rows, _named(seeds))], self.smallest_cell), out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,8 +294,11 @@ class Interpolate(Options):
         if out.suffix.lower() == ".gif":  # all frames are there at the end; an MP4 is written as they come
             frames = (len(parse_seeds(self.seeds)) - 1) * (self.steps or ANIMATION_STEPS)
             height, width = model.plane(model.resolution)
+            factor = enlargement(height, SMALLEST_FRAME)
             what = f"an animation of {frames:,} images"
-            require(float(frames * classes * width * height), what, "give fewer --steps or --seeds, or an .mp4")
+            require(
+                float(frames * classes * width * height * factor**2), what, "give fewer --steps or --seeds, or an .mp4"
+            )
 
     def study(self, generator, options):
         from fastgan import studies
@@ -502,10 +511,7 @@ def generate(options: Options) -> None:
     if options.trunc != 1 and "truncation" not in generator.supports:
         raise UserError(f"--trunc {options.trunc:g}: {model.arch} has no truncation; leave it out")
 
-    try:
-        (out if options.is_folder() else out.parent).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder for --out {out}: {error.strerror}") from None
+    prepare_to_write(out / "image.png" if options.is_folder() else out)
     try:
         options.write(generator, labels, out)
     except Unsupported as error:

@@ -182,7 +182,7 @@ def _given(argv: Sequence[str], option: _Option) -> str:
 def check(options: Kind, named: Callable[[tuple[str, ...]], str]) -> Kind:
     """The same dataclass, with `~` in paths replaced, if every value in it is one to compute with.
 
-    Numbers are finite in fp32 and below 2^64, texts are UTF-8 without null bytes.
+    Numbers are finite in fp32 and below 2^64, texts are UTF-8 without null bytes, paths are not empty.
     named: from the names of fields that lead to a value, to how it is called in a message.
     Raises UserError for any other value.
     """
@@ -200,6 +200,8 @@ def _checked(value: Any, hint: Any, path: tuple[str, ...], named: Callable[[tupl
     for each in value if isinstance(value, tuple) else (value,):
         if problem := _problem(each):
             raise UserError(f"{named(path)} {readable(value)}: {problem}")
+    if value == "" and _has_path(hint):  # it would mean the current folder; most come of variables that are not set
+        raise UserError(f"{named(path)}: the name is empty; give one, like . for the current folder")
     if isinstance(value, str) and value.startswith("~") and _has_path(hint):
         expanded = os.path.expanduser(value)
         if expanded.startswith("~"):

@@ -90,6 +90,12 @@ def test_images_are_counted_in_thousands_and_millions(given, images):
     assert configuration.parse([f"--images={given}"]).training.images == images
 
 
+@pytest.mark.parametrize("argv", [["--kimg", "10k"], ["--kimg=x"], ["--kimg"], ["--kimg", "--batch"], ["--kimg="]])
+def test_kimg_is_named_where_it_is_no_number(argv, capsys):
+    line = error_of(main, argv, capsys)
+    assert line.startswith(" ".join(argv).replace("=", " ").strip() + ": must be thousands of images, like 25000")
+
+
 @pytest.mark.parametrize("argv", [["--kimg", "25"], ["--kimg=25"], ["--images", "25k"]])
 def test_kimg_is_thousands_of_images(argv):
     assert configuration.parse(["--lr-g", "1", *argv, "--seed", "3"]).training.images == 25_000
@@ -112,6 +118,10 @@ WRONG_FLAGS = {
     "null byte": (main, ["--out", "a\0b"], "--out a\\x00b: must not have a null byte"),
     "lone surrogate": (main, ["--out", "a\udce9"], "--out a\\udce9: must be UTF-8"),
     "nobody": (main, ["--out", "~nobody-here/x"], "--out ~nobody-here/x: there is no such user's folder"),
+    "no name": (main, ["--out", ""], "--out: the name is empty; give one, like . for the current folder"),
+    "no name to go on with": (main, ["--resume="], "--resume: the name is empty"),
+    "no name of a run": (generate, ["--checkpoint", ""], "--checkpoint: the name is empty"),
+    "no name of data": (dataset.main, ["", "--resolution", "8"], "SOURCE: the name is empty"),
     "long name": (generate, ["--checkpoint", "x" * 5000], "File name too long"),
 }  # fmt: skip
 
@@ -638,7 +648,12 @@ STUDY_MISTAKES = {
         "interpolate --steps 100000000000 --out x.gif",
         "an animation of 300,000,000,000 images would take",
     ),
-    "more than a JPEG holds": ("truncation --steps 10000 --out x.jpg", "is larger than the 65500 pixels"),
+    "enlarged, more than memory": ("interpolate --steps 1000000", "a picture of 1,000,000 times 3 images would take"),
+    "enlarged frames": ("interpolate --steps 10000000 --out x.gif", "an animation of 30,000,000 images would take"),
+    "more than a JPEG holds": (
+        "truncation --steps 1000 --out x.jpg",
+        "96000x384 is larger than the 65500",
+    ),
     "draws": ("noise --draws 100000000000", "--draws 100000000000: must be from 2 to 100,000"),
     "another picture": ("grid --out x.tif", "--out x.tif: the name must end in .png, .jpg, .jpeg or .webp"),
     "an ending": ("classes --out x.bmp", "--out x.bmp: the name must end in .png, .jpg, .jpeg or .webp"),

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import struct
@@ -271,7 +272,9 @@ def test_without_a_name_it_is_put_into_the_cache(source, tmp_path, monkeypatch, 
     [
         (["--resolution", "0"], "--resolution 0: must be a number of pixels, or WIDTHxHEIGHT"),
         (["--resolution", "8x"], "--resolution 8x: must be"),
+        (["--resolution", "100000"], "--resolution 100000: must be at most 178,956,970 pixels in all"),
         (["--resolution", "8", "--workers", "-1"], "--workers -1"),
+        (["--resolution", "8", "--workers", "1000000"], "--workers 1000000: must be 1 to 512"),
         (["--resolution", "8", "--shards", "-1"], "--shards -1"),
         (["--resolution", "8", "--shards", "1", "--out", "a.zip"], "--shards 1: a zip has none"),
         (["--resolution", "8", "--out", "taken"], "taken is there already"),
@@ -291,6 +294,31 @@ def test_a_source_that_is_not_there_is_named(tmp_path, monkeypatch, spec):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"gone|Gone"):
         sources.open_source(spec, sources.Columns())
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("@list.txt", "list.txt names the list @list.txt"),
+        ("a{0..999999}{0..999999}.tar", "more than 1,000,000 files"),
+        ("https://example.org/x.zip", "https://example.org/x.zip: only tar files are read from URLs"),
+    ],
+)
+def test_a_source_without_end_or_at_a_url_is_refused(tmp_path, monkeypatch, spec, words):
+    monkeypatch.chdir(tmp_path)
+    Path("list.txt").write_text("@list.txt\n")
+    with pytest.raises(UserError, match=re.escape(words)):
+        sources.open_source(spec, sources.Columns())
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+@pytest.mark.parametrize("name", ["meta.json", "images.npy", "labels.npy"])
+def test_a_prepared_folder_with_a_named_pipe_is_refused(source, tmp_path, name):
+    run(source, "--resolution", "8", "--out", tmp_path / "out")
+    (tmp_path / "out" / name).unlink()
+    os.mkfifo(tmp_path / "out" / name)
+    with pytest.raises(UserError, match=r"out is damaged|no images in it"):
+        opened(tmp_path / "out", 8)
 
 
 # ------------------------------------------------------------------------------------------------- going on

@@ -463,9 +463,11 @@ def test_other_files_are_one_line(tmp_path, content, capsys):
 
 
 def test_a_pipe_is_not_waited_for(tmp_path, capsys):
-    os.mkfifo(tmp_path / "pipe")
-    error = error_of(generate, ["--checkpoint", str(tmp_path / "pipe")], capsys)
-    assert "is neither a folder nor a regular file" in error
+    pipe = tmp_path / "checkpoint.safetensors"
+    os.mkfifo(pipe)
+    for command, argv in ((generate, ["--checkpoint"]), (train, ["--resume"]), (train, ["--init-from"])):
+        for path in (pipe, tmp_path):
+            assert "regular file; give a run's folder or" in error_of(command, [*argv, str(path)], capsys)
 
 
 @pytest.fixture(scope="module")

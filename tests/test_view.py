@@ -319,6 +319,7 @@ def test_mistakes_are_one_line(tmp_path, capsys):
         port = taken.getsockname()[1]
         assert mistake([run, "--port", str(port)], capsys).startswith(f"--port {port}: Address already in use; choose")
     assert mistake([run, "--port", "70000"], capsys) == "--port 70000: must be from 1 to 65535"
+    assert mistake([run, "--host", "a" * 300], capsys).endswith(": there is no such address")
     assert mistake([run, "--host", "192.0.2.1"], capsys).startswith("--host 192.0.2.1: no address of this machine")
 
 

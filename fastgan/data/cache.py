@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from fastgan.data.pictures import open_regular
 from fastgan.errors import UserError
 
 if TYPE_CHECKING:
@@ -169,6 +170,9 @@ def load_or_write(
 def load_entry(entry: Path) -> ImageDataset | None:
     """The entry memory-mapped; None if it is absent or damaged."""
     try:
+        for name in ("meta.json", "images.npy", "labels.npy"):
+            if (entry / name).exists():
+                open_regular(entry / name).close()  # not a pipe, which would be waited for
         meta = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
         images = np.load(entry / "images.npy", mmap_mode="r")
         labels = np.load(entry / "labels.npy") if meta["class_names"] else None

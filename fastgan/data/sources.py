@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 IMAGE_COLUMNS = ("image", "img", "file", "filename", "file_name", "filepath", "path")  # in the order of preference
 LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "fine_label")
 TABLES = (".csv", ".tsv")
+MOST_FILES = 1_000_000  # that braces stand for
 
 
 class Item(NamedTuple):
@@ -102,6 +103,8 @@ def open_source(spec: str, columns: Columns) -> Source:
         return HuggingFaceSource(name, columns)
     if spec.startswith("@") or _is_shards(spec):
         return ShardSource(spec)
+    if is_url(spec):
+        raise UserError(f"{spec}: only tar files are read from URLs; fetch it, and give the file")
     path = Path(spec).expanduser()
     if path.suffix.lower() in TABLES:
         return CsvSource(path, columns)
@@ -127,7 +130,7 @@ class FileSource(Source):
     """A folder or a zip; see `folder.Files` and `labels.of_files`."""
 
     def __init__(self, path: Path):
-        if not path.exists():
+        if not (path.is_dir() or path.is_file()):
             raise UserError(
                 f"{path}: no such folder or file; give a folder, .zip, .csv, .lmdb, .tar or .npz, torchvision:NAME or "
                 "hf:NAME"
@@ -376,7 +379,10 @@ def expanded(spec: str) -> list[str]:
                 lines = file.read(MAX_BYTES).decode("utf-8").splitlines()
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read {spec[1:]}: {getattr(error, 'strerror', None) or error}") from error
-        found = [path for line in lines if line.strip() for path in expanded(line.strip())]
+        names = [line.strip() for line in lines if line.strip()]
+        if lists := [name for name in names if name.startswith("@")]:
+            raise UserError(f"{spec[1:]} names the list {lists[0]}; put the files of that into it, one a line")
+        found = [path for name in names for path in expanded(name)]
     else:
         found = []
         for path in _braces(spec):
@@ -393,12 +399,14 @@ def _braces(text: str) -> list[str]:
         return [text]
     if bounds := re.fullmatch(r"(\d+)\.\.(\d+)", match[1]):
         low, high = int(bounds[1]), int(bounds[2])
-        if high - low >= 1_000_000:
-            raise UserError(f"{text}: more than a million files")
+        if high - low >= MOST_FILES:
+            raise UserError(f"{text}: more than {MOST_FILES:,} files")
         choices = [f"{number:0{len(bounds[1])}}" for number in range(low, high + 1)]
     else:
         choices = match[1].split(",")
     ends = _braces(text[match.end() :])
+    if len(choices) * len(ends) > MOST_FILES:
+        raise UserError(f"{text}: more than {MOST_FILES:,} files")
     return [text[: match.start()] + choice + end for choice in choices for end in ends]
 
 

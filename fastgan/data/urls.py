@@ -187,7 +187,7 @@ def _first_of(urls: list[str]) -> tuple[str, Response, bytes]:
 
 def _fetch(urls: list[str], folder: Path, digest: str | None) -> None:
     """Writes the first of these that there is, and what it is, to a new folder."""
-    from tqdm import tqdm
+    from fastgan.progress import ProgressBar
 
     folder.mkdir()
     url, response, chunk = _first_of(urls)
@@ -195,7 +195,7 @@ def _fetch(urls: list[str], folder: Path, digest: str | None) -> None:
     with (
         response,
         open(path, "wb") as file,
-        tqdm(
+        ProgressBar(
             total=response.length,
             desc=path.name,
             unit="B",
@@ -203,7 +203,6 @@ def _fetch(urls: list[str], folder: Path, digest: str | None) -> None:
             unit_divisor=1024,
             leave=False,
             delay=0.5,
-            mininterval=0.5 if sys.stderr.isatty() else 15,
             disable=not _speaks(),
         ) as bar,
     ):

@@ -18,7 +18,7 @@ import tyro
 from fastgan.data.urls import has_scheme
 from fastgan.errors import UserError, command_line
 from fastgan.options import PathText, parse_options
-from fastgan.training.files import write_atomically
+from fastgan.training.files import prepare_to_write, write_atomically
 from fastgan.training.memory import shortage_is_a_mistake
 
 ENDINGS = {"onnx": ".onnx", "torch": ".pt2", "pkl": ".pkl", "rosinality": ".pt"}
@@ -89,10 +89,7 @@ def export(options: Options) -> None:
     out = Path(options.out or folder / f"{NAMES[options.format]}{ENDINGS[options.format]}")
     if out.exists() and out.samefile(found.path):
         raise UserError(f"--out {out}: is the file that is exported; give another name")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder for --out {out}: {error.strerror}") from None
+    prepare_to_write(out)
     if options.format in networks.LAYOUTS:
         content, remarks = networks.to_bytes(found, options.format)
     else:

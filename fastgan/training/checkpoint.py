@@ -157,6 +157,8 @@ def read_header(path: str | Path) -> Header:
         path = path / FILE_NAME
     if not path.exists():
         raise UserError(f"{path}: there is no such checkpoint; give a run's folder or its {FILE_NAME}")
+    if not path.is_file():  # a pipe would be waited for
+        raise UserError(f"{path} is not a regular file; give a run's folder or its {FILE_NAME}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

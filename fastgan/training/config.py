@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -16,8 +16,8 @@ import tyro
 
 from fastgan.data.looking import look
 from fastgan.data.pictures import parse_size, size_text
-from fastgan.errors import UserError
-from fastgan.options import LARGEST_SEED, Count, PathText, from_json, parse_options
+from fastgan.errors import UserError, readable
+from fastgan.options import LARGEST_SEED, Count, PathText, from_json, parse_count, parse_options
 from fastgan.training.recipes import recipe
 
 LARGEST_NUMPY_SEED = 2**32 - 1  # of numpy's RandomState
@@ -270,16 +270,20 @@ def parse(argv: list[str] | None, default: Config | None = None) -> Config:
     return parse_options(Config, "python -m fastgan.train", _thousands(argv), default or Config())
 
 
-def _thousands(argv: list[str]) -> list[str]:
-    """`--kimg 25000`, as other projects have it, as `--images 25000k`."""
-    found, before = [], None
-    for token in argv:
+def _thousands(argv: Sequence[str]) -> list[str]:
+    """`--kimg 25000`, as other projects have it, as `--images=25000000`. Raises UserError for what is no number."""
+    found, tokens = [], iter(argv)
+    for token in tokens:
         name, equals, value = token.partition("=")
-        if name == "--kimg":
-            found += ["--images", f"{value}k"] if equals else ["--images"]
-        else:
-            found.append(f"{token}k" if before == "--kimg" else token)
-        before = token
+        if name != "--kimg":
+            found.append(token)
+            continue
+        value = value if equals else next(tokens, "")
+        try:
+            found.append(f"--images={parse_count(f'{value}k')}")
+        except ValueError:
+            given = f"--kimg {readable(value)}".strip()
+            raise UserError(f"{given}: must be thousands of images, like 25000; or give --images, like 25M") from None
     return found
 
 

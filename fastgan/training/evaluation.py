@@ -18,9 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from fastgan.metrics import choice
+from fastgan.progress import ProgressBar
 from fastgan.ranks import ENVIRONMENT
 from fastgan.training import precision
 from fastgan.training.checkpoint import BEST_FILE_NAME, State
@@ -174,7 +173,7 @@ class Evaluations:
 
     @staticmethod
     def _say(words: str) -> None:
-        tqdm.write(f"metrics    {words}")
+        ProgressBar.write(f"metrics    {words}")
 
 
 def command(config: Config, checkpoint: Path, found: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -34,9 +35,27 @@ def write_atomically(path: Path, content: bytes | memoryview, option: str = "--o
             raise
         _sync_directory(path.parent)
     except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}; make room or choose another place with {option}"
-        ) from error
+        raise _refused(path, error, option) from error
+
+
+def _refused(path: Path, error: OSError, option: str) -> UserError:
+    return UserError(f"cannot write {path}: {error.strerror or error}; make room or choose another place with {option}")
+
+
+def prepare_to_write(path: Path, option: str = "--out") -> None:
+    """Make the folder of `path`, and try whether a file could be put there: called before the work for it.
+
+    Raises UserError as `write_atomically`.
+    """
+    trial = path.with_name(f"{path.name}.{os.getpid():010}")  # of this process alone, as long as the temporary's
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise _refused(path, error, option) from None
 
 
 def link(path: Path, name: Path) -> None:

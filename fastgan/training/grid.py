@@ -21,7 +21,7 @@ _GAP = 2  # pixels between images
 _MARGIN = 6  # around text
 _APART = 10  # more pixels, between the sources of a table and what is made of them
 _LINE = 20  # from one line of text to the next
-_SMALLEST_FRAME = 256
+SMALLEST_CELL, SMALLEST_FRAME = 48, 256  # pixels of an image in a picture, and in an animation
 
 
 class _Picture(NamedTuple):
@@ -58,7 +58,7 @@ class Section(NamedTuple):
     sources: bool = False
 
 
-def draw_grid(sections: Sequence[Section], smallest_cell: int = 48) -> Image.Image:
+def draw_grid(sections: Sequence[Section], smallest_cell: int = SMALLEST_CELL) -> Image.Image:
     """One RGB picture of all sections, one below the other.
 
     Images are shown enlarged, by a whole factor, to at least `smallest_cell` pixels; columns are as wide as their
@@ -68,7 +68,7 @@ def draw_grid(sections: Sequence[Section], smallest_cell: int = 48) -> Image.Ima
     width_of = lambda text: max((int(font.getlength(line)) for line in text.splitlines()), default=0)
     rows = [row for section in sections for row in section.rows]
     _, height, width, _ = rows[0][1].shape
-    factor = max(1, -(-smallest_cell // width))
+    factor = enlargement(width, smallest_cell)
     labels = [width_of(label) + _MARGIN for section in sections for label in section.columns]
     cell_width, cell_height = max([width * factor, *labels]) + _GAP, height * factor + _GAP
     left = 2 * _MARGIN + max(width_of(label) for label, _ in rows)
@@ -100,6 +100,11 @@ def draw_grid(sections: Sequence[Section], smallest_cell: int = 48) -> Image.Ima
                 picture.paste(_enlarged(image, factor), (x, y))
             y += cell_height
     return picture
+
+
+def enlargement(side: int, smallest: int) -> int:
+    """The whole factor by which images with a side of so many pixels are enlarged to at least `smallest`."""
+    return max(1, -(-smallest // side))
 
 
 def _enlarged(image: np.ndarray, factor: int) -> Image.Image:
@@ -147,7 +152,7 @@ def save_animation(frames: Iterable[np.ndarray], path: Path, fps: int) -> None:
     Small ones are enlarged by a whole factor to at least 256 pixels. In a GIF, two equal frames that follow each other
     become one that is shown for longer. Raises UserError, naming the file, if it cannot be written.
     """
-    pictures = (_enlarged(frame, max(1, -(-_SMALLEST_FRAME // frame.shape[0]))) for frame in frames)
+    pictures = (_enlarged(frame, enlargement(frame.shape[0], SMALLEST_FRAME)) for frame in frames)
     write_atomically(path, _gif(pictures, fps) if path.suffix.lower() == ".gif" else _mp4(pictures, path, fps))
 
 

@@ -97,7 +97,7 @@ def _free_port(host: str, port: int | None) -> int:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind((host, candidate))
             return candidate
-        except socket.gaierror:
+        except (socket.gaierror, UnicodeError):  # the second for what can be no name
             raise UserError(f"--host {host}: there is no such address") from None
         except OSError as error:
             if error.errno == errno.EADDRNOTAVAIL:

@@ -1,6 +1,7 @@
 """A run that is stopped, killed or cut off anywhere goes on as if nothing had happened; broken files are refused."""
 
 import errno
+import hashlib
 import json
 import os
 import resource
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from fastgan.errors import UserError
@@ -379,6 +381,10 @@ DAMAGE = {
         lambda run: rewrite(run, lambda tensors, _: tensors.pop(next(n for n in tensors if "optimizer_g" in n))),
         "incomplete",
     ),
+    "older format": (  # of fewer fields: it is the format that is wrong, not the first of them
+        lambda run: rewrite(run, lambda _, header: (header.update(format=4), header["config"].clear())),
+        "has format 4; this fastgan",
+    ),
     "newer format": (lambda run: rewrite(run, lambda _, header: header.update(format=99)), "format 99"),
     "unknown option": (
         lambda run: rewrite(run, lambda _, header: header["config"]["training"].update(novelty=1)),
@@ -398,6 +404,22 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(run, capsys, damage):
     assert error[0].startswith("error: ")
     assert says in error[0] and str(run) in error[0]
     assert before == {path: path.read_bytes() for path in run.iterdir()}
+
+
+def fields_of(content, prefix=""):
+    """Names of the entries of a header."""
+    for name, value in content.items():
+        yield prefix + name
+        if isinstance(value, dict):
+            yield from fields_of(value, f"{prefix}{name}.")
+
+
+def test_another_header_is_another_format(unbroken):
+    """Or a checkpoint of before would be refused for the first field that it lacks, as if it were damaged."""
+    with safe_open(unbroken / checkpoint.FILE_NAME, framework="np") as file:
+        fields = sorted(fields_of(json.loads(file.metadata()["fastgan"])))
+    digest = hashlib.sha256("\n".join(fields).encode()).hexdigest()[:8]
+    assert (checkpoint.FORMAT, digest) == (5, "9dce4b22"), "raise checkpoint.FORMAT by one, and put both here"
 
 
 def test_a_generator_loads_ready_to_use(unbroken):

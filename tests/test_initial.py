@@ -246,6 +246,14 @@ def test_a_training_starts_with_a_part_and_is_resumed(folder, run, tmp_path, cap
     assert train(["--resume", str(out), "--images", "8"]) == 0
 
 
+def test_the_architecture_is_that_of_the_networks(tmp_path):
+    """Unless another is asked for."""
+    start = initial.Start("file", model_of("r3gan", channel_max=16), {})
+    given = configuration.parse(["--resolution", "16"])
+    assert configuration.resolve(given).network.arch == "stylegan2"
+    assert configuration.resolve(start.adopted(given)).network.arch == "r3gan"
+
+
 def test_a_training_of_the_same_sizes_says_nothing(folder, run, tmp_path, capsys):
     train_tiny(folder, tmp_path / "next", "--init-from", str(run), "--labels", "False", "--images", "4")
     assert "started " not in capsys.readouterr().out

@@ -779,7 +779,7 @@ def test_such_a_training_is_resumed_and_started_from(run, folder, tmp_path, caps
 
 UNFIT = {
     "architecture": (["--arch", "r3gan"], "--arch r3gan: the networks of --init-from {file} are stylegan2; give that"),
-    "batch": (["--batch", "12"], "--batch 12: the critic of --init-from {file} compares groups of 8"),
+    "batch": (["--batch", "12"], "--batch 12: must be a multiple of 8, as the critic compares groups of 8 images"),
 }
 
 
@@ -801,13 +801,20 @@ def test_networks_that_grow_start_full_grown():
 
 
 def test_a_process_has_a_share_of_the_batch():
-    model = models.ModelConfig(resolution=8, channel_base=64, channel_max=8, stddev_group=8)
-    start = initial.Start(Path("file"), model, {})
     config = configuration.resolve(configuration.parse(["--resolution", "8", "--batch", "48"]))
-    start.check(config, 1)
-    start.check(config, 8)  # less than a group each
-    with pytest.raises(UserError, match=r"--batch 48: .* groups of 8; give a multiple of that for each of 4 processes"):
-        start.check(config, 4)
+    configuration.check_groups(config, 8, 1)
+    configuration.check_groups(config, 8, 8)  # less than a group each
+    configuration.check_groups(config, None, 16)
+    with pytest.raises(UserError, match="--batch 48: must be a multiple of 8 for each of 4 processes, as the critic"):
+        configuration.check_groups(config, 8, 4)
+
+
+def test_a_resumed_training_has_the_groups_of_its_networks(folder, tiny, tmp_path, capsys):
+    """Those of the official file: of 8, where fresh networks have 4."""
+    out = tmp_path / "run"
+    assert train([*options(folder, out, "--init-from", tiny), "--batch", "24", "--images", "24"]) == 0
+    error = error_of(train, ["--resume", out, "--images", "48", "--batch-gpu", "12"], capsys)
+    assert error == "--batch-gpu 12: must be a multiple of 8, as the critic compares groups of 8 images"
 
 
 def test_networks_of_images_that_are_not_square_start_with_any_images():

@@ -327,19 +327,37 @@ def test_rosinalitys_file_is_written_as_it_was_read(theirs, tmp_path, capsys):
     out = tmp_path / "again.pt"
     assert export(["--checkpoint", str(path), "--format", "rosinality", "--out", str(out)]) == 0
     *remarks, name = capsys.readouterr().out.splitlines()
-    assert name == str(out) and len(remarks) == 1 and "set `channels` to {4: 16, 8: 16, 16: 16}" in remarks[0]
+    assert name == str(out) and len(remarks) == 2 and "set `channels` to {4: 16, 8: 16, 16: 16}" in remarks[0]
+    assert remarks[1] == "that code's scripts have `latent` 512 and `n_mlp` 8: set them to 12 and 3"
     again = torch.load(out, weights_only=True)
-    assert again.keys() == {"g", "d", "g_ema", "latent_avg"}
+    assert again.keys() == {"g", "d", "g_ema", "g_optim", "d_optim", "latent_avg"}
     assert torch.equal(again["latent_avg"], content["latent_avg"])
     for each in ("g", "d", "g_ema"):
         assert again[each].keys() == content[each].keys()
         assert all(torch.equal(again[each][key], value) for key, value in content[each].items())
 
 
-def test_usual_widths_need_no_remark():
+def test_rosinalitys_training_starts_with_the_optimizers_of_a_file(theirs, tmp_path):
+    """Adam takes the state, and a first step with it is that of that code's own."""
+    path, content = theirs
+    out = tmp_path / "again.pt"
+    assert export(["--checkpoint", str(path), "--format", "rosinality", "--out", str(out)]) == 0
+    again = torch.load(out, weights_only=True)
+    for name, interval in (("g", 4), ("d", 16)):
+        buffers = ("noises.", "kernel")
+        parameters = [nn.Parameter(each) for key, each in content[name].items() if not any(b in key for b in buffers)]
+        optimizer, share = torch.optim.Adam(parameters), interval / (interval + 1)
+        optimizer.load_state_dict(again[f"{name}_optim"])
+        (group,) = optimizer.param_groups
+        assert (group["lr"], group["betas"]) == (0.002 * share, (0.0, 0.99**share)) and not optimizer.state
+
+
+def test_usual_networks_need_no_remark():
+    usual = models.ModelConfig(resolution=1024, channels=3, channel_max=512, z_dim=512, mapping_layers=8)
     for base in (16384, 32768):
-        config = models.ModelConfig(resolution=1024, channels=3, channel_base=base, channel_max=512)
-        assert rosinality.differences(config) == []
+        assert rosinality.differences(dataclasses.replace(usual, channel_base=base)) == []
+    found = rosinality.differences(dataclasses.replace(usual, channel_base=32768, resample_filter=(1, 2, 1)))
+    assert found == ["that code's networks have a filter of 4 taps: give them a `blur_kernel` of 3"]
     assert rosinality._widths([512] * 4) == (32768, 512)
     assert rosinality._widths([512, 512, 512, 512, 256]) == (16384, 512)
     assert rosinality._widths([16, 16, 8]) == (128, 16)
@@ -498,16 +516,27 @@ def test_a_training_starts_from_such_a_file(which, written, theirs, tmp_path):
         for number in range(4):
             pixels = np.random.default_rng(number).integers(0, 255, (16, 16, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(data / name / f"{number}.png")
-    out = tmp_path / "run"
+    out, batch = tmp_path / "run", "6" if which == "converted" else "4"
     argv = [
         *("--init-from", str(path), "--data", str(data), "--out", str(out), "--resolution", "16", "--channels", "3"),
-        *("--labels", str(which == "converted"), "--batch", "4", "--images", "8", "--threads", "1", "--no-tensorboard"),
+        *(
+            "--labels",
+            str(which == "converted"),
+            "--batch",
+            batch,
+            "--images",
+            "8",
+            "--threads",
+            "1",
+            "--no-tensorboard",
+        ),
         *("--grid-interval", "0"),
     ]
     assert train(argv) == 0
     model = checkpoint.read_header(out).model
     if which == "converted":
         assert (model.stddev_group, model.critic_mapping_lr, model.critic_mapping_layers) == (None, 0.1, 0)
+        assert train(["--resume", str(out), "--images", "16"]) == 0
         assert export(["--checkpoint", str(out), "--format", "pkl"]) == 0
         options = unpickled(out / "networks.pkl")["D"]._init_kwargs
         assert options["epilogue_kwargs"]["mbstd_group_size"] is None

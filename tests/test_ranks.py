@@ -201,7 +201,7 @@ def test_shares_make_up_the_batch(folder, mirror):
     "arch, batch, batch_gpu, processes, message",
     [
         ("mlp", 32, 0, 3, "--batch 32: must be a multiple of 3"),
-        ("stylegan2", 24, 0, 4, "--batch 24: 4 processes have 6 images each; must be a multiple of 4 for stylegan2"),
+        ("stylegan2", 24, 0, 4, "--batch 24: must be a multiple of 4 for each of 4 processes, as the critic"),
         ("mlp", 24, 8, 2, "--batch-gpu 8: must divide the 12 images of a process"),
     ],
 )
@@ -214,6 +214,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(arch, batch, batch_gpu, proces
     )
     with pytest.raises(UserError, match=re.escape(message)):
         configuration.check_processes(config, processes)
+        configuration.check_groups(config, 4, processes)
 
 
 def test_a_wish_alone_is_heard_at_once():

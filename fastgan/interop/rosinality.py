@@ -26,6 +26,8 @@ STATES = {"generator": "g", "ema": "g_ema", "critic": "d"}  # by the names fastg
 MAPPING_LR = 0.01
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save's magic number, before it wrote archives
 _USUAL_BASES = (32768, 16384)  # of a channel_multiplier of 2, the default, and of 1
+_LATENT, _MLP = 512, 8  # what its scripts say that z and the mapping network have
+_LR, _INTERVALS = 0.002, {"g": 4, "d": 16}  # its defaults: rate of learning, steps between two regularisations
 _MEAN_OF = 4096  # latents, for a file without a mean of w, as that code's generate.py does
 
 
@@ -55,6 +57,7 @@ def read(path: str | Path) -> Networks:
 def to_bytes(config: ModelConfig, tensors: Mapping[str, Tensors]) -> bytes:
     """A file of these networks ("ema", and "generator" and "critic" if they are there), by fastgan's names of tensors.
 
+    With each of the latter goes a fresh optimizer of that code's defaults, without which its training does not start.
     Rates of the mapping network are made 0.01 by scaling its weights, which changes no image. Raises ValueError for
     networks that the layout cannot hold.
     """
@@ -71,6 +74,8 @@ def to_bytes(config: ModelConfig, tensors: Mapping[str, Tensors]) -> bytes:
                 value = value * (config.mapping_lr / MAPPING_LR)
             state[theirs] = value.reshape(_shape(own, value.shape)).clone(memory_format=torch.contiguous_format)
         state |= _kernels(plain, config)
+        if name != "ema":
+            content[f"{STATES[name]}_optim"] = _optimizer(plain, _INTERVALS[STATES[name]])
     content["latent_avg"] = tensors["ema"]["mapping.w_avg"].detach().cpu().float().clone()
     file = io.BytesIO()
     torch.save(content, file)
@@ -88,10 +93,25 @@ def differences(config: ModelConfig) -> list[str]:
             f"these networks have other widths than that code's channel_multiplier gives: set `channels` to {widths} "
             f"in its Generator and to {of_critic} in its Discriminator"
         )
+    if (config.z_dim, config.mapping_layers) != (_LATENT, _MLP):
+        found.append(
+            f"that code's scripts have `latent` {_LATENT} and `n_mlp` {_MLP}: set them to {config.z_dim} and "
+            f"{config.mapping_layers}"
+        )
+    if (count := len(config.resample_filter)) != len(BILINEAR):
+        found.append(
+            f"that code's networks have a filter of {len(BILINEAR)} taps: give them a `blur_kernel` of {count}"
+        )
     if config.stddev_features and config.stddev_group != 4:
         group = "the whole batch" if config.stddev_group is None else f"groups of {config.stddev_group}"
         found.append(f"that code's discriminator compares groups of 4 images, this one {group}")
     return found
+
+
+def _optimizer(network: nn.Module, interval: int) -> dict[str, Any]:
+    """The state of an Adam that has done nothing, as that code makes it for lazy regularisation."""
+    share = interval / (interval + 1)
+    return torch.optim.Adam(network.parameters(), lr=_LR * share, betas=(0**share, 0.99**share)).state_dict()
 
 
 def _why_not(config: ModelConfig) -> str | None:

@@ -28,7 +28,7 @@ from fastgan.options import from_json
 from fastgan.training.config import Config, pyramid, resolve, to_dict
 from fastgan.training.files import link, write_atomically
 
-FORMAT = 4
+FORMAT = 5  # raise it when the header gets other fields, or tensors other names
 FILE_NAME = "checkpoint.safetensors"
 BEST_FILE_NAME = "checkpoint-best.safetensors"  # by the first of --metrics
 _MOMENTS = {torch.optim.Adam: ("step", "exp_avg", "exp_avg_sq"), torch.optim.RMSprop: ("step", "square_avg")}

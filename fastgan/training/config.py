@@ -32,9 +32,9 @@ Auto = Literal["auto"]
 class NetworkOptions:
     """The pair of networks: a generator that draws, a critic that tells drawn from real."""
 
-    arch: Architecture = "stylegan2"
+    arch: Architecture | Auto = "auto"
     """Architecture. stylegan2: best images; r3gan: a modern baseline; stylegan, pggan: grow from small images to large
-    ones; dcgan, cgan, mlp: simple and quick."""
+    ones; dcgan, cgan, mlp: simple and quick. auto: that of --init-from, else stylegan2."""
     variant: str | Auto = "auto"
     """For dcgan transposed (the paper's, default) or upsample; for cgan conv (default) or mlp."""
     z_dim: int | Auto = "auto"
@@ -292,6 +292,8 @@ def resolve(config: Config) -> Config:
 
     Raises UserError, naming the option, for a value out of range or for options that contradict each other.
     """
+    if config.network.arch == "auto":
+        config = dataclasses.replace(config, network=dataclasses.replace(config.network, arch="stylegan2"))
     data = _found_out(config.data)
     config = dataclasses.replace(config, data=data)
     width, height = parse_size(data.resolution)
@@ -412,7 +414,7 @@ _STYLES = ("stylegan", "stylegan2")
 _GROWING = ("stylegan", "pggan")
 OF_BLOCKS = ("stylegan", "stylegan2", "pggan", "r3gan")
 _SQUARE = ("stylegan", "pggan")  # whose images are square, of a power of two
-_GROUPED = ("stylegan", "stylegan2", "pggan")  # whose critics compare groups of 4 samples
+GROUPED = ("stylegan", "stylegan2", "pggan")  # whose critics compare groups of 4 samples
 
 
 def _check_together(config: Config) -> None:
@@ -461,35 +463,43 @@ def _check_together(config: Config) -> None:
             if given and len(given) != count:
                 numbers = " ".join(map(str, given))
                 raise UserError(f"{flag(name)} {numbers}: must be {count} numbers, one for each resolution, or none")
-    sizes = {"batch_gpu": (training.batch_gpu,), "batch": (training.batch,), "level_batch": growth.level_batch}
-    for name, batches in sizes.items():
-        numbers = " ".join(map(str, batches))
-        if arch in _GROUPED and any(batch > 4 and batch % 4 for batch in batches):
-            raise UserError(
-                f"{flag(name)} {numbers}: must be a multiple of 4 for {arch}, whose critic compares groups of 4"
-            )
-        if any(training.batch_gpu and batch > training.batch_gpu and batch % training.batch_gpu for batch in batches):
-            raise UserError(f"--batch-gpu {training.batch_gpu}: must divide {flag(name)} {numbers} into equal parts")
+    if training.init_from is None:  # trained networks have groups of their own
+        check_groups(config, 4 if arch in GROUPED else None)
+    check_processes(config, 1)
 
 
 def check_processes(config: Config, count: int) -> None:
     """Whether `count` processes can share each batch of a resolved configuration. Raises UserError if not."""
-    grouped = config.network.arch in _GROUPED
-    for name, batches in (("batch", (config.training.batch,)), ("level_batch", config.growth.level_batch)):
-        for batch in batches:
-            share, rest = divmod(batch, count)
-            if rest:
-                raise UserError(f"{flag(name)} {batch}: must be a multiple of {count}, for as many processes")
-            if grouped and share > 4 and share % 4:
-                raise UserError(
-                    f"{flag(name)} {batch}: {count} processes have {share} images each; must be a multiple of 4 for "
-                    f"{config.network.arch}, whose critic compares groups of 4"
-                )
-            if 0 < config.training.batch_gpu < share and share % config.training.batch_gpu:
-                raise UserError(
-                    f"--batch-gpu {config.training.batch_gpu}: must divide the {share} images of a process, of "
-                    f"{flag(name)} {batch}, into equal parts"
-                )
+    for name, batch in _batches(config):
+        share, rest = divmod(batch, count)
+        if rest:
+            raise UserError(f"{flag(name)} {batch}: must be a multiple of {count}, for as many processes")
+        if 0 < config.training.batch_gpu < share and share % config.training.batch_gpu:
+            images = f"the {share} images of a process, of " if count > 1 else ""
+            raise UserError(
+                f"--batch-gpu {config.training.batch_gpu}: must divide {images}{flag(name)} {batch} into equal parts"
+            )
+
+
+def check_groups(config: Config, group: int | None, processes: int = 1) -> None:
+    """Whether the images that go through the critic at once are whole groups. Raises UserError if not.
+
+    group: samples that the critic compares with each other; None if it compares none, or all that it gets.
+    """
+    for name, batch in _batches(config) if group else ():
+        share, micro = batch // processes, config.training.batch_gpu
+        at_once = micro if 0 < micro < share else share
+        if at_once > group and at_once % group:
+            option = f"--batch-gpu {micro}" if at_once < share else f"{flag(name)} {batch}"
+            of_each = f" for each of {processes} processes" if at_once == share < batch else ""
+            raise UserError(
+                f"{option}: must be a multiple of {group}{of_each}, as the critic compares groups of {group} images"
+            )
+
+
+def _batches(config: Config) -> list[tuple[str, int]]:
+    """The option and the size of every batch of a resolved configuration."""
+    return [("batch", config.training.batch), *(("level_batch", batch) for batch in config.growth.level_batch)]
 
 
 def changes(saved: Config, given: Config) -> dict[str, tuple[Any, Any]]:

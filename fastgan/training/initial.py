@@ -73,21 +73,6 @@ class Start:
         styles = {"w_dim": model.style_dim} if "z_dim" in given and model.arch in ("stylegan", "stylegan2") else {}
         return dataclasses.replace(model, **network, **image, **of_critic, **styles, num_classes=num_classes)
 
-    def check(self, config: Config, processes: int) -> None:
-        """Raises UserError if a process's share of a batch does not fit. `config` is resolved."""
-        model, options = self.model, config.training
-        name, batch, at_once = "batch", options.batch, options.batch // processes
-        if 0 < options.batch_gpu < at_once:
-            name, batch, at_once = "batch_gpu", options.batch_gpu, options.batch_gpu
-        group = model.stddev_group if model.arch == "stylegan2" and model.stddev_features else 1
-        group = at_once if group is None else group
-        if at_once > group and at_once % group:
-            of_each = "" if at_once == batch else f" for each of {processes} processes"
-            raise UserError(
-                f"{flag(name)} {batch}: the critic of --init-from {self.path} compares groups of {group}; give a "
-                f"multiple of that{of_each}"
-            )
-
     @torch.no_grad()
     def put_into(self, state: checkpoint.State, model: ModelConfig) -> str | None:
         """Copy the tensors into fresh networks of `model`, in place, and let them go.

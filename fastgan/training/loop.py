@@ -82,12 +82,11 @@ def _train(
     with ranks.one_first():
         dataset = _open_data(config, header)
     num_classes = dataset.num_classes if config.data.labels else 0
-    if start:
-        start.check(config, ranks.count)
     if header:
         model = header.model
     else:
         model = start.fitted(config, num_classes) if start else _model_config(config, num_classes)
+    configuration.check_groups(config, _compared(model), ranks.count)
     torch.manual_seed(config.machine.seed)
     try:
         _require_memory(model, config, device, ranks.count)
@@ -282,6 +281,13 @@ def _require_same(config: Config, header: checkpoint.Header | None, ranks: Ranks
         raise UserError(
             "the first process {}, this one {}; the run's folder must be the same one on all machines".format(*where)
         )
+
+
+def _compared(model: models.ModelConfig) -> int | None:
+    """Samples of a group that the critic compares; None if it compares none, or all that it gets."""
+    if model.arch == "stylegan2":
+        return model.stddev_group if model.stddev_features else None
+    return 4 if model.arch in configuration.GROUPED else None
 
 
 def _beginning(state: checkpoint.State, header: checkpoint.Header | None, start: initial.Start | None) -> str:

@@ -27,7 +27,7 @@ class Options:
     """Look at a training in the browser: images by seed, class and truncation, style mixing, noise, interpolation, and
     the curves and samples of the training, which it follows. Needs the extra "view" of this package."""
 
-    run: Annotated[PathText, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|FILE")]
+    run: Annotated[PathText, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|FILE|URL")]
     """Folder of a training run, a checkpoint file, or a file of the official StyleGAN2 (.pkl) or of
     rosinality's (.pt)."""
     host: str = "127.0.0.1"
@@ -67,7 +67,7 @@ def serve(options: Options) -> None:
         share=False, ssr_mode=False, pwa=False, enable_monitoring=False, mcp_server=False, footer_links=[],
         theme=page.theme(), css=page.CSS, app_kwargs={"middleware": _middleware(options.host)},
     )  # fmt: skip
-    print(f"{run.path.parent} is at {address}   (Ctrl-C ends)")
+    print(f"{run.folder if run.header else run.path} is at {address}   (Ctrl-C ends)")
     print(_who_sees_it(options.host), flush=True)
     blocks.block_thread()
 

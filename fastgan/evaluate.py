@@ -19,8 +19,9 @@ from fastgan.metrics import choice
 from fastgan.options import LARGEST_SEED, Count, PathText, parse_options
 from fastgan.training import process
 from fastgan.training.files import prepare_to_write, write_atomically
-from fastgan.training.memory import shortage_is_a_mistake
+from fastgan.training.memory import require, shortage_is_a_mistake
 
+FEATURES = 1280  # of an image, of the smallest network that looks
 LEAST = 4  # images of a set: the nearest three others of each are looked for
 
 
@@ -106,6 +107,9 @@ def measure(options: Options) -> dict[str, Any] | None:
     from fastgan.training.trained import find
 
     trained = find(options.checkpoint)
+    # Latents and the features of images; there are a few more copies of these.
+    needed = 4.0 * options.samples * (trained.model.z_dim + FEATURES)
+    require(needed, f"looking at {options.samples:,} samples", "give fewer --samples")
     if options.json is not None:
         prepare_to_write(Path(options.json), "--json")
     with joined("cpu", "its message says why") as ranks:  # also where there are GPUs: features lie in the CPU's memory

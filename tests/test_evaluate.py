@@ -237,6 +237,8 @@ def test_labels_are_as_frequent_as_in_the_training_images():
 
 MISTAKES = {
     "few samples": (["--samples", "3"], "--samples 3: must be at least 4"),
+    "more than memory": (["--samples", "1000M"], "looking at 1,000,000,000 samples would take"),
+    "more than integers": (["--samples", str(2**64 - 1)], "samples would take"),
     "negative seed": (["--seed", "-1"], "--seed -1: must be from 0 to"),
     "two splits": (["--split", "train", "--heldout", "x"], "--split train and --heldout exclude each other"),
     "all and some": (["--split", "all", "--heldout", "x"], "--split all and --heldout exclude each other"),

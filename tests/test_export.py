@@ -204,10 +204,8 @@ def test_a_mistake_is_named_in_one_line_and_leaves_nothing_behind(mistake, runs,
 
 
 def test_a_format_that_there_is_not(runs, capsys):
-    with pytest.raises(SystemExit) as status:
-        main(["--checkpoint", str(runs("mlp")), "--format", "tflite"])
-    assert status.value.code == 2
-    assert "tflite" in capsys.readouterr().err
+    line = error_of(main, ["--checkpoint", str(runs("mlp")), "--format", "tflite"], capsys)
+    assert line == "--format tflite: must be onnx, torch, pkl or rosinality"
 
 
 def test_onnx_without_the_extra(runs, monkeypatch, capsys):

@@ -71,9 +71,11 @@ def open_dataset(
         return emoji.render(resolution, channels, cache_dir=cache_dir, progress=progress)
     from fastgan.data import folder, shards, sources, urls
 
-    spec = spec if urls.is_url(spec) else str(Path(spec).expanduser())
+    spec = spec if urls.has_scheme(spec) else str(Path(spec).expanduser())
     if shards.is_index(spec):
         return shards.open_shards(spec, size, channels, cache_dir)
+    if urls.has_scheme(spec):
+        raise UserError(f"--data {spec}: only shards are read from a URL, by shards.json; fetch other files first")
     path = Path(spec)
     if (path / "meta.json").is_file() and (path / "images.npy").is_file():
         return _prepared(path, size, channels)

@@ -20,6 +20,7 @@ from fastgan.errors import UserError, readable
 from fastgan.options import LARGEST_SEED, Count, PathText, from_json, parse_count, parse_options
 from fastgan.training.recipes import recipe
 
+MOST_THREADS = 1024  # with many more OpenMP ends the process
 LARGEST_NUMPY_SEED = 2**32 - 1  # of numpy's RandomState
 SeedFormat = Literal["torch", "numpy"]
 
@@ -388,7 +389,8 @@ _RULES = {
     "freeze_d": _AT_LEAST_0,
     "batch_gpu": _Rule(lambda value: value >= 0, "at least 1, or 0 for all images of a batch at once"),
     "keep_checkpoints": _AT_LEAST_1,
-    **dict.fromkeys(("threads", "checkpoint_interval", "grid_interval", "log_interval"), _AT_LEAST_0),
+    "threads": _Rule(lambda value: 0 <= value <= MOST_THREADS, f"from 1 to {MOST_THREADS}, or 0 to choose by itself"),
+    **dict.fromkeys(("checkpoint_interval", "grid_interval", "log_interval"), _AT_LEAST_0),
     "metrics_interval": _AT_LEAST_0,
     "metrics_samples": _Rule(lambda value: value >= 4, "at least 4; some thousands say more"),
     **dict.fromkeys(("style_mixing", "final_lr", "final_gamma", "augment_p"), _SHARE),

@@ -578,6 +578,14 @@ def test_what_forks_add_is_no_reason_to_refuse_their_networks(tmp_path, protocol
     close(loaded.ema(z, noise="const"), image_of(z, None, content["G_ema"].tensors(), sizes), 1e-5)
 
 
+def test_parameters_may_have_attributes(tmp_path):
+    """Such as forks give them; PyTorch pickles those by another function."""
+    path, weight = tmp_path / "file.pkl", torch.nn.Parameter(torch.randn(3))
+    weight.learning_rate = 0.1
+    path.write_bytes(pickle.dumps({"weight": weight}, 4))
+    assert torch.equal(unpickling.load(path)["weight"], weight)
+
+
 def test_such_a_file_would_do_it(tmp_path):
     """If Python's unpickler loaded it."""
     made = tmp_path / "made"

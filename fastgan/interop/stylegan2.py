@@ -121,7 +121,7 @@ def official_state_dict(network: stylegan2.Generator | stylegan2.Critic) -> Tens
         square = own["dense.weight"].shape[1] == 16 * own["dense.weight"].shape[0]
         filter = network.blocks[0].down.resample_filter
     if not square:
-        raise ValueError("official_state_dict: the official networks know square images only")
+        raise ValueError("the official networks know square images only")
     tensors = {}
     for name, official in official_names(network).items():
         value = own[name].detach().cpu()

@@ -160,7 +160,7 @@ def _tensor(numbers: Any, offset: Any, size: Any, stride: Any, requires_grad: An
     return torch.empty(0, dtype=numbers.dtype).set_(numbers.storage, offset, size, stride)
 
 
-def _parameter(tensor: Any, requires_grad: Any, hooks: Any) -> Tensor:
+def _parameter(tensor: Any, requires_grad: Any, hooks: Any, attributes: Any = None) -> Tensor:
     if not isinstance(tensor, Tensor):
         raise _Refused("holds a parameter that is no tensor")
     return tensor
@@ -205,6 +205,7 @@ _KNOWN: dict[str, Callable[..., Any]] = {
     "_codecs encode": _encode,
     "torch._utils _rebuild_tensor_v2": _tensor,
     "torch._utils _rebuild_parameter": _parameter,
+    "torch._utils _rebuild_parameter_with_state": _parameter,
     "torch.storage _load_from_bytes": _numbers,
     "numpy dtype": _numpy_dtype,
     "numpy.core.multiarray scalar": _numpy_scalar,

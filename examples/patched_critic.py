@@ -1,6 +1,6 @@
 """DCGAN's critic of plain PyTorch layers, before and after `fastgan.patch`: times of a step, and that they agree.
 
-    python examples/patched_critic.py [--batch 8] [--channels 64] [--size 32]
+    python examples/patched_critic.py [--batch 64] [--channels 64] [--size 32]
 
 Nothing of the critic is edited. Its optimizer is made before it is patched, and goes on after.
 """
@@ -38,7 +38,7 @@ def milliseconds(step, rounds: int = 10) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="DCGAN's critic before and after fastgan.patch.")
-    for name, default in (("batch", 8), ("channels", 64), ("size", 32)):
+    for name, default in (("batch", 64), ("channels", 64), ("size", 32)):
         parser.add_argument(f"--{name}", type=int, default=default)
     batch, channels, size = vars(parser.parse_args()).values()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

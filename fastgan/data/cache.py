@@ -227,6 +227,15 @@ def _write_array(folder: Path, array: np.ndarray) -> None:
     sync_folder(folder)
 
 
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
 def sync(file) -> None:
     """What was written to an open file is on the disk when this returns."""
     file.flush()

@@ -16,12 +16,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastgan.data.cache import SHARD_INDEX, sync
+from fastgan.data.cache import SHARD_INDEX, file_digest, sync
 from fastgan.data.labels import LABEL_FILE
 from fastgan.data.pictures import Wanted
 
 NPY_HEADER = 128  # bytes in front of the pixels, however many images there will be
-CHUNK = 2**22
 
 
 class Kept(NamedTuple):
@@ -245,7 +244,9 @@ class ShardOutput(Output):
         shards = []
         for number, count in enumerate(self._counts):
             name = self._name(number)
-            shards.append({"file": name.name, "images": count, "bytes": name.stat().st_size, "sha256": _digest(name)})
+            shards.append(
+                {"file": name.name, "images": count, "bytes": name.stat().st_size, "sha256": file_digest(name)}
+            )
         content = {
             "format": 1,
             "source": source,
@@ -266,11 +267,3 @@ class ShardOutput(Output):
 def _padded(size: int) -> int:
     """To whole blocks of a tar file."""
     return -(-size // 512) * 512
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

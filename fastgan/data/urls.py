@@ -118,7 +118,7 @@ def local(spec: str | Path, in_folder: str | None = None) -> Path:
     if digest is not None:
         file = path / in_folder if in_folder and path.is_dir() else path
         try:
-            _require(digest, _sha256(file), text)
+            _require(digest, cache.file_digest(file), text)
         except OSError as error:
             raise UserError(f"{file} cannot be read: {error.strerror}") from None
     return path
@@ -133,7 +133,7 @@ def _fetched(url: str, in_folder: str | None, digest: str | None) -> Path:
         try:
             meta = json.loads((entry / META).read_text(encoding="utf-8"))
             path = entry / meta["file"]
-            if _sha256(path) == meta["sha256"]:
+            if cache.file_digest(path) == meta["sha256"]:
                 return path, meta["sha256"]
         except FileNotFoundError:
             return None
@@ -229,14 +229,6 @@ def _name(url: str) -> str:
     last = urllib.parse.unquote(urllib.parse.urlsplit(url).path).rpartition("/")[2]
     name = re.sub(r"[^\w.-]", "_", last, flags=re.ASCII).lstrip(".-")[-LONGEST_NAME:]
     return name if name not in ("", META) else "file"
-
-
-def _sha256(path: Path) -> str:
-    found = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
-            found.update(chunk)
-    return found.hexdigest()
 
 
 def _reason(error: Exception) -> str:

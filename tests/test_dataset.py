@@ -1094,10 +1094,12 @@ def test_importing_the_data_loads_no_torch():
 
 
 def dying(times: int):
-    """Ten pictures; while they are read, a worker is killed, so many times."""
+    """Ten pictures; while they are read, all workers are killed, so many times. One left alive might finish the rest."""
     for number in range(10):
         if number in range(3, 3 + times):
-            multiprocessing.active_children()[0].kill()
+            for worker in multiprocessing.active_children():
+                worker.kill()
+                worker.join()
         yield sources.Item(f"{number}.png", None, file_of(picture(number)))
 
 

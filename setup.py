@@ -1,8 +1,8 @@
 """Builds `fastgan_kernels._C` from csrc/, with what this machine has.
 
-Every csrc/*_cpu.cpp is compiled once per instruction set, every csrc/*_cuda.cu by nvcc for several cards, every other
-csrc/*.cpp once for any machine, all in parallel by ninja. Nothing that is missing or fails stops the installation: the
-part is left out, and `_build.json` beside the extension records why (`python -m fastgan.doctor` prints it).
+csrc/*/cpu.cpp are compiled once per instruction set, csrc/*/cuda.cu by nvcc for several cards, csrc/common/*.cpp once
+for any machine, all in parallel by ninja. Nothing that is missing or fails stops the installation: the part is left
+out, and `_build.json` beside the extension records why (`python -m fastgan.doctor` prints it).
 
     CXX                 the C++ compiler (default: the first of g++, c++, clang++)
     CXXFLAGS, LDFLAGS   added to every C++ command, to the link
@@ -31,7 +31,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 CSRC = Path("csrc")
-ABI = int(re.search(r"^#define FASTGAN_ABI (\d+)", (ROOT / CSRC / "abi.h").read_text(), re.M).group(1))
+ABI = int(re.search(r"^#define FASTGAN_ABI (\d+)", (ROOT / CSRC / "common/abi.h").read_text(), re.M).group(1))
 
 # Arithmetic is IEEE but for contraction to fused multiply-add: no -ffast-math, which drops NaN and reassociates sums.
 CXX_FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden"]
@@ -266,21 +266,20 @@ class Build:
         once = [*own, *CXX_FLAGS, *self.headers, *openmp, "-DFASTGAN_MODULE=_C"]
         once += [f"-DFASTGAN_WITH_{part.upper()}=1" for part in parts]
         once += [f"-DFASTGAN_WITH_{isa.upper()}=1" for isa in isas]
-        kernels_cpu = sorted((ROOT / CSRC).glob("*_cpu.cpp"))
         edges = {"cuda": [], "cpu": [], "module": []}  # (object, source, flags) of each part, slowest first
-        for source in sorted({*(ROOT / CSRC).glob("*.cpp")} - {*kernels_cpu}):
-            edges["module"].append((f"{source.stem}.o", source.name, once))
-        for source in kernels_cpu if "cpu" in parts else []:
+        for source in sources("common/*.cpp"):
+            edges["module"].append((source.with_suffix(".o"), source, once))
+        for source in sources("*/cpu.cpp") if "cpu" in parts else []:
             for isa in isas:
                 flags = [*own, *CXX_FLAGS, *openmp, *ISA_FLAGS[isa], f"-DFASTGAN_ISA={isa}"]
-                edges["cpu"].append((f"{source.stem}.{isa}.o", source.name, flags))
+                edges["cpu"].append((source.with_suffix(f".{isa}.o"), source, flags))
         if "cuda" in parts:
             # The host compiler is named, so that all objects come from one.
             host = ["-ccbin", next(word for word in reversed(self.compiler) if not word.startswith("-"))]
             targets = cuda_targets(cuda["archs"])
-            for source in sorted((ROOT / CSRC).glob("*_cuda.cu")):
+            for source in sources("*/cuda.cu"):
                 flags = [*host, *NVCC_FLAGS, *targets, f"--threads={self.jobs}"]
-                edges["cuda"].append((f"{source.stem}.o", source.name, flags))
+                edges["cuda"].append((source.with_suffix(".o"), source, flags))
 
         # Symbols of linked archives stay inside: torch has a CUDA runtime of its own in the same process.
         link = ["-shared", "-Xlinker", "--exclude-libs=ALL", "-Xlinker", "-Bsymbolic"]
@@ -312,6 +311,11 @@ class Build:
         lines += [f"build all: phony {self.folder / '_C.so'}\n"]
         (ROOT / self.folder).mkdir(parents=True, exist_ok=True)
         (ROOT / self.folder / "build.ninja").write_text("\n".join(lines))
+
+
+def sources(pattern: str) -> list[Path]:
+    """Files that match a pattern, relative to csrc/."""
+    return sorted(path.relative_to(ROOT / CSRC) for path in (ROOT / CSRC).glob(pattern))
 
 
 def cuda_targets(archs: list[int]) -> list[str]:
@@ -363,7 +367,7 @@ class BuildKernels(build_ext):
         return {}
 
     def get_source_files(self):
-        return [str(path.relative_to(ROOT)) for path in sorted((ROOT / CSRC).iterdir())]
+        return [str(CSRC / path) for path in sources("*/*")]
 
 
 class BuildPython(build_py):

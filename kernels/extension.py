@@ -72,7 +72,7 @@ def why_not_on_card(index: int | None) -> str | None:
     return None
 
 
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}  # as in csrc/types.h
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}  # as in csrc/common/types.h
 
 
 def _stream_getter() -> Callable[[int], int]:

@@ -9,7 +9,7 @@ import torch
 
 from fastgan_kernels.extension import DTYPES
 
-_GATHER, _SCATTER, _OUTER = range(3)  # as in csrc/few_channels.h
+_GATHER, _SCATTER, _OUTER = range(3)  # as in csrc/few_channels/call.h
 
 
 class Launchers:

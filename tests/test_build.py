@@ -67,7 +67,7 @@ def build(sources: Path, **environment: str) -> tuple[dict, Path]:
 
 
 def test_abi_numbers_agree():
-    header = re.search(r"^#define FASTGAN_ABI (\d+)$", (ROOT / "csrc/abi.h").read_text(), re.M)
+    header = re.search(r"^#define FASTGAN_ABI (\d+)$", (ROOT / "csrc/common/abi.h").read_text(), re.M)
     assert int(header.group(1)) == ABI
     if extension.module() is not None:
         assert extension.module().abi == ABI
@@ -180,7 +180,7 @@ def test_cuda_asked_for_but_impossible_is_an_error(sources):
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 def test_a_source_that_does_not_compile_leaves_its_part_out(sources):
     """Here both parts: the kernels of one, then the module that everything needs."""
-    for source in (sources / "csrc").glob("*.c*"):
+    for source in (sources / "csrc").glob("*/*.c*"):
         source.write_text("#error broken on purpose\n")
     record, lib = build(sources, FASTGAN_CUDA="0")
     assert "broken on purpose" in record["cpu"]["reason"]
@@ -197,9 +197,9 @@ def test_what_the_compiler_refuses_is_left_out(sources, tmp_path):
     refuses = '#!/bin/sh\nfor word; do case $word in -mavx512f|-fopenmp) exit 1;; esac; done\nexec g++ "$@"\n'
     compiler.write_text(refuses)
     compiler.chmod(0o755)
-    for source in (sources / "csrc").glob("*_cpu.cpp"):  # only their presence matters here
+    for source in (sources / "csrc").glob("*/cpu.cpp"):  # only their presence matters here
         source.write_text("")
-    (sources / "csrc/module.cpp").write_text("")
+    (sources / "csrc/common/module.cpp").write_text("")
     record, lib = build(sources, FASTGAN_CUDA="0", CXX=str(compiler))
     assert record["cpu"]["built"], record
     assert record["cpu"]["openmp"] is False

@@ -1094,7 +1094,7 @@ def test_importing_the_data_loads_no_torch():
 
 
 def dying(times: int):
-    """Ten pictures; while they are read, all workers are killed, so many times. One left alive might finish the rest."""
+    """Ten pictures; while they are read, all workers are killed, so many times: one left alive might do the rest."""
     for number in range(10):
         if number in range(3, 3 + times):
             for worker in multiprocessing.active_children():

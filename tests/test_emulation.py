@@ -275,7 +275,7 @@ def test_compiler_errors_are_passed_on(tmp_path):
         pytest.skip(reason)
     source = tmp_path / "wrong.cu"
     source.write_text(
-        '#include "gpu.h"\n__global__ void k(int n) {}\nvoid f(long n) { gpu::Launch(1, 1, 0, 0)(k, n); }\n'
+        '#include "common/gpu.h"\n__global__ void k(int n) {}\nvoid f(long n) { gpu::Launch(1, 1, 0, 0)(k, n); }\n'
     )
     with pytest.raises(RuntimeError, match="an integer argument is wider than the kernel's parameter"):
         emulation.build([source], "wrong")

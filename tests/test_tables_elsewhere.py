@@ -115,4 +115,4 @@ def test_a_kernel_that_writes_beyond_its_memory_is_reported(isa):
     command = ["-c", BEYOND.format(isa=isa)]
     done = emulation.run_under_address_sanitizer(command, env=environment, cwd=TESTS.parent)
     assert done.returncode != 0
-    assert "heap-buffer-overflow" in done.stderr and "few_channels_cpu.cpp" in done.stderr, done.stderr[-2000:]
+    assert "heap-buffer-overflow" in done.stderr and "few_channels/cpu.cpp" in done.stderr, done.stderr[-2000:]

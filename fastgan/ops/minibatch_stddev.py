@@ -15,7 +15,7 @@ from fastgan.ops.fused import FusedOperation, register
 from fastgan.ops.layout import dense, empty_nhwc, view_of
 from fastgan.ops.recording import recordable
 
-_EPS = 1e-8  # csrc/minibatch_stddev_*, kernels/minibatch_stddev_triton.py
+_EPS = 1e-8  # csrc/minibatch_stddev/, kernels/minibatch_stddev_triton.py
 
 
 class Options(NamedTuple):

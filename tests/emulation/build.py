@@ -109,7 +109,7 @@ def build(
         else:
             # pybind11 hides its own types, and says so of every object that holds one of them.
             flags = of_kernels if source.suffix == ".cu" else ["-O1", "-Wno-attributes", "-Wno-unused-parameter"]
-            flags = of_cpu_kernels if source.stem.endswith("_cpu") else flags
+            flags = of_cpu_kernels if source.name == "cpu.cpp" else flags
         arguments = [*common, *flags, "-x", "c++", "-c", str(source)]
         return _cached(arguments, [source, *_headers(), pybind11.__version__], f"{source.stem}.o")
 
@@ -131,7 +131,7 @@ def build_fastgan(sanitizer: Sanitizer | None = None) -> Path:
 
     Load it by `load(path, "_emulated")`.
     """
-    sources = [CSRC / "module.cpp", *sorted(CSRC.glob("*_cuda.cu"))]
+    sources = [CSRC / "common/module.cpp", *sorted(CSRC.glob("*/cuda.cu"))]
     return build(sources, "_emulated", sanitizer=sanitizer, defines=["FASTGAN_WITH_CUDA"])
 
 
@@ -140,7 +140,7 @@ def build_cpu_kernels(isa: str, sanitizer: Sanitizer | None = None) -> Path:
 
     Load it by `load(path, "_sanitized")`. A bad access ends the process: there is no scheduler to make it an exception.
     """
-    sources = [CSRC / "module.cpp", CSRC / "cpu.cpp", *sorted(CSRC.glob("*_cpu.cpp"))]
+    sources = [*sorted(CSRC.glob("common/*.cpp")), *sorted(CSRC.glob("*/cpu.cpp"))]
     # The dispatcher always has a "baseline": here a name, the flags say for which processor it is.
     flags = [*ISA_FLAGS[isa], "-DFASTGAN_ISA=baseline", "-Wno-unknown-pragmas", "-Wno-unused-parameter"]
     flags += ["-fno-sanitize-recover=all"] if sanitizer else []
@@ -221,7 +221,7 @@ def _preloads() -> list[str]:
 
 
 def _headers() -> list[Path]:
-    return sorted([*CSRC.glob("*.h"), *HERE.glob("*.h")])
+    return sorted([*CSRC.glob("*/*.h"), *HERE.glob("*.h")])
 
 
 def _cache() -> Path:

@@ -6,7 +6,7 @@
 #include <limits>
 #include <memory>
 
-#include "gpu.h"
+#include "common/gpu.h"
 
 namespace {
 

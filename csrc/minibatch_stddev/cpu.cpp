@@ -1,0 +1,159 @@
+// minibatch_stddev on the CPU: compiled once for each instruction set, in the namespace of that name.
+//
+// Every piece of work is of a size that depends on the shape alone, and writes its own sum; these are added up in order:
+// results do not depend on the number of threads.
+#include "common/simd.h"
+
+#define FASTGAN_ARITHMETIC FASTGAN_ISA::of_minibatch_stddev  // templates of the same name would be merged
+#define FASTGAN_INLINE inline
+#include "minibatch_stddev/call.h"
+
+namespace FASTGAN_ISA::of_minibatch_stddev {
+
+using fastgan::Dtype;
+using fastgan::FeatureRows;
+using fastgan::MinibatchStddevCall;
+
+static const int64_t PIECE = 512;  // places, each of all members; a longer sum would round more
+
+// The statistics, [groups, features] in `sums`, or with them, in `k`, the gradient. SIZE is the number of members, 0 for
+// one that is not known at compile time.
+template <int ORDER, int SIZE, class T, class S>
+static void walk(const MinibatchStddevCall& call, const S* k, S* partial, S* sums, double factor) {
+    typedef typename Arithmetic<T>::Vector V;
+    const FeatureRows f(call, PIECE);
+    const int64_t groups = call.groups, width = lanes<V>(), size = SIZE ? SIZE : call.size;
+    const int64_t d_row = ORDER == 1 ? f.y_row : f.x_row, d_sample = ORDER == 1 ? f.y_sample : f.x_sample;
+    const int64_t parts = (f.run + f.run_of_piece - 1) / f.run_of_piece;
+    const T *x = (const T*)call.x, *d = (const T*)(ORDER == 1 ? call.dy : call.gx);
+    T* dx = (T*)call.dx;
+    const V share = all<V>(1.0 / size), eps = all<V>(1e-8);
+
+    share_out(call.sums() * f.pieces, call.n * call.c * call.p > 16384, [&](int64_t work) {
+        const int64_t piece = work % f.pieces, which = work / f.pieces, feature = which % call.features;
+        const int64_t group = which / call.features, row = piece / parts * f.rows_of_piece;
+        const int64_t last = row + f.rows_of_piece < f.rows ? row + f.rows_of_piece : f.rows;
+        const int64_t begin = piece % parts * f.run_of_piece;
+        const int64_t end = begin + f.run_of_piece < f.run ? begin + f.run_of_piece : f.run;
+        const V weight = all<V>(ORDER ? k[which] : S(0));
+        V total{};
+        for (int64_t i = row; i < last; ++i) {
+            const int64_t from_x = group * f.x_sample + i * f.x_row + feature * f.run;
+            const int64_t from_d = group * d_sample + i * d_row + feature * f.run;
+            int64_t j = begin;
+            for (; j + width <= end; j += width) {
+                total += members<ORDER>(
+                    size, share, eps, weight, [&](int64_t g) { return load(x + from_x + g * groups * f.x_sample + j); },
+                    [&](int64_t g) { return load(d + from_d + g * groups * d_sample + j); },
+                    [&](int64_t g, V v) { store(dx + from_x + g * groups * f.x_sample + j, v); });
+            }
+            if (j < end) {
+                const V last_few = members<ORDER>(
+                    size, share, eps, weight,
+                    [&](int64_t g) { return load_n(x + from_x + g * groups * f.x_sample + j, end - j); },
+                    [&](int64_t g) { return load_n(d + from_d + g * groups * d_sample + j, end - j); },
+                    [&](int64_t g, V v) { store_n(dx + from_x + g * groups * f.x_sample + j, v, end - j); });
+                for (int64_t i = 0; i < end - j; ++i) total[i] += last_few[i];
+            }
+        }
+        if constexpr (ORDER != 1) partial[work] = sum(total);
+    });
+    if constexpr (ORDER != 1) {
+        for (int64_t which = 0; which < call.sums(); ++which) {
+            double total = 0;
+            for (int64_t piece = 0; piece < f.pieces; ++piece) total += partial[which * f.pieces + piece];
+            sums[which] = S(total * factor);
+        }
+    }
+}
+
+// to = [from, maps]: the channels of `from`, then a map of the same number everywhere for each feature.
+template <class T, class S>
+static void append(const MinibatchStddevCall& call, const T* from, const S* maps, T* to) {
+    typedef typename Arithmetic<T>::Vector V;
+    const int64_t c = call.c, p = call.p, features = call.features, groups = call.groups;
+    const int64_t rows = call.pixels ? p : 1, run = call.pixels ? c : c * p, repeats = call.pixels ? 1 : p;
+    const int64_t few = 8192 / run + 1, pieces = (rows + few - 1) / few;
+
+    share_out(call.n * pieces, call.n * c * p > 16384, [&](int64_t work) {
+        const int64_t sample = work / pieces, first = work % pieces * few;
+        for (int64_t row = first; row < first + few && row < rows; ++row) {
+            const int64_t at = sample * rows + row;
+            T* out = to + at * (run + features * repeats);
+            memcpy(out, from + at * run, run * sizeof(T));
+            out += run;
+            for (int64_t f = 0; f < features; ++f) {
+                T value;
+                store_n(&value, all<V>(maps[sample % groups * features + f]), 1);
+                for (int64_t i = 0; i < repeats; ++i) *out++ = value;
+            }
+        }
+    });
+}
+
+// k [groups, features]: the gradients of the maps, summed over positions and members, times the share of an element.
+template <class T, class S>
+static void gradient_of_maps(const MinibatchStddevCall& call, S* partial, S* k) {
+    const int64_t features = call.features, p = call.p, groups = call.groups;
+    const int64_t step = call.pixels ? call.c + features : 1;
+    const T* dy = (const T*)call.dy;
+
+    share_out(call.n * features, call.n * call.c * p > 16384, [&](int64_t map) {
+        const int64_t sample = map / features, f = map % features;
+        const T* from = dy + sample * (call.c + features) * p + (call.c + f) * (call.pixels ? 1 : p);
+        double total = 0;
+        for (int64_t i = 0; i < p; ++i) total += load_n(from + i * step, 1)[0];
+        partial[map] = S(total);
+    });
+    for (int64_t which = 0; which < call.sums(); ++which) {
+        double total = 0;
+        for (int64_t g = 0; g < call.size; ++g) total += partial[g * groups * features + which];
+        k[which] = S(total * call.share);
+    }
+}
+
+template <int ORDER, class T>
+static void run(const MinibatchStddevCall& call) {
+    typedef typename Arithmetic<T>::Scalar S;
+    S *k = (S*)call.workspace, *sums = k + call.sums(), *partial = sums + call.sums();
+    if constexpr (ORDER > 0) gradient_of_maps<T>(call, partial, k);
+    // The mean over a feature of s, which sums over members already; the gradient of the map.
+    const double factor = ORDER == 0 ? call.share * call.size : call.share;
+    if (call.size == 4) {
+        walk<ORDER, 4, T>(call, k, partial, sums, factor);
+    } else {
+        walk<ORDER, 0, T>(call, k, partial, sums, factor);
+    }
+    if constexpr (ORDER != 1) append(call, (const T*)(ORDER == 0 ? call.x : call.gx), sums, (T*)call.appended);
+}
+
+template <int ORDER>
+static void for_dtype(const MinibatchStddevCall& call) {
+    switch (call.dtype) {
+        case Dtype::float32: return run<ORDER, float>(call);
+        case Dtype::bfloat16: return run<ORDER, BFloat16>(call);
+        case Dtype::float16: return run<ORDER, Float16>(call);
+        case Dtype::float64: return run<ORDER, double>(call);
+    }
+}
+
+}  // namespace FASTGAN_ISA::of_minibatch_stddev
+
+namespace FASTGAN_ISA {
+
+void minibatch_stddev(const fastgan::MinibatchStddevCall& call) {
+    switch (call.order) {
+        case 0: return of_minibatch_stddev::for_dtype<0>(call);
+        case 1: return of_minibatch_stddev::for_dtype<1>(call);
+        default: return of_minibatch_stddev::for_dtype<2>(call);
+    }
+}
+
+int64_t minibatch_stddev_workspace(const fastgan::MinibatchStddevCall& call) {
+    const fastgan::FeatureRows f(call, of_minibatch_stddev::PIECE);
+    const int64_t pieces = call.sums() * f.pieces, maps = call.n * call.features;
+    const int64_t numbers = 2 * call.sums() + (pieces > maps ? pieces : maps);
+    return numbers * (call.dtype == fastgan::Dtype::float64 ? sizeof(double) : sizeof(float));
+}
+
+}  // namespace FASTGAN_ISA

@@ -1,0 +1,132 @@
+// minibatch_stddev on the GPU. A thread takes one number of every member at a time: rows of y are of an odd length in
+// NHWC, and the layer stands where images are 4x4. Sums are taken in two stages, each in a fixed order: no atomics, the
+// same bits every time.
+#include "common/gpu_values.h"
+
+#define FASTGAN_ARITHMETIC gpu_values::of_minibatch_stddev
+#include "minibatch_stddev/call.h"
+
+namespace fastgan::cuda::of_minibatch_stddev {
+
+using namespace gpu_values::of_minibatch_stddev;
+
+constexpr int BLOCK = 256;
+constexpr int64_t PIECE = 2 * BLOCK;  // places, each of all members
+
+// Grid: [groups, features, pieces]. k: [groups, features]; partial: the sums of the pieces.
+template <int ORDER, class T>
+__global__ void walk(MinibatchStddevCall call, FeatureRows f, const typename ArithmeticOf<T>::type* k,
+                     typename ArithmeticOf<T>::type* partial) {
+    using S = typename ArithmeticOf<T>::type;
+    const int64_t groups = call.groups, parts = (f.run + f.run_of_piece - 1) / f.run_of_piece;
+    const int64_t piece = blockIdx.x % f.pieces, which = blockIdx.x / f.pieces;
+    const int64_t group = which / call.features, feature = which % call.features;
+    const int64_t row = piece / parts * f.rows_of_piece, begin = piece % parts * f.run_of_piece;
+    const int64_t rows = f.rows - row < f.rows_of_piece ? f.rows - row : f.rows_of_piece;
+    const int64_t run = f.run - begin < f.run_of_piece ? f.run - begin : f.run_of_piece;
+    const int64_t d_row = ORDER == 1 ? f.y_row : f.x_row, d_sample = ORDER == 1 ? f.y_sample : f.x_sample;
+    const int64_t x_member = groups * f.x_sample, d_member = groups * d_sample;
+    const S weight = ORDER ? k[which] : S(0), share = S(1) / S(call.size), eps = S(1e-8);
+    S total = 0;
+    for (int64_t i = threadIdx.x; i < rows * run; i += BLOCK) {
+        const int64_t at_row = row + i / run, at = feature * f.run + begin + i % run;
+        const T* x = (const T*)call.x + group * f.x_sample + at_row * f.x_row + at;
+        const T* d = (const T*)(ORDER == 1 ? call.dy : call.gx) + group * d_sample + at_row * d_row + at;
+        T* dx = (T*)call.dx + (x - (const T*)call.x);
+        total += members<ORDER>(
+            call.size, share, eps, weight, [&](int64_t g) { return gpu::to<S>(x[g * x_member]); },
+            [&](int64_t g) { return gpu::to<S>(d[g * d_member]); },
+            [&](int64_t g, S value) { dx[g * x_member] = gpu::from<T>(value); });
+    }
+    if constexpr (ORDER != 1) {
+        total = gpu::block_sum(total);
+        if (threadIdx.x == 0) partial[blockIdx.x] = total;
+    }
+}
+
+// One block for each sum of `pieces` numbers.
+template <class S>
+__global__ void add_pieces(const S* partial, S* sums, int64_t pieces, double factor) {
+    S total = 0;
+    for (int64_t i = threadIdx.x; i < pieces; i += BLOCK) total += partial[blockIdx.x * pieces + i];
+    total = gpu::block_sum(total);
+    if (threadIdx.x == 0) sums[blockIdx.x] = total * S(factor);
+}
+
+// The gradient of a map, summed over positions and members. Grid: [groups, features].
+template <class T>
+__global__ void gradient_of_maps(MinibatchStddevCall call, int64_t y_sample, typename ArithmeticOf<T>::type* k) {
+    using S = typename ArithmeticOf<T>::type;
+    const int64_t group = blockIdx.x / call.features, feature = blockIdx.x % call.features;
+    const int64_t step = call.pixels ? call.c + call.features : 1;
+    const T* from = (const T*)call.dy + group * y_sample + (call.c + feature) * (call.pixels ? 1 : call.p);
+    S total = 0;
+    for (int64_t i = threadIdx.x; i < call.size * call.p; i += BLOCK) {
+        total += gpu::to<S>(from[i / call.p * call.groups * y_sample + i % call.p * step]);
+    }
+    total = gpu::block_sum(total);
+    if (threadIdx.x == 0) k[blockIdx.x] = total * S(call.share);
+}
+
+// to = [from, maps]. Grid: [samples, tiles of the numbers of a sample of `to`].
+template <class T>
+__global__ void append(MinibatchStddevCall call, const T* from, const typename ArithmeticOf<T>::type* maps, T* to,
+                       int64_t y_sample, int64_t tiles) {
+    const int64_t sample = blockIdx.x / tiles, i = blockIdx.x % tiles * BLOCK + threadIdx.x;
+    if (i >= y_sample) return;  // there is no barrier
+    const int64_t c = call.c, all = c + call.features;
+    const int64_t channel = call.pixels ? i % all : i / call.p;
+    const int64_t at = sample * c * call.p + (call.pixels ? i / all * c + channel : i);
+    to[sample * y_sample + i] =
+        channel < c ? from[at] : gpu::from<T>(maps[sample % call.groups * call.features + channel - c]);
+}
+
+template <int ORDER, class T>
+void run(const MinibatchStddevCall& call, void* stream) {
+    using S = typename ArithmeticOf<T>::type;
+    const FeatureRows f(call, PIECE);
+    S *k = (S*)call.workspace, *sums = k + call.sums(), *partial = sums + call.sums();
+    const dim3 each(unsigned(call.sums()));
+    if constexpr (ORDER > 0) gpu::Launch(each, BLOCK, 0, stream)(gradient_of_maps<T>, call, f.y_sample, k);
+    gpu::Launch(dim3(unsigned(call.sums() * f.pieces)), BLOCK, 0, stream)(walk<ORDER, T>, call, f, (const S*)k, partial);
+    if constexpr (ORDER != 1) {
+        // The mean over a feature of s, which sums over members already; the gradient of the map.
+        const double factor = ORDER == 0 ? call.share * call.size : call.share;
+        gpu::Launch(each, BLOCK, 0, stream)(add_pieces<S>, (const S*)partial, sums, f.pieces, factor);
+        const int64_t tiles = divided(f.y_sample, BLOCK);
+        gpu::Launch(dim3(unsigned(call.n * tiles)), BLOCK, 0, stream)(
+            append<T>, call, (const T*)(ORDER == 0 ? call.x : call.gx), (const S*)sums, (T*)call.appended, f.y_sample,
+            tiles);
+    }
+}
+
+template <int ORDER>
+void for_dtype(const MinibatchStddevCall& call, void* stream) {
+    switch (call.dtype) {
+        case Dtype::float32: return run<ORDER, float>(call, stream);
+        case Dtype::bfloat16: return run<ORDER, __nv_bfloat16>(call, stream);
+        case Dtype::float16: return run<ORDER, __half>(call, stream);
+        case Dtype::float64: return run<ORDER, double>(call, stream);
+    }
+}
+
+}  // namespace fastgan::cuda::of_minibatch_stddev
+
+namespace fastgan::cuda {
+
+void minibatch_stddev(const MinibatchStddevCall& call, int device, void* stream) {
+    const gpu::DeviceGuard guard(device);
+    switch (call.order) {
+        case 0: return of_minibatch_stddev::for_dtype<0>(call, stream);
+        case 1: return of_minibatch_stddev::for_dtype<1>(call, stream);
+        default: return of_minibatch_stddev::for_dtype<2>(call, stream);
+    }
+}
+
+int64_t minibatch_stddev_workspace(const MinibatchStddevCall& call) {
+    const FeatureRows f(call, of_minibatch_stddev::PIECE);
+    const int64_t numbers = call.sums() * (2 + f.pieces);
+    return numbers * (call.dtype == Dtype::float64 ? sizeof(double) : sizeof(float));
+}
+
+}  // namespace fastgan::cuda

@@ -1,0 +1,789 @@
+// instance_norm and batch_norm_act on the CPU: compiled once for each instruction set, in the namespace of that name.
+//
+// The unit of work is a tile of channels of a sample (NHWC) or one channel of it (NCHW), over all positions: two passes
+// over it, the second of which finds in the caches what the first has read. Of batch_norm_act it is the same channels in
+// all samples, whose positions count on from one sample to the next. Where there are few units, and large ones,
+// their positions are cut into segments. All that depends on the shape alone, and what is summed up is so in order:
+// results do not depend on the number of threads.
+//
+// The variance is taken about the running mean: within a chunk of positions sums of z - shift and of its square, with
+// the mean of all chunks before as the shift (for the first chunk: its own mean); after each chunk the moments are
+// moved to the new mean, in double precision. Nothing cancels: the error is that of rounding the terms.
+#include "common/simd.h"
+
+namespace FASTGAN_ISA {
+
+// a * b, rounded: the compiler may not contract it with a sum.
+template <class V>
+static inline V product(V a, V b) {
+    V c = a * b;
+#if defined(__x86_64__)
+    asm("" : "+v"(c));
+#elif defined(__aarch64__)
+    asm("" : "+w"(c));
+#endif
+    return c;
+}
+
+}  // namespace FASTGAN_ISA
+
+#define FASTGAN_ARITHMETIC FASTGAN_ISA
+#define FASTGAN_INLINE inline
+#include "norm/call.h"
+
+namespace FASTGAN_ISA {
+
+using fastgan::Around;
+using fastgan::Dtype;
+using fastgan::InstanceNormCall;
+
+namespace {
+
+static const int MOST_CHANNELS = 256;    // of a tile: its rows lie on the stack
+static const int64_t CHUNK = 64;         // positions: few enough that single precision will do for their sums
+static const int64_t PLANE_CHUNK = 4096;  // the same of a plane, whose sums are spread over lanes
+
+struct Plan {
+    int64_t tile, tiles;  // channels of a unit; units of a sample
+    int64_t units, segments, positions;  // segments of a unit; positions of a segment
+    int64_t begin(int64_t segment) const { return segment * positions; }
+};
+
+
+static Plan plan_of(const InstanceNormCall& call) {
+    Plan plan;
+    plan.tile = call.pixels ? smaller(call.c, MOST_CHANNELS) : 1;
+    plan.tiles = (call.c + plan.tile - 1) / plan.tile;
+    plan.units = call.batch ? plan.tiles : call.n * plan.tiles;
+    const int64_t pieces = 16, least = 32768;  // elements that pay for a barrier
+    plan.segments = 1;
+    if (plan.units < pieces / 2) {
+        plan.segments = smaller((pieces + plan.units - 1) / plan.units, call.numbers() * plan.tile / least);
+        if (plan.segments < 1) plan.segments = 1;
+    }
+    plan.positions = (call.numbers() + plan.segments - 1) / plan.segments;
+    plan.segments = (call.numbers() + plan.positions - 1) / plan.positions;  // none is empty
+    return plan;
+}
+
+// What a segment leaves, in double precision, for each channel of its unit: two results of the first pass forward, or
+// three of the first pass backward, and the sums of dx and of dx * noise.
+static const int FIRST_ROWS = 3, ROWS = 5;
+static double* rows_of(const InstanceNormCall& call, const Plan& plan, int64_t unit, int64_t segment) {
+    return (double*)call.workspace + (unit * plan.segments + segment) * ROWS * plan.tile;
+}
+
+// Runs `first(unit, begin, end, rows)`, which makes rows of numbers, `plan.tile` each, and `second(unit, segment, end,
+// rows)` with those of the whole unit; `merge(rows, count, more, more_count)` adds a segment to those before.
+template <class First, class Merge, class Second>
+static void two_passes(const InstanceNormCall& call, const Plan& plan, const First& first, const Merge& merge,
+                       const Second& second) {
+    auto end_of = [&](int64_t segment) { return smaller(plan.begin(segment) + plan.positions, call.numbers()); };
+#pragma omp parallel if (call.n * call.c * call.p > 16384)
+    {
+        if (plan.segments == 1) {
+            double rows[FIRST_ROWS * MOST_CHANNELS] = {};
+#pragma omp for schedule(static)
+            for (int64_t unit = 0; unit < plan.units; ++unit) {
+                first(unit, 0, call.numbers(), rows);
+                second(unit, 0, call.numbers(), rows);
+            }
+        } else {
+            for (int64_t unit = 0; unit < plan.units; ++unit) {
+#pragma omp for schedule(static)
+                for (int64_t segment = 0; segment < plan.segments; ++segment) {
+                    first(unit, plan.begin(segment), end_of(segment), rows_of(call, plan, unit, segment));
+                }
+                double* total = rows_of(call, plan, unit, 0);
+#pragma omp single
+                for (int64_t other = 1; other < plan.segments; ++other) {
+                    merge(total, double(plan.begin(other)), rows_of(call, plan, unit, other),
+                          double(end_of(other) - plan.begin(other)));
+                }
+#pragma omp for schedule(static) nowait
+                for (int64_t segment = 0; segment < plan.segments; ++segment) {
+                    second(unit, segment, end_of(segment), total);
+                }
+            }
+        }
+    }
+}
+
+// What both layouts have in common: the tensors, and the channels that a unit stands for.
+template <class T>
+struct Tensors {
+    typedef typename Arithmetic<T>::Scalar S;
+    typedef typename Arithmetic<T>::Vector V;
+    const InstanceNormCall& call;
+    const Plan& plan;
+    const T *x, *dy;
+    T *y, *dx;
+    const S *noise, *strength, *bias, *style_scale, *style_bias;
+    S* statistics;
+    V gain, gain_below;
+    bool streamed;
+
+    Tensors(const InstanceNormCall& call, const Plan& plan)
+        : call(call),
+          plan(plan),
+          x((const T*)call.x),
+          dy((const T*)call.dy),
+          y((T*)call.y),
+          dx((T*)call.dx),
+          noise((const S*)call.noise),
+          strength((const S*)call.strength),
+          bias((const S*)call.bias),
+          style_scale((const S*)call.style_scale),
+          style_bias((const S*)call.style_bias),
+          statistics((S*)call.statistics),
+          gain(all<V>(S(call.gain))),
+          gain_below(all<V>(S(call.gain * call.slope))) {
+        // What does not fit into the caches anyway goes past them: a plain store would first read what it overwrites.
+        const int64_t large = 24 << 20;
+        const int64_t row = call.pixels ? call.c : call.p, size = call.pixels ? Group<T>::size : lanes<V>();
+        const uintptr_t to = (uintptr_t)(y ? y : dx);
+        streamed = to % VECTOR_BYTES == 0 && row % size == 0 && call.n * call.c * call.p * (int64_t)sizeof(T) >= large;
+    }
+
+    int64_t sample(int64_t unit) const { return unit / plan.tiles; }
+    int64_t channel(int64_t unit) const { return unit % plan.tiles * plan.tile; }  // the first
+    int64_t width(int64_t unit) const { return smaller(plan.tile, call.c - channel(unit)); }
+    const S* field(int64_t unit) const {
+        return noise ? noise + (call.noise_per_sample ? sample(unit) * call.p : 0) : nullptr;
+    }
+
+    // By channel of the unit; `row` is where its channels begin in [N, C], or of a batch in [C].
+    int64_t row(int64_t unit) const { return sample(unit) * call.c + channel(unit); }
+    S strength_at(int64_t unit, int64_t i) const {
+        return strength ? strength[call.strength_per_channel ? channel(unit) + i : 0] : S(1);
+    }
+    S bias_at(int64_t unit, int64_t i) const { return bias ? bias[channel(unit) + i] : S(0); }
+    S scale_at(int64_t unit, int64_t i) const { return style_scale ? style_scale[row(unit) + i] : S(1); }
+    S shift_at(int64_t unit, int64_t i) const { return style_bias ? style_bias[row(unit) + i] : S(0); }
+    S mean_at(int64_t unit, int64_t i) const { return statistics[row(unit) + i]; }
+    S inverse_at(int64_t unit, int64_t i) const { return statistics[call.rows() + row(unit) + i]; }
+
+    double inverse_of(double squares) const { return 1 / __builtin_sqrt(squares / double(call.numbers()) + call.eps); }
+
+    void keep_statistics(int64_t unit, const double* mean, const double* squares) const {
+        for (int64_t i = 0; i < width(unit); ++i) {
+            statistics[row(unit) + i] = S(mean[i]);
+            statistics[call.rows() + row(unit) + i] = S(inverse_of(squares[i]));
+            if (call.batch) statistics[2 * call.rows() + row(unit) + i] = S(squares[i] / double(call.numbers() - 1));
+        }
+    }
+
+    // What the sums of the first pass backward, of channel i of a unit, come to.
+    struct Slopes {
+        double sum, product, level, tilt;  // T1, T2, and what is subtracted: level + tilt * (z - mean)
+    };
+    Slopes slopes_at(int64_t unit, const double* sums, int64_t i) const {
+        const double numbers = double(call.numbers()), inverse = this->inverse_at(unit, i);
+        const double sum = sums[i], rest = sums[2 * plan.tile + i] / numbers;  // what rounding left of the mean
+        const double product = sums[plan.tile + i] - rest * sum, tilt = product * inverse * inverse / numbers;
+        return {sum, product, sum / numbers - rest * tilt, tilt};
+    }
+
+    void style_gradients(int64_t unit, const double* sums) const {
+        S *scale = (S*)call.dstyle_scale, *shift = (S*)call.dstyle_bias;
+        for (int64_t i = 0; i < width(unit); ++i) {
+            const Slopes slopes = slopes_at(unit, sums, i);
+            if (scale) scale[row(unit) + i] = S(slopes.product * double(inverse_at(unit, i)));
+            if (shift) shift[row(unit) + i] = S(slopes.sum);
+        }
+    }
+};
+
+// Moves moments about a mean, of `count` numbers, to those of the numbers that are `added` more, with the sums of
+// their distances from `shift` and of the squares of these.
+static inline void include(double& mean, double& squares, double count, double shift, double distances,
+                           double their_squares, double added) {
+    const double away = mean - shift, total = count * away + distances;
+    const double about_shift = squares + count * away * away + their_squares;
+    mean = shift + total / (count + added);
+    const double about_mean = about_shift - total * total / (count + added);
+    squares = about_mean < 0 ? 0 : about_mean;  // a NaN stays one
+}
+
+// NHWC ----------------------------------------------------------------------------------------------------------------
+
+template <class T>
+static inline int64_t slot_of(int64_t channel) {
+    const int size = Group<T>::size;
+    return channel / size * size + Group<T>::slot(channel % size);
+}
+
+// A column of a tile: GROUPS groups of channels, or the first `count` channels of one.
+template <class T, int GROUPS, bool PART>
+struct Columns {
+    static constexpr int vectors = GROUPS * Group<T>::vectors;
+    typedef typename Arithmetic<T>::Vector V;
+    typedef typename Arithmetic<T>::Scalar S;
+    struct Values {
+        V v[vectors];
+    };
+
+    static inline Values get(const T* p, int64_t count) {
+        Values values;
+        fetch(p);
+#pragma GCC unroll 8
+        for (int g = 0; g < GROUPS; ++g) {
+            const Group<T> group = PART ? load_group_n(p, count) : load_group(p + g * Group<T>::size);
+#pragma GCC unroll 2
+            for (int k = 0; k < Group<T>::vectors; ++k) values.v[g * Group<T>::vectors + k] = group.v[k];
+        }
+        return values;
+    }
+    static inline void put(T* p, const Values& values, int64_t count, bool streamed) {
+#pragma GCC unroll 8
+        for (int g = 0; g < GROUPS; ++g) {
+            Group<T> group;
+#pragma GCC unroll 2
+            for (int k = 0; k < Group<T>::vectors; ++k) group.v[k] = values.v[g * Group<T>::vectors + k];
+            put_group<PART>(p + g * Group<T>::size, group, count, streamed);
+        }
+    }
+    static inline Values row(const S* p) {
+        Values values;
+#pragma GCC unroll 8
+        for (int i = 0; i < vectors; ++i) values.v[i] = load(p + i * lanes<V>());
+        return values;
+    }
+    static inline void put_row(S* p, const Values& values) {
+#pragma GCC unroll 8
+        for (int i = 0; i < vectors; ++i) store(p + i * lanes<V>(), values.v[i]);
+    }
+};
+
+// Calls `body(Columns<...>(), first channel, channels)` for all columns of a tile, VECTORS vectors wide if they can be.
+template <class T, int VECTORS, class Body>
+static inline void for_columns(int64_t width, const Body& body) {
+    constexpr int groups = VECTORS / Group<T>::vectors, size = Group<T>::size;
+    int64_t j = 0;
+    for (; j + groups * size <= width; j += groups * size) body(Columns<T, groups, false>(), j, groups * size);
+    for (; j + size <= width; j += size) body(Columns<T, 1, false>(), j, size);
+    if (j < width) body(Columns<T, 1, true>(), j, width - j);
+}
+
+// A number for each channel of a tile, in the order of groups, padded.
+template <class S>
+struct alignas(64) Row {
+    S v[MOST_CHANNELS + 32];
+};
+
+template <class T, Around AROUND>
+struct Pixels : Tensors<T> {
+    static constexpr bool PLAIN = AROUND != Around::before;
+    typedef typename Tensors<T>::S S;
+    typedef typename Tensors<T>::V V;
+    using Tensors<T>::Tensors;
+    using Tensors<T>::call;
+
+    static constexpr int64_t padded(int64_t width) {
+        return (width + Group<T>::size - 1) / Group<T>::size * Group<T>::size;
+    }
+    template <class Value>
+    static void fill(Row<S>& row, int64_t width, const Value& value) {
+        for (int64_t i = 0; i < padded(width); ++i) row.v[slot_of<T>(i)] = i < width ? S(value(i)) : S(0);
+    }
+    template <class R>
+    static void in_order(const Row<R>& row, int64_t width, double* to) {
+        for (int64_t i = 0; i < width; ++i) to[i] = row.v[slot_of<T>(i)];
+    }
+    int64_t at(int64_t unit, int64_t position) const {
+        return (this->sample(unit) * call.p + position) * call.c + this->channel(unit);
+    }
+
+    struct Before {  // the norm
+        Row<S> strength, bias;
+        const S* noise;
+        Before(const Pixels& own, int64_t unit) {
+            if constexpr (!PLAIN) {
+                fill(strength, own.width(unit), [&](int64_t i) { return own.strength_at(unit, i); });
+                fill(bias, own.width(unit), [&](int64_t i) { return own.bias_at(unit, i); });
+                noise = own.field(unit);
+            }
+        }
+        S noise_at(int64_t position) const {
+            if constexpr (PLAIN) return 0;
+            return noise ? noise[position] : S(0);
+        }
+    };
+
+    // Sums of z - shift and of its squares over the positions of a chunk.
+    void distances(const T* x, int64_t begin, int64_t end, int64_t width, const Before& before, const Row<S>& shift,
+                   Row<S>& sums, Row<S>& squares) const {
+        const V gain = this->gain, gain_below = this->gain_below;
+        for_columns<T, 4>(width, [&](auto columns, int64_t j, int64_t count) {
+            typedef decltype(columns) C;
+            const auto shifts = C::row(shift.v + j);
+            const auto strengths = C::row(before.strength.v + j), biases = C::row(before.bias.v + j);
+            typename C::Values first, second;
+            for (int i = 0; i < C::vectors; ++i) first.v[i] = second.v[i] = all<V>(S(0));
+            const T* from = x + j;
+            for (int64_t position = begin; position < end; ++position, from += call.c) {
+                const V noise = all<V>(before.noise_at(position));
+                const auto values = C::get(from, count);
+#pragma GCC unroll 8
+                for (int i = 0; i < C::vectors; ++i) {
+                    const V z = activated<PLAIN>(values.v[i], strengths.v[i], noise, biases.v[i], gain, gain_below).z;
+                    const V distance = z - shifts.v[i];
+                    first.v[i] += distance;
+                    second.v[i] += distance * distance;
+                }
+            }
+            C::put_row(sums.v + j, first);
+            C::put_row(squares.v + j, second);
+        });
+    }
+
+    void moments(int64_t unit, int64_t begin, int64_t end, double* mean, double* squares) const {
+        const int64_t width = this->width(unit), slots = padded(width);
+        const Before before(*this, unit);
+        Row<S> shift, sums, their_squares;
+        Row<double> means, all_squares;
+        for (int64_t i = 0; i < slots; ++i) shift.v[i] = 0, means.v[i] = 0, all_squares.v[i] = 0;
+        const int64_t some = smaller(begin + CHUNK, end);
+        distances(this->x + at(unit, begin), begin, some, width, before, shift, sums, their_squares);
+        for (int64_t i = 0; i < slots; ++i) shift.v[i] = sums.v[i] / S(some - begin);
+        for (int64_t from = begin; from < end; from += CHUNK) {
+            const int64_t to = smaller(from + CHUNK, end);
+            distances(this->x + at(unit, from), from, to, width, before, shift, sums, their_squares);
+            const double count = double(from - begin), added = double(to - from);
+            for (int64_t i = 0; i < slots; ++i) {
+                include(means.v[i], all_squares.v[i], count, shift.v[i], sums.v[i], their_squares.v[i], added);
+                shift.v[i] = S(means.v[i]);
+            }
+        }
+        in_order(means, width, mean);
+        in_order(all_squares, width, squares);
+    }
+
+    void normalise(int64_t unit, int64_t begin, int64_t end, const double* mean, const double* squares) const {
+        const int64_t width = this->width(unit);
+        const Before before(*this, unit);
+        const V gain = this->gain, gain_below = this->gain_below;
+        Row<S> means, factors, shifts;
+        fill(means, width, [&](int64_t i) { return mean[i]; });
+        fill(factors, width, [&](int64_t i) { return this->scale_at(unit, i) * this->inverse_of(squares[i]); });
+        fill(shifts, width, [&](int64_t i) { return this->shift_at(unit, i); });
+        for (int64_t chunk = begin; chunk < end; chunk += CHUNK) {
+            for_columns<T, 4>(width, [&](auto columns, int64_t j, int64_t count) {
+                typedef decltype(columns) C;
+                const auto strengths = C::row(before.strength.v + j), biases = C::row(before.bias.v + j);
+                const auto m = C::row(means.v + j), f = C::row(factors.v + j), s = C::row(shifts.v + j);
+                const bool streamed = this->streamed;
+                const T* from = this->x + at(unit, chunk) + j;
+                T* to = this->y + at(unit, chunk) + j;
+                for (int64_t position = chunk; position < smaller(chunk + CHUNK, end); ++position) {
+                    const V noise = all<V>(before.noise_at(position));
+                    auto values = C::get(from, count);
+#pragma GCC unroll 8
+                    for (int i = 0; i < C::vectors; ++i) {
+                        const V z = activated<PLAIN>(values.v[i], strengths.v[i], noise, biases.v[i], gain, gain_below).z;
+                        values.v[i] = normalised(z, m.v[i], f.v[i], s.v[i]);
+                        if constexpr (AROUND == Around::after) {
+                            values.v[i] = piecewise_linear(values.v[i], gain, gain_below).z;
+                        }
+                    }
+                    C::put(to, values, count, streamed);
+                    from += call.c, to += call.c;
+                }
+            });
+        }
+        if (this->streamed) stream_fence();
+    }
+
+    // What is behind the norm: factor and shift of a channel, which the derivative of the activation follows from.
+    struct Behind {
+        Row<S> factor, shift;
+        Behind(const Pixels& own, int64_t unit) {
+            const int64_t width = own.width(unit);
+            fill(factor, width, [&](int64_t i) { return own.scale_at(unit, i) * own.inverse_at(unit, i); });
+            if constexpr (AROUND == Around::after) {
+                fill(shift, width, [&](int64_t i) { return own.shift_at(unit, i); });
+            }
+        }
+    };
+
+    // Sums of dy, of dy * (z - mean) and of z - mean.
+    void products(int64_t unit, int64_t begin, int64_t end, double* to) const {
+        const int64_t width = this->width(unit), slots = padded(width);
+        const Before before(*this, unit);
+        const Behind behind(*this, unit);
+        const V gain = this->gain, gain_below = this->gain_below;
+        Row<S> means, some, others, distances;
+        Row<double> total, total_products, total_distances;
+        fill(means, width, [&](int64_t i) { return this->mean_at(unit, i); });
+        for (int64_t i = 0; i < slots; ++i) total.v[i] = total_products.v[i] = total_distances.v[i] = 0;
+        for (int64_t chunk = begin; chunk < end; chunk += CHUNK) {
+            for_columns<T, 4>(width, [&](auto columns, int64_t j, int64_t count) {
+                typedef decltype(columns) C;
+                const auto strengths = C::row(before.strength.v + j), biases = C::row(before.bias.v + j);
+                const auto m = C::row(means.v + j), f = C::row(behind.factor.v + j), s = C::row(behind.shift.v + j);
+                typename C::Values first, second, third;
+                for (int i = 0; i < C::vectors; ++i) first.v[i] = second.v[i] = third.v[i] = all<V>(S(0));
+                const T *from = this->x + at(unit, chunk) + j, *above = this->dy + at(unit, chunk) + j;
+                for (int64_t position = chunk; position < smaller(chunk + CHUNK, end); ++position) {
+                    const V noise = all<V>(before.noise_at(position));
+                    const auto values = C::get(from, count), g = C::get(above, count);
+#pragma GCC unroll 8
+                    for (int i = 0; i < C::vectors; ++i) {
+                        const V z = activated<PLAIN>(values.v[i], strengths.v[i], noise, biases.v[i], gain, gain_below).z;
+                        V dv = g.v[i];
+                        if constexpr (AROUND == Around::after) {
+                            dv *= piecewise_linear(normalised(z, m.v[i], f.v[i], s.v[i]), gain, gain_below).slope;
+                        }
+                        const V distance = z - m.v[i];
+                        first.v[i] += dv;
+                        second.v[i] += dv * distance;
+                        third.v[i] += distance;
+                    }
+                    from += call.c, above += call.c;
+                }
+                C::put_row(some.v + j, first);
+                C::put_row(others.v + j, second);
+                C::put_row(distances.v + j, third);
+            });
+            for (int64_t i = 0; i < slots; ++i) {
+                total.v[i] += some.v[i], total_products.v[i] += others.v[i], total_distances.v[i] += distances.v[i];
+            }
+        }
+        in_order(total, width, to);
+        in_order(total_products, width, to + this->plan.tile);
+        in_order(total_distances, width, to + 2 * this->plan.tile);
+    }
+
+    // dx, and the sums of dx and of dx * noise.
+    void gradients(int64_t unit, int64_t begin, int64_t end, const double* sums, double* biases,
+                   double* strengths) const {
+        const int64_t width = this->width(unit), slots = padded(width);
+        const Before before(*this, unit);
+        const Behind behind(*this, unit);
+        const V gain = this->gain, gain_below = this->gain_below;
+        Row<S> means, levels, tilts, some, others;
+        Row<double> total, total_noisy;
+        fill(means, width, [&](int64_t i) { return this->mean_at(unit, i); });
+        fill(levels, width, [&](int64_t i) { return this->slopes_at(unit, sums, i).level; });
+        fill(tilts, width, [&](int64_t i) { return this->slopes_at(unit, sums, i).tilt; });
+        for (int64_t i = 0; i < slots; ++i) total.v[i] = 0, total_noisy.v[i] = 0;
+        for (int64_t chunk = begin; chunk < end; chunk += CHUNK) {
+            for_columns<T, PLAIN ? 4 : 2>(width, [&](auto columns, int64_t j, int64_t count) {
+                typedef decltype(columns) C;
+                const auto ss = C::row(before.strength.v + j), bs = C::row(before.bias.v + j);
+                const auto m = C::row(means.v + j), f = C::row(behind.factor.v + j), s = C::row(behind.shift.v + j);
+                const auto l = C::row(levels.v + j), t = C::row(tilts.v + j);
+                typename C::Values first, second;
+                for (int i = 0; i < C::vectors; ++i) first.v[i] = second.v[i] = all<V>(S(0));
+                const bool streamed = this->streamed, written = this->dx != nullptr;
+                const T *from = this->x + at(unit, chunk) + j, *above = this->dy + at(unit, chunk) + j;
+                T* to = this->dx + at(unit, chunk) + j;
+                for (int64_t position = chunk; position < smaller(chunk + CHUNK, end); ++position) {
+                    const V noise = all<V>(before.noise_at(position));
+                    auto values = C::get(from, count);
+                    const auto g = C::get(above, count);
+#pragma GCC unroll 8
+                    for (int i = 0; i < C::vectors; ++i) {
+                        const Activated<V> z =
+                            activated<PLAIN>(values.v[i], ss.v[i], noise, bs.v[i], gain, gain_below);
+                        V dv = g.v[i];
+                        if constexpr (AROUND == Around::after) {
+                            dv *= piecewise_linear(normalised(z.z, m.v[i], f.v[i], s.v[i]), gain, gain_below).slope;
+                        }
+                        V du = gradient_before(dv, z.z, m.v[i], f.v[i], l.v[i], t.v[i]);
+                        if constexpr (!PLAIN) {
+                            du *= z.slope;
+                            first.v[i] += du;
+                            second.v[i] += du * noise;
+                        }
+                        values.v[i] = du;
+                    }
+                    if (written) C::put(to, values, count, streamed);
+                    from += call.c, above += call.c, to += call.c;
+                }
+                C::put_row(some.v + j, first);
+                C::put_row(others.v + j, second);
+            });
+            if constexpr (!PLAIN) {
+                for (int64_t i = 0; i < slots; ++i) total.v[i] += some.v[i], total_noisy.v[i] += others.v[i];
+            }
+        }
+        if (this->streamed) stream_fence();
+        in_order(total, width, biases);
+        in_order(total_noisy, width, strengths);
+    }
+};
+
+// NCHW ----------------------------------------------------------------------------------------------------------------
+
+template <class T, Around AROUND>
+struct Planes : Tensors<T> {
+    static constexpr bool PLAIN = AROUND != Around::before;
+    typedef typename Tensors<T>::S S;
+    typedef typename Tensors<T>::V V;
+    using Tensors<T>::Tensors;
+    using Tensors<T>::call;
+
+    // Calls `body(part, index in the tensors, elements, which of 4, z, noise)` for each vector of a stretch of a unit.
+    // Several sums at once hide the latency of an addition. `part` is True where it is not a whole vector, else False.
+    struct True {
+        static constexpr bool value = true;
+    };
+    struct False {
+        static constexpr bool value = false;
+    };
+    template <class Body>
+    void each(int64_t unit, int64_t begin, int64_t end, const Body& body) const {
+        if constexpr (AROUND == Around::after) {  // a unit has a plane in every sample
+            for (int64_t next; begin < end; begin = next) {
+                const int64_t sample = begin / call.p, first = sample * call.p;
+                next = smaller(first + call.p, end);
+                each_of_plane(unit, (sample * call.c + unit) * call.p, begin - first, next - first, body);
+            }
+        } else {
+            each_of_plane(unit, unit * call.p, begin, end, body);
+        }
+    }
+    template <class Body>
+    void each_of_plane(int64_t unit, int64_t plane, int64_t begin, int64_t end, const Body& body) const {
+        const int64_t width = lanes<V>();
+        const V gain = this->gain, gain_below = this->gain_below;
+        const V strength = all<V>(this->strength_at(unit, 0)), bias = all<V>(this->bias_at(unit, 0));
+        const S* field = this->field(unit);
+        auto one = [&](auto part, int64_t i, int64_t count, int which) {
+            constexpr bool PART = decltype(part)::value;
+            V noise = all<V>(S(0));
+            if (!PLAIN && field) noise = PART ? load_n(field + i, count) : load(field + i);
+            const T* from = this->x + plane + i;
+            if constexpr (!PART) fetch(from);
+            const V x = PART ? load_n(from, count) : load(from);
+            body(part, plane + i, count, which, activated<PLAIN>(x, strength, noise, bias, gain, gain_below), noise);
+        };
+        int64_t i = begin;
+        for (; i + 4 * width <= end; i += 4 * width) {
+#pragma GCC unroll 4
+            for (int which = 0; which < 4; ++which) one(False(), i + which * width, width, which);
+        }
+        for (; i + width <= end; i += width) one(False(), i, width, 0);
+        if (i < end) one(True(), i, end - i, 0);
+    }
+
+    static V first_lanes(int64_t count) {  // 1 in these, 0 in the others
+        alignas(VECTOR_BYTES) S row[lanes<V>()] = {};
+        for (int64_t i = 0; i < count; ++i) row[i] = 1;
+        return load(row);
+    }
+    struct Four {
+        V v[4] = {all<V>(S(0)), all<V>(S(0)), all<V>(S(0)), all<V>(S(0))};
+        S total() const { return sum((v[0] + v[1]) + (v[2] + v[3])); }
+    };
+
+    void distances(int64_t unit, int64_t begin, int64_t end, S shift, S& sums, S& squares) const {
+        Four first, second;
+        each(unit, begin, end, [&](auto part, int64_t, int64_t count, int which, Activated<V> u, V) {
+            V distance = u.z - all<V>(shift);
+            if (decltype(part)::value) distance *= first_lanes(count);
+            first.v[which] += distance;
+            second.v[which] += distance * distance;
+        });
+        sums = first.total(), squares = second.total();
+    }
+
+    void moments(int64_t unit, int64_t begin, int64_t end, double* mean, double* squares) const {
+        S sums, their_squares;
+        const int64_t some = smaller(begin + PLANE_CHUNK, end);
+        distances(unit, begin, some, S(0), sums, their_squares);
+        S shift = sums / S(some - begin);
+        *mean = *squares = 0;
+        for (int64_t from = begin; from < end; from += PLANE_CHUNK) {
+            const int64_t to = smaller(from + PLANE_CHUNK, end);
+            distances(unit, from, to, shift, sums, their_squares);
+            include(*mean, *squares, double(from - begin), shift, sums, their_squares, double(to - from));
+            shift = S(*mean);
+        }
+    }
+
+    void write(T* to, V value, bool part, int64_t count) const {
+        if (part) {
+            store_n(to, value, count);
+        } else if (this->streamed) {
+            stream(to, value);
+        } else {
+            store(to, value);
+        }
+    }
+
+    void normalise(int64_t unit, int64_t begin, int64_t end, const double* mean, const double* squares) const {
+        const V m = all<V>(S(*mean)), shift = all<V>(this->shift_at(unit, 0));
+        const V factor = all<V>(S(this->scale_at(unit, 0) * this->inverse_of(*squares)));
+        each(unit, begin, end, [&](auto part, int64_t i, int64_t count, int, Activated<V> u, V) {
+            V v = normalised(u.z, m, factor, shift);
+            if constexpr (AROUND == Around::after) v = piecewise_linear(v, this->gain, this->gain_below).z;
+            write(this->y + i, v, decltype(part)::value, count);
+        });
+        if (this->streamed) stream_fence();
+    }
+
+    V read_dy(bool part, int64_t i, int64_t count) const {
+        if (part) return load_n(this->dy + i, count);
+        fetch(this->dy + i);
+        return load(this->dy + i);
+    }
+
+    // The gradient of what the norm gives; `factor` and `shift` are its own.
+    V through_activation(V dy, V z, V mean, V factor, V shift) const {
+        if constexpr (AROUND != Around::after) return dy;
+        return dy * piecewise_linear(normalised(z, mean, factor, shift), this->gain, this->gain_below).slope;
+    }
+
+    void products(int64_t unit, int64_t begin, int64_t end, double* sums) const {
+        const V m = all<V>(this->mean_at(unit, 0)), shift = all<V>(this->shift_at(unit, 0));
+        const V factor = all<V>(S(this->scale_at(unit, 0) * this->inverse_at(unit, 0)));
+        sums[0] = sums[1] = sums[2] = 0;
+        for (int64_t chunk = begin; chunk < end; chunk += PLANE_CHUNK) {
+            Four first, second, third;
+            each(unit, chunk, smaller(chunk + PLANE_CHUNK, end),
+                 [&](auto part, int64_t i, int64_t count, int which, Activated<V> u, V) {
+                     const V dy = read_dy(decltype(part)::value, i, count);  // zero in lanes past the end
+                     const V dv = through_activation(dy, u.z, m, factor, shift);
+                     V distance = u.z - m;
+                     first.v[which] += dv;
+                     second.v[which] += dv * distance;
+                     if (decltype(part)::value) distance *= first_lanes(count);
+                     third.v[which] += distance;
+                 });
+            sums[0] += first.total(), sums[1] += second.total(), sums[2] += third.total();
+        }
+    }
+
+    void gradients(int64_t unit, int64_t begin, int64_t end, const double* sums, double* biases,
+                   double* strengths) const {
+        const V m = all<V>(this->mean_at(unit, 0)), shift = all<V>(this->shift_at(unit, 0));
+        const V factor = all<V>(S(this->scale_at(unit, 0) * double(this->inverse_at(unit, 0))));
+        const auto slopes = this->slopes_at(unit, sums, 0);
+        const V level = all<V>(S(slopes.level)), tilt = all<V>(S(slopes.tilt));
+        *biases = *strengths = 0;
+        for (int64_t chunk = begin; chunk < end; chunk += PLANE_CHUNK) {
+            Four first, second;
+            each(unit, chunk, smaller(chunk + PLANE_CHUNK, end),
+                 [&](auto part, int64_t i, int64_t count, int which, Activated<V> u, V noise) {
+                     constexpr bool PART = decltype(part)::value;
+                     const V dv = through_activation(read_dy(PART, i, count), u.z, m, factor, shift);
+                     V du = gradient_before(dv, u.z, m, factor, level, tilt);
+                     if constexpr (!PLAIN) {
+                         du *= u.slope;
+                         if (PART) du *= first_lanes(count);
+                         first.v[which] += du;
+                         second.v[which] += du * noise;
+                     }
+                     if (this->dx) write(this->dx + i, du, PART, count);
+                 });
+            *biases += first.total(), *strengths += second.total();
+        }
+        if (this->streamed) stream_fence();
+    }
+};
+
+// Both ----------------------------------------------------------------------------------------------------------------
+
+template <class Walk>
+static void forward(const InstanceNormCall& call) {
+    const Plan plan = plan_of(call);
+    const Walk walk(call, plan);
+    two_passes(
+        call, plan,
+        [&](int64_t unit, int64_t begin, int64_t end, double* rows) {
+            walk.moments(unit, begin, end, rows, rows + plan.tile);
+        },
+        [&](double* rows, double count, const double* more, double added) {
+            for (int64_t i = 0; i < plan.tile; ++i) {
+                include(rows[i], rows[plan.tile + i], count, more[i], 0, more[plan.tile + i], added);
+            }
+        },
+        [&](int64_t unit, int64_t segment, int64_t end, const double* rows) {
+            if (segment == 0) walk.keep_statistics(unit, rows, rows + plan.tile);
+            walk.normalise(unit, plan.begin(segment), end, rows, rows + plan.tile);
+        });
+}
+
+// Adds up what the segments of all samples left of one channel each, in order.
+template <class S>
+static void add_up(const InstanceNormCall& call, const Plan& plan) {
+    double all_channels = 0;
+    for (int64_t c = 0; c < call.c; ++c) {
+        double bias = 0, strength = 0;
+        for (int64_t sample = 0; sample < call.n; ++sample) {
+            for (int64_t segment = 0; segment < plan.segments; ++segment) {
+                const double* rows = rows_of(call, plan, sample * plan.tiles + c / plan.tile, segment) + c % plan.tile;
+                bias += rows[FIRST_ROWS * plan.tile];
+                strength += rows[(FIRST_ROWS + 1) * plan.tile];
+            }
+        }
+        if (call.dbias) ((S*)call.dbias)[c] = S(bias);
+        if (call.dstrength && call.strength_per_channel) ((S*)call.dstrength)[c] = S(strength);
+        all_channels += strength;
+    }
+    if (call.dstrength && !call.strength_per_channel) *(S*)call.dstrength = S(all_channels);
+}
+
+template <class Walk>
+static void backward(const InstanceNormCall& call) {
+    const Plan plan = plan_of(call);
+    const Walk walk(call, plan);
+    const bool beyond_style = call.dx || call.dbias || call.dstrength;
+    two_passes(
+        call, plan,
+        [&](int64_t unit, int64_t begin, int64_t end, double* rows) { walk.products(unit, begin, end, rows); },
+        [&](double* rows, double, const double* more, double) {
+            for (int64_t i = 0; i < FIRST_ROWS * plan.tile; ++i) rows[i] += more[i];
+        },
+        [&](int64_t unit, int64_t segment, int64_t end, const double* sums) {
+            if (segment == 0) walk.style_gradients(unit, sums);
+            if (!beyond_style) return;
+            double* biases = rows_of(call, plan, unit, segment) + FIRST_ROWS * plan.tile;
+            walk.gradients(unit, plan.begin(segment), end, sums, biases, biases + plan.tile);
+        });
+    if (call.dbias || call.dstrength) add_up<typename Walk::S>(call, plan);
+}
+
+template <class T, Around AROUND>
+static void run(const InstanceNormCall& call) {
+    if (call.y) {
+        call.pixels ? forward<Pixels<T, AROUND>>(call) : forward<Planes<T, AROUND>>(call);
+    } else {
+        call.pixels ? backward<Pixels<T, AROUND>>(call) : backward<Planes<T, AROUND>>(call);
+    }
+}
+
+template <class T>
+static void for_what_is_around(const InstanceNormCall& call) {
+    switch (call.around()) {
+        case Around::nothing: return run<T, Around::nothing>(call);
+        case Around::before: return run<T, Around::before>(call);
+        case Around::after: return run<T, Around::after>(call);
+    }
+}
+
+static void for_dtype(const InstanceNormCall& call) {
+    switch (call.dtype) {
+        case Dtype::float32: return for_what_is_around<float>(call);
+        case Dtype::bfloat16: return for_what_is_around<BFloat16>(call);
+        case Dtype::float16: return for_what_is_around<Float16>(call);
+        case Dtype::float64: return for_what_is_around<double>(call);
+    }
+}
+
+}  // namespace
+
+// The entry points: FASTGAN_CPU_ENTRY of common/isa.h calls those of the instruction set in use.
+
+void instance_norm_forward(const InstanceNormCall& call) { for_dtype(call); }
+
+void instance_norm_backward(const InstanceNormCall& call) { for_dtype(call); }
+
+int64_t instance_norm_workspace(const InstanceNormCall& call) {
+    const Plan plan = plan_of(call);
+    return plan.units * plan.segments * ROWS * plan.tile * (int64_t)sizeof(double);
+}
+
+}  // namespace FASTGAN_ISA

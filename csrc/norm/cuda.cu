@@ -1,0 +1,731 @@
+// instance_norm and batch_norm_act on the GPU, 16 bytes a thread where the sizes allow.
+//
+// A block takes a tile of channels of a sample (NHWC) or a few channels of one (NCHW). Where all their positions fit
+// into shared memory, and there are blocks enough to keep the GPU busy, one kernel reads x (and dy) once: RESIDENT.
+// Otherwise the positions are cut into pieces: a first kernel leaves the moments (or sums) of each, a second merges
+// them, and a third reads everything again: always so for batch_norm_act, whose second kernel merges the pieces of all
+// samples. Always in a fixed order: no atomics, the same bits every time.
+//
+// The variance is taken about the running mean of each thread, and merged with that of others about the mean of both
+// (Chan, Golub and LeVeque 1983): never as a difference of large numbers.
+#include "common/gpu_sums.h"
+#include "common/gpu_values.h"
+
+#define FASTGAN_ARITHMETIC gpu_values
+#include "norm/call.h"
+
+namespace fastgan::cuda {
+namespace {
+
+using namespace gpu_values;
+
+constexpr int ENOUGH_BLOCKS = 264;         // 2 for each of an H100's multiprocessors
+constexpr int MOST_BLOCKS = 2112;          // 16; more work than that is looped over
+constexpr int MOST_PIECES = 64;            // that a single thread merges: of a sample, or of a share of a batch
+constexpr int LEAST_STEPS = 4;             // of a thread: fewer would not pay for its start and for its sums
+constexpr int RUN = 16;                    // steps of a thread between two corrections of its mean
+constexpr std::size_t MOST_RESIDENT = 96 * 1024;  // bytes; then a multiprocessor of an H100 holds two blocks
+constexpr std::size_t STATIC_SHARED = 8 * 1024;   // bytes that a kernel may need besides
+
+inline int power_of_two_from(int64_t size, int most) {
+    int power = 1;
+    while (power < size && power < most) power *= 2;
+    return power;
+}
+
+// How the work is cut up: `wide` threads along the fast dimension, `rows` of them to a block.
+struct Plan {
+    int vector, wide, rows;
+    int64_t tiles;       // of the fast dimension (pixels) or of the samples' channels (planes), each a block
+    int64_t per_sample;  // pieces that the positions of a sample are cut into
+    int64_t positions;   // of a piece
+    std::size_t resident;  // bytes of shared memory that hold the activations; 0 where they are read twice
+};
+
+// The plan that keeps `tensors` activations in shared memory, with `wide` threads along the fast dimension.
+inline Plan resident_plan(const InstanceNormCall& call, int vector, int wide, int tensors) {
+    Plan plan{};
+    plan.vector = vector, plan.wide = wide, plan.rows = BLOCK / wide;
+    plan.per_sample = 1, plan.positions = call.p;
+    const int64_t of_row = int64_t(wide) * vector;
+    plan.tiles = call.pixels ? divided(call.c, of_row) : divided(call.n * call.c, plan.rows);
+    const int64_t steps = call.pixels ? divided(call.p, plan.rows) : divided(call.p, of_row);
+    const int64_t item = call.dtype == Dtype::float32 ? 4 : call.dtype == Dtype::float64 ? 8 : 2;
+    plan.resident = std::size_t(steps * BLOCK * vector * item * tensors);
+    return plan;
+}
+
+inline Plan split_plan(const InstanceNormCall& call, int vector) {
+    Plan plan{};
+    plan.vector = vector;
+    plan.wide = power_of_two_from((call.pixels ? call.c : call.p) / vector, BLOCK);
+    plan.rows = BLOCK / plan.wide;
+    const int64_t of_row = int64_t(plan.wide) * vector;
+    plan.tiles = call.pixels ? divided(call.c, of_row) : divided(call.n * call.c, plan.rows);
+    const int64_t blocks = call.pixels ? plan.tiles * call.n : plan.tiles;
+    const int64_t step = call.pixels ? plan.rows : of_row, steps = divided(call.p, step);
+    plan.per_sample = divided(call.batch ? MOST_BLOCKS / 2 : MOST_BLOCKS, blocks > 0 ? blocks : 1);
+    if (plan.per_sample > divided(steps, LEAST_STEPS)) plan.per_sample = divided(steps, LEAST_STEPS);
+    if (plan.per_sample > MOST_PIECES && !call.batch) plan.per_sample = MOST_PIECES;
+    plan.positions = divided(divided(call.p, plan.per_sample), step) * step;
+    plan.per_sample = divided(call.p, plan.positions);  // none is empty
+    return plan;
+}
+
+// `tensors` activations are read twice: x in the forward pass, x and dy in the backward pass.
+inline Plan plan_of(const InstanceNormCall& call, int vector, int tensors) {
+    if (call.batch) return split_plan(call, vector);
+    const std::size_t most = gpu::most_shared_bytes() - STATIC_SHARED;
+    const std::size_t limit = most < MOST_RESIDENT ? most : MOST_RESIDENT;
+    const int64_t fast = (call.pixels ? call.c : call.p) / vector;
+    // In NHWC the widest tile that leaves blocks enough; 32 bytes at least, which is what memory delivers at once.
+    const int widest = power_of_two_from(fast, call.pixels ? 32 : BLOCK), narrowest = vector > 1 ? 2 : 8;
+    for (int wide = widest;; wide /= 2) {
+        const Plan plan = resident_plan(call, vector, wide, tensors);
+        const int64_t blocks = call.pixels ? call.n * plan.tiles : plan.tiles;
+        if (plan.resident <= limit && blocks >= ENOUGH_BLOCKS) return plan;
+        const bool last = !call.pixels || wide <= narrowest;
+        // A piece for each of fewer blocks would be small: one kernel is quicker than three.
+        if (last && plan.resident <= limit && (blocks >= ENOUGH_BLOCKS / 4 || plan.resident <= 16 * 1024)) return plan;
+        if (last) return split_plan(call, vector);
+    }
+}
+
+template <class S>
+struct Moments {
+    S mean, squares, count;  // squares of the distances from the mean
+};
+
+template <class S>
+FASTGAN_INLINE Moments<S> merged(const Moments<S>& a, const Moments<S>& b) {
+    const S count = a.count + b.count, share = count > 0 ? b.count / count : S(0), apart = b.mean - a.mean;
+    return {a.mean + apart * share, a.squares + b.squares + apart * apart * (a.count * share), count};
+}
+
+template <class S>
+struct Pair {
+    S a, b;
+};
+
+template <class S>
+FASTGAN_INLINE Pair<S> merged(const Pair<S>& x, const Pair<S>& y) {
+    return {x.a + y.a, x.b + y.b};
+}
+
+// Of a row, in the first pass backward: of dy, of dy * (z - mean) and of z - mean.
+template <class S>
+struct Triple {
+    S a, b, c;
+
+    // The second sum and z - mean without what rounding left of the mean, which `c` becomes.
+    FASTGAN_INLINE Triple about_the_mean(S numbers) const {
+        const S rest = c / numbers;
+        return {a, b - rest * a, rest};
+    }
+};
+
+template <class S>
+FASTGAN_INLINE Triple<S> merged(const Triple<S>& x, const Triple<S>& y) {
+    return {x.a + y.a, x.b + y.b, x.c + y.c};
+}
+
+template <class S>
+FASTGAN_INLINE S inverse_root(S squares, S p, S eps) {
+    return S(1) / sqrt(squares / p + eps);
+}
+
+template <class S>
+FASTGAN_INLINE Moments<S> of_lane_across(const Moments<S>& own, int distance) {
+    return {__shfl_xor_sync(gpu::full_mask, own.mean, distance, gpu::warp_size),
+            __shfl_xor_sync(gpu::full_mask, own.squares, distance, gpu::warp_size),
+            __shfl_xor_sync(gpu::full_mask, own.count, distance, gpu::warp_size)};
+}
+
+template <class S>
+FASTGAN_INLINE Pair<S> of_lane_across(const Pair<S>& own, int distance) {
+    return {__shfl_xor_sync(gpu::full_mask, own.a, distance, gpu::warp_size),
+            __shfl_xor_sync(gpu::full_mask, own.b, distance, gpu::warp_size)};
+}
+
+template <class S>
+FASTGAN_INLINE Triple<S> of_lane_across(const Triple<S>& own, int distance) {
+    return {__shfl_xor_sync(gpu::full_mask, own.a, distance, gpu::warp_size),
+            __shfl_xor_sync(gpu::full_mask, own.b, distance, gpu::warp_size),
+            __shfl_xor_sync(gpu::full_mask, own.c, distance, gpu::warp_size)};
+}
+
+// Merges what the threads of a block have for the same channel; each of them gets the result, the same bits.
+template <bool PIXELS, class R, int W>
+FASTGAN_INLINE void merge_in_block(R (&values)[W], int wide) {
+    const int thread = int(threadIdx.x), warp = thread / gpu::warp_size;
+    // Bits of a thread's number that tell threads of one channel apart: the upper ones (pixels) or the lower (planes).
+    const int first = PIXELS ? wide : 1, past = PIXELS || wide > gpu::warp_size ? gpu::warp_size : wide;
+    for (int distance = first; distance < past; distance *= 2) {
+        GPU_UNROLL
+        for (int w = 0; w < W; ++w) {
+            const R other = of_lane_across(values[w], distance);
+            values[w] = thread & distance ? merged(other, values[w]) : merged(values[w], other);
+        }
+    }
+    const int warps_of_row = wide > gpu::warp_size ? wide / gpu::warp_size : 1;
+    const int stride = PIXELS ? warps_of_row : 1, count = PIXELS ? BLOCK / gpu::warp_size / stride : warps_of_row;
+    const int start = PIXELS ? warp % stride : warp - warp % count;
+    if (count == 1) return;  // the same for all threads
+    SHARED(R, slots, [BLOCK]);
+    GPU_UNROLL
+    for (int w = 0; w < W; ++w) {
+        __syncthreads();
+        slots[thread] = values[w];
+        __syncthreads();
+        const int from = start * gpu::warp_size + thread % gpu::warp_size;
+        R total = slots[from];
+        for (int k = 1; k < count; ++k) total = merged(total, slots[from + k * stride * gpu::warp_size]);
+        values[w] = total;
+    }
+}
+
+template <class T>
+struct Tensors {
+    using S = typename ArithmeticOf<T>::type;
+    int64_t n, c, p, rows, numbers;
+    const T *x, *dy;
+    T *y, *dx;
+    const S *noise, *strength, *bias, *style_scale, *style_bias;
+    S *statistics, *dstyle_scale, *dstyle_bias;
+    S gain, gain_below, gain_after, gain_below_after, eps;  // of the activation before the norm, and of that behind it
+    bool noise_per_sample, strength_per_channel, beyond_style;
+
+    explicit Tensors(const InstanceNormCall& call)
+        : n(call.n),
+          c(call.c),
+          p(call.p),
+          rows(call.rows()),
+          numbers(call.numbers()),
+          x((const T*)call.x),
+          dy((const T*)call.dy),
+          y((T*)call.y),
+          dx((T*)call.dx),
+          noise((const S*)call.noise),
+          strength((const S*)call.strength),
+          bias((const S*)call.bias),
+          style_scale((const S*)call.style_scale),
+          style_bias((const S*)call.style_bias),
+          statistics((S*)call.statistics),
+          dstyle_scale((S*)call.dstyle_scale),
+          dstyle_bias((S*)call.dstyle_bias),
+          gain(S(call.batch ? 1 : call.gain)),
+          gain_below(S(call.batch ? 1 : call.gain * call.slope)),
+          gain_after(S(call.gain)),
+          gain_below_after(S(call.gain * call.slope)),
+          eps(S(call.eps)),
+          noise_per_sample(call.noise_per_sample),
+          strength_per_channel(call.strength_per_channel),
+          beyond_style(call.dx || call.dbias || call.dstrength) {}
+};
+
+// A thread's share: W channels of a sample, and every so many positions, V elements at a time. In shared memory each
+// thread finds what it has put there itself, so that no barrier is needed.
+template <class T, int V, bool PIXELS, bool BATCH>
+struct Share {
+    using S = typename Tensors<T>::S;
+    using Vector = gpu::Vec<T, V>;
+    static constexpr int W = PIXELS ? V : 1;
+    const Tensors<T>& t;
+    int64_t piece, sample, channel, row;  // row: where its channels begin in [N, C], or in [C] of a batch
+    int64_t first, end, stride, base;     // positions; base: index of an element at position 0
+    bool live, leads;                     // leads: writes what its channels have in common
+    S strength[W], bias[W];
+
+    FASTGAN_INLINE Share(const Tensors<T>& tensors, const Plan& plan) : t(tensors) {
+        const int lane = int(threadIdx.x) % plan.wide, of_block = int(threadIdx.x) / plan.wide;
+        int64_t segment;
+        if constexpr (PIXELS) {
+            piece = blockIdx.x, sample = piece / plan.per_sample, segment = piece % plan.per_sample;
+            channel = (int64_t(blockIdx.y) * plan.wide + lane) * V;
+            live = channel < t.c;
+            first = of_block, stride = plan.rows;
+            leads = live && of_block == 0;
+            row = sample * t.c + channel;
+            base = sample * t.p * t.c + channel;
+        } else {
+            const int64_t plane = int64_t(blockIdx.x) * plan.rows + of_block;
+            segment = blockIdx.y;
+            live = plane < t.n * t.c;
+            sample = plane / t.c, channel = plane % t.c, piece = sample * plan.per_sample + segment;
+            row = BATCH ? channel : plane;
+            first = int64_t(lane) * V, stride = int64_t(plan.wide) * V;
+            leads = live && lane == 0;
+            base = plane * t.p;
+        }
+        first += segment * plan.positions;
+        end = (segment + 1) * plan.positions < t.p ? (segment + 1) * plan.positions : t.p;
+        GPU_UNROLL
+        for (int w = 0; w < W; ++w) {
+            strength[w] = live && t.strength ? t.strength[t.strength_per_channel ? channel + w : 0] : S(1);
+            bias[w] = live && t.bias ? t.bias[channel + w] : S(0);
+        }
+    }
+
+    FASTGAN_INLINE int64_t index(int64_t position) const { return base + position * (PIXELS ? t.c : 1); }
+
+    FASTGAN_INLINE Vector read(const T* from, int64_t position, Vector* kept, int step) const {
+        return kept ? kept[int64_t(step) * BLOCK + threadIdx.x] : gpu::load<V>(from + index(position));
+    }
+
+    // What stands before the norm, of the V elements of x at a position, and the noise there.
+    FASTGAN_INLINE void activate(const Vector& x, int64_t position, Activated<S> (&u)[V], S (&noise)[V]) const {
+        const S* field = t.noise ? t.noise + (t.noise_per_sample ? sample * t.p : 0) + position : nullptr;
+        GPU_UNROLL
+        for (int v = 0; v < V; ++v) {
+            noise[v] = field ? field[PIXELS ? 0 : v] : S(0);
+            const int w = PIXELS ? v : 0;
+            u[v] = activated<false>(gpu::to<S>(x.v[v]), strength[w], noise[v], bias[w], t.gain, t.gain_below);
+        }
+    }
+
+    FASTGAN_INLINE S scale(int w) const { return t.style_scale ? t.style_scale[row + w] : S(1); }
+    FASTGAN_INLINE S shift(int w) const { return t.style_bias ? t.style_bias[row + w] : S(0); }
+
+    // The gradient of what the norm gives.
+    FASTGAN_INLINE S through_activation(S dy, S z, S mean, S factor, S shift) const {
+        if constexpr (!BATCH) return dy;
+        return dy * piecewise_linear(normalised(z, mean, factor, shift), t.gain_after, t.gain_below_after).slope;
+    }
+
+    // y, from x in memory or, where it is `kept`, in shared memory.
+    FASTGAN_INLINE void normalise(const S (&mean)[W], const S (&inverse)[W], Vector* kept) const {
+        S factor[W], shifts[W];
+        GPU_UNROLL
+        for (int w = 0; w < W; ++w) factor[w] = scale(w) * inverse[w], shifts[w] = shift(w);
+        int step = 0;
+        for (int64_t position = first; position < end; position += stride, ++step) {
+            Activated<S> u[V];
+            S noise[V];
+            Vector out;
+            activate(read(t.x, position, kept, step), position, u, noise);
+            GPU_UNROLL
+            for (int v = 0; v < V; ++v) {
+                const int w = PIXELS ? v : 0;
+                S value = normalised(u[v].z, mean[w], factor[w], shifts[w]);
+                if constexpr (BATCH) value = piecewise_linear(value, t.gain_after, t.gain_below_after).z;
+                out.v[v] = gpu::from<T>(value);
+            }
+            gpu::store(t.y + index(position), out);
+        }
+    }
+
+    // dx, and the sums of it and of its product with the noise; from x and dy in memory or in shared memory. `sums` are
+    // those about the mean.
+    FASTGAN_INLINE void gradients(const S (&mean)[W], const S (&inverse)[W], const Triple<S> (&sums)[W], Vector* kept_x,
+                                  Vector* kept_dy, Pair<S> (&total)[W]) const {
+        S factor[W], shifts[W], level[W], tilt[W];
+        GPU_UNROLL
+        for (int w = 0; w < W; ++w) {
+            factor[w] = scale(w) * inverse[w], shifts[w] = BATCH ? shift(w) : S(0);
+            tilt[w] = sums[w].b / S(t.numbers) * inverse[w] * inverse[w];
+            level[w] = sums[w].a / S(t.numbers) - sums[w].c * tilt[w];
+        }
+        int step = 0;
+        for (int64_t position = first; position < end; position += stride, ++step) {
+            Activated<S> u[V];
+            S noise[V];
+            activate(read(t.x, position, kept_x, step), position, u, noise);
+            const Vector dy = read(t.dy, position, kept_dy, step);
+            Vector out;
+            GPU_UNROLL
+            for (int v = 0; v < V; ++v) {
+                const int w = PIXELS ? v : 0;
+                const S dv = through_activation(gpu::to<S>(dy.v[v]), u[v].z, mean[w], factor[w], shifts[w]);
+                const S du = u[v].slope * gradient_before(dv, u[v].z, mean[w], factor[w], level[w], tilt[w]);
+                total[w].a += du;
+                total[w].b += du * noise[v];
+                out.v[v] = gpu::from<T>(du);
+            }
+            if (t.dx) gpu::store(t.dx + index(position), out);
+        }
+    }
+};
+
+// Moves a thread's moments from the mean of what it has seen to that of `added` elements more, whose distances from
+// the former mean have the sum `distances`; the first time, from any number near them.
+template <class S>
+FASTGAN_INLINE void include(Moments<S>& m, S& shift, S& distances, S& their_squares, int added) {
+    m.count += S(added);
+    const S move = distances / m.count, squares = m.squares + (their_squares - distances * move);
+    m.squares = squares < 0 ? S(0) : squares;  // a NaN stays one
+    m.mean = shift = shift + move;
+    distances = their_squares = S(0);
+}
+
+// Forward: all of it where x fits into shared memory, else the moments of each piece, [pieces, 2, C].
+template <class T, int V, bool PIXELS, bool RESIDENT>
+__global__ void forward(Tensors<T> t, Plan plan, typename Tensors<T>::S* partial) {
+    using Mine = Share<T, V, PIXELS, false>;  // the moments of a piece are the same, whatever becomes of them
+    using S = typename Mine::S;
+    constexpr int W = Mine::W;
+    DYN_SHARED(typename Mine::Vector, kept);
+    const Mine mine(t, plan);
+    Moments<S> moments[W] = {};
+    if (mine.live) {
+        S shift[W] = {}, distances[W] = {}, squares[W] = {};
+        int step = 0;
+        for (int64_t position = mine.first; position < mine.end; position += mine.stride, ++step) {
+            const auto x = gpu::load<V>(t.x + mine.index(position));
+            if constexpr (RESIDENT) kept[int64_t(step) * BLOCK + threadIdx.x] = x;
+            Activated<S> u[V];
+            S noise[V];
+            mine.activate(x, position, u, noise);
+            GPU_UNROLL
+            for (int w = 0; w < W; ++w) {
+                if (step == 0) shift[w] = u[w].z;
+            }
+            GPU_UNROLL
+            for (int v = 0; v < V; ++v) {
+                const int w = PIXELS ? v : 0;
+                const S distance = u[v].z - shift[w];
+                distances[w] += distance;
+                squares[w] += distance * distance;
+            }
+            const int since = step % RUN + 1;
+            if (since == RUN || position + mine.stride >= mine.end) {
+                GPU_UNROLL
+                for (int w = 0; w < W; ++w) {
+                    include(moments[w], shift[w], distances[w], squares[w], since * (PIXELS ? 1 : V));
+                }
+            }
+        }
+    }
+    merge_in_block<PIXELS>(moments, plan.wide);
+    if constexpr (RESIDENT) {
+        if (mine.live) {
+            S mean[W], inverse[W];
+            GPU_UNROLL
+            for (int w = 0; w < W; ++w) {
+                mean[w] = moments[w].mean, inverse[w] = inverse_root(moments[w].squares, S(t.p), t.eps);
+                if (mine.leads) {
+                    t.statistics[mine.row + w] = mean[w];
+                    t.statistics[t.rows + mine.row + w] = inverse[w];
+                }
+            }
+            mine.normalise(mean, inverse, kept);
+        }
+    } else if (mine.leads) {
+        GPU_UNROLL
+        for (int w = 0; w < W; ++w) {
+            partial[mine.piece * 2 * t.c + mine.channel + w] = moments[w].mean;
+            partial[(mine.piece * 2 + 1) * t.c + mine.channel + w] = moments[w].squares;
+        }
+    }
+}
+
+// How the pieces of a row, that of a channel, are merged: each of some threads takes every so many of them, `wide`
+// threads beside each other take as many channels.
+struct Merge {
+    int64_t groups, pieces;  // that have statistics of their own, samples or the batch; of each
+    int slices, wide;
+    unsigned blocks;
+
+    Merge(const InstanceNormCall& call, const Plan& plan)
+        : groups(call.batch ? 1 : call.n),
+          pieces(call.n * plan.per_sample / groups),
+          slices(power_of_two_from(divided(pieces, MOST_PIECES), gpu::warp_size)),
+          wide(BLOCK / slices),
+          blocks(unsigned(divided(groups * call.c, wide))) {}
+};
+
+// A thread's share of that.
+struct MergeShare {
+    int64_t row, channel, begin, end, stride;  // row: of [groups, C]; pieces
+    bool live, leads;
+
+    FASTGAN_INLINE MergeShare(const Merge& merge, int64_t c) {
+        const int lane = int(threadIdx.x) % merge.wide, slice = int(threadIdx.x) / merge.wide;
+        row = int64_t(blockIdx.x) * merge.wide + lane, channel = row % c;
+        live = row < merge.groups * c, leads = live && slice == 0;
+        const int64_t first = row / c * merge.pieces;
+        begin = first + slice, end = live ? first + merge.pieces : begin, stride = merge.slices;
+    }
+};
+
+// The statistics from the moments of all pieces, [pieces, 2, C].
+template <class T>
+__global__ void merge_moments(Tensors<T> t, Merge merge, const typename Tensors<T>::S* partial, int64_t per_sample,
+                              int64_t positions, bool variance) {
+    using S = typename Tensors<T>::S;
+    const MergeShare mine(merge, t.c);
+    Moments<S> total[1] = {};
+    for (int64_t piece = mine.begin; piece < mine.end; piece += mine.stride) {
+        const S* from = partial + piece * 2 * t.c + mine.channel;
+        const int64_t rest = t.p - piece % per_sample * positions;
+        total[0] = merged(total[0], Moments<S>{from[0], from[t.c], S(rest < positions ? rest : positions)});
+    }
+    merge_in_block<true>(total, merge.wide);
+    if (!mine.leads) return;
+    t.statistics[mine.row] = total[0].mean;
+    t.statistics[t.rows + mine.row] = inverse_root(total[0].squares, S(t.numbers), t.eps);
+    if (variance) t.statistics[2 * t.rows + mine.row] = total[0].squares / S(t.numbers - 1);
+}
+
+template <class T, int V, bool PIXELS, bool BATCH>
+__global__ void normalise(Tensors<T> t, Plan plan) {
+    using Mine = Share<T, V, PIXELS, BATCH>;
+    using S = typename Mine::S;
+    const Mine mine(t, plan);
+    if (!mine.live) return;
+    S mean[Mine::W], inverse[Mine::W];
+    GPU_UNROLL
+    for (int w = 0; w < Mine::W; ++w) {
+        mean[w] = t.statistics[mine.row + w], inverse[w] = t.statistics[t.rows + mine.row + w];
+    }
+    mine.normalise(mean, inverse, nullptr);
+}
+
+// The gradients of the style, of one row, from its sums about the mean.
+template <class T, class S>
+FASTGAN_INLINE void style_gradients(const Tensors<T>& t, int64_t row, const Triple<S>& sums, S inverse) {
+    if (t.dstyle_bias) t.dstyle_bias[row] = sums.a;
+    if (t.dstyle_scale) t.dstyle_scale[row] = sums.b * inverse;
+}
+
+// What a piece leaves for the sums over all samples, [pieces, 2, C].
+template <class Mine, class S>
+FASTGAN_INLINE void leave(const Mine& mine, const Pair<S> (&sums)[Mine::W], S* partial) {
+    if (!mine.leads) return;
+    GPU_UNROLL
+    for (int w = 0; w < Mine::W; ++w) {
+        partial[mine.piece * 2 * mine.t.c + mine.channel + w] = sums[w].a;
+        partial[(mine.piece * 2 + 1) * mine.t.c + mine.channel + w] = sums[w].b;
+    }
+}
+
+// What a piece leaves for the sums of its row, [pieces, 3, C].
+template <class Mine, class S>
+FASTGAN_INLINE void leave(const Mine& mine, const Triple<S> (&sums)[Mine::W], S* partial) {
+    if (!mine.leads) return;
+    GPU_UNROLL
+    for (int w = 0; w < Mine::W; ++w) {
+        S* to = partial + mine.piece * 3 * mine.t.c + mine.channel + w;
+        to[0] = sums[w].a, to[mine.t.c] = sums[w].b, to[2 * mine.t.c] = sums[w].c;
+    }
+}
+
+// Backward: all of it but the sums over samples where x and dy fit into shared memory, which leaves the latter of each
+// piece, [pieces, 2, C]; else the sums of dy, of dy * (z - mean) and of z - mean of each piece, [pieces, 3, C].
+template <class T, int V, bool PIXELS, bool RESIDENT, bool BATCH>
+__global__ void backward(Tensors<T> t, Plan plan, typename Tensors<T>::S* partial) {
+    using Mine = Share<T, V, PIXELS, BATCH>;
+    using S = typename Mine::S;
+    constexpr int W = Mine::W;
+    DYN_SHARED(typename Mine::Vector, kept);
+    const Mine mine(t, plan);
+    // Behind x in shared memory lies dy.
+    const int64_t steps = PIXELS ? (t.p + plan.rows - 1) / plan.rows : (t.p + mine.stride - 1) / mine.stride;
+    typename Mine::Vector* kept_dy = kept + steps * BLOCK;
+    S mean[W] = {}, inverse[W] = {};
+    Triple<S> sums[W] = {};
+    if (mine.live) {
+        S factor[W], shifts[W];
+        GPU_UNROLL
+        for (int w = 0; w < W; ++w) {
+            mean[w] = t.statistics[mine.row + w], inverse[w] = t.statistics[t.rows + mine.row + w];
+            factor[w] = BATCH ? mine.scale(w) * inverse[w] : S(0), shifts[w] = BATCH ? mine.shift(w) : S(0);
+        }
+        int step = 0;
+        for (int64_t position = mine.first; position < mine.end; position += mine.stride, ++step) {
+            const auto x = gpu::load<V>(t.x + mine.index(position)), dy = gpu::load<V>(t.dy + mine.index(position));
+            if constexpr (RESIDENT) {
+                kept[int64_t(step) * BLOCK + threadIdx.x] = x;
+                kept_dy[int64_t(step) * BLOCK + threadIdx.x] = dy;
+            }
+            Activated<S> u[V];
+            S noise[V];
+            mine.activate(x, position, u, noise);
+            GPU_UNROLL
+            for (int v = 0; v < V; ++v) {
+                const int w = PIXELS ? v : 0;
+                const S dv = mine.through_activation(gpu::to<S>(dy.v[v]), u[v].z, mean[w], factor[w], shifts[w]);
+                const S distance = u[v].z - mean[w];
+                sums[w].a += dv;
+                sums[w].b += dv * distance;
+                sums[w].c += distance;
+            }
+        }
+    }
+    merge_in_block<PIXELS>(sums, plan.wide);
+    if constexpr (RESIDENT) {
+        GPU_UNROLL
+        for (int w = 0; w < W; ++w) sums[w] = sums[w].about_the_mean(S(t.numbers));
+        if (mine.leads) {
+            GPU_UNROLL
+            for (int w = 0; w < W; ++w) style_gradients(t, mine.row + w, sums[w], inverse[w]);
+        }
+        if (!t.beyond_style) return;  // the same for all threads
+        Pair<S> total[W] = {};
+        if (mine.live) mine.gradients(mean, inverse, sums, kept, kept_dy, total);
+        merge_in_block<PIXELS>(total, plan.wide);
+        leave(mine, total, partial);
+    } else {
+        leave(mine, sums, partial);
+    }
+}
+
+// The sums over all pieces of a row, about the mean, [3, N, C] or [3, C], and the gradients of the style.
+template <class T>
+__global__ void merge_sums(Tensors<T> t, Merge merge, const typename Tensors<T>::S* partial,
+                           typename Tensors<T>::S* totals) {
+    using S = typename Tensors<T>::S;
+    const MergeShare mine(merge, t.c);
+    Triple<S> total[1] = {};
+    for (int64_t piece = mine.begin; piece < mine.end; piece += mine.stride) {
+        const S* from = partial + piece * 3 * t.c + mine.channel;
+        total[0] = merged(total[0], Triple<S>{from[0], from[t.c], from[2 * t.c]});
+    }
+    merge_in_block<true>(total, merge.wide);
+    if (!mine.leads) return;
+    const Triple<S> sums = total[0].about_the_mean(S(t.numbers));
+    totals[mine.row] = sums.a, totals[t.rows + mine.row] = sums.b, totals[2 * t.rows + mine.row] = sums.c;
+    style_gradients(t, mine.row, sums, t.statistics[t.rows + mine.row]);
+}
+
+template <class T, int V, bool PIXELS, bool BATCH>
+__global__ void gradients(Tensors<T> t, Plan plan, const typename Tensors<T>::S* totals,
+                          typename Tensors<T>::S* partial) {
+    using Mine = Share<T, V, PIXELS, BATCH>;
+    using S = typename Mine::S;
+    constexpr int W = Mine::W;
+    const Mine mine(t, plan);
+    Pair<S> total[W] = {};
+    if (mine.live) {
+        S mean[W], inverse[W];
+        Triple<S> sums[W];
+        GPU_UNROLL
+        for (int w = 0; w < W; ++w) {
+            mean[w] = t.statistics[mine.row + w], inverse[w] = t.statistics[t.rows + mine.row + w];
+            const S* from = totals + mine.row + w;
+            sums[w] = {from[0], from[t.rows], from[2 * t.rows]};
+        }
+        mine.gradients(mean, inverse, sums, nullptr, nullptr, total);
+    }
+    if constexpr (!BATCH) {
+        merge_in_block<PIXELS>(total, plan.wide);
+        leave(mine, total, partial);
+    }
+}
+
+// Launching -----------------------------------------------------------------------------------------------------------
+
+template <bool PIXELS>
+dim3 grid_of(const InstanceNormCall& call, const Plan& plan) {
+    return PIXELS ? dim3(unsigned(call.n * plan.per_sample), unsigned(plan.tiles))
+                  : dim3(unsigned(plan.tiles), unsigned(plan.per_sample));
+}
+
+template <class T, int V, bool PIXELS, bool BATCH>
+void run_forward(const InstanceNormCall& call, void* stream) {
+    using S = typename Tensors<T>::S;
+    const Plan plan = plan_of(call, V, 1);
+    const Tensors<T> t(call);
+    const dim3 grid = grid_of<PIXELS>(call, plan);
+    S* partial = (S*)call.workspace;
+    if constexpr (!BATCH) {
+        if (plan.resident) {
+            gpu::Launch(grid, BLOCK, plan.resident, stream)(forward<T, V, PIXELS, true>, t, plan, partial);
+            return;
+        }
+    }
+    const Merge merge(call, plan);
+    gpu::Launch(grid, BLOCK, 0, stream)(forward<T, V, PIXELS, false>, t, plan, partial);
+    gpu::Launch(merge.blocks, BLOCK, 0, stream)(merge_moments<T>, t, merge, (const S*)partial, plan.per_sample,
+                                                plan.positions, BATCH);
+    gpu::Launch(grid, BLOCK, 0, stream)(normalise<T, V, PIXELS, BATCH>, t, plan);
+}
+
+template <class T, int V, bool PIXELS, bool BATCH>
+void run_backward(const InstanceNormCall& call, void* stream) {
+    using S = typename Tensors<T>::S;
+    const Plan plan = plan_of(call, V, 2);
+    const Tensors<T> t(call);
+    const dim3 grid = grid_of<PIXELS>(call, plan);
+    S *totals = (S*)call.workspace, *channels = totals + 3 * call.rows(), *partial = channels + call.c;
+    if (plan.resident) {
+        if constexpr (!BATCH) {
+            gpu::Launch(grid, BLOCK, plan.resident, stream)(backward<T, V, PIXELS, true, false>, t, plan, partial);
+        }
+    } else {
+        const Merge merge(call, plan);
+        gpu::Launch(grid, BLOCK, 0, stream)(backward<T, V, PIXELS, false, BATCH>, t, plan, partial);
+        gpu::Launch(merge.blocks, BLOCK, 0, stream)(merge_sums<T>, t, merge, (const S*)partial, totals);
+        if (t.beyond_style) {
+            gpu::Launch(grid, BLOCK, 0, stream)(gradients<T, V, PIXELS, BATCH>, t, plan, (const S*)totals, partial);
+        }
+    }
+    auto add = [&](int which, S* out) {
+        gpu::Launch(dim3(1, unsigned(divided(call.c, 32))), BLOCK, 0, stream)(
+            add_pieces<S>, (const S*)partial, out, call.n * plan.per_sample, call.c, 2, which);
+    };
+    if (call.dbias) add(0, (S*)call.dbias);
+    if (call.dstrength && call.strength_per_channel) add(1, (S*)call.dstrength);
+    if (call.dstrength && !call.strength_per_channel) {
+        add(1, channels);
+        gpu::Launch(dim3(1), BLOCK, 0, stream)(add_channels<S>, (const S*)channels, (S*)call.dstrength, call.c);
+    }
+}
+
+template <class T, int V, bool PIXELS, bool BATCH>
+void run(const InstanceNormCall& call, void* stream) {
+    call.y ? run_forward<T, V, PIXELS, BATCH>(call, stream) : run_backward<T, V, PIXELS, BATCH>(call, stream);
+}
+
+template <class T, int V>
+void for_layout(const InstanceNormCall& call, void* stream) {
+    if (call.batch) {
+        call.pixels ? run<T, V, true, true>(call, stream) : run<T, V, false, true>(call, stream);
+    } else {
+        call.pixels ? run<T, V, true, false>(call, stream) : run<T, V, false, false>(call, stream);
+    }
+}
+
+template <class T>
+void for_vector(const InstanceNormCall& call, void* stream) {
+    constexpr int widest = 16 / sizeof(T);
+    const bool may = aligned(call.x) && aligned(call.y) && aligned(call.dy) && aligned(call.dx);
+    if (may && (call.pixels ? call.c : call.p) % widest == 0) {
+        for_layout<T, widest>(call, stream);
+    } else {
+        for_layout<T, 1>(call, stream);
+    }
+}
+
+void for_dtype(const InstanceNormCall& call, void* stream) {
+    switch (call.dtype) {
+        case Dtype::float32: return for_vector<float>(call, stream);
+        case Dtype::bfloat16: return for_vector<__nv_bfloat16>(call, stream);
+        case Dtype::float16: return for_vector<__half>(call, stream);
+        case Dtype::float64: return for_layout<double, 1>(call, stream);  // for checking gradients: one form will do
+    }
+}
+
+}  // namespace
+
+void instance_norm_forward(const InstanceNormCall& call, int device, void* stream) {
+    const gpu::DeviceGuard guard(device);
+    for_dtype(call, stream);
+}
+
+void instance_norm_backward(const InstanceNormCall& call, int device, void* stream) {
+    const gpu::DeviceGuard guard(device);
+    for_dtype(call, stream);
+}
+
+// Bytes, whatever the vectors and the shared memory: a resident plan has one piece a sample.
+int64_t instance_norm_workspace(const InstanceNormCall& call) {
+    int64_t pieces = call.n;
+    for (int vector : {1, widest_of(call.dtype)}) {
+        const int64_t these = call.n * split_plan(call, vector).per_sample;
+        if (these > pieces) pieces = these;
+    }
+    const int64_t numbers = (3 * pieces + 3 * call.n + 1) * call.c;
+    return numbers * int64_t(call.dtype == Dtype::float64 ? sizeof(double) : sizeof(float));
+}
+
+}  // namespace fastgan::cuda

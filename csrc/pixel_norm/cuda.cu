@@ -1,0 +1,174 @@
+// pixel_norm on the GPU. In NHWC a few lanes of a warp share the channels of a position; in NCHW the threads of a block
+// are columns of positions times slices of the channels. What is read a second time comes from the L1 cache.
+#include "common/gpu_values.h"
+
+#define FASTGAN_ARITHMETIC gpu_values::of_pixel_norm
+#include "pixel_norm/call.h"
+
+namespace fastgan::cuda::of_pixel_norm {
+
+using namespace gpu_values::of_pixel_norm;
+
+constexpr int BLOCK = 256;
+
+template <class T>
+struct Tensors {
+    const T *x, *dy, *gx;
+    T *first, *second;
+};
+
+// The V elements from index i on, to `body(v, x, dy, gx)` one by one.
+template <int ORDER, int V, class T, class Body>
+FASTGAN_INLINE void with(const Tensors<T>& tensors, int64_t i, Body body) {
+    using S = typename ArithmeticOf<T>::type;
+    gpu::Vec<T, V> a = gpu::load<V>(tensors.x + i), b = a, c = a;
+    if constexpr (ORDER >= 1) b = gpu::load<V>(tensors.dy + i);
+    if constexpr (ORDER == 2) c = gpu::load<V>(tensors.gx + i);
+    GPU_UNROLL
+    for (int v = 0; v < V; ++v) body(v, gpu::to<S>(a.v[v]), gpu::to<S>(b.v[v]), gpu::to<S>(c.v[v]));
+}
+
+// Writes the results at these elements; `factors_of(v)` gives those of the v-th.
+template <int ORDER, int V, class T, class FactorsOf>
+FASTGAN_INLINE void write(const Tensors<T>& tensors, int64_t i, FactorsOf factors_of) {
+    using S = typename ArithmeticOf<T>::type;
+    gpu::Vec<T, V> one, two;
+    with<ORDER, V>(tensors, i, [&](int v, S x, S dy, S gx) {
+        const Results<S> result = results<ORDER>(factors_of(v), x, dy, gx);
+        one.v[v] = gpu::from<T>(result.first);
+        two.v[v] = gpu::from<T>(result.second);
+    });
+    gpu::store(tensors.first + i, one);
+    if constexpr (ORDER == 2) gpu::store(tensors.second + i, two);
+}
+
+template <class S>
+FASTGAN_INLINE S& product(Products<S>& sums, int which) {
+    return which == 0 ? sums.xx : which == 1 ? sums.xd : which == 2 ? sums.xg : sums.dg;
+}
+
+// NHWC. `lanes`, a power of two of at most 32, take one position.
+template <int ORDER, class T, int V>
+__global__ void pixels(Tensors<T> tensors, int64_t rows, int64_t c, int lanes, double eps) {
+    using S = typename ArithmeticOf<T>::type;
+    const int lane = int(threadIdx.x) % lanes;
+    const int64_t row = int64_t(blockIdx.x) * (BLOCK / lanes) + int(threadIdx.x) / lanes;
+    const bool live = row < rows;
+    Products<S> sums{};
+    if (live) {
+        for (int64_t j = int64_t(lane) * V; j < c; j += int64_t(lanes) * V) {
+            with<ORDER, V>(tensors, row * c + j,
+                           [&](int, S x, S dy, S gx) { add_products<ORDER>(sums, x, dy, gx); });
+        }
+    }
+    GPU_UNROLL
+    for (int which = 0; which < PRODUCTS<ORDER>; ++which) {
+        for (int distance = lanes / 2; distance > 0; distance /= 2) {
+            product(sums, which) += __shfl_xor_sync(gpu::full_mask, product(sums, which), distance);
+        }
+    }
+    if (live) {
+        const Factors<S> f = factors<ORDER>(sums, S(1) / S(c), S(eps));
+        for (int64_t j = int64_t(lane) * V; j < c; j += int64_t(lanes) * V) {
+            write<ORDER, V>(tensors, row * c + j, [&](int) { return f; });
+        }
+    }
+}
+
+// NCHW. Block: `wide` columns, each V adjacent positions, times slices of the channels. Grid: tiles of the samples.
+template <int ORDER, class T, int V>
+__global__ void planes(Tensors<T> tensors, int64_t c, int64_t p, int64_t tiles, int wide, double eps) {
+    using S = typename ArithmeticOf<T>::type;
+    SHARED(S, box, [BLOCK * V]);
+    const int thread = int(threadIdx.x), lane = thread % wide, slice = thread / wide, slices = BLOCK / wide;
+    const int64_t sample = blockIdx.x / tiles, position = (blockIdx.x % tiles * wide + lane) * V;
+    const int64_t at = sample * c * p + position;
+    const bool live = position < p;
+    Products<S> sums[V] = {};
+    if (live) {
+        for (int64_t j = slice; j < c; j += slices) {
+            with<ORDER, V>(tensors, at + j * p,
+                           [&](int v, S x, S dy, S gx) { add_products<ORDER>(sums[v], x, dy, gx); });
+        }
+    }
+    GPU_UNROLL
+    for (int which = 0; which < PRODUCTS<ORDER>; ++which) {
+        __syncthreads();
+        GPU_UNROLL
+        for (int v = 0; v < V; ++v) box[v * BLOCK + thread] = product(sums[v], which);
+        for (int half = slices / 2; half > 0; half /= 2) {
+            __syncthreads();
+            if (slice < half) {
+                GPU_UNROLL
+                for (int v = 0; v < V; ++v) box[v * BLOCK + thread] += box[v * BLOCK + thread + half * wide];
+            }
+        }
+        __syncthreads();
+        GPU_UNROLL
+        for (int v = 0; v < V; ++v) product(sums[v], which) = box[v * BLOCK + lane];
+    }
+    if (live) {
+        Factors<S> f[V];
+        GPU_UNROLL
+        for (int v = 0; v < V; ++v) f[v] = factors<ORDER>(sums[v], S(1) / S(c), S(eps));
+        for (int64_t j = slice; j < c; j += slices) {
+            write<ORDER, V>(tensors, at + j * p, [&](int v) { return f[v]; });
+        }
+    }
+}
+
+inline int power_of_two_from(int64_t size, int most) {
+    int power = 1;
+    while (power < size && power < most) power *= 2;
+    return power;
+}
+
+template <int ORDER, class T, int V>
+void launch(const PixelNormCall& call, void* stream) {
+    const Tensors<T> tensors{(const T*)call.x, (const T*)call.dy, (const T*)call.gx, (T*)call.first, (T*)call.second};
+    if (call.pixels) {
+        const int lanes = power_of_two_from(divided(call.c, V), gpu::warp_size);
+        const int64_t rows = call.n * call.p;
+        const dim3 grid(unsigned(divided(rows, BLOCK / lanes)));
+        gpu::Launch(grid, BLOCK, 0, stream)(pixels<ORDER, T, V>, tensors, rows, call.c, lanes, call.eps);
+    } else {
+        const int wide = power_of_two_from(divided(call.p, V), gpu::warp_size);
+        const int64_t tiles = divided(call.p, int64_t(wide) * V);
+        const dim3 grid(unsigned(call.n * tiles));
+        gpu::Launch(grid, BLOCK, 0, stream)(planes<ORDER, T, V>, tensors, call.c, call.p, tiles, wide, call.eps);
+    }
+}
+
+template <int ORDER, class T>
+void for_vector(const PixelNormCall& call, void* stream) {
+    // Second derivatives of 8 positions need more registers than there are.
+    constexpr int widest = ORDER == 2 && sizeof(T) == 2 ? 4 : 16 / sizeof(T);
+    const bool may = aligned(call.x) && aligned(call.dy) && aligned(call.gx) && aligned(call.first) &&
+                     aligned(call.second) && (call.pixels ? call.c : call.p) % widest == 0;
+    may ? launch<ORDER, T, widest>(call, stream) : launch<ORDER, T, 1>(call, stream);
+}
+
+template <int ORDER>
+void for_dtype(const PixelNormCall& call, void* stream) {
+    switch (call.dtype) {
+        case Dtype::float32: return for_vector<ORDER, float>(call, stream);
+        case Dtype::bfloat16: return for_vector<ORDER, __nv_bfloat16>(call, stream);
+        case Dtype::float16: return for_vector<ORDER, __half>(call, stream);
+        case Dtype::float64: return for_vector<ORDER, double>(call, stream);
+    }
+}
+
+}  // namespace fastgan::cuda::of_pixel_norm
+
+namespace fastgan::cuda {
+
+void pixel_norm(const PixelNormCall& call, int device, void* stream) {
+    const gpu::DeviceGuard guard(device);
+    switch (call.order) {
+        case 0: return of_pixel_norm::for_dtype<0>(call, stream);
+        case 1: return of_pixel_norm::for_dtype<1>(call, stream);
+        default: return of_pixel_norm::for_dtype<2>(call, stream);
+    }
+}
+
+}  // namespace fastgan::cuda

@@ -1,0 +1,557 @@
+// upfirdn2d on the CPU: compiled once for each instruction set, in the namespace of that name.
+//
+// An image is rows of pixels, a pixel some adjacent channels (a single one in NCHW, whose channels count as samples). An
+// output row is made in tiles, and a tile in two steps: the input rows that it reads are added up, weighted, into a row
+// of floats that stays in the L1 cache; this is then filtered along x, from registers to the output. A filter that is
+// not separable takes both steps once for each of its rows. Every output is made by one thread in a fixed order:
+// results do not depend on the number of threads.
+//
+// Pixels of as many channels as there are in a group (simd.h) or more are handled group by group ("grouped"); others
+// as if a row were one long vector, in which a neighbour is `channels` elements away ("flat").
+#include "common/simd.h"
+
+#include <stdlib.h>
+
+#define FASTGAN_ARITHMETIC FASTGAN_ISA
+#define FASTGAN_INLINE inline
+#include "upfirdn2d/call.h"
+
+namespace FASTGAN_ISA {
+
+using fastgan::Dtype;
+using fastgan::Upfirdn2dCall;
+
+// Memory of one thread, aligned for vectors.
+template <class S>
+struct Scratch {
+    S* data;
+    explicit Scratch(int64_t elements) {
+        const int64_t bytes = (elements * (int64_t)sizeof(S) / VECTOR_BYTES + 1) * VECTOR_BYTES;
+        data = (S*)aligned_alloc(VECTOR_BYTES, bytes);
+        if (!data) abort();
+    }
+    ~Scratch() { free(data); }
+    Scratch(const Scratch&) = delete;
+    Scratch& operator=(const Scratch&) = delete;
+};
+
+// A pixel's channels as groups. A last group that would go past the end begins earlier, and overlaps the one before:
+// what is computed twice is the same.
+template <class T>
+struct Pixel {
+    static constexpr int size = Group<T>::size;
+    int64_t channels, groups;
+
+    explicit Pixel(int64_t c) : channels(c), groups((c + size - 1) / size) {}
+    int64_t start(int64_t group) const { return (group + 1) * size <= channels ? group * size : channels - size; }
+    int64_t padded() const { return groups * size; }
+};
+
+// A filter as it is correlated, with the gain: [kh, kw], or of a separable one the taps along y, then those along x.
+template <class S>
+static void arrange_taps(const Upfirdn2dCall& call, S* y, S* x) {
+    const S* taps = (const S*)call.taps;
+    const int64_t count = call.separable ? call.kw : call.kh * call.kw;
+    for (int64_t i = 0; i < count; ++i) {
+        const S tap = taps[call.flip ? i : count - 1 - i];
+        y[i] = S(call.gain) * tap;
+        if (call.separable) x[i] = tap;
+    }
+}
+
+// Sums of rows --------------------------------------------------------------------------------------------------------
+
+// to[i] = sum over rows of weight * row[i], plus what is there already with ADD, for whole pixels.
+template <int ROWS, bool ADD, class T, class S>
+static void add_rows_grouped(const T* const* rows, const S* weights, int64_t offset, int64_t pixels, Pixel<T> pixel,
+                             S* to) {
+    typedef typename Arithmetic<T>::Vector V;
+    constexpr int vectors = Group<T>::vectors;
+    V weight[ROWS];
+    const T* from[ROWS];
+    for (int r = 0; r < ROWS; ++r) weight[r] = all<V>(weights[r]), from[r] = rows[r] + offset;
+    auto at = [&](int64_t i) {
+        V total[vectors];
+        for (int k = 0; k < vectors; ++k) total[k] = ADD ? load(to + k * lanes<V>()) : all<V>(0);
+        for (int r = 0; r < ROWS; ++r) {
+            const Group<T> value = load_group(from[r] + i);
+            for (int k = 0; k < vectors; ++k) total[k] += weight[r] * value.v[k];
+        }
+        fetch(from[ROWS - 1] + i);  // with down = 2, two of the rows are new
+        if constexpr (ROWS > 2) fetch(from[ROWS - 2] + i);
+        for (int k = 0; k < vectors; ++k) store(to + k * lanes<V>(), total[k]);
+        to += pixel.size;
+    };
+    if (pixel.channels == pixel.padded()) {
+        const int64_t elements = pixels * pixel.channels;
+        for (int64_t i = 0; i < elements; i += pixel.size) at(i);
+    } else {
+        for (int64_t p = 0; p < pixels; ++p) {
+            for (int64_t g = 0; g < pixel.groups; ++g) at(p * pixel.channels + pixel.start(g));
+        }
+    }
+}
+
+// The same for single elements; writes up to a vector past the end.
+template <int ROWS, bool ADD, class T, class S>
+static void add_rows_flat(const T* const* rows, const S* weights, int64_t offset, int64_t elements, S* to) {
+    typedef typename Arithmetic<T>::Vector V;
+    V weight[ROWS];
+    const T* from[ROWS];
+    for (int r = 0; r < ROWS; ++r) weight[r] = all<V>(weights[r]), from[r] = rows[r] + offset;
+    for (int64_t i = 0; i < elements; i += lanes<V>()) {
+        const int64_t left = elements - i;
+        V total = ADD ? load(to + i) : all<V>(0);
+        for (int r = 0; r < ROWS; ++r) {
+            total += weight[r] * (left >= lanes<V>() ? load(from[r] + i) : load_n(from[r] + i, left));
+        }
+        store(to + i, total);
+    }
+}
+
+template <bool GROUPED, class T, class S>
+static void add_rows(const T* const* rows, const S* weights, int64_t count, int64_t offset, int64_t pixels,
+                     Pixel<T> pixel, S* to) {
+    const int64_t elements = pixels * pixel.channels;
+#define FASTGAN_ADD_ROWS(ROWS, ADD, FIRST)                                                           \
+    if constexpr (GROUPED) {                                                                         \
+        add_rows_grouped<ROWS, ADD>(rows + FIRST, weights + FIRST, offset, pixels, pixel, to);       \
+    } else {                                                                                         \
+        add_rows_flat<ROWS, ADD>(rows + FIRST, weights + FIRST, offset, elements, to);               \
+    }
+    if (count == 1) {
+        FASTGAN_ADD_ROWS(1, false, 0)
+    } else if (count == 2) {
+        FASTGAN_ADD_ROWS(2, false, 0)
+    } else if (count == 3) {
+        FASTGAN_ADD_ROWS(3, false, 0)
+    } else {
+        FASTGAN_ADD_ROWS(4, false, 0)
+        for (int64_t r = 4; r < count; ++r) FASTGAN_ADD_ROWS(1, true, r)
+    }
+#undef FASTGAN_ADD_ROWS
+}
+
+// The input columns that a tile of outputs reads: what the filter along x finds ready, with zeros where no image is.
+struct Window {
+    int64_t from, to;
+};
+
+static inline Window window_of(const Axis& x, int64_t first, int64_t last) {
+    return {floor_divided(first * x.down - x.before, x.up),
+            floor_divided((last - 1) * x.down - x.before + x.taps - 1, x.up) + 1};
+}
+
+template <bool GROUPED, class T, class S>
+static void fill(const T* const* rows, const S* weights, int64_t count, const Window& window, int64_t width,
+                 Pixel<T> pixel, S* buffer) {
+    const int64_t stride = GROUPED ? pixel.padded() : pixel.channels;
+    int64_t begin = window.from < 0 ? 0 : window.from, end = window.to < width ? window.to : width;
+    if (end <= begin || count == 0) begin = end = window.to;
+    S* inside = buffer + (begin - window.from) * stride;
+    for (S* p = buffer; p < inside; ++p) *p = 0;
+    if (begin < end) add_rows<GROUPED>(rows, weights, count, begin * pixel.channels, end - begin, pixel, inside);
+    S* after = buffer + (end - window.from) * stride;
+    for (S* p = after; p < buffer + (window.to - window.from) * stride; ++p) *p = 0;
+}
+
+// Along x, grouped ----------------------------------------------------------------------------------------------------
+
+// Where the results of a row go: `put(ox, g, group)` takes those of a pixel's group of channels.
+template <class T>
+struct ToImage {
+    T* row;
+    Pixel<T> pixel;
+    bool streamed;
+
+    void put(int64_t ox, int64_t g, const Group<T>& value) const {
+        T* to = row + ox * pixel.channels + pixel.start(g);
+        put_group<false>(to, value, Group<T>::size, streamed);
+    }
+};
+
+// To a row of floats, in addition to what is there.
+template <class T>
+struct ToStage {
+    typedef typename Arithmetic<T>::Scalar S;
+    S* row;
+    int64_t first, stride;
+
+    void put(int64_t ox, int64_t g, const Group<T>& value) const {
+        typedef typename Arithmetic<T>::Vector V;
+        S* to = row + (ox - first) * stride + g * Group<T>::size;
+        for (int k = 0; k < Group<T>::vectors; ++k) {
+            store(to + k * lanes<V>(), load(to + k * lanes<V>()) + value.v[k]);
+        }
+    }
+};
+
+// One output pixel, by any filter.
+template <class T, class S, class To>
+static void filter_pixel(const S* buffer, const Window& window, const Axis& x, const S* taps, int64_t ox,
+                         const Pixel<T>& pixel, const To& to) {
+    typedef typename Arithmetic<T>::Vector V;
+    const int64_t start = ox * x.down - x.before, at = -floor_divided(-start, x.up);
+    const S* from = buffer + (at - window.from) * pixel.padded();
+    for (int64_t g = 0; g < pixel.groups; ++g) {
+        Group<T> total;
+        for (int k = 0; k < Group<T>::vectors; ++k) total.v[k] = all<V>(0);
+        const S* p = from + g * Group<T>::size;
+        for (int64_t tap = at * x.up - start; tap < x.taps; tap += x.up, p += pixel.padded()) {
+            for (int k = 0; k < Group<T>::vectors; ++k) total.v[k] += taps[tap] * load(p + k * lanes<V>());
+        }
+        to.put(ox, g, total);
+    }
+}
+
+// Four outputs at a time by a filter of four taps, whose inputs are loaded once. With UP = 2, the first output begins at
+// an input, not between two.
+template <int UP, int DOWN, class T, class S, class To>
+static void filter_four_pixels(const S* from, const S* taps, int64_t ox, const Pixel<T>& pixel, const To& to) {
+    typedef typename Arithmetic<T>::Vector V;
+    constexpr int inputs = UP == 2 ? 4 : 3 * DOWN + 4, vectors = Group<T>::vectors;
+    V weight[4];
+    for (int i = 0; i < 4; ++i) weight[i] = all<V>(taps[i]);
+    for (int64_t g = 0; g < pixel.groups; ++g) {
+        Group<T> result[4];
+        for (int k = 0; k < vectors; ++k) {
+            V value[inputs];
+            for (int i = 0; i < inputs; ++i) {
+                value[i] = load(from + i * pixel.padded() + g * Group<T>::size + k * lanes<V>());
+            }
+            for (int o = 0; o < 4; ++o) {
+                if constexpr (UP == 2) {
+                    const int first = o % 2, at = (o + 1) / 2;
+                    result[o].v[k] = weight[first] * value[at] + weight[first + 2] * value[at + 1];
+                } else {
+                    V total = weight[0] * value[o * DOWN];
+                    for (int i = 1; i < 4; ++i) total += weight[i] * value[o * DOWN + i];
+                    result[o].v[k] = total;
+                }
+            }
+        }
+        for (int o = 0; o < 4; ++o) to.put(ox + o, g, result[o]);
+    }
+}
+
+template <int UP, int DOWN, class T, class S, class To>
+static void filter_tile_by_four(const S* buffer, const Window& window, const Axis& x, const S* taps, int64_t first,
+                                int64_t last, const Pixel<T>& pixel, const To& to) {
+    int64_t ox = first;
+    if (UP == 2 && (ox - x.before) % 2 != 0) filter_pixel<T>(buffer, window, x, taps, ox++, pixel, to);
+    for (; ox + 4 <= last; ox += 4) {
+        const int64_t at = (ox * DOWN - x.before) / UP - window.from;
+        filter_four_pixels<UP, DOWN, T>(buffer + at * pixel.padded(), taps, ox, pixel, to);
+    }
+    for (; ox < last; ++ox) filter_pixel<T>(buffer, window, x, taps, ox, pixel, to);
+}
+
+template <class T, class S, class To>
+static void filter_tile(const S* buffer, const Window& window, const Axis& x, const S* taps, int64_t first, int64_t last,
+                        const Pixel<T>& pixel, const To& to) {
+    if (sizeof(S) == sizeof(float) && x.taps == 4 && x.up * x.down <= 2) {
+        if (x.up == 2) return filter_tile_by_four<2, 1, T>(buffer, window, x, taps, first, last, pixel, to);
+        if (x.down == 2) return filter_tile_by_four<1, 2, T>(buffer, window, x, taps, first, last, pixel, to);
+        return filter_tile_by_four<1, 1, T>(buffer, window, x, taps, first, last, pixel, to);
+    }
+    for (int64_t ox = first; ox < last; ++ox) filter_pixel<T>(buffer, window, x, taps, ox, pixel, to);
+}
+
+// Along x, flat -------------------------------------------------------------------------------------------------------
+
+// to[i] = sum over t of taps[t * every] * from[i + t * step]; reads and writes up to a vector past the end.
+template <int COUNT, class S>
+static void correlate_fixed(const S* from, int64_t step, const S* taps, int64_t every, int64_t elements, S* to) {
+    typedef typename Arithmetic<S>::Vector V;
+    V weight[COUNT];
+    for (int t = 0; t < COUNT; ++t) weight[t] = all<V>(taps[t * every]);
+    for (int64_t i = 0; i < elements; i += lanes<V>()) {
+        V total = weight[0] * load(from + i);
+        for (int t = 1; t < COUNT; ++t) total += weight[t] * load(from + i + t * step);
+        store(to + i, total);
+    }
+}
+
+template <class S>
+static void correlate(const S* from, int64_t step, const S* taps, int64_t every, int64_t count, int64_t elements,
+                      S* to) {
+    typedef typename Arithmetic<S>::Vector V;
+    if (count == 2) return correlate_fixed<2>(from, step, taps, every, elements, to);
+    if (count == 4) return correlate_fixed<4>(from, step, taps, every, elements, to);
+    for (int64_t i = 0; i < elements; i += lanes<V>()) {
+        V total = all<V>(0);
+        for (int64_t t = 0; t < count; ++t) total += taps[t * every] * load(from + i + t * step);
+        store(to + i, total);
+    }
+}
+
+// Results are assigned, or with ADD added to what is there. C is the number of channels where it is known, else 0.
+template <bool ADD, int C, class S>
+static void move_pixels(const S* from, int64_t from_every, int64_t pixels, int64_t channels, S* to, int64_t to_every) {
+    const int64_t c = C ? C : channels;
+    for (int64_t p = 0; p < pixels; ++p) {
+        for (int64_t j = 0; j < c; ++j) {
+            S& there = to[p * to_every * c + j];
+            there = (ADD ? there : S(0)) + from[p * from_every * c + j];
+        }
+    }
+}
+
+// Every `from_every`-th of the pixels to every `to_every`-th.
+template <bool ADD, class S>
+static void move_pixels(const S* from, int64_t from_every, int64_t pixels, int64_t c, S* to, int64_t to_every) {
+    if (c == 1 && from_every == 2) {  // in a form that compilers turn into shuffles
+        for (int64_t p = 0; p < pixels; ++p) to[p] = (ADD ? to[p] : S(0)) + from[2 * p];
+    } else if (c == 1) {
+        move_pixels<ADD, 1>(from, from_every, pixels, c, to, to_every);
+    } else if (c == 3) {
+        move_pixels<ADD, 3>(from, from_every, pixels, c, to, to_every);
+    } else {
+        move_pixels<ADD, 0>(from, from_every, pixels, c, to, to_every);
+    }
+}
+
+template <bool ADD, class S>
+static void interleave(const S* even, const S* odd, int64_t outputs, S* to) {
+    for (int64_t i = 0; i < outputs / 2; ++i) {
+        to[2 * i] = (ADD ? to[2 * i] : S(0)) + even[i];
+        to[2 * i + 1] = (ADD ? to[2 * i + 1] : S(0)) + odd[i];
+    }
+    if (outputs % 2) to[outputs - 1] = (ADD ? to[outputs - 1] : S(0)) + even[outputs / 2];
+}
+
+template <class S>
+struct Rows {
+    const S* data;
+    int64_t stride;
+};
+
+// Filters the windows of some rows, `pitch` elements apart, as one long row: what comes out between them is dropped. The
+// results are in `stage`, [rows, outputs, c], or in `space`; `space` has the size of two times the windows.
+template <bool ADD, class S>
+static Rows<S> filter_flat(const S* buffer, const Window& window, const Axis& x, const S* taps, int64_t first,
+                           int64_t last, int64_t c, int64_t rows, int64_t pitch, S* space, S* stage) {
+    const int64_t outputs = last - first, row = outputs * c;
+    auto start = [&](int64_t ox) { return ox * x.down - x.before; };
+    if (x.up == 1) {  // at every input, of which some are taken
+        const int64_t elements = (rows - 1) * pitch + ((outputs - 1) * x.down + 1) * c;
+        correlate(buffer, c, taps, 1, x.taps, elements, space);
+        if (!ADD && x.down == 1) return {space, pitch};
+        for (int64_t r = 0; r < rows; ++r) {
+            move_pixels<ADD>(space + r * pitch, x.down, outputs, c, stage + r * row, 1);
+        }
+    } else if (x.down == 1) {  // the outputs between the same two inputs have the same taps
+        S* other = space + rows * pitch + lanes<typename Arithmetic<S>::Vector>();
+        const bool pairs = x.up == 2 && c == 1;
+        for (int64_t phase = 0; phase < x.up && (phase < outputs || pairs); ++phase) {
+            const int64_t begin = start(first + phase), at = -floor_divided(-begin, x.up), tap = at * x.up - begin;
+            const int64_t count = tap < x.taps ? (x.taps - tap + x.up - 1) / x.up : 0;
+            const int64_t pixels = (outputs - phase + x.up - 1) / x.up;
+            S* to = pairs && phase == 1 ? other : space;
+            correlate(buffer + (at - window.from) * c, c, taps + tap, x.up, count, (rows - 1) * pitch + pixels * c, to);
+            for (int64_t r = 0; r < rows && !pairs; ++r) {
+                move_pixels<ADD>(space + r * pitch, 1, pixels, c, stage + r * row + phase * c, x.up);
+            }
+        }
+        for (int64_t r = 0; r < rows && pairs; ++r) {
+            interleave<ADD>(space + r * pitch, other + r * pitch, outputs, stage + r * row);
+        }
+    } else {
+        for (int64_t i = 0; i < rows * row && !ADD; ++i) stage[i] = 0;
+        for (int64_t r = 0; r < rows; ++r) {
+            for (int64_t ox = first; ox < last; ++ox) {
+                const int64_t at = -floor_divided(-start(ox), x.up);
+                const S* from = buffer + r * pitch + (at - window.from) * c;
+                for (int64_t tap = at * x.up - start(ox); tap < x.taps; tap += x.up, from += c) {
+                    for (int64_t j = 0; j < c; ++j) stage[r * row + (ox - first) * c + j] += taps[tap] * from[j];
+                }
+            }
+        }
+    }
+    return {stage, row};
+}
+
+template <class T, class S>
+static void store_row(const S* from, int64_t elements, T* to) {
+    typedef typename Arithmetic<T>::Vector V;
+    for (int64_t i = 0; i < elements; i += lanes<V>()) {
+        if (elements - i >= lanes<V>()) {
+            store(to + i, load(from + i));
+        } else {
+            store_n(to + i, load(from + i), elements - i);
+        }
+    }
+}
+
+// The walk over the image ---------------------------------------------------------------------------------------------
+
+// What both kinds of pixels have in common.
+template <class T>
+struct Job {
+    typedef typename Arithmetic<T>::Scalar S;
+    const Upfirdn2dCall& call;
+    int64_t c, images;
+    Axis x, y;
+    int64_t tile;            // outputs of a row that are made at once
+    int64_t window;          // inputs that they read, at most
+    Scratch<S> taps;         // along y, or all of them
+    const S* taps_x;
+
+    Job(const Upfirdn2dCall& call, int64_t stride)
+        : call(call),
+          c(call.pixels ? call.c : 1),
+          images(call.pixels ? call.n : call.n * call.c),
+          x{call.up_x, call.down_x, call.left, call.kw, call.w},
+          y{call.up_y, call.down_y, call.top, call.kh, call.h},
+          taps(call.kh * call.kw + call.kw),
+          taps_x(taps.data + call.kh * call.kw) {
+        arrange_taps(call, taps.data, taps.data + call.kh * call.kw);
+        // Of such a width, in fours, that the window takes a part of the L1 cache.
+        tile = 8192 / stride * x.up / x.down / 4 * 4;
+        tile = tile < 8 ? 8 : tile;
+        tile = tile > call.ow ? call.ow : tile;
+        const Window one = window_of(x, 0, tile);
+        window = one.to - one.from + 1;  // one more or less, depending on where the tile begins
+    }
+
+    // The input rows that an output row reads, and their weights.
+    int64_t rows_of(int64_t row, const T** rows, S* weights, Reach& there) const {
+        there = reach(y, row % call.oh);
+        for (int64_t i = 0; i < there.count; ++i) {
+            rows[i] = (const T*)call.x + (row / call.oh * call.h + there.at + i) * call.w * c;
+            weights[i] = taps.data[there.tap + i * y.up];
+        }
+        return there.count;
+    }
+    const S* taps_of(const Reach& there, int64_t i) const { return taps.data + (there.tap + i * y.up) * call.kw; }
+    int64_t outputs() const { return images * call.oh * call.ow * c; }
+};
+
+template <class T>
+static void run_grouped(const Upfirdn2dCall& call) {
+    typedef typename Arithmetic<T>::Scalar S;
+    typedef typename Arithmetic<T>::Vector V;
+    const Pixel<T> pixel(call.c);
+    const int64_t stride = pixel.padded();
+    const Job<T> job(call, stride);
+
+    // What does not fit into the caches anyway goes past them: a plain store would first read what it overwrites.
+    const int64_t large = 24 << 20;
+    const bool streamed = call.c == stride && (uintptr_t)call.y % VECTOR_BYTES == 0 &&
+                          job.outputs() * (int64_t)sizeof(T) >= large;
+
+#pragma omp parallel if (job.outputs() > 16384)
+    {
+        Scratch<S> memory((job.window + job.tile) * stride + call.kh);
+        S *buffer = memory.data, *stage = buffer + job.window * stride, *weights = stage + job.tile * stride;
+        Scratch<const T*> rows(call.kh);
+        const S one = 1;
+
+#pragma omp for schedule(static)
+        for (int64_t row = 0; row < job.images * call.oh; ++row) {
+            Reach there;
+            const int64_t count = job.rows_of(row, rows.data, weights, there);
+            const ToImage<T> image = {(T*)call.y + row * call.ow * call.c, pixel, streamed};
+            for (int64_t first = 0; first < call.ow; first += job.tile) {
+                const int64_t last = first + job.tile < call.ow ? first + job.tile : call.ow;
+                const Window window = window_of(job.x, first, last);
+                if (call.separable) {
+                    fill<true>(rows.data, weights, count, window, call.w, pixel, buffer);
+                    filter_tile<T>(buffer, window, job.x, job.taps_x, first, last, pixel, image);
+                    continue;
+                }
+                for (int64_t i = 0; i < (last - first) * stride; ++i) stage[i] = 0;
+                const ToStage<T> staged = {stage, first, stride};
+                for (int64_t i = 0; i < count; ++i) {
+                    fill<true>(rows.data + i, &one, 1, window, call.w, pixel, buffer);
+                    for (int64_t ox = first; ox < last; ++ox) {
+                        filter_pixel<T>(buffer, window, job.x, job.taps_of(there, i), ox, pixel, staged);
+                    }
+                }
+                for (int64_t ox = first; ox < last; ++ox) {
+                    for (int64_t g = 0; g < pixel.groups; ++g) {
+                        const S* from = stage + (ox - first) * stride + g * pixel.size;
+                        Group<T> value;
+                        for (int k = 0; k < Group<T>::vectors; ++k) value.v[k] = load(from + k * lanes<V>());
+                        image.put(ox, g, value);
+                    }
+                }
+            }
+        }
+        if (streamed) stream_fence();
+    }
+}
+
+template <class T>
+static void run_flat(const Upfirdn2dCall& call) {
+    typedef typename Arithmetic<T>::Scalar S;
+    const int64_t c = call.pixels ? call.c : 1, slack = 2 * lanes<typename Arithmetic<T>::Vector>();
+    const Pixel<T> pixel(c);
+    const Job<T> job(call, c);
+    // Several short rows at once: fewer steps, and what was just stored is not loaded at once at another alignment.
+    const int64_t pitch = job.window * c, all_rows = job.images * call.oh;
+    int64_t batch = call.separable && job.tile == call.ow ? 4096 / pitch : 1;
+    batch = batch < 1 ? 1 : batch > 64 ? 64 : batch;
+    const int64_t batches = (all_rows + batch - 1) / batch;
+
+#pragma omp parallel if (job.outputs() > 16384)
+    {
+        const int64_t windows = batch * pitch + slack, results = batch * job.tile * c + slack;
+        Scratch<S> memory(3 * windows + results + call.kh);
+        S *buffer = memory.data, *space = buffer + windows, *stage = space + 2 * windows, *weights = stage + results;
+        Scratch<const T*> rows(call.kh);
+        const S one = 1;
+
+#pragma omp for schedule(static)
+        for (int64_t b = 0; b < batches; ++b) {
+            const int64_t row = b * batch, count_rows = row + batch < all_rows ? batch : all_rows - row;
+            for (int64_t first = 0; first < call.ow; first += job.tile) {
+                const int64_t last = first + job.tile < call.ow ? first + job.tile : call.ow;
+                const Window window = window_of(job.x, first, last);
+                Reach there;
+                Rows<S> result = {stage, (last - first) * c};
+                if (call.separable) {
+                    for (int64_t r = 0; r < count_rows; ++r) {
+                        const int64_t count = job.rows_of(row + r, rows.data, weights, there);
+                        fill<false>(rows.data, weights, count, window, call.w, pixel, buffer + r * pitch);
+                    }
+                    result = filter_flat<false>(buffer, window, job.x, job.taps_x, first, last, c, count_rows, pitch,
+                                                space, stage);
+                } else {
+                    const int64_t count = job.rows_of(row, rows.data, weights, there);
+                    for (int64_t i = 0; i < (last - first) * c; ++i) stage[i] = 0;
+                    for (int64_t i = 0; i < count; ++i) {
+                        fill<false>(rows.data + i, &one, 1, window, call.w, pixel, buffer);
+                        filter_flat<true>(buffer, window, job.x, job.taps_of(there, i), first, last, c, 1, pitch, space,
+                                          stage);
+                    }
+                }
+                for (int64_t r = 0; r < count_rows; ++r) {
+                    T* to = (T*)call.y + ((row + r) * call.ow + first) * c;
+                    store_row(result.data + r * result.stride, (last - first) * c, to);
+                }
+            }
+        }
+    }
+}
+
+template <class T>
+static void for_layout(const Upfirdn2dCall& call) {
+    if (call.pixels && call.c >= Group<T>::size) {
+        run_grouped<T>(call);
+    } else {
+        run_flat<T>(call);
+    }
+}
+
+// The entry point: FASTGAN_CPU_ENTRY of common/isa.h calls that of the instruction set in use.
+void upfirdn2d_forward(const Upfirdn2dCall& call) {
+    switch (call.dtype) {
+        case Dtype::float32: return for_layout<float>(call);
+        case Dtype::bfloat16: return for_layout<BFloat16>(call);
+        case Dtype::float16: return for_layout<Float16>(call);
+        case Dtype::float64: return for_layout<double>(call);
+    }
+}
+
+}  // namespace FASTGAN_ISA

@@ -1,0 +1,77 @@
+// upfirdn2d on the GPU: what its kernels share with others that filter on the way.
+#pragma once
+
+#include "common/gpu_values.h"
+
+#ifndef FASTGAN_ARITHMETIC
+#define FASTGAN_ARITHMETIC gpu_values
+#endif
+#include "upfirdn2d/call.h"
+
+namespace fastgan::cuda {
+
+using namespace gpu_values;
+
+// A call as the kernels see it.
+struct Geometry {
+    Axis x, y;
+    int64_t c, oh, ow, planes;  // planes: samples times channels
+    bool separable, flip;
+    double gain;
+};
+
+inline Geometry geometry_of(const Upfirdn2dCall& call) {
+    return {{call.up_x, call.down_x, call.left, call.kw, call.w},
+            {call.up_y, call.down_y, call.top, call.kh, call.h},
+            call.c, call.oh, call.ow, call.n * call.c, call.separable, call.flip, call.gain};
+}
+
+// The filter as it is correlated, in shared memory: [kh, kw] with the gain, or the taps along x and, with the gain, those
+// along y.
+template <class S>
+FASTGAN_INLINE void arrange_taps(const Geometry& g, const S* taps, S* arranged) {
+    const int count = int(g.separable ? g.x.taps : g.x.taps * g.y.taps);
+    for (int i = int(threadIdx.x); i < count; i += int(blockDim.x)) {
+        const S tap = taps[g.flip ? i : count - 1 - i];
+        arranged[i] = g.separable ? tap : tap * S(g.gain);
+        if (g.separable) arranged[count + i] = tap * S(g.gain);
+    }
+    __syncthreads();
+}
+
+// NHWC, a separable filter of 4 taps: adds to `total` RUN adjacent outputs of a row, [RUN, V], of V channels. `image` is
+// the sample's, from the first of these channels on. With UP = 2 the output `ox` begins at an input, not between two.
+template <int UP, int DOWN, int RUN, int V, class T, class S>
+FASTGAN_INLINE void add_run(const Geometry& g, const S* arranged, const T* image, int64_t oy, int64_t ox,
+                            S (&total)[RUN][V]) {
+    constexpr int INPUTS = UP == 2 ? RUN / 2 + 2 : (RUN - 1) * DOWN + 4, ROWS = 4 / UP;
+    static_assert(UP == 1 || RUN % 2 == 0, "a run begins and ends between the same two inputs");
+    const int64_t start_y = oy * DOWN - g.y.before, first_column = (ox * DOWN - g.x.before) / UP;
+    const int phase_y = UP == 2 ? int(start_y & 1) : 0;
+    const int64_t first_row = (start_y + phase_y) / UP;  // even where it is divided
+    GPU_UNROLL
+    for (int r = 0; r < ROWS; ++r) {
+        const int64_t iy = first_row + r;
+        if (iy < 0 || iy >= g.y.size) continue;
+        const S weight_y = arranged[4 + phase_y + UP * r];
+        S weight[4];
+        GPU_UNROLL
+        for (int i = 0; i < 4; ++i) weight[i] = weight_y * arranged[i];
+        const T* from = image + iy * g.x.size * g.c;
+        GPU_UNROLL
+        for (int i = 0; i < INPUTS; ++i) {
+            const int64_t ix = first_column + i;
+            if (ix < 0 || ix >= g.x.size) continue;
+            const gpu::Vec<T, V> value = gpu::load<V>(from + ix * g.c);
+            GPU_UNROLL
+            for (int o = 0; o < RUN; ++o) {
+                const int tap = UP == 2 ? o % 2 + 2 * (i - (o + 1) / 2) : i - o * DOWN;
+                if (tap < 0 || tap >= 4) continue;
+                GPU_UNROLL
+                for (int v = 0; v < V; ++v) total[o][v] += weight[tap] * gpu::to<S>(value.v[v]);
+            }
+        }
+    }
+}
+
+}  // namespace fastgan::cuda

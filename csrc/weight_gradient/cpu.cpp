@@ -1,0 +1,358 @@
+// weight_gradient on the CPU: compiled once for each instruction set, in the namespace of that name.
+//
+// A matrix product of the two images for each tap of the kernel, summed over pixels, with a register for every few of
+// its numbers, as libraries make matrix products (Goto and van de Geijn 2008, "Anatomy of High-Performance Matrix
+// Multiplication"). What a library's product does not know is that the matrices of all taps are one image, a few pixels
+// on: here it is brought into panels once for all of them.
+//
+// Panels are made of words of 32 bits. A word is a number of fp32, or two of bf16, whose products a single instruction
+// adds up: of two pixels that lie a whole piece of the image apart, not next to each other, so that to move on by a
+// pixel is to move on by a word for either.
+//
+// The sum is cut into segments of a length that depends on the shape alone, each with its own result, which are then
+// added up in order: results do not depend on the number of threads.
+#include "common/simd.h"
+
+#include "weight_gradient/call.h"
+
+namespace FASTGAN_ISA::of_weight {
+
+using fastgan::WeightGradientCall;
+
+typedef VFloat V;
+constexpr int LANES = lanes<V>();
+constexpr int WIDE = 2 * LANES;  // channels of `large` to a panel
+#if defined(__AVX512F__)
+constexpr int TALL = 8;  // of `small`: 16 sums, of 32 registers
+#else
+constexpr int TALL = 6;  // ... 12 of 16
+#endif
+constexpr int LOW = 4;   // ... where what remains is no multiple of that
+constexpr int BLOCK = 8;  // pixels that are brought into panels at once
+
+// Words -------------------------------------------------------------------------------------------------------------
+
+// Pixels to a word.
+template <class T>
+constexpr int HALVES = sizeof(Word) / sizeof(T);
+
+// The pixels of a word, NHWC; one that is not there is zero.
+template <class T>
+struct Pixels {
+    const T* of[HALVES<T>] = {};
+
+    Pixels() = default;
+    Pixels(const T* const* rows, int64_t offset) {
+        for (int i = 0; i < HALVES<T>; ++i) of[i] = rows[i] ? rows[i] + offset : nullptr;
+    }
+
+    // The words of the channels from `first` on; beyond the last of `channels`, zeros.
+    VUint words(int64_t first, int64_t channels) const {
+        VUint words = {};
+        for (int i = 0; i < HALVES<T>; ++i) {
+            if (!of[i]) continue;
+            const T* from = of[i] + first;
+            const V numbers = first + LANES <= channels ? load(from) : load_n(from, larger(0, channels - first));
+            words |= (VUint)numbers >> 16 * (HALVES<T> - 1 - i);
+        }
+        return words;
+    }
+};
+
+// The plan ----------------------------------------------------------------------------------------------------------
+
+struct Plan {
+    int64_t taps, panels;               // of `large`
+    int64_t tall, channels, line;       // of `small`: in panels of TALL, in all of its panels, in whole vectors
+    int64_t images, rows;               // of a piece: some images, or some rows of one
+    int64_t pieces_of_image, pieces;
+    int64_t chunks;                     // of a piece for each pixel of a word
+    int64_t large_rows, columns;        // of a piece of `large`: rows of an image, columns of each of `stride` phases
+    int64_t segments, panels_of_task, tasks_of_segment;
+    int64_t large_panel, small_panels;  // words: of a panel of `large`, of all of `small`, for a chunk
+    int64_t sums_panel, sums;           // floats: of the sums for a panel of `large`, for all: those of a segment
+    int64_t space;                      // words: of what a thread needs for a chunk
+};
+
+// How `a` channels are cut into panels of TALL and LOW: so that few places stay empty, then so that few are LOW.
+static void cut_small(int64_t a, Plan& p) {
+    p.channels = INT64_MAX;
+    for (int64_t tall = ceiling(a, TALL) * TALL, i = 0; tall >= 0 && i < 3; tall -= TALL, ++i) {
+        const int64_t channels = tall + larger(0, ceiling(a - tall, LOW) * LOW);
+        if (channels < p.channels) p.channels = channels, p.tall = tall;
+    }
+}
+
+template <class T>
+static Plan plan_of(const WeightGradientCall& call) {
+    const int64_t pixels = 4096 / WIDE;  // of a piece: what a panel of `large` has of them fits into the L1 cache twice
+    const int64_t work = 16 << 20;       // multiplications of a task: enough to hide its start
+    Plan p;
+    p.taps = call.kh * call.kw;
+    p.panels = ceiling(call.b, WIDE);
+    cut_small(call.a, p);
+    p.line = ceiling(p.channels, LANES) * LANES;
+    const int64_t image = call.height * call.width;
+    p.images = image < pixels ? smaller(call.n, pixels / image) : 1;
+    p.rows = image < pixels ? call.height : pixels < call.width ? 1 : smaller(call.height, pixels / call.width);
+    p.pieces_of_image = ceiling(call.height, p.rows);
+    p.pieces = ceiling(call.n, p.images) * p.pieces_of_image;
+    p.chunks = ceiling(p.pieces, HALVES<T>);
+    p.large_rows = (p.rows - 1) * call.stride + call.kh;
+    p.columns = call.width + (call.kw - 1) / call.stride;
+
+    // Each task brings `small` into panels for itself: so it is given several panels of `large`, as long as segments,
+    // whose sums are to be small beside the images, make tasks enough.
+    const int64_t result = call.a * p.taps * call.b;
+    const int64_t tasks = smaller(ceiling(result * call.n * image, work), 64);
+    p.segments = smaller(ceiling(tasks, ceiling(p.panels, 4)), smaller(p.chunks, ceiling(1 << 19, result)));
+    // How panels are shared out has no influence on the result: so it may hang on the number of threads.
+    p.tasks_of_segment = smaller(p.panels, ceiling(smaller(tasks, 4 * threads()), p.segments));
+    p.panels_of_task = ceiling(p.panels, p.tasks_of_segment);
+    p.tasks_of_segment = ceiling(p.panels, p.panels_of_task);
+
+    p.large_panel = p.images * p.large_rows * call.stride * p.columns * WIDE;
+    p.small_panels = ceiling(p.channels * p.images * p.rows * call.width, LANES) * LANES;
+    p.sums_panel = p.channels * p.taps * WIDE;
+    p.sums = p.panels * p.sums_panel;
+    p.space = p.line * BLOCK + p.small_panels + p.panels_of_task * p.large_panel;
+    return p;
+}
+
+struct Piece {
+    int64_t image, images, row, rows;
+};
+
+// A piece for each pixel of a word. The last may be missing; images and rows are as many as any piece of it has.
+template <class T>
+struct Chunk {
+    Piece pieces[HALVES<T>];
+    int64_t images, rows;
+};
+
+static Piece piece_of(const WeightGradientCall& call, const Plan& p, int64_t number) {
+    if (number >= p.pieces) return {};
+    const int64_t image = number / p.pieces_of_image * p.images, row = number % p.pieces_of_image * p.rows;
+    return {image, smaller(p.images, call.n - image), row, smaller(p.rows, call.height - row)};
+}
+
+template <class T>
+static Chunk<T> chunk_of(const WeightGradientCall& call, const Plan& p, int64_t number) {
+    Chunk<T> chunk{};
+    for (int i = 0; i < HALVES<T>; ++i) {
+        const Piece piece = chunk.pieces[i] = piece_of(call, p, number * HALVES<T> + i);
+        chunk.images = larger(chunk.images, piece.images), chunk.rows = larger(chunk.rows, piece.rows);
+    }
+    return chunk;
+}
+
+// Into panels -------------------------------------------------------------------------------------------------------
+
+// [panel, pixel, channels of the panel]: what `line` has of some pixels in a row, from `a` on.
+template <int HEIGHT>
+static inline void to_panel(const Word* line, int64_t step, int64_t pixels, Word* to) {
+    for (int64_t pixel = 0; pixel < pixels; ++pixel) {
+        memcpy(to + pixel * HEIGHT, line + pixel * step, HEIGHT * sizeof(Word));
+    }
+}
+
+template <class T>
+static void pack_small(const WeightGradientCall& call, const Plan& p, const Chunk<T>& chunk, Word* line, Word* to) {
+    const int64_t all_pixels = chunk.images * chunk.rows * call.width;
+    int64_t done = 0;
+    for (int64_t image = 0; image < chunk.images; ++image) {
+        for (int64_t row = 0; row < chunk.rows; ++row) {
+            const T* rows[HALVES<T>] = {};
+            for (int i = 0; i < HALVES<T>; ++i) {
+                const Piece& piece = chunk.pieces[i];
+                if (image >= piece.images || row >= piece.rows) continue;
+                const int64_t number = (piece.image + image) * call.height + piece.row + row;
+                rows[i] = (const T*)call.small + number * call.width * call.a;
+            }
+            for (int64_t x = 0; x < call.width; x += BLOCK) {
+                const int64_t pixels = smaller(BLOCK, call.width - x);
+                for (int64_t pixel = 0; pixel < pixels; ++pixel) {
+                    const Pixels<T> from(rows, (x + pixel) * call.a);
+                    for (int64_t a = 0; a < p.line; a += LANES) {
+                        store_words(line + pixel * p.line + a, from.words(a, call.a));
+                    }
+                }
+                for (int64_t a = 0; a < p.tall; a += TALL) {
+                    to_panel<TALL>(line + a, p.line, pixels, to + a * all_pixels + done * TALL);
+                }
+                for (int64_t a = p.tall; a < p.channels; a += LOW) {
+                    to_panel<LOW>(line + a, p.line, pixels, to + a * all_pixels + done * LOW);
+                }
+                done += pixels;
+            }
+        }
+    }
+}
+
+// Vectors that a panel of `large` has: one, if no more channels are left.
+static int vectors_of(const WeightGradientCall& call, int64_t panel) { return call.b - panel * WIDE > LANES ? 2 : 1; }
+
+// [panel, image, row, phase, column, channels of the panel]: pixels a stride apart are neighbours.
+template <class T>
+static void pack_large(const WeightGradientCall& call, const Plan& p, const Chunk<T>& chunk, int64_t panel,
+                       int64_t panels, Word* to) {
+    const int64_t s = call.stride, last = panel + panels - 1;
+    const int64_t vectors = 2 * (panels - 1) + vectors_of(call, last);
+    for (int64_t image = 0; image < chunk.images; ++image) {
+        for (int64_t row = 0; row < (chunk.rows - 1) * s + call.kh; ++row) {
+            const T* rows[HALVES<T>] = {};
+            for (int i = 0; i < HALVES<T>; ++i) {
+                const Piece& piece = chunk.pieces[i];
+                const int64_t y = piece.row * s + row - call.top;
+                if (image >= piece.images || row >= (piece.rows - 1) * s + call.kh) continue;
+                if (y < 0 || y >= call.large_height) continue;
+                const int64_t number = (piece.image + image) * call.large_height + y;
+                rows[i] = (const T*)call.large + number * call.large_width * call.b;
+            }
+            Word* place = to + (image * p.large_rows + row) * s * p.columns * WIDE;
+            for (int64_t phase = 0; phase < s; ++phase) {
+                int64_t x = phase - call.left;
+                for (int64_t column = 0; column < p.columns; ++column, x += s, place += WIDE) {
+                    const bool inside = x >= 0 && x < call.large_width;
+                    const Pixels<T> from = inside ? Pixels<T>(rows, x * call.b) : Pixels<T>();
+                    for (int64_t i = 0; i < vectors; ++i) {
+                        Word* there = place + i / 2 * p.large_panel + i % 2 * LANES;
+                        store_words(there, from.words(panel * WIDE + i * LANES, call.b));
+                    }
+                }
+            }
+        }
+    }
+}
+
+// Sums --------------------------------------------------------------------------------------------------------------
+
+// Adds what the pixels of a chunk give to a tap, to as many sums as a panel of either image makes; or begins with it.
+template <class T, int HEIGHT, int VECTORS>
+static void add_product(const Word* small, const Word* large, const Chunk<T>& chunk, int64_t width, int64_t image_step,
+                        int64_t row_step, bool first_chunk, float* to) {
+    V sums[HEIGHT][VECTORS] = {};
+    for (int64_t image = 0; image < chunk.images; ++image) {
+        for (int64_t row = 0; row < chunk.rows; ++row) {
+            const Word* from = large + image * image_step + row * row_step;
+            for (int64_t x = 0; x < width; ++x, from += WIDE, small += HEIGHT) {
+                VUint words[VECTORS];
+                for (int j = 0; j < VECTORS; ++j) words[j] = load_words(from + j * LANES);
+#pragma GCC unroll 8
+                for (int i = 0; i < HEIGHT; ++i) {
+                    const VUint factor = all_bits(small[i]);
+                    for (int j = 0; j < VECTORS; ++j) sums[i][j] = add_products(sums[i][j], factor, words[j], T{});
+                }
+            }
+        }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < HEIGHT; ++i, to += WIDE) {
+        for (int j = 0; j < VECTORS; ++j) {
+            store(to + j * LANES, first_chunk ? sums[i][j] : load(to + j * LANES) + sums[i][j]);
+        }
+    }
+}
+
+// The sums of a segment for a panel of large: [panel of small, tap, channels of small, channels of large].
+template <class T, int VECTORS>
+static void add_panel(const WeightGradientCall& call, const Plan& p, const Chunk<T>& chunk, bool first_chunk,
+                      const Word* small, const Word* large, float* to) {
+    const int64_t s = call.stride, pixels = chunk.images * chunk.rows * call.width;
+    const int64_t row_step = s * s * p.columns * WIDE, image_step = p.large_rows * s * p.columns * WIDE;
+    for (int64_t a = 0; a < p.channels;) {
+        const int64_t height = a < p.tall ? TALL : LOW;
+        const auto add = a < p.tall ? add_product<T, TALL, VECTORS> : add_product<T, LOW, VECTORS>;
+        for (int64_t y = 0; y < call.kh; ++y) {
+            for (int64_t x = 0; x < call.kw; ++x, to += height * WIDE) {
+                const Word* from = large + ((y * s + x % s) * p.columns + x / s) * WIDE;
+                add(small + a * pixels, from, chunk, call.width, image_step, row_step, first_chunk, to);
+            }
+        }
+        a += height;
+    }
+}
+
+// Adds a chunk to the sums of a segment: [panel of large, ...].
+template <class T>
+static void add_chunk(const WeightGradientCall& call, const Plan& p, const Chunk<T>& chunk, int64_t panel,
+                      int64_t panels, bool first_chunk, Word* space, float* sums) {
+    Word *of_small = space + p.line * BLOCK, *of_large = of_small + p.small_panels;
+    pack_small(call, p, chunk, space, of_small);
+    pack_large(call, p, chunk, panel, panels, of_large);
+    for (int64_t i = 0; i < panels; ++i) {
+        const auto add = vectors_of(call, panel + i) == 2 ? add_panel<T, 2> : add_panel<T, 1>;
+        add(call, p, chunk, first_chunk, of_small, of_large + i * p.large_panel, sums + (panel + i) * p.sums_panel);
+    }
+}
+
+// Adds up the segments' sums, in order, and puts them where they belong.
+template <class T>
+static void finish(const WeightGradientCall& call, const Plan& p, const float* sums) {
+    share_out(p.panels, p.sums > 65536, [&](int64_t panel) {
+        const int vectors = vectors_of(call, panel);
+        const float* from = sums + panel * p.sums_panel;
+        for (int64_t a = 0; a < p.channels;) {
+            const int64_t height = a < p.tall ? TALL : LOW;
+            for (int64_t tap = 0; tap < p.taps; ++tap) {
+                for (int64_t i = 0; i < height; ++i, from += WIDE) {
+                    if (a + i >= call.a) continue;
+                    for (int j = 0; j < vectors; ++j) {
+                        V sum = load(from + j * LANES);
+                        for (int64_t segment = 1; segment < p.segments; ++segment) {
+                            sum += load(from + segment * p.sums + j * LANES);
+                        }
+                        const int64_t b = panel * WIDE + j * LANES;
+                        T* to = (T*)call.dw + ((a + i) * p.taps + tap) * call.b + b;
+                        if (b + LANES <= call.b) {
+                            store(to, sum);
+                        } else {
+                            store_n(to, sum, call.b - b);
+                        }
+                    }
+                }
+            }
+            a += height;
+        }
+    });
+}
+
+template <class T>
+static void run(const WeightGradientCall& call) {
+    const Plan p = plan_of<T>(call);
+    const int64_t tasks = p.segments * p.tasks_of_segment;
+    float* sums = (float*)call.workspace;
+    Word* spaces = (Word*)(sums + p.segments * p.sums);
+
+    share_out(tasks, tasks > 1, [&](int64_t task) {
+        const int64_t segment = task / p.tasks_of_segment, panel = task % p.tasks_of_segment * p.panels_of_task;
+        const int64_t panels = smaller(p.panels_of_task, p.panels - panel);
+        const int64_t begin = segment * p.chunks / p.segments, end = (segment + 1) * p.chunks / p.segments;
+        Word* space = spaces + thread() * p.space;
+        for (int64_t number = begin; number < end; ++number) {
+            const Chunk<T> chunk = chunk_of<T>(call, p, number);
+            add_chunk(call, p, chunk, panel, panels, number == begin, space, sums + segment * p.sums);
+        }
+    });
+    finish<T>(call, p, sums);
+}
+
+template <class T>
+static int64_t workspace(const WeightGradientCall& call) {
+    const Plan p = plan_of<T>(call);
+    return (p.segments * p.sums + threads() * p.space) * sizeof(Word);
+}
+
+}  // namespace FASTGAN_ISA::of_weight
+
+namespace FASTGAN_ISA {
+
+void weight_gradient(const fastgan::WeightGradientCall& call) {
+    call.dtype == fastgan::Dtype::float32 ? of_weight::run<float>(call) : of_weight::run<BFloat16>(call);
+}
+int64_t weight_gradient_workspace(const fastgan::WeightGradientCall& call) {
+    return call.dtype == fastgan::Dtype::float32 ? of_weight::workspace<float>(call)
+                                                 : of_weight::workspace<BFloat16>(call);
+}
+
+}  // namespace FASTGAN_ISA

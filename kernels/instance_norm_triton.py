@@ -7,9 +7,9 @@ Most kernels serve batch_norm_act as well (BATCH; see `batch_norm_act_triton`).
 
 Where a tile can hold all positions of some channels, one program does everything and reads once (`_whole_forward`,
 `_whole_backward`). Otherwise the positions are cut into segments: a kernel leaves the moments or sums of each, a second
-one merges them, and a third reads everything again. The formulas are those of csrc/norm/call.h.
+one merges them, and a third reads everything again. The formulas are those of csrc/norm/arithmetic.h.
 
-Products are not contracted with sums here: all passes must see the same z (csrc/norm/call.h says why).
+Products are not contracted with sums here: all passes must see the same z (csrc/norm/arithmetic.h says why).
 """
 
 from functools import lru_cache

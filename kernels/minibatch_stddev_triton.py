@@ -5,7 +5,7 @@ s = sqrt(mean of v^2 + 1e-8) at every place, the maps appended are means of s ov
 positions.
 
 A program takes some places of a feature, of all members. Sums are taken in two stages, each in a fixed order: no
-atomics, the same bits every time. The formulas are derived in csrc/minibatch_stddev/call.h.
+atomics, the same bits every time. The formulas are derived in csrc/minibatch_stddev/arithmetic.h.
 """
 
 import torch

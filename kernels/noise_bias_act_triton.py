@@ -4,7 +4,7 @@
 
 One kernel walks memory in tiles of rows x columns, columns being adjacent in memory: channels in NHWC ("pixels"),
 positions in NCHW ("planes"). The sums of the backward passes are taken in two stages, each in a fixed order: no
-atomics, the same bits every time. The formulas are those of csrc/noise_bias_act/call.h.
+atomics, the same bits every time. The formulas are those of csrc/noise_bias_act/arithmetic.h.
 
 Under Triton's interpreter bf16 results are truncated instead of rounded: that is the interpreter's, not the kernel's.
 """

@@ -3,7 +3,7 @@
     y = r * x,   r = rsqrt(mean over channels of x^2 + eps)
 
 A program takes some positions and walks over their channels twice, in tiles of rows x columns, columns being adjacent
-in memory: the second time they come from the cache. The formulas are derived in csrc/pixel_norm/call.h.
+in memory: the second time they come from the cache. The formulas are derived in csrc/pixel_norm/arithmetic.h.
 """
 
 from functools import lru_cache

@@ -7,6 +7,8 @@
 #include "common/gpu.h"
 #include "common/types.h"
 
+// For the arithmetic.h of an operation, which the CPU sources include as well.
+#define FASTGAN_VALUES gpu_values
 #define FASTGAN_INLINE __device__ __forceinline__
 
 namespace gpu_values {  // the functions on one number that the shared arithmetic is written in

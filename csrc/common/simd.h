@@ -20,6 +20,10 @@
 #error "FASTGAN_ISA names the instruction set: baseline, avx2 or avx512"
 #endif
 
+// For the arithmetic.h of an operation, which the CUDA sources include as well.
+#define FASTGAN_VALUES FASTGAN_ISA
+#define FASTGAN_INLINE inline
+
 namespace FASTGAN_ISA {
 
 #if defined(__AVX512F__)
@@ -484,6 +488,17 @@ inline V minimum(V a, V b) {
 template <class V>
 inline V maximum(V a, V b) {
     return a > b ? a : b;
+}
+// a * b, rounded: the compiler may not contract it with a sum.
+template <class V>
+inline V product(V a, V b) {
+    V c = a * b;
+#if defined(__x86_64__)
+    asm("" : "+v"(c));
+#elif defined(__aarch64__)
+    asm("" : "+w"(c));
+#endif
+    return c;
 }
 inline VFloat absolute(VFloat a) { return (VFloat)((VInt)a & 0x7fffffff); }
 inline VDouble absolute(VDouble a) { return (VDouble)((VLong)a & 0x7fffffffffffffffLL); }

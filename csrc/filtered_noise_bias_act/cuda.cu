@@ -3,7 +3,7 @@
 // write. Its sums are taken in two stages of fixed order; the second, of a few numbers a channel, is the launcher's.
 #include "upfirdn2d/gpu.h"
 
-#include "noise_bias_act/call.h"
+#include "noise_bias_act/arithmetic.h"
 
 #include "filtered_noise_bias_act/call.h"
 

@@ -4,9 +4,7 @@
 // which pieces of its rows are turned around.
 #include "common/simd.h"
 
-#define FASTGAN_ARITHMETIC FASTGAN_ISA::of_image_batch
-#define FASTGAN_INLINE inline
-#include "image_batch/call.h"
+#include "image_batch/arithmetic.h"
 
 namespace FASTGAN_ISA::of_image_batch {
 

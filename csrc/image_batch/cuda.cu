@@ -1,8 +1,7 @@
 // image_batch on the GPU: a block takes a piece of an image, a thread 16 bytes of what is written.
 #include "common/gpu_values.h"
 
-#define FASTGAN_ARITHMETIC gpu_values::of_image_batch
-#include "image_batch/call.h"
+#include "image_batch/arithmetic.h"
 
 namespace fastgan::cuda::of_image_batch {
 
@@ -42,7 +41,7 @@ __global__ void image_batch(const uint8_t* pixels, const int64_t* index, const u
         gpu::Vec<T, V> out;
         GPU_UNROLL
         for (int v = 0; v < V; ++v) {
-            out.v[v] = gpu::from<T>(there ? gpu_values::of_image_batch::scaled(S(bytes.v[v])) : S(NAN));
+            out.v[v] = gpu::from<T>(there ? gpu_values::scaled(S(bytes.v[v])) : S(NAN));
         }
         gpu::store(y + sample * int64_t(size) + i, out);
     }

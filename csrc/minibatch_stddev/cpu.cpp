@@ -4,14 +4,11 @@
 // results do not depend on the number of threads.
 #include "common/simd.h"
 
-#define FASTGAN_ARITHMETIC FASTGAN_ISA::of_minibatch_stddev  // templates of the same name would be merged
-#define FASTGAN_INLINE inline
-#include "minibatch_stddev/call.h"
+#include "minibatch_stddev/arithmetic.h"
 
 namespace FASTGAN_ISA::of_minibatch_stddev {
 
 using fastgan::Dtype;
-using fastgan::FeatureRows;
 using fastgan::MinibatchStddevCall;
 
 static const int64_t PIECE = 512;  // places, each of all members; a longer sum would round more
@@ -150,7 +147,7 @@ void minibatch_stddev(const fastgan::MinibatchStddevCall& call) {
 }
 
 int64_t minibatch_stddev_workspace(const fastgan::MinibatchStddevCall& call) {
-    const fastgan::FeatureRows f(call, of_minibatch_stddev::PIECE);
+    const FeatureRows f(call, of_minibatch_stddev::PIECE);
     const int64_t pieces = call.sums() * f.pieces, maps = call.n * call.features;
     const int64_t numbers = 2 * call.sums() + (pieces > maps ? pieces : maps);
     return numbers * (call.dtype == fastgan::Dtype::float64 ? sizeof(double) : sizeof(float));

@@ -3,12 +3,11 @@
 // same bits every time.
 #include "common/gpu_values.h"
 
-#define FASTGAN_ARITHMETIC gpu_values::of_minibatch_stddev
-#include "minibatch_stddev/call.h"
+#include "minibatch_stddev/arithmetic.h"
 
 namespace fastgan::cuda::of_minibatch_stddev {
 
-using namespace gpu_values::of_minibatch_stddev;
+using namespace gpu_values;
 
 constexpr int BLOCK = 256;
 constexpr int64_t PIECE = 2 * BLOCK;  // places, each of all members
@@ -124,7 +123,7 @@ void minibatch_stddev(const MinibatchStddevCall& call, int device, void* stream)
 }
 
 int64_t minibatch_stddev_workspace(const MinibatchStddevCall& call) {
-    const FeatureRows f(call, of_minibatch_stddev::PIECE);
+    const of_minibatch_stddev::FeatureRows f(call, of_minibatch_stddev::PIECE);
     const int64_t numbers = call.sums() * (2 + f.pieces);
     return numbers * (call.dtype == Dtype::float64 ? sizeof(double) : sizeof(float));
 }

@@ -5,16 +5,13 @@
 // sums, which are then added up in order: results do not depend on the number of threads.
 #include "common/simd.h"
 
-#define FASTGAN_ARITHMETIC FASTGAN_ISA
-#define FASTGAN_INLINE inline
-#include "noise_bias_act/call.h"
+#include "noise_bias_act/arithmetic.h"
 
 namespace FASTGAN_ISA {
 
 using fastgan::Dtype;
 using fastgan::MOST_SUMS;
 using fastgan::NoiseBiasActCall;
-using fastgan::Pieces;
 
 // Those with the plainer names are for calls with a bias at most: a critic's layers. Those called "noise" have one
 // strength for all channels and neither scale nor post, in NHWC: then what noise there is belongs to a pixel.
@@ -30,6 +27,11 @@ enum class Pass {
     double_from_input
 };
 
+struct Pieces {
+    int64_t positions;   // of a sample, to a piece
+    int64_t per_sample;  // pieces
+    int64_t stride;      // channels, rounded up to the widest vector
+};
 
 static Pieces pieces_of(const NoiseBiasActCall& call) {
     const int64_t elements = 16384;  // of a piece: enough to hide its start, few enough to share out evenly

@@ -4,8 +4,7 @@
 #include "common/gpu_sums.h"
 #include "common/gpu_values.h"
 
-#define FASTGAN_ARITHMETIC gpu_values
-#include "noise_bias_act/call.h"
+#include "noise_bias_act/arithmetic.h"
 
 namespace fastgan::cuda {
 

@@ -11,25 +11,7 @@
 // moved to the new mean, in double precision. Nothing cancels: the error is that of rounding the terms.
 #include "common/simd.h"
 
-namespace FASTGAN_ISA {
-
-// a * b, rounded: the compiler may not contract it with a sum.
-template <class V>
-static inline V product(V a, V b) {
-    V c = a * b;
-#if defined(__x86_64__)
-    asm("" : "+v"(c));
-#elif defined(__aarch64__)
-    asm("" : "+w"(c));
-#endif
-    return c;
-}
-
-}  // namespace FASTGAN_ISA
-
-#define FASTGAN_ARITHMETIC FASTGAN_ISA
-#define FASTGAN_INLINE inline
-#include "norm/call.h"
+#include "norm/arithmetic.h"
 
 namespace FASTGAN_ISA {
 

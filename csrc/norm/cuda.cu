@@ -11,8 +11,7 @@
 #include "common/gpu_sums.h"
 #include "common/gpu_values.h"
 
-#define FASTGAN_ARITHMETIC gpu_values
-#include "norm/call.h"
+#include "norm/arithmetic.h"
 
 namespace fastgan::cuda {
 namespace {

@@ -1,9 +1,4 @@
-// pixel_norm: the arithmetic, shared by the CPU and the CUDA kernels.
-//
-//     y = r * x,   r = rsqrt(mean over channels of x^2 + eps), one r a position
-//
-// Of each order of differentiation the results are sums of the rows that come in, with factors that follow from the
-// products of these rows, summed over channels. A value is a vector of the CPU's instruction set, or one number.
+// One call of pixel_norm.
 #pragma once
 
 #include "common/types.h"
@@ -22,66 +17,3 @@ struct PixelNormCall {
 };
 
 }  // namespace fastgan
-
-#ifdef FASTGAN_ARITHMETIC  // the namespace of the including kernels, which provides the functions on values
-namespace FASTGAN_ARITHMETIC {
-
-template <class V>
-struct Products {
-    V xx, xd, xg, dg;  // of x, dy and gx
-};
-template <int ORDER>
-constexpr int PRODUCTS = ORDER == 0 ? 1 : 2 * ORDER;  // that many of them are used
-
-template <int ORDER, class V>
-FASTGAN_INLINE void add_products(Products<V>& sums, V x, V dy, V gx) {
-    sums.xx += x * x;
-    if constexpr (ORDER >= 1) sums.xd += x * dy;
-    if constexpr (ORDER == 2) {
-        sums.xg += x * gx;
-        sums.dg += dy * gx;
-    }
-}
-
-// y = r * x;   dx = r * dy + k * x;   ddy = r * gx + k * x and, of the second order, dx = k * dy + b * gx + a * x.
-template <class V>
-struct Factors {
-    V r, k, a, b;
-};
-
-// With q = -r^3 / C = dr/dx / x:  dx = r dy + q <x, dy> x,  symmetric in what it maps, so that ddy is the same of gx.
-// <gx, dx> = r <dy, gx> + q <x, dy> <x, gx> differentiated in x, where dq/dx = 3 q r^2 / C * -x, gives the last.
-template <int ORDER, class V>
-FASTGAN_INLINE Factors<V> factors(const Products<V>& sums, V inverse_c, V eps) {
-    Factors<V> f{};
-    f.r = reciprocal_root(sums.xx * inverse_c + eps);
-    if constexpr (ORDER >= 1) {
-        const V share = f.r * f.r * inverse_c, q = -(f.r * share);
-        f.k = q * (ORDER == 1 ? sums.xd : sums.xg);
-        if constexpr (ORDER == 2) {
-            const V both = share * sums.xd * sums.xg;
-            f.a = q * (sums.dg - (both + both + both));
-            f.b = q * sums.xd;
-        }
-    }
-    return f;
-}
-
-template <class V>
-struct Results {
-    V first, second;
-};
-
-template <int ORDER, class V>
-FASTGAN_INLINE Results<V> results(const Factors<V>& f, V x, V dy, V gx) {
-    if constexpr (ORDER == 0) {
-        return {f.r * x, x};
-    } else if constexpr (ORDER == 1) {
-        return {f.r * dy + f.k * x, x};
-    } else {
-        return {f.r * gx + f.k * x, f.k * dy + (f.b * gx + f.a * x)};
-    }
-}
-
-}  // namespace FASTGAN_ARITHMETIC
-#endif

@@ -4,9 +4,7 @@
 // scaled. In NHWC they are a row; in NCHW a few vectors of positions go through all channels together.
 #include "common/simd.h"
 
-#define FASTGAN_ARITHMETIC FASTGAN_ISA::of_pixel_norm  // templates of the same name in two objects would be merged
-#define FASTGAN_INLINE inline
-#include "pixel_norm/call.h"
+#include "pixel_norm/arithmetic.h"
 
 namespace FASTGAN_ISA::of_pixel_norm {
 

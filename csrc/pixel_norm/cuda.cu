@@ -2,12 +2,11 @@
 // are columns of positions times slices of the channels. What is read a second time comes from the L1 cache.
 #include "common/gpu_values.h"
 
-#define FASTGAN_ARITHMETIC gpu_values::of_pixel_norm
-#include "pixel_norm/call.h"
+#include "pixel_norm/arithmetic.h"
 
 namespace fastgan::cuda::of_pixel_norm {
 
-using namespace gpu_values::of_pixel_norm;
+using namespace gpu_values;
 
 constexpr int BLOCK = 256;
 

@@ -4,9 +4,7 @@
 // in order: results do not depend on the number of threads.
 #include "common/simd.h"
 
-#define FASTGAN_ARITHMETIC FASTGAN_ISA::of_samples  // templates of the same name in two objects would be merged
-#define FASTGAN_INLINE inline
-#include "samples/call.h"
+#include "samples/arithmetic.h"
 
 namespace FASTGAN_ISA::of_samples {
 
@@ -129,9 +127,9 @@ void squared_norm_forward(const SamplesCall& call) {
         case fastgan::Dtype::float64: return of_samples::sum_of_squares<double>(call);
     }
 }
-void squared_norm_backward(const SamplesCall& call) { of_samples::map_for_dtype<fastgan::SampleMap::scale>(call); }
-void lerp_samples_forward(const SamplesCall& call) { of_samples::map_for_dtype<fastgan::SampleMap::lerp>(call); }
-void lerp_samples_backward(const SamplesCall& call) { of_samples::map_for_dtype<fastgan::SampleMap::split>(call); }
+void squared_norm_backward(const SamplesCall& call) { of_samples::map_for_dtype<SampleMap::scale>(call); }
+void lerp_samples_forward(const SamplesCall& call) { of_samples::map_for_dtype<SampleMap::lerp>(call); }
+void lerp_samples_backward(const SamplesCall& call) { of_samples::map_for_dtype<SampleMap::split>(call); }
 
 int64_t squared_norm_workspace(const SamplesCall& call) {
     const int64_t pieces = call.n * of_samples::pieces_of<of_samples::SUMMED>(call);

@@ -2,12 +2,11 @@
 // stages, each in a fixed order: no atomics, the same bits every time.
 #include "common/gpu_values.h"
 
-#define FASTGAN_ARITHMETIC gpu_values::of_samples
-#include "samples/call.h"
+#include "samples/arithmetic.h"
 
 namespace fastgan::cuda::of_samples {
 
-using namespace gpu_values::of_samples;
+using namespace gpu_values;
 
 constexpr int BLOCK = 256;
 constexpr int STEPS = 4;  // of a thread, each of V numbers
@@ -134,13 +133,13 @@ void squared_norm_forward(const SamplesCall& call, int device, void* stream) {
     }
 }
 void squared_norm_backward(const SamplesCall& call, int device, void* stream) {
-    of_samples::map_for_dtype<SampleMap::scale>(call, device, stream);
+    of_samples::map_for_dtype<of_samples::SampleMap::scale>(call, device, stream);
 }
 void lerp_samples_forward(const SamplesCall& call, int device, void* stream) {
-    of_samples::map_for_dtype<SampleMap::lerp>(call, device, stream);
+    of_samples::map_for_dtype<of_samples::SampleMap::lerp>(call, device, stream);
 }
 void lerp_samples_backward(const SamplesCall& call, int device, void* stream) {
-    of_samples::map_for_dtype<SampleMap::split>(call, device, stream);
+    of_samples::map_for_dtype<of_samples::SampleMap::split>(call, device, stream);
 }
 
 // Bytes, for the narrowest vectors: they make the most pieces.

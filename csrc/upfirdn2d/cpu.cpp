@@ -12,9 +12,7 @@
 
 #include <stdlib.h>
 
-#define FASTGAN_ARITHMETIC FASTGAN_ISA
-#define FASTGAN_INLINE inline
-#include "upfirdn2d/call.h"
+#include "upfirdn2d/arithmetic.h"
 
 namespace FASTGAN_ISA {
 

@@ -3,10 +3,7 @@
 
 #include "common/gpu_values.h"
 
-#ifndef FASTGAN_ARITHMETIC
-#define FASTGAN_ARITHMETIC gpu_values
-#endif
-#include "upfirdn2d/call.h"
+#include "upfirdn2d/arithmetic.h"
 
 namespace fastgan::cuda {
 

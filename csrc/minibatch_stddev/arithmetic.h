@@ -1,0 +1,68 @@
+// minibatch_stddev: the arithmetic and the cutting into pieces, shared by the CPU and the CUDA kernels.
+//
+// Samples n = g * groups + m, g = 0 .. size-1, are the members of group m. With v = x - mean over the members and
+// s = sqrt(mean of v^2 + 1e-8) at every place, the maps appended to all members are means of s over the channels of a
+// feature and all positions.
+#pragma once
+
+#include "minibatch_stddev/call.h"
+
+namespace FASTGAN_VALUES {
+
+using fastgan::MinibatchStddevCall;
+
+// A feature's elements lie in `rows` runs: one in NCHW, one a position in NHWC. A piece is some whole runs, or a part of
+// the only one.
+struct FeatureRows {
+    int64_t rows, run;                   // numbers of a run
+    int64_t x_row, y_row;                // from one run to the next, in x and in y
+    int64_t x_sample, y_sample;          // from one sample to the next
+    int64_t rows_of_piece, run_of_piece; // of the last, fewer
+    int64_t pieces;
+
+    FeatureRows(const MinibatchStddevCall& call, int64_t elements) {
+        const int64_t channels = call.c / call.features;
+        rows = call.pixels ? call.p : 1;
+        run = call.pixels ? channels : channels * call.p;
+        x_row = call.c, y_row = call.c + call.features;
+        x_sample = call.c * call.p, y_sample = (call.c + call.features) * call.p;
+        rows_of_piece = elements > run ? elements / run : 1;
+        run_of_piece = rows > 1 || run < elements ? run : elements;
+        pieces = ((rows + rows_of_piece - 1) / rows_of_piece) * ((run + run_of_piece - 1) / run_of_piece);
+    }
+};
+
+// What is done at one place of the members of a group: `x(g)` and `d(g)` read member g (dy or gx), `put(g, value)` writes
+// it. Returns what is summed over a feature: s, or with ORDER 2 <gx, v> / s.
+//
+//     dx = dy + k v / s,   k the gradient of the map times `share`;   the gradients of <gx, dx>:
+//     of the map <gx, v> / s * share,   of x  k / s * (gx - mean of gx - v * mean of gx v / s^2)
+template <int ORDER, class V, class X, class D, class Put>
+FASTGAN_INLINE V members(int64_t size, V share, V eps, V k, const X& x, const D& d, const Put& put) {
+    V mean{}, rest{}, square{};
+    for (int64_t g = 0; g < size; ++g) mean += x(g);
+    mean *= share;  // of a member: 1 / size
+    // Of members that are nearly equal, the rounding of the mean would count: what it leaves is taken off as well.
+    for (int64_t g = 0; g < size; ++g) rest += x(g) - mean;
+    rest *= share;
+    const auto v = [&](int64_t g) { return (x(g) - mean) - rest; };
+    for (int64_t g = 0; g < size; ++g) square += v(g) * v(g);
+    square = square * share + eps;
+    const V r = reciprocal_root(square);
+    if constexpr (ORDER == 0) {
+        return square * r;
+    } else if constexpr (ORDER == 1) {
+        for (int64_t g = 0; g < size; ++g) put(g, d(g) + k * r * v(g));
+        return V{};
+    } else {
+        V d_mean{}, product{};
+        for (int64_t g = 0; g < size; ++g) d_mean += d(g);
+        d_mean *= share;
+        for (int64_t g = 0; g < size; ++g) product += (d(g) - d_mean) * v(g);
+        const V along = product * share * r * r;
+        for (int64_t g = 0; g < size; ++g) put(g, k * r * (d(g) - d_mean - along * v(g)));
+        return product * r;
+    }
+}
+
+}  // namespace FASTGAN_VALUES

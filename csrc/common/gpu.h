@@ -52,10 +52,10 @@
 
 // DYN_SHARED(float, rows) declares a pointer to the shared memory that the launch asked for. All such declarations of
 // one kernel name the same bytes. The untyped array behind it lets instantiations of a template use different types.
-#define DYN_SHARED(T, name)                                                           \
-  extern __shared__ __align__(16) unsigned char fastgan_dynamic_shared[];             \
-  static_assert(alignof(T) <= 16, "dynamic shared memory is aligned to 16 bytes");    \
-  T* name = reinterpret_cast<T*>(fastgan_dynamic_shared)
+#define DYN_SHARED(T, name)                                                          \
+    extern __shared__ __align__(16) unsigned char fastgan_dynamic_shared[];          \
+    static_assert(alignof(T) <= 16, "dynamic shared memory is aligned to 16 bytes"); \
+    T* name = reinterpret_cast<T*>(fastgan_dynamic_shared)
 
 #endif  // FASTGAN_EMULATE
 
@@ -70,37 +70,36 @@ namespace detail {
 
 // A 64-bit count handed to a 32-bit kernel parameter would be cut off silently, here as with <<<>>>.
 template <class P, class A>
-constexpr bool keeps_integers =
-    !(std::is_integral_v<P> && std::is_integral_v<A>) || sizeof(A) <= sizeof(P);
+constexpr bool keeps_integers = !(std::is_integral_v<P> && std::is_integral_v<A>) || sizeof(A) <= sizeof(P);
 
 #ifndef FASTGAN_EMULATE
 
 inline std::string name_of(const void* kernel) {
 #if CUDART_VERSION >= 12030
-  const char* mangled = nullptr;
-  if (cudaFuncGetName(&mangled, kernel) == cudaSuccess && mangled != nullptr) {
+    const char* mangled = nullptr;
+    if (cudaFuncGetName(&mangled, kernel) == cudaSuccess && mangled != nullptr) {
 #if defined(__GNUC__)
-    int status = 0;
-    if (char* plain = abi::__cxa_demangle(mangled, nullptr, nullptr, &status)) {
-      std::string name = plain;
-      std::free(plain);
-      return name;
+        int status = 0;
+        if (char* plain = abi::__cxa_demangle(mangled, nullptr, nullptr, &status)) {
+            std::string name = plain;
+            std::free(plain);
+            return name;
+        }
+#endif
+        return mangled;
     }
 #endif
-    return mangled;
-  }
-#endif
-  return "a kernel";
+    return "a kernel";
 }
 
 inline std::string shape(dim3 d) {
-  return "(" + std::to_string(d.x) + ", " + std::to_string(d.y) + ", " + std::to_string(d.z) + ")";
+    return "(" + std::to_string(d.x) + ", " + std::to_string(d.y) + ", " + std::to_string(d.z) + ")";
 }
 
 inline void check(cudaError_t status, const char* what) {
-  if (status == cudaSuccess) return;
-  cudaGetLastError();  // else torch would report our error again, at some later call of its own
-  throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
+    if (status == cudaSuccess) return;
+    cudaGetLastError();  // else torch would report our error again, at some later call of its own
+    throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
 }
 
 #endif
@@ -111,95 +110,98 @@ inline void check(cudaError_t status, const char* what) {
 // `stream` is a cudaStream_t. The kernel's dynamic shared memory limit is raised as needed. Throws std::runtime_error,
 // naming kernel, launch shape and cause, if the launch is refused (errors while a kernel runs surface later).
 class Launch {
- public:
+public:
 #ifdef FASTGAN_EMULATE
-  Launch(dim3 grid, dim3 block, std::size_t shared_bytes, void* stream, const char* file = __builtin_FILE(),
-         int line = __builtin_LINE())
-      : configuration_{grid, block, shared_bytes, {file, line}} {
-    (void)stream;
-  }
+    Launch(dim3 grid, dim3 block, std::size_t shared_bytes, void* stream, const char* file = __builtin_FILE(),
+           int line = __builtin_LINE())
+        : configuration_{grid, block, shared_bytes, {file, line}} {
+        (void)stream;
+    }
 #else
-  Launch(dim3 grid, dim3 block, std::size_t shared_bytes, void* stream)
-      : grid_(grid), block_(block), shared_bytes_(shared_bytes), stream_(static_cast<cudaStream_t>(stream)) {}
+    Launch(dim3 grid, dim3 block, std::size_t shared_bytes, void* stream)
+        : grid_(grid), block_(block), shared_bytes_(shared_bytes), stream_(static_cast<cudaStream_t>(stream)) {}
 #endif
 
-  template <class... P, class... A>
-  void operator()(void (*kernel)(P...), A... arguments) const {
-    static_assert(sizeof...(P) == sizeof...(A), "wrong number of kernel arguments");
-    static_assert((detail::keeps_integers<P, A> && ...), "an integer argument is wider than the kernel's parameter");
-    std::tuple<P...> parameters(static_cast<P>(arguments)...);
+    template <class... P, class... A>
+    void operator()(void (*kernel)(P...), A... arguments) const {
+        static_assert(sizeof...(P) == sizeof...(A), "wrong number of kernel arguments");
+        static_assert((detail::keeps_integers<P, A> && ...),
+                      "an integer argument is wider than the kernel's parameter");
+        std::tuple<P...> parameters(static_cast<P>(arguments)...);
 #ifdef FASTGAN_EMULATE
-    auto thread = [&] { std::apply(kernel, parameters); };
-    emulation::launch(configuration_, reinterpret_cast<const void*>(kernel),
-                      [](void* body) { (*static_cast<decltype(thread)*>(body))(); }, &thread);
+        auto thread = [&] { std::apply(kernel, parameters); };
+        emulation::launch(
+            configuration_, reinterpret_cast<const void*>(kernel),
+            [](void* body) { (*static_cast<decltype(thread)*>(body))(); }, &thread);
 #else
-    std::apply([&](P&... p) { submit(reinterpret_cast<const void*>(kernel), {static_cast<void*>(&p)..., nullptr}); },
-               parameters);
+        std::apply(
+            [&](P&... p) { submit(reinterpret_cast<const void*>(kernel), {static_cast<void*>(&p)..., nullptr}); },
+            parameters);
 #endif
-  }
+    }
 
- private:
+private:
 #ifdef FASTGAN_EMULATE
-  emulation::Configuration configuration_;
+    emulation::Configuration configuration_;
 #else
-  template <std::size_t N>
-  void submit(const void* kernel, void* (&&pointers)[N]) const {
-    // Static shared memory counts towards the same 48 KB that need no permission, hence the lower threshold.
-    cudaError_t status = cudaSuccess;
-    if (shared_bytes_ > 16 * 1024) {
-      status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    static_cast<int>(shared_bytes_));
+    template <std::size_t N>
+    void submit(const void* kernel, void* (&&pointers)[N]) const {
+        // Static shared memory counts towards the same 48 KB that need no permission, hence the lower threshold.
+        cudaError_t status = cudaSuccess;
+        if (shared_bytes_ > 16 * 1024) {
+            status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                          static_cast<int>(shared_bytes_));
+        }
+        if (status == cudaSuccess) status = cudaLaunchKernel(kernel, grid_, block_, pointers, shared_bytes_, stream_);
+        if (status != cudaSuccess) {
+            const std::string what = "launch of " + detail::name_of(kernel) + " with grid " + detail::shape(grid_) +
+                                     ", block " + detail::shape(block_) + ", " + std::to_string(shared_bytes_) +
+                                     " bytes of dynamic shared memory";
+            detail::check(status, what.c_str());
+        }
     }
-    if (status == cudaSuccess) status = cudaLaunchKernel(kernel, grid_, block_, pointers, shared_bytes_, stream_);
-    if (status != cudaSuccess) {
-      const std::string what = "launch of " + detail::name_of(kernel) + " with grid " + detail::shape(grid_) +
-                               ", block " + detail::shape(block_) + ", " + std::to_string(shared_bytes_) +
-                               " bytes of dynamic shared memory";
-      detail::check(status, what.c_str());
-    }
-  }
 
-  dim3 grid_, block_;
-  std::size_t shared_bytes_;
-  cudaStream_t stream_;
+    dim3 grid_, block_;
+    std::size_t shared_bytes_;
+    cudaStream_t stream_;
 #endif
 };
 
 // Makes `device` the current one for a scope: a tensor need not lie on the GPU that is current. Throws
 // std::runtime_error if there is no such device.
 class DeviceGuard {
- public:
+public:
 #ifdef FASTGAN_EMULATE
-  explicit DeviceGuard(int) {}
+    explicit DeviceGuard(int) {}
 #else
-  explicit DeviceGuard(int device) {
-    detail::check(cudaGetDevice(&previous_), "cudaGetDevice");
-    if (device == previous_) return;
-    detail::check(cudaSetDevice(device), "cudaSetDevice");
-    changed_ = true;
-  }
-  ~DeviceGuard() {
-    if (changed_) cudaSetDevice(previous_);
-  }
+    explicit DeviceGuard(int device) {
+        detail::check(cudaGetDevice(&previous_), "cudaGetDevice");
+        if (device == previous_) return;
+        detail::check(cudaSetDevice(device), "cudaSetDevice");
+        changed_ = true;
+    }
+    ~DeviceGuard() {
+        if (changed_) cudaSetDevice(previous_);
+    }
 #endif
-  DeviceGuard(const DeviceGuard&) = delete;
-  DeviceGuard& operator=(const DeviceGuard&) = delete;
+    DeviceGuard(const DeviceGuard&) = delete;
+    DeviceGuard& operator=(const DeviceGuard&) = delete;
 
- private:
-  [[maybe_unused]] int previous_ = 0;
-  [[maybe_unused]] bool changed_ = false;
+private:
+    [[maybe_unused]] int previous_ = 0;
+    [[maybe_unused]] bool changed_ = false;
 };
 
 // Bytes of shared memory that a block may have on the current device, if its launch asks for them.
 inline std::size_t most_shared_bytes() {
 #ifdef FASTGAN_EMULATE
-  return 227 * 1024;
+    return 227 * 1024;
 #else
-  int device = 0, bytes = 0;
-  detail::check(cudaGetDevice(&device), "cudaGetDevice");
-  detail::check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
-                "cudaDeviceGetAttribute");
-  return static_cast<std::size_t>(bytes);
+    int device = 0, bytes = 0;
+    detail::check(cudaGetDevice(&device), "cudaGetDevice");
+    detail::check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+                  "cudaDeviceGetAttribute");
+    return static_cast<std::size_t>(bytes);
 #endif
 }
 
@@ -208,34 +210,34 @@ inline std::size_t most_shared_bytes() {
 // to<A>(x): a stored value as arithmetic type A, which is float or double.
 template <class A, class T>
 __device__ __forceinline__ A to(T x) {
-  static_assert(std::is_floating_point_v<A>, "arithmetic is in float or double");
-  if constexpr (std::is_same_v<T, __half>) {
-    return static_cast<A>(__half2float(x));
-  } else if constexpr (std::is_same_v<T, __nv_bfloat16>) {
-    return static_cast<A>(__bfloat162float(x));
-  } else {
-    return static_cast<A>(x);
-  }
+    static_assert(std::is_floating_point_v<A>, "arithmetic is in float or double");
+    if constexpr (std::is_same_v<T, __half>) {
+        return static_cast<A>(__half2float(x));
+    } else if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+        return static_cast<A>(__bfloat162float(x));
+    } else {
+        return static_cast<A>(x);
+    }
 }
 
 // from<T>(a): an arithmetic value rounded to nearest even in storage type T; 16-bit types are reached through float.
 template <class T, class A>
 __device__ __forceinline__ T from(A a) {
-  static_assert(std::is_floating_point_v<A>, "arithmetic is in float or double");
-  if constexpr (std::is_same_v<T, __half>) {
-    return __float2half(static_cast<float>(a));
-  } else if constexpr (std::is_same_v<T, __nv_bfloat16>) {
-    return __float2bfloat16(static_cast<float>(a));
-  } else {
-    return static_cast<T>(a);
-  }
+    static_assert(std::is_floating_point_v<A>, "arithmetic is in float or double");
+    if constexpr (std::is_same_v<T, __half>) {
+        return __float2half(static_cast<float>(a));
+    } else if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+        return __float2bfloat16(static_cast<float>(a));
+    } else {
+        return static_cast<T>(a);
+    }
 }
 
 // a * b, rounded: never contracted with a sum that it goes into.
 #ifdef FASTGAN_EMULATE  // compiled without contraction
 template <class A>
 A rounded_product(A a, A b) {
-  return a * b;
+    return a * b;
 }
 #else
 __device__ __forceinline__ float rounded_product(float a, float b) { return __fmul_rn(a, b); }
@@ -247,27 +249,43 @@ __device__ __forceinline__ double rounded_product(double a, double b) { return _
 // V values that are read or written at once; 16 bytes is the widest access that every card has.
 template <class T, int V>
 struct alignas(sizeof(T) * V) Vec {
-  T v[V];
+    T v[V];
 };
 
 namespace detail {
 
 #ifndef FASTGAN_EMULATE
-template <std::size_t bytes> struct Word {};
-template <> struct Word<1> { using type = unsigned char; };
-template <> struct Word<2> { using type = unsigned short; };
-template <> struct Word<4> { using type = unsigned int; };
-template <> struct Word<8> { using type = uint2; };
-template <> struct Word<16> { using type = uint4; };
+template <std::size_t bytes>
+struct Word {};
+template <>
+struct Word<1> {
+    using type = unsigned char;
+};
+template <>
+struct Word<2> {
+    using type = unsigned short;
+};
+template <>
+struct Word<4> {
+    using type = unsigned int;
+};
+template <>
+struct Word<8> {
+    using type = uint2;
+};
+template <>
+struct Word<16> {
+    using type = uint4;
+};
 #endif
 
 template <class T, int V>
 __device__ __forceinline__ void check_vector(const T* p GPU_PLACE) {
-  static_assert(sizeof(T) * V <= 16 && (V & (V - 1)) == 0, "a vector has 1, 2, 4, 8 or 16 bytes");
+    static_assert(sizeof(T) * V <= 16 && (V & (V - 1)) == 0, "a vector has 1, 2, 4, 8 or 16 bytes");
 #ifdef FASTGAN_EMULATE
-  emulation::check_alignment(p, sizeof(T) * V, {file, line});
+    emulation::check_alignment(p, sizeof(T) * V, {file, line});
 #else
-  (void)p;
+    (void)p;
 #endif
 }
 
@@ -276,89 +294,87 @@ __device__ __forceinline__ void check_vector(const T* p GPU_PLACE) {
 // load<V>(p), store(p, vec): one access of V values. p must be a multiple of the vector's size.
 template <int V, class T>
 __device__ __forceinline__ Vec<T, V> load(const T* p GPU_PLACE) {
-  detail::check_vector<T, V>(p GPU_HERE);
-  return *reinterpret_cast<const Vec<T, V>*>(p);
+    detail::check_vector<T, V>(p GPU_HERE);
+    return *reinterpret_cast<const Vec<T, V>*>(p);
 }
 
 template <int V, class T>
 __device__ __forceinline__ void store(T* p, const Vec<T, V>& value GPU_PLACE) {
-  detail::check_vector<T, V>(p GPU_HERE);
-  *reinterpret_cast<Vec<T, V>*>(p) = value;
+    detail::check_vector<T, V>(p GPU_HERE);
+    *reinterpret_cast<Vec<T, V>*>(p) = value;
 }
 
 // The same for global memory that nobody reads again soon: it is the first to leave the caches.
 template <int V, class T>
 __device__ __forceinline__ Vec<T, V> load_streaming(const T* p GPU_PLACE) {
 #ifdef FASTGAN_EMULATE
-  return load<V>(p GPU_HERE);
+    return load<V>(p GPU_HERE);
 #else
-  detail::check_vector<T, V>(p);
-  using Word = typename detail::Word<sizeof(T) * V>::type;
-  union Both {
-    Word word;
-    Vec<T, V> value;
-    __device__ Both() {}
-  } both;
-  both.word = __ldcs(reinterpret_cast<const Word*>(p));
-  return both.value;
+    detail::check_vector<T, V>(p);
+    using Word = typename detail::Word<sizeof(T) * V>::type;
+    union Both {
+        Word word;
+        Vec<T, V> value;
+        __device__ Both() {}
+    } both;
+    both.word = __ldcs(reinterpret_cast<const Word*>(p));
+    return both.value;
 #endif
 }
 
 template <int V, class T>
 __device__ __forceinline__ void store_streaming(T* p, const Vec<T, V>& value GPU_PLACE) {
 #ifdef FASTGAN_EMULATE
-  store<V>(p, value GPU_HERE);
+    store<V>(p, value GPU_HERE);
 #else
-  detail::check_vector<T, V>(p);
-  using Word = typename detail::Word<sizeof(T) * V>::type;
-  __stcs(reinterpret_cast<Word*>(p), *reinterpret_cast<const Word*>(&value));
+    detail::check_vector<T, V>(p);
+    using Word = typename detail::Word<sizeof(T) * V>::type;
+    __stcs(reinterpret_cast<Word*>(p), *reinterpret_cast<const Word*>(&value));
 #endif
 }
 
 // -------------------------------------------------------------------------------------------------------------- sums
 
 __device__ __forceinline__ int thread_in_block() {
-  return static_cast<int>(threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z));
+    return static_cast<int>(threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z));
 }
 
-__device__ __forceinline__ int threads_in_block() {
-  return static_cast<int>(blockDim.x * blockDim.y * blockDim.z);
-}
+__device__ __forceinline__ int threads_in_block() { return static_cast<int>(blockDim.x * blockDim.y * blockDim.z); }
 
 // Sum over the 32 lanes of a warp, all of which must call; every lane gets it. The order of addition is fixed.
 template <class A>
 __device__ __forceinline__ A warp_sum(A value GPU_PLACE) {
-GPU_UNROLL
-  for (int distance = warp_size / 2; distance > 0; distance /= 2) {
-    value += __shfl_xor_sync(full_mask, value, distance, warp_size GPU_HERE);
-  }
-  return value;
+    GPU_UNROLL
+    for (int distance = warp_size / 2; distance > 0; distance /= 2) {
+        value += __shfl_xor_sync(full_mask, value, distance, warp_size GPU_HERE);
+    }
+    return value;
 }
 
 // N sums over the threads of a block, all of which must call, a multiple of 32; every thread gets them. The order of
 // addition is fixed. The first barrier separates writers from readers, the second lets the caller call again.
 template <class A, int N>
 __device__ __forceinline__ void block_sum(A (&values)[N] GPU_PLACE) {
-  SHARED(A, partial, [N * warp_size]);
-  const int lane = thread_in_block() % warp_size, warp = thread_in_block() / warp_size;
-GPU_UNROLL
-  for (int i = 0; i < N; ++i) {
-    values[i] = warp_sum(values[i] GPU_HERE);
-    if (lane == 0) partial[i * warp_size + warp] = values[i];
-  }
-  GPU_BARRIER();
-GPU_UNROLL
-  for (int i = 0; i < N; ++i) {
-    values[i] = warp_sum(lane < threads_in_block() / warp_size ? partial[i * warp_size + lane] : A(0) GPU_HERE);
-  }
-  GPU_BARRIER();
+    SHARED(A, partial, [N * warp_size]);
+    const int lane = thread_in_block() % warp_size, warp = thread_in_block() / warp_size;
+    GPU_UNROLL
+    for (int i = 0; i < N; ++i) {
+        values[i] = warp_sum(values[i] GPU_HERE);
+        if (lane == 0) partial[i * warp_size + warp] = values[i];
+    }
+    GPU_BARRIER();
+    GPU_UNROLL
+    for (int i = 0; i < N; ++i) {
+        values[i] = warp_sum(lane < threads_in_block() / warp_size ? partial[i * warp_size + lane] : A(0) GPU_HERE);
+    }
+    GPU_BARRIER();
 }
 
 template <class A>
 __device__ __forceinline__ A block_sum(A value GPU_PLACE) {
-  A values[1] = {value};
-  block_sum(values GPU_HERE);
-  return values[0];
+    A values[1] = {value};
+    block_sum(values GPU_HERE);
+    return values[0];
 }
 
 }  // namespace gpu

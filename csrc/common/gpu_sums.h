@@ -17,7 +17,8 @@ __global__ void add_pieces(const S* partial, S* out, int64_t pieces, int64_t c, 
     const int64_t channel = int64_t(blockIdx.y) * 32 + lane, group = blockIdx.x;
     S total = 0;
     if (channel < c) {
-        for (int64_t i = slice; i < pieces; i += 8) total += partial[((group * pieces + i) * sums + which) * c + channel];
+        for (int64_t i = slice; i < pieces; i += 8)
+            total += partial[((group * pieces + i) * sums + which) * c + channel];
     }
     slices[slice][lane] = total;
     __syncthreads();

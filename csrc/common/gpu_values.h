@@ -57,9 +57,7 @@ struct ArithmeticOf<double> {
 };
 
 // Elements of a 16-byte access.
-inline int widest_of(Dtype dtype) {
-    return dtype == Dtype::float32 ? 4 : dtype == Dtype::float64 ? 2 : 8;
-}
+inline int widest_of(Dtype dtype) { return dtype == Dtype::float32 ? 4 : dtype == Dtype::float64 ? 2 : 8; }
 
 inline int64_t divided(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

@@ -180,7 +180,7 @@ inline VFloat widen(VHalf h, Float16) {
     VUint bits = __builtin_convertvector(h, VUint);
     VUint sign = (bits & 0x8000) << 16, rest = bits & 0x7fff;
     VUint normal = (rest << 13) + (112u << 23);
-    VUint special = (rest << 13) | 0x7f800000;  // infinity and NaN
+    VUint special = (rest << 13) | 0x7f800000;                                                // infinity and NaN
     VFloat subnormal = __builtin_convertvector((VInt)rest, VFloat) * 5.9604644775390625e-8f;  // 2^-24
     VUint magnitude = rest >= 0x7c00 ? special : (rest < 0x400 ? (VUint)subnormal : normal);
     return (VFloat)(magnitude | sign);
@@ -518,7 +518,7 @@ inline VDouble reciprocal_root(VDouble x) {
 // those of infinity: a sigmoid far below zero is 0 then, as elsewhere. Below -87.3 it stays at 1.2e-38.
 inline VFloat exponential(VFloat x) {
     x = minimum(all<VFloat>(88.7f), maximum(all<VFloat>(-87.3f), x));  // a NaN stays one
-    VFloat n = x * 1.44269504088896341f + 12582912.0f - 12582912.0f;  // rounds to an integer
+    VFloat n = x * 1.44269504088896341f + 12582912.0f - 12582912.0f;   // rounds to an integer
     VFloat r = x - n * 0.693359375f + n * 2.12194440e-4f;
     VFloat p = all<VFloat>(1.9875691500e-4f);
     p = p * r + 1.3981999507e-3f;

@@ -18,29 +18,29 @@ using fastgan::FewChannelsMap;
 typedef VFloat V;
 constexpr int LANES = lanes<V>();
 #if defined(__AVX512F__)
-constexpr int MOST = 9;    // numbers of a window that outer sums at once, for two vectors of channels: 18 of 32 registers
+constexpr int MOST = 9;  // numbers of a window that outer sums at once, for two vectors of channels: 18 of 32 registers
 constexpr int PIXELS = 8;  // that gather makes at once, of two vectors of channels
 #else
-constexpr int MOST = 6;    // ... 12 of 16
+constexpr int MOST = 6;  // ... 12 of 16
 constexpr int PIXELS = 4;
 #endif
 
 static int64_t whole(int64_t a) { return ceiling(a, LANES) * LANES; }
 
 struct Plan {
-    int64_t numbers, columns;         // of a window; ... in whole vectors
-    int64_t channels, words;          // of `wide`, in whole vectors, and in words
-    int64_t rows;                     // of a piece, of `wide`; for scatter `stride` times as many of `thin`
+    int64_t numbers, columns;  // of a window; ... in whole vectors
+    int64_t channels, words;   // of `wide`, in whole vectors, and in words
+    int64_t rows;              // of a piece, of `wide`; for scatter `stride` times as many of `thin`
     int64_t pieces_of_image, pieces;
-    int64_t row, window_rows;         // floats of a row of `thin` with its borders; rows of a piece at most
-    int64_t matrix, window, products; // floats: of the weight, of a thread's rows of `thin`, of its products
-    int64_t segments, sums;           // of outer; floats of each one's sums
+    int64_t row, window_rows;          // floats of a row of `thin` with its borders; rows of a piece at most
+    int64_t matrix, window, products;  // floats: of the weight, of a thread's rows of `thin`, of its products
+    int64_t segments, sums;            // of outer; floats of each one's sums
 };
 
 template <class T>
 static Plan plan_of(const FewChannelsCall& call) {
-    const int64_t floats = 4096;    // of `thin`, of a piece: half of an L1 cache
-    const int64_t work = 4 << 20;   // multiplications of a segment
+    const int64_t floats = 4096;   // of `thin`, of a piece: half of an L1 cache
+    const int64_t work = 4 << 20;  // multiplications of a segment
     Plan p{};
     p.numbers = call.kh * call.kw * call.o;
     p.columns = whole(p.numbers);
@@ -220,7 +220,7 @@ static inline void multiply_row(const FewChannelsCall& call, const Plan& p, cons
     int64_t x = 0;
     for (; x + COUNT <= call.width; x += COUNT) {
         multiply_pixels<T, COUNT, VECTORS>(wide + x * call.c, call.c, matrix, p.words, p.columns,
-                                            products + x * p.columns);
+                                           products + x * p.columns);
     }
     for (; x < call.width; ++x) {
         multiply_pixels<T, 1, VECTORS>(wide + x * call.c, call.c, matrix, p.words, p.columns, products + x * p.columns);

@@ -34,8 +34,9 @@ struct Epilogue {
 
     // Of one channel of one sample, without the noise.
     FASTGAN_INLINE Small<S> small(int64_t sample, int64_t channel, int64_t c) const {
-        return {scale ? scale[sample * c + channel] : S(1), strength ? strength[strength_per_channel ? channel : 0] : S(1),
-                bias ? bias[channel] : S(0), post ? post[sample * c + channel] : S(1), S(0)};
+        return {scale ? scale[sample * c + channel] : S(1),
+                strength ? strength[strength_per_channel ? channel : 0] : S(1), bias ? bias[channel] : S(0),
+                post ? post[sample * c + channel] : S(1), S(0)};
     }
     FASTGAN_INLINE S noise_at(int64_t sample, int64_t position, int64_t positions) const {
         return noise ? noise[(noise_per_sample ? sample * positions : 0) + position] : S(0);
@@ -50,7 +51,8 @@ __global__ void filtered_forward(Geometry g, Epilogue<typename ArithmeticOf<T>::
     SHARED(S, arranged, [8]);
     arrange_taps(g, taps, arranged);
     const int64_t row = blockIdx.x, sample = row / g.oh, oy = row % g.oh;
-    for (int job = int(blockIdx.y * blockDim.x + threadIdx.x); job < runs * vectors; job += int(gridDim.y * blockDim.x)) {
+    for (int job = int(blockIdx.y * blockDim.x + threadIdx.x); job < runs * vectors;
+         job += int(gridDim.y * blockDim.x)) {
         const int64_t channel = int64_t(job % vectors) * V, ox = int64_t(job / vectors) * FORWARD_RUN;
         S total[FORWARD_RUN][V] = {};
         add_run<1, 1>(g, arranged, x + sample * g.y.size * g.x.size * g.c + channel, oy, ox, total);

@@ -11,9 +11,9 @@ namespace FASTGAN_ISA::of_image_batch {
 using fastgan::Dtype;
 using fastgan::ImageBatchCall;
 
-constexpr int64_t PIECE = 16384;   // numbers that a thread takes at a time, about, in whole rows
-constexpr int64_t BUFFER = 4096;   // bytes that are turned around at a time
-constexpr int64_t SHUFFLED = 16;   // bytes of a shuffle
+constexpr int64_t PIECE = 16384;  // numbers that a thread takes at a time, about, in whole rows
+constexpr int64_t BUFFER = 4096;  // bytes that are turned around at a time
+constexpr int64_t SHUFFLED = 16;  // bytes of a shuffle
 
 // Bytes to numbers ----------------------------------------------------------------------------------------------------
 
@@ -52,7 +52,8 @@ inline Group<BFloat16> load_bytes<BFloat16>(const uint8_t* p) {
 #else
     const VUint both = __builtin_convertvector(pairs, VUint);
 #endif
-    return {{__builtin_convertvector((VInt)(both & 0xffu), VFloat), __builtin_convertvector((VInt)(both >> 8), VFloat)}};
+    return {
+        {__builtin_convertvector((VInt)(both & 0xffu), VFloat), __builtin_convertvector((VInt)(both >> 8), VFloat)}};
 }
 
 template <class T>

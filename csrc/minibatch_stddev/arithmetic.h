@@ -14,10 +14,10 @@ using fastgan::MinibatchStddevCall;
 // A feature's elements lie in `rows` runs: one in NCHW, one a position in NHWC. A piece is some whole runs, or a part of
 // the only one.
 struct FeatureRows {
-    int64_t rows, run;                   // numbers of a run
-    int64_t x_row, y_row;                // from one run to the next, in x and in y
-    int64_t x_sample, y_sample;          // from one sample to the next
-    int64_t rows_of_piece, run_of_piece; // of the last, fewer
+    int64_t rows, run;                    // numbers of a run
+    int64_t x_row, y_row;                 // from one run to the next, in x and in y
+    int64_t x_sample, y_sample;           // from one sample to the next
+    int64_t rows_of_piece, run_of_piece;  // of the last, fewer
     int64_t pieces;
 
     FeatureRows(const MinibatchStddevCall& call, int64_t elements) {

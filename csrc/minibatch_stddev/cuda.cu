@@ -87,7 +87,8 @@ void run(const MinibatchStddevCall& call, void* stream) {
     S *k = (S*)call.workspace, *sums = k + call.sums(), *partial = sums + call.sums();
     const dim3 each(unsigned(call.sums()));
     if constexpr (ORDER > 0) gpu::Launch(each, BLOCK, 0, stream)(gradient_of_maps<T>, call, f.y_sample, k);
-    gpu::Launch(dim3(unsigned(call.sums() * f.pieces)), BLOCK, 0, stream)(walk<ORDER, T>, call, f, (const S*)k, partial);
+    gpu::Launch(dim3(unsigned(call.sums() * f.pieces)), BLOCK, 0, stream)(walk<ORDER, T>, call, f, (const S*)k,
+                                                                          partial);
     if constexpr (ORDER != 1) {
         // The mean over a feature of s, which sums over members already; the gradient of the map.
         const double factor = ORDER == 0 ? call.share * call.size : call.share;

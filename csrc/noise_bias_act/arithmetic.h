@@ -11,8 +11,8 @@ namespace FASTGAN_VALUES {
 
 using fastgan::Act;
 
-template <class V, bool LIMITED = true>  // else the clamp is infinite, and nothing is done for it
-struct Shape {  // of the nonlinearity; values, so that a kernel keeps them in registers
+template <class V, bool LIMITED = true>       // else the clamp is infinite, and nothing is done for it
+struct Shape {                                // of the nonlinearity; values, so that a kernel keeps them in registers
     V gain, gain_below, inverse_gain, clamp;  // gain_below: times the slope below zero
 };
 
@@ -159,8 +159,8 @@ FASTGAN_INLINE V double_backward_from_output(V y, V gx, V noise, Small<V> g, Sha
 }
 
 template <Act ACT, class V, bool LIMITED>
-FASTGAN_INLINE Second<V> double_backward_from_input(
-    V dy, V x, V gx, Small<V> s, Small<V> g, Shape<V, LIMITED> shape, Sums<V>& sums) {
+FASTGAN_INLINE Second<V> double_backward_from_input(V dy, V x, V gx, Small<V> s, Small<V> g, Shape<V, LIMITED> shape,
+                                                    Sums<V>& sums) {
     V u = s.scale * x + (s.strength * s.noise + s.bias);
     Curve<V> f = clamped(curve<ACT>(u, shape), shape);
     V v = seen_by_du(gx, x, s, g);

@@ -19,9 +19,9 @@ constexpr int LEAST_STEPS = 4;     // of a thread: fewer would not pay for its s
 // How the work is cut up, from the shape alone: `wide` threads along the fast dimension, `rows` of them to a block.
 struct Plan {
     int vector, wide, rows;
-    int64_t tiles;             // of the fast dimension (pixels) or of the samples' channels (planes), each a block
-    int64_t per_sample;        // pieces that the positions of a sample are cut into
-    int64_t positions;         // of a piece
+    int64_t tiles;       // of the fast dimension (pixels) or of the samples' channels (planes), each a block
+    int64_t per_sample;  // pieces that the positions of a sample are cut into
+    int64_t positions;   // of a piece
 };
 
 inline int power_of_two_from(int64_t size) {
@@ -101,7 +101,9 @@ struct Element {
           dy((const T*)call.dy),
           reference((const T*)call.reference),
           gx((const T*)call.gx),
-          first((T*)(PASS == Pass::forward ? call.y : twice ? call.ddy : call.dx)),
+          first((T*)(PASS == Pass::forward ? call.y
+                     : twice               ? call.ddy
+                                           : call.dx)),
           second(PASS == Pass::double_from_input ? (T*)call.dx : nullptr),
           noise((const S*)call.noise),
           strength((const S*)call.strength),
@@ -157,8 +159,8 @@ struct Element {
                             gpu::to<S>(a.v[v]), gpu::to<S>(b.v[v]), s.noise, shape, d));
                     }
                 } else if constexpr (PASS == Pass::backward_from_input) {
-                    out.v[v] = gpu::from<T>(gpu_values::backward_from_input<ACT>(gpu::to<S>(a.v[v]),
-                                                                                  gpu::to<S>(b.v[v]), s, shape, d));
+                    out.v[v] = gpu::from<T>(
+                        gpu_values::backward_from_input<ACT>(gpu::to<S>(a.v[v]), gpu::to<S>(b.v[v]), s, shape, d));
                 } else if constexpr (PASS == Pass::double_from_output) {
                     out.v[v] = gpu::from<T>(gpu_values::double_backward_from_output<ACT>(
                         gpu::to<S>(b.v[v]), gpu::to<S>(c.v[v]), s.noise, cotangent[STRIDE * v], shape));

@@ -21,16 +21,15 @@ using fastgan::InstanceNormCall;
 
 namespace {
 
-static const int MOST_CHANNELS = 256;    // of a tile: its rows lie on the stack
-static const int64_t CHUNK = 64;         // positions: few enough that single precision will do for their sums
+static const int MOST_CHANNELS = 256;     // of a tile: its rows lie on the stack
+static const int64_t CHUNK = 64;          // positions: few enough that single precision will do for their sums
 static const int64_t PLANE_CHUNK = 4096;  // the same of a plane, whose sums are spread over lanes
 
 struct Plan {
-    int64_t tile, tiles;  // channels of a unit; units of a sample
+    int64_t tile, tiles;                 // channels of a unit; units of a sample
     int64_t units, segments, positions;  // segments of a unit; positions of a segment
     int64_t begin(int64_t segment) const { return segment * positions; }
 };
-
 
 static Plan plan_of(const InstanceNormCall& call) {
     Plan plan;
@@ -362,7 +361,8 @@ struct Pixels : Tensors<T> {
                     auto values = C::get(from, count);
 #pragma GCC unroll 8
                     for (int i = 0; i < C::vectors; ++i) {
-                        const V z = activated<PLAIN>(values.v[i], strengths.v[i], noise, biases.v[i], gain, gain_below).z;
+                        const V z =
+                            activated<PLAIN>(values.v[i], strengths.v[i], noise, biases.v[i], gain, gain_below).z;
                         values.v[i] = normalised(z, m.v[i], f.v[i], s.v[i]);
                         if constexpr (AROUND == Around::after) {
                             values.v[i] = piecewise_linear(values.v[i], gain, gain_below).z;
@@ -411,7 +411,8 @@ struct Pixels : Tensors<T> {
                     const auto values = C::get(from, count), g = C::get(above, count);
 #pragma GCC unroll 8
                     for (int i = 0; i < C::vectors; ++i) {
-                        const V z = activated<PLAIN>(values.v[i], strengths.v[i], noise, biases.v[i], gain, gain_below).z;
+                        const V z =
+                            activated<PLAIN>(values.v[i], strengths.v[i], noise, biases.v[i], gain, gain_below).z;
                         V dv = g.v[i];
                         if constexpr (AROUND == Around::after) {
                             dv *= piecewise_linear(normalised(z, m.v[i], f.v[i], s.v[i]), gain, gain_below).slope;
@@ -466,8 +467,7 @@ struct Pixels : Tensors<T> {
                     const auto g = C::get(above, count);
 #pragma GCC unroll 8
                     for (int i = 0; i < C::vectors; ++i) {
-                        const Activated<V> z =
-                            activated<PLAIN>(values.v[i], ss.v[i], noise, bs.v[i], gain, gain_below);
+                        const Activated<V> z = activated<PLAIN>(values.v[i], ss.v[i], noise, bs.v[i], gain, gain_below);
                         V dv = g.v[i];
                         if constexpr (AROUND == Around::after) {
                             dv *= piecewise_linear(normalised(z.z, m.v[i], f.v[i], s.v[i]), gain, gain_below).slope;

@@ -18,11 +18,11 @@ namespace {
 
 using namespace gpu_values;
 
-constexpr int ENOUGH_BLOCKS = 264;         // 2 for each of an H100's multiprocessors
-constexpr int MOST_BLOCKS = 2112;          // 16; more work than that is looped over
-constexpr int MOST_PIECES = 64;            // that a single thread merges: of a sample, or of a share of a batch
-constexpr int LEAST_STEPS = 4;             // of a thread: fewer would not pay for its start and for its sums
-constexpr int RUN = 16;                    // steps of a thread between two corrections of its mean
+constexpr int ENOUGH_BLOCKS = 264;                // 2 for each of an H100's multiprocessors
+constexpr int MOST_BLOCKS = 2112;                 // 16; more work than that is looped over
+constexpr int MOST_PIECES = 64;                   // that a single thread merges: of a sample, or of a share of a batch
+constexpr int LEAST_STEPS = 4;                    // of a thread: fewer would not pay for its start and for its sums
+constexpr int RUN = 16;                           // steps of a thread between two corrections of its mean
 constexpr std::size_t MOST_RESIDENT = 96 * 1024;  // bytes; then a multiprocessor of an H100 holds two blocks
 constexpr std::size_t STATIC_SHARED = 8 * 1024;   // bytes that a kernel may need besides
 
@@ -35,9 +35,9 @@ inline int power_of_two_from(int64_t size, int most) {
 // How the work is cut up: `wide` threads along the fast dimension, `rows` of them to a block.
 struct Plan {
     int vector, wide, rows;
-    int64_t tiles;       // of the fast dimension (pixels) or of the samples' channels (planes), each a block
-    int64_t per_sample;  // pieces that the positions of a sample are cut into
-    int64_t positions;   // of a piece
+    int64_t tiles;         // of the fast dimension (pixels) or of the samples' channels (planes), each a block
+    int64_t per_sample;    // pieces that the positions of a sample are cut into
+    int64_t positions;     // of a piece
     std::size_t resident;  // bytes of shared memory that hold the activations; 0 where they are read twice
 };
 

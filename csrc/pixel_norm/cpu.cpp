@@ -22,7 +22,10 @@ struct Tensors {
     bool streamed;
 
     Tensors(const PixelNormCall& call, int64_t row, int64_t size)
-        : x((const T*)call.x), dy((const T*)call.dy), gx((const T*)call.gx), first((T*)call.first),
+        : x((const T*)call.x),
+          dy((const T*)call.dy),
+          gx((const T*)call.gx),
+          first((T*)call.first),
           second((T*)call.second) {
         const bool aligned = is_aligned(first) && is_aligned(second) && row % size == 0;
         streamed = aligned && worth_streaming(call.n * call.c * call.p * (int64_t)sizeof(T));
@@ -125,7 +128,8 @@ static void add_channels(const Tensors<ORDER, T>& tensors, int64_t at, int64_t c
     for (int64_t from = 0; from < c; from += run) {
         Products<V> few[VECTORS] = {};
         for (int64_t j = from; j < c && j < from + run; ++j) {
-            for (int k = 0; k < VECTORS; ++k) tensors.template add_positions<PART>(at + j * p + k * width, count, few[k]);
+            for (int k = 0; k < VECTORS; ++k)
+                tensors.template add_positions<PART>(at + j * p + k * width, count, few[k]);
         }
         for (int k = 0; k < VECTORS; ++k) {
             sums[k].xx += few[k].xx;

@@ -56,8 +56,7 @@ __global__ void pixels(Tensors<T> tensors, int64_t rows, int64_t c, int lanes, d
     Products<S> sums{};
     if (live) {
         for (int64_t j = int64_t(lane) * V; j < c; j += int64_t(lanes) * V) {
-            with<ORDER, V>(tensors, row * c + j,
-                           [&](int, S x, S dy, S gx) { add_products<ORDER>(sums, x, dy, gx); });
+            with<ORDER, V>(tensors, row * c + j, [&](int, S x, S dy, S gx) { add_products<ORDER>(sums, x, dy, gx); });
         }
     }
     GPU_UNROLL

@@ -79,9 +79,9 @@ template <SampleMap MAP, class T, int V>
 void launch_map(const SamplesCall& call, void* stream) {
     using S = typename ArithmeticOf<T>::type;
     const int64_t pieces = pieces_of<V>(call);
-    gpu::Launch(dim3(unsigned(call.n * pieces)), BLOCK, 0, stream)(
-        map<MAP, T, V>, (const T*)call.a, (const T*)call.b, (const S*)call.weight, (T*)call.first, (T*)call.second,
-        call.size, pieces);
+    gpu::Launch(dim3(unsigned(call.n * pieces)), BLOCK, 0, stream)(map<MAP, T, V>, (const T*)call.a, (const T*)call.b,
+                                                                   (const S*)call.weight, (T*)call.first,
+                                                                   (T*)call.second, call.size, pieces);
 }
 
 template <class T, int V>
@@ -89,8 +89,9 @@ void launch_sum(const SamplesCall& call, void* stream) {
     using S = typename ArithmeticOf<T>::type;
     const int64_t pieces = pieces_of<V>(call);
     gpu::Launch(dim3(unsigned(call.n * pieces)), BLOCK, 0, stream)(sum_of_squares<T, V>, (const T*)call.a,
-                                                                    (S*)call.workspace, call.size, pieces);
-    gpu::Launch(dim3(unsigned(call.n)), BLOCK, 0, stream)(add_pieces<S>, (const S*)call.workspace, (S*)call.sums, pieces);
+                                                                   (S*)call.workspace, call.size, pieces);
+    gpu::Launch(dim3(unsigned(call.n)), BLOCK, 0, stream)(add_pieces<S>, (const S*)call.workspace, (S*)call.sums,
+                                                          pieces);
 }
 
 inline bool may_be_wide(const SamplesCall& call) {

@@ -111,11 +111,11 @@ template <bool GROUPED, class T, class S>
 static void add_rows(const T* const* rows, const S* weights, int64_t count, int64_t offset, int64_t pixels,
                      Pixel<T> pixel, S* to) {
     const int64_t elements = pixels * pixel.channels;
-#define FASTGAN_ADD_ROWS(ROWS, ADD, FIRST)                                                           \
-    if constexpr (GROUPED) {                                                                         \
-        add_rows_grouped<ROWS, ADD>(rows + FIRST, weights + FIRST, offset, pixels, pixel, to);       \
-    } else {                                                                                         \
-        add_rows_flat<ROWS, ADD>(rows + FIRST, weights + FIRST, offset, elements, to);               \
+#define FASTGAN_ADD_ROWS(ROWS, ADD, FIRST)                                                     \
+    if constexpr (GROUPED) {                                                                   \
+        add_rows_grouped<ROWS, ADD>(rows + FIRST, weights + FIRST, offset, pixels, pixel, to); \
+    } else {                                                                                   \
+        add_rows_flat<ROWS, ADD>(rows + FIRST, weights + FIRST, offset, elements, to);         \
     }
     if (count == 1) {
         FASTGAN_ADD_ROWS(1, false, 0)
@@ -245,8 +245,8 @@ static void filter_tile_by_four(const S* buffer, const Window& window, const Axi
 }
 
 template <class T, class S, class To>
-static void filter_tile(const S* buffer, const Window& window, const Axis& x, const S* taps, int64_t first, int64_t last,
-                        const Pixel<T>& pixel, const To& to) {
+static void filter_tile(const S* buffer, const Window& window, const Axis& x, const S* taps, int64_t first,
+                        int64_t last, const Pixel<T>& pixel, const To& to) {
     if (sizeof(S) == sizeof(float) && x.taps == 4 && x.up * x.down <= 2) {
         if (x.up == 2) return filter_tile_by_four<2, 1, T>(buffer, window, x, taps, first, last, pixel, to);
         if (x.down == 2) return filter_tile_by_four<1, 2, T>(buffer, window, x, taps, first, last, pixel, to);
@@ -390,9 +390,9 @@ struct Job {
     const Upfirdn2dCall& call;
     int64_t c, images;
     Axis x, y;
-    int64_t tile;            // outputs of a row that are made at once
-    int64_t window;          // inputs that they read, at most
-    Scratch<S> taps;         // along y, or all of them
+    int64_t tile;     // outputs of a row that are made at once
+    int64_t window;   // inputs that they read, at most
+    Scratch<S> taps;  // along y, or all of them
     const S* taps_x;
 
     Job(const Upfirdn2dCall& call, int64_t stride)
@@ -435,8 +435,8 @@ static void run_grouped(const Upfirdn2dCall& call) {
 
     // What does not fit into the caches anyway goes past them: a plain store would first read what it overwrites.
     const int64_t large = 24 << 20;
-    const bool streamed = call.c == stride && (uintptr_t)call.y % VECTOR_BYTES == 0 &&
-                          job.outputs() * (int64_t)sizeof(T) >= large;
+    const bool streamed =
+        call.c == stride && (uintptr_t)call.y % VECTOR_BYTES == 0 && job.outputs() * (int64_t)sizeof(T) >= large;
 
 #pragma omp parallel if (job.outputs() > 16384)
     {

@@ -22,15 +22,16 @@ constexpr int RUN = 4;  // outputs of a thread
 
 // UP and DOWN as the filter along both axes has them, 4 taps, separable.
 template <class T, int V, int UP, int DOWN>
-__global__ void pixels_by_four(Geometry g, int runs, int vectors, const typename ArithmeticOf<T>::type* taps, const T* x,
-                               T* y) {
+__global__ void pixels_by_four(Geometry g, int runs, int vectors, const typename ArithmeticOf<T>::type* taps,
+                               const T* x, T* y) {
     using S = typename ArithmeticOf<T>::type;
     SHARED(S, arranged, [8]);
     arrange_taps(g, taps, arranged);
     const int64_t row = blockIdx.x, sample = row / g.oh, oy = row % g.oh;
     // With UP = 2 a run begins with an output that begins at an input, not between two.
     const int64_t shift = UP == 2 ? g.x.before & 1 : 0;
-    for (int job = int(blockIdx.y * blockDim.x + threadIdx.x); job < runs * vectors; job += int(gridDim.y * blockDim.x)) {
+    for (int job = int(blockIdx.y * blockDim.x + threadIdx.x); job < runs * vectors;
+         job += int(gridDim.y * blockDim.x)) {
         const int64_t channel = int64_t(job % vectors) * V, ox = int64_t(job / vectors) * RUN - shift;
         S total[RUN][V] = {};
         add_run<UP, DOWN>(g, arranged, x + sample * g.y.size * g.x.size * g.c + channel, oy, ox, total);
@@ -53,7 +54,8 @@ __global__ void pixels_one_by_one(Geometry g, int runs, int vectors, const typen
     arrange_taps(g, taps, arranged);
     const int64_t row = blockIdx.x, sample = row / g.oh;
     const Reach there_y = reach(g.y, row % g.oh);
-    for (int job = int(blockIdx.y * blockDim.x + threadIdx.x); job < runs * vectors; job += int(gridDim.y * blockDim.x)) {
+    for (int job = int(blockIdx.y * blockDim.x + threadIdx.x); job < runs * vectors;
+         job += int(gridDim.y * blockDim.x)) {
         const int64_t channel = int64_t(job % vectors) * V, ox = job / vectors;
         const Reach there_x = reach(g.x, ox);
         S total[V] = {};
@@ -201,7 +203,8 @@ __global__ void planes(Geometry g, Tiles t, const typename ArithmeticOf<T>::type
             if (plane >= g.planes || to_y >= g.oh || to_x >= g.ow) continue;
             S total = 0;
             if (g.separable) {
-                total = filtered<TAPS, UP, DOWN>(g.y, at_y.phase, oy, arranged + taps_x, middle + p * high * t.tw + ox, t.tw);
+                total = filtered<TAPS, UP, DOWN>(g.y, at_y.phase, oy, arranged + taps_x, middle + p * high * t.tw + ox,
+                                                 t.tw);
             } else {
                 const int up = int(g.y.up), start = oy * int(g.y.down) + at_y.phase, at = (start + up - 1) / up;
                 for (int r = 0, tap = at * up - start; tap < int(g.y.taps); ++r, tap += up) {

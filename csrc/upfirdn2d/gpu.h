@@ -20,7 +20,13 @@ struct Geometry {
 inline Geometry geometry_of(const Upfirdn2dCall& call) {
     return {{call.up_x, call.down_x, call.left, call.kw, call.w},
             {call.up_y, call.down_y, call.top, call.kh, call.h},
-            call.c, call.oh, call.ow, call.n * call.c, call.separable, call.flip, call.gain};
+            call.c,
+            call.oh,
+            call.ow,
+            call.n * call.c,
+            call.separable,
+            call.flip,
+            call.gain};
 }
 
 // The filter as it is correlated, in shared memory: [kh, kw] with the gain, or the taps along x and, with the gain, those

@@ -27,7 +27,7 @@ constexpr int TALL = 8;  // of `small`: 16 sums, of 32 registers
 #else
 constexpr int TALL = 6;  // ... 12 of 16
 #endif
-constexpr int LOW = 4;   // ... where what remains is no multiple of that
+constexpr int LOW = 4;    // ... where what remains is no multiple of that
 constexpr int BLOCK = 8;  // pixels that are brought into panels at once
 
 // Words -------------------------------------------------------------------------------------------------------------
@@ -62,12 +62,12 @@ struct Pixels {
 // The plan ----------------------------------------------------------------------------------------------------------
 
 struct Plan {
-    int64_t taps, panels;               // of `large`
-    int64_t tall, channels, line;       // of `small`: in panels of TALL, in all of its panels, in whole vectors
-    int64_t images, rows;               // of a piece: some images, or some rows of one
+    int64_t taps, panels;          // of `large`
+    int64_t tall, channels, line;  // of `small`: in panels of TALL, in all of its panels, in whole vectors
+    int64_t images, rows;          // of a piece: some images, or some rows of one
     int64_t pieces_of_image, pieces;
-    int64_t chunks;                     // of a piece for each pixel of a word
-    int64_t large_rows, columns;        // of a piece of `large`: rows of an image, columns of each of `stride` phases
+    int64_t chunks;               // of a piece for each pixel of a word
+    int64_t large_rows, columns;  // of a piece of `large`: rows of an image, columns of each of `stride` phases
     int64_t segments, panels_of_task, tasks_of_segment;
     int64_t large_panel, small_panels;  // words: of a panel of `large`, of all of `small`, for a chunk
     int64_t sums_panel, sums;           // floats: of the sums for a panel of `large`, for all: those of a segment

@@ -17,84 +17,84 @@ constexpr float nan = std::numeric_limits<float>::quiet_NaN();
 
 // An allocation of exactly n values, on the heap, where AddressSanitizer sees a step past either end.
 struct Buffer {
-  explicit Buffer(int n, float value = nan) : data(new float[n]), size(n) {
-    for (int i = 0; i < n; ++i) data[i] = value;
-  }
-  Buffer& count_up() {
-    for (int i = 0; i < size; ++i) data[i] = static_cast<float>(i);
-    return *this;
-  }
-  void append_to(Out& out) const { out.insert(out.end(), data.get(), data.get() + size); }
-  float* get() { return data.get(); }
-  std::unique_ptr<float[]> data;
-  int size;
+    explicit Buffer(int n, float value = nan) : data(new float[n]), size(n) {
+        for (int i = 0; i < n; ++i) data[i] = value;
+    }
+    Buffer& count_up() {
+        for (int i = 0; i < size; ++i) data[i] = static_cast<float>(i);
+        return *this;
+    }
+    void append_to(Out& out) const { out.insert(out.end(), data.get(), data.get() + size); }
+    float* get() { return data.get(); }
+    std::unique_ptr<float[]> data;
+    int size;
 };
 
 // ----------------------------------------------------------------------------------------------------------- barriers
 
 __global__ void barrier_in_branch(float* y) {
-  if (threadIdx.x < 64) __syncthreads();
-  y[threadIdx.x] = 1;
+    if (threadIdx.x < 64) __syncthreads();
+    y[threadIdx.x] = 1;
 }
 
 __global__ void barrier_after_return(float* y, int n) {
-  if (static_cast<int>(threadIdx.x) >= n) return;
-  y[threadIdx.x] = 1;
-  __syncthreads();
+    if (static_cast<int>(threadIdx.x) >= n) return;
+    y[threadIdx.x] = 1;
+    __syncthreads();
 }
 
 __global__ void barrier_with_flag(float* y, int n) {
-  const bool live = static_cast<int>(threadIdx.x) < n;
-  if (live) y[threadIdx.x] = 1;
-  __syncthreads();
+    const bool live = static_cast<int>(threadIdx.x) < n;
+    if (live) y[threadIdx.x] = 1;
+    __syncthreads();
 }
 
 __global__ void barriers_at_different_lines(float* y) {
-  if (threadIdx.x % 2 == 0) {
-    __syncthreads();
-  } else {
-    __syncthreads();
-  }
-  y[threadIdx.x] = 1;
+    if (threadIdx.x % 2 == 0) {
+        __syncthreads();
+    } else {
+        __syncthreads();
+    }
+    y[threadIdx.x] = 1;
 }
 
 __global__ void barrier_meets_shuffle(float* y) {
-  if (threadIdx.x < 16) __syncthreads();
-  y[threadIdx.x] = __shfl_xor_sync(gpu::full_mask, 1.0f, 1);
+    if (threadIdx.x < 16) __syncthreads();
+    y[threadIdx.x] = __shfl_xor_sync(gpu::full_mask, 1.0f, 1);
 }
 
 __global__ void block_sums_in_branches(float* y) {
-  if (threadIdx.x < 32) {
-    y[threadIdx.x] = gpu::block_sum(1.0f);
-  } else {
-    y[threadIdx.x] = gpu::block_sum(2.0f);
-  }
+    if (threadIdx.x < 32) {
+        y[threadIdx.x] = gpu::block_sum(1.0f);
+    } else {
+        y[threadIdx.x] = gpu::block_sum(2.0f);
+    }
 }
 
 // ------------------------------------------------------------------------------------------------------ warp operations
 
 __global__ void shuffle_in_branch(float* y) {
-  const int lane = threadIdx.x % 32;
-  float v = 1;
-  if (lane < 16) v += __shfl_xor_sync(gpu::full_mask, v, 8);
-  y[threadIdx.x] = v;
+    const int lane = threadIdx.x % 32;
+    float v = 1;
+    if (lane < 16) v += __shfl_xor_sync(gpu::full_mask, v, 8);
+    y[threadIdx.x] = v;
 }
 
 __global__ void shuffle_in_branch_exact_mask(float* y) {
-  const int lane = threadIdx.x % 32;
-  float v = static_cast<float>(lane);
-  if (lane < 16) v += __shfl_xor_sync(0xffffu, v, 8);
-  y[threadIdx.x] = v;
+    const int lane = threadIdx.x % 32;
+    float v = static_cast<float>(lane);
+    if (lane < 16) v += __shfl_xor_sync(0xffffu, v, 8);
+    y[threadIdx.x] = v;
 }
 
 __global__ void shuffles_at_different_lines(float* y) {
-  float v = 1;
-  if (threadIdx.x % 2 == 0) {
-    v = __shfl_sync(gpu::full_mask, v, 0);
-  } else {
-    v = __shfl_sync(gpu::full_mask, v, 1);
-  }
-  y[threadIdx.x] = v;
+    float v = 1;
+    if (threadIdx.x % 2 == 0) {
+        v = __shfl_sync(gpu::full_mask, v, 0);
+    } else {
+        v = __shfl_sync(gpu::full_mask, v, 1);
+    }
+    y[threadIdx.x] = v;
 }
 
 __global__ void lane_not_in_own_mask(float* y) { y[threadIdx.x] = __shfl_xor_sync(0x7fffffffu, 1.0f, 1); }
@@ -102,93 +102,93 @@ __global__ void lane_not_in_own_mask(float* y) { y[threadIdx.x] = __shfl_xor_syn
 __global__ void mask_of_absent_lanes(float* y) { y[threadIdx.x] = gpu::warp_sum(1.0f); }
 
 __global__ void masks_differ(float* y) {
-  const unsigned mask = threadIdx.x % 32 < 16 ? 0x0000ffffu : 0xffffffffu;
-  y[threadIdx.x] = __shfl_xor_sync(mask, 1.0f, 1);
+    const unsigned mask = threadIdx.x % 32 < 16 ? 0x0000ffffu : 0xffffffffu;
+    y[threadIdx.x] = __shfl_xor_sync(mask, 1.0f, 1);
 }
 
 __global__ void result_of_inactive_lane(float* y) {
-  float v = 1;
-  if (threadIdx.x < 16) v = __shfl_down_sync(0xffffu, v, 8);
-  y[threadIdx.x] = v;
+    float v = 1;
+    if (threadIdx.x < 16) v = __shfl_down_sync(0xffffu, v, 8);
+    y[threadIdx.x] = v;
 }
 
 __global__ void vote_in_branch(float* y) {
-  if (threadIdx.x != 7) y[threadIdx.x] = static_cast<float>(__ballot_sync(gpu::full_mask, 1));
+    if (threadIdx.x != 7) y[threadIdx.x] = static_cast<float>(__ballot_sync(gpu::full_mask, 1));
 }
 
 __global__ void syncwarp_in_branch(float* y) {
-  if (threadIdx.x != 7) __syncwarp();
-  y[threadIdx.x] = 1;
+    if (threadIdx.x != 7) __syncwarp();
+    y[threadIdx.x] = 1;
 }
 
 __global__ void shuffle_of_odd_width(float* y) { y[threadIdx.x] = __shfl_xor_sync(gpu::full_mask, 1.0f, 1, 12); }
 
 // What each shuffle and vote returns, for comparison with the definition in the test.
 __global__ void all_warp_operations(float* y, int width) {
-  const int lane = threadIdx.x;
-  float* row = y + lane * 8;
-  row[0] = static_cast<float>(__shfl_sync(gpu::full_mask, lane, lane * 5 + 3, width));
-  row[1] = static_cast<float>(__shfl_up_sync(gpu::full_mask, lane, 3, width));
-  row[2] = static_cast<float>(__shfl_down_sync(gpu::full_mask, lane, 3, width));
-  row[3] = static_cast<float>(__shfl_xor_sync(gpu::full_mask, lane, 5, width));
-  row[4] = static_cast<float>(__ballot_sync(gpu::full_mask, lane % 3 == 0) & 0xffffu);
-  row[5] = static_cast<float>(__any_sync(gpu::full_mask, lane == 9) * 2 + __all_sync(gpu::full_mask, lane != 9));
-  row[6] = static_cast<float>(__shfl_sync(gpu::full_mask, static_cast<double>(lane), 4));
-  row[7] = static_cast<float>(__syncthreads_count(lane % 4 == 0));
+    const int lane = threadIdx.x;
+    float* row = y + lane * 8;
+    row[0] = static_cast<float>(__shfl_sync(gpu::full_mask, lane, lane * 5 + 3, width));
+    row[1] = static_cast<float>(__shfl_up_sync(gpu::full_mask, lane, 3, width));
+    row[2] = static_cast<float>(__shfl_down_sync(gpu::full_mask, lane, 3, width));
+    row[3] = static_cast<float>(__shfl_xor_sync(gpu::full_mask, lane, 5, width));
+    row[4] = static_cast<float>(__ballot_sync(gpu::full_mask, lane % 3 == 0) & 0xffffu);
+    row[5] = static_cast<float>(__any_sync(gpu::full_mask, lane == 9) * 2 + __all_sync(gpu::full_mask, lane != 9));
+    row[6] = static_cast<float>(__shfl_sync(gpu::full_mask, static_cast<double>(lane), 4));
+    row[7] = static_cast<float>(__syncthreads_count(lane % 4 == 0));
 }
 
 // ------------------------------------------------------------------------------------------------------- shared memory
 
 template <bool barrier>
 __global__ void rotate(const float* x, float* y) {
-  SHARED(float, row, [64]);
-  row[threadIdx.x] = x[threadIdx.x];
-  if constexpr (barrier) __syncthreads();
-  y[threadIdx.x] = row[(threadIdx.x + 1) % 64];
+    SHARED(float, row, [64]);
+    row[threadIdx.x] = x[threadIdx.x];
+    if constexpr (barrier) __syncthreads();
+    y[threadIdx.x] = row[(threadIdx.x + 1) % 64];
 }
 
 __global__ void unwritten_shared(float* y) {
-  SHARED(float, row, [64]);
-  DYN_SHARED(float, more);
-  if (threadIdx.x != 5) row[threadIdx.x] = more[threadIdx.x] = 1;
-  __syncthreads();
-  y[threadIdx.x] = row[threadIdx.x] + more[threadIdx.x];
+    SHARED(float, row, [64]);
+    DYN_SHARED(float, more);
+    if (threadIdx.x != 5) row[threadIdx.x] = more[threadIdx.x] = 1;
+    __syncthreads();
+    y[threadIdx.x] = row[threadIdx.x] + more[threadIdx.x];
 }
 
 __global__ void shared_of_previous_block(float* y) {
-  SHARED(float, total, );
-  if (blockIdx.x == 0 && threadIdx.x == 0) total = 1;
-  __syncthreads();
-  y[blockIdx.x] = total;
+    SHARED(float, total, );
+    if (blockIdx.x == 0 && threadIdx.x == 0) total = 1;
+    __syncthreads();
+    y[blockIdx.x] = total;
 }
 
 __global__ void too_much_static_shared(float* y) {
-  SHARED(float, half_of_it, [6 << 10]);
-  SHARED(float, too_much, [(6 << 10) + 1]);
-  half_of_it[threadIdx.x] = too_much[threadIdx.x] = 1;
-  y[threadIdx.x] = 1;
+    SHARED(float, half_of_it, [6 << 10]);
+    SHARED(float, too_much, [(6 << 10) + 1]);
+    half_of_it[threadIdx.x] = too_much[threadIdx.x] = 1;
+    y[threadIdx.x] = 1;
 }
 
 __global__ void static_beside_dynamic_shared(float* y) {
-  SHARED(float, row, [32]);
-  DYN_SHARED(float, more);
-  row[threadIdx.x] = more[threadIdx.x] = 1;
-  y[threadIdx.x] = 1;
+    SHARED(float, row, [32]);
+    DYN_SHARED(float, more);
+    row[threadIdx.x] = more[threadIdx.x] = 1;
+    y[threadIdx.x] = 1;
 }
 
 __global__ void dynamic_shared(float* y, int read, int write) {
-  DYN_SHARED(float, row);
-  if (threadIdx.x == 0) row[write] = 1;
-  __syncthreads();
-  y[threadIdx.x] = row[read] == 1 ? 1 : 2;
+    DYN_SHARED(float, row);
+    if (threadIdx.x == 0) row[write] = 1;
+    __syncthreads();
+    y[threadIdx.x] = row[read] == 1 ? 1 : 2;
 }
 
 __global__ void static_shared(float* y, int read, int write) {
-  SHARED(float, before, [8]);
-  SHARED(float, row, [8]);
-  if (threadIdx.x == 0) before[0] = row[write] = 1;
-  __syncthreads();
-  y[threadIdx.x] = row[read] == 1 ? 1 : 2;
+    SHARED(float, before, [8]);
+    SHARED(float, row, [8]);
+    if (threadIdx.x == 0) before[0] = row[write] = 1;
+    __syncthreads();
+    y[threadIdx.x] = row[read] == 1 ? 1 : 2;
 }
 
 // ------------------------------------------------------------------------------------------- order, and repeatability
@@ -200,10 +200,10 @@ __global__ void last_block_wins(float* y) { y[0] = static_cast<float>(blockIdx.x
 __global__ void float_atomics(const float* x, float* y) { atomicAdd(y, 1 / (x[threadIdx.x] + 1)); }
 
 __global__ void block_reduction(const float* x, float* y) {
-  const int t = gpu::thread_in_block();
-  float values[2] = {1 / (x[t] + 1), 1};
-  gpu::block_sum(values);
-  y[t] = values[0] + values[1] + static_cast<float>(gpu::block_sum(static_cast<double>(x[t])));
+    const int t = gpu::thread_in_block();
+    float values[2] = {1 / (x[t] + 1), 1};
+    gpu::block_sum(values);
+    y[t] = values[0] + values[1] + static_cast<float>(gpu::block_sum(static_cast<double>(x[t])));
 }
 
 __global__ void warp_reduction(const float* x, float* y) { y[threadIdx.x] = gpu::warp_sum(x[threadIdx.x]); }
@@ -212,24 +212,26 @@ __global__ void warp_reduction(const float* x, float* y) { y[threadIdx.x] = gpu:
 
 template <int V>
 __global__ void vector_copy(const float* __restrict__ x, float* y, int n) {
-  const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x) * V;
-  if (i + V <= n) gpu::store_streaming(y + i, gpu::load_streaming<V>(x + i));
+    const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x) * V;
+    if (i + V <= n) gpu::store_streaming(y + i, gpu::load_streaming<V>(x + i));
 }
 
 __global__ void misaligned_vector(const float* x, float* y) { gpu::store(y, gpu::load<4>(x + 1)); }
 
 __global__ void cast_to_vector(const float* x, float* y, int offset) {
-  y[0] = reinterpret_cast<const gpu::Vec<float, 4>*>(x + offset)->v[0];
+    y[0] = reinterpret_cast<const gpu::Vec<float, 4>*>(x + offset)->v[0];
 }
 
 __global__ void cast_of_shared_to_vector(float* y) {
-  SHARED(float, row, [8]);
-  row[threadIdx.x % 8] = 1;
-  __syncthreads();
-  y[threadIdx.x] = reinterpret_cast<gpu::Vec<float, 4>*>(row)->v[0];
+    SHARED(float, row, [8]);
+    row[threadIdx.x % 8] = 1;
+    __syncthreads();
+    y[threadIdx.x] = reinterpret_cast<gpu::Vec<float, 4>*>(row)->v[0];
 }
 
-__global__ void read_at(const float* x, float* y, int offset) { y[threadIdx.x] = x[static_cast<int>(threadIdx.x) + offset]; }
+__global__ void read_at(const float* x, float* y, int offset) {
+    y[threadIdx.x] = x[static_cast<int>(threadIdx.x) + offset];
+}
 
 __global__ void write_at(float* y, int offset) { y[static_cast<int>(threadIdx.x) + offset] = 1; }
 
@@ -238,25 +240,25 @@ __global__ void write_at(float* y, int offset) { y[static_cast<int>(threadIdx.x)
 __global__ void index_overflow(float* y, int rows, int row_length) { y[0] = rows * row_length > 0 ? 1.0f : 2.0f; }
 
 __global__ void index_overflow_fixed(float* y, int rows, int row_length) {
-  y[0] = static_cast<std::int64_t>(rows) * row_length > 0 ? 1.0f : 2.0f;
+    y[0] = static_cast<std::int64_t>(rows) * row_length > 0 ? 1.0f : 2.0f;
 }
 
 __global__ void shift_too_far(float* y, int by) { y[0] = static_cast<float>(1 << by); }
 
 __global__ void local_array(float* y, int i) {
-  float values[4] = {1, 1, 1, 1};
-  y[0] = values[i];
+    float values[4] = {1, 1, 1, 1};
+    y[0] = values[i];
 }
 
 __global__ void throws(float* y) {
-  std::array<float, 4> values{1, 1, 1, 1};
-  y[threadIdx.x] = values.at(threadIdx.x);
+    std::array<float, 4> values{1, 1, 1, 1};
+    y[threadIdx.x] = values.at(threadIdx.x);
 }
 
 __global__ void conversions(float* y, const float* x) {
-  const float v = x[threadIdx.x];
-  y[2 * threadIdx.x] = gpu::to<float>(gpu::from<__half>(v));
-  y[2 * threadIdx.x + 1] = gpu::to<float>(gpu::from<__nv_bfloat16>(v));
+    const float v = x[threadIdx.x];
+    y[2 * threadIdx.x] = gpu::to<float>(gpu::from<__half>(v));
+    y[2 * threadIdx.x + 1] = gpu::to<float>(gpu::from<__nv_bfloat16>(v));
 }
 
 // ------------------------------------------------------------------------------------------------------------ the table
@@ -264,22 +266,22 @@ __global__ void conversions(float* y, const float* x) {
 // A case of one kernel whose first argument is its result of n values.
 template <class... P, class... A>
 std::function<void(Out&)> one(int n, dim3 grid, dim3 block, int shared, void (*kernel)(float*, P...), A... arguments) {
-  return [=](Out& out) {
-    Buffer y(n);
-    Launch(grid, block, shared, nullptr)(kernel, y.get(), arguments...);
-    y.append_to(out);
-  };
+    return [=](Out& out) {
+        Buffer y(n);
+        Launch(grid, block, shared, nullptr)(kernel, y.get(), arguments...);
+        y.append_to(out);
+    };
 }
 
 // The same with an input 0, 1, 2, ... of m values before it.
 template <class... P, class... A>
 std::function<void(Out&)> two(int m, int n, dim3 grid, dim3 block, void (*kernel)(const float*, float*, P...),
                               A... arguments) {
-  return [=](Out& out) {
-    Buffer x(m), y(n, 0);
-    Launch(grid, block, 0, nullptr)(kernel, x.count_up().get(), y.get(), arguments...);
-    y.append_to(out);
-  };
+    return [=](Out& out) {
+        Buffer x(m), y(n, 0);
+        Launch(grid, block, 0, nullptr)(kernel, x.count_up().get(), y.get(), arguments...);
+        y.append_to(out);
+    };
 }
 
 }  // namespace
@@ -355,9 +357,9 @@ const std::map<std::string, std::function<void(Out&)>> seeded_bugs = {
 
 // For a test of the conversions: each float as the nearest __half and the nearest __nv_bfloat16.
 std::vector<float> convert(const std::vector<float>& values) {
-  const int n = static_cast<int>(values.size());
-  std::vector<float> result(2 * values.size());
-  Launch launch(1, n, 0, nullptr);
-  launch(conversions, result.data(), values.data());
-  return result;
+    const int n = static_cast<int>(values.size());
+    std::vector<float> result(2 * values.size());
+    Launch launch(1, n, 0, nullptr);
+    launch(conversions, result.data(), values.data());
+    return result;
 }

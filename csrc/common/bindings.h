@@ -66,21 +66,21 @@ using Released = py::call_guard<py::gil_scoped_release>;  // for what computes
 
 // Declarations, at file level, of the two kinds of entry that CPU and GPU have alike: one that computes, and one that
 // tells the bytes of workspace that it needs.
-#define FASTGAN_KERNEL(NAME, A)        \
-    FASTGAN_CPU_ENTRY(void, NAME, A)   \
-    namespace fastgan::cuda {          \
+#define FASTGAN_KERNEL(NAME, A)             \
+    FASTGAN_CPU_ENTRY(void, NAME, A)        \
+    namespace fastgan::cuda {               \
     void NAME(A, int device, void* stream); \
     }
-#define FASTGAN_WORKSPACE(NAME, A)     \
+#define FASTGAN_WORKSPACE(NAME, A)      \
     FASTGAN_CPU_ENTRY(int64_t, NAME, A) \
-    namespace fastgan::cuda {          \
-    int64_t NAME(A);                   \
+    namespace fastgan::cuda {           \
+    int64_t NAME(A);                    \
     }
-#define FASTGAN_RUN(NAME, device, stream)                         \
-    do {                                                          \
-        if ((device) < 0) {                                       \
-            FASTGAN_ON_CPU(NAME);                                 \
-        } else {                                                  \
+#define FASTGAN_RUN(NAME, device, stream)                            \
+    do {                                                             \
+        if ((device) < 0) {                                          \
+            FASTGAN_ON_CPU(NAME);                                    \
+        } else {                                                     \
             FASTGAN_ON_GPU(NAME, call, device, fastgan::at(stream)); \
-        }                                                         \
+        }                                                            \
     } while (false)

@@ -193,7 +193,7 @@ private:
 };
 
 // Bytes of shared memory that a block may have on the current device, if its launch asks for them.
-inline std::size_t most_shared_bytes() {
+inline std::size_t max_shared_bytes() {
 #ifdef FASTGAN_EMULATE
     return 227 * 1024;
 #else

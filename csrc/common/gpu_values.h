@@ -14,7 +14,7 @@
 namespace gpu_values {  // the functions on one number that the shared arithmetic is written in
 
 template <class V, class S>
-FASTGAN_INLINE V all(S value) {
+FASTGAN_INLINE V broadcast(S value) {
     return V(value);
 }
 template <class V>
@@ -30,11 +30,11 @@ FASTGAN_INLINE V absolute(V a) {
     return a < 0 ? -a : a;
 }
 template <class V>
-FASTGAN_INLINE V product(V a, V b) {
+FASTGAN_INLINE V rounded_product(V a, V b) {
     return gpu::rounded_product(a, b);
 }
-FASTGAN_INLINE float reciprocal_root(float x) { return 1.0f / sqrtf(x); }
-FASTGAN_INLINE double reciprocal_root(double x) { return 1.0 / sqrt(x); }
+FASTGAN_INLINE float reciprocal_sqrt(float x) { return 1.0f / sqrtf(x); }
+FASTGAN_INLINE double reciprocal_sqrt(double x) { return 1.0 / sqrt(x); }
 FASTGAN_INLINE float exponential(float x) { return expf(x); }
 FASTGAN_INLINE double exponential(double x) { return exp(x); }
 FASTGAN_INLINE float log_one_plus(float x) { return log1pf(x); }
@@ -57,9 +57,9 @@ struct ArithmeticOf<double> {
 };
 
 // Elements of a 16-byte access.
-inline int widest_of(Dtype dtype) { return dtype == Dtype::float32 ? 4 : dtype == Dtype::float64 ? 2 : 8; }
+inline int elements_of_16_bytes(Dtype dtype) { return dtype == Dtype::float32 ? 4 : dtype == Dtype::float64 ? 2 : 8; }
 
-inline int64_t divided(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 inline bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 

@@ -23,29 +23,39 @@ Isa current_isa();
 // FASTGAN_CPU_ENTRY(result, name, argument type) declares `name` in the namespace of each instruction set and defines
 // fastgan::cpu::name, which calls the one in use.
 #ifdef FASTGAN_WITH_AVX2
-#define FASTGAN_DECLARE_AVX2(R, NAME, A) namespace avx2 { R NAME(A); }
-#define FASTGAN_CALL_AVX2(NAME) case ::fastgan::Isa::avx2: return ::avx2::NAME(argument);
+#define FASTGAN_DECLARE_AVX2(R, NAME, A) \
+    namespace avx2 {                     \
+    R NAME(A);                           \
+    }
+#define FASTGAN_CALL_AVX2(NAME) \
+    case ::fastgan::Isa::avx2: return ::avx2::NAME(argument);
 #else
 #define FASTGAN_DECLARE_AVX2(R, NAME, A)
 #define FASTGAN_CALL_AVX2(NAME)
 #endif
 #ifdef FASTGAN_WITH_AVX512
-#define FASTGAN_DECLARE_AVX512(R, NAME, A) namespace avx512 { R NAME(A); }
-#define FASTGAN_CALL_AVX512(NAME) case ::fastgan::Isa::avx512: return ::avx512::NAME(argument);
+#define FASTGAN_DECLARE_AVX512(R, NAME, A) \
+    namespace avx512 {                     \
+    R NAME(A);                             \
+    }
+#define FASTGAN_CALL_AVX512(NAME) \
+    case ::fastgan::Isa::avx512: return ::avx512::NAME(argument);
 #else
 #define FASTGAN_DECLARE_AVX512(R, NAME, A)
 #define FASTGAN_CALL_AVX512(NAME)
 #endif
-#define FASTGAN_CPU_ENTRY(R, NAME, A)                 \
-    namespace baseline { R NAME(A); }                 \
-    FASTGAN_DECLARE_AVX2(R, NAME, A)                  \
-    FASTGAN_DECLARE_AVX512(R, NAME, A)                \
-    namespace fastgan::cpu {                          \
-    inline R NAME(A argument) {                       \
-        switch (current_isa()) {                      \
-            FASTGAN_CALL_AVX512(NAME)                 \
-            FASTGAN_CALL_AVX2(NAME)                   \
+#define FASTGAN_CPU_ENTRY(R, NAME, A)                   \
+    namespace baseline {                                \
+    R NAME(A);                                          \
+    }                                                   \
+    FASTGAN_DECLARE_AVX2(R, NAME, A)                    \
+    FASTGAN_DECLARE_AVX512(R, NAME, A)                  \
+    namespace fastgan::cpu {                            \
+    inline R NAME(A argument) {                         \
+        switch (current_isa()) {                        \
+            FASTGAN_CALL_AVX512(NAME)                   \
+            FASTGAN_CALL_AVX2(NAME)                     \
             default: return ::baseline::NAME(argument); \
-        }                                             \
-    }                                                 \
+        }                                               \
+    }                                                   \
     }

@@ -67,45 +67,45 @@ constexpr int lanes() {
 
 // Every lane the same. By name of the vector: the compiler builds a loop over lanes from one insertion each.
 template <class V>
-inline V all(double value);
+inline V broadcast(double value);
 #if defined(__AVX512F__)
 template <>
-inline VFloat all<VFloat>(double value) {
+inline VFloat broadcast<VFloat>(double value) {
     return (VFloat)_mm512_set1_ps((float)value);
 }
 template <>
-inline VDouble all<VDouble>(double value) {
+inline VDouble broadcast<VDouble>(double value) {
     return (VDouble)_mm512_set1_pd(value);
 }
 #elif defined(__AVX2__)
 template <>
-inline VFloat all<VFloat>(double value) {
+inline VFloat broadcast<VFloat>(double value) {
     return (VFloat)_mm256_set1_ps((float)value);
 }
 template <>
-inline VDouble all<VDouble>(double value) {
+inline VDouble broadcast<VDouble>(double value) {
     return (VDouble)_mm256_set1_pd(value);
 }
 #else
 template <>
-inline VFloat all<VFloat>(double value) {
+inline VFloat broadcast<VFloat>(double value) {
     float f = (float)value;
     return VFloat{f, f, f, f};
 }
 template <>
-inline VDouble all<VDouble>(double value) {
+inline VDouble broadcast<VDouble>(double value) {
     return VDouble{value, value};
 }
 #endif
 template <class V>
-inline V all(float value) {
-    return all<V>((double)value);
+inline V broadcast(float value) {
+    return broadcast<V>((double)value);
 }
 template <class V>
-inline V all(int value) {
-    return all<V>((double)value);
+inline V broadcast(int value) {
+    return broadcast<V>((double)value);
 }
-inline VUint all_bits(uint32_t value) {
+inline VUint broadcast_bits(uint32_t value) {
 #if defined(__AVX512F__)
     return (VUint)_mm512_set1_epi32((int)value);
 #elif defined(__AVX2__)
@@ -161,7 +161,7 @@ inline VHalf narrow(VFloat f, BFloat16) {
 #else
     VUint bits = (VUint)f;
     VUint rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    rounded = (f == f) ? rounded : all_bits(0x7fc0u);
+    rounded = (f == f) ? rounded : broadcast_bits(0x7fc0u);
 #if defined(__AVX2__)
     __m256i packed = _mm256_packus_epi32((__m256i)rounded, (__m256i)rounded);  // within each half of the register
     return (VHalf)_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08));
@@ -199,17 +199,17 @@ inline VHalf narrow(VFloat f, Float16) {
     // Below the smallest normal half, an addition of 0.5 leaves the rounded mantissa in the low bits.
     VUint subnormal = (VUint)((VFloat)rest + 0.5f) - 0x3f000000u;
     VUint magnitude = rest < (113u << 23) ? subnormal : normal;
-    magnitude = rest >= 0x477ff000u ? all_bits(0x7c00u) : magnitude;  // overflow, after rounding, and infinity
-    magnitude = rest > 0x7f800000u ? all_bits(0x7e00u) : magnitude;
+    magnitude = rest >= 0x477ff000u ? broadcast_bits(0x7c00u) : magnitude;  // overflow, after rounding, and infinity
+    magnitude = rest > 0x7f800000u ? broadcast_bits(0x7e00u) : magnitude;
     return __builtin_convertvector(magnitude | sign, VHalf);
 #endif
 }
 
 // Sizes -------------------------------------------------------------------------------------------------------------
 
-inline int64_t ceiling(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t larger(int64_t a, int64_t b) { return a < b ? b : a; }
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t max(int64_t a, int64_t b) { return a < b ? b : a; }
 
 // Loads and stores --------------------------------------------------------------------------------------------------
 // `load_n` and `store_n` take the first n elements: the rest of a row. `stream` writes past the caches and needs an
@@ -292,7 +292,7 @@ inline void stream_fence() {
 
 // Asks for what a loop that reads on from `p` comes to so many bytes later: the hardware does not look as far ahead.
 template <int AHEAD = 2048, class T>
-inline void fetch(const T* p) {
+inline void prefetch(const T* p) {
     __builtin_prefetch((const char*)p + AHEAD);
 }
 
@@ -323,14 +323,14 @@ inline VFloat add_products(VFloat sums, VUint a, VUint b, BFloat16) {
 // Threads -----------------------------------------------------------------------------------------------------------
 
 // As many as a parallel region has at most, and the number of the one that asks.
-inline int64_t threads() {
+inline int64_t max_threads() {
 #if defined(_OPENMP)
     return omp_get_max_threads();
 #else
     return 1;
 #endif
 }
-inline int64_t thread() {
+inline int64_t thread_index() {
 #if defined(_OPENMP)
     return omp_get_thread_num();
 #else
@@ -339,7 +339,7 @@ inline int64_t thread() {
 }
 
 // Pieces in a row, [begin, end), of which a thread takes from the front and others from the back, one at a time.
-struct alignas(64) Run {
+struct alignas(64) Range {
     uint64_t bounds;  // begin, and in the upper half end
 
     void set(int64_t begin, int64_t end) { bounds = (uint64_t)end << 32 | (uint64_t)begin; }
@@ -364,16 +364,16 @@ struct alignas(64) Run {
 // end of what others have left: a thread may be late, since to wake up takes as long as a million elements do. Which
 // thread makes a piece has no influence on the result.
 template <class F>
-inline void share_out(int64_t pieces, bool parallel, const F& piece) {
+inline void parallel_for(int64_t pieces, bool parallel, const F& piece) {
 #if defined(_OPENMP)
-    const int64_t most = 256, team = threads() < most ? threads() : most;
+    const int64_t most = 256, team = max_threads() < most ? max_threads() : most;
     if (parallel && team > 1 && pieces > 1) {
-        Run runs[most];
-        for (int64_t i = 0; i < team; ++i) runs[i].set(pieces * i / team, pieces * (i + 1) / team);
+        Range ranges[most];
+        for (int64_t i = 0; i < team; ++i) ranges[i].set(pieces * i / team, pieces * (i + 1) / team);
 #pragma omp parallel num_threads((int)team)
         for (int64_t i = 0; i < team; ++i) {
-            Run& run = runs[(thread() + i) % team];
-            for (int64_t k = run.take(i == 0); k >= 0; k = run.take(i == 0)) piece(k);
+            Range& range = ranges[(thread_index() + i) % team];
+            for (int64_t k = range.take(i == 0); k >= 0; k = range.take(i == 0)) piece(k);
         }
         return;
     }
@@ -491,7 +491,7 @@ inline V maximum(V a, V b) {
 }
 // a * b, rounded: the compiler may not contract it with a sum.
 template <class V>
-inline V product(V a, V b) {
+inline V rounded_product(V a, V b) {
     V c = a * b;
 #if defined(__x86_64__)
     asm("" : "+v"(c));
@@ -503,13 +503,13 @@ inline V product(V a, V b) {
 inline VFloat absolute(VFloat a) { return (VFloat)((VInt)a & 0x7fffffff); }
 inline VDouble absolute(VDouble a) { return (VDouble)((VLong)a & 0x7fffffffffffffffLL); }
 
-inline float reciprocal_root(float x) { return 1.0f / __builtin_sqrtf(x); }
-inline double reciprocal_root(double x) { return 1.0 / __builtin_sqrt(x); }
-inline VFloat reciprocal_root(VFloat x) {
+inline float reciprocal_sqrt(float x) { return 1.0f / __builtin_sqrtf(x); }
+inline double reciprocal_sqrt(double x) { return 1.0 / __builtin_sqrt(x); }
+inline VFloat reciprocal_sqrt(VFloat x) {
     for (int i = 0; i < lanes<VFloat>(); ++i) x[i] = __builtin_sqrtf(x[i]);
     return 1.0f / x;
 }
-inline VDouble reciprocal_root(VDouble x) {
+inline VDouble reciprocal_sqrt(VDouble x) {
     for (int i = 0; i < lanes<VDouble>(); ++i) x[i] = __builtin_sqrt(x[i]);
     return 1.0 / x;
 }
@@ -517,10 +517,10 @@ inline VDouble reciprocal_root(VDouble x) {
 // exp to 1 ulp or so: 2^n * exp(r), |r| <= ln(2)/2, coefficients as in Cephes expf. From 88.38 on n is 128, whose bits are
 // those of infinity: a sigmoid far below zero is 0 then, as elsewhere. Below -87.3 it stays at 1.2e-38.
 inline VFloat exponential(VFloat x) {
-    x = minimum(all<VFloat>(88.7f), maximum(all<VFloat>(-87.3f), x));  // a NaN stays one
-    VFloat n = x * 1.44269504088896341f + 12582912.0f - 12582912.0f;   // rounds to an integer
+    x = minimum(broadcast<VFloat>(88.7f), maximum(broadcast<VFloat>(-87.3f), x));  // a NaN stays one
+    VFloat n = x * 1.44269504088896341f + 12582912.0f - 12582912.0f;               // rounds to an integer
     VFloat r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    VFloat p = all<VFloat>(1.9875691500e-4f);
+    VFloat p = broadcast<VFloat>(1.9875691500e-4f);
     p = p * r + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;
@@ -534,7 +534,7 @@ inline VFloat exponential(VFloat x) {
 inline VFloat log_one_plus(VFloat e) {
     VInt upper = e > 0.41421356f;
     VFloat x = upper ? (e - 1.0f) * 0.5f : e;
-    VFloat p = all<VFloat>(7.0376836292e-2f);
+    VFloat p = broadcast<VFloat>(7.0376836292e-2f);
     p = p * x - 1.1514610310e-1f;
     p = p * x + 1.1676998740e-1f;
     p = p * x - 1.2420140846e-1f;
@@ -550,7 +550,7 @@ inline VFloat log_one_plus(VFloat e) {
 // Coefficients as in Cephes tanhf, used below 0.625; above, 1 - 2 / (exp(2|x|) + 1).
 inline VFloat hyperbolic_tangent(VFloat x) {
     VFloat z = x * x;
-    VFloat p = all<VFloat>(-5.70498872745e-3f);
+    VFloat p = broadcast<VFloat>(-5.70498872745e-3f);
     p = p * z + 2.06390887954e-2f;
     p = p * z - 5.37397155531e-2f;
     p = p * z + 1.33314422036e-1f;

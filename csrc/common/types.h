@@ -1,11 +1,12 @@
-// What the calls of all operations have in common.
+// Types shared by the calls of all operations.
 #pragma once
 
 #include <stdint.h>
 
 namespace fastgan {
 
-// Of activations and their gradients. All else is float, or double where they are; so is the arithmetic.
+// Element type of activations and their gradients. Parameters, statistics and arithmetic are float, or double where the
+// activations are.
 enum class Dtype : int { float32, bfloat16, float16, float64 };
 
 }  // namespace fastgan

@@ -1,10 +1,11 @@
-// few_channels: the three maps of a convolution between an image of many channels, `wide`, and one of few, `thin`; NHWC.
+// One call of few_channels: convolution between an image of many channels and one of few (such as RGB), in NHWC, its
+// transpose, and the gradient of its weight.
 //
-//     gather:   wide[n, y, x, c] = sum over i, j, o of thin[n, s*y + i - top, s*x + j - left, o] * weight[i, j, o, c]
-//     scatter:  thin is what the transposed map makes of wide
-//     outer:    weight is what is summed over n, y, x of the products of thin and wide
+//     gather:   many[n, y, x, c] = sum over i, j, o of few[n, s*y + i - top, s*x + j - left, o] * weight[i, j, o, c]
+//     scatter:  few = the transpose of gather, applied to many
+//     outer:    weight[i, j, o, c] = sum over n, y, x of few[n, s*y + i - top, s*x + j - left, o] * many[n, y, x, c]
 //
-// `thin` is zero outside of itself. A convolution of few channels gathers, one to few scatters.
+// `few` is zero outside its borders. A convolution from few channels is a gather, one to few channels a scatter.
 #pragma once
 
 #include "common/types.h"
@@ -13,16 +14,16 @@ namespace fastgan {
 
 enum class FewChannelsMap : int { gather, scatter, outer };
 
-// One call. All numbers are of `dtype`, float32 or bfloat16; sums are of float.
+// All tensors have `dtype`, float32 or bfloat16; sums are float.
 struct FewChannelsCall {
     Dtype dtype;
     FewChannelsMap map;
-    int64_t n, c, height, width;         // of `wide`
-    int64_t o, thin_height, thin_width;  // of `thin`
+    int64_t n, c, height, width;       // of `many`
+    int64_t o, few_height, few_width;  // of `few`
     int64_t kh, kw, stride, top, left;
-    bool turned;                         // whether the last tap is the first that `weight` has
-    int64_t step_o, step_tap, step_c;    // elements of `weight` from one to the next
-    void *wide, *thin, *weight, *workspace;
+    bool flipped;                      // taps are stored in reverse order
+    int64_t step_o, step_tap, step_c;  // strides of `weight`, in elements
+    void *many, *few, *weight, *workspace;
 };
 
 }  // namespace fastgan

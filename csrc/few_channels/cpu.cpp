@@ -1,8 +1,8 @@
 // few_channels on the CPU: compiled once for each instruction set, in the namespace of that name.
 //
-// All three maps read or write `wide` once, and that is what takes time where there are few multiplications: so `wide` is
-// walked through in rows, and what belongs to a row of it, a few rows of `thin`, lies in the L1 cache as floats, with its
-// borders. With a position of `wide` go `numbers` of these, its window; each is one offset from the window's first.
+// All three maps read or write `many` once, and that is what takes time where there are few multiplications: so `many` is
+// walked through in rows, and what belongs to a row of it, a few rows of `few`, lies in the L1 cache as floats, with its
+// borders. With a position of `many` go `numbers` of these, its window; each is one offset from the window's first.
 //
 // The sums of outer are cut into segments of a length that depends on the shape alone, each with its own result, which
 // are then added up in order: results do not depend on the number of threads.
@@ -25,31 +25,31 @@ constexpr int MOST = 6;  // ... 12 of 16
 constexpr int PIXELS = 4;
 #endif
 
-static int64_t whole(int64_t a) { return ceiling(a, LANES) * LANES; }
+static int64_t whole(int64_t a) { return ceil_div(a, LANES) * LANES; }
 
 struct Plan {
     int64_t numbers, columns;  // of a window; ... in whole vectors
-    int64_t channels, words;   // of `wide`, in whole vectors, and in words
-    int64_t rows;              // of a piece, of `wide`; for scatter `stride` times as many of `thin`
+    int64_t channels, words;   // of `many`, in whole vectors, and in words
+    int64_t rows;              // of a piece, of `many`; for scatter `stride` times as many of `few`
     int64_t pieces_of_image, pieces;
-    int64_t row, window_rows;          // floats of a row of `thin` with its borders; rows of a piece at most
-    int64_t matrix, window, products;  // floats: of the weight, of a thread's rows of `thin`, of its products
+    int64_t row, window_rows;          // floats of a row of `few` with its borders; rows of a piece at most
+    int64_t matrix, window, products;  // floats: of the weight, of a thread's rows of `few`, of its products
     int64_t segments, sums;            // of outer; floats of each one's sums
 };
 
 template <class T>
 static Plan plan_of(const FewChannelsCall& call) {
-    const int64_t floats = 4096;   // of `thin`, of a piece: half of an L1 cache
+    const int64_t floats = 4096;   // of `few`, of a piece: half of an L1 cache
     const int64_t work = 4 << 20;  // multiplications of a segment
     Plan p{};
     p.numbers = call.kh * call.kw * call.o;
     p.columns = whole(p.numbers);
     p.channels = whole(call.c);
     p.words = call.c * sizeof(T) / sizeof(Word);
-    p.row = larger(call.stride * (call.width - 1) + call.kw, call.left + call.thin_width) * call.o;
-    p.rows = smaller(call.height, larger(1, floats / (p.row * call.stride)));
+    p.row = max(call.stride * (call.width - 1) + call.kw, call.left + call.few_width) * call.o;
+    p.rows = min(call.height, max(1, floats / (p.row * call.stride)));
     const bool scatters = call.map == FewChannelsMap::scatter;
-    p.pieces_of_image = scatters ? ceiling(call.thin_height, p.rows * call.stride) : ceiling(call.height, p.rows);
+    p.pieces_of_image = scatters ? ceil_div(call.few_height, p.rows * call.stride) : ceil_div(call.height, p.rows);
     p.pieces = call.n * p.pieces_of_image;
     p.window_rows = call.stride * p.rows + 2 * call.kh;
     p.window = whole(p.window_rows * p.row);
@@ -60,14 +60,14 @@ static Plan plan_of(const FewChannelsCall& call) {
         p.matrix = p.numbers * p.channels;
     } else {
         const int64_t all = call.n * call.height * call.width * call.c * p.numbers;
-        p.segments = smaller(smaller(16, p.pieces), ceiling(all, work));
+        p.segments = min(min(16, p.pieces), ceil_div(all, work));
         p.sums = p.numbers * p.channels;
     }
     return p;
 }
 
 static int64_t workspace(const Plan& p) {
-    return (p.matrix + p.segments * p.sums + threads() * (p.window + p.products)) * (int64_t)sizeof(float);
+    return (p.matrix + p.segments * p.sums + max_threads() * (p.window + p.products)) * (int64_t)sizeof(float);
 }
 
 // How far the numbers of a window lie from its first.
@@ -85,7 +85,7 @@ struct Offsets {
 // Where `weight` has the number k of a window, for the first channel.
 static int64_t place_of(const FewChannelsCall& call, int64_t k) {
     const int64_t tap = k / call.o, taps = call.kh * call.kw;
-    return k % call.o * call.step_o + (call.turned ? taps - 1 - tap : tap) * call.step_tap;
+    return k % call.o * call.step_o + (call.flipped ? taps - 1 - tap : tap) * call.step_tap;
 }
 
 static inline float number(float value) { return value; }
@@ -96,7 +96,7 @@ static inline float number(BFloat16 value) {
     return f;
 }
 
-// A row of `thin` to floats, or back.
+// A row of `few` to floats, or back.
 template <class From, class To>
 static void convert(const From* from, int64_t count, To* to) {
     int64_t i = 0;
@@ -104,19 +104,19 @@ static void convert(const From* from, int64_t count, To* to) {
     if (i < count) store_n(to + i, load_n(from + i, count - i), count - i);
 }
 
-// The rows of `thin` that go with some of `wide`, from `row` on, with zeros around them.
+// The rows of `few` that go with some of `many`, from `row` on, with zeros around them.
 template <class T>
 static void load_window(const FewChannelsCall& call, const Plan& p, int64_t image, int64_t row, int64_t rows,
                         float* to) {
-    const int64_t before = call.left * call.o, count = call.thin_width * call.o;
+    const int64_t before = call.left * call.o, count = call.few_width * call.o;
     for (int64_t i = 0; i < call.stride * (rows - 1) + call.kh; ++i, to += p.row) {
         const int64_t y = call.stride * row + i - call.top;
-        if (y < 0 || y >= call.thin_height) {
+        if (y < 0 || y >= call.few_height) {
             memset(to, 0, p.row * sizeof(float));
             continue;
         }
         memset(to, 0, before * sizeof(float));
-        convert((const T*)call.thin + (image * call.thin_height + y) * count, count, to + before);
+        convert((const T*)call.few + (image * call.few_height + y) * count, count, to + before);
         memset(to + before + count, 0, (p.row - before - count) * sizeof(float));
     }
 }
@@ -131,7 +131,7 @@ static inline void gather_pixels(const float* window, const Offsets& offsets, in
         V of_matrix[VECTORS];
         for (int j = 0; j < VECTORS; ++j) of_matrix[j] = load(matrix + j * LANES);
         for (int i = 0; i < COUNT; ++i) {
-            const V factor = all<V>(window[offsets.of[k] + i * step]);
+            const V factor = broadcast<V>(window[offsets.of[k] + i * step]);
             for (int j = 0; j < VECTORS; ++j) sums[i][j] += factor * of_matrix[j];
         }
     }
@@ -171,14 +171,14 @@ static void gather(const FewChannelsCall& call, const Plan& p) {
         }
     }
     const Offsets offsets(call, p);
-    share_out(p.pieces, call.n * call.height * call.width * call.c > 16384, [&](int64_t piece) {
+    parallel_for(p.pieces, call.n * call.height * call.width * call.c > 16384, [&](int64_t piece) {
         const int64_t image = piece / p.pieces_of_image, first = piece % p.pieces_of_image * p.rows;
-        const int64_t rows = smaller(p.rows, call.height - first);
-        float* window = spaces + thread() * p.window;
+        const int64_t rows = min(p.rows, call.height - first);
+        float* window = spaces + thread_index() * p.window;
         load_window<T>(call, p, image, first, rows, window);
         for (int64_t row = 0; row < rows; ++row) {
             const float* from = window + row * call.stride * p.row;
-            T* to = (T*)call.wide + (image * call.height + first + row) * call.width * call.c;
+            T* to = (T*)call.many + (image * call.height + first + row) * call.width * call.c;
             int64_t x = 0;
             for (; x + PIXELS <= call.width; x += PIXELS) {
                 gather_some<T, PIXELS>(call, p, from + x * call.stride * call.o, offsets, matrix, to + x * call.c);
@@ -192,20 +192,20 @@ static void gather(const FewChannelsCall& call, const Plan& p) {
 
 // Scatter -----------------------------------------------------------------------------------------------------------
 
-// What some pixels of `wide` give to the numbers of their windows: sums over channels.
+// What some pixels of `many` give to the numbers of their windows: sums over channels.
 template <class T, int COUNT, int VECTORS>
-static inline void multiply_pixels(const T* wide, int64_t wide_step, const Word* matrix, int64_t words, int64_t columns,
+static inline void multiply_pixels(const T* many, int64_t many_step, const Word* matrix, int64_t words, int64_t columns,
                                    float* products) {
-    const char* next = (const char*)(wide + COUNT * wide_step);  // read in strips, which the hardware does not foresee
-    for (int64_t i = 0; i < COUNT * wide_step * (int64_t)sizeof(T); i += 64) __builtin_prefetch(next + i);
+    const char* next = (const char*)(many + COUNT * many_step);  // read in strips, which the hardware does not foresee
+    for (int64_t i = 0; i < COUNT * many_step * (int64_t)sizeof(T); i += 64) __builtin_prefetch(next + i);
     V sums[COUNT][VECTORS] = {};
     for (int64_t word = 0; word < words; ++word, matrix += columns) {
         VUint of_matrix[VECTORS];
         for (int j = 0; j < VECTORS; ++j) of_matrix[j] = load_words(matrix + j * LANES);
         for (int i = 0; i < COUNT; ++i) {
-            Word of_wide;
-            memcpy(&of_wide, (const char*)(wide + i * wide_step) + word * sizeof(Word), sizeof(Word));
-            const VUint factor = all_bits(of_wide);
+            Word of_many;
+            memcpy(&of_many, (const char*)(many + i * many_step) + word * sizeof(Word), sizeof(Word));
+            const VUint factor = broadcast_bits(of_many);
             for (int j = 0; j < VECTORS; ++j) sums[i][j] = add_products(sums[i][j], factor, of_matrix[j], T{});
         }
     }
@@ -215,15 +215,15 @@ static inline void multiply_pixels(const T* wide, int64_t wide_step, const Word*
 }
 
 template <class T, int COUNT, int VECTORS>
-static inline void multiply_row(const FewChannelsCall& call, const Plan& p, const T* wide, const Word* matrix,
+static inline void multiply_row(const FewChannelsCall& call, const Plan& p, const T* many, const Word* matrix,
                                 float* products) {
     int64_t x = 0;
     for (; x + COUNT <= call.width; x += COUNT) {
-        multiply_pixels<T, COUNT, VECTORS>(wide + x * call.c, call.c, matrix, p.words, p.columns,
+        multiply_pixels<T, COUNT, VECTORS>(many + x * call.c, call.c, matrix, p.words, p.columns,
                                            products + x * p.columns);
     }
     for (; x < call.width; ++x) {
-        multiply_pixels<T, 1, VECTORS>(wide + x * call.c, call.c, matrix, p.words, p.columns, products + x * p.columns);
+        multiply_pixels<T, 1, VECTORS>(many + x * call.c, call.c, matrix, p.words, p.columns, products + x * p.columns);
     }
 }
 
@@ -239,20 +239,20 @@ static void scatter(const FewChannelsCall& call, const Plan& p) {
             memcpy((T*)(matrix + c / pair * p.columns + k) + c % pair, from + c * call.step_c, sizeof(T));
         }
     }
-    share_out(p.pieces, call.n * call.height * call.width * call.c > 16384, [&](int64_t piece) {
+    parallel_for(p.pieces, call.n * call.height * call.width * call.c > 16384, [&](int64_t piece) {
         const int64_t image = piece / p.pieces_of_image, first = piece % p.pieces_of_image * p.rows * s;
-        const int64_t last = smaller(first + p.rows * s, call.thin_height);  // rows of `thin`: up to this one
-        const int64_t begin = larger(0, ceiling(larger(0, first + call.top - call.kh + 1), s));  // of `wide`
-        const int64_t end = smaller(call.height, (last - 1 + call.top) / s + 1);
-        float *window = spaces + thread() * (p.window + p.products), *products = window + p.window;
+        const int64_t last = min(first + p.rows * s, call.few_height);  // rows of `few`: up to this one
+        const int64_t begin = max(0, ceil_div(max(0, first + call.top - call.kh + 1), s));  // of `many`
+        const int64_t end = min(call.height, (last - 1 + call.top) / s + 1);
+        float *window = spaces + thread_index() * (p.window + p.products), *products = window + p.window;
         memset(window, 0, p.window * sizeof(float));
         for (int64_t row = begin; row < end; ++row) {
-            const T* wide = (const T*)call.wide + (image * call.height + row) * call.width * call.c;
+            const T* many = (const T*)call.many + (image * call.height + row) * call.width * call.c;
             int64_t column = 0;
             for (; column + LANES < p.columns; column += 2 * LANES) {
-                multiply_row<T, 4, 2>(call, p, wide, matrix + column, products + column);
+                multiply_row<T, 4, 2>(call, p, many, matrix + column, products + column);
             }
-            if (column < p.columns) multiply_row<T, 8, 1>(call, p, wide, matrix + column, products + column);
+            if (column < p.columns) multiply_row<T, 8, 1>(call, p, many, matrix + column, products + column);
             const int64_t numbers = call.kw * call.o;
             for (int64_t i = 0; i < call.kh; ++i) {
                 float* to = window + ((row - begin) * s + i) * p.row;
@@ -262,9 +262,9 @@ static void scatter(const FewChannelsCall& call, const Plan& p) {
                 }
             }
         }
-        const int64_t count = call.thin_width * call.o, there = larger(0, end - begin - 1) * s + call.kh;
+        const int64_t count = call.few_width * call.o, there = max(0, end - begin - 1) * s + call.kh;
         for (int64_t y = first; y < last; ++y) {
-            T* to = (T*)call.thin + (image * call.thin_height + y) * count;
+            T* to = (T*)call.few + (image * call.few_height + y) * count;
             const int64_t row = y - (begin * s - call.top);
             if (row < 0 || row >= there) {
                 memset(to, 0, count * sizeof(T));  // between the taps of all
@@ -277,21 +277,21 @@ static void scatter(const FewChannelsCall& call, const Plan& p) {
 
 // Outer -------------------------------------------------------------------------------------------------------------
 
-// Adds to the sums of some numbers of the window, and of some channels, what a row of `wide` gives.
+// Adds to the sums of some numbers of the window, and of some channels, what a row of `many` gives.
 template <class T, int NUMBERS, int VECTORS>
-static inline void add_row(const float* window, const int64_t* offsets, int64_t step, const T* wide, int64_t wide_step,
+static inline void add_row(const float* window, const int64_t* offsets, int64_t step, const T* many, int64_t many_step,
                            int64_t left, int64_t width, float* to, int64_t channels) {
     V sums[NUMBERS][VECTORS] = {};
-    for (int64_t x = 0; x < width; ++x, window += step, wide += wide_step) {
-        V of_wide[VECTORS];
+    for (int64_t x = 0; x < width; ++x, window += step, many += many_step) {
+        V of_many[VECTORS];
         for (int j = 0; j < VECTORS; ++j) {
             const bool full = j + 1 < VECTORS || left >= VECTORS * LANES;  // only the last may be cut off
-            of_wide[j] = full ? load(wide + j * LANES) : load_n(wide + j * LANES, left - j * LANES);
+            of_many[j] = full ? load(many + j * LANES) : load_n(many + j * LANES, left - j * LANES);
         }
 #pragma GCC unroll 16
         for (int k = 0; k < NUMBERS; ++k) {
-            const V factor = all<V>(window[offsets[k]]);
-            for (int j = 0; j < VECTORS; ++j) sums[k][j] += factor * of_wide[j];
+            const V factor = broadcast<V>(window[offsets[k]]);
+            for (int j = 0; j < VECTORS; ++j) sums[k][j] += factor * of_many[j];
         }
     }
 #pragma GCC unroll 16
@@ -305,31 +305,31 @@ static inline void add_row(const float* window, const int64_t* offsets, int64_t 
 
 template <class T, int NUMBERS>
 static void add_numbers(const FewChannelsCall& call, const Plan& p, const float* window, const int64_t* offsets,
-                        const T* wide, float* to) {
+                        const T* many, float* to) {
     const int64_t step = call.stride * call.o;
     int64_t c = 0;
     for (; c + LANES < call.c; c += 2 * LANES) {
-        add_row<T, NUMBERS, 2>(window, offsets, step, wide + c, call.c, call.c - c, call.width, to + c, p.channels);
+        add_row<T, NUMBERS, 2>(window, offsets, step, many + c, call.c, call.c - c, call.width, to + c, p.channels);
     }
     if (c < call.c) {
-        add_row<T, NUMBERS, 1>(window, offsets, step, wide + c, call.c, call.c - c, call.width, to + c, p.channels);
+        add_row<T, NUMBERS, 1>(window, offsets, step, many + c, call.c, call.c - c, call.width, to + c, p.channels);
     }
 }
 
 template <class T>
 static void add_numbers(const FewChannelsCall& call, const Plan& p, int64_t count, const float* window,
-                        const int64_t* offsets, const T* wide, float* to) {
+                        const int64_t* offsets, const T* many, float* to) {
     switch (count) {
-        case 1: return add_numbers<T, 1>(call, p, window, offsets, wide, to);
-        case 2: return add_numbers<T, 2>(call, p, window, offsets, wide, to);
-        case 3: return add_numbers<T, 3>(call, p, window, offsets, wide, to);
-        case 4: return add_numbers<T, 4>(call, p, window, offsets, wide, to);
-        case 5: return add_numbers<T, 5>(call, p, window, offsets, wide, to);
-        case 6: return add_numbers<T, 6>(call, p, window, offsets, wide, to);
+        case 1: return add_numbers<T, 1>(call, p, window, offsets, many, to);
+        case 2: return add_numbers<T, 2>(call, p, window, offsets, many, to);
+        case 3: return add_numbers<T, 3>(call, p, window, offsets, many, to);
+        case 4: return add_numbers<T, 4>(call, p, window, offsets, many, to);
+        case 5: return add_numbers<T, 5>(call, p, window, offsets, many, to);
+        case 6: return add_numbers<T, 6>(call, p, window, offsets, many, to);
 #if defined(__AVX512F__)
-        case 7: return add_numbers<T, 7>(call, p, window, offsets, wide, to);
-        case 8: return add_numbers<T, 8>(call, p, window, offsets, wide, to);
-        case 9: return add_numbers<T, 9>(call, p, window, offsets, wide, to);
+        case 7: return add_numbers<T, 7>(call, p, window, offsets, many, to);
+        case 8: return add_numbers<T, 8>(call, p, window, offsets, many, to);
+        case 9: return add_numbers<T, 9>(call, p, window, offsets, many, to);
 #endif
     }
 }
@@ -338,19 +338,19 @@ template <class T>
 static void outer(const FewChannelsCall& call, const Plan& p) {
     float *sums = (float*)call.workspace, *spaces = sums + p.segments * p.sums;
     const Offsets offsets(call, p);
-    const int64_t at_once = ceiling(p.numbers, ceiling(p.numbers, MOST));
-    share_out(p.segments, p.segments > 1, [&](int64_t segment) {
-        float *to = sums + segment * p.sums, *window = spaces + thread() * p.window;
+    const int64_t at_once = ceil_div(p.numbers, ceil_div(p.numbers, MOST));
+    parallel_for(p.segments, p.segments > 1, [&](int64_t segment) {
+        float *to = sums + segment * p.sums, *window = spaces + thread_index() * p.window;
         memset(to, 0, p.sums * sizeof(float));
         for (int64_t piece = segment * p.pieces / p.segments; piece < (segment + 1) * p.pieces / p.segments; ++piece) {
             const int64_t image = piece / p.pieces_of_image, first = piece % p.pieces_of_image * p.rows;
-            const int64_t rows = smaller(p.rows, call.height - first);
+            const int64_t rows = min(p.rows, call.height - first);
             load_window<T>(call, p, image, first, rows, window);
             for (int64_t row = 0; row < rows; ++row) {
-                const T* wide = (const T*)call.wide + (image * call.height + first + row) * call.width * call.c;
+                const T* many = (const T*)call.many + (image * call.height + first + row) * call.width * call.c;
                 for (int64_t k = 0; k < p.numbers; k += at_once) {
-                    add_numbers(call, p, smaller(at_once, p.numbers - k), window + row * call.stride * p.row,
-                                offsets.of + k, wide, to + k * p.channels);
+                    add_numbers(call, p, min(at_once, p.numbers - k), window + row * call.stride * p.row,
+                                offsets.of + k, many, to + k * p.channels);
                 }
             }
         }

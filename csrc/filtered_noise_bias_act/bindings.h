@@ -18,7 +18,7 @@ FilteredNoiseBiasActCall described(const Sizes& sizes, int dtype, double fir_gai
     Upfirdn2dCall& filter = call.filter;
     filter.n = sizes[0], filter.c = sizes[1], filter.h = sizes[2], filter.w = sizes[3], filter.oh = sizes[4];
     filter.ow = sizes[5], filter.left = sizes[6], filter.top = sizes[7];
-    filter.pixels = true, filter.dtype = static_cast<Dtype>(dtype);
+    filter.channels_last = true, filter.dtype = static_cast<Dtype>(dtype);
     filter.up_x = filter.up_y = filter.down_x = filter.down_y = 1, filter.kh = filter.kw = 4, filter.separable = true;
     filter.gain = fir_gain;
     call.epilogue.slope = slope, call.epilogue.gain = gain, call.epilogue.clamp = clamp;
@@ -31,9 +31,9 @@ int64_t filtered_noise_bias_act_pieces(const Sizes& sizes, int dtype) {
 }
 
 void filtered_noise_bias_act_forward(int device, Address stream, const Sizes& sizes, int dtype, double fir_gain,
-                                     double slope, double gain, double clamp, Address taps, Address x,
-                                     Address y, Address noise, bool noise_per_sample, Address strength,
-                                     bool strength_per_channel, Address bias, Address scale, Address post) {
+                                     double slope, double gain, double clamp, Address taps, Address x, Address y,
+                                     Address noise, bool noise_per_sample, Address strength, bool strength_per_channel,
+                                     Address bias, Address scale, Address post) {
     FilteredNoiseBiasActCall call = described(sizes, dtype, fir_gain, slope, gain, clamp);
     call.filter.taps = at(taps), call.filter.x = at(x), call.filter.y = at(y);
     small_tensors(call.epilogue, noise, noise_per_sample, strength, strength_per_channel, bias, scale, post);
@@ -42,10 +42,9 @@ void filtered_noise_bias_act_forward(int device, Address stream, const Sizes& si
 }
 
 void filtered_noise_bias_act_backward(int device, Address stream, const Sizes& sizes, int dtype, double fir_gain,
-                                      double slope, double gain, double clamp, Address taps, Address x,
-                                      Address dy, Address du, Address sums, Address noise, bool noise_per_sample,
-                                      Address strength, bool strength_per_channel, Address bias, Address scale,
-                                      Address post) {
+                                      double slope, double gain, double clamp, Address taps, Address x, Address dy,
+                                      Address du, Address sums, Address noise, bool noise_per_sample, Address strength,
+                                      bool strength_per_channel, Address bias, Address scale, Address post) {
     FilteredNoiseBiasActCall call = described(sizes, dtype, fir_gain, slope, gain, clamp);
     call.filter.taps = at(taps), call.filter.x = at(x);
     call.epilogue.dy = at(dy), call.epilogue.dx = at(du), call.epilogue.workspace = at(sums);

@@ -1,5 +1,5 @@
-// filtered_noise_bias_act: a FIR filter and noise_bias_act behind it, on the GPU, in NHWC, for a separable filter of four
-// taps and piecewise linear activations: the end of a layer of StyleGAN2 that doubles the resolution.
+// One call of filtered_noise_bias_act: an FIR filter followed by noise_bias_act, as at the end of a StyleGAN2 layer that
+// doubles the resolution. On the GPU, in NHWC, for a separable filter of four taps and piecewise linear activations.
 #pragma once
 
 #include "noise_bias_act/call.h"
@@ -8,8 +8,8 @@
 namespace fastgan {
 
 struct FilteredNoiseBiasActCall {
-    Upfirdn2dCall filter;       // forward: x to y; backward: x
-    NoiseBiasActCall epilogue;  // its small tensors and options; backward: dy, dx of the filter's output, and workspace
+    Upfirdn2dCall filter;       // forward: x and y; backward: x
+    NoiseBiasActCall epilogue;  // small tensors and options; backward: dy, dx (of the filter's output) and workspace
 };
 
 }  // namespace fastgan
@@ -17,7 +17,7 @@ struct FilteredNoiseBiasActCall {
 namespace fastgan::cuda {
 
 void filtered_noise_bias_act_forward(const FilteredNoiseBiasActCall& call, int device, void* stream);
-// The workspace receives the sums of the gradients of bias, strength, scale and post, [N, pieces, 4, C].
+// Leaves the sums for the gradients of bias, strength, scale and post in the workspace, [N, pieces, 4, C].
 void filtered_noise_bias_act_backward(const FilteredNoiseBiasActCall& call, int device, void* stream);
 int64_t filtered_noise_bias_act_pieces(const FilteredNoiseBiasActCall& call);
 

@@ -12,7 +12,7 @@ namespace fastgan::cuda {
 using namespace gpu_values;
 
 constexpr int BLOCK = 256;
-constexpr int MOST_BLOCKS = 2112;  // 16 for each of an H100's multiprocessors; more work than that is looped over
+constexpr int MAX_BLOCKS = 2112;  // 16 for each of an H100's multiprocessors; more work than that is looped over
 constexpr int FORWARD_RUN = 4, BACKWARD_RUN = 2;  // outputs of a thread at once
 constexpr Act ACT = Act::piecewise_linear;
 
@@ -89,16 +89,16 @@ struct Plan {
 
 inline Plan plan_of(const FilteredNoiseBiasActCall& call) {
     Plan plan;
-    const int64_t vectors = call.filter.c / widest_of(call.filter.dtype);
+    const int64_t vectors = call.filter.c / elements_of_16_bytes(call.filter.dtype);
     plan.wide = 1;
     while (plan.wide < vectors && plan.wide < BLOCK) plan.wide *= 2;
     plan.rows = BLOCK / plan.wide;
-    plan.tiles = divided(vectors, plan.wide);
-    plan.runs = divided(call.filter.ow, BACKWARD_RUN);
-    const int64_t all = plan.runs * call.filter.oh, steps = divided(all, plan.rows);
-    plan.per_sample = divided(MOST_BLOCKS, plan.tiles * call.filter.n);
-    if (plan.per_sample > divided(steps, 4)) plan.per_sample = divided(steps, 4);
-    plan.length = divided(divided(all, plan.per_sample), plan.rows) * plan.rows;
+    plan.tiles = ceil_div(vectors, plan.wide);
+    plan.runs = ceil_div(call.filter.ow, BACKWARD_RUN);
+    const int64_t all = plan.runs * call.filter.oh, steps = ceil_div(all, plan.rows);
+    plan.per_sample = ceil_div(MAX_BLOCKS, plan.tiles * call.filter.n);
+    if (plan.per_sample > ceil_div(steps, 4)) plan.per_sample = ceil_div(steps, 4);
+    plan.length = ceil_div(ceil_div(all, plan.per_sample), plan.rows) * plan.rows;
     return plan;
 }
 
@@ -171,9 +171,9 @@ void forward_of(const FilteredNoiseBiasActCall& call, void* stream) {
     using S = typename ArithmeticOf<T>::type;
     constexpr int V = 16 / sizeof(T);
     const Upfirdn2dCall& filter = call.filter;
-    const int64_t vectors = filter.c / V, runs = divided(filter.ow, FORWARD_RUN), jobs = vectors * runs;
+    const int64_t vectors = filter.c / V, runs = ceil_div(filter.ow, FORWARD_RUN), jobs = vectors * runs;
     if (jobs > (int64_t(1) << 30)) throw std::runtime_error("filtered_noise_bias_act: a row of the image is too long");
-    const int64_t threads = jobs < BLOCK ? divided(jobs, 32) * 32 : BLOCK, parts = divided(jobs, threads);
+    const int64_t threads = jobs < BLOCK ? ceil_div(jobs, 32) * 32 : BLOCK, parts = ceil_div(jobs, threads);
     const dim3 grid(unsigned(filter.n * filter.oh), unsigned(parts < 65535 ? parts : 65535));
     gpu::Launch(grid, unsigned(threads), 0, stream)(filtered_forward<T, V>, geometry_of(filter),
                                                     Epilogue<S>(call.epilogue), int(runs), int(vectors),

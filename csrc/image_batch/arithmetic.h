@@ -12,7 +12,7 @@ namespace FASTGAN_VALUES {
 // all backends give the same bits.
 template <class V>
 FASTGAN_INLINE V scaled(V p) {
-    return (p + p - all<V>(255.0)) * all<V>(1.0 / 255.0);
+    return (p + p - broadcast<V>(255.0)) * broadcast<V>(1.0 / 255.0);
 }
 
 }  // namespace FASTGAN_VALUES

@@ -11,8 +11,7 @@ namespace {
 
 void image_batch(int device, Address stream, int64_t images, int64_t n, int64_t h, int64_t w, int64_t c, int dtype,
                  Address y, Address pixels, Address index, Address mirrored) {
-    ImageBatchCall call{images,     n,         h,           w, c, static_cast<Dtype>(dtype),
-                        at(pixels), at(index), at(mirrored), at(y)};
+    ImageBatchCall call{images, n, h, w, c, static_cast<Dtype>(dtype), at(pixels), at(index), at(mirrored), at(y)};
     FASTGAN_RUN(image_batch, device, stream);
 }
 

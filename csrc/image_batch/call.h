@@ -5,12 +5,12 @@
 
 namespace fastgan {
 
-// One call. `index` (int64) and `mirrored` (bytes), one a sample, are null where they are absent.
 struct ImageBatchCall {
-    int64_t images;      // in `pixels`
-    int64_t n, h, w, c;  // of the batch, in NHWC as the pixels
-    Dtype dtype;         // of y
-    const void *pixels, *index, *mirrored;
+    int64_t images;                // number of images in `pixels`
+    int64_t n, h, w, c;            // sizes of the batch y, NHWC
+    Dtype dtype;                   // of y
+    const void* pixels;            // [images, h, w, c], bytes
+    const void *index, *mirrored;  // [N] int64 and [N] bytes, or null
     void* y;
 };
 

@@ -141,7 +141,7 @@ static void image_batch(const ImageBatchCall& call) {
     const bool worth = worth_streaming(count * sizeof(T));
     const Turner<C> turner(call.c);
 
-    share_out(call.n * pieces, count > 16384, [&](int64_t piece) {
+    parallel_for(call.n * pieces, count > 16384, [&](int64_t piece) {
         const int64_t sample = piece / pieces, from = piece % pieces * rows;
         const int64_t to = from + rows < call.h ? from + rows : call.h;
         const uint8_t* x = pixels + (index ? index[sample] : sample) * size;

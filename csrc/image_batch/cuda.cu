@@ -49,7 +49,7 @@ __global__ void image_batch(const uint8_t* pixels, const int64_t* index, const u
 
 template <class T, int V, class I>
 void launch(const ImageBatchCall& call, void* stream) {
-    const int64_t row = call.w * call.c, size = call.h * row, pieces = divided(size, PIECE<V>);
+    const int64_t row = call.w * call.c, size = call.h * row, pieces = ceil_div(size, PIECE<V>);
     gpu::Launch(dim3(unsigned(call.n * pieces)), BLOCK, 0, stream)(
         image_batch<T, V, I>, (const uint8_t*)call.pixels, (const int64_t*)call.index, (const uint8_t*)call.mirrored,
         (T*)call.y, call.images, I(size), I(row), I(call.c), pieces);

@@ -22,8 +22,8 @@ struct FeatureRows {
 
     FeatureRows(const MinibatchStddevCall& call, int64_t elements) {
         const int64_t channels = call.c / call.features;
-        rows = call.pixels ? call.p : 1;
-        run = call.pixels ? channels : channels * call.p;
+        rows = call.channels_last ? call.p : 1;
+        run = call.channels_last ? channels : channels * call.p;
         x_row = call.c, y_row = call.c + call.features;
         x_sample = call.c * call.p, y_sample = (call.c + call.features) * call.p;
         rows_of_piece = elements > run ? elements / run : 1;
@@ -48,7 +48,7 @@ FASTGAN_INLINE V members(int64_t size, V share, V eps, V k, const X& x, const D&
     const auto v = [&](int64_t g) { return (x(g) - mean) - rest; };
     for (int64_t g = 0; g < size; ++g) square += v(g) * v(g);
     square = square * share + eps;
-    const V r = reciprocal_root(square);
+    const V r = reciprocal_sqrt(square);
     if constexpr (ORDER == 0) {
         return square * r;
     } else if constexpr (ORDER == 1) {

@@ -5,16 +5,16 @@
 
 namespace fastgan {
 
-// One call. Which tensors are there depends on the order: 0 is the forward pass, 1 the backward pass, 2 that of it.
+// `order` selects the pass: 0 forward, 1 backward, 2 double backward. Tensors that it does not use are null.
 struct MinibatchStddevCall {
-    int64_t n, c, p;  // samples, channels, positions
-    bool pixels;      // layout: channels are adjacent (NHWC), else positions are (NCHW)
+    int64_t n, c, p;     // samples, channels, positions
+    bool channels_last;  // NHWC, else NCHW
     Dtype dtype;
-    int64_t size, groups, features;  // samples of a group; groups; maps appended
-    double share;  // of the gradient of a map, what each element of the feature gets, times v / s
+    int64_t size, groups, features;  // samples in a group, number of groups, maps appended
+    double share;                    // 1 / (size * elements of a feature in a sample): grad of a map per element
     int order;
-    const void *x, *dy, *gx;  // input; gradient of the output, with that of the maps; cotangent of the input's gradient
-    void *appended, *dx;      // order 0: y; 1: dx; 2: the gradients of dy (in `appended`) and of x
+    const void *x, *dy, *gx;  // input, grad of output (maps included), cotangent of dx
+    void *appended, *dx;      // order 0: y; order 1: dx; order 2: the gradients of dy (in `appended`) and of x
     void* workspace;
 
     int64_t sums() const { return groups * features; }

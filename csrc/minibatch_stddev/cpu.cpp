@@ -24,15 +24,15 @@ static void walk(const MinibatchStddevCall& call, const S* k, S* partial, S* sum
     const int64_t parts = (f.run + f.run_of_piece - 1) / f.run_of_piece;
     const T *x = (const T*)call.x, *d = (const T*)(ORDER == 1 ? call.dy : call.gx);
     T* dx = (T*)call.dx;
-    const V share = all<V>(1.0 / size), eps = all<V>(1e-8);
+    const V share = broadcast<V>(1.0 / size), eps = broadcast<V>(1e-8);
 
-    share_out(call.sums() * f.pieces, call.n * call.c * call.p > 16384, [&](int64_t work) {
+    parallel_for(call.sums() * f.pieces, call.n * call.c * call.p > 16384, [&](int64_t work) {
         const int64_t piece = work % f.pieces, which = work / f.pieces, feature = which % call.features;
         const int64_t group = which / call.features, row = piece / parts * f.rows_of_piece;
         const int64_t last = row + f.rows_of_piece < f.rows ? row + f.rows_of_piece : f.rows;
         const int64_t begin = piece % parts * f.run_of_piece;
         const int64_t end = begin + f.run_of_piece < f.run ? begin + f.run_of_piece : f.run;
-        const V weight = all<V>(ORDER ? k[which] : S(0));
+        const V weight = broadcast<V>(ORDER ? k[which] : S(0));
         V total{};
         for (int64_t i = row; i < last; ++i) {
             const int64_t from_x = group * f.x_sample + i * f.x_row + feature * f.run;
@@ -69,10 +69,11 @@ template <class T, class S>
 static void append(const MinibatchStddevCall& call, const T* from, const S* maps, T* to) {
     typedef typename Arithmetic<T>::Vector V;
     const int64_t c = call.c, p = call.p, features = call.features, groups = call.groups;
-    const int64_t rows = call.pixels ? p : 1, run = call.pixels ? c : c * p, repeats = call.pixels ? 1 : p;
+    const int64_t rows = call.channels_last ? p : 1, run = call.channels_last ? c : c * p,
+                  repeats = call.channels_last ? 1 : p;
     const int64_t few = 8192 / run + 1, pieces = (rows + few - 1) / few;
 
-    share_out(call.n * pieces, call.n * c * p > 16384, [&](int64_t work) {
+    parallel_for(call.n * pieces, call.n * c * p > 16384, [&](int64_t work) {
         const int64_t sample = work / pieces, first = work % pieces * few;
         for (int64_t row = first; row < first + few && row < rows; ++row) {
             const int64_t at = sample * rows + row;
@@ -81,7 +82,7 @@ static void append(const MinibatchStddevCall& call, const T* from, const S* maps
             out += run;
             for (int64_t f = 0; f < features; ++f) {
                 T value;
-                store_n(&value, all<V>(maps[sample % groups * features + f]), 1);
+                store_n(&value, broadcast<V>(maps[sample % groups * features + f]), 1);
                 for (int64_t i = 0; i < repeats; ++i) *out++ = value;
             }
         }
@@ -92,12 +93,12 @@ static void append(const MinibatchStddevCall& call, const T* from, const S* maps
 template <class T, class S>
 static void gradient_of_maps(const MinibatchStddevCall& call, S* partial, S* k) {
     const int64_t features = call.features, p = call.p, groups = call.groups;
-    const int64_t step = call.pixels ? call.c + features : 1;
+    const int64_t step = call.channels_last ? call.c + features : 1;
     const T* dy = (const T*)call.dy;
 
-    share_out(call.n * features, call.n * call.c * p > 16384, [&](int64_t map) {
+    parallel_for(call.n * features, call.n * call.c * p > 16384, [&](int64_t map) {
         const int64_t sample = map / features, f = map % features;
-        const T* from = dy + sample * (call.c + features) * p + (call.c + f) * (call.pixels ? 1 : p);
+        const T* from = dy + sample * (call.c + features) * p + (call.c + f) * (call.channels_last ? 1 : p);
         double total = 0;
         for (int64_t i = 0; i < p; ++i) total += load_n(from + i * step, 1)[0];
         partial[map] = S(total);

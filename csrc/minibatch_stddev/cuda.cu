@@ -57,8 +57,8 @@ template <class T>
 __global__ void gradient_of_maps(MinibatchStddevCall call, int64_t y_sample, typename ArithmeticOf<T>::type* k) {
     using S = typename ArithmeticOf<T>::type;
     const int64_t group = blockIdx.x / call.features, feature = blockIdx.x % call.features;
-    const int64_t step = call.pixels ? call.c + call.features : 1;
-    const T* from = (const T*)call.dy + group * y_sample + (call.c + feature) * (call.pixels ? 1 : call.p);
+    const int64_t step = call.channels_last ? call.c + call.features : 1;
+    const T* from = (const T*)call.dy + group * y_sample + (call.c + feature) * (call.channels_last ? 1 : call.p);
     S total = 0;
     for (int64_t i = threadIdx.x; i < call.size * call.p; i += BLOCK) {
         total += gpu::to<S>(from[i / call.p * call.groups * y_sample + i % call.p * step]);
@@ -74,8 +74,8 @@ __global__ void append(MinibatchStddevCall call, const T* from, const typename A
     const int64_t sample = blockIdx.x / tiles, i = blockIdx.x % tiles * BLOCK + threadIdx.x;
     if (i >= y_sample) return;  // there is no barrier
     const int64_t c = call.c, all = c + call.features;
-    const int64_t channel = call.pixels ? i % all : i / call.p;
-    const int64_t at = sample * c * call.p + (call.pixels ? i / all * c + channel : i);
+    const int64_t channel = call.channels_last ? i % all : i / call.p;
+    const int64_t at = sample * c * call.p + (call.channels_last ? i / all * c + channel : i);
     to[sample * y_sample + i] =
         channel < c ? from[at] : gpu::from<T>(maps[sample % call.groups * call.features + channel - c]);
 }
@@ -93,7 +93,7 @@ void run(const MinibatchStddevCall& call, void* stream) {
         // The mean over a feature of s, which sums over members already; the gradient of the map.
         const double factor = ORDER == 0 ? call.share * call.size : call.share;
         gpu::Launch(each, BLOCK, 0, stream)(add_pieces<S>, (const S*)partial, sums, f.pieces, factor);
-        const int64_t tiles = divided(f.y_sample, BLOCK);
+        const int64_t tiles = ceil_div(f.y_sample, BLOCK);
         gpu::Launch(dim3(unsigned(call.n * tiles)), BLOCK, 0, stream)(
             append<T>, call, (const T*)(ORDER == 0 ? call.x : call.gx), (const S*)sums, (T*)call.appended, f.y_sample,
             tiles);

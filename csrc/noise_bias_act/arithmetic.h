@@ -18,7 +18,7 @@ struct Shape {                                // of the nonlinearity; values, so
 
 template <class V, bool LIMITED = true, class S>
 FASTGAN_INLINE Shape<V, LIMITED> shape_of(S slope, S gain, S clamp) {
-    return {all<V>(gain), all<V>(gain * slope), all<V>(S(1) / gain), all<V>(clamp)};
+    return {broadcast<V>(gain), broadcast<V>(gain * slope), broadcast<V>(S(1) / gain), broadcast<V>(clamp)};
 }
 
 // gain * act(u), its first and its second derivative, all before the clamp.
@@ -29,7 +29,7 @@ struct Curve {
 
 template <Act ACT, class V, bool LIMITED>
 FASTGAN_INLINE Curve<V> curve(V u, Shape<V, LIMITED> shape) {
-    const V zero = all<V>(0), one = all<V>(1), two = all<V>(2);
+    const V zero = broadcast<V>(0), one = broadcast<V>(1), two = broadcast<V>(2);
     Curve<V> f;
     if constexpr (ACT == Act::piecewise_linear) {
         f.first = u > 0 ? shape.gain : shape.gain_below;
@@ -68,7 +68,7 @@ FASTGAN_INLINE Curve<V> curve(V u, Shape<V, LIMITED> shape) {
 template <class V, bool LIMITED>
 FASTGAN_INLINE Curve<V> clamped(Curve<V> f, Shape<V, LIMITED> shape) {
     if constexpr (!LIMITED) return f;
-    const V limit = shape.clamp, zero = all<V>(0);
+    const V limit = shape.clamp, zero = broadcast<V>(0);
     Curve<V> g;
     g.value = minimum(limit, maximum(-limit, f.value));  // of a NaN, both return their second argument
     g.first = absolute(f.value) > limit ? zero : f.first;
@@ -83,12 +83,12 @@ FASTGAN_INLINE V slope_from_output(V y, Shape<V, LIMITED> shape) {
     if constexpr (ACT == Act::piecewise_linear) {
         first = y > 0 ? shape.gain : shape.gain_below;
     } else {
-        const V a = y * shape.inverse_gain, one = all<V>(1);
+        const V a = y * shape.inverse_gain, one = broadcast<V>(1);
         first = (ACT == Act::tanh ? one - a * a : a * (one - a)) * shape.gain;  // else sigmoid
     }
     if constexpr (!LIMITED) return first;
     const V unlimited = shape.clamp + shape.clamp;  // than itself only infinity is not smaller
-    return (absolute(y) < shape.clamp) | (shape.clamp == unlimited) ? first : all<V>(0);
+    return (absolute(y) < shape.clamp) | (shape.clamp == unlimited) ? first : broadcast<V>(0);
 }
 
 // The small tensors at one place: factors and terms of (n, c), the noise of (n, p).
@@ -137,7 +137,7 @@ FASTGAN_INLINE V backward_from_input(V dy, V x, Small<V> s, Shape<V, LIMITED> sh
 // A cotangent's product. One that is absent is zero, and makes no NaN of an infinity.
 template <class V>
 FASTGAN_INLINE V unless_absent(V cotangent, V factor) {
-    return cotangent == 0 ? all<V>(0) : cotangent * factor;
+    return cotangent == 0 ? broadcast<V>(0) : cotangent * factor;
 }
 
 // Double backward. With cotangents g of the backward's results, their product with the results is, per element,

@@ -10,7 +10,7 @@
 namespace FASTGAN_ISA {
 
 using fastgan::Dtype;
-using fastgan::MOST_SUMS;
+using fastgan::MAX_SUMS;
 using fastgan::NoiseBiasActCall;
 
 // Those with the plainer names are for calls with a bias at most: a critic's layers. Those called "noise" have one
@@ -36,10 +36,11 @@ struct Pieces {
 static Pieces pieces_of(const NoiseBiasActCall& call) {
     const int64_t elements = 16384;  // of a piece: enough to hide its start, few enough to share out evenly
     Pieces pieces;
-    int64_t width = call.pixels ? call.c : 1;
+    int64_t width = call.channels_last ? call.c : 1;
     pieces.positions = elements / (width > 0 ? width : 1);
     if (pieces.positions < 32) pieces.positions = 32;
-    if (call.pixels && pieces.positions > 128) pieces.positions = 128;  // a longer chain of additions would round more
+    if (call.channels_last && pieces.positions > 128)
+        pieces.positions = 128;  // a longer chain of additions would round more
     if (pieces.positions > call.p) pieces.positions = call.p > 0 ? call.p : 1;
     pieces.per_sample = (call.p + pieces.positions - 1) / pieces.positions;
     pieces.stride = (call.c + 31) / 32 * 32;
@@ -51,7 +52,7 @@ static const int SMALL_ARRAYS = 8;  // scale, strength, bias, post and their cot
 // In elements of the arithmetic type.
 static int64_t workspace_elements(const NoiseBiasActCall& call) {
     Pieces pieces = pieces_of(call);
-    return call.n * pieces.stride * (pieces.per_sample * MOST_SUMS + SMALL_ARRAYS);
+    return call.n * pieces.stride * (pieces.per_sample * MAX_SUMS + SMALL_ARRAYS);
 }
 
 // What is done at the elements from index i on: one vector of them, or the first `count` of one.
@@ -99,7 +100,8 @@ struct Element {
         second = PASS == Pass::double_from_input ? (T*)call.dx : nullptr;
         // What does not fit into the caches anyway goes past them: a plain store would first read what it overwrites.
         const int64_t large = 24 << 20;
-        const int64_t row = call.pixels ? call.c : call.p, size = call.pixels ? Group<T>::size : lanes<V>();
+        const int64_t row = call.channels_last ? call.c : call.p,
+                      size = call.channels_last ? Group<T>::size : lanes<V>();
         const bool aligned =
             (uintptr_t)first % VECTOR_BYTES == 0 && (uintptr_t)second % VECTOR_BYTES == 0 && row % size == 0;
         streamed = aligned && call.n * call.c * call.p * (int64_t)sizeof(T) >= large;
@@ -129,7 +131,7 @@ struct Element {
     inline void at(int64_t i, int64_t count, const Small<V>& s, const Small<V>& g, Sums<V>& sums) const {
         auto get = [&](const T* p) {
             if constexpr (PART) return load_n(p + i, count);
-            if constexpr (fetches) fetch<4096>(p + i);
+            if constexpr (fetches) prefetch<4096>(p + i);
             return load(p + i);
         };
         V a = {}, b = {}, c = {};
@@ -148,7 +150,7 @@ struct Element {
     inline void at_group(int64_t i, int64_t count, const Small<V>* s, const Small<V>* g, Sums<V>* sums) const {
         auto get = [&](const T* p) {
             if constexpr (PART) return load_group_n(p + i, count);
-            if constexpr (fetches) fetch<4096>(p + i);
+            if constexpr (fetches) prefetch<4096>(p + i);
             return load_group(p + i);
         };
         Group<T> a = {}, b = {}, c = {}, out, also;
@@ -210,8 +212,8 @@ struct Groups {  // so many of them
 
 // NHWC: a piece is some whole pixels; the small tensors and the sums are rows of channels.
 template <class E>
-static void pixels(const NoiseBiasActCall& call, const E& shared, const Pieces& pieces, typename E::S* partial,
-                   typename E::S* space) {
+static void nhwc(const NoiseBiasActCall& call, const E& shared, const Pieces& pieces, typename E::S* partial,
+                 typename E::S* space) {
     typedef typename E::S S;
     typedef typename E::V V;
     typedef typename E::Stored T;
@@ -234,7 +236,7 @@ static void pixels(const NoiseBiasActCall& call, const E& shared, const Pieces& 
     const S strength_of_all = E::of_pixel && call.strength ? *(const S*)call.strength : S(1);
     const int64_t count = n * pieces.per_sample;
 
-    share_out(count, n * call.c * call.p > 16384, [&](int64_t piece) {
+    parallel_for(count, n * call.c * call.p > 16384, [&](int64_t piece) {
         // Copies, which no store can alias: what would be read anew at each pixel holds up the stores before it.
         const E element = shared;
         const int64_t c = call.c, p = call.p, whole = c / width * width, stride = pieces.stride;
@@ -256,7 +258,7 @@ static void pixels(const NoiseBiasActCall& call, const E& shared, const Pieces& 
         };
 
         S* sums = partial + piece * E::SUMS * stride;
-        V of_all_channels = all<V>(0);  // the gradient of strength: the rest of its row is zero
+        V of_all_channels = broadcast<V>(0);  // the gradient of strength: the rest of its row is zero
 
         // One pixel after the other: several at once would share loads, but interleave their streaming stores.
         auto rows = [&] {
@@ -264,8 +266,8 @@ static void pixels(const NoiseBiasActCall& call, const E& shared, const Pieces& 
             for (int64_t position = begin; position < end; ++position) {
                 const int64_t at = (sample * p + position) * c;
                 const S drawn = drawn_at(position);
-                const V here = all<V>(E::of_pixel && E::is_forward ? drawn * strength_of_all : drawn);
-                V over_channels = all<V>(0);
+                const V here = broadcast<V>(E::of_pixel && E::is_forward ? drawn * strength_of_all : drawn);
+                V over_channels = broadcast<V>(0);
                 auto group = [&](auto extent, int64_t j) {
                     Small<V> s[VECTORS], g[VECTORS];
                     Sums<V> d[VECTORS];
@@ -297,12 +299,12 @@ static void pixels(const NoiseBiasActCall& call, const E& shared, const Pieces& 
             constexpr int COUNT = decltype(groups)::count * VECTORS;
             V total[E::SUMS][COUNT];
 #pragma GCC unroll 32
-            for (int i = 0; i < E::SUMS * COUNT; ++i) total[i / COUNT][i % COUNT] = all<V>(0);
-            V of_channels = all<V>(0);
+            for (int i = 0; i < E::SUMS * COUNT; ++i) total[i / COUNT][i % COUNT] = broadcast<V>(0);
+            V of_channels = broadcast<V>(0);
             for (int64_t position = begin; position < end; ++position) {
                 const int64_t at = (sample * p + position) * c;
-                const V here = all<V>(drawn_at(position));
-                V over_channels = all<V>(0);
+                const V here = broadcast<V>(drawn_at(position));
+                V over_channels = broadcast<V>(0);
 #pragma GCC unroll 8
                 for (int i = 0; i < COUNT; i += VECTORS) {
                     Small<V> s[VECTORS], g[VECTORS];
@@ -351,23 +353,25 @@ static void pixels(const NoiseBiasActCall& call, const E& shared, const Pieces& 
 
 // NCHW: a piece is some positions of one channel; the small tensors are single numbers, the noise is a row.
 template <class E>
-static void planes(const NoiseBiasActCall& call, const E& shared, const Pieces& pieces, typename E::S* partial) {
+static void nchw(const NoiseBiasActCall& call, const E& shared, const Pieces& pieces, typename E::S* partial) {
     typedef typename E::S S;
     typedef typename E::V V;
     const int64_t n = call.n, c = call.c, p = call.p, width = lanes<V>();
-    auto number = [](const void* given, int64_t i, S absent) { return all<V>(given ? ((const S*)given)[i] : absent); };
+    auto number = [](const void* given, int64_t i, S absent) {
+        return broadcast<V>(given ? ((const S*)given)[i] : absent);
+    };
     const S* noise = (const S*)call.noise;
 
     const int64_t count = n * c * pieces.per_sample;
 
-    share_out(count, n * c * p > 16384, [&](int64_t piece) {
+    parallel_for(count, n * c * p > 16384, [&](int64_t piece) {
         const E element = shared;  // a copy that no store can alias
         const int64_t row = piece / pieces.per_sample, segment = piece % pieces.per_sample;
         const int64_t sample = row / c, channel = row % c, one = call.strength_per_channel ? channel : 0;
         const int64_t begin = segment * pieces.positions;
         const int64_t end = begin + pieces.positions < p ? begin + pieces.positions : p;
         const S* field = noise ? noise + (call.noise_per_sample ? sample * p : 0) : nullptr;
-        const V zero = all<V>(S(0));
+        const V zero = broadcast<V>(S(0));
         Small<V> s = {number(call.scale, row, 1), number(call.strength, one, 1), number(call.bias, channel, 0),
                       number(call.post, row, 1), zero};
         Small<V> g = {number(call.gscale, row, 0), number(call.gstrength, one, 0), number(call.gbias, channel, 0),
@@ -420,7 +424,7 @@ static void finish(const NoiseBiasActCall& call, const Pieces& pieces, const S* 
             const int64_t there = pieces.stride - channel < block ? pieces.stride - channel : block;
             for (int64_t j = 0; j < there; ++j) total[j] += from[j];
         }
-        if (call.pixels && Group<T>::vectors > 1) {  // out of the order of groups
+        if (call.channels_last && Group<T>::vectors > 1) {  // out of the order of groups
             double ordered[block];
             for (int64_t j = 0; j < width; ++j) ordered[j] = total[slot_of<T>(j)];
             for (int64_t j = 0; j < width; ++j) total[j] = ordered[j];
@@ -466,10 +470,10 @@ static void walk(const NoiseBiasActCall& call) {
     S* partial = (S*)call.workspace;
     S* space = partial + call.n * pieces.per_sample * E::SUMS * pieces.stride;
     const E element(call);
-    if (call.pixels) {
-        pixels(call, element, pieces, partial, space);
+    if (call.channels_last) {
+        nhwc(call, element, pieces, partial, space);
     } else {
-        planes(call, element, pieces, partial);
+        nchw(call, element, pieces, partial);
     }
     if constexpr (E::SUMS > 0) finish<T, E::SUMS>(call, pieces, partial);
 }
@@ -510,7 +514,7 @@ static void for_act(const NoiseBiasActCall& call) {
 
 // Whether the passes called "noise" serve.
 static bool is_of_pixel(const NoiseBiasActCall& call) {
-    return call.pixels && !call.strength_per_channel && call.act == Act::piecewise_linear;
+    return call.channels_last && !call.strength_per_channel && call.act == Act::piecewise_linear;
 }
 
 void noise_bias_act_forward(const NoiseBiasActCall& call) {

@@ -13,8 +13,8 @@ using namespace gpu_values;
 enum class Pass { forward, backward_from_output, backward_from_input, double_from_output, double_from_input };
 enum class Family { piecewise_linear, curved };  // the curved activations are told apart at run time
 
-constexpr int MOST_BLOCKS = 2112;  // 16 for each of an H100's multiprocessors; more work than that is looped over
-constexpr int LEAST_STEPS = 4;     // of a thread: fewer would not pay for its start and for its sums
+constexpr int MAX_BLOCKS = 2112;  // 16 for each of an H100's multiprocessors; more work than that is looped over
+constexpr int MIN_STEPS = 4;      // of a thread: fewer would not pay for its start and for its sums
 
 // How the work is cut up, from the shape alone: `wide` threads along the fast dimension, `rows` of them to a block.
 struct Plan {
@@ -32,25 +32,25 @@ inline int power_of_two_from(int64_t size) {
 
 inline Plan plan_of(const NoiseBiasActCall& call, int widest) {
     Plan plan;
-    const int64_t fast = call.pixels ? call.c : call.p;
+    const int64_t fast = call.channels_last ? call.c : call.p;
     plan.vector = fast % widest == 0 ? widest : 1;
     plan.wide = power_of_two_from(fast / plan.vector);
     plan.rows = BLOCK / plan.wide;
     int64_t blocks, steps;
-    if (call.pixels) {
-        plan.tiles = divided(call.c, int64_t(plan.wide) * plan.vector);
+    if (call.channels_last) {
+        plan.tiles = ceil_div(call.c, int64_t(plan.wide) * plan.vector);
         blocks = plan.tiles * call.n;
-        steps = divided(call.p, plan.rows);
+        steps = ceil_div(call.p, plan.rows);
     } else {
-        plan.tiles = divided(call.n * call.c, plan.rows);
+        plan.tiles = ceil_div(call.n * call.c, plan.rows);
         blocks = plan.tiles;
-        steps = divided(call.p, int64_t(plan.wide) * plan.vector);
+        steps = ceil_div(call.p, int64_t(plan.wide) * plan.vector);
     }
-    plan.per_sample = divided(MOST_BLOCKS, blocks > 0 ? blocks : 1);
-    if (plan.per_sample > divided(steps, LEAST_STEPS)) plan.per_sample = divided(steps, LEAST_STEPS);
+    plan.per_sample = ceil_div(MAX_BLOCKS, blocks > 0 ? blocks : 1);
+    if (plan.per_sample > ceil_div(steps, MIN_STEPS)) plan.per_sample = ceil_div(steps, MIN_STEPS);
     if (plan.per_sample < 1) plan.per_sample = 1;
-    const int64_t step = call.pixels ? plan.rows : int64_t(plan.wide) * plan.vector;
-    plan.positions = divided(divided(call.p, plan.per_sample), step) * step;
+    const int64_t step = call.channels_last ? plan.rows : int64_t(plan.wide) * plan.vector;
+    plan.positions = ceil_div(ceil_div(call.p, plan.per_sample), step) * step;
     return plan;
 }
 
@@ -194,7 +194,7 @@ FASTGAN_INLINE S sum_number(const Sums<S>& sums, int which) {
 // NHWC: a thread keeps its channels and walks over pixels; the rows of a block are added up at the end.
 // Grid: (pieces of all samples, tiles of channels). Sums: [pieces, SUMS, C].
 template <class E, int V>
-__global__ void pixels(E element, int64_t c, int64_t p, Plan plan, typename E::S* partial) {
+__global__ void nhwc(E element, int64_t c, int64_t p, Plan plan, typename E::S* partial) {
     using S = typename E::S;
     const int lane = int(threadIdx.x) % plan.wide, row = int(threadIdx.x) / plan.wide;
     const int64_t channel = (int64_t(blockIdx.y) * plan.wide + lane) * V;
@@ -237,7 +237,7 @@ __global__ void pixels(E element, int64_t c, int64_t p, Plan plan, typename E::S
 // NCHW: a row of threads takes one channel of a sample, or a piece of it. Grid: (tiles of channels, pieces).
 // Sums as above: piece is sample * per_sample + segment.
 template <class E, int V>
-__global__ void planes(E element, int64_t n, int64_t c, int64_t p, Plan plan, typename E::S* partial) {
+__global__ void nchw(E element, int64_t n, int64_t c, int64_t p, Plan plan, typename E::S* partial) {
     using S = typename E::S;
     const int lane = int(threadIdx.x) % plan.wide, row = int(threadIdx.x) / plan.wide;
     const int64_t plane = int64_t(blockIdx.x) * plan.rows + row, sample = plane / c, channel = plane % c;
@@ -277,17 +277,17 @@ void launch(const NoiseBiasActCall& call, const Plan& plan, void* stream) {
     using S = typename E::S;
     S* partial = (S*)call.workspace;
     const E element(call);
-    if (call.pixels) {
+    if (call.channels_last) {
         const dim3 grid(unsigned(call.n * plan.per_sample), unsigned(plan.tiles));
-        gpu::Launch(grid, BLOCK, 0, stream)(pixels<E, V>, element, call.c, call.p, plan, partial);
+        gpu::Launch(grid, BLOCK, 0, stream)(nhwc<E, V>, element, call.c, call.p, plan, partial);
     } else {
         const dim3 grid(unsigned(plan.tiles), unsigned(plan.per_sample));
-        gpu::Launch(grid, BLOCK, 0, stream)(planes<E, V>, element, call.n, call.c, call.p, plan, partial);
+        gpu::Launch(grid, BLOCK, 0, stream)(nchw<E, V>, element, call.n, call.c, call.p, plan, partial);
     }
     if constexpr (E::SUMS > 0) {
         const int64_t all_pieces = call.n * plan.per_sample;
         auto add = [&](int which, void* out, bool per_sample) {
-            const dim3 grid(unsigned(per_sample ? call.n : 1), unsigned(divided(call.c, 32)));
+            const dim3 grid(unsigned(per_sample ? call.n : 1), unsigned(ceil_div(call.c, 32)));
             gpu::Launch(grid, BLOCK, 0, stream)(add_pieces<S>, (const S*)partial, (S*)out,
                                                 per_sample ? plan.per_sample : all_pieces, call.c, E::SUMS, which);
         };
@@ -363,11 +363,11 @@ void noise_bias_act_double_backward(const NoiseBiasActCall& call, int device, vo
 // Bytes, for the narrowest vectors: they make the most pieces.
 int64_t noise_bias_act_workspace(const NoiseBiasActCall& call) {
     int64_t pieces = 0;
-    for (int widest : {1, widest_of(call.dtype)}) {
+    for (int widest : {1, elements_of_16_bytes(call.dtype)}) {
         const Plan plan = plan_of(call, widest);
         if (call.n * plan.per_sample > pieces) pieces = call.n * plan.per_sample;
     }
-    return (pieces * MOST_SUMS + 1) * call.c * int64_t(call.dtype == Dtype::float64 ? sizeof(double) : sizeof(float));
+    return (pieces * MAX_SUMS + 1) * call.c * int64_t(call.dtype == Dtype::float64 ? sizeof(double) : sizeof(float));
 }
 
 }  // namespace fastgan::cuda

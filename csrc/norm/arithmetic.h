@@ -38,7 +38,7 @@ struct Activated {
 template <class V>
 FASTGAN_INLINE Activated<V> piecewise_linear(V u, V gain, V gain_below) {
     const V slope = u > 0 ? gain : gain_below;
-    return {product(u, slope), slope};
+    return {rounded_product(u, slope), slope};
 }
 
 // What stands before the norm. PLAIN: nothing. `product` is rounded, never contracted with the subtraction that follows

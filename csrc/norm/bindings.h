@@ -4,21 +4,21 @@
 #include "common/bindings.h"
 #include "norm/call.h"
 
-FASTGAN_KERNEL(instance_norm_forward, const fastgan::InstanceNormCall&)
-FASTGAN_KERNEL(instance_norm_backward, const fastgan::InstanceNormCall&)
-FASTGAN_WORKSPACE(instance_norm_workspace, const fastgan::InstanceNormCall&)
+FASTGAN_KERNEL(instance_norm_forward, const fastgan::NormCall&)
+FASTGAN_KERNEL(instance_norm_backward, const fastgan::NormCall&)
+FASTGAN_WORKSPACE(instance_norm_workspace, const fastgan::NormCall&)
 
 namespace fastgan {
 namespace {
 
-InstanceNormCall described(int64_t n, int64_t c, int64_t p, bool pixels, int dtype) {
-    InstanceNormCall call{};
-    call.n = n, call.c = c, call.p = p, call.pixels = pixels;
+NormCall described(int64_t n, int64_t c, int64_t p, bool channels_last, int dtype) {
+    NormCall call{};
+    call.n = n, call.c = c, call.p = p, call.channels_last = channels_last;
     call.dtype = static_cast<fastgan::Dtype>(dtype);
     return call;
 }
 
-void before_the_norm(InstanceNormCall& call, double slope, double gain, double eps, Address noise, bool noise_per_sample,
+void before_the_norm(NormCall& call, double slope, double gain, double eps, Address noise, bool noise_per_sample,
                      Address strength, bool strength_per_channel, Address bias) {
     call.slope = slope, call.gain = gain, call.eps = eps;
     call.noise = at(noise), call.noise_per_sample = noise_per_sample;
@@ -26,16 +26,16 @@ void before_the_norm(InstanceNormCall& call, double slope, double gain, double e
     call.bias = at(bias);
 }
 
-int64_t instance_norm_workspace(int device, int64_t n, int64_t c, int64_t p, bool pixels, int dtype) {
-    InstanceNormCall call = described(n, c, p, pixels, dtype);
+int64_t instance_norm_workspace(int device, int64_t n, int64_t c, int64_t p, bool channels_last, int dtype) {
+    NormCall call = described(n, c, p, channels_last, dtype);
     return device < 0 ? FASTGAN_ON_CPU(instance_norm_workspace) : FASTGAN_ON_GPU(instance_norm_workspace, call);
 }
 
-void instance_norm_forward(int device, Address stream, int64_t n, int64_t c, int64_t p, bool pixels, int dtype,
+void instance_norm_forward(int device, Address stream, int64_t n, int64_t c, int64_t p, bool channels_last, int dtype,
                            Address workspace, double slope, double gain, double eps, Address y, Address statistics,
-                           Address x, Address noise, bool noise_per_sample, Address strength,
-                           bool strength_per_channel, Address bias, Address style_scale, Address style_bias) {
-    InstanceNormCall call = described(n, c, p, pixels, dtype);
+                           Address x, Address noise, bool noise_per_sample, Address strength, bool strength_per_channel,
+                           Address bias, Address style_scale, Address style_bias) {
+    NormCall call = described(n, c, p, channels_last, dtype);
     before_the_norm(call, slope, gain, eps, noise, noise_per_sample, strength, strength_per_channel, bias);
     call.workspace = FASTGAN_SPACE(instance_norm_workspace, device, workspace);
     call.y = at(y), call.statistics = at(statistics), call.x = at(x);
@@ -43,12 +43,12 @@ void instance_norm_forward(int device, Address stream, int64_t n, int64_t c, int
     FASTGAN_RUN(instance_norm_forward, device, stream);
 }
 
-void instance_norm_backward(int device, Address stream, int64_t n, int64_t c, int64_t p, bool pixels, int dtype,
+void instance_norm_backward(int device, Address stream, int64_t n, int64_t c, int64_t p, bool channels_last, int dtype,
                             Address workspace, double slope, double gain, double eps, Address dx, Address dstrength,
                             Address dbias, Address dstyle_scale, Address dstyle_bias, Address dy, Address x,
                             Address statistics, Address noise, bool noise_per_sample, Address strength,
                             bool strength_per_channel, Address bias, Address style_scale) {
-    InstanceNormCall call = described(n, c, p, pixels, dtype);
+    NormCall call = described(n, c, p, channels_last, dtype);
     before_the_norm(call, slope, gain, eps, noise, noise_per_sample, strength, strength_per_channel, bias);
     call.workspace = FASTGAN_SPACE(instance_norm_workspace, device, workspace);
     call.dx = at(dx), call.dstrength = at(dstrength), call.dbias = at(dbias);
@@ -58,21 +58,21 @@ void instance_norm_backward(int device, Address stream, int64_t n, int64_t c, in
 }
 
 // x, y and their gradients are [N, C, P]; in NHWC, positions of all samples are those of a single one.
-InstanceNormCall of_batch(int64_t n, int64_t c, int64_t p, bool pixels, int dtype) {
-    InstanceNormCall call = described(pixels ? 1 : n, c, pixels ? n * p : p, pixels, dtype);
+NormCall of_batch(int64_t n, int64_t c, int64_t p, bool channels_last, int dtype) {
+    NormCall call = described(channels_last ? 1 : n, c, channels_last ? n * p : p, channels_last, dtype);
     call.batch = true;
     return call;
 }
 
-int64_t batch_norm_act_workspace(int device, int64_t n, int64_t c, int64_t p, bool pixels, int dtype) {
-    InstanceNormCall call = of_batch(n, c, p, pixels, dtype);
+int64_t batch_norm_act_workspace(int device, int64_t n, int64_t c, int64_t p, bool channels_last, int dtype) {
+    NormCall call = of_batch(n, c, p, channels_last, dtype);
     return device < 0 ? FASTGAN_ON_CPU(instance_norm_workspace) : FASTGAN_ON_GPU(instance_norm_workspace, call);
 }
 
-void batch_norm_act_forward(int device, Address stream, int64_t n, int64_t c, int64_t p, bool pixels, int dtype,
+void batch_norm_act_forward(int device, Address stream, int64_t n, int64_t c, int64_t p, bool channels_last, int dtype,
                             Address workspace, double slope, double gain, double eps, Address y, Address statistics,
                             Address x, Address weight, Address bias) {
-    InstanceNormCall call = of_batch(n, c, p, pixels, dtype);
+    NormCall call = of_batch(n, c, p, channels_last, dtype);
     call.slope = slope, call.gain = gain, call.eps = eps;
     call.workspace = FASTGAN_SPACE(instance_norm_workspace, device, workspace);
     call.y = at(y), call.statistics = at(statistics), call.x = at(x);
@@ -80,10 +80,10 @@ void batch_norm_act_forward(int device, Address stream, int64_t n, int64_t c, in
     FASTGAN_RUN(instance_norm_forward, device, stream);
 }
 
-void batch_norm_act_backward(int device, Address stream, int64_t n, int64_t c, int64_t p, bool pixels, int dtype,
+void batch_norm_act_backward(int device, Address stream, int64_t n, int64_t c, int64_t p, bool channels_last, int dtype,
                              Address workspace, double slope, double gain, Address dx, Address dweight, Address dbias,
                              Address dy, Address x, Address statistics, Address weight, Address bias) {
-    InstanceNormCall call = of_batch(n, c, p, pixels, dtype);
+    NormCall call = of_batch(n, c, p, channels_last, dtype);
     call.slope = slope, call.gain = gain;
     call.workspace = FASTGAN_SPACE(instance_norm_workspace, device, workspace);
     call.dx = at(dx), call.dstyle_scale = at(dweight), call.dstyle_bias = at(dbias);

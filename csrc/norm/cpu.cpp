@@ -15,15 +15,15 @@
 
 namespace FASTGAN_ISA {
 
-using fastgan::Around;
+using fastgan::Activation;
 using fastgan::Dtype;
-using fastgan::InstanceNormCall;
+using fastgan::NormCall;
 
 namespace {
 
-static const int MOST_CHANNELS = 256;     // of a tile: its rows lie on the stack
-static const int64_t CHUNK = 64;          // positions: few enough that single precision will do for their sums
-static const int64_t PLANE_CHUNK = 4096;  // the same of a plane, whose sums are spread over lanes
+static const int MAX_CHANNELS = 256;     // of a tile: its rows lie on the stack
+static const int64_t CHUNK = 64;         // positions: few enough that single precision will do for their sums
+static const int64_t NCHW_CHUNK = 4096;  // the same of a plane, whose sums are spread over lanes
 
 struct Plan {
     int64_t tile, tiles;                 // channels of a unit; units of a sample
@@ -31,43 +31,43 @@ struct Plan {
     int64_t begin(int64_t segment) const { return segment * positions; }
 };
 
-static Plan plan_of(const InstanceNormCall& call) {
+static Plan plan_of(const NormCall& call) {
     Plan plan;
-    plan.tile = call.pixels ? smaller(call.c, MOST_CHANNELS) : 1;
+    plan.tile = call.channels_last ? min(call.c, MAX_CHANNELS) : 1;
     plan.tiles = (call.c + plan.tile - 1) / plan.tile;
     plan.units = call.batch ? plan.tiles : call.n * plan.tiles;
     const int64_t pieces = 16, least = 32768;  // elements that pay for a barrier
     plan.segments = 1;
     if (plan.units < pieces / 2) {
-        plan.segments = smaller((pieces + plan.units - 1) / plan.units, call.numbers() * plan.tile / least);
+        plan.segments = min((pieces + plan.units - 1) / plan.units, call.count() * plan.tile / least);
         if (plan.segments < 1) plan.segments = 1;
     }
-    plan.positions = (call.numbers() + plan.segments - 1) / plan.segments;
-    plan.segments = (call.numbers() + plan.positions - 1) / plan.positions;  // none is empty
+    plan.positions = (call.count() + plan.segments - 1) / plan.segments;
+    plan.segments = (call.count() + plan.positions - 1) / plan.positions;  // none is empty
     return plan;
 }
 
 // What a segment leaves, in double precision, for each channel of its unit: two results of the first pass forward, or
 // three of the first pass backward, and the sums of dx and of dx * noise.
 static const int FIRST_ROWS = 3, ROWS = 5;
-static double* rows_of(const InstanceNormCall& call, const Plan& plan, int64_t unit, int64_t segment) {
+static double* rows_of(const NormCall& call, const Plan& plan, int64_t unit, int64_t segment) {
     return (double*)call.workspace + (unit * plan.segments + segment) * ROWS * plan.tile;
 }
 
 // Runs `first(unit, begin, end, rows)`, which makes rows of numbers, `plan.tile` each, and `second(unit, segment, end,
 // rows)` with those of the whole unit; `merge(rows, count, more, more_count)` adds a segment to those before.
 template <class First, class Merge, class Second>
-static void two_passes(const InstanceNormCall& call, const Plan& plan, const First& first, const Merge& merge,
+static void two_passes(const NormCall& call, const Plan& plan, const First& first, const Merge& merge,
                        const Second& second) {
-    auto end_of = [&](int64_t segment) { return smaller(plan.begin(segment) + plan.positions, call.numbers()); };
+    auto end_of = [&](int64_t segment) { return min(plan.begin(segment) + plan.positions, call.count()); };
 #pragma omp parallel if (call.n * call.c * call.p > 16384)
     {
         if (plan.segments == 1) {
-            double rows[FIRST_ROWS * MOST_CHANNELS] = {};
+            double rows[FIRST_ROWS * MAX_CHANNELS] = {};
 #pragma omp for schedule(static)
             for (int64_t unit = 0; unit < plan.units; ++unit) {
-                first(unit, 0, call.numbers(), rows);
-                second(unit, 0, call.numbers(), rows);
+                first(unit, 0, call.count(), rows);
+                second(unit, 0, call.count(), rows);
             }
         } else {
             for (int64_t unit = 0; unit < plan.units; ++unit) {
@@ -95,7 +95,7 @@ template <class T>
 struct Tensors {
     typedef typename Arithmetic<T>::Scalar S;
     typedef typename Arithmetic<T>::Vector V;
-    const InstanceNormCall& call;
+    const NormCall& call;
     const Plan& plan;
     const T *x, *dy;
     T *y, *dx;
@@ -104,7 +104,7 @@ struct Tensors {
     V gain, gain_below;
     bool streamed;
 
-    Tensors(const InstanceNormCall& call, const Plan& plan)
+    Tensors(const NormCall& call, const Plan& plan)
         : call(call),
           plan(plan),
           x((const T*)call.x),
@@ -117,18 +117,19 @@ struct Tensors {
           style_scale((const S*)call.style_scale),
           style_bias((const S*)call.style_bias),
           statistics((S*)call.statistics),
-          gain(all<V>(S(call.gain))),
-          gain_below(all<V>(S(call.gain * call.slope))) {
+          gain(broadcast<V>(S(call.gain))),
+          gain_below(broadcast<V>(S(call.gain * call.slope))) {
         // What does not fit into the caches anyway goes past them: a plain store would first read what it overwrites.
         const int64_t large = 24 << 20;
-        const int64_t row = call.pixels ? call.c : call.p, size = call.pixels ? Group<T>::size : lanes<V>();
+        const int64_t row = call.channels_last ? call.c : call.p,
+                      size = call.channels_last ? Group<T>::size : lanes<V>();
         const uintptr_t to = (uintptr_t)(y ? y : dx);
         streamed = to % VECTOR_BYTES == 0 && row % size == 0 && call.n * call.c * call.p * (int64_t)sizeof(T) >= large;
     }
 
     int64_t sample(int64_t unit) const { return unit / plan.tiles; }
     int64_t channel(int64_t unit) const { return unit % plan.tiles * plan.tile; }  // the first
-    int64_t width(int64_t unit) const { return smaller(plan.tile, call.c - channel(unit)); }
+    int64_t width(int64_t unit) const { return min(plan.tile, call.c - channel(unit)); }
     const S* field(int64_t unit) const {
         return noise ? noise + (call.noise_per_sample ? sample(unit) * call.p : 0) : nullptr;
     }
@@ -144,13 +145,13 @@ struct Tensors {
     S mean_at(int64_t unit, int64_t i) const { return statistics[row(unit) + i]; }
     S inverse_at(int64_t unit, int64_t i) const { return statistics[call.rows() + row(unit) + i]; }
 
-    double inverse_of(double squares) const { return 1 / __builtin_sqrt(squares / double(call.numbers()) + call.eps); }
+    double inverse_of(double squares) const { return 1 / __builtin_sqrt(squares / double(call.count()) + call.eps); }
 
     void keep_statistics(int64_t unit, const double* mean, const double* squares) const {
         for (int64_t i = 0; i < width(unit); ++i) {
             statistics[row(unit) + i] = S(mean[i]);
             statistics[call.rows() + row(unit) + i] = S(inverse_of(squares[i]));
-            if (call.batch) statistics[2 * call.rows() + row(unit) + i] = S(squares[i] / double(call.numbers() - 1));
+            if (call.batch) statistics[2 * call.rows() + row(unit) + i] = S(squares[i] / double(call.count() - 1));
         }
     }
 
@@ -159,7 +160,7 @@ struct Tensors {
         double sum, product, level, tilt;  // T1, T2, and what is subtracted: level + tilt * (z - mean)
     };
     Slopes slopes_at(int64_t unit, const double* sums, int64_t i) const {
-        const double numbers = double(call.numbers()), inverse = this->inverse_at(unit, i);
+        const double numbers = double(call.count()), inverse = this->inverse_at(unit, i);
         const double sum = sums[i], rest = sums[2 * plan.tile + i] / numbers;  // what rounding left of the mean
         const double product = sums[plan.tile + i] - rest * sum, tilt = product * inverse * inverse / numbers;
         return {sum, product, sum / numbers - rest * tilt, tilt};
@@ -206,7 +207,7 @@ struct Columns {
 
     static inline Values get(const T* p, int64_t count) {
         Values values;
-        fetch(p);
+        prefetch(p);
 #pragma GCC unroll 8
         for (int g = 0; g < GROUPS; ++g) {
             const Group<T> group = PART ? load_group_n(p, count) : load_group(p + g * Group<T>::size);
@@ -249,12 +250,12 @@ static inline void for_columns(int64_t width, const Body& body) {
 // A number for each channel of a tile, in the order of groups, padded.
 template <class S>
 struct alignas(64) Row {
-    S v[MOST_CHANNELS + 32];
+    S v[MAX_CHANNELS + 32];
 };
 
-template <class T, Around AROUND>
-struct Pixels : Tensors<T> {
-    static constexpr bool PLAIN = AROUND != Around::before;
+template <class T, Activation ACT>
+struct Nhwc : Tensors<T> {
+    static constexpr bool PLAIN = ACT != Activation::before_norm;
     typedef typename Tensors<T>::S S;
     typedef typename Tensors<T>::V V;
     using Tensors<T>::Tensors;
@@ -278,7 +279,7 @@ struct Pixels : Tensors<T> {
     struct Before {  // the norm
         Row<S> strength, bias;
         const S* noise;
-        Before(const Pixels& own, int64_t unit) {
+        Before(const Nhwc& own, int64_t unit) {
             if constexpr (!PLAIN) {
                 fill(strength, own.width(unit), [&](int64_t i) { return own.strength_at(unit, i); });
                 fill(bias, own.width(unit), [&](int64_t i) { return own.bias_at(unit, i); });
@@ -300,10 +301,10 @@ struct Pixels : Tensors<T> {
             const auto shifts = C::row(shift.v + j);
             const auto strengths = C::row(before.strength.v + j), biases = C::row(before.bias.v + j);
             typename C::Values first, second;
-            for (int i = 0; i < C::vectors; ++i) first.v[i] = second.v[i] = all<V>(S(0));
+            for (int i = 0; i < C::vectors; ++i) first.v[i] = second.v[i] = broadcast<V>(S(0));
             const T* from = x + j;
             for (int64_t position = begin; position < end; ++position, from += call.c) {
-                const V noise = all<V>(before.noise_at(position));
+                const V noise = broadcast<V>(before.noise_at(position));
                 const auto values = C::get(from, count);
 #pragma GCC unroll 8
                 for (int i = 0; i < C::vectors; ++i) {
@@ -324,11 +325,11 @@ struct Pixels : Tensors<T> {
         Row<S> shift, sums, their_squares;
         Row<double> means, all_squares;
         for (int64_t i = 0; i < slots; ++i) shift.v[i] = 0, means.v[i] = 0, all_squares.v[i] = 0;
-        const int64_t some = smaller(begin + CHUNK, end);
+        const int64_t some = min(begin + CHUNK, end);
         distances(this->x + at(unit, begin), begin, some, width, before, shift, sums, their_squares);
         for (int64_t i = 0; i < slots; ++i) shift.v[i] = sums.v[i] / S(some - begin);
         for (int64_t from = begin; from < end; from += CHUNK) {
-            const int64_t to = smaller(from + CHUNK, end);
+            const int64_t to = min(from + CHUNK, end);
             distances(this->x + at(unit, from), from, to, width, before, shift, sums, their_squares);
             const double count = double(from - begin), added = double(to - from);
             for (int64_t i = 0; i < slots; ++i) {
@@ -356,15 +357,15 @@ struct Pixels : Tensors<T> {
                 const bool streamed = this->streamed;
                 const T* from = this->x + at(unit, chunk) + j;
                 T* to = this->y + at(unit, chunk) + j;
-                for (int64_t position = chunk; position < smaller(chunk + CHUNK, end); ++position) {
-                    const V noise = all<V>(before.noise_at(position));
+                for (int64_t position = chunk; position < min(chunk + CHUNK, end); ++position) {
+                    const V noise = broadcast<V>(before.noise_at(position));
                     auto values = C::get(from, count);
 #pragma GCC unroll 8
                     for (int i = 0; i < C::vectors; ++i) {
                         const V z =
                             activated<PLAIN>(values.v[i], strengths.v[i], noise, biases.v[i], gain, gain_below).z;
                         values.v[i] = normalised(z, m.v[i], f.v[i], s.v[i]);
-                        if constexpr (AROUND == Around::after) {
+                        if constexpr (ACT == Activation::after_norm) {
                             values.v[i] = piecewise_linear(values.v[i], gain, gain_below).z;
                         }
                     }
@@ -379,10 +380,10 @@ struct Pixels : Tensors<T> {
     // What is behind the norm: factor and shift of a channel, which the derivative of the activation follows from.
     struct Behind {
         Row<S> factor, shift;
-        Behind(const Pixels& own, int64_t unit) {
+        Behind(const Nhwc& own, int64_t unit) {
             const int64_t width = own.width(unit);
             fill(factor, width, [&](int64_t i) { return own.scale_at(unit, i) * own.inverse_at(unit, i); });
-            if constexpr (AROUND == Around::after) {
+            if constexpr (ACT == Activation::after_norm) {
                 fill(shift, width, [&](int64_t i) { return own.shift_at(unit, i); });
             }
         }
@@ -404,17 +405,17 @@ struct Pixels : Tensors<T> {
                 const auto strengths = C::row(before.strength.v + j), biases = C::row(before.bias.v + j);
                 const auto m = C::row(means.v + j), f = C::row(behind.factor.v + j), s = C::row(behind.shift.v + j);
                 typename C::Values first, second, third;
-                for (int i = 0; i < C::vectors; ++i) first.v[i] = second.v[i] = third.v[i] = all<V>(S(0));
+                for (int i = 0; i < C::vectors; ++i) first.v[i] = second.v[i] = third.v[i] = broadcast<V>(S(0));
                 const T *from = this->x + at(unit, chunk) + j, *above = this->dy + at(unit, chunk) + j;
-                for (int64_t position = chunk; position < smaller(chunk + CHUNK, end); ++position) {
-                    const V noise = all<V>(before.noise_at(position));
+                for (int64_t position = chunk; position < min(chunk + CHUNK, end); ++position) {
+                    const V noise = broadcast<V>(before.noise_at(position));
                     const auto values = C::get(from, count), g = C::get(above, count);
 #pragma GCC unroll 8
                     for (int i = 0; i < C::vectors; ++i) {
                         const V z =
                             activated<PLAIN>(values.v[i], strengths.v[i], noise, biases.v[i], gain, gain_below).z;
                         V dv = g.v[i];
-                        if constexpr (AROUND == Around::after) {
+                        if constexpr (ACT == Activation::after_norm) {
                             dv *= piecewise_linear(normalised(z, m.v[i], f.v[i], s.v[i]), gain, gain_below).slope;
                         }
                         const V distance = z - m.v[i];
@@ -457,19 +458,19 @@ struct Pixels : Tensors<T> {
                 const auto m = C::row(means.v + j), f = C::row(behind.factor.v + j), s = C::row(behind.shift.v + j);
                 const auto l = C::row(levels.v + j), t = C::row(tilts.v + j);
                 typename C::Values first, second;
-                for (int i = 0; i < C::vectors; ++i) first.v[i] = second.v[i] = all<V>(S(0));
+                for (int i = 0; i < C::vectors; ++i) first.v[i] = second.v[i] = broadcast<V>(S(0));
                 const bool streamed = this->streamed, written = this->dx != nullptr;
                 const T *from = this->x + at(unit, chunk) + j, *above = this->dy + at(unit, chunk) + j;
                 T* to = this->dx + at(unit, chunk) + j;
-                for (int64_t position = chunk; position < smaller(chunk + CHUNK, end); ++position) {
-                    const V noise = all<V>(before.noise_at(position));
+                for (int64_t position = chunk; position < min(chunk + CHUNK, end); ++position) {
+                    const V noise = broadcast<V>(before.noise_at(position));
                     auto values = C::get(from, count);
                     const auto g = C::get(above, count);
 #pragma GCC unroll 8
                     for (int i = 0; i < C::vectors; ++i) {
                         const Activated<V> z = activated<PLAIN>(values.v[i], ss.v[i], noise, bs.v[i], gain, gain_below);
                         V dv = g.v[i];
-                        if constexpr (AROUND == Around::after) {
+                        if constexpr (ACT == Activation::after_norm) {
                             dv *= piecewise_linear(normalised(z.z, m.v[i], f.v[i], s.v[i]), gain, gain_below).slope;
                         }
                         V du = gradient_before(dv, z.z, m.v[i], f.v[i], l.v[i], t.v[i]);
@@ -498,9 +499,9 @@ struct Pixels : Tensors<T> {
 
 // NCHW ----------------------------------------------------------------------------------------------------------------
 
-template <class T, Around AROUND>
-struct Planes : Tensors<T> {
-    static constexpr bool PLAIN = AROUND != Around::before;
+template <class T, Activation ACT>
+struct Nchw : Tensors<T> {
+    static constexpr bool PLAIN = ACT != Activation::before_norm;
     typedef typename Tensors<T>::S S;
     typedef typename Tensors<T>::V V;
     using Tensors<T>::Tensors;
@@ -516,10 +517,10 @@ struct Planes : Tensors<T> {
     };
     template <class Body>
     void each(int64_t unit, int64_t begin, int64_t end, const Body& body) const {
-        if constexpr (AROUND == Around::after) {  // a unit has a plane in every sample
+        if constexpr (ACT == Activation::after_norm) {  // a unit has a plane in every sample
             for (int64_t next; begin < end; begin = next) {
                 const int64_t sample = begin / call.p, first = sample * call.p;
-                next = smaller(first + call.p, end);
+                next = min(first + call.p, end);
                 each_of_plane(unit, (sample * call.c + unit) * call.p, begin - first, next - first, body);
             }
         } else {
@@ -530,14 +531,14 @@ struct Planes : Tensors<T> {
     void each_of_plane(int64_t unit, int64_t plane, int64_t begin, int64_t end, const Body& body) const {
         const int64_t width = lanes<V>();
         const V gain = this->gain, gain_below = this->gain_below;
-        const V strength = all<V>(this->strength_at(unit, 0)), bias = all<V>(this->bias_at(unit, 0));
+        const V strength = broadcast<V>(this->strength_at(unit, 0)), bias = broadcast<V>(this->bias_at(unit, 0));
         const S* field = this->field(unit);
         auto one = [&](auto part, int64_t i, int64_t count, int which) {
             constexpr bool PART = decltype(part)::value;
-            V noise = all<V>(S(0));
+            V noise = broadcast<V>(S(0));
             if (!PLAIN && field) noise = PART ? load_n(field + i, count) : load(field + i);
             const T* from = this->x + plane + i;
-            if constexpr (!PART) fetch(from);
+            if constexpr (!PART) prefetch(from);
             const V x = PART ? load_n(from, count) : load(from);
             body(part, plane + i, count, which, activated<PLAIN>(x, strength, noise, bias, gain, gain_below), noise);
         };
@@ -556,14 +557,14 @@ struct Planes : Tensors<T> {
         return load(row);
     }
     struct Four {
-        V v[4] = {all<V>(S(0)), all<V>(S(0)), all<V>(S(0)), all<V>(S(0))};
+        V v[4] = {broadcast<V>(S(0)), broadcast<V>(S(0)), broadcast<V>(S(0)), broadcast<V>(S(0))};
         S total() const { return sum((v[0] + v[1]) + (v[2] + v[3])); }
     };
 
     void distances(int64_t unit, int64_t begin, int64_t end, S shift, S& sums, S& squares) const {
         Four first, second;
         each(unit, begin, end, [&](auto part, int64_t, int64_t count, int which, Activated<V> u, V) {
-            V distance = u.z - all<V>(shift);
+            V distance = u.z - broadcast<V>(shift);
             if (decltype(part)::value) distance *= first_lanes(count);
             first.v[which] += distance;
             second.v[which] += distance * distance;
@@ -573,12 +574,12 @@ struct Planes : Tensors<T> {
 
     void moments(int64_t unit, int64_t begin, int64_t end, double* mean, double* squares) const {
         S sums, their_squares;
-        const int64_t some = smaller(begin + PLANE_CHUNK, end);
+        const int64_t some = min(begin + NCHW_CHUNK, end);
         distances(unit, begin, some, S(0), sums, their_squares);
         S shift = sums / S(some - begin);
         *mean = *squares = 0;
-        for (int64_t from = begin; from < end; from += PLANE_CHUNK) {
-            const int64_t to = smaller(from + PLANE_CHUNK, end);
+        for (int64_t from = begin; from < end; from += NCHW_CHUNK) {
+            const int64_t to = min(from + NCHW_CHUNK, end);
             distances(unit, from, to, shift, sums, their_squares);
             include(*mean, *squares, double(from - begin), shift, sums, their_squares, double(to - from));
             shift = S(*mean);
@@ -596,11 +597,11 @@ struct Planes : Tensors<T> {
     }
 
     void normalise(int64_t unit, int64_t begin, int64_t end, const double* mean, const double* squares) const {
-        const V m = all<V>(S(*mean)), shift = all<V>(this->shift_at(unit, 0));
-        const V factor = all<V>(S(this->scale_at(unit, 0) * this->inverse_of(*squares)));
+        const V m = broadcast<V>(S(*mean)), shift = broadcast<V>(this->shift_at(unit, 0));
+        const V factor = broadcast<V>(S(this->scale_at(unit, 0) * this->inverse_of(*squares)));
         each(unit, begin, end, [&](auto part, int64_t i, int64_t count, int, Activated<V> u, V) {
             V v = normalised(u.z, m, factor, shift);
-            if constexpr (AROUND == Around::after) v = piecewise_linear(v, this->gain, this->gain_below).z;
+            if constexpr (ACT == Activation::after_norm) v = piecewise_linear(v, this->gain, this->gain_below).z;
             write(this->y + i, v, decltype(part)::value, count);
         });
         if (this->streamed) stream_fence();
@@ -608,23 +609,23 @@ struct Planes : Tensors<T> {
 
     V read_dy(bool part, int64_t i, int64_t count) const {
         if (part) return load_n(this->dy + i, count);
-        fetch(this->dy + i);
+        prefetch(this->dy + i);
         return load(this->dy + i);
     }
 
     // The gradient of what the norm gives; `factor` and `shift` are its own.
     V through_activation(V dy, V z, V mean, V factor, V shift) const {
-        if constexpr (AROUND != Around::after) return dy;
+        if constexpr (ACT != Activation::after_norm) return dy;
         return dy * piecewise_linear(normalised(z, mean, factor, shift), this->gain, this->gain_below).slope;
     }
 
     void products(int64_t unit, int64_t begin, int64_t end, double* sums) const {
-        const V m = all<V>(this->mean_at(unit, 0)), shift = all<V>(this->shift_at(unit, 0));
-        const V factor = all<V>(S(this->scale_at(unit, 0) * this->inverse_at(unit, 0)));
+        const V m = broadcast<V>(this->mean_at(unit, 0)), shift = broadcast<V>(this->shift_at(unit, 0));
+        const V factor = broadcast<V>(S(this->scale_at(unit, 0) * this->inverse_at(unit, 0)));
         sums[0] = sums[1] = sums[2] = 0;
-        for (int64_t chunk = begin; chunk < end; chunk += PLANE_CHUNK) {
+        for (int64_t chunk = begin; chunk < end; chunk += NCHW_CHUNK) {
             Four first, second, third;
-            each(unit, chunk, smaller(chunk + PLANE_CHUNK, end),
+            each(unit, chunk, min(chunk + NCHW_CHUNK, end),
                  [&](auto part, int64_t i, int64_t count, int which, Activated<V> u, V) {
                      const V dy = read_dy(decltype(part)::value, i, count);  // zero in lanes past the end
                      const V dv = through_activation(dy, u.z, m, factor, shift);
@@ -640,14 +641,14 @@ struct Planes : Tensors<T> {
 
     void gradients(int64_t unit, int64_t begin, int64_t end, const double* sums, double* biases,
                    double* strengths) const {
-        const V m = all<V>(this->mean_at(unit, 0)), shift = all<V>(this->shift_at(unit, 0));
-        const V factor = all<V>(S(this->scale_at(unit, 0) * double(this->inverse_at(unit, 0))));
+        const V m = broadcast<V>(this->mean_at(unit, 0)), shift = broadcast<V>(this->shift_at(unit, 0));
+        const V factor = broadcast<V>(S(this->scale_at(unit, 0) * double(this->inverse_at(unit, 0))));
         const auto slopes = this->slopes_at(unit, sums, 0);
-        const V level = all<V>(S(slopes.level)), tilt = all<V>(S(slopes.tilt));
+        const V level = broadcast<V>(S(slopes.level)), tilt = broadcast<V>(S(slopes.tilt));
         *biases = *strengths = 0;
-        for (int64_t chunk = begin; chunk < end; chunk += PLANE_CHUNK) {
+        for (int64_t chunk = begin; chunk < end; chunk += NCHW_CHUNK) {
             Four first, second;
-            each(unit, chunk, smaller(chunk + PLANE_CHUNK, end),
+            each(unit, chunk, min(chunk + NCHW_CHUNK, end),
                  [&](auto part, int64_t i, int64_t count, int which, Activated<V> u, V noise) {
                      constexpr bool PART = decltype(part)::value;
                      const V dv = through_activation(read_dy(PART, i, count), u.z, m, factor, shift);
@@ -669,7 +670,7 @@ struct Planes : Tensors<T> {
 // Both ----------------------------------------------------------------------------------------------------------------
 
 template <class Walk>
-static void forward(const InstanceNormCall& call) {
+static void forward(const NormCall& call) {
     const Plan plan = plan_of(call);
     const Walk walk(call, plan);
     two_passes(
@@ -690,7 +691,7 @@ static void forward(const InstanceNormCall& call) {
 
 // Adds up what the segments of all samples left of one channel each, in order.
 template <class S>
-static void add_up(const InstanceNormCall& call, const Plan& plan) {
+static void add_up(const NormCall& call, const Plan& plan) {
     double all_channels = 0;
     for (int64_t c = 0; c < call.c; ++c) {
         double bias = 0, strength = 0;
@@ -709,7 +710,7 @@ static void add_up(const InstanceNormCall& call, const Plan& plan) {
 }
 
 template <class Walk>
-static void backward(const InstanceNormCall& call) {
+static void backward(const NormCall& call) {
     const Plan plan = plan_of(call);
     const Walk walk(call, plan);
     const bool beyond_style = call.dx || call.dbias || call.dstrength;
@@ -728,30 +729,30 @@ static void backward(const InstanceNormCall& call) {
     if (call.dbias || call.dstrength) add_up<typename Walk::S>(call, plan);
 }
 
-template <class T, Around AROUND>
-static void run(const InstanceNormCall& call) {
+template <class T, Activation ACT>
+static void run(const NormCall& call) {
     if (call.y) {
-        call.pixels ? forward<Pixels<T, AROUND>>(call) : forward<Planes<T, AROUND>>(call);
+        call.channels_last ? forward<Nhwc<T, ACT>>(call) : forward<Nchw<T, ACT>>(call);
     } else {
-        call.pixels ? backward<Pixels<T, AROUND>>(call) : backward<Planes<T, AROUND>>(call);
+        call.channels_last ? backward<Nhwc<T, ACT>>(call) : backward<Nchw<T, ACT>>(call);
     }
 }
 
 template <class T>
-static void for_what_is_around(const InstanceNormCall& call) {
-    switch (call.around()) {
-        case Around::nothing: return run<T, Around::nothing>(call);
-        case Around::before: return run<T, Around::before>(call);
-        case Around::after: return run<T, Around::after>(call);
+static void for_activation(const NormCall& call) {
+    switch (call.activation()) {
+        case Activation::none: return run<T, Activation::none>(call);
+        case Activation::before_norm: return run<T, Activation::before_norm>(call);
+        case Activation::after_norm: return run<T, Activation::after_norm>(call);
     }
 }
 
-static void for_dtype(const InstanceNormCall& call) {
+static void for_dtype(const NormCall& call) {
     switch (call.dtype) {
-        case Dtype::float32: return for_what_is_around<float>(call);
-        case Dtype::bfloat16: return for_what_is_around<BFloat16>(call);
-        case Dtype::float16: return for_what_is_around<Float16>(call);
-        case Dtype::float64: return for_what_is_around<double>(call);
+        case Dtype::float32: return for_activation<float>(call);
+        case Dtype::bfloat16: return for_activation<BFloat16>(call);
+        case Dtype::float16: return for_activation<Float16>(call);
+        case Dtype::float64: return for_activation<double>(call);
     }
 }
 
@@ -759,11 +760,11 @@ static void for_dtype(const InstanceNormCall& call) {
 
 // The entry points: FASTGAN_CPU_ENTRY of common/isa.h calls those of the instruction set in use.
 
-void instance_norm_forward(const InstanceNormCall& call) { for_dtype(call); }
+void instance_norm_forward(const NormCall& call) { for_dtype(call); }
 
-void instance_norm_backward(const InstanceNormCall& call) { for_dtype(call); }
+void instance_norm_backward(const NormCall& call) { for_dtype(call); }
 
-int64_t instance_norm_workspace(const InstanceNormCall& call) {
+int64_t instance_norm_workspace(const NormCall& call) {
     const Plan plan = plan_of(call);
     return plan.units * plan.segments * ROWS * plan.tile * (int64_t)sizeof(double);
 }

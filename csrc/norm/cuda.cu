@@ -18,13 +18,13 @@ namespace {
 
 using namespace gpu_values;
 
-constexpr int ENOUGH_BLOCKS = 264;                // 2 for each of an H100's multiprocessors
-constexpr int MOST_BLOCKS = 2112;                 // 16; more work than that is looped over
-constexpr int MOST_PIECES = 64;                   // that a single thread merges: of a sample, or of a share of a batch
-constexpr int LEAST_STEPS = 4;                    // of a thread: fewer would not pay for its start and for its sums
-constexpr int RUN = 16;                           // steps of a thread between two corrections of its mean
-constexpr std::size_t MOST_RESIDENT = 96 * 1024;  // bytes; then a multiprocessor of an H100 holds two blocks
-constexpr std::size_t STATIC_SHARED = 8 * 1024;   // bytes that a kernel may need besides
+constexpr int MIN_BLOCKS = 264;   // 2 for each of an H100's multiprocessors
+constexpr int MAX_BLOCKS = 2112;  // 16; more work than that is looped over
+constexpr int MAX_PIECES = 64;    // that a single thread merges: of a sample, or of a share of a batch
+constexpr int MIN_STEPS = 4;      // of a thread: fewer would not pay for its start and for its sums
+constexpr int RUN = 16;           // steps of a thread between two corrections of its mean
+constexpr std::size_t MAX_RESIDENT_BYTES = 96 * 1024;  // bytes; then a multiprocessor of an H100 holds two blocks
+constexpr std::size_t STATIC_SHARED = 8 * 1024;        // bytes that a kernel may need besides
 
 inline int power_of_two_from(int64_t size, int most) {
     int power = 1;
@@ -42,50 +42,50 @@ struct Plan {
 };
 
 // The plan that keeps `tensors` activations in shared memory, with `wide` threads along the fast dimension.
-inline Plan resident_plan(const InstanceNormCall& call, int vector, int wide, int tensors) {
+inline Plan resident_plan(const NormCall& call, int vector, int wide, int tensors) {
     Plan plan{};
     plan.vector = vector, plan.wide = wide, plan.rows = BLOCK / wide;
     plan.per_sample = 1, plan.positions = call.p;
     const int64_t of_row = int64_t(wide) * vector;
-    plan.tiles = call.pixels ? divided(call.c, of_row) : divided(call.n * call.c, plan.rows);
-    const int64_t steps = call.pixels ? divided(call.p, plan.rows) : divided(call.p, of_row);
+    plan.tiles = call.channels_last ? ceil_div(call.c, of_row) : ceil_div(call.n * call.c, plan.rows);
+    const int64_t steps = call.channels_last ? ceil_div(call.p, plan.rows) : ceil_div(call.p, of_row);
     const int64_t item = call.dtype == Dtype::float32 ? 4 : call.dtype == Dtype::float64 ? 8 : 2;
     plan.resident = std::size_t(steps * BLOCK * vector * item * tensors);
     return plan;
 }
 
-inline Plan split_plan(const InstanceNormCall& call, int vector) {
+inline Plan split_plan(const NormCall& call, int vector) {
     Plan plan{};
     plan.vector = vector;
-    plan.wide = power_of_two_from((call.pixels ? call.c : call.p) / vector, BLOCK);
+    plan.wide = power_of_two_from((call.channels_last ? call.c : call.p) / vector, BLOCK);
     plan.rows = BLOCK / plan.wide;
     const int64_t of_row = int64_t(plan.wide) * vector;
-    plan.tiles = call.pixels ? divided(call.c, of_row) : divided(call.n * call.c, plan.rows);
-    const int64_t blocks = call.pixels ? plan.tiles * call.n : plan.tiles;
-    const int64_t step = call.pixels ? plan.rows : of_row, steps = divided(call.p, step);
-    plan.per_sample = divided(call.batch ? MOST_BLOCKS / 2 : MOST_BLOCKS, blocks > 0 ? blocks : 1);
-    if (plan.per_sample > divided(steps, LEAST_STEPS)) plan.per_sample = divided(steps, LEAST_STEPS);
-    if (plan.per_sample > MOST_PIECES && !call.batch) plan.per_sample = MOST_PIECES;
-    plan.positions = divided(divided(call.p, plan.per_sample), step) * step;
-    plan.per_sample = divided(call.p, plan.positions);  // none is empty
+    plan.tiles = call.channels_last ? ceil_div(call.c, of_row) : ceil_div(call.n * call.c, plan.rows);
+    const int64_t blocks = call.channels_last ? plan.tiles * call.n : plan.tiles;
+    const int64_t step = call.channels_last ? plan.rows : of_row, steps = ceil_div(call.p, step);
+    plan.per_sample = ceil_div(call.batch ? MAX_BLOCKS / 2 : MAX_BLOCKS, blocks > 0 ? blocks : 1);
+    if (plan.per_sample > ceil_div(steps, MIN_STEPS)) plan.per_sample = ceil_div(steps, MIN_STEPS);
+    if (plan.per_sample > MAX_PIECES && !call.batch) plan.per_sample = MAX_PIECES;
+    plan.positions = ceil_div(ceil_div(call.p, plan.per_sample), step) * step;
+    plan.per_sample = ceil_div(call.p, plan.positions);  // none is empty
     return plan;
 }
 
 // `tensors` activations are read twice: x in the forward pass, x and dy in the backward pass.
-inline Plan plan_of(const InstanceNormCall& call, int vector, int tensors) {
+inline Plan plan_of(const NormCall& call, int vector, int tensors) {
     if (call.batch) return split_plan(call, vector);
-    const std::size_t most = gpu::most_shared_bytes() - STATIC_SHARED;
-    const std::size_t limit = most < MOST_RESIDENT ? most : MOST_RESIDENT;
-    const int64_t fast = (call.pixels ? call.c : call.p) / vector;
+    const std::size_t most = gpu::max_shared_bytes() - STATIC_SHARED;
+    const std::size_t limit = most < MAX_RESIDENT_BYTES ? most : MAX_RESIDENT_BYTES;
+    const int64_t fast = (call.channels_last ? call.c : call.p) / vector;
     // In NHWC the widest tile that leaves blocks enough; 32 bytes at least, which is what memory delivers at once.
-    const int widest = power_of_two_from(fast, call.pixels ? 32 : BLOCK), narrowest = vector > 1 ? 2 : 8;
+    const int widest = power_of_two_from(fast, call.channels_last ? 32 : BLOCK), narrowest = vector > 1 ? 2 : 8;
     for (int wide = widest;; wide /= 2) {
         const Plan plan = resident_plan(call, vector, wide, tensors);
-        const int64_t blocks = call.pixels ? call.n * plan.tiles : plan.tiles;
-        if (plan.resident <= limit && blocks >= ENOUGH_BLOCKS) return plan;
-        const bool last = !call.pixels || wide <= narrowest;
+        const int64_t blocks = call.channels_last ? call.n * plan.tiles : plan.tiles;
+        if (plan.resident <= limit && blocks >= MIN_BLOCKS) return plan;
+        const bool last = !call.channels_last || wide <= narrowest;
         // A piece for each of fewer blocks would be small: one kernel is quicker than three.
-        if (last && plan.resident <= limit && (blocks >= ENOUGH_BLOCKS / 4 || plan.resident <= 16 * 1024)) return plan;
+        if (last && plan.resident <= limit && (blocks >= MIN_BLOCKS / 4 || plan.resident <= 16 * 1024)) return plan;
         if (last) return split_plan(call, vector);
     }
 }
@@ -154,11 +154,11 @@ FASTGAN_INLINE Triple<S> of_lane_across(const Triple<S>& own, int distance) {
 }
 
 // Merges what the threads of a block have for the same channel; each of them gets the result, the same bits.
-template <bool PIXELS, class R, int W>
+template <bool NHWC, class R, int W>
 FASTGAN_INLINE void merge_in_block(R (&values)[W], int wide) {
     const int thread = int(threadIdx.x), warp = thread / gpu::warp_size;
     // Bits of a thread's number that tell threads of one channel apart: the upper ones (pixels) or the lower (planes).
-    const int first = PIXELS ? wide : 1, past = PIXELS || wide > gpu::warp_size ? gpu::warp_size : wide;
+    const int first = NHWC ? wide : 1, past = NHWC || wide > gpu::warp_size ? gpu::warp_size : wide;
     for (int distance = first; distance < past; distance *= 2) {
         GPU_UNROLL
         for (int w = 0; w < W; ++w) {
@@ -167,8 +167,8 @@ FASTGAN_INLINE void merge_in_block(R (&values)[W], int wide) {
         }
     }
     const int warps_of_row = wide > gpu::warp_size ? wide / gpu::warp_size : 1;
-    const int stride = PIXELS ? warps_of_row : 1, count = PIXELS ? BLOCK / gpu::warp_size / stride : warps_of_row;
-    const int start = PIXELS ? warp % stride : warp - warp % count;
+    const int stride = NHWC ? warps_of_row : 1, count = NHWC ? BLOCK / gpu::warp_size / stride : warps_of_row;
+    const int start = NHWC ? warp % stride : warp - warp % count;
     if (count == 1) return;  // the same for all threads
     SHARED(R, slots, [BLOCK]);
     GPU_UNROLL
@@ -194,12 +194,12 @@ struct Tensors {
     S gain, gain_below, gain_after, gain_below_after, eps;  // of the activation before the norm, and of that behind it
     bool noise_per_sample, strength_per_channel, beyond_style;
 
-    explicit Tensors(const InstanceNormCall& call)
+    explicit Tensors(const NormCall& call)
         : n(call.n),
           c(call.c),
           p(call.p),
           rows(call.rows()),
-          numbers(call.numbers()),
+          numbers(call.count()),
           x((const T*)call.x),
           dy((const T*)call.dy),
           y((T*)call.y),
@@ -224,11 +224,11 @@ struct Tensors {
 
 // A thread's share: W channels of a sample, and every so many positions, V elements at a time. In shared memory each
 // thread finds what it has put there itself, so that no barrier is needed.
-template <class T, int V, bool PIXELS, bool BATCH>
+template <class T, int V, bool NHWC, bool BATCH>
 struct Share {
     using S = typename Tensors<T>::S;
     using Vector = gpu::Vec<T, V>;
-    static constexpr int W = PIXELS ? V : 1;
+    static constexpr int W = NHWC ? V : 1;
     const Tensors<T>& t;
     int64_t piece, sample, channel, row;  // row: where its channels begin in [N, C], or in [C] of a batch
     int64_t first, end, stride, base;     // positions; base: index of an element at position 0
@@ -238,7 +238,7 @@ struct Share {
     FASTGAN_INLINE Share(const Tensors<T>& tensors, const Plan& plan) : t(tensors) {
         const int lane = int(threadIdx.x) % plan.wide, of_block = int(threadIdx.x) / plan.wide;
         int64_t segment;
-        if constexpr (PIXELS) {
+        if constexpr (NHWC) {
             piece = blockIdx.x, sample = piece / plan.per_sample, segment = piece % plan.per_sample;
             channel = (int64_t(blockIdx.y) * plan.wide + lane) * V;
             live = channel < t.c;
@@ -265,7 +265,7 @@ struct Share {
         }
     }
 
-    FASTGAN_INLINE int64_t index(int64_t position) const { return base + position * (PIXELS ? t.c : 1); }
+    FASTGAN_INLINE int64_t index(int64_t position) const { return base + position * (NHWC ? t.c : 1); }
 
     FASTGAN_INLINE Vector read(const T* from, int64_t position, Vector* kept, int step) const {
         return kept ? kept[int64_t(step) * BLOCK + threadIdx.x] : gpu::load<V>(from + index(position));
@@ -276,8 +276,8 @@ struct Share {
         const S* field = t.noise ? t.noise + (t.noise_per_sample ? sample * t.p : 0) + position : nullptr;
         GPU_UNROLL
         for (int v = 0; v < V; ++v) {
-            noise[v] = field ? field[PIXELS ? 0 : v] : S(0);
-            const int w = PIXELS ? v : 0;
+            noise[v] = field ? field[NHWC ? 0 : v] : S(0);
+            const int w = NHWC ? v : 0;
             u[v] = activated<false>(gpu::to<S>(x.v[v]), strength[w], noise[v], bias[w], t.gain, t.gain_below);
         }
     }
@@ -304,7 +304,7 @@ struct Share {
             activate(read(t.x, position, kept, step), position, u, noise);
             GPU_UNROLL
             for (int v = 0; v < V; ++v) {
-                const int w = PIXELS ? v : 0;
+                const int w = NHWC ? v : 0;
                 S value = normalised(u[v].z, mean[w], factor[w], shifts[w]);
                 if constexpr (BATCH) value = piecewise_linear(value, t.gain_after, t.gain_below_after).z;
                 out.v[v] = gpu::from<T>(value);
@@ -333,7 +333,7 @@ struct Share {
             Vector out;
             GPU_UNROLL
             for (int v = 0; v < V; ++v) {
-                const int w = PIXELS ? v : 0;
+                const int w = NHWC ? v : 0;
                 const S dv = through_activation(gpu::to<S>(dy.v[v]), u[v].z, mean[w], factor[w], shifts[w]);
                 const S du = u[v].slope * gradient_before(dv, u[v].z, mean[w], factor[w], level[w], tilt[w]);
                 total[w].a += du;
@@ -357,9 +357,9 @@ FASTGAN_INLINE void include(Moments<S>& m, S& shift, S& distances, S& their_squa
 }
 
 // Forward: all of it where x fits into shared memory, else the moments of each piece, [pieces, 2, C].
-template <class T, int V, bool PIXELS, bool RESIDENT>
+template <class T, int V, bool NHWC, bool RESIDENT>
 __global__ void forward(Tensors<T> t, Plan plan, typename Tensors<T>::S* partial) {
-    using Mine = Share<T, V, PIXELS, false>;  // the moments of a piece are the same, whatever becomes of them
+    using Mine = Share<T, V, NHWC, false>;  // the moments of a piece are the same, whatever becomes of them
     using S = typename Mine::S;
     constexpr int W = Mine::W;
     DYN_SHARED(typename Mine::Vector, kept);
@@ -380,7 +380,7 @@ __global__ void forward(Tensors<T> t, Plan plan, typename Tensors<T>::S* partial
             }
             GPU_UNROLL
             for (int v = 0; v < V; ++v) {
-                const int w = PIXELS ? v : 0;
+                const int w = NHWC ? v : 0;
                 const S distance = u[v].z - shift[w];
                 distances[w] += distance;
                 squares[w] += distance * distance;
@@ -389,12 +389,12 @@ __global__ void forward(Tensors<T> t, Plan plan, typename Tensors<T>::S* partial
             if (since == RUN || position + mine.stride >= mine.end) {
                 GPU_UNROLL
                 for (int w = 0; w < W; ++w) {
-                    include(moments[w], shift[w], distances[w], squares[w], since * (PIXELS ? 1 : V));
+                    include(moments[w], shift[w], distances[w], squares[w], since * (NHWC ? 1 : V));
                 }
             }
         }
     }
-    merge_in_block<PIXELS>(moments, plan.wide);
+    merge_in_block<NHWC>(moments, plan.wide);
     if constexpr (RESIDENT) {
         if (mine.live) {
             S mean[W], inverse[W];
@@ -424,12 +424,12 @@ struct Merge {
     int slices, wide;
     unsigned blocks;
 
-    Merge(const InstanceNormCall& call, const Plan& plan)
+    Merge(const NormCall& call, const Plan& plan)
         : groups(call.batch ? 1 : call.n),
           pieces(call.n * plan.per_sample / groups),
-          slices(power_of_two_from(divided(pieces, MOST_PIECES), gpu::warp_size)),
+          slices(power_of_two_from(ceil_div(pieces, MAX_PIECES), gpu::warp_size)),
           wide(BLOCK / slices),
-          blocks(unsigned(divided(groups * call.c, wide))) {}
+          blocks(unsigned(ceil_div(groups * call.c, wide))) {}
 };
 
 // A thread's share of that.
@@ -465,9 +465,9 @@ __global__ void merge_moments(Tensors<T> t, Merge merge, const typename Tensors<
     if (variance) t.statistics[2 * t.rows + mine.row] = total[0].squares / S(t.numbers - 1);
 }
 
-template <class T, int V, bool PIXELS, bool BATCH>
+template <class T, int V, bool NHWC, bool BATCH>
 __global__ void normalise(Tensors<T> t, Plan plan) {
-    using Mine = Share<T, V, PIXELS, BATCH>;
+    using Mine = Share<T, V, NHWC, BATCH>;
     using S = typename Mine::S;
     const Mine mine(t, plan);
     if (!mine.live) return;
@@ -510,15 +510,15 @@ FASTGAN_INLINE void leave(const Mine& mine, const Triple<S> (&sums)[Mine::W], S*
 
 // Backward: all of it but the sums over samples where x and dy fit into shared memory, which leaves the latter of each
 // piece, [pieces, 2, C]; else the sums of dy, of dy * (z - mean) and of z - mean of each piece, [pieces, 3, C].
-template <class T, int V, bool PIXELS, bool RESIDENT, bool BATCH>
+template <class T, int V, bool NHWC, bool RESIDENT, bool BATCH>
 __global__ void backward(Tensors<T> t, Plan plan, typename Tensors<T>::S* partial) {
-    using Mine = Share<T, V, PIXELS, BATCH>;
+    using Mine = Share<T, V, NHWC, BATCH>;
     using S = typename Mine::S;
     constexpr int W = Mine::W;
     DYN_SHARED(typename Mine::Vector, kept);
     const Mine mine(t, plan);
     // Behind x in shared memory lies dy.
-    const int64_t steps = PIXELS ? (t.p + plan.rows - 1) / plan.rows : (t.p + mine.stride - 1) / mine.stride;
+    const int64_t steps = NHWC ? (t.p + plan.rows - 1) / plan.rows : (t.p + mine.stride - 1) / mine.stride;
     typename Mine::Vector* kept_dy = kept + steps * BLOCK;
     S mean[W] = {}, inverse[W] = {};
     Triple<S> sums[W] = {};
@@ -541,7 +541,7 @@ __global__ void backward(Tensors<T> t, Plan plan, typename Tensors<T>::S* partia
             mine.activate(x, position, u, noise);
             GPU_UNROLL
             for (int v = 0; v < V; ++v) {
-                const int w = PIXELS ? v : 0;
+                const int w = NHWC ? v : 0;
                 const S dv = mine.through_activation(gpu::to<S>(dy.v[v]), u[v].z, mean[w], factor[w], shifts[w]);
                 const S distance = u[v].z - mean[w];
                 sums[w].a += dv;
@@ -550,7 +550,7 @@ __global__ void backward(Tensors<T> t, Plan plan, typename Tensors<T>::S* partia
             }
         }
     }
-    merge_in_block<PIXELS>(sums, plan.wide);
+    merge_in_block<NHWC>(sums, plan.wide);
     if constexpr (RESIDENT) {
         GPU_UNROLL
         for (int w = 0; w < W; ++w) sums[w] = sums[w].about_the_mean(S(t.numbers));
@@ -561,7 +561,7 @@ __global__ void backward(Tensors<T> t, Plan plan, typename Tensors<T>::S* partia
         if (!t.beyond_style) return;  // the same for all threads
         Pair<S> total[W] = {};
         if (mine.live) mine.gradients(mean, inverse, sums, kept, kept_dy, total);
-        merge_in_block<PIXELS>(total, plan.wide);
+        merge_in_block<NHWC>(total, plan.wide);
         leave(mine, total, partial);
     } else {
         leave(mine, sums, partial);
@@ -586,10 +586,10 @@ __global__ void merge_sums(Tensors<T> t, Merge merge, const typename Tensors<T>:
     style_gradients(t, mine.row, sums, t.statistics[t.rows + mine.row]);
 }
 
-template <class T, int V, bool PIXELS, bool BATCH>
+template <class T, int V, bool NHWC, bool BATCH>
 __global__ void gradients(Tensors<T> t, Plan plan, const typename Tensors<T>::S* totals,
                           typename Tensors<T>::S* partial) {
-    using Mine = Share<T, V, PIXELS, BATCH>;
+    using Mine = Share<T, V, NHWC, BATCH>;
     using S = typename Mine::S;
     constexpr int W = Mine::W;
     const Mine mine(t, plan);
@@ -606,60 +606,60 @@ __global__ void gradients(Tensors<T> t, Plan plan, const typename Tensors<T>::S*
         mine.gradients(mean, inverse, sums, nullptr, nullptr, total);
     }
     if constexpr (!BATCH) {
-        merge_in_block<PIXELS>(total, plan.wide);
+        merge_in_block<NHWC>(total, plan.wide);
         leave(mine, total, partial);
     }
 }
 
 // Launching -----------------------------------------------------------------------------------------------------------
 
-template <bool PIXELS>
-dim3 grid_of(const InstanceNormCall& call, const Plan& plan) {
-    return PIXELS ? dim3(unsigned(call.n * plan.per_sample), unsigned(plan.tiles))
-                  : dim3(unsigned(plan.tiles), unsigned(plan.per_sample));
+template <bool NHWC>
+dim3 grid_of(const NormCall& call, const Plan& plan) {
+    return NHWC ? dim3(unsigned(call.n * plan.per_sample), unsigned(plan.tiles))
+                : dim3(unsigned(plan.tiles), unsigned(plan.per_sample));
 }
 
-template <class T, int V, bool PIXELS, bool BATCH>
-void run_forward(const InstanceNormCall& call, void* stream) {
+template <class T, int V, bool NHWC, bool BATCH>
+void run_forward(const NormCall& call, void* stream) {
     using S = typename Tensors<T>::S;
     const Plan plan = plan_of(call, V, 1);
     const Tensors<T> t(call);
-    const dim3 grid = grid_of<PIXELS>(call, plan);
+    const dim3 grid = grid_of<NHWC>(call, plan);
     S* partial = (S*)call.workspace;
     if constexpr (!BATCH) {
         if (plan.resident) {
-            gpu::Launch(grid, BLOCK, plan.resident, stream)(forward<T, V, PIXELS, true>, t, plan, partial);
+            gpu::Launch(grid, BLOCK, plan.resident, stream)(forward<T, V, NHWC, true>, t, plan, partial);
             return;
         }
     }
     const Merge merge(call, plan);
-    gpu::Launch(grid, BLOCK, 0, stream)(forward<T, V, PIXELS, false>, t, plan, partial);
+    gpu::Launch(grid, BLOCK, 0, stream)(forward<T, V, NHWC, false>, t, plan, partial);
     gpu::Launch(merge.blocks, BLOCK, 0, stream)(merge_moments<T>, t, merge, (const S*)partial, plan.per_sample,
                                                 plan.positions, BATCH);
-    gpu::Launch(grid, BLOCK, 0, stream)(normalise<T, V, PIXELS, BATCH>, t, plan);
+    gpu::Launch(grid, BLOCK, 0, stream)(normalise<T, V, NHWC, BATCH>, t, plan);
 }
 
-template <class T, int V, bool PIXELS, bool BATCH>
-void run_backward(const InstanceNormCall& call, void* stream) {
+template <class T, int V, bool NHWC, bool BATCH>
+void run_backward(const NormCall& call, void* stream) {
     using S = typename Tensors<T>::S;
     const Plan plan = plan_of(call, V, 2);
     const Tensors<T> t(call);
-    const dim3 grid = grid_of<PIXELS>(call, plan);
+    const dim3 grid = grid_of<NHWC>(call, plan);
     S *totals = (S*)call.workspace, *channels = totals + 3 * call.rows(), *partial = channels + call.c;
     if (plan.resident) {
         if constexpr (!BATCH) {
-            gpu::Launch(grid, BLOCK, plan.resident, stream)(backward<T, V, PIXELS, true, false>, t, plan, partial);
+            gpu::Launch(grid, BLOCK, plan.resident, stream)(backward<T, V, NHWC, true, false>, t, plan, partial);
         }
     } else {
         const Merge merge(call, plan);
-        gpu::Launch(grid, BLOCK, 0, stream)(backward<T, V, PIXELS, false, BATCH>, t, plan, partial);
+        gpu::Launch(grid, BLOCK, 0, stream)(backward<T, V, NHWC, false, BATCH>, t, plan, partial);
         gpu::Launch(merge.blocks, BLOCK, 0, stream)(merge_sums<T>, t, merge, (const S*)partial, totals);
         if (t.beyond_style) {
-            gpu::Launch(grid, BLOCK, 0, stream)(gradients<T, V, PIXELS, BATCH>, t, plan, (const S*)totals, partial);
+            gpu::Launch(grid, BLOCK, 0, stream)(gradients<T, V, NHWC, BATCH>, t, plan, (const S*)totals, partial);
         }
     }
     auto add = [&](int which, S* out) {
-        gpu::Launch(dim3(1, unsigned(divided(call.c, 32))), BLOCK, 0, stream)(
+        gpu::Launch(dim3(1, unsigned(ceil_div(call.c, 32))), BLOCK, 0, stream)(
             add_pieces<S>, (const S*)partial, out, call.n * plan.per_sample, call.c, 2, which);
     };
     if (call.dbias) add(0, (S*)call.dbias);
@@ -670,32 +670,32 @@ void run_backward(const InstanceNormCall& call, void* stream) {
     }
 }
 
-template <class T, int V, bool PIXELS, bool BATCH>
-void run(const InstanceNormCall& call, void* stream) {
-    call.y ? run_forward<T, V, PIXELS, BATCH>(call, stream) : run_backward<T, V, PIXELS, BATCH>(call, stream);
+template <class T, int V, bool NHWC, bool BATCH>
+void run(const NormCall& call, void* stream) {
+    call.y ? run_forward<T, V, NHWC, BATCH>(call, stream) : run_backward<T, V, NHWC, BATCH>(call, stream);
 }
 
 template <class T, int V>
-void for_layout(const InstanceNormCall& call, void* stream) {
+void for_layout(const NormCall& call, void* stream) {
     if (call.batch) {
-        call.pixels ? run<T, V, true, true>(call, stream) : run<T, V, false, true>(call, stream);
+        call.channels_last ? run<T, V, true, true>(call, stream) : run<T, V, false, true>(call, stream);
     } else {
-        call.pixels ? run<T, V, true, false>(call, stream) : run<T, V, false, false>(call, stream);
+        call.channels_last ? run<T, V, true, false>(call, stream) : run<T, V, false, false>(call, stream);
     }
 }
 
 template <class T>
-void for_vector(const InstanceNormCall& call, void* stream) {
+void for_vector(const NormCall& call, void* stream) {
     constexpr int widest = 16 / sizeof(T);
     const bool may = aligned(call.x) && aligned(call.y) && aligned(call.dy) && aligned(call.dx);
-    if (may && (call.pixels ? call.c : call.p) % widest == 0) {
+    if (may && (call.channels_last ? call.c : call.p) % widest == 0) {
         for_layout<T, widest>(call, stream);
     } else {
         for_layout<T, 1>(call, stream);
     }
 }
 
-void for_dtype(const InstanceNormCall& call, void* stream) {
+void for_dtype(const NormCall& call, void* stream) {
     switch (call.dtype) {
         case Dtype::float32: return for_vector<float>(call, stream);
         case Dtype::bfloat16: return for_vector<__nv_bfloat16>(call, stream);
@@ -706,20 +706,20 @@ void for_dtype(const InstanceNormCall& call, void* stream) {
 
 }  // namespace
 
-void instance_norm_forward(const InstanceNormCall& call, int device, void* stream) {
+void instance_norm_forward(const NormCall& call, int device, void* stream) {
     const gpu::DeviceGuard guard(device);
     for_dtype(call, stream);
 }
 
-void instance_norm_backward(const InstanceNormCall& call, int device, void* stream) {
+void instance_norm_backward(const NormCall& call, int device, void* stream) {
     const gpu::DeviceGuard guard(device);
     for_dtype(call, stream);
 }
 
 // Bytes, whatever the vectors and the shared memory: a resident plan has one piece a sample.
-int64_t instance_norm_workspace(const InstanceNormCall& call) {
+int64_t instance_norm_workspace(const NormCall& call) {
     int64_t pieces = call.n;
-    for (int vector : {1, widest_of(call.dtype)}) {
+    for (int vector : {1, elements_of_16_bytes(call.dtype)}) {
         const int64_t these = call.n * split_plan(call, vector).per_sample;
         if (these > pieces) pieces = these;
     }

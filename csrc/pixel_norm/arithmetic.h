@@ -38,7 +38,7 @@ struct Factors {
 template <int ORDER, class V>
 FASTGAN_INLINE Factors<V> factors(const Products<V>& sums, V inverse_c, V eps) {
     Factors<V> f{};
-    f.r = reciprocal_root(sums.xx * inverse_c + eps);
+    f.r = reciprocal_sqrt(sums.xx * inverse_c + eps);
     if constexpr (ORDER >= 1) {
         const V share = f.r * f.r * inverse_c, q = -(f.r * share);
         f.k = q * (ORDER == 1 ? sums.xd : sums.xg);

@@ -5,15 +5,15 @@
 
 namespace fastgan {
 
-// One call. Which tensors are there depends on the order: 0 is the forward pass, 1 the backward pass, 2 that of it.
+// `order` selects the pass: 0 forward, 1 backward, 2 double backward. Tensors that it does not use are null.
 struct PixelNormCall {
-    int64_t n, c, p;  // samples, channels, positions
-    bool pixels;      // layout: channels are adjacent (NHWC), else positions are (NCHW)
+    int64_t n, c, p;     // samples, channels, positions
+    bool channels_last;  // NHWC, else NCHW
     Dtype dtype;
     int order;
     double eps;
-    const void *x, *dy, *gx;  // input, gradient of the output, cotangent of the input's gradient
-    void *first, *second;     // order 0: y; 1: dx; 2: the gradients of dy and of x
+    const void *x, *dy, *gx;  // input, grad of output, cotangent of dx
+    void *first, *second;     // order 0: y; order 1: dx; order 2: the gradients of dy and of x
 };
 
 }  // namespace fastgan

@@ -44,7 +44,7 @@ struct Tensors {
     void add_group(int64_t i, int64_t count, Products<V>& sums) const {
         auto get = [&](const T* p) {
             if constexpr (PART) return load_group_n(p, count);
-            fetch(p);
+            prefetch(p);
             return load_group(p);
         };
         with(get, x, dy, gx, i, [&](const Group<T>& a, const Group<T>& b, const Group<T>& c) {
@@ -93,7 +93,7 @@ struct Tensors {
 };
 
 template <int ORDER, class T>
-static void pixels(const PixelNormCall& call) {
+static void nhwc(const PixelNormCall& call) {
     typedef Tensors<ORDER, T> Here;
     typedef typename Here::S S;
     typedef typename Here::V V;
@@ -102,7 +102,7 @@ static void pixels(const PixelNormCall& call) {
     const Here shared(call, call.c, width);
 
     const int64_t few = 8192 / call.c + 1, pieces = (rows + few - 1) / few;
-    share_out(pieces, rows * call.c > 16384, [&](int64_t piece) {
+    parallel_for(pieces, rows * call.c > 16384, [&](int64_t piece) {
         const Here tensors = shared;  // copies, which no store can alias
         const int64_t c = call.c, whole = c / width * width;
         for (int64_t row = piece * few; row < rows && row < (piece + 1) * few; ++row) {
@@ -112,7 +112,7 @@ static void pixels(const PixelNormCall& call) {
             if (whole < c) tensors.template add_group<true>(at + whole, c - whole, sums);
             const Products<S> total = {sum(sums.xx), sum(sums.xd), sum(sums.xg), sum(sums.dg)};
             const Factors<S> f = factors<ORDER>(total, inverse_c, eps);
-            const Factors<V> all_lanes = {all<V>(f.r), all<V>(f.k), all<V>(f.a), all<V>(f.b)};
+            const Factors<V> all_lanes = {broadcast<V>(f.r), broadcast<V>(f.k), broadcast<V>(f.a), broadcast<V>(f.b)};
             for (int64_t j = 0; j < whole; j += width) tensors.template write_group<false>(at + j, width, all_lanes);
             if (whole < c) tensors.template write_group<true>(at + whole, c - whole, all_lanes);
         }
@@ -140,15 +140,15 @@ static void add_channels(const Tensors<ORDER, T>& tensors, int64_t at, int64_t c
 }
 
 template <int ORDER, class T>
-static void planes(const PixelNormCall& call) {
+static void nchw(const PixelNormCall& call) {
     typedef Tensors<ORDER, T> Here;
     typedef typename Here::V V;
     const int vectors = 4;  // at once: longer runs of memory, and chains of additions that do not wait for each other
     const int64_t width = lanes<V>(), block = vectors * width, blocks = (call.p + block - 1) / block;
-    const V inverse_c = all<V>(1.0 / call.c), eps = all<V>(call.eps);
+    const V inverse_c = broadcast<V>(1.0 / call.c), eps = broadcast<V>(call.eps);
     const Here shared(call, call.p, width);
 
-    share_out(call.n * blocks, call.n * call.c * call.p > 16384, [&](int64_t piece) {
+    parallel_for(call.n * blocks, call.n * call.c * call.p > 16384, [&](int64_t piece) {
         const Here tensors = shared;  // copies, which no store can alias
         const int64_t c = call.c, p = call.p;
         const int64_t from = piece % blocks * block, at = piece / blocks * c * p + from;
@@ -177,7 +177,7 @@ static void planes(const PixelNormCall& call) {
 
 template <int ORDER, class T>
 static void run(const PixelNormCall& call) {
-    call.pixels ? pixels<ORDER, T>(call) : planes<ORDER, T>(call);
+    call.channels_last ? nhwc<ORDER, T>(call) : nchw<ORDER, T>(call);
 }
 
 template <int ORDER>

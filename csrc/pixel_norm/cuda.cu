@@ -48,7 +48,7 @@ FASTGAN_INLINE S& product(Products<S>& sums, int which) {
 
 // NHWC. `lanes`, a power of two of at most 32, take one position.
 template <int ORDER, class T, int V>
-__global__ void pixels(Tensors<T> tensors, int64_t rows, int64_t c, int lanes, double eps) {
+__global__ void nhwc(Tensors<T> tensors, int64_t rows, int64_t c, int lanes, double eps) {
     using S = typename ArithmeticOf<T>::type;
     const int lane = int(threadIdx.x) % lanes;
     const int64_t row = int64_t(blockIdx.x) * (BLOCK / lanes) + int(threadIdx.x) / lanes;
@@ -75,7 +75,7 @@ __global__ void pixels(Tensors<T> tensors, int64_t rows, int64_t c, int lanes, d
 
 // NCHW. Block: `wide` columns, each V adjacent positions, times slices of the channels. Grid: tiles of the samples.
 template <int ORDER, class T, int V>
-__global__ void planes(Tensors<T> tensors, int64_t c, int64_t p, int64_t tiles, int wide, double eps) {
+__global__ void nchw(Tensors<T> tensors, int64_t c, int64_t p, int64_t tiles, int wide, double eps) {
     using S = typename ArithmeticOf<T>::type;
     SHARED(S, box, [BLOCK * V]);
     const int thread = int(threadIdx.x), lane = thread % wide, slice = thread / wide, slices = BLOCK / wide;
@@ -124,16 +124,16 @@ inline int power_of_two_from(int64_t size, int most) {
 template <int ORDER, class T, int V>
 void launch(const PixelNormCall& call, void* stream) {
     const Tensors<T> tensors{(const T*)call.x, (const T*)call.dy, (const T*)call.gx, (T*)call.first, (T*)call.second};
-    if (call.pixels) {
-        const int lanes = power_of_two_from(divided(call.c, V), gpu::warp_size);
+    if (call.channels_last) {
+        const int lanes = power_of_two_from(ceil_div(call.c, V), gpu::warp_size);
         const int64_t rows = call.n * call.p;
-        const dim3 grid(unsigned(divided(rows, BLOCK / lanes)));
-        gpu::Launch(grid, BLOCK, 0, stream)(pixels<ORDER, T, V>, tensors, rows, call.c, lanes, call.eps);
+        const dim3 grid(unsigned(ceil_div(rows, BLOCK / lanes)));
+        gpu::Launch(grid, BLOCK, 0, stream)(nhwc<ORDER, T, V>, tensors, rows, call.c, lanes, call.eps);
     } else {
-        const int wide = power_of_two_from(divided(call.p, V), gpu::warp_size);
-        const int64_t tiles = divided(call.p, int64_t(wide) * V);
+        const int wide = power_of_two_from(ceil_div(call.p, V), gpu::warp_size);
+        const int64_t tiles = ceil_div(call.p, int64_t(wide) * V);
         const dim3 grid(unsigned(call.n * tiles));
-        gpu::Launch(grid, BLOCK, 0, stream)(planes<ORDER, T, V>, tensors, call.c, call.p, tiles, wide, call.eps);
+        gpu::Launch(grid, BLOCK, 0, stream)(nchw<ORDER, T, V>, tensors, call.c, call.p, tiles, wide, call.eps);
     }
 }
 
@@ -142,7 +142,7 @@ void for_vector(const PixelNormCall& call, void* stream) {
     // Second derivatives of 8 positions need more registers than there are.
     constexpr int widest = ORDER == 2 && sizeof(T) == 2 ? 4 : 16 / sizeof(T);
     const bool may = aligned(call.x) && aligned(call.dy) && aligned(call.gx) && aligned(call.first) &&
-                     aligned(call.second) && (call.pixels ? call.c : call.p) % widest == 0;
+                     aligned(call.second) && (call.channels_last ? call.c : call.p) % widest == 0;
     may ? launch<ORDER, T, widest>(call, stream) : launch<ORDER, T, 1>(call, stream);
 }
 

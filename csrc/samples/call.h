@@ -5,14 +5,14 @@
 
 namespace fastgan {
 
-// One call. Pointers are null where a tensor is absent, or not asked for.
+// Pointers are null for tensors that are absent or not wanted.
 struct SamplesCall {
-    int64_t n, size;  // samples, numbers of each
-    Dtype dtype;      // of all rows; what there is one of a sample is float, or double where they are
-    const void *a, *b;       // rows that come in: x; a and b; dy
-    const void* weight;      // one a sample: g; t
-    void *first, *second;    // rows that go out
-    void *sums, *workspace;  // of squared_norm
+    int64_t n, size;         // samples, elements of each
+    Dtype dtype;             // of a, b, first and second
+    const void *a, *b;       // [N, size] inputs: x; a and b; dy
+    const void* weight;      // [N]: grad of squared_norm; t of lerp_samples
+    void *first, *second;    // [N, size] outputs
+    void *sums, *workspace;  // squared_norm: [N] output; partial sums
 };
 
 }  // namespace fastgan

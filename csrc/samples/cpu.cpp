@@ -39,7 +39,7 @@ static inline void for_groups(const SamplesCall& call, int64_t piece, const Body
 template <bool PART, class T>
 static inline Group<T> get(const T* p, int64_t count) {
     if constexpr (PART) return load_group_n(p, count);
-    fetch(p);
+    prefetch(p);
     return load_group(p);
 }
 
@@ -54,8 +54,8 @@ static void map(const SamplesCall& call) {
     const bool streamed = aligned && worth_streaming(count * sizeof(T));
     const int64_t pieces = pieces_of<MAPPED>(call);
 
-    share_out(call.n * pieces, count > 16384, [&](int64_t piece) {
-        const V weight = all<V>(((const S*)call.weight)[piece / pieces]);
+    parallel_for(call.n * pieces, count > 16384, [&](int64_t piece) {
+        const V weight = broadcast<V>(((const S*)call.weight)[piece / pieces]);
         for_groups<T, MAPPED>(call, piece, [&](auto extent, int64_t i, int64_t there) {
             constexpr bool part = decltype(extent)::part;
             Group<T> x = get<part>(a + i, there), y = x, one, two;
@@ -81,7 +81,7 @@ static void sum_of_squares(const SamplesCall& call) {
     S* partial = (S*)call.workspace;
     const int64_t pieces = pieces_of<SUMMED>(call);
 
-    share_out(call.n * pieces, call.n * call.size > 16384, [&](int64_t piece) {
+    parallel_for(call.n * pieces, call.n * call.size > 16384, [&](int64_t piece) {
         const int chains = 4;  // of additions, which do not wait for each other
         V sums[chains][Group<T>::vectors] = {};
         int turn = 0;

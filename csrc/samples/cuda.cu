@@ -16,7 +16,7 @@ constexpr int64_t PIECE = int64_t(BLOCK) * V * STEPS;
 
 template <int V>
 inline int64_t pieces_of(const SamplesCall& call) {
-    return divided(call.size, PIECE<V>);
+    return ceil_div(call.size, PIECE<V>);
 }
 
 // `body(index)` for the vectors that this thread has of its block's piece.
@@ -96,7 +96,7 @@ void launch_sum(const SamplesCall& call, void* stream) {
 
 inline bool may_be_wide(const SamplesCall& call) {
     return aligned(call.a) && aligned(call.b) && aligned(call.first) && aligned(call.second) &&
-           call.size % widest_of(call.dtype) == 0;
+           call.size % elements_of_16_bytes(call.dtype) == 0;
 }
 
 template <SampleMap MAP, class T>

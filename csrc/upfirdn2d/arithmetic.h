@@ -18,14 +18,14 @@ struct Reach {
     int64_t tap, at, count;
 };
 
-FASTGAN_INLINE int64_t floor_divided(int64_t a, int64_t b) {  // b > 0
+FASTGAN_INLINE int64_t floor_div(int64_t a, int64_t b) {  // b > 0
     const int64_t q = a / b;
     return q * b > a ? q - 1 : q;
 }
 
 FASTGAN_INLINE Reach reach(const Axis& axis, int64_t o) {
     const int64_t start = o * axis.down - axis.before;
-    int64_t at = -floor_divided(-start, axis.up);  // the first input at or after the start
+    int64_t at = -floor_div(-start, axis.up);  // the first input at or after the start
     int64_t tap = at * axis.up - start;
     int64_t count = tap < axis.taps ? (axis.taps - tap + axis.up - 1) / axis.up : 0;
     if (at < 0) {

@@ -10,12 +10,12 @@ namespace fastgan {
 namespace {
 
 void upfirdn2d_forward(int device, Address stream, int64_t n, int64_t c, int64_t h, int64_t w, int64_t oh, int64_t ow,
-                       bool pixels, int dtype, int64_t up_x, int64_t up_y, int64_t down_x, int64_t down_y, int64_t left,
-                       int64_t top, int64_t kh, int64_t kw, bool separable, double gain, bool flip, Address taps,
-                       Address x, Address y) {
+                       bool channels_last, int dtype, int64_t up_x, int64_t up_y, int64_t down_x, int64_t down_y,
+                       int64_t left, int64_t top, int64_t kh, int64_t kw, bool separable, double gain, bool flip,
+                       Address taps, Address x, Address y) {
     Upfirdn2dCall call{};
     call.n = n, call.c = c, call.h = h, call.w = w, call.oh = oh, call.ow = ow;
-    call.pixels = pixels, call.dtype = static_cast<Dtype>(dtype);
+    call.channels_last = channels_last, call.dtype = static_cast<Dtype>(dtype);
     call.up_x = up_x, call.up_y = up_y, call.down_x = down_x, call.down_y = down_y;
     call.left = left, call.top = top, call.kh = kh, call.kw = kw, call.separable = separable;
     call.gain = gain, call.flip = flip;

@@ -67,16 +67,16 @@ static void add_rows_grouped(const T* const* rows, const S* weights, int64_t off
     constexpr int vectors = Group<T>::vectors;
     V weight[ROWS];
     const T* from[ROWS];
-    for (int r = 0; r < ROWS; ++r) weight[r] = all<V>(weights[r]), from[r] = rows[r] + offset;
+    for (int r = 0; r < ROWS; ++r) weight[r] = broadcast<V>(weights[r]), from[r] = rows[r] + offset;
     auto at = [&](int64_t i) {
         V total[vectors];
-        for (int k = 0; k < vectors; ++k) total[k] = ADD ? load(to + k * lanes<V>()) : all<V>(0);
+        for (int k = 0; k < vectors; ++k) total[k] = ADD ? load(to + k * lanes<V>()) : broadcast<V>(0);
         for (int r = 0; r < ROWS; ++r) {
             const Group<T> value = load_group(from[r] + i);
             for (int k = 0; k < vectors; ++k) total[k] += weight[r] * value.v[k];
         }
-        fetch(from[ROWS - 1] + i);  // with down = 2, two of the rows are new
-        if constexpr (ROWS > 2) fetch(from[ROWS - 2] + i);
+        prefetch(from[ROWS - 1] + i);  // with down = 2, two of the rows are new
+        if constexpr (ROWS > 2) prefetch(from[ROWS - 2] + i);
         for (int k = 0; k < vectors; ++k) store(to + k * lanes<V>(), total[k]);
         to += pixel.size;
     };
@@ -96,10 +96,10 @@ static void add_rows_flat(const T* const* rows, const S* weights, int64_t offset
     typedef typename Arithmetic<T>::Vector V;
     V weight[ROWS];
     const T* from[ROWS];
-    for (int r = 0; r < ROWS; ++r) weight[r] = all<V>(weights[r]), from[r] = rows[r] + offset;
+    for (int r = 0; r < ROWS; ++r) weight[r] = broadcast<V>(weights[r]), from[r] = rows[r] + offset;
     for (int64_t i = 0; i < elements; i += lanes<V>()) {
         const int64_t left = elements - i;
-        V total = ADD ? load(to + i) : all<V>(0);
+        V total = ADD ? load(to + i) : broadcast<V>(0);
         for (int r = 0; r < ROWS; ++r) {
             total += weight[r] * (left >= lanes<V>() ? load(from[r] + i) : load_n(from[r] + i, left));
         }
@@ -136,8 +136,8 @@ struct Window {
 };
 
 static inline Window window_of(const Axis& x, int64_t first, int64_t last) {
-    return {floor_divided(first * x.down - x.before, x.up),
-            floor_divided((last - 1) * x.down - x.before + x.taps - 1, x.up) + 1};
+    return {floor_div(first * x.down - x.before, x.up),
+            floor_div((last - 1) * x.down - x.before + x.taps - 1, x.up) + 1};
 }
 
 template <bool GROUPED, class T, class S>
@@ -189,11 +189,11 @@ template <class T, class S, class To>
 static void filter_pixel(const S* buffer, const Window& window, const Axis& x, const S* taps, int64_t ox,
                          const Pixel<T>& pixel, const To& to) {
     typedef typename Arithmetic<T>::Vector V;
-    const int64_t start = ox * x.down - x.before, at = -floor_divided(-start, x.up);
+    const int64_t start = ox * x.down - x.before, at = -floor_div(-start, x.up);
     const S* from = buffer + (at - window.from) * pixel.padded();
     for (int64_t g = 0; g < pixel.groups; ++g) {
         Group<T> total;
-        for (int k = 0; k < Group<T>::vectors; ++k) total.v[k] = all<V>(0);
+        for (int k = 0; k < Group<T>::vectors; ++k) total.v[k] = broadcast<V>(0);
         const S* p = from + g * Group<T>::size;
         for (int64_t tap = at * x.up - start; tap < x.taps; tap += x.up, p += pixel.padded()) {
             for (int k = 0; k < Group<T>::vectors; ++k) total.v[k] += taps[tap] * load(p + k * lanes<V>());
@@ -209,7 +209,7 @@ static void filter_four_pixels(const S* from, const S* taps, int64_t ox, const P
     typedef typename Arithmetic<T>::Vector V;
     constexpr int inputs = UP == 2 ? 4 : 3 * DOWN + 4, vectors = Group<T>::vectors;
     V weight[4];
-    for (int i = 0; i < 4; ++i) weight[i] = all<V>(taps[i]);
+    for (int i = 0; i < 4; ++i) weight[i] = broadcast<V>(taps[i]);
     for (int64_t g = 0; g < pixel.groups; ++g) {
         Group<T> result[4];
         for (int k = 0; k < vectors; ++k) {
@@ -262,7 +262,7 @@ template <int COUNT, class S>
 static void correlate_fixed(const S* from, int64_t step, const S* taps, int64_t every, int64_t elements, S* to) {
     typedef typename Arithmetic<S>::Vector V;
     V weight[COUNT];
-    for (int t = 0; t < COUNT; ++t) weight[t] = all<V>(taps[t * every]);
+    for (int t = 0; t < COUNT; ++t) weight[t] = broadcast<V>(taps[t * every]);
     for (int64_t i = 0; i < elements; i += lanes<V>()) {
         V total = weight[0] * load(from + i);
         for (int t = 1; t < COUNT; ++t) total += weight[t] * load(from + i + t * step);
@@ -277,7 +277,7 @@ static void correlate(const S* from, int64_t step, const S* taps, int64_t every,
     if (count == 2) return correlate_fixed<2>(from, step, taps, every, elements, to);
     if (count == 4) return correlate_fixed<4>(from, step, taps, every, elements, to);
     for (int64_t i = 0; i < elements; i += lanes<V>()) {
-        V total = all<V>(0);
+        V total = broadcast<V>(0);
         for (int64_t t = 0; t < count; ++t) total += taps[t * every] * load(from + i + t * step);
         store(to + i, total);
     }
@@ -342,7 +342,7 @@ static Rows<S> filter_flat(const S* buffer, const Window& window, const Axis& x,
         S* other = space + rows * pitch + lanes<typename Arithmetic<S>::Vector>();
         const bool pairs = x.up == 2 && c == 1;
         for (int64_t phase = 0; phase < x.up && (phase < outputs || pairs); ++phase) {
-            const int64_t begin = start(first + phase), at = -floor_divided(-begin, x.up), tap = at * x.up - begin;
+            const int64_t begin = start(first + phase), at = -floor_div(-begin, x.up), tap = at * x.up - begin;
             const int64_t count = tap < x.taps ? (x.taps - tap + x.up - 1) / x.up : 0;
             const int64_t pixels = (outputs - phase + x.up - 1) / x.up;
             S* to = pairs && phase == 1 ? other : space;
@@ -358,7 +358,7 @@ static Rows<S> filter_flat(const S* buffer, const Window& window, const Axis& x,
         for (int64_t i = 0; i < rows * row && !ADD; ++i) stage[i] = 0;
         for (int64_t r = 0; r < rows; ++r) {
             for (int64_t ox = first; ox < last; ++ox) {
-                const int64_t at = -floor_divided(-start(ox), x.up);
+                const int64_t at = -floor_div(-start(ox), x.up);
                 const S* from = buffer + r * pitch + (at - window.from) * c;
                 for (int64_t tap = at * x.up - start(ox); tap < x.taps; tap += x.up, from += c) {
                     for (int64_t j = 0; j < c; ++j) stage[r * row + (ox - first) * c + j] += taps[tap] * from[j];
@@ -397,8 +397,8 @@ struct Job {
 
     Job(const Upfirdn2dCall& call, int64_t stride)
         : call(call),
-          c(call.pixels ? call.c : 1),
-          images(call.pixels ? call.n : call.n * call.c),
+          c(call.channels_last ? call.c : 1),
+          images(call.channels_last ? call.n : call.n * call.c),
           x{call.up_x, call.down_x, call.left, call.kw, call.w},
           y{call.up_y, call.down_y, call.top, call.kh, call.h},
           taps(call.kh * call.kw + call.kw),
@@ -483,7 +483,7 @@ static void run_grouped(const Upfirdn2dCall& call) {
 template <class T>
 static void run_flat(const Upfirdn2dCall& call) {
     typedef typename Arithmetic<T>::Scalar S;
-    const int64_t c = call.pixels ? call.c : 1, slack = 2 * lanes<typename Arithmetic<T>::Vector>();
+    const int64_t c = call.channels_last ? call.c : 1, slack = 2 * lanes<typename Arithmetic<T>::Vector>();
     const Pixel<T> pixel(c);
     const Job<T> job(call, c);
     // Several short rows at once: fewer steps, and what was just stored is not loaded at once at another alignment.
@@ -535,7 +535,7 @@ static void run_flat(const Upfirdn2dCall& call) {
 
 template <class T>
 static void for_layout(const Upfirdn2dCall& call) {
-    if (call.pixels && call.c >= Group<T>::size) {
+    if (call.channels_last && call.c >= Group<T>::size) {
         run_grouped<T>(call);
     } else {
         run_flat<T>(call);

@@ -22,8 +22,8 @@ constexpr int RUN = 4;  // outputs of a thread
 
 // UP and DOWN as the filter along both axes has them, 4 taps, separable.
 template <class T, int V, int UP, int DOWN>
-__global__ void pixels_by_four(Geometry g, int runs, int vectors, const typename ArithmeticOf<T>::type* taps,
-                               const T* x, T* y) {
+__global__ void nhwc_by_four(Geometry g, int runs, int vectors, const typename ArithmeticOf<T>::type* taps, const T* x,
+                             T* y) {
     using S = typename ArithmeticOf<T>::type;
     SHARED(S, arranged, [8]);
     arrange_taps(g, taps, arranged);
@@ -47,8 +47,8 @@ __global__ void pixels_by_four(Geometry g, int runs, int vectors, const typename
 }
 
 template <class T, int V>
-__global__ void pixels_one_by_one(Geometry g, int runs, int vectors, const typename ArithmeticOf<T>::type* taps,
-                                  const T* x, T* y) {
+__global__ void nhwc_any_filter(Geometry g, int runs, int vectors, const typename ArithmeticOf<T>::type* taps,
+                                const T* x, T* y) {
     using S = typename ArithmeticOf<T>::type;
     DYN_SHARED(S, arranged);
     arrange_taps(g, taps, arranged);
@@ -86,30 +86,30 @@ inline int usual(const Upfirdn2dCall& call) {
 }
 
 template <class T>
-void pixels(const Upfirdn2dCall& call, void* stream) {
+void nhwc(const Upfirdn2dCall& call, void* stream) {
     using S = typename ArithmeticOf<T>::type;
     constexpr int widest = 16 / sizeof(T);
     const bool wide = call.c % widest == 0 && aligned(call.x) && aligned(call.y);
     const int which = wide ? usual(call) : 0;
     const int64_t vectors = call.c / (wide ? widest : 1);
-    const int64_t runs = which ? divided(call.ow + (which == 2 ? call.left & 1 : 0), RUN) : call.ow;
+    const int64_t runs = which ? ceil_div(call.ow + (which == 2 ? call.left & 1 : 0), RUN) : call.ow;
     if (vectors * runs > (int64_t(1) << 30)) throw std::runtime_error("upfirdn2d: a row of the image is too long");
-    const int64_t threads = vectors * runs < BLOCK ? divided(vectors * runs, 32) * 32 : BLOCK;
-    const int64_t parts = divided(vectors * runs, threads);
+    const int64_t threads = vectors * runs < BLOCK ? ceil_div(vectors * runs, 32) * 32 : BLOCK;
+    const int64_t parts = ceil_div(vectors * runs, threads);
     const dim3 grid(unsigned(call.n * call.oh), unsigned(parts < 65535 ? parts : 65535));
     const gpu::Launch all(grid, unsigned(threads), which ? 0 : size_t(taps_to_arrange(call)) * sizeof(S), stream);
     auto launch = [&](auto kernel) {
         all(kernel, geometry_of(call), int(runs), int(vectors), (const S*)call.taps, (const T*)call.x, (T*)call.y);
     };
     if constexpr (sizeof(T) < sizeof(double)) {
-        if (which == 1) return launch(pixels_by_four<T, widest, 1, 1>);
-        if (which == 2) return launch(pixels_by_four<T, widest, 2, 1>);
-        if (which == 3) return launch(pixels_by_four<T, widest, 1, 2>);
+        if (which == 1) return launch(nhwc_by_four<T, widest, 1, 1>);
+        if (which == 2) return launch(nhwc_by_four<T, widest, 2, 1>);
+        if (which == 3) return launch(nhwc_by_four<T, widest, 1, 2>);
     }
     if (wide) {
-        launch(pixels_one_by_one<T, widest>);
+        launch(nhwc_any_filter<T, widest>);
     } else {
-        launch(pixels_one_by_one<T, 1>);
+        launch(nhwc_any_filter<T, 1>);
     }
 }
 
@@ -138,7 +138,7 @@ inline Tiles tiles_of(const Geometry& g, int most) {
     t.th = power_of_two_from(g.oh, most / t.tw < 32 ? most / t.tw : 32);
     t.planes = most / (t.tw * t.th);
     t.in_w = reads(g.x, t.tw), t.in_h = reads(g.y, t.th);
-    t.across = divided(g.ow, t.tw), t.down = divided(g.oh, t.th);
+    t.across = ceil_div(g.ow, t.tw), t.down = ceil_div(g.oh, t.th);
     t.inputs = int64_t(t.planes) * t.in_h * t.in_w;
     t.middle = g.separable ? int64_t(t.planes) * t.in_h * t.tw : 0;
     return t;
@@ -151,7 +151,7 @@ struct Origin {
 };
 
 FASTGAN_INLINE Origin origin(const Axis& axis, int64_t first) {
-    const int64_t start = first * axis.down - axis.before, from = floor_divided(start, axis.up);
+    const int64_t start = first * axis.down - axis.before, from = floor_div(start, axis.up);
     return {from, int(start - from * axis.up)};
 }
 
@@ -173,7 +173,7 @@ FASTGAN_INLINE S filtered(const Axis& axis, int phase, int o, const S* taps, con
 
 // Grid: (tiles of a plane, groups of planes); more of the latter than the grid can have are looped over.
 template <class T, int TAPS, int UP, int DOWN>
-__global__ void planes(Geometry g, Tiles t, const typename ArithmeticOf<T>::type* taps, const T* x, T* y) {
+__global__ void nchw(Geometry g, Tiles t, const typename ArithmeticOf<T>::type* taps, const T* x, T* y) {
     using S = typename ArithmeticOf<T>::type;
     DYN_SHARED(S, inputs);
     S* middle = inputs + t.inputs;
@@ -219,7 +219,7 @@ __global__ void planes(Geometry g, Tiles t, const typename ArithmeticOf<T>::type
 }
 
 template <class T>
-void planes(const Upfirdn2dCall& call, void* stream) {
+void nchw(const Upfirdn2dCall& call, void* stream) {
     using S = typename ArithmeticOf<T>::type;
     const Geometry g = geometry_of(call);
     Tiles t;
@@ -229,25 +229,25 @@ void planes(const Upfirdn2dCall& call, void* stream) {
         bytes = size_t(t.inputs + t.middle + taps_to_arrange(call)) * sizeof(S);
         if (bytes <= 48 * 1024) break;
     }
-    const int64_t groups = divided(g.planes, t.planes);
+    const int64_t groups = ceil_div(g.planes, t.planes);
     const dim3 grid(unsigned(t.across * t.down), unsigned(groups < 65535 ? groups : 65535));
     const gpu::Launch all(grid, BLOCK, bytes, stream);
     auto launch = [&](auto kernel) { all(kernel, g, t, (const S*)call.taps, (const T*)call.x, (T*)call.y); };
     if constexpr (sizeof(T) < sizeof(double)) {
         const int which = usual(call);
-        if (which == 1) return launch(planes<T, 4, 1, 1>);
-        if (which == 2) return launch(planes<T, 4, 2, 1>);
-        if (which == 3) return launch(planes<T, 4, 1, 2>);
+        if (which == 1) return launch(nchw<T, 4, 1, 1>);
+        if (which == 2) return launch(nchw<T, 4, 2, 1>);
+        if (which == 3) return launch(nchw<T, 4, 1, 2>);
     }
-    launch(planes<T, 0, 0, 0>);
+    launch(nchw<T, 0, 0, 0>);
 }
 
 template <class T>
 void for_layout(const Upfirdn2dCall& call, void* stream) {
-    if (call.pixels) {
-        pixels<T>(call, stream);
+    if (call.channels_last) {
+        nhwc<T>(call, stream);
     } else {
-        planes<T>(call, stream);
+        nchw<T>(call, stream);
     }
 }
 

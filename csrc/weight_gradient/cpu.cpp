@@ -52,7 +52,7 @@ struct Pixels {
         for (int i = 0; i < HALVES<T>; ++i) {
             if (!of[i]) continue;
             const T* from = of[i] + first;
-            const V numbers = first + LANES <= channels ? load(from) : load_n(from, larger(0, channels - first));
+            const V numbers = first + LANES <= channels ? load(from) : load_n(from, max(0, channels - first));
             words |= (VUint)numbers >> 16 * (HALVES<T> - 1 - i);
         }
         return words;
@@ -77,8 +77,8 @@ struct Plan {
 // How `a` channels are cut into panels of TALL and LOW: so that few places stay empty, then so that few are LOW.
 static void cut_small(int64_t a, Plan& p) {
     p.channels = INT64_MAX;
-    for (int64_t tall = ceiling(a, TALL) * TALL, i = 0; tall >= 0 && i < 3; tall -= TALL, ++i) {
-        const int64_t channels = tall + larger(0, ceiling(a - tall, LOW) * LOW);
+    for (int64_t tall = ceil_div(a, TALL) * TALL, i = 0; tall >= 0 && i < 3; tall -= TALL, ++i) {
+        const int64_t channels = tall + max(0, ceil_div(a - tall, LOW) * LOW);
         if (channels < p.channels) p.channels = channels, p.tall = tall;
     }
 }
@@ -89,30 +89,30 @@ static Plan plan_of(const WeightGradientCall& call) {
     const int64_t work = 16 << 20;       // multiplications of a task: enough to hide its start
     Plan p;
     p.taps = call.kh * call.kw;
-    p.panels = ceiling(call.b, WIDE);
+    p.panels = ceil_div(call.b, WIDE);
     cut_small(call.a, p);
-    p.line = ceiling(p.channels, LANES) * LANES;
+    p.line = ceil_div(p.channels, LANES) * LANES;
     const int64_t image = call.height * call.width;
-    p.images = image < pixels ? smaller(call.n, pixels / image) : 1;
-    p.rows = image < pixels ? call.height : pixels < call.width ? 1 : smaller(call.height, pixels / call.width);
-    p.pieces_of_image = ceiling(call.height, p.rows);
-    p.pieces = ceiling(call.n, p.images) * p.pieces_of_image;
-    p.chunks = ceiling(p.pieces, HALVES<T>);
+    p.images = image < pixels ? min(call.n, pixels / image) : 1;
+    p.rows = image < pixels ? call.height : pixels < call.width ? 1 : min(call.height, pixels / call.width);
+    p.pieces_of_image = ceil_div(call.height, p.rows);
+    p.pieces = ceil_div(call.n, p.images) * p.pieces_of_image;
+    p.chunks = ceil_div(p.pieces, HALVES<T>);
     p.large_rows = (p.rows - 1) * call.stride + call.kh;
     p.columns = call.width + (call.kw - 1) / call.stride;
 
     // Each task brings `small` into panels for itself: so it is given several panels of `large`, as long as segments,
     // whose sums are to be small beside the images, make tasks enough.
     const int64_t result = call.a * p.taps * call.b;
-    const int64_t tasks = smaller(ceiling(result * call.n * image, work), 64);
-    p.segments = smaller(ceiling(tasks, ceiling(p.panels, 4)), smaller(p.chunks, ceiling(1 << 19, result)));
+    const int64_t tasks = min(ceil_div(result * call.n * image, work), 64);
+    p.segments = min(ceil_div(tasks, ceil_div(p.panels, 4)), min(p.chunks, ceil_div(1 << 19, result)));
     // How panels are shared out has no influence on the result: so it may hang on the number of threads.
-    p.tasks_of_segment = smaller(p.panels, ceiling(smaller(tasks, 4 * threads()), p.segments));
-    p.panels_of_task = ceiling(p.panels, p.tasks_of_segment);
-    p.tasks_of_segment = ceiling(p.panels, p.panels_of_task);
+    p.tasks_of_segment = min(p.panels, ceil_div(min(tasks, 4 * max_threads()), p.segments));
+    p.panels_of_task = ceil_div(p.panels, p.tasks_of_segment);
+    p.tasks_of_segment = ceil_div(p.panels, p.panels_of_task);
 
     p.large_panel = p.images * p.large_rows * call.stride * p.columns * WIDE;
-    p.small_panels = ceiling(p.channels * p.images * p.rows * call.width, LANES) * LANES;
+    p.small_panels = ceil_div(p.channels * p.images * p.rows * call.width, LANES) * LANES;
     p.sums_panel = p.channels * p.taps * WIDE;
     p.sums = p.panels * p.sums_panel;
     p.space = p.line * BLOCK + p.small_panels + p.panels_of_task * p.large_panel;
@@ -133,7 +133,7 @@ struct Chunk {
 static Piece piece_of(const WeightGradientCall& call, const Plan& p, int64_t number) {
     if (number >= p.pieces) return {};
     const int64_t image = number / p.pieces_of_image * p.images, row = number % p.pieces_of_image * p.rows;
-    return {image, smaller(p.images, call.n - image), row, smaller(p.rows, call.height - row)};
+    return {image, min(p.images, call.n - image), row, min(p.rows, call.height - row)};
 }
 
 template <class T>
@@ -141,7 +141,7 @@ static Chunk<T> chunk_of(const WeightGradientCall& call, const Plan& p, int64_t 
     Chunk<T> chunk{};
     for (int i = 0; i < HALVES<T>; ++i) {
         const Piece piece = chunk.pieces[i] = piece_of(call, p, number * HALVES<T> + i);
-        chunk.images = larger(chunk.images, piece.images), chunk.rows = larger(chunk.rows, piece.rows);
+        chunk.images = max(chunk.images, piece.images), chunk.rows = max(chunk.rows, piece.rows);
     }
     return chunk;
 }
@@ -170,7 +170,7 @@ static void pack_small(const WeightGradientCall& call, const Plan& p, const Chun
                 rows[i] = (const T*)call.small + number * call.width * call.a;
             }
             for (int64_t x = 0; x < call.width; x += BLOCK) {
-                const int64_t pixels = smaller(BLOCK, call.width - x);
+                const int64_t pixels = min(BLOCK, call.width - x);
                 for (int64_t pixel = 0; pixel < pixels; ++pixel) {
                     const Pixels<T> from(rows, (x + pixel) * call.a);
                     for (int64_t a = 0; a < p.line; a += LANES) {
@@ -240,7 +240,7 @@ static void add_product(const Word* small, const Word* large, const Chunk<T>& ch
                 for (int j = 0; j < VECTORS; ++j) words[j] = load_words(from + j * LANES);
 #pragma GCC unroll 8
                 for (int i = 0; i < HEIGHT; ++i) {
-                    const VUint factor = all_bits(small[i]);
+                    const VUint factor = broadcast_bits(small[i]);
                     for (int j = 0; j < VECTORS; ++j) sums[i][j] = add_products(sums[i][j], factor, words[j], T{});
                 }
             }
@@ -289,7 +289,7 @@ static void add_chunk(const WeightGradientCall& call, const Plan& p, const Chunk
 // Adds up the segments' sums, in order, and puts them where they belong.
 template <class T>
 static void finish(const WeightGradientCall& call, const Plan& p, const float* sums) {
-    share_out(p.panels, p.sums > 65536, [&](int64_t panel) {
+    parallel_for(p.panels, p.sums > 65536, [&](int64_t panel) {
         const int vectors = vectors_of(call, panel);
         const float* from = sums + panel * p.sums_panel;
         for (int64_t a = 0; a < p.channels;) {
@@ -324,11 +324,11 @@ static void run(const WeightGradientCall& call) {
     float* sums = (float*)call.workspace;
     Word* spaces = (Word*)(sums + p.segments * p.sums);
 
-    share_out(tasks, tasks > 1, [&](int64_t task) {
+    parallel_for(tasks, tasks > 1, [&](int64_t task) {
         const int64_t segment = task / p.tasks_of_segment, panel = task % p.tasks_of_segment * p.panels_of_task;
-        const int64_t panels = smaller(p.panels_of_task, p.panels - panel);
+        const int64_t panels = min(p.panels_of_task, p.panels - panel);
         const int64_t begin = segment * p.chunks / p.segments, end = (segment + 1) * p.chunks / p.segments;
-        Word* space = spaces + thread() * p.space;
+        Word* space = spaces + thread_index() * p.space;
         for (int64_t number = begin; number < end; ++number) {
             const Chunk<T> chunk = chunk_of<T>(call, p, number);
             add_chunk(call, p, chunk, panel, panels, number == begin, space, sums + segment * p.sums);
@@ -340,7 +340,7 @@ static void run(const WeightGradientCall& call) {
 template <class T>
 static int64_t workspace(const WeightGradientCall& call) {
     const Plan p = plan_of<T>(call);
-    return (p.segments * p.sums + threads() * p.space) * sizeof(Word);
+    return (p.segments * p.sums + max_threads() * p.space) * sizeof(Word);
 }
 
 }  // namespace FASTGAN_ISA::of_weight

@@ -9,7 +9,7 @@ every contestant alike: freed memory is kept, and idle threads sleep instead of 
 
 import os
 
-from fastgan.training import process
+from fastgan.runs import process
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 process.keep_freed_memory()

@@ -28,12 +28,12 @@ from bench.operations import IMAGES
 from bench.training_step import CASES, LR, Ours
 from fastgan import models, ops
 from fastgan.data import ImageDataset, ImageLoader, ShuffledStream
-from fastgan.data.sampling import CoinFlips
+from fastgan.data.order import CoinFlips
 from fastgan.ops import backends
-from fastgan.training import precision
+from fastgan.runs import precision
+from fastgan.runs.graphs import WARM_UPS
+from fastgan.runs.log import Averages
 from fastgan.training.config import Config, TrainingOptions, resolve
-from fastgan.training.graphs import WARM_UPS
-from fastgan.training.log import Averages
 from fastgan.training.step import Step, new_state
 
 SET_BYTES = 64 << 20  # of a data set: more than caches hold

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from bench import glyph_quality, measure
 from fastgan import models
-from fastgan.training.checkpoint import load_generator, read_header
+from fastgan.runs.checkpoint import load_generator, read_header
 
 AS_ASKED = 0.8
 

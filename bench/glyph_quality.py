@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from fastgan.data import ImageDataset, ShuffledStream, open_dataset, pixels_of
 from fastgan.ops import image_batch
-from fastgan.training.checkpoint import load_generator, read_header
+from fastgan.runs.checkpoint import load_generator, read_header
 
 
 class Classifier(nn.Module):

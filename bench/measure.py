@@ -18,7 +18,7 @@ from typing import Protocol
 
 import torch
 
-from fastgan.training import precision
+from fastgan.runs import precision
 
 SHORTEST = 5e-3  # seconds of a turn, at least
 SETTLED = 10e-3  # seconds of calls before those that count; a call that takes longer needs none before it

@@ -22,7 +22,7 @@ STYLEGAN2 = ((32, 512, 32, 32), (32, 128, 128, 128), (32, 64, 256, 256), (4, 128
 PGGAN = ((32, 512, 32, 32), (32, 256, 64, 64))
 DCGAN = ((128, 128, 16, 16),)
 SYNTHESIS = {"cpu": CPU, "cuda": STYLEGAN2}  # a generator's layers
-CRITIC = {"cpu": CPU, "cuda": (*STYLEGAN2, PGGAN[1], *DCGAN)}
+DISCRIMINATOR = {"cpu": CPU, "cuda": (*STYLEGAN2, PGGAN[1], *DCGAN)}
 BATCH_NORM = {"cpu": ((64, 128, 16, 16), (64, 64, 32, 32)), "cuda": ((128, 256, 8, 8), *DCGAN, (128, 64, 32, 32))}
 FILTERED = {
     "cpu": ((16, 128, 32, 32), (8, 128, 64, 64), (4, 64, 128, 128)),
@@ -151,14 +151,14 @@ def _modulated_form(
 
 
 FORMS = (
-    # A critic's layer: bias, leaky ReLU, gain. The backward pass reads y.
+    # A discriminator's layer: bias, leaky ReLU, gain. The backward pass reads y.
     Form(
         operation="noise_bias_act",
         name="bias",
         fused=partial(ops.noise_bias_act, gain=SQRT2),
         textbook=partial(textbook.noise_bias_act, gain=SQRT2),
         tensors=_bias,
-        shapes=CRITIC,
+        shapes=DISCRIMINATOR,
         kept="y",
         bare_loop=True,
     ),
@@ -185,7 +185,7 @@ FORMS = (
         fixed=("noise",),
         bare_loop=True,
     ),
-    # Of images on their way up, of what passes by a critic's convolutions, and before those.
+    # Of images on their way up, of what passes by a discriminator's convolutions, and before those.
     _resampling(
         "upsample",
         {"padding": (2, 1, 2, 1), "gain": 4.0},
@@ -298,7 +298,7 @@ FORMS = (
         faster=1.8,
         compile=False,
     ),
-    # The last convolution of a generator and the first of a critic; on a GPU they are the library's.
+    # The last convolution of a generator and the first of a discriminator; on a GPU they are the library's.
     Form(
         operation=None,
         name="conv2d_to_one_channel",

@@ -1,9 +1,10 @@
-"""A critic's step with gradient penalties: plain, by double backward, and in one pass.
+"""A discriminator's step with gradient penalties: plain, by double backward, and in one pass.
 
-The critics are StyleGAN2's at 64x64, without its minibatch standard deviation, and DCGAN's at 32x32, without its batch
+The discriminators are StyleGAN2's at 64x64, without its minibatch standard deviation, and DCGAN's at 32x32, without its
+batch
 norm: so samples are independent. Generated images are given. The plain step and those with R1 and R2 differ in nothing
-but the penalty: they call the critic on real and on generated images, with a backward pass each. Both forms of the
-penalty run on fastgan's own layers.
+but the penalty: they call the discriminator on real and on generated images, with a backward pass each. Both forms of
+the penalty run on fastgan's own layers.
 """
 
 import itertools
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from bench import measure, report
 from fastgan.layers import ConvDownsample2d, EqualizedConv2d, EqualizedLinear
 from fastgan.losses import (
-    critic_with_grad_norm,
+    discriminator_with_grad_norm,
     nonsaturating_fake,
     nonsaturating_real,
     wgan_gp,
@@ -26,7 +27,7 @@ from fastgan.models import ModelConfig
 from fastgan.models.stylegan2 import ResidualBlock
 from fastgan.ops import backends
 from fastgan.ops.layout import channels_last
-from fastgan.training import precision
+from fastgan.runs import precision
 
 GAMMA, LAMBDA = 10.0, 10.0
 SECONDS = 30.0
@@ -34,8 +35,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 # Convolution passes over a batch of images in a step: double backward, one pass. Plain: 6.
 PASSES = {"R1": (9, 7), "R1+R2": (12, 8), "WGAN-GP": (12, 10)}
-# At most so many times the plain step, at least so many times faster than double backward: of the residual critic, on 2
-# CPU cores.
+# At most so many times the plain step, at least so many times faster than double backward: of the residual
+# discriminator, on 2 CPU cores.
 TARGETS = {"R1": (1.35, 1.15), "R1+R2": (1.5, 1.6), "WGAN-GP": (None, 1.15)}
 
 
@@ -77,24 +78,24 @@ class Strided(nn.Module):
         return self.out(self.convs(channels_last(image)).flatten(1)).squeeze(1)
 
 
-CRITICS = {"residual": Residual, "strided": Strided}
+DISCRIMINATORS = {"residual": Residual, "strided": Strided}
 
 
 class Step:
-    """Forward and backward passes of a critic's step; no optimizer, which all steps share."""
+    """Forward and backward passes of a discriminator's step; no optimizer, which all steps share."""
 
-    def __init__(self, critic: nn.Module, one_pass: bool, dtype: torch.dtype):
+    def __init__(self, discriminator: nn.Module, one_pass: bool, dtype: torch.dtype):
         device = measure.device()
-        self.critic = critic
+        self.discriminator = discriminator
         # A function cannot be looked into: double backward.
-        self.judge = critic if one_pass else lambda image: critic(image)
+        self.judge = discriminator if one_pass else lambda image: discriminator(image)
         self.autocast = lambda: torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
         generator = torch.Generator().manual_seed(1)
-        shape = critic.batch, 3, critic.resolution, critic.resolution
+        shape = discriminator.batch, 3, discriminator.resolution, discriminator.resolution
         self.real, self.fake = (channels_last(torch.randn(shape, generator=generator).to(device)) for _ in range(2))
 
     def __call__(self, penalty: str | None) -> None:
-        self.critic.zero_grad(set_to_none=True)
+        self.discriminator.zero_grad(set_to_none=True)
         self._half(self.real, nonsaturating_real, penalty in ("R1", "R1+R2"))
         self._half(self.fake, nonsaturating_fake, penalty == "R1+R2")
         if penalty == "WGAN-GP":
@@ -105,7 +106,7 @@ class Step:
     def _half(self, images: Tensor, objective: Callable[[Tensor], Tensor], penalized: bool) -> None:
         with self.autocast():
             if penalized:
-                logits, squares = critic_with_grad_norm(self.judge, images)
+                logits, squares = discriminator_with_grad_norm(self.judge, images)
                 loss = objective(logits) + GAMMA * zero_centered_penalty(squares)
             else:
                 loss = objective(self.judge(images))
@@ -113,12 +114,13 @@ class Step:
 
 
 def run(name: str, dtype: str) -> list[tuple[dict, Callable[[], object]]]:
-    """Races the steps of a critic. Returns a row for the report and the timed call for each penalty, in one pass."""
+    """Races the steps of a discriminator. Returns a row for the report and the timed call for each penalty, in one
+    pass."""
     device = measure.device()
     torch.manual_seed(0)
-    critic = CRITICS[name]().to(device, memory_format=torch.channels_last)
-    one_pass, double = (Step(critic, form, DTYPES[dtype]) for form in (True, False))
-    reason = why_not_one_pass(critic, one_pass.real)
+    discriminator = DISCRIMINATORS[name]().to(device, memory_format=torch.channels_last)
+    one_pass, double = (Step(discriminator, form, DTYPES[dtype]) for form in (True, False))
+    reason = why_not_one_pass(discriminator, one_pass.real)
     assert reason is None, reason
     contestants = {"plain": lambda: double(None)}
     for penalty in PASSES:
@@ -136,8 +138,8 @@ def run(name: str, dtype: str) -> list[tuple[dict, Callable[[], object]]]:
         row = {
             "operation": report.PENALTIES,
             "form": penalty,
-            "critic": name,
-            "shape": f"2x{critic.batch}x3x{critic.resolution}x{critic.resolution}",
+            "discriminator": name,
+            "shape": f"2x{discriminator.batch}x3x{discriminator.resolution}x{discriminator.resolution}",
             "dtype": dtype,
             "layout": "channels_last",
             "backend": backends.choose("noise_bias_act", device.type),
@@ -153,8 +155,8 @@ def run(name: str, dtype: str) -> list[tuple[dict, Callable[[], object]]]:
             "notes": notes,
             **measure.machine(),
         }
-        if critic.targets:
-            most, least = critic.targets[penalty]
+        if discriminator.targets:
+            most, least = discriminator.targets[penalty]
             row["targets"] = "met" if (most is None or over_plain <= most) and over_double >= least else "missed"
         rows.append((row, contestants[f"{penalty} one pass"]))
     return rows
@@ -165,6 +167,6 @@ def _require_agreement(one_pass: Step, double: Step, penalty: str, dtype: str) -
     for step in (one_pass, double):
         torch.manual_seed(2)  # of the interpolation
         step(penalty)
-        grads.append(torch.cat([p.grad.flatten() for p in step.critic.parameters()]))
+        grads.append(torch.cat([p.grad.flatten() for p in step.discriminator.parameters()]))
     error = (grads[0] - grads[1]).norm() / grads[1].norm()
     assert error < {"fp32": 1e-4, "bf16": 5e-2}[dtype], f"{penalty}: gradients differ by {error:.2g}"

@@ -12,7 +12,7 @@ PERCENT = "{:.0%}".format
 COLUMNS: tuple[tuple[str, str, Callable[[object], str]], ...] = (
     ("form", "form", str),
     ("model", "arch", str),
-    ("critic", "critic", str),
+    ("discriminator", "discriminator", str),
     ("shape", "shape", str),
     ("dtype", "dtype", str),
     ("backend", "backend", str),
@@ -73,7 +73,7 @@ TITLES = {
     IMAGE_BATCH: "image_batch, which has no backward; of bytes, of the shape of the result",
     DATA_PATH: "the loader's batches, mirrored, beside a textbook's loader and beside the plain step of a training",
     WEIGHT_GRADIENT: "gradients of convolutions' weights, beside a convolution forward; product: of large matrices",
-    PENALTIES: "critic's step with a gradient penalty, in one pass; passes: of convolutions over one batch",
+    PENALTIES: "discriminator's step with a gradient penalty, in one pass; passes: of convolutions over one batch",
 }
 OPERATION = "{}, forward and backward, then forward alone"
 

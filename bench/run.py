@@ -18,7 +18,7 @@ def main() -> None:
         _measure_into(rows)
     except KeyboardInterrupt:
         print("interrupted: the table holds what has been measured")
-    named_by = ("form", "arch", "critic", "shape", "dtype", "backend")
+    named_by = ("form", "arch", "discriminator", "shape", "dtype", "backend")
     print("", *report.lines(rows), sep="\n")
     if path:
         benchmarks = [
@@ -38,10 +38,10 @@ def _measure_into(rows: list[dict]) -> None:
         print(f"{case} {backend}", flush=True)
         found, _ = operation.run(case)
         rows += [found[backend]] if backend in found else []
-    for critic in penalties.CRITICS:
+    for discriminator in penalties.DISCRIMINATORS:
         for dtype in penalties.DTYPES:
-            print(f"penalties {critic} {dtype}", flush=True)
-            rows += [row for row, _ in penalties.run(critic, dtype)]
+            print(f"penalties {discriminator} {dtype}", flush=True)
+            rows += [row for row, _ in penalties.run(discriminator, dtype)]
     for arch in training_step.quick_cases():
         print(f"training step {arch}", flush=True)
         rows += [row for row, _ in training_step.run(arch)]

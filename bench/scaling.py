@@ -48,7 +48,7 @@ def floor_seconds(step: Ours, dtype: torch.dtype) -> float:
     work = Bare(lambda: step(1))
     parameters = {
         name: sum(p.numel() for p in network.parameters())
-        for name, network in (("g", step.state.generator), ("d", step.state.critic))
+        for name, network in (("g", step.state.generator), ("d", step.state.discriminator))
     }
     passed = work.bytes_behind + 4 * (7 * sum(parameters.values()) + 3 * parameters["g"])
     return work.flops / measure.matrix_rate(dtype) + passed / measure.copy_bandwidth()

@@ -5,7 +5,7 @@ import pytest
 from bench import penalties
 
 
-@pytest.fixture(scope="module", params=itertools.product(penalties.CRITICS, penalties.DTYPES), ids="-".join)
+@pytest.fixture(scope="module", params=itertools.product(penalties.DISCRIMINATORS, penalties.DTYPES), ids="-".join)
 def rows(request):
     return {row["form"]: (row, call) for row, call in penalties.run(*request.param)}
 

@@ -19,17 +19,17 @@ _SQRT2 = math.sqrt(2)
 
 
 def build(config, modulation: str = "scaled") -> tuple[nn.Module, nn.Module]:
-    """Generator and critic for a `fastgan.models.ModelConfig`.
+    """Generator and discriminator for a `fastgan.models.ModelConfig`.
 
     arch "stylegan2", "pggan" at its full resolution, or "dcgan" in its form "upsample". modulation: of StyleGAN2's
     convolutions, "grouped" with a weight for each sample, as published, or "scaled" activations around a shared weight.
     """
     if config.arch == "stylegan2":
-        return StyleGAN2Generator(config, modulation), StyleGAN2Critic(config)
+        return StyleGAN2Generator(config, modulation), StyleGAN2Discriminator(config)
     if config.arch == "pggan":
-        return PGGANGenerator(config), PGGANCritic(config)
+        return PGGANGenerator(config), PGGANDiscriminator(config)
     if (config.arch, config.variant) == ("dcgan", "upsample"):
-        return DCGANGenerator(config), DCGANCritic(config)
+        return DCGANGenerator(config), DCGANDiscriminator(config)
     raise ValueError(f"no textbook form of {config.arch} {config.variant}")
 
 
@@ -220,7 +220,7 @@ class ResidualBlock(nn.Module):
         return (lrelu(self.down(y)) + self.skip(textbook.resample2d(x, self.taps, down=2))) * math.sqrt(0.5)
 
 
-class StyleGAN2Critic(nn.Module):
+class StyleGAN2Discriminator(nn.Module):
     def __init__(self, config):
         super().__init__()
         channels = [config.features(r) for r in reversed(config.resolutions)]
@@ -292,7 +292,7 @@ class PGGANDown(nn.Module):
         return lrelu(x + self.down.bias.to(x.dtype)[:, None, None])
 
 
-class PGGANCritic(nn.Module):
+class PGGANDiscriminator(nn.Module):
     def __init__(self, config):
         super().__init__()
         channels = [config.features(r) for r in config.resolutions]
@@ -364,7 +364,7 @@ class DCGANGenerator(nn.Module):
         return self.layers(z).float()
 
 
-class DCGANCritic(nn.Module):
+class DCGANDiscriminator(nn.Module):
     def __init__(self, config):
         super().__init__()
         channels = [max(config.channel_max // share, 1) for share in (8, 4, 2, 1)]

@@ -1,6 +1,6 @@
 """A step of training as code bases have it: phases one after the other, each with images of its own, autograd for all.
 
-The critic's phase draws images without a graph; R1 comes in a pass of its own, every `r1_interval` steps; the
+The discriminator's phase draws images without a graph; R1 comes in a pass of its own, every `r1_interval` steps; the
 generator's phase draws new ones; path length in a pass of its own. DCGAN's phases share their images, as its well-known
 scripts do.
 """
@@ -19,7 +19,7 @@ class Trainer:
     """Networks and optimizers; the phases of a step as methods, and `__call__` for a whole one.
 
     Args:
-        networks: generator and critic. They are trained in place.
+        networks: generator and discriminator. They are trained in place.
         lr, betas: of Adam.
         loss: "nonsaturating" or "wgan-gp" (with its penalty at every step, and drift 0.001).
         gamma: of R1; 0 for none.
@@ -50,10 +50,10 @@ class Trainer:
         compile: Callable[[nn.Module], Callable] | None = None,
         autocast: Callable[[], AbstractContextManager] = nullcontext,
     ):
-        self.generator, self.critic = networks
+        self.generator, self.discriminator = networks
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
         self.optimizer_g = torch.optim.Adam(self.generator.parameters(), lr=lr, betas=betas, eps=1e-8)
-        self.optimizer_d = torch.optim.Adam(self.critic.parameters(), lr=lr, betas=betas, eps=1e-8)
+        self.optimizer_d = torch.optim.Adam(self.discriminator.parameters(), lr=lr, betas=betas, eps=1e-8)
         self.generate, self.judge = map(compile, networks) if compile else networks
         self.loss, self.gamma, self.r1_interval = loss, gamma, r1_interval
         self.path_weight, self.path_interval = path_weight, path_interval
@@ -71,7 +71,7 @@ class Trainer:
         else:
             with torch.no_grad():
                 shown = self.fakes(z, label)
-        self.critic_phase(real, shown, label)
+        self.discriminator_phase(real, shown, label)
         if self.gamma and self.step % self.r1_interval == 0:
             self.r1_phase(real, label)
         if not self.shares_fakes:
@@ -89,7 +89,7 @@ class Trainer:
         with self.autocast():
             return self.generate(z, label, **self.mixing)
 
-    def critic_phase(self, real: Tensor, fake: Tensor, label: Tensor | None) -> Tensor:
+    def discriminator_phase(self, real: Tensor, fake: Tensor, label: Tensor | None) -> Tensor:
         self.optimizer_d.zero_grad()
         with self.autocast():
             fake_logits, real_logits = self.judge(fake, label), self.judge(real, label)
@@ -106,7 +106,7 @@ class Trainer:
         share = torch.rand(len(real), device=real.device).reshape(-1, 1, 1, 1)
         between = (share * fake + (1 - share) * real).requires_grad_(True)
         with self.autocast():
-            logits = self.critic(between, label)
+            logits = self.discriminator(between, label)
         (gradient,) = torch.autograd.grad(logits.sum(), between, create_graph=True)
         return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
 
@@ -114,7 +114,7 @@ class Trainer:
         self.optimizer_d.zero_grad()
         real = real.detach().requires_grad_(True)
         with self.autocast():
-            logits = self.critic(real, label)
+            logits = self.discriminator(real, label)
         (gradient,) = torch.autograd.grad(logits.sum(), real, create_graph=True)
         penalty = gradient.square().sum((1, 2, 3)).mean() * (self.gamma / 2 * self.r1_interval)
         penalty.backward()
@@ -123,12 +123,12 @@ class Trainer:
 
     def generator_phase(self, fake: Tensor, label: Tensor | None) -> Tensor:
         self.optimizer_g.zero_grad()
-        self.critic.requires_grad_(False)
+        self.discriminator.requires_grad_(False)
         with self.autocast():
             logits = self.judge(fake, label)
         loss = -logits.mean() if self.loss == "wgan-gp" else F.softplus(-logits).mean()
         loss.backward()
-        self.critic.requires_grad_(True)
+        self.discriminator.requires_grad_(True)
         self.optimizer_g.step()
         return loss.detach()
 

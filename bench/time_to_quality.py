@@ -36,11 +36,11 @@ from fastgan.errors import UserError
 from fastgan.metrics.efficientnet import EfficientNet
 from fastgan.metrics.reference import Reference, choose, random_labels
 from fastgan.ops import image_batch
-from fastgan.training import precision
-from fastgan.training.checkpoint import State
+from fastgan.runs import precision
+from fastgan.runs.checkpoint import State
+from fastgan.runs.drawing import to_uint8
+from fastgan.runs.log import Averages
 from fastgan.training.config import Config, MachineOptions, resolve
-from fastgan.training.log import Averages
-from fastgan.training.sampling import to_uint8
 from fastgan.training.step import Step, new_state
 
 TURN = 3.0  # seconds
@@ -109,7 +109,7 @@ class Textbook:
         self.about = f"textbook, float32 ({modulation}, {layout})"
         state, options, terms = task.fresh_state(), task.config.training, task.config.regularization
         networks = textbook_models.build(task.model, modulation)
-        for network, ours in zip(networks, (state.generator, state.critic), strict=True):
+        for network, ours in zip(networks, (state.generator, state.discriminator), strict=True):
             network.load_state_dict(ours.state_dict())
             network.to(task.device, memory_format=self.layout)
         self.trainer = Trainer(

@@ -29,7 +29,9 @@ from bench.convolutions import Bare
 from bench.textbook_training import Trainer
 from fastgan import models
 from fastgan.ops import backends
-from fastgan.training import precision
+from fastgan.runs import precision
+from fastgan.runs.graphs import WARM_UPS
+from fastgan.runs.log import Averages
 from fastgan.training.config import (
     Config,
     DataOptions,
@@ -39,8 +41,6 @@ from fastgan.training.config import (
     TrainingOptions,
     resolve,
 )
-from fastgan.training.graphs import WARM_UPS
-from fastgan.training.log import Averages
 from fastgan.training.step import Step, new_state
 
 LR = 1e-12
@@ -91,7 +91,7 @@ class Case:
                 network=NetworkOptions(**self.network),
                 data=DataOptions(resolution=self.resolution, channels=self.channels, **labels),
                 training=TrainingOptions(
-                    loss=self.loss, batch=self.batch, critic_steps=1, lr_g=LR, lr_d=LR, betas=(0.0, 0.99),
+                    loss=self.loss, batch=self.batch, discriminator_steps=1, lr_g=LR, lr_d=LR, betas=(0.0, 0.99),
                     style_mixing=self.style_mixing,
                 ),
                 regularization=RegularizationOptions(
@@ -152,7 +152,7 @@ class Ours:
         torch.manual_seed(0)
         self.state = new_state(case.model, config, device)
         if hasattr(self.state.generator, "grow_to"):
-            for network in (self.state.generator, self.state.critic, self.state.ema):
+            for network in (self.state.generator, self.state.discriminator, self.state.ema):
                 network.grow_to(case.resolution)
         self.averages = Averages()
         autocast = precision.choose(amp, device).autocast

@@ -1,10 +1,11 @@
-"""A textbook WGAN-GP critic, and the same critic on fastgan's layers: times before and after, and that they agree.
+"""A textbook WGAN-GP discriminator, and the same discriminator on fastgan's layers: times before and after, and that
+they agree.
 
     python examples/wgan_gp_critic.py [--batch 16] [--channels 32] [--size 64]
 
-The critic is PGGAN's (equalised rates, leaky ReLU, average pooling), written first as one PyTorch operation after
-another and then with two layers of fastgan, which is all that is taken of it; the step around the critic stays as it
-is. one_pass_penalty.py goes on from here and exchanges the penalty as well.
+The discriminator is PGGAN's (equalised rates, leaky ReLU, average pooling), written first as one PyTorch operation
+after another and then with two layers of fastgan, which is all that is taken of it; the step around the discriminator
+stays as it is. one_pass_penalty.py goes on from here and exchanges the penalty as well.
 """
 
 import argparse
@@ -47,7 +48,7 @@ def fastgan_conv(in_channels: int, out_channels: int, kernel_size: int, pool: bo
     return EqualizedConv2d(in_channels, out_channels, kernel_size, act="lrelu")
 
 
-def build_critic(conv: Callable[..., nn.Module], channels: int, size: int) -> nn.Sequential:
+def build_discriminator(conv: Callable[..., nn.Module], channels: int, size: int) -> nn.Sequential:
     """Images [N, 3, size, size] to logits [N]."""
     stages = [conv(3, channels, 1)]
     while size > 4:
@@ -57,16 +58,22 @@ def build_critic(conv: Callable[..., nn.Module], channels: int, size: int) -> nn
     return nn.Sequential(*stages, nn.Flatten(), nn.Linear(channels * size**2, 1), nn.Flatten(0))
 
 
-def textbook_penalty(critic: nn.Module, images: Tensor) -> Tensor:
+def textbook_penalty(discriminator: nn.Module, images: Tensor) -> Tensor:
     images = images.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(critic(images).sum(), images, create_graph=True)
+    (gradient,) = torch.autograd.grad(discriminator(images).sum(), images, create_graph=True)
     return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
 
 
-def critic_step(critic: nn.Module, penalty: Callable, real: Tensor, fake: Tensor, share: Tensor) -> list[Tensor]:
-    """The loss of the critic's step, and its gradient, the parameters' one after the other."""
-    loss = critic(fake).mean() - critic(real).mean() + LAMBDA * penalty(critic, torch.lerp(real, fake, share))
-    grads = torch.autograd.grad(loss, list(critic.parameters()))
+def discriminator_step(
+    discriminator: nn.Module, penalty: Callable, real: Tensor, fake: Tensor, share: Tensor
+) -> list[Tensor]:
+    """The loss of the discriminator's step, and its gradient, the parameters' one after the other."""
+    loss = (
+        discriminator(fake).mean()
+        - discriminator(real).mean()
+        + LAMBDA * penalty(discriminator, torch.lerp(real, fake, share))
+    )
+    grads = torch.autograd.grad(loss, list(discriminator.parameters()))
     return [loss, torch.cat([grad.flatten() for grad in grads])]
 
 
@@ -84,7 +91,7 @@ def milliseconds(*steps: Callable[[], object], rounds: int = 10) -> list[float]:
 
 
 def main(description: str, more: dict[str, Callable] | None = None) -> None:
-    """Times the steps. `more` are penalties to be tried on the critic of fastgan's layers, by name."""
+    """Times the steps. `more` are penalties to be tried on the discriminator of fastgan's layers, by name."""
     parser = argparse.ArgumentParser(description=description)
     for name, default in (("batch", 16), ("channels", 32), ("size", 64)):
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -92,23 +99,23 @@ def main(description: str, more: dict[str, Callable] | None = None) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     torch.manual_seed(0)
-    before = build_critic(TextbookConv, channels, size).to(device, memory_format=torch.channels_last)
-    after = build_critic(fastgan_conv, channels, size).to(device, memory_format=torch.channels_last)
+    before = build_discriminator(TextbookConv, channels, size).to(device, memory_format=torch.channels_last)
+    after = build_discriminator(fastgan_conv, channels, size).to(device, memory_format=torch.channels_last)
     after.load_state_dict(before.state_dict())
     real, fake = (
         torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last) for _ in range(2)
     )
     share = torch.rand(batch, 1, 1, 1, device=device)
 
-    steps = {"textbook": lambda: critic_step(before, textbook_penalty, real, fake, share)}
+    steps = {"textbook": lambda: discriminator_step(before, textbook_penalty, real, fake, share)}
     for name, penalty in {"fastgan's layers": textbook_penalty, **(more or {})}.items():
-        steps[name] = lambda penalty=penalty: critic_step(after, penalty, real, fake, share)
+        steps[name] = lambda penalty=penalty: discriminator_step(after, penalty, real, fake, share)
     expected, *others = (step() for step in steps.values())
     for got in others:
         for old, new in zip(expected, got, strict=True):
             error = (old - new).norm() / old.norm()
             assert error < 1e-3, f"the loss or its gradient differs by {error:.1e}"
-    print(f"WGAN-GP, a critic's step at {size}x{size}, {batch} images each, on {device.type}")
+    print(f"WGAN-GP, a discriminator's step at {size}x{size}, {batch} images each, on {device.type}")
     times = milliseconds(*steps.values())
     for name, taken in zip(steps, times, strict=True):
         print(f"{name:<17}{taken:9.1f} ms, {times[0] / taken:.2f} times the speed")
@@ -116,4 +123,4 @@ def main(description: str, more: dict[str, Callable] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main("A textbook WGAN-GP critic before and after fastgan's layers.")
+    main("A textbook WGAN-GP discriminator before and after fastgan's layers.")

@@ -1,10 +1,10 @@
-"""Adaptive discriminator augmentation: with all images transformed at random, a critic needs far fewer of them.
+"""Adaptive discriminator augmentation: with all images transformed at random, a discriminator needs far fewer of them.
 
 Karras et al. 2020, "Training Generative Adversarial Networks with Limited Data", appendix B: its pixel blitting,
-general geometric transformations and colour. Real and generated images pass through it on their way to the critic, and
-the gradient comes back through it. Each transformation is applied with probability p; while p is below 0.8 or so,
-nothing of it shows in what the generator draws (section 2.2 there). How strong it has to be is read off the critic's
-logits of real images: `AdaptiveStrength`.
+general geometric transformations and colour. Real and generated images pass through it on their way to the
+discriminator, and the gradient comes back through it. Each transformation is applied with probability p; while p is
+below 0.8 or so, nothing of it shows in what the generator draws (section 2.2 there). How strong it has to be is read
+off the discriminator's logits of real images: `AdaptiveStrength`.
 
 Flips, quarter turns and whole-pixel translations move pixels and change none. What comes after them does not fall on
 pixels: the image is enlarged by 2 with an orthogonal low-pass filter, sampled bilinearly through the inverse of all
@@ -92,7 +92,7 @@ class Parameters(NamedTuple):
 class Augment(nn.Module):
     """Random transformations of images, each applied with probability `p`, drawn for every image alone.
 
-        critic(augment(images), label)
+        discriminator(augment(images), label)
 
     x-flip, quarter turns and luma flip are uniform choices that include doing nothing: where they are applied, half of
     the images are flipped, and three quarters turned.
@@ -234,9 +234,10 @@ class Augment(nn.Module):
 
 
 class AdaptiveStrength(nn.Module):
-    """Moves the strength of the augmentation so that the critic knows the training images not better than it should.
+    """Moves the strength of the augmentation so that the discriminator knows the training images not better than it
+    should.
 
-        strength.update(critic(augment(real), label), augment.p)    # in every step
+        strength.update(discriminator(augment(real), label), augment.p)    # in every step
 
     Every `interval` steps, with r the mean sign of the logits of real images since the last time,
 
@@ -245,7 +246,7 @@ class AdaptiveStrength(nn.Module):
     (Karras et al. 2020, section 3, r_t of equation 1). All of it is arithmetic on the device, its state in buffers.
 
     Args:
-        target: of r. It tends to 1 as the critic overfits.
+        target: of r. It tends to 1 as the discriminator overfits.
         adjust_kimg: how many thousand images it takes to go from 0 to 1.
         interval: steps from one change to the next.
 

@@ -1,4 +1,4 @@
-"""Objectives of generator and critic, and gradient penalties, in fp32 at least."""
+"""Objectives of generator and discriminator, and gradient penalties, in fp32 at least."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from fastgan import one_pass, piecewise_linear
 from fastgan.ops import lerp_samples, squared_norm
 from fastgan.ops.arithmetic import arithmetic_dtype, average_in, to_arithmetic
 from fastgan.ops.transforms import takes_plain_form
+from fastgan.penalties import one_pass, piecewise_linear
 
 
 class Objective(NamedTuple):
-    """What generator and critic minimise, as functions of logits [N]; each returns a scalar, the mean over N."""
+    """What generator and discriminator minimise, as functions of logits [N]; each returns a scalar, the mean over N."""
 
     generator: Callable[[Tensor], Tensor]  # (fake logits)
-    critic_real: Callable[[Tensor], Tensor]  # (real logits)
-    critic_fake: Callable[[Tensor], Tensor]  # (fake logits), to be added to the other
+    discriminator_real: Callable[[Tensor], Tensor]  # (real logits)
+    discriminator_fake: Callable[[Tensor], Tensor]  # (fake logits), to be added to the other
 
-    def critic(self, real: Tensor, fake: Tensor) -> Tensor:
+    def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
         """Both halves, of real and fake logits [N]."""
-        return self.critic_real(real) + self.critic_fake(fake)
+        return self.discriminator_real(real) + self.discriminator_fake(fake)
 
 
 class PairedObjective(NamedTuple):
     """The same for objectives that judge an image beside one of the other kind: functions of two times [N] logits."""
 
     generator: Callable[[Tensor, Tensor], Tensor]  # (fake logits, real logits)
-    critic: Callable[[Tensor, Tensor], Tensor]  # (real logits, fake logits)
+    discriminator: Callable[[Tensor, Tensor], Tensor]  # (real logits, fake logits)
 
 
 def nonsaturating_real(logits: Tensor) -> Tensor:
@@ -50,12 +50,13 @@ def nonsaturating_fake(logits: Tensor) -> Tensor:
 
 
 def minimax_generator(logits: Tensor) -> Tensor:
-    """log(1 - sigmoid(logits)), its mean, of generated images: equation 1 there, flat where the critic is sure."""
+    """log(1 - sigmoid(logits)), its mean, of generated images: equation 1 there, flat where the discriminator is
+    sure."""
     return -nonsaturating_fake(logits)
 
 
 def mean_logit(logits: Tensor) -> Tensor:
-    """The mean of [N] logits, which the critic of a Wasserstein GAN wants low of generated images."""
+    """The mean of [N] logits, which the discriminator of a Wasserstein GAN wants low of generated images."""
     return to_arithmetic(logits).mean()
 
 
@@ -109,53 +110,59 @@ OBJECTIVES: dict[str, Objective | PairedObjective] = {
 # Gradient penalties -----------------------------------------------------------------------------------------------
 
 
-def critic_with_grad_norm(
-    critic: Callable[..., Tensor], images: Tensor, labels: Tensor | None = None
+def discriminator_with_grad_norm(
+    discriminator: Callable[..., Tensor], images: Tensor, labels: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Run the critic and take its gradient with respect to the images: the ground of every gradient penalty.
+    """Run the discriminator and take its gradient with respect to the images: the ground of every gradient penalty.
 
-        logits, squares = critic_with_grad_norm(critic, real, labels)
+        logits, squares = discriminator_with_grad_norm(discriminator, real, labels)
         loss = nonsaturating_real(logits) + gamma * zero_centered_penalty(squares)  # R1
 
     Args:
-        critic: called as `critic(images, labels)`, or `critic(images)` without labels; returns [N] or [N, 1]. Call this
-            function under the autocast that the critic is to run in.
+        discriminator: called as `discriminator(images, labels)`, or `discriminator(images)` without labels; returns [N]
+            or [N, 1]. Call this function under the autocast that the discriminator is to run in.
         images: [N, C, H, W]; not modified. Where they require grad, they get it from both results.
-        labels: whatever the critic takes for labels, or None.
+        labels: whatever the discriminator takes for labels, or None.
 
     Returns:
         logits [N] and `squares` [N] with squares[n] = |d logit[n] / d images[n]|^2, both fp32 at least and
-        differentiable. The gradient of the sum of logits is each sample's own where samples are independent; a critic
-        with statistics across the minibatch adds their small cross terms, as every published implementation does.
+        differentiable. The gradient of the sum of logits is each sample's own where samples are independent; a
+        discriminator with statistics across the minibatch adds their small cross terms, as every published
+        implementation does.
 
     There are two forms of it. A module whose forward pass is followed to the end, and was piecewise linear and kept
-    samples apart, is differentiated in one pass (see `fastgan.one_pass`), once: with `create_graph=True` backward
-    raises RuntimeError. `why_not_one_pass` tells whether it was. Any other callable whose operations are twice
-    differentiable goes through double backward. The critic runs once in either.
+    samples apart, is differentiated in one pass (see `fastgan.penalties.one_pass`), once: with `create_graph=True`
+    backward raises RuntimeError. `why_not_one_pass` tells whether it was. Any other callable whose operations are twice
+    differentiable goes through double backward. The discriminator runs once in either.
 
     Raises RuntimeError within torch.func and `torch.inference_mode`, and for images with a tangent of forward-mode AD.
     """
     if torch.is_inference_mode_enabled():
         raise RuntimeError(
-            "critic_with_grad_norm: torch.inference_mode records nothing that it could differentiate; use torch.no_grad"
+            "discriminator_with_grad_norm: torch.inference_mode records nothing that it could "
+            "differentiate; use torch.no_grad"
         )
     if takes_plain_form([images]):
         raise RuntimeError(
-            "critic_with_grad_norm: torch.func and forward-mode AD cannot go through it; within them, take "
-            "torch.func.grad of the critic itself"
+            "discriminator_with_grad_norm: torch.func and forward-mode AD cannot go through it; within them, take "
+            "torch.func.grad of the discriminator itself"
         )
     wants_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         images = images if images.requires_grad and wants_graph else _leaf(images)
-        follow = wants_graph and isinstance(critic, nn.Module) and not takes_plain_form(critic.parameters())
+        follow = (
+            wants_graph and isinstance(discriminator, nn.Module) and not takes_plain_form(discriminator.parameters())
+        )
         recording = one_pass.Recording(images) if follow else None
         with recording or contextlib.nullcontext():
-            result = critic(images) if labels is None else critic(images, labels)
+            result = discriminator(images) if labels is None else discriminator(images, labels)
         n = images.shape[0]
         if not isinstance(result, Tensor):
-            raise ValueError(f"the critic's result is a {type(result).__name__}, must be a tensor of logits [{n}]")
+            raise ValueError(
+                f"the discriminator's result is a {type(result).__name__}, must be a tensor of logits [{n}]"
+            )
         if result.shape not in ((n,), (n, 1)):
-            raise ValueError(f"the critic's logits have shape {list(result.shape)}, must be [{n}]")
+            raise ValueError(f"the discriminator's logits have shape {list(result.shape)}, must be [{n}]")
         if recording is not None:
             with contextlib.suppress(piecewise_linear.NotPiecewiseLinear):
                 return one_pass.logits_and_squares(recording, result, squared_norm)
@@ -172,21 +179,21 @@ def _leaf(images: Tensor) -> Tensor:
     return (images.clone() if images.is_inference() else images.detach()).requires_grad_()
 
 
-def why_not_one_pass(critic: Callable[..., Tensor], images: Tensor, labels: Tensor | None = None) -> str | None:
-    """Why `critic_with_grad_norm` goes through double backward with these arguments, or None.
+def why_not_one_pass(discriminator: Callable[..., Tensor], images: Tensor, labels: Tensor | None = None) -> str | None:
+    """Why `discriminator_with_grad_norm` goes through double backward with these arguments, or None.
 
-    Runs a copy of the critic: the critic and the state of random numbers stay as they are.
+    Runs a copy of the discriminator: the discriminator and the state of random numbers stay as they are.
 
-    Raises ValueError for a critic that cannot be copied.
+    Raises ValueError for a discriminator that cannot be copied.
     """
-    if not isinstance(critic, nn.Module):
-        return f"{critic!r} is not a module: it is asked for double backward"
+    if not isinstance(discriminator, nn.Module):
+        return f"{discriminator!r} is not a module: it is asked for double backward"
     # What a forward pass left behind with a graph, as the old `nn.utils.spectral_norm` does, cannot be copied.
-    left = [value for module in critic.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    left = [value for module in discriminator.modules() for value in vars(module).values() if isinstance(value, Tensor)]
     try:
-        twin = copy.deepcopy(critic, {id(value): value for value in left if value.grad_fn is not None})
+        twin = copy.deepcopy(discriminator, {id(value): value for value in left if value.grad_fn is not None})
     except Exception as error:
-        raise ValueError(f"why_not_one_pass: the critic cannot be copied, to be run aside: {error}") from error
+        raise ValueError(f"why_not_one_pass: the discriminator cannot be copied, to be run aside: {error}") from error
     recording = one_pass.Recording(_leaf(images), twin)
     state = random.getstate(), np.random.get_state()
     try:
@@ -218,7 +225,7 @@ def one_centered_penalty(squares: Tensor, *, one_sided: bool = False) -> Tensor:
 
 
 def wgan_gp(
-    critic: Callable[..., Tensor],
+    discriminator: Callable[..., Tensor],
     real: Tensor,
     fake: Tensor,
     labels: Tensor | None = None,
@@ -227,10 +234,10 @@ def wgan_gp(
 ) -> Tensor:
     """The penalty of WGAN-GP for images real and fake [N, C, H, W], a scalar to be multiplied by lambda (10 there).
 
-    Each pair is interpolated at a random place. Arguments as those of `critic_with_grad_norm` and
+    Each pair is interpolated at a random place. Arguments as those of `discriminator_with_grad_norm` and
     `one_centered_penalty`.
     """
-    _, squares = critic_with_grad_norm(critic, interpolate(real, fake), labels)
+    _, squares = discriminator_with_grad_norm(discriminator, interpolate(real, fake), labels)
     return one_centered_penalty(squares, one_sided=one_sided)
 
 

@@ -3,7 +3,7 @@
     sampler = fastgan.load("RUN")
     images = sampler.sample(64)  # uint8 [64, C, H, W]
 
-CUDA graphs are those of `fastgan.training.graphs`, as in training, and not those of
+CUDA graphs are those of `fastgan.runs.graphs`, as in training, and not those of
 `torch.compile(mode="reduce-overhead")`: they serve with and without the compiler, say why where capturing fails, and
 write to memory that is not taken back at the next call.
 """
@@ -23,11 +23,11 @@ from fastgan.errors import UserError
 from fastgan.models import ModelConfig
 from fastgan.models.growing import Growing
 from fastgan.options import LARGEST_SEED
-from fastgan.training import graphs, precision, sampling
+from fastgan.runs import drawing, graphs, precision
+from fastgan.runs.drawing import Noise
+from fastgan.runs.trained import find
 from fastgan.training.config import LARGEST_NUMPY_SEED, SeedFormat
-from fastgan.training.sampling import Noise
 from fastgan.training.step import compiler
-from fastgan.training.trained import find
 
 BATCH = 16
 MOST_FORMS = 64  # sizes of batches, kinds of noise and results: the compiler gives up at 8 unless told otherwise
@@ -76,7 +76,7 @@ class Sampler:
 
     Attributes:
         generator: the averaged network, in eval mode, without gradients: `generator(z, label)`, see
-            `fastgan.training.checkpoint.load_generator`. `fastgan.studies` takes it as it is.
+            `fastgan.runs.checkpoint.load_generator`. `fastgan.studies` takes it as it is.
         model: its `fastgan.models.ModelConfig`.
         class_names: of the labels 0, 1, ...; empty for a network without classes.
         size: height and width of the images; of a network that was still growing, those of its stage.
@@ -152,10 +152,10 @@ class Sampler:
             raise ValueError(f"truncation is {truncation}, must be finite")
         if noise not in ("const", "none", "random"):
             raise ValueError(f"noise is {noise!r}, must be 'const', 'none' or 'random'")
-        sampling.arguments(self.generator, truncation=truncation, noise=noise)
+        drawing.arguments(self.generator, truncation=truncation, noise=noise)
         device = self.precision.device
         labels = self.labels(seeds, classes)
-        z = sampling.latents(seeds, self.model.z_dim, seed_format).to(device)
+        z = drawing.latents(seeds, self.model.z_dim, seed_format).to(device)
         psi = torch.full((), truncation, device=device)
         images = torch.empty(len(z), self.model.channels, *self.size, dtype=dtype, device=device)
         for start in range(0, len(z), self.batch):
@@ -215,12 +215,12 @@ class Sampler:
         self._drawn[kind, len(z)].copy_(self._images(kind, z, label, psi))
 
     def _images(self, kind: _Kind, z: Tensor, label: Tensor | None, psi: Tensor) -> Tensor:
-        options = sampling.arguments(self.generator, noise=kind.noise)
+        options = drawing.arguments(self.generator, noise=kind.noise)
         if "truncation" in options:
             options["truncation"] = psi  # a tensor: a number would be part of what is compiled and captured
         with self.precision.autocast():
             images = self._network(z, label, **options)
-        return sampling.quantized(images) if kind.dtype == torch.uint8 else images
+        return drawing.quantized(images) if kind.dtype == torch.uint8 else images
 
 
 def _compiled(network: nn.Module, device: torch.device) -> Callable[..., Tensor]:

@@ -2,7 +2,7 @@
 
 Functions on tensors; `python -m fastgan.generate` makes labelled pictures of them. All take and return alike:
 
-- `generator`: in eval mode, as `fastgan.training.checkpoint.load_generator` returns it, on any device.
+- `generator`: in eval mode, as `fastgan.runs.checkpoint.load_generator` returns it, on any device.
 - `seeds`: numbers from 0, one latent each; the same seed is the same latent everywhere. Or the latents themselves,
   a tensor [N, z_dim].
 - `label`: the class of all images, for a conditional generator; None for one without classes.
@@ -24,7 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fastgan.training.sampling import Unsupported, architecture, draw_tensor, latents, to_uint8
+from fastgan.runs.drawing import Unsupported, architecture, draw_tensor, latents, to_uint8
 from fastgan.transparency import premultiplied
 
 __all__ = [

@@ -11,48 +11,45 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
 import pytest
 import torch
 
-from tests import backends
+from tests.support import backends
 
 # On a machine with torch and pytest alone, the operations are tested all the same.
 TRAININGS = [
-    f"test_{name}.py"
-    for name in (
-        "checkpoint",
-        "command_line",
-        "dataset",
-        "evaluate",
-        "evaluation",
-        "export",
-        "fuzz",
-        "guard",
-        "health",
-        "initial",
-        "loading",
-        "log",
-        "official_networks",
-        "other_programs",
-        "ranks",
-        "sampler",
-        "training",
-        "transparency",
-        "urls",
-        "view",
-    )
+    "runs/test_checkpoint.py",
+    "cli/test_command_line.py",
+    "data/test_dataset.py",
+    "cli/test_evaluate.py",
+    "training/test_validation.py",
+    "export/test_export.py",
+    "cli/test_fuzz.py",
+    "training/test_guard.py",
+    "runs/test_health.py",
+    "training/test_initial.py",
+    "data/test_loading.py",
+    "runs/test_log.py",
+    "interop/test_official_networks.py",
+    "interop/test_other_programs.py",
+    "training/test_distributed.py",
+    "test_sampler.py",
+    "training/test_training.py",
+    "test_transparency.py",
+    "data/test_urls.py",
+    "view/test_view.py",
 ]
-STEPS = ["test_graphs.py", "test_step.py", "test_time_to_quality.py"]
+STEPS = ["runs/test_graphs.py", "training/test_step.py", "bench/test_time_to_quality.py"]
 NEEDS = {
     "hypothesis": [
-        "test_data.py",
-        "test_dataset.py",
-        "test_fuzz.py",
-        "test_noise_bias_act_any.py",
-        "test_official_networks.py",
+        "data/test_data.py",
+        "data/test_dataset.py",
+        "cli/test_fuzz.py",
+        "ops/test_noise_bias_act_any.py",
+        "interop/test_official_networks.py",
     ],
     "tyro": [*TRAININGS, *STEPS],
     "safetensors": [*TRAININGS, *STEPS],
-    "PIL": [*TRAININGS, "test_data.py", "test_metrics.py", "test_time_to_quality.py"],
-    "matplotlib": [*TRAININGS, "test_data.py", "test_metrics.py", "test_time_to_quality.py"],
-    "numpy": ["test_studies.py", "test_metrics.py"],
+    "PIL": [*TRAININGS, "data/test_data.py", "metrics/test_metrics.py", "bench/test_time_to_quality.py"],
+    "matplotlib": [*TRAININGS, "data/test_data.py", "metrics/test_metrics.py", "bench/test_time_to_quality.py"],
+    "numpy": ["test_studies.py", "metrics/test_metrics.py"],
 }
 collect_ignore = sorted({file for module, files in NEEDS.items() if find_spec(module) is None for file in files})
 
@@ -105,6 +102,6 @@ def one_cache(tmp_path_factory):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A few labelled images to train on."""
-    from tests.tiny_run import make_folder  # needs what a machine with torch and pytest alone lacks
+    from tests.support.tiny_run import make_folder  # needs what a machine with torch and pytest alone lacks
 
     return make_folder(tmp_path_factory.mktemp("data") / "images")

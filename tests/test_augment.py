@@ -1,4 +1,5 @@
-"""Augmentation does what its parameters say, as often as p says, differentiably; its strength follows the critic.
+"""Augmentation does what its parameters say, as often as p says, differentiably; its strength follows the
+discriminator.
 
 The reference for resampling is the paper's definition, in loops, with padding that is never too short.
 """
@@ -13,7 +14,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastgan.augment import GROUPS, ORIGIN, SYM6, AdaptiveStrength, Augment, Parameters
-from fastgan.losses import critic_with_grad_norm
+from fastgan.losses import discriminator_with_grad_norm
 from fastgan.ops import use_backend
 
 SIZES = [(16, 16), (12, 7), (5, 9), (3, 2), (1, 4), (1, 1)]
@@ -492,7 +493,7 @@ def test_first_and_second_derivatives_agree_with_finite_differences(size, channe
     torch.autograd.gradgradcheck(transform, x, fast_mode=fast)
 
 
-class SmoothCritic(nn.Module):
+class SmoothDiscriminator(nn.Module):
     def __init__(self, inputs, dtype=torch.float64):
         super().__init__()
         generator = torch.Generator().manual_seed(5)
@@ -517,40 +518,40 @@ def test_r1_through_it_is_that_of_the_transformation_as_a_matrix():
 
     matrices, constants = map(torch.stack, zip(*(as_matrix(i) for i in range(3)), strict=True))
 
-    critic = SmoothCritic(size)
-    logits, squares = critic_with_grad_norm(lambda x: critic(augment.transform(x, parameters)), x)
+    discriminator = SmoothDiscriminator(size)
+    logits, squares = discriminator_with_grad_norm(lambda x: discriminator(augment.transform(x, parameters)), x)
     (logits.sum() + 3 * squares.mean()).backward()
-    got = [parameter.grad for parameter in critic.parameters()]
+    got = [parameter.grad for parameter in discriminator.parameters()]
 
-    critic.zero_grad()
+    discriminator.zero_grad()
     transformed = (matrices @ x.flatten(1)[:, :, None]).squeeze(2) + constants
-    hidden = torch.tanh(transformed @ critic.first.T)
-    slope = ((1 - hidden**2) * critic.second) @ critic.first  # of the logits, at the transformed images
+    hidden = torch.tanh(transformed @ discriminator.first.T)
+    slope = ((1 - hidden**2) * discriminator.second) @ discriminator.first  # of the logits, at the transformed images
     expected = (slope[:, None, :] @ matrices).square().sum((1, 2))
-    torch.testing.assert_close(logits, hidden @ critic.second)
+    torch.testing.assert_close(logits, hidden @ discriminator.second)
     torch.testing.assert_close(squares, expected)
-    ((hidden @ critic.second).sum() + 3 * expected.mean()).backward()
-    torch.testing.assert_close(got, [parameter.grad for parameter in critic.parameters()])
+    ((hidden @ discriminator.second).sum() + 3 * expected.mean()).backward()
+    torch.testing.assert_close(got, [parameter.grad for parameter in discriminator.parameters()])
 
 
 @pytest.mark.parametrize("backend", ["torch", "cpp"])
 def test_r1_of_a_random_augmentation_is_that_of_what_was_drawn(backend):
     augment, x = Augment(0.7), images(6, 3, 12, 12)
-    critic = SmoothCritic(3 * 12 * 12, torch.float32)
+    discriminator = SmoothDiscriminator(3 * 12 * 12, torch.float32)
 
     def gradients(call):
         torch.manual_seed(3)
-        critic.zero_grad()
-        _, squares = critic_with_grad_norm(call, x)
+        discriminator.zero_grad()
+        _, squares = discriminator_with_grad_norm(call, x)
         squares.mean().backward()
-        return squares.detach(), *(parameter.grad.clone() for parameter in critic.parameters())
+        return squares.detach(), *(parameter.grad.clone() for parameter in discriminator.parameters())
 
     with use_backend([backend, "torch"]):
         torch.manual_seed(3)
         drawn = augment.draw(6)
-        fixed = gradients(lambda x: critic(augment.transform(x, drawn)))
-        drawn_anew = gradients(lambda x: critic(augment(x)))
-        composed = gradients(nn.Sequential(augment, critic))
+        fixed = gradients(lambda x: discriminator(augment.transform(x, drawn)))
+        drawn_anew = gradients(lambda x: discriminator(augment(x)))
+        composed = gradients(nn.Sequential(augment, discriminator))
     assert all(torch.equal(a, b) for a, b in zip(fixed, drawn_anew, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(fixed, composed, strict=True))
 

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from fastgan import layers, models
-from fastgan.losses import critic_with_grad_norm
+from fastgan.losses import discriminator_with_grad_norm
 from fastgan.ops.upfirdn2d import taps
-from tests import backends
+from tests.support import backends
 
 
 def direct_upfirdn2d(x, kernel, up, down, padding, gain):
@@ -157,21 +157,21 @@ def test_noise_is_drawn_where_none_is_given_and_counts_once_strength_is_learned(
     assert layer.strength.grad is not None
 
 
-def test_r1_through_a_critic_has_the_gradients_of_plain_pytorch(backend):
+def test_r1_through_a_discriminator_has_the_gradients_of_plain_pytorch(backend):
     """The penalty end to end: first derivatives by the kernels' backward, second by their double backward."""
     device = backends.device(backend)
     torch.manual_seed(0)
     config = models.ModelConfig(resolution=8, channel_base=64, channel_max=16, num_classes=3)
-    _, critic = models.build(config)
-    critic = critic.to(device, torch.float64)
+    _, discriminator = models.build(config)
+    discriminator = discriminator.to(device, torch.float64)
     images = torch.randn(4, 1, 8, 8, dtype=torch.float64, device=device)
     labels = torch.tensor([0, 1, 2, 0], device=device)
 
     def gradients():
-        critic.zero_grad()
-        logits, squares = critic_with_grad_norm(critic, images, labels)
+        discriminator.zero_grad()
+        logits, squares = discriminator_with_grad_norm(discriminator, images, labels)
         (F.softplus(-logits).mean() + 5 * squares.mean()).backward()
-        return squares.detach(), [p.grad.clone() for p in critic.parameters()]
+        return squares.detach(), [p.grad.clone() for p in discriminator.parameters()]
 
     squares, got = gradients()
     with backends.forced("torch"):

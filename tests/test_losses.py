@@ -5,15 +5,15 @@ import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from fastgan.losses import OBJECTIVES, PairedObjective, PathLength, critic_with_grad_norm
+from fastgan.losses import OBJECTIVES, PairedObjective, PathLength, discriminator_with_grad_norm
 
 
 def test_nonsaturating_is_cross_entropy_with_the_label_wanted():
     logits = torch.randn(16, generator=torch.Generator().manual_seed(0))
     real, fake = torch.ones(16), torch.zeros(16)
     objective = OBJECTIVES["nonsaturating"]
-    torch.testing.assert_close(objective.critic_real(logits), binary_cross_entropy_with_logits(logits, real))
-    torch.testing.assert_close(objective.critic_fake(logits), binary_cross_entropy_with_logits(logits, fake))
+    torch.testing.assert_close(objective.discriminator_real(logits), binary_cross_entropy_with_logits(logits, real))
+    torch.testing.assert_close(objective.discriminator_fake(logits), binary_cross_entropy_with_logits(logits, fake))
     torch.testing.assert_close(objective.generator(logits), binary_cross_entropy_with_logits(logits, real))
 
 
@@ -21,7 +21,7 @@ def test_objectives_are_those_of_their_papers():
     make = torch.Generator().manual_seed(0)
     real, fake = (torch.randn(16, generator=make, dtype=torch.float64) for _ in range(2))
     sigmoid = torch.sigmoid
-    critic = {
+    discriminator = {
         "minimax": -(sigmoid(real).log() + (1 - sigmoid(fake)).log()).mean(),
         "nonsaturating": -(sigmoid(real).log() + (1 - sigmoid(fake)).log()).mean(),
         "least-squares": (((real - 1) ** 2 + fake**2) / 2).mean(),
@@ -37,18 +37,18 @@ def test_objectives_are_those_of_their_papers():
         "wasserstein": -fake.mean(),
         "relativistic": -sigmoid(fake - real).log().mean(),
     }
-    assert critic.keys() == generator.keys() == OBJECTIVES.keys()
+    assert discriminator.keys() == generator.keys() == OBJECTIVES.keys()
     for name, objective in OBJECTIVES.items():
         if isinstance(objective, PairedObjective):
-            results = objective.critic(real, fake), objective.generator(fake, real)
+            results = objective.discriminator(real, fake), objective.generator(fake, real)
         else:
-            results = objective.critic_real(real) + objective.critic_fake(fake), objective.generator(fake)
-        torch.testing.assert_close(results, (critic[name], generator[name]))
+            results = objective.discriminator_real(real) + objective.discriminator_fake(fake), objective.generator(fake)
+        torch.testing.assert_close(results, (discriminator[name], generator[name]))
 
 
 def test_logits_without_a_partner_are_refused():
     with pytest.raises(ValueError, match="must be pairs"):
-        OBJECTIVES["relativistic"].critic(torch.zeros(4), torch.zeros(3))
+        OBJECTIVES["relativistic"].discriminator(torch.zeros(4), torch.zeros(3))
 
 
 def test_path_length_is_the_norm_of_the_jacobian_transposed():
@@ -105,34 +105,36 @@ def batch():
     return images.to(memory_format=torch.channels_last), torch.randint(5, (6,), generator=generator)
 
 
-def test_grad_norm_of_a_known_critic(batch):
+def test_grad_norm_of_a_known_discriminator(batch):
     images, labels = batch
-    critic = Quadratic()
-    logits, squares = critic_with_grad_norm(critic, images, labels)
-    torch.testing.assert_close(logits, critic(images, labels))
-    torch.testing.assert_close(squares, (2 * critic.weight * images).square().sum((1, 2, 3)))
+    discriminator = Quadratic()
+    logits, squares = discriminator_with_grad_norm(discriminator, images, labels)
+    torch.testing.assert_close(logits, discriminator(images, labels))
+    torch.testing.assert_close(squares, (2 * discriminator.weight * images).square().sum((1, 2, 3)))
     assert not images.requires_grad
 
 
 @pytest.mark.parametrize("penalty", [lambda sq: 5 * sq.mean(), lambda sq: (sq.sqrt() - 1).square().mean()])
 def test_penalty_gradients_agree_with_finite_differences(batch, penalty):
     images, labels = batch
-    critic = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(16, 1)).double()
-    names, weights = zip(*critic.named_parameters(), strict=True)
+    discriminator = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(16, 1)).double()
+    names, weights = zip(*discriminator.named_parameters(), strict=True)
 
     def loss(*weights):
-        call = lambda x, _: torch.func.functional_call(critic, dict(zip(names, weights, strict=True)), x).squeeze(1)
-        logits, squares = critic_with_grad_norm(call, images[:2], labels[:2])
+        call = lambda x, _: torch.func.functional_call(
+            discriminator, dict(zip(names, weights, strict=True)), x
+        ).squeeze(1)
+        logits, squares = discriminator_with_grad_norm(call, images[:2], labels[:2])
         return logits.mean() + penalty(squares)
 
     torch.autograd.gradcheck(loss, weights)
 
 
 def test_penalty_is_fp32_under_autocast():
-    critic = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 1))
+    discriminator = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 1))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert critic(torch.randn(2, 3, 4, 4)).dtype == torch.bfloat16
-        logits, squares = critic_with_grad_norm(lambda x: critic(x), torch.randn(2, 3, 4, 4))
+        assert discriminator(torch.randn(2, 3, 4, 4)).dtype == torch.bfloat16
+        logits, squares = discriminator_with_grad_norm(lambda x: discriminator(x), torch.randn(2, 3, 4, 4))
     assert logits.dtype == squares.dtype == torch.float32
     squares.sum().backward()
-    assert critic[0].weight.grad.isfinite().all()
+    assert discriminator[0].weight.grad.isfinite().all()

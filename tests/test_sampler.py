@@ -14,13 +14,13 @@ from PIL import Image
 import fastgan
 from fastgan import models
 from fastgan import sampler as module
+from fastgan.cli.generate import main as generate
 from fastgan.errors import UserError
-from fastgan.generate import main as generate
+from fastgan.runs.graphs import WARM_UPS
+from fastgan.runs.precision import Precision
 from fastgan.sampler import Sampler
 from fastgan.studies import Unsupported
-from fastgan.training.graphs import WARM_UPS
-from fastgan.training.precision import Precision
-from tests.tiny_run import untrained
+from tests.support.tiny_run import untrained
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fastgan import models, studies
-from fastgan.training import sampling
+from fastgan.runs import drawing
 
 SEEDS = [3, 1, 4]
 
@@ -58,7 +58,7 @@ def plain(generator):
 
 def test_samples_are_what_is_drawn_elsewhere(generator, plain):
     assert plain.shape == (3, 1, 16, 16) and plain.dtype == torch.float32
-    drawn = sampling.draw(generator, sampling.latents(SEEDS, generator.z_dim), None)
+    drawn = drawing.draw(generator, drawing.latents(SEEDS, generator.z_dim), None)
     assert (studies.to_uint8(plain) == drawn).all()
     assert torch.equal(studies.samples(generator, SEEDS[1:])[0], plain[1:])
 
@@ -93,7 +93,7 @@ class TestInterpolation:
         assert torch.equal(table[:, 0], studies.samples(generator, SEEDS)[0, :-1])
 
     def test_the_middle(self, generator):
-        a, b = sampling.latents(SEEDS[:2], generator.z_dim)
+        a, b = drawing.latents(SEEDS[:2], generator.z_dim)
         styles = generator.styles(torch.stack([a, b])).mean(0, keepdim=True)
         middles = {
             "z": generator((a + b)[None] / 2, noise="const"),
@@ -142,7 +142,7 @@ class TestMixing:
         assert torch.equal(every, b[None].expand_as(every))
 
     def test_the_layers_named_come_from_b(self, generator):
-        z = sampling.latents([3, 7], generator.z_dim)
+        z = drawing.latents([3, 7], generator.z_dim)
         a, b = generator.styles(z)
         expected = generator.synthesize(torch.cat([a[:2], b[2:4], a[4:]])[None], noise="const")
         torch.testing.assert_close(studies.mix(generator, [3], [7], [2, 3])[0, 0], expected[0])
@@ -169,7 +169,7 @@ class TestNoise:
         assert table.shape == (3, 4, 1, 16, 16)
         every, none, coarse, fine = table.unbind(1)
         assert torch.equal(every, plain)
-        z = sampling.latents(SEEDS, generator.z_dim)
+        z = drawing.latents(SEEDS, generator.z_dim)
         torch.testing.assert_close(none, generator(z, noise="none"))
         torch.testing.assert_close(coarse, generator(z, noise=["const"] * 3 + ["none"] * 2))
         torch.testing.assert_close(fine, generator(z, noise=["none"] * 3 + ["const"] * 2))
@@ -190,7 +190,7 @@ class TestNoise:
         for other, layer in enumerate(layers):
             if other != number:
                 layer.noise_const.fill_(torch.nan)  # seen in the image where a word went astray
-        z = sampling.latents([3], generator.z_dim)
+        z = drawing.latents([3], generator.z_dim)
         image = generator(z, noise=["const" if other == number else "none" for other in range(5)])
         assert image.isfinite().all()
         assert not torch.allclose(image, generator(z, noise="none"))
@@ -199,7 +199,7 @@ class TestNoise:
         deviation = studies.noise_deviation(generator, SEEDS, draws=5, noise_seed=9)
         assert deviation.shape == (3, 1, 1, 16, 16) and (deviation > 0).all()
         torch.manual_seed(9)
-        ws = generator.styles(sampling.latents([4], generator.z_dim))
+        ws = generator.styles(drawing.latents([4], generator.z_dim))
         drawn = torch.cat([generator.synthesize(ws, noise="random") for _ in range(5)])
         torch.testing.assert_close(deviation[2, 0], drawn.std(0))
 
@@ -236,7 +236,7 @@ class TestTruncation:
 
     def test_below_zero_is_the_opposite_side_of_the_mean(self, generator):
         mean = generator.mapping.w_avg
-        opposite = 2 * mean - generator.styles(sampling.latents([3], generator.z_dim))
+        opposite = 2 * mean - generator.styles(drawing.latents([3], generator.z_dim))
         image = studies.truncation_sweep(generator, [3], [-1.0])[0]
         torch.testing.assert_close(image, generator.synthesize(opposite, noise="const"))
 
@@ -390,7 +390,7 @@ def test_on_a_gpu(generator):
 
 
 def test_styles_and_synthesis_make_up_a_forward_pass(generator):
-    z = sampling.latents(SEEDS, generator.z_dim)
+    z = drawing.latents(SEEDS, generator.z_dim)
     ws = generator.styles(z, truncation=0.5)
     assert ws.shape == (3, generator.num_ws, 8)
     assert torch.equal(generator.synthesize(ws, noise="const"), generator(z, truncation=0.5, noise="const"))

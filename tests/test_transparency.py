@@ -7,12 +7,13 @@ from PIL import Image
 from torch.autograd import gradcheck, gradgradcheck
 
 from fastgan import studies
-from fastgan.generate import main as generate
-from fastgan.training import checkpoint, loop
-from fastgan.training.grid import draw_grid
+from fastgan.cli.generate import main as generate
+from fastgan.runs import checkpoint
+from fastgan.runs.grid import draw_grid
+from fastgan.training import loop
 from fastgan.training.step import Step
 from fastgan.transparency import premultiplied
-from tests.tiny_run import train
+from tests.support.tiny_run import train
 
 pytestmark = pytest.mark.usefixtures("one_cache")
 
@@ -127,7 +128,7 @@ def test_the_picture_of_noise_is_opaque_where_it_shows_a_deviation(run, tmp_path
             torch.nn.init.constant_(module.strength, 0.5)
     monkeypatch.setattr(checkpoint, "load_generator", lambda *_: (generator, config))
     drawn = []
-    monkeypatch.setattr("fastgan.generate.draw_grid", lambda *given: drawn.extend(given[0]) or draw_grid(*given))
+    monkeypatch.setattr("fastgan.cli.generate.draw_grid", lambda *given: drawn.extend(given[0]) or draw_grid(*given))
     argv = ["noise", "--checkpoint", str(run), "--draws", "4", "--seeds", "0-1", "--out", str(tmp_path / "noise.png")]
     assert generate(argv) == 0
     (section,) = drawn

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastgan.data.cache import ImageDataset, load_entry
+from fastgan.data.order import ShuffledStream
 from fastgan.data.pictures import CHANNELS, parse_size, size_text
-from fastgan.data.sampling import ShuffledStream
 from fastgan.errors import UserError
 
 if TYPE_CHECKING:

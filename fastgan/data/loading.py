@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastgan.data.cache import ImageDataset
-from fastgan.data.sampling import CoinFlips, ShuffledStream, Stream
+from fastgan.data.order import CoinFlips, ShuffledStream, Stream
 from fastgan.data.shards import AT_ONCE, ShardedPixels, ShardedStream
 from fastgan.ops import image_batch
 

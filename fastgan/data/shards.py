@@ -26,8 +26,8 @@ import numpy as np
 
 from fastgan.data import cache
 from fastgan.data.cache import SHARD_INDEX, ImageDataset
+from fastgan.data.order import Stream
 from fastgan.data.pictures import CHANNELS, Unusable, decode, plain, reason, size_text
-from fastgan.data.sampling import Stream
 from fastgan.data.sources import samples_of_shard
 from fastgan.data.urls import is_url, open_url
 from fastgan.errors import UserError

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from fastgan.ops import use_backend
+from fastgan.runs import drawing
 from fastgan.sampler import Sampler
-from fastgan.training import sampling
 
 Image = Literal["float", "uint8"]
 FixedNoise = Literal["const", "none"]
@@ -34,13 +34,13 @@ class Network(nn.Module):
     def __init__(self, generator: nn.Module, noise: FixedNoise, image: Image):
         super().__init__()
         self.generator, self.image = generator, image
-        self.options = sampling.arguments(generator, noise=noise)
+        self.options = drawing.arguments(generator, noise=noise)
         self.eval()
 
     def forward(self, z: Tensor, label: Tensor | None = None, truncation: Tensor | None = None) -> Tensor:
         psi = {} if truncation is None else {"truncation": truncation}
         image = self.generator(z, label, **(self.options | psi))
-        return sampling.quantized(image) if self.image == "uint8" else image
+        return drawing.quantized(image) if self.image == "uint8" else image
 
 
 def trace(sampler: Sampler, *, noise: FixedNoise = "const", image: Image = "float") -> ExportedProgram:
@@ -65,7 +65,7 @@ def trace(sampler: Sampler, *, noise: FixedNoise = "const", image: Image = "floa
 def inputs(sampler: Sampler, seeds: Sequence[int], psi: float = 1.0) -> dict[str, Tensor]:
     """What an exported network is called with for the images of `seeds`: z, and what it has of label and truncation."""
     device = sampler.precision.device
-    found = {"z": sampling.latents(seeds, sampler.model.z_dim).to(device)}
+    found = {"z": drawing.latents(seeds, sampler.model.z_dim).to(device)}
     if (labels := sampler.labels(seeds)) is not None:
         found["label"] = labels
     if "truncation" in sampler.generator.supports:

@@ -107,7 +107,8 @@ class _Pickler(pickle._Pickler):
 
 
 def to_bytes(config: ModelConfig, tensors: Mapping[str, Mapping[str, Tensor]]) -> bytes:
-    """A file with G, D and G_ema ("generator", "critic", "ema"), which the official code loads and trains on with.
+    """A file with G, D and G_ema ("generator", "discriminator", "ema"), which the official code loads and trains on
+    with.
 
     Raises ValueError if one of them is missing, or for networks that are no StyleGAN2 of square images.
     """
@@ -117,7 +118,9 @@ def to_bytes(config: ModelConfig, tensors: Mapping[str, Mapping[str, Tensor]]) -
     options = official_options(config)
     for name, official in NETWORKS.items():
         network = build(name, config, tensors[name])
-        content[official] = _described(network, "Discriminator" if name == "critic" else "Generator", options[name])
+        content[official] = _described(
+            network, "Discriminator" if name == "discriminator" else "Generator", options[name]
+        )
     file = io.BytesIO()
     _Pickler(file, protocol=4).dump(content)
     return file.getvalue()

@@ -22,7 +22,7 @@ from fastgan.interop.unpickling import naming, shown
 from fastgan.models import ModelConfig, stylegan2
 from fastgan.ops.upfirdn2d import BILINEAR, taps
 
-STATES = {"generator": "g", "ema": "g_ema", "critic": "d"}  # by the names fastgan has for them
+STATES = {"generator": "g", "ema": "g_ema", "discriminator": "d"}  # by the names fastgan has for them
 MAPPING_LR = 0.01
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save's magic number, before it wrote archives
 _USUAL_BASES = (32768, 16384)  # of a channel_multiplier of 2, the default, and of 1
@@ -55,7 +55,8 @@ def read(path: str | Path) -> Networks:
 
 
 def to_bytes(config: ModelConfig, tensors: Mapping[str, Tensors]) -> bytes:
-    """A file of these networks ("ema", and "generator" and "critic" if they are there), by fastgan's names of tensors.
+    """A file of these networks ("ema", and "generator" and "discriminator" if they are there), by fastgan's names of
+    tensors.
 
     With each of the latter goes a fresh optimizer of that code's defaults, without which its training does not start.
     Rates of the mapping network are made 0.01 by scaling its weights, which changes no image. Raises ValueError for
@@ -64,7 +65,7 @@ def to_bytes(config: ModelConfig, tensors: Mapping[str, Tensors]) -> bytes:
     if reason := _why_not(config):
         raise ValueError(reason)
     content: dict[str, Any] = {}
-    for name, plain in zip(("ema", "generator", "critic"), _plain(config), strict=True):
+    for name, plain in zip(("ema", "generator", "discriminator"), _plain(config), strict=True):
         if name not in tensors:
             continue
         state = content[STATES[name]] = {}
@@ -87,11 +88,11 @@ def differences(config: ModelConfig) -> list[str]:
     found = []
     widths = {r: config.features(r) for r in config.resolutions}
     usual = [{r: min(512, base // r) for r in widths} for base in _USUAL_BASES]
-    if widths not in usual or any(config.critic_features(r) != width for r, width in widths.items()):
-        of_critic = {r: config.critic_features(r) for r in config.resolutions}
+    if widths not in usual or any(config.discriminator_features(r) != width for r, width in widths.items()):
+        of_discriminator = {r: config.discriminator_features(r) for r in config.resolutions}
         found.append(
             f"these networks have other widths than that code's channel_multiplier gives: set `channels` to {widths} "
-            f"in its Generator and to {of_critic} in its Discriminator"
+            f"in its Generator and to {of_discriminator} in its Discriminator"
         )
     if (config.z_dim, config.mapping_layers) != (_LATENT, _MLP):
         found.append(
@@ -121,7 +122,7 @@ def _why_not(config: ModelConfig) -> str | None:
         ("first", config.first, (4, 4)),
         ("w_dim", config.style_dim, config.z_dim),
         ("generator_architecture", config.generator_architecture, "skip"),
-        ("critic_architecture", config.critic_architecture, "resnet"),
+        ("discriminator_architecture", config.discriminator_architecture, "resnet"),
         ("noise", config.noise, True),
         ("stddev_features", config.stddev_features, 1),
     ):
@@ -142,7 +143,7 @@ def _first_line(error: Exception) -> str:
 
 def _names(network: nn.Module) -> dict[str, str]:
     """fastgan's name of every tensor in a state dictionary to that of rosinality's code."""
-    pairs = _generator_names(network) if isinstance(network, stylegan2.Generator) else _critic_names(network)
+    pairs = _generator_names(network) if isinstance(network, stylegan2.Generator) else _discriminator_names(network)
     return dict(pairs)
 
 
@@ -169,13 +170,13 @@ def _generator_names(generator: stylegan2.Generator) -> Iterator[tuple[str, str]
         yield f"{own}.bias", f"{theirs}.bias"
 
 
-def _critic_names(critic: stylegan2.Critic) -> Iterator[tuple[str, str]]:
+def _discriminator_names(discriminator: stylegan2.Discriminator) -> Iterator[tuple[str, str]]:
     def convolution(own: str, theirs: str, place: int) -> Iterator[tuple[str, str]]:
         yield f"{own}.weight", f"{theirs}.{place}.weight"
         yield f"{own}.bias", f"{theirs}.{place + 1}.bias"
 
     yield from convolution("from_rgb", "convs.0", 0)
-    for i in range(len(critic.blocks)):
+    for i in range(len(discriminator.blocks)):
         yield from convolution(f"blocks.{i}.conv", f"convs.{i + 1}.conv1", 0)
         yield from convolution(f"blocks.{i}.down", f"convs.{i + 1}.conv2", 1)  # behind the filter
         yield f"blocks.{i}.skip.weight", f"convs.{i + 1}.skip.1.weight"
@@ -213,9 +214,9 @@ def _kernels(network: nn.Module, config: ModelConfig) -> Tensors:
 
 
 def _plain(config: ModelConfig) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """Networks without memory: averaged generator, generator, critic."""
-    generator, critic = plain_networks(config)
-    return generator, generator, critic
+    """Networks without memory: averaged generator, generator, discriminator."""
+    generator, discriminator = plain_networks(config)
+    return generator, generator, discriminator
 
 
 def _networks(path: str | Path, content: Any) -> Networks:
@@ -236,7 +237,7 @@ def _networks(path: str | Path, content: Any) -> Networks:
 
     def everything() -> tuple[ModelConfig, dict[str, Tensors]]:
         with naming(path):
-            whole = _with_critic(config, states["critic"]) if "critic" in states else config
+            whole = _with_discriminator(config, states["discriminator"]) if "discriminator" in states else config
             tensors = {"ema": ema}
             for name in states.keys() - {"ema"}:
                 tensors[name] = _renamed(states[name], name, whole)
@@ -249,7 +250,7 @@ def _networks(path: str | Path, content: Any) -> Networks:
 
 def _renamed(state: Tensors, name: str, config: ModelConfig) -> Tensors:
     """Tensors by fastgan's names. Raises ValueError unless they are those of a network of that configuration."""
-    plain = dict(zip(("ema", "generator", "critic"), _plain(config), strict=True))[name]
+    plain = dict(zip(("ema", "generator", "discriminator"), _plain(config), strict=True))[name]
     there, shapes = dict(state), {key: value.shape for key, value in plain.state_dict().items()}
     for key, expected in _kernels(plain, config).items():
         found = there.pop(key, expected)
@@ -299,7 +300,7 @@ def _generator_config(state: Tensors) -> ModelConfig:
     )
 
 
-def _with_critic(config: ModelConfig, state: Tensors) -> ModelConfig:
+def _with_discriminator(config: ModelConfig, state: Tensors) -> ModelConfig:
     down = [f"convs.{i + 1}.conv2.1.weight" for i in range(len(config.resolutions) - 1)]
     first, last, *convs = _sizes(state, "d", "convs.0.0.weight", "final_conv.0.weight", *down)
     if any(len(shape) != 4 for shape in (first, last, *convs)):
@@ -307,8 +308,8 @@ def _with_critic(config: ModelConfig, state: Tensors) -> ModelConfig:
     base, most = _widths([first[0], *(shape[0] for shape in convs)][::-1])
     return dataclasses.replace(
         config,
-        critic_channel_base=None if base == config.channel_base else base,
-        critic_channel_max=None if most == config.channel_max else most,
+        discriminator_channel_base=None if base == config.channel_base else base,
+        discriminator_channel_max=None if most == config.channel_max else most,
         stddev_features=last[1] - last[0],
     )
 

@@ -20,8 +20,8 @@ from fastgan.interop import unpickling
 from fastgan.models import ModelConfig, stylegan2
 from fastgan.ops.upfirdn2d import BILINEAR, taps
 
-NETWORKS = {"generator": "G", "ema": "G_ema", "critic": "D"}  # by the names fastgan has for them
-_CLASSES = {"generator": stylegan2.Generator, "ema": stylegan2.Generator, "critic": stylegan2.Critic}
+NETWORKS = {"generator": "G", "ema": "G_ema", "discriminator": "D"}  # by the names fastgan has for them
+_CLASSES = {"generator": stylegan2.Generator, "ema": stylegan2.Generator, "discriminator": stylegan2.Discriminator}
 Tensors = dict[str, Tensor]
 
 
@@ -48,13 +48,13 @@ class StyleGAN2:
     Attributes:
         ema: the averaged generator (`G_ema`), without gradients; images are drawn by it.
         generator: the one that was trained (`G`); None if the file has none.
-        critic: (`D`); None if the file has none.
+        discriminator: (`D`); None if the file has none.
         config: what determines the shape of all three.
     """
 
     ema: stylegan2.Generator
     generator: stylegan2.Generator | None
-    critic: stylegan2.Critic | None
+    discriminator: stylegan2.Discriminator | None
     config: ModelConfig
 
 
@@ -84,9 +84,11 @@ def read_stylegan2(path: str | Path) -> Networks:
 
     def everything() -> tuple[ModelConfig, dict[str, Tensors]]:
         with unpickling.naming(path):
-            whole = _with_critic_options(config, modules["critic"]) if "critic" in modules else config
+            whole = (
+                _with_discriminator_options(config, modules["discriminator"]) if "discriminator" in modules else config
+            )
             tensors = {"ema": ema}
-            for name, plain in zip(("generator", "critic"), plain_networks(whole), strict=True):
+            for name, plain in zip(("generator", "discriminator"), plain_networks(whole), strict=True):
                 if name in modules:
                     tensors[name] = _renamed(modules[name], name, whole, plain)
             return whole, tensors
@@ -104,14 +106,15 @@ def build(
     return network.to(device=device, memory_format=torch.channels_last).eval()
 
 
-def official_state_dict(network: stylegan2.Generator | stylegan2.Critic) -> Tensors:
-    """The state dictionary that the official class has, for any generator or critic of `fastgan.models.stylegan2`.
+def official_state_dict(network: stylegan2.Generator | stylegan2.Discriminator) -> Tensors:
+    """The state dictionary that the official class has, for any generator or discriminator of
+    `fastgan.models.stylegan2`.
 
     Names, shapes and the constant filters are those that `load_state_dict(..., strict=True)` there asks for. Tensors
     are contiguous copies on the CPU. Raises TypeError for another network, and ValueError for one of images that are
     not square, which the official classes do not know.
     """
-    if not isinstance(network, (stylegan2.Generator, stylegan2.Critic)):
+    if not isinstance(network, (stylegan2.Generator, stylegan2.Discriminator)):
         raise TypeError(f"official_state_dict: {type(network).__name__} is no network of fastgan.models.stylegan2")
     own = network.state_dict()
     if isinstance(network, stylegan2.Generator):
@@ -158,18 +161,18 @@ def official_options(config: ModelConfig) -> dict[str, dict[str, Any]]:
             "use_noise": config.noise,
         },
     }
-    own = {"base": config.critic_channel_base, "max": config.critic_channel_max}
-    critic = {
+    own = {"base": config.discriminator_channel_base, "max": config.discriminator_channel_max}
+    discriminator = {
         **image,
-        "architecture": config.critic_architecture,
+        "architecture": config.discriminator_architecture,
         "channel_base": config.channel_base if own["base"] is None else own["base"],
         "channel_max": config.channel_max if own["max"] is None else own["max"],
         **precision,
         "block_kwargs": {"resample_filter": filter},
-        "mapping_kwargs": {"num_layers": config.critic_mapping_layers, "lr_multiplier": config.directions_lr},
+        "mapping_kwargs": {"num_layers": config.discriminator_mapping_layers, "lr_multiplier": config.directions_lr},
         "epilogue_kwargs": {"mbstd_group_size": config.stddev_group, "mbstd_num_channels": config.stddev_features},
     }
-    return {"generator": generator, "ema": generator, "critic": critic}
+    return {"generator": generator, "ema": generator, "discriminator": discriminator}
 
 
 def _as_list(value: Any) -> Any:
@@ -177,7 +180,7 @@ def _as_list(value: Any) -> Any:
 
 
 def plain_networks(config: ModelConfig) -> tuple[nn.Module, nn.Module]:
-    """Generator and critic without memory. Raises ValueError for a configuration that makes no sense."""
+    """Generator and discriminator without memory. Raises ValueError for a configuration that makes no sense."""
     try:
         with torch.device("meta"):
             return models.build(config)
@@ -206,7 +209,9 @@ def _as_kept(filter: Tensor) -> Tensor:
 
 def official_names(network: nn.Module) -> dict[str, str]:
     """fastgan's name of every tensor to the official one."""
-    places = dict(_generator_places(network) if isinstance(network, stylegan2.Generator) else _critic_places(network))
+    places = dict(
+        _generator_places(network) if isinstance(network, stylegan2.Generator) else _discriminator_places(network)
+    )
     names = {}
     for name in network.state_dict():
         module, _, tensor = name.rpartition(".")
@@ -234,16 +239,16 @@ def _generator_places(generator: stylegan2.Generator) -> Iterator[tuple[str, str
         yield f"synthesis.{own}.affine", f"synthesis.{official}.affine"
 
 
-def _critic_places(critic: stylegan2.Critic) -> Iterator[tuple[str, str]]:
-    resolution = 4 << len(critic.blocks)
+def _discriminator_places(discriminator: stylegan2.Discriminator) -> Iterator[tuple[str, str]]:
+    resolution = 4 << len(discriminator.blocks)
     yield "from_rgb", f"b{resolution}.fromrgb"
-    for i in range(len(critic.blocks)):
+    for i in range(len(discriminator.blocks)):
         for own, official in (("conv", "conv0"), ("down", "conv1"), ("skip", "skip")):
             yield f"blocks.{i}.{own}", f"b{resolution >> i}.{official}"
-    for i in range(len(critic.from_smaller)):
+    for i in range(len(discriminator.from_smaller)):
         yield f"from_smaller.{i}", f"b{resolution >> i + 1}.fromrgb"
     yield from (("conv", "b4.conv"), ("dense", "b4.fc"), ("out", "b4.out"), ("embed", "mapping.embed"))
-    for i in range(len(critic.directions)):
+    for i in range(len(discriminator.directions)):
         yield f"directions.{i}", f"mapping.fc{i}"
 
 
@@ -252,7 +257,7 @@ def _places_of_filters(network: nn.Module) -> set[str]:
     names = [name.rpartition(".")[0] for name in official_names(network).values()]
     convolutions = {name for name in names if name.rpartition(".")[2] in ("conv", "conv0", "conv1", "skip", "fromrgb")}
     blocks = {name.rpartition(".")[0] for name in convolutions}
-    return convolutions | blocks - {"b4"}  # the critic's last block, which has no filter of its own
+    return convolutions | blocks - {"b4"}  # the discriminator's last block, which has no filter of its own
 
 
 def _resamples(network: nn.Module, place: str) -> bool:
@@ -464,10 +469,10 @@ def _generator_options(ema: unpickling.Module) -> ModelConfig:
     return ModelConfig(arch="stylegan2", **config)
 
 
-def _with_critic_options(config: ModelConfig, critic: unpickling.Module) -> ModelConfig:
-    """Adds what only the critic has; the rest must be as in the generator."""
-    options = _Options("D", critic, ("block_kwargs", "mapping_kwargs", "epilogue_kwargs"))
-    own = _shared(options, _clamp(options, _at(critic, "b4", "conv"), config.conv_clamp))
+def _with_discriminator_options(config: ModelConfig, discriminator: unpickling.Module) -> ModelConfig:
+    """Adds what only the discriminator has; the rest must be as in the generator."""
+    options = _Options("D", discriminator, ("block_kwargs", "mapping_kwargs", "epilogue_kwargs"))
+    own = _shared(options, _clamp(options, _at(discriminator, "b4", "conv"), config.conv_clamp))
     for name in ("resolution", "channels", "num_classes", "conv_clamp"):
         if own[name] != getattr(config, name):
             raise ValueError(
@@ -475,19 +480,19 @@ def _with_critic_options(config: ModelConfig, critic: unpickling.Module) -> Mode
             )
     options.given.pop("resample_filter", None)  # its layers tell whether it is that of the generator
     found = {
-        f"critic_{name}": None if own[name] == getattr(config, name) else own[name]
+        f"discriminator_{name}": None if own[name] == getattr(config, name) else own[name]
         for name in ("channel_base", "channel_max")
     }
-    found["critic_architecture"] = options.one_of("architecture", "resnet", "skip", "orig")
+    found["discriminator_architecture"] = options.one_of("architecture", "resnet", "skip", "orig")
     rate = options.number("lr_multiplier", 0.01)
-    found["critic_mapping_lr"] = None if rate == config.mapping_lr else rate
+    found["discriminator_mapping_lr"] = None if rate == config.mapping_lr else rate
     layers = options.whole("num_layers", 8, most=64)
-    found["critic_mapping_layers"] = layers if config.num_classes else 0
+    found["discriminator_mapping_layers"] = layers if config.num_classes else 0
     width = min(own["channel_base"] // 4, own["channel_max"])
     projected = options.given.pop("cmap_dim", None)
     if config.num_classes and projected not in (None, width):
         raise options.wrong("cmap_dim", projected, f"fastgan does not contain; it has {width}, the features at 4x4")
-    options.width_of_labels(width, config.num_classes, found["critic_mapping_layers"])
+    options.width_of_labels(width, config.num_classes, found["discriminator_mapping_layers"])
     group = options.given.pop("mbstd_group_size", 4)
     if group is not None:
         options.given["mbstd_group_size"] = group

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import numpy as np
 import torch.distributed as dist
 
+from fastgan.distributed import Ranks
 from fastgan.progress import ProgressBar
-from fastgan.ranks import Ranks
 
 BLOCK = 64  # images
 

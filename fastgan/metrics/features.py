@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from fastgan.data import ImageDataset
 from fastgan.data.cache import load_or_compute
+from fastgan.distributed import Ranks
 from fastgan.metrics.blocks import gathered, looked_up
-from fastgan.ranks import Ranks
 
 FORMAT = 1  # part of the cache's keys: raise it when the same images would get other features
 

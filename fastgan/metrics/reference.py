@@ -10,6 +10,7 @@ import numpy as np
 
 from fastgan.data import ImageDataset
 from fastgan.data.cache import load_or_compute
+from fastgan.distributed import Ranks
 from fastgan.metrics.choice import METRICS
 from fastgan.metrics.distances import (
     Gaussian,
@@ -22,7 +23,6 @@ from fastgan.metrics.distances import (
     radii,
 )
 from fastgan.metrics.features import Extractor, features_of, key_of
-from fastgan.ranks import Ranks
 
 SUBSETS, SUBSET_SIZE = 100, 1000  # of the kernel distance; as Binkowski et al. 2018
 

@@ -1,7 +1,7 @@
-"""Model families behind one interface: `generator(z, label) -> image`, `critic(image, label) -> logits`.
+"""Model families behind one interface: `generator(z, label) -> image`, `discriminator(image, label) -> logits`.
 
-A critic's `layers_from_image()` are its layers in the order in which an image passes them, without those at the end
-that make the logit: what `--freeze-d` counts.
+A discriminator's `layers_from_image()` are its layers in the order in which an image passes them, without those at the
+end that make the logit: what `--freeze-d` counts.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ ARCHITECTURES = {
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What determines the shape of a generator and its critic.
+    """What determines the shape of a generator and its discriminator.
 
     Attributes:
         arch: a key of `ARCHITECTURES`.
@@ -37,26 +37,28 @@ class ModelConfig:
         channel_base: feature maps at resolution r are `min(channel_base / r, channel_max)`.
         channel_max: upper limit of the feature maps. Networks whose widths do not depend on the resolution (mlp, cgan,
             dcgan's "upsample") go by it alone.
-        critic_channel_base, critic_channel_max: the same of StyleGAN2's critic; None for those of the generator.
+        discriminator_channel_base, discriminator_channel_max: the same of StyleGAN2's discriminator; None for those of
+        the generator.
         mapping_layers: of StyleGAN2's mapping network.
         mapping_lr: factor of the learning rate of that network.
         w_avg_decay: share of the mean of w that a training step keeps; 1 for a mean that is never updated.
         variant: which of an architecture's forms: "transposed" or "upsample" for dcgan, "conv" or "mlp" for cgan; empty
             for the first of them, and where there is one form only.
-        critic_norm: whether critics with batch norm (dcgan, cgan's "conv") have it.
-        critic_mapping_layers: dense layers between the embedding of a label and what StyleGAN2's critic projects upon.
-        critic_mapping_lr: factor of their learning rate; None for `mapping_lr`.
+        discriminator_norm: whether discriminators with batch norm (dcgan, cgan's "conv") have it.
+        discriminator_mapping_layers: dense layers between the embedding of a label and what StyleGAN2's discriminator
+            projects upon.
+        discriminator_mapping_lr: factor of their learning rate; None for `mapping_lr`.
         conv_clamp: limit of the activations of StyleGAN2's convolutions; None for none.
-        stddev_group: samples that StyleGAN2's critic compares with each other; None for all of a batch.
+        stddev_group: samples that StyleGAN2's discriminator compares with each other; None for all of a batch.
         stddev_features: feature maps it makes of that, of which the channels at 4x4 must be a multiple; 0 for none.
         generator_architecture: of StyleGAN2's generator: "skip" adds up images of all resolutions, "resnet" is made of
             residual blocks, "orig" does neither.
-        critic_architecture: of its critic: "resnet" is made of residual blocks, "skip" looks at the image in each
-            resolution, "orig" does neither.
+        discriminator_architecture: of its discriminator: "resnet" is made of residual blocks, "skip" looks at the image
+            in each resolution, "orig" does neither.
         noise: whether the layers of StyleGAN2's generator have noise.
         resample_filter: with which StyleGAN2 resamples: [k] for both axes or [kh][kw]; any sum but 0.
-        first: height and width of the smallest feature maps, of the generator's first and the critic's last; 4x4 for a
-             square image. Families without `ANY_SHAPE` know no other.
+        first: height and width of the smallest feature maps, of the generator's first and the discriminator's last; 4x4
+             for a square image. Families without `ANY_SHAPE` know no other.
     """
 
     arch: str = "stylegan2"
@@ -67,20 +69,20 @@ class ModelConfig:
     w_dim: int | None = None
     channel_base: int = 512
     channel_max: int = 128
-    critic_channel_base: int | None = None
-    critic_channel_max: int | None = None
+    discriminator_channel_base: int | None = None
+    discriminator_channel_max: int | None = None
     mapping_layers: int = 2
     mapping_lr: float = 0.1
     w_avg_decay: float = 0.995
     variant: str = ""
-    critic_norm: bool = True
-    critic_mapping_layers: int = 0
-    critic_mapping_lr: float | None = None
+    discriminator_norm: bool = True
+    discriminator_mapping_layers: int = 0
+    discriminator_mapping_lr: float | None = None
     conv_clamp: float | None = 256.0
     stddev_group: int | None = 4
     stddev_features: int = 1
     generator_architecture: str = "skip"
-    critic_architecture: str = "resnet"
+    discriminator_architecture: str = "resnet"
     noise: bool = True
     resample_filter: tuple[float, ...] | tuple[tuple[float, ...], ...] = BILINEAR
     first: tuple[int, int] = (4, 4)
@@ -96,8 +98,8 @@ class ModelConfig:
 
     @property
     def directions_lr(self) -> float:
-        """Factor of the learning rate of the critic's mapping layers."""
-        return self.mapping_lr if self.critic_mapping_lr is None else self.critic_mapping_lr
+        """Factor of the learning rate of the discriminator's mapping layers."""
+        return self.mapping_lr if self.discriminator_mapping_lr is None else self.discriminator_mapping_lr
 
     def plane(self, resolution: int) -> tuple[int, int]:
         """Height and width of the feature maps at one of `resolutions`; at the last, of the image."""
@@ -107,9 +109,9 @@ class ModelConfig:
         """Feature maps at a resolution."""
         return min(self.channel_base // resolution, self.channel_max)
 
-    def critic_features(self, resolution: int) -> int:
-        """The same of StyleGAN2's critic."""
-        base, most = self.critic_channel_base, self.critic_channel_max
+    def discriminator_features(self, resolution: int) -> int:
+        """The same of StyleGAN2's discriminator."""
+        base, most = self.discriminator_channel_base, self.discriminator_channel_max
         base = self.channel_base if base is None else base
         return min(base // resolution, self.channel_max if most is None else most)
 
@@ -124,14 +126,17 @@ def _as_tuple(value):
 
 
 _LEAST = {
-    **dict.fromkeys(("channels", "z_dim", "w_dim", "channel_max", "critic_channel_max", "stddev_group"), 1),
-    **dict.fromkeys(("num_classes", "critic_mapping_layers", "stddev_features"), 0),
+    **dict.fromkeys(("channels", "z_dim", "w_dim", "channel_max", "discriminator_channel_max", "stddev_group"), 1),
+    **dict.fromkeys(("num_classes", "discriminator_mapping_layers", "stddev_features"), 0),
 }
-_WORDS = {"generator_architecture": ("skip", "resnet", "orig"), "critic_architecture": ("resnet", "skip", "orig")}
+_WORDS = {
+    "generator_architecture": ("skip", "resnet", "orig"),
+    "discriminator_architecture": ("resnet", "skip", "orig"),
+}
 
 
 def build(config: ModelConfig) -> tuple[nn.Module, nn.Module]:
-    """A freshly initialised generator and critic. Raises ValueError for a configuration that makes no sense."""
+    """A freshly initialised generator and discriminator. Raises ValueError for a configuration that makes no sense."""
     if config.arch not in ARCHITECTURES:
         raise ValueError(f"arch is {config.arch!r}, must be one of {', '.join(ARCHITECTURES)}")
     if config.resolution < 8 or config.resolution & (config.resolution - 1):
@@ -145,7 +150,10 @@ def build(config: ModelConfig) -> tuple[nn.Module, nn.Module]:
             raise ValueError(f"{name} is {getattr(config, name)!r}, must be one of {', '.join(words)}")
     if not 0 <= config.w_avg_decay <= 1:
         raise ValueError(f"w_avg_decay is {config.w_avg_decay}, must be from 0 to 1")
-    for name, features in (("channel_base", config.features), ("critic_channel_base", config.critic_features)):
+    for name, features in (
+        ("channel_base", config.features),
+        ("discriminator_channel_base", config.discriminator_features),
+    ):
         if features(config.resolution) < 1:
             raise ValueError(f"{name} is {getattr(config, name)}, must be at least the resolution {config.resolution}")
     family = ARCHITECTURES[config.arch]
@@ -157,16 +165,16 @@ def build(config: ModelConfig) -> tuple[nn.Module, nn.Module]:
     if config.variant and config.variant not in variants:
         right = f"must be {' or '.join(variants)}" if variants else "must be empty"
         raise ValueError(f"variant is {config.variant!r}, {right} for {config.arch}")
-    if not isinstance(config.critic_norm, bool):
-        raise ValueError(f"critic_norm is {config.critic_norm!r}, must be True or False")
-    return family.Generator(config), family.Critic(config)
+    if not isinstance(config.discriminator_norm, bool):
+        raise ValueError(f"discriminator_norm is {config.discriminator_norm!r}, must be True or False")
+    return family.Generator(config), family.Discriminator(config)
 
 
 def names_at_any_resolution(config: ModelConfig) -> tuple[dict[str, str], dict[str, str]]:
-    """The layers of generator and critic whose names hang on the resolution, each with a name that does not.
+    """The layers of generator and discriminator whose names hang on the resolution, each with a name that does not.
 
-    `blocks.0` of StyleGAN2's critic is its block for 64x64 at one resolution, and that for 128x128 at another: both are
-    called by what they are for. All other layers are called the same at any resolution.
+    `blocks.0` of StyleGAN2's discriminator is its block for 64x64 at one resolution, and that for 128x128 at another:
+    both are called by what they are for. All other layers are called the same at any resolution.
     """
     names = getattr(ARCHITECTURES[config.arch], "names_at_any_resolution", None)
     return ({}, {}) if names is None else names(config)

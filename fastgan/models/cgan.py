@@ -1,8 +1,8 @@
 """Conditional GAN: both networks are given the label (Mirza and Osindero 2014, arXiv 1411.1784).
 
 "mlp" is the paper's for MNIST (section 4.1): z and label each have a hidden layer, and so have image and label; one
-more sees the two joined. It has leaky ReLU where the paper's critic has maxout, tanh where its generator has a sigmoid,
-and no dropout, for the reasons given in `fastgan.models.mlp`. The paper's widths are `channel_max=150`.
+more sees the two joined. It has leaky ReLU where the paper's discriminator has maxout, tanh where its generator has a
+sigmoid, and no dropout, for the reasons given in `fastgan.models.mlp`. The paper's widths are `channel_max=150`.
 
 "conv" is how the idea is mostly met since: the label is joined to z as a one-hot vector, and to the image as planes of
 ones and zeros. Its widths follow from channel_max (published: 128).
@@ -40,7 +40,7 @@ class Generator(nn.Module):
         return to_arithmetic(self.network(z, one_hot(label, self.num_classes, z.dtype)))
 
 
-class Critic(nn.Module):
+class Discriminator(nn.Module):
     """image [N, channels, H, W], label [N] to logits [N] in fp32.
 
     Raises ValueError without classes.
@@ -49,7 +49,7 @@ class Critic(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.num_classes = _num_classes(config)
-        self.network = (_MLPCritic if config.variant == "mlp" else _ConvCritic)(config)
+        self.network = (_MLPDiscriminator if config.variant == "mlp" else _ConvDiscriminator)(config)
 
     def layers_from_image(self) -> list[nn.Module]:
         return self.network.layers_from_image()
@@ -80,7 +80,7 @@ class _MLPGenerator(nn.Module):
         return as_maps(self.out(self.joined(x)), self.size)
 
 
-class _MLPCritic(nn.Module):
+class _MLPDiscriminator(nn.Module):
     def __init__(self, config):
         super().__init__()
         width, of_label = 4 * config.channel_max, config.channel_max
@@ -117,12 +117,12 @@ class _ConvGenerator(nn.Module):
         return self.layers(torch.cat([z, label], 1))
 
 
-class _ConvCritic(nn.Module):
+class _ConvDiscriminator(nn.Module):
     """Two stride-2 4x4 convolutions, two dense layers; LeakyReLU 0.2, and batch norm on what is not first or last."""
 
     def __init__(self, config):
         super().__init__()
-        width, norm = config.channel_max, config.critic_norm
+        width, norm = config.channel_max, config.discriminator_norm
         half, hidden, inputs = max(width // 2, 1), 8 * width, config.channels + config.num_classes
         down = lambda i, o: Conv2d(i, o, 4, stride=2, padding=1, bias=False)
         features = width * math.prod(config.plane(config.resolution // 4))

@@ -1,6 +1,7 @@
 """DCGAN: convolutions and batch norm (Radford et al. 2016, arXiv 1511.06434), and its widespread small relative.
 
-Both have batch norm after every layer but the generator's last and the critic's first, and weights from N(0, 0.02).
+Both have batch norm after every layer but the generator's last and the discriminator's first, and weights from N(0,
+0.02).
 
 "transposed" is the paper's: from 4x4 to the image by transposed convolutions of stride 2, and back. Kernels are 4x4, as
 in most implementations since, which covers every place equally often; the paper's are 5x5. The paper's widths for
@@ -8,8 +9,9 @@ in most implementations since, which covers every place equally often; the paper
 
 "upsample" starts from a quarter of the resolution, and upsamples before each convolution instead: three convolutions in
 all, whatever the resolution, of channel_max (published: 128) feature maps and fewer. Two things differ from what is
-found under this name. Batch norm has its usual epsilon: the 0.8 found there was meant for the momentum. And the critic
-has no dropout: its random masks would differ between the images that losses and gradient penalties compare.
+found under this name. Batch norm has its usual epsilon: the 0.8 found there was meant for the momentum. And the
+discriminator has no dropout: its random masks would differ between the images that losses and gradient penalties
+compare.
 """
 
 import itertools
@@ -32,8 +34,8 @@ def names_at_any_resolution(config) -> tuple[dict[str, str], dict[str, str]]:
         return {}, {}
     *lower, top = config.resolutions
     generator = {f"layers.{i}": f"layers.{r}" for i, r in enumerate(lower)} | {f"layers.{len(lower)}": f"image.{top}"}
-    critic = {"layers.0": f"image.{top}"} | {f"layers.{i}": f"layers.{top >> i}" for i in range(1, len(lower))}
-    return generator, critic
+    discriminator = {"layers.0": f"image.{top}"} | {f"layers.{i}": f"layers.{top >> i}" for i in range(1, len(lower))}
+    return generator, discriminator
 
 
 ANY_SHAPE = True  # also of images that are not square
@@ -86,12 +88,12 @@ def _upsample_generator(config, inputs: int) -> list[nn.Module]:
     ]
 
 
-class Critic(nn.Module):
+class Discriminator(nn.Module):
     """image [N, channels, H, W], label [N] to logits [N] in fp32.
 
     Stride-2 convolutions with LeakyReLU 0.2: 4x4 down to a resolution of 4 (transposed), or four 3x3 (upsample). Batch
-    norm on all but the first; with `critic_norm=False` on none, for penalties that want every sample to be judged by
-    itself (WGAN-GP). A label by projection.
+    norm on all but the first; with `discriminator_norm=False` on none, for penalties that want every sample to be
+    judged by itself (WGAN-GP). A label by projection.
     """
 
     def __init__(self, config):
@@ -105,7 +107,7 @@ class Critic(nn.Module):
         self.layers = nn.Sequential()
         for i, o in itertools.pairwise([config.channels, *channels]):
             conv = Conv2d(i, o, kernel_size, stride=2, padding=1, bias=False)
-            self.layers.append(Block(conv, o, norm=config.critic_norm and len(self.layers) > 0, act="lrelu"))
+            self.layers.append(Block(conv, o, norm=config.discriminator_norm and len(self.layers) > 0, act="lrelu"))
         features = channels[-1] * math.prod(size)
         self.out = nn.Linear(features, 1)
         self.embed = nn.Embedding(config.num_classes, features) if config.num_classes else None

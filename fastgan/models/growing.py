@@ -16,7 +16,7 @@ from fastgan.ops.layout import channels_last
 
 
 class Growing(Recomputing):
-    """Base of generators and critics that grow.
+    """Base of generators and discriminators that grow.
 
     All parameters of all levels are there from the start, those of levels not in use get no gradient. The stage is no
     part of the state dictionary: it follows from the images seen (`fastgan.training.growth`).
@@ -77,7 +77,8 @@ def halved(images: Tensor) -> Tensor:
 
 
 def fade_reals(images: Tensor, resolution: int, alpha: float | Tensor = 1.0) -> Tensor:
-    """Real images as the critic is to see them at a stage: of its resolution, and no sharper than the generated ones.
+    """Real images as the discriminator is to see them at a stage: of its resolution, and no sharper than the generated
+    ones.
 
     Args:
         images: [N, C, R, R], floating-point.

@@ -1,4 +1,5 @@
-"""How a class label enters networks of equalised learning rate: joined to the latent, or projected upon by the critic.
+"""How a class label enters networks of equalised learning rate: joined to the latent, or projected upon by the
+discriminator.
 
 `embed` is None in a network without classes, which looks at no label; with classes, ValueError is raised if it is
 missing.
@@ -25,7 +26,8 @@ def joined(z: Tensor, embed: EqualizedLinear | None, label: Tensor | None) -> Te
 def projected(
     x: Tensor, embed: EqualizedLinear | None, label: Tensor | None, layers: Iterable[nn.Module] = ()
 ) -> Tensor:
-    """A critic's result [N, width] to logits [N], in fp32 at least: the inner product with the label's direction.
+    """A discriminator's result [N, width] to logits [N], in fp32 at least: the inner product with the label's
+    direction.
 
     That is what `layers` make of its embedding. Miyato and Koyama 2018, in the form of StyleGAN2-ADA. Without classes
     the width is 1.

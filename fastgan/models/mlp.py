@@ -1,10 +1,10 @@
 """The first GAN: multilayer perceptrons (Goodfellow et al. 2014, arXiv 1406.2661).
 
 Three things are not the paper's. The generator ends in tanh, not in a sigmoid: images are in [-1, 1] here, not in
-[0, 1]. The critic has leaky ReLU where the paper has maxout of five pieces: a fifth of the weights for as many units,
-fused with the bias, and known to the one-pass gradient penalty. And there is no dropout: what a critic looks at should
-not change between the images that losses and penalties compare. The paper's networks for MNIST are 1200 units wide:
-`channel_max=150`.
+[0, 1]. The discriminator has leaky ReLU where the paper has maxout of five pieces: a fifth of the weights for as many
+units, fused with the bias, and known to the one-pass gradient penalty. And there is no dropout: what a discriminator
+looks at should not change between the images that losses and penalties compare. The paper's networks for MNIST are 1200
+units wide: `channel_max=150`.
 """
 
 import math
@@ -44,7 +44,7 @@ class Generator(nn.Module):
         return as_maps(to_arithmetic(self.layers(z)), self.size)
 
 
-class Critic(nn.Module):
+class Discriminator(nn.Module):
     """image [N, channels, H, W], label [N] to logits [N] in fp32.
 
     Two hidden layers of 4 * channel_max, LeakyReLU 0.2. A label is joined to the image as an embedding.

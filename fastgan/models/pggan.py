@@ -74,7 +74,7 @@ class DownBlock(nn.Module):
         return self.down(self.blur(self.conv(x)))
 
 
-class Critic(Growing):
+class Discriminator(Growing):
     """image [N, channels, R, R], label [N] to logits [N] in fp32; R is that of the stage. Labels by projection.
 
     Raises ValueError for images of another resolution than that of the stage.

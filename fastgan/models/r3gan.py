@@ -68,16 +68,16 @@ class ResidualBlock(nn.Module):
 
 def names_at_any_resolution(config) -> tuple[dict[str, str], dict[str, str]]:
     """See `fastgan.models.names_at_any_resolution`."""
-    widths, generator, critic = _widths(config), [], []
+    widths, generator, discriminator = _widths(config), [], []
     for i, r in enumerate(config.resolutions):
         blocks = [f"trunk.{r}.{number}" for number in range(BLOCKS)]
         change = [f"change.{r}"] if i and widths[i] != widths[i - 1] else []  # between r / 2 and r
         generator += [*change, "upsample", *blocks] if i else blocks
-        critic = [*blocks, "downsample", *change, *critic] if i else blocks
+        discriminator = [*blocks, "downsample", *change, *discriminator] if i else blocks
     top = config.resolution
     return (
         {f"trunk.{i}": name for i, name in enumerate(generator)} | {"to_rgb": f"to_rgb.{top}"},
-        {f"trunk.{i}": name for i, name in enumerate(critic)} | {"from_rgb": f"from_rgb.{top}"},
+        {f"trunk.{i}": name for i, name in enumerate(discriminator)} | {"from_rgb": f"from_rgb.{top}"},
     )
 
 
@@ -113,7 +113,7 @@ class Generator(Recomputing):
         return to_arithmetic(self.to_rgb(x))
 
 
-class Critic(Recomputing):
+class Discriminator(Recomputing):
     """image [N, channels, H, W], label [N] to logits [N] in fp32.
 
     The generator's mirror image: residual blocks, interpolation before the 1x1 convolution, and a depthwise 4x4

@@ -79,7 +79,7 @@ class Generator(StyleBased, Growing):
         return self.layers[i + 1](self.layers[i](x, w[i], noise[i]), w[i + 1], noise[i + 1])
 
 
-class Critic(pggan.Critic):
+class Discriminator(pggan.Discriminator):
     """As PGGAN's, with a low-pass filter before every halving."""
 
     blur = True

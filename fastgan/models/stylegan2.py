@@ -1,4 +1,4 @@
-"""StyleGAN2: mapping network, skip generator, residual critic (Karras et al. 2020, arXiv 1912.04958).
+"""StyleGAN2: mapping network, skip generator, residual discriminator (Karras et al. 2020, arXiv 1912.04958).
 
 Section 4.1 compares three architectures of either network; all are here ("skip", "resnet" and "orig").
 """
@@ -39,9 +39,9 @@ def names_at_any_resolution(config) -> tuple[dict[str, str], dict[str, str]]:
     """See `fastgan.models.names_at_any_resolution`."""
     top, levels = config.resolution, range(len(config.resolutions) - 1)
     generator = {} if config.generator_architecture == "skip" else {"synthesis.to_rgb.0": f"synthesis.to_rgb.{top}"}
-    critic = {f"blocks.{i}": f"blocks.{top >> i}" for i in levels}
+    discriminator = {f"blocks.{i}": f"blocks.{top >> i}" for i in levels}
     smaller = {f"from_smaller.{i}": f"from_rgb.{top >> i + 1}" for i in levels}
-    return generator, critic | smaller | {"from_rgb": f"from_rgb.{top}"}
+    return generator, discriminator | smaller | {"from_rgb": f"from_rgb.{top}"}
 
 
 class SynthesisLayer(nn.Module):
@@ -188,7 +188,7 @@ class ResidualBlock(nn.Module):
         return self.down(self.conv(x)) + self.skip(x)  # sqrt(2) of lrelu and sqrt(1/2) of the sum make gain 1
 
 
-class Critic(Recomputing):
+class Discriminator(Recomputing):
     """image [N, channels, H, W], label [N] to logits [N] in fp32; labels by projection (Miyato & Koyama 2018).
 
     The label's direction is its embedding, or what dense layers behind that make of it (StyleGAN2-ADA).
@@ -196,14 +196,14 @@ class Critic(Recomputing):
 
     def __init__(self, config):
         super().__init__()
-        channels = [config.critic_features(r) for r in reversed(config.resolutions)]
+        channels = [config.discriminator_features(r) for r in reversed(config.resolutions)]
         last = channels[-1]
         clamp, maps = config.conv_clamp, config.stddev_features
         self.from_rgb = EqualizedConv2d(config.channels, channels[0], 1, act="lrelu", clamp=clamp)
-        block = ResidualBlock if config.critic_architecture == "resnet" else PlainBlock
+        block = ResidualBlock if config.discriminator_architecture == "resnet" else PlainBlock
         self.blocks = nn.ModuleList(block(config, i, o) for i, o in itertools.pairwise(channels))
         self.from_smaller = nn.ModuleList()  # what "skip" makes of the image at each lower resolution
-        if config.critic_architecture == "skip":
+        if config.discriminator_architecture == "skip":
             clamps = [clamp] * (len(channels) - 2) + [None]  # the official code has none at 4x4
             for width, limit in zip(channels[1:], clamps, strict=True):
                 self.from_smaller.append(EqualizedConv2d(config.channels, width, 1, act="lrelu", clamp=limit))
@@ -212,7 +212,7 @@ class Critic(Recomputing):
         self.conv = EqualizedConv2d(last + maps, last, 3, act="lrelu", clamp=clamp)
         self.dense = EqualizedLinear(last * math.prod(config.first), last, act="lrelu")
         self.embed = EqualizedLinear(config.num_classes, last) if config.num_classes else None
-        depth = config.critic_mapping_layers if config.num_classes else 0
+        depth = config.discriminator_mapping_layers if config.num_classes else 0
         self.directions = dense_layers([last] * (depth + 1), config.directions_lr)
         self.out = EqualizedLinear(last, last if config.num_classes else 1)
 

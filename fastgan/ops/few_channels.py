@@ -1,7 +1,7 @@
 """Convolutions to or from images of few channels, by kernels of our own.
 
 A CPU's library convolution takes as long to make one channel as to make sixteen. The last layer of a generator makes
-one or three, and so does the gradient that a critic's first layer hands back. Such a convolution is next to no
+one or three, and so does the gradient that a discriminator's first layer hands back. Such a convolution is next to no
 arithmetic, and could take as long as it takes to read or write its other image once (docs/performance.md).
 """
 

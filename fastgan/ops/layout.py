@@ -2,7 +2,7 @@
 
 Kernels see addresses and sizes, no strides. So every tensor that a launcher gets, argument or result, has been through
 a function of this module, or is small and contiguous (`fastgan.ops.arguments.prepared`). `torch.empty_like` allocates
-results of dense tensors only: of others it may keep any strides. tests/test_layouts.py holds every launch to this.
+results of dense tensors only: of others it may keep any strides. tests/ops/test_layouts.py holds every launch to this.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""lerp_samples: a point between two images for every sample, where WGAN-GP looks at the critic's gradient.
+"""lerp_samples: a point between two images for every sample, where WGAN-GP looks at the discriminator's gradient.
 
     y[n] = a[n] + t[n] * (b[n] - a[n])
 

@@ -1,4 +1,4 @@
-"""minibatch_stddev: how much samples of a batch differ, as a feature map for the critic to see.
+"""minibatch_stddev: how much samples of a batch differ, as a feature map for the discriminator to see.
 
 Karras et al. 2018, "Progressive Growing of GANs", section 3, in groups of samples as its published code has it.
 """

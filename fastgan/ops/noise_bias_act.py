@@ -1,4 +1,4 @@
-"""noise_bias_act: everything elementwise between two convolutions of a generator or critic, in one pass.
+"""noise_bias_act: everything elementwise between two convolutions of a generator or discriminator, in one pass.
 
     u = scale[n,c] * x + strength[c] * noise + bias[c]
     z = clamp(gain * act(u), -limit, limit)

@@ -1,4 +1,4 @@
-"""Lets the recorder of a forward pass (`fastgan.one_pass`) see a fused operation as one call.
+"""Lets the recorder of a forward pass (`fastgan.penalties.one_pass`) see a fused operation as one call.
 
 Functions of PyTorch are seen by a `torch.overrides.TorchFunctionMode`; an operation of fastgan runs kernels of its own,
 which no mode knows.

@@ -5,7 +5,7 @@
 
 A layer that is replaced stays the object that it was: it gets a subclass of its class whose `forward` is built on
 `fastgan.ops` (`fastgan.patching.instances`). Parameters, buffers and their names are not touched. What is known stands
-in two tables, `fastgan.patching.layers` and `fastgan.patching.functions`; before anything is replaced, both versions
+in two tables, `fastgan.patching.modules` and `fastgan.patching.functions`; before anything is replaced, both versions
 are run on small random inputs and compared in value and in first and second gradients (`fastgan.patching.probe`).
 """
 
@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from fastgan.errors import UserError
-from fastgan.patching import functions, instances, layers, probe
+from fastgan.patching import functions, instances, modules, probe
 from fastgan.patching.known import NOTHING_TO_FUSE, Known, why_no_kernel
 from fastgan.patching.report import Patched, Replaced
 
@@ -52,7 +52,7 @@ def patch(model: nn.Module) -> Patched:
     verdicts: dict[tuple, str | Known] = {}  # of layers of one form, one is tried
     fused: set[int] = set()  # parts that a layer that was replaced computes itself
     for name, module in model.named_modules():
-        candidates = [known for known in layers.KNOWN if known.recognises(module)]
+        candidates = [known for known in modules.KNOWN if known.recognises(module)]
         if instances.is_patched(module):
             report.left[name] = f"{type(module).__name__}: was patched already"
         elif isinstance(module, torch.jit.ScriptModule):

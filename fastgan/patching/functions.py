@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fastgan.ops import modulated_conv2d, noise_bias_act, upfirdn2d
 from fastgan.patching import probe
-from fastgan.patching.layers import filter_padding
+from fastgan.patching.modules import filter_padding
 from fastgan.patching.official import ACTIVATIONS
 from fastgan.patching.probe import Draw
 

@@ -31,7 +31,7 @@ Auto = Literal["auto"]
 
 @dataclass(frozen=True)
 class NetworkOptions:
-    """The pair of networks: a generator that draws, a critic that tells drawn from real."""
+    """The pair of networks: a generator that draws, a discriminator that tells drawn from real."""
 
     arch: Architecture | Auto = "auto"
     """Architecture. stylegan2: best images; r3gan: a modern baseline; stylegan, pggan: grow from small images to large
@@ -48,10 +48,10 @@ class NetworkOptions:
     """Depth of the mapping network of stylegan and stylegan2."""
     mapping_lr: float | Auto = "auto"
     """How much slower than the rest the mapping network learns."""
-    critic_norm: bool | Auto = "auto"
-    """Whether the critic of dcgan and cgan has batch norm. auto: yes, but not with a gradient penalty."""
-    critic_mapping_layers: int | Auto = "auto"
-    """Dense layers between a label's embedding and what stylegan2's critic compares with. auto: 0, as most have;
+    discriminator_norm: bool | Auto = "auto"
+    """Whether the discriminator of dcgan and cgan has batch norm. auto: yes, but not with a gradient penalty."""
+    discriminator_mapping_layers: int | Auto = "auto"
+    """Dense layers between a label's embedding and what stylegan2's discriminator compares with. auto: 0, as most have;
     StyleGAN2-ADA has 8."""
 
 
@@ -86,7 +86,7 @@ class TrainingOptions:
     what that was."""
 
     images: Count | Auto = "auto"
-    """Length of the training: how many real images are shown to the critic, all in all, like 500k or 25M.
+    """Length of the training: how many real images are shown to the discriminator, all in all, like 500k or 25M.
     The option --kimg gives it in thousands."""
     batch: int | Auto = "auto"
     """Images a step, of all processes together."""
@@ -95,22 +95,23 @@ class TrainingOptions:
     stylegan2-ada-pytorch or stylegan3 (its StyleGAN2), or a .pt of rosinality's; here or at a URL. Sizes are those
     found there, unless given: what fits other sizes, resolutions, classes or colours is taken; the rest is fresh."""
     freeze_d: int = 0
-    """With --init-from: so many layers of the critic, from the image on, stay as they are, which helps where images are
-    few (Mo et al. 2020, FreezeD; 10 or more). Counted as by stylegan2-ada's --freezed: from_rgb, then the convolutions
-    of each block; for r3gan a residual block is one."""
+    """With --init-from: so many layers of the discriminator, from the image on, stay as they are, which helps where
+    images are few (Mo et al. 2020, FreezeD; 10 or more). Counted as by stylegan2-ada's --freezed: from_rgb, then the
+    convolutions of each block; for r3gan a residual block is one."""
     batch_gpu: int = 0
     """Images that go through the networks at once; their gradients are added up to those of --batch, in less memory;
     with 0 all of a process. Batch norm and minibatch stddev see so many images."""
     loss: Loss | Auto = "auto"
-    """What generator and critic compete for. auto: wgan-gp for pggan, relativistic for r3gan, else nonsaturating."""
-    critic_steps: int | Auto = "auto"
-    """Steps of the critic for each of the generator. auto: 5 for wgan and wgan-gp (1 in pggan), else 1."""
+    """What generator and discriminator compete for. auto: wgan-gp for pggan, relativistic for r3gan, else
+    nonsaturating."""
+    discriminator_steps: int | Auto = "auto"
+    """Steps of the discriminator for each of the generator. auto: 5 for wgan and wgan-gp (1 in pggan), else 1."""
     optimizer: Literal["adam", "rmsprop"] | Auto = "auto"
     """auto: rmsprop for wgan, else adam."""
     lr_g: float | Auto = "auto"
     """Learning rate of the generator."""
     lr_d: float | Auto = "auto"
-    """Learning rate of the critic."""
+    """Learning rate of the discriminator."""
     final_lr: float | Auto = "auto"
     """Share of the learning rates that is left at the end, on a cosine. auto: 0.25 for r3gan, else 1."""
     betas: tuple[float, float] | Auto = "auto"
@@ -127,10 +128,11 @@ class TrainingOptions:
 
 @dataclass(frozen=True)
 class RegularizationOptions:
-    """What keeps critic and generator well-behaved. 0 switches a term off."""
+    """What keeps discriminator and generator well-behaved. 0 switches a term off."""
 
     r1_gamma: float | Auto = "auto"
-    """Strength of the R1 gradient penalty, which keeps the critic smooth at real images. More resolution wants more."""
+    """Strength of the R1 gradient penalty, which keeps the discriminator smooth at real images. More resolution wants
+    more."""
     r2_gamma: float | Auto = "auto"
     """The same at generated images."""
     final_gamma: float | Auto = "auto"
@@ -140,22 +142,22 @@ class RegularizationOptions:
     gp_lambda: float | Auto = "auto"
     """Strength of the gradient penalty of wgan-gp, between real and generated images. auto: 10 for that loss."""
     drift: float | Auto = "auto"
-    """Strength of the square of real images' logits, which keeps those of a Wasserstein critic near 0. auto: 0.001 for
-    pggan."""
+    """Strength of the square of real images' logits, which keeps those of a Wasserstein discriminator near 0. auto:
+    0.001 for pggan."""
     clip: float | Auto = "auto"
-    """Limit of the critic's weights. auto: 0.01 for wgan."""
+    """Limit of the discriminator's weights. auto: 0.01 for wgan."""
     path_length: float | Auto = "auto"
     """Strength of stylegan2's path length penalty. auto: 2 from 128 pixels on."""
     path_interval: int | Auto = "auto"
     """Apply it every so many steps, that much stronger. auto: 4."""
     augment: Literal["none", "ada", "fixed", "ramp"] | Auto = "auto"
-    """Show the critic altered images, for small data sets: flipped, moved, turned, recoloured. ada: as often as its
-    overfitting asks for; fixed: with probability --augment-p; ramp: with one that rises to it on a cosine. auto: ramp
-    for r3gan from 64 pixels on."""
+    """Show the discriminator altered images, for small data sets: flipped, moved, turned, recoloured. ada: as often as
+    its overfitting asks for; fixed: with probability --augment-p; ramp: with one that rises to it on a cosine. auto:
+    ramp for r3gan from 64 pixels on."""
     augment_p: float | Auto = "auto"
     """Probability of each alteration, for fixed and ramp."""
     ada_target: float = 0.6
-    """For ada: the mean sign of the critic's verdicts on real images that counts as no overfitting."""
+    """For ada: the mean sign of the discriminator's verdicts on real images that counts as no overfitting."""
     ada_kimg: float = 500.0
     """For ada: thousands of images in which the probability can go from 0 to 1."""
 
@@ -257,7 +259,7 @@ class Config:
 
 # Changing these would make another network, or break the order of the data, in the middle of a run.
 FIXED_ON_RESUME = frozenset(vars(NetworkOptions()) | vars(GrowthOptions())) | {
-    "resolution", "channels", "classes", "labels", "batch", "seed", "optimizer", "critic_steps", "init_from",
+    "resolution", "channels", "classes", "labels", "batch", "seed", "optimizer", "discriminator_steps", "init_from",
     "freeze_d",
 }  # fmt: skip
 
@@ -380,12 +382,14 @@ _RULES = {
         _trainable, "a number or WIDTHxHEIGHT, at least 8, that can be halved until the smaller one is 4 to 7"
     ),
     "channels": _Rule(lambda value: value in (1, 3, 4), "1 (grey), 3 (colour) or 4 (colour with transparency)"),
-    **dict.fromkeys(("z_dim", "channel_base", "channel_max", "images", "batch", "critic_steps"), _AT_LEAST_1),
+    **dict.fromkeys(("z_dim", "channel_base", "channel_max", "images", "batch", "discriminator_steps"), _AT_LEAST_1),
     **dict.fromkeys(("r1_interval", "path_interval"), _AT_LEAST_1),
     **dict.fromkeys(("mapping_lr", "lr_g", "lr_d", "ada_kimg"), _MORE_THAN_0),
     **dict.fromkeys(("r1_gamma", "r2_gamma", "gp_lambda", "drift", "clip", "path_length"), _AT_LEAST_0),
     **dict.fromkeys(("ema_halflife", "ema_rampup", "level_images", "fade_images"), _AT_LEAST_0),
-    **dict.fromkeys(("mapping_layers", "critic_mapping_layers"), _Rule(lambda value: 0 <= value <= 100, "0 to 100")),
+    **dict.fromkeys(
+        ("mapping_layers", "discriminator_mapping_layers"), _Rule(lambda value: 0 <= value <= 100, "0 to 100")
+    ),
     "freeze_d": _AT_LEAST_0,
     "batch_gpu": _Rule(lambda value: value >= 0, "at least 1, or 0 for all images of a batch at once"),
     "keep_checkpoints": _AT_LEAST_1,
@@ -416,7 +420,7 @@ _STYLES = ("stylegan", "stylegan2")
 _GROWING = ("stylegan", "pggan")
 OF_BLOCKS = ("stylegan", "stylegan2", "pggan", "r3gan")
 _SQUARE = ("stylegan", "pggan")  # whose images are square, of a power of two
-GROUPED = ("stylegan", "stylegan2", "pggan")  # whose critics compare groups of 4 samples
+GROUPED = ("stylegan", "stylegan2", "pggan")  # whose discriminators compare groups of 4 samples
 
 
 def _check_together(config: Config) -> None:
@@ -435,8 +439,10 @@ def _check_together(config: Config) -> None:
         raise UserError(f"--style-mixing {training.style_mixing}: {arch} has no styles to mix; leave it out")
     if terms.path_length and arch not in _STYLES:
         raise UserError(f"--path-length {terms.path_length}: {arch} has no styles; leave it out")
-    if network.critic_mapping_layers and arch != "stylegan2":
-        raise UserError(f"--critic-mapping-layers {network.critic_mapping_layers}: {arch} has none; leave it out")
+    if network.discriminator_mapping_layers and arch != "stylegan2":
+        raise UserError(
+            f"--discriminator-mapping-layers {network.discriminator_mapping_layers}: {arch} has none; leave it out"
+        )
     if config.machine.checkpoint_blocks and arch not in OF_BLOCKS:
         raise UserError(f"--checkpoint-blocks: {arch} is not made of blocks; leave it out")
     if config.machine.compile and config.machine.checkpoint_blocks:
@@ -484,9 +490,9 @@ def check_processes(config: Config, count: int) -> None:
 
 
 def check_groups(config: Config, group: int | None, processes: int = 1) -> None:
-    """Whether the images that go through the critic at once are whole groups. Raises UserError if not.
+    """Whether the images that go through the discriminator at once are whole groups. Raises UserError if not.
 
-    group: samples that the critic compares with each other; None if it compares none, or all that it gets.
+    group: samples that the discriminator compares with each other; None if it compares none, or all that it gets.
     """
     for name, batch in _batches(config) if group else ():
         share, micro = batch // processes, config.training.batch_gpu
@@ -495,7 +501,8 @@ def check_groups(config: Config, group: int | None, processes: int = 1) -> None:
             option = f"--batch-gpu {micro}" if at_once < share else f"{flag(name)} {batch}"
             of_each = f" for each of {processes} processes" if at_once == share < batch else ""
             raise UserError(
-                f"{option}: must be a multiple of {group}{of_each}, as the critic compares groups of {group} images"
+                f"{option}: must be a multiple of {group}{of_each}, as the discriminator "
+                f"compares groups of {group} images"
             )
 
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from fastgan.data import ImageDataset
 from fastgan.models import ModelConfig
 from fastgan.models.growing import fade_reals
+from fastgan.runs.drawing import draw_batches, latents
+from fastgan.runs.precision import Autocast
 from fastgan.training.growth import Stage
-from fastgan.training.precision import Autocast
-from fastgan.training.sampling import draw_batches, latents
 from fastgan.transparency import premultiplied
 
 SAMPLES, CLASSES = 64, 8  # images drawn for a measurement, and classes at most that they are of

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from fastgan.ranks import Ranks
+from fastgan.distributed import Ranks
 
 BUCKET_BYTES = 25 << 20  # of gradients that are sent at once: large enough for the bandwidth, early enough to overlap
 

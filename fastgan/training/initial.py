@@ -15,7 +15,7 @@ from fastgan import models
 from fastgan.data.pictures import size_text
 from fastgan.errors import UserError
 from fastgan.models import ModelConfig
-from fastgan.training import checkpoint, trained
+from fastgan.runs import checkpoint, trained
 from fastgan.training.config import Config, flag, pyramid
 
 
@@ -69,9 +69,11 @@ class Start:
         resolution, first = pyramid(config.data.resolution)
         image = {"resolution": resolution, "first": first, "channels": config.data.channels}
         given = {name for name, value in network.items() if value != getattr(model, name)}
-        of_critic = {f"critic_{name}": None for name in given & {"channel_base", "channel_max", "mapping_lr"}}
+        of_discriminator = {
+            f"discriminator_{name}": None for name in given & {"channel_base", "channel_max", "mapping_lr"}
+        }
         styles = {"w_dim": model.style_dim} if "z_dim" in given and model.arch in ("stylegan", "stylegan2") else {}
-        return dataclasses.replace(model, **network, **image, **of_critic, **styles, num_classes=num_classes)
+        return dataclasses.replace(model, **network, **image, **of_discriminator, **styles, num_classes=num_classes)
 
     @torch.no_grad()
     def put_into(self, state: checkpoint.State, model: ModelConfig) -> str | None:
@@ -85,7 +87,7 @@ class Start:
         saved = {_identity(name, there): value for name, value in self.tensors.items()}
         gains = {  # parameters are as large as their layers learn slowly
             ("generator.mapping.layers", "ema.mapping.layers"): self.model.mapping_lr / model.mapping_lr,
-            ("critic.directions",): self.model.directions_lr / model.directions_lr,
+            ("discriminator.directions",): self.model.directions_lr / model.directions_lr,
         }
         fresh, weights, every = [], 0, []
         for network in checkpoint.NETWORKS:
@@ -105,7 +107,9 @@ class Start:
                 f"--init-from {self.path}: none of its weights fits these networks; leave out the options of sizes, or "
                 "start without it"
             )
-        frozen = {f"critic.{name}" for name, each in state.critic.named_parameters() if not each.requires_grad}
+        frozen = {
+            f"discriminator.{name}" for name, each in state.discriminator.named_parameters() if not each.requires_grad
+        }
         if untrained := [name for name in fresh if name in frozen]:
             raise UserError(
                 f"--freeze-d: would keep {_summary(every, untrained)} as it is, which --init-from {self.path} does not "
@@ -128,16 +132,16 @@ def read(path: str) -> Start:
         raise UserError(f"{found.path} has grown to {stage[0]}x{stage[0]} only; go on with it by --resume first")
     model, networks = found.everything()
     networks = {"generator": networks["ema"]} | networks
-    if "critic" not in networks:
-        raise UserError(f"{found.path} has no D: a training needs a critic as well")
+    if "discriminator" not in networks:
+        raise UserError(f"{found.path} has no D: a training needs a discriminator as well")
     named = {f"{name}.{tensor}": value for name, each in networks.items() for tensor, value in each.items()}
     return Start(found.path, model, named)
 
 
 def _names(model: ModelConfig) -> dict[str, str]:
     """The layers of a checkpoint of `model` whose names depend on its resolution, each with one that does not."""
-    generator, critic = models.names_at_any_resolution(model)
-    of_networks = {"generator": generator, "ema": generator, "critic": critic}
+    generator, discriminator = models.names_at_any_resolution(model)
+    of_networks = {"generator": generator, "ema": generator, "discriminator": discriminator}
     return {
         f"{network}.{old}": f"{network}.{new}" for network, each in of_networks.items() for old, new in each.items()
     }

@@ -1,4 +1,4 @@
-"""The training loop: data, critic, generator, average, log, save, in the order they happen."""
+"""The training loop: data, discriminator, generator, average, log, save, in the order they happen."""
 
 from __future__ import annotations
 
@@ -14,27 +14,28 @@ import torch
 from torch import nn
 
 from fastgan import data, models
+from fastgan.distributed import Ranks, joined
 from fastgan.errors import UserError, readable
+from fastgan.files import one_writer, write_atomically
 from fastgan.models.growing import fade_reals
 from fastgan.ops import backends
 from fastgan.progress import ProgressBar
-from fastgan.ranks import Ranks, joined
-from fastgan.training import checkpoint, guard, initial, memory, precision, process
+from fastgan.runs import checkpoint, memory, precision, process
+from fastgan.runs.drawing import draw, latents
+from fastgan.runs.grid import Section, draw_grid, save_picture
+from fastgan.runs.health import Watch
+from fastgan.runs.log import FILE_NAME as LOG_FILE_NAME
+from fastgan.runs.log import Averages, Log, NoLog, require_finite_weights, require_progress, require_wandb
+from fastgan.runs.log import read as read_log
+from fastgan.runs.log import remove as remove_logs
 from fastgan.training import config as configuration
+from fastgan.training import guard, initial
 from fastgan.training.config import Config, pyramid, to_dict
 from fastgan.training.diversity import Diversity
 from fastgan.training.diversity import interval as measured_every
-from fastgan.training.evaluation import Evaluations
-from fastgan.training.files import one_writer, write_atomically
-from fastgan.training.grid import Section, draw_grid, save_picture
 from fastgan.training.growth import Schedule, Stage, stage_at
-from fastgan.training.health import Watch
-from fastgan.training.log import FILE_NAME as LOG_FILE_NAME
-from fastgan.training.log import Averages, Log, NoLog, require_finite_weights, require_progress, require_wandb
-from fastgan.training.log import read as read_log
-from fastgan.training.log import remove as remove_logs
-from fastgan.training.sampling import draw, latents
 from fastgan.training.step import Step, new_state
+from fastgan.training.validation import Evaluations
 from fastgan.transparency import premultiplied
 
 CONFIG_FILE_NAME = "config.json"
@@ -117,7 +118,10 @@ def _train(
             until_the_end.enter_context(one_writer(run))
         write_atomically(run / CONFIG_FILE_NAME, json.dumps(to_dict(config), indent=2).encode())
     say(f"data       {dataset.describe()}; {loader.how}")
-    say(f"networks   {model.arch}: generator {_count(state.generator)}, critic {_count(state.critic)} parameters")
+    say(
+        f"networks   {model.arch}: generator {_count(state.generator)}, "
+        f"discriminator {_count(state.discriminator)} parameters"
+    )
     if fresh:
         say(f"started    {fresh}")
     together = f", in {ranks.count} processes" if ranks.count > 1 else ""
@@ -136,7 +140,7 @@ def _train(
     watch = Watch(config, summary)
 
     def save() -> None:
-        require_finite_weights(state.generator, state.critic, f"{run / checkpoint.FILE_NAME} is kept as it was")
+        require_finite_weights(state.generator, state.discriminator, f"{run / checkpoint.FILE_NAME} is kept as it was")
         if ranks.first:
             checkpoint.save(run / checkpoint.FILE_NAME, state, config, model, summary)
             checkpoint.keep(run / checkpoint.FILE_NAME, state.images, output.keep_checkpoints)
@@ -176,7 +180,7 @@ def _train(
             if stage:
                 real = fade_reals(real, stage.resolution, stage.alpha)
 
-            # Critic, generator, average.
+            # Discriminator, generator, average.
             step(real, label, stage.lr_factor if stage else 1.0)
             # Asked once: what follows must agree, here and in all processes.
             interrupt.heard = ranks.wished(interrupt.signum)
@@ -254,7 +258,7 @@ class Growth:
         A new level starts with optimizers that know nothing (Karras et al. 2018, appendix A.1).
         """
         state, stage = self.state, stage_at(self.state.images, self.schedule)
-        for network in (state.generator, state.critic, state.ema):
+        for network in (state.generator, state.discriminator, state.ema):
             network.grow_to(stage.resolution, stage.alpha)
         if state.stage is not None and state.stage[0] != stage.resolution:
             state.optimizer_g.state.clear()
@@ -284,7 +288,7 @@ def _require_same(config: Config, header: checkpoint.Header | None, ranks: Ranks
 
 
 def _compared(model: models.ModelConfig) -> int | None:
-    """Samples of a group that the critic compares; None if it compares none, or all that it gets."""
+    """Samples of a group that the discriminator compares; None if it compares none, or all that it gets."""
     if model.arch == "stylegan2":
         return model.stddev_group if model.stddev_features else None
     return 4 if model.arch in configuration.GROUPED else None
@@ -326,11 +330,11 @@ def _require_memory(model: models.ModelConfig, config: Config, device: torch.dev
     """
     try:
         with torch.device("meta"):
-            generator, critic = models.build(model)
+            generator, discriminator = models.build(model)
     except (TypeError, RuntimeError) as error:  # for sizes that no tensor can have
         raise UserError(f"these networks cannot be made: {readable(str(error).partition(chr(10))[0])}") from None
     parameters = lambda network: sum(parameter.numel() for parameter in network.parameters())
-    needed = 4 * (5 * parameters(generator) + 4 * parameters(critic))  # with gradients, two moments, the average
+    needed = 4 * (5 * parameters(generator) + 4 * parameters(discriminator))  # with gradients, two moments, the average
     batch = max(config.training.batch, *config.growth.level_batch, 0) // processes
     batch = min(batch, config.training.batch_gpu or batch)
     needed += batch * 3 * 4 * model.channels * math.prod(model.plane(model.resolution))

@@ -16,8 +16,9 @@ Recipe = dict[str, Any]
 
 # What most recipes have in common: none of what only some architectures or objectives want.
 PLAIN: Recipe = {
-    "variant": "", "mapping_layers": 0, "mapping_lr": 1.0, "critic_norm": True, "critic_mapping_layers": 0,
-    "loss": "nonsaturating", "optimizer": "adam", "batch": 64, "images": 100_000, "critic_steps": 1,
+    "variant": "", "mapping_layers": 0, "mapping_lr": 1.0,
+    "discriminator_norm": True, "discriminator_mapping_layers": 0,
+    "loss": "nonsaturating", "optimizer": "adam", "batch": 64, "images": 100_000, "discriminator_steps": 1,
     "lr_g": 0.0002, "lr_d": 0.0002, "betas": (0.5, 0.999), "final_lr": 1.0, "final_beta2": None,
     "ema_halflife": 10.0, "ema_rampup": 0.05, "style_mixing": 0.0,
     "r1_gamma": 0.0, "r2_gamma": 0.0, "final_gamma": 1.0, "r1_interval": 1,
@@ -30,7 +31,7 @@ PLAIN: Recipe = {
 def mlp(resolution: int) -> Recipe:
     """Goodfellow et al. 2014, whose networks were trained with momentum; Adam's numbers are DCGAN's.
 
-    R1 is not in the paper: without it this critic is soon sure of everything, and all samples become one.
+    R1 is not in the paper: without it this discriminator is soon sure of everything, and all samples become one.
     """
     return {
         "z_dim": 100, "channel_base": 150 * resolution, "channel_max": 150, "images": 600_000, "r1_gamma": 10.0,
@@ -53,7 +54,7 @@ def cgan(resolution: int) -> Recipe:
 def pggan(resolution: int) -> Recipe:
     """Karras et al. 2018, table 2 and appendix A: 600,000 images to train a level and as many to fade it in."""
     common = {
-        "loss": "wgan-gp", "drift": 0.001, "critic_steps": 1, "lr_g": 0.001, "lr_d": 0.001, "betas": (0.0, 0.99),
+        "loss": "wgan-gp", "drift": 0.001, "discriminator_steps": 1, "lr_g": 0.001, "lr_d": 0.001, "betas": (0.0, 0.99),
         "grow_from": 4,
     }  # fmt: skip
     if resolution >= 128:
@@ -146,16 +147,16 @@ ARCHITECTURES: dict[str, Callable[[int], Recipe]] = {
 OBJECTIVES: dict[str, Recipe] = {
     # Arjovsky et al. 2017, algorithm 1.
     "wgan": {
-        "critic_steps": 5, "clip": 0.01, "optimizer": "rmsprop", "lr_g": 0.00005, "lr_d": 0.00005,
+        "discriminator_steps": 5, "clip": 0.01, "optimizer": "rmsprop", "lr_g": 0.00005, "lr_d": 0.00005,
         "r1_gamma": 0.0, "r2_gamma": 0.0,
     },
-    # Gulrajani et al. 2017, algorithm 1; no batch norm in the critic (section 4 there).
+    # Gulrajani et al. 2017, algorithm 1; no batch norm in the discriminator (section 4 there).
     "wgan-gp": {
-        "critic_steps": 5, "critic_norm": False, "lr_g": 0.0001, "lr_d": 0.0001, "betas": (0.0, 0.9),
+        "discriminator_steps": 5, "discriminator_norm": False, "lr_g": 0.0001, "lr_d": 0.0001, "betas": (0.0, 0.9),
         "r1_gamma": 0.0, "r2_gamma": 0.0,
     },
     # Huang et al. 2024, section 3: without both penalties it need not converge.
-    "relativistic": {"r1_gamma": 1.0, "r2_gamma": 1.0, "r1_interval": 1, "critic_norm": False},
+    "relativistic": {"r1_gamma": 1.0, "r2_gamma": 1.0, "r1_interval": 1, "discriminator_norm": False},
 }  # fmt: skip
 
 

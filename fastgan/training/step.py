@@ -1,4 +1,5 @@
-"""What a step of training does to the networks: critic, generator, average. It knows no data, files or progress."""
+"""What a step of training does to the networks: discriminator, generator, average. It knows no data, files or
+progress."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from fastgan import models
 from fastgan.augment import AdaptiveStrength, Augment
+from fastgan.distributed import Ranks
 from fastgan.errors import UserError
 from fastgan.layers import BatchNormAct, MinibatchStddev
 from fastgan.losses import (
@@ -22,22 +24,21 @@ from fastgan.losses import (
     Objective,
     PairedObjective,
     PathLength,
-    critic_with_grad_norm,
+    discriminator_with_grad_norm,
     wgan_gp,
     zero_centered_penalty,
 )
 from fastgan.models.growing import Growing
 from fastgan.models.recomputing import recompute_blocks
-from fastgan.ranks import Ranks
-from fastgan.training import graphs
+from fastgan.runs import graphs
+from fastgan.runs.checkpoint import State
+from fastgan.runs.log import Averages
+from fastgan.runs.precision import Autocast
 from fastgan.training.adam import Adam
-from fastgan.training.checkpoint import State
 from fastgan.training.config import Config, RegularizationOptions, TrainingOptions
 from fastgan.training.ema import Average, decay
 from fastgan.training.gradients import GradientSum
 from fastgan.training.guard import Guard
-from fastgan.training.log import Averages
-from fastgan.training.precision import Autocast
 from fastgan.training.randomness import Streams
 from fastgan.transparency import premultiplied
 
@@ -50,8 +51,8 @@ def new_state(model: models.ModelConfig, config: Config, device: torch.device, p
     """
     options, terms = config.training, config.regularization
     networks = models.build(model)
-    generator, critic = (network.to(device=device, memory_format=torch.channels_last) for network in networks)
-    _freeze(critic, options.freeze_d)
+    generator, discriminator = (network.to(device=device, memory_format=torch.channels_last) for network in networks)
+    _freeze(discriminator, options.freeze_d)
     ema = copy.deepcopy(generator).eval().requires_grad_(False)
     capturable = graphs.why_not(config.machine, device, processes) is None
     strength = AdaptiveStrength(target=terms.ada_target, adjust_kimg=terms.ada_kimg)
@@ -67,22 +68,26 @@ def new_state(model: models.ModelConfig, config: Config, device: torch.device, p
     )
     return State(
         generator,
-        critic,
+        discriminator,
         ema,
         _optimizer(generator, options.lr_g, options, _lazy(bool(terms.path_length), terms.path_interval), capturable),
         _optimizer(
-            critic, options.lr_d, options, _lazy(bool(terms.r1_gamma or terms.r2_gamma), terms.r1_interval), capturable
+            discriminator,
+            options.lr_d,
+            options,
+            _lazy(bool(terms.r1_gamma or terms.r2_gamma), terms.r1_interval),
+            capturable,
         ),
         statistics.to(device),
     )
 
 
-def _freeze(critic: nn.Module, count: int) -> None:
+def _freeze(discriminator: nn.Module, count: int) -> None:
     """The first layers behind the image are not trained (Mo et al. 2020, arXiv 2002.10964)."""
-    layers = critic.layers_from_image()
+    layers = discriminator.layers_from_image()
     if count > len(layers):
         raise UserError(
-            f"--freeze-d {count}: this critic has {len(layers)} layers to freeze; give at most {len(layers)}"
+            f"--freeze-d {count}: this discriminator has {len(layers)} layers to freeze; give at most {len(layers)}"
         )
     for layer in layers[:count]:
         layer.requires_grad_(False)
@@ -156,22 +161,22 @@ class Kind(NamedTuple):
 class Step:
     """Makes the steps of a training: calling it with a batch makes one, and counts it in `state`.
 
-    A step trains the critic; every `critic_steps`-th one trains the generator and moves the average. The generator
-    learns from the very images that the critic has just seen, and draws them once; but twice in steps with a penalty
-    that not every step has. Those need the most memory, and get that of the generator's graph. (What a generator
-    averages over its calls, as of batch norm or of w, sees the images twice then.)
+    A step trains the discriminator; every `discriminator_steps`-th one trains the generator and moves the average. The
+    generator learns from the very images that the discriminator has just seen, and draws them once; but twice in steps
+    with a penalty that not every step has. Those need the most memory, and get that of the generator's graph. (What a
+    generator averages over its calls, as of batch norm or of w, sees the images twice then.)
 
     With `--batch-gpu` a batch is split into micro-batches. Their gradients add up to those of the batch where samples
     are independent of each other; batch norm and minibatch stddev see one micro-batch at a time. The generator's phase
-    then draws its images again as well: to keep the graphs of all of them from the critic's phase would need the memory
-    of the whole batch.
+    then draws its images again as well: to keep the graphs of all of them from the discriminator's phase would need the
+    memory of the whole batch.
 
     Several processes share the micro-batches of a step. Each micro-batch has random numbers of its own, so the same
     micro-batches make the same step, but for rounding, in one process or in many.
 
     With `--compile`, `torch.compile` has a part in it: in the passes of both networks that are differentiated once.
 
-    On a GPU steps are captured as CUDA graphs, one for each `Kind`: see `fastgan.training.graphs`.
+    On a GPU steps are captured as CUDA graphs, one for each `Kind`: see `fastgan.runs.graphs`.
 
     Args:
         state: what to train, in place.
@@ -203,13 +208,16 @@ class Step:
         self.average = Average(state.ema, state.generator)
         self.mixing = {"style_mixing": self.options.style_mixing} if self.options.style_mixing else {}
         self.augment: Augment | None = state.statistics["augment"] if self.terms.augment != "none" else None
-        self._rows = _Rows(state.critic)
+        self._rows = _Rows(state.discriminator)
         device = next(state.generator.parameters()).device
         if config.machine.checkpoint_blocks:
             recompute_blocks(state.generator)
-            recompute_blocks(state.critic)
+            recompute_blocks(state.discriminator)
         compiled = compiler(device) if config.machine.compile else lambda network: network
-        self._generator, self._critic = compiled(state.generator), compiled(state.critic)  # in phases without penalties
+        self._generator, self._discriminator = (
+            compiled(state.generator),
+            compiled(state.discriminator),
+        )  # in phases without penalties
         self._optimizers = {"g": state.optimizer_g, "d": state.optimizer_d}
         self._guards: dict[str, Guard] = {name: state.statistics[f"guard_{name}"] for name in self._optimizers}
         for name, guard in self._guards.items():
@@ -218,7 +226,7 @@ class Step:
         self._rates = {name: _rates(optimizer) for name, optimizer in self._optimizers.items()}
         self._sums = {
             name: GradientSum(trained(module), self.ranks)
-            for name, module in (("g", state.generator), ("d", state.critic))
+            for name, module in (("g", state.generator), ("d", state.discriminator))
         }
         self.why_not_captured = None if recorder else graphs.why_not(config.machine, device, self.ranks.count)
         captures = self.why_not_captured is None
@@ -234,7 +242,7 @@ class Step:
 
     def left_out(self) -> dict[str, int]:
         """Steps in a row, up to the last one, whose gradients were not finite, by network. Waits for the device."""
-        names = {"g": "generator", "d": "critic"}
+        names = {"g": "generator", "d": "discriminator"}
         return {names[name]: int(guard.streak) for name, guard in self._guards.items()}
 
     def __call__(self, real: Tensor, label: Tensor | None, lr_factor: float = 1.0) -> None:
@@ -262,8 +270,8 @@ class Step:
     def _kind(self) -> Kind:
         """Of the coming step."""
         options, terms, step, generator = self.options, self.terms, self.state.step, self.state.generator
-        updates, last = divmod(step, options.critic_steps)  # of the generator so far
-        trains = last == options.critic_steps - 1
+        updates, last = divmod(step, options.discriminator_steps)  # of the generator so far
+        trains = last == options.discriminator_steps - 1
         return Kind(
             trains,
             bool(terms.r1_gamma or terms.r2_gamma) and step % terms.r1_interval == 0,
@@ -282,16 +290,16 @@ class Step:
             # Within a captured graph the same images could not be drawn again: there random numbers go on.
             sparing = kind.penalizes and self.terms.r1_interval > 1 and self._graphs is None
             keeps_graph = kind.trains_generator and len(parts) == 1 and not sparing
-            for optimizer in self._optimizers.values():  # of both: the critic's phase needs the most memory
+            for optimizer in self._optimizers.values():  # of both: the discriminator's phase needs the most memory
                 optimizer.zero_grad(set_to_none=True)
             real_logits, places = [], []
             for part in parts:
                 self._random.begin(part.number)
                 with torch.set_grad_enabled(keeps_graph):
                     fake = self._generate(part)
-                real_logits.append(self._add_critic_gradients(kind, part, fake.detach(), part is parts[-1]))
+                real_logits.append(self._add_discriminator_gradients(kind, part, fake.detach(), part is parts[-1]))
                 places.append(self._random.pause())
-            self._update_critic(torch.cat(real_logits))
+            self._update_discriminator(torch.cat(real_logits))
 
             if kind.trains_generator:
                 lengths = []
@@ -331,29 +339,30 @@ class Step:
         optimizer.step()
         self.averages.add(**{f"skipped_{name}": guard.found})
 
-    # Critic -------------------------------------------------------------------------------------------------------
+    # Discriminator
+    # -------------------------------------------------------------------------------------------------------
 
-    def _add_critic_gradients(self, kind: Kind, part: MicroBatch, fake: Tensor, last: bool) -> Tensor:
+    def _add_discriminator_gradients(self, kind: Kind, part: MicroBatch, fake: Tensor, last: bool) -> Tensor:
         """Returns the logits of the real images. `last`: no more gradients are added in this step."""
         terms, objective = self.terms, self.objective
         if terms.gp_lambda:
             with self.autocast():
-                penalty = wgan_gp(self._after_augmentation(self.state.critic), part.real, fake, part.label)
+                penalty = wgan_gp(self._after_augmentation(self.state.discriminator), part.real, fake, part.label)
             self._backward("d", part.share * terms.gp_lambda * penalty)
             self.averages.add(gradient_penalty=penalty)
         r1, r2 = (kind.penalizes and bool(gamma) for gamma in (terms.r1_gamma, terms.r2_gamma))
         together = self._rows.fit(part.real, penalized=r1 or r2) and r1 == r2
         if together or isinstance(objective, PairedObjective):
             of_fake, of_real = self._judge_both(fake, part, r2, r1, together)
-            loss = objective.critic(of_real.logits, of_fake.logits)
+            loss = objective.discriminator(of_real.logits, of_fake.logits)
             penalty = self._penalty(of_fake, r2, "r2") + self._penalty(of_real, r1, "r1")
             self._backward("d", part.share * (loss + penalty + self._drift(of_real)), last)
         else:  # one half after the other: only one of them is in memory
             of_fake = self._judge(fake, part.label, r2)
-            loss_fake = objective.critic_fake(of_fake.logits)
+            loss_fake = objective.discriminator_fake(of_fake.logits)
             self._backward("d", part.share * (loss_fake + self._penalty(of_fake, r2, "r2")))
             of_real = self._judge(part.real, part.label, r1)
-            loss_real = objective.critic_real(of_real.logits)
+            loss_real = objective.discriminator_real(of_real.logits)
             penalty = self._penalty(of_real, r1, "r1")
             self._backward("d", part.share * (loss_real + penalty + self._drift(of_real)), last)
             loss = loss_real.detach() + loss_fake.detach()
@@ -362,11 +371,11 @@ class Step:
             self.averages.add(**{f"logit_{name}": logits.mean(), f"sign_{name}": logits.sign().mean()})
         return of_real.logits.detach()
 
-    def _update_critic(self, real_logits: Tensor) -> None:
+    def _update_discriminator(self, real_logits: Tensor) -> None:
         state, terms = self.state, self.terms
-        self._apply("d", state.critic)
+        self._apply("d", state.discriminator)
         if terms.clip:
-            weights = [parameter.detach() for parameter in trained(state.critic)]
+            weights = [parameter.detach() for parameter in trained(state.discriminator)]
             torch._foreach_clamp_min_(weights, -terms.clip)
             torch._foreach_clamp_max_(weights, terms.clip)
         if terms.augment == "ada":
@@ -374,18 +383,20 @@ class Step:
         if self.augment is not None:
             self.averages.add(augment_p=self.augment.p.clone())
 
-    def _after_augmentation(self, critic: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """The critic, of altered images where there is augmentation: gradient penalties are with respect to the images
-        before it."""
+    def _after_augmentation(self, discriminator: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """The discriminator, of altered images where there is augmentation: gradient penalties are with respect to the
+        images before it."""
         augment = self.augment
-        return critic if augment is None else lambda images, label=None: critic(augment(images), label)
+        return discriminator if augment is None else lambda images, label=None: discriminator(augment(images), label)
 
     def _judge(self, images: Tensor, label: Tensor | None, penalized: bool = False) -> Verdict:
         """With squares, from the same forward pass, if a penalty is due."""
         with self.autocast():
             if penalized:
-                return Verdict(*critic_with_grad_norm(self._after_augmentation(self.state.critic), images, label))
-            return Verdict(self._after_augmentation(self._critic)(images, label))
+                return Verdict(
+                    *discriminator_with_grad_norm(self._after_augmentation(self.state.discriminator), images, label)
+                )
+            return Verdict(self._after_augmentation(self._discriminator)(images, label))
 
     def _judge_both(
         self, fake: Tensor, part: MicroBatch, fake_penalized: bool, real_penalized: bool, together: bool
@@ -422,9 +433,9 @@ class Step:
         return torch.randn(count, self.z_dim, device=next(self.state.generator.parameters()).device)
 
     def _add_generator_gradients(self, kind: Kind, part: MicroBatch, fake: Tensor, last: bool) -> list[Tensor]:
-        """Returns the mean length of paths, where it was asked for. `last`: as for the critic."""
+        """Returns the mean length of paths, where it was asked for. `last`: as for the discriminator."""
         objective = self.objective
-        with _fixed(self.state.critic):
+        with _fixed(self.state.discriminator):
             logits = self._judge(fake, part.label).logits
             if isinstance(objective, PairedObjective):
                 with torch.no_grad():
@@ -475,7 +486,7 @@ class Step:
                     group["betas"] = betas[0], numbers.set(f"beta2_{name}", beta2, torch.float64)
         for name, gamma in (("r1", terms.r1_gamma), ("r2", terms.r2_gamma)):  # stronger by the interval
             numbers.set(name, gamma * self._annealed(1.0, terms.final_gamma) * terms.r1_interval)
-        shown = count * options.critic_steps
+        shown = count * options.discriminator_steps
         kept = decay(state.images + count, shown, options.ema_halflife * 1000, options.ema_rampup)
         numbers.set("average", 1 - kept)
 
@@ -499,15 +510,15 @@ def _fixed(network: nn.Module) -> Iterator[None]:
 
 
 class _Rows:
-    """Two batches as one, so that a critic's verdicts on either stay what they are without the other.
+    """Two batches as one, so that a discriminator's verdicts on either stay what they are without the other.
 
-    A critic with minibatch stddev compares samples that lie a fixed distance apart (see `minibatch_stddev`). In rows of
-    that length these are columns: the two batches are laid side by side. Our batch norm is told that there are two, one
-    after the other; PyTorch's cannot be, and its statistics would be of both.
+    A discriminator with minibatch stddev compares samples that lie a fixed distance apart (see `minibatch_stddev`). In
+    rows of that length these are columns: the two batches are laid side by side. Our batch norm is told that there are
+    two, one after the other; PyTorch's cannot be, and its statistics would be of both.
     """
 
-    def __init__(self, critic: nn.Module):
-        modules = list(critic.modules())
+    def __init__(self, discriminator: nn.Module):
+        modules = list(discriminator.modules())
         groups = [module.group_size for module in modules if isinstance(module, MinibatchStddev)]
         self.count = max([size for size in groups if size is not None], default=1)
         self._norms = [module for module in modules if isinstance(module, BatchNormAct)]

@@ -21,11 +21,11 @@ from gradio.components import Component
 
 from fastgan import studies
 from fastgan.errors import UserError
+from fastgan.runs.health import Watch
+from fastgan.runs.log import CHARTS
+from fastgan.runs.memory import shortage_is_a_mistake
 from fastgan.studies import to_uint8
 from fastgan.training.config import flag
-from fastgan.training.health import Watch
-from fastgan.training.log import CHARTS
-from fastgan.training.memory import shortage_is_a_mistake
 from fastgan.view import pictures
 from fastgan.view.watching import Run
 
@@ -85,7 +85,7 @@ element.addEventListener('click', event => {
 # How charts and their series are called on the page.
 TITLES = {
     "losses": "Losses",
-    "logits": "Logits, the critic's verdicts",
+    "logits": "Logits, the discriminator's verdicts",
     "signs of logits": "Mean sign of logits",
     "diversity": "Distance of two images",
     "penalties": "Penalties, before their weights",
@@ -96,12 +96,13 @@ TITLES = {
     "memory": "Peak memory, GiB",
 }
 SERIES = {
-    "loss_g": "generator", "loss_d": "critic", "logit_real": "real", "logit_fake": "generated", "sign_real": "real",
+    "loss_g": "generator", "loss_d": "discriminator", "logit_real": "real", "logit_fake": "generated",
+    "sign_real": "real",
     "sign_fake": "generated", "distance_real": "real", "distance_fake": "generated", "r1_norm2": "R1",
     "r2_norm2": "R2", "gradient_penalty": "WGAN-GP", "path_penalty": "path length",
 }  # fmt: skip
 INDIGO, AMBER, GREEN, RED = "#6366f1", "#f59e0b", "#10b981", "#ef4444"
-COLORS = {"generator": INDIGO, "generated": INDIGO, "critic": AMBER, "real": GREEN}
+COLORS = {"generator": INDIGO, "generated": INDIGO, "discriminator": AMBER, "real": GREEN}
 OTHER_COLORS = [INDIGO, AMBER, GREEN, RED]
 
 

@@ -15,8 +15,8 @@ from PIL import Image
 
 from fastgan.data.pictures import reason
 from fastgan.errors import UserError
-from fastgan.training.grid import to_picture
-from fastgan.training.log import CHARTS, METRICS, chart_of
+from fastgan.runs.grid import to_picture
+from fastgan.runs.log import CHARTS, METRICS, chart_of
 
 LARGE, SMALL = 512, 128  # pixels that the width of an image should have, alone and among others
 WIDEST_GRID = 1600

@@ -12,8 +12,8 @@ import torch
 
 from fastgan.data.pictures import reason
 from fastgan.errors import UserError
-from fastgan.training.log import FILE_NAME as LOG_FILE_NAME
-from fastgan.training.trained import find
+from fastgan.runs.log import FILE_NAME as LOG_FILE_NAME
+from fastgan.runs.trained import find
 
 Stamp = tuple[int, int, int]  # of a file: changes with its content
 

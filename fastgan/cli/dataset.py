@@ -1,0 +1,157 @@
+"""`python -m fastgan.dataset`: make images of any source fit for training.
+
+Exit status: 0 when done, 1 when done but images were left out (they are listed), 2 for a mistake in options or files,
+130 after Ctrl-C. A stopped preparation goes on when the same command is run again.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from fastgan.data import preparing, sources
+from fastgan.data.cache import SHARD_INDEX, default_cache_dir
+from fastgan.data.pictures import CHANNELS, MAX_PIXELS, Crop, Ground, Wanted, parse_size, size_text
+from fastgan.errors import UserError, command_line
+from fastgan.options import PathText, parse_options
+
+LEFT_OUT = 1  # exit status
+MEGABYTE = 1_000_000
+MOST_WORKERS = 512
+_SMALLER = "smaller than wanted"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Prepare images for training: crop and resize them, find their classes, and write them in a form that training
+    opens at once.
+
+    Images that cannot be used are left out and listed beside the output. If it is stopped, the same command goes on.
+    docs/data.md has an example of every source.
+    """
+
+    source: tyro.conf.Positional[Annotated[PathText, tyro.conf.arg(metavar="SOURCE")]]
+    """A folder of images, a .zip or a .tgz (sub-folders or dataset.json being the classes), a .csv or .tsv with a
+    column of files, an array (.npy, .npz, or MNIST's IDX files), an LMDB, tar shards like 'set-{000..099}.tar' (also
+    URLs), torchvision:NAME, or hf:NAME of Hugging Face."""
+    out: Annotated[PathText | None, tyro.conf.arg(metavar="DIR|ZIP", help_behavior_hint="(default: in the cache)")] = (
+        None
+    )
+    """A name that ends in .zip: a zip in StyleGAN's format. Else a folder: an array that training maps into memory, or
+    shards."""
+    resolution: Annotated[str, tyro.conf.arg(metavar="N|WxH")]
+    """Size of the images in pixels: a number for square ones, or width and height, like 64x32."""
+    channels: Literal[1, 3, 4] = 3
+    """1 for grey images, 3 for colour, 4 for colour with transparency."""
+    crop: Crop = "center"
+    """center: the largest part of the wanted shape, out of the middle; pad: the whole image on a ground; none: leave
+    out images of another shape."""
+    ground: Ground = "white"
+    """What is put behind transparent images and beside padded ones; with --channels 4 that is transparent."""
+    enlarge: bool = False
+    """Enlarge images that are smaller, instead of leaving them out."""
+    labels: bool = True
+    """Whether classes are kept."""
+    shards: Annotated[int, tyro.conf.arg(metavar="MB")] = 0
+    """Write tar shards of at most so many megabytes, for sets that no disk of the training machine holds; 0: none."""
+    image_column: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: by its name)")] = (
+        None
+    )
+    """Column of a table or of a Hugging Face set, or array of an .npz, that has the images."""
+    label_column: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: by its name)")] = (
+        None
+    )
+    """Column or array that has the classes, numbers or words."""
+    split: str = "train"
+    """Part of a torchvision or Hugging Face set, an .npz or a folder of IDX files."""
+    workers: int = 0
+    """Processes; 0: one for each processor that may be used."""
+
+
+@command_line
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line `argv` (None: this process's own) and return the exit status."""
+    options = parse_options(Options, "python -m fastgan.dataset", argv)
+    job = job_of(options)
+    try:
+        source = sources.open_source(
+            options.source, sources.Columns(options.image_column, options.label_column, options.split)
+        )
+        if (done := preparing.unfinished(job.out)) is not None:
+            print(f"going on with {job.out}, {done:,} images done")
+        result = preparing.run(job, source)
+    except KeyboardInterrupt:
+        done = preparing.unfinished(job.out)
+        if done is not None:
+            print(f"stopped with {done:,} images done; run the same command again to go on", file=sys.stderr)
+        raise
+    print("\n".join(summary(job, result)))
+    return LEFT_OUT if result.skipped else 0
+
+
+def job_of(options: Options) -> preparing.Job:
+    """What `options` ask for. Raises UserError, naming the option, for what makes no sense."""
+    size = parse_size(options.resolution)
+    if size[0] * size[1] > MAX_PIXELS:
+        raise UserError(f"--resolution {options.resolution}: must be at most {MAX_PIXELS:,} pixels in all")
+    if not 0 <= options.workers <= MOST_WORKERS:
+        raise UserError(f"--workers {options.workers}: must be 1 to {MOST_WORKERS}, or 0 for one a processor")
+    if options.shards < 0:
+        raise UserError(f"--shards {options.shards}: must be 1 or more megabytes, or 0 for none")
+    if options.out is None:
+        stem = (
+            "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(options.source).stem).strip("-.") or "images"
+        )
+        kind = f"-{options.shards}MB" if options.shards else ""
+        name = f"{stem}-{size_text(size)}-{CHANNELS[options.channels]}{kind}"
+        out = default_cache_dir() / "prepared" / name
+    else:
+        out = Path(options.out).expanduser()
+    if options.shards and out.suffix.lower() == ".zip":
+        raise UserError(f"--shards {options.shards}: a zip has none; choose a folder with --out, or leave it out")
+    if not out.name:
+        raise UserError(f"--out {options.out}: give the name of a folder or zip that is not there yet")
+    wanted = Wanted(size, options.channels, options.crop, options.ground, options.enlarge)
+    workers = options.workers or _processors()
+    return preparing.Job(options.source, out, wanted, options.shards * MEGABYTE, options.labels, workers)
+
+
+def _processors() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def summary(job: preparing.Job, result: preparing.Result) -> list[str]:
+    """Lines for people: what there is, what was left out, and how to train on it."""
+    size, count = size_text(job.wanted.size), len(result.class_names)
+    classes = f"{count} classes" if count else "unlabelled"
+    lines = [f"{job.out}: {result.images:,} images, {size} {CHANNELS[job.wanted.channels]}, {classes}"]
+    if result.skipped:
+        lines.append(f"left out {len(result.skipped):,} images, listed in {result.skipped_file}:")
+        reasons = Counter(_kind(reason) for _, reason in result.skipped)
+        lines += [f"  {number:,} {reason}" for reason, number in reasons.most_common(5)]
+        if _SMALLER in reasons:
+            lines.append("  (--enlarge takes smaller ones as well)")
+    data = job.out / SHARD_INDEX if job.shard_bytes else job.out
+    width, height = job.wanted.size
+    resolution = width if width == height else size
+    lines.append(
+        f"train with: python -m fastgan.train --data {data} --resolution {resolution} --channels {job.wanted.channels}"
+    )
+    return lines
+
+
+def _kind(reason: str) -> str:
+    """A reason without what belongs to one image."""
+    return _SMALLER if ", smaller than" in reason else reason
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,291 @@
+"""`python -m fastgan.evaluate`: how good the samples of a trained generator are, beside real images.
+
+Exit status: 0 when done, 2 for a mistake in options or files, 130 after Ctrl-C; a file written is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from fastgan.data.urls import has_scheme
+from fastgan.errors import UserError, command_line
+from fastgan.files import prepare_to_write, write_atomically
+from fastgan.metrics import choice
+from fastgan.options import LARGEST_SEED, Count, PathText, parse_options
+from fastgan.runs import process
+from fastgan.runs.memory import require, shortage_is_a_mistake
+
+FEATURES = 1280  # of an image, of the smallest network that looks
+LEAST = 4  # images of a set: the nearest three others of each are looked for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Measure how far the samples of a trained generator (psi 1) are from real images.
+
+    Beside it stands the distance that training images have themselves, as the floor. docs/metrics.md says what the
+    numbers mean, and with which others they can be compared. Several processes share the work:
+    torchrun --nproc-per-node 4 -m fastgan.evaluate ...
+    """
+
+    checkpoint: Annotated[PathText, tyro.conf.arg(metavar="RUN|FILE|URL")]
+    """Folder of a training run, a checkpoint file, or a file of the official StyleGAN2 (.pkl) or of rosinality's (.pt);
+    here or at a URL."""
+    data: Annotated[PathText | None, tyro.conf.arg(metavar="NAME|DIR|ZIP|URL", help_behavior_hint="")] = None
+    """Real images, as --data of fastgan.train: for a file of another program, which does not say what it was trained
+    on; or for a run, instead of what that was trained on."""
+    metrics: Annotated[str, tyro.conf.arg(metavar="NAMES")] = "kid,fd,pr"
+    """Which, by names with commas between.
+    - On features of EfficientNet-Lite0, with nothing to download (extra "metrics"): kid, the kernel distance; fd, the
+    Fréchet distance; pr, precision and recall.
+    - On features of Inception, as in papers (extra "fid", and --inception-weights): fid; kid-inception; pr-inception;
+    is, the Inception score."""
+    samples: Count = 5000
+    """How many images are drawn, and at most how many real ones are compared with. Papers draw 50000."""
+    split: Literal["auto", "heldout", "train", "all"] = "auto"
+    """Real images: heldout, glyphs in fonts that were not trained with, or --heldout; train: half of the training
+    images; all: every training image, as for published FIDs, which leaves none for the floor. auto: heldout where there
+    are such, else train."""
+    heldout: Annotated[PathText | None, tyro.conf.arg(metavar="DIR|ZIP", help_behavior_hint="")] = None
+    """Held-out images of your own, for data that bring none."""
+    floor: bool = True
+    """Measure also how far training images are from the real ones."""
+    inception_weights: Annotated[
+        PathText | None,
+        tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: in the data cache, if it is there)"),
+    ] = None
+    """Weights of Inception, weights-inception-2015-12-05-6726825d.pth of torch-fidelity; never downloaded for you."""
+    seed: int = 0
+    """What is random follows from it: latents, labels, and which images are compared."""
+    json: Annotated[PathText | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    """Also write the numbers here."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ...; auto: the first GPU if there is one, of several processes a GPU each."""
+
+    def check(self) -> tuple[str, ...]:
+        """The metrics. Raises UserError for a mistake that shows without the checkpoint."""
+        if self.samples < LEAST:
+            raise UserError(f"--samples {self.samples}: must be at least {LEAST}; some thousands say more")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise UserError(f"--seed {self.seed}: must be from 0 to {LARGEST_SEED}")
+        if self.heldout is not None and self.split in ("train", "all"):
+            raise UserError(f"--split {self.split} and --heldout exclude each other; leave one of them out")
+        metrics = choice.parse(self.metrics)
+        choice.require(metrics, self.inception_weights)
+        return metrics
+
+
+@command_line
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line `argv` (None: this process's own) and return the exit status."""
+    options = parse_options(Options, "python -m fastgan.evaluate", argv)
+    with shortage_is_a_mistake("give fewer --samples, or another --device"):
+        process.keep_freed_memory()
+        found = measure(options)
+        if found is not None:
+            print(table(found))
+            if options.json is not None:
+                write_atomically(Path(options.json), (json.dumps(found, indent=2) + "\n").encode(), "--json")
+    return 0
+
+
+def measure(options: Options) -> dict[str, Any] | None:
+    """The numbers that `options` asks for, as they are written to JSON; of several processes, in the first only.
+
+    Raises UserError for a mistake.
+    """
+    metrics = options.check()
+
+    from fastgan.distributed import joined
+    from fastgan.runs import precision
+    from fastgan.runs.trained import find
+
+    trained = find(options.checkpoint)
+    # Latents and the features of images; there are a few more copies of these.
+    needed = 4.0 * options.samples * (trained.model.z_dim + FEATURES)
+    require(needed, f"looking at {options.samples:,} samples", "give fewer --samples")
+    if options.json is not None:
+        prepare_to_write(Path(options.json), "--json")
+    with joined("cpu", "its message says why") as ranks:  # also where there are GPUs: features lie in the CPU's memory
+        device = precision.choose_device(options.device, ranks)
+        train, heldout = _data(trained, options)
+        real, floor = _real_images(train, heldout, options)
+        draw = _drawer(trained.load(device), trained.model, train, options)
+        found: dict[str, dict[str, float]] = {"samples": {}, "floor": {}}
+        features, remarks = {}, []
+        for network, wanted in choice.networks(metrics).items():
+            extractor = _extractor(network, device, options)
+            features[network] = extractor.weights
+            if not extractor.original:
+                remarks.append(
+                    f"{extractor.weights} is not the network of published numbers: compare with its own only"
+                )
+            _measure_with(extractor, wanted, real, floor, draw, ranks, options, found)
+        if not ranks.first:
+            return None
+    return {
+        "checkpoint": options.checkpoint if has_scheme(options.checkpoint) else str(trained.path),
+        "arch": trained.model.arch,
+        "images_shown": trained.header.images if trained.header else None,
+        "data": options.data or trained.header.config.data.source,
+        "real": real.name,
+        "real_images": len(real.index),
+        "features": features,
+        "seed": options.seed,
+        "metrics": metrics,
+        "samples": {"images": options.samples} | found["samples"],
+        "floor": None if floor is None else {"of": floor.name, "images": len(floor.index)} | found["floor"],
+        "remarks": remarks,
+    }
+
+
+def _measure_with(extractor, metrics, real, floor, draw, ranks, options: Options, found) -> None:
+    """Add to `found`, in the first of the processes, what these metrics of one network say."""
+    from fastgan.metrics.blocks import gathered
+    from fastgan.metrics.reference import Reference
+
+    of_real = real.features(extractor, ranks=ranks)
+    of_floor = None if floor is None else floor.features(extractor, ranks=ranks)
+    of_block = lambda start, stop: extractor(draw(start, stop))
+    of_samples = gathered(ranks, options.samples, of_block, "looking at samples")
+    if not ranks.first:
+        return
+    reference = Reference(real, extractor, of_real, seed=options.seed)
+    found["samples"] |= reference.measure(metrics, of_samples)
+    if of_floor is not None:
+        found["floor"] |= reference.measure(metrics, of_floor)
+
+
+def _extractor(network: str, device, options: Options):
+    if network == choice.EFFICIENTNET:
+        from fastgan.metrics.efficientnet import EfficientNet
+
+        return EfficientNet(device)
+    from fastgan.metrics.inception import Inception
+
+    return Inception(choice.find_inception_weights(options.inception_weights), device)
+
+
+def _data(trained, options: Options):
+    """The images that a network was trained with, or is compared with, and those held out from them or None."""
+    from fastgan import data
+    from fastgan.runs.checkpoint import difference
+
+    model, header = trained.model, trained.header
+    if options.data is None and header is None:
+        raise UserError(
+            f"{trained.path} does not say what it was trained on; give the images to compare with by --data"
+        )
+    height, width = model.plane(model.resolution)
+    size = width if width == height else data.size_text((width, height)), model.channels
+    source = options.data or header.config.data.source
+    glyphs = {}
+    if source == "glyphs":
+        glyphs = {"classes": model.num_classes or 10 if options.data else header.config.data.classes}
+    train = data.open_dataset(source, *size, **glyphs)
+    if options.data is None and (problem := difference(train, header.dataset)):
+        raise UserError(f"{source} {problem}; put there again what {header.path} was trained on")
+    if model.num_classes and len(train.class_names) != model.num_classes:
+        raise UserError(
+            f"--data {source}: has {len(train.class_names)} classes, the network of {trained.path} has "
+            f"{model.num_classes}; give images of as many"
+        )
+    if options.heldout is not None:
+        heldout = data.open_dataset(options.heldout, *size)
+    elif source == "glyphs" and options.split in ("auto", "heldout"):
+        heldout = data.open_dataset("glyphs", *size, split="heldout", **glyphs)
+    elif options.split == "heldout":
+        raise UserError(f"--split heldout: {source} has no held-out part; give --heldout DIR, or --split train")
+    else:
+        heldout = None
+    halved = heldout is None and options.split != "all"
+    for dataset, least in ((train, 2 * LEAST if halved else LEAST), (heldout, LEAST)):
+        if dataset is not None and len(dataset) < least:
+            raise UserError(f"{dataset.source}: there are {len(dataset)} images, must be {least} at least")
+    return train, heldout
+
+
+def _real_images(train, heldout, options: Options):
+    """What is compared with, and the floor or None."""
+    import numpy as np
+
+    from fastgan.metrics.reference import Chosen, choose
+
+    if options.split == "all":
+        return Chosen(train, np.arange(len(train)), "training images, all of them"), None
+    real, floor = choose(train, heldout, options.samples, seed=options.seed)
+    return real, floor if options.floor else None
+
+
+def _drawer(generator, model, train, options: Options):
+    """A function that gives samples number `start` to `stop`, uint8 [N, H, W, C], as `python -m fastgan.generate` draws
+    them, with labels as frequent as in the training images. It draws from no random numbers but its own."""
+    import torch
+
+    from fastgan.metrics.reference import random_labels
+    from fastgan.runs import drawing
+
+    random = torch.Generator().manual_seed(options.seed)
+    z = torch.randn(options.samples, model.z_dim, generator=random)
+    labels = None
+    if model.num_classes:
+        labels = torch.from_numpy(random_labels(train, options.samples, options.seed))
+
+    def draw(start: int, stop: int):
+        some = None if labels is None else labels[start:stop]
+        return drawing.draw(generator, z[start:stop], some, batch=stop - start)
+
+    return draw
+
+
+_WORDS = {  # of each value, and its decimals
+    "kid": ("KID", 5),
+    "fd": ("Fréchet distance", 3),
+    "precision": ("precision", 3),
+    "recall": ("recall", 3),
+    "fid": ("FID", 3),
+    "kid_inception": ("KID", 5),
+    "precision_inception": ("precision", 3),
+    "recall_inception": ("recall", 3),
+    "is": ("Inception score", 3),
+}
+
+
+def table(found: dict[str, Any]) -> str:
+    """For people: a row for each number, of samples and, beside, of the floor."""
+    columns = {"samples": found["samples"]}
+    if found["floor"] is not None:
+        columns[f"{found['floor']['of']} (the floor)"] = found["floor"]
+    rows = [["", *columns], ["images", *(f"{column['images']:,}" for column in columns.values())]]
+    for network, metrics in choice.networks(found["metrics"]).items():
+        rows.append([f"on features of {network}:", *([""] * len(columns))])
+        for value in (value for name in metrics for value in choice.METRICS[name].values if value in _WORDS):
+            words, decimals = _WORDS[value]
+            rows.append([f"  {words}", *(_number(column, value, decimals) for column in columns.values())])
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    lines = [
+        found["arch"] + (f" after {shown:,} images" if (shown := found["images_shown"]) is not None else ""),
+        f"compared with {found['real_images']:,} real images: {found['real']}",
+        "",
+    ]
+    for first, *others in rows:
+        cells = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([f"{first:{widths[0]}}", *cells]).rstrip())
+    if choice.EFFICIENTNET in found["features"]:
+        lines += ["", f"what {choice.EFFICIENTNET} says is not comparable with numbers of Inception's"]
+    return "\n".join([*lines, *found["remarks"]])
+
+
+def _number(column: dict[str, float], value: str, decimals: int) -> str:
+    text = f"{column[value]:.{decimals}f}"
+    return f"{text} ± {column[value + '_std']:.{decimals}f}" if value + "_std" in column else text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""`python -m fastgan.export`: write what a training has made to a file of another program.
+
+ONNX and PyTorch's .pt2 draw images without fastgan; files of the official StyleGAN2 and of rosinality's are networks to
+go on with there.
+
+Exit status: 0 when done, 2 for a mistake in options or files, 130 after Ctrl-C; a file written is whole, and was tried.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from fastgan.data.urls import has_scheme
+from fastgan.errors import UserError, command_line
+from fastgan.files import prepare_to_write, write_atomically
+from fastgan.options import PathText, parse_options
+from fastgan.runs.memory import shortage_is_a_mistake
+
+ENDINGS = {"onnx": ".onnx", "torch": ".pt2", "pkl": ".pkl", "rosinality": ".pt"}
+NAMES = {"onnx": "generator", "torch": "generator", "pkl": "networks", "rosinality": "networks"}
+TOLERANCE = {"float": 1e-4, "uint8": 1}  # between PyTorch's image and the file's: rounding may fall either way
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Write the averaged generator of a training run to a file that runs without fastgan, or all networks to one of the
+    official StyleGAN2 or of rosinality's.
+
+    Inputs of what runs by itself are z [N, z_dim] from N(0, 1); label [N] int64 if there are classes; truncation []
+    fp32, psi, if the network is style-based. The result is image [N, C, H, W]. docs/export.md shows how such files are
+    run, docs/official_networks.md how those of networks are used.
+    """
+
+    checkpoint: Annotated[PathText, tyro.conf.arg(metavar="RUN|FILE|URL")]
+    """Folder of a training run, a checkpoint file, or a file of the official StyleGAN2 (.pkl) or of rosinality's (.pt);
+    here or at a URL."""
+    format: Literal["onnx", "torch", "pkl", "rosinality"] = "onnx"
+    """onnx needs the extra "export" of this package; torch is a .pt2 of torch.export. Of a stylegan2 also pkl: G, D and
+    G_ema for the official code (stylegan2-ada-pytorch, stylegan3); and rosinality: g, d and g_ema in a .pt for
+    rosinality/stylegan2-pytorch."""
+    out: Annotated[
+        PathText | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: RUN/generator.onnx or .pt2)")
+    ] = None
+    """Name of the file, ending in .onnx, .pt2, .pkl or .pt, as the format has it."""
+    image: Literal["float", "uint8"] = "float"
+    """float: of nominal range -1..1, not clamped. uint8: 0..255."""
+    noise: Literal["const", "none"] = "const"
+    """In the layers of a style-based network: the fixed noise that python -m fastgan.generate draws with, or none."""
+
+    def check(self) -> None:
+        """Raises UserError for a mistake that shows without the checkpoint."""
+        ending = ENDINGS[self.format]
+        if self.out is not None and Path(self.out).suffix.lower() != ending:
+            raise UserError(f"--out {self.out}: the name must end in {ending} for --format {self.format}")
+        for name, value, usual in (("image", self.image, "float"), ("noise", self.noise, "const")):
+            if self.format in ("pkl", "rosinality") and value != usual:
+                raise UserError(
+                    f"--{name} {value}: is for files that run by themselves, not for --format {self.format}"
+                )
+
+
+@command_line
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line `argv` (None: this process's own) and return the exit status."""
+    options = parse_options(Options, "python -m fastgan.export", argv)
+    with shortage_is_a_mistake("free some"):
+        export(options)
+    return 0
+
+
+def export(options: Options) -> None:
+    """Write what `options` asks for. Raises UserError for a mistake."""
+    options.check()
+
+    from fastgan.export import official
+    from fastgan.runs.trained import find
+
+    if options.format == "onnx":
+        from fastgan.export.formats import require_onnx
+
+        require_onnx()
+    found = find(options.checkpoint)
+    folder = Path() if has_scheme(options.checkpoint) else found.path.parent
+    out = Path(options.out or folder / f"{NAMES[options.format]}{ENDINGS[options.format]}")
+    if out.exists() and out.samefile(found.path):
+        raise UserError(f"--out {out}: is the file that is exported; give another name")
+    prepare_to_write(out)
+    if options.format in official.LAYOUTS:
+        content, remarks = official.to_bytes(found, options.format)
+    else:
+        content, remarks = _running_alone(options, found.path, out)
+    write_atomically(out, content)
+    print(*remarks, out, sep="\n")
+
+
+def _running_alone(options: Options, path: Path, out: Path) -> tuple[bytes, list[str]]:
+    """A file that draws, once it has been seen to draw what PyTorch draws; and how close it comes."""
+    from fastgan.export import formats, program
+    from fastgan.runs.drawing import Unsupported
+    from fastgan.sampler import load
+
+    sampler = load(path, "cpu")
+    chosen = {"noise": options.noise, "image": options.image}
+    try:
+        traced = program.trace(sampler, **chosen)
+    except Unsupported as error:
+        raise UserError(f"--noise {options.noise}: {error}") from None
+    write, open_file, runner = formats.FORMATS[options.format]
+    content = write(traced, formats.metadata(sampler, **chosen))
+    difference = program.largest_difference(open_file(content), sampler, **chosen)
+    unit = "levels of 255" if options.image == "uint8" else "of a range of 2"
+    if not difference <= TOLERANCE[options.image]:  # NaN is not
+        raise UserError(
+            f"{out} was not written: {runner} draws other images than PyTorch, {difference:.2g} {unit} apart"
+        )
+    return content, [f"{runner} draws the images of PyTorch: seeds 0 to 3 are at most {difference:.2g} {unit} apart"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

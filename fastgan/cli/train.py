@@ -1,0 +1,94 @@
+"""`python -m fastgan.train`: train a GAN, or go on with a training.
+
+Exit status: 0 when done, 2 for a mistake in options or files, 128 and the signal's number after Ctrl-C (130), SIGTERM
+(143) and SIGUSR1 (saved then).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+
+from fastgan import files
+from fastgan.data.urls import has_scheme
+from fastgan.errors import UserError, command_line
+from fastgan.runs import memory, process
+from fastgan.training import config as configuration
+
+
+@command_line
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line `argv` (None: this process's own) and return the exit status."""
+    given = configuration.parse(argv)  # before torch is imported, so that --help is quick
+    process.keep_freed_memory()
+    process.let_idle_threads_sleep_soon()
+    from fastgan.training import loop
+
+    resume = _resumable(given.output)
+    if resume is None:
+        with memory.shortage_is_a_mistake("make --batch smaller, or --channel-base and --channel-max, or --resolution"):
+            if given.training.init_from is None:
+                return loop.train(configuration.resolve(given))
+            from fastgan.training import initial
+
+            start = initial.read(given.training.init_from)
+            return loop.train(configuration.resolve(start.adopted(given)), start=start)
+    with (
+        memory.shortage_is_a_mistake("a resumed run needs what it needed before: free some, or change the --device"),
+        _alone_with(Path(resume)),
+    ):
+        config, header = _resumed(resume, argv)
+        if config.training.images <= header.images - config.training.batch:
+            if given.output.resume == "auto":
+                if process.is_first():
+                    print(f"{header.path} has seen {header.images:,} images: done")
+                return 0
+            raise UserError(
+                f"--images {config.training.images}: {header.path} has seen {header.images} already; give more"
+            )
+        return loop.train(config, header)
+
+
+def _resumable(output: configuration.OutputOptions) -> str | None:
+    """The run to go on with, if there is one."""
+    from fastgan.runs import checkpoint
+
+    if output.resume == "auto":
+        if output.out is None:
+            raise UserError("--resume auto: needs to know the run; give its folder with --out")
+        return output.out if (Path(output.out) / checkpoint.FILE_NAME).exists() else None
+    if output.resume is not None and has_scheme(output.resume):
+        raise UserError(f"--resume {output.resume}: goes on in a folder here; start a new run with --init-from that")
+    if output.resume is not None and output.out is not None:
+        raise UserError("--out and --resume exclude each other: a resumed run stays in its folder")
+    return output.resume
+
+
+def _alone_with(run: Path) -> contextlib.AbstractContextManager:
+    """While a training goes on with a run, given by its folder or its checkpoint, no other writes there."""
+    folder = run if run.is_dir() else run.parent
+    return files.one_writer(folder) if process.is_first() else contextlib.nullcontext()
+
+
+def _resumed(run, argv):
+    """The saved configuration with the options of `argv` over it, and the header of the checkpoint to go on from."""
+    from fastgan.runs import checkpoint
+
+    header = checkpoint.read_header(run)
+    saved = header.config
+    config = configuration.parse(argv, default=saved)
+    for name, (before, after) in configuration.changes(saved, config).items():
+        if name in configuration.FIXED_ON_RESUME:
+            raise UserError(
+                f"{configuration.flag(name)} {after}: {header.path} was trained with {before}; leave the option out"
+            )
+    config = configuration.resolve(config)
+    for name, (before, after) in configuration.changes(saved, config).items() if process.is_first() else ():
+        print(f"note: {configuration.flag(name)} {after} from here on, {before} before")
+    files.remove_unfinished(header.path.parent)
+    return config, header
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,357 @@
+"""Checkpoints: one safetensors file with everything a run needs to go on, and no code in it.
+
+Tensors are named by what they belong to: `generator.*`, `discriminator.*`, `ema.*` (the averaged generator),
+`optimizer_g.<parameter>.<moment>`, `optimizer_d...`, `statistics.*` (what regularisation keeps count of). Random
+numbers follow from seed and step. The header's one entry `fastgan` is JSON: format, versions, configuration, network,
+progress and data.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+from typing_extensions import TypedDict  # that of `typing` is not known to pydantic before Python 3.12
+
+from fastgan import __version__, models
+from fastgan.data import ImageDataset
+from fastgan.data.urls import local
+from fastgan.errors import UserError, readable
+from fastgan.files import link, write_atomically
+from fastgan.models.growing import Growing
+from fastgan.options import from_json
+from fastgan.training.config import Config, pyramid, resolve, to_dict
+
+FORMAT = 6  # raise it when the header gets other fields, or tensors other names
+FILE_NAME = "checkpoint.safetensors"
+BEST_FILE_NAME = "checkpoint-best.safetensors"  # by the first of --metrics
+_MOMENTS = {torch.optim.Adam: ("step", "exp_avg", "exp_avg_sq"), torch.optim.RMSprop: ("step", "square_avg")}
+NETWORKS = ("generator", "discriminator", "ema")
+
+
+@dataclass
+class State:
+    """Everything that changes while training. `ema` is the averaged generator, `statistics` holds what regularisation
+    keeps count of, `step` and `images` count finished steps and the real images shown in them, and `stage` is what
+    networks that grow are at: resolution and alpha."""
+
+    generator: nn.Module
+    discriminator: nn.Module
+    ema: nn.Module
+    optimizer_g: torch.optim.Optimizer
+    optimizer_d: torch.optim.Optimizer
+    statistics: nn.Module
+    step: int = 0
+    images: int = 0
+    stage: tuple[int, float] | None = None
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {
+            "generator": self.generator,
+            "discriminator": self.discriminator,
+            "ema": self.ema,
+            "statistics": self.statistics,
+        }
+
+    def optimizers(self) -> dict[str, tuple[torch.optim.Optimizer, nn.Module]]:
+        return {
+            "optimizer_g": (self.optimizer_g, self.generator),
+            "optimizer_d": (self.optimizer_d, self.discriminator),
+        }
+
+
+class DatasetSummary(TypedDict):
+    """The data set of a training. digests: those of the `ImageDataset`."""
+
+    images: int
+    class_names: list[str]
+    digests: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What the header holds, with the types it is checked by."""
+
+    format: int
+    versions: dict[str, str]
+    config: Config
+    model: models.ModelConfig
+    step: int
+    images: int
+    stage: tuple[int, float] | None
+    dataset: DatasetSummary
+    tensors: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a checkpoint says about itself, read without its tensors."""
+
+    path: Path
+    config: Config
+    model: models.ModelConfig
+    step: int
+    images: int
+    stage: tuple[int, float] | None
+    dataset: DatasetSummary
+    tensors: int  # how many there are
+
+
+def save(path: Path, state: State, config: Config, model: models.ModelConfig, dataset: DatasetSummary) -> None:
+    """Write `state` to `path`, atomically. If that fails, raises UserError and leaves the old file as it was."""
+    tensors = _tensors(state)
+    header = {
+        "format": FORMAT,
+        "versions": {"fastgan": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "config": to_dict(config),
+        "model": asdict(model),
+        "step": state.step,
+        "images": state.images,
+        "stage": state.stage,
+        "dataset": dataset,
+        "tensors": len(tensors),
+    }
+    write_atomically(path, to_bytes(tensors, {"fastgan": json.dumps(header)}))
+
+
+def keep(path: Path, images: int, count: int) -> None:
+    """Keep the checkpoint at `path`, of so many images, and the `count` - 1 newest before it, by names of their own.
+
+    What is newer is of a course of the training that was left, and goes as well. Raises UserError if it cannot.
+    """
+    names = _kept(path) | {images: path.with_name(f"{path.stem}-{images:09d}{path.suffix}")}
+    stays = sorted(number for number in names if number <= images)[-count:] if count > 1 else []
+    try:
+        if stays:
+            link(path, names[images])
+        for number in names.keys() - set(stays):
+            names[number].unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot keep {names[images]}: {error.strerror or error}; make room in {path.parent}"
+        ) from error
+
+
+def forget_kept(path: Path) -> None:
+    """Remove what `keep` has kept beside `path`."""
+    for kept in _kept(path).values():
+        kept.unlink(missing_ok=True)
+
+
+def _kept(path: Path) -> dict[int, Path]:
+    """The checkpoints kept beside `path`, by the number of images."""
+    files = {file.stem.removeprefix(f"{path.stem}-"): file for file in path.parent.glob(f"{path.stem}-*{path.suffix}")}
+    return {int(number): file for number, file in files.items() if number.isdigit()}
+
+
+def read_header(path: str | Path) -> Header:
+    """The header of a checkpoint file, or of the checkpoint in a run's folder; here or at a URL.
+
+    Raises UserError, naming the file, if there is none, or it is damaged or something else.
+    """
+    path = local(path, FILE_NAME)
+    if path.is_dir():
+        if not (path / FILE_NAME).exists():
+            raise UserError(f"{path} holds no {FILE_NAME}: not the folder of a run, or stopped before its first save")
+        path = path / FILE_NAME
+    if not path.exists():
+        raise UserError(f"{path}: there is no such checkpoint; give a run's folder or its {FILE_NAME}")
+    if not path.is_file():  # a pipe would be waited for
+        raise UserError(f"{path} is not a regular file; give a run's folder or its {FILE_NAME}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is no checkpoint, or a truncated one: {error}") from None
+    if "fastgan" not in metadata:
+        raise UserError(f"{path} is a safetensors file, but was not written by fastgan.train")
+    try:
+        content = json.loads(metadata["fastgan"])
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: its header is no JSON: {error}") from None
+    try:
+        if isinstance(content, dict) and content.get("format") != FORMAT:
+            found = readable(content.get("format"))
+            raise UserError(f"has format {found}; this fastgan ({__version__}) reads {FORMAT}")
+        found = from_json(_Content, content, "header")
+        _require_consistent(found)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return Header(path, found.config, found.model, found.step, found.images, found.stage, found.dataset, found.tensors)
+
+
+def _require_consistent(content: _Content) -> None:
+    """Raises UserError, naming the field, for values out of range, and for two that cannot both be true."""
+    config, model = content.config, content.model
+    for name in ("step", "images", "tensors"):
+        if not 0 <= getattr(content, name) < 2**63:
+            raise UserError(f"header.{name} is {getattr(content, name)}, must be at least 0, and below 2^63")
+    pairs = [(f"network.{name}", value, name, getattr(model, name)) for name, value in vars(config.network).items()]
+    size = pyramid(config.data.resolution)
+    pairs += [("data.resolution", config.data.resolution, "resolution", (model.resolution, model.first))]
+    pairs += [("data.channels", config.data.channels, "channels", model.channels)]
+    for option, given, name, own in pairs:
+        if (size if name == "resolution" else given) != own:
+            raise UserError(f"header.config.{option} is {readable(given)}, but header.model.{name} {readable(own)}")
+    try:
+        resolve(config)
+    except UserError as error:
+        raise UserError(f"header.config: {error}") from None
+    if content.stage is not None:
+        resolution, alpha = content.stage
+        if resolution not in model.resolutions or not 0 <= alpha <= 1:
+            raise UserError(
+                f"header.stage is {content.stage}, must be a resolution up to {model.resolution} and 0 to 1"
+            )
+    if model.num_classes and len(content.dataset["class_names"]) != model.num_classes:
+        names = len(content.dataset["class_names"])
+        raise UserError(f"header.model.num_classes is {model.num_classes}, but header.dataset.class_names has {names}")
+
+
+def restore(header: Header, state: State) -> None:
+    """Put the tensors of a checkpoint into `state`, in place.
+
+    Raises UserError, naming the file and a tensor, if the networks do not fit.
+    """
+    tensors = _read(header.path, "")
+    for name, module in state.modules().items():
+        _load_module(header.path, module, name, tensors)
+    if len(tensors) != header.tensors:
+        raise UserError(f"{header.path} is incomplete: it has {len(tensors)} of the {header.tensors} tensors saved")
+    for name, (optimizer, module) in state.optimizers().items():
+        _load_optimizer(header.path, optimizer, module, name, tensors)
+    state.step, state.images, state.stage = header.step, header.images, header.stage
+    for network in (state.generator, state.discriminator, state.ema):
+        _grow(network, header)
+
+
+def read_networks(header: Header) -> dict[str, Tensor]:
+    """The tensors of generator, discriminator and average, all that networks of `header.model` have.
+
+    Raises UserError, naming the file, if it cannot be read, or lacks some.
+    """
+    tensors = {name: value for prefix in NETWORKS for name, value in _read(header.path, prefix + ".").items()}
+    generator, discriminator = _shapes(header)
+    for name, module in (("generator", generator), ("discriminator", discriminator), ("ema", generator)):
+        _saved(header.path, module, name, tensors)
+    return tensors
+
+
+def load_generator(path: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Module, Config]:
+    """The averaged generator of a run, in eval mode, without gradients, and the configuration it was trained with.
+
+    `path` is a run's folder or a checkpoint file. `generator(z, label)` maps z [N, z_dim] and label [N] int64 (None for
+    a network without classes) to images [N, C, H, W] in [-1, 1]. Raises UserError, naming the file, if it cannot load.
+    """
+    header = read_header(path)
+    tensors = _read(header.path, "ema.")
+    _saved(header.path, _shapes(header)[0], "ema", tensors)
+    generator, _ = models.build(header.model)
+    _load_module(header.path, generator, "ema", tensors)
+    _grow(generator, header)
+    generator = generator.to(device=device, memory_format=torch.channels_last)
+    return generator.eval().requires_grad_(False), header.config
+
+
+def _shapes(header: Header) -> tuple[nn.Module, nn.Module]:
+    """Generator and discriminator without memory, of whatever size a header asks for. Raises UserError, naming the
+    file."""
+    try:
+        with torch.device("meta"):
+            return models.build(header.model)
+    except (ValueError, TypeError, RuntimeError) as error:  # all of these for sizes that no tensor can have
+        raise UserError(f"{header.path}: header.model: {readable(str(error).partition(chr(10))[0])}") from None
+
+
+def difference(dataset: ImageDataset, saved: DatasetSummary) -> str | None:
+    """What a data set has that the one a checkpoint was trained on had not; None if they are the same."""
+    if dataset.class_names != saved["class_names"]:
+        return f"has classes {dataset.class_names}, not {saved['class_names']}"
+    if len(dataset) != saved["images"]:
+        return f"has {len(dataset):,} images, not {saved['images']:,}"
+    if dataset.digests["images"] != saved["digests"].get("images"):
+        return "has as many images, but other ones, or in another order"
+    if dataset.digests["labels"] != saved["digests"].get("labels"):
+        return "has the same images, but with other labels"
+    return None
+
+
+def _grow(network: nn.Module, header: Header) -> None:
+    """To where it was when it was saved."""
+    if isinstance(network, Growing):
+        network.grown_from = header.config.growth.grow_from or header.model.resolution
+    if header.stage is not None:
+        network.grow_to(*header.stage)
+
+
+def _tensors(state: State) -> dict[str, Tensor]:
+    tensors = {}
+    for prefix, module in state.modules().items():
+        for name, value in module.state_dict().items():
+            tensors[f"{prefix}.{name}"] = value
+    for prefix, (optimizer, module) in state.optimizers().items():
+        for name, parameter in module.named_parameters():
+            for moment, value in optimizer.state.get(parameter, {}).items():
+                tensors[f"{prefix}.{name}.{moment}"] = value
+    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+
+
+def _read(path: Path, prefix: str) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+
+
+@torch.no_grad()
+def _load_module(path: Path, module: nn.Module, prefix: str, tensors: dict[str, Tensor]) -> None:
+    saved = _saved(path, module, prefix, tensors)
+    for name, value in module.state_dict().items():  # aliases: copying into them keeps device and memory format
+        value.copy_(saved[name])
+
+
+def _saved(path: Path, module: nn.Module, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those of `tensors` that are called `prefix`, by the module's names. Raises UserError if they are not its own."""
+    own = module.state_dict()
+    saved = {name.removeprefix(prefix + "."): tensors[name] for name in tensors if name.startswith(prefix + ".")}
+    wrong = sorted(
+        name
+        for name in own.keys() | saved.keys()
+        if name not in own or name not in saved or own[name].shape != saved[name].shape
+    )
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise UserError(
+            f"{path} does not fit this network: tensor {prefix}.{wrong[0]}{more} missing, unknown or of another shape"
+        )
+    return saved
+
+
+def _load_optimizer(
+    path: Path, optimizer: torch.optim.Optimizer, module: nn.Module, prefix: str, tensors: dict[str, Tensor]
+) -> None:
+    states = {}
+    names = next(names for kind, names in _MOMENTS.items() if isinstance(optimizer, kind))
+    trained = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+    for index, (name, parameter) in enumerate(trained):  # as the optimizer counts them
+        start = f"{prefix}.{name}."
+        moments = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
+        moments = {key: value for key, value in moments.items() if "." not in key}  # not those of a.b for a
+        shapes = {key: () if key == "step" else parameter.shape for key in names}
+        if moments and {key: value.shape for key, value in moments.items()} != shapes:
+            raise UserError(f"{path}: {start}* are not the moments that {type(optimizer).__name__} keeps: {names}")
+        for key, value in moments.items():
+            if key != "step":  # saved contiguous, but moments must have their parameter's memory format
+                moments[key] = torch.empty_like(parameter, requires_grad=False).copy_(value)
+        if moments:
+            states[index] = moments
+    content = optimizer.state_dict()
+    content["state"] = states
+    optimizer.load_state_dict(content)

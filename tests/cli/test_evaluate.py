@@ -1,0 +1,295 @@
+"""`python -m fastgan.evaluate`: what is compared with what, by any number of processes; one line for every mistake."""
+
+import functools
+import json
+import socket
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastgan.cli import evaluate
+from fastgan.cli.evaluate import main
+from fastgan.data import ImageDataset, glyphs
+from fastgan.metrics import choice, precision_recall
+from fastgan.metrics.distances import frechet_distance, kernel_distance
+from fastgan.metrics.reference import Reference, choose, random_labels
+from tests.cli.test_command_line import error_of
+from tests.metrics.test_metrics import needs_network
+from tests.support.tiny_run import WIDTHS, make_folder, start
+from tests.support.tiny_run import train as train_tiny
+
+pytestmark = pytest.mark.usefixtures("one_cache")
+
+
+class OfPixels:
+    """Instead of a network: the pixels of an image are its features, and its number tells it."""
+
+    weights, original = "pixels", True
+    looked_at = 0
+
+    def __call__(self, images):
+        OfPixels.looked_at += len(images)
+        return images.reshape(len(images), -1).astype(np.float32)
+
+
+@pytest.fixture
+def of_pixels(monkeypatch):
+    """The command, with pixels instead of every network."""
+    monkeypatch.setattr(evaluate, "_extractor", lambda *_: OfPixels())
+    monkeypatch.setattr(choice, "require", lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def run(folder, tmp_path_factory):
+    return train_tiny(folder, tmp_path_factory.mktemp("run") / "run")
+
+
+def measured(run, *more):
+    """The numbers that the command writes."""
+    out = Path(run).parent / "numbers" / "metrics.json"
+    assert main(["--checkpoint", str(run), "--samples", "12", "--json", str(out), *more]) == 0
+    return json.loads(out.read_text())
+
+
+@needs_network
+def test_samples_are_compared_with_half_of_the_training_images_and_the_other_half_beside(run, folder, capsys):
+    found = measured(run)
+    assert found["arch"] == "stylegan2" and found["images_shown"] == 48 and found["data"] == str(folder)
+    assert found["real_images"] == found["floor"]["images"] == 10 and found["samples"]["images"] == 12
+    assert found["samples"]["fd"] > 0 and np.isfinite(found["samples"]["kid"])
+    assert found["floor"]["recall"] > 0 and 0 <= found["samples"]["precision"] <= 1
+    assert list(found["features"]) == ["EfficientNet-Lite0"] and found["metrics"] == ["kid", "fd", "pr"]
+    text = capsys.readouterr().out
+    assert "10 real images: training images, one half" in text and "the floor" in text and "not comparable" in text
+    for column in (found["samples"], found["floor"]):
+        assert all(f" {column[name]:.3f}" in text for name in ("fd", "precision", "recall"))
+        assert f"{column['kid']:.5f} ± {column['kid_std']:.5f}" in text
+
+
+def test_the_seed_decides(run, of_pixels):
+    found = measured(run)
+    assert measured(run) == found
+    assert measured(run, "--seed", "1")["samples"] != found["samples"]
+
+
+def test_only_what_is_asked_for(run, of_pixels, capsys):
+    found = measured(run, "--metrics", "fd", "--no-floor")
+    assert found["samples"].keys() == {"images", "fd"} and found["floor"] is None
+    assert "KID" not in capsys.readouterr().out
+    every = measured(run)
+    assert every["samples"]["fd"] == found["samples"]["fd"]
+
+
+def test_every_training_image(run, of_pixels):
+    found = measured(run, "--split", "all")
+    assert found["real_images"] == 20 and found["real"] == "training images, all of them" and found["floor"] is None
+
+
+def test_metrics_on_inception_have_names_of_their_own(run, monkeypatch, tmp_path, capsys):
+    class OfPixelsToo(OfPixels):
+        weights, original = "other weights", False
+        score = staticmethod(lambda features: (2.0, 0.5))
+
+    asked = []
+    extractor = lambda network, *_: (
+        asked.append(network) or (OfPixels() if network == choice.EFFICIENTNET else OfPixelsToo())
+    )
+    monkeypatch.setattr(evaluate, "_extractor", extractor)
+    monkeypatch.setattr(choice, "require", lambda *_: None)
+    found = measured(run, "--metrics", "fid,kid,fd,is,pr-inception,kid-inception", "--no-floor")
+    assert asked == [choice.INCEPTION, choice.EFFICIENTNET]
+    assert found["samples"]["fid"] == found["samples"]["fd"] and found["samples"]["is"] == 2
+    assert found["samples"]["kid_inception"] == found["samples"]["kid"] and "recall" not in found["samples"]
+    assert found["features"] == {choice.INCEPTION: "other weights", choice.EFFICIENTNET: "pixels"}
+    text = capsys.readouterr().out
+    assert text.index("of Inception") < text.index("FID") < text.index("of EfficientNet") < text.index("Fréchet")
+    assert "other weights is not the network of published numbers" in text
+
+
+@needs_network
+def test_the_weights_that_inception_needs_are_asked_for_before_anything_is_read(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(choice, "require_packages", lambda network: None)
+    monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path))
+    line = error_of(main, ["--checkpoint", "nowhere", "--metrics", "kid,fid"], capsys)
+    assert line.startswith("metrics on features of Inception need its weights, which are not downloaded for you: put ")
+
+
+TWICE = """
+import os, sys
+from fastgan import evaluate
+from fastgan.metrics import choice
+from tests.cli.test_evaluate import OfPixels
+evaluate._extractor, choice.require = lambda *_: OfPixels(), lambda *_: None
+for again in ("", "2"):
+    OfPixels.looked_at = 0
+    assert evaluate.main([*sys.argv[1:-1], sys.argv[-1] + again]) == 0
+    print("looked at", OfPixels.looked_at)
+    os.environ["MASTER_PORT"] = "OTHER_PORT"
+sys.exit()
+"""
+
+
+def test_two_processes_find_what_one_finds(run, folder, of_pixels, tmp_path, monkeypatch):
+    """To the last digit, though each draws and looks at images of its own; and again with real ones from the cache."""
+    options = ["--checkpoint", str(run), "--samples", "150", "--metrics", "kid,fd,pr"]
+    alone = tmp_path / "alone.json"
+    monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path / "one"))
+    assert main([*options, "--json", str(alone)]) == 0
+    with socket.socket() as first, socket.socket() as second:
+        for free in (first, second):
+            free.bind(("127.0.0.1", 0))
+        port, other_port = (str(free.getsockname()[1]) for free in (first, second))
+    for name, value in {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path / "two"))
+    code = TWICE.replace("OTHER_PORT", other_port)
+    together = [tmp_path / f"together{rank}.json" for rank in range(2)]
+    processes = []
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        command = [*options, "--json", str(together[rank])]
+        processes.append(start(command, code, "evaluate"))
+    said = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    found = json.loads(alone.read_text())
+    assert json.loads(together[0].read_text()) == found
+    assert json.loads(Path(f"{together[0]}2").read_text()) == found
+    assert not together[1].exists() and "KID" not in said[1]
+    counts = [[line.rpartition(" ")[2] for line in text.splitlines() if "looked at" in line] for text in said]
+    assert counts == [["148", "128"], ["22", "22"]]  # 20 real ones, once, and 150 samples in blocks of 64
+
+
+def test_held_out_images_of_your_own(run, of_pixels, tmp_path, capsys):
+    other = make_folder(tmp_path / "other")
+    for path in list(other.glob("*/9.png")):
+        path.unlink()
+    found = measured(run, "--heldout", str(other))
+    assert found["real"].startswith("other") or str(other) in found["real"]
+    assert found["real_images"] == 12 and found["floor"]["images"] == 12 and found["floor"]["of"] == "training images"
+    assert measured(run, "--heldout", str(other), "--samples", "40")["real_images"] == 18  # all there are
+
+
+def test_glyphs_are_compared_with_those_of_fonts_that_were_not_trained_with(of_pixels, tmp_path, monkeypatch):
+    monkeypatch.setattr(glyphs, "render", functools.partial(glyphs.render, count=30))
+    argv = ["--data", "glyphs", "--resolution", "8", "--images", "8", "--batch", "4", "--no-tensorboard", *WIDTHS]
+    run = tmp_path / "run"
+    from fastgan.cli.train import main as train
+
+    assert train([*argv, "--out", str(run)]) == 0
+    assert measured(run)["real"].startswith("glyphs in held-out fonts")
+    assert measured(run, "--split", "heldout") == measured(run)
+    assert measured(run, "--split", "train")["real"] == "training images, one half"
+
+
+def numbered(count, first, digest):
+    """Images of 1x2 pixels, of different numbers."""
+    numbers = np.arange(first, first + count, dtype=np.uint8)
+    images = np.stack([numbers, 255 - numbers], 1).reshape(count, 1, 2, 1)
+    return ImageDataset(images, np.arange(count) % 3 // 2, ["a", "b"], "numbers", {"images": digest, "labels": ""})
+
+
+def test_halves_of_the_training_images_have_none_in_common():
+    train = numbered(21, 0, "of 21")
+    for seed in (0, 1):
+        real, floor = choose(train, None, 100, seed=seed)
+        assert len(real.index) == 11 and len(floor.index) == 10
+        assert sorted([*real.index, *floor.index]) == list(range(21))
+    assert "one half" in real.name and "other half" in floor.name
+
+
+def test_as_many_held_out_images_as_asked_for_chosen_by_the_seed():
+    train, heldout = numbered(50, 0, "of 50"), numbered(40, 100, "of 40")
+    chosen = [choose(train, heldout, 8, seed=seed) for seed in (0, 0, 1)]
+    for real, floor in chosen:
+        assert real.dataset is heldout and floor.dataset is train
+        assert len(set(real.index)) == len(set(floor.index)) == 8
+    assert np.array_equal(chosen[0][0].index, chosen[1][0].index)
+    assert not np.array_equal(chosen[0][0].index, chosen[2][0].index)
+
+
+def test_the_reference_measures_with_the_formulas_and_keeps_what_it_knows_of_the_real_images(tmp_path, monkeypatch):
+    from fastgan.metrics import reference
+
+    real, floor = choose(numbered(21, 0, "of 21"), None, 100)
+    features, others = (each.features(OfPixels(), progress=False, cache_dir=tmp_path) for each in (real, floor))
+    assert features[:, 0].tolist() == real.index.tolist()
+    calls = []
+    for name in ("gaussian_of", "radii"):
+        of = getattr(reference, name)
+        monkeypatch.setattr(reference, name, lambda x, name=name, of=of: calls.append((name, len(x))) or of(x))
+    for _ in range(2):
+        found = Reference(real, OfPixels(), features, seed=3, cache_dir=tmp_path).measure(("kid", "fd", "pr"), others)
+        assert (found["kid"], found["kid_std"]) == kernel_distance(others, features, subset_size=5, seed=3)
+        assert found["fd"] == pytest.approx(frechet_distance(others, features))
+        assert (found["precision"], found["recall"]) == precision_recall(others, features)
+    assert calls == [("gaussian_of", 11), ("gaussian_of", 10), ("radii", 11), ("gaussian_of", 10)]
+
+
+def test_labels_are_as_frequent_as_in_the_training_images():
+    labels = random_labels(numbered(60, 0, ""), 3000)
+    assert labels.dtype == np.int64 and np.bincount(labels) == pytest.approx([2000, 1000], rel=0.1)
+    assert np.array_equal(labels, random_labels(numbered(60, 0, ""), 3000))
+
+
+MISTAKES = {
+    "few samples": (["--samples", "3"], "--samples 3: must be at least 4"),
+    "more than memory": (["--samples", "1000M"], "looking at 1,000,000,000 samples would take"),
+    "more than integers": (["--samples", str(2**64 - 1)], "samples would take"),
+    "negative seed": (["--seed", "-1"], "--seed -1: must be from 0 to"),
+    "two splits": (["--split", "train", "--heldout", "x"], "--split train and --heldout exclude each other"),
+    "all and some": (["--split", "all", "--heldout", "x"], "--split all and --heldout exclude each other"),
+    "no such metric": (["--metrics", "kid,fed"], "--metrics kid,fed: there is no fed; choose among kid, fd, pr, fid"),
+    "no held-out part": (["--split", "heldout"], "has no held-out part; give --heldout DIR, or --split train"),
+    "no such images": (["--heldout", "nowhere"], "nowhere"),
+    "no such device": (["--device", "toaster"], "--device toaster: no such device"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_named_in_one_line(mistake, run, of_pixels, capsys):
+    argv, says = MISTAKES[mistake]
+    assert says in error_of(main, ["--checkpoint", str(run), *argv], capsys)
+
+
+def test_no_such_run(of_pixels, capsys):
+    assert "nowhere: there is no such checkpoint" in error_of(main, ["--checkpoint", "nowhere"], capsys)
+
+
+def test_data_that_have_changed_since(of_pixels, tmp_path, capsys):
+    images = make_folder(tmp_path / "images")
+    run = train_tiny(images, tmp_path / "run")
+    (images / "dark" / "3.png").unlink()
+    says = f"{images} has 19 images, not 20; put there again what {run / 'checkpoint.safetensors'} was trained on"
+    assert error_of(main, ["--checkpoint", str(run)], capsys) == says
+
+
+def test_json_where_nothing_can_be_written(run, of_pixels, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    line = error_of(main, ["--checkpoint", str(run), "--json", str(tmp_path / "file" / "x.json")], capsys)
+    assert line.startswith(f"cannot write {tmp_path / 'file' / 'x.json'}: ")
+    (tmp_path / "folder").mkdir()
+    argv = ["--checkpoint", str(run), "--samples", "4", "--json", str(tmp_path / "folder")]
+    assert "choose another place with --json" in error_of(main, argv, capsys)
+
+
+@pytest.mark.parametrize(
+    "metrics, extra, module", [("kid", "metrics", "efficientnet_lite_pytorch"), ("is", "fid", "torch_fidelity")]
+)
+def test_without_the_extra(metrics, extra, module, run, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, module, None)
+    line = error_of(main, ["--checkpoint", str(run), "--metrics", metrics], capsys)
+    assert f'need the extra "{extra}", which is not installed: pip install ".[{extra}]", or pip install ' in line
+
+
+def test_help_imports_no_torch():
+    import subprocess
+
+    code = "import sys\nfrom fastgan.evaluate import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n"
+    code += "    assert 'torch' not in sys.modules"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert all(option in shown for option in ("--checkpoint", "--samples", "--split", "--heldout", "--json", "--seed"))
+    assert all(name in shown for name in choice.METRICS)

@@ -1,0 +1,214 @@
+"""`python -m fastgan.export`: files that draw what PyTorch draws, without fastgan; and one line for every mistake."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import fastgan
+from fastgan import models
+from fastgan.cli.export import TOLERANCE, main
+from fastgan.export import formats
+from fastgan.export.formats import metadata, open_onnx, to_onnx, to_torch
+from fastgan.export.program import Network, inputs, largest_difference, trace
+from tests.cli.test_command_line import error_of
+from tests.support.tiny_run import untrained
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+needs_onnx = pytest.mark.skipif(
+    any(find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")), reason='needs the extra "export"'
+)
+
+CLASSES = ("cat", "dog", "owl")
+ALL = dict.fromkeys(models.ARCHITECTURES, ()) | {"dcgan": CLASSES, "cgan": CLASSES, "stylegan": CLASSES}
+STAGES = {"pggan": (8, 0.3), "stylegan": (4, 1.0)}  # in the midst of fading in; and where it has only begun
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The run of an architecture."""
+    made = {}
+
+    def run(arch):
+        if arch not in made:
+            made[arch] = untrained(tmp_path_factory.mktemp(arch) / "run", arch, ALL[arch], STAGES.get(arch))
+        return made[arch]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def traced(runs):
+    """Sampler and program of an architecture; traced once, which takes long."""
+    made = {}
+
+    def of(arch):
+        if arch not in made:
+            sampler = fastgan.load(runs(arch), "cpu")
+            made[arch] = sampler, trace(sampler)
+        return made[arch]
+
+    return of
+
+
+def with_zeros(given):
+    """The same inputs, one latent of which is all zeros: where a norm divides by its epsilon alone."""
+    given["z"][0] = 0
+    return given
+
+
+# PyTorch's files -----------------------------------------------------------------------------------------------------
+
+ALONE = """
+import io, json, sys, torch
+folder, *names = sys.argv[1:]
+for name in names:
+    extra = {"fastgan.json": ""}
+    network = torch.export.load(f"{folder}/{name}.pt2", extra_files=extra).module()
+    assert json.loads(extra["fastgan.json"])["arch"] == name
+    for given, expected in torch.load(f"{folder}/{name}.pt"):
+        z = given.pop("z")
+        image = network(z, **given)
+        assert image.shape == expected.shape and (image - expected).abs().max() < 1e-4, name
+assert not [name for name in sys.modules if name.startswith("fastgan")]
+print("alike:", *names)
+"""
+
+
+@pytest.mark.slow
+def test_torch_alone_draws_the_images_of_every_architecture(traced, tmp_path):
+    """For any number of samples, and without a name of a file of this machine."""
+    for arch in models.ARCHITECTURES:
+        sampler, program = traced(arch)
+        content = to_torch(program, metadata(sampler, "const", "float"))
+        assert str(Path(fastgan.__file__).parent).encode() not in content
+        (tmp_path / f"{arch}.pt2").write_bytes(content)
+        cases = [with_zeros(inputs(sampler, seeds, 0.6)) for seeds in ([4], range(5))]
+        options = {"noise": "const"} if "noise" in sampler.generator.supports else {}
+        expected = [sampler.generator(**given, **options) for given in cases]
+        torch.save(list(zip(cases, expected, strict=True)), tmp_path / f"{arch}.pt")
+    command = [sys.executable, "-W", "ignore", "-c", ALONE, str(tmp_path), *models.ARCHITECTURES]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == f"alike: {' '.join(models.ARCHITECTURES)}", done.stderr
+
+
+def test_inputs_are_named_as_the_network_needs_them(traced):
+    for arch, names in (("mlp", ["z"]), ("cgan", ["z", "label"])):
+        sampler, program = traced(arch)
+        assert list(inputs(sampler, [0])) == names
+        specs = program.graph_signature.input_specs
+        assert [spec.arg.name for spec in specs if spec.kind.name == "USER_INPUT"] == names
+        operations = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+        assert not [name for name in operations if "fastgan" in name]
+
+
+def test_noise_is_in_the_file_or_not(runs):
+    sampler = fastgan.load(runs("stylegan2"), "cpu")
+    network = Network(sampler.generator, "none", "float")
+    assert largest_difference(network, sampler, noise="none") < TOLERANCE["float"]
+    assert largest_difference(network, sampler, noise="const") > 0.01
+
+
+# ONNX ----------------------------------------------------------------------------------------------------------------
+
+
+@needs_onnx
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["dcgan", "stylegan2"])
+def test_onnx_runtime_draws_the_images_of_pytorch(traced, arch):
+    """By standard operators, for any number of samples."""
+    import onnx
+
+    sampler, program = traced(arch)
+    content = to_onnx(program, metadata(sampler, "const", "float"))
+    draw = open_onnx(content)
+    assert largest_difference(draw, sampler) < TOLERANCE["float"]
+    given = with_zeros(inputs(sampler, range(5), 0.6))
+    options = {"noise": "const"} if "noise" in sampler.generator.supports else {}
+    assert (draw(**given) - sampler.generator(**given, **options)).abs().max() < TOLERANCE["float"]
+
+    model = onnx.load_from_string(content)
+    onnx.checker.check_model(model)
+    assert {entry.domain for entry in model.opset_import} == {""} and not model.functions
+    assert str(Path(fastgan.__file__).parent).encode() not in content
+    assert [entry.name for entry in model.graph.input] == list(given)
+    assert [entry.name for entry in model.graph.output] == ["image"]
+    said = {entry.key: entry.value for entry in model.metadata_props}
+    assert said["arch"] == arch and said["height"] == said["width"] == "8" and said["fastgan"] == fastgan.__version__
+    assert json.loads(said["class_names"]) == list(ALL[arch])
+
+
+@needs_onnx
+def test_the_command_writes_bytes_that_onnx_runtime_draws(runs, tmp_path, capsys):
+    import onnxruntime
+
+    out = tmp_path / "new" / "generator.onnx"
+    assert main(["--checkpoint", str(runs("cgan")), "--out", str(out), "--image", "uint8"]) == 0
+    first, last = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"ONNX Runtime draws the images of PyTorch: .* at most [01] levels of 255 apart", first)
+    assert last == str(out) and [path.name for path in out.parent.iterdir()] == ["generator.onnx"]
+    session = onnxruntime.InferenceSession(out)
+    z = np.zeros((2, 8), np.float32)
+    (image,) = session.run(["image"], {"z": z, "label": np.array([0, 2])})
+    assert image.dtype == np.uint8 and image.shape == (2, 3, 8, 8)
+    assert (image[0] != image[1]).any()
+
+
+# The command and its mistakes ----------------------------------------------------------------------------------------
+
+
+def test_the_command_writes_into_the_run_where_nothing_else_is_said(runs, capsys):
+    run = runs("mlp")
+    assert main(["--checkpoint", str(run), "--format", "torch"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(run / "generator.pt2")
+    network = torch.export.load(run / "generator.pt2").module()
+    assert network(torch.zeros(3, 8)).shape == (3, 3, 8, 8)
+
+
+def test_a_file_that_draws_something_else_is_not_written(runs, tmp_path, monkeypatch, capsys):
+    right = formats.FORMATS["torch"]
+    for factor, says in ((1.1, "draws other images than PyTorch"), (float("nan"), "nan of a range of 2 apart")):
+        opened = lambda content, factor=factor: lambda **given: factor * right.open(content)(**given)
+        monkeypatch.setitem(formats.FORMATS, "torch", right._replace(open=opened))
+        argv = ["--checkpoint", str(runs("mlp")), "--format", "torch", "--out", str(tmp_path / "x.pt2")]
+        assert says in error_of(main, argv, capsys)
+    assert not list(tmp_path.iterdir())
+
+
+MISTAKES = {
+    "no checkpoint": (["--checkpoint", "nowhere"], "nowhere: there is no such checkpoint"),
+    "ending": (["--out", "x.onnx"], "--out x.onnx: the name must end in .pt2 for --format torch"),
+    "no folder": (["--out", "file/x.pt2"], "cannot write file/x.pt2: "),
+    "a folder in its place": (["--out", "x.pt2"], "cannot write x.pt2"),
+    "no noise": (["--noise", "none"], "--noise none: mlp has no noise"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_named_in_one_line_and_leaves_nothing_behind(mistake, runs, tmp_path, monkeypatch, capsys):
+    argv, says = MISTAKES[mistake]
+    run = runs("mlp")
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    Path("x.pt2").mkdir()
+    assert says in error_of(main, ["--checkpoint", str(run), "--format", "torch", *argv], capsys)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "x.pt2"]
+
+
+def test_a_format_that_there_is_not(runs, capsys):
+    line = error_of(main, ["--checkpoint", str(runs("mlp")), "--format", "tflite"], capsys)
+    assert line == "--format tflite: must be onnx, torch, pkl or rosinality"
+
+
+def test_onnx_without_the_extra(runs, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    line = error_of(main, ["--checkpoint", str(runs("mlp"))], capsys)
+    assert line.startswith('ONNX needs the extra "export", which is not installed: pip install ".[export]"')

@@ -1,0 +1,230 @@
+"""The Triton kernels without a GPU: compiled for three generations of cards, and executed by Triton's interpreter."""
+
+import math
+import os
+import re
+import subprocess
+import sys
+from typing import NamedTuple
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastgan.ops import noise_bias_act, use_backend
+from fastgan_kernels.signatures import View
+from tests.support.accuracy import assert_as_good_as_plain
+
+triton = pytest.importorskip("triton")
+
+from fastgan_kernels import noise_bias_act_triton as kernels  # noqa: E402
+from fastgan_kernels.tiles_triton import plan_of  # noqa: E402
+from tests.support.compiled_triton import Recorder, compiled_for, in_loops, resources  # noqa: E402
+
+INTERPRETED = triton.knobs.runtime.interpret  # decided when the kernels were decorated
+PARTS = ("noise", "strength", "bias", "scale", "post")
+NOISY = ("noise", "strength", "bias")
+
+# Compiled for cards ----------------------------------------------------------------------------------------------
+
+
+class Call(NamedTuple):
+    """A call of a launcher. The sizes are those of a training: all of them multiples of 16."""
+
+    launcher: str
+    layout: str
+    dtype: torch.dtype
+    act: str = "lrelu"
+    parts: tuple[str, ...] = PARTS
+    from_output: bool = False
+    per_channel: bool = False
+
+    def __str__(self):
+        parts = "all" if self.parts == PARTS else "+".join(self.parts)
+        return f"{self.launcher}-{self.layout}-{str(self.dtype)[6:]}-{self.act}-{parts}"
+
+    def launch(self):
+        n, c, p = 8, 128, 4096
+        view = View(n, c, p, self.layout == "nhwc")
+        kind = torch.float64 if self.dtype == torch.float64 else torch.float32
+        x = torch.empty(n, c, 64, 64, dtype=self.dtype)
+        shapes = ((n, 1, 64, 64), (c,) if self.per_channel else (), (c,), (n, c), (n, c))
+        small = {
+            name: torch.empty(shape, dtype=kind) if name in self.parts else None
+            for name, shape in zip(PARTS, shapes, strict=True)
+        }
+        others = [small[name] for name in PARTS[1:]]  # of the same shapes: sums to be made, cotangents
+        options = (self.act, 0.2, 1.4, math.inf)
+        match self.launcher:
+            case "forward":
+                kernels.forward(view, x, x, *small.values(), *options)
+            case "backward":
+                kernels.backward(view, x, *others, x, x, self.from_output, *small.values(), *options)
+            case "double_backward":
+                results = (None,) * 5 if self.from_output else (x, *others)
+                kernels.double_backward(
+                    view, x, *results, x, x, self.from_output, *small.values(), x, *others, *options
+                )  # fmt: skip
+
+
+def _calls():
+    for layout in ("nhwc", "nchw"):
+        for dtype, act in ((torch.bfloat16, "lrelu"), (torch.float32, "softplus")):
+            yield Call("forward", layout, dtype, act)
+            yield Call("backward", layout, dtype, act)
+            from_output = act if act == "lrelu" else "sigmoid"  # softplus keeps its input
+            yield Call("backward", layout, dtype, from_output, parts=("bias",), from_output=True)
+            yield Call("double_backward", layout, dtype, act)
+        yield Call("double_backward", layout, torch.bfloat16, parts=NOISY, from_output=True)
+        yield Call("double_backward", layout, torch.float16, "silu", per_channel=True)
+    yield Call("backward", "nhwc", torch.float64, "tanh")
+
+
+def launches_of(call, monkeypatch):
+    launches = []
+    for name in ("_elements", "add_pieces"):
+        monkeypatch.setattr(kernels, name, Recorder(getattr(kernels, name), launches))
+    call.launch()
+    return launches
+
+
+@pytest.mark.skipif(INTERPRETED, reason="kernels decorated for the interpreter cannot be compiled")
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("call", list(_calls()), ids=str)
+def test_kernels_compile_to_wide_accesses_without_spills(call, capability, monkeypatch, tmp_path):
+    launches = launches_of(call, monkeypatch)
+    sums = call.launcher == "backward" or (call.launcher == "double_backward" and not call.from_output)
+    assert [kernel.__name__ for kernel, *_ in launches] == ["_elements"] + ["add_pieces"] * sums
+    for kernel, arguments, named in launches:
+        compiled = compiled_for(capability, kernel, arguments, named)
+        used = resources(compiled.asm["cubin"], tmp_path)
+        assert used["STACK"] == used["LOCAL"] == 0, used
+        assert compiled.metadata.shared <= 16 * 1024
+
+        ptx, ttgir = compiled.asm["ptx"], compiled.asm["ttgir"]
+        assert not re.search(r"(?:ld|st)\.global[\w.:]*\.b(?:8|16)\b", ptx), "single 16-bit numbers are moved"
+        if kernel.__name__ == "_elements":
+            second = call.launcher == "double_backward" and not call.from_output
+            loads = {"forward": 1, "backward": 2, "double_backward": 3 if second else 2}[call.launcher]
+            vectors = r"v4\.b32|v2\.b64"
+            if second and call.layout == "nhwc" and call.dtype.itemsize == 2:
+                vectors = r"v2\.b32"  # 8 bytes, for want of registers
+            for access, least in ("ld", loads), ("st", 2 if second else 1):
+                wide = re.findall(rf"{access}\.global[\w.:]*\.(?:{vectors})\b", ptx)
+                assert len(wide) >= least, f"{len(wide)} vector accesses ({access}), must be {least} or more"
+            for slow in ("convert_layout", "tt.reduce", "barrier"):
+                assert in_loops(ttgir, slow) == 0, f"{slow} in every step"
+
+
+# Cut into programs -----------------------------------------------------------------------------------------------
+
+sizes = st.integers(1, 70) | st.integers(1, 2**17)
+
+
+@given(n=sizes, c=sizes, p=sizes, pixels=st.booleans(), element_size=st.sampled_from([2, 4, 8]), twice=st.booleans())
+def test_the_programs_cover_every_element_once(n, c, p, pixels, element_size, twice):
+    plan = plan_of(View(n, c, p, pixels), element_size, twice)
+    fast, slow = (c, p) if plan.pixels else (p, n * c)
+    assert plan.pixels == (pixels and p > 1)
+    assert fast % plan.align == 0 and (plan.align == 16 or fast % (2 * plan.align))
+    for size in (plan.rows, plan.columns):
+        assert size & (size - 1) == 0
+    assert plan.rows * plan.columns * element_size <= 128 * 16
+    if plan.pixels:
+        tiles, step = -(-fast // plan.columns), plan.rows
+        assert plan.programs == n * plan.segments * plan.tiles
+    else:
+        tiles, step = -(-slow // plan.rows), plan.columns
+        assert plan.programs == plan.segments * plan.tiles
+    assert plan.tiles == tiles
+    assert plan.segments * plan.steps * step >= p
+    assert (plan.steps - 1) * plan.segments * step < p  # no step that could be left out of every segment
+
+
+# Executed by the interpreter -------------------------------------------------------------------------------------
+
+
+class Case(NamedTuple):
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    act: str
+    layout: str = "nchw"
+    parts: tuple[str, ...] = PARTS
+    clamp: float | None = None
+    per_channel: bool = False
+    shared_noise: bool = False
+
+    def __str__(self):
+        parts = "all" if self.parts == PARTS else "+".join(self.parts)
+        shape = "x".join(map(str, self.shape))
+        return f"{shape}-{self.layout}-{str(self.dtype)[6:]}-{self.act}-{parts}"
+
+
+CASES = (
+    Case((2, 3, 21, 33), torch.float64, "lrelu", "nhwc", clamp=1.0),
+    Case((2, 3, 21, 33), torch.float64, "softplus", per_channel=True),
+    Case((1, 16, 64, 64), torch.bfloat16, "lrelu", "nhwc", NOISY),  # several segments of a sample
+    Case((1, 2, 64, 64), torch.float16, "silu", shared_noise=True),
+    Case((3, 40, 4, 4), torch.float16, "tanh", "nhwc", per_channel=True),
+    Case((3, 40, 4, 4), torch.float32, "sigmoid", clamp=0.7),
+    Case((2, 17, 5, 3), torch.bfloat16, "relu", "nhwc", shared_noise=True),
+    Case((1, 1, 1, 1), torch.float32, "tanh"),
+    Case((37, 19), torch.float32, "linear", parts=("bias",)),
+    Case((37, 19), torch.float64, "silu", parts=("scale", "post")),
+    Case((2, 5, 7), torch.float32, "softplus", parts=("bias",)),
+    Case((0, 4, 2, 2), torch.float32, "lrelu"),
+)
+
+
+def results(case, wide=False):
+    """y, its gradients, and second gradients; with `wide`, in fp64."""
+    n, c, *spatial = case.shape
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(shape, generator=generator)
+    dtype = torch.float64 if wide else case.dtype
+    kind = torch.float64 if wide or dtype == torch.float64 else torch.float32
+    place = lambda t: t.movedim(1, -1).contiguous().movedim(-1, 1) if case.layout == "nhwc" else t
+    x, dy = (place(draw(*case.shape).to(case.dtype).to(dtype)).requires_grad_() for _ in range(2))
+    small = {
+        "noise": draw(1 if case.shared_noise else n, 1, *spatial),
+        "strength": draw(c) if case.per_channel else draw(),
+        "bias": draw(c),
+        "scale": draw(n, c),
+        "post": draw(n, c),
+    }
+    small = {name: t.to(kind).requires_grad_(name != "noise") for name, t in small.items() if name in case.parts}
+    inputs = [x, *(t for t in small.values() if t.requires_grad)]
+    y = noise_bias_act(x, **small, act=case.act, gain=1.3, clamp=case.clamp)
+    grads = torch.autograd.grad(y, inputs, dy, create_graph=True)
+    seeds = [draw(*g.shape).to(case.dtype).to(g.dtype) for g in grads]
+    second = torch.autograd.grad(grads, [dy, *inputs], seeds, allow_unused=True)
+    return [y, *grads, *(torch.zeros(()) if g is None else g for g in second)]
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1 in the environment")
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_interpreted_kernels_do_what_the_specification_says(case, unwritten_is_nan):
+    with use_backend("torch"):
+        plain, reference = results(case), results(case, wide=True)
+    with use_backend("triton"):
+        got = results(case)
+    elements = math.prod(case.shape)
+    for i, three in enumerate(zip(got, plain, reference, strict=True)):
+        three = torch.broadcast_tensors(*three)  # a gradient that there is none of counts as zero
+        summed = 0 if three[0].shape == case.shape else elements // max(three[0].numel(), 1)
+        assert_as_good_as_plain(*three, case.dtype, f"result {i}", summed)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the cases are run in this process")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels themselves can be run here")
+def test_the_interpreter_runs_the_kernels():
+    pytest_on_this_file = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
+    done = subprocess.run(
+        [*pytest_on_this_file, "-k", "interpreted_kernels"],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert f"{len(CASES)} passed" in done.stdout

@@ -1,0 +1,94 @@
+"""The Triton kernels of the operations of a formula each, compiled without a GPU for three generations of cards."""
+
+import re
+from typing import NamedTuple
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton")
+
+from fastgan_kernels import (  # noqa: E402
+    image_batch_triton,
+    lerp_samples_triton,
+    minibatch_stddev_triton,
+    pixel_norm_triton,
+    squared_norm_triton,
+)
+from fastgan_kernels.signatures import View  # noqa: E402
+from tests.support.compiled_triton import Recorder, compiled_for, in_loops, resources  # noqa: E402
+
+INTERPRETED = triton.knobs.runtime.interpret  # decided when the kernels were decorated
+N, C, H, W = 8, 128, 64, 64
+
+
+class Call(NamedTuple):
+    """A call of a launcher. The sizes are those of a training: all of them multiples of 16."""
+
+    module: object
+    launcher: str
+    kernels: tuple[str, ...]  # that it launches
+    wide: tuple[int, int] | None  # tensors that the first reads and writes, 16 bytes a time; None where it cannot
+    pixels: bool
+    dtype: torch.dtype
+
+    def __str__(self):
+        name = self.module.__name__.rpartition(".")[2].removesuffix("_triton")
+        return f"{name}-{self.launcher}-{'nhwc' if self.pixels else 'nchw'}-{str(self.dtype)[6:]}"
+
+    def launch(self):
+        x = torch.empty(N, C, H, W, dtype=self.dtype)
+        numbers = torch.empty(N)
+        view = View(N, C, H * W, self.pixels)
+        pixels, index, mirrored = torch.empty(N, H, W, C).byte(), torch.empty(N).long(), torch.empty(N).bool()
+        tensors = {
+            (pixel_norm_triton, "forward"): (view, x, x, 1e-8),
+            (pixel_norm_triton, "backward"): (view, x, x, x, 1e-8),
+            (pixel_norm_triton, "double_backward"): (view, x, x, x, x, x, 1e-8),
+            (squared_norm_triton, "forward"): (numbers, x),
+            (squared_norm_triton, "backward"): (x, numbers, x),
+            (lerp_samples_triton, "forward"): (x, x, x, numbers),
+            (lerp_samples_triton, "backward"): (x, x, x, numbers),
+            (image_batch_triton, "forward"): (x, pixels, index, mirrored),
+            (minibatch_stddev_triton, "forward"): (view, x, x, 4, 1),
+            (minibatch_stddev_triton, "backward"): (view, x, x, x, 4, 1),
+            (minibatch_stddev_triton, "double_backward"): (view, x, x, x, x, x, 4, 1),
+        }[self.module, self.launcher]
+        getattr(self.module, self.launcher)(*tensors)
+
+
+def _calls():
+    for dtype in (torch.bfloat16, torch.float32):
+        for pixels in (True, False):
+            for launcher, reads, writes in (("forward", 1, 1), ("backward", 2, 1), ("double_backward", 3, 2)):
+                yield Call(pixel_norm_triton, launcher, ("_normalize",), (reads, writes), pixels, dtype)
+            module, sums = minibatch_stddev_triton, ("_add_pieces", "_append")
+            yield Call(module, "forward", ("_walk", *sums), None, pixels, dtype)
+            yield Call(module, "backward", ("_gradient_of_maps", "_walk"), None, pixels, dtype)
+            yield Call(module, "double_backward", ("_gradient_of_maps", "_walk", *sums), None, pixels, dtype)
+        yield Call(squared_norm_triton, "forward", ("_sum_of_squares", "_add_pieces"), (1, 0), True, dtype)
+        yield Call(squared_norm_triton, "backward", ("_scale",), (1, 1), True, dtype)
+        yield Call(lerp_samples_triton, "forward", ("_lerp",), (2, 1), True, dtype)
+        yield Call(lerp_samples_triton, "backward", ("_split",), (1, 2), True, dtype)
+        yield Call(image_batch_triton, "forward", ("_image_batch",), (1, 1), True, dtype)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="kernels decorated for the interpreter cannot be compiled")
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("call", list(_calls()), ids=str)
+def test_kernels_compile_without_spills_and_to_wide_accesses(call, capability, monkeypatch, tmp_path):
+    launches = []
+    for name in call.kernels:
+        monkeypatch.setattr(call.module, name, Recorder(getattr(call.module, name), launches))
+    call.launch()
+    assert tuple(kernel.__name__ for kernel, *_ in launches) == call.kernels
+    for i, (kernel, arguments, named) in enumerate(launches):
+        compiled = compiled_for(capability, kernel, arguments, named)
+        used = resources(compiled.asm["cubin"], tmp_path)
+        assert used["STACK"] == used["LOCAL"] == 0, used
+        if call.wide and i == 0:
+            for access, least in zip(("ld", "st"), call.wide, strict=True):
+                wide = re.findall(rf"{access}\.global[\w.:]*\.(?:v4\.b32|v2\.b64)\b", compiled.asm["ptx"])
+                assert len(wide) >= least, f"{len(wide)} vector accesses ({access}), must be {least} or more"
+            for slow in ("convert_layout", "tt.reduce", "barrier"):
+                assert in_loops(compiled.asm["ttgir"], slow) == 0, f"{slow} in every step"

@@ -1,0 +1,156 @@
+"""Choice of a backend."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+import fastgan_kernels
+from fastgan.cli import doctor
+from fastgan.ops import backends, noise_bias_act, use_backend
+from fastgan_kernels import extension
+
+
+def test_the_fastest_that_can_serve_is_chosen():
+    offered = backends.explain("noise_bias_act", "cpu")
+    assert [name for name, _ in offered] == ["cpp", "torch"]
+    assert backends.choose("noise_bias_act", "cpu") == next(name for name, reason in offered if reason is None)
+
+
+def test_a_list_is_searched_in_its_order():
+    with use_backend("cuda, torch"):
+        assert backends.choose("noise_bias_act", "cpu") == "torch"
+
+
+def test_the_choice_before_is_restored_also_after_an_exception():
+    before = backends.choose("noise_bias_act", "cpu")
+    with pytest.raises(RuntimeError, match="inside"), use_backend("torch"):
+        assert backends.choose("noise_bias_act", "cpu") == "torch"
+        raise RuntimeError("inside")
+    assert backends.choose("noise_bias_act", "cpu") == before
+
+
+@pytest.mark.parametrize("names", ["fast", "torch,gpu", "", " , "])
+def test_a_name_that_no_backend_has_is_refused(names):
+    with pytest.raises(ValueError, match="backend"), use_backend(names):
+        pass
+
+
+def test_the_environment_chooses():
+    code = "from fastgan.ops import backends; print(backends.choose('noise_bias_act', 'cpu'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "FASTGAN_BACKEND": "cuda,torch"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "torch\n", done.stderr
+
+
+def test_a_backward_pass_uses_the_backend_of_its_forward_pass(monkeypatch):
+    """Also outside of the block, and in another thread, where no context variable is set."""
+    if backends.why_not("cpp", "noise_bias_act", "cpu"):
+        pytest.skip(backends.why_not("cpp", "noise_bias_act", "cpu"))
+    launchers = fastgan_kernels.BACKENDS["cpp"].launchers("noise_bias_act")
+    calls = []
+    launch = launchers.backward
+    monkeypatch.setattr(launchers, "backward", lambda *args: (calls.append(1), launch(*args)))
+    x = torch.randn(2, 3, 4, 4, requires_grad=True)
+    with use_backend("cpp"):
+        y = noise_bias_act(x)
+    with use_backend("torch"):
+        thread = threading.Thread(target=lambda: y.sum().backward())
+        thread.start()
+        thread.join()
+    assert calls == [1] and x.grad is not None
+
+
+@pytest.fixture
+def two_cards(monkeypatch):
+    """A machine with an old and a new GPU, and CUDA kernels that only the second can run; the first is the current."""
+    capabilities = [(7, 0), (9, 0)]
+    monkeypatch.setattr(extension, "why_no_part", lambda part: None)
+    cuda = {"built": True, "archs": [80, 90], "nvcc": "nvcc", "reason": None}
+    built = {"compiler": "c++", "cpu": {"built": False, "reason": "none"}} | extension.build_info() | {"cuda": cuda}
+    monkeypatch.setattr(extension, "build_info", lambda: built)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capabilities[index])
+    backends._first_that_can.cache_clear()
+    yield
+    backends._first_that_can.cache_clear()
+
+
+def test_every_card_has_a_verdict_of_its_own(two_cards, monkeypatch):
+    after_cuda = "triton" if backends.why_not("triton", "noise_bias_act", "cuda:0") is None else "torch"
+    for _ in range(2):  # chosen, then remembered
+        assert backends.choose("noise_bias_act", torch.device("cuda:1")) == "cuda"
+        assert backends.choose("noise_bias_act", torch.device("cuda:0")) == after_cuda
+    assert "from sm_80 on, this is sm_70" in backends.why_not("cuda", "noise_bias_act", "cuda:0")
+    assert backends.explain("noise_bias_act", "cuda:1")[0] == ("cuda", None)
+    for without_number in ("cuda", torch.device("cuda")):  # the current card, whichever that is at the time
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+        assert backends.choose("noise_bias_act", without_number) == after_cuda
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+        assert backends.choose("noise_bias_act", without_number) == "cuda"
+
+
+def test_the_doctor_lists_every_card(two_cards, monkeypatch):
+    monkeypatch.setattr(doctor, "_gpu", lambda: {"cuda": "13.0", "driver": "580", "cards": ["an old one", "a new one"]})
+    found = doctor.examine()
+    assert list(found["operations"]["noise_bias_act"]) == ["cpu", "cuda:0", "cuda:1"]
+    text = " ".join(doctor.describe(found).split())
+    assert "GPU 1 tensors cuda" in text and "not cuda: compiled for cards from sm_80 on, this is sm_70" in text
+
+
+def test_the_stream_is_found_also_without_torchs_short_cut(monkeypatch):
+    class Stream:
+        cuda_stream = 77
+
+    monkeypatch.delattr(torch._C, "_cuda_getCurrentRawStream", raising=False)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda index: Stream if index == 1 else None)
+    assert extension._stream_getter()(1) == 77
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 78, raising=False)
+    assert extension._stream_getter()(1) == 78
+
+
+@pytest.mark.parametrize(("value", "interpreted"), [("1", True), ("true", True), ("0", False), ("", False)])
+def test_whether_triton_interprets_is_known_without_its_knobs(monkeypatch, value, interpreted):
+    triton = pytest.importorskip("triton")
+    monkeypatch.delattr(triton, "knobs")
+    monkeypatch.setenv("TRITON_INTERPRET", value)
+    assert (backends.why_not("triton", "noise_bias_act", "cpu") is None) == interpreted
+
+
+@pytest.mark.parametrize("options", [{}, {"clamp": 1.5}])
+def test_tracing_gives_no_warning(options, recwarn):
+    """Dynamo warns where it traces into a cached function."""
+    torch.compile(lambda x: noise_bias_act(x, **options), fullgraph=True, backend="aot_eager")(torch.randn(2, 3, 4, 4))
+    assert not [each for each in recwarn if "lru_cache" in str(each.message)]
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
+@pytest.mark.parametrize("options", [{}, {"clamp": 1.5}])
+def test_a_compiler_that_does_not_know_the_mark_traces_what_it_marks(monkeypatch, options):
+    marked = {backends._constant_choice, sys.modules["fastgan.ops.noise_bias_act"]._rounded}
+    for function in marked:
+        monkeypatch.delattr(function, "_dynamo_marked_constant")
+    x = torch.randn(2, 3, 4, 4)
+    compiled = torch.compile(lambda x: noise_bias_act(x, **options), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), noise_bias_act(x, **options))
+
+
+def test_a_mistake_in_the_environment_is_one_line():
+    for module in ("fastgan.doctor", "fastgan.train"):
+        done = subprocess.run(
+            [sys.executable, "-m", module, *["--images", "8"] * (module == "fastgan.train")],
+            env={**os.environ, "FASTGAN_BACKEND": "nonsense"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+        assert done.stderr.startswith("error: FASTGAN_BACKEND=nonsense: unknown backend 'nonsense'")

@@ -1,0 +1,85 @@
+"""What is kept between calls must not be of the mode that it was made in."""
+
+import itertools
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fastgan import models
+from fastgan.losses import PathLength, discriminator_with_grad_norm
+from fastgan.ops.constants import constant
+from tests.bench import test_results as results
+from tests.ops import test_every_operation as every
+
+CPU = torch.device("cpu")
+NETWORKS = [
+    {"arch": arch, "variant": variant}
+    for arch, family in models.ARCHITECTURES.items()
+    for variant in getattr(family, "VARIANTS", ("",))
+]
+
+
+def draw_everything_then_train() -> None:
+    """In a process that has computed nothing before."""
+    calls = list(itertools.product(results.CASES.values(), (False, True)))
+    network, inputs = every.EveryLayer(), every.batch()
+    pairs = [models.build(models.ModelConfig(resolution=8, channel_base=64, num_classes=3, **n)) for n in NETWORKS]
+    z, label = torch.randn(4, 128), torch.tensor([0, 1, 2, 0])
+
+    with torch.inference_mode():
+        for call, channels_last in calls:
+            x = torch.randn(2, 3, 4, 4).to(
+                memory_format=torch.channels_last if channels_last else torch.preserve_format
+            )
+            call(x, results.Draw(x))
+        network(*inputs)
+        for generator, discriminator in pairs:
+            discriminator(generator(z, label), label)
+
+    for call, channels_last in calls:
+        t = results.Draw(results.activations((2, 3, 4, 4), channels_last, "cpu"))
+        results.derivatives(call(t.x, t), t.leaves)
+    every.loss_of(network, *inputs).backward()
+    for generator, discriminator in pairs:
+        images = generator(z, label)
+        discriminator_with_grad_norm(discriminator, images.detach(), label)[1].sum().backward()
+        discriminator(images, label).sum().backward()
+        if hasattr(generator, "styles"):
+            ws = generator.styles(z, label)
+            PathLength()(generator.synthesize(ws), ws).backward()
+
+
+def test_all_can_be_trained_after_drawing_in_inference_mode():
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        process.submit(draw_everything_then_train).result(300)
+
+
+def test_constants_are_ordinary_tensors_whoever_calls_first():
+    def use(ones, x):
+        return (ones(3, CPU) * x).sum()
+
+    def first_call(mode):
+        ones = constant(lambda count, device: torch.ones(count, device=device))
+        mode(ones)
+        found = ones(3, CPU)
+        assert type(found) is torch.Tensor and not found.is_inference() and found is ones(3, CPU)
+        x = torch.ones(3, requires_grad=True)
+        use(ones, x).backward()
+        assert torch.equal(x.grad, torch.ones(3)) and found.data_ptr()
+
+    def in_inference_mode(ones):
+        with torch.inference_mode():
+            ones(3, CPU)
+
+    def with_fake_tensors(ones):
+        with FakeTensorMode() as mode:
+            assert use(ones, mode.from_tensor(torch.ones(3))).device == CPU
+
+    first_call(in_inference_mode)
+    first_call(with_fake_tensors)
+    first_call(lambda ones: torch.func.grad(lambda x: use(ones, x))(torch.ones(3)))
+    first_call(lambda ones: torch.vmap(lambda x: use(ones, x))(torch.ones(2, 3)))
+    torch.compiler.reset()
+    first_call(lambda ones: torch.compile(lambda x: use(ones, x), fullgraph=True, backend="eager")(torch.ones(3)))

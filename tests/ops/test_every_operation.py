@@ -1,0 +1,422 @@
+"""What every operation owes whoever puts it into a network of their own: it works with PyTorch's machinery.
+
+Autocast, `torch.compile`, activation checkpointing, several processes, CUDA graphs; and where library operators are
+registered, that they are as torch wants them. A new operation is a line in `OPERATIONS`.
+"""
+
+import os
+import shutil
+import socket
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.multiprocessing
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from fastgan import layers, ops
+from fastgan.ops import fused
+from tests.support import backends
+
+N, C, SIZE, W = 4, 6, 8, 5
+CHANNELS, SAMPLES = (C,), (N, C)
+
+
+class Use(NamedTuple):
+    """An operation as a network calls it: on x [N, C, SIZE, SIZE] and on named tensors of these shapes."""
+
+    function: Callable[..., Tensor]
+    shapes: dict[str, tuple[int, ...]]
+    fixed: tuple[str, ...] = ()  # tensors that have no gradient
+
+    def tensors(self, dtype=torch.float32, device="cpu") -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        draw = lambda *shape: torch.randn(shape, generator=generator).to(device)
+        x = draw(N, C, SIZE, SIZE).to(dtype, memory_format=torch.channels_last)
+        small = {name: draw(*shape) for name, shape in self.shapes.items()}
+        return {name: t.requires_grad_(name not in self.fixed) for name, t in {"x": x, **small}.items()}
+
+
+OPERATIONS = {
+    "noise_bias_act": Use(
+        partial(ops.noise_bias_act, gain=1.4),
+        {"noise": (N, 1, SIZE, SIZE), "strength": (), "bias": CHANNELS, "scale": SAMPLES, "post": SAMPLES},
+        fixed=("noise",),
+    ),
+    "batch_norm_act": Use(ops.batch_norm_act, {"weight": CHANNELS, "bias": CHANNELS}),
+    "adain": Use(ops.adain, {"scale": SAMPLES, "bias": SAMPLES}),
+    "style_epilogue": Use(
+        ops.style_epilogue,
+        {"noise": (N, 1, SIZE, SIZE), "strength": CHANNELS, "bias": CHANNELS}
+        | {"style_scale": SAMPLES, "style_bias": SAMPLES},
+        fixed=("noise",),
+    ),
+    "modulated_conv2d": Use(
+        partial(ops.modulated_conv2d, act="lrelu"), {"weight": (C, C, 3, 3), "style": SAMPLES, "bias": CHANNELS}
+    ),
+    "modulated_conv2d_up": Use(partial(ops.modulated_conv2d, up=2), {"weight": (C, C, 3, 3), "style": SAMPLES}),
+    "upfirdn2d": Use(partial(ops.upfirdn2d, up=2, padding=(2, 1, 2, 1), gain=4.0), {"taps": (4,)}, fixed=("taps",)),
+    "upsample_conv2d": Use(ops.upsample_conv2d, {"weight": (C, C, 3, 3), "bias": CHANNELS}),
+    "pixel_norm": Use(ops.pixel_norm, {}),
+    "squared_norm": Use(lambda x: x * ops.squared_norm(x).to(x.dtype).reshape(-1, 1, 1, 1), {}),
+    "lerp_samples": Use(
+        lambda x, b, t: ops.lerp_samples(x, b.to(x.dtype), t), {"b": (N, C, SIZE, SIZE), "t": (N,)}, fixed=("t",)
+    ),
+    "minibatch_stddev": Use(ops.minibatch_stddev, {}),
+    "image_batch": Use(
+        lambda x, bytes, order: x * ops.image_batch(bytes.mul(50).to(torch.uint8), order.argsort(), order > 0, x.dtype),
+        {"bytes": (N, SIZE, SIZE, C), "order": (N,)},
+        fixed=("bytes", "order"),
+    ),
+    "filtered_noise_bias_act": Use(
+        partial(ops.filtered_noise_bias_act, padding=(2, 1, 2, 1), fir_gain=4.0),
+        {"taps": (4,), "noise": (N, 1, SIZE, SIZE), "bias": CHANNELS, "scale": SAMPLES, "post": SAMPLES},
+        fixed=("taps", "noise"),
+    ),
+    "conv_downsample2d": Use(ops.conv_downsample2d, {"weight": (C, C, 3, 3), "bias": CHANNELS}),
+}
+every_operation = pytest.mark.parametrize("use", OPERATIONS.values(), ids=OPERATIONS)
+
+
+def gradients(use: Use, tensors: dict[str, Tensor], function=None) -> list[Tensor]:
+    """The result and its gradients."""
+    y = (function or use.function)(**tensors)
+    wanted = [t for name, t in tensors.items() if name not in use.fixed]
+    return [y, *torch.autograd.grad(y.float().square().mean(), wanted)]
+
+
+def assert_equal(got: list[Tensor], expected: list[Tensor]) -> None:
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@every_operation
+def test_under_autocast_activations_are_16_bit_and_gradients_as_parameters(use, backend):
+    device = backends.device(backend)
+    tensors = use.tensors(torch.bfloat16, device)
+    with torch.autocast(device, torch.bfloat16):
+        y, *grads = gradients(use, tensors)
+    assert y.dtype == torch.bfloat16 and y.is_contiguous(memory_format=torch.channels_last)
+    wanted = [t for name, t in tensors.items() if name not in use.fixed]
+    for g, t in zip(grads, wanted, strict=True):
+        assert g.dtype == t.dtype and g.shape == t.shape and g.isfinite().all()
+
+
+# None, zero, or numbers ---------------------------------------------------------------------------------------------
+
+SMALL = {"noise": (N, 1, SIZE, SIZE), "strength": CHANNELS, "bias": CHANNELS, "scale": SAMPLES, "post": SAMPLES}
+
+
+def epilogues() -> dict[str, Use]:
+    """The ends of layers, with and without what may be left out: what depends on what hangs on it."""
+    linear = ("batch_norm_act", "style_epilogue", "modulated_conv2d", "filtered_noise_bias_act")
+    others = {f"{name} linear": (partial(OPERATIONS[name].function, act="linear"), OPERATIONS[name]) for name in linear}
+    return {name: use._replace(function=function) for name, (function, use) in others.items()} | {
+        f"{act}, clamp {clamp}, {' '.join(names)}": Use(
+            partial(ops.noise_bias_act, act=act, clamp=clamp), {name: SMALL[name] for name in names}, fixed=("noise",)
+        )
+        for act in ("linear", "relu", "lrelu", "tanh", "silu")
+        for clamp in (None, 0.5)
+        for names in ((), ("bias",), ("noise", "strength"), ("bias", "scale"), ("bias", "post"), tuple(SMALL))
+    }
+
+
+def modulated_as_defined(x, weight, style, bias=None, demodulate=True, act="linear", clamp=None):
+    """One convolution a sample, by its own weight."""
+    images = []
+    for image, scale in zip(x.split(1), style, strict=True):
+        w = weight * scale[:, None, None]
+        w = w * torch.rsqrt(w.square().sum((1, 2, 3), keepdim=True) + 1e-8) if demodulate else w
+        images.append(F.conv2d(image, w, padding=weight.shape[-1] // 2))
+    y = torch.cat(images)
+    y = y if bias is None else y + bias[:, None, None]
+    y = F.leaky_relu(y, 0.2) if act == "lrelu" else y
+    return y if clamp is None else y.clamp(-clamp, clamp)
+
+
+def convolved_and_averaged(x, weight, bias):
+    """By a mean: `F.avg_pool2d` has second derivatives of zeros where it has none."""
+    return F.conv2d(x, weight, bias, padding=1).unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).mean((3, 5))
+
+
+WEIGHT, TO_RGB = (C, C, 3, 3), (3, C, 1, 1)
+# Beside the plain definition that an operation has itself, these have one in PyTorch's own operations.
+AS_DEFINED = {
+    "conv2d": (Use(ops.conv2d, {"weight": WEIGHT, "bias": CHANNELS}), F.conv2d),
+    "conv_transpose2d": (Use(ops.conv_transpose2d, {"weight": WEIGHT, "bias": CHANNELS}), F.conv_transpose2d),
+    "upsample_conv2d": (
+        OPERATIONS["upsample_conv2d"], lambda x, weight, bias: F.conv2d(F.interpolate(x, scale_factor=2), weight, bias)
+    ),
+    "conv_downsample2d": (OPERATIONS["conv_downsample2d"], convolved_and_averaged),
+    **{
+        f"modulated_conv2d {options}": (
+            Use(partial(ops.modulated_conv2d, **options), shapes | {"style": SAMPLES}),
+            partial(modulated_as_defined, **options),
+        )
+        for shapes, options in (
+            ({"weight": WEIGHT}, {}),
+            ({"weight": WEIGHT, "bias": CHANNELS}, {"act": "lrelu"}),
+            ({"weight": TO_RGB, "bias": (3,)}, {"demodulate": False}),
+            ({"weight": TO_RGB, "bias": (3,)}, {"demodulate": False, "clamp": 0.5}),
+        )
+    },
+}  # fmt: skip
+DERIVED = {
+    **{name: (use, use.function) for name, use in (OPERATIONS | epilogues()).items()},
+    **AS_DEFINED,
+}
+
+
+def test_every_public_operation_is_derived():
+    without_gradient = {"BackendUnavailable", "use_backend"}
+    names = set(DERIVED) | {"noise_bias_act"}
+    missing = [name for name in ops.__all__ if not any(each.startswith(name) for each in names)]
+    assert set(missing) <= without_gradient
+
+
+def kind(gradient: Tensor | None) -> str:
+    return "none" if gradient is None else "numbers" if gradient.any() else "zeros"
+
+
+def kinds_of_derivatives(use: Use, function: Callable[..., Tensor]) -> list[list[str]]:
+    """Whether derivatives are None, zeros or numbers: the first, and the second of each of the first, and of all."""
+    tensors = {name: t.detach().double() for name, t in use.tensors().items()}
+    tensors = {name: t.requires_grad_(name not in use.fixed) for name, t in tensors.items()}
+    variables = [t for t in tensors.values() if t.requires_grad]
+    y = function(**{name: t * 1 if t.requires_grad else t for name, t in tensors.items()})  # none of them is a leaf
+    dy = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape).requires_grad_()
+    first = torch.autograd.grad(y, variables, dy, create_graph=True, allow_unused=True)
+    kinds = [list(map(kind, first))]
+    curved = [g for g in first if g is not None and g.requires_grad]
+    for some in (*([g] for g in curved), curved):
+        seeds = [torch.linspace(1, 2, g.numel(), dtype=g.dtype).view(g.shape) for g in some]
+        second = torch.autograd.grad(some, [dy, *variables], seeds, retain_graph=True, allow_unused=True)
+        kinds.append(list(map(kind, second)))
+    return kinds
+
+
+@pytest.mark.parametrize("name", DERIVED)
+def test_no_gradient_and_a_gradient_of_zeros_are_told_apart_as_plain_pytorch_does(name, backend):
+    """Adam makes a step for zeros, and none for None."""
+    use, plain = DERIVED[name]
+    with ops.use_backend("torch"):
+        expected = kinds_of_derivatives(use, plain)
+    got = kinds_of_derivatives(use, use.function)
+    # The bias before an instance norm has a gradient of zeros, but for rounding.
+    assert got == expected or (name.startswith("style_epilogue") and nones(got) == nones(expected))
+
+
+def nones(kinds: list[list[str]]) -> list[list[bool]]:
+    return [[kind == "none" for kind in row] for row in kinds]
+
+
+@pytest.mark.parametrize("watch", [torch.autograd.graph.save_on_cpu, torch.autograd.detect_anomaly])
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+@every_operation
+def test_second_derivatives_while_pytorch_looks_into_every_tensor(use, watch):
+    fused._connected.cache_clear()
+    with watch():
+        got = kinds_of_derivatives(use, use.function)
+        assert torch.is_anomaly_enabled() == (watch is torch.autograd.detect_anomaly)
+    assert got == kinds_of_derivatives(use, use.function)
+
+
+def test_so_do_layers(backend):
+    """After a step of a loss and after one of a penalty alone, by which nothing is known of a last bias."""
+    torch.manual_seed(0)
+    network, inputs = EveryLayer().double(), [t.double() for t in batch()]
+    last = layers.EqualizedConv2d(3, 2, 1, clamp=0.3).double()
+
+    def kinds():
+        found = []
+        for penalized in (False, True):
+            w = inputs[1].clone().requires_grad_()
+            y = last(network(inputs[0], w, inputs[2]))
+            if penalized:
+                y = torch.autograd.grad(y.sum(), w, create_graph=True)[0]
+            variables = [*network.named_parameters(), *last.named_parameters("last")]
+            grads = torch.autograd.grad(y.square().sum(), [p for _, p in variables], allow_unused=True)
+            found.append({name: kind(g) for (name, _), g in zip(variables, grads, strict=True)})
+        return found
+
+    with ops.use_backend("torch"):
+        expected = kinds()
+    assert kinds() == expected
+    assert expected[0]["last.bias"] == "numbers" and expected[1]["last.bias"] == "none"
+
+
+@every_operation
+def test_torch_compile_makes_one_graph_of_it(use, backend):
+    if backend in ("triton", "emulated", "cpp-avx2", "cpp-avx512"):
+        pytest.skip("a graph calls the same operator, whatever the backend and the instruction set")
+    tensors = use.tensors(device=backends.device(backend))
+    torch.compiler.reset()  # partial functions all look alike to the compiler, which gives up after the eighth
+    compiled = torch.compile(use.function, fullgraph=True, backend="aot_eager")
+    assert_equal(gradients(use, tensors, compiled), gradients(use, tensors))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="inductor needs a C++ compiler on a CPU")
+@every_operation
+def test_inductor_compiles_it_with_what_stands_around_it(use):
+    """Its own code reads and writes what the operation takes and gives: it relies on the strides that were promised."""
+
+    def network(x, **others):
+        return torch.tanh(use.function(x=0.5 * x + 0.1, **others))
+
+    tensors = use.tensors()
+    torch.compiler.reset()
+    compiled = torch.compile(network, fullgraph=True, dynamic=False)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(**tensors), network(**tensors), rtol=1e-4, atol=1e-5)
+    assert_equal(gradients(use, tensors, compiled), gradients(use, tensors, network))
+
+
+@every_operation
+def test_activation_checkpointing_gives_the_same_gradients(use, backend):
+    tensors = use.tensors(device=backends.device(backend))
+
+    def again(**tensors):
+        return checkpoint(lambda: use.function(**tensors), use_reentrant=False)
+
+    assert_equal(gradients(use, tensors, again), gradients(use, tensors))
+
+
+@every_operation
+def test_the_operators_are_registered_as_torch_wants_it(use, monkeypatch):
+    reason = backends.why_not("cpp-baseline")
+    if reason:
+        pytest.skip(reason)
+    calls = []
+
+    def noting(name):
+        launch = getattr(fused, name)
+
+        def note(*args):
+            calls.append((name, args))
+            return launch(*args)
+
+        monkeypatch.setattr(fused, name, note)
+
+    noting("_launch_forward"), noting("_launch_backward")
+    with ops.use_backend("cpp,torch"):
+        gradients(use, use.tensors())
+    monkeypatch.undo()  # what the checks call is not to be checked again
+    checks = ("test_schema", "test_faketensor")  # autograd is the Function's, around the operator
+    for name, (operation, backend, options, *rest) in calls:
+        with torch.no_grad():
+            if name == "_launch_forward":
+                operator = getattr(torch.ops.fastgan, operation.name)
+                inputs = [None if t is None else t.detach() for t in rest[0]]
+                torch.library.opcheck(operator, (*inputs, *options, backend), test_utils=checks)
+            else:
+                operator = getattr(torch.ops.fastgan, f"{operation.name}_backward")
+                needs, grad, kept = rest
+                kept = [None if t is None else t.detach() for t in kept]
+                arguments = (grad.detach(), kept, list(needs), *options, backend)
+                torch.library.opcheck(operator, arguments, test_utils=checks)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@every_operation
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_a_cuda_graph_replays_forward_and_backward(use, name):
+    with backends.forced(name):
+        tensors = use.tensors(torch.bfloat16, "cuda")
+        step = lambda: gradients(use, tensors)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            results = step()
+        with torch.no_grad():
+            tensors["x"].mul_(0.5)
+        graph.replay()
+        torch.cuda.synchronize()
+        for a, b in zip(results, step(), strict=True):
+            assert torch.equal(a, b)
+
+
+# Several processes -----------------------------------------------------------------------------------------------
+
+
+class EveryLayer(nn.Module):
+    """A network of all layers. Samples are independent, but for the pairs that the standard deviation is taken of:
+    batch norm is in evaluation."""
+
+    def __init__(self):
+        super().__init__()
+        self.down = layers.ConvDownsample2d(3, C, act="lrelu")
+        self.conv = layers.EqualizedConv2d(C, C, 3, act="lrelu", down=2)
+        self.stddev = layers.MinibatchStddev(group_size=2)
+        self.smaller, self.larger, self.blur = layers.Downsample2d(), layers.Upsample2d(), layers.Blur2d()
+        self.norm, self.batch_norm = layers.PixelNorm(), layers.BatchNormAct(C).eval()
+        self.style = layers.EqualizedLinear(W, C + 1, bias_init=1.0)
+        self.modulated = layers.ModulatedConv2d(C + 1, C, 3, up=2)
+        self.end = layers.NoiseBiasLeakyReLU(C)
+        self.styled = layers.StyleEpilogue(C, W)
+        self.adain = layers.AdaIN(C, W)
+        self.up = layers.UpsampleConv2d(C, 3)
+        self.plain, self.transposed = layers.Conv2d(3, 3, 3, padding=1), layers.ConvTranspose2d(3, 3, 4, 2, 1)
+        for noisy in (self.end, self.styled):
+            nn.init.constant_(noisy.strength, 0.5)  # else what comes before would not depend on the noise
+
+    def forward(self, x: Tensor, w: Tensor, noise: Tensor) -> Tensor:
+        x = self.stddev(self.batch_norm(self.conv(self.down(x))))  # [N, C + 1, 4, 4]
+        x = x + self.norm(self.blur(self.larger(self.smaller(x))))
+        w = self.norm(w)
+        x = self.modulated(x, self.style(w), **self.end.arguments((len(x), C, 8, 8), x.device, noise))
+        return self.transposed(self.plain(self.up(self.adain(self.styled(x, w, noise), w))))
+
+
+def batch() -> tuple[Tensor, Tensor, Tensor]:
+    """Images, styles, and the noise of an 8x8 layer."""
+    draw = partial(torch.randn, generator=torch.Generator().manual_seed(1))
+    return draw(4, 3, 16, 16), draw(4, W), draw(4, 1, 8, 8)
+
+
+def loss_of(network: nn.Module, *inputs: Tensor) -> Tensor:
+    return network(*inputs).square().mean()
+
+
+def in_one_of_two_processes(rank: int, port: int, folder: str) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    network = DistributedDataParallel(EveryLayer())
+    loss_of(network, *(t[rank::2] for t in batch())).backward()  # samples 0 and 2 are a pair, 1 and 3 the other
+    torch.save([p.grad for p in network.parameters()], os.path.join(folder, f"gradients{rank}.pt"))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_average_to_the_gradients_of_one(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(in_one_of_two_processes, (port, str(tmp_path)), nprocs=2)
+    torch.manual_seed(0)
+    network = EveryLayer()
+    loss_of(network, *batch()).backward()
+    expected = [p.grad for p in network.parameters()]
+    assert all(g.count_nonzero() for g in expected)
+    for rank in range(2):
+        assert_equal(torch.load(tmp_path / f"gradients{rank}.pt"), expected)
+
+
+def test_no_layer_is_missing_in_the_network_of_all():
+    public = {
+        value for name, value in vars(layers).items()
+        if isinstance(value, type) and issubclass(value, nn.Module) and not name.startswith("_")
+    }  # fmt: skip
+    assert public == {type(m) for m in EveryLayer().modules()} - {EveryLayer}

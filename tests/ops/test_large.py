@@ -1,0 +1,550 @@
+"""More elements than 32 bits count, on every backend.
+
+A CPU has no memory for them. There a tensor is one chunk of some megabytes that is mapped over and over: what a kernel
+writes to one place appears at all its images, and every image must be given the same value. In front of each tensor lie
+addresses that are mapped to nothing: an index that was cut to 32 bits leads there and ends the process, which is the
+reason why the kernels run in one of its own. A GPU has the memory.
+
+Emulated CUDA and interpreted Triton would take hours over so many elements (a second for a few million, 2 ms a
+program). They execute the first and the last blocks of every launch only, and Triton's the first and the last turns of
+long loops: indices grow with both, so the largest are among them. What is compared then is what was written; sums over
+everything are not, nor is what depends on them. The emulation is the one that UBSan watches: an overflow of an index is
+a complaint of its own.
+"""
+
+import contextlib
+import ctypes
+import fcntl
+import math
+import mmap
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor
+
+import fastgan_kernels
+from fastgan import ops
+from fastgan_kernels.signatures import View
+from tests.emulation import build as emulation
+from tests.support import backends
+
+# A chunk: rows of 1024 pixels with 64 channels. 63 of them, so that 2^32 elements are no number of whole chunks: what
+# lies so far away differs.
+ROWS, WIDTH, CHANNELS = 63, 1024, 64
+CHUNK = ROWS * WIDTH * CHANNELS
+PAST = 1 << 31
+ENDS = {"emulated": 8, "triton": 2}  # blocks that are executed at each end: of the last ones some have nothing to do
+MANY_TURNS = 16  # of a loop in an interpreted program: of one that makes more, the first and the last are executed
+FEW_BLOCKS = ("instance_norm, NHWC", "batch_norm_act, NHWC")  # each of millions of elements: one at each end
+GPU_BYTES = 24 << 30  # what the largest case needs, and some more
+
+# Memory ------------------------------------------------------------------------------------------------------------
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+FIXED, NO_RESERVE, POPULATE = 0x10, 0x4000, 0x8000  # of mmap, on Linux
+
+
+def _map(start: int | None, size: int, protection: int, flags: int, file: int) -> int:
+    got = _libc.mmap(start, size, protection, flags, file, 0)
+    if got is None or got == ctypes.c_void_p(-1).value:
+        raise MemoryError(os.strerror(ctypes.get_errno()))
+    return got
+
+
+def mapped(chunk: Tensor, count: int, populate: bool) -> tuple[Tensor, Callable[[], None]]:
+    """`count` chunks in a row, all of them one and the same memory; and what gives it back.
+
+    With `populate`, the kernel enters all pages into its table at once, which is cheaper where all of them are used.
+    """
+    nbytes = chunk.nbytes
+    assert nbytes % mmap.PAGESIZE == 0
+    guard, size = PAST * chunk.itemsize, count * nbytes
+    file = os.memfd_create("fastgan")
+    os.ftruncate(file, nbytes)
+    reserved = _map(None, guard + size, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE, -1)
+    for i in range(count):
+        start = reserved + guard + i * nbytes
+        flags = mmap.MAP_SHARED | FIXED | (POPULATE if populate else 0)
+        _map(start, nbytes, mmap.PROT_READ | mmap.PROT_WRITE, flags, file)
+    os.close(file)
+    whole = torch.frombuffer((ctypes.c_char * size).from_address(reserved + guard), dtype=chunk.dtype)
+    whole[: chunk.numel()] = chunk
+    return whole, lambda: _libc.munmap(reserved, guard + size)
+
+
+# The cases ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Run:
+    """A backend, and where its tensors are. All are flat, in bf16 or bytes, and made of equal chunks."""
+
+    backend: str
+    device: str = "cpu"
+    mapped: bool = True
+    ends: int = 0  # blocks that a launch executes at each end of its grid; 0: all
+    large: bool = True
+    _mappings: list[Callable[[], None]] = field(default_factory=list)
+
+    def count(self, chunk: int = CHUNK) -> int:
+        """Chunks of a tensor: with them it passes 2^31 elements. Always one more than a multiple of 3."""
+        least = PAST // chunk + 1 if self.large else 4
+        return least + (1 - least) % 3
+
+    def repeated(self, chunk: Tensor, count: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        chunk = chunk.flatten().to(dtype)
+        if not self.mapped:
+            return chunk.to(self.device).repeat(count)
+        whole, release = mapped(chunk, count, populate=not self.ends)
+        self._mappings.append(release)
+        return whole
+
+    def unwritten(self, count: int, chunk: int = CHUNK) -> Tensor:
+        return self.repeated(torch.full((chunk,), math.nan), count)
+
+    def small(self, *shape: int, value: float = math.nan) -> Tensor:
+        return torch.full(shape, value, device=self.device)
+
+    def launchers(self, operation: str):
+        return fastgan_kernels.BACKENDS[self.backend].launchers(operation)
+
+    def check(self, name: str, got: Tensor, expected: Tensor, where: Tensor | None = None) -> None:
+        """All chunks of `got` are as expected; at the places `where`, of the shape of `expected`, if that is given.
+
+        With `ends`, those that were written are, and some in the first and in the last of these rows were.
+        """
+        chosen = torch.ones_like(expected, dtype=torch.bool) if where is None else where
+        rows = expected.shape[0]
+        expected, chosen = (t.flatten().to(self.device) for t in (expected, chosen))
+        for chunk in got[: len(expected)].unsqueeze(0) if self.mapped else got.view(-1, len(expected)):
+            here = chosen
+            if self.ends:
+                here = chosen & ~chunk.isnan()
+                compared = here.view(rows, -1).any(1)[chosen.view(rows, -1).any(1)]
+                assert compared[0] and compared[-1], f"{name}: nothing to compare at an end"
+            torch.testing.assert_close(
+                chunk[here].float(), expected[here].float(), rtol=0.01, atol=0.01, msg=lambda text: f"{name}: {text}"
+            )
+
+    def check_sums(self, name: str, got: Tensor, expected: Tensor, terms: int) -> None:
+        """Sums of so many numbers of a size of one to a few."""
+        if not self.ends:
+            torch.testing.assert_close(
+                got.double().cpu(), expected.double(), rtol=1e-4, atol=1e-4 * terms, msg=lambda text: f"{name}: {text}"
+            )
+
+    def release(self) -> None:
+        while self._mappings:
+            self._mappings.pop()()
+
+
+def numbers(period: int, least: int, count: int = CHUNK) -> Tensor:
+    return torch.arange(count).remainder(period).add(least).bfloat16()
+
+
+def image(t: Tensor) -> Tensor:
+    """Of the rows of a chunk, or of all chunks on top of each other, in channels_last."""
+    return t.view(1, -1, WIDTH, CHANNELS).permute(0, 3, 1, 2)
+
+
+def rows_of(t: Tensor) -> Tensor:
+    """An image in channels_last as rows, in the order of memory."""
+    return t.permute(0, 2, 3, 1).reshape(t.shape[2], -1)
+
+
+def plain(function: Callable[[Tensor], Tensor], x: Tensor, dy: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """`function(x)` by plain PyTorch, and the gradient of x for one `dy` of the result."""
+    x = x.detach().requires_grad_()
+    with ops.use_backend("torch"):
+        y = function(x)
+    return y.detach(), None if dy is None else torch.autograd.grad(y, x, dy)[0]
+
+
+def noise_bias_act(run: Run, n: int, c: int, pixels: bool) -> None:
+    count = run.count()
+    values = numbers(7, -3)
+    x, dy = (run.repeated(values, count) for _ in range(2))
+    y, dx = (run.unwritten(count) for _ in range(2))
+    view = View(n, c, count * CHUNK // (n * c), pixels)
+    bias, dbias = run.small(c, value=0.0), run.small(c)
+    options = ("lrelu", 0.5, 2.0, math.inf)
+    expected = (values * torch.where(values > 0, 2.0, 1.0)).view(ROWS, -1)
+    launchers = run.launchers("noise_bias_act")
+    launchers.forward(view, y, x, None, None, bias, None, None, *options)
+    run.check("y", y, expected)
+    y[:CHUNK] = expected.flatten().to(y)  # all of it, for the backward pass
+    launchers.backward(view, dx, None, dbias, None, None, dy, y, True, None, None, bias, None, None, *options)
+    run.check("dx", dx, expected)
+    of_channels = expected.double().view(-1, c).sum(0) if pixels else expected.double().view(c, -1).sum(1)
+    run.check_sums("dbias", dbias, of_channels * count, count * CHUNK // c)
+
+
+def squared_norm(run: Run, n: int) -> None:
+    count = run.count()
+    values = numbers(11, -4)
+    x, dx, sums = run.repeated(values, count), run.unwritten(count), run.small(n)
+    launchers = run.launchers("squared_norm")
+    launchers.forward(sums, x.view(n, -1))
+    launchers.backward(dx.view(n, -1), run.small(n, value=0.25), x.view(n, -1))
+    run.check("dx", dx, (0.5 * values).view(ROWS, -1))
+    run.check_sums("sums", sums, values.double().square().sum().expand(n) * (count / n), 0)
+
+
+def lerp_samples(run: Run, n: int) -> None:
+    count = run.count()
+    of_a, of_b = numbers(7, -3), numbers(11, -4)
+    a, b = run.repeated(of_a, count), run.repeated(of_b, count)
+    y, da, db = (run.unwritten(count) for _ in range(3))
+    t = run.small(n, value=0.25)
+    launchers = run.launchers("lerp_samples")
+    launchers.forward(y.view(n, -1), a.view(n, -1), b.view(n, -1), t)
+    run.check("y", y, torch.lerp(of_a, of_b, 0.25).view(ROWS, -1))
+    launchers.backward(da.view(n, -1), db.view(n, -1), b.view(n, -1), t)
+    run.check("da", da, (0.75 * of_b).view(ROWS, -1))
+    run.check("db", db, (0.25 * of_b).view(ROWS, -1))
+
+
+def image_batch(run: Run, images: int, rows: int, mirrored: bool) -> None:
+    """So many images, of a chunk or more; of so many rows, of a chunk or more, or of WIDTH pixels where that is 0."""
+    count, c = run.count(), CHANNELS
+    values = numbers(251, 0)
+    pixels, y = run.repeated(values, count, torch.uint8), run.unwritten(count)
+    h = rows or count * CHUNK // (images * WIDTH * c)
+    shape = images, h, count * CHUNK // (images * h * c), c
+    index = torch.arange(images, device=run.device).flip(0)
+    flags = torch.full((images,), mirrored, device=run.device)
+    launchers = run.launchers("image_batch")
+    launchers.forward(y.view(shape).permute(0, 3, 1, 2), pixels.view(shape), index, flags)
+    of_rows = values.float().view(-1, WIDTH if not rows else ROWS * WIDTH, c)
+    expected = (of_rows.flip(1) if mirrored else of_rows) / 127.5 - 1
+    run.check("y", y, expected.view(ROWS, -1))
+
+
+def pixel_norm(run: Run, n: int, pixels: bool) -> None:
+    count = run.count()
+    of_x, of_dy = numbers(7, -3), numbers(11, -4)
+    x, dy = run.repeated(of_x, count), run.repeated(of_dy, count)
+    y, dx = (run.unwritten(count) for _ in range(2))
+    view = View(n, CHANNELS, count * CHUNK // (n * CHANNELS), pixels)
+    shape = (-1, CHANNELS) if pixels else (1, CHANNELS, -1)  # pixels are samples alike
+    expected_y, expected_dx = plain(ops.pixel_norm, of_x.view(shape), of_dy.view(shape))
+    launchers = run.launchers("pixel_norm")
+    launchers.forward(view, y, x, 1e-8)
+    run.check("y", y, expected_y.view(ROWS, -1))
+    launchers.backward(view, dx, dy, x, 1e-8)
+    run.check("dx", dx, expected_dx.view(ROWS, -1))
+
+
+def instance_norm(run: Run, n: int, pixels: bool) -> None:
+    """All of it depends on sums: of launches that are cut short, all that shows is that they keep to their tensors."""
+    count = run.count()
+    of_x, of_dy = numbers(7, -3), numbers(11, -4)
+    x, dy = run.repeated(of_x, count), run.repeated(of_dy, count)
+    y, dx = (run.unwritten(count) for _ in range(2))
+    view = View(n, CHANNELS, count * CHUNK // (n * CHANNELS), pixels)
+    statistics = run.small(2, n, CHANNELS, value=0.0)
+    launchers = run.launchers("instance_norm")
+    launchers.forward(view, y, statistics, x, *[None] * 5, 1.0, 1.0, 1e-5)
+    launchers.backward(view, dx, *[None] * 4, dy, x, statistics, *[None] * 4, 1.0, 1.0, 1e-5)
+    if not run.ends:
+        of_sample = (lambda t: t.view(1, -1, CHANNELS).movedim(-1, 1)) if pixels else lambda t: t.view(1, CHANNELS, -1)
+        expected = plain(ops.adain, of_sample(of_x), of_sample(of_dy))
+        for name, got, of_chunk in zip(("y", "dx"), (y, dx), expected, strict=True):
+            in_order = of_chunk.movedim(1, -1) if pixels else of_chunk
+            run.check(name, got, in_order.reshape(ROWS, -1))
+
+
+def batch_norm_act(run: Run, n: int, pixels: bool) -> None:
+    """As instance_norm."""
+    count = run.count()
+    of_x, of_dy = numbers(7, -3), numbers(11, -4)
+    x, dy = run.repeated(of_x, count), run.repeated(of_dy, count)
+    y, dx = (run.unwritten(count) for _ in range(2))
+    view = View(n, CHANNELS, count * CHUNK // (n * CHANNELS), pixels)
+    statistics = run.small(3, CHANNELS, value=0.0)
+    launchers = run.launchers("batch_norm_act")
+    launchers.forward(view, y, statistics, x, None, None, 1.0, 1.0, 1e-5)
+    launchers.backward(view, dx, None, None, dy, x, statistics, None, None, 1.0, 1.0)
+    if not run.ends:
+        of_sample = (lambda t: t.view(1, -1, CHANNELS).movedim(-1, 1)) if pixels else lambda t: t.view(1, CHANNELS, -1)
+        expected = plain(lambda t: ops.batch_norm_act(t, act="linear"), of_sample(of_x), of_sample(of_dy))
+        for name, got, of_chunk in zip(("y", "dx"), (y, dx), expected, strict=True):
+            in_order = of_chunk.movedim(1, -1) if pixels else of_chunk
+            run.check(name, got, in_order.reshape(ROWS, -1))
+
+
+def taps(run: Run) -> Tensor:
+    return torch.tensor([1.0, 3.0, 3.0, 1.0], device=run.device) / 8
+
+
+def within(first_and_last: bool = False) -> Tensor:
+    """Rows whose neighbours lie in the same chunk. With `first_and_last` the others as well, for a few rows at the ends
+    of an image, where there are no neighbours beyond."""
+    where = torch.full((ROWS, WIDTH * CHANNELS), first_and_last)
+    where[3:-3] = True
+    return where
+
+
+def upfirdn2d_of_one_image(run: Run) -> None:
+    count = run.count()
+    values = numbers(11, -4)
+    x, y = run.repeated(values, count), run.unwritten(count)
+    blur = lambda t: ops.upfirdn2d(t, taps(Run("torch")), padding=(2, 1, 2, 1))
+    expected, _ = plain(blur, image(values))
+    launchers = run.launchers("upfirdn2d")
+    launchers.forward(image(y), image(x), taps(run), 1, 1, 1, 1, 2, 1, 2, 1, 1.0, False, True)
+    run.check("y", y, rows_of(expected), within(first_and_last=run.ends > 0))
+
+
+def upfirdn2d_of_planes(run: Run) -> None:
+    count = run.count()
+    values = numbers(11, -4)
+    x, y = run.repeated(values, count), run.unwritten(count)
+    planes = lambda t: t.view(-1, CHANNELS, ROWS, WIDTH)
+    blur = lambda t: ops.upfirdn2d(t, taps(Run("torch")), padding=(2, 1, 2, 1))
+    expected, _ = plain(blur, planes(values))
+    launchers = run.launchers("upfirdn2d")
+    launchers.forward(planes(y), planes(x), taps(run), 1, 1, 1, 1, 2, 1, 2, 1, 1.0, False, False)
+    run.check("y", y, expected.view(ROWS, -1))
+
+
+def filtered_noise_bias_act(run: Run) -> None:
+    if run.backend not in ("emulated", "cuda"):
+        return  # two operations that have cases of their own
+    count = run.count()
+    of_x, of_dy = numbers(11, -4), numbers(7, -3)
+    x, dy = run.repeated(of_x, count), run.repeated(of_dy, count)
+    y, du = (run.unwritten(count) for _ in range(2))
+    bias = run.small(CHANNELS, value=1 / 128)  # what is filtered are multiples of 1/64: no sum is zero
+    small, options = (None, None, bias, None, None), (2, 2, 1.0, 0.5, 2.0, math.inf)
+    filtered, _ = plain(
+        lambda t: ops.upfirdn2d(t, taps(Run("torch")), padding=(2, 1, 2, 1)) + 1 / 128, image(of_x.float())
+    )
+    slope = rows_of(torch.where(filtered > 0, 2.0, 1.0))
+    launchers = run.launchers("filtered_noise_bias_act")
+    launchers.forward(image(y), image(x), taps(run), *small, *options)
+    run.check("y", y, rows_of(filtered) * slope, within(first_and_last=run.ends > 0))
+    dbias = run.small(CHANNELS)
+    launchers.backward(image(du), None, dbias, None, None, image(dy), image(x), taps(run), *small, *options)
+    run.check("du", du, of_dy.view(ROWS, -1) * slope, within())
+
+
+def minibatch_stddev(run: Run) -> None:
+    """A group of three samples, which begin a third of a chunk apart: so they differ, and at the images of a place the
+    same three meet, in another order."""
+    rows, c, features = 432, 8064, 128
+    every = c + features
+    of_x, of_dy = numbers(11, -4, rows * c), numbers(7, -3, rows * every)
+    count = run.count(rows * c)
+    x, dy = run.repeated(of_x, count), run.repeated(of_dy, count)
+    y, dx = run.unwritten(count, rows * every), run.unwritten(count, rows * c)
+    samples = lambda t: t.view(3, rows // 3, -1).movedim(-1, 1)
+    in_order = lambda t: t.movedim(1, -1).reshape(rows, -1)
+    expected_y, expected_dx = plain(lambda t: ops.minibatch_stddev(t, 3, features), samples(of_x), samples(of_dy))
+    view = View(3, c, count * rows // 3, True)
+    launchers = run.launchers("minibatch_stddev")
+    launchers.forward(view, y, x, 3, features)
+    copied = torch.arange(every).expand(rows, every) < c if run.ends else None  # the others are sums
+    run.check("y", y, in_order(expected_y), copied)
+    launchers.backward(view, dx, dy, x, 3, features)
+    run.check("dx", dx, in_order(expected_dx))
+
+
+def weight_gradient(run: Run, n: int) -> None:
+    """The kernel is one pixel high: so an image is summed over row by row, and all chunks give the same."""
+    if run.backend != "cpp":
+        return  # the only one that has it
+    channels, kernel, padding = 8, (1, 2), (0, 1)
+    of_large, of_small = numbers(7, -3), numbers(11, -4, ROWS * WIDTH * channels)
+    count = run.count()
+    large, small = (run.repeated(of, count, torch.float32) for of in (of_large, of_small))
+    dw = run.small(channels, CHANNELS, *kernel).to(memory_format=torch.channels_last)
+    nhwc = lambda t, n, c: t.view(n, -1, WIDTH, c).permute(0, 3, 1, 2)
+    run.launchers("weight_gradient").forward(dw, nhwc(small, n, channels), nhwc(large, n, CHANNELS), 1, *padding)
+    to_the_right = torch.nn.functional.pad(nhwc(of_small.double(), 1, channels), (0, 1))  # the library pads there, too
+    of_chunk = torch.nn.grad.conv2d_weight(
+        nhwc(of_large.double(), 1, CHANNELS), dw.shape, to_the_right, padding=padding
+    )
+    run.check_sums("dw", dw, of_chunk * count, 0)
+
+
+def few_channels(run: Run, n: int) -> None:
+    """The kernel is one pixel high here, too."""
+    if run.backend != "cpp":
+        return  # the only one that has it
+    few, kernel, padding = 2, (1, 3), (0, 1)
+    geometry = (*kernel, 1, *padding), False
+    count, nhwc = run.count(), lambda t, n, c: t.view(n, -1, WIDTH, c).permute(0, 3, 1, 2)
+    of_wide, of_thin = numbers(7, -3), numbers(11, -4, ROWS * WIDTH * few)
+    weight = numbers(5, -2, CHANNELS * few * 3).view(CHANNELS, few, *kernel)
+    launchers, steps = run.launchers("few_channels"), (weight.stride(1), weight.stride(3), weight.stride(0))
+    wide, thin = run.repeated(of_wide, count), run.repeated(of_thin, count)
+    one_wide, one_thin = nhwc(of_wide.double(), 1, CHANNELS), nhwc(of_thin.double(), 1, few)
+
+    of_chunk = torch.nn.grad.conv2d_weight(one_thin, weight.shape, one_wide, padding=padding)
+    dw = torch.full(weight.shape, math.nan)
+    widened = run.repeated(of_wide, count, torch.float32), run.repeated(of_thin, count, torch.float32)
+    launchers.outer(dw, nhwc(widened[0], n, CHANNELS), nhwc(widened[1], n, few), *geometry, steps)
+    run.check_sums("dw", dw, of_chunk * count, 0)
+
+    y, x = run.unwritten(count), run.unwritten(count, len(of_thin))
+    launchers.gather(nhwc(y, n, CHANNELS), nhwc(thin, n, few), weight, *geometry, steps)
+    gathered = torch.nn.functional.conv2d(one_thin, weight.double(), padding=padding)
+    run.check("wide", y, gathered.permute(0, 2, 3, 1).reshape(ROWS, -1))
+    launchers.scatter(nhwc(x, n, few), nhwc(wide, n, CHANNELS), weight, *geometry, steps)
+    scattered = torch.nn.functional.conv_transpose2d(one_wide, weight.double(), padding=padding)
+    run.check("thin", x, scattered.permute(0, 2, 3, 1).reshape(ROWS, -1))
+
+
+CASES = {
+    "noise_bias_act, one sample, NHWC": lambda run: noise_bias_act(run, 1, CHANNELS, True),
+    "noise_bias_act, one plane": lambda run: noise_bias_act(run, 1, 1, False),
+    "noise_bias_act, many planes": lambda run: noise_bias_act(run, run.count(), CHANNELS, False),
+    "squared_norm, one sample": lambda run: squared_norm(run, 1),
+    "squared_norm, many samples": lambda run: squared_norm(run, run.count()),
+    "lerp_samples, one sample": lambda run: lerp_samples(run, 1),
+    "lerp_samples, many samples": lambda run: lerp_samples(run, run.count()),
+    "image_batch, one image": lambda run: image_batch(run, 1, 0, False),
+    "image_batch, one mirrored row": lambda run: image_batch(run, 1, 1, True),
+    "image_batch, many mirrored images": lambda run: image_batch(run, run.count(), 0, True),
+    "pixel_norm, NHWC": lambda run: pixel_norm(run, 1, True),
+    "pixel_norm, many planes": lambda run: pixel_norm(run, run.count(), False),
+    "instance_norm, NHWC": lambda run: instance_norm(run, 1, True),
+    "batch_norm_act, NHWC": lambda run: batch_norm_act(run, 1, True),
+    "batch_norm_act, many planes": lambda run: batch_norm_act(run, run.count(), False),
+    "instance_norm, many planes": lambda run: instance_norm(run, run.count(), False),
+    "upfirdn2d, NHWC": upfirdn2d_of_one_image,
+    "upfirdn2d, many planes": upfirdn2d_of_planes,
+    "filtered_noise_bias_act": filtered_noise_bias_act,
+    "minibatch_stddev": minibatch_stddev,
+    "weight_gradient, one sample": lambda run: weight_gradient(run, 1),
+    "weight_gradient, many samples": lambda run: weight_gradient(run, run.count()),
+    "few_channels, one sample": lambda run: few_channels(run, 1),
+    "few_channels, many samples": lambda run: few_channels(run, run.count()),
+}
+
+# The processes -----------------------------------------------------------------------------------------------------
+
+
+class Wide(int):
+    """A number that a Triton kernel declares to have 64 bits."""
+
+
+@contextlib.contextmanager
+def triton_interpreted(run: Run) -> Iterator[None]:
+    """Triton's interpreter executes the ends of a launch only, and takes integers for what the compiler takes them.
+
+    By itself it gives a parameter the bits that its value needs, where the kernel declares 64, and a loop's variable as
+    many as it comes to have, where the compiler gives it those of the loop's bounds.
+    """
+    import numpy as np
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    builder = interpreter.interpreter_builder
+    launch, convert = interpreter.InterpretedFunction.run, interpreter._implicit_cvt
+
+    def wide(number: int) -> tl.tensor:
+        return tl.tensor(interpreter.TensorHandle(np.array([number], np.int64), tl.int64), tl.int64)
+
+    def launch_ends(self, *args, grid, **named):
+        (programs,) = grid
+        executed = min(programs, 2 * run.ends)
+        kinds = self.fn.__annotations__
+        args = [
+            Wide(value) if kinds.get(name) == tl.int64 else value
+            for name, value in zip(self.arg_names, args, strict=False)
+        ]
+
+        def number(x: int, y: int, z: int) -> None:
+            builder.grid_idx = (x if x < run.ends else programs - executed + x, y, z)
+
+        with mock.patch.object(builder, "set_grid_idx", number):
+            return launch(self, *args, grid=(executed,), **named)
+
+    def loop(*bounds):
+        is_wide = any(isinstance(bound, tl.tensor) and bound.dtype == tl.int64 for bound in bounds)
+        turns = range(*(int(bound) for bound in bounds))
+        executed = turns if len(turns) <= MANY_TURNS else (*turns[: run.ends], *turns[-run.ends :])
+        for i in executed:
+            yield wide(i) if is_wide else i
+
+    with contextlib.ExitStack() as stack:
+        patch = lambda *what, **how: stack.enter_context(mock.patch.object(*what, **how))
+        patch(interpreter.InterpretedFunction, "run", launch_ends)
+        patch(interpreter, "_implicit_cvt", lambda value: wide(value) if isinstance(value, Wide) else convert(value))
+        for path in Path(fastgan_kernels.__file__).parent.glob("*_triton.py"):
+            patch(import_module(f"fastgan_kernels.{path.stem}"), "range", loop, create=True)
+        yield
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """One process at a time: the memory of a GPU holds the tensors of one case."""
+    with open(os.path.join(tempfile.gettempdir(), "fastgan-large.lock"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def main(backend: str) -> None:
+    """All cases on a backend, in this process: in mapped memory, or in that of a GPU."""
+    on_gpu = backends.device(backend) == "cuda"
+    run = Run(backend, backends.device(backend), mapped=not on_gpu)
+    forced = backends.forced(backend)
+    around = alone() if on_gpu else triton_interpreted(run) if backend == "triton" else contextlib.nullcontext()
+    with forced, around:
+        for name, case in CASES.items():
+            print(name, flush=True)  # where a process that ends here was
+            if not on_gpu and backend != "cpp":
+                run.ends = 1 if name in FEW_BLOCKS else ENDS[backend]
+                os.environ["FASTGAN_EMULATED_ENDS"] = str(run.ends)
+            case(run)
+            run.release()
+
+
+def why_not(backend: str) -> str | None:
+    """Why this machine cannot run the cases on a backend."""
+    if backends.device(backend) == "cuda":
+        free = torch.cuda.get_device_properties(0).total_memory
+        return None if free >= GPU_BYTES else f"the GPU has {free >> 30} GiB of memory, {GPU_BYTES >> 30} are needed"
+    if backend == "cuda":
+        return "needs an NVIDIA GPU"
+    if not hasattr(os, "memfd_create"):
+        return "needs Linux"
+    if backend == "triton":
+        pytest.importorskip("triton")
+        return None
+    return emulation.why_unavailable("undefined") if backend == "emulated" else backends.why_not("cpp")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["cpp", "emulated", "triton", "cuda"])
+def test_kernels_count_in_64_bits(backend):
+    if reason := why_not(backend):
+        pytest.skip(reason)
+    environment = {**os.environ, "FASTGAN_TEST_SANITIZER": "undefined"}
+    if backends.device(backend) == "cpu":
+        environment["TRITON_INTERPRET"] = "1"
+    command = [sys.executable, "-X", "faulthandler", "-c", f"from tests.ops.test_large import main; main({backend!r})"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"status {done.returncode}: {done.stdout[-1000:]} {done.stderr[-3000:]}"
+    assert done.stdout.splitlines() == list(CASES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_cases_hold_where_32_bits_do(name):
+    """In memory that is all there, which is how a GPU runs them; a few chunks, on the C++ kernels."""
+    with backends.forced("cpp-baseline"):
+        CASES[name](Run("cpp", mapped=False, large=False))

@@ -1,0 +1,402 @@
+"""noise_bias_act: one table of cases for every backend, and what only it promises."""
+
+import math
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastgan.ops import BackendUnavailable, fused, noise_bias_act, use_backend
+from fastgan.ops.arithmetic import arithmetic_dtype
+from fastgan.ops.noise_bias_act import ACTIVATIONS, sum_of_samples
+from tests.support import backends, table
+from tests.support.table import DTYPES, arrange
+
+PARTS = ("noise", "strength", "bias", "scale", "post")
+
+
+class Case(NamedTuple):
+    shape: tuple[int, ...] = (2, 16, 5, 7)
+    layout: str = "nhwc"  # nchw, nhwc, sliced, expanded
+    parts: tuple[str, ...] = PARTS
+    act: str = "lrelu"
+    gain: float = math.sqrt(2)
+    clamp: float | None = None
+    scalar_strength: bool = True
+    shared_noise: bool = False
+
+    def __str__(self):
+        flags = ["scalar" * self.scalar_strength, "shared" * self.shared_noise, "clamp" * (self.clamp is not None)]
+        parts = "+".join(self.parts) if self.parts != PARTS else "all"
+        return "-".join(filter(None, ["x".join(map(str, self.shape)), self.layout, self.act, parts, *flags]))
+
+
+def _cases():
+    for layout in ("nhwc", "nchw"):
+        for act in ACTIVATIONS:
+            yield Case(layout=layout, act=act)
+            yield Case(layout=layout, act=act, parts=("bias",), clamp=1.5)
+        for parts in ((), ("noise",), ("noise", "strength"), ("scale",), ("post",), ("noise", "strength", "bias")):
+            yield Case(layout=layout, parts=parts)
+        yield Case(layout=layout, scalar_strength=False)
+        yield Case(layout=layout, scalar_strength=False, parts=("noise", "strength", "bias"), act="tanh")
+        yield Case(layout=layout, shared_noise=True)
+        yield Case(layout=layout, clamp=1.5, gain=0.7)
+        yield Case(layout=layout, clamp=0.7, parts=("bias",))  # not a number of 16 bits: rounded like the output
+        yield Case(layout=layout, gain=-1.0, parts=("bias",))
+        awkward = ((1, 1, 1, 1), (3, 5, 1, 1), (2, 3, 33, 17), (1, 1, 9, 31), (0, 4, 3, 3), (2, 4, 0, 3), (2, 37, 4, 4))
+        for shape in awkward:
+            yield Case(shape, layout)
+            yield Case(shape, layout, parts=("bias",))
+            yield Case(shape, layout, parts=("noise", "strength", "bias"))
+        yield Case((2, 256, 9, 9), layout)
+        yield Case((2, 256, 9, 9), layout, parts=("noise", "strength"), shared_noise=True)
+    for channels in (16, 32, 64, 128, 192):  # rows that fit into registers, and columns of wider ones
+        for parts in (PARTS, ("bias",), ("noise", "strength", "bias"), ("noise", "bias")):
+            yield Case((2, channels, 3, 5), "nhwc", parts=parts)
+        yield Case((2, channels, 3, 5), "nhwc", parts=("bias",), clamp=1.5)
+        yield Case((2, channels, 3, 5), "nhwc", clamp=1.5, scalar_strength=False)
+    yield Case(layout="sliced")
+    yield Case(layout="expanded")
+    for shape in ((5, 8), (300, 33), (0, 3), (2, 3, 11), (2, 3, 2, 3, 5)):
+        yield Case(shape, "nchw")
+        yield Case(shape, "nchw", parts=("bias",))
+
+
+CASES = list(_cases())
+
+
+def textbook(x, noise=None, strength=None, bias=None, scale=None, post=None, *, act, gain, clamp, slope=0.2):
+    """The operation as one writes it in PyTorch, in the dtype of its inputs: written apart from the one in fastgan."""
+
+    def columns(t):  # [C] or [N, C] to what broadcasts against x
+        return t.reshape(*(t.shape if t.dim() == 2 else [-1]), *[1] * (x.dim() - 2))
+
+    if scale is not None:
+        x = x * columns(scale)
+    if noise is not None:
+        x = x + (noise if strength is None else noise * (columns(strength) if strength.dim() else strength))
+    if bias is not None:
+        x = x + columns(bias)
+    functions = {"linear": lambda t: t, "relu": torch.relu, "lrelu": lambda t: F.leaky_relu(t, slope)}
+    functions |= {"tanh": torch.tanh, "sigmoid": torch.sigmoid, "silu": F.silu, "softplus": F.softplus}
+    x = functions[act](x) * gain
+    if clamp is not None:
+        x = x.clamp(-clamp, clamp)
+    return x if post is None else x * columns(post)
+
+
+def make(case: Case, dtype: torch.dtype, device: str, seed: int = 0):
+    """x and the small tensors, exact in `dtype`, and at no point near a jump of the derivative."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(shape, generator=generator).to(dtype).double()
+    n, c, *spatial = case.shape
+    small = {
+        "noise": draw(1 if case.shared_noise else n, 1, *spatial),
+        "strength": draw() if case.scalar_strength else draw(c),
+        "bias": draw(c),
+        "scale": draw(n, c),
+        "post": draw(n, c),
+    }
+    small = {name: t for name, t in small.items() if name in case.parts}
+    x = draw(*case.shape)
+    if case.layout == "expanded":
+        x, small["scale"] = x[:1].expand(case.shape), small["scale"][:1].expand(n, c)
+        small["noise"] = small["noise"][:1].expand(n, 1, *spatial)
+    options = {"act": case.act, "gain": case.gain}
+    before = {name: t for name, t in small.items() if name != "post"}
+    for _ in range(20):
+        u = textbook(x, **before, act="linear", gain=1.0, clamp=None)
+        near = u.abs() < 0.02
+        if case.clamp is not None:
+            z = textbook(x, **before, **options, clamp=None)
+            near |= (z.abs() - case.clamp).abs() < 0.05
+        x = torch.where(near, (x + 0.37).to(dtype).double(), x)
+    x = arrange(x.to(device, dtype), case.layout)
+    kind = torch.float64 if dtype == torch.float64 else torch.float32
+    return x, {name: t.to(device, kind) for name, t in small.items()}
+
+
+def derivatives(function, x, small, dy, seeds):
+    """Of `table.derivatives`; noise is never differentiated here."""
+    return table.derivatives(function, {"x": x, **small}, dy, seeds, fixed=("noise",))
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_values_and_derivatives_are_as_good_as_plain_pytorch(backend, case, dtype, unwritten_is_nan):
+    x, small = make(case, dtype, backends.device(backend))
+    options = {"act": case.act, "gain": case.gain, "clamp": case.clamp}
+    table.assert_derivatives_as_good_as_plain(
+        lambda x, **kw: noise_bias_act(x, **kw, **options),
+        lambda x, **kw: textbook(x, **kw, **options),
+        {"x": x, **small},
+        fixed=("noise",),
+        layout=case.layout,
+    )
+
+
+@pytest.mark.parametrize("act", ACTIVATIONS)
+@pytest.mark.parametrize("parts", [PARTS, ("bias",), ("noise", "strength", "bias")], ids="+".join)
+def test_gradcheck_and_gradgradcheck(backend, act, parts):
+    device = backends.device(backend)
+    case = Case((2, 3, 2, 3), "nhwc", parts, act, clamp=2.0)
+    x, small = make(case, torch.float64, device, seed=3)
+    names = [name for name in small if name != "noise"]
+    inputs = [x.requires_grad_(), *(small[name].requires_grad_() for name in names)]
+
+    def function(x, *rest):
+        named = dict(zip(names, rest, strict=True))
+        return noise_bias_act(x, noise=small.get("noise"), **named, act=act, gain=1.3, clamp=2.0)
+
+    assert torch.autograd.gradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(function, inputs)
+
+
+def test_noise_has_a_gradient(backend):
+    device = backends.device(backend)
+    x, small = make(Case((2, 3, 2, 3)), torch.float64, device)
+    small["noise"].requires_grad_()
+    function = lambda noise: noise_bias_act(x, **{**small, "noise": noise})
+    assert torch.autograd.gradcheck(function, [small["noise"]])
+
+
+def test_third_derivatives(backend):
+    x, small = make(Case((2, 3, 2, 2), act="tanh"), torch.float64, backends.device(backend))
+    function = lambda x: noise_bias_act(x, **small, act="tanh")
+    first = lambda x: torch.autograd.grad(function(x).square().sum(), x, create_graph=True)[0]
+    assert torch.autograd.gradgradcheck(first, [x.requires_grad_()])
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_output_has_the_memory_format_of_the_input(backend, layout):
+    x = arrange(torch.randn(2, 16, 5, 7, device=backends.device(backend)), layout).requires_grad_()
+    y = noise_bias_act(x, bias=torch.zeros(16, device=x.device))
+    assert y.stride() == x.stride()
+    (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
+    assert dx.stride() == x.stride()
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_two_runs_give_the_same_bits(backend, layout):
+    case = Case((4, 24, 31, 33), layout)
+    x, small = make(case, torch.float32, backends.device(backend))
+    dy = arrange(torch.randn(case.shape).to(x.device), layout)
+    seeds = [torch.randn(t.shape).to(x.device) for t in (x, *(t for n, t in small.items() if n != "noise"))]
+    runs = [derivatives(noise_bias_act, x, small, dy, seeds) for _ in range(2)]
+    flat = [[y, *grads, *second] for y, grads, second in runs]
+    assert all(torch.equal(a, b) for a, b in zip(*flat, strict=True))
+
+
+@pytest.mark.parametrize("channels", [24, 32])
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_cpp_results_do_not_depend_on_the_number_of_threads(layout, channels):
+    x, small = make(Case((4, channels, 31, 33), layout), torch.float32, "cpu")
+    dy, seeds = torch.randn_like(x), [torch.randn(t.shape) for t in (x, *(t for n, t in small.items() if n != "noise"))]
+    before, results = torch.get_num_threads(), []
+    with backends.forced("cpp-baseline"):
+        for threads in (1, 2, 3, 8):
+            torch.set_num_threads(threads)
+            y, grads, second = derivatives(noise_bias_act, x, small, dy, seeds)
+            results.append([y, *grads, *second])
+    torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+
+
+def test_the_memory_that_cpp_kernels_work_in_grows_and_shrinks():
+    """17 samples of 512x512 need more of it than a thread keeps for smaller calls."""
+    for n, side in ((1, 8), (17, 512), (1, 8), (17, 512)):
+        dy = torch.ones(n, 3, side, side).contiguous(memory_format=torch.channels_last)
+        bias = torch.zeros(3, requires_grad=True)
+        with backends.forced("cpp"):
+            noise_bias_act(torch.ones_like(dy), bias=bias).backward(dy)
+        torch.testing.assert_close(bias.grad, torch.full((3,), float(n * side * side)))
+
+
+@pytest.mark.parametrize("order", ["reverse", "shuffled"])
+def test_emulated_results_do_not_depend_on_the_order_of_threads(order, monkeypatch):
+    results = []
+    for layout in ("nchw", "nhwc"):
+        x, small = make(Case((3, 24, 15, 17), layout), torch.float32, "cpu")
+        generator = torch.Generator().manual_seed(5)
+        dy = torch.randn(x.shape, generator=generator)
+        seeds = [torch.randn(t.shape, generator=generator) for t in (x, *(t for n, t in small.items() if n != "noise"))]
+        with backends.forced("emulated"):
+            for name in ("forward", order):
+                monkeypatch.setenv("FASTGAN_EMULATED_ORDER", name)
+                y, grads, second = derivatives(noise_bias_act, x, small, dy, seeds)
+                results.append([y, *grads, *second])
+        assert all(torch.equal(a, b) for a, b in zip(*results[-2:], strict=True))
+
+
+@pytest.mark.parametrize("act", ACTIVATIONS)
+@pytest.mark.parametrize("parts", [PARTS, ("bias",)], ids="+".join)
+def test_cotangents_need_not_be_dense(backend, act, parts):
+    """A penalty on sums or transposes of gradients hands these over: stride 0, or the other way round."""
+    x, small = make(Case(parts=parts, act=act), torch.float64, backends.device(backend))
+    names = [name for name in small if name != "noise"]
+    inputs = [x.requires_grad_(), *(small[name].requires_grad_() for name in names)]
+
+    def second():
+        y = noise_bias_act(x, **small, act=act)
+        first = torch.autograd.grad(y.square().sum(), inputs, create_graph=True)
+        product = sum(g.t().reshape(-1).sum() if g.dim() == 2 else g.sum() for g in first) + first[0].square().sum()
+        return torch.autograd.grad(product, inputs)
+
+    got = second()
+    with backends.forced("torch"):
+        expected = second()
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("act", ACTIVATIONS)
+@pytest.mark.parametrize("parts", [PARTS, ("bias",)], ids="+".join)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nan_stays_nan(backend, act, parts, dtype):
+    x, small = make(Case(parts=parts, act=act, clamp=1.0), dtype, backends.device(backend))
+    x[0, 3, 2, 1] = math.nan
+    y = noise_bias_act(x, **small, act=act, clamp=1.0)
+    assert y.isnan().sum() == 1 and y[0, 3, 2, 1].isnan()
+
+
+@pytest.mark.parametrize("parts", [PARTS, ("bias",)], ids="+".join)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_infinities_are_handed_on_and_relu_makes_nan_of_the_negative_one(backend, parts, dtype):
+    """Relu is lrelu of slope 0, here and in F.leaky_relu: 0 * -inf. The same on every backend."""
+    for act, below in (("relu", math.nan), ("lrelu", -math.inf), ("linear", -math.inf)):
+        x, small = make(Case(parts=parts, act=act), dtype, backends.device(backend))
+        for name in {"scale", "post"} & small.keys():
+            small[name] = small[name].abs() + 0.1
+        x[0, 3, 2, 1], x[1, 2, 1, 3] = -math.inf, math.inf
+        y = noise_bias_act(x, **small, act=act)
+        assert [y[0, 3, 2, 1].item(), y[1, 2, 1, 3].item()] == pytest.approx([below, math.inf], nan_ok=True)
+        assert y.isfinite().sum() == y.numel() - 2
+
+
+def extreme_numbers(dtype: torch.dtype) -> torch.Tensor:
+    """Infinities, the largest numbers, those where an exponential in fp32 is about to leave its range, and NaN."""
+    largest = torch.finfo(dtype).max
+    near = [0.0, 1e-4, 0.5, 3.0, 21.0, 87.0, 88.4, 89.0, 104.0, 1e4]
+    positive = torch.tensor([*near, largest, math.inf], dtype=torch.float64)
+    return torch.cat([positive, -positive, torch.tensor([math.nan])]).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("ones", [("scale", "post"), ()], ids=["from the input", "from the output"])
+@pytest.mark.parametrize("act", ACTIVATIONS)
+def test_extreme_numbers_have_the_values_and_derivatives_of_plain_pytorch(backend, act, ones, dtype):
+    """Where plain PyTorch has an infinity or a NaN there is one, and nowhere else. Relu is F.leaky_relu of slope 0."""
+    device = backends.device(backend)
+    x = extreme_numbers(dtype).reshape(1, -1, 1, 1).to(device)
+    small = {name: torch.ones(1, x.shape[1], device=device, dtype=arithmetic_dtype(dtype)) for name in ones}
+
+    def derivatives(function):
+        leaf, dy = x.clone().requires_grad_(), torch.ones_like(x).requires_grad_()
+        y = function(leaf)
+        (dx,) = torch.autograd.grad(y, leaf, dy, create_graph=True)
+        seconds = torch.autograd.grad(dx, [dy, leaf], torch.ones_like(x), allow_unused=True, materialize_grads=True)
+        return [y, dx, *seconds]
+
+    plain, slope = ("lrelu", 0.0) if act == "relu" else (act, 0.2)
+    wide = lambda x: textbook(x.to(arithmetic_dtype(dtype)), act=plain, slope=slope, gain=1.0, clamp=None).to(dtype)
+    got, expected = derivatives(lambda x: noise_bias_act(x, **small, act=act)), derivatives(wide)
+    rounding = 4 * torch.finfo(dtype).eps
+    tolerance = {"rtol": rounding, "atol": max(rounding, 1e-6)}
+    named = [dict(zip(("y", "dx", "ddy", "ddx"), each, strict=True)) for each in (got, expected)]
+    torch.testing.assert_close(*named, **tolerance, equal_nan=True)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_function_is_called_the_short_way_where_torch_has_it(backend, known, monkeypatch):
+    if not known:  # a release of torch that names it otherwise
+        monkeypatch.setattr(fused, "_unwrapped", None)
+    x, bias = (torch.randn(*shape, device=backends.device(backend)) for shape in ((2, 3, 4, 5), (3,)))
+    x.requires_grad_()
+    noise_bias_act(x, bias=bias).sum().backward()
+    with backends.forced("torch"):
+        expected = torch.autograd.grad(noise_bias_act(x, bias=bias).sum(), x)
+    torch.testing.assert_close((x.grad,), expected)
+    leaked = []  # what has outlived a transform
+    torch.func.grad(lambda x: (leaked.append(x), x.sum())[1])(x.detach())
+    torch.testing.assert_close(noise_bias_act(leaked[0], bias=bias), noise_bias_act(x.detach(), bias=bias))
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_a_clamp_infinities_have_the_slope_of_their_side(backend, layout, dtype):
+    x, small = make(Case((2, 32, 3, 5), layout, parts=("bias",)), dtype, backends.device(backend))
+    x[0, 3, 2, 1], x[1, 2, 1, 3] = -math.inf, math.inf
+    (dx,) = torch.autograd.grad(noise_bias_act(x.requires_grad_(), **small, gain=2.0), x, torch.ones_like(x))
+    assert [dx[0, 3, 2, 1].item(), dx[1, 2, 1, 3].item()] == pytest.approx([0.4, 2.0], rel=4e-3)
+
+
+class TestUnderTorchCompile:
+    @pytest.mark.parametrize("name", ["torch", "cpp"])
+    @pytest.mark.parametrize("parts", [PARTS, ("bias",)], ids="+".join)
+    @pytest.mark.parametrize("x_is_learned", [True, False])
+    def test_forward_and_backward_are_one_graph(self, name, parts, x_is_learned):
+        if name == "cpp" and backends.why_not("cpp-baseline"):
+            pytest.skip(backends.why_not("cpp-baseline"))
+        x, small = make(Case(parts=parts), torch.float32, "cpu")
+        inputs = [
+            *([x.requires_grad_()] if x_is_learned else []),
+            *(t.requires_grad_() for part, t in small.items() if part != "noise"),
+        ]
+        compiled = torch.compile(noise_bias_act, fullgraph=True, backend="aot_eager")
+        with use_backend(name):
+            expected = noise_bias_act(x, **small)
+            grads = torch.autograd.grad(expected.square().sum(), inputs)
+            y = compiled(x, **small)
+            torch.testing.assert_close(y, expected)
+            for got, wanted in zip(torch.autograd.grad(y.square().sum(), inputs), grads, strict=True):
+                torch.testing.assert_close(got, wanted)
+
+    def test_numbers_may_change_between_calls(self):
+        torch.compiler.reset()  # the other tests have used up how often a function may be compiled
+        compiled = torch.compile(noise_bias_act, fullgraph=True, backend="aot_eager")
+        x = torch.randn(2, 4, 3, 3)
+        for gain in (1.0, 1.4, 0.7):
+            torch.testing.assert_close(compiled(x, gain=gain), noise_bias_act(x, gain=gain))
+
+
+class TestMistakesAreNamed:
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            ({"bias": torch.zeros(3)}, ["bias", "[3]", "[4]", "[2, 4, 5, 5]"]),
+            ({"scale": torch.zeros(4)}, ["scale", "[4]", "[2, 4]"]),
+            ({"post": torch.zeros(4, 2)}, ["post", "[4, 2]", "[2, 4]"]),
+            ({"noise": torch.zeros(2, 4, 5, 5)}, ["noise", "[2, 4, 5, 5]", "[2, 1, 5, 5]"]),
+            ({"strength": torch.zeros(())}, ["strength", "without noise"]),
+            ({"noise": torch.zeros(1, 1, 5, 5), "strength": torch.zeros(3)}, ["strength", "[3]", "[] or [4]"]),
+            ({"bias": torch.zeros(4, dtype=torch.int64)}, ["bias", "int64"]),
+            ({"bias": torch.zeros(4, device="meta")}, ["bias", "meta", "cpu"]),
+            ({"act": "gelu"}, ["act", "'gelu'", "lrelu"]),
+            ({"clamp": 0.0}, ["clamp", "0.0"]),
+            ({"gain": math.nan}, ["gain", "nan"]),
+        ],
+    )
+    def test_an_argument_that_does_not_fit(self, arguments, words):
+        with pytest.raises(ValueError) as caught:
+            noise_bias_act(torch.zeros(2, 4, 5, 5), **arguments)
+        assert all(word in str(caught.value) for word in words), caught.value
+
+    @pytest.mark.parametrize("x", [torch.zeros(3), torch.zeros(2, 3, dtype=torch.int32)])
+    def test_an_input_that_is_no_activation(self, x):
+        with pytest.raises(ValueError, match="noise_bias_act: x has"):
+            noise_bias_act(x)
+
+    def test_no_backend_of_those_asked_for(self):
+        with use_backend("cuda"), pytest.raises(BackendUnavailable, match="cuda: serves CUDA tensors only"):
+            noise_bias_act(torch.zeros(2, 3, 4, 4))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(3, 37, 9, 7), (2, 64, 4, 4), (5, 8), (0, 4, 2, 2)])
+def test_sums_of_weighted_samples(shape, dtype):
+    x = arrange(torch.randn(shape), "nhwc" if len(shape) == 4 else "nchw").to(DTYPES[dtype])
+    factor = torch.randn(shape[0], dtype=torch.float64 if dtype == "fp64" else torch.float32)
+    expected = torch.einsum("n,nc...->c", factor.double(), x.double())
+    torch.testing.assert_close(sum_of_samples(x, factor).double(), expected, rtol=0, atol=2e-5)

@@ -1,0 +1,321 @@
+"""The operations of a formula each: one table of cases for every backend, and what they promise besides."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastgan import ops
+from tests.support import backends, table
+from tests.support.table import DTYPES, arrange
+
+# The operations as one writes them in PyTorch, in the dtype of their inputs: written apart from those in fastgan ----
+
+
+def textbook_pixel_norm(x, eps=1e-8):
+    return x / (x.pow(2).mean(1, keepdim=True) + eps).sqrt()
+
+
+def textbook_squared_norm(x):
+    return x.pow(2).flatten(1).sum(1)
+
+
+def textbook_lerp_samples(x, b, t):
+    t = t.view(-1, *[1] * (x.dim() - 1))
+    return (1 - t) * x + t * b
+
+
+def textbook_minibatch_stddev(x, group_size=4, features=1):
+    n, c = x.shape[:2]
+    groups = n // min(group_size, n) if n else 0
+    maps = []
+    for i in range(n):
+        group = x[i % groups :: groups]
+        deviation = ((group - group.mean(0)).pow(2).mean(0) + 1e-8).sqrt()  # [C, ...]
+        maps.append(torch.stack([part.mean() for part in deviation.chunk(features)]))
+    maps = torch.stack(maps) if n else x.new_empty(0, features)
+    return torch.cat([x, maps.reshape(n, features, *[1] * (x.dim() - 2)).expand(n, features, *x.shape[2:])], 1)
+
+
+class Operation(NamedTuple):
+    fused: Callable[..., Tensor]
+    textbook: Callable[..., Tensor]
+    gives: str = "activations"  # or "numbers": one a sample
+
+
+OPERATIONS = {
+    "pixel_norm": Operation(ops.pixel_norm, textbook_pixel_norm),
+    "squared_norm": Operation(ops.squared_norm, textbook_squared_norm, gives="numbers"),
+    "lerp_samples": Operation(lambda x, b, t: ops.lerp_samples(x, b, t), textbook_lerp_samples),
+    "minibatch_stddev": Operation(ops.minibatch_stddev, textbook_minibatch_stddev),
+}
+
+
+class Case(NamedTuple):
+    operation: str
+    shape: tuple[int, ...] = (2, 16, 5, 7)
+    layout: str = "nhwc"
+    options: tuple[tuple[str, float], ...] = ()
+
+    def __str__(self):
+        options = [f"{name}={value}" for name, value in self.options]
+        return "-".join([self.operation, "x".join(map(str, self.shape)), self.layout, *options])
+
+
+def _shaped(name, shape, layout):
+    options = ()
+    if name == "pixel_norm" and shape[1] == 1:
+        options = (("eps", 0.5),)  # the norm of a single channel is its sign, whose derivatives are rounding alone
+    if name == "minibatch_stddev" and shape[0] in (1, 2):
+        shape = (4, *shape[1:])  # so is what a group of one or two derives; tested apart
+    return Case(name, shape, layout, options)
+
+
+def _cases():
+    for name in OPERATIONS:
+        for layout in ("nhwc", "nchw"):
+            for shape in ((2, 16, 5, 7), (1, 1, 1, 1), (3, 5, 1, 1), (4, 3, 33, 17), (4, 1, 9, 31), (8, 37, 4, 4)):
+                yield _shaped(name, shape, layout)
+            yield Case(name, (4, 160, 9, 9), layout)
+            for empty in ((0, 4, 3, 3), (2, 4, 0, 3)):
+                yield Case(name, empty, layout)
+        yield Case(name, (4, 16, 5, 7), "sliced")
+        if name != "minibatch_stddev":  # equal samples: tested apart
+            yield Case(name, (4, 16, 5, 7), "expanded")
+        for shape in ((4, 8), (40, 33), (0, 3), (2, 3, 11), (2, 3, 2, 3, 5)):
+            yield _shaped(name, shape, "nchw")
+    for layout in ("nhwc", "nchw"):
+        yield Case("minibatch_stddev", (6, 24, 5, 7), layout, (("group_size", 3), ("features", 4)))
+        yield Case("minibatch_stddev", (10, 6, 3, 5), layout, (("group_size", 5), ("features", 2)))
+
+
+# What differs between dtypes shows at a few shapes.
+CASES = [
+    (case, dtype)
+    for case in _cases()
+    for dtype in DTYPES
+    if dtype in ("fp32", "bf16") or case.layout == "sliced" or case.options or case.shape[1:] in ((3, 33, 17), (33,))
+]
+
+
+def make(case: Case, dtype: torch.dtype, device: str = "cpu") -> dict[str, Tensor]:
+    """The tensors of a call, exact in `dtype`."""
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(shape, generator=generator).to(device, dtype)
+    tensors = {"x": arrange(draw(*case.shape), case.layout)}
+    if case.operation == "lerp_samples":
+        tensors["b"] = arrange(draw(*case.shape), case.layout)
+        tensors["t"] = torch.rand(case.shape[0], generator=generator).to(device, dtype)
+    return tensors
+
+
+def of(case: Case) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    """The fused operation and the textbook's, with the options of the case."""
+    operation, options = OPERATIONS[case.operation], dict(case.options)
+    return (lambda **tensors: operation.fused(**tensors, **options)), (
+        lambda **tensors: operation.textbook(**tensors, **options)
+    )
+
+
+def fixed(case: Case) -> tuple[str, ...]:
+    """Tensors whose gradient takes the plain path, all of it: they are not differentiated where kernels are tested."""
+    return ("t",) if case.operation == "lerp_samples" else ()
+
+
+def everything(case: Case, dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
+    """Result, first and second derivatives of the fused operation."""
+    tensors = make(case, dtype, device)
+    generator = torch.Generator().manual_seed(1)
+    fused, _ = of(case)
+    shape = fused(**tensors).shape
+    dy = torch.randn(shape, generator=generator).to(device)
+    seeds = [torch.randn(case.shape, generator=generator).to(device) for name in tensors if name not in fixed(case)]
+    y, grads, second = table.derivatives(fused, tensors, dy, seeds, fixed(case))
+    return [y, *grads, *second]
+
+
+each_operation = pytest.mark.parametrize("name", OPERATIONS)
+each_layout = pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+
+
+@pytest.mark.parametrize(("case", "dtype"), CASES, ids=str)
+def test_values_and_derivatives_are_as_good_as_plain_pytorch(backend, case, dtype, unwritten_is_nan):
+    dtype = DTYPES[dtype]
+    tensors = make(case, dtype, backends.device(backend))
+    fused, textbook = of(case)
+    activations = OPERATIONS[case.operation].gives == "activations"
+    in_dtype = lambda **tensors: fused(**tensors).to(dtype)  # numbers come in fp32 at least
+    layout = case.layout if activations else "nchw"
+    table.assert_derivatives_as_good_as_plain(in_dtype, textbook, tensors, fixed=fixed(case), layout=layout)
+
+
+@each_operation
+@each_layout
+def test_gradcheck_and_gradgradcheck(backend, name, layout):
+    tensors = make(Case(name, (4, 6, 2, 3), layout), torch.float64, backends.device(backend))
+    function = lambda *inputs: OPERATIONS[name].fused(**dict(zip(tensors, inputs, strict=True)))
+    inputs = [t.requires_grad_() for t in tensors.values()]
+    assert torch.autograd.gradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(function, inputs)
+    if name == "lerp_samples":  # with a gradient of t, that was plain PyTorch
+        inputs[-1].requires_grad_(False)
+        assert torch.autograd.gradcheck(function, inputs)
+        assert torch.autograd.gradgradcheck(function, inputs)
+
+
+@each_operation
+def test_third_derivatives(backend, name):
+    tensors = make(Case(name, (4, 3, 2, 2)), torch.float64, backends.device(backend))
+    function = lambda x: OPERATIONS[name].fused(**{**tensors, "x": x}).pow(3).sum()
+    first = lambda x: torch.autograd.grad(function(x), x, create_graph=True)[0]
+    assert torch.autograd.gradgradcheck(first, [tensors["x"].requires_grad_()])
+
+
+@each_operation
+@each_layout
+def test_memory_formats_are_kept(backend, name, layout):
+    case = Case(name, (4, 16, 5, 7), layout)
+    tensors = make(case, torch.float32, backends.device(backend))
+    x = tensors["x"].requires_grad_()
+    y = of(case)[0](**tensors)
+    if OPERATIONS[name].gives == "activations":
+        assert y.is_contiguous(memory_format=torch.channels_last) == (layout == "nhwc")
+        assert y.is_contiguous() == (layout == "nchw")
+    (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
+    assert dx.stride() == x.stride()
+
+
+@each_operation
+@each_layout
+def test_two_runs_give_the_same_bits(backend, name, layout):
+    case, device = Case(name, (4, 24, 31, 33), layout), backends.device(backend)
+    runs = [everything(case, torch.float32, device) for _ in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+@each_operation
+@each_layout
+def test_cpp_results_do_not_depend_on_the_number_of_threads(name, layout):
+    before, results = torch.get_num_threads(), []
+    with backends.forced("cpp-baseline"):
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(everything(Case(name, (4, 24, 31, 33), layout), torch.float32))
+    torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+
+
+@each_operation
+@pytest.mark.parametrize("order", ["reverse", "shuffled"])
+def test_emulated_results_do_not_depend_on_the_order_of_threads(name, order, monkeypatch):
+    for layout in ("nchw", "nhwc"):
+        results = []
+        with backends.forced("emulated"):
+            for one in ("forward", order):
+                monkeypatch.setenv("FASTGAN_EMULATED_ORDER", one)
+                results.append(everything(Case(name, (4, 24, 15, 17), layout), torch.float32))
+        assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@each_operation
+@each_layout
+def test_gradients_that_come_in_need_not_be_dense(backend, name, layout):
+    """Those of sums are expanded; those of a transposed result lie the other way round."""
+    tensors = make(Case(name, (4, 6, 5, 3), layout), torch.float64, backends.device(backend))
+    variables = [t.requires_grad_() for key, t in tensors.items() if key != "t"]
+
+    def transposed(t):
+        return t.transpose(0, -1).reshape(-1)
+
+    def second():
+        y = OPERATIONS[name].fused(**tensors)
+        sums = torch.autograd.grad(y.sum(), variables, create_graph=True)
+        strided = torch.autograd.grad(transposed(y).square().sum(), variables, create_graph=True)
+        product = sum(g.sum() + transposed(h).square().sum() for g, h in zip(sums, strided, strict=True))
+        return [*sums, *strided, *torch.autograd.grad(product, variables, allow_unused=True)]
+
+    got = second()
+    with backends.forced("torch"):
+        expected = second()
+    for a, b in zip(got, expected, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_pixel_norm_compiles_with_more_than_one_eps():
+    """The second makes it a variable of the graph."""
+    x = torch.randn(4, 6, 3, 3)
+    compiled = torch.compile(ops.pixel_norm, fullgraph=True, backend="aot_eager")
+    for eps in (1e-8, 0.25, 0.5):
+        torch.testing.assert_close(compiled(x, eps), ops.pixel_norm(x, eps))
+
+
+def test_squared_norms_of_16_bit_numbers_are_sums_in_32_bits(backend):
+    x = torch.randn(3, 4, 60, 61, device=backends.device(backend)).to(torch.bfloat16)
+    got = ops.squared_norm(x)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got.double(), x.double().square().flatten(1).sum(1), rtol=1e-6, atol=0)
+
+
+def test_samples_of_two_memory_formats_give_one_of_the_first(backend):
+    case = Case("lerp_samples", (4, 3, 5, 7), "nhwc")
+    tensors = make(case, torch.float64, backends.device(backend))
+    expected = textbook_lerp_samples(**tensors)
+    tensors["b"] = tensors["b"].contiguous()
+    y = ops.lerp_samples(*tensors.values())
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(y, expected)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@each_layout
+def test_minibatch_stddev_of_one_or_two_samples(backend, n, layout):
+    """One does not deviate; of two, the standard deviation is half their distance, which has no curvature."""
+    x = arrange(torch.randn(n, 5, 4, 3, dtype=torch.float64), layout).to(backends.device(backend)).requires_grad_()
+    y = ops.minibatch_stddev(x)
+    expected = 1e-4 if n == 1 else ((x[0] - x[1]).abs() / 2).mean().item()
+    torch.testing.assert_close(y[:, 5], torch.full_like(y[:, 5], expected), rtol=1e-5, atol=0)
+    assert torch.autograd.gradcheck(ops.minibatch_stddev, [x])
+    assert torch.autograd.gradgradcheck(ops.minibatch_stddev, [x])
+
+
+def test_minibatch_stddev_of_equal_samples_has_finite_derivatives(backend):
+    x = torch.randn(1, 5, 4, 3).to(backends.device(backend)).expand(4, 5, 4, 3).detach().requires_grad_()
+    y = ops.minibatch_stddev(x)
+    torch.testing.assert_close(y[:, 5], torch.full_like(y[:, 5], 1e-4))
+    (dx,) = torch.autograd.grad(y[:, 5].sum(), x, create_graph=True)
+    assert torch.equal(dx, torch.zeros_like(dx))
+    (second,) = torch.autograd.grad(dx.sum() + dx[0].sum(), x)
+    assert second.isfinite().all()
+
+
+X, T = torch.zeros(2, 4, 5, 5), torch.zeros(2)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: ops.pixel_norm(torch.zeros(3)), ["pixel_norm: x has shape [3]", "[N, C, ...]"]),
+        (lambda: ops.pixel_norm(X.int()), ["pixel_norm: x has dtype torch.int32", "fp16"]),
+        (lambda: ops.pixel_norm(X, eps=math.nan), ["eps is nan"]),
+        (lambda: ops.squared_norm(torch.zeros(3)), ["squared_norm: x has shape [3]", "[N, C, ...]"]),
+        (lambda: ops.minibatch_stddev(torch.zeros(3)), ["minibatch_stddev: x has shape [3]"]),
+        (lambda: ops.minibatch_stddev(torch.zeros(6, 4)), ["a batch of 6", "group_size 4"]),
+        (lambda: ops.minibatch_stddev(X, features=3), ["4 channels", "3 features"]),
+        (lambda: ops.minibatch_stddev(X, group_size=0), ["group_size is 0"]),
+        (lambda: ops.lerp_samples(X.int(), X, T), ["lerp_samples: a has dtype torch.int32"]),
+        (lambda: ops.lerp_samples(X, X[:, :3], T), ["b has shape [2, 3, 5, 5], must be [2, 4, 5, 5]"]),
+        (lambda: ops.lerp_samples(X, X.half(), T), ["b has dtype torch.float16, must be torch.float32"]),
+        (lambda: ops.lerp_samples(X, X, T[:1]), ["t has shape [1], must be [2]", "[2, 4, 5, 5]"]),
+        (lambda: ops.lerp_samples(X, X, T.int()), ["t has dtype torch.int32"]),
+        (lambda: ops.lerp_samples(X, X, T.to("meta")), ["t is on meta, a on cpu"]),
+    ],
+)
+def test_an_argument_that_does_not_fit_is_named(call, words):
+    with pytest.raises(ValueError) as caught:
+        call()
+    assert all(word in str(caught.value) for word in words), caught.value

@@ -1,0 +1,118 @@
+"""The tables of cases of all operations in processes of their own: on Triton's interpreter, which is switched on before
+kernels are decorated, and on CPU kernels and emulated CUDA sources compiled under AddressSanitizer, which is preloaded.
+
+All tables share a process: for one alone, what it imports takes longer than the cases.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastgan_kernels import extension
+from tests.emulation import build as emulation
+from tests.support import backends
+
+TESTS = Path(__file__).parent
+TABLE = "values_and_derivatives"  # a part of the names of the tests that go through a table
+
+# File: cases, as of pytest -k; most of them in bf16 alone.
+INTERPRETED = {
+    "test_noise_bias_act.py": f"{TABLE} and bf16 and not 256x9x9",
+    "test_instance_norm.py": f"{TABLE} and (bf16 or (fp64 and lrelu-all-scalar))",
+    "test_batch_norm_act.py": f"{TABLE} and ((bf16 and not 32x33) or (fp64 and lrelu))",
+    "test_upfirdn2d.py": f"{TABLE} and bf16 and (24x6x5 or 16x6x7 or 20x1x1 or 5x4x4)",
+    "test_small_operations.py": f"{TABLE} and bf16 and (37x4x4 or 5x1x1 or 40x33 or 0x4x3x3 or features)",
+    "test_image_batch.py": "(values_are and (fp32 or bf16) and (5x7 or 9x16 or 4x9x5 or 0_of or 0x4)) or nan_on_a_gpu",
+}
+# In fp32 and bf16, at awkward sizes.
+SANITIZED = {
+    "test_noise_bias_act.py": f"{TABLE} and (33x17 or 37x4x4 or 9x31 or 300x33)",
+    "test_instance_norm.py": f"{TABLE} and (33x17 or 37x4x4 or 9x31 or 32x33 or 256x257)",
+    "test_batch_norm_act.py": f"{TABLE} and (33x17 or 37x4x4 or 9x31 or 32x33 or 26x27)",
+    "test_upfirdn2d.py": f"{TABLE} and (33x4x5 or 17x2x40 or 16x5x7 or 3x9x10)",
+    "test_small_operations.py": f"{TABLE} and (33x17 or 37x4x4 or 40x33)",
+    "test_image_batch.py": "values_are and (5x7 or 3x129 or 4x9 or 9x16)",
+}
+
+
+def chosen(tables: dict[str, str], also: str) -> list[str]:
+    """Arguments of Python that run these cases."""
+    cases = " or ".join(f"({file} and ({cases}))" for file, cases in tables.items())
+    options = ["-q", "-x", "-rp", "-p", "no:cacheprovider", *(str(TESTS / file) for file in tables)]
+    return ["-m", "pytest", *options, "-k", f"{also} and ({cases})"]
+
+
+def assert_all_passed(done: subprocess.CompletedProcess, tables: dict[str, str]) -> None:
+    """And of every table some; and nothing was skipped."""
+    failures, _, summary = done.stdout.partition("= short test summary info =")
+    assert done.returncode == 0, failures[-4000:] + done.stderr[-2000:]
+    assert "skipped" not in summary.splitlines()[-1]
+    for file in tables:
+        assert f"PASSED tests/ops/{file}::" in summary, f"no case of {file}"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the tables themselves run the triton backend")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the tables themselves run the triton backend")
+def test_triton_passes_the_tables_under_its_interpreter():
+    """See also test_triton."""
+    pytest.importorskip("triton")
+    command = [sys.executable, *chosen(INTERPRETED, "triton")]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, env=environment, cwd=TESTS.parents[1], capture_output=True, text=True)
+    assert_all_passed(done, INTERPRETED)
+
+
+@pytest.mark.slow
+def test_cuda_sources_touch_only_their_own_memory():
+    if reason := emulation.why_unavailable("address"):
+        pytest.skip(reason)
+    command = chosen(SANITIZED, "emulated and (fp32 or bf16)")
+    environment = {**os.environ, "FASTGAN_TEST_SANITIZER": "address"}
+    done = emulation.run_under_address_sanitizer(command, env=environment, cwd=TESTS.parents[1])
+    assert_all_passed(done, SANITIZED)
+
+
+@pytest.fixture
+def isa():
+    """The instruction set in use, whose kernels can be compiled under AddressSanitizer."""
+    if reason := backends.why_not("cpp") or emulation.why_unavailable("address"):
+        pytest.skip(reason)
+    return extension.module().cpu_isa()
+
+
+@pytest.mark.slow
+def test_cpu_kernels_touch_only_their_own_memory(isa):
+    """Whatever strides their arguments have."""
+    command = chosen({"test_layouts.py": "strides"}, f"cpp-{isa}")
+    environment = {**os.environ, "FASTGAN_TEST_SANITIZER": "address", "OMP_NUM_THREADS": "1"}
+    done = emulation.run_under_address_sanitizer(command, env=environment, cwd=TESTS.parents[1])
+    assert_all_passed(done, {"test_layouts.py": ""})
+
+
+# A weight's gradient whose taps are not one step apart, in memory of just its size: what `empty_like` made of a
+# transposed weight. The kernel writes behind its end.
+BEYOND = """
+import torch, fastgan_kernels
+from tests import backends
+with backends.forced("cpp-{isa}"):
+    outer = fastgan_kernels.BACKENDS["cpp"].launchers("few_channels").outer
+    wide, thin = (torch.randn(2, c, 8, 8).to(memory_format=torch.channels_last) for c in (64, 3))
+    weight = torch.empty_like(torch.randn(64, 3, 3, 3).transpose(2, 3))
+    first, second, _, step = weight.stride()
+    outer(weight, wide, thin, (3, 3, 1, 1, 1), False, (second, step, first))
+"""
+
+
+@pytest.mark.slow
+def test_a_kernel_that_writes_beyond_its_memory_is_reported(isa):
+    """The check itself must see what it is for."""
+    environment = {**os.environ, "FASTGAN_TEST_SANITIZER": "address", "OMP_NUM_THREADS": "1"}
+    command = ["-c", BEYOND.format(isa=isa)]
+    done = emulation.run_under_address_sanitizer(command, env=environment, cwd=TESTS.parents[1])
+    assert done.returncode != 0
+    assert "heap-buffer-overflow" in done.stderr and "few_channels/cpu.cpp" in done.stderr, done.stderr[-2000:]

@@ -1,0 +1,99 @@
+"""One of several processes that make a few steps together, of tiny trainings: `python -m tests.support.ranks_worker
+FOLDER`.
+
+RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say which one, as torchrun does. Writes FOLDER/CASE-RANK.pt.
+"""
+
+import json
+import signal
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+
+from fastgan import models
+from fastgan.distributed import Ranks, joined
+from fastgan.runs.log import Averages
+from fastgan.training import config as configuration
+from fastgan.training import gradients
+from fastgan.training.step import Step, new_state
+
+BATCH, STEPS, CLASSES = 16, 4, 4
+# Name: (architecture, regularization, options of the training).
+CASES = {
+    "mlp": ("mlp", {"r1_gamma": 1.0, "r1_interval": 2}, {}),
+    "dcgan": ("dcgan", {}, {}),
+    "dcgan, wgan": ("dcgan", {}, {"loss": "wgan", "discriminator_steps": 2}),
+    "cgan": ("cgan", {}, {"loss": "hinge"}),
+    "pggan": ("pggan", {}, {}),
+    "stylegan": ("stylegan", {"r1_gamma": 1.0, "r1_interval": 2}, {}),
+    "stylegan2": ("stylegan2", {"r1_gamma": 1.0, "r1_interval": 2, "path_length": 2.0, "path_interval": 2}, {}),
+    "stylegan2, ada": ("stylegan2", {"augment": "ada", "ada_kimg": 0.01}, {}),
+    "stylegan2, micro-batches": ("stylegan2", {"path_length": 2.0, "path_interval": 2}, {"batch_gpu": 4}),
+    "stylegan2, frozen layers": ("stylegan2", {"r1_gamma": 1.0, "r1_interval": 2}, {"init_from": "x", "freeze_d": 3}),
+    "r3gan": ("r3gan", {"augment": "ramp", "augment_p": 0.5}, {"images": 64}),
+}
+
+
+def train(case: str, ranks: Ranks, batch_gpu: int | None = None):
+    """A few steps in fp64: the step, what is trained, and the means of what was logged."""
+    arch, regularization, options = CASES[case]
+    labels = arch in ("stylegan2", "stylegan", "r3gan", "cgan")
+    given = {"batch": BATCH, "ema_halflife": 0.05, **options} | ({} if batch_gpu is None else {"batch_gpu": batch_gpu})
+    config = configuration.resolve(
+        configuration.Config(
+            network=configuration.NetworkOptions(arch=arch, channel_base=64, channel_max=8, z_dim=8),
+            data=configuration.DataOptions(resolution=8, labels=labels),
+            training=configuration.TrainingOptions(**given),
+            regularization=configuration.RegularizationOptions(**regularization),
+        )
+    )
+    model = models.ModelConfig(**vars(config.network), resolution=8, num_classes=CLASSES if labels else 0)
+    torch.manual_seed(0)
+    state = new_state(model, config, torch.device("cpu"), ranks.count)
+    torch.manual_seed(ranks.rank)  # a step must not care
+    averages = Averages()
+    step = Step(state, config, 8, nullcontext, averages, ranks=ranks)
+    data, share = torch.Generator().manual_seed(1), BATCH // ranks.count
+    for _ in range(STEPS):
+        real = torch.rand(BATCH, 1, 8, 8, generator=data) * 2 - 1
+        label = torch.randint(CLASSES, (BATCH,), generator=data)
+        mine = slice(ranks.rank * share, (ranks.rank + 1) * share)
+        step(real[mine], label[mine] if labels else None)
+    return step, trained(state), ranks.means(averages.read())
+
+
+def trained(state) -> dict[str, torch.Tensor]:
+    """Parameters, moments and what is counted; not what layers keep of the samples that they saw."""
+    found = {f"statistics.{name}": value for name, value in state.statistics.state_dict().items()}
+    for name in ("generator", "discriminator", "ema"):
+        found |= {f"{name}.{key}": value.detach() for key, value in getattr(state, name).named_parameters()}
+    for name, (optimizer, module) in state.optimizers().items():
+        for key, parameter in module.named_parameters():
+            found |= {f"{name}.{key}.{moment}": value for moment, value in optimizer.state.get(parameter, {}).items()}
+    return found
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    gradients.BUCKET_BYTES = 2000  # several pieces, also of small networks
+    folder = Path(sys.argv[1])
+    with joined("cpu", "") as ranks:
+        for case in CASES:
+            found = train(case, ranks)
+            sent_early = {name: each.sent_early for name, each in found[0]._sums.items()}
+            torch.save((*found[1:], sent_early), folder / f"{case}-{ranks.rank}.pt")
+        own = 0 if ranks.first else signal.SIGUSR1
+        heard = [ranks.wished(wish) for wish in (0, own, 0, 0)]
+        (folder / f"heard-{ranks.rank}.json").write_text(json.dumps(heard))
+        ranks.part()
+        while ranks.first and not (folder / "gone").exists():  # what takes the first one longer
+            time.sleep(0.01)
+    (folder / "gone").touch()
+
+
+if __name__ == "__main__":
+    main()

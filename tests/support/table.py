@@ -1,0 +1,98 @@
+"""What the tables of cases of all operations share: layouts, derivatives up to the second, and what they are held to.
+
+An operation's test file has its cases and a `textbook` function, written apart from fastgan; for every case, backend
+and dtype it calls `assert_derivatives_as_good_as_plain`.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from tests.support.accuracy import assert_as_good_as_plain
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
+
+
+def orders_of(backend: str, mean: float) -> Sequence[int]:
+    """The derivatives of a norm that are held to plain PyTorch. Far from zero, kernels of GPUs, which merge means in
+    single precision, make values and first derivatives a few times less exact."""
+    return (2,) if mean and backend in ("emulated", "triton", "cuda") else (0, 1, 2)
+
+
+def arrange(x: Tensor, layout: str) -> Tensor:
+    """The same values, elsewhere in memory: "nhwc", "nchw", "sliced" or, all samples being the first, "expanded"."""
+    match layout:
+        case "nhwc":
+            return x.contiguous(memory_format=torch.channels_last)
+        case "nchw":
+            return x.contiguous()
+        case "sliced":
+            return torch.stack([x, x], -1)[..., 0]
+        case "expanded":
+            return x[:1].expand(x.shape)
+
+
+def derivatives(
+    function: Callable[..., Tensor], tensors: dict[str, Tensor], dy: Tensor, seeds: Sequence[Tensor], fixed=()
+) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]:
+    """`function(**tensors)`, its gradients, and the gradients of a product of those with `seeds`.
+
+    The first two are with respect to the tensors that are not `fixed`, in their order; the last with respect to dy and
+    them.
+    """
+    inputs = {name: t.detach().requires_grad_() for name, t in tensors.items() if name not in fixed}
+    dy = dy.detach().requires_grad_()
+    y = function(**{**tensors, **inputs})
+    variables = list(inputs.values())
+    grads = torch.autograd.grad(y, variables, dy, create_graph=True)
+    product = sum((g * s.to(g.dtype)).sum() for g, s in zip(grads, seeds, strict=True))
+    second = torch.autograd.grad(product, [dy, *variables], allow_unused=True)
+    # Where the operation is linear in an input, one implementation gives zero, another nothing.
+    second = [torch.zeros_like(t) if g is None else g for g, t in zip(second, [dy, *variables], strict=True)]
+    return y, grads, second
+
+
+def assert_derivatives_as_good_as_plain(
+    fused: Callable[..., Tensor],
+    textbook: Callable[..., Tensor],
+    tensors: dict[str, Tensor],
+    *,
+    fixed: Sequence[str] = (),
+    layout: str = "nchw",
+    terms: float = 1.0,
+    orders: Sequence[int] = (0, 1, 2),
+) -> None:
+    """Result, first and second derivatives of `fused`, beside those of `textbook` in fp64 and in the dtype of `x`.
+
+    `tensors` are named arguments of both; "x" is the activation, whose dtype is the case's. The error may be at most
+    twice that of the textbook in that dtype, plus 4 eps of the largest value (`tests.support.accuracy`). `terms` is the
+    size of what is summed up in the gradients of small tensors; `orders` are those of the derivatives to look at.
+    """
+    x = tensors["x"]
+    dtype, device = x.dtype, x.device
+    names = [name for name in tensors if name not in fixed]
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        shape = fused(**tensors).shape
+    dy = torch.randn(shape, generator=generator).to(device, dtype)
+    if layout == "nhwc":
+        dy = dy.contiguous(memory_format=torch.channels_last)
+    seeds = [torch.randn(tensors[name].shape, generator=generator).to(device, dtype) for name in names]
+
+    got = derivatives(fused, tensors, dy, seeds, fixed)
+    wide = {name: t.double() for name, t in tensors.items()}
+    reference = derivatives(textbook, wide, dy.double(), seeds, fixed)
+    same = {name: t.to(dtype) for name, t in tensors.items()}
+    plain = derivatives(textbook, same, dy, seeds, fixed)
+
+    assert got[0].dtype == dtype
+    if 0 in orders:
+        assert_as_good_as_plain(got[0], plain[0], reference[0], dtype, "y")
+    for which, order, where in ((1, "gradient", names), (2, "second gradient", ["dy", *names])):
+        if which not in orders:
+            continue
+        for name, *three in zip(where, got[which], plain[which], reference[which], strict=True):
+            summed = x.numel() // max(three[0].numel(), 1) if name not in ("x", "dy") else 0
+            summed = round(terms**2 * summed)
+            assert_as_good_as_plain(*three, dtype, f"{order} of {name}", summed)

@@ -1,0 +1,113 @@
+"""A training so small that it takes a second, for the tests of training, checkpoints and command lines."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from fastgan import models
+from fastgan.cli.train import main
+from fastgan.runs import checkpoint
+from fastgan.runs.checkpoint import FILE_NAME
+from fastgan.training import config as configuration
+from fastgan.training.step import new_state
+
+IMAGES, BATCH = 48, 4
+WIDTHS = ["--channel-base", "64", "--channel-max", "8", "--z-dim", "8"]
+
+
+def make_folder(where: Path) -> Path:
+    """Ten 8x8 grey images in each of two classes, named dark and light."""
+    rng = np.random.default_rng(0)
+    for name, low in (("dark", 0), ("light", 128)):
+        (where / name).mkdir(parents=True)
+        for number in range(10):
+            pixels = rng.integers(low, low + 128, (8, 8), dtype=np.uint8)
+            Image.fromarray(pixels).save(where / name / f"{number}.png")
+    return where
+
+
+def arguments(folder: Path, out: Path, *more: str) -> list[str]:
+    """Options of a whole tiny training."""
+    return [
+        *("--data", str(folder), "--out", str(out), "--resolution", "8", *WIDTHS, "--batch", str(BATCH)),
+        *("--images", str(IMAGES), "--checkpoint-interval", "16", "--log-interval", "8", "--grid-interval", "0"),
+        *("--r1-gamma", "1", "--r1-interval", "2", "--threads", "1", "--no-tensorboard", *more),
+    ]
+
+
+def train(folder: Path, out: Path, *more: str) -> Path:
+    """Run it in this process."""
+    assert main(arguments(folder, out, *more)) == 0
+    return out
+
+
+def untrained(where: Path, arch: str, classes: tuple[str, ...] = (), stage: tuple[int, float] | None = None) -> Path:
+    """A run's folder with a checkpoint of random 8x8 networks in colour, in which nothing is zero at first: so noise,
+    bias and all residual branches show."""
+    network = configuration.NetworkOptions(arch=arch, channel_base=64, channel_max=8, z_dim=8)
+    data = configuration.DataOptions(resolution=8, channels=3, labels=bool(classes))
+    config = configuration.resolve(configuration.Config(network=network, data=data))
+    model = models.ModelConfig(**vars(config.network), resolution=8, channels=3, num_classes=len(classes))
+    torch.manual_seed(0)
+    state = new_state(model, config, torch.device("cpu"))
+    state.stage = stage
+    for tensor in (*state.ema.parameters(), *(buffer for name, buffer in state.ema.named_buffers() if "w_avg" in name)):
+        if not tensor.any():
+            torch.nn.init.normal_(tensor, std=0.2)
+    where.mkdir(parents=True)
+    dataset = {"images": 0, "class_names": list(classes), "digests": {}}
+    checkpoint.save(where / FILE_NAME, state, config, model, dataset)
+    return where
+
+
+def start(command: list[str], code: str = "", module: str = "train") -> subprocess.Popen:
+    """Run `command` as fastgan.train, or another of the command lines, in a process of its own, after `code`."""
+    # Where the tests are a script's background job, the shell has them and their children ignore Ctrl-C.
+    code = f"import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n{code}"
+    program = f"{code}\nimport sys\nfrom fastgan.{module} import main\nsys.exit(main(sys.argv[1:]))"
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *command],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 60) -> None:
+    """Until `condition()` is true; fails with the process's output if it ends, or time passes, before."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def log_lines(run: Path) -> list[dict]:
+    """The log, without what the machine has a part in."""
+    of_machine = ("images_per_second", "peak_memory_gib")
+    path = run / "log.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [{name: value for name, value in line.items() if name not in of_machine} for line in lines]
+
+
+def tensors(run: Path) -> dict[str, np.ndarray]:
+    """Everything in a run's checkpoint."""
+    with safe_open(run / FILE_NAME, framework="np") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def assert_same_checkpoint(run: Path, other: Path) -> None:
+    """To the last bit: weights, averages, moments, random number generators."""
+    ours, theirs = tensors(run), tensors(other)
+    assert ours.keys() == theirs.keys()
+    different = [name for name in ours if ours[name].tobytes() != theirs[name].tobytes()]
+    assert not different

@@ -1,0 +1,159 @@
+"""Gradients that are not finite: steps without an update, and losses scaled for fp16."""
+
+import contextlib
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from fastgan.cli.train import main
+from fastgan.runs import checkpoint, process
+from fastgan.training.guard import FIRST_SCALE, LIMIT, LIMIT_AT_THE_END, Guard
+from tests.runs.test_graphs import Training
+from tests.support.tiny_run import arguments, log_lines, make_folder
+
+BAD = pytest.mark.parametrize("value", [math.nan, math.inf])
+
+
+def spoil(network: nn.Module, value: float, when) -> None:
+    """One number of one gradient of the network, in backward passes in which `when()` is true."""
+
+    def hook(gradient):
+        gradient = gradient.clone()
+        if when():
+            gradient.view(-1)[-1] = value
+        return gradient
+
+    list(network.parameters())[1].register_hook(hook)
+
+
+@BAD
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"final_beta2": 0.99}, {"loss": "wgan", "discriminator_steps": 1}],
+    ids=["fused", "captured", "rmsprop"],
+)
+def test_a_step_whose_gradients_are_not_finite_leaves_the_weights(options, value):
+    """And what the optimizer keeps of them; the other network goes on. The next step is as any other."""
+    training = Training("mlp", labels=False, **options)
+    if "final_beta2" in options:  # the form that a captured graph has
+        for group in training.state.optimizer_d.param_groups:
+            group["betas"] = 0.5, torch.tensor(0.99, dtype=torch.float64)
+        training.step._rates["d"] = [(0.001, None)]
+    bad = False
+    spoil(training.state.discriminator, value, lambda: bad)
+    training.run(2)
+    before = copy.deepcopy(training.tensors())
+    bad = True
+    training.run(1)
+    after = copy.deepcopy(training.tensors())
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert {name for name in before if name.startswith("discriminator.")} <= same
+    if options.get("loss") != "wgan":  # RMSprop's squares decay
+        assert {name for name in before if name.startswith("optimizer_d.")} <= same
+    assert not {name for name in before if name.startswith("generator.") and name.endswith("weight")} & same
+    assert training.step.left_out() == {"generator": 0, "discriminator": 1}
+    bad = False
+    training.run(1)
+    assert training.step.left_out() == {"generator": 0, "discriminator": 0}
+    moved = training.tensors()
+    assert all(value.isfinite().all() for value in moved.values())
+    assert any(not torch.equal(after[name], moved[name]) for name in after if name.startswith("discriminator."))
+    means = training.averages.read()
+    assert means["skipped_d"] == 0.25 and means["skipped_g"] == 0 and math.isfinite(means["loss_d"])
+
+
+def test_a_training_that_has_diverged_says_so_and_keeps_its_checkpoint(tmp_path, capsys):
+    folder, out = make_folder(tmp_path / "images"), tmp_path / "run"
+    options = ("--arch", "mlp", "--images", "400", "--lr-d", "1e30", "--r1-gamma", "0", "--loss", "least-squares")
+    assert main(arguments(folder, out, *options)) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "diverged" in message and "of the discriminator" in message and "--lr-d" in message and str(out) in message
+    assert all("NaN" not in str(line) for line in log_lines(out))
+    header = checkpoint.read_header(out)
+    assert header.images < 400
+    for value in checkpoint._read(header.path, "discriminator.").values():
+        assert value.isfinite().all()
+
+
+def test_a_signal_saves_also_while_steps_are_left_out(tmp_path, monkeypatch):
+    """It may be that the scale of fp16 is still coming down. What is resumed counts on."""
+
+    class Interrupt:
+        exit_code, left = 130, 10
+
+        @property
+        def signum(self):
+            self.left -= 1
+            return 2 if self.left == 0 else 0
+
+    check = Guard.check
+
+    def check_of_nan(self, parameters):
+        parameters = list(parameters)
+        for parameter in parameters:
+            parameter.grad.fill_(math.nan)
+        check(self, parameters)
+
+    monkeypatch.setattr(Guard, "check", check_of_nan)
+    monkeypatch.setattr(process, "finish_step_on_signal", lambda _: contextlib.nullcontext(Interrupt()))
+    folder, out = make_folder(tmp_path / "images"), tmp_path / "run"
+    assert main(arguments(folder, out, "--arch", "mlp", "--images", "400")) == 130
+    header = checkpoint.read_header(out)
+    assert header.step == 10
+    (streak,) = checkpoint._read(header.path, "statistics.guard_d.streak").values()
+    assert LIMIT_AT_THE_END <= streak < LIMIT
+
+
+def test_a_scaled_loss_gives_the_gradients_of_the_loss():
+    """As far as fp16 goes; and the scale goes down where it overflows, by halves, and the step is left out."""
+    torch.manual_seed(0)
+    x, layer = torch.randn(16, 8), nn.Linear(8, 1)
+    expected = torch.autograd.grad(layer(x).square().mean(), tuple(layer.parameters()))
+    guard = Guard()
+    guard.begin(scaled=True)
+    assert guard.scale == FIRST_SCALE
+    found = []
+    for _ in range(3):
+        layer.zero_grad()
+        with torch.autocast("cpu", dtype=torch.float16):
+            loss = layer(x).square().mean()
+        guard.loss(loss).backward()
+        guard.check(layer.parameters())
+        found.append(bool(guard.found))
+        if not guard.found:
+            break
+    assert found[-1] is False
+    assert guard.scale == FIRST_SCALE / 2 ** sum(found)
+    torch.testing.assert_close(tuple(p.grad for p in layer.parameters()), expected, rtol=1e-2, atol=1e-3)
+
+
+def test_small_gradients_are_not_lost_in_fp16():
+    """2^-20 is less than half of fp16 has the smallest number of."""
+    weight = nn.Parameter(torch.ones(4, 4))
+    x = torch.full((1, 4), 2.0**-20)
+    kept = []
+    for scaled in (False, True):
+        guard, weight.grad = Guard(), None
+        guard.begin(scaled)
+        with torch.autocast("cpu", dtype=torch.float16):
+            y = (x * 2.0**10) @ weight * 2.0**-15
+        guard.loss(y.float().sum() * 2.0**-10).backward()
+        guard.check([weight])
+        kept.append(bool(weight.grad.abs().sum() > 0))
+    assert kept == [False, True]
+
+
+@pytest.mark.parametrize("arch, regularization", [("dcgan", {}), ("stylegan2", {"r1_gamma": 1.0, "r1_interval": 2})])
+def test_networks_train_in_fp16(arch, regularization):
+    training = Training(
+        arch, regularization, labels=arch == "stylegan2", scaled=True,
+        autocast=lambda: torch.autocast("cpu", dtype=torch.float16),
+    )  # fmt: skip
+    training.run(8)
+    means = training.averages.read()
+    assert math.isfinite(means["loss_g"]) and means["skipped_g"] < 1 and means["skipped_d"] < 1
+    assert all(value.isfinite().all() for value in training.tensors().values())
+    assert training.state.statistics["guard_d"].scale > 1

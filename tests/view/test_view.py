@@ -1,0 +1,758 @@
+"""The page of `python -m fastgan.view`: what it follows, what it shows for each family, and all of it in a browser."""
+
+import asyncio
+import base64
+import io
+import json
+import math
+import re
+import shutil
+import socket
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from fastgan import models, studies
+from fastgan.cli.view import main
+from fastgan.errors import UserError
+from fastgan.runs import checkpoint, drawing
+from fastgan.training.config import Config, DataOptions, NetworkOptions, resolve
+from fastgan.training.step import new_state
+from fastgan.view import pictures
+from fastgan.view.watching import Grid, Run
+from tests.support import official
+from tests.support.tiny_run import start, train
+
+pytestmark = pytest.mark.usefixtures("one_cache")
+
+needs_gradio = pytest.mark.skipif(
+    find_spec("gradio") is None, reason='the extra "view" is not installed: pip install ".[view]"'
+)
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+CPU = torch.device("cpu")
+STYLES = {"psi", "noise", "layers", "mixed"}
+FAMILIES = {  # arch: classes it is told, and controls that it has beyond those of all
+    "mlp": (0, set()),
+    "dcgan": (0, set()),
+    "cgan": (2, {"class", "beside"}),
+    "pggan": (0, set()),
+    "stylegan": (0, STYLES),
+    "stylegan2": (2, STYLES | {"class", "beside"}),
+    "r3gan": (2, {"class", "beside"}),
+}
+
+
+def save(folder, arch="stylegan2", classes=2, seed=0, images=0, side=16, class_names=("dark", "light")):
+    """A checkpoint of random weights, whose noise and mean style matter."""
+    torch.manual_seed(seed)
+    network = NetworkOptions(arch=arch, z_dim=8, channel_base=128, channel_max=8)
+    config = resolve(Config(network=network, data=DataOptions(resolution=side, classes=10)))
+    model = models.ModelConfig(**vars(config.network), resolution=side, channels=1, num_classes=classes)
+    state = new_state(model, config, CPU)
+    stir(state.ema)
+    state.images = images
+    if "growth" in state.ema.supports:
+        state.stage = side // 2, 1.0
+    folder.mkdir(exist_ok=True)
+    dataset = {"images": 20, "class_names": list(class_names), "digests": {}}
+    checkpoint.save(folder / checkpoint.FILE_NAME, state, config, model, dataset)
+    return folder
+
+
+def stir(generator):
+    for module in generator.modules():
+        if getattr(module, "strength", None) is not None:
+            nn.init.constant_(module.strength, 0.3)
+    if hasattr(generator, "mapping"):
+        nn.init.normal_(generator.mapping.w_avg)
+
+
+def pixels(html):
+    """Of the first image in it, or in the value of its src."""
+    data = re.search(r"data:image/\w+;base64,([\w+/=]+)", html).group(1)
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("L"))
+
+
+def drawn(run, seed, label=None, **options):
+    """What `python -m fastgan.generate` draws: [H, W]."""
+    generator, _ = checkpoint.load_generator(run)
+    label = None if label is None else torch.tensor([label])
+    return drawing.draw(generator, drawing.latents([seed], generator.z_dim), label, **options)[0, :, :, 0]
+
+
+# A run that changes -------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_is_loaded_again_when_its_file_has_changed(tmp_path):
+    run = Run(save(tmp_path / "run"), CPU)
+    before = studies.samples(run.generator, [0], label=0)
+    assert not run.reread() and run.name == "run" and run.classes == ["dark", "light"]
+    save(tmp_path / "run", seed=1, images=100)
+    assert run.reread() and run.header.images == 100
+    assert not torch.equal(studies.samples(run.generator, [0], label=0), before)
+
+
+@needs_gradio
+def test_a_file_of_another_program_is_shown_without_a_training(tmp_path):
+    """Whatever lies beside it."""
+    from fastgan.view.page import TRAINING, Page
+
+    save(tmp_path)
+    for name in ("grid-000000008.png", "log.jsonl"):
+        (tmp_path / name).write_text('{"step": 1, "images": 4}\n')
+    path = official.write(tmp_path / "network.pkl", official.snapshot(official.Sizes(img_resolution=8, c_dim=2)))
+    run = Run(path, CPU)
+    assert (run.name, run.classes, run.log(), run.grids()) == ("network.pkl", ["0", "1"], [], [])
+    page = Page(run)
+    assert "stylegan2 · 8×8 · a file of another program" in page._head() and "progress" not in page._head()
+    assert "No pictures: this is a file of networks" in page.draw_history(TRAINING, 0)
+    path.unlink()
+    assert not run.reread() and "there is no such checkpoint" in run.problem
+    assert "there is no such checkpoint" in page._head()
+
+
+def test_what_cannot_be_shown_leaves_what_was_and_says_why(tmp_path):
+    run = Run(save(tmp_path / "run"), CPU)
+    generator = run.generator
+    save(tmp_path / "run", side=8)
+    assert not run.reread() and "of another network now; start the view again" in run.problem
+    (tmp_path / "run" / checkpoint.FILE_NAME).write_bytes(b"broken")
+    assert not run.reread() and "is no checkpoint, or a truncated one" in run.problem
+    assert run.generator is generator
+    save(tmp_path / "run", images=7)
+    assert run.reread() and run.problem is None
+
+
+def test_a_line_that_is_half_written_is_no_line_yet(tmp_path):
+    run = Run(save(tmp_path / "run"), CPU)
+    assert run.log() == [] and run.grids() == []
+    lines = ['{"step": 1, "images": 4, "loss_d": 1.5}\n', '{"step": 2, "images": 8, "lo']
+    (run.folder / "log.jsonl").write_text("".join(lines))
+    assert run.log() == [{"step": 1, "images": 4, "loss_d": 1.5}]
+    assert run.log() is run.log()
+    (run.folder / "log.jsonl").write_text("".join(lines) + 'ss_d": 1.25}\n')
+    assert [line["images"] for line in run.log()] == [4, 8]
+
+
+@pytest.mark.parametrize("how", ["removed", "a file", "half written", "without its checkpoint"])
+def test_a_folder_that_is_gone_is_waited_for(tmp_path, how):
+    folder, kept = save(tmp_path / "run"), save(tmp_path / "kept", images=9)
+    run = Run(folder, CPU)
+    (folder / "log.jsonl").write_text('{"step": 1, "images": 4, "loss_d": 1.5}\n')
+    assert len(run.log()) == 1
+    if how in ("removed", "a file"):
+        shutil.rmtree(folder)
+    if how == "a file":
+        folder.write_text("")
+    if how == "without its checkpoint":
+        (folder / checkpoint.FILE_NAME).unlink()
+    if how == "half written":
+        content = (folder / checkpoint.FILE_NAME).read_bytes()
+        (folder / checkpoint.FILE_NAME).write_bytes(content[: len(content) // 2])
+    assert not run.reread() and str(folder) in run.problem
+    assert run.log() == [] or folder.is_dir()
+    assert run.grids() == []
+    if how == "a file":
+        folder.unlink()
+    shutil.copytree(kept, folder, dirs_exist_ok=True)
+    assert run.reread() and run.problem is None and run.header.images == 9
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["", "{", "null", "[1, 2]", "17", '"text"', '{"step": 1}', '{"step": "1", "images": 4}', "\xff\xfe", "[" * 100_000,
+     '{"step": 1, "images": null}', '{"step": 1, "images": NaN}', '{"step": 1, "images": -4}',
+     '{"step": 1, "images": 1e400}'],
+)  # fmt: skip
+def test_damaged_lines_of_the_log_are_left_out_and_counted(tmp_path, line):
+    run = Run(save(tmp_path / "run"), CPU)
+    good = (
+        '{"step": 1, "images": 4, "loss_d": 1.5, "odd": [1], "text": "x", "nothing": null, "huge": 1'
+        + "0" * 400
+        + "}\n"
+    )
+    (run.folder / "log.jsonl").write_bytes(good.encode() + line.encode("latin-1") + b"\n" + good.encode())
+    assert run.log() == [{"step": 1, "images": 4, "loss_d": 1.5}] * 2 and run.damaged_lines == 1
+    assert pictures.charts(run.log())["losses"] == {"loss_d": [(4, 1.5), (4, 1.5)]}
+
+
+def test_a_damaged_picture_of_samples_is_named(tmp_path):
+    path = tmp_path / "grid-000000008.png"
+    for content in (b"", b"no picture", b"\x89PNG\r\n\x1a\n"):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"grid-000000008.png cannot be shown"):
+            pictures.grid(path, 8)
+    path.unlink()
+    with pytest.raises(UserError, match=r"cannot be shown: No such file"):
+        pictures.grid(path, 8)
+
+
+def test_pictures_of_samples_are_in_the_order_of_training(tmp_path):
+    run = Run(save(tmp_path / "run"), CPU)
+    for name in ("grid-000000016.png", "grid-000000008.png", "grid-000000012.png.unfinished", "generated.png"):
+        (run.folder / name).touch()
+    assert run.grids() == [Grid(8, run.folder / "grid-000000008.png"), Grid(16, run.folder / "grid-000000016.png")]
+
+
+# Pictures -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("side, width, crisp", [(8, 512, True), (28, 504, True), (256, 512, True), (1024, 1024, False)])
+def test_pixels_are_enlarged_by_a_whole_factor(side, width, crisp):
+    image = np.random.default_rng(0).integers(0, 256, (side, side, 1), dtype=np.uint8)
+    html = pictures.figure(image, "<seed>", "name.png")
+    assert f'style="width: {width}px"' in html and ("crisp" in html) == crisp
+    assert np.array_equal(pixels(html), image[:, :, 0]), "the pixels are sent as they are"
+    assert "&lt;seed&gt;" in html and "<seed>" not in html
+
+
+def test_many_large_images_are_sent_small():
+    html = pictures.sheet(np.zeros((2, 1024, 1024, 3), np.uint8), ["a", "b"], [5, 6])
+    assert pixels(html).shape == (256, 256) and html.count("width: 128px") == 2 and 'data-choice="6"' in html
+
+
+def test_an_animation_goes_there_and_back():
+    frames = np.arange(4, dtype=np.uint8)[:, None, None, None].repeat(8, 1).repeat(8, 2) * 60
+    html = pictures.animation(frames, "way", "way.webp")
+    data = base64.b64decode(re.search(r"webp;base64,([\w+/=]+)", html).group(1))
+    picture = Image.open(io.BytesIO(data))
+    shown = []
+    for number in range(picture.n_frames):
+        picture.seek(number)
+        shown.append(np.asarray(picture.convert("L"))[0, 0])
+    assert shown == [0, 60, 120, 180, 120, 60]
+
+
+def test_curves_are_grouped_and_a_metric_has_a_chart_of_its_own():
+    log = [{"step": n, "images": 4 * n, "loss_d": n, "loss_g": -n, "sign_real": 0.5} for n in range(1, 4)]
+    log.append({"step": 3, "images": 12, "kid": 0.1, "frechet": 20.0, "broken": float("nan")})
+    charts = pictures.charts(log)
+    assert list(charts) == ["losses", "signs of logits", "kid", "frechet"]
+    assert charts["losses"] == {"loss_g": [(4, -1), (8, -2), (12, -3)], "loss_d": [(4, 1), (8, 2), (12, 3)]}
+    assert charts["kid"] == {"kid": [(12, 0.1)]}
+    assert pictures.charts([]) == {}
+
+
+def test_a_long_log_is_averaged():
+    points = pictures.charts([{"step": n, "images": n, "loss_d": n % 2} for n in range(2000)])["losses"]["loss_d"]
+    assert len(points) == pictures.POINTS
+    assert points[:2] == [(1.5, 0.5), (5.5, 0.5)]
+
+
+# The page -----------------------------------------------------------------------------------------------------------
+
+
+@needs_gradio
+def test_the_head_says_what_is_wrong_with_the_training(tmp_path):
+    from fastgan.view.page import Page
+
+    folder = save(tmp_path / "run", arch="dcgan")
+    page = Page(Run(folder, CPU))
+    lines = [
+        {"step": 40 * n, "images": 4 * n, "distance_real": 0.5, "distance_fake": fake}
+        for n, fake in enumerate([0.4, 0.01, 0.01, 0.01, 0.4], 1)
+    ]
+    assert "Warning" not in page._head()
+    for count, warned in ((2, False), (3, True), (4, True), (5, False)):
+        (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:count]))
+        head = page._head()
+        assert ("Warning: samples are nearly alike since 8 images (2% of" in head) == warned
+        assert head.count('class="problem"') == warned
+
+
+@needs_gradio
+@pytest.mark.parametrize("arch", FAMILIES)
+def test_a_family_has_the_controls_that_it_has_a_use_for(tmp_path, arch):
+    from fastgan.view.page import CLASSES, SEEDS, Page
+
+    classes, own = FAMILIES[arch]
+    folder = save(tmp_path / "run", arch, classes)
+    page = Page(Run(folder, CPU))
+    names = {block.elem_id for block in page.blocks.blocks.values()} - {None}
+    everywhere = {"head", "follow", "refresh", "controls", "seed", "random", "tabs", "second", "space", "position"}
+    everywhere |= {"animate", "image", "sheet", "between", "row", "moment", "history", "note", "top", "body", "views"}
+    assert names == everywhere | own
+
+    label = 1 if classes else None
+    common = 3, label, 1.0
+    sides = page.noise.value
+    assert np.array_equal(pixels(page.draw_image(*common, sides)), drawn(folder, 3, label))
+    shown = page.draw_sheet(*common, CLASSES if classes else SEEDS)
+    assert shown.count("<figure>") == (classes or 12)
+    spaces = [value for _, value in page.space.choices]
+    assert spaces == (["slerp", "z", "w"] if own & STYLES else ["slerp", "z"])
+    for space in spaces:
+        for position, seed in ((0, 3), (1, 5)):
+            image = pixels(page.draw_between(*common, 5, space, position))
+            assert np.abs(image.astype(int) - drawn(folder, seed, label)).max() <= 1
+        assert page.draw_row(*common, 5, space).count("<figure>") == 9
+    assert "image/webp" in page.draw_between(*common, 5, "slerp", 0, animated=True)
+    if own & STYLES:
+        assert np.array_equal(pixels(page.draw_image(3, label, 0.5, sides)), drawn(folder, 3, label, truncation=0.5))
+        assert not np.array_equal(pixels(page.draw_image(*common, [])), drawn(folder, 3, label))
+        everything = [4, 8, 16]
+        assert np.array_equal(pixels(page.draw_mixed(*common, 5, everything)), drawn(folder, 5, label))
+        assert np.array_equal(pixels(page.draw_mixed(*common, 5, [])), drawn(folder, 3, label))
+
+
+def mistake(argv, capsys):
+    assert main(argv) == 2
+    line = capsys.readouterr().err.strip()
+    assert line.startswith("error: ") and "\n" not in line
+    return line.removeprefix("error: ")
+
+
+@needs_gradio
+def test_mistakes_are_one_line(tmp_path, capsys):
+    assert "there is no such checkpoint; give a run's folder" in mistake([str(tmp_path / "none")], capsys)
+    assert "not the folder of a run, or stopped before its first save" in mistake([str(tmp_path)], capsys)
+    run = str(save(tmp_path / "run"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert mistake([run, "--port", str(port)], capsys).startswith(f"--port {port}: Address already in use; choose")
+    assert mistake([run, "--port", "70000"], capsys) == "--port 70000: must be from 1 to 65535"
+    assert mistake([run, "--host", "a" * 300], capsys).endswith(": there is no such address")
+    assert mistake([run, "--host", "192.0.2.1"], capsys).startswith("--host 192.0.2.1: no address of this machine")
+
+
+def test_without_gradio_one_line_says_what_to_install(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "fastgan.view.page", raising=False)
+    monkeypatch.delattr("fastgan.view.page", raising=False)
+    run = str(save(tmp_path / "run"))
+    line = mistake([run], capsys)
+    assert line == 'the page needs the extra "view", which is not installed: pip install ".[view]"'
+
+
+# Who is answered ----------------------------------------------------------------------------------------------------
+
+
+def answer(
+    host="127.0.0.1:7860", path="/gradio_api/queue/join", method="POST", kind="http", served="127.0.0.1", **headers
+):
+    """The status of the answer to a request, or the code that a websocket is closed with."""
+    from fastgan.view import guard
+
+    headers = {"host": host, "content_length": "2", **headers}
+    scope = {
+        "type": kind,
+        "path": path,
+        "headers": [
+            (name.replace("_", "-").encode(), value.encode()) for name, value in headers.items() if value is not None
+        ],
+    }
+    if kind == "http":
+        scope["method"] = method
+    sent = []
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(guard.Guard(app, guard.names(served))(scope, None, send))
+    if kind == "websocket":
+        return sent[0].get("code", 200)
+    assert {b"x-frame-options", b"content-security-policy"} <= {name for name, _ in sent[0]["headers"]}
+    return sent[0]["status"]
+
+
+@needs_gradio
+@pytest.mark.parametrize("host", ["127.0.0.1:7860", "localhost:7860", "localhost:9000", "LOCALHOST", "[::1]:7860"])
+def test_the_page_is_served_to_this_machine(host):
+    assert answer(host) == answer(host, origin=f"http://{host}", sec_fetch_site="same-origin") == 200
+    assert answer(host, "/", "GET", sec_fetch_site="cross-site", sec_fetch_mode="navigate") == 200  # a link to it
+    assert answer(host, kind="websocket", origin=f"http://{host}") == 200
+
+
+@needs_gradio
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        ({"host": "evil.example"}, 403),  # DNS rebinding: a name that has been pointed here
+        ({"host": "evil.example:7860", "path": "/config", "method": "GET"}, 403),
+        ({"host": "localhost.evil.example"}, 403),
+        ({"host": None}, 403),
+        ({"host": "[::1"}, 403),
+        ({"origin": "http://evil.example"}, 403),  # a form or a script of another site
+        ({"origin": "null"}, 403),
+        ({"origin": "http://127.0.0.1:8000"}, 403),  # another program of this machine
+        ({"origin": "http://evil.example", "kind": "websocket"}, 1008),
+        (
+            {"sec_fetch_site": "cross-site", "path": "/gradio_api/info", "method": "GET", "sec_fetch_mode": "no-cors"},
+            403,
+        ),
+        ({"sec_fetch_site": "cross-site", "sec_fetch_mode": "navigate"}, 403),
+        ({"path": "/gradio_api/upload"}, 403),
+        ({"path": "/gradio_api/file=/etc/hostname", "method": "GET"}, 403),
+        ({"path": "/gradio_api/proxy=https://example.org", "method": "GET"}, 403),
+        ({"content_length": str(2**21)}, 413),
+        ({"content_length": None}, 411),
+        ({"content_length": "many"}, 411),
+    ],
+)
+def test_requests_that_are_not_of_the_page_are_refused(request_, status):
+    assert answer(**request_) == status
+
+
+@needs_gradio
+def test_a_page_for_others_is_served_by_numbers_and_by_the_name_of_the_machine():
+    for host in ("192.0.2.7:7860", f"{socket.gethostname()}:7860", "localhost"):
+        assert answer(host, served="0.0.0.0") == 200
+    assert answer("evil.example", served="0.0.0.0") == 403
+    assert answer("gpu.example", served="gpu.example") == 200
+
+
+@needs_gradio
+@pytest.mark.parametrize(
+    ("host", "words"),
+    [("127.0.0.1", "only this machine"), ("::1", "only this machine"), ("0.0.0.0", "warning: everyone who reaches")],
+)
+def test_the_start_says_who_can_reach_it(host, words):
+    from fastgan.cli.view import _who_sees_it
+
+    assert words in _who_sees_it(host)
+
+
+@needs_gradio
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e300, 10**400, -1, "5", [1], {"a": 1}, True])
+def test_values_that_the_page_never_sends_are_refused_in_a_line(tmp_path, value):
+    import gradio as gr
+
+    from fastgan.view.page import Page
+
+    page = Page(Run(save(tmp_path / "run"), CPU))
+    controls = [page.seed, page.second, page.psi, page.position, page.label, page.beside, page.noise, page.layers]
+    for control in [*controls, page.space]:
+        try:
+            control.preprocess(value)
+        except gr.Error as error:
+            assert "this value is not possible" in error.message and not error.print_exception
+        else:
+            assert value in (-1, True), control  # -1 is a psi, and Python's True is 1
+            assert isinstance(control, gr.Number | gr.Slider | gr.Dropdown)
+
+
+@needs_gradio
+def test_markup_in_names_is_text(tmp_path):
+    from fastgan.view.page import CLASSES, Page
+
+    folder = save(tmp_path / "<img src=x onerror=alert(1)>", class_names=["<script>alert(2)</script>", '"light'])
+    page = Page(Run(folder, CPU))
+    shown = [page._head(), page.draw_sheet(0, 0, 1.0, CLASSES), page.draw_image(0, 0, 1.0, [])]
+    shown.append(page.draw_between(0, 1, 1.0, 1, "slerp", 0.5))
+    for text in shown:
+        assert "<script" not in text and "<img src=x" not in text
+    assert "&lt;script&gt;" in shown[1] and "&quot;light" in shown[3]
+
+
+@pytest.mark.slow
+@needs_gradio
+def test_many_clients_and_requests_that_nobody_waits_for_leave_the_page_working(tmp_path):
+    """And a folder that goes away and comes back, without a traceback."""
+    import httpx
+
+    run = save(tmp_path / "run")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    # A twentieth of Gradio's places for sessions, and of ours in the queue, and looks at the run that take their time.
+    small = """
+import time, gradio.queueing as queueing, fastgan.cli.view as view, fastgan.view.watching as watching
+sessions, reread = queueing.LRUCache, watching.Run.reread
+queueing.LRUCache = lambda size: sessions(100)
+view.MOST_WAITING //= 20
+watching.Run.reread = lambda self: (time.sleep(0.05), reread(self))[1]
+"""
+    process = start([str(run), "--port", str(port), "--device", "cpu"], small, module="view.__main__")
+    try:
+        assert f"http://127.0.0.1:{port}/" in process.stdout.readline()
+        assert "only this machine" in process.stdout.readline()
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}/gradio_api", timeout=120) as client:
+            config = client.get(f"http://127.0.0.1:{port}/config").json()
+            (look,) = (each for each in config["dependencies"] if "tick" in dict(map(reversed, each["targets"])))
+            call = {
+                "fn_index": look["id"],
+                "data": [None] * len(look["inputs"]),
+                "trigger_id": None,
+                "event_data": None,
+            }
+
+            def head(session):
+                """What a client that looks at the run sees at the top of the page."""
+                while client.post("/queue/join", json=call | {"session_hash": session}).status_code == 503:
+                    time.sleep(0.2)
+                with client.stream("GET", "/queue/data", params={"session_hash": session}) as lines:
+                    for line in lines.iter_lines():
+                        if '"process_completed"' in line:
+                            return json.loads(line.removeprefix("data:"))["output"]["data"][0]
+
+            def abandoned(number):
+                return client.post("/queue/join", json=call | {"session_hash": f"abandoned{number}"}).status_code
+
+            with ThreadPoolExecutor(50) as clients:
+                assert set(clients.map(abandoned, range(200))) == {200, 503}  # 503: too many wait just now
+                for text in clients.map(head, [f"client{number}" for number in range(50)]):
+                    assert "<h1>run</h1>" in text and "problem" not in text
+            run.rename(tmp_path / "elsewhere")
+            assert "there is no such checkpoint" in head("gone")
+            run.write_text("a file")
+            assert "problem" in head("a file")
+            run.unlink()
+            (tmp_path / "elsewhere").rename(run)
+            assert "problem" not in head("back")
+    finally:
+        process.terminate()
+        output = process.communicate()[0]
+    assert "Traceback" not in output, output
+
+
+# In a browser -------------------------------------------------------------------------------------------------------
+
+
+class Browser:
+    """A headless Chromium at the page, with what the test does in it."""
+
+    def __init__(self, address, profile):
+        from selenium import webdriver
+        from selenium.webdriver.chrome.service import Service
+
+        options = webdriver.ChromeOptions()
+        options.binary_location = CHROMIUM
+        options.page_load_strategy = "none"  # a page that is sent events is never loaded to the end
+        flags = ["headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-dev-shm-usage"]
+        flags += ["disable-background-networking", "disable-component-update", "disable-sync", "window-size=1440,1000"]
+        for flag in [*flags, f"user-data-dir={profile}"]:
+            options.add_argument(f"--{flag}")
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+        self.driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+        self.driver.get(address)
+        self.asked = []  # addresses of all that was asked for, up to the last look at it
+
+    def look_at_requests(self):
+        messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
+        sent = [each for each in messages if each["method"] == "Network.requestWillBeSent"]
+        new = [each["params"]["request"]["url"] for each in sent]
+        self.asked += new
+        return new
+
+    def all(self, selector):
+        return self.driver.find_elements("css selector", selector)
+
+    def wait(self, what, condition, seconds=120):
+        """Until `condition()` holds; what it is then. Elements may be replaced while they are looked at."""
+        from selenium.common.exceptions import WebDriverException
+
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            try:
+                if found := condition():
+                    return found
+            except (WebDriverException, IndexError):  # not there, or not any more
+                pass
+            assert self.errors() == [], what
+            time.sleep(0.15)
+        raise AssertionError(f"{what} did not come in {seconds} seconds")
+
+    def errors(self):
+        return [element.text for element in self.all(".toast-body")]
+
+    def click(self, selector, text=None):
+        """The one that is in view, with this text if there are several."""
+        from selenium.webdriver import ActionChains
+
+        def done():
+            for element in self.all(selector):
+                if element.is_displayed() and text in (None, element.text.strip()):
+                    # Not `element.click()`, which waits for seconds until nothing moves on the page any more.
+                    self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+                    ActionChains(self.driver, duration=0).move_to_element(element).click().perform()
+                    return True
+
+        self.wait(f"{selector} {text or ''}", done)
+
+    def type(self, selector, text):
+        from selenium.webdriver.common.keys import Keys
+
+        (field,) = self.wait(selector, lambda: [each for each in self.all(selector) if each.is_displayed()][:1])
+        field.send_keys(Keys.CONTROL, "a")
+        field.send_keys(str(text), Keys.TAB)
+
+    def source(self, selector):
+        """Of the first image there."""
+        image = self.wait(selector, lambda: self.all(f"{selector} img"))[0]
+        return image.get_attribute("src")
+
+    def shows(self, selector, expected):
+        """The image there has, or comes to have, these pixels."""
+        self.wait(f"{selector} as expected", lambda: np.array_equal(pixels(self.source(selector)), expected))
+
+    def changed(self, selector, before):
+        """What the image there is once it is another one."""
+        return self.wait(
+            f"another {selector}", lambda: (now := self.source(selector)) != before and pixels(now) is not None and now
+        )
+
+
+@pytest.fixture
+def served(folder, tmp_path):
+    """A run of a tiny network that was really trained, its page in a process of its own, and a browser there."""
+    run = train(folder, tmp_path / "run", "--grid-interval", "16")
+    header = checkpoint.read_header(run)
+    state = new_state(header.model, header.config, CPU)
+    checkpoint.restore(header, state)
+
+    def resave(value, images):
+        """As if training had gone on."""
+        stir(state.ema)
+        nn.init.constant_(state.ema.mapping.w_avg, value)
+        state.images = images
+        checkpoint.save(header.path, state, header.config, header.model, header.dataset)
+
+    resave(0.0, 48)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = start([str(run), "--port", str(port), "--device", "cpu"], module="view.__main__")
+    browser = None
+    try:
+        line = process.stdout.readline()
+        assert f"{run} is at http://127.0.0.1:{port}/" in line, line + process.communicate(timeout=60)[0]
+        browser = Browser(f"http://127.0.0.1:{port}/", tmp_path / "profile")
+        yield run, browser, resave
+    finally:
+        if browser:
+            browser.driver.quit()
+        process.terminate()
+        process.communicate()
+
+
+@pytest.mark.slow
+@needs_gradio
+@pytest.mark.skipif(find_spec("selenium") is None, reason="selenium is not installed")
+@pytest.mark.skipif(CHROMIUM is None or DRIVER is None, reason="there is no Chromium with its driver here")
+def test_every_control_does_what_it_says_in_a_browser(served):
+    from fastgan.view.page import SECONDS
+
+    run, browser, resave = served
+
+    # The same seed is the same image, that of `python -m fastgan.generate`; another seed is another.
+    browser.shows("#image", drawn(run, 0, 0))
+    first = browser.source("#image")
+    browser.type("#seed input", 5)
+    browser.shows("#image", drawn(run, 5, 0))
+    browser.type("#seed input", 0)
+    browser.shows("#image", drawn(run, 0, 0))
+    assert browser.source("#image") == first
+    assert not np.array_equal(drawn(run, 5, 0), drawn(run, 0, 0))
+    assert browser.all("#image img")[0].size == {"width": 512, "height": 512}, "each pixel is 64 of the screen's"
+    browser.click("#random")
+    browser.changed("#image", first)
+    browser.type("#seed input", 0)
+
+    # Class and truncation.
+    browser.click("#class input")
+    browser.click("li[role=option]", "light")
+    browser.shows("#image", drawn(run, 0, 1))
+    browser.type("#psi input[type=number]", 0.5)
+    browser.shows("#image", drawn(run, 0, 1, truncation=0.5))
+    browser.type("#psi input[type=number]", 1)
+    browser.shows("#image", drawn(run, 0, 1))
+
+    # A page that nobody touches looks for news, and asks for nothing else.
+    time.sleep(1)
+    browser.look_at_requests()
+    time.sleep(3 * SECONDS)
+    assert sum("queue/join" in url for url in browser.look_at_requests()) <= 4
+
+    # What is beside it, to choose from.
+    browser.click("#beside label", "every class")
+    browser.wait("an image a class", lambda: [each.text for each in browser.all("#sheet figure")] == ["dark", "light"])
+    browser.click("#sheet button")
+    browser.shows("#image", drawn(run, 0, 0))
+    browser.click("#beside label", "more seeds")
+    browser.wait("more seeds", lambda: browser.all("#sheet figure")[2].text == "seed 3")
+    browser.click("#sheet button[data-choice='3']")
+    browser.shows("#image", drawn(run, 3, 0))
+
+    # Noise.
+    before = browser.source("#image")
+    browser.click("#noise label", "8×8")
+    browser.changed("#image", before)
+    browser.click("#noise label", "8×8")
+    browser.shows("#image", drawn(run, 3, 0))
+
+    # Style mixing: no layer of the second seed, some, all.
+    browser.click("#tabs button[role=tab]", "Style mixing")
+    browser.shows("#mixed", drawn(run, 1, 0))  # all layers that this small network has
+    every = browser.source("#mixed")
+    browser.click("#layers label", "8×8")
+    some = browser.changed("#mixed", every)
+    assert not any(np.array_equal(pixels(some), drawn(run, seed, 0)) for seed in (1, 3))
+    browser.click("#layers label", "8×8")
+    browser.type("#second input", 7)
+    browser.shows("#mixed", drawn(run, 7, 0))
+    for side in ("4×4", "8×8"):
+        browser.click("#layers label", side)
+    browser.shows("#mixed", drawn(run, 3, 0))
+
+    # Interpolation.
+    browser.click("#tabs button[role=tab]", "Interpolation")
+    arc = browser.source("#between")
+    browser.click("#space label", "line in w")
+    browser.changed("#between", arc)
+    browser.wait("the row", lambda: len(browser.all("#row figure")) == 9)
+    browser.click("#animate label")
+    browser.wait("the animation", lambda: browser.source("#between").startswith("data:image/webp"))
+    browser.type("#second input", 8)
+    browser.wait("another animation", lambda: "seed 8 and back" in browser.all("#between figcaption")[0].text)
+    browser.type("#second input", 7)
+    browser.click("#row button[data-choice='100']")
+    browser.wait("the end", lambda: "100% of the way" in browser.all("#between figcaption")[0].text)
+    browser.shows("#between", drawn(run, 7, 0))
+    browser.click("#animate label")
+    browser.wait("the animation", lambda: browser.source("#between").startswith("data:image/webp"))
+    browser.type("#position input[type=number]", 0)
+    browser.shows("#between", drawn(run, 3, 0))
+
+    # Curves, and the samples of the past.
+    browser.click("#tabs button[role=tab]", "Training")
+    browser.wait("curves", lambda: len([each for each in browser.all(".curve svg, .curve canvas") if each.size]) >= 6)
+    assert {"Losses", "Mean sign of logits"} <= {each.text for each in browser.all(".curve text")}
+    last = browser.source("#history")
+    assert "after 48 images" in browser.all("#history figcaption")[0].text
+    browser.type("#moment input[type=number]", 1)
+    browser.changed("#history", last)
+    assert "after 16 images" in browser.all("#history figcaption")[0].text
+
+    # A training that goes on is followed, unless one does not want it.
+    browser.click("#tabs button[role=tab]", "Images")
+    browser.shows("#image", drawn(run, 3, 0))
+    before = browser.source("#image")
+    resave(0.5, 52)
+    browser.type("#psi input[type=number]", 0.5)
+    browser.wait("the new checkpoint", lambda: "after 52" in browser.all("#head")[0].text)
+    browser.shows("#image", drawn(run, 3, 0, truncation=0.5))
+    browser.click("#follow label")
+    time.sleep(1)
+    resave(-0.5, 56)
+    time.sleep(3)
+    assert "after 52" in browser.all("#head")[0].text
+    browser.click("#refresh")
+    browser.wait("the newest checkpoint", lambda: "after 56" in browser.all("#head")[0].text)
+    browser.shows("#image", drawn(run, 3, 0, truncation=0.5))
+
+    # Nothing went wrong, and no other server was asked for anything.
+    assert browser.errors() == []
+    severe = [entry["message"] for entry in browser.driver.get_log("browser") if entry["level"] == "SEVERE"]
+    assert severe == []
+    browser.look_at_requests()
+    servers = {re.sub(r"(\d):.*", r"\1", url) for url in browser.asked if re.match("(https?|wss?):", url)}
+    assert servers == {"http://127.0.0.1"}

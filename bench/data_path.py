@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from bench import measure, report, textbook
-from bench.operation import DTYPES, SECONDS
-from bench.operations import IMAGES
+from bench.forms import IMAGES
+from bench.operations import DTYPES, SECONDS
 from bench.training_step import CASES, LR, Ours
 from fastgan import models, ops
 from fastgan.data import ImageDataset, ImageLoader, ShuffledStream

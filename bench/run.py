@@ -4,8 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
-from bench import data_path, measure, operation, penalties, report, training_step
-from bench.operations import FORMS
+from bench import data_path, measure, operations, penalties, report, training_step
+from bench.forms import FORMS
 
 
 def main() -> None:
@@ -34,9 +34,9 @@ def main() -> None:
 
 
 def _measure_into(rows: list[dict]) -> None:
-    for case, backend in operation.cases(FORMS):
+    for case, backend in operations.cases(FORMS):
         print(f"{case} {backend}", flush=True)
-        found, _ = operation.run(case)
+        found, _ = operations.run(case)
         rows += [found[backend]] if backend in found else []
     for discriminator in penalties.DISCRIMINATORS:
         for dtype in penalties.DTYPES:

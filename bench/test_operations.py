@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from bench import operation
-from bench.operations import FORMS
+from bench import operations
+from bench.forms import FORMS
 
 
-@pytest.mark.parametrize(("case", "backend"), operation.cases(FORMS), ids=str)
+@pytest.mark.parametrize(("case", "backend"), operations.cases(FORMS), ids=str)
 def test_operation(case, backend, record):
-    rows, calls = operation.run(case)
+    rows, calls = operations.run(case)
     if backend not in rows:
         pytest.skip(f"{backend} cannot serve {case.form.operation} here")
 

@@ -10,8 +10,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from fastgan import models
 from fastgan.losses import PathLength, discriminator_with_grad_norm
 from fastgan.ops.constants import constant
-from tests.bench import test_results as results
 from tests.ops import test_every_operation as every
+from tests.ops import test_inplace as results
 
 CPU = torch.device("cpu")
 NETWORKS = [

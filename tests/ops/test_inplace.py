@@ -1,4 +1,4 @@
-"""Results are tensors of their own, as those of PyTorch's layers: what follows may modify them in place."""
+"""The result of every operation and layer may be modified in place, as PyTorch's may."""
 
 from collections.abc import Callable
 

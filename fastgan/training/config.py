@@ -142,8 +142,8 @@ class RegularizationOptions:
     gp_lambda: float | Auto = "auto"
     """Strength of the gradient penalty of wgan-gp, between real and generated images. auto: 10 for that loss."""
     drift: float | Auto = "auto"
-    """Strength of the square of real images' logits, which keeps those of a Wasserstein discriminator near 0. auto:
-    0.001 for pggan."""
+    """Strength of the square of real images' logits, which keeps them near 0 for a Wasserstein critic. auto: 0.001 for
+    pggan."""
     clip: float | Auto = "auto"
     """Limit of the discriminator's weights. auto: 0.01 for wgan."""
     path_length: float | Auto = "auto"

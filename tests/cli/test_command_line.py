@@ -826,7 +826,7 @@ def test_ctrl_c_while_generating(run, tmp_path, place, out):
     """After the first image, where there are single ones: whole images stay, and nothing else."""
     hang = """
 import os, time
-from fastgan.training import sampling
+from fastgan.runs import drawing
 
 def wait(*_, **__):
     print("hanging", flush=True)
@@ -841,7 +841,7 @@ def patched(function, calls):
 
 """
     if place == "drawing":
-        hang += "sampling.draw = patched(sampling.draw, 1)"
+        hang += "drawing.draw = patched(drawing.draw, 1)"
     else:  # of a file and its folder, two calls an image
         hang += f"os.fsync = patched(os.fsync, {2 if out == 'images' else 0})"
     process = start(["--checkpoint", str(run), "--out", str(tmp_path / out)], hang, "generate")

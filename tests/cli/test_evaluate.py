@@ -288,7 +288,7 @@ def test_without_the_extra(metrics, extra, module, run, monkeypatch, capsys):
 def test_help_imports_no_torch():
     import subprocess
 
-    code = "import sys\nfrom fastgan.evaluate import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n"
+    code = "import sys\nfrom fastgan.cli.evaluate import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n"
     code += "    assert 'torch' not in sys.modules"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert all(option in shown for option in ("--checkpoint", "--samples", "--split", "--heldout", "--json", "--seed"))

@@ -177,7 +177,7 @@ def test_the_same_data_elsewhere_serves(folder, unbroken, tmp_path):
 # Where a process stops and waits to be killed, as code for it. Saves are counted from the first, made before any step.
 HANG = """
 import os, sys, time, builtins
-from fastgan.training import files
+from fastgan import files
 
 def hang():
     print("hanging", flush=True)

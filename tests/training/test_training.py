@@ -200,7 +200,7 @@ def test_an_echo_of_a_signal_is_the_same_request():
 
 def test_a_second_ctrl_c_ends_at_once(folder, tmp_path):
     run = tmp_path / "run"
-    hang = "from fastgan.training import loop, checkpoint\nimport time\n" + (
+    hang = "from fastgan.runs import checkpoint\nimport time\n" + (
         "save = checkpoint.save\n"
         "def slow(path, state, *rest):\n"
         "    save(path, state, *rest)\n"

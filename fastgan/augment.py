@@ -34,7 +34,7 @@ from fastgan.ops import upfirdn2d
 from fastgan.ops.arguments import DTYPES
 from fastgan.ops.arithmetic import to_arithmetic
 from fastgan.ops.layout import channels_last, dense, is_channels_last
-from fastgan.ops.transforms import takes_plain_form
+from fastgan.ops.transforms import must_use_reference
 from fastgan.ops.upfirdn2d import taps
 
 # The "least asymmetric" orthogonal wavelet of 6 vanishing moments (Daubechies 1992, "Ten Lectures on Wavelets", table
@@ -388,7 +388,7 @@ def _sample(x: Tensor, rows: Tensor, columns: Tensor, interpolation: int) -> Ten
         place * (2 / max(size - 1, 1)) - 1 for place, size in ((columns, x.shape[3]), (rows, x.shape[2]))
     ]
     grid = torch.stack(grid, -1)
-    if takes_plain_form((x, grid)):
+    if must_use_reference((x, grid)):
         return torch.grid_sampler_2d(x, grid, interpolation, BORDER, True)
     return _Sample.apply(x, grid, interpolation)
 

@@ -16,7 +16,7 @@ from torch.nn.functional import softplus
 
 from fastgan.ops import lerp_samples, squared_norm
 from fastgan.ops.arithmetic import arithmetic_dtype, average_in, to_arithmetic
-from fastgan.ops.transforms import takes_plain_form
+from fastgan.ops.transforms import must_use_reference
 from fastgan.penalties import one_pass, piecewise_linear
 
 
@@ -142,7 +142,7 @@ def discriminator_with_grad_norm(
             "discriminator_with_grad_norm: torch.inference_mode records nothing that it could "
             "differentiate; use torch.no_grad"
         )
-    if takes_plain_form([images]):
+    if must_use_reference([images]):
         raise RuntimeError(
             "discriminator_with_grad_norm: torch.func and forward-mode AD cannot go through it; within them, take "
             "torch.func.grad of the discriminator itself"
@@ -151,7 +151,7 @@ def discriminator_with_grad_norm(
     with torch.enable_grad():
         images = images if images.requires_grad and wants_graph else _leaf(images)
         follow = (
-            wants_graph and isinstance(discriminator, nn.Module) and not takes_plain_form(discriminator.parameters())
+            wants_graph and isinstance(discriminator, nn.Module) and not must_use_reference(discriminator.parameters())
         )
         recording = one_pass.Recording(images) if follow else None
         with recording or contextlib.nullcontext():

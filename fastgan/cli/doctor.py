@@ -17,6 +17,7 @@ from fastgan.errors import UserError, command_line
 try:
     import fastgan_kernels  # noqa: F401
     from fastgan.ops import backends, weight_gradient
+    from fastgan.ops.fused import OPERATIONS
     from fastgan_kernels import extension
 
     mistake = None
@@ -44,7 +45,7 @@ def examine() -> dict:
         "extension": {"error": extension.load_error(), "build": extension.build_info()},
         "forced": os.environ.get("FASTGAN_BACKEND"),
         "operations": {
-            operation: {device: _choice(operation, device) for device in devices} for operation in backends.OPERATIONS
+            operation: {device: _choice(operation, device) for device in devices} for operation in OPERATIONS
         },
         "beside_library": {
             "convolutions, of few channels": backends.why_not_beside_library("few_channels", torch.device("cpu")),

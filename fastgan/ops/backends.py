@@ -1,8 +1,8 @@
-"""Which backend serves an operation: the one place where that is decided.
+"""Choice of the backend of an operation.
 
-The rule: of the backends that can serve the tensor's device, the first in `PREFERENCE`. One card may be too old for
-kernels that another in the same machine runs. A list set by `FASTGAN_BACKEND` or by `use_backend` replaces the
-preference, and is searched in the same way.
+The rule: the first backend in `PREFERENCE` that can serve the tensor's device. The answer may differ between two GPUs
+of one machine, since one may be too old for the kernels. A list set by `FASTGAN_BACKEND` or `use_backend` replaces the
+preference and is searched in the same way.
 
     FASTGAN_BACKEND=triton,torch python -m fastgan.train      # for a process
     with fastgan.ops.use_backend("torch"): ...                # for a block of code
@@ -21,18 +21,6 @@ import fastgan_kernels
 from fastgan.errors import UserError
 from fastgan.ops.compiling import constant_to_compiler
 
-OPERATIONS = (
-    "noise_bias_act",
-    "instance_norm",
-    "batch_norm_act",
-    "upfirdn2d",
-    "pixel_norm",
-    "squared_norm",
-    "lerp_samples",
-    "minibatch_stddev",
-    "image_batch",
-)
-
 # Fastest first. On a GPU the hand-written kernels lead; Triton serves cards they were not compiled for.
 PREFERENCE = {
     "cpu": ("cpp", "torch"),
@@ -43,7 +31,7 @@ _CPU = torch.device("cpu")
 
 
 class BackendUnavailable(UserError):
-    """None of the backends asked for can serve an operation on this device; the message names each reason."""
+    """None of the requested backends can serve an operation on this device; the message gives each reason."""
 
 
 def _parse(names: str | Sequence[str]) -> tuple[str, ...]:
@@ -65,19 +53,23 @@ def _from_environment() -> tuple[str, ...] | None:
         raise UserError(f"FASTGAN_BACKEND={os.environ['FASTGAN_BACKEND']}: {error}") from None
 
 
-_seen_by_compiler = _from_environment()  # the same as below: torch.compile cannot read a context variable
+_seen_by_compiler = _from_environment()  # a copy of `_forced`: torch.compile cannot read a context variable
 _forced: ContextVar[tuple[str, ...] | None] = ContextVar("fastgan_backend", default=_seen_by_compiler)
 
 
 @contextmanager
 def use_backend(names: str | Sequence[str]) -> Iterator[None]:
-    """Within the block, every fused operation uses the first backend of `names` that can serve it.
+    """Makes every fused operation within the block use the first backend of `names` that can serve it.
 
-    `names` is a list or a comma-separated string of "cpp", "cuda", "triton", "torch". What was in force before is
-    restored at the end of the block, also after an exception. A backward pass uses the backend of its forward pass,
-    wherever it runs.
+    A backward pass uses the backend of its forward pass, wherever it runs. The end of the block restores the setting
+    before it, also after an exception.
 
-    Raises ValueError for an unknown name; the operation itself raises BackendUnavailable if none can serve.
+    Args:
+        names: a sequence or a comma-separated string of "cpp", "cuda", "triton", "torch".
+
+    Raises:
+        ValueError: a name is unknown.
+        BackendUnavailable: raised by an operation that no backend of `names` can serve.
     """
     global _seen_by_compiler
     chosen, before = _parse(names), _seen_by_compiler
@@ -93,27 +85,27 @@ def use_backend(names: str | Sequence[str]) -> Iterator[None]:
 def why_not(backend: str, operation: str, device: torch.device | str) -> str | None:
     """The reason why `backend` cannot serve `operation` on tensors of `device`, or None if it can.
 
-    A device without a number is the current one of its kind, here and below.
+    A device without an index is the current one of its type, here and below.
     """
     if backend == "torch":
         return None
-    return fastgan_kernels.BACKENDS[backend].why_not(operation, _numbered(device))
+    return fastgan_kernels.BACKENDS[backend].why_not(operation, _with_index(device))
 
 
 def explain(operation: str, device: torch.device | str) -> list[tuple[str, str | None]]:
-    """The backends for `operation` on `device` in order of preference, each with the reason it cannot serve.
+    """The backends for `operation` on `device` in order of preference, each with the reason why it cannot serve.
 
-    A reason of None means that it can; the first such backend is the one in use.
+    The first backend without a reason (None) is the one in use.
     """
-    device = _numbered(device)
+    device = _with_index(device)
     names = _forced.get() or PREFERENCE.get(device.type, ANY_DEVICE)
     return [(name, why_not(name, operation, device)) for name in names]
 
 
 def why_not_beside_library(operation: str, device: torch.device) -> str | None:
-    """Why the C++ kernels of `operation` have no part in a library's work on tensors of `device`, or None.
+    """Why the C++ kernels of `operation` cannot replace the library's here, or None if they can.
 
-    For what the library makes wherever these cannot serve: there is nothing to refuse then.
+    For operations that the library serves otherwise, so that there is nothing to raise.
     """
     if device.type != "cpu":
         return "the kernel is for CPUs"
@@ -124,20 +116,20 @@ def why_not_beside_library(operation: str, device: torch.device) -> str | None:
 
 
 def choose(operation: str, device: torch.device | str) -> str:
-    """The name of the backend that serves `operation` on tensors of `device`: of that very card, where there are more.
+    """The name of the backend that serves `operation` on tensors of `device`.
 
-    Raises BackendUnavailable, with the reason for each backend, if none of those asked for can.
+    Raises BackendUnavailable, with the reason for each backend, if none of the requested ones can.
     """
     if is_compiling():
         return _constant_choice(operation, device, _seen_by_compiler)
-    if device != _CPU and (device.__class__ is str or device.index is None):  # a tensor's device is neither
-        device = _numbered(device)
+    if device != _CPU and (device.__class__ is str or device.index is None):  # never so for the device of a tensor
+        device = _with_index(device)
     return _first_that_can(operation, device, _forced.get())
 
 
 @constant_to_compiler
 def _constant_choice(operation: str, device: torch.device | str, forced: tuple[str, ...] | None) -> str:
-    return _first_that_can(operation, _numbered(device), forced)
+    return _first_that_can(operation, _with_index(device), forced)
 
 
 @cache
@@ -151,7 +143,7 @@ def _first_that_can(operation: str, device: torch.device, forced: tuple[str, ...
     raise BackendUnavailable(f"no backend can serve {operation} on a {device.type} tensor ({reasons})")
 
 
-def _numbered(device: torch.device | str) -> torch.device:
+def _with_index(device: torch.device | str) -> torch.device:
     device = torch.device(device)
     if device.type == "cuda" and device.index is None and torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())

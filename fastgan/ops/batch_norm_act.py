@@ -127,56 +127,56 @@ class BatchNormAct(FusedOperation):
     name = "batch_norm_act"
     inputs = ("x", "weight", "bias")
     Options = Options
-    spares = 1
-    reports = True
+    num_statistics = 1
+    returns_statistics = True
 
     @staticmethod
-    def plain(inputs, options):
+    def reference(inputs, options):
         x, weight, bias = inputs
-        parts = [_plain(part, weight, bias, options) for part in x.chunk(options.batches)]
+        parts = [_reference(part, weight, bias, options) for part in x.chunk(options.batches)]
         return _one(*(y for y, _ in parts)), torch.stack([statistics for _, statistics in parts])
 
     @staticmethod
-    def allocate(inputs, options):
+    def allocate_output(inputs, options):
         return torch.empty_like(inputs[0])
 
     @staticmethod
-    def allocate_spares(inputs, options):
+    def allocate_statistics(inputs, options):
         x = inputs[0]
         return (x.new_empty((options.batches, 3, x.shape[1]), dtype=arithmetic_dtype(x.dtype)),)
 
     @staticmethod
-    def launch(launchers, output, inputs, options, statistics):
+    def launch_forward(launchers, output, inputs, options, statistics):
         x, weight, bias = inputs
         *rest, batches = options
         for part, of_x, of_batch in zip(_parts(output, batches), _parts(x, batches), statistics, strict=True):
             launchers.forward(view_of(part), part, of_batch, of_x, weight, bias, *rest)
 
     @staticmethod
-    def keep(inputs, output, options, needs):
+    def saved_tensors(inputs, output, options, needs_grad):
         return inputs
 
     @staticmethod
-    def makes(needs):
-        return needs
+    def output_mask(needs_grad):
+        return needs_grad
 
     @staticmethod
-    def plain_backward(grad, kept, options, needs):
-        x, weight, bias, *_ = kept
+    def reference_backward(grad, saved, options, needs_grad):
+        x, weight, bias, *_ = saved
         parts = zip(grad.chunk(options.batches), x.chunk(options.batches), strict=True)
-        dx, *sums = zip(*(_plain_backward(*part, weight, bias, options, needs) for part in parts), strict=True)
-        small = (sum(each) if need else None for each, need in zip(sums, needs[1:], strict=True))
-        return _one(*dx) if needs[0] else None, *small
+        dx, *sums = zip(*(_reference_backward(*part, weight, bias, options, needs_grad) for part in parts), strict=True)
+        small = (sum(each) if need else None for each, need in zip(sums, needs_grad[1:], strict=True))
+        return _one(*dx) if needs_grad[0] else None, *small
 
     @staticmethod
-    def allocate_grads(grad, kept, options, needs):
-        x = kept[0]
+    def allocate_grads(grad, saved, options, needs_grad):
+        x = saved[0]
         small = lambda: torch.empty(x.shape[1], dtype=arithmetic_dtype(x.dtype), device=x.device)
-        return torch.empty_like(x) if needs[0] else None, *(small() if need else None for need in needs[1:])
+        return torch.empty_like(x) if needs_grad[0] else None, *(small() if need else None for need in needs_grad[1:])
 
     @staticmethod
-    def launch_backward(launchers, grads, grad, kept, options):
-        x, weight, bias, statistics = kept
+    def launch_backward(launchers, grads, grad, saved, options):
+        x, weight, bias, statistics = saved
         slope, gain, _, batches = options
         grad = dense_like(grad, x)
         if batches == 1:
@@ -202,7 +202,7 @@ def _one(*parts: Tensor) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _plain(x: Tensor, weight: Tensor | None, bias: Tensor | None, options: Options) -> tuple[Tensor, Tensor]:
+def _reference(x: Tensor, weight: Tensor | None, bias: Tensor | None, options: Options) -> tuple[Tensor, Tensor]:
     """Of one batch: the output and its statistics [3, C]."""
     wide = to_arithmetic(x)
     mean = _mean(wide)
@@ -215,20 +215,20 @@ def _plain(x: Tensor, weight: Tensor | None, bias: Tensor | None, options: Optio
     return y, torch.stack([t.detach().flatten() for t in (mean, inverse, unbiased)])
 
 
-def _plain_backward(grad, x, weight, bias, options, needs) -> tuple[Tensor | None, ...]:
+def _reference_backward(grad, x, weight, bias, options, needs_grad) -> tuple[Tensor | None, ...]:
     """Of one batch: the gradients of x, weight and bias that are needed."""
     about_zero = centred(to_arithmetic(x), _mean)
     inverse = torch.rsqrt(_mean(about_zero.square()) + options.eps)
     normal = about_zero * inverse
     dv = to_arithmetic(grad) * derivative(_affine(normal, weight, bias), options)
     dx = None
-    if needs[0]:
+    if needs_grad[0]:
         g = dv if weight is None else dv * channels(weight, dv)
         dx = (inverse * (g - _mean(g) - normal * _mean(g * normal))).to(grad.dtype)
     return (
         dx,
-        (dv * normal).sum(_over(dv)) if needs[1] else None,
-        dv.sum(_over(dv)) if needs[2] else None,
+        (dv * normal).sum(_over(dv)) if needs_grad[1] else None,
+        dv.sum(_over(dv)) if needs_grad[2] else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""What torch.compile has to be told."""
+"""Hints to torch.compile."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -7,11 +7,11 @@ Function = TypeVar("Function", bound=Callable)
 
 
 def constant_to_compiler(function: Function) -> Function:
-    """Decorator: torch.compile calls the function while it traces, and takes the result as a constant.
+    """Decorator: torch.compile calls the function while it traces and treats the result as a constant.
 
-    `torch.compiler.assume_constant_result` would do the same, but imports the compiler, which takes a second or more.
-    The mark that it leaves is the compiler's own: a release of torch that reads another one traces the function
-    instead, which is slower to compile and gives the same. It is read off plain functions only, not off cached ones.
+    It sets the mark of `torch.compiler.assume_constant_result`, without importing the compiler, which takes a second or
+    more. The mark is internal to torch. A release that ignores it traces the function instead: slower to compile, with
+    the same result. torch reads the mark from plain functions only, not from cached ones.
     """
     function._dynamo_marked_constant = True
     return function

@@ -23,7 +23,7 @@ from fastgan.ops import backends, weight_gradient
 from fastgan.ops.few_channels import FewChannels
 from fastgan.ops.layout import is_channels_last
 from fastgan.ops.recording import recordable
-from fastgan.ops.transforms import backward_takes_plain_form, takes_plain_form
+from fastgan.ops.transforms import backward_must_use_reference, must_use_reference
 from fastgan.ops.upfirdn2d import LowPass, upfirdn2d
 
 
@@ -88,7 +88,7 @@ def filtered_conv2d(
     needs_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     converted = _autocast(x)[0].dtype != x.dtype  # the smaller of the two is what comes behind the filter
     apart = not needs_grad or converted or taps.requires_grad or torch.compiler.is_compiling()
-    if apart or takes_plain_form((x, weight, taps)):
+    if apart or must_use_reference((x, weight, taps)):
         return conv2d(upfirdn2d(x, taps, padding=filter_padding), weight, stride=stride)
     x, low_pass = LowPass.of(x, taps, filter_padding)
     geometry = _Geometry(stride, (0, 0), False, _may_be_own(x))
@@ -98,7 +98,7 @@ def filtered_conv2d(
 def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding, transposed: bool) -> Tensor:
     pads = (padding, padding) if isinstance(padding, int) else tuple(padding)
     needs_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    if torch.compiler.is_compiling() or takes_plain_form((x, weight, bias)):
+    if torch.compiler.is_compiling() or must_use_reference((x, weight, bias)):
         function = F.conv_transpose2d if transposed else F.conv2d
         return function(x, weight, bias, stride=stride, padding=pads)
     geometry = _Geometry(stride, pads, transposed, _may_be_own(x))
@@ -170,14 +170,14 @@ def _few_channels(x: Tensor, weight: Tensor, g: _Geometry) -> FewChannels | None
 
 
 def _conv(x: Tensor, weight: Tensor, g: _Geometry) -> Tensor:
-    if backward_takes_plain_form((x, weight)):
+    if backward_must_use_reference((x, weight)):
         return _of_library(x, weight, None, g)
     return _Convolve.apply(x, weight, None, g) if torch.is_grad_enabled() else _convolve(x, weight, None, g)
 
 
 def _back(dy: Tensor, weight: Tensor, like: Tensor, g: _Geometry) -> Tensor:
     """The gradient with respect to an image, `like`, of which the shape counts."""
-    if backward_takes_plain_form((dy, weight)):
+    if backward_must_use_reference((dy, weight)):
         return _gradients_of_library(dy, like, weight, g, (True, False, False))[0]
     if torch.is_grad_enabled():
         return _Back.apply(dy, weight, like.detach(), g)
@@ -186,7 +186,7 @@ def _back(dy: Tensor, weight: Tensor, like: Tensor, g: _Geometry) -> Tensor:
 
 def _outer(x: Tensor, dy: Tensor, like: Tensor, g: _Geometry) -> Tensor:
     """The gradient with respect to a weight, `like`, of which the shape counts."""
-    if backward_takes_plain_form((x, dy)):
+    if backward_must_use_reference((x, dy)):
         return _gradients_of_library(dy, x, like, g, (False, True, False))[1]
     if torch.is_grad_enabled():
         return _Outer.apply(x, dy, like.detach(), g)
@@ -229,7 +229,7 @@ class _Convolve(torch.autograd.Function):
         geometry, kind = ctx.call
         wanted = of_x, of_weight, of_bias = _wanted(ctx, 3)
         x = kind.empty() if x is None else x
-        if not (torch.is_grad_enabled() or backward_takes_plain_form((dy,), (x, weight))):
+        if not (torch.is_grad_enabled() or backward_must_use_reference((dy,), (x, weight))):
             return *_gradients(dy, x, weight, geometry, wanted), None  # by one call
         dx = _back(dy, weight, x, geometry) if of_x else None
         dw = _outer(x, dy, weight, geometry) if of_weight else None

@@ -119,67 +119,67 @@ class FilteredNoiseBiasAct(FusedOperation):
     Options = Options
 
     @staticmethod
-    def plain(inputs, options):
+    def reference(inputs, options):
         x, taps, *small = inputs
-        filtered = Upfirdn2d.plain((to_arithmetic(x), taps), options.filter)
-        return NoiseBiasAct.plain((filtered, *small), options.epilogue).to(x.dtype)
+        filtered = Upfirdn2d.reference((to_arithmetic(x), taps), options.filter)
+        return NoiseBiasAct.reference((filtered, *small), options.epilogue).to(x.dtype)
 
     @staticmethod
-    def allocate(inputs, options):
-        return Upfirdn2d.allocate(inputs[:2], options.filter)
+    def allocate_output(inputs, options):
+        return Upfirdn2d.allocate_output(inputs[:2], options.filter)
 
     @staticmethod
-    def launch(launchers, output, inputs, options):
+    def launch_forward(launchers, output, inputs, options):
         left, _, top, _, *rest = options
         launchers.forward(output, *inputs, left, top, *rest)
 
     @staticmethod
-    def keep(inputs, output, options, needs):
+    def saved_tensors(inputs, output, options, needs_grad):
         x, taps, *small = inputs
         # Of its first argument, noise_bias_act keeps nothing, or itself where the derivative comes from that.
-        reference, *small = NoiseBiasAct.keep((x, *small), output, options.epilogue, _of_both(needs))
-        return reference, taps, *small
+        activation, *small = NoiseBiasAct.saved_tensors((x, *small), output, options.epilogue, _of_both(needs_grad))
+        return activation, taps, *small
 
     @staticmethod
-    def plain_backward(grad, kept, options, needs):
-        reference, taps, *small = kept
+    def reference_backward(grad, saved, options, needs_grad):
+        activation, taps, *small = saved
         if not derivative_from_output(small[3], small[4], options.epilogue):
-            reference = Upfirdn2d.plain((to_arithmetic(reference), taps), options.filter)
-        du, *sums = NoiseBiasAct.plain_backward(
-            to_arithmetic(grad), (reference, *small), options.epilogue, _of_both(needs)
+            activation = Upfirdn2d.reference((to_arithmetic(activation), taps), options.filter)
+        du, *sums = NoiseBiasAct.reference_backward(
+            to_arithmetic(grad), (activation, *small), options.epilogue, _of_both(needs_grad)
         )
         back = adjoint(_shape_of_x(grad, options), taps, options.filter)
-        return Upfirdn2d.plain((du, taps), back).to(grad.dtype), None, *sums
+        return Upfirdn2d.reference((du, taps), back).to(grad.dtype), None, *sums
 
     @staticmethod
-    def allocate_grads(grad, kept, options, needs):
-        _, taps, *small = kept
-        _, *sums = NoiseBiasAct.allocate_grads(grad, (None, *small), options.epilogue, _of_both(needs))
+    def allocate_grads(grad, saved, options, needs_grad):
+        _, taps, *small = saved
+        _, *sums = NoiseBiasAct.allocate_grads(grad, (None, *small), options.epilogue, _of_both(needs_grad))
         dx = torch.empty(
             _shape_of_x(grad, options), dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last
         )
         return dx, None, *sums
 
     @staticmethod
-    def launch_backward(launchers, grads, grad, kept, options):
-        reference, taps, *small = kept
+    def launch_backward(launchers, grads, grad, saved, options):
+        activation, taps, *small = saved
         dx, _, _, *sums = grads
         du = torch.empty(grad.shape, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)
         grad = _aligned_like(grad, du)
         if derivative_from_output(small[3], small[4], options.epilogue):
             NoiseBiasAct.launch_backward(
-                launchers.noise_bias_act, (du, None, *sums), grad, (reference, *small), options.epilogue
+                launchers.noise_bias_act, (du, None, *sums), grad, (activation, *small), options.epilogue
             )
         else:
             left, _, top, _, *rest = options
-            reference = _aligned_like(reference, dx)
-            launchers.backward(du, *sums, grad, reference, taps, *small, left, top, *rest)
+            activation = _aligned_like(activation, dx)
+            launchers.backward(du, *sums, grad, activation, taps, *small, left, top, *rest)
         launchers.upfirdn2d.forward(dx, du, taps, *adjoint(dx.shape, taps, options.filter))
 
     @staticmethod
-    def double_backward(launchers, grad, kept, cotangents, options, needs):
-        reference, taps, *small = kept
-        gx, _, *gsums = cotangents
+    def double_backward(launchers, grad, saved, grad_grads, options, needs_grad):
+        activation, taps, *small = saved
+        gx, _, *gsums = grad_grads
         if gx is None:
             return None
         filter, epilogue = options.filter, options.epilogue
@@ -187,19 +187,19 @@ class FilteredNoiseBiasAct(FusedOperation):
 
         def filtered(x):
             x = x.contiguous(memory_format=torch.channels_last)
-            y = Upfirdn2d.allocate((x, taps), filter)
+            y = Upfirdn2d.allocate_output((x, taps), filter)
             launchers.upfirdn2d.forward(y, x, taps, *filter)
             return y
 
         # dx is the filter's adjoint of du: the cotangent of du is filtered in turn.
-        inner = reference if from_output else filtered(reference)
-        cotangents, needs = (filtered(gx), *gsums), [needs[0], *_of_both(needs[1:])]
+        inner = activation if from_output else filtered(activation)
+        grad_grads, needs_grad = (filtered(gx), *gsums), [needs_grad[0], *_of_both(needs_grad[1:])]
         ddy, du, *sums = NoiseBiasAct.double_backward(
-            launchers.noise_bias_act, grad, (inner, *small), cotangents, epilogue, needs
+            launchers.noise_bias_act, grad, (inner, *small), grad_grads, epilogue, needs_grad
         )
         dx = None
         if du is not None:
-            dx = torch.empty_like(reference, memory_format=torch.channels_last)
+            dx = torch.empty_like(activation, memory_format=torch.channels_last)
             launchers.upfirdn2d.forward(dx, du, taps, *adjoint(dx.shape, taps, filter))
         return ddy, dx, None, *sums
 
@@ -209,7 +209,7 @@ def _shape_of_x(grad, options) -> tuple[int, int, int, int]:
     return n, c, oh + 3 - options.top - options.bottom, ow + 3 - options.left - options.right
 
 
-def _aligned_like(x: Tensor, reference: Tensor) -> Tensor:
-    """`x` in the layout of `reference`, at an address that vectors can be loaded from."""
-    x = dense_like(x, reference)
+def _aligned_like(x: Tensor, like: Tensor) -> Tensor:
+    """`x` in the layout of `like`, at an address that vectors can be loaded from."""
+    x = dense_like(x, like)
     return x if x.storage_offset() % (16 // x.element_size()) == 0 else x.clone()

@@ -85,7 +85,7 @@ class ImageBatch(FusedOperation):
     has_backward = False
 
     @staticmethod
-    def plain(inputs, options):
+    def reference(inputs, options):
         images, index, mirrored = inputs
         if index is not None:
             if not (torch.compiler.is_compiling() or transforms_active()):  # what it compiles to looks for itself
@@ -98,14 +98,14 @@ class ImageBatch(FusedOperation):
         return ((wide + wide - 255) * (1 / 255)).to(options.dtype).permute(0, 3, 1, 2)
 
     @staticmethod
-    def allocate(inputs, options):
+    def allocate_output(inputs, options):
         pixels, index, _ = inputs
         height, width, channels = pixels.shape[1:]
         shape = len(pixels if index is None else index), channels, height, width
         return empty_nhwc(pixels, shape, options.dtype)
 
     @staticmethod
-    def launch(launchers, output, inputs, options):
+    def launch_forward(launchers, output, inputs, options):
         pixels, index, _ = inputs
         _require_images(index, len(pixels))
         launchers.forward(output, *inputs)

@@ -152,16 +152,16 @@ def _apply(inputs: tuple[Tensor | None, ...], options: Options) -> Tensor:
 class InstanceNorm(FusedOperation):
     """Both operations as `FusedOperation` wants them told.
 
-    Kept for the backward pass: x and the small tensors. Mean and 1 / sqrt(var + eps) are spares [2, N, C].
+    Kept for the backward pass: x and the small tensors. Mean and 1 / sqrt(var + eps) are statistics [2, N, C].
     """
 
     name = "instance_norm"
     inputs = ("x", "noise", "strength", "bias", "style_scale", "style_bias")
     Options = Options
-    spares = 1
+    num_statistics = 1
 
     @staticmethod
-    def plain(inputs, options):
+    def reference(inputs, options):
         x, *before, style_scale, style_bias = inputs
         z = activated(_before_activation(to_arithmetic(x), *before), options)
         y, _ = _normalised(z - _mean(z), options)
@@ -172,67 +172,67 @@ class InstanceNorm(FusedOperation):
         return y.to(x.dtype)
 
     @staticmethod
-    def allocate(inputs, options):
+    def allocate_output(inputs, options):
         return torch.empty_like(inputs[0])
 
     @staticmethod
-    def allocate_spares(inputs, options):
+    def allocate_statistics(inputs, options):
         x = inputs[0]
         return (torch.empty(2, *x.shape[:2], dtype=arithmetic_dtype(x.dtype), device=x.device),)
 
     @staticmethod
-    def launch(launchers, output, inputs, options, statistics):
+    def launch_forward(launchers, output, inputs, options, statistics):
         launchers.forward(view_of(output), output, statistics, *inputs, *options)
 
     @staticmethod
-    def keep(inputs, output, options, needs):
+    def saved_tensors(inputs, output, options, needs_grad):
         return inputs[:5]
 
     @staticmethod
-    def makes(needs):
-        return needs
+    def output_mask(needs_grad):
+        return needs_grad
 
     @staticmethod
-    def plain_backward(grad, kept, options, needs):
-        x, noise, strength, bias, style_scale, *_ = kept
+    def reference_backward(grad, saved, options, needs_grad):
+        x, noise, strength, bias, style_scale, *_ = saved
         dy = to_arithmetic(grad)
         u = _before_activation(to_arithmetic(x), noise, strength, bias)
         normal, inverse = _normalised(centred(activated(u, options), _mean), options)
-        dstyle_scale = over_positions(dy * normal) if needs[4] else None
-        dstyle_bias = over_positions(dy) if needs[5] else None
-        if not any(needs[:4]):
+        dstyle_scale = over_positions(dy * normal) if needs_grad[4] else None
+        dstyle_bias = over_positions(dy) if needs_grad[5] else None
+        if not any(needs_grad[:4]):
             return None, None, None, None, dstyle_scale, dstyle_bias
 
         g = dy if style_scale is None else dy * channels(style_scale, dy)
         dz = inverse * (g - _mean(g) - normal * _mean(g * normal))
         du = dz * derivative(u, options)
-        noisy = over_positions(du * noise) if needs[2] else None
+        noisy = over_positions(du * noise) if needs_grad[2] else None
         return (
-            du.to(grad.dtype) if needs[0] else None,
+            du.to(grad.dtype) if needs_grad[0] else None,
             None,
             None if noisy is None else (noisy.sum() if strength.dim() == 0 else noisy.sum(0)),
-            over_positions(du).sum(0) if needs[3] else None,
+            over_positions(du).sum(0) if needs_grad[3] else None,
             dstyle_scale,
             dstyle_bias,
         )
 
     @staticmethod
-    def allocate_grads(grad, kept, options, needs):
-        x, _, strength, *_ = kept
+    def allocate_grads(grad, saved, options, needs_grad):
+        x, _, strength, *_ = saved
         n, c = x.shape[:2]
-        shapes = (None, strength.shape if needs[2] else None, (c,), (n, c), (n, c))
+        shapes = (None, strength.shape if needs_grad[2] else None, (c,), (n, c), (n, c))
         arithmetic = arithmetic_dtype(x.dtype)
         return (
-            torch.empty_like(x) if needs[0] else None,
+            torch.empty_like(x) if needs_grad[0] else None,
             *(
                 torch.empty(shape, dtype=arithmetic, device=x.device) if need and shape is not None else None
-                for need, shape in zip(needs[1:], shapes, strict=True)
+                for need, shape in zip(needs_grad[1:], shapes, strict=True)
             ),
         )
 
     @staticmethod
-    def launch_backward(launchers, grads, grad, kept, options):
-        x, noise, strength, bias, style_scale, statistics = kept
+    def launch_backward(launchers, grads, grad, saved, options):
+        x, noise, strength, bias, style_scale, statistics = saved
         dx, _, *sums = grads
         launchers.backward(
             view_of(x), dx, *sums, dense_like(grad, x), x, statistics, noise, strength, bias, style_scale, *options

@@ -71,33 +71,33 @@ class LerpSamples(FusedOperation):
     Options = Options
 
     @staticmethod
-    def plain(inputs, options):
+    def reference(inputs, options):
         a, b, t = inputs
         wide = to_arithmetic(a)
         return (wide + _column(t, a) * (to_arithmetic(b) - wide)).to(a.dtype)
 
     @staticmethod
-    def allocate(inputs, options):
+    def allocate_output(inputs, options):
         return torch.empty_like(inputs[0])
 
     @staticmethod
-    def launch(launchers, output, inputs, options):
+    def launch_forward(launchers, output, inputs, options):
         launchers.forward(output, *inputs)
 
     @staticmethod
-    def keep(inputs, output, options, needs):
+    def saved_tensors(inputs, output, options, needs_grad):
         return None, None, inputs[2]
 
     @staticmethod
-    def plain_backward(grad, kept, options, needs):
-        db = _column(kept[2], grad) * to_arithmetic(grad)
-        return (to_arithmetic(grad) - db).to(grad.dtype), db.to(grad.dtype) if needs[1] else None, None
+    def reference_backward(grad, saved, options, needs_grad):
+        db = _column(saved[2], grad) * to_arithmetic(grad)
+        return (to_arithmetic(grad) - db).to(grad.dtype), db.to(grad.dtype) if needs_grad[1] else None, None
 
     @staticmethod
-    def allocate_grads(grad, kept, options, needs):
+    def allocate_grads(grad, saved, options, needs_grad):
         like = dense(grad)
-        return torch.empty_like(like), torch.empty_like(like) if needs[1] else None, None
+        return torch.empty_like(like), torch.empty_like(like) if needs_grad[1] else None, None
 
     @staticmethod
-    def launch_backward(launchers, grads, grad, kept, options):
-        launchers.backward(*grads[:2], dense(grad), kept[2])
+    def launch_backward(launchers, grads, grad, saved, options):
+        launchers.backward(*grads[:2], dense(grad), saved[2])

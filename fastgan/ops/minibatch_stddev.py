@@ -92,7 +92,7 @@ class MinibatchStddev(FusedOperation):
     Options = Options
 
     @staticmethod
-    def plain(inputs, options):
+    def reference(inputs, options):
         (x,) = inputs
         n, _, *spatial = x.shape
         maps = _centred(x, options)[1].mean(2).to(x.dtype).repeat(options.size, 1)  # [N, F]
@@ -103,23 +103,23 @@ class MinibatchStddev(FusedOperation):
         return torch.cat([x, maps.movedim(-1, 1)], 1)
 
     @staticmethod
-    def allocate(inputs, options):
+    def allocate_output(inputs, options):
         (x,) = inputs
         n, c, *spatial = x.shape
         shape = n, c + options.features, *spatial
         return empty_nhwc(x, shape) if view_of(x).pixels else x.new_empty(shape)
 
     @staticmethod
-    def launch(launchers, output, inputs, options):
+    def launch_forward(launchers, output, inputs, options):
         launchers.forward(view_of(inputs[0]), output, *inputs, *options)
 
     @staticmethod
-    def keep(inputs, output, options, needs):
+    def saved_tensors(inputs, output, options, needs_grad):
         return inputs
 
     @staticmethod
-    def plain_backward(grad, kept, options, needs):
-        (x,) = kept
+    def reference_backward(grad, saved, options, needs_grad):
+        (x,) = saved
         n, c = x.shape[:2]
         size, features = options
         v, s = _centred(x, options)
@@ -128,21 +128,21 @@ class MinibatchStddev(FusedOperation):
         return ((to_arithmetic(grad[:, :c]) + through.reshape(x.shape)).to(grad.dtype),)
 
     @staticmethod
-    def allocate_grads(grad, kept, options, needs):
-        return (torch.empty_like(kept[0]),)
+    def allocate_grads(grad, saved, options, needs_grad):
+        return (torch.empty_like(saved[0]),)
 
     @staticmethod
-    def launch_backward(launchers, grads, grad, kept, options):
-        view = view_of(kept[0])
-        launchers.backward(view, *grads, _as_output(grad, view.pixels), *kept, *options)
+    def launch_backward(launchers, grads, grad, saved, options):
+        view = view_of(saved[0])
+        launchers.backward(view, *grads, _as_output(grad, view.pixels), *saved, *options)
 
     @staticmethod
-    def double_backward(launchers, grad, kept, cotangents, options, needs):
-        (x,), (gx,) = kept, cotangents
+    def double_backward(launchers, grad, saved, grad_grads, options, needs_grad):
+        (x,), (gx,) = saved, grad_grads
         if gx is None:
             return None
         view = view_of(x)
-        ddy, dx = MinibatchStddev.allocate(kept, options), torch.empty_like(x)
+        ddy, dx = MinibatchStddev.allocate_output(saved, options), torch.empty_like(x)
         grad, gx = _as_output(grad, view.pixels), _as_output(gx, view.pixels)
         launchers.double_backward(view, ddy, dx, grad, x, gx, *options)
         return ddy, dx

@@ -20,7 +20,7 @@ from fastgan.ops.convolution import conv2d, conv_transpose2d, filtered_conv2d
 from fastgan.ops.filtered_noise_bias_act import filtered_noise_bias_act
 from fastgan.ops.layout import weight_like
 from fastgan.ops.noise_bias_act import noise_bias_act
-from fastgan.ops.transforms import takes_plain_form
+from fastgan.ops.transforms import must_use_reference
 from fastgan.ops.upfirdn2d import taps as bilinear_taps
 from fastgan.ops.upfirdn2d import upfirdn2d
 
@@ -106,7 +106,7 @@ def demodulation(weight: Tensor, style: Tensor, weight_gain: float = 1.0) -> Ten
     """`d` [N, O] for weight [O, I, kh, kw] times `weight_gain` and style [N, I], in fp32 at least."""
     with torch.autocast(style.device.type, enabled=False):
         weight = to_arithmetic(weight)
-        energy = weight.square().sum((2, 3)) if takes_plain_form((weight,)) else _Energy.apply(weight)  # [O, I]
+        energy = weight.square().sum((2, 3)) if must_use_reference((weight,)) else _Energy.apply(weight)  # [O, I]
         style = to_arithmetic(style).to(energy.dtype)
         return torch.rsqrt((style * weight_gain).square() @ energy.t() + EPSILON)
 

@@ -30,7 +30,7 @@ from fastgan.ops.recording import recordable
 _SLOPES = {"linear": 1.0, "relu": 0.0}
 _PIECEWISE_LINEAR = ("linear", "relu", "lrelu")
 ACTIVATIONS = ("linear", "relu", "lrelu", "tanh", "sigmoid", "silu", "softplus")
-# Where the derivative can be had from the output: the next layer keeps that anyway, so the input need not be kept.
+# Where the derivative can be had from the output: the next layer keeps that anyway, so the input need not be saved.
 # (Softplus would be 1 - exp(-y): nothing but rounding far below zero.)
 _FROM_OUTPUT = ("linear", "relu", "lrelu", "tanh", "sigmoid")
 
@@ -238,57 +238,57 @@ class NoiseBiasAct(FusedOperation):
     Options = Options
 
     @staticmethod
-    def plain(inputs, options):
+    def reference(inputs, options):
         x, noise, strength, bias, scale, post = inputs
         u = _before_activation(to_arithmetic(x), noise, strength, bias, scale)
         z = _clamped(_activation(u, options) * options.gain, options)
         return (z if post is None else z * channels(post, x)).to(x.dtype)
 
     @staticmethod
-    def allocate(inputs, options):
+    def allocate_output(inputs, options):
         return torch.empty_like(inputs[0])
 
     @staticmethod
-    def launch(launchers, output, inputs, options):
+    def launch_forward(launchers, output, inputs, options):
         launchers.forward(_view(output, *inputs[1:]), output, *inputs, *options)
 
     @staticmethod
-    def keep(inputs, output, options, needs):
+    def saved_tensors(inputs, output, options, needs_grad):
         x, noise, strength, bias, scale, post = inputs
         if not derivative_from_output(scale, post, options):
             return inputs
         if options.act == "lrelu" and options.slope == 1:  # what was limited is all that counts, and has no derivative
             output = None if options.clamp == math.inf else output.detach()
-        return output, noise if needs[2] else None, strength, None, None, None
+        return output, noise if needs_grad[2] else None, strength, None, None, None
 
     @staticmethod
-    def plain_backward(grad, kept, options, needs):
-        reference, noise, strength, bias, scale, post = kept
+    def reference_backward(grad, saved, options, needs_grad):
+        activation, noise, strength, bias, scale, post = saved
         dtype = grad.dtype
         grad = to_arithmetic(grad)
-        reference = None if reference is None else reference.to(grad.dtype)
+        activation = None if activation is None else activation.to(grad.dtype)
         if derivative_from_output(scale, post, options):
             z = None  # needed for the gradient of post only, of which there is none here
-            du = grad * _slope_from_output(reference, options)
+            du = grad * _slope_from_output(activation, options)
         else:
-            u = _before_activation(reference, noise, strength, bias, scale)
+            u = _before_activation(activation, noise, strength, bias, scale)
             z = _clamped(_activation(u, options) * options.gain, options)
             du = grad * _slope_from_input(u, options)
             if post is not None:
                 du = du * channels(post, du)
-        noisy = over_positions(du * noise) if needs[2] else None
+        noisy = over_positions(du * noise) if needs_grad[2] else None
         return (
             (du if scale is None else du * channels(scale, du)).to(dtype),
             None,
             None if noisy is None else (noisy.sum() if strength.dim() == 0 else noisy.sum(0)),
-            over_positions(du).sum(0) if needs[3] else None,
-            over_positions(du * reference) if needs[4] else None,
-            over_positions(grad * z) if needs[5] else None,
+            over_positions(du).sum(0) if needs_grad[3] else None,
+            over_positions(du * activation) if needs_grad[4] else None,
+            over_positions(grad * z) if needs_grad[5] else None,
         )
 
     @staticmethod
-    def allocate_grads(grad, kept, options, needs):
-        reference, _, strength, *_ = kept
+    def allocate_grads(grad, saved, options, needs_grad):
+        activation, _, strength, *_ = saved
         n, c = grad.shape[:2]
         arithmetic = arithmetic_dtype(grad.dtype)
 
@@ -296,41 +296,41 @@ class NoiseBiasAct(FusedOperation):
             return torch.empty(shape, dtype=arithmetic, device=grad.device) if need else None
 
         return (
-            torch.empty_like(dense(grad) if reference is None else reference),
+            torch.empty_like(dense(grad) if activation is None else activation),
             None,
-            small(needs[2], strength.shape if needs[2] else ()),
-            small(needs[3], (c,)),
-            small(needs[4], (n, c)),
-            small(needs[5], (n, c)),
+            small(needs_grad[2], strength.shape if needs_grad[2] else ()),
+            small(needs_grad[3], (c,)),
+            small(needs_grad[4], (n, c)),
+            small(needs_grad[5], (n, c)),
         )
 
     @staticmethod
-    def launch_backward(launchers, grads, grad, kept, options):
-        reference, *small = kept
+    def launch_backward(launchers, grads, grad, saved, options):
+        activation, *small = saved
         dx, _, *sums = grads
         grad = dense_like(grad, dx)
-        reference = grad if reference is None else dense_like(reference, dx)
+        activation = grad if activation is None else dense_like(activation, dx)
         from_output = derivative_from_output(small[3], small[4], options)
-        launchers.backward(_view(dx, *small), dx, *sums, grad, reference, from_output, *small, *options)
+        launchers.backward(_view(dx, *small), dx, *sums, grad, activation, from_output, *small, *options)
 
     @staticmethod
-    def double_backward(launchers, grad, kept, cotangents, options, needs):
-        reference, *small = kept
-        gx, _, *gsums = cotangents
+    def double_backward(launchers, grad, saved, grad_grads, options, needs_grad):
+        activation, *small = saved
+        gx, _, *gsums = grad_grads
         from_output = derivative_from_output(small[3], small[4], options)
         if gx is None or (from_output and options.act != "lrelu"):
             return None  # curved: the derivative of the slope is a function of the output, left to autograd
-        like = dense(gx if reference is None else reference)
+        like = dense(gx if activation is None else activation)
         # From the output, only the gradient of dy is not zero.
-        needs = [False] * len(needs) if from_output else needs
-        ddy, *sums = NoiseBiasAct.allocate_grads(like, (like, *small), options, (True, *needs[2:]))
+        needs_grad = [False] * len(needs_grad) if from_output else needs_grad
+        ddy, *sums = NoiseBiasAct.allocate_grads(like, (like, *small), options, (True, *needs_grad[2:]))
         dx = None if from_output else torch.empty_like(ddy)
         grad, gx = dense_like(grad, ddy), dense_like(gx, ddy)
-        reference = grad if reference is None else dense_like(reference, ddy)
+        activation = grad if activation is None else dense_like(activation, ddy)
         # What is summed up or transposed behind a backward pass hands its gradient over expanded or strided.
         gsums = [None if g is None else to_arithmetic(g).contiguous() for g in gsums]
         launchers.double_backward(
-            _view(ddy, *small, *gsums[2:]), ddy, dx, *sums[1:], grad, reference, from_output, *small, gx, *gsums,
+            _view(ddy, *small, *gsums[2:]), ddy, dx, *sums[1:], grad, activation, from_output, *small, gx, *gsums,
             *options,
         )  # fmt: skip
         return ddy, dx, *sums

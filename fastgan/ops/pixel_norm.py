@@ -59,40 +59,40 @@ class PixelNorm(FusedOperation):
     Options = Options
 
     @staticmethod
-    def plain(inputs, options):
+    def reference(inputs, options):
         x = to_arithmetic(inputs[0])
         return (x * _inverse_root(x, options.eps)).to(inputs[0].dtype)
 
     @staticmethod
-    def allocate(inputs, options):
+    def allocate_output(inputs, options):
         return torch.empty_like(inputs[0])
 
     @staticmethod
-    def launch(launchers, output, inputs, options):
+    def launch_forward(launchers, output, inputs, options):
         launchers.forward(view_of(output), output, *inputs, *options)
 
     @staticmethod
-    def keep(inputs, output, options, needs):
+    def saved_tensors(inputs, output, options, needs_grad):
         return inputs
 
     @staticmethod
-    def plain_backward(grad, kept, options, needs):
-        x, dy = to_arithmetic(kept[0]), to_arithmetic(grad)
+    def reference_backward(grad, saved, options, needs_grad):
+        x, dy = to_arithmetic(saved[0]), to_arithmetic(grad)
         r = _inverse_root(x, options.eps)
         normalized = x * r
         return ((r * (dy - normalized * (dy * normalized).mean(1, keepdim=True))).to(grad.dtype),)
 
     @staticmethod
-    def allocate_grads(grad, kept, options, needs):
-        return (torch.empty_like(kept[0]),)
+    def allocate_grads(grad, saved, options, needs_grad):
+        return (torch.empty_like(saved[0]),)
 
     @staticmethod
-    def launch_backward(launchers, grads, grad, kept, options):
-        launchers.backward(view_of(kept[0]), *grads, dense_like(grad, kept[0]), *kept, *options)
+    def launch_backward(launchers, grads, grad, saved, options):
+        launchers.backward(view_of(saved[0]), *grads, dense_like(grad, saved[0]), *saved, *options)
 
     @staticmethod
-    def double_backward(launchers, grad, kept, cotangents, options, needs):
-        (x,), (gx,) = kept, cotangents
+    def double_backward(launchers, grad, saved, grad_grads, options, needs_grad):
+        (x,), (gx,) = saved, grad_grads
         if gx is None:
             return None
         ddy, dx = torch.empty_like(x), torch.empty_like(x)

@@ -1,7 +1,7 @@
-"""Lets the recorder of a forward pass (`fastgan.penalties.one_pass`) see a fused operation as one call.
+"""Recording of operations as single calls, for `fastgan.penalties.one_pass`.
 
-Functions of PyTorch are seen by a `torch.overrides.TorchFunctionMode`; an operation of fastgan runs kernels of its own,
-which no mode knows.
+A `torch.overrides.TorchFunctionMode` sees the functions of PyTorch. It does not see a fused operation, whose kernels
+are no functions of PyTorch. This module reports those calls.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ _recorder: ContextVar[Recorder | None] = ContextVar("fastgan_recorder", default=
 
 
 def recordable(function: Function) -> Function:
-    """Decorator: a recorder in force is handed each call as (the decorated function, `function`, args, kwargs)."""
+    """Decorator: the active recorder receives each call as (decorated function, `function`, args, kwargs)."""
 
     @wraps(function)
     def call(*args, **kwargs):
@@ -32,7 +32,7 @@ def recordable(function: Function) -> Function:
 
 @contextmanager
 def recorded_by(recorder: Recorder | None) -> Iterator[None]:
-    """Within the block, and in this thread alone, `recorder` is in force; none for None."""
+    """Makes `recorder` active within the block, in this thread only; None for no recorder."""
     token = _recorder.set(recorder)
     try:
         yield

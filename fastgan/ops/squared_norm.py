@@ -42,32 +42,32 @@ class SquaredNorm(FusedOperation):
     Options = Options
 
     @staticmethod
-    def plain(inputs, options):
+    def reference(inputs, options):
         return to_arithmetic(inputs[0]).square().flatten(1).sum(1)
 
     @staticmethod
-    def allocate(inputs, options):
+    def allocate_output(inputs, options):
         x = inputs[0]
         return torch.empty(x.shape[0], dtype=arithmetic_dtype(x.dtype), device=x.device)
 
     @staticmethod
-    def launch(launchers, output, inputs, options):
+    def launch_forward(launchers, output, inputs, options):
         launchers.forward(output, *inputs)
 
     @staticmethod
-    def keep(inputs, output, options, needs):
+    def saved_tensors(inputs, output, options, needs_grad):
         return inputs
 
     @staticmethod
-    def plain_backward(grad, kept, options, needs):
-        (x,) = kept
+    def reference_backward(grad, saved, options, needs_grad):
+        (x,) = saved
         return ((2 * grad.reshape(-1, *[1] * (x.dim() - 1)) * to_arithmetic(x)).to(x.dtype),)
 
     @staticmethod
-    def allocate_grads(grad, kept, options, needs):
-        return (torch.empty_like(dense(kept[0])),)
+    def allocate_grads(grad, saved, options, needs_grad):
+        return (torch.empty_like(dense(saved[0])),)
 
     @staticmethod
-    def launch_backward(launchers, grads, grad, kept, options):
-        (dx,), (x,) = grads, kept
+    def launch_backward(launchers, grads, grad, saved, options):
+        (dx,), (x,) = grads, saved
         launchers.backward(dx, grad.contiguous(), dense_like(x, dx))  # the gradient of a mean is expanded

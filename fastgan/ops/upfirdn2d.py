@@ -22,7 +22,7 @@ from fastgan.ops.arithmetic import arithmetic_dtype, to_arithmetic
 from fastgan.ops.fused import LinearOperation, register
 from fastgan.ops.layout import channels_last, dense, is_channels_last
 from fastgan.ops.recording import recordable
-from fastgan.ops.transforms import backward_takes_plain_form
+from fastgan.ops.transforms import backward_must_use_reference
 
 BILINEAR = (1.0, 3.0, 3.0, 1.0)  # StyleGAN2's resampling filter, separable
 
@@ -174,7 +174,7 @@ class Upfirdn2d(LinearOperation):
     Options = Options
 
     @staticmethod
-    def plain(inputs, options):
+    def reference(inputs, options):
         x, taps = inputs
         n, c, h, w = x.shape
         u = to_arithmetic(x).reshape(n, c, h, 1, w, 1)
@@ -196,13 +196,13 @@ class Upfirdn2d(LinearOperation):
         return channels_last(y) if options.channels_last else y.contiguous()
 
     @staticmethod
-    def allocate(inputs, options):
+    def allocate_output(inputs, options):
         x, taps = inputs
         format = torch.channels_last if options.channels_last else torch.contiguous_format
         return torch.empty(output_shape(x, taps, options), dtype=x.dtype, device=x.device, memory_format=format)
 
     @staticmethod
-    def launch(launchers, output, inputs, options):
+    def launch_forward(launchers, output, inputs, options):
         launchers.forward(output, *inputs, *options)
 
     @staticmethod
@@ -234,7 +234,7 @@ class LowPass(NamedTuple):
     def adjoint(self, grad: Tensor, shape: torch.Size) -> Tensor:
         """From the gradient of the result to that of an image of a `shape`."""
         options = adjoint(shape, self.taps, self.options)
-        if backward_takes_plain_form((grad,)):
-            return Upfirdn2d.plain((grad, self.taps), options)
+        if backward_must_use_reference((grad,)):
+            return Upfirdn2d.reference((grad, self.taps), options)
         grad = Upfirdn2d.prepare_gradient(grad, self.options)
         return Upfirdn2d.apply(self.backend, (grad, self.taps), options)

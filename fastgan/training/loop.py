@@ -19,6 +19,7 @@ from fastgan.errors import UserError, readable
 from fastgan.files import one_writer, write_atomically
 from fastgan.models.growing import fade_reals
 from fastgan.ops import backends
+from fastgan.ops.fused import OPERATIONS
 from fastgan.progress import ProgressBar
 from fastgan.runs import checkpoint, memory, precision, process
 from fastgan.runs.drawing import draw, latents
@@ -99,7 +100,7 @@ def _train(
     fresh = start.put_into(state, model) if start else None
     ranks.agree(*state.modules().values())
     evaluations = Evaluations(config)
-    for operation in backends.OPERATIONS:  # FASTGAN_BACKEND may name none that can serve
+    for operation in OPERATIONS:  # FASTGAN_BACKEND may name none that can serve
         backends.choose(operation, device)
     growth = Growth(state, config) if config.growth.grow_from else None
     batch_at = growth.batch_at if growth else lambda position: options.batch

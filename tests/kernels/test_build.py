@@ -234,14 +234,14 @@ def test_import_is_quick():
 def test_doctor_reports_every_operation():
     """As text; and what that is made of, which is what --json prints."""
     from fastgan.cli import doctor
-    from fastgan.ops import backends
+    from fastgan.ops.fused import OPERATIONS
 
     found = json.loads(run(sys.executable, "-m", "fastgan.doctor", "--json", cwd=ROOT).stdout)
-    assert set(found["operations"]) == set(backends.OPERATIONS)
-    for operation in backends.OPERATIONS:
+    assert set(found["operations"]) == set(OPERATIONS)
+    for operation in OPERATIONS:
         assert found["operations"][operation]["cpu"]["in_use"]
     text = doctor.describe(found)
-    assert all(operation in text for operation in backends.OPERATIONS)
+    assert all(operation in text for operation in OPERATIONS)
     for reason in (None, "a reason"):
         text = doctor.describe({**found, "beside_library": {"convolutions, of few channels": reason}})
         assert "convolutions, of few channels" in text and ("not cpp: a reason" in text) == bool(reason)

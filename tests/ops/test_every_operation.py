@@ -219,7 +219,7 @@ def nones(kinds: list[list[str]]) -> list[list[bool]]:
 @pytest.mark.filterwarnings("ignore:Anomaly Detection")
 @every_operation
 def test_second_derivatives_while_pytorch_looks_into_every_tensor(use, watch):
-    fused._connected.cache_clear()
+    fused._has_second_gradients.cache_clear()
     with watch():
         got = kinds_of_derivatives(use, use.function)
         assert torch.is_anomaly_enabled() == (watch is torch.autograd.detect_anomaly)

@@ -121,9 +121,9 @@ def test_third_derivatives(backend):
 def fused_only(monkeypatch):
     """The number of fused calls; and nothing is composed of plain operations."""
     calls = []
-    launch = FilteredNoiseBiasAct.launch
-    monkeypatch.setattr(FilteredNoiseBiasAct, "launch", lambda *args: (calls.append(1), launch(*args)))
-    monkeypatch.setattr(FilteredNoiseBiasAct, "plain_backward", None)
+    launch = FilteredNoiseBiasAct.launch_forward
+    monkeypatch.setattr(FilteredNoiseBiasAct, "launch_forward", lambda *args: (calls.append(1), launch(*args)))
+    monkeypatch.setattr(FilteredNoiseBiasAct, "reference_backward", None)
     return calls
 
 
@@ -179,8 +179,8 @@ def test_the_operators_are_registered_as_torch_wants_it():
     with torch._subclasses.FakeTensorMode() as mode:
         inputs = [mode.from_tensor(t) for t in tensors.values()]
         y = torch.ops.fastgan.filtered_noise_bias_act(*inputs, *options)
-        needs = [True, False, False, True, True, True, True]
-        grads = torch.ops.fastgan.filtered_noise_bias_act_backward(y, inputs, needs, *options)
+        needs_grad = [True, False, False, True, True, True, True]
+        grads = torch.ops.fastgan.filtered_noise_bias_act_backward(y, inputs, needs_grad, *options)
     assert y.shape == (2, 16, 4, 5) and y.stride(1) == 1
     assert [g.shape for g in grads] == [(2, 16, 5, 6), (), (16,), (2, 16), (2, 16)]
 

@@ -291,7 +291,7 @@ def test_triton_kernels_compile_without_spills(layout, form, dtype, capability, 
     case = Case((2, 64, 32, 32), layout, **form)
     x, taps = make(case, dtype, "cpu")
     x, taps, options = checked("test", x, taps, case.up, case.down, case.padding, case.gain, case.flip)
-    Upfirdn2d.launch(kernels, Upfirdn2d.allocate((x, taps), options), (x, taps), options)
+    Upfirdn2d.launch_forward(kernels, Upfirdn2d.allocate_output((x, taps), options), (x, taps), options)
     [(kernel, arguments, named)] = launches
     compiled = compiled_for(capability, kernel, arguments, named)
     used = resources(compiled.asm["cubin"], tmp_path)

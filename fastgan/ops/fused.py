@@ -180,7 +180,9 @@ class _Backward(torch.autograd.Function):
         if backward_must_use_reference(grad_grads, (grad, *saved)):
             return *[None] * 5, *_autograd_double_backward(operation, options, needs_grad, grad, saved, grad_grads)
         grads = None
-        if not torch.is_grad_enabled() and grad.numel():
+        if not grad.numel():
+            grads = [None] * len(needed)
+        elif not torch.is_grad_enabled():
             launchers = fastgan_kernels.BACKENDS[backend].launchers(operation.name)
             grads = operation.double_backward(launchers, grad, saved, grad_grads, options, needed)
         if grads is None:

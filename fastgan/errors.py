@@ -1,9 +1,11 @@
 """User errors, and how command lines report them: one line, exit status 2."""
 
+import difflib
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from pathlib import Path
 
 BROKEN_PIPE = 141  # exit status of what is killed by SIGPIPE, as shells give it
 
@@ -19,6 +21,26 @@ def readable(value: object, most: int = 80) -> str:
     """A value for a message: cut to `most` characters, what cannot be printed escaped."""
     text = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in str(value))
     return text if len(text) <= most else f"{text[: most - 12]}...{text[-9:]}"
+
+
+def nearest(name: str, names: Collection[str]) -> str:
+    """A hint for a misspelt or cut-off name, "did you mean NAME? ", or "" if none of `names` is close."""
+    close = difflib.get_close_matches(name, names, 1) or [each for each in names if each.startswith(name)]
+    return f"did you mean {close[0]}? " if close else ""
+
+
+def program(command: str = "") -> str:
+    """The way to call `command`, or `fastgan` itself, in the form that this process was started with.
+
+    `fastgan train` in the installed script, `python -m fastgan train` after `python -m fastgan`, and
+    `python -m fastgan.train` everywhere else.
+    """
+    script = Path(sys.argv[0])
+    if script.stem in ("fastgan", "fastgan-script"):
+        return f"fastgan {command}".strip()
+    if not command or (script.parent.name, script.name) == ("fastgan", "__main__.py"):
+        return f"python -m fastgan {command}".strip()
+    return f"python -m fastgan.{command}"
 
 
 def command_line(main: Callable[..., int]) -> Callable[..., int]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import functools
 import io
 import json
@@ -22,7 +21,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args
 
 import tyro
 
-from fastgan.errors import UserError, readable
+from fastgan.errors import UserError, nearest, readable
 
 Kind = TypeVar("Kind")
 
@@ -136,9 +135,7 @@ def _require_known(argv: Sequence[str], known: dict[str, _Option], prog: str) ->
     for token in argv:
         name = token.partition("=")[0].replace("_", "-")
         if name.startswith("--") and name not in flags and not name.startswith("--tyro-"):
-            like = difflib.get_close_matches(name, flags, 1) or [each for each in flags if each.startswith(name)]
-            hint = f"did you mean {like[0]}? " if like else ""
-            raise UserError(f"{readable(token)}: there is no such option; {hint}{prog} --help lists all")
+            raise UserError(f"{readable(token)}: no such option; {nearest(name, flags)}{prog} --help lists all")
 
 
 def _mistake(said: str, argv: Sequence[str], known: dict[str, _Option], prog: str) -> str:

@@ -18,7 +18,7 @@ import tyro
 from fastgan.data import preparing, sources
 from fastgan.data.cache import SHARD_INDEX, default_cache_dir
 from fastgan.data.pictures import CHANNELS, MAX_PIXELS, Crop, Ground, Wanted, parse_size, size_text
-from fastgan.errors import UserError, command_line
+from fastgan.errors import UserError, command_line, program
 from fastgan.options import PathText, parse_options
 
 LEFT_OUT = 1  # exit status
@@ -77,7 +77,7 @@ class Options:
 @command_line
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (None: this process's own) and return the exit status."""
-    options = parse_options(Options, "python -m fastgan.dataset", argv)
+    options = parse_options(Options, program("dataset"), argv)
     job = job_of(options)
     try:
         source = sources.open_source(
@@ -143,7 +143,7 @@ def summary(job: preparing.Job, result: preparing.Result) -> list[str]:
     width, height = job.wanted.size
     resolution = width if width == height else size
     lines.append(
-        f"train with: python -m fastgan.train --data {data} --resolution {resolution} --channels {job.wanted.channels}"
+        f"train with: {program('train')} --data {data} --resolution {resolution} --channels {job.wanted.channels}"
     )
     return lines
 
@@ -151,7 +151,3 @@ def summary(job: preparing.Job, result: preparing.Result) -> list[str]:
 def _kind(reason: str) -> str:
     """A reason without what belongs to one image."""
     return _SMALLER if ", smaller than" in reason else reason
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,14 +5,13 @@ import json
 import os
 import platform
 import subprocess
-import sys
 import textwrap
 from importlib import metadata
 
 import torch
 
 import fastgan
-from fastgan.errors import UserError, command_line
+from fastgan.errors import UserError, command_line, program
 
 try:
     import fastgan_kernels  # noqa: F401
@@ -194,13 +193,13 @@ def _table(rows: list[tuple[str, str] | None]) -> str:
 
 class _Parser(argparse.ArgumentParser):  # of the standard library: the doctor looks at half an installation as well
     def error(self, message: str):
-        raise UserError(f"{message}; {self.prog} --help lists all options")
+        raise UserError(f"{message}; {self.prog} --help lists all")
 
 
 @command_line
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (None: this process's own) and return the exit status."""
-    parser = _Parser(prog="python -m fastgan.doctor", description=__doc__.split(": ", 1)[1])
+    parser = _Parser(prog=program("doctor"), description=__doc__.split(": ", 1)[1])
     parser.add_argument("--json", action="store_true", help="print the same as JSON")
     options = parser.parse_args(argv)
     if mistake:
@@ -208,7 +207,3 @@ def main(argv: list[str] | None = None) -> int:
     found = examine()
     print(json.dumps(found, indent=1) if options.json else describe(found))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

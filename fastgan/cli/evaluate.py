@@ -6,7 +6,6 @@ Exit status: 0 when done, 2 for a mistake in options or files, 130 after Ctrl-C;
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +13,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from fastgan.data.urls import has_scheme
-from fastgan.errors import UserError, command_line
+from fastgan.errors import UserError, command_line, program
 from fastgan.files import prepare_to_write, write_atomically
 from fastgan.metrics import choice
 from fastgan.options import LARGEST_SEED, Count, PathText, parse_options
@@ -84,7 +83,7 @@ class Options:
 @command_line
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (None: this process's own) and return the exit status."""
-    options = parse_options(Options, "python -m fastgan.evaluate", argv)
+    options = parse_options(Options, program("evaluate"), argv)
     with shortage_is_a_mistake("give fewer --samples, or another --device"):
         process.keep_freed_memory()
         found = measure(options)
@@ -285,7 +284,3 @@ def table(found: dict[str, Any]) -> str:
 def _number(column: dict[str, float], value: str, decimals: int) -> str:
     text = f"{column[value]:.{decimals}f}"
     return f"{text} ± {column[value + '_std']:.{decimals}f}" if value + "_std" in column else text
-
-
-if __name__ == "__main__":
-    sys.exit(main())

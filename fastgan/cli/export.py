@@ -8,7 +8,6 @@ Exit status: 0 when done, 2 for a mistake in options or files, 130 after Ctrl-C;
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,7 +15,7 @@ from typing import Annotated, Literal
 import tyro
 
 from fastgan.data.urls import has_scheme
-from fastgan.errors import UserError, command_line
+from fastgan.errors import UserError, command_line, program
 from fastgan.files import prepare_to_write, write_atomically
 from fastgan.options import PathText, parse_options
 from fastgan.runs.memory import shortage_is_a_mistake
@@ -67,7 +66,7 @@ class Options:
 @command_line
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (None: this process's own) and return the exit status."""
-    options = parse_options(Options, "python -m fastgan.export", argv)
+    options = parse_options(Options, program("export"), argv)
     with shortage_is_a_mistake("free some"):
         export(options)
     return 0
@@ -119,7 +118,3 @@ def _running_alone(options: Options, path: Path, out: Path) -> tuple[bytes, list
             f"{out} was not written: {runner} draws other images than PyTorch, {difference:.2g} {unit} apart"
         )
     return content, [f"{runner} draws the images of PyTorch: seeds 0 to 3 are at most {difference:.2g} {unit} apart"]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,7 +5,6 @@ Exit status: 0 when done, 2 for a mistake in options or files, 130 after Ctrl-C;
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import sys
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import numpy as np
 import tyro
 
 from fastgan.data.urls import has_scheme
-from fastgan.errors import UserError, command_line, readable
+from fastgan.errors import UserError, command_line, nearest, program, readable
 from fastgan.files import prepare_to_write
 from fastgan.options import LARGEST_SEED, PathText, parse_options
 from fastgan.progress import ProgressBar
@@ -469,7 +468,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(argv: list[str]) -> Options:
     """Sub-command and options. Prints help and raises SystemExit if asked to; raises UserError for a mistake."""
-    prog = "python -m fastgan.generate"
+    prog = program("generate")
     if argv and argv[0] in ("-h", "--help"):
         kinds = tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in SUB_COMMANDS.items())
         tyro.cli(
@@ -484,11 +483,8 @@ def parse(argv: list[str]) -> Options:
     if argv and not argv[0].startswith("-"):
         name, *argv = argv
         if name not in SUB_COMMANDS:
-            like = difflib.get_close_matches(name, SUB_COMMANDS, 1)
-            hint = f"did you mean {like[0]}? " if like else ""
-            raise UserError(
-                f"{readable(name)}: there is no such sub-command; {hint}there are {', '.join(SUB_COMMANDS)}"
-            )
+            names = ", ".join(SUB_COMMANDS)
+            raise UserError(f"{readable(name)}: no such sub-command; {nearest(name, SUB_COMMANDS)}there are {names}")
     return parse_options(SUB_COMMANDS[name], f"{prog} {name}", argv)
 
 
@@ -567,7 +563,3 @@ def _ranges(numbers: list[int]) -> str:
         else:
             parts.append([number])
     return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -7,7 +7,6 @@ Exit status: 0 when done, 2 for a mistake in options or files, 128 and the signa
 from __future__ import annotations
 
 import contextlib
-import sys
 from pathlib import Path
 
 from fastgan import files
@@ -88,7 +87,3 @@ def _resumed(run, argv):
         print(f"note: {configuration.flag(name)} {after} from here on, {before} before")
     files.remove_unfinished(header.path.parent)
     return config, header
-
-
-if __name__ == "__main__":
-    sys.exit(main())

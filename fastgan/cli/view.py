@@ -8,13 +8,12 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import sys
 from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
 
-from fastgan.errors import UserError, command_line
+from fastgan.errors import UserError, command_line, program
 from fastgan.options import PathText, parse_options
 from fastgan.runs import process
 
@@ -46,7 +45,7 @@ class Options:
 @command_line
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (None: this process's own) and return the exit status."""
-    options = parse_options(Options, "python -m fastgan.view", argv)
+    options = parse_options(Options, program("view"), argv)
     serve(options)
     return 0
 
@@ -124,7 +123,3 @@ def _who_sees_it(host: str) -> str:
     if guard.is_loopback(host):
         return "only this machine can reach it"
     return "warning: everyone who reaches this machine over the network can use the page; it has no password"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -16,7 +16,7 @@ import tyro
 
 from fastgan.data.looking import look
 from fastgan.data.pictures import parse_size, size_text
-from fastgan.errors import UserError, readable
+from fastgan.errors import UserError, program, readable
 from fastgan.options import LARGEST_SEED, Count, PathText, from_json, parse_count, parse_options
 from fastgan.training.recipes import recipe
 
@@ -270,7 +270,7 @@ def parse(argv: list[str] | None, default: Config | None = None) -> Config:
     Prints help and raises SystemExit if asked to. Raises UserError, naming the option, for a mistake.
     """
     argv = sys.argv[1:] if argv is None else argv
-    return parse_options(Config, "python -m fastgan.train", _thousands(argv), default or Config())
+    return parse_options(Config, program("train"), _thousands(argv), default or Config())
 
 
 def _thousands(argv: Sequence[str]) -> list[str]:

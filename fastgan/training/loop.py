@@ -15,7 +15,7 @@ from torch import nn
 
 from fastgan import data, models
 from fastgan.distributed import Ranks, joined
-from fastgan.errors import UserError, readable
+from fastgan.errors import UserError, program, readable
 from fastgan.files import one_writer, write_atomically
 from fastgan.models.growing import fade_reals
 from fastgan.ops import backends
@@ -231,7 +231,7 @@ def _train(
     say(f"checkpoint {run / checkpoint.FILE_NAME}")
     if state.images >= options.images:
         return 0
-    say(f"stopped at {state.images:,} images; go on with: python -m fastgan.train --resume {run}")
+    say(f"stopped at {state.images:,} images; go on with: {program('train')} --resume {run}")
     return interrupt.exit_code
 
 

@@ -105,9 +105,9 @@ def test_kimg_is_thousands_of_images(argv):
 
 WRONG_FLAGS = {
     "train": (main, ["--resolutoin", "8"], "did you mean --resolution? python -m fastgan.train --help lists all"),
-    "underscores": (main, ["--batch_gup=8"], "--batch_gup=8: there is no such option; did you mean --batch-gpu?"),
+    "underscores": (main, ["--batch_gup=8"], "--batch_gup=8: no such option; did you mean --batch-gpu?"),
     "generate": (generate, ["mix", "--clases", "3"], "did you mean --classes? python -m fastgan.generate mix --help"),
-    "sub-command": (generate, ["intrepolate"], "intrepolate: there is no such sub-command; did you mean interpolate?"),
+    "sub-command": (generate, ["intrepolate"], "intrepolate: no such sub-command; did you mean interpolate?"),
     "missing": (generate, ["--class", "3"], "--checkpoint is missing; python -m fastgan.generate grid --help"),
     "choice": (main, ["--loss", "foo"], "hinge, wgan, wgan-gp, relativistic or auto"),
     "no number": (main, ["--batch", "x"], "--batch x: must be a whole number or auto"),

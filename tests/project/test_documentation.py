@@ -32,7 +32,7 @@ from PIL import Image
 from torch import nn
 
 from fastgan import metrics
-from fastgan.cli import dataset, evaluate, generate
+from fastgan.cli import COMMANDS, dataset, evaluate, generate
 from fastgan.cli import export as export
 from fastgan.cli import view as view
 from fastgan.data import glyphs
@@ -80,13 +80,15 @@ def commands_of(text: str) -> list[str]:
 
 
 def program_of(command: str) -> tuple[dict[str, str], str, list[str]]:
-    """The variables in front of a command, what is executed (of `python -m NAME` and `torchrun ... -m NAME`, NAME), and
-    the arguments."""
+    """The variables in front of a command, what is executed (of `python -m NAME` and `torchrun ... -m NAME`, NAME; of
+    `fastgan NAME`, fastgan.NAME), and the arguments."""
     words, variables = shlex.split(command), {}
     while re.fullmatch(r"[A-Z_]+=.*", words[0]):
         name, _, variables[name] = words.pop(0).partition("=")
     if words[0] == "python":
         return variables, *((words[2], words[3:]) if words[1] == "-m" else (words[1], words[2:]))
+    if words[0] == "fastgan" and words[1] in COMMANDS:
+        return variables, f"fastgan.{words[1]}", words[2:]
     return variables, words[0], words[1:]
 
 
@@ -322,7 +324,7 @@ def test_every_block_is_a_command_or_what_one_prints():
         for block in blocks:
             where = f"{block.page}:{block.line}"
             assert block.language in ("bash", "python", "text"), f"{where}: must be bash, python or text"
-            looks_so = re.match(r"(\$ )?(python|pip|torchrun|pytest|bash) ", block.text)
+            looks_so = re.match(r"(\$ )?(python|pip|torchrun|pytest|bash|fastgan) ", block.text)
             assert block.language != "text" or not looks_so, f"{where}: a command that no test runs"
 
 
@@ -338,6 +340,7 @@ def test_a_command_with_a_mistake_fails(page_folder, monkeypatch, capfd):
         "python -m fastgan.generate --checkpoint RUNS",
         'pip install ".[emojis]"',
         "python -m fastgan.trian",
+        "fastgan trian",
         "fastgan-train",
     ):
         with pytest.raises((AssertionError, SystemExit, UserError, ImportError, AttributeError)):
@@ -392,8 +395,9 @@ def test_options_are_those_of_a_command_line(page):
     unknown = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text)) - known
     assert not unknown
     # Where it is said of which command line they are, they are of that one.
-    for spoken in re.findall(r"`python -m (fastgan\.\w+)([^`]*)`", text):
-        unknown = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", spoken[1])) - FLAGS[spoken[0]] - OF_OTHERS["any"]
+    for spoken in re.findall(r"`(?:python -m )?fastgan[. ](\w+)([^`]*)`", text):
+        unknown = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", spoken[1])) - FLAGS.get(f"fastgan.{spoken[0]}", set())
+        unknown -= OF_OTHERS["any"]
         assert not unknown, spoken
 
 

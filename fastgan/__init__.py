@@ -2,13 +2,12 @@
 
 from typing import TYPE_CHECKING
 
+from fastgan.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from fastgan.patching import patch as patch
     from fastgan.patching import patch_ops as patch_ops
     from fastgan.sampler import load as load
-
-__version__ = "0.1.0"
-
 
 # Imported where they are asked for: `import fastgan` alone imports not even torch.
 _FROM = {"load": "fastgan.sampler", "patch": "fastgan.patching", "patch_ops": "fastgan.patching"}

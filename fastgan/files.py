@@ -1,53 +1,56 @@
-"""Files that are either whole or not there."""
+"""Files on disk: atomic writes, flushes and locks."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from fastgan.errors import UserError
 
 TEMPORARY_SUFFIX = ".unfinished"
+_CHUNK = 2**20
 
 
 def write_atomically(path: Path, content: bytes | memoryview, option: str = "--out") -> None:
-    """Put `content` at `path` so that at any moment, also after a crash, `path` holds the old or the new content whole.
+    """Write `content` to `path` so that at any moment, also after a crash, `path` holds all of the old or the new.
 
-    A temporary file in the same directory is written, flushed to the disk and renamed over `path`; then the directory
-    itself is flushed. The temporary's name is fixed, so one left by a killed process is overwritten by the next write.
-    Raises UserError naming the file, and the option that says where, if the disk is full or not writable; the old
-    content is then untouched.
+    Writes a temporary file in the same directory, flushes it to the disk, renames it over `path` and flushes the
+    directory. The temporary's name is fixed, so the next write overwrites one left by a killed process.
+    Raises UserError naming the file and the option that sets it if the disk is full or read-only; the old content is
+    then untouched.
     """
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
     try:
         try:
             with open(temporary, "wb") as file:
                 file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+                sync(file)
             os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
     except OSError as error:
-        raise _refused(path, error, option) from error
+        raise _cannot_write(path, error, option) from error
 
 
-def _refused(path: Path, error: OSError, option: str) -> UserError:
+def _cannot_write(path: Path, error: OSError, option: str) -> UserError:
     return UserError(f"cannot write {path}: {error.strerror or error}; make room or choose another place with {option}")
 
 
 def prepare_to_write(path: Path, option: str = "--out") -> None:
-    """Make the folder of `path`, and try whether a file could be put there: called before the work for it.
+    """Create the directory of `path` and check that a file can be written there, before the work for it starts.
 
-    Raises UserError as `write_atomically`.
+    Raises UserError as `write_atomically` does.
     """
-    trial = path.with_name(f"{path.name}.{os.getpid():010}")  # of this process alone, as long as the temporary's
+    trial = path.with_name(f"{path.name}.{os.getpid():010}")  # one a process, as long as the temporary's name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
@@ -55,13 +58,13 @@ def prepare_to_write(path: Path, option: str = "--out") -> None:
         trial.touch()
         trial.unlink()
     except OSError as error:
-        raise _refused(path, error, option) from None
+        raise _cannot_write(path, error, option) from None
 
 
 def link(path: Path, name: Path) -> None:
-    """Give a file another name, in the place of what had it. What is put at `path` later has nothing to do with it.
+    """Make `name` a hard link to the file `path`, or a copy where the file system has no links.
 
-    Raises OSError; nothing half-written has the name then.
+    Replaces what was at `name`. A later file at `path` leaves it as it is. Raises OSError; `name` is then absent.
     """
     name.unlink(missing_ok=True)
     try:
@@ -76,28 +79,51 @@ def link(path: Path, name: Path) -> None:
             raise
 
 
-@contextlib.contextmanager
-def one_writer(directory: Path) -> Iterator[None]:
-    """Within the block, no other process gets here with the same directory. The system keeps watch: whoever is killed
-    lets go of it.
+def remove_unfinished(directory: Path) -> None:
+    """Remove the temporaries that a killed process left in `directory`."""
+    for temporary in directory.glob(f"*{TEMPORARY_SUFFIX}"):
+        temporary.unlink(missing_ok=True)
 
-    Raises UserError if another has it. Where the file system knows no locks, nothing is watched.
+
+def sync(file) -> None:
+    """Flush an open file to the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sync_directory(directory: Path) -> None:
+    """Flush the names in `directory` to the disk. Does nothing outside of POSIX: a directory cannot be opened there."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def lock(path: Path, *, waiting: str = "", refusal: str = "") -> Iterator[None]:
+    """Exclusive lock on `path`, a directory or else a file, which is created. The system releases it if the process
+    dies.
+
+    While another process holds the lock: raises UserError with the text `refusal`; or, without one, prints `waiting` to
+    stderr and waits. Does nothing on systems and file systems without locks (Windows, some network file systems).
     """
     try:
         import fcntl
-    except ImportError:  # not on this system
-        fcntl = None
-    if fcntl is None or not directory.is_dir():
+    except ImportError:
         yield
         return
-    descriptor = os.open(directory, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(
-                f"{directory}: another training writes there; wait until it has ended, or choose another folder"
-            ) from None
+            if refusal:
+                raise UserError(refusal) from None
+            print(waiting, file=sys.stderr)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         except OSError:
             pass
         yield
@@ -105,17 +131,26 @@ def one_writer(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def remove_unfinished(directory: Path) -> None:
-    """Remove the temporaries that a killed process left in `directory`."""
-    for left_over in directory.glob(f"*{TEMPORARY_SUFFIX}"):
-        left_over.unlink(missing_ok=True)
+def one_writer(directory: Path) -> contextlib.AbstractContextManager[None]:
+    """Lock on `directory` for a training that writes there. Raises UserError if another training holds it; does
+    nothing if there is no such directory."""
+    if not directory.is_dir():
+        return contextlib.nullcontext()
+    refusal = f"{directory}: another training writes there; wait until it has ended, or choose another folder"
+    return lock(directory, refusal=refusal)
 
 
-def _sync_directory(directory: Path) -> None:
-    if os.name != "posix":  # a directory cannot be opened, and a rename is not flushed, elsewhere
-        return
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def copy_and_digest(source: BinaryIO, target: BinaryIO | None = None) -> str:
+    """Read `source` to its end, write it to `target` if given, and return its SHA-256 in hex."""
+    digest = hashlib.sha256()
+    while chunk := source.read(_CHUNK):
+        digest.update(chunk)
+        if target is not None:
+            target.write(chunk)
+    return digest.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return copy_and_digest(file)

@@ -6,7 +6,6 @@ Exit status: 0 when done, 1 when done but images were left out (they are listed)
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from fastgan.cores import usable_cpus
 from fastgan.data import preparing, sources
 from fastgan.data.cache import SHARD_INDEX, default_cache_dir
 from fastgan.data.pictures import CHANNELS, MAX_PIXELS, Crop, Ground, Wanted, parse_size, size_text
@@ -118,14 +118,8 @@ def job_of(options: Options) -> preparing.Job:
     if not out.name:
         raise UserError(f"--out {options.out}: give the name of a folder or zip that is not there yet")
     wanted = Wanted(size, options.channels, options.crop, options.ground, options.enlarge)
-    workers = options.workers or _processors()
+    workers = options.workers or usable_cpus()
     return preparing.Job(options.source, out, wanted, options.shards * MEGABYTE, options.labels, workers)
-
-
-def _processors() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def summary(job: preparing.Job, result: preparing.Result) -> list[str]:

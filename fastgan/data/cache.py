@@ -7,13 +7,12 @@ renamed when it is complete and on the disk, so an entry that exists is whole.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -22,6 +21,7 @@ import numpy as np
 
 from fastgan.data.pictures import open_regular
 from fastgan.errors import UserError
+from fastgan.files import lock, sync, sync_directory
 
 if TYPE_CHECKING:
     from fastgan.data.shards import ShardedPixels
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 Content = TypeVar("Content")
 
 SHARD_INDEX = "shards.json"  # names a folder or place that has shards; see `fastgan.data.shards`
+WAITING = "waiting for another process that prepares the same data"
 FORMAT = 1  # part of every key: raise it when the same parameters would give other bytes
 
 
@@ -142,7 +143,7 @@ def load_or_write(
         return found
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with lock(entry.with_name(entry.name + ".lock")):
+        with lock(entry.with_name(entry.name + ".lock"), waiting=WAITING):
             if (found := load(entry)) is not None:
                 return found
             for left_by_a_kill in root.glob(f"{entry.name}.*.tmp"):
@@ -153,7 +154,7 @@ def load_or_write(
             try:
                 write(temporary)
                 os.rename(temporary, entry)
-                sync_folder(root)
+                sync_directory(root)
             except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise
@@ -208,7 +209,7 @@ def _write(folder: Path, recipe: Recipe, progress: bool) -> None:
     with open(folder / "meta.json", "w", encoding="utf-8") as file:
         json.dump({"class_names": recipe.class_names, "source": recipe.source, "digests": digests}, file)
         sync(file)
-    sync_folder(folder)
+    sync_directory(folder)
 
 
 def _load_array(entry: Path) -> np.ndarray | None:
@@ -224,63 +225,4 @@ def _write_array(folder: Path, array: np.ndarray) -> None:
     with open(folder / "array.npy", "wb") as file:
         np.save(file, array)
         sync(file)
-    sync_folder(folder)
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def sync(file) -> None:
-    """What was written to an open file is on the disk when this returns."""
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """The same of the names in a folder."""
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-@contextlib.contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """One process at a time, where the system and the file system can; released by a death as well."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: two processes may build the same entry, the second rename fails
-        yield
-        return
-    with open(path, "wb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print("waiting for another process that prepares the same data", file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:
-            pass  # some network file systems have no locks
-        yield
-
-
-@contextlib.contextmanager
-def lock_or_refuse(path: Path, refusal: str) -> Iterator[None]:
-    """As `lock`, but raises UserError with this message instead of waiting."""
-    with open(path, "wb") as file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(refusal) from None
-        except (ImportError, OSError):
-            pass  # Windows, and some network file systems, have no such locks
-        yield
+    sync_directory(folder)

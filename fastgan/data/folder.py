@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from fastgan.cores import usable_cpus
 from fastgan.data import labels
 from fastgan.data.cache import ImageDataset, Recipe, load_or_build
 from fastgan.data.labels import LABEL_FILE
@@ -255,7 +256,7 @@ def _decode(source: Files, names: list[str], factor: int, size: tuple[int, int],
         except Unusable as error:
             raise _refused(where, error) from error
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, usable_cpus())) as pool:
         rest = iter(names)
         while block := list(itertools.islice(rest, BLOCK)):
             yield np.stack(list(pool.map(one, block)))

@@ -16,9 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastgan.data.cache import SHARD_INDEX, file_digest, sync
+from fastgan.data.cache import SHARD_INDEX
 from fastgan.data.labels import LABEL_FILE
 from fastgan.data.pictures import Wanted
+from fastgan.files import file_digest, sync
 
 NPY_HEADER = 128  # bytes in front of the pixels, however many images there will be
 

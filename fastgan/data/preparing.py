@@ -29,11 +29,11 @@ from pathlib import Path
 import numpy as np
 
 from fastgan.data import labels
-from fastgan.data.cache import lock_or_refuse, sync, sync_folder
 from fastgan.data.outputs import ArrayOutput, Damaged, Kept, Output, ShardOutput, ZipOutput
 from fastgan.data.pictures import Wanted, prepare
 from fastgan.data.sources import Item, Source
 from fastgan.errors import UserError
+from fastgan.files import lock, sync, sync_directory
 
 FORMAT = 1  # of the journal: raise it when the same options would give other bytes
 AHEAD = 4  # images a process that are read before they are asked for
@@ -78,7 +78,7 @@ def run(job: Job, source: Source, progress: bool = True) -> Result:
         work.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
             stack.enter_context(
-                lock_or_refuse(work / "lock", f"another process prepares {job.out} just now; wait for it")
+                lock(work / "lock", refusal=f"another process prepares {job.out} just now; wait for it")
             )
             journal = stack.enter_context(contextlib.closing(Journal(work / "journal.jsonl", _identity(job, source))))
             output = stack.enter_context(contextlib.closing(_reopen(job, work / "content", journal)))
@@ -90,7 +90,7 @@ def run(job: Job, source: Source, progress: bool = True) -> Result:
                 output.finish(class_names, job.source)
                 _write_skipped(skipped_file, journal.skipped)
                 os.rename(work / "content", job.out)
-                sync_folder(job.out.parent)
+                sync_directory(job.out.parent)
         shutil.rmtree(work)
     except OSError as error:
         raise UserError(

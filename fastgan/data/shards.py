@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import os
 import re
@@ -24,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fastgan.cores import usable_cpus
 from fastgan.data import cache
 from fastgan.data.cache import SHARD_INDEX, ImageDataset
 from fastgan.data.order import Stream
@@ -31,13 +31,13 @@ from fastgan.data.pictures import CHANNELS, Unusable, decode, plain, reason, siz
 from fastgan.data.sources import samples_of_shard
 from fastgan.data.urls import is_url, open_url
 from fastgan.errors import UserError
+from fastgan.files import copy_and_digest, lock, sync
 
 AT_ONCE = 4  # shards whose images are shuffled together
 KEPT = 2 * AT_ONCE + 1  # decoded shards in the cache: those in use, those that come next, and one that is written
 PAUSES = (1, 5, 25)  # seconds before a server is asked again
 STALE = 3600  # seconds after which a shard is not being fetched any more
 MOST_INDEX_BYTES = 2**30
-CHUNK = 2**20
 
 
 def is_index(spec: str) -> bool:
@@ -175,7 +175,7 @@ class ShardedPixels:
         try:
             if (found := self._mapped(path, number)) is None:
                 self._folder.mkdir(parents=True, exist_ok=True)
-                with cache.lock(self._folder / f"{number:06d}.lock"):
+                with lock(self._folder / f"{number:06d}.lock", waiting=cache.WAITING):
                     if (found := self._mapped(path, number)) is None:
                         self._make_room()
                         self._decode(number, path)
@@ -216,7 +216,7 @@ class ShardedPixels:
         with tempfile.TemporaryDirectory(dir=self._folder, prefix="fetching-") as folder:
             local = self._fetched(shard, self._digests[number], Path(folder))
             temporary = Path(folder) / "images.npy"
-            with open(temporary, "wb") as file, ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+            with open(temporary, "wb") as file, ThreadPoolExecutor(min(4, usable_cpus())) as pool:
                 header = {"descr": "|u1", "fortran_order": False, "shape": (self.counts[number], *self.shape[1:])}
                 np.lib.format.write_array_header_1_0(file, header)
                 count, block = 0, []
@@ -228,7 +228,7 @@ class ShardedPixels:
                 count += self._write(file, pool, block, shard)
                 if count != self.counts[number]:
                     raise UserError(f"{shard} has {count} images, not {self.counts[number]} as its index says")
-                cache.sync(file)
+                sync(file)
             os.replace(temporary, path)
 
     def _write(self, file, pool: ThreadPoolExecutor, block: list, shard: str) -> int:
@@ -259,19 +259,14 @@ class ShardedPixels:
 
     def _fetched_once(self, shard: str, digest: str, folder: Path) -> Path:
         local = folder / "shard.tar" if is_url(shard) else Path(shard)
-        found = hashlib.sha256()
         try:
-            with _open(shard) as file, contextlib.ExitStack() as stack:
-                copy = stack.enter_context(open(local, "wb")) if is_url(shard) else io.BytesIO()
-                while chunk := file.read(CHUNK):
-                    found.update(chunk)
-                    if is_url(shard):
-                        copy.write(chunk)
+            with _open(shard) as file, open(local, "wb") if is_url(shard) else contextlib.nullcontext() as copy:
+                found = copy_and_digest(file, copy)
         except UserError:
             raise
         except Exception as error:  # of files, sockets, TLS and HTTP
             raise UserError(f"cannot read {shard}: {reason(error)}") from error
-        if found.hexdigest() != digest:
+        if found != digest:
             raise UserError(f"{shard} is damaged, or not the shard that its index describes; fetch or write it anew")
         return local
 

@@ -12,9 +12,10 @@ import urllib.parse
 import urllib.request
 from pathlib import Path, PurePosixPath
 
-from fastgan import __version__
 from fastgan.data import cache
 from fastgan.errors import UserError
+from fastgan.files import file_digest, sync, sync_directory
+from fastgan.version import __version__
 
 TIMEOUT = 60  # seconds that a server may take to answer
 CHUNK = 2**20
@@ -118,7 +119,7 @@ def local(spec: str | Path, in_folder: str | None = None) -> Path:
     if digest is not None:
         file = path / in_folder if in_folder and path.is_dir() else path
         try:
-            _require(digest, cache.file_digest(file), text)
+            _require(digest, file_digest(file), text)
         except OSError as error:
             raise UserError(f"{file} cannot be read: {error.strerror}") from None
     return path
@@ -133,7 +134,7 @@ def _fetched(url: str, in_folder: str | None, digest: str | None) -> Path:
         try:
             meta = json.loads((entry / META).read_text(encoding="utf-8"))
             path = entry / meta["file"]
-            if cache.file_digest(path) == meta["sha256"]:
+            if file_digest(path) == meta["sha256"]:
                 return path, meta["sha256"]
         except FileNotFoundError:
             return None
@@ -211,12 +212,12 @@ def _fetch(urls: list[str], folder: Path, digest: str | None) -> None:
             file.write(chunk)
             bar.update(len(chunk))
             chunk = response.read(CHUNK)
-        cache.sync(file)
+        sync(file)
     _require(digest, found.hexdigest(), url)
     with open(folder / META, "w", encoding="utf-8") as file:
         json.dump({"url": url, "file": path.name, "sha256": found.hexdigest()}, file)
-        cache.sync(file)
-    cache.sync_folder(folder)
+        sync(file)
+    sync_directory(folder)
 
 
 def _require(given: str | None, found: str, where: str, remedy: str = "") -> None:

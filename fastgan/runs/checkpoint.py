@@ -19,7 +19,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 from typing_extensions import TypedDict  # that of `typing` is not known to pydantic before Python 3.12
 
-from fastgan import __version__, models
+from fastgan import models
 from fastgan.data import ImageDataset
 from fastgan.data.urls import local
 from fastgan.errors import UserError, readable
@@ -27,6 +27,7 @@ from fastgan.files import link, write_atomically
 from fastgan.models.growing import Growing
 from fastgan.options import from_json
 from fastgan.training.config import Config, pyramid, resolve, to_dict
+from fastgan.version import __version__
 
 FORMAT = 6  # raise it when the header gets other fields, or tensors other names
 FILE_NAME = "checkpoint.safetensors"

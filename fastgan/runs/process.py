@@ -13,6 +13,8 @@ import sys
 import time
 from collections.abc import Iterator
 
+from fastgan.cores import usable_cores
+
 # Parameters of glibc's mallopt(3), from malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_TOP_PAD = -2
@@ -52,20 +54,6 @@ def let_idle_threads_sleep_soon() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 
-def available_cores() -> int:
-    """Physical cores this process may use: its CPU affinity without hyper-thread siblings, within its cgroup quota."""
-    if hasattr(os, "sched_getaffinity"):
-        logical = os.sched_getaffinity(0)
-        siblings = {_read(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") or cpu for cpu in logical}
-        cores = len(siblings)
-    else:
-        cores = os.cpu_count() or 1
-    quota = _read("/sys/fs/cgroup/cpu.max").split()  # "max 100000" or "<microseconds> <period>"
-    if len(quota) == 2 and quota[0].isdigit():
-        cores = min(cores, max(1, int(quota[0]) // int(quota[1])))
-    return max(1, cores)
-
-
 def choose_threads(asked: int, processes: int = 1) -> tuple[int, str]:
     """Number of CPU threads and the reason for it. `asked` is the option's value, 0 for "choose". `processes`: how many
     of this training share the machine.
@@ -77,7 +65,7 @@ def choose_threads(asked: int, processes: int = 1) -> tuple[int, str]:
         return asked, "asked for"
     if os.environ.get("OMP_NUM_THREADS", "").isdigit():
         return int(os.environ["OMP_NUM_THREADS"]), "OMP_NUM_THREADS"
-    cores = max(1, available_cores() // processes)
+    cores = max(1, usable_cores() // processes)
     return cores, f"one for each of {cores} physical cores this process may use" if cores > 1 else "one core"
 
 
@@ -139,11 +127,3 @@ def finish_step_on_signal(echo: float = 0.0) -> Iterator[Interrupt]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path) as file:
-            return file.read().strip()
-    except OSError:
-        return ""

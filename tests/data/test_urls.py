@@ -21,7 +21,7 @@ from fastgan.cli.evaluate import main as evaluate
 from fastgan.cli.export import main as export
 from fastgan.cli.generate import main as generate
 from fastgan.cli.train import main as train
-from fastgan.data import cache, urls
+from fastgan.data import urls
 from fastgan.errors import UserError
 from fastgan.export import formats, program
 from fastgan.interop import load_stylegan2
@@ -195,7 +195,7 @@ def test_a_full_disk(site, new_cache, capsys, monkeypatch):
     def full(file):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(cache, "sync", full)
+    monkeypatch.setattr(urls, "sync", full)
     error = error_of(generate, ["--checkpoint", f"{site.url}/network.pkl"], capsys)
     assert error.startswith(f"cannot write the data cache {new_cache}: No space left on device; free space there")
     assert kept(new_cache) == []

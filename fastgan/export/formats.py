@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-import fastgan
 from fastgan.errors import UserError
 from fastgan.export.program import FixedNoise, Image, quiet
 from fastgan.sampler import Sampler
+from fastgan.version import __version__
 
 METADATA = "fastgan.json"  # the name of the metadata among the extra files of a .pt2
 
@@ -35,7 +35,7 @@ class Format(NamedTuple):
 def metadata(sampler: Sampler, noise: FixedNoise, image: Image) -> dict[str, str]:
     """What the file says about itself."""
     return {
-        "fastgan": fastgan.__version__,
+        "fastgan": __version__,
         "arch": sampler.model.arch,
         "height": str(sampler.size[0]),
         "width": str(sampler.size[1]),

@@ -31,9 +31,10 @@ from fastgan.data import ImageDataset, ImageLoader, ShuffledStream
 from fastgan.data.order import CoinFlips
 from fastgan.ops import backends
 from fastgan.runs import precision
+from fastgan.runs.config import Config, TrainingOptions
 from fastgan.runs.graphs import WARM_UPS
-from fastgan.runs.log import Averages
-from fastgan.training.config import Config, TrainingOptions, resolve
+from fastgan.training.averages import Averages
+from fastgan.training.configure import resolve
 from fastgan.training.step import Step, new_state
 
 SET_BYTES = 64 << 20  # of a data set: more than caches hold

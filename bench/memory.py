@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench import measure, report
 from bench.training_step import CASES, Case, Ours, Textbook
-from fastgan.training.config import OF_BLOCKS
+from fastgan.training.configure import OF_BLOCKS
 
 # Of the textbook's peak, by the textbook's precision and ours: at most.
 TARGETS = {("fp32", "fp32"): 0.8, ("bf16", "bf16"): 0.8, ("fp32", "bf16"): 0.6}

@@ -38,9 +38,10 @@ from fastgan.metrics.reference import Reference, choose, random_labels
 from fastgan.ops import image_batch
 from fastgan.runs import precision
 from fastgan.runs.checkpoint import State
+from fastgan.runs.config import Config, MachineOptions
 from fastgan.runs.drawing import to_uint8
-from fastgan.runs.log import Averages
-from fastgan.training.config import Config, MachineOptions, resolve
+from fastgan.training.averages import Averages
+from fastgan.training.configure import resolve
 from fastgan.training.step import Step, new_state
 
 TURN = 3.0  # seconds

@@ -30,17 +30,17 @@ from bench.textbook_training import Trainer
 from fastgan import models
 from fastgan.ops import backends
 from fastgan.runs import precision
-from fastgan.runs.graphs import WARM_UPS
-from fastgan.runs.log import Averages
-from fastgan.training.config import (
+from fastgan.runs.config import (
     Config,
     DataOptions,
     MachineOptions,
     NetworkOptions,
     RegularizationOptions,
     TrainingOptions,
-    resolve,
 )
+from fastgan.runs.graphs import WARM_UPS
+from fastgan.training.averages import Averages
+from fastgan.training.configure import resolve
 from fastgan.training.step import Step, new_state
 
 LR = 1e-12

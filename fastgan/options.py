@@ -26,6 +26,8 @@ from fastgan.errors import UserError, nearest, readable
 Kind = TypeVar("Kind")
 
 LARGEST_SEED = 2**64 - 1  # of torch's random number generators
+LARGEST_NUMPY_SEED = 2**32 - 1  # of numpy's RandomState
+SeedFormat = Literal["torch", "numpy"]  # whose random numbers a seed stands for
 LARGEST_FLOAT = 3.4e38  # of fp32, in which everything is computed
 _SUFFIXES = {"": 1, "k": 10**3, "m": 10**6}
 

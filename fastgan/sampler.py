@@ -22,12 +22,11 @@ from torch import Tensor, nn
 from fastgan.errors import UserError
 from fastgan.models import ModelConfig
 from fastgan.models.growing import Growing
-from fastgan.options import LARGEST_SEED
+from fastgan.options import LARGEST_NUMPY_SEED, LARGEST_SEED, SeedFormat
 from fastgan.runs import drawing, graphs, precision
 from fastgan.runs.drawing import Noise
-from fastgan.runs.trained import find
-from fastgan.training.config import LARGEST_NUMPY_SEED, SeedFormat
-from fastgan.training.step import compiler
+from fastgan.runs.networks import open_networks
+from fastgan.runs.precision import compiler
 
 BATCH = 16
 MOST_FORMS = 64  # sizes of batches, kinds of noise and results: the compiler gives up at 8 unless told otherwise
@@ -57,7 +56,7 @@ def load(
     if batch < 1:
         raise UserError(f"batch is {batch}, must be at least 1")
     where = precision.choose_device("auto" if device is None else str(device))
-    _, model, names, load_onto, *_ = find(path)
+    _, model, names, load_onto, *_ = open_networks(path)
     recorder = graphs.CudaRecorder(where) if where.type == "cuda" else None
     return Sampler(
         load_onto(where), model, names, precision.choose(amp, where), compile=compile, batch=batch, recorder=recorder

@@ -103,9 +103,9 @@ def measure(options: Options) -> dict[str, Any] | None:
 
     from fastgan.distributed import joined
     from fastgan.runs import precision
-    from fastgan.runs.trained import find
+    from fastgan.runs.networks import open_networks
 
-    trained = find(options.checkpoint)
+    trained = open_networks(options.checkpoint)
     # Latents and the features of images; there are a few more copies of these.
     needed = 4.0 * options.samples * (trained.model.z_dim + FEATURES)
     require(needed, f"looking at {options.samples:,} samples", "give fewer --samples")

@@ -77,13 +77,13 @@ def export(options: Options) -> None:
     options.check()
 
     from fastgan.export import official
-    from fastgan.runs.trained import find
+    from fastgan.runs.networks import open_networks
 
     if options.format == "onnx":
         from fastgan.export.formats import require_onnx
 
         require_onnx()
-    found = find(options.checkpoint)
+    found = open_networks(options.checkpoint)
     folder = Path() if has_scheme(options.checkpoint) else found.path.parent
     out = Path(options.out or folder / f"{NAMES[options.format]}{ENDINGS[options.format]}")
     if out.exists() and out.samefile(found.path):

@@ -17,7 +17,7 @@ import tyro
 from fastgan.data.urls import has_scheme
 from fastgan.errors import UserError, command_line, nearest, program, readable
 from fastgan.files import prepare_to_write
-from fastgan.options import LARGEST_SEED, PathText, parse_options
+from fastgan.options import LARGEST_NUMPY_SEED, LARGEST_SEED, PathText, SeedFormat, parse_options
 from fastgan.progress import ProgressBar
 from fastgan.runs.grid import (
     PICTURES,
@@ -33,7 +33,6 @@ from fastgan.runs.grid import (
     to_picture,
 )
 from fastgan.runs.memory import require, shortage_is_a_mistake
-from fastgan.training.config import LARGEST_NUMPY_SEED, SeedFormat
 
 if TYPE_CHECKING:  # torch is imported once the options are known, so that --help is quick
     from torch import Tensor, nn
@@ -494,9 +493,9 @@ def generate(options: Options) -> None:
 
     from fastgan.runs import precision
     from fastgan.runs.drawing import Unsupported
-    from fastgan.runs.trained import find
+    from fastgan.runs.networks import open_networks
 
-    path, model, names, load, *_ = find(options.checkpoint)
+    path, model, names, load, *_ = open_networks(options.checkpoint)
     labels = parse_classes(options.classes, names) or [("", None)]
     if options.classes is None and not options.all_classes:
         labels = labels[:1]

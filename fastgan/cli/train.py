@@ -12,14 +12,15 @@ from pathlib import Path
 from fastgan import files
 from fastgan.data.urls import has_scheme
 from fastgan.errors import UserError, command_line
+from fastgan.runs import config as configuration
 from fastgan.runs import memory, process
-from fastgan.training import config as configuration
+from fastgan.training import configure
 
 
 @command_line
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (None: this process's own) and return the exit status."""
-    given = configuration.parse(argv)  # before torch is imported, so that --help is quick
+    given = configure.parse(argv)  # before torch is imported, so that --help is quick
     process.keep_freed_memory()
     process.let_idle_threads_sleep_soon()
     from fastgan.training import loop
@@ -28,11 +29,11 @@ def main(argv: list[str] | None = None) -> int:
     if resume is None:
         with memory.shortage_is_a_mistake("make --batch smaller, or --channel-base and --channel-max, or --resolution"):
             if given.training.init_from is None:
-                return loop.train(configuration.resolve(given))
+                return loop.train(configure.resolve(given))
             from fastgan.training import initial
 
             start = initial.read(given.training.init_from)
-            return loop.train(configuration.resolve(start.adopted(given)), start=start)
+            return loop.train(configure.resolve(start.adopted(given)), start=start)
     with (
         memory.shortage_is_a_mistake("a resumed run needs what it needed before: free some, or change the --device"),
         _alone_with(Path(resume)),
@@ -76,13 +77,13 @@ def _resumed(run, argv):
 
     header = checkpoint.read_header(run)
     saved = header.config
-    config = configuration.parse(argv, default=saved)
+    config = configure.parse(argv, default=saved)
     for name, (before, after) in configuration.changes(saved, config).items():
-        if name in configuration.FIXED_ON_RESUME:
+        if name in configure.FIXED_ON_RESUME:
             raise UserError(
                 f"{configuration.flag(name)} {after}: {header.path} was trained with {before}; leave the option out"
             )
-    config = configuration.resolve(config)
+    config = configure.resolve(config)
     for name, (before, after) in configuration.changes(saved, config).items() if process.is_first() else ():
         print(f"note: {configuration.flag(name)} {after} from here on, {before} before")
     files.remove_unfinished(header.path.parent)

@@ -13,7 +13,7 @@ from fastgan.interop import pickling, rosinality
 from fastgan.interop.stylegan2 import Tensors, build
 from fastgan.models import ModelConfig
 from fastgan.runs.drawing import latents
-from fastgan.runs.trained import Trained
+from fastgan.runs.networks import TrainedNetworks
 
 _SEEDS = range(4)  # that are drawn with and without what a layout does not hold
 _TOLERANCE = 1e-4  # of a range of 2
@@ -33,7 +33,7 @@ LAYOUTS = {
 }
 
 
-def to_bytes(found: Trained, format: str) -> tuple[bytes, list[str]]:
+def to_bytes(found: TrainedNetworks, format: str) -> tuple[bytes, list[str]]:
     """The file of all networks there are, and what is to be known of it, a sentence each.
 
     Raises UserError for networks that the layout cannot hold.

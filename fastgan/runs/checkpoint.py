@@ -26,7 +26,7 @@ from fastgan.errors import UserError, readable
 from fastgan.files import link, write_atomically
 from fastgan.models.growing import Growing
 from fastgan.options import from_json
-from fastgan.training.config import Config, pyramid, resolve, to_dict
+from fastgan.runs.config import Config, check_values, pyramid, to_dict, unresolved
 from fastgan.version import __version__
 
 FORMAT = 6  # raise it when the header gets other fields, or tensors other names
@@ -200,8 +200,10 @@ def _require_consistent(content: _Content) -> None:
     for option, given, name, own in pairs:
         if (size if name == "resolution" else given) != own:
             raise UserError(f"header.config.{option} is {readable(given)}, but header.model.{name} {readable(own)}")
+    if found := unresolved(config):
+        raise UserError(f"header.config: {found[0]} is auto, must be a value")
     try:
-        resolve(config)
+        check_values(config)
     except UserError as error:
         raise UserError(f"header.config: {error}") from None
     if content.stage is not None:

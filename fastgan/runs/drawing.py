@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastgan.training.config import LARGEST_NUMPY_SEED, SeedFormat
+from fastgan.options import LARGEST_NUMPY_SEED, SeedFormat
 
 Noise = Literal["const", "none", "random"]
 

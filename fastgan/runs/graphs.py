@@ -22,30 +22,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from fastgan.errors import UserError
 from fastgan.runs import memory
-from fastgan.training.config import MachineOptions
 
 WARM_UPS = 2  # steps of each kind before it is captured: kernels are built, plans made, moments of optimizers created
-
-
-def why_not(options: MachineOptions, device: torch.device, processes: int = 1) -> str | None:
-    """Why steps on `device` are not captured, or None. `processes`: that make a step together.
-
-    Raises UserError where `--cuda-graphs on` asks for what cannot be.
-    """
-    if options.cuda_graphs == "off":
-        return "--cuda-graphs off"
-    obstacle = None
-    if device.type != "cuda":
-        obstacle = f"there are none on {device.type}"
-    elif options.checkpoint_blocks:
-        obstacle = "--checkpoint-blocks draws random numbers again, which a graph cannot"
-    elif processes > 1:
-        obstacle = "several processes send each other gradients within a step"
-    if obstacle and options.cuda_graphs == "on":
-        raise UserError(f"--cuda-graphs on: {obstacle}; leave it out")
-    return obstacle
 
 
 class Numbers:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from fastgan.training.config import Config
+from fastgan.runs.config import Config
 
 # Distance of two samples of a class, as a share of that of two real images (`fastgan.training.diversity`).
 ALIKE, DIFFERENT = 0.15, 0.3

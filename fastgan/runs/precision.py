@@ -1,10 +1,11 @@
-"""What `--amp` means on the device at hand."""
+"""Where and how networks compute: device, dtype under `--amp`, and torch.compile."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -97,3 +98,14 @@ def choose_device(name: str, ranks: Ranks | None = None) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"--device {name}: fastgan trains on cpu and cuda")
     return device
+
+
+def compiler(device: torch.device, option: str = "--compile") -> Callable[..., Callable]:
+    """What `torch.compile`s a network, for its first derivatives. Raises UserError, naming what asked for it, if that
+    does not work here."""
+    try:
+        torch.compile(torch.exp2, dynamic=False)(torch.ones(8, device=device))
+    except Exception as error:  # a compiler, its headers, a GPU that is too old: it fails in as many ways
+        line = str(error).strip().partition("\n")[0]
+        raise UserError(f"{option}: torch.compile does not work here ({line}); leave it out") from None
+    return partial(torch.compile, dynamic=False)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+
+from fastgan.errors import UserError
 
 FIRST_SCALE = 2.0**16
 GROWTH_STEPS = 2000  # without an overflow, after which the scale is doubled
@@ -56,3 +59,30 @@ class Guard(nn.Module):
         self.streak.add_(1).mul_(self.found)
         if self.scaled:
             torch._amp_update_scale_(self.scale, self.growth, self.found, 2.0, 0.5, GROWTH_STEPS)
+
+
+def require_progress(left_out: dict[str, int], limit: int, means: dict[str, float], images: int, saved: str) -> None:
+    """Raise UserError if updates of a network have been left out in the last `limit` steps, or more.
+
+    left_out: steps in a row whose gradients were not finite, by network. means: of what is logged; those that are not
+    finite tell why. saved: where the last checkpoint is.
+    """
+    for network, steps in left_out.items():
+        if steps >= limit:
+            broken = ", ".join(name for name, value in means.items() if not math.isfinite(value))
+            raise UserError(
+                f"training has diverged: gradients of the {network} were not finite in {steps} steps in a row, up to "
+                f"{images:,} images{f' (nor was {broken})' * bool(broken)}; these steps were left out, and {saved}; "
+                "try a lower --lr-g and --lr-d or a higher --r1-gamma"
+            )
+
+
+def require_finite_weights(generator: nn.Module, discriminator: nn.Module, saved: str) -> None:
+    """Raise UserError if a weight is NaN or infinite: such a state must not take the place of a good one."""
+    for name, network in (("generator", generator), ("discriminator", discriminator)):
+        norms = torch.stack(torch._foreach_norm(list(network.parameters())))
+        if not norms.isfinite().all():
+            raise UserError(
+                f"training has diverged: weights of the {name} are not finite; {saved}; "
+                "try a lower --lr-g and --lr-d or a higher --r1-gamma"
+            )

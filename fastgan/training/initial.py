@@ -15,8 +15,9 @@ from fastgan import models
 from fastgan.data.pictures import size_text
 from fastgan.errors import UserError
 from fastgan.models import ModelConfig
-from fastgan.runs import checkpoint, trained
-from fastgan.training.config import Config, flag, pyramid
+from fastgan.runs import checkpoint
+from fastgan.runs.config import Config, flag, pyramid
+from fastgan.runs.networks import open_networks
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,11 +123,11 @@ class Start:
 
 
 def read(path: str) -> Start:
-    """The networks of all that `trained.find` knows.
+    """The networks of all that `open_networks` knows.
 
     Raises UserError, naming the file, if they cannot be read, or are no full-grown pair.
     """
-    found = trained.find(path)
+    found = open_networks(path)
     stage = found.header.stage if found.header else None
     if stage not in (None, (found.model.resolution, 1.0)):
         raise UserError(f"{found.path} has grown to {stage[0]}x{stage[0]} only; go on with it by --resume first")

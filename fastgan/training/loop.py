@@ -22,19 +22,19 @@ from fastgan.ops import backends
 from fastgan.ops.fused import OPERATIONS
 from fastgan.progress import ProgressBar
 from fastgan.runs import checkpoint, memory, precision, process
+from fastgan.runs.config import Config, changes, flag, from_dict, pyramid, to_dict
 from fastgan.runs.drawing import draw, latents
 from fastgan.runs.grid import Section, draw_grid, save_picture
 from fastgan.runs.health import Watch
 from fastgan.runs.log import FILE_NAME as LOG_FILE_NAME
-from fastgan.runs.log import Averages, Log, NoLog, require_finite_weights, require_progress, require_wandb
 from fastgan.runs.log import read as read_log
-from fastgan.runs.log import remove as remove_logs
-from fastgan.training import config as configuration
-from fastgan.training import guard, initial
-from fastgan.training.config import Config, pyramid, to_dict
+from fastgan.training import configure, guard, initial
+from fastgan.training.averages import Averages
 from fastgan.training.diversity import Diversity
 from fastgan.training.diversity import interval as measured_every
 from fastgan.training.growth import Schedule, Stage, stage_at
+from fastgan.training.guard import require_finite_weights, require_progress
+from fastgan.training.log_writer import LogWriter, NoLog, remove_logs, require_wandb
 from fastgan.training.step import Step, new_state
 from fastgan.training.validation import Evaluations
 from fastgan.transparency import premultiplied
@@ -71,7 +71,7 @@ def _train(
     options, output = config.training, config.output
     say = print if ranks.first else lambda *_, **__: None
     _require_same(config, header, ranks)
-    configuration.check_processes(config, ranks.count)
+    configure.check_processes(config, ranks.count)
     if output.wandb is not None:
         require_wandb(output.wandb)
     device = precision.choose_device(config.machine.device, ranks)
@@ -88,7 +88,7 @@ def _train(
         model = header.model
     else:
         model = start.fitted(config, num_classes) if start else _model_config(config, num_classes)
-    configuration.check_groups(config, _compared(model), ranks.count)
+    configure.check_groups(config, _compared(model), ranks.count)
     torch.manual_seed(config.machine.seed)
     try:
         _require_memory(model, config, device, ranks.count)
@@ -162,7 +162,7 @@ def _train(
         process.finish_step_on_signal(ECHO if ranks.count > 1 else 0.0) as interrupt,
         contextlib.nullcontext() if header else _kept_from_the_first_step_on(run, state, ranks),
         contextlib.closing(loader),
-        Log(run, state.step, state.images, config) if ranks.first else NoLog() as log,
+        LogWriter(run, state.step, state.images, config) if ranks.first else NoLog() as log,
         contextlib.closing(evaluations),
         ProgressBar(
             total=options.images, initial=state.images, unit="img", smoothing=0.1, disable=not ranks.first
@@ -276,11 +276,9 @@ def _require_same(config: Config, header: checkpoint.Header | None, ranks: Ranks
     """Raise UserError where the first process has other options than this one, or would go on from elsewhere."""
     images = header.images if header else None
     first_config, first_images = json.loads(ranks.tell(json.dumps([to_dict(config), images])))
-    if different := configuration.changes(configuration.from_dict(first_config), config):
+    if different := changes(from_dict(first_config), config):
         name, (before, here) = next(iter(different.items()))
-        raise UserError(
-            f"{configuration.flag(name)} {here}: is {before} in the first process; start all with the same options"
-        )
+        raise UserError(f"{flag(name)} {here}: is {before} in the first process; start all with the same options")
     if first_images != images:
         where = ("begins" if at is None else f"goes on at {at:,} images" for at in (first_images, images))
         raise UserError(
@@ -292,7 +290,7 @@ def _compared(model: models.ModelConfig) -> int | None:
     """Samples of a group that the discriminator compares; None if it compares none, or all that it gets."""
     if model.arch == "stylegan2":
         return model.stddev_group if model.stddev_features else None
-    return 4 if model.arch in configuration.GROUPED else None
+    return 4 if model.arch in configure.GROUPED else None
 
 
 def _beginning(state: checkpoint.State, header: checkpoint.Header | None, start: initial.Start | None) -> str:
@@ -339,7 +337,7 @@ def _require_memory(model: models.ModelConfig, config: Config, device: torch.dev
     batch = max(config.training.batch, *config.growth.level_batch, 0) // processes
     batch = min(batch, config.training.batch_gpu or batch)
     needed += batch * 3 * 4 * model.channels * math.prod(model.plane(model.resolution))
-    if model.arch in configuration.OF_BLOCKS and not config.growth.level_batch:
+    if model.arch in configure.OF_BLOCKS and not config.growth.level_batch:
         needed += batch * 2 * sum(model.features(side) * math.prod(model.plane(side)) for side in model.resolutions)
     there = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
     remedy = "make --batch smaller, or --channel-base and --channel-max, or --resolution"

@@ -8,7 +8,6 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -32,10 +31,10 @@ from fastgan.models.growing import Growing
 from fastgan.models.recomputing import recompute_blocks
 from fastgan.runs import graphs
 from fastgan.runs.checkpoint import State
-from fastgan.runs.log import Averages
-from fastgan.runs.precision import Autocast
+from fastgan.runs.config import Config, MachineOptions, RegularizationOptions, TrainingOptions
+from fastgan.runs.precision import Autocast, compiler
 from fastgan.training.adam import Adam
-from fastgan.training.config import Config, RegularizationOptions, TrainingOptions
+from fastgan.training.averages import Averages
 from fastgan.training.ema import Average, decay
 from fastgan.training.gradients import GradientSum
 from fastgan.training.guard import Guard
@@ -54,7 +53,7 @@ def new_state(model: models.ModelConfig, config: Config, device: torch.device, p
     generator, discriminator = (network.to(device=device, memory_format=torch.channels_last) for network in networks)
     _freeze(discriminator, options.freeze_d)
     ema = copy.deepcopy(generator).eval().requires_grad_(False)
-    capturable = graphs.why_not(config.machine, device, processes) is None
+    capturable = why_not_captured(config.machine, device, processes) is None
     strength = AdaptiveStrength(target=terms.ada_target, adjust_kimg=terms.ada_kimg)
     # All of them, whatever is in use: a resumed run may use another.
     statistics = nn.ModuleDict(
@@ -115,15 +114,23 @@ def _optimizer(
     return Adam(parameters, lr=lr * lazy, betas=betas, eps=1e-8, fused=fused, capturable=capturable)
 
 
-def compiler(device: torch.device, option: str = "--compile") -> Callable[..., Callable]:
-    """What `torch.compile`s a network, for its first derivatives. Raises UserError, naming what asked for it, if that
-    does not work here."""
-    try:
-        torch.compile(torch.exp2, dynamic=False)(torch.ones(8, device=device))
-    except Exception as error:  # a compiler, its headers, a GPU that is too old: it fails in as many ways
-        line = str(error).strip().partition("\n")[0]
-        raise UserError(f"{option}: torch.compile does not work here ({line}); leave it out") from None
-    return partial(torch.compile, dynamic=False)
+def why_not_captured(options: MachineOptions, device: torch.device, processes: int = 1) -> str | None:
+    """Why steps on `device` are not captured, or None. `processes`: that make a step together.
+
+    Raises UserError where `--cuda-graphs on` asks for what cannot be.
+    """
+    if options.cuda_graphs == "off":
+        return "--cuda-graphs off"
+    obstacle = None
+    if device.type != "cuda":
+        obstacle = f"there are none on {device.type}"
+    elif options.checkpoint_blocks:
+        obstacle = "--checkpoint-blocks draws random numbers again, which a graph cannot"
+    elif processes > 1:
+        obstacle = "several processes send each other gradients within a step"
+    if obstacle and options.cuda_graphs == "on":
+        raise UserError(f"--cuda-graphs on: {obstacle}; leave it out")
+    return obstacle
 
 
 def objective_of(loss: str) -> Objective | PairedObjective:
@@ -228,7 +235,7 @@ class Step:
             name: GradientSum(trained(module), self.ranks)
             for name, module in (("g", state.generator), ("d", state.discriminator))
         }
-        self.why_not_captured = None if recorder else graphs.why_not(config.machine, device, self.ranks.count)
+        self.why_not_captured = None if recorder else why_not_captured(config.machine, device, self.ranks.count)
         captures = self.why_not_captured is None
         self._graphs = graphs.Graphs(self._run, recorder or graphs.CudaRecorder(device)) if captures else None
         self._numbers = graphs.Numbers(device if captures else None)

@@ -16,7 +16,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 from fastgan.distributed import ENVIRONMENT
 from fastgan.files import TEMPORARY_SUFFIX, link
@@ -24,22 +23,15 @@ from fastgan.metrics import choice
 from fastgan.progress import ProgressBar
 from fastgan.runs import precision
 from fastgan.runs.checkpoint import BEST_FILE_NAME, State
-from fastgan.runs.log import Log
-from fastgan.runs.log import read as read_log
+from fastgan.runs.config import Config
+from fastgan.runs.log import measured
 from fastgan.runs.process import Interrupt
-from fastgan.training.config import Config
+from fastgan.training.log_writer import LogWriter
 
 SNAPSHOT_NAME = f"evaluated.safetensors{TEMPORARY_SUFFIX}"  # one left by a killed run goes when it is resumed
 
 # A signal to the run reached the evaluation as well.
 _ASKED_TO_END = (130, -signal.SIGINT, -signal.SIGTERM)
-
-
-def measured(run: Path) -> list[dict[str, Any]]:
-    """What `--metrics` has found out about a run, from its log: {"step": int, "images": int, "kid": float, ...} for
-    each checkpoint that was measured, the latest last."""
-    values = {value for metric in choice.METRICS.values() for value in metric.values}
-    return sorted((line for line in read_log(run) if values & line.keys()), key=lambda line: line["step"])
 
 
 class Evaluations:
@@ -81,7 +73,7 @@ class Evaluations:
             self._say(f"not taken after {state.images:,} images: {error}")
             self._forget()
 
-    def collect(self, log: Log) -> None:
+    def collect(self, log: LogWriter) -> None:
         """If an evaluation has ended since the last call, write what it found to the log, with the step it is of.
 
         If it failed, say why in one line.
@@ -119,7 +111,7 @@ class Evaluations:
             return True
         return values[name] > max(before) if metric.higher else values[name] < min(before)
 
-    def finish(self, checkpoint: Path, state: State, log: Log, interrupt: Interrupt) -> None:
+    def finish(self, checkpoint: Path, state: State, log: LogWriter, interrupt: Interrupt) -> None:
         """Evaluate the last checkpoint, of this state, and wait for it; on Ctrl-C, do without."""
         if not self._config.output.metrics:
             return
@@ -137,7 +129,7 @@ class Evaluations:
         if self._folder is not None:
             self._folder.cleanup()
 
-    def _wait(self, log: Log, interrupt: Interrupt) -> None:
+    def _wait(self, log: LogWriter, interrupt: Interrupt) -> None:
         while self._process is not None and not interrupt:
             self.collect(log)
             time.sleep(0.05)

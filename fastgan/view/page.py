@@ -21,11 +21,11 @@ from gradio.components import Component
 
 from fastgan import studies
 from fastgan.errors import UserError
+from fastgan.runs.config import flag
 from fastgan.runs.health import Watch
 from fastgan.runs.log import CHARTS
 from fastgan.runs.memory import shortage_is_a_mistake
 from fastgan.studies import to_uint8
-from fastgan.training.config import flag
 from fastgan.view import pictures
 from fastgan.view.watching import Run
 

@@ -13,7 +13,7 @@ import torch
 from fastgan.data.pictures import reason
 from fastgan.errors import UserError
 from fastgan.runs.log import FILE_NAME as LOG_FILE_NAME
-from fastgan.runs.trained import find
+from fastgan.runs.networks import open_networks
 
 Stamp = tuple[int, int, int]  # of a file: changes with its content
 
@@ -37,7 +37,7 @@ class Run:
         self._lock = threading.Lock()  # a page asks from many threads
         self._log: tuple[Stamp | None, list[dict[str, Any]]] = (None, [])
         self.damaged_lines = 0  # of the log
-        self.path = find(path).path
+        self.path = open_networks(path).path
         self.folder = self.path.parent
         self.problem: str | None = None  # why the checkpoint that lies there now is not shown
         self._read()
@@ -77,7 +77,7 @@ class Run:
     def _read(self) -> None:
         """The stamp is taken first: what is written meanwhile is another one, and read the next time."""
         self.stamp = _stamp(self.path)
-        found = find(self.path)
+        found = open_networks(self.path)
         if hasattr(self, "trained") and found.model != self.trained.model:
             raise UserError(f"{self.path} is of another network now; start the view again to see it")
         self.generator = found.load(self._device)

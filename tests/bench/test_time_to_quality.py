@@ -11,7 +11,7 @@ from bench import time_to_quality
 from bench.textbook_training import Trainer
 from bench.time_to_quality import Ours, Task, Textbook, draw, minutes_to_last, plot, race
 from fastgan.data import ImageDataset
-from fastgan.training.config import Config, DataOptions, NetworkOptions, TrainingOptions
+from fastgan.runs.config import Config, DataOptions, NetworkOptions, TrainingOptions
 from fastgan.training.ema import Average, decay
 
 

@@ -25,9 +25,9 @@ from fastgan.cli.train import main
 from fastgan.errors import UserError
 from fastgan.progress import ProgressBar
 from fastgan.runs import checkpoint, drawing
+from fastgan.runs import config as configuration
 from fastgan.runs.grid import Section, draw_grid, save_animation, save_picture
-from fastgan.training import config as configuration
-from fastgan.training import step
+from fastgan.training import configure, step
 from tests.support.tiny_run import WIDTHS, arguments, assert_same_checkpoint, start
 from tests.support.tiny_run import train as train_tiny
 from tests.test_studies import Growing
@@ -88,8 +88,8 @@ def test_help_flows(kind):
     "given, images", [("10k", 10_000), ("25M", 25_000_000), ("1.5k", 1_500), ("2_000", 2_000), ("7", 7)]
 )
 def test_images_are_counted_in_thousands_and_millions(given, images):
-    assert configuration.parse(["--images", given, "--grid-interval", given]).training.images == images
-    assert configuration.parse([f"--images={given}"]).training.images == images
+    assert configure.parse(["--images", given, "--grid-interval", given]).training.images == images
+    assert configure.parse([f"--images={given}"]).training.images == images
 
 
 @pytest.mark.parametrize("argv", [["--kimg", "10k"], ["--kimg=x"], ["--kimg"], ["--kimg", "--batch"], ["--kimg="]])
@@ -100,7 +100,7 @@ def test_kimg_is_named_where_it_is_no_number(argv, capsys):
 
 @pytest.mark.parametrize("argv", [["--kimg", "25"], ["--kimg=25"], ["--images", "25k"]])
 def test_kimg_is_thousands_of_images(argv):
-    assert configuration.parse(["--lr-g", "1", *argv, "--seed", "3"]).training.images == 25_000
+    assert configure.parse(["--lr-g", "1", *argv, "--seed", "3"]).training.images == 25_000
 
 
 WRONG_FLAGS = {
@@ -149,7 +149,7 @@ def test_size_and_channels_are_those_of_the_images(case, tmp_path):
     for number, mode in enumerate(modes):
         colour = {"L": 9, "RGB": (9, 0, 0), "RGBA": (9, 0, 0, 255)}[mode]
         Image.new(mode, size, colour).save(tmp_path / f"{number:02d}.png")
-    data = configuration.resolve(configuration.parse(["--data", str(tmp_path), *argv])).data
+    data = configure.resolve(configure.parse(["--data", str(tmp_path), *argv])).data
     assert (data.resolution, data.channels) == found
 
 
@@ -166,7 +166,7 @@ def test_images_of_a_size_that_cannot_be_trained_at(tmp_path, capsys):
 
 def test_home_is_meant_by_a_tilde(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert configuration.parse(["--out=~/run"]).output.out == str(tmp_path / "run")
+    assert configure.parse(["--out=~/run"]).output.out == str(tmp_path / "run")
 
 
 @pytest.mark.parametrize("program", ["train", "generate"])
@@ -196,13 +196,13 @@ def test_progress_in_a_file_is_a_line_a_quarter_minute_and_ends_at_all_of_it(cap
 @pytest.mark.parametrize("arch", models.ARCHITECTURES)
 @pytest.mark.parametrize("resolution", [8, 32, 64, 128, 1024])
 def test_there_is_a_recipe_for_every_architecture_and_resolution(arch, resolution):
-    given = configuration.parse(["--arch", arch, "--resolution", str(resolution)])
-    left = [name for name, value in configuration.options(configuration.resolve(given)).items() if value == "auto"]
+    given = configure.parse(["--arch", arch, "--resolution", str(resolution)])
+    left = [name for name, value in configuration.options(configure.resolve(given)).items() if value == "auto"]
     assert left == ["device", "cuda_graphs"]  # they depend on the machine
 
 
 def test_a_configuration_survives_json():
-    config = configuration.resolve(configuration.Config())
+    config = configure.resolve(configuration.Config())
     assert configuration.from_dict(json.loads(json.dumps(configuration.to_dict(config)))) == config
 
 

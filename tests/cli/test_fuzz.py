@@ -28,7 +28,7 @@ from fastgan.cli import view as view
 from fastgan.cli.train import main as train_main
 from fastgan.errors import UserError
 from fastgan.runs import checkpoint
-from fastgan.training import config as configuration
+from fastgan.runs import config as configuration
 from tests.ops.test_every_operation import OPERATIONS
 from tests.support.tiny_run import make_folder, train
 

@@ -34,8 +34,9 @@ from fastgan.data.pictures import Unusable, Wanted, fitted, parse_size, prepare
 from fastgan.data.shards import AT_ONCE, KEPT, ShardedStream
 from fastgan.errors import UserError
 from fastgan.losses import discriminator_with_grad_norm
+from fastgan.runs import config as configuration
 from fastgan.runs.grid import Section, draw_grid
-from fastgan.training import config as configuration
+from fastgan.training import configure
 from tests.data.test_loading import HostTransfer
 from tests.support.tiny_run import WIDTHS, assert_same_checkpoint, start, train, wait_for
 
@@ -1003,7 +1004,7 @@ def test_other_families_refuse_what_is_not_square():
     with pytest.raises(
         UserError, match=r"--resolution 64x32: must be a power of two for pggan, whose images are square"
     ):
-        configuration.resolve(configuration.parse(["--arch", "pggan", "--resolution", "64x32"]))
+        configure.resolve(configure.parse(["--arch", "pggan", "--resolution", "64x32"]))
     with pytest.raises(ValueError, match=r"first is \(4, 8\), must be \(4, 4\) for pggan"):
         models.build(models.ModelConfig(arch="pggan", first=(4, 8)))
 
@@ -1024,7 +1025,7 @@ def test_other_families_refuse_what_is_not_square():
 def test_images_of_28_pixels_and_others_that_halve_to_5_6_or_7(arch, variant, resolution):
     """MNIST's are 28 = 4 * 7."""
     options = ["--arch", arch, "--resolution", resolution, *(["--variant", variant] if variant else [])]
-    config = configuration.resolve(configuration.parse(options))
+    config = configure.resolve(configure.parse(options))
     size, first = configuration.pyramid(config.data.resolution)
     model = models.ModelConfig(
         arch=arch, variant=variant, resolution=size, first=first, num_classes=3, z_dim=8, channel_base=512,
@@ -1043,11 +1044,11 @@ def test_images_of_28_pixels_and_others_that_halve_to_5_6_or_7(arch, variant, re
 @pytest.mark.parametrize("resolution", ["50", "36x36", "50x30", "8x9", "64x", "4x8"])
 def test_a_shape_that_cannot_be_halved_is_refused(resolution):
     with pytest.raises(UserError, match=r"--resolution .*: must be"):
-        configuration.resolve(configuration.parse(["--resolution", resolution]))
+        configure.resolve(configure.parse(["--resolution", resolution]))
 
 
 def test_two_equal_sides_are_one_number():
-    assert configuration.resolve(configuration.parse(["--resolution", "64x64"])).data.resolution == 64
+    assert configure.resolve(configure.parse(["--resolution", "64x64"])).data.resolution == 64
 
 
 @pytest.mark.parametrize("arch", ["stylegan2", "r3gan"])

@@ -28,8 +28,7 @@ from fastgan.cli.train import main as train
 from fastgan.errors import UserError
 from fastgan.interop import load_stylegan2, official_state_dict, unpickling
 from fastgan.runs import checkpoint
-from fastgan.training import config as configuration
-from fastgan.training import initial
+from fastgan.training import configure, initial
 from tests.support import official
 from tests.support.official import Sizes, image_of, logits_of, nothing_of_it_importable, snapshot, write
 from tests.support.tiny_run import tensors
@@ -820,22 +819,22 @@ def test_networks_that_do_not_fit_are_one_line(folder, tiny, tmp_path, capsys, u
 
 def test_networks_that_grow_start_full_grown():
     model = models.ModelConfig(arch="pggan", resolution=8, channel_base=64, channel_max=8, z_dim=8)
-    given = configuration.parse(["--arch", "pggan", "--resolution", "8", "--loss", "wgan-gp"])
+    given = configure.parse(["--arch", "pggan", "--resolution", "8", "--loss", "wgan-gp"])
     start = initial.Start(Path("file"), model, {})
-    assert configuration.resolve(start.adopted(given)).growth.grow_from == 0
-    given = configuration.parse(["--arch", "pggan", "--resolution", "8", "--grow-from", "4"])
-    assert configuration.resolve(start.adopted(given)).growth.grow_from == 4
+    assert configure.resolve(start.adopted(given)).growth.grow_from == 0
+    given = configure.parse(["--arch", "pggan", "--resolution", "8", "--grow-from", "4"])
+    assert configure.resolve(start.adopted(given)).growth.grow_from == 4
 
 
 def test_a_process_has_a_share_of_the_batch():
-    config = configuration.resolve(configuration.parse(["--resolution", "8", "--batch", "48"]))
-    configuration.check_groups(config, 8, 1)
-    configuration.check_groups(config, 8, 8)  # less than a group each
-    configuration.check_groups(config, None, 16)
+    config = configure.resolve(configure.parse(["--resolution", "8", "--batch", "48"]))
+    configure.check_groups(config, 8, 1)
+    configure.check_groups(config, 8, 8)  # less than a group each
+    configure.check_groups(config, None, 16)
     with pytest.raises(
         UserError, match="--batch 48: must be a multiple of 8 for each of 4 processes, as the discriminator"
     ):
-        configuration.check_groups(config, 8, 4)
+        configure.check_groups(config, 8, 4)
 
 
 def test_a_resumed_training_has_the_groups_of_its_networks(folder, tiny, tmp_path, capsys):
@@ -850,7 +849,7 @@ def test_networks_of_images_that_are_not_square_start_with_any_images():
     model = models.ModelConfig(resolution=32, first=(4, 8), channel_base=64, channel_max=8)
     start = initial.Start(Path("file"), model, {})
     for resolution, first in {"64x32": (4, 8), "32x64": (8, 4), "32": (4, 4)}.items():
-        config = configuration.resolve(start.adopted(configuration.parse(["--resolution", resolution])))
+        config = configure.resolve(start.adopted(configure.parse(["--resolution", resolution])))
         assert start.fitted(config, 0) == dataclasses.replace(model, first=first)
 
 

@@ -26,7 +26,7 @@ from fastgan.errors import UserError
 from fastgan.interop import load_stylegan2, pickling, rosinality
 from fastgan.interop.stylegan2 import build, read_stylegan2
 from fastgan.runs import checkpoint
-from fastgan.runs.trained import find
+from fastgan.runs.networks import open_networks
 from fastgan.training.step import _Rows
 from tests.cli.test_command_line import error_of
 from tests.cli.test_evaluate import of_pixels  # noqa: F401
@@ -296,7 +296,7 @@ def test_rosinalitys_images_and_logits_are_the_same(tmp_path, theirs, archive):
     _, content = theirs
     path = tmp_path / "file"
     path.write_bytes(of_rosinality.saved(content, archive))
-    found = find(path)
+    found = open_networks(path)
     config, tensors = found.everything()
     torch.manual_seed(1)
     z, image = torch.randn(4, PLAIN.z_dim).double(), torch.randn(8, 3, 16, 16).double()
@@ -320,10 +320,10 @@ def test_without_a_mean_of_w_it_is_estimated(theirs):
     without = {name: value for name, value in content.items() if name != "latent_avg"}
     path = path.with_name("without.pt")
     path.write_bytes(of_rosinality.saved(without))
-    mapping = find(path).load("cpu").mapping
+    mapping = open_networks(path).load("cpu").mapping
     expected = mapping(torch.randn(100_000, PLAIN.z_dim)).mean(0)
     assert (mapping.w_avg - expected).norm() < 0.1 * expected.norm()
-    assert torch.equal(find(path).load("cpu").mapping.w_avg, mapping.w_avg)
+    assert torch.equal(open_networks(path).load("cpu").mapping.w_avg, mapping.w_avg)
 
 
 def test_rosinalitys_file_is_written_as_it_was_read(theirs, tmp_path, capsys):
@@ -377,7 +377,7 @@ def test_another_rate_of_the_mapping_network_draws_the_same_images(tmp_path):
 
 
 def unfit(path, **changes):
-    found = find(path)
+    found = open_networks(path)
     config, tensors = found.everything()
     return found._replace(everything=lambda: (dataclasses.replace(config, **changes), tensors))
 
@@ -417,7 +417,7 @@ def test_other_networks_are_refused_in_one_line(theirs, tmp_path, strange):
     path = tmp_path / "file.pt"
     path.write_bytes(of_rosinality.saved(content))
     with pytest.raises(UserError, match=re.escape(says)) as error:
-        find(path).everything()
+        open_networks(path).everything()
     assert str(error.value).startswith(f"{path} ") and str(error.value).isprintable()
 
 
@@ -432,7 +432,7 @@ def test_damaged_files_are_refused_in_one_line_or_read(tmp_path, archive):
             content[random.randrange(random.choice([len(content), 2000]))] = random.randrange(256)
         path.write_bytes(content[: random.choice([None, None, len(content) // 2])])
         try:
-            find(path).everything()
+            open_networks(path).everything()
         except UserError as error:
             refused += 1
             assert str(error).startswith(str(path)) and str(error).isprintable()
@@ -449,7 +449,7 @@ def test_nothing_in_such_a_file_is_executed(tmp_path, archive):
     path = tmp_path / "file.pt"
     path.write_bytes(of_rosinality.saved({"g_ema": Hostile()}, archive))
     with pytest.raises(UserError, match="is no file of networks by torch") as error:
-        find(path)
+        open_networks(path)
     assert str(error.value).isprintable()
 
 

@@ -37,8 +37,9 @@ from fastgan.cli import export as export
 from fastgan.cli import view as view
 from fastgan.data import glyphs
 from fastgan.errors import UserError
-from fastgan.training import config as configuration
-from fastgan.training.validation import measured
+from fastgan.runs import config as configuration
+from fastgan.runs.log import measured
+from fastgan.training import configure
 from tests.data.test_arrays import write_mnist
 from tests.support import foreign
 from tests.support.tiny_run import arguments
@@ -107,7 +108,7 @@ NOT_RUN = {
 }
 
 OPTIONS = {
-    "fastgan.train": configuration.parse,
+    "fastgan.train": configure.parse,
     "fastgan.generate": lambda argv: generate.parse(list(argv)),
     **{
         f"fastgan.{name}": functools.partial(lambda kind, argv: tyro.cli(kind, args=argv), module.Options)

@@ -13,13 +13,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastgan import models
 from fastgan.errors import UserError
-from fastgan.runs import graphs
+from fastgan.runs import config as configuration
 from fastgan.runs.graphs import WARM_UPS, CudaRecorder, Graphs, Numbers
-from fastgan.runs.log import Averages
-from fastgan.training import config as configuration
+from fastgan.training import configure
 from fastgan.training.adam import Adam
+from fastgan.training.averages import Averages
 from fastgan.training.growth import Schedule, stage_at
-from fastgan.training.step import Step, new_state
+from fastgan.training.step import Step, new_state, why_not_captured
 
 
 class Training:
@@ -29,7 +29,7 @@ class Training:
         self, arch="dcgan", regularization=None, labels=False, schedule=None, recorder=None, device="cpu",
         cuda_graphs="off", compile=False, autocast=nullcontext, scaled=False, **options,
     ):  # fmt: skip
-        config = configuration.resolve(
+        config = configure.resolve(
             configuration.Config(
                 network=configuration.NetworkOptions(arch=arch, channel_base=64, channel_max=8, z_dim=8),
                 data=configuration.DataOptions(resolution=8, labels=labels),
@@ -567,7 +567,7 @@ def test_what_a_step_adds_counts_once_it_is_whole():
 )
 def test_graphs_are_for_gpus(option, device, checkpoint_blocks, reason):
     options = configuration.MachineOptions(cuda_graphs=option, checkpoint_blocks=checkpoint_blocks)
-    assert graphs.why_not(options, torch.device(device)) == reason
+    assert why_not_captured(options, torch.device(device)) == reason
 
 
 def test_who_asks_for_them_on_a_cpu_is_told():
@@ -575,7 +575,7 @@ def test_who_asks_for_them_on_a_cpu_is_told():
         Training(cuda_graphs="on")
     with pytest.raises(UserError, match="--cuda-graphs on: --checkpoint-blocks draws"):
         options = configuration.MachineOptions(cuda_graphs="on", checkpoint_blocks=True)
-        graphs.why_not(options, torch.device("cuda"))
+        why_not_captured(options, torch.device("cuda"))
 
 
 # torch.compile -------------------------------------------------------------------------------------------------------

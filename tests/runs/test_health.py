@@ -8,11 +8,11 @@ from torch import nn
 from fastgan.cli.train import main
 from fastgan.data import ImageDataset
 from fastgan.models import ModelConfig
+from fastgan.runs import config as configuration
 from fastgan.runs import health
 from fastgan.runs.health import Watch
 from fastgan.runs.precision import choose
-from fastgan.training import config as configuration
-from fastgan.training import diversity
+from fastgan.training import configure, diversity
 from fastgan.training.diversity import Diversity
 from fastgan.training.growth import Stage
 from tests.support.tiny_run import arguments, assert_same_checkpoint, log_lines, train
@@ -29,7 +29,7 @@ def watch(images=1_000, labels="auto", **training):
         training=configuration.TrainingOptions(**training),
         regularization=configuration.RegularizationOptions(**regularization),
     )
-    return Watch(configuration.resolve(config), {"images": images, "class_names": ["one", "two"]})
+    return Watch(configure.resolve(config), {"images": images, "class_names": ["one", "two"]})
 
 
 def lines(shares):

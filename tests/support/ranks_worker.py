@@ -15,9 +15,9 @@ import torch
 
 from fastgan import models
 from fastgan.distributed import Ranks, joined
-from fastgan.runs.log import Averages
-from fastgan.training import config as configuration
-from fastgan.training import gradients
+from fastgan.runs import config as configuration
+from fastgan.training import configure, gradients
+from fastgan.training.averages import Averages
 from fastgan.training.step import Step, new_state
 
 BATCH, STEPS, CLASSES = 16, 4, 4
@@ -42,7 +42,7 @@ def train(case: str, ranks: Ranks, batch_gpu: int | None = None):
     arch, regularization, options = CASES[case]
     labels = arch in ("stylegan2", "stylegan", "r3gan", "cgan")
     given = {"batch": BATCH, "ema_halflife": 0.05, **options} | ({} if batch_gpu is None else {"batch_gpu": batch_gpu})
-    config = configuration.resolve(
+    config = configure.resolve(
         configuration.Config(
             network=configuration.NetworkOptions(arch=arch, channel_base=64, channel_max=8, z_dim=8),
             data=configuration.DataOptions(resolution=8, labels=labels),

@@ -15,8 +15,9 @@ from safetensors import safe_open
 from fastgan import models
 from fastgan.cli.train import main
 from fastgan.runs import checkpoint
+from fastgan.runs import config as configuration
 from fastgan.runs.checkpoint import FILE_NAME
-from fastgan.training import config as configuration
+from fastgan.training import configure
 from fastgan.training.step import new_state
 
 IMAGES, BATCH = 48, 4
@@ -54,7 +55,7 @@ def untrained(where: Path, arch: str, classes: tuple[str, ...] = (), stage: tupl
     bias and all residual branches show."""
     network = configuration.NetworkOptions(arch=arch, channel_base=64, channel_max=8, z_dim=8)
     data = configuration.DataOptions(resolution=8, channels=3, labels=bool(classes))
-    config = configuration.resolve(configuration.Config(network=network, data=data))
+    config = configure.resolve(configuration.Config(network=network, data=data))
     model = models.ModelConfig(**vars(config.network), resolution=8, channels=3, num_classes=len(classes))
     torch.manual_seed(0)
     state = new_state(model, config, torch.device("cpu"))

@@ -18,9 +18,9 @@ from fastgan.data.loading import ImageLoader
 from fastgan.distributed import Ranks
 from fastgan.errors import UserError
 from fastgan.runs import checkpoint
+from fastgan.runs import config as configuration
 from fastgan.runs.process import finish_step_on_signal
-from fastgan.training import config as configuration
-from fastgan.training import loop
+from fastgan.training import configure, loop
 from tests.support import ranks_worker
 from tests.support.tiny_run import arguments, assert_same_checkpoint, log_lines, make_folder, tensors, train
 
@@ -207,15 +207,15 @@ def test_shares_make_up_the_batch(folder, mirror):
     ],
 )
 def test_a_batch_that_cannot_be_shared_is_refused(arch, batch, batch_gpu, processes, message):
-    config = configuration.resolve(
+    config = configure.resolve(
         configuration.Config(
             network=configuration.NetworkOptions(arch=arch),
             training=configuration.TrainingOptions(batch=batch, batch_gpu=batch_gpu),
         )
     )
     with pytest.raises(UserError, match=re.escape(message)):
-        configuration.check_processes(config, processes)
-        configuration.check_groups(config, 4, processes)
+        configure.check_processes(config, processes)
+        configure.check_groups(config, 4, processes)
 
 
 def test_a_wish_alone_is_heard_at_once():
@@ -245,7 +245,7 @@ class OfFirst(Ranks):
 def test_processes_that_were_started_otherwise_than_the_first_say_so():
     """Each on its machine, perhaps: they would wait for each other for ever."""
     config, other = (
-        configuration.resolve(configuration.Config(training=configuration.TrainingOptions(batch=batch)))
+        configure.resolve(configuration.Config(training=configuration.TrainingOptions(batch=batch)))
         for batch in (16, 32)
     )
     first = configuration.to_dict(config)

@@ -10,8 +10,7 @@ from fastgan import models
 from fastgan.cli.train import main as train
 from fastgan.errors import UserError
 from fastgan.runs import checkpoint
-from fastgan.training import config as configuration
-from fastgan.training import initial
+from fastgan.training import configure, initial
 from fastgan.training.step import new_state
 from tests.support.tiny_run import arguments, assert_same_checkpoint, tensors, untrained
 from tests.support.tiny_run import train as train_tiny
@@ -25,7 +24,7 @@ PARTS = ("mapping.embed", "mapping.layers.0")
 def state_of(model: models.ModelConfig, seed: int = 0, *given: str) -> checkpoint.State:
     torch.manual_seed(seed)
     argv = ["--arch", model.arch, "--resolution", str(model.resolution), *given]
-    state = new_state(model, configuration.resolve(configuration.parse(argv)), torch.device("cpu"))
+    state = new_state(model, configure.resolve(configure.parse(argv)), torch.device("cpu"))
     for module in (state.generator, state.discriminator, state.ema):  # nothing is equal by chance, not even zeros
         for value in module.state_dict().values():
             torch.nn.init.normal_(value) if value.is_floating_point() else value.fill_(seed)
@@ -190,7 +189,7 @@ def test_a_mapping_network_that_learns_at_another_rate_is_the_same_function():
 def fitted(model: models.ModelConfig, *given: str) -> models.ModelConfig:
     start = initial.Start("file", model, {})
     argv = ["--arch", model.arch, "--resolution", "16", *given]
-    return start.fitted(configuration.resolve(start.adopted(configuration.parse(argv))), model.num_classes)
+    return start.fitted(configure.resolve(start.adopted(configure.parse(argv))), model.num_classes)
 
 
 def test_sizes_that_are_given_are_of_both_networks_and_others_stay():
@@ -252,9 +251,9 @@ def test_a_training_starts_with_a_part_and_is_resumed(folder, run, tmp_path, cap
 def test_the_architecture_is_that_of_the_networks(tmp_path):
     """Unless another is asked for."""
     start = initial.Start("file", model_of("r3gan", channel_max=16), {})
-    given = configuration.parse(["--resolution", "16"])
-    assert configuration.resolve(given).network.arch == "stylegan2"
-    assert configuration.resolve(start.adopted(given)).network.arch == "r3gan"
+    given = configure.parse(["--resolution", "16"])
+    assert configure.resolve(given).network.arch == "stylegan2"
+    assert configure.resolve(start.adopted(given)).network.arch == "r3gan"
 
 
 def test_a_training_of_the_same_sizes_says_nothing(folder, run, tmp_path, capsys):
@@ -347,4 +346,4 @@ def test_layers_that_cannot_be_frozen(folder, run, tmp_path, capsys, given, says
 def test_layers_that_grow_cannot_be_frozen():
     argv = ["--arch", "pggan", "--grow-from", "4", "--init-from", "run", "--freeze-d", "2"]
     with pytest.raises(UserError, match="--freeze-d 2: the layers of networks that grow must learn"):
-        configuration.resolve(configuration.parse(argv))
+        configure.resolve(configure.parse(argv))

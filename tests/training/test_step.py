@@ -18,8 +18,9 @@ from fastgan.layers import BatchNormAct
 from fastgan.losses import discriminator_with_grad_norm
 from fastgan.models.recomputing import recompute_blocks
 from fastgan.ops import convolution
-from fastgan.runs.log import Averages
-from fastgan.training import config as configuration
+from fastgan.runs import config as configuration
+from fastgan.training import configure
+from fastgan.training.averages import Averages
 from fastgan.training.step import Kind, MicroBatch, Step, _Rows, new_state
 
 SMALL = {"channel_base": 64, "channel_max": 8, "z_dim": 8}
@@ -35,7 +36,7 @@ def a_step(arch="dcgan", regularization=None, checkpoint_blocks=False, labels=Fa
         growth=configuration.GrowthOptions(grow_from=grow_from),
         machine=configuration.MachineOptions(checkpoint_blocks=checkpoint_blocks),
     )
-    config = configuration.resolve(config)
+    config = configure.resolve(config)
     model = models.ModelConfig(**vars(config.network), resolution=8, num_classes=10 if labels else 0)
     torch.manual_seed(0)
     state = new_state(model, config, torch.device("cpu"))
@@ -196,7 +197,7 @@ def test_no_layout_changes_within_a_step(arch, dtype):
         data=configuration.DataOptions(resolution=32, labels=False, channels=3),
         training=configuration.TrainingOptions(batch=8),
     )
-    config = configuration.resolve(config)
+    config = configure.resolve(config)
     model = models.ModelConfig(**vars(config.network), resolution=32, channels=3)
     state = new_state(model, config, torch.device("cpu"))
     autocast = lambda: torch.autocast("cpu", dtype, enabled=dtype != torch.float32)

@@ -16,10 +16,12 @@ from fastgan.cli.train import main
 from fastgan.errors import UserError
 from fastgan.layers import BatchNormAct
 from fastgan.runs import checkpoint, precision, process
+from fastgan.runs import config as configuration
 from fastgan.runs.grid import Section, draw_grid
-from fastgan.runs.log import Averages, require_progress
-from fastgan.training import config as configuration
+from fastgan.training import configure
+from fastgan.training.averages import Averages
 from fastgan.training.ema import Average, decay
+from fastgan.training.guard import require_progress
 from fastgan.training.step import new_state
 from tests.support.tiny_run import IMAGES, arguments, assert_same_checkpoint, log_lines, start, tensors, train, wait_for
 
@@ -99,7 +101,7 @@ def fresh_state(config):
 
 def test_lazy_regularisation_corrects_the_optimizer_of_what_it_regularises():
     given = configuration.Config(regularization=configuration.RegularizationOptions(path_length=2.0))
-    config = configuration.resolve(given)
+    config = configure.resolve(given)
     options, terms = config.training, config.regularization
     state = fresh_state(config)
     share = terms.r1_interval / (terms.r1_interval + 1)
@@ -110,7 +112,7 @@ def test_lazy_regularisation_corrects_the_optimizer_of_what_it_regularises():
     (group,) = state.optimizer_g.param_groups
     assert group["lr"] == pytest.approx(options.lr_g * share)
     assert group["betas"] == pytest.approx((0, 0.99**share))
-    (group,) = fresh_state(configuration.resolve(configuration.Config())).optimizer_g.param_groups
+    (group,) = fresh_state(configure.resolve(configuration.Config())).optimizer_g.param_groups
     assert (group["lr"], group["betas"]) == (options.lr_g, options.betas)
     assert all(
         p.is_contiguous(memory_format=torch.channels_last) for p in state.discriminator.parameters() if p.ndim == 4

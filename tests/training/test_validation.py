@@ -10,11 +10,12 @@ import pytest
 from fastgan.cli.train import main
 from fastgan.errors import UserError
 from fastgan.metrics import choice
+from fastgan.runs import config as configuration
 from fastgan.runs.checkpoint import BEST_FILE_NAME, FILE_NAME, read_header
+from fastgan.runs.log import measured
 from fastgan.runs.process import Interrupt
-from fastgan.training import config as configuration
 from fastgan.training import validation
-from fastgan.training.validation import SNAPSHOT_NAME, Evaluations, measured
+from fastgan.training.validation import SNAPSHOT_NAME, Evaluations
 from tests.cli.test_command_line import error_of
 from tests.metrics.test_metrics import needs_network
 from tests.support.tiny_run import arguments, assert_same_checkpoint, log_lines, train

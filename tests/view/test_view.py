@@ -23,7 +23,8 @@ from fastgan import models, studies
 from fastgan.cli.view import main
 from fastgan.errors import UserError
 from fastgan.runs import checkpoint, drawing
-from fastgan.training.config import Config, DataOptions, NetworkOptions, resolve
+from fastgan.runs.config import Config, DataOptions, NetworkOptions
+from fastgan.training.configure import resolve
 from fastgan.training.step import new_state
 from fastgan.view import pictures
 from fastgan.view.watching import Grid, Run

@@ -19,7 +19,7 @@ _PICKLES = tuple(b"\x80" + bytes([protocol]) for protocol in range(2, 6))
 _LONGEST_HEADER = 100_000_000  # of a safetensors file, by its library
 
 
-class Trained(NamedTuple):
+class TrainedNetworks(NamedTuple):
     """What is known before weights are put into networks.
 
     Attributes:
@@ -40,7 +40,7 @@ class Trained(NamedTuple):
     header: checkpoint.Header | None
 
 
-def find(path: str | Path) -> Trained:
+def open_networks(path: str | Path) -> TrainedNetworks:
     """What is in a run's folder, a checkpoint file, a pickle of the official StyleGAN2, or a file of rosinality's.
 
     It goes by the content of the file, not by its name. Raises UserError, naming the file, if it cannot be read.
@@ -73,7 +73,7 @@ def _is_safetensors(start: bytes) -> bool:
     return start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= _LONGEST_HEADER
 
 
-def _of_fastgan(header: checkpoint.Header) -> Trained:
+def _of_fastgan(header: checkpoint.Header) -> TrainedNetworks:
     def everything():
         networks = {name: {} for name in checkpoint.NETWORKS}
         for name, value in checkpoint.read_networks(header).items():
@@ -83,11 +83,11 @@ def _of_fastgan(header: checkpoint.Header) -> Trained:
 
     names = header.dataset["class_names"] if header.model.num_classes else []
     load = lambda device: checkpoint.load_generator(header.path, device)[0]
-    return Trained(header.path, header.model, names, load, everything, header)
+    return TrainedNetworks(header.path, header.model, names, load, everything, header)
 
 
-def _of_others(path: Path, networks: stylegan2.Networks) -> Trained:
+def _of_others(path: Path, networks: stylegan2.Networks) -> TrainedNetworks:
     model = networks.config
     names = [str(label) for label in range(model.num_classes)]
     load = lambda device: stylegan2.build("ema", model, networks.ema, device).requires_grad_(False)
-    return Trained(path, model, names, load, networks.everything, None)
+    return TrainedNetworks(path, model, names, load, networks.everything, None)

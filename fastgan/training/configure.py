@@ -1,0 +1,213 @@
+"""From a command line to the configuration a training runs with: parsing, replacing "auto", and checking.
+
+Imports no torch: `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+
+from fastgan.data.looking import look
+from fastgan.data.pictures import parse_size, size_text
+from fastgan.errors import UserError, program, readable
+from fastgan.options import parse_count, parse_options
+from fastgan.runs.config import (
+    Config,
+    DataOptions,
+    GrowthOptions,
+    NetworkOptions,
+    check_values,
+    flag,
+    is_trainable,
+    pyramid,
+)
+from fastgan.training.recipes import recipe
+
+# Changing these would make another network, or break the order of the data, in the middle of a run.
+FIXED_ON_RESUME = frozenset(vars(NetworkOptions()) | vars(GrowthOptions())) | {
+    "resolution", "channels", "classes", "labels", "batch", "seed", "optimizer", "discriminator_steps", "init_from",
+    "freeze_d",
+}  # fmt: skip
+
+
+def parse(argv: list[str] | None, default: Config | None = None) -> Config:
+    """The configuration that the command line `argv` (None: this process's) asks for, over `default`.
+
+    Prints help and raises SystemExit if asked to. Raises UserError, naming the option, for a mistake.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    return parse_options(Config, program("train"), _thousands(argv), default or Config())
+
+
+def _thousands(argv: Sequence[str]) -> list[str]:
+    """`--kimg 25000`, as other projects have it, as `--images=25000000`. Raises UserError for what is no number."""
+    found, tokens = [], iter(argv)
+    for token in tokens:
+        name, equals, value = token.partition("=")
+        if name != "--kimg":
+            found.append(token)
+            continue
+        value = value if equals else next(tokens, "")
+        try:
+            found.append(f"--images={parse_count(f'{value}k')}")
+        except ValueError:
+            given = f"--kimg {readable(value)}".strip()
+            raise UserError(f"{given}: must be thousands of images, like 25000; or give --images, like 25M") from None
+    return found
+
+
+def resolve(config: Config) -> Config:
+    """The same configuration with every "auto" that depends on the architecture replaced, checked.
+
+    Raises UserError, naming the option, for a value out of range or for options that contradict each other.
+    """
+    if config.network.arch == "auto":
+        config = dataclasses.replace(config, network=dataclasses.replace(config.network, arch="stylegan2"))
+    data = _found_out(config.data)
+    config = dataclasses.replace(config, data=data)
+    width, height = parse_size(data.resolution)
+    if width == height:
+        data = dataclasses.replace(data, resolution=width)
+        config = dataclasses.replace(config, data=data)
+    check_values(config)
+    if data.source != "glyphs" and data.classes != "auto":
+        raise UserError(f"--classes {data.classes}: {data.source} brings its own classes; leave it out")
+    if data.source == "glyphs" and data.classes == "auto":
+        data = dataclasses.replace(data, classes=10)
+    if data.labels == "auto":
+        data = dataclasses.replace(data, labels=config.network.arch in ("stylegan2", "stylegan", "r3gan", "cgan"))
+    auto = recipe(config.network.arch, pyramid(data.resolution)[0], config.training.loss)
+    if config.growth.grow_from != "auto":  # the numbers of the levels that are left
+        side = pyramid(data.resolution)[0]
+        left = (side // config.growth.grow_from).bit_length() if config.growth.grow_from > 0 else 0
+        for name in ("level_batch", "level_lr"):
+            auto[name] = auto[name][-left:] if left else ()
+    if config.regularization.augment not in ("auto", auto["augment"]):
+        auto["augment_p"] = 0.2 if config.regularization.augment in ("fixed", "ramp") else 0.0
+    filled = {
+        group: dataclasses.replace(
+            options, **{name: auto[name] for name, value in vars(options).items() if value == "auto" and name in auto}
+        )
+        for group, options in vars(config).items()
+        if group in ("network", "training", "regularization", "growth")
+    }
+    resolved = dataclasses.replace(config, data=data, **filled)
+    check_values(resolved)
+    _check_together(resolved)
+    return resolved
+
+
+def _found_out(options: DataOptions) -> DataOptions:
+    """The same with the size and the channels of the images where these are "auto"."""
+    if "auto" not in (options.resolution, options.channels):
+        return options
+    found = look(options.source)
+    if options.channels == "auto":
+        options = dataclasses.replace(options, channels=found.channels)
+    if options.resolution == "auto":
+        size = size_text(found.size)
+        if not is_trainable(size):
+            raise UserError(
+                f"--data {options.source}: its images are {size}; a side must halve until the smaller one is 4 to "
+                "7: python -m fastgan.dataset makes them fit, or choose a --resolution"
+            )
+        options = dataclasses.replace(options, resolution=size)
+    return options
+
+
+_VARIANTS = {"dcgan": ("transposed", "upsample"), "cgan": ("conv", "mlp")}
+_STYLES = ("stylegan", "stylegan2")
+_GROWING = ("stylegan", "pggan")
+OF_BLOCKS = ("stylegan", "stylegan2", "pggan", "r3gan")
+_SQUARE = ("stylegan", "pggan")  # whose images are square, of a power of two
+GROUPED = ("stylegan", "stylegan2", "pggan")  # whose discriminators compare groups of 4 samples
+
+
+def _check_together(config: Config) -> None:
+    """What one option asks of another."""
+    network, training, terms, growth = config.network, config.training, config.regularization, config.growth
+    arch, side = network.arch, config.data.resolution
+    variants = _VARIANTS.get(arch, ())
+    if pyramid(side)[1] != (4, 4) and arch in _SQUARE:
+        raise UserError(
+            f"--resolution {side}: must be a power of two for {arch}, whose images are square; give another --arch"
+        )
+    if network.variant not in ("", *variants):
+        known = f"must be {' or '.join(variants)} for {arch}" if variants else f"{arch} has no variants; leave it out"
+        raise UserError(f"--variant {network.variant}: {known}")
+    if training.style_mixing and arch not in _STYLES:
+        raise UserError(f"--style-mixing {training.style_mixing}: {arch} has no styles to mix; leave it out")
+    if terms.path_length and arch not in _STYLES:
+        raise UserError(f"--path-length {terms.path_length}: {arch} has no styles; leave it out")
+    if network.discriminator_mapping_layers and arch != "stylegan2":
+        raise UserError(
+            f"--discriminator-mapping-layers {network.discriminator_mapping_layers}: {arch} has none; leave it out"
+        )
+    if config.machine.checkpoint_blocks and arch not in OF_BLOCKS:
+        raise UserError(f"--checkpoint-blocks: {arch} is not made of blocks; leave it out")
+    if config.machine.compile and config.machine.checkpoint_blocks:
+        raise UserError("--compile: computes nothing again, so not with --checkpoint-blocks; leave one of them out")
+    if terms.gp_lambda and training.loss != "wgan-gp":
+        raise UserError(f"--gp-lambda {terms.gp_lambda}: belongs to --loss wgan-gp, not {training.loss}")
+    if terms.augment_p and terms.augment in ("none", "ada"):
+        raise UserError(f"--augment-p {terms.augment_p}: needs --augment fixed or ramp, not {terms.augment}")
+    if training.freeze_d and training.init_from is None:
+        raise UserError(f"--freeze-d {training.freeze_d}: is for trained networks; give them with --init-from")
+    if training.freeze_d and growth.grow_from:
+        raise UserError(f"--freeze-d {training.freeze_d}: the layers of networks that grow must learn; leave one out")
+    if not growth.grow_from:
+        set_anyway = [name for name in ("level_batch", "level_lr") if getattr(growth, name)]
+        if set_anyway:
+            raise UserError(f"{flag(set_anyway[0])}: nothing grows; give --grow-from with pggan or stylegan")
+    elif arch not in _GROWING:
+        raise UserError(f"--grow-from {growth.grow_from}: {arch} does not grow; leave it out")
+    elif growth.grow_from not in (4, 8) or growth.grow_from > side or growth.grow_from < (4 if arch == "pggan" else 8):
+        first = "4 or 8" if arch == "pggan" else "8"
+        raise UserError(f"--grow-from {growth.grow_from}: must be {first} for {arch}, or 0 for no growth")
+    else:
+        count = (side // growth.grow_from).bit_length()
+        for name in ("level_batch", "level_lr"):
+            given = getattr(growth, name)
+            if given and len(given) != count:
+                numbers = " ".join(map(str, given))
+                raise UserError(f"{flag(name)} {numbers}: must be {count} numbers, one for each resolution, or none")
+    if training.init_from is None:  # trained networks have groups of their own
+        check_groups(config, 4 if arch in GROUPED else None)
+    check_processes(config, 1)
+
+
+def check_processes(config: Config, count: int) -> None:
+    """Whether `count` processes can share each batch of a resolved configuration. Raises UserError if not."""
+    for name, batch in _batches(config):
+        share, rest = divmod(batch, count)
+        if rest:
+            raise UserError(f"{flag(name)} {batch}: must be a multiple of {count}, for as many processes")
+        if 0 < config.training.batch_gpu < share and share % config.training.batch_gpu:
+            images = f"the {share} images of a process, of " if count > 1 else ""
+            raise UserError(
+                f"--batch-gpu {config.training.batch_gpu}: must divide {images}{flag(name)} {batch} into equal parts"
+            )
+
+
+def check_groups(config: Config, group: int | None, processes: int = 1) -> None:
+    """Whether the images that go through the discriminator at once are whole groups. Raises UserError if not.
+
+    group: samples that the discriminator compares with each other; None if it compares none, or all that it gets.
+    """
+    for name, batch in _batches(config) if group else ():
+        share, micro = batch // processes, config.training.batch_gpu
+        at_once = micro if 0 < micro < share else share
+        if at_once > group and at_once % group:
+            option = f"--batch-gpu {micro}" if at_once < share else f"{flag(name)} {batch}"
+            of_each = f" for each of {processes} processes" if at_once == share < batch else ""
+            raise UserError(
+                f"{option}: must be a multiple of {group}{of_each}, as the discriminator "
+                f"compares groups of {group} images"
+            )
+
+
+def _batches(config: Config) -> list[tuple[str, int]]:
+    """The option and the size of every batch of a resolved configuration."""
+    return [("batch", config.training.batch), *(("level_batch", batch) for batch in config.growth.level_batch)]

@@ -1,17 +1,15 @@
-"""`python -m fastgan.generate`: draw images from a trained generator, and pictures of what is behind them.
+"""`fastgan generate`: draw images from a trained generator, and pictures of studies of it.
 
-Exit status: 0 when done, 2 for a mistake in options or files, 130 after Ctrl-C; every image written is whole.
+Exit status: 0 when done, 2 for a wrong option or file, 130 after Ctrl-C. Every image written is complete.
 """
 
 from __future__ import annotations
 
-import itertools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 
-import numpy as np
 import tyro
 
 from fastgan.data.urls import has_scheme
@@ -34,8 +32,9 @@ from fastgan.runs.grid import (
 )
 from fastgan.runs.memory import require, shortage_is_a_mistake
 
-if TYPE_CHECKING:  # torch is imported once the options are known, so that --help is quick
-    from torch import Tensor, nn
+if TYPE_CHECKING:  # torch is imported after the options are parsed, so that --help is quick
+    import numpy as np
+    from torch import nn
 
     from fastgan.models import ModelConfig
 
@@ -43,12 +42,12 @@ if TYPE_CHECKING:  # torch is imported once the options are known, so that --hel
 GRID_COLUMNS = 16
 STILL, ANIMATIONS = tuple(PICTURES), (".gif", ".mp4")
 PICTURE_STEPS, ANIMATION_STEPS = 9, 48
-MOST_DRAWS = 100_000  # the deviation is known well long before
-MOST_SEEDS = 1_000_000  # more is a slip of the finger, and the list alone would fill the memory
+MAX_DRAWS = 100_000  # the deviation has converged long before
+MAX_SEEDS = 1_000_000  # a longer list is a typing error, and would fill the memory
 
 
 def _classes(default: str):
-    """What tyro is told about --classes."""
+    """How tyro presents --classes."""
     return tyro.conf.arg(metavar="LIST", aliases=["--class"], help_behavior_hint=f"(default: {default})")
 
 
@@ -57,30 +56,30 @@ Label = tuple[str, int | None]  # the name of a class and its number; ("", None)
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What all sub-commands have in common. A study is a sub-class with `rows`, and draws a section a class."""
+    """Options that all sub-commands share. A study is a subclass with `study`, which draws one section a class."""
 
     checkpoint: Annotated[PathText, tyro.conf.arg(metavar="RUN|FILE|URL")]
     """Folder of a training run, a checkpoint file, or a file of the official StyleGAN2 (.pkl) or of rosinality's (.pt);
-    here or at a URL."""
+    local or at a URL."""
     seeds: Annotated[str, tyro.conf.arg(metavar="LIST")] = "0-3"
-    """The random latents, a row each: numbers and ranges, like 0-7 or 1,5,8-10."""
+    """Seeds of the random latents, a row each: numbers and ranges, like 0-7 or 1,5,8-10."""
     seed_format: SeedFormat = "torch"
     """How a seed becomes a latent. numpy: as in the official StyleGAN2 scripts."""
     classes: Annotated[str | None, _classes("the first")] = None
-    """Which classes, by name, like 3,5; the study is made of each."""
+    """Classes by name, like 3,5; the study is repeated for each."""
     trunc: Annotated[float, tyro.conf.arg(aliases=["--truncation"])] = 1.0
     """Truncation psi: 1 is full variety, less is more typical images, 0 the average image."""
     out: Annotated[PathText | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: in RUN)")] = None
-    """Name of the picture, ending in .png, .jpg or .webp. Of a network at a URL: by default in the current folder."""
+    """File name of the picture, ending in .png, .jpg or .webp. If the network is at a URL, the default is in the
+    current folder."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto: the first GPU if there is one."""
 
-    smallest_cell: ClassVar[int] = 96  # pixels of an image in the picture
+    smallest_cell: ClassVar[int] = 96  # least width in pixels of an image in the picture
     name: ClassVar[str]  # of the sub-command
-    file_name: ClassVar[str]  # of the picture where `out` does not say
-    endings: ClassVar[tuple[str, ...]] = STILL  # that `out` may have; none: any
-    all_classes: ClassVar[bool] = False  # whether they are drawn where `classes` does not say
-    sources: ClassVar[bool] = False  # whether the first row and column are those of a table
+    file_name: ClassVar[str]  # default of `out`, in the run's folder
+    endings: ClassVar[tuple[str, ...]] = STILL  # allowed in `out`
+    all_classes: ClassVar[bool] = False  # the default of `classes`: all, or the first
 
     def check(self) -> None:
         """Raises UserError for a mistake that shows without the checkpoint."""
@@ -97,26 +96,19 @@ class Options:
                 f"{option} {text}: {largest} is out of range; a seed of numpy is from 0 to {LARGEST_NUMPY_SEED}"
             )
 
-    def latents(self, generator: nn.Module, seeds: list[int]) -> Tensor:
-        """Of these seeds, [len(seeds), z_dim]."""
-        from fastgan.runs import drawing
-
-        return drawing.latents(seeds, generator.z_dim, self.seed_format)
-
     def is_folder(self) -> bool:
         """Whether `out` is a folder for single images."""
         return False
 
     def images(self, classes: int) -> tuple[int, int]:
-        """Columns and rows of images that the picture will have."""
+        """Number of columns and rows of images in the picture."""
         return self.columns(), len(parse_seeds(self.seeds)) * classes
 
     def columns(self) -> int:
-        """Images beside each other."""
         return 1
 
     def require_memory(self, model: ModelConfig, classes: int, out: Path) -> None:
-        """Raises UserError, before anything is drawn, for a picture that memory or its format cannot hold."""
+        """Raises UserError, before anything is drawn, for a picture too large for the memory or its file format."""
         if self.is_folder() or out.suffix.lower() not in STILL:
             return
         (columns, rows), (height, width) = self.images(classes), model.plane(model.resolution)
@@ -127,47 +119,41 @@ class Options:
         require_fits((columns * width, rows * height), out)
 
     def write(self, generator: nn.Module, labels: list[Label], out: Path) -> None:
-        """Draw it and write it to `out`. Raises Unsupported if the generator lacks what it needs."""
+        """Draw the picture and write it to `out`. Raises Unsupported if the generator lacks what it needs."""
         sections = []
         for class_name, label in labels:
-            heading, columns, rows = self.study(generator, {"label": label, "truncation": self.trunc})
-            sections.append(Section(self.titled(heading, class_name), rows, columns, self.sources))
+            section = self.study(generator, label=label, truncation=self.trunc, seed_format=self.seed_format)
+            sections.append(self.titled(section, class_name))
         save_picture(draw_grid(sections, self.smallest_cell), out)
 
-    def study(
-        self, generator: nn.Module, options: dict[str, Any]
-    ) -> tuple[str, list[str], list[tuple[str, np.ndarray]]]:
-        """Heading, labels of the columns, and labelled rows of images uint8 [columns, H, W, C].
-
-        `options` are what each function of `fastgan.studies` takes. Rows are drawn one by one, since floating-point
-        images, of which there are many, take four times the memory.
-        """
+    def study(self, generator: nn.Module, **settings: Any) -> Section:
+        """One section of the picture. settings: `label`, `truncation` and `seed_format`, see `fastgan.figures`."""
         raise NotImplementedError
 
-    def titled(self, heading: str, class_name: str = "") -> str:
-        """The first line of a heading, with what was chosen."""
-        first, *others = heading.splitlines()
+    def titled(self, section: Section, class_name: str = "") -> Section:
+        """The section with its class and truncation in the first line of its heading."""
+        first, *others = section.heading.splitlines()
         first += f", class {class_name}" if class_name else ""
         first += f", truncation {self.trunc:g}" if self.trunc != 1 else ""
-        return "\n".join([first, *others])
+        return section._replace(heading="\n".join([first, *others]))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grid(Options):
-    """Images of many latents: one picture of them all, or single files.
+    """Images of many latents: one picture of them all, or a file each.
 
-    The same checkpoint, seed and class always give the same image. It is what you get without a sub-command.
+    The same checkpoint, seed and class always give the same image. This is the default sub-command.
     """
 
     seeds: Annotated[str, tyro.conf.arg(metavar="LIST")] = "0-9"
-    """Which random latents: numbers and ranges, like 0-63 or 1,5,8-10."""
+    """Seeds of the random latents: numbers and ranges, like 0-63 or 1,5,8-10."""
     classes: Annotated[str | None, _classes("all")] = None
-    """Which classes, by name, like 3,5; each is drawn for every seed."""
+    """Classes by name, like 3,5; each is drawn for every seed."""
     out: Annotated[
         PathText | None, tyro.conf.arg(metavar="FILE|DIR", help_behavior_hint="(default: RUN/generated.png)")
     ] = None
-    """A name that ends in .png, .jpg or .webp: one picture with a row of images a class. Without an ending a folder
-    for single images, as PNG."""
+    """A name that ends in .png, .jpg or .webp: one picture with a row of images a class. A name without an ending: a
+    folder for single images, as PNG."""
 
     name, file_name, all_classes, smallest_cell = "grid", "generated.png", True, SMALLEST_CELL
 
@@ -185,26 +171,28 @@ class Grid(Options):
 
     def write(self, generator: nn.Module, labels: list[Label], out: Path) -> None:
         seeds = parse_seeds(self.seeds)
+        if self.is_folder():
+            for name, label in labels:
+                # The class's number as well: "a" and "A" may be one file name.
+                start = "" if label is None else f"class{label:02d}-{name}-"
+                for seed in seeds:
+                    image = self._draw(generator, [seed], label)[0]
+                    save_picture(to_picture(image), out / f"{start}seed{seed:04d}.png")
+            return
         rows = []
         for name, label in labels:
-            if not self.is_folder():
-                drawn = self._images(generator, seeds, label)
-                rows += [(name, drawn[start : start + GRID_COLUMNS]) for start in range(0, len(drawn), GRID_COLUMNS)]
-                continue
-            start = "" if label is None else f"class{label:02d}-{name}-"  # the number: "a" and "A" may be one file name
-            for seed in seeds:
-                image = self._images(generator, [seed], label)[0]
-                save_picture(to_picture(image), out / f"{start}seed{seed:04d}.png")
-        if rows:
-            save_picture(draw_grid([Section(f"seeds {self.seeds}, truncation {self.trunc:g}", rows)]), out)
+            drawn = self._draw(generator, seeds, label)
+            rows += [(name, drawn[start : start + GRID_COLUMNS]) for start in range(0, len(drawn), GRID_COLUMNS)]
+        save_picture(draw_grid([Section(f"seeds {self.seeds}, truncation {self.trunc:g}", rows)]), out)
 
-    def _images(self, generator: nn.Module, seeds: list[int], label: int | None) -> np.ndarray:
+    def _draw(self, generator: nn.Module, seeds: list[int], label: int | None) -> np.ndarray:
         import torch
 
         from fastgan.runs import drawing
 
+        z = drawing.latents(seeds, generator.z_dim, self.seed_format)
         labels = None if label is None else torch.full((len(seeds),), label)
-        return drawing.draw(generator, self.latents(generator, seeds), labels, truncation=self.trunc)
+        return drawing.draw(generator, z, labels, truncation=self.trunc)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,9 +200,9 @@ class Classes(Options):
     """The same latents as each class: a row a class, a column a latent."""
 
     seeds: Annotated[str, tyro.conf.arg(metavar="LIST")] = "0-7"
-    """The random latents, a column each: numbers and ranges, like 0-7 or 1,5,8-10."""
+    """Seeds of the random latents, a column each: numbers and ranges, like 0-7 or 1,5,8-10."""
     classes: Annotated[str | None, _classes("all")] = None
-    """Which classes, by name, like 3,5."""
+    """Classes by name, like 3,5."""
 
     name, file_name, all_classes = "classes", "classes.png", True
 
@@ -222,26 +210,19 @@ class Classes(Options):
         return len(parse_seeds(self.seeds)), classes
 
     def write(self, generator: nn.Module, labels: list[Label], out: Path) -> None:
-        from fastgan import studies
+        from fastgan import figures
 
-        if labels[0][1] is None:
-            network = f"this network of {studies.architecture(generator)}"
-            raise studies.Unsupported(f"{network} was trained without classes")
-        seeds = parse_seeds(self.seeds)
-        rows = []
-        for name, label in labels:
-            images = studies.classes(generator, self.latents(generator, seeds), [label], truncation=self.trunc)
-            rows.append((name, studies.to_uint8(images[0])))
-        heading = self.titled("the same latent as each class")
-        save_picture(draw_grid([Section(heading, rows, _named(seeds))], self.smallest_cell), out)
+        settings = {"truncation": self.trunc, "seed_format": self.seed_format}
+        section = figures.classes(generator, parse_seeds(self.seeds), labels, **settings)
+        save_picture(draw_grid([self.titled(section)], self.smallest_cell), out)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interpolate(Options):
-    """From one latent to the next, and the next: a picture with a row for each pair, or an animation."""
+    """Interpolation from each latent to the next: a picture with a row a pair, or an animation."""
 
     seeds: Annotated[str, tyro.conf.arg(metavar="LIST")] = "0-3"
-    """The random latents to go through, two or more. An animation that ends where it began: 0-3,0."""
+    """Seeds of the random latents to go through, two or more. For an animation that ends where it began: 0-3,0."""
     space: Literal["slerp", "z", "w"] = "slerp"
     """slerp: along the arc between latents; z: straight between them; w: straight between their styles, for a
     style-based network."""
@@ -249,13 +230,13 @@ class Interpolate(Options):
         int | None,
         tyro.conf.arg(metavar="INT", help_behavior_hint=f"(default: {PICTURE_STEPS}; animation: {ANIMATION_STEPS})"),
     ] = None
-    """Images from one latent to the next, with both of them."""
+    """Images from one latent to the next, both included."""
     fps: int = 25
-    """Images a second of an animation, from 1 to 50."""
+    """Frames per second of an animation, from 1 to 50."""
     out: Annotated[
         PathText | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: RUN/interpolate.png)")
     ] = None
-    """A name that ends in .png, .jpg or .webp, or for an animation, with the classes side by side, in .gif or .mp4. MP4
+    """A name that ends in .png, .jpg or .webp; or in .gif or .mp4, for an animation with the classes side by side. MP4
     needs imageio-ffmpeg, the extra "video" of this package."""
 
     name, file_name, endings = "interpolate", "interpolate.png", STILL + ANIMATIONS
@@ -263,7 +244,7 @@ class Interpolate(Options):
     def check(self) -> None:
         super().check()
         if len(parse_seeds(self.seeds)) < 2:
-            raise UserError(f"--seeds {self.seeds}: give two or more to go between")
+            raise UserError(f"--seeds {self.seeds}: give two or more to interpolate between")
         if self.steps is not None and self.steps < 2:
             raise UserError(f"--steps {self.steps}: must be at least 2, for both ends are among them")
         if not 1 <= self.fps <= 50:
@@ -271,86 +252,66 @@ class Interpolate(Options):
         if self.out is not None and Path(self.out).suffix.lower() == ".mp4":
             require_video(Path(self.out))
 
-    def write(self, generator: nn.Module, labels: list[Label], out: Path) -> None:
-        if out.suffix.lower() in STILL:
-            return super().write(generator, labels, out)
-        from fastgan import studies
-
-        z = self.latents(generator, parse_seeds(self.seeds))
-        options = {"steps": self.steps or ANIMATION_STEPS, "space": self.space, "truncation": self.trunc}
-        paths = [studies.interpolation_frames(generator, z, label=label, **options) for _, label in labels]
-        frames = (np.concatenate([studies.to_uint8(image) for image in each], 1) for each in zip(*paths, strict=True))
-        total = (len(parse_seeds(self.seeds)) - 1) * ((self.steps or ANIMATION_STEPS) - 1) + 1
-        bar = ProgressBar(frames, total=total, unit=" images", leave=False)
-        return save_animation(bar, out, self.fps)
-
     def images(self, classes: int) -> tuple[int, int]:
         return self.steps or PICTURE_STEPS, (len(parse_seeds(self.seeds)) - 1) * classes
 
     def require_memory(self, model: ModelConfig, classes: int, out: Path) -> None:
         super().require_memory(model, classes, out)
-        if out.suffix.lower() == ".gif":  # all frames are there at the end; an MP4 is written as they come
+        if out.suffix.lower() == ".gif":  # Pillow takes all frames at once; an MP4 is written frame by frame
             frames = (len(parse_seeds(self.seeds)) - 1) * (self.steps or ANIMATION_STEPS)
             height, width = model.plane(model.resolution)
-            factor = enlargement(height, SMALLEST_FRAME)
-            what = f"an animation of {frames:,} images"
-            require(
-                float(frames * classes * width * height * factor**2), what, "give fewer --steps or --seeds, or an .mp4"
-            )
+            size = float(frames * classes * width * height * enlargement(height, SMALLEST_FRAME) ** 2)
+            require(size, f"an animation of {frames:,} images", "give fewer --steps or --seeds, or an .mp4")
 
-    def study(self, generator, options):
-        from fastgan import studies
+    def write(self, generator: nn.Module, labels: list[Label], out: Path) -> None:
+        if out.suffix.lower() in STILL:
+            return super().write(generator, labels, out)
+        from fastgan import figures
+
+        seeds, steps = parse_seeds(self.seeds), self.steps or ANIMATION_STEPS
+        settings = {"space": self.space, "truncation": self.trunc, "seed_format": self.seed_format}
+        numbers = [label for _, label in labels]
+        frames = figures.interpolation_frames(generator, seeds, numbers, steps=steps, **settings)
+        total = (len(seeds) - 1) * (steps - 1) + 1
+        return save_animation(ProgressBar(frames, total=total, unit=" images", leave=False), out, self.fps)
+
+    def study(self, generator, **settings):
+        from fastgan import figures
 
         steps = self.steps or PICTURE_STEPS
-        rows = []
-        for pair in itertools.pairwise(parse_seeds(self.seeds)):
-            z = self.latents(generator, pair)
-            images = studies.interpolate(generator, z, steps=steps, space=self.space, **options)
-            rows.append((f"seed {pair[0]} to {pair[1]}", studies.to_uint8(images[0])))
-        way = {"slerp": "the arc between latents", "z": "the line between latents", "w": "the line between styles"}
-        return f"along {way[self.space]}", [f"{step / (steps - 1):.3g}" for step in range(steps)], rows
+        return figures.interpolation(generator, parse_seeds(self.seeds), steps=steps, space=self.space, **settings)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mix(Options):
-    """Style mixing: images of source A in rows, with some layers' styles from the images of source B in columns.
+    """Style mixing: images of source A in rows, with the styles of some layers from the images of source B in columns.
 
     For a style-based network; figure 3 of Karras et al. 2019.
     """
 
     seeds: Annotated[str, tyro.conf.arg(metavar="LIST")] = "0-3"
-    """Source A, the rows: numbers and ranges, like 0-7 or 1,5,8-10."""
+    """Seeds of source A, the rows: numbers and ranges, like 0-7 or 1,5,8-10."""
     seeds_b: Annotated[str, tyro.conf.arg(metavar="LIST")] = "10-15"
-    """Source B, the columns."""
+    """Seeds of source B, the columns."""
     layers: Annotated[str, tyro.conf.arg(metavar="coarse|middle|fine|LIST")] = "coarse"
-    """What comes from B: the layers of 4x4 and 8x8 (coarse), of 16x16 and 32x32 (middle), of 64x64 and more (fine), or
-    some by number, like 2-4. There are two a resolution, from 0."""
+    """Layers that take their style from B: those of 4x4 and 8x8 (coarse), of 16x16 and 32x32 (middle), of 64x64 and
+    more (fine), or numbers, like 2-4. Each resolution has two layers, counted from 0."""
 
-    name, file_name, sources = "mix", "mix.png", True
-
-    def columns(self) -> int:
-        return 1 + len(parse_seeds(self.seeds_b, "--seeds-b"))
+    name, file_name = "mix", "mix.png"
 
     def check(self) -> None:
         super().check()
         self._check_seeds("seeds_b")
         self._layers()
 
-    def study(self, generator, options):
-        from fastgan import studies
+    def columns(self) -> int:
+        return 1 + len(parse_seeds(self.seeds_b, "--seeds-b"))
+
+    def study(self, generator, **settings):
+        from fastgan import figures
 
         seeds, seeds_b = parse_seeds(self.seeds), parse_seeds(self.seeds_b)
-        layers = studies.style_layers(generator, self._layers())
-        a, b = self.latents(generator, seeds), self.latents(generator, seeds_b)
-        top = studies.to_uint8(studies.samples(generator, b, **options)[0])
-        rows = [("source B", np.concatenate([np.full_like(top[:1], 255), top]))]  # an empty corner
-        for seed, z in zip(seeds, a.split(1), strict=True):
-            own = studies.samples(generator, z, **options)
-            mixed = studies.mix(generator, z, b, layers, **options)
-            rows.append((f"seed {seed}", np.concatenate([studies.to_uint8(part[0]) for part in (own, mixed)])))
-        word = f" ({self.layers})" if self.layers in studies.LAYERS else ""
-        heading = f"layers {_ranges(layers)}{word} of 0-{generator.num_ws - 1} from source B"
-        return heading, ["source A", *_named(seeds_b)], rows
+        return figures.mixing(generator, seeds, seeds_b, self._layers(), **settings)
 
     def _layers(self) -> str | list[int]:
         if self.layers in ("coarse", "middle", "fine"):
@@ -362,44 +323,30 @@ class Mix(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class Noise(Options):
-    """What the noise in the layers adds: in all, in none, in coarse or fine ones only; and how much in many draws.
+    """Effect of the noise in the layers: images with noise in all, no, coarse and fine layers, and the standard
+    deviation over many draws.
 
     For a network with noise; figures 4 and 5 of Karras et al. 2019. Fine is from 64x64 on, or the last resolution of a
     smaller network.
     """
 
     draws: int = 100
-    """Draws of the noise that the standard deviation is of."""
+    """Draws of the noise for the standard deviation."""
 
     name, file_name = "noise", "noise.png"
 
     def check(self) -> None:
         super().check()
-        if not 2 <= self.draws <= MOST_DRAWS:
-            raise UserError(f"--draws {self.draws}: must be from 2 to {MOST_DRAWS:,}")
+        if not 2 <= self.draws <= MAX_DRAWS:
+            raise UserError(f"--draws {self.draws}: must be from 2 to {MAX_DRAWS:,}")
 
     def columns(self) -> int:
         return 5
 
-    def study(self, generator, options):
-        from fastgan import studies
+    def study(self, generator, **settings):
+        from fastgan import figures
 
-        seeds = parse_seeds(self.seeds)
-        latents = self.latents(generator, seeds).split(1)
-        images = [studies.to_uint8(studies.noise_by_layer(generator, z, **options)[0]) for z in latents]
-        deviations = [studies.noise_deviation(generator, z, draws=self.draws, **options)[0] for z in latents]
-        deviations = [deviation.mean(-3, keepdim=True).expand_as(deviation) for deviation in deviations]  # in grey
-        largest = max(float(deviation.max()) for deviation in deviations)
-        shown = [studies.to_uint8(2 * deviation / (largest or 1.0) - 1) for deviation in deviations]  # black is 0
-        for image in shown:
-            image[..., 3:] = 255  # opaque, where images are transparent
-        rows = [(f"seed {s}", np.concatenate(row)) for s, *row in zip(seeds, images, shown, strict=True)]
-        fine = studies.fine_noise_from(generator)
-        heading = (
-            f"noise by layer\ncoarse: to {fine // 2}x{fine // 2}, fine: from {fine}x{fine}\n"
-            f"deviation over {self.draws} draws: white is {50 * largest:.3g} % of the range of images"
-        )
-        return heading, ["all noise", "none", "coarse only", "fine only", "deviation"], rows
+        return figures.noise(generator, parse_seeds(self.seeds), draws=self.draws, **settings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -410,8 +357,8 @@ class Truncation(Options):
     """
 
     steps: int = 9
-    """How many psi, at equal distances."""
-    trunc: tyro.conf.Suppress[tyro.conf.Fixed[float]] = 1.0  # it is what varies
+    """Number of psi, equally spaced."""
+    trunc: tyro.conf.Suppress[tyro.conf.Fixed[float]] = 1.0  # psi is what varies
 
     name, file_name = "truncation", "truncation.png"
 
@@ -423,16 +370,11 @@ class Truncation(Options):
     def columns(self) -> int:
         return self.steps
 
-    def study(self, generator, options):
-        from fastgan import studies
+    def study(self, generator, *, truncation, **settings):
+        from fastgan import figures
 
         psis = [2 * step / (self.steps - 1) - 1 for step in range(self.steps)]
-        rows = []
-        for seed in parse_seeds(self.seeds):
-            z = self.latents(generator, [seed])
-            images = studies.truncation_sweep(generator, z, psis, label=options["label"])
-            rows.append((f"seed {seed}", studies.to_uint8(images[0])))
-        return "truncation psi", [f"{psi:.3g}" for psi in psis], rows
+        return figures.truncation(generator, parse_seeds(self.seeds), psis, **settings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -441,15 +383,10 @@ class Growth(Options):
 
     name, file_name = "growth", "growth.png"
 
-    def study(self, generator, options):
-        from fastgan import studies
+    def study(self, generator, **settings):
+        from fastgan import figures
 
-        columns = [f"{resolution}x{resolution}" for resolution in studies.growth_levels(generator)]
-        rows = []
-        for seed in parse_seeds(self.seeds):
-            z = self.latents(generator, [seed])
-            rows.append((f"seed {seed}", studies.to_uint8(studies.growth(generator, z, **options)[0])))
-        return "levels of growth", columns, rows
+        return figures.growth(generator, parse_seeds(self.seeds), **settings)
 
 
 SUB_COMMANDS = {options.name: options for options in (Grid, Classes, Interpolate, Mix, Noise, Truncation, Growth)}
@@ -466,7 +403,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parse(argv: list[str]) -> Options:
-    """Sub-command and options. Prints help and raises SystemExit if asked to; raises UserError for a mistake."""
+    """Parse the sub-command and its options. Prints help and raises SystemExit if asked to; raises UserError."""
     prog = program("generate")
     if argv and argv[0] in ("-h", "--help"):
         kinds = tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in SUB_COMMANDS.items())
@@ -474,7 +411,7 @@ def parse(argv: list[str]) -> Options:
             Union[kinds],  # noqa: UP007
             default=Grid(checkpoint=tyro.MISSING),
             prog=prog,
-            description="Draw images from a trained generator, and pictures of what is behind them. "
+            description="Draw images from a trained generator, and pictures of studies of it. "
             "A sub-command's own --help lists its options.",
             args=["--help"],
         )
@@ -488,7 +425,7 @@ def parse(argv: list[str]) -> Options:
 
 
 def generate(options: Options) -> None:
-    """Draw what `options` asks for and write it. Raises UserError for a mistake in options or files."""
+    """Draw and write the pictures that `options` asks for. Raises UserError for a wrong option or file."""
     options.check()
 
     from fastgan.runs import precision
@@ -521,7 +458,7 @@ def parse_seeds(text: str, option: str = "--seeds") -> list[int]:
         first, _, last = part.strip().partition("-")
         if not first.isdecimal() or (last and not last.isdecimal()) or part.strip().endswith("-"):
             raise UserError(
-                f"{option} {shown}: {readable(part)!r} is no number from 0 up and no range; give something like "
+                f"{option} {shown}: {readable(part)!r} is neither a number from 0 up nor a range; give something like "
                 "0-63 or 1,5,8-10"
             )
         if max(len(first), len(last)) > len(str(LARGEST_SEED)) or int(last or first) > LARGEST_SEED:
@@ -530,14 +467,14 @@ def parse_seeds(text: str, option: str = "--seeds") -> list[int]:
             )
         if int(last or first) < int(first):
             raise UserError(f"{option} {shown}: the range {part} is empty; give the smaller number first")
-        if int(last or first) - int(first) + 1 + len(seeds) > MOST_SEEDS:
-            raise UserError(f"{option} {shown}: these are more than {MOST_SEEDS:,} at once; give fewer")
+        if int(last or first) - int(first) + 1 + len(seeds) > MAX_SEEDS:
+            raise UserError(f"{option} {shown}: more than {MAX_SEEDS:,} at once; give fewer")
         seeds += range(int(first), int(last or first) + 1)
     return seeds
 
 
 def parse_classes(text: str | None, names: list[str]) -> list[tuple[str, int]]:
-    """Class names, comma separated, to (name, label); all of `names` if None. Raises UserError for an unknown one."""
+    """Comma-separated class names to (name, label); all of `names` if None. Raises UserError for an unknown name."""
     if text is None:
         return [(name, label) for label, name in enumerate(names)]
     if not names:
@@ -547,18 +484,3 @@ def parse_classes(text: str | None, names: list[str]) -> list[tuple[str, int]]:
         if name not in names:
             raise UserError(f"--classes {text}: there is no class {name!r}; there are {', '.join(names)}")
     return [(name, names.index(name)) for name in wanted]
-
-
-def _named(seeds: list[int]) -> list[str]:
-    return [f"seed {seed}" for seed in seeds]
-
-
-def _ranges(numbers: list[int]) -> str:
-    """[0, 1, 2, 7] to "0-2, 7"."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1].append(number)
-        else:
-            parts.append([number])
-    return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)

@@ -352,14 +352,14 @@ GENERATE_MISTAKES = {
     "no such run": (["--checkpoint", "nowhere"], "nowhere: there is no such checkpoint"),
     "no such class": (["--classes", "grey"], "there is no class 'grey'; there are dark, light"),
     "seeds": (["--seeds", "first"], "--seeds first"),
-    "negative seed": (["--seeds=-3"], "--seeds -3: '-3' is no number from 0 up"),
+    "negative seed": (["--seeds=-3"], "--seeds -3: '-3' is neither a number from 0 up nor a range"),
     "large seed": (["--seeds", f"1,{2**64}"], f"{2**64} is out of range; a seed is from 0 to {2**64 - 1}"),
     "seed beyond numpy's": (
         ["--seeds", f"1,{2**32}", "--seed-format", "numpy"],
         f"{2**32} is out of range; a seed of numpy is from 0 to {2**32 - 1}",
     ),
     "seed beyond Python's integers": (["--seeds", "9" * 5000], "is out of range; a seed is from 0 to"),
-    "a slip of the finger": (["--seeds", "0-99999999999"], "--seeds 0-99999999999: these are more than 1,000,000"),
+    "a slip of the finger": (["--seeds", "0-99999999999"], "--seeds 0-99999999999: more than 1,000,000"),
 }
 
 
@@ -636,11 +636,11 @@ def test_an_mp4_that_ffmpeg_cannot_write(run, tmp_path, monkeypatch, capsys):
 
 
 STUDY_MISTAKES = {
-    "one end": ("interpolate --seeds 4", "--seeds 4: give two or more to go between"),
+    "one end": ("interpolate --seeds 4", "--seeds 4: give two or more to interpolate between"),
     "one step": ("interpolate --steps 1", "--steps 1: must be at least 2"),
     "too fast": ("interpolate --fps 51", "--fps 51: must be from 1 to 50"),
     "no such class": ("mix --classes grey", "there is no class 'grey'; there are dark, light"),
-    "source B": ("mix --seeds-b x", "--seeds-b x: 'x' is no number"),
+    "source B": ("mix --seeds-b x", "--seeds-b x: 'x' is neither a number"),
     "no such word": ("mix --layers rough", "--layers rough: must be coarse, middle, fine, or numbers like 2-4"),
     "no such range": ("mix --layers 3-2", "--layers 3-2: the range 3-2 is empty"),
     "no such layer": ("mix --layers 3-9", "mix: this network of stylegan2 has layers 0 to 3, not 4"),

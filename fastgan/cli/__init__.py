@@ -9,8 +9,8 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-import fastgan
 from fastgan.errors import UserError, command_line, nearest, program, readable
+from fastgan.version import __version__
 
 COMMANDS = {
     "train": "Train a GAN, or resume a run.",
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
         print(_help())
         return 0
     if name == "--version":
-        print(f"fastgan {fastgan.__version__}")
+        print(f"fastgan {__version__}")
         return 0
     if name not in COMMANDS:
         raise UserError(f"{readable(name)}: no such command; {nearest(name, COMMANDS)}{program()} --help lists all")

@@ -1,10 +1,7 @@
-"""Benchmarks: each operation, and a training step, beside eager PyTorch and `torch.compile` on the device at hand.
+"""Benchmarks of operations and training steps against eager PyTorch and `torch.compile`; see bench/README.md.
 
-    pytest bench/ --benchmark-only           with pytest-benchmark
-    python -m bench.run [--json FILE]        without it: the same cases, the same table
-
-Importing the package sets the process up as a training process sets itself up, before torch starts its threads and for
-every contestant alike: freed memory is kept, and idle threads sleep instead of stealing the cores of whoever is next.
+Importing the package sets up the process before torch starts its threads, for every contestant alike: freed memory is
+kept, and idle threads sleep instead of taking cores from the next contestant.
 """
 
 import os

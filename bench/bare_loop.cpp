@@ -1,6 +1,6 @@
-// The memory traffic of a fused elementwise operation and nothing else: the loops that one would write first.
+// Plain loops with the memory traffic of a fused elementwise operation and no arithmetic.
 //
-// Words of 32 bits stand for elements of any type. The exclusive or is there so that no compiler makes it a memcpy.
+// Words of 32 bits stand for elements of any type. The exclusive or keeps compilers from making it a memcpy.
 #include <cstdint>
 
 // Reads x, writes y.
@@ -9,8 +9,8 @@ extern "C" void forward(int64_t words, int threads, uint32_t* y, const uint32_t*
     for (int64_t i = 0; i < words; ++i) y[i] = x[i] ^ 1;
 }
 
-// Reads dy and what was kept for the backward pass, writes dx.
-extern "C" void backward(int64_t words, int threads, uint32_t* dx, const uint32_t* dy, const uint32_t* kept) {
+// Reads dy and the saved tensor, writes dx.
+extern "C" void backward(int64_t words, int threads, uint32_t* dx, const uint32_t* dy, const uint32_t* saved) {
 #pragma omp parallel for num_threads(threads)
-    for (int64_t i = 0; i < words; ++i) dx[i] = dy[i] ^ kept[i];
+    for (int64_t i = 0; i < words; ++i) dx[i] = dy[i] ^ saved[i];
 }

@@ -1,4 +1,4 @@
-"""bare_loop.cpp, compiled for this very CPU at first use."""
+"""Python side of bare_loop.cpp, which is compiled for this CPU at first use."""
 
 import ctypes
 import os
@@ -18,7 +18,7 @@ FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
 
 @cache
 def build() -> tuple[ctypes.CDLL | None, str]:
-    """The compiled loops, or None and the reason why there are none."""
+    """The compiled loops; or None, and the reason."""
     compiler = os.environ.get("CXX") or shutil.which("g++")
     if not compiler:
         return None, "no C++ compiler found"
@@ -29,34 +29,32 @@ def build() -> tuple[ctypes.CDLL | None, str]:
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 return None, f"{compiler} failed: {done.stderr.strip()[-200:] or done.returncode}"
-            return ctypes.CDLL(str(library)), ""  # stays loaded when the file is gone
+            return ctypes.CDLL(str(library)), ""  # stays loaded after the file is deleted
         except OSError as error:
             return None, f"{compiler}: {error}"
 
 
 def forward_backward(loops: ctypes.CDLL, x: Tensor, dy: Tensor, from_output: bool) -> Tensor:
-    """Allocates, reads and writes what an operation and its backward pass must; returns dx, of no meaning.
+    """Allocates, reads and writes what an operation and its backward must. Returns dx, whose values mean nothing.
 
-    `from_output` says whether the backward pass reads y, or else x, beside dy.
+    `from_output`: backward reads y beside dy; else x.
     """
     y = _forward(loops, x)
     return _backward(loops, dy, y if from_output else x)
 
 
 def in_autograd(loops: ctypes.CDLL, from_output: bool) -> Callable[..., Tensor]:
-    """The same as a differentiable function of x and any other tensors: what a fused operation comes to whose kernel is
-    as fast as the loops."""
+    """The same as a differentiable function: the speed of a fused operation whose kernels are as fast as the loops."""
     return lambda x, **others: _InAutograd.apply(loops, from_output, x, *others.values())
 
 
 def copies_in_autograd(loops: ctypes.CDLL) -> Callable[..., Tensor]:
-    """A differentiable function that reads x and writes y, then reads dy and writes dx, by plain loops: no operation
-    reads and writes less, whatever it keeps."""
+    """Differentiable function that copies x to y, then dy to dx, by plain loops. No operation reads and writes less."""
     return lambda x, **others: _InAutograd.apply(loops, None, x, *others.values())
 
 
 class _InAutograd(torch.autograd.Function):
-    """`from_output` is None where the backward pass reads nothing but dy."""
+    """`from_output` is None if backward reads dy only."""
 
     @staticmethod
     def forward(ctx, loops, from_output, x, *others):
@@ -67,10 +65,10 @@ class _InAutograd(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy):
-        kept, *others = ctx.saved_tensors
+        saved, *others = ctx.saved_tensors
         needed = ctx.needs_input_grad[3:]
         grads = [torch.empty_like(t) if need else None for t, need in zip(others, needed, strict=True)]
-        dx = _forward(ctx.loops, dy) if kept is None else _backward(ctx.loops, dy, kept)
+        dx = _forward(ctx.loops, dy) if saved is None else _backward(ctx.loops, dy, saved)
         return None, None, dx, *grads
 
 
@@ -80,9 +78,9 @@ def _forward(loops: ctypes.CDLL, x: Tensor) -> Tensor:
     return y
 
 
-def _backward(loops: ctypes.CDLL, dy: Tensor, kept: Tensor) -> Tensor:
-    dx = torch.empty_like(kept)
-    loops.backward(_words(dx), torch.get_num_threads(), _pointer(dx), _pointer(dy), _pointer(kept))
+def _backward(loops: ctypes.CDLL, dy: Tensor, saved: Tensor) -> Tensor:
+    dx = torch.empty_like(saved)
+    loops.backward(_words(dx), torch.get_num_threads(), _pointer(dx), _pointer(dy), _pointer(saved))
     return dx
 
 

@@ -1,4 +1,4 @@
-"""Collects the rows of the benchmarks, and prints them as one table at the end."""
+"""Prints the rows of all benchmarks as tables at the end of a pytest run."""
 
 from importlib.util import find_spec
 
@@ -6,7 +6,7 @@ import pytest
 
 from bench import report
 
-# On a machine with torch and pytest alone, the operations are timed all the same.
+# A machine with torch and pytest alone can still time the operations.
 if not (find_spec("tyro") and find_spec("safetensors")):
     collect_ignore = ["test_data_path.py", "test_training_step.py"]
 
@@ -17,15 +17,15 @@ def pytest_configure(config):
     config.stash[_ROWS] = []
     given = " ".join(map(str, config.invocation_params.args))
     if config.pluginmanager.hasplugin("benchmark") and "benchmark-columns" not in given:
-        config.option.benchmark_columns = ["median", "rounds"]  # our own table says more
+        config.option.benchmark_columns = ["median", "rounds"]  # our table has the rest
 
 
 @pytest.fixture
 def record(benchmark, request):
-    """A function of a row and the timed call: hands both to pytest-benchmark, and the row to the table.
+    """Function (row, call) that reports a result: the row to our table, both to pytest-benchmark.
 
-    The numbers in `extra_info` are those of the alternation. pytest-benchmark times one callable at a time: its own
-    numbers, of a few more calls, are there for its file format and its comparison of runs.
+    Numbers in `extra_info` come from contestants run in turn. pytest-benchmark times one callable at a time; its own
+    numbers serve its file format and its comparison of runs only.
     """
 
     def record_row(row, call, rounds=5):
@@ -37,7 +37,7 @@ def record(benchmark, request):
     return record_row
 
 
-@pytest.hookimpl(trylast=True)  # below whatever pytest-benchmark prints
+@pytest.hookimpl(trylast=True)  # after pytest-benchmark
 def pytest_terminal_summary(terminalreporter, config):
     if rows := config.stash[_ROWS]:
         terminalreporter.section("fastgan beside eager PyTorch and torch.compile")

@@ -1,4 +1,4 @@
-"""The dense convolutions of a piece of work, alone: the floor under a step that is made of them."""
+"""Replays only the dense convolutions of a computation: the floor of its time."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -16,8 +16,8 @@ _CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_
 
 
 @dataclass(frozen=True)
-class _Like:
-    """What a tensor was like."""
+class _Metadata:
+    """Shape, strides, dtype and device of a tensor."""
 
     shape: tuple[int, ...]
     stride: tuple[int, ...]
@@ -25,10 +25,10 @@ class _Like:
     device: torch.device
 
     def tensor(self) -> Tensor:
-        """A random one of the kind."""
+        """A random tensor with this metadata."""
         last = sum((size - 1) * stride for size, stride in zip(self.shape, self.stride, strict=True))
         numbers = torch.randn(last + 1, device=self.device).to(self.dtype)
-        return numbers.as_strided(self.shape, self.stride)  # an expanded one too
+        return numbers.as_strided(self.shape, self.stride)  # works for expanded ones too
 
 
 class _Recorder(TorchDispatchMode):
@@ -43,34 +43,34 @@ class _Recorder(TorchDispatchMode):
 
 
 def _described(value):
-    """Arguments as something to count: tensors as what they are like, lists as tuples."""
+    """Arguments in hashable form: tensors as metadata, lists as tuples."""
     if isinstance(value, Tensor):
-        return _Like(tuple(value.shape), value.stride(), value.dtype, value.device)
+        return _Metadata(tuple(value.shape), value.stride(), value.dtype, value.device)
     return tuple(map(_described, value)) if isinstance(value, (list, tuple)) else value
 
 
 class Bare:
-    """The convolutions, forward and backward, that `work` does when called: calling this does them, and no more.
+    """Callable that repeats the dense convolutions, forward and backward, of one call of `work`.
 
-    Shapes, dtypes and strides are those of the work, numbers are random. A convolution in groups, such as a low-pass
-    filter of each channel, is none of those that are meant: it is work that can be had otherwise.
+    Shapes, dtypes and strides are those of `work`; values are random. Grouped convolutions, such as low-pass filters of
+    single channels, are left out, since other code can do their work.
 
     Attributes:
-        count: how many there are.
-        flops: floating-point operations, two for a multiplication and its addition.
-        bytes_behind: what an elementwise pass behind each of them, or in front of its backward, reads and writes.
+        count: number of convolutions.
+        flops: floating-point operations; a multiplication and its addition are two.
+        bytes_behind: bytes of an elementwise pass after each convolution, or before its backward.
     """
 
     def __init__(self, work: Callable[[], object]):
-        # Gradients of weights that come from our own kernel are convolutions as well: the library's are counted. (Those
-        # to and from few channels, next to no arithmetic, are not, where our kernels make them.)
+        # Our weight gradient kernel is switched off, so that the library's convolution is recorded in its place. Our
+        # kernels for few channels stay on: their convolutions, which are little arithmetic, do not count.
         with mock.patch.object(weight_gradient, "is_suited", lambda *of: False), _Recorder() as recorder:
             work()
         self._calls, self.count, self.flops, self.bytes_behind = [], 0, 0, 0
         for (function, args, kwargs), times in recorder.calls.items():
             if _groups(function, args) > 1:
                 continue
-            tensors = tree_map(lambda each: each.tensor() if isinstance(each, _Like) else each, args)
+            tensors = tree_map(lambda each: each.tensor() if isinstance(each, _Metadata) else each, args)
             self._calls.append((function, tensors, dict(kwargs), times))
             self.count += times
             self.flops += times * _flops(function, args)
@@ -87,7 +87,7 @@ def _groups(function, args) -> int:
 
 
 def _flops(function, args) -> int:
-    """Of one convolution without groups; of a backward one, for as many gradients as are asked for."""
+    """Operations of one convolution without groups; a backward counts each gradient in its output mask."""
     if function is torch.ops.aten.convolution.default:
         x, weight, transposed, passes = args[0], args[1], args[6], 1
         positions = x.shape if transposed else _output_size(args)

@@ -1,16 +1,12 @@
-"""The way of images into a training step: `image_batch` by itself, and how far the loader is ahead of the step.
+"""Times the data path: `image_batch` alone, and the data loader against the training step that it feeds.
 
-- `image_batch` beside the textbook's lines and `torch.compile` of them: a batch gathered from a set of bytes, as it is
-  and with about half of it mirrored.
-- the loader: images a second that `fastgan.data.ImageLoader` delivers, with mirroring, where nothing else is done,
-  beside those that the plain step of a training takes (the shortest step: without penalties) and beside the textbook's
-  loader. Headroom is the quotient of the first two. On a CPU both share the cores: a step loses 1 / headroom of its
-  time to its data. On a GPU two forms are timed: all bytes held there, and read ahead. Bytes are random, in a file that
-  the system has in memory: what a disk adds is not in here.
+- `image_batch` against plain PyTorch and `torch.compile`: a batch gathered from bytes, with and without mirroring.
+- `fastgan.data.ImageLoader`, with mirroring, against a loader as usually written and against the plain step (without
+  penalties, the shortest). Headroom is the loader's images per second over the step's. On a CPU both share the cores,
+  and a step loses 1 / headroom of its time to its data. On a GPU two forms are timed: all bytes held on the GPU, and
+  prefetched batches. Bytes are random and cached by the system, so disk time is not included.
 """
 
-import argparse
-import json
 import math
 import tempfile
 from collections.abc import Callable, Iterator
@@ -37,23 +33,23 @@ from fastgan.training.averages import Averages
 from fastgan.training.configure import resolve
 from fastgan.training.step import Step, new_state
 
-SET_BYTES = 64 << 20  # of a data set: more than caches hold
-SHAPES = {"cpu": ((32, 1, 32, 32), *IMAGES["cpu"]), "cuda": IMAGES["cuda"]}  # of a batch, [N, C, H, W]
+SET_BYTES = 64 << 20  # size of the data set: more than caches hold
+SHAPES = {"cpu": ((32, 1, 32, 32), *IMAGES["cpu"]), "cuda": IMAGES["cuda"]}  # of batches [N, C, H, W]
 FORMS = {"gathered": False, "mirrored": True}
 LOADER_SECONDS, ROUNDS = {"cpu": 6.0, "cuda": 2.0}, (5, 100)
 
 
-# image_batch -------------------------------------------------------------------------------------------------------
+# ---- image_batch -----------------------------------------------------------------------------------------------------
 
 
 def cases() -> list[tuple[str, tuple[int, ...], str]]:
-    """Form, shape and dtype of all that is to be timed on the device at hand."""
+    """Form, shape and dtype of each case for this device."""
     device = measure.device().type
     return [(form, shape, dtype) for form in FORMS for shape in SHAPES[device] for dtype in DTYPES]
 
 
 def run_operation(form: str, shape: tuple[int, ...], dtype: str) -> list[tuple[dict, Callable[[], Tensor]]]:
-    """Races the contestants. Returns a row for the report and the timed call for each of our backends."""
+    """Times the contestants. Returns, for each of our backends, the report's row and the timed call."""
     torch.compiler.reset()
     device, notes = measure.device(), []
     n, c, h, w = shape
@@ -106,17 +102,17 @@ def _operation_row(
     rate = bytes_moved / ours.seconds
     row |= {"bytes_moved": bytes_moved, "gb_per_s": rate / 1e9, "copy_gb_per_s": copy / 1e9}
     row["share_of_copy"] = rate / copy
-    if math.prod(shape) >= 1_000_000:  # the others are there to show what a call costs
+    if math.prod(shape) >= 1_000_000:  # smaller ones show the cost of a call
         fast = row["share_of_copy"] >= 0.9 if measure.device().type == "cuda" else row["vs_eager"] >= 4
         row["targets"] = "met" if fast and (row["vs_compile"] or 1) >= 1 else "missed"
     return row | {"rounds": len(ours.rounds), "notes": "; ".join(notes), **measure.machine()}
 
 
-# The loader --------------------------------------------------------------------------------------------------------
+# ---- the loader ------------------------------------------------------------------------------------------------------
 
 
 class DefaultStep:
-    """The plain step of `python -m fastgan.train --amp`; its learning rates are next to nothing."""
+    """Plain step of `python -m fastgan.train --amp`, with tiny learning rates."""
 
     def __init__(self):
         device = measure.device()
@@ -140,11 +136,11 @@ class DefaultStep:
         self.step(self.real, self.label)
 
 
-STEPS = ("default", *CASES)  # what the loader is to be ahead of
+STEPS = ("default", *CASES)  # training steps that a loader is timed against
 
 
 def _data_set(folder: Path, real: Tensor, classes: int) -> ImageDataset:
-    """Random bytes for images like `real` [N, C, H, W], in a memory map."""
+    """Data set of random bytes in a memory map, for images like `real` [N, C, H, W]."""
     _, c, h, w = real.shape
     rng = np.random.default_rng(0)
     np.save(folder / "images.npy", rng.integers(0, 256, (SET_BYTES // (c * h * w), h, w, c), np.uint8))
@@ -154,7 +150,7 @@ def _data_set(folder: Path, real: Tensor, classes: int) -> ImageDataset:
 
 
 class Textbook:
-    """A loader as it is usually written: gather, convert to float, bring to the device, to its range and its layout."""
+    """A loader as usually written: gather, copy to the device, mirror, convert to float and scale."""
 
     def __init__(self, dataset: ImageDataset, batch: int):
         self.dataset, self.batch = dataset, batch
@@ -169,40 +165,40 @@ class Textbook:
         return images, None if labels is None else labels.to(measure.device())
 
 
-class Onward:
-    """Asks for one batch after the other."""
+class NextBatch:
+    """Callable that returns one batch after another."""
 
     def __init__(self, batch_at: Callable[[int], object], batch: int):
         self.batch_at, self.batch, self.position = batch_at, batch, 0
 
     def __call__(self) -> object:
-        made = self.batch_at(self.position)
+        found = self.batch_at(self.position)
         self.position += self.batch
-        return made
+        return found
 
 
 @contextmanager
 def _contestants(name: str) -> Iterator[tuple[dict[str, Callable[[], object]], Tensor]]:
-    """The step, loaders by their form and the textbook's; and a batch. Loaders are closed at the end."""
+    """Contestants (the step, our loaders by form, the textbook's) and a batch. Closes the loaders at the end."""
     device = measure.device()
     step = DefaultStep() if name == "default" else Ours(CASES[name], amp=True)
     batch, classes = len(step.real), step.classes if name == "default" else 0
-    held = {"held": True, "read ahead": False} if device.type == "cuda" else {"memory map": None}
+    forms = {"on the GPU": True, "prefetched": False} if device.type == "cuda" else {"memory map": None}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         dataset = _data_set(Path(folder), step.real, classes)
         contestants: dict[str, Callable[[], object]] = {"step": partial(step, 1)}
-        for form, resident in held.items():
+        for form, resident in forms.items():
             loader = ImageLoader(
                 dataset, device, 0, lambda position: batch, labels=classes > 0, mirror=True, resident=resident
             )
             stack.callback(loader.close)
-            contestants[form] = Onward(loader.batch, batch)
-        contestants["eager"] = Onward(Textbook(dataset, batch), batch)
+            contestants[form] = NextBatch(loader.batch, batch)
+        contestants["eager"] = NextBatch(Textbook(dataset, batch), batch)
         yield contestants, step.real
 
 
 def run_loader(name: str) -> Iterator[tuple[dict, Callable[[], object]]]:
-    """Races the loaders and the step. Yields a row for the report and the timed call for each form of the loader."""
+    """Times the loaders and the step. Yields, for each form of our loader, the report's row and the timed call."""
     with _contestants(name) as (contestants, real):
         timings = measure.alternate(
             contestants, measure.WallClock(measure.device()), LOADER_SECONDS[real.device.type], rounds=ROUNDS
@@ -215,7 +211,7 @@ def run_loader(name: str) -> Iterator[tuple[dict, Callable[[], object]]]:
                 "form": form,
                 "arch": name,
                 "shape": "x".join(map(str, real.shape)),
-                "dtype": "bf16" if measure.has_bf16() else "fp32",  # of the step
+                "dtype": "bf16" if measure.has_bf16() else "fp32",  # the step's
                 "layout": "channels_last",
                 "backend": backends.choose("image_batch", measure.device()),
                 "fastgan_ms": ours.seconds * 1e3,
@@ -229,19 +225,3 @@ def run_loader(name: str) -> Iterator[tuple[dict, Callable[[], object]]]:
                 "notes": "",
             }
             yield row | measure.machine(), contestants[form]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Times the way of images into a training step.")
-    parser.add_argument("step", nargs="*", default=list(STEPS), help=", ".join(STEPS))
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as well")
-    arguments = parser.parse_args()
-    rows = [row for case in cases() for row, _ in run_operation(*case)]
-    rows += [row for name in arguments.step for row, _ in run_loader(name)]
-    print(*report.lines(rows), sep="\n")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,8 +1,8 @@
-"""Every fused operation, in the forms and at the shapes that models call it in.
+"""Table of operations to time: every fused operation, in the forms and shapes in which models call it.
 
-Shapes on a GPU are those of training StyleGAN2 at 256x256 with a batch of 32 (512 channels up to 32x32, 64 at the end)
-and at 1024x1024 with a batch of 4 (32 channels at the end), PGGAN at 64x64 and DCGAN at 32x32; on a CPU smaller ones of
-a million elements and more.
+GPU shapes come from training StyleGAN2 at 256x256 with batch 32 (512 channels up to 32x32, 64 at the end) and at
+1024x1024 with batch 4 (32 channels at the end), PGGAN at 64x64 and DCGAN at 32x32. CPU shapes are smaller, with a
+million elements or more.
 """
 
 import math
@@ -89,7 +89,7 @@ def _modulated_for_next(shape: Shape, normal: Normal) -> dict[str, Tensor]:
 
 
 def _up_end(shape: Shape, normal: Normal) -> dict[str, Tensor]:
-    """Behind a transposed convolution, whose result has a row and a column more than the filter's."""
+    """Tensors after a transposed convolution, whose result has one row and column more than the filter's."""
     n, c, h, w = shape
     return {"taps": bilinear_taps().to(normal().device)} | _synthesis((n, c, h - 1, w - 1), normal)
 
@@ -128,14 +128,14 @@ def _resampling(name: str, options: dict, shapes: dict[str, tuple[Shape, ...]], 
         tensors=_taps,
         shapes=shapes,
         fixed=("taps",),
-        kept="",
+        saved="",
     )
 
 
 def _modulated_form(
     name: str, tensors: Callable, shapes: dict[str, tuple[Shape, ...]], compile: bool = True, **factors: int
 ) -> Form:
-    """With all that ends a StyleGAN2 layer; as many channels out as in."""
+    """A convolution with StyleGAN2's whole epilogue; as many output channels as input channels."""
     return Form(
         operation="noise_bias_act",
         name=name,
@@ -144,14 +144,14 @@ def _modulated_form(
         tensors=tensors,
         shapes=shapes,
         fixed=("noise", "taps"),
-        kept=None,
+        saved=None,
         faster=2.0,
         compile=compile,
     )
 
 
 FORMS = (
-    # A discriminator's layer: bias, leaky ReLU, gain. The backward pass reads y.
+    # A discriminator's layer: bias, leaky ReLU, gain. Backward reads y.
     Form(
         operation="noise_bias_act",
         name="bias",
@@ -159,10 +159,10 @@ FORMS = (
         textbook=partial(textbook.noise_bias_act, gain=SQRT2),
         tensors=_bias,
         shapes=DISCRIMINATOR,
-        kept="y",
+        saved="y",
         bare_loop=True,
     ),
-    # The same with noise, as a generator's layer calls it whose convolution does the demodulation. Reads y as well.
+    # A generator's layer whose convolution demodulates: noise as well. Backward reads y.
     Form(
         operation="noise_bias_act",
         name="noise",
@@ -171,10 +171,10 @@ FORMS = (
         tensors=_noise,
         shapes=SYNTHESIS,
         fixed=("noise",),
-        kept="y",
+        saved="y",
         bare_loop=True,
     ),
-    # A generator's: demodulation, noise, bias, leaky ReLU, gain, next style. The backward pass reads x.
+    # A generator's layer: demodulation, noise, bias, leaky ReLU, gain, next style. Backward reads x.
     Form(
         operation="noise_bias_act",
         name="synthesis",
@@ -185,7 +185,7 @@ FORMS = (
         fixed=("noise",),
         bare_loop=True,
     ),
-    # Of images on their way up, of what passes by a discriminator's convolutions, and before those.
+    # Images in a generator; skip connections of a discriminator; before its strided convolutions.
     _resampling(
         "upsample",
         {"padding": (2, 1, 2, 1), "gain": 4.0},
@@ -199,7 +199,7 @@ FORMS = (
         down=2,
     ),
     _resampling("blur", {"padding": (2, 1, 2, 1)}, FILTERED),
-    # The end of a generator's layer that doubles the resolution.
+    # End of a generator's layer that doubles the resolution.
     Form(
         operation="filtered_noise_bias_act",
         name="filtered",
@@ -209,7 +209,7 @@ FORMS = (
         shapes={"cpu": ((8, 128, 65, 65),), "cuda": ((32, 512, 33, 33), (32, 64, 257, 257), (4, 32, 1025, 1025))},
         fixed=("taps", "noise"),
     ),
-    # Between the convolutions of DCGAN. PyTorch's batch norm is a fused operation of its own.
+    # Between DCGAN's convolutions. PyTorch's batch norm is itself a fused operation.
     Form(
         operation="batch_norm_act",
         name="batch_norm_act",
@@ -252,7 +252,7 @@ FORMS = (
         tensors=_nothing,
         shapes={"cpu": ((32, 512, 4, 4), (64, 128, 16, 16)), "cuda": ((32, 512, 4, 4),)},
     ),
-    # What a gradient penalty needs: points between images, and the norms of gradients.
+    # Gradient penalties: points between images, and norms of gradients.
     Form(
         operation="lerp_samples",
         name="lerp_samples",
@@ -261,7 +261,7 @@ FORMS = (
         tensors=_other_images,
         shapes=IMAGES,
         fixed=("t",),
-        kept="",
+        saved="",
     ),
     Form(
         operation="squared_norm",
@@ -273,7 +273,7 @@ FORMS = (
     ),
     _modulated_form("modulated_conv2d", _modulated, CONVOLUTIONS),
     _modulated_form("modulated_conv2d_post", _modulated_for_next, CONVOLUTIONS),
-    # torch.compile takes minutes over a grouped transposed convolution, backward, on a CPU.
+    # On a CPU, torch.compile needs minutes for the backward of a grouped transposed convolution.
     _modulated_form("modulated_conv2d_up", partial(_modulated, up=2), UP_CONVOLUTIONS, compile=False, up=2),
     _modulated_form("modulated_conv2d_down", partial(_modulated, down=2), CONVOLUTIONS, down=2),
     Form(
@@ -283,9 +283,9 @@ FORMS = (
         textbook=textbook.upsample_conv2d,
         tensors=_weight,
         shapes={"cpu": ((16, 128, 32, 32),), "cuda": ((32, 512, 16, 16), (32, 256, 32, 32), (128, 256, 8, 8))},
-        kept=None,
+        saved=None,
         faster=1.8,
-        compile=False,  # it calls the same convolution
+        compile=False,  # would call the same convolution
     ),
     Form(
         operation=None,
@@ -294,11 +294,11 @@ FORMS = (
         textbook=textbook.conv_downsample2d,
         tensors=_weight,
         shapes={"cpu": ((16, 128, 64, 64),), "cuda": (PGGAN[1], (32, 512, 32, 32), *DCGAN)},
-        kept=None,
+        saved=None,
         faster=1.8,
         compile=False,
     ),
-    # The last convolution of a generator and the first of a discriminator; on a GPU they are the library's.
+    # A generator's last convolution and a discriminator's first; on a GPU they are the library's.
     Form(
         operation=None,
         name="conv2d_to_one_channel",
@@ -306,7 +306,7 @@ FORMS = (
         textbook=textbook.conv2d,
         tensors=_weight_to_one,
         shapes={"cpu": ((64, 64, 32, 32), (16, 128, 64, 64)), "cuda": ()},
-        kept=None,
+        saved=None,
         faster=1.5,
         compile=False,
     ),
@@ -317,7 +317,7 @@ FORMS = (
         textbook=partial(textbook.conv2d, stride=2),
         tensors=_weight_from_few,
         shapes={"cpu": ((64, 1, 32, 32), (16, 3, 64, 64)), "cuda": ()},
-        kept=None,
+        saved=None,
         faster=1.0,
         compile=False,
     ),

@@ -1,11 +1,11 @@
-"""Every model family, trained on glyphs by one command each: `python -m bench.glyph_families OUT [ARCH ...]`.
+"""Trains every model family on glyphs and measures its samples: `python -m bench.glyph_families OUT [ARCH ...]`.
 
-Trains `python -m fastgan.train --amp --arch ARCH` for each family (or those named) into OUT/ARCH, one after the other,
-lets the judge of glyph_quality.py look at 1,000 samples of each, prints a table, and writes OUT/families.json and the
-last grid of each as OUT/ARCH.png. A run that is there already is only judged.
+Runs `python -m fastgan.train --amp --arch ARCH` into OUT/ARCH for each family (or those named), evaluates 1,000 samples
+as glyph_quality.py does, prints a line each, and writes OUT/families.json and the last grid of each as OUT/ARCH.png. A
+finished run is evaluated without training it again.
 
-Exits with status 1 unless all of them are good enough: 80 % of the samples of conditional networks are of the class
-asked for, those of others are of all ten classes, and within a class they differ at least 70 % as much as real ones.
+Exits with status 1 unless every family passes: 80 % of conditional samples are of the requested class, unconditional
+samples cover all ten classes, and samples of a class differ at least 70 % as much as real ones.
 """
 
 import argparse
@@ -51,10 +51,10 @@ def main() -> int:
         path.write_text(json.dumps(results | {"machine": measure.machine()}, indent=1) + "\n")
         shutil.copy(max(run.glob("grid-*.png")), out / f"{arch}.png")
         share = figures.get("samples_as_asked") or min(figures["share_by_class"])
-        told = "as asked" if figures["conditional"] else "least class"
+        label = "as asked" if figures["conditional"] else "rarest class"
         all_good &= figures["good"]
         print(
-            f"{arch:10} {figures.get('seconds', 0):5.0f} s  {header.images:7,} images  {told} {share:.1%}  "
+            f"{arch:10} {figures.get('seconds', 0):5.0f} s  {header.images:7,} images  {label} {share:.1%}  "
             f"variety {glyph_quality.variety(figures):.2f}  distance to training {glyph_quality.novelty(figures):.2f}  "
             f"{'good' if figures['good'] else 'not good enough'}",
             flush=True,

@@ -1,14 +1,13 @@
-"""How good are generated glyphs? `python bench/glyph_quality.py RUN` measures it and prints a short table.
+"""Measures the quality of generated glyphs: `python -m bench.glyph_quality RUN`.
 
-A small classifier, trained on real glyphs, judges 1,000 conditional samples (psi 1): are they of the class that was
-asked for, as varied within a class as real ones, and not copies of training images? Of a generator without classes:
-are all of them among its samples? Distances are between the classifier's last features. "Fresh reals" are drawn anew,
-in the same fonts, with another seed: images that the generator has not seen. The classifier's own accuracy on held-out
-fonts is printed beside it.
+A small classifier, trained on real glyphs, reads 1,000 samples (psi 1). Do they show the requested class, or, without
+classes, all classes? Do samples of a class differ as much as real ones? Are they more than copies of training images?
+Distances are between the classifier's last features. "Fresh reals" are glyphs in the same fonts drawn with another
+seed, which the generator has not seen.
 
-Exits with status 1 unless at least 90 % of the samples (or the share that `--as-asked` names) are classified as asked
-for, or each class has at least a fifth of its part of them; the mean distance within a class is at least 70 % of the
-real one; and the samples are no nearer to training images than fresh reals are.
+Exits with status 1 unless at least 90 % of the samples (`--as-asked` changes it) are of the requested class, or each
+class has at least a fifth of its share; the mean distance within a class is at least 70 % of the real one; and samples
+are no nearer to training images than fresh reals are.
 """
 
 import argparse
@@ -27,7 +26,7 @@ from fastgan.runs.checkpoint import load_generator, read_header
 
 
 class Classifier(nn.Module):
-    """Three stages of convolutions; `features` are what its last layer sees."""
+    """Three stages of convolutions; `features` returns the last layer's input."""
 
     def __init__(self, channels: int, resolution: int, classes: int):
         super().__init__()
@@ -63,14 +62,14 @@ def train_classifier(reals: ImageDataset, steps: int = 600, batch: int = 100) ->
 
 
 @torch.no_grad()
-def judged(classifier: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Features [N, F] and predicted classes [N]."""
+def classify(classifier: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Features [N, F] and predicted classes [N] of images."""
     features = torch.cat([classifier.features(part) for part in images.split(500)])
     return features, classifier.head(features).argmax(1)
 
 
 def within_class(features: Tensor, labels: Tensor) -> float:
-    """Mean distance between two different images of one class."""
+    """Mean distance between two images of the same class."""
     means = []
     for label in labels.unique():
         own = features[labels == label]
@@ -86,7 +85,7 @@ def to_training(features: Tensor, training: Tensor) -> float:
 
 
 def subset(dataset: ImageDataset, count: int) -> tuple[Tensor, Tensor]:
-    """The first `count` images of every class, about."""
+    """About `count` images: the first ones of every class."""
     order = np.argsort(dataset.labels, kind="stable")
     per_class = [order[dataset.labels[order] == c][: count // dataset.num_classes] for c in range(dataset.num_classes)]
     index = np.sort(np.concatenate(per_class))
@@ -94,7 +93,7 @@ def subset(dataset: ImageDataset, count: int) -> tuple[Tensor, Tensor]:
 
 
 class Judge:
-    """Knows what real glyphs are like, of some classes, a resolution and a number of channels."""
+    """Measures samples against real glyphs of the same classes, resolution and channels."""
 
     @torch.no_grad()
     def __init__(self, resolution: int, channels: int, classes: int, samples: int = 1000):
@@ -104,11 +103,11 @@ class Judge:
         heldout = open_dataset("glyphs", resolution, channels, classes=classes, split="heldout")
         with torch.enable_grad():
             self.classifier = train_classifier(reals)
-        self.training, _ = judged(self.classifier, image_batch(pixels_of(reals)))
+        self.training, _ = classify(self.classifier, image_batch(pixels_of(reals)))
         self.about_reals = {}
         for name, dataset in (("fresh_reals", fresh), ("held_out_fonts", heldout)):
             images, labels = subset(dataset, samples)
-            features, predicted = judged(self.classifier, images)
+            features, predicted = classify(self.classifier, images)
             self.about_reals |= {
                 f"classifier_on_{name}": _share(predicted, labels),
                 f"within_class_distance_{name}": within_class(features, labels),
@@ -117,14 +116,14 @@ class Judge:
 
     @torch.no_grad()
     def figures(self, generator: nn.Module, conditional: bool) -> dict:
-        """What the module's text describes, of samples that a generator makes at psi 1."""
+        """Figures of a generator's samples at psi 1, as the module docstring describes."""
         classes = self.classes
         torch.manual_seed(0)
         labels = torch.arange(classes).repeat_interleave(self.samples // classes)
         z = torch.randn(len(labels), generator.z_dim)
         pairs = zip(z.split(100), labels.split(100), strict=True)
         images = torch.cat([generator(a, b if conditional else None) for a, b in pairs]).clamp(-1, 1)
-        features, predicted = judged(self.classifier, images)
+        features, predicted = classify(self.classifier, images)
         figures = {"samples": len(labels), "conditional": conditional}
         if conditional:
             figures["samples_as_asked"] = _share(predicted, labels)
@@ -144,17 +143,17 @@ def _share(predicted: Tensor, labels: Tensor) -> float:
 
 
 def variety(figures: dict) -> float:
-    """The mean distance within a class, of that of reals."""
+    """Mean distance within a class, as a share of that of fresh reals."""
     return figures["within_class_distance"] / figures["within_class_distance_fresh_reals"]
 
 
 def novelty(figures: dict) -> float:
-    """The median distance to the nearest training image, of that of reals not trained on."""
+    """Median distance to the nearest training image, as a share of that of fresh reals."""
     return figures["distance_to_training"] / figures["distance_to_training_fresh_reals"]
 
 
 def is_good(figures: dict, as_asked: float) -> bool:
-    """Whether the figures are what the module's text asks for."""
+    """Whether the figures pass the limits in the module docstring."""
     if figures["conditional"]:
         right = figures["samples_as_asked"] >= as_asked
     else:
@@ -164,10 +163,10 @@ def is_good(figures: dict, as_asked: float) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", help="run folder or checkpoint of a training on glyphs")
+    parser.add_argument("run", help="folder or checkpoint of a training on glyphs")
     parser.add_argument("--samples", type=int, default=1000)
-    parser.add_argument("--as-asked", type=float, default=0.9, help="share of samples that must be of their class")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--as-asked", type=float, default=0.9, help="least share of samples of the requested class")
+    parser.add_argument("--json", type=Path, help="also write the figures to a file")
     arguments = parser.parse_args()
 
     model = read_header(arguments.run).model
@@ -184,7 +183,7 @@ def main() -> int:
     print(f"distance within a class          {variety(figures):.2f} of that of reals")
     print(f"distance to the nearest training image {novelty(figures):.2f} of that of fresh reals")
     good = is_good(figures, arguments.as_asked)
-    print("good" if good else "not good enough: see --help")
+    print("good" if good else "not good enough, see --help")
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
     return 0 if good else 1

@@ -3,21 +3,21 @@
 #
 #     bench/gpu_check.sh [FOLDER]        results go into FOLDER, by default bench/results
 #
-# Needs no network: setuptools, pybind11, ninja, nvcc, torch, triton, numpy and pytest must be there (PYTHON names the
-# interpreter that has them); for captured steps, and for the benchmark of the training step, tyro and safetensors as
-# well (`pip install --target FOLDER tyro` elsewhere, and PYTHONPATH=FOLDER, will do). A phase that fails or runs out of time does not stop the next ones; the exit status is
-# that of the worst. Left in FOLDER: gpu_check.txt and gpu_check.json, and a log of each phase.
+# Works without network. Required: setuptools, pybind11, ninja, nvcc, torch, triton, numpy and pytest, in the interpreter
+# that PYTHON names. Captured steps and the training step's benchmark also need tyro and safetensors (`pip install
+# --target FOLDER tyro` on another machine, and PYTHONPATH=FOLDER here, will do). A phase that fails or times out does
+# not stop the next ones; the exit status is 1 if any did. Writes gpu_check.txt, gpu_check.json and a log per phase.
 #
-# What only a GPU can show goes first. Expected, in seconds, on an H100 with 16 cores: 100 for the build of one card's
-# code; 60 for 1,300 tests of the CUDA kernels; 120 for the 600 of Triton's that are in bf16 or in no dtype of a table,
-# nearly all of it compilation, with the sanitizers beside them; 140 for the benchmarks, without torch.compile, which
-# would take as long for a few cases. The rest goes to Triton in other dtypes, and to the tests that need no GPU.
+# Checks that only a GPU can do come first. Expected seconds on an H100 with 16 cores: 100 to build one card's code; 60
+# for 1,300 tests of CUDA kernels; 120 for 600 tests of Triton kernels (bf16, and those without a dtype), nearly all
+# compilation, with the sanitizers beside them; 140 for the benchmarks without torch.compile. What is left goes to
+# Triton in other dtypes and to tests that need no GPU.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-bench/results}
 mkdir -p "$out" && out=$(cd "$out" && pwd)
 python=${PYTHON:-python3}
-readonly total=515  # seconds for everything; a phase gets its own limit or what is left, whichever is less
+readonly total=515  # seconds for all phases; a phase gets its own limit or the time left, whichever is less
 SECONDS=0
 
 card=$(nvidia-smi --query-gpu=name,compute_cap,driver_version --format=csv,noheader 2>/dev/null | head -n 1)
@@ -69,10 +69,10 @@ phase versions 20 environment.log bash -c "nvidia-smi; nvcc --version; '$python'
 
 phase "CUDA tests" 100 tests.log "${tests[@]}" ${workers[@]+"${workers[@]}"} -m gpu -k "not triton"
 
-# One case of each kernel, of awkward sizes; torch's caching allocator would hide an overrun inside one of its blocks.
+# One case of each kernel, at awkward sizes. Torch's caching allocator would hide overruns within its blocks.
 sanitized="cuda and values_and_derivatives and bf16 and (37x4x4 or 32x6x9 or test_filtered)"
 sanitizers=()
-set -m  # else what runs in the background would not hear an interrupt
+set -m  # so that background jobs receive interrupts
 for tool in memcheck racecheck; do
     if command -v compute-sanitizer >/dev/null; then
         phase "$tool" 140 "$tool.log" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
@@ -100,7 +100,7 @@ phase "other Triton" 120 triton_tests.log "${tests[@]}" ${workers[@]+"${workers[
 phase "other tests" 120 other_tests.log "${tests[@]}" ${workers[@]+"${workers[@]}"} -m "not gpu and not slow"
 
 "$python" - "$out" "$work" "$card" "$SECONDS" <<'PYTHON'
-"""Sums the logs up in gpu_check.json and gpu_check.txt."""
+"""Summarises the logs in gpu_check.json and gpu_check.txt."""
 import json
 import re
 import subprocess
@@ -158,7 +158,7 @@ def cell(value):
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-# One table for each set of columns that benchmarks share.
+# One table for each set of columns.
 tables = {}
 for entry in summary["benchmarks"]:
     tables.setdefault(tuple(entry), []).append(entry)

@@ -1,7 +1,7 @@
-"""Timing on a machine that is not quiet.
+"""Timing on a machine that also does other work.
 
-Contestants run in turn, A B C A B C ..., in one process, so that whatever else the machine does hits all of them.
-Ratios are taken within a round, where conditions were alike, and the median over the rounds is reported.
+Contestants run in turn, A B C A B C ..., in one process, so that other work on the machine hits all of them alike.
+Ratios are taken within a round, and the median over rounds is reported.
 """
 
 import gc
@@ -20,15 +20,15 @@ import torch
 
 from fastgan.runs import precision
 
-SHORTEST = 5e-3  # seconds of a turn, at least
-SETTLED = 10e-3  # seconds of calls before those that count; a call that takes longer needs none before it
+SHORTEST = 5e-3  # seconds per turn, at least
+SETTLED = 10e-3  # seconds of warm-up calls per turn; a call that takes longer needs none
 ROUNDS = (12, 200)  # at least, at most
-COMPILE = os.environ.get("FASTGAN_BENCH_COMPILE") != "0"  # whether torch.compile takes part: most of the time is its
+COMPILE = os.environ.get("FASTGAN_BENCH_COMPILE") != "0"  # whether to time torch.compile, which takes most of the time
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one call of a contestant, in each round."""
+    """Seconds per call of a contestant, for each round."""
 
     rounds: tuple[float, ...]
 
@@ -38,19 +38,18 @@ class Timing:
         return median(self.rounds)
 
     def times_faster_than(self, other: "Timing") -> float:
-        """The median of the rounds' quotients: 2 where `other`, of the same alternation, took twice as long."""
+        """Median ratio over rounds: 2 if `other`, timed in the same rounds, took twice as long."""
         return median(theirs / ours for theirs, ours in zip(other.rounds, self.rounds, strict=True))
 
 
 class Clock(Protocol):
-    """Takes the time of a call in seconds, from a state that does not depend on what ran before."""
+    """Measures a call in seconds, from a state that does not depend on what ran before."""
 
     def __call__(self, call: Callable[[], object]) -> float: ...
 
 
 class WallClock:
-    """What a user waits. Short calls are repeated until caches hold this contestant's data, and counted from then on:
-    with the data of others in them, the first few of a millisecond take up to twice as long."""
+    """Wall-clock time. Short calls are repeated until caches hold this contestant's data, and count from then on."""
 
     def __init__(self, device: torch.device):
         self.wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
@@ -60,7 +59,7 @@ class WallClock:
         return taken if taken >= SETTLED else self._repeat(call, SHORTEST)
 
     def _repeat(self, call: Callable[[], object], seconds: float) -> float:
-        """Seconds of a call, in so many seconds of them."""
+        """Seconds per call, over about `seconds` of calls."""
         count, start = 0, time.perf_counter()
         while True:
             call()
@@ -72,10 +71,10 @@ class WallClock:
 
 
 class GpuClock:
-    """What the kernels of a call take on the GPU, from a cold L2.
+    """GPU time of a call's kernels, with a cold L2.
 
-    Filling a tensor far larger than the L2 evicts it, and keeps the GPU busy while the host enqueues the call: gaps
-    between kernels, which belong to the host, are not counted.
+    Filling a tensor much larger than the L2 evicts it, and keeps the GPU busy while the host enqueues the call, so that
+    gaps caused by the host do not count.
     """
 
     def __init__(self):
@@ -94,7 +93,7 @@ class GpuClock:
 def alternate(
     contestants: dict[str, Callable[[], object]], clock: Clock, seconds: float, rounds: tuple[int, int] = ROUNDS
 ) -> dict[str, Timing]:
-    """Runs the contestants in turn for about so many seconds, and for a number of rounds within the limits."""
+    """Times contestants in turn for about `seconds`, with a number of rounds within the limits."""
     for call in contestants.values():
         clock(call)
     taken: dict[str, list[float]] = {name: [] for name in contestants}
@@ -115,10 +114,10 @@ def alternate(
 
 
 def problem(call: Callable[[], object]) -> str | None:
-    """Why a contestant cannot run here, in a line, or None if it can. For `torch.compile`, which needs a compiler."""
+    """The error of a call in one line, or None. For `torch.compile`, which needs a compiler."""
     try:
         call()
-    except Exception as error:  # whatever goes wrong in there: the others are timed all the same
+    except Exception as error:  # any failure: the other contestants are still timed
         return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:100]}"
     return None
 
@@ -129,13 +128,13 @@ def device() -> torch.device:
 
 
 def has_bf16() -> bool:
-    """Whether `--amp` computes in bf16 here."""
+    """Whether `--amp` means bf16 on this machine."""
     return precision.choose(True, device()).dtype == torch.bfloat16
 
 
 @cache
 def copy_bandwidth() -> float:
-    """Bytes a second that `copy_` of a tensor larger than any cache reads and writes: the ceiling of a single pass."""
+    """Bytes per second read and written by `copy_` of a tensor larger than any cache: the limit of a single pass."""
     on = device()
     size = 1 << 30 if on.type == "cuda" else 256 << 20
     source = torch.ones(size, dtype=torch.uint8, device=on)
@@ -147,7 +146,7 @@ def copy_bandwidth() -> float:
 
 @cache
 def matrix_rate(dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a large matrix product: the ceiling of a convolution."""
+    """Floating-point operations per second of a large matrix product: the limit of a convolution."""
     on = device()
     size = 8192 if on.type == "cuda" else 2048
     a, b = (torch.randn(size, size, device=on).to(dtype) for _ in range(2))
@@ -159,7 +158,7 @@ def matrix_rate(dtype: torch.dtype) -> float:
 
 @cache
 def machine() -> dict[str, str | int]:
-    """What the numbers were measured on."""
+    """Device, instruction set, threads and versions, for a row."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists() and (model := re.search(r"^model name\s*: (.+)$", info.read_text(), re.MULTILINE)):

@@ -1,16 +1,13 @@
-"""Peak memory of a whole step of training, beside a textbook's: `python -m bench.memory [ARCH ...] [--json FILE]`.
+"""Peak memory of whole training steps, against plain PyTorch.
 
-Cases and contestants are those of `training_step.py`. Counted is what torch's allocator has given out, from before the
-networks are made: parameters, gradients, optimizer and average, and the most that is alive at a time in steps of every
-kind. What libraries allocate by themselves is not in it.
+Cases and contestants are those of training_step.py. The peak is what torch's allocator hands out, starting before the
+networks are made: parameters, gradients, optimizer, EMA, and activations in steps of every kind. Allocations that
+libraries make by themselves do not count.
 """
 
-import argparse
 import gc
-import json
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch._C._profiler import _EventType, _ProfilerEvent
@@ -20,17 +17,17 @@ from bench import measure, report
 from bench.training_step import CASES, Case, Ours, Textbook
 from fastgan.training.configure import OF_BLOCKS
 
-# Of the textbook's peak, by the textbook's precision and ours: at most.
+# Upper limits as a share of the textbook's peak, by (precision of the textbook, our precision).
 TARGETS = {("fp32", "fp32"): 0.8, ("bf16", "bf16"): 0.8, ("fp32", "bf16"): 0.6}
 
 
 def peak(make: Callable[[], Callable[[int], None]], case: Case) -> int:
-    """Bytes at the peak of steps of each kind, twice each."""
+    """Peak in bytes over two steps of each kind."""
     return peak_of(partial(_run, make, case))
 
 
 def peak_of(function: Callable[[], object]) -> int:
-    """Bytes more than before it at the peak of a call."""
+    """Peak of a call in bytes above the level before it."""
     gc.collect()
     if measure.device().type == "cuda":
         torch.cuda.empty_cache()
@@ -42,7 +39,7 @@ def peak_of(function: Callable[[], object]) -> int:
         function()
     allocations = [event for event in _all(profiled) if event.tag == _EventType.Allocation]
     first = min(allocations, key=lambda event: event.start_time_ns).extra_fields
-    # The count goes on from profile to profile, and misses what is freed between them.
+    # The profiler's count continues from profile to profile, and misses what is freed between them.
     return max(event.extra_fields.total_allocated for event in allocations) - (first.total_allocated - first.alloc_size)
 
 
@@ -56,12 +53,12 @@ def _all(profiled: profile) -> Iterator[_ProfilerEvent]:
 
 def _run(make: Callable[[], Callable[[int], None]], case: Case) -> None:
     step = make()
-    for number in (*case.kinds, *case.kinds):  # what optimizers keep is there from the first step on
+    for number in (*case.kinds, *case.kinds):  # optimizer state exists from the first step on
         step(number)
 
 
 def run(arch: str) -> list[dict]:
-    """A row for the report for each of our precisions."""
+    """Measures a family. Returns the report's row for each of our precisions."""
     case = CASES[arch]
     form = case.modulations[-1]
     precisions = {"fp32": False} | ({"bf16": True} if measure.has_bf16() else {})
@@ -92,18 +89,3 @@ def run(arch: str) -> list[dict]:
             }
         )
     return rows
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Peak memory of training steps beside a textbook's.")
-    parser.add_argument("arch", nargs="*", default=list(CASES), help=", ".join(CASES))
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as well")
-    arguments = parser.parse_args()
-    rows = [row for arch in arguments.arch for row in run(arch)]
-    print(*report.lines(rows), sep="\n")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""How one fused operation is timed beside the textbook's, forward and backward through autograd."""
+"""Times one fused operation against plain PyTorch, forward and backward through autograd."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,44 +12,54 @@ from fastgan import ops
 from fastgan.ops import backends
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-SECONDS = {"cpu": 2.0, "cuda": 0.4}  # of measuring a case
+SECONDS = {"cpu": 2.0, "cuda": 0.4}  # per case
 
 Shape = tuple[int, int, int, int]
-Normal = Callable[..., Tensor]  # of sizes: fp32 from N(0, 1)
+Normal = Callable[..., Tensor]  # (*sizes) -> fp32 tensor from N(0, 1)
 
 
 @dataclass(frozen=True, eq=False)
 class Form:
-    """An operation in one of the ways that models call it."""
+    """One way in which models call an operation.
 
-    operation: str | None  # as the backends name it; None for one that has no kernels of its own
+    Attributes:
+        operation: name for the backends; None if it has no kernels of its own.
+        fused: the operation, called with x and `tensors` by name.
+        textbook: the same in plain PyTorch.
+        tensors: makes the other arguments, in fp32; one of the shape of x becomes an activation like x.
+        shapes: shapes of x, by device type.
+        fixed: tensors without a gradient.
+        saved: tensor that backward reads beside the gradient: "x", "y" or "" for none. None if the operation is bound
+            by arithmetic, so that bytes do not count.
+        bare_loop: whether a bare loop makes the same reads and writes.
+        faster: target on a CPU, times as fast as eager.
+        compile: whether to time torch.compile.
+    """
+
+    operation: str | None
     name: str
-    fused: Callable[..., Tensor]  # of the tensors below, by name
-    textbook: Callable[..., Tensor]  # the same in plain PyTorch
-    # Beside x: parameters and the like, in fp32; what has the shape of x becomes an activation as x is.
+    fused: Callable[..., Tensor]
+    textbook: Callable[..., Tensor]
     tensors: Callable[[Shape, Normal], dict[str, Tensor]]
-    shapes: dict[str, tuple[Shape, ...]]  # of x, by device type
-    fixed: tuple[str, ...] = ()  # tensors without a gradient
-    # What the backward pass must read beside the gradient: "x", "y", or "" for nothing. None: the bytes do not count,
-    # since the operation is bound by arithmetic.
-    kept: str | None = "x"
-    bare_loop: bool = False  # whether a bare loop makes the same reads and writes
-    faster: float = 4.0  # than eager, on a CPU: the target
-    compile: bool = True  # whether torch.compile takes part
+    shapes: dict[str, tuple[Shape, ...]]
+    fixed: tuple[str, ...] = ()
+    saved: str | None = "x"
+    bare_loop: bool = False
+    faster: float = 4.0
+    compile: bool = True
 
     @property
     def backend_names(self) -> tuple[str, ...]:
-        """Backends to be timed on the device at hand."""
+        """Backends to time on this device."""
         device = measure.device().type
         if self.operation is None:
             return ("torch",)
-        # On a GPU the two kernels are told apart; on a CPU there is but one, or none.
         return ("cuda", "triton") if device == "cuda" else (backends.choose(self.operation, device),)
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is timed: a form at a shape [N, C, H, W] of x in channels_last, in a dtype of `DTYPES`, on a device type."""
+    """A form at one shape of x [N, C, H, W], channels_last, in a dtype of `DTYPES`, on a device type."""
 
     form: Form
     device: str
@@ -61,7 +71,7 @@ class Case:
 
 
 def cases(forms: tuple[Form, ...]) -> list[tuple[Case, str]]:
-    """Every case of the forms for the device at hand, with each backend that is to be timed on it."""
+    """All cases of the forms for this device, each with every backend to time."""
     device = measure.device().type
     dtypes = ("bf16",) if device == "cuda" else tuple(DTYPES)
     return [
@@ -74,7 +84,7 @@ def cases(forms: tuple[Form, ...]) -> list[tuple[Case, str]]:
 
 
 class Inputs:
-    """The tensors of a case; all contestants work on the same ones."""
+    """Tensors of a case, shared by all contestants."""
 
     def __init__(self, case: Case):
         make = torch.Generator(case.device).manual_seed(0)
@@ -98,12 +108,12 @@ class Inputs:
         self.leaves = [t for t in (self.x, *self.others.values()) if t.requires_grad]
 
     def forward(self, function: Callable[..., Tensor], backend: str | None = None) -> Tensor:
-        """As a user's code does it when it generates. Returns y."""
+        """Forward without a graph, as in generation. Returns y."""
         with torch.no_grad():
             return self._call(function, backend)
 
     def train(self, function: Callable[..., Tensor], backend: str | None = None) -> Tensor:
-        """As a user's code does it when it trains: forward, then backward into fresh gradients. Returns y."""
+        """Forward, then backward into fresh gradients, as in training. Returns y."""
         for leaf in self.leaves:
             leaf.grad = None
         y = self._call(function, backend)
@@ -116,20 +126,20 @@ class Inputs:
         with ops.use_backend(backend):
             return function(self.x, **self.others)
 
-    def bytes_moved(self, kept: str) -> tuple[int, int]:
-        """What the forward and the backward pass must read or write: each tensor counted once a pass."""
+    def bytes_moved(self, saved: str) -> tuple[int, int]:
+        """Bytes that forward and backward must read or write, each tensor once per pass."""
         x, y = self.x.nbytes, self.dy.nbytes
         small = sum(t.nbytes for t in self.others.values())
         gradients = sum(t.nbytes for t in self.others.values() if t.requires_grad)
-        read_again = {"x": x, "y": y, "": 0}[kept]
-        return x + small + y, y + read_again + (small if kept == "x" else 0) + x + gradients
+        read_again = {"x": x, "y": y, "": 0}[saved]
+        return x + small + y, y + read_again + (small if saved == "x" else 0) + x + gradients
 
 
-@lru_cache(maxsize=1)  # the backends of a case are asked for one after another, and raced against each other
+@lru_cache(maxsize=1)  # callers ask for the backends of a case one by one, and they are timed together
 def run(case: Case) -> tuple[dict[str, dict], dict[str, Callable[[], object]]]:
-    """Races all contestants in a case. Returns, by backend, a row for the report and the timed call.
+    """Times all contestants of a case. Returns, by backend, the report's row and the timed call.
 
-    A backend that cannot serve is in neither.
+    A backend that cannot run here is in neither.
     """
     torch.compiler.reset()
     form, inputs, notes = case.form, Inputs(case), []
@@ -146,7 +156,7 @@ def run(case: Case) -> tuple[dict[str, dict], dict[str, Callable[[], object]]]:
     if case.device == "cpu" and form.bare_loop:
         loops, problem = bare_loop.build()
         if loops:
-            from_output = form.kept == "y"
+            from_output = form.saved == "y"
             contestants["bare loop"] = partial(
                 bare_loop.forward_backward, loops, inputs.x.detach(), inputs.dy, from_output
             )
@@ -168,14 +178,14 @@ def _why_not(form: Form, backend: str, device: str) -> str | None:
 
 
 def _require_agreement(inputs: Inputs, contestants: dict[str, Callable[[], Tensor]]) -> None:
-    """All must compute the same: a contestant that does not is no contestant."""
+    """Raises AssertionError if a contestant computes something else."""
     expected = None
     for name, call in contestants.items():
         results = call().detach().float(), inputs.x.grad.float()
         expected = expected or results
         for ours, theirs in zip(results, expected, strict=True):
             error = (ours - theirs).norm() / theirs.norm()
-            if not error < 0.05:  # in bf16 the textbook rounds after each operation, across the kink at times
+            if not error < 0.05:  # bf16 textbooks round after each operation, at times across the kink
                 raise AssertionError(f"{name} differs from {next(iter(contestants))} by {error:.3f}")
 
 
@@ -199,9 +209,9 @@ def _row(case: Case, backend: str, inputs: Inputs, both: dict, alone: dict, note
         row["copies_in_autograd"] = both["copies in autograd"].times_faster_than(both["bare loop"])
     row["forward_ms"] = alone[backend].seconds * 1e3
     row["forward_vs_eager"] = alone[backend].times_faster_than(alone["eager"])
-    if form.kept is not None:
+    if form.saved is not None:
         copy = measure.copy_bandwidth()
-        forward, backward = inputs.bytes_moved(form.kept)
+        forward, backward = inputs.bytes_moved(form.saved)
         rate = (forward + backward) / ours.seconds
         row |= {"bytes_moved": forward + backward, "gb_per_s": rate / 1e9, "copy_gb_per_s": copy / 1e9}
         row["share_of_copy"] = rate / copy
@@ -214,7 +224,7 @@ def _row(case: Case, backend: str, inputs: Inputs, both: dict, alone: dict, note
 
 
 def _targets(case: Case, row: dict) -> str:
-    """On a CPU so many times eager, or 85 % of a bare loop; on a GPU 90 % of a copy; and torch.compile."""
+    """The targets that a row misses: of eager or the bare loop (CPU), of copy bandwidth (GPU), of torch.compile."""
     missed = []
     if case.device == "cuda" and "share_of_copy" in row:
         missed += [] if row["share_of_copy"] >= 0.9 else ["90 % of copy"]

@@ -1,10 +1,8 @@
-"""A discriminator's step with gradient penalties: plain, by double backward, and in one pass.
+"""Times a discriminator step with gradient penalties: without one, by double backward, and in one pass.
 
-The discriminators are StyleGAN2's at 64x64, without its minibatch standard deviation, and DCGAN's at 32x32, without its
-batch
-norm: so samples are independent. Generated images are given. The plain step and those with R1 and R2 differ in nothing
-but the penalty: they call the discriminator on real and on generated images, with a backward pass each. Both forms of
-the penalty run on fastgan's own layers.
+The discriminators treat samples independently: StyleGAN2's at 64x64 without minibatch stddev, and DCGAN's at 32x32
+without batch norm. Generated images are given. Steps differ only in the penalty: each calls the discriminator on real
+and on generated images, with a backward pass each. Both forms of the penalty use fastgan's layers.
 """
 
 import itertools
@@ -33,10 +31,9 @@ GAMMA, LAMBDA = 10.0, 10.0
 SECONDS = 30.0
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
-# Convolution passes over a batch of images in a step: double backward, one pass. Plain: 6.
+# Convolution passes over a batch per step: (double backward, one pass). Without penalty: 6.
 PASSES = {"R1": (9, 7), "R1+R2": (12, 8), "WGAN-GP": (12, 10)}
-# At most so many times the plain step, at least so many times faster than double backward: of the residual
-# discriminator, on 2 CPU cores.
+# Targets of the residual discriminator on 2 CPU cores: (at most × the plain step, at least × double backward's speed).
 TARGETS = {"R1": (1.35, 1.15), "R1+R2": (1.5, 1.6), "WGAN-GP": (None, 1.15)}
 
 
@@ -63,7 +60,7 @@ class Residual(nn.Module):
 
 
 class Strided(nn.Module):
-    """image [N, 3, 32, 32] to logits [N], by 4x4 convolutions of stride 2 (Radford et al. 2016, without batch norm)."""
+    """image [N, 3, 32, 32] to logits [N]: 4x4 convolutions of stride 2 (Radford et al. 2016, without batch norm)."""
 
     batch, resolution, targets = 64, 32, None
     channels = (3, 64, 128, 256)  # at 32, 16, 8, 4
@@ -82,12 +79,12 @@ DISCRIMINATORS = {"residual": Residual, "strided": Strided}
 
 
 class Step:
-    """Forward and backward passes of a discriminator's step; no optimizer, which all steps share."""
+    """Forward and backward of a discriminator step, without the optimizer, which costs all steps the same."""
 
     def __init__(self, discriminator: nn.Module, one_pass: bool, dtype: torch.dtype):
         device = measure.device()
         self.discriminator = discriminator
-        # A function cannot be looked into: double backward.
+        # A function instead of a module: the one-pass form does not apply, so double backward runs.
         self.judge = discriminator if one_pass else lambda image: discriminator(image)
         self.autocast = lambda: torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
         generator = torch.Generator().manual_seed(1)
@@ -114,8 +111,7 @@ class Step:
 
 
 def run(name: str, dtype: str) -> list[tuple[dict, Callable[[], object]]]:
-    """Races the steps of a discriminator. Returns a row for the report and the timed call for each penalty, in one
-    pass."""
+    """Times the steps of a discriminator. Returns, for each penalty, the report's row and the timed one-pass call."""
     device = measure.device()
     torch.manual_seed(0)
     discriminator = DISCRIMINATORS[name]().to(device, memory_format=torch.channels_last)
@@ -165,7 +161,7 @@ def run(name: str, dtype: str) -> list[tuple[dict, Callable[[], object]]]:
 def _require_agreement(one_pass: Step, double: Step, penalty: str, dtype: str) -> None:
     grads = []
     for step in (one_pass, double):
-        torch.manual_seed(2)  # of the interpolation
+        torch.manual_seed(2)  # the interpolation draws
         step(penalty)
         grads.append(torch.cat([p.grad.flatten() for p in step.discriminator.parameters()]))
     error = (grads[0] - grads[1]).norm() / grads[1].norm()

@@ -1,4 +1,4 @@
-"""The rows of all benchmarks as a table for people."""
+"""Formats the rows of benchmarks as text tables."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ MILLISECONDS = "{:.2f}".format
 TIMES = "{:.2f}x".format
 PERCENT = "{:.0%}".format
 
-# Heading, key of the row, format. A column is left out where no row has a value.
+# Heading, key of the row, format. A column appears if a row has a value.
 COLUMNS: tuple[tuple[str, str, Callable[[object], str]], ...] = (
     ("form", "form", str),
     ("model", "arch", str),
@@ -68,18 +68,18 @@ WEIGHT_GRADIENT = "weight_gradient"
 IMAGE_BATCH = "image_batch"
 DATA_PATH = "data_path"
 TITLES = {
-    TRAINING_STEP: "training step, whole, beside the faster textbook form in fp32 and its own bare convolutions",
-    MEMORY: "training step, peak memory beside a textbook's in fp32 and in the same precision",
-    IMAGE_BATCH: "image_batch, which has no backward; of bytes, of the shape of the result",
-    DATA_PATH: "the loader's batches, mirrored, beside a textbook's loader and beside the plain step of a training",
-    WEIGHT_GRADIENT: "gradients of convolutions' weights, beside a convolution forward; product: of large matrices",
-    PENALTIES: "discriminator's step with a gradient penalty, in one pass; passes: of convolutions over one batch",
+    TRAINING_STEP: "whole training step; textbook: its faster form, fp32; bare: the step's dense convolutions",
+    MEMORY: "peak memory of a training step; textbook: in fp32, and in the same precision",
+    IMAGE_BATCH: "image_batch (no backward); shape: of the result",
+    DATA_PATH: "mirrored batches of the data loader; step: the plain training step that it feeds",
+    WEIGHT_GRADIENT: "weight gradients of convolutions; forward: the convolution; product: a large matrix product",
+    PENALTIES: "discriminator step with a one-pass gradient penalty; passes: convolution passes over one batch",
 }
-OPERATION = "{}, forward and backward, then forward alone"
+OPERATION = "{}: forward and backward, then forward alone"
 
 
 def lines(rows: list[dict]) -> list[str]:
-    """The report: what was measured on, and a table an operation. Times are medians in ms."""
+    """The report: the machine, then a table for each operation. Times are medians in ms."""
     about = measure.machine()
     threads = f", {about['threads']} threads" if measure.device().type == "cpu" else ""
     copy = measure.copy_bandwidth() / 1e9
@@ -87,7 +87,7 @@ def lines(rows: list[dict]) -> list[str]:
     for operation in dict.fromkeys(row["operation"] for row in rows):
         chosen = [row for row in rows if row["operation"] == operation]
         text += ["", TITLES.get(operation, OPERATION.format(operation)), *_table(chosen)]
-    notes = {row["notes"]: None for row in rows if row["notes"]}  # each once, in order
+    notes = {row["notes"]: None for row in rows if row["notes"]}
     return [*text, *([""] if notes else []), *notes]
 
 

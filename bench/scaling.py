@@ -1,11 +1,11 @@
-"""How a training step grows with batch, resolution and width: `python -m bench.scaling [OUT]`.
+"""Growth of a training step with batch, resolution and width: `python -m bench.scaling [OUT]`.
 
-Measures time and peak memory of StyleGAN2's plain step around one size, one thing varied at a time, beside a floor: the
-operations of its convolutions at the rate of a large matrix product, plus the bytes that must go through memory at the
-rate of a copy. Writes OUT/scaling.json and OUT/scaling.png (OUT is `bench/results` by default), and prints a table.
+Measures time and peak memory of StyleGAN2's plain step, varying one size at a time, and a floor: the operations of its
+convolutions at the rate of a large matrix product, plus the bytes that must pass through memory at the rate of a copy.
+Prints a table, and writes OUT/scaling.json and OUT/scaling.png (OUT is `bench/results` by default).
 
-Bytes of the floor: the pass behind a convolution reads and writes its result once; backward it reads gradient and
-result, and writes the gradient. Adam reads four numbers a parameter and writes three, the average two and one.
+Bytes of the floor: an elementwise pass after each convolution reads and writes its result; its backward reads gradient
+and result and writes a gradient. Per parameter, Adam reads four numbers and writes three, the EMA two and one.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def case(resolution: int, batch: int, channel_base: int) -> Case:
 
 
 def floor_seconds(step: Ours, dtype: torch.dtype) -> float:
-    """What the plain step takes at least."""
+    """Lower limit of the plain step's time."""
     work = Bare(lambda: step(1))
     parameters = {
         name: sum(p.numel() for p in network.parameters())
@@ -55,7 +55,7 @@ def floor_seconds(step: Ours, dtype: torch.dtype) -> float:
 
 
 def measured(varied: str, sizes: dict[str, int], amp: bool) -> dict:
-    """A row: what was varied, its value, seconds, floor and peak memory."""
+    """One row: the varied size and its value, seconds, floor, peak memory."""
     step = Ours(case(**sizes), amp)
     clock = measure.WallClock(measure.device())
     timing = measure.alternate({"step": partial(step, 1)}, clock, SECONDS, rounds=ROUNDS)["step"]

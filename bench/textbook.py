@@ -1,6 +1,6 @@
-"""The operations as textbooks and code bases have them: one PyTorch operation after another, in the dtype of x.
+"""Operations in plain PyTorch, as textbooks and code bases write them, in the dtype of x.
 
-These are the eager contestants, and what `torch.compile` gets to fuse.
+They are the eager contestants, and the code that `torch.compile` gets to fuse.
 """
 
 import torch
@@ -21,7 +21,7 @@ def noise_bias_act(
     gain: float = 1.0,
     clamp: float | None = None,
 ) -> Tensor:
-    """The function of `fastgan.ops` for a scalar `strength`, without its checks."""
+    """`fastgan.ops.noise_bias_act` for a scalar `strength`, without its checks."""
     if scale is not None:
         x = x * _channels(scale, x)
     if noise is not None:
@@ -46,7 +46,7 @@ def pixel_norm(x: Tensor) -> Tensor:
 
 
 def minibatch_stddev(x: Tensor) -> Tensor:
-    """Of groups of 4, one feature map."""
+    """Groups of 4, one feature map."""
     n, c, h, w = x.shape
     y = x.reshape(4, n // 4, 1, c, h, w)
     y = (y - y.mean(0)).square().mean(0)  # [N/4, 1, C, H, W]
@@ -67,7 +67,7 @@ def modulated_conv2d(
     up: int = 1,
     down: int = 1,
 ) -> Tensor:
-    """With a weight for each sample, in a grouped convolution, as StyleGAN2 was published; lrelu at the end."""
+    """One weight per sample in a grouped convolution, as StyleGAN2 was published; leaky ReLU at the end."""
     n, c, h, w = x.shape
     weights = weight[None] * style[:, None, :, None, None]  # [N, O, I, k, k]
     weights = (weights * torch.rsqrt(weights.square().sum((2, 3, 4), keepdim=True) + 1e-8)).to(x.dtype)
@@ -95,7 +95,7 @@ def scaled_conv2d(
     taps: Tensor | None = None,
     up: int = 1,
 ) -> Tensor:
-    """The same function with a weight for all samples: the activations are scaled before it and behind it."""
+    """The same function with one weight for all samples: activations are scaled before and after the convolution."""
     scale = torch.rsqrt(style.square() @ weight.square().sum((2, 3)).t() + 1e-8)  # [N, O]
     x, weight = x * _channels(style, x), weight.to(x.dtype)
     if up == 2:
@@ -106,7 +106,7 @@ def scaled_conv2d(
 
 
 def filtered_noise_bias_act(x: Tensor, taps: Tensor, *, fir_gain: float, **epilogue) -> Tensor:
-    """The end of StyleGAN2's layer that doubles the resolution: its result has a row and a column less than `x`."""
+    """End of StyleGAN2's layer that doubles the resolution. The result has one row and column less than `x`."""
     return noise_bias_act(filtered(x, taps, 1) * fir_gain, **epilogue)
 
 
@@ -121,7 +121,7 @@ def lerp_samples(x: Tensor, b: Tensor, t: Tensor) -> Tensor:
 
 
 def image_batch(pixels: Tensor, index: Tensor | None, mirrored: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """As loaders write it: bytes [M, H, W, C] to [N, C, H, W], in channels_last."""
+    """uint8 [M, H, W, C] to a batch [N, C, H, W] in channels_last, as loaders write it."""
     x = pixels if index is None else pixels[index]
     if mirrored is not None:
         x = torch.where(mirrored[:, None, None, None], x.flip(2), x)
@@ -170,12 +170,12 @@ def resample2d(x: Tensor, taps: Tensor, *, up: int = 1, down: int = 1) -> Tensor
 
 
 def filtered(x: Tensor, taps: Tensor, padding: int) -> Tensor:
-    """By a separable filter, as a depthwise convolution of the padded image."""
+    """Separable filter as a depthwise convolution of the padded image."""
     c = x.shape[1]
     kernel = torch.outer(taps, taps).to(x.dtype).expand(c, 1, -1, -1)
     return F.conv2d(F.pad(x, (padding,) * 4), kernel.flip(2, 3), groups=c)
 
 
 def _channels(t: Tensor, x: Tensor) -> Tensor:
-    """[C] or [N, C] against [N, C, ...]."""
+    """[C] or [N, C], reshaped to broadcast against x [N, C, ...]."""
     return t.to(x.dtype).reshape(-1, x.shape[1], *[1] * (x.dim() - 2))

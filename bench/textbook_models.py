@@ -1,8 +1,8 @@
-"""Networks as textbooks and code bases have them: separate elementwise operations, no fused layer.
+"""Networks in plain PyTorch, as textbooks and code bases write them: separate elementwise operations.
 
-They have the parameters of `fastgan.models`, by the same names: the state dictionary of one loads into the other, and
-then they compute the same, so that a comparison of their speed is one of the same work. Random numbers are drawn in the
-same order as well. Nothing clamps activations: in fp32 nothing is clamped usually, and they are small.
+Parameters and their names are those of `fastgan.models`: the state dictionary of one loads into the other, and then
+both compute the same, drawing random numbers in the same order. So benchmarks compare the same work. Activations are
+not clamped, which fp32 rarely needs.
 """
 
 import itertools
@@ -21,8 +21,10 @@ _SQRT2 = math.sqrt(2)
 def build(config, modulation: str = "scaled") -> tuple[nn.Module, nn.Module]:
     """Generator and discriminator for a `fastgan.models.ModelConfig`.
 
-    arch "stylegan2", "pggan" at its full resolution, or "dcgan" in its form "upsample". modulation: of StyleGAN2's
-    convolutions, "grouped" with a weight for each sample, as published, or "scaled" activations around a shared weight.
+    Args:
+        config: arch "stylegan2", "pggan" (at full resolution) or "dcgan" (variant "upsample").
+        modulation: form of StyleGAN2's convolutions: "grouped", one weight per sample as published, or "scaled",
+            activations scaled around a shared weight.
     """
     if config.arch == "stylegan2":
         return StyleGAN2Generator(config, modulation), StyleGAN2Discriminator(config)
@@ -33,7 +35,7 @@ def build(config, modulation: str = "scaled") -> tuple[nn.Module, nn.Module]:
     raise ValueError(f"no textbook form of {config.arch} {config.variant}")
 
 
-# Layers -----------------------------------------------------------------------------------------------------------
+# ---- Layers ----------------------------------------------------------------------------------------------------------
 
 
 def lrelu(x: Tensor) -> Tensor:
@@ -41,7 +43,7 @@ def lrelu(x: Tensor) -> Tensor:
 
 
 class Linear(nn.Module):
-    """With equalised learning rate."""
+    """Linear layer with equalised learning rate."""
 
     def __init__(self, inputs: int, outputs: int, bias: bool = True, lr: float = 1.0, gain: float = 1.0):
         super().__init__()
@@ -55,7 +57,7 @@ class Linear(nn.Module):
 
 
 class Conv2d(nn.Module):
-    """With equalised learning rate; the size is kept."""
+    """Convolution with equalised learning rate; stride 1 keeps the size."""
 
     def __init__(self, inputs: int, outputs: int, size: int, bias: bool = True, stride: int = 1):
         super().__init__()
@@ -68,7 +70,7 @@ class Conv2d(nn.Module):
         return F.conv2d(x, self.weight * self.gain, self.bias, stride=self.stride, padding=self.padding)
 
 
-# What labels do: nothing to be sped up, and little work.
+# Labels: little work, the same in both.
 
 
 def _normalized(x: Tensor) -> Tensor:
@@ -90,7 +92,7 @@ def _one_hot(label: Tensor, embed: Linear) -> Tensor:
     return F.one_hot(label, embed.weight.shape[1]).to(embed.weight.dtype)
 
 
-# StyleGAN2 --------------------------------------------------------------------------------------------------------
+# ---- StyleGAN2 -------------------------------------------------------------------------------------------------------
 
 
 class Mapping(nn.Module):
@@ -244,7 +246,7 @@ def _taps() -> Tensor:
     return torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
 
 
-# PGGAN ------------------------------------------------------------------------------------------------------------
+# ---- PGGAN -----------------------------------------------------------------------------------------------------------
 
 
 class PGGANUp(nn.Module):
@@ -253,7 +255,7 @@ class PGGANUp(nn.Module):
         self.up, self.conv = Conv2d(inputs, outputs, 3), Conv2d(outputs, outputs, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Bias and activation come behind the convolution in the larger image.
+        # Bias and activation follow the convolution, at the larger resolution.
         x = textbook.pixel_norm(lrelu(self.up(F.interpolate(x, scale_factor=2, mode="nearest"))))
         return textbook.pixel_norm(lrelu(self.conv(x)))
 
@@ -312,11 +314,11 @@ class PGGANDiscriminator(nn.Module):
         return _projected(self.out(lrelu(self.dense(x.flatten(1)))).float(), self.embed, label)
 
 
-# DCGAN, with upsampling -------------------------------------------------------------------------------------------
+# ---- DCGAN, with upsampling ------------------------------------------------------------------------------------------
 
 
 class Block(nn.Module):
-    """Layer, then batch norm or a bias, then an activation; named as fastgan names them."""
+    """Layer, batch norm or bias, activation; parameter names are fastgan's."""
 
     def __init__(self, layer: nn.Module, channels: int, norm: bool, act: str, before: nn.Module | None = None):
         super().__init__()
@@ -328,7 +330,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.before(x)
-        if self.bias is not None:  # with the bias where `nn.Conv2d` has it
+        if self.bias is not None:  # bias as in nn.Conv2d
             layer = self.layer
             x = F.conv2d(x, layer.weight, self.bias, stride=layer.stride, padding=layer.padding)
         else:

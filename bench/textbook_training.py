@@ -1,8 +1,8 @@
-"""A step of training as code bases have it: phases one after the other, each with images of its own, autograd for all.
+"""A training step in plain PyTorch, as code bases write it: separate phases, each with images of its own.
 
-The discriminator's phase draws images without a graph; R1 comes in a pass of its own, every `r1_interval` steps; the
-generator's phase draws new ones; path length in a pass of its own. DCGAN's phases share their images, as its well-known
-scripts do.
+The discriminator phase draws images without a graph. R1 has a pass of its own every `r1_interval` steps. The generator
+phase draws new images. Path length has a pass of its own. DCGAN's phases share their images, as its well-known scripts
+do.
 """
 
 import copy
@@ -16,20 +16,20 @@ from torch import Tensor, nn
 
 
 class Trainer:
-    """Networks and optimizers; the phases of a step as methods, and `__call__` for a whole one.
+    """Networks and optimizers; a method for each phase of a step, `__call__` for a whole step.
 
     Args:
-        networks: generator and discriminator. They are trained in place.
+        networks: generator and discriminator, trained in place.
         lr, betas: of Adam.
-        loss: "nonsaturating" or "wgan-gp" (with its penalty at every step, and drift 0.001).
-        gamma: of R1; 0 for none.
-        path_weight: of the path length penalty; 0 for none.
-        style_mixing: probability of it, for generators that know it.
-        shares_fakes: one set of images for both phases.
-        ema_halflife: of the generator's average, in images.
-        ema_rampup: it is at most this share of the images shown; 0 for no such limit.
-        judge, generate: instead of the networks in phases without penalty: compiled forms of them.
-        autocast: makes the context that networks run in.
+        loss: "nonsaturating", or "wgan-gp" (penalty at every step, drift 0.001).
+        gamma: weight of R1; 0 for none.
+        path_weight: weight of the path length penalty; 0 for none.
+        style_mixing: probability of style mixing, for generators that have it.
+        shares_fakes: both phases use the same generated images.
+        ema_halflife: half-life of the generator's EMA, in images.
+        ema_rampup: upper limit of the half-life, as a share of the images shown; 0 for none.
+        compile: makes the compiled form of a network for phases without penalty; None for eager.
+        autocast: makes the context in which networks run.
     """
 
     def __init__(

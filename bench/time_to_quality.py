@@ -1,15 +1,14 @@
-"""Quality after a time: fastgan and a textbook train the same StyleGAN2 on glyphs, for the same minutes each.
+"""Quality over time: fastgan and plain PyTorch train the same StyleGAN2 on glyphs, for the same minutes each.
 
     python -m bench.time_to_quality [--minutes 10] [--evaluations 10] [--json FILE] [--plot FILE.png]
 
-Networks, data and hyper-parameters are those of `python -m fastgan.train`: 32x32, ten classes. Both begin with the same
-weights and see the same images in the same order. They take turns, a few seconds each, so that whatever else the
-machine does hits both; a contestant's clock runs in its own turns only, and includes its first step and the preparation
-of its batches.
+Networks, data and hyper-parameters are those of `python -m fastgan.train`: 32x32, ten classes. Both start from the same
+weights and see the same images in the same order. They run in turns of a few seconds, so that other work on the machine
+hits both. A contestant's clock runs in its own turns only, and includes its first step and preparing its batches.
 
-- fastgan: `fastgan.training.step.Step`, as under `--amp`: in bf16 where the machine has instructions for it.
-- textbook: `textbook_training.Trainer` in fp32, in the form of its modulated convolution and the memory format that
-  make its step the fastest on this machine.
+- fastgan: `fastgan.training.step.Step` as under `--amp`: bf16 where the machine has instructions for it.
+- textbook: `textbook_training.Trainer` in fp32, in the fastest form of its modulated convolution and memory format on
+  this machine.
 
 At equal distances on each clock, which then stands still, the averaged generator draws samples in fp32, of the same
 latents every time, and their KID to glyphs in held-out fonts is taken (`fastgan.metrics`, which needs the extra
@@ -50,12 +49,12 @@ COLOURS = {"fastgan": "tab:blue", "textbook": "tab:orange"}
 
 
 class Task:
-    """What both contestants learn: options, networks and images.
+    """The task of both contestants: options, networks, images.
 
     Args:
-        seed: of weights, order of images, latents.
-        config: of `python -m fastgan.train`; not yet resolved.
-        dataset: the images; None for those that the configuration names.
+        seed: for weights, order of images, latents.
+        config: unresolved configuration of `python -m fastgan.train`.
+        dataset: the images; None for those named by the configuration.
     """
 
     def __init__(self, seed: int, config: Config | None = None, dataset: ImageDataset | None = None):
@@ -73,19 +72,19 @@ class Task:
         self._order = ShuffledStream(len(self.dataset), seed)
 
     def fresh_state(self) -> State:
-        """Networks and optimizers, the same every time."""
+        """New networks and optimizers; the same every time."""
         torch.manual_seed(self.seed)
         return new_state(self.model, self.config, self.device)
 
     def images(self, position: int) -> tuple[Tensor, Tensor]:
-        """The batch from a position in the order on, and its labels; channels_last."""
+        """Batch at a position in the order of images, channels_last, and its labels."""
         index = self._order.take(position, self.batch)
         real = image_batch(torch.from_numpy(self.dataset.images[index]).to(self.device))
         return real, torch.from_numpy(self.dataset.labels[index]).to(self.device)
 
 
 class Ours:
-    """fastgan's training; called, it makes a step."""
+    """fastgan's training; a call makes a step."""
 
     def __init__(self, task: Task, amp: bool = True):
         self.task, self.state, self.shown = task, task.fresh_state(), 0
@@ -103,7 +102,7 @@ class Ours:
 
 
 class Textbook:
-    """The textbook's training; called, it makes a step. It begins with fastgan's weights."""
+    """The textbook's training, from fastgan's initial weights; a call makes a step."""
 
     def __init__(self, task: Task, modulation: str, layout: str):
         self.task, self.layout, self.shown = task, LAYOUTS[layout], 0
@@ -119,7 +118,7 @@ class Textbook:
             ema_halflife=options.ema_halflife * 1000, ema_rampup=options.ema_rampup,
         )  # fmt: skip
         of_both = (self.trainer.optimizer_g, state.optimizer_g), (self.trainer.optimizer_d, state.optimizer_d)
-        for own, ours in of_both:  # with what lazy regularisation makes of the options
+        for own, ours in of_both:  # as lazy regularisation scales them
             own.param_groups[0] |= {name: ours.param_groups[0][name] for name in ("lr", "betas", "eps")}
 
     @property
@@ -136,7 +135,7 @@ Contestant = Ours | Textbook
 
 
 def fastest_textbook(task: Task) -> Textbook:
-    """A fresh one, in the form and memory format whose plain step is the fastest here."""
+    """A new one, in the form and memory format with the fastest plain step here."""
     forms = list(product(textbook_models.MODULATIONS, LAYOUTS))
     steps = {str(form): _plain_steps(Textbook(task, *form)) for form in forms}
     timings = measure.alternate(steps, measure.WallClock(task.device), 0.0, rounds=(5, 5))
@@ -144,7 +143,7 @@ def fastest_textbook(task: Task) -> Textbook:
 
 
 def _plain_steps(contestant: Textbook) -> Callable[[], None]:
-    contestant()  # the first one has a penalty
+    contestant()  # the first step has a penalty
 
     def step() -> None:
         contestant.trainer.step = 1
@@ -160,10 +159,10 @@ def race(
     evaluate: Callable[[str, float], None],
     clock: Callable[[], float] = time.perf_counter,
 ) -> None:
-    """Lets each train for so many minutes, in turns.
+    """Trains all contestants in turns, `minutes` each.
 
-    Calls evaluate(name, its minutes) at the start and after each of `evaluations` equal parts of them: behind the first
-    step that ends there or later. clock: in seconds.
+    Calls evaluate(name, minutes so far) at the start and after each of `evaluations` equal parts of the time, following
+    the first step that ends there or later. `clock` returns seconds.
     """
     done = dict.fromkeys(contestants, 0.0)
     for part in range(evaluations + 1):
@@ -187,8 +186,7 @@ def _wait() -> None:
 
 @torch.no_grad()
 def draw(generator: nn.Module, labels: np.ndarray, seed: int, batch: int = 100) -> np.ndarray:
-    """Samples uint8 [N, H, W, C] with these labels [N], noise drawn anew; the same every time for a generator. What is
-    random in the training goes on as if nothing had been drawn."""
+    """Samples uint8 [N, H, W, C] for labels [N], with random noise. Deterministic; leaves RNG states unchanged."""
     device = next(generator.parameters()).device
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -198,7 +196,7 @@ def draw(generator: nn.Module, labels: np.ndarray, seed: int, batch: int = 100) 
 
 
 def run(minutes: float, evaluations: int, samples: int, seed: int) -> dict:
-    """Trains and measures both; returns what is written to JSON, and prints as it goes."""
+    """Trains and measures both, and prints progress. Returns the content of the JSON file."""
     task = Task(seed)
     options = task.config.data
     heldout = open_dataset(
@@ -242,9 +240,9 @@ def _measured(reference: Reference, features: np.ndarray) -> dict[str, float]:
 
 
 def minutes_to_last(contestants: dict[str, dict]) -> float | None:
-    """When fastgan was first found as near as the textbook was at its end; None if it was not.
+    """Minutes after which fastgan's KID first reached the textbook's last; None if it never did.
 
-    The start does not count: in the first minutes images go away from real ones, and untrained ones may be nearer.
+    The start does not count: early in training, images move away from real ones, so untrained ones may be nearer.
     """
     last = contestants["textbook"]["evaluations"][-1]["kid"]
     reached = (row["minutes"] for row in contestants["fastgan"]["evaluations"][1:] if row["kid"] <= last)
@@ -252,7 +250,7 @@ def minutes_to_last(contestants: dict[str, dict]) -> float | None:
 
 
 def plot(found: dict, path: Path) -> None:
-    """KID against minutes, both contestants and the floor, as a PNG or what else the name ends in."""
+    """Draws KID against minutes, for both contestants and the floor; the format follows from the name."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullLocator
 
@@ -267,7 +265,7 @@ def plot(found: dict, path: Path) -> None:
         lowest = min(lowest, *(row["kid"] for row in rows))
     floor = found["floor"]
     axes.axhline(floor["kid"], color="grey", linestyle="--", label=f"{floor['of']}, the floor")
-    if lowest > 0:  # an unbiased estimate can be below
+    if lowest > 0:  # an unbiased estimate can be negative
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
@@ -285,12 +283,12 @@ def plot(found: dict, path: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=10.0, help="of training, for each of the two")
-    parser.add_argument("--evaluations", type=int, default=10, help="after the one at the start")
-    parser.add_argument("--samples", type=int, default=2000, help="of each evaluation, and at most of real images")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw KID against minutes there")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, order of images, latents")
+    parser.add_argument("--minutes", type=float, default=10.0, help="minutes of training for each of the two")
+    parser.add_argument("--evaluations", type=int, default=10, help="number of evaluations after the one at the start")
+    parser.add_argument("--samples", type=int, default=2000, help="samples per evaluation; at most as many real images")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to FILE")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="plot KID against minutes to FILE")
+    parser.add_argument("--seed", type=int, default=0, help="seed for weights, order of images, latents")
     arguments = parser.parse_args()
     if arguments.minutes <= 0 or arguments.evaluations < 1 or arguments.samples < 4:
         parser.error("--minutes must be above 0, --evaluations 1 or more, --samples 4 or more")
@@ -302,8 +300,8 @@ def main() -> int:
     except UserError as error:
         parser.error(str(error))
     reached = found["minutes_to_textbooks_last"]
-    when = "not within its time" if reached is None else f"after {reached:.2f} minutes"
-    print(f"fastgan is as near as the textbook at its end {when}")
+    when = "did not reach" if reached is None else f"after {reached:.2f} minutes reached"
+    print(f"fastgan {when} the textbook's last KID")
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")
     if arguments.plot:

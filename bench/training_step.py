@@ -1,25 +1,22 @@
-"""A whole step of training, beside a textbook's and beside its own convolutions alone.
+"""Times whole training steps against plain PyTorch and against their own convolutions.
 
-Contestants train the same networks (`textbook_models.py` tells how they are the same), on random images, with an
-optimizer whose learning rate is next to nothing: the work is that of a training, and the networks stay as they are.
-Penalties that are due every so many steps count with their share: a step is the mean over all kinds of steps.
+Contestants train the same networks (see textbook_models.py) on random images. The learning rate is tiny, so networks
+hardly change. Lazy penalties count with their share: the time of a step is the mean over all kinds of steps.
 
-- fastgan: `fastgan.training.step.Step`, in fp32 and under `--amp`; channels_last. On a GPU its steps are captured as
-  CUDA graphs, as in a training.
-- launched: there, the same without CUDA graphs, one kernel launched after the other.
+- fastgan: `fastgan.training.step.Step` in fp32 and under `--amp`, channels_last. On a GPU its steps are captured as
+  CUDA graphs.
+- launched: on a GPU, the same without CUDA graphs.
 - with compile: the same with `--compile`.
-- textbook: `textbook_training.Trainer` in fp32, StyleGAN2's in both forms of its modulated convolution; in NCHW or
-  channels_last, whichever is faster on this machine. Under `torch.compile`, in either precision, in phases without a
-  penalty: it knows no double backward.
-- bare: the dense convolutions of fastgan's steps, at the same shapes, dtype and layout, and nothing else.
+- textbook: `textbook_training.Trainer` in fp32, for StyleGAN2 in both forms of its modulated convolution; NCHW or
+  channels_last, whichever is faster on this machine.
+- compile: the textbook under `torch.compile`, in both precisions. Phases with a penalty stay eager, since
+  `torch.compile` has no double backward.
+- bare: the dense convolutions of fastgan's steps at the same shapes, dtype and layout.
 """
 
-import argparse
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -50,19 +47,19 @@ ROUNDS = (5, 50)
 
 @dataclass(frozen=True)
 class Case:
-    """A family at the size it is measured at, and how much faster it is meant to be (on 2 CPU cores with bf16).
+    """A family at its measured size, with its targets for 2 CPU cores with bf16.
 
     Attributes:
         network: options of `NetworkOptions`.
         resolution, channels, batch: of the images.
-        loss: as `--loss`.
-        r1_gamma, path_length: weights of the lazy penalties; every 16th and 4th step.
-        style_mixing: its probability.
-        shares_fakes: whether the textbook's phases share their images.
-        modulations: the textbook's forms.
-        targets: at least so many times faster than the fastest textbook form in fp32, by our precision.
-        of_bare: at most so many times the bare convolutions, by precision.
-        vs_grouped: by our precision, at least so many times faster than the textbook's "grouped" form in fp32.
+        loss: value of `--loss`.
+        r1_gamma, path_length: weights of the lazy penalties, due every 16th and every 4th step.
+        style_mixing: probability of style mixing.
+        shares_fakes: whether both phases of the textbook use the same generated images.
+        modulations: forms of the textbook's modulated convolution.
+        targets: least speed-up over the fastest textbook form in fp32, by our precision.
+        of_bare: largest multiple of the bare convolutions' time, by precision.
+        vs_grouped: least speed-up over the textbook's "grouped" form in fp32, by our precision.
     """
 
     network: dict
@@ -84,7 +81,7 @@ class Case:
         return f"{self.batch}x{self.channels}x{self.resolution}x{self.resolution}"
 
     def config(self, **machine) -> Config:
-        """As the command line would make it; `machine` are options of `MachineOptions`."""
+        """Configuration as from the command line. `machine`: options of `MachineOptions`."""
         labels = {"labels": False}
         return resolve(
             Config(
@@ -108,10 +105,10 @@ class Case:
 
     @property
     def kinds(self) -> dict[int, float]:
-        """Steps to be timed, one of each kind, by their number, and the share of their kind among all steps."""
+        """Number of one step of each kind, and the share of that kind among all steps."""
         if not self.r1_gamma and not self.path_length:
             return {1: 1.0}
-        return {1: 12 / 16, 4: 3 / 16, 16: 1 / 16}  # plain; with path length; with R1 as well
+        return {1: 12 / 16, 4: 3 / 16, 16: 1 / 16}  # plain; path length; path length and R1
 
 
 STYLEGAN2 = {"arch": "stylegan2", "channel_base": 8192, "channel_max": 512, "z_dim": 512, "mapping_layers": 8}
@@ -132,7 +129,7 @@ CASES = {
 
 
 def quick_cases() -> list[str]:
-    """What is timed along with everything else: the steps of the others take seconds each on a CPU."""
+    """Families in the default benchmarks. On a CPU the steps of the others take seconds each."""
     return [*CASES] if measure.device().type == "cuda" else ["dcgan"]
 
 
@@ -142,9 +139,9 @@ def _data(case: Case) -> Tensor:
 
 
 class Ours:
-    """fastgan's step; called with a number, it makes the step of that number.
+    """fastgan's training; called with a number, makes the step of that number.
 
-    `machine` are options of `MachineOptions`.
+    `machine`: options of `MachineOptions`.
     """
 
     def __init__(self, case: Case, amp: bool, **machine):
@@ -168,12 +165,12 @@ class Ours:
 
     @property
     def failure(self) -> str | None:
-        """Why it was not captured where it should have been."""
+        """Why capturing as a CUDA graph failed, or None."""
         return self.step.failure
 
 
 class Textbook:
-    """A textbook's step; called with a number, it makes the step of that number."""
+    """The textbook's training; called with a number, makes the step of that number."""
 
     def __init__(
         self, case: Case, modulation: str, layout: torch.memory_format, *, amp: bool = False, compiled: bool = False
@@ -196,7 +193,7 @@ class Textbook:
 
 
 class Alone:
-    """The convolutions of our steps alone; called with a number, it makes those of the step of that number."""
+    """Bare convolutions of our steps; called with a number, does those of the step of that number."""
 
     def __init__(self, ours: Ours, kinds: dict[int, float]):
         self.steps = {number: Bare(lambda number=number: ours(number)) for number in kinds}
@@ -206,7 +203,7 @@ class Alone:
 
 
 def _faster_layout(case: Case) -> torch.memory_format:
-    """The memory format that makes the textbook's plain step faster."""
+    """The faster memory format for the textbook's plain step."""
     layouts = torch.contiguous_format, torch.channels_last
     steps = {str(layout): partial(Textbook(case, case.modulations[-1], layout), 1) for layout in layouts}
     timings = measure.alternate(steps, measure.WallClock(measure.device()), 0.0, rounds=(3, 3))
@@ -229,11 +226,11 @@ def _contestants(case: Case, notes: list[str]) -> dict[str, Callable[[int], None
     contestants |= {f"textbook {form}": Textbook(case, form, layout) for form in case.modulations}
     if measure.COMPILE:
         for name, on in amp.items():
-            makers = {
+            contestant_of = {
                 "compile": lambda on=on: Textbook(case, case.modulations[-1], layout, amp=on, compiled=True),
                 "with compile": lambda on=on: Ours(case, on, compile=True),
             }
-            for form, make in makers.items():
+            for form, make in contestant_of.items():
                 made: list[Callable[[int], None]] = []
                 if problem := measure.problem(lambda make=make, made=made: (made.append(make()), made[0](1))):
                     notes.append(f"torch.compile, {form} {name}: {problem}")
@@ -242,23 +239,21 @@ def _contestants(case: Case, notes: list[str]) -> dict[str, Callable[[int], None
     return contestants
 
 
-def run(arch: str, only: tuple[str, ...] = ()) -> list[tuple[dict, Callable[[], object]]]:
-    """Races the contestants, or those whose names begin with one of `only`.
-
-    Returns a row for the report and the timed plain step, for each of fastgan's precisions.
-    """
+def run(arch: str) -> list[tuple[dict, Callable[[], object]]]:
+    """Times all contestants. Returns, for each of fastgan's precisions, the report's row and the timed plain step."""
     torch.compiler.reset()
     case, notes = CASES[arch], []
     contestants = _contestants(case, notes)
-    if only:
-        contestants = {name: each for name, each in contestants.items() if name.startswith(only)}
     calls = {f"{name} {number}": partial(step, number) for name, step in contestants.items() for number in case.kinds}
     timings = measure.alternate(
         calls, measure.WallClock(measure.device()), SECONDS[measure.device().type], rounds=ROUNDS
     )
     steps = {name: _mean_step(timings, name, case.kinds) for name in contestants}
-    return [(_row(arch, case, dtype, steps, notes), partial(contestants[f"fastgan {dtype}"], 1))
-            for dtype in ("fp32", "bf16") if f"fastgan {dtype}" in steps]  # fmt: skip
+    return [
+        (_row(arch, case, dtype, steps, notes), partial(contestants[f"fastgan {dtype}"], 1))
+        for dtype in ("fp32", "bf16")
+        if f"fastgan {dtype}" in steps
+    ]
 
 
 def _mean_step(timings: dict[str, measure.Timing], name: str, kinds: dict[int, float]) -> measure.Timing:
@@ -268,8 +263,8 @@ def _mean_step(timings: dict[str, measure.Timing], name: str, kinds: dict[int, f
 
 def _row(arch: str, case: Case, dtype: str, steps: dict[str, measure.Timing], notes: list[str]) -> dict:
     ours = steps[f"fastgan {dtype}"]
-    books = {form: steps[f"textbook {form}"] for form in case.modulations if f"textbook {form}" in steps}
-    fastest = min(books.values(), key=lambda timing: timing.seconds, default=None)
+    books = {form: steps[f"textbook {form}"] for form in case.modulations}
+    fastest = min(books.values(), key=lambda timing: timing.seconds)
     grouped, compiled, bare = books.get("grouped"), steps.get(f"compile {dtype}"), steps.get(f"bare {dtype}")
     row = {
         "operation": report.TRAINING_STEP,
@@ -297,19 +292,3 @@ def _row(arch: str, case: Case, dtype: str, steps: dict[str, measure.Timing], no
     asked = [sign * (value - limit) >= 0 for value, limit, sign in asked if value is not None and limit is not None]
     row["targets"] = ("met" if all(asked) else "missed") if asked else None
     return row | {"rounds": len(ours.rounds), "notes": "; ".join(notes), **measure.machine()}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Times training steps beside a textbook's.")
-    parser.add_argument("arch", nargs="*", default=list(CASES), help=", ".join(CASES))
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as well")
-    parser.add_argument("--only", nargs="*", default=[], help="contestants, by the beginning of their names")
-    arguments = parser.parse_args()
-    rows = [row for arch in arguments.arch for row, _ in run(arch, tuple(arguments.only))]
-    print(*report.lines(rows), sep="\n")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()

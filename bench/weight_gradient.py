@@ -1,14 +1,11 @@
-"""Gradients of weights by our kernel, beside the library's: `python -m bench.weight_gradient [--json FILE]`.
+"""Times weight gradients by our CPU kernel against the library's, in fp32, and in bf16 where instructions for it exist.
 
-For CPUs, in fp32, and in bf16 where there are instructions for it. The kernel is called whatever instruction set is in
-use: whether it has a part in training there (`fastgan.ops.weight_gradient`) is what this decides. Beside both stands
-the same convolution forward, of as many operations.
+The kernel is called with every instruction set: these numbers decide where `fastgan.ops.weight_gradient` uses it. The
+forward convolution, of as many operations, is timed beside both.
 """
 
-import argparse
-import json
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -23,7 +20,7 @@ SECONDS = 3.0
 
 
 class Case(NamedTuple):
-    """A convolution: of I channels to O at a side of its input, with a square kernel."""
+    """A convolution from I to O channels with a square kernel, on square images."""
 
     n: int
     i: int
@@ -36,6 +33,15 @@ class Case(NamedTuple):
     @property
     def padding(self) -> int:
         return (self.kernel - 1) // 2
+
+    @property
+    def form(self) -> str:
+        stride = f" stride {self.stride}" if self.stride > 1 else ""
+        return f"{self.kernel}x{self.kernel}{stride}{' transposed' if self.transposed else ''}"
+
+    @property
+    def shape(self) -> str:
+        return f"{self.n}x{self.i}x{self.side}x{self.side} to {self.o}"
 
 
 CASES = {
@@ -52,7 +58,7 @@ CASES = {
     ],
     "default": [Case(64, 16, 16, 32), Case(64, 32, 32, 16), Case(64, 64, 64, 8), Case(64, 16, 32, 32, 4, 2)],
     "DCGAN": [Case(64, 128, 128, 8, 4, 2, True), Case(64, 128, 64, 16, 4, 2, True), Case(64, 16, 32, 16, 3, 2)],
-    # Few channels, panels that are not full, small images and large ones; the first two are left to the library.
+    # Few channels, partly filled panels, small and large images. The first two are left to the library.
     "limits": [
         Case(32, 8, 16, 32),
         Case(16, 17, 32, 32),
@@ -67,7 +73,7 @@ CASES = {
 
 
 def run(model: str, case: Case, dtype: torch.dtype) -> dict:
-    """A row for the report. Raises AssertionError where the two differ."""
+    """Times one case. Returns the report's row. Raises AssertionError if kernel and library differ."""
     torch.manual_seed(0)
     channels_last = partial(torch.Tensor.to, dtype=dtype, memory_format=torch.channels_last)
     x = channels_last(torch.randn(case.n, case.i, case.side, case.side))
@@ -82,18 +88,17 @@ def run(model: str, case: Case, dtype: torch.dtype) -> dict:
         "forward": forward,
     }
     ours, theirs = (contestants[name]() for name in ("fastgan", "library"))
-    rounding = {torch.float32: 0.0, torch.bfloat16: 2.0**-7}[dtype]  # of the results, one way or the other
+    rounding = {torch.float32: 0.0, torch.bfloat16: 2.0**-7}[dtype]  # of the results
     torch.testing.assert_close(ours, theirs, rtol=rounding, atol=1e-4 * theirs.abs().max().item())
     clock = measure.WallClock(torch.device("cpu"))
     timings = measure.alternate(contestants, clock, SECONDS)
     positions = (x if case.transposed else dy).shape
     operations = 2 * positions[0] * positions[2] * positions[3] * weight.numel()
-    kind = f"{case.kernel}x{case.kernel}" + (f" stride {case.stride}" if case.stride > 1 else "")
     return {
         "operation": report.WEIGHT_GRADIENT,
-        "form": f"{kind} transposed" if case.transposed else kind,
+        "form": case.form,
         "arch": model,
-        "shape": f"{case.n}x{case.i}x{case.side}x{case.side} to {case.o}",
+        "shape": case.shape,
         "dtype": {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype],
         **{f"{name}_ms": timing.seconds * 1e3 for name, timing in timings.items()},
         "vs_library": timings["fastgan"].times_faster_than(timings["library"]),
@@ -113,16 +118,16 @@ def _by_library(dy: Tensor, x: Tensor, weight: Tensor, case: Case) -> Tensor:
     )[1]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Gradients of convolutions' weights beside the library's, on a CPU.")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as well")
-    path = parser.parse_args().json
-    dtypes = (torch.float32, torch.bfloat16) if measure.has_bf16() else (torch.float32,)
-    rows = [run(model, case, dtype) for dtype in dtypes for model, cases in CASES.items() for case in cases]
-    print(*report.lines(rows), sep="\n")
-    if path:
-        path.write_text(json.dumps(rows, indent=1) + "\n")
+def cases() -> dict[str, Callable[[], list[dict]]]:
+    """The cases for this machine, by name; each measures, and returns its row."""
+    dtypes = {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if measure.has_bf16() else {})
+    return {
+        f"{model} {case.form} {case.shape} {name}": partial(_rows, model, case, dtype)
+        for name, dtype in dtypes.items()
+        for model, group in CASES.items()
+        for case in group
+    }
 
 
-if __name__ == "__main__":
-    main()
+def _rows(model: str, case: Case, dtype: torch.dtype) -> list[dict]:
+    return [run(model, case, dtype)]

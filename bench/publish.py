@@ -1,0 +1,363 @@
+"""Measured figures in the README and the docs: `python -m bench.publish` writes them from bench/results.
+
+A part of a page between `<!-- measured: NAME -->` and `<!-- end -->` is the return value of `BLOCKS[NAME]`. A test
+compares pages with results, and refuses figures elsewhere in the README and in docs/performance.md.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PERFORMANCE = ROOT / "docs" / "performance.md"
+PAGES = (README, PERFORMANCE, ROOT / "docs" / "models.md")
+RESULTS = ROOT / "bench" / "results"
+PLOT = ROOT / "docs" / "speed.png"
+
+MACHINES = ("cpu_avx512", "cpu_avx2")  # endings of the results' file names
+FAMILIES = {"stylegan2": "StyleGAN2", "pggan": "PGGAN, WGAN-GP", "dcgan": "DCGAN, upsampling variant"}
+DTYPES = ("fp32", "bf16")
+MEASURED = re.compile(r"(<!-- measured: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+FIGURE = re.compile(r"\d(?:\.\d+)? ?(?:%|x\b|ms\b|s\b|min\b|GB/s|images/s|times\b)")
+
+# Form of bench/forms.py: its name for readers.
+OPERATIONS = {
+    "bias": "`noise_bias_act`: bias, leaky ReLU",
+    "noise": "`noise_bias_act`: noise, bias, leaky ReLU",
+    "synthesis": "`noise_bias_act`: all parts, as in a StyleGAN2 layer",
+    "filtered": "`filtered_noise_bias_act`",
+    "modulated_conv2d": "`modulated_conv2d` and its epilogue",
+    "modulated_conv2d_post": "the same, with the next layer's style",
+    "modulated_conv2d_up": "the same, up by 2",
+    "modulated_conv2d_down": "the same, down by 2",
+    "upsample": "`upfirdn2d`: up by 2",
+    "downsample": "`upfirdn2d`: down by 2",
+    "blur": "`upfirdn2d`: blur",
+    "adain": "`adain`",
+    "style_epilogue": "`style_epilogue`",
+    "batch_norm_act": "`batch_norm_act`; eager is PyTorch's fused batch norm",
+    "pixel_norm": "`pixel_norm`",
+    "minibatch_stddev": "`minibatch_stddev`",
+    "upsample_conv2d": "`upsample_conv2d`",
+    "conv_downsample2d": "`conv_downsample2d`",
+    "conv2d_to_one_channel": "`conv2d` to 1 channel",
+    "conv2d_from_few_channels": "`conv2d` from 1 and 3 channels",
+    "squared_norm": "`squared_norm`",
+    "lerp_samples": "`lerp_samples`",
+}
+
+
+# ---- README ----------------------------------------------------------------------------------------------------------
+
+
+def quality() -> str:
+    """What the default training makes, in a sentence."""
+    results = _read("glyph_families_cpu_avx512.json")
+    run = results["stylegan2"]
+    minutes, seconds = divmod(round(run["seconds"]), 60)
+    return (
+        f"Made by that command in {minutes} min {seconds} s on {_machine(results['machine'])}; a classifier reads "
+        f"{run['samples_as_asked']:.1%} of\n{run['samples']:,} samples as the digit asked for."
+    )
+
+
+def speed() -> str:
+    """Speed and memory of training steps, against eager PyTorch in fp32."""
+    lines = []
+    for arch, rows, memory in _steps():
+        own, amp = rows["fp32"], rows.get("bf16")
+        shares = [f"{memory[dtype]['of_textbook_fp32']:.0%}" if dtype in rows else "-" for dtype in DTYPES]
+        lines.append(
+            _line(
+                f"{FAMILIES[arch]}, {own['shape']}",
+                own["instructions"],
+                _times(own["vs_textbook"]),
+                _times(amp and amp["vs_textbook"]),
+                ", ".join(shares),
+            )
+        )
+    return f"""
+| training step | CPU | times as fast, fp32 | `--amp` | peak memory, % of eager fp32: fp32, `--amp` |
+| --- | --- | --- | --- | --- |
+{_joined(lines)}
+
+Baseline: the same networks in eager PyTorch, fp32. Machines: {_machines()}.
+"""
+
+
+# ---- docs/performance.md ---------------------------------------------------------------------------------------------
+
+
+def steps() -> str:
+    """Speed of training steps against everything they are measured against."""
+    lines = [
+        _line(
+            f"{FAMILIES[arch]}, {row['shape']}",
+            row["instructions"],
+            "`--amp`" if dtype == "bf16" else dtype,
+            _times(row["vs_textbook"]),
+            _times(row["vs_grouped"]),
+            _times(row["vs_compile"]),
+            f"{row['of_bare']:.2f}",
+        )
+        for arch, rows, _ in _steps()
+        for dtype, row in rows.items()
+    ]
+    return f"""
+| training step | CPU | dtype | × eager fp32 | × eager fp32, grouped | × `torch.compile`, same dtype \
+| time / bare convolutions |
+| --- | --- | --- | --- | --- | --- | --- |
+{_joined(lines)}
+
+Machines: {_machines()}.
+
+![Bars: how many times as fast as eager PyTorch each family trains]({PLOT.name})
+"""
+
+
+def memory() -> str:
+    """Peak memory of training steps."""
+    lines = [
+        _line(
+            f"{FAMILIES[arch]}, {row['shape']}",
+            row["instructions"],
+            "`--amp`" if dtype == "bf16" else dtype,
+            f"{row['fastgan_mb']:,.0f}",
+            f"{row['of_textbook_fp32']:.0%}",
+            f"{row['of_textbook_own']:.0%}",
+            f"{row['checkpoint_blocks_mb']:,.0f}" if row["checkpoint_blocks_mb"] else "-",
+        )
+        for arch, _, rows in _steps()
+        for dtype, row in rows.items()
+    ]
+    return f"""
+| training step | CPU | dtype | peak, MB | % of eager fp32 | % of eager, same dtype \
+| with `--checkpoint-blocks`, MB |
+| --- | --- | --- | --- | --- | --- | --- |
+{_joined(lines)}
+"""
+
+
+def operations() -> str:
+    """Speed of operations: the range over the shapes that were measured."""
+    rows = _rows("noise_bias_act_cpu_avx512.json") + _rows("operations_cpu_avx512.json")
+    lines = []
+    for form, name in OPERATIONS.items():
+        chosen = {dtype: [row for row in rows if (row["form"], row["dtype"]) == (form, dtype)] for dtype in DTYPES}
+        lines.append(
+            _line(
+                name,
+                *(_range(row["vs_eager"] for row in chosen[dtype]) for dtype in DTYPES),
+                *(_range(row["vs_compile"] for row in chosen[dtype]) for dtype in DTYPES),
+                _range(100 * row["share_of_copy"] for row in chosen["fp32"] if "share_of_copy" in row),
+                ", ".join(dict.fromkeys(row["shape"] for row in chosen["fp32"])),
+            )
+        )
+    return f"""
+| operation | × eager, fp32 | × eager, bf16 | × `torch.compile`, fp32 | × `torch.compile`, bf16 \
+| % of copy bandwidth, fp32 | shapes of x |
+| --- | --- | --- | --- | --- | --- | --- |
+{_joined(lines)}
+
+Machine: {_machine(rows[0])}.
+"""
+
+
+def penalties() -> str:
+    """Speed of the one-pass gradient penalty."""
+    rows = _rows("penalties_cpu_avx512.json")
+    lines = [
+        _line(
+            f"{row['form']}, {row['discriminator']} discriminator, {row['shape']}",
+            row["dtype"],
+            f"{row['of_plain']:.2f}",
+            _times(row["vs_double_backward"], 2),
+            row["passes_of_plain"],
+        )
+        for row in rows
+    ]
+    return f"""
+| penalty | dtype | time / step without penalty | × double backward | convolution passes / without penalty |
+| --- | --- | --- | --- | --- |
+{_joined(lines)}
+
+Machine: 2 cores of an AMD EPYC (Zen 5, AVX512-BF16). Measured with an earlier form of the one-pass penalty; see the
+[notes](notes/penalties.md).
+"""
+
+
+def data() -> str:
+    """Speed of `image_batch` and of the loader."""
+    rows = _rows("data_path_cpu_avx512.json")
+    batches = [
+        _line(f"`image_batch`, {row['form']}, {row['shape']}", row["dtype"], _times(row["vs_eager"]), "-")
+        for row in rows
+        if row["operation"] == "image_batch"
+    ]
+    loaders = [
+        _line(
+            f"data loader, {row['arch']} training, {row['shape']}",
+            "uint8",
+            _times(row["vs_eager"]),
+            f"{row['headroom']:.0f}",
+        )
+        for row in rows
+        if row["operation"] == "data_path"
+    ]
+    return f"""
+| what | dtype | × numpy and eager PyTorch | images delivered / images trained on |
+| --- | --- | --- | --- |
+{_joined([*batches, *loaders])}
+
+Machine: {_machine(rows[0])}.
+"""
+
+
+# ---- docs/models.md --------------------------------------------------------------------------------------------------
+
+
+def families() -> str:
+    """What each family makes of glyphs by its default command."""
+    results = _read("glyph_families_cpu_avx512.json")
+    machine = results.pop("machine")
+    lines = []
+    for run in results.values():
+        digits = (
+            f"{run['samples_as_asked']:.1%} as asked"
+            if run["conditional"]
+            else f"rarest {min(run['share_by_class']):.1%}"
+        )
+        variety = run["within_class_distance"] / run["within_class_distance_fresh_reals"]
+        novelty = run["distance_to_training"] / run["distance_to_training_fresh_reals"]
+        values = f"{run['images']:,}", f"{run['seconds']:.0f} s", digits, f"{variety:.2f}", f"{novelty:.2f}"
+        lines.append(_line(f"`{run['command']}`", *values))
+    return f"""
+| command | images | time | digits | distance within a class / real | distance to training images / fresh real |
+| --- | --- | --- | --- | --- | --- |
+{_joined(lines)}
+
+Machine: {_machine(machine)}, bf16; `mlp` and `cgan` ran beside other work.
+"""
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    each.__name__: each for each in (quality, speed, steps, memory, operations, penalties, data, families)
+}
+
+
+def plot(path: Path = PLOT) -> None:
+    """Draws speed-ups over eager fp32, a group of bars for each family."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    steps = [(arch, rows) for arch, rows, _ in _steps()]
+    bars = {"torch.compile, fp32": [], "fastgan, fp32": [], "torch.compile, bf16": [], "fastgan, bf16 (--amp)": []}
+    for _, rows in steps:
+        for dtype, ours in (("fp32", "fastgan, fp32"), ("bf16", "fastgan, bf16 (--amp)")):
+            row = rows.get(dtype, {"vs_textbook": 0, "vs_compile": 0})
+            bars[ours].append(row["vs_textbook"])
+            bars[f"torch.compile, {dtype}"].append(row["vs_textbook"] / row["vs_compile"] if row["vs_compile"] else 0)
+    figure, axes = pyplot.subplots(figsize=(8, 3.4), layout="constrained")
+    colours = ["#b9c4cf", "#6c8ebf", "#8b98a5", "#1f4e9c"]
+    for number, ((name, values), colour) in enumerate(zip(bars.items(), colours, strict=True)):
+        places = [group + 0.2 * (number - 1.5) for group in range(len(steps))]
+        drawn = axes.bar(places, values, 0.19, label=name, color=colour)
+        axes.bar_label(drawn, [f"{value:.1f}" if value else "" for value in values], fontsize=8)
+    axes.axhline(1, color="black", linewidth=0.8, zorder=0)
+    axes.set_xlim(-0.5, len(steps) - 0.15)  # room for the label of the line
+    axes.text(1, 1.03, "eager PyTorch,\nfp32 ", fontsize=8, ha="right", transform=axes.get_yaxis_transform())
+    axes.set_xticks(range(len(steps)), [_label(arch, rows["fp32"]) for arch, rows in steps])
+    axes.set_ylabel("times as fast")
+    axes.set_title(f"A training step on {_machines()}", fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def _label(arch: str, row: dict) -> str:
+    return "\n".join([*FAMILIES[arch].split(", "), row["shape"], row["instructions"]])
+
+
+def rendered(text: str) -> str:
+    """A page with its measured blocks filled in from the results."""
+    return MEASURED.sub(lambda found: f"{found[1]}{BLOCKS[found[2]]()}\n{found[3]}", text)
+
+
+def figures_elsewhere(text: str) -> list[str]:
+    """Figures that look measured, outside of measured blocks and of code."""
+    text = MEASURED.sub("", text)
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
+    return FIGURE.findall(text)
+
+
+def _read(name: str):
+    path = RESULTS / name
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def _rows(name: str) -> list[dict]:
+    """The rows of a result: a list of them, or the file that `python -m bench.run --json` writes."""
+    found = _read(name)
+    return [each["extra_info"] for each in found["benchmarks"]] if isinstance(found, dict) else found
+
+
+def _steps() -> Iterator[tuple[str, dict[str, dict], dict[str, dict]]]:
+    """Training steps by machine and architecture: the latter, and rows of speed and of memory by dtype."""
+    for machine in MACHINES:
+        memory = _by_arch(f"memory_{machine}.json")
+        for arch, rows in _by_arch(f"training_step_{machine}.json").items():
+            yield arch, rows, memory.get(arch, {})
+
+
+def _by_arch(name: str) -> dict[str, dict[str, dict]]:
+    """Rows by architecture and dtype."""
+    found: dict[str, dict[str, dict]] = {}
+    for row in _rows(name):
+        found.setdefault(row["arch"], {})[row["dtype"]] = row
+    return found
+
+
+def _machines() -> str:
+    return " and ".join({_machine(rows["fp32"]): None for _, rows, _ in _steps()})
+
+
+def _machine(about: dict) -> str:
+    version = about["torch"].partition("+")[0]
+    return f"{about['threads']} cores of an {about['device']} ({about['instructions']}, torch {version})"
+
+
+def _times(value: float | None, digits: int = 1) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _range(values: Iterable[float | None]) -> str:
+    shown = [value for value in values if value is not None]
+    if not shown:
+        return "-"
+    least, most = (_times(edge(shown), 0 if max(shown) >= 10 else 1) for edge in (min, max))
+    return least if least == most else f"{least} to {most}"
+
+
+def _line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _joined(lines: list[str]) -> str:
+    return "\n".join(lines)
+
+
+def main() -> int:
+    for page in PAGES:
+        page.write_text(rendered(page.read_text()))
+    plot()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

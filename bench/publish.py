@@ -224,7 +224,7 @@ def families() -> str:
     results = _read("glyph_families_cpu_avx512.json")
     machine = results.pop("machine")
     lines = []
-    for run in results.values():
+    for arch, run in results.items():
         digits = (
             f"{run['samples_as_asked']:.1%} as asked"
             if run["conditional"]
@@ -233,9 +233,9 @@ def families() -> str:
         variety = run["within_class_distance"] / run["within_class_distance_fresh_reals"]
         novelty = run["distance_to_training"] / run["distance_to_training_fresh_reals"]
         values = f"{run['images']:,}", f"{run['seconds']:.0f} s", digits, f"{variety:.2f}", f"{novelty:.2f}"
-        lines.append(_line(f"`{run['command']}`", *values))
+        lines.append(_line(f"`{arch}`", *values))
     return f"""
-| command | images | time | digits | distance within a class / real | distance to training images / fresh real |
+| `--arch` | images | time | digits | distance within a class / real | distance to training images / fresh real |
 | --- | --- | --- | --- | --- | --- |
 {_joined(lines)}
 

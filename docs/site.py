@@ -1,18 +1,19 @@
-"""What `mkdocs build` does with links that lead out of docs/: see mkdocs.yml."""
+"""mkdocs hook: links that lead out of docs/ become plain names, since the site has no such files."""
 
 import re
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-OUTSIDE = re.compile(r"\[[^\]]+\]\(\.\./([^)#]+)(?:#[^)]*)?\)")
+DOCS = Path(__file__).resolve().parent
+LINK = re.compile(r"\[[^\]]+\]\(((?:\.\./)+[^)#]+)(?:#[^)]*)?\)")
 
 
 def on_page_markdown(markdown: str, page, **_) -> str:
-    """A link to a file beside docs/ serves who reads it in a clone; the site, which has no such file, names it."""
+    """Replace links to files outside of docs/ by their path. Raises FileNotFoundError if there is no such file."""
 
     def name(match: re.Match) -> str:
-        if not (ROOT / match[1]).exists():
-            raise FileNotFoundError(f"{page.file.src_uri} has a link to {match[1]}, which is not there")
-        return f"`{match[1]}`"
+        path = (DOCS / page.file.src_uri).parent.joinpath(match[1]).resolve()
+        if not path.exists():
+            raise FileNotFoundError(f"{page.file.src_uri} links to {match[1]}, which does not exist")
+        return match[0] if path.is_relative_to(DOCS) else f"`{path.relative_to(DOCS.parent).as_posix()}`"
 
-    return OUTSIDE.sub(name, markdown)
+    return LINK.sub(name, markdown)

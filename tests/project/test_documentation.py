@@ -1,9 +1,7 @@
-"""README and docs/ say what is so: their commands run, as they stand there but scaled down; their options exist; the
-site builds, and asks no other server for anything.
+"""README and docs/ are true: commands run (scaled down), options, names and files exist, and the site builds.
 
-Every fenced block is `bash` or `python`, whose content is executed here page by page from top to bottom, or `text`,
-which is what a command prints. What cannot be executed stands in `NOT_RUN` with the reason, and its options are still
-parsed.
+Fenced blocks are `bash` or `python`, which are executed here page by page from top to bottom, or `text`, the output of
+a command. `NOT_RUN` lists commands that cannot be executed, with the reason; their options are still parsed.
 """
 
 import functools
@@ -45,7 +43,7 @@ from tests.support import foreign
 from tests.support.tiny_run import arguments
 
 ROOT = Path(__file__).parents[2]
-PAGES = {path.relative_to(ROOT).as_posix(): path for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]}
+PAGES = {path.relative_to(ROOT).as_posix(): path for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]}
 
 
 class Block(NamedTuple):
@@ -56,7 +54,7 @@ class Block(NamedTuple):
 
 
 def blocks_of(page: str) -> list[Block]:
-    """The fenced blocks of a page."""
+    """Fenced blocks of a page."""
     found, start = [], None
     lines = PAGES[page].read_text().splitlines()
     for number, line in enumerate(lines, 1):
@@ -67,7 +65,7 @@ def blocks_of(page: str) -> list[Block]:
                 language = lines[start - 1].removeprefix("```")
                 found.append(Block(page, start, language, "\n".join(lines[start : number - 1])))
                 start = None
-    assert start is None, f"{page}:{start}: the block has no end"
+    assert start is None, f"{page}:{start}: unclosed block"
     return found
 
 
@@ -75,14 +73,16 @@ BLOCKS = {page: blocks_of(page) for page in PAGES}
 
 
 def commands_of(text: str) -> list[str]:
-    """The commands of a bash block, one by one; `A && B` are two."""
+    """Commands of a bash block; `A && B` are two."""
     lines = [line for line in text.replace("\\\n", " ").splitlines() if line.strip() and not line.startswith("#")]
     return [command.strip() for line in lines for command in line.split("&&")]
 
 
 def program_of(command: str) -> tuple[dict[str, str], str, list[str]]:
-    """The variables in front of a command, what is executed (of `python -m NAME` and `torchrun ... -m NAME`, NAME; of
-    `fastgan NAME`, fastgan.NAME), and the arguments."""
+    """Environment variables, program and arguments of a command.
+
+    The program of `python -m NAME` is NAME, that of `fastgan NAME` fastgan.NAME.
+    """
     words, variables = shlex.split(command), {}
     while re.fullmatch(r"[A-Z_]+=.*", words[0]):
         name, _, variables[name] = words.pop(0).partition("=")
@@ -93,18 +93,18 @@ def program_of(command: str) -> tuple[dict[str, str], str, list[str]]:
     return variables, words[0], words[1:]
 
 
-# What is not executed, by how it begins, and why. Of fastgan's own the options are parsed all the same.
+# Beginning of a command that is not executed: the reason. fastgan's options are parsed all the same.
 NOT_RUN = {
-    "FASTGAN_CUDA=1 FASTGAN_CUDA_ARCHS=90 pip install .": "is this very installation, on a machine with nvcc",
-    "WANDB_MODE=offline python -m fastgan.train --wandb": "tests/runs/test_log.py logs to a stand-in; no wandb here",
-    "pytest -n auto --dist worksteal": "is this very run",
-    "pytest bench/": "takes minutes",
-    "python -m fastgan.dataset torchvision:": "downloads 170 MB; tests/data/test_dataset.py reads sets of torchvision",
-    "python -m fastgan.dataset hf:": "downloads 120 MB; tests/data/test_dataset.py reads sets of Hugging Face",
-    "python -m fastgan.evaluate --checkpoint RUN --metrics fid": "needs weights that nothing downloads",
-    "python -m fastgan.export --checkpoint RUN --format rosinality": "needs a run of colour images without classes",
-    "python -m fastgan.view": "serves until it is stopped; tests/view/test_view.py opens it in a browser",
-    "tensorboard --logdir": "serves until it is stopped",
+    "FASTGAN_CUDA=1 FASTGAN_CUDA_ARCHS=90 pip install .": "needs nvcc",
+    "WANDB_MODE=offline fastgan train --wandb": "tests/runs/test_log.py logs to a stand-in",
+    "pytest -n auto --dist worksteal": "would start this run again",
+    "python -m bench.run": "takes minutes",
+    "fastgan dataset torchvision:": "downloads 170 MB; tests/data/test_dataset.py reads sets of torchvision",
+    "fastgan dataset hf:": "downloads 120 MB; tests/data/test_dataset.py reads sets of Hugging Face",
+    "fastgan evaluate --checkpoint RUN --metrics fid": "needs weights that nothing downloads",
+    "fastgan export --checkpoint RUN --format rosinality": "needs a run of colour images without classes",
+    "fastgan view": "serves until stopped; tests/view/test_view.py opens it in a browser",
+    "tensorboard --logdir": "serves until stopped",
 }
 
 OPTIONS = {
@@ -116,20 +116,20 @@ OPTIONS = {
     },
 }
 
-# What stands for something of the reader's, and what is put in its place. Files and folders are those of `things`.
-BOUND = {"https://example.org": "", "{000..099}": "{000..001}"}  # the first is filled in by `page_folder`
+# Placeholders on pages, and what replaces them. The fixture `things` makes files and folders.
+BOUND = {"https://example.org": "", "{000..099}": "{000..001}"}  # `page_folder` sets the first
 
 
-def smaller(program: str, arguments: list[str]) -> list[str]:
-    """What is added to a command so that it takes a second. The last of an option given twice counts."""
+def scaled_down(program: str, arguments: list[str]) -> list[str]:
+    """Options that make a command finish within a second. The last of a repeated option counts."""
     if program == "fastgan.train":
         resumed = "--resume" in arguments and "auto" not in arguments
         short = ["--images", "16" if resumed else "8", "--threads", "1", "--no-tensorboard"]
         if not resumed:
             short += ["--batch", "4"]
             if "--init-from" not in arguments:
-                short += ["--channel-base", "1024", "--channel-max", "16"]  # r3gan has multiples of 8
-        if "--metrics" in arguments:  # another process, which draws all glyphs
+                short += ["--channel-base", "1024", "--channel-max", "16"]  # r3gan needs multiples of 8
+        if "--metrics" in arguments:  # starts a process that draws all glyphs
             short += ["--metrics-interval", "4", "--metrics-samples", "8"]
             short += ["--data", "digits", "--resolution", "8"]
         return short
@@ -152,7 +152,7 @@ EXTRAS = re.findall(
 
 
 def check_pip(arguments: list[str]) -> None:
-    """An installation is that of this folder, with extras that there are."""
+    """Check that a command installs this folder, with existing extras."""
     action, *rest = arguments
     assert action == "install"
     known = ("-e", "-v", "--no-build-isolation", "--no-deps")
@@ -162,7 +162,7 @@ def check_pip(arguments: list[str]) -> None:
     assert set(match[1].split(",") if match[1] else ()) <= set(EXTRAS)
 
 
-# ---- what the pages' names stand for --------------------------------------------------------------------------------
+# ---- names and files that pages expect -------------------------------------------------------------------------------
 
 
 def _discriminator():
@@ -170,7 +170,7 @@ def _discriminator():
 
 
 def _official_modules():
-    """What is imported from the official code."""
+    """Modules that examples import from the official code."""
     parts = {"bias_act": foreign.official_bias_act(), "upfirdn2d": foreign.official_upfirdn2d()}
     for name, content in {
         "torch_utils": {},
@@ -182,7 +182,7 @@ def _official_modules():
         yield name, module
 
 
-# Of the Python blocks of each page, the names that they expect.
+# Names that the Python blocks of a page expect.
 NAMES = {
     "README.md": lambda: {"discriminator": _discriminator(), "real": torch.randn(2, 3, 8, 8), "gamma": 1.0},
     "docs/metrics.md": lambda: {"images": np.random.default_rng(0).integers(0, 256, (8, 32, 32, 1), np.uint8)},
@@ -192,7 +192,7 @@ NAMES = {
 
 @pytest.fixture(scope="module")
 def things(tmp_path_factory):
-    """Files and folders that the pages speak of; each page is executed in a copy."""
+    """Files and folders that pages mention. Each page runs in a copy."""
     where = tmp_path_factory.mktemp("things")
     rng = np.random.default_rng(0)
     for number in range(10):
@@ -236,13 +236,13 @@ def things(tmp_path_factory):
 
 @pytest.fixture
 def page_folder(things, tmp_path, monkeypatch, one_cache):
-    """The folder that a page is executed in, and a server of its files."""
+    """Folder in which a page runs, with a server of its files."""
     shutil.copytree(things, tmp_path / "page")
     monkeypatch.chdir(tmp_path / "page")
     monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(glyphs, "render", functools.partial(glyphs.render, count=40))
     monkeypatch.setattr(metrics, "kernel_distance", functools.partial(metrics.kernel_distance, subset_size=4))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # of processes that are started here
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # for child processes
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "page"))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -255,7 +255,7 @@ def page_folder(things, tmp_path, monkeypatch, one_cache):
 
 
 def execute(command: str, monkeypatch) -> None:
-    """Run one command line in this process, or with torchrun in two others."""
+    """Run one command line in this process; torchrun starts two others."""
     variables, program, given = program_of(command)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -269,13 +269,13 @@ def execute(command: str, monkeypatch) -> None:
         check_pip(given)
     elif program == "torchrun":
         at = given.index("-m")
-        own, module, theirs = given[:at], given[at + 1], given[at + 2 :]
+        launcher, module, theirs = given[:at], given[at + 1], given[at + 2 :]
         OPTIONS[module](theirs)
-        theirs += smaller(module, theirs)
+        theirs += scaled_down(module, theirs)
         if module == "fastgan.train":
             theirs += ["--data", "digits", "--resolution", "8", "--device", "cpu"]
         done = subprocess.run(
-            [sys.executable, "-m", "torch.distributed.run", *own, "-m", module, *theirs],
+            [sys.executable, "-m", "torch.distributed.run", *launcher, "-m", module, *theirs],
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
@@ -284,10 +284,10 @@ def execute(command: str, monkeypatch) -> None:
     elif program.startswith("fastgan."):
         package = importlib.util.find_spec(program).submodule_search_locations
         main = importlib.import_module(f"{program}.__main__" if package else program).main
-        argv = [*given, *smaller(program, given)]
+        argv = [*given, *scaled_down(program, given)]
         monkeypatch.setattr(sys, "argv", [program, *argv])
         assert (main() if program == "fastgan.doctor" else main(argv)) == 0
-        if program == "fastgan.train" and "--metrics" in given:  # an evaluation that fails is no mistake of a training
+        if program == "fastgan.train" and "--metrics" in given:  # training succeeds even if an evaluation fails
             assert measured(max(Path("runs").iterdir(), key=lambda run: run.stat().st_mtime))
     elif program.startswith("examples/"):
         monkeypatch.setattr(sys, "argv", [program, *given, "--size", "8"])
@@ -296,7 +296,7 @@ def execute(command: str, monkeypatch) -> None:
         monkeypatch.setattr(sys, "argv", [program, *given])
         runpy.run_module(program, run_name="__main__")
     else:
-        raise AssertionError("nothing here knows how to run it; if it cannot be run, NOT_RUN says why")
+        raise AssertionError("unknown program; if it cannot be run, say why in NOT_RUN")
 
 
 WITH_COMMANDS = [page for page, blocks in BLOCKS.items() if any(block.language != "text" for block in blocks)]
@@ -304,7 +304,7 @@ WITH_COMMANDS = [page for page, blocks in BLOCKS.items() if any(block.language !
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", WITH_COMMANDS)
-def test_what_a_page_says_can_be_run(page, page_folder, monkeypatch, capfd):
+def test_commands_of_a_page_run(page, page_folder, monkeypatch, capfd):
     for name, module in _official_modules() if page == "docs/patching.md" else ():
         monkeypatch.setitem(sys.modules, name, module)
     names = NAMES.get(page, dict)() | {"__name__": "page"}
@@ -320,16 +320,16 @@ def test_what_a_page_says_can_be_run(page, page_folder, monkeypatch, capfd):
                     pytest.fail(f"{page}:{block.line}: {command}\n{error!r}\n{printed.out}\n{printed.err}")
 
 
-def test_every_block_is_a_command_or_what_one_prints():
+def test_every_block_is_executed_or_output():
     for blocks in BLOCKS.values():
         for block in blocks:
             where = f"{block.page}:{block.line}"
             assert block.language in ("bash", "python", "text"), f"{where}: must be bash, python or text"
-            looks_so = re.match(r"(\$ )?(python|pip|torchrun|pytest|bash|fastgan) ", block.text)
-            assert block.language != "text" or not looks_so, f"{where}: a command that no test runs"
+            looks_like_command = re.match(r"(\$ )?(python|pip|torchrun|pytest|bash|fastgan) ", block.text)
+            assert block.language != "text" or not looks_like_command, f"{where}: a command that no test runs"
 
 
-def test_every_exception_is_one():
+def test_every_exception_is_needed():
     commands = [c for blocks in BLOCKS.values() for b in blocks if b.language == "bash" for c in commands_of(b.text)]
     assert [start for start in NOT_RUN if not any(command.startswith(start) for command in commands)] == []
 
@@ -337,7 +337,7 @@ def test_every_exception_is_one():
 def test_a_command_with_a_mistake_fails(page_folder, monkeypatch, capfd):
     for wrong in (
         "python -m fastgan.train --archh mlp",
-        "python -m fastgan.view RUN --prot 7",  # one that is only parsed
+        "python -m fastgan.view RUN --prot 7",  # only parsed
         "python -m fastgan.generate --checkpoint RUNS",
         'pip install ".[emojis]"',
         "python -m fastgan.trian",
@@ -348,11 +348,11 @@ def test_a_command_with_a_mistake_fails(page_folder, monkeypatch, capfd):
             execute(wrong, monkeypatch)
 
 
-# ---- options and links -----------------------------------------------------------------------------------------------
+# ---- options, names and links ----------------------------------------------------------------------------------------
 
 
 def flags_of(*kinds: type) -> set[str]:
-    """The options that dataclasses become on a command line."""
+    """Command-line options of dataclasses."""
     flags = set()
     for field in (field for kind in kinds for field in fields(kind)):
         flag = configuration.flag(field.name)
@@ -390,20 +390,64 @@ OF_OTHERS = {
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_options_are_those_of_a_command_line(page):
+def test_options_exist(page):
     text = PAGES[page].read_text()
     known = set().union(*FLAGS.values(), *OF_OTHERS.values())
     unknown = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text)) - known
     assert not unknown
-    # Where it is said of which command line they are, they are of that one.
-    for spoken in re.findall(r"`(?:python -m )?fastgan[. ](\w+)([^`]*)`", text):
-        unknown = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", spoken[1])) - FLAGS.get(f"fastgan.{spoken[0]}", set())
-        unknown -= OF_OTHERS["any"]
-        assert not unknown, spoken
+    # Options written behind a command belong to that command.
+    for command, rest in re.findall(r"`(?:python -m )?fastgan[. ](\w+)([^`]*)`", text):
+        unknown = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", rest)) - FLAGS.get(f"fastgan.{command}", set())
+        assert not unknown - OF_OTHERS["any"], command
+
+
+# Pages on today's code: names and paths on them exist. Notes and the changelog also mention what is gone.
+CURRENT = [
+    *(path for path in PAGES.values() if path.parent.name != "notes"),
+    *(path for path in ROOT.glob("*.md") if path.name not in ("README.md", "CHANGELOG.md")),
+    ROOT / "bench" / "README.md",
+]
+FILES_OF_USERS = {"fastgan.json"}  # an entry of exported files
+
+
+def resolve(name: str) -> None:
+    """Find a dotted name: the longest module, then attributes. Raises AttributeError if it does not exist."""
+    parts, attributes = name.split("."), []
+    while importlib.util.find_spec(parts[0]) and not _is_module(".".join(parts)):
+        attributes.insert(0, parts.pop())
+    functools.reduce(getattr, attributes, importlib.import_module(".".join(parts)))
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # its parent is no package
+        return False
+
+
+@pytest.mark.parametrize("page", CURRENT, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_names_and_paths_on_a_page_exist(page):
+    text = page.read_text()
+    names = (
+        set(re.findall(r"(?<![\w/.-])(?:fastgan(?:_kernels)?|bench)(?:\.[A-Za-z_]\w*)+(?![\w/])", text))
+        - FILES_OF_USERS
+    )
+    for name in sorted(names):
+        resolve(name)
+    folders = "fastgan|kernels|csrc|tests|bench|docs|examples"
+    for path in set(re.findall(rf"(?<![\w/.-])(?:{folders})/[\w./*-]*[\w*]", text)):
+        assert list(ROOT.glob(path)), path
+
+
+def test_a_dead_name_is_found():
+    resolve("fastgan.ops.noise_bias_act")
+    for dead in ("fastgan.training.checkpoint", "fastgan.losses.critic", "bench.operation"):
+        with pytest.raises(AttributeError):
+            resolve(dead)
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_files_that_a_page_refers_to_are_there(page):
+def test_links_of_a_page_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", PAGES[page].read_text()):
         path, _, anchor = target.partition("#")
         if not path.startswith(("http:", "https:")) and path:
@@ -417,7 +461,7 @@ def test_files_that_a_page_refers_to_are_there(page):
 
 
 class Loaded(html.parser.HTMLParser):
-    """What a browser asks for when it shows a page."""
+    """Addresses that a browser requests for a page, and the page's anchors."""
 
     def __init__(self):
         super().__init__()
@@ -434,7 +478,7 @@ class Loaded(html.parser.HTMLParser):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """What `mkdocs build --strict` writes, page by page."""
+    """Pages written by `mkdocs build --strict`."""
     pytest.importorskip("mkdocs")
     where = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(where)]
@@ -445,18 +489,18 @@ def site(tmp_path_factory):
     for path in where.rglob("*.html"):
         pages[path.relative_to(where).as_posix()] = loaded = Loaded()
         loaded.feed(path.read_text())
-    assert {f"{Path(page).stem}.html" for page in PAGES if page != "README.md"} <= set(pages)
+    assert {f"{page[5:-3]}.html" for page in PAGES if page != "README.md"} <= set(pages)  # without "docs/" and ".md"
     return pages
 
 
-def test_the_site_asks_no_other_server_for_anything(site):
-    asked = {address for page in site.values() for address in page.addresses}
-    assert asked
-    assert [each for each in asked if each.startswith(("http:", "https:", "//"))] == []
+def test_the_site_requests_nothing_from_other_servers(site):
+    requested = {address for page in site.values() for address in page.addresses}
+    assert requested
+    assert [each for each in requested if each.startswith(("http:", "https:", "//"))] == []
 
 
 @pytest.mark.parametrize("module", ["ops", "layers", "losses", "studies", "metrics", "interop", "patching"])
-def test_the_reference_has_what_is_public(site, module):
+def test_the_reference_lists_every_public_name(site, module):
     name = f"fastgan.{module}"
     imported = importlib.import_module(name)
     public = getattr(imported, "__all__", None) or [

@@ -13,18 +13,12 @@ from torch import Tensor, nn
 
 from bench import measure, report
 from fastgan.layers import ConvDownsample2d, EqualizedConv2d, EqualizedLinear
-from fastgan.losses import (
-    discriminator_with_grad_norm,
-    nonsaturating_fake,
-    nonsaturating_real,
-    wgan_gp,
-    why_not_one_pass,
-    zero_centered_penalty,
-)
+from fastgan.losses import nonsaturating_fake, nonsaturating_real
 from fastgan.models import ModelConfig
 from fastgan.models.stylegan2 import ResidualBlock
 from fastgan.ops import backends
 from fastgan.ops.layout import channels_last
+from fastgan.penalties import logits_and_squared_grad, wgan_gp, why_not_one_pass, zero_centered_penalty
 from fastgan.runs import precision
 
 GAMMA, LAMBDA = 10.0, 10.0
@@ -103,7 +97,7 @@ class Step:
     def _half(self, images: Tensor, objective: Callable[[Tensor], Tensor], penalized: bool) -> None:
         with self.autocast():
             if penalized:
-                logits, squares = discriminator_with_grad_norm(self.judge, images)
+                logits, squares = logits_and_squared_grad(self.judge, images)
                 loss = objective(logits) + GAMMA * zero_centered_penalty(squares)
             else:
                 loss = objective(self.judge(images))

@@ -10,11 +10,11 @@ instead of differentiating its backward pass; any other discriminator is differe
 from torch import Tensor, nn
 from wgan_gp_critic import main
 
-from fastgan.losses import discriminator_with_grad_norm, one_centered_penalty
+from fastgan.penalties import logits_and_squared_grad, one_centered_penalty
 
 
 def one_pass_penalty(discriminator: nn.Module, images: Tensor) -> Tensor:
-    _, squares = discriminator_with_grad_norm(discriminator, images)
+    _, squares = logits_and_squared_grad(discriminator, images)
     return one_centered_penalty(squares)
 
 

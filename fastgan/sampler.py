@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fastgan.errors import UserError
 from fastgan.models import ModelConfig
-from fastgan.models.growing import Growing
+from fastgan.models.progressive import ProgressiveGrowing
 from fastgan.options import LARGEST_NUMPY_SEED, LARGEST_SEED, SeedFormat
 from fastgan.runs import drawing, graphs, precision
 from fastgan.runs.drawing import Noise
@@ -97,7 +97,8 @@ class Sampler:
         """recorder: of CUDA graphs; None for none."""
         self.generator, self.model, self.class_names = generator, model, list(class_names)
         self.precision, self.batch = precision, batch
-        self.size = model.plane(generator.stage_resolution if isinstance(generator, Growing) else model.resolution)
+        grows = isinstance(generator, ProgressiveGrowing)
+        self.size = model.feature_size(generator.stage_resolution if grows else model.resolution)
         self._network = _compiled(generator, precision.device) if compile else generator
         self._graphs = None if recorder is None else graphs.Graphs(self._draw_into, recorder)
         self._drawn: dict[tuple[_Kind, int], Tensor] = {}  # what graphs write to

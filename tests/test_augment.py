@@ -14,8 +14,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastgan.augment import GROUPS, ORIGIN, SYM6, AdaptiveStrength, Augment, Parameters
-from fastgan.losses import discriminator_with_grad_norm
 from fastgan.ops import use_backend
+from fastgan.penalties import logits_and_squared_grad
 
 SIZES = [(16, 16), (12, 7), (5, 9), (3, 2), (1, 4), (1, 1)]
 EVERYTHING = {
@@ -519,7 +519,7 @@ def test_r1_through_it_is_that_of_the_transformation_as_a_matrix():
     matrices, constants = map(torch.stack, zip(*(as_matrix(i) for i in range(3)), strict=True))
 
     discriminator = SmoothDiscriminator(size)
-    logits, squares = discriminator_with_grad_norm(lambda x: discriminator(augment.transform(x, parameters)), x)
+    logits, squares = logits_and_squared_grad(lambda x: discriminator(augment.transform(x, parameters)), x)
     (logits.sum() + 3 * squares.mean()).backward()
     got = [parameter.grad for parameter in discriminator.parameters()]
 
@@ -542,7 +542,7 @@ def test_r1_of_a_random_augmentation_is_that_of_what_was_drawn(backend):
     def gradients(call):
         torch.manual_seed(3)
         discriminator.zero_grad()
-        _, squares = discriminator_with_grad_norm(call, x)
+        _, squares = logits_and_squared_grad(call, x)
         squares.mean().backward()
         return squares.detach(), *(parameter.grad.clone() for parameter in discriminator.parameters())
 

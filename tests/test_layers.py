@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from fastgan import layers, models
-from fastgan.losses import discriminator_with_grad_norm
 from fastgan.ops.upfirdn2d import taps
+from fastgan.penalties import logits_and_squared_grad
 from tests.support import backends
 
 
@@ -169,7 +169,7 @@ def test_r1_through_a_discriminator_has_the_gradients_of_plain_pytorch(backend):
 
     def gradients():
         discriminator.zero_grad()
-        logits, squares = discriminator_with_grad_norm(discriminator, images, labels)
+        logits, squares = logits_and_squared_grad(discriminator, images, labels)
         (F.softplus(-logits).mean() + 5 * squares.mean()).backward()
         return squares.detach(), [p.grad.clone() for p in discriminator.parameters()]
 

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from fastgan.losses import OBJECTIVES, PairedObjective, PathLength, discriminator_with_grad_norm
+from fastgan.losses import OBJECTIVES, PairedObjective, PathLength
+from fastgan.penalties import logits_and_squared_grad
 
 
 def test_nonsaturating_is_cross_entropy_with_the_label_wanted():
@@ -108,7 +109,7 @@ def batch():
 def test_grad_norm_of_a_known_discriminator(batch):
     images, labels = batch
     discriminator = Quadratic()
-    logits, squares = discriminator_with_grad_norm(discriminator, images, labels)
+    logits, squares = logits_and_squared_grad(discriminator, images, labels)
     torch.testing.assert_close(logits, discriminator(images, labels))
     torch.testing.assert_close(squares, (2 * discriminator.weight * images).square().sum((1, 2, 3)))
     assert not images.requires_grad
@@ -124,7 +125,7 @@ def test_penalty_gradients_agree_with_finite_differences(batch, penalty):
         call = lambda x, _: torch.func.functional_call(
             discriminator, dict(zip(names, weights, strict=True)), x
         ).squeeze(1)
-        logits, squares = discriminator_with_grad_norm(call, images[:2], labels[:2])
+        logits, squares = logits_and_squared_grad(call, images[:2], labels[:2])
         return logits.mean() + penalty(squares)
 
     torch.autograd.gradcheck(loss, weights)
@@ -134,7 +135,7 @@ def test_penalty_is_fp32_under_autocast():
     discriminator = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 1))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert discriminator(torch.randn(2, 3, 4, 4)).dtype == torch.bfloat16
-        logits, squares = discriminator_with_grad_norm(lambda x: discriminator(x), torch.randn(2, 3, 4, 4))
+        logits, squares = logits_and_squared_grad(lambda x: discriminator(x), torch.randn(2, 3, 4, 4))
     assert logits.dtype == squares.dtype == torch.float32
     squares.sum().backward()
     assert discriminator[0].weight.grad.isfinite().all()

@@ -129,7 +129,7 @@ def test_a_network_that_still_grows_draws_what_it_has_reached(tmp_path):
 
 @pytest.mark.parametrize("recorder", [None, Recorder], ids=["plain", "captured"])
 def test_images_that_are_not_square(recorder):
-    model = models.ModelConfig(resolution=8, first=(4, 6), z_dim=8, channel_base=64, channel_max=8)
+    model = models.ModelConfig(resolution=8, base_size=(4, 6), z_dim=8, channel_base=64, channel_max=8)
     generator = models.build(model)[0].eval()
     sampler = Sampler(generator, model, [], Precision(torch.float32, CPU, ""), recorder=recorder and recorder())
     assert sampler.sample(2).shape == (2, 1, 8, 12) and "1x8x12" in repr(sampler)

@@ -181,7 +181,7 @@ def _data(trained, options: Options):
         raise UserError(
             f"{trained.path} does not say what it was trained on; give the images to compare with by --data"
         )
-    height, width = model.plane(model.resolution)
+    height, width = model.feature_size(model.resolution)
     size = width if width == height else data.size_text((width, height)), model.channels
     source = options.data or header.config.data.source
     glyphs = {}

@@ -111,7 +111,7 @@ class Options:
         """Raises UserError, before anything is drawn, for a picture too large for the memory or its file format."""
         if self.is_folder() or out.suffix.lower() not in STILL:
             return
-        (columns, rows), (height, width) = self.images(classes), model.plane(model.resolution)
+        (columns, rows), (height, width) = self.images(classes), model.feature_size(model.resolution)
         factor = enlargement(width, self.smallest_cell)
         width, height = width * factor, height * factor
         what = f"a picture of {columns:,} times {rows:,} images"
@@ -259,7 +259,7 @@ class Interpolate(Options):
         super().require_memory(model, classes, out)
         if out.suffix.lower() == ".gif":  # Pillow takes all frames at once; an MP4 is written frame by frame
             frames = (len(parse_seeds(self.seeds)) - 1) * (self.steps or ANIMATION_STEPS)
-            height, width = model.plane(model.resolution)
+            height, width = model.feature_size(model.resolution)
             size = float(frames * classes * width * height * enlargement(height, SMALLEST_FRAME) ** 2)
             require(size, f"an animation of {frames:,} images", "give fewer --steps or --seeds, or an .mp4")
 

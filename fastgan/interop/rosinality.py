@@ -119,7 +119,7 @@ def _why_not(config: ModelConfig) -> str | None:
     for name, value, right in (
         ("num_classes", config.num_classes, 0),
         ("channels", config.channels, 3),
-        ("first", config.first, (4, 4)),
+        ("base_size", config.base_size, (4, 4)),
         ("w_dim", config.style_dim, config.z_dim),
         ("generator_architecture", config.generator_architecture, "skip"),
         ("discriminator_architecture", config.discriminator_architecture, "resnet"),

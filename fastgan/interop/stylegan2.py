@@ -169,7 +169,10 @@ def official_options(config: ModelConfig) -> dict[str, dict[str, Any]]:
         "channel_max": config.channel_max if own["max"] is None else own["max"],
         **precision,
         "block_kwargs": {"resample_filter": filter},
-        "mapping_kwargs": {"num_layers": config.discriminator_mapping_layers, "lr_multiplier": config.directions_lr},
+        "mapping_kwargs": {
+            "num_layers": config.discriminator_mapping_layers,
+            "lr_multiplier": config.projection_lr,
+        },
         "epilogue_kwargs": {"mbstd_group_size": config.stddev_group, "mbstd_num_channels": config.stddev_features},
     }
     return {"generator": generator, "ema": generator, "discriminator": discriminator}

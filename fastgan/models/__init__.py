@@ -29,7 +29,7 @@ class ModelConfig:
     Attributes:
         arch: a key of `ARCHITECTURES`.
         resolution: of the square image, a power of two from 8. Of another image, that of a square one with as many
-            levels: it is 4 * 2^k for `first` * 2^k.
+            levels: it is 4 * 2^k for `base_size` * 2^k.
         channels: of the image: 1 grey, 3 RGB.
         num_classes: of labels; 0 for none.
         z_dim: size of the latent z.
@@ -57,8 +57,8 @@ class ModelConfig:
             in each resolution, "orig" does neither.
         noise: whether the layers of StyleGAN2's generator have noise.
         resample_filter: with which StyleGAN2 resamples: [k] for both axes or [kh][kw]; any sum but 0.
-        first: height and width of the smallest feature maps, of the generator's first and the discriminator's last; 4x4
-             for a square image. Families without `ANY_SHAPE` know no other.
+        base_size: height and width of the smallest feature maps: the generator's first, the discriminator's last. 4x4
+            for a square image; families without `ANY_SHAPE` take no other.
     """
 
     arch: str = "stylegan2"
@@ -85,10 +85,10 @@ class ModelConfig:
     discriminator_architecture: str = "resnet"
     noise: bool = True
     resample_filter: tuple[float, ...] | tuple[tuple[float, ...], ...] = BILINEAR
-    first: tuple[int, int] = (4, 4)
+    base_size: tuple[int, int] = (4, 4)
 
     def __post_init__(self):
-        for name in ("first", "resample_filter"):  # JSON has made lists of them
+        for name in ("base_size", "resample_filter"):  # JSON has made lists of them
             object.__setattr__(self, name, _as_tuple(getattr(self, name)))
 
     @property
@@ -97,13 +97,13 @@ class ModelConfig:
         return self.z_dim if self.w_dim is None else self.w_dim
 
     @property
-    def directions_lr(self) -> float:
+    def projection_lr(self) -> float:
         """Factor of the learning rate of the discriminator's mapping layers."""
         return self.mapping_lr if self.discriminator_mapping_lr is None else self.discriminator_mapping_lr
 
-    def plane(self, resolution: int) -> tuple[int, int]:
+    def feature_size(self, resolution: int) -> tuple[int, int]:
         """Height and width of the feature maps at one of `resolutions`; at the last, of the image."""
-        return self.first[0] * resolution // 4, self.first[1] * resolution // 4
+        return self.base_size[0] * resolution // 4, self.base_size[1] * resolution // 4
 
     def features(self, resolution: int) -> int:
         """Feature maps at a resolution."""
@@ -157,10 +157,10 @@ def build(config: ModelConfig) -> tuple[nn.Module, nn.Module]:
         if features(config.resolution) < 1:
             raise ValueError(f"{name} is {getattr(config, name)}, must be at least the resolution {config.resolution}")
     family = ARCHITECTURES[config.arch]
-    if len(config.first) != 2 or not all(type(side) is int and side >= 1 for side in config.first):
-        raise ValueError(f"first is {config.first}, must be height and width of the smallest feature maps")
-    if config.first != (4, 4) and not getattr(family, "ANY_SHAPE", False):
-        raise ValueError(f"first is {config.first}, must be (4, 4) for {config.arch}, which knows square images only")
+    if len(config.base_size) != 2 or not all(type(side) is int and side >= 1 for side in config.base_size):
+        raise ValueError(f"base_size is {config.base_size}, must be height and width of the smallest feature maps")
+    if config.base_size != (4, 4) and not getattr(family, "ANY_SHAPE", False):
+        raise ValueError(f"base_size is {config.base_size}, must be (4, 4) for {config.arch}: its images are square")
     variants = getattr(family, "VARIANTS", ())
     if config.variant and config.variant not in variants:
         right = f"must be {' or '.join(variants)}" if variants else "must be empty"
@@ -170,11 +170,11 @@ def build(config: ModelConfig) -> tuple[nn.Module, nn.Module]:
     return family.Generator(config), family.Discriminator(config)
 
 
-def names_at_any_resolution(config: ModelConfig) -> tuple[dict[str, str], dict[str, str]]:
+def resolution_independent_names(config: ModelConfig) -> tuple[dict[str, str], dict[str, str]]:
     """The layers of generator and discriminator whose names hang on the resolution, each with a name that does not.
 
     `blocks.0` of StyleGAN2's discriminator is its block for 64x64 at one resolution, and that for 128x128 at another:
     both are called by what they are for. All other layers are called the same at any resolution.
     """
-    names = getattr(ARCHITECTURES[config.arch], "names_at_any_resolution", None)
+    names = getattr(ARCHITECTURES[config.arch], "resolution_independent_names", None)
     return ({}, {}) if names is None else names(config)

@@ -35,7 +35,7 @@ class Block(nn.Module):
         return f"act={self.act}"
 
 
-class Project(nn.Module):
+class ProjectAndReshape(nn.Module):
     """A linear layer without bias whose result is seen as feature maps: [N, inputs] to [N, channels, H, W].
 
     In channels_last, as the convolutions after it like it.
@@ -47,22 +47,22 @@ class Project(nn.Module):
         self.size = size
 
     def forward(self, x: Tensor) -> Tensor:
-        return as_maps(self.linear(x), self.size)
+        return as_feature_maps(self.linear(x), self.size)
 
 
-def as_maps(x: Tensor, size: tuple[int, int]) -> Tensor:
+def as_feature_maps(x: Tensor, size: tuple[int, int]) -> Tensor:
     """[N, H * W * C] seen as [N, C, H, W] in channels_last; size: H and W."""
     return x.unflatten(1, (*size, -1)).permute(0, 3, 1, 2)
 
 
-def dense(inputs: int, outputs: int, act: str) -> Block:
+def linear_act(inputs: int, outputs: int, act: str) -> Block:
     """A linear layer with bias and activation, of weights that keep the variance (He et al. 2015, equation 14)."""
     block = Block(nn.Linear(inputs, outputs, bias=False), outputs, norm=False, act=act)
     nn.init.normal_(block.layer.weight, std=math.sqrt((2 if act in ("relu", "lrelu") else 1) / inputs))
     return block
 
 
-def initialize(module: nn.Module) -> None:
+def dcgan_init(module: nn.Module) -> None:
     """DCGAN's initial values, for `Module.apply`: weights from N(0, 0.02), factors of batch norm from N(1, 0.02)."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.Embedding | UpsampleConv2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
@@ -72,7 +72,7 @@ def initialize(module: nn.Module) -> None:
         nn.init.normal_(module.weight, 1.0, 0.02)
 
 
-def embedded(embed: nn.Embedding, label: Tensor | None) -> Tensor:
+def embed_label(embed: nn.Embedding, label: Tensor | None) -> Tensor:
     """The embedding [N, width] of labels [N]. Raises ValueError if there are none."""
     return embed(_given(label, embed.num_embeddings))
 

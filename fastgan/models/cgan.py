@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgan.layers import Conv2d, ConvTranspose2d
-from fastgan.models.blocks import Block, Project, as_maps, dense, initialize, one_hot
+from fastgan.models.blocks import Block, ProjectAndReshape, as_feature_maps, dcgan_init, linear_act, one_hot
 from fastgan.ops.arithmetic import to_arithmetic
 from fastgan.ops.layout import channels_last
 
@@ -67,26 +67,26 @@ def _num_classes(config) -> int:
 class _MLPGenerator(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.size = config.plane(config.resolution)
+        self.size = config.feature_size(config.resolution)
         width = 8 * config.channel_max
         of_z = max(width // 6, 1)
-        self.z = dense(config.z_dim, of_z, "relu")
-        self.label = dense(config.num_classes, width - of_z, "relu")
-        self.joined = dense(width, width, "relu")
-        self.out = dense(width, config.channels * math.prod(self.size), "tanh")
+        self.z = linear_act(config.z_dim, of_z, "relu")
+        self.label = linear_act(config.num_classes, width - of_z, "relu")
+        self.joined = linear_act(width, width, "relu")
+        self.out = linear_act(width, config.channels * math.prod(self.size), "tanh")
 
     def forward(self, z: Tensor, label: Tensor) -> Tensor:
         x = torch.cat([self.z(z), self.label(label)], 1)
-        return as_maps(self.out(self.joined(x)), self.size)
+        return as_feature_maps(self.out(self.joined(x)), self.size)
 
 
 class _MLPDiscriminator(nn.Module):
     def __init__(self, config):
         super().__init__()
         width, of_label = 4 * config.channel_max, config.channel_max
-        self.image = dense(config.channels * math.prod(config.plane(config.resolution)), width, "lrelu")
-        self.label = dense(config.num_classes, of_label, "lrelu")
-        self.joined = dense(width + of_label, width, "lrelu")
+        self.image = linear_act(config.channels * math.prod(config.feature_size(config.resolution)), width, "lrelu")
+        self.label = linear_act(config.num_classes, of_label, "lrelu")
+        self.joined = linear_act(width + of_label, width, "lrelu")
         self.out = nn.Linear(width, 1)
 
     def layers_from_image(self) -> list[nn.Module]:
@@ -105,13 +105,19 @@ class _ConvGenerator(nn.Module):
         width = config.channel_max
         half, hidden, inputs = max(width // 2, 1), 8 * width, config.z_dim + config.num_classes
         up = lambda i, o: ConvTranspose2d(i, o, 4, stride=2, padding=1, bias=False)
+        size = config.feature_size(config.resolution // 4)
         self.layers = nn.Sequential(
             Block(nn.Linear(inputs, hidden, bias=False), hidden, norm=True, act="relu"),
-            Block(Project(hidden, width, config.plane(config.resolution // 4)), width, norm=True, act="relu"),
+            Block(
+                ProjectAndReshape(hidden, width, size),
+                width,
+                norm=True,
+                act="relu",
+            ),
             Block(up(width, half), half, norm=True, act="relu"),
             Block(up(half, config.channels), config.channels, norm=False, act="tanh"),
         )
-        self.apply(initialize)
+        self.apply(dcgan_init)
 
     def forward(self, z: Tensor, label: Tensor) -> Tensor:
         return self.layers(torch.cat([z, label], 1))
@@ -125,7 +131,7 @@ class _ConvDiscriminator(nn.Module):
         width, norm = config.channel_max, config.discriminator_norm
         half, hidden, inputs = max(width // 2, 1), 8 * width, config.channels + config.num_classes
         down = lambda i, o: Conv2d(i, o, 4, stride=2, padding=1, bias=False)
-        features = width * math.prod(config.plane(config.resolution // 4))
+        features = width * math.prod(config.feature_size(config.resolution // 4))
         self.layers = nn.Sequential(
             Block(down(inputs, half), half, norm=False, act="lrelu"),
             Block(down(half, width), width, norm=norm, act="lrelu"),
@@ -133,7 +139,7 @@ class _ConvDiscriminator(nn.Module):
             Block(nn.Linear(features, hidden, bias=False), hidden, norm=norm, act="lrelu"),
             nn.Linear(hidden, 1),
         )
-        self.apply(initialize)
+        self.apply(dcgan_init)
 
     def layers_from_image(self) -> list[nn.Module]:
         return [layer for layer in self.layers[:-1] if not isinstance(layer, nn.Flatten)]

@@ -21,15 +21,15 @@ import torch
 from torch import Tensor, nn
 
 from fastgan.layers import Conv2d, ConvTranspose2d, UpsampleConv2d
-from fastgan.models.blocks import Block, Project, embedded, initialize, one_hot
+from fastgan.models.blocks import Block, ProjectAndReshape, dcgan_init, embed_label, one_hot
 from fastgan.ops.arithmetic import to_arithmetic
 from fastgan.ops.layout import channels_last
 
 VARIANTS = ("transposed", "upsample")
 
 
-def names_at_any_resolution(config) -> tuple[dict[str, str], dict[str, str]]:
-    """See `fastgan.models.names_at_any_resolution`."""
+def resolution_independent_names(config) -> tuple[dict[str, str], dict[str, str]]:
+    """See `fastgan.models.resolution_independent_names`."""
     if config.variant == "upsample":  # as many layers at any resolution
         return {}, {}
     *lower, top = config.resolutions
@@ -44,7 +44,7 @@ ANY_SHAPE = True  # also of images that are not square
 class Generator(nn.Module):
     """z [N, z_dim], label [N] to an image [N, channels, H, W] in [-1, 1], fp32.
 
-    transposed: project, reshape to 4x4 or `first`, then stride-2 transposed convolutions; ReLU, and tanh at the end.
+    transposed: project and reshape to `base_size`, then stride-2 transposed convolutions; ReLU, and tanh at the end.
     upsample: linear to R/4, then convolutions 3x3, the first two at twice the resolution; LeakyReLU 0.2, and tanh.
     A label is joined to z as a one-hot vector, short beside z. Batch norm asks that the images of a batch differ, and
     labels as long as z are enough for that: then all images of a class become one.
@@ -59,7 +59,7 @@ class Generator(nn.Module):
         inputs = config.z_dim + config.num_classes
         layers = _upsample_generator if config.variant == "upsample" else _transposed_generator
         self.layers = nn.Sequential(*layers(config, inputs))
-        self.apply(initialize)
+        self.apply(dcgan_init)
 
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         if self.num_classes:
@@ -71,7 +71,7 @@ def _transposed_generator(config, inputs: int) -> list[nn.Module]:
     channels = [config.features(r) for r in config.resolutions[:-1]]
     up = lambda i, o: ConvTranspose2d(i, o, 4, stride=2, padding=1, bias=False)
     return [
-        Block(Project(inputs, channels[0], config.first), channels[0], norm=True, act="relu"),
+        Block(ProjectAndReshape(inputs, channels[0], config.base_size), channels[0], norm=True, act="relu"),
         *(Block(up(i, o), o, norm=True, act="relu") for i, o in itertools.pairwise(channels)),
         Block(up(channels[-1], config.channels), config.channels, norm=False, act="tanh"),
     ]
@@ -79,9 +79,10 @@ def _transposed_generator(config, inputs: int) -> list[nn.Module]:
 
 def _upsample_generator(config, inputs: int) -> list[nn.Module]:
     wide, narrow = config.channel_max, max(config.channel_max // 2, 1)
+    size = config.feature_size(config.resolution // 4)
     last = Conv2d(narrow, config.channels, 3, padding=1, bias=False)
     return [
-        Block(Project(inputs, wide, config.plane(config.resolution // 4)), wide, norm=True, act="linear"),
+        Block(ProjectAndReshape(inputs, wide, size), wide, norm=True, act="linear"),
         Block(UpsampleConv2d(wide, wide, bias=False), wide, norm=True, act="lrelu"),
         Block(UpsampleConv2d(wide, narrow, bias=False), narrow, norm=True, act="lrelu"),
         Block(last, config.channels, norm=False, act="tanh"),
@@ -100,10 +101,10 @@ class Discriminator(nn.Module):
         super().__init__()
         if config.variant == "upsample":
             channels = [max(config.channel_max // share, 1) for share in (8, 4, 2, 1)]
-            kernel_size, size = 3, [-(-side // 16) for side in config.plane(config.resolution)]
+            kernel_size, size = 3, [-(-side // 16) for side in config.feature_size(config.resolution)]
         else:
             channels = [config.features(r) for r in reversed(config.resolutions[:-1])]
-            kernel_size, size = 4, config.first
+            kernel_size, size = 4, config.base_size
         self.layers = nn.Sequential()
         for i, o in itertools.pairwise([config.channels, *channels]):
             conv = Conv2d(i, o, kernel_size, stride=2, padding=1, bias=False)
@@ -111,7 +112,7 @@ class Discriminator(nn.Module):
         features = channels[-1] * math.prod(size)
         self.out = nn.Linear(features, 1)
         self.embed = nn.Embedding(config.num_classes, features) if config.num_classes else None
-        self.apply(initialize)
+        self.apply(dcgan_init)
 
     def layers_from_image(self) -> list[nn.Module]:
         return list(self.layers)
@@ -119,4 +120,4 @@ class Discriminator(nn.Module):
     def forward(self, image: Tensor, label: Tensor | None = None) -> Tensor:
         x = to_arithmetic(self.layers(channels_last(image)).flatten(1))
         logits = to_arithmetic(self.out(x)).squeeze(1)
-        return logits if self.embed is None else logits + (x * embedded(self.embed, label)).sum(1)
+        return logits if self.embed is None else logits + (x * embed_label(self.embed, label)).sum(1)

@@ -17,13 +17,13 @@ from fastgan.ops import pixel_norm
 from fastgan.ops.arithmetic import to_arithmetic
 
 
-def joined(z: Tensor, embed: EqualizedLinear | None, label: Tensor | None) -> Tensor:
+def concat_label(z: Tensor, embed: EqualizedLinear | None, label: Tensor | None) -> Tensor:
     """Latents [N, z_dim] of mean square one, and beside them the embedding of labels [N] int64, normalised likewise."""
     z = pixel_norm(z)
     return z if embed is None else torch.cat([z, pixel_norm(_embedded(embed, label))], 1)
 
 
-def projected(
+def projection_logits(
     x: Tensor, embed: EqualizedLinear | None, label: Tensor | None, layers: Iterable[nn.Module] = ()
 ) -> Tensor:
     """A discriminator's result [N, width] to logits [N], in fp32 at least: the inner product with the label's

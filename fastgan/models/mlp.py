@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fastgan.models.blocks import as_maps, dense, embedded
+from fastgan.models.blocks import as_feature_maps, embed_label, linear_act
 from fastgan.ops.arithmetic import to_arithmetic
 
 ANY_SHAPE = True  # also of images that are not square
@@ -29,19 +29,19 @@ class Generator(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.z_dim = config.z_dim
-        self.size = config.plane(config.resolution)
+        self.size = config.feature_size(config.resolution)
         self.embed = nn.Embedding(config.num_classes, config.z_dim) if config.num_classes else None
         inputs, width = config.z_dim * (2 if config.num_classes else 1), 8 * config.channel_max
         self.layers = nn.Sequential(
-            dense(inputs, width, "relu"),
-            dense(width, width, "relu"),
-            dense(width, config.channels * math.prod(self.size), "tanh"),
+            linear_act(inputs, width, "relu"),
+            linear_act(width, width, "relu"),
+            linear_act(width, config.channels * math.prod(self.size), "tanh"),
         )
 
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         if self.embed is not None:
-            z = torch.cat([z, embedded(self.embed, label)], 1)
-        return as_maps(to_arithmetic(self.layers(z)), self.size)
+            z = torch.cat([z, embed_label(self.embed, label)], 1)
+        return as_feature_maps(to_arithmetic(self.layers(z)), self.size)
 
 
 class Discriminator(nn.Module):
@@ -52,10 +52,12 @@ class Discriminator(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        pixels, width = config.channels * math.prod(config.plane(config.resolution)), 4 * config.channel_max
+        pixels, width = config.channels * math.prod(config.feature_size(config.resolution)), 4 * config.channel_max
         self.embed = nn.Embedding(config.num_classes, width) if config.num_classes else None
         inputs = pixels + (width if config.num_classes else 0)
-        self.layers = nn.Sequential(dense(inputs, width, "lrelu"), dense(width, width, "lrelu"), nn.Linear(width, 1))
+        self.layers = nn.Sequential(
+            linear_act(inputs, width, "lrelu"), linear_act(width, width, "lrelu"), nn.Linear(width, 1)
+        )
 
     def layers_from_image(self) -> list[nn.Module]:
         return list(self.layers[:-1])
@@ -63,5 +65,5 @@ class Discriminator(nn.Module):
     def forward(self, image: Tensor, label: Tensor | None = None) -> Tensor:
         x = image.flatten(1)
         if self.embed is not None:
-            x = torch.cat([x, embedded(self.embed, label)], 1)
+            x = torch.cat([x, embed_label(self.embed, label)], 1)
         return to_arithmetic(self.layers(x)).squeeze(1)

@@ -14,8 +14,8 @@ from fastgan.layers import (
     MinibatchStddev,
     UpsampleConv2d,
 )
-from fastgan.models.growing import Growing, doubled, halved
-from fastgan.models.labels import joined, projected
+from fastgan.models.labels import concat_label, projection_logits
+from fastgan.models.progressive import ProgressiveGrowing, average_pool, upsample_nearest
 from fastgan.ops import noise_bias_act, pixel_norm
 from fastgan.ops.arithmetic import to_arithmetic
 from fastgan.ops.layout import channels_last
@@ -33,7 +33,7 @@ class UpBlock(nn.Module):
         return pixel_norm(self.conv(pixel_norm(self.up(x))))
 
 
-class Generator(Growing):
+class Generator(ProgressiveGrowing):
     """z [N, z_dim], label [N] to an image [N, channels, R, R] of nominal range [-1, 1], fp32; R that of the stage."""
 
     def __init__(self, config):
@@ -50,14 +50,14 @@ class Generator(Growing):
         self.to_rgb = nn.ModuleList(EqualizedConv2d(c, config.channels, 1) for c in channels)
 
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
-        x = self.dense(joined(z, self.embed, label))
+        x = self.dense(concat_label(z, self.embed, label))
         x = x.reshape(z.shape[0], 4, 4, len(self.bias)).permute(0, 3, 1, 2)  # channels_last
         x = before = pixel_norm(self.conv(pixel_norm(noise_bias_act(x, bias=self.bias))))
         for block in self.blocks[: self.level]:
             before, x = x, self.block(block, x)
         image = to_arithmetic(self.to_rgb[self.level](x))
         if self.fading:
-            image = self.faded(doubled(to_arithmetic(self.to_rgb[self.level - 1](before))), image)
+            image = self.fade(upsample_nearest(to_arithmetic(self.to_rgb[self.level - 1](before))), image)
         return image
 
 
@@ -74,7 +74,7 @@ class DownBlock(nn.Module):
         return self.down(self.blur(self.conv(x)))
 
 
-class Discriminator(Growing):
+class Discriminator(ProgressiveGrowing):
     """image [N, channels, R, R], label [N] to logits [N] in fp32; R is that of the stage. Labels by projection.
 
     Raises ValueError for images of another resolution than that of the stage.
@@ -109,6 +109,6 @@ class Discriminator(Growing):
         for level in range(top, 0, -1):
             x = self.block(self.blocks[level - 1], x)
             if level == top and self.fading:
-                x = self.faded(self.from_rgb[top - 1](halved(image)), x)
+                x = self.fade(self.from_rgb[top - 1](average_pool(image)), x)
         x = self.out(self.dense(self.conv(self.stddev(x)).flatten(1)))
-        return projected(x, self.embed, label)
+        return projection_logits(x, self.embed, label)

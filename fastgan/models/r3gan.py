@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from fastgan.layers import Conv2d, Downsample2d, Upsample2d
-from fastgan.models.blocks import embedded
-from fastgan.models.recomputing import Recomputing
+from fastgan.models.blocks import embed_label
+from fastgan.models.gradient_checkpointing import GradientCheckpointing
 from fastgan.ops import noise_bias_act
 from fastgan.ops.arithmetic import to_arithmetic
 from fastgan.ops.layout import channels_last
@@ -66,8 +66,8 @@ class ResidualBlock(nn.Module):
         return x + self.contract(y)
 
 
-def names_at_any_resolution(config) -> tuple[dict[str, str], dict[str, str]]:
-    """See `fastgan.models.names_at_any_resolution`."""
+def resolution_independent_names(config) -> tuple[dict[str, str], dict[str, str]]:
+    """See `fastgan.models.resolution_independent_names`."""
     widths, generator, discriminator = _widths(config), [], []
     for i, r in enumerate(config.resolutions):
         blocks = [f"trunk.{r}.{number}" for number in range(BLOCKS)]
@@ -81,7 +81,7 @@ def names_at_any_resolution(config) -> tuple[dict[str, str], dict[str, str]]:
     )
 
 
-class Generator(Recomputing):
+class Generator(GradientCheckpointing):
     """z [N, z_dim], label [N] to an image [N, channels, H, W] of nominal range [-1, 1], fp32.
 
     Learned maps, 4x4 for a square image, times a linear map of z, then two residual blocks a resolution; between
@@ -97,7 +97,7 @@ class Generator(Recomputing):
         self.embed = nn.Embedding(config.num_classes, config.z_dim) if config.num_classes else None
         widths = _widths(config)
         self.project = _linear(config.z_dim * (2 if config.num_classes else 1), widths[0])
-        self.basis = nn.Parameter(torch.randn(widths[0], *config.first))
+        self.basis = nn.Parameter(torch.randn(widths[0], *config.base_size))
         self.trunk = _stage(widths[0], len(widths))
         for i, o in itertools.pairwise(widths):
             self.trunk.extend([*_change(i, o), Upsample2d(FILTER), *_stage(o, len(widths))])
@@ -105,7 +105,7 @@ class Generator(Recomputing):
 
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         if self.embed is not None:
-            z = torch.cat([z, embedded(self.embed, label)], 1)
+            z = torch.cat([z, embed_label(self.embed, label)], 1)
         x = self.project(z)
         x = channels_last(self.basis.to(x.dtype) * x[:, :, None, None])
         for part in self.trunk:
@@ -113,7 +113,7 @@ class Generator(Recomputing):
         return to_arithmetic(self.to_rgb(x))
 
 
-class Discriminator(Recomputing):
+class Discriminator(GradientCheckpointing):
     """image [N, channels, H, W], label [N] to logits [N] in fp32.
 
     The generator's mirror image: residual blocks, interpolation before the 1x1 convolution, and a depthwise 4x4
@@ -128,8 +128,8 @@ class Discriminator(Recomputing):
         for i, o in itertools.pairwise(widths):
             self.trunk.extend([Downsample2d(FILTER), *_change(i, o), *_stage(o, len(widths))])
         last = widths[-1]
-        self.head = Conv2d(last, last, config.first, groups=last, bias=False)
-        nn.init.normal_(self.head.weight, std=1 / math.sqrt(math.prod(config.first)))
+        self.head = Conv2d(last, last, config.base_size, groups=last, bias=False)
+        nn.init.normal_(self.head.weight, std=1 / math.sqrt(math.prod(config.base_size)))
         self.out = _linear(last, config.z_dim if config.num_classes else 1)
         self.embed = nn.Embedding(config.num_classes, config.z_dim) if config.num_classes else None
         if self.embed is not None:
@@ -144,7 +144,7 @@ class Discriminator(Recomputing):
         for part in self.trunk:
             x = self.block(part, x)
         x = to_arithmetic(self.out(self.head(x).flatten(1)))
-        return x.squeeze(1) if self.embed is None else (x * embedded(self.embed, label)).sum(1)
+        return x.squeeze(1) if self.embed is None else (x * embed_label(self.embed, label)).sum(1)
 
 
 def _stage(width: int, resolutions: int) -> nn.Sequential:

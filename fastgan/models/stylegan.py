@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from fastgan.layers import SQRT2, Blur2d, EqualizedConv2d, StyleEpilogue, UpsampleConv2d
 from fastgan.models import pggan
-from fastgan.models.growing import Growing, doubled
-from fastgan.models.mapping import Mapping, StyleBased, noise_field, noise_words
+from fastgan.models.progressive import ProgressiveGrowing, upsample_nearest
+from fastgan.models.style_based import MappingNetwork, StyleBasedGenerator, fixed_noise, noise_modes
 from fastgan.ops.arithmetic import to_arithmetic
 from fastgan.ops.layout import channels_last
 
@@ -23,7 +23,7 @@ class SynthesisLayer(nn.Module):
         self.register_buffer("noise_const", torch.randn(1, 1, resolution, resolution))
 
     def forward(self, x: Tensor, w: Tensor, noise: str) -> Tensor:
-        return self.epilogue(self.conv(x), w, noise_field(noise, self.noise_const))
+        return self.epilogue(self.conv(x), w, fixed_noise(noise, self.noise_const))
 
 
 def _same(channels: int) -> nn.Module:
@@ -38,10 +38,10 @@ def _up(in_channels: int, out_channels: int) -> nn.Module:
     return nn.Sequential(conv, Blur2d((1, 2, 1)))
 
 
-class Generator(StyleBased, Growing):
+class Generator(StyleBasedGenerator, ProgressiveGrowing):
     """z [N, z_dim], label [N] to an image [N, channels, R, R] of nominal range [-1, 1], fp32; R that of the stage."""
 
-    supports = StyleBased.supports | Growing.supports
+    supports = StyleBasedGenerator.supports | ProgressiveGrowing.supports
     truncated_layers = 8  # up to 32x32
 
     def __init__(self, config):
@@ -49,7 +49,7 @@ class Generator(StyleBased, Growing):
         self.z_dim = config.z_dim
         self.num_ws = 2 * len(config.resolutions)
         self.noise_resolutions = [r for r in config.resolutions for _ in range(2)]
-        self.mapping = Mapping(config)
+        self.mapping = MappingNetwork(config)
         channels = [config.features(r) for r in config.resolutions]
         self.const = nn.Parameter(torch.ones(1, channels[0], 4, 4))
         self.layers = nn.ModuleList()  # two a level
@@ -64,14 +64,14 @@ class Generator(StyleBased, Growing):
         return 2 * (self.level + 1)
 
     def synthesize(self, ws: Tensor, *, noise: str | Sequence[str] = "random") -> Tensor:
-        w, noise = ws.unbind(1), noise_words(noise, self.num_ws)
+        w, noise = ws.unbind(1), noise_modes(noise, self.num_ws)
         x = channels_last(self.const.expand(ws.shape[0], -1, -1, -1))
         for i in range(0, self.ws_in_use, 2):
             before = x
             x = self.block(self._pair, x, i, w, noise)
         image = to_arithmetic(self.to_rgb[self.level](x))
         if self.fading:
-            image = self.faded(doubled(to_arithmetic(self.to_rgb[self.level - 1](before))), image)
+            image = self.fade(upsample_nearest(to_arithmetic(self.to_rgb[self.level - 1](before))), image)
         return image
 
     def _pair(self, x: Tensor, i: int, w: Sequence[Tensor], noise: Sequence[str]) -> Tensor:

@@ -19,9 +19,9 @@ from fastgan.layers import (
     NoiseBiasLeakyReLU,
     Upsample2d,
 )
-from fastgan.models.labels import projected
-from fastgan.models.mapping import Mapping, StyleBased, dense_layers, noise_field, noise_words
-from fastgan.models.recomputing import Recomputing
+from fastgan.models.gradient_checkpointing import GradientCheckpointing
+from fastgan.models.labels import projection_logits
+from fastgan.models.style_based import MappingNetwork, StyleBasedGenerator, dense_layers, fixed_noise, noise_modes
 from fastgan.ops import noise_bias_act
 from fastgan.ops.arithmetic import to_arithmetic
 from fastgan.ops.layout import channels_last
@@ -35,8 +35,8 @@ def _scaled(clamp: float | None, gain: float) -> float | None:
     return None if clamp is None else clamp * gain
 
 
-def names_at_any_resolution(config) -> tuple[dict[str, str], dict[str, str]]:
-    """See `fastgan.models.names_at_any_resolution`."""
+def resolution_independent_names(config) -> tuple[dict[str, str], dict[str, str]]:
+    """See `fastgan.models.resolution_independent_names`."""
     top, levels = config.resolution, range(len(config.resolutions) - 1)
     generator = {} if config.generator_architecture == "skip" else {"synthesis.to_rgb.0": f"synthesis.to_rgb.{top}"}
     discriminator = {f"blocks.{i}": f"blocks.{top >> i}" for i in levels}
@@ -56,11 +56,11 @@ class SynthesisLayer(nn.Module):
         self.conv = ModulatedConv2d(in_channels, out_channels, 3, up=up, resample_filter=config.resample_filter)
         epilogue = {"gain": math.sqrt(2) * gain, "clamp": _scaled(config.conv_clamp, gain)}
         self.epilogue = NoiseBiasLeakyReLU(out_channels, noise=config.noise, **epilogue)
-        self.plane = config.plane(resolution)
+        self.plane = config.feature_size(resolution)
         self.register_buffer("noise_const", torch.randn(1, 1, *self.plane) if config.noise else None)
 
     def forward(self, x: Tensor, style: Tensor, noise: str, *, scaled: bool = False, post: Tensor | None = None):
-        field = None if self.noise_const is None else noise_field(noise, self.noise_const)
+        field = None if self.noise_const is None else fixed_noise(noise, self.noise_const)
         shape = (x.shape[0], 1, *self.plane)
         return self.conv(x, style, scaled=scaled, post=post, **self.epilogue.arguments(shape, x.device, field))
 
@@ -84,7 +84,7 @@ class ToRGB(nn.Module):
         return noise_bias_act(y, bias=self.bias, act="linear", clamp=self.clamp)
 
 
-class DoublingSkip(nn.Sequential):
+class UpsampleSkip(nn.Sequential):
     """The skip of a residual block that doubles the resolution: the convolution where there are fewer pixels."""
 
     def __init__(self, config, in_channels: int, out_channels: int):
@@ -94,7 +94,7 @@ class DoublingSkip(nn.Sequential):
         self.up = Upsample2d(config.resample_filter)
 
 
-class Synthesis(Recomputing):
+class Synthesis(GradientCheckpointing):
     """ws [N, num_ws, w_dim] to the image: one ToRGB a resolution, summed while upsampling ("skip" architecture).
 
     Of the architectures "resnet" and "orig" the last resolution alone has a ToRGB.
@@ -105,7 +105,7 @@ class Synthesis(Recomputing):
         channels = [config.features(r) for r in config.resolutions]
         residual = config.generator_architecture == "resnet"
         self.num_ws = 2 * len(channels)
-        self.const = nn.Parameter(torch.randn(channels[0], *config.first))
+        self.const = nn.Parameter(torch.randn(channels[0], *config.base_size))
         self.first = SynthesisLayer(config, channels[0], channels[0], 4)
         self.up = nn.ModuleList()
         self.same = nn.ModuleList()
@@ -114,15 +114,15 @@ class Synthesis(Recomputing):
             self.up.append(SynthesisLayer(config, before, after, r, up=2))
             self.same.append(SynthesisLayer(config, after, after, r, gain=HALF if residual else 1.0))
             if residual:
-                self.skip.append(DoublingSkip(config, before, after))
+                self.skip.append(UpsampleSkip(config, before, after))
         self.sums_images = config.generator_architecture == "skip"
         self.to_rgb = nn.ModuleList(ToRGB(config, c) for c in (channels if self.sums_images else channels[-1:]))
         self.upsample = Upsample2d(config.resample_filter)
 
     def forward(self, ws: Tensor, noise: str | Sequence[str] = "random") -> Tensor:
-        """As `StyleBased.synthesize`."""
+        """As `StyleBasedGenerator.synthesize`."""
         w = ws.unbind(1)
-        noise = noise_words(noise, self.num_ws - 1)
+        noise = noise_modes(noise, self.num_ws - 1)
         x = channels_last(self.const.expand(ws.shape[0], -1, -1, -1))
         x = self.first(x, self.first.affine(w[0]), noise[0])
         image = self.to_rgb[0](x, w[1]) if self.sums_images else None
@@ -145,18 +145,18 @@ class Synthesis(Recomputing):
             return self.upsample(to_arithmetic(image))
 
 
-class Generator(StyleBased):
+class Generator(StyleBasedGenerator):
     """z [N, z_dim], label [N] to an image [N, channels, H, W] of nominal range [-1, 1], fp32."""
 
     def __init__(self, config):
         super().__init__()
         self.z_dim = config.z_dim
-        self.mapping = Mapping(config)
+        self.mapping = MappingNetwork(config)
         self.synthesis = Synthesis(config)
         self.num_ws = self.synthesis.num_ws
         self.noise_resolutions = [4, *(r for r in config.resolutions[1:] for _ in range(2))]
         if not config.noise:
-            self.supports = StyleBased.supports - {"noise"}
+            self.supports = StyleBasedGenerator.supports - {"noise"}
 
     def synthesize(self, ws: Tensor, *, noise: str | Sequence[str] = "random") -> Tensor:
         return self.synthesis(ws, noise)
@@ -188,7 +188,7 @@ class ResidualBlock(nn.Module):
         return self.down(self.conv(x)) + self.skip(x)  # sqrt(2) of lrelu and sqrt(1/2) of the sum make gain 1
 
 
-class Discriminator(Recomputing):
+class Discriminator(GradientCheckpointing):
     """image [N, channels, H, W], label [N] to logits [N] in fp32; labels by projection (Miyato & Koyama 2018).
 
     The label's direction is its embedding, or what dense layers behind that make of it (StyleGAN2-ADA).
@@ -210,10 +210,10 @@ class Discriminator(Recomputing):
             self.downsample = Downsample2d(config.resample_filter)
         self.stddev = MinibatchStddev(config.stddev_group, maps) if maps else nn.Identity()
         self.conv = EqualizedConv2d(last + maps, last, 3, act="lrelu", clamp=clamp)
-        self.dense = EqualizedLinear(last * math.prod(config.first), last, act="lrelu")
+        self.dense = EqualizedLinear(last * math.prod(config.base_size), last, act="lrelu")
         self.embed = EqualizedLinear(config.num_classes, last) if config.num_classes else None
         depth = config.discriminator_mapping_layers if config.num_classes else 0
-        self.directions = dense_layers([last] * (depth + 1), config.directions_lr)
+        self.directions = dense_layers([last] * (depth + 1), config.projection_lr)
         self.out = EqualizedLinear(last, last if config.num_classes else 1)
 
     def layers_from_image(self) -> list[nn.Module]:
@@ -233,4 +233,4 @@ class Discriminator(Recomputing):
                 image = self.downsample(image)
                 x = x + self.from_smaller[i](image)
         x = self.out(self.dense(self.conv(self.stddev(x)).flatten(1)))
-        return projected(x, self.embed, label, self.directions)
+        return projection_logits(x, self.embed, label, self.directions)

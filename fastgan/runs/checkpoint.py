@@ -24,7 +24,7 @@ from fastgan.data import ImageDataset
 from fastgan.data.urls import local
 from fastgan.errors import UserError, readable
 from fastgan.files import link, write_atomically
-from fastgan.models.growing import Growing
+from fastgan.models.progressive import ProgressiveGrowing
 from fastgan.options import from_json
 from fastgan.runs.config import Config, check_values, pyramid, to_dict, unresolved
 from fastgan.version import __version__
@@ -195,7 +195,7 @@ def _require_consistent(content: _Content) -> None:
             raise UserError(f"header.{name} is {getattr(content, name)}, must be at least 0, and below 2^63")
     pairs = [(f"network.{name}", value, name, getattr(model, name)) for name, value in vars(config.network).items()]
     size = pyramid(config.data.resolution)
-    pairs += [("data.resolution", config.data.resolution, "resolution", (model.resolution, model.first))]
+    pairs += [("data.resolution", config.data.resolution, "resolution", (model.resolution, model.base_size))]
     pairs += [("data.channels", config.data.channels, "channels", model.channels)]
     for option, given, name, own in pairs:
         if (size if name == "resolution" else given) != own:
@@ -287,7 +287,7 @@ def difference(dataset: ImageDataset, saved: DatasetSummary) -> str | None:
 
 def _grow(network: nn.Module, header: Header) -> None:
     """To where it was when it was saved."""
-    if isinstance(network, Growing):
+    if isinstance(network, ProgressiveGrowing):
         network.grown_from = header.config.growth.grow_from or header.model.resolution
     if header.stage is not None:
         network.grow_to(*header.stage)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastgan.data import ImageDataset
 from fastgan.models import ModelConfig
-from fastgan.models.growing import fade_reals
+from fastgan.models.progressive import fade_reals
 from fastgan.runs.drawing import draw_batches, latents
 from fastgan.runs.precision import Autocast
 from fastgan.training.growth import Stage
@@ -45,7 +45,7 @@ class Diversity:
     """
 
     def __init__(self, dataset: ImageDataset, model: ModelConfig):
-        self._size = model.plane(min(SIDE, model.resolution))
+        self._size = model.feature_size(min(SIDE, model.resolution))
         groups = _groups(dataset, model.num_classes)
         self._reals = [torch.cat([self._small(part) for part in _images(dataset, index)]) for _, index in groups]
         count = SAMPLES // max(1, len(groups))

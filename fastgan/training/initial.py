@@ -50,7 +50,7 @@ class Start:
             network=dataclasses.replace(config.network, **network),
             data=dataclasses.replace(
                 data,
-                resolution=size_text(tuple(reversed(model.plane(model.resolution))))
+                resolution=size_text(tuple(reversed(model.feature_size(model.resolution))))
                 if data.resolution == "auto"
                 else data.resolution,
                 channels=model.channels if data.channels == "auto" else data.channels,
@@ -68,7 +68,7 @@ class Start:
         """
         model, network = self.model, vars(config.network)
         resolution, first = pyramid(config.data.resolution)
-        image = {"resolution": resolution, "first": first, "channels": config.data.channels}
+        image = {"resolution": resolution, "base_size": first, "channels": config.data.channels}
         given = {name for name, value in network.items() if value != getattr(model, name)}
         of_discriminator = {
             f"discriminator_{name}": None for name in given & {"channel_base", "channel_max", "mapping_lr"}
@@ -88,7 +88,7 @@ class Start:
         saved = {_identity(name, there): value for name, value in self.tensors.items()}
         gains = {  # parameters are as large as their layers learn slowly
             ("generator.mapping.layers", "ema.mapping.layers"): self.model.mapping_lr / model.mapping_lr,
-            ("discriminator.directions",): self.model.directions_lr / model.directions_lr,
+            ("discriminator.directions",): self.model.projection_lr / model.projection_lr,
         }
         fresh, weights, every = [], 0, []
         for network in checkpoint.NETWORKS:
@@ -141,7 +141,7 @@ def read(path: str) -> Start:
 
 def _names(model: ModelConfig) -> dict[str, str]:
     """The layers of a checkpoint of `model` whose names depend on its resolution, each with one that does not."""
-    generator, discriminator = models.names_at_any_resolution(model)
+    generator, discriminator = models.resolution_independent_names(model)
     of_networks = {"generator": generator, "ema": generator, "discriminator": discriminator}
     return {
         f"{network}.{old}": f"{network}.{new}" for network, each in of_networks.items() for old, new in each.items()

@@ -17,7 +17,7 @@ from fastgan import data, models
 from fastgan.distributed import Ranks, joined
 from fastgan.errors import UserError, program, readable
 from fastgan.files import one_writer, write_atomically
-from fastgan.models.growing import fade_reals
+from fastgan.models.progressive import fade_reals
 from fastgan.ops import backends
 from fastgan.ops.fused import OPERATIONS
 from fastgan.progress import ProgressBar
@@ -316,7 +316,7 @@ def _open_data(config: Config, header: checkpoint.Header | None) -> data.ImageDa
 
 def _model_config(config: Config, num_classes: int) -> models.ModelConfig:
     resolution, first = pyramid(config.data.resolution)
-    image = {"resolution": resolution, "first": first, "channels": config.data.channels}
+    image = {"resolution": resolution, "base_size": first, "channels": config.data.channels}
     # With noise a generator dithers: alpha of single pixels at one end or the other, where it should be in between.
     noise = config.data.channels != 4
     return models.ModelConfig(**vars(config.network), **image, num_classes=num_classes, noise=noise)
@@ -336,9 +336,9 @@ def _require_memory(model: models.ModelConfig, config: Config, device: torch.dev
     needed = 4 * (5 * parameters(generator) + 4 * parameters(discriminator))  # with gradients, two moments, the average
     batch = max(config.training.batch, *config.growth.level_batch, 0) // processes
     batch = min(batch, config.training.batch_gpu or batch)
-    needed += batch * 3 * 4 * model.channels * math.prod(model.plane(model.resolution))
+    needed += batch * 3 * 4 * model.channels * math.prod(model.feature_size(model.resolution))
     if model.arch in configure.OF_BLOCKS and not config.growth.level_batch:
-        needed += batch * 2 * sum(model.features(side) * math.prod(model.plane(side)) for side in model.resolutions)
+        needed += batch * 2 * sum(model.features(r) * math.prod(model.feature_size(r)) for r in model.resolutions)
     there = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
     remedy = "make --batch smaller, or --channel-base and --channel-max, or --resolution"
     memory.require(float(needed), "a step", remedy, there)

@@ -18,17 +18,10 @@ from fastgan.augment import AdaptiveStrength, Augment
 from fastgan.distributed import Ranks
 from fastgan.errors import UserError
 from fastgan.layers import BatchNormAct, MinibatchStddev
-from fastgan.losses import (
-    OBJECTIVES,
-    Objective,
-    PairedObjective,
-    PathLength,
-    discriminator_with_grad_norm,
-    wgan_gp,
-    zero_centered_penalty,
-)
-from fastgan.models.growing import Growing
-from fastgan.models.recomputing import recompute_blocks
+from fastgan.losses import OBJECTIVES, Objective, PairedObjective, PathLength
+from fastgan.models.gradient_checkpointing import enable_gradient_checkpointing
+from fastgan.models.progressive import ProgressiveGrowing
+from fastgan.penalties import logits_and_squared_grad, wgan_gp, zero_centered_penalty
 from fastgan.runs import graphs
 from fastgan.runs.checkpoint import State
 from fastgan.runs.config import Config, MachineOptions, RegularizationOptions, TrainingOptions
@@ -218,8 +211,8 @@ class Step:
         self._rows = _Rows(state.discriminator)
         device = next(state.generator.parameters()).device
         if config.machine.checkpoint_blocks:
-            recompute_blocks(state.generator)
-            recompute_blocks(state.discriminator)
+            enable_gradient_checkpointing(state.generator)
+            enable_gradient_checkpointing(state.discriminator)
         compiled = compiler(device) if config.machine.compile else lambda network: network
         self._generator, self._discriminator = (
             compiled(state.generator),
@@ -283,7 +276,7 @@ class Step:
             trains,
             bool(terms.r1_gamma or terms.r2_gamma) and step % terms.r1_interval == 0,
             trains and bool(terms.path_length) and updates % terms.path_interval == 0,
-            (generator.stage_resolution, generator.fading) if isinstance(generator, Growing) else None,
+            (generator.stage_resolution, generator.fading) if isinstance(generator, ProgressiveGrowing) else None,
         )
 
     def _run(self, kind: Kind, real: Tensor, label: Tensor | None) -> None:
@@ -401,7 +394,7 @@ class Step:
         with self.autocast():
             if penalized:
                 return Verdict(
-                    *discriminator_with_grad_norm(self._after_augmentation(self.state.discriminator), images, label)
+                    *logits_and_squared_grad(self._after_augmentation(self.state.discriminator), images, label)
                 )
             return Verdict(self._after_augmentation(self._discriminator)(images, label))
 

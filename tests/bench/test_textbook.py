@@ -6,7 +6,8 @@ import torch
 from bench import textbook_models
 from bench.textbook_training import Trainer
 from fastgan import models
-from fastgan.losses import OBJECTIVES, PathLength, discriminator_with_grad_norm, wgan_gp, zero_centered_penalty
+from fastgan.losses import OBJECTIVES, PathLength
+from fastgan.penalties import logits_and_squared_grad, wgan_gp, zero_centered_penalty
 
 FAMILIES = {
     "stylegan2 grouped": ({"arch": "stylegan2", "num_classes": 3}, "grouped"),
@@ -94,7 +95,7 @@ def test_r1_is_the_same(pair):
     trainer = Trainer(theirs, lr=0.0, gamma=3.0, r1_interval=16)
     expected_loss = trainer.r1_phase(real, label)
     expected = kept_gradients(trainer.discriminator)
-    _, squares = discriminator_with_grad_norm(discriminator, real, label)
+    _, squares = logits_and_squared_grad(discriminator, real, label)
     penalty = 3.0 * 16 * zero_centered_penalty(squares)
     close(penalty.detach(), expected_loss)
     close(gradients(penalty, discriminator), expected)

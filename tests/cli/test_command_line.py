@@ -753,7 +753,7 @@ def failing(error, calls_before, then):
 
 
 @pytest.mark.parametrize("shortage", SHORTAGES)
-@pytest.mark.parametrize("function", ["step.discriminator_with_grad_norm", "loop.checkpoint.save"])
+@pytest.mark.parametrize("function", ["step.logits_and_squared_grad", "loop.checkpoint.save"])
 def test_too_large_for_a_first_step_is_one_line_and_leaves_nothing(
     folder, tmp_path, monkeypatch, capsys, shortage, function
 ):
@@ -777,19 +777,19 @@ def test_too_large_for_a_first_step_is_one_line_and_leaves_nothing(
 def test_running_out_of_memory_later_leaves_a_run_to_go_on_with(folder, run, tmp_path, monkeypatch, capsys, shortage):
     error, says = SHORTAGES[shortage]
     out = tmp_path / "run"
-    original = step.discriminator_with_grad_norm
-    monkeypatch.setattr(step, "discriminator_with_grad_norm", failing(error, 3, original))  # every second step has it
+    original = step.logits_and_squared_grad
+    monkeypatch.setattr(step, "logits_and_squared_grad", failing(error, 3, original))  # every second step has it
     assert error_of(main, arguments(folder, out), capsys).startswith(says)
     assert checkpoint.read_header(out).step == 4
-    monkeypatch.setattr(step, "discriminator_with_grad_norm", failing(error, 0, original))
+    monkeypatch.setattr(step, "logits_and_squared_grad", failing(error, 0, original))
     assert "a resumed run needs what it needed before" in error_of(main, ["--resume", str(out)], capsys)
-    monkeypatch.setattr(step, "discriminator_with_grad_norm", original)
+    monkeypatch.setattr(step, "logits_and_squared_grad", original)
     assert main(["--resume", str(out)]) == 0
     assert_same_checkpoint(out, run)
 
 
 def test_other_mistakes_of_the_program_are_no_shortage(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(step, "discriminator_with_grad_norm", failing(RuntimeError("shapes differ"), 0, None))
+    monkeypatch.setattr(step, "logits_and_squared_grad", failing(RuntimeError("shapes differ"), 0, None))
     with pytest.raises(RuntimeError, match="shapes differ"):
         main(arguments(folder, tmp_path / "run"))
 

@@ -33,7 +33,7 @@ from fastgan.data import ImageLoader, open_dataset, pictures, preparing, shards,
 from fastgan.data.pictures import Unusable, Wanted, fitted, parse_size, prepare
 from fastgan.data.shards import AT_ONCE, KEPT, ShardedStream
 from fastgan.errors import UserError
-from fastgan.losses import discriminator_with_grad_norm
+from fastgan.penalties import logits_and_squared_grad
 from fastgan.runs import config as configuration
 from fastgan.runs.grid import Section, draw_grid
 from fastgan.training import configure
@@ -979,7 +979,7 @@ def test_another_size_than_prepared_is_refused_with_the_right_options(source, tm
 )
 def test_a_resolution_is_a_smallest_plane_doubled(resolution, square, first):
     assert configuration.pyramid(resolution) == (square, first)
-    height, width = models.ModelConfig(resolution=square, first=first).plane(square)
+    height, width = models.ModelConfig(resolution=square, base_size=first).feature_size(square)
     assert f"{width}x{height}" == ("32x32" if resolution == 32 else resolution)
 
 
@@ -988,11 +988,11 @@ def test_a_resolution_is_a_smallest_plane_doubled(resolution, square, first):
 def test_networks_of_any_shape_draw_and_judge_it(arch, channels):
     options = {"resolution": 16, "channel_base": 128, "channel_max": 16, "z_dim": 8, "channels": channels}
     torch.manual_seed(0)
-    generator, discriminator = models.build(models.ModelConfig(arch=arch, first=[4, 6], **options))
+    generator, discriminator = models.build(models.ModelConfig(arch=arch, base_size=[4, 6], **options))
     images = generator(torch.randn(4, 8))
     assert images.shape == (4, channels, 16, 24)
     images = images.detach()
-    logits, squares = discriminator_with_grad_norm(discriminator, images)
+    logits, squares = logits_and_squared_grad(discriminator, images)
     images.requires_grad_()
     (gradient,) = torch.autograd.grad(discriminator(images).sum(), images)
     torch.testing.assert_close(squares, gradient.square().sum((1, 2, 3)), rtol=1e-4, atol=1e-8)
@@ -1005,8 +1005,8 @@ def test_other_families_refuse_what_is_not_square():
         UserError, match=r"--resolution 64x32: must be a power of two for pggan, whose images are square"
     ):
         configure.resolve(configure.parse(["--arch", "pggan", "--resolution", "64x32"]))
-    with pytest.raises(ValueError, match=r"first is \(4, 8\), must be \(4, 4\) for pggan"):
-        models.build(models.ModelConfig(arch="pggan", first=(4, 8)))
+    with pytest.raises(ValueError, match=r"base_size is \(4, 8\), must be \(4, 4\) for pggan"):
+        models.build(models.ModelConfig(arch="pggan", base_size=(4, 8)))
 
 
 @pytest.mark.parametrize("resolution", ["28", "48", "24x16"])
@@ -1028,7 +1028,7 @@ def test_images_of_28_pixels_and_others_that_halve_to_5_6_or_7(arch, variant, re
     config = configure.resolve(configure.parse(options))
     size, first = configuration.pyramid(config.data.resolution)
     model = models.ModelConfig(
-        arch=arch, variant=variant, resolution=size, first=first, num_classes=3, z_dim=8, channel_base=512,
+        arch=arch, variant=variant, resolution=size, base_size=first, num_classes=3, z_dim=8, channel_base=512,
         channel_max=16,
     )  # fmt: skip
     generator, discriminator = models.build(model)

@@ -286,7 +286,7 @@ def test_only_stylegan2_is_exported():
 
 
 def test_only_square_images_are_exported():
-    for network in models.build(models.ModelConfig(resolution=8, first=(4, 5), channel_base=64, channel_max=8)):
+    for network in models.build(models.ModelConfig(resolution=8, base_size=(4, 5), channel_base=64, channel_max=8)):
         with pytest.raises(ValueError, match="square images only"):
             official_state_dict(network)
 
@@ -846,11 +846,11 @@ def test_a_resumed_training_has_the_groups_of_its_networks(folder, tiny, tmp_pat
 
 
 def test_networks_of_images_that_are_not_square_start_with_any_images():
-    model = models.ModelConfig(resolution=32, first=(4, 8), channel_base=64, channel_max=8)
+    model = models.ModelConfig(resolution=32, base_size=(4, 8), channel_base=64, channel_max=8)
     start = initial.Start(Path("file"), model, {})
     for resolution, first in {"64x32": (4, 8), "32x64": (8, 4), "32": (4, 4)}.items():
         config = configure.resolve(start.adopted(configure.parse(["--resolution", resolution])))
-        assert start.fitted(config, 0) == dataclasses.replace(model, first=first)
+        assert start.fitted(config, 0) == dataclasses.replace(model, base_size=first)
 
 
 def test_half_grown_networks_are_no_start(folder, run, monkeypatch):

@@ -8,8 +8,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastgan import models
-from fastgan.losses import PathLength, discriminator_with_grad_norm
+from fastgan.losses import PathLength
 from fastgan.ops.constants import constant
+from fastgan.penalties import logits_and_squared_grad
 from tests.ops import test_every_operation as every
 from tests.ops import test_inplace as results
 
@@ -44,7 +45,7 @@ def draw_everything_then_train() -> None:
     every.loss_of(network, *inputs).backward()
     for generator, discriminator in pairs:
         images = generator(z, label)
-        discriminator_with_grad_norm(discriminator, images.detach(), label)[1].sum().backward()
+        logits_and_squared_grad(discriminator, images.detach(), label)[1].sum().backward()
         discriminator(images, label).sum().backward()
         if hasattr(generator, "styles"):
             ws = generator.styles(z, label)

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastgan.losses import discriminator_with_grad_norm
 from fastgan.ops import conv2d, conv_transpose2d, upfirdn2d
 from fastgan.ops.convolution import filtered_conv2d
+from fastgan.penalties import logits_and_squared_grad
 from tests.support import backends
 
 PAIRS = {"conv2d": (conv2d, F.conv2d), "conv_transpose2d": (conv_transpose2d, F.conv_transpose2d)}
@@ -157,7 +157,7 @@ def test_threads_that_take_penalties_leave_the_gradients_of_others_alone():
         start.wait(60)
         for _ in range(40):
             if number % 2:
-                discriminator_with_grad_norm(lambda images: two_layers_each(images, weight), x)
+                logits_and_squared_grad(lambda images: two_layers_each(images, weight), x)
             else:
                 made = torch.autograd.grad(two_layers(conv2d, x, weight), weight, create_graph=True, allow_unused=True)
                 if made[0] is None:

@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vjp, vmap
 
 from fastgan import models
-from fastgan.losses import discriminator_with_grad_norm
+from fastgan.penalties import logits_and_squared_grad
 from tests.ops import test_every_operation as every
 from tests.ops.test_every_operation import every_operation
 
@@ -245,7 +245,7 @@ def test_gradients_of_each_sample(arch):
 def test_a_penalty_refuses_what_it_would_get_wrong():
     discriminator = every.EveryLayer().conv
     images = torch.randn(2, every.C, 4, 4)
-    penalty = lambda x: discriminator_with_grad_norm(lambda x: discriminator(x).sum((1, 2, 3)), x)[1].sum()
+    penalty = lambda x: logits_and_squared_grad(lambda x: discriminator(x).sum((1, 2, 3)), x)[1].sum()
     with pytest.raises(RuntimeError, match="cannot go through it"):
         grad(penalty)(images)
     with forward_ad.dual_level(), pytest.raises(RuntimeError, match="cannot go through it"):

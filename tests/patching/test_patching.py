@@ -18,9 +18,9 @@ from torch import nn
 import fastgan
 from fastgan import patching
 from fastgan.errors import UserError
-from fastgan.losses import why_not_one_pass
 from fastgan.ops import use_backend
 from fastgan.patching import instances, sequences
+from fastgan.penalties import why_not_one_pass
 from tests.support import backends, foreign
 
 pytestmark = pytest.mark.skipif(

@@ -208,7 +208,7 @@ class TestDiversity:
 
     def test_images_that_are_not_square(self):
         images = random_images(8, 48, 32)
-        model = ModelConfig(resolution=32, first=(6, 4))
+        model = ModelConfig(resolution=32, base_size=(6, 4))
         of = lambda z, _: torch.randn(len(z), 1, 48, 32)
         found = Diversity(dataset_of(images), model).measure(Generator(of), AUTOCAST, 16, None)
         assert found["distance_fake"] > 0.1 and 0.1 < found["distance_real"] < 0.5

@@ -12,12 +12,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.memory import TARGETS, peak, peak_of
 from bench.training_step import CASES, Ours, Textbook
-from fastgan import losses, models
+from fastgan import models
 from fastgan.errors import UserError
 from fastgan.layers import BatchNormAct
-from fastgan.losses import discriminator_with_grad_norm
-from fastgan.models.recomputing import recompute_blocks
+from fastgan.models.gradient_checkpointing import enable_gradient_checkpointing
 from fastgan.ops import convolution
+from fastgan.penalties import logits_and_squared_grad, terms
 from fastgan.runs import config as configuration
 from fastgan.training import configure
 from fastgan.training.averages import Averages
@@ -125,9 +125,9 @@ def test_micro_batches_add_up_to_the_gradients_of_the_batch(
     fp64, monkeypatch, arch, regularization, options, batch_gpu
 ):
     """Of the same images: where they are interpolated, too, which is random within a micro-batch."""
-    lerp_samples = losses.lerp_samples
+    lerp_samples = terms.lerp_samples
     at = lambda a, b, share: lerp_samples(a, b, torch.full_like(share, 0.3))
-    monkeypatch.setattr(losses, "lerp_samples", at)
+    monkeypatch.setattr(terms, "lerp_samples", at)
     expected = None
     for size in (0, batch_gpu):
         step, state = a_step(arch, regularization, batch=8, batch_gpu=size, lr_g=1e-12, lr_d=1e-12, **options)
@@ -257,13 +257,13 @@ def test_gradients_are_the_same_if_blocks_are_computed_again(arch):
     expected = None
     for again in (False, True):
         if again:
-            recompute_blocks(generator)
-            recompute_blocks(discriminator)
+            enable_gradient_checkpointing(generator)
+            enable_gradient_checkpointing(discriminator)
         generator.zero_grad()
         discriminator.zero_grad()
         torch.manual_seed(3)
         fake = generator(z, label)
-        logits, squares = discriminator_with_grad_norm(discriminator, fake, label)
+        logits, squares = logits_and_squared_grad(discriminator, fake, label)
         (logits.square().mean() + squares.mean()).backward()
         found = gradients(generator), gradients(discriminator)
         expected = expected or found
@@ -288,8 +288,8 @@ def test_blocks_that_are_computed_again_need_less_memory():
         torch.manual_seed(0)
         generator, discriminator = (each.to(memory_format=torch.channels_last) for each in models.build(config))
         if again:
-            recompute_blocks(generator)
-            recompute_blocks(discriminator)
+            enable_gradient_checkpointing(generator)
+            enable_gradient_checkpointing(discriminator)
         z = torch.randn(8, 16)
         peaks.append(peak_of(lambda g=generator, c=discriminator, z=z: c(g(z)).sum().backward()))
     assert peaks[1] < 0.8 * peaks[0]
@@ -297,7 +297,7 @@ def test_blocks_that_are_computed_again_need_less_memory():
 
 def test_networks_without_blocks_say_so():
     with pytest.raises(ValueError, match=r"mlp\.Discriminator is not made of blocks"):
-        recompute_blocks(a_step("mlp")[1].discriminator)
+        enable_gradient_checkpointing(a_step("mlp")[1].discriminator)
 
 
 # Frozen layers -------------------------------------------------------------------------------------------------------

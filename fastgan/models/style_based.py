@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgan.layers import EqualizedLinear
-from fastgan.models.labels import joined
+from fastgan.models.labels import concat_label
 from fastgan.ops.arithmetic import average_in
 
 
@@ -18,7 +18,7 @@ def dense_layers(sizes: Sequence[int], lr_multiplier: float) -> nn.ModuleList:
     )
 
 
-class Mapping(nn.Module):
+class MappingNetwork(nn.Module):
     """z [N, z_dim] and a label [N] to w [N, w_dim]; keeps the running mean of w for truncation."""
 
     def __init__(self, config):
@@ -31,7 +31,7 @@ class Mapping(nn.Module):
         self.decay = config.w_avg_decay
 
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
-        x = joined(z, self.embed, label)
+        x = concat_label(z, self.embed, label)
         for layer in self.layers:
             x = layer(x)
         if self.training and torch.is_grad_enabled():
@@ -39,14 +39,14 @@ class Mapping(nn.Module):
         return x
 
 
-class StyleBased(nn.Module):
+class StyleBasedGenerator(nn.Module):
     """A generator of two halves: `styles` makes the w of every layer, `synthesize` the image of these.
 
     A family gives `mapping`, `num_ws`, `noise_resolutions` and `synthesize`.
     """
 
     supports = frozenset({"style_mixing", "truncation", "noise"})
-    mapping: Mapping
+    mapping: MappingNetwork
     num_ws: int
     noise_resolutions: list[int]  # of each layer with noise, in their order
     truncated_layers: int | None = None  # the first so many are truncated unless the caller says otherwise; None: all
@@ -118,8 +118,8 @@ class StyleBased(nn.Module):
         raise NotImplementedError
 
 
-def noise_words(noise: str | Sequence[str], layers: int) -> list[str]:
-    """`noise` as `StyleBased.synthesize` takes it, as one word for each of so many layers."""
+def noise_modes(noise: str | Sequence[str], layers: int) -> list[str]:
+    """`noise` as `StyleBasedGenerator.synthesize` takes it, as one word for each of so many layers."""
     words = [noise] * layers if isinstance(noise, str) else list(noise)
     if len(words) != layers or not {*words} <= {"random", "const", "none"}:
         raise ValueError(
@@ -128,7 +128,7 @@ def noise_words(noise: str | Sequence[str], layers: int) -> list[str]:
     return words
 
 
-def noise_field(noise: str, const: Tensor) -> Tensor | None:
+def fixed_noise(noise: str, const: Tensor) -> Tensor | None:
     """What a layer whose fixed noise is `const` adds for one of these words; None: drawn anew."""
     if noise == "random":
         return None

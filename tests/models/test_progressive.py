@@ -7,14 +7,14 @@ import torch
 import torch.nn.functional as F
 
 from fastgan import models
-from fastgan.losses import (
-    discriminator_with_grad_norm,
+from fastgan.models.progressive import ProgressiveGrowing, fade_reals
+from fastgan.penalties import (
+    logits_and_squared_grad,
     one_centered_penalty,
     wgan_gp,
     why_not_one_pass,
     zero_centered_penalty,
 )
-from fastgan.models.growing import Growing, fade_reals
 from fastgan.training.growth import Schedule, Stage, stage_at
 
 GROWING = ["pggan", "stylegan"]
@@ -51,7 +51,7 @@ class TestGrowth:
         generator, discriminator = build(arch)
         assert "growth" in generator.supports
         for network in (generator, discriminator):
-            assert isinstance(network, Growing)
+            assert isinstance(network, ProgressiveGrowing)
             assert list(network.resolutions) == RESOLUTIONS
             assert network.stage_resolution == 16 and network.alpha == 1
             assert network.alpha.shape == () and network.alpha.dtype == torch.float32
@@ -181,7 +181,7 @@ class TestGrowth:
         assert why_not_one_pass(discriminator, images, label)  # samples depend on each other: it is double backward
 
         def loss():
-            logits, squares = discriminator_with_grad_norm(discriminator, images, label)
+            logits, squares = logits_and_squared_grad(discriminator, images, label)
             return logits.square().mean() + zero_centered_penalty(squares) + one_centered_penalty(squares)
 
         parameters = [

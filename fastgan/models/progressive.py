@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastgan.models.recomputing import Recomputing
+from fastgan.models.gradient_checkpointing import GradientCheckpointing
 from fastgan.ops import lerp_samples
 from fastgan.ops.layout import channels_last
 
 
-class Growing(Recomputing):
+class ProgressiveGrowing(GradientCheckpointing):
     """Base of generators and discriminators that grow.
 
     All parameters of all levels are there from the start, those of levels not in use get no gradient. The stage is no
@@ -61,17 +61,17 @@ class Growing(Recomputing):
         self.fading = alpha < 1
         self.alpha.fill_(alpha)
 
-    def faded(self, old: Tensor, new: Tensor) -> Tensor:
+    def fade(self, old: Tensor, new: Tensor) -> Tensor:
         """Two tensors [N, C, H, W] of a dtype, blended by `alpha`: `old` at 0."""
         return lerp_samples(old, new, self.alpha.expand(old.shape[0]))
 
 
-def doubled(images: Tensor) -> Tensor:
+def upsample_nearest(images: Tensor) -> Tensor:
     """Nearest-neighbour upsampling of [N, C, H, W]."""
     return F.interpolate(images, scale_factor=2, mode="nearest")
 
 
-def halved(images: Tensor) -> Tensor:
+def average_pool(images: Tensor) -> Tensor:
     """2x2 average pooling of [N, C, H, W]."""
     return channels_last(F.avg_pool2d(images, 2))
 
@@ -100,4 +100,4 @@ def fade_reals(images: Tensor, resolution: int, alpha: float | Tensor = 1.0) -> 
         if alpha == 1:
             return images
         alpha = torch.full((), alpha, device=images.device)
-    return lerp_samples(doubled(halved(images)), images, alpha.expand(len(images)))
+    return lerp_samples(upsample_nearest(average_pool(images)), images, alpha.expand(len(images)))

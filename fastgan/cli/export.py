@@ -1,9 +1,9 @@
-"""`python -m fastgan.export`: write what a training has made to a file of another program.
+"""`fastgan export`: write a trained generator, or all its networks, to a file for other software.
 
-ONNX and PyTorch's .pt2 draw images without fastgan; files of the official StyleGAN2 and of rosinality's are networks to
-go on with there.
+ONNX and PyTorch's .pt2 files draw images without fastgan. A .pkl of the official StyleGAN2 or a .pt of rosinality's
+holds networks that this code can draw from and train.
 
-Exit status: 0 when done, 2 for a mistake in options or files, 130 after Ctrl-C; a file written is whole, and was tried.
+Exit status: 0 when done, 2 for a wrong option or file, 130 after Ctrl-C. A file written is complete and was tested.
 """
 
 from __future__ import annotations
@@ -22,34 +22,35 @@ from fastgan.runs.memory import shortage_is_a_mistake
 
 ENDINGS = {"onnx": ".onnx", "torch": ".pt2", "pkl": ".pkl", "rosinality": ".pt"}
 NAMES = {"onnx": "generator", "torch": "generator", "pkl": "networks", "rosinality": "networks"}
-TOLERANCE = {"float": 1e-4, "uint8": 1}  # between PyTorch's image and the file's: rounding may fall either way
+TOLERANCE = {"float": 1e-4, "uint8": 1}  # between PyTorch's image and the file's; uint8 may round either way
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Write the averaged generator of a training run to a file that runs without fastgan, or all networks to one of the
-    official StyleGAN2 or of rosinality's.
+    """Export the averaged generator of a training run to a file that runs without fastgan, or all networks to a file of
+    the official StyleGAN2 or of rosinality's.
 
-    Inputs of what runs by itself are z [N, z_dim] from N(0, 1); label [N] int64 if there are classes; truncation []
-    fp32, psi, if the network is style-based. The result is image [N, C, H, W]. docs/export.md shows how such files are
-    run, docs/official_networks.md how those of networks are used.
+    Inputs of an ONNX or .pt2 file: z [N, z_dim] from N(0, 1); label [N] int64 if there are classes; truncation [] fp32,
+    psi, if the network is style-based. Its output: image [N, C, H, W]. docs/export.md shows how to run such files,
+    docs/official_networks.md how to use the others.
     """
 
     checkpoint: Annotated[PathText, tyro.conf.arg(metavar="RUN|FILE|URL")]
     """Folder of a training run, a checkpoint file, or a file of the official StyleGAN2 (.pkl) or of rosinality's (.pt);
-    here or at a URL."""
+    local or at a URL."""
     format: Literal["onnx", "torch", "pkl", "rosinality"] = "onnx"
-    """onnx needs the extra "export" of this package; torch is a .pt2 of torch.export. Of a stylegan2 also pkl: G, D and
+    """onnx: needs the extra "export" of this package. torch: a .pt2 of torch.export. For a stylegan2 also pkl: G, D and
     G_ema for the official code (stylegan2-ada-pytorch, stylegan3); and rosinality: g, d and g_ema in a .pt for
     rosinality/stylegan2-pytorch."""
     out: Annotated[
         PathText | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: RUN/generator.onnx or .pt2)")
     ] = None
-    """Name of the file, ending in .onnx, .pt2, .pkl or .pt, as the format has it."""
+    """Name of the file, ending in .onnx, .pt2, .pkl or .pt, according to the format."""
     image: Literal["float", "uint8"] = "float"
-    """float: of nominal range -1..1, not clamped. uint8: 0..255."""
+    """Output of an ONNX or .pt2 file. float: of nominal range -1..1, not clamped. uint8: 0..255."""
     noise: Literal["const", "none"] = "const"
-    """In the layers of a style-based network: the fixed noise that python -m fastgan.generate draws with, or none."""
+    """Noise in the layers of a style-based network: const, the fixed noise that fastgan generate draws with, or
+    none."""
 
     def check(self) -> None:
         """Raises UserError for a mistake that shows without the checkpoint."""
@@ -58,9 +59,7 @@ class Options:
             raise UserError(f"--out {self.out}: the name must end in {ending} for --format {self.format}")
         for name, value, usual in (("image", self.image, "float"), ("noise", self.noise, "const")):
             if self.format in ("pkl", "rosinality") and value != usual:
-                raise UserError(
-                    f"--{name} {value}: is for files that run by themselves, not for --format {self.format}"
-                )
+                raise UserError(f"--{name} {value}: works with --format onnx and torch, not with {self.format}")
 
 
 @command_line
@@ -73,10 +72,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def export(options: Options) -> None:
-    """Write what `options` asks for. Raises UserError for a mistake."""
+    """Write the file that `options` asks for. Raises UserError for a wrong option or file."""
     options.check()
 
-    from fastgan.export import official
     from fastgan.runs.networks import open_networks
 
     if options.format == "onnx":
@@ -87,34 +85,38 @@ def export(options: Options) -> None:
     folder = Path() if has_scheme(options.checkpoint) else found.path.parent
     out = Path(options.out or folder / f"{NAMES[options.format]}{ENDINGS[options.format]}")
     if out.exists() and out.samefile(found.path):
-        raise UserError(f"--out {out}: is the file that is exported; give another name")
+        raise UserError(f"--out {out}: is the file to export; give another name")
     prepare_to_write(out)
-    if options.format in official.LAYOUTS:
-        content, remarks = official.to_bytes(found, options.format)
+    if options.format in ("onnx", "torch"):
+        content, remarks = _generator(options, found.path, out)
     else:
-        content, remarks = _running_alone(options, found.path, out)
+        from fastgan.interop import writing
+
+        config, tensors = found.everything()
+        try:
+            content, remarks = writing.to_bytes(options.format, config, tensors)
+        except ValueError as error:
+            raise UserError(f"--format {options.format}: {found.path}: {error}") from None
     write_atomically(out, content)
     print(*remarks, out, sep="\n")
 
 
-def _running_alone(options: Options, path: Path, out: Path) -> tuple[bytes, list[str]]:
-    """A file that draws, once it has been seen to draw what PyTorch draws; and how close it comes."""
-    from fastgan.export import formats, program
+def _generator(options: Options, path: Path, out: Path) -> tuple[bytes, list[str]]:
+    """A file that draws images, and a remark on how close they are to PyTorch's. Raises UserError if they differ."""
+    from fastgan.export import formats, tracing
     from fastgan.runs.drawing import Unsupported
     from fastgan.sampler import load
 
     sampler = load(path, "cpu")
     chosen = {"noise": options.noise, "image": options.image}
     try:
-        traced = program.trace(sampler, **chosen)
+        traced = tracing.trace(sampler, **chosen)
     except Unsupported as error:
         raise UserError(f"--noise {options.noise}: {error}") from None
     write, open_file, runner = formats.FORMATS[options.format]
     content = write(traced, formats.metadata(sampler, **chosen))
-    difference = program.largest_difference(open_file(content), sampler, **chosen)
-    unit = "levels of 255" if options.image == "uint8" else "of a range of 2"
-    if not difference <= TOLERANCE[options.image]:  # NaN is not
-        raise UserError(
-            f"{out} was not written: {runner} draws other images than PyTorch, {difference:.2g} {unit} apart"
-        )
-    return content, [f"{runner} draws the images of PyTorch: seeds 0 to 3 are at most {difference:.2g} {unit} apart"]
+    difference = tracing.largest_difference(open_file(content), sampler, **chosen)
+    unit = "levels of 255" if options.image == "uint8" else "in a range of 2"
+    if not difference <= TOLERANCE[options.image]:  # also true of NaN
+        raise UserError(f"{out} was not written: images of {runner} differ from PyTorch's by {difference:.2g} {unit}")
+    return content, [f"images of {runner} for seeds 0 to 3 differ from PyTorch's by at most {difference:.2g} {unit}"]

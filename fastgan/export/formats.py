@@ -1,6 +1,6 @@
-"""The files that an exported generator is written to, as bytes; and how each is run, to see what it draws.
+"""Formats of exported generators, ONNX and .pt2: how to write a file, and how to run it.
 
-Both hold the weights, and as metadata strings: fastgan (the version), arch, height, width, channels, class_names (a
+Both hold the weights, and metadata as strings: fastgan (the version), arch, height, width, channels, class_names (a
 JSON list, in the order of labels), noise and image.
 """
 
@@ -17,23 +17,23 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from fastgan.errors import UserError
-from fastgan.export.program import FixedNoise, Image, quiet
+from fastgan.export.tracing import FixedNoise, Image, quiet
 from fastgan.sampler import Sampler
 from fastgan.version import __version__
 
-METADATA = "fastgan.json"  # the name of the metadata among the extra files of a .pt2
+METADATA = "fastgan.json"  # extra file of a .pt2 that holds the metadata
 
 
 class Format(NamedTuple):
     """One kind of file."""
 
     write: Callable[[ExportedProgram, dict[str, str]], bytes]  # with metadata
-    open: Callable[[bytes], Callable[..., Tensor]]  # what draws images of named inputs
-    runner: str  # which software that is
+    open: Callable[[bytes], Callable[..., Tensor]]  # returns a function from named inputs to images
+    runner: str  # name of the software that runs it
 
 
 def metadata(sampler: Sampler, noise: FixedNoise, image: Image) -> dict[str, str]:
-    """What the file says about itself."""
+    """Metadata of the file, by name."""
     return {
         "fastgan": __version__,
         "arch": sampler.model.arch,
@@ -64,18 +64,18 @@ def to_onnx(program: ExportedProgram, metadata: dict[str, str]) -> bytes:
     from onnxscript import optimizer
 
     with torch.no_grad(), quiet():
-        # Not with torch's `optimize`: it takes the 1e-8 of a normalisation for the 0 of a sum that does nothing.
+        # Without torch's `optimize`: it removes additions of 0, and takes the 1e-8 of a normalization for 0.
         made = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False, output_names=["image"])
         optimizer.fold_constants(made.model)
         optimizer.remove_unused_nodes(made.model)
     for node in made.model.graph:
-        node.metadata_props.clear()  # names of classes and functions
+        node.metadata_props.clear()  # they name classes and functions
     made.model.metadata_props.update(metadata)
     return made.model_proto.SerializeToString()
 
 
 def open_onnx(content: bytes) -> Callable[..., Tensor]:
-    """Draws by ONNX Runtime on the CPU."""
+    """A function that draws with ONNX Runtime on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
@@ -87,7 +87,7 @@ def open_onnx(content: bytes) -> Callable[..., Tensor]:
 
 
 def to_torch(program: ExportedProgram, metadata: dict[str, str]) -> bytes:
-    """A .pt2 file of `torch.export.save`."""
+    """A .pt2 file by `torch.export.save`."""
     file = io.BytesIO()
     with quiet():
         torch.export.save(program, file, extra_files={METADATA: json.dumps(metadata)})
@@ -95,7 +95,7 @@ def to_torch(program: ExportedProgram, metadata: dict[str, str]) -> bytes:
 
 
 def open_torch(content: bytes) -> Callable[..., Tensor]:
-    """Draws by `torch.export.load`."""
+    """A function that draws with `torch.export.load`."""
     with quiet():
         network = torch.export.load(io.BytesIO(content)).module()
 

@@ -23,7 +23,7 @@ from fastgan.cli.generate import main as generate
 from fastgan.cli.train import main as train
 from fastgan.data import urls
 from fastgan.errors import UserError
-from fastgan.export import formats, program
+from fastgan.export import formats, tracing
 from fastgan.interop import load_stylegan2
 from fastgan.runs import checkpoint
 from tests.support import official
@@ -131,8 +131,8 @@ def test_every_command_takes_a_url(site, tmp_path, folder, monkeypatch):
     assert np.array_equal(np.asarray(Image.open("generated.png")), np.asarray(Image.open("here.png")))
     assert generate(["truncation", "--checkpoint", run, "--steps", "2"]) == 0 and Path("truncation.png").exists()
     assert load_stylegan2(official_file).config.z_dim == 6
-    monkeypatch.setattr(program, "trace", lambda sampler, **options: sampler)  # takes long
-    monkeypatch.setattr(program, "largest_difference", lambda *given, **options: 0.0)
+    monkeypatch.setattr(tracing, "trace", lambda sampler, **options: sampler)  # takes long
+    monkeypatch.setattr(tracing, "largest_difference", lambda *given, **options: 0.0)
     monkeypatch.setitem(formats.FORMATS, "torch", (lambda *given: b"network", lambda content: None, "nothing"))
     assert export(["--checkpoint", official_file, "--format", "torch"]) == 0
     assert Path("generator.pt2").read_bytes() == b"network"

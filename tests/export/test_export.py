@@ -17,7 +17,7 @@ from fastgan import models
 from fastgan.cli.export import TOLERANCE, main
 from fastgan.export import formats
 from fastgan.export.formats import metadata, open_onnx, to_onnx, to_torch
-from fastgan.export.program import Network, inputs, largest_difference, trace
+from fastgan.export.tracing import Network, inputs, largest_difference, trace
 from tests.cli.test_command_line import error_of
 from tests.support.tiny_run import untrained
 
@@ -153,7 +153,7 @@ def test_the_command_writes_bytes_that_onnx_runtime_draws(runs, tmp_path, capsys
     out = tmp_path / "new" / "generator.onnx"
     assert main(["--checkpoint", str(runs("cgan")), "--out", str(out), "--image", "uint8"]) == 0
     first, last = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(r"ONNX Runtime draws the images of PyTorch: .* at most [01] levels of 255 apart", first)
+    assert re.fullmatch(r"images of ONNX Runtime .* differ from PyTorch's by at most [01] levels of 255", first)
     assert last == str(out) and [path.name for path in out.parent.iterdir()] == ["generator.onnx"]
     session = onnxruntime.InferenceSession(out)
     z = np.zeros((2, 8), np.float32)
@@ -175,7 +175,10 @@ def test_the_command_writes_into_the_run_where_nothing_else_is_said(runs, capsys
 
 def test_a_file_that_draws_something_else_is_not_written(runs, tmp_path, monkeypatch, capsys):
     right = formats.FORMATS["torch"]
-    for factor, says in ((1.1, "draws other images than PyTorch"), (float("nan"), "nan of a range of 2 apart")):
+    for factor, says in (
+        (1.1, "torch.export differ from PyTorch's"),
+        (float("nan"), "by nan in a range of 2"),
+    ):
         opened = lambda content, factor=factor: lambda **given: factor * right.open(content)(**given)
         monkeypatch.setitem(formats.FORMATS, "torch", right._replace(open=opened))
         argv = ["--checkpoint", str(runs("mlp")), "--format", "torch", "--out", str(tmp_path / "x.pt2")]

@@ -262,11 +262,9 @@ def test_what_cannot_be_exported_is_one_line(tmp_path, capsys):
     alone = write(tmp_path / "file.pkl", {"G_ema": official.generator(Sizes(img_resolution=8))})
     argv = ["--checkpoint", str(alone), "--format", "pkl"]
     assert "there is no G and no D" in error_of(export, [*argv, "--out", str(tmp_path / "new.pkl")], capsys)
-    assert error_of(export, [*argv, "--out", str(alone)], capsys).endswith(
-        "is the file that is exported; give another name"
-    )
+    assert error_of(export, [*argv, "--out", str(alone)], capsys).endswith("is the file to export; give another name")
     assert "must end in .pkl" in error_of(export, [*argv, "--out", str(tmp_path / "new.pt")], capsys)
-    assert "--image uint8: is for files that run" in error_of(export, [*argv, "--image", "uint8"], capsys)
+    assert "--image uint8: works with --format onnx" in error_of(export, [*argv, "--image", "uint8"], capsys)
     assert not (tmp_path / "new.pkl").exists()
 
 
@@ -389,7 +387,7 @@ def test_networks_that_the_layout_cannot_hold_are_one_line(theirs, tmp_path, cap
     assert "knows unconditional StyleGAN2 of square colour images only: it has num_classes 0, these networks 2" in error
     loud = write(tmp_path / "loud.pkl", snapshot(Sizes(img_resolution=8, loud=300.0, conv_clamp=256.0)))
     error = error_of(export, ["--checkpoint", str(loud), "--format", "rosinality", "--out", str(out)], capsys)
-    assert "that code does not limit activations" in error
+    assert "that code does not clamp activations" in error
     assert not out.exists()
 
 

@@ -1,4 +1,4 @@
-"""A trained generator as one graph of plain PyTorch operations, its inputs, and whether a copy draws alike."""
+"""A trained generator as one graph of plain PyTorch operations, its inputs, and the check of an exported copy."""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ from fastgan.sampler import Sampler
 Image = Literal["float", "uint8"]
 FixedNoise = Literal["const", "none"]
 
-CHECKED = ((0,), 1.0), ((1, 2, 3), 0.7)  # batches of seeds, and the psi of each where there is truncation
+CHECKED = ((0,), 1.0), ((1, 2, 3), 0.7)  # batches of seeds, each with its psi for networks with truncation
 
 
 class Network(nn.Module):
-    """A generator with nothing left to choose but its inputs. Raises Unsupported for noise that it does not have.
+    """A generator with fixed noise and output type: only its inputs vary.
 
     Args:
         generator: in eval mode, without gradients.
-        noise: in its layers.
-        image: of the result: "float", or "uint8", which is clamped and rounded.
+        noise: in the layers.
+        image: the output: "float", or "uint8", clamped and rounded.
+
+    Raises Unsupported for `noise` other than "const" if the generator has none.
     """
 
     def __init__(self, generator: nn.Module, noise: FixedNoise, image: Image):
@@ -44,10 +46,10 @@ class Network(nn.Module):
 
 
 def trace(sampler: Sampler, *, noise: FixedNoise = "const", image: Image = "float") -> ExportedProgram:
-    """A sampler's network, in fp32 on its device, by `torch.export`, for any number N of samples.
+    """Trace a sampler's network by `torch.export`, in fp32 on its device, for any number N of samples.
 
-    `trace(sampler).module()` is called as `(z, label=label, truncation=psi)`, with those of the two that `inputs` has,
-    and returns [N, C, H, W]. Raises Unsupported for noise that the network does not have.
+    `trace(sampler).module()` is called as `(z, label=label, truncation=psi)`, with the keywords that `inputs` returns
+    for this network, and returns [N, C, H, W]. Raises Unsupported for noise that the network does not have.
     """
     examples = inputs(sampler, range(2))
     any_number = Dim("N")
@@ -58,12 +60,12 @@ def trace(sampler: Sampler, *, noise: FixedNoise = "const", image: Image = "floa
         program = torch.export.export(network, (z,), examples, dynamic_shapes=shapes)
     for module in program.graph_module.modules():
         for node in module.graph.nodes:
-            node.meta.pop("stack_trace", None)  # it names files of this machine
+            node.meta.pop("stack_trace", None)  # it contains paths of this machine
     return program
 
 
 def inputs(sampler: Sampler, seeds: Sequence[int], psi: float = 1.0) -> dict[str, Tensor]:
-    """What an exported network is called with for the images of `seeds`: z, and what it has of label and truncation."""
+    """Inputs of an exported network for the images of `seeds`: z, and as far as it takes them label and truncation."""
     device = sampler.precision.device
     found = {"z": drawing.latents(seeds, sampler.model.z_dim).to(device)}
     if (labels := sampler.labels(seeds)) is not None:
@@ -76,7 +78,7 @@ def inputs(sampler: Sampler, seeds: Sequence[int], psi: float = 1.0) -> dict[str
 def largest_difference(
     draw: Callable[..., Tensor], sampler: Sampler, *, noise: FixedNoise = "const", image: Image = "float"
 ) -> float:
-    """Between images that `draw` makes of named inputs and those of the sampler, in units of the image; may be NaN."""
+    """Largest difference between images of `draw`, called with named inputs, and of the sampler; may be NaN."""
     dtype = torch.uint8 if image == "uint8" else torch.float32
     differences = []
     for seeds, psi in CHECKED:
@@ -89,7 +91,7 @@ def largest_difference(
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Within the block nothing is heard of what torch warns its own developers of."""
+    """Suppress logs and warnings within the block: torch's exporter prints many that users can do nothing about."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,11 +1,10 @@
-"""`fastgan.load`: a trained generator that draws images in batches, on a GPU as CUDA graphs, and compiled on request.
+"""`fastgan.load`: a trained generator that draws batches of images, with CUDA graphs on a GPU, and compiled on request.
 
     sampler = fastgan.load("RUN")
     images = sampler.sample(64)  # uint8 [64, C, H, W]
 
-CUDA graphs are those of `fastgan.runs.graphs`, as in training, and not those of
-`torch.compile(mode="reduce-overhead")`: they serve with and without the compiler, say why where capturing fails, and
-write to memory that is not taken back at the next call.
+CUDA graphs are captured by `fastgan.runs.graphs`, as in training, and not by `torch.compile(mode="reduce-overhead")`:
+they work with and without the compiler, report why a capture failed, and their output outlives the next call.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from fastgan.runs.networks import open_networks
 from fastgan.runs.precision import compiler
 
 BATCH = 16
-MOST_FORMS = 64  # sizes of batches, kinds of noise and results: the compiler gives up at 8 unless told otherwise
+MAX_GRAPHS = 64  # compiled for batch sizes, kinds of noise and dtypes; by default the compiler gives up at 8
 
 
 def load(
@@ -40,18 +39,19 @@ def load(
     compile: bool = False,
     batch: int = BATCH,
 ) -> Sampler:
-    """The averaged generator of a training run, ready to draw images.
+    """Load the averaged generator of a training run.
 
     Args:
         path: a run's folder, a checkpoint file, or a file of the official StyleGAN2 (.pkl) or of rosinality's (.pt);
-            here or at a URL.
+            local or at a URL.
         device: "cpu", "cuda", "cuda:1", ...; None for the first GPU if there is one, else the CPU.
-        amp: bf16 activations where the device is faster so (a GPU with bf16 tensor cores, a CPU with bf16
-            instructions), as `--amp` in training; else fp32. `Sampler.precision` says which, and why.
-        compile: `torch.compile` the network, as one graph. The first batch of each size then takes long.
-        batch: images drawn at once at most. At 1 an image in fp32 is, to the bit, that of `python -m fastgan.generate`.
+        amp: bf16 activations if they are faster on the device (a GPU with bf16 tensor cores, a CPU with bf16
+            instructions), as `--amp` in training; else fp32. `Sampler.precision` has the choice and its reason.
+        compile: `torch.compile` the network as one graph. The first batch of each size then takes long.
+        batch: largest number of images drawn at once. With 1, images in fp32 equal those of `fastgan generate` bit for
+            bit.
 
-    Raises UserError, naming file or option, where there is no checkpoint or no such device, or nothing can be compiled.
+    Raises UserError, naming the file or option, if there is no checkpoint or no such device, or compilation fails.
     """
     if batch < 1:
         raise UserError(f"batch is {batch}, must be at least 1")
@@ -63,24 +63,24 @@ def load(
     )
 
 
-class _Kind(NamedTuple):
-    """What decides, beside the size of a batch, which operations draw it."""
+class _Mode(NamedTuple):
+    """Options that, with the batch size, select a compiled or captured graph."""
 
     noise: Noise
     dtype: torch.dtype
 
 
 class Sampler:
-    """Draws images from a generator. `load` makes it.
+    """Draws images from a generator. Created by `load`.
 
     Attributes:
         generator: the averaged network, in eval mode, without gradients: `generator(z, label)`, see
-            `fastgan.runs.checkpoint.load_generator`. `fastgan.studies` takes it as it is.
+            `fastgan.runs.checkpoint.load_generator`. It can be passed to the functions of `fastgan.studies`.
         model: its `fastgan.models.ModelConfig`.
-        class_names: of the labels 0, 1, ...; empty for a network without classes.
-        size: height and width of the images; of a network that was still growing, those of its stage.
-        precision: dtype of activations, device, and the reason.
-        batch: images drawn at once at most.
+        class_names: names of the labels 0, 1, ...; empty for a network without classes.
+        size: height and width of the images; for a network that was still growing, those of its stage.
+        precision: device, dtype of activations, and the reason for it.
+        batch: largest number of images drawn at once.
     """
 
     def __init__(
@@ -94,15 +94,15 @@ class Sampler:
         batch: int = BATCH,
         recorder: graphs.Recorder | None = None,
     ):
-        """recorder: of CUDA graphs; None for none."""
+        """recorder: captures CUDA graphs; None to draw without them."""
         self.generator, self.model, self.class_names = generator, model, list(class_names)
         self.precision, self.batch = precision, batch
         grows = isinstance(generator, ProgressiveGrowing)
         self.size = model.feature_size(generator.stage_resolution if grows else model.resolution)
         self._network = _compiled(generator, precision.device) if compile else generator
         self._graphs = None if recorder is None else graphs.Graphs(self._draw_into, recorder)
-        self._drawn: dict[tuple[_Kind, int], Tensor] = {}  # what graphs write to
-        self._few_sizes = compile or recorder is not None
+        self._outputs: dict[tuple[_Mode, int], Tensor] = {}  # static output buffers of the graphs
+        self._pads = compile or recorder is not None
 
     def __repr__(self) -> str:
         sizes = "x".join(map(str, (self.model.channels, *self.size)))
@@ -122,28 +122,28 @@ class Sampler:
         noise: Noise = "const",
         dtype: torch.dtype = torch.uint8,
     ) -> Tensor:
-        """Images of random latents: the same seed, class and options always give the same image.
+        """Draw images of random latents: the same seed, class and options always give the same image.
 
-        In fp32 it is that of `python -m fastgan.generate` for this seed, but for the rounding of larger batches.
+        In fp32 these are the images of `fastgan generate`, up to the rounding of larger batches.
 
         Args:
-            n: how many.
-            seed: the first of n seeds that follow each other, a latent each.
-            seeds: instead of `n` and `seed`: which ones.
+            n: number of images.
+            seed: the first of n consecutive seeds, a latent each.
+            seeds: the seeds themselves, instead of `n` and `seed`.
             seed_format: how a seed becomes a latent; "numpy" as in the official StyleGAN2 scripts.
-            classes: of all images, or a sequence with one for each: by name, or by number from 0. By default the seed
-                chooses: seed s is of class s modulo the number of classes.
+            classes: a class for all images, or a sequence with one for each: names, or numbers from 0. By default seed
+                s has class s modulo the number of classes.
             truncation: psi, for style-based networks: 1 is full variety, less is more typical images, 0 the average.
-            noise: for networks with noise in their layers: "const" is always the same, "none" is none, "random" is
-                drawn from torch's default generator, so that an image no longer hangs on its seed alone.
-            dtype: torch.uint8 for 0..255, or torch.float32 for the nominal range [-1, 1], which is not clamped.
+            noise: for networks with noise in their layers: "const" is always the same; "none"; "random" is drawn from
+                torch's default generator, so that an image no longer depends on its seed alone.
+            dtype: torch.uint8 for 0..255, or torch.float32 for the nominal range [-1, 1], not clamped.
 
         Returns:
             [n, C, H, W] on the device of the generator, contiguous.
 
         Raises:
-            ValueError: a number, class or option makes no sense.
-            Unsupported, a ValueError: the network has no truncation, or no noise, and it is asked for.
+            ValueError: a number, class or option is invalid.
+            Unsupported, a ValueError: the network has no truncation or no noise to choose.
         """
         seeds = _seeds(n, seed, seeds, LARGEST_NUMPY_SEED if seed_format == "numpy" else LARGEST_SEED)
         if dtype not in (torch.uint8, torch.float32):
@@ -161,14 +161,14 @@ class Sampler:
         for start in range(0, len(z), self.batch):
             part = slice(start, start + self.batch)
             label = None if labels is None else self._padded(labels[part])
-            drawn = self._draw_batch(_Kind(noise, dtype), self._padded(z[part]), label, psi)
+            drawn = self._draw_batch(_Mode(noise, dtype), self._padded(z[part]), label, psi)
             images[part] = drawn[: len(images[part])]
         return images
 
     def labels(self, seeds: Sequence[int], classes: str | int | Sequence[str | int] | None = None) -> Tensor | None:
-        """The class of each seed's image, int64 [len(seeds)] on the device; None for a network without classes.
+        """Labels of the images of `seeds`, int64 [len(seeds)] on the device; None for a network without classes.
 
-        `classes` as in `sample`. Raises ValueError for a class that there is not.
+        `classes` as in `sample`. Raises ValueError for an unknown class.
         """
         count = len(self.class_names)
         if not count:
@@ -196,38 +196,38 @@ class Sampler:
         return int(one)
 
     def _padded(self, part: Tensor) -> Tensor:
-        """[N, ...] filled up to a power of two where every size is compiled or captured anew, so that there are few."""
-        size = min(1 << (len(part) - 1).bit_length(), self.batch) if self._few_sizes else len(part)
+        """[N, ...] padded to a power of two, if each batch size would be compiled or captured separately."""
+        size = min(1 << (len(part) - 1).bit_length(), self.batch) if self._pads else len(part)
         return part if size == len(part) else torch.cat([part, part[-1:].expand(size - len(part), *part.shape[1:])])
 
-    def _draw_batch(self, kind: _Kind, z: Tensor, label: Tensor | None, psi: Tensor) -> Tensor:
-        """[N, C, H, W]; it holds until the next call."""
+    def _draw_batch(self, mode: _Mode, z: Tensor, label: Tensor | None, psi: Tensor) -> Tensor:
+        """[N, C, H, W], which the next call may overwrite."""
         if self._graphs is None:
-            return self._images(kind, z, label, psi)
-        key = kind, len(z)
-        if key not in self._drawn:
+            return self._draw(mode, z, label, psi)
+        key = mode, len(z)
+        if key not in self._outputs:
             size = len(z), self.model.channels, *self.size
-            self._drawn[key] = torch.empty(size, dtype=kind.dtype, device=z.device)
-        self._graphs(kind, z, label, psi)
-        return self._drawn[key]
+            self._outputs[key] = torch.empty(size, dtype=mode.dtype, device=z.device)
+        self._graphs(mode, z, label, psi)
+        return self._outputs[key]
 
-    def _draw_into(self, kind: _Kind, z: Tensor, label: Tensor | None, psi: Tensor) -> None:
-        self._drawn[kind, len(z)].copy_(self._images(kind, z, label, psi))
+    def _draw_into(self, mode: _Mode, z: Tensor, label: Tensor | None, psi: Tensor) -> None:
+        self._outputs[mode, len(z)].copy_(self._draw(mode, z, label, psi))
 
-    def _images(self, kind: _Kind, z: Tensor, label: Tensor | None, psi: Tensor) -> Tensor:
-        options = drawing.arguments(self.generator, noise=kind.noise)
+    def _draw(self, mode: _Mode, z: Tensor, label: Tensor | None, psi: Tensor) -> Tensor:
+        options = drawing.arguments(self.generator, noise=mode.noise)
         if "truncation" in options:
-            options["truncation"] = psi  # a tensor: a number would be part of what is compiled and captured
+            options["truncation"] = psi  # a tensor: a number would be a constant of the compiled or captured graph
         with self.precision.autocast():
             images = self._network(z, label, **options)
-        return drawing.quantized(images) if kind.dtype == torch.uint8 else images
+        return drawing.quantized(images) if mode.dtype == torch.uint8 else images
 
 
 def _compiled(network: nn.Module, device: torch.device) -> Callable[..., Tensor]:
     compiled = compiler(device, "compile=True")(network, fullgraph=True)
 
     def run(*inputs, **options):
-        with torch._dynamo.config.patch(recompile_limit=MOST_FORMS):
+        with torch._dynamo.config.patch(recompile_limit=MAX_GRAPHS):
             return compiled(*inputs, **options)
 
     return run
@@ -235,7 +235,7 @@ def _compiled(network: nn.Module, device: torch.device) -> Callable[..., Tensor]
 
 def _seeds(n: int | None, seed: int, seeds: Sequence[int] | None, largest: int) -> list[int]:
     if (n is None) == (seeds is None):
-        raise ValueError("give either n, how many images, or seeds, which ones")
+        raise ValueError("give either n, the number of images, or seeds")
     if seeds is None:
         seeds = range(seed, seed + n)
     seeds = [int(one) for one in seeds]

@@ -1,4 +1,4 @@
-"""`fastgan.load`: images of seeds, the same however they are drawn: one by one, in batches, captured or compiled."""
+"""`fastgan.load`: a seed gives the same image one by one, in batches, captured or compiled."""
 
 import os
 import shutil
@@ -41,12 +41,12 @@ def plain(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sampler(run):
-    """Draws one by one."""
+    """Draws images one by one."""
     return fastgan.load(run, "cpu", batch=1)
 
 
 class Recorder:
-    """On the CPU: to replay is to do it again."""
+    """Stands in for CUDA graphs on the CPU: a replay executes the work again."""
 
     def __init__(self):
         self.captures = 0
@@ -62,19 +62,19 @@ class Recorder:
         pass
 
 
-def assert_alike(images, others, within=1e-5):
+def assert_close(images, others, tolerance=1e-5):
     assert images.shape == others.shape and images.dtype == others.dtype
-    assert (images.float() - others.float()).abs().max() <= within * others.float().abs().max()
+    assert (images.float() - others.float()).abs().max() <= tolerance * others.float().abs().max()
 
 
-def test_fastgan_alone_imports_nothing_for_it():
+def test_importing_fastgan_does_not_import_torch():
     code = "import sys, fastgan; assert not {'torch', 'numpy', 'fastgan.sampler'} & set(sys.modules); fastgan.load"
     subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, check=True)
     with pytest.raises(AttributeError, match="'fastgan' has no attribute 'laod'"):
         fastgan.laod  # noqa: B018
 
 
-def test_images_are_those_of_the_command_line(run, sampler, tmp_path):
+def test_images_equal_those_of_the_command_line(run, sampler, tmp_path):
     assert generate(["--checkpoint", str(run), "--seeds", "3-5", "--trunc", "0.7", "--out", str(tmp_path)]) == 0
     images = sampler.sample(3, seed=3, classes="dog", truncation=0.7)
     for seed, image in zip((3, 4, 5), images, strict=True):
@@ -82,37 +82,37 @@ def test_images_are_those_of_the_command_line(run, sampler, tmp_path):
         assert (image.movedim(0, 2).numpy() == written).all()
 
 
-def test_what_it_says_of_itself(run, sampler, plain):
+def test_attributes_and_repr(run, sampler, plain):
     assert sampler.class_names == list(CLASSES) and sampler.size == (8, 8)
     assert repr(sampler) == "Sampler(stylegan2, 3x8x8, 3 classes, cpu, float32 (without --amp))"
     assert fastgan.load(plain, "cpu").class_names == []
     assert not sampler.generator.training and not any(p.requires_grad for p in sampler.generator.parameters())
 
 
-def test_bytes_are_the_range_of_images(sampler):
+def test_uint8_covers_the_range_of_images(sampler):
     images = sampler.sample(4)
     exact = sampler.sample(4, dtype=torch.float32)
     assert images.shape == (4, 3, 8, 8) and images.dtype == torch.uint8 and images.is_contiguous()
-    assert exact.abs().max() > 1, "an image that leaves the range, to see it clamped"
+    assert exact.abs().max() > 1, "the range is left, so that clamping shows"
     assert ((exact.clamp(-1, 1) + 1) * 127.5 - images).abs().max() <= 0.5 + 1e-4
 
 
-def test_an_image_hangs_on_its_seed_alone(run, sampler):
+def test_an_image_depends_on_its_seed_alone(run, sampler):
     images = sampler.sample(7, dtype=torch.float32)
     assert torch.equal(sampler.sample(seeds=[5, 2], dtype=torch.float32), images[[5, 2]])
     assert torch.equal(sampler.sample(2, seed=4, dtype=torch.float32), images[4:6])
-    assert not torch.equal(images[0], images[3])  # which are of one class
-    assert_alike(fastgan.load(run, "cpu", batch=3).sample(7, dtype=torch.float32), images)
+    assert not torch.equal(images[0], images[3])  # of the same class
+    assert_close(fastgan.load(run, "cpu", batch=3).sample(7, dtype=torch.float32), images)
 
 
-def test_classes_by_name_or_number_and_else_by_the_seed(sampler):
+def test_classes_by_name_by_number_or_by_the_seed(sampler):
     images = sampler.sample(5)
     assert torch.equal(sampler.sample(5, classes=["cat", 1, "owl", 0, np.int64(1)]), images)
     assert torch.equal(sampler.sample(5, classes="owl")[2], images[2])
     assert not torch.equal(sampler.sample(5, classes=2)[0], images[0])
 
 
-def test_truncation_and_noise_are_the_generators(sampler):
+def test_truncation_and_noise_are_passed_to_the_generator(sampler):
     z = torch.randn(8, generator=torch.Generator().manual_seed(3))[None]
     for options in ({"truncation": 0.5}, {"noise": "none"}, {"noise": "const"}):
         expected = sampler.generator(z, torch.zeros(1, dtype=torch.int64), **{"noise": "const", **options})
@@ -121,14 +121,14 @@ def test_truncation_and_noise_are_the_generators(sampler):
     assert not torch.equal(one, other)
 
 
-def test_a_network_that_still_grows_draws_what_it_has_reached(tmp_path):
+def test_a_network_that_still_grows_draws_at_its_stage(tmp_path):
     sampler = fastgan.load(untrained(tmp_path / "run", "pggan", stage=(4, 1.0)), "cpu")
     assert sampler.size == (4, 4)
     assert sampler.sample(2).shape == (2, 3, 4, 4)
 
 
 @pytest.mark.parametrize("recorder", [None, Recorder], ids=["plain", "captured"])
-def test_images_that_are_not_square(recorder):
+def test_rectangular_images(recorder):
     model = models.ModelConfig(resolution=8, base_size=(4, 6), z_dim=8, channel_base=64, channel_max=8)
     generator = models.build(model)[0].eval()
     sampler = Sampler(generator, model, [], Precision(torch.float32, CPU, ""), recorder=recorder and recorder())
@@ -136,12 +136,12 @@ def test_images_that_are_not_square(recorder):
 
 
 MISTAKES = {
-    "nothing asked for": ({}, "give either n, how many images, or seeds"),
-    "both": ({"n": 1, "seeds": [1]}, "give either n, how many images, or seeds"),
-    "none at all": ({"n": 0}, "at least one image"),
-    "a seed below": ({"seeds": [3, -1]}, "seed -1 is out of range"),
-    "a class by name": ({"n": 1, "classes": "cow"}, "there is no class 'cow'; there are cat, dog, owl"),
-    "a class by number": ({"n": 1, "classes": 3}, "no class number 3; there are 0 to 2"),
+    "neither n nor seeds": ({}, "give either n, the number of images, or seeds"),
+    "both": ({"n": 1, "seeds": [1]}, "give either n, the number of images, or seeds"),
+    "no images": ({"n": 0}, "at least one image"),
+    "negative seed": ({"seeds": [3, -1]}, "seed -1 is out of range"),
+    "unknown class name": ({"n": 1, "classes": "cow"}, "there is no class 'cow'; there are cat, dog, owl"),
+    "unknown class number": ({"n": 1, "classes": 3}, "no class number 3; there are 0 to 2"),
     "too few classes": ({"n": 3, "classes": ["cat", "dog"]}, "classes has 2 entries, must have one for each of 3"),
     "dtype": ({"n": 1, "dtype": torch.int8}, "dtype is torch.int8, must be torch.uint8 or torch.float32"),
     "noise": ({"n": 1, "noise": "loud"}, "noise is 'loud', must be 'const', 'none' or 'random'"),
@@ -150,13 +150,13 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_named(sampler, mistake):
+def test_error_messages(sampler, mistake):
     options, says = MISTAKES[mistake]
     with pytest.raises(ValueError, match=says):
         sampler.sample(**options)
 
 
-def test_what_a_network_lacks_is_named(plain):
+def test_truncation_noise_or_classes_that_a_network_lacks(plain):
     sampler = fastgan.load(plain, "cpu")
     for options, says in (
         ({"truncation": 0.5}, r"mlp has no truncation: psi is 0\.5, must be 1"),
@@ -168,7 +168,7 @@ def test_what_a_network_lacks_is_named(plain):
         sampler.sample(1, classes="cat")
 
 
-def test_where_there_is_nothing_to_load(run, tmp_path):
+def test_errors_of_load(run, tmp_path):
     for path, options, says in (
         (tmp_path, {}, "holds no checkpoint.safetensors"),
         (tmp_path / "run", {}, "there is no such checkpoint"),
@@ -179,55 +179,55 @@ def test_where_there_is_nothing_to_load(run, tmp_path):
             fastgan.load(path, **options)
 
 
-def test_activations_in_bf16_give_about_the_same_images(sampler):
-    half = Sampler(sampler.generator, sampler.model, CLASSES, Precision(torch.bfloat16, CPU, "to see what it does"))
+def test_bf16_activations_give_nearly_the_same_images(sampler):
+    half = Sampler(sampler.generator, sampler.model, CLASSES, Precision(torch.bfloat16, CPU, "a test"))
     images, exact = half.sample(6, dtype=torch.float32), sampler.sample(6, dtype=torch.float32)
     assert images.dtype == torch.float32 and not torch.equal(images, exact)
     assert (images - exact).norm() < 0.05 * exact.norm()
 
 
-# Captured, compiled --------------------------------------------------------------------------------------------------
+# Captured and compiled ----------------------------------------------------------------------------------------------
 
 
-def test_captured_batches_are_few_and_draw_the_same(sampler):
+def test_captures_are_few_and_draw_the_same_images(sampler):
     recorder = Recorder()
     precision = Precision(torch.float32, CPU, "")
     captured = Sampler(sampler.generator, sampler.model, CLASSES, precision, batch=4, recorder=recorder)
     for round in range(WARM_UPS + 2):
         for n in (1, 3, 4, 6, 7):  # batches of 1, 4, 4, 4 and 2, 4 and 4
             options = {"seed": round, "truncation": 0.5 + round / 10, "dtype": torch.float32}
-            assert_alike(captured.sample(n, **options), sampler.sample(n, **options))
-    assert recorder.captures == 3  # of 1, 2 and 4: truncation is none of what they hang on
-    before = captured.sample(4)
-    kept = before.clone()
+            assert_close(captured.sample(n, **options), sampler.sample(n, **options))
+    assert recorder.captures == 3  # for 1, 2 and 4 images; truncation does not matter
+    images = captured.sample(4)
+    copy = images.clone()
     captured.sample(4, seed=9)
-    assert torch.equal(before, kept), "images are the caller's, not the memory that graphs write to"
+    assert torch.equal(images, copy), "images must be the caller's own, not the graph's output buffer"
 
 
-def test_the_network_is_one_graph_to_the_compiler_whatever_is_drawn(monkeypatch, sampler, plain):
-    """For sizes and psi that change."""
+def test_the_network_compiles_as_one_graph(monkeypatch, sampler, plain):
+    """For changing batch sizes and psi."""
     monkeypatch.setattr(module, "compiler", lambda *_: partial(torch.compile, dynamic=False, backend="eager"))
     torch.compiler.reset()
     precision = Precision(torch.float32, CPU, "")
     compiled = Sampler(sampler.generator, sampler.model, CLASSES, precision, batch=2, compile=True)
     for psi in (0.7, 0.6):
         options = {"truncation": psi, "dtype": torch.float32}
-        assert_alike(compiled.sample(2, **options), sampler.sample(2, **options))
+        assert_close(compiled.sample(2, **options), sampler.sample(2, **options))
     small = fastgan.load(plain, "cpu")
     many = Sampler(small.generator, small.model, [], precision, batch=256, compile=True)
-    for size in (1, 2, 3, 5, 9, 17, 33, 65, 129):  # more than the compiler makes by itself
-        assert_alike(many.sample(size, dtype=torch.float32), small.sample(size, dtype=torch.float32))
+    for size in (1, 2, 3, 5, 9, 17, 33, 65, 129):  # more than the compiler's own limit
+        assert_close(many.sample(size, dtype=torch.float32), small.sample(size, dtype=torch.float32))
     torch.compiler.reset()
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="inductor needs a C++ compiler on a CPU")
-def test_compiled_images_are_those_of_the_network(plain):
+def test_compiled_images_equal_eager_images(plain):
     compiled, eager = fastgan.load(plain, "cpu", compile=True, batch=2), fastgan.load(plain, "cpu")
-    assert_alike(compiled.sample(3, dtype=torch.float32), eager.sample(3, dtype=torch.float32))
+    assert_close(compiled.sample(3, dtype=torch.float32), eager.sample(3, dtype=torch.float32))
 
 
-def test_where_nothing_can_be_compiled_it_says_so(monkeypatch, plain):
+def test_error_if_the_compiler_does_not_work(monkeypatch, plain):
     def broken(*args, **options):
         raise RuntimeError("no working C++ compiler\nlong trace")
 
@@ -241,7 +241,7 @@ def test_where_nothing_can_be_compiled_it_says_so(monkeypatch, plain):
 class TestOnGpu:
     @pytest.mark.parametrize("compile", [False, True])
     @pytest.mark.parametrize("amp", [False, True])
-    def test_captured_images_are_those_of_the_network(self, run, sampler, amp, compile):
+    def test_captured_images_equal_eager_images(self, run, sampler, amp, compile):
         captured = fastgan.load(run, "cuda", amp=amp, compile=compile, batch=4)
         for round in range(WARM_UPS + 2):
             options = {"seed": round, "truncation": 0.5 + round / 10, "dtype": torch.float32}
@@ -250,7 +250,7 @@ class TestOnGpu:
         assert captured._graphs.failure is None
         assert len(captured._graphs._captured) == 2
 
-    def test_random_noise_is_drawn_anew_at_every_replay(self, run):
+    def test_each_replay_draws_new_random_noise(self, run):
         captured = fastgan.load(run, "cuda", batch=4)
         for _ in range(WARM_UPS + 1):
             captured.sample(4, noise="random")
@@ -258,11 +258,11 @@ class TestOnGpu:
         one, other = (captured.sample(4, noise="random", dtype=torch.float32) for _ in range(2))
         assert not torch.equal(one, other)
 
-    def test_drawing_does_not_wait_for_the_device(self, run):
+    def test_drawing_does_not_synchronize(self, run):
         captured = fastgan.load(run, "cuda", batch=4)
         z, label = torch.randn(4, 8, device="cuda"), torch.zeros(4, dtype=torch.int64, device="cuda")
-        psi, kind = torch.ones((), device="cuda"), module._Kind("const", torch.uint8)
-        draw = torch.no_grad()(lambda: captured._draw_batch(kind, z, label, psi))
+        psi, mode = torch.ones((), device="cuda"), module._Mode("const", torch.uint8)
+        draw = torch.no_grad()(lambda: captured._draw_batch(mode, z, label, psi))
         for _ in range(WARM_UPS + 1):
             draw()
         torch.cuda.set_sync_debug_mode("error")

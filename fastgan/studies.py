@@ -1,17 +1,18 @@
-"""Studies of a trained generator: what its latents, its layers and its noise do to the image.
+"""Studies of a trained generator: the effect of latents, styles, noise, truncation and growth on the image.
 
-Functions on tensors; `python -m fastgan.generate` makes labelled pictures of them. All take and return alike:
+Functions on tensors; `fastgan generate` makes labelled pictures of them, by `fastgan.figures`. Common arguments:
 
-- `generator`: in eval mode, as `fastgan.runs.checkpoint.load_generator` returns it, on any device.
+- `generator`: in eval mode, on any device, as `fastgan.runs.checkpoint.load_generator` returns it.
 - `seeds`: numbers from 0, one latent each; the same seed is the same latent everywhere. Or the latents themselves,
   a tensor [N, z_dim].
 - `label`: the class of all images, for a conditional generator; None for one without classes.
-- `truncation`: psi, the factor by which w is drawn towards its mean; 1 for not at all.
-- Images come back as fp32 [rows, columns, C, H, W] on the CPU, of nominal range [-1, 1]. Each is drawn on its own and
-  with the generator's fixed noise, so it is always the same, and the same as `samples` where it should be.
+- `truncation`: psi, the factor that pulls w towards its mean; 1 for no truncation.
 
-`Unsupported`, a ValueError, is raised where a generator lacks what the study needs, and says what that is; ValueError
-for other arguments that make no sense.
+Returned images are fp32 [rows, columns, C, H, W] on the CPU, of nominal range [-1, 1]. Each is drawn by itself and with
+the generator's fixed noise, so it does not depend on the others, and equals that of `samples` for the same latent.
+
+Raised are `Unsupported`, a ValueError, if the generator lacks a part that the study needs, and ValueError for other
+invalid arguments.
 """
 
 from __future__ import annotations
@@ -47,10 +48,10 @@ __all__ = [
     "truncation_sweep",
 ]
 
-# Indices of the layers' styles by what they govern: two a resolution, so coarse is 4x4 and 8x8, middle 16x16 and 32x32
+# Slices of the layers' styles, two a resolution: coarse is 4x4 and 8x8, middle 16x16 and 32x32, fine the rest
 # (Karras et al. 2019, "A Style-Based Generator Architecture for GANs", arXiv 1812.04948, figure 3).
 LAYERS = {"coarse": (0, 4), "middle": (4, 8), "fine": (8, None)}
-FINE_NOISE_FROM = 64  # pixels; figure 5 there
+FINE_NOISE_FROM = 64  # resolution; figure 5 of the same paper
 
 Space = Literal["z", "slerp", "w"]
 Seeds = Sequence[int] | Tensor
@@ -66,8 +67,8 @@ def samples(
 ) -> Tensor:
     """Plain images, one a seed: [1, len(seeds), C, H, W].
 
-    noise: one word, or one a layer, as the generator's `synthesize` takes them; other than "const" for a generator with
-    noise only.
+    noise: "const", "none" or "random", or a sequence with one of these a layer, as the generator's `synthesize` takes
+    it. Anything but "const" needs a generator with noise.
     """
     z = _latents(generator, seeds)
     if noise == "const":
@@ -93,13 +94,13 @@ def interpolate(
     label: int | None = None,
     truncation: float = 1.0,
 ) -> Tensor:
-    """From each seed to the next, a row each: [len(seeds) - 1, steps, C, H, W], both ends included.
+    """Interpolation from each seed to the next, a row each: [len(seeds) - 1, steps, C, H, W], both ends included.
 
     Args:
         seeds: two or more.
-        steps: images a row, at least 2, at equal distances.
-        space: where to go from one to the other. "z": the straight line between the latents. "slerp": the arc, which
-            keeps to where latents of a normal distribution lie (White 2016, "Sampling Generative Networks", arXiv
+        steps: images a row, at least 2, equally spaced.
+        space: the path between two seeds. "z": the straight line between the latents. "slerp": the arc, which keeps
+            the length that latents of a normal distribution have (White 2016, "Sampling Generative Networks", arXiv
             1609.04468, section 2.1). "w": the straight line between the styles (Karras et al. 2019, section 4.1);
             needs a style-based generator.
     """
@@ -117,14 +118,13 @@ def interpolation_frames(
     label: int | None = None,
     truncation: float = 1.0,
 ) -> Iterator[Tensor]:
-    """The images of `interpolate` one after the other, [C, H, W] each and drawn when asked for.
+    """The images of `interpolate` one after the other, [C, H, W] each, drawn lazily.
 
-    A seed in the middle, the end of one row and the start of the next, comes once: (len(seeds) - 1) * (steps - 1) + 1
-    images in all. Arguments as there.
+    A seed between two rows comes once: (len(seeds) - 1) * (steps - 1) + 1 images in all. Arguments as in `interpolate`.
     """
     if steps < 2:
-        raise ValueError(f"steps is {steps}, must be at least 2: a row has both its ends")
-    points, between, image = _way(generator, seeds, space, label, truncation)
+        raise ValueError(f"steps is {steps}, must be at least 2: both ends are included")
+    points, between, image = _interpolator(generator, seeds, space, label, truncation)
     return (image(point[None])[0] for point in _path(points, steps, between))
 
 
@@ -137,16 +137,16 @@ def interpolate_at(
     label: int | None = None,
     truncation: float = 1.0,
 ) -> Tensor:
-    """At any places of the way from one seed to another: [1, len(positions), C, H, W].
+    """Images at given positions between two seeds: [1, len(positions), C, H, W].
 
     Args:
         seeds: two.
-        positions: from 0, the first of them, to 1, the second.
-        space: as for `interpolate`.
+        positions: numbers from 0, the first seed, to 1, the second.
+        space: as in `interpolate`.
     """
     if len(seeds) != 2:
         raise ValueError(f"seeds is of length {len(seeds)}, must be two")
-    (start, end), between, image = _way(generator, seeds, space, label, truncation)
+    (start, end), between, image = _interpolator(generator, seeds, space, label, truncation)
     return torch.cat([image(between(start, end, position)[None]) for position in positions])[None]
 
 
@@ -161,7 +161,7 @@ def mix(
 ) -> Tensor:
     """Style mixing (Karras et al. 2019, section 3.1 and figure 3): [len(seeds_a), len(seeds_b), C, H, W].
 
-    The image in row i and column j has its styles from `seeds_a[i]`, but those of `layers` from `seeds_b[j]`.
+    The image in row i and column j takes the styles of `layers` from `seeds_b[j]`, all others from `seeds_a[i]`.
 
     layers: "coarse", "middle" or "fine" (see `LAYERS`), or indices from 0 to num_ws - 1, possibly none. Raises
     Unsupported for a layer that the generator does not have.
@@ -174,7 +174,7 @@ def mix(
 
 
 def style_layers(generator: nn.Module, layers: str | Sequence[int]) -> list[int]:
-    """Indices of what `mix` calls layers; raises Unsupported if the generator has none of that name or number."""
+    """Indices of the layers that `mix` takes from B. Raises Unsupported if the generator has no such layer."""
     _require_styles(generator, "style mixing")
     network, last = f"this network of {architecture(generator)}", generator.num_ws - 1
     if isinstance(layers, str):
@@ -198,27 +198,27 @@ def noise_by_layer(
     label: int | None = None,
     truncation: float = 1.0,
 ) -> Tensor:
-    """What the noise of some layers adds (Karras et al. 2019, figure 5): [len(seeds), 4, C, H, W].
+    """Effect of the noise in coarse and fine layers (Karras et al. 2019, figure 5): [len(seeds), 4, C, H, W].
 
-    The columns have noise in all layers, in none, in the coarse ones only and in the fine ones only.
+    Columns: noise in all layers, in none, in the coarse ones only, in the fine ones only.
 
-    fine_from: the resolution from which a layer is fine; by default that of `fine_noise_from`.
+    fine_from: the smallest resolution of fine layers; by default `fine_noise_from(generator)`.
     """
     _require_noise(generator)
     start = fine_noise_from(generator) if fine_from is None else fine_from
     fine = [resolution >= start for resolution in generator.noise_resolutions]
-    kinds = [
+    columns = [
         "const",
         "none",
-        ["none" if here else "const" for here in fine],
-        ["const" if here else "none" for here in fine],
+        ["none" if is_fine else "const" for is_fine in fine],
+        ["const" if is_fine else "none" for is_fine in fine],
     ]
     ws = _styles(generator, _latents(generator, seeds), label, truncation)
-    return torch.stack([_synthesize(generator, ws, noise) for noise in kinds], 1)
+    return torch.stack([_synthesize(generator, ws, noise) for noise in columns], 1)
 
 
 def fine_noise_from(generator: nn.Module) -> int:
-    """The resolution from which noise counts as fine: 64 as in the paper, or the last one of a smaller network."""
+    """The smallest resolution whose noise counts as fine: 64 as in the paper, or the last one of a smaller network."""
     _require_noise(generator)
     return min(FINE_NOISE_FROM, generator.noise_resolutions[-1])
 
@@ -233,16 +233,15 @@ def noise_deviation(
     label: int | None = None,
     truncation: float = 1.0,
 ) -> Tensor:
-    """How much each pixel depends on the noise (Karras et al. 2019, figure 4c): [len(seeds), 1, C, H, W].
+    """Standard deviation of each pixel over the noise (Karras et al. 2019, figure 4c): [len(seeds), 1, C, H, W].
 
-    The standard deviation over draws of the noise, in units of the image, whose range is 2 wide; the unbiased estimate
-    (divided by draws - 1). Of a transparent image it is that of its premultiplied form, in which what nobody sees does
-    not vary.
+    In units of the image, whose range is 2 wide; the unbiased estimate (divided by draws - 1). For images with an alpha
+    channel, colours are premultiplied by it, so that invisible colours do not count.
 
     Args:
-        draws: how many, at least 2.
+        draws: draws of the noise, at least 2.
         noise: "random", or one word a layer, as the generator's `synthesize` takes them.
-        noise_seed: where the draws of each latent start; torch's own random numbers stay as they were.
+        noise_seed: seed of the draws of each latent; torch's own RNG state stays as it was.
     """
     _require_noise(generator)
     if draws < 2:
@@ -260,7 +259,7 @@ def truncation_sweep(
 ) -> Tensor:
     """Images at each truncation psi (Karras et al. 2019, figure 8): [len(seeds), len(psis), C, H, W].
 
-    At psi 0 all seeds give the image of the mean w, at 1 the plain image, below 0 the opposite of it.
+    At psi 1 a seed gives its plain image, at 0 the image of the mean w, below 0 that of the opposite side of the mean.
     """
     if not len(psis):
         raise ValueError("psis is empty, must have at least one number")
@@ -271,11 +270,11 @@ def truncation_sweep(
 
 
 def growth(generator: nn.Module, seeds: Seeds, *, label: int | None = None, truncation: float = 1.0) -> Tensor:
-    """The same latents at every level of a growing generator: [len(seeds), len(growth_levels), C, H, W].
+    """The same latents at every resolution of a growing generator: [len(seeds), len(growth_levels), C, H, W].
 
-    Karras et al. 2018, "Progressive Growing of GANs", section 2. The layer that makes the image of a level is as it was
-    when the next level had been faded in; the layers before it have been trained on since. Smaller images are enlarged
-    to the size of the largest, each pixel to a square. The generator is left at the level where it was.
+    Karras et al. 2018, "Progressive Growing of GANs", section 2. The output layer of a resolution is as it was when the
+    next one had been faded in; the layers before it were trained further since. Smaller images are enlarged to the size
+    of the largest, each pixel to a square. The generator is left at the resolution where it was.
     """
     levels = growth_levels(generator)
     z = _latents(generator, seeds)
@@ -293,7 +292,7 @@ def growth(generator: nn.Module, seeds: Seeds, *, label: int | None = None, trun
 
 
 def growth_levels(generator: nn.Module) -> list[int]:
-    """The resolutions that a growing generator was trained at so far, from the smallest.
+    """Resolutions that a growing generator was trained at so far, from the smallest.
 
     Raises Unsupported if it does not grow, or was trained without growth.
     """
@@ -307,7 +306,7 @@ def growth_levels(generator: nn.Module) -> list[int]:
 
 
 def _latents(generator: nn.Module, seeds: Seeds) -> Tensor:
-    """z [len(seeds), z_dim]; with it every study begins, so what all need is checked here."""
+    """z [len(seeds), z_dim]. Every study begins with it, so common arguments are checked here."""
     if generator.training:
         raise ValueError("generator is in training mode, must be in eval mode: call generator.eval()")
     if not len(seeds):
@@ -327,7 +326,7 @@ def _images(generator: nn.Module, z: Tensor, label: int | None, truncation: floa
 
 @torch.no_grad()
 def _styles(generator: nn.Module, z: Tensor, label: int | None, truncation: float) -> Tensor:
-    """ws [N, num_ws, w_dim] on the generator's device; each of a batch of its own, like the images."""
+    """ws [N, num_ws, w_dim] on the generator's device, each mapped by itself, like the images."""
     device = next(generator.parameters()).device
     label = None if label is None else torch.full((1,), label, device=device)
     return torch.cat([generator.styles(own.to(device), label, truncation=truncation) for own in z.split(1)])
@@ -339,12 +338,12 @@ def _synthesize(generator: nn.Module, ws: Tensor, noise: str | Sequence[str] = "
     return torch.cat([generator.synthesize(own, noise=noise).float().cpu() for own in ws.split(1)])
 
 
-def _way(
+def _interpolator(
     generator: nn.Module, seeds: Seeds, space: Space, label: int | None, truncation: float
 ) -> tuple[Tensor, Callable[[Tensor, Tensor, float], Tensor], Callable[[Tensor], Tensor]]:
-    """How to interpolate in a space: the seeds' points in it, what is between two of them, and the images of points."""
+    """Points of the seeds in a space, the interpolation between two points, and the images of points."""
     if len(seeds) < 2:
-        raise ValueError(f"seeds is of length {len(seeds)}, must have at least two to go between")
+        raise ValueError(f"seeds is of length {len(seeds)}, must have at least two to interpolate between")
     if space not in ("z", "slerp", "w"):
         raise ValueError(f"space is {space!r}, must be 'z', 'slerp' or 'w'")
     points = _latents(generator, seeds)
@@ -365,7 +364,7 @@ def _require_noise(generator: nn.Module) -> None:
 
 
 def _path(points: Tensor, steps: int, between: Callable[[Tensor, Tensor, float], Tensor]) -> Iterator[Tensor]:
-    """From each of `points` to the next in `steps` points, both ends included, but each end once."""
+    """`steps` points from each of `points` to the next, both ends included, each of `points` once."""
     yield points[0]
     for start, end in itertools.pairwise(points):
         for step in range(1, steps):
@@ -373,7 +372,7 @@ def _path(points: Tensor, steps: int, between: Callable[[Tensor, Tensor, float],
 
 
 def _arc(start: Tensor, end: Tensor, t: float) -> Tensor:
-    """Spherical interpolation between vectors, exact at t 0 and 1; the straight line where both have one direction."""
+    """Spherical interpolation between vectors, exact at t 0 and 1; linear for parallel vectors."""
     a, b = start.double(), end.double()
     angle = torch.acos((torch.dot(a, b) / (a.norm() * b.norm())).clamp(-1, 1))
     if angle.sin() < 1e-6:
@@ -383,25 +382,25 @@ def _arc(start: Tensor, end: Tensor, t: float) -> Tensor:
 
 @torch.no_grad()
 def _deviation(generator: nn.Module, ws: Tensor, draws: int, noise: str | Sequence[str], seed: int) -> Tensor:
-    """[C, H, W], in one pass over the draws (Welford's method): a thousand images are never there at once."""
+    """[C, H, W], by Welford's method, so that only one draw is in memory at a time."""
 
-    def drawn() -> Tensor:
+    def draw() -> Tensor:
         return premultiplied(generator.synthesize(ws, noise=noise))[0].double()
 
     with _seeded(ws.device, seed):
-        mean = drawn()
+        mean = draw()
         squares = torch.zeros_like(mean)
         for count in range(2, draws + 1):
-            image = drawn()
-            before = image - mean
-            mean += before / count
-            squares += before * (image - mean)
+            image = draw()
+            deviation = image - mean
+            mean += deviation / count
+            squares += deviation * (image - mean)
     return (squares / (draws - 1)).sqrt().float().cpu()
 
 
 @contextlib.contextmanager
 def _seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Within the block random numbers on the device start at `seed`; afterwards they go on as if nothing had been."""
+    """Seed the device's RNG within the block, and restore its state afterwards."""
     rng = torch.default_generator if device.type == "cpu" else torch.cuda.default_generators[device.index]
     state = rng.get_state()
     rng.manual_seed(seed)

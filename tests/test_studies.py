@@ -1,4 +1,4 @@
-"""Studies of a generator: each agrees with the plain images where it should, and says what a generator lacks."""
+"""Studies of a generator: agreement with plain images, and errors for generators that lack a part."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ SEEDS = [3, 1, 4]
 
 
 def build(arch="stylegan2", **options):
-    """A small generator of random weights, whose noise and mean style matter."""
+    """A small generator with random weights, noise that shows, and a mean style other than zero."""
     torch.manual_seed(0)
     options = {"resolution": 16, "channel_base": 64, "channel_max": 8, "z_dim": 8, **options}
     generator, _ = models.build(models.ModelConfig(arch=arch, **options))
@@ -24,7 +24,7 @@ def build(arch="stylegan2", **options):
 
 
 class Growing(nn.Module):
-    """Draws one number of z a pixel, at the resolution it was grown to; what the studies need of a growing network."""
+    """A stand-in for a growing generator: each pixel is a number of z, at the resolution it was grown to."""
 
     supports = frozenset({"growth"})
 
@@ -56,7 +56,7 @@ def plain(generator):
     return studies.samples(generator, SEEDS)[0]  # [3, C, H, W]
 
 
-def test_samples_are_what_is_drawn_elsewhere(generator, plain):
+def test_samples_equal_the_images_of_draw(generator, plain):
     assert plain.shape == (3, 1, 16, 16) and plain.dtype == torch.float32
     drawn = drawing.draw(generator, drawing.latents(SEEDS, generator.z_dim), None)
     assert (studies.to_uint8(plain) == drawn).all()
@@ -64,7 +64,7 @@ def test_samples_are_what_is_drawn_elsewhere(generator, plain):
 
 
 class TestClasses:
-    def test_a_row_is_what_is_drawn_of_the_class(self):
+    def test_a_row_has_the_samples_of_its_class(self):
         generator = build(num_classes=5)
         table = studies.classes(generator, SEEDS, [4, 0], truncation=0.7)
         assert table.shape == (2, 3, 1, 16, 16)
@@ -72,7 +72,7 @@ class TestClasses:
             assert torch.equal(row, studies.samples(generator, SEEDS, label=label, truncation=0.7)[0])
         assert not torch.equal(table[0], table[1])
 
-    def test_none_at_all(self, generator):
+    def test_no_classes(self, generator):
         with pytest.raises(ValueError, match="labels is empty"):
             studies.classes(generator, SEEDS, [])
 
@@ -87,12 +87,12 @@ class TestInterpolation:
         assert all(not torch.equal(image, end) for image in between for end in plain)
 
     @pytest.mark.parametrize("space", ["z", "slerp"])
-    def test_any_generator_will_do(self, space):
+    def test_interpolation_without_styles(self, space):
         generator = build("dcgan")
         table = studies.interpolate(generator, SEEDS, steps=3, space=space)
         assert torch.equal(table[:, 0], studies.samples(generator, SEEDS)[0, :-1])
 
-    def test_the_middle(self, generator):
+    def test_the_middle_of_each_space(self, generator):
         a, b = drawing.latents(SEEDS[:2], generator.z_dim)
         styles = generator.styles(torch.stack([a, b])).mean(0, keepdim=True)
         middles = {
@@ -104,24 +104,24 @@ class TestInterpolation:
             image = studies.interpolate(generator, SEEDS[:2], steps=3, space=space)[0, 1]
             torch.testing.assert_close(image, middle[0])
 
-    def test_the_arc_keeps_the_length_and_divides_the_angle(self):
+    def test_slerp_keeps_the_length_and_divides_the_angle(self):
         a, b = torch.tensor([2.0, 0.0, 0.0]), torch.tensor([0.0, 2.0, 0.0])
         third = studies._arc(a, b, 1 / 3)
         torch.testing.assert_close(third, torch.tensor([3.0**0.5, 1.0, 0.0]))
 
-    def test_the_arc_between_parallel_latents_is_the_line(self):
+    def test_slerp_of_parallel_latents_is_linear(self):
         a = torch.tensor([1.0, 2.0])
         torch.testing.assert_close(studies._arc(a, 3 * a, 0.25), 1.5 * a)
         assert studies._arc(a, -a, 0.5).isfinite().all()
 
     @pytest.mark.parametrize("space", ["slerp", "w"])
-    def test_frames_have_each_end_once(self, generator, space):
+    def test_frames_have_each_seed_once(self, generator, space):
         frames = list(studies.interpolation_frames(generator, SEEDS, steps=4, space=space))
         table = studies.interpolate(generator, SEEDS, steps=4, space=space)
         assert len(frames) == 2 * 3 + 1
         assert torch.equal(torch.stack(frames), torch.cat([table[0], table[1, 1:]]))
 
-    def test_frames_are_drawn_when_asked_for(self, generator, monkeypatch):
+    def test_frames_are_drawn_lazily(self, generator, monkeypatch):
         drawn = []
         monkeypatch.setattr(studies, "draw_tensor", lambda *_, **__: drawn.append(1) or torch.zeros(1, 1, 16, 16))
         frames = studies.interpolation_frames(generator, SEEDS, steps=1000)
@@ -132,7 +132,7 @@ class TestInterpolation:
 
 class TestMixing:
     @pytest.mark.parametrize("truncation", [1.0, 0.6])
-    def test_nothing_from_b_is_a_and_everything_is_b(self, generator, truncation):
+    def test_no_layer_from_b_gives_a_and_every_layer_gives_b(self, generator, truncation):
         options = {"truncation": truncation}
         a, b = (studies.samples(generator, seeds, **options)[0] for seeds in (SEEDS, [7, 8]))
         none = studies.mix(generator, SEEDS, [7, 8], [], **options)
@@ -141,19 +141,19 @@ class TestMixing:
         every = studies.mix(generator, SEEDS, [7, 8], range(generator.num_ws), **options)
         assert torch.equal(every, b[None].expand_as(every))
 
-    def test_the_layers_named_come_from_b(self, generator):
+    def test_given_layers_come_from_b(self, generator):
         z = drawing.latents([3, 7], generator.z_dim)
         a, b = generator.styles(z)
         expected = generator.synthesize(torch.cat([a[:2], b[2:4], a[4:]])[None], noise="const")
         torch.testing.assert_close(studies.mix(generator, [3], [7], [2, 3])[0, 0], expected[0])
 
-    def test_coarse_and_middle_and_fine_are_all(self):
+    def test_coarse_middle_and_fine_are_all_layers(self):
         generator = build(resolution=128, channel_base=128)
         layers = [studies.style_layers(generator, name) for name in ("coarse", "middle", "fine")]
         assert layers == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
         assert torch.equal(studies.mix(generator, [3], [7], "fine"), studies.mix(generator, [3], [7], range(8, 12)))
 
-    def test_layers_that_there_are_not(self, generator):
+    def test_unknown_layers(self, generator):
         with pytest.raises(studies.Unsupported, match="stylegan2 has layers 0 to 5, and 'fine' ones begin at 8"):
             studies.mix(generator, [3], [7], "fine")
         for layer in (6, -1):
@@ -164,7 +164,7 @@ class TestMixing:
 
 
 class TestNoise:
-    def test_by_layer(self, generator, plain):
+    def test_noise_by_layer(self, generator, plain):
         table = studies.noise_by_layer(generator, SEEDS)
         assert table.shape == (3, 4, 1, 16, 16)
         every, none, coarse, fine = table.unbind(1)
@@ -175,27 +175,27 @@ class TestNoise:
         torch.testing.assert_close(fine, generator(z, noise=["none"] * 3 + ["const"] * 2))
         assert not any(torch.allclose(a, b) for a, b in [(every, coarse), (every, fine), (none, coarse), (none, fine)])
 
-    def test_where_fine_begins(self, generator):
+    def test_where_fine_noise_begins(self, generator):
         assert studies.fine_noise_from(generator) == 16
         assert studies.fine_noise_from(build(resolution=128, channel_base=128)) == 64
         every, none, coarse, fine = studies.noise_by_layer(generator, SEEDS, fine_from=4).unbind(1)
         assert torch.equal(coarse, none) and torch.equal(fine, every)
 
     @pytest.mark.parametrize("number", range(5))
-    def test_each_word_is_for_its_own_layer(self, number):
+    def test_each_noise_setting_reaches_its_own_layer(self, number):
         generator = build()
         parts = generator.synthesis
         layers = [parts.first, parts.up[0], parts.same[0], parts.up[1], parts.same[1]]
         assert [layer.noise_const.shape[-1] for layer in layers] == generator.noise_resolutions
         for other, layer in enumerate(layers):
             if other != number:
-                layer.noise_const.fill_(torch.nan)  # seen in the image where a word went astray
+                layer.noise_const.fill_(torch.nan)  # NaN in the image if the setting reached another layer
         z = drawing.latents([3], generator.z_dim)
         image = generator(z, noise=["const" if other == number else "none" for other in range(5)])
         assert image.isfinite().all()
         assert not torch.allclose(image, generator(z, noise="none"))
 
-    def test_deviation(self, generator):
+    def test_deviation_is_the_standard_deviation_of_draws(self, generator):
         deviation = studies.noise_deviation(generator, SEEDS, draws=5, noise_seed=9)
         assert deviation.shape == (3, 1, 1, 16, 16) and (deviation > 0).all()
         torch.manual_seed(9)
@@ -204,28 +204,28 @@ class TestNoise:
         torch.testing.assert_close(deviation[2, 0], drawn.std(0))
 
     @pytest.mark.parametrize("noise", ["none", "const", ["const"] * 5])
-    def test_without_chance_there_is_no_deviation(self, generator, noise):
+    def test_deviation_without_random_noise_is_zero(self, generator, noise):
         assert studies.noise_deviation(generator, SEEDS, draws=3, noise=noise).eq(0).all()
 
-    def test_random_numbers_go_on_as_if_nothing_had_been(self, generator):
+    def test_deviation_restores_the_rng_state(self, generator):
         torch.manual_seed(5)
         expected = torch.randn(3)
         torch.manual_seed(5)
         studies.noise_deviation(generator, [1], draws=2)
         assert torch.equal(torch.randn(3), expected)
 
-    def test_one_draw_does_not_deviate(self, generator):
+    def test_one_draw_is_refused(self, generator):
         with pytest.raises(ValueError, match="draws is 1, must be at least 2"):
             studies.noise_deviation(generator, SEEDS, draws=1)
 
     @pytest.mark.parametrize("noise", ["loud", ["none"] * 4, ["none"] * 4 + ["loud"]])
-    def test_words_that_are_none(self, generator, noise):
+    def test_invalid_noise_settings(self, generator, noise):
         with pytest.raises(ValueError, match=r"noise is .*, must be 'random', 'const' or 'none', or 5 such words"):
             generator(torch.zeros(1, 8), noise=noise)
 
 
 class TestTruncation:
-    def test_one_is_plain_and_zero_the_mean(self, generator, plain):
+    def test_psi_one_is_plain_and_psi_zero_is_the_mean(self, generator, plain):
         table = studies.truncation_sweep(generator, SEEDS)
         assert table.shape == (3, 9, 1, 16, 16)
         assert torch.equal(table[:, -1], plain)
@@ -234,19 +234,19 @@ class TestTruncation:
         torch.testing.assert_close(table[:1, 4], generator.synthesize(mean, noise="const"))
         assert not torch.allclose(table[:, 0], table[:, -1])
 
-    def test_below_zero_is_the_opposite_side_of_the_mean(self, generator):
+    def test_negative_psi_is_the_opposite_side_of_the_mean(self, generator):
         mean = generator.mapping.w_avg
         opposite = 2 * mean - generator.styles(drawing.latents([3], generator.z_dim))
         image = studies.truncation_sweep(generator, [3], [-1.0])[0]
         torch.testing.assert_close(image, generator.synthesize(opposite, noise="const"))
 
-    def test_no_psi_at_all(self, generator):
+    def test_no_psi(self, generator):
         with pytest.raises(ValueError, match="psis is empty"):
             studies.truncation_sweep(generator, SEEDS, [])
 
 
 class TestGrowth:
-    def test_each_level_at_the_size_of_the_last(self):
+    def test_each_level_is_enlarged_to_the_size_of_the_last(self):
         generator = Growing()
         table = studies.growth(generator, SEEDS)
         assert table.shape == (3, 3, 1, 16, 16)
@@ -259,7 +259,7 @@ class TestGrowth:
             assert torch.equal(small, studies.samples(generator, SEEDS)[0])
             generator.grow_to(16)
 
-    def test_levels_below_the_first_that_was_trained_are_left_out(self):
+    def test_untrained_levels_are_left_out(self):
         generator = Growing()
         generator.grown_from = 8
         assert studies.growth_levels(generator) == [8, 16]
@@ -268,7 +268,7 @@ class TestGrowth:
         with pytest.raises(studies.Unsupported, match="did not grow: it was trained at 16x16 alone"):
             studies.growth(generator, SEEDS)
 
-    def test_a_network_in_the_middle_of_growing_is_left_so(self):
+    def test_the_stage_of_growth_is_restored(self):
         generator = Growing()
         generator.grow_to(8, 0.25)
         table = studies.growth(generator, SEEDS)
@@ -276,7 +276,7 @@ class TestGrowth:
         assert torch.equal(table[:, 1], studies.samples(generator, SEEDS)[0])
         assert (generator.stage_resolution, float(generator.alpha)) == (8, 0.25)
 
-    def test_it_is_left_so_after_an_error_too(self, monkeypatch):
+    def test_the_stage_of_growth_is_restored_after_an_error(self, monkeypatch):
         generator = Growing()
         generator.grow_to(16, 0.5)
 
@@ -301,24 +301,24 @@ CALLS = {
     "truncation_sweep": lambda g, seeds=SEEDS, **o: studies.truncation_sweep(g, seeds, **o),
     "growth": lambda g, seeds=SEEDS, **o: studies.growth(g, seeds, **o),
 }
-OF_A_GENERATOR = [name for name in CALLS if name != "growth"]  # stylegan2 can do all but this
+OF_STYLEGAN2 = [name for name in CALLS if name != "growth"]
 
 
-@pytest.mark.parametrize("name", OF_A_GENERATOR)
-def test_every_study_is_the_same_each_time(generator, name):
+@pytest.mark.parametrize("name", OF_STYLEGAN2)
+def test_every_study_is_deterministic(generator, name):
     torch.manual_seed(1)
     first = CALLS[name](generator)
     torch.manual_seed(2)
     assert torch.equal(CALLS[name](generator), first)
 
 
-@pytest.mark.parametrize("name", [name for name in OF_A_GENERATOR if name != "classes"])
+@pytest.mark.parametrize("name", [name for name in OF_STYLEGAN2 if name != "classes"])
 def test_every_study_takes_a_class(name):
     generator = build(num_classes=5)
     assert not torch.equal(CALLS[name](generator, label=1), CALLS[name](generator, label=2))
 
 
-@pytest.mark.parametrize("name", OF_A_GENERATOR)
+@pytest.mark.parametrize("name", OF_STYLEGAN2)
 def test_a_row_depends_on_its_own_seed_only(generator, name):
     table = CALLS[name](generator, seeds=[3, 1])
     other = CALLS[name](generator, seeds=[3, 1, 4])
@@ -326,8 +326,8 @@ def test_a_row_depends_on_its_own_seed_only(generator, name):
     assert torch.equal(other[:, :2] if columns else other[: len(table)], table)
 
 
-@pytest.mark.parametrize("name", OF_A_GENERATOR)
-def test_what_is_wrong_for_every_study(generator, name):
+@pytest.mark.parametrize("name", OF_STYLEGAN2)
+def test_arguments_that_every_study_refuses(generator, name):
     with pytest.raises(ValueError, match="seeds is"):
         CALLS[name](generator, seeds=[])
     generator = build()
@@ -336,7 +336,7 @@ def test_what_is_wrong_for_every_study(generator, name):
         CALLS[name](generator)
 
 
-def test_what_is_wrong_for_an_interpolation(generator):
+def test_arguments_that_interpolation_refuses(generator):
     for interpolate in (studies.interpolate, studies.interpolation_frames):  # at the call, not at the first frame
         with pytest.raises(ValueError, match=r"seeds is of length 1, must have at least two"):
             interpolate(generator, [5])
@@ -357,20 +357,20 @@ LACKS = {
 
 
 @pytest.mark.parametrize("name", LACKS)
-def test_a_generator_without_it_says_so(name):
+def test_studies_that_a_generator_does_not_support(name):
     with pytest.raises(studies.Unsupported, match=LACKS[name]):
         CALLS[name](build("dcgan"))
 
 
-def test_truncation_of_a_generator_that_has_none():
+def test_truncation_that_a_generator_does_not_support():
     with pytest.raises(studies.Unsupported, match=r"dcgan has no truncation: psi is 0\.5, must be 1"):
         studies.samples(build("dcgan"), SEEDS, truncation=0.5)
 
 
-def test_images_reach_the_cpu_without_a_graph():
+def test_images_are_on_the_cpu_without_a_graph():
     generator = build()
     generator.requires_grad_(True)
-    for name in OF_A_GENERATOR:
+    for name in OF_STYLEGAN2:
         images = CALLS[name](generator)
         assert images.device.type == "cpu" and images.dtype == torch.float32 and not images.requires_grad
 
@@ -378,15 +378,15 @@ def test_images_reach_the_cpu_without_a_graph():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu(generator):
-    there = build().to("cuda")
+    on_gpu = build().to("cuda")
     before = torch.cuda.get_rng_state()
-    for name in OF_A_GENERATOR:
-        images = CALLS[name](there)
-        assert images.device.type == "cpu" and torch.equal(CALLS[name](there), images)
-        if name != "noise_deviation":  # whose random numbers are others
+    for name in OF_STYLEGAN2:
+        images = CALLS[name](on_gpu)
+        assert images.device.type == "cpu" and torch.equal(CALLS[name](on_gpu), images)
+        if name != "noise_deviation":  # its random numbers differ
             torch.testing.assert_close(images, CALLS[name](generator), atol=0.05, rtol=0.05)
     assert torch.equal(torch.cuda.get_rng_state(), before)
-    assert torch.equal(studies.interpolate(there, SEEDS, space="w")[:, 0], studies.samples(there, SEEDS)[0, :-1])
+    assert torch.equal(studies.interpolate(on_gpu, SEEDS, space="w")[:, 0], studies.samples(on_gpu, SEEDS)[0, :-1])
 
 
 def test_styles_and_synthesis_make_up_a_forward_pass(generator):

@@ -101,7 +101,7 @@ def measure(options: Options) -> dict[str, Any] | None:
     """
     metrics = options.check()
 
-    from fastgan.distributed import joined
+    from fastgan.distributed import connected
     from fastgan.runs import precision
     from fastgan.runs.networks import open_networks
 
@@ -111,7 +111,8 @@ def measure(options: Options) -> dict[str, Any] | None:
     require(needed, f"looking at {options.samples:,} samples", "give fewer --samples")
     if options.json is not None:
         prepare_to_write(Path(options.json), "--json")
-    with joined("cpu", "its message says why") as ranks:  # also where there are GPUs: features lie in the CPU's memory
+    # On the CPU also where there are GPUs: that is where the features are.
+    with connected("cpu", "its message says why") as ranks:
         device = precision.choose_device(options.device, ranks)
         train, heldout = _data(trained, options)
         real, floor = _real_images(train, heldout, options)
@@ -126,7 +127,7 @@ def measure(options: Options) -> dict[str, Any] | None:
                     f"{extractor.weights} is not the network of published numbers: compare with its own only"
                 )
             _measure_with(extractor, wanted, real, floor, draw, ranks, options, found)
-        if not ranks.first:
+        if not ranks.is_first:
             return None
     return {
         "checkpoint": options.checkpoint if has_scheme(options.checkpoint) else str(trained.path),
@@ -153,7 +154,7 @@ def _measure_with(extractor, metrics, real, floor, draw, ranks, options: Options
     of_floor = None if floor is None else floor.features(extractor, ranks=ranks)
     of_block = lambda start, stop: extractor(draw(start, stop))
     of_samples = gathered(ranks, options.samples, of_block, "looking at samples")
-    if not ranks.first:
+    if not ranks.is_first:
         return
     reference = Reference(real, extractor, of_real, seed=options.seed)
     found["samples"] |= reference.measure(metrics, of_samples)

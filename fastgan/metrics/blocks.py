@@ -26,17 +26,21 @@ def gathered(
     title: of a progress bar of the first process's share; none if empty.
     """
     starts = range(0, count, BLOCK)
-    share = -(-len(starts) // ranks.count)
+    share = -(-len(starts) // ranks.world_size)
     mine = starts[ranks.rank * share : (ranks.rank + 1) * share]
     parts = []
     with ProgressBar(
-        total=min(count, share * BLOCK), desc=title, unit=" images", disable=not title or not ranks.first, leave=False
+        total=min(count, share * BLOCK),
+        desc=title,
+        unit=" images",
+        disable=not title or not ranks.is_first,
+        leave=False,
     ) as bar:
         for start in mine:
             parts.append(of_block(start, min(start + BLOCK, count)))
             bar.update(len(parts[-1]))
-    if ranks.count > 1:
-        received = [None] * ranks.count if ranks.first else None
+    if ranks.world_size > 1:
+        received = [None] * ranks.world_size if ranks.is_first else None
         dist.gather_object(parts, received)
         if received is None:
             return None
@@ -53,20 +57,20 @@ def looked_up(
 
     Gives None in all but the first. All must call it.
     """
-    if ranks.count == 1:
+    if ranks.world_size == 1:
         return look_up(compute)
-    if not ranks.first:
-        if ranks.tell(False):
+    if not ranks.is_first:
+        if ranks.broadcast(False):
             compute()
         return None
     called = False
 
     def together() -> np.ndarray:
         nonlocal called
-        called = ranks.tell(True)
+        called = ranks.broadcast(True)
         return compute()
 
     found = look_up(together)
     if not called:
-        ranks.tell(False)
+        ranks.broadcast(False)
     return found

@@ -75,12 +75,12 @@ def choose_device(name: str, ranks: Ranks | None = None) -> torch.device:
 
     Of several processes of a machine each has a GPU of its own.
     """
-    if ranks is not None and ranks.count > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
-        if ranks.local >= torch.cuda.device_count():
+    if ranks is not None and ranks.world_size > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
+        if ranks.local_rank >= torch.cuda.device_count():
             raise UserError(
                 f"there are {torch.cuda.device_count()} GPUs here: give torchrun as many processes, at most"
             )
-        return torch.device("cuda", ranks.local)
+        return torch.device("cuda", ranks.local_rank)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -91,9 +91,9 @@ def choose_device(name: str, ranks: Ranks | None = None) -> torch.device:
         raise UserError(f"--device {name}: this PyTorch finds no CUDA GPU; give --device cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"--device {name}: there are {torch.cuda.device_count()} GPUs, numbered from 0")
-    if device.type == "cuda" and ranks is not None and ranks.count > 1:
+    if device.type == "cuda" and ranks is not None and ranks.world_size > 1:
         raise UserError(
-            f"--device {name}: {ranks.count} processes have a GPU each; give --device cuda, or leave it out"
+            f"--device {name}: {ranks.world_size} processes have a GPU each; give --device cuda, or leave it out"
         )
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"--device {name}: fastgan trains on cpu and cuda")

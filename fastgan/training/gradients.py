@@ -32,7 +32,7 @@ class GradientSum:
         self._pieces: list[_Piece] = []
         self._missing: dict[int, int] = {}  # piece to the number of its parameters that are still waited for
         self._sent = self.sent_early = 0
-        if ranks.count == 1:
+        if ranks.world_size == 1:
             return
         piece: list[nn.Parameter] = []
         for parameter in reversed(list(parameters)):  # about the order in which backward comes to them

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from fastgan import data, models
-from fastgan.distributed import Ranks, joined
+from fastgan.distributed import Ranks, connected
 from fastgan.errors import UserError, program, readable
 from fastgan.files import one_writer, write_atomically
 from fastgan.models.progressive import fade_reals
@@ -55,7 +55,7 @@ def train(config: Config, header: checkpoint.Header | None = None, start: initia
     Raises UserError for what a user can put right.
     """
     with (
-        joined(config.machine.device, "what it last saved is whole: go on with --resume") as ranks,
+        connected(config.machine.device, "what it last saved is whole: go on with --resume") as ranks,
         contextlib.ExitStack() as until_the_end,
     ):
         return _train(config, header, start, ranks, until_the_end)
@@ -69,36 +69,36 @@ def _train(
     until_the_end: contextlib.ExitStack,
 ) -> int:
     options, output = config.training, config.output
-    say = print if ranks.first else lambda *_, **__: None
+    say = print if ranks.is_first else lambda *_, **__: None
     _require_same(config, header, ranks)
-    configure.check_processes(config, ranks.count)
+    configure.check_processes(config, ranks.world_size)
     if output.wandb is not None:
         require_wandb(output.wandb)
     device = precision.choose_device(config.machine.device, ranks)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     compute = precision.choose(config.machine.amp, device)
-    threads, why = process.choose_threads(config.machine.threads, ranks.neighbours)
+    threads, why = process.choose_threads(config.machine.threads, ranks.local_world_size)
     torch.set_num_threads(threads)
 
-    with ranks.one_first():
+    with ranks.local_first():
         dataset = _open_data(config, header)
     num_classes = dataset.num_classes if config.data.labels else 0
     if header:
         model = header.model
     else:
         model = start.fitted(config, num_classes) if start else _model_config(config, num_classes)
-    configure.check_groups(config, _compared(model), ranks.count)
+    configure.check_groups(config, _compared(model), ranks.world_size)
     torch.manual_seed(config.machine.seed)
     try:
-        _require_memory(model, config, device, ranks.count)
-        state = new_state(model, config, device, ranks.count)
+        _require_memory(model, config, device, ranks.world_size)
+        state = new_state(model, config, device, ranks.world_size)
     except ValueError as error:
         raise UserError(str(error)) from None
     if header:
         checkpoint.restore(header, state)
     fresh = start.put_into(state, model) if start else None
-    ranks.agree(*state.modules().values())
+    ranks.broadcast_modules(*state.modules().values())
     evaluations = Evaluations(config)
     for operation in OPERATIONS:  # FASTGAN_BACKEND may name none that can serve
         backends.choose(operation, device)
@@ -109,12 +109,14 @@ def _train(
         device,
         config.machine.seed,
         batch_at,
-        share=(ranks.rank, ranks.count),
+        share=(ranks.rank, ranks.world_size),
         labels=model.num_classes > 0,
         mirror=config.data.mirror,
     )
-    run = header.path.parent if header else Path(ranks.tell(str(_new_run_folder(config)) if ranks.first else ""))
-    if ranks.first:
+    run = (
+        header.path.parent if header else Path(ranks.broadcast(str(_new_run_folder(config)) if ranks.is_first else ""))
+    )
+    if ranks.is_first:
         if not header:
             until_the_end.enter_context(one_writer(run))
         write_atomically(run / CONFIG_FILE_NAME, json.dumps(to_dict(config), indent=2).encode())
@@ -125,7 +127,7 @@ def _train(
     )
     if fresh:
         say(f"started    {fresh}")
-    together = f", in {ranks.count} processes" if ranks.count > 1 else ""
+    together = f", in {ranks.world_size} processes" if ranks.world_size > 1 else ""
     say(f"computing  on {device} in {compute}, {_threads(threads, why)}{together}")
     say(f"run        {run}" + _beginning(state, header, start), flush=True)
 
@@ -134,15 +136,15 @@ def _train(
     if device.type == "cuda":
         reason = step.why_not_captured
         say("steps      " + (f"without CUDA graphs: {reason}" if reason else "captured as CUDA graphs"), flush=True)
-    diversity = Diversity(dataset, model) if ranks.first else None
-    watch_interval = measured_every(output.log_interval, ranks.count)
+    diversity = Diversity(dataset, model) if ranks.is_first else None
+    watch_interval = measured_every(output.log_interval, ranks.world_size)
     write_grid = _grid_writer(run, dataset, state, model, config)
     summary = {"images": len(dataset), "class_names": dataset.class_names, "digests": dataset.digests}
     watch = Watch(config, summary)
 
     def save() -> None:
         require_finite_weights(state.generator, state.discriminator, f"{run / checkpoint.FILE_NAME} is kept as it was")
-        if ranks.first:
+        if ranks.is_first:
             checkpoint.save(run / checkpoint.FILE_NAME, state, config, model, summary)
             checkpoint.keep(run / checkpoint.FILE_NAME, state.images, output.keep_checkpoints)
 
@@ -159,18 +161,18 @@ def _train(
         return interval > 0 and state.images // interval > before // interval
 
     with (
-        process.finish_step_on_signal(ECHO if ranks.count > 1 else 0.0) as interrupt,
+        process.finish_step_on_signal(ECHO if ranks.world_size > 1 else 0.0) as interrupt,
         contextlib.nullcontext() if header else _kept_from_the_first_step_on(run, state, ranks),
         contextlib.closing(loader),
-        LogWriter(run, state.step, state.images, config) if ranks.first else NoLog() as log,
+        LogWriter(run, state.step, state.images, config) if ranks.is_first else NoLog() as log,
         contextlib.closing(evaluations),
         ProgressBar(
-            total=options.images, initial=state.images, unit="img", smoothing=0.1, disable=not ranks.first
+            total=options.images, initial=state.images, unit="img", smoothing=0.1, disable=not ranks.is_first
         ) as progress,
     ):
-        watch.read_all(read_log(run) if ranks.first else [])
+        watch.read_all(read_log(run) if ranks.is_first else [])
         finished = state.images >= options.images
-        if header and ranks.first and not finished and _owes_grid(run, state, config, growth):
+        if header and ranks.is_first and not finished and _owes_grid(run, state, config, growth):
             log.write_grid(state.step, state.images, write_grid(state.images))
         while not finished:
             # Data, at the resolution that the networks have grown to.
@@ -184,7 +186,7 @@ def _train(
             # Discriminator, generator, average.
             step(real, label, stage.lr_factor if stage else 1.0)
             # Asked once: what follows must agree, here and in all processes.
-            interrupt.heard = ranks.wished(interrupt.signum)
+            interrupt.heard = ranks.previous_max(interrupt.signum)
             finished = interrupt.heard != 0 or state.images >= options.images
             progress.update(state.images - before)
 
@@ -192,7 +194,7 @@ def _train(
             measure_now = output.metrics and due(output.metrics_interval)
             save_now = due(output.checkpoint_interval) or measure_now
             if due(output.log_interval) or save_now:
-                means = ranks.means(averages.read())  # the only place that waits for the device, but for a few lines on
+                means = ranks.all_reduce_means(averages.read())  # waits for the device
                 kept = f"{run / checkpoint.FILE_NAME} is from {saved_images:,} images"
                 limit = guard.LIMIT_AT_THE_END if state.images >= options.images else guard.LIMIT
                 require_progress(step.left_out(), limit, means, state.images, kept)
@@ -216,17 +218,17 @@ def _train(
                 log.sync()
                 save()
                 saved_images = state.images
-            if measure_now and not finished and ranks.first:
+            if measure_now and not finished and ranks.is_first:
                 evaluations.start(run / checkpoint.FILE_NAME, state)
-            if due(output.grid_interval) and not finished and ranks.first:
+            if due(output.grid_interval) and not finished and ranks.is_first:
                 log.write_grid(state.step, state.images, write_grid(state.images))
 
-        if ranks.first:
+        if ranks.is_first:
             grid = write_grid(state.images)
             log.write_grid(state.step, state.images, grid)
             say(f"samples    {grid}")
-        ranks.part()  # the last evaluation may take longer than one waits for another
-        if ranks.first:
+        ranks.leave()  # the last evaluation may take longer than one waits for another
+        if ranks.is_first:
             evaluations.finish(run / checkpoint.FILE_NAME, state, log, interrupt)
     say(f"checkpoint {run / checkpoint.FILE_NAME}")
     if state.images >= options.images:
@@ -275,7 +277,7 @@ class Growth:
 def _require_same(config: Config, header: checkpoint.Header | None, ranks: Ranks) -> None:
     """Raise UserError where the first process has other options than this one, or would go on from elsewhere."""
     images = header.images if header else None
-    first_config, first_images = json.loads(ranks.tell(json.dumps([to_dict(config), images])))
+    first_config, first_images = json.loads(ranks.broadcast(json.dumps([to_dict(config), images])))
     if different := changes(from_dict(first_config), config):
         name, (before, here) = next(iter(different.items()))
         raise UserError(f"{flag(name)} {here}: is {before} in the first process; start all with the same options")
@@ -372,11 +374,11 @@ def _new_run_folder(config: Config) -> Path:
 def _kept_from_the_first_step_on(run: Path, state: checkpoint.State, ranks: Ranks) -> Iterator[None]:
     """If a first step cannot be made, for want of memory or because there is no log to write, nothing of the run stays:
     --out may name the same folder again. What was in it before the run stays."""
-    before = {path.name for path in run.iterdir()} if ranks.first else set()
+    before = {path.name for path in run.iterdir()} if ranks.is_first else set()
     try:
         yield
     except (MemoryError, RuntimeError, UserError) as error:
-        if ranks.first and state.step == 0 and (isinstance(error, UserError) or memory.is_shortage(error)):
+        if ranks.is_first and state.step == 0 and (isinstance(error, UserError) or memory.is_shortage(error)):
             for name in (checkpoint.FILE_NAME, CONFIG_FILE_NAME):
                 (run / name).unlink(missing_ok=True)
             checkpoint.forget_kept(run / checkpoint.FILE_NAME)

@@ -228,7 +228,7 @@ class Step:
             name: GradientSum(trained(module), self.ranks)
             for name, module in (("g", state.generator), ("d", state.discriminator))
         }
-        self.why_not_captured = None if recorder else why_not_captured(config.machine, device, self.ranks.count)
+        self.why_not_captured = None if recorder else why_not_captured(config.machine, device, self.ranks.world_size)
         captures = self.why_not_captured is None
         self._graphs = graphs.Graphs(self._run, recorder or graphs.CudaRecorder(device)) if captures else None
         self._numbers = graphs.Numbers(device if captures else None)
@@ -249,7 +249,7 @@ class Step:
         """Train on real images [N, C, R, R] of range [-1, 1], if transparent premultiplied, and their labels [N]: this
         process's share of the batch. Learning rates are those of the options times `lr_factor`. Generated images get
         the same labels: their distribution is the right one."""
-        state, kind, count = self.state, self._kind(), len(real) * self.ranks.count
+        state, kind, count = self.state, self._kind(), len(real) * self.ranks.world_size
         self._anneal(lr_factor, count)
         self._random.begin_step(state.step)
         if kind.stage != self._stage:
@@ -314,11 +314,11 @@ class Step:
     def _micro_batches(self, real: Tensor, label: Tensor | None) -> list[MicroBatch]:
         """Those of this process. Latents are drawn for all: they do not hang on how a batch is split."""
         ranks, size = self.ranks, min(self.options.batch_gpu or len(real), len(real))
-        z = self._latents(len(real) * ranks.count)[ranks.rank * len(real) :][: len(real)]
+        z = self._latents(len(real) * ranks.world_size)[ranks.rank * len(real) :][: len(real)]
         self._random.end_of_whole()
         labels = itertools.repeat(None) if label is None else label.split(size)
         parts = list(zip(z.split(size), real.split(size), labels, strict=False))
-        share = size / len(real) / ranks.count
+        share = size / len(real) / ranks.world_size
         return [MicroBatch(*part, share, number) for number, part in enumerate(parts, ranks.rank * len(parts))]
 
     def _backward(self, network: str, loss: Tensor, last: bool = False) -> None:
@@ -379,7 +379,7 @@ class Step:
             torch._foreach_clamp_min_(weights, -terms.clip)
             torch._foreach_clamp_max_(weights, terms.clip)
         if terms.augment == "ada":
-            state.statistics["strength"].update(self.ranks.gather(real_logits), self.augment.p)
+            state.statistics["strength"].update(self.ranks.all_gather(real_logits), self.augment.p)
         if self.augment is not None:
             self.averages.add(augment_p=self.augment.p.clone())
 
@@ -463,7 +463,7 @@ class Step:
         self._apply("g", self.state.generator)
         self.average.update(self._numbers["average"])
         if lengths:
-            self.state.statistics["path_length"].update(self.ranks.mean(torch.stack(lengths).mean()))
+            self.state.statistics["path_length"].update(self.ranks.all_reduce_mean(torch.stack(lengths).mean()))
 
     # Schedules ----------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from fastgan import models
-from fastgan.distributed import Ranks, joined
+from fastgan.distributed import Ranks, connected
 from fastgan.runs import config as configuration
 from fastgan.training import configure, gradients
 from fastgan.training.averages import Averages
@@ -52,17 +52,17 @@ def train(case: str, ranks: Ranks, batch_gpu: int | None = None):
     )
     model = models.ModelConfig(**vars(config.network), resolution=8, num_classes=CLASSES if labels else 0)
     torch.manual_seed(0)
-    state = new_state(model, config, torch.device("cpu"), ranks.count)
+    state = new_state(model, config, torch.device("cpu"), ranks.world_size)
     torch.manual_seed(ranks.rank)  # a step must not care
     averages = Averages()
     step = Step(state, config, 8, nullcontext, averages, ranks=ranks)
-    data, share = torch.Generator().manual_seed(1), BATCH // ranks.count
+    data, share = torch.Generator().manual_seed(1), BATCH // ranks.world_size
     for _ in range(STEPS):
         real = torch.rand(BATCH, 1, 8, 8, generator=data) * 2 - 1
         label = torch.randint(CLASSES, (BATCH,), generator=data)
         mine = slice(ranks.rank * share, (ranks.rank + 1) * share)
         step(real[mine], label[mine] if labels else None)
-    return step, trained(state), ranks.means(averages.read())
+    return step, trained(state), ranks.all_reduce_means(averages.read())
 
 
 def trained(state) -> dict[str, torch.Tensor]:
@@ -81,16 +81,16 @@ def main() -> None:
     torch.set_default_dtype(torch.float64)
     gradients.BUCKET_BYTES = 2000  # several pieces, also of small networks
     folder = Path(sys.argv[1])
-    with joined("cpu", "") as ranks:
+    with connected("cpu", "") as ranks:
         for case in CASES:
             found = train(case, ranks)
             sent_early = {name: each.sent_early for name, each in found[0]._sums.items()}
             torch.save((*found[1:], sent_early), folder / f"{case}-{ranks.rank}.pt")
-        own = 0 if ranks.first else signal.SIGUSR1
-        heard = [ranks.wished(wish) for wish in (0, own, 0, 0)]
+        own = 0 if ranks.is_first else signal.SIGUSR1
+        heard = [ranks.previous_max(wish) for wish in (0, own, 0, 0)]
         (folder / f"heard-{ranks.rank}.json").write_text(json.dumps(heard))
-        ranks.part()
-        while ranks.first and not (folder / "gone").exists():  # what takes the first one longer
+        ranks.leave()
+        while ranks.is_first and not (folder / "gone").exists():  # what takes the first one longer
             time.sleep(0.01)
     (folder / "gone").touch()
 

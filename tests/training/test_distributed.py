@@ -219,7 +219,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(arch, batch, batch_gpu, proces
 
 
 def test_a_wish_alone_is_heard_at_once():
-    assert [Ranks().wished(wish) for wish in (0, 15)] == [0, 15]
+    assert [Ranks().previous_max(wish) for wish in (0, 15)] == [0, 15]
 
 
 def test_a_signal_that_another_process_got_is_the_wish_of_this_one_too():
@@ -231,15 +231,15 @@ def test_a_signal_that_another_process_got_is_the_wish_of_this_one_too():
         assert interrupt.exit_code == 128 + signal.SIGTERM
 
 
-class OfFirst(Ranks):
-    """One of two processes, of which the first one says `words`."""
+class SecondRank(Ranks):
+    """The second of two processes, which receives `values` from the first."""
 
-    def __init__(self, *words):
-        super().__init__(rank=1, count=2)
-        self.words = json.dumps(words)
+    def __init__(self, *values):
+        super().__init__(rank=1, world_size=2)
+        self.values = json.dumps(values)
 
-    def tell(self, text):
-        return self.words
+    def broadcast(self, value):
+        return self.values
 
 
 def test_processes_that_were_started_otherwise_than_the_first_say_so():
@@ -249,8 +249,8 @@ def test_processes_that_were_started_otherwise_than_the_first_say_so():
         for batch in (16, 32)
     )
     first = configuration.to_dict(config)
-    loop._require_same(config, None, OfFirst(first, None))
+    loop._require_same(config, None, SecondRank(first, None))
     with pytest.raises(UserError, match=r"^--batch 32: is 16 in the first process"):
-        loop._require_same(other, None, OfFirst(first, None))
+        loop._require_same(other, None, SecondRank(first, None))
     with pytest.raises(UserError, match=r"^the first process goes on at 4,096 images, this one begins; .* same one"):
-        loop._require_same(config, None, OfFirst(first, 4096))
+        loop._require_same(config, None, SecondRank(first, 4096))

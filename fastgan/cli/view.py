@@ -1,6 +1,6 @@
-"""`python -m fastgan.view`: a page in the browser to look at a training and at what its generator draws.
+"""`fastgan view`: a page in the browser that shows a run and its generator.
 
-Exit status: 2 for a mistake in options or files, 130 after Ctrl-C, which is how it ends.
+Exit status: 2 for a wrong option or file, 130 after Ctrl-C, which stops it.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from fastgan.errors import UserError, command_line, program
 from fastgan.options import PathText, parse_options
 from fastgan.runs import process
 
-FIRST_PORT, PORTS = 7860, 100  # where a free one is looked for
-MOST_WAITING = 500  # drawings; beyond, a page is told to wait. Gradio loses its queue at 2,000 abandoned ones
+FIRST_PORT, PORTS = 7860, 100  # searched for a free port
+MAX_QUEUE = 500  # requests; further ones are told to wait. Gradio loses its queue at 2,000 abandoned requests
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Look at a training in the browser: images by seed, class and truncation, style mixing, noise, interpolation, and
-    the curves and samples of the training, which it follows. Needs the extra "view" of this package."""
+    """Show a run in the browser: images by seed, class and truncation, style mixing, noise and interpolation, and the
+    curves and samples of the training, updated while it runs. Needs the extra "view" of this package."""
 
     run: Annotated[PathText, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|FILE|URL")]
     """Folder of a training run, a checkpoint file, or a file of the official StyleGAN2 (.pkl) or of
     rosinality's (.pt)."""
     host: str = "127.0.0.1"
-    """Address to serve the page at. The default is seen from this machine only; 0.0.0.0 from all others too, without a
-    password."""
+    """Address to serve the page at. The default can be reached from this machine only, 0.0.0.0 from all others too,
+    without a password."""
     port: Annotated[
         int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=f"(default: the first free from {FIRST_PORT})")
     ] = None
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def serve(options: Options) -> None:
-    """Serve the page until Ctrl-C. Raises UserError for a mistake in options or files."""
+    """Serve the page until Ctrl-C. Raises UserError for a wrong option or file."""
     port = _free_port(options.host, options.port)
     process.let_idle_threads_sleep_soon()
     page = _require_gradio()
@@ -60,20 +60,20 @@ def serve(options: Options) -> None:
     from fastgan.view.watching import Run
 
     run = Run(options.run, precision.choose_device(options.device))
-    blocks = page.Page(run).blocks.queue(max_size=MOST_WAITING)
+    blocks = page.Page(run).blocks.queue(max_size=MAX_QUEUE)
     _, address, _ = blocks.launch(
         server_name=options.host, server_port=port, inbrowser=options.open, prevent_thread_lock=True, quiet=True,
         share=False, ssr_mode=False, pwa=False, enable_monitoring=False, mcp_server=False, footer_links=[],
-        theme=page.theme(), css=page.CSS, app_kwargs={"middleware": _middleware(options.host)},
+        theme=page.theme(), css=page.CSS, app_kwargs={"middleware": _filter(options.host)},
     )  # fmt: skip
-    print(f"{run.folder if run.header else run.path} is at {address}   (Ctrl-C ends)")
-    print(_who_sees_it(options.host), flush=True)
+    print(f"{run.folder if run.header else run.path} is at {address}   (Ctrl-C stops it)")
+    print(_reachability(options.host), flush=True)
     blocks.block_thread()
 
 
 def _require_gradio():
-    """The page's module. Raises UserError, with the remedy, if there is no Gradio."""
-    # Before it is imported: it reports its use and looks for a newer version of itself otherwise.
+    """The module `page`. Raises UserError, with the remedy, if Gradio is not installed."""
+    # Before its import, or Gradio reports its use and looks for a newer version of itself.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     try:
@@ -86,7 +86,7 @@ def _require_gradio():
 
 
 def _free_port(host: str, port: int | None) -> int:
-    """`port`, or the first free one. Raises UserError if it is taken, or `host` is no address of this machine."""
+    """`port`, or the first free one. Raises UserError if it is taken, or if `host` is no address of this machine."""
     for candidate in range(FIRST_PORT, FIRST_PORT + PORTS) if port is None else [port]:
         if not 0 < candidate < 2**16:
             raise UserError(f"--port {candidate}: must be from 1 to {2**16 - 1}")
@@ -96,7 +96,7 @@ def _free_port(host: str, port: int | None) -> int:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind((host, candidate))
             return candidate
-        except (socket.gaierror, UnicodeError):  # the second for what can be no name
+        except (socket.gaierror, UnicodeError):  # UnicodeError: not even a possible name
             raise UserError(f"--host {host}: there is no such address") from None
         except OSError as error:
             if error.errno == errno.EADDRNOTAVAIL:
@@ -109,17 +109,17 @@ def _free_port(host: str, port: int | None) -> int:
     )
 
 
-def _middleware(host: str) -> list:
+def _filter(host: str) -> list:
     from starlette.middleware import Middleware
 
-    from fastgan.view import guard
+    from fastgan.view import access
 
-    return [Middleware(guard.Guard, names=guard.names(host))]
+    return [Middleware(access.RequestFilter, names=access.host_names(host))]
 
 
-def _who_sees_it(host: str) -> str:
-    from fastgan.view import guard
+def _reachability(host: str) -> str:
+    from fastgan.view import access
 
-    if guard.is_loopback(host):
+    if access.is_loopback(host):
         return "only this machine can reach it"
-    return "warning: everyone who reaches this machine over the network can use the page; it has no password"
+    return "warning: everyone who can reach this machine over the network can use the page; it has no password"

@@ -1,7 +1,7 @@
-"""The page of `python -m fastgan.view`, made with Gradio.
+"""The page of `fastgan view`, made with Gradio.
 
-On the left what to draw, on the right a tab for each way to look at it. A timer looks at the run's folder; what has
-changed there is drawn again, of what is in view.
+Controls on the left, tabs on the right. A timer polls the run's folder; if something has changed there, the tab in view
+is drawn again.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from fastgan.runs.health import Watch
 from fastgan.runs.log import CHARTS
 from fastgan.runs.memory import shortage_is_a_mistake
 from fastgan.studies import to_uint8
-from fastgan.view import pictures
+from fastgan.view import rendering
 from fastgan.view.watching import Run
 
-SECONDS = 2.0  # between two looks at the folder
+POLL_SECONDS = 2.0
 LARGEST_SEED = 2**31 - 1
-NEIGHBOURS = 12
-MOST_CLASSES = 64
-FRAMES, POSITIONS = 24, 9  # from one latent to the other, in the animation and in the row below
-METRIC_CHARTS = 6  # places for metrics of the samples
+MORE_SEEDS = 12
+MAX_CLASSES = 64
+FRAMES, POSITIONS = 24, 9  # of an interpolation: in the animation, and in the row beside it
+METRIC_CHARTS = 6  # most charts of metrics
 IMAGES, MIXING, INTERPOLATION, TRAINING = "Images", "Style mixing", "Interpolation", "Training"
 SEEDS, CLASSES = "more seeds", "every class"
-# While a function is busy, only the last of the calls that come is kept.
+# always_last: while a function is busy, only the latest call is kept.
 QUIETLY = {"show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}
 SPACES = {"slerp": "arc in z", "z": "line in z", "w": "line in w"}
 
@@ -82,18 +82,19 @@ element.addEventListener('click', event => {
 });
 """
 
-# How charts and their series are called on the page.
+# Names of charts and curves on the page.
 TITLES = {
     "losses": "Losses",
-    "logits": "Logits, the discriminator's verdicts",
+    "logits": "Logits of the discriminator",
     "signs of logits": "Mean sign of logits",
-    "diversity": "Distance of two images",
-    "penalties": "Penalties, before their weights",
+    "diversity": "Distance between two images",
+    "penalties": "Penalties, unweighted",
     "augmentation": "Augmentation: probability p",
     "resolution": "Resolution",
     "fading in": "Fading in: alpha",
-    "speed": "Images a second",
+    "speed": "Images per second",
     "memory": "Peak memory, GiB",
+    "steps left out": "Skipped steps",
 }
 SERIES = {
     "loss_g": "generator", "loss_d": "discriminator", "logit_real": "real", "logit_fake": "generated",
@@ -107,7 +108,7 @@ OTHER_COLORS = [INDIGO, AMBER, GREEN, RED]
 
 
 def theme() -> gr.themes.Base:
-    """Quiet, and of fonts that the browser has: nothing is asked of other servers."""
+    """A plain theme with the browser's own fonts, so that no other server is contacted."""
     return gr.themes.Default(
         primary_hue="indigo",
         neutral_hue="slate",
@@ -118,14 +119,14 @@ def theme() -> gr.themes.Base:
 
 
 class Page:
-    """The page of a run, not served yet: `blocks`. Its controls are those that the generator has a use for.
+    """The page of a run, `blocks`, before it is served. It has the controls that the generator supports.
 
-    What `draw_...` return is HTML.
+    The `draw_...` methods return HTML.
     """
 
     def __init__(self, run: Run):
         self.run = run
-        self._watched: tuple[list[dict[str, Any]], list[str]] = ([], [])  # a log, and its warnings
+        self._watched: tuple[list[dict[str, Any]], list[str]] = ([], [])  # the last log, and its warnings
         supports = run.generator.supports
         self.truncates, self.mixes, self.noisy = (x in supports for x in ("truncation", "style_mixing", "noise"))
         with gr.Blocks(title=f"{run.name} - fastgan", analytics_enabled=False, fill_width=True) as self.blocks:
@@ -145,8 +146,8 @@ class Page:
                 self._lay_out_controls()
             with gr.Column(scale=1, elem_id="views"), gr.Tabs(elem_id="tabs") as self.tabs:
                 self._lay_out_tabs()
-        self.timer = gr.Timer(SECONDS)
-        # What a page shows: the tab, and how far checkpoint, log and pictures had come.
+        self.timer = gr.Timer(POLL_SECONDS)
+        # State of a page: the tab in view, and the versions of checkpoint, log and pictures that it shows.
         self.tab, self.checkpoint, self.log = gr.State(IMAGES), gr.State(None), gr.State(None)
         self.grids, self.known = gr.State(0), gr.State(0)
 
@@ -161,7 +162,7 @@ class Page:
             self.label = gr.Dropdown(choices, value=0, label="Class", elem_id="class")
         if self.truncates:
             self.psi = gr.Slider(
-                -1, 1.5, 1, step=0.05, label="Truncation", info="psi; 0 is the mean image", elem_id="psi"
+                -1, 1.5, 1, step=0.05, label="Truncation", info="psi; 0 gives the mean image", elem_id="psi"
             )
         with gr.Column(visible=False) as self.two:
             self.second = gr.Number(
@@ -171,32 +172,34 @@ class Page:
             self.noise, self.beside = gr.State([]), gr.State(SEEDS)
             if self.noisy:
                 sides = sorted(set(run.generator.noise_resolutions))
-                self.noise = gr.CheckboxGroup(_sides(sides), value=sides, label="Noise in layers of", elem_id="noise")
+                self.noise = gr.CheckboxGroup(
+                    _resolution_choices(sides), value=sides, label="Noise in layers", elem_id="noise"
+                )
             if run.classes:
-                self.beside = gr.Radio([SEEDS, CLASSES], value=SEEDS, label="Beside it", elem_id="beside")
+                self.beside = gr.Radio([SEEDS, CLASSES], value=SEEDS, label="Also show", elem_id="beside")
         with gr.Column(visible=False) as self.of_mixing:
             self.layers = gr.State([])
             if self.mixes:
                 sides = [4 * 2**i for i in range(-(-run.generator.num_ws // 2))]
                 self.layers = gr.CheckboxGroup(
-                    _sides(sides), value=sides[:2], label="Layers from the second seed", elem_id="layers",
+                    _resolution_choices(sides), value=sides[:2], label="Layers from the second seed", elem_id="layers",
                 )  # fmt: skip
         with gr.Column(visible=False) as self.of_interpolation:
             spaces = [(text, name) for name, text in SPACES.items() if name != "w" or self.mixes]
-            self.space = gr.Radio(spaces, value="slerp", label="Along", elem_id="space")
+            self.space = gr.Radio(spaces, value="slerp", label="Path", elem_id="space")
             self.position = gr.Slider(0, 1, 0.5, step=0.02, label="Position", elem_id="position")
-            self.animate = gr.Checkbox(False, label="Animate", info="all the way there and back", elem_id="animate")
+            self.animate = gr.Checkbox(False, label="Animate", info="back and forth", elem_id="animate")
 
     def _lay_out_tabs(self) -> None:
         picture = functools.partial(gr.HTML, apply_default_css=False, js_on_load=CHOOSE)
         with gr.Tab(IMAGES), gr.Row():
-            self.image = picture(elem_id="image", scale=0, min_width=pictures.LARGE + 16)
+            self.image = picture(elem_id="image", scale=0, min_width=rendering.LARGE + 16)
             self.sheet = picture(elem_id="sheet", scale=1, min_width=280)
         if self.mixes:
             with gr.Tab(MIXING):
                 self.mixed = picture(elem_id="mixed")
         with gr.Tab(INTERPOLATION), gr.Row():
-            self.between = picture(elem_id="between", scale=0, min_width=pictures.LARGE + 16)
+            self.between = picture(elem_id="between", scale=0, min_width=rendering.LARGE + 16)
             self.row = picture(elem_id="row", elem_classes="three", scale=1, min_width=280)
         with gr.Tab(TRAINING), gr.Row():
             with gr.Column(scale=4, min_width=400):
@@ -233,8 +236,8 @@ class Page:
             IMAGES: (self.draw_sheet, [*common, self.beside], self.sheet),
             INTERPOLATION: (self.draw_row, [*two, self.space], self.row),
         }
-        # Gradio 6 repeats an event for all that listen to it when one of them was busy: two that listen to the change
-        # of one control would wake each other for ever. So one listens, and the other follows it.
+        # Gradio 6 repeats an event for all its listeners if one of them was busy: two listeners of one control would
+        # trigger each other for ever. So only the first listens, and the second is chained to it by `then`.
         controls = dict.fromkeys(each for _, inputs, _ in (*large.values(), *small.values()) for each in inputs)
         for control in [*controls, self.moment]:
             _check_values(control)
@@ -247,38 +250,41 @@ class Page:
         self._on(self.position.input, lambda: False, None, self.animate)
 
         self._on([self.tab.change, self.log.change], self.draw_curves, self.tab, [self.note, *self.plots])
-        self._on(self.grids.change, _lengthen, [self.moment, self.known, self.grids], [self.moment, self.known])
-        shown = [self.tab.change, self.moment.change, self.grids.change]
-        self._on(shown, self.draw_history, [self.tab, self.moment], self.history)
+        self._on(self.grids.change, _extend_history, [self.moment, self.known, self.grids], [self.moment, self.known])
+        moved = [self.tab.change, self.moment.change, self.grids.change]
+        self._on(moved, self.draw_history, [self.tab, self.moment], self.history)
 
         groups = [self.controls, self.two, self.of_images, self.of_mixing, self.of_interpolation]
         self._on(self.tabs.select, _select, None, [self.tab, *groups])
         self._on(self.follow.change, lambda on: gr.Timer(active=on), self.follow, self.timer)
-        seen = [self.head, self.checkpoint, self.log, self.grids]
-        self._on([self.blocks.load, self.refresh.click, self.timer.tick], self._look, seen, seen)
+        shown = [self.head, self.checkpoint, self.log, self.grids]
+        self._on([self.blocks.load, self.refresh.click, self.timer.tick], self._poll, shown, shown)
 
-    def _drawing(self, ways: dict[str, tuple[Callable[..., str], list[Component], gr.HTML]]):
-        """What draws the tab in view, its inputs and its outputs. `ways` are for each tab what draws it, of which
-        inputs, and into which output. What is of the same values of the same generator already stays."""
-        inputs = list(dict.fromkeys(each for _, own, _ in ways.values() for each in own))
-        last = gr.State(None)  # the tab, the checkpoint and the values of what is there
+    def _drawing(self, views: dict[str, tuple[Callable[..., str], list[Component], gr.HTML]]):
+        """A function that draws the tab in view, its inputs and its outputs.
+
+        views: for each tab the function that draws it, its inputs and its output. An output that already shows these
+        values and this generator is left as it is.
+        """
+        inputs = list(dict.fromkeys(each for _, own, _ in views.values() for each in own))
+        last = gr.State(None)  # tab, checkpoint and values of the image in view
 
         def draw_in_view(before: Any, tab: str, checkpoint: str | None, *values: Any):
-            if tab not in ways:
+            if tab not in views:
                 return gr.skip()
-            draw, own, output = ways[tab]
+            draw, own, output = views[tab]
             value_of = dict(zip(inputs, values, strict=True))
-            emptied = any(value_of[each] is None for each in own if isinstance(each, gr.Number))  # while it is typed in
+            emptied = any(value_of[each] is None for each in own if isinstance(each, gr.Number))  # being typed
             now = [tab, checkpoint, *(value_of[each] for each in own)]
             return gr.skip() if emptied or now == before else {output: draw(*now[2:]), last: now}
 
-        outputs = [output for _, _, output in ways.values()]
-        return _told(draw_in_view), [last, self.tab, self.checkpoint, *inputs], [*outputs, last]
+        outputs = [output for _, _, output in views.values()]
+        return _shows_errors(draw_in_view), [last, self.tab, self.checkpoint, *inputs], [*outputs, last]
 
     @staticmethod
     def _on(triggers: Any, function: Callable, inputs: Any, outputs: Any) -> None:
         triggers = triggers if isinstance(triggers, list) else [triggers]
-        gr.on(triggers, _told(function), inputs, outputs, **QUIETLY)
+        gr.on(triggers, _shows_errors(function), inputs, outputs, **QUIETLY)
 
     # Images ---------------------------------------------------------------------------------------------------------
 
@@ -287,20 +293,20 @@ class Page:
         if self.noisy:
             options["noise"] = ["const" if side in sides else "none" for side in generator.noise_resolutions]
         image = to_uint8(studies.samples(generator, [seed], **options)[0, 0])
-        return pictures.figure(image, self._caption(f"seed {seed}", label, psi), f"seed{seed:04d}.png")
+        return rendering.figure(image, self._caption(f"seed {seed}", label, psi), f"seed{seed:04d}.png")
 
     def draw_sheet(self, seed: int, label: int | None, psi: float, beside: str) -> str:
         generator = self.run.generator
         if beside == CLASSES:
-            labels = range(min(len(self.run.classes), MOST_CLASSES))
+            labels = range(min(len(self.run.classes), MAX_CLASSES))
             images = studies.classes(generator, [seed], labels, truncation=psi)[:, 0]
-            return pictures.sheet(to_uint8(images), [self.run.classes[number] for number in labels], labels)
-        seeds = range(seed + 1, seed + 1 + NEIGHBOURS)
+            return rendering.sheet(to_uint8(images), [self.run.classes[number] for number in labels], labels)
+        seeds = range(seed + 1, seed + 1 + MORE_SEEDS)
         images = studies.samples(generator, seeds, label=label, truncation=psi)[0]
-        return pictures.sheet(to_uint8(images), [f"seed {number}" for number in seeds], seeds)
+        return rendering.sheet(to_uint8(images), [f"seed {number}" for number in seeds], seeds)
 
     def _choose(self, beside: str, event: gr.EventData):
-        """A click on an image of the sheet: the seed and the class it stands for."""
+        """Seed and class of a clicked image of the sheet."""
         return (gr.skip(), event.choice) if beside == CLASSES else (event.choice, gr.skip())
 
     def draw_mixed(self, seed: int, label: int | None, psi: float, second: int, sides: list[int]) -> str:
@@ -308,10 +314,10 @@ class Page:
         layers = [layer for layer in range(generator.num_ws) if 4 << layer // 2 in sides]
         mixed = studies.mix(generator, [seed], [second], layers, **options)[0, 0]
         names = [f"seed {seed}", f"seed {second}"]
-        sources = pictures.sheet(to_uint8(studies.samples(generator, [seed, second], **options)[0]), names, width=248)
+        sources = rendering.sheet(to_uint8(studies.samples(generator, [seed, second], **options)[0]), names, width=248)
         part = ", ".join(f"{side}×{side}" for side in sorted(sides)) or "no layer"
         caption = self._caption(f"seed {seed}, with {part} of seed {second}", label, psi)
-        result = pictures.figure(to_uint8(mixed), caption, f"seed{seed:04d}-seed{second:04d}.png")
+        result = rendering.figure(to_uint8(mixed), caption, f"seed{seed:04d}-seed{second:04d}.png")
         return f'<div class="mixing">{result}{sources}</div>'
 
     def draw_between(
@@ -324,22 +330,22 @@ class Page:
         position: float,
         animated: bool = False,
     ) -> str:
-        """The image at `position` of the way, or, animated, all of the way."""
+        """The image at `position` of the interpolation, or all of it as an animation."""
         positions = [step / (FRAMES - 1) for step in range(FRAMES)] if animated else [position]
-        images = self._ways(seed, label, psi, second, space, positions)
+        images = self._interpolated(seed, label, psi, second, space, positions)
         name = f"seed{seed:04d}-seed{second:04d}"
         if animated:
             caption = self._caption(f"from seed {seed} to seed {second} and back", label, psi)
-            return pictures.animation(images, caption, f"{name}.webp")
+            return rendering.animation(images, caption, f"{name}.webp")
         caption = self._caption(f"{position:.0%} of the way from seed {seed} to seed {second}", label, psi)
-        return pictures.figure(images[0], caption, f"{name}-{position:.2f}.png")
+        return rendering.figure(images[0], caption, f"{name}-{position:.2f}.png")
 
     def draw_row(self, seed: int, label: int | None, psi: float, second: int, space: studies.Space) -> str:
-        percents = [100 * step // (POSITIONS - 1) // 2 * 2 for step in range(POSITIONS)]  # where the slider can be
-        images = self._ways(seed, label, psi, second, space, [percent / 100 for percent in percents])
-        return pictures.sheet(images, [f"{percent} %" for percent in percents], percents)
+        percents = [100 * step // (POSITIONS - 1) // 2 * 2 for step in range(POSITIONS)]  # steps of the slider
+        images = self._interpolated(seed, label, psi, second, space, [percent / 100 for percent in percents])
+        return rendering.sheet(images, [f"{percent} %" for percent in percents], percents)
 
-    def _ways(self, seed, label, psi, second, space, positions) -> np.ndarray:
+    def _interpolated(self, seed, label, psi, second, space, positions) -> np.ndarray:
         options = {"space": space, "label": label, "truncation": psi}
         return to_uint8(studies.interpolate_at(self.run.generator, [seed, second], positions, **options)[0])
 
@@ -349,12 +355,12 @@ class Page:
 
     # Training -------------------------------------------------------------------------------------------------------
 
-    def _look(self, head: str, *seen: Any) -> list[Any]:
-        """What is in the run's folder by now: the head of the page, and the states that stand for the rest."""
+    def _poll(self, head: str, *versions: Any) -> list[Any]:
+        """Read the run's folder: the head of the page, and the versions of checkpoint, log and pictures."""
         self.run.reread()
         log = self.run.log()
         now = [self._head(), str(self.run.stamp), f"{len(log)} {log[-1:]}", len(self.run.grids())]
-        return [gr.skip() if before == after else after for before, after in zip((head, *seen), now, strict=True)]
+        return [gr.skip() if before == after else after for before, after in zip((head, *versions), now, strict=True)]
 
     def _head(self) -> str:
         run, header, log = self.run, self.run.header, self.run.log()
@@ -367,13 +373,13 @@ class Page:
             facts.append(f"{done:,} of {total:,} images")
             facts += [f"{line['images_per_second']:.3g} images/s" for line in log[-1:] if "images_per_second" in line]
             saved = datetime.fromtimestamp(run.stamp[0] / 1e9) if run.stamp else None
-            facts += [f"generator of {saved:%H:%M:%S}, after {header.images:,}"] if saved else []
+            facts += [f"generator saved at {saved:%H:%M:%S}, after {header.images:,}"] if saved else []
             progress = f'<div class="progress"><div style="width: {min(1, done / total):.1%}"></div></div>'
         else:
-            facts.append("a file of another program")
+            facts.append("file of another program")
         problems = [run.problem] * bool(run.problem) + [f"Warning: {warning}" for warning in self._warnings(log)]
         if run.damaged_lines:
-            problems.append(f"{run.damaged_lines:,} lines of the log are damaged and left out")
+            problems.append(f"{run.damaged_lines:,} damaged lines of the log are skipped")
         problem = "".join(f'<span class="problem">{html.escape(each)}</span>' for each in problems)
         return (
             f'<div class="head"><h1>{html.escape(run.name)}</h1>'
@@ -381,7 +387,7 @@ class Page:
         )
 
     def _warnings(self, log: list[dict[str, Any]]) -> list[str]:
-        """What is wrong with the training by its log."""
+        """Warnings on the training from its log."""
         if log is not self._watched[0]:
             header = self.run.header
             self._watched = log, Watch(header.config, header.dataset).read_all(log).warnings if header else []
@@ -390,7 +396,7 @@ class Page:
     def draw_curves(self, tab: str):
         if tab != TRAINING:
             return gr.skip()
-        charts = pictures.charts(self.run.log())
+        charts = rendering.charts(self.run.log())
         note = "" if charts else self._none_yet("numbers", "come", "log_interval")
         plots = [_plot(title, chart) for title, chart in charts.items()][: len(self.plots)]
         return [
@@ -406,13 +412,13 @@ class Page:
         if not grids:
             return self._none_yet("pictures", "comes", "grid_interval")
         images, path = grids[min(int(moment), len(grids)) - 1]
-        return pictures.grid(path, images)
+        return rendering.grid(path, images)
 
     def _none_yet(self, what: str, come: str, name: str) -> str:
-        """Why there are none, and when the first are to be expected by an option of the training."""
+        """Why there are no numbers or pictures, and after how many images the first come, by option `name`."""
         header = self.run.header
         if header is None:
-            return f"No {what}: this is a file of networks, and of no training of fastgan."
+            return f"No {what}: this file holds networks only, without a training run."
         return f"No {what} yet: the first {come} after {getattr(header.config.output, name):,} images ({flag(name)})."
 
 
@@ -426,48 +432,48 @@ def _plot(title: str, chart: dict[str, list[tuple[float, float]]]) -> gr.LinePlo
     )  # fmt: skip
 
 
-def _lengthen(moment: int, before: int, count: int):
-    """The history has `count` pictures now: it stays where it is, but at its end it goes along."""
+def _extend_history(moment: int, before: int, count: int):
+    """The slider of the history for `count` pictures. It keeps its place, but at the end it moves along."""
     at = count if moment >= before else moment
     return gr.Slider(maximum=max(count, 2), value=at, visible=count > 1), count
 
 
 def _select(event: gr.SelectData) -> list[Any]:
-    """The tab in view, and which controls it has a use for."""
+    """The tab in view, and the visibility of the controls."""
     tab = event.value
     shown = [tab != TRAINING, tab in (MIXING, INTERPOLATION), tab == IMAGES, tab == MIXING, tab == INTERPOLATION]
     return [tab, *[gr.Column(visible=visible) for visible in shown]]
 
 
-def _sides(resolutions: list[int]) -> list[tuple[str, int]]:
+def _resolution_choices(resolutions: list[int]) -> list[tuple[str, int]]:
     return [(f"{side}×{side}", side) for side in resolutions]
 
 
 def _chosen_position(event: gr.EventData) -> tuple[float, bool]:
-    """A click on an image of the row: where it is on the way, and to see it there, not an animation."""
+    """Position of a clicked image of the row; it switches the animation off."""
     return event.choice / 100, False
 
 
 def _check_values(control: Component) -> None:
-    """Has a control refuse, in a line and without a traceback, what the page itself never sends, but a program may."""
+    """Make a control refuse, in one line and without a traceback, values that the page itself never sends."""
     plain = control.preprocess
 
     def preprocess(value: Any) -> Any:
         try:
-            numeric = isinstance(control, gr.Number | gr.Slider) and value is not None  # None while it is typed in
+            numeric = isinstance(control, gr.Number | gr.Slider) and value is not None  # None while it is being typed
             if isinstance(value, list) != isinstance(control, gr.CheckboxGroup) or (
                 numeric and not math.isfinite(value)
             ):
                 raise ValueError
             return plain(value)
-        except Exception as error:  # of Gradio, many kinds
-            raise gr.Error(f"{control.label}: this value is not possible", print_exception=False) from error
+        except Exception as error:  # Gradio raises many kinds
+            raise gr.Error(f"{control.label}: invalid value", print_exception=False) from error
 
     control.preprocess = preprocess
 
 
-def _told(function: Callable) -> Callable:
-    """The same, but a mistake is shown on the page in its one line."""
+def _shows_errors(function: Callable) -> Callable:
+    """Decorator: user errors appear on the page as one line."""
 
     @functools.wraps(function)
     def call(*arguments: Any, **named: Any):

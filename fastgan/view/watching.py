@@ -1,4 +1,4 @@
-"""A run's folder, looked at while a training writes to it."""
+"""A run's folder, read again and again while a training writes to it."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from fastgan.errors import UserError
 from fastgan.runs.log import FILE_NAME as LOG_FILE_NAME
 from fastgan.runs.networks import open_networks
 
-Stamp = tuple[int, int, int]  # of a file: changes with its content
+Stamp = tuple[int, int, int]  # modification time, size and inode of a file: changes with its content
 
 
 class Grid(NamedTuple):
-    """A picture of samples that the training has written after so many images."""
+    """A picture of samples, written by the training after `images` images."""
 
     images: int
     path: Path
 
 
 class Run:
-    """The generator, the log and the pictures of a run, as they are by now.
+    """The current generator, log and pictures of a run.
 
-    `path` is what `trained.find` takes; a file of another program has no log and no pictures, and `header` is None.
-    Raises UserError, naming the file, if there are no networks.
+    path: as for `fastgan.runs.networks.open_networks`. A file of another program has no log and no pictures, and its
+    `header` is None. Raises UserError, naming the file, if there are no networks.
     """
 
     def __init__(self, path: str | Path, device: torch.device):
         self._device = device
-        self._lock = threading.Lock()  # a page asks from many threads
+        self._lock = threading.Lock()  # Gradio calls from many threads
         self._log: tuple[Stamp | None, list[dict[str, Any]]] = (None, [])
-        self.damaged_lines = 0  # of the log
+        self.damaged_lines = 0  # in the log
         self.path = open_networks(path).path
         self.folder = self.path.parent
-        self.problem: str | None = None  # why the checkpoint that lies there now is not shown
+        self.problem: str | None = None  # why the present checkpoint file cannot be shown
         self._read()
 
     @property
@@ -48,18 +48,18 @@ class Run:
 
     @property
     def classes(self) -> list[str]:
-        """Names of the classes; none for a network without."""
+        """Names of the classes; empty for a network without classes."""
         return self.trained.class_names
 
     @property
     def header(self):
-        """That of a checkpoint of fastgan."""
+        """Header of a checkpoint of fastgan; None for a file of another program."""
         return self.trained.header
 
     def reread(self) -> bool:
-        """Load the checkpoint again if its file has changed; returns whether there is another generator now.
+        """Load the checkpoint again if its file has changed. Returns whether the generator is a new one.
 
-        Where that fails, also because the folder is gone, the old generator stays, and `problem` says why.
+        If that fails, for example because the folder is gone, the old generator stays, and `problem` says why.
         """
         with self._lock:
             if _stamp(self.path) == self.stamp:
@@ -70,30 +70,30 @@ class Run:
                 self.problem = None
             except UserError as error:
                 self.problem = str(error)
-            except Exception as error:  # of files that are damaged or half written: no reason to end
+            except Exception as error:  # damaged or half-written files raise many kinds; the page goes on
                 self.problem = f"{self.path} cannot be read: {reason(error)}"
             return self.trained is not before
 
     def _read(self) -> None:
-        """The stamp is taken first: what is written meanwhile is another one, and read the next time."""
+        """Read the checkpoint. The stamp is taken first, so that a file written meanwhile is read the next time."""
         self.stamp = _stamp(self.path)
         found = open_networks(self.path)
         if hasattr(self, "trained") and found.model != self.trained.model:
-            raise UserError(f"{self.path} is of another network now; start the view again to see it")
+            raise UserError(f"{self.path} holds another network now; restart the view to show it")
         self.generator = found.load(self._device)
         self.trained = found
 
     def log(self) -> list[dict[str, Any]]:
-        """Its lines, each with "step", "images" and numbers by name; the same list while the file is the same.
+        """Lines of the log, each with "step", "images" and numbers by name. The same list while the file is unchanged.
 
-        Damaged lines are left out; `damaged_lines` counts them.
+        Damaged lines are skipped; `damaged_lines` counts them.
         """
         path = self.folder / LOG_FILE_NAME
         stamp = _stamp(path) if self.header else None
         if stamp != self._log[0]:
             try:
                 lines = path.read_bytes().splitlines(keepends=True) if stamp else []
-            except OSError:  # gone since
+            except OSError:  # removed meanwhile
                 stamp, lines = None, []
             lines = [line for line in lines if line.endswith(b"\n")]  # the last may be half written
             parsed = [line for line in map(_parsed, lines) if line is not None]
@@ -101,14 +101,14 @@ class Run:
         return self._log[1]
 
     def grids(self) -> list[Grid]:
-        """The pictures of samples, the oldest first."""
+        """Pictures of samples, the oldest first."""
         pictures = self.folder.glob("grid-*.png") if self.header else []
         found = [(path.stem.removeprefix("grid-"), path) for path in pictures]
         return sorted(Grid(int(images), path) for images, path in found if images.isdecimal())
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
-    """The numbers of a line of the log; None if it is damaged."""
+    """Numbers of a line of the log; None if the line is damaged."""
     try:
         content = json.loads(line)
         found = {name: value for name, value in content.items() if type(value) in (int, float) and abs(value) < 2**63}
@@ -118,9 +118,9 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 
 def _stamp(path: Path) -> Stamp | None:
-    """None where there is no file."""
+    """Stamp of a file; None if there is none."""
     try:
         status = os.stat(path)
-    except OSError:  # the folder may be gone, or a file by now
+    except OSError:  # the folder may be gone, or replaced by a file
         return None
     return status.st_mtime_ns, status.st_size, status.st_ino

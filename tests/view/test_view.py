@@ -1,4 +1,4 @@
-"""The page of `python -m fastgan.view`: what it follows, what it shows for each family, and all of it in a browser."""
+"""The page of `fastgan view`: a run that changes, the controls of each family, and the page in a browser."""
 
 import asyncio
 import base64
@@ -26,7 +26,7 @@ from fastgan.runs import checkpoint, drawing
 from fastgan.runs.config import Config, DataOptions, NetworkOptions
 from fastgan.training.configure import resolve
 from fastgan.training.step import new_state
-from fastgan.view import pictures
+from fastgan.view import rendering
 from fastgan.view.watching import Grid, Run
 from tests.support import official
 from tests.support.tiny_run import start, train
@@ -40,7 +40,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 DRIVER = shutil.which("chromedriver")
 CPU = torch.device("cpu")
 STYLES = {"psi", "noise", "layers", "mixed"}
-FAMILIES = {  # arch: classes it is told, and controls that it has beyond those of all
+FAMILIES = {  # arch: number of classes, and its controls besides those that all have
     "mlp": (0, set()),
     "dcgan": (0, set()),
     "cgan": (2, {"class", "beside"}),
@@ -52,13 +52,13 @@ FAMILIES = {  # arch: classes it is told, and controls that it has beyond those 
 
 
 def save(folder, arch="stylegan2", classes=2, seed=0, images=0, side=16, class_names=("dark", "light")):
-    """A checkpoint of random weights, whose noise and mean style matter."""
+    """Save a checkpoint with random weights, noise that shows, and a mean style other than zero."""
     torch.manual_seed(seed)
     network = NetworkOptions(arch=arch, z_dim=8, channel_base=128, channel_max=8)
     config = resolve(Config(network=network, data=DataOptions(resolution=side, classes=10)))
     model = models.ModelConfig(**vars(config.network), resolution=side, channels=1, num_classes=classes)
     state = new_state(model, config, CPU)
-    stir(state.ema)
+    randomize_styles(state.ema)
     state.images = images
     if "growth" in state.ema.supports:
         state.stage = side // 2, 1.0
@@ -68,7 +68,7 @@ def save(folder, arch="stylegan2", classes=2, seed=0, images=0, side=16, class_n
     return folder
 
 
-def stir(generator):
+def randomize_styles(generator):
     for module in generator.modules():
         if getattr(module, "strength", None) is not None:
             nn.init.constant_(module.strength, 0.3)
@@ -77,13 +77,13 @@ def stir(generator):
 
 
 def pixels(html):
-    """Of the first image in it, or in the value of its src."""
+    """Grey values of the first image in some HTML, or in a data URL."""
     data = re.search(r"data:image/\w+;base64,([\w+/=]+)", html).group(1)
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("L"))
 
 
 def drawn(run, seed, label=None, **options):
-    """What `python -m fastgan.generate` draws: [H, W]."""
+    """The image that `fastgan generate` draws: [H, W]."""
     generator, _ = checkpoint.load_generator(run)
     label = None if label is None else torch.tensor([label])
     return drawing.draw(generator, drawing.latents([seed], generator.z_dim), label, **options)[0, :, :, 0]
@@ -92,7 +92,7 @@ def drawn(run, seed, label=None, **options):
 # A run that changes -------------------------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_is_loaded_again_when_its_file_has_changed(tmp_path):
+def test_a_changed_checkpoint_is_loaded_again(tmp_path):
     run = Run(save(tmp_path / "run"), CPU)
     before = studies.samples(run.generator, [0], label=0)
     assert not run.reread() and run.name == "run" and run.classes == ["dark", "light"]
@@ -103,7 +103,7 @@ def test_a_checkpoint_is_loaded_again_when_its_file_has_changed(tmp_path):
 
 @needs_gradio
 def test_a_file_of_another_program_is_shown_without_a_training(tmp_path):
-    """Whatever lies beside it."""
+    """Even if other files of a run lie beside it."""
     from fastgan.view.page import TRAINING, Page
 
     save(tmp_path)
@@ -113,18 +113,18 @@ def test_a_file_of_another_program_is_shown_without_a_training(tmp_path):
     run = Run(path, CPU)
     assert (run.name, run.classes, run.log(), run.grids()) == ("network.pkl", ["0", "1"], [], [])
     page = Page(run)
-    assert "stylegan2 · 8×8 · a file of another program" in page._head() and "progress" not in page._head()
-    assert "No pictures: this is a file of networks" in page.draw_history(TRAINING, 0)
+    assert "stylegan2 · 8×8 · file of another program" in page._head() and "progress" not in page._head()
+    assert "No pictures: this file holds networks only" in page.draw_history(TRAINING, 0)
     path.unlink()
     assert not run.reread() and "there is no such checkpoint" in run.problem
     assert "there is no such checkpoint" in page._head()
 
 
-def test_what_cannot_be_shown_leaves_what_was_and_says_why(tmp_path):
+def test_an_unreadable_checkpoint_keeps_the_old_generator_and_is_reported(tmp_path):
     run = Run(save(tmp_path / "run"), CPU)
     generator = run.generator
     save(tmp_path / "run", side=8)
-    assert not run.reread() and "of another network now; start the view again" in run.problem
+    assert not run.reread() and "holds another network now; restart the view" in run.problem
     (tmp_path / "run" / checkpoint.FILE_NAME).write_bytes(b"broken")
     assert not run.reread() and "is no checkpoint, or a truncated one" in run.problem
     assert run.generator is generator
@@ -132,7 +132,7 @@ def test_what_cannot_be_shown_leaves_what_was_and_says_why(tmp_path):
     assert run.reread() and run.problem is None
 
 
-def test_a_line_that_is_half_written_is_no_line_yet(tmp_path):
+def test_a_half_written_line_is_skipped(tmp_path):
     run = Run(save(tmp_path / "run"), CPU)
     assert run.log() == [] and run.grids() == []
     lines = ['{"step": 1, "images": 4, "loss_d": 1.5}\n', '{"step": 2, "images": 8, "lo']
@@ -144,8 +144,8 @@ def test_a_line_that_is_half_written_is_no_line_yet(tmp_path):
 
 
 @pytest.mark.parametrize("how", ["removed", "a file", "half written", "without its checkpoint"])
-def test_a_folder_that_is_gone_is_waited_for(tmp_path, how):
-    folder, kept = save(tmp_path / "run"), save(tmp_path / "kept", images=9)
+def test_a_missing_folder_may_come_back(tmp_path, how):
+    folder, backup = save(tmp_path / "run"), save(tmp_path / "backup", images=9)
     run = Run(folder, CPU)
     (folder / "log.jsonl").write_text('{"step": 1, "images": 4, "loss_d": 1.5}\n')
     assert len(run.log()) == 1
@@ -163,7 +163,7 @@ def test_a_folder_that_is_gone_is_waited_for(tmp_path, how):
     assert run.grids() == []
     if how == "a file":
         folder.unlink()
-    shutil.copytree(kept, folder, dirs_exist_ok=True)
+    shutil.copytree(backup, folder, dirs_exist_ok=True)
     assert run.reread() and run.problem is None and run.header.images == 9
 
 
@@ -173,7 +173,7 @@ def test_a_folder_that_is_gone_is_waited_for(tmp_path, how):
      '{"step": 1, "images": null}', '{"step": 1, "images": NaN}', '{"step": 1, "images": -4}',
      '{"step": 1, "images": 1e400}'],
 )  # fmt: skip
-def test_damaged_lines_of_the_log_are_left_out_and_counted(tmp_path, line):
+def test_damaged_lines_of_the_log_are_skipped_and_counted(tmp_path, line):
     run = Run(save(tmp_path / "run"), CPU)
     good = (
         '{"step": 1, "images": 4, "loss_d": 1.5, "odd": [1], "text": "x", "nothing": null, "huge": 1'
@@ -182,18 +182,18 @@ def test_damaged_lines_of_the_log_are_left_out_and_counted(tmp_path, line):
     )
     (run.folder / "log.jsonl").write_bytes(good.encode() + line.encode("latin-1") + b"\n" + good.encode())
     assert run.log() == [{"step": 1, "images": 4, "loss_d": 1.5}] * 2 and run.damaged_lines == 1
-    assert pictures.charts(run.log())["losses"] == {"loss_d": [(4, 1.5), (4, 1.5)]}
+    assert rendering.charts(run.log())["losses"] == {"loss_d": [(4, 1.5), (4, 1.5)]}
 
 
-def test_a_damaged_picture_of_samples_is_named(tmp_path):
+def test_a_damaged_picture_of_samples_is_an_error_with_its_name(tmp_path):
     path = tmp_path / "grid-000000008.png"
     for content in (b"", b"no picture", b"\x89PNG\r\n\x1a\n"):
         path.write_bytes(content)
         with pytest.raises(UserError, match=r"grid-000000008.png cannot be shown"):
-            pictures.grid(path, 8)
+            rendering.grid(path, 8)
     path.unlink()
     with pytest.raises(UserError, match=r"cannot be shown: No such file"):
-        pictures.grid(path, 8)
+        rendering.grid(path, 8)
 
 
 def test_pictures_of_samples_are_in_the_order_of_training(tmp_path):
@@ -207,22 +207,22 @@ def test_pictures_of_samples_are_in_the_order_of_training(tmp_path):
 
 
 @pytest.mark.parametrize("side, width, crisp", [(8, 512, True), (28, 504, True), (256, 512, True), (1024, 1024, False)])
-def test_pixels_are_enlarged_by_a_whole_factor(side, width, crisp):
+def test_pixels_are_enlarged_by_an_integer_factor(side, width, crisp):
     image = np.random.default_rng(0).integers(0, 256, (side, side, 1), dtype=np.uint8)
-    html = pictures.figure(image, "<seed>", "name.png")
+    html = rendering.figure(image, "<seed>", "name.png")
     assert f'style="width: {width}px"' in html and ("crisp" in html) == crisp
-    assert np.array_equal(pixels(html), image[:, :, 0]), "the pixels are sent as they are"
+    assert np.array_equal(pixels(html), image[:, :, 0]), "pixels are sent unchanged"
     assert "&lt;seed&gt;" in html and "<seed>" not in html
 
 
-def test_many_large_images_are_sent_small():
-    html = pictures.sheet(np.zeros((2, 1024, 1024, 3), np.uint8), ["a", "b"], [5, 6])
+def test_large_images_of_a_sheet_are_reduced():
+    html = rendering.sheet(np.zeros((2, 1024, 1024, 3), np.uint8), ["a", "b"], [5, 6])
     assert pixels(html).shape == (256, 256) and html.count("width: 128px") == 2 and 'data-choice="6"' in html
 
 
-def test_an_animation_goes_there_and_back():
+def test_an_animation_plays_back_and_forth():
     frames = np.arange(4, dtype=np.uint8)[:, None, None, None].repeat(8, 1).repeat(8, 2) * 60
-    html = pictures.animation(frames, "way", "way.webp")
+    html = rendering.animation(frames, "way", "way.webp")
     data = base64.b64decode(re.search(r"webp;base64,([\w+/=]+)", html).group(1))
     picture = Image.open(io.BytesIO(data))
     shown = []
@@ -232,19 +232,19 @@ def test_an_animation_goes_there_and_back():
     assert shown == [0, 60, 120, 180, 120, 60]
 
 
-def test_curves_are_grouped_and_a_metric_has_a_chart_of_its_own():
+def test_curves_are_grouped_and_each_metric_has_its_own_chart():
     log = [{"step": n, "images": 4 * n, "loss_d": n, "loss_g": -n, "sign_real": 0.5} for n in range(1, 4)]
     log.append({"step": 3, "images": 12, "kid": 0.1, "frechet": 20.0, "broken": float("nan")})
-    charts = pictures.charts(log)
+    charts = rendering.charts(log)
     assert list(charts) == ["losses", "signs of logits", "kid", "frechet"]
     assert charts["losses"] == {"loss_g": [(4, -1), (8, -2), (12, -3)], "loss_d": [(4, 1), (8, 2), (12, 3)]}
     assert charts["kid"] == {"kid": [(12, 0.1)]}
-    assert pictures.charts([]) == {}
+    assert rendering.charts([]) == {}
 
 
 def test_a_long_log_is_averaged():
-    points = pictures.charts([{"step": n, "images": n, "loss_d": n % 2} for n in range(2000)])["losses"]["loss_d"]
-    assert len(points) == pictures.POINTS
+    points = rendering.charts([{"step": n, "images": n, "loss_d": n % 2} for n in range(2000)])["losses"]["loss_d"]
+    assert len(points) == rendering.MAX_POINTS
     assert points[:2] == [(1.5, 0.5), (5.5, 0.5)]
 
 
@@ -252,7 +252,7 @@ def test_a_long_log_is_averaged():
 
 
 @needs_gradio
-def test_the_head_says_what_is_wrong_with_the_training(tmp_path):
+def test_the_head_shows_warnings_on_the_training(tmp_path):
     from fastgan.view.page import Page
 
     folder = save(tmp_path / "run", arch="dcgan")
@@ -271,7 +271,7 @@ def test_the_head_says_what_is_wrong_with_the_training(tmp_path):
 
 @needs_gradio
 @pytest.mark.parametrize("arch", FAMILIES)
-def test_a_family_has_the_controls_that_it_has_a_use_for(tmp_path, arch):
+def test_a_family_has_the_controls_that_it_supports(tmp_path, arch):
     from fastgan.view.page import CLASSES, SEEDS, Page
 
     classes, own = FAMILIES[arch]
@@ -304,7 +304,7 @@ def test_a_family_has_the_controls_that_it_has_a_use_for(tmp_path, arch):
         assert np.array_equal(pixels(page.draw_mixed(*common, 5, [])), drawn(folder, 3, label))
 
 
-def mistake(argv, capsys):
+def error_of(argv, capsys):
     assert main(argv) == 2
     line = capsys.readouterr().err.strip()
     assert line.startswith("error: ") and "\n" not in line
@@ -312,35 +312,35 @@ def mistake(argv, capsys):
 
 
 @needs_gradio
-def test_mistakes_are_one_line(tmp_path, capsys):
-    assert "there is no such checkpoint; give a run's folder" in mistake([str(tmp_path / "none")], capsys)
-    assert "not the folder of a run, or stopped before its first save" in mistake([str(tmp_path)], capsys)
+def test_errors_are_one_line(tmp_path, capsys):
+    assert "there is no such checkpoint; give a run's folder" in error_of([str(tmp_path / "none")], capsys)
+    assert "not the folder of a run, or stopped before its first save" in error_of([str(tmp_path)], capsys)
     run = str(save(tmp_path / "run"))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert mistake([run, "--port", str(port)], capsys).startswith(f"--port {port}: Address already in use; choose")
-    assert mistake([run, "--port", "70000"], capsys) == "--port 70000: must be from 1 to 65535"
-    assert mistake([run, "--host", "a" * 300], capsys).endswith(": there is no such address")
-    assert mistake([run, "--host", "192.0.2.1"], capsys).startswith("--host 192.0.2.1: no address of this machine")
+        assert error_of([run, "--port", str(port)], capsys).startswith(f"--port {port}: Address already in use; choose")
+    assert error_of([run, "--port", "70000"], capsys) == "--port 70000: must be from 1 to 65535"
+    assert error_of([run, "--host", "a" * 300], capsys).endswith(": there is no such address")
+    assert error_of([run, "--host", "192.0.2.1"], capsys).startswith("--host 192.0.2.1: no address of this machine")
 
 
-def test_without_gradio_one_line_says_what_to_install(tmp_path, capsys, monkeypatch):
+def test_error_without_gradio_names_the_extra(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "fastgan.view.page", raising=False)
     monkeypatch.delattr("fastgan.view.page", raising=False)
     run = str(save(tmp_path / "run"))
-    line = mistake([run], capsys)
+    line = error_of([run], capsys)
     assert line == 'the page needs the extra "view", which is not installed: pip install ".[view]"'
 
 
-# Who is answered ----------------------------------------------------------------------------------------------------
+# Access ------------------------------------------------------------------------------------------------------------
 
 
 def answer(
     host="127.0.0.1:7860", path="/gradio_api/queue/join", method="POST", kind="http", served="127.0.0.1", **headers
 ):
-    """The status of the answer to a request, or the code that a websocket is closed with."""
-    from fastgan.view import guard
+    """The status of the response to a request, or the code that a websocket is closed with."""
+    from fastgan.view import access
 
     headers = {"host": host, "content_length": "2", **headers}
     scope = {
@@ -360,7 +360,7 @@ def answer(
     async def send(message):
         sent.append(message)
 
-    asyncio.run(guard.Guard(app, guard.names(served))(scope, None, send))
+    asyncio.run(access.RequestFilter(app, access.host_names(served))(scope, None, send))
     if kind == "websocket":
         return sent[0].get("code", 200)
     assert {b"x-frame-options", b"content-security-policy"} <= {name for name, _ in sent[0]["headers"]}
@@ -369,7 +369,7 @@ def answer(
 
 @needs_gradio
 @pytest.mark.parametrize("host", ["127.0.0.1:7860", "localhost:7860", "localhost:9000", "LOCALHOST", "[::1]:7860"])
-def test_the_page_is_served_to_this_machine(host):
+def test_requests_from_this_machine_are_answered(host):
     assert answer(host) == answer(host, origin=f"http://{host}", sec_fetch_site="same-origin") == 200
     assert answer(host, "/", "GET", sec_fetch_site="cross-site", sec_fetch_mode="navigate") == 200  # a link to it
     assert answer(host, kind="websocket", origin=f"http://{host}") == 200
@@ -401,12 +401,12 @@ def test_the_page_is_served_to_this_machine(host):
         ({"content_length": "many"}, 411),
     ],
 )
-def test_requests_that_are_not_of_the_page_are_refused(request_, status):
+def test_foreign_requests_are_refused(request_, status):
     assert answer(**request_) == status
 
 
 @needs_gradio
-def test_a_page_for_others_is_served_by_numbers_and_by_the_name_of_the_machine():
+def test_a_public_page_answers_to_addresses_and_to_the_machine_name():
     for host in ("192.0.2.7:7860", f"{socket.gethostname()}:7860", "localhost"):
         assert answer(host, served="0.0.0.0") == 200
     assert answer("evil.example", served="0.0.0.0") == 403
@@ -416,17 +416,17 @@ def test_a_page_for_others_is_served_by_numbers_and_by_the_name_of_the_machine()
 @needs_gradio
 @pytest.mark.parametrize(
     ("host", "words"),
-    [("127.0.0.1", "only this machine"), ("::1", "only this machine"), ("0.0.0.0", "warning: everyone who reaches")],
+    [("127.0.0.1", "only this machine"), ("::1", "only this machine"), ("0.0.0.0", "warning: everyone who can reach")],
 )
-def test_the_start_says_who_can_reach_it(host, words):
-    from fastgan.cli.view import _who_sees_it
+def test_the_command_says_who_can_reach_the_page(host, words):
+    from fastgan.cli.view import _reachability
 
-    assert words in _who_sees_it(host)
+    assert words in _reachability(host)
 
 
 @needs_gradio
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e300, 10**400, -1, "5", [1], {"a": 1}, True])
-def test_values_that_the_page_never_sends_are_refused_in_a_line(tmp_path, value):
+def test_values_that_the_page_never_sends_are_refused_in_one_line(tmp_path, value):
     import gradio as gr
 
     from fastgan.view.page import Page
@@ -437,14 +437,14 @@ def test_values_that_the_page_never_sends_are_refused_in_a_line(tmp_path, value)
         try:
             control.preprocess(value)
         except gr.Error as error:
-            assert "this value is not possible" in error.message and not error.print_exception
+            assert "invalid value" in error.message and not error.print_exception
         else:
             assert value in (-1, True), control  # -1 is a psi, and Python's True is 1
             assert isinstance(control, gr.Number | gr.Slider | gr.Dropdown)
 
 
 @needs_gradio
-def test_markup_in_names_is_text(tmp_path):
+def test_markup_in_names_is_escaped(tmp_path):
     from fastgan.view.page import CLASSES, Page
 
     folder = save(tmp_path / "<img src=x onerror=alert(1)>", class_names=["<script>alert(2)</script>", '"light'])
@@ -458,19 +458,19 @@ def test_markup_in_names_is_text(tmp_path):
 
 @pytest.mark.slow
 @needs_gradio
-def test_many_clients_and_requests_that_nobody_waits_for_leave_the_page_working(tmp_path):
-    """And a folder that goes away and comes back, without a traceback."""
+def test_the_page_survives_many_clients_and_abandoned_requests(tmp_path):
+    """And a folder that disappears and comes back, without a traceback."""
     import httpx
 
     run = save(tmp_path / "run")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    # A twentieth of Gradio's places for sessions, and of ours in the queue, and looks at the run that take their time.
+    # A twentieth of Gradio's sessions and of our queue, and slow polls.
     small = """
 import time, gradio.queueing as queueing, fastgan.cli.view as view, fastgan.view.watching as watching
 sessions, reread = queueing.LRUCache, watching.Run.reread
 queueing.LRUCache = lambda size: sessions(100)
-view.MOST_WAITING //= 20
+view.MAX_QUEUE //= 20
 watching.Run.reread = lambda self: (time.sleep(0.05), reread(self))[1]
 """
     process = start([str(run), "--port", str(port), "--device", "cpu"], small, module="view.__main__")
@@ -479,16 +479,16 @@ watching.Run.reread = lambda self: (time.sleep(0.05), reread(self))[1]
         assert "only this machine" in process.stdout.readline()
         with httpx.Client(base_url=f"http://127.0.0.1:{port}/gradio_api", timeout=120) as client:
             config = client.get(f"http://127.0.0.1:{port}/config").json()
-            (look,) = (each for each in config["dependencies"] if "tick" in dict(map(reversed, each["targets"])))
+            (poll,) = (each for each in config["dependencies"] if "tick" in dict(map(reversed, each["targets"])))
             call = {
-                "fn_index": look["id"],
-                "data": [None] * len(look["inputs"]),
+                "fn_index": poll["id"],
+                "data": [None] * len(poll["inputs"]),
                 "trigger_id": None,
                 "event_data": None,
             }
 
             def head(session):
-                """What a client that looks at the run sees at the top of the page."""
+                """The head of the page as a polling client sees it."""
                 while client.post("/queue/join", json=call | {"session_hash": session}).status_code == 503:
                     time.sleep(0.2)
                 with client.stream("GET", "/queue/data", params={"session_hash": session}) as lines:
@@ -500,7 +500,7 @@ watching.Run.reread = lambda self: (time.sleep(0.05), reread(self))[1]
                 return client.post("/queue/join", json=call | {"session_hash": f"abandoned{number}"}).status_code
 
             with ThreadPoolExecutor(50) as clients:
-                assert set(clients.map(abandoned, range(200))) == {200, 503}  # 503: too many wait just now
+                assert set(clients.map(abandoned, range(200))) == {200, 503}  # 503: the queue is full
                 for text in clients.map(head, [f"client{number}" for number in range(50)]):
                     assert "<h1>run</h1>" in text and "problem" not in text
             run.rename(tmp_path / "elsewhere")
@@ -520,7 +520,7 @@ watching.Run.reread = lambda self: (time.sleep(0.05), reread(self))[1]
 
 
 class Browser:
-    """A headless Chromium at the page, with what the test does in it."""
+    """A headless Chromium that shows the page, and the actions of the test."""
 
     def __init__(self, address, profile):
         from selenium import webdriver
@@ -528,7 +528,7 @@ class Browser:
 
         options = webdriver.ChromeOptions()
         options.binary_location = CHROMIUM
-        options.page_load_strategy = "none"  # a page that is sent events is never loaded to the end
+        options.page_load_strategy = "none"  # a page with server-sent events never finishes loading
         flags = ["headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-dev-shm-usage"]
         flags += ["disable-background-networking", "disable-component-update", "disable-sync", "window-size=1440,1000"]
         for flag in [*flags, f"user-data-dir={profile}"]:
@@ -536,20 +536,20 @@ class Browser:
         options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
         self.driver = webdriver.Chrome(options=options, service=Service(DRIVER))
         self.driver.get(address)
-        self.asked = []  # addresses of all that was asked for, up to the last look at it
+        self.requested = []  # URLs of all requests until the last call of `new_requests`
 
-    def look_at_requests(self):
+    def new_requests(self):
         messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
         sent = [each for each in messages if each["method"] == "Network.requestWillBeSent"]
         new = [each["params"]["request"]["url"] for each in sent]
-        self.asked += new
+        self.requested += new
         return new
 
     def all(self, selector):
         return self.driver.find_elements("css selector", selector)
 
     def wait(self, what, condition, seconds=120):
-        """Until `condition()` holds; what it is then. Elements may be replaced while they are looked at."""
+        """Wait until `condition()` is true and return its value. Elements may be replaced while they are read."""
         from selenium.common.exceptions import WebDriverException
 
         end = time.monotonic() + seconds
@@ -557,7 +557,7 @@ class Browser:
             try:
                 if found := condition():
                     return found
-            except (WebDriverException, IndexError):  # not there, or not any more
+            except (WebDriverException, IndexError):  # not there yet, or replaced
                 pass
             assert self.errors() == [], what
             time.sleep(0.15)
@@ -567,13 +567,13 @@ class Browser:
         return [element.text for element in self.all(".toast-body")]
 
     def click(self, selector, text=None):
-        """The one that is in view, with this text if there are several."""
+        """Click the visible element, with this text if there are several."""
         from selenium.webdriver import ActionChains
 
         def done():
             for element in self.all(selector):
                 if element.is_displayed() and text in (None, element.text.strip()):
-                    # Not `element.click()`, which waits for seconds until nothing moves on the page any more.
+                    # Not `element.click()`, which waits for seconds until nothing moves on the page.
                     self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
                     ActionChains(self.driver, duration=0).move_to_element(element).click().perform()
                     return True
@@ -588,16 +588,16 @@ class Browser:
         field.send_keys(str(text), Keys.TAB)
 
     def source(self, selector):
-        """Of the first image there."""
+        """The `src` of the first image below `selector`."""
         image = self.wait(selector, lambda: self.all(f"{selector} img"))[0]
         return image.get_attribute("src")
 
     def shows(self, selector, expected):
-        """The image there has, or comes to have, these pixels."""
+        """Wait until the image below `selector` has these pixels."""
         self.wait(f"{selector} as expected", lambda: np.array_equal(pixels(self.source(selector)), expected))
 
     def changed(self, selector, before):
-        """What the image there is once it is another one."""
+        """Wait until the image below `selector` is another one, and return its `src`."""
         return self.wait(
             f"another {selector}", lambda: (now := self.source(selector)) != before and pixels(now) is not None and now
         )
@@ -605,15 +605,15 @@ class Browser:
 
 @pytest.fixture
 def served(folder, tmp_path):
-    """A run of a tiny network that was really trained, its page in a process of its own, and a browser there."""
+    """A run of a tiny trained network, a browser that shows its page, and a function that saves a new checkpoint."""
     run = train(folder, tmp_path / "run", "--grid-interval", "16")
     header = checkpoint.read_header(run)
     state = new_state(header.model, header.config, CPU)
     checkpoint.restore(header, state)
 
     def resave(value, images):
-        """As if training had gone on."""
-        stir(state.ema)
+        """Save a checkpoint as a continued training would."""
+        randomize_styles(state.ema)
         nn.init.constant_(state.ema.mapping.w_avg, value)
         state.images = images
         checkpoint.save(header.path, state, header.config, header.model, header.dataset)
@@ -639,12 +639,12 @@ def served(folder, tmp_path):
 @needs_gradio
 @pytest.mark.skipif(find_spec("selenium") is None, reason="selenium is not installed")
 @pytest.mark.skipif(CHROMIUM is None or DRIVER is None, reason="there is no Chromium with its driver here")
-def test_every_control_does_what_it_says_in_a_browser(served):
-    from fastgan.view.page import SECONDS
+def test_every_control_in_a_browser(served):
+    from fastgan.view.page import POLL_SECONDS
 
     run, browser, resave = served
 
-    # The same seed is the same image, that of `python -m fastgan.generate`; another seed is another.
+    # A seed gives the image of `fastgan generate`.
     browser.shows("#image", drawn(run, 0, 0))
     first = browser.source("#image")
     browser.type("#seed input", 5)
@@ -653,7 +653,7 @@ def test_every_control_does_what_it_says_in_a_browser(served):
     browser.shows("#image", drawn(run, 0, 0))
     assert browser.source("#image") == first
     assert not np.array_equal(drawn(run, 5, 0), drawn(run, 0, 0))
-    assert browser.all("#image img")[0].size == {"width": 512, "height": 512}, "each pixel is 64 of the screen's"
+    assert browser.all("#image img")[0].size == {"width": 512, "height": 512}, "each pixel covers 64x64 on the screen"
     browser.click("#random")
     browser.changed("#image", first)
     browser.type("#seed input", 0)
@@ -667,13 +667,13 @@ def test_every_control_does_what_it_says_in_a_browser(served):
     browser.type("#psi input[type=number]", 1)
     browser.shows("#image", drawn(run, 0, 1))
 
-    # A page that nobody touches looks for news, and asks for nothing else.
+    # An idle page only polls.
     time.sleep(1)
-    browser.look_at_requests()
-    time.sleep(3 * SECONDS)
-    assert sum("queue/join" in url for url in browser.look_at_requests()) <= 4
+    browser.new_requests()
+    time.sleep(3 * POLL_SECONDS)
+    assert sum("queue/join" in url for url in browser.new_requests()) <= 4
 
-    # What is beside it, to choose from.
+    # Images beside it, which can be selected.
     browser.click("#beside label", "every class")
     browser.wait("an image a class", lambda: [each.text for each in browser.all("#sheet figure")] == ["dark", "light"])
     browser.click("#sheet button")
@@ -723,7 +723,7 @@ def test_every_control_does_what_it_says_in_a_browser(served):
     browser.type("#position input[type=number]", 0)
     browser.shows("#between", drawn(run, 3, 0))
 
-    # Curves, and the samples of the past.
+    # Curves, and earlier samples.
     browser.click("#tabs button[role=tab]", "Training")
     browser.wait("curves", lambda: len([each for each in browser.all(".curve svg, .curve canvas") if each.size]) >= 6)
     assert {"Losses", "Mean sign of logits"} <= {each.text for each in browser.all(".curve text")}
@@ -733,7 +733,7 @@ def test_every_control_does_what_it_says_in_a_browser(served):
     browser.changed("#history", last)
     assert "after 16 images" in browser.all("#history figcaption")[0].text
 
-    # A training that goes on is followed, unless one does not want it.
+    # The page follows a running training, unless Follow is off.
     browser.click("#tabs button[role=tab]", "Images")
     browser.shows("#image", drawn(run, 3, 0))
     before = browser.source("#image")
@@ -750,10 +750,10 @@ def test_every_control_does_what_it_says_in_a_browser(served):
     browser.wait("the newest checkpoint", lambda: "after 56" in browser.all("#head")[0].text)
     browser.shows("#image", drawn(run, 3, 0, truncation=0.5))
 
-    # Nothing went wrong, and no other server was asked for anything.
+    # No errors, and no requests to other servers.
     assert browser.errors() == []
     severe = [entry["message"] for entry in browser.driver.get_log("browser") if entry["level"] == "SEVERE"]
     assert severe == []
-    browser.look_at_requests()
-    servers = {re.sub(r"(\d):.*", r"\1", url) for url in browser.asked if re.match("(https?|wss?):", url)}
+    browser.new_requests()
+    servers = {re.sub(r"(\d):.*", r"\1", url) for url in browser.requested if re.match("(https?|wss?):", url)}
     assert servers == {"http://127.0.0.1"}

@@ -1,4 +1,4 @@
-"""Images as HTML that shows their pixels as they are, and a log's numbers as what a plot takes."""
+"""Images as HTML that shows single pixels, and logged numbers as curves."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from fastgan.errors import UserError
 from fastgan.runs.grid import to_picture
 from fastgan.runs.log import CHARTS, METRICS, chart_of
 
-LARGE, SMALL = 512, 128  # pixels that the width of an image should have, alone and among others
-WIDEST_GRID = 1600
-POINTS = 500  # of a curve; a longer log is averaged
+LARGE, SMALL = 512, 128  # width of an image on the page in pixels, alone and among others
+MAX_GRID_WIDTH = 1600
+MAX_POINTS = 500  # of a curve; longer logs are averaged
 FRAME_MILLISECONDS = 60
 
 
 def figure(image: np.ndarray, caption: str, file_name: str) -> str:
-    """A large image, uint8 [H, W, C]; a click saves it as `file_name`."""
+    """A large image, uint8 [H, W, C]. A click saves it as `file_name`."""
     return _figure(_png(to_picture(image)), image.shape[1], caption, max(LARGE, image.shape[1]), file_name=file_name)
 
 
 def animation(frames: Sequence[np.ndarray], caption: str, file_name: str) -> str:
-    """Images, uint8 [H, W, C], there and back without end."""
+    """An endless animation of frames, uint8 [H, W, C], back and forth."""
     first, *others = (to_picture(frame) for frame in [*frames, *frames[-2:0:-1]])
     buffer = io.BytesIO()
     options = {"save_all": True, "append_images": others, "duration": FRAME_MILLISECONDS, "loop": 0}
@@ -39,18 +39,18 @@ def animation(frames: Sequence[np.ndarray], caption: str, file_name: str) -> str
 
 
 def sheet(images: np.ndarray, captions: Sequence[str], choices: Sequence[int] | None = None, width: int = SMALL) -> str:
-    """Many small ones, uint8 [n, H, W, C]; a click says which of `choices` it was."""
+    """Small images, uint8 [n, H, W, C]. A click on one selects its entry of `choices`."""
     figures = []
     for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
         picture = to_picture(image)
-        picture.thumbnail((2 * width, 2 * width))  # enough for a screen of high density
+        picture.thumbnail((2 * width, 2 * width))  # twice the width, for high-density screens
         choice = None if choices is None else choices[number]
         figures.append(_figure(_png(picture), picture.width, caption, width, choice=choice))
     return f'<div class="sheet">{"".join(figures)}</div>'
 
 
 def grid(path: Path, images: int) -> str:
-    """A picture of samples that a training has written. Raises UserError if it is gone or damaged."""
+    """A picture of samples written by a training. Raises UserError if it is missing or damaged."""
     try:
         return _grid(path, images)
     except Exception as error:  # Pillow raises two dozen kinds on damaged files
@@ -60,18 +60,18 @@ def grid(path: Path, images: int) -> str:
 def _grid(path: Path, images: int) -> str:
     with Image.open(path) as picture:
         caption = f"after {images:,} images"
-        if picture.width <= WIDEST_GRID:
+        if picture.width <= MAX_GRID_WIDTH:
             data = _data("png", path.read_bytes())
         else:
-            picture.thumbnail((WIDEST_GRID, WIDEST_GRID * picture.height))
+            picture.thumbnail((MAX_GRID_WIDTH, MAX_GRID_WIDTH * picture.height))
             data = _png(picture)
         return _figure(data, picture.width, caption, picture.width, file_name=path.name)
 
 
 def charts(log: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[tuple[float, float]]]]:
-    """The curves of a log: by title of the chart, in the order to look at them, and by name; points (images, value).
+    """Curves of a log: chart title to curve name to points (images, value). Charts are in the order of the page.
 
-    Each metric has a chart of its own, for they have different units.
+    Each metric has a chart of its own, since units differ.
     """
     curves: dict[str, list[tuple[float, float]]] = {}
     for line in log:
@@ -86,25 +86,25 @@ def charts(log: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[tuple[floa
 
 
 def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most POINTS: means of as many neighbours as it takes."""
-    step = -(-len(points) // POINTS)
+    """At most MAX_POINTS points, each the mean of neighbours."""
+    step = -(-len(points) // MAX_POINTS)
     parts = (np.mean(points[start : start + step], axis=0) for start in range(0, len(points), step))
     return [(float(x), float(y)) for x, y in parts] if step > 1 else points
 
 
 def _figure(
-    data: str, own: int, caption: str, width: int, *, file_name: str | None = None, choice: int | None = None
+    data: str, image_width: int, caption: str, width: int, *, file_name: str | None = None, choice: int | None = None
 ) -> str:
-    """An image that is `own` pixels wide, enlarged by a whole factor up to `width` pixels or reduced to them."""
-    factor = max(1, width // own)
+    """An image, `image_width` pixels wide, enlarged by an integer factor to at most `width`, or reduced to `width`."""
+    factor = max(1, width // image_width)
     crisp = " crisp" if factor > 1 else ""
     text = html.escape(caption)
-    image = f'<img src="{data}" alt="{text}" class="pixels{crisp}" style="width: {min(own * factor, width)}px">'
+    image = f'<img src="{data}" alt="{text}" class="pixels{crisp}" style="width: {min(image_width * factor, width)}px">'
     if file_name is not None:
         name = html.escape(file_name)
         image = f'<a href="{data}" download="{name}" title="Save as {name}">{image}</a>'
     if choice is not None:
-        image = f'<button type="button" data-choice="{choice}" title="Look at {text}">{image}</button>'
+        image = f'<button type="button" data-choice="{choice}" title="Show {text}">{image}</button>'
     return f"<figure>{image}<figcaption>{text}</figcaption></figure>"
 
 

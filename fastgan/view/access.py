@@ -1,7 +1,7 @@
-"""Which requests the page answers: its own, sent to an address of this machine.
+"""Access control: only the page's own requests, sent to an address of this machine, are answered.
 
-A browser that shows the page visits other websites too. These can make it send requests here, as forms and scripts
-(cross-site requests), or under a name of theirs that they point to this machine (DNS rebinding).
+Other websites in the same browser can send requests here too: from forms and scripts (cross-site requests), or under a
+host name of theirs that resolves to this machine (DNS rebinding).
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 
 from starlette.responses import PlainTextResponse
 
-MOST_BYTES = 2**20  # of a request; the page's own have a few hundred
+MAX_BYTES = 2**20  # of a request; the page's own have a few hundred
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-# No page of ours has a reason to ask another server for anything; with this a browser would not even if one did.
+# Keeps the browser from sending any request of the page to another server.
 POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' ws: wss: data: blob:; "
     "form-action 'self'; base-uri 'self'; frame-ancestors 'none'"
@@ -25,7 +25,7 @@ HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "same-origin",
 }
-UNUSED = ("upload", "proxy=", "file=", "stream")  # what Gradio would do for other pages, behind /gradio_api/
+UNUSED = ("upload", "proxy=", "file=", "stream")  # routes of Gradio under /gradio_api/ that this page does not need
 
 
 def is_loopback(host: str) -> bool:
@@ -38,8 +38,8 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def names(host: str) -> frozenset[str]:
-    """Names under which a page that is served at `host` may be asked for, beside any address in numbers."""
+def host_names(host: str) -> frozenset[str]:
+    """Host names that requests to a page served at `host` may have, besides numeric addresses."""
     own = LOOPBACK | {host.lower()}
     if is_loopback(host):
         return own
@@ -47,15 +47,15 @@ def names(host: str) -> frozenset[str]:
     return own | {machine, f"{machine}.local", socket.getfqdn().lower()}
 
 
-class Guard:
-    """ASGI middleware that refuses requests with a line of text, and adds HEADERS to every answer.
+class RequestFilter:
+    """ASGI middleware that refuses foreign requests with a line of text, and adds HEADERS to every response.
 
-    Refused are requests that name another host or come from another site, uploads, and large ones. The headers tell the
-    browser to ask no other server for anything, and not to frame the page.
+    It refuses requests to another host name or from another site, uploads, and large requests. The headers keep the
+    browser from sending requests to other servers and from showing the page in a frame.
 
     Args:
         app: the application behind it.
-        names: of hosts, see `names`.
+        names: allowed host names, see `host_names`.
     """
 
     def __init__(self, app, names: frozenset[str]):
@@ -79,24 +79,24 @@ class Guard:
         return await self.app(scope, receive, send_with_headers)
 
     def _refusal(self, scope) -> tuple[int, str]:
-        """Status and text; the text is empty if the request is answered."""
+        """Status and text of a refusal; the text is empty if the request is allowed."""
         headers = {name.lower().decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         host = headers.get("host", "")
         if not self._is_own(host):
-            return 403, f"This page is not served as {host[:80]!r}. Ask for it by the address that it printed."
+            return 403, f"This page is not served as {host[:80]!r}. Use the address that the command printed."
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
-            return 403, "Requests of other sites are not answered."
+            return 403, "Requests from other sites are refused."
         is_visit = scope.get("method") == "GET" and headers.get("sec-fetch-mode") == "navigate"
         if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none") and not is_visit:
-            return 403, "Requests of other sites are not answered."
+            return 403, "Requests from other sites are refused."
         if scope["path"].partition("/gradio_api/")[2].startswith(UNUSED):
-            return 403, "This page has no files to give, and takes none."
+            return 403, "This page neither serves files nor accepts uploads."
         if scope.get("method") not in (None, "GET", "HEAD", "OPTIONS"):
             length = headers.get("content-length", "")
             if not length.isdecimal():
-                return 411, "The request does not say how long it is."
-            if int(length) > MOST_BYTES:
+                return 411, "The request has no Content-Length."
+            if int(length) > MAX_BYTES:
                 return 413, "The request is too large."
         return 200, ""
 
@@ -108,7 +108,7 @@ class Guard:
         if name.lower() in self.names:
             return True
         try:
-            ipaddress.ip_address(name)  # an address in numbers cannot be pointed elsewhere
+            ipaddress.ip_address(name)  # a numeric address cannot be rebound
         except ValueError:
             return False
         return True

@@ -61,6 +61,17 @@ def pytest_collection_modifyitems(items):
         if hasattr(item, "callspec") and item.callspec.params.get("backend") in ("cuda", "triton"):
             item.add_marker(pytest.mark.gpu)
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    _group_backends(items)
+
+
+def _group_backends(items):
+    """Moves tests that differ in the backend alone next to each other: they share the textbook's results."""
+    groups = {}
+    for item in items:
+        spec = getattr(item, "callspec", None)
+        others = [(name, index) for name, index in spec.indices.items() if name != "backend"] if spec else []
+        groups.setdefault((item.parent.nodeid, item.originalname if spec else item.nodeid, *others), []).append(item)
+    items[:] = [item for group in groups.values() for item in group]
 
 
 @pytest.fixture(scope="module")

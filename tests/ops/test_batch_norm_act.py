@@ -100,6 +100,7 @@ def test_values_and_derivatives_are_as_good_as_plain_pytorch(backend, case, dtyp
         lambda x, **small: textbook(x, **small, **options),
         make(case, DTYPES[dtype], backends.device(backend)),
         layout=case.layout,
+        case=case,
         terms=4.0,  # over the standard deviation of a few elements
         orders=table.orders_of(backend, case.mean),
     )

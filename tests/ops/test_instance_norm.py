@@ -152,6 +152,7 @@ def test_values_and_derivatives_are_as_good_as_plain_pytorch(backend, case, dtyp
         make(case, DTYPES[dtype], backends.device(backend)),
         fixed=("noise",),
         layout=case.layout,
+        case=case,
         terms=4.0,  # over the standard deviation of a few elements
         orders=table.orders_of(backend, case.mean),
     )

@@ -112,6 +112,8 @@ def make(case: Case, dtype: torch.dtype, device: str, seed: int = 0):
         if case.clamp is not None:
             z = textbook(x, **before, **options, clamp=None)
             near |= (z.abs() - case.clamp).abs() < 0.05
+        if not near.any():
+            break
         x = torch.where(near, (x + 0.37).to(dtype).double(), x)
     x = arrange(x.to(device, dtype), case.layout)
     kind = torch.float64 if dtype == torch.float64 else torch.float32
@@ -134,6 +136,7 @@ def test_values_and_derivatives_are_as_good_as_plain_pytorch(backend, case, dtyp
         {"x": x, **small},
         fixed=("noise",),
         layout=case.layout,
+        case=case,
     )
 
 

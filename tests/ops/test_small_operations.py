@@ -149,7 +149,7 @@ def test_values_and_derivatives_are_as_good_as_plain_pytorch(backend, case, dtyp
     activations = OPERATIONS[case.operation].gives == "activations"
     in_dtype = lambda **tensors: fused(**tensors).to(dtype)  # numbers come in fp32 at least
     layout = case.layout if activations else "nchw"
-    table.assert_derivatives_as_good_as_plain(in_dtype, textbook, tensors, fixed=fixed(case), layout=layout)
+    table.assert_derivatives_as_good_as_plain(in_dtype, textbook, tensors, fixed=fixed(case), layout=layout, case=case)
 
 
 @each_operation

@@ -110,6 +110,7 @@ def test_values_and_derivatives_are_as_good_as_plain_pytorch(backend, case, dtyp
         lambda x: textbook(x, taps, **case.options),
         {"x": x},
         layout=case.layout,
+        case=case,
     )
 
 

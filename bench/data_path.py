@@ -24,7 +24,7 @@ from bench.operations import DTYPES, SECONDS
 from bench.training_step import CASES, LR, Ours
 from fastgan import models, ops
 from fastgan.data import ImageDataset, ImageLoader, ShuffledStream
-from fastgan.data.order import CoinFlips
+from fastgan.data.shuffle import CoinFlips
 from fastgan.ops import backends
 from fastgan.runs import precision
 from fastgan.runs.config import Config, TrainingOptions

@@ -15,9 +15,11 @@ from typing import Annotated, Literal
 import tyro
 
 from fastgan.cores import usable_cpus
-from fastgan.data import preparing, sources
-from fastgan.data.cache import SHARD_INDEX, default_cache_dir
-from fastgan.data.pictures import CHANNELS, MAX_PIXELS, Crop, Ground, Wanted, parse_size, size_text
+from fastgan.data import prepare
+from fastgan.data.cache import default_cache_dir
+from fastgan.data.images import CHANNELS, MAX_PIXELS, Crop, Ground, Target, parse_size, size_text
+from fastgan.data.readers import ReaderOptions, accepted_sources, open_reader
+from fastgan.data.shards import SHARD_INDEX
 from fastgan.errors import UserError, command_line, program
 from fastgan.options import PathText, parse_options
 
@@ -36,10 +38,9 @@ class Options:
     docs/data.md has an example of every source.
     """
 
-    source: tyro.conf.Positional[Annotated[PathText, tyro.conf.arg(metavar="SOURCE")]]
-    """A folder of images, a .zip or a .tgz (sub-folders or dataset.json being the classes), a .csv or .tsv with a
-    column of files, an array (.npy, .npz, or MNIST's IDX files), an LMDB, tar shards like 'set-{000..099}.tar' (also
-    URLs), torchvision:NAME, or hf:NAME of Hugging Face."""
+    source: tyro.conf.Positional[
+        Annotated[PathText, tyro.conf.arg(metavar="SOURCE", help=f"Images: {accepted_sources()}.")]
+    ]
     out: Annotated[PathText | None, tyro.conf.arg(metavar="DIR|ZIP", help_behavior_hint="(default: in the cache)")] = (
         None
     )
@@ -80,14 +81,12 @@ def main(argv: list[str] | None = None) -> int:
     options = parse_options(Options, program("dataset"), argv)
     job = job_of(options)
     try:
-        source = sources.open_source(
-            options.source, sources.Columns(options.image_column, options.label_column, options.split)
-        )
-        if (done := preparing.unfinished(job.out)) is not None:
+        reader = open_reader(options.source, ReaderOptions(options.image_column, options.label_column, options.split))
+        if (done := prepare.images_done(job.out)) is not None:
             print(f"going on with {job.out}, {done:,} images done")
-        result = preparing.run(job, source)
+        result = prepare.run(job, reader)
     except KeyboardInterrupt:
-        done = preparing.unfinished(job.out)
+        done = prepare.images_done(job.out)
         if done is not None:
             print(f"stopped with {done:,} images done; run the same command again to go on", file=sys.stderr)
         raise
@@ -95,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
     return LEFT_OUT if result.skipped else 0
 
 
-def job_of(options: Options) -> preparing.Job:
+def job_of(options: Options) -> prepare.Job:
     """What `options` ask for. Raises UserError, naming the option, for what makes no sense."""
     size = parse_size(options.resolution)
     if size[0] * size[1] > MAX_PIXELS:
@@ -117,16 +116,16 @@ def job_of(options: Options) -> preparing.Job:
         raise UserError(f"--shards {options.shards}: a zip has none; choose a folder with --out, or leave it out")
     if not out.name:
         raise UserError(f"--out {options.out}: give the name of a folder or zip that is not there yet")
-    wanted = Wanted(size, options.channels, options.crop, options.ground, options.enlarge)
+    target = Target(size, options.channels, options.crop, options.ground, options.enlarge)
     workers = options.workers or usable_cpus()
-    return preparing.Job(options.source, out, wanted, options.shards * MEGABYTE, options.labels, workers)
+    return prepare.Job(options.source, out, target, options.shards * MEGABYTE, options.labels, workers)
 
 
-def summary(job: preparing.Job, result: preparing.Result) -> list[str]:
+def summary(job: prepare.Job, result: prepare.Result) -> list[str]:
     """Lines for people: what there is, what was left out, and how to train on it."""
-    size, count = size_text(job.wanted.size), len(result.class_names)
+    size, count = size_text(job.target.size), len(result.class_names)
     classes = f"{count} classes" if count else "unlabelled"
-    lines = [f"{job.out}: {result.images:,} images, {size} {CHANNELS[job.wanted.channels]}, {classes}"]
+    lines = [f"{job.out}: {result.images:,} images, {size} {CHANNELS[job.target.channels]}, {classes}"]
     if result.skipped:
         lines.append(f"left out {len(result.skipped):,} images, listed in {result.skipped_file}:")
         reasons = Counter(_kind(reason) for _, reason in result.skipped)
@@ -134,10 +133,10 @@ def summary(job: preparing.Job, result: preparing.Result) -> list[str]:
         if _SMALLER in reasons:
             lines.append("  (--enlarge takes smaller ones as well)")
     data = job.out / SHARD_INDEX if job.shard_bytes else job.out
-    width, height = job.wanted.size
+    width, height = job.target.size
     resolution = width if width == height else size
     lines.append(
-        f"train with: {program('train')} --data {data} --resolution {resolution} --channels {job.wanted.channels}"
+        f"train with: {program('train')} --data {data} --resolution {resolution} --channels {job.target.channels}"
     )
     return lines
 

@@ -1,7 +1,7 @@
-"""Training images: glyphs, emoji, a folder, a zip or shards; their order; their way into a step.
+"""Training images: built-in sets (glyphs, emoji), user-supplied ones, their shuffled order, and the data loader.
 
-Sets are one memory-mapped array, but for shards. What trains on them, `ImageLoader`, is imported when it is asked for:
-the processes that prepare images need no torch.
+A data set is one memory-mapped array, or a sequence of tar shards. `ImageLoader` is imported on first use, so that
+`import fastgan.data` does not load torch: worker processes that prepare images start quickly.
 """
 
 from __future__ import annotations
@@ -9,22 +9,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastgan.data.cache import ImageDataset, load_entry
-from fastgan.data.order import ShuffledStream
-from fastgan.data.pictures import CHANNELS, parse_size, size_text
+from fastgan.data.image_dataset import ImageDataset, load_folder
+from fastgan.data.images import CHANNELS, parse_size, size_text
+from fastgan.data.shuffle import ShuffledStream
 from fastgan.errors import UserError
 
 if TYPE_CHECKING:
-    from fastgan.data.loading import ImageLoader, pixels_of
+    from fastgan.data.loader import ImageLoader, pixels_of
 
 __all__ = ["ImageDataset", "ImageLoader", "ShuffledStream", "open_dataset", "pixels_of"]
 
 
 def __getattr__(name: str):
     if name in ("ImageLoader", "pixels_of"):
-        from fastgan.data import loading
+        from fastgan.data import loader
 
-        return getattr(loading, name)
+        return getattr(loader, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -39,15 +39,15 @@ def open_dataset(
     cache_dir: Path | None = None,
     progress: bool = True,
 ) -> ImageDataset:
-    """The data set that `spec` names, decoded once into a cache and memory-mapped from there.
+    """Open the data set that `spec` names, decoded once into the cache and memory-mapped from there.
 
-    spec: "glyphs", "emoji" (needs the extra of that name), the path of a folder of images or of a zip (see
-        `folder.read`), or what `python -m fastgan.dataset` made: a folder with the array, which is mapped as it is, or
-        shards (see `shards.open_shards`), by path or URL.
+    spec: "glyphs"; "emoji" (needs the extra of that name); a folder or zip of images (see `folder.load`); or the output
+        of `python -m fastgan.dataset`: a folder with an array, which is mapped in place, or shards (see
+        `shards.open_shards`), by path or URL.
     resolution: side in pixels, or "WIDTHxHEIGHT". channels: 1 (grey), 3 (RGB) or 4 (RGBA).
-    classes, seed: of the glyphs (see `glyphs.render`); all others bring their classes with them.
+    classes, seed: of the glyphs (see `glyphs.render`); other sets have their own classes.
     split: "train", or "heldout": glyphs in fonts that "train" does not have.
-    cache_dir: where to keep it; by default $FASTGAN_CACHE or `fastgan` in the user's cache directory.
+    cache_dir: by default $FASTGAN_CACHE, or `fastgan` in the user's cache directory.
     Raises UserError for data that cannot be used.
     """
     if split not in ("train", "heldout"):
@@ -69,26 +69,26 @@ def open_dataset(
         from fastgan.data import emoji
 
         return emoji.render(resolution, channels, cache_dir=cache_dir, progress=progress)
-    from fastgan.data import folder, shards, sources, urls
+    from fastgan.data import folder, readers, shards, urls
 
     spec = spec if urls.has_scheme(spec) else str(Path(spec).expanduser())
     if shards.is_index(spec):
         return shards.open_shards(spec, size, channels, cache_dir)
     if urls.has_scheme(spec):
-        raise UserError(f"--data {spec}: only shards are read from a URL, by shards.json; fetch other files first")
+        raise UserError(f"--data {spec}: only shards are read from a URL, by shards.json; download other files first")
     path = Path(spec)
     if (path / "meta.json").is_file() and (path / "images.npy").is_file():
-        return _prepared(path, size, channels)
-    if sources.is_other(spec):
+        return _open_prepared(path, size, channels)
+    if readers.needs_preparation(spec):
         raise UserError(f"--data {spec}: prepare it first, with python -m fastgan.dataset; see docs/data.md")
-    return folder.read(path, size, channels, cache_dir=cache_dir, progress=progress)
+    return folder.load(path, size, channels, cache_dir=cache_dir, progress=progress)
 
 
-def _prepared(path: Path, size: tuple[int, int], channels: int) -> ImageDataset:
-    """The array in a folder that `python -m fastgan.dataset` made."""
-    found = load_entry(path)
+def _open_prepared(path: Path, size: tuple[int, int], channels: int) -> ImageDataset:
+    """The array in a folder that `python -m fastgan.dataset` wrote."""
+    found = load_folder(path)
     if found is None or found.images.ndim != 4 or found.channels not in CHANNELS or not len(found):
-        raise UserError(f"--data {path} is damaged; prepare it anew with python -m fastgan.dataset")
+        raise UserError(f"--data {path} is damaged; prepare it again with python -m fastgan.dataset")
     if (found.size, found.channels) != (size, channels):
         raise UserError(
             f"--data {path} has {CHANNELS[found.channels]} images of {size_text(found.size)}; "

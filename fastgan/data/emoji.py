@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastgan.data.cache import ImageDataset, Recipe, load_or_build
+from fastgan.data.cache import Recipe, load_or_build
+from fastgan.data.image_dataset import ImageDataset
 from fastgan.errors import UserError
 
 if TYPE_CHECKING:

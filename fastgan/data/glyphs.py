@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fastgan.data.cache import ImageDataset, Recipe, load_or_build
+from fastgan.data.cache import Recipe, load_or_build
+from fastgan.data.image_dataset import ImageDataset
 from fastgan.errors import UserError
 
 ALPHABETS = {

@@ -1,7 +1,7 @@
-"""Classes of images in files: dataset.json, in every form that StyleGAN's tools and their relatives write, or folders.
+"""Class labels of image files: from dataset.json, as StyleGAN's tools and relatives write it, or from sub-folders.
 
-What is in use besides the plain {"labels": [["file", 3], ...]}: null or no labels at all; vectors instead of numbers,
-one-hot or not; names with a folder in front or without; entries of images that are not there.
+Variants in use, besides {"labels": [["file", 3], ...]}: null or no labels; vectors instead of numbers, one-hot or not;
+names with or without a leading folder; entries of images that do not exist.
 """
 
 from __future__ import annotations
@@ -10,25 +10,21 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
 
+from fastgan.data.image_files import ImageFiles, is_label_file
 from fastgan.errors import UserError
 
-if TYPE_CHECKING:
-    from fastgan.data.folder import Files
-
-LABEL_FILE = "dataset.json"
-MOST_CLASSES = 1_000_000  # a label beyond is a slip
-FEW_CLASSES = 1_000  # so many may be named by a set with fewer images
+MAX_LABEL = 999_999  # a larger one is taken for a mistake
+FEW_CLASSES = 1_000  # a set may have this many classes even if it has fewer images
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Labels of images, in their order.
+    """Labels of images, in the order of the images.
 
-    values: an int each, None for an image that has none; or None if the set is unlabelled.
-    class_names: one name a class.
-    problem: what is wrong with the first image that has none, in a line for people; empty if all have one.
+    values: a class number each, None for an image without one; or None if the set is unlabelled.
+    class_names: one for each class.
+    problem: error message about the first image without a label; empty if all have one.
     """
 
     values: list[int | None] | None
@@ -36,7 +32,7 @@ class Labels:
     problem: str = ""
 
     def require_all(self) -> None:
-        """Raises UserError if some images have labels and others have not."""
+        """Raises UserError if some images have labels and others do not."""
         if self.problem:
             raise UserError(self.problem)
 
@@ -44,113 +40,112 @@ class Labels:
 UNLABELLED = Labels(None, [])
 
 
-def of_files(source: Files, names: list[str]) -> Labels:
-    """Labels of the images `names` of a folder or zip: by dataset.json, else by sub-folders. Raises UserError."""
-    label_files = [name for name in source.names if PurePosixPath(name).name == LABEL_FILE]
+def of_files(files: ImageFiles, names: list[str]) -> Labels:
+    """Labels of the images `names`: from dataset.json if there is one, else from sub-folders. Raises UserError."""
+    label_files = [name for name in files.names if is_label_file(name)]
     if label_files:
-        return of_json(source, min(label_files, key=len), names)
+        return from_json(files, min(label_files, key=len), names)
     parts = [PurePosixPath(name).parts for name in names]
     shared = _shared_length(min(parts)[:-1], max(parts)[:-1])
     folders = [p[shared] if len(p) > shared + 1 else None for p in parts]
     if all(folder is None for folder in folders):
         return UNLABELLED
-    folders_sorted = sorted({folder for folder in folders if folder is not None})
-    index = {name: i for i, name in enumerate(folders_sorted)}
+    class_names = sorted({folder for folder in folders if folder is not None})
+    number_of = {name: number for number, name in enumerate(class_names)}
     problem = ""
     if None in folders:
-        stray = source.full_name(names[folders.index(None)])
+        stray = files.full_name(names[folders.index(None)])
         problem = f"{stray} lies beside sub-folders with images; move it into one, or all images into one folder"
-    values = [None if folder is None else index[folder] for folder in folders]
-    return Labels(values, [printable(folder) for folder in folders_sorted], problem)
+    values = [None if folder is None else number_of[folder] for folder in folders]
+    return Labels(values, [printable(name) for name in class_names], problem)
 
 
 def printable(name: str) -> str:
-    """A name that can be encoded: of bytes that are no UTF-8, which Python has as lone surrogates, the escapes."""
+    """The name as valid UTF-8: lone surrogates, Python's form of bytes that are not UTF-8, are escaped."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def require_dense(top: int, images: int, where: object) -> None:
-    """Raises UserError if so few images have labels up to `top` that almost all classes would be empty: a slip, and
-    every class costs weights."""
-    if top >= max(FEW_CLASSES, images):
+def require_dense(largest: int, images: int, where: object) -> None:
+    """Raises UserError if almost all classes up to the label `largest` must be empty: a mistake, and every class costs
+    weights."""
+    if largest >= max(FEW_CLASSES, images):
         raise UserError(
-            f"{where}: a label is {top}, but there are {images:,} images; number the classes from 0 up without gaps"
+            f"{where}: a label is {largest}, but there are {images:,} images; number the classes from 0 up without gaps"
         )
 
 
-def _shared_length(low: tuple[str, ...], high: tuple[str, ...]) -> int:
-    """How many leading parts two paths share; of the first and the last in order, how many all paths share."""
-    return next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
+def _shared_length(first: tuple[str, ...], last: tuple[str, ...]) -> int:
+    """Number of leading parts that two paths share. For the first and last of sorted paths: that all paths share."""
+    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
 
 
-def of_json(source: Files, file: str, names: list[str]) -> Labels:
-    """What `file`, a dataset.json, says of the images `names`.
+def from_json(files: ImageFiles, name: str, images: list[str]) -> Labels:
+    """Labels of `images` in the label file `name`.
 
-    {"labels": [["file", label], ...]}, files as they are called in the zip or from the folder of the JSON on; also a
-    mapping {"file": label}. A label is an integer from 0 up, or a vector with a single 1 among 0s; other vectors are no
-    classes, and the set is taken as unlabelled, with a note. Null or no labels: unlabelled. "class_names": one name a
-    class; their numbers if it is missing.
+    {"labels": [["file", label], ...]} or {"labels": {"file": label}}. Files are named as in the zip, or relative to the
+    folder of the JSON. A label is an integer from 0 up or a one-hot vector; other vectors make the set unlabelled, with
+    a note, as do null or no labels. "class_names": one for each class; their numbers if it is missing.
     Raises UserError for anything else.
     """
-    where = source.full_name(file)
+    where = files.full_name(name)
     try:
-        content = json.loads(source.read(file).decode("utf-8-sig"))
+        content = json.loads(files.read(name).decode("utf-8-sig"))
         given = content.get("labels")
         pairs = list(given.items()) if isinstance(given, dict) else given
-    except Exception as error:  # whatever is wrong with bytes that should be {"labels": ...}
+    except Exception as error:  # bytes that are not UTF-8, not JSON, or not an object
         raise UserError(f'{where} is not JSON like {{"labels": [["file", 0], ...]}}; repair or remove it') from error
     if pairs is None or pairs == []:
         return UNLABELLED
     by_name: dict[str, int | None] = {}
-    base, known, vectors = PurePosixPath(file).parent, set(source.names), 0
+    base, known, vector_length = PurePosixPath(name).parent, set(files.names), 0
     for pair in pairs if isinstance(pairs, list) else [pairs]:
         if not (isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[0], str)):
             raise UserError(f'{where}: every label must be ["file", integer], not {json.dumps(pair)[:60]}; repair it')
         image = pair[0].replace("\\", "/")
         label = _class_of(pair[1])
         if label == _VECTOR:
-            vectors, label = len(pair[1]), None
-        elif label is not None and not 0 <= label < MOST_CLASSES:
-            raise UserError(_wrong(where, pair))
+            vector_length, label = len(pair[1]), None
+        elif label is not None and not 0 <= label <= MAX_LABEL:
+            raise UserError(_wrong_label(where, pair))
         below = (base / image).as_posix()
         by_name[below if below in known or image not in known else image] = label
-    if vectors:
+    if vector_length:
         print(
-            f"note: labels in {where} are vectors of {vectors} numbers, no classes: taken as unlabelled",
+            f"note: labels in {where} are vectors of {vector_length} numbers, not classes; they are ignored",
             file=sys.stderr,
         )
         return UNLABELLED
     if absent := len(by_name.keys() - known):
-        print(f"note: {where} has labels of {absent:,} images that are not there", file=sys.stderr)
-    values = [by_name.get(name) for name in names]
+        print(f"note: {where} has labels of {absent:,} images that do not exist", file=sys.stderr)
+    values = [by_name.get(image) for image in images]
     if all(value is None for value in values):
         if absent:
             named = min(by_name.keys() - known)
-            raise UserError(f"{where} names {named} and others, none of which is there; repair or remove it")
+            raise UserError(f"{where} names {named} and others, none of which exists; repair or remove it")
         return UNLABELLED
-    top = max(value for value in values if value is not None)
+    largest = max(value for value in values if value is not None)
     if content.get("class_names") is None:
-        require_dense(top, len(names), where)
-    return Labels(values, _class_names(content, top, where), _gap(where, names, values))
+        require_dense(largest, len(images), where)
+    return Labels(values, _class_names(content, largest, where), _missing_label(where, images, values))
 
 
-_NONSENSE, _VECTOR = -1, -2
+_INVALID, _VECTOR = -1, -2
 
 
 def _class_of(label: object) -> int | None:
-    """The class that a label in JSON means, None if it means that there is none; or one of the above."""
+    """Class number of a label in JSON; None for null, _VECTOR for a vector that is not one-hot, else _INVALID."""
     if isinstance(label, list) and label and all(type(x) in (int, float) for x in label):
         if len(label) == 1:
             return _class_of(label[0])
         hot = [i for i, x in enumerate(label) if x != 0]
         return hot[0] if len(hot) == 1 and label[hot[0]] == 1 else _VECTOR
     if isinstance(label, float) and label.is_integer():
-        return int(label) if label >= 0 else _NONSENSE
-    return label if label is None or (type(label) is int and label >= 0) else _NONSENSE
+        return int(label) if label >= 0 else _INVALID
+    return label if label is None or (type(label) is int and label >= 0) else _INVALID
 
 
-def _wrong(where: str, pair) -> str:
-    if type(pair[1]) is int and pair[1] >= MOST_CLASSES:
+def _wrong_label(where: str, pair) -> str:
+    if type(pair[1]) is int and pair[1] > MAX_LABEL:
         return f"{where}: a label is {pair[1]}; number the classes from 0 up without gaps"
     return (
         f"{where}: the label of {pair[0]} must be an integer from 0 up, not {json.dumps(pair[1])[:40]}; "
@@ -158,20 +153,22 @@ def _wrong(where: str, pair) -> str:
     )
 
 
-def _gap(where: str, names: list[str], values: list[int | None]) -> str:
+def _missing_label(where: str, names: list[str], values: list[int | None]) -> str:
     if None not in values:
         return ""
     name = names[values.index(None)]
     return (
         f'{where} has no label for {name}; add it, or set "labels" to null, '
-        "or let python -m fastgan.dataset pass over such images"
+        "or let python -m fastgan.dataset leave out such images"
     )
 
 
-def _class_names(content: dict, top: int, where: str) -> list[str]:
+def _class_names(content: dict, largest: int, where: str) -> list[str]:
     given = content.get("class_names")
     if given is None:
-        return [str(i) for i in range(top + 1)]
-    if not (isinstance(given, list) and len(given) > top and all(isinstance(name, str) for name in given)):
-        raise UserError(f'{where}: "class_names" must be a list of names, one for each class up to {top}; repair it')
+        return [str(number) for number in range(largest + 1)]
+    if not (isinstance(given, list) and len(given) > largest and all(isinstance(name, str) for name in given)):
+        raise UserError(
+            f'{where}: "class_names" must be a list of names, one for each class up to {largest}; repair it'
+        )
     return [printable(name) for name in given]

@@ -1,9 +1,9 @@
-"""Training on tar shards, for sets larger than a disk: a few shards at a time are at hand, decoded, in the cache.
+"""Training on tar shards, for data sets larger than a disk: only a few decoded shards are in the cache at a time.
 
-`python -m fastgan.dataset SOURCE --shards MB` writes them, and an index, shards.json, that says beforehand how many
-images each has, and their classes. So the order of images is, as for any other set, a function of the seed and of the
-number of images shown before, and a resumed training goes on exactly. What differs is how well it is shuffled: an epoch
-goes through the shards in random order, AT_ONCE together, whose images are shuffled among each other.
+`python -m fastgan.dataset SOURCE --shards MB` writes the shards and an index, shards.json, with the number of images in
+each and all labels. So the order of the images is a function of the seed and the position, as for other data sets, and
+a resumed training continues exactly. Shuffling is weaker: an epoch visits the shards in random order, SHUFFLED_SHARDS
+at a time, and shuffles the images within each such group.
 """
 
 from __future__ import annotations
@@ -25,40 +25,48 @@ import numpy as np
 
 from fastgan.cores import usable_cpus
 from fastgan.data import cache
-from fastgan.data.cache import SHARD_INDEX, ImageDataset
-from fastgan.data.order import Stream
-from fastgan.data.pictures import CHANNELS, Unusable, decode, plain, reason, size_text
-from fastgan.data.sources import samples_of_shard
-from fastgan.data.urls import is_url, open_url
+from fastgan.data.image_dataset import ImageDataset, labels_digest
+from fastgan.data.images import CHANNELS, MODES, UnusableImage, decode, reason, simplify_mode, size_text
+from fastgan.data.readers.tar import read_shard
+from fastgan.data.shuffle import Stream
+from fastgan.data.urls import is_url, open_path_or_url
 from fastgan.errors import UserError
 from fastgan.files import copy_and_digest, lock, sync
 
-AT_ONCE = 4  # shards whose images are shuffled together
-KEPT = 2 * AT_ONCE + 1  # decoded shards in the cache: those in use, those that come next, and one that is written
-PAUSES = (1, 5, 25)  # seconds before a server is asked again
-STALE = 3600  # seconds after which a shard is not being fetched any more
-MOST_INDEX_BYTES = 2**30
+SHARD_INDEX = "shards.json"
+SHUFFLED_SHARDS = 4  # shards whose images are shuffled together
+CACHED_SHARDS = 2 * SHUFFLED_SHARDS + 1  # the shards in use, the next ones, and one being written
+RETRY_PAUSES = (1, 5, 25)  # seconds before a server is asked again
+STALE = 3600  # seconds after which a temporary folder is known to be left by a killed process
+MAX_INDEX_BYTES = 2**30
 
 
 def is_index(spec: str) -> bool:
-    """Whether `spec` names shards that can be trained on: shards.json, also as a URL, or the folder it lies in."""
+    """Whether `spec` names a set of shards: shards.json, by path or URL, or the folder with it."""
     return spec.rpartition("/")[2] == SHARD_INDEX or (not is_url(spec) and (Path(spec) / SHARD_INDEX).is_file())
 
 
+def read_index(spec: str) -> bytes:
+    """Content of the shards.json that `spec` names. Raises OSError or ValueError."""
+    with open_path_or_url(_index_of(spec)) as file:
+        return file.read(MAX_INDEX_BYTES)
+
+
+def _index_of(spec: str) -> str:
+    return str(Path(spec) / SHARD_INDEX) if not is_url(spec) and Path(spec).is_dir() else spec
+
+
 def open_shards(spec: str, size: tuple[int, int], channels: int, cache_dir: Path | None) -> ImageDataset:
-    """The data set that an index describes. Raises UserError if there is none, or its images are not as asked for."""
-    if not is_url(spec) and Path(spec).is_dir():
-        spec = str(Path(spec) / SHARD_INDEX)
+    """Open the data set of an index. Raises UserError if there is none, or its images have another size or channels."""
+    spec = _index_of(spec)
     place = spec.rpartition("/")[0] or "."
     try:
-        with _open(spec) as file:
-            raw = file.read(MOST_INDEX_BYTES)
-        content = json.loads(raw)
+        content = json.loads(read_index(spec))
         shards, found = content["shards"], (tuple(content["size"]), content["channels"])
         names, counts = [shard["file"] for shard in shards], [shard["images"] for shard in shards]
         digests, class_names = [shard["sha256"] for shard in shards], content["class_names"]
         labels = np.array(content["labels"], dtype=np.int64) if class_names else None
-        good = (
+        valid = (
             content["format"] == 1
             and all(re.fullmatch(r"[\w-][\w.-]*\.tar", name) for name in names)
             and all(type(count) is int and count > 0 for count in counts)
@@ -72,39 +80,38 @@ def open_shards(spec: str, size: tuple[int, int], channels: int, cache_dir: Path
         raise
     except OSError as error:
         raise UserError(f"--data {spec}: cannot be read ({reason(error)})") from error
-    except Exception as error:  # whatever is wrong with bytes that should be such an index
-        raise UserError(f"--data {spec} is not an index as python -m fastgan.dataset writes it") from error
-    if not good:
-        raise UserError(f"--data {spec} is not an index as python -m fastgan.dataset writes it, or is damaged")
+    except Exception as error:  # not JSON, or other fields
+        raise UserError(f"--data {spec} is not an index written by python -m fastgan.dataset") from error
+    if not valid:
+        raise UserError(f"--data {spec} is not an index written by python -m fastgan.dataset, or is damaged")
     if found != (size, channels):
         raise UserError(
             f"--data {spec} has {CHANNELS[found[1]]} images of {size_text(found[0])}; "
             f"give --resolution {size_text(found[0])} --channels {found[1]}"
         )
     root = Path(cache_dir) if cache_dir is not None else cache.default_cache_dir()
-    everything = hashlib.sha256("".join(digests).encode()).hexdigest()
-    pixels = ShardedPixels(
+    digest = hashlib.sha256("".join(digests).encode()).hexdigest()
+    images = ShardedImages(
         [f"{place}/{name}" for name in names],
         counts,
         digests,
         (size[1], size[0], channels),
-        root / f"shards-{everything[:20]}",
+        root / f"shards-{digest[:20]}",
     )
-    both = {"images": everything, "labels": hashlib.sha256(b"" if labels is None else labels).hexdigest()}
-    return ImageDataset(pixels, labels, class_names, f"{content.get('source', spec)} in {len(names)} shards", both)
+    source = f"{content.get('source', spec)} in {len(names)} shards"
+    return ImageDataset(images, labels, class_names, source, {"images": digest, "labels": labels_digest(labels)})
 
 
-class ShardedPixels:
-    """Images in tar files, to be had by their numbers like rows of an array uint8 [n, H, W, C].
+class ShardedImages:
+    """Images in tar files, indexed like an array uint8 [n, H, W, C]. Thread-safe.
 
-    A shard is fetched whole when one of its images is asked for, checked against its digest, and decoded into the
-    cache, where it is mapped into memory; what was not asked for lately makes room. Threads may ask at once.
-    Asking raises UserError for a shard that is missing or damaged.
+    Reading an image downloads its whole shard, checks the digest, decodes the shard into the cache and memory-maps it
+    from there; the least recently used shards are deleted. Raises UserError for a shard that is missing or damaged.
 
     Args:
-        shards: paths or URLs. counts: how many images each has. digests: SHA-256 of each, in hex.
+        shards: paths or URLs. counts: number of images in each. digests: SHA-256 of each, in hex.
         shape: [H, W, C] of all images.
-        folder: for the decoded shards, KEPT of them at most.
+        folder: for the decoded shards, at most CACHED_SHARDS of them.
     """
 
     def __init__(
@@ -119,8 +126,8 @@ class ShardedPixels:
         self.shape = (sum(counts), *shape)
         self._shards, self._digests, self._folder = list(shards), list(digests), folder
         self._starts = np.concatenate([[0], np.cumsum(counts)])
-        self._maps: dict[int, np.ndarray] = {}  # the last used at the end
-        self._coming: dict[int, Future] = {}
+        self._maps: dict[int, np.ndarray] = {}  # in the order of their last use
+        self._prefetched: dict[int, Future] = {}
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
 
@@ -128,7 +135,7 @@ class ShardedPixels:
         return self.shape[0]
 
     def __getitem__(self, index) -> np.ndarray:
-        """Images of an index array of any shape, or of one number: uint8 [*index.shape, H, W, C]."""
+        """Images of an integer or an index array: uint8 [*index.shape, H, W, C]."""
         index = np.asarray(index)
         out = np.empty((index.size, *self.shape[1:]), np.uint8)
         self.gather(index.reshape(-1), out)
@@ -141,86 +148,83 @@ class ShardedPixels:
             rows = numbers == number
             out[rows] = self._map(int(number))[index[rows] - self._starts[number]]
 
-    def expect(self, numbers: Sequence[int]) -> None:
-        """These shards will be wanted next: a thread fetches them meanwhile."""
+    def prefetch(self, numbers: Sequence[int]) -> None:
+        """Load these shards into the cache in a background thread."""
         with self._lock:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(1, thread_name_prefix="fastgan-data-shards")
             for number in numbers:
-                if number not in self._maps and number not in self._coming:
-                    self._coming[number] = self._pool.submit(self._made, number)
+                if number not in self._maps and number not in self._prefetched:
+                    self._prefetched[number] = self._pool.submit(self._load, number)
 
     def close(self) -> None:
-        """End the thread, if there is one."""
+        """Stop the thread, if there is one."""
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
-            self._coming.clear()
+            self._prefetched.clear()
 
     def _map(self, number: int) -> np.ndarray:
         with self._lock:
-            coming = self._coming.pop(number, None)
-        found = coming.result() if coming else self._maps.get(number)
-        found = self._made(number) if found is None else found
+            future = self._prefetched.pop(number, None)
+        found = future.result() if future else self._maps.get(number)
+        found = self._load(number) if found is None else found
         with self._lock:
             self._maps.pop(number, None)
             self._maps[number] = found
-            while len(self._maps) > AT_ONCE:
+            while len(self._maps) > SHUFFLED_SHARDS:
                 del self._maps[next(iter(self._maps))]
         return found
 
-    def _made(self, number: int) -> np.ndarray:
-        """The decoded shard, out of the cache or put there."""
+    def _load(self, number: int) -> np.ndarray:
+        """The decoded shard as a memory map; decodes it into the cache if it is absent."""
         path = self._folder / f"{number:06d}.npy"
         try:
-            if (found := self._mapped(path, number)) is None:
+            if (found := self._open_cached(path, number)) is None:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 with lock(self._folder / f"{number:06d}.lock", waiting=cache.WAITING):
-                    if (found := self._mapped(path, number)) is None:
+                    if (found := self._open_cached(path, number)) is None:
                         self._make_room()
                         self._decode(number, path)
-                        found = self._mapped(path, number)
+                        found = self._open_cached(path, number)
             if found is None:
-                raise UserError(f"the data cache {path} cannot be read back; check the disk, or set FASTGAN_CACHE")
+                raise cache.unreadable(path)
             return found
         except OSError as error:
-            raise UserError(
-                f"cannot write the data cache {self._folder}: {error.strerror or error}; "
-                "free space there, or set FASTGAN_CACHE to a writable folder"
-            ) from error
+            raise cache.cannot_write(self._folder, error) from error
 
-    def _mapped(self, path: Path, number: int) -> np.ndarray | None:
+    def _open_cached(self, path: Path, number: int) -> np.ndarray | None:
         try:
             found = np.load(path, mmap_mode="r")
-            os.utime(path)  # the oldest make room
+            os.utime(path)  # `_make_room` deletes the oldest
         except (OSError, ValueError, EOFError):
             return None
         return found if found.shape == (self.counts[number], *self.shape[1:]) else None
 
     def _make_room(self) -> None:
-        """Delete the decoded shards that were used least lately, and what a kill left. Maps of them stay readable."""
+        """Delete the least recently used decoded shards, and what killed processes left. Open maps stay readable."""
         ages = []
         for path in self._folder.glob("*.npy"):
             with contextlib.suppress(OSError):
                 ages.append((path.stat().st_mtime_ns, path))
-        for _, path in sorted(ages, reverse=True)[KEPT - 1 :]:
+        for _, path in sorted(ages, reverse=True)[CACHED_SHARDS - 1 :]:
             with contextlib.suppress(OSError):
                 path.unlink()
-        for path in self._folder.glob("fetching-*"):
+        for path in self._folder.glob("download-*"):
             with contextlib.suppress(OSError):
                 if time.time() - path.stat().st_mtime > STALE:
                     shutil.rmtree(path, ignore_errors=True)
 
     def _decode(self, number: int, path: Path) -> None:
         shard = self._shards[number]
-        with tempfile.TemporaryDirectory(dir=self._folder, prefix="fetching-") as folder:
-            local = self._fetched(shard, self._digests[number], Path(folder))
+        with tempfile.TemporaryDirectory(dir=self._folder, prefix="download-") as folder:
+            local = self._download(shard, self._digests[number], Path(folder))
             temporary = Path(folder) / "images.npy"
             with open(temporary, "wb") as file, ThreadPoolExecutor(min(4, usable_cpus())) as pool:
                 header = {"descr": "|u1", "fortran_order": False, "shape": (self.counts[number], *self.shape[1:])}
                 np.lib.format.write_array_header_1_0(file, header)
                 count, block = 0, []
-                for item in samples_of_shard(str(local)):
+                for item in read_shard(str(local)):
                     block.append(item.data)
                     if len(block) == 32:
                         count += self._write(file, pool, block, shard)
@@ -238,44 +242,47 @@ class ShardedPixels:
 
     def _pixels(self, data, shard: str) -> np.ndarray:
         try:
-            if isinstance(data, Unusable):
+            if isinstance(data, UnusableImage):
                 raise data
-            image = plain(decode(data)).convert({1: "L", 3: "RGB", 4: "RGBA"}[self.shape[3]])
+            image = simplify_mode(decode(data)).convert(MODES[self.shape[3]])
             pixels = np.asarray(image).reshape(*image.size[::-1], -1)
             if pixels.shape != self.shape[1:]:
-                raise Unusable(f"is {size_text(image.size)}")
-        except Unusable as error:
-            raise UserError(f"{shard}: an image {error}; write the shards anew") from error
+                raise UnusableImage(f"is {size_text(image.size)}")
+        except UnusableImage as error:
+            raise UserError(f"{shard}: an image {error}; write the shards again") from error
         return pixels
 
-    def _fetched(self, shard: str, digest: str, folder: Path) -> Path:
-        """The shard as a file here, whose digest is right. Servers are asked again if they fail."""
-        for pause in PAUSES if is_url(shard) else ():
+    def _download(self, shard: str, digest: str, folder: Path) -> Path:
+        """The shard as a local file with the right digest. Asks a server that fails again."""
+        for pause in RETRY_PAUSES if is_url(shard) else ():
             try:
-                return self._fetched_once(shard, digest, folder)
+                return self._download_once(shard, digest, folder)
             except UserError:
                 time.sleep(pause)
-        return self._fetched_once(shard, digest, folder)
+        return self._download_once(shard, digest, folder)
 
-    def _fetched_once(self, shard: str, digest: str, folder: Path) -> Path:
+    def _download_once(self, shard: str, digest: str, folder: Path) -> Path:
         local = folder / "shard.tar" if is_url(shard) else Path(shard)
         try:
-            with _open(shard) as file, open(local, "wb") if is_url(shard) else contextlib.nullcontext() as copy:
+            with (
+                open_path_or_url(shard) as file,
+                open(local, "wb") if is_url(shard) else contextlib.nullcontext() as copy,
+            ):
                 found = copy_and_digest(file, copy)
         except UserError:
             raise
-        except Exception as error:  # of files, sockets, TLS and HTTP
+        except Exception as error:  # files, sockets, TLS and HTTP
             raise UserError(f"cannot read {shard}: {reason(error)}") from error
         if found != digest:
-            raise UserError(f"{shard} is damaged, or not the shard that its index describes; fetch or write it anew")
+            raise UserError(f"{shard} is damaged, or not the shard in its index; download or write it again")
         return local
 
 
 class ShardedStream(Stream):
-    """An endless stream of epochs over images in shards: indices, int64. Each epoch has every image once.
+    """Indices of shuffled epochs over images in shards, int64; each epoch has every image once.
 
-    The shards of an epoch are in a random order; the images of AT_ONCE of them that follow each other are shuffled.
-    All of it is determined by (seed, epoch).
+    An epoch is a random order of the shards, in groups of SHUFFLED_SHARDS, and a random order of the images within each
+    group. It is determined by (seed, epoch).
     """
 
     dtype = np.int64
@@ -287,16 +294,16 @@ class ShardedStream(Stream):
         self._epochs: dict[int, tuple[list[np.ndarray], np.ndarray]] = {}
 
     def _groups(self, epoch: int) -> tuple[list[np.ndarray], np.ndarray]:
-        """The shards of an epoch, those that are shuffled together together, and where in the epoch each group ends."""
+        """The groups of shards of an epoch, and the position in the epoch where each ends."""
         if epoch not in self._epochs:
             while len(self._epochs) >= 2:
                 del self._epochs[next(iter(self._epochs))]
             order = np.random.default_rng([self.seed, epoch, 2]).permutation(len(self._counts))
-            groups = [order[start : start + AT_ONCE] for start in range(0, len(order), AT_ONCE)]
+            groups = [order[start : start + SHUFFLED_SHARDS] for start in range(0, len(order), SHUFFLED_SHARDS)]
             self._epochs[epoch] = groups, np.cumsum([self._counts[group].sum() for group in groups])
         return self._epochs[epoch]
 
-    def _make(self, number):
+    def _generate(self, number):
         rng = np.random.default_rng([self.seed, number, 3])
         parts = []
         for group in self._groups(number)[0]:
@@ -304,13 +311,9 @@ class ShardedStream(Stream):
             parts.append(rng.permutation(images))
         return np.concatenate(parts)
 
-    def following(self, position: int) -> list[int]:
-        """The shards that come after those in use at a position."""
+    def next_group(self, position: int) -> list[int]:
+        """The group of shards after the one in use at `position`."""
         epoch, offset = divmod(position, self.size)
         groups, ends = self._groups(epoch)
         after = int(np.searchsorted(ends, offset, side="right")) + 1
         return (groups[after] if after < len(groups) else self._groups(epoch + 1)[0][0]).tolist()
-
-
-def _open(place: str):
-    return open_url(place) if is_url(place) else open(place, "rb")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgan import models
-from fastgan.data.urls import local
+from fastgan.data.urls import local_path
 from fastgan.interop import unpickling
 from fastgan.models import ModelConfig, stylegan2
 from fastgan.ops.upfirdn2d import BILINEAR, taps
@@ -68,7 +68,7 @@ def load_stylegan2(path: str | Path, device: str | torch.device = "cpu") -> Styl
     Raises UserError, naming the file, if it is damaged, holds anything that these networks have no use for, or networks
     that `fastgan.models.stylegan2` does not contain.
     """
-    config, tensors = read_stylegan2(local(path)).everything()
+    config, tensors = read_stylegan2(local_path(path)).everything()
     networks = {name: build(name, config, tensors[name], device) if name in tensors else None for name in NETWORKS}
     networks["ema"].requires_grad_(False)
     return StyleGAN2(**networks, config=config)

@@ -21,7 +21,7 @@ from typing_extensions import TypedDict  # that of `typing` is not known to pyda
 
 from fastgan import models
 from fastgan.data import ImageDataset
-from fastgan.data.urls import local
+from fastgan.data.urls import local_path
 from fastgan.errors import UserError, readable
 from fastgan.files import link, write_atomically
 from fastgan.models.progressive import ProgressiveGrowing
@@ -156,7 +156,7 @@ def read_header(path: str | Path) -> Header:
 
     Raises UserError, naming the file, if there is none, or it is damaged or something else.
     """
-    path = local(path, FILE_NAME)
+    path = local_path(path, FILE_NAME)
     if path.is_dir():
         if not (path / FILE_NAME).exists():
             raise UserError(f"{path} holds no {FILE_NAME}: not the folder of a run, or stopped before its first save")

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
 
-from fastgan.data.pictures import parse_size
+from fastgan.data.images import parse_size
 from fastgan.errors import UserError
 from fastgan.options import LARGEST_SEED, Count, PathText, from_json
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastgan.data.urls import local
+from fastgan.data.urls import local_path
 from fastgan.errors import UserError
 from fastgan.interop import rosinality, stylegan2
 from fastgan.models import ModelConfig
@@ -45,7 +45,7 @@ def open_networks(path: str | Path) -> TrainedNetworks:
 
     It goes by the content of the file, not by its name. Raises UserError, naming the file, if it cannot be read.
     """
-    path = local(path, checkpoint.FILE_NAME)
+    path = local_path(path, checkpoint.FILE_NAME)
     if path.is_dir() or not path.exists() or _is_safetensors(start := _start(path)):
         return _of_fastgan(checkpoint.read_header(path))
     if rosinality.is_torch_file(start):

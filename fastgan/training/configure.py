@@ -9,8 +9,8 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
-from fastgan.data.looking import look
-from fastgan.data.pictures import parse_size, size_text
+from fastgan.data.detect import detect_format
+from fastgan.data.images import parse_size, size_text
 from fastgan.errors import UserError, program, readable
 from fastgan.options import parse_count, parse_options
 from fastgan.runs.config import (
@@ -103,7 +103,7 @@ def _found_out(options: DataOptions) -> DataOptions:
     """The same with the size and the channels of the images where these are "auto"."""
     if "auto" not in (options.resolution, options.channels):
         return options
-    found = look(options.source)
+    found = detect_format(options.source)
     if options.channels == "auto":
         options = dataclasses.replace(options, channels=found.channels)
     if options.resolution == "auto":

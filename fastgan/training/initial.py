@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastgan import models
-from fastgan.data.pictures import size_text
+from fastgan.data.images import size_text
 from fastgan.errors import UserError
 from fastgan.models import ModelConfig
 from fastgan.runs import checkpoint

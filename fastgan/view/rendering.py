@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fastgan.data.pictures import reason
+from fastgan.data.images import reason
 from fastgan.errors import UserError
 from fastgan.runs.grid import to_picture
 from fastgan.runs.log import CHARTS, METRICS, chart_of

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastgan.data.pictures import reason
+from fastgan.data.images import reason
 from fastgan.errors import UserError
 from fastgan.runs.log import FILE_NAME as LOG_FILE_NAME
 from fastgan.runs.networks import open_networks

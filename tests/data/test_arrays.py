@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastgan.cli import dataset
-from fastgan.data import arrays, open_dataset, sources
+from fastgan.data import open_dataset
+from fastgan.data.readers import ReaderOptions, arrays, open_reader
 from fastgan.errors import UserError
 
 COUNT = 5
@@ -32,7 +33,7 @@ def write_mnist(folder, split: str, pixels: np.ndarray, labels: np.ndarray, zipp
 
 
 def read(path, **columns) -> tuple[np.ndarray, list[int | None]]:
-    source = sources.open_source(str(path), sources.Columns(**columns))
+    source = open_reader(str(path), ReaderOptions(**columns))
     found = list(source.items(range(source.count)))
     return np.stack([np.asarray(item.data) for item in found]), [item.label for item in found]
 
@@ -62,7 +63,7 @@ def test_labels_lie_beside_an_npy(tmp_path, name, beside):
         (("train_images", "train_labels", "test_images", "test_labels"), {}),
         (("images", "labels"), {}),
         (("arr_0", "arr_1"), {}),
-        (("foo", "bar"), {"image": "foo", "label": "bar"}),
+        (("foo", "bar"), {"image_column": "foo", "label_column": "bar"}),
     ],
 )
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -79,7 +80,7 @@ def test_an_npz_has_images_and_labels(tmp_path, names, columns, split):
 
 def test_words_are_classes(tmp_path):
     np.savez(tmp_path / "a.npz", images=images(), labels=np.array(["dog", "cat", "dog", "emu", "cat"]))
-    source = sources.open_source(str(tmp_path / "a.npz"), sources.Columns())
+    source = open_reader(str(tmp_path / "a.npz"))
     assert (source.labels, source.class_names) == ([1, 0, 1, 2, 0], ["cat", "dog", "emu"])
 
 
@@ -107,7 +108,7 @@ def test_mnist_is_prepared_from_its_folder_or_one_of_its_files(tmp_path, zipped)
     ("array", "words"),
     [
         (images().astype(np.float32), r"values of type float32; images must be uint8"),
-        (images()[0], r"the shape \[6, 8\]; images are"),
+        (images()[0], r"the shape \[6, 8\]; images must be"),
         (images(2), r"the shape \[5, 6, 8, 2\]"),
         (images()[:0], r"the shape \[0, 6, 8\]"),
     ],
@@ -115,27 +116,27 @@ def test_mnist_is_prepared_from_its_folder_or_one_of_its_files(tmp_path, zipped)
 def test_an_array_that_is_none_of_images_is_refused(tmp_path, array, words):
     np.save(tmp_path / "a.npy", array)
     with pytest.raises(UserError, match=words):
-        sources.open_source(str(tmp_path / "a.npy"), sources.Columns())
+        open_reader(str(tmp_path / "a.npy"))
 
 
 def test_what_does_not_fit_together_is_refused(tmp_path):
     np.savez(tmp_path / "a.npz", images=images(), labels=np.arange(3), foo=1)
     with pytest.raises(UserError, match=r"labels of shape \[3\].*must be \[5\]"):
-        sources.open_source(str(tmp_path / "a.npz"), sources.Columns())
-    with pytest.raises(UserError, match=r"--image-column bar: .* has no such array; it has images, labels, foo"):
-        sources.open_source(str(tmp_path / "a.npz"), sources.Columns(image="bar"))
+        open_reader(str(tmp_path / "a.npz"))
+    with pytest.raises(UserError, match=r"--image-column bar: not in .*a.npz, which has images, labels, foo"):
+        open_reader(str(tmp_path / "a.npz"), ReaderOptions(image_column="bar"))
     np.savez(tmp_path / "b.npz", foo=images())
     with pytest.raises(UserError, match=r"has the arrays foo; name the images with --image-column"):
-        sources.open_source(str(tmp_path / "b.npz"), sources.Columns())
+        open_reader(str(tmp_path / "b.npz"))
     write_mnist(tmp_path / "mnist", "t10k", images(), np.zeros(COUNT, np.uint8), False)
     with pytest.raises(UserError, match=r"has images of t10k; give one of these files, or another --split"):
-        sources.open_source(str(tmp_path / "mnist"), sources.Columns())
+        open_reader(str(tmp_path / "mnist"))
 
 
 def test_pickled_objects_are_not_loaded(tmp_path):
     np.save(tmp_path / "a.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(UserError, match=r"a.npy cannot be read"):
-        sources.open_source(str(tmp_path / "a.npy"), sources.Columns())
+        open_reader(str(tmp_path / "a.npy"))
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -169,4 +170,4 @@ def test_values_are_not_read_past_what_a_header_says(tmp_path):
     """A header of 2^96 values does not fill the memory."""
     (tmp_path / "a-images-idx3-ubyte").write_bytes(bytes([0, 0, 8, 3]) + b"\xff" * 12 + bytes(100))
     with pytest.raises(UserError, match=r"100 bytes of values, its header says"):
-        arrays.read(tmp_path / "a-images-idx3-ubyte", "train")
+        arrays.load_arrays(tmp_path / "a-images-idx3-ubyte", ReaderOptions())

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fastgan.data import ShuffledStream, cache, folder, glyphs, open_dataset
-from fastgan.data.order import CoinFlips
+from fastgan.data.shuffle import CoinFlips
 from fastgan.errors import UserError
 
 TINY = {"count": 40, "progress": False}
@@ -302,7 +302,7 @@ class TestFolderAndZip:
             ({"labels": [["1.png", 0.5]]}, "label of 1.png must be an integer"),
             ({"labels": [["1.png", True]]}, "label of 1.png must be an integer"),
             ({"labels": [["1.png", -1]]}, "label of 1.png must be an integer"),
-            ({"labels": [["gone.png", 1]]}, "names gone.png and others, none of which is there"),
+            ({"labels": [["gone.png", 1]]}, "names gone.png and others, none of which exists"),
             ({"labels": [["1.png", [0, 0.5]], ["2.png", "cat"]]}, "label of 2.png must be an integer"),
             ({"labels": [["1.png", 0], ["2.png", 2]], "class_names": ["a", "b"]}, '"class_names" must be a list'),
             ({"labels": [["1.png", 0]]}, "no label for 2.png"),

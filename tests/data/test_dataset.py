@@ -29,15 +29,16 @@ from PIL import Image
 from fastgan import data, models
 from fastgan.augment import Augment
 from fastgan.cli import dataset
-from fastgan.data import ImageLoader, open_dataset, pictures, preparing, shards, sources
-from fastgan.data.pictures import Unusable, Wanted, fitted, parse_size, prepare
-from fastgan.data.shards import AT_ONCE, KEPT, ShardedStream
+from fastgan.data import ImageLoader, images, open_dataset, prepare, shards
+from fastgan.data.images import Target, UnusableImage, convert, fit, parse_size
+from fastgan.data.readers import Item, ReaderOptions, open_reader
+from fastgan.data.shards import CACHED_SHARDS, SHUFFLED_SHARDS, ShardedStream
 from fastgan.errors import UserError
 from fastgan.penalties import logits_and_squared_grad
 from fastgan.runs import config as configuration
 from fastgan.runs.grid import Section, draw_grid
 from fastgan.training import configure
-from tests.data.test_loading import HostTransfer
+from tests.data.test_loader import HostTransfer
 from tests.support.tiny_run import WIDTHS, assert_same_checkpoint, start, train, wait_for
 
 pytestmark = pytest.mark.usefixtures("one_cache")
@@ -93,46 +94,46 @@ def opened(path, resolution="16x8", channels=3):
 def test_the_largest_middle_part_of_the_wanted_shape_is_taken():
     pixels = np.zeros((10, 30, 3), np.uint8)
     pixels[:, 10:20] = 200
-    assert (fitted(Image.fromarray(pixels), Wanted((5, 5), 3)) == 200).all()
-    assert (fitted(Image.fromarray(pixels.transpose(1, 0, 2)), Wanted((4, 4), 3)) == 200).all()
+    assert (fit(Image.fromarray(pixels), Target((5, 5), 3)) == 200).all()
+    assert (fit(Image.fromarray(pixels.transpose(1, 0, 2)), Target((4, 4), 3)) == 200).all()
 
 
 def test_an_image_of_the_right_size_is_not_touched():
     image = picture(1)
     for crop in ("center", "pad", "none"):
-        assert np.array_equal(fitted(image, Wanted(image.size, 3, crop)), np.asarray(image))
+        assert np.array_equal(fit(image, Target(image.size, 3, crop)), np.asarray(image))
 
 
 def test_shrinking_is_antialiased():
     checks = np.indices((64, 64)).sum(0) % 2 * 255
-    small = fitted(Image.fromarray(checks.astype(np.uint8)), Wanted((8, 8), 1))
+    small = fit(Image.fromarray(checks.astype(np.uint8)), Target((8, 8), 1))
     assert np.abs(small[1:-1, 1:-1].astype(int) - 127).max() <= 3  # without, they are 0 or 255
 
 
 def test_padding_shows_all_of_an_image_on_the_ground():
     dark = Image.new("RGB", (8, 4))
-    assert fitted(dark, Wanted((4, 4), 3, "pad"))[:, 0, 0].tolist() == [255, 0, 0, 255]
-    assert fitted(dark, Wanted((4, 4), 4, "pad"))[:, 0].tolist() == [[0] * 4, [0, 0, 0, 255], [0, 0, 0, 255], [0] * 4]
-    assert not fitted(dark, Wanted((4, 4), 3, "pad", "black")).any()
+    assert fit(dark, Target((4, 4), 3, "pad"))[:, 0, 0].tolist() == [255, 0, 0, 255]
+    assert fit(dark, Target((4, 4), 4, "pad"))[:, 0].tolist() == [[0] * 4, [0, 0, 0, 255], [0, 0, 0, 255], [0] * 4]
+    assert not fit(dark, Target((4, 4), 3, "pad", "black")).any()
 
 
 @pytest.mark.parametrize(
     ("image", "wanted", "why"),
     [
-        (picture(), Wanted((8, 8), 3, "none"), "is 24x16, not of the shape 8x8"),
-        (picture(), Wanted((24, 24), 3), "is 24x16, smaller than 24x24"),
-        (Image.new("F", (8, 8)), Wanted((8, 8), 3), "mode F"),
+        (picture(), Target((8, 8), 3, "none"), "is 24x16, not of the shape 8x8"),
+        (picture(), Target((24, 24), 3), "is 24x16, smaller than 24x24"),
+        (Image.new("F", (8, 8)), Target((8, 8), 3), "mode F"),
     ],
 )
 def test_what_does_not_fit_says_why(image, wanted, why):
-    with pytest.raises(Unusable, match=why):
-        fitted(image, wanted)
+    with pytest.raises(UnusableImage, match=why):
+        fit(image, wanted)
 
 
 def test_smaller_images_are_enlarged_if_asked_for():
-    assert fitted(picture(), Wanted((48, 48), 3, enlarge=True)).shape == (48, 48, 3)
+    assert fit(picture(), Target((48, 48), 3, enlarge=True)).shape == (48, 48, 3)
     for crop in ("center", "pad"):
-        assert fitted(picture(1, 1, 1), Wanted((64, 32), 3, crop, enlarge=True)).shape == (32, 64, 3)
+        assert fit(picture(1, 1, 1), Target((64, 32), 3, crop, enlarge=True)).shape == (32, 64, 3)
 
 
 def test_colours_behind_transparency_do_not_bleed():
@@ -140,17 +141,17 @@ def test_colours_behind_transparency_do_not_bleed():
     pixels[:, :4] = [0, 200, 0, 255]
     pixels[:, 4:] = [255, 0, 0, 0]  # invisible red
     image = Image.fromarray(pixels)
-    small = fitted(image, Wanted((2, 2), 4))
+    small = fit(image, Target((2, 2), 4))
     assert small[..., 0].max() <= 1 and small[0, 0, 3] > 230 and small[0, 1, 3] < 25
-    assert fitted(image, Wanted((8, 8), 3))[0].tolist() == [[0, 200, 0]] * 4 + [[255] * 3] * 4
-    assert fitted(image, Wanted((8, 8), 3, ground="black"))[0, 7].tolist() == [0, 0, 0]
+    assert fit(image, Target((8, 8), 3))[0].tolist() == [[0, 200, 0]] * 4 + [[255] * 3] * 4
+    assert fit(image, Target((8, 8), 3, ground="black"))[0, 7].tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
 def test_every_mode_becomes_every_kind_of_pixels(mode, channels):
     image = Image.new("I;16", (8, 8), 40000) if mode == "I;16" else picture(1, 8, 8).convert(mode)
-    pixels = fitted(image, Wanted((8, 8), channels))
+    pixels = fit(image, Target((8, 8), channels))
     assert pixels.shape == (8, 8, channels) and pixels.dtype == np.uint8
     assert channels < 4 or (pixels[..., 3] == 255).all()
     assert mode != "I;16" or (pixels[..., 0] == 40000 // 257).all()
@@ -162,9 +163,7 @@ def test_what_exif_says_is_up_is_up():
     exif[0x0112] = 6  # to be turned by a quarter
     buffer = io.BytesIO()
     image.save(buffer, "PNG", exif=exif)
-    assert np.array_equal(
-        fitted(pictures.decode(buffer.getvalue()), Wanted((16, 24), 3)), np.rot90(np.asarray(image), 3)
-    )
+    assert np.array_equal(fit(images.decode(buffer.getvalue()), Target((16, 24), 3)), np.rot90(np.asarray(image), 3))
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
@@ -174,11 +173,11 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 def test_decompression_bombs_are_refused_by_their_headers():
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0))
     bomb = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
-    assert "pixels" in prepare(bomb, Wanted((8, 8), 3), True)
+    assert "pixels" in convert(bomb, Target((8, 8), 3), True)
 
 
 def test_programs_that_pillow_would_start_are_not(monkeypatch):
-    assert "not an image" in prepare(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", Wanted((8, 8), 3), True)
+    assert "not an image" in convert(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", Target((8, 8), 3), True)
 
 
 KINDS = {kind: file_of(picture(1), kind) for kind in ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")}
@@ -192,19 +191,19 @@ def mutated(content: bytes, flips: list[tuple[float, int]], keep: float) -> byte
     return bytes(changed[: int(keep * len(changed)) + 1])
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # of Pillow; `preparing` ignores them, too
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of Pillow; `prepare` ignores them, too
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(kind=st.sampled_from(sorted(KINDS)), flips=mutations, keep=st.floats(0, 1))
 def test_whatever_bytes_are_an_image_or_listed(kind, flips, keep):
-    found = prepare(mutated(KINDS[kind], flips, keep), Wanted((8, 8), 3), False)
+    found = convert(mutated(KINDS[kind], flips, keep), Target((8, 8), 3), False)
     assert isinstance(found, str) or len(found[0]) == 8 * 8 * 3
 
 
 @settings(max_examples=50, deadline=None)
 @given(content=st.binary(max_size=200), start=st.sampled_from([b"", *(kind[:12] for kind in KINDS.values())]))
-@pytest.mark.filterwarnings("ignore::UserWarning")  # of Pillow; `preparing` ignores them, too
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of Pillow; `prepare` ignores them, too
 def test_random_bytes_are_listed(content, start):
-    assert isinstance(prepare(start + content, Wanted((8, 8), 3), False), str | tuple)
+    assert isinstance(convert(start + content, Target((8, 8), 3), False), str | tuple)
 
 
 # -------------------------------------------------------------------------------------------------------- outputs
@@ -223,7 +222,7 @@ def test_every_output_is_opened_by_training_with_the_same_images_and_classes(
     assert found.class_names == ["cat", "dog"] and found.size == (16, 8) and found.resolution == "16x8"
     expected = {}
     for number in range(9):
-        expected[fitted(picture(number), Wanted((16, 8), 3)).tobytes()] = 0 if number % 2 else 1
+        expected[fit(picture(number), Target((16, 8), 3)).tobytes()] = 0 if number % 2 else 1
     order = np.arange(9)
     assert {image.tobytes(): label for image, label in zip(found.images[order], found.labels, strict=True)} == expected
     assert set(files(tmp_path)) >= {f"{OUTPUTS[kind][1]}.skipped.txt"} and not list(tmp_path.glob("*.unfinished"))
@@ -279,7 +278,7 @@ def test_without_a_name_it_is_put_into_the_cache(source, tmp_path, monkeypatch, 
         (["--resolution", "8", "--workers", "1000000"], "--workers 1000000: must be 1 to 512"),
         (["--resolution", "8", "--shards", "-1"], "--shards -1"),
         (["--resolution", "8", "--shards", "1", "--out", "a.zip"], "--shards 1: a zip has none"),
-        (["--resolution", "8", "--out", "taken"], "taken is there already"),
+        (["--resolution", "8", "--out", "taken"], "taken exists already"),
         (["--resolution", "999"], "none of its 12 images can be used"),
     ],
 )
@@ -295,7 +294,7 @@ def test_a_mistake_is_one_line_and_status_2(source, tmp_path, monkeypatch, capsy
 def test_a_source_that_is_not_there_is_named(tmp_path, monkeypatch, spec):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"gone|Gone"):
-        sources.open_source(spec, sources.Columns())
+        open_reader(spec)
 
 
 @pytest.mark.parametrize(
@@ -310,7 +309,7 @@ def test_a_source_without_end_or_at_a_url_is_refused(tmp_path, monkeypatch, spec
     monkeypatch.chdir(tmp_path)
     Path("list.txt").write_text("@list.txt\n")
     with pytest.raises(UserError, match=re.escape(words)):
-        sources.open_source(spec, sources.Columns())
+        open_reader(spec)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
@@ -330,7 +329,7 @@ def test_a_prepared_folder_with_a_named_pipe_is_refused(source, tmp_path, name):
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("stop", [1, 5, 11])
 def test_a_stopped_preparation_goes_on_to_the_same_bytes(tmp_path, source, monkeypatch, capsys, kind, stop):
-    monkeypatch.setattr(preparing, "SYNC_IMAGES", 2)
+    monkeypatch.setattr(prepare, "SYNC_IMAGES", 2)
     monkeypatch.setattr(dataset, "MEGABYTE", 2000)  # several shards
     argv = [source, "--resolution", "16x8", *OUTPUTS[kind]]
     for name in ("unbroken", "broken"):
@@ -339,7 +338,7 @@ def test_a_stopped_preparation_goes_on_to_the_same_bytes(tmp_path, source, monke
     run(*argv)
 
     monkeypatch.chdir(tmp_path / "broken")
-    whole, calls = pictures.prepare, iter(range(100))
+    whole, calls = images.convert, iter(range(100))
 
     def interrupted(*arguments):
         if next(calls) == stop:
@@ -347,13 +346,13 @@ def test_a_stopped_preparation_goes_on_to_the_same_bytes(tmp_path, source, monke
         return whole(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(preparing, "prepare", interrupted)
+        patch.setattr(prepare, "convert", interrupted)
         assert run(*argv) == 130
     assert f"stopped with {stop} images done; run the same command again" in capsys.readouterr().err
     work = next(Path.cwd().glob("*.unfinished"))
     for path in (work / "journal.jsonl", *([work / "content"] if kind == "zip" else work.glob("content/0*.tar"))):
         with open(path, "ab") as file:  # what a kill left of a write
-            file.write(b'["kept", 12')
+            file.write(b'["written", 12')
     assert run(*argv) == dataset.LEFT_OUT
     assert f"{stop} images done" in capsys.readouterr().out
     assert files(tmp_path / "broken") == files(tmp_path / "unbroken")
@@ -363,14 +362,14 @@ def test_a_stopped_preparation_goes_on_to_the_same_bytes(tmp_path, source, monke
 def test_a_killed_preparation_by_several_processes_goes_on_to_the_bytes_of_one(tmp_path):
     root = make_folder(tmp_path / "images", 60)
     argv = [str(root), "--resolution", "16x8", "--out", str(tmp_path / "out.zip")]
-    slow = "from fastgan.data import preparing as p; import time; p.SYNC_IMAGES = 1; f = p.Journal.add\n"
+    slow = "from fastgan.data import prepare as p; import time; p.SYNC_IMAGES = 1; f = p.Journal.add\n"
     slow += "p.Journal.add = lambda *a: (f(*a), time.sleep(0.05))\n"
     process = start([*argv, "--workers", "2"], slow, "dataset")
     out = tmp_path / "out.zip"
-    wait_for(lambda: (preparing.unfinished(out) or 0) >= 10, process)
+    wait_for(lambda: (prepare.images_done(out) or 0) >= 10, process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert not out.exists() and preparing.unfinished(out) < 60
+    assert not out.exists() and prepare.images_done(out) < 60
     assert dataset.main([*argv, "--workers", "2"]) == dataset.LEFT_OUT
     assert run(root, "--resolution", "16x8", "--out", tmp_path / "other.zip") == dataset.LEFT_OUT
     assert out.read_bytes() == (tmp_path / "other.zip").read_bytes()
@@ -381,7 +380,7 @@ def test_what_is_not_the_same_any_more_is_not_gone_on_with(tmp_path, monkeypatch
     root = make_folder(tmp_path / "images")
     argv = [root, "--resolution", "16x8", "--out", tmp_path / "out.zip"]
     with monkeypatch.context() as patch:
-        patch.setattr(preparing.ZipOutput, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(prepare.ZipWriter, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert run(*argv) == 130
     if change == "source":
         (root / "cat" / "new.png").write_bytes(file_of(picture(77)))
@@ -398,7 +397,7 @@ def test_what_is_not_the_same_any_more_is_not_gone_on_with(tmp_path, monkeypatch
 
 def test_a_full_disk_is_named_and_what_is_done_is_kept(tmp_path, source, monkeypatch, capsys):
     argv = [source, "--resolution", "16x8", "--out", tmp_path / "out"]
-    whole = preparing.ArrayOutput.append
+    whole = prepare.ArrayWriter.append
 
     def full(self, content, kept):
         if len(self._labels) == 5:
@@ -406,7 +405,7 @@ def test_a_full_disk_is_named_and_what_is_done_is_kept(tmp_path, source, monkeyp
         whole(self, content, kept)
 
     with monkeypatch.context() as patch:
-        patch.setattr(preparing.ArrayOutput, "append", full)
+        patch.setattr(prepare.ArrayWriter, "append", full)
         assert run(*argv) == 2
     assert "No space left on device; make room" in capsys.readouterr().err
     assert run(*argv) == dataset.LEFT_OUT and len(opened(tmp_path / "out")) == 9
@@ -415,16 +414,16 @@ def test_a_full_disk_is_named_and_what_is_done_is_kept(tmp_path, source, monkeyp
 @pytest.mark.skipif(sys.platform == "win32", reason="no file locks used there")
 def test_two_at_once_do_not_mix(tmp_path, source, capsys):
     (tmp_path / "out.unfinished").mkdir()
-    with preparing.lock_or_refuse(tmp_path / "out.unfinished" / "lock", ""):
+    with prepare.lock(tmp_path / "out.unfinished" / "lock"):
         assert run(source, "--resolution", "16x8", "--out", tmp_path / "out") == 2
-    assert "another process prepares" in capsys.readouterr().err
+    assert "another process is preparing" in capsys.readouterr().err
 
 
 # -------------------------------------------------------------------------------------------------------- sources
 
 
 def items(spec, **columns):
-    source = sources.open_source(str(spec), sources.Columns(**columns))
+    source = open_reader(str(spec), ReaderOptions(**columns))
     return source, list(source.items(range(source.count) if source.count is not None else iter([0])))
 
 
@@ -433,7 +432,7 @@ def items(spec, **columns):
     [
         ("file,label\n1.png,cat\nsub/2.png,ant\n", {}, [1, 0], ["ant", "cat"]),
         ("label,Path\n3,1.png\n0,sub/2.png\n", {}, [3, 0], None),
-        ("x,y,label\n1.png,b,1\nsub/2.png,a,1\n", {"image": "x", "label": "y"}, [1, 0], ["a", "b"]),
+        ("x,y,label\n1.png,b,1\nsub/2.png,a,1\n", {"image_column": "x", "label_column": "y"}, [1, 0], ["a", "b"]),
         ("image\n1.png\nsub/2.png\n", {}, [None, None], None),
     ],
 )
@@ -488,7 +487,7 @@ def test_a_source_that_is_a_named_pipe_is_refused(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     os.mkfifo(name.removeprefix("@"))
     with pytest.raises(UserError, match=r"a[.-]"):
-        list(sources.open_source(name, sources.Columns()).items(range(1)))
+        list(open_reader(name).items(range(1)))
 
 
 def test_numbers_of_classes_with_a_huge_gap_are_refused(tmp_path, capsys):
@@ -532,9 +531,9 @@ def test_the_option_that_takes_smaller_images_is_named(tmp_path, capsys):
 @pytest.mark.parametrize("text", ["", "a,b\n", "a\n\xff", "file\n1.png\n"])
 def test_a_table_that_is_none_is_refused(tmp_path, text):
     (tmp_path / "table.csv").write_bytes(text.encode("latin-1"))
-    columns = sources.Columns(label="missing")
+    columns = ReaderOptions(label_column="missing")
     with pytest.raises(UserError, match=r"has no rows|not a table|--label-column missing"):
-        sources.open_source(str(tmp_path / "table.csv"), columns)
+        open_reader(str(tmp_path / "table.csv"), columns)
 
 
 def test_an_lmdb_gives_its_files_in_the_order_of_the_keys(tmp_path):
@@ -586,7 +585,7 @@ def test_a_damaged_packed_folder_is_listed(tmp_path):
     path = tar(tmp_path / "set.tgz", members, "w:gz")
     path.write_bytes(path.read_bytes()[:-400])
     found = items(path)[1]
-    assert 1 < len(found) < 9 and "is damaged behind" in str(found[-1].data)
+    assert 1 < len(found) < 9 and "is damaged after" in str(found[-1].data)
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
@@ -612,7 +611,7 @@ def test_a_damaged_shard_is_listed_and_the_next_one_read(tmp_path, capsys):
     tar(tmp_path / "1.tar", {"7.png": file_of(picture(7))})
     assert run(tmp_path / "{0,1}.tar", "--resolution", "8", "--out", tmp_path / "out") == dataset.LEFT_OUT
     assert len(opened(tmp_path / "out", 8)) >= 2
-    assert "is damaged behind" in (tmp_path / "out.skipped.txt").read_text()
+    assert "is damaged after" in (tmp_path / "out.skipped.txt").read_text()
 
 
 def test_labels_that_only_later_images_of_a_shard_have_are_no_silent_loss(tmp_path, capsys):
@@ -620,7 +619,7 @@ def test_labels_that_only_later_images_of_a_shard_have_are_no_silent_loss(tmp_pa
     argv = [tar(tmp_path / "0.tar", members), "--resolution", "8", "--out", tmp_path / "out"]
     assert run(*argv) == 2
     assert (
-        f"{argv[0]}:1 has a label, and the images before it have none; start anew with --no" in capsys.readouterr().err
+        f"{argv[0]}:1 has a label, but the images before it have none; start again with --no" in capsys.readouterr().err
     )
     assert run(*argv[:-1], tmp_path / "anew", "--no-labels") == 0
     assert len(opened(tmp_path / "anew", 8)) == 2 and opened(tmp_path / "anew", 8).labels is None
@@ -655,7 +654,7 @@ def test_a_set_of_hugging_face(tmp_path):
     assert source.class_names == ["ant", "bee"] and [item.label for item in found] == [1, 0, 1]
     assert [item.data for item in found] == [file_of(picture(n)) for n in range(3)]
     with pytest.raises(UserError, match="--label-column other"):
-        items(f"hf:{tmp_path / 'saved'}", label="other")
+        items(f"hf:{tmp_path / 'saved'}", label_column="other")
 
 
 @pytest.mark.parametrize(
@@ -665,7 +664,7 @@ def test_a_package_that_is_missing_is_named_with_the_command(monkeypatch, module
     for name in [module, *(each for each in sys.modules if each.startswith(module + "."))]:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match=r"needs the extra .* pip install"):
-        sources.open_source(spec, sources.Columns())
+        open_reader(spec)
 
 
 # --------------------------------------------------------------------------------- zips as they are in the world
@@ -739,7 +738,7 @@ def test_names_that_lead_out_of_a_zip_write_nothing_there(tmp_path):
 
 
 def test_a_member_that_would_fill_the_memory_is_not_unpacked(tmp_path, monkeypatch):
-    monkeypatch.setattr("fastgan.data.folder.MAX_BYTES", 10_000)
+    monkeypatch.setattr("fastgan.data.image_files.MAX_BYTES", 10_000)
     with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("0.png", file_of(picture(0)))
         archive.writestr("1.png", bytes(1_000_000))
@@ -761,7 +760,7 @@ def test_whatever_is_wrong_with_a_zip_is_said_in_a_line(small_zip, tmp_path, fli
     path = tmp_path / f"{random.getrandbits(40):x}.zip"
     path.write_bytes(mutated(small_zip, flips, keep))
     for attempt in (
-        lambda: [prepare(item.data, Wanted((8, 8), 3), False) for item in items(path)[1]],
+        lambda: [convert(item.data, Target((8, 8), 3), False) for item in items(path)[1]],
         lambda: open_dataset(str(path), 8, 3, cache_dir=tmp_path / "cache", progress=False),
     ):
         try:
@@ -781,7 +780,7 @@ def test_whatever_is_wrong_with_a_zip_is_said_in_a_line(small_zip, tmp_path, fli
 def test_whatever_labels_are_is_understood_or_said_in_a_line(tmp_path, labels):
     path = stylegan_zip(tmp_path / "x.zip", labels)
     try:
-        sources.open_source(str(path), sources.Columns())
+        open_reader(str(path))
     except UserError as error:
         assert "\n" not in str(error)
 
@@ -799,9 +798,9 @@ def test_every_epoch_over_shards_has_every_image_once_and_few_shards_at_a_time(c
     numbers = np.repeat(np.arange(len(counts)), counts)[order]
     (groups, ends), start = stream._groups(epoch), 0
     for group, following, end in zip(groups, [*groups[1:], stream._groups(epoch + 1)[0][0]], ends, strict=True):
-        assert len(group) <= AT_ONCE and {*numbers[start:end].tolist()} == {*group.tolist()}
+        assert len(group) <= SHUFFLED_SHARDS and {*numbers[start:end].tolist()} == {*group.tolist()}
         for position in (start, end - 1):
-            assert stream.following(epoch * size + position) == following.tolist()
+            assert stream.next_group(epoch * size + position) == following.tolist()
         start = end
 
 
@@ -822,7 +821,7 @@ def sharded(tmp_path_factory):
 def test_shards_have_the_images_of_the_folder_in_a_shuffled_order(sharded):
     found, plain = opened(sharded / "out"), opened(sharded / "in")
     counts = found.images.counts
-    assert len(counts) > KEPT and sum(counts) == 40 == len(found)
+    assert len(counts) > CACHED_SHARDS and sum(counts) == 40 == len(found)
     rows = lambda s: {
         (image.tobytes(), int(label)) for image, label in zip(s.images[np.arange(40)], s.labels, strict=True)
     }
@@ -843,7 +842,7 @@ def test_webdataset_reads_the_shards(sharded):
 def test_the_cache_holds_a_few_shards_only(sharded, tmp_path):
     found = open_dataset(str(sharded / "out"), "16x8", 3, cache_dir=tmp_path)
     found.images[np.arange(40)]
-    assert len(list(tmp_path.rglob("*.npy"))) == KEPT and not list(tmp_path.rglob("fetching-*"))
+    assert len(list(tmp_path.rglob("*.npy"))) == CACHED_SHARDS and not list(tmp_path.rglob("download-*"))
 
 
 def test_batches_over_shards_are_the_same_on_every_way_to_a_device(sharded):
@@ -900,25 +899,25 @@ def test_a_training_on_shards_at_a_url_resumes_exactly(server, tmp_path, monkeyp
 
 
 def test_a_server_that_fails_once_is_asked_again(server, sharded, tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "PAUSES", (0, 0))
-    real, failures = shards._open, iter([True, False, True])
+    monkeypatch.setattr(shards, "RETRY_PAUSES", (0, 0))
+    real, failures = shards.open_path_or_url, iter([True, False, True])
 
     def failing(place):
         if place.endswith(".tar") and next(failures, False):
             raise OSError("connection reset")
         return real(place)
 
-    monkeypatch.setattr(shards, "_open", failing)
+    monkeypatch.setattr(shards, "open_path_or_url", failing)
     found = open_dataset(f"{server.url}/shards.json", "16x8", 3, cache_dir=tmp_path)
     assert np.array_equal(found.images[np.arange(40)], opened(sharded / "out").images[np.arange(40)])
-    monkeypatch.setattr(shards, "_open", lambda place: real(f"{place}.gone"))
+    monkeypatch.setattr(shards, "open_path_or_url", lambda place: real(f"{place}.gone"))
     with pytest.raises(UserError, match=r"cannot read http.*000000\.tar"):
         open_dataset_again(server, tmp_path / "other", found)
 
 
 def open_dataset_again(server, cache_dir, found):
     """The first image, with nothing in the cache."""
-    again = shards.ShardedPixels(
+    again = shards.ShardedImages(
         found.images._shards, found.images.counts, found.images._digests, (8, 16, 3), cache_dir
     )
     return again[0]
@@ -1086,7 +1085,7 @@ def test_a_grid_shows_transparency_as_chequers():
 
 
 def test_importing_the_data_loads_no_torch():
-    code = "import sys, fastgan.data.preparing, fastgan.dataset; print('torch' in sys.modules)"
+    code = "import sys, fastgan.data.prepare, fastgan.dataset; print('torch' in sys.modules)"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.strip() == "False"
     assert data.ImageLoader is ImageLoader
@@ -1102,17 +1101,17 @@ def dying(times: int):
             for worker in multiprocessing.active_children():
                 worker.kill()
                 worker.join()
-        yield sources.Item(f"{number}.png", None, file_of(picture(number)))
+        yield Item(f"{number}.png", None, file_of(picture(number)))
 
 
 @pytest.mark.slow
 def test_a_worker_that_dies_is_started_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(preparing, "AHEAD", 1)
-    job = preparing.Job("pictures", tmp_path / "out", Wanted((8, 8), 3), workers=2)
-    expected = [prepare(file_of(picture(number)), job.wanted, False) for number in range(10)]
-    found = list(preparing._prepared(dying(1), job, False))
+    monkeypatch.setattr(prepare, "PREFETCH", 1)
+    job = prepare.Job("pictures", tmp_path / "out", Target((8, 8), 3), workers=2)
+    expected = [convert(file_of(picture(number)), job.target, False) for number in range(10)]
+    found = list(prepare._converted(dying(1), job, False))
     assert [item.name for item, _ in found] == [f"{number}.png" for number in range(10)]
     assert [result for _, result in found] == expected
-    monkeypatch.setattr(preparing, "RESTARTS", 0)
-    with pytest.raises(UserError, match=r"worker processes die again and again near \d.png"):
-        list(preparing._prepared(dying(1), job, False))
+    monkeypatch.setattr(prepare, "RESTARTS", 0)
+    with pytest.raises(UserError, match=r"worker processes keep dying near \d.png"):
+        list(prepare._converted(dying(1), job, False))

@@ -104,22 +104,22 @@ def kept(folder: Path) -> list[str]:
 
 def test_a_file_is_fetched_once_and_its_digest_is_kept_and_told(site, new_cache, capsys):
     url = f"{site.url}/network.pkl"
-    path = urls.local(url, FILE)
+    path = urls.local_path(url, FILE)
     says = capsys.readouterr().err.splitlines()[-1]
-    assert says == f"fetched: {url}, SHA-256 {digest_of(path)}, kept as {path}; delete that to fetch it anew"
+    assert says == f"downloaded: {url}, SHA-256 {digest_of(path)}, as {path}; delete that to download it again"
     assert path.name == "network.pkl" and path.read_bytes() == (site.place / "network.pkl").read_bytes()
     assert json.loads((path.parent / "meta.json").read_text()) == {
         "url": url, "file": "network.pkl", "sha256": digest_of(path),
     }  # fmt: skip
-    assert urls.local(f"{url}#sha256={digest_of(path).upper()}", FILE) == path
-    assert capsys.readouterr().err.startswith("fetched before: ") and site.asked == ["/network.pkl"]
+    assert urls.local_path(f"{url}#sha256={digest_of(path).upper()}", FILE) == path
+    assert capsys.readouterr().err.startswith("in the cache: ") and site.asked == ["/network.pkl"]
     path.unlink()
-    assert urls.local(url, FILE) == path and path.exists() and len(site.asked) == 2
+    assert urls.local_path(url, FILE) == path and path.exists() and len(site.asked) == 2
 
 
 def test_a_run_is_found_in_its_folder(site):
     for url in (f"{site.url}/my run", f"{site.url}/my%20run/", f"{site.url}/my run/{FILE}"):
-        assert urls.local(url, FILE).read_bytes() == (site.run / FILE).read_bytes()
+        assert urls.local_path(url, FILE).read_bytes() == (site.run / FILE).read_bytes()
     assert {*site.asked} == {f"/my%20run/{FILE}"}
 
 
@@ -160,12 +160,12 @@ def test_a_training_goes_on_at_home_only(site, capsys):
 
 
 BAD = {
-    "gone.pkl": r"cannot fetch {url}: HTTP 404 File not found",
-    "bad/broken.pkl": r"cannot fetch {url}: HTTP 500 Internal Server Error",
+    "gone.pkl": r"cannot download {url}: HTTP 404 File not found",
+    "bad/broken.pkl": r"cannot download {url}: HTTP 500 Internal Server Error",
     "bad/page.pkl": r"{url} is a web page, not a file; give the address of the file itself",
     "bad/typed.pkl": r"{url} is a web page, not a file; give the address of the file itself",
     "bad/cut.pkl": r"cannot read {url}: the connection ended early; run the same command again",
-    "no run": r"cannot fetch {url}: HTTP 404 File not found",
+    "no run": r"cannot download {url}: HTTP 404 File not found",
     "network.pkl#sha256=" + "0" * 64: r"{url}: has SHA-256 [0-9a-f]{{64}}, not 0{{64}}",
     "network.pkl#md5=1": r"{url}#md5=1: what follows # must be sha256= and 64 hexadecimal digits",
 }
@@ -180,14 +180,14 @@ def test_what_a_server_does_wrong_is_one_line_and_leaves_nothing(site, new_cache
 
 
 def test_an_answer_of_unknown_length_is_read_to_its_end(site):
-    assert urls.local(f"{site.url}/bad/endless.pkl?download=true", FILE).stat().st_size == 102
+    assert urls.local_path(f"{site.url}/bad/endless.pkl?download=true", FILE).stat().st_size == 102
 
 
 def test_where_there_is_no_server(new_cache, capsys):
     with socket.socket() as taken:  # but nobody listens
         taken.bind(("127.0.0.1", 0))
         url = f"https://127.0.0.1:{taken.getsockname()[1]}/x.pkl"
-        assert error_of(generate, ["--checkpoint", url], capsys) == f"cannot fetch {url}: Connection refused"
+        assert error_of(generate, ["--checkpoint", url], capsys) == f"cannot download {url}: Connection refused"
     assert kept(new_cache) == []
 
 
@@ -203,29 +203,29 @@ def test_a_full_disk(site, new_cache, capsys, monkeypatch):
 
 def test_what_was_fetched_is_checked_when_it_is_used_again(site, capsys):
     url = f"{site.url}/network.pkl"
-    path = urls.local(url, FILE)
+    path = urls.local_path(url, FILE)
     content = path.read_bytes()
     path.write_bytes(content[:-1] + b"x")
     capsys.readouterr()
-    assert urls.local(url, FILE).read_bytes() == content
-    assert f"{path.parent} is damaged: fetching {url} again" in capsys.readouterr().err and len(site.asked) == 2
+    assert urls.local_path(url, FILE).read_bytes() == content
+    assert f"{path.parent} is damaged: downloading {url} again" in capsys.readouterr().err and len(site.asked) == 2
     with pytest.raises(
-        UserError, match=rf"{path}, fetched from {url}: has SHA-256 .*, not 1+; delete it to fetch it anew"
+        UserError, match=rf"{path}, downloaded from {url}: has SHA-256 .*, not 1+; delete it to download it again"
     ):
-        urls.local(f"{url}#sha256={'1' * 64}", FILE)
+        urls.local_path(f"{url}#sha256={'1' * 64}", FILE)
 
 
 def test_a_file_here_may_be_given_as_a_url(site):
     path = site.place / "my run" / FILE
     for given in (path, path.parent):
-        assert urls.local(given.as_uri(), FILE) == given
-        assert urls.local(f"{given.as_uri()}#sha256={digest_of(path)}", FILE) == given
+        assert urls.local_path(given.as_uri(), FILE) == given
+        assert urls.local_path(f"{given.as_uri()}#sha256={digest_of(path)}", FILE) == given
         with pytest.raises(UserError, match=r"has SHA-256 .*, not 0"):
-            urls.local(f"{given.as_uri()}#sha256={'0' * 64}", FILE)
-    assert urls.local(path, FILE) == path and urls.local("a/b", FILE) == Path("a/b")
+            urls.local_path(f"{given.as_uri()}#sha256={'0' * 64}", FILE)
+    assert urls.local_path(path, FILE) == path and urls.local_path("a/b", FILE) == Path("a/b")
     for other in ("ftp://x/y.pkl", "file://elsewhere/y.pkl"):
-        with pytest.raises(UserError, match=f"{other}: cannot be fetched; give a path, or a URL that begins with"):
-            urls.local(other, FILE)
+        with pytest.raises(UserError, match=f"{other}: cannot be downloaded; give a path, or a URL with"):
+            urls.local_path(other, FILE)
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def test_a_file_here_may_be_given_as_a_url(site):
     ],
 )
 def test_names_are_those_of_files(url, name):
-    assert urls._name(url) == name
+    assert urls._file_name(url) == name
 
 
 def test_one_opener_for_all():

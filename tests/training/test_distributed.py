@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastgan.data.loading import ImageLoader
+from fastgan.data.loader import ImageLoader
 from fastgan.distributed import Ranks
 from fastgan.errors import UserError
 from fastgan.runs import checkpoint

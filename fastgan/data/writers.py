@@ -1,7 +1,7 @@
-"""What `python -m fastgan.dataset` writes: a memory-mapped array, a zip in StyleGAN's format, or tar shards.
+"""Output formats of `python -m fastgan.dataset`: a memory-mapped array, a zip in StyleGAN's format, tar shards.
 
-An output grows by appending, and what its files look like follows from the images kept so far alone. So one that was
-cut off is cut back to the images that are known to be whole, and goes on as if it had never stopped, to the same bytes.
+Outputs grow by appending, and their bytes depend only on the images written so far. So an interrupted output is
+truncated to the images that are known to be complete and continued, to the same bytes.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastgan.data.cache import SHARD_INDEX
-from fastgan.data.labels import LABEL_FILE
-from fastgan.data.pictures import Wanted
+from fastgan.data.image_dataset import write_metadata
+from fastgan.data.image_files import LABEL_FILE
+from fastgan.data.images import Target
+from fastgan.data.shards import SHARD_INDEX
 from fastgan.files import file_digest, sync
 
-NPY_HEADER = 128  # bytes in front of the pixels, however many images there will be
+NPY_HEADER = 128  # bytes before the pixels, for any number of images
 
 
-class Kept(NamedTuple):
-    """An image that has been written: bytes and CRC-32 of its content, and its class."""
+class Written(NamedTuple):
+    """An image in the output: length and CRC-32 of its content, and its class."""
 
     size: int
     crc: int
@@ -33,37 +34,37 @@ class Kept(NamedTuple):
 
 
 class Damaged(Exception):
-    """An unfinished output has less than it should, or something else."""
+    """The unfinished output is shorter than its journal says."""
 
 
-class Output:
-    """The file or folder `path`, which is at the beginning absent or holds at least the images `kept`.
+class Writer:
+    """Interface of all formats. Opens the file or folder `path`, which is absent or has at least the images `written`.
 
     png: whether `append` takes PNG files or raw pixels.
-    Raises Damaged if what is there is not what it should be.
+    Raises Damaged if `path` has less.
     """
 
     png = True
 
-    def append(self, content: bytes, kept: Kept) -> None:
-        """One more image."""
+    def append(self, content: bytes, entry: Written) -> None:
+        """Write one more image."""
         raise NotImplementedError
 
     def sync(self) -> None:
-        """All images appended are on the disk when this returns."""
+        """Flush all images to the disk."""
         raise NotImplementedError
 
     def finish(self, class_names: list[str], source: str) -> None:
-        """Make it whole and close it. No class names: it is unlabelled."""
+        """Write what comes after the images, and close. No class names: the set is unlabelled."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Close it as it is."""
+        """Close without finishing."""
         raise NotImplementedError
 
 
-def _reopened(path: Path, size: int):
-    """The file, cut to `size` bytes, at its end. Raises Damaged if it has less."""
+def _open_truncated(path: Path, size: int):
+    """Open a file, truncated to `size` bytes, for appending. Raises Damaged if it is shorter."""
     file = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115
     if file.seek(0, os.SEEK_END) < size:
         file.close()
@@ -73,27 +74,27 @@ def _reopened(path: Path, size: int):
     return file
 
 
-class ArrayOutput(Output):
-    """A folder as the cache has them: images.npy, labels.npy, meta.json. What training maps into memory as it is."""
+class ArrayWriter(Writer):
+    """A folder that training memory-maps in place; see `fastgan.data.image_dataset`."""
 
     png = False
 
-    def __init__(self, path: Path, wanted: Wanted, kept: list[Kept]):
-        self.path, self._labels = path, [each.label for each in kept]
-        self._shape = wanted.size[1], wanted.size[0], wanted.channels
+    def __init__(self, path: Path, target: Target, written: list[Written]):
+        self.path, self._labels = path, [each.label for each in written]
+        self._shape = target.size[1], target.size[0], target.channels
         path.mkdir(parents=True, exist_ok=True)
         each = int(np.prod(self._shape))
-        self._file = _reopened(path / "images.npy", NPY_HEADER + len(kept) * each if kept else 0)
+        self._file = _open_truncated(path / "images.npy", NPY_HEADER + len(written) * each if written else 0)
         self._digest = hashlib.sha256()
-        if kept:
+        if written:
             self._file.seek(NPY_HEADER)
-            for _ in kept:
+            for _ in written:
                 self._digest.update(self._file.read(each))
         else:
             self._file.write(self._header(0))
 
     def _header(self, count: int) -> bytes:
-        """Of version 1.0 of the format, padded to the same length for any count."""
+        """.npy header, version 1.0, padded to NPY_HEADER bytes so that the count can be written last."""
         text = repr({"descr": "|u1", "fortran_order": False, "shape": (count, *self._shape)})
         return (
             b"\x93NUMPY\x01\x00"
@@ -102,10 +103,10 @@ class ArrayOutput(Output):
             + b"\n"
         )
 
-    def append(self, content, kept):
+    def append(self, content, entry):
         self._file.write(content)
         self._digest.update(content)
-        self._labels.append(kept.label)
+        self._labels.append(entry.label)
 
     def sync(self):
         sync(self._file)
@@ -116,34 +117,24 @@ class ArrayOutput(Output):
         sync(self._file)
         self._file.close()
         labels = np.array(self._labels, dtype=np.int64) if class_names else None
-        if labels is not None:
-            with open(self.path / "labels.npy", "wb") as file:
-                np.save(file, labels)
-                sync(file)
-        digests = {
-            "images": self._digest.hexdigest(),
-            "labels": hashlib.sha256(b"" if labels is None else labels).hexdigest(),
-        }
-        with open(self.path / "meta.json", "w", encoding="utf-8") as file:
-            json.dump({"class_names": class_names, "source": source, "digests": digests}, file)
-            sync(file)
+        write_metadata(self.path, self._digest.hexdigest(), labels, class_names, source)
 
     def close(self):
         self._file.close()
 
 
-class ZipOutput(Output):
-    """StyleGAN's format: 00000/img00000000.png and so on, a thousand in a folder, stored, and dataset.json."""
+class ZipWriter(Writer):
+    """StyleGAN's format: 00000/img00000000.png and so on, a thousand a folder, uncompressed, and dataset.json."""
 
-    def __init__(self, path: Path, wanted: Wanted, kept: list[Kept]):
-        self._labels = [each.label for each in kept]
+    def __init__(self, path: Path, target: Target, written: list[Written]):
+        self._labels = [each.label for each in written]
         infos, offset = [], 0
-        for number, each in enumerate(kept):
+        for number, each in enumerate(written):
             info = self._info(self._name(number))
             info.CRC, info.file_size, info.compress_size, info.header_offset = each.crc, each.size, each.size, offset
             infos.append(info)
             offset += 30 + len(info.filename) + each.size  # a local header has 30 bytes
-        self._file = _reopened(path, offset)
+        self._file = _open_truncated(path, offset)
         self._zip = zipfile.ZipFile(self._file, "w")
         self._zip.infolist().extend(infos)
 
@@ -153,13 +144,13 @@ class ZipOutput(Output):
 
     @staticmethod
     def _info(name: str) -> zipfile.ZipInfo:
-        info = zipfile.ZipInfo(name)  # of 1980: the same bytes whenever it is written
+        info = zipfile.ZipInfo(name)  # dated 1980: the bytes do not depend on the time
         info.create_system, info.external_attr = 3, 0o644 << 16
         return info
 
-    def append(self, content, kept):
+    def append(self, content, entry):
         self._zip.writestr(self._info(self._name(len(self._labels))), content)
-        self._labels.append(kept.label)
+        self._labels.append(entry.label)
 
     def sync(self):
         sync(self._file)
@@ -175,27 +166,27 @@ class ZipOutput(Output):
         self._file.close()
 
     def close(self):
-        self._zip.fp = None  # or it would write its end, now or when it is collected
+        self._zip.fp = None  # otherwise it writes a central directory, now or when it is garbage-collected
         self._file.close()
 
 
-class ShardOutput(Output):
-    """A folder of tar files as WebDataset has them, 000000.tar and on, of at most so many bytes; and shards.json.
+class ShardWriter(Writer):
+    """A folder of WebDataset shards, 000000.tar and so on, of at most `limit` bytes, and their index, shards.json.
 
-    Samples are called by their numbers, 000000000.png and, with a class, 000000000.cls. The index says of each shard
-    how many images it has, and of all images their classes: what training has to know before it reads the first.
+    Sample n is 000000000.png and, with a class, 000000000.cls. The index has the number of images in each shard and all
+    labels, which training needs before it reads the first image.
     """
 
-    def __init__(self, path: Path, wanted: Wanted, kept: list[Kept], limit: int):
-        self.path, self._wanted, self._limit = path, wanted, limit
+    def __init__(self, path: Path, target: Target, written: list[Written], limit: int):
+        self.path, self._target, self._limit = path, target, limit
         self._labels: list[int | None] = []
         self._counts, self._sizes = [0], [0]
         path.mkdir(parents=True, exist_ok=True)
-        for each in kept:
-            self._place(each)
+        for each in written:
+            self._count(each)
         for number, size in enumerate(self._sizes[:-1]):
-            self._end(_reopened(self._name(number), size))
-        self._file = _reopened(self._name(len(self._sizes) - 1), self._sizes[-1])
+            self._end(_open_truncated(self._name(number), size))
+        self._file = _open_truncated(self._name(len(self._sizes) - 1), self._sizes[-1])
         for stale in path.glob("*.tar"):
             if int(stale.stem) >= len(self._sizes):
                 stale.unlink()
@@ -203,30 +194,30 @@ class ShardOutput(Output):
     def _name(self, number: int) -> Path:
         return self.path / f"{number:06d}.tar"
 
-    def _place(self, kept: Kept) -> bool:
-        """Count in one image; whether it goes into a new shard."""
-        label = b"" if kept.label is None else str(kept.label).encode()
-        size = 512 + _padded(kept.size) + (512 + _padded(len(label)) if label else 0)
+    def _count(self, entry: Written) -> bool:
+        """Count one image; returns whether it starts a new shard."""
+        label = b"" if entry.label is None else str(entry.label).encode()
+        size = 512 + _padded(entry.size) + (512 + _padded(len(label)) if label else 0)
         new = self._counts[-1] > 0 and self._sizes[-1] + size + 1024 > self._limit
         if new:
             self._counts.append(0)
             self._sizes.append(0)
         self._counts[-1] += 1
         self._sizes[-1] += size
-        self._labels.append(kept.label)
+        self._labels.append(entry.label)
         return new
 
-    def append(self, content, kept):
+    def append(self, content, entry):
         key = f"{len(self._labels):09d}"
-        if self._place(kept):
+        if self._count(entry):
             self._end(self._file)
-            self._file = _reopened(self._name(len(self._sizes) - 1), 0)
+            self._file = _open_truncated(self._name(len(self._sizes) - 1), 0)
         self._add(f"{key}.png", content)
-        if kept.label is not None:
-            self._add(f"{key}.cls", str(kept.label).encode())
+        if entry.label is not None:
+            self._add(f"{key}.cls", str(entry.label).encode())
 
     def _add(self, name: str, content: bytes) -> None:
-        member = tarfile.TarInfo(name)  # of 1970, of nobody: the same bytes whenever and by whomever it is written
+        member = tarfile.TarInfo(name)  # dated 1970, no owner: the bytes depend on neither time nor user
         member.size = len(content)
         self._file.write(member.tobuf(tarfile.USTAR_FORMAT))
         self._file.write(content.ljust(_padded(len(content)), b"\0"))
@@ -251,8 +242,8 @@ class ShardOutput(Output):
         content = {
             "format": 1,
             "source": source,
-            "size": list(self._wanted.size),
-            "channels": self._wanted.channels,
+            "size": list(self._target.size),
+            "channels": self._target.channels,
             "class_names": class_names,
             "shards": shards,
             "labels": self._labels if class_names else None,
@@ -266,5 +257,5 @@ class ShardOutput(Output):
 
 
 def _padded(size: int) -> int:
-    """To whole blocks of a tar file."""
+    """`size` rounded up to whole blocks of a tar file."""
     return -(-size // 512) * 512

@@ -1,4 +1,7 @@
-"""The order of training images, and what else of a stream of them is random."""
+"""Order of the training images and which of them are mirrored, as functions of the seed and the position.
+
+The position is the number of images shown so far. It is the only state, so a resumed training continues exactly.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,9 @@ import numpy as np
 
 
 class Stream:
-    """An endless stream that is made in blocks, each determined by (seed, number of the block).
+    """Endless stream of random values, generated in blocks; each block is determined by (seed, block number).
 
-    The position in it is all the state there is. `dtype` is that of what it is made of.
+    A sub-class sets `dtype` and implements `_generate`. size: values in a block.
     """
 
     dtype: type
@@ -18,9 +21,9 @@ class Stream:
         self._blocks: dict[int, np.ndarray] = {}
 
     def take(self, position: int, count: int) -> np.ndarray:
-        """The `count` values from `position` on, [count], of one block or of several.
+        """The values position..position+count-1, [count]. A pure function.
 
-        A pure function, so that resuming needs the position only. Both are 0 or more; raises ValueError otherwise.
+        Raises ValueError if position or count is negative.
         """
         if position < 0 or count < 0:
             raise ValueError(f"position and count must be 0 or more, not {position} and {count}")
@@ -35,18 +38,17 @@ class Stream:
         if number not in self._blocks:
             while len(self._blocks) >= 2:
                 del self._blocks[next(iter(self._blocks))]
-            self._blocks[number] = self._make(number)
+            self._blocks[number] = self._generate(number)
         return self._blocks[number]
 
-    def _make(self, number: int) -> np.ndarray:
+    def _generate(self, number: int) -> np.ndarray:
         raise NotImplementedError
 
 
 class ShuffledStream(Stream):
-    """An endless stream of shuffled epochs: indices, int64.
+    """Indices of shuffled epochs, int64: every epoch is a permutation of 0..size-1, determined by (seed, epoch).
 
-    Every epoch is a permutation of 0..size-1 of its own, determined by (seed, epoch).
-    size: 1 or more. Raises ValueError otherwise.
+    Raises ValueError if size is less than 1.
     """
 
     dtype = np.int64
@@ -56,14 +58,14 @@ class ShuffledStream(Stream):
             raise ValueError(f"size must be 1 or more, not {size}")
         super().__init__(size, seed)
 
-    def _make(self, number: int) -> np.ndarray:
+    def _generate(self, number: int) -> np.ndarray:
         return np.random.default_rng([self.seed, number]).permutation(self.size)
 
 
 class CoinFlips(Stream):
-    """An endless stream of coin flips, bool: true with probability 1/2, each independent of all others.
+    """Independent coin flips, bool, true with probability 1/2.
 
-    They are independent of the order of images, too: the same image falls on either side in different epochs.
+    They do not depend on the image either: one image is mirrored in some epochs and not in others.
     """
 
     dtype = bool
@@ -71,5 +73,5 @@ class CoinFlips(Stream):
     def __init__(self, seed: int = 0) -> None:
         super().__init__(65536, seed)
 
-    def _make(self, number: int) -> np.ndarray:
+    def _generate(self, number: int) -> np.ndarray:
         return np.random.default_rng([self.seed, number, 1]).integers(2, size=self.size, dtype=np.uint8).astype(bool)

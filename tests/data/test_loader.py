@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from fastgan import data
-from fastgan.data import ImageDataset, ImageLoader, ShuffledStream, loading, pixels_of
-from fastgan.data.loading import AHEAD, THREAD_NAME, Ahead, Sent
-from fastgan.data.order import CoinFlips
+from fastgan.data import ImageDataset, ImageLoader, ShuffledStream, pixels_of
+from fastgan.data.loader import PREFETCH, THREAD_NAME, Prefetcher, Sent, fits
+from fastgan.data.shuffle import CoinFlips
 from fastgan.ops import image_batch
 from tests.support.tiny_run import assert_same_checkpoint, log_lines, tensors, train
 
@@ -135,11 +135,11 @@ def test_a_buffer_is_filled_while_the_batch_before_is_used(dataset):
     try:
         loader.batch(0)
         deadline = time.monotonic() + 30
-        while transfer.sent < 1 + AHEAD:
+        while transfer.sent < 1 + PREFETCH:
             assert time.monotonic() < deadline
             time.sleep(0.001)
         time.sleep(0.05)
-        assert transfer.sent == 1 + AHEAD and transfer.received == 1  # and no further
+        assert transfer.sent == 1 + PREFETCH and transfer.received == 1  # and no further
     finally:
         loader.close()
     assert not threads()
@@ -156,7 +156,7 @@ def test_what_goes_wrong_in_the_thread_is_raised_at_its_batch(dataset):
 
 def test_the_thread_ends_after_ctrl_c_while_it_is_waited_for():
     go_on = threading.Event()
-    ahead = Ahead(lambda position: go_on.wait(30), lambda position: position + 1)
+    ahead = Prefetcher(lambda position: go_on.wait(30), lambda position: position + 1)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
@@ -177,7 +177,7 @@ def test_items_behind_a_jump_are_made_in_order():
         made.append(position)
         return position
 
-    ahead = Ahead(make, lambda position: position + 10, count=1)
+    ahead = Prefetcher(make, lambda position: position + 10, count=1)
     assert [ahead.take(position) for position in (0, 10, 20, 7, 17)] == [0, 10, 20, 7, 17]
     ahead.close()
     assert made[-2:] in ([7, 17], [17, 27]) and set(made) <= {0, 10, 20, 30, 7, 17, 27}
@@ -186,7 +186,7 @@ def test_items_behind_a_jump_are_made_in_order():
 @pytest.mark.parametrize("free, fitting", [(4000, True), (3999, False)])
 def test_a_data_set_is_held_in_a_quarter_of_the_memory_that_is_free(monkeypatch, free, fitting):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10**9))
-    assert loading.fits(torch.empty(1000, 1, 1, 1, dtype=torch.uint8), torch.device("cuda")) == fitting
+    assert fits(torch.empty(1000, 1, 1, 1, dtype=torch.uint8), torch.device("cuda")) == fitting
 
 
 def test_a_training_that_reads_ahead_gives_the_same_bits(folder, tmp_path, monkeypatch):

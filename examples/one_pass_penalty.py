@@ -1,14 +1,13 @@
-"""The discriminator of wgan_gp_critic.py once more, and its gradient penalty taken in one pass instead of by double
-backward.
+"""The discriminator of wgan_gp_discriminator.py, with its gradient penalty in one pass instead of double backward.
 
     python examples/one_pass_penalty.py [--batch 16] [--channels 32] [--size 64]
 
-fastgan.losses follows a discriminator's forward pass, and where all of it is known to be piecewise linear, replays it
-instead of differentiating its backward pass; any other discriminator is differentiated twice, as ever.
+fastgan.penalties records a discriminator's forward pass. If all of it is piecewise linear, it is replayed instead of
+differentiating the backward pass; any other discriminator uses double backward.
 """
 
 from torch import Tensor, nn
-from wgan_gp_critic import main
+from wgan_gp_discriminator import main
 
 from fastgan.penalties import logits_and_squared_grad, one_centered_penalty
 

@@ -1,9 +1,8 @@
-"""DCGAN's discriminator of plain PyTorch layers, before and after `fastgan.patch`: times of a step, and that they
-agree.
+"""DCGAN's discriminator in plain PyTorch, before and after `fastgan.patch`: compares step times and gradients.
 
     python examples/patched_discriminator.py [--batch 64] [--channels 64] [--size 32]
 
-Nothing of the discriminator is edited. Its optimizer is made before it is patched, and goes on after.
+The discriminator's code stays as it is. Its optimizer is made before patching and continues afterwards.
 """
 
 import argparse
@@ -46,9 +45,8 @@ def main() -> None:
 
     torch.manual_seed(0)
     discriminator = textbook_discriminator(channels).to(device, memory_format=torch.channels_last)
-    adam = torch.optim.Adam(
-        discriminator.parameters(), lr=0, betas=(0.0, 0.99)
-    )  # a rate of 0: both sides see the same discriminator
+    # With a learning rate of 0 both sides see the same discriminator.
+    adam = torch.optim.Adam(discriminator.parameters(), lr=0, betas=(0.0, 0.99))
     images = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
 
     def step() -> list[Tensor]:

@@ -1,9 +1,8 @@
-"""A textbook StyleGAN2 block, and the same block on fastgan's layers: times before and after, and that they agree.
+"""A textbook StyleGAN2 block and the same block on two layers of fastgan: compares times and results.
 
     python examples/stylegan2_block.py [--batch 8] [--channels 128] [--size 32]
 
-The textbook block is as StyleGAN2 was published: a weight of its own for each sample, a grouped convolution, and one
-PyTorch operation after another. Of fastgan it takes two layers, and nothing else.
+The textbook block is StyleGAN2 as published: one weight per sample, a grouped convolution, separate operations.
 """
 
 import argparse
@@ -47,8 +46,10 @@ class TextbookBlock(nn.Module):
 
 
 class FusedBlock(nn.Module):
-    """The convolution shares its weight among the samples; all else of a layer is one pass over memory, in which the
-    first layer applies the second one's style as well."""
+    """Two layers of a convolution with a shared weight and one elementwise pass each.
+
+    The first layer's pass also applies the second layer's style.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
@@ -67,7 +68,7 @@ class FusedBlock(nn.Module):
 
 
 def milliseconds(*steps, rounds: int = 10) -> list[float]:
-    """Median time of each step; they take turns."""
+    """Median time of each step; steps run in turn."""
     taken = [[] for _ in steps]
     for _ in range(rounds + 1):
         for step, times in zip(steps, taken, strict=True):

@@ -1,4 +1,4 @@
-"""The floor that training steps are measured against: their convolutions alone."""
+"""`bench.convolutions.Bare` records and repeats the dense convolutions of a computation."""
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ def test_counts_convolutions_and_their_operations():
     assert bare.bytes_behind == (2 + 3) * 4 * 2 * 5 * 8 * 8
 
 
-def test_strides_and_transposed_convolutions_count_what_they_multiply():
+def test_counts_operations_of_strided_and_transposed_convolutions():
     x, weight = torch.randn(2, 3, 8, 8), torch.randn(5, 3, 4, 4)
     strided = Bare(lambda: F.conv2d(x, weight, stride=2, padding=1))
     assert strided.flops == 2 * 2 * 4 * 4 * 5 * 3 * 16
@@ -24,13 +24,13 @@ def test_strides_and_transposed_convolutions_count_what_they_multiply():
     assert up.bytes_behind == 2 * 4 * 2 * 5 * 16 * 16
 
 
-def test_filters_of_single_channels_are_left_out():
+def test_leaves_out_depthwise_filters():
     x = torch.randn(2, 4, 8, 8)
     bare = Bare(lambda: F.conv2d(F.conv2d(x, torch.ones(4, 1, 3, 3), groups=4), torch.ones(2, 4, 1, 1)))
     assert bare.count == 1
 
 
-def test_calling_it_does_the_same_convolutions_in_the_same_layout_and_dtype():
+def test_repeats_the_convolutions_in_their_layout_and_dtype():
     x = torch.randn(2, 3, 8, 8).to(torch.bfloat16, memory_format=torch.channels_last).requires_grad_()
     weight = torch.randn(5, 3, 3, 3, dtype=torch.bfloat16, requires_grad=True)
 

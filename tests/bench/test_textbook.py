@@ -1,4 +1,4 @@
-"""The networks that benchmarks compare with compute the same as ours: else their speed would say nothing."""
+"""The textbook networks of benchmarks compute the same as fastgan's: images, losses and gradients."""
 
 import pytest
 import torch
@@ -21,14 +21,14 @@ BATCH = 8
 
 @pytest.fixture(params=FAMILIES)
 def pair(request):
-    """Our networks and the textbook's, with the same random weights, and data for them."""
+    """Our networks and the textbook's with the same random weights; real images and labels."""
     config, modulation = FAMILIES[request.param]
     config = models.ModelConfig(resolution=16, channels=3, z_dim=12, channel_base=128, channel_max=16, **config)
     torch.manual_seed(0)
     ours, theirs = models.build(config), textbook_models.build(config, modulation)
     for our, their in zip(ours, theirs, strict=True):
         for name, parameter in our.named_parameters():
-            if name.endswith(("strength", "bias")):  # noise and all biases take part
+            if name.endswith(("strength", "bias")):  # so that noise and biases have an effect
                 torch.nn.init.normal_(parameter, std=0.3)
         their.load_state_dict(our.state_dict(), strict=False)
         assert dict(our.named_parameters()).keys() == dict(their.named_parameters()).keys()
@@ -40,10 +40,10 @@ def pair(request):
 def gradients(loss, network):
     network.zero_grad()
     loss.backward()
-    return kept_gradients(network)
+    return gradients_of(network)
 
 
-def kept_gradients(network):
+def gradients_of(network):
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for _, p in sorted(network.named_parameters())]
     return torch.cat([gradient.flatten() for gradient in gradients])
 
@@ -57,13 +57,13 @@ def seeded(function):
     return function()
 
 
-def test_images_are_the_same(pair):
+def test_images_are_equal(pair):
     (generator, _), (textbook, _), _, label = pair
     z = torch.randn(BATCH, 12)
     close(seeded(lambda: generator(z, label)), seeded(lambda: textbook(z, label)))
 
 
-def test_styles_are_mixed_alike(pair):
+def test_style_mixing_is_equal(pair):
     (generator, _), (textbook, _), _, label = pair
     if not hasattr(textbook, "styles"):
         pytest.skip("no styles")
@@ -73,12 +73,12 @@ def test_styles_are_mixed_alike(pair):
 
 
 @pytest.mark.parametrize("loss", ["nonsaturating", "wgan-gp"])
-def test_the_discriminator_learns_the_same(pair, loss):
+def test_discriminator_loss_and_gradients_are_equal(pair, loss):
     (_, discriminator), theirs, real, label = pair
     fake = torch.randn_like(real)
     trainer = Trainer(theirs, lr=0.0, loss=loss)
     expected_loss = seeded(lambda: trainer.discriminator_phase(real, fake, label))
-    expected = kept_gradients(trainer.discriminator)
+    expected = gradients_of(trainer.discriminator)
 
     torch.manual_seed(1)
     objective = OBJECTIVES["wasserstein" if loss == "wgan-gp" else loss]
@@ -90,11 +90,11 @@ def test_the_discriminator_learns_the_same(pair, loss):
     close(gradients(value, discriminator), expected)
 
 
-def test_r1_is_the_same(pair):
+def test_r1_and_its_gradients_are_equal(pair):
     (_, discriminator), theirs, real, label = pair
     trainer = Trainer(theirs, lr=0.0, gamma=3.0, r1_interval=16)
     expected_loss = trainer.r1_phase(real, label)
-    expected = kept_gradients(trainer.discriminator)
+    expected = gradients_of(trainer.discriminator)
     _, squares = logits_and_squared_grad(discriminator, real, label)
     penalty = 3.0 * 16 * zero_centered_penalty(squares)
     close(penalty.detach(), expected_loss)
@@ -102,12 +102,12 @@ def test_r1_is_the_same(pair):
 
 
 @pytest.mark.parametrize("loss", ["nonsaturating", "wgan-gp"])
-def test_the_generator_learns_the_same(pair, loss):
+def test_generator_loss_and_gradients_are_equal(pair, loss):
     (generator, discriminator), theirs, _, label = pair
     z = torch.randn(BATCH, 12)
     trainer = Trainer(theirs, lr=0.0, loss=loss)
     expected_loss = seeded(lambda: trainer.generator_phase(trainer.fakes(z, label), label))
-    expected = kept_gradients(trainer.generator)
+    expected = gradients_of(trainer.generator)
 
     objective = OBJECTIVES["wasserstein" if loss == "wgan-gp" else loss]
     value = seeded(lambda: objective.generator(discriminator(generator(z, label), label)))
@@ -115,15 +115,15 @@ def test_the_generator_learns_the_same(pair, loss):
     close(gradients(value, generator), expected)
 
 
-def test_path_length_is_the_same(pair, monkeypatch):
-    monkeypatch.setattr(torch, "randn_like", lambda like: torch.randn(like.shape))  # whatever the memory format
+def test_path_length_and_its_gradients_are_equal(pair, monkeypatch):
+    monkeypatch.setattr(torch, "randn_like", lambda like: torch.randn(like.shape))  # independent of the memory format
     (generator, _), theirs, _, label = pair
     if not hasattr(generator, "synthesize"):
         pytest.skip("no styles")
     z = torch.randn(BATCH, 12)
     trainer = Trainer(theirs, lr=0.0, path_weight=2.0)
     expected_loss = seeded(lambda: trainer.path_phase(z, label))
-    expected = kept_gradients(trainer.generator)
+    expected = gradients_of(trainer.generator)
 
     torch.manual_seed(1)
     ws = generator.styles(z, label)
@@ -132,7 +132,7 @@ def test_path_length_is_the_same(pair, monkeypatch):
     close(gradients(penalty, generator), expected)
 
 
-def test_a_step_moves_the_average_and_both_networks(pair):
+def test_a_step_updates_both_networks_and_the_ema(pair):
     _, theirs, real, label = pair
     trainer = Trainer(theirs, lr=0.01, gamma=1.0, path_weight=2.0 if hasattr(theirs[0], "styles") else 0.0)
     before = [{k: v.clone() for k, v in m.named_parameters()} for m in (*theirs, trainer.average)]

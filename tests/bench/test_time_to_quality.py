@@ -1,4 +1,4 @@
-"""The race of fastgan and a textbook: the same start, the same time, the same judge."""
+"""The race of fastgan and a textbook is fair: same weights, images, hyper-parameters and time."""
 
 import copy
 
@@ -27,7 +27,7 @@ def task():
     return Task(3, config, dataset)
 
 
-def test_both_begin_with_the_same_weights_and_draw_the_same_images(task):
+def test_both_start_from_the_same_weights_and_draw_the_same_images(task):
     ours, textbook = Ours(task, amp=False), Textbook(task, "scaled", "NCHW")
     pairs = (
         (ours.state.generator, textbook.trainer.generator),
@@ -71,15 +71,15 @@ def test_both_see_the_same_images_in_the_same_order(task, monkeypatch):
 
 
 @pytest.mark.parametrize("make", [lambda task: Ours(task, amp=False), lambda task: Textbook(task, "scaled", "NCHW")])
-def test_a_step_trains_both_networks_and_drawing_does_not_disturb_it(task, make):
-    plain, disturbed = make(task), make(task)
+def test_a_step_trains_both_networks_and_drawing_leaves_it_unchanged(task, make):
+    plain, drawing = make(task), make(task)
     weights = []
-    for contestant in (plain, disturbed):
+    for contestant in (plain, drawing):
         torch.manual_seed(7)
         before = [copy.deepcopy(each.state_dict()) for each in _networks(contestant)]
         for _ in range(2):
             contestant()
-            if contestant is disturbed:
+            if contestant is drawing:
                 draw(contestant.average, np.zeros(3, np.int64), seed=0)
         after = [each.state_dict() for each in _networks(contestant)]
         assert all(any(not torch.equal(a[k], b[k]) for k in a) for a, b in zip(before, after, strict=True))
@@ -92,13 +92,13 @@ def _networks(contestant):
     return owner.generator, owner.discriminator, contestant.average
 
 
-def test_the_textbooks_average_forgets_as_ours_does():
+def test_both_emas_decay_alike():
     torch.manual_seed(0)
     generator, discriminator = torch.nn.Linear(3, 2), torch.nn.Linear(2, 1)
     trainer = Trainer((generator, discriminator), ema_halflife=100.0, ema_rampup=0.5)
     ours = copy.deepcopy(generator)
     average = Average(ours, generator)
-    for shown in range(16, 400, 16):  # the limit holds until 200
+    for shown in range(16, 400, 16):  # the ramp-up limits the half-life until 200
         torch.nn.init.normal_(generator.weight)
         trainer.update_average(16)
         average.update(1 - decay(shown, 16, 100.0, 0.5))
@@ -112,7 +112,7 @@ class Clock:
         return self.seconds
 
 
-def test_everyone_gets_the_same_time_in_short_turns():
+def test_contestants_get_the_same_time_in_short_turns():
     clock, turns, evaluated = Clock(), [], []
     takes = {"quick": 0.25, "slow": 1.0}
 
@@ -121,7 +121,7 @@ def test_everyone_gets_the_same_time_in_short_turns():
         turns.append(name)
 
     def evaluate(name, minutes):
-        clock.seconds += 100.0  # is nobody's time
+        clock.seconds += 100.0  # counts for nobody
         evaluated.append((name, minutes * 60))
 
     race({name: lambda name=name: step(name) for name in takes}, 0.5, 3, evaluate, clock)
@@ -135,15 +135,17 @@ def test_everyone_gets_the_same_time_in_short_turns():
     assert "ssss" not in "".join(name[0] for name in turns)
 
 
-def test_when_fastgan_was_as_near_as_the_textbook_at_its_end():
+def test_time_to_reach_the_textbooks_last_kid():
     rows = lambda *kids: {"evaluations": [{"minutes": float(at), "kid": kid} for at, kid in enumerate(kids)]}
     assert minutes_to_last({"fastgan": rows(9, 5, 3, 1), "textbook": rows(9, 7, 5, 4)}) == 2.0
     assert minutes_to_last({"fastgan": rows(9, 8, 7, 6), "textbook": rows(9, 7, 5, 4)}) is None
-    assert minutes_to_last({"fastgan": rows(3, 9, 8, 4), "textbook": rows(3, 9, 8, 5)}) == 3.0  # not the untrained one
+    assert (
+        minutes_to_last({"fastgan": rows(3, 9, 8, 4), "textbook": rows(3, 9, 8, 5)}) == 3.0
+    )  # the untrained one does not count
 
 
 @pytest.mark.parametrize("kids", [(0.3, 0.1, 0.02), (0.3, 0.0, -0.001)])
-def test_a_plot_is_drawn_also_where_an_estimate_is_negative(kids, tmp_path):
+def test_plots_negative_estimates_too(kids, tmp_path):
     rows = [{"minutes": at, "kid": kid, "images": 32 * at} for at, kid in enumerate(kids)]
     found = {
         "arch": "stylegan2", "batch": 32, "real": "glyphs", "device": "a machine", "instructions": "some", "threads": 2,

@@ -1,11 +1,9 @@
-"""A textbook WGAN-GP discriminator, and the same discriminator on fastgan's layers: times before and after, and that
-they agree.
+"""A textbook WGAN-GP discriminator and the same one on two layers of fastgan: compares times and gradients.
 
-    python examples/wgan_gp_critic.py [--batch 16] [--channels 32] [--size 64]
+    python examples/wgan_gp_discriminator.py [--batch 16] [--channels 32] [--size 64]
 
-The discriminator is PGGAN's (equalised rates, leaky ReLU, average pooling), written first as one PyTorch operation
-after another and then with two layers of fastgan, which is all that is taken of it; the step around the discriminator
-stays as it is. one_pass_penalty.py goes on from here and exchanges the penalty as well.
+The discriminator is PGGAN's (equalised rates, leaky ReLU, average pooling), in plain PyTorch and with fastgan's layers.
+The step around it stays the same. one_pass_penalty.py replaces the penalty as well.
 """
 
 import argparse
@@ -24,7 +22,7 @@ LAMBDA = 10.0
 
 
 class TextbookConv(nn.Module):
-    """Convolution with equalised rate, average pooling where wanted, bias, leaky ReLU."""
+    """Convolution with equalised rate, optional average pooling, bias, leaky ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, pool: bool = False):
         super().__init__()
@@ -41,8 +39,7 @@ class TextbookConv(nn.Module):
 
 
 def fastgan_conv(in_channels: int, out_channels: int, kernel_size: int, pool: bool = False) -> nn.Module:
-    """The same, with parameters of the same names: bias, activation and gain are one pass over memory, and pooling is
-    part of the convolution."""
+    """The same with equal parameter names; bias, activation and gain are one pass, and the convolution pools."""
     if pool:
         return ConvDownsample2d(in_channels, out_channels, kernel_size, equalized=True, act="lrelu")
     return EqualizedConv2d(in_channels, out_channels, kernel_size, act="lrelu")
@@ -67,7 +64,7 @@ def textbook_penalty(discriminator: nn.Module, images: Tensor) -> Tensor:
 def discriminator_step(
     discriminator: nn.Module, penalty: Callable, real: Tensor, fake: Tensor, share: Tensor
 ) -> list[Tensor]:
-    """The loss of the discriminator's step, and its gradient, the parameters' one after the other."""
+    """Loss of a discriminator step, and its gradient with all parameters concatenated."""
     loss = (
         discriminator(fake).mean()
         - discriminator(real).mean()
@@ -78,7 +75,7 @@ def discriminator_step(
 
 
 def milliseconds(*steps: Callable[[], object], rounds: int = 10) -> list[float]:
-    """Median time of each step; they take turns."""
+    """Median time of each step; steps run in turn."""
     taken = [[] for _ in steps]
     for _ in range(rounds + 1):
         for step, times in zip(steps, taken, strict=True):
@@ -91,7 +88,7 @@ def milliseconds(*steps: Callable[[], object], rounds: int = 10) -> list[float]:
 
 
 def main(description: str, more: dict[str, Callable] | None = None) -> None:
-    """Times the steps. `more` are penalties to be tried on the discriminator of fastgan's layers, by name."""
+    """Compare step times. `more`: further penalties, by name, for the discriminator on fastgan's layers."""
     parser = argparse.ArgumentParser(description=description)
     for name, default in (("batch", 16), ("channels", 32), ("size", 64)):
         parser.add_argument(f"--{name}", type=int, default=default)

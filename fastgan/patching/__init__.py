@@ -1,12 +1,12 @@
-"""Layers and operations of a foreign code base, replaced in place by fastgan's; what was replaced can be undone.
+"""Replaces layers and functions of other code bases by fastgan's, in place; `undo()` restores the originals.
 
-    fastgan.patch(model)          the layers of one model: known by their form, and by what they compute
-    fastgan.patch_ops(module)     functions of a module that was imported: `torch_utils.ops.bias_act` and the like
+    fastgan.patch(model)          the layers of one model
+    fastgan.patch_ops(module)     functions of an imported module, such as `torch_utils.ops.bias_act`
 
-A layer that is replaced stays the object that it was: it gets a subclass of its class whose `forward` is built on
-`fastgan.ops` (`fastgan.patching.instances`). Parameters, buffers and their names are not touched. What is known stands
-in two tables, `fastgan.patching.modules` and `fastgan.patching.functions`; before anything is replaced, both versions
-are run on small random inputs and compared in value and in first and second gradients (`fastgan.patching.probe`).
+A replaced layer stays the same object. It gets a subclass of its class whose `forward` is built on `fastgan.ops`
+(`fastgan.patching.instances`); parameters, buffers and their names do not change. Two tables list the known layers and
+functions: `fastgan.patching.modules` and `fastgan.patching.functions`. Before anything is replaced, original and
+replacement run on small random inputs and are compared in value, first and second gradients (`fastgan.patching.probe`).
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ __all__ = ["Patched", "Replaced", "patch", "patch_ops"]
 
 
 def patch(model: nn.Module) -> Patched:
-    """Replaces the layers of a model that fastgan knows and has fused.
+    """Replaces the layers of a model for which fastgan has a fused version.
+
+    Outputs, first and second gradients stay the same up to rounding. Parameters stay the same objects, so optimizers,
+    checkpoints and `copy.deepcopy` work as before.
 
     Args:
-        model: any module; it is changed in place, and no other object of the same classes is.
+        model: any module. It is changed in place; other modules of the same classes are not.
 
     Returns:
-        What was replaced, what was left and why. `print` shows it; `undo()` or the end of a `with` block puts
-        everything back.
+        A report: what was replaced, what was left and why. `print` shows it. `undo()`, or the end of a `with` block,
+        restores the originals.
 
     Raises:
-        UserError: `model` is not a module, or is compiled already.
-
-    Outputs, and first and second gradients, are the same up to rounding. Parameters stay the same objects, so
-    optimizers, checkpoints and copies made by `copy.deepcopy` go on as before. Nothing is changed if it raises.
+        UserError: `model` is not a module, or is compiled already. The model is then unchanged.
     """
     if not isinstance(model, nn.Module):
         raise UserError(f"fastgan.patch takes a torch.nn.Module, not a {type(model).__name__}")
@@ -49,12 +49,12 @@ def patch(model: nn.Module) -> Patched:
             raise UserError(f"fastgan.patch: {what} is compiled already; patch it first, then torch.compile it")
     report, callers = Patched(), functions.Callers()
     classes: list[tuple[nn.Module, type]] = []
-    verdicts: dict[tuple, str | Known] = {}  # of layers of one form, one is tried
-    fused: set[int] = set()  # parts that a layer that was replaced computes itself
+    verdicts: dict[tuple, str | Known] = {}  # one layer of each configuration is tried
+    fused: set[int] = set()  # ids of submodules that a replaced parent computes itself
     for name, module in model.named_modules():
         candidates = [known for known in modules.KNOWN if known.recognises(module)]
         if instances.is_patched(module):
-            report.left[name] = f"{type(module).__name__}: was patched already"
+            report.left[name] = f"{type(module).__name__}: is patched already"
         elif isinstance(module, torch.jit.ScriptModule):
             report.left[name] = f"{type(module).__name__}: is a compiled script"
         elif not candidates:
@@ -72,7 +72,7 @@ def patch(model: nn.Module) -> Patched:
                 by, pairs = " and ".join(verdict.operations(module)), len(verdict.pairs(module))
                 report.replaced[name] = Replaced(type(module).__name__, by, pairs)
                 fused.update(map(id, verdict.parts(module)))
-                if reason := verdict.beside(module):
+                if reason := verdict.why_some_left(module):
                     report.left[name] = f"{type(module).__name__}, in part: {reason}"
     report.notes += callers.notes()
     for module, patched in classes:
@@ -81,27 +81,26 @@ def patch(model: nn.Module) -> Patched:
 
 
 def patch_ops(*modules: ModuleType) -> Patched:
-    """Replaces functions that fastgan knows in modules that were imported, for everyone who calls them there.
+    """Replaces known functions in imported modules, for every caller.
 
         from torch_utils.ops import bias_act, upfirdn2d
         fastgan.patch_ops(bias_act, upfirdn2d)
 
-    This is apart from `patch` because it changes a module, and so every model that uses it. Functions are found by name
-    and parameters. The official code makes a module of the source text in a pickle, and networks loaded from there call
-    the functions of that one: in such modules the same functions are replaced as in those given. Code that imported one
-    by name (`from op import upfirdn2d`) has a name of its own for it: the report says where; pass that module as well.
+    Unlike `patch` this changes a module, and so every model that uses it. Functions are found by name and parameters.
+    The official code creates a module from the source text in a pickle; networks from that pickle call the functions
+    there, so the same functions are replaced in those modules too. Code that imported a function by name
+    (`from op import upfirdn2d`) keeps the original: the report names such modules; pass them as well. Calls without a
+    kernel (an unknown activation, another dimension) and calls with `impl="ref"` go to the original.
 
     Returns:
-        As `patch`.
+        A report, as `patch`.
 
     Raises:
-        UserError: there is no argument, one is not a module, or there is no function in it that is known.
-
-    What fastgan has no kernel for (an activation, another dimension), and calls with `impl="ref"`, go to the original.
+        UserError: no argument, an argument that is not a module, or a module without any known function.
     """
     if not modules:
         raise UserError(
-            "fastgan.patch_ops() was given nothing: give the modules whose functions are called, such as "
+            "fastgan.patch_ops() needs at least one module: give the modules whose functions are called, such as "
             "torch_utils.ops.bias_act, torch_utils.ops.upfirdn2d and training.networks"
         )
     report = Patched()
@@ -115,7 +114,7 @@ def patch_ops(*modules: ModuleType) -> Patched:
         found = functions.names_in(module)
         if not found:
             names = ", ".join(sorted({known.name for known in functions.KNOWN}))
-            raise UserError(f"fastgan.patch_ops: {module.__name__} has none of the functions that are known: {names}")
+            raise UserError(f"fastgan.patch_ops: {module.__name__} has none of the known functions: {names}")
         sought |= found
     elsewhere = [module for module in functions.modules_of_pickles() if module not in modules]
     for module in [*modules, *elsewhere]:
@@ -129,27 +128,27 @@ def patch_ops(*modules: ModuleType) -> Patched:
                 report.replaced[f"{module.__name__}.{name}"] = Replaced(name, functions.operation(name))
     originals = {id(getattr(module, name)): name for module, name, _ in replacements}
     for holder, name in functions.other_holders(originals, [*modules, *elsewhere]):
-        report.left[f"{holder.__name__}.{name}"] = "is the same function, imported by name: pass this module as well"
+        report.left[f"{holder.__name__}.{name}"] = "the same function, imported by name: pass this module as well"
     for module, name, replacement in replacements:
         report.restores.append(functions.change(module, name, replacement))
     report.notes.append(
-        "not covered: modules that are imported and networks that are loaded from a pickle from now on: call patch_ops "
-        "again after that"
+        "modules imported and pickles loaded from now on are not covered: call patch_ops again after that"
     )
     return report
 
 
 def _chosen(module: nn.Module, candidates: list[Known], verdicts: dict) -> str | Known:
-    """What replaces the module, or why nothing does."""
+    """Returns the entry that replaces the module, or the reason why none does."""
     reason = instances.why_not(module)
     if reason is not None:
         return reason
-    unlike = [known.why_not(module) for known in candidates]  # may look at values, which are no part of the form
+    # `why_not` may look at tensor values, so it runs for every module, not once a configuration.
+    unlike = [known.why_not(module) for known in candidates]
     fitting = [known for known, reason in zip(candidates, unlike, strict=True) if reason is None]
     if not fitting:
         return "; ".join(dict.fromkeys(unlike))
-    form = probe.form(module)
-    key = None if form is None else (form, *fitting)
+    key = probe.configuration(module)
+    key = None if key is None else (key, *fitting)
     if key in verdicts:
         return verdicts[key]
     for known in fitting:
@@ -162,7 +161,9 @@ def _chosen(module: nn.Module, candidates: list[Known], verdicts: dict) -> str |
 
 
 def _why_not(module: nn.Module, known: Known) -> str | None:
-    reason = instances.why_not_called_so(module, known.forward) or why_no_kernel(known, module)
-    for part in known.tried(module) if reason is None else ():
-        reason = reason or instances.why_not_through(part, known.bypassed(part)) or probe.why_unlike(part, known)
+    reason = instances.why_other_arguments(module, known.forward) or why_no_kernel(known, module)
+    for part in known.probed(module) if reason is None else ():
+        reason = (
+            reason or instances.why_not_submodules(part, known.bypassed(part)) or probe.why_layers_differ(part, known)
+        )
     return reason

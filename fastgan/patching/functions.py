@@ -1,8 +1,8 @@
-"""The functions of other code bases that `fastgan.patch_ops` knows.
+"""Functions of other code bases that `fastgan.patch_ops` replaces.
 
-Signatures and meaning are the public interface of `torch_utils.ops.bias_act`, `torch_utils.ops.upfirdn2d` and
-`training.networks` of NVIDIA's StyleGAN2 and StyleGAN3 for PyTorch, and of the `op` package of rosinality's
-stylegan2-pytorch. A replacement hands what fastgan does not have to the original.
+They are the public interface of `torch_utils.ops.bias_act`, `torch_utils.ops.upfirdn2d` and `training.networks` in
+NVIDIA's StyleGAN2 and StyleGAN3 for PyTorch, and of the `op` package in rosinality's stylegan2-pytorch. A replacement
+passes calls that fastgan cannot serve to the original.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 class KnownFunction(NamedTuple):
     name: str
-    replace: Callable[[Callable], Callable]  # the original to its replacement, which has the original's parameters
-    calls: Callable[[Draw], list[tuple[tuple, dict]]]  # to try it with
+    replace: Callable[[Callable], Callable]  # original -> replacement with the same parameters
+    calls: Callable[[Draw], list[tuple[tuple, dict]]]  # (args, kwargs) for the probe
 
 
 def replacement(original: Callable, name: str) -> Callable | str:
-    """What to put in the place of a function, or why there is nothing."""
+    """Returns the replacement of a function, or the reason why there is none."""
     if hasattr(original, "_fastgan_replaces"):
-        return "was replaced already"
-    reason = "has other parameters than those that are known"
+        return "is replaced already"
+    reason = "has other parameters than the known function"
     for known in KNOWN:
         if known.name != name:
             continue
         ours = known.replace(original)
-        # A decorator hides the parameters (the official code's profiler does): then the probe alone decides.
+        # A decorator such as the official profiler hides the parameters: then the probe alone decides.
         if not _takes_anything(original) and _parameters(original) != _parameters(ours):
             continue
         ours = functools.update_wrapper(ours, original)
@@ -54,23 +54,23 @@ def replacement(original: Callable, name: str) -> Callable | str:
 
 
 def names_in(module: ModuleType) -> set[str]:
-    """Names of functions in a module that may be known."""
+    """Names of functions in a module that may be replaced."""
     return {known.name for known in KNOWN if inspect.isfunction(vars(module).get(known.name))}
 
 
 def operation(name: str) -> str:
-    """The operation that is called in the place of a function."""
+    """Name of the operation that replaces a function."""
     name = {"bias_act": "noise_bias_act", "fused_leaky_relu": "noise_bias_act"}.get(name, name)
     return f"fastgan.ops.{name}"
 
 
 def modules_of_pickles() -> list[ModuleType]:
-    """The modules that the official code made of source text in pickles."""
+    """Modules that the official code created from source text in pickles."""
     return [module for name, module in list(sys.modules.items()) if name.startswith("_imported_module_")]
 
 
 def other_holders(originals: Container[int], known: list[ModuleType]) -> list[tuple[ModuleType, str]]:
-    """Other modules that have a function, which is told by its id, under a name of their own."""
+    """Other modules that refer to one of the functions (by id), each with the name there."""
     return [
         (module, name)
         for module in list(sys.modules.values())
@@ -81,7 +81,7 @@ def other_holders(originals: Container[int], known: list[ModuleType]) -> list[tu
 
 
 class Callers:
-    """Layers that `patch` has left and that call functions which `patch_ops` could replace."""
+    """Collects layers that `patch` leaves and that call functions which `patch_ops` can replace."""
 
     def __init__(self):
         self._kinds: Counter[str] = Counter()
@@ -103,13 +103,13 @@ class Callers:
             return []
         kinds = ", ".join(f"{kind} ({count})" for kind, count in sorted(self._kinds.items()))
         return [
-            f"these call functions that fastgan.patch_ops replaces: {kinds}",
+            f"layers that call functions which fastgan.patch_ops can replace: {kinds}",
             f"  fastgan.patch_ops({', '.join(self._modules)})",
         ]
 
 
 def _known_function(scope: dict, name: str) -> tuple[str, str] | None:
-    """Where a function is that code calls by a name, as `f` or as `f.f`, and its name; None if it is replaced."""
+    """Module and name of the function behind a call `f` or `f.f`; None if it is not a function or is replaced."""
     value, holder = scope.get(name), scope.get("__name__", "")
     if isinstance(value, ModuleType):
         value, holder = vars(value).get(name), value.__name__
@@ -128,7 +128,7 @@ def _parameters(function: Callable) -> list[str]:
 
 
 def change(module: ModuleType, name: str, function: Callable) -> Callable[[], bool]:
-    """Sets the function in the module; returns what takes it back, unless it has been set again since."""
+    """Sets the function in the module; returns a function that restores it, or returns False if it has changed."""
     original = getattr(module, name)
     setattr(module, name, function)
 
@@ -179,9 +179,9 @@ def _bias_act_calls(draw: Draw) -> list[tuple[tuple, dict]]:
 
 def _fused_leaky_relu(original: Callable) -> Callable:
     def fused_leaky_relu(input, bias=None, negative_slope=0.2, scale=2**0.5):
-        # On CPUs the original takes 0.2 for any slope: left to it, as it is.
-        as_said = input.device.type != "cpu" or negative_slope == 0.2
-        if not as_said or input.dim() < 2 or negative_slope < 0 or input.dtype not in _DTYPES:
+        # On CPUs the original ignores `negative_slope` and takes 0.2: such calls go to it.
+        same_slope = input.device.type != "cpu" or negative_slope == 0.2
+        if not same_slope or input.dim() < 2 or negative_slope < 0 or input.dtype not in _DTYPES:
             return original(input, bias, negative_slope, scale)
         return noise_bias_act(input, bias=bias, act="lrelu", slope=negative_slope, gain=scale)
 
@@ -208,7 +208,7 @@ def _upfirdn2d(original: Callable) -> Callable:
         if not fits:
             return original(x, f, up=up, down=down, padding=padding, flip_filter=flip_filter, gain=gain, impl=impl)
         around = (padding,) * 4 if isinstance(padding, int) else padding
-        if len(around) == 2:  # (x, y) here, where rosinality's pair is (before, behind)
+        if len(around) == 2:  # (x, y); rosinality's pair is (before, after)
             around = (around[0], around[0], around[1], around[1])
         return upfirdn2d(x, f, up=up, down=down, padding=tuple(around), gain=float(gain), flip=flip_filter)
 
@@ -216,7 +216,7 @@ def _upfirdn2d(original: Callable) -> Callable:
 
 
 def _upfirdn2d_calls(draw: Draw) -> list[tuple[tuple, dict]]:
-    x, square, row = draw.image(3, least=4), draw.tensor(4, 3).float(), draw.tensor(4).float()
+    x, square, row = draw.image(3, min_size=4), draw.tensor(4, 3).float(), draw.tensor(4).float()
     return [
         ((x,), {"f": square, "padding": [1, 2]}),
         ((x,), {"f": row, "up": 2, "padding": [2, 1, 3, -1], "gain": 4}),
@@ -224,7 +224,7 @@ def _upfirdn2d_calls(draw: Draw) -> list[tuple[tuple, dict]]:
     ]
 
 
-def _upfirdn2d_of_rosinality(original: Callable) -> Callable:
+def _upfirdn2d_rosinality(original: Callable) -> Callable:
     def upfirdn2d_(input, kernel, up=1, down=1, pad=(0, 0)):
         if input.dim() != 4 or input.dtype not in _DTYPES or kernel.dim() != 2:
             return original(input, kernel, up, down, pad)
@@ -235,8 +235,8 @@ def _upfirdn2d_of_rosinality(original: Callable) -> Callable:
     return _named(upfirdn2d_, "upfirdn2d")
 
 
-def _upfirdn2d_of_rosinality_calls(draw: Draw) -> list[tuple[tuple, dict]]:
-    x, kernel = draw.image(3, least=4), draw.tensor(4, 3)
+def _upfirdn2d_rosinality_calls(draw: Draw) -> list[tuple[tuple, dict]]:
+    x, kernel = draw.image(3, min_size=4), draw.tensor(4, 3)
     options = [{"pad": (1, 2)}, {"up": 2, "pad": (2, 1)}, {"down": 2}]
     return [((x,), {"kernel": kernel, **each}) for each in options]
 
@@ -267,14 +267,14 @@ def _modulated_conv2d(original: Callable) -> Callable:
             weight = weight.flip([2, 3])
         taps = resample_filter if resampled else None
         y = modulated_conv2d(x, weight, styles, demodulate=demodulate, up=up, down=down, padding=padding, taps=taps)
-        # The noise is a product with its strength by now, and `noise_bias_act` has no kernel for the gradient of one.
+        # The noise comes multiplied by its strength and needs a gradient, which `noise_bias_act` has no kernel for.
         return y if noise is None else y + noise.to(y.dtype)
 
     return _named(modulated_conv2d_, "modulated_conv2d")
 
 
 def _modulated_conv2d_calls(draw: Draw) -> list[tuple[tuple, dict]]:
-    x, styles, small = draw.image(4, least=3), draw.vector(4), draw.tensor(4, 4).float().abs()
+    x, styles, small = draw.image(4, min_size=3), draw.vector(4), draw.tensor(4, 4).float().abs()
     weight, point = draw.tensor(3, 4, 3, 3), draw.tensor(3, 4, 1, 1)
     noise = draw.tensor(len(x), 1, *x.shape[2:])
     small = small / small.sum()
@@ -286,7 +286,7 @@ def _modulated_conv2d_calls(draw: Draw) -> list[tuple[tuple, dict]]:
     ]
 
 
-def _modulated_conv2d_of_stylegan3(original: Callable) -> Callable:
+def _modulated_conv2d_stylegan3(original: Callable) -> Callable:
     def modulated_conv2d_(x, w, s, demodulate=True, padding=0, input_gain=None):
         if not (isinstance(padding, int) and padding >= 0) or x.dtype not in _DTYPES:
             return original(x=x, w=w, s=s, demodulate=demodulate, padding=padding, input_gain=input_gain)
@@ -295,15 +295,15 @@ def _modulated_conv2d_of_stylegan3(original: Callable) -> Callable:
             s = s * s.square().mean().rsqrt()
         if input_gain is None:
             return modulated_conv2d(x, w, s, demodulate=demodulate, padding=padding)
-        # The gain is that of the input, and no part of what the demodulation makes up for.
+        # The gain scales the input only: the demodulation must not cancel it.
         x = noise_bias_act(x, scale=s * input_gain.expand(s.shape), act="linear")
         return modulated_conv2d(x, w, s, demodulate=demodulate, padding=padding, scaled=True)
 
     return _named(modulated_conv2d_, "modulated_conv2d")
 
 
-def _modulated_conv2d_of_stylegan3_calls(draw: Draw) -> list[tuple[tuple, dict]]:
-    x, weight, styles = draw.image(4, least=3), draw.tensor(3, 4, 3, 3), draw.vector(4)
+def _modulated_conv2d_stylegan3_calls(draw: Draw) -> list[tuple[tuple, dict]]:
+    x, weight, styles = draw.image(4, min_size=3), draw.tensor(3, 4, 3, 3), draw.vector(4)
     return [
         ((x, weight, styles), {"padding": 2}),
         ((x, weight, styles), {"padding": 2, "input_gain": draw.tensor().abs()}),
@@ -320,7 +320,7 @@ KNOWN = (
     KnownFunction("bias_act", _bias_act, _bias_act_calls),
     KnownFunction("fused_leaky_relu", _fused_leaky_relu, _fused_leaky_relu_calls),
     KnownFunction("upfirdn2d", _upfirdn2d, _upfirdn2d_calls),
-    KnownFunction("upfirdn2d", _upfirdn2d_of_rosinality, _upfirdn2d_of_rosinality_calls),
+    KnownFunction("upfirdn2d", _upfirdn2d_rosinality, _upfirdn2d_rosinality_calls),
     KnownFunction("modulated_conv2d", _modulated_conv2d, _modulated_conv2d_calls),
-    KnownFunction("modulated_conv2d", _modulated_conv2d_of_stylegan3, _modulated_conv2d_of_stylegan3_calls),
+    KnownFunction("modulated_conv2d", _modulated_conv2d_stylegan3, _modulated_conv2d_stylegan3_calls),
 )

@@ -1,8 +1,8 @@
-"""How one module gets another forward, and its own again.
+"""Gives one module another forward, and restores its own.
 
-It is given a subclass of its class, made for the purpose, as `torch.nn.utils.parametrize` does: `isinstance`, names,
-parameters, hooks, `copy.deepcopy`, pickle and `torch.compile` take it for what it was. An attribute `forward` of the
-instance could not be pickled as a method, and would be what `type(module).forward` is not.
+The module gets a subclass of its class, as in `torch.nn.utils.parametrize`. `isinstance`, names, parameters, hooks,
+`copy.deepcopy`, pickle and `torch.compile` work as before. Setting `module.forward` would break pickling, and
+`type(module).forward` would still be the original.
 """
 
 import copy
@@ -24,10 +24,10 @@ _HOOKS = {
 
 @functools.cache
 def patched_class(original: type, forward: Callable) -> type:
-    """A subclass of a module's class that computes `forward(module, *args)`.
+    """Returns a subclass of a module's class that computes `forward(module, *args)`.
 
-    Within `forward`, `module._unpatched(*args)` is what the class itself computes. Names of arguments are those of the
-    original; `forward` takes them in the same order. Whoever traces or exports the model gets the original.
+    Inside `forward`, `module._unpatched(*args)` calls the original forward. `forward` takes the original's arguments in
+    the same order; keyword arguments keep the original's names. Tracing and exporting see the original forward.
     """
     renamed = dict(zip(_arguments(original.forward), _arguments(forward), strict=True))
 
@@ -40,7 +40,7 @@ def patched_class(original: type, forward: Callable) -> type:
         return forward(self, *args, **named)
 
     def deepcopy(self, memo):
-        """Also where the class itself says how it is pickled, as the official layers do: a copy is patched as well."""
+        """Copies the patch as well, also for classes with their own `__reduce__`, such as the official layers."""
         function, args, *state = self.__reduce_ex__(4)
         twin = memo[id(self)] = function(*copy.deepcopy(args, memo))
         if state and state[0] is not None:
@@ -49,7 +49,7 @@ def patched_class(original: type, forward: Callable) -> type:
             twin.__class__ = patched_class(type(twin), forward)
         return twin
 
-    def reduce(self, protocol):  # for pickle and copy: the class is found by the two parts that it is made of
+    def reduce(self, protocol):  # the subclass cannot be imported by name: rebuild it from its two parts
         function, args, *state = super(patched, self).__reduce_ex__(max(protocol, 2))
         usual = function is copyreg.__newobj__ and args == (patched,)
         return (_rebuilt, (original, forward), *state) if usual else (function, args, *state)
@@ -79,7 +79,7 @@ def _arguments(forward: Callable) -> list[str]:
 
 
 def _is_traced(args: tuple) -> bool:
-    """Whether the call is recorded, to be run elsewhere: as PyTorch's own operations, which the original has."""
+    """Whether the call is traced or exported. The graph should then hold PyTorch's own operations."""
     recorded = torch.jit.is_tracing() or torch.compiler.is_exporting()
     return recorded or (len(args) > 0 and isinstance(args[0], torch.fx.Proxy))
 
@@ -89,7 +89,7 @@ def is_patched(module: nn.Module) -> bool:
 
 
 def change(module: nn.Module, patched: type) -> Callable[[], bool]:
-    """Gives the module its new class; returns what takes it back, unless the class has been changed again since."""
+    """Sets the module's class. Returns a function that restores it, or returns False if it was changed since."""
     original = type(module)
     module.__class__ = patched
 
@@ -103,12 +103,12 @@ def change(module: nn.Module, patched: type) -> Callable[[], bool]:
 
 
 def why_not(module: nn.Module) -> str | None:
-    """What forbids to replace a module's forward, whatever it computes."""
+    """Why a module's forward must not be replaced, whatever it computes; None if it may."""
     kind = type(module)
     if "forward" in vars(module):
-        return "has a forward that was set on this one module"
+        return "has a forward set on the instance"
     if kind.__call__ is not nn.Module.__call__:
-        return "has a __call__ of its own"
+        return "overrides __call__"
     if "parametrizations" in module._modules:
         return "has a parametrization"
     if nn.modules.module._has_any_global_hook():
@@ -116,37 +116,38 @@ def why_not(module: nn.Module) -> str | None:
     return _hooks(module)
 
 
-def why_not_called_so(module: nn.Module, forward: Callable) -> str | None:
-    """Whether a module's forward takes other arguments than those of what is known of it: a mask, a flag."""
+def why_other_arguments(module: nn.Module, forward: Callable) -> str | None:
+    """Why a forward takes other arguments than the known layer, such as a mask; None if it does not."""
     kinds = {p.kind for p in inspect.signature(type(module).forward).parameters.values()}
     theirs = _arguments(type(module).forward)
     if kinds == {inspect.Parameter.POSITIONAL_OR_KEYWORD} and len(theirs) == len(_arguments(forward)):
         return None
-    return f"its forward takes ({', '.join(theirs)}), where ({', '.join(_arguments(forward))}) is known"
+    return f"its forward takes ({', '.join(theirs)}); the known layer takes ({', '.join(_arguments(forward))})"
 
 
-def why_not_through(module: nn.Module, bypassed: Iterable[nn.Module]) -> str | None:
-    """What forbids it among the modules within: of those bypassed, any hook; of the others, hooks that are functions.
+def why_not_submodules(module: nn.Module, bypassed: Iterable[nn.Module]) -> str | None:
+    """Why the submodules forbid a replacement; None if they allow it.
 
-    The probe runs copies of those; a function's effects would not stay within the copy. A hook that is an object, as
-    those that make the weights of equalised rate or spectral norm, is copied as well.
+    Bypassed submodules must have no hook at all, since they are no longer called. Other submodules must have no hook
+    that is a function: the probe runs copies, and a function's side effects would not stay within the copy. A hook that
+    is an object, such as that of equalized learning rate or spectral norm, is copied with the module.
     """
     bypassed = list(bypassed)
     for name, part in module.named_modules():
         if part is module:
             continue
         if part in bypassed and not runs_as_its_class(part):
-            return f"its part '{name}' has a hook, a parametrization or a forward of its own"
+            return f"its submodule '{name}' has a hook, a parametrization or its own forward"
         hooks = [hook for kind in _HOOKS for hook in getattr(part, kind).values()]
         if any(inspect.isroutine(hook) for hook in hooks):
-            return f"its part '{name}' has {_hooks(part).removeprefix('has ')}"
+            return f"its submodule '{name}' has {_hooks(part).removeprefix('has ')}"
     return None
 
 
 def runs_as_its_class(*modules: nn.Module) -> bool:
-    """Whether calling these modules does what their classes say, and nothing else: so that it need not be called.
+    """Whether calling these modules runs their class's forward and nothing else, so that they may be bypassed.
 
-    Asked at each call of a layer that bypasses others: hooks may come later.
+    Checked at each call of a layer that bypasses others, since hooks may be added later.
     """
     return not nn.modules.module._has_any_global_hook() and not any(
         module._forward_hooks
@@ -159,8 +160,8 @@ def runs_as_its_class(*modules: nn.Module) -> bool:
     )
 
 
-def has_only_pre_hooks_that_are_objects(module: nn.Module) -> bool:
-    """Whether a module runs as its class says but for hooks that make its weight: of equalised rate, spectral norm."""
+def has_only_weight_pre_hooks(module: nn.Module) -> bool:
+    """Whether a module runs as its class, except for pre-hooks that compute its weight (spectral norm, ...)."""
     hooks = module._forward_pre_hooks
     with_names = getattr(module, "_forward_pre_hooks_with_kwargs", None)
     if with_names or any(inspect.isroutine(hook) for hook in hooks.values()):
@@ -175,7 +176,7 @@ def has_only_pre_hooks_that_are_objects(module: nn.Module) -> bool:
 
 
 def run_pre_hooks(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """What the hooks of a module, called as `module(x)`, make of its argument."""
+    """Returns the argument of `module(x)` after the module's forward pre-hooks."""
     for hook in module._forward_pre_hooks.values():
         result = hook(module, (x,))
         if result is not None:

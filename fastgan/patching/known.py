@@ -1,4 +1,4 @@
-"""What an entry in the tables of known layers says."""
+"""The type of an entry in the tables of known layers."""
 
 from __future__ import annotations
 
@@ -17,44 +17,44 @@ class Known(NamedTuple):
     """A layer that `fastgan.patch` replaces.
 
     Attributes:
-        recognises: whether a module is such a layer, by its class.
-        why_not: what does not fit, of its parameters and attributes; or why nothing is gained.
-        arguments: what to try it with.
+        recognises: (module) -> whether its class is this layer's.
+        why_not: (module) -> why it cannot be replaced, or nothing is gained; None if it can.
+        arguments: (module, random source) -> arguments for the probe.
         forward: the replacement, (module, *arguments); `module._unpatched` is the original.
-        by: the operation that it is made of; of a sequence, its pairs say it.
-        bypassed: parts that are not called any more.
-        tried: what stands for the layer when it is tried.
-        arrange: gives a copy with random buffers the form that the layer's buffers always have.
-        pairs: the pairs of parts that are fused, where the layer is a sequence, each with its operation.
-        beside: what is left although the layer is replaced, and why.
+        operation: name of the fused operation; empty for a sequence, whose pairs name theirs.
+        bypassed: (module) -> submodules that are no longer called.
+        probed: (module) -> modules that the probe compares in place of the layer.
+        fix_buffers: restores an invariant of the buffers after the probe has filled them with random numbers.
+        pairs: (module) -> fused pairs of a sequence, each with its operation.
+        why_some_left: (module) -> why parts of a replaced sequence stay as they are, or None.
     """
 
     recognises: Callable[[nn.Module], bool]
     why_not: Callable[[nn.Module], str | None]
     arguments: Callable[[nn.Module, Draw], tuple]
     forward: Callable[..., Tensor]
-    by: str
+    operation: str
     bypassed: Callable[[nn.Module], Iterable[nn.Module]] = lambda module: ()
-    tried: Callable[[nn.Module], list[nn.Module]] = lambda module: [module]
-    arrange: Callable[[nn.Module], None] = lambda module: None
+    probed: Callable[[nn.Module], list[nn.Module]] = lambda module: [module]
+    fix_buffers: Callable[[nn.Module], None] = lambda module: None
     pairs: Callable[[nn.Module], list[tuple[nn.Sequential, str]]] = lambda module: []
-    beside: Callable[[nn.Module], str | None] = lambda module: None
+    why_some_left: Callable[[nn.Module], str | None] = lambda module: None
 
     def operations(self, module: nn.Module) -> list[str]:
-        """Names of the operations that take the layer's place."""
-        return sorted({by for _, by in self.pairs(module)}) or [self.by]
+        """Names of the fused operations that replace the layer."""
+        return sorted({operation for _, operation in self.pairs(module)}) or [self.operation]
 
     def parts(self, module: nn.Module) -> list[nn.Module]:
-        """The parts that the replacement computes itself."""
+        """Submodules whose work the replacement does itself."""
         return [*self.bypassed(module), *(part for pair, _ in self.pairs(module) for part in pair.modules())]
 
 
-# Operations without kernels of their own, which are faster by the way they are computed.
+# Operations without a kernel of their own: their algorithm is faster on any backend.
 _COMPOSED = ("modulated_conv2d", "conv2d")
 
 
 def why_no_kernel(known: Known, module: nn.Module) -> str | None:
-    """Why nothing is gained with the backends of this machine, or None."""
+    """Why no backend of this machine makes the replacement faster; None if one does."""
     tensor = next((t for t in (*module.parameters(), *module.buffers())), None)
     if tensor is None or tensor.device.type == "meta":
         return None
@@ -63,17 +63,17 @@ def why_no_kernel(known: Known, module: nn.Module) -> str | None:
         operation = {"adain": "instance_norm"}.get(name, name)
         if name in _COMPOSED or backends.choose(operation, tensor.device) != "torch":
             return None
-    return f"nothing is gained: {' and '.join(operations)} would be plain PyTorch here, for want of a kernel"
+    return f"nothing is gained: {' and '.join(operations)} would run as plain PyTorch, as no kernel can serve here"
 
 
 def named(*names: str) -> Callable[[nn.Module], bool]:
-    """Layers whose class, or one that it is derived from, has a name; PyTorch's and fastgan's own are others."""
+    """Recognises layers by the name of their class or a base class, except PyTorch's and fastgan's own classes."""
     ours = ("torch.nn.", "fastgan.")
     return lambda module: any(k.__name__ in names and not k.__module__.startswith(ours) for k in type(module).__mro__)
 
 
 def of_class(kind: type) -> Callable[[nn.Module], bool]:
-    """Layers with a class of PyTorch that have not overridden its forward."""
+    """Recognises instances of a PyTorch class, and of subclasses that do not override its forward."""
     return lambda module: isinstance(module, kind) and type(module).forward is kind.forward
 
 

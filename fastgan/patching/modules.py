@@ -1,10 +1,10 @@
-"""The layers of other code bases that `fastgan.patch` knows, one entry a layer.
+"""Table of the layers of other code bases that `fastgan.patch` replaces.
 
-An entry says by which class name or class a layer is found, what must be true of its parameters and attributes, what it
-takes, and how it is computed on `fastgan.ops`. A layer may have several: the first that computes the same is taken.
-The names and shapes are the public interface of rosinality's stylegan2-pytorch and style-based-gan-pytorch, lucidrains'
-stylegan2-pytorch and huangzh13's StyleGAN.pytorch, of the code bases that follow them, and of PyTorch. NVIDIA's layers
-are in `fastgan.patching.official`, sequences in `fastgan.patching.sequences`.
+An entry says how a layer is recognised, what its parameters and attributes must be, which arguments it takes, and how
+`fastgan.ops` computes it. A layer may have several entries: the first that computes the same is used. Names and shapes
+are the public interface of rosinality's stylegan2-pytorch and style-based-gan-pytorch, lucidrains' stylegan2-pytorch,
+huangzh13's StyleGAN.pytorch, and PyTorch. NVIDIA's layers are in `fastgan.patching.official`, sequences in
+`fastgan.patching.sequences`.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ def blur(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def _is_blur_by_channels(module: nn.Module) -> str | None:
-    """StyleGAN1's, with a copy of the filter for each channel, and one of those turned around for the way back."""
+    """StyleGAN1's blur: one copy of the filter a channel, and flipped copies for the backward pass."""
     weight, flipped = module._buffers.get("weight"), module._buffers.get("weight_flip")
     if weight is None or flipped is None or weight.shape[1:] != (1, 3, 3) or flipped.shape != weight.shape:
         return "has no buffers `weight` and `weight_flip` [C, 1, 3, 3]"
     if weight.device.type == "meta":
-        return "is on the meta device, where nothing can be tried"
+        return "is on the meta device, where nothing can be compared"
     if not torch.equal(weight, weight[:1].expand_as(weight)) or not torch.equal(flipped, weight.flip(2, 3)):
-        return "has another filter for each channel, or another for the way back"
+        return "has different filters for channels, or for the backward pass"
     return None
 
 
@@ -77,7 +77,7 @@ def blur_by_channels(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def _image_to_blur(module: nn.Module, draw: Draw) -> tuple[Tensor]:
-    return (draw.image(len(module.weight), least=3),)
+    return (draw.image(len(module.weight), min_size=3),)
 
 
 def _is_blur_with_stride(module: nn.Module) -> str | None:
@@ -93,7 +93,7 @@ def blur_with_stride(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def _any_image(module: nn.Module, draw: Draw) -> tuple[Tensor]:
-    return (draw.image(5, least=3),)
+    return (draw.image(5, min_size=3),)
 
 
 # Bias and activation --------------------------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ def _bias_and_lrelu(module: nn.Module) -> dict:
 
 def _activations(module: nn.Module, draw: Draw) -> tuple[Tensor]:
     channels = 5 if module.bias is None else len(module.bias)
-    return (draw.image(channels) if draw.all_given else draw.vector(channels),)
+    return (draw.image(channels) if draw.optional_arguments else draw.vector(channels),)
 
 
 def _is_dense_with_lrelu(module: nn.Module) -> str | None:
@@ -149,7 +149,7 @@ def pixel_norm_by_channels(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def _has_no_state(module: nn.Module) -> str | None:
-    return "has parameters or parts" if module.state_dict() or module._modules else None
+    return "has parameters or submodules" if module.state_dict() or module._modules else None
 
 
 # StyleGAN2's convolution ----------------------------------------------------------------------------------------------
@@ -160,14 +160,14 @@ def _is_modulated(conv: nn.Module) -> str | None:
     if weight is None or weight.dim() != 5 or len(weight) != 1:
         return "has no parameter `weight` [1, O, I, k, k]"
     if not isinstance(conv._modules.get("modulation"), nn.Module):
-        return "has no part `modulation` that makes the style"
+        return "has no submodule `modulation` that makes the style"
     if not isinstance(getattr(conv, "scale", None), int | float):
         return "has no number `scale`"
     flags = [getattr(conv, flag, None) for flag in ("demodulate", "upsample", "downsample")]
     if not all(isinstance(flag, bool) for flag in flags):
         return "has no flags `demodulate`, `upsample` and `downsample`"
     if any(flags[1:]):
-        return _is_filter(conv.blur) if "blur" in conv._modules else "has no part `blur`"
+        return _is_filter(conv.blur) if "blur" in conv._modules else "has no submodule `blur`"
     return None
 
 
@@ -181,7 +181,7 @@ def modulated(conv: nn.Module, x: Tensor, style: Tensor) -> Tensor:
 
 def _modulated(conv: nn.Module, x: Tensor, style: Tensor, **after) -> Tensor:
     taps, up, down = None, 1, 1
-    if conv.upsample:  # the filter there has the gain of the zeros inserted, which is fastgan's own here
+    if conv.upsample:  # their filter includes the gain of upsampling, which fastgan applies itself
         taps, up = conv.blur.kernel / 4, 2
     elif conv.downsample:
         taps, down = conv.blur.kernel, 2
@@ -199,11 +199,11 @@ def _modulated(conv: nn.Module, x: Tensor, style: Tensor, **after) -> Tensor:
 
 
 def _image_and_style(conv: nn.Module, draw: Draw) -> tuple[Tensor, Tensor]:
-    return draw.image(conv.weight.shape[2], least=3), draw.vector(_features(conv.modulation))
+    return draw.image(conv.weight.shape[2], min_size=3), draw.vector(_features(conv.modulation))
 
 
 def _is_modulated_around_one(conv: nn.Module) -> str | None:
-    """lucidrains' convolution, whose factors are the distances from 1."""
+    """lucidrains' convolution, whose style is the difference from 1."""
     weight = conv._parameters.get("weight")
     if weight is None or weight.dim() != 4 or weight.shape[2] != weight.shape[3]:
         return "has no parameter `weight` [O, I, k, k]"
@@ -220,28 +220,28 @@ def modulated_around_one(conv: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _image_and_factors(conv: nn.Module, draw: Draw) -> tuple[Tensor, Tensor]:
-    return draw.image(conv.weight.shape[1], least=3), draw.vector(conv.weight.shape[1])
+    return draw.image(conv.weight.shape[1], min_size=3), draw.vector(conv.weight.shape[1])
 
 
 def _features(affine: nn.Module) -> int:
-    """How long the vectors are that a module takes, whose first matrix is that of a dense layer."""
+    """Number of input features of a module that begins with a dense layer."""
     return next(p.shape[1] for p in affine.parameters() if p.dim() == 2)
 
 
 def _is_styled(layer: nn.Module) -> str | None:
     """A modulated convolution, noise of one strength, bias and leaky ReLU."""
     if not {"conv", "noise", "activate"} <= set(layer._modules):
-        return "has no parts `conv`, `noise` and `activate`"
+        return "has no submodules `conv`, `noise` and `activate`"
     reason = _is_modulated(layer.conv)
     if reason is not None:
-        return f"its part 'conv' {reason}"
+        return f"its submodule 'conv' {reason}"
     if layer.conv.downsample:
-        return "makes the image smaller"
+        return "downsamples"
     strength = layer.noise._parameters.get("weight")
     if strength is None or strength.numel() != 1:
-        return "its part 'noise' has no parameter `weight` of one element"
+        return "its submodule 'noise' has no parameter `weight` of one element"
     reason = _is_bias_and_lrelu(layer.activate)
-    return None if reason is None else f"its part 'activate' {reason}"
+    return None if reason is None else f"its submodule 'activate' {reason}"
 
 
 def _parts_of_styled(layer: nn.Module) -> list[nn.Module]:
@@ -255,7 +255,9 @@ def styled(layer: nn.Module, x: Tensor, style: Tensor, noise: Tensor | None = No
     if draws_in_16_bits or not runs_as_its_class(*_parts_of_styled(layer)):
         return layer._unpatched(x, style, noise)
     if noise is None:
-        noise = x.new_empty(len(x), *shape).normal_()  # as the original draws it: from the same seed the same noise
+        noise = x.new_empty(
+            len(x), *shape
+        ).normal_()  # drawn as the original draws it: the same seed gives the same noise
     elif noise.shape[1:] != shape or len(noise) not in (1, len(x)):
         return layer._unpatched(x, style, noise)
     return _modulated(
@@ -273,7 +275,7 @@ def _image_style_and_noise(layer: nn.Module, draw: Draw) -> tuple[Tensor, ...]:
     x, style = _image_and_style(layer.conv, draw)
     factor = 2 if layer.conv.upsample else 1
     noise = draw.tensor(len(x), 1, *(factor * size for size in x.shape[2:]))
-    return (x, style, noise) if draw.all_given else (x, style)
+    return (x, style, noise) if draw.optional_arguments else (x, style)
 
 
 # Instance normalisation -----------------------------------------------------------------------------------------------
@@ -286,7 +288,7 @@ def _is_instance_norm(norm: nn.Module) -> str | None:
 
 
 def instance_norm(norm: nn.Module, x: Tensor) -> Tensor:
-    if x.dim() != _dims(norm) + 2 or x.shape[2:].numel() == 1:  # not a batch, or an error
+    if x.dim() != _dims(norm) + 2 or x.shape[2:].numel() == 1:  # unbatched, or an error
         return norm._unpatched(x)
     return adain(x, norm.weight, norm.bias, eps=norm.eps)
 
@@ -296,7 +298,7 @@ def _dims(norm: nn.Module) -> int:
 
 
 def _image_to_normalise(norm: nn.Module, draw: Draw) -> tuple[Tensor]:
-    return (draw.image(norm.num_features, _dims(norm), least=3),)
+    return (draw.image(norm.num_features, _dims(norm), min_size=3),)
 
 
 _ADAIN = named("AdaIN", "AdaIN1d", "AdaIN2d", "AdaptiveInstanceNorm")
@@ -305,9 +307,9 @@ _ADAIN = named("AdaIN", "AdaIN1d", "AdaIN2d", "AdaptiveInstanceNorm")
 def _is_adain(module: nn.Module) -> str | None:
     norms = [part for part in module.children() if any(of_class(kind)(part) for kind in _DIMS)]
     if len(norms) != 1 or len(module._modules) != 2:
-        return "has not two parts, an InstanceNorm and one that makes the style"
+        return "needs two submodules, an InstanceNorm and one that makes the style"
     if module._parameters or norms[0].affine or norms[0].track_running_stats:
-        return "has parameters beside those that make the style, or running statistics"
+        return "has further parameters, or running statistics"
     affine = _norm_and_affine(module)[1]
     return None if any(p.dim() == 2 for p in affine.parameters()) else "has no dense layer that makes the style"
 
@@ -336,14 +338,14 @@ def _adain(module: nn.Module, x: Tensor, style: Tensor, centre: int) -> Tensor:
 
 def _image_and_vector(module: nn.Module, draw: Draw) -> tuple[Tensor, Tensor]:
     norm, affine = _norm_and_affine(module)
-    return draw.image(norm.num_features, _dims(norm), least=3), draw.vector(_features(affine))
+    return draw.image(norm.num_features, _dims(norm), min_size=3), draw.vector(_features(affine))
 
 
 KNOWN = (
     Known(named("Upsample"), lambda m: _is_filter(m, "factor"), _any_image, upsample, "upfirdn2d"),
     Known(named("Downsample"), lambda m: _is_filter(m, "factor"), _any_image, downsample, "upfirdn2d"),
     Known(named("Blur"), _is_filter, _any_image, blur, "upfirdn2d"),
-    Known(named("Blur"), _is_blur_by_channels, _image_to_blur, blur_by_channels, "upfirdn2d", arrange=_one_filter),
+    Known(named("Blur"), _is_blur_by_channels, _image_to_blur, blur_by_channels, "upfirdn2d", fix_buffers=_one_filter),
     Known(named("BlurLayer"), _is_blur_with_stride, _any_image, blur_with_stride, "upfirdn2d"),
     Known(named("FusedLeakyReLU"), _is_bias_and_lrelu, _activations, fused_leaky_relu, "noise_bias_act"),
     Known(named("EqualLinear"), _is_dense_with_lrelu, _vectors, equal_linear, "noise_bias_act"),

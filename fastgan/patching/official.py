@@ -1,7 +1,7 @@
-"""The layers of NVIDIA's StyleGAN2 for PyTorch, as `training.networks` and `training.networks_stylegan2` have them.
+"""Layers of NVIDIA's StyleGAN2 for PyTorch, from `training.networks` and `training.networks_stylegan2`.
 
-Names, shapes and meaning of parameters and attributes are their public interface. What their blocks call beside is a
-function, `upfirdn2d`: see `fastgan.patching.functions`.
+Names, shapes and meaning of parameters and attributes are their public interface. Their blocks also call the function
+`upfirdn2d`, which `fastgan.patching.functions` replaces.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fastgan.ops.convolution import filtered_conv2d
 from fastgan.patching.known import NOTHING_TO_FUSE, Known, has_numbers, named
 from fastgan.patching.probe import Draw
 
-# By the official name of an activation: the name here, and the gain where none is given.
+# Official name of an activation -> (fastgan's name, default gain).
 ACTIVATIONS = {
     "linear": ("linear", 1.0),
     "relu": ("relu", math.sqrt(2)),
@@ -65,12 +65,12 @@ def _vectors(module: nn.Module, draw: Draw) -> tuple[Tensor]:
 
 
 def _is_convolution(module: nn.Module) -> str | None:
-    weight = getattr(module, "weight", None)  # a buffer where it is not trained
+    weight = getattr(module, "weight", None)  # a buffer if it is not trained
     if not isinstance(weight, Tensor) or weight.dim() != 4 or not has_numbers(module, "weight_gain", "act_gain"):
         return "has no `weight` [O, I, k, k], or no numbers `weight_gain` and `act_gain`"
     size, taps = weight.shape[-1], module._buffers.get("resample_filter")
     if size % 2 == 0 or weight.shape[2] != size or getattr(module, "padding", None) != size // 2:
-        return "has a kernel that is not odd and square, or a padding that does not keep the size"
+        return "has a kernel that is not odd and square, or a padding that changes the size"
     up, down = getattr(module, "up", None), getattr(module, "down", None)
     if (up, down) not in ((1, 1), (1, 2), (2, 1)) or (up == 2 and size > 1):
         return f"has up {up} and down {down} for a kernel of {size}, which is not supported"
@@ -93,9 +93,9 @@ def convolution(module: nn.Module, x: Tensor, gain: float = 1) -> Tensor:
 
 
 def _resampled(module: nn.Module, x: Tensor) -> Tensor:
-    """The convolution, with the filter before or behind it."""
+    """The convolution with its resampling filter."""
     pad, taps, weight = module.padding, module.resample_filter, (module.weight * module.weight_gain).to(x.dtype)
-    if module.up == 2:  # of one tap: the image is smaller before it is enlarged
+    if module.up == 2:  # a 1x1 kernel: convolve before upsampling, on fewer pixels
         before, behind = (taps.shape[-1] + 1) // 2, (taps.shape[-1] - 2) // 2
         top, bottom = (taps.shape[0] + 1) // 2, (taps.shape[0] - 2) // 2
         return upfirdn2d(conv2d(x, weight), taps, up=2, padding=(before, behind, top, bottom), gain=4.0)
@@ -110,15 +110,15 @@ def _resampled(module: nn.Module, x: Tensor) -> Tensor:
     return filtered_conv2d(x, weight, taps, filter_padding=around, stride=2)
 
 
-def _keep_filter(module: nn.Module) -> None:
-    """The official functions take a filter in fp32 only."""
+def _filter_to_fp32(module: nn.Module) -> None:
+    """Casts the filter to fp32: the official functions take no other."""
     if module.resample_filter is not None:
         module.resample_filter = module.resample_filter.float()
 
 
 def _image_and_gain(module: nn.Module, draw: Draw) -> tuple:
-    x = draw.image(module.weight.shape[1], least=module.weight.shape[-1] + 1)
-    return (x, 0.7) if draw.all_given else (x,)
+    x = draw.image(module.weight.shape[1], min_size=module.weight.shape[-1] + 1)
+    return (x, 0.7) if draw.optional_arguments else (x,)
 
 
 # Synthesis -----------------------------------------------------------------------------------------------------------
@@ -128,9 +128,9 @@ def _is_modulated(module: nn.Module) -> str | None:
     weight, affine = module._parameters.get("weight"), module._modules.get("affine")
     bias = module._parameters.get("bias")
     if weight is None or weight.dim() != 4 or weight.shape[2] != weight.shape[3] or bias is None or affine is None:
-        return "has no parameters `weight` [O, I, k, k] and `bias` [O], or no part `affine` that makes the style"
+        return "has no parameters `weight` [O, I, k, k] and `bias` [O], or no submodule `affine` that makes the style"
     if affine._parameters.get("weight") is None or affine.weight.shape[0] != weight.shape[1]:
-        return "has a part `affine` that makes no style"
+        return "has a submodule `affine` that makes no style"
     return None if hasattr(module, "conv_clamp") else "has no `conv_clamp`"
 
 
@@ -140,7 +140,7 @@ def _is_synthesis(module: nn.Module) -> str | None:
         return reason
     up, size, taps = getattr(module, "up", None), module.weight.shape[-1], module._buffers.get("resample_filter")
     if up not in (1, 2) or getattr(module, "padding", None) != size // 2 or size % 2 == 0:
-        return "has an `up` that is not 1 or 2, or a padding that does not keep the size"
+        return "has an `up` that is not 1 or 2, or a padding that changes the size"
     if taps is None or taps.dim() not in (1, 2) or not has_numbers(module, "act_gain", "resolution"):
         return "has no buffer `resample_filter`, or no numbers `act_gain` and `resolution`"
     noisy = getattr(module, "use_noise", None)
@@ -190,9 +190,9 @@ def _is_to_rgb(module: nn.Module) -> str | None:
     return _is_modulated(module) or (None if has_numbers(module, "weight_gain") else "has no number `weight_gain`")
 
 
-def _make_small(module: nn.Module) -> None:
-    """Of a layer for large images, one for small ones: it takes no others."""
-    _keep_filter(module)
+def _shrink(module: nn.Module) -> None:
+    """Makes the copy a layer for 4x4 images, since it takes one size only."""
+    _filter_to_fp32(module)
     module.resolution = 4 * module.up
     if module.use_noise:
         module.noise_const = module.noise_const[: module.resolution, : module.resolution].clone()
@@ -203,7 +203,7 @@ def _image_and_w(module: nn.Module, draw: Draw) -> tuple:
     w = draw.vector(module.affine.weight.shape[1])
     if not hasattr(module, "use_noise"):
         return x, w, False
-    return (x, w, "const", False, 0.7) if draw.all_given else (x, w, "none", True)
+    return (x, w, "const", False, 0.7) if draw.optional_arguments else (x, w, "none", True)
 
 
 # Minibatch standard deviation ----------------------------------------------------------------------------------------
@@ -212,7 +212,7 @@ def _image_and_w(module: nn.Module, draw: Draw) -> tuple:
 def _is_stddev(module: nn.Module) -> str | None:
     size, maps = getattr(module, "group_size", 0), getattr(module, "num_channels", None)
     if module.state_dict() or not isinstance(maps, int) or not (size is None or (isinstance(size, int) and size > 0)):
-        return "has no `group_size`, whole or None, and no number `num_channels`"
+        return "needs `group_size` (an integer or None) and an integer `num_channels`"
     return None
 
 
@@ -229,8 +229,15 @@ def _groups(module: nn.Module, draw: Draw) -> tuple[Tensor]:
 
 KNOWN = (
     Known(named("FullyConnectedLayer"), _is_dense, _vectors, dense, "noise_bias_act"),
-    Known(named("Conv2dLayer"), _is_convolution, _image_and_gain, convolution, "noise_bias_act", arrange=_keep_filter),
-    Known(named("SynthesisLayer"), _is_synthesis, _image_and_w, synthesis, "modulated_conv2d", arrange=_make_small),
+    Known(
+        named("Conv2dLayer"),
+        _is_convolution,
+        _image_and_gain,
+        convolution,
+        "noise_bias_act",
+        fix_buffers=_filter_to_fp32,
+    ),
+    Known(named("SynthesisLayer"), _is_synthesis, _image_and_w, synthesis, "modulated_conv2d", fix_buffers=_shrink),
     Known(named("ToRGBLayer"), _is_to_rgb, _image_and_w, to_rgb, "modulated_conv2d"),
     Known(named("MinibatchStdLayer"), _is_stddev, _groups, stddev, "minibatch_stddev"),
 )

@@ -1,4 +1,4 @@
-"""What a patch did, and its way back."""
+"""The report of a patch, which also undoes it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Replaced(NamedTuple):
     """A layer or function that was replaced.
 
     Attributes:
-        kind: its class, or the function's name.
+        kind: name of its class, or of the function.
         by: the operation of `fastgan.ops` that computes it now.
-        pairs: how many pairs of layers were fused, where `kind` is a sequence.
+        pairs: number of fused pairs of layers, for a sequence.
     """
 
     kind: str
@@ -25,13 +25,13 @@ class Replaced(NamedTuple):
 
 
 class Patched:
-    """What was replaced and what was left; a context manager that undoes it at the end, also after an exception.
+    """What was replaced and what was left. As a context manager it undoes the patch at the end of the block.
 
     Attributes:
-        replaced: all that was replaced, by name ("" is the model itself).
-        left: why each of what looked familiar was left as it is, by name.
-        unknown: how many modules there are of each class that is not known, among those without parts.
-        notes: what is to be known beside, a sentence each.
+        replaced: replaced layers or functions by name ("" is the model itself).
+        left: known layers or functions that stay as they are, by name, each with the reason.
+        unknown: number of modules of each unknown class, counting modules without submodules.
+        notes: further remarks, a sentence each.
     """
 
     def __init__(self):
@@ -39,17 +39,20 @@ class Patched:
         self.left: dict[str, str] = {}
         self.unknown: Counter[str] = Counter()
         self.notes: list[str] = []
-        self.restores: list[Callable[[], bool]] = []  # each says whether it could
+        self.restores: list[Callable[[], bool]] = []  # each returns whether it succeeded
 
     def note_unknown(self, module: nn.Module) -> None:
         if not module._modules and not type(module).__module__.startswith("fastgan."):
             self.unknown[type(module).__name__] += 1
 
     def undo(self) -> None:
-        """Puts everything back, once. What somebody else has changed since is left, with a warning."""
+        """Restores the originals, once. Anything changed since by other code is left as it is, with a warning."""
         restores, self.restores = self.restores, []
         if not all([restore() for restore in reversed(restores)]):
-            warnings.warn("fastgan.patch: some of what was replaced has been changed since, and is left", stacklevel=2)
+            warnings.warn(
+                "fastgan.patch: some replaced layers or functions have been changed since, and stay as they are",
+                stacklevel=2,
+            )
 
     def __enter__(self) -> Patched:
         return self
@@ -70,7 +73,7 @@ class Patched:
         if self.left:
             lines += [f"left as they are ({len(self.left)}):", *_grouped(self.left)]
         if self.unknown:
-            lines.append("not known: " + ", ".join(f"{kind} ({count})" for kind, count in sorted(self.unknown.items())))
+            lines.append("unknown: " + ", ".join(f"{kind} ({count})" for kind, count in sorted(self.unknown.items())))
         return "\n".join(lines + self.notes)
 
 
@@ -79,7 +82,7 @@ def _counted(count: int, noun: str) -> str:
 
 
 def _grouped(entries: dict, text: Callable = str, more: Callable = lambda entry: "") -> list[str]:
-    """A line for all names of one text."""
+    """One line for all names with the same text."""
     names: dict[str, list[str]] = {}
     mores: dict[str, str] = {}
     for name, entry in entries.items():

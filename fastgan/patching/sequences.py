@@ -1,7 +1,7 @@
-"""Pairs of layers in an `nn.Sequential` that are one operation: a convolution or batch norm, and an activation.
+"""Fuses pairs of layers in an `nn.Sequential`: a convolution or batch norm, followed by an activation.
 
-A convolution leaves its bias to the activation, and both make one pass of `noise_bias_act`. Batch norm and activation
-are `batch_norm_act`. The other parts of a sequence are called as they are.
+A convolution's bias and the activation become one pass of `noise_bias_act`. Batch norm and activation become
+`batch_norm_act`. Other layers of the sequence are called as they are.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastgan.ops import batch_norm_act, noise_bias_act
-from fastgan.patching.instances import has_only_pre_hooks_that_are_objects, run_pre_hooks, runs_as_its_class
+from fastgan.patching.instances import has_only_weight_pre_hooks, run_pre_hooks, runs_as_its_class
 from fastgan.patching.known import Known, has_numbers, named, of_class
 from fastgan.patching.probe import Draw
 
@@ -26,9 +26,11 @@ _ACTIVATIONS = {
     nn.Softplus: "softplus",
     nn.Tanh: "tanh",
 }
-_BEHIND_NORM = (nn.LeakyReLU, nn.ReLU)
+_AFTER_NORM = (nn.LeakyReLU, nn.ReLU)
 
-_is_wrapped = named("EqualConv2d")  # rosinality's style-based-gan-pytorch: a pre-hook of its part makes the weight
+_is_wrapped = named(
+    "EqualConv2d"
+)  # rosinality's style-based-gan-pytorch: a pre-hook of its submodule computes the weight
 _is_equalized = named("EqualizedConv2d")  # huangzh13's StyleGAN.pytorch
 
 
@@ -36,7 +38,7 @@ _is_equalized = named("EqualizedConv2d")  # huangzh13's StyleGAN.pytorch
 
 
 def _convolution(module: nn.Module) -> nn.Module | None:
-    """The layer that has weight and bias of a convolution, or None if the module is none that is known."""
+    """The layer that holds a convolution's weight and bias; None for an unknown module."""
     if type(module) in _CONVOLUTIONS:
         return module
     if _is_wrapped(module):
@@ -55,7 +57,7 @@ def _in_channels(module: nn.Module) -> int:
 
 
 def _without_bias(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """What the convolution makes without its bias, and the bias."""
+    """Returns the convolution's result without the bias, and the bias."""
     conv = _convolution(module)
     if _is_equalized(conv):
         y = F.conv2d(x, conv.weight * conv.w_mul, padding=conv.kernel_size // 2)
@@ -67,7 +69,7 @@ def _without_bias(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _adds_bias_apart(conv: nn.Module) -> bool:
-    """Whether the bias costs a pass of its own also where the library's convolution would add it at no cost."""
+    """Whether the original adds the bias in a separate pass, which fusing saves on any device."""
     return _is_equalized(conv) and (conv.intermediate is not None or conv.downscale is not None)
 
 
@@ -78,50 +80,50 @@ def _is_pair(first: nn.Module, act: nn.Module) -> bool:
     if type(act) not in _ACTIVATIONS:
         return False
     conv = _convolution(first)
-    return (conv is not None and conv.bias is not None) or (type(first) in _NORMS and type(act) in _BEHIND_NORM)
+    return (conv is not None and conv.bias is not None) or (type(first) in _NORMS and type(act) in _AFTER_NORM)
 
 
-def why_apart(first: nn.Module, act: nn.Module) -> str | None:
+def why_not_fused(first: nn.Module, act: nn.Module) -> str | None:
     """Why a pair is not fused, or None."""
     conv = _convolution(first)
     if conv is None:
-        return _why_norm_apart(first, act)
+        return _why_norm_not_fused(first, act)
     bare = first is conv or runs_as_its_class(first)
-    if not (bare and runs_as_its_class(act) and has_only_pre_hooks_that_are_objects(conv)):
-        reason = "have hooks, or a forward of their own"
+    if not (bare and runs_as_its_class(act) and has_only_weight_pre_hooks(conv)):
+        reason = "have hooks, or their own forward"
     elif type(act) is nn.LeakyReLU and act.negative_slope < 0:
-        reason = "have a slope below zero"
+        reason = "have a negative slope"
     elif type(act) is nn.Softplus and (act.beta, act.threshold) != (1, 20):
-        reason = "have a softplus of other options than the usual"
+        reason = "have a softplus with non-default options"
     elif _is_equalized(conv) and conv.upscale is not None:
-        reason = "have an image that is enlarged between them"
+        reason = "have an upsampling between them"
     else:
         return why_nothing_is_gained(conv)
-    return f"a convolution and the activation behind it {reason}"
+    return f"a convolution and its activation {reason}"
 
 
 def why_nothing_is_gained(conv: nn.Module) -> str | None:
-    """Why a convolution and its activation are best left to PyTorch."""
+    """Why fusing a convolution and its activation gains nothing; None if it gains."""
     if conv.bias.device.type != "cpu" or _adds_bias_apart(conv):
         return None
     return (
-        "a convolution and the activation behind it: nothing is gained on a CPU, whose convolution adds the bias at no "
-        "cost (fused, they were 0.91 to 0.99 times as fast)"
+        "a convolution and its activation: nothing is gained on a CPU, where the convolution adds the bias for free "
+        "(measured: 0.91 to 0.99 times as fast when fused)"
     )
 
 
-def _why_norm_apart(norm: nn.Module, act: nn.Module) -> str | None:
+def _why_norm_not_fused(norm: nn.Module, act: nn.Module) -> str | None:
     if not runs_as_its_class(norm, act):
-        return "batch norm and the activation behind it have hooks, or a forward of their own"
+        return "batch norm and its activation have hooks, or their own forward"
     if norm.momentum is None:
-        return "batch norm averages over all batches (its momentum is None)"
+        return "batch norm has a cumulative average (momentum None)"
     if type(act) is nn.LeakyReLU and act.negative_slope < 0:
-        return "batch norm and the activation behind it have a slope below zero"
+        return "batch norm and its activation have a negative slope"
     return None
 
 
 def _run(first: nn.Module, act: nn.Module, x: Tensor) -> Tensor | None:
-    """What a pair makes of x, in one operation; None if it has to be called as it is."""
+    """Computes a pair in one operation; None if the pair must be called as it is."""
     slope, kind = getattr(act, "negative_slope", 0.2), _ACTIVATIONS[type(act)]
     if type(first) in _NORMS:
         return _normalized(first, x, kind, slope) if _takes(first, x) else None
@@ -129,13 +131,13 @@ def _run(first: nn.Module, act: nn.Module, x: Tensor) -> Tensor | None:
     if x.dim() != conv.weight.dim() if _is_equalized(conv) else x.dim() != _CONVOLUTIONS[type(conv)] + 2:
         return None
     if _is_equalized(conv) and conv.downscale is not None and min(x.shape[2:]) >= 128:
-        return None  # it averages the weight instead of the image there
+        return None  # there the original averages the weight instead of the image
     y, bias = _without_bias(first, x)
     return noise_bias_act(y, bias=bias, act=kind, slope=slope)
 
 
 def _takes(norm: nn.Module, x: Tensor) -> bool:
-    """Whether x is what batch norm takes; else PyTorch says what is wrong."""
+    """Whether batch norm accepts x. If not, PyTorch's own layer raises the error."""
     dims = _NORMS[type(norm)]
     shaped = x.dim() == dims + 2 or (dims == 1 and x.dim() == 2)
     return shaped and x.shape[1] == norm.num_features and x.numel() > x.shape[1]
@@ -144,14 +146,14 @@ def _takes(norm: nn.Module, x: Tensor) -> bool:
 def _normalized(norm: nn.Module, x: Tensor, act: str, slope: float) -> Tensor:
     if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
-    # As `nn.BatchNorm2d`: running averages are used in evaluation, and moved in training if they are tracked.
-    averages = not norm.training or norm.track_running_stats
+    # As `nn.BatchNorm2d`: running statistics are used in eval mode, and updated in training if they are tracked.
+    running = not norm.training or norm.track_running_stats
     return batch_norm_act(
         x,
         norm.weight,
         norm.bias,
-        running_mean=norm.running_mean if averages else None,
-        running_var=norm.running_var if averages else None,
+        running_mean=norm.running_mean if running else None,
+        running_var=norm.running_var if running else None,
         training=norm.training or norm.running_mean is None,
         momentum=norm.momentum,
         eps=norm.eps,
@@ -168,26 +170,26 @@ def _has_pairs(module: nn.Module) -> bool:
 
 
 def _pairs(module: nn.Sequential) -> list[tuple[nn.Sequential, str]]:
-    """The pairs that are fused, and by which operation. (That a pair is another sequence changes none of its parts.)"""
+    """Fused pairs, each as a sequence of the same layers, with its operation."""
     return [
         (nn.Sequential(*pair), "batch_norm_act" if type(pair[0]) in _NORMS else "noise_bias_act")
         for pair in pairwise(module)
-        if _is_pair(*pair) and why_apart(*pair) is None
+        if _is_pair(*pair) and why_not_fused(*pair) is None
     ]
 
 
-def _tried(module: nn.Sequential) -> list[nn.Sequential]:
-    """The pairs alone: what a sequence does with its parts is known."""
+def _probed(module: nn.Sequential) -> list[nn.Sequential]:
+    """The pairs: they are all that changes in a sequence."""
     return [pair for pair, _ in _pairs(module)]
 
 
-def _why_some_are_left(module: nn.Sequential) -> str | None:
-    reasons = [why_apart(*pair) for pair in pairwise(module) if _is_pair(*pair)]
+def _why_some_left(module: nn.Sequential) -> str | None:
+    reasons = [why_not_fused(*pair) for pair in pairwise(module) if _is_pair(*pair)]
     return next((reason for reason in reasons if reason is not None), None)
 
 
 def _why_none_fuses(module: nn.Sequential) -> str | None:
-    return None if _pairs(module) else _why_some_are_left(module)
+    return None if _pairs(module) else _why_some_left(module)
 
 
 def _input(pair: nn.Sequential, draw: Draw) -> tuple[Tensor]:
@@ -197,21 +199,21 @@ def _input(pair: nn.Sequential, draw: Draw) -> tuple[Tensor]:
         return (draw.image(first.num_features, dims),)
     conv = _convolution(first)
     if _is_equalized(conv):
-        return (draw.image(_in_channels(first), least=2 * conv.kernel_size),)
+        return (draw.image(_in_channels(first), min_size=2 * conv.kernel_size),)
     reach = max(dilation * (size - 1) + 1 for size, dilation in zip(conv.kernel_size, conv.dilation, strict=True))
-    return (draw.image(_in_channels(first), _CONVOLUTIONS[type(conv)], least=reach),)
+    return (draw.image(_in_channels(first), _CONVOLUTIONS[type(conv)], min_size=reach),)
 
 
 def sequence(module: nn.Sequential, x: Tensor) -> Tensor:
-    """As `nn.Sequential`, with each pair as one operation.
+    """`nn.Sequential.forward` with each fused pair as one operation.
 
-    What fuses is looked at in each call: parts may be exchanged, and hooks come, at any time.
+    Pairs are found at each call, since layers may be exchanged and hooks added at any time.
     """
     parts = list(module)
     i = 0
     while i < len(parts):
         y = None
-        if i + 1 < len(parts) and _is_pair(*parts[i : i + 2]) and why_apart(*parts[i : i + 2]) is None:
+        if i + 1 < len(parts) and _is_pair(*parts[i : i + 2]) and why_not_fused(*parts[i : i + 2]) is None:
             y = _run(*parts[i : i + 2], x)
         x, i = (parts[i](x), i + 1) if y is None else (y, i + 2)
     return x
@@ -219,6 +221,6 @@ def sequence(module: nn.Sequential, x: Tensor) -> Tensor:
 
 KNOWN = (
     Known(
-        _has_pairs, _why_none_fuses, _input, sequence, "", tried=_tried, pairs=_pairs, beside=_why_some_are_left
+        _has_pairs, _why_none_fuses, _input, sequence, "", probed=_probed, pairs=_pairs, why_some_left=_why_some_left
     ),
 )  # fmt: skip

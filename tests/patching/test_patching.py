@@ -1,4 +1,4 @@
-"""Patching replaces what computes the same and nothing else, changes nothing but the forward, and can be undone."""
+"""Patching replaces equal layers only, changes nothing but their forward, and can be undone."""
 
 import copy
 import io
@@ -138,7 +138,7 @@ def randomized(model, seed=0):
 
 
 def values_and_gradients(model, inputs):
-    """The result, its gradients, and those of the squared norm of the inputs' gradients; None where there is none."""
+    """The result, first gradients, and gradients of the squared norm of the input gradients; None for no gradient."""
     torch.manual_seed(5)  # for noise that is drawn
     inputs = [t.detach().clone(memory_format=torch.preserve_format).requires_grad_() for t in inputs]
     leaves = [*inputs, *model.parameters()]
@@ -190,7 +190,7 @@ def test_a_replaced_layer_computes_the_same(name, dtype, also_on_a_cpu):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_copies_files_and_autocast(name, also_on_a_cpu):
+def test_deepcopy_pickle_and_autocast(name, also_on_a_cpu):
     """Copies and files are of patched layers, the names of their state are the class's own; bf16 stays close."""
     layer, inputs, _ = made(name)
     inputs = [x.requires_grad_() for x in inputs]
@@ -218,7 +218,7 @@ def test_copies_files_and_autocast(name, also_on_a_cpu):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_batch_norm_goes_on_with_its_averages(training):
+def test_batch_norm_updates_its_running_statistics(training):
     model = randomized(norms_with_activations().double())
     twin = copy.deepcopy(model)
     (replaced,) = fastgan.patch(twin).replaced.values()
@@ -232,7 +232,7 @@ def test_batch_norm_goes_on_with_its_averages(training):
     torch.testing.assert_close(twin.state_dict(), model.state_dict())
 
 
-def test_convolutions_with_activations_are_left_where_nothing_is_gained():
+def test_convolutions_with_activations_are_left_on_a_cpu():
     """Of a sequence with batch norms, what gains is replaced, and the rest told."""
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LeakyReLU(0.2, inplace=True))
     patched = fastgan.patch(model)
@@ -244,14 +244,14 @@ def test_convolutions_with_activations_are_left_where_nothing_is_gained():
     conv = nn.Conv2d(3, 4, 3, device="meta")  # not a CPU
     assert sequences.why_nothing_is_gained(conv) is None
     with use_backend("torch"):
-        assert "for want of a kernel" in fastgan.patch(foreign.FusedLeakyReLU(4)).left[""]
+        assert "no kernel can serve here" in fastgan.patch(foreign.FusedLeakyReLU(4)).left[""]
 
 
-def test_fastgan_is_what_computes(monkeypatch):
+def test_patched_layers_call_fused_operations(monkeypatch):
     """Else the test above would compare a layer with itself."""
     layer = foreign.FusedLeakyReLU(4)
     fastgan.patch(layer)
-    monkeypatch.setattr(patching.layers, "noise_bias_act", lambda x, **options: "fastgan")
+    monkeypatch.setattr(patching.modules, "noise_bias_act", lambda x, **options: "fastgan")
     assert layer(torch.randn(2, 4, 3, 3)) == "fastgan"
 
 
@@ -264,7 +264,7 @@ def patched_generator():
     return model, fastgan.patch(model)
 
 
-def test_a_model_trains_on_with_its_optimizer_and_its_checkpoints():
+def test_optimizers_and_checkpoints_work_across_a_patch():
     reference = randomized(foreign.Generator().double())
     model = copy.deepcopy(reference)
     adams = [torch.optim.Adam(m.parameters(), lr=0.1) for m in (reference, model)]
@@ -312,7 +312,7 @@ def test_a_patched_model_compiles_as_one_graph(also_on_a_cpu):
         fastgan.patch(compiled)
 
 
-def test_who_records_a_model_sees_the_original(also_on_a_cpu):
+def test_tracing_sees_the_original(also_on_a_cpu):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(4 * 16, 1))
     assert fastgan.patch(model).replaced
     x = torch.randn(2, 3, 6, 6)
@@ -322,7 +322,7 @@ def test_who_records_a_model_sees_the_original(also_on_a_cpu):
     assert why_not_one_pass(model, x) is None
 
 
-def test_arguments_keep_their_names():
+def test_keyword_arguments_keep_their_names():
     layer = randomized(foreign.StyledConv(4, 6, 5))
     x, style, noise = torch.randn(2, 4, 5, 6), torch.randn(2, 5), torch.randn(1, 1, 5, 6)
     expected = layer(input=x, style=style, noise=noise)
@@ -333,7 +333,7 @@ def test_arguments_keep_their_names():
         layer(x, style, unknown=noise)
 
 
-def test_patching_leaves_no_trace_but_the_class():
+def test_patching_changes_the_class_alone():
     model = foreign.Generator().eval().requires_grad_(False)
     state = {key: value.clone() for key, value in model.state_dict().items()}
     attributes = [{k: id(v) for k, v in vars(m).items()} for m in model.modules()]
@@ -348,8 +348,8 @@ def test_patching_leaves_no_trace_but_the_class():
         assert torch.equal(value, state[key])
 
 
-def test_what_a_layer_cannot_fuse_runs_as_before(also_on_a_cpu):
-    """Inputs of other shapes, and whatever was changed after patching, go to the original."""
+def test_calls_that_cannot_be_fused_run_the_original(also_on_a_cpu):
+    """Inputs of other shapes, and layers changed after patching, run the original forward."""
     model = randomized(convolutions_with_activations())
     x = torch.randn(2, 4, 8, 6)
     expected = model(x)
@@ -374,7 +374,7 @@ def test_one_style_for_many_images_and_one_image_in_many_styles(sizes):
 # ---- the way back ---------------------------------------------------------------------------------------------------
 
 
-def test_a_block_puts_everything_back_after_an_exception():
+def test_a_with_block_restores_the_originals_after_an_exception():
     model = foreign.Generator()
     classes = list(map(type, model.modules()))
     with pytest.raises(RuntimeError, match="in the block"), fastgan.patch(model):
@@ -383,7 +383,7 @@ def test_a_block_puts_everything_back_after_an_exception():
     assert list(map(type, model.modules())) == classes
 
 
-def test_what_was_changed_since_is_not_undone():
+def test_undo_leaves_later_changes():
     layer = foreign.FusedLeakyReLU(4)
     patched = fastgan.patch(layer)
     nn.utils.parametrize.register_parametrization(layer, "bias", nn.Identity())
@@ -429,7 +429,7 @@ class WithMask(foreign.ModulatedConv2d):
 
 
 class NoGradientOfBias(foreign.Conv2dLayer):
-    """Its bias has no second derivatives, where a clamp's would have been zeros."""
+    """Its bias has no second gradient; with a clamp it would be zeros."""
 
     def __init__(self, *sizes):
         super().__init__(*sizes, activation="lrelu")
@@ -449,7 +449,7 @@ def hooked(layer):
     return layer
 
 
-def with_forward_of_its_own(layer):
+def with_own_forward(layer):
     layer.forward = lambda input: input
     return layer
 
@@ -467,35 +467,35 @@ REFUSED = {
     "has a forward hook": lambda: hooked(foreign.FusedLeakyReLU(4)),
     "has a forward pre-hook": lambda: nn.utils.spectral_norm(foreign.EqualLinear(4, 4, activation="fused_lrelu")),
     "has a parametrization": lambda: nn.utils.parametrizations.weight_norm(foreign.EqualLinear(4, 4, activation="x")),
-    "a forward that was set on this one": lambda: with_forward_of_its_own(foreign.FusedLeakyReLU(4)),
-    "its part 'modulation' has a forward hook": lambda: with_part_hooked(
+    "has a forward set on the instance": lambda: with_own_forward(foreign.FusedLeakyReLU(4)),
+    "its submodule 'modulation' has a forward hook": lambda: with_part_hooked(
         foreign.ModulatedConv2d(4, 4, 3, 5), "modulation"
     ),
-    "its part 'blur' has a hook": lambda: with_part_hooked(
+    "its submodule 'blur' has a hook": lambda: with_part_hooked(
         foreign.ModulatedConv2d(4, 4, 3, 5, upsample=True), "blur"
     ),
     "its result differs": lambda: foreign.ModulatedConv2d(4, 4, 3, 5, eps=1e-5),
     "has no activation": lambda: foreign.EqualLinear(4, 4),
     "keeps running statistics": lambda: nn.InstanceNorm2d(4, track_running_stats=True),
-    "a convolution and the activation behind it have hooks": lambda: nn.Sequential(
+    "a convolution and its activation have hooks": lambda: nn.Sequential(
         hooked(nn.Conv2d(4, 4, 3)), nn.LeakyReLU(0.2)
     ),
-    "where nothing can be tried": lambda: foreign.FusedLeakyReLU(4).to("meta"),
+    "where nothing can be compared": lambda: foreign.FusedLeakyReLU(4).to("meta"),
     "has no numbers `negative_slope`": lambda: foreign.FusedLeakyReLU(4, negative_slope=-0.2),
-    "is None in the original, and here it is not": lambda: NoGradientOfBias(4, 4, 1),
+    "is not None, unlike the original's": lambda: NoGradientOfBias(4, 4, 1),
     "has a stride or a dilation": lambda: foreign.Conv2DMod(4, 4, 3, stride=2),
     "has no `eps` of 1e-08": lambda: foreign.Conv2DMod(4, 4, 3, eps=1e-5),
-    "another filter for each channel": lambda: with_other_filter(foreign.StyleGAN1.Blur(4)),
+    "different filters for channels": lambda: with_other_filter(foreign.StyleGAN1.Blur(4)),
     "has the activation 'elu'": lambda: foreign.Conv2dLayer(4, 4, 3, activation="elu"),
     "has up 2 and down 1 for a kernel of 3": lambda: foreign.Conv2dLayer(4, 4, 3, up=2),
-    "averages over all batches": lambda: nn.Sequential(nn.BatchNorm2d(4, momentum=None), nn.ReLU()),
-    "have a slope below zero": lambda: nn.Sequential(nn.BatchNorm2d(4), nn.LeakyReLU(-0.1)),
+    "has a cumulative average": lambda: nn.Sequential(nn.BatchNorm2d(4, momentum=None), nn.ReLU()),
+    "have a negative slope": lambda: nn.Sequential(nn.BatchNorm2d(4), nn.LeakyReLU(-0.1)),
     "is a compiled script": lambda: torch.jit.script(norms_with_activations()),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("reason", REFUSED)
-def test_what_is_not_known_for_sure_is_left_and_told(reason):
+def test_layers_that_may_differ_are_left_with_a_reason(reason):
     layer = REFUSED[reason]()
     classes = list(map(type, layer.modules()))
     patched = fastgan.patch(layer)
@@ -509,52 +509,52 @@ def test_the_report_is_readable(patched_generator, also_on_a_cpu):
     assert lines[0] == "replaced (11):"
     assert "  ModulatedConv2d by modulated_conv2d (3): conv1.conv, conv2.conv, to_rgb" in lines
     assert any(line.startswith("  EqualLinear: has no activation, so there is nothing to fuse (3)") for line in lines)
-    assert not patched.unknown  # the noise is a part of what was replaced
-    assert str(fastgan.patch(nn.Linear(2, 2))) == "replaced: nothing\nnot known: Linear (1)"
+    assert not patched.unknown  # the noise layer belongs to a replaced layer
+    assert str(fastgan.patch(nn.Linear(2, 2))) == "replaced: nothing\nunknown: Linear (1)"
     lines = str(fastgan.patch(nn.ModuleList([convolutions_with_activations() for _ in range(2)]))).splitlines()
     assert lines[1] == "  Sequential by noise_bias_act (2, 4 pairs): 0, 1"
-    assert lines[-1] == "not known: Conv2d (2)"
+    assert lines[-1] == "unknown: Conv2d (2)"
 
 
-def test_of_two_layers_of_one_form_the_values_count():
-    """The other filter of one channel is no part of what tells a layer from another."""
+def test_buffer_values_are_checked_for_every_layer():
+    """Two layers of the same configuration may differ in the values of their filters."""
     model = nn.ModuleList([foreign.StyleGAN1.Blur(4), with_other_filter(foreign.StyleGAN1.Blur(4))])
     patched = fastgan.patch(model)
     assert list(patched.replaced) == ["0"] and list(patched.left) == ["1"]
 
 
-class SaysHowItIsPickled(foreign.FullyConnectedLayer):
+class OwnReduce(foreign.FullyConnectedLayer):
     """As the official layers do: what is pickled is the original."""
 
     def __reduce__(self):
-        return SaysHowItIsPickled._made, (self.weight.shape, vars(self))
+        return OwnReduce._made, (self.weight.shape, vars(self))
 
     @staticmethod
     def _made(shape, state):
-        layer = SaysHowItIsPickled(shape[1], shape[0])
+        layer = OwnReduce(shape[1], shape[0])
         layer.__setstate__(state)
         return layer
 
 
-def test_copies_of_layers_that_say_how_they_are_pickled_are_patched_too():
-    layer = SaysHowItIsPickled(4, 6, "lrelu")
+def test_copies_of_layers_with_their_own_reduce_are_patched():
+    layer = OwnReduce(4, 6, "lrelu")
     fastgan.patch(layer)
     twin, loaded = copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))
-    assert type(twin) is type(layer) and type(loaded) is SaysHowItIsPickled
+    assert type(twin) is type(layer) and type(loaded) is OwnReduce
     assert twin.weight is not layer.weight
     x = torch.randn(3, 4)
     torch.testing.assert_close(twin(x), layer(x))
     torch.testing.assert_close(loaded(x), layer(x))
 
 
-def test_a_mistake_is_told_in_one_line():
+def test_mistakes_raise_errors_of_one_line():
     with pytest.raises(UserError, match="Module, not a dict"):
         fastgan.patch({})
     with pytest.raises(UserError, match="takes modules such as"):
         fastgan.patch_ops(foreign.Blur((1, 1)))
-    with pytest.raises(UserError, match="given nothing: give the modules"):
+    with pytest.raises(UserError, match="needs at least one module: give the modules"):
         fastgan.patch_ops()
-    with pytest.raises(UserError, match="math has none of the functions that are known: bias_act"):
+    with pytest.raises(UserError, match="math has none of the known functions: bias_act"):
         fastgan.patch_ops(math)
     with pytest.raises(AttributeError, match="no attribute 'pach'"):
         _ = fastgan.pach
@@ -572,7 +572,7 @@ def test_bias_act_of_the_official_code():
     original = module.bias_act
     with fastgan.patch_ops(module) as patched:
         assert patched.replaced == {"torch_utils.ops.bias_act.bias_act": ("bias_act", "fastgan.ops.noise_bias_act", 0)}
-        assert fastgan.patch_ops(module).left == {"torch_utils.ops.bias_act.bias_act": "was replaced already"}
+        assert fastgan.patch_ops(module).left == {"torch_utils.ops.bias_act.bias_act": "is replaced already"}
         module.calls = 0
         got = [module.bias_act(x, b, **options) for options in ours]
         assert module.calls == 0
@@ -613,7 +613,7 @@ def test_modulated_conv2d_of_the_official_code():
     assert_same([got], [expected], 1e-5)
 
 
-def test_a_function_of_the_same_name_that_computes_something_else_is_left():
+def test_a_function_of_the_same_name_but_another_result_is_left():
     module = foreign.official_bias_act()
     right = module.bias_act
 
@@ -697,7 +697,7 @@ class Layer(torch.nn.Module):
 """
 
 
-def test_networks_of_pickles_are_found(monkeypatch):
+def test_modules_of_pickles_are_patched(monkeypatch):
     """The official loader makes a nameless module of the source text in a file, with functions of its own."""
     bias_act, networks = foreign.official_bias_act(), foreign.official_networks()
     nameless = types.ModuleType("_imported_module_0123")
@@ -710,7 +710,7 @@ def test_networks_of_pickles_are_found(monkeypatch):
     before = nameless.modulated_conv2d
 
     note = str(fastgan.patch(nameless.Layer()))
-    assert "these call functions that fastgan.patch_ops replaces: Layer (1)" in note
+    assert "layers that call functions which fastgan.patch_ops can replace: Layer (1)" in note
     assert "fastgan.patch_ops(torch_utils.ops.bias_act, sys.modules['_imported_module_0123'])" in note
     with fastgan.patch_ops(bias_act, networks) as patched:
         assert "_imported_module_0123.modulated_conv2d" in patched.replaced

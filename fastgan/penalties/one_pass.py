@@ -1,74 +1,65 @@
-"""Logits, and the squared norm of their gradient with respect to the images, without double backward.
+"""One-pass gradient penalty: logits and the squared norm of their gradient, without double backward.
 
-A piecewise linear discriminator is, around its images x, affine: `logit = <g, x> + constants`, where g is at once its
-gradient and its adjoint, run backwards from 1. Let `a[l]` be the adjoint at the result of layer l, `h[l]` that layer's
-input. For any loss of logits and squared norms `|g|^2`, with c = dL/dlogit and p = dL/d|g|^2 per sample:
+A piecewise linear discriminator is affine around its images x: `logit = <g, x> + constants`. g is its gradient and also
+its adjoint, run backwards from 1. Let `h[l]` be the input of layer l, `a[l]` the adjoint at its output. Given a loss
+with `c = dL/dlogit` and `p = dL/d|g|^2`, [N] each:
 
-- the weights' part of `c * logit` is the usual product of `c * h[l]` and `a[l]`;
-- that of `p * |g|^2` is 2p times the derivative of `<g, v>`, v = g held fixed, which is the discriminator's derivative
-  in the direction v: the product of `t[l]` and `a[l]`, where t are the tangents of v, run forwards;
-- both are linear in the layers' inputs and share `a[l]`. So the masked linear discriminator is run once more, on
-  `s = c * x + 2p * g`, with every constant (biases, label planes) scaled by c: its layers' inputs are
-  `c * h[l] + t[l]`, and one weight gradient a layer against the kept `a[l]` is all. Activations are not needed, but for
-  their signs.
+- The weight gradient of `c * logit` is the usual product of `c * h[l]` and `a[l]`.
+- The weight gradient of `p * |g|^2` is 2p times that of `<g, v>` with v = g held fixed. This is the derivative of the
+  logit in the direction v, so its weight gradient is the product of `t[l]` and `a[l]`, where `t` are the tangents of v.
+- Both are linear in the layer's input and share `a[l]`. So the discriminator, linearized, runs once more on
+  `c * x + 2p * g` with every constant (biases, label maps) scaled by c. Its layer inputs are `c * h[l] + t[l]`, and one
+  weight gradient a layer against the saved `a[l]` is the whole result. Of the activations only the signs are needed.
 
-Convolution passes over N images: forward, adjoint, replay and weight gradient, 4, where a plain step has 3 and double
-backward 6. As c is the full derivative, losses that couple samples (relativistic ones) are exact as well.
+Convolution passes over N images: 4 (forward, adjoint, replay, weight gradient), where a plain step has 3 and double
+backward 6. c is the full derivative, so losses that couple samples, such as relativistic ones, are exact too.
 
-Nothing is known of a discriminator beforehand, and nothing is kept of it. Its own forward pass runs, once, and
-`Recording` notes each call that is given a value made of the images (`fastgan.penalties.rules` knows what
-the call computes). So whatever a forward pass reads, draws or decides by is followed as it happened. The graph of
-autograd bears witness that nothing was overlooked: a tensor is identified by its place in that graph, and whatever else
-a noted call is given must not lead to the images there. A forward pass that cannot be followed to the end is
-differentiated twice, from the same graph. The recorder is seen by the thread that it runs in, and by no other.
+`fastgan.penalties.recording` decides whether a forward pass qualifies. docs/penalties.md has costs and limits.
 """
 
 from __future__ import annotations
 
 import contextvars
 import itertools
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Container, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from fastgan.ops import squared_norm
 from fastgan.ops.arithmetic import to_arithmetic
 from fastgan.ops.noise_bias_act import linearized, sum_of_samples
-from fastgan.penalties.recording import ActivationStep, AffineStep, Recording, Slot, Step
-
-# Autograd ---------------------------------------------------------------------------------------------------------
+from fastgan.penalties.recording import ActivationStep, AffineStep, Recording, Step, TensorIndex
 
 
-def logits_and_squares(
-    recording: Recording, logits: Tensor, squared_norm: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Logits [N] and `squared_norm(g)` [N] of their gradient g, as `fastgan.penalties.logits_and_squared_grad` has
-    them.
+def logits_and_squares(recording: Recording, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits [N] and the squared norms [N] of their gradients, differentiable once.
 
-    `logits` are the result of the discriminator's call that was recorded. `squared_norm` of [N, ...] is the sum of
-    squares of each sample.
+    Args:
+        recording: of the call that computed `logits`.
+        logits: the discriminator's result, [N] or [N, 1].
 
     Raises NotPiecewiseLinear if the call does not qualify; the graph of `logits` is untouched then.
     """
     recording.finish(logits)
-    return _OnePass.apply(recording, squared_norm(recording.gradient), recording.images, *recording.inputs)
+    return OnePass.apply(recording, squared_norm(recording.gradient), recording.images, *recording.tensors)
 
 
-class _OnePass(torch.autograd.Function):
-    """(images, *effective weights, biases, constants) to (logits, squares), which the recording holds already."""
+class OnePass(torch.autograd.Function):
+    """(images, *effective weights, biases, constants) to (logits, squares), both of which the recording already has."""
 
     @staticmethod
-    def forward(ctx, recording: Recording, squares: Tensor, images: Tensor, *inputs: Tensor):
+    def forward(ctx, recording: Recording, squares: Tensor, images: Tensor, *tensors: Tensor):
         ctx.set_materialize_grads(False)
-        # Tensors are saved where autograd frees them after the backward pass.
-        ctx.wants_weights = any(ctx.needs_input_grad[3:])
-        ctx.bent = _bent(recording.steps)
+        # save_for_backward, not attributes of ctx: autograd frees saved tensors after the backward pass.
+        ctx.needs_replay = any(ctx.needs_input_grad[3:])
+        ctx.before_bend = _values_before_bend(recording.steps)
         saved = [recording.gradient]
-        if ctx.wants_weights:
+        if ctx.needs_replay:
             ctx.steps = recording.steps
-            ctx.layout = len(inputs), tuple(recording.outputs), tuple(recording.adjoints)
-            ctx.context = contextvars.copy_context()  # the choice of backends: backward may run in another thread
-            saved += [images, *inputs, *recording.outputs.values(), *recording.adjoints.values()]
+            ctx.layout = len(tensors), tuple(recording.outputs), tuple(recording.adjoints)
+            ctx.context = contextvars.copy_context()  # choice of backends: backward may run in another thread
+            saved += [images, *tensors, *recording.outputs.values(), *recording.adjoints.values()]
         ctx.save_for_backward(*saved)
         return recording.logits, squares
 
@@ -76,156 +67,167 @@ class _OnePass(torch.autograd.Function):
     def backward(ctx, c: Tensor | None, p: Tensor | None):
         if torch.is_grad_enabled():
             raise RuntimeError(
-                "logits_and_squared_grad: its result can be differentiated once; with create_graph=True, hide "
-                "the discriminator in a function (lambda x, label: discriminator(x, label)), which takes the form that "
-                "is differentiable twice"
+                "logits_and_squared_grad: the one-pass form can be differentiated once. For create_graph=True wrap "
+                "the discriminator in a function, `lambda x, label: discriminator(x, label)`: functions take double "
+                "backward"
             )
         gradient, *saved = ctx.saved_tensors
-        of_images, of_inputs = None, [None] * (len(ctx.needs_input_grad) - 3)
+        grad_images, grad_tensors = None, [None] * (len(ctx.needs_input_grad) - 3)
         if ctx.needs_input_grad[2]:
             if c is not None:
-                of_images = _per_sample(c, gradient) * gradient
-            elif p is not None and 0 in ctx.bent:
-                of_images = torch.zeros_like(gradient)
-        if ctx.wants_weights and not (c is None and p is None):
+                grad_images = _per_sample(c, gradient) * gradient
+            elif p is not None and 0 in ctx.before_bend:
+                grad_images = torch.zeros_like(gradient)
+        if ctx.needs_replay and not (c is None and p is None):
             images, *saved = saved
-            inputs, outputs, adjoints = ctx.layout
-            found = iter(saved)
-            replay = _Replay(
-                [next(found) for _ in range(inputs)],
-                dict(zip(outputs, found, strict=False)),
-                dict(zip(adjoints, found, strict=True)),
+            num_tensors, outputs, adjoints = ctx.layout
+            rest = iter(saved)
+            replay = Replay(
+                [next(rest) for _ in range(num_tensors)],
+                dict(zip(outputs, rest, strict=False)),
+                dict(zip(adjoints, rest, strict=True)),
                 ctx.needs_input_grad[3:],
-                ctx.bent,
+                ctx.before_bend,
             )
-            of_inputs = ctx.context.copy().run(replay.run, ctx.steps, images, gradient, c, p)
-        return None, None, of_images, *of_inputs
+            grad_tensors = ctx.context.copy().run(replay.run, ctx.steps, images, gradient, c, p)
+        return None, None, grad_images, *grad_tensors
 
 
-class _Replay:
-    """Runs the masked linear discriminator, and takes the gradient of each weight on the way."""
+class Replay:
+    """Runs the linearized discriminator, and computes the gradient of each weight on the way.
+
+    Args:
+        tensors, outputs, adjoints: see `Recording`.
+        needs_grad: which of `tensors` need a gradient.
+        before_bend: see `_values_before_bend`.
+    """
 
     def __init__(
         self,
-        inputs: Sequence[Tensor],
+        tensors: Sequence[Tensor],
         outputs: dict[int, Tensor],
         adjoints: dict[int, Tensor],
-        needed: Sequence[bool],
-        bent: Container[int] = (),
+        needs_grad: Sequence[bool],
+        before_bend: Container[int] = (),
     ):
-        self.inputs, self.outputs, self.adjoints, self.needed, self.bent = inputs, outputs, adjoints, needed, bent
-        self.grads: list[Tensor | None] = [None] * len(inputs)
+        self.tensors, self.outputs, self.adjoints = tensors, outputs, adjoints
+        self.needs_grad, self.before_bend = needs_grad, before_bend
+        self.grads: list[Tensor | None] = [None] * len(tensors)
 
     def run(
         self, steps: list[Step], images: Tensor, gradient: Tensor, c: Tensor | None, p: Tensor | None
     ) -> list[Tensor | None]:
-        """The gradients of the inputs, None where not needed."""
-        size = self._size_of(c, p)
-        if size is not None:
-            c, p = (None if each is None else each / size for each in (c, p))
-        last = max((i for i, step in enumerate(steps) if any(self.needed[slot] for slot in step.slots)), default=-1)
-        self.through(steps[: last + 1], _mixed(images, gradient, c, p), c)
-        if size is not None:
-            self.grads = [None if grad is None else grad * size.to(grad.dtype) for grad in self.grads]
+        """The gradients of `tensors`, None where not needed."""
+        scale = self._fp16_scale(c, p)
+        if scale is not None:
+            c, p = (None if each is None else each / scale for each in (c, p))
+        last = max((i for i, step in enumerate(steps) if any(self.needs_grad[k] for k in step.tensors)), default=-1)
+        self.through(steps[: last + 1], _replay_input(images, gradient, c, p), c)
+        if scale is not None:
+            self.grads = [None if grad is None else grad * scale.to(grad.dtype) for grad in self.grads]
         if c is None:
-            self._leave_offsets(steps)
+            self._clear_offset_grads(steps)
         return self.grads
 
-    def _leave_offsets(self, steps: list[Step]) -> None:
-        """Constants and biases have no part in |g|^2."""
+    def _clear_offset_grads(self, steps: list[Step]) -> None:
+        """Gives constants and biases, of which |g|^2 is independent, zeros or None as double backward does."""
         for step in steps:
-            at = step.result if isinstance(step, AffineStep) else step.paths[0]
-            for slot in step.offsets:
-                there = self.needed[slot] and at in self.bent
-                self.grads[slot] = torch.zeros_like(self.inputs[slot]) if there else None
+            at = step.output if isinstance(step, AffineStep) else step.inputs[0]
+            for k in step.offsets:
+                zeros = self.needs_grad[k] and at in self.before_bend
+                self.grads[k] = torch.zeros_like(self.tensors[k]) if zeros else None
 
     def through(self, steps: list[Step], start: Tensor, c: Tensor | None) -> Tensor:
-        """The last step's result, for `start` instead of the images and constants times c; notes gradients."""
-        ends = {number: i for i, step in enumerate(steps) for number in step.paths}  # when each value is read last
-        values, result = {0: start}, start
+        """Output of the last step, with `start` in place of the images and constants times c. Fills in `grads`."""
+        last_reads = {number: i for i, step in enumerate(steps) for number in step.inputs}
+        values, output = {0: start}, start
         for autocast, group in itertools.groupby(enumerate(steps), lambda pair: pair[1].autocast):
             with autocast():
                 for i, step in group:
                     run = self._affine if isinstance(step, AffineStep) else self._activation
-                    values[step.result] = result = run(step, values, c)
-                    for number in {step.result, *step.paths}:
-                        if ends.get(number, i) <= i:
+                    values[step.output] = output = run(step, values, c)
+                    for number in {step.output, *step.inputs}:
+                        if last_reads.get(number, i) <= i:
                             del values[number]
-        return result
+        return output
 
-    def _size_of(self, c: Tensor | None, p: Tensor | None) -> Tensor | None:
-        """The largest of c and p, which may be tiny, or large where the loss is scaled: too much so for fp16 values.
+    def _fp16_scale(self, c: Tensor | None, p: Tensor | None) -> Tensor | None:
+        """The largest of |c| and |p|, by which both are divided if a value is fp16; None if none is.
 
-        None where there are no such values.
+        c and p may be tiny, or huge where the loss is scaled: the replay would leave the range of fp16.
         """
         if all(x.dtype != torch.float16 for x in (*self.outputs.values(), *self.adjoints.values())):
             return None
-        size = torch.stack([each.abs().amax() if each.numel() else each.sum() for each in (c, p) if each is not None])
-        return size.amax().clamp_min(torch.finfo(size.dtype).tiny)
+        scale = torch.stack([each.abs().amax() if each.numel() else each.sum() for each in (c, p) if each is not None])
+        return scale.amax().clamp_min(torch.finfo(scale.dtype).tiny)
 
     def _affine(self, step: AffineStep, values: dict[int, Tensor], c: Tensor | None) -> Tensor:
-        leaves: dict[Slot, Tensor] = {}
-        adjoint = self.adjoints.get(step.result)
+        leaves: dict[TensorIndex, Tensor] = {}
+        adjoint = self.adjoints.get(step.output)
 
-        def given(slot):
-            x = self.inputs[slot]
-            if not self.needed[slot] or adjoint is None:
+        def leaf(k: TensorIndex) -> Tensor:
+            x = self.tensors[k]
+            if not self.needs_grad[k] or adjoint is None:
                 return x
-            leaves[slot] = x.detach().requires_grad_()
-            return leaves[slot]
+            leaves[k] = x.detach().requires_grad_()
+            return leaves[k]
 
-        paths = [values[number] for number in step.paths]
-        with torch.enable_grad():  # a graph is made only where there are leaves
-            weights = [given(slot) for slot in step.weights]
+        inputs = [values[number] for number in step.inputs]
+        with torch.enable_grad():  # records a graph only if there are leaves
+            weights = [leaf(k) for k in step.weights]
             constants = [
-                _scaled(given(k) if isinstance(k, Slot) else k, c, step.rank, paths[0]) for k in step.constants
+                _scale_constant(leaf(k) if isinstance(k, TensorIndex) else k, c, step.rank, inputs[0])
+                for k in step.constants
             ]
-            y = step.function(*paths, *weights, *constants)
+            y = step.function(*inputs, *weights, *constants)
             if step.bias is not None:
-                bias = given(step.bias)
-                y = y + _scaled(bias.view(-1, *[1] * (step.rank - 2)), c, step.rank, y)
-            y = y.to(step.dtype)  # in place, a product keeps its dtype
+                bias = leaf(step.bias)
+                y = y + _scale_constant(bias.view(-1, *[1] * (step.rank - 2)), c, step.rank, y)
+            y = y.to(step.dtype)  # an in-place product keeps its own dtype
         if leaves:
             grads = torch.autograd.grad(y, list(leaves.values()), adjoint, allow_unused=True)
-            for slot, grad in zip(leaves, grads, strict=True):
-                self.grads[slot] = grad
+            for k, grad in zip(leaves, grads, strict=True):
+                self.grads[k] = grad
         return y.detach()
 
     def _activation(self, step: ActivationStep, values: dict[int, Tensor], c: Tensor | None) -> Tensor:
-        bias = None if step.bias is None else self.inputs[step.bias]
-        (argument,), output = step.paths, self.outputs.get(step.result)
+        bias = None if step.bias is None else self.tensors[step.bias]
+        (number,), output = step.inputs, self.outputs.get(step.output)
         form = {"slope": step.slope, "gain": step.gain, "clamp": step.clamp}
         adjoint = self.adjoints.get(step.adjoint)
-        if step.bias is not None and c is not None and adjoint is not None and self.needed[step.bias]:
-            if step.adjoint == step.result:
+        if step.bias is not None and c is not None and adjoint is not None and self.needs_grad[step.bias]:
+            if step.adjoint == step.output:
                 adjoint = linearized(adjoint, output, factor=None, bias=None, **form)
             self.grads[step.bias] = sum_of_samples(adjoint, c).to(bias.dtype)
-        return linearized(values[argument], output, factor=c, bias=bias, **form)
+        return linearized(values[number], output, factor=c, bias=bias, **form)
 
 
-def _bent(steps: list[Step]) -> set[int]:
-    """The values that a leaky ReLU is behind. Of what is added to these, and by itself has no part in |g|^2, double
-    backward finds zeros, as PyTorch's derivative of that slope; of what is added to others, None."""
-    bent: set[int] = set()
+def _values_before_bend(steps: list[Step]) -> set[int]:
+    """The values that pass through an activation with a bend (a slope other than 1) on the way to the logits.
+
+    If a loss uses only |g|^2, the gradient of what is added to these is zeros, as in double backward, which
+    differentiates the slope. The gradient of what is added to others is None.
+    """
+    found: set[int] = set()
     for step in reversed(steps):
-        if step.result in bent or (isinstance(step, ActivationStep) and step.slope != 1):
-            bent.update(step.paths)
-    return bent
+        if step.output in found or (isinstance(step, ActivationStep) and step.slope != 1):
+            found.update(step.inputs)
+    return found
 
 
 def _per_sample(c: Tensor, like: Tensor) -> Tensor:
-    """[N] to [N, 1, ...], in the dtype of `like`."""
+    """c [N] as [N, 1, ...], with the dtype and rank of `like`."""
     return c.to(like.dtype).view(-1, *[1] * (like.dim() - 1))
 
 
-def _mixed(images: Tensor, gradient: Tensor, c: Tensor | None, p: Tensor | None) -> Tensor:
+def _replay_input(images: Tensor, gradient: Tensor, c: Tensor | None, p: Tensor | None) -> Tensor:
     """c * x + 2p * g."""
     s = 0 if c is None else _per_sample(c, images) * images
     return s if p is None else s + _per_sample(2 * p, gradient) * gradient
 
 
-def _scaled(constant: Tensor | float, c: Tensor | None, rank: int, like: Tensor) -> Tensor | float:
-    """A constant times c [N], in the dtype that leaves the result's dtype as it was."""
+def _scale_constant(constant: Tensor | float, c: Tensor | None, rank: int, like: Tensor) -> Tensor | float:
+    """A constant times c [N], of a dtype that type promotion treats as it treats the constant beside `like`."""
     if c is None:
         return constant * 0
     promotes = isinstance(constant, Tensor) and constant.is_floating_point() and constant.dim() > 0
@@ -236,14 +238,13 @@ def _scaled(constant: Tensor | float, c: Tensor | None, rank: int, like: Tensor)
 
 
 def check(discriminator: nn.Module, images: Tensor, labels: Tensor | None = None, tolerance: float = 1e-3) -> None:
-    """Verifies on a batch that the steps recorded are the discriminator, and that their linear parts are its
-    derivative.
+    """Checks new rules on a batch: are the recorded steps the discriminator, and their linear parts its derivative?
 
-    For debugging: whoever gives a rule to `piecewise_linear` can see here whether it is true. Replayed on the images,
-    the steps must make the logits; replayed on the gradient g, without constants, they must make |g|^2.
+    Replayed on the images the steps must give the logits; replayed on the gradient g without constants, |g|^2.
 
-    Raises NotPiecewiseLinear if the discriminator does not qualify, AssertionError if either differs for a sample by
-    more than `tolerance`.
+    Raises:
+        NotPiecewiseLinear: the discriminator does not qualify.
+        AssertionError: a sample differs by more than `tolerance`, relative.
     """
     recording = Recording(images.detach().requires_grad_(), discriminator)
     with torch.enable_grad():
@@ -251,7 +252,7 @@ def check(discriminator: nn.Module, images: Tensor, labels: Tensor | None = None
             logits = discriminator(recording.images) if labels is None else discriminator(recording.images, labels)
         recording.finish(logits)
     n, images, gradient = len(images), recording.images.detach(), recording.gradient
-    replay = _Replay(recording.inputs, recording.outputs, {}, [False] * len(recording.inputs))
+    replay = Replay(recording.tensors, recording.outputs, {}, [False] * len(recording.tensors))
     dot = lambda a, b: (to_arithmetic(a) * to_arithmetic(b)).flatten(1).sum(1)
     one = torch.ones_like(recording.logits)
     cases = {
@@ -260,7 +261,7 @@ def check(discriminator: nn.Module, images: Tensor, labels: Tensor | None = None
     }
     for what, (c, p, expected, size) in cases.items():
         with torch.no_grad():
-            got = to_arithmetic(replay.through(recording.steps, _mixed(images, gradient, c, p), c).reshape(n))
+            got = to_arithmetic(replay.through(recording.steps, _replay_input(images, gradient, c, p), c).reshape(n))
         wrong = (got - expected).abs() > tolerance * torch.maximum(expected.abs(), size.abs())
         if wrong.any():
             worst = int((got - expected).abs().argmax())

@@ -1,4 +1,12 @@
-"""Follows a discriminator's forward pass, call by call."""
+"""Recording of a discriminator's forward pass: which calls compute the logits from the images.
+
+The discriminator's own `forward` runs once, under a `TorchFunctionMode`. Each call that takes a tensor computed from
+the images becomes a step, if `fastgan.penalties.rules` has a rule for it. Nothing is known about the discriminator in
+advance and nothing is cached, so state, random numbers, hooks and branches are recorded as they happened.
+
+A call that the mode does not see (someone else's kernel) cannot slip through. Tensors are identified by their place in
+the autograd graph, and every other tensor that a recorded call reads must not lead to the images in that graph.
+"""
 
 from __future__ import annotations
 
@@ -18,120 +26,122 @@ from fastgan.ops.arithmetic import to_arithmetic
 from fastgan.ops.recording import recorded_by
 from fastgan.ops.transforms import transforms_active
 from fastgan.penalties import rules
-from fastgan.penalties.rules import Activation, Affine, NotPiecewiseLinear, Path
-
-# The recording of a forward pass ----------------------------------------------------------------------------------
+from fastgan.penalties.rules import Activation, Affine, NotPiecewiseLinear, Proxy
 
 
-class Slot(int):
-    """The number of an effective weight, bias or constant among the inputs of the Function."""
+class TensorIndex(int):
+    """Index into `Recording.tensors`."""
 
 
-class _Autocast(NamedTuple):
-    """The autocast that a step ran under."""
+class Autocast(NamedTuple):
+    """Autocast settings under which a step ran."""
 
     device_type: str
     dtype: torch.dtype
     enabled: bool
 
     @staticmethod
-    def current(device_type: str) -> _Autocast:
-        return _Autocast(device_type, torch.get_autocast_dtype(device_type), torch.is_autocast_enabled(device_type))
+    def current(device_type: str) -> Autocast:
+        return Autocast(device_type, torch.get_autocast_dtype(device_type), torch.is_autocast_enabled(device_type))
 
     def __call__(self) -> torch.autocast:
-        # Without its cache, which would keep the leaves of the replay.
+        # Without the cache of casts, which would keep the leaves of the replay alive.
         return torch.autocast(self.device_type, self.dtype, self.enabled, cache_enabled=False)
 
 
 class AffineStep(NamedTuple):
+    """A recorded `rules.Affine`. Values computed from the images are numbered; 0 is the images."""
+
     function: Callable[..., Tensor]
-    paths: tuple[int, ...]
-    result: int
-    weights: tuple[Slot, ...]
-    constants: tuple[Slot | float, ...]  # a Slot or a number as it stands
-    bias: Slot | None
-    rank: int  # dimensions of the result
-    dtype: torch.dtype  # of the result
-    autocast: _Autocast
+    inputs: tuple[int, ...]  # values
+    output: int  # value
+    weights: tuple[TensorIndex, ...]
+    constants: tuple[TensorIndex | float, ...]
+    bias: TensorIndex | None
+    rank: int  # of the output
+    dtype: torch.dtype  # of the output
+    autocast: Autocast
 
     @property
     def adjoint(self) -> int:
-        return self.result
+        """Value whose adjoint the gradients of weights, constants and bias need."""
+        return self.output
 
     @property
-    def slots(self) -> list[Slot]:
+    def tensors(self) -> list[TensorIndex]:
         return [*self.weights, *self.offsets]
 
     @property
-    def offsets(self) -> list[Slot]:
-        return [slot for slot in (*self.constants, self.bias) if isinstance(slot, Slot)]
+    def offsets(self) -> list[TensorIndex]:
+        """Tensors that are added, so that |g|^2 does not depend on them."""
+        return [k for k in (*self.constants, self.bias) if isinstance(k, TensorIndex)]
 
 
 class ActivationStep(NamedTuple):
-    paths: tuple[int]
-    result: int
-    bias: Slot | None
+    """A recorded `rules.Activation`."""
+
+    inputs: tuple[int]
+    output: int
+    bias: TensorIndex | None
     slope: float
     gain: float
     clamp: float | None
-    autocast: _Autocast
-    adjoint: int  # the value whose adjoint the bias takes its gradient from: the argument, or else the result
+    autocast: Autocast
+    adjoint: int  # value whose adjoint the bias gradient needs: the input if nothing else reads it, else the output
 
     @property
-    def slots(self) -> list[Slot]:
+    def tensors(self) -> list[TensorIndex]:
         return [] if self.bias is None else [self.bias]
 
-    offsets = slots
+    offsets = tensors
 
 
 Step = AffineStep | ActivationStep
 
 
 class Recording(TorchFunctionMode):
-    """Notes what a discriminator makes of its images, as a context manager around its call.
+    """Context manager that records what a discriminator computes from its images.
 
     Args:
-        images: [N, ...], which require a gradient.
-        explained: the discriminator, if reasons are to name its modules. To find these, frames are looked into, which
-            keeps tensors longer.
+        images: [N, ...], requiring grad.
+        module_names: the discriminator, if reasons shall name its modules. Looking for these inspects frames, which
+            keeps tensors alive longer.
 
     Attributes:
-        steps: the calls that the logits come from, in order.
-        inputs: effective weights, biases and constants, whose own graphs lead to the parameters.
-        outputs: results of activations, by number of the value: their signs tell which way each went.
-        logits, gradient, adjoints: once finished; an adjoint is the gradient of the logits at a value, of values whose
-            weights or biases want one.
+        steps: the calls that lead to the logits, in order.
+        tensors: effective weights, biases and constants; their own graphs lead to the parameters.
+        outputs: outputs of activations by number of the value. The signs tell on which side of zero each element was.
+        logits, gradient: [N], and their gradient with respect to the images; set by `finish`.
+        adjoints: gradients of the logits with respect to values, where a weight or bias needs one; set by `finish`.
     """
 
-    def __init__(self, images: Tensor, explained: nn.Module | None = None):
+    def __init__(self, images: Tensor, module_names: nn.Module | None = None):
         super().__init__()
         self.images = images
         self.steps: list[Step] = []
-        self.inputs: list[Tensor] = []
+        self.tensors: list[Tensor] = []
         self.outputs: dict[int, Tensor] = {}
-        self._names = {} if explained is None else {module: name for name, module in explained.named_modules()}
+        self._names = {} if module_names is None else {module: name for name, module in module_names.named_modules()}
         self._versions: list[tuple[Tensor, int]] = [(images, images._version)]
         self._storages: set[int | None] = {_storage(images)}
-        # Every value made of the images, by its place in the graph of autograd (node, which of its results), and the
-        # version of the tensor. Nodes that made these, nodes of calls that are not known (and why), and nodes that do
-        # not lead to the images.
         edge = get_gradient_edge(images)
         self._edges = [edge]  # of each value, by its number
-        self._paths = {(edge.node, edge.output_nr): (Path(0, images.shape), images._version)}
-        self._dependent: set[Any] = {edge.node}
-        self._unknown: dict[Any, str] = {}
-        self._independent: set[Any] = set()
+        # Values and their tensors' versions, by place in the autograd graph: node, and which of its outputs.
+        self._proxies = {(edge.node, edge.output_nr): (Proxy(0, images.shape), images._version)}
+        self._dependent: set[Any] = {edge.node}  # nodes that computed a value
+        self._unknown: dict[Any, str] = {}  # nodes of calls without a rule, with the reason
+        self._independent: set[Any] = set()  # nodes that do not lead to the images
         self._reason: str | None = None
 
     def __enter__(self):
-        self._in_force = recorded_by(self._operation)
-        self._in_force.__enter__()
+        self._ops_context = recorded_by(self._operation)
+        self._ops_context.__enter__()
         return super().__enter__()
 
     def __exit__(self, *error):
         super().__exit__(*error)
-        self._in_force.__exit__(*error)
-        del self._in_force  # which holds this
+        self._ops_context.__exit__(*error)
+        del self._ops_context  # a reference cycle
 
     # Calls
 
@@ -139,62 +149,63 @@ class Recording(TorchFunctionMode):
         return self._call(function, function, args, kwargs or {})
 
     def _operation(self, name: Callable, function: Callable, args: tuple, kwargs: dict) -> Any:
-        """A call of a fused operation, which `fastgan.penalties.rules` knows by `name`."""
+        """Records a call of a fused operation, whose rule is registered under `name`."""
         with recorded_by(None), torch._C.DisableTorchFunction():
             return self._call(name, function, args, kwargs)
 
     def _call(self, name: Callable, function: Callable, args: tuple, kwargs: dict) -> Any:
-        # torch.compile looks into modes too, and must not find this. Tensors of torch.func have graphs of their own.
+        # torch.compile traces through modes, and must not trace this one. Tensors of torch.func have their own graphs.
         if self._reason is not None or is_compiling() or transforms_active():
             return function(*args, **kwargs)
-        found: list[Path] = []
+        found: list[Proxy] = []
         step = refusal = None
         overwritten = {_storage(tensor) for tensor in _overwritten(name, args)}
         try:
-            marked = _marked((args, kwargs), lambda tensor: self._path_of(tensor, found))
+            proxied = _map_tensors((args, kwargs), lambda tensor: self._proxy_of(tensor, found))
             if found:
-                step = _as_it_is(rules.step(name, *marked))
+                step = _copy_constants(rules.apply_rule(name, *proxied))
         except NotPiecewiseLinear as error:
-            refusal = str(error)  # the error itself would keep this frame, and all tensors in it
-        read = [] if step is None else [(tensor, tensor._version) for tensor in _tensors(step)]
+            refusal = str(error)  # the exception would keep this frame and its tensors alive
+        read = [] if step is None else [(tensor, tensor._version) for tensor in _tensors_of(step)]
         result = function(*args, **kwargs)
         if overwritten - {None} and overwritten & (self._storages | {_storage(tensor) for tensor, _ in read}):
             self._refuse(self._explain(name, "overwrites what was read before"))
-        elif found and name in _MEDDLING:
-            self._refuse(self._explain(name, "asks for what is behind a value, and could change it"))
+        elif found and name in _EXPOSES_AUTOGRAD:
+            self._refuse(self._explain(name, "exposes the graph or the data of a value, which could be changed"))
         elif found:
             for i, y in enumerate(result if isinstance(result, list | tuple) else (result,)):
-                # Whatever has no gradient is a constant to all that follows, as it is to double backward. A value that
-                # is there already was handed through.
-                if isinstance(y, Tensor) and y.grad_fn is not None and (y.grad_fn, y.output_nr) not in self._paths:
+                # A tensor without a graph is a constant, as it is for double backward. A known value was passed on.
+                if isinstance(y, Tensor) and y.grad_fn is not None and (y.grad_fn, y.output_nr) not in self._proxies:
                     try:
                         if refusal is not None:
                             raise NotPiecewiseLinear(self._explain(name, refusal))
-                        self._add(name, step if y is result else _part(step, i), y)
+                        self._add(name, step if y is result else _select(step, i), y)
                         self._versions += read
                     except NotPiecewiseLinear as error:
-                        self._unknown[y.grad_fn] = str(error)  # the logits may not come from it
+                        self._unknown[y.grad_fn] = str(error)  # fine unless the logits depend on it
         return result
 
     def _explain(self, function: Callable, reason: str) -> str:
-        """ "Tanh 'layers.1': tanh() is not known", without the module if it is the discriminator itself."""
-        module = _running() if self._names else None
+        """For example "Tanh 'layers.1': tanh() is not known". The discriminator itself is not named."""
+        module = _current_module() if self._names else None
         where = f"{type(module).__name__} '{self._names[module]}': " if self._names.get(module) else ""
         return f"{where}{_name(function)}() {reason}"
 
-    def _path_of(self, tensor: Tensor, found: list[Path]) -> Path | Tensor:
+    def _proxy_of(self, tensor: Tensor, found: list[Proxy]) -> Proxy | Tensor:
+        """The proxy of a value, which is also appended to `found`; any other tensor as it is."""
         if not tensor.requires_grad:
             return tensor
         node = self._edges[0].node if tensor is self.images else tensor.grad_fn
-        path, version = self._paths.get((node, tensor.output_nr), (None, None))
-        if path is None:
+        proxy, version = self._proxies.get((node, tensor.output_nr), (None, None))
+        if proxy is None:
             return tensor
-        found.append(path)
+        found.append(proxy)
         if tensor._version != version:
             raise NotPiecewiseLinear("is given a value that was overwritten without a graph")
-        return path
+        return proxy
 
     def _add(self, name: Callable, step: Affine | Activation, y: Tensor) -> None:
+        """Appends a step with output `y`. Raises NotPiecewiseLinear if it does not qualify."""
         n = self.images.shape[0]
         if y.dim() == 0 or y.shape[0] != n:
             reason = f"makes {list(y.shape)} of {n} samples, which must be counted by dimension 0"
@@ -205,42 +216,42 @@ class Recording(TorchFunctionMode):
         if step.bias is not None and step.bias.shape != y.shape[1:2]:
             reason = f"has a bias {list(step.bias.shape)} for a result {list(y.shape)}, which is not known"
             raise NotPiecewiseLinear(self._explain(name, reason))
-        for tensor in _tensors(step):
+        for tensor in _tensors_of(step):
             self._require_independent(tensor)
         number = len(self._edges)
-        autocast = _Autocast.current(y.device.type)
+        autocast = Autocast.current(y.device.type)
         if isinstance(step, Affine):
-            noted = AffineStep(
-                step.function,
-                tuple(path.number for path in step.paths),
-                number,
-                tuple(map(self._input, step.weights)),
-                tuple(self._input(k) if isinstance(k, Tensor) else k for k in step.constants),
-                None if step.bias is None else self._input(step.bias),
-                y.dim(),
-                y.dtype,
-                autocast,
+            recorded = AffineStep(
+                function=step.function,
+                inputs=tuple(proxy.number for proxy in step.inputs),
+                output=number,
+                weights=tuple(map(self._index, step.weights)),
+                constants=tuple(self._index(k) if isinstance(k, Tensor) else k for k in step.constants),
+                bias=None if step.bias is None else self._index(step.bias),
+                rank=y.dim(),
+                dtype=y.dtype,
+                autocast=autocast,
             )
         else:
-            bias = None if step.bias is None else self._input(step.bias)
+            bias = None if step.bias is None else self._index(step.bias)
             form = step.slope, step.gain, step.clamp
-            noted = ActivationStep((step.path.number,), number, bias, *form, autocast, number)
+            recorded = ActivationStep((step.input.number,), number, bias, *form, autocast, number)
             if step.slope != 1 or step.clamp is not None:
                 self.outputs[number] = output = y.detach()
                 self._storages.add(_storage(output))
                 self._versions.append((output, output._version))
-        self.steps.append(noted)
+        self.steps.append(recorded)
         self._edges.append(GradientEdge(y.grad_fn, y.output_nr))
-        self._paths[y.grad_fn, y.output_nr] = Path(number, y.shape), y._version
+        self._proxies[y.grad_fn, y.output_nr] = Proxy(number, y.shape), y._version
         self._dependent.add(y.grad_fn)
 
-    def _input(self, tensor: Tensor) -> Slot:
-        self.inputs.append(tensor)
+    def _index(self, tensor: Tensor) -> TensorIndex:
+        self.tensors.append(tensor)
         self._storages.add(_storage(tensor))
-        return Slot(len(self.inputs) - 1)
+        return TensorIndex(len(self.tensors) - 1)
 
     def _require_independent(self, tensor: Tensor) -> None:
-        """Raises if the graph of autograd leads from a tensor, which is not known for a value, to the images."""
+        """Raises NotPiecewiseLinear if a tensor that is no recorded value leads to the images in the autograd graph."""
         nodes = [self._edges[0].node if tensor is self.images else tensor.grad_fn]
         while nodes:
             node = nodes.pop()
@@ -250,33 +261,34 @@ class Recording(TorchFunctionMode):
                 raise NotPiecewiseLinear(self._unknown[node])
             parents = [parent for parent, _ in node.next_functions]
             if node in self._dependent or any(parent in self._dependent for parent in parents):
-                raise NotPiecewiseLinear(f"a result of {node.name()} is made of the images, and cannot be followed")
+                raise NotPiecewiseLinear(f"a result of {node.name()} is computed from the images, but was not recorded")
             self._independent.add(node)
             nodes.extend(parents)
 
     def _refuse(self, reason: str) -> None:
-        """Lets go of all that was noted: the forward pass is not followed any further."""
+        """Stops recording, and releases all tensors recorded so far."""
         self._reason = reason
-        self.steps, self.inputs, self.outputs, self._versions, self._unknown = [], [], {}, [], {}
-        self._paths, self._dependent, self._independent, self._storages = {}, set(), set(), set()
+        self.steps, self.tensors, self.outputs, self._versions, self._unknown = [], [], {}, [], {}
+        self._proxies, self._dependent, self._independent, self._storages = {}, set(), set(), set()
         del self._edges[1:]
 
     # The end
 
     def why_not(self, logits: Tensor) -> str | None:
-        """Why the forward pass that made `logits` does not qualify, or None."""
+        """Why the forward pass that computed `logits` does not qualify, or None if it does."""
         try:
-            self._followed(logits)
+            self._require_recorded(logits)
         except NotPiecewiseLinear as reason:
             return str(reason)
         return None
 
-    def _followed(self, logits: Tensor) -> Path:
+    def _require_recorded(self, logits: Tensor) -> Proxy:
+        """The proxy of `logits`. Raises NotPiecewiseLinear if it was not recorded from images to logits."""
         if self._reason is not None:
             raise NotPiecewiseLinear(self._reason)
-        found: list[Path] = []
+        found: list[Proxy] = []
         if isinstance(logits, Tensor):
-            self._path_of(logits, found)
+            self._proxy_of(logits, found)
             if not found:
                 self._require_independent(logits)
         if not found:
@@ -286,50 +298,55 @@ class Recording(TorchFunctionMode):
         return found[0]
 
     def finish(self, logits: Tensor) -> None:
-        """Takes the discriminator's result, [N] or [N, 1], and runs the adjoint.
+        """Runs the adjoint from the discriminator's result, [N] or [N, 1]; sets `logits`, `gradient` and `adjoints`.
 
-        Raises NotPiecewiseLinear if the forward pass does not qualify; its graph is untouched then.
+        Raises NotPiecewiseLinear if the forward pass does not qualify; the graph of `logits` is untouched then.
         """
-        end = self._followed(logits).number
-        self.steps = _leading_to(end, self.steps)
-        readers = Counter(itertools.chain([end], *(step.paths for step in self.steps)))
-        self.steps = _with_biases_in_activations(self.steps, readers)
-        wanting = [step for step in self.steps if any(self.inputs[slot].requires_grad for slot in step.slots)]
-        places = list(dict.fromkeys(step.adjoint for step in wanting))
+        end = self._require_recorded(logits).number
+        self.steps = _steps_leading_to(end, self.steps)
+        readers = Counter(itertools.chain([end], *(step.inputs for step in self.steps)))
+        self.steps = _move_biases_into_activations(self.steps, readers)
+        trained = [step for step in self.steps if any(self.tensors[i].requires_grad for i in step.tensors)]
+        numbers = list(dict.fromkeys(step.adjoint for step in trained))
         total = to_arithmetic(logits.reshape(self.images.shape[0])).sum()
         self.logits = logits.detach().reshape(self.images.shape[0])
-        edges = [self._edges[place] for place in places]
-        self._paths, self._dependent, self._independent, self._unknown = {}, set(), set(), {}
+        edges = [self._edges[number] for number in numbers]
+        # The last references to the graph go, so that autograd frees it while it runs backwards.
+        self._proxies, self._dependent, self._independent, self._unknown = {}, set(), set(), {}
         self._edges, self._versions = [], []
         del logits
-        with torch.autocast(self.images.device.type, enabled=False):  # the forward pass has recorded the dtypes
+        with torch.autocast(self.images.device.type, enabled=False):  # the graph has recorded the dtypes
             gradient, *adjoints = torch.autograd.grad(total, [self.images, *edges], allow_unused=True)
         self.gradient = torch.zeros_like(self.images) if gradient is None else gradient
         self.logits = to_arithmetic(self.logits)
-        self.adjoints = {place: a for place, a in zip(places, adjoints, strict=True) if a is not None}
-        kept = {step.result for step in self.steps}
-        self.outputs = {number: y for number, y in self.outputs.items() if number in kept}
+        self.adjoints = {number: a for number, a in zip(numbers, adjoints, strict=True) if a is not None}
+        needed = {step.output for step in self.steps}
+        self.outputs = {number: y for number, y in self.outputs.items() if number in needed}
 
 
-def _marked(value: Any, mark: Callable[[Tensor], Any]) -> Any:
-    """Arguments with another object in place of each tensor."""
+# Arguments and results of calls -----------------------------------------------------------------------------------
+
+
+def _map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
+    """Arguments with `function(tensor)` in place of each tensor, also within lists, tuples and dicts."""
     if isinstance(value, Tensor):
-        return mark(value)
+        return function(value)
     if type(value) in (list, tuple):
-        return type(value)(_marked(each, mark) for each in value)
-    return {name: _marked(each, mark) for name, each in value.items()} if type(value) is dict else value
+        return type(value)(_map_tensors(each, function) for each in value)
+    return {name: _map_tensors(each, function) for name, each in value.items()} if type(value) is dict else value
 
 
-def _tensors(step: Affine | Activation) -> list[Tensor]:
-    """The tensors that a step reads besides values."""
+def _tensors_of(step: Affine | Activation) -> list[Tensor]:
+    """The weights, constants and bias of a step, as far as they are tensors."""
     given = (*step.weights, *step.constants, step.bias) if isinstance(step, Affine) else (step.bias,)
     return [x for x in given if isinstance(x, Tensor)]
 
 
-def _as_it_is(step: Affine | Activation) -> Affine | Activation:
-    """The step with copies of constants that have no gradient: running averages change before the backward pass.
+def _copy_constants(step: Affine | Activation) -> Affine | Activation:
+    """The step with copies of constants without grad: running averages change before the backward pass.
 
-    Double backward does not read what was added. What was multiplied is saved by autograd, and must not change.
+    Weights need no copy: autograd saves them for double backward too, and refuses if they change. What is added, double
+    backward does not read again.
     """
     if not isinstance(step, Affine):
         return step
@@ -338,14 +355,14 @@ def _as_it_is(step: Affine | Activation) -> Affine | Activation:
     )
 
 
-def _part(step: Affine, i: int) -> Affine:
-    """The step that makes one of several results."""
+def _select(step: Affine, i: int) -> Affine:
+    """The step that computes result i of a call with several results."""
     return step._replace(function=lambda *given: step.function(*given)[i])
 
 
-def _running() -> nn.Module | None:
-    """The module whose forward pass is running."""
-    frame = sys._getframe(1)  # the locals of this one would be a cycle
+def _current_module() -> nn.Module | None:
+    """The module whose `forward` is running."""
+    frame = sys._getframe(1)  # its own frame among its locals would be a reference cycle
     while frame is not None:
         module = frame.f_locals.get("self")
         if isinstance(module, nn.Module):
@@ -357,48 +374,51 @@ def _running() -> nn.Module | None:
 def _storage(tensor: Tensor) -> int | None:
     try:
         return tensor.untyped_storage().data_ptr()
-    except (NotImplementedError, RuntimeError):  # a tensor without numbers, or around another one
+    except (NotImplementedError, RuntimeError):  # without storage, as fake and wrapper tensors are
         return None
 
 
 def _overwritten(function: Callable, args: tuple) -> tuple[Tensor, ...]:
-    """The tensor that a call changes in place, as far as its name tells. What autograd knows of has a version, too."""
+    """The tensor that a call changes in place, judged by its name; version counters see the others."""
     name = getattr(function, "__name__", "")
-    in_place = (name.endswith("_") and not name.endswith("__")) or function in _ASSIGNING
+    in_place = (name.endswith("_") and not name.endswith("__")) or function in _ASSIGNMENTS
     return args[:1] if in_place and isinstance(args[0], Tensor) else ()
 
 
-_ASSIGNING = (Tensor.__setitem__, Tensor.data.__set__)
-_MEDDLING = (Tensor.register_hook, Tensor.grad_fn.__get__, Tensor.data.__get__, Tensor.data.__set__)
+_ASSIGNMENTS = (Tensor.__setitem__, Tensor.data.__set__)
+_EXPOSES_AUTOGRAD = (Tensor.register_hook, Tensor.grad_fn.__get__, Tensor.data.__get__, Tensor.data.__set__)
 
 
 def _name(function: Callable) -> str:
-    owner = getattr(function, "__self__", None)  # of the getter of an attribute
+    owner = getattr(function, "__self__", None)  # the attribute, if the function is its getter
     return getattr(owner if hasattr(owner, "__objclass__") else function, "__name__", str(function))
 
 
-def _leading_to(end: int, steps: list[Step]) -> list[Step]:
-    """The steps that a value comes from."""
+# Steps ------------------------------------------------------------------------------------------------------------
+
+
+def _steps_leading_to(end: int, steps: list[Step]) -> list[Step]:
+    """The steps that value `end` depends on."""
     needed, found = {end}, []
     for step in reversed(steps):
-        if step.result in needed:
-            needed.update(step.paths)
+        if step.output in needed:
+            needed.update(step.inputs)
             found.append(step)
     return found[::-1]
 
 
-def _with_biases_in_activations(steps: list[Step], readers: Counter) -> list[Step]:
-    """The same steps, where an activation that is the only reader of its argument takes over what belongs there.
+def _move_biases_into_activations(steps: list[Step], readers: Counter) -> list[Step]:
+    """Moves the bias of a layer into the activation behind it, where it costs no pass of its own.
 
-    That is the bias of the layer before it, which costs nothing there. Its gradient is made of the adjoint of the
-    argument: if others read that too, it is not the activation's alone.
+    Only if the activation is the sole reader of its input: its bias gradient is a sum of the adjoint of the input,
+    which would include the adjoints of other readers.
     """
     steps = list(steps)
-    makers = {step.result: i for i, step in enumerate(steps)}
+    producers = {step.output: i for i, step in enumerate(steps)}
     for i, step in enumerate(steps):
-        if isinstance(step, ActivationStep) and readers[step.paths[0]] == 1:
-            steps[i] = step._replace(adjoint=step.paths[0])
-            at = makers.get(step.paths[0])
+        if isinstance(step, ActivationStep) and readers[step.inputs[0]] == 1:
+            steps[i] = step._replace(adjoint=step.inputs[0])
+            at = producers.get(step.inputs[0])
             if at is not None and isinstance(steps[at], AffineStep) and step.bias is None:
                 steps[i] = steps[i]._replace(bias=steps[at].bias)
                 steps[at] = steps[at]._replace(bias=None)

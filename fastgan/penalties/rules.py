@@ -1,13 +1,13 @@
-"""Functions that are known to be piecewise linear and to treat samples independently, and what each computes.
+"""Rules: which functions are piecewise linear and treat samples independently, and what a call of them computes.
 
-`fastgan.penalties.one_pass` follows a discriminator's forward pass, call by call. Each function that is given a value
-made of the images needs a rule here, or the discriminator does not qualify. A rule takes the arguments of the call,
-with a `Path` in place of every tensor made of the images, and returns the step that the call makes: `Affine` or
+`fastgan.penalties.recording` records a discriminator's forward pass call by call. Each function that is given a tensor
+computed from the images needs a rule here, or the discriminator does not qualify for the one-pass penalty. A rule takes
+the arguments of a call, with a `Proxy` in place of each tensor computed from the images, and returns an `Affine` or an
 `Activation`.
 
-To make a function known, decorate it, so that a recorder sees it as one call, and give it a rule:
+To add a function, make it recordable, so that its call is seen as one, and give it a rule:
 
-    @recordable  # of fastgan.ops.recording
+    @recordable  # from fastgan.ops.recording
     def my_conv(x, weight, bias): ...
 
     @rule(my_conv)
@@ -15,8 +15,11 @@ To make a function known, decorate it, so that a recorder sees it as one call, a
         require_only_first(x, weight, bias)
         return Affine(lambda x, weight: my_conv(x, weight, None), (x,), (weight,), bias=bias)
 
-Dimension 0 of every value counts the samples. The recorder refuses a result with another number of them; a rule refuses
-what may mix them at the same number. A function is safe that leaves dimension 0 alone, or keeps the row-major order.
+`fastgan.penalties.one_pass.check` verifies the rule on a batch.
+
+Dimension 0 of every value counts samples. The recording refuses results with another number of samples; a rule must
+refuse calls that may mix samples and keep their number. A function is safe if it leaves dimension 0 alone, or keeps the
+row-major order of elements.
 """
 
 from __future__ import annotations
@@ -36,12 +39,12 @@ from fastgan.ops.noise_bias_act import slope_below_zero
 
 
 class NotPiecewiseLinear(Exception):
-    """A call is not known to be piecewise linear with independent samples; the message says why."""
+    """Raised for a call without a rule, or one that its rule refuses; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
-class Path:
-    """A value [N, ...] made of the images."""
+class Proxy:
+    """Stands in for a tensor [N, ...] computed from the images."""
 
     number: int
     shape: torch.Size
@@ -52,49 +55,48 @@ class Path:
 
 
 class Affine(NamedTuple):
-    """`function(*paths, *weights, *constants) + bias`, linear in paths and constants together, whatever the weights.
+    """`function(*inputs, *weights, *constants) + bias`, linear in inputs and constants together for any weights.
 
     Attributes:
-        function: as above; it holds no tensor.
-        paths: values made of the images.
-        weights: tensors not made of the images.
-        constants: tensors or numbers not made of the images, of at most the result's rank.
-        bias: [C], along dimension 1 of the result, or None.
+        function: holds no tensor.
+        inputs: tensors computed from the images.
+        weights: tensors independent of the images.
+        constants: tensors or numbers independent of the images, of at most the output's rank.
+        bias: [C], along dimension 1 of the output, or None.
     """
 
     function: Callable[..., Tensor]
-    paths: tuple[Path, ...]
+    inputs: tuple[Proxy, ...]
     weights: tuple[Tensor, ...] = ()
     constants: tuple[Tensor | float, ...] = ()
     bias: Tensor | None = None
 
 
 class Activation(NamedTuple):
-    """`clamp(gain * lrelu(x + bias))`.
+    """`clamp(gain * lrelu(input + bias))`.
 
     Attributes:
-        path: x [N, C, ...].
+        input: [N, C, ...].
         bias: [C], or None.
-        slope: below zero, not negative: 1 if there is no activation, 0 for relu.
-        gain: positive, after the activation.
-        clamp: limit of the result, or None.
+        slope: below zero, from 0 (relu) to 1 (no activation) and beyond; not negative.
+        gain: positive factor after the activation.
+        clamp: limit of the output, or None.
     """
 
-    path: Path
+    input: Proxy
     bias: Tensor | None = None
     slope: float = 1.0
     gain: float = 1.0
     clamp: float | None = None
 
 
-Step = Affine | Activation
-_RULES: dict[Callable, Callable[..., Step]] = {}
+_RULES: dict[Callable, Callable[..., Affine | Activation]] = {}
 
 
 def rule(*functions: Callable):
-    """Decorator of the rule of these functions. It raises NotPiecewiseLinear for calls that it does not know."""
+    """Decorator that registers a rule for these functions. A rule raises NotPiecewiseLinear for calls it refuses."""
 
-    def register(declare: Callable[..., Step]):
+    def register(declare: Callable[..., Affine | Activation]):
         for function in functions:
             _RULES[function] = declare
         return declare
@@ -102,8 +104,8 @@ def rule(*functions: Callable):
     return register
 
 
-def step(function: Callable, args: tuple, kwargs: dict[str, Any]) -> Step:
-    """The step that a call makes; raises NotPiecewiseLinear for one that is not known."""
+def apply_rule(function: Callable, args: tuple, kwargs: dict[str, Any]) -> Affine | Activation:
+    """What a call computes. Raises NotPiecewiseLinear if there is no rule, or the rule refuses."""
     declare = _RULES.get(function)
     if declare is None:
         raise NotPiecewiseLinear("is not known to be piecewise linear")
@@ -111,44 +113,46 @@ def step(function: Callable, args: tuple, kwargs: dict[str, Any]) -> Step:
         return declare(*args, **kwargs)
     except NotPiecewiseLinear:
         raise
-    except Exception as error:  # arguments of a kind that the rule did not foresee
+    except Exception as error:  # arguments that the rule does not expect
         raise NotPiecewiseLinear(f"is called in a way that is not known ({error})") from None
 
 
-# What rules require -----------------------------------------------------------------------------------------------
+# Checks for rules -------------------------------------------------------------------------------------------------
 
 
 def require_only_first(x: object, *others: object) -> None:
-    """Raises NotPiecewiseLinear unless `x` is made of the images, and nothing else is."""
-    if not isinstance(x, Path) or any(map(_has_path, others)):
-        raise NotPiecewiseLinear("takes one value made of the images, as its first argument")
+    """Raises NotPiecewiseLinear unless `x`, and only `x`, is computed from the images."""
+    if not isinstance(x, Proxy) or any(map(_has_proxy, others)):
+        raise NotPiecewiseLinear("takes one value computed from the images, the first argument")
 
 
-def _has_path(value: object) -> bool:
-    return isinstance(value, Path) or (isinstance(value, list | tuple) and any(map(_has_path, value)))
+def _has_proxy(value: object) -> bool:
+    return isinstance(value, Proxy) or (isinstance(value, list | tuple) and any(map(_has_proxy, value)))
 
 
-def _require_rank(x: Path, rank: int) -> None:
+def _require_rank(x: Proxy, rank: int) -> None:
     if x.rank != rank:
-        raise NotPiecewiseLinear(f"is given {list(x.shape)}, must be given {rank} dimensions, the first of samples")
+        raise NotPiecewiseLinear(
+            f"is given {list(x.shape)}, must be given {rank} dimensions, of which dimension 0 counts samples"
+        )
 
 
-def _require_other_dimensions(x: Path, *dims: object) -> None:
-    """Raises unless these are dimensions, and none of them is dimension 0."""
+def _require_other_dimensions(x: Proxy, *dims: object) -> None:
+    """Raises NotPiecewiseLinear if one of these is no dimension, or is dimension 0."""
     for dim in dims:
         if not isinstance(dim, int) or isinstance(dim, bool) or dim % max(x.rank, 1) == 0:
             raise NotPiecewiseLinear(f"works along dimension {dim} of {list(x.shape)}; dimension 0 counts samples")
 
 
-def _require_same_rank(*operands: Path | Tensor | float) -> None:
-    """Raises if a path is broadcast to more dimensions: another one would become dimension 0."""
-    ranks = [x.rank if isinstance(x, Path) else x.dim() for x in operands if isinstance(x, Path | Tensor)]
-    if any(isinstance(x, Path) and x.rank != max(ranks) for x in operands):
+def _require_same_rank(*operands: Proxy | Tensor | float) -> None:
+    """Raises NotPiecewiseLinear if a value is broadcast to more dimensions, which changes its dimension 0."""
+    ranks = [x.rank if isinstance(x, Proxy) else x.dim() for x in operands if isinstance(x, Proxy | Tensor)]
+    if any(isinstance(x, Proxy) and x.rank != max(ranks) for x in operands):
         raise NotPiecewiseLinear("broadcasts operands with different numbers of dimensions")
 
 
 def _require_operands(*operands: object) -> None:
-    if not all(isinstance(x, Path | Tensor | int | float) for x in operands):
+    if not all(isinstance(x, Proxy | Tensor | int | float) for x in operands):
         raise NotPiecewiseLinear("must be given tensors and numbers")
     _require_same_rank(*operands)
 
@@ -173,18 +177,18 @@ def _(input, other):
 
 def _sum(a, b, sign: int) -> Affine:
     _require_operands(a, b)
-    if isinstance(a, Path) and isinstance(b, Path):
+    if isinstance(a, Proxy) and isinstance(b, Proxy):
         return Affine(lambda x, y: x + y if sign > 0 else x - y, (a, b))
-    if isinstance(a, Path):
+    if isinstance(a, Proxy):
         return Affine(lambda x, k: x + k if sign > 0 else x - k, (a,), (), (b,))
     return Affine(lambda x, k: k + x if sign > 0 else k - x, (b,), (), (a,))
 
 
 @rule(torch.mul, Tensor.mul, Tensor.mul_)
 def _(input, other):
-    x, factor = (input, other) if isinstance(input, Path) else (other, input)
-    if isinstance(factor, Path):
-        raise NotPiecewiseLinear("multiplies two values made of the images")
+    x, factor = (input, other) if isinstance(input, Proxy) else (other, input)
+    if isinstance(factor, Proxy):
+        raise NotPiecewiseLinear("multiplies two values computed from the images")
     return _scaling(torch.mul, x, factor)
 
 
@@ -194,7 +198,7 @@ def _(input, other):
     return _scaling(torch.div, input, other)
 
 
-def _scaling(function: Callable, x: Path, factor: Tensor | float) -> Affine:
+def _scaling(function: Callable, x: Proxy, factor: Tensor | float) -> Affine:
     _require_operands(x, factor)
     if isinstance(factor, Tensor):
         return Affine(function, (x,), (factor,))
@@ -213,13 +217,13 @@ def _(input, other):
 def _(tensors, dim=0):
     if not isinstance(tensors, list | tuple):
         raise NotPiecewiseLinear("must be given a list")
-    paths = [i for i, each in enumerate(tensors) if isinstance(each, Path)]
-    constants = [i for i, each in enumerate(tensors) if not isinstance(each, Path)]
-    _require_other_dimensions(tensors[paths[0]], dim)
-    places = [(*paths, *constants).index(i) for i in range(len(tensors))]
+    values = [i for i, each in enumerate(tensors) if isinstance(each, Proxy)]
+    constants = [i for i, each in enumerate(tensors) if not isinstance(each, Proxy)]
+    _require_other_dimensions(tensors[values[0]], dim)
+    order = [(*values, *constants).index(i) for i in range(len(tensors))]
     return Affine(
-        lambda *given: torch.cat([given[place] for place in places], dim),
-        tuple(tensors[i] for i in paths),
+        lambda *given: torch.cat([given[place] for place in order], dim),
+        tuple(tensors[i] for i in values),
         (),
         tuple(tensors[i] for i in constants),
     )
@@ -227,8 +231,8 @@ def _(tensors, dim=0):
 
 @rule(ops.lerp_samples)
 def _(a, b, t):
-    if not (isinstance(a, Path) and isinstance(b, Path)) or isinstance(t, Path):
-        raise NotPiecewiseLinear("must blend two values made of the images, by weights that are not")
+    if not (isinstance(a, Proxy) and isinstance(b, Proxy)) or isinstance(t, Proxy):
+        raise NotPiecewiseLinear("must blend two values computed from the images, by weights that are not")
     return Affine(ops.lerp_samples, (a, b), (t,))
 
 
@@ -236,7 +240,7 @@ def _(a, b, t):
 
 
 def _linear(function: Callable, x: object, *others: object, **options: object) -> Affine:
-    """`function(x, *others, **options)`, linear in x, where nothing else is a tensor."""
+    """`function(x, *others, **options)`, linear in x; nothing else may be a tensor."""
     require_only_first(x, others, tuple(options.values()))
     if any(isinstance(other, Tensor) for other in (*others, *options.values())):
         raise NotPiecewiseLinear("is given another tensor")
@@ -251,11 +255,11 @@ def _linear_rule(function: Callable) -> None:
 
 for _function in (
     torch.neg, Tensor.neg,
-    # Row-major order is kept.
+    # Keep the row-major order.
     torch.flatten, Tensor.flatten, torch.reshape, Tensor.reshape, torch.squeeze, Tensor.squeeze, torch.unsqueeze,
     Tensor.unsqueeze, torch.unflatten, Tensor.unflatten, Tensor.contiguous, torch.clone, Tensor.clone,
     Tensor.to, Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16,
-    # Of [C, H, W] as well they leave the first dimension alone.
+    # Leave dimension 0 alone, given [C, H, W] too.
     F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d,
     F.interpolate,
 ):  # fmt: skip
@@ -265,7 +269,7 @@ for _function in (
 @rule(Tensor.view)
 def _(input, *sizes):
     if not all(isinstance(size, int | list | tuple) for size in sizes):
-        raise NotPiecewiseLinear("must be given sizes")  # not a dtype
+        raise NotPiecewiseLinear("must be given sizes")  # a dtype reinterprets the bytes
     return _linear(Tensor.view, input, *sizes)
 
 
@@ -281,7 +285,7 @@ def _image_rule(function: Callable) -> None:
     @rule(function)
     def _(input, factor):
         require_only_first(input, factor)
-        _require_rank(input, 4)  # [C, H, W] would be one image
+        _require_rank(input, 4)  # [C, H, W] is a single image
         return Affine(lambda x: function(x, factor), (input,))
 
 
@@ -308,7 +312,7 @@ def _reduction(function: Callable, x, dim, keepdim) -> Affine:
     require_only_first(x, dim, keepdim)
     dims = tuple(dim) if isinstance(dim, list | tuple) else (dim,)
     if dim is None or not dims:
-        raise NotPiecewiseLinear("must name its dimensions, without that of samples")
+        raise NotPiecewiseLinear("must name its dimensions, not including dimension 0")
     _require_other_dimensions(x, *dims)
     return Affine(lambda x: function(x, dims, keepdim), (x,))
 
@@ -358,7 +362,7 @@ def _(input, pad, mode="constant", value=None):
     if mode == "constant" and value not in (None, 0):
         raise NotPiecewiseLinear("must pad with zeros")
     if len(pad) // 2 >= input.rank:
-        raise NotPiecewiseLinear(f"pads dimension 0 of {list(input.shape)}, that of samples")
+        raise NotPiecewiseLinear(f"pads dimension 0 of {list(input.shape)}, which counts samples")
     return Affine(lambda x: F.pad(x, pad, mode), (input,))
 
 
@@ -375,7 +379,7 @@ def _convolution_rule(function: Callable, rank: int) -> None:
     @rule(function)
     def _(input, weight, bias=None, *others, **options):
         require_only_first(input, weight, bias)
-        _require_rank(input, rank)  # PyTorch takes one dimension less for a single image
+        _require_rank(input, rank)  # with one dimension less it is a single image
         call = lambda x, weight: function(x, weight, None, *others, **options)
         return Affine(call, (input,), (weight,), bias=bias)
 
@@ -412,7 +416,7 @@ def _activation(x, bias, act: str, slope: float, gain: float = 1.0, clamp: float
     require_only_first(x, bias)
     below = slope_below_zero(act, slope)
     if below is None:
-        raise NotPiecewiseLinear(f"has the activation {act!r}, which is curved")
+        raise NotPiecewiseLinear(f"has the activation {act!r}, which is not piecewise linear")
     if not (gain > 0 and below >= 0):
         raise NotPiecewiseLinear(f"has slope {below} and gain {gain}, which must not be negative")
     if x.rank < 2:

@@ -246,7 +246,7 @@ def test_a_penalty_refuses_what_it_would_get_wrong():
     discriminator = every.EveryLayer().conv
     images = torch.randn(2, every.C, 4, 4)
     penalty = lambda x: logits_and_squared_grad(lambda x: discriminator(x).sum((1, 2, 3)), x)[1].sum()
-    with pytest.raises(RuntimeError, match="cannot go through it"):
+    with pytest.raises(RuntimeError, match="does not work within"):
         grad(penalty)(images)
-    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="cannot go through it"):
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="does not work within"):
         penalty(forward_ad.make_dual(images, images))

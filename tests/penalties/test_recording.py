@@ -348,7 +348,7 @@ def centred(self, x):
 
 
 def attentive(self, x):
-    """A factor by torch.func, not made of the images; one that is made of their values has no gradient."""
+    """A factor by torch.func, not computed from the images; one that is made of their values has no gradient."""
     weights = torch.func.vmap(lambda row: row.square().sum())(self.shift) * 0.1
     return x * weights[:, None, None] * torch.func.grad(lambda t: (t**2).sum())(x.detach())
 
@@ -363,7 +363,7 @@ def adding_to_itself(self, x):
 
 
 def logging(self, x):
-    """What is made of the images, and left."""
+    """What is computed from the images, and left."""
     GLOBAL.seen = x.std() + x.flatten().abs().max() + torch.tanh(x).norm(), x.sum().item()
     return x
 
@@ -550,7 +550,7 @@ REFUSED = {
     "curved behind a zero end": (with_zero_end(lambda self, x: torch.tanh(x)), "tanh() is not known"),
     "slope of the other sign": (with_layer(nn.LeakyReLU(-0.2)), "must not be negative"),
     "function": (lambda: varied(lambda self, x: torch.sin(x)), "sin() is not known"),
-    "product": (lambda: varied(lambda self, x: x * x), "mul() multiplies two values made of the images"),
+    "product": (lambda: varied(lambda self, x: x * x), "mul() multiplies two values computed from the images"),
     "quotient": (lambda: varied(lambda self, x: 1 / (x + 9)), "div__() is not known"),
     "batch norm": (with_layer(nn.BatchNorm2d(4)), "BatchNorm2d '1': batch_norm() is not known"),
     "batch norm and activation": (with_layer(BatchNormAct(4)), "BatchNormAct '1': batch_norm_act() is not known"),
@@ -559,23 +559,23 @@ REFUSED = {
         with_layer(nn.Sequential(layers.MinibatchStddev(1, 4), nn.Conv2d(8, 4, 1))),
         "MinibatchStddev '1.0': minibatch_stddev() is not known",
     ),
-    "vmap": (lambda: varied(lambda self, x: torch.vmap(lambda x: x * 2)(x)), "cannot be followed"),
+    "vmap": (lambda: varied(lambda self, x: torch.vmap(lambda x: x * 2)(x)), "was not recorded"),
     "own Function": (
         lambda: varied(lambda self, x: Tripled.apply(x)),
-        "a result of TripledBackward is made of the images",
+        "a result of TripledBackward is computed from the images",
     ),
-    "function of the compiler": (scripted, "cannot be followed"),
-    "backward hook": (with_backward_hook, "cannot be followed"),
-    "hook on a value": (lambda: varied(hooked_value), "register_hook() asks for what is behind"),
-    "hook on a node": (lambda: varied(hooked_node), "grad_fn() asks for what is behind"),
-    "view overwritten": (lambda: varied(overwriting_a_view), "cannot be followed"),
+    "function of the compiler": (scripted, "was not recorded"),
+    "backward hook": (with_backward_hook, "was not recorded"),
+    "hook on a value": (lambda: varied(hooked_value), "register_hook() exposes the graph"),
+    "hook on a node": (lambda: varied(hooked_node), "grad_fn() exposes the graph"),
+    "view overwritten": (lambda: varied(overwriting_a_view), "was not recorded"),
     "activation overwritten": (lambda: varied(overwriting_what_is_read), "mul_() overwrites what was read before"),
     "value overwritten without a graph": (lambda: varied(overwriting_without_graph), "overwritten without a graph"),
-    "data of a value overwritten": (lambda: varied(overwriting_data_of_a_value), "data() asks for what is behind"),
+    "data of a value overwritten": (lambda: varied(overwriting_data_of_a_value), "data() exposes the graph"),
     "a weight of the images": (lambda: varied(convolving_with_itself), "conv2d() takes one value"),
     "attention": (lambda: varied(lambda self, x: x * torch.sigmoid(x.mean(1, True))), "sigmoid() is not known"),
     "data overwritten": (lambda: varied(overwriting_data), "overwrites what was read before"),
-    "part assigned": (lambda: varied(assigning_part), "cannot be followed"),
+    "part assigned": (lambda: varied(assigning_part), "was not recorded"),
     "samples compared": (lambda: varied(lambda self, x: x - x.mean(0, keepdim=True)), "mean() works along dimension 0"),
     "counted from the end": (lambda: varied(lambda self, x: x - x.mean(-4, True)), "mean() works along dimension -4"),
     "over all": (lambda: varied(lambda self, x: x - x.mean()), "mean() must name its dimensions"),
@@ -677,7 +677,7 @@ def test_compiled_functions_are_followed_or_refused():
             got, one_pass_taken = penalised(discriminator, discriminator, images)
             assert one_pass_taken
             assert_equal_gradients(got, expected)
-    assert "cannot be followed" in why_not_one_pass(varied(lambda self, x: affine["aot_eager"](x)), batch()[0])
+    assert "was not recorded" in why_not_one_pass(varied(lambda self, x: affine["aot_eager"](x)), batch()[0])
 
 
 def test_a_graph_is_freed_without_the_collector_of_python():

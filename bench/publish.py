@@ -54,7 +54,7 @@ OPERATIONS = {
 
 
 def quality() -> str:
-    """What the default training makes, in a sentence."""
+    """One sentence on the samples of the default training."""
     results = _read("glyph_families_cpu_avx512.json")
     run = results["stylegan2"]
     minutes, seconds = divmod(round(run["seconds"]), 60)
@@ -220,7 +220,7 @@ Machine: {_machine(rows[0])}.
 
 
 def families() -> str:
-    """What each family makes of glyphs by its default command."""
+    """Time and sample quality of each family on glyphs, by its default command."""
     results = _read("glyph_families_cpu_avx512.json")
     machine = results.pop("machine")
     lines = []

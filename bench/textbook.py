@@ -115,7 +115,7 @@ def squared_norm(x: Tensor) -> Tensor:
 
 
 def lerp_samples(x: Tensor, b: Tensor, t: Tensor) -> Tensor:
-    """As WGAN-GP is usually written."""
+    """Points between samples, as WGAN-GP is usually written."""
     t = t.to(x.dtype).reshape(-1, 1, 1, 1)
     return (1 - t) * x + t * b
 

@@ -499,7 +499,9 @@ def test_the_site_requests_nothing_from_other_servers(site):
     assert [each for each in requested if each.startswith(("http:", "https:", "//"))] == []
 
 
-@pytest.mark.parametrize("module", ["ops", "layers", "losses", "studies", "metrics", "interop", "patching"])
+@pytest.mark.parametrize(
+    "module", ["ops", "layers", "losses", "penalties", "studies", "metrics", "interop", "patching"]
+)
 def test_the_reference_lists_every_public_name(site, module):
     name = f"fastgan.{module}"
     imported = importlib.import_module(name)

@@ -33,7 +33,7 @@ from fastgan import models
 from fastgan.data import ImageDataset, ShuffledStream, open_dataset
 from fastgan.errors import UserError
 from fastgan.metrics.efficientnet import EfficientNet
-from fastgan.metrics.reference import Reference, choose, random_labels
+from fastgan.metrics.reference import Reference, choose_subsets, random_labels
 from fastgan.ops import image_batch
 from fastgan.runs import precision
 from fastgan.runs.checkpoint import State
@@ -203,7 +203,7 @@ def run(minutes: float, evaluations: int, samples: int, seed: int) -> dict:
         options.source, options.resolution, options.channels, classes=options.classes, split="heldout"
     )
     extractor = EfficientNet(task.device)
-    real, floor = choose(task.dataset, heldout, samples, seed=seed)
+    real, floor = choose_subsets(task.dataset, heldout, samples, seed=seed)
     reference = Reference(real, extractor, real.features(extractor), seed=seed)
     labels = random_labels(task.dataset, samples, seed)
     contestants = {"fastgan": Ours(task), "textbook": fastest_textbook(task)}

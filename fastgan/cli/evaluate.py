@@ -15,7 +15,7 @@ import tyro
 from fastgan.data.urls import has_scheme
 from fastgan.errors import UserError, command_line, program
 from fastgan.files import prepare_to_write, write_atomically
-from fastgan.metrics import choice
+from fastgan.metrics import registry
 from fastgan.options import LARGEST_SEED, Count, PathText, parse_options
 from fastgan.runs import process
 from fastgan.runs.memory import require, shortage_is_a_mistake
@@ -75,8 +75,8 @@ class Options:
             raise UserError(f"--seed {self.seed}: must be from 0 to {LARGEST_SEED}")
         if self.heldout is not None and self.split in ("train", "all"):
             raise UserError(f"--split {self.split} and --heldout exclude each other; leave one of them out")
-        metrics = choice.parse(self.metrics)
-        choice.require(metrics, self.inception_weights)
+        metrics = registry.parse(self.metrics)
+        registry.require(metrics, self.inception_weights)
         return metrics
 
 
@@ -119,7 +119,7 @@ def measure(options: Options) -> dict[str, Any] | None:
         draw = _drawer(trained.load(device), trained.model, train, options)
         found: dict[str, dict[str, float]] = {"samples": {}, "floor": {}}
         features, remarks = {}, []
-        for network, wanted in choice.networks(metrics).items():
+        for network, wanted in registry.by_network(metrics).items():
             extractor = _extractor(network, device, options)
             features[network] = extractor.weights
             if not extractor.original:
@@ -147,13 +147,13 @@ def measure(options: Options) -> dict[str, Any] | None:
 
 def _measure_with(extractor, metrics, real, floor, draw, ranks, options: Options, found) -> None:
     """Add to `found`, in the first of the processes, what these metrics of one network say."""
-    from fastgan.metrics.blocks import gathered
+    from fastgan.metrics.parallel import compute_in_blocks
     from fastgan.metrics.reference import Reference
 
     of_real = real.features(extractor, ranks=ranks)
     of_floor = None if floor is None else floor.features(extractor, ranks=ranks)
     of_block = lambda start, stop: extractor(draw(start, stop))
-    of_samples = gathered(ranks, options.samples, of_block, "looking at samples")
+    of_samples = compute_in_blocks(ranks, options.samples, of_block, "looking at samples")
     if not ranks.is_first:
         return
     reference = Reference(real, extractor, of_real, seed=options.seed)
@@ -163,13 +163,13 @@ def _measure_with(extractor, metrics, real, floor, draw, ranks, options: Options
 
 
 def _extractor(network: str, device, options: Options):
-    if network == choice.EFFICIENTNET:
+    if network == registry.EFFICIENTNET:
         from fastgan.metrics.efficientnet import EfficientNet
 
         return EfficientNet(device)
     from fastgan.metrics.inception import Inception
 
-    return Inception(choice.find_inception_weights(options.inception_weights), device)
+    return Inception(registry.find_inception_weights(options.inception_weights), device)
 
 
 def _data(trained, options: Options):
@@ -215,11 +215,11 @@ def _real_images(train, heldout, options: Options):
     """What is compared with, and the floor or None."""
     import numpy as np
 
-    from fastgan.metrics.reference import Chosen, choose
+    from fastgan.metrics.reference import ImageSubset, choose_subsets
 
     if options.split == "all":
-        return Chosen(train, np.arange(len(train)), "training images, all of them"), None
-    real, floor = choose(train, heldout, options.samples, seed=options.seed)
+        return ImageSubset(train, np.arange(len(train)), "training images, all of them"), None
+    real, floor = choose_subsets(train, heldout, options.samples, seed=options.seed)
     return real, floor if options.floor else None
 
 
@@ -263,9 +263,9 @@ def table(found: dict[str, Any]) -> str:
     if found["floor"] is not None:
         columns[f"{found['floor']['of']} (the floor)"] = found["floor"]
     rows = [["", *columns], ["images", *(f"{column['images']:,}" for column in columns.values())]]
-    for network, metrics in choice.networks(found["metrics"]).items():
+    for network, metrics in registry.by_network(found["metrics"]).items():
         rows.append([f"on features of {network}:", *([""] * len(columns))])
-        for value in (value for name in metrics for value in choice.METRICS[name].values if value in _WORDS):
+        for value in (value for name in metrics for value in registry.METRICS[name].values if value in _WORDS):
             words, decimals = _WORDS[value]
             rows.append([f"  {words}", *(_number(column, value, decimals) for column in columns.values())])
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
@@ -277,8 +277,8 @@ def table(found: dict[str, Any]) -> str:
     for first, *others in rows:
         cells = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)]
         lines.append("  ".join([f"{first:{widths[0]}}", *cells]).rstrip())
-    if choice.EFFICIENTNET in found["features"]:
-        lines += ["", f"what {choice.EFFICIENTNET} says is not comparable with numbers of Inception's"]
+    if registry.EFFICIENTNET in found["features"]:
+        lines += ["", f"what {registry.EFFICIENTNET} says is not comparable with numbers of Inception's"]
     return "\n".join([*lines, *found["remarks"]])
 
 

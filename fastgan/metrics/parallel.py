@@ -1,7 +1,6 @@
-"""Images that several processes look at together: the numbers are those of one process.
+"""Work on images shared by several processes, with the same result as one process.
 
-They are looked at in blocks whose bounds do not depend on the number of processes, each block by one process alone, and
-the first process puts the blocks together in their order.
+Images are processed in blocks whose bounds do not depend on the number of processes, each block by one process.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from fastgan.progress import ProgressBar
 BLOCK = 64  # images
 
 
-def gathered(
-    ranks: Ranks, count: int, of_block: Callable[[int, int], np.ndarray], title: str = ""
+def compute_in_blocks(
+    ranks: Ranks, count: int, compute_block: Callable[[int, int], np.ndarray], title: str = ""
 ) -> np.ndarray | None:
-    """of_block(start, stop) of all blocks of range(count), one behind the other: [count, ...] in the first process,
-    None in the others. All must call it.
+    """compute_block(start, stop) of all blocks of range(count), concatenated: [count, ...] in the first process, None
+    in the others. All processes must call it.
 
-    title: of a progress bar of the first process's share; none if empty.
+    title: of the first process's progress bar; no bar if empty.
     """
     starts = range(0, count, BLOCK)
     share = -(-len(starts) // ranks.world_size)
@@ -37,7 +36,7 @@ def gathered(
         leave=False,
     ) as bar:
         for start in mine:
-            parts.append(of_block(start, min(start + BLOCK, count)))
+            parts.append(compute_block(start, min(start + BLOCK, count)))
             bar.update(len(parts[-1]))
     if ranks.world_size > 1:
         received = [None] * ranks.world_size if ranks.is_first else None
@@ -48,17 +47,17 @@ def gathered(
     return np.concatenate(parts)
 
 
-def looked_up(
+def load_or_compute_together(
     ranks: Ranks,
-    look_up: Callable[[Callable[[], np.ndarray]], np.ndarray],
+    load_or_compute: Callable[[Callable[[], np.ndarray]], np.ndarray],
     compute: Callable[[], np.ndarray | None],
 ) -> np.ndarray | None:
-    """look_up(compute) in the first process; where that calls `compute`, which may be `gathered`, all do.
+    """load_or_compute(compute) in the first process; None in the others. All processes must call it.
 
-    Gives None in all but the first. All must call it.
+    If it calls `compute`, all processes do, so `compute` may use `compute_in_blocks`.
     """
     if ranks.world_size == 1:
-        return look_up(compute)
+        return load_or_compute(compute)
     if not ranks.is_first:
         if ranks.broadcast(False):
             compute()
@@ -70,7 +69,7 @@ def looked_up(
         called = ranks.broadcast(True)
         return compute()
 
-    found = look_up(together)
+    found = load_or_compute(together)
     if not called:
         ranks.broadcast(False)
     return found

@@ -116,8 +116,8 @@ OPTIONS = {
     },
 }
 
-# Placeholders on pages, and what replaces them. The fixture `things` makes files and folders.
-BOUND = {"https://example.org": "", "{000..099}": "{000..001}"}  # `page_folder` sets the first
+# Placeholders on pages, and what replaces them. `mentioned_files` makes files and folders.
+PLACEHOLDERS = {"https://example.org": "", "{000..099}": "{000..001}"}  # `page_folder` sets the first
 
 
 def scaled_down(program: str, arguments: list[str]) -> list[str]:
@@ -182,18 +182,24 @@ def _official_modules():
         yield name, module
 
 
+def _discriminator_step():
+    images = torch.randn(2, 3, 8, 8)
+    return {"discriminator": _discriminator(), "real": images, "images": images, "labels": None, "gamma": 1.0}
+
+
 # Names that the Python blocks of a page expect.
 NAMES = {
-    "README.md": lambda: {"discriminator": _discriminator(), "real": torch.randn(2, 3, 8, 8), "gamma": 1.0},
+    "README.md": _discriminator_step,
+    "docs/penalties.md": _discriminator_step,
     "docs/metrics.md": lambda: {"images": np.random.default_rng(0).integers(0, 256, (8, 32, 32, 1), np.uint8)},
     "docs/patching.md": lambda: {"generator": foreign.Generator(), "latents": torch.randn(2, 5), "torch": torch},
 }
 
 
 @pytest.fixture(scope="module")
-def things(tmp_path_factory):
+def mentioned_files(tmp_path_factory):
     """Files and folders that pages mention. Each page runs in a copy."""
-    where = tmp_path_factory.mktemp("things")
+    where = tmp_path_factory.mktemp("mentioned_files")
     rng = np.random.default_rng(0)
     for number in range(10):
         (where / "digits" / str(number)).mkdir(parents=True)
@@ -235,9 +241,9 @@ def things(tmp_path_factory):
 
 
 @pytest.fixture
-def page_folder(things, tmp_path, monkeypatch, one_cache):
+def page_folder(mentioned_files, tmp_path, monkeypatch, one_cache):
     """Folder in which a page runs, with a server of its files."""
-    shutil.copytree(things, tmp_path / "page")
+    shutil.copytree(mentioned_files, tmp_path / "page")
     monkeypatch.chdir(tmp_path / "page")
     monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(glyphs, "render", functools.partial(glyphs.render, count=40))
@@ -246,7 +252,7 @@ def page_folder(things, tmp_path, monkeypatch, one_cache):
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "page"))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setitem(BOUND, "https://example.org", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setitem(PLACEHOLDERS, "https://example.org", f"http://127.0.0.1:{server.server_port}")
         yield tmp_path / "page"
         server.shutdown()
 
@@ -263,7 +269,7 @@ def execute(command: str, monkeypatch) -> None:
         OPTIONS[program](given)
     if why_not_run(command):
         return
-    for name, value in BOUND.items():
+    for name, value in PLACEHOLDERS.items():
         given = [word.replace(name, value) for word in given]
     if program == "pip":
         check_pip(given)

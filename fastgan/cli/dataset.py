@@ -1,7 +1,7 @@
-"""`python -m fastgan.dataset`: make images of any source fit for training.
+"""`fastgan dataset`: prepare images of any source for training.
 
-Exit status: 0 when done, 1 when done but images were left out (they are listed), 2 for a mistake in options or files,
-130 after Ctrl-C. A stopped preparation goes on when the same command is run again.
+Exit status: 0 when done, 1 when done but images were skipped (a file lists them), 2 for a wrong option or file, 130
+after Ctrl-C. The same command resumes a stopped preparation.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from fastgan.data.shards import SHARD_INDEX
 from fastgan.errors import UserError, command_line, program
 from fastgan.options import PathText, parse_options
 
-LEFT_OUT = 1  # exit status
+SKIPPED_IMAGES = 1  # exit status
 MEGABYTE = 1_000_000
-MOST_WORKERS = 512
+MAX_WORKERS = 512
 _SMALLER = "smaller than wanted"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Prepare images for training: crop and resize them, find their classes, and write them in a form that training
-    opens at once.
+    """Prepare images for training: crop and resize them, find their classes, and write them to a file or folder that
+    training opens at once.
 
-    Images that cannot be used are left out and listed beside the output. If it is stopped, the same command goes on.
+    Unusable images are skipped, and listed in a file beside the output. The same command resumes a stopped preparation.
     docs/data.md has an example of every source.
     """
 
@@ -44,35 +44,36 @@ class Options:
     out: Annotated[PathText | None, tyro.conf.arg(metavar="DIR|ZIP", help_behavior_hint="(default: in the cache)")] = (
         None
     )
-    """A name that ends in .zip: a zip in StyleGAN's format. Else a folder: an array that training maps into memory, or
-    shards."""
+    """A name that ends in .zip: a zip in StyleGAN's format. Any other name: a folder with an array that training maps
+    into memory, or with shards."""
     resolution: Annotated[str, tyro.conf.arg(metavar="N|WxH")]
     """Size of the images in pixels: a number for square ones, or width and height, like 64x32."""
     channels: Literal[1, 3, 4] = 3
     """1 for grey images, 3 for colour, 4 for colour with transparency."""
     crop: Crop = "center"
-    """center: the largest part of the wanted shape, out of the middle; pad: the whole image on a ground; none: leave
-    out images of another shape."""
+    """center: the largest centred part of the wanted aspect ratio; pad: the whole image on a background; none: skip
+    images of another aspect ratio."""
     ground: Ground = "white"
-    """What is put behind transparent images and beside padded ones; with --channels 4 that is transparent."""
+    """Background of transparent and padded images; with --channels 4 it is transparent."""
     enlarge: bool = False
-    """Enlarge images that are smaller, instead of leaving them out."""
+    """Enlarge smaller images instead of skipping them."""
     labels: bool = True
-    """Whether classes are kept."""
+    """Keep the classes."""
     shards: Annotated[int, tyro.conf.arg(metavar="MB")] = 0
-    """Write tar shards of at most so many megabytes, for sets that no disk of the training machine holds; 0: none."""
+    """Write tar shards of at most this many megabytes, for sets larger than the disk of the training machine; 0: no
+    shards."""
     image_column: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: by its name)")] = (
         None
     )
-    """Column of a table or of a Hugging Face set, or array of an .npz, that has the images."""
+    """Column of a table or of a Hugging Face set, or array of an .npz, with the images."""
     label_column: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: by its name)")] = (
         None
     )
-    """Column or array that has the classes, numbers or words."""
+    """Column or array with the classes, as numbers or words."""
     split: str = "train"
     """Part of a torchvision or Hugging Face set, an .npz or a folder of IDX files."""
     workers: int = 0
-    """Processes; 0: one for each processor that may be used."""
+    """Number of processes; 0: one for each usable CPU."""
 
 
 @command_line
@@ -83,24 +84,24 @@ def main(argv: list[str] | None = None) -> int:
     try:
         reader = open_reader(options.source, ReaderOptions(options.image_column, options.label_column, options.split))
         if (done := prepare.images_done(job.out)) is not None:
-            print(f"going on with {job.out}, {done:,} images done")
+            print(f"resuming {job.out}, {done:,} images done")
         result = prepare.run(job, reader)
     except KeyboardInterrupt:
         done = prepare.images_done(job.out)
         if done is not None:
-            print(f"stopped with {done:,} images done; run the same command again to go on", file=sys.stderr)
+            print(f"stopped with {done:,} images done; run the same command again to resume", file=sys.stderr)
         raise
     print("\n".join(summary(job, result)))
-    return LEFT_OUT if result.skipped else 0
+    return SKIPPED_IMAGES if result.skipped else 0
 
 
 def job_of(options: Options) -> prepare.Job:
-    """What `options` ask for. Raises UserError, naming the option, for what makes no sense."""
+    """The job that `options` describe. Raises UserError, naming the option, for an invalid one."""
     size = parse_size(options.resolution)
     if size[0] * size[1] > MAX_PIXELS:
         raise UserError(f"--resolution {options.resolution}: must be at most {MAX_PIXELS:,} pixels in all")
-    if not 0 <= options.workers <= MOST_WORKERS:
-        raise UserError(f"--workers {options.workers}: must be 1 to {MOST_WORKERS}, or 0 for one a processor")
+    if not 0 <= options.workers <= MAX_WORKERS:
+        raise UserError(f"--workers {options.workers}: must be 1 to {MAX_WORKERS}, or 0 for one a CPU")
     if options.shards < 0:
         raise UserError(f"--shards {options.shards}: must be 1 or more megabytes, or 0 for none")
     if options.out is None:
@@ -122,16 +123,16 @@ def job_of(options: Options) -> prepare.Job:
 
 
 def summary(job: prepare.Job, result: prepare.Result) -> list[str]:
-    """Lines for people: what there is, what was left out, and how to train on it."""
+    """Lines of the report: images written, images skipped, and the command to train on them."""
     size, count = size_text(job.target.size), len(result.class_names)
     classes = f"{count} classes" if count else "unlabelled"
     lines = [f"{job.out}: {result.images:,} images, {size} {CHANNELS[job.target.channels]}, {classes}"]
     if result.skipped:
-        lines.append(f"left out {len(result.skipped):,} images, listed in {result.skipped_file}:")
+        lines.append(f"skipped {len(result.skipped):,} images, listed in {result.skipped_file}:")
         reasons = Counter(_kind(reason) for _, reason in result.skipped)
         lines += [f"  {number:,} {reason}" for reason, number in reasons.most_common(5)]
         if _SMALLER in reasons:
-            lines.append("  (--enlarge takes smaller ones as well)")
+            lines.append("  (--enlarge uses smaller ones too)")
     data = job.out / SHARD_INDEX if job.shard_bytes else job.out
     width, height = job.target.size
     resolution = width if width == height else size
@@ -142,5 +143,5 @@ def summary(job: prepare.Job, result: prepare.Result) -> list[str]:
 
 
 def _kind(reason: str) -> str:
-    """A reason without what belongs to one image."""
+    """A reason without the details of one image."""
     return _SMALLER if ", smaller than" in reason else reason

@@ -1,4 +1,4 @@
-"""`python -m fastgan.doctor`: what was found on this machine, and which backend each operation uses."""
+"""`fastgan doctor`: report this installation's hardware and kernels, and the backend of each operation."""
 
 import argparse
 import json
@@ -19,17 +19,17 @@ try:
     from fastgan.ops.fused import OPERATIONS
     from fastgan_kernels import extension
 
-    mistake = None
+    problem = None
 except ModuleNotFoundError as error:
     if error.name != "fastgan_kernels":
         raise
-    mistake = "fastgan_kernels is not installed: run `pip install .` in the repository"
+    problem = "fastgan_kernels is not installed: run `pip install .` in the repository"
 except UserError as error:  # in FASTGAN_BACKEND
-    mistake = str(error)
+    problem = str(error)
 
 
 def examine() -> dict:
-    """Everything that the report shows, as plain data (what `--json` prints)."""
+    """Everything in the report, as plain data, which `--json` prints."""
     gpu = _gpu()
     devices = ["cpu", *(f"cuda:{index}" for index in range(len(gpu["cards"])))]
     return {
@@ -47,8 +47,8 @@ def examine() -> dict:
             operation: {device: _choice(operation, device) for device in devices} for operation in OPERATIONS
         },
         "beside_library": {
-            "convolutions, of few channels": backends.why_not_beside_library("few_channels", torch.device("cpu")),
-            "convolutions, gradients of weights": weight_gradient.why_not(torch.device("cpu")),
+            "convolutions with few channels": backends.why_not_beside_library("few_channels", torch.device("cpu")),
+            "weight gradients of convolutions": weight_gradient.why_not(torch.device("cpu")),
         },
     }
 
@@ -101,7 +101,7 @@ def _cpu_model() -> str:
 
 
 def _choice(operation: str, device: str) -> dict:
-    """The backend in use, and the preferred ones that cannot be, with the reasons."""
+    """The backend in use, and the preferred ones that are unavailable, with the reasons."""
     rejected = {}
     for backend, reason in backends.explain(operation, device):
         if reason is None:
@@ -111,7 +111,7 @@ def _choice(operation: str, device: str) -> dict:
 
 
 def describe(found: dict) -> str:
-    """The report as text for a person."""
+    """The report as text."""
     cpu, gpu, built = found["cpu"], found["gpu"], found["extension"]["build"]
     parts = {part: built.get(part, {}) for part in ("cpu", "cuda")}
 
@@ -191,7 +191,7 @@ def _table(rows: list[tuple[str, str] | None]) -> str:
     return "\n".join(lines)
 
 
-class _Parser(argparse.ArgumentParser):  # of the standard library: the doctor looks at half an installation as well
+class _Parser(argparse.ArgumentParser):  # of the standard library: works in an incomplete installation too
     def error(self, message: str):
         raise UserError(f"{message}; {self.prog} --help lists all")
 
@@ -199,11 +199,11 @@ class _Parser(argparse.ArgumentParser):  # of the standard library: the doctor l
 @command_line
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (None: this process's own) and return the exit status."""
-    parser = _Parser(prog=program("doctor"), description=__doc__.split(": ", 1)[1])
-    parser.add_argument("--json", action="store_true", help="print the same as JSON")
+    parser = _Parser(prog=program("doctor"), description=f"{__doc__.partition(': ')[2].capitalize()}")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
     options = parser.parse_args(argv)
-    if mistake:
-        raise UserError(mistake)
+    if problem:
+        raise UserError(problem)
     found = examine()
     print(json.dumps(found, indent=1) if options.json else describe(found))
     return 0

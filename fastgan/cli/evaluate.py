@@ -1,6 +1,6 @@
-"""`python -m fastgan.evaluate`: how good the samples of a trained generator are, beside real images.
+"""`fastgan evaluate`: metrics of a trained generator's samples, compared with real images.
 
-Exit status: 0 when done, 2 for a mistake in options or files, 130 after Ctrl-C; a file written is whole.
+Exit status: 0 when done, 2 for a wrong option or file, 130 after Ctrl-C. A file written is complete.
 """
 
 from __future__ import annotations
@@ -20,57 +20,57 @@ from fastgan.options import LARGEST_SEED, Count, PathText, parse_options
 from fastgan.runs import process
 from fastgan.runs.memory import require, shortage_is_a_mistake
 
-FEATURES = 1280  # of an image, of the smallest network that looks
-LEAST = 4  # images of a set: the nearest three others of each are looked for
+FEATURES = 1280  # of an image, by the smallest feature network
+MIN_IMAGES = 4  # of a set: precision and recall use the three nearest others of each image
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Measure how far the samples of a trained generator (psi 1) are from real images.
+    """Measure the distance of a trained generator's samples (psi 1) from real images.
 
-    Beside it stands the distance that training images have themselves, as the floor. docs/metrics.md says what the
-    numbers mean, and with which others they can be compared. Several processes share the work:
+    For comparison it also measures that of training images, the floor. docs/metrics.md explains the metrics and which
+    published numbers they can be compared with. Several processes share the work:
     torchrun --nproc-per-node 4 -m fastgan.evaluate ...
     """
 
     checkpoint: Annotated[PathText, tyro.conf.arg(metavar="RUN|FILE|URL")]
     """Folder of a training run, a checkpoint file, or a file of the official StyleGAN2 (.pkl) or of rosinality's (.pt);
-    here or at a URL."""
+    local or at a URL."""
     data: Annotated[PathText | None, tyro.conf.arg(metavar="NAME|DIR|ZIP|URL", help_behavior_hint="")] = None
-    """Real images, as --data of fastgan.train: for a file of another program, which does not say what it was trained
-    on; or for a run, instead of what that was trained on."""
+    """Real images, as for --data of fastgan train. Required for a file of another program, which does not name its
+    training images; for a run it replaces them."""
     metrics: Annotated[str, tyro.conf.arg(metavar="NAMES")] = "kid,fd,pr"
-    """Which, by names with commas between.
+    """Names of metrics, separated by commas.
     - On features of EfficientNet-Lite0, with nothing to download (extra "metrics"): kid, the kernel distance; fd, the
     Fréchet distance; pr, precision and recall.
     - On features of Inception, as in papers (extra "fid", and --inception-weights): fid; kid-inception; pr-inception;
     is, the Inception score."""
     samples: Count = 5000
-    """How many images are drawn, and at most how many real ones are compared with. Papers draw 50000."""
+    """Number of generated images, and most real images to compare with. Papers generate 50000."""
     split: Literal["auto", "heldout", "train", "all"] = "auto"
-    """Real images: heldout, glyphs in fonts that were not trained with, or --heldout; train: half of the training
-    images; all: every training image, as for published FIDs, which leaves none for the floor. auto: heldout where there
-    are such, else train."""
+    """Real images. heldout: glyphs in fonts outside of training, or --heldout. train: half of the training images. all:
+    every training image, as for published FIDs, which leaves none for the floor. auto: heldout if there are such, else
+    train."""
     heldout: Annotated[PathText | None, tyro.conf.arg(metavar="DIR|ZIP", help_behavior_hint="")] = None
-    """Held-out images of your own, for data that bring none."""
+    """Your own held-out images, for data without a held-out part."""
     floor: bool = True
-    """Measure also how far training images are from the real ones."""
+    """Also measure the distance of training images from the real ones."""
     inception_weights: Annotated[
         PathText | None,
         tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: in the data cache, if it is there)"),
     ] = None
-    """Weights of Inception, weights-inception-2015-12-05-6726825d.pth of torch-fidelity; never downloaded for you."""
+    """Weights of Inception: weights-inception-2015-12-05-6726825d.pth of torch-fidelity. Download it yourself."""
     seed: int = 0
-    """What is random follows from it: latents, labels, and which images are compared."""
+    """Seed of latents, labels, and the choice of real images."""
     json: Annotated[PathText | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
-    """Also write the numbers here."""
+    """Also write the numbers to this file."""
     device: str = "auto"
-    """cpu, cuda, cuda:1, ...; auto: the first GPU if there is one, of several processes a GPU each."""
+    """cpu, cuda, cuda:1, ...; auto: the first GPU if there is one; with several processes, a GPU each."""
 
     def check(self) -> tuple[str, ...]:
-        """The metrics. Raises UserError for a mistake that shows without the checkpoint."""
-        if self.samples < LEAST:
-            raise UserError(f"--samples {self.samples}: must be at least {LEAST}; some thousands say more")
+        """Names of the metrics. Raises UserError for a mistake that shows without the checkpoint."""
+        if self.samples < MIN_IMAGES:
+            raise UserError(f"--samples {self.samples}: must be at least {MIN_IMAGES}, better some thousands")
         if not 0 <= self.seed <= LARGEST_SEED:
             raise UserError(f"--seed {self.seed}: must be from 0 to {LARGEST_SEED}")
         if self.heldout is not None and self.split in ("train", "all"):
@@ -95,9 +95,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def measure(options: Options) -> dict[str, Any] | None:
-    """The numbers that `options` asks for, as they are written to JSON; of several processes, in the first only.
+    """The numbers that `options` asks for, as written to JSON; with several processes, in the first only.
 
-    Raises UserError for a mistake.
+    Raises UserError for a wrong option or file.
     """
     metrics = options.check()
 
@@ -106,12 +106,12 @@ def measure(options: Options) -> dict[str, Any] | None:
     from fastgan.runs.networks import open_networks
 
     trained = open_networks(options.checkpoint)
-    # Latents and the features of images; there are a few more copies of these.
+    # Latents and features; the true peak has a few copies of the features more.
     needed = 4.0 * options.samples * (trained.model.z_dim + FEATURES)
-    require(needed, f"looking at {options.samples:,} samples", "give fewer --samples")
+    require(needed, f"{options.samples:,} samples", "give fewer --samples")
     if options.json is not None:
         prepare_to_write(Path(options.json), "--json")
-    # On the CPU also where there are GPUs: that is where the features are.
+    # On the CPU even if there are GPUs: features are in its memory.
     with connected("cpu", "its message says why") as ranks:
         device = precision.choose_device(options.device, ranks)
         train, heldout = _data(trained, options)
@@ -124,7 +124,7 @@ def measure(options: Options) -> dict[str, Any] | None:
             features[network] = extractor.weights
             if not extractor.original:
                 remarks.append(
-                    f"{extractor.weights} is not the network of published numbers: compare with its own only"
+                    f"{extractor.weights} is not the network of published numbers: compare these with its own only"
                 )
             _measure_with(extractor, wanted, real, floor, draw, ranks, options, found)
         if not ranks.is_first:
@@ -146,14 +146,14 @@ def measure(options: Options) -> dict[str, Any] | None:
 
 
 def _measure_with(extractor, metrics, real, floor, draw, ranks, options: Options, found) -> None:
-    """Add to `found`, in the first of the processes, what these metrics of one network say."""
+    """Add the metrics on features of one network to `found`, in the first process."""
     from fastgan.metrics.parallel import compute_in_blocks
     from fastgan.metrics.reference import Reference
 
     of_real = real.features(extractor, ranks=ranks)
     of_floor = None if floor is None else floor.features(extractor, ranks=ranks)
     of_block = lambda start, stop: extractor(draw(start, stop))
-    of_samples = compute_in_blocks(ranks, options.samples, of_block, "looking at samples")
+    of_samples = compute_in_blocks(ranks, options.samples, of_block, "samples")
     if not ranks.is_first:
         return
     reference = Reference(real, extractor, of_real, seed=options.seed)
@@ -173,7 +173,7 @@ def _extractor(network: str, device, options: Options):
 
 
 def _data(trained, options: Options):
-    """The images that a network was trained with, or is compared with, and those held out from them or None."""
+    """Training images, or those of --data, and the held-out images or None."""
     from fastgan import data
     from fastgan.runs.checkpoint import difference
 
@@ -190,7 +190,7 @@ def _data(trained, options: Options):
         glyphs = {"classes": model.num_classes or 10 if options.data else header.config.data.classes}
     train = data.open_dataset(source, *size, **glyphs)
     if options.data is None and (problem := difference(train, header.dataset)):
-        raise UserError(f"{source} {problem}; put there again what {header.path} was trained on")
+        raise UserError(f"{source} {problem}; restore the images that {header.path} was trained on")
     if model.num_classes and len(train.class_names) != model.num_classes:
         raise UserError(
             f"--data {source}: has {len(train.class_names)} classes, the network of {trained.path} has "
@@ -205,14 +205,14 @@ def _data(trained, options: Options):
     else:
         heldout = None
     halved = heldout is None and options.split != "all"
-    for dataset, least in ((train, 2 * LEAST if halved else LEAST), (heldout, LEAST)):
+    for dataset, least in ((train, 2 * MIN_IMAGES if halved else MIN_IMAGES), (heldout, MIN_IMAGES)):
         if dataset is not None and len(dataset) < least:
             raise UserError(f"{dataset.source}: there are {len(dataset)} images, must be {least} at least")
     return train, heldout
 
 
 def _real_images(train, heldout, options: Options):
-    """What is compared with, and the floor or None."""
+    """Real images to compare with, and images of the floor or None."""
     import numpy as np
 
     from fastgan.metrics.reference import ImageSubset, choose_subsets
@@ -224,8 +224,11 @@ def _real_images(train, heldout, options: Options):
 
 
 def _drawer(generator, model, train, options: Options):
-    """A function that gives samples number `start` to `stop`, uint8 [N, H, W, C], as `python -m fastgan.generate` draws
-    them, with labels as frequent as in the training images. It draws from no random numbers but its own."""
+    """A function that draws samples number `start` to `stop`, uint8 [N, H, W, C], as `fastgan generate` does.
+
+    Labels are as frequent as in the training images. Latents come from a generator of their own, so that torch's RNG
+    state stays as it was.
+    """
     import torch
 
     from fastgan.metrics.reference import random_labels
@@ -238,13 +241,13 @@ def _drawer(generator, model, train, options: Options):
         labels = torch.from_numpy(random_labels(train, options.samples, options.seed))
 
     def draw(start: int, stop: int):
-        some = None if labels is None else labels[start:stop]
-        return drawing.draw(generator, z[start:stop], some, batch=stop - start)
+        part = None if labels is None else labels[start:stop]
+        return drawing.draw(generator, z[start:stop], part, batch=stop - start)
 
     return draw
 
 
-_WORDS = {  # of each value, and its decimals
+_VALUES = {  # name in the table, and decimals
     "kid": ("KID", 5),
     "fd": ("Fréchet distance", 3),
     "precision": ("precision", 3),
@@ -258,16 +261,16 @@ _WORDS = {  # of each value, and its decimals
 
 
 def table(found: dict[str, Any]) -> str:
-    """For people: a row for each number, of samples and, beside, of the floor."""
+    """The report as text: a row a metric, with columns for samples and floor."""
     columns = {"samples": found["samples"]}
     if found["floor"] is not None:
         columns[f"{found['floor']['of']} (the floor)"] = found["floor"]
     rows = [["", *columns], ["images", *(f"{column['images']:,}" for column in columns.values())]]
     for network, metrics in registry.by_network(found["metrics"]).items():
         rows.append([f"on features of {network}:", *([""] * len(columns))])
-        for value in (value for name in metrics for value in registry.METRICS[name].values if value in _WORDS):
-            words, decimals = _WORDS[value]
-            rows.append([f"  {words}", *(_number(column, value, decimals) for column in columns.values())])
+        for value in (value for name in metrics for value in registry.METRICS[name].values if value in _VALUES):
+            name, decimals = _VALUES[value]
+            rows.append([f"  {name}", *(_number(column, value, decimals) for column in columns.values())])
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
     lines = [
         found["arch"] + (f" after {shown:,} images" if (shown := found["images_shown"]) is not None else ""),
@@ -278,7 +281,7 @@ def table(found: dict[str, Any]) -> str:
         cells = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)]
         lines.append("  ".join([f"{first:{widths[0]}}", *cells]).rstrip())
     if registry.EFFICIENTNET in found["features"]:
-        lines += ["", f"what {registry.EFFICIENTNET} says is not comparable with numbers of Inception's"]
+        lines += ["", f"features of {registry.EFFICIENTNET} and of Inception give numbers that are not comparable"]
     return "\n".join([*lines, *found["remarks"]])
 
 

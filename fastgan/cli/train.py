@@ -1,7 +1,7 @@
-"""`python -m fastgan.train`: train a GAN, or go on with a training.
+"""`fastgan train`: train a GAN, or resume a run.
 
-Exit status: 0 when done, 2 for a mistake in options or files, 128 and the signal's number after Ctrl-C (130), SIGTERM
-(143) and SIGUSR1 (saved then).
+Exit status: 0 when done, 2 for a wrong option or file, and 128 plus the signal's number after Ctrl-C (130), SIGTERM
+(143) or SIGUSR1, which save a checkpoint first.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
             return loop.train(configure.resolve(start.adopted(given)), start=start)
     with (
         memory.shortage_is_a_mistake("a resumed run needs what it needed before: free some, or change the --device"),
-        _alone_with(Path(resume)),
+        _locked(Path(resume)),
     ):
         config, header = _resumed(resume, argv)
         if config.training.images <= header.images - config.training.batch:
@@ -51,28 +51,28 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _resumable(output: configuration.OutputOptions) -> str | None:
-    """The run to go on with, if there is one."""
+    """The run to resume, or None for a new one."""
     from fastgan.runs import checkpoint
 
     if output.resume == "auto":
         if output.out is None:
-            raise UserError("--resume auto: needs to know the run; give its folder with --out")
+            raise UserError("--resume auto: needs the run's folder; give it with --out")
         return output.out if (Path(output.out) / checkpoint.FILE_NAME).exists() else None
     if output.resume is not None and has_scheme(output.resume):
-        raise UserError(f"--resume {output.resume}: goes on in a folder here; start a new run with --init-from that")
+        raise UserError(f"--resume {output.resume}: resumes in a local folder; start a new run with --init-from that")
     if output.resume is not None and output.out is not None:
         raise UserError("--out and --resume exclude each other: a resumed run stays in its folder")
     return output.resume
 
 
-def _alone_with(run: Path) -> contextlib.AbstractContextManager:
-    """While a training goes on with a run, given by its folder or its checkpoint, no other writes there."""
+def _locked(run: Path) -> contextlib.AbstractContextManager:
+    """Lock the folder of a run, given by folder or checkpoint, so that no other training writes there."""
     folder = run if run.is_dir() else run.parent
     return files.one_writer(folder) if process.is_first() else contextlib.nullcontext()
 
 
 def _resumed(run, argv):
-    """The saved configuration with the options of `argv` over it, and the header of the checkpoint to go on from."""
+    """The saved configuration, updated with the options of `argv`, and the header of the checkpoint to resume."""
     from fastgan.runs import checkpoint
 
     header = checkpoint.read_header(run)

@@ -120,7 +120,7 @@ def test_the_weights_that_inception_needs_are_asked_for_before_anything_is_read(
 
 TWICE = """
 import os, sys
-from fastgan import evaluate
+from fastgan.cli import evaluate
 from fastgan.metrics import registry
 from tests.cli.test_evaluate import OfPixels
 evaluate._extractor, registry.require = lambda *_: OfPixels(), lambda *_: None
@@ -239,7 +239,7 @@ def test_labels_are_as_frequent_as_in_the_training_images():
 
 MISTAKES = {
     "few samples": (["--samples", "3"], "--samples 3: must be at least 4"),
-    "more than memory": (["--samples", "1000M"], "looking at 1,000,000,000 samples would take"),
+    "more than memory": (["--samples", "1000M"], "1,000,000,000 samples would take"),
     "more than integers": (["--samples", str(2**64 - 1)], "samples would take"),
     "negative seed": (["--seed", "-1"], "--seed -1: must be from 0 to"),
     "two splits": (["--split", "train", "--heldout", "x"], "--split train and --heldout exclude each other"),
@@ -268,7 +268,7 @@ def test_data_that_have_changed_since(of_pixels, tmp_path, capsys):
     images = make_folder(tmp_path / "images")
     run = train_tiny(images, tmp_path / "run")
     (images / "dark" / "3.png").unlink()
-    says = f"{images} has 19 images, not 20; put there again what {run / 'checkpoint.safetensors'} was trained on"
+    says = f"{images} has 19 images, not 20; restore the images that {run / 'checkpoint.safetensors'} was trained on"
     assert error_of(main, ["--checkpoint", str(run)], capsys) == says
 
 

@@ -214,9 +214,9 @@ def test_every_output_is_opened_by_training_with_the_same_images_and_classes(
     source, tmp_path, monkeypatch, capsys, kind
 ):
     monkeypatch.chdir(tmp_path)
-    assert run(source, "--resolution", "16x8", *OUTPUTS[kind]) == dataset.LEFT_OUT
+    assert run(source, "--resolution", "16x8", *OUTPUTS[kind]) == dataset.SKIPPED_IMAGES
     text = capsys.readouterr().out
-    assert "9 images, 16x8 RGB, 2 classes" in text and "left out 3 images" in text
+    assert "9 images, 16x8 RGB, 2 classes" in text and "skipped 3 images" in text
     path = text.partition("--data ")[2].split()[0]
     found = opened(path)
     assert found.class_names == ["cat", "dog"] and found.size == (16, 8) and found.resolution == "16x8"
@@ -353,7 +353,7 @@ def test_a_stopped_preparation_goes_on_to_the_same_bytes(tmp_path, source, monke
     for path in (work / "journal.jsonl", *([work / "content"] if kind == "zip" else work.glob("content/0*.tar"))):
         with open(path, "ab") as file:  # what a kill left of a write
             file.write(b'["written", 12')
-    assert run(*argv) == dataset.LEFT_OUT
+    assert run(*argv) == dataset.SKIPPED_IMAGES
     assert f"{stop} images done" in capsys.readouterr().out
     assert files(tmp_path / "broken") == files(tmp_path / "unbroken")
 
@@ -370,8 +370,8 @@ def test_a_killed_preparation_by_several_processes_goes_on_to_the_bytes_of_one(t
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not out.exists() and prepare.images_done(out) < 60
-    assert dataset.main([*argv, "--workers", "2"]) == dataset.LEFT_OUT
-    assert run(root, "--resolution", "16x8", "--out", tmp_path / "other.zip") == dataset.LEFT_OUT
+    assert dataset.main([*argv, "--workers", "2"]) == dataset.SKIPPED_IMAGES
+    assert run(root, "--resolution", "16x8", "--out", tmp_path / "other.zip") == dataset.SKIPPED_IMAGES
     assert out.read_bytes() == (tmp_path / "other.zip").read_bytes()
 
 
@@ -408,7 +408,7 @@ def test_a_full_disk_is_named_and_what_is_done_is_kept(tmp_path, source, monkeyp
         patch.setattr(prepare.ArrayWriter, "append", full)
         assert run(*argv) == 2
     assert "No space left on device; make room" in capsys.readouterr().err
-    assert run(*argv) == dataset.LEFT_OUT and len(opened(tmp_path / "out")) == 9
+    assert run(*argv) == dataset.SKIPPED_IMAGES and len(opened(tmp_path / "out")) == 9
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no file locks used there")
@@ -525,7 +525,7 @@ def test_the_option_that_takes_smaller_images_is_named(tmp_path, capsys):
     make_folder(tmp_path / "images")
     (tmp_path / "images" / "dog" / "small.png").write_bytes(file_of(picture(0, 8, 8)))
     run(tmp_path / "images", "--resolution", "16x8", "--out", tmp_path / "out")
-    assert "--enlarge takes smaller ones" in capsys.readouterr().out
+    assert "--enlarge uses smaller ones" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", ["", "a,b\n", "a\n\xff", "file\n1.png\n"])
@@ -609,7 +609,7 @@ def test_a_damaged_shard_is_listed_and_the_next_one_read(tmp_path, capsys):
     first = tar(tmp_path / "0.tar", {f"{n}.png": file_of(picture(n)) for n in range(3)})
     os.truncate(first, 2600)
     tar(tmp_path / "1.tar", {"7.png": file_of(picture(7))})
-    assert run(tmp_path / "{0,1}.tar", "--resolution", "8", "--out", tmp_path / "out") == dataset.LEFT_OUT
+    assert run(tmp_path / "{0,1}.tar", "--resolution", "8", "--out", tmp_path / "out") == dataset.SKIPPED_IMAGES
     assert len(opened(tmp_path / "out", 8)) >= 2
     assert "is damaged after" in (tmp_path / "out.skipped.txt").read_text()
 
@@ -716,7 +716,7 @@ def test_images_without_a_label_are_refused_by_training_and_left_out_by_preparat
     path = stylegan_zip(tmp_path / "x.zip", WITH([1, 1, 0])[:2])
     with pytest.raises(UserError, match=r"no label for 00000/img00000002.png"):
         opened(path, 8)
-    assert run(path, "--resolution", "8", "--out", tmp_path / "out") == dataset.LEFT_OUT
+    assert run(path, "--resolution", "8", "--out", tmp_path / "out") == dataset.SKIPPED_IMAGES
     assert opened(tmp_path / "out", 8).labels.tolist() == [1, 1]
 
 

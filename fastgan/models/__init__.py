@@ -1,7 +1,7 @@
 """Model families behind one interface: `generator(z, label) -> image`, `discriminator(image, label) -> logits`.
 
-A discriminator's `layers_from_image()` are its layers in the order in which an image passes them, without those at the
-end that make the logit: what `--freeze-d` counts.
+A discriminator's `layers_from_image()` are its layers in the order in which an image passes them, except for the last
+ones that compute the logit. `--freeze-d` counts these.
 """
 
 from dataclasses import dataclass
@@ -24,41 +24,41 @@ ARCHITECTURES = {
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What determines the shape of a generator and its discriminator.
+    """The configuration that determines the shapes of a generator and its discriminator.
+
+    Feature maps at resolution r: `min(channel_base / r, channel_max)`. Families whose widths do not depend on the
+    resolution (mlp, cgan, dcgan's "upsample") use `channel_max` alone.
 
     Attributes:
         arch: a key of `ARCHITECTURES`.
-        resolution: of the square image, a power of two from 8. Of another image, that of a square one with as many
-            levels: it is 4 * 2^k for `base_size` * 2^k.
+        resolution: of square images, a power of two from 8. Other images have that of the square image with as many
+            levels: 4 * 2^k for `base_size` * 2^k.
         channels: of the image: 1 grey, 3 RGB.
         num_classes: of labels; 0 for none.
         z_dim: size of the latent z.
-        w_dim: size of w, in style-based networks; None for that of z.
-        channel_base: feature maps at resolution r are `min(channel_base / r, channel_max)`.
-        channel_max: upper limit of the feature maps. Networks whose widths do not depend on the resolution (mlp, cgan,
-            dcgan's "upsample") go by it alone.
-        discriminator_channel_base, discriminator_channel_max: the same of StyleGAN2's discriminator; None for those of
-        the generator.
-        mapping_layers: of StyleGAN2's mapping network.
-        mapping_lr: factor of the learning rate of that network.
-        w_avg_decay: share of the mean of w that a training step keeps; 1 for a mean that is never updated.
-        variant: which of an architecture's forms: "transposed" or "upsample" for dcgan, "conv" or "mlp" for cgan; empty
-            for the first of them, and where there is one form only.
-        discriminator_norm: whether discriminators with batch norm (dcgan, cgan's "conv") have it.
-        discriminator_mapping_layers: dense layers between the embedding of a label and what StyleGAN2's discriminator
-            projects upon.
+        w_dim: size of the intermediate latent w, in style-based networks; None for z_dim.
+        channel_base: feature maps at resolution r are at most `channel_base / r`.
+        channel_max: upper limit of the feature maps.
+        discriminator_channel_base, discriminator_channel_max: of StyleGAN2's discriminator; None for the generator's.
+        mapping_layers: number of layers of the mapping network.
+        mapping_lr: factor of the mapping network's learning rate.
+        w_avg_decay: decay of the running mean of w; 1 for never updated.
+        variant: form of the architecture: "transposed" or "upsample" for dcgan, "conv" or "mlp" for cgan; empty for the
+            first, or if there is one form only.
+        discriminator_norm: whether the discriminators of dcgan and cgan's "conv" have batch norm.
+        discriminator_mapping_layers: layers of StyleGAN2's mapping network for labels in the discriminator.
         discriminator_mapping_lr: factor of their learning rate; None for `mapping_lr`.
         conv_clamp: limit of the activations of StyleGAN2's convolutions; None for none.
-        stddev_group: samples that StyleGAN2's discriminator compares with each other; None for all of a batch.
-        stddev_features: feature maps it makes of that, of which the channels at 4x4 must be a multiple; 0 for none.
-        generator_architecture: of StyleGAN2's generator: "skip" adds up images of all resolutions, "resnet" is made of
-            residual blocks, "orig" does neither.
-        discriminator_architecture: of its discriminator: "resnet" is made of residual blocks, "skip" looks at the image
-            in each resolution, "orig" does neither.
-        noise: whether the layers of StyleGAN2's generator have noise.
-        resample_filter: with which StyleGAN2 resamples: [k] for both axes or [kh][kw]; any sum but 0.
-        base_size: height and width of the smallest feature maps: the generator's first, the discriminator's last. 4x4
-            for a square image; families without `ANY_SHAPE` take no other.
+        stddev_group: group size of StyleGAN2's minibatch stddev; None for the whole batch.
+        stddev_features: feature maps that minibatch stddev adds, which must divide the channels at 4x4; 0 to leave it
+            out.
+        generator_architecture: of StyleGAN2: "skip" sums images of all resolutions, "resnet" has residual blocks,
+            "orig" neither.
+        discriminator_architecture: of StyleGAN2: "resnet" has residual blocks, "skip" reads the image at every
+            resolution, "orig" neither.
+        noise: whether StyleGAN2's generator has noise inputs.
+        resample_filter: FIR filter of StyleGAN2, [k] for both axes or [kh][kw]; any sum but 0.
+        base_size: height and width of the smallest feature maps. Families without `ANY_SHAPE` support (4, 4) only.
     """
 
     arch: str = "stylegan2"
@@ -88,7 +88,7 @@ class ModelConfig:
     base_size: tuple[int, int] = (4, 4)
 
     def __post_init__(self):
-        for name in ("base_size", "resample_filter"):  # JSON has made lists of them
+        for name in ("base_size", "resample_filter"):  # JSON turns tuples into lists
             object.__setattr__(self, name, _as_tuple(getattr(self, name)))
 
     @property
@@ -98,26 +98,26 @@ class ModelConfig:
 
     @property
     def projection_lr(self) -> float:
-        """Factor of the learning rate of the discriminator's mapping layers."""
+        """Learning rate factor of the discriminator's mapping network for labels."""
         return self.mapping_lr if self.discriminator_mapping_lr is None else self.discriminator_mapping_lr
 
     def feature_size(self, resolution: int) -> tuple[int, int]:
-        """Height and width of the feature maps at one of `resolutions`; at the last, of the image."""
+        """Height and width of the feature maps at one of `resolutions`; of the image at the last."""
         return self.base_size[0] * resolution // 4, self.base_size[1] * resolution // 4
 
     def features(self, resolution: int) -> int:
-        """Feature maps at a resolution."""
+        """Number of feature maps at a resolution."""
         return min(self.channel_base // resolution, self.channel_max)
 
     def discriminator_features(self, resolution: int) -> int:
-        """The same of StyleGAN2's discriminator."""
-        base, most = self.discriminator_channel_base, self.discriminator_channel_max
+        """Number of feature maps of StyleGAN2's discriminator at a resolution."""
+        base, limit = self.discriminator_channel_base, self.discriminator_channel_max
         base = self.channel_base if base is None else base
-        return min(base // resolution, self.channel_max if most is None else most)
+        return min(base // resolution, self.channel_max if limit is None else limit)
 
     @property
     def resolutions(self) -> list[int]:
-        """4, 8, ... up to that of the image."""
+        """4, 8, ... up to the image's."""
         return [2**i for i in range(2, self.resolution.bit_length())]
 
 
@@ -125,29 +125,29 @@ def _as_tuple(value):
     return tuple(map(_as_tuple, value)) if isinstance(value, list | tuple) else value
 
 
-_LEAST = {
+_MINIMA = {
     **dict.fromkeys(("channels", "z_dim", "w_dim", "channel_max", "discriminator_channel_max", "stddev_group"), 1),
     **dict.fromkeys(("num_classes", "discriminator_mapping_layers", "stddev_features"), 0),
 }
-_WORDS = {
+_CHOICES = {
     "generator_architecture": ("skip", "resnet", "orig"),
     "discriminator_architecture": ("resnet", "skip", "orig"),
 }
 
 
 def build(config: ModelConfig) -> tuple[nn.Module, nn.Module]:
-    """A freshly initialised generator and discriminator. Raises ValueError for a configuration that makes no sense."""
+    """A new generator and discriminator with initial weights. Raises ValueError for an invalid configuration."""
     if config.arch not in ARCHITECTURES:
         raise ValueError(f"arch is {config.arch!r}, must be one of {', '.join(ARCHITECTURES)}")
     if config.resolution < 8 or config.resolution & (config.resolution - 1):
         raise ValueError(f"resolution is {config.resolution}, must be a power of two from 8")
-    for name, least in _LEAST.items():
+    for name, minimum in _MINIMA.items():
         value = getattr(config, name)
-        if value is not None and value < least:
-            raise ValueError(f"{name} is {value}, must be at least {least}")
-    for name, words in _WORDS.items():
-        if getattr(config, name) not in words:
-            raise ValueError(f"{name} is {getattr(config, name)!r}, must be one of {', '.join(words)}")
+        if value is not None and value < minimum:
+            raise ValueError(f"{name} is {value}, must be at least {minimum}")
+    for name, choices in _CHOICES.items():
+        if getattr(config, name) not in choices:
+            raise ValueError(f"{name} is {getattr(config, name)!r}, must be one of {', '.join(choices)}")
     if not 0 <= config.w_avg_decay <= 1:
         raise ValueError(f"w_avg_decay is {config.w_avg_decay}, must be from 0 to 1")
     for name, features in (
@@ -171,10 +171,10 @@ def build(config: ModelConfig) -> tuple[nn.Module, nn.Module]:
 
 
 def resolution_independent_names(config: ModelConfig) -> tuple[dict[str, str], dict[str, str]]:
-    """The layers of generator and discriminator whose names hang on the resolution, each with a name that does not.
+    """Names of layers in generator and discriminator, mapped to names that are the same at any image resolution.
 
-    `blocks.0` of StyleGAN2's discriminator is its block for 64x64 at one resolution, and that for 128x128 at another:
-    both are called by what they are for. All other layers are called the same at any resolution.
+    For example, `blocks.0` of StyleGAN2's discriminator at 64x64 is `blocks.64`. Layers that are not listed have the
+    same name at any resolution.
     """
     names = getattr(ARCHITECTURES[config.arch], "resolution_independent_names", None)
     return ({}, {}) if names is None else names(config)

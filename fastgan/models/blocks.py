@@ -1,9 +1,8 @@
-"""What the older families are made of: layers with batch norm or bias and activation behind them, and labels."""
+"""Building blocks of mlp, dcgan and cgan: a layer with batch norm or bias and activation, and initial weights."""
 
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastgan.layers import BatchNormAct, UpsampleConv2d
@@ -11,13 +10,13 @@ from fastgan.ops import noise_bias_act
 
 
 class Block(nn.Module):
-    """A layer, then batch norm or a bias, then an activation; what stands behind the layer is one operation.
+    """A layer, batch norm or a bias, and an activation. All but the layer is one fused operation.
 
     Args:
-        layer: linear or convolution, built without bias.
-        channels: of its result.
+        layer: linear or convolution, without bias.
+        channels: of its output.
         norm: batch norm instead of a bias.
-        act: see `noise_bias_act`, or with norm `batch_norm_act`; the slope of lrelu is 0.2.
+        act: see `noise_bias_act`, or with norm `batch_norm_act`; lrelu has slope 0.2.
     """
 
     def __init__(self, layer: nn.Module, channels: int, *, norm: bool, act: str):
@@ -36,10 +35,7 @@ class Block(nn.Module):
 
 
 class ProjectAndReshape(nn.Module):
-    """A linear layer without bias whose result is seen as feature maps: [N, inputs] to [N, channels, H, W].
-
-    In channels_last, as the convolutions after it like it.
-    """
+    """DCGAN's first layer: linear without bias, [N, inputs] to feature maps [N, channels, H, W] in channels_last."""
 
     def __init__(self, inputs: int, channels: int, size: tuple[int, int]):
         super().__init__()
@@ -51,38 +47,22 @@ class ProjectAndReshape(nn.Module):
 
 
 def as_feature_maps(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """[N, H * W * C] seen as [N, C, H, W] in channels_last; size: H and W."""
+    """A view of [N, H * W * C] as [N, C, H, W] in channels_last; `size` is (H, W)."""
     return x.unflatten(1, (*size, -1)).permute(0, 3, 1, 2)
 
 
 def linear_act(inputs: int, outputs: int, act: str) -> Block:
-    """A linear layer with bias and activation, of weights that keep the variance (He et al. 2015, equation 14)."""
+    """Linear layer with bias and activation; its initial weights keep the variance (He et al. 2015, equation 14)."""
     block = Block(nn.Linear(inputs, outputs, bias=False), outputs, norm=False, act=act)
     nn.init.normal_(block.layer.weight, std=math.sqrt((2 if act in ("relu", "lrelu") else 1) / inputs))
     return block
 
 
 def dcgan_init(module: nn.Module) -> None:
-    """DCGAN's initial values, for `Module.apply`: weights from N(0, 0.02), factors of batch norm from N(1, 0.02)."""
+    """DCGAN's initial weights, for `Module.apply`: N(0, 0.02), and N(1, 0.02) for the scale of batch norm."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.Embedding | UpsampleConv2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
         if getattr(module, "bias", None) is not None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, BatchNormAct):
         nn.init.normal_(module.weight, 1.0, 0.02)
-
-
-def embed_label(embed: nn.Embedding, label: Tensor | None) -> Tensor:
-    """The embedding [N, width] of labels [N]. Raises ValueError if there are none."""
-    return embed(_given(label, embed.num_embeddings))
-
-
-def one_hot(label: Tensor | None, num_classes: int, dtype: torch.dtype) -> Tensor:
-    """Labels [N] as vectors [N, num_classes], 1 at the label and 0 elsewhere. Raises ValueError if there are none."""
-    return F.one_hot(_given(label, num_classes), num_classes).to(dtype)
-
-
-def _given(label: Tensor | None, num_classes: int) -> Tensor:
-    if label is None:
-        raise ValueError(f"this network has {num_classes} classes: it needs a label [N] for every sample")
-    return label

@@ -1,11 +1,12 @@
 """Conditional GAN: both networks are given the label (Mirza and Osindero 2014, arXiv 1411.1784).
 
-"mlp" is the paper's for MNIST (section 4.1): z and label each have a hidden layer, and so have image and label; one
-more sees the two joined. It has leaky ReLU where the paper's discriminator has maxout, tanh where its generator has a
-sigmoid, and no dropout, for the reasons given in `fastgan.models.mlp`. The paper's widths are `channel_max=150`.
+Variants:
 
-"conv" is how the idea is mostly met since: the label is joined to z as a one-hot vector, and to the image as planes of
-ones and zeros. Its widths follow from channel_max (published: 128).
+- "mlp": the paper's networks for MNIST (section 4.1). z and label pass a hidden layer each, as do image and label;
+  another layer sees both. Leaky ReLU, tanh and no dropout for the reasons given in `fastgan.models.mlp`. The paper's
+  widths are `channel_max=150`.
+- "conv": the convolutional form that is common today. The label is a one-hot vector, concatenated to z, and to the
+  image as constant feature maps. Widths follow from `channel_max` (published: 128).
 """
 
 import math
@@ -14,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from fastgan.layers import Conv2d, ConvTranspose2d
-from fastgan.models.blocks import Block, ProjectAndReshape, as_feature_maps, dcgan_init, linear_act, one_hot
+from fastgan.models.blocks import Block, ProjectAndReshape, as_feature_maps, dcgan_init, linear_act
+from fastgan.models.labels import one_hot
 from fastgan.ops.arithmetic import to_arithmetic
 from fastgan.ops.layout import channels_last
 
 VARIANTS = ("conv", "mlp")
 
-ANY_SHAPE = True  # also of images that are not square
+ANY_SHAPE = True  # images need not be square
 
 
 class Generator(nn.Module):
@@ -69,9 +71,9 @@ class _MLPGenerator(nn.Module):
         super().__init__()
         self.size = config.feature_size(config.resolution)
         width = 8 * config.channel_max
-        of_z = max(width // 6, 1)
-        self.z = linear_act(config.z_dim, of_z, "relu")
-        self.label = linear_act(config.num_classes, width - of_z, "relu")
+        z_width = max(width // 6, 1)
+        self.z = linear_act(config.z_dim, z_width, "relu")
+        self.label = linear_act(config.num_classes, width - z_width, "relu")
         self.joined = linear_act(width, width, "relu")
         self.out = linear_act(width, config.channels * math.prod(self.size), "tanh")
 
@@ -83,10 +85,10 @@ class _MLPGenerator(nn.Module):
 class _MLPDiscriminator(nn.Module):
     def __init__(self, config):
         super().__init__()
-        width, of_label = 4 * config.channel_max, config.channel_max
+        width, label_width = 4 * config.channel_max, config.channel_max
         self.image = linear_act(config.channels * math.prod(config.feature_size(config.resolution)), width, "lrelu")
-        self.label = linear_act(config.num_classes, of_label, "lrelu")
-        self.joined = linear_act(width + of_label, width, "lrelu")
+        self.label = linear_act(config.num_classes, label_width, "lrelu")
+        self.joined = linear_act(width + label_width, width, "lrelu")
         self.out = nn.Linear(width, 1)
 
     def layers_from_image(self) -> list[nn.Module]:
@@ -98,7 +100,7 @@ class _MLPDiscriminator(nn.Module):
 
 
 class _ConvGenerator(nn.Module):
-    """Two dense layers to R/4, then two stride-2 transposed 4x4 convolutions; batch norm, ReLU, tanh at the end."""
+    """Two linear layers to R/4, two transposed 4x4 convolutions of stride 2; batch norm, ReLU, tanh at the end."""
 
     def __init__(self, config):
         super().__init__()
@@ -108,12 +110,7 @@ class _ConvGenerator(nn.Module):
         size = config.feature_size(config.resolution // 4)
         self.layers = nn.Sequential(
             Block(nn.Linear(inputs, hidden, bias=False), hidden, norm=True, act="relu"),
-            Block(
-                ProjectAndReshape(hidden, width, size),
-                width,
-                norm=True,
-                act="relu",
-            ),
+            Block(ProjectAndReshape(hidden, width, size), width, norm=True, act="relu"),
             Block(up(width, half), half, norm=True, act="relu"),
             Block(up(half, config.channels), config.channels, norm=False, act="tanh"),
         )
@@ -124,7 +121,7 @@ class _ConvGenerator(nn.Module):
 
 
 class _ConvDiscriminator(nn.Module):
-    """Two stride-2 4x4 convolutions, two dense layers; LeakyReLU 0.2, and batch norm on what is not first or last."""
+    """Two 4x4 convolutions of stride 2, two linear layers; leaky ReLU, batch norm on all but the first and last."""
 
     def __init__(self, config):
         super().__init__()
@@ -146,5 +143,5 @@ class _ConvDiscriminator(nn.Module):
 
     def forward(self, image: Tensor, label: Tensor) -> Tensor:
         n, c, h, w = image.shape
-        planes = label[:, :, None, None].expand(-1, -1, h, w)
-        return self.layers(channels_last(torch.cat([image, planes], 1)))
+        maps = label[:, :, None, None].expand(-1, -1, h, w)
+        return self.layers(channels_last(torch.cat([image, maps], 1)))

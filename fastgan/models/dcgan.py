@@ -1,17 +1,15 @@
 """DCGAN: convolutions and batch norm (Radford et al. 2016, arXiv 1511.06434), and its widespread small relative.
 
-Both have batch norm after every layer but the generator's last and the discriminator's first, and weights from N(0,
-0.02).
+Both variants have batch norm after every layer but the generator's last and the discriminator's first, and initial
+weights from N(0, 0.02).
 
-"transposed" is the paper's: from 4x4 to the image by transposed convolutions of stride 2, and back. Kernels are 4x4, as
-in most implementations since, which covers every place equally often; the paper's are 5x5. The paper's widths for
-64x64 are `channel_base=4096, channel_max=1024`.
-
-"upsample" starts from a quarter of the resolution, and upsamples before each convolution instead: three convolutions in
-all, whatever the resolution, of channel_max (published: 128) feature maps and fewer. Two things differ from what is
-found under this name. Batch norm has its usual epsilon: the 0.8 found there was meant for the momentum. And the
-discriminator has no dropout: its random masks would differ between the images that losses and gradient penalties
-compare.
+- "transposed": the paper's. Transposed convolutions of stride 2 from 4x4 to the image, strided convolutions back.
+  Kernels are 4x4 as in most later implementations, so that every pixel is covered equally often; the paper's are 5x5.
+  The paper's widths for 64x64 are `channel_base=4096, channel_max=1024`.
+- "upsample": starts at a quarter of the resolution and upsamples before each convolution: three convolutions at any
+  resolution, with `channel_max` feature maps or fewer (published: 128). Two differences from implementations under this
+  name: batch norm has its usual epsilon (the 0.8 found there was meant as momentum), and the discriminator has no
+  dropout, whose random masks would differ between the images that losses and gradient penalties compare.
 """
 
 import itertools
@@ -21,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from fastgan.layers import Conv2d, ConvTranspose2d, UpsampleConv2d
-from fastgan.models.blocks import Block, ProjectAndReshape, dcgan_init, embed_label, one_hot
+from fastgan.models.blocks import Block, ProjectAndReshape, dcgan_init
+from fastgan.models.labels import embed_label, one_hot
 from fastgan.ops.arithmetic import to_arithmetic
 from fastgan.ops.layout import channels_last
 
@@ -30,7 +29,7 @@ VARIANTS = ("transposed", "upsample")
 
 def resolution_independent_names(config) -> tuple[dict[str, str], dict[str, str]]:
     """See `fastgan.models.resolution_independent_names`."""
-    if config.variant == "upsample":  # as many layers at any resolution
+    if config.variant == "upsample":  # the number of layers is fixed
         return {}, {}
     *lower, top = config.resolutions
     generator = {f"layers.{i}": f"layers.{r}" for i, r in enumerate(lower)} | {f"layers.{len(lower)}": f"image.{top}"}
@@ -38,16 +37,17 @@ def resolution_independent_names(config) -> tuple[dict[str, str], dict[str, str]
     return generator, discriminator
 
 
-ANY_SHAPE = True  # also of images that are not square
+ANY_SHAPE = True  # images need not be square
 
 
 class Generator(nn.Module):
     """z [N, z_dim], label [N] to an image [N, channels, H, W] in [-1, 1], fp32.
 
-    transposed: project and reshape to `base_size`, then stride-2 transposed convolutions; ReLU, and tanh at the end.
-    upsample: linear to R/4, then convolutions 3x3, the first two at twice the resolution; LeakyReLU 0.2, and tanh.
-    A label is joined to z as a one-hot vector, short beside z. Batch norm asks that the images of a batch differ, and
-    labels as long as z are enough for that: then all images of a class become one.
+    - transposed: project and reshape to `base_size`, transposed convolutions of stride 2; ReLU, tanh at the end.
+    - upsample: linear to R/4, three 3x3 convolutions, two of them after upsampling; leaky ReLU, tanh at the end.
+
+    The label is concatenated to z as a one-hot vector. An embedding as long as z would collapse each class to one
+    image: batch norm only asks that the images of a batch differ, and such labels differ enough.
     """
 
     supports = frozenset()
@@ -92,9 +92,9 @@ def _upsample_generator(config, inputs: int) -> list[nn.Module]:
 class Discriminator(nn.Module):
     """image [N, channels, H, W], label [N] to logits [N] in fp32.
 
-    Stride-2 convolutions with LeakyReLU 0.2: 4x4 down to a resolution of 4 (transposed), or four 3x3 (upsample). Batch
-    norm on all but the first; with `discriminator_norm=False` on none, for penalties that want every sample to be
-    judged by itself (WGAN-GP). A label by projection.
+    Convolutions of stride 2 with leaky ReLU: 4x4 down to a resolution of 4 (transposed), or four 3x3 (upsample). Batch
+    norm on all but the first; with `discriminator_norm=False` on none, for penalties that need independent samples
+    (WGAN-GP). Labels by projection.
     """
 
     def __init__(self, config):

@@ -1,4 +1,4 @@
-"""Activation checkpointing: networks that keep the inputs of their blocks only, and compute what is within them again.
+"""Gradient checkpointing: only the inputs of blocks are saved, and backward recomputes their activations.
 
 Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost".
 """
@@ -12,25 +12,24 @@ from torch.utils.checkpoint import checkpoint
 
 
 class GradientCheckpointing(nn.Module):
-    """Base of networks that are made of blocks.
+    """Base class of networks that run their blocks by `block`.
 
     Attributes:
-        gradient_checkpointing: whether backward recomputes the blocks instead of keeping their activations, which costs
-            up to another forward pass. Random numbers are drawn again as they were. It is no part of the state
-            dictionary. Gradients are the same, those of gradients included.
+        gradient_checkpointing: whether backward recomputes the blocks, which costs up to another forward pass. The RNG
+            states are restored for it. First and second derivatives are the same. Not part of the state dict.
     """
 
     gradient_checkpointing = False
 
     def block(self, function: Callable, x: Tensor, *others: Any) -> Any:
-        """`function(x, *others)`, a block of the network."""
+        """`function(x, *others)`, checkpointed if enabled."""
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return checkpoint(function, x, *others, use_reentrant=False)
         return function(x, *others)
 
 
 def enable_gradient_checkpointing(network: nn.Module) -> None:
-    """From now on `network` keeps the inputs of its blocks only. Raises ValueError if it has none."""
+    """Turns gradient checkpointing on in all parts of a network. Raises ValueError if it has no blocks."""
     parts = [module for module in network.modules() if isinstance(module, GradientCheckpointing)]
     if not parts:
         raise ValueError(f"{type(network).__module__}.{type(network).__name__} is not made of blocks")

@@ -1,10 +1,13 @@
 """The first GAN: multilayer perceptrons (Goodfellow et al. 2014, arXiv 1406.2661).
 
-Three things are not the paper's. The generator ends in tanh, not in a sigmoid: images are in [-1, 1] here, not in
-[0, 1]. The discriminator has leaky ReLU where the paper has maxout of five pieces: a fifth of the weights for as many
-units, fused with the bias, and known to the one-pass gradient penalty. And there is no dropout: what a discriminator
-looks at should not change between the images that losses and penalties compare. The paper's networks for MNIST are 1200
-units wide: `channel_max=150`.
+Differences from the paper:
+
+- The generator ends in tanh instead of a sigmoid: images are in [-1, 1], not in [0, 1].
+- The discriminator uses leaky ReLU instead of maxout with five pieces: a fifth of the weights for as many units, fused
+  with the bias, and piecewise linear for the one-pass gradient penalty.
+- No dropout: its random masks would differ between the images that losses and penalties compare.
+
+The paper's networks for MNIST are 1200 units wide: `channel_max=150`.
 """
 
 import math
@@ -12,16 +15,17 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fastgan.models.blocks import as_feature_maps, embed_label, linear_act
+from fastgan.models.blocks import as_feature_maps, linear_act
+from fastgan.models.labels import embed_label
 from fastgan.ops.arithmetic import to_arithmetic
 
-ANY_SHAPE = True  # also of images that are not square
+ANY_SHAPE = True  # images need not be square
 
 
 class Generator(nn.Module):
     """z [N, z_dim], label [N] to an image [N, channels, H, W] in [-1, 1], fp32.
 
-    Two hidden layers of 8 * channel_max ReLUs. A label is joined to z as an embedding of the same size.
+    Two hidden layers with 8 * channel_max ReLUs. The label is embedded, [N, z_dim], and concatenated to z.
     """
 
     supports = frozenset()
@@ -47,7 +51,7 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """image [N, channels, H, W], label [N] to logits [N] in fp32.
 
-    Two hidden layers of 4 * channel_max, LeakyReLU 0.2. A label is joined to the image as an embedding.
+    Two hidden layers with 4 * channel_max leaky ReLUs. The label is embedded and concatenated to the image.
     """
 
     def __init__(self, config):

@@ -1,4 +1,4 @@
-"""PGGAN: progressively grown, pixel norm, minibatch stddev, equalised rates (Karras et al. 2018, arXiv 1710.10196)."""
+"""PGGAN: progressive growing, pixel norm, minibatch stddev (Karras et al. 2018, arXiv 1710.10196)."""
 
 import itertools
 
@@ -22,7 +22,7 @@ from fastgan.ops.layout import channels_last
 
 
 class UpBlock(nn.Module):
-    """Doubles the resolution: two 3x3 convolutions, the first one of the upsampled activations."""
+    """Upsampling by 2 and two 3x3 convolutions, each with leaky ReLU and pixel norm (table 2)."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
@@ -34,7 +34,7 @@ class UpBlock(nn.Module):
 
 
 class Generator(ProgressiveGrowing):
-    """z [N, z_dim], label [N] to an image [N, channels, R, R] of nominal range [-1, 1], fp32; R that of the stage."""
+    """z [N, z_dim], label [N] to an image [N, channels, R, R], nominally in [-1, 1], fp32; R as the stage."""
 
     def __init__(self, config):
         super().__init__(config.resolutions)
@@ -43,7 +43,7 @@ class Generator(ProgressiveGrowing):
         channels = [config.features(r) for r in config.resolutions]
         width = config.z_dim * (2 if config.num_classes else 1)
         self.dense = EqualizedLinear(width, 4 * 4 * channels[0], bias=False)
-        self.dense.weight_gain *= SQRT2 / 4  # as if its fan-in were that of a 4x4 convolution
+        self.dense.weight_gain *= SQRT2 / 4  # the published fan-in is that of a 4x4 convolution
         self.bias = nn.Parameter(torch.zeros(channels[0]))
         self.conv = EqualizedConv2d(channels[0], channels[0], 3, act="lrelu")
         self.blocks = nn.ModuleList(UpBlock(i, o) for i, o in itertools.pairwise(channels))
@@ -62,7 +62,7 @@ class Generator(ProgressiveGrowing):
 
 
 class DownBlock(nn.Module):
-    """Halves the resolution: two 3x3 convolutions, the second one pooled before bias and activation."""
+    """Two 3x3 convolutions with leaky ReLU, the second followed by average pooling (table 2)."""
 
     def __init__(self, in_channels: int, out_channels: int, blur: bool):
         super().__init__()
@@ -75,12 +75,12 @@ class DownBlock(nn.Module):
 
 
 class Discriminator(ProgressiveGrowing):
-    """image [N, channels, R, R], label [N] to logits [N] in fp32; R is that of the stage. Labels by projection.
+    """image [N, channels, R, R], label [N] to logits [N] in fp32; R is the stage's resolution. Labels by projection.
 
-    Raises ValueError for images of another resolution than that of the stage.
+    Raises ValueError for images of another resolution.
     """
 
-    blur = False  # before every halving
+    blur = False  # a low-pass filter before each downsampling
 
     def __init__(self, config):
         super().__init__(config.resolutions)
@@ -95,7 +95,7 @@ class Discriminator(ProgressiveGrowing):
         self.out = EqualizedLinear(last, last if config.num_classes else 1)
 
     def layers_from_image(self) -> list[nn.Module]:
-        """Of the full-grown network."""
+        """Layers of the highest stage."""
         return [self.from_rgb[-1], *(layer for block in reversed(self.blocks) for layer in (block.conv, block.down))]
 
     def forward(self, image: Tensor, label: Tensor | None = None) -> Tensor:

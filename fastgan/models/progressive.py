@@ -1,7 +1,7 @@
-"""Progressive growing: networks that learn level by level of resolution (Karras et al. 2018, arXiv 1710.10196, sec. 2).
+"""Progressive growing: training starts at a low resolution and adds one level after another.
 
-A level that has just been reached is faded in: what the network does is the blend of what it did before and what it
-does with the new level, by a weight alpha that the training raises from 0 to 1.
+Karras et al. 2018, arXiv 1710.10196, section 2. A new level is faded in: the network's result is a blend of the result
+without the new level and the one with it, whose weight alpha rises from 0 to 1.
 """
 
 from collections.abc import Sequence
@@ -16,18 +16,18 @@ from fastgan.ops.layout import channels_last
 
 
 class ProgressiveGrowing(GradientCheckpointing):
-    """Base of generators and discriminators that grow.
+    """Base class of generators and discriminators that grow.
 
-    All parameters of all levels are there from the start, those of levels not in use get no gradient. The stage is no
-    part of the state dictionary: it follows from the images seen (`fastgan.training.growth`).
+    The parameters of all levels exist from the start; levels not in use get no gradient. The stage is not part of the
+    state dict: it follows from the number of images seen (`fastgan.training.growth`).
 
     Attributes:
-        resolutions: of all levels, 4 and up.
-        stage_resolution: of the images drawn or judged now; at first the highest.
-        grown_from: resolution of the first stage of the training. Layers to and from images of lower ones have never
-            been trained.
-        alpha: 0-dim fp32 buffer, weight of the newest level. It is set in place: a captured graph sees changes.
-        fading: whether it is below 1. What is computed depends on this and on `stage_resolution`.
+        resolutions: of all levels, from 4 up.
+        stage_resolution: of the images generated or judged now; the highest at first.
+        grown_from: resolution of the first stage of training. The input and output layers of lower levels are
+            untrained.
+        alpha: 0-dim fp32 buffer, weight of the newest level. Set in place, so that a captured graph sees the change.
+        fading: whether alpha is below 1. `fading` and `stage_resolution` decide which layers run.
     """
 
     supports = frozenset({"growth"})
@@ -42,13 +42,13 @@ class ProgressiveGrowing(GradientCheckpointing):
 
     @property
     def level(self) -> int:
-        """Index of the stage among `resolutions`."""
+        """Index of the stage in `resolutions`."""
         return self.resolutions.index(self.stage_resolution)
 
     def grow_to(self, resolution: int, alpha: float = 1.0) -> None:
-        """From now on draw or judge images of this resolution, the newest level having weight `alpha` in 0..1.
+        """Sets the stage: resolution of the images, and the weight of its level, from 0 to 1.
 
-        Raises ValueError if there is no such level, or none below it to fade in from.
+        Raises ValueError if there is no such level, or alpha is below 1 at the lowest level.
         """
         if resolution not in self.resolutions:
             levels = ", ".join(map(str, self.resolutions))
@@ -62,32 +62,31 @@ class ProgressiveGrowing(GradientCheckpointing):
         self.alpha.fill_(alpha)
 
     def fade(self, old: Tensor, new: Tensor) -> Tensor:
-        """Two tensors [N, C, H, W] of a dtype, blended by `alpha`: `old` at 0."""
+        """Blends two tensors [N, C, H, W] of equal dtype: `old` at alpha 0, `new` at alpha 1."""
         return lerp_samples(old, new, self.alpha.expand(old.shape[0]))
 
 
 def upsample_nearest(images: Tensor) -> Tensor:
-    """Nearest-neighbour upsampling of [N, C, H, W]."""
+    """Nearest-neighbour upsampling by 2, [N, C, H, W] to [N, C, 2H, 2W]."""
     return F.interpolate(images, scale_factor=2, mode="nearest")
 
 
 def average_pool(images: Tensor) -> Tensor:
-    """2x2 average pooling of [N, C, H, W]."""
+    """2x2 average pooling, [N, C, H, W] to [N, C, H/2, W/2]."""
     return channels_last(F.avg_pool2d(images, 2))
 
 
 def fade_reals(images: Tensor, resolution: int, alpha: float | Tensor = 1.0) -> Tensor:
-    """Real images as the discriminator is to see them at a stage: of its resolution, and no sharper than the generated
-    ones.
+    """Real images for the discriminator of a stage: at its resolution, and blurred as generated ones are in a fade.
 
     Args:
         images: [N, C, R, R], floating-point.
-        resolution: of the stage; it divides R.
-        alpha: weight of the newest level, a number or a 0-dim tensor on the device of the images. Below 1 they are
-            blended with themselves at half the resolution, as the generator's are.
+        resolution: of the stage; divides R.
+        alpha: weight of the newest level, a number or a 0-dim tensor on the device of the images. Below 1, the images
+            are blended with themselves at half the resolution.
 
     Returns:
-        [N, C, resolution, resolution]; `images` itself where there is nothing to do.
+        [N, C, resolution, resolution]; `images` itself if nothing is to be done.
 
     Raises ValueError if the resolution does not divide R.
     """

@@ -1,9 +1,11 @@
-"""R3GAN: modern residual networks without normalisation or other tricks (Huang et al. 2024, arXiv 2501.05441).
+"""R3GAN: residual networks without normalization or style tricks (Huang et al. 2024, arXiv 2501.05441).
 
-Widths are `ModelConfig.features`. The paper's networks ("Config E"), of `z_dim=64`, are `channel_base=24576,
-channel_max=768` for CIFAR-10 and for FFHQ at 64x64 and 256x256: 23.058 M and 23.010 M parameters at 256x256, as in its
-table 2. For ImageNet the widths are `channel_base=98304, channel_max=1536`, but the size that the paper gives for the
-generator at 64x64, 104 M (99 M here), fits convolutions in groups of 32 channels, not of 16 as its text says.
+The paper's networks ("Config E") have `z_dim=64` and these widths:
+
+- CIFAR-10, FFHQ at 64x64 and 256x256: `channel_base=24576, channel_max=768`. At 256x256 generator and discriminator
+  have 23.058 M and 23.010 M parameters, as in its table 2.
+- ImageNet: `channel_base=98304, channel_max=1536`. The generator at 64x64 has 99 M parameters here, 104 M in the paper,
+  which fits groups of 32 channels, not of 16 as its text says.
 """
 
 import itertools
@@ -13,22 +15,22 @@ import torch
 from torch import Tensor, nn
 
 from fastgan.layers import Conv2d, Downsample2d, Upsample2d
-from fastgan.models.blocks import embed_label
 from fastgan.models.gradient_checkpointing import GradientCheckpointing
+from fastgan.models.labels import embed_label
 from fastgan.ops import noise_bias_act
 from fastgan.ops.arithmetic import to_arithmetic
 from fastgan.ops.layout import channels_last
 
-ANY_SHAPE = True  # also of images that are not square
-EXPANSION = 2  # of a block's width, between its 1x1 convolutions
-GROUP_SIZE = 16  # channels that the 3x3 convolution looks at together
+ANY_SHAPE = True  # images need not be square
+EXPANSION = 2  # channels of the 3x3 convolution / width of the block
+GROUP_SIZE = 16  # channels a group of the 3x3 convolution
 BLOCKS = 2  # a resolution
 FILTER = (1.0, 2.0, 1.0)  # bilinear interpolation
-LRELU_GAIN = math.sqrt(2 / (1 + 0.2**2))  # keeps the variance; in the initial weights, not at run time
+LRELU_GAIN = math.sqrt(2 / (1 + 0.2**2))  # keeps the variance; applied to initial weights, not at run time
 
 
 def _conv(in_channels: int, out_channels: int, kernel_size: int = 1, *, groups: int = 1, gain: float = 1.0):
-    """A convolution without bias, of weights from N(0, gain / sqrt(fan_in))."""
+    """A convolution without bias, with initial weights from N(0, gain / sqrt(fan_in))."""
     conv = Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, groups=groups, bias=False)
     nn.init.normal_(conv.weight, std=gain / math.sqrt(conv.weight[0].numel()))
     return conv
@@ -41,14 +43,14 @@ def _linear(inputs: int, outputs: int) -> nn.Linear:
 
 
 class ResidualBlock(nn.Module):
-    """An inverted bottleneck: 1x1 to twice the width, 3x3 in groups, 1x1 back, added to the input (section 3).
+    """Inverted bottleneck: 1x1 to twice the width, grouped 3x3, 1x1 back, added to the input (section 3).
 
-    The last convolution starts at zero, the others are scaled by (number of blocks)^(-1/4): with all blocks the
-    identity at first, and slow to leave it, no normalisation is needed (Zhang et al. 2019, "Fixup Initialization").
+    Initial weights follow Fixup (Zhang et al. 2019): the last convolution starts at zero, the others are scaled by
+    blocks^(-1/4). All blocks start as the identity, so no normalization is needed.
 
     Args:
-        width: of input and result [N, width, H, W], a multiple of 8.
-        blocks: in the whole network.
+        width: channels of input and output [N, width, H, W], a multiple of 8.
+        blocks: number of blocks in the network.
     """
 
     def __init__(self, width: int, blocks: int):
@@ -82,11 +84,11 @@ def resolution_independent_names(config) -> tuple[dict[str, str], dict[str, str]
 
 
 class Generator(GradientCheckpointing):
-    """z [N, z_dim], label [N] to an image [N, channels, H, W] of nominal range [-1, 1], fp32.
+    """z [N, z_dim], label [N] to an image [N, channels, H, W], nominally in [-1, 1], fp32.
 
-    Learned maps, 4x4 for a square image, times a linear map of z, then two residual blocks a resolution; between
-    resolutions a 1x1 convolution where the width changes, then bilinear interpolation. A label is joined to z as an
-    embedding.
+    Learned 4x4 feature maps, scaled by a linear layer of z; then two residual blocks a resolution, and between
+    resolutions a 1x1 convolution if the width changes, and bilinear upsampling. The label is embedded and concatenated
+    to z.
     """
 
     supports = frozenset()
@@ -116,8 +118,8 @@ class Generator(GradientCheckpointing):
 class Discriminator(GradientCheckpointing):
     """image [N, channels, H, W], label [N] to logits [N] in fp32.
 
-    The generator's mirror image: residual blocks, interpolation before the 1x1 convolution, and a depthwise 4x4
-    convolution with a linear map at the end. With labels the logit is the inner product with the label's embedding.
+    The generator mirrored: two residual blocks a resolution, bilinear downsampling, a 1x1 convolution if the width
+    changes; at the end a depthwise 4x4 convolution and a linear layer. Labels by projection.
     """
 
     def __init__(self, config):
@@ -133,10 +135,12 @@ class Discriminator(GradientCheckpointing):
         self.out = _linear(last, config.z_dim if config.num_classes else 1)
         self.embed = nn.Embedding(config.num_classes, config.z_dim) if config.num_classes else None
         if self.embed is not None:
-            nn.init.normal_(self.embed.weight, std=1 / math.sqrt(config.z_dim))  # or the product would grow with z_dim
+            nn.init.normal_(
+                self.embed.weight, std=1 / math.sqrt(config.z_dim)
+            )  # keeps the variance of the inner product
 
     def layers_from_image(self) -> list[nn.Module]:
-        """Residual blocks count as one."""
+        """The blocks of a resolution count as one layer."""
         return [self.from_rgb, *(part for part in self.trunk if not isinstance(part, Downsample2d))]
 
     def forward(self, image: Tensor, label: Tensor | None = None) -> Tensor:
@@ -156,7 +160,7 @@ def _change(before: int, after: int) -> list[nn.Module]:
 
 
 def _widths(config) -> list[int]:
-    """From 4x4 up. Raises ValueError where groups of `GROUP_SIZE` do not fit."""
+    """Widths from the lowest resolution up. Raises ValueError if one cannot be split into groups of `GROUP_SIZE`."""
     multiple = GROUP_SIZE // EXPANSION
     widths = [config.features(resolution) for resolution in config.resolutions]
     for resolution, width in zip(config.resolutions, widths, strict=True):

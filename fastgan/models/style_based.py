@@ -1,4 +1,4 @@
-"""What style-based generators share: the mapping network, styles for every layer, noise (Karras et al. 2019)."""
+"""Parts of style-based generators: mapping network, style mixing, truncation, noise (Karras et al. 2019)."""
 
 import itertools
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ from fastgan.ops.arithmetic import average_in
 
 
 def dense_layers(sizes: Sequence[int], lr_multiplier: float) -> nn.ModuleList:
-    """A mapping network's layers, from each of these sizes to the next."""
+    """Layers of a mapping network, with the given numbers of features before, between and after them."""
     return nn.ModuleList(
         EqualizedLinear(i, o, act="lrelu", lr_multiplier=lr_multiplier) for i, o in itertools.pairwise(sizes)
     )
 
 
 class MappingNetwork(nn.Module):
-    """z [N, z_dim] and a label [N] to w [N, w_dim]; keeps the running mean of w for truncation."""
+    """Mapping network: z [N, z_dim], label [N] to w [N, w_dim]. Keeps a running mean of w for the truncation trick."""
 
     def __init__(self, config):
         super().__init__()
@@ -40,20 +40,20 @@ class MappingNetwork(nn.Module):
 
 
 class StyleBasedGenerator(nn.Module):
-    """A generator of two halves: `styles` makes the w of every layer, `synthesize` the image of these.
+    """Base class of generators in two halves: `styles` computes a w for every layer, `synthesize` the image.
 
-    A family gives `mapping`, `num_ws`, `noise_resolutions` and `synthesize`.
+    Subclasses define `mapping`, `num_ws`, `noise_resolutions` and `synthesize`.
     """
 
     supports = frozenset({"style_mixing", "truncation", "noise"})
     mapping: MappingNetwork
     num_ws: int
-    noise_resolutions: list[int]  # of each layer with noise, in their order
-    truncated_layers: int | None = None  # the first so many are truncated unless the caller says otherwise; None: all
+    noise_resolutions: list[int]  # one entry a layer with noise
+    truncated_layers: int | None = None  # default number of truncated layers, from the first; None for all
 
     @property
     def ws_in_use(self) -> int:
-        """How many of `num_ws` are read at the present stage of growth."""
+        """Number of ws that are read at the current stage of progressive growing."""
         return self.num_ws
 
     def forward(
@@ -66,7 +66,7 @@ class StyleBasedGenerator(nn.Module):
         truncation_layers: int | None = None,
         noise: str | Sequence[str] = "random",
     ) -> Tensor:
-        """`synthesize` of `styles`, with their arguments."""
+        """`synthesize(styles(z, label))`, with their arguments."""
         options = {"style_mixing": style_mixing, "truncation": truncation, "truncation_layers": truncation_layers}
         return self.synthesize(self.styles(z, label, **options), noise=noise)
 
@@ -79,16 +79,16 @@ class StyleBasedGenerator(nn.Module):
         truncation: float | Tensor = 1.0,
         truncation_layers: int | None = None,
     ) -> Tensor:
-        """The w of every layer, [N, num_ws, w_dim].
+        """A w for every layer, [N, num_ws, w_dim].
 
         Args:
             z: [N, z_dim] from N(0, 1).
             label: [N] int64 class indices, for a conditional generator.
-            style_mixing: probability that a sample's later layers take the w of another latent.
-            truncation: psi; w is drawn towards its mean by this factor (1: not at all). A number, or a 0-dim tensor
-                where it is to stay an input of what is traced or captured.
-            truncation_layers: in the first so many layers; None for what the family does: StyleGAN in 8, the details of
-                higher resolutions being left as they are, StyleGAN2 in all.
+            style_mixing: probability that a sample's later layers use the w of a second latent.
+            truncation: psi, `w_avg + psi * (w - w_avg)`; 1 for none. A number, or a 0-dim tensor, which stays an input
+                of a traced or captured call.
+            truncation_layers: number of truncated layers, from the first; None for the family's: StyleGAN 8, so that
+                fine details keep their variety, StyleGAN2 all.
 
         Raises:
             ValueError: a label is missing, or `truncation_layers` is negative.
@@ -112,24 +112,23 @@ class StyleBasedGenerator(nn.Module):
     def synthesize(self, ws: Tensor, *, noise: str | Sequence[str] = "random") -> Tensor:
         """ws [N, num_ws, w_dim] to an image [N, channels, R, R] of nominal range [-1, 1], fp32.
 
-        `noise` is "random", "const" (the fixed noise image of each layer) or "none", or a sequence of these words, one
-        for each of `noise_resolutions`; ValueError for anything else.
+        Args:
+            noise: "random", "const" (a fixed noise map for each layer) or "none"; or a sequence of these, one for each
+                of `noise_resolutions`. Raises ValueError for anything else.
         """
         raise NotImplementedError
 
 
 def noise_modes(noise: str | Sequence[str], layers: int) -> list[str]:
-    """`noise` as `StyleBasedGenerator.synthesize` takes it, as one word for each of so many layers."""
-    words = [noise] * layers if isinstance(noise, str) else list(noise)
-    if len(words) != layers or not {*words} <= {"random", "const", "none"}:
-        raise ValueError(
-            f"noise is {noise!r}, must be 'random', 'const' or 'none', or {layers} such words, one a layer"
-        )
-    return words
+    """The `noise` argument of `StyleBasedGenerator.synthesize` as a list with an entry for each layer."""
+    modes = [noise] * layers if isinstance(noise, str) else list(noise)
+    if len(modes) != layers or not {*modes} <= {"random", "const", "none"}:
+        raise ValueError(f"noise is {noise!r}, must be 'random', 'const' or 'none', or {layers} of these, one a layer")
+    return modes
 
 
 def fixed_noise(noise: str, const: Tensor) -> Tensor | None:
-    """What a layer whose fixed noise is `const` adds for one of these words; None: drawn anew."""
+    """The noise map of a layer: `const` or zeros; None for "random", which the layer draws itself."""
     if noise == "random":
         return None
     return const if noise == "const" else torch.zeros_like(const)

@@ -1,4 +1,4 @@
-"""StyleGAN: mapping network, styles by instance norm, noise, growth (Karras et al. 2019, arXiv 1812.04948)."""
+"""StyleGAN: mapping network, AdaIN, noise, progressive growing (Karras et al. 2019, arXiv 1812.04948)."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from fastgan.ops.layout import channels_last
 
 
 class SynthesisLayer(nn.Module):
-    """A convolution, and in one operation noise, bias, leaky ReLU, instance norm and style."""
+    """A convolution, and one fused operation with noise, bias, leaky ReLU and AdaIN (figure 1b)."""
 
     def __init__(self, config, conv: nn.Module, channels: int, resolution: int):
         super().__init__()
@@ -28,7 +28,7 @@ class SynthesisLayer(nn.Module):
 
 def _same(channels: int) -> nn.Module:
     conv = EqualizedConv2d(channels, channels, 3, bias=False)
-    conv.weight_gain *= SQRT2  # that of the leaky ReLU: noise and bias come in between
+    conv.weight_gain *= SQRT2  # gain of the leaky ReLU, in the weight because noise and bias come in between
     return conv
 
 
@@ -39,7 +39,7 @@ def _up(in_channels: int, out_channels: int) -> nn.Module:
 
 
 class Generator(StyleBasedGenerator, ProgressiveGrowing):
-    """z [N, z_dim], label [N] to an image [N, channels, R, R] of nominal range [-1, 1], fp32; R that of the stage."""
+    """z [N, z_dim], label [N] to an image [N, channels, R, R], nominally in [-1, 1], fp32; R as the stage."""
 
     supports = StyleBasedGenerator.supports | ProgressiveGrowing.supports
     truncated_layers = 8  # up to 32x32
@@ -52,7 +52,7 @@ class Generator(StyleBasedGenerator, ProgressiveGrowing):
         self.mapping = MappingNetwork(config)
         channels = [config.features(r) for r in config.resolutions]
         self.const = nn.Parameter(torch.ones(1, channels[0], 4, 4))
-        self.layers = nn.ModuleList()  # two a level
+        self.layers = nn.ModuleList()  # two a resolution
         for i, (r, c) in enumerate(zip(config.resolutions, channels, strict=True)):
             first = _up(channels[i - 1], c) if i else nn.Identity()
             self.layers.append(SynthesisLayer(config, first, c, r))
@@ -80,6 +80,6 @@ class Generator(StyleBasedGenerator, ProgressiveGrowing):
 
 
 class Discriminator(pggan.Discriminator):
-    """As PGGAN's, with a low-pass filter before every halving."""
+    """PGGAN's discriminator with a low-pass filter before each downsampling (section 2)."""
 
     blur = True

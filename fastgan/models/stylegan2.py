@@ -1,6 +1,6 @@
-"""StyleGAN2: mapping network, skip generator, residual discriminator (Karras et al. 2020, arXiv 1912.04958).
+"""StyleGAN2: weight demodulation, skip generator, residual discriminator (Karras et al. 2020, arXiv 1912.04958).
 
-Section 4.1 compares three architectures of either network; all are here ("skip", "resnet" and "orig").
+Both networks have the three architectures that section 4.1 compares: "skip", "resnet" and "orig".
 """
 
 import itertools
@@ -26,12 +26,12 @@ from fastgan.ops import noise_bias_act
 from fastgan.ops.arithmetic import to_arithmetic
 from fastgan.ops.layout import channels_last
 
-ANY_SHAPE = True  # also of images that are not square
-HALF = math.sqrt(0.5)  # both branches of a residual block are scaled so that the variance of their sum stays 1
+ANY_SHAPE = True  # images need not be square
+SQRT_HALF = math.sqrt(0.5)  # scales both branches of a residual block, so that their sum keeps the variance
 
 
 def _scaled(clamp: float | None, gain: float) -> float | None:
-    """The limit of activations behind a gain."""
+    """The limit of activations after a gain."""
     return None if clamp is None else clamp * gain
 
 
@@ -45,9 +45,9 @@ def resolution_independent_names(config) -> tuple[dict[str, str], dict[str, str]
 
 
 class SynthesisLayer(nn.Module):
-    """Modulated 3x3 convolution, noise, bias, leaky ReLU: the convolution and one elementwise pass.
+    """Modulated 3x3 convolution with demodulation, noise, bias, leaky ReLU (figure 2d).
 
-    `gain` is of the result, beside the sqrt(2) of the activation.
+    `gain` scales the output, in addition to the activation's sqrt(2).
     """
 
     def __init__(self, config, in_channels: int, out_channels: int, resolution: int, up: int = 1, gain: float = 1.0):
@@ -56,17 +56,17 @@ class SynthesisLayer(nn.Module):
         self.conv = ModulatedConv2d(in_channels, out_channels, 3, up=up, resample_filter=config.resample_filter)
         epilogue = {"gain": math.sqrt(2) * gain, "clamp": _scaled(config.conv_clamp, gain)}
         self.epilogue = NoiseBiasLeakyReLU(out_channels, noise=config.noise, **epilogue)
-        self.plane = config.feature_size(resolution)
-        self.register_buffer("noise_const", torch.randn(1, 1, *self.plane) if config.noise else None)
+        self.size = config.feature_size(resolution)
+        self.register_buffer("noise_const", torch.randn(1, 1, *self.size) if config.noise else None)
 
     def forward(self, x: Tensor, style: Tensor, noise: str, *, scaled: bool = False, post: Tensor | None = None):
-        field = None if self.noise_const is None else fixed_noise(noise, self.noise_const)
-        shape = (x.shape[0], 1, *self.plane)
-        return self.conv(x, style, scaled=scaled, post=post, **self.epilogue.arguments(shape, x.device, field))
+        noise = None if self.noise_const is None else fixed_noise(noise, self.noise_const)
+        shape = (x.shape[0], 1, *self.size)
+        return self.conv(x, style, scaled=scaled, post=post, **self.epilogue.arguments(shape, x.device, noise))
 
 
 class ToRGB(nn.Module):
-    """Modulated 1x1 convolution to the image, not demodulated: so narrow that a matrix product a sample serves."""
+    """Modulated 1x1 convolution to the image, without demodulation; computed as one matrix product a sample."""
 
     def __init__(self, config, in_channels: int):
         super().__init__()
@@ -85,19 +85,19 @@ class ToRGB(nn.Module):
 
 
 class UpsampleSkip(nn.Sequential):
-    """The skip of a residual block that doubles the resolution: the convolution where there are fewer pixels."""
+    """Skip connection of a residual block in the generator: 1x1 convolution, then upsampling, which is cheaper."""
 
     def __init__(self, config, in_channels: int, out_channels: int):
         super().__init__()
         self.conv = EqualizedConv2d(in_channels, out_channels, 1, bias=False)
-        self.conv.weight_gain *= HALF  # in the small weight instead of the large activation
+        self.conv.weight_gain *= SQRT_HALF  # scales the small weight, not the large activation
         self.up = Upsample2d(config.resample_filter)
 
 
 class Synthesis(GradientCheckpointing):
-    """ws [N, num_ws, w_dim] to the image: one ToRGB a resolution, summed while upsampling ("skip" architecture).
+    """ws [N, num_ws, w_dim] to an image [N, channels, H, W] in fp32 (figure 7).
 
-    Of the architectures "resnet" and "orig" the last resolution alone has a ToRGB.
+    "skip" has a ToRGB at each resolution and sums the upsampled images. "resnet" and "orig" have one at the end.
     """
 
     def __init__(self, config):
@@ -112,7 +112,7 @@ class Synthesis(GradientCheckpointing):
         self.skip = nn.ModuleList()
         for r, before, after in zip(config.resolutions[1:], channels, channels[1:], strict=False):
             self.up.append(SynthesisLayer(config, before, after, r, up=2))
-            self.same.append(SynthesisLayer(config, after, after, r, gain=HALF if residual else 1.0))
+            self.same.append(SynthesisLayer(config, after, after, r, gain=SQRT_HALF if residual else 1.0))
             if residual:
                 self.skip.append(UpsampleSkip(config, before, after))
         self.sums_images = config.generator_architecture == "skip"
@@ -131,22 +131,22 @@ class Synthesis(GradientCheckpointing):
         return to_arithmetic(image if self.sums_images else self.to_rgb[0](x, w[-1]))
 
     def _doubled(self, x: Tensor, image: Tensor | None, i: int, w: Sequence[Tensor], noise: Sequence[str]):
-        """Feature maps and image of the next resolution."""
+        """Feature maps and image at the next resolution."""
         up, same = self.up[i], self.same[i]
         style = same.affine(w[1])
-        y = up(x, up.affine(w[0]), noise[0], post=style)  # read by `same` alone: it may be scaled here
+        y = up(x, up.affine(w[0]), noise[0], post=style)  # only `same` reads y, so its style is applied here
         y = same(y, style, noise[1], scaled=True)
         if self.sums_images:
             return y, self._upsampled(image) + self.to_rgb[i + 1](y, w[2])
         return (y + self.skip[i](x) if self.skip else y), None
 
     def _upsampled(self, image: Tensor) -> Tensor:
-        with torch.autocast(image.device.type, enabled=False):  # errors of 16 bits would add up
+        with torch.autocast(image.device.type, enabled=False):  # 16-bit rounding errors would add up
             return self.upsample(to_arithmetic(image))
 
 
 class Generator(StyleBasedGenerator):
-    """z [N, z_dim], label [N] to an image [N, channels, H, W] of nominal range [-1, 1], fp32."""
+    """z [N, z_dim], label [N] to an image [N, channels, H, W], nominally in [-1, 1], fp32."""
 
     def __init__(self, config):
         super().__init__()
@@ -163,7 +163,7 @@ class Generator(StyleBasedGenerator):
 
 
 class PlainBlock(nn.Sequential):
-    """Halves the resolution by two convolutions (StyleGAN2-ADA's CIFAR-10 has these)."""
+    """Two 3x3 convolutions, the second one downsampling by 2 ("skip" and "orig")."""
 
     def __init__(self, config, in_channels: int, out_channels: int):
         super().__init__()
@@ -173,25 +173,25 @@ class PlainBlock(nn.Sequential):
 
 
 class ResidualBlock(nn.Module):
-    """Halves the resolution by two convolutions, and beside them by one of a single pixel."""
+    """Two 3x3 convolutions, the second one downsampling by 2, beside a downsampling 1x1 convolution ("resnet")."""
 
     def __init__(self, config, in_channels: int, out_channels: int):
         super().__init__()
         clamp, down = config.conv_clamp, {"down": 2, "resample_filter": config.resample_filter}
         self.conv = EqualizedConv2d(in_channels, in_channels, 3, act="lrelu", clamp=clamp)
-        clamp = _scaled(clamp, HALF)  # as before the sum's scaling
+        clamp = _scaled(clamp, SQRT_HALF)  # limits the same values as before scaling by sqrt(1/2)
         self.down = EqualizedConv2d(in_channels, out_channels, 3, act="lrelu", gain=1.0, clamp=clamp, **down)
         self.skip = EqualizedConv2d(in_channels, out_channels, 1, bias=False, **down)
-        self.skip.weight_gain *= HALF
+        self.skip.weight_gain *= SQRT_HALF
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.conv(x)) + self.skip(x)  # sqrt(2) of lrelu and sqrt(1/2) of the sum make gain 1
+        return self.down(self.conv(x)) + self.skip(x)  # lrelu's sqrt(2) times sqrt(1/2) is gain 1
 
 
 class Discriminator(GradientCheckpointing):
     """image [N, channels, H, W], label [N] to logits [N] in fp32; labels by projection (Miyato & Koyama 2018).
 
-    The label's direction is its embedding, or what dense layers behind that make of it (StyleGAN2-ADA).
+    As in StyleGAN2-ADA, `discriminator_mapping_layers` may follow the embedding of the label.
     """
 
     def __init__(self, config):
@@ -202,7 +202,7 @@ class Discriminator(GradientCheckpointing):
         self.from_rgb = EqualizedConv2d(config.channels, channels[0], 1, act="lrelu", clamp=clamp)
         block = ResidualBlock if config.discriminator_architecture == "resnet" else PlainBlock
         self.blocks = nn.ModuleList(block(config, i, o) for i, o in itertools.pairwise(channels))
-        self.from_smaller = nn.ModuleList()  # what "skip" makes of the image at each lower resolution
+        self.from_smaller = nn.ModuleList()  # "skip": image to feature maps at each lower resolution
         if config.discriminator_architecture == "skip":
             clamps = [clamp] * (len(channels) - 2) + [None]  # the official code has none at 4x4
             for width, limit in zip(channels[1:], clamps, strict=True):
@@ -217,11 +217,13 @@ class Discriminator(GradientCheckpointing):
         self.out = EqualizedLinear(last, last if config.num_classes else 1)
 
     def layers_from_image(self) -> list[nn.Module]:
-        """As the official code counts them for `--freezed`."""
+        """Counted as by the official code's `--freezed`."""
         layers = [self.from_rgb]
         for i, block in enumerate(self.blocks):
             layers += block.children()
-            layers += self.from_smaller[i : i + 1] if i + 1 < len(self.blocks) else []  # that of 4x4 is of the end
+            layers += (
+                self.from_smaller[i : i + 1] if i + 1 < len(self.blocks) else []
+            )  # the one at 4x4 belongs to the end
         return layers
 
     def forward(self, image: Tensor, label: Tensor | None = None) -> Tensor:

@@ -1,12 +1,12 @@
-// The one header through which our CUDA sources reach the GPU: kernel launches, shared memory, vector access, sums.
+// The only header through which the CUDA sources reach the GPU: kernel launches, shared memory, vector access, sums.
 //
 // A .cu file includes this header, the C++ standard library and headers of this folder, nothing else. It is compiled
-// twice: by nvcc for the GPU, and by an ordinary C++ compiler with -DFASTGAN_EMULATE for the tests, which then execute
-// the kernels on the CPU and check them (tests/emulation/cuda_emulation.h says what is checked). For both to work:
+// twice: by nvcc for the GPU, and by an ordinary C++ compiler with -DFASTGAN_EMULATE for the tests, which execute the
+// kernels on the CPU and check them (see tests/emulation/cuda_emulation.h). For both to work:
 //
-//   * launch by gpu::Launch, declare shared memory by SHARED and DYN_SHARED: no <<<>>>, no raw __shared__;
-//   * no inline PTX, cooperative groups, wmma, cp.async, __activemask;
-//   * every thread of a block reaches every __syncthreads(): a `live` flag, not an early return;
+//   * launch through gpu::Launch, declare shared memory with SHARED and DYN_SHARED: no <<<>>>, no raw __shared__;
+//   * no inline PTX, cooperative groups, wmma, cp.async or __activemask;
+//   * every thread of a block reaches every __syncthreads(): use a `live` flag, not an early return;
 //   * masks of warp operations name exactly the lanes that take part; blocks are whole warps, or masks are exact;
 //   * no kernel waits for another block; no object in a kernel has a destructor that matters.
 #pragma once
@@ -23,8 +23,8 @@
 
 #include "cuda_emulation.h"
 
-// Device functions that can be the subject of a complaint take the place of their caller as last, default arguments;
-// GPU_HERE hands it on. Only the emulation has them.
+// Device functions that the emulation may complain about take the caller's place as last, default arguments. GPU_HERE
+// passes it on. Only the emulation has them.
 #define GPU_PLACE , const char *file = __builtin_FILE(), int line = __builtin_LINE()
 #define GPU_HERE , file, line
 #define GPU_BARRIER() __syncthreads(file, line)
@@ -50,8 +50,8 @@
 // SHARED(float, tile, [16][17]) declares an array in static shared memory.
 #define SHARED(T, name, extents) __shared__ T name extents
 
-// DYN_SHARED(float, rows) declares a pointer to the shared memory that the launch asked for. All such declarations of
-// one kernel name the same bytes. The untyped array behind it lets instantiations of a template use different types.
+// DYN_SHARED(float, rows) declares a pointer to the launch's dynamic shared memory. All such declarations in a kernel
+// name the same bytes. The untyped array behind it lets instantiations of a template use different types.
 #define DYN_SHARED(T, name)                                                          \
     extern __shared__ __align__(16) unsigned char fastgan_dynamic_shared[];          \
     static_assert(alignof(T) <= 16, "dynamic shared memory is aligned to 16 bytes"); \
@@ -68,9 +68,9 @@ constexpr unsigned full_mask = 0xffffffffu;
 
 namespace detail {
 
-// A 64-bit count handed to a 32-bit kernel parameter would be cut off silently, here as with <<<>>>.
+// A 64-bit count passed to a 32-bit kernel parameter would be truncated silently, as with <<<>>>.
 template <class P, class A>
-constexpr bool keeps_integers = !(std::is_integral_v<P> && std::is_integral_v<A>) || sizeof(A) <= sizeof(P);
+constexpr bool fits_parameter = !(std::is_integral_v<P> && std::is_integral_v<A>) || sizeof(A) <= sizeof(P);
 
 #ifndef FASTGAN_EMULATE
 
@@ -98,7 +98,7 @@ inline std::string shape(dim3 d) {
 
 inline void check(cudaError_t status, const char* what) {
     if (status == cudaSuccess) return;
-    cudaGetLastError();  // else torch would report our error again, at some later call of its own
+    cudaGetLastError();  // else torch would report this error again at a later call
     throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
 }
 
@@ -106,9 +106,9 @@ inline void check(cudaError_t status, const char* what) {
 
 }  // namespace detail
 
-// gpu::Launch(grid, block, shared_bytes, stream)(kernel<float, 4>, arguments...) launches a kernel.
-// `stream` is a cudaStream_t. The kernel's dynamic shared memory limit is raised as needed. Throws std::runtime_error,
-// naming kernel, launch shape and cause, if the launch is refused (errors while a kernel runs surface later).
+// gpu::Launch(grid, block, shared_bytes, stream)(kernel<float, 4>, arguments...) launches a kernel. `stream` is a
+// cudaStream_t. Raises the kernel's limit of dynamic shared memory as needed. Throws std::runtime_error with kernel,
+// launch shape and cause if the launch is refused; errors while a kernel runs surface later.
 class Launch {
 public:
 #ifdef FASTGAN_EMULATE
@@ -125,7 +125,7 @@ public:
     template <class... P, class... A>
     void operator()(void (*kernel)(P...), A... arguments) const {
         static_assert(sizeof...(P) == sizeof...(A), "wrong number of kernel arguments");
-        static_assert((detail::keeps_integers<P, A> && ...),
+        static_assert((detail::fits_parameter<P, A> && ...),
                       "an integer argument is wider than the kernel's parameter");
         std::tuple<P...> parameters(static_cast<P>(arguments)...);
 #ifdef FASTGAN_EMULATE
@@ -167,8 +167,8 @@ private:
 #endif
 };
 
-// Makes `device` the current one for a scope: a tensor need not lie on the GPU that is current. Throws
-// std::runtime_error if there is no such device.
+// Makes `device` current for a scope, since a tensor need not lie on the current GPU. Throws std::runtime_error if
+// there is no such device.
 class DeviceGuard {
 public:
 #ifdef FASTGAN_EMULATE
@@ -192,7 +192,7 @@ private:
     [[maybe_unused]] bool changed_ = false;
 };
 
-// Bytes of shared memory that a block may have on the current device, if its launch asks for them.
+// Bytes of shared memory that a block can have on the current device, if its launch asks for them.
 inline std::size_t max_shared_bytes() {
 #ifdef FASTGAN_EMULATE
     return 227 * 1024;
@@ -207,7 +207,7 @@ inline std::size_t max_shared_bytes() {
 
 // ------------------------------------------------------------------------------------------------------- conversions
 
-// to<A>(x): a stored value as arithmetic type A, which is float or double.
+// to<A>(x): a stored value converted to the arithmetic type A, float or double.
 template <class A, class T>
 __device__ __forceinline__ A to(T x) {
     static_assert(std::is_floating_point_v<A>, "arithmetic is in float or double");
@@ -220,7 +220,7 @@ __device__ __forceinline__ A to(T x) {
     }
 }
 
-// from<T>(a): an arithmetic value rounded to nearest even in storage type T; 16-bit types are reached through float.
+// from<T>(a): an arithmetic value rounded to nearest even in storage type T; to 16-bit types by way of float.
 template <class T, class A>
 __device__ __forceinline__ T from(A a) {
     static_assert(std::is_floating_point_v<A>, "arithmetic is in float or double");
@@ -233,7 +233,7 @@ __device__ __forceinline__ T from(A a) {
     }
 }
 
-// a * b, rounded: never contracted with a sum that it goes into.
+// a * b, rounded: never contracted with a following sum.
 #ifdef FASTGAN_EMULATE  // compiled without contraction
 template <class A>
 A rounded_product(A a, A b) {
@@ -246,7 +246,7 @@ __device__ __forceinline__ double rounded_product(double a, double b) { return _
 
 // ----------------------------------------------------------------------------------------------------- vector access
 
-// V values that are read or written at once; 16 bytes is the widest access that every card has.
+// V values that are read or written at once. 16 bytes is the widest access that every GPU has.
 template <class T, int V>
 struct alignas(sizeof(T) * V) Vec {
     T v[V];
@@ -255,28 +255,13 @@ struct alignas(sizeof(T) * V) Vec {
 namespace detail {
 
 #ifndef FASTGAN_EMULATE
+// An integer type of so many bytes.
 template <std::size_t bytes>
-struct Word {};
-template <>
-struct Word<1> {
-    using type = unsigned char;
-};
-template <>
-struct Word<2> {
-    using type = unsigned short;
-};
-template <>
-struct Word<4> {
-    using type = unsigned int;
-};
-template <>
-struct Word<8> {
-    using type = uint2;
-};
-template <>
-struct Word<16> {
-    using type = uint4;
-};
+using Word = std::conditional_t<
+    bytes == 16, uint4,
+    std::conditional_t<
+        bytes == 8, uint2,
+        std::conditional_t<bytes == 4, unsigned, std::conditional_t<bytes == 2, unsigned short, unsigned char>>>>;
 #endif
 
 template <class T, int V>
@@ -291,7 +276,7 @@ __device__ __forceinline__ void check_vector(const T* p GPU_PLACE) {
 
 }  // namespace detail
 
-// load<V>(p), store(p, vec): one access of V values. p must be a multiple of the vector's size.
+// load<V>(p), store(p, vec): one access of V values. p must be aligned to the size of the vector.
 template <int V, class T>
 __device__ __forceinline__ Vec<T, V> load(const T* p GPU_PLACE) {
     detail::check_vector<T, V>(p GPU_HERE);
@@ -304,14 +289,14 @@ __device__ __forceinline__ void store(T* p, const Vec<T, V>& value GPU_PLACE) {
     *reinterpret_cast<Vec<T, V>*>(p) = value;
 }
 
-// The same for global memory that nobody reads again soon: it is the first to leave the caches.
+// The same for global memory that is not read again soon: it is evicted from the caches first.
 template <int V, class T>
 __device__ __forceinline__ Vec<T, V> load_streaming(const T* p GPU_PLACE) {
 #ifdef FASTGAN_EMULATE
     return load<V>(p GPU_HERE);
 #else
     detail::check_vector<T, V>(p);
-    using Word = typename detail::Word<sizeof(T) * V>::type;
+    using Word = detail::Word<sizeof(T) * V>;
     union Both {
         Word word;
         Vec<T, V> value;
@@ -328,7 +313,7 @@ __device__ __forceinline__ void store_streaming(T* p, const Vec<T, V>& value GPU
     store<V>(p, value GPU_HERE);
 #else
     detail::check_vector<T, V>(p);
-    using Word = typename detail::Word<sizeof(T) * V>::type;
+    using Word = detail::Word<sizeof(T) * V>;
     __stcs(reinterpret_cast<Word*>(p), *reinterpret_cast<const Word*>(&value));
 #endif
 }
@@ -341,7 +326,7 @@ __device__ __forceinline__ int thread_in_block() {
 
 __device__ __forceinline__ int threads_in_block() { return static_cast<int>(blockDim.x * blockDim.y * blockDim.z); }
 
-// Sum over the 32 lanes of a warp, all of which must call; every lane gets it. The order of addition is fixed.
+// Sum over the 32 lanes of a warp, all of which must call; every lane gets it. The order of additions is fixed.
 template <class A>
 __device__ __forceinline__ A warp_sum(A value GPU_PLACE) {
     GPU_UNROLL
@@ -352,7 +337,7 @@ __device__ __forceinline__ A warp_sum(A value GPU_PLACE) {
 }
 
 // N sums over the threads of a block, all of which must call, a multiple of 32; every thread gets them. The order of
-// addition is fixed. The first barrier separates writers from readers, the second lets the caller call again.
+// additions is fixed. The first barrier separates writers from readers, the second permits the next call.
 template <class A, int N>
 __device__ __forceinline__ void block_sum(A (&values)[N] GPU_PLACE) {
     SHARED(A, partial, [N * warp_size]);

@@ -1,15 +1,28 @@
-// The second stage of sums over samples and positions: each piece of the work has left its own, and these are added up
-// in a fixed order.
+// Sums on the GPU, always in a fixed order and without atomics. Blocks leave partial sums in a workspace, and a second
+// kernel adds these up.
 #pragma once
 
 #include "common/gpu_values.h"
 
 namespace fastgan::cuda {
 
-constexpr int BLOCK = 256;  // threads of every block
+// Sum over `count` threads (a power of two) that are `stride` apart, of which this one is number `index`: valid in the
+// first. All threads of the block must call.
+template <class S>
+FASTGAN_INLINE S sum_in_block(S value, int index, int count, int stride) {
+    SHARED(S, slots, [BLOCK]);
+    __syncthreads();
+    slots[threadIdx.x] = value;
+    for (int half = count / 2; half > 0; half /= 2) {
+        __syncthreads();
+        if (index < half) slots[threadIdx.x] += slots[threadIdx.x + half * stride];
+    }
+    return slots[threadIdx.x];
+}
 
-// Adds up `pieces` sums of each channel, [pieces, sums, C]. Grid: (groups, tiles of 32 channels); a group is a sample
-// where the gradient is one a sample. out: [groups, C]; block: 32 channels x 8 slices of the pieces.
+// out[group, channel] = sum over pieces of partial[group, piece, which, channel], with `sums` sums a piece. A group is
+// a sample for a gradient per sample, else everything. Grid: (groups, tiles of 32 channels), block: 32 channels x 8
+// slices.
 template <class S>
 __global__ void add_pieces(const S* partial, S* out, int64_t pieces, int64_t c, int sums, int which) {
     SHARED(S, slices, [8][32]);
@@ -17,8 +30,8 @@ __global__ void add_pieces(const S* partial, S* out, int64_t pieces, int64_t c, 
     const int64_t channel = int64_t(blockIdx.y) * 32 + lane, group = blockIdx.x;
     S total = 0;
     if (channel < c) {
-        for (int64_t i = slice; i < pieces; i += 8)
-            total += partial[((group * pieces + i) * sums + which) * c + channel];
+        const S* from = partial + (group * pieces * sums + which) * c + channel;
+        for (int64_t i = slice; i < pieces; i += 8) total += from[i * sums * c];
     }
     slices[slice][lane] = total;
     __syncthreads();
@@ -28,13 +41,13 @@ __global__ void add_pieces(const S* partial, S* out, int64_t pieces, int64_t c, 
     }
 }
 
-// The sum of all channels' sums: for a strength that all channels share. One block.
+// out[row] = factor * sum of the row's `count` numbers. One block for each row.
 template <class S>
-__global__ void add_channels(const S* channels, S* out, int64_t c) {
-    S total[1] = {0};
-    for (int64_t i = threadIdx.x; i < c; i += BLOCK) total[0] += channels[i];
-    gpu::block_sum(total);
-    if (threadIdx.x == 0) *out = total[0];
+__global__ void add_row(const S* rows, S* out, int64_t count, double factor) {
+    S total = 0;
+    for (int64_t i = threadIdx.x; i < count; i += BLOCK) total += rows[blockIdx.x * count + i];
+    total = gpu::block_sum(total);
+    if (threadIdx.x == 0) out[blockIdx.x] = total * S(factor);
 }
 
 }  // namespace fastgan::cuda

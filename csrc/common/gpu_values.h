@@ -1,17 +1,15 @@
-// What CUDA sources share beyond gpu.h: the functions on one number that the arithmetic headers are written in, and the
-// sizes that follow from a dtype.
+// The functions on single numbers that the arithmetic.h headers need (simd.h has them for vectors).
 #pragma once
 
 #include <cmath>
 
-#include "common/gpu.h"
-#include "common/types.h"
+#include "common/gpu_plan.h"
 
-// For the arithmetic.h of an operation, which the CPU sources include as well.
+// Names for the arithmetic.h headers, which CPU and CUDA sources share.
 #define FASTGAN_VALUES gpu_values
 #define FASTGAN_INLINE __device__ __forceinline__
 
-namespace gpu_values {  // the functions on one number that the shared arithmetic is written in
+namespace gpu_values {
 
 template <class V, class S>
 FASTGAN_INLINE V broadcast(S value) {
@@ -43,24 +41,3 @@ FASTGAN_INLINE float hyperbolic_tangent(float x) { return tanhf(x); }
 FASTGAN_INLINE double hyperbolic_tangent(double x) { return tanh(x); }
 
 }  // namespace gpu_values
-
-namespace fastgan::cuda {
-
-// The type of arithmetic for an activation type.
-template <class T>
-struct ArithmeticOf {
-    using type = float;
-};
-template <>
-struct ArithmeticOf<double> {
-    using type = double;
-};
-
-// Elements of a 16-byte access.
-inline int elements_of_16_bytes(Dtype dtype) { return dtype == Dtype::float32 ? 4 : dtype == Dtype::float64 ? 2 : 8; }
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-inline bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
-
-}  // namespace fastgan::cuda

@@ -1,4 +1,4 @@
-// Which instruction sets the CPU has, and which of the compiled ones is in use.
+// Which instruction sets the CPU has, which were compiled, and which is in use.
 #include "common/isa.h"
 
 #include <atomic>
@@ -82,7 +82,7 @@ std::vector<std::pair<std::string, bool>> cpu_features() {
         {"sse2", true},
         {"avx2", FASTGAN_REPORTS("avx2")},
         {"fma", FASTGAN_REPORTS("fma")},
-#ifdef FASTGAN_WITH_AVX2  // a compiler too old for these instructions does not know their names either
+#ifdef FASTGAN_WITH_AVX2  // a compiler too old for AVX2 does not know this name either
         {"f16c", FASTGAN_REPORTS("f16c")},
 #endif
         {"avx512f", FASTGAN_REPORTS("avx512f")},

@@ -1,4 +1,4 @@
-// The CPU kernels are compiled once for each instruction set; this says which are there, and calls the one in use.
+// Run-time dispatch of the CPU kernels, which are compiled once per instruction set.
 #pragma once
 
 #include <string>
@@ -13,14 +13,14 @@ std::vector<std::string> isas_compiled();
 std::string isa_in_use();
 // Throws std::invalid_argument for a name that is unknown, was not compiled, or that this CPU cannot execute.
 void use_isa(const std::string& name);
-// What the CPU and the operating system report, for people.
+// The features that the CPU and the operating system report, for display.
 std::vector<std::pair<std::string, bool>> cpu_features();
 
 Isa current_isa();
 
 }  // namespace fastgan
 
-// FASTGAN_CPU_ENTRY(result, name, argument type) declares `name` in the namespace of each instruction set and defines
+// FASTGAN_CPU_ENTRY(result, name, argument type) declares `name` in the namespace of each instruction set, and defines
 // fastgan::cpu::name, which calls the one in use.
 #ifdef FASTGAN_WITH_AVX2
 #define FASTGAN_DECLARE_AVX2(R, NAME, A) \

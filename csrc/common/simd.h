@@ -1,10 +1,10 @@
-// Vectors of one instruction set, for the CPU kernels: what width it has, loads and stores of every activation type,
-// and the few functions that activations need. Written with the compiler's vector extensions, so that the same lines
-// serve SSE2, AVX2, AVX-512 and NEON; intrinsics only where the extensions give poor code.
+// SIMD vectors for the CPU kernels: width, loads and stores of every activation type, math functions, threads. Written
+// with the compiler's vector extensions, so that one source serves SSE2, AVX2, AVX-512 and NEON. Intrinsics appear only
+// where the extensions compile to poor code.
 //
-// Everything is in the namespace of the instruction set: inline code from objects built with different flags is merged
-// by the linker, and a portable path would then execute AVX-512. For the same reason no template of the standard
-// library may be used here.
+// Everything lives in the namespace of the instruction set, since the linker merges inline code from objects that were
+// built with different flags: the baseline path would then execute AVX-512. For the same reason no template of the
+// standard library may be used in CPU kernels.
 #pragma once
 
 #include <stdint.h>
@@ -16,13 +16,19 @@
 #include <omp.h>
 #endif
 
+#include "common/types.h"
+
 #ifndef FASTGAN_ISA
 #error "FASTGAN_ISA names the instruction set: baseline, avx2 or avx512"
 #endif
 
-// For the arithmetic.h of an operation, which the CUDA sources include as well.
+// Names for the arithmetic.h headers, which CPU and CUDA sources share.
 #define FASTGAN_VALUES FASTGAN_ISA
 #define FASTGAN_INLINE inline
+
+// For functions outside of the inner loops that many instantiations call: inlined in all of them, they would make up
+// most of the code and of the time to compile it.
+#define FASTGAN_NOINLINE __attribute__((noinline))
 
 namespace FASTGAN_ISA {
 
@@ -48,7 +54,7 @@ struct Float16 {
     uint16_t bits;
 };
 
-// The type of arithmetic and its vector, for an activation type.
+// Type of the arithmetic for an activation type, and its vector.
 template <class T>
 struct Arithmetic {
     typedef float Scalar;
@@ -65,7 +71,7 @@ constexpr int lanes() {
     return VECTOR_BYTES / sizeof(V{}[0]);
 }
 
-// Every lane the same. By name of the vector: the compiler builds a loop over lanes from one insertion each.
+// The same value in every lane. Specialised, since the compiler would insert the lanes one by one.
 template <class V>
 inline V broadcast(double value);
 #if defined(__AVX512F__)
@@ -115,7 +121,7 @@ inline VUint broadcast_bits(uint32_t value) {
 #endif
 }
 
-// Of all lanes, by halves.
+// Sum of all lanes, by halves.
 #if defined(__AVX512F__)
 inline float sum(VFloat v) { return _mm512_reduce_add_ps((__m512)v); }
 inline double sum(VDouble v) { return _mm512_reduce_add_pd((__m512d)v); }
@@ -154,7 +160,7 @@ inline VFloat widen(VHalf h, BFloat16) {
 #endif
 }
 
-// Rounds to nearest, ties to even; any NaN becomes a quiet one. (AVX-512 flushes subnormal numbers, below 2^-126, to 0.)
+// Rounds to nearest even; a NaN becomes a quiet NaN. AVX-512 flushes subnormals (below 2^-126) to 0.
 inline VHalf narrow(VFloat f, BFloat16) {
 #if defined(__AVX512F__)
     return (VHalf)_mm512_cvtneps_pbh((__m512)f);
@@ -196,10 +202,10 @@ inline VHalf narrow(VFloat f, Float16) {
     VUint bits = (VUint)f;
     VUint sign = (bits >> 16) & 0x8000, rest = bits & 0x7fffffff;
     VUint normal = (rest - (112u << 23) + 0xfff + ((rest >> 13) & 1)) >> 13;
-    // Below the smallest normal half, an addition of 0.5 leaves the rounded mantissa in the low bits.
+    // Below the smallest normal fp16 number, adding 0.5 leaves the rounded mantissa in the low bits.
     VUint subnormal = (VUint)((VFloat)rest + 0.5f) - 0x3f000000u;
     VUint magnitude = rest < (113u << 23) ? subnormal : normal;
-    magnitude = rest >= 0x477ff000u ? broadcast_bits(0x7c00u) : magnitude;  // overflow, after rounding, and infinity
+    magnitude = rest >= 0x477ff000u ? broadcast_bits(0x7c00u) : magnitude;  // overflow after rounding, or infinity
     magnitude = rest > 0x7f800000u ? broadcast_bits(0x7e00u) : magnitude;
     return __builtin_convertvector(magnitude | sign, VHalf);
 #endif
@@ -208,12 +214,13 @@ inline VHalf narrow(VFloat f, Float16) {
 // Sizes -------------------------------------------------------------------------------------------------------------
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t max(int64_t a, int64_t b) { return a < b ? b : a; }
 
 // Loads and stores --------------------------------------------------------------------------------------------------
-// `load_n` and `store_n` take the first n elements: the rest of a row. `stream` writes past the caches and needs an
-// address aligned to the bytes it writes.
+// `load_n` and `store_n` access only the first n elements, for the tail of a row. `stream` is a non-temporal store: it
+// bypasses the caches and needs an address aligned to the bytes it writes.
 
 inline VFloat load(const float* p) {
     VFloat v;
@@ -281,7 +288,8 @@ template <class T>
 inline void stream(T* p, VFloat v) {
     stream_bytes(p, narrow(v, T{}));
 }
-// What does not fit into the caches anyway goes past them: a plain store would first read what it overwrites.
+// Whether an output of this size is better streamed: it will not stay in the caches, and a plain store would first read
+// the lines that it overwrites.
 inline bool worth_streaming(int64_t bytes) { return bytes >= (24 << 20); }
 inline bool is_aligned(const void* p) { return (uintptr_t)p % VECTOR_BYTES == 0; }
 inline void stream_fence() {
@@ -290,14 +298,15 @@ inline void stream_fence() {
 #endif
 }
 
-// Asks for what a loop that reads on from `p` comes to so many bytes later: the hardware does not look as far ahead.
+// Prefetches what a loop that advances through `p` will read AHEAD bytes later. Hardware prefetchers look less far
+// ahead.
 template <int AHEAD = 2048, class T>
 inline void prefetch(const T* p) {
     __builtin_prefetch((const char*)p + AHEAD);
 }
 
 // Words -------------------------------------------------------------------------------------------------------------
-// What products are made of: a word of 32 bits is a number of fp32, or two of bf16, whose products are added up.
+// Operands of the matrix products: a 32-bit word holds one fp32 number, or two bf16 numbers whose products are summed.
 
 typedef uint32_t Word;
 
@@ -309,7 +318,7 @@ inline VUint load_words(const Word* p) {
 
 inline void store_words(Word* p, VUint v) { memcpy(p, &v, sizeof v); }
 
-// sums + the products of the numbers in `a` and `b`, lane by lane.
+// sums + a * b, lane by lane; for bf16 both products of a lane.
 inline VFloat add_products(VFloat sums, VUint a, VUint b, float) { return sums + (VFloat)a * (VFloat)b; }
 inline VFloat add_products(VFloat sums, VUint a, VUint b, BFloat16) {
 #if defined(__AVX512BF16__)
@@ -322,7 +331,7 @@ inline VFloat add_products(VFloat sums, VUint a, VUint b, BFloat16) {
 
 // Threads -----------------------------------------------------------------------------------------------------------
 
-// As many as a parallel region has at most, and the number of the one that asks.
+// Threads of a parallel region at most, and the index of the calling thread.
 inline int64_t max_threads() {
 #if defined(_OPENMP)
     return omp_get_max_threads();
@@ -338,13 +347,13 @@ inline int64_t thread_index() {
 #endif
 }
 
-// Pieces in a row, [begin, end), of which a thread takes from the front and others from the back, one at a time.
+// A range [begin, end) of indices. Its owner takes indices from the front, other threads steal from the back.
 struct alignas(64) Range {
-    uint64_t bounds;  // begin, and in the upper half end
+    uint64_t bounds;  // begin in the lower half, end in the upper
 
     void set(int64_t begin, int64_t end) { bounds = (uint64_t)end << 32 | (uint64_t)begin; }
 
-    // The number of a piece that is left, or -1.
+    // The next index, or -1 if none is left.
     int64_t take(bool front) {
         uint64_t seen = __atomic_load_n(&bounds, __ATOMIC_RELAXED), left;
         int64_t taken;
@@ -358,40 +367,44 @@ struct alignas(64) Range {
     }
 };
 
-// Calls `piece` with each number below `pieces` (which is below 2^32), on all threads if `parallel`. A thread begins with
-// a run of its own, the same in every call on tensors of a shape, as torch's threads do: what its core's cache holds of
-// them is what it needs, which a core with a cache of its own would have to fetch from the other. Then it takes from the
-// end of what others have left: a thread may be late, since to wake up takes as long as a million elements do. Which
-// thread makes a piece has no influence on the result.
+// Work-stealing parallel loop: calls `body(i)` for all i < count (which is below 2^32), on all threads if `parallel`.
+//
+// Each thread starts with its own contiguous range, the same in every call of one shape (as in torch), so that it finds
+// its part of the tensors in its core's cache. It then steals from the ends of the other ranges: a thread may start
+// late, since waking up takes as long as a million elements do. Which thread runs an index must not affect the result.
 template <class F>
-inline void parallel_for(int64_t pieces, bool parallel, const F& piece) {
+inline void parallel_for(int64_t count, bool parallel, const F& body) {
 #if defined(_OPENMP)
-    const int64_t most = 256, team = max_threads() < most ? max_threads() : most;
-    if (parallel && team > 1 && pieces > 1) {
-        Range ranges[most];
-        for (int64_t i = 0; i < team; ++i) ranges[i].set(pieces * i / team, pieces * (i + 1) / team);
+    constexpr int64_t MAX_TEAM = 256;
+    const int64_t team = min(max_threads(), MAX_TEAM);
+    if (parallel && team > 1 && count > 1) {
+        Range ranges[MAX_TEAM];
+        for (int64_t i = 0; i < team; ++i) ranges[i].set(count * i / team, count * (i + 1) / team);
 #pragma omp parallel num_threads((int)team)
         for (int64_t i = 0; i < team; ++i) {
             Range& range = ranges[(thread_index() + i) % team];
-            for (int64_t k = range.take(i == 0); k >= 0; k = range.take(i == 0)) piece(k);
+            for (int64_t k = range.take(i == 0); k >= 0; k = range.take(i == 0)) body(k);
         }
         return;
     }
 #endif
-    for (int64_t i = 0; i < pieces; ++i) piece(i);
+    for (int64_t i = 0; i < count; ++i) body(i);
 }
 
+// Whether work on this many elements is worth waking other threads.
+inline bool worth_threads(int64_t elements) { return elements > 16384; }
+
 // Groups ------------------------------------------------------------------------------------------------------------
-// What a loop over channels takes at once: one vector, but two for bf16. A register of bf16 pairs is two vectors of
-// floats after one shift and one mask, and becomes one again as cheaply, if the first is to hold the even elements and
-// the second the odd ones. So channels have an order within a group; whatever goes with them must be laid out in it.
+// Channels that a loop handles at once: one vector, but two for bf16. A register of bf16 pairs becomes two float
+// vectors by one shift and one mask, and back as cheaply, if the first holds the even channels and the second the odd
+// ones. So channels are permuted within a group, and per-channel parameters are laid out in the same order (`slot_of`).
 
 template <class T>
 struct Group {
     typedef typename Arithmetic<T>::Vector V;
     static constexpr int vectors = 1;
     static constexpr int size = lanes<V>();
-    static int slot(int channel) { return channel; }  // where a channel of the group stands
+    static int slot(int channel) { return channel; }  // position of a channel in its group
     V v[vectors];
 };
 
@@ -422,7 +435,7 @@ inline Group<BFloat16> load_group(const BFloat16* p) {
     return {{(VFloat)(pairs << 16), (VFloat)(pairs & 0xffff0000u)}};
 }
 
-inline VUint rounded_to_bfloat16(VFloat f) {  // in the upper half; a NaN is left as it is
+inline VUint rounded_to_bfloat16(VFloat f) {  // in the upper half; keeps NaN
     VUint bits = (VUint)f;
     VUint up = 0x7fff + ((bits >> 16) & 1);
     return bits + (up & (VUint)(f == f));
@@ -444,6 +457,13 @@ inline void store_group(BFloat16* p, const Group<BFloat16>& g) {
 }
 inline void stream_group(BFloat16* p, const Group<BFloat16>& g) { stream_bytes(p, (VFloat)pairs_of(g)); }
 
+// Position of a channel in a row that is laid out in the order of groups.
+template <class T>
+inline int64_t slot_of(int64_t channel) {
+    const int size = Group<T>::size;
+    return channel / size * size + Group<T>::slot(channel % size);
+}
+
 template <class T>
 inline Group<T> load_group_n(const T* p, int64_t n) {
     alignas(VECTOR_BYTES) T row[Group<T>::size] = {};
@@ -457,7 +477,7 @@ inline void store_group_n(T* p, const Group<T>& g, int64_t n) {
     memcpy(p, row, n * sizeof(T));
 }
 
-// What kernels write: a vector or a group, past the caches if `streamed`; or, with PART, the first n elements of one.
+// Stores a vector or a group, streaming if `streamed`; with PART, only its first n elements.
 template <bool PART, class T, class V>
 inline void put(T* p, V v, int64_t n, bool streamed) {
     if constexpr (PART) {
@@ -479,6 +499,37 @@ inline void put_group(T* p, const Group<T>& g, int64_t n, bool streamed) {
     }
 }
 
+// Tags for generic lambdas over a row: a whole vector (or group), or the first elements of one.
+struct Whole {
+    static constexpr bool part = false;
+};
+struct Part {
+    static constexpr bool part = true;
+};
+
+// Whether to stream `bytes` of output into `to` (and a second output `also`), written in units of `unit` elements along
+// rows of `row` elements: every store must be aligned.
+inline bool should_stream(int64_t bytes, int64_t row, int64_t unit, const void* to, const void* also = nullptr) {
+    return is_aligned(to) && is_aligned(also) && row % unit == 0 && worth_streaming(bytes);
+}
+
+// Dtypes ------------------------------------------------------------------------------------------------------------
+
+// Calls f(T()) with the element type T of a dtype.
+template <class F>
+inline void for_dtype(fastgan::Dtype dtype, const F& f) {
+    switch (dtype) {
+        case fastgan::Dtype::float32: return f(float());
+        case fastgan::Dtype::bfloat16: return f(BFloat16());
+        case fastgan::Dtype::float16: return f(Float16());
+        case fastgan::Dtype::float64: return f(double());
+    }
+}
+
+inline int64_t arithmetic_bytes(fastgan::Dtype dtype) {
+    return dtype == fastgan::Dtype::float64 ? sizeof(double) : sizeof(float);
+}
+
 // Functions ---------------------------------------------------------------------------------------------------------
 
 template <class V>
@@ -489,7 +540,7 @@ template <class V>
 inline V maximum(V a, V b) {
     return a > b ? a : b;
 }
-// a * b, rounded: the compiler may not contract it with a sum.
+// a * b, rounded: never contracted with a following sum.
 template <class V>
 inline V rounded_product(V a, V b) {
     V c = a * b;
@@ -514,11 +565,12 @@ inline VDouble reciprocal_sqrt(VDouble x) {
     return 1.0 / x;
 }
 
-// exp to 1 ulp or so: 2^n * exp(r), |r| <= ln(2)/2, coefficients as in Cephes expf. From 88.38 on n is 128, whose bits are
-// those of infinity: a sigmoid far below zero is 0 then, as elsewhere. Below -87.3 it stays at 1.2e-38.
+// exp to about 1 ulp: 2^n * exp(r), |r| <= ln(2)/2, with the coefficients of Cephes expf. At x >= 88.38, n is 128 and
+// 2^n has the bits of infinity: sigmoid far below zero becomes 0, as elsewhere. Below -87.3 the result stays at
+// 1.2e-38.
 inline VFloat exponential(VFloat x) {
-    x = minimum(broadcast<VFloat>(88.7f), maximum(broadcast<VFloat>(-87.3f), x));  // a NaN stays one
-    VFloat n = x * 1.44269504088896341f + 12582912.0f - 12582912.0f;               // rounds to an integer
+    x = minimum(broadcast<VFloat>(88.7f), maximum(broadcast<VFloat>(-87.3f), x));  // keeps NaN
+    VFloat n = x * 1.44269504088896341f + 12582912.0f - 12582912.0f;               // round to an integer
     VFloat r = x - n * 0.693359375f + n * 2.12194440e-4f;
     VFloat p = broadcast<VFloat>(1.9875691500e-4f);
     p = p * r + 1.3981999507e-3f;
@@ -530,7 +582,7 @@ inline VFloat exponential(VFloat x) {
     return p * (VFloat)((__builtin_convertvector(n, VInt) + 127) << 23);
 }
 
-// log(1 + e) for e in [0, 1]; coefficients as in Cephes logf, about the nearer of 1 and 2.
+// log(1 + e) for e in [0, 1], with the coefficients of Cephes logf, around the nearer of 1 and 2.
 inline VFloat log_one_plus(VFloat e) {
     VInt upper = e > 0.41421356f;
     VFloat x = upper ? (e - 1.0f) * 0.5f : e;
@@ -547,7 +599,7 @@ inline VFloat log_one_plus(VFloat e) {
     return upper ? p + 0.693147180559945309f : p;
 }
 
-// Coefficients as in Cephes tanhf, used below 0.625; above, 1 - 2 / (exp(2|x|) + 1).
+// tanh: below 0.625 the polynomial of Cephes tanhf; above, 1 - 2 / (exp(2|x|) + 1).
 inline VFloat hyperbolic_tangent(VFloat x) {
     VFloat z = x * x;
     VFloat p = broadcast<VFloat>(-5.70498872745e-3f);
@@ -561,7 +613,7 @@ inline VFloat hyperbolic_tangent(VFloat x) {
     return magnitude < 0.625f ? p : (x < 0 ? -far : far);
 }
 
-// Double precision is for checking gradients: one lane at a time.
+// Double precision is for gradcheck: one lane at a time.
 inline VDouble exponential(VDouble x) {
     for (int i = 0; i < lanes<VDouble>(); ++i) x[i] = __builtin_exp(x[i]);
     return x;

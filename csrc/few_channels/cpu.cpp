@@ -1,50 +1,53 @@
-// few_channels on the CPU: compiled once for each instruction set, in the namespace of that name.
+// few_channels on the CPU, compiled once per instruction set.
 //
-// All three maps read or write `many` once, and that is what takes time where there are few multiplications: so `many` is
-// walked through in rows, and what belongs to a row of it, a few rows of `few`, lies in the L1 cache as floats, with its
-// borders. With a position of `many` go `numbers` of these, its window; each is one offset from the window's first.
+// All three maps read or write `many` once, which takes most of the time, since there are few multiplications. So the
+// loops walk through the rows of `many`, and keep the rows of `few` that belong to them as floats in the L1 cache,
+// borders included. Each position of `many` belongs to a window of `few`: `numbers` = kh * kw * o values at fixed
+// offsets from the first.
 //
-// The sums of outer are cut into segments of a length that depends on the shape alone, each with its own result, which
-// are then added up in order: results do not depend on the number of threads.
+// The sums of outer are cut into segments whose length depends on the shape alone, each with its own result. These are
+// added up in a fixed order, so that results do not depend on the number of threads.
 #include "common/simd.h"
 
 #include "few_channels/call.h"
 
-namespace FASTGAN_ISA::of_few {
+namespace FASTGAN_ISA {
 
 using fastgan::FewChannelsCall;
+
+namespace {
 using fastgan::FewChannelsMap;
 
 typedef VFloat V;
 constexpr int LANES = lanes<V>();
 #if defined(__AVX512F__)
-constexpr int MOST = 9;  // numbers of a window that outer sums at once, for two vectors of channels: 18 of 32 registers
-constexpr int PIXELS = 8;  // that gather makes at once, of two vectors of channels
+constexpr int MAX_NUMBERS = 9;  // that outer sums at a time, for two vectors of channels: 18 of 32 registers
+constexpr int PIXELS = 8;       // that gather computes at a time, for two vectors of channels
 #else
-constexpr int MOST = 6;  // ... 12 of 16
+constexpr int MAX_NUMBERS = 6;  // 12 of 16 registers
 constexpr int PIXELS = 4;
 #endif
 
-static int64_t whole(int64_t a) { return ceil_div(a, LANES) * LANES; }
+int64_t whole_vectors(int64_t a) { return round_up(a, LANES); }
 
 struct Plan {
-    int64_t numbers, columns;  // of a window; ... in whole vectors
-    int64_t channels, words;   // of `many`, in whole vectors, and in words
-    int64_t rows;              // of a piece, of `many`; for scatter `stride` times as many of `few`
+    int64_t numbers, columns;  // of a window; rounded up to whole vectors
+    int64_t channels, words;   // of `many`, rounded up to whole vectors; in words
+    int64_t rows;  // rows of `many` in a piece; for scatter the piece has `stride` times as many rows of `few`
     int64_t pieces_of_image, pieces;
-    int64_t row, window_rows;          // floats of a row of `few` with its borders; rows of a piece at most
-    int64_t matrix, window, products;  // floats: of the weight, of a thread's rows of `few`, of its products
-    int64_t segments, sums;            // of outer; floats of each one's sums
+    int64_t row, window_rows;          // floats of a row of `few` with its borders; rows of a window, at most
+    int64_t matrix, window, products;  // floats of the rearranged weight, of a thread's window, and of its products
+    int64_t segments, sums;            // of outer; floats of a segment's sums
 };
 
 template <class T>
-static Plan plan_of(const FewChannelsCall& call) {
-    const int64_t floats = 4096;   // of `few`, of a piece: half of an L1 cache
+Plan plan_of(const FewChannelsCall& call) {
+    const int64_t floats = 4096;   // of `few` in a piece: half of an L1 cache
     const int64_t work = 4 << 20;  // multiplications of a segment
     Plan p{};
     p.numbers = call.kh * call.kw * call.o;
-    p.columns = whole(p.numbers);
-    p.channels = whole(call.c);
+    p.columns = whole_vectors(p.numbers);
+    p.channels = whole_vectors(call.c);
     p.words = call.c * sizeof(T) / sizeof(Word);
     p.row = max(call.stride * (call.width - 1) + call.kw, call.left + call.few_width) * call.o;
     p.rows = min(call.height, max(1, floats / (p.row * call.stride)));
@@ -52,7 +55,7 @@ static Plan plan_of(const FewChannelsCall& call) {
     p.pieces_of_image = scatters ? ceil_div(call.few_height, p.rows * call.stride) : ceil_div(call.height, p.rows);
     p.pieces = call.n * p.pieces_of_image;
     p.window_rows = call.stride * p.rows + 2 * call.kh;
-    p.window = whole(p.window_rows * p.row);
+    p.window = whole_vectors(p.window_rows * p.row);
     if (scatters) {
         p.products = call.width * p.columns;
         p.matrix = p.words * p.columns;
@@ -66,11 +69,11 @@ static Plan plan_of(const FewChannelsCall& call) {
     return p;
 }
 
-static int64_t workspace(const Plan& p) {
+int64_t workspace(const Plan& p) {
     return (p.matrix + p.segments * p.sums + max_threads() * (p.window + p.products)) * (int64_t)sizeof(float);
 }
 
-// How far the numbers of a window lie from its first.
+// Offsets of a window's numbers from its first.
 struct Offsets {
     int64_t of[64];
 
@@ -82,32 +85,31 @@ struct Offsets {
     }
 };
 
-// Where `weight` has the number k of a window, for the first channel.
-static int64_t place_of(const FewChannelsCall& call, int64_t k) {
+// Index in `weight` of number k of a window, for the first channel.
+int64_t place_of(const FewChannelsCall& call, int64_t k) {
     const int64_t tap = k / call.o, taps = call.kh * call.kw;
     return k % call.o * call.step_o + (call.flipped ? taps - 1 - tap : tap) * call.step_tap;
 }
 
-static inline float number(float value) { return value; }
-static inline float number(BFloat16 value) {
+inline float number(float value) { return value; }
+inline float number(BFloat16 value) {
     const uint32_t bits = (uint32_t)value.bits << 16;
     float f;
     memcpy(&f, &bits, sizeof f);
     return f;
 }
 
-// A row of `few` to floats, or back.
+// Converts a row of `few` to floats, or back.
 template <class From, class To>
-static void convert(const From* from, int64_t count, To* to) {
+void convert(const From* from, int64_t count, To* to) {
     int64_t i = 0;
     for (; i + LANES <= count; i += LANES) store(to + i, load(from + i));
     if (i < count) store_n(to + i, load_n(from + i, count - i), count - i);
 }
 
-// The rows of `few` that go with some of `many`, from `row` on, with zeros around them.
+// Loads the rows of `few` that belong to `rows` rows of `many` from `row` on, with zeros around them.
 template <class T>
-static void load_window(const FewChannelsCall& call, const Plan& p, int64_t image, int64_t row, int64_t rows,
-                        float* to) {
+void load_window(const FewChannelsCall& call, const Plan& p, int64_t image, int64_t row, int64_t rows, float* to) {
     const int64_t before = call.left * call.o, count = call.few_width * call.o;
     for (int64_t i = 0; i < call.stride * (rows - 1) + call.kh; ++i, to += p.row) {
         const int64_t y = call.stride * row + i - call.top;
@@ -124,8 +126,8 @@ static void load_window(const FewChannelsCall& call, const Plan& p, int64_t imag
 // Gather ------------------------------------------------------------------------------------------------------------
 
 template <class T, int COUNT, int VECTORS>
-static inline void gather_pixels(const float* window, const Offsets& offsets, int64_t step, const float* matrix,
-                                 const Plan& p, int64_t left, T* to, int64_t to_step) {
+inline void gather_pixels(const float* window, const Offsets& offsets, int64_t step, const float* matrix, const Plan& p,
+                          int64_t left, T* to, int64_t to_step) {
     V sums[COUNT][VECTORS] = {};
     for (int64_t k = 0; k < p.numbers; ++k, matrix += p.channels) {
         V of_matrix[VECTORS];
@@ -138,7 +140,7 @@ static inline void gather_pixels(const float* window, const Offsets& offsets, in
     for (int i = 0; i < COUNT; ++i) {
         for (int j = 0; j < VECTORS; ++j) {
             T* there = to + i * to_step + j * LANES;
-            if (j + 1 < VECTORS || left >= VECTORS * LANES) {  // only the last may be cut off
+            if (j + 1 < VECTORS || left >= VECTORS * LANES) {  // only the last may be partial
                 store(there, sums[i][j]);
             } else {
                 store_n(there, sums[i][j], left - j * LANES);
@@ -148,8 +150,8 @@ static inline void gather_pixels(const float* window, const Offsets& offsets, in
 }
 
 template <class T, int COUNT>
-static inline void gather_some(const FewChannelsCall& call, const Plan& p, const float* window, const Offsets& offsets,
-                               const float* matrix, T* to) {
+inline void gather_some(const FewChannelsCall& call, const Plan& p, const float* window, const Offsets& offsets,
+                        const float* matrix, T* to) {
     const int64_t step = call.stride * call.o;
     int64_t c = 0;
     for (; c + LANES < call.c; c += 2 * LANES) {
@@ -161,7 +163,7 @@ static inline void gather_some(const FewChannelsCall& call, const Plan& p, const
 }
 
 template <class T>
-static void gather(const FewChannelsCall& call, const Plan& p) {
+void gather(const FewChannelsCall& call, const Plan& p) {
     float *matrix = (float*)call.workspace, *spaces = matrix + p.matrix;
     const T* weight = (const T*)call.weight;
     for (int64_t k = 0; k < p.numbers; ++k) {
@@ -171,7 +173,7 @@ static void gather(const FewChannelsCall& call, const Plan& p) {
         }
     }
     const Offsets offsets(call, p);
-    parallel_for(p.pieces, call.n * call.height * call.width * call.c > 16384, [&](int64_t piece) {
+    parallel_for(p.pieces, worth_threads(call.n * call.height * call.width * call.c), [&](int64_t piece) {
         const int64_t image = piece / p.pieces_of_image, first = piece % p.pieces_of_image * p.rows;
         const int64_t rows = min(p.rows, call.height - first);
         float* window = spaces + thread_index() * p.window;
@@ -192,11 +194,12 @@ static void gather(const FewChannelsCall& call, const Plan& p) {
 
 // Scatter -----------------------------------------------------------------------------------------------------------
 
-// What some pixels of `many` give to the numbers of their windows: sums over channels.
+// Products of some pixels of `many` with the matrix, summed over channels: their contribution to the numbers of each
+// window.
 template <class T, int COUNT, int VECTORS>
-static inline void multiply_pixels(const T* many, int64_t many_step, const Word* matrix, int64_t words, int64_t columns,
-                                   float* products) {
-    const char* next = (const char*)(many + COUNT * many_step);  // read in strips, which the hardware does not foresee
+inline void multiply_pixels(const T* many, int64_t many_step, const Word* matrix, int64_t words, int64_t columns,
+                            float* products) {
+    const char* next = (const char*)(many + COUNT * many_step);  // strips, which hardware prefetchers do not detect
     for (int64_t i = 0; i < COUNT * many_step * (int64_t)sizeof(T); i += 64) __builtin_prefetch(next + i);
     V sums[COUNT][VECTORS] = {};
     for (int64_t word = 0; word < words; ++word, matrix += columns) {
@@ -215,8 +218,8 @@ static inline void multiply_pixels(const T* many, int64_t many_step, const Word*
 }
 
 template <class T, int COUNT, int VECTORS>
-static inline void multiply_row(const FewChannelsCall& call, const Plan& p, const T* many, const Word* matrix,
-                                float* products) {
+inline void multiply_row(const FewChannelsCall& call, const Plan& p, const T* many, const Word* matrix,
+                         float* products) {
     int64_t x = 0;
     for (; x + COUNT <= call.width; x += COUNT) {
         multiply_pixels<T, COUNT, VECTORS>(many + x * call.c, call.c, matrix, p.words, p.columns,
@@ -228,7 +231,7 @@ static inline void multiply_row(const FewChannelsCall& call, const Plan& p, cons
 }
 
 template <class T>
-static void scatter(const FewChannelsCall& call, const Plan& p) {
+void scatter(const FewChannelsCall& call, const Plan& p) {
     Word* matrix = (Word*)call.workspace;  // [words, columns]
     float* spaces = (float*)(matrix + p.matrix);
     memset(matrix, 0, p.matrix * sizeof(Word));
@@ -239,9 +242,9 @@ static void scatter(const FewChannelsCall& call, const Plan& p) {
             memcpy((T*)(matrix + c / pair * p.columns + k) + c % pair, from + c * call.step_c, sizeof(T));
         }
     }
-    parallel_for(p.pieces, call.n * call.height * call.width * call.c > 16384, [&](int64_t piece) {
+    parallel_for(p.pieces, worth_threads(call.n * call.height * call.width * call.c), [&](int64_t piece) {
         const int64_t image = piece / p.pieces_of_image, first = piece % p.pieces_of_image * p.rows * s;
-        const int64_t last = min(first + p.rows * s, call.few_height);  // rows of `few`: up to this one
+        const int64_t last = min(first + p.rows * s, call.few_height);                      // end of the rows of `few`
         const int64_t begin = max(0, ceil_div(max(0, first + call.top - call.kh + 1), s));  // of `many`
         const int64_t end = min(call.height, (last - 1 + call.top) / s + 1);
         float *window = spaces + thread_index() * (p.window + p.products), *products = window + p.window;
@@ -267,7 +270,7 @@ static void scatter(const FewChannelsCall& call, const Plan& p) {
             T* to = (T*)call.few + (image * call.few_height + y) * count;
             const int64_t row = y - (begin * s - call.top);
             if (row < 0 || row >= there) {
-                memset(to, 0, count * sizeof(T));  // between the taps of all
+                memset(to, 0, count * sizeof(T));  // between all taps
             } else {
                 convert(window + row * p.row + call.left * call.o, count, to);
             }
@@ -277,15 +280,15 @@ static void scatter(const FewChannelsCall& call, const Plan& p) {
 
 // Outer -------------------------------------------------------------------------------------------------------------
 
-// Adds to the sums of some numbers of the window, and of some channels, what a row of `many` gives.
+// Adds the products of a row of `many` with its windows: NUMBERS numbers of each window, VECTORS vectors of channels.
 template <class T, int NUMBERS, int VECTORS>
-static inline void add_row(const float* window, const int64_t* offsets, int64_t step, const T* many, int64_t many_step,
-                           int64_t left, int64_t width, float* to, int64_t channels) {
+inline void add_row(const float* window, const int64_t* offsets, int64_t step, const T* many, int64_t many_step,
+                    int64_t left, int64_t width, float* to, int64_t channels) {
     V sums[NUMBERS][VECTORS] = {};
     for (int64_t x = 0; x < width; ++x, window += step, many += many_step) {
         V of_many[VECTORS];
         for (int j = 0; j < VECTORS; ++j) {
-            const bool full = j + 1 < VECTORS || left >= VECTORS * LANES;  // only the last may be cut off
+            const bool full = j + 1 < VECTORS || left >= VECTORS * LANES;  // only the last may be partial
             of_many[j] = full ? load(many + j * LANES) : load_n(many + j * LANES, left - j * LANES);
         }
 #pragma GCC unroll 16
@@ -304,8 +307,8 @@ static inline void add_row(const float* window, const int64_t* offsets, int64_t 
 }
 
 template <class T, int NUMBERS>
-static void add_numbers(const FewChannelsCall& call, const Plan& p, const float* window, const int64_t* offsets,
-                        const T* many, float* to) {
+void add_numbers(const FewChannelsCall& call, const Plan& p, const float* window, const int64_t* offsets, const T* many,
+                 float* to) {
     const int64_t step = call.stride * call.o;
     int64_t c = 0;
     for (; c + LANES < call.c; c += 2 * LANES) {
@@ -317,8 +320,8 @@ static void add_numbers(const FewChannelsCall& call, const Plan& p, const float*
 }
 
 template <class T>
-static void add_numbers(const FewChannelsCall& call, const Plan& p, int64_t count, const float* window,
-                        const int64_t* offsets, const T* many, float* to) {
+void add_numbers(const FewChannelsCall& call, const Plan& p, int64_t count, const float* window, const int64_t* offsets,
+                 const T* many, float* to) {
     switch (count) {
         case 1: return add_numbers<T, 1>(call, p, window, offsets, many, to);
         case 2: return add_numbers<T, 2>(call, p, window, offsets, many, to);
@@ -335,10 +338,10 @@ static void add_numbers(const FewChannelsCall& call, const Plan& p, int64_t coun
 }
 
 template <class T>
-static void outer(const FewChannelsCall& call, const Plan& p) {
+void outer(const FewChannelsCall& call, const Plan& p) {
     float *sums = (float*)call.workspace, *spaces = sums + p.segments * p.sums;
     const Offsets offsets(call, p);
-    const int64_t at_once = ceil_div(p.numbers, ceil_div(p.numbers, MOST));
+    const int64_t at_once = ceil_div(p.numbers, ceil_div(p.numbers, MAX_NUMBERS));
     parallel_for(p.segments, p.segments > 1, [&](int64_t segment) {
         float *to = sums + segment * p.sums, *window = spaces + thread_index() * p.window;
         memset(to, 0, p.sums * sizeof(float));
@@ -370,7 +373,7 @@ static void outer(const FewChannelsCall& call, const Plan& p) {
 }
 
 template <class T>
-static void run(const FewChannelsCall& call) {
+void run(const FewChannelsCall& call) {
     const Plan p = plan_of<T>(call);
     switch (call.map) {
         case FewChannelsMap::gather: return gather<T>(call, p);
@@ -379,16 +382,15 @@ static void run(const FewChannelsCall& call) {
     }
 }
 
-}  // namespace FASTGAN_ISA::of_few
+}  // namespace
 
-namespace FASTGAN_ISA {
+// Entry points, called through FASTGAN_CPU_ENTRY (common/isa.h).
 
-void few_channels(const fastgan::FewChannelsCall& call) {
-    call.dtype == fastgan::Dtype::float32 ? of_few::run<float>(call) : of_few::run<BFloat16>(call);
+void few_channels(const FewChannelsCall& call) {
+    call.dtype == fastgan::Dtype::float32 ? run<float>(call) : run<BFloat16>(call);
 }
-int64_t few_channels_workspace(const fastgan::FewChannelsCall& call) {
-    return of_few::workspace(call.dtype == fastgan::Dtype::float32 ? of_few::plan_of<float>(call)
-                                                                   : of_few::plan_of<BFloat16>(call));
+int64_t few_channels_workspace(const FewChannelsCall& call) {
+    return workspace(call.dtype == fastgan::Dtype::float32 ? plan_of<float>(call) : plan_of<BFloat16>(call));
 }
 
 }  // namespace FASTGAN_ISA

@@ -1,49 +1,18 @@
-// filtered_noise_bias_act on the GPU: NHWC, 16 bytes of channels a thread, some adjacent outputs of a row, whose filtered
-// values stay in registers. The backward pass filters x again instead of reading what the forward pass would have had to
-// write. Its sums are taken in two stages of fixed order; the second, of a few numbers a channel, is the launcher's.
+// filtered_noise_bias_act on the GPU: NHWC, 16 bytes of channels a thread, and a few adjacent outputs of a row, whose
+// filtered values stay in registers. The backward pass filters x again, instead of reading filtered values that forward
+// would have had to write. Its sums take two stages; the launcher does the second.
+#include "common/gpu_sums.h"
+#include "filtered_noise_bias_act/call.h"
+#include "noise_bias_act/gpu.h"
 #include "upfirdn2d/gpu.h"
 
-#include "noise_bias_act/arithmetic.h"
-
-#include "filtered_noise_bias_act/call.h"
-
 namespace fastgan::cuda {
+namespace {
 
-using namespace gpu_values;
-
-constexpr int BLOCK = 256;
-constexpr int MAX_BLOCKS = 2112;  // 16 for each of an H100's multiprocessors; more work than that is looped over
-constexpr int FORWARD_RUN = 4, BACKWARD_RUN = 2;  // outputs of a thread at once
+constexpr int FORWARD_RUN = 4, BACKWARD_RUN = 2;  // outputs that a thread computes at a time
 constexpr Act ACT = Act::piecewise_linear;
 
-template <class S>
-struct Epilogue {
-    Shape<S> shape;
-    const S *noise, *strength, *bias, *scale, *post;
-    bool noise_per_sample, strength_per_channel;
-
-    explicit Epilogue(const NoiseBiasActCall& call)
-        : shape{S(call.gain), S(call.gain * call.slope), S(1 / call.gain), S(call.clamp)},
-          noise((const S*)call.noise),
-          strength((const S*)call.strength),
-          bias((const S*)call.bias),
-          scale((const S*)call.scale),
-          post((const S*)call.post),
-          noise_per_sample(call.noise_per_sample),
-          strength_per_channel(call.strength_per_channel) {}
-
-    // Of one channel of one sample, without the noise.
-    FASTGAN_INLINE Small<S> small(int64_t sample, int64_t channel, int64_t c) const {
-        return {scale ? scale[sample * c + channel] : S(1),
-                strength ? strength[strength_per_channel ? channel : 0] : S(1), bias ? bias[channel] : S(0),
-                post ? post[sample * c + channel] : S(1), S(0)};
-    }
-    FASTGAN_INLINE S noise_at(int64_t sample, int64_t position, int64_t positions) const {
-        return noise ? noise[(noise_per_sample ? sample * positions : 0) + position] : S(0);
-    }
-};
-
-// Grid: (rows of all samples, parts of a row).
+// Grid: see RowGrid.
 template <class T, int V>
 __global__ void filtered_forward(Geometry g, Epilogue<typename ArithmeticOf<T>::type> epilogue, int runs, int vectors,
                                  const typename ArithmeticOf<T>::type* taps, const T* x, T* y) {
@@ -78,44 +47,27 @@ __global__ void filtered_forward(Geometry g, Epilogue<typename ArithmeticOf<T>::
     }
 }
 
-// How the backward pass is cut up, from the shape alone: `wide` threads along the channels, `rows` of them to a block.
-struct Plan {
-    int wide, rows;
-    int64_t tiles;       // of the channels
-    int64_t runs;        // of a row of outputs
-    int64_t per_sample;  // pieces that a sample's runs are cut into
-    int64_t length;      // runs of a piece
-};
+// The backward pass is split along the channels and along the runs of outputs of a sample.
+int64_t runs_of_row(const Upfirdn2dCall& filter) { return ceil_div(filter.ow, BACKWARD_RUN); }
 
-inline Plan plan_of(const FilteredNoiseBiasActCall& call) {
-    Plan plan;
-    const int64_t vectors = call.filter.c / elements_of_16_bytes(call.filter.dtype);
-    plan.wide = 1;
-    while (plan.wide < vectors && plan.wide < BLOCK) plan.wide *= 2;
-    plan.rows = BLOCK / plan.wide;
-    plan.tiles = ceil_div(vectors, plan.wide);
-    plan.runs = ceil_div(call.filter.ow, BACKWARD_RUN);
-    const int64_t all = plan.runs * call.filter.oh, steps = ceil_div(all, plan.rows);
-    plan.per_sample = ceil_div(MAX_BLOCKS, plan.tiles * call.filter.n);
-    if (plan.per_sample > ceil_div(steps, 4)) plan.per_sample = ceil_div(steps, 4);
-    plan.length = ceil_div(ceil_div(all, plan.per_sample), plan.rows) * plan.rows;
-    return plan;
+Split plan_of(const Upfirdn2dCall& filter) {
+    return split(filter.n, filter.c, runs_of_row(filter) * filter.oh, true, vector_size(filter.dtype));
 }
 
-// A thread keeps its channels and walks over runs; the rows of a block are added up at the end. Grid: (pieces of all
-// samples, tiles of channels). `du` is the gradient of the filter's output; sums: [pieces, 4, C].
+// A thread keeps its channels and walks over the runs of its piece; the rows of a block are summed at the end. Grid:
+// (pieces of all samples, tiles of channels). `du` is the gradient of the filter's output; sums: [pieces, 4, C].
 template <class T, int V>
-__global__ void filtered_backward(Geometry g, Epilogue<typename ArithmeticOf<T>::type> epilogue, Plan plan,
-                                  const typename ArithmeticOf<T>::type* taps, const T* x, const T* dy, T* du,
-                                  typename ArithmeticOf<T>::type* sums) {
+__global__ void filtered_backward(Geometry g, Epilogue<typename ArithmeticOf<T>::type> epilogue, Split plan,
+                                  int64_t runs, const typename ArithmeticOf<T>::type* taps, const T* x, const T* dy,
+                                  T* du, typename ArithmeticOf<T>::type* sums) {
     using S = typename ArithmeticOf<T>::type;
     SHARED(S, arranged, [8]);
     arrange_taps(g, taps, arranged);
-    const int lane = int(threadIdx.x) % plan.wide, row = int(threadIdx.x) / plan.wide;
-    const int64_t channel = (int64_t(blockIdx.y) * plan.wide + lane) * V;
-    const int64_t piece = blockIdx.x, sample = piece / plan.per_sample, all = plan.runs * g.oh;
-    const int64_t begin = piece % plan.per_sample * plan.length;
-    const int64_t end = begin + plan.length < all ? begin + plan.length : all;
+    const int lane = int(threadIdx.x) % plan.columns, row = int(threadIdx.x) / plan.columns;
+    const int64_t channel = (int64_t(blockIdx.y) * plan.columns + lane) * V;
+    const int64_t piece = blockIdx.x, sample = piece / plan.per_sample;
+    const int64_t begin = piece % plan.per_sample * plan.positions;
+    const int64_t end = min(begin + plan.positions, runs * g.oh);
     const bool live = channel < g.c;
 
     Sums<S> total[V] = {};
@@ -124,7 +76,7 @@ __global__ void filtered_backward(Geometry g, Epilogue<typename ArithmeticOf<T>:
         GPU_UNROLL
         for (int v = 0; v < V; ++v) small[v] = epilogue.small(sample, channel + v, g.c);
         for (int64_t run = begin + row; run < end; run += plan.rows) {
-            const int64_t oy = run / plan.runs, ox = run % plan.runs * BACKWARD_RUN;
+            const int64_t oy = run / runs, ox = run % runs * BACKWARD_RUN;
             S filtered[BACKWARD_RUN][V] = {};
             add_run<1, 1>(g, arranged, x + sample * g.y.size * g.x.size * g.c + channel, oy, ox, filtered);
             GPU_UNROLL
@@ -149,68 +101,51 @@ __global__ void filtered_backward(Geometry g, Epilogue<typename ArithmeticOf<T>:
             }
         }
     }
-    SHARED(S, rows, [BLOCK]);
     GPU_UNROLL
     for (int v = 0; v < V; ++v) {
         GPU_UNROLL
-        for (int which = 0; which < 4; ++which) {
-            const Sums<S>& t = total[v];
-            __syncthreads();
-            rows[threadIdx.x] = which == 0 ? t.bias : which == 1 ? t.strength : which == 2 ? t.scale : t.post;
-            for (int half = plan.rows / 2; half > 0; half /= 2) {
-                __syncthreads();
-                if (row < half) rows[threadIdx.x] += rows[threadIdx.x + half * plan.wide];
-            }
-            if (row == 0 && live) sums[(piece * 4 + which) * g.c + channel + v] = rows[threadIdx.x];
+        for (int which = 0; which < MAX_SUMS; ++which) {
+            const S sum = sum_in_block(sum_number(total[v], which), row, plan.rows, plan.columns);
+            if (row == 0 && live) sums[(piece * MAX_SUMS + which) * g.c + channel + v] = sum;
         }
     }
 }
 
 template <class T>
-void forward_of(const FilteredNoiseBiasActCall& call, void* stream) {
+void forward(const FilteredNoiseBiasActCall& call, void* stream) {
     using S = typename ArithmeticOf<T>::type;
     constexpr int V = 16 / sizeof(T);
     const Upfirdn2dCall& filter = call.filter;
-    const int64_t vectors = filter.c / V, runs = ceil_div(filter.ow, FORWARD_RUN), jobs = vectors * runs;
-    if (jobs > (int64_t(1) << 30)) throw std::runtime_error("filtered_noise_bias_act: a row of the image is too long");
-    const int64_t threads = jobs < BLOCK ? ceil_div(jobs, 32) * 32 : BLOCK, parts = ceil_div(jobs, threads);
-    const dim3 grid(unsigned(filter.n * filter.oh), unsigned(parts < 65535 ? parts : 65535));
-    gpu::Launch(grid, unsigned(threads), 0, stream)(filtered_forward<T, V>, geometry_of(filter),
+    const int64_t vectors = filter.c / V, runs = ceil_div(filter.ow, FORWARD_RUN);
+    const RowGrid rows(filter, vectors * runs);
+    gpu::Launch(rows.grid, rows.threads, 0, stream)(filtered_forward<T, V>, geometry_of(filter),
                                                     Epilogue<S>(call.epilogue), int(runs), int(vectors),
                                                     (const S*)filter.taps, (const T*)filter.x, (T*)filter.y);
 }
 
 template <class T>
-void backward_of(const FilteredNoiseBiasActCall& call, void* stream) {
+void backward(const FilteredNoiseBiasActCall& call, void* stream) {
     using S = typename ArithmeticOf<T>::type;
-    const Plan plan = plan_of(call);
+    const Split plan = plan_of(call.filter);
     const dim3 grid(unsigned(call.filter.n * plan.per_sample), unsigned(plan.tiles));
     gpu::Launch(grid, BLOCK, 0, stream)(filtered_backward<T, 16 / sizeof(T)>, geometry_of(call.filter),
-                                        Epilogue<S>(call.epilogue), plan, (const S*)call.filter.taps,
-                                        (const T*)call.filter.x, (const T*)call.epilogue.dy, (T*)call.epilogue.dx,
-                                        (S*)call.epilogue.workspace);
+                                        Epilogue<S>(call.epilogue), plan, runs_of_row(call.filter),
+                                        (const S*)call.filter.taps, (const T*)call.filter.x, (const T*)call.epilogue.dy,
+                                        (T*)call.epilogue.dx, (S*)call.epilogue.workspace);
 }
+
+}  // namespace
 
 void filtered_noise_bias_act_forward(const FilteredNoiseBiasActCall& call, int device, void* stream) {
     const gpu::DeviceGuard guard(device);
-    switch (call.filter.dtype) {
-        case Dtype::float32: return forward_of<float>(call, stream);
-        case Dtype::bfloat16: return forward_of<__nv_bfloat16>(call, stream);
-        case Dtype::float16: return forward_of<__half>(call, stream);
-        case Dtype::float64: return forward_of<double>(call, stream);
-    }
+    for_dtype(call.filter.dtype, [&](auto element) { forward<decltype(element)>(call, stream); });
 }
 
 void filtered_noise_bias_act_backward(const FilteredNoiseBiasActCall& call, int device, void* stream) {
     const gpu::DeviceGuard guard(device);
-    switch (call.filter.dtype) {
-        case Dtype::float32: return backward_of<float>(call, stream);
-        case Dtype::bfloat16: return backward_of<__nv_bfloat16>(call, stream);
-        case Dtype::float16: return backward_of<__half>(call, stream);
-        case Dtype::float64: return backward_of<double>(call, stream);
-    }
+    for_dtype(call.filter.dtype, [&](auto element) { backward<decltype(element)>(call, stream); });
 }
 
-int64_t filtered_noise_bias_act_pieces(const FilteredNoiseBiasActCall& call) { return plan_of(call).per_sample; }
+int64_t filtered_noise_bias_act_pieces(const FilteredNoiseBiasActCall& call) { return plan_of(call.filter).per_sample; }
 
 }  // namespace fastgan::cuda

@@ -1,23 +1,24 @@
-// image_batch on the CPU: compiled once for each instruction set, in the namespace of that name.
+// image_batch on the CPU, compiled once per instruction set.
 //
-// An image is a row of bytes, whatever its sides; one that is mirrored goes through a buffer in the nearest cache, into
-// which pieces of its rows are turned around.
+// An image is a row of bytes, whatever its sides. Mirrored rows are reversed piece by piece into a buffer in the
+// nearest cache, and converted from there.
 #include "common/simd.h"
 
 #include "image_batch/arithmetic.h"
 
-namespace FASTGAN_ISA::of_image_batch {
+namespace FASTGAN_ISA {
 
-using fastgan::Dtype;
 using fastgan::ImageBatchCall;
 
-constexpr int64_t PIECE = 16384;  // numbers that a thread takes at a time, about, in whole rows
-constexpr int64_t BUFFER = 4096;  // bytes that are turned around at a time
+namespace {
+
+constexpr int64_t PIECE = 16384;  // about so many elements of a piece, in whole rows
+constexpr int64_t BUFFER = 4096;  // bytes reversed at a time
 constexpr int64_t SHUFFLED = 16;  // bytes of a shuffle
 
 // Bytes to numbers ----------------------------------------------------------------------------------------------------
 
-static inline void widen_bytes(const uint8_t* p, VFloat& v) {
+inline void widen_bytes(const uint8_t* p, VFloat& v) {
 #if defined(__AVX512F__)
     v = (VFloat)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)));
 #elif defined(__AVX2__)
@@ -31,17 +32,17 @@ static inline void widen_bytes(const uint8_t* p, VFloat& v) {
     for (int i = 0; i < lanes<VFloat>(); ++i) v[i] = p[i];
 #endif
 }
-static inline void widen_bytes(const uint8_t* p, VDouble& v) {
+inline void widen_bytes(const uint8_t* p, VDouble& v) {
     for (int i = 0; i < lanes<VDouble>(); ++i) v[i] = p[i];
 }
 
 template <class T>
-static inline Group<T> load_bytes(const uint8_t* p) {
+inline Group<T> load_bytes(const uint8_t* p) {
     Group<T> g;
     widen_bytes(p, g.v[0]);
     return g;
 }
-template <>  // the even ones, then the odd ones
+template <>  // the even elements, then the odd ones
 inline Group<BFloat16> load_bytes<BFloat16>(const uint8_t* p) {
     VHalf pairs;
     memcpy(&pairs, p, sizeof pairs);
@@ -57,14 +58,14 @@ inline Group<BFloat16> load_bytes<BFloat16>(const uint8_t* p) {
 }
 
 template <class T>
-static inline Group<T> scaled_group(const uint8_t* p) {
+inline Group<T> scaled_group(const uint8_t* p) {
     Group<T> g = load_bytes<T>(p);
     for (int k = 0; k < Group<T>::vectors; ++k) g.v[k] = scaled(g.v[k]);
     return g;
 }
 
 template <class T>
-static inline void convert(const uint8_t* x, T* y, int64_t count, bool worth) {
+inline void convert(const uint8_t* x, T* y, int64_t count, bool worth) {
     const int64_t width = Group<T>::size, whole = count / width * width;
     const bool streamed = worth && is_aligned(y);
     for (int64_t i = 0; i < whole; i += width) {
@@ -80,17 +81,17 @@ static inline void convert(const uint8_t* x, T* y, int64_t count, bool worth) {
 
 // Left to right -------------------------------------------------------------------------------------------------------
 
-// Turns pixels of C channels around; of `channels` where C is 0.
+// Reverses the order of pixels of C channels, or of `channels` if C is 0.
 template <int C>
-class Turner {
+class Reverser {
 public:
-    explicit Turner(int64_t channels) : c(C ? C : channels), at_once(SHUFFLED / c) {
+    explicit Reverser(int64_t channels) : c(C ? C : channels), at_once(SHUFFLED / c) {
         for (int64_t i = 0; i < SHUFFLED; ++i) {
             order[i] = i < at_once * c ? uint8_t((at_once - 1 - i / c) * c + i % c) : uint8_t(0x80);
         }
     }
 
-    // The row of an image, W pixels, as numbers, the last pixel first.
+    // Converts a row of `w` pixels, the last pixel first.
     template <class T>
     void convert_row(const uint8_t* row, T* y, int64_t w, bool worth) const {
         if (c > SHUFFLED) {  // long pixels need no buffer
@@ -100,8 +101,8 @@ public:
         alignas(VECTOR_BYTES) uint8_t buffer[BUFFER + SHUFFLED];  // shuffles write past the last pixel
         const int64_t most = BUFFER / c;
         for (int64_t from = 0; from < w; from += most) {
-            const int64_t count = from + most < w ? most : w - from;
-            turn_around(row + (w - from - count) * c, buffer, count);
+            const int64_t count = min(most, w - from);
+            reverse(row + (w - from - count) * c, buffer, count);
             convert(buffer, y + from * c, count * c, worth);
         }
     }
@@ -112,10 +113,11 @@ private:
         for (int64_t k = 0; k < channels; ++k) y[i * channels + k] = x[(count - 1 - i) * channels + k];
     }
 
-    inline void turn_around(const uint8_t* x, uint8_t* y, int64_t count) const {
+    inline void reverse(const uint8_t* x, uint8_t* y, int64_t count) const {
         int64_t i = 0;
 #if defined(__SSSE3__)
-        // A shuffle reads 16 bytes, some of them of the pixel behind those that it turns: the last one goes alone.
+        // A shuffle reads 16 bytes, some of them of the pixel after those that it reverses: so the last pixel is copied
+        // alone.
         if (SHUFFLED % c) one(x, y, count, i++);
         const __m128i to = _mm_loadu_si128((const __m128i*)order);
         for (; i + at_once <= count; i += at_once) {
@@ -130,24 +132,24 @@ private:
     uint8_t order[SHUFFLED];  // of bytes
 };
 
-// -----------------------------------------------------------------------------------------------------------------------
+// --------------------------------------------------------------------------------------------------------------------
 
 template <class T, int C>
-static void image_batch(const ImageBatchCall& call) {
+void image_batch(const ImageBatchCall& call) {
     const uint8_t *pixels = (const uint8_t*)call.pixels, *mirrored = (const uint8_t*)call.mirrored;
     const int64_t* index = (const int64_t*)call.index;
     const int64_t row = call.w * call.c, size = call.h * row, count = call.n * size;
-    const int64_t rows = row < PIECE ? PIECE / row : 1, pieces = (call.h + rows - 1) / rows;
+    const int64_t rows = row < PIECE ? PIECE / row : 1, pieces = ceil_div(call.h, rows);
     const bool worth = worth_streaming(count * sizeof(T));
-    const Turner<C> turner(call.c);
+    const Reverser<C> reverser(call.c);
 
-    parallel_for(call.n * pieces, count > 16384, [&](int64_t piece) {
+    parallel_for(call.n * pieces, worth_threads(count), [&](int64_t piece) {
         const int64_t sample = piece / pieces, from = piece % pieces * rows;
-        const int64_t to = from + rows < call.h ? from + rows : call.h;
+        const int64_t to = min(from + rows, call.h);
         const uint8_t* x = pixels + (index ? index[sample] : sample) * size;
         T* y = (T*)call.y + sample * size;
         if (mirrored && mirrored[sample]) {
-            for (int64_t h = from; h < to; ++h) turner.convert_row(x + h * row, y + h * row, call.w, worth);
+            for (int64_t h = from; h < to; ++h) reverser.convert_row(x + h * row, y + h * row, call.w, worth);
         } else {
             convert(x + from * row, y + from * row, (to - from) * row, worth);
         }
@@ -156,7 +158,7 @@ static void image_batch(const ImageBatchCall& call) {
 }
 
 template <class T>
-static void for_channels(const ImageBatchCall& call) {
+void for_channels(const ImageBatchCall& call) {
     switch (call.c) {
         case 1: return image_batch<T, 1>(call);
         case 3: return image_batch<T, 3>(call);
@@ -164,17 +166,12 @@ static void for_channels(const ImageBatchCall& call) {
     }
 }
 
-}  // namespace FASTGAN_ISA::of_image_batch
+}  // namespace
 
-namespace FASTGAN_ISA {
+// Entry points, called through FASTGAN_CPU_ENTRY (common/isa.h).
 
-void image_batch(const fastgan::ImageBatchCall& call) {
-    switch (call.dtype) {
-        case fastgan::Dtype::float32: return of_image_batch::for_channels<float>(call);
-        case fastgan::Dtype::bfloat16: return of_image_batch::for_channels<BFloat16>(call);
-        case fastgan::Dtype::float16: return of_image_batch::for_channels<Float16>(call);
-        case fastgan::Dtype::float64: return of_image_batch::for_channels<double>(call);
-    }
+void image_batch(const ImageBatchCall& call) {
+    for_dtype(call.dtype, [&](auto element) { for_channels<decltype(element)>(call); });
 }
 
 }  // namespace FASTGAN_ISA

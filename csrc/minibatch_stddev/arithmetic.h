@@ -1,8 +1,8 @@
-// minibatch_stddev: the arithmetic and the cutting into pieces, shared by the CPU and the CUDA kernels.
+// The arithmetic of minibatch_stddev and its partition into pieces, shared by the CPU and the CUDA kernels.
 //
-// Samples n = g * groups + m, g = 0 .. size-1, are the members of group m. With v = x - mean over the members and
-// s = sqrt(mean of v^2 + 1e-8) at every place, the maps appended to all members are means of s over the channels of a
-// feature and all positions.
+// Group m consists of the samples n = g * groups + m, g = 0 .. size-1, its members. At every place, v = x - mean over
+// members and s = sqrt(mean of v^2 + 1e-8). The maps appended to all members are the means of s over a feature's
+// channels and positions.
 #pragma once
 
 #include "minibatch_stddev/call.h"
@@ -11,13 +11,13 @@ namespace FASTGAN_VALUES {
 
 using fastgan::MinibatchStddevCall;
 
-// A feature's elements lie in `rows` runs: one in NCHW, one a position in NHWC. A piece is some whole runs, or a part of
-// the only one.
+// The elements of a feature lie in `rows` runs: one in NCHW, one per position in NHWC. A piece is some whole runs, or a
+// part of the only one.
 struct FeatureRows {
-    int64_t rows, run;                    // numbers of a run
-    int64_t x_row, y_row;                 // from one run to the next, in x and in y
-    int64_t x_sample, y_sample;           // from one sample to the next
-    int64_t rows_of_piece, run_of_piece;  // of the last, fewer
+    int64_t rows, run;                    // elements of a run
+    int64_t x_row, y_row;                 // stride of runs, in x and in y
+    int64_t x_sample, y_sample;           // stride of samples
+    int64_t rows_of_piece, run_of_piece;  // the last piece has fewer
     int64_t pieces;
 
     FeatureRows(const MinibatchStddevCall& call, int64_t elements) {
@@ -32,17 +32,21 @@ struct FeatureRows {
     }
 };
 
-// What is done at one place of the members of a group: `x(g)` and `d(g)` read member g (dy or gx), `put(g, value)` writes
-// it. Returns what is summed over a feature: s, or with ORDER 2 <gx, v> / s.
+// Processes one place of all members of a group: `x(g)` and `d(g)` read member g (d is dy or gx), `put(g, value)`
+// writes its result. Returns the term that is summed over a feature: s, or in ORDER 2 <gx, v> / s.
 //
-//     dx = dy + k v / s,   k the gradient of the map times `share`;   the gradients of <gx, dx>:
-//     of the map <gx, v> / s * share,   of x  k / s * (gx - mean of gx - v * mean of gx v / s^2)
+//     dx = dy + k v / s,   k: gradient of the map times `share`
+//
+// The gradients of <gx, dx> are
+//
+//     of the map:  <gx, v> / s * share
+//     of x:        k / s * (gx - mean of gx - v * mean of gx v / s^2)
 template <int ORDER, class V, class X, class D, class Put>
 FASTGAN_INLINE V members(int64_t size, V share, V eps, V k, const X& x, const D& d, const Put& put) {
     V mean{}, rest{}, square{};
     for (int64_t g = 0; g < size; ++g) mean += x(g);
-    mean *= share;  // of a member: 1 / size
-    // Of members that are nearly equal, the rounding of the mean would count: what it leaves is taken off as well.
+    mean *= share;  // here 1 / size
+    // If the members are nearly equal, the rounding error of the mean matters: subtract it as well.
     for (int64_t g = 0; g < size; ++g) rest += x(g) - mean;
     rest *= share;
     const auto v = [&](int64_t g) { return (x(g) - mean) - rest; };

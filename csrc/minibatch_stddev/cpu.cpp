@@ -1,37 +1,38 @@
-// minibatch_stddev on the CPU: compiled once for each instruction set, in the namespace of that name.
+// minibatch_stddev on the CPU, compiled once per instruction set.
 //
-// Every piece of work is of a size that depends on the shape alone, and writes its own sum; these are added up in order:
-// results do not depend on the number of threads.
+// Work is cut into pieces whose size depends on the shape alone. Each piece writes its own sum, and these are added up
+// in a fixed order, so that results do not depend on the number of threads.
 #include "common/simd.h"
 
 #include "minibatch_stddev/arithmetic.h"
 
-namespace FASTGAN_ISA::of_minibatch_stddev {
+namespace FASTGAN_ISA {
 
-using fastgan::Dtype;
 using fastgan::MinibatchStddevCall;
 
-static const int64_t PIECE = 512;  // places, each of all members; a longer sum would round more
+namespace {
 
-// The statistics, [groups, features] in `sums`, or with them, in `k`, the gradient. SIZE is the number of members, 0 for
-// one that is not known at compile time.
+constexpr int64_t PIECE = 512;  // places, each of all members of a group; longer sums would round more
+
+// Order 0: the maps, [groups, features], in `sums`. Order 1: dx, given the gradients `k` of the maps. Order 2: both.
+// SIZE is the number of members of a group, 0 if it is not known at compile time.
 template <int ORDER, int SIZE, class T, class S>
-static void walk(const MinibatchStddevCall& call, const S* k, S* partial, S* sums, double factor) {
+void walk(const MinibatchStddevCall& call, const S* k, S* partial, S* sums, double factor) {
     typedef typename Arithmetic<T>::Vector V;
     const FeatureRows f(call, PIECE);
     const int64_t groups = call.groups, width = lanes<V>(), size = SIZE ? SIZE : call.size;
     const int64_t d_row = ORDER == 1 ? f.y_row : f.x_row, d_sample = ORDER == 1 ? f.y_sample : f.x_sample;
-    const int64_t parts = (f.run + f.run_of_piece - 1) / f.run_of_piece;
+    const int64_t parts = ceil_div(f.run, f.run_of_piece);
     const T *x = (const T*)call.x, *d = (const T*)(ORDER == 1 ? call.dy : call.gx);
     T* dx = (T*)call.dx;
     const V share = broadcast<V>(1.0 / size), eps = broadcast<V>(1e-8);
 
-    parallel_for(call.sums() * f.pieces, call.n * call.c * call.p > 16384, [&](int64_t work) {
+    parallel_for(call.sums() * f.pieces, worth_threads(call.n * call.c * call.p), [&](int64_t work) {
         const int64_t piece = work % f.pieces, which = work / f.pieces, feature = which % call.features;
         const int64_t group = which / call.features, row = piece / parts * f.rows_of_piece;
-        const int64_t last = row + f.rows_of_piece < f.rows ? row + f.rows_of_piece : f.rows;
+        const int64_t last = min(row + f.rows_of_piece, f.rows);
         const int64_t begin = piece % parts * f.run_of_piece;
-        const int64_t end = begin + f.run_of_piece < f.run ? begin + f.run_of_piece : f.run;
+        const int64_t end = min(begin + f.run_of_piece, f.run);
         const V weight = broadcast<V>(ORDER ? k[which] : S(0));
         V total{};
         for (int64_t i = row; i < last; ++i) {
@@ -64,16 +65,16 @@ static void walk(const MinibatchStddevCall& call, const S* k, S* partial, S* sum
     }
 }
 
-// to = [from, maps]: the channels of `from`, then a map of the same number everywhere for each feature.
+// to = [from, maps]: the channels of `from`, then one constant map for each feature.
 template <class T, class S>
-static void append(const MinibatchStddevCall& call, const T* from, const S* maps, T* to) {
+void append(const MinibatchStddevCall& call, const T* from, const S* maps, T* to) {
     typedef typename Arithmetic<T>::Vector V;
     const int64_t c = call.c, p = call.p, features = call.features, groups = call.groups;
     const int64_t rows = call.channels_last ? p : 1, run = call.channels_last ? c : c * p,
                   repeats = call.channels_last ? 1 : p;
-    const int64_t few = 8192 / run + 1, pieces = (rows + few - 1) / few;
+    const int64_t few = 8192 / run + 1, pieces = ceil_div(rows, few);
 
-    parallel_for(call.n * pieces, call.n * c * p > 16384, [&](int64_t work) {
+    parallel_for(call.n * pieces, worth_threads(call.n * c * p), [&](int64_t work) {
         const int64_t sample = work / pieces, first = work % pieces * few;
         for (int64_t row = first; row < first + few && row < rows; ++row) {
             const int64_t at = sample * rows + row;
@@ -89,14 +90,14 @@ static void append(const MinibatchStddevCall& call, const T* from, const S* maps
     });
 }
 
-// k [groups, features]: the gradients of the maps, summed over positions and members, times the share of an element.
+// k, [groups, features]: gradients of the maps, summed over positions and members, times the share of an element.
 template <class T, class S>
-static void gradient_of_maps(const MinibatchStddevCall& call, S* partial, S* k) {
+void gradient_of_maps(const MinibatchStddevCall& call, S* partial, S* k) {
     const int64_t features = call.features, p = call.p, groups = call.groups;
     const int64_t step = call.channels_last ? call.c + features : 1;
     const T* dy = (const T*)call.dy;
 
-    parallel_for(call.n * features, call.n * call.c * p > 16384, [&](int64_t map) {
+    parallel_for(call.n * features, worth_threads(call.n * call.c * p), [&](int64_t map) {
         const int64_t sample = map / features, f = map % features;
         const T* from = dy + sample * (call.c + features) * p + (call.c + f) * (call.channels_last ? 1 : p);
         double total = 0;
@@ -111,11 +112,11 @@ static void gradient_of_maps(const MinibatchStddevCall& call, S* partial, S* k) 
 }
 
 template <int ORDER, class T>
-static void run(const MinibatchStddevCall& call) {
+void run(const MinibatchStddevCall& call) {
     typedef typename Arithmetic<T>::Scalar S;
     S *k = (S*)call.workspace, *sums = k + call.sums(), *partial = sums + call.sums();
     if constexpr (ORDER > 0) gradient_of_maps<T>(call, partial, k);
-    // The mean over a feature of s, which sums over members already; the gradient of the map.
+    // Forward takes the mean of s, whose sum over members is implied; the gradient of a map is a share.
     const double factor = ORDER == 0 ? call.share * call.size : call.share;
     if (call.size == 4) {
         walk<ORDER, 4, T>(call, k, partial, sums, factor);
@@ -126,32 +127,26 @@ static void run(const MinibatchStddevCall& call) {
 }
 
 template <int ORDER>
-static void for_dtype(const MinibatchStddevCall& call) {
-    switch (call.dtype) {
-        case Dtype::float32: return run<ORDER, float>(call);
-        case Dtype::bfloat16: return run<ORDER, BFloat16>(call);
-        case Dtype::float16: return run<ORDER, Float16>(call);
-        case Dtype::float64: return run<ORDER, double>(call);
-    }
+void run(const MinibatchStddevCall& call) {
+    for_dtype(call.dtype, [&](auto element) { run<ORDER, decltype(element)>(call); });
 }
 
-}  // namespace FASTGAN_ISA::of_minibatch_stddev
+}  // namespace
 
-namespace FASTGAN_ISA {
+// Entry points, called through FASTGAN_CPU_ENTRY (common/isa.h).
 
-void minibatch_stddev(const fastgan::MinibatchStddevCall& call) {
+void minibatch_stddev(const MinibatchStddevCall& call) {
     switch (call.order) {
-        case 0: return of_minibatch_stddev::for_dtype<0>(call);
-        case 1: return of_minibatch_stddev::for_dtype<1>(call);
-        default: return of_minibatch_stddev::for_dtype<2>(call);
+        case 0: return run<0>(call);
+        case 1: return run<1>(call);
+        default: return run<2>(call);
     }
 }
 
-int64_t minibatch_stddev_workspace(const fastgan::MinibatchStddevCall& call) {
-    const FeatureRows f(call, of_minibatch_stddev::PIECE);
+int64_t minibatch_stddev_workspace(const MinibatchStddevCall& call) {
+    const FeatureRows f(call, PIECE);
     const int64_t pieces = call.sums() * f.pieces, maps = call.n * call.features;
-    const int64_t numbers = 2 * call.sums() + (pieces > maps ? pieces : maps);
-    return numbers * (call.dtype == fastgan::Dtype::float64 ? sizeof(double) : sizeof(float));
+    return (2 * call.sums() + max(pieces, maps)) * arithmetic_bytes(call.dtype);
 }
 
 }  // namespace FASTGAN_ISA

@@ -1,18 +1,17 @@
-// minibatch_stddev on the GPU. A thread takes one number of every member at a time: rows of y are of an odd length in
-// NHWC, and the layer stands where images are 4x4. Sums are taken in two stages, each in a fixed order: no atomics, the
-// same bits every time.
-#include "common/gpu_values.h"
+// minibatch_stddev on the GPU. A thread takes one element of every member at a time: rows of y have an odd length in
+// NHWC, and the layer works on 4x4 images. Sums take two stages.
+#include "common/gpu_sums.h"
 
 #include "minibatch_stddev/arithmetic.h"
 
-namespace fastgan::cuda::of_minibatch_stddev {
+namespace fastgan::cuda {
+namespace {
 
 using namespace gpu_values;
 
-constexpr int BLOCK = 256;
-constexpr int64_t PIECE = 2 * BLOCK;  // places, each of all members
+constexpr int64_t PIECE = 2 * BLOCK;  // places, each of all members of a group
 
-// Grid: [groups, features, pieces]. k: [groups, features]; partial: the sums of the pieces.
+// Grid: [groups, features, pieces]. k: [groups, features], gradients of the maps; partial: sums of the pieces.
 template <int ORDER, class T>
 __global__ void walk(MinibatchStddevCall call, FeatureRows f, const typename ArithmeticOf<T>::type* k,
                      typename ArithmeticOf<T>::type* partial) {
@@ -21,8 +20,8 @@ __global__ void walk(MinibatchStddevCall call, FeatureRows f, const typename Ari
     const int64_t piece = blockIdx.x % f.pieces, which = blockIdx.x / f.pieces;
     const int64_t group = which / call.features, feature = which % call.features;
     const int64_t row = piece / parts * f.rows_of_piece, begin = piece % parts * f.run_of_piece;
-    const int64_t rows = f.rows - row < f.rows_of_piece ? f.rows - row : f.rows_of_piece;
-    const int64_t run = f.run - begin < f.run_of_piece ? f.run - begin : f.run_of_piece;
+    const int64_t rows = min(f.rows - row, f.rows_of_piece);
+    const int64_t run = min(f.run - begin, f.run_of_piece);
     const int64_t d_row = ORDER == 1 ? f.y_row : f.x_row, d_sample = ORDER == 1 ? f.y_sample : f.x_sample;
     const int64_t x_member = groups * f.x_sample, d_member = groups * d_sample;
     const S weight = ORDER ? k[which] : S(0), share = S(1) / S(call.size), eps = S(1e-8);
@@ -43,16 +42,7 @@ __global__ void walk(MinibatchStddevCall call, FeatureRows f, const typename Ari
     }
 }
 
-// One block for each sum of `pieces` numbers.
-template <class S>
-__global__ void add_pieces(const S* partial, S* sums, int64_t pieces, double factor) {
-    S total = 0;
-    for (int64_t i = threadIdx.x; i < pieces; i += BLOCK) total += partial[blockIdx.x * pieces + i];
-    total = gpu::block_sum(total);
-    if (threadIdx.x == 0) sums[blockIdx.x] = total * S(factor);
-}
-
-// The gradient of a map, summed over positions and members. Grid: [groups, features].
+// Gradient of each map, summed over positions and members. Grid: [groups, features].
 template <class T>
 __global__ void gradient_of_maps(MinibatchStddevCall call, int64_t y_sample, typename ArithmeticOf<T>::type* k) {
     using S = typename ArithmeticOf<T>::type;
@@ -67,7 +57,7 @@ __global__ void gradient_of_maps(MinibatchStddevCall call, int64_t y_sample, typ
     if (threadIdx.x == 0) k[blockIdx.x] = total * S(call.share);
 }
 
-// to = [from, maps]. Grid: [samples, tiles of the numbers of a sample of `to`].
+// to = [from, maps]. Grid: [samples, tiles of a sample of `to`].
 template <class T>
 __global__ void append(MinibatchStddevCall call, const T* from, const typename ArithmeticOf<T>::type* maps, T* to,
                        int64_t y_sample, int64_t tiles) {
@@ -90,9 +80,9 @@ void run(const MinibatchStddevCall& call, void* stream) {
     gpu::Launch(dim3(unsigned(call.sums() * f.pieces)), BLOCK, 0, stream)(walk<ORDER, T>, call, f, (const S*)k,
                                                                           partial);
     if constexpr (ORDER != 1) {
-        // The mean over a feature of s, which sums over members already; the gradient of the map.
+        // Forward takes the mean of s, whose sum over members is implied; the gradient of a map is a share.
         const double factor = ORDER == 0 ? call.share * call.size : call.share;
-        gpu::Launch(each, BLOCK, 0, stream)(add_pieces<S>, (const S*)partial, sums, f.pieces, factor);
+        gpu::Launch(each, BLOCK, 0, stream)(add_row<S>, (const S*)partial, sums, f.pieces, factor);
         const int64_t tiles = ceil_div(f.y_sample, BLOCK);
         gpu::Launch(dim3(unsigned(call.n * tiles)), BLOCK, 0, stream)(
             append<T>, call, (const T*)(ORDER == 0 ? call.x : call.gx), (const S*)sums, (T*)call.appended, f.y_sample,
@@ -101,32 +91,23 @@ void run(const MinibatchStddevCall& call, void* stream) {
 }
 
 template <int ORDER>
-void for_dtype(const MinibatchStddevCall& call, void* stream) {
-    switch (call.dtype) {
-        case Dtype::float32: return run<ORDER, float>(call, stream);
-        case Dtype::bfloat16: return run<ORDER, __nv_bfloat16>(call, stream);
-        case Dtype::float16: return run<ORDER, __half>(call, stream);
-        case Dtype::float64: return run<ORDER, double>(call, stream);
-    }
+void run(const MinibatchStddevCall& call, void* stream) {
+    for_dtype(call.dtype, [&](auto element) { run<ORDER, decltype(element)>(call, stream); });
 }
 
-}  // namespace fastgan::cuda::of_minibatch_stddev
-
-namespace fastgan::cuda {
+}  // namespace
 
 void minibatch_stddev(const MinibatchStddevCall& call, int device, void* stream) {
     const gpu::DeviceGuard guard(device);
     switch (call.order) {
-        case 0: return of_minibatch_stddev::for_dtype<0>(call, stream);
-        case 1: return of_minibatch_stddev::for_dtype<1>(call, stream);
-        default: return of_minibatch_stddev::for_dtype<2>(call, stream);
+        case 0: return run<0>(call, stream);
+        case 1: return run<1>(call, stream);
+        default: return run<2>(call, stream);
     }
 }
 
 int64_t minibatch_stddev_workspace(const MinibatchStddevCall& call) {
-    const of_minibatch_stddev::FeatureRows f(call, of_minibatch_stddev::PIECE);
-    const int64_t numbers = call.sums() * (2 + f.pieces);
-    return numbers * (call.dtype == Dtype::float64 ? sizeof(double) : sizeof(float));
+    return call.sums() * (2 + FeatureRows(call, PIECE).pieces) * arithmetic_bytes(call.dtype);
 }
 
 }  // namespace fastgan::cuda

@@ -1,8 +1,8 @@
-// noise_bias_act: the arithmetic, shared by the CPU and the CUDA kernels.
+// The arithmetic of noise_bias_act, shared by the CPU and the CUDA kernels.
 //
 //     u = scale * x + strength * noise + bias,   z = clamp(gain * act(u)),   y = z * post
 //
-// A value is a vector of the CPU's instruction set, or one number on a GPU: the lines are the same.
+// A value V is a SIMD vector on the CPU and a single number on the GPU.
 #pragma once
 
 #include "noise_bias_act/call.h"
@@ -11,9 +11,10 @@ namespace FASTGAN_VALUES {
 
 using fastgan::Act;
 
-template <class V, bool LIMITED = true>       // else the clamp is infinite, and nothing is done for it
-struct Shape {                                // of the nonlinearity; values, so that a kernel keeps them in registers
-    V gain, gain_below, inverse_gain, clamp;  // gain_below: times the slope below zero
+// Parameters of the nonlinearity, as values that stay in registers. Without LIMITED the clamp is infinite and skipped.
+template <class V, bool LIMITED = true>
+struct Shape {
+    V gain, gain_below, inverse_gain, clamp;  // gain_below: gain * slope, for u < 0
 };
 
 template <class V, bool LIMITED = true, class S>
@@ -21,7 +22,7 @@ FASTGAN_INLINE Shape<V, LIMITED> shape_of(S slope, S gain, S clamp) {
     return {broadcast<V>(gain), broadcast<V>(gain * slope), broadcast<V>(S(1) / gain), broadcast<V>(clamp)};
 }
 
-// gain * act(u), its first and its second derivative, all before the clamp.
+// gain * act(u), its first and second derivative, before the clamp.
 template <class V>
 struct Curve {
     V value, first, second;
@@ -64,19 +65,19 @@ FASTGAN_INLINE Curve<V> curve(V u, Shape<V, LIMITED> shape) {
     return f;
 }
 
-// Limits the value; beyond the limit the derivatives are zero.
+// Clamps the value. Beyond the clamp the derivatives are zero.
 template <class V, bool LIMITED>
 FASTGAN_INLINE Curve<V> clamped(Curve<V> f, Shape<V, LIMITED> shape) {
     if constexpr (!LIMITED) return f;
     const V limit = shape.clamp, zero = broadcast<V>(0);
     Curve<V> g;
-    g.value = minimum(limit, maximum(-limit, f.value));  // of a NaN, both return their second argument
+    g.value = minimum(limit, maximum(-limit, f.value));  // for a NaN, both return their second argument
     g.first = absolute(f.value) > limit ? zero : f.first;
     g.second = absolute(f.value) > limit ? zero : f.second;
     return g;
 }
 
-// d clamp(gain * act(u)) / du as a function of the result; a result at the limit counts as limited.
+// d clamp(gain * act(u)) / du as a function of the result. A result at the clamp counts as clamped.
 template <Act ACT, class V, bool LIMITED>
 FASTGAN_INLINE V slope_from_output(V y, Shape<V, LIMITED> shape) {
     V first;
@@ -87,17 +88,17 @@ FASTGAN_INLINE V slope_from_output(V y, Shape<V, LIMITED> shape) {
         first = (ACT == Act::tanh ? one - a * a : a * (one - a)) * shape.gain;  // else sigmoid
     }
     if constexpr (!LIMITED) return first;
-    const V unlimited = shape.clamp + shape.clamp;  // than itself only infinity is not smaller
+    const V unlimited = shape.clamp + shape.clamp;  // only infinity equals its double
     return (absolute(y) < shape.clamp) | (shape.clamp == unlimited) ? first : broadcast<V>(0);
 }
 
-// The small tensors at one place: factors and terms of (n, c), the noise of (n, p).
+// The small tensors at one element: scale and post [N, C], strength and bias [C], noise [N, P].
 template <class V>
 struct Small {
     V scale, strength, bias, post, noise;
 };
 
-// Contributions to the gradients of the small tensors; summed over positions by the kernels.
+// Contributions of an element to the gradients of the small tensors; the kernels sum them over positions.
 template <class V>
 struct Sums {
     V bias, strength, scale, post;
@@ -114,6 +115,8 @@ FASTGAN_INLINE V forward(V x, Small<V> s, Shape<V, LIMITED> shape) {
 }
 
 // dx and the sums, from the output: there is neither scale nor post.
+//
+//     du = dy * f'(y),   dx = du,   dbias = sum(du),   dstrength = sum(du * noise)
 template <Act ACT, class V, bool LIMITED>
 FASTGAN_INLINE V backward_from_output(V dy, V y, V noise, Shape<V, LIMITED> shape, Sums<V>& sums) {
     V du = dy * slope_from_output<ACT>(y, shape);
@@ -122,6 +125,10 @@ FASTGAN_INLINE V backward_from_output(V dy, V y, V noise, Shape<V, LIMITED> shap
     return du;
 }
 
+// dx and the sums, from the input:
+//
+//     du = dy * post * f'(u),   dx = scale * du,   dbias = sum(du),   dstrength = sum(du * noise),
+//     dscale = sum(du * x),   dpost = sum(dy * f(u))
 template <Act ACT, class V, bool LIMITED>
 FASTGAN_INLINE V backward_from_input(V dy, V x, Small<V> s, Shape<V, LIMITED> shape, Sums<V>& sums) {
     V u = s.scale * x + (s.strength * s.noise + s.bias);
@@ -134,15 +141,17 @@ FASTGAN_INLINE V backward_from_input(V dy, V x, Small<V> s, Shape<V, LIMITED> sh
     return s.scale * du;
 }
 
-// A cotangent's product. One that is absent is zero, and makes no NaN of an infinity.
+// cotangent * factor, but 0 for an absent cotangent (zero) even where the factor is infinite.
 template <class V>
 FASTGAN_INLINE V unless_absent(V cotangent, V factor) {
     return cotangent == 0 ? broadcast<V>(0) : cotangent * factor;
 }
 
-// Double backward. With cotangents g of the backward's results, their product with the results is, per element,
+// Double backward. The inner product of the cotangents g with backward's results is, per element,
+//
 //     dy * (post * f' * v + f * g_post),   v = scale * g_x + g_bias + g_strength * noise + g_scale * x
-// and the gradients of dy, x and the small tensors follow from that.
+//
+// from which the gradients of dy, x and the small tensors follow.
 template <class V>
 FASTGAN_INLINE V seen_by_du(V gx, V x, Small<V> s, Small<V> g) {
     return s.scale * gx + (g.strength * s.noise + g.bias) + unless_absent(g.scale, x);

@@ -1,5 +1,5 @@
-// instance_norm, which adain and style_epilogue are made of, and batch_norm_act: the arithmetic, shared by the CPU and the
-// CUDA kernels.
+// The arithmetic of instance_norm (the basis of adain and style_epilogue) and batch_norm_act, shared by the CPU and the
+// CUDA kernels. A value V is a SIMD vector on the CPU and a single number on the GPU.
 //
 //     u = x + strength * noise + bias,   z = u * (u > 0 ? gain : gain * slope)
 //     y = style_scale * (z - mean) * inverse + style_bias,   inverse = 1 / sqrt(var + eps)
@@ -8,21 +8,19 @@
 //
 //     dstyle_bias = T1,   dstyle_scale = inverse * T2
 //     dz = style_scale * inverse * (dy - T1 / P - (z - mean) * inverse^2 * T2 / P)
-//
-// A mean in single precision is rounded: by up to 5e-4 near 1e4. So T3 = sum(z - mean) is not zero, and takes part: T2 is
-// less by T1 * T3 / P, and z - mean by T3 / P.
-//
 //     dx = dz * (u > 0 ? gain : gain * slope),   dbias = sum(dx),   dstrength = sum(dx * noise)
 //
-// batch_norm_act is the same with other sums and in another order: mean and variance are those of a channel in all samples
-// together, z is x, and the activation comes last:
+// A mean in single precision has a rounding error (up to 5e-4 near 1e4), so T3 = sum(z - mean) is not zero. It is
+// corrected for: T2 decreases by T1 * T3 / P, and z - mean by T3 / P.
+//
+// batch_norm_act has the activation after the norm: z is x, and mean and variance are those of a channel in all
+// samples.
 //
 //     v = scale * (x - mean) * inverse + bias,   y = v * (v > 0 ? gain : gain * slope)
 //
-// Its gradients are those above of dv = dy * (v > 0 ? gain : gain * slope), with N * P for P and a style of [C].
+// Its gradients are the ones above for dv = dy * (v > 0 ? gain : gain * slope), with N * P for P and a style of [C].
 //
-// Neither z, u nor v is stored: both passes over x, and those of the backward, make them anew. A value is a vector of the
-// CPU's instruction set, or one number on a GPU: the lines are the same.
+// Neither z, u nor v is stored: each pass computes them again from x.
 #pragma once
 
 #include "norm/call.h"
@@ -34,16 +32,15 @@ struct Activated {
     V z, slope;  // gain * act(u), and its derivative
 };
 
-// The activation, and its derivative.
 template <class V>
 FASTGAN_INLINE Activated<V> piecewise_linear(V u, V gain, V gain_below) {
     const V slope = u > 0 ? gain : gain_below;
     return {rounded_product(u, slope), slope};
 }
 
-// What stands before the norm. PLAIN: nothing. `product` is rounded, never contracted with the subtraction that follows
-// in one pass and not in another: all passes must see the same z, or a plane without variance would show the difference,
-// magnified by 1 / sqrt(eps).
+// The input of the norm, z. PLAIN: there is nothing before the norm. The product is rounded, never contracted with the
+// following subtraction in one pass and not in another: all passes must see the same z, or a channel without variance
+// would show the difference, multiplied by 1 / sqrt(eps).
 template <bool PLAIN, class V>
 FASTGAN_INLINE Activated<V> activated(V x, V strength, V noise, V bias, V gain, V gain_below) {
     if constexpr (PLAIN) {
@@ -53,13 +50,13 @@ FASTGAN_INLINE Activated<V> activated(V x, V strength, V noise, V bias, V gain, 
     }
 }
 
-// `factor` is style_scale * inverse.
+// The output of the norm; `factor` is style_scale * inverse.
 template <class V>
 FASTGAN_INLINE V normalised(V z, V mean, V factor, V style_bias) {
     return (z - mean) * factor + style_bias;
 }
 
-// dz, the gradient before the norm. `level` is T1 / P, `tilt` is inverse^2 * T2 / P.
+// dz, the gradient of the norm's input; `level` is T1 / P, `tilt` is inverse^2 * T2 / P.
 template <class V>
 FASTGAN_INLINE V gradient_before(V dy, V z, V mean, V factor, V level, V tilt) {
     return factor * (dy - level - (z - mean) * tilt);

@@ -1,14 +1,13 @@
-// instance_norm and batch_norm_act on the CPU: compiled once for each instruction set, in the namespace of that name.
+// instance_norm and batch_norm_act on the CPU, compiled once per instruction set.
 //
-// The unit of work is a tile of channels of a sample (NHWC) or one channel of it (NCHW), over all positions: two passes
-// over it, the second of which finds in the caches what the first has read. Of batch_norm_act it is the same channels in
-// all samples, whose positions count on from one sample to the next. Where there are few units, and large ones,
-// their positions are cut into segments. All that depends on the shape alone, and what is summed up is so in order:
-// results do not depend on the number of threads.
+// The unit of work is a tile of channels of one sample (NHWC) or one channel of one sample (NCHW), over all positions;
+// for batch_norm_act it is the same channels in all samples. Each unit takes two passes, the second of which finds the
+// data in the caches. If there are few units, and large ones, their positions are cut into segments. The plan depends
+// on the shape alone, and sums are taken in a fixed order, so that results do not depend on the number of threads.
 //
-// The variance is taken about the running mean: within a chunk of positions sums of z - shift and of its square, with
-// the mean of all chunks before as the shift (for the first chunk: its own mean); after each chunk the moments are
-// moved to the new mean, in double precision. Nothing cancels: the error is that of rounding the terms.
+// The variance is taken about the running mean. Each chunk of positions sums z - shift and its square, where the shift
+// is the mean of all chunks before (for the first chunk: its own mean). After each chunk the moments move to the new
+// mean, in double precision. So nothing cancels, and the error is that of rounding the terms.
 #include "common/simd.h"
 
 #include "norm/arithmetic.h"
@@ -16,51 +15,48 @@
 namespace FASTGAN_ISA {
 
 using fastgan::Activation;
-using fastgan::Dtype;
 using fastgan::NormCall;
 
 namespace {
 
-static const int MAX_CHANNELS = 256;     // of a tile: its rows lie on the stack
-static const int64_t CHUNK = 64;         // positions: few enough that single precision will do for their sums
-static const int64_t NCHW_CHUNK = 4096;  // the same of a plane, whose sums are spread over lanes
+constexpr int MAX_CHANNELS = 256;     // of a tile: its rows lie on the stack
+constexpr int64_t CHUNK = 64;         // positions in a chunk: few enough for sums in single precision
+constexpr int64_t NCHW_CHUNK = 4096;  // more where the sums are spread over lanes
 
 struct Plan {
-    int64_t tile, tiles;                 // channels of a unit; units of a sample
-    int64_t units, segments, positions;  // segments of a unit; positions of a segment
+    int64_t tile, tiles;                 // channels in a unit, units in a sample
+    int64_t units, segments, positions;  // units in all, segments in a unit, positions in a segment
     int64_t begin(int64_t segment) const { return segment * positions; }
 };
 
-static Plan plan_of(const NormCall& call) {
+Plan plan_of(const NormCall& call) {
+    constexpr int64_t WANTED = 16, MIN_ELEMENTS = 32768;  // pieces of work; elements of one that pay for a barrier
     Plan plan;
     plan.tile = call.channels_last ? min(call.c, MAX_CHANNELS) : 1;
-    plan.tiles = (call.c + plan.tile - 1) / plan.tile;
+    plan.tiles = ceil_div(call.c, plan.tile);
     plan.units = call.batch ? plan.tiles : call.n * plan.tiles;
-    const int64_t pieces = 16, least = 32768;  // elements that pay for a barrier
     plan.segments = 1;
-    if (plan.units < pieces / 2) {
-        plan.segments = min((pieces + plan.units - 1) / plan.units, call.count() * plan.tile / least);
-        if (plan.segments < 1) plan.segments = 1;
+    if (plan.units < WANTED / 2) {
+        plan.segments = max(1, min(ceil_div(WANTED, plan.units), call.count() * plan.tile / MIN_ELEMENTS));
     }
-    plan.positions = (call.count() + plan.segments - 1) / plan.segments;
-    plan.segments = (call.count() + plan.positions - 1) / plan.positions;  // none is empty
+    plan.positions = ceil_div(call.count(), plan.segments);
+    plan.segments = ceil_div(call.count(), plan.positions);  // none is empty
     return plan;
 }
 
-// What a segment leaves, in double precision, for each channel of its unit: two results of the first pass forward, or
-// three of the first pass backward, and the sums of dx and of dx * noise.
-static const int FIRST_ROWS = 3, ROWS = 5;
-static double* rows_of(const NormCall& call, const Plan& plan, int64_t unit, int64_t segment) {
+// Results of a segment for each channel of its unit, in double precision: two rows of the first pass forward or three
+// of the first pass backward, then the sums of dx and of dx * noise.
+constexpr int FIRST_ROWS = 3, ROWS = 5;
+double* rows_of(const NormCall& call, const Plan& plan, int64_t unit, int64_t segment) {
     return (double*)call.workspace + (unit * plan.segments + segment) * ROWS * plan.tile;
 }
 
-// Runs `first(unit, begin, end, rows)`, which makes rows of numbers, `plan.tile` each, and `second(unit, segment, end,
-// rows)` with those of the whole unit; `merge(rows, count, more, more_count)` adds a segment to those before.
+// Runs `first(unit, begin, end, rows)`, which fills rows of `plan.tile` numbers, then `second(unit, segment, end,
+// rows)` with the rows of the whole unit. `merge(rows, count, more, more_count)` adds a segment's rows to those before.
 template <class First, class Merge, class Second>
-static void two_passes(const NormCall& call, const Plan& plan, const First& first, const Merge& merge,
-                       const Second& second) {
+void two_passes(const NormCall& call, const Plan& plan, const First& first, const Merge& merge, const Second& second) {
     auto end_of = [&](int64_t segment) { return min(plan.begin(segment) + plan.positions, call.count()); };
-#pragma omp parallel if (call.n * call.c * call.p > 16384)
+#pragma omp parallel if (worth_threads(call.n * call.c * call.p))
     {
         if (plan.segments == 1) {
             double rows[FIRST_ROWS * MAX_CHANNELS] = {};
@@ -90,7 +86,7 @@ static void two_passes(const NormCall& call, const Plan& plan, const First& firs
     }
 }
 
-// What both layouts have in common: the tensors, and the channels that a unit stands for.
+// Tensors of a call, and the parameters by unit: shared by both layouts.
 template <class T>
 struct Tensors {
     typedef typename Arithmetic<T>::Scalar S;
@@ -119,22 +115,19 @@ struct Tensors {
           statistics((S*)call.statistics),
           gain(broadcast<V>(S(call.gain))),
           gain_below(broadcast<V>(S(call.gain * call.slope))) {
-        // What does not fit into the caches anyway goes past them: a plain store would first read what it overwrites.
-        const int64_t large = 24 << 20;
-        const int64_t row = call.channels_last ? call.c : call.p,
-                      size = call.channels_last ? Group<T>::size : lanes<V>();
-        const uintptr_t to = (uintptr_t)(y ? y : dx);
-        streamed = to % VECTOR_BYTES == 0 && row % size == 0 && call.n * call.c * call.p * (int64_t)sizeof(T) >= large;
+        const int64_t row = call.channels_last ? call.c : call.p;
+        const int64_t unit = call.channels_last ? Group<T>::size : lanes<V>();
+        streamed = should_stream(call.n * call.c * call.p * sizeof(T), row, unit, y ? y : dx);
     }
 
     int64_t sample(int64_t unit) const { return unit / plan.tiles; }
-    int64_t channel(int64_t unit) const { return unit % plan.tiles * plan.tile; }  // the first
+    int64_t channel(int64_t unit) const { return unit % plan.tiles * plan.tile; }  // first channel
     int64_t width(int64_t unit) const { return min(plan.tile, call.c - channel(unit)); }
-    const S* field(int64_t unit) const {
+    const S* noise_of(int64_t unit) const {
         return noise ? noise + (call.noise_per_sample ? sample(unit) * call.p : 0) : nullptr;
     }
 
-    // By channel of the unit; `row` is where its channels begin in [N, C], or of a batch in [C].
+    // Parameters of channel i of a unit. `row` is the index of its first channel in [N, C], or in [C] of a batch.
     int64_t row(int64_t unit) const { return sample(unit) * call.c + channel(unit); }
     S strength_at(int64_t unit, int64_t i) const {
         return strength ? strength[call.strength_per_channel ? channel(unit) + i : 0] : S(1);
@@ -147,7 +140,7 @@ struct Tensors {
 
     double inverse_of(double squares) const { return 1 / __builtin_sqrt(squares / double(call.count()) + call.eps); }
 
-    void keep_statistics(int64_t unit, const double* mean, const double* squares) const {
+    FASTGAN_NOINLINE void write_statistics(int64_t unit, const double* mean, const double* squares) const {
         for (int64_t i = 0; i < width(unit); ++i) {
             statistics[row(unit) + i] = S(mean[i]);
             statistics[call.rows() + row(unit) + i] = S(inverse_of(squares[i]));
@@ -155,18 +148,18 @@ struct Tensors {
         }
     }
 
-    // What the sums of the first pass backward, of channel i of a unit, come to.
+    // Coefficients of dx that follow from the sums of the first backward pass.
     struct Slopes {
         double sum, product, level, tilt;  // T1, T2, and what is subtracted: level + tilt * (z - mean)
     };
     Slopes slopes_at(int64_t unit, const double* sums, int64_t i) const {
         const double numbers = double(call.count()), inverse = this->inverse_at(unit, i);
-        const double sum = sums[i], rest = sums[2 * plan.tile + i] / numbers;  // what rounding left of the mean
+        const double sum = sums[i], rest = sums[2 * plan.tile + i] / numbers;  // rounding error of the mean
         const double product = sums[plan.tile + i] - rest * sum, tilt = product * inverse * inverse / numbers;
         return {sum, product, sum / numbers - rest * tilt, tilt};
     }
 
-    void style_gradients(int64_t unit, const double* sums) const {
+    FASTGAN_NOINLINE void style_gradients(int64_t unit, const double* sums) const {
         S *scale = (S*)call.dstyle_scale, *shift = (S*)call.dstyle_bias;
         for (int64_t i = 0; i < width(unit); ++i) {
             const Slopes slopes = slopes_at(unit, sums, i);
@@ -176,26 +169,20 @@ struct Tensors {
     }
 };
 
-// Moves moments about a mean, of `count` numbers, to those of the numbers that are `added` more, with the sums of
-// their distances from `shift` and of the squares of these.
-static inline void include(double& mean, double& squares, double count, double shift, double distances,
-                           double their_squares, double added) {
+// Adds `added` numbers to the moments of `count` numbers, given the sums of their distances from `shift` and of the
+// squares.
+inline void add_moments(double& mean, double& squares, double count, double shift, double distances, double square_sums,
+                        double added) {
     const double away = mean - shift, total = count * away + distances;
-    const double about_shift = squares + count * away * away + their_squares;
+    const double about_shift = squares + count * away * away + square_sums;
     mean = shift + total / (count + added);
     const double about_mean = about_shift - total * total / (count + added);
-    squares = about_mean < 0 ? 0 : about_mean;  // a NaN stays one
+    squares = about_mean < 0 ? 0 : about_mean;  // keeps NaN
 }
 
 // NHWC ----------------------------------------------------------------------------------------------------------------
 
-template <class T>
-static inline int64_t slot_of(int64_t channel) {
-    const int size = Group<T>::size;
-    return channel / size * size + Group<T>::slot(channel % size);
-}
-
-// A column of a tile: GROUPS groups of channels, or the first `count` channels of one.
+// A column of a tile: GROUPS groups of channels or, with PART, the first `count` channels of one.
 template <class T, int GROUPS, bool PART>
 struct Columns {
     static constexpr int vectors = GROUPS * Group<T>::vectors;
@@ -205,7 +192,7 @@ struct Columns {
         V v[vectors];
     };
 
-    static inline Values get(const T* p, int64_t count) {
+    static Values get(const T* p, int64_t count) {
         Values values;
         prefetch(p);
 #pragma GCC unroll 8
@@ -216,7 +203,7 @@ struct Columns {
         }
         return values;
     }
-    static inline void put(T* p, const Values& values, int64_t count, bool streamed) {
+    static void put(T* p, const Values& values, int64_t count, bool streamed) {
 #pragma GCC unroll 8
         for (int g = 0; g < GROUPS; ++g) {
             Group<T> group;
@@ -225,21 +212,22 @@ struct Columns {
             put_group<PART>(p + g * Group<T>::size, group, count, streamed);
         }
     }
-    static inline Values row(const S* p) {
+    static Values row(const S* p) {
         Values values;
 #pragma GCC unroll 8
         for (int i = 0; i < vectors; ++i) values.v[i] = load(p + i * lanes<V>());
         return values;
     }
-    static inline void put_row(S* p, const Values& values) {
+    static void put_row(S* p, const Values& values) {
 #pragma GCC unroll 8
         for (int i = 0; i < vectors; ++i) store(p + i * lanes<V>(), values.v[i]);
     }
 };
 
-// Calls `body(Columns<...>(), first channel, channels)` for all columns of a tile, VECTORS vectors wide if they can be.
+// Calls `body(Columns<...>(), first channel, channels)` for all columns of a tile, each VECTORS vectors wide if
+// possible.
 template <class T, int VECTORS, class Body>
-static inline void for_columns(int64_t width, const Body& body) {
+inline void for_columns(int64_t width, const Body& body) {
     constexpr int groups = VECTORS / Group<T>::vectors, size = Group<T>::size;
     int64_t j = 0;
     for (; j + groups * size <= width; j += groups * size) body(Columns<T, groups, false>(), j, groups * size);
@@ -247,7 +235,7 @@ static inline void for_columns(int64_t width, const Body& body) {
     if (j < width) body(Columns<T, 1, true>(), j, width - j);
 }
 
-// A number for each channel of a tile, in the order of groups, padded.
+// One number per channel of a tile, in the order of groups, padded.
 template <class S>
 struct alignas(64) Row {
     S v[MAX_CHANNELS + 32];
@@ -261,9 +249,7 @@ struct Nhwc : Tensors<T> {
     using Tensors<T>::Tensors;
     using Tensors<T>::call;
 
-    static constexpr int64_t padded(int64_t width) {
-        return (width + Group<T>::size - 1) / Group<T>::size * Group<T>::size;
-    }
+    static int64_t padded(int64_t width) { return round_up(width, Group<T>::size); }
     template <class Value>
     static void fill(Row<S>& row, int64_t width, const Value& value) {
         for (int64_t i = 0; i < padded(width); ++i) row.v[slot_of<T>(i)] = i < width ? S(value(i)) : S(0);
@@ -276,14 +262,14 @@ struct Nhwc : Tensors<T> {
         return (this->sample(unit) * call.p + position) * call.c + this->channel(unit);
     }
 
-    struct Before {  // the norm
+    struct Before {  // parameters before the norm
         Row<S> strength, bias;
         const S* noise;
         Before(const Nhwc& own, int64_t unit) {
             if constexpr (!PLAIN) {
                 fill(strength, own.width(unit), [&](int64_t i) { return own.strength_at(unit, i); });
                 fill(bias, own.width(unit), [&](int64_t i) { return own.bias_at(unit, i); });
-                noise = own.field(unit);
+                noise = own.noise_of(unit);
             }
         }
         S noise_at(int64_t position) const {
@@ -322,18 +308,18 @@ struct Nhwc : Tensors<T> {
     void moments(int64_t unit, int64_t begin, int64_t end, double* mean, double* squares) const {
         const int64_t width = this->width(unit), slots = padded(width);
         const Before before(*this, unit);
-        Row<S> shift, sums, their_squares;
+        Row<S> shift, sums, square_sums;
         Row<double> means, all_squares;
         for (int64_t i = 0; i < slots; ++i) shift.v[i] = 0, means.v[i] = 0, all_squares.v[i] = 0;
-        const int64_t some = min(begin + CHUNK, end);
-        distances(this->x + at(unit, begin), begin, some, width, before, shift, sums, their_squares);
-        for (int64_t i = 0; i < slots; ++i) shift.v[i] = sums.v[i] / S(some - begin);
+        const int64_t first_end = min(begin + CHUNK, end);
+        distances(this->x + at(unit, begin), begin, first_end, width, before, shift, sums, square_sums);
+        for (int64_t i = 0; i < slots; ++i) shift.v[i] = sums.v[i] / S(first_end - begin);
         for (int64_t from = begin; from < end; from += CHUNK) {
             const int64_t to = min(from + CHUNK, end);
-            distances(this->x + at(unit, from), from, to, width, before, shift, sums, their_squares);
+            distances(this->x + at(unit, from), from, to, width, before, shift, sums, square_sums);
             const double count = double(from - begin), added = double(to - from);
             for (int64_t i = 0; i < slots; ++i) {
-                include(means.v[i], all_squares.v[i], count, shift.v[i], sums.v[i], their_squares.v[i], added);
+                add_moments(means.v[i], all_squares.v[i], count, shift.v[i], sums.v[i], square_sums.v[i], added);
                 shift.v[i] = S(means.v[i]);
             }
         }
@@ -377,7 +363,7 @@ struct Nhwc : Tensors<T> {
         if (this->streamed) stream_fence();
     }
 
-    // What is behind the norm: factor and shift of a channel, which the derivative of the activation follows from.
+    // Factor and shift of the norm, from which the derivative of a following activation is computed.
     struct Behind {
         Row<S> factor, shift;
         Behind(const Nhwc& own, int64_t unit) {
@@ -395,7 +381,7 @@ struct Nhwc : Tensors<T> {
         const Before before(*this, unit);
         const Behind behind(*this, unit);
         const V gain = this->gain, gain_below = this->gain_below;
-        Row<S> means, some, others, distances;
+        Row<S> means, chunk_sums, chunk_products, distances;
         Row<double> total, total_products, total_distances;
         fill(means, width, [&](int64_t i) { return this->mean_at(unit, i); });
         for (int64_t i = 0; i < slots; ++i) total.v[i] = total_products.v[i] = total_distances.v[i] = 0;
@@ -406,10 +392,10 @@ struct Nhwc : Tensors<T> {
                 const auto m = C::row(means.v + j), f = C::row(behind.factor.v + j), s = C::row(behind.shift.v + j);
                 typename C::Values first, second, third;
                 for (int i = 0; i < C::vectors; ++i) first.v[i] = second.v[i] = third.v[i] = broadcast<V>(S(0));
-                const T *from = this->x + at(unit, chunk) + j, *above = this->dy + at(unit, chunk) + j;
+                const T *from = this->x + at(unit, chunk) + j, *from_dy = this->dy + at(unit, chunk) + j;
                 for (int64_t position = chunk; position < min(chunk + CHUNK, end); ++position) {
                     const V noise = broadcast<V>(before.noise_at(position));
-                    const auto values = C::get(from, count), g = C::get(above, count);
+                    const auto values = C::get(from, count), g = C::get(from_dy, count);
 #pragma GCC unroll 8
                     for (int i = 0; i < C::vectors; ++i) {
                         const V z =
@@ -423,14 +409,15 @@ struct Nhwc : Tensors<T> {
                         second.v[i] += dv * distance;
                         third.v[i] += distance;
                     }
-                    from += call.c, above += call.c;
+                    from += call.c, from_dy += call.c;
                 }
-                C::put_row(some.v + j, first);
-                C::put_row(others.v + j, second);
+                C::put_row(chunk_sums.v + j, first);
+                C::put_row(chunk_products.v + j, second);
                 C::put_row(distances.v + j, third);
             });
             for (int64_t i = 0; i < slots; ++i) {
-                total.v[i] += some.v[i], total_products.v[i] += others.v[i], total_distances.v[i] += distances.v[i];
+                total.v[i] += chunk_sums.v[i], total_products.v[i] += chunk_products.v[i],
+                    total_distances.v[i] += distances.v[i];
             }
         }
         in_order(total, width, to);
@@ -445,7 +432,7 @@ struct Nhwc : Tensors<T> {
         const Before before(*this, unit);
         const Behind behind(*this, unit);
         const V gain = this->gain, gain_below = this->gain_below;
-        Row<S> means, levels, tilts, some, others;
+        Row<S> means, levels, tilts, chunk_sums, chunk_products;
         Row<double> total, total_noisy;
         fill(means, width, [&](int64_t i) { return this->mean_at(unit, i); });
         fill(levels, width, [&](int64_t i) { return this->slopes_at(unit, sums, i).level; });
@@ -460,12 +447,12 @@ struct Nhwc : Tensors<T> {
                 typename C::Values first, second;
                 for (int i = 0; i < C::vectors; ++i) first.v[i] = second.v[i] = broadcast<V>(S(0));
                 const bool streamed = this->streamed, written = this->dx != nullptr;
-                const T *from = this->x + at(unit, chunk) + j, *above = this->dy + at(unit, chunk) + j;
+                const T *from = this->x + at(unit, chunk) + j, *from_dy = this->dy + at(unit, chunk) + j;
                 T* to = this->dx + at(unit, chunk) + j;
                 for (int64_t position = chunk; position < min(chunk + CHUNK, end); ++position) {
                     const V noise = broadcast<V>(before.noise_at(position));
                     auto values = C::get(from, count);
-                    const auto g = C::get(above, count);
+                    const auto g = C::get(from_dy, count);
 #pragma GCC unroll 8
                     for (int i = 0; i < C::vectors; ++i) {
                         const Activated<V> z = activated<PLAIN>(values.v[i], ss.v[i], noise, bs.v[i], gain, gain_below);
@@ -482,13 +469,14 @@ struct Nhwc : Tensors<T> {
                         values.v[i] = du;
                     }
                     if (written) C::put(to, values, count, streamed);
-                    from += call.c, above += call.c, to += call.c;
+                    from += call.c, from_dy += call.c, to += call.c;
                 }
-                C::put_row(some.v + j, first);
-                C::put_row(others.v + j, second);
+                C::put_row(chunk_sums.v + j, first);
+                C::put_row(chunk_products.v + j, second);
             });
             if constexpr (!PLAIN) {
-                for (int64_t i = 0; i < slots; ++i) total.v[i] += some.v[i], total_noisy.v[i] += others.v[i];
+                for (int64_t i = 0; i < slots; ++i)
+                    total.v[i] += chunk_sums.v[i], total_noisy.v[i] += chunk_products.v[i];
             }
         }
         if (this->streamed) stream_fence();
@@ -507,17 +495,11 @@ struct Nchw : Tensors<T> {
     using Tensors<T>::Tensors;
     using Tensors<T>::call;
 
-    // Calls `body(part, index in the tensors, elements, which of 4, z, noise)` for each vector of a stretch of a unit.
-    // Several sums at once hide the latency of an addition. `part` is True where it is not a whole vector, else False.
-    struct True {
-        static constexpr bool value = true;
-    };
-    struct False {
-        static constexpr bool value = false;
-    };
+    // Calls `body(Whole() or Part(), index in the tensors, elements, which of 4, z, noise)` for the vectors of a
+    // segment. Four sums at a time hide the latency of an addition.
     template <class Body>
     void each(int64_t unit, int64_t begin, int64_t end, const Body& body) const {
-        if constexpr (ACT == Activation::after_norm) {  // a unit has a plane in every sample
+        if constexpr (ACT == Activation::after_norm) {  // a unit spans all samples
             for (int64_t next; begin < end; begin = next) {
                 const int64_t sample = begin / call.p, first = sample * call.p;
                 next = min(first + call.p, end);
@@ -532,11 +514,11 @@ struct Nchw : Tensors<T> {
         const int64_t width = lanes<V>();
         const V gain = this->gain, gain_below = this->gain_below;
         const V strength = broadcast<V>(this->strength_at(unit, 0)), bias = broadcast<V>(this->bias_at(unit, 0));
-        const S* field = this->field(unit);
+        const S* noise_of = this->noise_of(unit);
         auto one = [&](auto part, int64_t i, int64_t count, int which) {
-            constexpr bool PART = decltype(part)::value;
+            constexpr bool PART = decltype(part)::part;
             V noise = broadcast<V>(S(0));
-            if (!PLAIN && field) noise = PART ? load_n(field + i, count) : load(field + i);
+            if (!PLAIN && noise_of) noise = PART ? load_n(noise_of + i, count) : load(noise_of + i);
             const T* from = this->x + plane + i;
             if constexpr (!PART) prefetch(from);
             const V x = PART ? load_n(from, count) : load(from);
@@ -545,13 +527,13 @@ struct Nchw : Tensors<T> {
         int64_t i = begin;
         for (; i + 4 * width <= end; i += 4 * width) {
 #pragma GCC unroll 4
-            for (int which = 0; which < 4; ++which) one(False(), i + which * width, width, which);
+            for (int which = 0; which < 4; ++which) one(Whole(), i + which * width, width, which);
         }
-        for (; i + width <= end; i += width) one(False(), i, width, 0);
-        if (i < end) one(True(), i, end - i, 0);
+        for (; i + width <= end; i += width) one(Whole(), i, width, 0);
+        if (i < end) one(Part(), i, end - i, 0);
     }
 
-    static V first_lanes(int64_t count) {  // 1 in these, 0 in the others
+    static V first_lanes(int64_t count) {  // 1 in the first `count` lanes, else 0
         alignas(VECTOR_BYTES) S row[lanes<V>()] = {};
         for (int64_t i = 0; i < count; ++i) row[i] = 1;
         return load(row);
@@ -565,44 +547,35 @@ struct Nchw : Tensors<T> {
         Four first, second;
         each(unit, begin, end, [&](auto part, int64_t, int64_t count, int which, Activated<V> u, V) {
             V distance = u.z - broadcast<V>(shift);
-            if (decltype(part)::value) distance *= first_lanes(count);
+            if (decltype(part)::part) distance *= first_lanes(count);
             first.v[which] += distance;
             second.v[which] += distance * distance;
         });
         sums = first.total(), squares = second.total();
     }
 
-    void moments(int64_t unit, int64_t begin, int64_t end, double* mean, double* squares) const {
-        S sums, their_squares;
-        const int64_t some = min(begin + NCHW_CHUNK, end);
-        distances(unit, begin, some, S(0), sums, their_squares);
-        S shift = sums / S(some - begin);
+    FASTGAN_NOINLINE void moments(int64_t unit, int64_t begin, int64_t end, double* mean, double* squares) const {
+        S sums, square_sums;
+        const int64_t first_end = min(begin + NCHW_CHUNK, end);
+        distances(unit, begin, first_end, S(0), sums, square_sums);
+        S shift = sums / S(first_end - begin);
         *mean = *squares = 0;
         for (int64_t from = begin; from < end; from += NCHW_CHUNK) {
             const int64_t to = min(from + NCHW_CHUNK, end);
-            distances(unit, from, to, shift, sums, their_squares);
-            include(*mean, *squares, double(from - begin), shift, sums, their_squares, double(to - from));
+            distances(unit, from, to, shift, sums, square_sums);
+            add_moments(*mean, *squares, double(from - begin), shift, sums, square_sums, double(to - from));
             shift = S(*mean);
         }
     }
 
-    void write(T* to, V value, bool part, int64_t count) const {
-        if (part) {
-            store_n(to, value, count);
-        } else if (this->streamed) {
-            stream(to, value);
-        } else {
-            store(to, value);
-        }
-    }
-
-    void normalise(int64_t unit, int64_t begin, int64_t end, const double* mean, const double* squares) const {
+    FASTGAN_NOINLINE void normalise(int64_t unit, int64_t begin, int64_t end, const double* mean,
+                                    const double* squares) const {
         const V m = broadcast<V>(S(*mean)), shift = broadcast<V>(this->shift_at(unit, 0));
         const V factor = broadcast<V>(S(this->scale_at(unit, 0) * this->inverse_of(*squares)));
         each(unit, begin, end, [&](auto part, int64_t i, int64_t count, int, Activated<V> u, V) {
             V v = normalised(u.z, m, factor, shift);
             if constexpr (ACT == Activation::after_norm) v = piecewise_linear(v, this->gain, this->gain_below).z;
-            write(this->y + i, v, decltype(part)::value, count);
+            put<decltype(part)::part>(this->y + i, v, count, this->streamed);
         });
         if (this->streamed) stream_fence();
     }
@@ -613,13 +586,13 @@ struct Nchw : Tensors<T> {
         return load(this->dy + i);
     }
 
-    // The gradient of what the norm gives; `factor` and `shift` are its own.
+    // Gradient of the norm's output; `factor` and `shift` are the norm's.
     V through_activation(V dy, V z, V mean, V factor, V shift) const {
         if constexpr (ACT != Activation::after_norm) return dy;
         return dy * piecewise_linear(normalised(z, mean, factor, shift), this->gain, this->gain_below).slope;
     }
 
-    void products(int64_t unit, int64_t begin, int64_t end, double* sums) const {
+    FASTGAN_NOINLINE void products(int64_t unit, int64_t begin, int64_t end, double* sums) const {
         const V m = broadcast<V>(this->mean_at(unit, 0)), shift = broadcast<V>(this->shift_at(unit, 0));
         const V factor = broadcast<V>(S(this->scale_at(unit, 0) * this->inverse_at(unit, 0)));
         sums[0] = sums[1] = sums[2] = 0;
@@ -627,20 +600,20 @@ struct Nchw : Tensors<T> {
             Four first, second, third;
             each(unit, chunk, min(chunk + NCHW_CHUNK, end),
                  [&](auto part, int64_t i, int64_t count, int which, Activated<V> u, V) {
-                     const V dy = read_dy(decltype(part)::value, i, count);  // zero in lanes past the end
+                     const V dy = read_dy(decltype(part)::part, i, count);  // zero in lanes past the end
                      const V dv = through_activation(dy, u.z, m, factor, shift);
                      V distance = u.z - m;
                      first.v[which] += dv;
                      second.v[which] += dv * distance;
-                     if (decltype(part)::value) distance *= first_lanes(count);
+                     if (decltype(part)::part) distance *= first_lanes(count);
                      third.v[which] += distance;
                  });
             sums[0] += first.total(), sums[1] += second.total(), sums[2] += third.total();
         }
     }
 
-    void gradients(int64_t unit, int64_t begin, int64_t end, const double* sums, double* biases,
-                   double* strengths) const {
+    FASTGAN_NOINLINE void gradients(int64_t unit, int64_t begin, int64_t end, const double* sums, double* biases,
+                                    double* strengths) const {
         const V m = broadcast<V>(this->mean_at(unit, 0)), shift = broadcast<V>(this->shift_at(unit, 0));
         const V factor = broadcast<V>(S(this->scale_at(unit, 0) * double(this->inverse_at(unit, 0))));
         const auto slopes = this->slopes_at(unit, sums, 0);
@@ -650,7 +623,7 @@ struct Nchw : Tensors<T> {
             Four first, second;
             each(unit, chunk, min(chunk + NCHW_CHUNK, end),
                  [&](auto part, int64_t i, int64_t count, int which, Activated<V> u, V noise) {
-                     constexpr bool PART = decltype(part)::value;
+                     constexpr bool PART = decltype(part)::part;
                      const V dv = through_activation(read_dy(PART, i, count), u.z, m, factor, shift);
                      V du = gradient_before(dv, u.z, m, factor, level, tilt);
                      if constexpr (!PLAIN) {
@@ -659,7 +632,7 @@ struct Nchw : Tensors<T> {
                          first.v[which] += du;
                          second.v[which] += du * noise;
                      }
-                     if (this->dx) write(this->dx + i, du, PART, count);
+                     if (this->dx) put<PART>(this->dx + i, du, count, this->streamed);
                  });
             *biases += first.total(), *strengths += second.total();
         }
@@ -669,8 +642,16 @@ struct Nchw : Tensors<T> {
 
 // Both ----------------------------------------------------------------------------------------------------------------
 
+FASTGAN_NOINLINE void merge_moments(int64_t tile, double* rows, double count, const double* more, double added) {
+    for (int64_t i = 0; i < tile; ++i) add_moments(rows[i], rows[tile + i], count, more[i], 0, more[tile + i], added);
+}
+
+FASTGAN_NOINLINE void merge_sums(int64_t tile, double* rows, const double* more) {
+    for (int64_t i = 0; i < FIRST_ROWS * tile; ++i) rows[i] += more[i];
+}
+
 template <class Walk>
-static void forward(const NormCall& call) {
+void forward(const NormCall& call) {
     const Plan plan = plan_of(call);
     const Walk walk(call, plan);
     two_passes(
@@ -679,19 +660,17 @@ static void forward(const NormCall& call) {
             walk.moments(unit, begin, end, rows, rows + plan.tile);
         },
         [&](double* rows, double count, const double* more, double added) {
-            for (int64_t i = 0; i < plan.tile; ++i) {
-                include(rows[i], rows[plan.tile + i], count, more[i], 0, more[plan.tile + i], added);
-            }
+            merge_moments(plan.tile, rows, count, more, added);
         },
         [&](int64_t unit, int64_t segment, int64_t end, const double* rows) {
-            if (segment == 0) walk.keep_statistics(unit, rows, rows + plan.tile);
+            if (segment == 0) walk.write_statistics(unit, rows, rows + plan.tile);
             walk.normalise(unit, plan.begin(segment), end, rows, rows + plan.tile);
         });
 }
 
-// Adds up what the segments of all samples left of one channel each, in order.
+// Gradients of bias and strength: adds up the segments of all samples, channel by channel, in order.
 template <class S>
-static void add_up(const NormCall& call, const Plan& plan) {
+void add_up(const NormCall& call, const Plan& plan) {
     double all_channels = 0;
     for (int64_t c = 0; c < call.c; ++c) {
         double bias = 0, strength = 0;
@@ -710,16 +689,14 @@ static void add_up(const NormCall& call, const Plan& plan) {
 }
 
 template <class Walk>
-static void backward(const NormCall& call) {
+void backward(const NormCall& call) {
     const Plan plan = plan_of(call);
     const Walk walk(call, plan);
     const bool beyond_style = call.dx || call.dbias || call.dstrength;
     two_passes(
         call, plan,
         [&](int64_t unit, int64_t begin, int64_t end, double* rows) { walk.products(unit, begin, end, rows); },
-        [&](double* rows, double, const double* more, double) {
-            for (int64_t i = 0; i < FIRST_ROWS * plan.tile; ++i) rows[i] += more[i];
-        },
+        [&](double* rows, double, const double* more, double) { merge_sums(plan.tile, rows, more); },
         [&](int64_t unit, int64_t segment, int64_t end, const double* sums) {
             if (segment == 0) walk.style_gradients(unit, sums);
             if (!beyond_style) return;
@@ -730,7 +707,7 @@ static void backward(const NormCall& call) {
 }
 
 template <class T, Activation ACT>
-static void run(const NormCall& call) {
+void run(const NormCall& call) {
     if (call.y) {
         call.channels_last ? forward<Nhwc<T, ACT>>(call) : forward<Nchw<T, ACT>>(call);
     } else {
@@ -738,31 +715,24 @@ static void run(const NormCall& call) {
     }
 }
 
-template <class T>
-static void for_activation(const NormCall& call) {
-    switch (call.activation()) {
-        case Activation::none: return run<T, Activation::none>(call);
-        case Activation::before_norm: return run<T, Activation::before_norm>(call);
-        case Activation::after_norm: return run<T, Activation::after_norm>(call);
-    }
-}
-
-static void for_dtype(const NormCall& call) {
-    switch (call.dtype) {
-        case Dtype::float32: return for_activation<float>(call);
-        case Dtype::bfloat16: return for_activation<BFloat16>(call);
-        case Dtype::float16: return for_activation<Float16>(call);
-        case Dtype::float64: return for_activation<double>(call);
-    }
+void run(const NormCall& call) {
+    for_dtype(call.dtype, [&](auto element) {
+        using T = decltype(element);
+        switch (call.activation()) {
+            case Activation::none: return run<T, Activation::none>(call);
+            case Activation::before_norm: return run<T, Activation::before_norm>(call);
+            case Activation::after_norm: return run<T, Activation::after_norm>(call);
+        }
+    });
 }
 
 }  // namespace
 
-// The entry points: FASTGAN_CPU_ENTRY of common/isa.h calls those of the instruction set in use.
+// Entry points, called through FASTGAN_CPU_ENTRY (common/isa.h).
 
-void instance_norm_forward(const NormCall& call) { for_dtype(call); }
+void instance_norm_forward(const NormCall& call) { run(call); }
 
-void instance_norm_backward(const NormCall& call) { for_dtype(call); }
+void instance_norm_backward(const NormCall& call) { run(call); }
 
 int64_t instance_norm_workspace(const NormCall& call) {
     const Plan plan = plan_of(call);

@@ -1,16 +1,16 @@
-// instance_norm and batch_norm_act on the GPU, 16 bytes a thread where the sizes allow.
+// instance_norm and batch_norm_act on the GPU, with 16-byte accesses where the sizes allow.
 //
-// A block takes a tile of channels of a sample (NHWC) or a few channels of one (NCHW). Where all their positions fit
-// into shared memory, and there are blocks enough to keep the GPU busy, one kernel reads x (and dy) once: RESIDENT.
-// Otherwise the positions are cut into pieces: a first kernel leaves the moments (or sums) of each, a second merges
-// them, and a third reads everything again: always so for batch_norm_act, whose second kernel merges the pieces of all
-// samples. Always in a fixed order: no atomics, the same bits every time.
+// A block takes a tile of channels of a sample (NHWC) or a few channels of one (NCHW). If all their positions fit into
+// shared memory, and there are enough blocks to keep the GPU busy, one kernel reads x (and dy) once: RESIDENT.
+// Otherwise the positions are cut into pieces: a first kernel computes the moments (or sums) of each piece, a second
+// merges them, and a third reads everything again. batch_norm_act always takes this way; its second kernel merges the
+// pieces of all samples. All sums are taken in a fixed order, without atomics.
 //
 // The variance is taken about the running mean of each thread, and merged with that of others about the mean of both
 // (Chan, Golub and LeVeque 1983): never as a difference of large numbers.
-#include "common/gpu_sums.h"
-#include "common/gpu_values.h"
+#include <algorithm>
 
+#include "common/gpu_sums.h"
 #include "norm/arithmetic.h"
 
 namespace fastgan::cuda {
@@ -18,73 +18,48 @@ namespace {
 
 using namespace gpu_values;
 
-constexpr int MIN_BLOCKS = 264;   // 2 for each of an H100's multiprocessors
-constexpr int MAX_BLOCKS = 2112;  // 16; more work than that is looped over
-constexpr int MAX_PIECES = 64;    // that a single thread merges: of a sample, or of a share of a batch
-constexpr int MIN_STEPS = 4;      // of a thread: fewer would not pay for its start and for its sums
-constexpr int RUN = 16;           // steps of a thread between two corrections of its mean
-constexpr std::size_t MAX_RESIDENT_BYTES = 96 * 1024;  // bytes; then a multiprocessor of an H100 holds two blocks
-constexpr std::size_t STATIC_SHARED = 8 * 1024;        // bytes that a kernel may need besides
+constexpr int MIN_BLOCKS = 264;                        // 2 for each multiprocessor of an H100
+constexpr int MAX_PIECES = 64;                         // that one thread merges
+constexpr int RUN = 16;                                // steps of a thread between two corrections of its mean
+constexpr std::size_t MAX_RESIDENT_BYTES = 96 * 1024;  // two such blocks fit on a multiprocessor of an H100
+constexpr std::size_t STATIC_SHARED_BYTES = 8 * 1024;  // that a kernel may need besides
 
-inline int power_of_two_from(int64_t size, int most) {
-    int power = 1;
-    while (power < size && power < most) power *= 2;
-    return power;
-}
-
-// How the work is cut up: `wide` threads along the fast dimension, `rows` of them to a block.
-struct Plan {
-    int vector, wide, rows;
-    int64_t tiles;         // of the fast dimension (pixels) or of the samples' channels (planes), each a block
-    int64_t per_sample;    // pieces that the positions of a sample are cut into
-    int64_t positions;     // of a piece
-    std::size_t resident;  // bytes of shared memory that hold the activations; 0 where they are read twice
+struct Plan : Split {
+    std::size_t resident;  // bytes of shared memory that hold the activations; 0 if they are read twice
 };
 
-// The plan that keeps `tensors` activations in shared memory, with `wide` threads along the fast dimension.
-inline Plan resident_plan(const NormCall& call, int vector, int wide, int tensors) {
+// The plan that keeps `tensors` activations in shared memory, with `columns` threads along the contiguous dimension.
+Plan resident_plan(const NormCall& call, int vector, int columns, int tensors) {
     Plan plan{};
-    plan.vector = vector, plan.wide = wide, plan.rows = BLOCK / wide;
+    plan.vector = vector, plan.columns = columns, plan.rows = BLOCK / columns;
     plan.per_sample = 1, plan.positions = call.p;
-    const int64_t of_row = int64_t(wide) * vector;
-    plan.tiles = call.channels_last ? ceil_div(call.c, of_row) : ceil_div(call.n * call.c, plan.rows);
-    const int64_t steps = call.channels_last ? ceil_div(call.p, plan.rows) : ceil_div(call.p, of_row);
-    const int64_t item = call.dtype == Dtype::float32 ? 4 : call.dtype == Dtype::float64 ? 8 : 2;
-    plan.resident = std::size_t(steps * BLOCK * vector * item * tensors);
+    const int64_t row = int64_t(columns) * vector;
+    plan.tiles = call.channels_last ? ceil_div(call.c, row) : ceil_div(call.n * call.c, plan.rows);
+    const int64_t steps = ceil_div(call.p, call.channels_last ? plan.rows : row);
+    plan.resident = std::size_t(steps * BLOCK * vector * bytes_of(call.dtype) * tensors);
     return plan;
 }
 
-inline Plan split_plan(const NormCall& call, int vector) {
-    Plan plan{};
-    plan.vector = vector;
-    plan.wide = power_of_two_from((call.channels_last ? call.c : call.p) / vector, BLOCK);
-    plan.rows = BLOCK / plan.wide;
-    const int64_t of_row = int64_t(plan.wide) * vector;
-    plan.tiles = call.channels_last ? ceil_div(call.c, of_row) : ceil_div(call.n * call.c, plan.rows);
-    const int64_t blocks = call.channels_last ? plan.tiles * call.n : plan.tiles;
-    const int64_t step = call.channels_last ? plan.rows : of_row, steps = ceil_div(call.p, step);
-    plan.per_sample = ceil_div(call.batch ? MAX_BLOCKS / 2 : MAX_BLOCKS, blocks > 0 ? blocks : 1);
-    if (plan.per_sample > ceil_div(steps, MIN_STEPS)) plan.per_sample = ceil_div(steps, MIN_STEPS);
-    if (plan.per_sample > MAX_PIECES && !call.batch) plan.per_sample = MAX_PIECES;
-    plan.positions = ceil_div(ceil_div(call.p, plan.per_sample), step) * step;
-    plan.per_sample = ceil_div(call.p, plan.positions);  // none is empty
-    return plan;
+Plan split_plan(const NormCall& call, int vector) {
+    return {split(call.n, call.c, call.p, call.channels_last, vector, call.batch ? MAX_BLOCKS / 2 : MAX_BLOCKS,
+                  call.batch ? INT64_MAX : MAX_PIECES),
+            0};
 }
 
-// `tensors` activations are read twice: x in the forward pass, x and dy in the backward pass.
-inline Plan plan_of(const NormCall& call, int vector, int tensors) {
+// `tensors` is the number of activations that are read twice: x forward, x and dy backward.
+Plan plan_of(const NormCall& call, int vector, int tensors) {
     if (call.batch) return split_plan(call, vector);
-    const std::size_t most = gpu::max_shared_bytes() - STATIC_SHARED;
-    const std::size_t limit = most < MAX_RESIDENT_BYTES ? most : MAX_RESIDENT_BYTES;
+    const std::size_t limit = std::min(gpu::max_shared_bytes() - STATIC_SHARED_BYTES, MAX_RESIDENT_BYTES);
     const int64_t fast = (call.channels_last ? call.c : call.p) / vector;
-    // In NHWC the widest tile that leaves blocks enough; 32 bytes at least, which is what memory delivers at once.
-    const int widest = power_of_two_from(fast, call.channels_last ? 32 : BLOCK), narrowest = vector > 1 ? 2 : 8;
-    for (int wide = widest;; wide /= 2) {
-        const Plan plan = resident_plan(call, vector, wide, tensors);
+    // In NHWC the max_columns tile that leaves enough blocks, but at least 32 bytes, which is what memory delivers at a
+    // time.
+    const int max_columns = power_of_two_from(fast, call.channels_last ? 32 : BLOCK), min_columns = vector > 1 ? 2 : 8;
+    for (int columns = max_columns;; columns /= 2) {
+        const Plan plan = resident_plan(call, vector, columns, tensors);
         const int64_t blocks = call.channels_last ? call.n * plan.tiles : plan.tiles;
         if (plan.resident <= limit && blocks >= MIN_BLOCKS) return plan;
-        const bool last = !call.channels_last || wide <= narrowest;
-        // A piece for each of fewer blocks would be small: one kernel is quicker than three.
+        const bool last = !call.channels_last || columns <= min_columns;
+        // With fewer blocks the pieces would be small: one kernel is faster than three.
         if (last && plan.resident <= limit && (blocks >= MIN_BLOCKS / 4 || plan.resident <= 16 * 1024)) return plan;
         if (last) return split_plan(call, vector);
     }
@@ -97,8 +72,8 @@ struct Moments {
 
 template <class S>
 FASTGAN_INLINE Moments<S> merged(const Moments<S>& a, const Moments<S>& b) {
-    const S count = a.count + b.count, share = count > 0 ? b.count / count : S(0), apart = b.mean - a.mean;
-    return {a.mean + apart * share, a.squares + b.squares + apart * apart * (a.count * share), count};
+    const S count = a.count + b.count, share = count > 0 ? b.count / count : S(0), delta = b.mean - a.mean;
+    return {a.mean + delta * share, a.squares + b.squares + delta * delta * (a.count * share), count};
 }
 
 template <class S>
@@ -111,12 +86,12 @@ FASTGAN_INLINE Pair<S> merged(const Pair<S>& x, const Pair<S>& y) {
     return {x.a + y.a, x.b + y.b};
 }
 
-// Of a row, in the first pass backward: of dy, of dy * (z - mean) and of z - mean.
+// Sums of a row in the first backward pass: of dy, of dy * (z - mean) and of z - mean.
 template <class S>
 struct Triple {
     S a, b, c;
 
-    // The second sum and z - mean without what rounding left of the mean, which `c` becomes.
+    // Corrects the second sum for the rounding error of the mean, which `c` becomes.
     FASTGAN_INLINE Triple about_the_mean(S numbers) const {
         const S rest = c / numbers;
         return {a, b - rest * a, rest};
@@ -134,42 +109,43 @@ FASTGAN_INLINE S inverse_root(S squares, S p, S eps) {
 }
 
 template <class S>
-FASTGAN_INLINE Moments<S> of_lane_across(const Moments<S>& own, int distance) {
+FASTGAN_INLINE Moments<S> shuffle_xor(const Moments<S>& own, int distance) {
     return {__shfl_xor_sync(gpu::full_mask, own.mean, distance, gpu::warp_size),
             __shfl_xor_sync(gpu::full_mask, own.squares, distance, gpu::warp_size),
             __shfl_xor_sync(gpu::full_mask, own.count, distance, gpu::warp_size)};
 }
 
 template <class S>
-FASTGAN_INLINE Pair<S> of_lane_across(const Pair<S>& own, int distance) {
+FASTGAN_INLINE Pair<S> shuffle_xor(const Pair<S>& own, int distance) {
     return {__shfl_xor_sync(gpu::full_mask, own.a, distance, gpu::warp_size),
             __shfl_xor_sync(gpu::full_mask, own.b, distance, gpu::warp_size)};
 }
 
 template <class S>
-FASTGAN_INLINE Triple<S> of_lane_across(const Triple<S>& own, int distance) {
+FASTGAN_INLINE Triple<S> shuffle_xor(const Triple<S>& own, int distance) {
     return {__shfl_xor_sync(gpu::full_mask, own.a, distance, gpu::warp_size),
             __shfl_xor_sync(gpu::full_mask, own.b, distance, gpu::warp_size),
             __shfl_xor_sync(gpu::full_mask, own.c, distance, gpu::warp_size)};
 }
 
-// Merges what the threads of a block have for the same channel; each of them gets the result, the same bits.
+// Merges the values of all threads of a block with the same channel; each thread gets the result, bit for bit the same.
 template <bool NHWC, class R, int W>
-FASTGAN_INLINE void merge_in_block(R (&values)[W], int wide) {
+FASTGAN_INLINE void merge_in_block(R (&values)[W], int columns) {
     const int thread = int(threadIdx.x), warp = thread / gpu::warp_size;
-    // Bits of a thread's number that tell threads of one channel apart: the upper ones (pixels) or the lower (planes).
-    const int first = NHWC ? wide : 1, past = NHWC || wide > gpu::warp_size ? gpu::warp_size : wide;
+    // Bits of the thread index that differ among threads of one channel: the upper ones (NHWC) or the lower ones
+    // (NCHW).
+    const int first = NHWC ? columns : 1, past = NHWC || columns > gpu::warp_size ? gpu::warp_size : columns;
     for (int distance = first; distance < past; distance *= 2) {
         GPU_UNROLL
         for (int w = 0; w < W; ++w) {
-            const R other = of_lane_across(values[w], distance);
+            const R other = shuffle_xor(values[w], distance);
             values[w] = thread & distance ? merged(other, values[w]) : merged(values[w], other);
         }
     }
-    const int warps_of_row = wide > gpu::warp_size ? wide / gpu::warp_size : 1;
+    const int warps_of_row = columns > gpu::warp_size ? columns / gpu::warp_size : 1;
     const int stride = NHWC ? warps_of_row : 1, count = NHWC ? BLOCK / gpu::warp_size / stride : warps_of_row;
     const int start = NHWC ? warp % stride : warp - warp % count;
-    if (count == 1) return;  // the same for all threads
+    if (count == 1) return;  // uniform
     SHARED(R, slots, [BLOCK]);
     GPU_UNROLL
     for (int w = 0; w < W; ++w) {
@@ -191,7 +167,7 @@ struct Tensors {
     T *y, *dx;
     const S *noise, *strength, *bias, *style_scale, *style_bias;
     S *statistics, *dstyle_scale, *dstyle_bias;
-    S gain, gain_below, gain_after, gain_below_after, eps;  // of the activation before the norm, and of that behind it
+    S gain, gain_below, gain_after, gain_below_after, eps;  // of the activations before and after the norm
     bool noise_per_sample, strength_per_channel, beyond_style;
 
     explicit Tensors(const NormCall& call)
@@ -222,42 +198,42 @@ struct Tensors {
           beyond_style(call.dx || call.dbias || call.dstrength) {}
 };
 
-// A thread's share: W channels of a sample, and every so many positions, V elements at a time. In shared memory each
-// thread finds what it has put there itself, so that no barrier is needed.
+// The part of a thread: W channels of a sample, and every `stride`-th position, V elements at a time. In shared memory
+// each thread reads only what it has written itself, so that no barrier is needed.
 template <class T, int V, bool NHWC, bool BATCH>
-struct Share {
+struct Part {
     using S = typename Tensors<T>::S;
     using Vector = gpu::Vec<T, V>;
     static constexpr int W = NHWC ? V : 1;
     const Tensors<T>& t;
-    int64_t piece, sample, channel, row;  // row: where its channels begin in [N, C], or in [C] of a batch
-    int64_t first, end, stride, base;     // positions; base: index of an element at position 0
-    bool live, leads;                     // leads: writes what its channels have in common
+    int64_t piece, sample, channel, row;  // row: index of the first channel in [N, C], or in [C] of a batch
+    int64_t first, end, stride, base;     // positions; base: index of the element at position 0
+    bool live, leads;                     // leads: writes the results of its channels
     S strength[W], bias[W];
 
-    FASTGAN_INLINE Share(const Tensors<T>& tensors, const Plan& plan) : t(tensors) {
-        const int lane = int(threadIdx.x) % plan.wide, of_block = int(threadIdx.x) / plan.wide;
+    FASTGAN_INLINE Part(const Tensors<T>& tensors, const Plan& plan) : t(tensors) {
+        const int lane = int(threadIdx.x) % plan.columns, row_of_block = int(threadIdx.x) / plan.columns;
         int64_t segment;
         if constexpr (NHWC) {
             piece = blockIdx.x, sample = piece / plan.per_sample, segment = piece % plan.per_sample;
-            channel = (int64_t(blockIdx.y) * plan.wide + lane) * V;
+            channel = (int64_t(blockIdx.y) * plan.columns + lane) * V;
             live = channel < t.c;
-            first = of_block, stride = plan.rows;
-            leads = live && of_block == 0;
+            first = row_of_block, stride = plan.rows;
+            leads = live && row_of_block == 0;
             row = sample * t.c + channel;
             base = sample * t.p * t.c + channel;
         } else {
-            const int64_t plane = int64_t(blockIdx.x) * plan.rows + of_block;
+            const int64_t plane = int64_t(blockIdx.x) * plan.rows + row_of_block;
             segment = blockIdx.y;
             live = plane < t.n * t.c;
             sample = plane / t.c, channel = plane % t.c, piece = sample * plan.per_sample + segment;
             row = BATCH ? channel : plane;
-            first = int64_t(lane) * V, stride = int64_t(plan.wide) * V;
+            first = int64_t(lane) * V, stride = int64_t(plan.columns) * V;
             leads = live && lane == 0;
             base = plane * t.p;
         }
         first += segment * plan.positions;
-        end = (segment + 1) * plan.positions < t.p ? (segment + 1) * plan.positions : t.p;
+        end = min((segment + 1) * plan.positions, t.p);
         GPU_UNROLL
         for (int w = 0; w < W; ++w) {
             strength[w] = live && t.strength ? t.strength[t.strength_per_channel ? channel + w : 0] : S(1);
@@ -267,16 +243,16 @@ struct Share {
 
     FASTGAN_INLINE int64_t index(int64_t position) const { return base + position * (NHWC ? t.c : 1); }
 
-    FASTGAN_INLINE Vector read(const T* from, int64_t position, Vector* kept, int step) const {
-        return kept ? kept[int64_t(step) * BLOCK + threadIdx.x] : gpu::load<V>(from + index(position));
+    FASTGAN_INLINE Vector read(const T* from, int64_t position, Vector* cached, int step) const {
+        return cached ? cached[int64_t(step) * BLOCK + threadIdx.x] : gpu::load<V>(from + index(position));
     }
 
-    // What stands before the norm, of the V elements of x at a position, and the noise there.
+    // The input of the norm, z, for the V elements of x at a position, and the noise there.
     FASTGAN_INLINE void activate(const Vector& x, int64_t position, Activated<S> (&u)[V], S (&noise)[V]) const {
-        const S* field = t.noise ? t.noise + (t.noise_per_sample ? sample * t.p : 0) + position : nullptr;
+        const S* noise_row = t.noise ? t.noise + (t.noise_per_sample ? sample * t.p : 0) + position : nullptr;
         GPU_UNROLL
         for (int v = 0; v < V; ++v) {
-            noise[v] = field ? field[NHWC ? 0 : v] : S(0);
+            noise[v] = noise_row ? noise_row[NHWC ? 0 : v] : S(0);
             const int w = NHWC ? v : 0;
             u[v] = activated<false>(gpu::to<S>(x.v[v]), strength[w], noise[v], bias[w], t.gain, t.gain_below);
         }
@@ -285,14 +261,14 @@ struct Share {
     FASTGAN_INLINE S scale(int w) const { return t.style_scale ? t.style_scale[row + w] : S(1); }
     FASTGAN_INLINE S shift(int w) const { return t.style_bias ? t.style_bias[row + w] : S(0); }
 
-    // The gradient of what the norm gives.
+    // Gradient of the norm's output.
     FASTGAN_INLINE S through_activation(S dy, S z, S mean, S factor, S shift) const {
         if constexpr (!BATCH) return dy;
         return dy * piecewise_linear(normalised(z, mean, factor, shift), t.gain_after, t.gain_below_after).slope;
     }
 
-    // y, from x in memory or, where it is `kept`, in shared memory.
-    FASTGAN_INLINE void normalise(const S (&mean)[W], const S (&inverse)[W], Vector* kept) const {
+    // Writes y. Reads x from memory, or from shared memory if it is resident.
+    FASTGAN_INLINE void normalise(const S (&mean)[W], const S (&inverse)[W], Vector* cached) const {
         S factor[W], shifts[W];
         GPU_UNROLL
         for (int w = 0; w < W; ++w) factor[w] = scale(w) * inverse[w], shifts[w] = shift(w);
@@ -301,7 +277,7 @@ struct Share {
             Activated<S> u[V];
             S noise[V];
             Vector out;
-            activate(read(t.x, position, kept, step), position, u, noise);
+            activate(read(t.x, position, cached, step), position, u, noise);
             GPU_UNROLL
             for (int v = 0; v < V; ++v) {
                 const int w = NHWC ? v : 0;
@@ -313,10 +289,10 @@ struct Share {
         }
     }
 
-    // dx, and the sums of it and of its product with the noise; from x and dy in memory or in shared memory. `sums` are
-    // those about the mean.
-    FASTGAN_INLINE void gradients(const S (&mean)[W], const S (&inverse)[W], const Triple<S> (&sums)[W], Vector* kept_x,
-                                  Vector* kept_dy, Pair<S> (&total)[W]) const {
+    // Writes dx, and returns the sums of dx and of dx * noise. Reads x and dy from memory or from shared memory. `sums`
+    // are the sums about the mean.
+    FASTGAN_INLINE void gradients(const S (&mean)[W], const S (&inverse)[W], const Triple<S> (&sums)[W],
+                                  Vector* cached_x, Vector* cached_dy, Pair<S> (&total)[W]) const {
         S factor[W], shifts[W], level[W], tilt[W];
         GPU_UNROLL
         for (int w = 0; w < W; ++w) {
@@ -328,8 +304,8 @@ struct Share {
         for (int64_t position = first; position < end; position += stride, ++step) {
             Activated<S> u[V];
             S noise[V];
-            activate(read(t.x, position, kept_x, step), position, u, noise);
-            const Vector dy = read(t.dy, position, kept_dy, step);
+            activate(read(t.x, position, cached_x, step), position, u, noise);
+            const Vector dy = read(t.dy, position, cached_dy, step);
             Vector out;
             GPU_UNROLL
             for (int v = 0; v < V; ++v) {
@@ -345,24 +321,24 @@ struct Share {
     }
 };
 
-// Moves a thread's moments from the mean of what it has seen to that of `added` elements more, whose distances from
-// the former mean have the sum `distances`; the first time, from any number near them.
+// Adds `added` elements to a thread's moments, given the sum of their distances from the former mean (at first from any
+// number near them) and of the squares.
 template <class S>
-FASTGAN_INLINE void include(Moments<S>& m, S& shift, S& distances, S& their_squares, int added) {
+FASTGAN_INLINE void add_moments(Moments<S>& m, S& shift, S& distances, S& square_sum, int added) {
     m.count += S(added);
-    const S move = distances / m.count, squares = m.squares + (their_squares - distances * move);
-    m.squares = squares < 0 ? S(0) : squares;  // a NaN stays one
+    const S move = distances / m.count, squares = m.squares + (square_sum - distances * move);
+    m.squares = squares < 0 ? S(0) : squares;  // keeps NaN
     m.mean = shift = shift + move;
-    distances = their_squares = S(0);
+    distances = square_sum = S(0);
 }
 
-// Forward: all of it where x fits into shared memory, else the moments of each piece, [pieces, 2, C].
+// Forward: everything if x is resident, else the moments of each piece, [pieces, 2, C].
 template <class T, int V, bool NHWC, bool RESIDENT>
 __global__ void forward(Tensors<T> t, Plan plan, typename Tensors<T>::S* partial) {
-    using Mine = Share<T, V, NHWC, false>;  // the moments of a piece are the same, whatever becomes of them
+    using Mine = Part<T, V, NHWC, false>;  // the moments do not depend on BATCH
     using S = typename Mine::S;
     constexpr int W = Mine::W;
-    DYN_SHARED(typename Mine::Vector, kept);
+    DYN_SHARED(typename Mine::Vector, cached);
     const Mine mine(t, plan);
     Moments<S> moments[W] = {};
     if (mine.live) {
@@ -370,7 +346,7 @@ __global__ void forward(Tensors<T> t, Plan plan, typename Tensors<T>::S* partial
         int step = 0;
         for (int64_t position = mine.first; position < mine.end; position += mine.stride, ++step) {
             const auto x = gpu::load<V>(t.x + mine.index(position));
-            if constexpr (RESIDENT) kept[int64_t(step) * BLOCK + threadIdx.x] = x;
+            if constexpr (RESIDENT) cached[int64_t(step) * BLOCK + threadIdx.x] = x;
             Activated<S> u[V];
             S noise[V];
             mine.activate(x, position, u, noise);
@@ -389,12 +365,12 @@ __global__ void forward(Tensors<T> t, Plan plan, typename Tensors<T>::S* partial
             if (since == RUN || position + mine.stride >= mine.end) {
                 GPU_UNROLL
                 for (int w = 0; w < W; ++w) {
-                    include(moments[w], shift[w], distances[w], squares[w], since * (NHWC ? 1 : V));
+                    add_moments(moments[w], shift[w], distances[w], squares[w], since * (NHWC ? 1 : V));
                 }
             }
         }
     }
-    merge_in_block<NHWC>(moments, plan.wide);
+    merge_in_block<NHWC>(moments, plan.columns);
     if constexpr (RESIDENT) {
         if (mine.live) {
             S mean[W], inverse[W];
@@ -406,7 +382,7 @@ __global__ void forward(Tensors<T> t, Plan plan, typename Tensors<T>::S* partial
                     t.statistics[t.rows + mine.row + w] = inverse[w];
                 }
             }
-            mine.normalise(mean, inverse, kept);
+            mine.normalise(mean, inverse, cached);
         }
     } else if (mine.leads) {
         GPU_UNROLL
@@ -417,48 +393,48 @@ __global__ void forward(Tensors<T> t, Plan plan, typename Tensors<T>::S* partial
     }
 }
 
-// How the pieces of a row, that of a channel, are merged: each of some threads takes every so many of them, `wide`
-// threads beside each other take as many channels.
+// How the pieces of each channel are merged: `slices` threads take every slices-th piece, and `columns` threads beside
+// each other take as many channels.
 struct Merge {
-    int64_t groups, pieces;  // that have statistics of their own, samples or the batch; of each
-    int slices, wide;
+    int64_t groups, pieces;  // groups with statistics of their own (samples, or one batch); pieces of each
+    int slices, columns;
     unsigned blocks;
 
     Merge(const NormCall& call, const Plan& plan)
         : groups(call.batch ? 1 : call.n),
           pieces(call.n * plan.per_sample / groups),
           slices(power_of_two_from(ceil_div(pieces, MAX_PIECES), gpu::warp_size)),
-          wide(BLOCK / slices),
-          blocks(unsigned(ceil_div(groups * call.c, wide))) {}
+          columns(BLOCK / slices),
+          blocks(unsigned(ceil_div(groups * call.c, columns))) {}
 };
 
-// A thread's share of that.
-struct MergeShare {
+// The part of a thread.
+struct MergePart {
     int64_t row, channel, begin, end, stride;  // row: of [groups, C]; pieces
     bool live, leads;
 
-    FASTGAN_INLINE MergeShare(const Merge& merge, int64_t c) {
-        const int lane = int(threadIdx.x) % merge.wide, slice = int(threadIdx.x) / merge.wide;
-        row = int64_t(blockIdx.x) * merge.wide + lane, channel = row % c;
+    FASTGAN_INLINE MergePart(const Merge& merge, int64_t c) {
+        const int lane = int(threadIdx.x) % merge.columns, slice = int(threadIdx.x) / merge.columns;
+        row = int64_t(blockIdx.x) * merge.columns + lane, channel = row % c;
         live = row < merge.groups * c, leads = live && slice == 0;
         const int64_t first = row / c * merge.pieces;
         begin = first + slice, end = live ? first + merge.pieces : begin, stride = merge.slices;
     }
 };
 
-// The statistics from the moments of all pieces, [pieces, 2, C].
+// Statistics from the moments of all pieces, [pieces, 2, C].
 template <class T>
 __global__ void merge_moments(Tensors<T> t, Merge merge, const typename Tensors<T>::S* partial, int64_t per_sample,
                               int64_t positions, bool variance) {
     using S = typename Tensors<T>::S;
-    const MergeShare mine(merge, t.c);
+    const MergePart mine(merge, t.c);
     Moments<S> total[1] = {};
     for (int64_t piece = mine.begin; piece < mine.end; piece += mine.stride) {
         const S* from = partial + piece * 2 * t.c + mine.channel;
         const int64_t rest = t.p - piece % per_sample * positions;
         total[0] = merged(total[0], Moments<S>{from[0], from[t.c], S(rest < positions ? rest : positions)});
     }
-    merge_in_block<true>(total, merge.wide);
+    merge_in_block<true>(total, merge.columns);
     if (!mine.leads) return;
     t.statistics[mine.row] = total[0].mean;
     t.statistics[t.rows + mine.row] = inverse_root(total[0].squares, S(t.numbers), t.eps);
@@ -467,7 +443,7 @@ __global__ void merge_moments(Tensors<T> t, Merge merge, const typename Tensors<
 
 template <class T, int V, bool NHWC, bool BATCH>
 __global__ void normalise(Tensors<T> t, Plan plan) {
-    using Mine = Share<T, V, NHWC, BATCH>;
+    using Mine = Part<T, V, NHWC, BATCH>;
     using S = typename Mine::S;
     const Mine mine(t, plan);
     if (!mine.live) return;
@@ -479,16 +455,16 @@ __global__ void normalise(Tensors<T> t, Plan plan) {
     mine.normalise(mean, inverse, nullptr);
 }
 
-// The gradients of the style, of one row, from its sums about the mean.
+// Gradients of the style for one row, from its sums about the mean.
 template <class T, class S>
 FASTGAN_INLINE void style_gradients(const Tensors<T>& t, int64_t row, const Triple<S>& sums, S inverse) {
     if (t.dstyle_bias) t.dstyle_bias[row] = sums.a;
     if (t.dstyle_scale) t.dstyle_scale[row] = sums.b * inverse;
 }
 
-// What a piece leaves for the sums over all samples, [pieces, 2, C].
+// Writes the sums of a piece for the gradients of bias and strength, [pieces, 2, C].
 template <class Mine, class S>
-FASTGAN_INLINE void leave(const Mine& mine, const Pair<S> (&sums)[Mine::W], S* partial) {
+FASTGAN_INLINE void write_sums(const Mine& mine, const Pair<S> (&sums)[Mine::W], S* partial) {
     if (!mine.leads) return;
     GPU_UNROLL
     for (int w = 0; w < Mine::W; ++w) {
@@ -497,9 +473,9 @@ FASTGAN_INLINE void leave(const Mine& mine, const Pair<S> (&sums)[Mine::W], S* p
     }
 }
 
-// What a piece leaves for the sums of its row, [pieces, 3, C].
+// Writes the sums of a piece for its row, [pieces, 3, C].
 template <class Mine, class S>
-FASTGAN_INLINE void leave(const Mine& mine, const Triple<S> (&sums)[Mine::W], S* partial) {
+FASTGAN_INLINE void write_sums(const Mine& mine, const Triple<S> (&sums)[Mine::W], S* partial) {
     if (!mine.leads) return;
     GPU_UNROLL
     for (int w = 0; w < Mine::W; ++w) {
@@ -508,18 +484,18 @@ FASTGAN_INLINE void leave(const Mine& mine, const Triple<S> (&sums)[Mine::W], S*
     }
 }
 
-// Backward: all of it but the sums over samples where x and dy fit into shared memory, which leaves the latter of each
-// piece, [pieces, 2, C]; else the sums of dy, of dy * (z - mean) and of z - mean of each piece, [pieces, 3, C].
+// Backward: everything but the sums over samples if x and dy are resident; these sums are left for each piece, [pieces,
+// 2, C]. Else the sums of dy, of dy * (z - mean) and of z - mean for each piece, [pieces, 3, C].
 template <class T, int V, bool NHWC, bool RESIDENT, bool BATCH>
 __global__ void backward(Tensors<T> t, Plan plan, typename Tensors<T>::S* partial) {
-    using Mine = Share<T, V, NHWC, BATCH>;
+    using Mine = Part<T, V, NHWC, BATCH>;
     using S = typename Mine::S;
     constexpr int W = Mine::W;
-    DYN_SHARED(typename Mine::Vector, kept);
+    DYN_SHARED(typename Mine::Vector, cached);
     const Mine mine(t, plan);
-    // Behind x in shared memory lies dy.
+    // In shared memory dy follows x.
     const int64_t steps = NHWC ? (t.p + plan.rows - 1) / plan.rows : (t.p + mine.stride - 1) / mine.stride;
-    typename Mine::Vector* kept_dy = kept + steps * BLOCK;
+    typename Mine::Vector* cached_dy = cached + steps * BLOCK;
     S mean[W] = {}, inverse[W] = {};
     Triple<S> sums[W] = {};
     if (mine.live) {
@@ -533,8 +509,8 @@ __global__ void backward(Tensors<T> t, Plan plan, typename Tensors<T>::S* partia
         for (int64_t position = mine.first; position < mine.end; position += mine.stride, ++step) {
             const auto x = gpu::load<V>(t.x + mine.index(position)), dy = gpu::load<V>(t.dy + mine.index(position));
             if constexpr (RESIDENT) {
-                kept[int64_t(step) * BLOCK + threadIdx.x] = x;
-                kept_dy[int64_t(step) * BLOCK + threadIdx.x] = dy;
+                cached[int64_t(step) * BLOCK + threadIdx.x] = x;
+                cached_dy[int64_t(step) * BLOCK + threadIdx.x] = dy;
             }
             Activated<S> u[V];
             S noise[V];
@@ -550,7 +526,7 @@ __global__ void backward(Tensors<T> t, Plan plan, typename Tensors<T>::S* partia
             }
         }
     }
-    merge_in_block<NHWC>(sums, plan.wide);
+    merge_in_block<NHWC>(sums, plan.columns);
     if constexpr (RESIDENT) {
         GPU_UNROLL
         for (int w = 0; w < W; ++w) sums[w] = sums[w].about_the_mean(S(t.numbers));
@@ -558,28 +534,28 @@ __global__ void backward(Tensors<T> t, Plan plan, typename Tensors<T>::S* partia
             GPU_UNROLL
             for (int w = 0; w < W; ++w) style_gradients(t, mine.row + w, sums[w], inverse[w]);
         }
-        if (!t.beyond_style) return;  // the same for all threads
+        if (!t.beyond_style) return;  // uniform
         Pair<S> total[W] = {};
-        if (mine.live) mine.gradients(mean, inverse, sums, kept, kept_dy, total);
-        merge_in_block<NHWC>(total, plan.wide);
-        leave(mine, total, partial);
+        if (mine.live) mine.gradients(mean, inverse, sums, cached, cached_dy, total);
+        merge_in_block<NHWC>(total, plan.columns);
+        write_sums(mine, total, partial);
     } else {
-        leave(mine, sums, partial);
+        write_sums(mine, sums, partial);
     }
 }
 
-// The sums over all pieces of a row, about the mean, [3, N, C] or [3, C], and the gradients of the style.
+// Sums over all pieces of a row, about the mean, [3, N, C] or [3, C], and the gradients of the style.
 template <class T>
 __global__ void merge_sums(Tensors<T> t, Merge merge, const typename Tensors<T>::S* partial,
                            typename Tensors<T>::S* totals) {
     using S = typename Tensors<T>::S;
-    const MergeShare mine(merge, t.c);
+    const MergePart mine(merge, t.c);
     Triple<S> total[1] = {};
     for (int64_t piece = mine.begin; piece < mine.end; piece += mine.stride) {
         const S* from = partial + piece * 3 * t.c + mine.channel;
         total[0] = merged(total[0], Triple<S>{from[0], from[t.c], from[2 * t.c]});
     }
-    merge_in_block<true>(total, merge.wide);
+    merge_in_block<true>(total, merge.columns);
     if (!mine.leads) return;
     const Triple<S> sums = total[0].about_the_mean(S(t.numbers));
     totals[mine.row] = sums.a, totals[t.rows + mine.row] = sums.b, totals[2 * t.rows + mine.row] = sums.c;
@@ -589,7 +565,7 @@ __global__ void merge_sums(Tensors<T> t, Merge merge, const typename Tensors<T>:
 template <class T, int V, bool NHWC, bool BATCH>
 __global__ void gradients(Tensors<T> t, Plan plan, const typename Tensors<T>::S* totals,
                           typename Tensors<T>::S* partial) {
-    using Mine = Share<T, V, NHWC, BATCH>;
+    using Mine = Part<T, V, NHWC, BATCH>;
     using S = typename Mine::S;
     constexpr int W = Mine::W;
     const Mine mine(t, plan);
@@ -606,8 +582,8 @@ __global__ void gradients(Tensors<T> t, Plan plan, const typename Tensors<T>::S*
         mine.gradients(mean, inverse, sums, nullptr, nullptr, total);
     }
     if constexpr (!BATCH) {
-        merge_in_block<NHWC>(total, plan.wide);
-        leave(mine, total, partial);
+        merge_in_block<NHWC>(total, plan.columns);
+        write_sums(mine, total, partial);
     }
 }
 
@@ -666,7 +642,7 @@ void run_backward(const NormCall& call, void* stream) {
     if (call.dstrength && call.strength_per_channel) add(1, (S*)call.dstrength);
     if (call.dstrength && !call.strength_per_channel) {
         add(1, channels);
-        gpu::Launch(dim3(1), BLOCK, 0, stream)(add_channels<S>, (const S*)channels, (S*)call.dstrength, call.c);
+        gpu::Launch(dim3(1), BLOCK, 0, stream)(add_row<S>, (const S*)channels, (S*)call.dstrength, call.c, 1.0);
     }
 }
 
@@ -684,47 +660,35 @@ void for_layout(const NormCall& call, void* stream) {
     }
 }
 
-template <class T>
-void for_vector(const NormCall& call, void* stream) {
-    constexpr int widest = 16 / sizeof(T);
-    const bool may = aligned(call.x) && aligned(call.y) && aligned(call.dy) && aligned(call.dx);
-    if (may && (call.channels_last ? call.c : call.p) % widest == 0) {
-        for_layout<T, widest>(call, stream);
-    } else {
+void run(const NormCall& call, void* stream) {
+    for_dtype(call.dtype, [&](auto element) {
+        using T = decltype(element);
+        if constexpr (sizeof(T) < sizeof(double)) {  // double is for gradcheck: one form will do
+            constexpr int V = 16 / sizeof(T);
+            const bool fits = (call.channels_last ? call.c : call.p) % V == 0;
+            if (fits && aligned(call.x, call.y, call.dy, call.dx)) return for_layout<T, V>(call, stream);
+        }
         for_layout<T, 1>(call, stream);
-    }
-}
-
-void for_dtype(const NormCall& call, void* stream) {
-    switch (call.dtype) {
-        case Dtype::float32: return for_vector<float>(call, stream);
-        case Dtype::bfloat16: return for_vector<__nv_bfloat16>(call, stream);
-        case Dtype::float16: return for_vector<__half>(call, stream);
-        case Dtype::float64: return for_layout<double, 1>(call, stream);  // for checking gradients: one form will do
-    }
+    });
 }
 
 }  // namespace
 
 void instance_norm_forward(const NormCall& call, int device, void* stream) {
     const gpu::DeviceGuard guard(device);
-    for_dtype(call, stream);
+    run(call, stream);
 }
 
 void instance_norm_backward(const NormCall& call, int device, void* stream) {
     const gpu::DeviceGuard guard(device);
-    for_dtype(call, stream);
+    run(call, stream);
 }
 
-// Bytes, whatever the vectors and the shared memory: a resident plan has one piece a sample.
+// Bytes, whatever the vector size; a resident plan has one piece per sample.
 int64_t instance_norm_workspace(const NormCall& call) {
     int64_t pieces = call.n;
-    for (int vector : {1, elements_of_16_bytes(call.dtype)}) {
-        const int64_t these = call.n * split_plan(call, vector).per_sample;
-        if (these > pieces) pieces = these;
-    }
-    const int64_t numbers = (3 * pieces + 3 * call.n + 1) * call.c;
-    return numbers * int64_t(call.dtype == Dtype::float64 ? sizeof(double) : sizeof(float));
+    for (int vector : {1, vector_size(call.dtype)}) pieces = max(pieces, call.n * split_plan(call, vector).per_sample);
+    return (3 * pieces + 3 * call.n + 1) * call.c * arithmetic_bytes(call.dtype);
 }
 
 }  // namespace fastgan::cuda

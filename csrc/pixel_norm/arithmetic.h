@@ -1,9 +1,10 @@
-// pixel_norm: the arithmetic, shared by the CPU and the CUDA kernels.
+// The arithmetic of pixel_norm, shared by the CPU and the CUDA kernels.
 //
-//     y = r * x,   r = rsqrt(mean over channels of x^2 + eps), one r a position
+//     y = r * x,   r = 1 / sqrt(mean over channels of x^2 + eps), one r per position
 //
-// Of each order of differentiation the results are sums of the rows that come in, with factors that follow from the
-// products of these rows, summed over channels. A value is a vector of the CPU's instruction set, or one number.
+// In every pass (order 0 forward, 1 backward, 2 double backward) the results are linear in the inputs x, dy and gx,
+// with factors that follow from their inner products over channels. A value V is a SIMD vector on the CPU and a number
+// on the GPU.
 #pragma once
 
 #include "pixel_norm/call.h"
@@ -12,10 +13,10 @@ namespace FASTGAN_VALUES {
 
 template <class V>
 struct Products {
-    V xx, xd, xg, dg;  // of x, dy and gx
+    V xx, xd, xg, dg;  // inner products of x, dy and gx
 };
 template <int ORDER>
-constexpr int PRODUCTS = ORDER == 0 ? 1 : 2 * ORDER;  // that many of them are used
+constexpr int PRODUCTS = ORDER == 0 ? 1 : 2 * ORDER;  // number of products that a pass uses
 
 template <int ORDER, class V>
 FASTGAN_INLINE void add_products(Products<V>& sums, V x, V dy, V gx) {
@@ -27,14 +28,16 @@ FASTGAN_INLINE void add_products(Products<V>& sums, V x, V dy, V gx) {
     }
 }
 
-// y = r * x;   dx = r * dy + k * x;   ddy = r * gx + k * x and, of the second order, dx = k * dy + b * gx + a * x.
+//     order 0:  y = r * x
+//     order 1:  dx = r * dy + k * x
+//     order 2:  gradient of dy = r * gx + k * x,   gradient of x = k * dy + b * gx + a * x
 template <class V>
 struct Factors {
     V r, k, a, b;
 };
 
-// With q = -r^3 / C = dr/dx / x:  dx = r dy + q <x, dy> x,  symmetric in what it maps, so that ddy is the same of gx.
-// <gx, dx> = r <dy, gx> + q <x, dy> <x, gx> differentiated in x, where dq/dx = 3 q r^2 / C * -x, gives the last.
+// With q = -r^3 / C = dr/dx / x:  dx = r dy + q <x, dy> x. This map is symmetric, so the gradient of dy is the same map
+// of gx. The gradient of x is that of <gx, dx> = r <dy, gx> + q <x, dy> <x, gx>, where dq/dx = -3 q r^2 / C * x.
 template <int ORDER, class V>
 FASTGAN_INLINE Factors<V> factors(const Products<V>& sums, V inverse_c, V eps) {
     Factors<V> f{};

@@ -1,17 +1,18 @@
-// pixel_norm on the CPU: compiled once for each instruction set, in the namespace of that name.
+// pixel_norm on the CPU, compiled once per instruction set.
 //
-// Each position is normalised by itself: its channels are read to be added up, and again, from the nearest cache, to be
-// scaled. In NHWC they are a row; in NCHW a few vectors of positions go through all channels together.
+// Each position is normalised on its own: its channels are read once for the sums, then again, from the nearest cache,
+// to be scaled. In NHWC the channels are a row; in NCHW a few vectors of positions go through all channels together.
 #include "common/simd.h"
 
 #include "pixel_norm/arithmetic.h"
 
-namespace FASTGAN_ISA::of_pixel_norm {
+namespace FASTGAN_ISA {
 
-using fastgan::Dtype;
 using fastgan::PixelNormCall;
 
-// The tensors of a call, read and written a group of channels or a vector of positions at a time.
+namespace {
+
+// Tensors of a call, accessed by groups of channels (NHWC) or vectors of positions (NCHW).
 template <int ORDER, class T>
 struct Tensors {
     typedef typename Arithmetic<T>::Scalar S;
@@ -21,17 +22,16 @@ struct Tensors {
     T *first, *second;
     bool streamed;
 
-    Tensors(const PixelNormCall& call, int64_t row, int64_t size)
+    Tensors(const PixelNormCall& call, int64_t row, int64_t unit)
         : x((const T*)call.x),
           dy((const T*)call.dy),
           gx((const T*)call.gx),
           first((T*)call.first),
           second((T*)call.second) {
-        const bool aligned = is_aligned(first) && is_aligned(second) && row % size == 0;
-        streamed = aligned && worth_streaming(call.n * call.c * call.p * (int64_t)sizeof(T));
+        streamed = should_stream(call.n * call.c * call.p * sizeof(T), row, unit, first, second);
     }
 
-    // `body(x, dy, gx)` with what lies from index i on.
+    // Calls `body(x, dy, gx)` with the values at index i; those that ORDER does not use are x again.
     template <class Get, class Body>
     static void with(const Get& get, const T* x, const T* dy, const T* gx, int64_t i, const Body& body) {
         auto a = get(x + i), b = a, c = a;
@@ -93,7 +93,7 @@ struct Tensors {
 };
 
 template <int ORDER, class T>
-static void nhwc(const PixelNormCall& call) {
+void nhwc(const PixelNormCall& call) {
     typedef Tensors<ORDER, T> Here;
     typedef typename Here::S S;
     typedef typename Here::V V;
@@ -101,9 +101,9 @@ static void nhwc(const PixelNormCall& call) {
     const S inverse_c = S(1.0 / call.c), eps = S(call.eps);
     const Here shared(call, call.c, width);
 
-    const int64_t few = 8192 / call.c + 1, pieces = (rows + few - 1) / few;
-    parallel_for(pieces, rows * call.c > 16384, [&](int64_t piece) {
-        const Here tensors = shared;  // copies, which no store can alias
+    const int64_t few = 8192 / call.c + 1, pieces = ceil_div(rows, few);
+    parallel_for(pieces, worth_threads(rows * call.c), [&](int64_t piece) {
+        const Here tensors = shared;  // a copy that no store can alias
         const int64_t c = call.c, whole = c / width * width;
         for (int64_t row = piece * few; row < rows && row < (piece + 1) * few; ++row) {
             const int64_t at = row * c;
@@ -120,11 +120,11 @@ static void nhwc(const PixelNormCall& call) {
     });
 }
 
-// The products of `count` positions from index `at` on, in each of VECTORS adjacent vectors.
+// Sums over channels of the products at `count` positions from index `at` on, for VECTORS adjacent vectors.
 template <int VECTORS, bool PART, int ORDER, class T, class V>
-static void add_channels(const Tensors<ORDER, T>& tensors, int64_t at, int64_t count, int64_t c, int64_t p,
-                         Products<V> (&sums)[VECTORS]) {
-    const int64_t run = 16, width = lanes<V>();  // a longer chain of additions would round more
+void add_channels(const Tensors<ORDER, T>& tensors, int64_t at, int64_t count, int64_t c, int64_t p,
+                  Products<V> (&sums)[VECTORS]) {
+    const int64_t run = 16, width = lanes<V>();  // longer sums would round more
     for (int64_t from = 0; from < c; from += run) {
         Products<V> few[VECTORS] = {};
         for (int64_t j = from; j < c && j < from + run; ++j) {
@@ -140,16 +140,16 @@ static void add_channels(const Tensors<ORDER, T>& tensors, int64_t at, int64_t c
 }
 
 template <int ORDER, class T>
-static void nchw(const PixelNormCall& call) {
+void nchw(const PixelNormCall& call) {
     typedef Tensors<ORDER, T> Here;
     typedef typename Here::V V;
-    const int vectors = 4;  // at once: longer runs of memory, and chains of additions that do not wait for each other
-    const int64_t width = lanes<V>(), block = vectors * width, blocks = (call.p + block - 1) / block;
+    const int vectors = 4;  // at a time: longer runs of memory, and independent additions
+    const int64_t width = lanes<V>(), block = vectors * width, blocks = ceil_div(call.p, block);
     const V inverse_c = broadcast<V>(1.0 / call.c), eps = broadcast<V>(call.eps);
     const Here shared(call, call.p, width);
 
-    parallel_for(call.n * blocks, call.n * call.c * call.p > 16384, [&](int64_t piece) {
-        const Here tensors = shared;  // copies, which no store can alias
+    parallel_for(call.n * blocks, worth_threads(call.n * call.c * call.p), [&](int64_t piece) {
+        const Here tensors = shared;  // a copy that no store can alias
         const int64_t c = call.c, p = call.p;
         const int64_t from = piece % blocks * block, at = piece / blocks * c * p + from;
         if (from + block <= p) {
@@ -164,7 +164,7 @@ static void nchw(const PixelNormCall& call) {
             }
         } else {
             for (int64_t k = 0; from + k < p; k += width) {
-                const int64_t count = p - from - k < width ? p - from - k : width;
+                const int64_t count = min(p - from - k, width);
                 Products<V> sums[1] = {};
                 add_channels<1, true>(tensors, at + k, count, c, p, sums);
                 const Factors<V> f = factors<ORDER>(sums[0], inverse_c, eps);
@@ -175,30 +175,23 @@ static void nchw(const PixelNormCall& call) {
     });
 }
 
-template <int ORDER, class T>
-static void run(const PixelNormCall& call) {
-    call.channels_last ? nhwc<ORDER, T>(call) : nchw<ORDER, T>(call);
-}
-
 template <int ORDER>
-static void for_dtype(const PixelNormCall& call) {
-    switch (call.dtype) {
-        case Dtype::float32: return run<ORDER, float>(call);
-        case Dtype::bfloat16: return run<ORDER, BFloat16>(call);
-        case Dtype::float16: return run<ORDER, Float16>(call);
-        case Dtype::float64: return run<ORDER, double>(call);
-    }
+void run(const PixelNormCall& call) {
+    for_dtype(call.dtype, [&](auto element) {
+        using T = decltype(element);
+        call.channels_last ? nhwc<ORDER, T>(call) : nchw<ORDER, T>(call);
+    });
 }
 
-}  // namespace FASTGAN_ISA::of_pixel_norm
+}  // namespace
 
-namespace FASTGAN_ISA {
+// Entry points, called through FASTGAN_CPU_ENTRY (common/isa.h).
 
-void pixel_norm(const fastgan::PixelNormCall& call) {
+void pixel_norm(const PixelNormCall& call) {
     switch (call.order) {
-        case 0: return of_pixel_norm::for_dtype<0>(call);
-        case 1: return of_pixel_norm::for_dtype<1>(call);
-        default: return of_pixel_norm::for_dtype<2>(call);
+        case 0: return run<0>(call);
+        case 1: return run<1>(call);
+        default: return run<2>(call);
     }
 }
 

@@ -1,14 +1,13 @@
 // pixel_norm on the GPU. In NHWC a few lanes of a warp share the channels of a position; in NCHW the threads of a block
-// are columns of positions times slices of the channels. What is read a second time comes from the L1 cache.
+// are columns of positions times slices of the channels. The second read comes from the L1 cache.
 #include "common/gpu_values.h"
 
 #include "pixel_norm/arithmetic.h"
 
-namespace fastgan::cuda::of_pixel_norm {
+namespace fastgan::cuda {
+namespace {
 
 using namespace gpu_values;
-
-constexpr int BLOCK = 256;
 
 template <class T>
 struct Tensors {
@@ -16,7 +15,7 @@ struct Tensors {
     T *first, *second;
 };
 
-// The V elements from index i on, to `body(v, x, dy, gx)` one by one.
+// Calls `body(v, x, dy, gx)` for each of the V elements from index i on; those that ORDER does not use are x again.
 template <int ORDER, int V, class T, class Body>
 FASTGAN_INLINE void with(const Tensors<T>& tensors, int64_t i, Body body) {
     using S = typename ArithmeticOf<T>::type;
@@ -27,7 +26,7 @@ FASTGAN_INLINE void with(const Tensors<T>& tensors, int64_t i, Body body) {
     for (int v = 0; v < V; ++v) body(v, gpu::to<S>(a.v[v]), gpu::to<S>(b.v[v]), gpu::to<S>(c.v[v]));
 }
 
-// Writes the results at these elements; `factors_of(v)` gives those of the v-th.
+// Writes the results at the V elements from index i on; `factors_of(v)` returns the factors of the v-th.
 template <int ORDER, int V, class T, class FactorsOf>
 FASTGAN_INLINE void write(const Tensors<T>& tensors, int64_t i, FactorsOf factors_of) {
     using S = typename ArithmeticOf<T>::type;
@@ -46,7 +45,7 @@ FASTGAN_INLINE S& product(Products<S>& sums, int which) {
     return which == 0 ? sums.xx : which == 1 ? sums.xd : which == 2 ? sums.xg : sums.dg;
 }
 
-// NHWC. `lanes`, a power of two of at most 32, take one position.
+// NHWC. `lanes` lanes, a power of two up to 32, share one position.
 template <int ORDER, class T, int V>
 __global__ void nhwc(Tensors<T> tensors, int64_t rows, int64_t c, int lanes, double eps) {
     using S = typename ArithmeticOf<T>::type;
@@ -73,13 +72,13 @@ __global__ void nhwc(Tensors<T> tensors, int64_t rows, int64_t c, int lanes, dou
     }
 }
 
-// NCHW. Block: `wide` columns, each V adjacent positions, times slices of the channels. Grid: tiles of the samples.
+// NCHW. Block: `columns` columns of V adjacent positions, times slices of the channels. Grid: tiles of all samples.
 template <int ORDER, class T, int V>
-__global__ void nchw(Tensors<T> tensors, int64_t c, int64_t p, int64_t tiles, int wide, double eps) {
+__global__ void nchw(Tensors<T> tensors, int64_t c, int64_t p, int64_t tiles, int columns, double eps) {
     using S = typename ArithmeticOf<T>::type;
     SHARED(S, box, [BLOCK * V]);
-    const int thread = int(threadIdx.x), lane = thread % wide, slice = thread / wide, slices = BLOCK / wide;
-    const int64_t sample = blockIdx.x / tiles, position = (blockIdx.x % tiles * wide + lane) * V;
+    const int thread = int(threadIdx.x), lane = thread % columns, slice = thread / columns, slices = BLOCK / columns;
+    const int64_t sample = blockIdx.x / tiles, position = (blockIdx.x % tiles * columns + lane) * V;
     const int64_t at = sample * c * p + position;
     const bool live = position < p;
     Products<S> sums[V] = {};
@@ -98,7 +97,7 @@ __global__ void nchw(Tensors<T> tensors, int64_t c, int64_t p, int64_t tiles, in
             __syncthreads();
             if (slice < half) {
                 GPU_UNROLL
-                for (int v = 0; v < V; ++v) box[v * BLOCK + thread] += box[v * BLOCK + thread + half * wide];
+                for (int v = 0; v < V; ++v) box[v * BLOCK + thread] += box[v * BLOCK + thread + half * columns];
             }
         }
         __syncthreads();
@@ -115,12 +114,6 @@ __global__ void nchw(Tensors<T> tensors, int64_t c, int64_t p, int64_t tiles, in
     }
 }
 
-inline int power_of_two_from(int64_t size, int most) {
-    int power = 1;
-    while (power < size && power < most) power *= 2;
-    return power;
-}
-
 template <int ORDER, class T, int V>
 void launch(const PixelNormCall& call, void* stream) {
     const Tensors<T> tensors{(const T*)call.x, (const T*)call.dy, (const T*)call.gx, (T*)call.first, (T*)call.second};
@@ -130,42 +123,33 @@ void launch(const PixelNormCall& call, void* stream) {
         const dim3 grid(unsigned(ceil_div(rows, BLOCK / lanes)));
         gpu::Launch(grid, BLOCK, 0, stream)(nhwc<ORDER, T, V>, tensors, rows, call.c, lanes, call.eps);
     } else {
-        const int wide = power_of_two_from(ceil_div(call.p, V), gpu::warp_size);
-        const int64_t tiles = ceil_div(call.p, int64_t(wide) * V);
+        const int columns = power_of_two_from(ceil_div(call.p, V), gpu::warp_size);
+        const int64_t tiles = ceil_div(call.p, int64_t(columns) * V);
         const dim3 grid(unsigned(call.n * tiles));
-        gpu::Launch(grid, BLOCK, 0, stream)(nchw<ORDER, T, V>, tensors, call.c, call.p, tiles, wide, call.eps);
+        gpu::Launch(grid, BLOCK, 0, stream)(nchw<ORDER, T, V>, tensors, call.c, call.p, tiles, columns, call.eps);
     }
-}
-
-template <int ORDER, class T>
-void for_vector(const PixelNormCall& call, void* stream) {
-    // Second derivatives of 8 positions need more registers than there are.
-    constexpr int widest = ORDER == 2 && sizeof(T) == 2 ? 4 : 16 / sizeof(T);
-    const bool may = aligned(call.x) && aligned(call.dy) && aligned(call.gx) && aligned(call.first) &&
-                     aligned(call.second) && (call.channels_last ? call.c : call.p) % widest == 0;
-    may ? launch<ORDER, T, widest>(call, stream) : launch<ORDER, T, 1>(call, stream);
 }
 
 template <int ORDER>
-void for_dtype(const PixelNormCall& call, void* stream) {
-    switch (call.dtype) {
-        case Dtype::float32: return for_vector<ORDER, float>(call, stream);
-        case Dtype::bfloat16: return for_vector<ORDER, __nv_bfloat16>(call, stream);
-        case Dtype::float16: return for_vector<ORDER, __half>(call, stream);
-        case Dtype::float64: return for_vector<ORDER, double>(call, stream);
-    }
+void run(const PixelNormCall& call, void* stream) {
+    for_dtype(call.dtype, [&](auto element) {
+        using T = decltype(element);
+        // Second derivatives of 8 positions would not fit into the registers.
+        constexpr int V = ORDER == 2 && sizeof(T) == 2 ? 4 : 16 / sizeof(T);
+        const bool vectors = aligned(call.x, call.dy, call.gx, call.first, call.second) &&
+                             (call.channels_last ? call.c : call.p) % V == 0;
+        vectors ? launch<ORDER, T, V>(call, stream) : launch<ORDER, T, 1>(call, stream);
+    });
 }
 
-}  // namespace fastgan::cuda::of_pixel_norm
-
-namespace fastgan::cuda {
+}  // namespace
 
 void pixel_norm(const PixelNormCall& call, int device, void* stream) {
     const gpu::DeviceGuard guard(device);
     switch (call.order) {
-        case 0: return of_pixel_norm::for_dtype<0>(call, stream);
-        case 1: return of_pixel_norm::for_dtype<1>(call, stream);
-        default: return of_pixel_norm::for_dtype<2>(call, stream);
+        case 0: return run<0>(call, stream);
+        case 1: return run<1>(call, stream);
+        default: return run<2>(call, stream);
     }
 }
 

@@ -1,4 +1,4 @@
-// Operations on samples, each a row of numbers however its dimensions lie: squared_norm and lerp_samples.
+// The arithmetic of squared_norm and lerp_samples on samples flattened to rows, shared by the CPU and the CUDA kernels.
 //
 //     squared_norm:  s[n] = sum of x[n]^2,                dx[n] = 2 g[n] x[n]
 //     lerp_samples:  y[n] = a[n] + t[n] * (b[n] - a[n]),  da[n] = (1 - t[n]) dy[n],  db[n] = t[n] dy[n]
@@ -8,7 +8,7 @@
 
 namespace FASTGAN_VALUES {
 
-enum class SampleMap { scale, lerp, split };  // dx of squared_norm; y of lerp_samples; its da and db
+enum class SampleMap { scale, lerp, split };  // dx of squared_norm; y of lerp_samples; da and db of lerp_samples
 
 template <class V>
 struct Mapped {

@@ -1,60 +1,53 @@
-// squared_norm and lerp_samples on the CPU: compiled once for each instruction set, in the namespace of that name.
+// squared_norm and lerp_samples on the CPU, compiled once per instruction set.
 //
-// The rows are cut into pieces of a size that depends on the shape alone; each writes its own sum, and these are added up
-// in order: results do not depend on the number of threads.
+// Rows are cut into pieces whose size depends on the shape alone. Each piece writes its own sum, and these are added up
+// in a fixed order, so that results do not depend on the number of threads.
 #include "common/simd.h"
 
 #include "samples/arithmetic.h"
 
-namespace FASTGAN_ISA::of_samples {
+namespace FASTGAN_ISA {
 
-using fastgan::Dtype;
 using fastgan::SamplesCall;
 
-// Numbers of a piece: enough to hide its start, few enough to share out evenly. A longer sum would round more.
+namespace {
+
+// Elements of a piece: enough to hide its start-up, few enough for an even split; longer sums would round more.
 constexpr int64_t MAPPED = 16384, SUMMED = 512;
 
 template <int64_t PIECE>
-static int64_t pieces_of(const SamplesCall& call) {
-    return (call.size + PIECE - 1) / PIECE;
+int64_t pieces_of(const SamplesCall& call) {
+    return ceil_div(call.size, PIECE);
 }
 
-// `body(whole, index, count)` for the groups of a piece, and with `part` for what remains of one.
-struct Whole {
-    static constexpr bool part = false;
-};
-struct Part {
-    static constexpr bool part = true;
-};
-
+// Calls `body(Whole(), index, size)` for each group of a piece, and `body(Part(), index, count)` for its tail.
 template <class T, int64_t PIECE, class Body>
-static inline void for_groups(const SamplesCall& call, int64_t piece, const Body& body) {
+inline void for_groups(const SamplesCall& call, int64_t piece, const Body& body) {
     const int64_t pieces = pieces_of<PIECE>(call), width = Group<T>::size;
-    const int64_t from = piece % pieces * PIECE, to = from + PIECE < call.size ? from + PIECE : call.size;
+    const int64_t from = piece % pieces * PIECE, to = min(from + PIECE, call.size);
     const int64_t begin = piece / pieces * call.size + from, whole = (to - from) / width * width;
     for (int64_t i = 0; i < whole; i += width) body(Whole{}, begin + i, width);
     if (from + whole < to) body(Part{}, begin + whole, to - from - whole);
 }
 
 template <bool PART, class T>
-static inline Group<T> get(const T* p, int64_t count) {
+inline Group<T> get(const T* p, int64_t count) {
     if constexpr (PART) return load_group_n(p, count);
     prefetch(p);
     return load_group(p);
 }
 
 template <SampleMap MAP, class T>
-static void map(const SamplesCall& call) {
+void map(const SamplesCall& call) {
     typedef typename Arithmetic<T>::Scalar S;
     typedef typename Arithmetic<T>::Vector V;
     const T *a = (const T*)call.a, *b = (const T*)call.b;
     T *first = (T*)call.first, *second = (T*)call.second;
     const int64_t count = call.n * call.size;
-    const bool aligned = is_aligned(first) && is_aligned(second) && call.size % Group<T>::size == 0;
-    const bool streamed = aligned && worth_streaming(count * sizeof(T));
+    const bool streamed = should_stream(count * sizeof(T), call.size, Group<T>::size, first, second);
     const int64_t pieces = pieces_of<MAPPED>(call);
 
-    parallel_for(call.n * pieces, count > 16384, [&](int64_t piece) {
+    parallel_for(call.n * pieces, worth_threads(count), [&](int64_t piece) {
         const V weight = broadcast<V>(((const S*)call.weight)[piece / pieces]);
         for_groups<T, MAPPED>(call, piece, [&](auto extent, int64_t i, int64_t there) {
             constexpr bool part = decltype(extent)::part;
@@ -74,15 +67,15 @@ static void map(const SamplesCall& call) {
 }
 
 template <class T>
-static void sum_of_squares(const SamplesCall& call) {
+void sum_of_squares(const SamplesCall& call) {
     typedef typename Arithmetic<T>::Scalar S;
     typedef typename Arithmetic<T>::Vector V;
     const T* x = (const T*)call.a;
     S* partial = (S*)call.workspace;
     const int64_t pieces = pieces_of<SUMMED>(call);
 
-    parallel_for(call.n * pieces, call.n * call.size > 16384, [&](int64_t piece) {
-        const int chains = 4;  // of additions, which do not wait for each other
+    parallel_for(call.n * pieces, worth_threads(call.n * call.size), [&](int64_t piece) {
+        const int chains = 4;  // independent additions
         V sums[chains][Group<T>::vectors] = {};
         int turn = 0;
         for_groups<T, SUMMED>(call, piece, [&](auto extent, int64_t i, int64_t there) {
@@ -104,36 +97,24 @@ static void sum_of_squares(const SamplesCall& call) {
 }
 
 template <SampleMap MAP>
-static void map_for_dtype(const SamplesCall& call) {
-    switch (call.dtype) {
-        case Dtype::float32: return map<MAP, float>(call);
-        case Dtype::bfloat16: return map<MAP, BFloat16>(call);
-        case Dtype::float16: return map<MAP, Float16>(call);
-        case Dtype::float64: return map<MAP, double>(call);
-    }
+void map(const SamplesCall& call) {
+    for_dtype(call.dtype, [&](auto element) { map<MAP, decltype(element)>(call); });
 }
 
-}  // namespace FASTGAN_ISA::of_samples
+}  // namespace
 
-namespace FASTGAN_ISA {
-
-using fastgan::SamplesCall;
+// Entry points, called through FASTGAN_CPU_ENTRY (common/isa.h).
 
 void squared_norm_forward(const SamplesCall& call) {
-    switch (call.dtype) {
-        case fastgan::Dtype::float32: return of_samples::sum_of_squares<float>(call);
-        case fastgan::Dtype::bfloat16: return of_samples::sum_of_squares<BFloat16>(call);
-        case fastgan::Dtype::float16: return of_samples::sum_of_squares<Float16>(call);
-        case fastgan::Dtype::float64: return of_samples::sum_of_squares<double>(call);
-    }
+    for_dtype(call.dtype, [&](auto element) { sum_of_squares<decltype(element)>(call); });
 }
-void squared_norm_backward(const SamplesCall& call) { of_samples::map_for_dtype<SampleMap::scale>(call); }
-void lerp_samples_forward(const SamplesCall& call) { of_samples::map_for_dtype<SampleMap::lerp>(call); }
-void lerp_samples_backward(const SamplesCall& call) { of_samples::map_for_dtype<SampleMap::split>(call); }
+void squared_norm_backward(const SamplesCall& call) { map<SampleMap::scale>(call); }
+void lerp_samples_forward(const SamplesCall& call) { map<SampleMap::lerp>(call); }
+void lerp_samples_backward(const SamplesCall& call) { map<SampleMap::split>(call); }
 
 int64_t squared_norm_workspace(const SamplesCall& call) {
-    const int64_t pieces = call.n * of_samples::pieces_of<of_samples::SUMMED>(call);
-    return pieces * (call.dtype == fastgan::Dtype::float64 ? sizeof(double) : sizeof(float));
+    const int64_t pieces = call.n * pieces_of<SUMMED>(call);
+    return pieces * arithmetic_bytes(call.dtype);
 }
 
 }  // namespace FASTGAN_ISA

@@ -1,8 +1,10 @@
-// upfirdn2d: what a call is, and which inputs an output reads, shared by the CPU and the CUDA kernels.
+// Which inputs an output of upfirdn2d reads, shared by the CPU and the CUDA kernels.
 //
-// Along one axis, with the image spread out by zeros (`up`) and `before` zeros put in front of it,
-//     y[o] = sum_i w[i] * spread[o * down - before + i],   w the filter as it is correlated
-// and only every up-th term is not zero.
+// Along one axis, `up - 1` zeros follow each element of the input and `before` zeros precede it all. Then
+//
+//     y[o] = sum_i w[i] * padded[o * down + i],   w the filter as it is correlated
+//
+// where only every up-th term is not zero.
 #pragma once
 
 #include "upfirdn2d/call.h"
@@ -13,7 +15,7 @@ struct Axis {
     int64_t up, down, before, taps, size;  // size of the input
 };
 
-// The taps tap, tap + up, ... meet the inputs at, at + 1, ...; all of these are within the image.
+// The taps tap, tap + up, ... meet the inputs at, at + 1, ..., all within the image.
 struct Reach {
     int64_t tap, at, count;
 };
@@ -25,7 +27,7 @@ FASTGAN_INLINE int64_t floor_div(int64_t a, int64_t b) {  // b > 0
 
 FASTGAN_INLINE Reach reach(const Axis& axis, int64_t o) {
     const int64_t start = o * axis.down - axis.before;
-    int64_t at = -floor_div(-start, axis.up);  // the first input at or after the start
+    int64_t at = -floor_div(-start, axis.up);  // first input at or after the start
     int64_t tap = at * axis.up - start;
     int64_t count = tap < axis.taps ? (axis.taps - tap + axis.up - 1) / axis.up : 0;
     if (at < 0) {

@@ -1,13 +1,13 @@
-// upfirdn2d on the CPU: compiled once for each instruction set, in the namespace of that name.
+// upfirdn2d on the CPU, compiled once per instruction set.
 //
-// An image is rows of pixels, a pixel some adjacent channels (a single one in NCHW, whose channels count as samples). An
-// output row is made in tiles, and a tile in two steps: the input rows that it reads are added up, weighted, into a row
-// of floats that stays in the L1 cache; this is then filtered along x, from registers to the output. A filter that is
-// not separable takes both steps once for each of its rows. Every output is made by one thread in a fixed order:
-// results do not depend on the number of threads.
+// An image is rows of pixels, a pixel some adjacent channels (one in NCHW, whose channels count as samples). An output
+// row is made tile by tile, in two steps: a weighted sum of the input rows goes into a row of floats that stays in the
+// L1 cache, and this row is filtered along x into the output. A filter that is not separable takes both steps for each
+// of its rows. Every output is computed by one thread in a fixed order, so that results do not depend on the number of
+// threads.
 //
-// Pixels of as many channels as there are in a group (simd.h) or more are handled group by group ("grouped"); others
-// as if a row were one long vector, in which a neighbour is `channels` elements away ("flat").
+// Pixels with at least one group of channels (simd.h) are handled group by group ("grouped"). With fewer channels a row
+// is one long vector, in which the next pixel is `channels` elements away ("flat").
 #include "common/simd.h"
 
 #include <stdlib.h>
@@ -15,8 +15,8 @@
 #include "upfirdn2d/arithmetic.h"
 
 namespace FASTGAN_ISA {
+namespace {
 
-using fastgan::Dtype;
 using fastgan::Upfirdn2dCall;
 
 // Memory of one thread, aligned for vectors.
@@ -33,21 +33,22 @@ struct Scratch {
     Scratch& operator=(const Scratch&) = delete;
 };
 
-// A pixel's channels as groups. A last group that would go past the end begins earlier, and overlaps the one before:
-// what is computed twice is the same.
+// The channels of a pixel as groups. The last group may overlap the one before: it then ends at the last channel, and
+// some channels are computed twice, with the same result.
 template <class T>
 struct Pixel {
     static constexpr int size = Group<T>::size;
     int64_t channels, groups;
 
-    explicit Pixel(int64_t c) : channels(c), groups((c + size - 1) / size) {}
+    explicit Pixel(int64_t c) : channels(c), groups(ceil_div(c, size)) {}
     int64_t start(int64_t group) const { return (group + 1) * size <= channels ? group * size : channels - size; }
     int64_t padded() const { return groups * size; }
 };
 
-// A filter as it is correlated, with the gain: [kh, kw], or of a separable one the taps along y, then those along x.
+// The taps as they are correlated, times the gain: [kh, kw], or for a separable filter the taps along y, then those
+// along x.
 template <class S>
-static void arrange_taps(const Upfirdn2dCall& call, S* y, S* x) {
+void arrange_taps(const Upfirdn2dCall& call, S* y, S* x) {
     const S* taps = (const S*)call.taps;
     const int64_t count = call.separable ? call.kw : call.kh * call.kw;
     for (int64_t i = 0; i < count; ++i) {
@@ -59,10 +60,9 @@ static void arrange_taps(const Upfirdn2dCall& call, S* y, S* x) {
 
 // Sums of rows --------------------------------------------------------------------------------------------------------
 
-// to[i] = sum over rows of weight * row[i], plus what is there already with ADD, for whole pixels.
+// to[i] = sum over rows of weight * row[i], added to the old value with ADD; for whole pixels.
 template <int ROWS, bool ADD, class T, class S>
-static void add_rows_grouped(const T* const* rows, const S* weights, int64_t offset, int64_t pixels, Pixel<T> pixel,
-                             S* to) {
+void add_rows_grouped(const T* const* rows, const S* weights, int64_t offset, int64_t pixels, Pixel<T> pixel, S* to) {
     typedef typename Arithmetic<T>::Vector V;
     constexpr int vectors = Group<T>::vectors;
     V weight[ROWS];
@@ -90,9 +90,9 @@ static void add_rows_grouped(const T* const* rows, const S* weights, int64_t off
     }
 }
 
-// The same for single elements; writes up to a vector past the end.
+// The same for any number of elements; writes up to a vector past the end.
 template <int ROWS, bool ADD, class T, class S>
-static void add_rows_flat(const T* const* rows, const S* weights, int64_t offset, int64_t elements, S* to) {
+void add_rows_flat(const T* const* rows, const S* weights, int64_t offset, int64_t elements, S* to) {
     typedef typename Arithmetic<T>::Vector V;
     V weight[ROWS];
     const T* from[ROWS];
@@ -108,8 +108,8 @@ static void add_rows_flat(const T* const* rows, const S* weights, int64_t offset
 }
 
 template <bool GROUPED, class T, class S>
-static void add_rows(const T* const* rows, const S* weights, int64_t count, int64_t offset, int64_t pixels,
-                     Pixel<T> pixel, S* to) {
+void add_rows(const T* const* rows, const S* weights, int64_t count, int64_t offset, int64_t pixels, Pixel<T> pixel,
+              S* to) {
     const int64_t elements = pixels * pixel.channels;
 #define FASTGAN_ADD_ROWS(ROWS, ADD, FIRST)                                                     \
     if constexpr (GROUPED) {                                                                   \
@@ -130,19 +130,19 @@ static void add_rows(const T* const* rows, const S* weights, int64_t count, int6
 #undef FASTGAN_ADD_ROWS
 }
 
-// The input columns that a tile of outputs reads: what the filter along x finds ready, with zeros where no image is.
+// Input columns that a tile of outputs reads. Those outside of the image are zero in the buffer.
 struct Window {
     int64_t from, to;
 };
 
-static inline Window window_of(const Axis& x, int64_t first, int64_t last) {
+inline Window window_of(const Axis& x, int64_t first, int64_t last) {
     return {floor_div(first * x.down - x.before, x.up),
             floor_div((last - 1) * x.down - x.before + x.taps - 1, x.up) + 1};
 }
 
 template <bool GROUPED, class T, class S>
-static void fill(const T* const* rows, const S* weights, int64_t count, const Window& window, int64_t width,
-                 Pixel<T> pixel, S* buffer) {
+void fill(const T* const* rows, const S* weights, int64_t count, const Window& window, int64_t width, Pixel<T> pixel,
+          S* buffer) {
     const int64_t stride = GROUPED ? pixel.padded() : pixel.channels;
     int64_t begin = window.from < 0 ? 0 : window.from, end = window.to < width ? window.to : width;
     if (end <= begin || count == 0) begin = end = window.to;
@@ -155,7 +155,7 @@ static void fill(const T* const* rows, const S* weights, int64_t count, const Wi
 
 // Along x, grouped ----------------------------------------------------------------------------------------------------
 
-// Where the results of a row go: `put(ox, g, group)` takes those of a pixel's group of channels.
+// Destination of a row's results: `put(ox, g, group)` takes group g of pixel ox.
 template <class T>
 struct ToImage {
     T* row;
@@ -168,7 +168,7 @@ struct ToImage {
     }
 };
 
-// To a row of floats, in addition to what is there.
+// Adds the results to a row of floats.
 template <class T>
 struct ToStage {
     typedef typename Arithmetic<T>::Scalar S;
@@ -184,10 +184,10 @@ struct ToStage {
     }
 };
 
-// One output pixel, by any filter.
+// One output pixel, for any filter.
 template <class T, class S, class To>
-static void filter_pixel(const S* buffer, const Window& window, const Axis& x, const S* taps, int64_t ox,
-                         const Pixel<T>& pixel, const To& to) {
+void filter_pixel(const S* buffer, const Window& window, const Axis& x, const S* taps, int64_t ox,
+                  const Pixel<T>& pixel, const To& to) {
     typedef typename Arithmetic<T>::Vector V;
     const int64_t start = ox * x.down - x.before, at = -floor_div(-start, x.up);
     const S* from = buffer + (at - window.from) * pixel.padded();
@@ -202,10 +202,10 @@ static void filter_pixel(const S* buffer, const Window& window, const Axis& x, c
     }
 }
 
-// Four outputs at a time by a filter of four taps, whose inputs are loaded once. With UP = 2, the first output begins at
-// an input, not between two.
+// Four outputs at a time for a filter of four taps; each input is loaded once. With UP = 2, the first output must start
+// at an input, not between two.
 template <int UP, int DOWN, class T, class S, class To>
-static void filter_four_pixels(const S* from, const S* taps, int64_t ox, const Pixel<T>& pixel, const To& to) {
+void filter_four_pixels(const S* from, const S* taps, int64_t ox, const Pixel<T>& pixel, const To& to) {
     typedef typename Arithmetic<T>::Vector V;
     constexpr int inputs = UP == 2 ? 4 : 3 * DOWN + 4, vectors = Group<T>::vectors;
     V weight[4];
@@ -233,8 +233,8 @@ static void filter_four_pixels(const S* from, const S* taps, int64_t ox, const P
 }
 
 template <int UP, int DOWN, class T, class S, class To>
-static void filter_tile_by_four(const S* buffer, const Window& window, const Axis& x, const S* taps, int64_t first,
-                                int64_t last, const Pixel<T>& pixel, const To& to) {
+void filter_tile_by_four(const S* buffer, const Window& window, const Axis& x, const S* taps, int64_t first,
+                         int64_t last, const Pixel<T>& pixel, const To& to) {
     int64_t ox = first;
     if (UP == 2 && (ox - x.before) % 2 != 0) filter_pixel<T>(buffer, window, x, taps, ox++, pixel, to);
     for (; ox + 4 <= last; ox += 4) {
@@ -245,8 +245,8 @@ static void filter_tile_by_four(const S* buffer, const Window& window, const Axi
 }
 
 template <class T, class S, class To>
-static void filter_tile(const S* buffer, const Window& window, const Axis& x, const S* taps, int64_t first,
-                        int64_t last, const Pixel<T>& pixel, const To& to) {
+void filter_tile(const S* buffer, const Window& window, const Axis& x, const S* taps, int64_t first, int64_t last,
+                 const Pixel<T>& pixel, const To& to) {
     if (sizeof(S) == sizeof(float) && x.taps == 4 && x.up * x.down <= 2) {
         if (x.up == 2) return filter_tile_by_four<2, 1, T>(buffer, window, x, taps, first, last, pixel, to);
         if (x.down == 2) return filter_tile_by_four<1, 2, T>(buffer, window, x, taps, first, last, pixel, to);
@@ -259,7 +259,7 @@ static void filter_tile(const S* buffer, const Window& window, const Axis& x, co
 
 // to[i] = sum over t of taps[t * every] * from[i + t * step]; reads and writes up to a vector past the end.
 template <int COUNT, class S>
-static void correlate_fixed(const S* from, int64_t step, const S* taps, int64_t every, int64_t elements, S* to) {
+void correlate_fixed(const S* from, int64_t step, const S* taps, int64_t every, int64_t elements, S* to) {
     typedef typename Arithmetic<S>::Vector V;
     V weight[COUNT];
     for (int t = 0; t < COUNT; ++t) weight[t] = broadcast<V>(taps[t * every]);
@@ -271,8 +271,7 @@ static void correlate_fixed(const S* from, int64_t step, const S* taps, int64_t 
 }
 
 template <class S>
-static void correlate(const S* from, int64_t step, const S* taps, int64_t every, int64_t count, int64_t elements,
-                      S* to) {
+void correlate(const S* from, int64_t step, const S* taps, int64_t every, int64_t count, int64_t elements, S* to) {
     typedef typename Arithmetic<S>::Vector V;
     if (count == 2) return correlate_fixed<2>(from, step, taps, every, elements, to);
     if (count == 4) return correlate_fixed<4>(from, step, taps, every, elements, to);
@@ -283,9 +282,9 @@ static void correlate(const S* from, int64_t step, const S* taps, int64_t every,
     }
 }
 
-// Results are assigned, or with ADD added to what is there. C is the number of channels where it is known, else 0.
+// Copies pixels, or adds them with ADD. C is the number of channels if known at compile time, else 0.
 template <bool ADD, int C, class S>
-static void move_pixels(const S* from, int64_t from_every, int64_t pixels, int64_t channels, S* to, int64_t to_every) {
+void move_pixels(const S* from, int64_t from_every, int64_t pixels, int64_t channels, S* to, int64_t to_every) {
     const int64_t c = C ? C : channels;
     for (int64_t p = 0; p < pixels; ++p) {
         for (int64_t j = 0; j < c; ++j) {
@@ -295,9 +294,9 @@ static void move_pixels(const S* from, int64_t from_every, int64_t pixels, int64
     }
 }
 
-// Every `from_every`-th of the pixels to every `to_every`-th.
+// Moves every `from_every`-th pixel to every `to_every`-th.
 template <bool ADD, class S>
-static void move_pixels(const S* from, int64_t from_every, int64_t pixels, int64_t c, S* to, int64_t to_every) {
+void move_pixels(const S* from, int64_t from_every, int64_t pixels, int64_t c, S* to, int64_t to_every) {
     if (c == 1 && from_every == 2) {  // in a form that compilers turn into shuffles
         for (int64_t p = 0; p < pixels; ++p) to[p] = (ADD ? to[p] : S(0)) + from[2 * p];
     } else if (c == 1) {
@@ -310,7 +309,7 @@ static void move_pixels(const S* from, int64_t from_every, int64_t pixels, int64
 }
 
 template <bool ADD, class S>
-static void interleave(const S* even, const S* odd, int64_t outputs, S* to) {
+void interleave(const S* even, const S* odd, int64_t outputs, S* to) {
     for (int64_t i = 0; i < outputs / 2; ++i) {
         to[2 * i] = (ADD ? to[2 * i] : S(0)) + even[i];
         to[2 * i + 1] = (ADD ? to[2 * i + 1] : S(0)) + odd[i];
@@ -324,21 +323,21 @@ struct Rows {
     int64_t stride;
 };
 
-// Filters the windows of some rows, `pitch` elements apart, as one long row: what comes out between them is dropped. The
-// results are in `stage`, [rows, outputs, c], or in `space`; `space` has the size of two times the windows.
+// Filters the windows of some rows, `pitch` elements apart, as one long row; what is computed between the rows is
+// dropped. The result is in `stage`, [rows, outputs, c], or in `space`, which must hold two windows per row.
 template <bool ADD, class S>
-static Rows<S> filter_flat(const S* buffer, const Window& window, const Axis& x, const S* taps, int64_t first,
-                           int64_t last, int64_t c, int64_t rows, int64_t pitch, S* space, S* stage) {
+Rows<S> filter_flat(const S* buffer, const Window& window, const Axis& x, const S* taps, int64_t first, int64_t last,
+                    int64_t c, int64_t rows, int64_t pitch, S* space, S* stage) {
     const int64_t outputs = last - first, row = outputs * c;
     auto start = [&](int64_t ox) { return ox * x.down - x.before; };
-    if (x.up == 1) {  // at every input, of which some are taken
+    if (x.up == 1) {  // filter at every input, then take every down-th
         const int64_t elements = (rows - 1) * pitch + ((outputs - 1) * x.down + 1) * c;
         correlate(buffer, c, taps, 1, x.taps, elements, space);
         if (!ADD && x.down == 1) return {space, pitch};
         for (int64_t r = 0; r < rows; ++r) {
             move_pixels<ADD>(space + r * pitch, x.down, outputs, c, stage + r * row, 1);
         }
-    } else if (x.down == 1) {  // the outputs between the same two inputs have the same taps
+    } else if (x.down == 1) {  // outputs of one phase share their taps
         S* other = space + rows * pitch + lanes<typename Arithmetic<S>::Vector>();
         const bool pairs = x.up == 2 && c == 1;
         for (int64_t phase = 0; phase < x.up && (phase < outputs || pairs); ++phase) {
@@ -370,7 +369,7 @@ static Rows<S> filter_flat(const S* buffer, const Window& window, const Axis& x,
 }
 
 template <class T, class S>
-static void store_row(const S* from, int64_t elements, T* to) {
+void store_row(const S* from, int64_t elements, T* to) {
     typedef typename Arithmetic<T>::Vector V;
     for (int64_t i = 0; i < elements; i += lanes<V>()) {
         if (elements - i >= lanes<V>()) {
@@ -383,16 +382,16 @@ static void store_row(const S* from, int64_t elements, T* to) {
 
 // The walk over the image ---------------------------------------------------------------------------------------------
 
-// What both kinds of pixels have in common.
+// Sizes and taps of a call: shared by the grouped and the flat kernel.
 template <class T>
 struct Job {
     typedef typename Arithmetic<T>::Scalar S;
     const Upfirdn2dCall& call;
     int64_t c, images;
     Axis x, y;
-    int64_t tile;     // outputs of a row that are made at once
-    int64_t window;   // inputs that they read, at most
-    Scratch<S> taps;  // along y, or all of them
+    int64_t tile;     // outputs of a row in a tile
+    int64_t window;   // inputs that a tile reads, at most
+    Scratch<S> taps;  // along y, or all taps
     const S* taps_x;
 
     Job(const Upfirdn2dCall& call, int64_t stride)
@@ -404,15 +403,15 @@ struct Job {
           taps(call.kh * call.kw + call.kw),
           taps_x(taps.data + call.kh * call.kw) {
         arrange_taps(call, taps.data, taps.data + call.kh * call.kw);
-        // Of such a width, in fours, that the window takes a part of the L1 cache.
+        // A multiple of four, such that the window takes a part of the L1 cache.
         tile = 8192 / stride * x.up / x.down / 4 * 4;
         tile = tile < 8 ? 8 : tile;
         tile = tile > call.ow ? call.ow : tile;
         const Window one = window_of(x, 0, tile);
-        window = one.to - one.from + 1;  // one more or less, depending on where the tile begins
+        window = one.to - one.from + 1;  // its size varies by one with the start of the tile
     }
 
-    // The input rows that an output row reads, and their weights.
+    // Fills in the input rows that an output row reads, and their weights; returns their number.
     int64_t rows_of(int64_t row, const T** rows, S* weights, Reach& there) const {
         there = reach(y, row % call.oh);
         for (int64_t i = 0; i < there.count; ++i) {
@@ -426,19 +425,16 @@ struct Job {
 };
 
 template <class T>
-static void run_grouped(const Upfirdn2dCall& call) {
+void run_grouped(const Upfirdn2dCall& call) {
     typedef typename Arithmetic<T>::Scalar S;
     typedef typename Arithmetic<T>::Vector V;
     const Pixel<T> pixel(call.c);
     const int64_t stride = pixel.padded();
     const Job<T> job(call, stride);
 
-    // What does not fit into the caches anyway goes past them: a plain store would first read what it overwrites.
-    const int64_t large = 24 << 20;
-    const bool streamed =
-        call.c == stride && (uintptr_t)call.y % VECTOR_BYTES == 0 && job.outputs() * (int64_t)sizeof(T) >= large;
+    const bool streamed = should_stream(job.outputs() * sizeof(T), call.c, pixel.size, call.y);
 
-#pragma omp parallel if (job.outputs() > 16384)
+#pragma omp parallel if (worth_threads(job.outputs()))
     {
         Scratch<S> memory((job.window + job.tile) * stride + call.kh);
         S *buffer = memory.data, *stage = buffer + job.window * stride, *weights = stage + job.tile * stride;
@@ -451,7 +447,7 @@ static void run_grouped(const Upfirdn2dCall& call) {
             const int64_t count = job.rows_of(row, rows.data, weights, there);
             const ToImage<T> image = {(T*)call.y + row * call.ow * call.c, pixel, streamed};
             for (int64_t first = 0; first < call.ow; first += job.tile) {
-                const int64_t last = first + job.tile < call.ow ? first + job.tile : call.ow;
+                const int64_t last = min(first + job.tile, call.ow);
                 const Window window = window_of(job.x, first, last);
                 if (call.separable) {
                     fill<true>(rows.data, weights, count, window, call.w, pixel, buffer);
@@ -481,18 +477,19 @@ static void run_grouped(const Upfirdn2dCall& call) {
 }
 
 template <class T>
-static void run_flat(const Upfirdn2dCall& call) {
+void run_flat(const Upfirdn2dCall& call) {
     typedef typename Arithmetic<T>::Scalar S;
     const int64_t c = call.channels_last ? call.c : 1, slack = 2 * lanes<typename Arithmetic<T>::Vector>();
     const Pixel<T> pixel(c);
     const Job<T> job(call, c);
-    // Several short rows at once: fewer steps, and what was just stored is not loaded at once at another alignment.
+    // Several short rows at a time: fewer steps, and the stores to a row are done before it is loaded at other
+    // alignments.
     const int64_t pitch = job.window * c, all_rows = job.images * call.oh;
     int64_t batch = call.separable && job.tile == call.ow ? 4096 / pitch : 1;
     batch = batch < 1 ? 1 : batch > 64 ? 64 : batch;
-    const int64_t batches = (all_rows + batch - 1) / batch;
+    const int64_t batches = ceil_div(all_rows, batch);
 
-#pragma omp parallel if (job.outputs() > 16384)
+#pragma omp parallel if (worth_threads(job.outputs()))
     {
         const int64_t windows = batch * pitch + slack, results = batch * job.tile * c + slack;
         Scratch<S> memory(3 * windows + results + call.kh);
@@ -504,7 +501,7 @@ static void run_flat(const Upfirdn2dCall& call) {
         for (int64_t b = 0; b < batches; ++b) {
             const int64_t row = b * batch, count_rows = row + batch < all_rows ? batch : all_rows - row;
             for (int64_t first = 0; first < call.ow; first += job.tile) {
-                const int64_t last = first + job.tile < call.ow ? first + job.tile : call.ow;
+                const int64_t last = min(first + job.tile, call.ow);
                 const Window window = window_of(job.x, first, last);
                 Reach there;
                 Rows<S> result = {stage, (last - first) * c};
@@ -533,23 +530,14 @@ static void run_flat(const Upfirdn2dCall& call) {
     }
 }
 
-template <class T>
-static void for_layout(const Upfirdn2dCall& call) {
-    if (call.channels_last && call.c >= Group<T>::size) {
-        run_grouped<T>(call);
-    } else {
-        run_flat<T>(call);
-    }
-}
+}  // namespace
 
-// The entry point: FASTGAN_CPU_ENTRY of common/isa.h calls that of the instruction set in use.
+// Entry point, called through FASTGAN_CPU_ENTRY (common/isa.h).
 void upfirdn2d_forward(const Upfirdn2dCall& call) {
-    switch (call.dtype) {
-        case Dtype::float32: return for_layout<float>(call);
-        case Dtype::bfloat16: return for_layout<BFloat16>(call);
-        case Dtype::float16: return for_layout<Float16>(call);
-        case Dtype::float64: return for_layout<double>(call);
-    }
+    for_dtype(call.dtype, [&](auto element) {
+        using T = decltype(element);
+        call.channels_last&& call.c >= Group<T>::size ? run_grouped<T>(call) : run_flat<T>(call);
+    });
 }
 
 }  // namespace FASTGAN_ISA

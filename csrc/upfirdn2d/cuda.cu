@@ -1,26 +1,24 @@
 // upfirdn2d on the GPU.
 //
-// NHWC ("pixels"): a thread has 16 bytes of channels. In the usual cases (a separable filter of 4 taps, up or down by 2 or
-// neither) it makes four adjacent outputs of a row, each input being loaded once into registers for all of them; the
-// rows above and below come from the caches. All other filters: one output a thread, any taps.
-// NCHW ("planes"): a block loads the inputs of a tile of outputs, of one or several small planes, into shared memory, and
-// filters there, along x and then along y where the filter is separable.
+// NHWC: a thread handles 16 bytes of channels. In the common cases (a separable filter of 4 taps, up or down by 2 or
+// neither) it computes four adjacent outputs of a row and loads each input once into registers; the rows above and
+// below come from the caches. For all other filters a thread computes one output.
+//
+// NCHW: a block loads the inputs of a tile of outputs, of one or several small planes, into shared memory, and filters
+// there, along x and then along y if the filter is separable.
 #include "upfirdn2d/gpu.h"
 
 namespace fastgan::cuda {
+namespace {
 
-using namespace gpu_values;
-
-constexpr int BLOCK = 256;
-
-inline int64_t taps_to_arrange(const Upfirdn2dCall& call) { return call.separable ? 2 * call.kw : call.kh * call.kw; }
+int64_t taps_to_arrange(const Upfirdn2dCall& call) { return call.separable ? 2 * call.kw : call.kh * call.kw; }
 
 // NHWC ----------------------------------------------------------------------------------------------------------------
-// Grid: (rows of all samples, parts of a row); a thread has V channels of `outputs` pixels.
+// Grid: see RowGrid. A thread computes V channels of a run of pixels at a time.
 
 constexpr int RUN = 4;  // outputs of a thread
 
-// UP and DOWN as the filter along both axes has them, 4 taps, separable.
+// A separable filter of 4 taps, with the same UP and DOWN along both axes.
 template <class T, int V, int UP, int DOWN>
 __global__ void nhwc_by_four(Geometry g, int runs, int vectors, const typename ArithmeticOf<T>::type* taps, const T* x,
                              T* y) {
@@ -28,7 +26,7 @@ __global__ void nhwc_by_four(Geometry g, int runs, int vectors, const typename A
     SHARED(S, arranged, [8]);
     arrange_taps(g, taps, arranged);
     const int64_t row = blockIdx.x, sample = row / g.oh, oy = row % g.oh;
-    // With UP = 2 a run begins with an output that begins at an input, not between two.
+    // With UP = 2 a run must start at an output that starts at an input, not between two.
     const int64_t shift = UP == 2 ? g.x.before & 1 : 0;
     for (int job = int(blockIdx.y * blockDim.x + threadIdx.x); job < runs * vectors;
          job += int(gridDim.y * blockDim.x)) {
@@ -78,8 +76,8 @@ __global__ void nhwc_any_filter(Geometry g, int runs, int vectors, const typenam
     }
 }
 
-// Whether the filter is one of those that have kernels of their own: 1 (neither up nor down), 2 (up) or 3 (down), else 0.
-inline int usual(const Upfirdn2dCall& call) {
+// The kernel of its own that a filter has: 1 (neither up nor down), 2 (up by 2) or 3 (down by 2); 0 for none.
+int kernel_of(const Upfirdn2dCall& call) {
     if (!call.separable || call.kw != 4 || call.dtype == Dtype::float64) return 0;
     if (call.up_x != call.up_y || call.down_x != call.down_y || call.up_x * call.down_x > 2) return 0;
     return call.up_x == 2 ? 2 : call.down_x == 2 ? 3 : 1;
@@ -88,26 +86,23 @@ inline int usual(const Upfirdn2dCall& call) {
 template <class T>
 void nhwc(const Upfirdn2dCall& call, void* stream) {
     using S = typename ArithmeticOf<T>::type;
-    constexpr int widest = 16 / sizeof(T);
-    const bool wide = call.c % widest == 0 && aligned(call.x) && aligned(call.y);
-    const int which = wide ? usual(call) : 0;
-    const int64_t vectors = call.c / (wide ? widest : 1);
+    constexpr int V = 16 / sizeof(T);
+    const bool vectorised = call.c % V == 0 && aligned(call.x, call.y);
+    const int which = vectorised ? kernel_of(call) : 0;
+    const int64_t vectors = call.c / (vectorised ? V : 1);
     const int64_t runs = which ? ceil_div(call.ow + (which == 2 ? call.left & 1 : 0), RUN) : call.ow;
-    if (vectors * runs > (int64_t(1) << 30)) throw std::runtime_error("upfirdn2d: a row of the image is too long");
-    const int64_t threads = vectors * runs < BLOCK ? ceil_div(vectors * runs, 32) * 32 : BLOCK;
-    const int64_t parts = ceil_div(vectors * runs, threads);
-    const dim3 grid(unsigned(call.n * call.oh), unsigned(parts < 65535 ? parts : 65535));
-    const gpu::Launch all(grid, unsigned(threads), which ? 0 : size_t(taps_to_arrange(call)) * sizeof(S), stream);
+    const RowGrid rows(call, vectors * runs);
+    const gpu::Launch all(rows.grid, rows.threads, which ? 0 : size_t(taps_to_arrange(call)) * sizeof(S), stream);
     auto launch = [&](auto kernel) {
         all(kernel, geometry_of(call), int(runs), int(vectors), (const S*)call.taps, (const T*)call.x, (T*)call.y);
     };
     if constexpr (sizeof(T) < sizeof(double)) {
-        if (which == 1) return launch(nhwc_by_four<T, widest, 1, 1>);
-        if (which == 2) return launch(nhwc_by_four<T, widest, 2, 1>);
-        if (which == 3) return launch(nhwc_by_four<T, widest, 1, 2>);
+        if (which == 1) return launch(nhwc_by_four<T, V, 1, 1>);
+        if (which == 2) return launch(nhwc_by_four<T, V, 2, 1>);
+        if (which == 3) return launch(nhwc_by_four<T, V, 1, 2>);
     }
-    if (wide) {
-        launch(nhwc_any_filter<T, widest>);
+    if (vectorised) {
+        launch(nhwc_any_filter<T, V>);
     } else {
         launch(nhwc_any_filter<T, 1>);
     }
@@ -115,27 +110,19 @@ void nhwc(const Upfirdn2dCall& call, void* stream) {
 
 // NCHW ----------------------------------------------------------------------------------------------------------------
 
-// Tiles of tw x th outputs, of `planes` planes at once; the inputs that they read, at most.
+// Tiles of tw x th outputs, of `planes` planes at a time, and the inputs that they read at most.
 struct Tiles {
     int tw, th, planes, in_w, in_h;
     int64_t across, down;    // tiles in a plane
-    int64_t inputs, middle;  // elements in shared memory, and of those filtered along x
+    int64_t inputs, middle;  // elements in shared memory; elements that are filtered along x
 };
 
-inline int power_of_two_from(int64_t size, int most) {
-    int power = 1;
-    while (power < size && power < most) power *= 2;
-    return power;
-}
+int reads(const Axis& axis, int outputs) { return int(((outputs - 1) * axis.down + axis.taps - 1) / axis.up) + 2; }
 
-inline int reads(const Axis& axis, int outputs) {
-    return int(((outputs - 1) * axis.down + axis.taps - 1) / axis.up) + 2;
-}
-
-inline Tiles tiles_of(const Geometry& g, int most) {
+Tiles tiles_of(const Geometry& g, int most) {
     Tiles t;
-    t.tw = power_of_two_from(g.ow, most < 32 ? most : 32);
-    t.th = power_of_two_from(g.oh, most / t.tw < 32 ? most / t.tw : 32);
+    t.tw = power_of_two_from(g.ow, int(min(most, 32)));
+    t.th = power_of_two_from(g.oh, int(min(most / t.tw, 32)));
     t.planes = most / (t.tw * t.th);
     t.in_w = reads(g.x, t.tw), t.in_h = reads(g.y, t.th);
     t.across = ceil_div(g.ow, t.tw), t.down = ceil_div(g.oh, t.th);
@@ -144,7 +131,7 @@ inline Tiles tiles_of(const Geometry& g, int most) {
     return t;
 }
 
-// Where along an axis the inputs of a tile begin, and how far behind them the first output does.
+// Along an axis: the first input of a tile, and the distance of the first output behind it.
 struct Origin {
     int64_t from;
     int phase;
@@ -155,8 +142,8 @@ FASTGAN_INLINE Origin origin(const Axis& axis, int64_t first) {
     return {from, int(start - from * axis.up)};
 }
 
-// The filter at one output of a tile: `step` apart are the inputs, from tap `at * up - start` on. TAPS, UP and DOWN are 0
-// where only the call knows.
+// The filter along one axis at output `o` of a tile; inputs are `step` apart. TAPS, UP and DOWN are 0 if not known at
+// compile time.
 template <int TAPS, int UP, int DOWN, class S>
 FASTGAN_INLINE S filtered(const Axis& axis, int phase, int o, const S* taps, const S* inputs, int step) {
     const int up = UP ? UP : int(axis.up), count = TAPS ? TAPS : int(axis.taps);
@@ -171,7 +158,7 @@ FASTGAN_INLINE S filtered(const Axis& axis, int phase, int o, const S* taps, con
     return total;
 }
 
-// Grid: (tiles of a plane, groups of planes); more of the latter than the grid can have are looped over.
+// Grid: (tiles of a plane, groups of planes); blocks loop over more groups than a grid can have.
 template <class T, int TAPS, int UP, int DOWN>
 __global__ void nchw(Geometry g, Tiles t, const typename ArithmeticOf<T>::type* taps, const T* x, T* y) {
     using S = typename ArithmeticOf<T>::type;
@@ -181,19 +168,20 @@ __global__ void nchw(Geometry g, Tiles t, const typename ArithmeticOf<T>::type* 
     arrange_taps(g, taps, arranged);
     const int64_t tile_x = blockIdx.x % t.across, tile_y = blockIdx.x / t.across;
     const Origin at_x = origin(g.x, tile_x * t.tw), at_y = origin(g.y, tile_y * t.th);
-    const int wide = t.in_w, high = t.in_h, taps_x = int(g.x.taps);
+    const int taps_x = int(g.x.taps);
 
     for (int64_t first = int64_t(blockIdx.y) * t.planes; first < g.planes; first += int64_t(gridDim.y) * t.planes) {
-        for (int i = int(threadIdx.x); i < t.planes * high * wide; i += BLOCK) {
-            const int64_t plane = first + i / (high * wide);
-            const int64_t iy = at_y.from + i / wide % high, ix = at_x.from + i % wide;
+        for (int i = int(threadIdx.x); i < t.planes * t.in_h * t.in_w; i += BLOCK) {
+            const int64_t plane = first + i / (t.in_h * t.in_w);
+            const int64_t iy = at_y.from + i / t.in_w % t.in_h, ix = at_x.from + i % t.in_w;
             const bool inside = plane < g.planes && iy >= 0 && iy < g.y.size && ix >= 0 && ix < g.x.size;
             inputs[i] = inside ? gpu::to<S>(x[(plane * g.y.size + iy) * g.x.size + ix]) : S(0);
         }
         __syncthreads();
         if (g.separable) {
-            for (int i = int(threadIdx.x); i < t.planes * high * t.tw; i += BLOCK) {
-                middle[i] = filtered<TAPS, UP, DOWN>(g.x, at_x.phase, i % t.tw, arranged, inputs + i / t.tw * wide, 1);
+            for (int i = int(threadIdx.x); i < t.planes * t.in_h * t.tw; i += BLOCK) {
+                middle[i] =
+                    filtered<TAPS, UP, DOWN>(g.x, at_x.phase, i % t.tw, arranged, inputs + i / t.tw * t.in_w, 1);
             }
             __syncthreads();
         }
@@ -203,13 +191,13 @@ __global__ void nchw(Geometry g, Tiles t, const typename ArithmeticOf<T>::type* 
             if (plane >= g.planes || to_y >= g.oh || to_x >= g.ow) continue;
             S total = 0;
             if (g.separable) {
-                total = filtered<TAPS, UP, DOWN>(g.y, at_y.phase, oy, arranged + taps_x, middle + p * high * t.tw + ox,
-                                                 t.tw);
+                total = filtered<TAPS, UP, DOWN>(g.y, at_y.phase, oy, arranged + taps_x,
+                                                 middle + p * t.in_h * t.tw + ox, t.tw);
             } else {
                 const int up = int(g.y.up), start = oy * int(g.y.down) + at_y.phase, at = (start + up - 1) / up;
                 for (int r = 0, tap = at * up - start; tap < int(g.y.taps); ++r, tap += up) {
                     total += filtered<0, 0, 0>(g.x, at_x.phase, ox, arranged + tap * taps_x,
-                                               inputs + (p * high + at + r) * wide, 1);
+                                               inputs + (p * t.in_h + at + r) * t.in_w, 1);
                 }
             }
             y[(plane * g.oh + to_y) * g.ow + to_x] = gpu::from<T>(total);
@@ -224,17 +212,17 @@ void nchw(const Upfirdn2dCall& call, void* stream) {
     const Geometry g = geometry_of(call);
     Tiles t;
     size_t bytes = 0;
-    for (int most = 1024; most > 0; most /= 4) {  // smaller ones for long filters
+    for (int most = 1024; most > 0; most /= 4) {  // smaller tiles for long filters
         t = tiles_of(g, most);
         bytes = size_t(t.inputs + t.middle + taps_to_arrange(call)) * sizeof(S);
         if (bytes <= 48 * 1024) break;
     }
     const int64_t groups = ceil_div(g.planes, t.planes);
-    const dim3 grid(unsigned(t.across * t.down), unsigned(groups < 65535 ? groups : 65535));
+    const dim3 grid(unsigned(t.across * t.down), unsigned(min(groups, MAX_GRID_Y)));
     const gpu::Launch all(grid, BLOCK, bytes, stream);
     auto launch = [&](auto kernel) { all(kernel, g, t, (const S*)call.taps, (const T*)call.x, (T*)call.y); };
     if constexpr (sizeof(T) < sizeof(double)) {
-        const int which = usual(call);
+        const int which = kernel_of(call);
         if (which == 1) return launch(nchw<T, 4, 1, 1>);
         if (which == 2) return launch(nchw<T, 4, 2, 1>);
         if (which == 3) return launch(nchw<T, 4, 1, 2>);
@@ -242,23 +230,14 @@ void nchw(const Upfirdn2dCall& call, void* stream) {
     launch(nchw<T, 0, 0, 0>);
 }
 
-template <class T>
-void for_layout(const Upfirdn2dCall& call, void* stream) {
-    if (call.channels_last) {
-        nhwc<T>(call, stream);
-    } else {
-        nchw<T>(call, stream);
-    }
-}
+}  // namespace
 
 void upfirdn2d_forward(const Upfirdn2dCall& call, int device, void* stream) {
     const gpu::DeviceGuard guard(device);
-    switch (call.dtype) {
-        case Dtype::float32: return for_layout<float>(call, stream);
-        case Dtype::bfloat16: return for_layout<__nv_bfloat16>(call, stream);
-        case Dtype::float16: return for_layout<__half>(call, stream);
-        case Dtype::float64: return for_layout<double>(call, stream);
-    }
+    for_dtype(call.dtype, [&](auto element) {
+        using T = decltype(element);
+        call.channels_last ? nhwc<T>(call, stream) : nchw<T>(call, stream);
+    });
 }
 
 }  // namespace fastgan::cuda

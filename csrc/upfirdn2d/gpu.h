@@ -2,14 +2,13 @@
 #pragma once
 
 #include "common/gpu_values.h"
-
 #include "upfirdn2d/arithmetic.h"
 
 namespace fastgan::cuda {
 
 using namespace gpu_values;
 
-// A call as the kernels see it.
+// The sizes and options of a call, as the kernels need them.
 struct Geometry {
     Axis x, y;
     int64_t c, oh, ow, planes;  // planes: samples times channels
@@ -29,8 +28,8 @@ inline Geometry geometry_of(const Upfirdn2dCall& call) {
             call.gain};
 }
 
-// The filter as it is correlated, in shared memory: [kh, kw] with the gain, or the taps along x and, with the gain, those
-// along y.
+// Loads the taps, as they are correlated, into shared memory: [kh, kw] times the gain, or for a separable filter the
+// taps along x, then those along y times the gain.
 template <class S>
 FASTGAN_INLINE void arrange_taps(const Geometry& g, const S* taps, S* arranged) {
     const int count = int(g.separable ? g.x.taps : g.x.taps * g.y.taps);
@@ -42,8 +41,9 @@ FASTGAN_INLINE void arrange_taps(const Geometry& g, const S* taps, S* arranged) 
     __syncthreads();
 }
 
-// NHWC, a separable filter of 4 taps: adds to `total` RUN adjacent outputs of a row, [RUN, V], of V channels. `image` is
-// the sample's, from the first of these channels on. With UP = 2 the output `ox` begins at an input, not between two.
+// Adds RUN adjacent outputs of a row, [RUN, V], to `total`, for V channels in NHWC and a separable filter of 4 taps.
+// `image` points to the first of these channels in the sample. With UP = 2 the output `ox` must start at an input, not
+// between two.
 template <int UP, int DOWN, int RUN, int V, class T, class S>
 FASTGAN_INLINE void add_run(const Geometry& g, const S* arranged, const T* image, int64_t oy, int64_t ox,
                             S (&total)[RUN][V]) {
@@ -76,5 +76,17 @@ FASTGAN_INLINE void add_run(const Geometry& g, const S* arranged, const T* image
         }
     }
 }
+
+// A launch with one row of blocks for each row of outputs, whose `jobs` the threads loop over.
+struct RowGrid {
+    dim3 grid;  // (rows of all samples, parts of a row)
+    unsigned threads;
+
+    RowGrid(const Upfirdn2dCall& call, int64_t jobs) {
+        if (jobs > (int64_t(1) << 30)) throw std::runtime_error("upfirdn2d: a row of the image is too long");
+        threads = unsigned(jobs < BLOCK ? round_up(jobs, gpu::warp_size) : BLOCK);
+        grid = dim3(unsigned(call.n * call.oh), unsigned(min(ceil_div(jobs, threads), MAX_GRID_Y)));
+    }
+};
 
 }  // namespace fastgan::cuda

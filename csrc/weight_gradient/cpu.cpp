@@ -1,42 +1,44 @@
-// weight_gradient on the CPU: compiled once for each instruction set, in the namespace of that name.
+// weight_gradient on the CPU, compiled once per instruction set.
 //
-// A matrix product of the two images for each tap of the kernel, summed over pixels, with a register for every few of
-// its numbers, as libraries make matrix products (Goto and van de Geijn 2008, "Anatomy of High-Performance Matrix
-// Multiplication"). What a library's product does not know is that the matrices of all taps are one image, a few pixels
-// on: here it is brought into panels once for all of them.
+// For each tap of the kernel the gradient is a matrix product of the two images, summed over pixels, with its sums in
+// registers, as in libraries (Goto and van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication"). A
+// library does not know that the matrices of all taps are the same image, shifted by a few pixels. Here the image is
+// packed into panels once for all taps.
 //
-// Panels are made of words of 32 bits. A word is a number of fp32, or two of bf16, whose products a single instruction
-// adds up: of two pixels that lie a whole piece of the image apart, not next to each other, so that to move on by a
-// pixel is to move on by a word for either.
+// Panels consist of 32-bit words: one fp32 number, or two bf16 numbers whose products a single instruction sums. The
+// two bf16 numbers come from pixels a whole piece of the image apart, not from neighbours: moving by one pixel is then
+// moving by one word for both types.
 //
-// The sum is cut into segments of a length that depends on the shape alone, each with its own result, which are then
-// added up in order: results do not depend on the number of threads.
+// The sum is cut into segments whose length depends on the shape alone, each with its own result. These are added up in
+// a fixed order, so that results do not depend on the number of threads.
 #include "common/simd.h"
 
 #include "weight_gradient/call.h"
 
-namespace FASTGAN_ISA::of_weight {
+namespace FASTGAN_ISA {
 
 using fastgan::WeightGradientCall;
 
+namespace {
+
 typedef VFloat V;
 constexpr int LANES = lanes<V>();
-constexpr int WIDE = 2 * LANES;  // channels of `large` to a panel
+constexpr int WIDE = 2 * LANES;  // channels of `large` in a panel
 #if defined(__AVX512F__)
-constexpr int TALL = 8;  // of `small`: 16 sums, of 32 registers
+constexpr int TALL = 8;  // channels of `small` in a panel: 16 sums in 32 registers
 #else
-constexpr int TALL = 6;  // ... 12 of 16
+constexpr int TALL = 6;  // 12 sums in 16 registers
 #endif
-constexpr int LOW = 4;    // ... where what remains is no multiple of that
-constexpr int BLOCK = 8;  // pixels that are brought into panels at once
+constexpr int LOW = 4;    // channels of `small` in the last panels, if TALL does not divide them
+constexpr int BLOCK = 8;  // pixels packed at a time
 
 // Words -------------------------------------------------------------------------------------------------------------
 
-// Pixels to a word.
+// Pixels in a word.
 template <class T>
 constexpr int HALVES = sizeof(Word) / sizeof(T);
 
-// The pixels of a word, NHWC; one that is not there is zero.
+// The pixels of a word, NHWC; null stands for zeros.
 template <class T>
 struct Pixels {
     const T* of[HALVES<T>] = {};
@@ -46,7 +48,7 @@ struct Pixels {
         for (int i = 0; i < HALVES<T>; ++i) of[i] = rows[i] ? rows[i] + offset : nullptr;
     }
 
-    // The words of the channels from `first` on; beyond the last of `channels`, zeros.
+    // Words of the channels from `first` on; zeros beyond the last of `channels`.
     VUint words(int64_t first, int64_t channels) const {
         VUint words = {};
         for (int i = 0; i < HALVES<T>; ++i) {
@@ -74,8 +76,9 @@ struct Plan {
     int64_t space;                      // words: of what a thread needs for a chunk
 };
 
-// How `a` channels are cut into panels of TALL and LOW: so that few places stay empty, then so that few are LOW.
-static void cut_small(int64_t a, Plan& p) {
+// Cuts `a` channels of `small` into panels of TALL and LOW: first as few empty places as possible, then as few LOW
+// panels.
+void cut_small(int64_t a, Plan& p) {
     p.channels = INT64_MAX;
     for (int64_t tall = ceil_div(a, TALL) * TALL, i = 0; tall >= 0 && i < 3; tall -= TALL, ++i) {
         const int64_t channels = tall + max(0, ceil_div(a - tall, LOW) * LOW);
@@ -84,7 +87,7 @@ static void cut_small(int64_t a, Plan& p) {
 }
 
 template <class T>
-static Plan plan_of(const WeightGradientCall& call) {
+Plan plan_of(const WeightGradientCall& call) {
     const int64_t pixels = 4096 / WIDE;  // of a piece: what a panel of `large` has of them fits into the L1 cache twice
     const int64_t work = 16 << 20;       // multiplications of a task: enough to hide its start
     Plan p;
@@ -101,12 +104,12 @@ static Plan plan_of(const WeightGradientCall& call) {
     p.large_rows = (p.rows - 1) * call.stride + call.kh;
     p.columns = call.width + (call.kw - 1) / call.stride;
 
-    // Each task brings `small` into panels for itself: so it is given several panels of `large`, as long as segments,
-    // whose sums are to be small beside the images, make tasks enough.
+    // Each task packs `small` for itself, so it takes several panels of `large`, as long as segments (whose sums should
+    // be small beside the images) make enough tasks.
     const int64_t result = call.a * p.taps * call.b;
     const int64_t tasks = min(ceil_div(result * call.n * image, work), 64);
     p.segments = min(ceil_div(tasks, ceil_div(p.panels, 4)), min(p.chunks, ceil_div(1 << 19, result)));
-    // How panels are shared out has no influence on the result: so it may hang on the number of threads.
+    // The split into tasks does not affect the result, so it may depend on the number of threads.
     p.tasks_of_segment = min(p.panels, ceil_div(min(tasks, 4 * max_threads()), p.segments));
     p.panels_of_task = ceil_div(p.panels, p.tasks_of_segment);
     p.tasks_of_segment = ceil_div(p.panels, p.panels_of_task);
@@ -123,21 +126,21 @@ struct Piece {
     int64_t image, images, row, rows;
 };
 
-// A piece for each pixel of a word. The last may be missing; images and rows are as many as any piece of it has.
+// One piece for each pixel of a word. The last may be missing; `images` and `rows` are the maxima over the pieces.
 template <class T>
 struct Chunk {
     Piece pieces[HALVES<T>];
     int64_t images, rows;
 };
 
-static Piece piece_of(const WeightGradientCall& call, const Plan& p, int64_t number) {
+Piece piece_of(const WeightGradientCall& call, const Plan& p, int64_t number) {
     if (number >= p.pieces) return {};
     const int64_t image = number / p.pieces_of_image * p.images, row = number % p.pieces_of_image * p.rows;
     return {image, min(p.images, call.n - image), row, min(p.rows, call.height - row)};
 }
 
 template <class T>
-static Chunk<T> chunk_of(const WeightGradientCall& call, const Plan& p, int64_t number) {
+Chunk<T> chunk_of(const WeightGradientCall& call, const Plan& p, int64_t number) {
     Chunk<T> chunk{};
     for (int i = 0; i < HALVES<T>; ++i) {
         const Piece piece = chunk.pieces[i] = piece_of(call, p, number * HALVES<T> + i);
@@ -148,16 +151,17 @@ static Chunk<T> chunk_of(const WeightGradientCall& call, const Plan& p, int64_t 
 
 // Into panels -------------------------------------------------------------------------------------------------------
 
-// [panel, pixel, channels of the panel]: what `line` has of some pixels in a row, from `a` on.
+// Copies the channels of one panel, HEIGHT words from `line` on, for some pixels of a row: [pixel, channels of the
+// panel].
 template <int HEIGHT>
-static inline void to_panel(const Word* line, int64_t step, int64_t pixels, Word* to) {
+inline void to_panel(const Word* line, int64_t step, int64_t pixels, Word* to) {
     for (int64_t pixel = 0; pixel < pixels; ++pixel) {
         memcpy(to + pixel * HEIGHT, line + pixel * step, HEIGHT * sizeof(Word));
     }
 }
 
 template <class T>
-static void pack_small(const WeightGradientCall& call, const Plan& p, const Chunk<T>& chunk, Word* line, Word* to) {
+void pack_small(const WeightGradientCall& call, const Plan& p, const Chunk<T>& chunk, Word* line, Word* to) {
     const int64_t all_pixels = chunk.images * chunk.rows * call.width;
     int64_t done = 0;
     for (int64_t image = 0; image < chunk.images; ++image) {
@@ -189,13 +193,13 @@ static void pack_small(const WeightGradientCall& call, const Plan& p, const Chun
     }
 }
 
-// Vectors that a panel of `large` has: one, if no more channels are left.
-static int vectors_of(const WeightGradientCall& call, int64_t panel) { return call.b - panel * WIDE > LANES ? 2 : 1; }
+// Vectors in a panel of `large`: one if no more channels are left.
+int vectors_of(const WeightGradientCall& call, int64_t panel) { return call.b - panel * WIDE > LANES ? 2 : 1; }
 
-// [panel, image, row, phase, column, channels of the panel]: pixels a stride apart are neighbours.
+// Packs `large` as [panel, image, row, phase, column, channels of the panel]: pixels a stride apart become neighbours.
 template <class T>
-static void pack_large(const WeightGradientCall& call, const Plan& p, const Chunk<T>& chunk, int64_t panel,
-                       int64_t panels, Word* to) {
+void pack_large(const WeightGradientCall& call, const Plan& p, const Chunk<T>& chunk, int64_t panel, int64_t panels,
+                Word* to) {
     const int64_t s = call.stride, last = panel + panels - 1;
     const int64_t vectors = 2 * (panels - 1) + vectors_of(call, last);
     for (int64_t image = 0; image < chunk.images; ++image) {
@@ -227,10 +231,11 @@ static void pack_large(const WeightGradientCall& call, const Plan& p, const Chun
 
 // Sums --------------------------------------------------------------------------------------------------------------
 
-// Adds what the pixels of a chunk give to a tap, to as many sums as a panel of either image makes; or begins with it.
+// Adds the products of a chunk's pixels for one tap to the sums of one panel of each image; the first chunk sets the
+// sums.
 template <class T, int HEIGHT, int VECTORS>
-static void add_product(const Word* small, const Word* large, const Chunk<T>& chunk, int64_t width, int64_t image_step,
-                        int64_t row_step, bool first_chunk, float* to) {
+void add_product(const Word* small, const Word* large, const Chunk<T>& chunk, int64_t width, int64_t image_step,
+                 int64_t row_step, bool first_chunk, float* to) {
     V sums[HEIGHT][VECTORS] = {};
     for (int64_t image = 0; image < chunk.images; ++image) {
         for (int64_t row = 0; row < chunk.rows; ++row) {
@@ -254,10 +259,10 @@ static void add_product(const Word* small, const Word* large, const Chunk<T>& ch
     }
 }
 
-// The sums of a segment for a panel of large: [panel of small, tap, channels of small, channels of large].
+// Sums of a segment for a panel of `large`: [panel of small, tap, channels of small, channels of large].
 template <class T, int VECTORS>
-static void add_panel(const WeightGradientCall& call, const Plan& p, const Chunk<T>& chunk, bool first_chunk,
-                      const Word* small, const Word* large, float* to) {
+void add_panel(const WeightGradientCall& call, const Plan& p, const Chunk<T>& chunk, bool first_chunk,
+               const Word* small, const Word* large, float* to) {
     const int64_t s = call.stride, pixels = chunk.images * chunk.rows * call.width;
     const int64_t row_step = s * s * p.columns * WIDE, image_step = p.large_rows * s * p.columns * WIDE;
     for (int64_t a = 0; a < p.channels;) {
@@ -275,8 +280,8 @@ static void add_panel(const WeightGradientCall& call, const Plan& p, const Chunk
 
 // Adds a chunk to the sums of a segment: [panel of large, ...].
 template <class T>
-static void add_chunk(const WeightGradientCall& call, const Plan& p, const Chunk<T>& chunk, int64_t panel,
-                      int64_t panels, bool first_chunk, Word* space, float* sums) {
+void add_chunk(const WeightGradientCall& call, const Plan& p, const Chunk<T>& chunk, int64_t panel, int64_t panels,
+               bool first_chunk, Word* space, float* sums) {
     Word *of_small = space + p.line * BLOCK, *of_large = of_small + p.small_panels;
     pack_small(call, p, chunk, space, of_small);
     pack_large(call, p, chunk, panel, panels, of_large);
@@ -286,9 +291,9 @@ static void add_chunk(const WeightGradientCall& call, const Plan& p, const Chunk
     }
 }
 
-// Adds up the segments' sums, in order, and puts them where they belong.
+// Adds up the segments in order and writes dw.
 template <class T>
-static void finish(const WeightGradientCall& call, const Plan& p, const float* sums) {
+void finish(const WeightGradientCall& call, const Plan& p, const float* sums) {
     parallel_for(p.panels, p.sums > 65536, [&](int64_t panel) {
         const int vectors = vectors_of(call, panel);
         const float* from = sums + panel * p.sums_panel;
@@ -318,7 +323,7 @@ static void finish(const WeightGradientCall& call, const Plan& p, const float* s
 }
 
 template <class T>
-static void run(const WeightGradientCall& call) {
+void run(const WeightGradientCall& call) {
     const Plan p = plan_of<T>(call);
     const int64_t tasks = p.segments * p.tasks_of_segment;
     float* sums = (float*)call.workspace;
@@ -338,21 +343,20 @@ static void run(const WeightGradientCall& call) {
 }
 
 template <class T>
-static int64_t workspace(const WeightGradientCall& call) {
+int64_t workspace(const WeightGradientCall& call) {
     const Plan p = plan_of<T>(call);
     return (p.segments * p.sums + max_threads() * p.space) * sizeof(Word);
 }
 
-}  // namespace FASTGAN_ISA::of_weight
+}  // namespace
 
-namespace FASTGAN_ISA {
+// Entry points, called through FASTGAN_CPU_ENTRY (common/isa.h).
 
-void weight_gradient(const fastgan::WeightGradientCall& call) {
-    call.dtype == fastgan::Dtype::float32 ? of_weight::run<float>(call) : of_weight::run<BFloat16>(call);
+void weight_gradient(const WeightGradientCall& call) {
+    call.dtype == fastgan::Dtype::float32 ? run<float>(call) : run<BFloat16>(call);
 }
-int64_t weight_gradient_workspace(const fastgan::WeightGradientCall& call) {
-    return call.dtype == fastgan::Dtype::float32 ? of_weight::workspace<float>(call)
-                                                 : of_weight::workspace<BFloat16>(call);
+int64_t weight_gradient_workspace(const WeightGradientCall& call) {
+    return call.dtype == fastgan::Dtype::float32 ? workspace<float>(call) : workspace<BFloat16>(call);
 }
 
 }  // namespace FASTGAN_ISA

@@ -1,12 +1,12 @@
-// What a C++ compiler needs to accept our CUDA sources: csrc/gpu.h includes this header under -DFASTGAN_EMULATE, and
-// scheduler.cpp executes the kernels. Test code only.
+// Lets a C++ compiler accept the CUDA sources: csrc/common/gpu.h includes this header under -DFASTGAN_EMULATE, and
+// scheduler.cpp executes the kernels. For tests only.
 //
-// The threads of a block run as fibers in turn on one CPU thread, the blocks one after another; barriers, shuffles and
-// votes are switches between fibers, so every rule of theirs can be checked. Anything wrong becomes a
+// The threads of a block run as fibers, in turn, on one CPU thread; the blocks run one after another. Barriers,
+// shuffles and votes are switches between fibers, so that each of their rules can be checked. A violation becomes a
 // std::runtime_error out of gpu::Launch, with file, line, kernel, block and thread.
 //
-// Nothing here depends on a CUDA toolkit, so the 16-bit types are our own; kernels reach them through gpu::to and
-// gpu::from. Their conversions are those of the GPU, bit for bit, up to the payload of a NaN.
+// Nothing here depends on a CUDA toolkit: the 16-bit types are defined below, and kernels reach them through gpu::to
+// and gpu::from. The conversions are those of the GPU, bit for bit, up to the payload of a NaN.
 #pragma once
 
 #include <cmath>
@@ -44,7 +44,7 @@ struct Configuration {
     Place place;
 };
 
-// What threadIdx and its like read; the scheduler keeps it up to date at every switch.
+// The values of threadIdx, blockIdx, blockDim and gridDim; the scheduler updates them at every switch.
 struct Current {
     uint3 thread, block;
     dim3 block_extent, grid_extent;
@@ -91,7 +91,7 @@ To bit_cast(From from) {
 #define gridDim (::emulation::current.grid_extent)
 constexpr int warpSize = 32;
 
-// A reference to an array, so that the sanitizers know its extents. The static variable stands for the declaration: one
+// A reference to an array, so that the sanitizers know its extents. The static variable identifies the declaration: one
 // for each instantiation of a template, as on the GPU.
 #define SHARED(T, name, extents)                                        \
     static char name##_declaration;                                     \
@@ -147,7 +147,7 @@ T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = 32, EMULATI
 
 #undef EMULATION_PLACE
 
-// ----------------------------------------------------------------------------------- memory: only one fiber runs at a time
+// ------------------------------------------------------------------------------- memory: only one fiber runs at a time
 
 inline void __threadfence() {}
 inline void __threadfence_block() {}
@@ -192,7 +192,7 @@ T atomicCAS(T* p, T expected, T value) {
     return emulated_atomic(p, *p == expected ? value : *p);
 }
 
-// ------------------------------------------------------------------------------------------------------------ arithmetic
+// ---------------------------------------------------------------------------------------------------------- arithmetic
 
 template <class T>
 constexpr T min(T a, T b) {
@@ -245,12 +245,12 @@ inline __half __float2half(float x) {
     const auto word = emulation::bit_cast<std::uint32_t>(x);
     const std::uint32_t sign = word >> 16 & 0x8000u;
     std::uint32_t magnitude = word & 0x7fffffffu;
-    if (magnitude >= 0x477ff000u) {  // 65520, halfway between the largest finite value and the next, and above
+    if (magnitude >= 0x477ff000u) {  // 65520 (halfway between the largest finite value and the next) and above
         magnitude = 0x7c00u;
     } else if (magnitude < 0x38800000u) {  // below 2^-14: the last bit of 0.5f is worth 2^-24, so adding 0.5f rounds
         const float rounded = emulation::bit_cast<float>(magnitude) + 0.5f;
         magnitude = emulation::bit_cast<std::uint32_t>(rounded) - 0x3f000000u;
-    } else {  // to nearest, ties to even; a carry into the exponent is right as it is
+    } else {  // to nearest even; a carry into the exponent is right
         magnitude = (magnitude + 0xfffu + (magnitude >> 13 & 1u) - ((127u - 15u) << 23)) >> 13;
     }
     return {static_cast<std::uint16_t>(sign | magnitude)};

@@ -1,9 +1,10 @@
-// Executes kernels for cuda_emulation.h: the fibers that stand for CUDA threads, their barriers and warp operations, the
-// shared memory, and the checks of all of these. This file is never compiled with a sanitizer, but tells AddressSanitizer
-// (-DEMULATION_ADDRESS) about stacks and shared memory, and answers the calls of UBSan instrumentation itself.
+// Executes kernels for cuda_emulation.h: the fibers that stand for CUDA threads, their barriers and warp operations,
+// shared memory, and the checks of all of these. This file is never compiled with a sanitizer. It tells
+// AddressSanitizer about stacks and shared memory (-DEMULATION_ADDRESS), and answers the calls of UBSan instrumentation
+// itself.
 //
-// A complaint ends the launch: the fibers of the block are abandoned where they stand, without unwinding (the calls that
-// complain sit in code that compilers may take to be unable to throw), and launch() throws.
+// A complaint ends the launch: the fibers of the block are abandoned where they stand, without unwinding (compilers may
+// assume that the complaining code cannot throw), and launch() throws.
 #include "cuda_emulation.h"
 
 #include <cxxabi.h>
@@ -51,7 +52,7 @@ constexpr std::size_t redzone = 64;
 #ifdef EMULATION_ADDRESS
 constexpr std::size_t stack_size = 256 << 10;  // instrumented frames are large
 #else
-constexpr std::size_t stack_size = 72 << 10;  // no power of two: equal frames should not fall into equal cache sets
+constexpr std::size_t stack_size = 72 << 10;  // not a power of two: equal frames should not fall into equal cache sets
 #endif
 
 // ------------------------------------------------------------------------------------------------------------- fibers
@@ -70,8 +71,8 @@ struct Fiber {
 void fiber_main();
 
 #ifndef EMULATION_UCONTEXT
-// Saves the callee-saved registers and the stack pointer, takes those of another fiber. At file scope, since the compiler
-// looks into naked functions when it allocates registers in their callers.
+// Saves the callee-saved registers and the stack pointer, and loads those of another fiber. At file scope, since the
+// compiler looks into naked functions when it allocates registers in their callers.
 extern "C" void fastgan_emulation_switch(void** save, void* load) __attribute__((visibility("hidden")));
 asm(R"(
 .text
@@ -112,7 +113,7 @@ void rewind(Fiber& fiber) {
     makecontext(&fiber.context, fiber_main, 0);
 #else
     void** top = reinterpret_cast<void**>(fiber.stack + fiber.size);
-    *--top = nullptr;  // the return address of fiber_main, which does not return: debuggers stop here
+    *--top = nullptr;  // return address of fiber_main, which does not return: debuggers stop here
     *--top = reinterpret_cast<void*>(&fiber_main);
     for (int i = 0; i < 6; ++i) *--top = nullptr;
     fiber.stack_pointer = top;
@@ -125,16 +126,16 @@ enum class State { ready, at_barrier, in_warp_operation, done };
 
 struct Thread {
     State state = State::ready;
-    Fiber* fiber = nullptr;  // none before it starts and after it ends
+    Fiber* fiber = nullptr;  // null before it starts and after it ends
     uint3 index{};
-    Place place{};  // of the barrier or warp operation it waits in, or was last in
+    Place place{};  // of the barrier or warp operation that it waits in, or was last in
     bool predicate = false;
     WarpOperation operation{};
     unsigned mask = 0;
     std::uint64_t value = 0, result = 0;
     int argument = 0, width = 0;
 
-    // The warp operation of which this is the lowest lane.
+    // Lanes that have arrived at the warp operation of which this is the lowest lane.
     unsigned arrived = 0;
 };
 
@@ -159,10 +160,10 @@ struct Scheduler {
     Order order = Order::forward;
     std::uint32_t random = 0;
     std::vector<Thread> threads;
-    int running = -1;  // index of the thread that executes, -1 outside of kernels
+    int running = -1;  // index of the executing thread, -1 outside of kernels
     std::exception_ptr failure;
 
-    // The block. `ready` is a stack: what comes next is at its end.
+    // The block. `ready` is a stack: the next thread is at its end.
     std::vector<int> ready, scratch;
     int done = 0, arrived = 0, predicates = 0;
 
@@ -177,8 +178,8 @@ struct Scheduler {
     std::size_t static_bytes = 0;
 } S;
 
-// The first report of AddressSanitizer, which goes on after it; raised at the thread's next stop, since the report is
-// made under locks. Fixed buffers, as no allocation is safe there.
+// The first report of AddressSanitizer, which continues after it. It is raised at the thread's next stop, since reports
+// are made under locks. Fixed buffers, since nothing can be allocated safely there.
 struct AddressReport {
     bool pending = false;
     char what[128], file[512];
@@ -194,7 +195,7 @@ std::string triple(uint3 v) {
 }
 std::string triple(dim3 v) { return triple(uint3{v.x, v.y, v.z}); }
 
-// Known unless the kernel has internal linkage, as in an unnamed namespace.
+// Empty if the kernel has internal linkage, as in an unnamed namespace.
 std::string kernel_name() {
     Dl_info info;
     if (dladdr(S.kernel, &info) == 0 || info.dli_sname == nullptr || info.dli_saddr != S.kernel) return "";
@@ -219,7 +220,7 @@ void switch_to(Fiber& next);
     if (S.active == &S.host) std::rethrow_exception(error);
     S.failure = error;
     switch_to(S.host);
-    std::abort();  // not reached: nobody resumes this fiber
+    std::abort();  // not reached: nothing resumes this fiber
 }
 
 void raise_address_report() {
@@ -263,10 +264,10 @@ std::uint32_t random_below(std::uint32_t n) {  // xorshift: the same sequence at
     return static_cast<std::uint32_t>(static_cast<std::uint64_t>(S.random) * n >> 32);
 }
 
-// Makes the threads named in `scratch`, ascending, ready in the order asked for, before all others.
+// Makes the threads in `scratch`, ascending, ready in the requested order, before all others.
 void release_scratch() {
     std::vector<int>& list = S.scratch;
-    if (S.order == Order::forward) std::reverse(list.begin(), list.end());  // `ready` is taken from its end
+    if (S.order == Order::forward) std::reverse(list.begin(), list.end());  // threads are taken from the end of `ready`
     if (S.order == Order::shuffled) {
         for (std::size_t i = list.size(); i > 1; --i)
             std::swap(list[i - 1], list[random_below(static_cast<unsigned>(i))]);
@@ -281,7 +282,7 @@ void after_switch([[maybe_unused]] Fiber& self) {
     const void* bottom = nullptr;
     std::size_t size = 0;
     __sanitizer_finish_switch_fiber(self.fake_stack, &bottom, &size);
-    if (S.active == &S.host) {  // we come from there, and only AddressSanitizer knows its stack
+    if (S.active == &S.host) {  // the switch came from the host, whose stack only AddressSanitizer knows
         S.host.stack = static_cast<char*>(const_cast<void*>(bottom));
         S.host.size = size;
     }
@@ -307,7 +308,7 @@ Fiber& idle_fiber() {
         static const std::size_t page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
         void* memory = mmap(nullptr, stack_size + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (memory == MAP_FAILED) throw std::runtime_error("emulation: no memory for the stack of a thread");
-        mprotect(memory, page, PROT_NONE);  // an overflow ends the process instead of corrupting the next stack
+        mprotect(memory, page, PROT_NONE);  // a stack overflow ends the process instead of corrupting the next stack
         auto fiber = std::make_unique<Fiber>();
         fiber->stack = static_cast<char*>(memory) + page;
         fiber->size = stack_size - S.fibers.size() % 32 * 256;  // equal frames should not fall into equal cache sets
@@ -320,7 +321,7 @@ Fiber& idle_fiber() {
     return *fiber;
 }
 
-// Takes the thread that goes on next. It has no fiber yet if it has not started.
+// Selects the thread that runs next. It has no fiber yet if it has not started.
 Thread& next_thread() {
     S.running = S.ready.back();
     S.ready.pop_back();
@@ -329,7 +330,7 @@ Thread& next_thread() {
     return thread;
 }
 
-// Nobody can go on, and not all have ended: says who waits for whom.
+// No thread can continue, and not all have ended: reports which thread waits for which.
 [[noreturn]] void stuck() {
     for (const Thread& thread : S.threads) {
         if (thread.state != State::in_warp_operation) continue;
@@ -345,14 +346,14 @@ Thread& next_thread() {
     }
     const Thread *waiting = nullptr, *missing = nullptr;
     for (const Thread& thread : S.threads) (thread.state == State::at_barrier ? waiting : missing) = &thread;
-    if (waiting == nullptr || missing == nullptr) std::abort();  // a fault of this file
+    if (waiting == nullptr || missing == nullptr) std::abort();  // a bug in this file
     current.thread = waiting->index;
     fail("divergent barrier: reached by " + std::to_string(S.arrived) + " of " + std::to_string(S.threads.size()) +
              " threads; " + whereabouts(*missing),
          waiting->place);
 }
 
-// The running thread cannot go on: another does, until somebody makes this one ready again.
+// The running thread waits: another runs until this one is made ready again.
 void wait() {
     if (S.ready.empty()) stuck();
     Thread& next = next_thread();
@@ -361,9 +362,9 @@ void wait() {
     switch_to(*next.fiber);
 }
 
-// A fiber executes one thread after another, so that a block without barriers needs only one.
+// A fiber executes one thread after another, so that a block without barriers needs a single fiber.
 void fiber_main() {
-    // The first thing in a fiber is the second half of a switch. Its thread says which fiber this is.
+    // A fiber begins with the second half of a switch. Its thread knows which fiber this is.
     Fiber& self = *S.threads[S.running].fiber;
     after_switch(self);
     for (;;) {
@@ -397,8 +398,8 @@ void fiber_main() {
 
 // ------------------------------------------------------------------------------------------------------ shared memory
 
-// Arrays lie in the arena one after another with a redzone on either side: poisoned under AddressSanitizer, else filled
-// with a pattern that is compared after each block.
+// Arrays lie in the arena one after another, with a redzone on either side: poisoned under AddressSanitizer, else
+// filled with a pattern that is checked after each block.
 constexpr unsigned char pattern = 0xa5;
 constexpr std::size_t arena_size = shared_limit + static_shared_limit + (64 << 10);
 
@@ -465,8 +466,8 @@ Order order_asked_for() {
     throw std::runtime_error("FASTGAN_EMULATED_ORDER is '" + name + "'; it can be forward, reverse or shuffled");
 }
 
-// FASTGAN_EMULATED_ENDS=k: of every launch only the first and the last k blocks are executed, where a whole grid would
-// take hours. All of them if it is not set.
+// FASTGAN_EMULATED_ENDS=k executes only the first and the last k blocks of every launch, where a whole grid would take
+// hours. All blocks if it is not set.
 std::uint64_t blocks_at_each_end(std::uint64_t blocks) {
     const char* text = std::getenv("FASTGAN_EMULATED_ENDS");
     if (text == nullptr) return blocks;
@@ -525,7 +526,7 @@ void clean_up() {
 #ifdef EMULATION_ADDRESS
 // The report as text: "... AddressSanitizer: KIND on ...", "READ of size 4 at ...", "#0 0x... in KERNEL FILE:LINE".
 void take_address_report(const char* report) {
-    if (S.active == &S.host) std::abort();  // not in a kernel: there is nobody to tell, and the report has been printed
+    if (S.active == &S.host) std::abort();  // not in a kernel; the report has been printed
     if (address_report.pending) return;
     address_report.pending = true;
     const auto find = [&](const char* key, std::size_t skip) {
@@ -537,7 +538,7 @@ void take_address_report(const char* report) {
     const auto until = [](const char* text, const char* stop) { return static_cast<int>(std::strcspn(text, stop)); };
     std::snprintf(address_report.what, sizeof address_report.what, "%.*s, %.*s", until(kind, " \n"), kind,
                   until(access, "a\n"), access);  // up to "at"
-    // The place is the end of the first line of the stack trace; without debug information it is that of the launch.
+    // The place is the end of the first line of the stack trace; without debug information, that of the launch.
     char frame[512];
     const char* first = find("#0 ", 3);
     std::snprintf(frame, sizeof frame, "%.*s", until(first, "\n"), first);
@@ -582,7 +583,7 @@ void launch(const Configuration& configuration, const void* kernel, void (*call)
     for (unsigned t = 0; t < S.threads.size(); ++t) {
         S.threads[t].index = {t % block.x, t / block.x % block.y, t / block.x / block.y};
     }
-    // Blocks follow the same order as threads; shuffled, they are taken with a stride that has no divisor in common.
+    // Blocks follow the same order as threads. Shuffled blocks are taken with a stride coprime to their number.
     const std::uint64_t all = static_cast<std::uint64_t>(grid.x) * grid.y * grid.z, ends = blocks_at_each_end(all);
     const std::uint64_t blocks = std::min(all, 2 * ends);
     std::uint64_t stride = blocks * 5 / 8 + 1;
@@ -623,7 +624,7 @@ int barrier(bool predicate, Place place) {
 
 namespace {
 
-// The lane that a shuffle reads; its own where the source would lie outside of the segment of `width` lanes.
+// The lane that a shuffle reads: its own if the source would lie outside of the segment of `width` lanes.
 int source_lane(const Thread& thread, int lane) {
     const int first = lane & ~(thread.width - 1), last = first + thread.width - 1;
     switch (thread.operation) {
@@ -637,8 +638,8 @@ int source_lane(const Thread& thread, int lane) {
     }
 }
 
-// All lanes of the mask have arrived: every result is made now, as a lane that goes on may arrive at its next operation
-// before others have fetched this one.
+// All lanes of the mask have arrived. All results are computed now, since a lane that continues may arrive at its next
+// operation before others have fetched this one.
 void complete(Thread* lanes, unsigned mask, WarpOperation operation) {
     unsigned votes = 0;
     for (int lane = 0; lane < warp; ++lane) votes |= (mask >> lane & 1u) && lanes[lane].value != 0 ? 1u << lane : 0u;
@@ -651,7 +652,8 @@ void complete(Thread* lanes, unsigned mask, WarpOperation operation) {
             case WarpOperation::any: thread.result = votes != 0; break;
             case WarpOperation::all: thread.result = votes == mask; break;
             default: {
-                // Undefined if the source lane takes no part. That may be unused, so it is no complaint but NaN or -1.
+                // Undefined if the source lane takes no part. The result may be unused, so it is not an error but
+                // becomes NaN or -1.
                 const int source = source_lane(thread, lane);
                 thread.result = mask >> source & 1u ? lanes[source].value : ~std::uint64_t{0};
             }
@@ -690,8 +692,8 @@ std::uint64_t warp_operation(WarpOperation operation, unsigned mask, std::uint64
     self.argument = argument;
     self.width = width;
 
-    // Lanes that wait together are counted at the lowest lane of their mask. The first to come looks for others that wait
-    // for something else: any two groups of a warp must be equal or apart.
+    // Lanes that wait together are counted at the lowest lane of their mask. The first to arrive looks for lanes that
+    // wait for something else: any two groups of a warp must be equal or disjoint.
     Thread& group = lanes[__builtin_ctz(mask)];
     bool joins = false;
     if (group.arrived != 0) {
@@ -737,8 +739,8 @@ void* dynamic_shared() { return S.shared.front().start; }
 }  // namespace emulation
 
 // ------------------------------------------------------------------------------------------------------------- UBSan
-// What the compiler calls where -fsanitize=alignment,bounds,signed-integer-overflow,shift finds something. All of its
-// data blocks begin with the place. Ours instead of libubsan's, which can only print or end the process.
+// Handlers that the compiler calls where -fsanitize=alignment,bounds,signed-integer-overflow,shift finds something.
+// Their data blocks begin with the place. They replace libubsan's, which can only print or end the process.
 
 namespace {
 

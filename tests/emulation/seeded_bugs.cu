@@ -1,5 +1,5 @@
-// Small kernels with one bug each, and their correct twins: what the emulation must refuse, and what it must not.
-// test_emulation.py says what is expected of each. A result is what a case leaves in `out`.
+// Small kernels with one bug each, and their correct twins: what the emulation must refuse, and what it must accept.
+// test_emulation.py lists the expected outcomes. A case returns its result in `out`.
 #include "seeded_bugs.h"
 
 #include <array>
@@ -15,7 +15,7 @@ using Out = std::vector<double>;
 
 constexpr float nan = std::numeric_limits<float>::quiet_NaN();
 
-// An allocation of exactly n values, on the heap, where AddressSanitizer sees a step past either end.
+// An allocation of exactly n values on the heap, where AddressSanitizer sees a step past either end.
 struct Buffer {
     explicit Buffer(int n, float value = nan) : data(new float[n]), size(n) {
         for (int i = 0; i < n; ++i) data[i] = value;
@@ -71,7 +71,7 @@ __global__ void block_sums_in_branches(float* y) {
     }
 }
 
-// ------------------------------------------------------------------------------------------------------ warp operations
+// ----------------------------------------------------------------------------------------------------- warp operations
 
 __global__ void shuffle_in_branch(float* y) {
     const int lane = threadIdx.x % 32;
@@ -123,7 +123,7 @@ __global__ void syncwarp_in_branch(float* y) {
 
 __global__ void shuffle_of_odd_width(float* y) { y[threadIdx.x] = __shfl_xor_sync(gpu::full_mask, 1.0f, 1, 12); }
 
-// What each shuffle and vote returns, for comparison with the definition in the test.
+// Results of every shuffle and vote, which the test compares with their definition.
 __global__ void all_warp_operations(float* y, int width) {
     const int lane = threadIdx.x;
     float* row = y + lane * 8;
@@ -208,7 +208,7 @@ __global__ void block_reduction(const float* x, float* y) {
 
 __global__ void warp_reduction(const float* x, float* y) { y[threadIdx.x] = gpu::warp_sum(x[threadIdx.x]); }
 
-// -------------------------------------------------------------------------------------------------------- global memory
+// ------------------------------------------------------------------------------------------------------- global memory
 
 template <int V>
 __global__ void vector_copy(const float* __restrict__ x, float* y, int n) {
@@ -261,9 +261,9 @@ __global__ void conversions(float* y, const float* x) {
     y[2 * threadIdx.x + 1] = gpu::to<float>(gpu::from<__nv_bfloat16>(v));
 }
 
-// ------------------------------------------------------------------------------------------------------------ the table
+// ----------------------------------------------------------------------------------------------------------- the table
 
-// A case of one kernel whose first argument is its result of n values.
+// A case of one kernel, whose first argument is its result of n values.
 template <class... P, class... A>
 std::function<void(Out&)> one(int n, dim3 grid, dim3 block, int shared, void (*kernel)(float*, P...), A... arguments) {
     return [=](Out& out) {
@@ -273,7 +273,7 @@ std::function<void(Out&)> one(int n, dim3 grid, dim3 block, int shared, void (*k
     };
 }
 
-// The same with an input 0, 1, 2, ... of m values before it.
+// The same, with an input 0, 1, 2, ... of m values before it.
 template <class... P, class... A>
 std::function<void(Out&)> two(int m, int n, dim3 grid, dim3 block, void (*kernel)(const float*, float*, P...),
                               A... arguments) {
@@ -355,7 +355,7 @@ const std::map<std::string, std::function<void(Out&)>> seeded_bugs = {
     {"throws", one(32, 1, 32, 0, throws)},
 };
 
-// For a test of the conversions: each float as the nearest __half and the nearest __nv_bfloat16.
+// For the test of conversions: each float as the nearest __half and the nearest __nv_bfloat16.
 std::vector<float> convert(const std::vector<float>& values) {
     const int n = static_cast<int>(values.size());
     std::vector<float> result(2 * values.size());

@@ -1,4 +1,4 @@
-// What seeded_bugs.cu offers to its Python binding.
+// Functions of seeded_bugs.cu for its Python binding.
 #pragma once
 
 #include <functional>

@@ -51,8 +51,7 @@ Plan plan_of(const NormCall& call, int vector, int tensors) {
     if (call.batch) return split_plan(call, vector);
     const std::size_t limit = std::min(gpu::max_shared_bytes() - STATIC_SHARED_BYTES, MAX_RESIDENT_BYTES);
     const int64_t fast = (call.channels_last ? call.c : call.p) / vector;
-    // In NHWC the max_columns tile that leaves enough blocks, but at least 32 bytes, which is what memory delivers at a
-    // time.
+    // In NHWC the widest tile that leaves enough blocks, but at least 32 bytes: what memory delivers at a time.
     const int max_columns = power_of_two_from(fast, call.channels_last ? 32 : BLOCK), min_columns = vector > 1 ? 2 : 8;
     for (int columns = max_columns;; columns /= 2) {
         const Plan plan = resident_plan(call, vector, columns, tensors);
@@ -432,7 +431,7 @@ __global__ void merge_moments(Tensors<T> t, Merge merge, const typename Tensors<
     for (int64_t piece = mine.begin; piece < mine.end; piece += mine.stride) {
         const S* from = partial + piece * 2 * t.c + mine.channel;
         const int64_t rest = t.p - piece % per_sample * positions;
-        total[0] = merged(total[0], Moments<S>{from[0], from[t.c], S(rest < positions ? rest : positions)});
+        total[0] = merged(total[0], Moments<S>{from[0], from[t.c], S(min(rest, positions))});
     }
     merge_in_block<true>(total, merge.columns);
     if (!mine.leads) return;

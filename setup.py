@@ -268,7 +268,7 @@ class Build:
         once = [*own, *CXX_FLAGS, *self.headers, *openmp, "-DFASTGAN_MODULE=_C"]
         once += [f"-DFASTGAN_WITH_{part.upper()}=1" for part in parts]
         once += [f"-DFASTGAN_WITH_{isa.upper()}=1" for isa in isas]
-        edges = {"cuda": [], "module": [], "cpu": []}  # (object, source, flags) of each part, in the order of compilation
+        edges = {"cuda": [], "module": [], "cpu": []}  # (object, source, flags) of each part, in build order
         for source in sources("common/*.cpp"):
             edges["module"].append((source.with_suffix(".o"), source, once))
         # The slowest first, so that no core idles at the end.

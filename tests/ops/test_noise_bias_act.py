@@ -141,7 +141,7 @@ def test_values_and_derivatives_are_as_good_as_plain_pytorch(backend, case, dtyp
 
 
 @pytest.mark.parametrize("act", ACTIVATIONS)
-@pytest.mark.parametrize("parts", [PARTS, ("bias",), ("noise", "strength", "bias")], ids="+".join)
+@pytest.mark.parametrize("parts", [PARTS, ("bias",)], ids="+".join)  # derivatives from the input, from the output
 def test_gradcheck_and_gradgradcheck(backend, act, parts):
     device = backends.device(backend)
     case = Case((2, 3, 2, 3), "nhwc", parts, act, clamp=2.0)

@@ -1,4 +1,4 @@
-"""The one measure of error: how far from an fp64 reference, beside how far plain PyTorch is in the same dtype."""
+"""The measure of error in all tests: distance from an fp64 reference, relative to plain PyTorch's in the same dtype."""
 
 import math
 
@@ -11,8 +11,14 @@ def assert_as_good_as_plain(
 ) -> None:
     """The error may be at most twice that of plain PyTorch, plus 4 eps of the largest reference value.
 
-    `summed` is the number of terms, of a size of one to a few, that were added up for each value: their rounding errors
-    remain where the terms cancel, so they are added to the allowance as a random walk.
+    Args:
+        got: the result to check.
+        plain: the result of plain PyTorch in `dtype`. Numbers that overflowed there are ignored.
+        reference: the result in fp64.
+        dtype: of the computation; its eps is the unit.
+        what: name of the result, for the message.
+        summed: number of terms, of magnitude about 1, that were added up for each value. Where terms cancel, their
+            rounding errors remain; the allowance grows by 4 eps times the square root of it, as for a random walk.
     """
     assert got.shape == reference.shape, f"{what}: shape {list(got.shape)}, must be {list(reference.shape)}"
     if reference.numel() == 0:
@@ -20,6 +26,7 @@ def assert_as_good_as_plain(
     got, plain, reference = (t.detach().double().cpu() for t in (got, plain, reference))
     largest = reference.abs().max()
     eps = torch.finfo(dtype).eps
-    allowed = 2 * (plain - reference).abs().max() + 4 * eps * largest + 4 * eps * math.sqrt(summed)
+    plain_error = (plain - reference).abs().nan_to_num(nan=0.0, posinf=0.0).max()
+    allowed = 2 * plain_error + 4 * eps * largest + 4 * eps * math.sqrt(summed)
     error = (got - reference).abs().max()
     assert error <= allowed, f"{what}: error {error:.3g}, allowed {allowed:.3g}, largest value {largest:.3g}"

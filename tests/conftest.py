@@ -1,7 +1,6 @@
 """What all tests share."""
 
 import os
-from importlib.util import find_spec
 
 # Of workers beside each other (pytest -n), and of the processes that they start, each has its share of the processors:
 # more threads than these would wait for each other. What depends on the number of threads sets it.
@@ -13,53 +12,35 @@ import torch
 
 from tests.support import backends
 
-# On a machine with torch and pytest alone, the operations are tested all the same.
-TRAININGS = [
-    "runs/test_checkpoint.py",
-    "cli/test_command_line.py",
-    "data/test_dataset.py",
-    "cli/test_evaluate.py",
-    "training/test_validation.py",
-    "export/test_export.py",
-    "cli/test_fuzz.py",
-    "training/test_guard.py",
-    "runs/test_health.py",
-    "training/test_initial.py",
-    "data/test_loading.py",
-    "runs/test_log.py",
-    "interop/test_official_networks.py",
-    "interop/test_other_programs.py",
-    "training/test_distributed.py",
-    "test_sampler.py",
-    "training/test_training.py",
-    "test_transparency.py",
-    "data/test_urls.py",
-    "view/test_view.py",
-]
-STEPS = ["runs/test_graphs.py", "training/test_step.py", "bench/test_time_to_quality.py"]
-NEEDS = {
-    "hypothesis": [
-        "data/test_data.py",
-        "data/test_dataset.py",
-        "cli/test_fuzz.py",
-        "ops/test_noise_bias_act_any.py",
-        "interop/test_official_networks.py",
-    ],
-    "tyro": [*TRAININGS, *STEPS],
-    "safetensors": [*TRAININGS, *STEPS],
-    "PIL": [*TRAININGS, "data/test_data.py", "metrics/test_metrics.py", "bench/test_time_to_quality.py"],
-    "matplotlib": [*TRAININGS, "data/test_data.py", "metrics/test_metrics.py", "bench/test_time_to_quality.py"],
-    "numpy": ["test_studies.py", "metrics/test_metrics.py"],
-}
-collect_ignore = sorted({file for module, files in NEEDS.items() if find_spec(module) is None for file in files})
+# A machine with torch and pytest alone can test the operations. Files that need one of these are skipped there.
+OPTIONAL = ("hypothesis", "matplotlib", "numpy", "PIL", "pydantic", "safetensors", "tensorboard", "tqdm", "tyro")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    """Skips a test file whose imports end at a missing optional package, as `pytest.importorskip` in it would."""
+    report = yield
+    error = report.call.excinfo and report.call.excinfo.value.__cause__
+    if isinstance(error, ModuleNotFoundError) and error.name and error.name.split(".")[0] in OPTIONAL:
+        report.outcome = "skipped"
+        report.longrepr = (str(collector.path), 0, f"Skipped: needs {error.name}")
+    return report
 
 
 def pytest_collection_modifyitems(items):
-    """Where the backend is a parameter, those of GPUs have the mark of tests that need one. Slow tests come first:
-    at the end, one worker would be left alone with them."""
+    """Marks tests by their backend and puts slow ones first: at the end, one worker would be left alone with them.
+
+    Without slow tests, operations run on plain PyTorch and on the fastest kernels for this CPU, but not on those for
+    other CPUs nor on emulated CUDA, which takes a minute to compile.
+    """
+    cpp = [name for name in backends.NAMES if name.startswith("cpp-")]
+    fastest = next((name for name in reversed(cpp) if backends.why_not(name) is None), None)
     for item in items:
-        if hasattr(item, "callspec") and item.callspec.params.get("backend") in ("cuda", "triton"):
+        backend = item.callspec.params.get("backend") if hasattr(item, "callspec") else None
+        if backend in ("cuda", "triton"):
             item.add_marker(pytest.mark.gpu)
+        elif backend == "emulated" or (backend in cpp and backend != fastest):
+            item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     _group_backends(items)
 

@@ -14,6 +14,8 @@ from fastgan.data import ImageDataset
 from fastgan.runs.config import Config, DataOptions, NetworkOptions, TrainingOptions
 from fastgan.training.ema import Average, decay
 
+pytestmark = pytest.mark.slow  # trains
+
 
 @pytest.fixture
 def task():

@@ -32,7 +32,7 @@ from tests.support.tiny_run import WIDTHS, arguments, assert_same_checkpoint, st
 from tests.support.tiny_run import train as train_tiny
 from tests.test_studies import Growing
 
-pytestmark = pytest.mark.usefixtures("one_cache")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_cache")]
 
 
 @pytest.fixture(scope="module")

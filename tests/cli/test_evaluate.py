@@ -20,7 +20,7 @@ from tests.metrics.test_metrics import needs_network
 from tests.support.tiny_run import WIDTHS, make_folder, start
 from tests.support.tiny_run import train as train_tiny
 
-pytestmark = pytest.mark.usefixtures("one_cache")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_cache")]
 
 
 class OfPixels:

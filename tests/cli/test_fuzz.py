@@ -32,6 +32,8 @@ from fastgan.runs import config as configuration
 from tests.ops.test_every_operation import OPERATIONS
 from tests.support.tiny_run import make_folder, train
 
+pytestmark = pytest.mark.slow  # hundreds of command lines
+
 if sys.platform == "linux":
     import resource
 

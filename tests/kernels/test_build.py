@@ -16,6 +16,8 @@ import pytest
 from fastgan_kernels import extension
 from fastgan_kernels.abi import ABI
 
+pytestmark = pytest.mark.slow  # compiles
+
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "MANIFEST.in", "csrc", "kernels", "fastgan")
 

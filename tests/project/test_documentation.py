@@ -42,6 +42,8 @@ from tests.data.test_arrays import write_mnist
 from tests.support import foreign
 from tests.support.tiny_run import arguments
 
+pytestmark = pytest.mark.slow  # runs the commands of all pages
+
 ROOT = Path(__file__).parents[2]
 PAGES = {path.relative_to(ROOT).as_posix(): path for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]}
 

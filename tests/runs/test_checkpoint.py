@@ -34,7 +34,7 @@ from tests.support.tiny_run import (
     wait_for,
 )
 
-pytestmark = pytest.mark.usefixtures("one_cache")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_cache")]
 
 
 @pytest.fixture(scope="module")

@@ -227,6 +227,7 @@ def listen(case, **more):
     return {kind: calls[WARM_UPS:] for kind, calls in listener.seen.items()}
 
 
+@pytest.mark.slow
 @every_case
 def test_steps_of_a_kind_and_only_these_do_the_same_operations(case):
     """With the same numbers: one that Python hands over would be the same at every replay. And they read nothing for
@@ -259,6 +260,7 @@ def test_an_operation_that_reads_a_tensor_for_python_would_show():
 # Replays -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @every_case
 def test_replayed_steps_train_as_steps_do(case):
     recorder = Recorder()
@@ -267,6 +269,7 @@ def test_replayed_steps_train_as_steps_do(case):
     assert_same(replayed, train(case, steps=27))
 
 
+@pytest.mark.slow
 def test_schedules_are_followed_while_replaying():
     expected = train("all schedules")
     for options in ({"final_lr": 1.0}, {"final_beta2": None}, {"images": 2000}):

@@ -24,6 +24,8 @@ from fastgan.training import configure, loop
 from tests.support import ranks_worker
 from tests.support.tiny_run import arguments, assert_same_checkpoint, log_lines, make_folder, tensors, train
 
+pytestmark = pytest.mark.slow  # starts processes
+
 PROCESSES = 2
 
 

@@ -15,7 +15,7 @@ from fastgan.training.step import new_state
 from tests.support.tiny_run import arguments, assert_same_checkpoint, tensors, untrained
 from tests.support.tiny_run import train as train_tiny
 
-pytestmark = pytest.mark.usefixtures("one_cache")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_cache")]
 
 SIZES = {"resolution": 16, "channel_base": 128, "channel_max": 8, "z_dim": 8}
 PARTS = ("mapping.embed", "mapping.layers.0")

@@ -25,7 +25,7 @@ from fastgan.training.guard import require_progress
 from fastgan.training.step import new_state
 from tests.support.tiny_run import IMAGES, arguments, assert_same_checkpoint, log_lines, start, tensors, train, wait_for
 
-pytestmark = pytest.mark.usefixtures("one_cache")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_cache")]
 
 
 def test_half_life_of_the_average():

@@ -20,7 +20,7 @@ from tests.cli.test_command_line import error_of
 from tests.metrics.test_metrics import needs_network
 from tests.support.tiny_run import arguments, assert_same_checkpoint, log_lines, train
 
-pytestmark = pytest.mark.usefixtures("one_cache")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_cache")]
 METRICS = ["--metrics", "fd", "--metrics-samples", "8"]
 
 

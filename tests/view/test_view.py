@@ -31,7 +31,7 @@ from fastgan.view.watching import Grid, Run
 from tests.support import official
 from tests.support.tiny_run import start, train
 
-pytestmark = pytest.mark.usefixtures("one_cache")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_cache")]
 
 needs_gradio = pytest.mark.skipif(
     find_spec("gradio") is None, reason='the extra "view" is not installed: pip install ".[view]"'

@@ -31,7 +31,8 @@ from fastgan.runs.config import Config, TrainingOptions
 from fastgan.runs.graphs import WARM_UPS
 from fastgan.training.averages import Averages
 from fastgan.training.configure import resolve
-from fastgan.training.step import Step, new_state
+from fastgan.training.state import new_state
+from fastgan.training.step import Step
 
 SET_BYTES = 64 << 20  # size of the data set: more than caches hold
 SHAPES = {"cpu": ((32, 1, 32, 32), *IMAGES["cpu"]), "cuda": IMAGES["cuda"]}  # of batches [N, C, H, W]

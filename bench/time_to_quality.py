@@ -41,7 +41,8 @@ from fastgan.runs.config import Config, MachineOptions
 from fastgan.runs.drawing import to_uint8
 from fastgan.training.averages import Averages
 from fastgan.training.configure import resolve
-from fastgan.training.step import Step, new_state
+from fastgan.training.state import new_state
+from fastgan.training.step import Step
 
 TURN = 3.0  # seconds
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}

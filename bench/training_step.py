@@ -38,7 +38,8 @@ from fastgan.runs.config import (
 from fastgan.runs.graphs import WARM_UPS
 from fastgan.training.averages import Averages
 from fastgan.training.configure import resolve
-from fastgan.training.step import Step, new_state
+from fastgan.training.state import new_state
+from fastgan.training.step import Step
 
 LR = 1e-12
 SECONDS = {"cpu": 60.0, "cuda": 10.0}

@@ -58,7 +58,7 @@ class Recorder:
         self.captures += 1
         return work, None
 
-    def forget(self):
+    def clear(self):
         pass
 
 

@@ -65,7 +65,7 @@ class Recorder(Protocol):
     def capture(self, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
         """What does it again, whenever called, and its result; nothing has been done yet. RuntimeError if it fails."""
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Nothing that was captured will be done again: returns when all of it is done, and it can be dropped."""
 
 
@@ -107,10 +107,10 @@ class Graphs:
         captured.replay()
         return captured.result
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Drop all graphs and their memory: none of the kinds so far will come again, or tensors have moved."""
         if self._captured:
-            self._recorder.forget()
+            self._recorder.clear()
         for each in (self._captured, self._runs, self._inputs):
             each.clear()
 
@@ -133,7 +133,7 @@ class Graphs:
             short = "memory does not suffice for them" if memory.is_shortage(first) else text
             self.failure = f"a step cannot be captured: {short}"
         if self.failure:
-            self._recorder.forget()
+            self._recorder.clear()
             self._captured.clear()  # also those of other kinds: their memory may be what is missing
             print(f"note: no CUDA graphs from here on; {self.failure}", flush=True)
 
@@ -198,6 +198,6 @@ class CudaRecorder:
                     getattr(torch._C, end)(self._device.index, self._pool)
             raise
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         torch.cuda.synchronize(self._device)
         self._pool = torch.cuda.graph_pool_handle()  # one that has no graphs left cannot be used again

@@ -12,23 +12,23 @@ from torch import Tensor
 
 
 class Averages:
-    """Means of scalars over the steps since the last `read`. Adding never waits for the device.
+    """Means of scalars over the steps since the last `read`, non-finite values left out.
 
-    Values that are not finite are left out. What is counted is on the device, and added to in place: a captured graph
-    does so at every replay.
+    Sums are tensors on the device, added to in place: nothing waits for the device, and a captured graph adds to them
+    at every replay.
     """
 
     def __init__(self):
         self._added: list[tuple[str, Tensor]] = []
-        self._counted: dict[tuple[str, ...], Tensor] = {}  # names to fp64 [3, names]: sum, finite values, all values
+        self._sums: dict[tuple[str, ...], Tensor] = {}  # by names: fp64 [3, names] = sum, finite values, all values
 
     def add(self, **values: Tensor) -> None:
-        """One more value of each of these 0-dim tensors."""
+        """Add one value of each of these 0-dim tensors."""
         self._added += [(name, value.detach()) for name, value in values.items()]
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
-        """What is added within the block is counted at its end, unless it fails."""
+        """Count what is added within the block, at its end; nothing if the block fails."""
         self._added.clear()
         try:
             yield
@@ -43,20 +43,20 @@ class Averages:
         self._added.clear()
         values = torch.stack([value.to(torch.float64) for value in values])
         finite = values.isfinite()
-        counted = torch.stack([values.where(finite, 0.0), finite.to(values.dtype), torch.ones_like(values)])
-        if names in self._counted:
-            self._counted[names].add_(counted)
+        sums = torch.stack([values.where(finite, 0.0), finite.to(values.dtype), torch.ones_like(values)])
+        if names in self._sums:
+            self._sums[names].add_(sums)
         else:
-            self._counted[names] = counted
+            self._sums[names] = sums
 
     def read(self) -> dict[str, float]:
-        """The means, in one transfer from the device, and start anew. NaN where no value was finite."""
+        """Return the means, in one transfer from the device, and start anew. NaN where no value was finite."""
         self._count()
-        if not self._counted:
+        if not self._sums:
             return {}
-        sums, finite, seen = torch.cat(list(self._counted.values()), 1).tolist()
-        torch._foreach_zero_(list(self._counted.values()))
+        sums, finite, seen = torch.cat(list(self._sums.values()), 1).tolist()
+        torch._foreach_zero_(list(self._sums.values()))
         totals: dict[str, list[float]] = {}
-        for name, *column in zip(itertools.chain(*self._counted), sums, finite, seen, strict=True):
+        for name, *column in zip(itertools.chain(*self._sums), sums, finite, seen, strict=True):
             totals[name] = [a + b for a, b in zip(totals.get(name, (0.0, 0.0, 0.0)), column, strict=True)]
-        return {name: total / count if count else math.nan for name, (total, count, all_) in totals.items() if all_}
+        return {name: total / count if count else math.nan for name, (total, count, seen) in totals.items() if seen}

@@ -1,4 +1,4 @@
-"""What keeps gradients that are not finite from the weights, without waiting for the device."""
+"""Non-finite gradients: leaving weights as they are, scaling the loss for fp16, and ending a run that has diverged."""
 
 from __future__ import annotations
 
@@ -12,73 +12,77 @@ from fastgan.errors import UserError
 
 FIRST_SCALE = 2.0**16
 GROWTH_STEPS = 2000  # without an overflow, after which the scale is doubled
-LIMIT = 20  # steps in a row without an update: from the first scale they lead to 2^-4
+LIMIT = 20  # steps in a row without an update: they take the scale from 2^16 to 2^-4
 LIMIT_AT_THE_END = 3
 
 
-class Guard(nn.Module):
-    """Of one network: a step whose gradients have a NaN or an infinity in them leaves its weights as they are.
+class GradientGuard(nn.Module):
+    """Skips a network's update where a gradient is NaN or infinite; for fp16 it is also the gradient scaler.
 
-    For fp16 it also scales the loss, so that small gradients are not lost: up as long as nothing overflows, down where
-    it does (Micikevicius et al. 2018, section 3.2). All of it is arithmetic on the device, its state in buffers.
+    The scale grows while nothing overflows, and is halved where something does (Micikevicius et al. 2018, section 3.2).
+    Everything is computed on the device, from buffers, and nothing waits for it.
 
     Attributes:
-        found: 0-dim fp32, 1 if the last step's gradients were not finite. What `fastgan.training.adam.Adam` and
-            torch's fused optimizers read as `found_inf`.
-        streak: 0-dim fp32, so many steps in a row were left out.
+        found_inf: 0-dim fp32, 1 if a gradient of the last step was not finite. `fastgan.training.adam.Adam` and torch's
+            fused optimizers read it.
+        streak: 0-dim fp32, number of skipped steps in a row.
     """
 
     def __init__(self):
         super().__init__()
         self.scaled = False
-        self.register_buffer("scale", torch.zeros((), dtype=torch.float32))  # 0: not begun
+        self.register_buffer("scale", torch.zeros((), dtype=torch.float32))  # 0: not set yet
         self.register_buffer("growth", torch.zeros((), dtype=torch.int32))
         self.register_buffer("streak", torch.zeros((), dtype=torch.float32))
-        self.register_buffer("found", torch.zeros((), dtype=torch.float32), persistent=False)
+        self.register_buffer("found_inf", torch.zeros((), dtype=torch.float32), persistent=False)
 
     def begin(self, scaled: bool) -> None:
-        """To be called once, before the first step: whether gradients are computed in fp16."""
+        """Call once before the first step. scaled: whether networks compute in fp16."""
         self.scaled = scaled
         if not scaled:
             self.scale.fill_(0.0)
-        elif self.scale == 0:  # not that of a run that is resumed
+        elif self.scale == 0:  # a resumed run has a scale
             self.scale.fill_(FIRST_SCALE)
 
-    def loss(self, loss: Tensor) -> Tensor:
-        """What to differentiate."""
+    def scale_loss(self, loss: Tensor) -> Tensor:
+        """The loss to differentiate."""
         return loss * self.scale if self.scaled else loss
 
     @torch.no_grad()
-    def check(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Looks at all gradients, brings them to their true size, and sees to the next step's scale."""
+    def unscale_and_check(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Unscale all gradients in place, set `found_inf` and `streak`, and update the scale."""
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        self.found.zero_()
+        self.found_inf.zero_()
         if gradients:
             inverse = 1 / self.scale if self.scaled else torch.ones_like(self.scale)
-            torch._amp_foreach_non_finite_check_and_unscale_(gradients, self.found, inverse)
-        self.streak.add_(1).mul_(self.found)
+            torch._amp_foreach_non_finite_check_and_unscale_(gradients, self.found_inf, inverse)
+        self.streak.add_(1).mul_(self.found_inf)
         if self.scaled:
-            torch._amp_update_scale_(self.scale, self.growth, self.found, 2.0, 0.5, GROWTH_STEPS)
+            torch._amp_update_scale_(self.scale, self.growth, self.found_inf, 2.0, 0.5, GROWTH_STEPS)
 
 
-def require_progress(left_out: dict[str, int], limit: int, means: dict[str, float], images: int, saved: str) -> None:
-    """Raise UserError if updates of a network have been left out in the last `limit` steps, or more.
+def require_progress(skipped: dict[str, int], limit: int, means: dict[str, float], images: int, saved: str) -> None:
+    """Raise UserError if the updates of a network were skipped in the last `limit` steps.
 
-    left_out: steps in a row whose gradients were not finite, by network. means: of what is logged; those that are not
-    finite tell why. saved: where the last checkpoint is.
+    Args:
+        skipped: number of skipped steps in a row, by network.
+        limit: number of them that ends the run.
+        means: of logged values; the message names those that are not finite.
+        images: shown so far.
+        saved: where the last checkpoint is, for the message.
     """
-    for network, steps in left_out.items():
+    for network, steps in skipped.items():
         if steps >= limit:
             broken = ", ".join(name for name, value in means.items() if not math.isfinite(value))
             raise UserError(
                 f"training has diverged: gradients of the {network} were not finite in {steps} steps in a row, up to "
-                f"{images:,} images{f' (nor was {broken})' * bool(broken)}; these steps were left out, and {saved}; "
+                f"{images:,} images{f' (nor was {broken})' * bool(broken)}; these steps were skipped, and {saved}; "
                 "try a lower --lr-g and --lr-d or a higher --r1-gamma"
             )
 
 
 def require_finite_weights(generator: nn.Module, discriminator: nn.Module, saved: str) -> None:
-    """Raise UserError if a weight is NaN or infinite: such a state must not take the place of a good one."""
+    """Raise UserError if a weight is NaN or infinite. Such a state must not overwrite a good checkpoint."""
     for name, network in (("generator", generator), ("discriminator", discriminator)):
         norms = torch.stack(torch._foreach_norm(list(network.parameters())))
         if not norms.isfinite().all():

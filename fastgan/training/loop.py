@@ -35,7 +35,8 @@ from fastgan.training.diversity import interval as measured_every
 from fastgan.training.growth import Schedule, Stage, stage_at
 from fastgan.training.guard import require_finite_weights, require_progress
 from fastgan.training.log_writer import LogWriter, NoLog, remove_logs, require_wandb
-from fastgan.training.step import Step, new_state
+from fastgan.training.state import new_state
+from fastgan.training.step import Step
 from fastgan.training.validation import Evaluations
 from fastgan.transparency import premultiplied
 
@@ -197,7 +198,7 @@ def _train(
                 means = ranks.all_reduce_means(averages.read())  # waits for the device
                 kept = f"{run / checkpoint.FILE_NAME} is from {saved_images:,} images"
                 limit = guard.LIMIT_AT_THE_END if state.images >= options.images else guard.LIMIT
-                require_progress(step.left_out(), limit, means, state.images, kept)
+                require_progress(step.skipped(), limit, means, state.images, kept)
                 now = time.perf_counter()
                 rate = (state.images - log_images) / (now - log_time)
                 log_time, log_images = now, state.images

@@ -1,7 +1,7 @@
-"""The random numbers of a training: each step, and in it each micro-batch, has a stream of its own.
+"""Seeding of a training's random numbers: by step, and within a step by micro-batch.
 
-Seeds follow from the training's, so nothing needs to be kept to go on with a training, and a micro-batch is the same
-whichever process computes it, and whatever it computed before.
+Seeds follow from the training's seed, so a checkpoint holds no RNG state, and a micro-batch draws the same numbers
+whichever process computes it, and whatever was computed before.
 """
 
 from __future__ import annotations
@@ -11,54 +11,54 @@ import torch
 from torch import Tensor
 
 
-class Streams:
-    """Sets torch's default random number generators, of the CPU and of `device`, to the stream that is due.
+class StepRandomness:
+    """Seeds torch's default generators, those of the CPU and of `device`, for each part of a step.
 
     Args:
-        seed: of the training.
+        seed: the training's.
         device: of its networks.
-        captured: whether steps are captured as graphs, within which a generator cannot be set. Then all streams of a
-            step are one.
+        captured: whether steps are captured as CUDA graphs, in which a generator cannot be seeded. All micro-batches of
+            a step then draw one after the other from the step's numbers.
     """
 
     def __init__(self, seed: int, device: torch.device, captured: bool):
         self._seed, self._device, self._captured = seed, device, captured
         self._step = 0
-        self._first: tuple[Tensor, ...] = ()
+        self._after_shared: tuple[Tensor, ...] = ()
 
     def begin_step(self, step: int) -> None:
-        """From here on random numbers are those of a step as a whole, the same in all processes."""
+        """Seed for what a step draws once for the whole batch: the same numbers in all processes."""
         self._step = step
-        self._set()
+        self._set_seed()
 
-    def end_of_whole(self) -> None:
-        """The step as a whole needs no more: what is left of its stream is that of its first micro-batch."""
-        self._first = self.pause()
+    def end_shared(self) -> None:
+        """What is drawn for the whole batch has been drawn. Micro-batch 0 goes on from here."""
+        self._after_shared = self.state()
 
-    def begin(self, micro_batch: int) -> None:
-        """From here on they are those of this micro-batch, from the first one on. They are counted through the step."""
-        if micro_batch == 0:
-            self.go_on(self._first)
+    def begin_micro_batch(self, number: int) -> None:
+        """Seed for a micro-batch. `number` counts through all processes."""
+        if number == 0:
+            self.set_state(self._after_shared)
         elif not self._captured:
-            self._set(micro_batch)
+            self._set_seed(number)
 
-    def pause(self) -> tuple[Tensor, ...]:
-        """Where the stream is, for `go_on`."""
+    def state(self) -> tuple[Tensor, ...]:
+        """RNG state of the CPU and, on a GPU, of the device; empty if steps are captured."""
         if self._captured:
             return ()
         if self._device.type != "cuda":
             return (torch.get_rng_state(),)
         return torch.get_rng_state(), torch.cuda.get_rng_state(self._device)
 
-    def go_on(self, place: tuple[Tensor, ...]) -> None:
-        """To where a stream was when it paused."""
-        for value, put in zip(place, (torch.set_rng_state, self._set_device), strict=False):
-            put(value)
+    def set_state(self, state: tuple[Tensor, ...]) -> None:
+        """Restore what `state` has returned."""
+        for value, setter in zip(state, (torch.set_rng_state, self._set_device_state), strict=False):
+            setter(value)
 
-    def _set_device(self, value: Tensor) -> None:
+    def _set_device_state(self, value: Tensor) -> None:
         torch.cuda.set_rng_state(value, self._device)
 
-    def _set(self, *micro_batch: int) -> None:
+    def _set_seed(self, *micro_batch: int) -> None:
         mixed = np.random.SeedSequence([self._seed, self._step, *micro_batch]).generate_state(1, np.uint64)
         if self._device.type == "cpu":
             torch.default_generator.manual_seed(int(mixed[0]))  # torch.manual_seed looks for GPUs, which takes 0.1 ms

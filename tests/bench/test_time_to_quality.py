@@ -12,7 +12,7 @@ from bench.textbook_training import Trainer
 from bench.time_to_quality import Ours, Task, Textbook, draw, minutes_to_last, plot, race
 from fastgan.data import ImageDataset
 from fastgan.runs.config import Config, DataOptions, NetworkOptions, TrainingOptions
-from fastgan.training.ema import Average, decay
+from fastgan.training.ema import EMA, ema_decay
 
 pytestmark = pytest.mark.slow  # trains
 
@@ -99,11 +99,11 @@ def test_both_emas_decay_alike():
     generator, discriminator = torch.nn.Linear(3, 2), torch.nn.Linear(2, 1)
     trainer = Trainer((generator, discriminator), ema_halflife=100.0, ema_rampup=0.5)
     ours = copy.deepcopy(generator)
-    average = Average(ours, generator)
+    average = EMA(ours, generator)
     for shown in range(16, 400, 16):  # the ramp-up limits the half-life until 200
         torch.nn.init.normal_(generator.weight)
         trainer.update_average(16)
-        average.update(1 - decay(shown, 16, 100.0, 0.5))
+        average.update(1 - ema_decay(shown, 16, 100.0, 0.5))
         torch.testing.assert_close(trainer.average.weight, ours.weight)
 
 

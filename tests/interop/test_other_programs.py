@@ -27,7 +27,7 @@ from fastgan.interop import load_stylegan2, pickling, rosinality
 from fastgan.interop.stylegan2 import build, read_stylegan2
 from fastgan.runs import checkpoint
 from fastgan.runs.networks import open_networks
-from fastgan.training.step import _Rows
+from fastgan.training.joint_batch import JointBatch
 from tests.cli.test_command_line import error_of
 from tests.cli.test_evaluate import of_pixels  # noqa: F401
 from tests.support import official
@@ -554,9 +554,9 @@ def test_a_training_starts_from_such_a_file(which, written, theirs, tmp_path):
 def test_a_batch_of_one_group_is_of_one_kind():
     """Real and generated images, which the step may join, are never of one group."""
     _, discriminator = models.build(models.ModelConfig(resolution=8, channel_base=64, channel_max=8, stddev_group=None))
-    assert not _Rows(discriminator).fit(torch.zeros(8, 1, 8, 8))
+    assert not JointBatch(discriminator).fits(torch.zeros(8, 1, 8, 8))
     _, discriminator = models.build(models.ModelConfig(resolution=8, channel_base=64, channel_max=8))
-    assert _Rows(discriminator).fit(torch.zeros(8, 1, 8, 8))
+    assert JointBatch(discriminator).fits(torch.zeros(8, 1, 8, 8))
 
 
 def test_the_source_in_a_file_is_fastgans_own():

@@ -19,7 +19,8 @@ from fastgan.training import configure
 from fastgan.training.adam import Adam
 from fastgan.training.averages import Averages
 from fastgan.training.growth import Schedule, stage_at
-from fastgan.training.step import Step, new_state, why_not_captured
+from fastgan.training.state import new_state, why_not_captured
+from fastgan.training.step import Step
 
 
 class Training:
@@ -108,7 +109,7 @@ class Recorder:
 
         return replay, result
 
-    def forget(self):
+    def clear(self):
         self.forgotten += 1
 
     @contextlib.contextmanager
@@ -302,7 +303,7 @@ class Canned:
         self.work = work
         return work, ("replayed", work())
 
-    def forget(self):
+    def clear(self):
         self.forgotten += 1
 
 
@@ -481,7 +482,7 @@ def test_a_gpu_warms_up_and_captures_on_one_stream_of_its_own(monkeypatch):
     replay()
     assert cuda.calls == ["synchronize", "empty", "begin", "work", "end", "replay"]
     before = cuda.pool
-    recorder.forget()
+    recorder.clear()
     assert cuda.pool is not before
 
 
@@ -743,5 +744,5 @@ class TestOnGpu:
             for _ in range(6):
                 run("a", torch.ones(4, device="cuda"))
             assert run.failure is None
-            run.forget()
+            run.clear()
         assert total.item() == 48

@@ -18,7 +18,8 @@ from fastgan.distributed import Ranks, connected
 from fastgan.runs import config as configuration
 from fastgan.training import configure, gradients
 from fastgan.training.averages import Averages
-from fastgan.training.step import Step, new_state
+from fastgan.training.state import new_state
+from fastgan.training.step import Step
 
 BATCH, STEPS, CLASSES = 16, 4, 4
 # Name: (architecture, regularization, options of the training).
@@ -84,7 +85,7 @@ def main() -> None:
     with connected("cpu", "") as ranks:
         for case in CASES:
             found = train(case, ranks)
-            sent_early = {name: each.sent_early for name, each in found[0]._sums.items()}
+            sent_early = {name: each.sent_early for name, each in found[0]._all_reduce.items()}
             torch.save((*found[1:], sent_early), folder / f"{case}-{ranks.rank}.pt")
         own = 0 if ranks.is_first else signal.SIGUSR1
         heard = [ranks.previous_max(wish) for wish in (0, own, 0, 0)]

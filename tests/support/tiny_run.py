@@ -18,7 +18,7 @@ from fastgan.runs import checkpoint
 from fastgan.runs import config as configuration
 from fastgan.runs.checkpoint import FILE_NAME
 from fastgan.training import configure
-from fastgan.training.step import new_state
+from fastgan.training.state import new_state
 
 IMAGES, BATCH = 48, 4
 WIDTHS = ["--channel-base", "64", "--channel-max", "8", "--z-dim", "8"]

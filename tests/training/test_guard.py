@@ -10,7 +10,7 @@ from torch import nn
 
 from fastgan.cli.train import main
 from fastgan.runs import checkpoint, process
-from fastgan.training.guard import FIRST_SCALE, LIMIT, LIMIT_AT_THE_END, Guard
+from fastgan.training.guard import FIRST_SCALE, LIMIT, LIMIT_AT_THE_END, GradientGuard
 from tests.runs.test_graphs import Training
 from tests.support.tiny_run import arguments, log_lines, make_folder
 
@@ -41,7 +41,7 @@ def test_a_step_whose_gradients_are_not_finite_leaves_the_weights(options, value
     if "final_beta2" in options:  # the form that a captured graph has
         for group in training.state.optimizer_d.param_groups:
             group["betas"] = 0.5, torch.tensor(0.99, dtype=torch.float64)
-        training.step._rates["d"] = [(0.001, None)]
+        training.step._initial_rates["d"] = [(0.001, None)]
     bad = False
     spoil(training.state.discriminator, value, lambda: bad)
     training.run(2)
@@ -54,10 +54,10 @@ def test_a_step_whose_gradients_are_not_finite_leaves_the_weights(options, value
     if options.get("loss") != "wgan":  # RMSprop's squares decay
         assert {name for name in before if name.startswith("optimizer_d.")} <= same
     assert not {name for name in before if name.startswith("generator.") and name.endswith("weight")} & same
-    assert training.step.left_out() == {"generator": 0, "discriminator": 1}
+    assert training.step.skipped() == {"generator": 0, "discriminator": 1}
     bad = False
     training.run(1)
-    assert training.step.left_out() == {"generator": 0, "discriminator": 0}
+    assert training.step.skipped() == {"generator": 0, "discriminator": 0}
     moved = training.tensors()
     assert all(value.isfinite().all() for value in moved.values())
     assert any(not torch.equal(after[name], moved[name]) for name in after if name.startswith("discriminator."))
@@ -89,7 +89,7 @@ def test_a_signal_saves_also_while_steps_are_left_out(tmp_path, monkeypatch):
             self.left -= 1
             return 2 if self.left == 0 else 0
 
-    check = Guard.check
+    check = GradientGuard.unscale_and_check
 
     def check_of_nan(self, parameters):
         parameters = list(parameters)
@@ -97,7 +97,7 @@ def test_a_signal_saves_also_while_steps_are_left_out(tmp_path, monkeypatch):
             parameter.grad.fill_(math.nan)
         check(self, parameters)
 
-    monkeypatch.setattr(Guard, "check", check_of_nan)
+    monkeypatch.setattr(GradientGuard, "unscale_and_check", check_of_nan)
     monkeypatch.setattr(process, "finish_step_on_signal", lambda _: contextlib.nullcontext(Interrupt()))
     folder, out = make_folder(tmp_path / "images"), tmp_path / "run"
     assert main(arguments(folder, out, "--arch", "mlp", "--images", "400")) == 130
@@ -112,7 +112,7 @@ def test_a_scaled_loss_gives_the_gradients_of_the_loss():
     torch.manual_seed(0)
     x, layer = torch.randn(16, 8), nn.Linear(8, 1)
     expected = torch.autograd.grad(layer(x).square().mean(), tuple(layer.parameters()))
-    guard = Guard()
+    guard = GradientGuard()
     guard.begin(scaled=True)
     assert guard.scale == FIRST_SCALE
     found = []
@@ -120,10 +120,10 @@ def test_a_scaled_loss_gives_the_gradients_of_the_loss():
         layer.zero_grad()
         with torch.autocast("cpu", dtype=torch.float16):
             loss = layer(x).square().mean()
-        guard.loss(loss).backward()
-        guard.check(layer.parameters())
-        found.append(bool(guard.found))
-        if not guard.found:
+        guard.scale_loss(loss).backward()
+        guard.unscale_and_check(layer.parameters())
+        found.append(bool(guard.found_inf))
+        if not guard.found_inf:
             break
     assert found[-1] is False
     assert guard.scale == FIRST_SCALE / 2 ** sum(found)
@@ -136,12 +136,12 @@ def test_small_gradients_are_not_lost_in_fp16():
     x = torch.full((1, 4), 2.0**-20)
     kept = []
     for scaled in (False, True):
-        guard, weight.grad = Guard(), None
+        guard, weight.grad = GradientGuard(), None
         guard.begin(scaled)
         with torch.autocast("cpu", dtype=torch.float16):
             y = (x * 2.0**10) @ weight * 2.0**-15
         guard.loss(y.float().sum() * 2.0**-10).backward()
-        guard.check([weight])
+        guard.unscale_and_check([weight])
         kept.append(bool(weight.grad.abs().sum() > 0))
     assert kept == [False, True]
 

@@ -11,7 +11,7 @@ from fastgan.cli.train import main as train
 from fastgan.errors import UserError
 from fastgan.runs import checkpoint
 from fastgan.training import configure, initial
-from fastgan.training.step import new_state
+from fastgan.training.state import new_state
 from tests.support.tiny_run import arguments, assert_same_checkpoint, tensors, untrained
 from tests.support.tiny_run import train as train_tiny
 

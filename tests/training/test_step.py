@@ -21,7 +21,9 @@ from fastgan.penalties import logits_and_squared_grad, terms
 from fastgan.runs import config as configuration
 from fastgan.training import configure
 from fastgan.training.averages import Averages
-from fastgan.training.step import Kind, MicroBatch, Step, _Rows, new_state
+from fastgan.training.joint_batch import JointBatch
+from fastgan.training.state import new_state
+from fastgan.training.step import MicroBatch, Step, StepKind
 
 SMALL = {"channel_base": 64, "channel_max": 8, "z_dim": 8}
 
@@ -91,24 +93,24 @@ def test_learning_rate_and_beta_follow_half_a_cosine():
 )
 def test_a_discriminator_that_sees_reals_and_fakes_in_one_batch_judges_them_as_apart(fp64, arch, labels):
     _, state = a_step(arch, labels=labels)
-    rows = _Rows(state.discriminator)
+    joint = JointBatch(state.discriminator)
     for parameter in state.discriminator.parameters():
         nn.init.normal_(parameter, std=0.3)  # some are zero at first
     fake, real = images(8, 1), images(8, 2)
     label = torch.arange(8) if labels else None
-    assert rows.fit(real)
-    with rows.apart():
-        both = state.discriminator(rows.join(fake, real), rows.join(label, label) if labels else None)
-    for ours, alone in zip(rows.part(both), (fake, real), strict=True):
+    assert joint.fits(real)
+    with joint.separate_statistics():
+        both = state.discriminator(joint.join(fake, real), joint.join(label, label) if labels else None)
+    for ours, alone in zip(joint.split(both), (fake, real), strict=True):
         torch.testing.assert_close(ours, state.discriminator(alone, label))
 
 
 def test_batches_are_seen_apart_where_a_discriminator_compares_their_samples():
     _, state = a_step("stylegan2")
-    assert not _Rows(state.discriminator).fit(images(2))  # two alone are a group, four together would be one
-    assert not _Rows(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))).fit(images(8))
-    ours = _Rows(nn.Sequential(nn.Conv2d(1, 4, 3), BatchNormAct(4)))
-    assert ours.fit(images(8)) and not ours.fit(images(8), penalized=True)
+    assert not JointBatch(state.discriminator).fits(images(2))  # two alone are a group, four together would be one
+    assert not JointBatch(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))).fits(images(8))
+    ours = JointBatch(nn.Sequential(nn.Conv2d(1, 4, 3), BatchNormAct(4)))
+    assert ours.fits(images(8)) and not ours.fits(images(8), penalized=True)
 
 
 @pytest.mark.parametrize(
@@ -364,9 +366,9 @@ def test_frozen_layers_cost_no_gradients_of_weights(arch, monkeypatch):
     for frozen in (0, count):
         given = {"init_from": "file", "freeze_d": frozen} if frozen else {}
         step, state = a_step(arch, regularization={"r1_gamma": 1.0, "r1_interval": 1}, **given)
-        step._anneal(1.0, 4)
+        step._set_schedules(1.0, 4)
         step._add_discriminator_gradients(
-            Kind(False, True, False, None), MicroBatch(None, images(4), None, 1.0, 0), images(4, 2), True
+            StepKind(False, True, False, None), MicroBatch(None, images(4), None, 1.0, 0), images(4, 2), True
         )
         kept = [tuple(p.shape) for p in state.discriminator.parameters() if p.ndim == 4 and p.requires_grad]
         done.append(len(shapes))

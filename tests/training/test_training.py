@@ -20,30 +20,30 @@ from fastgan.runs import config as configuration
 from fastgan.runs.grid import Section, draw_grid
 from fastgan.training import configure
 from fastgan.training.averages import Averages
-from fastgan.training.ema import Average, decay
+from fastgan.training.ema import EMA, ema_decay
 from fastgan.training.guard import require_progress
-from fastgan.training.step import new_state
+from fastgan.training.state import new_state
 from tests.support.tiny_run import IMAGES, arguments, assert_same_checkpoint, log_lines, start, tensors, train, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_cache")]
 
 
 def test_half_life_of_the_average():
-    keep = decay(10**9, 32, 10_000, 0.05)
+    keep = ema_decay(10**9, 32, 10_000, 0.05)
     assert keep ** (10_000 / 32) == pytest.approx(0.5)
 
 
 def test_ramp_up_limits_the_half_life_to_a_share_of_the_images_seen():
-    assert decay(1000, 10, 10_000, 0.05) == pytest.approx(0.5 ** (10 / 50))
-    assert decay(1000, 10, 10_000, 0) == pytest.approx(0.5 ** (10 / 10_000))
-    assert decay(1000, 10, 0, 0.05) == 0
+    assert ema_decay(1000, 10, 10_000, 0.05) == pytest.approx(0.5 ** (10 / 50))
+    assert ema_decay(1000, 10, 10_000, 0) == pytest.approx(0.5 ** (10 / 10_000))
+    assert ema_decay(1000, 10, 0, 0.05) == 0
 
 
 def test_average_interpolates_parameters_and_copies_buffers():
     model, average = BatchNormAct(3), BatchNormAct(3)
     nn.init.constant_(model.weight, 5)
     model(torch.randn(2, 3, 4, 4))
-    Average(average, model).update(0.25)
+    EMA(average, model).update(0.25)
     torch.testing.assert_close(average.weight, torch.full((3,), 2.0))
     torch.testing.assert_close(average.running_mean, model.running_mean)
     assert average.num_batches_tracked == 1

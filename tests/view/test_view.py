@@ -25,7 +25,7 @@ from fastgan.errors import UserError
 from fastgan.runs import checkpoint, drawing
 from fastgan.runs.config import Config, DataOptions, NetworkOptions
 from fastgan.training.configure import resolve
-from fastgan.training.step import new_state
+from fastgan.training.state import new_state
 from fastgan.view import rendering
 from fastgan.view.watching import Grid, Run
 from tests.support import official

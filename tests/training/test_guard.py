@@ -140,7 +140,7 @@ def test_small_gradients_are_not_lost_in_fp16():
         guard.begin(scaled)
         with torch.autocast("cpu", dtype=torch.float16):
             y = (x * 2.0**10) @ weight * 2.0**-15
-        guard.loss(y.float().sum() * 2.0**-10).backward()
+        guard.scale_loss(y.float().sum() * 2.0**-10).backward()
         guard.unscale_and_check([weight])
         kept.append(bool(weight.grad.abs().sum() > 0))
     assert kept == [False, True]

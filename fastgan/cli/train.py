@@ -32,8 +32,8 @@ def main(argv: list[str] | None = None) -> int:
                 return loop.train(configure.resolve(given))
             from fastgan.training import initial
 
-            start = initial.read(given.training.init_from)
-            return loop.train(configure.resolve(start.adopted(given)), start=start)
+            networks = initial.read(given.training.init_from)
+            return loop.train(configure.resolve(networks.fill_auto(given)), initial=networks)
     with (
         memory.shortage_is_a_mistake("a resumed run needs what it needed before: free some, or change the --device"),
         _locked(Path(resume)),

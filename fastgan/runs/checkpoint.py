@@ -121,7 +121,7 @@ def save(path: Path, state: State, config: Config, model: models.ModelConfig, da
     write_atomically(path, to_bytes(tensors, {"fastgan": json.dumps(header)}))
 
 
-def keep(path: Path, images: int, count: int) -> None:
+def keep_newest(path: Path, images: int, count: int) -> None:
     """Keep the checkpoint at `path`, of so many images, and the `count` - 1 newest before it, by names of their own.
 
     What is newer is of a course of the training that was left, and goes as well. Raises UserError if it cannot.
@@ -139,7 +139,7 @@ def keep(path: Path, images: int, count: int) -> None:
         ) from error
 
 
-def forget_kept(path: Path) -> None:
+def remove_older(path: Path) -> None:
     """Remove what `keep` has kept beside `path`."""
     for kept in _kept(path).values():
         kept.unlink(missing_ok=True)

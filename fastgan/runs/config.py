@@ -17,6 +17,7 @@ from fastgan.data.images import parse_size
 from fastgan.errors import UserError
 from fastgan.options import LARGEST_SEED, Count, PathText, from_json
 
+FILE_NAME = "config.json"
 MOST_THREADS = 1024  # with many more OpenMP ends the process
 
 Architecture = Literal["stylegan2", "stylegan", "pggan", "r3gan", "dcgan", "cgan", "mlp"]

@@ -23,7 +23,7 @@ CHARTS = {
     "fading in": ("alpha",),
     "speed": ("images_per_second",),
     "memory": ("peak_memory_gib",),
-    "steps left out": ("skipped_g", "skipped_d"),
+    "skipped steps": ("skipped_g", "skipped_d"),
 }
 METRICS = "metrics"
 _CHART_OF = {name: chart for chart, names in CHARTS.items() for name in names}

@@ -83,14 +83,14 @@ class Interrupt:
     """
 
     def __init__(self):
-        self.signum = self.heard = 0
+        self.signum = self.received = 0
 
     def __bool__(self) -> bool:
-        return self.signum != 0 or self.heard != 0
+        return self.signum != 0 or self.received != 0
 
     @property
     def exit_code(self) -> int:
-        return 128 + (self.signum or self.heard) if self else 0
+        return 128 + (self.signum or self.received) if self else 0
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Networks to start a training with instead of fresh ones: `--init-from`."""
+"""`--init-from`: trained networks that a new training starts with."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from fastgan.runs.networks import open_networks
 
 
 @dataclass(frozen=True, eq=False)
-class Start:
-    """Trained networks: where they come from, what they are, and their tensors, named as in a checkpoint."""
+class InitialNetworks:
+    """Trained networks to start with: their file, model configuration, and tensors named as in a checkpoint."""
 
     path: Path
     model: ModelConfig
     tensors: dict[str, Tensor]
 
-    def adopted(self, config: Config) -> Config:
+    def fill_auto(self, config: Config) -> Config:
         """`config` (not resolved) with the sizes of these networks wherever it says "auto".
 
-        Raises UserError for another architecture, or variant of it. The average starts with all that it has, instead of
-        forgetting it as that of fresh networks should (`ema_rampup` 0).
+        `ema_rampup` becomes 0: the EMA starts from trained weights, which it should not forget. Raises UserError for
+        another architecture or variant.
         """
         model, data = self.model, config.data
         for name in ("arch", "variant"):
@@ -60,11 +60,11 @@ class Start:
             training=training,
         )
 
-    def fitted(self, config: Config, num_classes: int) -> ModelConfig:
-        """Networks like these, but of the sizes that a resolved configuration has, and of so many classes.
+    def model_config(self, config: Config, num_classes: int) -> ModelConfig:
+        """These networks' configuration, with the sizes of a resolved training configuration and `num_classes`.
 
-        An option that is for both networks is so where they were of different sizes, if it says something new. The size
-        of w stays: the layers that take it can be taken then.
+        An option for both networks, if it differs from the file, overrides sizes that the discriminator had of its own.
+        The size of w stays, so that layers that take w can be copied.
         """
         model, network = self.model, vars(config.network)
         resolution, first = pyramid(config.data.resolution)
@@ -77,16 +77,16 @@ class Start:
         return dataclasses.replace(model, **network, **image, **of_discriminator, **styles, num_classes=num_classes)
 
     @torch.no_grad()
-    def put_into(self, state: checkpoint.State, model: ModelConfig) -> str | None:
-        """Copy the tensors into fresh networks of `model`, in place, and let them go.
+    def copy_into(self, state: checkpoint.State, model: ModelConfig) -> str | None:
+        """Copy the tensors into freshly initialised networks of `model`, in place, and release them.
 
-        A layer takes what the same layer had, wherever its name and the resolution have moved it, if the shapes agree.
-        Returns what has stayed fresh, for people; None if nothing has. Raises UserError if nothing fits, or what has
-        stayed fresh is not to be trained.
+        A tensor is copied if the same layer, at its resolution, has one of the same shape. Returns a line that names
+        the tensors left fresh, or None if there are none. Raises UserError if nothing fits, or if a frozen layer would
+        stay fresh.
         """
         there, here = _names(self.model), _names(model)
         saved = {_identity(name, there): value for name, value in self.tensors.items()}
-        gains = {  # parameters are as large as their layers learn slowly
+        gains = {  # stored weights are divided by the layers' learning-rate multiplier
             ("generator.mapping.layers", "ema.mapping.layers"): self.model.mapping_lr / model.mapping_lr,
             ("discriminator.directions",): self.model.projection_lr / model.projection_lr,
         }
@@ -118,14 +118,14 @@ class Start:
             )
         if not fresh:
             return None
-        shown = _summary(every, [name for name in fresh if not name.startswith("ema.")])  # as the generator's
+        shown = _summary(every, [name for name in fresh if not name.startswith("ema.")])  # same as the generator's
         return f"{len(every) - len(fresh)} of {len(every)} tensors are those of {self.path}; fresh: {shown}"
 
 
-def read(path: str) -> Start:
-    """The networks of all that `open_networks` knows.
+def read(path: str) -> InitialNetworks:
+    """Read networks from any file that `open_networks` knows.
 
-    Raises UserError, naming the file, if they cannot be read, or are no full-grown pair.
+    Raises UserError, naming the file, if it cannot be read, has no discriminator, or has not grown to full size.
     """
     found = open_networks(path)
     stage = found.header.stage if found.header else None
@@ -136,11 +136,11 @@ def read(path: str) -> Start:
     if "discriminator" not in networks:
         raise UserError(f"{found.path} has no D: a training needs a discriminator as well")
     named = {f"{name}.{tensor}": value for name, each in networks.items() for tensor, value in each.items()}
-    return Start(found.path, model, named)
+    return InitialNetworks(found.path, model, named)
 
 
 def _names(model: ModelConfig) -> dict[str, str]:
-    """The layers of a checkpoint of `model` whose names depend on its resolution, each with one that does not."""
+    """Names of a checkpoint's layers that depend on the resolution, to names that do not."""
     generator, discriminator = models.resolution_independent_names(model)
     of_networks = {"generator": generator, "ema": generator, "discriminator": discriminator}
     return {
@@ -149,18 +149,18 @@ def _names(model: ModelConfig) -> dict[str, str]:
 
 
 def _identity(name: str, known: dict[str, str]) -> str:
-    """The name of a tensor at any resolution."""
+    """Name of a tensor that is the same at any resolution."""
     return next((known[start] + name[len(start) :] for start in _starts(name) if start in known), name)
 
 
 def _starts(name: str) -> Iterator[str]:
-    """ "a.b.c" to "a", "a.b", "a.b.c"."""
+    """Prefixes at module boundaries: "a.b.c" gives "a", "a.b", "a.b.c"."""
     ends = [match.start() for match in re.finditer(r"\.", name)]
     return (name[:end] for end in [*ends, len(name)])
 
 
 def _summary(every: Iterable[str], chosen: Iterable[str]) -> str:
-    """Some of many tensors, for people: by the largest modules of which all are chosen, those of one list together."""
+    """Short text for `chosen` tensors: the largest modules that are all chosen, with indices of a list joined."""
     chosen = dict.fromkeys(chosen)
     others = {start for name in every if name not in chosen for start in _starts(name)}
     modules = dict.fromkeys(next(start for start in _starts(name) if start not in others) for name in chosen)

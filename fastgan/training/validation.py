@@ -34,7 +34,7 @@ SNAPSHOT_NAME = f"evaluated.safetensors{TEMPORARY_SUFFIX}"  # one left by a kill
 _ASKED_TO_END = (130, -signal.SIGINT, -signal.SIGTERM)
 
 
-class Evaluations:
+class BackgroundEvaluation:
     """Evaluates one checkpoint at a time in the background; does nothing in a run without `--metrics`.
 
     Raises UserError for metrics that there are not, or whose packages or weights are missing.

@@ -820,10 +820,10 @@ def test_networks_that_do_not_fit_are_one_line(folder, tiny, tmp_path, capsys, u
 def test_networks_that_grow_start_full_grown():
     model = models.ModelConfig(arch="pggan", resolution=8, channel_base=64, channel_max=8, z_dim=8)
     given = configure.parse(["--arch", "pggan", "--resolution", "8", "--loss", "wgan-gp"])
-    start = initial.Start(Path("file"), model, {})
-    assert configure.resolve(start.adopted(given)).growth.grow_from == 0
+    start = initial.InitialNetworks(Path("file"), model, {})
+    assert configure.resolve(start.fill_auto(given)).growth.grow_from == 0
     given = configure.parse(["--arch", "pggan", "--resolution", "8", "--grow-from", "4"])
-    assert configure.resolve(start.adopted(given)).growth.grow_from == 4
+    assert configure.resolve(start.fill_auto(given)).growth.grow_from == 4
 
 
 def test_a_process_has_a_share_of_the_batch():
@@ -847,10 +847,10 @@ def test_a_resumed_training_has_the_groups_of_its_networks(folder, tiny, tmp_pat
 
 def test_networks_of_images_that_are_not_square_start_with_any_images():
     model = models.ModelConfig(resolution=32, base_size=(4, 8), channel_base=64, channel_max=8)
-    start = initial.Start(Path("file"), model, {})
+    start = initial.InitialNetworks(Path("file"), model, {})
     for resolution, first in {"64x32": (4, 8), "32x64": (8, 4), "32": (4, 4)}.items():
-        config = configure.resolve(start.adopted(configure.parse(["--resolution", resolution])))
-        assert start.fitted(config, 0) == dataclasses.replace(model, base_size=first)
+        config = configure.resolve(start.fill_auto(configure.parse(["--resolution", resolution])))
+        assert start.model_config(config, 0) == dataclasses.replace(model, base_size=first)
 
 
 def test_half_grown_networks_are_no_start(folder, run, monkeypatch):

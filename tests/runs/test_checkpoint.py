@@ -457,7 +457,7 @@ def test_without_links_checkpoints_are_copied(tmp_path, monkeypatch):
     path = tmp_path / checkpoint.FILE_NAME
     for images in (10, 20, 30, 25):  # the last one after going back
         path.write_text(str(images))
-        checkpoint.keep(path, images, 3)
+        checkpoint.keep_newest(path, images, 3)
     found = {file.name: file.read_text() for file in tmp_path.iterdir()}
     names = {f"checkpoint-{images:09d}.safetensors": str(images) for images in (10, 20, 25)}
     assert found == {**names, checkpoint.FILE_NAME: "25"}
@@ -469,5 +469,5 @@ def test_without_links_checkpoints_are_copied(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "copyfile", fill)
     path.write_text("26")
     with pytest.raises(UserError, match="No space left"):
-        checkpoint.keep(path, 26, 3)
+        checkpoint.keep_newest(path, 26, 3)
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {**names, checkpoint.FILE_NAME: "26"}

@@ -227,7 +227,7 @@ def test_a_wish_alone_is_heard_at_once():
 def test_a_signal_that_another_process_got_is_the_wish_of_this_one_too():
     """One of its own that comes later is the first request still, and ends nothing at once."""
     with finish_step_on_signal() as interrupt:
-        interrupt.heard = signal.SIGUSR1
+        interrupt.received = signal.SIGUSR1
         assert interrupt and interrupt.exit_code == 128 + signal.SIGUSR1
         os.kill(os.getpid(), signal.SIGTERM)
         assert interrupt.exit_code == 128 + signal.SIGTERM
@@ -251,8 +251,8 @@ def test_processes_that_were_started_otherwise_than_the_first_say_so():
         for batch in (16, 32)
     )
     first = configuration.to_dict(config)
-    loop._require_same(config, None, SecondRank(first, None))
+    loop._require_same_start(config, None, SecondRank(first, None))
     with pytest.raises(UserError, match=r"^--batch 32: is 16 in the first process"):
-        loop._require_same(other, None, SecondRank(first, None))
+        loop._require_same_start(other, None, SecondRank(first, None))
     with pytest.raises(UserError, match=r"^the first process goes on at 4,096 images, this one begins; .* same one"):
-        loop._require_same(config, None, SecondRank(first, 4096))
+        loop._require_same_start(config, None, SecondRank(first, 4096))

@@ -40,7 +40,7 @@ def started(there: models.ModelConfig, here: models.ModelConfig):
     """What is put in, what was there before, what is there afterwards, and what is said to be fresh."""
     given, state = contents(state_of(there, 1)), state_of(here, 2)
     before = contents(state)
-    says = initial.Start("file", there, dict(given)).put_into(state, here)
+    says = initial.InitialNetworks("file", there, dict(given)).copy_into(state, here)
     after = contents(state)
     for name, value in after.items():  # nothing is made up
         assert any(torch.equal(value, each) for each in (before[name], *given.values()))
@@ -181,15 +181,15 @@ def test_a_mapping_network_that_learns_at_another_rate_is_the_same_function():
     model = model_of("stylegan2", mapping_lr=0.01)
     faster = dataclasses.replace(model, mapping_lr=0.1)
     there, here = state_of(model, 1), state_of(faster, 2)
-    initial.Start("file", model, contents(there)).put_into(here, faster)
+    initial.InitialNetworks("file", model, contents(there)).copy_into(here, faster)
     z = torch.randn(3, 8)
     torch.testing.assert_close(here.ema.styles(z), there.ema.styles(z))
 
 
 def fitted(model: models.ModelConfig, *given: str) -> models.ModelConfig:
-    start = initial.Start("file", model, {})
+    start = initial.InitialNetworks("file", model, {})
     argv = ["--arch", model.arch, "--resolution", "16", *given]
-    return start.fitted(configure.resolve(start.adopted(configure.parse(argv))), model.num_classes)
+    return start.model_config(configure.resolve(start.fill_auto(configure.parse(argv))), model.num_classes)
 
 
 def test_sizes_that_are_given_are_of_both_networks_and_others_stay():
@@ -250,10 +250,10 @@ def test_a_training_starts_with_a_part_and_is_resumed(folder, run, tmp_path, cap
 
 def test_the_architecture_is_that_of_the_networks(tmp_path):
     """Unless another is asked for."""
-    start = initial.Start("file", model_of("r3gan", channel_max=16), {})
+    start = initial.InitialNetworks("file", model_of("r3gan", channel_max=16), {})
     given = configure.parse(["--resolution", "16"])
     assert configure.resolve(given).network.arch == "stylegan2"
-    assert configure.resolve(start.adopted(given)).network.arch == "r3gan"
+    assert configure.resolve(start.fill_auto(given)).network.arch == "r3gan"
 
 
 def test_a_training_of_the_same_sizes_says_nothing(folder, run, tmp_path, capsys):

@@ -156,8 +156,8 @@ def test_the_grid_of_a_run_killed_after_saving_is_drawn_when_it_is_resumed(folde
     if growing:  # 16 images a step, and then 4
         options += ["--arch", "pggan", "--level-batch", "16", "4", "--level-images", "16", "--fade-images", "8"]
     killed = tmp_path / "run"
-    dies = "import os, signal\nfrom fastgan.training import loop\n"
-    dies += "loop.save_picture = lambda picture, path: os.kill(os.getpid(), signal.SIGKILL)"
+    dies = "import os, signal\nfrom fastgan.training import sample_grid\n"
+    dies += "sample_grid.save_picture = lambda picture, path: os.kill(os.getpid(), signal.SIGKILL)"
     process = start(arguments(folder, killed, *options), dies)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == -signal.SIGKILL, output

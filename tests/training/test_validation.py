@@ -15,7 +15,7 @@ from fastgan.runs.checkpoint import BEST_FILE_NAME, FILE_NAME, read_header
 from fastgan.runs.log import measured
 from fastgan.runs.process import Interrupt
 from fastgan.training import validation
-from fastgan.training.validation import SNAPSHOT_NAME, Evaluations
+from fastgan.training.validation import SNAPSHOT_NAME, BackgroundEvaluation
 from tests.cli.test_command_line import error_of
 from tests.metrics.test_metrics import needs_network
 from tests.support.tiny_run import arguments, assert_same_checkpoint, log_lines, train
@@ -64,7 +64,7 @@ def evaluations(tmp_path, programs):
     """With a checkpoint to evaluate."""
     (tmp_path / FILE_NAME).write_bytes(bytes(2000))
     output = configuration.OutputOptions(metrics="fd")
-    made = Evaluations(configuration.Config(output=output, machine=configuration.MachineOptions(device="cpu")))
+    made = BackgroundEvaluation(configuration.Config(output=output, machine=configuration.MachineOptions(device="cpu")))
     yield made
     made.close()
     assert {path.name for path in tmp_path.iterdir()} - {BEST_FILE_NAME} == {FILE_NAME}, "something is left over"
@@ -234,4 +234,4 @@ def test_the_command_line_of_the_process(tmp_path):
 def test_without_the_packages(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     with pytest.raises(UserError, match='need the extra "fid", which is not installed'):
-        Evaluations(configuration.Config(output=configuration.OutputOptions(metrics="is")))
+        BackgroundEvaluation(configuration.Config(output=configuration.OutputOptions(metrics="is")))

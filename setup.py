@@ -1,4 +1,4 @@
-"""Builds `fastgan_kernels._C` from csrc/, with what this machine has.
+"""Builds `fastgan_kernels._C` from csrc/, with the tools that this machine has.
 
 csrc/*/cpu.cpp are compiled once per instruction set, csrc/*/cuda.cu by nvcc for several cards, csrc/common/*.cpp once
 for any machine, all in parallel by ninja. Nothing that is missing or fails stops the installation: the part is left
@@ -37,11 +37,11 @@ ABI = int(re.search(r"^#define FASTGAN_ABI (\d+)", (ROOT / CSRC / "common/abi.h"
 CXX_FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden"]
 CXX_FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-Wall", "-I", str(CSRC)]
 
-# Every flag that lets a compiler use an instruction set stands here; each such object has a namespace of its own.
+# All flags that enable instruction sets. Objects built with them have a namespace of their own.
 ISA_FLAGS = {
     "baseline": [],
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
-    # With the bf16 instructions: a CPU that has AVX-512 but not them is served as well by AVX2.
+    # With the bf16 instructions: on a CPU with AVX-512 but without them, AVX2 is as fast.
     "avx512": [
         *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16"),
         *("-mfma", "-mf16c", "-mprefer-vector-width=512"),
@@ -56,14 +56,14 @@ DEFAULT_CUDA_ARCHS = [75, 80, 90, 100, 120]
 
 
 class LeftOut(Exception):
-    """A part that this machine cannot build; the message is the reason that the build-info file records."""
+    """Raised for a part that cannot be built here; the message is the reason recorded in `_build.json`."""
 
 
-# ---- what this machine has ------------------------------------------------------------------------------------------
+# ---- tools of this machine ------------------------------------------------------------------------------------------
 
 
 def find_compiler() -> list[str]:
-    """The C++ compiler's command, tried on a small program."""
+    """Command of the C++ compiler, tested on a small program."""
     if sys.platform != "linux":
         raise LeftOut(f"compiled kernels are built on Linux only so far (this is {sys.platform})")
     if os.environ.get("CXX"):
@@ -78,7 +78,7 @@ def find_compiler() -> list[str]:
 
 
 def accepts(compiler: list[str], flags: list[str], source: str = "int main() { return 0; }") -> bool:
-    """Whether the compiler turns `source` into a library under these flags, without a warning."""
+    """Whether the compiler accepts `source` with these flags, without a warning."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "trial.cpp")
         path.write_text(source)
@@ -90,13 +90,13 @@ def accepts(compiler: list[str], flags: list[str], source: str = "int main() { r
 
 
 def has_openmp(compiler: list[str]) -> bool:
-    """Whether OpenMP can be used: only as GNU's, which torch brings too. A second runtime beside it would fight it."""
+    """Whether GNU OpenMP is available. No other runtime will do: torch loads GNU's, and two would compete for cores."""
     source = "#include <omp.h>\n#ifdef __clang__\n#error\n#endif\nint main() { return omp_get_max_threads(); }"
     return accepts(compiler, ["-fopenmp", "-fPIC", "-shared"], source)
 
 
 def find_isas(compiler: list[str]) -> tuple[list[str], list[str]]:
-    """Instruction sets to compile for, and the reason for each that is left out."""
+    """Instruction sets to compile for, and a reason for each that is left out."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return ["baseline"], []
     isas = [isa for isa in ISA_FLAGS if accepts(compiler, [*ISA_FLAGS[isa], "-fPIC", "-shared"])]
@@ -169,15 +169,15 @@ def last_line(text: str) -> str:
 
 
 def available_cores() -> int:
-    """Processors that this process may use; where the system does not tell (macOS, Windows), all there are."""
+    """Number of cores that this process may use; all cores where the system cannot tell (macOS, Windows)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Build:
-    """One build: looks around, compiles what can be compiled, and holds the record of it."""
+    """One build: detects the tools, compiles what they can compile, and records the outcome."""
 
     def __init__(self, folder: Path):
-        self.folder = folder  # of objects, relative to the repository root; kept, so that a second build is quick
+        self.folder = folder  # of objects, relative to the repository root; reused by the next build
         self.jobs = int(os.environ.get("MAX_JOBS") or available_cores())
         self.record = {
             "abi": ABI,
@@ -196,7 +196,7 @@ class Build:
             self.record["compiler"] = first_line_of([*self.compiler, "--version"])
             self.headers = find_python_headers()
             self.ninja = find_ninja()
-            parts = [part for part in (self.look_for_cpu(), self.look_for_cuda()) if part]
+            parts = [part for part in (self.detect_cpu(), self.detect_cuda()) if part]
             library = self.compile(parts)
         except LeftOut as reason:
             for part in ("cpu", "cuda"):
@@ -205,7 +205,7 @@ class Build:
             raise SystemExit(f"error: FASTGAN_CUDA=1, but {self.record['cuda']['reason']}")
         return library
 
-    def look_for_cpu(self) -> str | None:
+    def detect_cpu(self) -> str | None:
         record = self.record["cpu"]
         if os.environ.get("FASTGAN_CPU") == "0":
             record["reason"] = "switched off by FASTGAN_CPU=0 when it was built"
@@ -217,7 +217,7 @@ class Build:
         record["reason"] = "; ".join(reasons)
         return "cpu"
 
-    def look_for_cuda(self) -> str | None:
+    def detect_cuda(self) -> str | None:
         record = self.record["cuda"]
         if os.environ.get("FASTGAN_CUDA") == "0":
             record["reason"] = "switched off by FASTGAN_CUDA=0 when it was built"
@@ -264,28 +264,28 @@ class Build:
         cpu, cuda = (self.record[part] for part in ("cpu", "cuda"))
         isas = cpu["isas"] if "cpu" in parts else []
         openmp = ["-fopenmp", "-DFASTGAN_OPENMP=1"] if "cpu" in parts and cpu["openmp"] else ["-Wno-unknown-pragmas"]
-        own = shlex.split(os.environ.get("CXXFLAGS", ""))
-        once = [*own, *CXX_FLAGS, *self.headers, *openmp, "-DFASTGAN_MODULE=_C"]
-        once += [f"-DFASTGAN_WITH_{part.upper()}=1" for part in parts]
-        once += [f"-DFASTGAN_WITH_{isa.upper()}=1" for isa in isas]
+        user_flags = shlex.split(os.environ.get("CXXFLAGS", ""))
+        module_flags = [*user_flags, *CXX_FLAGS, *self.headers, *openmp, "-DFASTGAN_MODULE=_C"]
+        module_flags += [f"-DFASTGAN_WITH_{part.upper()}=1" for part in parts]
+        module_flags += [f"-DFASTGAN_WITH_{isa.upper()}=1" for isa in isas]
         edges = {"cuda": [], "module": [], "cpu": []}  # (object, source, flags) of each part, in build order
         for source in sources("common/*.cpp"):
-            edges["module"].append((source.with_suffix(".o"), source, once))
+            edges["module"].append((source.with_suffix(".o"), source, module_flags))
         # The slowest first, so that no core idles at the end.
         kernels_cpu = sorted(sources("*/cpu.cpp"), key=lambda source: source.parent.name not in SLOWEST_CPU_SOURCES)
         for source in kernels_cpu if "cpu" in parts else []:
             for isa in isas:
-                flags = [*own, *CXX_FLAGS, *openmp, *ISA_FLAGS[isa], f"-DFASTGAN_ISA={isa}"]
+                flags = [*user_flags, *CXX_FLAGS, *openmp, *ISA_FLAGS[isa], f"-DFASTGAN_ISA={isa}"]
                 edges["cpu"].append((source.with_suffix(f".{isa}.o"), source, flags))
         if "cuda" in parts:
-            # The host compiler is named, so that all objects come from one.
+            # nvcc uses the same host compiler.
             host = ["-ccbin", next(word for word in reversed(self.compiler) if not word.startswith("-"))]
             targets = cuda_targets(cuda["archs"])
             for source in sources("*/cuda.cu"):
                 flags = [*host, *NVCC_FLAGS, *targets, f"--threads={self.jobs}"]
                 edges["cuda"].append((source.with_suffix(".o"), source, flags))
 
-        # Symbols of linked archives stay inside: torch has a CUDA runtime of its own in the same process.
+        # Hide the symbols of linked archives: torch has a CUDA runtime of its own in the same process.
         link = ["-shared", "-Xlinker", "--exclude-libs=ALL", "-Xlinker", "-Bsymbolic"]
         linker = self.compiler
         if "cuda" in parts:
@@ -323,9 +323,9 @@ def sources(pattern: str) -> list[Path]:
 
 
 def cuda_targets(archs: list[int]) -> list[str]:
-    """nvcc's flags for machine code for each of `archs`, and PTX, so that any card from the lowest on is served.
+    """Flags of nvcc for machine code of each of `archs` and for PTX, which serves any later card.
 
-    The slow step from C++ to PTX is made once for 8.0 and above (bf16 conversions begin there), once for older ones.
+    The slow step from C++ to PTX runs once for 8.0 and above (which has bf16 conversions) and once for older cards.
     """
     flags = []
     for group in ([arch for arch in archs if arch < 80], [arch for arch in archs if arch >= 80]):
@@ -336,7 +336,7 @@ def cuda_targets(archs: list[int]) -> list[str]:
 
 
 def quoted(words: list[str]) -> str:
-    """Words as a shell command inside a ninja file."""
+    """Words quoted for a command in a ninja file."""
     return shlex.join(words).replace("$", "$$")
 
 
@@ -354,7 +354,7 @@ class BuildKernels(build_ext):
         target = ROOT / "kernels" if in_place else Path(self.build_lib, "fastgan_kernels")
         target.mkdir(parents=True, exist_ok=True)
         extension = target / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
-        extension.unlink(missing_ok=True)  # one of an earlier build must not stand in for a failed one
+        extension.unlink(missing_ok=True)  # a failed build must not leave an earlier one in place
         self.built = [target / "_build.json"]
         if library:
             shutil.copyfile(ROOT / library, extension)
@@ -375,7 +375,7 @@ class BuildKernels(build_ext):
 
 
 class BuildPython(build_py):
-    """Starts from an empty folder: a module deleted since the last build must not go into a wheel."""
+    """Starts from an empty folder, since a module deleted after the last build must not go into a wheel."""
 
     def run(self):
         for package in ("fastgan", "fastgan_kernels"):

@@ -1,12 +1,12 @@
-"""Builds kernels for the tests, as Python extension modules: CUDA sources for execution on the CPU, and CPU kernels
+"""Builds test variants of the kernels as Python extension modules: CUDA sources that run on the CPU, and CPU kernels
 under a sanitizer.
 
-`build` compiles sources under cuda_emulation.h and links them with the scheduler; `build_fastgan` does so with the
-project's own, `build_cpu_kernels` compiles the CPU kernels alone. Objects and modules are kept in a cache, keyed by
-everything that went into them, so that a second test run compiles nothing and parallel test workers share one
-compilation. Sanitizers apply to kernels only: bindings and scheduler are common to all variants.
+`build` compiles sources with cuda_emulation.h and links them with the scheduler. `build_fastgan` does so for the
+project's CUDA kernels; `build_cpu_kernels` builds its CPU kernels. A cache holds objects and modules, keyed by all of
+their inputs, so that a second test run compiles nothing and parallel test workers share one compilation. Sanitizers
+apply to kernels only: all variants share bindings and scheduler.
 
-FASTGAN_TEST_CACHE names another folder for the cache; CXX another compiler.
+FASTGAN_TEST_CACHE sets the folder of the cache, CXX the compiler.
 """
 
 from __future__ import annotations
@@ -36,34 +36,34 @@ CSRC = HERE.parents[1] / "csrc"
 SCHEDULER = HERE / "scheduler.cpp"
 
 FLAGS = [
-    # The one warning left out sees paths that the instantiation at hand never takes.
+    # -Wmaybe-uninitialized reports paths that the instantiation never takes.
     *("-std=c++17", "-fPIC", "-Wall", "-Wextra", "-Wno-maybe-uninitialized"),
-    # Kernels view memory as vectors, which type-based alias analysis does not expect of C++; and a product and a sum
-    # are contracted by nvcc where it likes, by the host compiler never, so that results do not depend on its flags.
+    # Kernels view memory as vectors, which violates type-based aliasing. No contraction to fused multiply-add, so that
+    # results do not depend on the host compiler's flags.
     *("-fno-strict-aliasing", "-ffp-contract=off"),
     "-DFASTGAN_EMULATE",
 ]
 SANITIZER_FLAGS = {
     None: ["-O1"],
-    # Recoverable: the scheduler turns a report into an exception, and the tests go on. Instrumented kernels take longer
-    # to compile than to run: hence no optimisation.
+    # Recoverable: the scheduler turns a report into an exception, and the tests continue. Not optimised: instrumented
+    # kernels take longer to compile than to run.
     "address": ["-O0", "-g1", "-fsanitize=address", "-fsanitize-recover=address", "-fno-omit-frame-pointer"],
     # Answered by handlers in scheduler.cpp, not by libubsan.
     "undefined": ["-O0", "-fsanitize=alignment,bounds,signed-integer-overflow,shift"],
 }
-# As in setup.py, by names of whole processors: the sanitized module has one variant, that of the CPU it runs on.
+# As in setup.py, by the names of processors: the sanitized module has one variant, for the CPU it runs on.
 ISA_FLAGS = {"baseline": [], "avx2": ["-march=x86-64-v3"], "avx512": ["-march=cooperlake"]}
-# Of instrumented code: it compiles in half the time where each check is a call.
+# Instrumented code compiles in half the time if each check is a call.
 CALLED_CHECKS = {
     "gcc": ["--param", "asan-instrumentation-with-call-threshold=0"],
     "clang": ["-mllvm", "-asan-instrumentation-with-call-threshold=0"],
 }
-# Fibers would each get a fake stack, at a great cost; detecting use after return is not what we are after.
+# Each fiber would get a fake stack, at a great cost, to detect use after return.
 NO_FAKE_STACK = {"gcc": ["--param", "asan-use-after-return=0"], "clang": ["-fsanitize-address-use-after-return=never"]}
 
 
 def why_unavailable(sanitizer: Sanitizer | None = None) -> str | None:
-    """Why this machine cannot run the emulation, or None if it can: a reason for pytest.skip."""
+    """Reason why this machine cannot run the emulation, for pytest.skip; None if it can."""
     if os.name != "posix":
         return "the CUDA emulation needs a POSIX system"
     if not _compiler():
@@ -99,17 +99,17 @@ def build(
     common = [*FLAGS, *macros, *(f"-I{path}" for path in includes)]
     if _family() == "gcc":
         common.append("-fno-gnu-unique")  # else modules loaded side by side would share variables of templates
-    of_kernels = [*SANITIZER_FLAGS[sanitizer], *(NO_FAKE_STACK[_family()] if sanitizer == "address" else [])]
-    of_cpu_kernels = [*of_kernels, *(CALLED_CHECKS[_family()] if sanitizer == "address" else []), *cpu_flags]
-    of_scheduler = ["-O2", *(["-DEMULATION_ADDRESS"] if sanitizer == "address" else [])]
+    kernel_flags = [*SANITIZER_FLAGS[sanitizer], *(NO_FAKE_STACK[_family()] if sanitizer == "address" else [])]
+    cpu_kernel_flags = [*kernel_flags, *(CALLED_CHECKS[_family()] if sanitizer == "address" else []), *cpu_flags]
+    scheduler_flags = ["-O2", *(["-DEMULATION_ADDRESS"] if sanitizer == "address" else [])]
 
     def compile_one(source: Path) -> Path:
         if source == SCHEDULER:
-            flags = of_scheduler
+            flags = scheduler_flags
         else:
-            # pybind11 hides its own types, and says so of every object that holds one of them.
-            flags = of_kernels if source.suffix == ".cu" else ["-O1", "-Wno-attributes", "-Wno-unused-parameter"]
-            flags = of_cpu_kernels if source.name == "cpu.cpp" else flags
+            # pybind11 hides its types, and gcc warns about every type that contains one.
+            flags = kernel_flags if source.suffix == ".cu" else ["-O1", "-Wno-attributes", "-Wno-unused-parameter"]
+            flags = cpu_kernel_flags if source.name == "cpu.cpp" else flags
         arguments = [*common, *flags, "-x", "c++", "-c", str(source)]
         return _cached(arguments, [source, *_headers(), pybind11.__version__], f"{source.stem}.o")
 
@@ -141,7 +141,7 @@ def build_cpu_kernels(isa: str, sanitizer: Sanitizer | None = None) -> Path:
     Load it by `load(path, "_sanitized")`. A bad access ends the process: there is no scheduler to make it an exception.
     """
     sources = [*sorted(CSRC.glob("common/*.cpp")), *sorted(CSRC.glob("*/cpu.cpp"))]
-    # The dispatcher always has a "baseline": here a name, the flags say for which processor it is.
+    # The dispatcher always has a "baseline": here just a name for the code that these flags give.
     flags = [*ISA_FLAGS[isa], "-DFASTGAN_ISA=baseline", "-Wno-unknown-pragmas", "-Wno-unused-parameter"]
     flags += ["-fno-sanitize-recover=all"] if sanitizer else []
     return build(sources, "_sanitized", sanitizer=sanitizer, defines=["FASTGAN_WITH_CPU"], cpu_flags=flags)
@@ -150,8 +150,8 @@ def build_cpu_kernels(isa: str, sanitizer: Sanitizer | None = None) -> Path:
 @functools.cache
 def load(path: Path, name: str) -> ModuleType:
     """Import the extension module `name` from `path`. Variants of one module can be loaded side by side."""
-    # pybind11 knows modules by their full name and would return the first variant again; the part before the last dot
-    # is free.
+    # pybind11 identifies modules by their full name and would return the first variant again. The part before the last
+    # dot is free.
     full_name = f"emulated_{path.parent.name}.{name}"
     loader = importlib.machinery.ExtensionFileLoader(full_name, str(path))
     spec = importlib.util.spec_from_file_location(full_name, path, loader=loader)
@@ -171,7 +171,7 @@ def run_under_address_sanitizer(python_args: Sequence[str], **options) -> subpro
             "detect_leaks": 0,  # Python leaks by design
             "detect_stack_use_after_return": 0,
             "halt_on_error": 0,  # the scheduler raises
-            "suppress_equal_pcs": 0,  # else the second bad access at one place would pass
+            "suppress_equal_pcs": 0,  # else the second bad access at a place would pass
             "log_path": f"{folder}/report",
         }
         environment = {
@@ -189,7 +189,7 @@ def run_under_address_sanitizer(python_args: Sequence[str], **options) -> subpro
 
 @functools.cache
 def _compiler() -> tuple[str, ...]:
-    """The C++ compiler as the start of a command line; empty if there is none."""
+    """Command of the C++ compiler; empty if there is none."""
     candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++"]
     for candidate in candidates:
         words = shlex.split(candidate)
@@ -209,8 +209,7 @@ def _family() -> Literal["gcc", "clang"]:
 
 @functools.cache
 def _preloads() -> list[str]:
-    """The shared libraries that must be in the process before Python: the sanitizer's, and the C++ library whose
-    exceptions it intercepts."""
+    """Shared libraries to load before Python: the sanitizer, and the C++ library whose exceptions it intercepts."""
     names = ["libasan.so" if _family() == "gcc" else "libclang_rt.asan-x86_64.so", "libstdc++.so"]
     found = []
     for name in names:
@@ -232,7 +231,7 @@ def _cache() -> Path:
 
 
 def _compile(arguments: Sequence[str]) -> str:
-    """Run the compiler and return what it prints. It is spared a sanitizer that this process runs under."""
+    """Run the compiler, without the sanitizer that this process may run under, and return its output."""
     environment = {key: value for key, value in os.environ.items() if key not in ("LD_PRELOAD", "ASAN_OPTIONS")}
     command = [*_compiler(), *arguments]
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
@@ -244,9 +243,9 @@ def _compile(arguments: Sequence[str]) -> str:
 
 
 def _cached(arguments: Sequence[str], inputs: Sequence[Path | str], name: str) -> Path:
-    """Compile unless that has been done with equal arguments and `inputs`; return the output, a file `name`.
+    """Compile, unless the cache has the output of the same arguments and `inputs`; return the output, a file `name`.
 
-    The output appears under its final name complete or not at all. A lock makes a second process wait for the first.
+    The output is moved to its final name when it is complete. A lock makes a second process wait for the first.
     """
     digest = hashlib.sha256(repr((_compiler(), _compiler_version(), sys.version, arguments)).encode())
     for item in inputs:

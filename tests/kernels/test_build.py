@@ -1,4 +1,4 @@
-"""The installation: what is built, what is recorded, what is left out, and what an import costs."""
+"""Installation: what is built, recorded and left out, and the cost of an import."""
 
 import json
 import os
@@ -33,7 +33,7 @@ needs_build_tools = pytest.mark.skipif(not has_build_tools(), reason="needs setu
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
-    """The command, after it has succeeded; its output is in the failure otherwise."""
+    """Runs a command that must succeed; a failure shows its output."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("FASTGAN_")} | environment
     done = subprocess.run([str(word) for word in command], cwd=cwd, env=env, text=True, capture_output=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -42,7 +42,7 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.Compl
 
 @pytest.fixture
 def sources(tmp_path: Path) -> Path:
-    """A copy of what an installation reads, with nothing built in it."""
+    """A copy of the files that an installation reads, with nothing built."""
     target = tmp_path / "sources"
     target.mkdir()
     for name in SOURCES:
@@ -62,7 +62,7 @@ def make_wheel(sources: Path, target: Path, **environment: str) -> Path:
 
 
 def build(sources: Path, **environment: str) -> tuple[dict, Path]:
-    """Builds the extension alone: the record and the folder that would be installed as fastgan_kernels."""
+    """Builds the extension alone; returns the record and the folder with the packages."""
     lib = sources / "lib"
     run(sys.executable, "setup.py", "build", "--build-lib", lib, cwd=sources, **environment)
     return json.loads((lib / "fastgan_kernels" / "_build.json").read_text()), lib
@@ -94,14 +94,14 @@ def test_record_agrees_with_the_extension():
 
 # ---- portability ----------------------------------------------------------------------------------------------------
 
-# Mnemonics of VEX and EVEX encoded instructions begin with v, and none that a compiler makes otherwise does. BMI came
-# with the same processors.
+# Mnemonics of VEX and EVEX encoded instructions begin with v, and no others that compilers emit. BMI came with the same
+# processors.
 MNEMONIC = re.compile(r"^ *[0-9a-f]+:\t(\S+)")
 BMI = {"andn", "bzhi", "mulx", "pdep", "pext", "rorx", "sarx", "shlx", "shrx"}
 
 
 def functions_using_avx(library: Path) -> dict[str, str]:
-    """Functions of a library that hold an instruction which not every x86-64 processor has, each with one such line."""
+    """Functions of a library with an instruction that some x86-64 processors lack, each with one such line."""
     command = ["objdump", "-d", "-C", "--no-show-raw-insn", str(library)]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found, name = {}, ""
@@ -127,7 +127,7 @@ def test_only_functions_of_a_newer_instruction_set_use_it():
     assert not strays
 
 
-# ---- what is missing is left out ------------------------------------------------------------------------------------
+# ---- missing tools --------------------------------------------------------------------------------------------------
 
 
 @needs_build_tools
@@ -141,7 +141,7 @@ def test_without_a_compiler_the_package_installs_and_says_so(sources, tmp_path):
     assert not [name for name in names if name.endswith(".so")]
     assert {name.split("/")[0].split("-")[0] for name in names} == {"fastgan", "fastgan_kernels"}
 
-    # An editable installation beside it would serve the extension that this one lacks.
+    # Without an editable installation, which would provide the extension that is missing here.
     alone = "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in f.__module__]\n"
     code = (
         "import runpy, torch, fastgan.ops\n"
@@ -181,7 +181,7 @@ def test_cuda_asked_for_but_impossible_is_an_error(sources):
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 def test_a_source_that_does_not_compile_leaves_its_part_out(sources):
-    """Here both parts: the kernels of one, then the module that everything needs."""
+    """Here both parts: the kernels, then the module that everything needs."""
     for source in (sources / "csrc").glob("*/*.c*"):
         source.write_text("#error broken on purpose\n")
     record, lib = build(sources, FASTGAN_CUDA="0")
@@ -225,7 +225,7 @@ def test_import_needs_torch_and_numpy_only():
 
 
 def test_import_is_quick():
-    """At one of three times: others may be at work on this machine."""
+    """At least one of three times, since the machine may be busy."""
     code = (
         "import time, torch\nstart = time.perf_counter()\n"
         "import fastgan, fastgan.ops, fastgan.layers\nprint(time.perf_counter() - start)"
@@ -234,7 +234,7 @@ def test_import_is_quick():
 
 
 def test_doctor_reports_every_operation():
-    """As text; and what that is made of, which is what --json prints."""
+    """As text, and as the dictionary behind it, which --json prints."""
     from fastgan.cli import doctor
     from fastgan.ops.fused import OPERATIONS
 

@@ -1,5 +1,5 @@
-"""The emulation of CUDA on the CPU: correct kernels give right results in every thread order, each seeded bug of
-emulation/seeded_bugs.cu is refused with the right complaint at the right line, and the next launch works again."""
+"""Emulation of CUDA on the CPU: correct kernels give correct results in every thread order; each bug in
+emulation/seeded_bugs.cu is reported with the right message and line, and the next launch works again."""
 
 from __future__ import annotations
 
@@ -75,12 +75,12 @@ REFUSED_AFTER_THE_BLOCK = {
     "static_shared_written_before_start": ("written before the start of row, 32 bytes", "SHARED", BUILDS[:1]),
     "dynamic_shared_written_past_end": ("written past the end of dynamic", LAUNCH, BUILDS[:2]),
 }
-# These corrupt the heap where nothing stops them.
+# These corrupt the heap unless AddressSanitizer stops them.
 ONLY_UNDER_ADDRESS = {"written_past_end", "written_before_start"}
 
 
 def warp_operations(width: int) -> list[float]:
-    """What the kernel all_warp_operations must return, from the definition in the CUDA C++ programming guide."""
+    """Expected result of the kernel all_warp_operations, by the CUDA C++ programming guide."""
     result = []
     for lane in range(32):
         first = lane - lane % width
@@ -99,12 +99,12 @@ def warp_operations(width: int) -> list[float]:
 
 
 def rounded(x: float) -> float:
-    """x as the nearest float."""
+    """x rounded to float."""
     return struct.unpack("f", struct.pack("f", x))[0]
 
 
 def block_sum(values: list[float]) -> float:
-    """The sum of gpu::block_sum in float: over the lanes of each warp in a tree, then over the warps likewise."""
+    """The float sum of gpu::block_sum: a tree over the lanes of each warp, then a tree over the warps."""
 
     def tree(lanes: list[float]) -> float:
         while len(lanes) > 1:
@@ -135,8 +135,8 @@ CORRECT = {
 
 
 def run_all(path: Path) -> dict:
-    """Run every case in every order: {order: {case: its result, or its complaint}}. After a complaint a correct kernel
-    must work."""
+    """Run every case in every order: {order: {case: result or error message}}. After an error a correct kernel must
+    work."""
     module = emulation.load(path, "seeded_bugs")
     outcomes = {}
     for order in ORDERS:

@@ -1,23 +1,22 @@
-"""Adaptive discriminator augmentation: with all images transformed at random, a discriminator needs far fewer of them.
+"""Adaptive discriminator augmentation (ADA): random transformations of all images that the discriminator sees.
 
-Karras et al. 2020, "Training Generative Adversarial Networks with Limited Data", appendix B: its pixel blitting,
-general geometric transformations and colour. Real and generated images pass through it on their way to the
-discriminator, and the gradient comes back through it. Each transformation is applied with probability p; while p is
-below 0.8 or so, nothing of it shows in what the generator draws (section 2.2 there). How strong it has to be is read
-off the discriminator's logits of real images: `AdaptiveStrength`.
+Karras et al. 2020, "Training Generative Adversarial Networks with Limited Data", appendix B: pixel blitting, general
+geometric transformations and colour. Real and generated images pass through it, and gradients flow back through it.
+Each transformation is applied with probability p. While p is below about 0.8, augmentations do not leak into generated
+images (section 2.2). `AdaptiveStrength` controls p by the discriminator's logits of real images.
 
-Flips, quarter turns and whole-pixel translations move pixels and change none. What comes after them does not fall on
-pixels: the image is enlarged by 2 with an orthogonal low-pass filter, sampled bilinearly through the inverse of all
-transformations in one, and reduced by 2 with the same filter. Beyond its borders an image is mirrored.
+Flips, quarter turns and whole-pixel translations only move pixels. Other geometric transformations resample: the image
+is upsampled by 2 with an orthogonal low-pass filter, sampled bilinearly at the inverse of all transformations at once,
+and downsampled by 2 with the same filter. Images are mirrored at their borders.
 
-Three things are otherwise than in the paper, the first so that nothing depends on the values drawn:
-- It pads by mirroring, as far as the batch at hand reaches, but by no more than the image's size, and with black from
-  there on. An image mirrored on and on is periodic; here one period of it is enlarged, twice the image each way, and
-  coordinates wrap around. So there is no margin to choose, and no black.
-- It takes a pixel for the middle of the filter. Here it is the filter's centroid, a fifth of a pixel away, so that
+Differences from the paper:
+- The paper mirrors within a margin that depends on the batch, and pads black beyond it. An infinitely mirrored image is
+  periodic; here one period is upsampled, twice the image in each direction, and coordinates wrap around. So there is
+  no margin, no black, and no shape that depends on random values.
+- The paper puts the filter's origin on a pixel. Here it is at the filter's centroid, a fifth of a pixel away, so that
   rotations and flips are about the middle of the image.
-- It resamples every image. Here those whose pixels only move keep their values, and those that nothing was drawn for
-  are unchanged.
+- The paper resamples every image. Here images whose pixels only move keep their values, and images without a
+  transformation are unchanged.
 """
 
 from __future__ import annotations
@@ -37,21 +36,21 @@ from fastgan.ops.layout import channels_last, dense, is_channels_last
 from fastgan.ops.transforms import must_use_reference
 from fastgan.ops.upfirdn2d import taps
 
-# The "least asymmetric" orthogonal wavelet of 6 vanishing moments (Daubechies 1992, "Ten Lectures on Wavelets", table
-# 6.3), its low-pass filter, computed in 50 digits from the roots of Daubechies' polynomial. PyWavelets names it "sym6".
+# Low-pass filter of the "least asymmetric" orthogonal wavelet with 6 vanishing moments, "sym6" in PyWavelets.
+# Daubechies 1992, "Ten Lectures on Wavelets", table 6.3; computed with 50 digits from the roots of its polynomial.
 SYM6 = (
     0.015404109327044824, 0.0034907120842221625, -0.11799011114852003, -0.048311742585698055,
     0.49105594192797373, 0.78764114102865100, 0.33792942172816583, -0.072637522786376583,
     -0.021060292512370848, 0.044724901770781385, 0.0017677118642540077, -0.0078007083250323804,
 )  # fmt: skip
-BEFORE = len(SYM6) // 2 - 1  # taps in front of the middle pair
-# Where pixel 0 lies in the enlarged image, in whose pixels: between its pixels 0 and 1.
+BEFORE = len(SYM6) // 2 - 1  # taps before the middle pair
+# Position of pixel 0 in the upsampled image, between its pixels 0 and 1.
 ORIGIN = sum(k * tap for k, tap in enumerate(SYM6)) / sum(SYM6) - BEFORE
 
-BILINEAR, NEAREST = 0, 1  # interpolation, as torch.grid_sampler_2d counts
-BORDER = 1  # padding there; coordinates are within the image, but for rounding
+BILINEAR, NEAREST = 0, 1  # interpolation_mode of torch.grid_sampler_2d
+BORDER = 1  # padding_mode; coordinates are within the image, except for rounding
 
-# The transformations that can be switched on and off together, and the parameters of each.
+# Groups of transformations that are switched on and off together, and their parameters.
 GROUPS = {
     "xflip": ("flip",),
     "rotate90": ("turns",),
@@ -62,48 +61,48 @@ GROUPS = {
 
 
 class Parameters(NamedTuple):
-    """What is done to each image, in this order: tensors [N], fp32 but for `resampled`, which is bool."""
+    """Transformations of each image, in order of application: tensors [N], fp32; `resampled` is bool."""
 
-    flip: Tensor  # 1: left and right change places
+    flip: Tensor  # 1: mirror left and right
     turns: Tensor  # quarter turns, counter-clockwise
-    shift_x: Tensor  # to the right, as a share of the width; whole pixels are moved
-    shift_y: Tensor  # down, as a share of the height
-    scale: Tensor  # factor of the enlargement
+    shift_x: Tensor  # to the right, as a fraction of the width; rounded to whole pixels
+    shift_y: Tensor  # down, as a fraction of the height
+    scale: Tensor  # zoom factor
     angle_before: Tensor  # radians, counter-clockwise
     stretch: Tensor  # factor of the width, divisor of the height
     angle_after: Tensor  # as angle_before
     move_x: Tensor  # as shift_x, not rounded
     move_y: Tensor
-    resampled: Tensor  # whether any from scale on is to be applied at all; if not, they are ignored
+    resampled: Tensor  # whether scale to move_y are applied; if not, they are ignored
     brightness: Tensor  # added to all channels
     contrast: Tensor  # factor
-    luma_flip: Tensor  # 1: dark and bright change places, colours stay
+    luma_flip: Tensor  # 1: invert the brightness, keep the hue
     hue: Tensor  # rotation about the grey axis, radians
     saturation: Tensor  # factor of the distance from grey
 
     @staticmethod
     def identity(n: int, device: torch.device | str = "cpu") -> Parameters:
-        """Those that change nothing, of n images."""
+        """Parameters that change nothing, for n images."""
         values = dict.fromkeys(Parameters._fields, torch.zeros(n, device=device))
         values |= dict.fromkeys(("scale", "stretch", "contrast", "saturation"), torch.ones(n, device=device))
         return Parameters(**values | {"resampled": torch.zeros(n, dtype=torch.bool, device=device)})
 
 
 class Augment(nn.Module):
-    """Random transformations of images, each applied with probability `p`, drawn for every image alone.
+    """Random transformations, each applied to each image with probability `p`.
 
         discriminator(augment(images), label)
 
-    x-flip, quarter turns and luma flip are uniform choices that include doing nothing: where they are applied, half of
-    the images are flipped, and three quarters turned.
+    x-flip, quarter turns and luma flip are uniform choices that include the identity: where applied, they flip half of
+    the images and turn three quarters.
 
-    Nothing waits for the device, and no shape depends on what is drawn: a captured CUDA graph draws anew at every
-    replay, and with the strength that `p` has by then.
+    There are no device synchronizations and no data-dependent shapes. A captured CUDA graph draws new parameters at
+    every replay, with the current `p`.
 
     Args:
-        p: the strength at first, from 0 to 1; afterwards the buffer `p`, 0-dim fp32, to be written in place.
-        groups: which transformations there are, out of "xflip", "rotate90", "translate" (whole pixels), "geometry"
-            (scale, rotation, stretch, translation by fractions of a pixel) and "color".
+        p: initial probability, from 0 to 1. It is stored in the buffer `p`, 0-dim fp32, to be changed in place.
+        groups: of transformations: "xflip", "rotate90", "translate" (whole pixels), "geometry" (scale, rotation,
+            stretch, fractional translation) and "color".
 
     Raises:
         ValueError: p is not a probability, or a group is unknown.
@@ -124,22 +123,22 @@ class Augment(nn.Module):
         self.register_buffer("filter", taps(SYM6), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """[N, C, H, W] of range [-1, 1] to the same; see `transform`. Values may leave the range."""
+        """[N, C, H, W] in [-1, 1] to the same shape; see `transform`. Values may leave the range."""
         return self.transform(images, self.draw(len(images)))
 
     def draw(self, n: int) -> Parameters:
-        """Parameters for n images, from the default random generator of the device that `p` is on."""
+        """Draws parameters for n images from the default generator of the device of `p`."""
         device = self.p.device
 
         def heads(count: int, p: Tensor) -> Tensor:
             return (torch.rand(count, n, device=device) < p).float()
 
         flip, turns, shift, scale, stretch, move, brightness, contrast, luma_flip, hue, saturation = heads(11, self.p)
-        # Two rotations, so that one of them at least is applied with probability p.
+        # With probability p at least one of the two rotations is applied.
         angle_before, angle_after = heads(2, 1 - (1 - self.p).sqrt())
         u = torch.rand(8, n, device=device)
         g = torch.randn(7, n, device=device)
-        # With a zero for what is not applied, each of these does exactly nothing.
+        # Where a transformation is not applied, its factor 0 makes it exactly the identity.
         drawn = Parameters(
             flip=flip * (u[0] * 2).floor(),
             turns=turns * (u[1] * 4).floor(),
@@ -162,17 +161,17 @@ class Augment(nn.Module):
         return Parameters.identity(n, device)._replace(**wanted)
 
     def transform(self, images: Tensor, parameters: Parameters) -> Tensor:
-        """The images after the transformations given, of the groups that are on.
+        """Applies the transformations of the active groups.
 
         Args:
-            images: [N, C, H, W]; fp32, bf16, fp16 or fp64. C is 1 (grey: hue and saturation do nothing), 3 (RGB) or 4
-                (RGBA, whose transparency keeps its values), or any number without "color".
-            parameters: of N images, on the same device.
+            images: [N, C, H, W]; fp32, bf16, fp16 or fp64. C is 1 (grey; without hue and saturation), 3 (RGB) or 4
+                (RGBA; colour leaves alpha unchanged), or any number without "color".
+            parameters: for N images, on the same device.
 
         Returns:
-            [N, C, H, W] in the memory format of the images; fp32, fp64 for fp64. Linear in the images but for a
-            constant, and differentiable in them any number of times; not in the parameters. On a CPU the gradient is
-            the same to the bit every time; on a GPU it is summed in no fixed order.
+            [N, C, H, W] in the memory format of the images; fp32, fp64 for fp64. Affine in the images, and
+            differentiable in them any number of times, but not in the parameters. The gradient is deterministic on a
+            CPU, not on a GPU.
 
         Raises:
             ValueError: a shape, dtype or device does not fit.
@@ -203,7 +202,7 @@ class Augment(nn.Module):
             )
 
     def _move(self, x: Tensor, parameters: Parameters) -> Tensor:
-        """All but the colours."""
+        """Applies all transformations except colour."""
         h, w = x.shape[2:]
         source = _blit_source(parameters, h, w)
         moved = _blit(x, source) if self._blits else x
@@ -213,16 +212,16 @@ class Augment(nn.Module):
         return torch.where(parameters.resampled[:, None, None, None], resampled, moved)
 
     def _resample(self, x: Tensor, source: Tensor) -> Tensor:
-        """The image whose pixel z shows what is at source(z) in `x`, by way of images twice as large."""
+        """The image whose pixel z is `x` at source(z), computed at twice the resolution."""
         h, w = x.shape[2:]
-        # A period of the mirrored image, the image in its middle. The filter reaches 3 pixels further at its start, and
-        # 4 at its end, where interpolation comes up to the first pixel again.
+        # One period of the mirrored image, with the image in the middle. The filter needs 3 pixels more before it, and
+        # 4 after it, where interpolation reaches the first pixel again.
         top, high = _period(h)
         left, wide = _period(w)
         around = (top + 3, high + 4 - top - h), (left + 3, wide + 4 - left - w)
         large = upfirdn2d(_mirror_around(x, *around), self.filter, up=2, padding=(0, -1, 0, -1), gain=4)
 
-        # All that the filter takes for the result: 5 pixels more than twice the image on each side.
+        # The input of the downsampling filter: twice the image, and 5 pixels more on each side.
         down, across = (torch.arange(-BEFORE, 2 * size + BEFORE, dtype=x.dtype, device=x.device) for size in (h, w))
         rows, columns = _places(source, (down - ORIGIN) / 2, (across - ORIGIN) / 2, x)
         rows = 2 * (rows + top).remainder(high) + ORIGIN
@@ -234,24 +233,24 @@ class Augment(nn.Module):
 
 
 class AdaptiveStrength(nn.Module):
-    """Moves the strength of the augmentation so that the discriminator knows the training images not better than it
-    should.
+    """ADA's controller: adjusts p so that the discriminator's overfitting stays at a target.
 
-        strength.update(discriminator(augment(real), label), augment.p)    # in every step
+        strength.update(discriminator(augment(real), label), augment.p)  # in every step
 
-    Every `interval` steps, with r the mean sign of the logits of real images since the last time,
+    Every `interval` steps, with r the mean sign of the logits of real images since the last adjustment,
 
-        p = clamp(p + sign(r - target) * images / (1000 * adjust_kimg), 0, 1),    images = those seen since
+        p = clamp(p + sign(r - target) * images / (1000 * adjust_kimg), 0, 1),   images = number of these images
 
-    (Karras et al. 2020, section 3, r_t of equation 1). All of it is arithmetic on the device, its state in buffers.
+    Karras et al. 2020, section 3, r_t of equation 1. Runs on the device without synchronization; its state is in
+    buffers.
 
     Args:
-        target: of r. It tends to 1 as the discriminator overfits.
-        adjust_kimg: how many thousand images it takes to go from 0 to 1.
-        interval: steps from one change to the next.
+        target: of r, which approaches 1 as the discriminator overfits.
+        adjust_kimg: thousands of images in which p can go from 0 to 1.
+        interval: steps between adjustments.
 
     Attributes:
-        r: as it was at the last change, to be logged; 0-dim.
+        r: at the last adjustment, 0-dim, for logging.
 
     Raises:
         ValueError: an argument is out of range.
@@ -271,8 +270,8 @@ class AdaptiveStrength(nn.Module):
 
     @torch.no_grad()
     def update(self, real_logits: Tensor, p: Tensor) -> None:
-        """Count the logits of one step's real images, of any shape, and change `p` [0-dim] in place if it is time."""
-        self.signs += real_logits.nan_to_num(0.0).sign().sum(dtype=torch.float32)  # one NaN would stay for ever
+        """Counts a step's logits of real images, of any shape, and adjusts `p`, 0-dim, in place if due."""
+        self.signs += real_logits.nan_to_num(0.0).sign().sum(dtype=torch.float32)  # a NaN would stay in the sum
         self.images += real_logits.numel()
         self.steps += 1
         due = self.steps >= self.interval
@@ -289,12 +288,12 @@ class AdaptiveStrength(nn.Module):
 
 # Geometry ---------------------------------------------------------------------------------------------------------
 #
-# A matrix [N, 3, 3] maps homogeneous (x, y, 1), in pixels from the middle of the image, from where a pixel is drawn to
-# where it is taken from. So it is a product of the inverses of the transformations, the first of them leftmost.
+# A matrix [N, 3, 3] maps homogeneous coordinates (x, y, 1), in pixels from the middle of the image, from a pixel of the
+# output to its source in the input. It is the product of the inverse transformations, the first one leftmost.
 
 
 def _blit_source(parameters: Parameters, height: int, width: int) -> Tensor:
-    """The whole-pixel part: flip, quarter turns, translation."""
+    """Source matrix of flip, quarter turns and whole-pixel translation."""
     turns = parameters.turns
     cos, sin = (turns - 2).abs() - 1, 1 - (turns - 1).abs()  # 1 0 -1 0 and 0 1 0 -1, without rounding
     return _product(
@@ -305,7 +304,7 @@ def _blit_source(parameters: Parameters, height: int, width: int) -> Tensor:
 
 
 def _geometry_source(parameters: Parameters, height: int, width: int) -> Tensor:
-    """The rest."""
+    """Source matrix of scale, rotations, stretch and fractional translation."""
     return _product(
         _scaling(1 / parameters.scale, 1 / parameters.scale),
         _rotation(parameters.angle_before),
@@ -336,12 +335,12 @@ def _translation(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _product(*matrices: Tensor) -> Tensor:
-    """Of [N, 3, 3]. Not by matmul: a GPU may take TF32 for it, and an error of 1e-3 is a pixel of a large image."""
+    """Product of [N, 3, 3]. Not by matmul: a GPU may use TF32, whose error of 1e-3 is a pixel in a large image."""
     return reduce(lambda a, b: (a[:, :, :, None] * b[:, None]).sum(2), matrices)
 
 
 def _places(source: Tensor, down: Tensor, across: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """source(across[i], down[j]): rows and columns, each [N, len(down), len(across)], of pixels of `x`; any number."""
+    """source(across[i], down[j]) as rows and columns of `x`, [N, len(down), len(across)] each; may be outside of it."""
     h, w = x.shape[2:]
     down, across = down[:, None] - (h - 1) / 2, across - (w - 1) / 2
     matrix = source.to(x.dtype)[:, :, :, None, None]
@@ -353,7 +352,7 @@ def _places(source: Tensor, down: Tensor, across: Tensor, x: Tensor) -> tuple[Te
 
 
 def _blit(x: Tensor, source: Tensor) -> Tensor:
-    """The image whose pixel z is the one at source(z) in `x`."""
+    """The image whose pixel z is pixel source(z) of `x`."""
     h, w = x.shape[2:]
     down, across = (torch.arange(size, dtype=x.dtype, device=x.device) for size in (h, w))
     rows, columns = _places(source, down, across, x)
@@ -361,18 +360,18 @@ def _blit(x: Tensor, source: Tensor) -> Tensor:
 
 
 def _period(size: int) -> tuple[int, int]:
-    """Of an image mirrored on and on: a place to start at, so far before the image, and its length."""
+    """Period of an infinitely mirrored axis: pixels from its start to the image, and its length."""
     return (size - 1) // 2, max(2 * (size - 1), 1)
 
 
 def _mirrored(place: Tensor, size: int) -> Tensor:
-    """Coordinates mirrored at 0 and size - 1, as often as need be, so that they are in between."""
+    """Coordinates reflected at 0 and size - 1 until they are in between."""
     span = size - 1
     return span - (place.remainder(2 * span) - span).abs() if span else torch.zeros_like(place)
 
 
 def _mirror_around(x: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
-    """Reflection padding, (before, after) of each axis; also by more than the size of `x`."""
+    """Reflection padding by (before, after) pixels of each axis, which may exceed the size of `x`."""
     h, w = x.shape[2:]
     if max(rows) < h and max(columns) < w:
         return F.pad(x, (*columns, *rows), mode="reflect")
@@ -383,8 +382,8 @@ def _mirror_around(x: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -
 
 
 def _sample(x: Tensor, rows: Tensor, columns: Tensor, interpolation: int) -> Tensor:
-    """What is at (rows, columns) in `x` [N, C, H, W]: [N, C, *rows.shape[1:]]."""
-    grid = [  # as grid_sample counts, from -1 to 1
+    """Samples `x` [N, C, H, W] at (rows, columns) [N, H2, W2]: [N, C, H2, W2]."""
+    grid = [  # coordinates of grid_sample, from -1 to 1
         place * (2 / max(size - 1, 1)) - 1 for place, size in ((columns, x.shape[3]), (rows, x.shape[2]))
     ]
     grid = torch.stack(grid, -1)
@@ -394,9 +393,9 @@ def _sample(x: Tensor, rows: Tensor, columns: Tensor, interpolation: int) -> Ten
 
 
 class _Sample(torch.autograd.Function):
-    """grid_sample of an image at fixed places. It is linear in the image: the gradient is its adjoint, and so on.
+    """grid_sample at fixed coordinates, differentiable any number of times: it is linear in the image.
 
-    PyTorch's own cannot be differentiated twice before 2.13.
+    PyTorch's grid_sample is twice differentiable only since 2.13.
     """
 
     @staticmethod
@@ -417,7 +416,7 @@ class _SampleAdjoint(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(grid)
         ctx.interpolation = interpolation
-        # Of the image, only its shape counts for the gradient with respect to it.
+        # The gradient with respect to the image depends only on the image's shape.
         image, mask = grad.new_zeros(()).expand(shape), (True, False)
         return torch.ops.aten.grid_sampler_2d_backward(grad, image, grid, interpolation, BORDER, True, mask)[0]
 
@@ -433,12 +432,11 @@ class _SampleAdjoint(torch.autograd.Function):
 def _recolor(x: Tensor, parameters: Parameters) -> Tensor:
     """Brightness, contrast, luma flip, hue and saturation of x [N, 1, 3 or 4, H, W], in this order.
 
-    All of them are maps about the grey axis v = (1, 1, 1) / sqrt(3). So the product of their matrices is, with b the
-    brightness and t the hue,
+    All act along or across the grey axis v = (1, 1, 1) / sqrt(3). Their product, with brightness b and hue t, is
 
         x -> l v v'(x + b) + k cos(t) (1 - v v') x + k sin(t) v × x
 
-    where l = contrast, negative if the luma is flipped, is the factor along v, k = contrast * saturation that across.
+    with the factor along v, l = contrast, negated by the luma flip, and the factor across v, k = contrast * saturation.
     """
     flipped, contrast, brightness, saturation, hue = (
         value.to(x.dtype)[:, None, None, None]
@@ -457,6 +455,6 @@ def _recolor(x: Tensor, parameters: Parameters) -> Tensor:
         return along * x + along * brightness
     across, turned = contrast * saturation * hue.cos(), contrast * saturation * hue.sin() / math.sqrt(3)
     others = (along - across) / 3
-    # A channel, the next and the one before: row i of v × x is (x[i - 1] - x[i + 1]) / sqrt(3).
+    # Each channel with the next and the previous one: row i of v × x is (x[i - 1] - x[i + 1]) / sqrt(3).
     y = (across + others) * x + (others - turned) * x.roll(-1, 1) + (others + turned) * x.roll(1, 1)
     return y + along * brightness

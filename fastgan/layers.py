@@ -1,7 +1,7 @@
-"""Drop-in layers over the fused operations; none knows of a model, a training loop or a configuration.
+"""Drop-in layers over the fused operations. They know nothing about models, training or configurations.
 
-Layers named "Equalized" keep weights of unit variance and scale them at run time, so that the optimizer's step is the
-same share of every weight (Karras et al. 2018, "Progressive Growing of GANs", section 4.1).
+Equalized learning rate: "Equalized" layers store weights of unit variance and scale them at run time, so that all
+weights learn at the same relative speed (Karras et al. 2018, "Progressive Growing of GANs", section 4.1).
 """
 
 import math
@@ -33,27 +33,27 @@ SQRT2 = math.sqrt(2.0)
 
 
 def _default_gain(act: str, gain: float | None) -> float:
-    """The gain that keeps the variance of what passes through the activation, where none is given."""
+    """`gain`, or if it is None the gain that keeps the variance through the activation."""
     if gain is not None:
         return gain
     return SQRT2 if act in ("relu", "lrelu", "silu") else 1.0
 
 
 def equalized(layer: nn.Module) -> tuple[Tensor, Tensor | None, float]:
-    """Weight, bias and gain with which a layer of equalised rate computes `gain * act(linear(x, weight) + bias)`.
+    """Effective weight, bias and gain of a layer with equalized learning rate: `gain * act(linear(x, weight) + bias)`.
 
-    Its rate c is a factor of the weight. Where the activation is homogeneous it goes behind the sums, which costs no
-    pass over the weight, and none over its gradient:
+    The run-time scale c of the weight w moves behind the sums if the activation is homogeneous, which saves a pass over
+    the weight and one over its gradient:
 
         g * act(c * linear(x, w) + b) = c * g * act(linear(x, w) + b / c)
 
-    Not in fp16, whose range sums of weights of unit variance may leave.
+    Not in fp16, whose range the unscaled sums may exceed.
     """
-    weight, rate, gain = layer.weight, layer.weight_gain, layer.gain
-    passes = layer.bias is not None or layer.act != "linear"  # else there is none to give the rate to
-    if passes and slope_below_zero(layer.act, 0.2) is not None and not computes_in_fp16(weight):
-        return weight, _times(layer.bias, layer.bias_gain / rate), gain * rate
-    return _times(weight, rate), _times(layer.bias, layer.bias_gain), gain
+    weight, scale, gain = layer.weight, layer.weight_gain, layer.gain
+    has_pass = layer.bias is not None or layer.act != "linear"  # an activation pass that takes the factor
+    if has_pass and slope_below_zero(layer.act, 0.2) is not None and not computes_in_fp16(weight):
+        return weight, _times(layer.bias, layer.bias_gain / scale), gain * scale
+    return _times(weight, scale), _times(layer.bias, layer.bias_gain), gain
 
 
 def _times(tensor: Tensor | None, factor: float) -> Tensor | None:
@@ -61,14 +61,14 @@ def _times(tensor: Tensor | None, factor: float) -> Tensor | None:
 
 
 class EqualizedLinear(nn.Module):
-    """Dense layer with equalised learning rate, bias and activation fused.
+    """Linear layer with equalized learning rate; bias and activation are fused.
 
     Args:
-        in_features, out_features: sizes.
-        bias: whether there is one.
-        bias_init: its initial value.
-        lr_multiplier: scales the effective learning rate of weight and bias (0.01 in StyleGAN's mapping network).
-        act, gain: activation and the factor after it (see `noise_bias_act`); by default sqrt(2) for the relu family.
+        in_features, out_features: as for `nn.Linear`.
+        bias: whether to add a bias.
+        bias_init: initial value of the bias.
+        lr_multiplier: factor of the effective learning rate (0.01 in StyleGAN's mapping network).
+        act, gain: activation and the factor after it, see `noise_bias_act`; default gain: sqrt(2) for the relu family.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class EqualizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in_features] to [N, out_features]."""
-        if self.act == "linear" and self.gain == 1:  # x is smaller than the weight
+        if self.act == "linear" and self.gain == 1:  # scales x, which is smaller than the weight
             return F.linear(x * self.weight_gain, self.weight, _times(self.bias, self.bias_gain))
         weight, bias, gain = equalized(self)
         return noise_bias_act(F.linear(x, weight), bias=bias, act=self.act, gain=gain)
@@ -103,16 +103,17 @@ class EqualizedLinear(nn.Module):
 
 
 class EqualizedConv2d(nn.Module):
-    """Convolution with equalised learning rate, bias and activation fused, optionally downsampling by 2.
+    """Convolution with equalized learning rate; bias and activation are fused. Optionally downsamples by 2.
 
-    The padding keeps the size. With `down=2` the image is low-pass filtered first, and the convolution has stride 2.
+    Padding keeps the size. With `down=2` a low-pass filter comes first, and the convolution has stride 2.
 
     Args:
-        in_channels, out_channels, kernel_size: sizes; the kernel is square and odd.
-        bias: whether there is one.
+        in_channels, out_channels: as for `nn.Conv2d`.
+        kernel_size: of the square kernel, odd.
+        bias: whether to add a bias.
         down: 1 or 2.
-        act, gain, clamp: see `noise_bias_act`; the default gain is sqrt(2) for the relu family.
-        resample_filter: with which `down` is done, see `taps`.
+        act, gain, clamp: see `noise_bias_act`; default gain: sqrt(2) for the relu family.
+        resample_filter: filter for `down=2`, see `taps`.
     """
 
     def __init__(
@@ -144,14 +145,14 @@ class EqualizedConv2d(nn.Module):
             self.register_buffer("resample_filter", taps(resample_filter), persistent=False)
 
     def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
-        """The convolution alone, with the effective weight."""
+        """The convolution without bias and activation, for an effective weight."""
         kernel_size = weight.shape[-1]
         if self.down == 1:
             return conv2d(x, weight, padding=kernel_size // 2)
-        around = _around(self.resample_filter, down=2, more=kernel_size // 2)
+        padding = _filter_padding(self.resample_filter, down=2, extra=kernel_size // 2)
         if kernel_size == 1:
-            return conv2d(upfirdn2d(x, self.resample_filter, down=2, padding=around), weight)
-        return filtered_conv2d(x, weight, self.resample_filter, filter_padding=around, stride=2)
+            return conv2d(upfirdn2d(x, self.resample_filter, down=2, padding=padding), weight)
+        return filtered_conv2d(x, weight, self.resample_filter, filter_padding=padding, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in_channels, H, W] to [N, out_channels, H / down, W / down]."""
@@ -165,20 +166,20 @@ class EqualizedConv2d(nn.Module):
         return f"{_sizes(self.weight)}, down={self.down}, act={self.act}"
 
 
-def _around(filter: Tensor, up: int = 1, down: int = 1, more: int = 0) -> tuple[int, int, int, int]:
-    """Zeros (left, right, top, bottom) with which a filter enlarges `up` times, or reduces `down` times, and no more.
+def _filter_padding(filter: Tensor, up: int = 1, down: int = 1, extra: int = 0) -> tuple[int, int, int, int]:
+    """Padding (left, right, top, bottom) with which `upfirdn2d` changes the size by exactly `up / down`.
 
-    `more` are those of a convolution behind it. Negative where the filter is so short that rows are cropped.
+    `extra` is the padding of a convolution that follows. Negative, which crops, if the filter is short.
     """
     sides = []
     for k in (filter.shape[-1], filter.shape[0]):
         missing = k - max(up, down)
-        sides += [(missing + 1) // 2 + up - 1 + more, missing // 2 + more]
+        sides += [(missing + 1) // 2 + up - 1 + extra, missing // 2 + extra]
     return tuple(sides)
 
 
 class _Filter2d(nn.Module):
-    """A FIR filter without parameters; the filter is a buffer that no checkpoint holds."""
+    """Base class of layers with a FIR filter, a buffer that is not part of the state dict."""
 
     def __init__(self, weights: Filter):
         super().__init__()
@@ -189,30 +190,30 @@ class _Filter2d(nn.Module):
 
 
 class Blur2d(_Filter2d):
-    """Low-pass filter that keeps the size, to come before or after a layer with a stride (StyleGAN2's `Blur`).
+    """Low-pass filter that keeps the size, for use before or after a strided layer (StyleGAN2's `Blur`).
 
     Args:
         weights: of the filter, see `taps`.
-        padding: zeros (before, behind) each axis; by default such that the size is kept.
-        gain: factor of the result: 4 behind a convolution that is transposed with stride 2.
+        padding: zeros (before, after) for both axes; by default the size is kept.
+        gain: factor of the output; 4 after a transposed convolution of stride 2.
     """
 
     def __init__(self, weights: Filter = BILINEAR, *, padding: tuple[int, int] | None = None, gain: float = 1.0):
         super().__init__(weights)
-        self.padding = _around(self.filter) if padding is None else (*padding, *padding)
+        self.padding = _filter_padding(self.filter) if padding is None else (*padding, *padding)
         self.gain = gain
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] to the same, or with `padding` given to H + before + behind - k + 1 and so on."""
+        """[N, C, H, W] to the same shape; given `padding`, to H + before + after - k + 1 rows, and columns likewise."""
         return upfirdn2d(x, self.filter, padding=self.padding, gain=self.gain)
 
 
 class Upsample2d(_Filter2d):
-    """Doubles the size by zero insertion and a low-pass filter; the brightness is kept (StyleGAN2's `Upsample`).
+    """Upsampling by zero insertion and a low-pass filter; keeps the mean (StyleGAN2's `Upsample`).
 
     Args:
         weights: of the filter, see `taps`.
-        factor: of the enlargement.
+        factor: of the upsampling.
     """
 
     def __init__(self, weights: Filter = BILINEAR, *, factor: int = 2):
@@ -221,16 +222,16 @@ class Upsample2d(_Filter2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] to [N, C, factor * H, factor * W]."""
-        around = _around(self.filter, up=self.factor)
-        return upfirdn2d(x, self.filter, up=self.factor, padding=around, gain=self.factor**2)
+        padding = _filter_padding(self.filter, up=self.factor)
+        return upfirdn2d(x, self.filter, up=self.factor, padding=padding, gain=self.factor**2)
 
 
 class Downsample2d(_Filter2d):
-    """Halves the size by a low-pass filter and decimation (StyleGAN2's `Downsample`).
+    """Downsampling by a low-pass filter and decimation (StyleGAN2's `Downsample`).
 
     Args:
         weights: of the filter, see `taps`.
-        factor: of the reduction.
+        factor: of the downsampling.
     """
 
     def __init__(self, weights: Filter = BILINEAR, *, factor: int = 2):
@@ -239,16 +240,16 @@ class Downsample2d(_Filter2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W], sizes multiples of `factor`, to [N, C, H / factor, W / factor]."""
-        return upfirdn2d(x, self.filter, down=self.factor, padding=_around(self.filter, down=self.factor))
+        return upfirdn2d(x, self.filter, down=self.factor, padding=_filter_padding(self.filter, down=self.factor))
 
 
 class NoiseBiasLeakyReLU(nn.Module):
-    """Noise, bias, leaky ReLU, gain and clamp in one pass; the end of a StyleGAN layer.
+    """Noise, bias, leaky ReLU, gain and clamp in one pass: the end of a StyleGAN2 layer.
 
     Args:
         channels: of the activations.
-        noise: whether noise is added, with a learned strength that starts at zero.
-        per_channel: one strength a channel (StyleGAN) instead of a single one (StyleGAN2).
+        noise: whether to add noise, with a learned strength that starts at zero.
+        per_channel: a strength for each channel (StyleGAN) instead of one (StyleGAN2).
         slope, gain, clamp: see `noise_bias_act`.
     """
 
@@ -272,16 +273,16 @@ class NoiseBiasLeakyReLU(nn.Module):
     ) -> Tensor:
         """Args:
         x: [N, C, H, W].
-        noise: [N, 1, H, W] or [1, 1, H, W]; drawn anew from N(0, 1) if not given and the layer has noise.
-        scale: [N, C], factor before: the demodulation of the convolution that made `x`.
-        post: [N, C], factor after: the style of the only convolution that reads the result.
+        noise: [N, 1, H, W] or [1, 1, H, W]; None: drawn from N(0, 1), if the layer has noise.
+        scale: [N, C], factor of x: the demodulation of the convolution before.
+        post: [N, C], factor of the output: the style of the convolution after, if it is the only reader.
         """
         return noise_bias_act(x, scale=scale, post=post, **self.arguments(x.shape, x.device, noise))
 
     def arguments(self, shape: tuple[int, ...], device: torch.device, noise: Tensor | None = None) -> dict:
-        """What the layer does to activations of a shape [N, C, H, W], as named arguments of `noise_bias_act`.
+        """Keyword arguments of `noise_bias_act` for activations of a shape [N, C, H, W]; `noise` as in `forward`.
 
-        Operations that end in it, such as `modulated_conv2d`, take them as well. `noise` as in `forward`.
+        Operations that end in it, such as `modulated_conv2d`, take them too.
         """
         if self.strength is None:
             noise = None
@@ -299,19 +300,20 @@ class NoiseBiasLeakyReLU(nn.Module):
 
 
 class BatchNormAct(nn.modules.batchnorm._NormBase):
-    """Batch norm and the activation behind it, fused; for [N, C] as well as for [N, C, ...].
+    """Batch norm and an activation, fused; for [N, C] and [N, C, ...].
 
-    Parameters and buffers are those of `nn.BatchNorm2d`, by name, value and meaning. To PyTorch it is no batch norm,
-    lest `nn.SyncBatchNorm.convert_sync_batchnorm` should replace it, and the activation be lost.
+    Parameters and buffers are those of `nn.BatchNorm2d`. It is not a subclass, because `convert_sync_batchnorm` would
+    replace it and drop the activation.
 
     Args:
         channels: of the activations.
         act, slope, gain: "linear", "relu" or "lrelu", see `batch_norm_act`.
         eps: added to the variance.
-        momentum: the share of a batch in the running averages.
+        momentum: weight of a batch in the running averages.
 
     Attributes:
-        batches: how many batches follow one another in what the layer is given, see `batch_norm_act`.
+        batches: number of batches that are concatenated in the input, each with its own statistics, see
+            `batch_norm_act`.
     """
 
     batches = 1
@@ -331,7 +333,7 @@ class BatchNormAct(nn.modules.batchnorm._NormBase):
         self.act, self.slope, self.gain = act, slope, gain
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [N, channels, ...] to its shape. Raises ValueError for a single value per channel in training."""
+        """[N, channels, ...] to the same shape. Raises ValueError in training for a single value per channel."""
         if self.training:
             self.num_batches_tracked.add_(self.batches)
         return batch_norm_act(
@@ -354,12 +356,12 @@ class BatchNormAct(nn.modules.batchnorm._NormBase):
 
 
 class AdaIN(nn.Module):
-    """Adaptive instance normalisation: the style of an image sets mean and deviation of each feature map.
+    """Adaptive instance normalization: the style sets mean and standard deviation of each feature map.
 
         y = (1 + s) * (x - mean) / sqrt(var + eps) + b,   (s, b) = A w
 
-    `A` is a learned affine map of equalised learning rate (Huang and Belongie 2017, equation 8; Karras et al. 2019,
-    equation 1, with the scale learned as its distance from 1).
+    A is a linear layer with equalized learning rate (Huang and Belongie 2017, equation 8; Karras et al. 2019,
+    equation 1, with 1 added to the scale).
 
     Args:
         channels: of the activations.
@@ -375,10 +377,10 @@ class AdaIN(nn.Module):
     def style(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and bias [N, channels] for a style [N, w_dim]."""
         scale, bias = self.affine(w).chunk(2, 1)
-        return 1 + to_arithmetic(scale), bias  # the sum would round in 16 bits
+        return 1 + to_arithmetic(scale), bias  # 16 bits would round the sum
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        """x [N, channels, ...] and a style [N, w_dim] to the shape of x."""
+        """x [N, channels, ...] and a style w [N, w_dim] to the shape of x."""
         return adain(x, *self.style(w), eps=self.eps)
 
     def extra_repr(self) -> str:
@@ -386,15 +388,15 @@ class AdaIN(nn.Module):
 
 
 class StyleEpilogue(AdaIN):
-    """All that stands between two convolutions of StyleGAN: noise, bias, leaky ReLU, instance norm, style; fused.
+    """The end of a StyleGAN layer, fused: noise, bias, leaky ReLU, AdaIN (Karras et al. 2019, figure 1b, equation 1).
 
-    Karras et al. 2019, figure 1b and equation 1. Each channel has a noise strength of its own, zero at the start.
+    Each channel has a learned noise strength that starts at zero.
 
     Args:
         channels: of the activations.
         w_dim: of the style.
-        noise: whether noise is added.
-        slope, gain: of the leaky ReLU below zero, and the factor after it.
+        noise: whether to add noise.
+        slope, gain: slope of the leaky ReLU below zero, and the factor after it.
         eps: added to the variance.
     """
 
@@ -417,7 +419,7 @@ class StyleEpilogue(AdaIN):
         """Args:
         x: [N, channels, H, W].
         w: style [N, w_dim].
-        noise: [N, 1, H, W] or [1, 1, H, W]; drawn anew from N(0, 1) if not given and the layer has noise.
+        noise: [N, 1, H, W] or [1, 1, H, W]; None: drawn from N(0, 1), if the layer has noise.
         """
         if self.strength is None:
             noise = None
@@ -441,10 +443,9 @@ class StyleEpilogue(AdaIN):
 
 
 class Conv2d(nn.Conv2d):
-    """`nn.Conv2d` in all it takes and computes, on `fastgan.ops.conv2d`.
+    """Drop-in `nn.Conv2d` on `fastgan.ops.conv2d`, which has faster CPU kernels for few channels and weight gradients.
 
-    That is faster on CPUs where the output has few channels, and on some where it is differentiated twice. What it
-    does not know (groups, dilation, unequal strides, padding other than by a number of zeros) is PyTorch's.
+    Groups, dilation, unequal strides and other padding than zeros take PyTorch's convolution.
     """
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -454,7 +455,7 @@ class Conv2d(nn.Conv2d):
 
 
 class ConvTranspose2d(nn.ConvTranspose2d):
-    """`nn.ConvTranspose2d` in all it takes and computes, on `fastgan.ops.conv_transpose2d`; as `Conv2d`."""
+    """Drop-in `nn.ConvTranspose2d` on `fastgan.ops.conv_transpose2d`; see `Conv2d`."""
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         if not _is_plain(self) or x.dim() != 4 or output_size is not None or any(self.output_padding):
@@ -473,10 +474,10 @@ def _is_plain(conv: nn.Conv2d | nn.ConvTranspose2d) -> bool:
 
 
 class _Transposable(nn.Module):
-    """Base of layers whose `weight` [O, I, k, k] a transposed convolution may read, as [I, O, k, k].
+    """Base class of layers whose `weight` [O, I, k, k] may be read by a transposed convolution, as [I, O, k, k].
 
-    In a network that is moved to channels_last, it is that view of it that is so: a weight in the other order would be
-    copied at each call, and its gradient on the way back.
+    When a network moves to channels_last, the transposed view of such a weight is made channels_last. Otherwise every
+    call would copy the weight, and every backward its gradient.
     """
 
     reads_transposed = False
@@ -491,17 +492,18 @@ class _Transposable(nn.Module):
 
 
 class ModulatedConv2d(_Transposable):
-    """Convolution whose input channels are scaled by a style, and whose output is normalised for it.
+    """Modulated convolution with equalized learning rate: StyleGAN2's mod, conv and demod.
 
         y[n,o] = d[n,o] * conv(style[n,i] * x[n,i], weight)[o],   d = rsqrt(sum_i style^2 * sum_k weight^2 + 1e-8)
 
-    `fastgan.ops.modulated_conv2d` with an equalised weight (Karras et al. 2020, equations 1 and 3).
+    Karras et al. 2020, equations 1 and 3, in the form that scales activations instead of weights.
 
     Args:
-        in_channels, out_channels, kernel_size: sizes; the kernel is square.
-        demodulate: whether the output is normalised.
-        up, down: one of them may be 2, to double or halve the resolution with a low-pass filter, as StyleGAN2.
-        resample_filter: that filter, see `taps`.
+        in_channels, out_channels: as for `nn.Conv2d`.
+        kernel_size: of the square kernel.
+        demodulate: whether to demodulate, that is to multiply by d.
+        up, down: one of them may be 2, to resample with a low-pass filter.
+        resample_filter: the filter, see `taps`.
     """
 
     def __init__(
@@ -528,8 +530,9 @@ class ModulatedConv2d(_Transposable):
     def forward(self, x: Tensor, style: Tensor, *, scaled: bool = False, **epilogue) -> Tensor:
         """[N, in_channels, H, W] and a style [N, in_channels] to [N, out_channels, H * up / down, W * up / down].
 
-        `scaled` says that `x` has been multiplied by the style already (the `post` of the layer before). `epilogue` are
-        arguments of `noise_bias_act` to be applied in the same pass, such as `NoiseBiasLeakyReLU.arguments` gives.
+        Args:
+            scaled: `x` has already been multiplied by the style, as `post` of the layer before.
+            epilogue: arguments of `noise_bias_act` for the same pass, for example `NoiseBiasLeakyReLU.arguments()`.
         """
         return modulated_conv2d(
             x,
@@ -549,7 +552,7 @@ class ModulatedConv2d(_Transposable):
 
 
 class _ResampledConv2d(_Transposable):
-    """What the two convolutions that are fused with resampling have in common."""
+    """Base class of convolutions fused with resampling."""
 
     def __init__(
         self,
@@ -587,16 +590,17 @@ class _ResampledConv2d(_Transposable):
 
 
 class UpsampleConv2d(_ResampledConv2d):
-    """Nearest-neighbour upsampling by 2, then a convolution of the same padding, as one transposed convolution.
+    """Nearest-neighbour upsampling by 2 and a convolution, as one transposed convolution.
 
-    [N, in_channels, H, W] to [N, out_channels, 2H, 2W]; the numbers of `nn.Upsample(scale_factor=2)` and `nn.Conv2d`,
-    with parameters of the same names and shapes, at 2.25 times fewer multiplications (`fastgan.ops.upsample_conv2d`).
+    [N, in_channels, H, W] to [N, out_channels, 2H, 2W]. Same results and parameters as `nn.Upsample(scale_factor=2)`
+    and `nn.Conv2d` with "same" padding, at 2.25 times fewer multiplications for 3x3 (`fastgan.ops.upsample_conv2d`).
 
     Args:
-        in_channels, out_channels, kernel_size: sizes; the kernel is square and odd.
-        bias: whether there is one.
-        equalized: equalised learning rate (PGGAN) instead of `nn.Conv2d`'s initialisation.
-        act, gain: activation and the factor after it (see `noise_bias_act`); by default sqrt(2) for the relu family.
+        in_channels, out_channels: as for `nn.Conv2d`.
+        kernel_size: of the square kernel, odd.
+        bias: whether to add a bias.
+        equalized: equalized learning rate (PGGAN) instead of `nn.Conv2d`'s initialization.
+        act, gain: activation and the factor after it, see `noise_bias_act`; default gain: sqrt(2) for the relu family.
     """
 
     reads_transposed = True
@@ -607,11 +611,11 @@ class UpsampleConv2d(_ResampledConv2d):
 
 
 class ConvDownsample2d(_ResampledConv2d):
-    """A convolution that keeps the size, then 2x2 average pooling, as one convolution of stride 2.
+    """A convolution and 2x2 average pooling, as one convolution of stride 2.
 
-    [N, in_channels, H, W] to [N, out_channels, H // 2, W // 2]; the numbers of `nn.Conv2d` and `nn.AvgPool2d(2)`, with
-    parameters of the same names and shapes, at 2.25 times fewer multiplications (`fastgan.ops.conv_downsample2d`).
-    Bias and activation come after the pooling, as in PGGAN.
+    [N, in_channels, H, W] to [N, out_channels, H // 2, W // 2]. Same results and parameters as `nn.Conv2d` with "same"
+    padding and `nn.AvgPool2d(2)`, at 2.25 times fewer multiplications for 3x3 (`fastgan.ops.conv_downsample2d`). Bias
+    and activation come after the pooling, as in PGGAN.
 
     Args: as `UpsampleConv2d`.
     """
@@ -622,7 +626,7 @@ class ConvDownsample2d(_ResampledConv2d):
 
 
 def _noise_for(shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """From N(0, 1), the same for all channels."""
+    """Noise [N, 1, H, W] from N(0, 1)."""
     return torch.randn(shape[0], 1, *shape[2:], device=device, dtype=torch.float32)
 
 
@@ -643,7 +647,7 @@ class PixelNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, ...] to the same; latents [N, C] as well."""
+        """[N, C, ...] to the same shape; also latents [N, C]."""
         return pixel_norm(x, self.eps)
 
     def extra_repr(self) -> str:
@@ -654,8 +658,8 @@ class MinibatchStddev(nn.Module):
     """Appends the standard deviation over groups of samples as a feature map (Karras et al. 2018, section 3).
 
     Args:
-        group_size: samples a group; the batch must be a multiple of it, or smaller. None: the batch is one group.
-        features: maps appended; the channels are split among them.
+        group_size: samples a group; the batch must be a multiple of it, or smaller. None: the whole batch.
+        features: number of maps; each is the mean over its share of the channels.
     """
 
     def __init__(self, group_size: int | None = 4, features: int = 1):

@@ -1,4 +1,7 @@
-"""Objectives of generator and discriminator, and gradient penalties, in fp32 at least."""
+"""Objectives of generator and discriminator, and path length regularization, in fp32 (fp64 for fp64).
+
+Functions of logits return the mean over the batch. Gradient penalties are in `fastgan.penalties`.
+"""
 
 from __future__ import annotations
 
@@ -14,74 +17,80 @@ from fastgan.ops.arithmetic import average_in, to_arithmetic
 
 
 class Objective(NamedTuple):
-    """What generator and discriminator minimise, as functions of logits [N]; each returns a scalar, the mean over N."""
+    """What generator and discriminator minimize, as functions of logits [N] that return a scalar."""
 
     generator: Callable[[Tensor], Tensor]  # (fake logits)
     discriminator_real: Callable[[Tensor], Tensor]  # (real logits)
-    discriminator_fake: Callable[[Tensor], Tensor]  # (fake logits), to be added to the other
+    discriminator_fake: Callable[[Tensor], Tensor]  # (fake logits)
 
     def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
-        """Both halves, of real and fake logits [N]."""
+        """Sum of the terms for real and fake logits [N]."""
         return self.discriminator_real(real) + self.discriminator_fake(fake)
 
 
 class PairedObjective(NamedTuple):
-    """The same for objectives that judge an image beside one of the other kind: functions of two times [N] logits."""
+    """An objective that compares real with fake images: functions of two sets of logits [N] that return a scalar."""
 
     generator: Callable[[Tensor, Tensor], Tensor]  # (fake logits, real logits)
     discriminator: Callable[[Tensor, Tensor], Tensor]  # (real logits, fake logits)
 
 
 def nonsaturating_real(logits: Tensor) -> Tensor:
-    """-log sigmoid(logits), its mean: low if [N] images are called real. Goodfellow et al. 2014, section 3."""
+    """-log sigmoid(logits): small when the logits [N] call the images real. Goodfellow et al. 2014, section 3."""
     return softplus(-to_arithmetic(logits)).mean()
 
 
 def nonsaturating_fake(logits: Tensor) -> Tensor:
-    """-log(1 - sigmoid(logits)), its mean: low if [N] images are called generated. Same source."""
+    """-log(1 - sigmoid(logits)): small when the logits [N] call the images fake. Goodfellow et al. 2014, section 3."""
     return softplus(to_arithmetic(logits)).mean()
 
 
 def minimax_generator(logits: Tensor) -> Tensor:
-    """log(1 - sigmoid(logits)), its mean, of generated images: equation 1 there, flat where the discriminator is
-    sure."""
+    """log(1 - sigmoid(logits)) of fake images; saturates when the discriminator is sure.
+
+    Goodfellow et al. 2014, equation 1.
+    """
     return -nonsaturating_fake(logits)
 
 
 def mean_logit(logits: Tensor) -> Tensor:
-    """The mean of [N] logits, which the discriminator of a Wasserstein GAN wants low of generated images."""
+    """Mean of logits [N], which the critic of a Wasserstein GAN minimizes on fake images."""
     return to_arithmetic(logits).mean()
 
 
 def minus_mean_logit(logits: Tensor) -> Tensor:
-    """Its negative: of real images, and what the generator minimises. Arjovsky et al. 2017, equation 2."""
+    """Minus the mean of logits [N]: the critic's term for real images, and the generator's.
+
+    Arjovsky et al. 2017, equation 2.
+    """
     return -mean_logit(logits)
 
 
 def hinge_real(logits: Tensor) -> Tensor:
-    """max(0, 1 - logit), its mean. Miyato et al. 2018, equation 16; the generator's is `minus_mean_logit`."""
+    """max(0, 1 - logit) of real images. Miyato et al. 2018, equation 16; the generator's is `minus_mean_logit`."""
     return (1 - to_arithmetic(logits)).relu().mean()
 
 
 def hinge_fake(logits: Tensor) -> Tensor:
-    """max(0, 1 + logit), its mean. Same source."""
+    """max(0, 1 + logit) of fake images. Miyato et al. 2018, equation 16."""
     return (1 + to_arithmetic(logits)).relu().mean()
 
 
 def squared_distance_to_one(logits: Tensor) -> Tensor:
-    """(logit - 1)^2 / 2, its mean: low if [N] images are called real. Mao et al. 2017, equation 9."""
+    """(logit - 1)^2 / 2: small when the logits [N] call the images real. Mao et al. 2017, equation 9."""
     return (to_arithmetic(logits) - 1).square().mean() / 2
 
 
 def squared_distance_to_zero(logits: Tensor) -> Tensor:
-    """logit^2 / 2, its mean: low if [N] images are called generated. Same source."""
+    """logit^2 / 2: small when the logits [N] call the images fake. Mao et al. 2017, equation 9."""
     return to_arithmetic(logits).square().mean() / 2
 
 
 def relativistic(higher: Tensor, lower: Tensor) -> Tensor:
-    """-log sigmoid(higher - lower), its mean: low if each of [N] logits lies above its partner, the one of equal index.
+    """-log sigmoid(higher - lower): small when higher[n] is above lower[n]; logits [N] each.
 
-    The relativistic pairing loss (Jolicoeur-Martineau 2018; Huang et al. 2024, equation 2).
+    Relativistic pairing loss (Jolicoeur-Martineau 2018; Huang et al. 2024, equation 2). Raises ValueError if the shapes
+    differ.
     """
     if higher.shape != lower.shape:
         raise ValueError(
@@ -100,19 +109,18 @@ OBJECTIVES: dict[str, Objective | PairedObjective] = {
 }
 
 
-# Regularisation of the generator ----------------------------------------------------------------------------------
+# Regularization of the generator ----------------------------------------------------------------------------------
 
 
 class PathLength(nn.Module):
-    """The path length penalty: a step in w should change the image by the same amount, wherever it is taken.
+    """Path length regularization: a step in w of a given length should change every image by the same amount.
 
-        (|J_w^T y| - a)^2,   y ~ N(0, 1) / sqrt(H * W),   a a running mean of that length
+        (|J_w^T y| - a)^2,   y ~ N(0, 1) / sqrt(H * W),   a = running mean of |J_w^T y|, a buffer
 
-    Karras et al. 2020 ("Analyzing and Improving the Image Quality of StyleGAN"), equation 4 and appendix B. The mean is
-    a buffer, and so part of the state of a training.
+    Karras et al. 2020 ("Analyzing and Improving the Image Quality of StyleGAN"), equation 4 and appendix B.
 
     Args:
-        decay: share that a call's lengths have in the running mean.
+        decay: weight of a call's lengths in the running mean.
     """
 
     def __init__(self, decay: float = 0.01):
@@ -121,17 +129,21 @@ class PathLength(nn.Module):
         self.register_buffer("mean", torch.zeros(()))
 
     def forward(self, images: Tensor, ws: Tensor) -> Tensor:
-        """Images [N, C, H, W], and the styles ws [N, num_ws, w_dim] that they were made of with a graph, to a scalar.
+        """The penalty, a scalar, which the papers multiply by 2; updates the running mean.
 
-        The length is that over w, averaged over its num_ws copies (root mean square). The papers' weight is 2.
+        Args:
+            images: [N, C, H, W], computed from `ws` with a graph.
+            ws: styles [N, num_ws, w_dim]. The length is the root mean square over the num_ws copies.
         """
-        penalty, length = self.of(images, ws)
+        penalty, length = self.penalty_and_length(images, ws)
         self.update(length)
         return penalty
 
-    def of(self, images: Tensor, ws: Tensor) -> tuple[Tensor, Tensor]:
-        """The penalty, and the mean length, which `update` is to be told: where parts of a batch go through one by one,
-        their mean, once a step."""
+    def penalty_and_length(self, images: Tensor, ws: Tensor) -> tuple[Tensor, Tensor]:
+        """The penalty and the mean length, both scalars. The running mean is not updated.
+
+        With micro-batches, call `update` once a step with the mean of their lengths.
+        """
         noise = torch.randn_like(images) / math.sqrt(images.shape[2] * images.shape[3])
         with torch.autocast(images.device.type, enabled=False):
             (gradient,) = torch.autograd.grad((images * noise).sum(), ws, create_graph=True)
@@ -141,5 +153,5 @@ class PathLength(nn.Module):
 
     @torch.no_grad()
     def update(self, length: Tensor) -> None:
-        """Counts a length, 0-dim, into the running mean, if it is finite."""
+        """Updates the running mean with a mean length, 0-dim, if it is finite."""
         average_in(self.mean, length, self.decay)

@@ -395,7 +395,7 @@ class Step:
             label = None if micro_batch.label is None else micro_batch.label[:count]
             ws = generator.styles(self._latents(count), label, **self.mixing)
             images = premultiplied(generator.synthesize(ws))
-        penalty, length = self.state.statistics["path_length"].of(images, ws)
+        penalty, length = self.state.statistics["path_length"].penalty_and_length(images, ws)
         loss = micro_batch.weight * self.terms.path_length * self.terms.path_interval * penalty
         self._backward("g", loss, is_last)
         self.averages.add(path_penalty=penalty)

@@ -38,7 +38,7 @@ from fastgan.errors import UserError
 from fastgan.runs import config as configuration
 from fastgan.runs.log import measured
 from fastgan.training import configure
-from tests.data.test_arrays import write_mnist
+from tests.data.readers.test_arrays import write_mnist
 from tests.support import foreign
 from tests.support.tiny_run import arguments
 
@@ -101,8 +101,8 @@ NOT_RUN = {
     "WANDB_MODE=offline fastgan train --wandb": "tests/runs/test_log.py logs to a stand-in",
     "pytest -n auto --dist worksteal": "would start this run again",
     "python -m bench.run": "takes minutes",
-    "fastgan dataset torchvision:": "downloads 170 MB; tests/data/test_dataset.py reads sets of torchvision",
-    "fastgan dataset hf:": "downloads 120 MB; tests/data/test_dataset.py reads sets of Hugging Face",
+    "fastgan dataset torchvision:": "downloads 170 MB; tests/data/readers/test_torchvision.py reads such sets",
+    "fastgan dataset hf:": "downloads 120 MB; tests/data/readers/test_huggingface.py reads such sets",
     "fastgan evaluate --checkpoint RUN --metrics fid": "needs weights that nothing downloads",
     "fastgan export --checkpoint RUN --format rosinality": "needs a run of colour images without classes",
     "fastgan view": "serves until stopped; tests/view/test_view.py opens it in a browser",

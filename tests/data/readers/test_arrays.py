@@ -40,7 +40,7 @@ def read(path, **columns) -> tuple[np.ndarray, list[int | None]]:
 
 @pytest.mark.parametrize("channels", [None, 1, 3, 4])
 @pytest.mark.parametrize("channels_first", [False, True])
-def test_an_array_of_any_layout_is_read(tmp_path, channels, channels_first):
+def test_arrays_of_any_layout_are_read(tmp_path, channels, channels_first):
     pixels = images(channels)
     stored = pixels.transpose(0, 3, 1, 2) if channels_first and channels else pixels
     np.save(tmp_path / "a.npy", stored)
@@ -50,7 +50,7 @@ def test_an_array_of_any_layout_is_read(tmp_path, channels, channels_first):
 
 
 @pytest.mark.parametrize(("name", "beside"), [("a.npy", "a-labels.npy"), ("images.npy", "labels.npy")])
-def test_labels_lie_beside_an_npy(tmp_path, name, beside):
+def test_labels_of_an_npy_are_in_a_file_beside_it(tmp_path, name, beside):
     np.save(tmp_path / name, images())
     np.save(tmp_path / beside, np.array([[2], [0], [-1], [1], [0]]))  # a column, and one without a label
     assert read(tmp_path / name)[1] == [2, 0, None, 1, 0]

@@ -1,0 +1,36 @@
+"""Tables of image files."""
+
+import pytest
+
+from fastgan.data.readers import ReaderOptions, open_reader
+from fastgan.errors import UserError
+from tests.support.image_sources import encode, make_image, read_items
+
+pytestmark = pytest.mark.usefixtures("one_cache")
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "labels", "names"),
+    [
+        ("file,label\n1.png,cat\nsub/2.png,ant\n", {}, [1, 0], ["ant", "cat"]),
+        ("label,Path\n3,1.png\n0,sub/2.png\n", {}, [3, 0], None),
+        ("x,y,label\n1.png,b,1\nsub/2.png,a,1\n", {"image_column": "x", "label_column": "y"}, [1, 0], ["a", "b"]),
+        ("image\n1.png\nsub/2.png\n", {}, [None, None], None),
+    ],
+)
+def test_a_table_gives_files_and_labels(tmp_path, text, columns, labels, names):
+    (tmp_path / "sub").mkdir()
+    for number, name in enumerate(("1.png", "sub/2.png")):
+        (tmp_path / name).write_bytes(encode(make_image(number)))
+    (tmp_path / "table.csv").write_text(text)
+    source, found = read_items(tmp_path / "table.csv", **columns)
+    assert [item.label for item in found] == labels and source.class_names == names
+    assert [item.data for item in found] == [encode(make_image(0)), encode(make_image(1))]
+
+
+@pytest.mark.parametrize("text", ["", "a,b\n", "a\n\xff", "file\n1.png\n"])
+def test_an_invalid_table_is_refused(tmp_path, text):
+    (tmp_path / "table.csv").write_bytes(text.encode("latin-1"))
+    columns = ReaderOptions(label_column="missing")
+    with pytest.raises(UserError, match=r"has no rows|not a table|--label-column missing"):
+        open_reader(str(tmp_path / "table.csv"), columns)

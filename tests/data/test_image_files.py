@@ -1,0 +1,60 @@
+"""Files in a zip: names, sizes and damage that do no harm."""
+
+import random
+import zipfile
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from fastgan.data import open_dataset
+from fastgan.data.images import Target, convert
+from fastgan.errors import UserError
+from tests.data.test_labels import WITH, stylegan_zip
+from tests.support.image_sources import encode, make_image, mutated, mutations, prepare_images, read_files, read_items
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_cache")]
+
+
+def test_names_with_parent_folders_in_a_zip_write_nothing_outside(tmp_path):
+    (tmp_path / "below").mkdir()
+    path = tmp_path / "below" / "evil.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("../evil.png", "/tmp/evil.png", "..\\evil.png", "a/../../evil.png"):
+            archive.writestr(name, encode(make_image()))
+    prepare_images(path, "--resolution", "8", "--out", tmp_path / "below" / "out.zip", "--no-labels")
+    assert sorted(read_files(tmp_path)) == ["below/evil.zip", "below/out.zip"]
+    with zipfile.ZipFile(tmp_path / "below" / "out.zip") as archive:
+        assert all(".." not in name and not name.startswith("/") for name in archive.namelist())
+
+
+def test_a_member_that_would_fill_the_memory_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("fastgan.data.image_files.MAX_BYTES", 10_000)
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("0.png", encode(make_image(0)))
+        archive.writestr("1.png", bytes(1_000_000))
+    found = read_items(tmp_path / "x.zip")[1]
+    assert isinstance(found[0].data, bytes) and "MiB, more than" in str(found[1].data)
+
+
+@pytest.fixture(scope="module")
+def small_zip(tmp_path_factory):
+    return stylegan_zip(
+        tmp_path_factory.mktemp("zip") / "x.zip", WITH([1, 0, 1]), "", zipfile.ZIP_DEFLATED
+    ).read_bytes()
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(flips=mutations, keep=st.floats(0, 1))
+@example(flips=[], keep=1.0)
+def test_damaged_zips_give_one_line_errors(small_zip, tmp_path, flips, keep):
+    path = tmp_path / f"{random.getrandbits(40):x}.zip"
+    path.write_bytes(mutated(small_zip, flips, keep))
+    for attempt in (
+        lambda: [convert(item.data, Target((8, 8), 3), False) for item in read_items(path)[1]],
+        lambda: open_dataset(str(path), 8, 3, cache_dir=tmp_path / "cache", progress=False),
+    ):
+        try:
+            attempt()
+        except UserError as error:
+            assert "\n" not in str(error)

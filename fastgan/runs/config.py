@@ -18,7 +18,7 @@ from fastgan.errors import UserError
 from fastgan.options import LARGEST_SEED, Count, PathText, from_json
 
 FILE_NAME = "config.json"
-MOST_THREADS = 1024  # with many more OpenMP ends the process
+MOST_THREADS = 1024  # OpenMP ends the process with many more
 
 Architecture = Literal["stylegan2", "stylegan", "pggan", "r3gan", "dcgan", "cgan", "mlp"]
 Loss = Literal["nonsaturating", "minimax", "least-squares", "hinge", "wgan", "wgan-gp", "relativistic"]
@@ -27,81 +27,79 @@ Auto = Literal["auto"]
 
 @dataclass(frozen=True)
 class NetworkOptions:
-    """The pair of networks: a generator that draws, a discriminator that tells drawn from real."""
+    """Generator and discriminator."""
 
     arch: Architecture | Auto = "auto"
     """Architecture. stylegan2: best images; r3gan: a modern baseline; stylegan, pggan: grow from small images to large
-    ones; dcgan, cgan, mlp: simple and quick. auto: that of --init-from, else stylegan2."""
+    ones; dcgan, cgan, mlp: simple and fast. auto: that of --init-from, else stylegan2."""
     variant: str | Auto = "auto"
-    """For dcgan transposed (the paper's, default) or upsample; for cgan conv (default) or mlp."""
+    """For dcgan: transposed (as in the paper, default) or upsample. For cgan: conv (default) or mlp."""
     z_dim: int | Auto = "auto"
-    """Size of the random vector an image is drawn from."""
+    """Size of the latent vector."""
     channel_base: int | Auto = "auto"
     """Width of the networks: channel_base / r feature maps at resolution r ..."""
     channel_max: int | Auto = "auto"
-    """... and never more than this."""
+    """... but at most this many."""
     mapping_layers: int | Auto = "auto"
-    """Depth of the mapping network of stylegan and stylegan2."""
+    """Number of layers of the mapping network, for stylegan and stylegan2."""
     mapping_lr: float | Auto = "auto"
-    """How much slower than the rest the mapping network learns."""
+    """Learning-rate multiplier of the mapping network."""
     discriminator_norm: bool | Auto = "auto"
-    """Whether the discriminator of dcgan and cgan has batch norm. auto: yes, but not with a gradient penalty."""
+    """Batch norm in the discriminator, for dcgan and cgan. auto: yes, except with a gradient penalty."""
     discriminator_mapping_layers: int | Auto = "auto"
-    """Dense layers between a label's embedding and what stylegan2's discriminator compares with. auto: 0, as most have;
-    StyleGAN2-ADA has 8."""
+    """Dense layers between a label's embedding and the projection in stylegan2's discriminator. auto: 0; StyleGAN2-ADA
+    has 8."""
 
 
 @dataclass(frozen=True)
 class DataOptions:
-    """The images to learn from."""
+    """Training images."""
 
     source: Annotated[PathText, tyro.conf.arg(name="data", metavar="glyphs|emoji|DIR|ZIP|URL")] = "glyphs"
-    """glyphs: characters drawn on the spot. emoji: colour pictures (extra "emoji").
-    DIR, ZIP: your images, sub-folders or dataset.json being their classes; or what `python -m fastgan.dataset` has
-    made of any others, also the shards.json of shards, here or at a URL."""
+    """glyphs: rendered characters. emoji: colour pictures (extra "emoji"). DIR, ZIP: your own images, with sub-folders
+    or dataset.json as classes; or anything that `python -m fastgan.dataset` has prepared, including the shards.json of
+    shards, as a file or a URL."""
     resolution: Annotated[int | str, tyro.conf.arg(metavar="N|WxH|auto")] = "auto"
-    """Side of square images in pixels, or width and height, which can be halved until 4 to 7 rows or columns are left,
-    like 32, 28 or 1024x768. For stylegan and pggan a power of two. auto: that of the images, 32 for glyphs and
-    emoji."""
+    """Side of square images in pixels, or width and height, like 32, 28 or 1024x768. It must halve to 4 to 7 rows or
+    columns; a power of two for stylegan and pggan. auto: that of the images, 32 for glyphs and emoji."""
     channels: int | Auto = "auto"
-    """1 for grey images, 3 for colour, 4 for colour with transparency. auto: what the images have, 1 for glyphs."""
+    """1: grey, 3: colour, 4: colour with transparency. auto: that of the images, 1 for glyphs."""
     classes: int | Auto = "auto"
-    """For glyphs: 10 (digits, the default), 26 (capitals) or 62 (both cases and digits). Folders and zips bring
-    their own."""
+    """For glyphs: 10 (digits, default), 26 (capitals) or 62 (digits and both cases). Other data bring their own
+    classes."""
     labels: bool | Auto = "auto"
-    """Whether the networks are told the classes, and draw what is asked for. auto: yes for stylegan2, stylegan, r3gan
-    and cgan; no for the others, as in their papers."""
+    """Class-conditional networks. auto: yes for stylegan2, stylegan, r3gan and cgan; no for the others, as in their
+    papers."""
     mirror: bool = False
-    """Show each image turned left to right with probability 1/2, every time anew: faces and landscapes in twice the
-    number. Not for what looks wrong in a mirror: letters and digits are not symmetric."""
+    """Flip each image left to right with probability 1/2, anew each time it is shown. Doubles data such as faces or
+    landscapes; not for letters or digits, which are not symmetric."""
 
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How to learn. "auto" is what suits architecture, objective and resolution; config.json in the run's folder says
-    what that was."""
+    """Objective and optimizers. "auto" depends on architecture, objective and resolution; the run's config.json has the
+    value."""
 
     images: Count | Auto = "auto"
-    """Length of the training: how many real images are shown to the discriminator, all in all, like 500k or 25M.
-    The option --kimg gives it in thousands."""
+    """Length of the training: number of real images shown to the discriminator, like 500k or 25M. The option --kimg
+    gives it in thousands."""
     batch: int | Auto = "auto"
-    """Images a step, of all processes together."""
+    """Images a step, over all processes."""
     init_from: Annotated[PathText | None, tyro.conf.arg(metavar="RUN|FILE|URL", help_behavior_hint="")] = None
-    """Start with these networks instead of new ones: those of a run or a checkpoint, a .pkl file of
-    stylegan2-ada-pytorch or stylegan3 (its StyleGAN2), or a .pt of rosinality's; here or at a URL. Sizes are those
-    found there, unless given: what fits other sizes, resolutions, classes or colours is taken; the rest is fresh."""
+    """Start with trained networks: a run or checkpoint, a .pkl file of stylegan2-ada-pytorch or stylegan3 (StyleGAN2
+    only), or a .pt file of rosinality's; a path or a URL. Sizes default to those of the file. With other sizes,
+    resolutions, classes or colours, layers that fit are copied and the rest is initialised."""
     freeze_d: int = 0
-    """With --init-from: so many layers of the discriminator, from the image on, stay as they are, which helps where
-    images are few (Mo et al. 2020, FreezeD; 10 or more). Counted as by stylegan2-ada's --freezed: from_rgb, then the
-    convolutions of each block; for r3gan a residual block is one."""
+    """With --init-from: freeze this many layers of the discriminator, counted from the image, which helps with few
+    images (Mo et al. 2020, FreezeD; 10 or more). Counted like stylegan2-ada's --freezed: from_rgb, then the
+    convolutions of each block; a residual block of r3gan counts as one."""
     batch_gpu: int = 0
-    """Images that go through the networks at once; their gradients are added up to those of --batch, in less memory;
-    with 0 all of a process. Batch norm and minibatch stddev see so many images."""
+    """Micro-batch: images that go through the networks at once. Gradients add up to those of --batch, in less memory.
+    Batch norm and minibatch stddev see one micro-batch. 0: all images of a process."""
     loss: Loss | Auto = "auto"
-    """What generator and discriminator compete for. auto: wgan-gp for pggan, relativistic for r3gan, else
-    nonsaturating."""
+    """Objective. auto: wgan-gp for pggan, relativistic for r3gan, else nonsaturating."""
     discriminator_steps: int | Auto = "auto"
-    """Steps of the discriminator for each of the generator. auto: 5 for wgan and wgan-gp (1 in pggan), else 1."""
+    """Discriminator updates for each generator update. auto: 5 for wgan and wgan-gp (1 in pggan), else 1."""
     optimizer: Literal["adam", "rmsprop"] | Auto = "auto"
     """auto: rmsprop for wgan, else adam."""
     lr_g: float | Auto = "auto"
@@ -109,127 +107,129 @@ class TrainingOptions:
     lr_d: float | Auto = "auto"
     """Learning rate of the discriminator."""
     final_lr: float | Auto = "auto"
-    """Share of the learning rates that is left at the end, on a cosine. auto: 0.25 for r3gan, else 1."""
+    """Fraction of the learning rates at the end, annealed on a cosine. auto: 0.25 for r3gan, else 1."""
     betas: tuple[float, float] | Auto = "auto"
-    """Adam's two averaging factors."""
+    """Adam's beta1 and beta2."""
     final_beta2: float | Auto | None = "auto"
-    """The second of them at the end, on a cosine; None: as at the start. auto: 0.99 for r3gan."""
+    """beta2 at the end, annealed on a cosine; None: constant. auto: 0.99 for r3gan."""
     ema_halflife: float | Auto = "auto"
-    """Images are drawn by a running average of the generator; its half-life in thousands of images shown."""
+    """Half-life of the generator's EMA, which draws the images, in thousands of images shown."""
     ema_rampup: float | Auto = "auto"
-    """Early on the half-life is at most this share of the images shown so far; 0 for no such limit."""
+    """Limit of that half-life early on, as a fraction of the images shown so far; 0: no limit."""
     style_mixing: float | Auto = "auto"
-    """Share of images drawn with two latents, swapped at a random layer. auto: 0.9 for stylegan and stylegan2."""
+    """Probability that an image has two latents, swapped at a random layer. auto: 0.9 for stylegan and stylegan2."""
 
 
 @dataclass(frozen=True)
 class RegularizationOptions:
-    """What keeps discriminator and generator well-behaved. 0 switches a term off."""
+    """Penalties and augmentation. 0 switches a term off."""
 
     r1_gamma: float | Auto = "auto"
-    """Strength of the R1 gradient penalty, which keeps the discriminator smooth at real images. More resolution wants
-    more."""
+    """Weight of the R1 gradient penalty on real images. Larger images need more."""
     r2_gamma: float | Auto = "auto"
-    """The same at generated images."""
+    """Weight of the R2 gradient penalty, on generated images."""
     final_gamma: float | Auto = "auto"
-    """Share of both that is left at the end, on a cosine. auto: 0.1 for r3gan, else 1."""
+    """Fraction of both weights at the end, annealed on a cosine. auto: 0.1 for r3gan, else 1."""
     r1_interval: int | Auto = "auto"
-    """Apply R1 and R2 every so many steps, that much stronger. auto: 8 for a small stylegan2, 16 from 128 pixels on."""
+    """Lazy regularisation: apply R1 and R2 every so many steps, that much stronger. auto: 8 for stylegan2 below 128
+    pixels, 16 from there on."""
     gp_lambda: float | Auto = "auto"
-    """Strength of the gradient penalty of wgan-gp, between real and generated images. auto: 10 for that loss."""
+    """Weight of wgan-gp's gradient penalty, between real and generated images. auto: 10 for that loss."""
     drift: float | Auto = "auto"
-    """Strength of the square of real images' logits, which keeps them near 0 for a Wasserstein critic. auto: 0.001 for
+    """Weight of the mean square of real logits, which keeps those of a Wasserstein critic near 0. auto: 0.001 for
     pggan."""
     clip: float | Auto = "auto"
-    """Limit of the discriminator's weights. auto: 0.01 for wgan."""
+    """Clip the discriminator's weights to [-clip, clip]. auto: 0.01 for wgan."""
     path_length: float | Auto = "auto"
-    """Strength of stylegan2's path length penalty. auto: 2 from 128 pixels on."""
+    """Weight of stylegan2's path length penalty. auto: 2 from 128 pixels on."""
     path_interval: int | Auto = "auto"
-    """Apply it every so many steps, that much stronger. auto: 4."""
+    """Apply it every so many generator updates, that much stronger. auto: 4."""
     augment: Literal["none", "ada", "fixed", "ramp"] | Auto = "auto"
-    """Show the discriminator altered images, for small data sets: flipped, moved, turned, recoloured. ada: as often as
-    its overfitting asks for; fixed: with probability --augment-p; ramp: with one that rises to it on a cosine. auto:
-    ramp for r3gan from 64 pixels on."""
+    """Augment the images that the discriminator sees, against overfitting on small data: flips, shifts, rotations,
+    colours. ada: probability adapted to overfitting; fixed: probability --augment-p; ramp: from 0 to --augment-p on a
+    cosine. auto: ramp for r3gan from 64 pixels on, else none."""
     augment_p: float | Auto = "auto"
-    """Probability of each alteration, for fixed and ramp."""
+    """Probability of each augmentation, for fixed and ramp."""
     ada_target: float = 0.6
-    """For ada: the mean sign of the discriminator's verdicts on real images that counts as no overfitting."""
+    """For ada: target of the mean sign of the discriminator's logits on real images; above it, the probability
+    rises."""
     ada_kimg: float = 500.0
     """For ada: thousands of images in which the probability can go from 0 to 1."""
 
 
 @dataclass(frozen=True)
 class GrowthOptions:
-    """Networks that grow: stylegan and pggan learn small images first, and then ever larger ones."""
+    """Progressive growing, for stylegan and pggan: from small images to large ones."""
 
     grow_from: int | Auto = "auto"
     """Resolution of the first images; 0: no growth. auto: 4 for pggan, 8 for stylegan, else 0."""
     level_images: Count | Auto = "auto"
-    """Images to train each resolution with, before and after it is faded in."""
+    """Images to train each resolution with, besides fading it in."""
     fade_images: Count | Auto = "auto"
     """Images to fade each resolution in with."""
     level_batch: tuple[int, ...] | Auto = "auto"
     """Images a step at each resolution, from the first on; empty: --batch."""
     level_lr: tuple[float, ...] | Auto = "auto"
-    """Factor of the learning rates at each resolution; empty: 1."""
+    """Learning-rate factor at each resolution; empty: 1."""
 
 
 @dataclass(frozen=True)
 class MachineOptions:
-    """Where and how to compute."""
+    """Device, precision and speed."""
 
     amp: bool = False
-    """Compute in bf16 where the device is faster so, else in fp32; says which."""
+    """Mixed precision: compute in bf16 (fp16 on GPUs without it) where the device is faster so. The run's first lines
+    say what is used."""
     device: str = "auto"
-    """cpu, cuda, cuda:1, ...; auto: the first GPU if there is one."""
+    """cpu, cuda, cuda:1, ...; auto: the first GPU, if there is one."""
     checkpoint_blocks: bool = False
-    """Of each block of the networks keep the input only, and compute the rest again when gradients need it: less
-    memory, more time."""
+    """Activation checkpointing: keep only the input of each block of the networks, and recompute the rest in backward.
+    Less memory, more time."""
     compile: bool = False
-    """Let torch.compile fuse what is between the operations, but where there are penalties: it knows no second
-    derivatives. The first steps take minutes. bench/training_step.py measures what it gives; not known on GPUs yet."""
+    """Use torch.compile where there are no penalties; it does not support second derivatives. The first steps take
+    minutes. bench/training_step.py measures the gain; not measured on GPUs yet."""
     cuda_graphs: Literal["auto", "on", "off"] = "auto"
-    """Record each kind of step as a CUDA graph and replay it, which spares the launch of every single kernel. auto: on
-    GPUs. If it fails, the reason is printed, and the training goes on without."""
+    """Capture each kind of step as a CUDA graph and replay it, which saves launching every kernel. auto: on GPUs. If
+    capturing fails, the reason is printed and training continues without."""
     threads: int = 0
-    """CPU threads; 0: OMP_NUM_THREADS, or one a physical core."""
+    """CPU threads; 0: OMP_NUM_THREADS, else one for each physical core."""
     seed: int = 0
-    """Everything random follows from it: the same seed on the same CPU and threads gives the same weights."""
+    """Seed of all random numbers. The same seed on the same CPU and number of threads gives the same weights."""
 
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """What is written, and where. Intervals are in images; 0 means only at the end."""
+    """Files and logs of the run. Intervals are in images; 0: only at the end."""
 
     out: Annotated[
         PathText | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: runs/ARCH-DATA-NNN)")
     ] = None
     """Folder of this run."""
     resume: Annotated[PathText | None, tyro.conf.arg(metavar="RUN|FILE|auto", help_behavior_hint="")] = None
-    """Go on with the run in this folder, with its options, as if it had never stopped; --images N to train longer.
-    auto: with the one in --out, if it has begun: the same command begins a run and goes on with it."""
+    """Resume the run in this folder with its options, as if it had never stopped; --images N to train longer. auto:
+    resume the run in --out if there is one, so the same command starts and resumes a run."""
     checkpoint_interval: Count = 10_000
-    """Save everything, to resume from."""
+    """Save a checkpoint."""
     keep_checkpoints: int = 1
-    """The newest so many checkpoints are kept: checkpoint.safetensors is the last one, the others have the number of
-    images in their names, and can be resumed from as well."""
+    """Number of checkpoints to keep. The newest is checkpoint.safetensors; older ones have their number of images in
+    the name, and can be resumed from as well."""
     grid_interval: Count = 10_000
-    """Write a picture: real images above, generated ones by class below."""
+    """Save a picture of samples: real images above, generated ones by class below."""
     log_interval: Count = 1_000
     """Write losses and speed to log.jsonl and TensorBoard."""
     metrics: Annotated[str, tyro.conf.arg(metavar="NAMES", help_behavior_hint="(default: none)")] = ""
-    """Measure what is saved, by another process while this one trains on, and write it to the same logs: names of
-    python -m fastgan.evaluate, such as kid,fd,pr (extra "metrics"), or fid (extra "fid"). The checkpoint that is best
-    by the first of them is kept as checkpoint-best.safetensors."""
+    """Evaluate checkpoints in a background process and log the results: metrics of python -m fastgan.evaluate, such as
+    kid,fd,pr (extra "metrics"), or fid (extra "fid"). The checkpoint that is best by the first metric is kept as
+    checkpoint-best.safetensors."""
     metrics_interval: Count = 50_000
-    """Save and measure so often."""
+    """Save and evaluate a checkpoint."""
     metrics_samples: Count = 5000
-    """How many images are drawn for it."""
+    """Images drawn for an evaluation."""
     inception_weights: Annotated[
         PathText | None,
         tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: in the data cache, if it is there)"),
     ] = None
-    """Weights for those metrics that look with Inception; see docs/metrics.md."""
+    """Weights for metrics on Inception's features; see docs/metrics.md."""
     tensorboard: bool = True
     """Write a TensorBoard log (tensorboard --logdir runs)."""
     wandb: Annotated[str | None, tyro.conf.arg(metavar="PROJECT", help_behavior_hint="")] = None
@@ -240,8 +240,8 @@ class OutputOptions:
 class Config:
     """Train a GAN.
 
-    With no option at all: a small StyleGAN2 learns 32x32 pictures of the ten digits, in minutes on a CPU. Ctrl-C ends
-    after the current step and saves (exit status 130); --resume goes on from there.
+    Without options: a small StyleGAN2 learns 32x32 images of the ten digits, in minutes on a CPU. Ctrl-C stops after
+    the current step and saves (exit status 130); --resume continues from there.
     """
 
     network: NetworkOptions = field(default_factory=NetworkOptions)
@@ -254,9 +254,10 @@ class Config:
 
 
 def pyramid(resolution: int | str) -> tuple[int, tuple[int, int]]:
-    """The square resolution with as many levels, and height and width of the smallest: each level doubles both.
+    """`ModelConfig.resolution` and `base_size` (height, width of the smallest level) for --resolution.
 
-    32 gives (32, (4, 4)), "64x32" (32, (4, 8)). The smallest has 4 to 7 rows or columns if halving goes so far.
+    Each level doubles height and width. 32 gives (32, (4, 4)), "64x32" gives (32, (4, 8)). The smallest level has 4 to
+    7 rows or columns if the sides can be halved that far.
     """
     width, height = parse_size(resolution)
     halvings = 0
@@ -266,14 +267,14 @@ def pyramid(resolution: int | str) -> tuple[int, tuple[int, int]]:
 
 
 def is_trainable(resolution: int | str) -> bool:
-    """Whether networks can be made for it."""
+    """Whether networks can be built for this resolution."""
     square, first = pyramid(resolution)
     return square >= 8 and 4 <= min(first) <= 7
 
 
 class _Rule(NamedTuple):
     holds: Callable[[Any], bool]
-    right: str  # what a value must be, for people
+    requirement: str  # what a value must be, for messages
 
 
 _AT_LEAST_0 = _Rule(lambda value: value >= 0, "at least 0")
@@ -316,7 +317,7 @@ def check_values(config: Config) -> None:
     for name, value in options(config).items():
         rule = _RULES.get(name)
         if rule and value != "auto" and not rule.holds(value):
-            raise UserError(f"{flag(name)} {value}: must be {rule.right}")
+            raise UserError(f"{flag(name)} {value}: must be {rule.requirement}")
 
 
 def unresolved(config: Config) -> list[str]:
@@ -332,7 +333,7 @@ def unresolved(config: Config) -> list[str]:
 
 
 def changes(saved: Config, given: Config) -> dict[str, tuple[Any, Any]]:
-    """Option name to (saved value, given value), for every option that differs; `out` and `resume` aside."""
+    """Options that differ, except `out` and `resume`: name to (saved value, given value)."""
     before, after = options(saved), options(given)
     return {
         name: (before[name], after[name])
@@ -342,7 +343,7 @@ def changes(saved: Config, given: Config) -> dict[str, tuple[Any, Any]]:
 
 
 def options(config: Config) -> dict[str, Any]:
-    """All options flat, by the name they have on the command line but with underscores."""
+    """All options in one dictionary, by their name on the command line with underscores."""
     flat = {}
     for group in dataclasses.fields(config):
         for name, value in vars(getattr(config, group.name)).items():
@@ -351,18 +352,18 @@ def options(config: Config) -> dict[str, Any]:
 
 
 def flag(name: str) -> str:
-    """`r1_gamma` as it is written on the command line: `--r1-gamma`."""
+    """Command-line spelling of an option: "r1_gamma" gives "--r1-gamma"."""
     return "--" + name.replace("_", "-")
 
 
 def to_dict(config: Config) -> dict[str, dict[str, Any]]:
-    """As plain dictionaries, for JSON."""
+    """Plain dictionaries, for JSON."""
     return dataclasses.asdict(config)
 
 
 def from_dict(content: dict[str, dict[str, Any]], where: str = "config") -> Config:
-    """The inverse of `to_dict`, also after JSON has made lists of tuples.
+    """Inverse of `to_dict`, also from JSON, which has lists for tuples.
 
-    where: what a message calls `content`. Raises UserError that names the first option that is wrong.
+    where: name of `content` in messages. Raises UserError, naming the first wrong option.
     """
     return from_json(Config, content, where)

@@ -1,1 +1,1 @@
-"""Training: configuration, loop, checkpoints, logs. Imports nothing itself: `process` runs before torch."""
+"""Training: options, recipes, loop and step. Imports nothing itself: process settings come before torch."""

@@ -1,4 +1,4 @@
-"""Adam whose second averaging factor may be a number on the device, as a captured graph needs it to change."""
+"""Adam whose beta2 may be a tensor on the device, so that it can change under a captured CUDA graph."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from torch import Tensor
 
 
 class Adam(torch.optim.Adam):
-    """`torch.optim.Adam` (Kingma & Ba 2015), whose fused form takes learning rates from the device, but no betas.
+    """`torch.optim.Adam` (Kingma & Ba 2015) that also takes beta2 from the device; torch's fused form takes only the
+    learning rate from there.
 
-    Where `group["betas"][1]` is a 0-dim tensor, best of fp64, a step is made of multi-tensor operations that read it
-    there, and nothing waits for it. What is kept of each parameter is the same in both forms.
+    If `group["betas"][1]` is a 0-dim tensor, preferably fp64, the step is a series of multi-tensor operations that read
+    it on the device. The optimizer state is the same in both forms.
 
     Attributes:
-        found_inf: 0-dim fp32, or None. Where it is 1, a step changes nothing.
+        found_inf: 0-dim fp32, or None. If it is 1, a step changes nothing.
     """
 
     found_inf: Tensor | None = None
@@ -33,25 +34,25 @@ class Adam(torch.optim.Adam):
         gradients = [parameter.grad for parameter in parameters]
         counts, means, squares = zip(*map(self._moments, parameters), strict=True)
         beta1, beta2 = group["betas"]
-        # Whether there is a step. Without one all that follows is multiplied by 0, and no NaN may be among it.
-        goes = torch.ones_like(counts[0]) if self.found_inf is None else 1 - self.found_inf
+        # 1, or 0 to skip the step: all changes are multiplied by it, so no NaN may be among them.
+        applied = torch.ones_like(counts[0]) if self.found_inf is None else 1 - self.found_inf
         if self.found_inf is not None:
             for gradient in gradients:
                 gradient.masked_fill_(self.found_inf != 0, 0)
         dtype = squares[0].dtype
 
-        torch._foreach_add_(counts, [goes] * len(counts))
+        torch._foreach_add_(counts, [applied] * len(counts))
         changes = torch._foreach_sub(gradients, means)
-        torch._foreach_mul_(changes, ((1 - beta1) * goes).to(dtype))
+        torch._foreach_mul_(changes, ((1 - beta1) * applied).to(dtype))
         torch._foreach_add_(means, changes)
-        torch._foreach_mul_(squares, (1 - (1 - beta2) * goes).to(dtype))
-        shares = torch._foreach_mul(gradients, ((1 - beta2) * goes).to(dtype))
+        torch._foreach_mul_(squares, (1 - (1 - beta2) * applied).to(dtype))
+        shares = torch._foreach_mul(gradients, ((1 - beta2) * applied).to(dtype))
         torch._foreach_addcmul_(squares, shares, gradients)
 
-        # p -= lr / (1 - beta1^t) * mean / (sqrt(square / (1 - beta2^t)) + eps). Each parameter has its own t: that of a
-        # level of a network that grows begins later. In fp64: 1 - beta2^t is small at first.
+        # p -= lr / (1 - beta1^t) * mean / (sqrt(square / (1 - beta2^t)) + eps). Each parameter has its own t, as
+        # levels of a growing network start later. In fp64: 1 - beta2^t is small at first.
         t = torch.stack(counts).double().clamp_min(1)
-        rates = -group["lr"] * goes / (1 - beta1**t)
+        rates = -group["lr"] * applied / (1 - beta1**t)
         roots = (1 - beta2.double() ** t).sqrt()
         denominators = torch._foreach_sqrt(squares)
         torch._foreach_div_(denominators, roots.to(squares[0].dtype).unbind())
@@ -60,7 +61,7 @@ class Adam(torch.optim.Adam):
         torch._foreach_addcdiv_(parameters, means, denominators)
 
     def _moments(self, parameter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Steps so far, mean of the gradient and of its square, in the form of torch's fused Adam."""
+        """Step count, exp_avg and exp_avg_sq of a parameter, as in torch's fused Adam."""
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)

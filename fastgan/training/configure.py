@@ -25,7 +25,7 @@ from fastgan.runs.config import (
 )
 from fastgan.training.recipes import recipe
 
-# Changing these would make another network, or break the order of the data, in the middle of a run.
+# Options that a resumed run must keep: others would change the networks or the order of the data.
 FIXED_ON_RESUME = frozenset(vars(NetworkOptions()) | vars(GrowthOptions())) | {
     "resolution", "channels", "classes", "labels", "batch", "seed", "optimizer", "discriminator_steps", "init_from",
     "freeze_d",
@@ -33,7 +33,7 @@ FIXED_ON_RESUME = frozenset(vars(NetworkOptions()) | vars(GrowthOptions())) | {
 
 
 def parse(argv: list[str] | None, default: Config | None = None) -> Config:
-    """The configuration that the command line `argv` (None: this process's) asks for, over `default`.
+    """Configuration of the command line `argv` (None: this process's), with `default` for options not given.
 
     Prints help and raises SystemExit if asked to. Raises UserError, naming the option, for a mistake.
     """
@@ -42,7 +42,7 @@ def parse(argv: list[str] | None, default: Config | None = None) -> Config:
 
 
 def _thousands(argv: Sequence[str]) -> list[str]:
-    """`--kimg 25000`, as other projects have it, as `--images=25000000`. Raises UserError for what is no number."""
+    """Replace `--kimg 25000`, as in other projects, by `--images=25000000`. Raises UserError if it is no number."""
     found, tokens = [], iter(argv)
     for token in tokens:
         name, equals, value = token.partition("=")
@@ -59,13 +59,13 @@ def _thousands(argv: Sequence[str]) -> list[str]:
 
 
 def resolve(config: Config) -> Config:
-    """The same configuration with every "auto" that depends on the architecture replaced, checked.
+    """Replace every "auto" that depends on architecture, objective or data, and check the result.
 
-    Raises UserError, naming the option, for a value out of range or for options that contradict each other.
+    Raises UserError, naming the option, for a value out of range or for options that exclude each other.
     """
     if config.network.arch == "auto":
         config = dataclasses.replace(config, network=dataclasses.replace(config.network, arch="stylegan2"))
-    data = _found_out(config.data)
+    data = _resolve_data(config.data)
     config = dataclasses.replace(config, data=data)
     width, height = parse_size(data.resolution)
     if width == height:
@@ -79,7 +79,7 @@ def resolve(config: Config) -> Config:
     if data.labels == "auto":
         data = dataclasses.replace(data, labels=config.network.arch in ("stylegan2", "stylegan", "r3gan", "cgan"))
     auto = recipe(config.network.arch, pyramid(data.resolution)[0], config.training.loss)
-    if config.growth.grow_from != "auto":  # the numbers of the levels that are left
+    if config.growth.grow_from != "auto":  # keep the values of the remaining levels
         side = pyramid(data.resolution)[0]
         left = (side // config.growth.grow_from).bit_length() if config.growth.grow_from > 0 else 0
         for name in ("level_batch", "level_lr"):
@@ -99,8 +99,8 @@ def resolve(config: Config) -> Config:
     return resolved
 
 
-def _found_out(options: DataOptions) -> DataOptions:
-    """The same with the size and the channels of the images where these are "auto"."""
+def _resolve_data(options: DataOptions) -> DataOptions:
+    """Replace "auto" for resolution and channels by those of the images."""
     if "auto" not in (options.resolution, options.channels):
         return options
     found = detect_format(options.source)
@@ -121,12 +121,12 @@ _VARIANTS = {"dcgan": ("transposed", "upsample"), "cgan": ("conv", "mlp")}
 _STYLES = ("stylegan", "stylegan2")
 _GROWING = ("stylegan", "pggan")
 OF_BLOCKS = ("stylegan", "stylegan2", "pggan", "r3gan")
-_SQUARE = ("stylegan", "pggan")  # whose images are square, of a power of two
-GROUPED = ("stylegan", "stylegan2", "pggan")  # whose discriminators compare groups of 4 samples
+_SQUARE = ("stylegan", "pggan")  # images are square, their side a power of two
+GROUPED = ("stylegan", "stylegan2", "pggan")  # discriminators have minibatch stddev over groups of 4 samples
 
 
 def _check_together(config: Config) -> None:
-    """What one option asks of another."""
+    """Raise UserError for options that exclude each other."""
     network, training, terms, growth = config.network, config.training, config.regularization, config.growth
     arch, side = network.arch, config.data.resolution
     variants = _VARIANTS.get(arch, ())
@@ -173,13 +173,13 @@ def _check_together(config: Config) -> None:
             if given and len(given) != count:
                 numbers = " ".join(map(str, given))
                 raise UserError(f"{flag(name)} {numbers}: must be {count} numbers, one for each resolution, or none")
-    if training.init_from is None:  # trained networks have groups of their own
+    if training.init_from is None:  # trained networks may have another group size
         check_groups(config, 4 if arch in GROUPED else None)
     check_processes(config, 1)
 
 
 def check_processes(config: Config, count: int) -> None:
-    """Whether `count` processes can share each batch of a resolved configuration. Raises UserError if not."""
+    """Raise UserError if `count` processes cannot share each batch of a resolved configuration equally."""
     for name, batch in _batches(config):
         share, rest = divmod(batch, count)
         if rest:
@@ -192,9 +192,9 @@ def check_processes(config: Config, count: int) -> None:
 
 
 def check_groups(config: Config, group: int | None, processes: int = 1) -> None:
-    """Whether the images that go through the discriminator at once are whole groups. Raises UserError if not.
+    """Raise UserError if the images that go through the discriminator at once are not a multiple of `group`.
 
-    group: samples that the discriminator compares with each other; None if it compares none, or all that it gets.
+    group: minibatch stddev group size; None if there are no groups, or one group is the whole batch.
     """
     for name, batch in _batches(config) if group else ():
         share, micro = batch // processes, config.training.batch_gpu
@@ -209,5 +209,5 @@ def check_groups(config: Config, group: int | None, processes: int = 1) -> None:
 
 
 def _batches(config: Config) -> list[tuple[str, int]]:
-    """The option and the size of every batch of a resolved configuration."""
+    """Option name and size of every batch of a resolved configuration."""
     return [("batch", config.training.batch), *(("level_batch", batch) for batch in config.growth.level_batch)]

@@ -1,4 +1,4 @@
-"""How far apart generated images of a class are, beside real ones: where a training collapses, they become alike."""
+"""Distance between generated images, and between real ones: it drops when a training suffers mode collapse."""
 
 from __future__ import annotations
 
@@ -17,30 +17,29 @@ from fastgan.runs.precision import Autocast
 from fastgan.training.growth import Stage
 from fastgan.transparency import premultiplied
 
-SAMPLES, CLASSES = 64, 8  # images drawn for a measurement, and classes at most that they are of
-SIDE = 16  # pixels of a side, or about so many of a smaller one, of what is compared
+SAMPLES, CLASSES = 64, 8  # images drawn for a measurement, and the most classes they are of
+SIDE = 16  # images are averaged down to about this many pixels a side
 AT_ONCE = 16  # real images read at once
-# Images of training between two measurements, of each process. A training step costs as much for each of its images as
-# to draw 6 or more, so a measurement costs about half a percent.
+# Images between two measurements, for each process. Training on an image costs as much as drawing 6 or more, so
+# measuring costs about half a percent.
 INTERVAL = 2_000
 
 
 def interval(log_interval: int, processes: int = 1) -> int:
-    """Images between two measurements, each in a line of the log; 0, for none, where the log has its last line only."""
+    """Images between two measurements: a multiple of `log_interval`; 0, for none, if only the last line is logged."""
     return -(-INTERVAL * processes // log_interval) * log_interval if log_interval else 0
 
 
 class Diversity:
-    """Measures a generator, always with the same latents beside the same real images.
+    """Mean pairwise distance of samples, always of the same latents, and of the same real images.
 
-    The distance of two images, as they are seen, is the root mean square of their difference, both averaged down to 16
-    pixels; in units of an image, whose range is 2. Noise of single pixels is averaged out; what is left is what a
-    viewer would call another picture. Distances are means over all pairs of 64 images; of a network with classes, over
-    all pairs within a class, of 8 images in each of the 8 most frequent ones. Nothing random is drawn: a training that
-    is measured is the same to the last bit.
+    The distance of two images is the RMS of their difference after averaging both down to 16x16, which removes noise of
+    single pixels; images have the range [-1, 1], and transparent ones are premultiplied. The mean is over all pairs of
+    64 images; for a network with classes, over the pairs within a class, with 8 images in each of the 8 most frequent
+    classes. No random numbers are drawn, so measuring does not change the training.
 
     Args:
-        dataset: what is trained on.
+        dataset: training images.
         model: of the generator.
     """
 
@@ -56,13 +55,13 @@ class Diversity:
 
     @torch.no_grad()
     def measure(self, generator: nn.Module, autocast: Autocast, batch: int, stage: Stage | None) -> dict[str, float]:
-        """{"distance_fake": float, "distance_real": float}; empty for data without two images of a class.
+        """{"distance_fake": float, "distance_real": float}; empty if no class has two images.
 
         Args:
             generator: in eval mode.
             autocast: makes the context that it runs in.
             batch: images to draw at once.
-            stage: of networks that grow, which real images are taken down to.
+            stage: of growing networks; real images are reduced to its resolution.
         """
         if not self._groups:
             return {}
@@ -81,7 +80,7 @@ class Diversity:
 
 
 def _groups(dataset: ImageDataset, num_classes: int) -> list[tuple[int, np.ndarray]]:
-    """Labels, and indices of real images of each."""
+    """Pairs of a label and indices of real images with that label."""
     count = dataset.at_hand
     if not num_classes:
         return [(0, np.linspace(0, count - 1, min(SAMPLES, count), dtype=np.int64))] if count > 1 else []

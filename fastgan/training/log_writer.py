@@ -26,11 +26,11 @@ LARGEST_PICTURE = 2048  # pixels of a side in TensorBoard, which keeps all pictu
 
 
 class LogWriter:
-    """Writes one line of JSON a call, and the same numbers to TensorBoard and Weights & Biases, as `config` says.
+    """Writes values to log.jsonl, one line a call, and to TensorBoard and Weights & Biases if `config` asks for them.
 
-    The axis of TensorBoard and Weights & Biases is the number of images shown, as on the page. Opened at step `step`
-    > 0 of a resumed run, after so many images, it first drops what a killed process wrote after that step. Left by an
-    exception, it says so to Weights & Biases. Raises UserError where that is asked for and cannot be had.
+    TensorBoard and Weights & Biases have the number of images shown as their x axis. For a resumed run, lines after
+    `step`, which a killed process wrote, are dropped first. An exception within the `with` block marks the run as
+    failed in Weights & Biases. Raises UserError if Weights & Biases is asked for but not available.
     """
 
     def __init__(self, directory: Path, step: int, images: int, config: Config):
@@ -50,11 +50,11 @@ class LogWriter:
                 self._tensorboard = SummaryWriter(str(directory / TENSORBOARD_FOLDER), purge_step=images + 1)
 
     def write(self, step: int, images: int, values: dict[str, float]) -> dict[str, float]:
-        """Append the numbers of `step`; returns the line. Raises UserError, naming the file, if that fails."""
-        values = {name: value for name, value in values.items() if math.isfinite(value)}  # JSON knows no others
+        """Append the values of `step`, finite ones only; returns the line. Raises UserError if it cannot be written."""
+        values = {name: value for name, value in values.items() if math.isfinite(value)}
         line = {"step": step, "images": images} | {name: _short(value) for name, value in values.items()}
         tagged = {f"{chart_of(name)}/{name}": value for name, value in values.items()}
-        with self._named():
+        with self._naming_folder():
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
             if self._tensorboard is not None:
@@ -65,10 +65,10 @@ class LogWriter:
         return line
 
     def write_grid(self, step: int, images: int, path: Path) -> None:
-        """Show the picture of samples in the file `path`, which `step` has made."""
+        """Log the picture of samples in the file `path`."""
         if self._tensorboard is None and self._wandb is None:
             return
-        with self._named(), Image.open(path) as picture:
+        with self._naming_folder(), Image.open(path) as picture:
             if self._wandb is not None:
                 self._wandb.write_grid(images, picture)
             if self._tensorboard is not None:
@@ -76,15 +76,15 @@ class LogWriter:
                 self._tensorboard.add_image("samples", np.asarray(picture), images, dataformats="HWC")
 
     def sync(self) -> None:
-        """Flush to the disk: called before a checkpoint, which must never know more than the log does."""
-        with self._named():
+        """Flush to the disk. Called before each checkpoint, which must not be ahead of the log."""
+        with self._naming_folder():
             os.fsync(self._file.fileno())
 
     def __enter__(self) -> LogWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_) -> None:
-        with self._named():
+        with self._naming_folder():
             self._file.close()
             if self._tensorboard is not None:
                 self._tensorboard.close()
@@ -92,8 +92,8 @@ class LogWriter:
                 self._wandb.close(failed=kind is not None)
 
     @contextlib.contextmanager
-    def _named(self) -> Iterator[None]:
-        """What the system refuses becomes one line that names the place."""
+    def _naming_folder(self) -> Iterator[None]:
+        """Turn an OSError into a UserError that names the folder."""
         try:
             yield
         except OSError as error:
@@ -107,9 +107,9 @@ class LogWriter:
 
 
 class _WeightsAndBiases:
-    """One run there for one run here, also after it was stopped and resumed: its id stands in a file of the folder.
+    """A Weights & Biases run for this run. Its id is kept in a file of the folder, so a resumed run continues it.
 
-    Values are drawn over images shown, not over W&B's own count of steps, which cannot go back to a checkpoint.
+    Values have images shown as x axis, not W&B's step count, which cannot go back to a checkpoint.
     """
 
     def __init__(self, directory: Path, project: str, config: Config):
@@ -145,10 +145,10 @@ class _WeightsAndBiases:
 
 
 def require_wandb(project: str):
-    """The package of Weights & Biases. Raises UserError, naming the option and the remedy, if there is none."""
+    """Import `wandb`. Raises UserError, naming the option and the remedy, if it is not installed."""
     try:
         import wandb
-        from wandb import init  # noqa: F401  a folder of that name, which W&B leaves behind, can be imported as well
+        from wandb import init  # noqa: F401  W&B leaves folders called wandb, which can be imported too
     except ImportError:
         raise UserError(
             f'--wandb {project}: Weights & Biases is not installed: pip install ".[wandb]", or leave the option out'
@@ -157,7 +157,7 @@ def require_wandb(project: str):
 
 
 def remove_logs(directory: Path, but: Collection[str] = ()) -> None:
-    """Remove all that a `LogWriter` has written in a run's folder, but what has one of these names."""
+    """Remove everything that a `LogWriter` has written in a run's folder, except files and folders named in `but`."""
     for name in {FILE_NAME, WANDB_ID_FILE_NAME}.difference(but):
         (directory / name).unlink(missing_ok=True)
     for name in {TENSORBOARD_FOLDER, WANDB_FOLDER}.difference(but):
@@ -165,7 +165,7 @@ def remove_logs(directory: Path, but: Collection[str] = ()) -> None:
 
 
 class NoLog:
-    """The log of a process that is not the first one: there is one file."""
+    """Log of all processes but the first, which writes for all."""
 
     def write(self, step: int, images: int, values: dict[str, float]) -> dict[str, float]:
         return {}

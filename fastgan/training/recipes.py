@@ -1,8 +1,8 @@
-"""What "auto" stands for: hyper-parameters by architecture, objective and resolution. Imports no torch.
+"""Recipes: hyper-parameters that replace "auto", by architecture, objective and resolution. Imports no torch.
 
-Numbers are those of the papers wherever a training can afford them: from 128 pixels on for networks that grow or have
-styles, from 64 on for r3gan. Below, a training of minutes on a CPU wants other ones: narrow networks that see more
-images in the same time, and larger steps, found by trial on glyphs at 32x32.
+Numbers are the papers' from 128 pixels on for networks that grow or have styles, and from 64 on for r3gan. Smaller
+images are for trainings of minutes on a CPU: narrower networks, which see more images in the same time, and higher
+learning rates, tuned on glyphs at 32x32.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from fastgan.training.growth import Schedule
 
 Recipe = dict[str, Any]
 
-# What most recipes have in common: none of what only some architectures or objectives want.
+# Defaults of all recipes: everything that only some architectures or objectives use is off.
 PLAIN: Recipe = {
     "variant": "", "mapping_layers": 0, "mapping_lr": 1.0,
     "discriminator_norm": True, "discriminator_mapping_layers": 0,
@@ -29,9 +29,9 @@ PLAIN: Recipe = {
 
 
 def mlp(resolution: int) -> Recipe:
-    """Goodfellow et al. 2014, whose networks were trained with momentum; Adam's numbers are DCGAN's.
+    """Goodfellow et al. 2014, with DCGAN's Adam instead of momentum.
 
-    R1 is not in the paper: without it this discriminator is soon sure of everything, and all samples become one.
+    R1 is not in the paper. Without it the discriminator is soon saturated and the samples collapse to one.
     """
     return {
         "z_dim": 100, "channel_base": 150 * resolution, "channel_max": 150, "images": 600_000, "r1_gamma": 10.0,
@@ -47,7 +47,7 @@ def dcgan(resolution: int) -> Recipe:
 
 
 def cgan(resolution: int) -> Recipe:
-    """Mirza and Osindero 2014 for the idea; the convolutional form is trained as DCGAN is."""
+    """Mirza and Osindero 2014; the convolutional variant is trained like DCGAN."""
     return {"z_dim": 100, "channel_base": 128 * resolution, "channel_max": 128}
 
 
@@ -70,7 +70,7 @@ def pggan(resolution: int) -> Recipe:
 def stylegan(resolution: int) -> Recipe:
     """Karras et al. 2019, appendix C: non-saturating loss with R1, growing from 8x8.
 
-    Below 128 pixels the networks are told the classes (`--labels`): without, all samples of glyphs become alike.
+    Below 128 pixels it needs classes (`--labels`): without them, samples of glyphs collapse.
     """
     common = {
         "betas": (0.0, 0.99), "style_mixing": 0.9, "grow_from": 8,
@@ -88,7 +88,7 @@ def stylegan(resolution: int) -> Recipe:
 
 
 def stylegan2(resolution: int) -> Recipe:
-    """Karras et al. 2020 and their successor StyleGAN2-ADA, whose rule for gamma it is."""
+    """Karras et al. 2020; the rule for gamma is StyleGAN2-ADA's."""
     common = {"betas": (0.0, 0.99), "style_mixing": 0.9, "batch": 32}
     if resolution >= 128:
         return common | {
@@ -123,7 +123,7 @@ def r3gan(resolution: int) -> Recipe:
 
 
 def paper_growth(start: int, resolution: int) -> Recipe:
-    """600,000 images to train each level and to fade it in; large batches for small images, larger steps for large."""
+    """The published schedule: 600,000 images to train each level and as many to fade it in."""
     schedule = Schedule.published(start, resolution, batch=32)
     return {
         "level_images": schedule.train_images,
@@ -143,7 +143,7 @@ ARCHITECTURES: dict[str, Callable[[int], Recipe]] = {
     "r3gan": r3gan,
 }
 
-# What an objective asks of an architecture that was not made for it. A recipe that names the objective keeps its own.
+# What an objective changes in a recipe that was made for another one.
 OBJECTIVES: dict[str, Recipe] = {
     # Arjovsky et al. 2017, algorithm 1.
     "wgan": {
@@ -161,7 +161,7 @@ OBJECTIVES: dict[str, Recipe] = {
 
 
 def recipe(arch: str, resolution: int, loss: str = "auto") -> Recipe:
-    """What "auto" stands for, by option name, for an architecture, a resolution and an objective ("auto": its own)."""
+    """Values that replace "auto", by option name. loss: "auto" for the architecture's own objective."""
     own = PLAIN | ARCHITECTURES[arch](resolution)
     if loss not in ("auto", own["loss"]):
         own |= {"loss": loss} | OBJECTIVES.get(loss, {})

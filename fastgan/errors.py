@@ -1,4 +1,4 @@
-"""User errors, and how command lines report them: one line, exit status 2."""
+"""User errors, reported by command lines in one line with exit status 2."""
 
 import difflib
 import functools
@@ -7,18 +7,18 @@ import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-BROKEN_PIPE = 141  # exit status of what is killed by SIGPIPE, as shells give it
+BROKEN_PIPE = 141  # exit status that shells give to a process killed by SIGPIPE
 
 
 class UserError(Exception):
-    """A wrong option, file or environment. The message is one line: what was wrong, where, and what would be right.
+    """Raised for a wrong option, file or environment. The message is one line: what is wrong, where, and the remedy.
 
     Command lines print it as `error: ...` and exit with status 2; library users catch it like any exception.
     """
 
 
 def readable(value: object, most: int = 80) -> str:
-    """A value for a message: cut to `most` characters, what cannot be printed escaped."""
+    """Text of a value for a message: shortened to `most` characters, unprintable ones escaped."""
     text = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in str(value))
     return text if len(text) <= most else f"{text[: most - 12]}...{text[-9:]}"
 
@@ -44,10 +44,10 @@ def program(command: str = "") -> str:
 
 
 def command_line(main: Callable[..., int]) -> Callable[..., int]:
-    """Decorator of a command line's `main`: errors are printed in one line and become the exit status.
+    """Decorator for a command line's `main`: prints errors in one line and turns them into the exit status.
 
-    2 for a UserError, or for what the operating system refuses; 130 for Ctrl-C; 141, without a word, if the reader of
-    the output has gone, as `head` does.
+    2 for a UserError or OSError, 130 for Ctrl-C, 141 without a message if the reader of the output, such as `head`, has
+    gone.
     """
 
     @functools.wraps(main)

@@ -1,7 +1,6 @@
-"""Command lines as typed dataclasses: tyro parses them, `check` looks at every value, a mistake is one line.
+"""Command lines as typed dataclasses, parsed by tyro; every value is checked, and errors are one line.
 
-`from_json` builds the same dataclasses from a file, by the same types and the same checks. Imports no torch: `--help`
-is quick.
+`from_json` builds the same dataclasses from JSON, with the same types and checks. Imports no torch: `--help` is quick.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ Kind = TypeVar("Kind")
 LARGEST_SEED = 2**64 - 1  # of torch's random number generators
 LARGEST_NUMPY_SEED = 2**32 - 1  # of numpy's RandomState
 SeedFormat = Literal["torch", "numpy"]  # whose random numbers a seed stands for
-LARGEST_FLOAT = 3.4e38  # of fp32, in which everything is computed
+LARGEST_FLOAT = 3.4e38  # of fp32
 _SUFFIXES = {"": 1, "k": 10**3, "m": 10**6}
 
 
 def parse_count(text: str) -> int:
-    """A whole number, also as 10k or 2.5M. Raises ValueError."""
+    """Parse a whole number, also like 10k or 2.5M. Raises ValueError."""
     match = re.fullmatch(r"(-?\d{1,30})(?:\.(\d{1,6}))?([kKmM]?)", text.replace("_", ""))
     if not match:
         raise ValueError(f"{text!r} is no whole number")
@@ -45,7 +44,7 @@ def parse_count(text: str) -> int:
 
 
 class _IsPath:
-    """Metadata of an option that names a file or folder: `~` stands for the home folder, also in `--out=~/x`."""
+    """Marks an option that names a file or folder: a leading `~` is the home folder, also in `--out=~/x`."""
 
 
 PathText = Annotated[str, _IsPath()]
@@ -65,42 +64,42 @@ Count = Annotated[  # of images
 
 
 def parse_options(kind: type[Kind], prog: str, argv: Sequence[str] | None = None, default: Kind | None = None) -> Kind:
-    """The options of dataclass `kind` that the command line `argv` (None: this process's own) asks for.
+    """Parse the command line `argv` (None: this process's own) into the dataclass `kind`.
 
-    Groups of options are fields that are dataclasses themselves; their names are no part of the options' names.
-    default: what options are that are not given; None: the defaults of `kind`.
-    Prints help and raises SystemExit if asked to. Raises UserError, naming the option, for a mistake.
+    Fields that are dataclasses themselves are groups of options; their names are not part of option names.
+    default: values of options that are not given; None: the defaults of `kind`.
+    For --help, prints it and raises SystemExit. Raises UserError, naming the option, for a mistake.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    known = _known(kind)
+    known = _options_of(kind)
     _require_known(argv, known, prog)
-    said = io.StringIO()
+    output = io.StringIO()
     defaults = {} if default is None else {"default": default}
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(output):
             options = tyro.cli(tyro.conf.OmitArgPrefixes[kind], prog=prog, args=argv, **defaults)
     except SystemExit as error:
         if not error.code:
             raise
-        raise UserError(_mistake(said.getvalue(), argv, known, prog)) from None
-    return check(options, lambda path: _called(path[-1], known))
+        raise UserError(_one_line(output.getvalue(), argv, known, prog)) from None
+    return check(options, lambda path: _spelling(path[-1], known))
 
 
 class _Option(NamedTuple):
-    """One option: the flags that set it, its type, and whether it is an argument without a flag."""
+    """An option: its flags, its type, and whether it is positional."""
 
     flags: tuple[str, ...]
     kind: Any
     positional: bool
 
 
-def _known(kind: type) -> dict[str, _Option]:
-    """The options of `kind` by the names of their fields."""
+def _options_of(kind: type) -> dict[str, _Option]:
+    """Options of `kind`, by field name."""
     found = {}
     for field, hint in _fields(kind).items():
         bare, metadata = _bare(hint)
         if dataclasses.is_dataclass(bare):
-            found |= _known(bare)
+            found |= _options_of(bare)
         elif tyro.conf.Suppress not in metadata:
             name = next((given for part in metadata if (given := getattr(part, "name", None))), field)
             flags = ["--" + name.replace("_", "-")]
@@ -110,8 +109,8 @@ def _known(kind: type) -> dict[str, _Option]:
     return found
 
 
-def _called(name: str, known: dict[str, _Option]) -> str:
-    """How the option of a field is written."""
+def _spelling(name: str, known: dict[str, _Option]) -> str:
+    """Command-line spelling of a field's option."""
     option = known.get(name)
     if option is None:
         return name
@@ -119,7 +118,7 @@ def _called(name: str, known: dict[str, _Option]) -> str:
 
 
 def _bare(hint: Any) -> tuple[Any, tuple[Any, ...]]:
-    """A type without what `Annotated` adds to it, and that."""
+    """A type without its `Annotated` metadata, and the metadata."""
     if get_origin(hint) is Annotated:
         bare, *metadata = get_args(hint)
         inner, more = _bare(bare)
@@ -128,7 +127,7 @@ def _bare(hint: Any) -> tuple[Any, tuple[Any, ...]]:
 
 
 def _require_known(argv: Sequence[str], known: dict[str, _Option], prog: str) -> None:
-    """Raises UserError for a flag that there is not, with the one that is spelt most like it."""
+    """Raise UserError for an unknown flag, suggesting the most similar one."""
     flags = ["--help"]
     for option in (option for option in known.values() if not option.positional):
         flags += option.flags
@@ -140,9 +139,9 @@ def _require_known(argv: Sequence[str], known: dict[str, _Option], prog: str) ->
             raise UserError(f"{readable(token)}: no such option; {nearest(name, flags)}{prog} --help lists all")
 
 
-def _mistake(said: str, argv: Sequence[str], known: dict[str, _Option], prog: str) -> str:
-    """The box that tyro prints, as one line."""
-    plain = re.sub(r"\x1b\[[\d;]*m", "", said)
+def _one_line(output: str, argv: Sequence[str], known: dict[str, _Option], prog: str) -> str:
+    """The error that tyro prints in a box, as one line."""
+    plain = re.sub(r"\x1b\[[\d;]*m", "", output)
     lines = [re.sub(r"^[│|+╭╰]\s|\s[│|+╮╯]$", "", line).strip() for line in plain.splitlines()]
     lines = [line for line in lines if line.strip("─-+╭╮╰╯ ")]
     text = " ".join(line for line in lines if line)
@@ -164,7 +163,7 @@ def _mistake(said: str, argv: Sequence[str], known: dict[str, _Option], prog: st
 
 
 def _given(argv: Sequence[str], option: _Option) -> str:
-    """The values of an option on the command line."""
+    """Values given to an option on the command line."""
     values: list[str] = []
     for place, token in enumerate(argv):
         name, _, value = token.partition("=")
@@ -179,10 +178,10 @@ def _given(argv: Sequence[str], option: _Option) -> str:
 
 
 def check(options: Kind, named: Callable[[tuple[str, ...]], str]) -> Kind:
-    """The same dataclass, with `~` in paths replaced, if every value in it is one to compute with.
+    """Check every value of a dataclass, and return it with `~` in paths expanded.
 
-    Numbers are finite in fp32 and below 2^64, texts are UTF-8 without null bytes, paths are not empty.
-    named: from the names of fields that lead to a value, to how it is called in a message.
+    Numbers must be finite in fp32 and below 2^64, texts UTF-8 without null bytes, and paths not empty.
+    named: maps the field names that lead to a value to its name in messages.
     Raises UserError for any other value.
     """
     return _checked(options, type(options), (), named)
@@ -199,7 +198,7 @@ def _checked(value: Any, hint: Any, path: tuple[str, ...], named: Callable[[tupl
     for each in value if isinstance(value, tuple) else (value,):
         if problem := _problem(each):
             raise UserError(f"{named(path)} {readable(value)}: {problem}")
-    if value == "" and _has_path(hint):  # it would mean the current folder; most come of variables that are not set
+    if value == "" and _has_path(hint):  # would be the current folder; usually from an unset variable
         raise UserError(f"{named(path)}: the name is empty; give one, like . for the current folder")
     if isinstance(value, str) and value.startswith("~") and _has_path(hint):
         expanded = os.path.expanduser(value)
@@ -210,7 +209,7 @@ def _checked(value: Any, hint: Any, path: tuple[str, ...], named: Callable[[tupl
 
 
 def _problem(value: Any) -> str | None:
-    """Why this is no value to compute with."""
+    """What a value must be, if it is not; else None."""
     if isinstance(value, float) and not (math.isfinite(value) and abs(value) <= LARGEST_FLOAT):
         return f"must be a finite number of at most {LARGEST_FLOAT:g}"
     if isinstance(value, int) and abs(value) > LARGEST_SEED:
@@ -224,7 +223,7 @@ def _problem(value: Any) -> str | None:
 
 
 def _has_path(hint: Any) -> bool:
-    """Whether a type, or one of those it is a union of, is `PathText`."""
+    """Whether a type is `PathText` or a union with it."""
     bare, metadata = _bare(hint)
     return any(isinstance(part, _IsPath) for part in metadata) or any(
         _has_path(part) for part in get_args(bare) if _is_union(bare)
@@ -239,7 +238,7 @@ _WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "True o
 
 
 def words(hint: Any) -> str:
-    """What values of a type are, for people."""
+    """Description of a type's values, for messages."""
     *others, last = _alternatives(hint)
     return f"{', '.join(others)} or {last}" if others else last
 
@@ -263,10 +262,10 @@ def _alternatives(hint: Any) -> list[str]:
 
 
 def from_json(kind: type[Kind], content: Any, where: str) -> Kind:
-    """The dataclass `kind` from JSON-able `content`, which must have all of its fields and no others.
+    """Build the dataclass `kind` from JSON content, which must have all of its fields and no others.
 
-    Checked by types, and each value by `check`. where: what a message calls `content`.
-    Raises UserError that names the first field that is wrong.
+    Types are validated, and each value by `check`. where: name of `content` in messages.
+    Raises UserError, naming the first wrong field.
     """
     import pydantic
 
@@ -291,7 +290,7 @@ def from_json(kind: type[Kind], content: Any, where: str) -> Kind:
 
 @functools.cache
 def _adapter(kind: type):
-    """Of a list of `kind`, since an adapter of a dataclass itself takes no configuration."""
+    """pydantic adapter of a list of `kind`: an adapter of a dataclass itself takes no configuration."""
     import pydantic
 
     return pydantic.TypeAdapter(list[kind], config=pydantic.ConfigDict(extra="forbid", strict=True))
@@ -299,7 +298,7 @@ def _adapter(kind: type):
 
 @functools.cache
 def _fields(hint: Any) -> dict[str, Any]:
-    """Name to type of the fields of a dataclass or TypedDict; of anything else none."""
+    """Fields of a dataclass or TypedDict, name to type; empty for any other type."""
     bare, _ = _bare(hint)
     if dataclasses.is_dataclass(bare):
         hints = get_type_hints(bare, include_extras=True)
@@ -308,13 +307,13 @@ def _fields(hint: Any) -> dict[str, Any]:
 
 
 def _require_fields(hint: Any, content: Any, where: str) -> None:
-    """Raises UserError where a field is missing or unknown; values by default are for command lines only."""
+    """Raise UserError if a field is missing or unknown; defaults are for command lines only."""
     fields = _fields(hint)
     if not fields or not isinstance(content, dict):
         return
     if missing := [name for name in fields if name not in content]:
         raise UserError(f"{where}.{missing[0]} is missing")
     if unknown := [name for name in content if name not in fields]:
-        raise UserError(f"{where}.{readable(unknown[0])} is nothing that this version knows")
+        raise UserError(f"{where}.{readable(unknown[0])} is not known to this version")
     for name, each in fields.items():
         _require_fields(each, content[name], f"{where}.{name}")

@@ -1,4 +1,4 @@
-"""Progress bars of all commands: a bar in a terminal; in a file, a line every quarter of a minute. Imports no torch."""
+"""Progress bars of all commands: a bar in a terminal, a line every 15 seconds in a file. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ INTERVAL = 15.0  # seconds between lines in a file
 
 
 class ProgressBar(tqdm):
-    """`tqdm`, with the same arguments, on stderr. What is updated beyond `total` counts as `total`: the end is 100 %.
+    """`tqdm`, with the same arguments, on stderr. Updates beyond `total` are cut off, so the end is 100 %.
 
-    In a file the last line is written always, but for a bar with `leave=False` that was quicker than a line.
+    A file always gets the last line, except of a bar with `leave=False` that took less than 15 seconds.
     """
 
     def __init__(self, *arguments, **options):
@@ -43,5 +43,5 @@ class ProgressBar(tqdm):
             self._closing = self.leave or time.monotonic() - self.start_t >= INTERVAL
             if self._closing:
                 self.display()
-            self.delay = math.inf  # tqdm has nothing to add
+            self.delay = math.inf  # tqdm prints nothing more
         super().close()

@@ -18,7 +18,7 @@ from fastgan.files import prepare_to_write, write_atomically
 from fastgan.metrics import registry
 from fastgan.options import LARGEST_SEED, Count, PathText, parse_options
 from fastgan.runs import process
-from fastgan.runs.memory import require, shortage_is_a_mistake
+from fastgan.runs.memory import out_of_memory_is_user_error, require
 
 FEATURES = 1280  # of an image, by the smallest feature network
 MIN_IMAGES = 4  # of a set: precision and recall use the three nearest others of each image
@@ -84,7 +84,7 @@ class Options:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (None: this process's own) and return the exit status."""
     options = parse_options(Options, program("evaluate"), argv)
-    with shortage_is_a_mistake("give fewer --samples, or another --device"):
+    with out_of_memory_is_user_error("give fewer --samples, or another --device"):
         process.keep_freed_memory()
         found = measure(options)
         if found is not None:

@@ -18,7 +18,7 @@ from fastgan.data.urls import has_scheme
 from fastgan.errors import UserError, command_line, program
 from fastgan.files import prepare_to_write, write_atomically
 from fastgan.options import PathText, parse_options
-from fastgan.runs.memory import shortage_is_a_mistake
+from fastgan.runs.memory import out_of_memory_is_user_error
 
 ENDINGS = {"onnx": ".onnx", "torch": ".pt2", "pkl": ".pkl", "rosinality": ".pt"}
 NAMES = {"onnx": "generator", "torch": "generator", "pkl": "networks", "rosinality": "networks"}
@@ -66,7 +66,7 @@ class Options:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (None: this process's own) and return the exit status."""
     options = parse_options(Options, program("export"), argv)
-    with shortage_is_a_mistake("free some"):
+    with out_of_memory_is_user_error("free some"):
         export(options)
     return 0
 

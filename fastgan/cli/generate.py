@@ -30,7 +30,7 @@ from fastgan.runs.grid import (
     save_picture,
     to_picture,
 )
-from fastgan.runs.memory import require, shortage_is_a_mistake
+from fastgan.runs.memory import out_of_memory_is_user_error, require
 
 if TYPE_CHECKING:  # torch is imported after the options are parsed, so that --help is quick
     import numpy as np
@@ -397,7 +397,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (None: this process's own) and return the exit status."""
     options = parse(sys.argv[1:] if argv is None else argv)
     folder = ", a folder for --out" if isinstance(options, Grid) else ""
-    with shortage_is_a_mistake(f"give fewer --seeds or --classes{folder}, or another --device"):
+    with out_of_memory_is_user_error(f"give fewer --seeds or --classes{folder}, or another --device"):
         generate(options)
     return 0
 

@@ -27,7 +27,9 @@ def main(argv: list[str] | None = None) -> int:
 
     resume = _resumable(given.output)
     if resume is None:
-        with memory.shortage_is_a_mistake("make --batch smaller, or --channel-base and --channel-max, or --resolution"):
+        with memory.out_of_memory_is_user_error(
+            "make --batch smaller, or --channel-base and --channel-max, or --resolution"
+        ):
             if given.training.init_from is None:
                 return loop.train(configure.resolve(given))
             from fastgan.training import initial
@@ -35,7 +37,9 @@ def main(argv: list[str] | None = None) -> int:
             networks = initial.read(given.training.init_from)
             return loop.train(configure.resolve(networks.fill_auto(given)), initial=networks)
     with (
-        memory.shortage_is_a_mistake("a resumed run needs what it needed before: free some, or change the --device"),
+        memory.out_of_memory_is_user_error(
+            "a resumed run needs what it needed before: free some, or change the --device"
+        ),
         _locked(Path(resume)),
     ):
         config, header = _resumed(resume, argv)

@@ -1,9 +1,8 @@
-"""Checkpoints: one safetensors file with everything a run needs to go on, and no code in it.
+"""Checkpoints: one safetensors file, without code, with everything that resuming a run needs.
 
-Tensors are named by what they belong to: `generator.*`, `discriminator.*`, `ema.*` (the averaged generator),
-`optimizer_g.<parameter>.<moment>`, `optimizer_d...`, `statistics.*` (what regularisation keeps count of). Random
-numbers follow from seed and step. The header's one entry `fastgan` is JSON: format, versions, configuration, network,
-progress and data.
+Tensors are named `generator.*`, `discriminator.*`, `ema.*` (EMA of the generator), `optimizer_g.<parameter>.<moment>`,
+`optimizer_d...` and `statistics.*` (of regularisation). There is no RNG state: random numbers follow from seed and
+step. The header's one entry, `fastgan`, is JSON: format, versions, configuration, model, progress and data.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
-from typing_extensions import TypedDict  # that of `typing` is not known to pydantic before Python 3.12
+from typing_extensions import TypedDict  # pydantic takes that of `typing` from Python 3.12 on
 
 from fastgan import models
 from fastgan.data import ImageDataset
@@ -29,18 +28,20 @@ from fastgan.options import from_json
 from fastgan.runs.config import Config, check_values, pyramid, to_dict, unresolved
 from fastgan.version import __version__
 
-FORMAT = 6  # raise it when the header gets other fields, or tensors other names
+FORMAT = 6  # raise it if the header gets other fields or tensors other names
 FILE_NAME = "checkpoint.safetensors"
-BEST_FILE_NAME = "checkpoint-best.safetensors"  # by the first of --metrics
+BEST_FILE_NAME = "checkpoint-best.safetensors"  # best by the first of --metrics
 _MOMENTS = {torch.optim.Adam: ("step", "exp_avg", "exp_avg_sq"), torch.optim.RMSprop: ("step", "square_avg")}
 NETWORKS = ("generator", "discriminator", "ema")
 
 
 @dataclass
 class State:
-    """Everything that changes while training. `ema` is the averaged generator, `statistics` holds what regularisation
-    keeps count of, `step` and `images` count finished steps and the real images shown in them, and `stage` is what
-    networks that grow are at: resolution and alpha."""
+    """Everything that changes during training.
+
+    ema: EMA of the generator. statistics: of regularisation and gradient guards. step, images: number of finished steps
+    and of real images shown in them. stage: resolution and alpha of growing networks.
+    """
 
     generator: nn.Module
     discriminator: nn.Module
@@ -68,7 +69,7 @@ class State:
 
 
 class DatasetSummary(TypedDict):
-    """The data set of a training. digests: those of the `ImageDataset`."""
+    """Data set of a training. digests: of its `ImageDataset`."""
 
     images: int
     class_names: list[str]
@@ -77,7 +78,7 @@ class DatasetSummary(TypedDict):
 
 @dataclass(frozen=True)
 class _Content:
-    """What the header holds, with the types it is checked by."""
+    """JSON of the header, with the types it is validated by."""
 
     format: int
     versions: dict[str, str]
@@ -92,7 +93,7 @@ class _Content:
 
 @dataclass(frozen=True)
 class Header:
-    """What a checkpoint says about itself, read without its tensors."""
+    """Validated header of a checkpoint, read without its tensors."""
 
     path: Path
     config: Config
@@ -101,11 +102,11 @@ class Header:
     images: int
     stage: tuple[int, float] | None
     dataset: DatasetSummary
-    tensors: int  # how many there are
+    tensors: int  # number of tensors
 
 
 def save(path: Path, state: State, config: Config, model: models.ModelConfig, dataset: DatasetSummary) -> None:
-    """Write `state` to `path`, atomically. If that fails, raises UserError and leaves the old file as it was."""
+    """Write `state` to `path`, atomically. Raises UserError if that fails; the old file then stays."""
     tensors = _tensors(state)
     header = {
         "format": FORMAT,
@@ -122,11 +123,12 @@ def save(path: Path, state: State, config: Config, model: models.ModelConfig, da
 
 
 def keep_newest(path: Path, images: int, count: int) -> None:
-    """Keep the checkpoint at `path`, of so many images, and the `count` - 1 newest before it, by names of their own.
+    """Keep the `count` newest checkpoints: that at `path`, of `images` images, and older ones, named by their images.
 
-    What is newer is of a course of the training that was left, and goes as well. Raises UserError if it cannot.
+    Checkpoints of more images are removed: they belong to a continuation that was given up. Raises UserError if files
+    cannot be linked or removed.
     """
-    names = _kept(path) | {images: path.with_name(f"{path.stem}-{images:09d}{path.suffix}")}
+    names = _numbered(path) | {images: path.with_name(f"{path.stem}-{images:09d}{path.suffix}")}
     stays = sorted(number for number in names if number <= images)[-count:] if count > 1 else []
     try:
         if stays:
@@ -140,21 +142,21 @@ def keep_newest(path: Path, images: int, count: int) -> None:
 
 
 def remove_older(path: Path) -> None:
-    """Remove what `keep` has kept beside `path`."""
-    for kept in _kept(path).values():
-        kept.unlink(missing_ok=True)
+    """Remove the checkpoints that `keep_newest` has kept beside `path`."""
+    for older in _numbered(path).values():
+        older.unlink(missing_ok=True)
 
 
-def _kept(path: Path) -> dict[int, Path]:
-    """The checkpoints kept beside `path`, by the number of images."""
+def _numbered(path: Path) -> dict[int, Path]:
+    """Checkpoints kept beside `path`, by their number of images."""
     files = {file.stem.removeprefix(f"{path.stem}-"): file for file in path.parent.glob(f"{path.stem}-*{path.suffix}")}
     return {int(number): file for number, file in files.items() if number.isdigit()}
 
 
 def read_header(path: str | Path) -> Header:
-    """The header of a checkpoint file, or of the checkpoint in a run's folder; here or at a URL.
+    """Read and validate the header of a checkpoint file or of a run's folder; a path or a URL.
 
-    Raises UserError, naming the file, if there is none, or it is damaged or something else.
+    Raises UserError, naming the file, if it is missing, damaged, or no checkpoint of this format.
     """
     path = local_path(path, FILE_NAME)
     if path.is_dir():
@@ -163,7 +165,7 @@ def read_header(path: str | Path) -> Header:
         path = path / FILE_NAME
     if not path.exists():
         raise UserError(f"{path}: there is no such checkpoint; give a run's folder or its {FILE_NAME}")
-    if not path.is_file():  # a pipe would be waited for
+    if not path.is_file():  # reading a pipe would block
         raise UserError(f"{path} is not a regular file; give a run's folder or its {FILE_NAME}")
     try:
         with safe_open(path, framework="pt") as file:
@@ -188,7 +190,7 @@ def read_header(path: str | Path) -> Header:
 
 
 def _require_consistent(content: _Content) -> None:
-    """Raises UserError, naming the field, for values out of range, and for two that cannot both be true."""
+    """Raise UserError, naming the field, for a value out of range or fields that contradict each other."""
     config, model = content.config, content.model
     for name in ("step", "images", "tensors"):
         if not 0 <= getattr(content, name) < 2**63:
@@ -218,9 +220,9 @@ def _require_consistent(content: _Content) -> None:
 
 
 def restore(header: Header, state: State) -> None:
-    """Put the tensors of a checkpoint into `state`, in place.
+    """Load the tensors of a checkpoint into `state`, in place.
 
-    Raises UserError, naming the file and a tensor, if the networks do not fit.
+    Raises UserError, naming the file and a tensor, if they do not fit the networks.
     """
     tensors = _read(header.path, "")
     for name, module in state.modules().items():
@@ -235,9 +237,9 @@ def restore(header: Header, state: State) -> None:
 
 
 def read_networks(header: Header) -> dict[str, Tensor]:
-    """The tensors of generator, discriminator and average, all that networks of `header.model` have.
+    """Read the tensors of generator, discriminator and EMA, by name.
 
-    Raises UserError, naming the file, if it cannot be read, or lacks some.
+    Raises UserError, naming the file, if it cannot be read or its tensors do not fit `header.model`.
     """
     tensors = {name: value for prefix in NETWORKS for name, value in _read(header.path, prefix + ".").items()}
     generator, discriminator = _shapes(header)
@@ -247,10 +249,11 @@ def read_networks(header: Header) -> dict[str, Tensor]:
 
 
 def load_generator(path: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Module, Config]:
-    """The averaged generator of a run, in eval mode, without gradients, and the configuration it was trained with.
+    """EMA generator of a run, in eval mode and without gradients, and the run's configuration.
 
-    `path` is a run's folder or a checkpoint file. `generator(z, label)` maps z [N, z_dim] and label [N] int64 (None for
-    a network without classes) to images [N, C, H, W] in [-1, 1]. Raises UserError, naming the file, if it cannot load.
+    path: a run's folder or a checkpoint file. `generator(z, label)` maps z [N, z_dim] and label [N] int64 (None for a
+    network without classes) to images [N, C, H, W] of range [-1, 1]. Raises UserError, naming the file, if it cannot be
+    loaded.
     """
     header = read_header(path)
     tensors = _read(header.path, "ema.")
@@ -263,17 +266,16 @@ def load_generator(path: str | Path, device: str | torch.device = "cpu") -> tupl
 
 
 def _shapes(header: Header) -> tuple[nn.Module, nn.Module]:
-    """Generator and discriminator without memory, of whatever size a header asks for. Raises UserError, naming the
-    file."""
+    """Generator and discriminator on the meta device. Raises UserError, naming the file, for impossible sizes."""
     try:
         with torch.device("meta"):
             return models.build(header.model)
-    except (ValueError, TypeError, RuntimeError) as error:  # all of these for sizes that no tensor can have
+    except (ValueError, TypeError, RuntimeError) as error:  # depending on the impossible size
         raise UserError(f"{header.path}: header.model: {readable(str(error).partition(chr(10))[0])}") from None
 
 
 def difference(dataset: ImageDataset, saved: DatasetSummary) -> str | None:
-    """What a data set has that the one a checkpoint was trained on had not; None if they are the same."""
+    """How a data set differs from the one a checkpoint was trained on, for messages; None if it does not."""
     if dataset.class_names != saved["class_names"]:
         return f"has classes {dataset.class_names}, not {saved['class_names']}"
     if len(dataset) != saved["images"]:
@@ -286,7 +288,7 @@ def difference(dataset: ImageDataset, saved: DatasetSummary) -> str | None:
 
 
 def _grow(network: nn.Module, header: Header) -> None:
-    """To where it was when it was saved."""
+    """Grow a network to the stage of the checkpoint."""
     if isinstance(network, ProgressiveGrowing):
         network.grown_from = header.config.growth.grow_from or header.model.resolution
     if header.stage is not None:
@@ -316,12 +318,12 @@ def _read(path: Path, prefix: str) -> dict[str, Tensor]:
 @torch.no_grad()
 def _load_module(path: Path, module: nn.Module, prefix: str, tensors: dict[str, Tensor]) -> None:
     saved = _saved(path, module, prefix, tensors)
-    for name, value in module.state_dict().items():  # aliases: copying into them keeps device and memory format
+    for name, value in module.state_dict().items():  # aliases: copies keep device and memory format
         value.copy_(saved[name])
 
 
 def _saved(path: Path, module: nn.Module, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Those of `tensors` that are called `prefix`, by the module's names. Raises UserError if they are not its own."""
+    """Tensors named `prefix`.*, by the module's names. Raises UserError if names or shapes are not the module's."""
     own = module.state_dict()
     saved = {name.removeprefix(prefix + "."): tensors[name] for name in tensors if name.startswith(prefix + ".")}
     wrong = sorted(
@@ -343,15 +345,15 @@ def _load_optimizer(
     states = {}
     names = next(names for kind, names in _MOMENTS.items() if isinstance(optimizer, kind))
     trained = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
-    for index, (name, parameter) in enumerate(trained):  # as the optimizer counts them
+    for index, (name, parameter) in enumerate(trained):  # numbered as by the optimizer
         start = f"{prefix}.{name}."
         moments = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
-        moments = {key: value for key, value in moments.items() if "." not in key}  # not those of a.b for a
+        moments = {key: value for key, value in moments.items() if "." not in key}  # for a, skip those of a.b
         shapes = {key: () if key == "step" else parameter.shape for key in names}
         if moments and {key: value.shape for key, value in moments.items()} != shapes:
             raise UserError(f"{path}: {start}* are not the moments that {type(optimizer).__name__} keeps: {names}")
         for key, value in moments.items():
-            if key != "step":  # saved contiguous, but moments must have their parameter's memory format
+            if key != "step":  # moments need their parameter's memory format; they are saved contiguous
                 moments[key] = torch.empty_like(parameter, requires_grad=False).copy_(value)
         if moments:
             states[index] = moments

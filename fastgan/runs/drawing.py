@@ -1,4 +1,4 @@
-"""Drawing images from a generator that has been trained."""
+"""Drawing images from a trained generator."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ Noise = Literal["const", "none", "random"]
 
 
 class Unsupported(ValueError):
-    """A generator cannot do what it was asked for; the message names its architecture and what it lacks."""
+    """Raised for an option that a generator does not have; the message names architecture and option."""
 
 
 def architecture(generator: nn.Module) -> str:
-    """The name of a generator's family: that of the module it is defined in."""
+    """Family of a generator: the name of the module that defines it."""
     return type(generator).__module__.rpartition(".")[2]
 
 
 def latents(seeds: Sequence[int], z_dim: int, seed_format: SeedFormat = "torch") -> Tensor:
-    """One latent a seed, fp32 [len(seeds), z_dim] on the CPU; each depends on its own seed only.
+    """One latent for each seed: fp32 [len(seeds), z_dim] on the CPU.
 
-    seed_format: whose random numbers. "numpy" gives the latents of the official StyleGAN2 scripts,
-    `np.random.RandomState(seed).randn(1, z_dim)`. Raises ValueError for a seed that numpy does not take.
+    seed_format: random number generator. "numpy" gives the latents of the official StyleGAN2 scripts,
+    `np.random.RandomState(seed).randn(1, z_dim)`. Raises ValueError for a seed that is too large for numpy.
     """
     if seed_format == "torch":
         return torch.stack([torch.randn(z_dim, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
@@ -36,13 +36,13 @@ def latents(seeds: Sequence[int], z_dim: int, seed_format: SeedFormat = "torch")
     if max(seeds) > LARGEST_NUMPY_SEED:
         raise ValueError(f"seed {max(seeds)} is out of range, must be at most {LARGEST_NUMPY_SEED} for numpy")
     z = np.stack([np.random.RandomState(seed).randn(z_dim) for seed in seeds])
-    return torch.from_numpy(z).float()  # the official networks round z as well
+    return torch.from_numpy(z).float()  # as the official networks round z
 
 
 def arguments(generator: nn.Module, *, truncation: float = 1.0, noise: Noise = "const") -> dict[str, Any]:
-    """What a generator is called with beside latents and labels: of the two, those that it knows.
+    """Keyword arguments for a generator: truncation and noise, where it supports them.
 
-    Raises Unsupported if one that it does not know is another than the default.
+    Raises Unsupported for a value other than the default that it does not support.
     """
     supports = generator.supports
     if truncation != 1 and "truncation" not in supports:
@@ -56,11 +56,11 @@ def arguments(generator: nn.Module, *, truncation: float = 1.0, noise: Noise = "
 def draw(
     generator: nn.Module, z: Tensor, labels: Tensor | None, *, truncation: float = 1.0, batch: int = 1
 ) -> np.ndarray:
-    """Images of latents z [N, z_dim] and labels [N] int64: uint8 [N, H, W, C].
+    """Images of latents z [N, z_dim] and labels [N] int64, as uint8 [N, H, W, C].
 
-    The generator should be in eval mode; it runs in fp32 with its fixed noise, so the image of a latent is always the
-    same. With `batch` 1 it is so to the bit, independent of what else is drawn; larger batches may round otherwise.
-    truncation: psi, 1 for none. Raises Unsupported if it is not 1 and the generator knows no truncation.
+    The generator should be in eval mode. It runs in fp32 with constant noise, so a latent always gives the same image:
+    bit-identical with `batch` 1; larger batches may round differently. truncation: psi, 1 for none. Raises Unsupported
+    if it is not 1 and the generator has no truncation.
     """
     return np.concatenate(
         [to_uint8(part) for part in draw_batches(generator, z, labels, truncation=truncation, batch=batch)]
@@ -68,12 +68,12 @@ def draw(
 
 
 def draw_tensor(generator: nn.Module, z: Tensor, labels: Tensor | None, *, truncation: float = 1.0) -> Tensor:
-    """As `draw` with `batch` 1, but fp32 [N, C, H, W] of nominal range [-1, 1], on the CPU."""
+    """Like `draw` with `batch` 1, but fp32 [N, C, H, W] of nominal range [-1, 1], on the CPU."""
     return torch.cat([part.float().cpu() for part in draw_batches(generator, z, labels, truncation=truncation)])
 
 
 def quantized(images: Tensor) -> Tensor:
-    """Images of range [-1, 1], clamped to it, as uint8 0..255."""
+    """Images clamped to [-1, 1], as uint8 0..255."""
     return images.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
 
 
@@ -86,7 +86,7 @@ def to_uint8(images: Tensor) -> np.ndarray:
 def draw_batches(
     generator: nn.Module, z: Tensor, labels: Tensor | None, *, truncation: float = 1.0, batch: int = 1
 ) -> Iterator[Tensor]:
-    """Images as the generator makes them, [up to `batch`, C, H, W] on its device; arguments as of `draw`."""
+    """The generator's output in batches, [up to `batch`, C, H, W] on its device; arguments as for `draw`."""
     options = arguments(generator, truncation=truncation)
     device = next(generator.parameters()).device
     for start in range(0, len(z), batch):

@@ -1,14 +1,14 @@
-"""Steps of training as CUDA graphs: recorded once for each kind of step, and then replayed as a whole.
+"""CUDA graphs of work that is repeated: captured once for each kind, then replayed.
 
-A step of a GAN is thousands of small kernels, and a replayed graph launches them all at once. It does again what was
-recorded, on the very memory that it was recorded with: the Python around it does not run. So
+A step of a GAN is thousands of small kernels, and a replay launches them all at once. It repeats the captured work on
+the same memory, without running any Python. So
 
-- whatever Python decides by must be part of the kind of a step, and each kind has a graph of its own;
-- what changes from step to step is in tensors that are written before a replay: the batch, and `Numbers`;
-- random numbers come from the default generator of the device, which graphs advance as if they were drawn one by one;
-- nothing waits for the device: capturing would fail.
+- everything that Python decides by is part of the kind, and each kind has its own graph;
+- everything that changes from call to call is in tensors written before a replay: the inputs, and `Numbers`;
+- random numbers come from the device's default generator, which a replay advances as eager work would;
+- the work never waits for the device, which would make capturing fail.
 
-Nothing of this is known about networks or losses here.
+This module knows nothing about networks or losses.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from torch import Tensor
 
 from fastgan.runs import memory
 
-WARM_UPS = 2  # steps of each kind before it is captured: kernels are built, plans made, moments of optimizers created
+WARM_UPS = 2  # eager calls of a kind before capturing: they build kernels, choose plans and create optimizer state
 
 
 class Numbers:
-    """Numbers that are another at every step, by name: learning rates, weights of losses.
+    """Numbers that change from step to step, by name: learning rates, weights of losses.
 
     Args:
-        device: where steps are captured they are 0-dim tensors on it, which `set` writes in place without waiting for
+        device: keep them as 0-dim tensors there, for captured steps; `set` writes them in place, without waiting for
             the device. None: plain floats.
     """
 
@@ -41,7 +41,7 @@ class Numbers:
         self._tensors: dict[str, Tensor] = {}
 
     def set(self, name: str, value: float, dtype: torch.dtype = torch.float32) -> float | Tensor:
-        """Say what a number is at the coming step; returns what stands for it. `dtype` counts at the first time."""
+        """Set a number for the next step; returns the float or tensor that holds it. The first `dtype` stays."""
         known = self._given.get(name)
         self._given[name] = value
         if self._device is None:
@@ -57,16 +57,17 @@ class Numbers:
 
 
 class Recorder(Protocol):
-    """What records work on a device and does it again."""
+    """Captures work on a device."""
 
     def warm_up(self, work: Callable[[], Any]) -> Any:
-        """Do it, where and as it will be captured, and return its result."""
+        """Run `work` as it will be captured, on the same stream, and return its result."""
 
     def capture(self, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-        """What does it again, whenever called, and its result; nothing has been done yet. RuntimeError if it fails."""
+        """Capture `work` without running it: returns a function that replays it, and its result. Raises RuntimeError if
+        it cannot be captured."""
 
     def clear(self) -> None:
-        """Nothing that was captured will be done again: returns when all of it is done, and it can be dropped."""
+        """Wait for all replays to end, after which captured graphs can be freed."""
 
 
 class _Captured(NamedTuple):
@@ -75,15 +76,15 @@ class _Captured(NamedTuple):
 
 
 class Graphs:
-    """`graphs(kind, *inputs)` is `run(kind, *inputs)`, captured once for each kind and form of inputs, then replayed.
+    """`graphs(kind, *inputs)` is `run(kind, *inputs)`, captured once for each kind and input metadata, then replayed.
 
-    The first `WARM_UPS` calls of a kind run as they are. If capturing fails, for want of memory or because something
-    cannot be captured, the reason is printed, and everything runs as it is from there on.
+    The first `WARM_UPS` calls of a kind run eagerly. If capturing fails, for lack of memory or for an operation that
+    cannot be captured, the reason is printed, and all later calls run eagerly.
 
     Args:
-        run: of a kind, and tensors or None. Its result must hang on the kind alone, and hold nothing of the device.
-            What it writes must be there before, and stay where it is.
-        recorder: of the device.
+        run: function of a kind and of tensors or None. Its result may depend on the kind only, and holds no tensors.
+            Tensors that it writes must exist before, and must not move.
+        recorder: for the device.
     """
 
     def __init__(self, run: Callable[..., Any], recorder: Recorder):
@@ -94,9 +95,11 @@ class Graphs:
         self.failure: str | None = None
 
     def __call__(self, kind: Hashable, *inputs: Tensor | None) -> Any:
-        forms = tuple(map(_form, inputs))
-        held = [self._held(i, form, tensor) for i, (form, tensor) in enumerate(zip(forms, inputs, strict=True))]
-        work = lambda: self._run(kind, *held)
+        forms = tuple(map(_metadata, inputs))
+        static = [
+            self._static_input(i, form, tensor) for i, (form, tensor) in enumerate(zip(forms, inputs, strict=True))
+        ]
+        work = lambda: self._run(kind, *static)
         key = kind, forms
         if self.failure is None and key not in self._captured and self._runs[key] >= WARM_UPS:
             self._capture(key, work)
@@ -108,14 +111,14 @@ class Graphs:
         return captured.result
 
     def clear(self) -> None:
-        """Drop all graphs and their memory: none of the kinds so far will come again, or tensors have moved."""
+        """Free all graphs and their memory: their kinds will not come again, or tensors have moved."""
         if self._captured:
             self._recorder.clear()
         for each in (self._captured, self._runs, self._inputs):
             each.clear()
 
-    def _held(self, index: int, form: Hashable, tensor: Tensor | None) -> Tensor | None:
-        """The tensor's contents, in the memory that graphs read."""
+    def _static_input(self, index: int, form: Hashable, tensor: Tensor | None) -> Tensor | None:
+        """Copy a tensor into the memory that graphs read."""
         if tensor is None:
             return None
         if (index, form) not in self._inputs:
@@ -127,27 +130,27 @@ class Graphs:
             self._captured[key] = _Captured(*self._recorder.capture(work))
         except RuntimeError as error:
             first = error
-            while isinstance(first.__context__, RuntimeError):  # what ends a broken capture complains of it once more
+            while isinstance(first.__context__, RuntimeError):  # ending a broken capture raises once more
                 first = first.__context__
             text = str(first).strip().partition("\n")[0]
-            short = "memory does not suffice for them" if memory.is_shortage(first) else text
+            short = "memory does not suffice for them" if memory.is_out_of_memory(first) else text
             self.failure = f"a step cannot be captured: {short}"
         if self.failure:
             self._recorder.clear()
-            self._captured.clear()  # also those of other kinds: their memory may be what is missing
+            self._captured.clear()  # of all kinds: their memory may be what is missing
             print(f"note: no CUDA graphs from here on; {self.failure}", flush=True)
 
 
-def _form(tensor: Tensor | None) -> Hashable:
+def _metadata(tensor: Tensor | None) -> Hashable:
     return None if tensor is None else (tensor.shape, tensor.stride(), tensor.dtype)
 
 
 class CudaRecorder:
-    """`Recorder` of a GPU. All graphs share a pool of memory: one runs at a time, and none leaves anything behind."""
+    """`Recorder` of a GPU. All graphs share a memory pool, since only one runs at a time."""
 
     def __init__(self, device: torch.device):
         self._device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
-        # One stream for all: what autograd and the allocator know of a stream holds for the capture as well.
+        # One stream for warm-up and capture: autograd and the allocator keep state for each stream.
         self._stream = torch.cuda.Stream(self._device)
         self._pool = torch.cuda.graph_pool_handle()
 
@@ -161,14 +164,14 @@ class CudaRecorder:
 
     def capture(self, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
         torch.cuda.synchronize(self._device)
-        gc.collect()  # nothing of the device may be freed by chance while capturing
+        gc.collect()  # no tensor may be freed by chance while capturing
         torch.cuda.empty_cache()
         graph = torch.cuda.CUDAGraph()
         generator = torch.cuda.default_generators[self._device.index]
         random_state = generator.clone_state()
-        # By hand: torch.cuda.graph leaves its stream the current one if the capture cannot be ended.
+        # Not torch.cuda.graph, which leaves its stream current if the capture cannot be ended.
         with torch.cuda.stream(self._stream):
-            # The modes differ in what other threads may do meanwhile: those that read data may allocate memory.
+            # Thread-local: other threads, such as those that read data, may allocate memory meanwhile.
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
                 try:
@@ -176,7 +179,7 @@ class CudaRecorder:
                 finally:
                     self._end(graph)
             except BaseException:
-                # A capture that cannot be ended leaves the generator in the state of one that is captured.
+                # A capture that cannot be ended leaves the generator in capturing state.
                 with contextlib.suppress(RuntimeError):
                     generator.graphsafe_set_state(random_state)
                 raise
@@ -191,8 +194,8 @@ class CudaRecorder:
         try:
             graph.capture_end()
         except RuntimeError:
-            # Then torch leaves the pool as it is: nobody else would get its memory, and what other streams have used
-            # would never be free again.
+            # torch then leaves the pool open: its memory could not be used again, and memory of other streams would
+            # never be freed.
             for end in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
                 with contextlib.suppress(AttributeError, RuntimeError):
                     getattr(torch._C, end)(self._device.index, self._pool)
@@ -200,4 +203,4 @@ class CudaRecorder:
 
     def clear(self) -> None:
         torch.cuda.synchronize(self._device)
-        self._pool = torch.cuda.graph_pool_handle()  # one that has no graphs left cannot be used again
+        self._pool = torch.cuda.graph_pool_handle()  # a pool without graphs cannot be used again

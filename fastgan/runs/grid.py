@@ -15,17 +15,17 @@ from fastgan.errors import UserError
 from fastgan.files import write_atomically
 
 _PAPER, _INK = "white", "black"
-_CHECKS = (255, 204)  # greys of the chequered ground behind transparent images ...
-_CHECK = 8  # ... and the side of its squares in pixels
+_CHECKS = (255, 204)  # greys of the checkerboard behind transparent images
+_CHECK = 8  # side of its squares in pixels
 _GAP = 2  # pixels between images
 _MARGIN = 6  # around text
-_APART = 10  # more pixels, between the sources of a table and what is made of them
-_LINE = 20  # from one line of text to the next
-SMALLEST_CELL, SMALLEST_FRAME = 48, 256  # pixels of an image in a picture, and in an animation
+_APART = 10  # extra pixels between the sources of a table and the rest
+_LINE = 20  # height of a line of text
+SMALLEST_CELL, SMALLEST_FRAME = 48, 256  # side of an image in a picture, and of an animation, in pixels
 
 
 class _Picture(NamedTuple):
-    """A format by its name in Pillow; options: of `save`; largest: pixels of a side; transparent: whether it can be."""
+    """File format. name: Pillow's; options: of `save`; largest: pixels of a side; transparent: whether it has alpha."""
 
     name: str
     options: dict[str, Any]
@@ -34,7 +34,7 @@ class _Picture(NamedTuple):
 
 
 _JPEG = _Picture("JPEG", {"quality": 95, "subsampling": 0}, 65_500, transparent=False)
-PICTURES = {  # by the ending of a name
+PICTURES = {  # by suffix
     ".png": _Picture("PNG", {}, 2**31 - 1, transparent=True),
     ".jpg": _JPEG,
     ".jpeg": _JPEG,
@@ -43,13 +43,13 @@ PICTURES = {  # by the ending of a name
 
 
 class Section(NamedTuple):
-    """A heading and, below it, rows of images, all of one size.
+    """A heading above rows of images, all of one size.
 
     Attributes:
-        heading: one line of text or several.
-        rows: (label at the left, uint8 [n, H, W, C]).
+        heading: one or more lines of text.
+        rows: pairs of a label at the left and images, uint8 [n, H, W, C].
         columns: labels above the columns, or none.
-        sources: whether the first row and the first column are what the others are made of: a little apart from them.
+        sources: whether the first row and column are sources of the others, and so set apart from them.
     """
 
     heading: str
@@ -59,10 +59,9 @@ class Section(NamedTuple):
 
 
 def draw_grid(sections: Sequence[Section], smallest_cell: int = SMALLEST_CELL) -> Image.Image:
-    """One RGB picture of all sections, one below the other.
+    """RGB picture of all sections, one below the other.
 
-    Images are shown enlarged, by a whole factor, to at least `smallest_cell` pixels; columns are as wide as their
-    labels need.
+    Images are enlarged by a whole factor to at least `smallest_cell` pixels; columns are as wide as their labels.
     """
     font = ImageFont.load_default(16)
     width_of = lambda text: max((int(font.getlength(line)) for line in text.splitlines()), default=0)
@@ -103,7 +102,7 @@ def draw_grid(sections: Sequence[Section], smallest_cell: int = SMALLEST_CELL) -
 
 
 def enlargement(side: int, smallest: int) -> int:
-    """The whole factor by which images with a side of so many pixels are enlarged to at least `smallest`."""
+    """Whole factor that enlarges a side of `side` pixels to at least `smallest`."""
     return max(1, -(-smallest // side))
 
 
@@ -114,7 +113,7 @@ def _enlarged(image: np.ndarray, factor: int) -> Image.Image:
 
 
 def _on_checks(picture: Image.Image) -> Image.Image:
-    """A transparent picture on a chequered ground."""
+    """A transparent picture on a checkerboard."""
     rows, columns = np.ogrid[: picture.height, : picture.width]
     checks = np.where((rows // _CHECK + columns // _CHECK) % 2, *_CHECKS[::-1]).astype(np.uint8)
     return Image.alpha_composite(Image.fromarray(checks).convert("RGBA"), picture).convert("RGB")
@@ -126,7 +125,7 @@ def to_picture(image: np.ndarray) -> Image.Image:
 
 
 def require_fits(size: tuple[int, int], path: Path) -> None:
-    """Raises UserError if a picture of so many pixels, width and height, is too large for the format of `path`."""
+    """Raise UserError if a picture of `size` (width, height) is too large for the format of `path`."""
     largest = PICTURES[path.suffix.lower()].largest
     if max(size) > largest:
         raise UserError(
@@ -136,7 +135,7 @@ def require_fits(size: tuple[int, int], path: Path) -> None:
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write it atomically, in the format that the name ends in; raises UserError, naming the file, if that fails."""
+    """Write a picture atomically, in the format of the suffix. Raises UserError, naming the file, if that fails."""
     require_fits(picture.size, path)
     kind = PICTURES[path.suffix.lower()]
     if picture.mode == "RGBA" and not kind.transparent:
@@ -147,17 +146,17 @@ def save_picture(picture: Image.Image, path: Path) -> None:
 
 
 def save_animation(frames: Iterable[np.ndarray], path: Path, fps: int) -> None:
-    """Write images uint8 [H, W, C], all of one size, as an endless GIF or an MP4, by the ending of `path`; atomically.
+    """Write frames, uint8 [H, W, C] of one size, as an endless GIF or an MP4, by the suffix of `path`; atomically.
 
-    Small ones are enlarged by a whole factor to at least 256 pixels. In a GIF, two equal frames that follow each other
-    become one that is shown for longer. Raises UserError, naming the file, if it cannot be written.
+    Small frames are enlarged by a whole factor to at least 256 pixels. In a GIF, equal consecutive frames become one
+    that is shown longer. Raises UserError, naming the file, if it cannot be written.
     """
     pictures = (_enlarged(frame, enlargement(frame.shape[0], SMALLEST_FRAME)) for frame in frames)
     write_atomically(path, _gif(pictures, fps) if path.suffix.lower() == ".gif" else _mp4(pictures, path, fps))
 
 
 def require_video(path: Path) -> None:
-    """Raises UserError, naming the file and the remedy, if this installation cannot write an MP4."""
+    """Raise UserError, naming the file and the remedy, if this installation cannot write an MP4."""
     try:
         import imageio_ffmpeg
 
@@ -167,12 +166,12 @@ def require_video(path: Path) -> None:
             f'{path}: MP4 needs the extra "video", which is not installed: pip install ".[video]", '
             "or choose a name that ends in .gif"
         ) from None
-    except RuntimeError as error:  # of a platform for which it brings no program
+    except RuntimeError as error:  # it has no ffmpeg for this platform
         raise UserError(f"{path}: {error}; install ffmpeg, or choose a name that ends in .gif") from None
 
 
 def _gif(pictures: Iterable[Image.Image], fps: int) -> bytes:
-    # 256 colours each, chosen frame by frame; and a byte a pixel is what waits in memory until the last is drawn.
+    # A palette of 256 colours for each frame; frames wait in memory, one byte a pixel, until the last is drawn.
     first, *others = (picture if picture.mode == "L" else picture.quantize(256) for picture in pictures)
     buffer = io.BytesIO()
     first.save(buffer, "GIF", save_all=True, append_images=others, duration=round(1000 / fps), loop=0)
@@ -182,7 +181,7 @@ def _gif(pictures: Iterable[Image.Image], fps: int) -> bytes:
 def _mp4(pictures: Iterable[Image.Image], path: Path, fps: int) -> bytes:
     import imageio_ffmpeg
 
-    with tempfile.TemporaryDirectory() as folder:  # ffmpeg writes files only
+    with tempfile.TemporaryDirectory() as folder:  # ffmpeg only writes to files
         file = Path(folder) / "animation.mp4"
         writer = None
         try:

@@ -1,7 +1,6 @@
-"""Warnings from the numbers of a training's log: samples that have become alike, a discriminator that knows its images.
+"""Warnings about a training from its log: mode collapse, and an overfitting discriminator.
 
-Both are failures that raise no error: losses stay finite, and the training goes on for as long as it was told to.
-Imports no torch.
+Neither raises an error: losses stay finite, and the training goes on. Imports no torch.
 """
 
 from __future__ import annotations
@@ -11,33 +10,35 @@ from typing import Any
 
 from fastgan.runs.config import Config
 
-# Distance of two samples of a class, as a share of that of two real images (`fastgan.training.diversity`).
+# Distance between two samples of a class, relative to that between two real images (`fastgan.training.diversity`):
+# collapse begins below the first value and is over above the second.
 ALIKE, DIFFERENT = 0.15, 0.3
 ALIKE_READINGS = 2  # in a row
-# Updates of the generator after which samples should differ, if they never did: at first all networks draw one image.
+# Generator updates before samples that never differed count as collapsed: untrained networks draw one image only.
 UNTRAINED = 500
 
-# Mean sign of the logits of real images (r_t of Karras et al. 2020, "Training Generative Adversarial Networks with
-# Limited Data", section 3.1; --augment ada aims at 0.6), or of generated ones, negated, if that is less: a
-# discriminator that calls everything real, as mlp's does at times, knows nothing by heart.
+# The smaller of the mean sign of real logits (r_t of Karras et al. 2020, "Training Generative Adversarial Networks with
+# Limited Data", section 3.1; --augment ada aims at 0.6) and the negated mean sign of fake logits: a discriminator that
+# calls everything real, as mlp's does at times, does not overfit. Overfitting begins above the first value and is over
+# below the second.
 SURE, UNSURE = 0.95, 0.9
-WINDOW = 10_000  # images that the mean is over: it swings where the discriminator has no gradient penalty
-SEEN = 4  # times that each image has been shown: before, the discriminator can hardly know it by heart
-SIGNED = ("nonsaturating", "minimax", "hinge")  # objectives for which a logit above 0 means real
+WINDOW = 10_000  # images to average over: signs fluctuate without a gradient penalty
+SEEN = 4  # times that each image was shown: before, a discriminator can hardly overfit
+SIGNED = ("nonsaturating", "minimax", "hinge")  # objectives with positive logits for real images
 
 
 class Watch:
-    """Reads a run's log line by line, and says when something begins to go wrong, once until it is over.
+    """Reads a run's log line by line, and warns once for each episode of collapse or overfitting.
 
-    What it finds follows from the lines alone: a resumed run that has been given the earlier ones goes on as if it had
-    never stopped.
+    Warnings depend on the lines alone, so a resumed run that is given the earlier lines warns as if it had never
+    stopped.
 
     Args:
         config: resolved.
-        dataset: what a checkpoint says of it: {"images": int, "class_names": list[str], ...}.
+        dataset: its summary in a checkpoint: {"images": int, "class_names": list[str], ...}.
 
     Attributes:
-        warnings: what is wrong by the last line, in one line each, with what to do.
+        warnings: episodes that go on at the last line, each as one line with a remedy.
     """
 
     def __init__(self, config: Config, dataset: Mapping[str, Any]):
@@ -50,7 +51,7 @@ class Watch:
         self.warnings: list[str] = []
 
     def read(self, line: Mapping[str, Any]) -> list[str]:
-        """The warnings that begin with this line of log.jsonl."""
+        """Warnings that begin with this line of log.jsonl."""
         before = self.warnings
         self._read_distances(line)
         self._read_signs(line)
@@ -58,7 +59,7 @@ class Watch:
         return [warning for warning in self.warnings if warning not in before]
 
     def read_all(self, lines: Iterable[Mapping[str, Any]]) -> Watch:
-        """Read all of these lines; returns the watch itself."""
+        """Read all lines; returns self."""
         for line in lines:
             self.read(line)
         return self
@@ -84,7 +85,7 @@ class Watch:
             return
         start, sign = self._window.end()
         shown = line["images"] / self._images
-        certain = shown >= SEEN and not self._alike.warning  # samples that are all alike are told with ease
+        certain = shown >= SEEN and not self._alike.warning  # collapsed samples are easy to tell from real images
         if self._sure.begins(start, sign > SURE, over=sign < UNSURE, certain=certain):
             self._sure.warning = (
                 f"the discriminator overfits since {self._sure.since:,} images (right about {(1 + sign) / 2:.1%} of "
@@ -103,29 +104,29 @@ class Watch:
 
 
 class _Window:
-    """The mean of a number over the images shown since the window began."""
+    """Mean of a value over the images shown since the window began."""
 
     def __init__(self):
         self.start, self.images, self._sum = 0, 0, 0.0
 
     def add(self, images: int, mean: float) -> None:
-        """`mean` is over those since the last call, `images` counts all."""
+        """Add `mean` over the images since the last call; `images` is their total number."""
         count = images - self.start - self.images
         self.images, self._sum = self.images + count, self._sum + mean * count
 
     def end(self) -> tuple[int, float]:
-        """Where the window began, and its mean; the next one begins."""
+        """Returns start and mean of the window, and begins the next one."""
         start, mean = self.start, self._sum / self.images
         self.start, self.images, self._sum = start + self.images, 0, 0.0
         return start, mean
 
 
 class _Episode:
-    """From so many bad readings in a row to the first that is well again.
+    """An episode of bad readings: begins with `least` in a row, and ends with the first good one.
 
     Attributes:
-        since: images shown at the first of the bad readings.
-        warning: what is said of the episode; empty before and after.
+        since: number of images shown at its first bad reading.
+        warning: text during the episode; empty before and after.
     """
 
     def __init__(self, least: int):
@@ -134,7 +135,7 @@ class _Episode:
         self.warning = ""
 
     def begins(self, images: int, bad: bool, *, over: bool, certain: bool) -> bool:
-        """Count a reading; whether the episode begins with it. `over`: it is well. `certain`: bad readings mean it."""
+        """Add a reading; returns whether the episode begins. over: the reading is good. certain: bad ones may count."""
         if over:
             self.warning = ""
         if not self._bad:

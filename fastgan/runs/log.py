@@ -11,7 +11,7 @@ from fastgan.metrics import registry
 
 FILE_NAME = "log.jsonl"
 
-# What belongs together, in the order to look at it. All else that is logged is a metric of the samples.
+# Values that share a chart, most important first. Everything else that is logged is a metric of the samples.
 CHARTS = {
     "losses": ("loss_g", "loss_d"),
     "logits": ("logit_real", "logit_fake"),
@@ -30,19 +30,19 @@ _CHART_OF = {name: chart for chart, names in CHARTS.items() for name in names}
 
 
 def read(directory: Path) -> list[dict[str, Any]]:
-    """The lines of a run's log; none where there is no log. A last line that is still being written is left out."""
+    """Lines of a run's log; empty without a log. An unfinished last line is skipped."""
     with contextlib.suppress(FileNotFoundError), open(directory / FILE_NAME, encoding="utf-8") as file:
         return [json.loads(line) for line in file if line.endswith("\n")]
     return []
 
 
 def chart_of(name: str) -> str:
-    """Which of `CHARTS` a number belongs to by its name, or `METRICS`."""
+    """Chart of a logged value, by its name: one of `CHARTS`, or `METRICS`."""
     return _CHART_OF.get(name, METRICS)
 
 
 def measured(run: Path) -> list[dict[str, Any]]:
-    """What `--metrics` has found out about a run, from its log: {"step": int, "images": int, "kid": float, ...} for
-    each checkpoint that was measured, the latest last."""
+    """Results of `--metrics` in a run's log: {"step": int, "images": int, "kid": float, ...} for each evaluated
+    checkpoint, ordered by step."""
     values = {value for metric in registry.METRICS.values() for value in metric.values}
     return sorted((line for line in read(run) if values & line.keys()), key=lambda line: line["step"])

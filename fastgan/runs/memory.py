@@ -1,4 +1,4 @@
-"""How much memory is in use, and running out of it told in one line. Imports no torch."""
+"""Memory in use, memory available, and out-of-memory errors as UserErrors. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from fastgan.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-# torch.OutOfMemoryError is a RuntimeError of GPUs only; the CPU's allocator, cuBLAS and C++ have none but the text.
+# torch.OutOfMemoryError is for GPUs only; errors of the CPU's allocator, cuBLAS and C++ are known by their text.
 _SIGNS = ("out of memory", "not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "std::bad_alloc")
 _AMOUNT = re.compile(r"(?:tried to|unable to) allocate ([\d.]+) ?(bytes|[KMG]i?B)", re.IGNORECASE)
 
 
 def peak(device: torch.device) -> float | None:
-    """The most memory, in GiB, that this process has ever held: of a GPU, or if `device` is none, of the machine.
+    """Peak memory of this process so far, in GiB: reserved by PyTorch if `device` is a GPU, else resident.
 
-    Of a GPU it is what PyTorch has taken from it. None where the system does not say.
+    None where the system does not report it.
     """
     if device.type == "cuda":
         import torch
@@ -33,24 +33,24 @@ def peak(device: torch.device) -> float | None:
         import resource
     except ImportError:  # Windows
         return None
-    unit = 1 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
+    unit = 1 if sys.platform == "darwin" else 2**10  # bytes on macOS, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def total() -> float:
-    """Bytes of memory of this machine, or of the container; infinite where the system does not say."""
+    """Memory of this machine or container, in bytes; infinite where the system does not report it."""
     found = math.inf
     with contextlib.suppress(OSError, ValueError, AttributeError):
         found = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     with contextlib.suppress(OSError, ValueError), open("/sys/fs/cgroup/memory.max") as file:
-        found = min(found, float(file.read()))  # "max" is no number
+        found = min(found, float(file.read()))  # "max" raises ValueError
     return found
 
 
 def require(needed: float, what: str, remedy: str, there: float | None = None) -> None:
-    """Raises UserError if so many bytes, at least, cannot be had: Linux would hand them out, and kill who uses them.
+    """Raise UserError if fewer than `needed` bytes exist: Linux would grant them, and kill the process that uses them.
 
-    what: needs them. there: bytes of the device; None: of the machine.
+    what: needs the memory, for the message. there: bytes of the device; None: of the machine.
     """
     there = total() if there is None else there
     if needed > there:
@@ -60,20 +60,20 @@ def require(needed: float, what: str, remedy: str, there: float | None = None) -
         )
 
 
-def is_shortage(error: BaseException) -> bool:
-    """Whether an exception of torch, NumPy or Python means that memory, of the CPU or of a GPU, did not suffice."""
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception of torch, NumPy or Python means out of memory, on the CPU or a GPU."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
     )
 
 
 @contextlib.contextmanager
-def shortage_is_a_mistake(remedy: str) -> Iterator[None]:
-    """Within the block, running out of memory is a UserError that says what to do about it."""
+def out_of_memory_is_user_error(remedy: str) -> Iterator[None]:
+    """Within the block, an out-of-memory error becomes a UserError that ends in `remedy`."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not is_shortage(error):
+        if not is_out_of_memory(error):
             raise
         found = _AMOUNT.search(str(error))
         asked = f" ({_readable(*found.groups())} more asked for)" if found else ""

@@ -17,7 +17,7 @@ Autocast = Callable[[], contextlib.AbstractContextManager]
 
 @dataclass(frozen=True)
 class Precision:
-    """The dtype of activations in the networks, on which device, and why. Parameters and losses are fp32 always."""
+    """Dtype of the networks' activations on a device, and why. Parameters and losses are always fp32."""
 
     dtype: torch.dtype
     device: torch.device
@@ -25,11 +25,11 @@ class Precision:
 
     @property
     def scaled(self) -> bool:
-        """Whether gradients need a scaled loss, lest the small ones be lost."""
+        """Whether the loss must be scaled so that small gradients do not underflow."""
         return self.dtype == torch.float16
 
     def autocast(self) -> torch.autocast:
-        """A fresh autocast context; it does nothing in fp32."""
+        """A new autocast context, disabled for fp32."""
         enabled = self.dtype != torch.float32
         return torch.autocast(self.device.type, dtype=self.dtype if enabled else torch.bfloat16, enabled=enabled)
 
@@ -38,11 +38,10 @@ class Precision:
 
 
 def choose(amp: bool, device: torch.device) -> Precision:
-    """The precision that is fastest on `device` if `amp`, else fp32.
+    """The fastest precision on `device` if `amp`, else fp32.
 
-    bf16 where there is a choice: a discriminator's gradient penalty overflows fp16 easily, which takes a scaled loss.
-    On a CPU bf16 pays only where there are instructions for it (AVX512-BF16, AMX); elsewhere it is emulated and slower
-    than fp32.
+    bf16 is preferred to fp16, which a discriminator's gradient penalty overflows easily. A CPU without bf16
+    instructions (AVX512-BF16, AMX) emulates bf16, slower than fp32, so it computes in fp32.
     """
     if not amp:
         return Precision(torch.float32, device, "without --amp")
@@ -64,16 +63,16 @@ def choose(amp: bool, device: torch.device) -> Precision:
 
 
 def cpu_bf16_features() -> list[str]:
-    """Which bf16 instructions the CPU reports: a list out of "AVX512-BF16", "AMX"."""
-    # torch has asked these questions since 2.4 but keeps the names private; a torch without them answers no.
-    questions = {"AVX512-BF16": "_is_avx512_bf16_supported", "AMX": "_is_amx_tile_supported"}
-    return [name for name, question in questions.items() if getattr(torch.cpu, question, lambda: False)()]
+    """bf16 instruction sets of this CPU, among "AVX512-BF16" and "AMX"."""
+    # Private functions of torch from 2.4 on; None is reported by a torch without them.
+    checks = {"AVX512-BF16": "_is_avx512_bf16_supported", "AMX": "_is_amx_tile_supported"}
+    return [name for name, check in checks.items() if getattr(torch.cpu, check, lambda: False)()]
 
 
 def choose_device(name: str, ranks: Ranks | None = None) -> torch.device:
-    """The device for `--device`: "auto" is the first GPU if there is one. Raises UserError if it is not usable.
+    """Device for the value `name` of --device; "auto" is the first GPU if there is one.
 
-    Of several processes of a machine each has a GPU of its own.
+    Several processes of a machine get a GPU each. Raises UserError if the device is not usable.
     """
     if ranks is not None and ranks.world_size > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
         if ranks.local_rank >= torch.cuda.device_count():
@@ -101,11 +100,10 @@ def choose_device(name: str, ranks: Ranks | None = None) -> torch.device:
 
 
 def compiler(device: torch.device, option: str = "--compile") -> Callable[..., Callable]:
-    """What `torch.compile`s a network, for its first derivatives. Raises UserError, naming what asked for it, if that
-    does not work here."""
+    """`torch.compile` with static shapes, checked to work on `device`. Raises UserError, naming `option`, if not."""
     try:
         torch.compile(torch.exp2, dynamic=False)(torch.ones(8, device=device))
-    except Exception as error:  # a compiler, its headers, a GPU that is too old: it fails in as many ways
+    except Exception as error:  # no compiler, no headers, an old GPU: each raises another type
         line = str(error).strip().partition("\n")[0]
         raise UserError(f"{option}: torch.compile does not work here ({line}); leave it out") from None
     return partial(torch.compile, dynamic=False)

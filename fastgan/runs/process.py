@@ -1,6 +1,6 @@
-"""What a training process asks of its operating system: memory that stays, threads, and a clean end on Ctrl-C.
+"""Process settings: malloc, OpenMP threads, and stopping cleanly on a signal.
 
-Imports no torch: OpenMP reads its environment once, when torch loads it.
+Imports no torch: OpenMP reads its environment only when torch loads it.
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ _UNLIMITED = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to keep freed memory for the next allocation instead of returning it to the system.
+    """Make glibc keep freed memory for later allocations. Returns False, and does nothing, without glibc.
 
     By default every large CPU tensor is mapped and page-faulted anew, which on few cores costs more than the arithmetic
-    on it. M_MMAP_MAX is set rather than M_MMAP_THRESHOLD because glibc caps that threshold at 32 MiB. Returns False
-    where the C library is not glibc; nothing is changed there.
+    on it. M_MMAP_MAX is set, not M_MMAP_THRESHOLD, which glibc caps at 32 MiB.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -42,24 +41,25 @@ def keep_freed_memory() -> bool:
 
 
 def let_idle_threads_sleep_soon() -> None:
-    """Have OpenMP's idle threads spin for some ten microseconds, then sleep, unless the environment says otherwise.
+    """Let OpenMP's idle threads spin for about ten microseconds before they sleep, unless the environment sets it.
 
-    A step of a small network has hundreds of short parallel loops. To wake a sleeping thread for each takes longer than
-    the loop; a thread that spins for milliseconds, GNU OpenMP's default, takes the core from whoever else needs it. The
-    default training on two idle cores: 120 images/s with threads that sleep at once, 190 with those that spin on, 210
-    with this; on cores shared with other work, spinning on made a step three times slower. To be called before torch,
-    and so OpenMP, is loaded.
+    A step of a small network has hundreds of short parallel loops. Waking a sleeping thread takes longer than such a
+    loop, while spinning for milliseconds, GNU OpenMP's default, takes the core from other work. Call this before torch
+    is imported.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 
 def choose_threads(asked: int, processes: int = 1) -> tuple[int, str]:
-    """Number of CPU threads and the reason for it. `asked` is the option's value, 0 for "choose". `processes`: how many
-    of this training share the machine.
+    """Number of CPU threads, and the reason for it.
 
-    Threads are not bound to cores: whatever else ran on such a core would hold up one thread, and with it all others,
-    which wait for each other after every loop.
+    Threads are not bound to cores: other work on one core would delay its thread, and so all threads, which wait for
+    each other after every loop.
+
+    Args:
+        asked: value of --threads; 0 to choose.
+        processes: number of processes of this training that share the machine.
     """
     if asked:
         return asked, "asked for"
@@ -70,16 +70,16 @@ def choose_threads(asked: int, processes: int = 1) -> tuple[int, str]:
 
 
 def is_first() -> bool:
-    """Whether this is the process that speaks for all that torchrun has started, or alone."""
+    """Whether this is the first process that torchrun has started, or the only one."""
     return os.environ.get("RANK", "0") == "0"
 
 
 class Interrupt:
-    """Whether a signal has asked the run to stop. Truthy once it has; `exit_code` is then 128 + the signal's number.
+    """A request to stop: truthy once a signal has arrived; `exit_code` is then 128 + the signal's number.
 
     Attributes:
-        signum: of the signal that this process got, or 0.
-        heard: of the one that any process of the run got, as far as is known here, or 0.
+        signum: number of the signal that this process got; 0 for none.
+        received: number of the signal that any process of the run got, as far as this one knows; 0 for none.
     """
 
     def __init__(self):
@@ -97,11 +97,11 @@ class Interrupt:
 def finish_step_on_signal(echo: float = 0.0) -> Iterator[Interrupt]:
     """Turn the first Ctrl-C, SIGTERM or SIGUSR1 into a request that the loop polls; a second ends the process at once.
 
-    The second needs no Python to run: the signals' default action is restored by the first, so that even a long
-    operation in C ends. Handlers are put back on exit.
+    The first restores the signals' default action, so a second one ends even a long operation in C. Handlers are
+    restored on exit.
 
-    echo: seconds in which another signal is the same request still. Ctrl-C may reach a process of torchrun twice: from
-        the terminal, and from torchrun, which has got it as well.
+    echo: seconds in which another signal counts as the same request. Ctrl-C may reach a process of torchrun twice: from
+        the terminal, and from torchrun.
     """
     interrupt = Interrupt()
     signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]

@@ -53,7 +53,7 @@ def removed_unless_trained(run: Path, state: checkpoint.State, ranks: Ranks) -> 
     try:
         yield
     except (MemoryError, RuntimeError, UserError) as error:
-        if ranks.is_first and state.step == 0 and (isinstance(error, UserError) or memory.is_shortage(error)):
+        if ranks.is_first and state.step == 0 and (isinstance(error, UserError) or memory.is_out_of_memory(error)):
             for name in (checkpoint.FILE_NAME, CONFIG_FILE_NAME):
                 (run / name).unlink(missing_ok=True)
             checkpoint.remove_older(run / checkpoint.FILE_NAME)

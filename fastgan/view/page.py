@@ -24,7 +24,7 @@ from fastgan.errors import UserError
 from fastgan.runs.config import flag
 from fastgan.runs.health import Watch
 from fastgan.runs.log import CHARTS
-from fastgan.runs.memory import shortage_is_a_mistake
+from fastgan.runs.memory import out_of_memory_is_user_error
 from fastgan.studies import to_uint8
 from fastgan.view import rendering
 from fastgan.view.watching import Run
@@ -478,7 +478,7 @@ def _shows_errors(function: Callable) -> Callable:
     @functools.wraps(function)
     def call(*arguments: Any, **named: Any):
         try:
-            with shortage_is_a_mistake("choose another --device"):
+            with out_of_memory_is_user_error("choose another --device"):
                 return function(*arguments, **named)
         except (UserError, studies.Unsupported) as error:
             raise gr.Error(html.escape(str(error)), print_exception=False) from error

@@ -281,7 +281,7 @@ def odd_command_line(random: Random) -> tuple[str, list[str]]:
         "doctor": ["--jsn"],
     }.get(name, ["--checkpoint", "run", "--seeds", "0,1"])
     kind = COMMANDS[name][1]
-    known = options._known(kind) if kind else {}
+    known = options._options_of(kind) if kind else {}
     for _ in range(random.randint(1, 3)):
         flag = random.choice([each.flags[0] for each in known.values()] or ["--json"])
         if random.random() < 0.15:

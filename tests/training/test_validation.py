@@ -221,12 +221,12 @@ def test_metrics_that_cannot_be_taken_are_refused_at_the_start(folder, tmp_path,
 def test_the_command_line_of_the_process(tmp_path):
     output = configuration.OutputOptions(metrics="fid,kid", metrics_samples=9, inception_weights="w.pth")
     argv = validation.command(configuration.Config(output=output), tmp_path / "c", tmp_path / "f")
-    assert argv[:3] == [sys.executable, "-m", "fastgan.evaluate"]
+    assert argv[:4] == [sys.executable, "-m", "fastgan", "evaluate"]
     import tyro
 
     from fastgan.cli.evaluate import Options
 
-    given = tyro.cli(Options, args=argv[3:])
+    given = tyro.cli(Options, args=argv[4:])
     assert (given.metrics, given.samples, given.inception_weights, given.floor) == ("fid,kid", 9, "w.pth", False)
     assert (given.checkpoint, given.json, given.device) == (str(tmp_path / "c"), str(tmp_path / "f"), "auto")
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from fastgan.data.image_dataset import ImageDataset, load_folder
 from fastgan.data.images import CHANNELS, parse_size, size_text
 from fastgan.data.shuffle import ShuffledStream
-from fastgan.errors import UserError
+from fastgan.errors import UserError, program
 
 if TYPE_CHECKING:
     from fastgan.data.loader import ImageLoader, pixels_of
@@ -80,7 +80,7 @@ def open_dataset(
     if (path / "meta.json").is_file() and (path / "images.npy").is_file():
         return _open_prepared(path, size, channels)
     if readers.needs_preparation(spec):
-        raise UserError(f"--data {spec}: prepare it first, with python -m fastgan.dataset; see docs/data.md")
+        raise UserError(f"--data {spec}: prepare it first, with {program('dataset')}; see docs/data.md")
     return folder.load(path, size, channels, cache_dir=cache_dir, progress=progress)
 
 
@@ -88,7 +88,7 @@ def _open_prepared(path: Path, size: tuple[int, int], channels: int) -> ImageDat
     """The array in a folder that `python -m fastgan.dataset` wrote."""
     found = load_folder(path)
     if found is None or found.images.ndim != 4 or found.channels not in CHANNELS or not len(found):
-        raise UserError(f"--data {path} is damaged; prepare it again with python -m fastgan.dataset")
+        raise UserError(f"--data {path} is damaged; prepare it again with {program('dataset')}")
     if (found.size, found.channels) != (size, channels):
         raise UserError(
             f"--data {path} has {CHANNELS[found.channels]} images of {size_text(found.size)}; "

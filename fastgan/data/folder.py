@@ -28,7 +28,7 @@ from fastgan.data.images import (
     simplify_mode,
     size_text,
 )
-from fastgan.errors import UserError
+from fastgan.errors import UserError, program
 
 BLOCK = 32
 
@@ -94,19 +94,19 @@ def _common_factor(files: ImageFiles, names: list[str], size: tuple[int, int], p
                 shape = "square" if size[0] == size[1] else f"of the shape {text}"
                 raise UserError(
                     f"{where} is {size_text(found)}, not {shape}; crop all images to {text}, "
-                    "as python -m fastgan.dataset does"
+                    f"as {program('dataset')} does"
                 )
             if factor * size[0] != found[0] or factor < 1 or factor & (factor - 1):
                 side = size[0] if size[0] == size[1] else text
                 enlarge = " --enlarge" if factor < 1 else ""
                 raise UserError(
                     f"{where} is {size_text(found)}, not {side} times 1, 2, 4, ...; resize all images to {text}, "
-                    f"as python -m fastgan.dataset{enlarge} does, or choose another --resolution"
+                    f"as {program('dataset')}{enlarge} does, or choose another --resolution"
                 )
         if found != first:
             raise UserError(
                 f"{where} is {size_text(found)}, but {names[0]} is {size_text(first)}; "
-                f"all images must have one size: resize them to {text}, as python -m fastgan.dataset does"
+                f"all images must have one size: resize them to {text}, as {program('dataset')} does"
             )
     return factor
 
@@ -133,13 +133,13 @@ def _pixels(where: str, image, factor: int, size: tuple[int, int], channels: int
     """One image, uint8 [height, width, channels]. Raises UserError if the conversion would lose something."""
     if image.mode.startswith("I") or image.mode in ("CMYK", "LAB", "HSV", "YCbCr"):
         raise UserError(
-            f"{where} has mode {image.mode}; save all images as 8-bit grey or RGB, as python -m fastgan.dataset does"
+            f"{where} has mode {image.mode}; save all images as 8-bit grey or RGB, as {program('dataset')} does"
         )
     image = simplify_mode(image)
     if image.mode == "RGBA" and channels != 4:
         raise UserError(
             f"{where} is partly transparent; put all images on a background and save them without alpha, "
-            "as python -m fastgan.dataset does, or give --channels 4"
+            f"as {program('dataset')} does, or give --channels 4"
         )
     if channels == 1 and image.mode == "RGB":
         red, green, blue = image.split()
@@ -156,4 +156,4 @@ def _pixels(where: str, image, factor: int, size: tuple[int, int], channels: int
 
 
 def _unusable(where: str, error: object) -> UserError:
-    return UserError(f"{where} {error}; replace or remove it, or let python -m fastgan.dataset leave out such files")
+    return UserError(f"{where} {error}; replace or remove it, or let {program('dataset')} leave out such files")

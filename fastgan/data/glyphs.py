@@ -1,7 +1,7 @@
-"""The embedded data set: labelled characters drawn from the fonts that matplotlib and Pillow ship.
+"""Built-in data set: labelled characters drawn from the fonts that matplotlib and Pillow ship.
 
-A character is drawn once per face and weight, large; each image is an affine view of such a master, sampled at
-several times the resolution and averaged down. Nothing is downloaded, and the same seed gives the same bytes.
+A character is drawn once for each face and weight, large; each image is a random affine transform of such a master,
+sampled at a multiple of the resolution and averaged down. Nothing is downloaded. The same seed gives the same bytes.
 """
 
 from __future__ import annotations
@@ -26,27 +26,30 @@ ALPHABETS = {
     26: string.ascii_uppercase,
     62: string.digits + string.ascii_uppercase + string.ascii_lowercase,
 }
-# Families never seen in training, one with serifs and one without, drawn by other hands than the rest.
+# Families that are never in the training split, one with serifs and one without, by other designers than the rest.
 HELD_OUT_FAMILIES = ("STIXGeneral", "Aileron")
-# Families that have every character and are still left out, with the reason.
-LEFT_OUT = {"cmti10": "its 4 and 7 reach below the line like old-style numerals, which makes all of them small"}
+# Families that have every character but are not used, with the reason.
+LEFT_OUT = {
+    "cmti10": "its 4 and 7 descend below the baseline like old-style numerals, which makes all its digits small"
+}
 
-FILL = 0.70  # height of the alphabet, largest width of a character: shares of the frame before the affine map
-MAX_WIDTH = 0.78
+# Lengths are fractions of the image, before the affine transform.
+FILL = 0.70  # height of the alphabet
+MAX_WIDTH = 0.78  # of a character
 ROTATION = math.radians(10)
 SHEAR = 0.15
 SCALE = (0.80, 1.12)
-ASPECT = 0.08  # log of x scale over y scale, each way
-SHIFT = 0.07  # share of the frame, less where the character would come closer to the edge than MARGIN
+ASPECT = 0.08  # largest |log(x scale / y scale)|
+SHIFT = 0.07  # less where the character would come closer to the edge than MARGIN
 MARGIN = 0.03
-WEIGHTS = (0.0, 0.02, 0.04)  # stroke added on each side, as a share of the alphabet's height
-MASTER_SIDE = 96  # at least
+WEIGHTS = (0.0, 0.02, 0.04)  # stroke added on each side, as a fraction of the alphabet's height
+MASTER_SIDE = 96  # smallest side of a master in pixels
 BLOCK = 256
 
 
 @dataclass(frozen=True)
 class Font:
-    """One face. `data` is the bytes of the TrueType file."""
+    """One face of a font family. data: bytes of the TrueType file."""
 
     family: str
     style: str
@@ -58,12 +61,12 @@ class Font:
 
 
 def fonts(split: str) -> list[Font]:
-    """The faces of a split, "train" or "heldout", in a fixed order. Whole families belong to one of the two.
+    """The faces of a split, "train" or "heldout", in a fixed order. All faces of a family are in the same split.
 
-    A face qualifies if its character map leads from each of the 62 characters to the glyph whose PostScript name is
-    that character's (Adobe Glyph List: "zero", "A", "a"). It is not so in fonts without letters (STIX sizes,
-    DejaVu Display), fonts with other signs in their places (cmsy10, cmex10), old-style numerals (cmmi10) or
-    one box for everything (Last Resort). LEFT_OUT names those that qualify and are not used all the same.
+    A face qualifies if its character map gives each of the 62 characters the glyph with that character's PostScript
+    name (Adobe Glyph List: "zero", "A", "a"). This rules out fonts without letters (STIX sizes, DejaVu Display), with
+    other symbols in place of characters (cmsy10, cmex10), with old-style numerals (cmmi10), or with one box for all
+    characters (Last Resort). LEFT_OUT names families that qualify but are not used.
     """
     if split not in ("train", "heldout"):
         raise ValueError(f"split must be 'train' or 'heldout', not {split!r}")
@@ -84,10 +87,10 @@ def render(
 ) -> ImageDataset:
     """The glyph data set, from the cache or drawn now.
 
-    resolution: side in pixels, 8 or more. channels: 1, white on black, or 3, random colours that contrast.
+    resolution: side in pixels, 8 or more. channels: 1, white on black, or 3, random contrasting colours.
     classes: 10 (0-9), 26 (A-Z) or 62 (0-9A-Za-z). count: number of images; by default 20,000, or 1,000 a class if
-    that is more, and a tenth of it for split="heldout". Labels are balanced and alternate.
-    Raises UserError for values outside of these.
+    that is more; a tenth of it for split="heldout". Labels are balanced and cycle through the classes.
+    Raises UserError for other values.
     """
     if resolution < 8:
         raise UserError(f"--resolution {resolution} is too small for glyphs; choose 8 or more")
@@ -156,19 +159,19 @@ def _qualified_fonts() -> list[Font]:
 
 
 class _Masters:
-    """Large anti-aliased pictures of the characters, mode L, `side` x `side`, each drawn when it is first asked for."""
+    """Large anti-aliased images of the characters, mode L, `side` x `side`, drawn on first use and cached."""
 
     def __init__(self, faces: list[Font], alphabet: str, side: int) -> None:
         self._alphabet, self._side = alphabet, side
-        keep = max(64, (256 << 20) // side**2)  # 256 MiB
-        self.get = functools.lru_cache(maxsize=keep)(self._draw)
+        cached = max(64, (256 << 20) // side**2)  # 256 MiB
+        self.get = functools.lru_cache(maxsize=cached)(self._draw)
         self._fitted = [self._fit(font.data) for font in faces]
 
     def _fit(self, data: bytes):
-        """The face at the size where the alphabet is FILL of the side high, and its top and bottom in pixels."""
+        """The face at the size where the alphabet's height is FILL of the side; its top and bottom in pixels."""
         from PIL import ImageFont
 
-        def at(size: float):  # BASIC, as RAQM is not everywhere
+        def at(size: float):  # BASIC: RAQM is not always installed
             font = ImageFont.truetype(io.BytesIO(data), size, layout_engine=ImageFont.Layout.BASIC)
             boxes = [font.getbbox(character, anchor="ls") for character in self._alphabet]
             return font, min(box[1] for box in boxes), max(box[3] for box in boxes)
@@ -177,19 +180,19 @@ class _Masters:
         return at(256 * FILL * self._side / (bottom - top))
 
     def _draw(self, face: int, character: int, weight: int):
-        """The picture, and half the width and height that the character takes about the centre."""
+        """The master, and half the width and half the height of the character around its centre."""
         from PIL import Image, ImageDraw
 
         side, text = self._side, self._alphabet[character]
         font, top, bottom = self._fitted[face]
         stroke = round(WEIGHTS[weight] * (bottom - top))
         sheet = Image.new("L", (4 * side, 2 * side))
-        baseline = side - (top + bottom) / 2  # puts the middle of the alphabet into the middle of the sheet
+        baseline = side - (top + bottom) / 2  # centres the alphabet vertically
         ImageDraw.Draw(sheet).text((side, baseline), text, fill=255, font=font, anchor="ls", stroke_width=stroke)
-        # Size and baseline are common to an alphabet (they tell c from C); sideways each character is centred.
+        # Size and baseline are those of the alphabet: they distinguish c from C. Horizontally a character is centred.
         left, _, right, _ = sheet.getbbox()
         x, y = (left + right) / 2, side
-        reach = max(side, (right - left) / MAX_WIDTH) / 2  # half of what the picture shows: more for a wide character
+        reach = max(side, (right - left) / MAX_WIDTH) / 2  # half of the side that is shown: more for a wide character
         picture = sheet.resize(
             (side, side), Image.Resampling.BILINEAR, box=(x - reach, y - reach, x + reach, y + reach)
         )
@@ -201,7 +204,7 @@ class _Masters:
 def _draw(
     faces: list[Font], alphabet: str, labels: np.ndarray, resolution: int, channels: int, rng: np.random.Generator
 ) -> Iterator[np.ndarray]:
-    """Blocks of images, uint8 [up to BLOCK, resolution, resolution, channels]. Random numbers are drawn up front."""
+    """Blocks of images, uint8 [up to BLOCK, resolution, resolution, channels]. All random numbers are drawn first."""
     from PIL import Image
 
     n = len(labels)
@@ -232,7 +235,7 @@ def _draw(
             picture, half_x, half_y = masters.get(int(face[i]), int(labels[i]), int(weight[i]))
             reach = np.abs(maps[i]) @ (half_x, half_y)  # half the size of the mapped bounding box
             limit = (0.5 - MARGIN) * side
-            shrink = max(1.0, reach.max() / limit)  # so that nothing is cut off
+            shrink = max(1.0, reach.max() / limit)  # nothing is cut off
             room = np.minimum(limit - reach / shrink, SHIFT * side)
             (a, b), (d, e) = (inverses[i] * shrink).tolist()
             x, y = (side / 2 + shift[i] * room).tolist()  # where the centre goes
@@ -247,7 +250,7 @@ def _draw(
 
 
 def _contrasting_colours(n: int, rng: np.random.Generator) -> np.ndarray:
-    """Pairs of RGB colours, float64 [n, 2, 3] in 0..255, whose luma (Rec. 601) differs by 90 at least."""
+    """Pairs of RGB colours, float64 [n, 2, 3] in 0..255, whose luma (Rec. 601) differs by at least 90."""
     colours = rng.integers(0, 256, (n, 2, 3)).astype(np.float64)
     while True:
         luma = colours @ (0.299, 0.587, 0.114)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from fastgan.data.image_files import ImageFiles, is_label_file
-from fastgan.errors import UserError
+from fastgan.errors import UserError, program
 
 MAX_LABEL = 999_999  # a larger one is taken for a mistake
 FEW_CLASSES = 1_000  # a set may have this many classes even if it has fewer images
@@ -159,7 +159,7 @@ def _missing_label(where: str, names: list[str], values: list[int | None]) -> st
     name = names[values.index(None)]
     return (
         f'{where} has no label for {name}; add it, or set "labels" to null, '
-        "or let python -m fastgan.dataset leave out such images"
+        f"or let {program('dataset')} leave out such images"
     )
 
 

@@ -30,7 +30,7 @@ from fastgan.data.images import CHANNELS, MODES, UnusableImage, decode, reason, 
 from fastgan.data.readers.tar import read_shard
 from fastgan.data.shuffle import Stream
 from fastgan.data.urls import is_url, open_path_or_url
-from fastgan.errors import UserError
+from fastgan.errors import UserError, program
 from fastgan.files import copy_and_digest, lock, sync
 
 SHARD_INDEX = "shards.json"
@@ -81,9 +81,9 @@ def open_shards(spec: str, size: tuple[int, int], channels: int, cache_dir: Path
     except OSError as error:
         raise UserError(f"--data {spec}: cannot be read ({reason(error)})") from error
     except Exception as error:  # not JSON, or other fields
-        raise UserError(f"--data {spec} is not an index written by python -m fastgan.dataset") from error
+        raise UserError(f"--data {spec} is not an index written by {program('dataset')}") from error
     if not valid:
-        raise UserError(f"--data {spec} is not an index written by python -m fastgan.dataset, or is damaged")
+        raise UserError(f"--data {spec} is not an index written by {program('dataset')}, or is damaged")
     if found != (size, channels):
         raise UserError(
             f"--data {spec} has {CHANNELS[found[1]]} images of {size_text(found[0])}; "

@@ -72,6 +72,7 @@ def test_importing_fastgan_does_not_import_torch():
     subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, check=True)
     with pytest.raises(AttributeError, match="'fastgan' has no attribute 'laod'"):
         fastgan.laod  # noqa: B018
+    assert {"load", "patch", "patch_ops"} <= set(dir(fastgan))
 
 
 def test_images_equal_those_of_the_command_line(run, sampler, tmp_path):

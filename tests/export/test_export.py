@@ -18,7 +18,7 @@ from fastgan.cli.export import TOLERANCE, main
 from fastgan.export import formats
 from fastgan.export.formats import metadata, open_onnx, to_onnx, to_torch
 from fastgan.export.tracing import Network, inputs, largest_difference, trace
-from tests.cli.test_command_line import error_of
+from tests.support.commands import error_of
 from tests.support.tiny_run import untrained
 
 pytestmark = pytest.mark.usefixtures("one_thread")

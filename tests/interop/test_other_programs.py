@@ -28,10 +28,10 @@ from fastgan.interop.stylegan2 import build, read_stylegan2
 from fastgan.runs import checkpoint
 from fastgan.runs.networks import open_networks
 from fastgan.training.joint_batch import JointBatch
-from tests.cli.test_command_line import error_of
 from tests.cli.test_evaluate import of_pixels  # noqa: F401
 from tests.support import official
 from tests.support import rosinality as of_rosinality
+from tests.support.commands import error_of
 from tests.support.official import Sizes, image_of, logits_of, snapshot, write
 from tests.support.tiny_run import make_folder, untrained
 

@@ -1,0 +1,34 @@
+"""Pictures of many images, and animations."""
+
+import numpy as np
+from PIL import Image, ImageSequence
+
+from fastgan.runs.grid import Section, draw_grid, save_animation, save_picture
+
+
+def test_labels_are_not_cut_off():
+    """Ink, which is black, ends before the borders, however long the text and small the images."""
+    images = np.full((2, 8, 8, 1), 200, np.uint8)
+    long = "seed 18446744073709551615"
+    for section in (
+        Section(long + long + "\nsecond line " + long, [(long, images)], [long, long]),
+        Section("short", [("a", images), (long, images)], ["b", long], sources=True),
+    ):
+        picture = np.asarray(draw_grid([section, section]).convert("L"))
+        ink = picture < 128
+        assert ink.any() and not ink[:, [0, -1]].any() and not ink[[0, -1]].any()
+        assert (picture == 200).sum() == 4 * len(section.rows) * 48 * 48  # and no text over an image
+
+
+def test_transparent_images_get_a_chequered_background_in_jpeg(tmp_path):
+    save_picture(Image.new("RGBA", (16, 16), (255, 0, 0, 0)), tmp_path / "a.jpg")
+    assert set(np.unique(np.asarray(Image.open(tmp_path / "a.jpg").convert("L")).round(-1))) <= {200, 250, 260, 4}
+
+
+def test_a_gif_in_colour(tmp_path):
+    frames = [np.full((8, 8, 3), (60 * number, 100, 200), np.uint8) for number in range(4)]
+    save_animation(iter(frames), tmp_path / "a.gif", 25)
+    picture = Image.open(tmp_path / "a.gif")
+    assert picture.n_frames == 4
+    for number, frame in enumerate(ImageSequence.Iterator(picture)):
+        assert np.abs(np.asarray(frame.convert("RGB")).astype(int) - (60 * number, 100, 200)).max() <= 4

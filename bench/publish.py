@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PERFORMANCE = ROOT / "docs" / "performance.md"
-PAGES = (README, PERFORMANCE, ROOT / "docs" / "models.md")
+PAGES = (README, PERFORMANCE, ROOT / "docs" / "models.md", ROOT / "docs" / "penalties.md")
 RESULTS = ROOT / "bench" / "results"
 PLOT = ROOT / "docs" / "speed.png"
 
@@ -180,12 +180,31 @@ def penalties() -> str:
         for row in rows
     ]
     return f"""
-| penalty | dtype | time / step without penalty | × double backward | convolution passes / without penalty |
+| penalty | dtype | time, × step without penalty | × as fast as double backward | convolution passes / without penalty |
 | --- | --- | --- | --- | --- |
 {_joined(lines)}
 
 Machine: 2 cores of an AMD EPYC (Zen 5, AVX512-BF16). Measured with an earlier form of the one-pass penalty; see the
 [notes](notes/penalties.md).
+"""
+
+
+def one_pass() -> str:
+    """Speed of the one-pass gradient penalty: ranges over the discriminators."""
+    rows = _rows("penalties_cpu_avx512.json")
+    lines = []
+    for penalty in dict.fromkeys(row["form"] for row in rows):
+        chosen = {dtype: [row for row in rows if (row["form"], row["dtype"]) == (penalty, dtype)] for dtype in DTYPES}
+        keys = [(key, dtype) for key in ("of_plain", "vs_double_backward") for dtype in DTYPES]
+        lines.append(_line(penalty, *(_range((row[key] for row in chosen[dtype]), 2) for key, dtype in keys)))
+    shapes = dict.fromkeys(f"{row['discriminator']} at {row['shape']}" for row in rows)
+    return f"""
+| penalty | time, × step without penalty: fp32 | bf16 | × as fast as double backward: fp32 | bf16 |
+| --- | --- | --- | --- | --- |
+{_joined(lines)}
+
+Ranges over discriminators: {", ".join(shapes)} (real and generated images). Machine: 2 cores of an AMD EPYC (Zen 5,
+AVX512-BF16). Measured with an earlier form of the one-pass penalty; see the [notes](notes/penalties.md).
 """
 
 
@@ -244,7 +263,7 @@ Machine: {_machine(machine)}, bf16; `mlp` and `cgan` ran beside other work.
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
-    each.__name__: each for each in (quality, speed, steps, memory, operations, penalties, data, families)
+    each.__name__: each for each in (quality, speed, steps, memory, operations, penalties, one_pass, data, families)
 }
 
 
@@ -336,11 +355,11 @@ def _times(value: float | None, digits: int = 1) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def _range(values: Iterable[float | None]) -> str:
+def _range(values: Iterable[float | None], digits: int = 1) -> str:
     shown = [value for value in values if value is not None]
     if not shown:
         return "-"
-    least, most = (_times(edge(shown), 0 if max(shown) >= 10 else 1) for edge in (min, max))
+    least, most = (_times(edge(shown), 0 if max(shown) >= 10 else digits) for edge in (min, max))
     return least if least == most else f"{least} to {most}"
 
 

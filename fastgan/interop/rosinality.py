@@ -20,6 +20,7 @@ from fastgan.errors import UserError
 from fastgan.interop.stylegan2 import Networks, Tensors, filter_of, plain_networks
 from fastgan.interop.unpickling import naming, shown
 from fastgan.models import ModelConfig, stylegan2
+from fastgan.models.style_based import MappingNetwork
 from fastgan.ops.upfirdn2d import BILINEAR, taps
 
 STATES = {"generator": "g", "ema": "g_ema", "discriminator": "d"}  # by the names fastgan has for them
@@ -325,7 +326,7 @@ def _widths(widths: list[int]) -> tuple[int, int]:
 
 def _mean_of_w(config: ModelConfig, ema: Tensors) -> Tensor:
     """As that code estimates it; always from the same latents."""
-    mapping = stylegan2.Mapping(config).requires_grad_(False).eval()
+    mapping = MappingNetwork(config).requires_grad_(False).eval()
     own = {name.removeprefix("mapping."): value for name, value in ema.items() if name.startswith("mapping.")}
     mapping.load_state_dict(own | {"w_avg": mapping.w_avg})
     z = torch.randn(_MEAN_OF, config.z_dim, generator=torch.Generator().manual_seed(0))

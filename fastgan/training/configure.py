@@ -111,7 +111,7 @@ def _resolve_data(options: DataOptions) -> DataOptions:
         if not is_trainable(size):
             raise UserError(
                 f"--data {options.source}: its images are {size}; a side must halve until the smaller one is 4 to "
-                "7: python -m fastgan.dataset makes them fit, or choose a --resolution"
+                f"7: {program('dataset')} makes them fit, or choose a --resolution"
             )
         options = dataclasses.replace(options, resolution=size)
     return options

@@ -39,7 +39,7 @@ def _default_gain(act: str, gain: float | None) -> float:
     return SQRT2 if act in ("relu", "lrelu", "silu") else 1.0
 
 
-def equalized(layer: nn.Module) -> tuple[Tensor, Tensor | None, float]:
+def equalized(layer: "EqualizedLinear | EqualizedConv2d | _ResampledConv2d") -> tuple[Tensor, Tensor | None, float]:
     """Effective weight, bias and gain of a layer with equalized learning rate: `gain * act(linear(x, weight) + bias)`.
 
     The run-time scale c of the weight w moves behind the sums if the activation is homogeneous, which saves a pass over
@@ -53,7 +53,7 @@ def equalized(layer: nn.Module) -> tuple[Tensor, Tensor | None, float]:
     has_pass = layer.bias is not None or layer.act != "linear"  # an activation pass that takes the factor
     if has_pass and slope_below_zero(layer.act, 0.2) is not None and not computes_in_fp16(weight):
         return weight, _times(layer.bias, layer.bias_gain / scale), gain * scale
-    return _times(weight, scale), _times(layer.bias, layer.bias_gain), gain
+    return (weight if scale == 1 else weight * scale), _times(layer.bias, layer.bias_gain), gain
 
 
 def _times(tensor: Tensor | None, factor: float) -> Tensor | None:
@@ -116,6 +116,8 @@ class EqualizedConv2d(nn.Module):
         resample_filter: filter for `down=2`, see `taps`.
     """
 
+    resample_filter: Tensor
+
     def __init__(
         self,
         in_channels: int,
@@ -175,11 +177,14 @@ def _filter_padding(filter: Tensor, up: int = 1, down: int = 1, extra: int = 0) 
     for k in (filter.shape[-1], filter.shape[0]):
         missing = k - max(up, down)
         sides += [(missing + 1) // 2 + up - 1 + extra, missing // 2 + extra]
-    return tuple(sides)
+    left, right, top, bottom = sides
+    return left, right, top, bottom
 
 
 class _Filter2d(nn.Module):
     """Base class of layers with a FIR filter, a buffer that is not part of the state dict."""
+
+    filter: Tensor
 
     def __init__(self, weights: Filter):
         super().__init__()
@@ -318,6 +323,9 @@ class BatchNormAct(nn.modules.batchnorm._NormBase):
 
     batches = 1
 
+    num_batches_tracked: Tensor
+    momentum: float
+
     def __init__(
         self,
         channels: int,
@@ -451,7 +459,7 @@ class Conv2d(nn.Conv2d):
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if not _is_plain(self) or x.dim() != 4:
             return super()._conv_forward(x, weight, bias)
-        return conv2d(x, weight, bias, stride=self.stride[0], padding=self.padding)
+        return conv2d(x, weight, bias, stride=self.stride[0], padding=self.padding)  # type: ignore[arg-type]  # not a string
 
 
 class ConvTranspose2d(nn.ConvTranspose2d):
@@ -460,7 +468,8 @@ class ConvTranspose2d(nn.ConvTranspose2d):
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         if not _is_plain(self) or x.dim() != 4 or output_size is not None or any(self.output_padding):
             return super().forward(x, output_size)
-        return conv_transpose2d(x, self.weight, self.bias, stride=self.stride[0], padding=self.padding)
+        padding = self.padding
+        return conv_transpose2d(x, self.weight, self.bias, stride=self.stride[0], padding=padding)  # type: ignore[arg-type]
 
 
 def _is_plain(conv: nn.Conv2d | nn.ConvTranspose2d) -> bool:
@@ -505,6 +514,8 @@ class ModulatedConv2d(_Transposable):
         up, down: one of them may be 2, to resample with a low-pass filter.
         resample_filter: the filter, see `taps`.
     """
+
+    resample_filter: Tensor | None
 
     def __init__(
         self,
@@ -574,7 +585,7 @@ class _ResampledConv2d(_Transposable):
         if equalized:
             self.weight_gain = 1 / math.sqrt(in_channels * kernel_size**2)
             nn.init.normal_(self.weight)
-            if bias:
+            if self.bias is not None:
                 nn.init.zeros_(self.bias)
         self.act = act
         self.gain = _default_gain(act, gain)
@@ -584,6 +595,10 @@ class _ResampledConv2d(_Transposable):
         if self.act == "linear" and gain == 1:
             return self._convolve(x, weight, bias)
         return noise_bias_act(self._convolve(x, weight, None), bias=bias, act=self.act, gain=gain)
+
+    @staticmethod
+    def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        raise NotImplementedError
 
     def extra_repr(self) -> str:
         return f"{_sizes(self.weight)}, bias={self.bias is not None}, act={self.act}"

@@ -123,6 +123,8 @@ class PathLength(nn.Module):
         decay: weight of a call's lengths in the running mean.
     """
 
+    mean: Tensor
+
     def __init__(self, decay: float = 0.01):
         super().__init__()
         self.decay = decay

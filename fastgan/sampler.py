@@ -97,8 +97,8 @@ class Sampler:
         """recorder: captures CUDA graphs; None to draw without them."""
         self.generator, self.model, self.class_names = generator, model, list(class_names)
         self.precision, self.batch = precision, batch
-        grows = isinstance(generator, ProgressiveGrowing)
-        self.size = model.feature_size(generator.stage_resolution if grows else model.resolution)
+        resolution = generator.stage_resolution if isinstance(generator, ProgressiveGrowing) else model.resolution
+        self.size = model.feature_size(resolution)
         self._network = _compiled(generator, precision.device) if compile else generator
         self._graphs = None if recorder is None else graphs.Graphs(self._draw_into, recorder)
         self._outputs: dict[tuple[_Mode, int], Tensor] = {}  # static output buffers of the graphs
@@ -177,7 +177,7 @@ class Sampler:
             return None
         if classes is None:
             numbers = [seed % count for seed in seeds]
-        elif isinstance(classes, str | Integral):
+        elif isinstance(classes, str | int | Integral):
             numbers = [self._label(classes)] * len(seeds)
         else:
             numbers = [self._label(one) for one in classes]
@@ -234,10 +234,10 @@ def _compiled(network: nn.Module, device: torch.device) -> Callable[..., Tensor]
 
 
 def _seeds(n: int | None, seed: int, seeds: Sequence[int] | None, largest: int) -> list[int]:
-    if (n is None) == (seeds is None):
-        raise ValueError("give either n, the number of images, or seeds")
-    if seeds is None:
+    if n is not None and seeds is None:
         seeds = range(seed, seed + n)
+    elif n is not None or seeds is None:
+        raise ValueError("give either n, the number of images, or seeds")
     seeds = [int(one) for one in seeds]
     if not seeds:
         raise ValueError("there must be at least one image: n is 0, or seeds is empty")

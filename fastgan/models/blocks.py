@@ -53,8 +53,9 @@ def as_feature_maps(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 def linear_act(inputs: int, outputs: int, act: str) -> Block:
     """Linear layer with bias and activation; its initial weights keep the variance (He et al. 2015, equation 14)."""
-    block = Block(nn.Linear(inputs, outputs, bias=False), outputs, norm=False, act=act)
-    nn.init.normal_(block.layer.weight, std=math.sqrt((2 if act in ("relu", "lrelu") else 1) / inputs))
+    layer = nn.Linear(inputs, outputs, bias=False)
+    block = Block(layer, outputs, norm=False, act=act)
+    nn.init.normal_(layer.weight, std=math.sqrt((2 if act in ("relu", "lrelu") else 1) / inputs))
     return block
 
 
@@ -62,7 +63,7 @@ def dcgan_init(module: nn.Module) -> None:
     """DCGAN's initial weights, for `Module.apply`: N(0, 0.02), and N(1, 0.02) for the scale of batch norm."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.Embedding | UpsampleConv2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
-        if getattr(module, "bias", None) is not None:
-            nn.init.zeros_(module.bias)
+        if isinstance(bias := getattr(module, "bias", None), Tensor):
+            nn.init.zeros_(bias)
     elif isinstance(module, BatchNormAct):
         nn.init.normal_(module.weight, 1.0, 0.02)

@@ -31,7 +31,7 @@ class Generator(nn.Module):
     Raises ValueError without classes.
     """
 
-    supports = frozenset()
+    supports: frozenset[str] = frozenset()
 
     def __init__(self, config):
         super().__init__()

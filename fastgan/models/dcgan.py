@@ -50,7 +50,7 @@ class Generator(nn.Module):
     image: batch norm only asks that the images of a batch differ, and such labels differ enough.
     """
 
-    supports = frozenset()
+    supports: frozenset[str] = frozenset()
 
     def __init__(self, config):
         super().__init__()

@@ -28,7 +28,7 @@ class Generator(nn.Module):
     Two hidden layers with 8 * channel_max ReLUs. The label is embedded, [N, z_dim], and concatenated to z.
     """
 
-    supports = frozenset()
+    supports: frozenset[str] = frozenset()
 
     def __init__(self, config):
         super().__init__()

@@ -31,6 +31,7 @@ class ProgressiveGrowing(GradientCheckpointing):
     """
 
     supports = frozenset({"growth"})
+    alpha: Tensor
 
     def __init__(self, resolutions: Sequence[int]):
         super().__init__()

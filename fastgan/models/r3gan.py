@@ -70,7 +70,9 @@ class ResidualBlock(nn.Module):
 
 def resolution_independent_names(config) -> tuple[dict[str, str], dict[str, str]]:
     """See `fastgan.models.resolution_independent_names`."""
-    widths, generator, discriminator = _widths(config), [], []
+    widths = _widths(config)
+    generator: list[str] = []
+    discriminator: list[str] = []
     for i, r in enumerate(config.resolutions):
         blocks = [f"trunk.{r}.{number}" for number in range(BLOCKS)]
         change = [f"change.{r}"] if i and widths[i] != widths[i - 1] else []  # between r / 2 and r
@@ -91,7 +93,7 @@ class Generator(GradientCheckpointing):
     to z.
     """
 
-    supports = frozenset()
+    supports: frozenset[str] = frozenset()
 
     def __init__(self, config):
         super().__init__()

@@ -21,6 +21,8 @@ def dense_layers(sizes: Sequence[int], lr_multiplier: float) -> nn.ModuleList:
 class MappingNetwork(nn.Module):
     """Mapping network: z [N, z_dim], label [N] to w [N, w_dim]. Keeps a running mean of w for the truncation trick."""
 
+    w_avg: Tensor
+
     def __init__(self, config):
         super().__init__()
         width = config.style_dim
@@ -67,8 +69,10 @@ class StyleBasedGenerator(nn.Module):
         noise: str | Sequence[str] = "random",
     ) -> Tensor:
         """`synthesize(styles(z, label))`, with their arguments."""
-        options = {"style_mixing": style_mixing, "truncation": truncation, "truncation_layers": truncation_layers}
-        return self.synthesize(self.styles(z, label, **options), noise=noise)
+        ws = self.styles(
+            z, label, style_mixing=style_mixing, truncation=truncation, truncation_layers=truncation_layers
+        )
+        return self.synthesize(ws, noise=noise)
 
     def styles(
         self,

@@ -16,6 +16,8 @@ from fastgan.ops.layout import channels_last
 class SynthesisLayer(nn.Module):
     """A convolution, and one fused operation with noise, bias, leaky ReLU and AdaIN (figure 1b)."""
 
+    noise_const: Tensor
+
     def __init__(self, config, conv: nn.Module, channels: int, resolution: int):
         super().__init__()
         self.conv = conv

@@ -50,19 +50,21 @@ class SynthesisLayer(nn.Module):
     `gain` scales the output, in addition to the activation's sqrt(2).
     """
 
+    noise_const: Tensor | None
+
     def __init__(self, config, in_channels: int, out_channels: int, resolution: int, up: int = 1, gain: float = 1.0):
         super().__init__()
         self.affine = EqualizedLinear(config.style_dim, in_channels, bias_init=1.0)
         self.conv = ModulatedConv2d(in_channels, out_channels, 3, up=up, resample_filter=config.resample_filter)
-        epilogue = {"gain": math.sqrt(2) * gain, "clamp": _scaled(config.conv_clamp, gain)}
-        self.epilogue = NoiseBiasLeakyReLU(out_channels, noise=config.noise, **epilogue)
+        clamp = _scaled(config.conv_clamp, gain)
+        self.epilogue = NoiseBiasLeakyReLU(out_channels, noise=config.noise, gain=math.sqrt(2) * gain, clamp=clamp)
         self.size = config.feature_size(resolution)
         self.register_buffer("noise_const", torch.randn(1, 1, *self.size) if config.noise else None)
 
     def forward(self, x: Tensor, style: Tensor, noise: str, *, scaled: bool = False, post: Tensor | None = None):
-        noise = None if self.noise_const is None else fixed_noise(noise, self.noise_const)
+        fixed = None if self.noise_const is None else fixed_noise(noise, self.noise_const)
         shape = (x.shape[0], 1, *self.size)
-        return self.conv(x, style, scaled=scaled, post=post, **self.epilogue.arguments(shape, x.device, noise))
+        return self.conv(x, style, scaled=scaled, post=post, **self.epilogue.arguments(shape, x.device, fixed))
 
 
 class ToRGB(nn.Module):
@@ -128,7 +130,7 @@ class Synthesis(GradientCheckpointing):
         image = self.to_rgb[0](x, w[1]) if self.sums_images else None
         for i in range(len(self.up)):
             x, image = self.block(self._doubled, x, image, i, w[2 * i + 1 : 2 * i + 4], noise[2 * i + 1 : 2 * i + 3])
-        return to_arithmetic(image if self.sums_images else self.to_rgb[0](x, w[-1]))
+        return to_arithmetic(image if image is not None else self.to_rgb[0](x, w[-1]))
 
     def _doubled(self, x: Tensor, image: Tensor | None, i: int, w: Sequence[Tensor], noise: Sequence[str]):
         """Feature maps and image at the next resolution."""
@@ -136,7 +138,7 @@ class Synthesis(GradientCheckpointing):
         style = same.affine(w[1])
         y = up(x, up.affine(w[0]), noise[0], post=style)  # only `same` reads y, so its style is applied here
         y = same(y, style, noise[1], scaled=True)
-        if self.sums_images:
+        if image is not None:
             return y, self._upsampled(image) + self.to_rgb[i + 1](y, w[2])
         return (y + self.skip[i](x) if self.skip else y), None
 

@@ -69,7 +69,7 @@ def executed_nodes(node: ast.AST) -> Iterator[ast.AST]:
 
 def imports_of(source: str, module: str, is_package: bool, modules: set[str]) -> set[str]:
     """The members of `modules` that a file imports. `from a import b` is `a.b` if that is a module, else `a`."""
-    found = set()
+    found, commands = set(), set()
     for node in executed_nodes(ast.parse(source)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
@@ -80,6 +80,11 @@ def imports_of(source: str, module: str, is_package: bool, modules: set[str]) ->
             for alias in node.names:
                 inner = f"{base}.{alias.name}"
                 found.add(inner if inner in modules else base)
+        elif isinstance(node, ast.Tuple | ast.List):  # `python -m NAME` is another process
+            options = [each.value if isinstance(each, ast.Constant) else None for each in node.elts]
+            commands |= {id(name) for option, name in zip(options, node.elts[1:], strict=False) if option == "-m"}
+        elif id(node) in commands:
+            continue
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and "." in node.value:
             found.add(node.value)  # a name for import_module
     return found & modules - {module}
@@ -174,6 +179,7 @@ MODULES = {"p", "p.a", "p.b", "p.sub", "p.sub.c"}
         ("def f():\n    from p import a", {"p.a"}),
         ("import_module('p.b')", {"p.b"}),
         ("LAZY = {'name': 'p.sub.c'}", {"p.sub.c"}),
+        ("run([sys.executable, '-m', 'p.a', 'p.b'])", {"p.b"}),
         ("if TYPE_CHECKING:\n    from p import a\nelse:\n    from p import b", {"p.b"}),
         ("if typing.TYPE_CHECKING:\n    from p import a", set()),
         ("import os\nfrom pathlib import Path", set()),

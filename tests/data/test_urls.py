@@ -102,7 +102,7 @@ def kept(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.suffix != ".lock")
 
 
-def test_a_file_is_fetched_once_and_its_digest_is_kept_and_told(site, new_cache, capsys):
+def test_a_file_is_downloaded_once_and_its_digest_is_printed(site, new_cache, capsys):
     url = f"{site.url}/network.pkl"
     path = urls.local_path(url, FILE)
     says = capsys.readouterr().err.splitlines()[-1]
@@ -117,13 +117,13 @@ def test_a_file_is_fetched_once_and_its_digest_is_kept_and_told(site, new_cache,
     assert urls.local_path(url, FILE) == path and path.exists() and len(site.asked) == 2
 
 
-def test_a_run_is_found_in_its_folder(site):
+def test_a_url_may_be_the_folder_of_a_run(site):
     for url in (f"{site.url}/my run", f"{site.url}/my%20run/", f"{site.url}/my run/{FILE}"):
         assert urls.local_path(url, FILE).read_bytes() == (site.run / FILE).read_bytes()
     assert {*site.asked} == {f"/my%20run/{FILE}"}
 
 
-def test_every_command_takes_a_url(site, tmp_path, folder, monkeypatch):
+def test_every_command_accepts_a_url(site, tmp_path, folder, monkeypatch):
     """The results of a network elsewhere are put here, not beside it in the cache."""
     official_file, run = f"{site.url}/network.pkl", f"{site.url}/my run"
     assert generate(["--checkpoint", official_file, "--seeds", "0"]) == 0
@@ -147,13 +147,13 @@ def test_every_command_takes_a_url(site, tmp_path, folder, monkeypatch):
 
 
 @pytest.mark.skipif(find_spec("efficientnet_lite_pytorch") is None, reason="needs the extra metrics")
-def test_a_run_elsewhere_is_measured(site):
+def test_evaluate_accepts_a_url(site):
     argv = ["--checkpoint", f"{site.url}/my run", "--samples", "4", "--metrics", "kid", "--json", "found.json"]
     assert evaluate(argv) == 0
     assert json.loads(Path("found.json").read_text())["checkpoint"] == f"{site.url}/my run"
 
 
-def test_a_training_goes_on_at_home_only(site, capsys):
+def test_resume_refuses_a_url(site, capsys):
     error = error_of(train, ["--resume", f"{site.url}/my run"], capsys)
     assert error == f"--resume {site.url}/my run: goes on in a folder here; start a new run with --init-from that"
     assert site.asked == []
@@ -172,18 +172,18 @@ BAD = {
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_what_a_server_does_wrong_is_one_line_and_leaves_nothing(site, new_cache, capsys, bad):
+def test_a_failed_download_is_one_line_and_leaves_nothing(site, new_cache, capsys, bad):
     url = f"{site.url}/{bad}"
     error = error_of(generate, ["--checkpoint", url], capsys)
     assert re.fullmatch(BAD[bad].format(url=re.escape(url.partition("#")[0])), error), error
     assert kept(new_cache) == []
 
 
-def test_an_answer_of_unknown_length_is_read_to_its_end(site):
+def test_a_response_of_unknown_length_is_read_completely(site):
     assert urls.local_path(f"{site.url}/bad/endless.pkl?download=true", FILE).stat().st_size == 102
 
 
-def test_where_there_is_no_server(new_cache, capsys):
+def test_a_refused_connection(new_cache, capsys):
     with socket.socket() as taken:  # but nobody listens
         taken.bind(("127.0.0.1", 0))
         url = f"https://127.0.0.1:{taken.getsockname()[1]}/x.pkl"
@@ -201,7 +201,7 @@ def test_a_full_disk(site, new_cache, capsys, monkeypatch):
     assert kept(new_cache) == []
 
 
-def test_what_was_fetched_is_checked_when_it_is_used_again(site, capsys):
+def test_a_cached_download_is_checked_at_every_use(site, capsys):
     url = f"{site.url}/network.pkl"
     path = urls.local_path(url, FILE)
     content = path.read_bytes()
@@ -215,7 +215,7 @@ def test_what_was_fetched_is_checked_when_it_is_used_again(site, capsys):
         urls.local_path(f"{url}#sha256={'1' * 64}", FILE)
 
 
-def test_a_file_here_may_be_given_as_a_url(site):
+def test_file_urls_are_local_paths(site):
     path = site.place / "my run" / FILE
     for given in (path, path.parent):
         assert urls.local_path(given.as_uri(), FILE) == given
@@ -238,11 +238,11 @@ def test_a_file_here_may_be_given_as_a_url(site):
         ("https://x.org/meta.json", "file"),
     ],
 )
-def test_names_are_those_of_files(url, name):
+def test_file_names_from_urls_are_safe(url, name):
     assert urls._file_name(url) == name
 
 
-def test_one_opener_for_all():
+def test_only_one_module_opens_urls():
     """What asks a server is in one place."""
     root = Path(fastgan.__file__).parent
     found = {path.relative_to(root).as_posix() for path in root.rglob("*.py") if "urllib.request" in path.read_text()}

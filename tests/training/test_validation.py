@@ -16,8 +16,8 @@ from fastgan.runs.log import measured
 from fastgan.runs.process import Interrupt
 from fastgan.training import validation
 from fastgan.training.validation import SNAPSHOT_NAME, BackgroundEvaluation
-from tests.metrics.test_metrics import needs_network
 from tests.support.commands import error_of
+from tests.support.extras import needs_network
 from tests.support.tiny_run import arguments, assert_same_checkpoint, log_lines, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_cache")]

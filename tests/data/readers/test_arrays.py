@@ -78,7 +78,7 @@ def test_an_npz_has_images_and_labels(tmp_path, names, columns, split):
     assert numbers == labels[has]
 
 
-def test_words_are_classes(tmp_path):
+def test_words_as_labels_are_class_names(tmp_path):
     np.savez(tmp_path / "a.npz", images=images(), labels=np.array(["dog", "cat", "dog", "emu", "cat"]))
     source = open_reader(str(tmp_path / "a.npz"))
     assert (source.labels, source.class_names) == ([1, 0, 1, 2, 0], ["cat", "dog", "emu"])
@@ -113,13 +113,13 @@ def test_mnist_is_prepared_from_its_folder_or_one_of_its_files(tmp_path, zipped)
         (images()[:0], r"the shape \[0, 6, 8\]"),
     ],
 )
-def test_an_array_that_is_none_of_images_is_refused(tmp_path, array, words):
+def test_an_array_that_does_not_hold_images_is_refused(tmp_path, array, words):
     np.save(tmp_path / "a.npy", array)
     with pytest.raises(UserError, match=words):
         open_reader(str(tmp_path / "a.npy"))
 
 
-def test_what_does_not_fit_together_is_refused(tmp_path):
+def test_labels_arrays_and_splits_that_do_not_match_are_refused(tmp_path):
     np.savez(tmp_path / "a.npz", images=images(), labels=np.arange(3), foo=1)
     with pytest.raises(UserError, match=r"labels of shape \[3\].*must be \[5\]"):
         open_reader(str(tmp_path / "a.npz"))
@@ -141,7 +141,7 @@ def test_pickled_objects_are_not_loaded(tmp_path):
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(["a.npy", "a.npz", "a-images-idx3-ubyte", "a-images-idx3-ubyte.gz"]), st.data())
-def test_whatever_is_wrong_with_an_array_is_said_in_a_line(tmp_path, name, draw):
+def test_damaged_arrays_give_one_line_errors(tmp_path, name, draw):
     path = tmp_path / name
     if name == "a.npy":
         np.save(path, images())
@@ -160,13 +160,13 @@ def test_whatever_is_wrong_with_an_array_is_said_in_a_line(tmp_path, name, draw)
         assert "\n" not in str(error)
 
 
-def test_training_names_the_command_that_prepares_an_array(tmp_path):
+def test_training_refers_arrays_to_preparation(tmp_path):
     np.save(tmp_path / "a.npy", images())
     with pytest.raises(UserError, match=r"prepare it first, with python -m fastgan.dataset"):
         open_dataset(str(tmp_path / "a.npy"), 8, 1)
 
 
-def test_values_are_not_read_past_what_a_header_says(tmp_path):
+def test_no_more_values_are_read_than_the_header_says(tmp_path):
     """A header of 2^96 values does not fill the memory."""
     (tmp_path / "a-images-idx3-ubyte").write_bytes(bytes([0, 0, 8, 3]) + b"\xff" * 12 + bytes(100))
     with pytest.raises(UserError, match=r"100 bytes of values, its header says"):

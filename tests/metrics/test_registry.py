@@ -1,0 +1,34 @@
+"""Metrics by name, and the files that they need."""
+
+import pytest
+
+from fastgan.errors import UserError
+from fastgan.metrics import registry
+
+
+def test_missing_weights_are_named_with_their_place(tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path))
+    with pytest.raises(
+        UserError, match=rf"not downloaded automatically: put https://.*6726825d.pth into {tmp_path}, or give"
+    ):
+        registry.find_inception_weights(None)
+    with pytest.raises(UserError, match=r"--inception-weights nowhere\.pth: no such file; download https"):
+        registry.find_inception_weights("nowhere.pth")
+    (tmp_path / registry.INCEPTION_FILE).touch()
+    assert registry.find_inception_weights(None) == tmp_path / registry.INCEPTION_FILE
+
+
+def test_metrics_are_parsed_by_name():
+    assert registry.parse("fid, kid,fid") == ("fid", "kid")
+    assert registry.by_network(("kid", "fid", "fd")) == {
+        registry.EFFICIENTNET: ("kid", "fd"),
+        registry.INCEPTION: ("fid",),
+    }
+    values = [value for metric in registry.METRICS.values() for value in metric.values]
+    assert len(values) == len(set(values))
+    for names, says in (
+        ("kid,fit", "--metrics kid,fit: there is no metric fit; choose from kid, fd"),
+        (",", "--metrics ,: no metric named; choose"),
+    ):
+        with pytest.raises(UserError, match=says):
+            registry.parse(names)

@@ -155,7 +155,7 @@ def test_values_and_derivatives_are_as_good_as_plain_pytorch(backend, case, dtyp
 @each_operation
 @each_layout
 def test_gradcheck_and_gradgradcheck(backend, name, layout):
-    tensors = make(Case(name, (4, 6, 2, 3), layout), torch.float64, backends.device(backend))
+    tensors = make(Case(name, (4, 4, 1, 3), layout), torch.float64, backends.device(backend))
     function = lambda *inputs: OPERATIONS[name].fused(**dict(zip(tensors, inputs, strict=True)))
     inputs = [t.requires_grad_() for t in tensors.values()]
     assert torch.autograd.gradcheck(function, inputs)

@@ -113,7 +113,7 @@ def _operation_row(
 
 
 class DefaultStep:
-    """Plain step of `python -m fastgan.train --amp`, with tiny learning rates."""
+    """Plain step of `fastgan train --amp`, with tiny learning rates."""
 
     def __init__(self):
         device = measure.device()

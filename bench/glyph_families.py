@@ -1,6 +1,6 @@
 """Trains every model family on glyphs and measures its samples: `python -m bench.glyph_families OUT [ARCH ...]`.
 
-Runs `python -m fastgan.train --amp --arch ARCH` into OUT/ARCH for each family (or those named), evaluates 1,000 samples
+Runs `fastgan train --amp --arch ARCH` into OUT/ARCH for each family (or those named), evaluates 1,000 samples
 as glyph_quality.py does, prints a line each, and writes OUT/families.json and the last grid of each as OUT/ARCH.png. A
 finished run is evaluated without training it again.
 

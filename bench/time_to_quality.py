@@ -2,7 +2,7 @@
 
     python -m bench.time_to_quality [--minutes 10] [--evaluations 10] [--json FILE] [--plot FILE.png]
 
-Networks, data and hyper-parameters are those of `python -m fastgan.train`: 32x32, ten classes. Both start from the same
+Networks, data and hyper-parameters are those of `fastgan train`: 32x32, ten classes. Both start from the same
 weights and see the same images in the same order. They run in turns of a few seconds, so that other work on the machine
 hits both. A contestant's clock runs in its own turns only, and includes its first step and preparing its batches.
 
@@ -54,7 +54,7 @@ class Task:
 
     Args:
         seed: for weights, order of images, latents.
-        config: unresolved configuration of `python -m fastgan.train`.
+        config: unresolved configuration of `fastgan train`.
         dataset: the images; None for those named by the configuration.
     """
 

@@ -42,7 +42,7 @@ def open_dataset(
     """Open the data set that `spec` names, decoded once into the cache and memory-mapped from there.
 
     spec: "glyphs"; "emoji" (needs the extra of that name); a folder or zip of images (see `folder.load`); or the output
-        of `python -m fastgan.dataset`: a folder with an array, which is mapped in place, or shards (see
+        of `fastgan dataset`: a folder with an array, which is mapped in place, or shards (see
         `shards.open_shards`), by path or URL.
     resolution: side in pixels, or "WIDTHxHEIGHT". channels: 1 (grey), 3 (RGB) or 4 (RGBA).
     classes, seed: of the glyphs (see `glyphs.render`); other sets have their own classes.
@@ -85,7 +85,7 @@ def open_dataset(
 
 
 def _open_prepared(path: Path, size: tuple[int, int], channels: int) -> ImageDataset:
-    """The array in a folder that `python -m fastgan.dataset` wrote."""
+    """The array in a folder that `fastgan dataset` wrote."""
     found = load_folder(path)
     if found is None or found.images.ndim != 4 or found.channels not in CHANNELS or not len(found):
         raise UserError(f"--data {path} is damaged; prepare it again with {program('dataset')}")

@@ -1,7 +1,7 @@
 """User-supplied images for training: a folder or a zip (also StyleGAN's, with a dataset.json), decoded into the cache.
 
 Images are never cropped, padded or converted with a loss. An image that does not fit is an error that names it and says
-what to do; `python -m fastgan.dataset` makes any images fit.
+what to do; `fastgan dataset` makes any images fit.
 """
 
 from __future__ import annotations

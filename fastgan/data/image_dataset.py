@@ -1,7 +1,7 @@
 """`ImageDataset` and its form on disk: a folder with images.npy, labels.npy and meta.json.
 
 images.npy is uint8 [n, H, W, C], labels.npy is int64 [n] (absent if unlabelled), meta.json has class names, source and
-digests. The cache and `python -m fastgan.dataset` write this form; training memory-maps it.
+digests. The cache and `fastgan dataset` write this form; training memory-maps it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The work of `python -m fastgan.dataset`: read images, convert them in worker processes, write them to an output.
+"""The work of `fastgan dataset`: read images, convert them in worker processes, write them to an output.
 
 A stopped preparation continues where it was. OUT.unfinished/ holds the output so far and a journal with a line for each
 image of the source, written once the image itself is on the disk. The same source and options give the same bytes,

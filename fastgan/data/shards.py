@@ -1,6 +1,6 @@
 """Training on tar shards, for data sets larger than a disk: only a few decoded shards are in the cache at a time.
 
-`python -m fastgan.dataset SOURCE --shards MB` writes the shards and an index, shards.json, with the number of images in
+`fastgan dataset SOURCE --shards MB` writes the shards and an index, shards.json, with the number of images in
 each and all labels. So the order of the images is a function of the seed and the position, as for other data sets, and
 a resumed training continues exactly. Shuffling is weaker: an epoch visits the shards in random order, SHUFFLED_SHARDS
 at a time, and shuffles the images within each such group.

@@ -1,4 +1,4 @@
-"""Output formats of `python -m fastgan.dataset`: a memory-mapped array, a zip in StyleGAN's format, tar shards.
+"""Output formats of `fastgan dataset`: a memory-mapped array, a zip in StyleGAN's format, tar shards.
 
 Outputs grow by appending, and their bytes depend only on the images written so far. So an interrupted output is
 truncated to the images that are known to be complete and continued, to the same bytes.

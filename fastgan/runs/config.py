@@ -57,7 +57,7 @@ class DataOptions:
 
     source: Annotated[PathText, tyro.conf.arg(name="data", metavar="glyphs|emoji|DIR|ZIP|URL")] = "glyphs"
     """glyphs: rendered characters. emoji: colour pictures (extra "emoji"). DIR, ZIP: your own images, with sub-folders
-    or dataset.json as classes; or anything that `python -m fastgan.dataset` has prepared, including the shards.json of
+    or dataset.json as classes; or anything that `fastgan dataset` has prepared, including the shards.json of
     shards, as a file or a URL."""
     resolution: Annotated[int | str, tyro.conf.arg(metavar="N|WxH|auto")] = "auto"
     """Side of square images in pixels, or width and height, like 32, 28 or 1024x768. It must halve to 4 to 7 rows or
@@ -218,7 +218,7 @@ class OutputOptions:
     log_interval: Count = 1_000
     """Write losses and speed to log.jsonl and TensorBoard."""
     metrics: Annotated[str, tyro.conf.arg(metavar="NAMES", help_behavior_hint="(default: none)")] = ""
-    """Evaluate checkpoints in a background process and log the results: metrics of python -m fastgan.evaluate, such as
+    """Evaluate checkpoints in a background process and log the results: metrics of fastgan evaluate, such as
     kid,fd,pr (extra "metrics"), or fid (extra "fid"). The checkpoint that is best by the first metric is kept as
     checkpoint-best.safetensors."""
     metrics_interval: Count = 50_000

@@ -1,4 +1,4 @@
-"""`python -m fastgan.evaluate`: what is compared with what, by any number of processes; one line for every mistake."""
+"""`fastgan evaluate`: choice of images, any number of processes, and one line for every error."""
 
 import functools
 import json
@@ -24,19 +24,19 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_cache")]
 
 
 class OfPixels:
-    """Instead of a network: the pixels of an image are its features, and its number tells it."""
+    """Stands in for a feature network: the features of an image are its pixels."""
 
     weights, original = "pixels", True
-    looked_at = 0
+    evaluated = 0
 
     def __call__(self, images):
-        OfPixels.looked_at += len(images)
+        OfPixels.evaluated += len(images)
         return images.reshape(len(images), -1).astype(np.float32)
 
 
 @pytest.fixture
 def of_pixels(monkeypatch):
-    """The command, with pixels instead of every network."""
+    """The command, with pixels as features instead of every network."""
     monkeypatch.setattr(evaluate, "_extractor", lambda *_: OfPixels())
     monkeypatch.setattr(registry, "require", lambda *_: None)
 
@@ -47,14 +47,14 @@ def run(folder, tmp_path_factory):
 
 
 def measured(run, *more):
-    """The numbers that the command writes."""
+    """The numbers that the command writes to JSON."""
     out = Path(run).parent / "numbers" / "metrics.json"
     assert main(["--checkpoint", str(run), "--samples", "12", "--json", str(out), *more]) == 0
     return json.loads(out.read_text())
 
 
 @needs_network
-def test_samples_are_compared_with_half_of_the_training_images_and_the_other_half_beside(run, folder, capsys):
+def test_samples_and_half_of_the_training_images_are_compared_with_the_other_half(run, folder, capsys):
     found = measured(run)
     assert found["arch"] == "stylegan2" and found["images_shown"] == 48 and found["data"] == str(folder)
     assert found["real_images"] == found["floor"]["images"] == 10 and found["samples"]["images"] == 12
@@ -68,13 +68,13 @@ def test_samples_are_compared_with_half_of_the_training_images_and_the_other_hal
         assert f"{column['kid']:.5f} ± {column['kid_std']:.5f}" in text
 
 
-def test_the_seed_decides(run, of_pixels):
+def test_the_seed_selects_samples_and_images(run, of_pixels):
     found = measured(run)
     assert measured(run) == found
     assert measured(run, "--seed", "1")["samples"] != found["samples"]
 
 
-def test_only_what_is_asked_for(run, of_pixels, capsys):
+def test_only_the_requested_metrics(run, of_pixels, capsys):
     found = measured(run, "--metrics", "fd", "--no-floor")
     assert found["samples"].keys() == {"images", "fd"} and found["floor"] is None
     assert "KID" not in capsys.readouterr().out
@@ -82,12 +82,12 @@ def test_only_what_is_asked_for(run, of_pixels, capsys):
     assert every["samples"]["fd"] == found["samples"]["fd"]
 
 
-def test_every_training_image(run, of_pixels):
+def test_split_all_uses_every_training_image(run, of_pixels):
     found = measured(run, "--split", "all")
     assert found["real_images"] == 20 and found["real"] == "training images, all of them" and found["floor"] is None
 
 
-def test_metrics_on_inception_have_names_of_their_own(run, monkeypatch, tmp_path, capsys):
+def test_metrics_on_inception_have_their_own_names(run, monkeypatch, tmp_path, capsys):
     class OfPixelsToo(OfPixels):
         weights, original = "other weights", False
         score = staticmethod(lambda features: (2.0, 0.5))
@@ -109,7 +109,7 @@ def test_metrics_on_inception_have_names_of_their_own(run, monkeypatch, tmp_path
 
 
 @needs_network
-def test_the_weights_that_inception_needs_are_asked_for_before_anything_is_read(monkeypatch, capsys, tmp_path):
+def test_missing_weights_of_inception_are_reported_first(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(registry, "require_packages", lambda network: None)
     monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path))
     line = error_of(main, ["--checkpoint", "nowhere", "--metrics", "kid,fid"], capsys)
@@ -125,16 +125,16 @@ from fastgan.metrics import registry
 from tests.cli.test_evaluate import OfPixels
 evaluate._extractor, registry.require = lambda *_: OfPixels(), lambda *_: None
 for again in ("", "2"):
-    OfPixels.looked_at = 0
+    OfPixels.evaluated = 0
     assert evaluate.main([*sys.argv[1:-1], sys.argv[-1] + again]) == 0
-    print("looked at", OfPixels.looked_at)
+    print("evaluated", OfPixels.evaluated)
     os.environ["MASTER_PORT"] = "OTHER_PORT"
 sys.exit()
 """
 
 
-def test_two_processes_find_what_one_finds(run, folder, of_pixels, tmp_path, monkeypatch):
-    """To the last digit, though each draws and looks at images of its own; and again with real ones from the cache."""
+def test_two_processes_equal_one(run, folder, of_pixels, tmp_path, monkeypatch):
+    """To the last digit, though each draws and evaluates its own images; and again with cached real features."""
     options = ["--checkpoint", str(run), "--samples", "150", "--metrics", "kid,fd,pr"]
     alone = tmp_path / "alone.json"
     monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path / "one"))
@@ -161,11 +161,11 @@ def test_two_processes_find_what_one_finds(run, folder, of_pixels, tmp_path, mon
     assert json.loads(together[0].read_text()) == found
     assert json.loads(Path(f"{together[0]}2").read_text()) == found
     assert not together[1].exists() and "KID" not in said[1]
-    counts = [[line.rpartition(" ")[2] for line in text.splitlines() if "looked at" in line] for text in said]
-    assert counts == [["148", "128"], ["22", "22"]]  # 20 real ones, once, and 150 samples in blocks of 64
+    counts = [[line.rpartition(" ")[2] for line in text.splitlines() if "evaluated" in line] for text in said]
+    assert counts == [["148", "128"], ["22", "22"]]  # 20 real images, once, and 150 samples in blocks of 64
 
 
-def test_held_out_images_of_your_own(run, of_pixels, tmp_path, capsys):
+def test_own_held_out_images(run, of_pixels, tmp_path, capsys):
     other = make_folder(tmp_path / "other")
     for path in list(other.glob("*/9.png")):
         path.unlink()
@@ -175,7 +175,7 @@ def test_held_out_images_of_your_own(run, of_pixels, tmp_path, capsys):
     assert measured(run, "--heldout", str(other), "--samples", "40")["real_images"] == 18  # all there are
 
 
-def test_glyphs_are_compared_with_those_of_fonts_that_were_not_trained_with(of_pixels, tmp_path, monkeypatch):
+def test_glyphs_are_compared_with_held_out_fonts(of_pixels, tmp_path, monkeypatch):
     monkeypatch.setattr(glyphs, "render", functools.partial(glyphs.render, count=30))
     argv = ["--data", "glyphs", "--resolution", "8", "--images", "8", "--batch", "4", "--no-tensorboard", *WIDTHS]
     run = tmp_path / "run"
@@ -188,13 +188,13 @@ def test_glyphs_are_compared_with_those_of_fonts_that_were_not_trained_with(of_p
 
 
 def numbered(count, first, digest):
-    """Images of 1x2 pixels, of different numbers."""
+    """Images of 1x2 pixels, which all differ."""
     numbers = np.arange(first, first + count, dtype=np.uint8)
     images = np.stack([numbers, 255 - numbers], 1).reshape(count, 1, 2, 1)
     return ImageDataset(images, np.arange(count) % 3 // 2, ["a", "b"], "numbers", {"images": digest, "labels": ""})
 
 
-def test_halves_of_the_training_images_have_none_in_common():
+def test_halves_of_the_training_images_are_disjoint():
     train = numbered(21, 0, "of 21")
     for seed in (0, 1):
         real, floor = choose_subsets(train, None, 100, seed=seed)
@@ -203,7 +203,7 @@ def test_halves_of_the_training_images_have_none_in_common():
     assert "one half" in real.name and "other half" in floor.name
 
 
-def test_as_many_held_out_images_as_asked_for_chosen_by_the_seed():
+def test_the_seed_chooses_the_requested_number_of_held_out_images():
     train, heldout = numbered(50, 0, "of 50"), numbered(40, 100, "of 40")
     chosen = [choose_subsets(train, heldout, 8, seed=seed) for seed in (0, 0, 1)]
     for real, floor in chosen:
@@ -213,7 +213,7 @@ def test_as_many_held_out_images_as_asked_for_chosen_by_the_seed():
     assert not np.array_equal(chosen[0][0].index, chosen[2][0].index)
 
 
-def test_the_reference_measures_with_the_formulas_and_keeps_what_it_knows_of_the_real_images(tmp_path, monkeypatch):
+def test_the_reference_caches_statistics_of_the_real_images(tmp_path, monkeypatch):
     from fastgan.metrics import reference
 
     real, floor = choose_subsets(numbered(21, 0, "of 21"), None, 100)
@@ -231,7 +231,7 @@ def test_the_reference_measures_with_the_formulas_and_keeps_what_it_knows_of_the
     assert calls == [("fit_gaussian", 11), ("fit_gaussian", 10), ("neighbour_radii", 11), ("fit_gaussian", 10)]
 
 
-def test_labels_are_as_frequent_as_in_the_training_images():
+def test_labels_have_the_frequencies_of_the_training_images():
     labels = random_labels(numbered(60, 0, ""), 3000)
     assert labels.dtype == np.int64 and np.bincount(labels) == pytest.approx([2000, 1000], rel=0.1)
     assert np.array_equal(labels, random_labels(numbered(60, 0, ""), 3000))
@@ -255,7 +255,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_named_in_one_line(mistake, run, of_pixels, capsys):
+def test_a_wrong_option_is_one_line(mistake, run, of_pixels, capsys):
     argv, says = MISTAKES[mistake]
     assert says in error_of(main, ["--checkpoint", str(run), *argv], capsys)
 
@@ -264,7 +264,7 @@ def test_no_such_run(of_pixels, capsys):
     assert "nowhere: there is no such checkpoint" in error_of(main, ["--checkpoint", "nowhere"], capsys)
 
 
-def test_data_that_have_changed_since(of_pixels, tmp_path, capsys):
+def test_training_images_that_have_changed(of_pixels, tmp_path, capsys):
     images = make_folder(tmp_path / "images")
     run = train_tiny(images, tmp_path / "run")
     (images / "dark" / "3.png").unlink()
@@ -272,7 +272,7 @@ def test_data_that_have_changed_since(of_pixels, tmp_path, capsys):
     assert error_of(main, ["--checkpoint", str(run)], capsys) == says
 
 
-def test_json_where_nothing_can_be_written(run, of_pixels, tmp_path, capsys):
+def test_a_json_file_that_cannot_be_written(run, of_pixels, tmp_path, capsys):
     (tmp_path / "file").touch()
     line = error_of(main, ["--checkpoint", str(run), "--json", str(tmp_path / "file" / "x.json")], capsys)
     assert line.startswith(f"cannot write {tmp_path / 'file' / 'x.json'}: ")
@@ -284,7 +284,7 @@ def test_json_where_nothing_can_be_written(run, of_pixels, tmp_path, capsys):
 @pytest.mark.parametrize(
     "metrics, extra, module", [("kid", "metrics", "efficientnet_lite_pytorch"), ("is", "fid", "torch_fidelity")]
 )
-def test_without_the_extra(metrics, extra, module, run, monkeypatch, capsys):
+def test_error_without_the_extra(metrics, extra, module, run, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, module, None)
     line = error_of(main, ["--checkpoint", str(run), "--metrics", metrics], capsys)
     assert f'need the extra "{extra}", which is not installed: pip install ".[{extra}]", or pip install ' in line

@@ -1,4 +1,4 @@
-"""Arguments and files that make no sense: there is a result, or one exception that says what is wrong.
+"""Invalid arguments and files give a result, or one exception that says what is wrong.
 
 Images, zips and pickles are fuzzed where their readers are tested: test_dataset, test_data, test_official_networks.
 """
@@ -47,7 +47,7 @@ MULTIPLIED = ("image_batch", "squared_norm")  # with x, behind the operation: Py
 
 @st.composite
 def wrong_tensors(draw, like):
-    """Something else than `like`: of another shape or dtype, or with strange strides."""
+    """A tensor with another shape, dtype or strides than `like`."""
     kind = draw(st.sampled_from(["shape", "near", "dtype", "expanded", "transposed"]))
     if kind == "dtype":
         return like.detach().to(draw(st.sampled_from(DTYPES)))
@@ -259,9 +259,9 @@ NUMBERS = [
 
 
 @pytest.fixture(scope="module")
-def ground(saved, tmp_path_factory):
-    """A folder to work in, with a checkpoint, a damaged one and images."""
-    folder = tmp_path_factory.mktemp("ground")
+def workspace(saved, tmp_path_factory):
+    """A folder with a checkpoint, a damaged checkpoint, and images."""
+    folder = tmp_path_factory.mktemp("workspace")
     (folder / "run").mkdir()
     (folder / "run" / checkpoint.FILE_NAME).write_bytes(saved[0])
     (folder / "damaged.safetensors").write_bytes(saved[0][:1000])
@@ -269,8 +269,8 @@ def ground(saved, tmp_path_factory):
     return folder
 
 
-def odd_command_line(random: Random) -> tuple[str, list[str]]:
-    """A command that would be quick, and one to three odd values or options behind it."""
+def random_command_line(random: Random) -> tuple[str, list[str]]:
+    """A quick command line with one to three random values or options appended."""
     name = random.choice(sorted(COMMANDS))
     argv = {
         "train": ["--data", "images", "--resolution", "8", "--images", "0", "--arch", "mlp"],
@@ -292,11 +292,13 @@ def odd_command_line(random: Random) -> tuple[str, list[str]]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs an alarm and a limit of memory")
-def test_an_odd_command_line_ends_well_or_in_one_line(ground, monkeypatch, capsys, one_thread):
-    """300 of them: none leaves a traceback, takes long, or much memory."""
+def test_a_random_command_line_succeeds_or_fails_in_one_line(workspace, monkeypatch, capsys, one_thread):
+    """300 command lines, without a traceback, within 20 seconds and little memory each."""
     random = Random(0)
-    monkeypatch.setenv("FASTGAN_CACHE", str(ground / "cache"))
-    monkeypatch.setattr(view, "serve", lambda options: checkpoint.read_header(options.run))  # it would go on
+    monkeypatch.setenv("FASTGAN_CACHE", str(workspace / "cache"))
+    monkeypatch.setattr(
+        view, "serve", lambda options: checkpoint.read_header(options.run)
+    )  # instead of serving for ever
 
     def too_long(*_):
         raise AssertionError("takes longer than 20 seconds")
@@ -305,12 +307,12 @@ def test_an_odd_command_line_ends_well_or_in_one_line(ground, monkeypatch, capsy
     old = signal.signal(signal.SIGALRM, too_long)
     try:
         for number in range(300):
-            name, argv = odd_command_line(random)
+            name, argv = random_command_line(random)
             words = name.split()[1:]
-            (ground / str(number)).mkdir()
-            monkeypatch.chdir(ground / str(number))
+            (workspace / str(number)).mkdir()
+            monkeypatch.chdir(workspace / str(number))
             for thing in ("run", "images", "damaged.safetensors"):
-                Path(thing).symlink_to(ground / thing)
+                Path(thing).symlink_to(workspace / thing)
             signal.alarm(20)
             try:
                 status = COMMANDS[name][0]([*words, *argv])

@@ -1,4 +1,4 @@
-"""`python -m fastgan.export`: files that draw what PyTorch draws, without fastgan; and one line for every mistake."""
+"""`fastgan export`: files that draw the same images without fastgan, and one line for every error."""
 
 import json
 import os
@@ -28,12 +28,12 @@ needs_onnx = pytest.mark.skipif(
 
 CLASSES = ("cat", "dog", "owl")
 ALL = dict.fromkeys(models.ARCHITECTURES, ()) | {"dcgan": CLASSES, "cgan": CLASSES, "stylegan": CLASSES}
-STAGES = {"pggan": (8, 0.3), "stylegan": (4, 1.0)}  # in the midst of fading in; and where it has only begun
+STAGES = {"pggan": (8, 0.3), "stylegan": (4, 1.0)}  # while a resolution fades in, and at the first resolution
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """The run of an architecture."""
+    """A function from an architecture to a run of it."""
     made = {}
 
     def run(arch):
@@ -46,7 +46,7 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def traced(runs):
-    """Sampler and program of an architecture; traced once, which takes long."""
+    """A function from an architecture to its sampler and traced program, cached because tracing takes long."""
     made = {}
 
     def of(arch):
@@ -59,7 +59,7 @@ def traced(runs):
 
 
 def with_zeros(given):
-    """The same inputs, one latent of which is all zeros: where a norm divides by its epsilon alone."""
+    """The inputs with one latent set to zero, so that a norm divides by its epsilon alone."""
     given["z"][0] = 0
     return given
 
@@ -78,13 +78,13 @@ for name in names:
         image = network(z, **given)
         assert image.shape == expected.shape and (image - expected).abs().max() < 1e-4, name
 assert not [name for name in sys.modules if name.startswith("fastgan")]
-print("alike:", *names)
+print("same images:", *names)
 """
 
 
 @pytest.mark.slow
-def test_torch_alone_draws_the_images_of_every_architecture(traced, tmp_path):
-    """For any number of samples, and without a name of a file of this machine."""
+def test_pt2_files_draw_every_architecture_without_fastgan(traced, tmp_path):
+    """For any number of samples, and without paths of this machine in the file."""
     for arch in models.ARCHITECTURES:
         sampler, program = traced(arch)
         content = to_torch(program, metadata(sampler, "const", "float"))
@@ -97,10 +97,10 @@ def test_torch_alone_draws_the_images_of_every_architecture(traced, tmp_path):
     command = [sys.executable, "-W", "ignore", "-c", ALONE, str(tmp_path), *models.ARCHITECTURES]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.stdout.strip() == f"alike: {' '.join(models.ARCHITECTURES)}", done.stderr
+    assert done.stdout.strip() == f"same images: {' '.join(models.ARCHITECTURES)}", done.stderr
 
 
-def test_inputs_are_named_as_the_network_needs_them(traced):
+def test_inputs_are_those_of_the_network(traced):
     for arch, names in (("mlp", ["z"]), ("cgan", ["z", "label"])):
         sampler, program = traced(arch)
         assert list(inputs(sampler, [0])) == names
@@ -110,7 +110,7 @@ def test_inputs_are_named_as_the_network_needs_them(traced):
         assert not [name for name in operations if "fastgan" in name]
 
 
-def test_noise_is_in_the_file_or_not(runs):
+def test_noise_is_const_or_none(runs):
     sampler = fastgan.load(runs("stylegan2"), "cpu")
     network = Network(sampler.generator, "none", "float")
     assert largest_difference(network, sampler, noise="none") < TOLERANCE["float"]
@@ -123,8 +123,8 @@ def test_noise_is_in_the_file_or_not(runs):
 @needs_onnx
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["dcgan", "stylegan2"])
-def test_onnx_runtime_draws_the_images_of_pytorch(traced, arch):
-    """By standard operators, for any number of samples."""
+def test_onnx_files_draw_the_images_of_pytorch(traced, arch):
+    """With standard operators only, for any number of samples."""
     import onnx
 
     sampler, program = traced(arch)
@@ -141,13 +141,17 @@ def test_onnx_runtime_draws_the_images_of_pytorch(traced, arch):
     assert str(Path(fastgan.__file__).parent).encode() not in content
     assert [entry.name for entry in model.graph.input] == list(given)
     assert [entry.name for entry in model.graph.output] == ["image"]
-    said = {entry.key: entry.value for entry in model.metadata_props}
-    assert said["arch"] == arch and said["height"] == said["width"] == "8" and said["fastgan"] == fastgan.__version__
-    assert json.loads(said["class_names"]) == list(ALL[arch])
+    written = {entry.key: entry.value for entry in model.metadata_props}
+    assert (
+        written["arch"] == arch
+        and written["height"] == written["width"] == "8"
+        and written["fastgan"] == fastgan.__version__
+    )
+    assert json.loads(written["class_names"]) == list(ALL[arch])
 
 
 @needs_onnx
-def test_the_command_writes_bytes_that_onnx_runtime_draws(runs, tmp_path, capsys):
+def test_the_command_writes_a_uint8_onnx_file(runs, tmp_path, capsys):
     import onnxruntime
 
     out = tmp_path / "new" / "generator.onnx"
@@ -162,10 +166,10 @@ def test_the_command_writes_bytes_that_onnx_runtime_draws(runs, tmp_path, capsys
     assert (image[0] != image[1]).any()
 
 
-# The command and its mistakes ----------------------------------------------------------------------------------------
+# The command and its errors ------------------------------------------------------------------------------------------
 
 
-def test_the_command_writes_into_the_run_where_nothing_else_is_said(runs, capsys):
+def test_the_command_writes_to_the_run_by_default(runs, capsys):
     run = runs("mlp")
     assert main(["--checkpoint", str(run), "--format", "torch"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(run / "generator.pt2")
@@ -173,7 +177,7 @@ def test_the_command_writes_into_the_run_where_nothing_else_is_said(runs, capsys
     assert network(torch.zeros(3, 8)).shape == (3, 3, 8, 8)
 
 
-def test_a_file_that_draws_something_else_is_not_written(runs, tmp_path, monkeypatch, capsys):
+def test_a_file_that_draws_other_images_is_not_written(runs, tmp_path, monkeypatch, capsys):
     right = formats.FORMATS["torch"]
     for factor, says in (
         (1.1, "torch.export differ from PyTorch's"),
@@ -196,7 +200,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_named_in_one_line_and_leaves_nothing_behind(mistake, runs, tmp_path, monkeypatch, capsys):
+def test_a_wrong_option_is_one_line_and_creates_no_files(mistake, runs, tmp_path, monkeypatch, capsys):
     argv, says = MISTAKES[mistake]
     run = runs("mlp")
     monkeypatch.chdir(tmp_path)
@@ -206,12 +210,12 @@ def test_a_mistake_is_named_in_one_line_and_leaves_nothing_behind(mistake, runs,
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "x.pt2"]
 
 
-def test_a_format_that_there_is_not(runs, capsys):
+def test_an_unknown_format(runs, capsys):
     line = error_of(main, ["--checkpoint", str(runs("mlp")), "--format", "tflite"], capsys)
     assert line == "--format tflite: must be onnx, torch, pkl or rosinality"
 
 
-def test_onnx_without_the_extra(runs, monkeypatch, capsys):
+def test_error_without_the_extra(runs, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     line = error_of(main, ["--checkpoint", str(runs("mlp"))], capsys)
     assert line.startswith('ONNX needs the extra "export", which is not installed: pip install ".[export]"')

@@ -727,7 +727,7 @@ def test_generate_draws_from_an_official_file(files, tmp_path, capsys):
 
 
 def test_a_sampler_and_an_export_are_made_of_an_official_file(files, tmp_path):
-    """The same images as those of `python -m fastgan.generate`."""
+    """The same images as those of `fastgan generate`."""
     _, _, path = files["stylegan3, with classes"]
     sampler = fastgan.load(path, "cpu", batch=1)
     images = sampler.sample(seeds=[0, 1], classes=[2, 2]).permute(0, 2, 3, 1).numpy()

@@ -39,7 +39,7 @@ def make_folder(root: Path, count=9) -> Path:
 
 
 def prepare_images(*argv: object) -> int:
-    """Run `python -m fastgan.dataset` in this process; returns its exit status."""
+    """Run `fastgan dataset` in this process; returns its exit status."""
     return dataset.main([str(each) for each in argv] + ["--workers", "1"])
 
 

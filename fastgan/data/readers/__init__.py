@@ -1,4 +1,4 @@
-"""Readers: the formats that `python -m fastgan.dataset` takes images from, one module each.
+"""Readers: the formats that `fastgan dataset` takes images from, one module each.
 
 A format is a sub-class of `Reader` in a module of this package. The list of formats is the list of those modules, so
 a new format is a new file. `fastgan.data.readers.files` (folders and zips) reads what no other format claims.
@@ -34,7 +34,7 @@ def open_reader(spec: str, options: ReaderOptions | None = None) -> Reader:
 
 
 def needs_preparation(spec: str) -> bool:
-    """Whether training cannot read `spec` directly, only `python -m fastgan.dataset` can."""
+    """Whether training cannot read `spec` directly, only `fastgan dataset` can."""
     return _format_of(spec) is not None
 
 

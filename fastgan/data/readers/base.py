@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class ReaderOptions(NamedTuple):
-    """Options of `python -m fastgan.dataset` for readers.
+    """Options of `fastgan dataset` for readers.
 
     image_column, label_column: columns of a table or data set, or arrays of an .npz; None to find them by name.
     split: part of a data set, like "train" or "test".

@@ -1,4 +1,4 @@
-"""Images in arrays as a source of `python -m fastgan.dataset`: .npy, .npz, and the IDX files of MNIST."""
+"""Images in arrays as a source of `fastgan dataset`: .npy, .npz, and the IDX files of MNIST."""
 
 import gzip
 import struct

@@ -1,4 +1,4 @@
-"""Networks of other programs as fastgan's, and back."""
+"""Reads and writes StyleGAN2 networks of other programs."""
 
 from fastgan.interop.stylegan2 import StyleGAN2, load_stylegan2, official_state_dict
 

@@ -1,8 +1,8 @@
-"""The pickles of stylegan2-ada-pytorch and stylegan3, written: `fastgan.interop.unpickling` is their reader.
+"""Writes pickles for stylegan2-ada-pytorch and stylegan3; `fastgan.interop.unpickling` reads them.
 
-That code keeps with each network the Python source of its class, and runs it to load the file. Its own source is not
-ours to hand on. `SOURCE` stands in its place: where the file is read, it makes the network by the official class that
-is there, so that what is loaded is of that class in every respect, and is saved again as such.
+That code stores the Python source of a network's class with the network, and runs it to load the file. Its own source
+may not be redistributed. `SOURCE` takes its place: where the file is read, it builds the network with the official
+class found there. The loaded network is an instance of that class, and is saved again as such.
 """
 
 import io
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fastgan.interop.stylegan2 import NETWORKS, Tensors, build, official_names, official_options, official_state_dict
 from fastgan.models import ModelConfig
 
-SOURCE = '''"""Written by fastgan. Networks are made by the classes of the official repository that reads this file."""
+SOURCE = '''"""Written by fastgan. Builds networks with the classes of the official repository that reads this file."""
 
 import importlib
 import inspect
@@ -29,7 +29,7 @@ def official_class(name):
         except ModuleNotFoundError as error:
             if error.name not in (place, "training"):
                 raise
-    raise ImportError("this file is read within stylegan2-ada-pytorch or stylegan3: run there, or put it on PYTHONPATH")
+    raise ImportError("this file needs the code of stylegan2-ada-pytorch or stylegan3: run it there, or set PYTHONPATH")
 
 
 def takes_synthesis_kwargs(network):
@@ -47,7 +47,7 @@ def tensors_of(state, prefix=""):
 
 
 class Part:
-    """A module within a network: its tensors, until the network is made."""
+    """A submodule: holds its tensors until the network is built."""
 
 
 class Generator:
@@ -68,7 +68,7 @@ class Discriminator(Generator):
 
 @dataclass
 class _Module:
-    """A module as it lies in a file."""
+    """A module as a file stores it."""
 
     class_name: str
     parameters: Tensors = field(default_factory=dict)
@@ -77,7 +77,7 @@ class _Module:
     options: dict[str, Any] = field(default_factory=dict)
 
     def at(self, path: list[str]) -> "_Module":
-        """The module at a path within it, made if it is not there."""
+        """The submodule at a path, created if missing."""
         return self if not path else self.modules.setdefault(path[0], _Module("Part")).at(path[1:])
 
     def described(self) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class _Module:
 
 
 class _Pickler(pickle._Pickler):
-    """Writes calls of a function that cannot be imported here, which Python's own pickler refuses."""
+    """Writes calls of a function that cannot be imported here; Python's own pickler refuses them."""
 
     def save_module(self, module: _Module) -> None:
         self.save("torch_utils.persistence")
@@ -107,13 +107,13 @@ class _Pickler(pickle._Pickler):
 
 
 def to_bytes(config: ModelConfig, tensors: Mapping[str, Mapping[str, Tensor]]) -> bytes:
-    """A file with G, D and G_ema ("generator", "discriminator", "ema"), which the official code loads and trains on
-    with.
+    """Returns the content of a .pkl file with G, D and G_ema, which the official code can load and train.
 
-    Raises ValueError if one of them is missing, or for networks that are no StyleGAN2 of square images.
+    `tensors` holds "generator", "discriminator" and "ema". Raises ValueError if one is missing, or if the networks are
+    not a StyleGAN2 of square images.
     """
     if missing := [official for name, official in NETWORKS.items() if name not in tensors]:
-        raise ValueError(f"there is no {' and no '.join(missing)}, and the official code loads all three networks only")
+        raise ValueError(f"{' and '.join(missing)} missing: the official code loads all three networks only")
     content: dict[str, Any] = {"training_set_kwargs": None, "augment_pipe": None}
     options = official_options(config)
     for name, official in NETWORKS.items():

@@ -1,8 +1,8 @@
-"""The StyleGAN2 networks of stylegan2-ada-pytorch and stylegan3 (.pkl) as fastgan's, and back to their names.
+"""Converts StyleGAN2 networks from the .pkl files of stylegan2-ada-pytorch and stylegan3, and back to official names.
 
-Both repositories have the same networks, with the same names of tensors; they differ in where the hyper-parameters
-stand: stylegan2-ada keeps those of the synthesis network in `synthesis_kwargs`, stylegan3 among the others. Semantics
-are those of `fastgan.models.stylegan2`, configured; what it does not contain is refused.
+Both repositories have the same networks and tensor names. stylegan2-ada keeps the synthesis network's hyper-parameters
+in `synthesis_kwargs`, stylegan3 beside the others. Networks that `fastgan.models.stylegan2` does not support are
+refused.
 """
 
 import dataclasses
@@ -20,20 +20,20 @@ from fastgan.interop import unpickling
 from fastgan.models import ModelConfig, stylegan2
 from fastgan.ops.upfirdn2d import BILINEAR, taps
 
-NETWORKS = {"generator": "G", "ema": "G_ema", "discriminator": "D"}  # by the names fastgan has for them
+NETWORKS = {"generator": "G", "ema": "G_ema", "discriminator": "D"}  # fastgan's name -> official name
 _CLASSES = {"generator": stylegan2.Generator, "ema": stylegan2.Generator, "discriminator": stylegan2.Discriminator}
 Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class Networks:
-    """A file of another program that has been read.
+    """The content of another program's file.
 
     Attributes:
-        config: what determines the shape of the averaged generator, and with it how images are drawn.
+        config: configuration of the EMA generator.
         ema: its tensors, by fastgan's names.
-        everything: gives the configuration of all networks that are there, and the tensors of each by its name in
-            `NETWORKS`. Raises UserError if one of the others is what fastgan does not contain: drawing needs none.
+        everything: () -> the configuration of all networks in the file, and the tensors of each by its name in
+            `NETWORKS`. Raises UserError if the generator or discriminator is not supported: drawing does not need them.
     """
 
     config: ModelConfig
@@ -43,13 +43,13 @@ class Networks:
 
 @dataclass(frozen=True)
 class StyleGAN2:
-    """What a file held; networks are in eval mode, in fp32.
+    """The networks of a file, in eval mode and fp32.
 
     Attributes:
-        ema: the averaged generator (`G_ema`), without gradients; images are drawn by it.
-        generator: the one that was trained (`G`); None if the file has none.
-        discriminator: (`D`); None if the file has none.
-        config: what determines the shape of all three.
+        ema: the EMA generator (`G_ema`), without gradients; it draws the images.
+        generator: the trained generator (`G`), or None if the file has none.
+        discriminator: `D`, or None if the file has none.
+        config: configuration of all three.
     """
 
     ema: stylegan2.Generator
@@ -59,14 +59,14 @@ class StyleGAN2:
 
 
 def load_stylegan2(path: str | Path, device: str | torch.device = "cpu") -> StyleGAN2:
-    """The networks of a .pkl file of stylegan2-ada-pytorch, or of stylegan3's StyleGAN2; here or at a URL.
+    """Loads a .pkl file of stylegan2-ada-pytorch, or of stylegan3's StyleGAN2, from a path or URL.
 
     The file is read, never executed. `ema(z, label)` maps z [N, z_dim] and label [N] int64 (None for a network without
-    classes) to images [N, C, R, R] of nominal range [-1, 1]; `truncation` and `noise` are what `truncation_psi` and
-    `noise_mode` are there.
+    classes) to images [N, C, R, R] of nominal range [-1, 1]. `truncation` and `noise` correspond to the official
+    `truncation_psi` and `noise_mode`.
 
-    Raises UserError, naming the file, if it is damaged, holds anything that these networks have no use for, or networks
-    that `fastgan.models.stylegan2` does not contain.
+    Raises UserError, naming the file, if it is damaged, has unexpected content, or holds networks that
+    `fastgan.models.stylegan2` does not support.
     """
     config, tensors = read_stylegan2(local_path(path)).everything()
     networks = {name: build(name, config, tensors[name], device) if name in tensors else None for name in NETWORKS}
@@ -75,15 +75,15 @@ def load_stylegan2(path: str | Path, device: str | torch.device = "cpu") -> Styl
 
 
 def read_stylegan2(path: str | Path) -> Networks:
-    """What `load_stylegan2` makes networks of. Raises UserError as it does."""
+    """Reads a file for `load_stylegan2`. Raises UserError as it does."""
     content = unpickling.load(path)
-    with unpickling.naming(path):
+    with unpickling.user_errors_for(path):
         modules = _modules(content)
         config = _generator_options(modules["ema"])
         ema = _renamed(modules["ema"], "ema", config, plain_networks(config)[0])
 
     def everything() -> tuple[ModelConfig, dict[str, Tensors]]:
-        with unpickling.naming(path):
+        with unpickling.user_errors_for(path):
             whole = (
                 _with_discriminator_options(config, modules["discriminator"]) if "discriminator" in modules else config
             )
@@ -99,23 +99,22 @@ def read_stylegan2(path: str | Path) -> Networks:
 def build(
     name: str, config: ModelConfig, tensors: Mapping[str, Tensor], device: str | torch.device = "cpu"
 ) -> nn.Module:
-    """One of `NETWORKS`, in eval mode, out of tensors that were read for it."""
-    with torch.random.fork_rng(devices=[]):  # what it is filled with first is of no interest
+    """Builds one of `NETWORKS`, in eval mode, with the given tensors."""
+    with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten: leave the RNG state alone
         network = _CLASSES[name](config)
     network.load_state_dict(dict(tensors))
     return network.to(device=device, memory_format=torch.channels_last).eval()
 
 
 def official_state_dict(network: stylegan2.Generator | stylegan2.Discriminator) -> Tensors:
-    """The state dictionary that the official class has, for any generator or discriminator of
-    `fastgan.models.stylegan2`.
+    """The official state dictionary of a generator or discriminator of `fastgan.models.stylegan2`.
 
-    Names, shapes and the constant filters are those that `load_state_dict(..., strict=True)` there asks for. Tensors
-    are contiguous copies on the CPU. Raises TypeError for another network, and ValueError for one of images that are
-    not square, which the official classes do not know.
+    Names, shapes and constant filters fit the official `load_state_dict(..., strict=True)`. Tensors are contiguous
+    copies on the CPU. Raises TypeError for another network, and ValueError for non-square images, which the official
+    classes do not support.
     """
     if not isinstance(network, (stylegan2.Generator, stylegan2.Discriminator)):
-        raise TypeError(f"official_state_dict: {type(network).__name__} is no network of fastgan.models.stylegan2")
+        raise TypeError(f"official_state_dict: {type(network).__name__} is not a network of fastgan.models.stylegan2")
     own = network.state_dict()
     if isinstance(network, stylegan2.Generator):
         square = own["synthesis.const"].shape[1:] == (4, 4)
@@ -124,7 +123,7 @@ def official_state_dict(network: stylegan2.Generator | stylegan2.Discriminator) 
         square = own["dense.weight"].shape[1] == 16 * own["dense.weight"].shape[0]
         filter = network.blocks[0].down.resample_filter
     if not square:
-        raise ValueError("the official networks know square images only")
+        raise ValueError("the official networks support square images only")
     tensors = {}
     for name, official in official_names(network).items():
         value = own[name].detach().cpu()
@@ -136,9 +135,9 @@ def official_state_dict(network: stylegan2.Generator | stylegan2.Discriminator) 
 
 
 def official_options(config: ModelConfig) -> dict[str, dict[str, Any]]:
-    """What the official classes are constructed with, by the names of `NETWORKS`; as stylegan2-ada nests them.
+    """Constructor arguments of the official classes, by the names of `NETWORKS`, nested as in stylegan2-ada.
 
-    stylegan3's Generator takes what is in `synthesis_kwargs` among the others.
+    stylegan3's Generator takes the content of `synthesis_kwargs` beside the others.
     """
     image = {"c_dim": config.num_classes, "img_resolution": config.resolution, "img_channels": config.channels}
     filter = _as_list(config.resample_filter)
@@ -183,16 +182,16 @@ def _as_list(value: Any) -> Any:
 
 
 def plain_networks(config: ModelConfig) -> tuple[nn.Module, nn.Module]:
-    """Generator and discriminator without memory. Raises ValueError for a configuration that makes no sense."""
+    """Generator and discriminator on the meta device. Raises ValueError for an invalid configuration."""
     try:
         with torch.device("meta"):
             return models.build(config)
     except ValueError as error:
-        raise ValueError(f"has networks that fastgan does not contain: {error}") from None
+        raise ValueError(f"has networks that fastgan does not support: {error}") from None
 
 
 def filter_of(kernel: Tensor) -> tuple:
-    """A filter as `ModelConfig` has it, of one [k] or [kh, kw] of any sum but 0; along both axes alike if it can be."""
+    """Converts a filter [k] or [kh, kw] of non-zero sum to `ModelConfig.resample_filter`; separable if it can be."""
     kernel = kernel.detach().double() / kernel.sum()
     if kernel.dim() == 2 and kernel.shape[0] == kernel.shape[1]:
         row = kernel.sum(0)
@@ -203,7 +202,7 @@ def filter_of(kernel: Tensor) -> tuple:
 
 
 def _as_kept(filter: Tensor) -> Tensor:
-    """The filter as an official module keeps it: a short one in two dimensions."""
+    """The filter as an official module stores it: two-dimensional if it is short."""
     return torch.outer(filter, filter) if filter.dim() == 1 and len(filter) < 8 else filter.clone()
 
 
@@ -211,7 +210,7 @@ def _as_kept(filter: Tensor) -> Tensor:
 
 
 def official_names(network: nn.Module) -> dict[str, str]:
-    """fastgan's name of every tensor to the official one."""
+    """Maps fastgan's name of every tensor to the official name."""
     places = dict(
         _generator_places(network) if isinstance(network, stylegan2.Generator) else _discriminator_places(network)
     )
@@ -223,7 +222,7 @@ def official_names(network: nn.Module) -> dict[str, str]:
 
 
 def _generator_places(generator: stylegan2.Generator) -> Iterator[tuple[str, str]]:
-    """fastgan's name of every module that has tensors, and the official one."""
+    """Pairs (fastgan's name, official name) of modules with tensors."""
     yield "mapping", "mapping"
     yield "mapping.embed", "mapping.embed"
     for i in range(len(generator.mapping.layers)):
@@ -256,7 +255,7 @@ def _discriminator_places(discriminator: stylegan2.Discriminator) -> Iterator[tu
 
 
 def _places_of_filters(network: nn.Module) -> set[str]:
-    """The modules of the official network that keep the filter, whether they resample or not: blocks, convolutions."""
+    """Official modules with a filter buffer: blocks and convolutions, whether they resample or not."""
     names = [name.rpartition(".")[0] for name in official_names(network).values()]
     convolutions = {name for name in names if name.rpartition(".")[2] in ("conv", "conv0", "conv1", "skip", "fromrgb")}
     blocks = {name.rpartition(".")[0] for name in convolutions}
@@ -264,7 +263,7 @@ def _places_of_filters(network: nn.Module) -> set[str]:
 
 
 def _resamples(network: nn.Module, place: str) -> bool:
-    """Whether an official module keeps the filter it was given; those that do not resample keep the usual one."""
+    """Whether an official module resamples. Modules that do not store the default filter."""
     layer = place.rpartition(".")[2]
     return layer not in (("conv1",) if isinstance(network, stylegan2.Generator) else ("conv0", "conv", "fromrgb"))
 
@@ -273,21 +272,21 @@ def _resamples(network: nn.Module, place: str) -> bool:
 
 
 def _modules(content: Any) -> dict[str, unpickling.Module]:
-    """Those of `NETWORKS` that are there."""
+    """The networks of a file, by the names of `NETWORKS`."""
     if not isinstance(content, dict) or not isinstance(content.get("G_ema"), unpickling.Module):
-        raise ValueError("holds no G_ema: it is not a network snapshot of stylegan2-ada-pytorch or stylegan3")
+        raise ValueError("has no G_ema: it is not a network snapshot of stylegan2-ada-pytorch or stylegan3")
     modules = {name: content.get(official) for name, official in NETWORKS.items()}
     modules = {name: module for name, module in modules.items() if module is not None}
     for name, module in modules.items():
         if not isinstance(module, unpickling.Module):
-            raise ValueError(f"has a {NETWORKS[name]} that is no network")
+            raise ValueError(f"has a {NETWORKS[name]} that is not a network")
     return modules
 
 
 def _children(module: unpickling.Module) -> dict[str, unpickling.Module]:
     children = _table(module.state.get("_modules", {}))
     if not all(isinstance(name, str) and isinstance(child, unpickling.Module) for name, child in children.items()):
-        raise ValueError("has a network whose parts are no modules")
+        raise ValueError("has a network whose submodules are not modules")
     return children
 
 
@@ -304,7 +303,7 @@ def _table(value: Any) -> dict:
 
 
 def _tensors(module: unpickling.Module, prefix: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, Tensor]]:
-    """Everything in the state dictionary; frozen layers have their weights among the buffers."""
+    """All entries of the state dictionary; frozen layers keep their weights as buffers."""
     seen = set() if seen is None else seen
     if id(module) in seen or prefix.count(".") > 8:
         raise ValueError("has a network that contains itself, or one module twice")
@@ -313,14 +312,14 @@ def _tensors(module: unpickling.Module, prefix: str = "", seen: set[int] | None 
         for name, value in _table(module.state.get(kind, {})).items():
             if value is not None:
                 if not isinstance(value, Tensor) or value.is_complex():
-                    raise ValueError(f"has something else than a tensor of real numbers in {prefix}{name}")
+                    raise ValueError(f"has {prefix}{name}, which is not a real tensor")
                 yield f"{prefix}{name}", value
     for name, child in _children(module).items():
         yield from _tensors(child, f"{prefix}{name}.", seen)
 
 
 def _renamed(module: unpickling.Module, name: str, config: ModelConfig, plain: nn.Module) -> Tensors:
-    """Tensors by fastgan's names. Raises ValueError unless they are those of `plain`, a network without memory."""
+    """Renames tensors to fastgan's names. Raises ValueError unless they fit `plain`, a network on the meta device."""
     there = dict(_tensors(module))
     expected = _as_kept(taps(config.resample_filter))
     for key in [key for key in there if key.endswith("resample_filter")]:
@@ -328,7 +327,9 @@ def _renamed(module: unpickling.Module, name: str, config: ModelConfig, plain: n
         if _resamples(plain, key.rpartition(".")[0]) and (
             found.shape != expected.shape or not torch.allclose(found.float(), expected, atol=1e-6)
         ):
-            raise ValueError(f"has another filter in {NETWORKS[name]}.{key} than in G_ema; fastgan has one for all")
+            raise ValueError(
+                f"has another filter in {NETWORKS[name]}.{key} than in G_ema; fastgan uses one filter everywhere"
+            )
     shapes = {key: value.shape for key, value in plain.state_dict().items()}
     tensors = {}
     for own, official in official_names(plain).items():
@@ -337,17 +338,17 @@ def _renamed(module: unpickling.Module, name: str, config: ModelConfig, plain: n
         value = there.pop(official)
         shape = shapes[own][2:] if official.endswith("noise_const") else shapes[own]
         if value.shape != shape:
-            shown = f"{NETWORKS[name]}.{official} of shape {list(value.shape)}"
-            raise ValueError(f"has {shown}, which its options make {list(shape)}")
+            found = f"{NETWORKS[name]}.{official} of shape {list(value.shape)}"
+            raise ValueError(f"has {found}, but its options give {list(shape)}")
         tensors[own] = value.detach().reshape(shapes[own])
     if there:
-        raise ValueError(f"has the tensor {NETWORKS[name]}.{min(there)}, which fastgan's StyleGAN2 does not know")
+        raise ValueError(f"has the tensor {NETWORKS[name]}.{min(there)}, which fastgan's StyleGAN2 does not have")
     return tensors
 
 
 # ---- hyper-parameters -----------------------------------------------------------------------------------------------
 
-# What the official constructors call their arguments, where these were given without their names.
+# Names of the official constructors' positional arguments.
 _POSITIONS = {
     "G_ema": ("z_dim", "c_dim", "w_dim", "img_resolution", "img_channels", "mapping_kwargs", "synthesis_kwargs"),
     "D": (
@@ -355,23 +356,23 @@ _POSITIONS = {
         *("conv_clamp", "cmap_dim", "block_kwargs", "mapping_kwargs", "epilogue_kwargs"),
     ),
 }
-# What does not change the numbers: speed, precision (that of fastgan is its caller's), and what training does.
+# Options without effect on results: speed, precision (fastgan's caller chooses it) and training.
 _WITHOUT_EFFECT = frozenset({
     *("num_fp16_res", "use_fp16", "fp16_channels_last", "channels_last", "fused_modconv_default"),
     *("freeze_layers", "freeze_embed"),
 })  # fmt: skip
-_ONLY: dict[str, tuple[Any, ...]] = {"activation": ("lrelu",), "kernel_size": (3,)}  # contained in one form only
-_MOST_TAPS = 64
+_ONLY: dict[str, tuple[Any, ...]] = {"activation": ("lrelu",), "kernel_size": (3,)}  # only these values are supported
+_MAX_TAPS = 64
 
 
 class _Options:
-    """The hyper-parameters of one network, flat, taken one by one; what is left over has no meaning here."""
+    """The hyper-parameters of one network, flattened. Each getter removes its option; `finish` refuses the rest."""
 
     def __init__(self, network: str, module: unpickling.Module, groups: tuple[str, ...]):
         self.network = network
         values = module.state.get("_init_args", ())
         if not isinstance(values, tuple):
-            raise ValueError(f"has options of {network} that are no tuple")
+            raise ValueError(f"has options of {network} that are not a tuple")
         given = dict(zip(_POSITIONS[network], values, strict=False)) | _table(module.state.get("_init_kwargs", {}))
         self.is_nested = "synthesis_kwargs" in given
         nested = [_table(given.pop(group, {})) for group in groups]
@@ -381,7 +382,7 @@ class _Options:
                 raise self.wrong(name, value, "is given twice")
             if name not in _WITHOUT_EFFECT:
                 self.given[name] = value
-            if name in _ONLY:  # may be given for several parts
+            if name in _ONLY:  # may be given for several submodules
                 self.one_of(name, *_ONLY[name])
 
     def wrong(self, name: str, value: Any, why: str) -> ValueError:
@@ -389,33 +390,33 @@ class _Options:
         return ValueError(f"has {self.network} with {name} {str(shown)[:40]}, which {why}")
 
     def whole(self, name: str, default: int | None = None, least: int = 0, most: int = 2**20) -> int:
-        """A whole number."""
+        """An integer option."""
         value = self.given.pop(name, default)
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise self.wrong(name, value, f"must be a whole number from {least} to {most}")
+            raise self.wrong(name, value, f"must be an integer from {least} to {most}")
         return value
 
     def number(self, name: str, default: float, most: float = 1e9) -> float:
         value = self.given.pop(name, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= most:
-            raise self.wrong(name, value, f"must be a number above 0, {most:g} at most")
+            raise self.wrong(name, value, f"must be a number above 0 and at most {most:g}")
         return float(value)
 
     def filter(self, kept: Tensor | None) -> tuple:
-        """The resampling filter, as it was given, or where that is no list as the layers keep it."""
+        """The resampling filter: the option if it is a list, else the layers' buffer."""
         value = self.given.pop("resample_filter", [1, 3, 3, 1])
         if not isinstance(value, (list, tuple)):
             value = filter_of(kept) if kept is not None and kept.dim() in (1, 2) and kept.sum() != 0 else value
-        right = f"must be a list of at most {_MOST_TAPS} numbers, or of such lists of one length, whose sum is not 0"
+        right = f"must be a list of at most {_MAX_TAPS} numbers, or of lists of equal length, with a sum other than 0"
         wrong = self.wrong("resample_filter", value, right)
         if not isinstance(value, (list, tuple)):
             raise wrong
         two = any(isinstance(row, (list, tuple)) for row in value)
         rows = list(value) if two else [value]
-        if not all(isinstance(row, (list, tuple)) and len(row) == len(rows[0]) <= _MOST_TAPS for row in rows):
+        if not all(isinstance(row, (list, tuple)) and len(row) == len(rows[0]) <= _MAX_TAPS for row in rows):
             raise wrong
         flat = [each for row in rows for each in row]
-        if len(rows) > _MOST_TAPS or not all(isinstance(x, (int, float)) and abs(x) < 1e9 for x in flat):
+        if len(rows) > _MAX_TAPS or not all(isinstance(x, (int, float)) and abs(x) < 1e9 for x in flat):
             raise wrong
         if not abs(sum(flat)) > 1e-9:
             raise wrong
@@ -423,36 +424,36 @@ class _Options:
         return rows if two else rows[0]
 
     def one_of(self, name: str, *contained: Any) -> Any:
-        """An option of which fastgan contains these values; the first is the default."""
+        """An option with these supported values; the first is the default."""
         value = self.given.pop(name, contained[0])
         if not any(type(value) is type(each) and value == each for each in contained):
-            raise self.wrong(name, value, f"fastgan does not contain; it has {' and '.join(map(str, contained))}")
+            raise self.wrong(name, value, f"fastgan does not support; it has {' and '.join(map(str, contained))}")
         return value
 
     def width_of_labels(self, width: int, num_classes: int, layers: int) -> None:
-        """A mapping network is as wide as its result; what is given for layers that it lacks has no effect."""
+        """Checks the widths of a mapping network, which must equal that of w; options of missing layers are ignored."""
         for name, matters in (("embed_features", num_classes > 0), ("layer_features", layers > 1)):
             value = self.given.pop(name, None)
             if matters and value is not None and value != width:
-                raise self.wrong(name, value, f"fastgan does not contain; it has {width} as in the layers around")
+                raise self.wrong(name, value, f"fastgan does not support; it has {width} in all layers")
 
     def finish(self) -> None:
-        """Refuse what nobody asked for."""
+        """Refuses unknown options."""
         for name in self.given:
-            raise self.wrong(str(name)[:40], self.given[name], "fastgan's StyleGAN2 does not know")
+            raise self.wrong(str(name)[:40], self.given[name], "fastgan's StyleGAN2 does not have")
 
 
 def _generator_options(ema: unpickling.Module) -> ModelConfig:
-    """What drawing needs to know. Raises ValueError for what fastgan does not contain."""
+    """The configuration of the EMA generator. Raises ValueError if fastgan does not support it."""
     if _at(ema, "synthesis", "input") is not None:
         raise ValueError(
-            "holds an alias-free generator of stylegan3 (stylegan3-t or stylegan3-r), which fastgan does not contain; "
+            "holds an alias-free generator of stylegan3 (stylegan3-t or stylegan3-r), which fastgan does not support; "
             "it reads the StyleGAN2 networks of that repository (--cfg=stylegan2)"
         )
     if _at(ema, "synthesis", "b4") is None:
-        raise ValueError("has a G_ema that is no StyleGAN2 (its synthesis network has no block b4)")
+        raise ValueError("has a G_ema that is not a StyleGAN2 (its synthesis network has no block b4)")
     options = _Options("G_ema", ema, ("mapping_kwargs", "synthesis_kwargs"))
-    # stylegan2-ada limits activations only if told to; stylegan3, whose options are flat, unless told not to.
+    # Defaults: stylegan2-ada does not clamp activations; stylegan3, whose options are flat, clamps at 256.
     default_clamp, decay = (None, 0.995) if options.is_nested else (256, 0.998)
     config = _shared(options, _clamp(options, _at(ema, "synthesis", "b4", "conv1"), default_clamp))
     config["z_dim"] = options.whole("z_dim", least=1)
@@ -473,15 +474,15 @@ def _generator_options(ema: unpickling.Module) -> ModelConfig:
 
 
 def _with_discriminator_options(config: ModelConfig, discriminator: unpickling.Module) -> ModelConfig:
-    """Adds what only the discriminator has; the rest must be as in the generator."""
+    """Adds the discriminator's options; shared ones must equal the generator's."""
     options = _Options("D", discriminator, ("block_kwargs", "mapping_kwargs", "epilogue_kwargs"))
     own = _shared(options, _clamp(options, _at(discriminator, "b4", "conv"), config.conv_clamp))
     for name in ("resolution", "channels", "num_classes", "conv_clamp"):
         if own[name] != getattr(config, name):
             raise ValueError(
-                f"has {name} {own[name]} in D and {getattr(config, name)} in G_ema; fastgan has one for both"
+                f"has {name} {own[name]} in D and {getattr(config, name)} in G_ema; fastgan has one value for both"
             )
-    options.given.pop("resample_filter", None)  # its layers tell whether it is that of the generator
+    options.given.pop("resample_filter", None)  # `_renamed` compares the layers' filters with the generator's
     found = {
         f"discriminator_{name}": None if own[name] == getattr(config, name) else own[name]
         for name in ("channel_base", "channel_max")
@@ -494,7 +495,7 @@ def _with_discriminator_options(config: ModelConfig, discriminator: unpickling.M
     width = min(own["channel_base"] // 4, own["channel_max"])
     projected = options.given.pop("cmap_dim", None)
     if config.num_classes and projected not in (None, width):
-        raise options.wrong("cmap_dim", projected, f"fastgan does not contain; it has {width}, the features at 4x4")
+        raise options.wrong("cmap_dim", projected, f"fastgan does not support; it has {width}, the features at 4x4")
     options.width_of_labels(width, config.num_classes, found["discriminator_mapping_layers"])
     group = options.given.pop("mbstd_group_size", 4)
     if group is not None:
@@ -518,7 +519,7 @@ def _shared(options: _Options, clamp: float | None) -> dict[str, Any]:
 
 
 def _clamp(options: _Options, layer: unpickling.Module | None, default: float | None) -> float | None:
-    """The limit of activations: as the layer has it, else as the options have it."""
+    """The clamp of activations: the layer's value if there is one, else the option."""
     value = options.given.pop("conv_clamp", default)
     if layer is not None:
         value = layer.state.get("conv_clamp", value)

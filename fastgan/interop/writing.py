@@ -12,7 +12,7 @@ from fastgan.interop import pickling, rosinality
 from fastgan.interop.stylegan2 import Tensors, build
 from fastgan.models import ModelConfig
 
-_SAMPLES = 4  # images drawn with and without the clamp of activations
+_SAMPLES = 4  # images compared with and without clamping
 _TOLERANCE = 1e-4  # between these images, whose range is 2
 
 
@@ -42,10 +42,10 @@ def to_bytes(format: str, config: ModelConfig, tensors: dict[str, Tensors]) -> t
     """
     write, remarks, clamps = FORMATS[format]
     if config.arch != "stylegan2":
-        raise ValueError(f"the network is {config.arch}, and such a file holds stylegan2 only")
+        raise ValueError(f"the network is {config.arch}; such a file holds stylegan2 only")
     if not clamps and config.conv_clamp is not None and (difference := _effect_of_clamp(config, tensors)) > _TOLERANCE:
         raise ValueError(
-            f"that code does not clamp activations, and this network does, at {config.conv_clamp:g}: without the clamp "
+            f"that code does not clamp activations, but this network does, at {config.conv_clamp:g}: without the clamp "
             f"its images differ by {difference:.2g}, in a range of 2"
         )
     return write(config, tensors), remarks(config)
@@ -53,7 +53,7 @@ def to_bytes(format: str, config: ModelConfig, tensors: dict[str, Tensors]) -> t
 
 @torch.no_grad()
 def _effect_of_clamp(config: ModelConfig, tensors: dict[str, Tensors]) -> float:
-    """Largest difference between images drawn with and without the clamp of activations; infinite if one is NaN."""
+    """Largest difference between images compared with and without clamping; infinite if one is NaN."""
     z = torch.randn(_SAMPLES, config.z_dim, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(_SAMPLES) % config.num_classes if config.num_classes else None
     configs = config, dataclasses.replace(config, conv_clamp=None)

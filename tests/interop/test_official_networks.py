@@ -91,7 +91,7 @@ def in_fp64(saved: official.Saved):
 
 
 def close(ours, expected, share=1e-6):
-    """To a share of the largest value."""
+    """Compares up to a fraction of the largest value."""
     torch.testing.assert_close(ours, expected, rtol=0, atol=share * expected.abs().max().item())
 
 
@@ -135,8 +135,8 @@ def test_logits_are_the_same(case):
     close(discriminator.double()(image.double(), label), expected)
 
 
-def test_the_clamp_matters_where_biases_are_loud(files):
-    """Or the cases above would not show whether it is in the right places."""
+def test_the_clamp_changes_images_with_large_biases(files):
+    """Otherwise the cases above could not show a misplaced clamp."""
     sizes, content, _ = files["ada, loud"]
     z, _, image = inputs(sizes)
     without = dataclasses.replace(sizes, conv_clamp=None)
@@ -145,8 +145,8 @@ def test_the_clamp_matters_where_biases_are_loud(files):
     assert (logits_of(image, None, d, sizes) - logits_of(image, None, d, without)).abs().max() > 1
 
 
-def test_noise_that_is_given_and_noise_that_is_drawn(files):
-    """As a projector gives it: in place of the constant one of each layer."""
+def test_given_noise_and_random_noise(files):
+    """A projector passes noise in place of each layer's constant noise."""
     sizes, content, path = files["ada"]
     ema, t = load_stylegan2(path).ema, content["G_ema"].tensors()
     z, *_ = inputs(sizes)
@@ -194,8 +194,8 @@ def without_attributes(saved: official.Saved):
     ("flat", "more", "clamp"),
     [(False, {}, None), (True, {}, 256.0), (False, {"conv_clamp": 256}, 256.0), (True, {"conv_clamp": None}, None)],
 )
-def test_without_attributes_the_options_tell_the_clamp(tmp_path, flat, more, clamp):
-    """The two repositories differ in what they do if not told."""
+def test_the_clamp_comes_from_the_options_if_layers_lack_it(tmp_path, flat, more, clamp):
+    """The two repositories have different defaults."""
     sizes = Sizes(img_resolution=8, flat=flat)
     content = {"G_ema": official.generator(sizes, **more), "D": official.discriminator(sizes, **more)}
     for saved in content.values():
@@ -203,7 +203,7 @@ def test_without_attributes_the_options_tell_the_clamp(tmp_path, flat, more, cla
     assert load_stylegan2(write(tmp_path / "file.pkl", content)).config.conv_clamp == clamp
 
 
-def test_frozen_layers_are_loaded_all_the_same(tmp_path):
+def test_frozen_layers_are_loaded(tmp_path):
     sizes = Sizes(img_resolution=8)
     content = snapshot(sizes)
     for part in ("conv0", "fromrgb"):
@@ -215,8 +215,8 @@ def test_frozen_layers_are_loaded_all_the_same(tmp_path):
 
 
 @pytest.mark.parametrize("broken", ["D", "G"])
-def test_drawing_looks_at_the_average_alone(tmp_path, broken):
-    """Whatever the other networks are."""
+def test_drawing_reads_the_ema_alone(tmp_path, broken):
+    """Damaged or unsupported other networks do not matter."""
     content = snapshot(Sizes(img_resolution=8))
     content[broken].modules.popitem()
     path = write(tmp_path / "file.pkl", content)
@@ -226,7 +226,7 @@ def test_drawing_looks_at_the_average_alone(tmp_path, broken):
 
 
 @pytest.mark.parametrize(("flat", "given", "decay"), [(True, None, 0.998), (False, None, 0.995), (True, 0.99, 0.99)])
-def test_the_mean_of_w_forgets_as_in_its_repository(tmp_path, flat, given, decay):
+def test_the_mean_of_w_decays_as_in_its_repository(tmp_path, flat, given, decay):
     content = snapshot(Sizes(img_resolution=8, flat=flat))
     for name in ("G", "G_ema"):
         if given:
@@ -244,7 +244,7 @@ def test_options_of_labels_mean_nothing_without_classes(tmp_path):
     assert load_stylegan2(write(tmp_path / "file.pkl", content)).discriminator is not None
 
 
-def test_a_file_may_hold_the_average_alone(tmp_path):
+def test_a_file_may_hold_the_ema_alone(tmp_path):
     path = write(tmp_path / "file.pkl", {"G_ema": official.generator(Sizes(img_resolution=8)), "D": None})
     loaded = load_stylegan2(path)
     assert loaded.generator is None and loaded.discriminator is None and loaded.ema is not None
@@ -281,7 +281,7 @@ def test_a_network_of_fastgan_is_exported(tmp_path):
 
 def test_only_stylegan2_is_exported():
     generator, _ = models.build(models.ModelConfig(arch="stylegan", resolution=8, channel_base=64, channel_max=8))
-    with pytest.raises(TypeError, match="is no network of fastgan"):
+    with pytest.raises(TypeError, match="is not a network of fastgan"):
         official_state_dict(generator)
 
 
@@ -318,7 +318,7 @@ def remove(content, path, kind, name):
 STRANGE = {
     "architecture": (
         ema_options(architecture="dense"),
-        "G_ema with architecture dense, which fastgan does not contain",
+        "G_ema with architecture dense, which fastgan does not support",
     ),
     "another architecture than its tensors": (
         discriminator_options(architecture="skip"),
@@ -327,18 +327,18 @@ STRANGE = {
     "activation": (ema_options(activation="relu"), "G_ema with activation relu"),
     "noise": (ema_options(use_noise=2), "G_ema with use_noise 2"),
     "filter": (ema_options(resample_filter=[1, "2"]), "G_ema with resample_filter a list, which must be a list of"),
-    "filter of no sum": (ema_options(resample_filter=[1, -1]), "whose sum is not 0"),
+    "filter of no sum": (ema_options(resample_filter=[1, -1]), "with a sum other than 0"),
     "uneven filter": (ema_options(resample_filter=[[1, 2], [1]]), "must be a list of at most 64 numbers"),
     "another filter than its tensors": (ema_options(resample_filter=[1, 2, 1]), "another filter in G_ema.synthesis.b"),
     "no mean of w": (
         lambda c: c["G_ema"].kwargs["mapping_kwargs"].update(w_avg_beta=None),
-        "G_ema with w_avg_beta None, which must be a number above 0, 1 at most",
+        "G_ema with w_avg_beta None, which must be a number above 0 and at most 1",
     ),
-    "other option": (ema_options(novelty=1), "G_ema with novelty 1, which fastgan's StyleGAN2 does not know"),
-    "other widths than its tensors": (discriminator_options(channel_max=8), "which its options make"),
+    "other option": (ema_options(novelty=1), "G_ema with novelty 1, which fastgan's StyleGAN2 does not have"),
+    "other widths than its tensors": (discriminator_options(channel_max=8), "but its options give"),
     "channels differ": (
         discriminator_options(img_channels=1),
-        "channels 1 in D and 3 in G_ema; fastgan has one for both",
+        "channels 1 in D and 3 in G_ema; fastgan has one value for both",
     ),
     "no group": (discriminator_options(epilogue_kwargs={"mbstd_group_size": 0}), "D with mbstd_group_size 0"),
     "4x4": (lambda c: (c["G_ema"].kwargs.update(img_resolution=4), c.pop("D")), "a power of two from 8"),
@@ -346,14 +346,14 @@ STRANGE = {
         lambda c: c["G_ema"].kwargs["mapping_kwargs"].update(num_layers=10**6),
         "G_ema with num_layers 1000000",
     ),
-    "wider than its tensors": (lambda c: c["G_ema"].kwargs.update(z_dim=13, w_dim=13), "which its options make"),
+    "wider than its tensors": (lambda c: c["G_ema"].kwargs.update(z_dim=13, w_dim=13), "but its options give"),
     "alias-free": (
         lambda c: c["G_ema"].modules["synthesis"].modules.update(input=official.Saved("SynthesisInput")),
         "holds an alias-free generator of stylegan3 (stylegan3-t or stylegan3-r)",
     ),
     "another generator": (
         lambda c: c["G_ema"].modules["synthesis"].modules.clear(),
-        "a G_ema that is no StyleGAN2",
+        "a G_ema that is not a StyleGAN2",
     ),
     "tensor missing": (
         lambda c: remove(c, "G_ema.synthesis.b8.conv1", "parameters", "weight"),
@@ -371,12 +371,12 @@ STRANGE = {
         lambda c: c["D"].modules["b4"].parameters.update({"one\ntwo": torch.zeros(1)}),
         "the tensor D.b4.one?two, which",
     ),
-    "no average": (lambda c: c.pop("G_ema"), "holds no G_ema"),
+    "no average": (lambda c: c.pop("G_ema"), "has no G_ema"),
 }
 
 
 @pytest.mark.parametrize("strange", STRANGE)
-def test_what_fastgan_does_not_contain_is_refused_in_one_line(tmp_path, strange):
+def test_unsupported_networks_are_refused_in_one_line(tmp_path, strange):
     change, says = STRANGE[strange]
     path = write(tmp_path / "file.pkl", changed(change))
     with pytest.raises(UserError) as error:
@@ -389,7 +389,7 @@ def test_what_fastgan_does_not_contain_is_refused_in_one_line(tmp_path, strange)
 
 @pytest.fixture
 def mark(tmp_path):
-    """A file that hostile pickles try to make, by the shell or by Python; none may be there after the test."""
+    """The file that hostile pickles try to create; it must not exist after the test."""
     path = tmp_path / "executed"
     yield path
     assert not path.exists()
@@ -406,13 +406,13 @@ class Calling:
 
 
 def tensor_bytes() -> bytes:
-    """What torch.save makes of the memory of three numbers, as it lies within the pickle of a tensor."""
+    """A storage of three numbers as torch.save writes it inside a tensor's pickle."""
     instructions = pickletools.genops(pickle.dumps(torch.ones(3), 4))
     return next(argument for _, argument, _ in instructions if isinstance(argument, bytes))
 
 
 def saved_bytes(content) -> bytes:
-    """The same of anything else."""
+    """Another object in the same format."""
     buffer = io.BytesIO()
     torch.save(content, buffer, _use_new_zipfile_serialization=False)
     return buffer.getvalue()
@@ -427,12 +427,12 @@ def name(module: str, attribute: str) -> bytes:
 
 
 def nested(content: bytes) -> bytes:
-    """A pickle that asks for a tensor's memory to be made of bytes."""
+    """A pickle that builds a storage from bytes."""
     return name("torch.storage", "_load_from_bytes") + b"B" + struct.pack("<I", len(content)) + content + b"\x85R."
 
 
 def memory_bytes(count=3, keys=("0",), numbers=bytes(12), described=None) -> bytes:
-    """What torch.save would make of a memory of `count` numbers in fp32, if it wrote other things behind that."""
+    """A storage of `count` fp32 numbers as torch.save writes it, with another end."""
     front = [pickle.dumps(each, 2) for each in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})]
     size = b"\x8a\x09" + count.to_bytes(9, "little")
     memory = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + size + b"NtQ."
@@ -441,7 +441,7 @@ def memory_bytes(count=3, keys=("0",), numbers=bytes(12), described=None) -> byt
 
 
 def tensor_of(offset: int, size: tuple, stride: tuple) -> bytes:
-    """A pickle of a tensor in a memory of three numbers."""
+    """A pickle of a tensor in a storage of three numbers."""
     call = nested(tensor_bytes())[:-1]
     numbers = b"".join(integers(each) for each in (offset, size, stride))
     return b"\x80\x04" + name("torch._utils", "_rebuild_tensor_v2") + b"(" + call + numbers + b"\x89}tR."
@@ -469,8 +469,8 @@ HOSTILE = {
     "INST": (lambda m: f"(S'touch {m}'\nios\nsystem\n.".encode(), "the instruction STRING"),
     "INST alone": (lambda m: b"(ios\nsystem\n.", "the instruction INST"),
     "OBJ": (lambda m: P4 + b"(" + name("builtins", "set") + b"o.", "the instruction OBJ"),
-    "NEWOBJ": (lambda m: P4 + name("builtins", "set") + b")\x81.", "makes an object that is no dict"),
-    "NEWOBJ_EX": (lambda m: P4 + name("builtins", "set") + b")}\x92.", "makes an object that is no dict"),
+    "NEWOBJ": (lambda m: P4 + name("builtins", "set") + b")\x81.", "builds an object that is not a dict"),
+    "NEWOBJ_EX": (lambda m: P4 + name("builtins", "set") + b")}\x92.", "builds an object that is not a dict"),
     "persistent id": (lambda m: b"Pos\n.", "the instruction PERSID"),
     "persistent id of an object": (lambda m: P4 + text("x") + b"Q.", "the instruction BINPERSID"),
     "extension registry": (lambda m: P4 + b"\x82\x01.", "the instruction EXT1"),
@@ -479,18 +479,18 @@ HOSTILE = {
         "sets the attributes of an object",
     ),
     "BUILD on a dict": (lambda m: P4 + b"}(}}tb.", "sets the attributes of an object"),
-    "call of a string": (lambda m: P4 + text("os.system") + b")R.", "calls something that is no function"),
-    "call of what a call made": (lambda m: P4 + name("collections", "OrderedDict") + b")R)R.", "no function"),
+    "call of a string": (lambda m: P4 + text("os.system") + b")R.", "calls something that is not a function"),
+    "call of what a call made": (lambda m: P4 + name("collections", "OrderedDict") + b")R)R.", "not a function"),
     "arguments that are no tuple": (lambda m: P4 + name("collections", "OrderedDict") + b"]R.", "a tuple belongs"),
-    "a dict with arguments": (lambda m: P4 + name("dnnlib.util", "EasyDict") + b"]\x85R.", "makes a dict in a way"),
+    "a dict with arguments": (lambda m: P4 + name("dnnlib.util", "EasyDict") + b"]\x85R.", "builds a dict in another"),
     "not enough arguments": (lambda m: P4 + name("numpy", "dtype") + b")R.", "truncated, damaged"),
     "no module": (
         lambda m: P4 + name("torch_utils.persistence", "_reconstruct_persistent_obj") + b"}\x85R.",
-        "describes a module in a way",
+        "describes a module in another way",
     ),
     "in a tensor": (
         lambda m: P4 + nested(saved_bytes(Calling(os.system, f"touch {m}"))),
-        "a tensor that is damaged, or that is more than numbers",
+        "a tensor that is damaged, or that is not plain numbers",
     ),
     "in a tensor, unframed": (
         lambda m: P4 + nested(pickle.dumps(Calling(os.system, f"touch {m}"), 2)),
@@ -507,21 +507,21 @@ HOSTILE = {
         "a tensor that is damaged",
     ),
     "a tensor's archive": (lambda m: P4 + nested(b"PK\3\4" + bytes(100)), "a tensor that is damaged"),
-    "a tensor of strings": (lambda m: P4 + nested(saved_bytes({"a": "b"})), "more than numbers"),
+    "a tensor of strings": (lambda m: P4 + nested(saved_bytes({"a": "b"})), "not plain numbers"),
     "a deep tensor": (
         lambda m: P4 + nested(saved_bytes({str(i): i for i in range(999)})),
-        "more than numbers",
+        "not plain numbers",
     ),
     "half a tensor": (lambda m: P4 + nested(tensor_bytes()[:-5]), "a tensor that is damaged"),
-    "larger than its memory": (lambda m: tensor_of(0, (4,), (1,)), "larger than its memory"),
-    "beyond its memory": (lambda m: tensor_of(1, (3,), (1,)), "larger than its memory"),
-    "the same number many times": (lambda m: tensor_of(0, (10**6,), (0,)), "larger than its memory"),
-    "before its memory": (lambda m: tensor_of(-1, (1,), (1,)), "shape makes no sense"),
-    "backwards": (lambda m: tensor_of(2, (3,), (-1,)), "shape makes no sense"),
+    "larger than its storage": (lambda m: tensor_of(0, (4,), (1,)), "larger than its storage"),
+    "beyond its storage": (lambda m: tensor_of(1, (3,), (1,)), "larger than its storage"),
+    "the same number many times": (lambda m: tensor_of(0, (10**6,), (0,)), "larger than its storage"),
+    "before its storage": (lambda m: tensor_of(-1, (1,), (1,)), "of an invalid shape"),
+    "backwards": (lambda m: tensor_of(2, (3,), (-1,)), "of an invalid shape"),
     "nothing": (lambda m: b"", "truncated, damaged"),
     "an image": (lambda m: b"\xff\xd8\xff\xe0" + bytes(100), "truncated, damaged"),
     "a stack of two": (lambda m: P4 + b"NN.", "truncated, damaged"),
-    "a mark": (lambda m: P4 + b"(R.", "lacks what it works on"),
+    "a mark": (lambda m: P4 + b"(R.", "lacks its operands"),
 }
 
 
@@ -544,7 +544,7 @@ UNKEPT = {
 
 
 @pytest.mark.parametrize("unkept", UNKEPT)
-def test_keys_that_cost_time_are_left_out(tmp_path, unkept):
+def test_keys_that_may_collide_are_dropped(tmp_path, unkept):
     path = tmp_path / "file.pkl"
     path.write_bytes(P4 + UNKEPT[unkept])
     assert len(unpickling.load(path)) == 0
@@ -558,7 +558,7 @@ class OfAFork:
 
 
 def progress(dtype: torch.dtype) -> dict:
-    """What a fork may add to its files."""
+    """Objects that a fork may add to its files."""
     return {
         "cur_nimg": torch.tensor([25_000], dtype=torch.int64),
         "tensor": torch.ones(3).to(dtype),
@@ -580,8 +580,8 @@ def progress(dtype: torch.dtype) -> dict:
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_what_forks_add_is_no_reason_to_refuse_their_networks(tmp_path, protocol):
-    """Protocol 2 has a way of its own for bytes, and so for tensors."""
+def test_additions_of_forks_are_ignored(tmp_path, protocol):
+    """Protocol 2 stores bytes, and so tensors, in its own way."""
     dtypes = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.bool, torch.complex64, torch.uint16]
     sizes = Sizes(img_resolution=8)
     content = {"progress": [progress(dtype) for dtype in dtypes]} | snapshot(sizes)
@@ -592,42 +592,41 @@ def test_what_forks_add_is_no_reason_to_refuse_their_networks(tmp_path, protocol
 
 
 def test_parameters_may_have_attributes(tmp_path):
-    """Such as forks give them; PyTorch pickles those by another function."""
+    """PyTorch pickles parameters with attributes, which forks add, by another function."""
     path, weight = tmp_path / "file.pkl", torch.nn.Parameter(torch.randn(3))
     weight.learning_rate = 0.1
     path.write_bytes(pickle.dumps({"weight": weight}, 4))
     assert torch.equal(unpickling.load(path)["weight"], weight)
 
 
-def test_such_a_file_would_do_it(tmp_path):
-    """If Python's unpickler loaded it."""
+def test_pythons_unpickler_would_execute_such_a_file(tmp_path):
     made = tmp_path / "made"
     pickle.loads(HOSTILE["os.system"][0](made))
     assert made.exists()
 
 
 def test_tensors_cannot_be_multiplied(tmp_path):
-    """The same bytes, named again and again, would fill the memory."""
+    """Copying the same bytes again and again would fill the memory."""
     content = tensor_bytes()
     once = b"h\x00h\x01\x85R"
     head = name("torch.storage", "_load_from_bytes") + b"q\x00" + b"B" + struct.pack("<I", len(content)) + content
     path = tmp_path / "file.pkl"
     path.write_bytes(P4 + head + b"q\x01\x86" + 50 * once + b".")
-    with pytest.raises(UserError, match="makes tensors or sets that are larger than the file"):
+    with pytest.raises(UserError, match="builds tensors or sets larger than the file"):
         load_stylegan2(path)
 
 
 def test_sets_cannot_be_multiplied(tmp_path):
-    """Nor sets of one list."""
+    """Likewise for sets built from one list."""
     head = name("builtins", "set") + b"q\x00](" + b"".join(text(f"{i}") for i in range(500)) + b"eq\x01"
     path = tmp_path / "file.pkl"
     path.write_bytes(P4 + head + b"\x86" + 50 * b"h\x00h\x01\x85R" + b".")
-    with pytest.raises(UserError, match="makes tensors or sets that are larger than the file"):
+    with pytest.raises(UserError, match="builds tensors or sets larger than the file"):
         load_stylegan2(path)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_memory_is_read_as_torch_saves_it(tmp_path, dtype):
+def test_storages_are_read_as_torch_saves_them(tmp_path, dtype):
     path = tmp_path / "file.pkl"
     values = torch.randn(3, 4).to(dtype)
     path.write_bytes(pickle.dumps({"some": values.t()[1:], "none": values[:0]}, 4))
@@ -637,10 +636,10 @@ def test_memory_is_read_as_torch_saves_it(tmp_path, dtype):
 
 
 def test_a_file_that_is_too_long_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(unpickling, "MOST_INSTRUCTIONS", 1000)
+    monkeypatch.setattr(unpickling, "MAX_INSTRUCTIONS", 1000)
     path = tmp_path / "file.pkl"
     path.write_bytes(P4 + 1001 * b"N" + b".")
-    with pytest.raises(UserError, match="far longer than any of these networks"):
+    with pytest.raises(UserError, match="far more instructions than any network file"):
         load_stylegan2(path)
 
 
@@ -653,7 +652,7 @@ def test_a_network_that_contains_itself_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("what", ["missing", "folder"])
-def test_no_file_is_one_line(tmp_path, what):
+def test_a_missing_file_is_one_line(tmp_path, what):
     path = tmp_path / "file.pkl"
     if what == "folder":
         path.mkdir()
@@ -708,7 +707,7 @@ def test_a_damaged_file_is_refused_or_read(tmp_path_factory, small, data):
 
 
 def error_of(command, argv, capsys):
-    """Its one line."""
+    """The one line of its error."""
     capsys.readouterr()
     assert command([str(each) for each in argv]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.strip() and " images/s" not in line]
@@ -727,7 +726,7 @@ def test_generate_draws_from_an_official_file(files, tmp_path, capsys):
 
 
 def test_a_sampler_and_an_export_are_made_of_an_official_file(files, tmp_path):
-    """The same images as those of `fastgan generate`."""
+    """Both draw the images of `fastgan generate`."""
     _, _, path = files["stylegan3, with classes"]
     sampler = fastgan.load(path, "cpu", batch=1)
     images = sampler.sample(seeds=[0, 1], classes=[2, 2]).permute(0, 2, 3, 1).numpy()
@@ -817,7 +816,7 @@ def test_networks_that_do_not_fit_are_one_line(folder, tiny, tmp_path, capsys, u
     assert not (tmp_path / "run").exists()
 
 
-def test_networks_that_grow_start_full_grown():
+def test_growing_networks_start_at_full_size():
     model = models.ModelConfig(arch="pggan", resolution=8, channel_base=64, channel_max=8, z_dim=8)
     given = configure.parse(["--arch", "pggan", "--resolution", "8", "--loss", "wgan-gp"])
     start = initial.InitialNetworks(Path("file"), model, {})
@@ -838,7 +837,7 @@ def test_a_process_has_a_share_of_the_batch():
 
 
 def test_a_resumed_training_has_the_groups_of_its_networks(folder, tiny, tmp_path, capsys):
-    """Those of the official file: of 8, where fresh networks have 4."""
+    """The official file has groups of 8; fresh networks have 4."""
     out = tmp_path / "run"
     assert train([*options(folder, out, "--init-from", tiny), "--batch", "24", "--images", "24"]) == 0
     error = error_of(train, ["--resume", out, "--images", "48", "--batch-gpu", "12"], capsys)

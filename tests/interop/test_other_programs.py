@@ -54,7 +54,7 @@ FORMS = {
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """Of each form a file as the official code writes it, and what fastgan makes of it and writes again."""
+    """For each form: a file of the official code, and the file that fastgan writes after reading it."""
     folder, found = tmp_path_factory.mktemp("written"), {}
     for name, sizes in FORMS.items():
         content = snapshot(sizes)
@@ -72,8 +72,8 @@ def form(request, written):
 # ------------------------------------------------------------------------------------------ the official code's pickles
 
 
-def test_what_is_written_is_what_was_read(form):
-    """To the bit, options and all."""
+def test_writing_restores_what_was_read(form):
+    """Bitwise, with all options."""
     _, _, path, again = form
     config, tensors = read_stylegan2(path).everything()
     config_again, tensors_again = read_stylegan2(again).everything()
@@ -84,7 +84,7 @@ def test_what_is_written_is_what_was_read(form):
 
 
 def modules_of(state):
-    """Options, and tensors by their official names, of a network as it lies in a file."""
+    """Options and official tensors of a network in a file."""
     return state["_init_kwargs"], dict(pickled_tensors(state))
 
 
@@ -96,7 +96,7 @@ def pickled_tensors(state, prefix=""):
 
 
 class Unpickled:
-    """What the official function makes of a module, without its source."""
+    """A module as the official function restores it, without its source."""
 
     def __init__(self, meta):
         assert (meta["type"], meta["version"]) == ("class", 6)
@@ -230,7 +230,7 @@ def test_elsewhere_the_file_says_where_it_is_read(written, monkeypatch):
     modules, _ = official_repository(nested=True)
     for name in ("torch_utils", "torch_utils.persistence"):
         monkeypatch.setitem(sys.modules, name, modules[name])
-    with pytest.raises(ImportError, match="is read within stylegan2-ada-pytorch or stylegan3"):
+    with pytest.raises(ImportError, match="needs the code of stylegan2-ada-pytorch or stylegan3"):
         pickle.loads(written["as usual"][3].read_bytes())
 
 
@@ -258,10 +258,10 @@ def test_a_run_is_exported_and_read(tmp_path, capsys):
 def test_what_cannot_be_exported_is_one_line(tmp_path, capsys):
     run = untrained(tmp_path / "run", "dcgan")
     error = error_of(export, ["--checkpoint", str(run), "--format", "pkl"], capsys)
-    assert error.endswith("is dcgan, and such a file holds stylegan2 only")
+    assert error.endswith("is dcgan; such a file holds stylegan2 only")
     alone = write(tmp_path / "file.pkl", {"G_ema": official.generator(Sizes(img_resolution=8))})
     argv = ["--checkpoint", str(alone), "--format", "pkl"]
-    assert "there is no G and no D" in error_of(export, [*argv, "--out", str(tmp_path / "new.pkl")], capsys)
+    assert "G and D missing" in error_of(export, [*argv, "--out", str(tmp_path / "new.pkl")], capsys)
     assert error_of(export, [*argv, "--out", str(alone)], capsys).endswith("is the file to export; give another name")
     assert "must end in .pkl" in error_of(export, [*argv, "--out", str(tmp_path / "new.pt")], capsys)
     assert "--image uint8: works with --format onnx" in error_of(export, [*argv, "--image", "uint8"], capsys)
@@ -340,7 +340,7 @@ def test_rosinalitys_file_is_written_as_it_was_read(theirs, tmp_path, capsys):
 
 
 def test_rosinalitys_training_starts_with_the_optimizers_of_a_file(theirs, tmp_path):
-    """Adam takes the state, and a first step with it is that of that code's own."""
+    """Adam loads the state, and its first step equals that of that code's own optimizer."""
     path, content = theirs
     out = tmp_path / "again.pt"
     assert export(["--checkpoint", str(path), "--format", "rosinality", "--out", str(out)]) == 0
@@ -384,7 +384,7 @@ def test_networks_that_the_layout_cannot_hold_are_one_line(theirs, tmp_path, cap
     path = write(tmp_path / "file.pkl", snapshot(Sizes(img_resolution=8, c_dim=2)))
     out = tmp_path / "new.pt"
     error = error_of(export, ["--checkpoint", str(path), "--format", "rosinality", "--out", str(out)], capsys)
-    assert "knows unconditional StyleGAN2 of square colour images only: it has num_classes 0, these networks 2" in error
+    assert "square RGB images only: it has num_classes 0, these networks have 2" in error
     loud = write(tmp_path / "loud.pkl", snapshot(Sizes(img_resolution=8, loud=300.0, conv_clamp=256.0)))
     error = error_of(export, ["--checkpoint", str(loud), "--format", "rosinality", "--out", str(out)], capsys)
     assert "that code does not clamp activations" in error
@@ -392,8 +392,8 @@ def test_networks_that_the_layout_cannot_hold_are_one_line(theirs, tmp_path, cap
 
 
 STRANGE = {
-    "no average": (lambda c: c.pop("g_ema"), "holds no g_ema"),
-    "no dict": (lambda c: c.update(g_ema=[1]), "a g_ema that is no state dictionary"),
+    "no average": (lambda c: c.pop("g_ema"), "has no g_ema"),
+    "no dict": (lambda c: c.update(g_ema=[1]), "a g_ema that is not a state dictionary"),
     "another network": (lambda c: c["g_ema"].pop("style.1.weight"), "lacks the tensor g_ema.style.1.weight"),
     "tensor missing": (lambda c: c["d"].pop("final_linear.1.bias"), "lacks the tensor d.final_linear.1.bias"),
     "tensor too many": (lambda c: c["g"].update({"iwt.ll": torch.ones(1)}), "has the tensor g.iwt.ll, which"),
@@ -403,7 +403,7 @@ STRANGE = {
         lambda c: c["g_ema"].update({"convs.0.conv.weight": torch.ones(1, 24, 16, 3, 3)}),
         "has feature maps of [16, 24, 16] channels",
     ),
-    "dimensions": (lambda c: c["g_ema"].update({"input.input": torch.ones(3)}), "a g_ema that is no StyleGAN2"),
+    "dimensions": (lambda c: c["g_ema"].update({"input.input": torch.ones(3)}), "a g_ema that is not a StyleGAN2"),
 }
 
 
@@ -446,7 +446,7 @@ class Hostile:
 def test_nothing_in_such_a_file_is_executed(tmp_path, archive):
     path = tmp_path / "file.pt"
     path.write_bytes(of_rosinality.saved({"g_ema": Hostile()}, archive))
-    with pytest.raises(UserError, match="is no file of networks by torch") as error:
+    with pytest.raises(UserError, match="is not a network file of torch") as error:
         open_networks(path)
     assert str(error.value).isprintable()
 
@@ -468,14 +468,14 @@ def named_oddly(written, theirs, tmp_path_factory):
     return paths
 
 
-def test_a_file_is_what_it_holds_and_not_what_it_is_called(named_oddly, tmp_path):
+def test_the_content_decides_about_a_file_not_its_name(named_oddly, tmp_path):
     for path in named_oddly:
         assert fastgan.load(path, "cpu").sample(1).shape == (1, 3, 16, 16)
         assert generate(["--checkpoint", str(path), "--seeds", "0", "--out", str(tmp_path / "image.png")]) == 0
 
 
 @pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n", b"PK\3\4 no archive", b"\x80\x04.", b"{}", bytes(40)])
-def test_other_files_are_one_line(tmp_path, content, capsys):
+def test_other_files_are_refused_in_one_line(tmp_path, content, capsys):
     path = tmp_path / "file.pkl"
     path.write_bytes(content)
     error = error_of(generate, ["--checkpoint", str(path)], capsys)
@@ -511,7 +511,7 @@ def test_files_of_other_programs_are_measured(theirs, tmp_path, colours, capsys)
 
 @pytest.mark.parametrize("which", ["converted", "rosinality"])
 def test_a_training_starts_from_such_a_file(which, written, theirs, tmp_path):
-    """The converter's discriminator compares a whole batch, of any size."""
+    """The official converter's discriminator compares the whole batch, of any size."""
     data, path = tmp_path / "data", theirs[0] if which == "rosinality" else written["converted"][2]
     for name in "abc":
         (data / name).mkdir(parents=True)
@@ -551,8 +551,8 @@ def test_a_training_starts_from_such_a_file(which, written, theirs, tmp_path):
         assert export(["--checkpoint", str(out), "--format", "rosinality"]) == 0
 
 
-def test_a_batch_of_one_group_is_of_one_kind():
-    """Real and generated images, which the step may join, are never of one group."""
+def test_a_group_never_mixes_real_and_generated_images():
+    """The step may concatenate real and generated images; groups must not cross them."""
     _, discriminator = models.build(models.ModelConfig(resolution=8, channel_base=64, channel_max=8, stddev_group=None))
     assert not JointBatch(discriminator).fits(torch.zeros(8, 1, 8, 8))
     _, discriminator = models.build(models.ModelConfig(resolution=8, channel_base=64, channel_max=8))

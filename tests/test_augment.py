@@ -39,7 +39,7 @@ EVERYTHING = {
 
 
 def only(**values) -> Parameters:
-    """Parameters of one image for each entry of the lists given, all else doing nothing."""
+    """Parameters with an image for each entry of the given lists; all others are the identity."""
     identity = Parameters.identity(max(len(value) for value in values.values()))
     return identity._replace(
         **{name: torch.tensor(value).to(getattr(identity, name).dtype) for name, value in values.items()}
@@ -79,7 +79,7 @@ def test_at_p_0_images_are_unchanged(size, channels):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-def test_arithmetic_and_result_are_fp32_at_least(dtype):
+def test_results_are_fp32_or_fp64(dtype):
     x = images(dtype=dtype)
     wide = x.to(torch.float64 if dtype == torch.float64 else torch.float32)
     unchanged = Augment(0.0)(x)
@@ -120,7 +120,7 @@ def test_a_batch_may_be_empty():
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_any_size_stays_what_it_is(size, channels):
+def test_any_size_is_kept(size, channels):
     torch.manual_seed(0)
     y = Augment(1.0)(images(64, channels, *size))
     assert y.shape == (64, channels, *size) and y.isfinite().all()
@@ -130,7 +130,7 @@ def test_any_size_stays_what_it_is(size, channels):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_flip_is_a_flip(size):
+def test_xflip_mirrors_left_and_right(size):
     x = images(2, 3, *size)
     y = Augment().transform(x, only(flip=[1, 0]))
     assert torch.equal(y, torch.stack([x[0].flip(2), x[1]]))
@@ -142,7 +142,7 @@ def test_turns_are_quarter_turns():
     assert torch.equal(y, torch.stack([torch.rot90(x[k], k, (1, 2)) for k in range(4)]))
 
 
-def test_an_oblong_image_turns_within_its_frame():
+def test_an_oblong_image_is_rotated_within_its_frame():
     x = images(1, 3, 10, 6)
     turned = F.pad(torch.rot90(x, 1, (2, 3)), (0, 0, 2, 2), mode="reflect")  # 6 x 10, to 10 x 10
     assert torch.equal(Augment().transform(x, only(turns=[1])), turned[..., 2:-2])
@@ -155,7 +155,7 @@ def test_translation_rolls_the_mirrored_image():
     assert torch.equal(y, padded.roll((2, -2), (3, 2))[..., 4:-4, 4:-4])
 
 
-def test_blits_are_done_one_after_the_other():
+def test_blits_are_applied_in_order():
     x = torch.zeros(1, 1, 16, 16)
     x[..., 4:12, 4:12] = images(1, 1, 8, 8)
     y = Augment().transform(x, only(flip=[1], turns=[1], shift_x=[0.125], shift_y=[-0.0625]))
@@ -166,7 +166,7 @@ def test_blits_are_done_one_after_the_other():
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_resampling_to_where_pixels_are_changes_nothing(size):
+def test_resampling_at_pixel_positions_changes_nothing(size):
     x = images(2, 3, *size)
     augment = Augment(groups=("geometry",))
     y = augment.transform(x, only(resampled=[1, 0]))
@@ -175,7 +175,7 @@ def test_resampling_to_where_pixels_are_changes_nothing(size):
 
 
 def matrix_of(parameters, i, height, width):
-    """Where the image's content goes, the transformations one after the other as the paper lists them."""
+    """Matrix that moves the image's content: the transformations in the paper's order."""
     value = {name: float(tensor[i]) for name, tensor in parameters._asdict().items()}
 
     def rotate(angle):  # counter-clockwise, y downwards
@@ -198,7 +198,7 @@ def matrix_of(parameters, i, height, width):
 
 
 def resampled_by_definition(image, matrix):
-    """One channel [H, W]: reflect, upsample with the filter, take bilinearly, filter, decimate; no shortcut at all."""
+    """Reference for a channel [H, W]: reflect, upsample, sample bilinearly, filter, decimate."""
     h, w = image.shape
     taps = np.array(SYM6) / np.sqrt(2)
     center = np.array([(w - 1) / 2, (h - 1) / 2])
@@ -224,7 +224,7 @@ def resampled_by_definition(image, matrix):
 
 
 @pytest.mark.parametrize("size", [(16, 16), (12, 7), (5, 9), (7, 7), (6, 8), (2, 3)])
-def test_resampling_is_the_papers_with_unlimited_padding(size):
+def test_resampling_equals_the_papers_with_unlimited_padding(size):
     x = images(3, 2, *size, dtype=torch.float64)
     parameters = only(**EVERYTHING)
     y = Augment(groups=("xflip", "rotate90", "translate", "geometry")).transform(x, parameters)
@@ -247,8 +247,8 @@ def test_resampling_is_the_papers_with_unlimited_padding(size):
     ],
     ids=lambda one: next(iter(one)),
 )
-def test_geometry_takes_a_plane_where_it_says(one):
-    """On a plane, filters and interpolation are exact: the result tells where each pixel comes from."""
+def test_geometry_moves_a_ramp_exactly(one):
+    """On a ramp, filters and interpolation are exact: the result tells where each pixel comes from."""
     size = 40
     c = (size - 1) / 2
     y, x = torch.meshgrid(torch.arange(size) - c, torch.arange(size) - c, indexing="ij")
@@ -297,7 +297,7 @@ def test_without_saturation_all_is_grey():
     torch.testing.assert_close(recolored(x, saturation=[0]), x.mean(1, keepdim=True).expand(x.shape))
 
 
-def test_colours_are_the_product_of_the_papers_matrices():
+def test_colour_equals_the_product_of_the_papers_matrices():
     x = images(3, dtype=torch.float64)
     parameters = only(**EVERYTHING)
     v = np.array([1, 1, 1, 0]) / np.sqrt(3)
@@ -318,7 +318,7 @@ def test_colours_are_the_product_of_the_papers_matrices():
         np.testing.assert_allclose(image, expected, atol=1e-6)
 
 
-def test_of_grey_images_brightness_contrast_and_luma_change():
+def test_grey_images_get_brightness_contrast_and_luma_flip():
     x = images(1, 1)
     assert torch.equal(recolored(x, luma_flip=[1]), -x)
     assert torch.equal(recolored(x, brightness=[0.25], contrast=[2.0]), 2 * (x + 0.25))
@@ -330,7 +330,7 @@ def test_of_grey_images_brightness_contrast_and_luma_change():
 # Chance -----------------------------------------------------------------------------------------------------------
 
 
-def test_each_transformation_is_applied_as_often_as_p_says():
+def test_each_transformation_is_applied_with_probability_p():
     torch.manual_seed(0)
     n, p = 2000, 0.3
     drawn = Augment(p).draw(n)
@@ -388,7 +388,7 @@ def test_transformations_are_drawn_from_their_distributions():
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_a_group_alone_draws_nothing_else(group):
+def test_a_single_group_leaves_other_parameters_at_the_identity(group):
     torch.manual_seed(0)
     drawn, identity = Augment(1.0, groups=(group,)).draw(64), Parameters.identity(64)
     changed = {name for name in Parameters._fields if not torch.equal(getattr(drawn, name), getattr(identity, name))}
@@ -396,7 +396,7 @@ def test_a_group_alone_draws_nothing_else(group):
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_a_group_alone_does_what_it_does_among_all(group):
+def test_a_single_group_equals_all_groups_with_the_others_at_the_identity(group):
     x = images(16)
     torch.manual_seed(0)
     augment = Augment(1.0, groups=(group,))
@@ -405,7 +405,7 @@ def test_a_group_alone_does_what_it_does_among_all(group):
     assert torch.equal(augment.transform(x, parameters), Augment().transform(x, parameters))
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_seed_others():
+def test_results_are_bitwise_reproducible_by_seed():
     x = images(8)
 
     def run(seed):
@@ -420,7 +420,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others():
     assert not torch.equal(first[0], other[0])
 
 
-def test_p_written_in_place_counts_from_the_next_batch_on():
+def test_p_changed_in_place_applies_to_the_next_batch():
     augment, x = Augment(0.0), images(64)
     augment.p.fill_(1.0)
     assert not torch.equal(augment(x), x)
@@ -431,7 +431,7 @@ def test_p_written_in_place_counts_from_the_next_batch_on():
 
 
 @pytest.mark.parametrize("size", [(16, 12), (4, 3)])
-def test_nothing_waits_for_the_device(size):
+def test_no_device_synchronization(size):
     """Fake tensors have no values: whatever asks for one, or has a shape that depends on one, raises."""
     with FakeTensorMode(), use_backend("torch"):
         augment, strength = Augment(0.5), AdaptiveStrength()
@@ -449,7 +449,7 @@ def test_nothing_waits_for_the_device(size):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-def test_a_captured_graph_draws_anew_and_moves_p():
+def test_a_captured_graph_draws_new_parameters_and_updates_p():
     augment, strength = Augment(0.0).cuda(), AdaptiveStrength(interval=1, adjust_kimg=0.001).cuda()
     x = images(64).cuda().requires_grad_()
 
@@ -504,7 +504,7 @@ class SmoothDiscriminator(nn.Module):
         return torch.tanh(x.flatten(1) @ self.first.T) @ self.second
 
 
-def test_r1_through_it_is_that_of_the_transformation_as_a_matrix():
+def test_r1_equals_that_of_the_transformation_as_a_matrix():
     """Each image's transformation is written out as a matrix; then R1 is matrix products alone."""
     parameters = only(**EVERYTHING)
     augment, x = Augment(), images(3, 3, 5, 6, dtype=torch.float64)
@@ -535,7 +535,7 @@ def test_r1_through_it_is_that_of_the_transformation_as_a_matrix():
 
 
 @pytest.mark.parametrize("backend", ["torch", "cpp"])
-def test_r1_of_a_random_augmentation_is_that_of_what_was_drawn(backend):
+def test_r1_of_a_random_augmentation_equals_that_of_its_parameters(backend):
     augment, x = Augment(0.7), images(6, 3, 12, 12)
     discriminator = SmoothDiscriminator(3 * 12 * 12, torch.float32)
 
@@ -566,7 +566,7 @@ def after(strength, logits, steps, p=0.5):
     return p.item()
 
 
-def test_p_rises_while_all_reals_are_recognised_and_falls_while_not():
+def test_p_rises_with_overfitting_and_falls_without():
     step = 32 * 4 / 500_000
     assert after(AdaptiveStrength(), torch.rand(32) + 1, 4) == pytest.approx(0.5 + step, abs=1e-7)
     assert after(AdaptiveStrength(), -torch.rand(32), 4) == pytest.approx(0.5 - step, abs=1e-7)
@@ -576,7 +576,7 @@ def test_p_rises_while_all_reals_are_recognised_and_falls_while_not():
     assert after(AdaptiveStrength(target=0.5625), mixed, 4) == 0.5
 
 
-def test_p_changes_every_interval_steps_and_no_sooner():
+def test_p_changes_every_interval_steps():
     strength, p = AdaptiveStrength(interval=3, adjust_kimg=1), torch.full((), 0.5)
     seen = []
     for _ in range(7):
@@ -585,7 +585,7 @@ def test_p_changes_every_interval_steps_and_no_sooner():
     assert seen == [0.5, 0.5, 0.53, 0.53, 0.53, 0.56, 0.56]
 
 
-def test_all_logits_since_the_last_change_count():
+def test_r_is_the_mean_over_all_logits_since_the_last_adjustment():
     strength, p = AdaptiveStrength(interval=2, adjust_kimg=1), torch.full((), 0.5)
     strength.update(torch.ones(10), p)
     strength.update(-torch.ones(30), p)
@@ -603,13 +603,13 @@ def test_p_stays_a_probability():
     assert after(strength, torch.ones(32), 8) == 1
 
 
-def test_half_precision_logits_are_counted_without_rounding():
+def test_fp16_logits_are_summed_without_rounding():
     assert after(AdaptiveStrength(interval=1, adjust_kimg=10), torch.ones(999, 1, dtype=torch.bfloat16), 1, p=0.0) == (
         pytest.approx(0.0999)
     )
 
 
-def test_a_checkpoint_between_two_changes_loses_nothing():
+def test_the_state_between_adjustments_is_saved():
     strength, p = AdaptiveStrength(adjust_kimg=1), torch.full((), 0.5)
     for _ in range(6):
         strength.update(torch.ones(10), p)
@@ -624,7 +624,7 @@ def test_a_checkpoint_between_two_changes_loses_nothing():
 # Errors -----------------------------------------------------------------------------------------------------------
 
 
-def test_errors_name_the_argument_and_what_would_be_right():
+def test_errors_name_the_argument_and_valid_values():
     with pytest.raises(ValueError, match=r"p is 1\.5, must be from 0 to 1"):
         Augment(1.5)
     with pytest.raises(ValueError, match="groups has 'cutout', must be of xflip, "):

@@ -1,4 +1,4 @@
-"""The drop-in layers, against what they are defined to be."""
+"""Drop-in layers against their definitions in plain PyTorch."""
 
 import math
 
@@ -13,7 +13,7 @@ from tests.support import backends
 
 
 def direct_upfirdn2d(x, kernel, up, down, padding, gain):
-    """Zero insertion, padding (or cropping), full convolution, decimation: step by step. The filter is separable."""
+    """Reference of upfirdn2d with a separable filter: zero insertion, padding or cropping, convolution, decimation."""
     n, c, h, w = x.shape
     spread = x.new_zeros(n, c, h * up, w * up)
     spread[:, :, ::up, ::up] = x
@@ -23,8 +23,8 @@ def direct_upfirdn2d(x, kernel, up, down, padding, gain):
 
 
 @pytest.mark.parametrize("weights", [(1, 3, 3, 1), (1, 1), (1, 2, 1), (1, 5, 10, 10, 5, 1)])
-def test_resampling_layers_keep_brightness_and_place(weights):
-    """Within an image of one brightness nothing changes but the size; a ramp stays where it is."""
+def test_resampling_keeps_constants_and_positions(weights):
+    """A constant image stays constant, and a ramp is not shifted."""
     x = torch.ones(1, 2, 16, 24)
     inner = lambda t: t[:, :, 6:-6, 6:-6]
     for layer, factor in ((layers.Blur2d(weights), 1), (layers.Upsample2d(weights), 2)):
@@ -42,7 +42,7 @@ def test_resampling_layers_keep_brightness_and_place(weights):
             torch.testing.assert_close(inner(layers.Upsample2d(weights)(ramp)), inner(expected))
 
 
-def test_resampling_layers_do_what_their_definition_says():
+def test_resampling_equals_the_reference():
     x = torch.randn(2, 3, 6, 8)
     torch.testing.assert_close(layers.Upsample2d()(x), direct_upfirdn2d(x, taps(), 2, 1, (2, 1, 2, 1), 4.0))
     torch.testing.assert_close(layers.Downsample2d()(x), direct_upfirdn2d(x, taps(), 1, 2, (1, 1, 1, 1), 1.0))
@@ -72,14 +72,14 @@ def test_equalized_linear_scales_weight_and_bias():
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 5, 4), (6, 512)])
-def test_pixel_norm_leaves_a_mean_square_of_one(shape):
+def test_pixel_norm_makes_the_mean_square_one(shape):
     x = 5 * torch.randn(shape)
     y = layers.PixelNorm()(x)
     torch.testing.assert_close(y.square().mean(1), torch.ones_like(y[:, 0]))
     torch.testing.assert_close(F.normalize(y, dim=1), F.normalize(x, dim=1))
 
 
-def test_minibatch_stddev_is_that_of_groups():
+def test_minibatch_stddev_is_computed_within_groups():
     x = torch.randn(8, 3, 4, 4)
     y = layers.MinibatchStddev(4)(x)
     torch.testing.assert_close(y[:, :3], x)
@@ -92,18 +92,18 @@ def test_minibatch_stddev_is_that_of_groups():
 
 
 @pytest.mark.parametrize("arguments", [{"kernel_size": 2}, {"kernel_size": 3, "down": 4}])
-def test_a_convolution_that_cannot_be_is_refused(arguments):
+def test_invalid_convolutions_are_refused(arguments):
     with pytest.raises(ValueError, match="must be"):
         layers.EqualizedConv2d(3, 4, **arguments)
 
 
 def styled_by_hand(layer, x, w):
-    """Instance normalisation by PyTorch, then a style from the layer's affine map."""
+    """Reference: PyTorch's instance norm, and a style by the layer's affine layer."""
     scale, bias = (w @ layer.affine.weight.t() / math.sqrt(w.shape[1]) + layer.affine.bias).chunk(2, 1)
     return (scale[..., None, None] + 1) * F.instance_norm(x, eps=layer.eps) + bias[..., None, None]
 
 
-def test_adain_normalises_and_styles(backend):
+def test_adain_equals_the_reference(backend):
     device = backends.device(backend)
     layer = layers.AdaIN(6, 5).to(device)
     torch.nn.init.normal_(layer.affine.bias)
@@ -113,7 +113,7 @@ def test_adain_normalises_and_styles(backend):
 
 
 @pytest.mark.parametrize("with_noise", [True, False])
-def test_style_epilogue_is_the_end_of_a_layer_of_stylegan(backend, with_noise):
+def test_style_epilogue_equals_the_reference(backend, with_noise):
     device = backends.device(backend)
     layer = layers.StyleEpilogue(6, 5, noise=with_noise, gain=math.sqrt(2)).to(device)
     assert layer.eps == 1e-8
@@ -131,7 +131,7 @@ def test_style_epilogue_is_the_end_of_a_layer_of_stylegan(backend, with_noise):
     assert all(parameter.grad.abs().sum() > 0 for parameter in layer.parameters())
 
 
-def test_style_epilogue_draws_noise_where_none_is_given():
+def test_style_epilogue_draws_noise_if_none_is_given():
     layer = layers.StyleEpilogue(4, 5)
     x, w = torch.randn(2, 4, 6, 6), torch.randn(2, 5)
     assert torch.equal(layer(x, w), layer(x, w))  # its strength is zero so far
@@ -139,7 +139,7 @@ def test_style_epilogue_draws_noise_where_none_is_given():
     assert not torch.equal(layer(x, w), layer(x, w))
 
 
-def test_styles_of_autocast_are_added_to_one_in_full_precision():
+def test_one_plus_style_is_computed_in_fp32_under_autocast():
     layer = layers.AdaIN(4, 5)
     with torch.autocast("cpu", torch.bfloat16):
         scale, _ = layer.style(torch.randn(2, 5))
@@ -147,7 +147,7 @@ def test_styles_of_autocast_are_added_to_one_in_full_precision():
     assert scale.dtype == torch.float32 and y.dtype == torch.bfloat16
 
 
-def test_noise_is_drawn_where_none_is_given_and_counts_once_strength_is_learned():
+def test_noise_is_drawn_if_none_is_given_and_scaled_by_strength():
     layer = layers.NoiseBiasLeakyReLU(4)
     x = torch.randn(2, 4, 6, 6)
     assert torch.equal(layer(x), layer(x))
@@ -157,8 +157,8 @@ def test_noise_is_drawn_where_none_is_given_and_counts_once_strength_is_learned(
     assert layer.strength.grad is not None
 
 
-def test_r1_through_a_discriminator_has_the_gradients_of_plain_pytorch(backend):
-    """The penalty end to end: first derivatives by the kernels' backward, second by their double backward."""
+def test_r1_gradients_equal_plain_pytorch(backend):
+    """End to end through backward and double backward kernels."""
     device = backends.device(backend)
     torch.manual_seed(0)
     config = models.ModelConfig(resolution=8, channel_base=64, channel_max=16, num_classes=3)
@@ -193,8 +193,8 @@ def test_r1_through_a_discriminator_has_the_gradients_of_plain_pytorch(backend):
     ],
 )
 @pytest.mark.parametrize("channels", [1, 16])
-def test_convolutions_are_pytorchs(options, channels):
-    """Values, gradients and gradients of gradients; sixteen channels to two is a matrix product on a CPU."""
+def test_convolutions_equal_pytorch(options, channels):
+    """Values, first and second derivatives; 16 channels to 2 is a matrix product on a CPU."""
     channels = channels * options.get("groups", 1)
     pairs = [(layers.Conv2d(channels, 2, 3, **options), torch.nn.Conv2d(channels, 2, 3, **options))]
     if isinstance(options.get("padding"), int | tuple | None) and "padding_mode" not in options:
@@ -215,7 +215,7 @@ def test_convolutions_are_pytorchs(options, channels):
         torch.testing.assert_close(*results)
 
 
-def test_a_transposed_convolution_takes_an_output_size():
+def test_transposed_convolution_supports_output_size():
     ours, theirs = (kind(4, 2, 3, stride=2, padding=1) for kind in (layers.ConvTranspose2d, torch.nn.ConvTranspose2d))
     theirs.load_state_dict(ours.state_dict())
     x = torch.randn(1, 4, 5, 5)
@@ -227,7 +227,7 @@ def test_a_transposed_convolution_takes_an_output_size():
     [layers.UpsampleConv2d(4, 6), layers.ConvDownsample2d(4, 6), layers.ModulatedConv2d(4, 6, 3, up=2)],
     ids=lambda layer: type(layer).__name__,
 )
-def test_weights_lie_as_their_convolution_reads_them(layer):
+def test_weights_have_the_memory_format_that_their_convolution_reads(layer):
     before = layer.weight.detach().clone()
     layer.to(memory_format=torch.channels_last).to(torch.float64).to(memory_format=torch.channels_last)
     read = layer.weight.transpose(0, 1) if layer.reads_transposed else layer.weight

@@ -1,4 +1,4 @@
-"""The families without styles (mlp, dcgan, cgan, r3gan) in all their forms: what they are, and how they train."""
+"""mlp, dcgan, cgan and r3gan in all variants: architecture, published sizes, a few training steps."""
 
 import math
 
@@ -45,7 +45,7 @@ def labels(config, n=4):
 
 
 def stirred(network):
-    """The same with no weight left at zero: a residual branch that is switched off would hide mistakes."""
+    """The same without weights of zero: a residual branch that is switched off would hide errors."""
     for parameter in network.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.3 if parameter.dim() == 1 else 1 / math.sqrt(parameter[0].numel()))
@@ -53,8 +53,8 @@ def stirred(network):
 
 
 @pytest.mark.parametrize("name", WITH_DISCRIMINATOR_NORM)
-def test_a_label_does_not_drown_the_latent(name):
-    """Batch norm sees that images differ. If labels alone make them differ, training lets the latent go."""
+def test_the_label_does_not_dominate_the_latent(name):
+    """Batch norm asks that images differ. If labels alone make them differ, training ignores the latent."""
     classes = 10
     _, generator, _ = build(name, classes, z_dim=100)
     with torch.no_grad():
@@ -70,7 +70,7 @@ def test_a_label_does_not_drown_the_latent(name):
 @pytest.mark.parametrize("resolution", [8, 32, 64])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("name", "num_classes"), CASES)
-def test_images_come_of_latents_and_logits_of_images(name, num_classes, channels, resolution):
+def test_generator_returns_images_and_discriminator_logits(name, num_classes, channels, resolution):
     config, generator, discriminator = build(
         name, num_classes, channels=channels, resolution=resolution, channel_base=8 * resolution
     )
@@ -91,8 +91,8 @@ def test_images_come_of_latents_and_logits_of_images(name, num_classes, channels
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_parameter_counts(name):
-    """None is without effect: a bias in front of batch norm, say, would be."""
+def test_every_parameter_has_an_effect(name):
+    """A bias before batch norm, for example, would have none."""
     config, generator, discriminator = build(name)
     stirred(generator), stirred(discriminator)
     label = torch.arange(16) % CLASSES
@@ -102,7 +102,7 @@ def test_every_parameter_counts(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_label_matters(name):
+def test_the_label_changes_images_and_logits(name):
     config, generator, discriminator = build(name)
     z, one = torch.randn(4, config.z_dim), labels(config)
     other = one.roll(1)  # not one label for all: batch norm right behind it would take it away again
@@ -113,7 +113,7 @@ def test_the_label_matters(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_conditional_network_asks_for_its_label(name):
+def test_a_conditional_network_requires_a_label(name):
     config, generator, discriminator = build(name)
     with pytest.raises(ValueError, match="5 classes: it needs a label"):
         generator(torch.randn(2, config.z_dim))
@@ -123,7 +123,7 @@ def test_a_conditional_network_asks_for_its_label(name):
 
 @pytest.mark.parametrize("network", ["Generator", "Discriminator"])
 @pytest.mark.parametrize("variant", cgan.VARIANTS)
-def test_cgan_wants_classes(variant, network):
+def test_cgan_requires_classes(variant, network):
     config = models.ModelConfig(arch="cgan", variant=variant)
     with pytest.raises(ValueError, match="a conditional GAN needs labels"):
         getattr(cgan, network)(config)
@@ -138,7 +138,7 @@ def test_the_first_variant_is_the_default(arch):
 
 
 @pytest.mark.parametrize("name", ["mlp", "cgan mlp", "cgan conv"])
-def test_networks_without_a_pyramid_take_the_28_pixels_of_mnist(name):
+def test_networks_with_a_fixed_number_of_layers_support_28x28(name):
     family, config = models.ARCHITECTURES[FAMILIES[name]["arch"]], configured(name, resolution=28, channels=1)
     label = labels(config)
     image = family.Generator(config)(torch.randn(4, config.z_dim), label)
@@ -150,7 +150,7 @@ def test_networks_without_a_pyramid_take_the_28_pixels_of_mnist(name):
 
 
 @pytest.mark.parametrize(("name", "num_classes"), CASES)
-def test_bf16_autocast_gives_about_the_same_in_channels_last(name, num_classes):
+def test_bf16_autocast_agrees_with_fp32_in_channels_last(name, num_classes):
     config, generator, discriminator = build(name, num_classes)
     stirred(generator).to(memory_format=torch.channels_last)
     stirred(discriminator).to(memory_format=torch.channels_last)
@@ -170,7 +170,7 @@ def test_bf16_autocast_gives_about_the_same_in_channels_last(name, num_classes):
 @pytest.mark.parametrize("name", [name for name in FAMILIES if "mlp" not in name])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_maps_are_in_channels_last_however_images_are(name, channels, memory_format):
+def test_feature_maps_are_channels_last_for_any_image_format(name, channels, memory_format):
     config, generator, discriminator = build(name, channels=channels)
     strayed = []
 
@@ -191,7 +191,7 @@ def test_maps_are_in_channels_last_however_images_are(name, channels, memory_for
 
 
 def penalised(form, discriminator, images, label):
-    """The gradients of a loss with R1: of the images and of all parameters."""
+    """Gradients of a loss with R1 with respect to images and parameters."""
     logits, squares = logits_and_squared_grad(form, images, label)
     assert logits.isfinite().all()
     assert squares.isfinite().all()
@@ -202,7 +202,7 @@ def penalised(form, discriminator, images, label):
 
 @pytest.mark.parametrize("discriminator_norm", [True, False])
 @pytest.mark.parametrize(("name", "num_classes"), CASES)
-def test_penalties_of_every_discriminator_are_those_of_double_backward(name, num_classes, discriminator_norm):
+def test_penalty_gradients_equal_double_backward(name, num_classes, discriminator_norm):
     config, _, discriminator = build(name, num_classes, discriminator_norm=discriminator_norm)
     stirred(discriminator).double()
     images, label = torch.randn(4, 3, 16, 16, dtype=torch.float64, requires_grad=True), labels(config)
@@ -219,8 +219,8 @@ def test_penalties_of_every_discriminator_are_those_of_double_backward(name, num
 
 
 @pytest.mark.parametrize("name", WITH_DISCRIMINATOR_NORM)
-def test_discriminator_norm_is_batch_norm_and_nothing_else(name):
-    """Without it each image is judged by itself, and a bias stands where it was."""
+def test_discriminator_norm_adds_only_batch_norm(name):
+    """Without it, images are independent, and each batch norm is a bias."""
     config, generator, discriminator = build(name, discriminator_norm=True)
     _, same_generator, bare = build(name, discriminator_norm=False)
     norms = lambda network: [m for m in network.modules() if isinstance(m, BatchNormAct)]
@@ -252,12 +252,12 @@ def sizes(**options):
         ({"resolution": 32, "num_classes": 10}, 20_781_952, 20_732_800),
     ],
 )
-def test_r3gan_is_of_the_published_size(options, generator, discriminator):
+def test_r3gan_has_the_published_number_of_parameters(options, generator, discriminator):
     paper = {"arch": "r3gan", "channels": 3, "z_dim": 64, "channel_base": 24576, "channel_max": 768}
     assert sizes(**paper, **options) == [generator, discriminator]
 
 
-def test_dcgan_is_of_the_published_size():
+def test_dcgan_has_the_published_number_of_parameters():
     """The networks for 64x64 that most implementations have, which leave out the last bias of the generator and the
     first and last of the discriminator; and the paper's, with kernels of 4x4, which are twice as wide."""
     common = {"arch": "dcgan", "resolution": 64, "channels": 3, "z_dim": 100, "channel_max": 1024}
@@ -267,7 +267,7 @@ def test_dcgan_is_of_the_published_size():
     assert sizes(**common, channel_base=4096)[0] == weights + 2 * sum(maps) + 3
 
 
-def test_dcgan_upsample_is_of_the_published_widths():
+def test_dcgan_upsample_has_the_published_widths():
     _, generator, discriminator = build("dcgan upsample", 0, resolution=32, channel_max=128)
     shapes = lambda network: [tuple(p.shape) for p in network.parameters() if p.dim() == 4]
     assert shapes(generator) == [(128, 128, 3, 3), (64, 128, 3, 3), (3, 64, 3, 3)]
@@ -276,7 +276,7 @@ def test_dcgan_upsample_is_of_the_published_widths():
     assert discriminator.out.weight.shape == (1, 128 * 2 * 2)
 
 
-def test_dcgan_upsample_is_upsampling_and_convolution():
+def test_dcgan_upsample_equals_plain_pytorch():
     """Layer by layer, in plain PyTorch."""
     config, generator, _ = build("dcgan upsample", 0)
     z = torch.randn(4, config.z_dim)
@@ -291,7 +291,7 @@ def test_dcgan_upsample_is_upsampling_and_convolution():
 
 
 @pytest.mark.parametrize("name", ["dcgan transposed", "dcgan upsample", "cgan conv"])
-def test_batch_norm_is_everywhere_but_at_the_image_and_the_logit(name):
+def test_batch_norm_is_in_all_layers_but_those_at_image_and_logit(name):
     config, generator, discriminator = build(name)
     blocks = lambda network: [m for m in network.modules() if isinstance(m, Block)]
     assert [block.norm is not None for block in blocks(generator)] == [True] * (len(blocks(generator)) - 1) + [False]
@@ -305,21 +305,21 @@ def test_batch_norm_is_everywhere_but_at_the_image_and_the_logit(name):
     assert 0.019 < weights.std() < 0.021
 
 
-def test_cgan_conv_is_of_the_published_widths():
+def test_cgan_conv_has_the_published_widths():
     _, generator, discriminator = build("cgan conv", 10, resolution=32, channels=1, channel_max=128, z_dim=100)
     shapes = lambda network: [tuple(p.shape) for p in network.parameters() if p.dim() > 1]
     assert shapes(generator) == [(1024, 110), (128 * 8 * 8, 1024), (128, 64, 4, 4), (64, 1, 4, 4)]
     assert shapes(discriminator) == [(64, 11, 4, 4), (128, 64, 4, 4), (1024, 128 * 8 * 8), (1, 1024)]
 
 
-def test_cgan_mlp_is_of_the_published_widths():
+def test_cgan_mlp_has_the_published_widths():
     _, generator, discriminator = build("cgan mlp", 10, resolution=32, channels=1, channel_max=150, z_dim=100)
     shapes = lambda network: [tuple(p.shape) for p in network.parameters() if p.dim() > 1]
     assert shapes(generator) == [(200, 100), (1000, 10), (1200, 1200), (1024, 1200)]
     assert shapes(discriminator) == [(600, 1024), (150, 10), (600, 750), (1, 600)]
 
 
-def test_mlp_keeps_the_size_of_what_passes_through():
+def test_initial_weights_of_mlp_keep_the_variance():
     torch.manual_seed(0)
     config = models.ModelConfig(arch="mlp", z_dim=100, channel_max=64)
     generator = mlp.Generator(config)
@@ -330,7 +330,7 @@ def test_mlp_keeps_the_size_of_what_passes_through():
 
 
 class TestR3GAN:
-    def test_widths_halve_from_where_the_paper_has_them_halve(self):
+    def test_widths_are_those_of_the_paper(self):
         config = models.ModelConfig(arch="r3gan", resolution=256, channel_base=24576, channel_max=768)
         assert [config.features(r) for r in config.resolutions] == [768, 768, 768, 768, 384, 192, 96]
         with torch.device("meta"):
@@ -340,7 +340,7 @@ class TestR3GAN:
         assert groups(generator) == expected
         assert groups(discriminator) == [*reversed(expected), 768]
 
-    def test_blocks_are_the_identity_at_first(self):
+    def test_blocks_start_as_the_identity(self):
         config, generator, discriminator = build("r3gan")
         x = torch.randn(2, 16, 4, 4)
         assert torch.equal(generator.trunk[0](x), x)
@@ -350,7 +350,7 @@ class TestR3GAN:
             assert conv.weight.std().item() == pytest.approx(expected, rel=0.1)
             assert conv.weight.shape[0] == inner
 
-    def test_a_block_is_1x1_3x3_1x1(self):
+    def test_a_block_has_1x1_3x3_and_1x1_convolutions(self):
         _, generator, _ = build("r3gan", channel_max=32, channel_base=512)
         block = stirred(generator).trunk[0]
         x = torch.randn(2, 32, 5, 7)
@@ -359,7 +359,7 @@ class TestR3GAN:
         torch.testing.assert_close(block(x), x + F.conv2d(y, block.contract.weight), rtol=1e-4, atol=1e-5)
 
     def test_interpolation_is_bilinear(self):
-        """Of a new size twice as large, every second place is an old one, and those between are means; and back."""
+        """Upsampled by 2, every second pixel is an old one and those between are means; and back."""
         _, generator, discriminator = build("r3gan")
         up = next(m for m in generator.trunk if type(m).__name__ == "Upsample2d")
         down = next(m for m in discriminator.trunk if type(m).__name__ == "Downsample2d")
@@ -370,7 +370,7 @@ class TestR3GAN:
         ramp = torch.arange(8.0).expand(1, 1, 8, 8)
         torch.testing.assert_close(down(ramp)[..., 1:, 1:], ramp[..., 2::2, 2::2])
 
-    def test_the_logit_is_an_inner_product_with_the_label(self):
+    def test_the_logit_is_an_inner_product_with_the_embedding(self):
         config, _, discriminator = build("r3gan")
         stirred(discriminator)
         image = torch.randn(3, 3, 16, 16)
@@ -384,8 +384,8 @@ class TestR3GAN:
 
 
 @pytest.mark.parametrize(("name", "num_classes"), CASES)
-def test_a_few_steps_lower_the_losses(name, num_classes):
-    """Discriminator and generator, each with the other standing still."""
+def test_a_few_steps_reduce_the_losses(name, num_classes):
+    """Discriminator and generator, each with the other one fixed."""
     config, generator, discriminator = build(name, num_classes)
     real, z, label = torch.rand(16, 3, 16, 16), torch.randn(16, config.z_dim), labels(config, 16)
     fake = generator(z, label).detach()

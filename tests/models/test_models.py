@@ -1,11 +1,11 @@
-"""The model families: one interface, and what each promises."""
+"""All model families: their common interface."""
 
 import pytest
 import torch
 
 from fastgan import models
 
-CONDITIONAL = ("cgan",)  # not without labels
+CONDITIONAL = ("cgan",)  # require labels
 ARCHITECTURES_AND_CLASSES = [(arch, n) for arch in models.ARCHITECTURES for n in (0, 5) if n or arch not in CONDITIONAL]
 
 
@@ -23,7 +23,7 @@ def build(arch, **options):
 
 @pytest.mark.parametrize(("arch", "num_classes"), ARCHITECTURES_AND_CLASSES)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_images_come_of_latents_and_logits_of_images(arch, num_classes, channels):
+def test_generator_returns_images_and_discriminator_logits(arch, num_classes, channels):
     config, generator, discriminator = build(arch, num_classes=num_classes, channels=channels)
     label = labels(config)
     image = generator(torch.randn(4, config.z_dim), label)
@@ -37,7 +37,7 @@ def test_images_come_of_latents_and_logits_of_images(arch, num_classes, channels
 
 
 @pytest.mark.parametrize("arch", models.ARCHITECTURES)
-def test_the_label_matters(arch):
+def test_the_label_changes_images_and_logits(arch):
     config, generator, discriminator = build(arch, num_classes=5)
     z, one = torch.randn(4, config.z_dim), labels(config)
     other = one.roll(1)  # not one label for all: batch norm right behind it would take it away again
@@ -48,7 +48,7 @@ def test_the_label_matters(arch):
 
 
 @pytest.mark.parametrize("arch", models.ARCHITECTURES)
-def test_bf16_autocast_gives_about_the_same(arch):
+def test_bf16_autocast_agrees_with_fp32(arch):
     config, generator, discriminator = build(arch)
     z, label = torch.randn(4, config.z_dim), labels(config)
     options = {"noise": "const"} if "noise" in generator.supports else {}
@@ -82,13 +82,13 @@ def test_bf16_autocast_gives_about_the_same(arch):
         ({"arch": "r3gan", "channel_base": 128}, "4 feature maps at resolution 32, .* channel_base .* multiple of 256"),
     ],
 )
-def test_a_configuration_that_makes_no_sense_is_refused(options, words):
+def test_an_invalid_configuration_is_refused(options, words):
     with pytest.raises(ValueError, match=words):
         models.build(models.ModelConfig(**options))
 
 
 class TestStyleGAN2:
-    def test_a_conditional_network_asks_for_its_label(self):
+    def test_a_conditional_network_requires_a_label(self):
         config, generator, _ = build("stylegan2", num_classes=5)
         with pytest.raises(ValueError, match="5 classes"):
             generator(torch.randn(2, config.z_dim))
@@ -106,7 +106,7 @@ class TestStyleGAN2:
         with torch.autocast("cpu", torch.bfloat16):
             assert generator(torch.randn(2, config.z_dim), truncation=0.7).isfinite().all()
 
-    def test_mixing_changes_later_layers_only(self):
+    def test_style_mixing_changes_only_later_layers(self):
         config, generator, _ = build("stylegan2")
         z = torch.randn(64, config.z_dim)
         seen = []
@@ -120,7 +120,7 @@ class TestStyleGAN2:
         generator(z, style_mixing=0.0)
         assert (seen[1] == own[:, None]).all()
 
-    def test_the_mean_of_w_is_learned_in_training_only(self):
+    def test_the_mean_of_w_is_updated_only_in_training(self):
         config, generator, _ = build("stylegan2")
         z = torch.randn(4, config.z_dim)
         with torch.no_grad():
@@ -135,7 +135,7 @@ class TestStyleGAN2:
         generator(torch.full_like(z, torch.inf))
         assert torch.equal(generator.mapping.w_avg, before), "what is not finite would stay in it"
 
-    def test_noise_is_random_fixed_or_none(self):
+    def test_noise_is_random_const_or_none(self):
         config, generator, _ = build("stylegan2")
         for module in generator.modules():
             if hasattr(module, "strength"):

@@ -1,4 +1,4 @@
-"""The families that grow: what a level that is faded in changes, what it leaves alone, and when it comes."""
+"""Progressive growing: fading, stages, schedules; pggan and stylegan."""
 
 import copy
 
@@ -22,7 +22,7 @@ RESOLUTIONS = [4, 8, 16]
 
 
 def build(arch, **options):
-    """Networks whose noise strengths and biases are not what they are at first, so that it shows if one is lost."""
+    """Networks with random noise strengths and biases, since initial zeros would hide errors."""
     torch.manual_seed(0)
     options = {"resolution": 16, "channel_base": 64, "channel_max": 12, "z_dim": 8, "channels": 3, **options}
     generator, discriminator = models.build(models.ModelConfig(arch=arch, **options))
@@ -67,7 +67,7 @@ class TestGrowth:
         assert discriminator(image).shape == (4,)
 
     @pytest.mark.parametrize("resolution", RESOLUTIONS[1:])
-    def test_at_alpha_0_the_generator_draws_what_it_drew_before_twice_as_large(self, arch, resolution):
+    def test_at_alpha_0_the_generator_upsamples_the_previous_stage(self, arch, resolution):
         generator, _ = build(arch)
         z = torch.randn(4, 8)
         generator.grow_to(resolution // 2)
@@ -76,7 +76,7 @@ class TestGrowth:
         torch.testing.assert_close(draw(generator, z), nearest(before), rtol=1e-6, atol=1e-6)
 
     @pytest.mark.parametrize("resolution", RESOLUTIONS[1:])
-    def test_at_alpha_0_the_discriminator_judges_an_image_as_it_judged_it_before_half_as_large(self, arch, resolution):
+    def test_at_alpha_0_the_discriminator_is_the_previous_stage_on_pooled_images(self, arch, resolution):
         _, discriminator = build(arch)
         image = reals(resolution)
         discriminator.grow_to(resolution // 2)
@@ -95,7 +95,7 @@ class TestGrowth:
         assert not torch.allclose(images[0], images[2], atol=0.1)
         torch.testing.assert_close(images[1], 0.75 * images[0] + 0.25 * images[2], rtol=1e-5, atol=1e-5)
 
-    def test_fading_is_linear_in_what_the_discriminator_sees_of_the_new_level(self, arch):
+    def test_fading_is_linear_in_the_discriminators_new_level(self, arch):
         _, discriminator = build(arch)
         image = reals(16)
         seen = []
@@ -106,7 +106,7 @@ class TestGrowth:
         assert not torch.allclose(seen[0], seen[2], atol=0.1)
         torch.testing.assert_close(seen[1], 0.75 * seen[0] + 0.25 * seen[2], rtol=1e-5, atol=1e-5)
 
-    def test_nearly_1_is_nearly_what_is_not_faded_at_all(self, arch):
+    def test_alpha_near_1_is_near_the_unfaded_network(self, arch):
         generator, discriminator = build(arch)
         z, image = torch.randn(4, 8), reals(16)
         expected = draw(generator, z), discriminator(image)
@@ -121,7 +121,7 @@ class TestGrowth:
             assert not network.fading
         assert torch.equal(draw(generator, z), expected[0]) and torch.equal(discriminator(image), expected[1])
 
-    def test_growing_touches_no_weight(self, arch):
+    def test_growing_changes_no_weight(self, arch):
         for network in build(arch):
             before = copy.deepcopy(network.state_dict())
             for resolution, alpha in ((4, 1.0), (8, 0.0), (8, 0.5), (8, 1.0), (16, 0.3), (16, 1.0)):
@@ -150,7 +150,7 @@ class TestGrowth:
                 assert (parameter.grad is not None) == used, name
                 assert not used or parameter.grad.ne(0).any(), name
 
-    def test_a_discriminator_says_that_an_image_is_not_of_its_stage(self, arch):
+    def test_a_discriminator_refuses_images_of_another_stage(self, arch):
         _, discriminator = build(arch)
         discriminator.grow_to(8, 0.5)
         with pytest.raises(ValueError, match=r"image has shape \[4, 3, 16, 16\], must be of the stage's resolution 8"):
@@ -166,7 +166,7 @@ class TestGrowth:
             ((4, 0.5), "alpha is 0.5, must be 1 at 4, the first level"),
         ],
     )
-    def test_a_stage_that_is_none_is_refused_and_changes_nothing(self, arch, stage, words):
+    def test_an_invalid_stage_is_refused_and_changes_nothing(self, arch, stage, words):
         for network in build(arch):
             network.grow_to(8, 0.25)
             with pytest.raises(ValueError, match=words):
@@ -174,7 +174,7 @@ class TestGrowth:
             assert (network.stage_resolution, network.alpha.item(), network.fading) == (8, 0.25, True)
 
     @pytest.mark.parametrize("alpha", [1.0, 0.5])
-    def test_a_penalty_through_the_discriminator_has_the_gradient_of_finite_differences(self, arch, alpha):
+    def test_penalty_gradients_agree_with_finite_differences(self, arch, alpha):
         _, discriminator = build(arch, channels=1, num_classes=3)
         discriminator.double().grow_to(8, alpha)
         images, label = torch.randn(4, 1, 8, 8, dtype=torch.float64), torch.arange(4) % 3
@@ -203,7 +203,7 @@ class TestGrowth:
             slope = (values[0] - values[1]) / 2e-6
             assert slope == pytest.approx((gradient * direction).sum().item(), rel=1e-5, abs=1e-7)
 
-    def test_wgan_gp_reaches_every_weight_in_use(self, arch):
+    def test_wgan_gp_has_gradients_for_every_weight_in_use(self, arch):
         generator, discriminator = build(arch)
         for network in (generator, discriminator):
             network.grow_to(8, 0.5)
@@ -257,7 +257,7 @@ class TestGrowth:
     ("arch", "millions", "counts"),
     [("pggan", (23.1, 23.1), (23_079_115, 23_087_249)), ("stylegan", (26.2, 23.1), (26_219_627, 23_087_249))],
 )
-def test_the_published_networks_have_as_many_parameters_as_the_papers_say(arch, millions, counts):
+def test_published_networks_have_the_published_number_of_parameters(arch, millions, counts):
     """Karras et al. 2018, table 2; Karras et al. 2019, section 2."""
     wide = {"resolution": 1024, "channels": 3, "z_dim": 512, "channel_base": 2 * 8192, "channel_max": 512}
     with torch.device("meta"):
@@ -277,7 +277,7 @@ class TestStyleGAN:
         assert generator.num_ws == 6
 
     @pytest.mark.parametrize(("layers", "truncated"), [(None, 8), (0, 0), (3, 3), (10, 10), (99, 10)])
-    def test_psi_draws_the_first_layers_towards_the_mean(self, layers, truncated):
+    def test_truncation_moves_the_first_layers_towards_the_mean(self, layers, truncated):
         generator, _ = build("stylegan", resolution=64)
         assert generator.num_ws == 10
         generator.eval().mapping.w_avg.normal_()
@@ -300,13 +300,13 @@ class TestStyleGAN:
         with pytest.raises(ValueError, match="truncation_layers is -1, must be 0 at least"):
             generator.styles(torch.randn(2, 8), truncation=0.5, truncation_layers=-1)
 
-    def test_without_mixing_styles_follow_from_the_latents_alone(self):
+    def test_without_style_mixing_styles_depend_only_on_latents(self):
         generator, _ = build("stylegan")
         z = torch.randn(3, 8)
         assert torch.equal(generator.styles(z, style_mixing=0.0), generator.styles(z))
 
     @pytest.mark.parametrize("resolution", RESOLUTIONS)
-    def test_mixed_styles_cross_once_among_the_layers_in_use(self, resolution):
+    def test_style_mixing_switches_once_within_the_layers_in_use(self, resolution):
         generator, _ = build("stylegan")
         generator.grow_to(resolution)
         z = torch.randn(64, 8)
@@ -329,7 +329,7 @@ class TestStyleGAN:
         read = ws.grad.abs().sum((0, 2)) > 0
         assert read.tolist() == [True] * 4 + [False] * 2
 
-    def test_noise_is_random_fixed_or_none(self):
+    def test_noise_is_random_const_or_none(self):
         generator, _ = build("stylegan")
         z = torch.randn(2, 8)
         images = {kind: [generator(z, noise=kind) for _ in range(2)] for kind in ("random", "const", "none")}
@@ -339,14 +339,14 @@ class TestStyleGAN:
         with pytest.raises(ValueError, match="noise is 'off'"):
             generator(z, noise="off")
 
-    def test_noise_has_no_part_in_a_fresh_network_whose_input_is_of_ones(self):
+    def test_a_new_network_starts_without_noise_and_with_a_constant_of_ones(self):
         torch.manual_seed(0)
         generator, _ = models.build(models.ModelConfig(arch="stylegan", resolution=8, channel_max=8, z_dim=8))
         assert generator.const.eq(1).all()
         z = torch.randn(2, 8)
         assert torch.equal(generator(z, noise="random"), generator(z, noise="none"))
 
-    def test_a_layer_is_convolution_blur_noise_bias_lrelu_norm_and_style(self):
+    def test_a_layer_equals_plain_pytorch(self):
         generator, _ = build("stylegan")
         x, w = torch.randn(2, 12, 4, 4), torch.randn(2, 8)
         layer = generator.layers[2]
@@ -362,18 +362,18 @@ class TestStyleGAN:
 
 
 class TestPGGAN:
-    def test_only_the_direction_of_a_latent_counts(self):
+    def test_latents_are_normalized(self):
         generator, _ = build("pggan")
         z = torch.randn(4, 8)
         torch.testing.assert_close(generator(3 * z), generator(z), rtol=1e-4, atol=1e-4)
 
-    def test_the_start_is_a_dense_layer_of_small_gain(self):
+    def test_the_first_layer_is_linear_with_a_gain_of_a_quarter(self):
         generator, _ = build("pggan", z_dim=64)
         with torch.no_grad():
             x = generator.dense(torch.randn(2000, 64))
         assert x.std().item() == pytest.approx(2**0.5 / 4, rel=0.05)
 
-    def test_a_block_down_is_convolution_pooling_bias_and_lrelu(self):
+    def test_a_downsampling_block_equals_plain_pytorch(self):
         for arch, blurred in (("pggan", False), ("stylegan", True)):
             _, discriminator = build(arch)
             block = discriminator.blocks[0]
@@ -388,23 +388,23 @@ class TestPGGAN:
 
 
 class TestFadingReals:
-    def test_whole_images_pass_as_they_are(self):
+    def test_images_of_full_resolution_are_returned(self):
         images = reals(16)
         assert fade_reals(images, 16) is images
 
-    def test_a_level_sees_averages(self):
+    def test_lower_stages_get_average_pooled_images(self):
         images = reals(16)
         torch.testing.assert_close(fade_reals(images, 4), F.avg_pool2d(F.avg_pool2d(images, 2), 2))
 
     @pytest.mark.parametrize("as_tensor", [False, True])
     @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
-    def test_a_new_level_is_blended_with_the_one_before(self, alpha, as_tensor):
+    def test_a_new_level_is_blended_with_the_previous_one(self, alpha, as_tensor):
         images = reals(16)
         old, new = nearest(F.avg_pool2d(images, 4)), F.avg_pool2d(images, 2)
         faded = fade_reals(images, 8, torch.tensor(alpha) if as_tensor else alpha)
         torch.testing.assert_close(faded, (1 - alpha) * old + alpha * new)
 
-    def test_grey_images_as_well(self):
+    def test_grey_images_are_supported(self):
         images = torch.randn(2, 1, 8, 8)
         torch.testing.assert_close(fade_reals(images, 8, 0.0), nearest(F.avg_pool2d(images, 2)))
 
@@ -413,7 +413,7 @@ class TestFadingReals:
         with pytest.raises(ValueError, match=f"resolution is {resolution}, must divide that of the images, 16"):
             fade_reals(reals(16), resolution)
 
-    def test_a_discriminator_judges_faded_reals_at_alpha_0_as_before(self):
+    def test_at_alpha_0_the_discriminator_judges_faded_reals_as_in_the_previous_stage(self):
         _, discriminator = build("pggan")
         images = reals(16)
         discriminator.grow_to(8)
@@ -450,10 +450,10 @@ class TestSchedule:
             (10**12, Stage(16, 1.0, 16, 2.0)),
         ],
     )
-    def test_a_level_is_faded_in_then_trained(self, images, stage):
+    def test_a_level_is_faded_in_and_then_trained(self, images, stage):
         assert stage_at(images, self.schedule()) == stage
 
-    def test_a_stage_depends_on_nothing_but_the_images_seen(self):
+    def test_a_stage_depends_only_on_the_images_seen(self):
         schedule = self.schedule()
         forwards = [stage_at(images, schedule) for images in range(500)]
         backwards = [stage_at(images, schedule) for images in reversed(range(500))]
@@ -475,17 +475,17 @@ class TestSchedule:
             ({"train_images": 0, "fade_images": 0}, 0, (16, 1.0)),
         ],
     )
-    def test_parts_of_it_may_be_missing(self, changed, images, expected):
+    def test_phases_may_be_empty(self, changed, images, expected):
         assert stage_at(images, self.schedule(**changed))[:2] == expected
 
-    def test_every_stage_is_one_that_networks_can_grow_to(self):
+    def test_networks_can_grow_to_every_stage(self):
         generator, discriminator = build("pggan")
         for images in range(0, 450, 10):
             stage = stage_at(images, self.schedule())
             for network in (generator, discriminator):
                 network.grow_to(stage.resolution, stage.alpha)
 
-    def test_the_published_one(self):
+    def test_the_published_schedule(self):
         schedule = Schedule.published(4, 1024, 32)
         assert schedule.batches == {4: 512, 8: 256, 16: 128, 32: 64, 64: 32, 128: 32, 256: 32, 512: 32, 1024: 32}
         factors = {4: 1.0, 8: 1.0, 16: 1.0, 32: 1.0, 64: 1.0, 128: 1.5, 256: 2.0, 512: 3.0, 1024: 3.0}
@@ -508,7 +508,7 @@ class TestSchedule:
             ({"lr_factors": {4: 1.0, 8: 1.0, 16: -1.0}}, "lr_factors at resolution 16 is -1.0"),
         ],
     )
-    def test_numbers_that_make_no_schedule_are_refused(self, changed, words):
+    def test_invalid_schedules_are_refused(self, changed, words):
         with pytest.raises(ValueError, match=words):
             self.schedule(**changed)
 

@@ -21,7 +21,7 @@ RESOLUTION, CLASSES = 32, 3
 
 @pytest.fixture(scope="module")
 def published():
-    """Config F of the paper at 1024x1024, without memory for its weights."""
+    """Config F of the paper at 1024x1024 on the meta device."""
     config = models.ModelConfig(
         resolution=1024, channels=3, z_dim=512, channel_base=32768, channel_max=512, mapping_layers=8, mapping_lr=0.01
     )
@@ -34,7 +34,7 @@ def shapes(*modules) -> Counter:
 
 
 def layer(before: int, after: int) -> list[tuple]:
-    """A synthesis layer: weight, bias, affine map of the style, strength of the noise."""
+    """Tensors of a synthesis layer: weight, bias, style's affine layer, noise strength."""
     return [(after, before, 3, 3), (after,), (before, 512), (before,), ()]
 
 
@@ -42,7 +42,7 @@ def to_rgb(channels: int) -> list[tuple]:
     return [(3, channels, 1, 1), (3,), (channels, 512), (channels,)]
 
 
-def test_numbers_of_parameters_are_those_of_the_paper(published):
+def test_numbers_of_parameters_equal_the_papers(published):
     _, generator, discriminator = published
     count = lambda network: sum(p.numel() for p in network.parameters())
     assert count(generator) == 30_370_060 and count(discriminator) == 29_012_513
@@ -91,7 +91,7 @@ def test_every_tensor_of_the_discriminator_has_the_published_shape(published, cl
 
 
 @pytest.mark.parametrize("resolution", [8, 64, 1024])
-def test_there_is_a_style_for_each_convolution_and_one_more(resolution):
+def test_the_number_of_ws_is_convolutions_plus_one(resolution):
     with torch.device("meta"):
         generator, _ = models.build(models.ModelConfig(resolution=resolution, channel_base=1024, channel_max=4))
     assert generator.num_ws == 2 * math.log2(resolution) - 2
@@ -106,7 +106,7 @@ def dense(x, of, lr_multiplier=1.0):
 
 
 def lrelu(x, gain=1.0, clamp=True):
-    """Leaky ReLU with its gain of sqrt(2), times that of the sum it goes into; the clamp grows with the latter."""
+    """Leaky ReLU with gain sqrt(2) times `gain`; `gain` scales the clamp too."""
     y = torch.where(x < 0, 0.2 * x, x) * math.sqrt(2) * gain
     return y.clamp(-256 * gain, 256 * gain) if clamp else y
 
@@ -129,7 +129,7 @@ def upsampled(x):
 
 
 def modulated(x, weight, style, demodulate=True, up=1):
-    """A convolution with weights of its own for every sample."""
+    """A convolution with separate weights for every sample."""
     n, i, height, width = x.shape
     o, _, k, _ = weight.shape
     w = weight[None] * style[:, None, :, None, None]  # [N, O, I, k, k]
@@ -216,7 +216,7 @@ def discriminator_of(image, label, of):
 
 
 def networks(classes: int = 0, loud: float = 1.0):
-    """In fp64, small, with every bias and noise strength away from zero; `loud` biases bring values to the clamp."""
+    """Small networks in fp64 with random biases and noise strengths; `loud` biases reach the clamp."""
     torch.manual_seed(0)
     config = models.ModelConfig(
         resolution=RESOLUTION,
@@ -244,7 +244,7 @@ def normal(*shape):
 
 
 @pytest.mark.parametrize("classes", [0, CLASSES])
-def test_mapping_normalises_latent_and_label_apart(classes):
+def test_the_mapping_network_normalizes_latent_and_label_separately(classes):
     config, generator, _ = networks(classes)
     z = 3 * normal(4, config.z_dim)
     label = torch.arange(4) % CLASSES if classes else None
@@ -253,7 +253,7 @@ def test_mapping_normalises_latent_and_label_apart(classes):
 
 
 @pytest.mark.parametrize("loud", [1.0, 1000.0])
-def test_a_synthesis_block_is_that_of_the_paper(loud):
+def test_a_synthesis_block_equals_the_reference(loud):
     config, generator, _ = networks(loud=loud)
     up, same, rgb = generator.synthesis.up[1], generator.synthesis.same[1], generator.synthesis.to_rgb[2]
     x, w = normal(3, 16, 8, 8), normal(3, 3, config.z_dim)
@@ -270,8 +270,8 @@ def test_a_synthesis_block_is_that_of_the_paper(loud):
 
 
 @pytest.mark.parametrize("up", [1, 2])
-def test_the_gain_of_the_weight_falls_out_by_demodulation(up):
-    """The official PyTorch code has none; what is left of the difference is that of epsilon in another unit."""
+def test_demodulation_cancels_the_weight_gain(up):
+    """The official PyTorch code has no weight gain; only epsilon is relative to another scale."""
     config, generator, _ = networks()
     of = (generator.synthesis.same if up == 1 else generator.synthesis.up)[1]
     x, w = normal(3, 16, 8, 8), normal(3, config.z_dim)
@@ -281,7 +281,7 @@ def test_the_gain_of_the_weight_falls_out_by_demodulation(up):
 
 
 @pytest.mark.parametrize("loud", [1.0, 1000.0])
-def test_the_image_is_a_sum_over_the_resolutions(loud):
+def test_the_image_is_the_sum_of_all_resolutions(loud):
     config, generator, _ = networks(loud=loud)
     ws = normal(2, generator.num_ws, config.z_dim)  # of every layer its own
     expected = synthesis(ws, generator.synthesis)
@@ -296,7 +296,7 @@ def test_an_image_is_upsampled_by_the_filter():
 
 
 @pytest.mark.parametrize("loud", [1.0, 1000.0])
-def test_a_residual_block_is_that_of_the_paper(loud):
+def test_a_residual_block_equals_the_reference(loud):
     _, _, discriminator = networks(loud=loud)
     block, x = discriminator.blocks[1], normal(3, 16, 16, 16)
     inner = lrelu(convolved(x, block.conv, padding=1))
@@ -306,7 +306,7 @@ def test_a_residual_block_is_that_of_the_paper(loud):
 
 
 @pytest.mark.parametrize("batch", [2, 3, 4, 8])
-def test_the_deviation_within_groups_is_a_feature_map(batch):
+def test_minibatch_stddev_is_a_feature_map(batch):
     _, _, discriminator = networks()
     x = normal(batch, 16, 4, 4)
     torch.testing.assert_close(discriminator.stddev(x), with_stddev(x), **CLOSE)
@@ -314,14 +314,14 @@ def test_the_deviation_within_groups_is_a_feature_map(batch):
 
 @pytest.mark.parametrize("classes", [0, CLASSES])
 @pytest.mark.parametrize("loud", [1.0, 1000.0])
-def test_the_logits_are_those_of_the_paper(classes, loud):
+def test_the_logits_equal_the_reference(classes, loud):
     _, _, discriminator = networks(classes, loud)
     label = torch.arange(8) % CLASSES if classes else None
     image = normal(8, 3, RESOLUTION, RESOLUTION)
     torch.testing.assert_close(discriminator(image, label), discriminator_of(image, label, discriminator), **CLOSE)
 
 
-def test_gradients_of_both_networks_are_those_of_the_rendition():
+def test_gradients_of_both_networks_equal_the_reference():
     config, generator, discriminator = networks()
     z = normal(4, config.z_dim)
     ours = discriminator(generator(z, noise="const"))
@@ -337,7 +337,7 @@ def test_gradients_of_both_networks_are_those_of_the_rendition():
 
 @pytest.fixture
 def trained():
-    """A generator whose mean of w is not zero, and a function that gives the ws it draws with."""
+    """A generator with a mean of w that is not zero, and a function that returns the ws it uses."""
     config, generator, _ = networks()
     generator.eval()
     torch.nn.init.normal_(generator.mapping.w_avg)
@@ -351,7 +351,7 @@ def trained():
     return config, generator, ws_of
 
 
-def test_psi_one_changes_nothing_and_psi_zero_leaves_the_mean_alone(trained):
+def test_psi_one_changes_nothing_and_psi_zero_gives_the_mean(trained):
     config, generator, ws_of = trained
     z = normal(5, config.z_dim)
     w, mean = generator.mapping(z), generator.mapping.w_avg
@@ -362,7 +362,7 @@ def test_psi_one_changes_nothing_and_psi_zero_leaves_the_mean_alone(trained):
     torch.testing.assert_close(ws_of(z, truncation=0.5), half[:, None].expand(-1, generator.num_ws, -1), **CLOSE)
 
 
-def test_mixing_of_probability_zero_draws_nothing_at_random(trained):
+def test_style_mixing_with_probability_zero_draws_no_random_numbers(trained):
     config, _, ws_of = trained
     z = normal(5, config.z_dim)
     before = torch.get_rng_state()
@@ -370,7 +370,7 @@ def test_mixing_of_probability_zero_draws_nothing_at_random(trained):
     assert torch.equal(one, two) and torch.equal(torch.get_rng_state(), before)
 
 
-def test_mixing_of_probability_one_crosses_every_sample_after_the_first_layer(trained):
+def test_style_mixing_with_probability_one_mixes_every_sample(trained):
     config, generator, ws_of = trained
     z = normal(100, config.z_dim)
     own = (ws_of(z, style_mixing=1.0, noise="none") == generator.mapping(z)[:, None]).all(2)  # [N, num_ws]
@@ -379,7 +379,7 @@ def test_mixing_of_probability_one_crosses_every_sample_after_the_first_layer(tr
     assert torch.equal(own, torch.arange(generator.num_ws) < crossed[:, None])
 
 
-def test_mixing_of_a_probability_crosses_as_many(trained):
+def test_style_mixing_mixes_the_given_share_of_samples(trained):
     config, generator, ws_of = trained
     z = normal(300, config.z_dim)
     own = (ws_of(z, style_mixing=0.3, noise="none") == generator.mapping(z)[:, None]).all((1, 2))
@@ -387,7 +387,7 @@ def test_mixing_of_a_probability_crosses_as_many(trained):
 
 
 @pytest.mark.parametrize("noise", ["const", "none"])
-def test_without_random_noise_an_image_is_determined(trained, noise):
+def test_without_random_noise_images_are_deterministic(trained, noise):
     config, generator, _ = trained
     z = normal(2, config.z_dim)
     before = torch.get_rng_state()
@@ -396,7 +396,7 @@ def test_without_random_noise_an_image_is_determined(trained, noise):
     assert not torch.equal(generator(z, noise="random"), generator(z, noise="random"))
 
 
-def test_noise_of_strength_zero_is_none(trained):
+def test_noise_strength_zero_equals_no_noise(trained):
     config, generator, _ = trained
     for name, p in generator.named_parameters():
         if name.endswith("strength"):

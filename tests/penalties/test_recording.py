@@ -35,7 +35,7 @@ from fastgan.penalties import (
     zero_centered_penalty,
 )
 from fastgan.penalties.recording import Recording
-from tests.penalties.test_one_pass import SIZE, Held, assert_equal_gradients, batch, build, by_double_backward
+from tests.penalties.discriminators import SIZE, SavedTensor, assert_equal_gradients, batch, build, by_double_backward
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -105,7 +105,7 @@ def assert_followed_or_refused(discriminator, reason=None, images=None, *labels)
 # What may change between two calls --------------------------------------------------------------------------------
 
 
-class Told:
+class Settings:
     """A plain object."""
 
     def __init__(self, factor=2.0):
@@ -115,12 +115,12 @@ class Told:
         return x * self.factor
 
 
-GLOBAL = Told()
+GLOBAL = Settings()
 LOCAL = threading.local()
 CONTEXT = contextvars.ContextVar("factor", default=2.0)
 
 
-def of_closure():
+def make_closure():
     factor = 2.0
 
     def change(discriminator):
@@ -130,28 +130,28 @@ def of_closure():
     return varied(lambda self, x: x * factor), change
 
 
-def of_partial():
+def make_partial():
     times = functools.partial(lambda x, factor: x * factor, factor=2.0)
     return varied(lambda self, x: self.times(x), times=times), lambda discriminator: setattr(
         discriminator, "times", functools.partial(times, factor=0.5)
     )
 
 
-def of_bound_method():
-    told = Told()
-    return varied(lambda self, x: self.times(x), times=told.times), lambda discriminator: vars(
+def make_bound_method():
+    settings = Settings()
+    return varied(lambda self, x: self.times(x), times=settings.times), lambda discriminator: vars(
         discriminator.times.__self__
     ).update(factor=0.5)
 
 
-def of_stochastic_depth():
+def make_stochastic_depth():
     def vary(self, x):
         return x + self.act(x - 0.1) if self.random.random() < 0.5 else x
 
-    return varied(vary, random=random.Random(0)), lambda discriminator: discriminator.random.seed(3)
+    return varied(vary, random=random.Random(0)), lambda d: d.random.seed(3)
 
 
-def of_environment():
+def make_environment():
     os.environ.pop("FASTGAN_TEST_FACTOR", None)
     return (
         varied(lambda self, x: x * float(os.environ.get("FASTGAN_TEST_FACTOR", "2"))),
@@ -159,14 +159,14 @@ def of_environment():
     )
 
 
-def of_patched_forward():
+def make_patched_forward():
     def change(discriminator):
         discriminator.act.forward = lambda x: F.leaky_relu(x, 0.7) - 0.5
 
     return varied(lambda self, x: x), change
 
 
-def of_patched_class():
+def make_patched_class():
     class Scaled(nn.Module):
         def forward(self, x):
             return x * 2
@@ -179,36 +179,32 @@ def of_patched_class():
     return discriminator, change
 
 
-def of_hook():
-    return varied(lambda self, x: x), lambda discriminator: discriminator.act.register_forward_hook(
-        lambda module, args, y: 3 * y - 1
-    )
+def make_hook():
+    return varied(lambda self, x: x), lambda d: d.act.register_forward_hook(lambda module, args, y: 3 * y - 1)
 
 
-def of_pre_hook():
-    return varied(lambda self, x: x), lambda discriminator: discriminator.act.register_forward_pre_hook(
-        lambda module, args: (args[0] - 0.3,)
-    )
+def make_pre_hook():
+    return varied(lambda self, x: x), lambda d: d.act.register_forward_pre_hook(lambda module, args: (args[0] - 0.3,))
 
 
-def of_old_spectral_norm():
+def make_old_spectral_norm():
     """Power iteration in each call writes buffers in place."""
     discriminator = varied(lambda self, x: x)
     nn.utils.spectral_norm(discriminator.conv)
-    return discriminator, lambda discriminator: discriminator.eval()
+    return discriminator, lambda d: d.eval()
 
 
-def of_parametrization(parametrize):
+def make_parametrization(parametrize):
     def make():
         discriminator = varied(lambda self, x: x)
         parametrize(discriminator.conv)
-        return discriminator, lambda discriminator: discriminator.eval()
+        return discriminator, lambda d: d.eval()
 
     return make
 
 
 def set_to(name, value):
-    return lambda discriminator: setattr(discriminator, name, value)
+    return lambda d: setattr(d, name, value)
 
 
 def counts(self, x):
@@ -239,54 +235,54 @@ def under_own_autocast(self, x):
 
 # Each makes a discriminator and a change that makes stale whatever was learned of it.
 FOLLOWED = {
-    "closure": of_closure,
-    "partial": of_partial,
-    "bound method": of_bound_method,
+    "closure": make_closure,
+    "partial": make_partial,
+    "bound method": make_bound_method,
     "random.Random": lambda: (varied(lambda self, x: x * self.random.random(), random=random.Random(1)), None),
-    "stochastic depth": of_stochastic_depth,
+    "stochastic depth": make_stochastic_depth,
     "random": lambda: (varied(lambda self, x: x * random.random()), None),
     "numpy.random": lambda: (varied(lambda self, x: x * np.random.random()), None),
     "torch.rand": lambda: (varied(lambda self, x: x * torch.rand(())), None),
     "mask drawn": lambda: (varied(lambda self, x: x * (torch.rand(x.shape) < 0.7) / 0.7), None),
-    "patched forward": of_patched_forward,
-    "patched class": of_patched_class,
-    "forward hook": of_hook,
-    "forward pre-hook": of_pre_hook,
+    "patched forward": make_patched_forward,
+    "patched class": make_patched_class,
+    "forward hook": make_hook,
+    "forward pre-hook": make_pre_hook,
     "named_buffers": lambda: (
         varied(lambda self, x: x * sum(b.item() for _, b in self.named_buffers())),
-        lambda discriminator: discriminator.scale.fill_(0.25),
+        lambda d: d.scale.fill_(0.25),
     ),
     "state_dict": lambda: (
         varied(lambda self, x: x * float(self.state_dict()["scale"])),
-        lambda discriminator: discriminator.scale.fill_(0.25),
+        lambda d: d.scale.fill_(0.25),
     ),
     "item of a parameter": lambda: (
         varied(lambda self, x: x / self.conv.weight.norm().item()),
-        lambda discriminator: discriminator.conv.weight.data.mul_(2),
+        lambda d: d.conv.weight.data.mul_(2),
     ),
-    "buffer": lambda: (varied(lambda self, x: x * self.scale), lambda discriminator: discriminator.scale.fill_(0.25)),
+    "buffer": lambda: (varied(lambda self, x: x * self.scale), lambda d: d.scale.fill_(0.25)),
     "running scale": lambda: (varied(keeps_running_scale), None),
     "class attribute": lambda: (
         varied(lambda self, x: x * type(self).FACTOR),
-        lambda discriminator: setattr(type(discriminator), "FACTOR", 0.5),
+        lambda d: setattr(type(d), "FACTOR", 0.5),
     ),
-    "global": lambda: (varied(lambda self, x: x * GLOBAL.factor), lambda discriminator: setattr(GLOBAL, "factor", 0.5)),
+    "global": lambda: (varied(lambda self, x: x * GLOBAL.factor), lambda d: setattr(GLOBAL, "factor", 0.5)),
     "thread-local": lambda: (
         varied(lambda self, x: x * getattr(LOCAL, "factor", 2.0)),
-        lambda discriminator: setattr(LOCAL, "factor", 0.5),
+        lambda d: setattr(LOCAL, "factor", 0.5),
     ),
-    "context variable": lambda: (varied(lambda self, x: x * CONTEXT.get()), lambda discriminator: CONTEXT.set(0.5) and None),  # noqa: E501
-    "environment": of_environment,
+    "context variable": lambda: (varied(lambda self, x: x * CONTEXT.get()), lambda d: CONTEXT.set(0.5) and None),
+    "environment": make_environment,
     "iterator": lambda: (varied(lambda self, x: x * next(self.factors), factors=itertools.cycle([2.0, 0.5])), None),
     "object": lambda: (
-        varied(lambda self, x: self.told.times(x), told=Told()),
-        lambda discriminator: setattr(discriminator.told, "factor", 0.5),
+        varied(lambda self, x: self.settings.times(x), settings=Settings()),
+        lambda d: setattr(d.settings, "factor", 0.5),
     ),
     "options": lambda: (
         varied(lambda self, x: x * self.options["gain"][0], options={"gain": [2.0]}),
-        lambda discriminator: discriminator.options["gain"].__setitem__(0, 0.5),
+        lambda d: d.options["gain"].__setitem__(0, 0.5),
     ),
-    "training": lambda: (varied(lambda self, x: x * (2 if self.training else 0.5)), lambda discriminator: discriminator.eval()),  # noqa: E501
+    "training": lambda: (varied(lambda self, x: x * (2 if self.training else 0.5)), lambda d: d.eval()),
     "autocast asked for": lambda: (
         varied(lambda self, x: x * (2 if torch.is_autocast_enabled("cpu") else 0.5)),
         None,
@@ -295,7 +291,7 @@ FOLLOWED = {
     "grad mode asked for": lambda: (varied(lambda self, x: x * (2 if torch.is_grad_enabled() else 0.5)), None),
     "type asked for": lambda: (varied(lambda self, x: x * 3 if type(x) is torch.Tensor else x), None),
     "tracing asked for": lambda: (varied(lambda self, x: x if torch.jit.is_tracing() else x * 3), None),
-    "branch on values": lambda: (varied(on_values), lambda discriminator: discriminator.shift.data.add_(1)),
+    "branch on values": lambda: (varied(on_values), lambda d: d.shift.data.add_(1)),
     "running mean": lambda: (varied(centred), None),
     "constant overwritten": lambda: (varied(overwriting_a_constant), None),
     "logging": lambda: (varied(logging), None),
@@ -305,23 +301,23 @@ FOLLOWED = {
     "added to itself": lambda: (varied(adding_to_itself), None),
     "counter": lambda: (varied(counts, steps=0), None),
     "constants of the images": lambda: (varied(with_constant_of_images), None),
-    "slope": lambda: (varied(lambda self, x: x), lambda discriminator: setattr(discriminator.act, "negative_slope", 0.6)),  # noqa: E501
-    "padding": lambda: (varied(lambda self, x: x), lambda discriminator: vars(discriminator.conv).update(padding=(1, 1))),  # noqa: E501
+    "slope": lambda: (varied(lambda self, x: x), lambda d: setattr(d.act, "negative_slope", 0.6)),
+    "padding": lambda: (varied(lambda self, x: x), lambda d: vars(d.conv).update(padding=(1, 1))),
     "new parameter": lambda: (
         varied(lambda self, x: x + self.shift),
         set_to("shift", nn.Parameter(torch.full((1, 4, 1, 1), 0.7, dtype=torch.float64))),
     ),
     "new module": lambda: (varied(lambda self, x: x), set_to("act", nn.ReLU())),
-    "frozen": lambda: (varied(lambda self, x: x + self.shift), lambda discriminator: discriminator.conv.bias.requires_grad_(False)),  # noqa: E501
-    "old spectral norm": of_old_spectral_norm,
-    "spectral norm": of_parametrization(nn.utils.parametrizations.spectral_norm),
-    "weight norm": of_parametrization(nn.utils.parametrizations.weight_norm),
+    "frozen": lambda: (varied(lambda self, x: x + self.shift), lambda d: d.conv.bias.requires_grad_(False)),
+    "old spectral norm": make_old_spectral_norm,
+    "spectral norm": make_parametrization(nn.utils.parametrizations.spectral_norm),
+    "weight norm": make_parametrization(nn.utils.parametrizations.weight_norm),
     "subclass": lambda: (varied(lambda self, x: Doubling(4, 4, 1).double()(x)), None),
     "dropout off": lambda: (varied(lambda self, x: F.dropout(x, 0.5, self.training)).eval(), None),
     "in place": lambda: (varied(lambda self, x: (x * 2).add_(self.shift).mul_(0.5).relu_()), None),
     "split": lambda: (varied(lambda self, x: torch.cat([half * k for k, half in enumerate(x.chunk(2, 1))], 1)), None),
     "read twice by biases": lambda: (varied(lambda self, x: layers_of_one(self, x)), None),
-    "biases of every shape": lambda: (varied(of_biases_of_every_shape), None),
+    "biases of every shape": lambda: (varied(biases_of_every_shape), None),
     "matrix product": lambda: (varied(lambda self, x: x.transpose(1, 3) @ outer(self.shift)), None),
 }  # fmt: skip
 
@@ -375,7 +371,7 @@ def layers_of_one(self, x):
     return one + other + x
 
 
-def of_biases_of_every_shape(self, x):
+def biases_of_every_shape(self, x):
     """A dense layer adds what broadcasts: one number, one for each sample and feature."""
     features, weight = x.flatten(1), self.conv.weight.flatten(1)[:, :16].repeat(16, 4)  # [64, 64]
     for bias in (self.shift[0, 0], self.shift.flatten()[0], self.shift.view(1, 4).repeat(len(x), 16)):
@@ -688,7 +684,7 @@ def test_a_graph_is_freed_without_the_collector_of_python():
         held = []
 
         def pack(tensor):
-            kept = Held(tensor)
+            kept = SavedTensor(tensor)
             held.append(weakref.ref(kept))
             return kept
 
@@ -829,7 +825,7 @@ def without_stddev(discriminator):
     return discriminator
 
 
-def at_stage(resolution, alpha, change=lambda discriminator: discriminator):
+def at_stage(resolution, alpha, change=lambda d: d):
     def apply(discriminator):
         discriminator.grow_to(resolution, alpha)
         return change(discriminator)
@@ -866,7 +862,7 @@ SHIPPED = [
             at_stage(8, 1.0, without_stddev),
             at_stage(8, 0.3, without_stddev),
             at_stage(4, 1.0, without_stddev),
-            at_stage(16, 0.7, lambda discriminator: recomputed(without_stddev(discriminator))),
+            at_stage(16, 0.7, lambda d: recomputed(without_stddev(d))),
         )
     ),
     *((arch, {}, 3, at_stage(8, 0.3), STDDEV) for arch in ("pggan", "stylegan")),

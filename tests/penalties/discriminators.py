@@ -19,7 +19,7 @@ SIZE, CLASSES = 16, 3
 
 
 class Residual(nn.Module):
-    """StyleGAN2's, without minibatch standard deviation; a limit that is reached if it is low."""
+    """StyleGAN2's without minibatch stddev. A low `clamp` is reached."""
 
     def __init__(self, clamp=256.0):
         super().__init__()
@@ -58,7 +58,7 @@ class Bottleneck(nn.Module):
 
 
 class Projection(nn.Module):
-    """A conditional discriminator: the label's direction, normalised, times the features (Miyato & Koyama 2018)."""
+    """A projection discriminator: features times the normalized label embedding (Miyato & Koyama 2018)."""
 
     def __init__(self):
         super().__init__()
@@ -73,12 +73,12 @@ class Projection(nn.Module):
         return (x * direction).sum(1) / math.sqrt(x.shape[1])
 
 
-class LabelPlanes(nn.Module):
-    """A conditional discriminator: a plane for the label beside those of the image, and a learned factor and offset."""
+class LabelMaps(nn.Module):
+    """A conditional discriminator: a label map beside the image's channels, a learned factor and offset."""
 
     def __init__(self):
         super().__init__()
-        self.planes = nn.Embedding(CLASSES, SIZE * SIZE)
+        self.label_maps = nn.Embedding(CLASSES, SIZE * SIZE)
         self.conv = layers.EqualizedConv2d(4, 8, 3, act="lrelu", down=2)
         self.factor = nn.Parameter(torch.randn(1, 8, 1, 1))
         self.offset = nn.Parameter(torch.randn(8, 1, 1))
@@ -87,7 +87,7 @@ class LabelPlanes(nn.Module):
 
     def forward(self, images, labels):
         n, _, h, w = images.shape
-        x = torch.cat([images - self.mean, self.planes(labels).view(n, 1, h, w)], dim=1)
+        x = torch.cat([images - self.mean, self.label_maps(labels).view(n, 1, h, w)], dim=1)
         x = self.conv(x) * self.factor + self.offset
         return self.out(
             noise_bias_act(x, bias=self.offset.flatten(), act="relu").view(n, 8 * (h // 2) * (w // 2))
@@ -95,7 +95,7 @@ class LabelPlanes(nn.Module):
 
 
 class Filtered(nn.Module):
-    """FIR resampling as layers, and as a function."""
+    """FIR resampling as layers and as a function."""
 
     def __init__(self):
         super().__init__()
@@ -109,7 +109,7 @@ class Filtered(nn.Module):
 
 
 class Growing(nn.Module):
-    """PGGAN's: resampled convolutions, and a fade from the smaller resolution to the larger one."""
+    """PGGAN's: resampled convolutions, and a blend of two resolutions."""
 
     def __init__(self):
         super().__init__()
@@ -142,24 +142,24 @@ DISCRIMINATORS = {
     "dcgan": dcgan,
     "bottleneck": Bottleneck,
     "projection": Projection,
-    "label planes": LabelPlanes,
+    "label maps": LabelMaps,
     "growing": Growing,
     "filtered": Filtered,
 }
-CONDITIONAL = ("projection", "label planes")
+CONDITIONAL = ("projection", "label maps")
 
 
 def build(name):
     torch.manual_seed(0)
     discriminator = DISCRIMINATORS[name]().double()
     for parameter in discriminator.parameters():
-        if parameter.dim() == 1:  # biases of zero would hide mistakes
+        if parameter.dim() == 1:  # biases of zero would hide errors
             nn.init.normal_(parameter, std=0.3)
     return discriminator
 
 
 def batch(name=None, n=3, dtype=torch.float64):
-    """Real and generated images, and labels (or None)."""
+    """Real and fake images, and labels or None."""
     generator = torch.Generator().manual_seed(1)
     real, fake = (
         torch.randn(n, 3, SIZE, SIZE, generator=generator, dtype=torch.float64)
@@ -171,7 +171,7 @@ def batch(name=None, n=3, dtype=torch.float64):
 
 
 def by_double_backward(discriminator):
-    """The same discriminator in a function, which cannot be looked into."""
+    """The discriminator in a function, which takes double backward."""
     return lambda *arguments: discriminator(*arguments)
 
 
@@ -217,7 +217,7 @@ def assert_equal_gradients(got, expected, tolerance=1e-9):
         if a is not None:
             assert a.shape == b.shape
             assert a.dtype == b.dtype
-            # Where terms cancel (a last bias, with the Wasserstein loss) nothing but rounding is left.
+            # Where terms cancel (the last bias with the Wasserstein loss), only rounding is left.
             assert (a - b).norm() <= tolerance * b.norm() + tolerance * 1e-3 * largest
 
 

@@ -8,6 +8,8 @@ from fastgan.penalties import logits_and_squared_grad, why_not_one_pass
 from tests.penalties import discriminators
 from tests.penalties.discriminators import DISCRIMINATORS, SIZE, build, by_double_backward
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 class Quadratic(nn.Module):
     """logit = sum(weight * x^2) + offset[label], whose gradient is 2 * weight * x."""
@@ -29,7 +31,7 @@ def images_and_labels():
     return images.to(memory_format=torch.channels_last), torch.randint(5, (6,), generator=generator)
 
 
-def test_grad_norm_of_a_known_discriminator(images_and_labels):
+def test_squared_gradient_of_a_quadratic_discriminator(images_and_labels):
     images, labels = images_and_labels
     discriminator = Quadratic()
     logits, squares = logits_and_squared_grad(discriminator, images, labels)
@@ -54,7 +56,7 @@ def test_penalty_gradients_agree_with_finite_differences(images_and_labels, pena
     torch.autograd.gradcheck(loss, weights)
 
 
-def test_penalty_is_fp32_under_autocast():
+def test_results_are_fp32_under_autocast():
     discriminator = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 1))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert discriminator(torch.randn(2, 3, 4, 4)).dtype == torch.bfloat16
@@ -65,7 +67,7 @@ def test_penalty_is_fp32_under_autocast():
 
 
 @pytest.mark.parametrize("name", DISCRIMINATORS)
-def test_logits_and_squares_are_the_discriminators(name):
+def test_logits_and_squares_equal_autograd(name):
     discriminator = build(name)
     real, _, labels = discriminators.batch(name)
     logits, squares = logits_and_squared_grad(discriminator, real, labels)
@@ -75,7 +77,7 @@ def test_logits_and_squares_are_the_discriminators(name):
     torch.testing.assert_close(squares, gradient.square().sum((1, 2, 3)))
 
 
-def test_double_backward_form_is_differentiable_again():
+def test_double_backward_is_differentiable_twice():
     discriminator = nn.Sequential(nn.Conv2d(2, 2, 3), nn.Tanh(), nn.Flatten(), nn.Linear(8, 1)).double()
     names, weights = zip(*discriminator.named_parameters(), strict=True)
     images = torch.randn(2, 2, 4, 4, dtype=torch.float64, requires_grad=True)
@@ -89,17 +91,18 @@ def test_double_backward_form_is_differentiable_again():
     torch.autograd.gradgradcheck(results, (images, *weights))
 
 
-def test_what_are_no_logits_is_refused():
+def test_results_that_are_not_logits_are_refused():
+    images = discriminators.batch()[0]
     with pytest.raises(ValueError, match=r"logits have shape \[3, 2\], must be \[3\]"):
         logits_and_squared_grad(
             nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, 2)).double(), discriminators.batch()[0]
         )
     with pytest.raises(ValueError, match=r"result is a tuple, must be a tensor of logits \[3\]"):
-        logits_and_squared_grad(lambda images: (images.sum((1, 2, 3)), None), discriminators.batch()[0])
+        logits_and_squared_grad(lambda images: (images.sum((1, 2, 3)), None), images)
 
 
 @pytest.mark.parametrize("form", [lambda d: d, by_double_backward])
-def test_images_made_in_inference_mode(form):
+def test_images_created_in_inference_mode_are_supported(form):
     discriminator, images = build("dcgan"), discriminators.batch()[0].detach()
     with torch.inference_mode():
         made = images * 1

@@ -28,12 +28,12 @@ from tests.support import backends
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-# The same numbers -------------------------------------------------------------------------------------------------
+# Gradients --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("arrangement", [r1_and_r2, concatenated, interpolated], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("name", DISCRIMINATORS)
-def test_gradients_are_those_of_double_backward(name, arrangement):
+def test_gradients_equal_double_backward(name, arrangement):
     discriminator = build(name)
     real, fake, labels = batch(name)
     assert why_not_one_pass(discriminator, real, labels) is None
@@ -47,12 +47,12 @@ def test_gradients_are_those_of_double_backward(name, arrangement):
 
 
 @pytest.mark.parametrize("name", DISCRIMINATORS)
-def test_the_steps_recorded_are_the_discriminator(name):
+def test_recorded_steps_compute_the_discriminator(name):
     real, _, labels = batch(name)
     one_pass.check(build(name), real, labels, tolerance=1e-10)
 
 
-def test_limits_are_reached_where_that_is_tested():
+def test_the_limited_discriminator_reaches_its_limits():
     discriminator = build("limited")
     reached = []
     discriminator.blocks[0].conv.register_forward_hook(lambda module, args, y: reached.append((y.abs() == 0.7).sum()))
@@ -82,7 +82,7 @@ def test_every_backend_replays_a_discriminator(backend):
 
 
 @pytest.mark.parametrize("form", [lambda d: d, by_double_backward], ids=["one pass", "double backward"])
-def test_only_what_wants_a_gradient_gets_one(form):
+def test_only_tensors_that_require_grad_get_gradients(form):
     discriminator = build("residual")
     expected = torch.autograd.grad(
         r1_and_r2(form(discriminator), LOSSES["hinge"], *batch()),
@@ -102,8 +102,8 @@ def test_only_what_wants_a_gradient_gets_one(form):
 
 
 @pytest.mark.parametrize("name", DISCRIMINATORS)
-def test_one_result_alone_can_be_differentiated(name):
-    """Also None where double backward says None: the squared norm alone has no part in the last bias."""
+def test_either_result_alone_can_be_differentiated(name):
+    """Gradients are None exactly where double backward's are: |g|^2 does not depend on the last bias."""
     discriminator = build(name)
     real, _, labels = batch(name)
     for pick in (0, 1):
@@ -119,7 +119,7 @@ def test_one_result_alone_can_be_differentiated(name):
 
 
 @pytest.mark.parametrize("name", DISCRIMINATORS)
-def test_a_batch_of_none(name):
+def test_empty_batch(name):
     discriminator = build(name)
     real, _, labels = batch(name)
     logits, squares = logits_and_squared_grad(discriminator, real[:0], None if labels is None else labels[:0])
@@ -128,7 +128,7 @@ def test_a_batch_of_none(name):
         assert grad is None or not grad.any()
 
 
-def test_a_layer_used_twice_gets_both_gradients():
+def test_gradients_of_a_layer_used_twice_add_up():
     class Twice(nn.Module):
         def __init__(self):
             super().__init__()
@@ -150,10 +150,9 @@ def test_a_layer_used_twice_gets_both_gradients():
     assert_equal_gradients(one, double)
 
 
-@pytest.mark.parametrize("name", ["residual", "projection", "label planes", "dcgan"])
-def test_autocast_agrees_to_16_bits(name):
-    """As far from fp64 as double backward under the same autocast. Of so many samples that a few signs more or less,
-    where the two forms round otherwise, do not count."""
+@pytest.mark.parametrize("name", ["residual", "projection", "label maps", "dcgan"])
+def test_autocast_is_as_accurate_as_double_backward(name):
+    """Compared with fp64. The batch is large, so that a few signs that the forms round differently do not matter."""
     discriminator = build(name)
 
     def r1(form, precision, **autocast):
@@ -177,8 +176,8 @@ def test_autocast_agrees_to_16_bits(name):
         assert ours <= 1.5 * theirs + 0.005
 
 
-def test_numbers_and_scalars_among_16_bit_activations():
-    """Multiplied by c they are tensors, and must not make fp32 of what was bf16."""
+def test_numbers_and_scalars_do_not_promote_16_bit_activations():
+    """Multiplied by c they are tensors [N], but must not promote bf16 to fp32."""
 
     class Shifted(nn.Module):
         def __init__(self):
@@ -202,8 +201,8 @@ def test_numbers_and_scalars_among_16_bit_activations():
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e4])
-def test_16_bits_survive_small_and_scaled_losses(scale):
-    """c and p are brought to the size of one before they meet activations of 16 bits."""
+def test_fp16_gradients_of_tiny_and_scaled_losses_are_accurate(scale):
+    """c and p are divided by their maximum before they meet fp16 activations."""
     discriminator = build("residual").float()
     real, _, _ = batch(dtype=torch.float32)
 
@@ -216,17 +215,17 @@ def test_16_bits_survive_small_and_scaled_losses(scale):
         torch.testing.assert_close(scaled / scale, plain, rtol=2e-2, atol=1e-3 * plain.abs().max().item())
 
 
-def test_one_pass_refuses_a_graph_of_its_backward():
+def test_create_graph_in_backward_is_refused():
     discriminator = build("residual")
     _, squares = logits_and_squared_grad(discriminator, batch()[0])
     with pytest.raises(RuntimeError, match="create_graph"):
         torch.autograd.grad(squares.sum(), list(discriminator.parameters()), create_graph=True)
 
 
-# What it keeps ----------------------------------------------------------------------------------------------------
+# Saved tensors ----------------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_kept_after_backward():
+def test_saved_tensors_are_freed_after_backward():
     discriminator = build("limited")
     held = []
 
@@ -256,7 +255,7 @@ def test_a_discriminator_can_be_freed_and_copied():
     assert freed() is None
 
 
-def test_weights_changed_before_backward_are_noticed():
+def test_weights_changed_before_backward_raise():
     discriminator = build("dcgan")
     logits, _ = logits_and_squared_grad(discriminator, batch()[0])
     with torch.no_grad():
@@ -265,7 +264,7 @@ def test_weights_changed_before_backward_are_noticed():
         logits.sum().backward()
 
 
-def test_the_form_does_not_depend_on_the_backend_in_force_at_backward():
+def test_backward_uses_the_backend_of_forward():
     discriminator = build("limited")
     real, fake, _ = batch()
     with use_backend("torch"):

@@ -1,7 +1,7 @@
-"""The one-pass penalty follows a forward pass as it happened, or leaves it to double backward; it changes nothing.
+"""A recording follows the forward pass as it happens, or refuses with a reason; it has no side effects.
 
-What a discriminator reads, draws or decides by may change between two calls. In each call, one pass is double backward
-to rounding, or is not taken, and then a reason is given.
+State, random numbers and branches may change between two calls. In each call, the one-pass form equals double backward
+to rounding, or is not taken.
 """
 
 import contextvars
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Varied(nn.Module):
-    """A plain discriminator with `vary(self, features)` between its layers."""
+    """A plain discriminator that calls `vary(self, features)` between its layers."""
 
     FACTOR = 2.0
 
@@ -79,8 +79,8 @@ def copied(discriminator):
     return copy.deepcopy(discriminator, {id(value): value for value in left if value.grad_fn is not None})
 
 
-def penalised(form, discriminator, images, *labels):
-    """The gradients of a loss with R1, of images and parameters; and whether it was one pass."""
+def penalized(form, discriminator, images, *labels):
+    """Gradients of a loss with R1 with respect to images and parameters; and whether one pass was taken."""
     seed()
     logits, squares = logits_and_squared_grad(form, images, *labels)
     loss = nonsaturating_real(logits) + 3 * zero_centered_penalty(squares)
@@ -89,24 +89,24 @@ def penalised(form, discriminator, images, *labels):
 
 
 def assert_followed_or_refused(discriminator, reason=None, images=None, *labels):
-    """One pass, or double backward for a reason that contains the words; the numbers are right in either."""
+    """Asserts one pass, or double backward for a reason that contains `reason`; and correct gradients in both."""
     images = batch()[0] if images is None else images
     twin = copied(discriminator)  # in the state that the discriminator is in before the call
-    expected, _ = penalised(by_double_backward(twin), twin, images, *labels)
+    expected, _ = penalized(by_double_backward(twin), twin, images, *labels)
     seed()
     why = why_not_one_pass(discriminator, images, *labels)
-    got, one_pass_taken = penalised(discriminator, discriminator, images, *labels)
+    got, one_pass_taken = penalized(discriminator, discriminator, images, *labels)
     assert_equal_gradients(got, expected)
     assert one_pass_taken == (reason is None), why
     assert why is None if reason is None else reason in why, why
     return got
 
 
-# What may change between two calls --------------------------------------------------------------------------------
+# Changes between two calls ----------------------------------------------------------------------------------------
 
 
 class Settings:
-    """A plain object."""
+    """An object outside of the discriminator."""
 
     def __init__(self, factor=2.0):
         self.factor = factor
@@ -188,7 +188,7 @@ def make_pre_hook():
 
 
 def make_old_spectral_norm():
-    """Power iteration in each call writes buffers in place."""
+    """Its power iteration writes buffers in place in each call."""
     discriminator = varied(lambda self, x: x)
     nn.utils.spectral_norm(discriminator.conv)
     return discriminator, lambda d: d.eval()
@@ -233,7 +233,7 @@ def under_own_autocast(self, x):
         return x * 2
 
 
-# Each makes a discriminator and a change that makes stale whatever was learned of it.
+# Each returns a discriminator, and a change after which a cached recording would be wrong (or None).
 FOLLOWED = {
     "closure": make_closure,
     "partial": make_partial,
@@ -295,7 +295,7 @@ FOLLOWED = {
     "running mean": lambda: (varied(centred), None),
     "constant overwritten": lambda: (varied(overwriting_a_constant), None),
     "logging": lambda: (varied(logging), None),
-    "torch.func": lambda: (varied(attentive), None),
+    "torch.func": lambda: (varied(with_torch_func), None),
     "checkpoint": lambda: (varied(checkpointed), None),
     "added to a buffer": lambda: (varied(adding_to_a_buffer), None),
     "added to itself": lambda: (varied(adding_to_itself), None),
@@ -316,7 +316,7 @@ FOLLOWED = {
     "dropout off": lambda: (varied(lambda self, x: F.dropout(x, 0.5, self.training)).eval(), None),
     "in place": lambda: (varied(lambda self, x: (x * 2).add_(self.shift).mul_(0.5).relu_()), None),
     "split": lambda: (varied(lambda self, x: torch.cat([half * k for k, half in enumerate(x.chunk(2, 1))], 1)), None),
-    "read twice by biases": lambda: (varied(lambda self, x: layers_of_one(self, x)), None),
+    "read by two biases": lambda: (varied(lambda self, x: activations_of_one_value(self, x)), None),
     "biases of every shape": lambda: (varied(biases_of_every_shape), None),
     "matrix product": lambda: (varied(lambda self, x: x.transpose(1, 3) @ outer(self.shift)), None),
 }  # fmt: skip
@@ -337,14 +337,14 @@ def outer(shift):
 
 
 def centred(self, x):
-    """By a running mean, which is another one in the next call, before the backward pass of this one."""
+    """Subtracts a running mean, which the next call changes before this call's backward."""
     with torch.no_grad():
         self.scale.lerp_(x.mean(), 0.5)
     return x - self.scale
 
 
-def attentive(self, x):
-    """A factor by torch.func, not computed from the images; one that is made of their values has no gradient."""
+def with_torch_func(self, x):
+    """Factors by torch.func: one independent of the images, one of their values without gradient."""
     weights = torch.func.vmap(lambda row: row.square().sum())(self.shift) * 0.1
     return x * weights[:, None, None] * torch.func.grad(lambda t: (t**2).sum())(x.detach())
 
@@ -359,20 +359,20 @@ def adding_to_itself(self, x):
 
 
 def logging(self, x):
-    """What is computed from the images, and left."""
+    """Computes statistics of the images that the logits do not depend on."""
     GLOBAL.seen = x.std() + x.flatten().abs().max() + torch.tanh(x).norm(), x.sum().item()
     return x
 
 
-def layers_of_one(self, x):
-    """Two biased activations, and a sum, of one value: the adjoint there is nobody's alone."""
+def activations_of_one_value(self, x):
+    """Two activations with biases and a sum read the same value, so that its adjoint is a sum."""
     bias = self.shift.flatten()
     one, other = (noise_bias_act(x, bias=k * bias, act="relu", clamp=0.5) for k in (1, -2))
     return one + other + x
 
 
 def biases_of_every_shape(self, x):
-    """A dense layer adds what broadcasts: one number, one for each sample and feature."""
+    """Linear layers with biases that broadcast: a single number, one for each sample and feature."""
     features, weight = x.flatten(1), self.conv.weight.flatten(1)[:, :16].repeat(16, 4)  # [64, 64]
     for bias in (self.shift[0, 0], self.shift.flatten()[0], self.shift.view(1, 4).repeat(len(x), 16)):
         features = self.act(F.linear(features, weight, bias))
@@ -393,7 +393,7 @@ SAME = ("spectral norm", "old spectral norm", "weight norm", "branch on values",
 
 
 @pytest.mark.parametrize("name", FOLLOWED)
-def test_a_discriminator_is_followed_before_and_after_a_change(name):
+def test_changes_between_calls_are_recorded(name):
     discriminator, change = FOLLOWED[name]()
     assert_followed_or_refused(discriminator)
     before = assert_followed_or_refused(discriminator)
@@ -405,7 +405,7 @@ def test_a_discriminator_is_followed_before_and_after_a_change(name):
         assert not same or name in SAME
 
 
-def test_autocast_may_come_and_go():
+def test_autocast_may_be_switched_between_calls():
     discriminator, _ = FOLLOWED["autocast asked for"]()
     assert_followed_or_refused(discriminator)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -413,7 +413,7 @@ def test_autocast_may_come_and_go():
     assert_followed_or_refused(discriminator)
 
 
-# What cannot be followed ------------------------------------------------------------------------------------------
+# Refusals ---------------------------------------------------------------------------------------------------------
 
 
 class Tripled(torch.autograd.Function):
@@ -507,7 +507,7 @@ def with_backward_hook():
 
 
 def with_zero_end(vary):
-    """The last layer of zeros hides from the logits, and from their gradient, all that comes before."""
+    """A last layer of zeros makes logits and gradients independent of all layers before it."""
 
     def make():
         discriminator = varied(vary)
@@ -524,7 +524,7 @@ def scripted():
 
 
 class Flat(nn.Module):
-    """A discriminator of vectors [N, F], with `vary(x)` of these: what takes [C, L] for a single sample mixes them."""
+    """Calls `vary(x)` with vectors [N, F], which functions that accept an unbatched [C, L] would mix."""
 
     def __init__(self, vary):
         super().__init__()
@@ -598,7 +598,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_not_known_goes_through_double_backward(name):
+def test_calls_without_a_rule_take_double_backward(name):
     make, reason = REFUSED[name]
     assert_followed_or_refused(make(), reason)
 
@@ -610,24 +610,24 @@ def test_the_discriminator_itself_is_not_named_in_a_reason():
     )
 
 
-def test_a_function_is_asked_for_double_backward():
+def test_functions_take_double_backward():
     assert "is not a module" in why_not_one_pass(by_double_backward(build("dcgan")), batch()[0])
 
 
-def test_double_backward_is_of_the_same_forward_pass():
-    """It is not run a second time, which would count and draw anew."""
+def test_double_backward_uses_the_recorded_forward_pass():
+    """Running it again would count and draw random numbers twice."""
     discriminator = varied(lambda self, x: torch.tanh(counts(self, x)), steps=0)
     logits, squares = logits_and_squared_grad(discriminator, batch()[0])
     torch.autograd.grad(squares.sum(), discriminator.parameters(), create_graph=True, allow_unused=True)
     assert discriminator.steps == 1
 
 
-def test_a_result_that_does_not_depend_on_the_images():
+def test_a_result_independent_of_the_images_is_refused():
     discriminator = varied(lambda self, x: x.detach())
     assert why_not_one_pass(discriminator, batch()[0]) == "its result does not depend on the images"
 
 
-# Functions of one's own -------------------------------------------------------------------------------------------
+# New rules --------------------------------------------------------------------------------------------------------
 
 
 @recordable
@@ -635,14 +635,14 @@ def shifted_conv(x, weight, shift):
     return conv2d(x, weight) + shift[:, None, None]
 
 
-def test_a_function_can_be_made_known_and_a_wrong_rule_is_found_out():
+def test_a_new_rule_works_and_a_wrong_one_is_detected():
     discriminator = varied(
         lambda self, x: shifted_conv(x, torch.eye(4).double()[:, :, None, None] * 2, self.shift.flatten())
     )
     images = batch()[0]
     assert_followed_or_refused(discriminator, "shifted_conv() is not known")
     try:
-        # The shift is called part of the linear map.
+        # Wrong: the shift is declared part of the linear map.
         rules.rule(shifted_conv)(lambda x, *w: rules.Affine(shifted_conv.__wrapped__, (x,), w))
         with pytest.raises(AssertionError, match="the linear parts make a squared gradient"):
             one_pass.check(discriminator, images)
@@ -662,25 +662,25 @@ def test_a_function_can_be_made_known_and_a_wrong_rule_is_found_out():
 
 
 @pytest.mark.slow  # the compiler has to be imported
-def test_compiled_functions_are_followed_or_refused():
-    """A backend that runs PyTorch's functions is seen through, one that makes a Function of them is not."""
+def test_compiled_functions_are_recorded_or_refused():
+    """The eager backend runs PyTorch's functions, which are recorded; aot_eager makes an autograd Function."""
     plain = varied(lambda self, x: x * 2 + 1)
     affine = {name: torch.compile(lambda x: x * 2 + 1, backend=name) for name in ("eager", "aot_eager")}
     for discriminator in (varied(lambda self, x: affine["eager"](x)), torch.compile(plain, backend="eager")):
         for turn in range(3):  # the second call runs what the first has compiled
             images = (batch()[0] * (turn + 1)).detach().requires_grad_()
-            expected, _ = penalised(by_double_backward(plain), plain, images)
-            got, one_pass_taken = penalised(discriminator, discriminator, images)
+            expected, _ = penalized(by_double_backward(plain), plain, images)
+            got, one_pass_taken = penalized(discriminator, discriminator, images)
             assert one_pass_taken
             assert_equal_gradients(got, expected)
     assert "was not recorded" in why_not_one_pass(varied(lambda self, x: affine["aot_eager"](x)), batch()[0])
 
 
-def test_a_graph_is_freed_without_the_collector_of_python():
-    """Memory of a GPU would wait for it."""
+def test_the_graph_is_freed_without_garbage_collection():
+    """GPU memory would be held until the next collection."""
 
     def left_by(form):
-        """How many saved tensors are alive after the results; double backward of PyTorch leaves some itself."""
+        """Number of saved tensors alive after the results are dropped; PyTorch's double backward leaves some."""
         held = []
 
         def pack(tensor):
@@ -710,12 +710,12 @@ def test_a_graph_is_freed_without_the_collector_of_python():
         gc.enable()
 
 
-# It changes nothing -----------------------------------------------------------------------------------------------
+# Side effects -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("vary", [counts, keeps_running_scale, lambda self, x: torch.tanh(counts(self, x))])
 @pytest.mark.parametrize("as_buffer", [True, False])
-def test_a_discriminator_is_left_as_any_call_leaves_it(vary, as_buffer, tmp_path):
+def test_a_recorded_call_leaves_the_state_of_a_plain_call(vary, as_buffer, tmp_path):
     discriminator = varied(vary, **({} if as_buffer else {"steps": 0}))
     if as_buffer:
         discriminator.register_buffer("steps", torch.zeros((), dtype=torch.float64))
@@ -735,7 +735,7 @@ def test_a_discriminator_is_left_as_any_call_leaves_it(vary, as_buffer, tmp_path
     torch.save(discriminator.state_dict(), tmp_path / "discriminator.pt")
 
 
-def test_asking_for_the_reason_changes_nothing():
+def test_why_not_one_pass_changes_nothing():
     discriminator = varied(
         lambda self, x: keeps_running_scale(self, counts(self, x)) * random.random() * torch.rand(())
     )
@@ -764,9 +764,8 @@ def test_nothing_is_patched_while_a_discriminator_is_recorded():
     assert seen[0] == seen[1]
 
 
-def test_threads_record_and_run_discriminators_at_once():
-    """The same discriminators, recorded in half of the threads and called in the others, under autocasts of their
-    own."""
+def test_threads_record_and_run_discriminators_concurrently():
+    """Half of the threads record the discriminators, the others call them, each under its own autocast."""
     discriminators = [build(name) for name in ("residual", "growing", "bottleneck")]
     images = batch()[0].detach()
     parameters = [list(discriminator.parameters()) for discriminator in discriminators]
@@ -813,15 +812,15 @@ def test_a_failing_forward_pass_ends_the_recording():
     assert_followed_or_refused(varied(lambda self, x: x))
 
 
-# The discriminators that fastgan ships ----------------------------------------------------------------------------
+# fastgan's discriminators -----------------------------------------------------------------------------------------
 
 STDDEV = "MinibatchStddev 'stddev': minibatch_stddev() is not known"
 NORM = "batch_norm_act() is not known"
 
 
 def without_stddev(discriminator):
-    """PGGAN's and StyleGAN's have no option for it."""
-    discriminator.stddev = nn.ZeroPad3d((0, 0, 0, 0, 0, 1))  # a map of zeros in its place
+    """Replaces minibatch stddev, which PGGAN and StyleGAN always have."""
+    discriminator.stddev = nn.ZeroPad3d((0, 0, 0, 0, 0, 1))  # appends a map of zeros
     return discriminator
 
 
@@ -833,12 +832,12 @@ def at_stage(resolution, alpha, change=lambda d: d):
     return apply
 
 
-def recomputed(discriminator):
+def checkpointed_blocks(discriminator):
     enable_gradient_checkpointing(discriminator)
     return discriminator
 
 
-# Architecture and options, with or without labels; what is done to it; why it does not take one pass, or None.
+# Architecture, options, number of classes, change, and the reason against one pass or None.
 SHIPPED = [
     *(("mlp", {}, labels, None, None) for labels in (0, 3)),
     *(("dcgan", {"variant": v}, labels, None, NORM) for v in ("transposed", "upsample") for labels in (0, 3)),
@@ -850,9 +849,9 @@ SHIPPED = [
     ("cgan", {"variant": "conv"}, 3, None, NORM),
     ("cgan", {"variant": "conv", "discriminator_norm": False}, 3, None, None),
     ("cgan", {"variant": "mlp"}, 3, None, None),
-    *(("r3gan", {}, labels, change, None) for labels in (0, 3) for change in (None, recomputed)),
+    *(("r3gan", {}, labels, change, None) for labels in (0, 3) for change in (None, checkpointed_blocks)),
     *((arch, {}, labels, None, STDDEV) for arch in ("pggan", "stylegan", "stylegan2") for labels in (0, 3)),
-    *((arch, {}, 3, recomputed, STDDEV) for arch in ("pggan", "stylegan", "stylegan2")),
+    *((arch, {}, 3, checkpointed_blocks, STDDEV) for arch in ("pggan", "stylegan", "stylegan2")),
     *(
         (arch, {}, labels, change, None)
         for arch in ("pggan", "stylegan")
@@ -862,7 +861,7 @@ SHIPPED = [
             at_stage(8, 1.0, without_stddev),
             at_stage(8, 0.3, without_stddev),
             at_stage(4, 1.0, without_stddev),
-            at_stage(16, 0.7, lambda d: recomputed(without_stddev(d))),
+            at_stage(16, 0.7, lambda d: checkpointed_blocks(without_stddev(d))),
         )
     ),
     *((arch, {}, 3, at_stage(8, 0.3), STDDEV) for arch in ("pggan", "stylegan")),
@@ -877,7 +876,7 @@ SHIPPED = [
             ({"discriminator_mapping_layers": 2}, None),
             ({"conv_clamp": None}, None),
             ({"conv_clamp": 0.5}, None),
-            ({}, recomputed),
+            ({}, checkpointed_blocks),
         )
     ),
 ]
@@ -892,7 +891,7 @@ def _id(case):
 
 
 @pytest.mark.parametrize("case", SHIPPED, ids=_id)
-def test_every_shipped_discriminator_takes_one_pass_or_says_why(case):
+def test_every_family_takes_one_pass_or_says_why_not(case):
     arch, options, num_classes, change, reason = case
     torch.manual_seed(0)
     size = {"resolution": 16, "channels": 3, "z_dim": 8, "channel_base": 128, "channel_max": 16}

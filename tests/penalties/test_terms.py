@@ -8,14 +8,14 @@ from fastgan import penalties
 from fastgan.penalties import one_centered_penalty, zero_centered_penalty
 
 
-def test_penalties_are_those_of_the_papers():
+def test_penalties_equal_the_papers_formulas():
     squares = torch.tensor([0.25, 4.0])
     torch.testing.assert_close(zero_centered_penalty(squares), torch.tensor(4.25 / 4))
     torch.testing.assert_close(one_centered_penalty(squares), torch.tensor((0.25 + 1) / 2))
     torch.testing.assert_close(one_centered_penalty(squares, one_sided=True), torch.tensor(0.5))
 
 
-def test_a_gradient_of_zero_has_no_direction():
+def test_a_gradient_norm_of_zero_has_a_finite_derivative():
     squares = torch.zeros(2, requires_grad=True)
     one_centered_penalty(squares).backward()
     assert torch.equal(squares.grad, torch.zeros(2))
@@ -28,7 +28,7 @@ def test_wgan_gp_of_a_linear_discriminator():
     torch.testing.assert_close(penalties.wgan_gp(discriminator, real, fake), expected)
 
 
-def test_interpolation_is_between_the_two_of_a_pair():
+def test_interpolation_is_between_the_images_of_a_pair():
     real, fake = torch.zeros(64, 3, 2, 2), torch.ones(64, 3, 2, 2, requires_grad=True)
     between = penalties.interpolate(real, fake)
     assert not between.requires_grad

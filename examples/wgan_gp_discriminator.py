@@ -2,7 +2,7 @@
 
     python examples/wgan_gp_discriminator.py [--batch 16] [--channels 32] [--size 64]
 
-The discriminator is PGGAN's (equalised rates, leaky ReLU, average pooling), in plain PyTorch and with fastgan's layers.
+The discriminator is PGGAN's (equalized rates, leaky ReLU, average pooling), in plain PyTorch and with fastgan's layers.
 The step around it stays the same. one_pass_penalty.py replaces the penalty as well.
 """
 
@@ -22,7 +22,7 @@ LAMBDA = 10.0
 
 
 class TextbookConv(nn.Module):
-    """Convolution with equalised rate, optional average pooling, bias, leaky ReLU."""
+    """Convolution with equalized rate, optional average pooling, bias, leaky ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, pool: bool = False):
         super().__init__()

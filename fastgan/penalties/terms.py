@@ -31,7 +31,7 @@ def one_centered_penalty(squares: Tensor, *, one_sided: bool = False) -> Tensor:
 
 
 def wgan_gp(
-    critic: Callable[..., Tensor],
+    discriminator: Callable[..., Tensor],
     real: Tensor,
     fake: Tensor,
     labels: Tensor | None = None,
@@ -41,12 +41,12 @@ def wgan_gp(
     """The gradient penalty of WGAN-GP, a scalar to be multiplied by lambda (10 in the paper).
 
     Args:
-        critic: the discriminator, called as in `logits_and_squared_grad`.
+        discriminator: called as in `logits_and_squared_grad`.
         real, fake: images [N, C, H, W]. Each pair is interpolated at a random point.
-        labels: passed on to the critic, or None.
+        labels: passed on to the discriminator, or None.
         one_sided: see `one_centered_penalty`.
     """
-    _, squares = logits_and_squared_grad(critic, interpolate(real, fake), labels)
+    _, squares = logits_and_squared_grad(discriminator, interpolate(real, fake), labels)
     return one_centered_penalty(squares, one_sided=one_sided)
 
 

@@ -28,12 +28,12 @@ __global__ void filtered_forward(Geometry g, Epilogue<typename ArithmeticOf<T>::
         S noise[FORWARD_RUN];
         GPU_UNROLL
         for (int o = 0; o < FORWARD_RUN; ++o) {
-            noise[o] = ox + o < g.ow ? epilogue.noise_at(sample, oy * g.ow + ox + o, g.oh * g.ow) : S(0);
+            noise[o] = ox + o < g.ow ? noise_at<S>(epilogue, sample, oy * g.ow + ox + o, g.oh * g.ow) : S(0);
         }
         gpu::Vec<T, V> out[FORWARD_RUN];
         GPU_UNROLL
         for (int v = 0; v < V; ++v) {
-            Small<S> small = epilogue.small(sample, channel + v, g.c);
+            Small<S> small = small_at<S>(epilogue, sample, channel + v, g.c);
             GPU_UNROLL
             for (int o = 0; o < FORWARD_RUN; ++o) {
                 small.noise = noise[o];
@@ -74,7 +74,7 @@ __global__ void filtered_backward(Geometry g, Epilogue<typename ArithmeticOf<T>:
     if (live) {
         Small<S> small[V];
         GPU_UNROLL
-        for (int v = 0; v < V; ++v) small[v] = epilogue.small(sample, channel + v, g.c);
+        for (int v = 0; v < V; ++v) small[v] = small_at<S>(epilogue, sample, channel + v, g.c);
         for (int64_t run = begin + row; run < end; run += plan.rows) {
             const int64_t oy = run / runs, ox = run % runs * BACKWARD_RUN;
             S filtered[BACKWARD_RUN][V] = {};
@@ -83,7 +83,7 @@ __global__ void filtered_backward(Geometry g, Epilogue<typename ArithmeticOf<T>:
             for (int o = 0; o < BACKWARD_RUN; ++o) {
                 if (ox + o >= g.ow) continue;
                 const int64_t position = oy * g.ow + ox + o, at = (sample * g.oh * g.ow + position) * g.c + channel;
-                const S noise = epilogue.noise_at(sample, position, g.oh * g.ow);
+                const S noise = noise_at<S>(epilogue, sample, position, g.oh * g.ow);
                 const gpu::Vec<T, V> seed = gpu::load<V>(dy + at);
                 gpu::Vec<T, V> out;
                 GPU_UNROLL

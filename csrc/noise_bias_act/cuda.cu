@@ -37,9 +37,8 @@ FASTGAN_INLINE void with_act(Act act, Body body) {
 
 // The tensors of a pass and its arithmetic at one vector of elements.
 template <Pass PASS, Family FAMILY, class T, int V>
-struct Element : Epilogue<typename ArithmeticOf<T>::type> {
+struct Element {
     using S = typename ArithmeticOf<T>::type;
-    using Epilogue<S>::strength_per_channel;
     using Vector = gpu::Vec<T, V>;
     static constexpr int SUMS = PASS == Pass::backward_from_output  ? 2
                                 : PASS == Pass::backward_from_input ? 4
@@ -48,13 +47,16 @@ struct Element : Epilogue<typename ArithmeticOf<T>::type> {
     static constexpr bool twice = PASS == Pass::double_from_output || PASS == Pass::double_from_input;
 
     Act act;
+    Shape<S> shape;
     const T *x, *dy, *reference, *gx;
     T *first, *second;
+    const S *noise, *strength, *bias, *scale, *post;
     const S *gstrength, *gbias, *gscale, *gpost;
+    bool noise_per_sample, strength_per_channel;
 
     explicit Element(const NoiseBiasActCall& call)
-        : Epilogue<S>(call),
-          act(call.act),
+        : act(call.act),
+          shape{S(call.gain), S(call.gain * call.slope), S(1 / call.gain), S(call.clamp)},
           x((const T*)call.x),
           dy((const T*)call.dy),
           reference((const T*)call.reference),
@@ -63,10 +65,17 @@ struct Element : Epilogue<typename ArithmeticOf<T>::type> {
                      : twice               ? call.ddy
                                            : call.dx)),
           second(PASS == Pass::double_from_input ? (T*)call.dx : nullptr),
+          noise((const S*)call.noise),
+          strength((const S*)call.strength),
+          bias((const S*)call.bias),
+          scale((const S*)call.scale),
+          post((const S*)call.post),
           gstrength((const S*)call.gstrength),
           gbias((const S*)call.gbias),
           gscale((const S*)call.gscale),
-          gpost((const S*)call.gpost) {}
+          gpost((const S*)call.gpost),
+          noise_per_sample(call.noise_per_sample),
+          strength_per_channel(call.strength_per_channel) {}
 
     FASTGAN_INLINE Small<S> cotangent(int64_t sample, int64_t channel, int64_t c) const {
         return {gscale ? gscale[sample * c + channel] : S(0),
@@ -86,7 +95,6 @@ struct Element : Epilogue<typename ArithmeticOf<T>::type> {
             if constexpr (PASS != Pass::double_from_output) a = gpu::load<V>(dy + i);
             if constexpr (twice) c = gpu::load<V>(gx + i);
         }
-        const Shape<S>& shape = this->shape;
         with_act<FAMILY>(act, [&](auto chosen) {
             constexpr Act ACT = decltype(chosen)::act;
             GPU_UNROLL
@@ -146,11 +154,11 @@ __global__ void nhwc(E element, int64_t c, int64_t p, Split plan, typename E::S*
         Small<S> small[V], cotangent[V];
         GPU_UNROLL
         for (int v = 0; v < V; ++v) {
-            small[v] = element.small(sample, channel + v, c);
+            small[v] = small_at<S>(element, sample, channel + v, c);
             cotangent[v] = element.cotangent(sample, channel + v, c);
         }
         for (int64_t position = begin + row; position < end; position += plan.rows) {
-            const S noise = element.noise_at(sample, position, p);
+            const S noise = noise_at<S>(element, sample, position, p);
             element.template at<1>((sample * p + position) * c + channel, small, cotangent, &noise, total);
         }
     }
@@ -179,11 +187,12 @@ __global__ void nchw(E element, int64_t n, int64_t c, int64_t p, Split plan, typ
 
     Sums<S> total[1] = {};
     if (live) {
-        const Small<S> small = element.small(sample, channel, c), cotangent = element.cotangent(sample, channel, c);
+        const Small<S> small = small_at<S>(element, sample, channel, c),
+                       cotangent = element.cotangent(sample, channel, c);
         for (int64_t position = begin + int64_t(lane) * V; position < end; position += int64_t(plan.columns) * V) {
             S noise[V];
             GPU_UNROLL
-            for (int v = 0; v < V; ++v) noise[v] = element.noise_at(sample, position + v, p);
+            for (int v = 0; v < V; ++v) noise[v] = noise_at<S>(element, sample, position + v, p);
             element.template at<0>(plane * p + position, &small, &cotangent, noise, total);
         }
     }

@@ -24,17 +24,20 @@ struct Epilogue {
           post((const S*)call.post),
           noise_per_sample(call.noise_per_sample),
           strength_per_channel(call.strength_per_channel) {}
-
-    // The small tensors of one channel of one sample, without the noise.
-    FASTGAN_INLINE Small<S> small(int64_t sample, int64_t channel, int64_t c) const {
-        return {scale ? scale[sample * c + channel] : S(1),
-                strength ? strength[strength_per_channel ? channel : 0] : S(1), bias ? bias[channel] : S(0),
-                post ? post[sample * c + channel] : S(1), S(0)};
-    }
-    FASTGAN_INLINE S noise_at(int64_t sample, int64_t position, int64_t p) const {
-        return noise ? noise[(noise_per_sample ? sample * p : 0) + position] : S(0);
-    }
 };
+
+// The small tensors of one channel of one sample, without the noise. `E` has the members of Epilogue, but is not
+// derived from it: in the arguments of a kernel, the members of a base class cost registers.
+template <class S, class E>
+FASTGAN_INLINE Small<S> small_at(const E& e, int64_t sample, int64_t channel, int64_t c) {
+    return {e.scale ? e.scale[sample * c + channel] : S(1),
+            e.strength ? e.strength[e.strength_per_channel ? channel : 0] : S(1), e.bias ? e.bias[channel] : S(0),
+            e.post ? e.post[sample * c + channel] : S(1), S(0)};
+}
+template <class S, class E>
+FASTGAN_INLINE S noise_at(const E& e, int64_t sample, int64_t position, int64_t p) {
+    return e.noise ? e.noise[(e.noise_per_sample ? sample * p : 0) + position] : S(0);
+}
 
 template <class S>
 FASTGAN_INLINE S sum_number(const Sums<S>& sums, int which) {

@@ -24,6 +24,7 @@ constexpr int RUN = 16;                                // steps of a thread betw
 constexpr std::size_t MAX_RESIDENT_BYTES = 96 * 1024;  // two such blocks fit on a multiprocessor of an H100
 constexpr std::size_t STATIC_SHARED_BYTES = 8 * 1024;  // that a kernel may need besides
 
+// For the host. Kernels take the Split alone: the members of a base class cost them registers.
 struct Plan : Split {
     std::size_t resident;  // bytes of shared memory that hold the activations; 0 if they are read twice
 };
@@ -210,7 +211,7 @@ struct Part {
     bool live, leads;                     // leads: writes the results of its channels
     S strength[W], bias[W];
 
-    FASTGAN_INLINE Part(const Tensors<T>& tensors, const Plan& plan) : t(tensors) {
+    FASTGAN_INLINE Part(const Tensors<T>& tensors, const Split& plan) : t(tensors) {
         const int lane = int(threadIdx.x) % plan.columns, row_of_block = int(threadIdx.x) / plan.columns;
         int64_t segment;
         if constexpr (NHWC) {
@@ -333,7 +334,7 @@ FASTGAN_INLINE void add_moments(Moments<S>& m, S& shift, S& distances, S& square
 
 // Forward: everything if x is resident, else the moments of each piece, [pieces, 2, C].
 template <class T, int V, bool NHWC, bool RESIDENT>
-__global__ void forward(Tensors<T> t, Plan plan, typename Tensors<T>::S* partial) {
+__global__ void forward(Tensors<T> t, Split plan, typename Tensors<T>::S* partial) {
     using Mine = Part<T, V, NHWC, false>;  // the moments do not depend on BATCH
     using S = typename Mine::S;
     constexpr int W = Mine::W;
@@ -441,7 +442,7 @@ __global__ void merge_moments(Tensors<T> t, Merge merge, const typename Tensors<
 }
 
 template <class T, int V, bool NHWC, bool BATCH>
-__global__ void normalise(Tensors<T> t, Plan plan) {
+__global__ void normalise(Tensors<T> t, Split plan) {
     using Mine = Part<T, V, NHWC, BATCH>;
     using S = typename Mine::S;
     const Mine mine(t, plan);
@@ -486,7 +487,7 @@ FASTGAN_INLINE void write_sums(const Mine& mine, const Triple<S> (&sums)[Mine::W
 // Backward: everything but the sums over samples if x and dy are resident; these sums are left for each piece, [pieces,
 // 2, C]. Else the sums of dy, of dy * (z - mean) and of z - mean for each piece, [pieces, 3, C].
 template <class T, int V, bool NHWC, bool RESIDENT, bool BATCH>
-__global__ void backward(Tensors<T> t, Plan plan, typename Tensors<T>::S* partial) {
+__global__ void backward(Tensors<T> t, Split plan, typename Tensors<T>::S* partial) {
     using Mine = Part<T, V, NHWC, BATCH>;
     using S = typename Mine::S;
     constexpr int W = Mine::W;
@@ -562,7 +563,7 @@ __global__ void merge_sums(Tensors<T> t, Merge merge, const typename Tensors<T>:
 }
 
 template <class T, int V, bool NHWC, bool BATCH>
-__global__ void gradients(Tensors<T> t, Plan plan, const typename Tensors<T>::S* totals,
+__global__ void gradients(Tensors<T> t, Split plan, const typename Tensors<T>::S* totals,
                           typename Tensors<T>::S* partial) {
     using Mine = Part<T, V, NHWC, BATCH>;
     using S = typename Mine::S;

@@ -17,6 +17,7 @@ import json
 import os
 import platform
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -31,7 +32,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 CSRC = Path("csrc")
-ABI = int(re.search(r"^#define FASTGAN_ABI (\d+)", (ROOT / CSRC / "common/abi.h").read_text(), re.M).group(1))
+SOURCES = runpy.run_path(str(ROOT / "kernels/sources.py"))["digest"](ROOT / CSRC)
 
 # Arithmetic is IEEE but for contraction to fused multiply-add: no -ffast-math, which drops NaN and reassociates sums.
 CXX_FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden"]
@@ -180,7 +181,7 @@ class Build:
         self.folder = folder  # of objects, relative to the repository root; reused by the next build
         self.jobs = int(os.environ.get("MAX_JOBS") or available_cores())
         self.record = {
-            "abi": ABI,
+            "sources": SOURCES,
             "python": platform.python_version(),
             "platform": sysconfig.get_platform(),
             "compiler": "",
@@ -266,11 +267,14 @@ class Build:
         openmp = ["-fopenmp", "-DFASTGAN_OPENMP=1"] if "cpu" in parts and cpu["openmp"] else ["-Wno-unknown-pragmas"]
         user_flags = shlex.split(os.environ.get("CXXFLAGS", ""))
         module_flags = [*user_flags, *CXX_FLAGS, *self.headers, *openmp, "-DFASTGAN_MODULE=_C"]
+        module_flags += [f'-DFASTGAN_SOURCES="{SOURCES}"']
         module_flags += [f"-DFASTGAN_WITH_{part.upper()}=1" for part in parts]
         module_flags += [f"-DFASTGAN_WITH_{isa.upper()}=1" for isa in isas]
         edges = {"cuda": [], "module": [], "cpu": []}  # (object, source, flags) of each part, in build order
         for source in sources("common/*.cpp"):
-            edges["module"].append((source.with_suffix(".o"), source, module_flags))
+            bindings = ["common/bindings.h", *map(str, sources("*/call.h"))] if source.name == "module.cpp" else []
+            included = [word for header in bindings for word in ("-include", str(CSRC / header))]
+            edges["module"].append((source.with_suffix(".o"), source, [*module_flags, *included]))
         # The slowest first, so that no core idles at the end.
         kernels_cpu = sorted(sources("*/cpu.cpp"), key=lambda source: source.parent.name not in SLOWEST_CPU_SOURCES)
         for source in kernels_cpu if "cpu" in parts else []:
@@ -384,7 +388,7 @@ class BuildPython(build_py):
 
 
 setup(
-    packages=[*find_packages(include=["fastgan", "fastgan.*"]), "fastgan_kernels"],
+    packages=[*find_packages(include=["fastgan", "fastgan.*"]), "fastgan_kernels", "fastgan_kernels.triton"],
     package_dir={"fastgan_kernels": "kernels"},
     ext_modules=[Extension("fastgan_kernels._C", sources=[], optional=True)],
     cmdclass={"build_ext": BuildKernels, "build_py": BuildPython},

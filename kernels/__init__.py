@@ -1,8 +1,8 @@
-"""Launchers of the compiled kernels: no autograd, no allocation of results, no checking.
+"""Launchers of the compiled kernels, without autograd, checks or allocation of results.
 
-`BACKENDS` names the backends. Each says what it cannot serve, and hands out the launchers of an operation: an object
-with one function a kernel, of the same names and signatures on every backend (`fastgan_kernels.signatures`). They
-receive validated tensors and preallocated outputs, and only launch.
+`BACKENDS` names the backends. Each says why it cannot serve an operation, and gives the launchers of an operation: an
+object with one function a kernel, with the same names on every backend. A launcher takes one argument, a call of
+`fastgan_kernels.calls`: validated tensors and preallocated outputs.
 """
 
 import os
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 
@@ -28,39 +29,51 @@ class Backend:
 def _why_not_cpp(operation: str, device: torch.device) -> str | None:
     if device.type != "cpu":
         return "serves CPU tensors only"
-    return extension.why_no_part("cpu")
+    return extension.why_no_part("cpu") or _why_no_kernel(operation in extension.module().cpu)
 
 
 def _why_not_cuda(operation: str, device: torch.device) -> str | None:
     if device.type != "cuda":
         return "serves CUDA tensors only"
-    return extension.why_no_part("cuda") or extension.why_not_on_card(device.index)
+    reason = extension.why_no_part("cuda") or extension.why_not_on_card(device.index)
+    return reason or _why_no_kernel(operation in extension.module().cuda)
 
 
 def _why_not_triton(operation: str, device: torch.device) -> str | None:
     if find_spec("triton") is None:
         return "Triton is not installed"
+    if not Path(__file__).with_name("triton").joinpath(f"{operation}.py").is_file():
+        return _why_no_kernel(False)
     if device.type == "cuda":
         return None
     if device.type != "cpu":
         return "serves CUDA tensors only"
-    # As triton.knobs.runtime.interpret reads it; that name is of some releases only.
+    # As triton.knobs.runtime.interpret reads it; only some releases have that name.
     interpreted = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
     return None if interpreted else "serves CPU tensors only under TRITON_INTERPRET=1"
 
 
+def _why_no_kernel(exists: bool) -> str | None:
+    return None if exists else "has no kernel for it"
+
+
 @cache
-def _extension_launchers(operation: str) -> object:
-    return import_module(f"fastgan_kernels.{operation}_extension").Launchers(extension.module())
+def _cpp_launchers(operation: str) -> object:
+    return extension.launchers(extension.module().cpu, operation)
+
+
+@cache
+def _cuda_launchers(operation: str) -> object:
+    return extension.launchers(extension.module().cuda, operation, extension.on_gpu)
 
 
 @cache
 def _triton_launchers(operation: str) -> object:
-    return import_module(f"fastgan_kernels.{operation}_triton")
+    return import_module(f"fastgan_kernels.triton.{operation}")
 
 
 BACKENDS = {
-    "cpp": Backend(_why_not_cpp, _extension_launchers),
-    "cuda": Backend(_why_not_cuda, _extension_launchers),
+    "cpp": Backend(_why_not_cpp, _cpp_launchers),
+    "cuda": Backend(_why_not_cuda, _cuda_launchers),
     "triton": Backend(_why_not_triton, _triton_launchers),
 }

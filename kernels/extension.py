@@ -1,15 +1,20 @@
-"""The compiled extension: loaded once, checked against this Python code, described for people."""
+"""The compiled extension: loading, the check that it fits this Python code, its launchers and its build record."""
 
 import json
 from collections.abc import Callable
-from functools import cache, lru_cache
+from functools import cache, partial
+from itertools import zip_longest
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import torch  # before the extension, whose OpenMP then resolves to the copy that torch has loaded
 from torch import Tensor
 
-from fastgan_kernels.abi import ABI
+from fastgan_kernels import calls
+from fastgan_kernels.sources import digest
+
+csrc: Path | None = None
+"""The sources that the extension must have been built from, where they are at hand; set by `fastgan.ops`."""
 
 
 @cache
@@ -18,12 +23,21 @@ def _load() -> tuple[ModuleType | None, str | None]:
         from fastgan_kernels import _C
     except ImportError as error:
         return None, f"the compiled extension is missing or does not load ({error}): run `pip install .` again"
-    if _C.abi != ABI:
-        return None, (
-            f"the compiled extension is of another version (ABI {_C.abi}, this code needs {ABI}): "
-            "run `pip install .` again"
-        )
+    if reason := _why_stale(_C):
+        return None, f"the compiled extension is of another version ({reason}): run `pip install .` again"
     return _C, None
+
+
+def _why_stale(extension: ModuleType) -> str | None:
+    """The first difference between the extension and this Python code or the sources at hand, or None."""
+    built = getattr(extension, "calls", {})
+    for call, fields in calls.fields().items():
+        for here, there in zip_longest(fields, built.get(call, ())):
+            if here != there:
+                return f"{call} has the field `{there}` there, `{here}` here"
+    if csrc is not None and csrc.is_dir() and digest(csrc) != extension.sources:
+        return f"it was not built from {csrc}"
+    return None
 
 
 def module() -> ModuleType | None:
@@ -38,9 +52,9 @@ def load_error() -> str | None:
 
 @cache
 def build_info() -> dict:
-    """What the build recorded: compilers found, instruction sets, CUDA targets, and the reason for each part left out.
+    """The record of the build: compilers, instruction sets, CUDA targets, and the reason for each part left out.
 
-    Empty if nothing was recorded.
+    Empty if there is none.
     """
     path = Path(__file__).with_name("_build.json")
     try:
@@ -50,7 +64,7 @@ def build_info() -> dict:
 
 
 def why_no_part(part: str) -> str | None:
-    """Why the extension lacks its "cpu" or "cuda" kernels, or None if it has them."""
+    """Why the extension lacks all "cpu" or all "cuda" kernels, or None if it has them."""
     extension = module()
     if extension is None:
         return build_info().get(part, {}).get("reason") or load_error()
@@ -60,7 +74,7 @@ def why_no_part(part: str) -> str | None:
 
 
 def why_not_on_card(index: int | None) -> str | None:
-    """Why the CUDA kernels cannot run on the GPU of this number (None: the current one), or None if they can."""
+    """Why the CUDA kernels cannot run on the GPU of this index (None: the current one), or None if they can."""
     if not torch.cuda.is_available():
         return "torch sees no GPU"
     major, minor = torch.cuda.get_device_capability(index)
@@ -72,11 +86,8 @@ def why_not_on_card(index: int | None) -> str | None:
     return None
 
 
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}  # as in csrc/common/types.h
-
-
 def _stream_getter() -> Callable[[int], int]:
-    """From a GPU's number to its current stream: torch's own short cut, or the long way where it has none."""
+    """A function from a GPU's index to its current stream: torch's own short cut, or the public way without it."""
     short_cut = getattr(torch._C, "_cuda_getCurrentRawStream", None)
     return short_cut or (lambda index: torch.cuda.current_stream(index).cuda_stream)
 
@@ -84,37 +95,42 @@ def _stream_getter() -> Callable[[int], int]:
 _raw_stream = _stream_getter()
 
 
-def place(x: Tensor, emulated: bool) -> tuple[int, int]:
-    """Device and stream of a call on `x`: -1 and 0 for the CPU; for `emulated` CUDA kernels on CPU tensors 0 and 0."""
-    if x.is_cuda:
-        device = x.device.index
-        return device, _raw_stream(device)
-    return (0, 0) if emulated else (-1, 0)
+def on_gpu(call: tuple, workspace: int) -> tuple[int, int, Tensor | None]:
+    """Device, stream and a workspace of so many bytes for a call.
 
-
-class Workspace:
-    """What the kernels of an operation work in, by place and sizes of a call: a tensor, or on a CPU, where they have
-    memory of their own, None. `needed` tells the bytes.
-
-    The tensor may die when the call returns: the allocator keeps its memory for the stream until then.
+    The workspace may die when the call returns: the allocator keeps its memory for the stream until then.
     """
-
-    def __init__(self, needed: Callable[..., int]):
-        self._needed = lru_cache(maxsize=4096)(needed)
-
-    def __call__(self, x: Tensor, device: int, *sizes: int) -> Tensor | None:
-        if device < 0:
-            return None
-        return torch.empty(self._needed(device, *sizes), dtype=torch.uint8, device=x.device)
+    device = _first_tensor(call).device
+    return device.index, _raw_stream(device.index), _bytes(workspace, device)
 
 
-def address(tensor: Tensor | None) -> int:
-    """Where a tensor's data lies; 0 for an absent one."""
-    return 0 if tensor is None else tensor.data_ptr()
+def emulated(call: tuple, workspace: int) -> tuple[int, int, Tensor | None]:
+    """The same for CUDA kernels that are emulated on the CPU (in tests)."""
+    return 0, 0, _bytes(workspace, None)
 
 
-def zero(*sums: Tensor | None) -> None:
-    """Sums over no elements."""
-    for tensor in sums:
-        if tensor is not None:
-            tensor.zero_()
+def _bytes(size: int, device: torch.device | None) -> Tensor | None:
+    return torch.empty(size, dtype=torch.uint8, device=device) if size else None
+
+
+def _first_tensor(call: tuple) -> Tensor:
+    for field in call:
+        if isinstance(field, Tensor):
+            return field
+        if isinstance(field, tuple):
+            return _first_tensor(field)
+    raise ValueError("a call has no tensor")
+
+
+def launchers(kernels: dict[str, dict], operation: str, place: Callable | None = None) -> SimpleNamespace:
+    """The launchers of an operation: one function a kernel, which takes a call (`fastgan_kernels.calls`).
+
+    `of(NAME)` gives those of another operation on the same backend.
+
+    Args:
+        kernels: of the extension, `module().cpu` or `module().cuda`.
+        place: for CUDA kernels: `on_gpu` or `emulated`.
+    """
+    functions = kernels.get(operation, {}).items()
+    found = {name: partial(run, place=place) if place else run for name, run in functions}
+    return SimpleNamespace(of=cache(partial(launchers, kernels, place=place)), **found)

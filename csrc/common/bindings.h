@@ -1,32 +1,109 @@
-// What the bindings of all operations share. Raw addresses, sizes and a stream come in; checking is done by the Python
-// that calls. An operation NAME has NAME/bindings.h, which defines bind_NAME; module.cpp calls it.
+// Bindings of the kernels, made from their calls: the module includes this file, then every csrc/*/call.h.
+//
+// Python passes a call as a tuple of its fields. Tensors are read by their method data_ptr(), so torch is not needed to
+// compile. Nothing is checked: that is done by the Python that calls.
 #pragma once
+#define FASTGAN_BINDINGS
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <functional>
+#include <map>
 #include <memory>
 #include <new>
-#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <vector>
 
 #ifdef FASTGAN_WITH_CPU
 #include "common/isa.h"
 #endif
+#include "common/types.h"
 
 namespace fastgan {
 
 namespace py = pybind11;
 
-using Address = uintptr_t;  // 0 stands for an absent tensor
+// ---- from Python objects to fields ----
 
-inline void* at(Address address) { return reinterpret_cast<void*>(address); }
-
-[[noreturn, maybe_unused]] inline int left_out(const char* part) {
-    throw std::runtime_error(std::string("the extension was built without its ") + part + " kernels");
+inline void read(PyObject* value, int64_t& field) {
+    field = PyLong_AsLongLong(value);
+    if (field == -1 && PyErr_Occurred()) throw py::error_already_set();
 }
 
-// Memory that a kernel works in on the CPU: of the thread that calls it, which keeps what it has for its next call, and
-// more than a few MB only for calls that need as much. To ask torch for a tensor takes longer than a small kernel.
+inline void read(PyObject* value, double& field) {
+    field = PyFloat_AsDouble(value);
+    if (field == -1 && PyErr_Occurred()) throw py::error_already_set();
+}
+
+inline void read(PyObject* value, bool& field) {
+    if (!PyBool_Check(value)) throw py::type_error("a field of a call is no bool");
+    field = value == Py_True;
+}
+
+inline void read(PyObject* value, const void*& field) {
+    if (value == Py_None) return;
+    static PyObject* const method = PyUnicode_InternFromString("data_ptr");
+    const py::object address = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(value, method));
+    if (!address) throw py::error_already_set();
+    field = PyLong_AsVoidPtr(address.ptr());
+}
+
+inline void read(PyObject* value, void*& field) { read(value, const_cast<const void*&>(field)); }
+
+inline void read(PyObject* value, Dtype& field) {
+    static const auto dtypes = [] {
+        const py::module_ torch = py::module_::import("torch");
+        std::vector<PyObject*> found;
+        for (const char* name : {"float32", "bfloat16", "float16", "float64"}) {  // in the order of Dtype
+            found.push_back(torch.attr(name).ptr());                              // lives as long as torch
+        }
+        return found;
+    }();
+    for (size_t i = 0; i < dtypes.size(); ++i) {
+        if (value == dtypes[i]) return void(field = Dtype(i));
+    }
+    throw py::type_error("a field of a call is no dtype that the kernels support");
+}
+
+template <class T>
+std::enable_if_t<std::is_enum_v<T>> read(PyObject* value, T& field) {
+    int i = 0;
+    for (const char* name : names(T{})) {
+        if (PyUnicode_CompareWithASCIIString(value, name) == 0) return void(field = T(i));
+        ++i;
+    }
+    throw py::value_error("a field of a call has a name that the kernels do not know");
+}
+
+template <class Call>
+auto read(PyObject* value, Call& call) -> decltype(call.for_each_field(nullptr)) {
+    if (!PyTuple_Check(value)) throw py::type_error("a call is no tuple");
+    Py_ssize_t i = 0;
+    const Py_ssize_t size = PyTuple_GET_SIZE(value);
+    call.for_each_field([&](const char*, auto& field) {
+        if (i == size) throw py::type_error("a call has too few fields");
+        read(PyTuple_GET_ITEM(value, i++), field);
+    });
+}
+
+// The Python type of a field, for the comparison with kernels/calls.py.
+template <class T>
+constexpr const char* kind() {
+    if constexpr (std::is_same_v<T, bool>) return "bool";
+    if constexpr (std::is_same_v<T, int64_t>) return "int";
+    if constexpr (std::is_same_v<T, double>) return "float";
+    if constexpr (std::is_same_v<T, Dtype>) return "dtype";
+    if constexpr (std::is_enum_v<T>) return "str";
+    if constexpr (std::is_pointer_v<T>) return "Tensor";
+    return "call";
+}
+
+// ---- kernels ----
+
+// Workspace of a CPU kernel. Each thread keeps its memory for the next call, but at most `kept` bytes beyond a call that
+// needs more. Allocating a tensor would take longer than a small kernel.
 inline void* scratch(int64_t bytes) {
     constexpr std::align_val_t alignment{64};
     struct Free {
@@ -34,53 +111,156 @@ inline void* scratch(int64_t bytes) {
     };
     thread_local std::unique_ptr<void, Free> memory;
     thread_local int64_t size = 0;
-    constexpr int64_t few = 16 << 20;
-    if (size < bytes || (size > few && bytes <= few)) {
-        size = 0, memory.reset();  // before there is more, which may fail
+    constexpr int64_t kept = 16 << 20;
+    if (size < bytes || (size > kept && bytes <= kept)) {
+        size = 0, memory.reset();  // before the allocation, which may fail
         memory.reset(::operator new(bytes, alignment)), size = bytes;
     }
     return memory.get();
 }
 
-using Released = py::call_guard<py::gil_scoped_release>;  // for what computes
+struct WithoutGil {
+    PyThreadState* state = PyEval_SaveThread();
+    ~WithoutGil() { PyEval_RestoreThread(state); }
+};
+
+// Fields of every call, "name: type", and functions by operation and kernel, for one kind of device.
+using Calls = std::map<std::string, std::vector<std::string>>;
+using Kernels = std::map<std::string, std::map<std::string, py::object>>;
+
+struct Module {
+    Calls calls;
+    Kernels cpu, cuda;
+};
+
+inline std::vector<std::function<void(Module&)>>& registrations() {
+    static std::vector<std::function<void(Module&)>> list;
+    return list;
+}
+
+inline void add(Kernels& kernels, const std::string& name, const py::object& function) {
+    const size_t dot = name.find('.');
+    kernels[name.substr(0, dot)][name.substr(dot + 1)] = function;
+}
+
+template <class Call>
+int64_t no_workspace(const Call&) {
+    return 0;
+}
+
+// Adds a kernel to the module. Functions that this build lacks are null.
+template <class Call>
+struct Kernel {
+    void (*cpu)(const Call&);
+    int64_t (*cpu_workspace)(const Call&);
+    void (*cuda)(const Call&, int device, void* stream);
+    int64_t (*cuda_workspace)(const Call&);
+
+    void run_on_cpu(py::handle fields) const {
+        Call call;
+        read(fields.ptr(), call);
+        const WithoutGil released;
+        call.workspace = scratch(cpu_workspace(call));
+        cpu(call);
+    }
+
+    // `place` gives (device, stream, workspace or None) for a call and the bytes of its workspace.
+    void run_on_gpu(py::handle fields, py::handle place) const {
+        Call call;
+        read(fields.ptr(), call);
+        const py::tuple placed = place(fields, cuda_workspace(call));
+        int64_t device, stream;
+        read(PyTuple_GET_ITEM(placed.ptr(), 0), device), read(PyTuple_GET_ITEM(placed.ptr(), 1), stream);
+        read(PyTuple_GET_ITEM(placed.ptr(), 2), call.workspace);
+        const WithoutGil released;
+        cuda(call, int(device), reinterpret_cast<void*>(stream));
+    }
+
+    Kernel(const char* type, std::vector<std::string> names, decltype(cpu) cpu, decltype(cpu_workspace) cpu_workspace,
+           decltype(cuda) cuda, decltype(cuda_workspace) cuda_workspace)
+        : cpu(cpu), cpu_workspace(cpu_workspace), cuda(cuda), cuda_workspace(cuda_workspace) {
+        registrations().push_back([kernel = *this, type, names](Module& module) {
+            auto& fields = module.calls[type] = {};
+            Call().for_each_field([&](const char* name, auto& field) {
+                fields.push_back(std::string(name) + ": " + kind<std::remove_reference_t<decltype(field)>>());
+            });
+            for (const std::string& name : names) {
+                if (kernel.cpu)
+                    add(module.cpu, name, py::cpp_function([kernel](py::handle call) { kernel.run_on_cpu(call); }));
+                if (kernel.cuda) {
+                    add(module.cuda, name, py::cpp_function([kernel](py::handle call, py::handle place) {
+                            kernel.run_on_gpu(call, place);
+                        }));
+                }
+            }
+        });
+    }
+};
+
+// Adds a function that computes a number from a call for a GPU.
+template <class Call>
+struct Query {
+    Query(std::string name, int64_t (*query)(const Call&)) {
+        registrations().push_back([=](Module& module) {
+            if (!query) return;
+            add(module.cuda, name, py::cpp_function([query](py::handle fields, py::handle) {
+                    Call call;
+                    read(fields.ptr(), call);
+                    return query(call);
+                }));
+        });
+    }
+};
 
 }  // namespace fastgan
 
-// FASTGAN_ON_CPU(NAME) and FASTGAN_ON_GPU(NAME, ...) call a kernel on a variable `call`, or throw where the extension was
-// built without such kernels. FASTGAN_RUN does one or the other: device -1 is the CPU, others are GPUs, with a stream.
+#define FASTGAN_CONCAT_(A, B) A##B
+#define FASTGAN_CONCAT(A, B) FASTGAN_CONCAT_(A, B)
+#define FASTGAN_REGISTER(CALL, ...) \
+    static const fastgan::CALL FASTGAN_CONCAT(fastgan_registered_, __COUNTER__){__VA_ARGS__};
+
 #ifdef FASTGAN_WITH_CPU
-#define FASTGAN_ON_CPU(NAME) fastgan::cpu::NAME(call)
+#define FASTGAN_DECLARE_CPU(R, NAME, CALL) FASTGAN_CPU_ENTRY(R, NAME, const fastgan::CALL&)
+#define FASTGAN_CPU(NAME) fastgan::cpu::NAME
+namespace fastgan::cpu {
+using fastgan::no_workspace;
+}
 #else
-#define FASTGAN_ON_CPU(NAME) fastgan::left_out("CPU")
-#define FASTGAN_CPU_ENTRY(R, NAME, A)
+#define FASTGAN_DECLARE_CPU(R, NAME, CALL)
+#define FASTGAN_CPU(NAME) nullptr
 #endif
+
 #ifdef FASTGAN_WITH_CUDA
-#define FASTGAN_ON_GPU(NAME, ...) fastgan::cuda::NAME(__VA_ARGS__)
+#define FASTGAN_DECLARE_GPU(R, NAME, ...) \
+    namespace fastgan::cuda {             \
+    R NAME(__VA_ARGS__);                  \
+    }
+#define FASTGAN_GPU(NAME) fastgan::cuda::NAME
+namespace fastgan::cuda {
+using fastgan::no_workspace;
+}
 #else
-#define FASTGAN_ON_GPU(NAME, ...) fastgan::left_out("CUDA")
+#define FASTGAN_DECLARE_GPU(R, NAME, ...)
+#define FASTGAN_GPU(NAME) nullptr
 #endif
 
-// What a kernel works in, whose bytes NAME tells for a variable `call`: on a GPU at an address that the caller gives.
-#define FASTGAN_SPACE(NAME, device, address) \
-    ((device) < 0 ? fastgan::scratch(FASTGAN_ON_CPU(NAME)) : fastgan::at(address))
-
-// Declarations, at file level, of the two kinds of entry that CPU and GPU have alike: one that computes, and one that
-// tells the bytes of workspace that it needs.
-#define FASTGAN_KERNEL(NAME, A)             \
-    FASTGAN_CPU_ENTRY(void, NAME, A)        \
-    namespace fastgan::cuda {               \
-    void NAME(A, int device, void* stream); \
-    }
-#define FASTGAN_WORKSPACE(NAME, A)      \
-    FASTGAN_CPU_ENTRY(int64_t, NAME, A) \
-    namespace fastgan::cuda {           \
-    int64_t NAME(A);                    \
-    }
-#define FASTGAN_RUN(NAME, device, stream)                            \
-    do {                                                             \
-        if ((device) < 0) {                                          \
-            FASTGAN_ON_CPU(NAME);                                    \
-        } else {                                                     \
-            FASTGAN_ON_GPU(NAME, call, device, fastgan::at(stream)); \
-        }                                                            \
-    } while (false)
+#define FASTGAN_CPU_WORKSPACE(CALL, NAME) FASTGAN_DECLARE_CPU(int64_t, NAME, CALL)
+#define FASTGAN_WORKSPACE(CALL, NAME)        \
+    FASTGAN_DECLARE_CPU(int64_t, NAME, CALL) \
+    FASTGAN_DECLARE_GPU(int64_t, NAME, const CALL&)
+#define FASTGAN_KERNEL(CALL, NAME, WORKSPACE, ...)                                                           \
+    FASTGAN_DECLARE_CPU(void, NAME, CALL)                                                                    \
+    FASTGAN_DECLARE_GPU(void, NAME, const CALL&, int device, void* stream)                                   \
+    FASTGAN_REGISTER(Kernel<fastgan::CALL>, #CALL, {__VA_ARGS__}, FASTGAN_CPU(NAME), FASTGAN_CPU(WORKSPACE), \
+                     FASTGAN_GPU(NAME), FASTGAN_GPU(WORKSPACE))
+#define FASTGAN_CPU_KERNEL(CALL, NAME, WORKSPACE, ...)                                                                \
+    FASTGAN_DECLARE_CPU(void, NAME, CALL)                                                                             \
+    FASTGAN_REGISTER(Kernel<fastgan::CALL>, #CALL, {__VA_ARGS__}, FASTGAN_CPU(NAME), FASTGAN_CPU(WORKSPACE), nullptr, \
+                     nullptr)
+#define FASTGAN_GPU_KERNEL(CALL, NAME, WORKSPACE, ...)                                                 \
+    FASTGAN_DECLARE_GPU(void, NAME, const CALL&, int device, void* stream)                             \
+    FASTGAN_REGISTER(Kernel<fastgan::CALL>, #CALL, {__VA_ARGS__}, nullptr, nullptr, FASTGAN_GPU(NAME), \
+                     FASTGAN_GPU(WORKSPACE))
+#define FASTGAN_GPU_QUERY(CALL, NAME, PYTHON_NAME)  \
+    FASTGAN_DECLARE_GPU(int64_t, NAME, const CALL&) \
+    FASTGAN_REGISTER(Query<fastgan::CALL>, PYTHON_NAME, FASTGAN_GPU(NAME))

@@ -1,17 +1,6 @@
-// The Python module, of which each operation's bindings are a part. All are one translation unit: pybind11 costs each of
-// them seconds of a compiler, more than everything else in it.
-#include "common/abi.h"
+// The Python module. The build includes common/bindings.h and every csrc/*/call.h ahead of this file, so that there is no
+// list of operations. All are one translation unit: pybind11 costs each of them seconds of a compiler.
 #include "common/bindings.h"
-#include "few_channels/bindings.h"
-#include "filtered_noise_bias_act/bindings.h"
-#include "image_batch/bindings.h"
-#include "minibatch_stddev/bindings.h"
-#include "noise_bias_act/bindings.h"
-#include "norm/bindings.h"
-#include "pixel_norm/bindings.h"
-#include "samples/bindings.h"
-#include "upfirdn2d/bindings.h"
-#include "weight_gradient/bindings.h"
 
 #ifndef FASTGAN_MODULE
 #define FASTGAN_MODULE _C
@@ -21,7 +10,9 @@ namespace py = pybind11;
 
 PYBIND11_MODULE(FASTGAN_MODULE, m) {
     m.doc() = "Compiled kernels of fastgan; called through fastgan_kernels only.";
-    m.attr("abi") = FASTGAN_ABI;
+#ifdef FASTGAN_SOURCES
+    m.attr("sources") = FASTGAN_SOURCES;
+#endif
 #ifdef FASTGAN_OPENMP
     m.attr("openmp") = bool(FASTGAN_OPENMP);
 #else
@@ -46,14 +37,9 @@ PYBIND11_MODULE(FASTGAN_MODULE, m) {
 #else
     m.attr("has_cuda") = false;
 #endif
-    fastgan::bind_noise_bias_act(m);
-    fastgan::bind_instance_norm(m);
-    fastgan::bind_upfirdn2d(m);
-    fastgan::bind_filtered_noise_bias_act(m);
-    fastgan::bind_pixel_norm(m);
-    fastgan::bind_samples(m);
-    fastgan::bind_minibatch_stddev(m);
-    fastgan::bind_image_batch(m);
-    fastgan::bind_few_channels(m);
-    fastgan::bind_weight_gradient(m);
+    fastgan::Module module;
+    for (const auto& add_to : fastgan::registrations()) add_to(module);
+    m.attr("calls") = module.calls;
+    m.attr("cpu") = module.cpu;
+    m.attr("cuda") = module.cuda;
 }

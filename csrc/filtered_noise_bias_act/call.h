@@ -7,18 +7,19 @@
 
 namespace fastgan {
 
+#define FILTERED_NOISE_BIAS_ACT_FIELDS(FIELD)                                                                      \
+    FIELD(Upfirdn2dCall, filter)      /* forward: x and y; backward: x */                                          \
+    FIELD(NoiseBiasActCall, epilogue) /* small tensors and options; backward: dy, and dx of the filter's output */ \
+    FIELD(void*, sums) /* [N, pieces, 4, C]: backward leaves sums for the gradients of bias, strength, scale and post */
+
 struct FilteredNoiseBiasActCall {
-    Upfirdn2dCall filter;       // forward: x and y; backward: x
-    NoiseBiasActCall epilogue;  // small tensors and options; backward: dy, dx (of the filter's output) and workspace
+    FASTGAN_MEMBERS(FILTERED_NOISE_BIAS_ACT_FIELDS)
 };
 
 }  // namespace fastgan
 
-namespace fastgan::cuda {
-
-void filtered_noise_bias_act_forward(const FilteredNoiseBiasActCall& call, int device, void* stream);
-// Leaves the sums for the gradients of bias, strength, scale and post in the workspace, [N, pieces, 4, C].
-void filtered_noise_bias_act_backward(const FilteredNoiseBiasActCall& call, int device, void* stream);
-int64_t filtered_noise_bias_act_pieces(const FilteredNoiseBiasActCall& call);
-
-}  // namespace fastgan::cuda
+FASTGAN_GPU_KERNEL(FilteredNoiseBiasActCall, filtered_noise_bias_act_forward, no_workspace,
+                   "filtered_noise_bias_act.forward")
+FASTGAN_GPU_KERNEL(FilteredNoiseBiasActCall, filtered_noise_bias_act_backward, no_workspace,
+                   "filtered_noise_bias_act.backward")
+FASTGAN_GPU_QUERY(FilteredNoiseBiasActCall, filtered_noise_bias_act_pieces, "filtered_noise_bias_act.pieces")

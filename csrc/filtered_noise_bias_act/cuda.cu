@@ -131,7 +131,7 @@ void backward(const FilteredNoiseBiasActCall& call, void* stream) {
     gpu::Launch(grid, BLOCK, 0, stream)(filtered_backward<T, 16 / sizeof(T)>, geometry_of(call.filter),
                                         Epilogue<S>(call.epilogue), plan, runs_of_row(call.filter),
                                         (const S*)call.filter.taps, (const T*)call.filter.x, (const T*)call.epilogue.dy,
-                                        (T*)call.epilogue.dx, (S*)call.epilogue.workspace);
+                                        (T*)call.epilogue.dx, (S*)call.sums);
 }
 
 }  // namespace

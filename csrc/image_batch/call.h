@@ -5,13 +5,22 @@
 
 namespace fastgan {
 
+#define IMAGE_BATCH_FIELDS(FIELD)                               \
+    FIELD(int64_t, images) /* number of images in `pixels` */   \
+    FIELD(int64_t, n)      /* sizes of the batch y, NHWC */     \
+    FIELD(int64_t, h)                                           \
+    FIELD(int64_t, w)                                           \
+    FIELD(int64_t, c)                                           \
+    FIELD(Dtype, dtype) /* of y */                              \
+    FIELD(void*, y)                                             \
+    FIELD(const void*, pixels)   /* [images, h, w, c], bytes */ \
+    FIELD(const void*, index)    /* [N] int64, or null */       \
+    FIELD(const void*, mirrored) /* [N] bytes, or null */
+
 struct ImageBatchCall {
-    int64_t images;                // number of images in `pixels`
-    int64_t n, h, w, c;            // sizes of the batch y, NHWC
-    Dtype dtype;                   // of y
-    const void* pixels;            // [images, h, w, c], bytes
-    const void *index, *mirrored;  // [N] int64 and [N] bytes, or null
-    void* y;
+    FASTGAN_MEMBERS(IMAGE_BATCH_FIELDS)
 };
 
 }  // namespace fastgan
+
+FASTGAN_KERNEL(ImageBatchCall, image_batch, no_workspace, "image_batch.run")

@@ -6,18 +6,30 @@
 namespace fastgan {
 
 // `order` selects the pass: 0 forward, 1 backward, 2 double backward. Tensors that it does not use are null.
+#define MINIBATCH_STDDEV_FIELDS(FIELD)                                            \
+    FIELD(int64_t, n)          /* samples */                                      \
+    FIELD(int64_t, c)          /* channels */                                     \
+    FIELD(int64_t, p)          /* positions */                                    \
+    FIELD(bool, channels_last) /* NHWC, else NCHW */                              \
+    FIELD(Dtype, dtype)                                                           \
+    FIELD(int64_t, order)                                                         \
+    FIELD(int64_t, size) /* samples of a group */                                 \
+    FIELD(int64_t, groups)                                                        \
+    FIELD(int64_t, features) /* maps appended */                                  \
+    FIELD(double, share)     /* 1 / (size * elements of a feature in a sample) */ \
+    FIELD(const void*, x)                                                         \
+    FIELD(void*, appended) /* order 0: y; 2: the gradient of dy */                \
+    FIELD(void*, dx)       /* order 1: dx; 2: the gradient of x */                \
+    FIELD(const void*, dy) /* maps included */                                    \
+    FIELD(const void*, gx) /* the gradient of dx */
+
 struct MinibatchStddevCall {
-    int64_t n, c, p;     // samples, channels, positions
-    bool channels_last;  // NHWC, else NCHW
-    Dtype dtype;
-    int64_t size, groups, features;  // samples in a group, number of groups, maps appended
-    double share;                    // 1 / (size * elements of a feature in a sample): grad of a map per element
-    int order;
-    const void *x, *dy, *gx;  // input, grad of output (maps included), cotangent of dx
-    void *appended, *dx;      // order 0: y; order 1: dx; order 2: the gradients of dy (in `appended`) and of x
-    void* workspace;
+    FASTGAN_MEMBERS(MINIBATCH_STDDEV_FIELDS)
 
     int64_t sums() const { return groups * features; }
 };
 
 }  // namespace fastgan
+
+FASTGAN_WORKSPACE(MinibatchStddevCall, minibatch_stddev_workspace)
+FASTGAN_KERNEL(MinibatchStddevCall, minibatch_stddev, minibatch_stddev_workspace, "minibatch_stddev.run")

@@ -1,35 +1,62 @@
 // One call of noise_bias_act.
 #pragma once
 
+#include <array>
+
 #include "common/types.h"
 
 namespace fastgan {
 
 enum class Act : int { piecewise_linear, tanh, sigmoid, silu, softplus };
 
-// Pointers are null for parts that are absent (inputs) or not wanted (outputs).
-struct NoiseBiasActCall {
-    int64_t n, c, p;     // samples, channels, positions
-    bool channels_last;  // NHWC, else NCHW
-    Dtype dtype;         // of x, y and their gradients
-    Act act;
-    double slope, gain, clamp;  // clamp: infinity for none
-    bool from_output;           // take the derivative from y (then `reference` is y), else from x
-    bool noise_per_sample, strength_per_channel;
+constexpr std::array<const char*, 5> names(Act) { return {"lrelu", "tanh", "sigmoid", "silu", "softplus"}; }
 
-    const void *noise, *strength, *bias, *scale, *post;  // [N or 1, P], [C or 1], [C], [N, C], [N, C]
-    const void* x;                                       // forward: input
-    void* y;                                             // forward: output
-    const void *dy, *reference;                          // backward and double backward: inputs
-    void* dx;
-    void *dstrength, *dbias, *dscale, *dpost;
-    // Double backward: cotangents of backward's results. `ddy` and the d* above receive its gradients.
-    const void *gx, *gstrength, *gbias, *gscale, *gpost;
-    void* ddy;
-    void* workspace;
+// Pointers are null for parts that are absent (inputs) or not wanted (outputs).
+#define NOISE_BIAS_ACT_FIELDS(FIELD)                                                        \
+    FIELD(int64_t, n)          /* samples */                                                \
+    FIELD(int64_t, c)          /* channels */                                               \
+    FIELD(int64_t, p)          /* positions */                                              \
+    FIELD(bool, channels_last) /* NHWC, else NCHW */                                        \
+    FIELD(Dtype, dtype)        /* of x, y and their gradients */                            \
+    FIELD(Act, act)                                                                         \
+    FIELD(double, slope)                                                                    \
+    FIELD(double, gain)                                                                     \
+    FIELD(double, clamp) /* infinity for none */                                            \
+    FIELD(bool, noise_per_sample)                                                           \
+    FIELD(bool, strength_per_channel)                                                       \
+    FIELD(const void*, noise)    /* [N or 1, P] */                                          \
+    FIELD(const void*, strength) /* [C or 1] */                                             \
+    FIELD(const void*, bias)     /* [C] */                                                  \
+    FIELD(const void*, scale)    /* [N, C] */                                               \
+    FIELD(const void*, post)     /* [N, C] */                                               \
+    FIELD(const void*, x)        /* forward: the input */                                   \
+    FIELD(void*, y)              /* forward: the output */                                  \
+    FIELD(bool, from_output)     /* take the derivative from y: `reference` is y, else x */ \
+    FIELD(const void*, dy)                                                                  \
+    FIELD(const void*, reference)                                                           \
+    FIELD(void*, dx)                                                                        \
+    FIELD(void*, dstrength) /* [C or 1] */                                                  \
+    FIELD(void*, dbias)     /* [C] */                                                       \
+    FIELD(void*, dscale)    /* [N, C] */                                                    \
+    FIELD(void*, dpost)     /* [N, C] */                                                    \
+    FIELD(const void*, gx)  /* double backward: the gradient of dx, likewise below */       \
+    FIELD(const void*, gstrength)                                                           \
+    FIELD(const void*, gbias)                                                               \
+    FIELD(const void*, gscale)                                                              \
+    FIELD(const void*, gpost)                                                               \
+    FIELD(void*, ddy) /* double backward: the gradient of dy; dx to dpost receive those of x to post */
+
+struct NoiseBiasActCall {
+    FASTGAN_MEMBERS(NOISE_BIAS_ACT_FIELDS)
 };
 
 // Number of sums over samples and positions in a backward pass: for bias, strength, scale and post.
 constexpr int MAX_SUMS = 4;
 
 }  // namespace fastgan
+
+FASTGAN_WORKSPACE(NoiseBiasActCall, noise_bias_act_workspace)
+FASTGAN_KERNEL(NoiseBiasActCall, noise_bias_act_forward, noise_bias_act_workspace, "noise_bias_act.forward")
+FASTGAN_KERNEL(NoiseBiasActCall, noise_bias_act_backward, noise_bias_act_workspace, "noise_bias_act.backward")
+FASTGAN_KERNEL(NoiseBiasActCall, noise_bias_act_double_backward, noise_bias_act_workspace,
+               "noise_bias_act.double_backward")

@@ -10,24 +10,37 @@ enum class Activation { none, before_norm, after_norm };
 
 // Pointers are null for parts that are absent (inputs) or not wanted (outputs). For batch_norm_act, `batch` is set, the
 // style is [C], nothing precedes the norm, and in NHWC the samples are merged into one (n is 1).
-struct NormCall {
-    int64_t n, c, p;     // samples, channels, positions
-    bool channels_last;  // NHWC, else NCHW
-    bool batch;
-    Dtype dtype;  // of x, y and their gradients
-    double slope, gain, eps;
-    bool noise_per_sample, strength_per_channel;
+// `statistics` are mean and 1 / sqrt(var + eps), [2, N, C]; for batch_norm_act [3, C], with the unbiased variance (for the
+// running average) as the third.
+#define NORM_FIELDS(FIELD)                                              \
+    FIELD(int64_t, n)          /* samples */                            \
+    FIELD(int64_t, c)          /* channels */                           \
+    FIELD(int64_t, p)          /* positions */                          \
+    FIELD(bool, channels_last) /* NHWC, else NCHW */                    \
+    FIELD(Dtype, dtype)        /* of x, y and their gradients */        \
+    FIELD(bool, batch)         /* batch_norm_act */                     \
+    FIELD(double, slope)                                                \
+    FIELD(double, gain)                                                 \
+    FIELD(double, eps)                                                  \
+    FIELD(bool, noise_per_sample)                                       \
+    FIELD(bool, strength_per_channel)                                   \
+    FIELD(const void*, noise)       /* [N or 1, P] */                   \
+    FIELD(const void*, strength)    /* [C or 1] */                      \
+    FIELD(const void*, bias)        /* [C] */                           \
+    FIELD(const void*, style_scale) /* [N, C] */                        \
+    FIELD(const void*, style_bias)  /* [N, C] */                        \
+    FIELD(const void*, x)                                               \
+    FIELD(void*, statistics) /* output of forward, input of backward */ \
+    FIELD(void*, y)                                                     \
+    FIELD(const void*, dy)                                              \
+    FIELD(void*, dx)                                                    \
+    FIELD(void*, dstrength)                                             \
+    FIELD(void*, dbias)                                                 \
+    FIELD(void*, dstyle_scale)                                          \
+    FIELD(void*, dstyle_bias)
 
-    const void *noise, *strength, *bias;   // [N or 1, P], [C or 1], [C]
-    const void *style_scale, *style_bias;  // [N, C]
-    const void* x;
-    void* y;
-    // Mean and 1 / sqrt(var + eps), [2, N, C]: output of forward, input of backward. For batch_norm_act [3, C], with the
-    // unbiased variance (for the running average) as the third.
-    void* statistics;
-    const void* dy;
-    void *dx, *dstrength, *dbias, *dstyle_scale, *dstyle_bias;
-    void* workspace;
+struct NormCall {
+    FASTGAN_MEMBERS(NORM_FIELDS)
 
     Activation activation() const {
         if (batch) return Activation::after_norm;
@@ -38,3 +51,9 @@ struct NormCall {
 };
 
 }  // namespace fastgan
+
+FASTGAN_WORKSPACE(NormCall, instance_norm_workspace)
+FASTGAN_KERNEL(NormCall, instance_norm_forward, instance_norm_workspace, "instance_norm.forward",
+               "batch_norm_act.forward")
+FASTGAN_KERNEL(NormCall, instance_norm_backward, instance_norm_workspace, "instance_norm.backward",
+               "batch_norm_act.backward")

@@ -6,14 +6,24 @@
 namespace fastgan {
 
 // `order` selects the pass: 0 forward, 1 backward, 2 double backward. Tensors that it does not use are null.
+#define PIXEL_NORM_FIELDS(FIELD)                                        \
+    FIELD(int64_t, n)          /* samples */                            \
+    FIELD(int64_t, c)          /* channels */                           \
+    FIELD(int64_t, p)          /* positions */                          \
+    FIELD(bool, channels_last) /* NHWC, else NCHW */                    \
+    FIELD(Dtype, dtype)                                                 \
+    FIELD(int64_t, order)                                               \
+    FIELD(double, eps)                                                  \
+    FIELD(const void*, x)                                               \
+    FIELD(void*, first)  /* order 0: y; 1: dx; 2: the gradient of dy */ \
+    FIELD(void*, second) /* order 2: the gradient of x */               \
+    FIELD(const void*, dy)                                              \
+    FIELD(const void*, gx) /* the gradient of dx */
+
 struct PixelNormCall {
-    int64_t n, c, p;     // samples, channels, positions
-    bool channels_last;  // NHWC, else NCHW
-    Dtype dtype;
-    int order;
-    double eps;
-    const void *x, *dy, *gx;  // input, grad of output, cotangent of dx
-    void *first, *second;     // order 0: y; order 1: dx; order 2: the gradients of dy and of x
+    FASTGAN_MEMBERS(PIXEL_NORM_FIELDS)
 };
 
 }  // namespace fastgan
+
+FASTGAN_KERNEL(PixelNormCall, pixel_norm, no_workspace, "pixel_norm.run")

@@ -11,14 +11,29 @@
 namespace fastgan {
 
 // All tensors have `dtype`, float32 or bfloat16; sums are float.
+#define WEIGHT_GRADIENT_FIELDS(FIELD)                \
+    FIELD(Dtype, dtype)                              \
+    FIELD(int64_t, n)      /* samples */             \
+    FIELD(int64_t, a)      /* channels of `small` */ \
+    FIELD(int64_t, height) /* of `small` */          \
+    FIELD(int64_t, width)                            \
+    FIELD(int64_t, b) /* channels of `large` */      \
+    FIELD(int64_t, large_height)                     \
+    FIELD(int64_t, large_width)                      \
+    FIELD(int64_t, kh)                               \
+    FIELD(int64_t, kw)                               \
+    FIELD(int64_t, stride)                           \
+    FIELD(int64_t, top)                              \
+    FIELD(int64_t, left)                             \
+    FIELD(void*, dw)                                 \
+    FIELD(const void*, small)                        \
+    FIELD(const void*, large)
+
 struct WeightGradientCall {
-    Dtype dtype;
-    int64_t n, a, b;        // samples, channels of `small`, channels of `large`
-    int64_t height, width;  // of `small`
-    int64_t large_height, large_width;
-    int64_t kh, kw, stride, top, left;
-    const void *small, *large;
-    void *dw, *workspace;
+    FASTGAN_MEMBERS(WEIGHT_GRADIENT_FIELDS)
 };
 
 }  // namespace fastgan
+
+FASTGAN_CPU_WORKSPACE(WeightGradientCall, weight_gradient_workspace)
+FASTGAN_CPU_KERNEL(WeightGradientCall, weight_gradient, weight_gradient_workspace, "weight_gradient.run")

@@ -132,7 +132,7 @@ def describe(found: dict) -> str:
     if built and not any(part["built"] for part in parts.values()):
         rows.append(("extension", "none: neither part could be built, so PyTorch and Triton do the work"))
     else:
-        rows.append(("extension", found["extension"]["error"] or f"loaded, ABI {extension.module().abi}"))
+        rows.append(("extension", found["extension"]["error"] or "loaded"))
     if built:
         rows.append(("compiler", built["compiler"] or "none"))
         rows.append(("cpu kernels", _describe_cpu(parts["cpu"], cpu)))

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch.compiler import is_compiling
@@ -20,6 +21,9 @@ from torch.compiler import is_compiling
 import fastgan_kernels
 from fastgan.errors import UserError
 from fastgan.ops.compiling import constant_to_compiler
+from fastgan_kernels import extension
+
+extension.csrc = Path(__file__).parents[2] / "csrc"
 
 # Fastest first. On a GPU the hand-written kernels lead; Triton serves cards they were not compiled for.
 PREFERENCE = {

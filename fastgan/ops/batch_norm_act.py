@@ -22,6 +22,7 @@ from fastgan.ops.instance_norm import activated, centred, check_eps, derivative,
 from fastgan.ops.layout import channels, dense, dense_like, view_of
 from fastgan.ops.noise_bias_act import noise_bias_act
 from fastgan.ops.recording import recordable
+from fastgan_kernels.calls import NormCall
 
 
 class Options(NamedTuple):
@@ -148,9 +149,9 @@ class BatchNormAct(FusedOperation):
     @staticmethod
     def launch_forward(launchers, output, inputs, options, statistics):
         x, weight, bias = inputs
-        *rest, batches = options
+        batches = options.batches
         for part, of_x, of_batch in zip(_parts(output, batches), _parts(x, batches), statistics, strict=True):
-            launchers.forward(view_of(part), part, of_batch, of_x, weight, bias, *rest)
+            launchers.forward(NormCall(*_shared_fields(of_x, weight, bias, options), of_x, of_batch, part))
 
     @staticmethod
     def saved_tensors(inputs, output, options, needs_grad):
@@ -177,20 +178,36 @@ class BatchNormAct(FusedOperation):
     @staticmethod
     def launch_backward(launchers, grads, grad, saved, options):
         x, weight, bias, statistics = saved
-        slope, gain, _, batches = options
+        batches = options.batches
         grad = dense_like(grad, x)
         if batches == 1:
-            launchers.backward(view_of(x), *grads, grad, x, statistics[0], weight, bias, slope, gain)
+            _launch_backward(launchers, *grads, grad, x, statistics[0], weight, bias, options)
             return
         dx, *sums = grads
         parts = [None if each is None else each.new_empty((batches, *each.shape)) for each in sums]
         of_each = [[None] * batches if each is None else each for each in parts]
         images = [[None] * batches if each is None else _parts(each, batches) for each in (dx, grad, x)]
         for of_dx, of_grad, of_x, of_batch, *small in zip(*images, statistics, *of_each, strict=True):
-            launchers.backward(view_of(of_x), of_dx, *small, of_grad, of_x, of_batch, weight, bias, slope, gain)
+            _launch_backward(launchers, of_dx, *small, of_grad, of_x, of_batch, weight, bias, options)
         for each, part in zip(sums, parts, strict=True):
             if each is not None:
                 torch.sum(part, 0, out=each)
+
+
+def _launch_backward(launchers, dx, dweight, dbias, dy, x, statistics, weight, bias, options) -> None:
+    """The kernel for one batch."""
+    shared = _shared_fields(x, weight, bias, options)
+    launchers.backward(
+        NormCall(*shared, x, statistics, None, dy, dx, None, None, dstyle_scale=dweight, dstyle_bias=dbias)
+    )
+
+
+def _shared_fields(x: Tensor, weight: Tensor | None, bias: Tensor | None, options: Options) -> tuple:
+    """The fields of a call, up to the style, that both passes have. In NHWC they see one sample."""
+    n, c, p, channels_last = view_of(x)
+    n, p = (1, n * p) if channels_last else (n, p)
+    slope, gain, eps, _ = options
+    return n, c, p, channels_last, x.dtype, True, slope, gain, eps, False, False, None, None, None, weight, bias
 
 
 def _parts(x: Tensor, batches: int) -> Sequence[Tensor]:

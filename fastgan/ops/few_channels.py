@@ -12,6 +12,7 @@ from torch import Tensor
 
 import fastgan_kernels
 from fastgan.ops.layout import channels_last, empty_nhwc, has_one_step, is_channels_last
+from fastgan_kernels.calls import FewChannelsCall
 
 _FEW = 4  # channels at most
 _NUMBERS = 48  # of the image of few channels that go with a position of the other, at most
@@ -78,21 +79,29 @@ class FewChannels(NamedTuple):
         """The gradient of the weight, in its layout if kernels take that, else contiguous."""
         dw = torch.empty_like(weight) if has_one_step(weight) else weight.new_empty(weight.shape)
         thin, wide = (dy, x) if self.makes_thin else (x, dy)
-        _launchers().outer(dw, _dense(wide), _dense(thin), *self._rest(dw))
+        self._launch("outer", wide, thin, dw)
         return dw
 
     def _map(self, to: Tensor, of: Tensor, weight: Tensor, makes_thin: bool) -> Tensor:
-        run = _launchers().scatter if makes_thin else _launchers().gather
         weight = weight if has_one_step(weight) else weight.contiguous()
-        run(to, _dense(of), weight, *self._rest(weight))
+        if makes_thin:
+            self._launch("scatter", of, to, weight)
+        else:
+            self._launch("gather", to, of, weight)
         return to
 
-    def _rest(self, weight: Tensor) -> tuple:
-        """What launchers are told beside the tensors."""
+    def _launch(self, map: str, wide: Tensor, thin: Tensor, weight: Tensor) -> None:
+        """Runs one of the three maps between wide and thin; see `FewChannelsCall`."""
         first, second, of_row, of_column = weight.stride()
         of_few, of_many = (first, second) if self.makes_thin != self.transposed else (second, first)
         of_tap = of_column if weight.shape[3] > 1 else of_row  # of a single column torch's stride may be anything
-        return self.kernel, self.turned, (of_few, of_tap, of_many)
+        wide, thin = _dense(wide), _dense(thin)
+        fastgan_kernels.BACKENDS["cpp"].launchers("few_channels").run(
+            FewChannelsCall(
+                map, wide.dtype, *wide.shape, *thin.shape[1:], *self.kernel, self.turned, of_few, of_tap, of_many,
+                wide, thin, weight,
+            )
+        )  # fmt: skip
 
     def _output_size(self, x: Tensor) -> tuple[int, int]:
         height, width, stride, top, left = self.kernel
@@ -106,10 +115,6 @@ def _is_large(channels: int, size: tuple[int, int]) -> bool:
     """Whether an image of many channels is so large that the library makes it as fast, or faster, of one of few: what
     takes time then is to write it. `channels` are those of all samples."""
     return channels * size[0] * size[1] > 1 << 20
-
-
-def _launchers():
-    return fastgan_kernels.BACKENDS["cpp"].launchers("few_channels")
 
 
 def _dense(x: Tensor) -> Tensor:

@@ -18,9 +18,12 @@ from fastgan.ops.fused import FusedOperation, register
 from fastgan.ops.layout import dense_like
 from fastgan.ops.noise_bias_act import NoiseBiasAct, check_small, derivative_from_output, noise_bias_act
 from fastgan.ops.noise_bias_act import Options as EpilogueOptions
+from fastgan.ops.noise_bias_act import call_of as noise_bias_act_call
 from fastgan.ops.noise_bias_act import resolved as resolved_options
 from fastgan.ops.upfirdn2d import Options as FilterOptions
 from fastgan.ops.upfirdn2d import Upfirdn2d, adjoint, checked, output_shape, upfirdn2d
+from fastgan.ops.upfirdn2d import call_of as upfirdn2d_call
+from fastgan_kernels.calls import FilteredNoiseBiasActCall
 
 COMPOSED = ("torch", "cpp", "triton")  # backends without kernels of this operation
 
@@ -130,8 +133,9 @@ class FilteredNoiseBiasAct(FusedOperation):
 
     @staticmethod
     def launch_forward(launchers, output, inputs, options):
-        left, _, top, _, *rest = options
-        launchers.forward(output, *inputs, left, top, *rest)
+        x, taps, *small = inputs
+        filter = upfirdn2d_call(output, x, taps, options.filter)
+        launchers.forward(FilteredNoiseBiasActCall(filter, noise_bias_act_call(output, small, options.epilogue)))
 
     @staticmethod
     def saved_tensors(inputs, output, options, needs_grad):
@@ -168,13 +172,11 @@ class FilteredNoiseBiasAct(FusedOperation):
         grad = _aligned_like(grad, du)
         if derivative_from_output(small[3], small[4], options.epilogue):
             NoiseBiasAct.launch_backward(
-                launchers.noise_bias_act, (du, None, *sums), grad, (activation, *small), options.epilogue
+                launchers.of("noise_bias_act"), (du, None, *sums), grad, (activation, *small), options.epilogue
             )
         else:
-            left, _, top, _, *rest = options
-            activation = _aligned_like(activation, dx)
-            launchers.backward(du, *sums, grad, activation, taps, *small, left, top, *rest)
-        launchers.upfirdn2d.forward(dx, du, taps, *adjoint(dx.shape, taps, options.filter))
+            _launch_backward(launchers, du, sums, grad, _aligned_like(activation, dx), taps, small, options)
+        Upfirdn2d.launch_forward(launchers.of("upfirdn2d"), dx, (du, taps), adjoint(dx.shape, taps, options.filter))
 
     @staticmethod
     def double_backward(launchers, grad, saved, grad_grads, options, needs_grad):
@@ -188,20 +190,40 @@ class FilteredNoiseBiasAct(FusedOperation):
         def filtered(x):
             x = x.contiguous(memory_format=torch.channels_last)
             y = Upfirdn2d.allocate_output((x, taps), filter)
-            launchers.upfirdn2d.forward(y, x, taps, *filter)
+            Upfirdn2d.launch_forward(launchers.of("upfirdn2d"), y, (x, taps), filter)
             return y
 
         # dx is the filter's adjoint of du: the cotangent of du is filtered in turn.
         inner = activation if from_output else filtered(activation)
         grad_grads, needs_grad = (filtered(gx), *gsums), [needs_grad[0], *_of_both(needs_grad[1:])]
         ddy, du, *sums = NoiseBiasAct.double_backward(
-            launchers.noise_bias_act, grad, (inner, *small), grad_grads, epilogue, needs_grad
+            launchers.of("noise_bias_act"), grad, (inner, *small), grad_grads, epilogue, needs_grad
         )
         dx = None
         if du is not None:
             dx = torch.empty_like(activation, memory_format=torch.channels_last)
-            launchers.upfirdn2d.forward(dx, du, taps, *adjoint(dx.shape, taps, filter))
+            Upfirdn2d.launch_forward(launchers.of("upfirdn2d"), dx, (du, taps), adjoint(dx.shape, taps, filter))
         return ddy, dx, None, *sums
+
+
+def _launch_backward(launchers, du, sums, grad, x, taps, small, options) -> None:
+    """Fills the gradient `du` of the filter's output, and the gradients `sums` of strength, bias, scale and post."""
+    filter = upfirdn2d_call(grad, x, taps, options.filter)
+    epilogue = noise_bias_act_call(grad, small, options.epilogue)._replace(dy=grad, dx=du)
+    call = FilteredNoiseBiasActCall(filter, epilogue)
+    n, c = x.shape[:2]
+    terms = taps.new_empty(n, launchers.pieces(call), 4, c)
+    launchers.backward(call._replace(sums=terms))
+    dstrength, dbias, dscale, dpost = sums
+    of_bias, of_strength, of_scale, of_post = terms.unbind(2)  # [N, pieces, C]
+    for total, parts, dims in (
+        (dbias, of_bias, (0, 1)),
+        (dstrength, of_strength, (0, 1) if dstrength is not None and dstrength.dim() else (0, 1, 2)),
+        (dscale, of_scale, (1,)),
+        (dpost, of_post, (1,)),
+    ):
+        if total is not None:
+            total.copy_(parts.sum(dims))
 
 
 def _shape_of_x(grad, options) -> tuple[int, int, int, int]:

@@ -16,6 +16,7 @@ from fastgan.ops.arithmetic import arithmetic_dtype
 from fastgan.ops.fused import FusedOperation, register
 from fastgan.ops.layout import empty_nhwc
 from fastgan.ops.transforms import transforms_active
+from fastgan_kernels.calls import ImageBatchCall
 
 
 class Options(NamedTuple):
@@ -108,4 +109,5 @@ class ImageBatch(FusedOperation):
     def launch_forward(launchers, output, inputs, options):
         pixels, index, _ = inputs
         _require_images(index, len(pixels))
-        launchers.forward(output, *inputs)
+        n, c, h, w = output.shape
+        launchers.run(ImageBatchCall(len(pixels), n, h, w, c, output.dtype, output, *inputs))

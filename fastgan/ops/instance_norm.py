@@ -11,7 +11,7 @@ for Generative Adversarial Networks", equation 1 and figure 1b).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,6 +23,7 @@ from fastgan.ops.arguments import check_activation, prepared
 from fastgan.ops.arithmetic import arithmetic_dtype, to_arithmetic
 from fastgan.ops.fused import FusedOperation, register
 from fastgan.ops.layout import channels, dense, dense_like, over_positions, view_of
+from fastgan_kernels.calls import NormCall
 
 # Piecewise linear: they differ in their slope below zero only. The kernels make z anew in each of their passes over x.
 _SLOPES = {"linear": 1.0, "relu": 0.0}
@@ -182,7 +183,8 @@ class InstanceNorm(FusedOperation):
 
     @staticmethod
     def launch_forward(launchers, output, inputs, options, statistics):
-        launchers.forward(view_of(output), output, statistics, *inputs, *options)
+        x, *small = inputs
+        launchers.forward(NormCall(*_shared_fields(x, small, options), x, statistics, output))
 
     @staticmethod
     def saved_tensors(inputs, output, options, needs_grad):
@@ -232,11 +234,18 @@ class InstanceNorm(FusedOperation):
 
     @staticmethod
     def launch_backward(launchers, grads, grad, saved, options):
-        x, noise, strength, bias, style_scale, statistics = saved
+        x, *small, statistics = saved
         dx, _, *sums = grads
-        launchers.backward(
-            view_of(x), dx, *sums, dense_like(grad, x), x, statistics, noise, strength, bias, style_scale, *options
-        )
+        shared = _shared_fields(x, (*small, None), options)
+        launchers.backward(NormCall(*shared, x, statistics, None, dense_like(grad, x), dx, *sums))
+
+
+def _shared_fields(x: Tensor, small: Sequence[Tensor | None], options: Options) -> tuple:
+    """The fields of a call, up to the style, that both passes have."""
+    noise, strength, *_ = small
+    noise_per_sample = noise is not None and noise.shape[0] > 1
+    strength_per_channel = strength is not None and strength.dim() > 0
+    return *view_of(x), x.dtype, False, *options, noise_per_sample, strength_per_channel, *small
 
 
 def _before_activation(x, noise, strength, bias):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastgan.ops.transforms import is_batch_of_gradients, transforms_active
-from fastgan_kernels.signatures import View
+from fastgan_kernels.calls import View
 
 
 def view_of(x: Tensor) -> View | None:
@@ -28,6 +28,12 @@ def view_of(x: Tensor) -> View | None:
     # For 4 dimensions the same question is answered quicker.
     nhwc = x.is_contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x.movedim(1, -1).is_contiguous()
     return View(n, c, p, True) if nhwc else None
+
+
+def sizes_of(x: Tensor) -> tuple[int, int, torch.dtype]:
+    """Samples, elements of a sample, and dtype of `x` [N, ...], for calls that see samples as rows."""
+    n = x.shape[0]
+    return n, x.numel() // n, x.dtype
 
 
 def is_channels_last(x: Tensor) -> bool:

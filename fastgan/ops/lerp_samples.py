@@ -14,8 +14,9 @@ from fastgan.ops import backends
 from fastgan.ops.arguments import check_activation
 from fastgan.ops.arithmetic import arithmetic_dtype, to_arithmetic
 from fastgan.ops.fused import FusedOperation, register
-from fastgan.ops.layout import dense, dense_like
+from fastgan.ops.layout import dense, dense_like, sizes_of
 from fastgan.ops.recording import recordable
+from fastgan_kernels.calls import SamplesCall
 
 
 class Options(NamedTuple):
@@ -82,7 +83,8 @@ class LerpSamples(FusedOperation):
 
     @staticmethod
     def launch_forward(launchers, output, inputs, options):
-        launchers.forward(output, *inputs)
+        a, b, t = inputs
+        launchers.forward(SamplesCall(*sizes_of(a), a, b, t, output))
 
     @staticmethod
     def saved_tensors(inputs, output, options, needs_grad):
@@ -100,4 +102,5 @@ class LerpSamples(FusedOperation):
 
     @staticmethod
     def launch_backward(launchers, grads, grad, saved, options):
-        launchers.backward(*grads[:2], dense(grad), saved[2])
+        dy = dense(grad)
+        launchers.backward(SamplesCall(*sizes_of(dy), dy, None, saved[2], *grads[:2]))

@@ -14,8 +14,9 @@ from fastgan.ops.arithmetic import to_arithmetic
 from fastgan.ops.fused import FusedOperation, register
 from fastgan.ops.layout import dense, empty_nhwc, view_of
 from fastgan.ops.recording import recordable
+from fastgan_kernels.calls import MinibatchStddevCall
 
-_EPS = 1e-8  # csrc/minibatch_stddev/, kernels/minibatch_stddev_triton.py
+_EPS = 1e-8  # csrc/minibatch_stddev/, kernels/triton/minibatch_stddev.py
 
 
 class Options(NamedTuple):
@@ -75,12 +76,20 @@ def _centred(x: Tensor, options: Options) -> tuple[Tensor, Tensor]:
     return v, (v.square().mean(0) + _EPS).sqrt()
 
 
-def _as_output(x: Tensor, pixels: bool) -> Tensor:
+def _shared_fields(order: int, x: Tensor, options: Options) -> tuple:
+    """The fields of a call, up to `x`, that all passes have."""
+    n, c, p, channels_last = view_of(x)
+    size, features = options
+    share = 1 / (c // features * p * size)
+    return n, c, p, channels_last, x.dtype, order, size, n // size, features, share, x
+
+
+def _as_output(x: Tensor, channels_last: bool) -> Tensor:
     """`x`, or a copy of it in that layout."""
     view = view_of(x)
-    if view is not None and view.pixels == pixels:
+    if view is not None and view.channels_last == channels_last:
         return x
-    return x.movedim(1, -1).contiguous().movedim(-1, 1) if pixels else x.contiguous()
+    return x.movedim(1, -1).contiguous().movedim(-1, 1) if channels_last else x.contiguous()
 
 
 @register
@@ -98,7 +107,7 @@ class MinibatchStddev(FusedOperation):
         maps = _centred(x, options)[1].mean(2).to(x.dtype).repeat(options.size, 1)  # [N, F]
         maps = maps.reshape(n, *[1] * len(spatial), options.features).expand(n, *spatial, options.features)
         view = view_of(x)
-        if view is not None and view.pixels:
+        if view is not None and view.channels_last:
             return torch.cat([x.movedim(1, -1), maps], -1).movedim(-1, 1)
         return torch.cat([x, maps.movedim(-1, 1)], 1)
 
@@ -107,11 +116,11 @@ class MinibatchStddev(FusedOperation):
         (x,) = inputs
         n, c, *spatial = x.shape
         shape = n, c + options.features, *spatial
-        return empty_nhwc(x, shape) if view_of(x).pixels else x.new_empty(shape)
+        return empty_nhwc(x, shape) if view_of(x).channels_last else x.new_empty(shape)
 
     @staticmethod
     def launch_forward(launchers, output, inputs, options):
-        launchers.forward(view_of(inputs[0]), output, *inputs, *options)
+        launchers.run(MinibatchStddevCall(*_shared_fields(0, inputs[0], options), output))
 
     @staticmethod
     def saved_tensors(inputs, output, options, needs_grad):
@@ -133,16 +142,17 @@ class MinibatchStddev(FusedOperation):
 
     @staticmethod
     def launch_backward(launchers, grads, grad, saved, options):
-        view = view_of(saved[0])
-        launchers.backward(view, *grads, _as_output(grad, view.pixels), *saved, *options)
+        (x,) = saved
+        dy = _as_output(grad, view_of(x).channels_last)
+        launchers.run(MinibatchStddevCall(*_shared_fields(1, x, options), None, *grads, dy))
 
     @staticmethod
     def double_backward(launchers, grad, saved, grad_grads, options, needs_grad):
         (x,), (gx,) = saved, grad_grads
         if gx is None:
             return None
-        view = view_of(x)
         ddy, dx = MinibatchStddev.allocate_output(saved, options), torch.empty_like(x)
-        grad, gx = _as_output(grad, view.pixels), _as_output(gx, view.pixels)
-        launchers.double_backward(view, ddy, dx, grad, x, gx, *options)
+        channels_last = view_of(x).channels_last
+        dy, gx = _as_output(grad, channels_last), _as_output(gx, channels_last)
+        launchers.run(MinibatchStddevCall(*_shared_fields(2, x, options), ddy, dx, dy, gx))
         return ddy, dx

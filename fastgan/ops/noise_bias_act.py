@@ -10,6 +10,7 @@ weights).
 """
 
 import math
+from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -23,8 +24,9 @@ from fastgan.ops.arguments import check_activation, prepared
 from fastgan.ops.arithmetic import arithmetic_dtype, to_arithmetic
 from fastgan.ops.compiling import constant_to_compiler
 from fastgan.ops.fused import FusedOperation, register
-from fastgan.ops.layout import View, channels, dense, dense_like, over_positions, view_of
+from fastgan.ops.layout import channels, dense, dense_like, over_positions, view_of
 from fastgan.ops.recording import recordable
+from fastgan_kernels.calls import NoiseBiasActCall, View
 
 # What the kernels know: piecewise linear activations differ in their slope below zero only.
 _SLOPES = {"linear": 1.0, "relu": 0.0}
@@ -161,9 +163,11 @@ def linearized(
             noise = factor.to(constant.dtype).view(shape).expand(-1, 1, *x.shape[2:]).contiguous()
         launchers = fastgan_kernels.BACKENDS[backend].launchers("noise_bias_act")
         launchers.double_backward(
-            _view(result, noise, None, None), result, None, None, None, None, None, result,
-            x if y is None else dense_like(y, result),
-            True, noise, constant, None, None, None, x, constant, None, None, None, *options,
+            NoiseBiasActCall(
+                *_shared_fields(result, (noise, constant, None, None, None), options),
+                from_output=True, dy=result, reference=x if y is None else dense_like(y, result),
+                gx=x, gstrength=constant, ddy=result,
+            )
         )  # fmt: skip
     if factor is None or clamp == math.inf:
         return result
@@ -186,10 +190,10 @@ def sum_of_samples(x: Tensor, factor: Tensor) -> Tensor:
     sums = torch.empty(x.shape[1], dtype=factor.dtype, device=x.device)
     noise = factor.view(-1, 1, *[1] * (x.dim() - 2)).expand(-1, 1, *x.shape[2:]).contiguous()
     launchers = fastgan_kernels.BACKENDS[backend].launchers("noise_bias_act")
+    shared = _shared_fields(x, (noise, sums, None, None, None), Options("lrelu", 1.0, 1.0, math.inf))
     launchers.backward(
-        _view(x, noise, None, None), torch.empty_like(x), sums, None, None, None, x, x, True, noise, sums, None, None,
-        None, "lrelu", 1.0, 1.0, math.inf,
-    )  # fmt: skip
+        NoiseBiasActCall(*shared, from_output=True, dy=x, reference=x, dx=torch.empty_like(x), dstrength=sums)
+    )
     return sums
 
 
@@ -250,7 +254,8 @@ class NoiseBiasAct(FusedOperation):
 
     @staticmethod
     def launch_forward(launchers, output, inputs, options):
-        launchers.forward(_view(output, *inputs[1:]), output, *inputs, *options)
+        x, *small = inputs
+        launchers.forward(NoiseBiasActCall(*_shared_fields(output, small, options), x, output))
 
     @staticmethod
     def saved_tensors(inputs, output, options, needs_grad):
@@ -311,7 +316,8 @@ class NoiseBiasAct(FusedOperation):
         grad = dense_like(grad, dx)
         activation = grad if activation is None else dense_like(activation, dx)
         from_output = derivative_from_output(small[3], small[4], options)
-        launchers.backward(_view(dx, *small), dx, *sums, grad, activation, from_output, *small, *options)
+        shared = _shared_fields(dx, small, options)
+        launchers.backward(NoiseBiasActCall(*shared, None, None, from_output, grad, activation, dx, *sums))
 
     @staticmethod
     def double_backward(launchers, grad, saved, grad_grads, options, needs_grad):
@@ -329,19 +335,29 @@ class NoiseBiasAct(FusedOperation):
         activation = grad if activation is None else dense_like(activation, ddy)
         # What is summed up or transposed behind a backward pass hands its gradient over expanded or strided.
         gsums = [None if g is None else to_arithmetic(g).contiguous() for g in gsums]
+        shared = _shared_fields(ddy, small, options, *gsums[2:])
         launchers.double_backward(
-            _view(ddy, *small, *gsums[2:]), ddy, dx, *sums[1:], grad, activation, from_output, *small, gx, *gsums,
-            *options,
-        )  # fmt: skip
+            NoiseBiasActCall(*shared, None, None, from_output, grad, activation, dx, *sums[1:], gx, *gsums, ddy)
+        )
         return ddy, dx, *sums
 
 
-def _view(x: Tensor, noise, strength, bias, *per_sample: Tensor | None) -> View:
-    """The kernels' view; where nothing differs between samples, those of [N, C] count as positions of a single one."""
+def _shared_fields(x: Tensor, small: Sequence[Tensor | None], options: Options, *per_sample: Tensor | None) -> tuple:
+    """The fields of a call, up to `post`, that all passes have, for an activation `x`.
+
+    An [N, C] whose samples share all small tensors and `per_sample` counts as N positions of one sample.
+    """
+    noise, strength, _, scale, post = small
     view = view_of(x)
-    if view.p == 1 and noise is None and all(t is None for t in per_sample):
-        return View(1, view.c, view.n, True)
-    return view
+    if view.p == 1 and noise is None and scale is None and post is None and not any(t is not None for t in per_sample):
+        view = View(1, view.c, view.n, True)
+    noise_per_sample = noise is not None and noise.shape[0] > 1
+    return *view, x.dtype, *options, noise_per_sample, strength is not None and strength.dim() > 0, *small
+
+
+def call_of(x: Tensor, small: Sequence[Tensor | None], options: Options) -> NoiseBiasActCall:
+    """The call for an activation `x` without its passes, for kernels that fuse it."""
+    return NoiseBiasActCall(*_shared_fields(x, small, options))
 
 
 def _before_activation(x, noise, strength, bias, scale):

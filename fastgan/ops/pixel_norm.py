@@ -17,6 +17,7 @@ from fastgan.ops.arithmetic import to_arithmetic
 from fastgan.ops.fused import FusedOperation, register
 from fastgan.ops.layout import dense, dense_like, view_of
 from fastgan.ops.recording import recordable
+from fastgan_kernels.calls import PixelNormCall
 
 
 class Options(NamedTuple):
@@ -69,7 +70,8 @@ class PixelNorm(FusedOperation):
 
     @staticmethod
     def launch_forward(launchers, output, inputs, options):
-        launchers.forward(view_of(output), output, *inputs, *options)
+        x = inputs[0]
+        launchers.run(PixelNormCall(*view_of(x), x.dtype, 0, *options, x, output))
 
     @staticmethod
     def saved_tensors(inputs, output, options, needs_grad):
@@ -88,7 +90,8 @@ class PixelNorm(FusedOperation):
 
     @staticmethod
     def launch_backward(launchers, grads, grad, saved, options):
-        launchers.backward(view_of(saved[0]), *grads, dense_like(grad, saved[0]), *saved, *options)
+        (x,), (dx,) = saved, grads
+        launchers.run(PixelNormCall(*view_of(x), x.dtype, 1, *options, x, dx, None, dense_like(grad, x)))
 
     @staticmethod
     def double_backward(launchers, grad, saved, grad_grads, options, needs_grad):
@@ -96,5 +99,6 @@ class PixelNorm(FusedOperation):
         if gx is None:
             return None
         ddy, dx = torch.empty_like(x), torch.empty_like(x)
-        launchers.double_backward(view_of(x), ddy, dx, dense_like(grad, x), x, dense_like(gx, x), *options)
+        dy, gx = dense_like(grad, x), dense_like(gx, x)
+        launchers.run(PixelNormCall(*view_of(x), x.dtype, 2, *options, x, ddy, dx, dy, gx))
         return ddy, dx

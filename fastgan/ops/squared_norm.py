@@ -9,7 +9,8 @@ from fastgan.ops import backends
 from fastgan.ops.arguments import check_activation
 from fastgan.ops.arithmetic import arithmetic_dtype, to_arithmetic
 from fastgan.ops.fused import FusedOperation, register
-from fastgan.ops.layout import dense, dense_like
+from fastgan.ops.layout import dense, dense_like, sizes_of
+from fastgan_kernels.calls import SamplesCall
 
 
 class Options(NamedTuple):
@@ -52,7 +53,11 @@ class SquaredNorm(FusedOperation):
 
     @staticmethod
     def launch_forward(launchers, output, inputs, options):
-        launchers.forward(output, *inputs)
+        (x,) = inputs
+        if x.numel():
+            launchers.forward(SamplesCall(*sizes_of(x), x, sums=output))
+        else:
+            output.zero_()
 
     @staticmethod
     def saved_tensors(inputs, output, options, needs_grad):
@@ -70,4 +75,6 @@ class SquaredNorm(FusedOperation):
     @staticmethod
     def launch_backward(launchers, grads, grad, saved, options):
         (dx,), (x,) = grads, saved
-        launchers.backward(dx, grad.contiguous(), dense_like(x, dx))  # the gradient of a mean is expanded
+        x, grad = dense_like(x, dx), grad.contiguous()  # the gradient of a mean is expanded
+        if x.numel():
+            launchers.backward(SamplesCall(*sizes_of(x), x, weight=grad, first=dx))

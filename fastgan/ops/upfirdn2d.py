@@ -23,6 +23,7 @@ from fastgan.ops.fused import LinearOperation, register
 from fastgan.ops.layout import channels_last, dense, is_channels_last
 from fastgan.ops.recording import recordable
 from fastgan.ops.transforms import backward_must_use_reference
+from fastgan_kernels.calls import Upfirdn2dCall
 
 BILINEAR = (1.0, 3.0, 3.0, 1.0)  # StyleGAN2's resampling filter, separable
 
@@ -165,6 +166,16 @@ def adjoint(shape, taps: Tensor, options: Options) -> Options:
     )
 
 
+def call_of(y: Tensor | None, x: Tensor, taps: Tensor, options: Options) -> Upfirdn2dCall:
+    """The call that fills `y`; without it one that describes the filter, for kernels that fuse it."""
+    up_x, up_y, down_x, down_y, left, _, top, _, gain, flip, channels_last = options
+    size = output_shape(x, taps, options)[2:] if y is None else y.shape[2:]
+    return Upfirdn2dCall(
+        *x.shape, *size, channels_last, x.dtype, up_x, up_y, down_x, down_y, left, top,
+        taps.shape[0], taps.shape[-1], taps.dim() == 1, gain, flip, taps, x, y,
+    )  # fmt: skip
+
+
 @register
 class Upfirdn2d(LinearOperation):
     """The operation as `LinearOperation` wants it told."""
@@ -203,7 +214,7 @@ class Upfirdn2d(LinearOperation):
 
     @staticmethod
     def launch_forward(launchers, output, inputs, options):
-        launchers.forward(output, *inputs, *options)
+        launchers.forward(call_of(output, *inputs, options))
 
     @staticmethod
     def adjoint(inputs, options):

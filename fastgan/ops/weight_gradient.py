@@ -14,6 +14,7 @@ import fastgan_kernels
 from fastgan.ops import backends
 from fastgan.ops.layout import is_channels_last
 from fastgan_kernels import extension
+from fastgan_kernels.calls import WeightGradientCall
 
 # Channels of the larger image from which on it is faster, by instruction set and dtype; others have not been measured.
 _FASTER_WITH = {
@@ -62,5 +63,7 @@ def weight_gradient(
     """
     small, large = (x, dy) if transposed else (dy, x)
     dw = torch.empty_like(weight, dtype=x.dtype, memory_format=torch.channels_last)
-    fastgan_kernels.BACKENDS["cpp"].launchers("weight_gradient").forward(dw, small, large, stride, *padding)
+    fastgan_kernels.BACKENDS["cpp"].launchers("weight_gradient").run(
+        WeightGradientCall(dw.dtype, *small.shape, *large.shape[1:], *dw.shape[2:], stride, *padding, dw, small, large)
+    )
     return dw

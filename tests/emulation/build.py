@@ -110,7 +110,10 @@ def build(
             # pybind11 hides its types, and gcc warns about every type that contains one.
             flags = kernel_flags if source.suffix == ".cu" else ["-O1", "-Wno-attributes", "-Wno-unused-parameter"]
             flags = cpu_kernel_flags if source.name == "cpu.cpp" else flags
-        arguments = [*common, *flags, "-x", "c++", "-c", str(source)]
+        # As in setup.py.
+        headers = [CSRC / "common/bindings.h", *sorted(CSRC.glob("*/call.h"))] if source.name == "module.cpp" else []
+        included = [word for header in headers for word in ("-include", str(header))]
+        arguments = [*common, *flags, *included, "-x", "c++", "-c", str(source)]
         return _cached(arguments, [source, *_headers(), pybind11.__version__], f"{source.stem}.o")
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:

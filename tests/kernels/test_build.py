@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 import zipfile
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -13,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from fastgan_kernels import extension
-from fastgan_kernels.abi import ABI
+from fastgan_kernels import calls, extension
+from fastgan_kernels.sources import digest
 
 pytestmark = pytest.mark.slow  # compiles
 
@@ -68,19 +69,33 @@ def build(sources: Path, **environment: str) -> tuple[dict, Path]:
     return json.loads((lib / "fastgan_kernels" / "_build.json").read_text()), lib
 
 
-def test_abi_numbers_agree():
-    header = re.search(r"^#define FASTGAN_ABI (\d+)$", (ROOT / "csrc/common/abi.h").read_text(), re.M)
-    assert int(header.group(1)) == ABI
-    if extension.module() is not None:
-        assert extension.module().abi == ABI
+def test_an_extension_of_other_calls_or_other_sources_is_refused(monkeypatch, tmp_path):
+    """The message names the first difference and the remedy."""
+    module = extension.module()
+    if module is None:
+        pytest.skip(extension.load_error())
+    assert module.calls == calls.fields()
+    kernels = types.SimpleNamespace(calls=dict(module.calls), sources=module.sources)
+    assert extension._why_stale(kernels) is None
+    kernels.calls["PixelNormCall"] = [f.replace("eps", "epsilon") for f in kernels.calls["PixelNormCall"]]
+    assert extension._why_stale(kernels) == "PixelNormCall has the field `epsilon: float` there, `eps: float` here"
+    kernels.calls["PixelNormCall"] = kernels.calls["PixelNormCall"][:3]
+    assert extension._why_stale(kernels) == "PixelNormCall has the field `None` there, `channels_last: bool` here"
+    kernels.calls = module.calls
+    (tmp_path / "arithmetic.h").write_text("// y = x + 1")
+    monkeypatch.setattr(extension, "csrc", tmp_path)
+    assert extension._why_stale(kernels) == f"it was not built from {tmp_path}"
+    monkeypatch.setattr(extension, "_why_stale", lambda module: "a reason")
+    module, error = extension._load.__wrapped__()
+    assert module is None and "(a reason): run `pip install .` again" in error
 
 
 def test_record_agrees_with_the_extension():
     record = extension.build_info()
     if not record:
         pytest.skip("fastgan_kernels is used without having been built")
-    assert record["abi"] == ABI
-    assert set(record) == {"abi", "python", "platform", "compiler", "cpu", "cuda"}
+    assert record["sources"] == digest(ROOT / "csrc")
+    assert set(record) == {"sources", "python", "platform", "compiler", "cpu", "cuda"}
     for part in ("cpu", "cuda"):
         assert record[part]["built"] or record[part]["reason"]
     module = extension.module()

@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastgan.ops import noise_bias_act, use_backend
-from fastgan_kernels.signatures import View
+from fastgan_kernels.calls import NoiseBiasActCall, View
 from tests.support.accuracy import assert_as_good_as_plain
 
 triton = pytest.importorskip("triton")
 
-from fastgan_kernels import noise_bias_act_triton as kernels  # noqa: E402
-from fastgan_kernels.tiles_triton import plan_of  # noqa: E402
+from fastgan_kernels.triton import noise_bias_act as kernels  # noqa: E402
+from fastgan_kernels.triton.tiles import plan_of  # noqa: E402
 from tests.support.compiled_triton import Recorder, compiled_for, in_loops, resources  # noqa: E402
 
 INTERPRETED = triton.knobs.runtime.interpret  # decided when the kernels were decorated
@@ -56,16 +56,17 @@ class Call(NamedTuple):
         }
         others = [small[name] for name in PARTS[1:]]  # of the same shapes: sums to be made, cotangents
         options = (self.act, 0.2, 1.4, math.inf)
+        shared = (*view, self.dtype, *options, True, self.per_channel and "strength" in self.parts, *small.values())
         match self.launcher:
             case "forward":
-                kernels.forward(view, x, x, *small.values(), *options)
+                kernels.forward(NoiseBiasActCall(*shared, x, x))
             case "backward":
-                kernels.backward(view, x, *others, x, x, self.from_output, *small.values(), *options)
+                kernels.backward(NoiseBiasActCall(*shared, None, None, self.from_output, x, x, x, *others))
             case "double_backward":
                 results = (None,) * 5 if self.from_output else (x, *others)
                 kernels.double_backward(
-                    view, x, *results, x, x, self.from_output, *small.values(), x, *others, *options
-                )  # fmt: skip
+                    NoiseBiasActCall(*shared, None, None, self.from_output, x, x, *results, x, *others, x)
+                )
 
 
 def _calls():
@@ -125,13 +126,13 @@ sizes = st.integers(1, 70) | st.integers(1, 2**17)
 @given(n=sizes, c=sizes, p=sizes, pixels=st.booleans(), element_size=st.sampled_from([2, 4, 8]), twice=st.booleans())
 def test_the_programs_cover_every_element_once(n, c, p, pixels, element_size, twice):
     plan = plan_of(View(n, c, p, pixels), element_size, twice)
-    fast, slow = (c, p) if plan.pixels else (p, n * c)
-    assert plan.pixels == (pixels and p > 1)
+    fast, slow = (c, p) if plan.nhwc else (p, n * c)
+    assert plan.nhwc == (pixels and p > 1)
     assert fast % plan.align == 0 and (plan.align == 16 or fast % (2 * plan.align))
     for size in (plan.rows, plan.columns):
         assert size & (size - 1) == 0
     assert plan.rows * plan.columns * element_size <= 128 * 16
-    if plan.pixels:
+    if plan.nhwc:
         tiles, step = -(-fast // plan.columns), plan.rows
         assert plan.programs == n * plan.segments * plan.tiles
     else:

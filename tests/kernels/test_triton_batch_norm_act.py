@@ -8,16 +8,19 @@ import re
 import pytest
 import torch
 
-from fastgan_kernels.signatures import View
+from fastgan_kernels.calls import NormCall
 
 triton = pytest.importorskip("triton")
 
-from fastgan_kernels import batch_norm_act_triton as kernels  # noqa: E402
+from fastgan_kernels.triton import batch_norm_act as kernels  # noqa: E402
 from tests.support.compiled_triton import Recorder, compiled_for, in_loops, resources  # noqa: E402
 
 INTERPRETED = triton.knobs.runtime.interpret  # decided when the kernels were decorated
-FORWARD, BACKWARD = ("_moments", "_merge_moments", "_normalise"), ("_sums", "_merge_sums", "_gradients")
-READS = {"_moments": 1, "_normalise": 1, "_sums": 2, "_gradients": 2}
+FORWARD, BACKWARD = (
+    ("segment_moments", "_merge_moments", "normalise"),
+    ("segment_sums", "_merge_sums", "input_gradients"),
+)
+READS = {"segment_moments": 1, "normalise": 1, "segment_sums": 2, "input_gradients": 2}
 
 
 @pytest.mark.skipif(INTERPRETED, reason="kernels decorated for the interpreter cannot be compiled")
@@ -31,11 +34,12 @@ def test_kernels_compile_to_wide_accesses_without_spills(dtype, layout, capabili
     launches = []
     for name in (*FORWARD, *BACKWARD):
         monkeypatch.setattr(kernels, name, Recorder(getattr(kernels, name), launches))
-    view = View(64, 128, 16 * 16, layout == "nhwc")
     x = torch.empty(64, 128, 16, 16, dtype=dtype)
     statistics, weight, bias = torch.empty(3, 128), torch.empty(128), torch.empty(128)
-    kernels.forward(view, x, statistics, x, weight, bias, 0.2, 1.4, 1e-5)
-    kernels.backward(view, x, weight, bias, x, x, statistics, weight, bias, 0.2, 1.4)
+    sizes = (1, 128, 64 * 16 * 16, True) if layout == "nhwc" else (64, 128, 16 * 16, False)
+    shared = (*sizes, dtype, True, 0.2, 1.4, 1e-5, False, False, None, None, None, weight, bias, x, statistics)
+    kernels.forward(NormCall(*shared, x))
+    kernels.backward(NormCall(*shared, None, x, x, dstyle_scale=weight, dstyle_bias=bias))
     assert [kernel.__name__ for kernel, *_ in launches] == [*FORWARD, *BACKWARD]
     for kernel, arguments, named in launches:
         compiled = compiled_for(capability, kernel, arguments, named)
@@ -46,9 +50,9 @@ def test_kernels_compile_to_wide_accesses_without_spills(dtype, layout, capabili
         assert not re.search(r"(?:ld|st)\.global[\w.:]*\.b(?:8|16)\b", ptx), "single 16-bit numbers are moved"
         if kernel.__name__ in READS:
             vectors = r"v4\.b32|v2\.b64"
-            if layout == "nhwc" and dtype.itemsize == 2 and kernel.__name__ in ("_sums", "_gradients"):
+            if layout == "nhwc" and dtype.itemsize == 2 and kernel.__name__ in ("segment_sums", "input_gradients"):
                 vectors = r"v2\.b32"  # 8 bytes, for want of registers
-            writes = kernel.__name__ in ("_normalise", "_gradients")
+            writes = kernel.__name__ in ("normalise", "input_gradients")
             for access, least in ("ld", READS[kernel.__name__]), ("st", writes):
                 wide = re.findall(rf"{access}\.global[\w.:]*\.(?:{vectors})\b", ptx)
                 assert len(wide) >= least, f"{kernel.__name__}: {len(wide)} vector accesses ({access})"

@@ -11,16 +11,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastgan_kernels.signatures import View
+from fastgan_kernels.calls import NormCall, View
 
 triton = pytest.importorskip("triton")
 
-from fastgan_kernels import instance_norm_triton as kernels  # noqa: E402
+from fastgan_kernels.triton import instance_norm as kernels  # noqa: E402
 from tests.support.compiled_triton import Recorder, compiled_for, in_loops, resources  # noqa: E402
 
 INTERPRETED = triton.knobs.runtime.interpret  # decided when the kernels were decorated
-KERNELS = ("_whole_forward", "_whole_backward", "_moments", "_merge_moments", "_normalise")
-KERNELS += ("_sums", "_merge_sums", "_gradients", "add_pieces")
+KERNELS = ("_whole_forward", "_whole_backward", "segment_moments", "_merge_moments", "normalise")
+KERNELS += ("segment_sums", "_merge_sums", "input_gradients", "add_pieces")
 SMALL_PLANE, LARGE_PLANE = 16, 128  # a side: all positions in one program, and in segments
 
 
@@ -45,10 +45,24 @@ class Call(NamedTuple):
         shapes = ((n, 1, side, side), (c,), (c,))
         before = [None if self.plain else torch.empty(shape, dtype=kind) for shape in shapes]
         style = [torch.empty(n, c, dtype=kind) for _ in range(2)]
+        shared = (
+            *view,
+            self.dtype,
+            False,
+            0.2,
+            1.4,
+            1e-5,
+            not self.plain,
+            not self.plain,
+            *before,
+            *style,
+            x,
+            statistics,
+        )
         if self.launcher == "forward":
-            kernels.forward(view, x, statistics, x, *before, *style, 0.2, 1.4, 1e-5)
+            kernels.forward(NormCall(*shared, x))
         else:
-            kernels.backward(view, x, *before[1:], *style, x, x, statistics, *before, style[0], 0.2, 1.4, 1e-5)
+            kernels.backward(NormCall(*shared, None, x, x, *before[1:], *style))
 
 
 CALLS = [
@@ -75,20 +89,27 @@ def test_kernels_compile_to_wide_accesses_without_spills(call, capability, monke
     whole = call.side == SMALL_PLANE
     expected = {
         ("forward", True): ["_whole_forward"],
-        ("forward", False): ["_moments", "_merge_moments", "_normalise"],
+        ("forward", False): ["segment_moments", "_merge_moments", "normalise"],
         ("backward", True): ["_whole_backward"],
-        ("backward", False): ["_sums", "_merge_sums", "_gradients"],
+        ("backward", False): ["segment_sums", "_merge_sums", "input_gradients"],
     }[call.launcher, whole]
     if call.launcher == "backward" and not call.plain:
         expected.append("add_pieces")
     assert [kernel.__name__ for kernel, *_ in launches] == expected
-    reads = {"_whole_forward": 1, "_moments": 1, "_normalise": 1, "_whole_backward": 2, "_sums": 2, "_gradients": 2}
-    writes = ("_whole_forward", "_normalise", "_whole_backward", "_gradients")
+    reads = {
+        "_whole_forward": 1,
+        "segment_moments": 1,
+        "normalise": 1,
+        "_whole_backward": 2,
+        "segment_sums": 2,
+        "input_gradients": 2,
+    }
+    writes = ("_whole_forward", "normalise", "_whole_backward", "input_gradients")
     for kernel, arguments, named in launches:
         compiled = compiled_for(capability, kernel, arguments, named)
         used = resources(compiled.asm["cubin"], tmp_path)
-        # On sm_90 the compiler loads one pointer again in every step of _sums, to keep 56 registers.
-        stack = 8 if kernel.__name__ == "_sums" and capability == 90 else 0
+        # On sm_90 the compiler loads one pointer again in every step of segment_sums, to keep 56 registers.
+        stack = 8 if kernel.__name__ == "segment_sums" and capability == 90 else 0
         assert used["STACK"] <= stack and used["LOCAL"] == 0, used
         assert compiled.metadata.shared <= 16 * 1024
         ptx, ttgir = compiled.asm["ptx"], compiled.asm["ttgir"]
@@ -96,7 +117,11 @@ def test_kernels_compile_to_wide_accesses_without_spills(call, capability, monke
         assert not re.search(r"(?:ld|st)\.global[\w.:]*\.b(?:8|16)\b", ptx), "single 16-bit numbers are moved"
         if kernel.__name__ in reads:
             vectors = r"v4\.b32|v2\.b64"
-            if call.layout == "nhwc" and call.dtype.itemsize == 2 and kernel.__name__ in ("_sums", "_gradients"):
+            if (
+                call.layout == "nhwc"
+                and call.dtype.itemsize == 2
+                and kernel.__name__ in ("segment_sums", "input_gradients")
+            ):
                 vectors = r"v2\.b32"  # 8 bytes, for want of registers
             for access, least in ("ld", reads[kernel.__name__]), ("st", kernel.__name__ in writes):
                 wide = re.findall(rf"{access}\.global[\w.:]*\.(?:{vectors})\b", ptx)
@@ -117,9 +142,9 @@ def test_a_tile_that_holds_all_positions_covers_every_element(n, c, p, pixels, e
         assert p > 128  # planes so small are never read twice
         return
     assert whole.rows * whole.columns * tensors <= 8192
-    fast, channels = (c, whole.columns) if whole.pixels else (p, whole.rows)
+    fast, channels = (c, whole.columns) if whole.nhwc else (p, whole.rows)
     assert fast % whole.align == 0
-    assert (whole.rows if whole.pixels else whole.columns) >= p
-    of_all = c if whole.pixels else n * c
+    assert (whole.rows if whole.nhwc else whole.columns) >= p
+    of_all = c if whole.nhwc else n * c
     assert whole.tiles * channels >= of_all > (whole.tiles - 1) * channels
-    assert whole.programs == whole.tiles * (n if whole.pixels else 1)
+    assert whole.programs == whole.tiles * (n if whole.nhwc else 1)

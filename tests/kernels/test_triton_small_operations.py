@@ -8,14 +8,19 @@ import torch
 
 triton = pytest.importorskip("triton")
 
-from fastgan_kernels import (  # noqa: E402
-    image_batch_triton,
-    lerp_samples_triton,
-    minibatch_stddev_triton,
-    pixel_norm_triton,
-    squared_norm_triton,
+from fastgan_kernels.calls import (  # noqa: E402
+    ImageBatchCall,
+    MinibatchStddevCall,
+    PixelNormCall,
+    SamplesCall,
 )
-from fastgan_kernels.signatures import View  # noqa: E402
+from fastgan_kernels.triton import (  # noqa: E402
+    image_batch,
+    lerp_samples,
+    minibatch_stddev,
+    pixel_norm,
+    squared_norm,
+)
 from tests.support.compiled_triton import Recorder, compiled_for, in_loops, resources  # noqa: E402
 
 INTERPRETED = triton.knobs.runtime.interpret  # decided when the kernels were decorated
@@ -29,48 +34,50 @@ class Call(NamedTuple):
     launcher: str
     kernels: tuple[str, ...]  # that it launches
     wide: tuple[int, int] | None  # tensors that the first reads and writes, 16 bytes a time; None where it cannot
-    pixels: bool
+    nhwc: bool
     dtype: torch.dtype
 
     def __str__(self):
-        name = self.module.__name__.rpartition(".")[2].removesuffix("_triton")
-        return f"{name}-{self.launcher}-{'nhwc' if self.pixels else 'nchw'}-{str(self.dtype)[6:]}"
+        name = self.module.__name__.rpartition(".")[2]
+        return f"{name}-{self.launcher}-{'nhwc' if self.nhwc else 'nchw'}-{str(self.dtype)[6:]}"
 
     def launch(self):
         x = torch.empty(N, C, H, W, dtype=self.dtype)
         numbers = torch.empty(N)
-        view = View(N, C, H * W, self.pixels)
+        sizes, samples = (N, C, H * W, self.nhwc, self.dtype), (N, x.numel() // N, self.dtype)
         pixels, index, mirrored = torch.empty(N, H, W, C).byte(), torch.empty(N).long(), torch.empty(N).bool()
-        tensors = {
-            (pixel_norm_triton, "forward"): (view, x, x, 1e-8),
-            (pixel_norm_triton, "backward"): (view, x, x, x, 1e-8),
-            (pixel_norm_triton, "double_backward"): (view, x, x, x, x, x, 1e-8),
-            (squared_norm_triton, "forward"): (numbers, x),
-            (squared_norm_triton, "backward"): (x, numbers, x),
-            (lerp_samples_triton, "forward"): (x, x, x, numbers),
-            (lerp_samples_triton, "backward"): (x, x, x, numbers),
-            (image_batch_triton, "forward"): (x, pixels, index, mirrored),
-            (minibatch_stddev_triton, "forward"): (view, x, x, 4, 1),
-            (minibatch_stddev_triton, "backward"): (view, x, x, x, 4, 1),
-            (minibatch_stddev_triton, "double_backward"): (view, x, x, x, x, x, 4, 1),
-        }[self.module, self.launcher]
-        getattr(self.module, self.launcher)(*tensors)
+        norm = lambda order, *rest: PixelNormCall(*sizes, order, 1e-8, *rest)
+        stddev = lambda order, *rest: MinibatchStddevCall(*sizes, order, 4, N // 4, 1, 1e-6, x, *rest)
+        call = {
+            (pixel_norm, "forward"): lambda: norm(0, x, x),
+            (pixel_norm, "backward"): lambda: norm(1, x, x, None, x),
+            (pixel_norm, "double_backward"): lambda: norm(2, x, x, x, x, x),
+            (squared_norm, "forward"): lambda: SamplesCall(*samples, x, sums=numbers),
+            (squared_norm, "backward"): lambda: SamplesCall(*samples, x, weight=numbers, first=x),
+            (lerp_samples, "forward"): lambda: SamplesCall(*samples, x, x, numbers, x),
+            (lerp_samples, "backward"): lambda: SamplesCall(*samples, x, None, numbers, x, x),
+            (image_batch, "forward"): lambda: ImageBatchCall(N, N, H, W, C, self.dtype, x, pixels, index, mirrored),
+            (minibatch_stddev, "forward"): lambda: stddev(0, x),
+            (minibatch_stddev, "backward"): lambda: stddev(1, None, x, x),
+            (minibatch_stddev, "double_backward"): lambda: stddev(2, x, x, x, x),
+        }[self.module, self.launcher]()
+        (getattr(self.module, "run", None) or getattr(self.module, self.launcher))(call)
 
 
 def _calls():
     for dtype in (torch.bfloat16, torch.float32):
-        for pixels in (True, False):
+        for nhwc in (True, False):
             for launcher, reads, writes in (("forward", 1, 1), ("backward", 2, 1), ("double_backward", 3, 2)):
-                yield Call(pixel_norm_triton, launcher, ("_normalize",), (reads, writes), pixels, dtype)
-            module, sums = minibatch_stddev_triton, ("_add_pieces", "_append")
-            yield Call(module, "forward", ("_walk", *sums), None, pixels, dtype)
-            yield Call(module, "backward", ("_gradient_of_maps", "_walk"), None, pixels, dtype)
-            yield Call(module, "double_backward", ("_gradient_of_maps", "_walk", *sums), None, pixels, dtype)
-        yield Call(squared_norm_triton, "forward", ("_sum_of_squares", "_add_pieces"), (1, 0), True, dtype)
-        yield Call(squared_norm_triton, "backward", ("_scale",), (1, 1), True, dtype)
-        yield Call(lerp_samples_triton, "forward", ("_lerp",), (2, 1), True, dtype)
-        yield Call(lerp_samples_triton, "backward", ("_split",), (1, 2), True, dtype)
-        yield Call(image_batch_triton, "forward", ("_image_batch",), (1, 1), True, dtype)
+                yield Call(pixel_norm, launcher, ("_normalize",), (reads, writes), nhwc, dtype)
+            module, sums = minibatch_stddev, ("_add_pieces", "_append")
+            yield Call(module, "forward", ("_walk", *sums), None, nhwc, dtype)
+            yield Call(module, "backward", ("_gradient_of_maps", "_walk"), None, nhwc, dtype)
+            yield Call(module, "double_backward", ("_gradient_of_maps", "_walk", *sums), None, nhwc, dtype)
+        yield Call(squared_norm, "forward", ("_sum_of_squares", "_add_pieces"), (1, 0), True, dtype)
+        yield Call(squared_norm, "backward", ("_scale",), (1, 1), True, dtype)
+        yield Call(lerp_samples, "forward", ("_lerp",), (2, 1), True, dtype)
+        yield Call(lerp_samples, "backward", ("_split",), (1, 2), True, dtype)
+        yield Call(image_batch, "forward", ("_image_batch",), (1, 1), True, dtype)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="kernels decorated for the interpreter cannot be compiled")

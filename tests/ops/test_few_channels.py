@@ -9,6 +9,7 @@ import fastgan_kernels
 from fastgan.ops import conv2d, conv_transpose2d, use_backend
 from fastgan.ops.few_channels import FewChannels
 from fastgan.ops.layout import is_channels_last
+from fastgan_kernels.calls import FewChannelsCall
 from tests.support import backends
 from tests.support.accuracy import assert_as_good_as_plain
 
@@ -71,11 +72,9 @@ def launch(map_, case, given, dtype, turned=False, memory_format=NHWC):
     thin = given.get("thin", empty(n, o, *thin_size(size, kernel, stride, padding, beyond)))
     weight = given.get("weight", empty(c, o, *kernel)).to(memory_format=memory_format)
     made = {"gather": wide, "scatter": thin, "outer": weight}[map_]
-    given = [t for t in (wide, thin, weight) if t is not made]
-    order = {"gather": (thin, weight), "scatter": (wide, weight), "outer": (wide, thin)}[map_]
-    assert len(given) == 2
+    sizes = *wide.shape, *thin.shape[1:], *kernel, stride, *padding
     steps = weight.stride(1), weight.stride(3), weight.stride(0)
-    getattr(launchers, map_)(made, *order, (*kernel, stride, *padding), turned, steps)
+    launchers.run(FewChannelsCall(map_, dtype, *sizes, turned, *steps, wide, thin, weight))
     return made
 
 

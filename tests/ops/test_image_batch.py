@@ -127,13 +127,16 @@ def test_an_image_that_is_not_there_is_an_index_error_on_a_cpu(name, wrong):
 def test_an_image_that_is_not_there_is_nan_on_a_gpu(name):
     """Nobody waits for the device to look; here the kernels are asked directly."""
     import fastgan_kernels
+    from fastgan_kernels.calls import ImageBatchCall
 
     with backends.forced(name):
         device = backends.device(name)
         pixels, _, mirrored = make(Case((4, 8, 1)), device)
         y = torch.zeros(4, 4, 8, 1, device=device).permute(0, 3, 1, 2)
         index = torch.tensor([1, -1, SET, 2**40], device=device)
-        fastgan_kernels.BACKENDS[name].launchers("image_batch").forward(y, pixels, index, mirrored)
+        fastgan_kernels.BACKENDS[name].launchers("image_batch").run(
+            ImageBatchCall(len(pixels), 4, 4, 8, 1, y.dtype, y, pixels, index, mirrored)
+        )
         assert torch.equal(y[:1], image_batch(pixels, index[:1], mirrored[:1]))
         assert y[1:].isnan().all()
 

@@ -33,7 +33,21 @@ from torch import Tensor
 
 import fastgan_kernels
 from fastgan import ops
-from fastgan_kernels.signatures import View
+from fastgan.ops.filtered_noise_bias_act import FilteredNoiseBiasAct
+from fastgan.ops.filtered_noise_bias_act import Options as FusedOptions
+from fastgan.ops.filtered_noise_bias_act import _launch_backward as launch_fused_backward
+from fastgan.ops.upfirdn2d import Options as FilterOptions
+from fastgan.ops.upfirdn2d import call_of
+from fastgan_kernels.calls import (
+    FewChannelsCall,
+    ImageBatchCall,
+    MinibatchStddevCall,
+    NoiseBiasActCall,
+    NormCall,
+    PixelNormCall,
+    SamplesCall,
+    WeightGradientCall,
+)
 from tests.emulation import build as emulation
 from tests.support import backends
 
@@ -177,15 +191,16 @@ def noise_bias_act(run: Run, n: int, c: int, pixels: bool) -> None:
     values = numbers(7, -3)
     x, dy = (run.repeated(values, count) for _ in range(2))
     y, dx = (run.unwritten(count) for _ in range(2))
-    view = View(n, c, count * CHUNK // (n * c), pixels)
     bias, dbias = run.small(c, value=0.0), run.small(c)
     options = ("lrelu", 0.5, 2.0, math.inf)
     expected = (values * torch.where(values > 0, 2.0, 1.0)).view(ROWS, -1)
     launchers = run.launchers("noise_bias_act")
-    launchers.forward(view, y, x, None, None, bias, None, None, *options)
+    small = None, None, bias, None, None
+    shared = n, c, count * CHUNK // (n * c), pixels, x.dtype, *options, False, False, *small
+    launchers.forward(NoiseBiasActCall(*shared, x, y))
     run.check("y", y, expected)
     y[:CHUNK] = expected.flatten().to(y)  # all of it, for the backward pass
-    launchers.backward(view, dx, None, dbias, None, None, dy, y, True, None, None, bias, None, None, *options)
+    launchers.backward(NoiseBiasActCall(*shared, from_output=True, dy=dy, reference=y, dx=dx, dbias=dbias))
     run.check("dx", dx, expected)
     of_channels = expected.double().view(-1, c).sum(0) if pixels else expected.double().view(c, -1).sum(1)
     run.check_sums("dbias", dbias, of_channels * count, count * CHUNK // c)
@@ -196,8 +211,9 @@ def squared_norm(run: Run, n: int) -> None:
     values = numbers(11, -4)
     x, dx, sums = run.repeated(values, count), run.unwritten(count), run.small(n)
     launchers = run.launchers("squared_norm")
-    launchers.forward(sums, x.view(n, -1))
-    launchers.backward(dx.view(n, -1), run.small(n, value=0.25), x.view(n, -1))
+    sizes = n, x.numel() // n, x.dtype
+    launchers.forward(SamplesCall(*sizes, x, sums=sums))
+    launchers.backward(SamplesCall(*sizes, x, weight=run.small(n, value=0.25), first=dx))
     run.check("dx", dx, (0.5 * values).view(ROWS, -1))
     run.check_sums("sums", sums, values.double().square().sum().expand(n) * (count / n), 0)
 
@@ -209,9 +225,10 @@ def lerp_samples(run: Run, n: int) -> None:
     y, da, db = (run.unwritten(count) for _ in range(3))
     t = run.small(n, value=0.25)
     launchers = run.launchers("lerp_samples")
-    launchers.forward(y.view(n, -1), a.view(n, -1), b.view(n, -1), t)
+    sizes = n, a.numel() // n, a.dtype
+    launchers.forward(SamplesCall(*sizes, a.view(n, -1), b.view(n, -1), t, y.view(n, -1)))
     run.check("y", y, torch.lerp(of_a, of_b, 0.25).view(ROWS, -1))
-    launchers.backward(da.view(n, -1), db.view(n, -1), b.view(n, -1), t)
+    launchers.backward(SamplesCall(*sizes, b.view(n, -1), None, t, da.view(n, -1), db.view(n, -1)))
     run.check("da", da, (0.75 * of_b).view(ROWS, -1))
     run.check("db", db, (0.25 * of_b).view(ROWS, -1))
 
@@ -226,7 +243,8 @@ def image_batch(run: Run, images: int, rows: int, mirrored: bool) -> None:
     index = torch.arange(images, device=run.device).flip(0)
     flags = torch.full((images,), mirrored, device=run.device)
     launchers = run.launchers("image_batch")
-    launchers.forward(y.view(shape).permute(0, 3, 1, 2), pixels.view(shape), index, flags)
+    y_nhwc = y.view(shape).permute(0, 3, 1, 2)
+    launchers.run(ImageBatchCall(images, *shape, y.dtype, y_nhwc, pixels.view(shape), index, flags))
     of_rows = values.float().view(-1, WIDTH if not rows else ROWS * WIDTH, c)
     expected = (of_rows.flip(1) if mirrored else of_rows) / 127.5 - 1
     run.check("y", y, expected.view(ROWS, -1))
@@ -237,13 +255,13 @@ def pixel_norm(run: Run, n: int, pixels: bool) -> None:
     of_x, of_dy = numbers(7, -3), numbers(11, -4)
     x, dy = run.repeated(of_x, count), run.repeated(of_dy, count)
     y, dx = (run.unwritten(count) for _ in range(2))
-    view = View(n, CHANNELS, count * CHUNK // (n * CHANNELS), pixels)
+    sizes = n, CHANNELS, count * CHUNK // (n * CHANNELS), pixels, x.dtype
     shape = (-1, CHANNELS) if pixels else (1, CHANNELS, -1)  # pixels are samples alike
     expected_y, expected_dx = plain(ops.pixel_norm, of_x.view(shape), of_dy.view(shape))
     launchers = run.launchers("pixel_norm")
-    launchers.forward(view, y, x, 1e-8)
+    launchers.run(PixelNormCall(*sizes, 0, 1e-8, x, y))
     run.check("y", y, expected_y.view(ROWS, -1))
-    launchers.backward(view, dx, dy, x, 1e-8)
+    launchers.run(PixelNormCall(*sizes, 1, 1e-8, x, dx, None, dy))
     run.check("dx", dx, expected_dx.view(ROWS, -1))
 
 
@@ -253,11 +271,12 @@ def instance_norm(run: Run, n: int, pixels: bool) -> None:
     of_x, of_dy = numbers(7, -3), numbers(11, -4)
     x, dy = run.repeated(of_x, count), run.repeated(of_dy, count)
     y, dx = (run.unwritten(count) for _ in range(2))
-    view = View(n, CHANNELS, count * CHUNK // (n * CHANNELS), pixels)
+    sizes = n, CHANNELS, count * CHUNK // (n * CHANNELS), pixels
     statistics = run.small(2, n, CHANNELS, value=0.0)
     launchers = run.launchers("instance_norm")
-    launchers.forward(view, y, statistics, x, *[None] * 5, 1.0, 1.0, 1e-5)
-    launchers.backward(view, dx, *[None] * 4, dy, x, statistics, *[None] * 4, 1.0, 1.0, 1e-5)
+    shared = *sizes, x.dtype, False, 1.0, 1.0, 1e-5, False, False, *[None] * 5, x, statistics
+    launchers.forward(NormCall(*shared, y))
+    launchers.backward(NormCall(*shared, None, dy, dx))
     if not run.ends:
         of_sample = (lambda t: t.view(1, -1, CHANNELS).movedim(-1, 1)) if pixels else lambda t: t.view(1, CHANNELS, -1)
         expected = plain(ops.adain, of_sample(of_x), of_sample(of_dy))
@@ -272,11 +291,13 @@ def batch_norm_act(run: Run, n: int, pixels: bool) -> None:
     of_x, of_dy = numbers(7, -3), numbers(11, -4)
     x, dy = run.repeated(of_x, count), run.repeated(of_dy, count)
     y, dx = (run.unwritten(count) for _ in range(2))
-    view = View(n, CHANNELS, count * CHUNK // (n * CHANNELS), pixels)
+    p = count * CHUNK // CHANNELS
+    sizes = (1, CHANNELS, p, True) if pixels else (n, CHANNELS, p // n, False)
     statistics = run.small(3, CHANNELS, value=0.0)
     launchers = run.launchers("batch_norm_act")
-    launchers.forward(view, y, statistics, x, None, None, 1.0, 1.0, 1e-5)
-    launchers.backward(view, dx, None, None, dy, x, statistics, None, None, 1.0, 1.0)
+    shared = *sizes, x.dtype, True, 1.0, 1.0, 1e-5, False, False, *[None] * 5, x, statistics
+    launchers.forward(NormCall(*shared, y))
+    launchers.backward(NormCall(*shared, None, dy, dx))
     if not run.ends:
         of_sample = (lambda t: t.view(1, -1, CHANNELS).movedim(-1, 1)) if pixels else lambda t: t.view(1, CHANNELS, -1)
         expected = plain(lambda t: ops.batch_norm_act(t, act="linear"), of_sample(of_x), of_sample(of_dy))
@@ -304,7 +325,7 @@ def upfirdn2d_of_one_image(run: Run) -> None:
     blur = lambda t: ops.upfirdn2d(t, taps(Run("torch")), padding=(2, 1, 2, 1))
     expected, _ = plain(blur, image(values))
     launchers = run.launchers("upfirdn2d")
-    launchers.forward(image(y), image(x), taps(run), 1, 1, 1, 1, 2, 1, 2, 1, 1.0, False, True)
+    launchers.forward(call_of(image(y), image(x), taps(run), FilterOptions(1, 1, 1, 1, 2, 1, 2, 1, 1.0, False, True)))
     run.check("y", y, rows_of(expected), within(first_and_last=run.ends > 0))
 
 
@@ -316,7 +337,8 @@ def upfirdn2d_of_planes(run: Run) -> None:
     blur = lambda t: ops.upfirdn2d(t, taps(Run("torch")), padding=(2, 1, 2, 1))
     expected, _ = plain(blur, planes(values))
     launchers = run.launchers("upfirdn2d")
-    launchers.forward(planes(y), planes(x), taps(run), 1, 1, 1, 1, 2, 1, 2, 1, 1.0, False, False)
+    options = FilterOptions(1, 1, 1, 1, 2, 1, 2, 1, 1.0, False, False)
+    launchers.forward(call_of(planes(y), planes(x), taps(run), options))
     run.check("y", y, expected.view(ROWS, -1))
 
 
@@ -328,16 +350,17 @@ def filtered_noise_bias_act(run: Run) -> None:
     x, dy = run.repeated(of_x, count), run.repeated(of_dy, count)
     y, du = (run.unwritten(count) for _ in range(2))
     bias = run.small(CHANNELS, value=1 / 128)  # what is filtered are multiples of 1/64: no sum is zero
-    small, options = (None, None, bias, None, None), (2, 2, 1.0, 0.5, 2.0, math.inf)
+    small, options = (None, None, bias, None, None), FusedOptions(2, 1, 2, 1, 1.0, 0.5, 2.0, math.inf)
     filtered, _ = plain(
         lambda t: ops.upfirdn2d(t, taps(Run("torch")), padding=(2, 1, 2, 1)) + 1 / 128, image(of_x.float())
     )
     slope = rows_of(torch.where(filtered > 0, 2.0, 1.0))
     launchers = run.launchers("filtered_noise_bias_act")
-    launchers.forward(image(y), image(x), taps(run), *small, *options)
+    FilteredNoiseBiasAct.launch_forward(launchers, image(y), (image(x), taps(run), *small), options)
     run.check("y", y, rows_of(filtered) * slope, within(first_and_last=run.ends > 0))
     dbias = run.small(CHANNELS)
-    launchers.backward(image(du), None, dbias, None, None, image(dy), image(x), taps(run), *small, *options)
+    sums = None, dbias, None, None
+    launch_fused_backward(launchers, image(du), sums, image(dy), image(x), taps(run), small, options)
     run.check("du", du, of_dy.view(ROWS, -1) * slope, within())
 
 
@@ -353,12 +376,13 @@ def minibatch_stddev(run: Run) -> None:
     samples = lambda t: t.view(3, rows // 3, -1).movedim(-1, 1)
     in_order = lambda t: t.movedim(1, -1).reshape(rows, -1)
     expected_y, expected_dx = plain(lambda t: ops.minibatch_stddev(t, 3, features), samples(of_x), samples(of_dy))
-    view = View(3, c, count * rows // 3, True)
+    p = count * rows // 3
+    shared = 3, c, p, True, x.dtype, 3, 1, features, 1 / (c // features * p * 3), x
     launchers = run.launchers("minibatch_stddev")
-    launchers.forward(view, y, x, 3, features)
+    launchers.run(MinibatchStddevCall(*shared[:5], 0, *shared[5:], y))
     copied = torch.arange(every).expand(rows, every) < c if run.ends else None  # the others are sums
     run.check("y", y, in_order(expected_y), copied)
-    launchers.backward(view, dx, dy, x, 3, features)
+    launchers.run(MinibatchStddevCall(*shared[:5], 1, *shared[5:], None, dx, dy))
     run.check("dx", dx, in_order(expected_dx))
 
 
@@ -372,7 +396,9 @@ def weight_gradient(run: Run, n: int) -> None:
     large, small = (run.repeated(of, count, torch.float32) for of in (of_large, of_small))
     dw = run.small(channels, CHANNELS, *kernel).to(memory_format=torch.channels_last)
     nhwc = lambda t, n, c: t.view(n, -1, WIDTH, c).permute(0, 3, 1, 2)
-    run.launchers("weight_gradient").forward(dw, nhwc(small, n, channels), nhwc(large, n, CHANNELS), 1, *padding)
+    images = nhwc(small, n, channels), nhwc(large, n, CHANNELS)
+    sizes = *images[0].shape, *images[1].shape[1:], *kernel, 1, *padding
+    run.launchers("weight_gradient").run(WeightGradientCall(dw.dtype, *sizes, dw, *images))
     to_the_right = torch.nn.functional.pad(nhwc(of_small.double(), 1, channels), (0, 1))  # the library pads there, too
     of_chunk = torch.nn.grad.conv2d_weight(
         nhwc(of_large.double(), 1, CHANNELS), dw.shape, to_the_right, padding=padding
@@ -385,25 +411,29 @@ def few_channels(run: Run, n: int) -> None:
     if run.backend != "cpp":
         return  # the only one that has it
     few, kernel, padding = 2, (1, 3), (0, 1)
-    geometry = (*kernel, 1, *padding), False
     count, nhwc = run.count(), lambda t, n, c: t.view(n, -1, WIDTH, c).permute(0, 3, 1, 2)
     of_wide, of_thin = numbers(7, -3), numbers(11, -4, ROWS * WIDTH * few)
     weight = numbers(5, -2, CHANNELS * few * 3).view(CHANNELS, few, *kernel)
-    launchers, steps = run.launchers("few_channels"), (weight.stride(1), weight.stride(3), weight.stride(0))
+    steps = weight.stride(1), weight.stride(3), weight.stride(0)
     wide, thin = run.repeated(of_wide, count), run.repeated(of_thin, count)
     one_wide, one_thin = nhwc(of_wide.double(), 1, CHANNELS), nhwc(of_thin.double(), 1, few)
+
+    def launch(map_: str, many: Tensor, few_: Tensor, weight: Tensor) -> None:
+        many, few_ = nhwc(many, n, CHANNELS), nhwc(few_, n, few)
+        sizes = *many.shape, *few_.shape[1:], *kernel, 1, *padding
+        run.launchers("few_channels").run(FewChannelsCall(map_, many.dtype, *sizes, False, *steps, many, few_, weight))
 
     of_chunk = torch.nn.grad.conv2d_weight(one_thin, weight.shape, one_wide, padding=padding)
     dw = torch.full(weight.shape, math.nan)
     widened = run.repeated(of_wide, count, torch.float32), run.repeated(of_thin, count, torch.float32)
-    launchers.outer(dw, nhwc(widened[0], n, CHANNELS), nhwc(widened[1], n, few), *geometry, steps)
+    launch("outer", *widened, dw)
     run.check_sums("dw", dw, of_chunk * count, 0)
 
     y, x = run.unwritten(count), run.unwritten(count, len(of_thin))
-    launchers.gather(nhwc(y, n, CHANNELS), nhwc(thin, n, few), weight, *geometry, steps)
+    launch("gather", y, thin, weight)
     gathered = torch.nn.functional.conv2d(one_thin, weight.double(), padding=padding)
     run.check("wide", y, gathered.permute(0, 2, 3, 1).reshape(ROWS, -1))
-    launchers.scatter(nhwc(x, n, few), nhwc(wide, n, CHANNELS), weight, *geometry, steps)
+    launch("scatter", wide, x, weight)
     scattered = torch.nn.functional.conv_transpose2d(one_wide, weight.double(), padding=padding)
     run.check("thin", x, scattered.permute(0, 2, 3, 1).reshape(ROWS, -1))
 
@@ -485,8 +515,8 @@ def triton_interpreted(run: Run) -> Iterator[None]:
         patch = lambda *what, **how: stack.enter_context(mock.patch.object(*what, **how))
         patch(interpreter.InterpretedFunction, "run", launch_ends)
         patch(interpreter, "_implicit_cvt", lambda value: wide(value) if isinstance(value, Wide) else convert(value))
-        for path in Path(fastgan_kernels.__file__).parent.glob("*_triton.py"):
-            patch(import_module(f"fastgan_kernels.{path.stem}"), "range", loop, create=True)
+        for path in Path(fastgan_kernels.__file__).parent.glob("triton/[a-z]*.py"):
+            patch(import_module(f"fastgan_kernels.triton.{path.stem}"), "range", loop, create=True)
         yield
 
 

@@ -154,7 +154,7 @@ def every_launch_is_looked_at(monkeypatch):
 
     def check(name, arguments):
         layouts = {}
-        for t in [t for t in arguments if isinstance(t, Tensor)]:
+        for t in arguments:
             if name.startswith("few_channels") and t.dim() == 4:
                 assert has_one_step(t), f"{name}: {t.shape}, {t.stride()}"
                 continue
@@ -168,13 +168,19 @@ def every_launch_is_looked_at(monkeypatch):
 
         def __getattr__(self, attribute):
             found, name = getattr(self._launchers, attribute), f"{self._name}.{attribute}"
-            if not callable(found):
-                return Watched(found, name)
-            return lambda *arguments: (check(name, arguments), found(*arguments))[1]
+            if attribute == "of":
+                return lambda operation: Watched(found(operation), operation)
+            return lambda call: (check(name, tensors_in(call)), found(call))[1]
 
     for key, backend in fastgan_kernels.BACKENDS.items():
         launchers = lambda operation, of=backend.launchers: Watched(of(operation), operation)
         monkeypatch.setitem(fastgan_kernels.BACKENDS, key, replace(backend, launchers=launchers))
+
+
+def tensors_in(call: tuple) -> list[Tensor]:
+    """The tensors of a call, and of the calls in it."""
+    found = [tensors_in(field) if isinstance(field, tuple) else [field] for field in call]
+    return [t for each in found for t in each if isinstance(t, Tensor)]
 
 
 def assert_strides_make_no_difference(call: Call, given: dict[str, Tensor], draw: random.Random) -> None:

@@ -98,13 +98,15 @@ def test_cpu_kernels_touch_only_their_own_memory(isa):
 # transposed weight. The kernel writes behind its end.
 BEYOND = """
 import torch, fastgan_kernels
+from fastgan_kernels.calls import FewChannelsCall
 from tests import backends
 with backends.forced("cpp-{isa}"):
-    outer = fastgan_kernels.BACKENDS["cpp"].launchers("few_channels").outer
+    run = fastgan_kernels.BACKENDS["cpp"].launchers("few_channels").run
     wide, thin = (torch.randn(2, c, 8, 8).to(memory_format=torch.channels_last) for c in (64, 3))
     weight = torch.empty_like(torch.randn(64, 3, 3, 3).transpose(2, 3))
     first, second, _, step = weight.stride()
-    outer(weight, wide, thin, (3, 3, 1, 1, 1), False, (second, step, first))
+    sizes = 2, 64, 8, 8, 3, 8, 8, 3, 3, 1, 1, 1
+    run(FewChannelsCall("outer", wide.dtype, *sizes, False, second, step, first, wide, thin, weight))
 """
 
 

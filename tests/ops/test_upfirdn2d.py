@@ -284,7 +284,7 @@ class TestMistakesAreNamed:
 @pytest.mark.parametrize("layout", ["nhwc", "nchw"])
 def test_triton_kernels_compile_without_spills(layout, form, dtype, capability, monkeypatch, tmp_path):
     pytest.importorskip("triton")
-    from fastgan_kernels import upfirdn2d_triton as kernels
+    from fastgan_kernels.triton import upfirdn2d as kernels
     from tests.kernels.test_triton import Recorder, compiled_for, in_loops, resources
 
     launches = []

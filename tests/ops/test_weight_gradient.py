@@ -11,6 +11,7 @@ import fastgan_kernels
 from bench.convolutions import Bare
 from fastgan.ops import conv2d, conv_transpose2d, use_backend, weight_gradient
 from fastgan_kernels import extension
+from fastgan_kernels.calls import WeightGradientCall
 from tests.support import backends
 from tests.support.accuracy import assert_as_good_as_plain
 
@@ -41,7 +42,10 @@ dtypes = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.fixture(params=["cpp-baseline", "cpp-avx2", "cpp-avx512"])
 def launcher(request):
     with backends.forced(request.param):
-        yield fastgan_kernels.BACKENDS["cpp"].launchers("weight_gradient").forward
+        run = fastgan_kernels.BACKENDS["cpp"].launchers("weight_gradient").run
+        yield lambda dw, small, large, *rest: run(
+            WeightGradientCall(dw.dtype, *small.shape, *large.shape[1:], *dw.shape[2:], *rest, dw, small, large)
+        )
 
 
 def tensors(dtype, n, a, b, size, kernel, stride, padding):

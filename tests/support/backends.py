@@ -9,7 +9,6 @@ TRITON_INTERPRET=1 is set.
 import os
 from contextlib import contextmanager, nullcontext
 from functools import cache
-from importlib import import_module
 
 import pytest
 import torch
@@ -39,7 +38,7 @@ def _register_emulation() -> None:
 
     @cache
     def launchers(operation):
-        return import_module(f"fastgan_kernels.{operation}_extension").Launchers(emulated_module(), emulated=True)
+        return extension.launchers(emulated_module().cuda, operation, extension.emulated)
 
     fastgan_kernels.BACKENDS.setdefault("emulated", fastgan_kernels.Backend(why_not, launchers))
 
@@ -66,9 +65,9 @@ def _sanitized(isa: str):
     module.cpu_isa = lambda: isa  # it has but one variant, whose name is "baseline"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(extension, "_load", lambda: (module, None))
-        fastgan_kernels._extension_launchers.cache_clear()
+        fastgan_kernels._cpp_launchers.cache_clear()
         yield
-    fastgan_kernels._extension_launchers.cache_clear()
+    fastgan_kernels._cpp_launchers.cache_clear()
 
 
 def why_not(name: str) -> str | None:

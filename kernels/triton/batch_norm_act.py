@@ -1,20 +1,25 @@
-"""Launchers of batch_norm_act in Triton. The signatures are those of `fastgan_kernels.signatures.BatchNormAct`.
+"""Triton kernels of batch_norm_act.
 
     v = weight[c] * (x - mean[c]) * inverse[c] + bias[c],   y = v * (v > 0 ? gain : gain * slope)
 
-The positions are cut into segments, as instance_norm's of many positions are, and what passes over activations are its
-kernels. Only the merging of what they leave is another: it goes over the segments of all samples, of which there are
-many, with many rows of them at a time.
+The passes over activations are those of `fastgan_kernels.triton.norm`. The merging of their results is not
+that of instance_norm: it goes over the segments of all samples, many rows of them at a time.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-from fastgan_kernels.extension import zero
-from fastgan_kernels.instance_norm_triton import _gradients, _moments, _normalise, _sums
-from fastgan_kernels.signatures import View
-from fastgan_kernels.tiles_triton import WARPS, add_rows, plan_of
+from fastgan_kernels.calls import NormCall
+from fastgan_kernels.triton.norm import (
+    COMPILED,
+    input_gradients,
+    normalise,
+    positions_of_segment,
+    segment_moments,
+    segment_sums,
+)
+from fastgan_kernels.triton.tiles import WARPS, add_rows, arithmetic, plan_of
 
 _R, _F = 128, 16  # pieces and channels of a tile where pieces are merged
 
@@ -74,57 +79,50 @@ def _merge_sums(
         tl.store(dweight + channel, total_products * inverse, mask=live)
 
 
-def _one_sample(view: View) -> View:
-    """In NHWC the positions of all samples lie as those of a single one do."""
-    return View(1, view.c, view.n * view.p, True) if view.pixels else view
-
-
-def _cut(view: View, x: torch.Tensor, twice: bool) -> tuple:
-    """How the work is cut up, and what the kernels that walk by it are told: sizes and options."""
-    plan = plan_of(view, x.element_size(), twice)
-    kind = tl.float64 if x.dtype == torch.float64 else tl.float32
+def _cut(call: NormCall, many_registers: bool) -> tuple:
+    """The plan of the work, and its sizes and options as the shared kernels take them."""
+    plan = plan_of(call[:4], call.x.element_size(), many_registers)
     options = {
-        "NOISE_PER_SAMPLE": False, "STRENGTH_PER_CHANNEL": False, "S": kind, "PIXELS": plan.pixels,
-        "ALIGN": plan.align, "R": plan.rows, "F": plan.columns, "num_warps": WARPS, "enable_fp_fusion": False,
+        "NOISE_PER_SAMPLE": False, "STRENGTH_PER_CHANNEL": False, "S": arithmetic(call.x), "NHWC": plan.nhwc,
+        "ALIGN": plan.align, "R": plan.rows, "F": plan.columns, "num_warps": WARPS, **COMPILED,
     }  # fmt: skip
-    return plan, (view.n, view.c, view.p, plan.segments, plan.steps, plan.tiles), options
+    return plan, (call.n, call.c, call.p, plan.segments, plan.steps, plan.tiles), options
 
 
-def forward(view, y, statistics, x, weight, bias, slope, gain, eps):
-    if not y.numel():
-        return
-    view = _one_sample(view)
-    n, c, p, _ = view
-    plan, sizes, options = _cut(view, x, False)
-    pieces, positions = n * plan.segments, plan.steps * (plan.rows if plan.pixels else plan.columns)
+def forward(call: NormCall) -> None:
+    x, c, statistics = call.x, call.c, call.statistics
+    plan, sizes, options = _cut(call, False)
+    pieces = call.n * plan.segments
     means, squares = statistics.new_empty(2, pieces, c)
     with torch.cuda.device_of(x):
-        _moments[(plan.programs,)](means, squares, x, None, None, None, 1.0, 1.0, *sizes, **options)
+        segment_moments[(plan.programs,)](means, squares, x, None, None, None, 1.0, 1.0, *sizes, **options)
         _merge_moments[(triton.cdiv(c, _F),)](
-            statistics, means, squares, eps, c, p, pieces, plan.segments, positions, n * p,
-            S=options["S"], R=_R, F=_F, num_warps=WARPS, enable_fp_fusion=False,
+            statistics, means, squares, call.eps, c, call.p, pieces, plan.segments, positions_of_segment(plan),
+            call.n * call.p, S=options["S"], R=_R, F=_F, num_warps=WARPS, **COMPILED,
         )  # fmt: skip
-        _normalise[(plan.programs,)](
-            y, x, statistics, None, None, None, weight, bias, slope, gain, *sizes, **options, BATCH=True
-        )
+        style = (None, None, None, call.style_scale, call.style_bias)
+        normalise[(plan.programs,)](
+            call.y, x, statistics, *style, call.slope, call.gain, *sizes, **options, BATCH=True
+        )  # fmt: skip
 
 
-def backward(view, dx, dweight, dbias, dy, x, statistics, weight, bias, slope, gain):
-    if not x.numel():
-        return zero(dweight, dbias)
-    view = _one_sample(view)
-    plan, sizes, options = _cut(view, x, True)
-    pieces, c = view.n * plan.segments, view.c
-    tables = statistics.new_empty(3, pieces, c)  # of sums, products and distances
+def backward(call: NormCall) -> None:
+    x, c, statistics = call.x, call.c, call.statistics
+    plan, sizes, options = _cut(call, True)
+    pieces = call.n * plan.segments
+    rows = statistics.new_empty(3, pieces, c)  # of sums, products and distances
     totals = statistics.new_empty(3, c)
-    style = (None, None, None, weight, bias)
+    style = (None, None, None, call.style_scale, call.style_bias)
     with torch.cuda.device_of(x):
-        _sums[(plan.programs,)](*tables, dy, x, statistics, *style, slope, gain, *sizes, **options, BATCH=True)
-        _merge_sums[(triton.cdiv(c, _F),)](
-            totals, dweight, dbias, *tables, statistics, c, pieces, view.n * view.p,
-            R=_R, F=_F, num_warps=WARPS, enable_fp_fusion=False,
+        segment_sums[(plan.programs,)](
+            *rows, call.dy, x, statistics, *style, call.slope, call.gain, *sizes, **options, BATCH=True
         )  # fmt: skip
-        if dx is not None:
-            _gradients[(plan.programs,)](
-                dx, None, None, dy, x, statistics, totals, *style, slope, gain, *sizes, **options, BATCH=True
-            )
+        _merge_sums[(triton.cdiv(c, _F),)](
+            totals, call.dstyle_scale, call.dstyle_bias, *rows, statistics, c, pieces, call.n * call.p,
+            R=_R, F=_F, num_warps=WARPS, **COMPILED,
+        )  # fmt: skip
+        if call.dx is not None:
+            input_gradients[(plan.programs,)](
+                call.dx, None, None, call.dy, x, statistics, totals, *style, call.slope, call.gain, *sizes, **options,
+                BATCH=True,
+            )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Launchers of lerp_samples in Triton. The signatures are those of `fastgan_kernels.signatures.LerpSamples`.
+"""Triton kernels of lerp_samples.
 
 y[n] = a[n] + t[n] * (b[n] - a[n]),   da[n] = (1 - t[n]) dy[n],   db[n] = t[n] dy[n]
 """
@@ -7,7 +7,9 @@ import torch
 import triton
 import triton.language as tl
 
-from fastgan_kernels.samples_triton import WARPS, Pieces, arithmetic, where_of_piece
+from fastgan_kernels.calls import SamplesCall
+from fastgan_kernels.triton.samples import WARPS, Pieces, where_of_piece
+from fastgan_kernels.triton.tiles import arithmetic
 
 
 @triton.jit(do_not_specialize=["size", "pieces"])
@@ -28,18 +30,17 @@ def _split(da, db, dy, t, size: tl.int64, pieces: tl.int32, S: tl.constexpr, ALI
         tl.store(db + at, v_db.to(db.dtype.element_ty), mask=mask)
 
 
-def _launch(kernel, like, *tensors):
-    if like.numel():
-        size, pieces, align, numbers = Pieces.of(like)
-        with torch.cuda.device_of(like):
-            kernel[(like.shape[0] * pieces,)](
-                *tensors, size, pieces, S=arithmetic(like), ALIGN=align, B=numbers, num_warps=WARPS
-            )
+def _launch(kernel, call: SamplesCall, *tensors) -> None:
+    size, pieces, align, numbers = Pieces.of(call.a)
+    with torch.cuda.device_of(call.a):
+        kernel[(call.n * pieces,)](
+            *tensors, call.weight, size, pieces, S=arithmetic(call.a), ALIGN=align, B=numbers, num_warps=WARPS
+        )
 
 
-def forward(y, a, b, t):
-    _launch(_lerp, y, y, a, b, t)
+def forward(call: SamplesCall) -> None:
+    _launch(_lerp, call, call.first, call.a, call.b)
 
 
-def backward(da, db, dy, t):
-    _launch(_split, dy, da, db, dy, t)
+def backward(call: SamplesCall) -> None:
+    _launch(_split, call, call.first, call.second, call.a)

@@ -1,4 +1,4 @@
-"""Launchers of squared_norm in Triton. The signatures are those of `fastgan_kernels.signatures.SquaredNorm`.
+"""Triton kernels of squared_norm.
 
     s[n] = sum of x[n]^2,   dx[n] = 2 g[n] x[n]
 
@@ -9,7 +9,9 @@ import torch
 import triton
 import triton.language as tl
 
-from fastgan_kernels.samples_triton import WARPS, Pieces, arithmetic, where_of_piece
+from fastgan_kernels.calls import SamplesCall
+from fastgan_kernels.triton.samples import WARPS, Pieces, where_of_piece
+from fastgan_kernels.triton.tiles import arithmetic
 
 
 @triton.jit(do_not_specialize=["size", "pieces"])
@@ -38,22 +40,21 @@ def _scale(dx, grad, x, size: tl.int64, pieces: tl.int32, S: tl.constexpr, ALIGN
     tl.store(dx + at, (2.0 * tl.load(grad + sample) * value).to(dx.dtype.element_ty), mask=mask)
 
 
-def forward(sums, x):
-    if not x.numel():
-        return sums.zero_()
+def forward(call: SamplesCall) -> None:
+    x, sums = call.a, call.sums
     size, pieces, align, numbers = Pieces.of(x)
-    programs = x.shape[0] * pieces
+    programs = call.n * pieces
     partial = sums if pieces == 1 else sums.new_empty(programs)
     with torch.cuda.device_of(x):
         _sum_of_squares[(programs,)](partial, x, size, pieces, S=arithmetic(x), ALIGN=align, B=numbers, num_warps=WARPS)
         if pieces > 1:
-            _add_pieces[(x.shape[0],)](sums, partial, pieces, B=128, num_warps=WARPS)
+            _add_pieces[(call.n,)](sums, partial, pieces, B=128, num_warps=WARPS)
 
 
-def backward(dx, grad, x):
-    if dx.numel():
-        size, pieces, align, numbers = Pieces.of(x)
-        with torch.cuda.device_of(x):
-            _scale[(x.shape[0] * pieces,)](
-                dx, grad, x, size, pieces, S=arithmetic(x), ALIGN=align, B=numbers, num_warps=WARPS
-            )
+def backward(call: SamplesCall) -> None:
+    x = call.a
+    size, pieces, align, numbers = Pieces.of(x)
+    with torch.cuda.device_of(x):
+        _scale[(call.n * pieces,)](
+            call.first, call.weight, x, size, pieces, S=arithmetic(x), ALIGN=align, B=numbers, num_warps=WARPS
+        )

@@ -1,4 +1,4 @@
-"""Launchers of minibatch_stddev in Triton. The signatures are those of `fastgan_kernels.signatures.MinibatchStddev`.
+"""Triton kernels of minibatch_stddev.
 
 Samples n = g * groups + m, g = 0 .. size-1, are the members of group m. With v = x - mean over the members and
 s = sqrt(mean of v^2 + 1e-8) at every place, the maps appended are means of s over the channels of a feature and all
@@ -12,6 +12,9 @@ import torch
 import triton
 import triton.language as tl
 
+from fastgan_kernels.calls import MinibatchStddevCall
+from fastgan_kernels.triton.tiles import arithmetic
+
 _EPS = tl.constexpr(1e-8)
 
 
@@ -24,7 +27,7 @@ def _walk(
     n: tl.int64, c: tl.int64, p: tl.int64, size: tl.int64, features: tl.int64,
     pieces: tl.int32,  # of the places of a feature
     ORDER: tl.constexpr,  # of differentiation
-    PIXELS: tl.constexpr,
+    NHWC: tl.constexpr,
     S: tl.constexpr,  # precision of the arithmetic
     B: tl.constexpr,
 ):  # fmt: skip
@@ -35,12 +38,12 @@ def _walk(
     i = (pid % pieces).to(tl.int64) * B + tl.arange(0, B)
     mask = i < channels * p
     x_member = groups * c * p
-    at = i // channels * c + feature * channels + i % channels if PIXELS else feature * channels * p + i
+    at = i // channels * c + feature * channels + i % channels if NHWC else feature * channels * p + i
     p_x = x + group * c * p + at
     d_all = c + features if ORDER == 1 else c  # channels of d
     d_member = groups * d_all * p
     at_d = at
-    if PIXELS and ORDER == 1:
+    if NHWC and ORDER == 1:
         at_d = at + i // channels * features
     share = 1.0 / size.to(S)
 
@@ -101,7 +104,7 @@ def _add_pieces(sums, partial, pieces: tl.int32, factor: tl.float64, B: tl.const
 @triton.jit(do_not_specialize=["n", "c", "p", "size", "features"])
 def _gradient_of_maps(
     k, dy, n: tl.int64, c: tl.int64, p: tl.int64, size: tl.int64, features: tl.int64, share: tl.float64,
-    PIXELS: tl.constexpr, B: tl.constexpr,
+    NHWC: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
     which = tl.program_id(0).to(tl.int64)
     groups = n // size
@@ -111,7 +114,7 @@ def _gradient_of_maps(
     for start in range(0, size * p, B):
         i = start + tl.arange(0, B)
         sample, position = i // p * groups + which // features, i % p
-        at = position * all_channels + channel if PIXELS else channel * p + position
+        at = position * all_channels + channel if NHWC else channel * p + position
         total += tl.load(dy + sample * all_channels * p + at, mask=i < size * p, other=0.0).to(total.dtype)
     tl.store(k + which, tl.sum(total) * share)
 
@@ -120,15 +123,15 @@ def _gradient_of_maps(
 def _append(
     out, x, maps, n: tl.int64, c: tl.int64, p: tl.int64, size: tl.int64, features: tl.int64,
     tiles: tl.int32,  # of the numbers of a sample of `out`
-    PIXELS: tl.constexpr, B: tl.constexpr,
+    NHWC: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
     sample = (pid // tiles).to(tl.int64)
     i = (pid % tiles).to(tl.int64) * B + tl.arange(0, B)
     all_channels = c + features
     mask = i < all_channels * p
-    channel = i % all_channels if PIXELS else i // p
-    at = i // all_channels * c + channel if PIXELS else i
+    channel = i % all_channels if NHWC else i // p
+    at = i // all_channels * c + channel if NHWC else i
     old = tl.load(x + sample * c * p + at, mask=mask & (channel < c), other=0.0)
     of_map = sample % (n // size) * features + channel - c
     new = tl.load(maps + of_map, mask=mask & (channel >= c), other=0.0)
@@ -140,37 +143,23 @@ _BLOCK = 512
 _WARPS = 4
 
 
-def _launch(order, view, appended, dx, x, dy, gx, size, features):
-    if not x.numel():
-        return
-    n, c, p, pixels = view
-    sums, elements = n // size * features, c // features * p  # sums, and the elements of a feature
-    pieces, tiles = triton.cdiv(elements, _BLOCK), triton.cdiv((c + features) * p, _BLOCK)
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    k, maps = x.new_empty(2, sums, dtype=wide)
-    partial = x.new_empty(sums * pieces, dtype=wide)
-    sizes = n, c, p, size, features
-    options = {"PIXELS": pixels, "B": _BLOCK, "num_warps": _WARPS}
+def run(call: MinibatchStddevCall) -> None:
+    x, order = call.x, call.order
+    sums, elements = call.groups * call.features, call.c // call.features * call.p
+    pieces, tiles = triton.cdiv(elements, _BLOCK), triton.cdiv((call.c + call.features) * call.p, _BLOCK)
+    kind = torch.float64 if x.dtype == torch.float64 else torch.float32
+    k, maps = x.new_empty(2, sums, dtype=kind)
+    partial = x.new_empty(sums * pieces, dtype=kind)
+    sizes = call.n, call.c, call.p, call.size, call.features
+    options = {"NHWC": call.channels_last, "B": _BLOCK, "num_warps": _WARPS}
     with torch.cuda.device_of(x):
         if order > 0:
-            _gradient_of_maps[(sums,)](k, dy, *sizes, 1 / (elements * size), **options)
+            _gradient_of_maps[(sums,)](k, call.dy, *sizes, call.share, **options)
         _walk[(sums * pieces,)](
-            partial, dx, x, dy if order == 1 else gx, k, *sizes, pieces,
-            ORDER=order, S=tl.float64 if wide == torch.float64 else tl.float32, **options,
+            partial, call.dx, x, call.dy if order == 1 else call.gx, k, *sizes, pieces,
+            ORDER=order, S=arithmetic(x), **options,
         )  # fmt: skip
         if order != 1:
-            factor = 1 / elements if order == 0 else 1 / (elements * size)
+            factor = 1 / elements if order == 0 else call.share
             _add_pieces[(sums,)](maps, partial, pieces, factor, B=128, num_warps=_WARPS)
-            _append[(n * tiles,)](appended, x if order == 0 else gx, maps, *sizes, tiles, **options)
-
-
-def forward(view, y, x, size, features):
-    _launch(0, view, y, None, x, None, None, size, features)
-
-
-def backward(view, dx, dy, x, size, features):
-    _launch(1, view, None, dx, x, dy, None, size, features)
-
-
-def double_backward(view, ddy, dx, dy, x, gx, size, features):
-    _launch(2, view, ddy, dx, x, dy, gx, size, features)
+            _append[(call.n * tiles,)](call.appended, x if order == 0 else call.gx, maps, *sizes, tiles, **options)

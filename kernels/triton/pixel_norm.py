@@ -1,4 +1,4 @@
-"""Launchers of pixel_norm in Triton. The signatures are those of `fastgan_kernels.signatures.PixelNorm`.
+"""Triton kernels of pixel_norm.
 
     y = r * x,   r = rsqrt(mean over channels of x^2 + eps)
 
@@ -13,7 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
-from fastgan_kernels.signatures import View
+from fastgan_kernels.calls import PixelNormCall, View
+from fastgan_kernels.triton.tiles import arithmetic
 
 
 @triton.jit(do_not_specialize=["n", "c", "p", "tiles"])
@@ -24,7 +25,7 @@ def _normalize(
     n: tl.int64, c: tl.int64, p: tl.int64,
     tiles: tl.int32,  # of the positions: of a sample (planes), of all samples (pixels)
     ORDER: tl.constexpr,  # of differentiation
-    PIXELS: tl.constexpr,
+    NHWC: tl.constexpr,
     S: tl.constexpr,  # precision of the arithmetic
     ALIGN: tl.constexpr,  # divides the number of columns: the compiler must see it to make wide accesses
     R: tl.constexpr,  # rows of a tile: positions (pixels), channels (planes)
@@ -34,7 +35,7 @@ def _normalize(
     row = tl.arange(0, R)[:, None]  # [R, 1]
     column = tl.arange(0, F)[None, :]  # [1, F]
     tile = (pid % tiles).to(tl.int64)
-    if PIXELS:
+    if NHWC:
         c = c // ALIGN * ALIGN
         position = tile * R + row  # [R, 1]
         live = position < n * p
@@ -44,15 +45,15 @@ def _normalize(
         position = tile * F + column  # [1, F]
         live = position < p
         at_position = (pid // tiles).to(tl.int64) * c * p + position
-    STEP: tl.constexpr = F if PIXELS else R
-    AXIS: tl.constexpr = 1 if PIXELS else 0  # along which a position's channels lie
+    STEP: tl.constexpr = F if NHWC else R
+    AXIS: tl.constexpr = 1 if NHWC else 0  # along which a position's channels lie
 
     zeros = tl.full([R, F], 0.0, S)
     xx, xd, xg, dg = zeros, zeros, zeros, zeros
     for start in range(0, c, STEP):
-        channel = start + (column if PIXELS else row)
+        channel = start + (column if NHWC else row)
         mask = live & (channel < c)
-        at = at_position + (channel if PIXELS else channel * p)
+        at = at_position + (channel if NHWC else channel * p)
         v_x = tl.load(x + at, mask=mask, other=0.0).to(S)
         xx += v_x * v_x
         if ORDER >= 1:
@@ -77,9 +78,9 @@ def _normalize(
         a = q * (tl.sum(dg, AXIS, keep_dims=True) - 3.0 * (share * d * g))
 
     for start in range(0, c, STEP):
-        channel = start + (column if PIXELS else row)
+        channel = start + (column if NHWC else row)
         mask = live & (channel < c)
-        at = at_position + (channel if PIXELS else channel * p)
+        at = at_position + (channel if NHWC else channel * p)
         v_x = tl.load(x + at, mask=mask, other=0.0).to(S)
         if ORDER == 0:
             v_first = r * v_x
@@ -110,37 +111,23 @@ class _Plan(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def _plan(view: View, element_size: int) -> _Plan:
-    n, c, p, pixels = view
-    fast = c if pixels else p
+    n, c, p, nhwc = view
+    fast = c if nhwc else p
     align = min(fast & -fast, 16)
     width = min(16 // element_size, max(align, 4))  # elements of a thread: 16 bytes, or 4 elements one by one
     size = _WARPS * 32 * width  # of a tile
     # In NCHW, tiles of 32 threads side by side: enough for whole sectors, and the others share out the channels.
-    columns = min(triton.next_power_of_2(fast), size if pixels else 32 * width)
+    columns = min(triton.next_power_of_2(fast), size if nhwc else 32 * width)
     rows = size // columns
-    tiles = triton.cdiv(n * p, rows) if pixels else triton.cdiv(p, columns)
-    return _Plan(align, rows, columns, tiles, tiles if pixels else n * tiles)
+    tiles = triton.cdiv(n * p, rows) if nhwc else triton.cdiv(p, columns)
+    return _Plan(align, rows, columns, tiles, tiles if nhwc else n * tiles)
 
 
-def _launch(order, view, first, second, x, dy, gx, eps):
-    if not first.numel():
-        return
-    plan = _plan(view, first.element_size())
-    with torch.cuda.device_of(first):
+def run(call: PixelNormCall) -> None:
+    plan = _plan(call[:4], call.x.element_size())
+    with torch.cuda.device_of(call.x):
         _normalize[(plan.programs,)](
-            first, second, x, dy, gx, eps, view.n, view.c, view.p, plan.tiles,
-            ORDER=order, PIXELS=view.pixels, S=tl.float64 if first.dtype == torch.float64 else tl.float32,
+            call.first, call.second, call.x, call.dy, call.gx, call.eps, call.n, call.c, call.p, plan.tiles,
+            ORDER=call.order, NHWC=call.channels_last, S=arithmetic(call.x),
             ALIGN=plan.align, R=plan.rows, F=plan.columns, num_warps=_WARPS,
         )  # fmt: skip
-
-
-def forward(view, y, x, eps):
-    _launch(0, view, y, None, x, None, None, eps)
-
-
-def backward(view, dx, dy, x, eps):
-    _launch(1, view, dx, None, x, dy, None, eps)
-
-
-def double_backward(view, ddy, dx, dy, x, gx, eps):
-    _launch(2, view, ddy, dx, x, dy, gx, eps)

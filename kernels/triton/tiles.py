@@ -1,16 +1,17 @@
-"""What the Triton kernels share: how the work is cut into programs, and the second stage of sums.
+"""Shared by the Triton kernels: how the work is cut into programs, and the second stage of sums.
 
-A kernel walks memory in tiles of rows x columns, columns being adjacent in memory: channels in NHWC ("pixels"),
-positions in NCHW ("planes").
+A kernel walks memory in tiles of rows x columns, columns being adjacent in memory: channels in NHWC,
+positions in NCHW.
 """
 
 from functools import lru_cache
 from typing import NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 
-from fastgan_kernels.signatures import View
+from fastgan_kernels.calls import View
 
 WARPS = 4
 MOST_PROGRAMS = 2112  # 16 for each of an H100's multiprocessors; more work than that is looped over
@@ -20,7 +21,7 @@ LEAST_STEPS = 4  # of a program: fewer would not pay for its start and for its s
 class Plan(NamedTuple):
     """How the work is cut up, from the shape alone; names as in the kernels that walk by it."""
 
-    pixels: bool
+    nhwc: bool
     align: int
     rows: int
     columns: int
@@ -30,20 +31,25 @@ class Plan(NamedTuple):
     programs: int
 
 
+def arithmetic(x: torch.Tensor) -> tl.dtype:
+    """The dtype that kernels compute in for an activation `x`."""
+    return tl.float64 if x.dtype == torch.float64 else tl.float32
+
+
 @lru_cache(maxsize=4096)
-def plan_of(view: View, element_size: int, twice: bool) -> Plan:
-    """For a kernel that needs few registers, or with `twice` many."""
-    n, c, p, pixels = view
-    pixels = pixels and p > 1  # with a single position the layouts are one, and planes make the fuller tiles
-    fast = c if pixels else p
+def plan_of(view: View, element_size: int, many_registers: bool) -> Plan:
+    """The plan for an activation. A kernel with `many_registers` gets fewer elements a thread."""
+    n, c, p, nhwc = view
+    nhwc = nhwc and p > 1  # with a single position the layouts are one, and planes make the fuller tiles
+    fast = c if nhwc else p
     align = min(fast & -fast, 16)
     width = min(16 // element_size, max(align, 4))  # elements of a thread: 16 bytes, or 4 elements one by one
-    if twice and pixels:
+    if many_registers and nhwc:
         width = min(width, 4)  # the registers do not suffice for all that the second derivatives need of 8 channels
     size = WARPS * 32 * width  # of a tile
-    columns = _columns(fast, min(size, 256) if pixels else size)
+    columns = _columns(fast, min(size, 256) if nhwc else size)
     rows = size // columns
-    if pixels:
+    if nhwc:
         tiles = triton.cdiv(c, columns)
         tiles_of_all, steps = tiles * n, triton.cdiv(p, rows)
     else:
@@ -51,7 +57,7 @@ def plan_of(view: View, element_size: int, twice: bool) -> Plan:
         steps = triton.cdiv(p, columns)
     segments = max(1, min(triton.cdiv(MOST_PROGRAMS, tiles_of_all), triton.cdiv(steps, LEAST_STEPS)))
     steps = triton.cdiv(steps, segments)
-    return Plan(pixels, align, rows, columns, tiles, segments, steps, tiles_of_all * segments)
+    return Plan(nhwc, align, rows, columns, tiles, segments, steps, tiles_of_all * segments)
 
 
 def _columns(fast: int, most: int) -> int:

@@ -1,9 +1,9 @@
-"""Launchers of noise_bias_act in Triton. The signatures are those of `fastgan_kernels.signatures.NoiseBiasAct`.
+"""Triton kernels of noise_bias_act.
 
     u = scale[n,c] * x + strength[c] * noise + bias[c],   z = clamp(gain * act(u)),   y = z * post[n,c]
 
-One kernel walks memory in tiles of rows x columns, columns being adjacent in memory: channels in NHWC ("pixels"),
-positions in NCHW ("planes"). The sums of the backward passes are taken in two stages, each in a fixed order: no
+One kernel walks memory in tiles of rows x columns, columns being adjacent in memory: channels in NHWC,
+positions in NCHW. The sums of the backward passes are taken in two stages, each in a fixed order: no
 atomics, the same bits every time. The formulas are those of csrc/noise_bias_act/arithmetic.h.
 
 Under Triton's interpreter bf16 results are truncated instead of rounded: that is the interpreter's, not the kernel's.
@@ -12,9 +12,10 @@ Under Triton's interpreter bf16 results are truncated instead of rounded: that i
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from fastgan_kernels.extension import zero
-from fastgan_kernels.tiles_triton import WARPS, add_pieces, plan_of
+from fastgan_kernels.calls import NoiseBiasActCall
+from fastgan_kernels.triton.tiles import WARPS, add_pieces, arithmetic, plan_of
 
 # The formulas, of one element ------------------------------------------------------------------------------------
 
@@ -104,7 +105,7 @@ def _elements(
     PASS: tl.constexpr,  # "forward", "backward", "double_backward"
     FROM_OUTPUT: tl.constexpr,
     ACT: tl.constexpr,
-    PIXELS: tl.constexpr,
+    NHWC: tl.constexpr,
     NOISE_PER_SAMPLE: tl.constexpr,
     STRENGTH_PER_CHANNEL: tl.constexpr,
     S: tl.constexpr,  # precision of the arithmetic and of the small tensors
@@ -117,7 +118,7 @@ def _elements(
     outer = pid // tiles
     row = tl.arange(0, R)[:, None]  # [R, 1]
     column = tl.arange(0, F)[None, :]  # [1, F]
-    if PIXELS:
+    if NHWC:
         c = c // ALIGN * ALIGN
         sample, segment = (outer // segments).to(tl.int64), (outer % segments).to(tl.int64)
         channel = tile * F + column  # [1, F]
@@ -128,13 +129,13 @@ def _elements(
         plane = tile * R + row  # [R, 1]
         sample, channel = plane // c, plane % c
         live = plane < n * c
-    STEP: tl.constexpr = R if PIXELS else F
-    AXIS: tl.constexpr = 0 if PIXELS else 1  # along which a channel's elements lie
+    STEP: tl.constexpr = R if NHWC else F
+    AXIS: tl.constexpr = 0 if NHWC else 1  # along which a channel's elements lie
 
     slope, gain, clamp = tl.full([1, 1], slope, S), tl.full([1, 1], gain, S), tl.full([1, 1], clamp, S)
     # In NHWC a thread has several channels. Loaded as a whole tile, their small tensors lie as the activations do;
     # loaded as a single row they would be brought there in every step, through shared memory.
-    WIDTH: tl.constexpr = F if PIXELS else 1
+    WIDTH: tl.constexpr = F if NHWC else 1
     k_live = tl.broadcast_to(live, [R, WIDTH])
     at_channel = tl.broadcast_to(channel, [R, WIDTH])
     at_sample = tl.broadcast_to(sample * c + channel, [R, WIDTH])
@@ -155,14 +156,14 @@ def _elements(
 
     begin = segment * steps * STEP
     for start in range(begin, tl.minimum(begin + steps * STEP, p), STEP):
-        if PIXELS:
+        if NHWC:
             position = start + row  # [R, 1]
             at = (sample * p + position) * c + channel  # [R, F]
         else:
             position = start + column  # [1, F]
             at = plane * p + position  # [R, F]
         mask = live & (position < p)
-        mask_noise = position < p if PIXELS else mask
+        mask_noise = position < p if NHWC else mask
         noise_at = sample * p + position if NOISE_PER_SAMPLE else position
         v_noise = tl.load(noise + noise_at, mask=mask_noise, other=0.0) if noise is not None else 0.0
         v_reference = tl.load(reference + at, mask=mask, other=0.0).to(S)
@@ -231,74 +232,53 @@ def _elements(
 _COMPILED = {"num_warps": WARPS, "enable_fp_fusion": True}
 
 
-def _launch(kernel_pass, from_output, view, out, out_dx, sums, reference, dy, gx, small, cotangents, options):
-    act, slope, gain, clamp = options
-    noise, strength, *_ = small
-    plan = plan_of(view, out.element_size(), out_dx is not None)
-    per_channel = strength is not None and strength.dim() > 0
-    tables = _tables(sums, view, plan, per_channel)
-    to = [total if table is None else table for table, total in zip(tables, sums, strict=True)]
+def _launch(kernel_pass: str, call: NoiseBiasActCall, out: Tensor, reference: Tensor) -> None:
+    second = kernel_pass == "double_backward"
+    plan = plan_of(call[:4], out.element_size(), second and call.dx is not None)
+    sums = call.dstrength, call.dbias, call.dscale, call.dpost
+    tables = _tables(sums, call, plan)
     with torch.cuda.device_of(out):
         _elements[(plan.programs,)](
-            out, out_dx, *to, reference, dy, gx, *small, *cotangents, slope, gain, clamp,
-            view.n, view.c, view.p, plan.segments, plan.steps, plan.tiles,
-            PASS=kernel_pass, FROM_OUTPUT=from_output, ACT=act, PIXELS=plan.pixels,
-            NOISE_PER_SAMPLE=noise is not None and noise.shape[0] > 1, STRENGTH_PER_CHANNEL=per_channel,
-            S=tl.float64 if out.dtype == torch.float64 else tl.float32,
-            ALIGN=plan.align, R=plan.rows, F=plan.columns, **_COMPILED,
+            out, call.dx if second else None, *(s if t is None else t for t, s in zip(tables, sums, strict=True)),
+            reference, call.dy, call.gx, call.noise, call.strength, call.bias, call.scale, call.post,
+            call.gstrength, call.gbias, call.gscale, call.gpost, call.slope, call.gain, call.clamp,
+            call.n, call.c, call.p, plan.segments, plan.steps, plan.tiles,
+            PASS=kernel_pass, FROM_OUTPUT=call.from_output, ACT=call.act, NHWC=plan.nhwc,
+            NOISE_PER_SAMPLE=call.noise_per_sample, STRENGTH_PER_CHANNEL=call.strength_per_channel,
+            S=arithmetic(out), ALIGN=plan.align, R=plan.rows, F=plan.columns, **_COMPILED,
         )  # fmt: skip
         if any(table is not None for table in tables):
-            tiles = triton.cdiv(view.c, 16)
-            groups = 1 if tables[2] is None and tables[3] is None else 1 + view.n
+            tiles = triton.cdiv(call.c, 16)
+            groups = 1 if tables[2] is None and tables[3] is None else 1 + call.n
             add_pieces[(groups * tiles,)](
-                *tables, *sums, view.n, view.c, plan.segments, tiles, plan.programs,
-                STRENGTH_PER_CHANNEL=per_channel, R=128, F=16, **_COMPILED,
+                *tables, *sums, call.n, call.c, plan.segments, tiles, plan.programs,
+                STRENGTH_PER_CHANNEL=call.strength_per_channel, R=128, F=16, **_COMPILED,
             )  # fmt: skip
 
 
-def _tables(sums, view, plan, per_channel):
+def _tables(sums, call, plan):
     """Space for the sums of the pieces, where there is more than one piece: a single one's sum is the result."""
     dstrength, dbias, dscale, dpost = sums
-    pieces = view.n * plan.segments
-    parts = pieces if per_channel else plan.programs
+    pieces = call.n * plan.segments
+    parts = pieces if call.strength_per_channel else plan.programs
     return tuple(
         None if total is None or count == 1 else total.new_empty(size)
         for total, count, size in (
-            (dstrength, parts, pieces * view.c if per_channel else parts),
-            (dbias, pieces, pieces * view.c),
-            (dscale, plan.segments, pieces * view.c),
-            (dpost, plan.segments, pieces * view.c),
+            (dstrength, parts, pieces * call.c if call.strength_per_channel else parts),
+            (dbias, pieces, pieces * call.c),
+            (dscale, plan.segments, pieces * call.c),
+            (dpost, plan.segments, pieces * call.c),
         )
     )
 
 
-_NONE = (None, None, None, None)
+def forward(call: NoiseBiasActCall) -> None:
+    _launch("forward", call, call.y, call.x)
 
 
-def forward(view, y, x, noise, strength, bias, scale, post, act, slope, gain, clamp):
-    if y.numel():
-        small, options = (noise, strength, bias, scale, post), (act, slope, gain, clamp)
-        _launch("forward", False, view, y, None, _NONE, x, None, None, small, _NONE, options)
+def backward(call: NoiseBiasActCall) -> None:
+    _launch("backward", call, call.dx, call.reference)
 
 
-def backward(
-    view, dx, dstrength, dbias, dscale, dpost, dy, reference, from_output,
-    noise, strength, bias, scale, post, act, slope, gain, clamp,
-):  # fmt: skip
-    sums = dstrength, dbias, dscale, dpost
-    if not dx.numel():
-        return zero(*sums)
-    small, options = (noise, strength, bias, scale, post), (act, slope, gain, clamp)
-    _launch("backward", from_output, view, dx, None, sums, reference, dy, None, small, _NONE, options)
-
-
-def double_backward(
-    view, ddy, dx, dstrength, dbias, dscale, dpost, dy, reference, from_output,
-    noise, strength, bias, scale, post, gx, gstrength, gbias, gscale, gpost, act, slope, gain, clamp,
-):  # fmt: skip
-    sums = dstrength, dbias, dscale, dpost
-    if not ddy.numel():
-        return zero(*sums)
-    small, options = (noise, strength, bias, scale, post), (act, slope, gain, clamp)
-    cotangents = gstrength, gbias, gscale, gpost
-    _launch("double_backward", from_output, view, ddy, dx, sums, reference, dy, gx, small, cotangents, options)
+def double_backward(call: NoiseBiasActCall) -> None:
+    _launch("double_backward", call, call.ddy, call.reference)

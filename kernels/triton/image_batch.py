@@ -1,4 +1,4 @@
-"""Launcher of image_batch in Triton. The signature is that of `fastgan_kernels.signatures.ImageBatch`.
+"""Triton kernels of image_batch.
 
 y[n, h, w] = p / 127.5 - 1,   p = pixels[index[n], h, mirrored[n] ? W - 1 - w : w]     (each with C channels)
 """
@@ -7,7 +7,9 @@ import torch
 import triton
 import triton.language as tl
 
-from fastgan_kernels.samples_triton import WARPS, Pieces, arithmetic, where_of_piece
+from fastgan_kernels.calls import ImageBatchCall
+from fastgan_kernels.triton.samples import WARPS, Pieces, where_of_piece
+from fastgan_kernels.triton.tiles import arithmetic
 
 
 @triton.jit(do_not_specialize=["images", "size", "row", "channels", "pieces"])
@@ -43,14 +45,13 @@ def _image_batch(
     tl.store(y + at, ((v + v - 255.0) * scale).to(y.dtype.element_ty), mask=mask)
 
 
-def forward(y, pixels, index, mirrored):
-    if y.numel():
-        n, c, h, w = y.shape
-        size, pieces, align, numbers = Pieces.of(y)
-        wide = tl.int32 if size < 1 << 31 else tl.int64
-        mirrored = None if mirrored is None else mirrored.view(torch.uint8)
-        with torch.cuda.device_of(y):
-            _image_batch[(n * pieces,)](
-                y, pixels, index, mirrored, pixels.shape[0], size, w * c, c, pieces,
-                I=wide, S=arithmetic(y), ALIGN=align, B=numbers, num_warps=WARPS,
-            )  # fmt: skip
+def run(call: ImageBatchCall) -> None:
+    y = call.y
+    size, pieces, align, numbers = Pieces.of(y)
+    index_type = tl.int32 if size < 1 << 31 else tl.int64
+    mirrored = None if call.mirrored is None else call.mirrored.view(torch.uint8)
+    with torch.cuda.device_of(y):
+        _image_batch[(call.n * pieces,)](
+            y, call.pixels, call.index, mirrored, call.images, size, call.w * call.c, call.c, pieces,
+            I=index_type, S=arithmetic(y), ALIGN=align, B=numbers, num_warps=WARPS,
+        )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Launcher of upfirdn2d in Triton. The signature is that of `fastgan_kernels.signatures.Upfirdn2d`.
+"""Triton kernels of upfirdn2d.
 
 Along each axis, y[o] = sum_i w[i] * spread[o * down - before + i], where `spread` is the image with zeros between its
 samples: only every up-th term is not zero, and only those are visited. A tile of outputs is rows x columns; columns are
@@ -12,6 +12,9 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+
+from fastgan_kernels.calls import Upfirdn2dCall
+from fastgan_kernels.triton.tiles import arithmetic
 
 
 @triton.jit
@@ -54,7 +57,7 @@ def _filter(
     tiles: tl.int32,  # that the columns are cut into
     KH: tl.constexpr, KW: tl.constexpr, UP_X: tl.constexpr, UP_Y: tl.constexpr, DOWN_X: tl.constexpr,
     DOWN_Y: tl.constexpr, SEPARABLE: tl.constexpr, FLIP: tl.constexpr,
-    PIXELS: tl.constexpr,
+    NHWC: tl.constexpr,
     UNROLL: tl.constexpr,
     S: tl.constexpr,  # precision of the arithmetic
     ALIGN: tl.constexpr,  # divides the number of columns: the compiler must see it to make wide accesses
@@ -64,7 +67,7 @@ def _filter(
     pid = tl.program_id(0)
     row = (pid // tiles).to(tl.int64) * R + tl.arange(0, R)[:, None]  # [R, 1]
     column = (pid % tiles).to(tl.int64) * F + tl.arange(0, F)[None, :]  # [1, F]
-    if PIXELS:
+    if NHWC:
         c = c // ALIGN * ALIGN
         ox, oy, image = row % ow, row // ow % oh, row // ow // oh
         channel, columns = column, c
@@ -75,7 +78,7 @@ def _filter(
     mask = (row < rows) & (column < columns)
     at_x, tap_x = _begin(ox, left, lift_x, UP_X, DOWN_X)
     at_y, tap_y = _begin(oy, top, lift_y, UP_Y, DOWN_Y)
-    stride = c if PIXELS else 1
+    stride = c if NHWC else 1
 
     total = tl.full([R, F], 0.0, S)
     if UNROLL:
@@ -111,30 +114,27 @@ class _Plan(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def _plan(rows: int, columns: int, pixels: bool, element_size: int) -> _Plan:
+def _plan(rows: int, columns: int, nhwc: bool, element_size: int) -> _Plan:
     align = min(columns & -columns, 16)
     # In NCHW the inputs of adjacent outputs are not aligned: there is nothing to be had from wide accesses.
-    width = min(16 // element_size, max(align, 1)) if pixels else 1
+    width = min(16 // element_size, max(align, 1)) if nhwc else 1
     size = _WARPS * 32 * width
-    wide = min(triton.next_power_of_2(columns), size if not pixels else min(size, 256))
+    wide = min(triton.next_power_of_2(columns), size if not nhwc else min(size, 256))
     tiles = triton.cdiv(columns, wide)
     return _Plan(align, size // wide, wide, tiles, tiles * triton.cdiv(rows, size // wide))
 
 
-def forward(y, x, taps, up_x, up_y, down_x, down_y, left, right, top, bottom, gain, flip, channels_last):
-    if not y.numel():
-        return
-    n, c, h, w = x.shape
-    oh, ow = y.shape[2:]
-    rows, columns = (n * oh * ow, c) if channels_last else (n * c * oh, ow)
-    plan = _plan(rows, columns, channels_last, x.element_size())
-    kh, kw = taps.shape[0], taps.shape[-1]
-    terms = math.ceil(kh / up_y) * math.ceil(kw / up_x)
+def forward(call: Upfirdn2dCall) -> None:
+    channels_last, y = call.channels_last, call.y
+    rows, columns = (call.n * call.oh * call.ow, call.c) if channels_last else (call.n * call.c * call.oh, call.ow)
+    plan = _plan(rows, columns, channels_last, y.element_size())
+    terms = math.ceil(call.kh / call.up_y) * math.ceil(call.kw / call.up_x)
+    lift_x, lift_y = max(0, -(-call.left // call.up_x)), max(0, -(-call.top // call.up_y))
     with torch.cuda.device_of(y):
         _filter[(plan.programs,)](
-            y, x, taps, rows, c, h, w, oh, ow, left, top, max(0, -(-left // up_x)), max(0, -(-top // up_y)), gain,
-            plan.tiles, KH=kh, KW=kw, UP_X=up_x, UP_Y=up_y, DOWN_X=down_x, DOWN_Y=down_y, SEPARABLE=taps.dim() == 1,
-            FLIP=flip, PIXELS=channels_last, UNROLL=terms <= _MOST_UNROLLED,
-            S=tl.float64 if x.dtype == torch.float64 else tl.float32,
-            ALIGN=plan.align, R=plan.rows, F=plan.columns, num_warps=_WARPS,
+            y, call.x, call.taps, rows, call.c, call.h, call.w, call.oh, call.ow, call.left, call.top, lift_x, lift_y,
+            call.gain, plan.tiles, KH=call.kh, KW=call.kw, UP_X=call.up_x, UP_Y=call.up_y, DOWN_X=call.down_x,
+            DOWN_Y=call.down_y, SEPARABLE=call.separable, FLIP=call.flip, NHWC=channels_last,
+            UNROLL=terms <= _MOST_UNROLLED, S=arithmetic(y), ALIGN=plan.align, R=plan.rows, F=plan.columns,
+            num_warps=_WARPS,
         )  # fmt: skip

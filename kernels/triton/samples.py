@@ -1,6 +1,6 @@
-"""What the Triton kernels of squared_norm and lerp_samples share: a program takes a piece of a sample.
+"""Shared by the Triton kernels of squared_norm, lerp_samples and image_batch: a program takes a piece of a sample.
 
-A sample is a row of numbers, however its dimensions lie.
+A sample is a row of elements, whatever the order of its dimensions in memory.
 """
 
 from typing import NamedTuple
@@ -35,7 +35,3 @@ class Pieces(NamedTuple):
         size = x.numel() // x.shape[0]
         numbers = min(WARPS * 32 * 4 * 16 // x.element_size(), triton.next_power_of_2(size))
         return Pieces(size, triton.cdiv(size, numbers), min(size & -size, 16), numbers)
-
-
-def arithmetic(x: torch.Tensor) -> tl.dtype:
-    return tl.float64 if x.dtype == torch.float64 else tl.float32

@@ -1,0 +1,281 @@
+"""The calls of all kernels: one NamedTuple an operation, which every backend's launchers take.
+
+A field stands here once for Python, and once in csrc/*/call.h for C++, with the same name and type and in the same
+order; the two are compared when the extension is loaded. Fields that a kernel does not use keep their defaults.
+
+Kernels check nothing and allocate no results. Tensors are dense. Activations, their gradients and the gradients of
+those have `dtype` and the layout that the call says; all other tensors are fp32, or fp64 where the activations are. An
+input that is None is absent, an output that is None is not computed. dNAME is the gradient of NAME, gNAME the gradient
+of dNAME (in a double backward).
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class View(NamedTuple):
+    """Sizes and layout of a dense activation [N, C, ...], whatever its number of spatial dimensions."""
+
+    n: int  # samples
+    c: int  # channels
+    p: int  # positions
+    channels_last: bool  # NHWC, else NCHW
+
+
+class NoiseBiasActCall(NamedTuple):
+    """A call of noise_bias_act: forward, backward and double_backward.
+
+    A double backward computes `ddy` from gx, gstrength, ..., and writes the gradients of x, strength, ... to `dx`,
+    `dstrength`, ...
+    """
+
+    n: int
+    c: int
+    p: int
+    channels_last: bool
+    dtype: torch.dtype
+    act: str  # "lrelu" (any slope), "tanh", "sigmoid", "silu" or "softplus"
+    slope: float
+    gain: float
+    clamp: float  # infinity for none
+    noise_per_sample: bool
+    strength_per_channel: bool
+    noise: Tensor | None  # [N or 1, P]
+    strength: Tensor | None  # [C] or []
+    bias: Tensor | None  # [C]
+    scale: Tensor | None  # [N, C]
+    post: Tensor | None  # [N, C]
+    x: Tensor | None = None
+    y: Tensor | None = None
+    from_output: bool = False  # the derivative is computed from y: `reference` is y, else x
+    dy: Tensor | None = None
+    reference: Tensor | None = None
+    dx: Tensor | None = None
+    dstrength: Tensor | None = None
+    dbias: Tensor | None = None
+    dscale: Tensor | None = None
+    dpost: Tensor | None = None
+    gx: Tensor | None = None
+    gstrength: Tensor | None = None
+    gbias: Tensor | None = None
+    gscale: Tensor | None = None
+    gpost: Tensor | None = None
+    ddy: Tensor | None = None
+
+
+class NormCall(NamedTuple):
+    """A call of instance_norm, the basis of adain and style_epilogue, or of batch_norm_act: forward and backward.
+
+    `statistics`, an output of forward and an input of backward, holds mean and 1 / sqrt(var + eps), [2, N, C]. For
+    batch_norm_act (`batch`) it is [3, C], with the unbiased variance as the third, and the style is weight and bias
+    [C]. In NHWC the positions of all samples then count as those of one.
+    """
+
+    n: int
+    c: int
+    p: int
+    channels_last: bool
+    dtype: torch.dtype
+    batch: bool
+    slope: float  # of the activation, below zero
+    gain: float
+    eps: float
+    noise_per_sample: bool
+    strength_per_channel: bool
+    noise: Tensor | None  # [N or 1, P]
+    strength: Tensor | None  # [C] or []
+    bias: Tensor | None  # [C]
+    style_scale: Tensor | None  # [N, C]
+    style_bias: Tensor | None  # [N, C]
+    x: Tensor
+    statistics: Tensor
+    y: Tensor | None = None
+    dy: Tensor | None = None
+    dx: Tensor | None = None
+    dstrength: Tensor | None = None
+    dbias: Tensor | None = None
+    dstyle_scale: Tensor | None = None
+    dstyle_bias: Tensor | None = None
+
+
+class Upfirdn2dCall(NamedTuple):
+    """A call of upfirdn2d: forward. See `fastgan.ops.upfirdn2d` for the options."""
+
+    n: int
+    c: int
+    h: int  # of x
+    w: int
+    oh: int  # of y
+    ow: int
+    channels_last: bool
+    dtype: torch.dtype
+    up_x: int
+    up_y: int
+    down_x: int
+    down_y: int
+    left: int
+    top: int
+    kh: int
+    kw: int
+    separable: bool  # taps are [kw], for both axes; else [kh, kw]
+    gain: float
+    flip: bool
+    taps: Tensor
+    x: Tensor
+    y: Tensor | None = None
+
+
+class FilteredNoiseBiasActCall(NamedTuple):
+    """A call of filtered_noise_bias_act: forward and backward, on GPUs, in channels_last.
+
+    Forward: x and y of `filter`, the small tensors and options of `epilogue`. Backward: x of `filter`, dy and dx of
+    `epilogue`; that dx is the gradient of the filter's output. It leaves in `sums` [N, pieces, 4, C] the terms of the
+    gradients of bias, strength, scale and post. The launcher `pieces` gives the number of pieces.
+    """
+
+    filter: Upfirdn2dCall
+    epilogue: NoiseBiasActCall
+    sums: Tensor | None = None
+
+
+class PixelNormCall(NamedTuple):
+    """A call of pixel_norm. `order` selects the pass: 0 forward, 1 backward, 2 double backward."""
+
+    n: int
+    c: int
+    p: int
+    channels_last: bool
+    dtype: torch.dtype
+    order: int
+    eps: float
+    x: Tensor
+    first: Tensor  # order 0: y; 1: dx; 2: the gradient of dy
+    second: Tensor | None = None  # order 2: the gradient of x
+    dy: Tensor | None = None
+    gx: Tensor | None = None
+
+
+class MinibatchStddevCall(NamedTuple):
+    """A call of minibatch_stddev. `order` selects the pass: 0 forward, 1 backward, 2 double backward."""
+
+    n: int  # n to channels_last are those of x
+    c: int
+    p: int
+    channels_last: bool
+    dtype: torch.dtype
+    order: int
+    size: int  # samples of a group; divides n
+    groups: int
+    features: int  # maps appended
+    share: float  # 1 / (size * elements of a feature in a sample)
+    x: Tensor
+    appended: Tensor | None = None  # order 0: y; 2: the gradient of dy; with `features` more channels, as dy
+    dx: Tensor | None = None  # order 1: dx; 2: the gradient of x
+    dy: Tensor | None = None
+    gx: Tensor | None = None
+
+
+class SamplesCall(NamedTuple):
+    """A call of squared_norm or lerp_samples: forward and backward. A sample is a row of `size` elements.
+
+    squared_norm:  sums[n] = sum of a[n]^2
+                   first[n] = 2 * weight[n] * a[n]
+    lerp_samples:  first[n] = a[n] + weight[n] * (b[n] - a[n])
+                   first[n] = (1 - weight[n]) * a[n],   second[n] = weight[n] * a[n]
+    """
+
+    n: int
+    size: int
+    dtype: torch.dtype  # of a, b, first and second
+    a: Tensor
+    b: Tensor | None = None
+    weight: Tensor | None = None  # [N]
+    first: Tensor | None = None
+    second: Tensor | None = None
+    sums: Tensor | None = None  # [N]
+
+
+class ImageBatchCall(NamedTuple):
+    """A call of image_batch. Indices must exist on a CPU; on a GPU, images that do not exist become NaN."""
+
+    images: int  # number of images in `pixels`
+    n: int  # n to c are the sizes of y
+    h: int
+    w: int
+    c: int
+    dtype: torch.dtype
+    y: Tensor  # [N, C, H, W] in NHWC
+    pixels: Tensor  # [images, H, W, C], uint8
+    index: Tensor | None  # [N], int64
+    mirrored: Tensor | None  # [N], bool or uint8
+
+
+class FewChannelsCall(NamedTuple):
+    """A call of few_channels, on CPUs: a convolution between `many` [N, C, h, w] and `few` [N, O, H, W] channels.
+
+    `map` is "gather" (writes many: the convolution of few), "scatter" (writes few: the transposed convolution of many)
+    or "outer" (writes weight: its gradient). `few` is zero outside of its borders. Images are in channels_last, and C
+    is even. All tensors are fp32, or all bf16; sums are fp32. At most 64 elements of few belong to a position of many.
+    """
+
+    map: str
+    dtype: torch.dtype
+    n: int
+    c: int
+    height: int  # of many
+    width: int
+    o: int
+    few_height: int
+    few_width: int
+    kh: int
+    kw: int
+    stride: int
+    top: int
+    left: int
+    flipped: bool  # the taps of the weight are stored in reverse order
+    step_o: int  # strides of the weight, in elements
+    step_tap: int
+    step_c: int
+    many: Tensor
+    few: Tensor
+    weight: Tensor
+
+
+class WeightGradientCall(NamedTuple):
+    """A call of weight_gradient, on CPUs: the gradient `dw` [A, B, kh, kw] of a convolution's weight.
+
+    It sums products of `small` [N, A, h, w] and `large` [N, B, H, W], which is zero outside of its borders. A step in
+    small is `stride` steps in large, and the first tap lies `top` above and `left` of the first pixel of large. For a
+    convolution, small is the gradient of the output and large the input; for a transposed one the reverse. All tensors
+    are fp32, or all bf16, not empty, in channels_last; sums are fp32.
+    """
+
+    dtype: torch.dtype
+    n: int
+    a: int
+    height: int
+    width: int
+    b: int
+    large_height: int
+    large_width: int
+    kh: int
+    kw: int
+    stride: int
+    top: int
+    left: int
+    dw: Tensor
+    small: Tensor
+    large: Tensor
+
+
+def fields() -> dict[str, list[str]]:
+    """The fields of every call, "name: type" as the extension states them."""
+    kinds = {int: "int", bool: "bool", float: "float", str: "str", torch.dtype: "dtype", Tensor: "Tensor"}
+    kinds |= {Tensor | None: "Tensor", Upfirdn2dCall: "call", NoiseBiasActCall: "call"}
+    calls = {name: call for name, call in globals().items() if name.endswith("Call")}
+    return {
+        name: [f"{field}: {kinds[kind]}" for field, kind in call.__annotations__.items()]
+        for name, call in calls.items()
+    }

@@ -1,0 +1,1 @@
+"""Triton kernels: one module an operation, whose launchers take a call of `fastgan_kernels.calls`."""

@@ -1,0 +1,288 @@
+"""Triton kernels of instance_norm, the basis of adain and style_epilogue.
+
+Where a tile holds all positions of some channels, one program does everything and reads once (`_whole_forward`,
+`_whole_backward`). Otherwise the positions are cut into segments, and the passes are those of
+`fastgan_kernels.triton.norm`, with the merging of segments in between.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from fastgan_kernels.calls import NormCall, View
+from fastgan_kernels.triton.norm import (
+    COMPILED,
+    activated,
+    input_gradients,
+    load_noise,
+    load_small,
+    load_strength,
+    normalise,
+    positions_of_segment,
+    segment_moments,
+    segment_sums,
+    store_sums,
+    tile_place,
+    tile_positions,
+)
+from fastgan_kernels.triton.tiles import WARPS, add_pieces, arithmetic, plan_of
+
+# Everything in one program --------------------------------------------------------------------------------------------
+
+
+@triton.jit(do_not_specialize=["n", "c", "p", "tiles"])
+def _whole_forward(
+    y, statistics, x, noise, strength, bias, style_scale, style_bias,
+    slope: tl.float64, gain: tl.float64, eps: tl.float64,
+    n: tl.int64, c: tl.int64, p: tl.int64, tiles: tl.int32,
+    NHWC: tl.constexpr, NOISE_PER_SAMPLE: tl.constexpr, STRENGTH_PER_CHANNEL: tl.constexpr, S: tl.constexpr,
+    ALIGN: tl.constexpr, R: tl.constexpr, F: tl.constexpr,
+):  # fmt: skip
+    if NHWC:
+        c = c // ALIGN * ALIGN
+    else:
+        p = p // ALIGN * ALIGN
+    AXIS: tl.constexpr = 0 if NHWC else 1
+    ROWS: tl.constexpr = 1 if NHWC else R
+    COLUMNS: tl.constexpr = F if NHWC else 1
+    sample, _, channel, plane, live, base = tile_place(n, c, p, 1, tiles, NHWC, R, F)
+    position, at, mask = tile_positions(tl.full([1, 1], 0, tl.int64), c, p, base, live, NHWC, R, F)
+    slope, gain = tl.full([1, 1], slope, S), tl.full([1, 1], gain, S)
+    v_noise = load_noise(noise, sample, position, p, mask, NOISE_PER_SAMPLE, NHWC, S)
+    k_strength = load_strength(strength, channel, live, STRENGTH_PER_CHANNEL, S, ROWS, COLUMNS)
+    k_bias = load_small(bias, channel, live, 0.0, S, ROWS, COLUMNS)
+    v_x = tl.load(x + at, mask=mask, other=0.0).to(S)
+    z, _ = activated(v_x, v_noise, k_strength, k_bias, slope, gain)
+
+    # The mean in two steps: of the numbers, then of what is left of them, whose sum hardly rounds.
+    mean = tl.sum(tl.where(mask, z, 0.0), AXIS, keep_dims=True) / p.to(S)
+    mean += tl.sum(tl.where(mask, z - mean, 0.0), AXIS, keep_dims=True) / p.to(S)
+    centred = tl.where(mask, z - mean, 0.0)
+    inverse = 1.0 / tl.sqrt(tl.sum(centred * centred, AXIS, keep_dims=True) / p.to(S) + tl.full([1, 1], eps, S))
+    tl.store(statistics + plane, mean, mask=live)
+    tl.store(statistics + n * c + plane, inverse, mask=live)
+    factor = load_small(style_scale, plane, live, 1.0, S, ROWS, COLUMNS) * inverse
+    v_y = centred * factor + load_small(style_bias, plane, live, 0.0, S, ROWS, COLUMNS)
+    tl.store(y + at, v_y.to(y.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["n", "c", "p", "tiles"])
+def _whole_backward(
+    dx, dstrength, dbias, dstyle_scale, dstyle_bias,
+    dy, x, statistics, noise, strength, bias, style_scale,
+    slope: tl.float64, gain: tl.float64,
+    n: tl.int64, c: tl.int64, p: tl.int64, tiles: tl.int32,
+    NHWC: tl.constexpr, NOISE_PER_SAMPLE: tl.constexpr, STRENGTH_PER_CHANNEL: tl.constexpr, S: tl.constexpr,
+    ALIGN: tl.constexpr, R: tl.constexpr, F: tl.constexpr,
+):  # fmt: skip
+    if NHWC:
+        c = c // ALIGN * ALIGN
+    else:
+        p = p // ALIGN * ALIGN
+    AXIS: tl.constexpr = 0 if NHWC else 1
+    ROWS: tl.constexpr = 1 if NHWC else R
+    COLUMNS: tl.constexpr = F if NHWC else 1
+    sample, segment, channel, plane, live, base = tile_place(n, c, p, 1, tiles, NHWC, R, F)
+    position, at, mask = tile_positions(tl.full([1, 1], 0, tl.int64), c, p, base, live, NHWC, R, F)
+    slope, gain = tl.full([1, 1], slope, S), tl.full([1, 1], gain, S)
+    v_noise = load_noise(noise, sample, position, p, mask, NOISE_PER_SAMPLE, NHWC, S)
+    k_strength = load_strength(strength, channel, live, STRENGTH_PER_CHANNEL, S, ROWS, COLUMNS)
+    k_bias = load_small(bias, channel, live, 0.0, S, ROWS, COLUMNS)
+    v_x = tl.load(x + at, mask=mask, other=0.0).to(S)
+    v_dy = tl.load(dy + at, mask=mask, other=0.0).to(S)
+    mean = load_small(statistics, plane, live, 0.0, S, ROWS, COLUMNS)
+    inverse = load_small(statistics, n * c + plane, live, 0.0, S, ROWS, COLUMNS)
+    z, first = activated(v_x, v_noise, k_strength, k_bias, slope, gain)
+    centred = tl.where(mask, z - mean, 0.0)
+    centred -= tl.sum(centred, AXIS, keep_dims=True) / p.to(S)  # what rounding left of the mean
+
+    sums = tl.sum(v_dy, AXIS, keep_dims=True)
+    products = tl.sum(v_dy * centred, AXIS, keep_dims=True)
+    if dstyle_bias is not None:
+        tl.store(dstyle_bias + plane, sums, mask=live)
+    if dstyle_scale is not None:
+        tl.store(dstyle_scale + plane, products * inverse, mask=live)
+    factor = load_small(style_scale, plane, live, 1.0, S, ROWS, COLUMNS) * inverse
+    du = first * (factor * (v_dy - sums / p.to(S) - centred * (products / p.to(S) * inverse * inverse)))
+    if dx is not None:
+        tl.store(dx + at, du.to(dx.dtype.element_ty), mask=mask)
+    if dbias is not None or dstrength is not None:
+        du = tl.where(mask, du, 0.0)
+        store_sums(
+            dstrength, dbias, du * v_noise, du, sample, segment, channel, 1, c, live, STRENGTH_PER_CHANNEL, AXIS
+        )  # fmt: skip
+
+
+# Merging segments ---------------------------------------------------------------------------------------------------
+
+
+@triton.jit(do_not_specialize=["n", "c", "p", "segments", "positions"])
+def _merge_moments(
+    statistics, means, squares, eps: tl.float64,
+    n: tl.int64, c: tl.int64, p: tl.int64, segments: tl.int64,
+    positions: tl.int64,  # of a segment
+    S: tl.constexpr, F: tl.constexpr,
+):  # fmt: skip
+    plane = tl.program_id(0).to(tl.int64) * F + tl.arange(0, F)
+    live = plane < n * c
+    at = plane // c * segments * c + plane % c
+    mean, square, count = tl.full([F], 0.0, S), tl.full([F], 0.0, S), tl.full([F], 0.0, S)
+    for segment in range(0, segments):
+        more = tl.load(means + at + segment * c, mask=live, other=0.0)
+        added = tl.maximum(tl.minimum(p - segment * positions, positions), 0).to(S)
+        apart, share = more - mean, added / (count + added)
+        mean += apart * share
+        square += tl.load(squares + at + segment * c, mask=live, other=0.0) + apart * apart * (count * share)
+        count += added
+    tl.store(statistics + plane, mean, mask=live)
+    tl.store(statistics + n * c + plane, 1.0 / tl.sqrt(square / p.to(S) + tl.full([1], eps, S)), mask=live)
+
+
+@triton.jit(do_not_specialize=["n", "c", "p", "segments"])
+def _merge_sums(
+    totals,  # [3, N, C]: T1, T2, T3 / P
+    dstyle_scale, dstyle_bias, sums, products, distances, statistics,
+    n: tl.int64, c: tl.int64, p: tl.int64, segments: tl.int64,
+    S: tl.constexpr, F: tl.constexpr,
+):  # fmt: skip
+    plane = tl.program_id(0).to(tl.int64) * F + tl.arange(0, F)
+    live = plane < n * c
+    at = plane // c * segments * c + plane % c
+    zeros = tl.full([F], 0.0, S)
+    total, total_products, rest = zeros, zeros, zeros
+    for segment in range(0, segments):
+        total += tl.load(sums + at + segment * c, mask=live, other=0.0)
+        total_products += tl.load(products + at + segment * c, mask=live, other=0.0)
+        rest += tl.load(distances + at + segment * c, mask=live, other=0.0)
+    rest /= p.to(S)  # what rounding left of the mean
+    total_products -= rest * total
+    tl.store(totals + plane, total, mask=live)
+    tl.store(totals + n * c + plane, total_products, mask=live)
+    tl.store(totals + 2 * n * c + plane, rest, mask=live)
+    if dstyle_bias is not None:
+        tl.store(dstyle_bias + plane, total, mask=live)
+    if dstyle_scale is not None:
+        inverse = tl.load(statistics + n * c + plane, mask=live, other=0.0)
+        tl.store(dstyle_scale + plane, total_products * inverse, mask=live)
+
+
+# Launching -----------------------------------------------------------------------------------------------------------
+
+_FLAT = 128  # channels of a program that merges segments
+
+
+class _Whole(NamedTuple):
+    """A tile that holds all positions; names as in the kernels."""
+
+    nhwc: bool
+    align: int
+    rows: int
+    columns: int
+    tiles: int
+    programs: int
+    warps: int
+
+
+@lru_cache(maxsize=4096)
+def _whole_of(view: View, element_size: int, tensors: int) -> _Whole | None:
+    """The tile of a kernel that reads `tensors` activations once; None where registers do not suffice for that."""
+    n, c, p, nhwc = view
+    nhwc = nhwc and p > 1
+    fast = c if nhwc else p
+    align = min(fast & -fast, 16)
+    most = 8192 // tensors  # elements: 32 a thread of all tensors, with 8 warps
+    all_positions = triton.next_power_of_2(p)
+    if nhwc:
+        rows, narrowest = all_positions, 32 // element_size  # bytes that memory delivers at once
+        columns = min(triton.next_power_of_2(c), max(narrowest, 1024 // rows))
+        tiles = triton.cdiv(c, columns)
+        programs = n * tiles
+    else:
+        columns, rows = all_positions, max(1, 1024 // all_positions)
+        programs = tiles = triton.cdiv(n * c, rows)
+    if rows * columns > most:
+        return None
+    return _Whole(nhwc, align, rows, columns, tiles, programs, 8 if rows * columns > 1024 else 4)
+
+
+def _tile(plan) -> dict:
+    return {"NHWC": plan.nhwc, "ALIGN": plan.align, "R": plan.rows, "F": plan.columns}
+
+
+def _types(call: NormCall) -> dict:
+    return {
+        "NOISE_PER_SAMPLE": call.noise_per_sample, "STRENGTH_PER_CHANNEL": call.strength_per_channel,
+        "S": arithmetic(call.x),
+    }  # fmt: skip
+
+
+def forward(call: NormCall) -> None:
+    n, c, p, x = call.n, call.c, call.p, call.x
+    before, types = (call.noise, call.strength, call.bias), _types(call)
+    with torch.cuda.device_of(x):
+        if whole := _whole_of(call[:4], x.element_size(), 1):
+            _whole_forward[(whole.programs,)](
+                call.y, call.statistics, x, *before, call.style_scale, call.style_bias, call.slope, call.gain, call.eps,
+                n, c, p, whole.tiles, **types, **_tile(whole), num_warps=whole.warps, **COMPILED,
+            )  # fmt: skip
+            return
+        plan = plan_of(call[:4], x.element_size(), False)
+        means, squares = call.statistics.new_empty(2, n * plan.segments, c)
+        cut = (n, c, p, plan.segments, plan.steps, plan.tiles)
+        options = {**types, **_tile(plan), "num_warps": WARPS, **COMPILED}
+        segment_moments[(plan.programs,)](means, squares, x, *before, call.slope, call.gain, *cut, **options)
+        _merge_moments[(triton.cdiv(n * c, _FLAT),)](
+            call.statistics, means, squares, call.eps, n, c, p, plan.segments, positions_of_segment(plan),
+            S=types["S"], F=_FLAT, num_warps=WARPS, **COMPILED,
+        )  # fmt: skip
+        normalise[(plan.programs,)](
+            call.y, x, call.statistics, *before, call.style_scale, call.style_bias, call.slope, call.gain, *cut,
+            BATCH=False, **options,
+        )  # fmt: skip
+
+
+def backward(call: NormCall) -> None:
+    n, c, p, x, statistics = call.n, call.c, call.p, call.x, call.statistics
+    before, types = (call.noise, call.strength, call.bias), _types(call)
+    whole = _whole_of(call[:4], x.element_size(), 2)
+    plan = plan_of(call[:4], x.element_size(), True)
+    segments, programs, tiles = (
+        (1, whole.programs, whole.tiles) if whole else (plan.segments, plan.programs, plan.tiles)
+    )
+    # The sums over samples in two stages.
+    table = lambda total, size: None if total is None else total.new_empty(size)
+    biases = table(call.dbias, n * segments * c)
+    strengths = table(call.dstrength, n * segments * c if call.strength_per_channel else programs)
+    with torch.cuda.device_of(x):
+        if whole:
+            _whole_backward[(programs,)](
+                call.dx, strengths, biases, call.dstyle_scale, call.dstyle_bias, call.dy, x, statistics, *before,
+                call.style_scale, call.slope, call.gain, n, c, p, tiles, **types, **_tile(whole),
+                num_warps=whole.warps, **COMPILED,
+            )  # fmt: skip
+        else:
+            rows = statistics.new_empty(3, n * segments, c)  # of sums, products and distances
+            totals = statistics.new_empty(3, n, c)
+            cut = (n, c, p, segments, plan.steps, tiles)
+            options = {**types, **_tile(plan), "num_warps": WARPS, **COMPILED}
+            segment_sums[(programs,)](
+                *rows, call.dy, x, statistics, *before, None, None, call.slope, call.gain, *cut, BATCH=False, **options
+            )  # fmt: skip
+            _merge_sums[(triton.cdiv(n * c, _FLAT),)](
+                totals, call.dstyle_scale, call.dstyle_bias, *rows, statistics, n, c, p, segments,
+                S=types["S"], F=_FLAT, num_warps=WARPS, **COMPILED,
+            )  # fmt: skip
+            if call.dx is not None or biases is not None or strengths is not None:
+                input_gradients[(programs,)](
+                    call.dx, strengths, biases, call.dy, x, statistics, totals, *before, call.style_scale, None,
+                    call.slope, call.gain, *cut, BATCH=False, **options,
+                )  # fmt: skip
+        if biases is not None or strengths is not None:
+            add_pieces[(triton.cdiv(c, 16),)](
+                strengths, biases, None, None, call.dstrength, call.dbias, None, None,
+                n, c, segments, triton.cdiv(c, 16), programs,
+                STRENGTH_PER_CHANNEL=call.strength_per_channel, R=128, F=16, num_warps=WARPS, **COMPILED,
+            )  # fmt: skip

@@ -188,9 +188,8 @@ struct Kernel {
                 if (kernel.cpu)
                     add(module.cpu, name, py::cpp_function([kernel](py::handle call) { kernel.run_on_cpu(call); }));
                 if (kernel.cuda) {
-                    add(module.cuda, name, py::cpp_function([kernel](py::handle call, py::handle place) {
-                            kernel.run_on_gpu(call, place);
-                        }));
+                    const auto run = [kernel](py::handle call, py::handle place) { kernel.run_on_gpu(call, place); };
+                    add(module.cuda, name, py::cpp_function(run, py::arg("call"), py::arg("place")));
                 }
             }
         });
@@ -203,11 +202,12 @@ struct Query {
     Query(std::string name, int64_t (*query)(const Call&)) {
         registrations().push_back([=](Module& module) {
             if (!query) return;
-            add(module.cuda, name, py::cpp_function([query](py::handle fields, py::handle) {
-                    Call call;
-                    read(fields.ptr(), call);
-                    return query(call);
-                }));
+            const auto answer = [query](py::handle fields, py::handle) {
+                Call call;
+                read(fields.ptr(), call);
+                return query(call);
+            };
+            add(module.cuda, name, py::cpp_function(answer, py::arg("call"), py::arg("place")));
         });
     }
 };

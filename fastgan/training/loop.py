@@ -17,7 +17,6 @@ from fastgan.errors import UserError, program, readable
 from fastgan.files import one_writer, write_atomically
 from fastgan.models.progressive import fade_reals
 from fastgan.ops import backends
-from fastgan.ops.fused import OPERATIONS
 from fastgan.progress import ProgressBar
 from fastgan.runs import checkpoint, memory, precision, process
 from fastgan.runs.config import FILE_NAME as CONFIG_FILE_NAME
@@ -99,8 +98,7 @@ def _train(
     copied = initial.copy_into(state, model) if initial else None
     ranks.broadcast_modules(*state.modules().values())
     evaluation = BackgroundEvaluation(config)
-    for operation in OPERATIONS:  # FASTGAN_BACKEND may list only backends that cannot serve
-        backends.choose(operation, device)
+    backends.choose("noise_bias_act", device)  # raises if no backend in FASTGAN_BACKEND can serve
     growth = Growth(state, config) if config.growth.grow_from else None
     loader = data.ImageLoader(
         dataset,

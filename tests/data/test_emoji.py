@@ -1,4 +1,4 @@
-"""The emoji: which are drawn, how they look, and what is said where the packages of the extra are missing."""
+"""Emoji: which are drawn, how they look, and the error without the packages."""
 
 import importlib.metadata
 import re
@@ -28,7 +28,7 @@ def everything(tmp_path_factory):
 
 @pytest.fixture
 def few(monkeypatch):
-    """Only some emoji, by the code points that name their files; the function renders them."""
+    """Function that renders only some emoji, given by the code points in their file names."""
 
     def render(cache_dir, *stems, resolution=32, channels=3):
         chosen = [drawing for drawing in all_drawings if drawing[0].stem in stems]

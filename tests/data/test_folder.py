@@ -17,14 +17,14 @@ from tests.support.image_sources import cache_entries
 
 
 def make_image(value=0, size=8, mode="RGB", width=None) -> Image.Image:
-    """A picture that `value` tells from others, coloured where the mode can."""
+    """A random image, different for each `value`."""
     rng = np.random.default_rng(value)
     channels = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4, "CMYK": 4}[mode]
     return Image.fromarray(rng.integers(0, 255, (size, width or size, channels), np.uint8).squeeze(), mode)
 
 
 def write_files(root: Path, files: dict) -> Path:
-    """A folder of pictures (saved by suffix), bytes, or values written as JSON."""
+    """Write a folder of images, bytes, or values as JSON."""
     for name, content in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -156,7 +156,7 @@ class TestFolderAndZip:
 
 
 def assert_refused(path, store, name, words, resolution=8, channels=3):
-    """One line that names the file and the remedy, and a cache as empty as before."""
+    """Opening the data is a one-line error with the file and the remedy, and the cache stays empty."""
     with pytest.raises(UserError, match=words) as caught:
         load(path, store, resolution, channels)
     assert name in str(caught.value) and "\n" not in str(caught.value) and cache_entries(store) == []

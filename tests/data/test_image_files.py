@@ -10,8 +10,17 @@ from hypothesis import strategies as st
 from fastgan.data import open_dataset
 from fastgan.data.images import Target, convert
 from fastgan.errors import UserError
-from tests.data.test_labels import WITH, stylegan_zip
-from tests.support.image_sources import encode, make_image, mutated, mutations, prepare_images, read_files, read_items
+from tests.support.image_sources import (
+    encode,
+    make_image,
+    mutated,
+    mutations,
+    prepare_images,
+    read_files,
+    read_items,
+    write_stylegan_zip,
+    zip_labels,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_cache")]
 
@@ -39,8 +48,8 @@ def test_a_member_that_would_fill_the_memory_is_not_read(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def small_zip(tmp_path_factory):
-    return stylegan_zip(
-        tmp_path_factory.mktemp("zip") / "x.zip", WITH([1, 0, 1]), "", zipfile.ZIP_DEFLATED
+    return write_stylegan_zip(
+        tmp_path_factory.mktemp("zip") / "x.zip", zip_labels([1, 0, 1]), "", zipfile.ZIP_DEFLATED
     ).read_bytes()
 
 

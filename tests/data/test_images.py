@@ -33,7 +33,7 @@ def test_an_image_of_the_target_size_is_unchanged():
 def test_shrinking_is_antialiased():
     checks = np.indices((64, 64)).sum(0) % 2 * 255
     small = fit(Image.fromarray(checks.astype(np.uint8)), Target((8, 8), 1))
-    assert np.abs(small[1:-1, 1:-1].astype(int) - 127).max() <= 3  # without, they are 0 or 255
+    assert np.abs(small[1:-1, 1:-1].astype(int) - 127).max() <= 3  # 0 or 255 without antialiasing
 
 
 def test_padding_keeps_the_whole_image_on_a_background():
@@ -86,7 +86,7 @@ def test_every_mode_converts_to_every_number_of_channels(mode, channels):
 def test_exif_orientation_is_applied():
     image = make_image(1, 24, 16)
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter
+    exif[0x0112] = 6  # rotate by 90 degrees
     buffer = io.BytesIO()
     image.save(buffer, "PNG", exif=exif)
     assert np.array_equal(fit(images.decode(buffer.getvalue()), Target((16, 24), 3)), np.rot90(np.asarray(image), 3))
@@ -109,7 +109,7 @@ def test_formats_for_which_pillow_starts_programs_are_refused(monkeypatch):
 KINDS = {kind: encode(make_image(1), kind) for kind in ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")}
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # of Pillow; `prepare` ignores them, too
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of Pillow; `prepare.run` ignores them too
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(kind=st.sampled_from(sorted(KINDS)), flips=mutations, keep=st.floats(0, 1))
 def test_damaged_files_give_pixels_or_a_reason(kind, flips, keep):
@@ -119,6 +119,6 @@ def test_damaged_files_give_pixels_or_a_reason(kind, flips, keep):
 
 @settings(max_examples=50, deadline=None)
 @given(content=st.binary(max_size=200), start=st.sampled_from([b"", *(kind[:12] for kind in KINDS.values())]))
-@pytest.mark.filterwarnings("ignore::UserWarning")  # of Pillow; `prepare` ignores them, too
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of Pillow; `prepare.run` ignores them too
 def test_random_bytes_give_a_reason(content, start):
     assert isinstance(convert(start + content, Target((8, 8), 3), False), str | tuple)

@@ -3,7 +3,6 @@
 import json
 import shutil
 import zipfile
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -12,23 +11,18 @@ from hypothesis import strategies as st
 from fastgan.cli import dataset
 from fastgan.data.readers import open_reader
 from fastgan.errors import UserError
-from tests.support.image_sources import encode, make_image, open_images, prepare_images, write_tar
+from tests.support.image_sources import (
+    ZIP_NAMES,
+    encode,
+    make_image,
+    open_images,
+    prepare_images,
+    write_stylegan_zip,
+    write_tar,
+    zip_labels,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_cache")]
-
-
-def stylegan_zip(path: Path, labels, prefix="", compression=zipfile.ZIP_STORED, **more) -> Path:
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        for number in range(3):
-            archive.writestr(f"{prefix}00000/img0000000{number}.png", encode(make_image(number, 8, 8)))
-        archive.writestr(f"{prefix}dataset.json", json.dumps({"labels": labels} | more if labels != "none" else {}))
-    return path
-
-
-NAMES = [f"00000/img0000000{number}.png" for number in range(3)]
-
-
-WITH = lambda values: [[name, value] for name, value in zip(NAMES, values, strict=True)]
 
 
 @pytest.mark.parametrize("prefix", ["", "ffhq/", "a/b/"])
@@ -39,30 +33,30 @@ WITH = lambda values: [[name, value] for name, value in zip(NAMES, values, stric
         (None, None),
         ("none", None),
         ([], None),
-        (WITH([2, 0, 1]), [2, 0, 1]),
-        (WITH([2.0, 0.0, 1.0]), [2, 0, 1]),
-        (WITH([[2], [0], [1]]), [2, 0, 1]),
-        (WITH([[0, 0, 1], [1, 0, 0], [0, 1, 0]]), [2, 0, 1]),
-        (WITH([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), [2, 0, 1]),
-        (WITH([[0.3, 0.1], [0.5, -1.0], [0.0, 1.0]]), None),  # poses of cameras, attributes
-        (dict(WITH([1, 1, 0])), [1, 1, 0]),
-        ([*WITH([1, 1, 0]), ["00000/gone.png", 5]], [1, 1, 0]),
-        ([[name.replace("/", "\\"), 1] for name in NAMES], [1, 1, 1]),
+        (zip_labels([2, 0, 1]), [2, 0, 1]),
+        (zip_labels([2.0, 0.0, 1.0]), [2, 0, 1]),
+        (zip_labels([[2], [0], [1]]), [2, 0, 1]),
+        (zip_labels([[0, 0, 1], [1, 0, 0], [0, 1, 0]]), [2, 0, 1]),
+        (zip_labels([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), [2, 0, 1]),
+        (zip_labels([[0.3, 0.1], [0.5, -1.0], [0.0, 1.0]]), None),  # poses of cameras, attributes
+        (dict(zip_labels([1, 1, 0])), [1, 1, 0]),
+        ([*zip_labels([1, 1, 0]), ["00000/gone.png", 5]], [1, 1, 0]),
+        ([[name.replace("/", "\\"), 1] for name in ZIP_NAMES], [1, 1, 1]),
     ],
 )
 def test_every_variant_of_labels_is_read(tmp_path, labels, expected, prefix, compression):
-    path = stylegan_zip(tmp_path / "x.zip", labels, prefix, compression)
+    path = write_stylegan_zip(tmp_path / "x.zip", labels, prefix, compression)
     found = open_images(path, 8)
     assert len(found) == 3 and (found.labels if expected is None else found.labels.tolist()) == expected
 
 
 def test_names_may_start_with_the_shared_folder(tmp_path):
-    labels = [[f"all/{name}", number] for number, name in enumerate(NAMES)]
-    assert open_images(stylegan_zip(tmp_path / "x.zip", labels, "all/"), 8).labels.tolist() == [0, 1, 2]
+    labels = [[f"all/{name}", number] for number, name in enumerate(ZIP_NAMES)]
+    assert open_images(write_stylegan_zip(tmp_path / "x.zip", labels, "all/"), 8).labels.tolist() == [0, 1, 2]
 
 
 def test_training_refuses_images_without_a_label_and_preparation_skips_them(tmp_path):
-    path = stylegan_zip(tmp_path / "x.zip", WITH([1, 1, 0])[:2])
+    path = write_stylegan_zip(tmp_path / "x.zip", zip_labels([1, 1, 0])[:2])
     with pytest.raises(UserError, match=r"no label for 00000/img00000002.png"):
         open_images(path, 8)
     assert prepare_images(path, "--resolution", "8", "--out", tmp_path / "out") == dataset.SKIPPED_IMAGES
@@ -70,7 +64,9 @@ def test_training_refuses_images_without_a_label_and_preparation_skips_them(tmp_
 
 
 def test_a_zip_may_have_class_names(tmp_path):
-    found = open_images(stylegan_zip(tmp_path / "x.zip", WITH([1, 1, 0]), class_names=["ant", "bee", "cat"]), 8)
+    found = open_images(
+        write_stylegan_zip(tmp_path / "x.zip", zip_labels([1, 1, 0]), class_names=["ant", "bee", "cat"]), 8
+    )
     assert found.class_names == ["ant", "bee", "cat"]
 
 
@@ -98,13 +94,15 @@ def test_labels_with_a_huge_gap_are_refused(tmp_path, capsys):
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     labels=st.recursive(
-        st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["x", *NAMES]),
-        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["a", *NAMES]), inner, max_size=3),
+        st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["x", *ZIP_NAMES]),
+        lambda inner: (
+            st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["a", *ZIP_NAMES]), inner, max_size=3)
+        ),
         max_leaves=12,
     )
 )
 def test_random_labels_are_read_or_give_a_one_line_error(tmp_path, labels):
-    path = stylegan_zip(tmp_path / "x.zip", labels)
+    path = write_stylegan_zip(tmp_path / "x.zip", labels)
     try:
         open_reader(str(path))
     except UserError as error:

@@ -1,4 +1,4 @@
-"""Batches are what the position in the stream says, however they come to the device; no thread outlives a training."""
+"""Data loader: batches depend on seed and position only, prefetched or not; no thread outlives it."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(params=[1, 3], ids=["grey", "rgb"])
 def dataset(request, tmp_path):
-    """37 images in a read-only memory map, as a cache holds them."""
+    """37 images in a read-only memory map, like an entry of the cache."""
     rng = np.random.default_rng(0)
     np.save(tmp_path / "images.npy", rng.integers(0, 256, (37, 8, 8, request.param), np.uint8))
     images = np.load(tmp_path / "images.npy", mmap_mode="r")
@@ -30,7 +30,7 @@ def dataset(request, tmp_path):
 
 
 class HostTransfer:
-    """To a "device" that is host memory. It keeps nothing of what it was given, as a copy would not."""
+    """Transfer to a "device" in host memory. It copies, then overwrites the buffers, so that a missing copy shows."""
 
     def __init__(self, fails_at: int = -1):
         self.sent = self.received = 0
@@ -61,7 +61,7 @@ def threads() -> list[threading.Thread]:
 
 
 def by_stage(position: int) -> int:
-    """Of a growing training: smaller batches later on."""
+    """Batch size of a progressive training: smaller in later stages."""
     return 16 if position < 64 else 8 if position < 128 else 5
 
 
@@ -74,7 +74,7 @@ def positions(batch_at, count: int) -> list[int]:
 
 @pytest.fixture(params=["in place", "ahead"])
 def load(request):
-    """Makes loaders, and closes them."""
+    """Function that makes loaders; they are closed at the end."""
     made = []
 
     def make(dataset, batch_at, **options):
@@ -110,7 +110,6 @@ def test_coin_flips_decide_which_images_are_mirrored(load, dataset):
 
 
 def test_batches_may_be_taken_at_any_position(load, dataset):
-    """All there is to resume from."""
     loader = load(dataset, by_stage, mirror=True)
     expected = {position: loader.batch(position).images for position in positions(by_stage, 20)}
     other = load(dataset, by_stage, mirror=True)
@@ -216,7 +215,7 @@ def test_a_failed_training_leaves_no_thread(folder, tmp_path, monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("resident", [True, False])
 def test_batches_on_a_gpu_equal_those_on_a_cpu(dataset, resident):
-    """While the device is busy, so that a batch that did not wait for its bytes would show."""
+    """The device is kept busy, so that a batch that does not wait for its copy is wrong."""
     device = torch.device("cuda")
     there = ImageLoader(dataset, device, 5, by_stage, labels=True, mirror=True, resident=resident)
     here = ImageLoader(dataset, CPU, 5, by_stage, labels=True, mirror=True)

@@ -9,8 +9,7 @@ import pytest
 from fastgan import data
 from fastgan.data import ImageLoader
 from fastgan.errors import UserError
-from tests.data.test_prepare import OUTPUTS
-from tests.support.image_sources import open_images, prepare_images
+from tests.support.image_sources import OUTPUTS, open_images, prepare_images
 
 pytestmark = pytest.mark.usefixtures("one_cache")
 

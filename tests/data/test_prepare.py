@@ -17,6 +17,7 @@ from fastgan.data.images import Target, convert, fit
 from fastgan.data.readers import Item
 from fastgan.errors import UserError
 from tests.support.image_sources import (
+    OUTPUTS,
     encode,
     make_folder,
     make_image,
@@ -28,9 +29,6 @@ from tests.support.image_sources import (
 from tests.support.tiny_run import start, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_cache")]
-
-
-OUTPUTS = {"array": ["--out", "out"], "zip": ["--out", "out.zip"], "shards": ["--out", "out", "--shards", "1"]}
 
 
 @pytest.mark.parametrize("kind", OUTPUTS)
@@ -184,7 +182,7 @@ def test_a_stopped_preparation_continues_to_the_same_bytes(tmp_path, source, mon
     assert f"stopped with {stop} images done; run the same command again" in capsys.readouterr().err
     work = next(Path.cwd().glob("*.unfinished"))
     for path in (work / "journal.jsonl", *([work / "content"] if kind == "zip" else work.glob("content/0*.tar"))):
-        with open(path, "ab") as file:  # what a kill left of a write
+        with open(path, "ab") as file:  # an incomplete write, as after a kill
             file.write(b'["written", 12')
     assert prepare_images(*argv) == dataset.SKIPPED_IMAGES
     assert f"{stop} images done" in capsys.readouterr().out
@@ -219,7 +217,7 @@ def test_a_changed_source_option_or_output_is_not_continued(tmp_path, monkeypatc
         (root / "cat" / "new.png").write_bytes(encode(make_image(77)))
     if change == "content":
         os.truncate(tmp_path / "out.zip.unfinished" / "content", 10)
-    if change == "journal":  # as a machine that lost its power may leave it
+    if change == "journal":  # as after a power failure
         journal = tmp_path / "out.zip.unfinished" / "journal.jsonl"
         first, second, rest = journal.read_bytes().split(b"\n", 2)
         journal.write_bytes(b"\n".join([first, bytes(len(second)), rest]))
@@ -253,7 +251,7 @@ def test_a_second_process_with_the_same_output_is_refused(tmp_path, source, caps
 
 
 def dying(times: int):
-    """Ten pictures; while they are read, all workers are killed `times` times. One left alive might finish the rest."""
+    """Ten items; while they are read, all workers are killed `times` times. One left alive could finish the rest."""
     for number in range(10):
         if number in range(3, 3 + times):
             for worker in multiprocessing.active_children():

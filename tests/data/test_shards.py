@@ -82,7 +82,7 @@ def test_batches_from_shards_do_not_depend_on_prefetching(sharded):
 
 
 class Server:
-    """Files of a folder at a URL; counts what was asked for."""
+    """HTTP server for the files of a folder."""
 
     def __init__(self, folder: Path):
         asked = self.asked = []
@@ -136,7 +136,7 @@ def test_a_failed_download_is_retried(server, sharded, tmp_path, monkeypatch):
 
 
 def open_dataset_again(server, cache_dir, found):
-    """The first image, with nothing in the cache."""
+    """The first image, read with an empty cache."""
     again = shards.ShardedImages(
         found.images._shards, found.images.counts, found.images._digests, (8, 16, 3), cache_dir
     )

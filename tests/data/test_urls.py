@@ -1,4 +1,4 @@
-"""Networks at a URL: fetched once, checked, used like files; and one line for all that a server can do wrong."""
+"""Files at URLs: downloaded once, checked, used like local files; every failure is a one-line error."""
 
 import errno
 import functools
@@ -34,7 +34,7 @@ FILE = checkpoint.FILE_NAME
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Files of a folder, and below /bad/ what is wrong with a file."""
+    """Serves the files of a folder, and bad responses below /bad/."""
 
     def do_GET(self):
         self.server.asked.append(self.path)
@@ -58,7 +58,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def site(folder, tmp_path_factory):
-    """A folder that is served, its URL, and what was asked for."""
+    """HTTP server of a folder with networks; `asked` has the paths of the requests."""
     place = tmp_path_factory.mktemp("site")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FASTGAN_CACHE", str(tmp_path_factory.mktemp("cache")))
@@ -97,8 +97,8 @@ def error_of(command, argv, capsys) -> str:
     return lines[0].removeprefix("error: ")
 
 
-def kept(folder: Path) -> list[str]:
-    """What is in the cache, without locks."""
+def cache_entries(folder: Path) -> list[str]:
+    """Names in the cache, without lock files."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.suffix != ".lock")
 
 
@@ -124,7 +124,7 @@ def test_a_url_may_be_the_folder_of_a_run(site):
 
 
 def test_every_command_accepts_a_url(site, tmp_path, folder, monkeypatch):
-    """The results of a network elsewhere are put here, not beside it in the cache."""
+    """Results of a network at a URL are written to the current folder, not into the cache."""
     official_file, run = f"{site.url}/network.pkl", f"{site.url}/my run"
     assert generate(["--checkpoint", official_file, "--seeds", "0"]) == 0
     assert generate(["--checkpoint", str(site.place / "network.pkl"), "--seeds", "0", "--out", "here.png"]) == 0
@@ -137,7 +137,7 @@ def test_every_command_accepts_a_url(site, tmp_path, folder, monkeypatch):
     assert export(["--checkpoint", official_file, "--format", "torch"]) == 0
     assert Path("generator.pt2").read_bytes() == b"network"
     assert fastgan.load(run, "cpu").sample(1).shape == (1, 1, 8, 8)
-    assert fastgan.load(Path(official_file), "cpu").sample(1).shape == (1, 1, 8, 8)  # has lost a slash
+    assert fastgan.load(Path(official_file), "cpu").sample(1).shape == (1, 1, 8, 8)  # Path drops a slash of the URL
     for number, start in enumerate((official_file, run)):
         out = tmp_path / f"run{number}"
         argv = ["--init-from", start, "--z-dim", "auto", "--images", "4", "--labels", "False"]
@@ -176,7 +176,7 @@ def test_a_failed_download_is_one_line_and_leaves_nothing(site, new_cache, capsy
     url = f"{site.url}/{bad}"
     error = error_of(generate, ["--checkpoint", url], capsys)
     assert re.fullmatch(BAD[bad].format(url=re.escape(url.partition("#")[0])), error), error
-    assert kept(new_cache) == []
+    assert cache_entries(new_cache) == []
 
 
 def test_a_response_of_unknown_length_is_read_completely(site):
@@ -184,11 +184,11 @@ def test_a_response_of_unknown_length_is_read_completely(site):
 
 
 def test_a_refused_connection(new_cache, capsys):
-    with socket.socket() as taken:  # but nobody listens
+    with socket.socket() as taken:  # bound, but not listening
         taken.bind(("127.0.0.1", 0))
         url = f"https://127.0.0.1:{taken.getsockname()[1]}/x.pkl"
         assert error_of(generate, ["--checkpoint", url], capsys) == f"cannot download {url}: Connection refused"
-    assert kept(new_cache) == []
+    assert cache_entries(new_cache) == []
 
 
 def test_a_full_disk(site, new_cache, capsys, monkeypatch):
@@ -198,7 +198,7 @@ def test_a_full_disk(site, new_cache, capsys, monkeypatch):
     monkeypatch.setattr(urls, "sync", full)
     error = error_of(generate, ["--checkpoint", f"{site.url}/network.pkl"], capsys)
     assert error.startswith(f"cannot write the data cache {new_cache}: No space left on device; free space there")
-    assert kept(new_cache) == []
+    assert cache_entries(new_cache) == []
 
 
 def test_a_cached_download_is_checked_at_every_use(site, capsys):
@@ -243,7 +243,6 @@ def test_file_names_from_urls_are_safe(url, name):
 
 
 def test_only_one_module_opens_urls():
-    """What asks a server is in one place."""
     root = Path(fastgan.__file__).parent
     found = {path.relative_to(root).as_posix() for path in root.rglob("*.py") if "urllib.request" in path.read_text()}
     assert found == {"data/urls.py"}

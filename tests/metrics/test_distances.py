@@ -12,7 +12,7 @@ from tests.support.extras import needs_fidelity
 
 
 def gaussian(count, mean, covariance, seed=0):
-    """Samples whose own mean and (unbiased) covariance are exactly these."""
+    """Samples with exactly this mean and (unbiased) covariance."""
     x = np.random.default_rng(seed).standard_normal((count, len(mean)))
     x -= x.mean(0)
     x = x @ np.linalg.inv(np.linalg.cholesky(np.atleast_2d(np.cov(x.T)))).T  # white
@@ -56,8 +56,8 @@ def test_frechet_distance_of_a_shift_is_its_square_also_with_fewer_images_than_f
     assert frechet_distance(x, x + 0.1) == pytest.approx(100 * 0.1**2, rel=1e-9)
 
 
-def written_out(x, y):
-    """The estimate as sums over pairs of different samples."""
+def explicit_squared_mmd(x, y):
+    """The unbiased squared MMD as explicit sums over pairs of different samples."""
     kernel = lambda a, b: (float(np.dot(a, b)) / len(a) + 1) ** 3
     within = lambda z: np.mean([kernel(a, b) for i, a in enumerate(z) for j, b in enumerate(z) if i != j])
     return within(x) + within(y) - 2 * np.mean([kernel(a, b) for a in x for b in y])
@@ -66,22 +66,26 @@ def written_out(x, y):
 def test_squared_mmd_equals_the_explicit_sums():
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((7, 5)), rng.standard_normal((4, 5)) + 0.5
-    assert squared_mmd(x, y) == pytest.approx(written_out(x, y), rel=1e-12)
-    assert squared_mmd(x.astype(np.float32), y.astype(np.float32)) == pytest.approx(written_out(x, y), rel=1e-5)
+    assert squared_mmd(x, y) == pytest.approx(explicit_squared_mmd(x, y), rel=1e-12)
+    assert squared_mmd(x.astype(np.float32), y.astype(np.float32)) == pytest.approx(
+        explicit_squared_mmd(x, y), rel=1e-5
+    )
 
 
 def test_kernel_distance_is_the_mean_and_deviation_over_subsets():
     x, y = (np.random.default_rng(seed).standard_normal((9, 3)) for seed in (0, 1))
     found = kernel_distance(x, y, subsets=6, subset_size=4, seed=5)
     rng = np.random.default_rng(5)
-    values = [written_out(*(features[rng.choice(9, 4, replace=False)] for features in (x, y))) for _ in range(6)]
+    values = [
+        explicit_squared_mmd(*(features[rng.choice(9, 4, replace=False)] for features in (x, y))) for _ in range(6)
+    ]
     assert found == pytest.approx((np.mean(values), np.std(values)), rel=1e-9)
     assert kernel_distance(x, y, subsets=6, subset_size=4, seed=5) == found
     assert kernel_distance(x, y, subsets=6, subset_size=4, seed=6) != found
 
 
 def test_squared_mmd_is_unbiased_for_a_handful_of_samples():
-    """Of x uniform on {0, 1} and y on {0, 2} the kernel's expectations are sums of a few terms."""
+    """For x uniform on {0, 1} and y on {0, 2} the exact expectations have a few terms."""
     kernel = lambda a, b: (a * b + 1) ** 3
     expect = lambda a, b: np.mean([kernel(i, j) for i in a for j in b])
     exact = expect((0, 1), (0, 1)) + expect((0, 2), (0, 2)) - 2 * expect((0, 1), (0, 2))
@@ -115,8 +119,8 @@ def test_features_of_wrong_shapes_are_refused(x, y, options, words):
         kernel_distance(np.zeros(x), np.zeros(y), **options)
 
 
-def balls_written_out(fake, real, k):
-    """The shares of points within a ball around a point of the other set, up to its k-th nearest neighbour."""
+def explicit_precision_recall(fake, real, k):
+    """Precision and recall from their definition: fractions of points within a ball of the other set."""
     apart = lambda a, b: float(np.sqrt(np.square(a - b).sum()))
     radius = lambda points, i: sorted(apart(points[i], other) for j, other in enumerate(points) if j != i)[k - 1]
     within = lambda point, points: any(apart(point, other) <= radius(points, i) for i, other in enumerate(points))
@@ -127,7 +131,7 @@ def test_precision_and_recall_equal_the_explicit_definition():
     rng = np.random.default_rng(0)
     fake, real = rng.standard_normal((30, 2)), rng.standard_normal((40, 2)) + 1
     for k in (1, 3):
-        expected = balls_written_out(fake, real, k)
+        expected = explicit_precision_recall(fake, real, k)
         assert 0 < expected[0] < 1 and 0 < expected[1] < 1 and expected[0] != expected[1]
         assert precision_recall(fake, real, neighbours=k) == pytest.approx(expected)
         assert precision_recall(fake.astype(np.float32), real.astype(np.float32), neighbours=k) == pytest.approx(
@@ -150,14 +154,16 @@ def test_precision_falls_with_bad_samples_and_recall_with_missing_ones():
     real = np.random.default_rng(0).standard_normal((200, 8)).astype(np.float32)
     assert precision_recall(real[::-1], real) == (1, 1)
     assert precision_recall(real + 100, real) == (0, 0)
-    narrow = precision_recall(real[:20] * 0.1, real)  # good samples, all alike
+    narrow = precision_recall(real[:20] * 0.1, real)  # realistic samples without variety
     assert narrow.precision == 1 and narrow.recall < 0.1
-    wide = precision_recall(np.random.default_rng(1).standard_normal((200, 8)) * 10, real)  # all there is, and more
+    wide = precision_recall(
+        np.random.default_rng(1).standard_normal((200, 8)) * 10, real
+    )  # covers everything, and more
     assert wide.precision < 0.1 and wide.recall > 0.9
 
 
 def test_copies_of_one_sample_cover_nothing():
-    """Their balls have no size, whatever rounding says."""
+    """Their balls have radius 0 exactly."""
     real = np.random.default_rng(0).standard_normal((50, 8)).astype(np.float32) + 30
     assert not neighbour_radii(real[:1].repeat(10, 0)).any()
     assert precision_recall(real[:1].repeat(10, 0) + 1e-3, real).recall == 0

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow  # large networks
 
 @needs_network
 def test_the_network_classifies_a_portrait(extractor):
-    """A portrait in uniform and cap, which comes with matplotlib: ImageNet's gown, mortarboard or military uniform."""
+    """matplotlib's portrait of a woman in uniform and cap is ImageNet's gown, mortarboard or military uniform."""
     import matplotlib
     import torch
     from PIL import Image
@@ -65,7 +65,7 @@ def test_images_are_resized_like_pillow_and_normalised():
     from fastgan.metrics.efficientnet import prepare
 
     for side in (32, 500):
-        image = np.random.default_rng(side).integers(100, 156, (side, side), np.uint8)  # nothing is clamped
+        image = np.random.default_rng(side).integers(100, 156, (side, side), np.uint8)  # far from the clamp
         resized = np.asarray(Image.fromarray(image).resize((224, 224), Image.Resampling.BICUBIC), np.float32)
         grey = torch.from_numpy(image[None, :, :, None]).expand(-1, -1, -1, 3)
         prepared = prepare(grey).numpy()
@@ -73,12 +73,12 @@ def test_images_are_resized_like_pillow_and_normalised():
         for channel in range(3):  # Pillow rounds to whole pixels, twice; its bicubic kernel is the same, a = -0.5
             np.testing.assert_allclose(prepared[0, channel], (resized - 127) / 128, atol=1.6 / 128)
     stripes = torch.tensor([0, 255], dtype=torch.uint8).repeat(1, 8, 4)[..., None].expand(-1, -1, -1, 3)
-    assert prepare(stripes).min() == -127 / 128 and prepare(stripes).max() == 1  # bicubic would go beyond
+    assert prepare(stripes).min() == -127 / 128 and prepare(stripes).max() == 1  # bicubic overshoots without the clamp
 
 
 @needs_network
 def test_different_images_have_different_features(extractor, tmp_path):
-    """Other drawings of the same digits are near, noise of the same brightness is far."""
+    """Other drawings of the same digits are close, noise of the same brightness is far."""
     train, fresh = (
         glyphs.render(16, count=20, seed=seed, progress=False, cache_dir=tmp_path).images[:] for seed in (0, 1)
     )

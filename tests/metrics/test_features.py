@@ -28,20 +28,20 @@ def test_features_of_a_data_set_are_cached(extractor, tmp_path):
     np.testing.assert_array_equal(found, extractor(data.images[:4]))
     np.testing.assert_array_equal(extract_features(data, np.arange(4), Counting(), **options), found)
     assert calls == [4]
-    others = extract_features(data, np.arange(4, 8), Counting(), **options)  # other images of it
+    others = extract_features(data, np.arange(4, 8), Counting(), **options)  # other images of the data set
     assert calls == [4, 4] and not np.array_equal(others, found)
     other = glyphs.render(16, count=8, seed=1, progress=False, cache_dir=tmp_path)
     extract_features(other, np.arange(4), Counting(), **options)
     assert calls == [4, 4, 4]
     for path in tmp_path.glob("features-*/array.npy"):
-        path.write_bytes(path.read_bytes()[:100])  # damaged: computed again
+        path.write_bytes(path.read_bytes()[:100])  # damaged entries are computed again
     np.testing.assert_array_equal(extract_features(data, np.arange(4), Counting(), **options), found)
     assert calls == [4, 4, 4, 4] and not list(tmp_path.glob("*.tmp"))
 
 
 @needs_network
 def test_features_do_not_depend_on_the_number_of_processes(extractor):
-    """Blocks of images have the same bounds, and are looked at one by one."""
+    """Blocks have the same bounds for any number of processes."""
     from fastgan.distributed import Ranks
     from fastgan.metrics.efficientnet import EfficientNet
     from fastgan.metrics.parallel import BLOCK, compute_in_blocks

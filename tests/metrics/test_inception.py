@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow  # large networks
 
 @pytest.fixture(scope="module")
 def inception_weights(tmp_path_factory):
-    """A file of torch-fidelity's form, as none comes with it: random weights, of a size that keeps signals alive."""
+    """Random weights in the format of torch-fidelity, scaled so that activations neither vanish nor explode."""
     import torch
     from torch_fidelity import feature_extractor_inceptionv3 as theirs
 
@@ -30,7 +30,7 @@ def inception_weights(tmp_path_factory):
 
 @needs_fidelity
 def test_metrics_with_inception_equal_those_of_torch_fidelity(inception_weights, tmp_path):
-    """The same images through its own front door, and through this one."""
+    """Compared with torch_fidelity.calculate_metrics on the same images."""
     import torch
     import torch_fidelity
 
@@ -95,7 +95,7 @@ def execute(what):
 
 
 class Executed:
-    """Its pickle runs code when it is read."""
+    """Object whose pickle runs code when it is loaded."""
 
     def __reduce__(self):
         return execute, (1,)

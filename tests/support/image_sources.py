@@ -1,7 +1,9 @@
 """Images, folders and archives for the tests of data, and the command that prepares them."""
 
 import io
+import json
 import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,13 @@ from PIL import Image
 from fastgan.cli import dataset
 from fastgan.data import ImageDataset, glyphs, open_dataset
 from fastgan.data.readers import Item, Reader, ReaderOptions, open_reader
+
+OUTPUTS = {
+    "array": ["--out", "out"],
+    "zip": ["--out", "out.zip"],
+    "shards": ["--out", "out", "--shards", "1"],
+}  # options for each format
+ZIP_NAMES = [f"00000/img0000000{number}.png" for number in range(3)]
 
 
 def make_image(value=0, width=24, height=16, mode="RGB") -> Image.Image:
@@ -88,3 +97,17 @@ def make_glyphs(store, resolution=16, channels=1, **options):
 def cache_entries(store: Path) -> list[str]:
     """Names in the cache, without the lock files."""
     return sorted(p.name for p in store.glob("*") if p.suffix != ".lock") if store.exists() else []
+
+
+def write_stylegan_zip(path: Path, labels, prefix="", compression=zipfile.ZIP_STORED, **more) -> Path:
+    """A zip of three images in StyleGAN's format; labels "none": a dataset.json without the field."""
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for number in range(3):
+            archive.writestr(f"{prefix}00000/img0000000{number}.png", encode(make_image(number, 8, 8)))
+        archive.writestr(f"{prefix}dataset.json", json.dumps({"labels": labels} | more if labels != "none" else {}))
+    return path
+
+
+def zip_labels(values: list) -> list[list]:
+    """The labels of `write_stylegan_zip` as [name, value] pairs."""
+    return [[name, value] for name, value in zip(ZIP_NAMES, values, strict=True)]

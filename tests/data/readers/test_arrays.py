@@ -1,4 +1,4 @@
-"""Images in arrays as a source of `fastgan dataset`: .npy, .npz, and the IDX files of MNIST."""
+"""Arrays of images: .npy, .npz, and the IDX files of MNIST."""
 
 import gzip
 import struct

@@ -155,7 +155,7 @@ def test_evaluate_accepts_a_url(site):
 
 def test_resume_refuses_a_url(site, capsys):
     error = error_of(train, ["--resume", f"{site.url}/my run"], capsys)
-    assert error == f"--resume {site.url}/my run: goes on in a folder here; start a new run with --init-from that"
+    assert error == f"--resume {site.url}/my run: resumes in a local folder; start a new run with --init-from that"
     assert site.asked == []
 
 

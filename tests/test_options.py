@@ -22,24 +22,24 @@ from tests.support.commands import error_of
 pytestmark = pytest.mark.usefixtures("one_cache")
 
 
-def _help(hint) -> list[type]:
-    """A dataclass of options and those that it is made of."""
+def with_groups(hint) -> list[type]:
+    """A dataclass of options, and the dataclasses of its groups."""
     fields = options._fields(hint)
-    return [hint, *(each for kind in fields.values() if dataclasses.is_dataclass(kind) for each in _help(kind))]
+    return [hint, *(each for kind in fields.values() if dataclasses.is_dataclass(kind) for each in with_groups(kind))]
 
 
-def _kinds():
+def all_options():
     modules = (evaluate, dataset, export, view)
     return [
         each
         for kind in (configuration.Config, *SUB_COMMANDS.values(), *(m.Options for m in modules))
-        for each in _help(kind)
+        for each in with_groups(kind)
     ]
 
 
-@pytest.mark.parametrize("kind", _kinds(), ids=lambda kind: f"{kind.__module__}.{kind.__name__}")
+@pytest.mark.parametrize("kind", all_options(), ids=lambda kind: f"{kind.__module__}.{kind.__name__}")
 def test_help_flows(kind):
-    """tyro keeps a line break before what begins with no letter: a list has its dash, and a sentence none of these."""
+    """tyro keeps a line break before a character that is no letter, so only items of a list may begin with one."""
     texts = re.findall(r'"""(.*?)"""', inspect.getsource(kind), re.S)
     breaks = [
         line for text in texts for line in text.splitlines()[1:] if line.strip() and not line.strip()[0].isalpha()
@@ -72,9 +72,9 @@ WRONG_FLAGS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("mistake", WRONG_FLAGS)
-def test_errors_name_the_option_and_what_would_be_right(mistake, capsys):
-    command, argv, says = WRONG_FLAGS[mistake]
+@pytest.mark.parametrize("case", WRONG_FLAGS)
+def test_errors_name_the_option_and_what_would_be_right(case, capsys):
+    command, argv, says = WRONG_FLAGS[case]
     assert says in error_of(command, argv, capsys)
 
 

@@ -136,7 +136,7 @@ def test_rectangular_images(recorder):
     assert sampler.sample(2).shape == (2, 1, 8, 12) and "1x8x12" in repr(sampler)
 
 
-MISTAKES = {
+ERRORS = {
     "neither n nor seeds": ({}, "give either n, the number of images, or seeds"),
     "both": ({"n": 1, "seeds": [1]}, "give either n, the number of images, or seeds"),
     "no images": ({"n": 0}, "at least one image"),
@@ -150,9 +150,9 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_error_messages(sampler, mistake):
-    options, says = MISTAKES[mistake]
+@pytest.mark.parametrize("case", ERRORS)
+def test_error_messages(sampler, case):
+    options, says = ERRORS[case]
     with pytest.raises(ValueError, match=says):
         sampler.sample(**options)
 

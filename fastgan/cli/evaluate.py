@@ -68,7 +68,7 @@ class Options:
     """cpu, cuda, cuda:1, ...; auto: the first GPU if there is one; with several processes, a GPU each."""
 
     def check(self) -> tuple[str, ...]:
-        """Names of the metrics. Raises UserError for a mistake that shows without the checkpoint."""
+        """Names of the metrics. Raises UserError for options that are wrong for any checkpoint."""
         if self.samples < MIN_IMAGES:
             raise UserError(f"--samples {self.samples}: must be at least {MIN_IMAGES}, better some thousands")
         if not 0 <= self.seed <= LARGEST_SEED:

@@ -53,7 +53,7 @@ class Options:
     none."""
 
     def check(self) -> None:
-        """Raises UserError for a mistake that shows without the checkpoint."""
+        """Raises UserError for options that are wrong for any checkpoint."""
         ending = ENDINGS[self.format]
         if self.out is not None and Path(self.out).suffix.lower() != ending:
             raise UserError(f"--out {self.out}: the name must end in {ending} for --format {self.format}")

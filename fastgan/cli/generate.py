@@ -82,7 +82,7 @@ class Options:
     all_classes: ClassVar[bool] = False  # the default of `classes`: all, or the first
 
     def check(self) -> None:
-        """Raises UserError for a mistake that shows without the checkpoint."""
+        """Raises UserError for options that are wrong for any checkpoint."""
         self._check_seeds("seeds")
         if self.out is not None and not self.is_folder() and Path(self.out).suffix.lower() not in self.endings:
             *others, last = self.endings

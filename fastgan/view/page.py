@@ -279,12 +279,12 @@ class Page:
             return gr.skip() if emptied or now == before else {output: draw(*now[2:]), last: now}
 
         outputs = [output for _, _, output in views.values()]
-        return _shows_errors(draw_in_view), [last, self.tab, self.checkpoint, *inputs], [*outputs, last]
+        return _with_errors_shown(draw_in_view), [last, self.tab, self.checkpoint, *inputs], [*outputs, last]
 
     @staticmethod
     def _on(triggers: Any, function: Callable, inputs: Any, outputs: Any) -> None:
         triggers = triggers if isinstance(triggers, list) else [triggers]
-        gr.on(triggers, _shows_errors(function), inputs, outputs, **QUIETLY)
+        gr.on(triggers, _with_errors_shown(function), inputs, outputs, **QUIETLY)
 
     # Images ---------------------------------------------------------------------------------------------------------
 
@@ -472,7 +472,7 @@ def _check_values(control: Component) -> None:
     control.preprocess = preprocess
 
 
-def _shows_errors(function: Callable) -> Callable:
+def _with_errors_shown(function: Callable) -> Callable:
     """Decorator: user errors appear on the page as one line."""
 
     @functools.wraps(function)

@@ -237,7 +237,7 @@ def test_labels_have_the_frequencies_of_the_training_images():
     assert np.array_equal(labels, random_labels(numbered(60, 0, ""), 3000))
 
 
-MISTAKES = {
+ERRORS = {
     "few samples": (["--samples", "3"], "--samples 3: must be at least 4"),
     "more than memory": (["--samples", "1000M"], "1,000,000,000 samples would take"),
     "more than integers": (["--samples", str(2**64 - 1)], "samples would take"),
@@ -254,9 +254,9 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_wrong_option_is_one_line(mistake, run, of_pixels, capsys):
-    argv, says = MISTAKES[mistake]
+@pytest.mark.parametrize("case", ERRORS)
+def test_a_wrong_option_is_one_line(case, run, of_pixels, capsys):
+    argv, says = ERRORS[case]
     assert says in error_of(main, ["--checkpoint", str(run), *argv], capsys)
 
 

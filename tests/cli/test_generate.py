@@ -67,7 +67,7 @@ def test_a_picture_is_a_labelled_grid(run, tmp_path, capsys):
     assert Image.open(out).size[0] > 16 * 48 and [path.name for path in out.parent.iterdir()] == ["grid.png"]
 
 
-GENERATE_MISTAKES = {
+GENERATE_ERRORS = {
     "no such run": (["--checkpoint", "nowhere"], "nowhere: there is no such checkpoint"),
     "no such class": (["--classes", "grey"], "there is no class 'grey'; there are dark, light"),
     "seeds": (["--seeds", "first"], "--seeds first"),
@@ -82,9 +82,9 @@ GENERATE_MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("mistake", GENERATE_MISTAKES)
-def test_a_wrong_option_of_grid_is_one_line(mistake, run, capsys):
-    argv, says = GENERATE_MISTAKES[mistake]
+@pytest.mark.parametrize("case", GENERATE_ERRORS)
+def test_a_wrong_option_of_grid_is_one_line(case, run, capsys):
+    argv, says = GENERATE_ERRORS[case]
     argv = argv if "--checkpoint" in argv else ["--checkpoint", str(run), *argv]
     assert says in error_of(generate, argv, capsys)
 
@@ -340,7 +340,7 @@ def test_an_mp4_on_which_ffmpeg_fails(run, tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.iterdir())
 
 
-STUDY_MISTAKES = {
+STUDY_ERRORS = {
     "one end": ("interpolate --seeds 4", "--seeds 4: give two or more to interpolate between"),
     "one step": ("interpolate --steps 1", "--steps 1: must be at least 2"),
     "too fast": ("interpolate --fps 51", "--fps 51: must be from 1 to 50"),
@@ -376,9 +376,9 @@ STUDY_MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("mistake", STUDY_MISTAKES)
-def test_a_wrong_option_of_a_study_is_one_line(mistake, run, capsys):
-    argv, says = STUDY_MISTAKES[mistake]
+@pytest.mark.parametrize("case", STUDY_ERRORS)
+def test_a_wrong_option_of_a_study_is_one_line(case, run, capsys):
+    argv, says = STUDY_ERRORS[case]
     before = sorted(run.iterdir())
     assert says in error_of(generate, [*argv.split(), "--checkpoint", str(run)], capsys)
     assert sorted(run.iterdir()) == before

@@ -30,7 +30,7 @@ def test_help_lists_every_option(capsys):
     assert not missing
 
 
-MISTAKES = {
+ERRORS = {
     "resolution that halving ends": (["--resolution", "50"], "--resolution 50: must be a number or WIDTHxHEIGHT"),
     "resolution of what grows": (["--arch", "pggan", "--resolution", "28"], "must be a power of two for pggan"),
     "channels": (["--channels", "2"], "--channels 2: must be 1 (grey), 3 (colour) or 4 (colour with transparency)"),
@@ -76,9 +76,9 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_wrong_option_is_one_line_and_creates_no_files(mistake, folder, tmp_path, monkeypatch, capsys):
-    argv, says = MISTAKES[mistake]
+@pytest.mark.parametrize("case", ERRORS)
+def test_a_wrong_option_is_one_line_and_creates_no_files(case, folder, tmp_path, monkeypatch, capsys):
+    argv, says = ERRORS[case]
     monkeypatch.chdir(tmp_path)
     if "--data" not in argv and "--classes" not in argv:
         argv = [*argv, "--data", str(folder)]
@@ -103,7 +103,7 @@ def test_an_output_folder_that_cannot_be_created(folder, tmp_path, capsys):
     assert f"cannot make the folder {out}" in error_of(main, arguments(folder, out), capsys)
 
 
-RESUME_MISTAKES = {
+RESUME_ERRORS = {
     "another architecture": (["--arch", "dcgan"], "--arch dcgan", "was trained with stylegan2"),
     "another width": (["--channel-max", "16"], "--channel-max 16", "was trained with 8"),
     "another resolution": (["--resolution", "16"], "--resolution 16", "was trained with 8"),
@@ -112,9 +112,9 @@ RESUME_MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("mistake", RESUME_MISTAKES)
-def test_resuming_cannot_change_what_the_run_is(mistake, run, capsys):
-    argv, *says = RESUME_MISTAKES[mistake]
+@pytest.mark.parametrize("case", RESUME_ERRORS)
+def test_resuming_cannot_change_what_the_run_is(case, run, capsys):
+    argv, *says = RESUME_ERRORS[case]
     message = error_of(main, ["--resume", str(run), *argv], capsys)
     assert all(each in message for each in [*says, str(run)])
 

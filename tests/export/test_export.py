@@ -190,7 +190,7 @@ def test_a_file_that_draws_other_images_is_not_written(runs, tmp_path, monkeypat
     assert not list(tmp_path.iterdir())
 
 
-MISTAKES = {
+ERRORS = {
     "no checkpoint": (["--checkpoint", "nowhere"], "nowhere: there is no such checkpoint"),
     "ending": (["--out", "x.onnx"], "--out x.onnx: the name must end in .pt2 for --format torch"),
     "no folder": (["--out", "file/x.pt2"], "cannot write file/x.pt2: "),
@@ -199,9 +199,9 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_wrong_option_is_one_line_and_creates_no_files(mistake, runs, tmp_path, monkeypatch, capsys):
-    argv, says = MISTAKES[mistake]
+@pytest.mark.parametrize("case", ERRORS)
+def test_a_wrong_option_is_one_line_and_creates_no_files(case, runs, tmp_path, monkeypatch, capsys):
+    argv, says = ERRORS[case]
     run = runs("mlp")
     monkeypatch.chdir(tmp_path)
     Path("file").touch()

@@ -6,7 +6,7 @@ import torch
 
 
 def error_of(command, argv, capsys):
-    """Its one line, checked to be one, of exit status 2."""
+    """The one error line, without "error: ", of a command that must fail with exit status 2."""
     capsys.readouterr()
     assert command(argv) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
@@ -15,7 +15,7 @@ def error_of(command, argv, capsys):
     return lines[0].removeprefix("error: ")
 
 
-SHORTAGES = {
+SHORTAGES = {  # errors of the kinds of memory, and their messages
     "GPU": (
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 8 GiB"),
         "out of memory (20.00 GiB more asked for); ",
@@ -32,7 +32,7 @@ SHORTAGES = {
 
 
 def failing(error, calls_before, then):
-    """`then`, but the call after so many raises."""
+    """A function that calls `then` for the first `calls_before` calls, and raises `error` afterwards."""
     calls = iter(range(calls_before))
 
     def function(*arguments, **named):

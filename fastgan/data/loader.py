@@ -53,7 +53,7 @@ class ImageLoader:
         resident: whether a GPU holds the whole data set; by default if it fits. Ignored on a CPU.
 
     Attributes:
-        how: description of the way images take, for logs.
+        how: where images are read from, for logs.
     """
 
     def __init__(
@@ -82,11 +82,11 @@ class ImageLoader:
         if device.type == "cuda" and (fits(self._images, device) if resident is None else resident):
             self._images = self._images.to(device)
             self._labels = None if self._labels is None else self._labels.to(device)
-            self.how = f"held on {device}"
+            self.how = f"resident on {device}"
         elif device.type == "cuda" or transfer:
             self._transfer = transfer or GpuTransfer(device)
             self._prefetcher = Prefetcher(self._send, lambda position: position + batch_at(position))
-            self.how = "read ahead from a memory map"
+            self.how = "prefetched from a memory map"
         else:
             self.how = "read from a memory map"
         if self._shards:

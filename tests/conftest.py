@@ -35,11 +35,11 @@ def pytest_collection_modifyitems(items):
     """
     cpp = [name for name in backends.NAMES if name.startswith("cpp-")]
     fastest = next((name for name in reversed(cpp) if backends.why_not(name) is None), None)
+    left_out = ["emulated", *(name for name in cpp if name != fastest)]
     for item in items:
-        backend = item.callspec.params.get("backend") if hasattr(item, "callspec") else None
-        if backend in ("cuda", "triton"):
+        if hasattr(item, "callspec") and item.callspec.params.get("backend") in ("cuda", "triton"):
             item.add_marker(pytest.mark.gpu)
-        elif backend == "emulated" or (backend in cpp and backend != fastest):
+        if any(name in item.name for name in left_out):
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     _group_backends(items)

@@ -1,4 +1,4 @@
-"""Transparent images are judged by what is seen of them, and drawn so that one sees it."""
+"""Transparent images: premultiplied for networks and metrics, drawn on a checkerboard."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ NOISY = ["--arch", "stylegan", "--grow-from", "8"]
 
 @pytest.fixture(scope="module")
 def stickers(tmp_path_factory):
-    """8x8 images, opaque in the middle; colours under transparency are random."""
+    """8x8 images, opaque in the middle; transparent pixels have random colours."""
     where = tmp_path_factory.mktemp("stickers")
     for number in range(8):
         pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 4), dtype=np.uint8)
@@ -45,7 +45,7 @@ def test_premultiplied_is_colour_times_coverage():
     torch.testing.assert_close(premultiplied(as_image(rgba)), as_image(expected))
 
 
-def test_coverage_is_from_none_to_all():
+def test_coverage_is_clamped():
     images = torch.tensor([[0.5, 0.5], [0.5, 0.5], [0.5, 0.5], [-1.5, 1.5]])[None, :, :, None]
     *colours, alpha = premultiplied(images)[0, :, :, 0]
     assert torch.equal(torch.stack(colours), torch.tensor([[-1.0, 0.5]]).expand(3, 2))
@@ -60,7 +60,7 @@ def test_noise_past_the_ends_of_alpha_hardly_counts():
     torch.testing.assert_close(grad[0, 3, :, 0], torch.tensor([0.1, 1.0, 0.1]))
 
 
-def test_opaque_images_and_those_without_alpha_stay():
+def test_opaque_images_and_images_without_alpha_are_unchanged():
     for channels in (1, 3):
         images = torch.randn(2, channels, 4, 4)
         assert premultiplied(images) is images
@@ -77,7 +77,7 @@ def test_memory_format_and_derivatives():
 
 
 @pytest.mark.parametrize("arch", ["stylegan2", "pggan"])
-def test_a_discriminator_sees_no_colours_under_transparency(stickers, tmp_path, monkeypatch, arch):
+def test_a_discriminator_sees_no_colours_of_transparent_pixels(stickers, tmp_path, monkeypatch, arch):
     seen = []
     judge = Step._judge
 
@@ -107,7 +107,7 @@ def test_stylegan2_has_no_noise_to_dither_alpha_with(stickers, tmp_path, capsys)
     assert capsys.readouterr().err.strip() == "error: noise: stylegan2 has no noise: its layers have no random input"
 
 
-def test_the_deviation_by_noise_is_of_what_is_seen(run):
+def test_the_deviation_by_noise_is_of_visible_colours(run):
     generator, _ = checkpoint.load_generator(run)
     colours = torch.randn(9, 3, 8, 8)
     drawn = iter(colours)

@@ -1,4 +1,4 @@
-"""A run that is stopped, killed or cut off anywhere goes on as if nothing had happened; broken files are refused."""
+"""Checkpoints: resuming after a stop, kill or full disk is bit-identical, and damaged files are refused."""
 
 import errno
 import hashlib
@@ -88,7 +88,7 @@ def stopped_halfway(monkeypatch):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_resume_gives_the_bits_of_an_unbroken_run(folder, unbroken, tmp_path, stopped_halfway, name):
+def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(folder, unbroken, tmp_path, stopped_halfway, name):
     if RUNS[name]:
         unbroken = train(folder, tmp_path / "unbroken", *RUNS[name])
     half = tmp_path / "half"
@@ -108,7 +108,7 @@ def test_a_finished_run_can_be_made_longer(folder, unbroken, tmp_path):
     assert_same_checkpoint(half, unbroken)
 
 
-def test_a_resumed_run_may_regularise_otherwise(folder, tmp_path, capsys):
+def test_a_resumed_run_may_change_regularisation(folder, tmp_path, capsys):
     run = train(folder, tmp_path / "run", "--images", str(IMAGES // 2))
     options = ["--images", str(IMAGES), "--augment", "ada", "--path-length", "2", "--path-interval", "1"]
     assert main(["--resume", str(run), *options]) == 0
@@ -167,7 +167,7 @@ def test_other_data_is_refused_on_resume(tmp_path, capsys, change):
     assert before == {path: path.read_bytes() for path in run.iterdir()}
 
 
-def test_the_same_data_elsewhere_serves(folder, unbroken, tmp_path):
+def test_the_same_data_in_another_folder_can_be_resumed_with(folder, unbroken, tmp_path):
     half = train(folder, tmp_path / "half", "--images", str(IMAGES // 2))
     elsewhere = shutil.copytree(folder, tmp_path / "elsewhere", copy_function=shutil.copyfile)
     assert main(["--resume", str(half), "--images", str(IMAGES), "--data", str(elsewhere)]) == 0
@@ -237,7 +237,7 @@ def test_killed_while_saving(folder, unbroken, tmp_path, place):
 
 @pytest.mark.parametrize("lines", [1, 4])
 def test_killed_between_saves(folder, tmp_path, lines):
-    """Wherever the kill hits. The run is too long to end by itself; it is compared as far as a few steps beyond."""
+    """At any moment. The run is too long to end by itself; it is compared up to a few steps after the kill."""
     run = tmp_path / "run"
     process = start(arguments(folder, run, "--images", "1000000"))
     wait_for(lambda: len(log_lines(run)) >= lines, process)
@@ -270,7 +270,7 @@ def test_two_trainings_do_not_write_to_one_folder(folder, run, tmp_path, capsys)
     train(folder, new)
 
 
-def test_the_log_of_another_run_is_not_cut(folder, run, tmp_path, capsys):
+def test_the_log_of_another_run_is_not_truncated(folder, run, tmp_path, capsys):
     (run / checkpoint.FILE_NAME).unlink()
     before = (run / "log.jsonl").read_bytes()
     assert main(arguments(folder, run)) == 2
@@ -300,8 +300,8 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 
 
 @pytest.mark.parametrize("failing", [1, 2, 3])
-def test_disk_full_while_training_is_one_line(folder, unbroken, tmp_path, capsys, monkeypatch, failing):
-    """At the first save, before any step, or at a later one: what was saved before can be gone on with."""
+def test_a_full_disk_while_training_is_an_error_of_one_line(folder, unbroken, tmp_path, capsys, monkeypatch, failing):
+    """At the first save or a later one; the checkpoint saved before can be resumed."""
     saves = []
 
     def full(descriptor):
@@ -329,7 +329,7 @@ def test_disk_full_while_training_is_one_line(folder, unbroken, tmp_path, capsys
     assert log_lines(run) == log_lines(unbroken)
 
 
-def test_disk_full_on_resume_is_one_line(folder, unbroken, tmp_path, capsys, monkeypatch):
+def test_a_full_disk_on_resume_is_an_error_of_one_line(folder, unbroken, tmp_path, capsys, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
@@ -414,15 +414,15 @@ def fields_of(content, prefix=""):
             yield from fields_of(value, f"{prefix}{name}.")
 
 
-def test_another_header_is_another_format(unbroken):
-    """Or a checkpoint of before would be refused for the first field that it lacks, as if it were damaged."""
+def test_fields_of_the_header_belong_to_the_format_number(unbroken):
+    """Otherwise an older checkpoint would be refused as damaged, for a missing field."""
     with safe_open(unbroken / checkpoint.FILE_NAME, framework="np") as file:
         fields = sorted(fields_of(json.loads(file.metadata()["fastgan"])))
     digest = hashlib.sha256("\n".join(fields).encode()).hexdigest()[:8]
     assert (checkpoint.FORMAT, digest) == (6, "cef31f64"), "raise checkpoint.FORMAT by one, and put both here"
 
 
-def test_a_generator_loads_ready_to_use(unbroken):
+def test_a_loaded_generator_is_ready_to_draw(unbroken):
     generator, config = checkpoint.load_generator(unbroken)
     assert config.network.arch == "stylegan2"
     assert not generator.training and not any(parameter.requires_grad for parameter in generator.parameters())
@@ -437,7 +437,7 @@ def kept(run):
     return sorted(path.name for path in run.glob("checkpoint*"))
 
 
-def test_the_last_checkpoints_are_kept_and_can_be_gone_on_from(folder, tmp_path):
+def test_the_newest_checkpoints_are_kept_and_can_be_resumed(folder, tmp_path):
     run = train(folder, tmp_path / "run", "--keep-checkpoints", "2")
     assert kept(run) == ["checkpoint-000000032.safetensors", "checkpoint-000000048.safetensors", checkpoint.FILE_NAME]
     expected = tensors(run)
@@ -449,7 +449,7 @@ def test_the_last_checkpoints_are_kept_and_can_be_gone_on_from(folder, tmp_path)
     assert kept(run) == ["checkpoint-000000032.safetensors", "checkpoint-000000048.safetensors", checkpoint.FILE_NAME]
 
 
-def test_without_links_checkpoints_are_copied(tmp_path, monkeypatch):
+def test_checkpoints_are_copied_without_hard_links(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError("no links here")
 

@@ -1,4 +1,4 @@
-"""Steps as CUDA graphs: what is a kind of step, what changes between replays, what happens if capturing fails."""
+"""CUDA graphs: kinds of steps, what changes between replays, and failed captures."""
 
 import contextlib
 import os
@@ -24,7 +24,7 @@ from fastgan.training.step import Step
 
 
 class Training:
-    """A tiny training, of random images, that grows if it is given a schedule."""
+    """A tiny training on random images, which grows if it is given a schedule."""
 
     def __init__(
         self, arch="dcgan", regularization=None, labels=False, schedule=None, recorder=None, device="cpu",
@@ -66,7 +66,7 @@ class Training:
         return self
 
     def tensors(self):
-        """All that a step changes on the device, but for sums."""
+        """Everything that a step changes on the device, except averages."""
         found = {}
         for name, module in self.state.modules().items():
             found |= {f"{name}.{key}": value for key, value in module.state_dict(keep_vars=True).items()}
@@ -130,7 +130,7 @@ class Recorder:
 
 
 class Operations(TorchDispatchMode):
-    """The operations called, with all that is not the contents of a tensor."""
+    """Operations called, with all arguments except contents of tensors."""
 
     def __init__(self):
         super().__init__()
@@ -152,7 +152,7 @@ def _described(value):
 
 
 class Listener(Recorder):
-    """Notes what each step does, by its kind and form; it captures nothing."""
+    """Records the operations of each step, by kind and input metadata; captures nothing."""
 
     def __init__(self):
         super().__init__()
@@ -208,7 +208,7 @@ def train(case, steps=24, **more):
 
 
 def assert_same(one, other, rtol=2e-4):
-    """Weights, averages, moments: equal but for rounding."""
+    """Weights, EMA and moments are equal up to rounding."""
     ours, theirs = one.tensors(), other.tensors()
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
@@ -222,7 +222,7 @@ def assert_same(one, other, rtol=2e-4):
 
 
 def listen(case, **more):
-    """What each step of a training does, by kind, after those of a kind that a graph would not hold."""
+    """Operations of each step of a training, by kind, without warm-up steps."""
     listener = Listener()
     train(case, steps=36 if case == "lazy R1 and path length" else 28, recorder=listener, **more)
     return {kind: calls[WARM_UPS:] for kind, calls in listener.seen.items()}
@@ -230,7 +230,7 @@ def listen(case, **more):
 
 @pytest.mark.slow
 @every_case
-def test_steps_of_a_kind_and_only_these_do_the_same_operations(case):
+def test_steps_run_the_same_operations_exactly_if_they_are_of_one_kind(case):
     """With the same numbers: one that Python hands over would be the same at every replay. And they read nothing for
     Python, all that would wait for the device; but for what does so on CPUs alone: RMSprop, and one_hot, which checks
     labels."""
@@ -251,8 +251,8 @@ def test_steps_of_a_kind_and_only_these_do_the_same_operations(case):
             assert not [name for name, *_ in each if "_local_scalar_dense" in name or "nonzero" in name]
 
 
-def test_an_operation_that_reads_a_tensor_for_python_would_show():
-    """The listener of the test above sees what no graph can hold."""
+def test_reading_a_tensor_in_python_is_detected():
+    """The test above would detect such an operation."""
     with Operations() as operations:
         torch.ones(()).item()
     assert [name for name, *_ in operations.calls] == ["aten.ones.default", "aten._local_scalar_dense.default"]
@@ -263,7 +263,7 @@ def test_an_operation_that_reads_a_tensor_for_python_would_show():
 
 @pytest.mark.slow
 @every_case
-def test_replayed_steps_train_as_steps_do(case):
+def test_replayed_steps_train_like_eager_ones(case):
     recorder = Recorder()
     replayed = train(case, steps=27, recorder=recorder)
     assert recorder.captures == KINDS[case] and recorder.replays > 8
@@ -271,7 +271,7 @@ def test_replayed_steps_train_as_steps_do(case):
 
 
 @pytest.mark.slow
-def test_schedules_are_followed_while_replaying():
+def test_replayed_steps_follow_the_schedules():
     expected = train("all schedules")
     for options in ({"final_lr": 1.0}, {"final_beta2": None}, {"images": 2000}):
         other = train("all schedules", recorder=Recorder(), **options)
@@ -279,7 +279,7 @@ def test_schedules_are_followed_while_replaying():
             assert_same(other, expected)
 
 
-def test_growth_drops_what_was_captured_at_the_stage_before():
+def test_growth_discards_graphs_of_the_stage_before():
     recorder = Recorder()
     training = train("growing", steps=20, recorder=recorder)
     assert recorder.captures == 3
@@ -330,7 +330,7 @@ def test_a_kind_runs_a_few_times_then_is_captured_and_replayed():
         ("a", None),
     ],
 )
-def test_another_kind_or_form_of_inputs_is_captured_anew(kind, x):
+def test_another_kind_or_input_metadata_has_its_own_graph(kind, x):
     run = Graphs(lambda kind, x: x, Canned())
     for _ in range(WARM_UPS + 1):
         run("a", torch.zeros(2, 3, 4, 4))
@@ -349,7 +349,7 @@ def test_another_kind_or_form_of_inputs_is_captured_anew(kind, x):
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB"), "memory does not suffice for them"),
     ],
 )
-def test_where_capturing_fails_steps_go_on_without_and_say_why_once(capsys, error, reason):
+def test_steps_run_eagerly_after_a_failed_capture_with_the_reason_printed_once(capsys, error, reason):
     recorder = Canned()
     run = Graphs(lambda kind: kind, recorder)
     for _ in range(WARM_UPS + 1):
@@ -363,7 +363,7 @@ def test_where_capturing_fails_steps_go_on_without_and_say_why_once(capsys, erro
     assert len(printed) == 1 and reason in printed[0] and "more" not in printed[0]
 
 
-def test_the_reason_is_what_failed_and_not_that_the_capture_could_not_be_ended():
+def test_the_printed_reason_is_the_first_error_of_a_capture():
     def capture(work):
         try:
             try:
@@ -381,8 +381,8 @@ def test_the_reason_is_what_failed_and_not_that_the_capture_could_not_be_ended()
     assert run.failure == "a step cannot be captured: what failed"
 
 
-def test_a_step_whose_capture_fails_half_way_leaves_the_training_as_it_was():
-    """The discriminator takes part again, and nothing was counted."""
+def test_a_capture_that_fails_half_way_does_not_change_the_training():
+    """The discriminator requires gradients again, and nothing was counted."""
 
     class Broken(Recorder):
         def capture(self, work):
@@ -412,7 +412,7 @@ def test_a_step_whose_capture_fails_half_way_leaves_the_training_as_it_was():
 
 
 class Cuda:
-    """Stands for what `torch.cuda` has for graphs, and notes the calls."""
+    """Replaces the graph functions of `torch.cuda`, and records the calls."""
 
     def __init__(self, monkeypatch, broken=False):
         self.calls, self.current, self.random, self.broken = [], "default", "random", broken
@@ -488,8 +488,8 @@ def test_a_gpu_warms_up_and_captures_on_one_stream_of_its_own(monkeypatch):
 
 @pytest.mark.parametrize("broken", [False, True])
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_capture_that_fails_leaves_stream_and_random_numbers_as_they_were(monkeypatch, fails, broken):
-    """Whether the work fails or the capture cannot be ended; and the former is the reason if both do."""
+def test_a_failed_capture_restores_stream_and_rng_state(monkeypatch, fails, broken):
+    """Whether the work or ending the capture fails; if both do, the work's error is the reason."""
     cuda = Cuda(monkeypatch, broken)
 
     def work(kind):
@@ -510,7 +510,7 @@ def test_a_capture_that_fails_leaves_stream_and_random_numbers_as_they_were(monk
 # Numbers and Adam ----------------------------------------------------------------------------------------------------
 
 
-def test_numbers_are_floats_or_stay_where_they_are():
+def test_numbers_are_floats_or_tensors_written_in_place():
     plain, held = Numbers(None), Numbers(torch.device("cpu"))
     assert plain.set("lr", 0.25) == plain["lr"] == 0.25
     tensor = held.set("lr", 0.25)
@@ -520,8 +520,8 @@ def test_numbers_are_floats_or_stay_where_they_are():
 
 
 @pytest.mark.parametrize("betas", [(0.0, 0.9), (0.5, 0.999)])
-def test_adam_with_a_factor_on_the_device_is_adam(betas):
-    """Also of a parameter that takes part later, as the levels of networks that grow do."""
+def test_adam_with_beta2_on_the_device_is_adam(betas):
+    """Also for a parameter that is used later, like the levels of growing networks."""
     torch.manual_seed(0)
     ours = [nn.Parameter(torch.randn(5, 3)), nn.Parameter(torch.randn(7)), nn.Parameter(torch.randn(2))]
     theirs = [nn.Parameter(parameter.detach().clone()) for parameter in ours]
@@ -543,7 +543,7 @@ def test_adam_with_a_factor_on_the_device_is_adam(betas):
         torch.testing.assert_close(adam.state[one], torchs.state[other], rtol=1e-5, atol=1e-7)
 
 
-def test_what_a_step_adds_counts_once_it_is_whole():
+def test_averages_count_finished_steps_only():
     averages = Averages()
     for value in (1.0, 3.0):
         with averages.step():
@@ -569,12 +569,12 @@ def test_what_a_step_adds_counts_once_it_is_whole():
         ("off", "cpu", True, "--cuda-graphs off"),
     ],
 )
-def test_graphs_are_for_gpus(option, device, checkpoint_blocks, reason):
+def test_cuda_graphs_are_captured_on_gpus_only(option, device, checkpoint_blocks, reason):
     options = configuration.MachineOptions(cuda_graphs=option, checkpoint_blocks=checkpoint_blocks)
     assert why_not_captured(options, torch.device(device)) == reason
 
 
-def test_who_asks_for_them_on_a_cpu_is_told():
+def test_cuda_graphs_on_for_a_cpu_is_an_error():
     with pytest.raises(UserError, match="--cuda-graphs on: there are none on cpu; leave it out"):
         Training(cuda_graphs="on")
     with pytest.raises(UserError, match="--cuda-graphs on: --checkpoint-blocks draws"):
@@ -587,7 +587,7 @@ def test_who_asks_for_them_on_a_cpu_is_told():
 
 @pytest.fixture
 def same_random_numbers():
-    """Compiled code draws as torch does."""
+    """With compiled code that uses torch's random numbers."""
     from torch._inductor import config
 
     with config.patch(fallback_random=True):
@@ -606,7 +606,7 @@ def same_random_numbers():
         {"arch": "pggan", "schedule": Schedule(4, 8, 16, 16, {4: 8, 8: 8}, {4: 1.0, 8: 1.0}), "discriminator_steps": 1},
     ],
 )
-def test_compiled_networks_train_as_others_do(same_random_numbers, options):
+def test_compiled_networks_train_like_eager_ones(same_random_numbers, options):
     compiled, plain = Training(compile=True, **options), Training(**options)
     for training in (compiled, plain):
         torch.manual_seed(2)
@@ -615,7 +615,7 @@ def test_compiled_networks_train_as_others_do(same_random_numbers, options):
     assert_same(compiled, plain, rtol=1e-3)
 
 
-def test_where_networks_cannot_be_compiled_the_option_says_so(monkeypatch):
+def test_compile_without_a_compiler_is_an_error(monkeypatch):
     def broken(*args, **options):
         raise RuntimeError("no working C++ compiler\nlong trace")
 
@@ -633,7 +633,7 @@ ON_GPU = {"device": "cuda", "lr_g": 1e-4, "lr_d": 1e-4}  # small steps: rounding
 
 @pytest.fixture
 def exactly():
-    """Results that do not hang on which algorithm a library chooses."""
+    """Deterministic algorithms, so that results do not depend on the library's choice."""
     flags = [(torch.backends.cudnn, "deterministic"), (torch.backends.cuda.matmul, "allow_tf32"),
              (torch.backends.cudnn, "allow_tf32")]  # fmt: skip
     before = [getattr(place, name) for place, name in flags]
@@ -645,7 +645,7 @@ def exactly():
 
 
 def moved(training, start):
-    """How far generator, discriminator and average have gone from where they began, each as one vector."""
+    """Change of generator, discriminator and EMA since the start, each as one vector."""
     now = training.tensors()
     return {
         part: torch.cat([(now[name] - start[name]).flatten().float() for name in start if name.startswith(f"{part}.")])
@@ -658,8 +658,8 @@ def moved(training, start):
 class TestOnGpu:
     @pytest.mark.parametrize("amp", [False, True])
     @every_case
-    def test_captured_steps_train_as_eager_ones(self, exactly, case, amp):
-        """The same schedules and averages, through all kinds of steps; in fp32 and bf16."""
+    def test_captured_steps_train_like_eager_ones(self, exactly, case, amp):
+        """Same schedules and averages through all kinds of steps, in fp32 and bf16."""
         autocast = (lambda: torch.autocast("cuda", dtype=torch.bfloat16)) if amp else nullcontext
         regularization, options = CASES[case]
         found = []
@@ -695,8 +695,8 @@ class TestOnGpu:
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    def test_a_step_that_waits_is_not_captured_and_the_training_goes_on(self, exactly, capsys):
-        """With the random numbers that it would have had."""
+    def test_a_step_that_waits_for_the_device_runs_eagerly(self, exactly, capsys):
+        """With the random numbers of an eager run."""
         found = []
         for choice in ("on", "off"):
             training = Training("dcgan", cuda_graphs=choice, **ON_GPU)
@@ -716,7 +716,7 @@ class TestOnGpu:
             assert (found[0][0][part] - vector).norm() <= 0.01 * vector.norm()
         assert torch.equal(found[0][1], found[1][1])
 
-    def test_memory_that_does_not_suffice_for_a_graph_is_given_back(self, capsys):
+    def test_memory_of_a_graph_that_does_not_fit_is_freed(self, capsys):
         training = Training("dcgan", cuda_graphs="on", **ON_GPU)
         training.run(WARM_UPS)
         run = training.step._graphs._run
@@ -732,7 +732,7 @@ class TestOnGpu:
         assert training.state.step == WARM_UPS + 4
         assert all(value.isfinite().all() for value in training.tensors().values() if value.is_floating_point())
 
-    def test_captured_steps_go_on_after_a_graph_is_dropped(self):
+    def test_steps_are_captured_again_after_graphs_are_cleared(self):
         recorder = CudaRecorder(torch.device("cuda"))
         total = torch.zeros((), device="cuda")
 

@@ -1,4 +1,4 @@
-"""A training tells when its samples become alike or its discriminator overfits; watching does not disturb it."""
+"""Warnings about collapse and overfitting, and the diversity they are based on."""
 
 import numpy as np
 import pytest
@@ -41,12 +41,12 @@ def lines(shares):
 
 
 def told(watch, lines):
-    """Images at which it warned."""
+    """Number of images at each warning."""
     return [line["images"] for line in lines for _ in watch.read(line)]
 
 
 class TestCollapse:
-    def test_it_is_told_once_and_again_after_it_was_over(self):
+    def test_an_episode_warns_once(self):
         own = watch()
         shares = [0.1, 0.5, 0.9, 0.1, 0.1, 0.1, 0.3, 0.1, 0.1, 0.5, 0.1, 0.1, 0.1]
         assert told(own, lines(shares)) == [10_000, 24_000]
@@ -56,16 +56,16 @@ class TestCollapse:
         )
         assert "--r1-gamma" in warning and "\n" not in warning
 
-    def test_who_does_not_use_the_labels_is_told_to(self):
+    def test_the_warning_suggests_labels_where_they_are_unused(self):
         collapsed = lines([0.9, 0.1, 0.1])
         assert "--labels" not in watch().read_all(collapsed).warnings[0]
         (warning,) = watch(labels=False).read_all(collapsed).warnings
         assert warning.startswith("samples are nearly alike") and "--labels True" in warning
 
-    def test_one_low_reading_is_chance(self):
+    def test_one_low_reading_does_not_warn(self):
         assert told(watch(), lines([0.9, 0.1, 0.9, 0.1, 0.3, 0.1, 0.9])) == []
 
-    def test_networks_that_have_not_begun_to_learn_are_left_in_peace(self):
+    def test_untrained_networks_get_no_warning(self):
         steps = health.UNTRAINED // 40
         assert told(watch(), lines([0.05] * (steps - 1) + [0.5, 0.9])) == []
         own = watch()
@@ -73,12 +73,12 @@ class TestCollapse:
         assert "since 2,000 images" in own.warnings[0]
         assert told(watch(loss="wgan"), lines([0.05] * (steps + 3))) == []  # five steps for one of the generator
 
-    def test_a_log_without_distances_says_nothing(self):
+    def test_a_log_without_distances_gives_no_warning(self):
         assert (
             told(watch(), [{"step": 99_999, "images": 9}, {"step": 99_999, "images": 10, "distance_real": 0.0}]) == []
         )
 
-    def test_a_resumed_run_goes_on_where_it_was(self):
+    def test_a_resumed_run_warns_like_an_uninterrupted_one(self):
         all_lines = lines([0.9, 0.1, 0.1, 0.1, 0.9, 0.1, 0.1])
         for cut in range(len(all_lines)):
             resumed = watch().read_all(all_lines[:cut])
@@ -90,7 +90,7 @@ class TestOverfitting:
         signs = [{"sign_real": value, "sign_fake": -1.0} for value in values]
         return [line | sign for line, sign in zip(lines([0.9] * len(values)), signs, strict=True)]
 
-    def test_it_is_told_once_and_again_after_it_was_over(self):
+    def test_an_episode_warns_once(self):
         own = watch()
         windows = [0.6, 0.99, 0.99, 0.92, 0.99, 0.7, 0.99, 0.99]  # each of 10,000 images, five lines
         assert told(own, self.signs(*[value for value in windows for _ in range(5)])) == [20_000, 70_000]
@@ -98,7 +98,7 @@ class TestOverfitting:
         assert warning.startswith("the discriminator overfits since 60,000 images (right about 99.5% of images, each")
         assert "real one shown 70 times" in warning and "--augment ada" in warning
 
-    def test_it_is_the_mean_that_counts_whatever_the_interval_of_the_log(self):
+    def test_the_mean_over_a_window_counts_whatever_the_log_interval(self):
         swinging = [1.0, 1.0, 1.0, 0.7, 1.0] * 10
         assert told(watch(), self.signs(*swinging)) == []
         fine = [
@@ -109,28 +109,28 @@ class TestOverfitting:
         fine = [line | {"sign_real": 0.97} for line in fine]
         assert told(watch(), fine) == [10_000]
 
-    def test_a_resumed_run_goes_on_where_it_was(self):
+    def test_a_resumed_run_warns_like_an_uninterrupted_one(self):
         all_lines = self.signs(*[0.99] * 12)
         for cut in range(len(all_lines)):
             assert told(watch().read_all(all_lines[:cut]), all_lines[cut:]) == ([10_000] if cut < 5 else [])
 
-    def test_images_shown_a_few_times_are_not_known_by_heart(self):
+    def test_images_shown_a_few_times_give_no_overfitting_warning(self):
         assert told(watch(images=20_000), self.signs(*[1.0] * 39)) == []
 
-    def test_samples_that_are_alike_are_told_from_real_ones_with_ease(self):
+    def test_collapsed_samples_give_no_overfitting_warning(self):
         own = watch().read_all([line | {"sign_real": 1.0, "sign_fake": -1.0} for line in lines([0.9] + [0.05] * 30)])
         (warning,) = own.warnings
         assert "nearly alike" in warning
 
-    def test_who_calls_everything_real_knows_nothing_by_heart(self):
+    def test_a_discriminator_that_calls_everything_real_does_not_overfit(self):
         assert told(watch(), [line | {"sign_fake": 0.0} for line in self.signs(*[1.0] * 30)]) == []
 
-    def test_who_augments_is_not_told_to(self):
+    def test_augmentation_is_suggested_only_if_it_is_off(self):
         own = watch(augment="ada").read_all(self.signs(*[1.0] * 9))
         assert "--augment" not in own.warnings[0]
 
     @pytest.mark.parametrize("loss", ["relativistic", "wgan", "wgan-gp", "least-squares"])
-    def test_signs_that_mean_nothing(self, loss):
+    def test_signs_without_meaning_give_no_warning(self, loss):
         assert told(watch(loss=loss), self.signs(*[1.0] * 30)) == []
 
 
@@ -169,14 +169,14 @@ class TestDiversity:
         fake, real = measure(dataset_of(black_and_white), lambda z, _: torch.zeros(len(z), 1, 16, 16))
         assert fake == 0 and real == pytest.approx(2.0)
 
-    def test_samples_like_real_images_are_as_far_apart(self):
+    def test_samples_equal_to_real_images_have_their_distance(self):
         images = random_images(64)
         reals = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
         batches = iter(reals.split(24))
         fake, real = measure(dataset_of(images), lambda z, _: next(batches), batch=24)
         assert fake == pytest.approx(real)
 
-    def test_with_classes_it_is_that_within_a_class(self):
+    def test_with_classes_distances_are_within_a_class(self):
         images, labels = random_images(40), np.arange(40) % 2
         images[labels == 0] //= 2
         pattern = torch.randn(2, 1, 16, 16)
@@ -190,7 +190,7 @@ class TestDiversity:
         assert measure(dataset_of(random_images(3), np.arange(3)), lambda z, label: None, num_classes=3) == {}
         assert measure(dataset_of(random_images(1)), lambda z, label: None) == {}
 
-    def test_what_is_transparent_does_not_count(self):
+    def test_transparent_pixels_do_not_count(self):
         images = random_images(8, c=4)
         images[..., 3] = 0
 
@@ -199,14 +199,14 @@ class TestDiversity:
 
         assert measure(dataset_of(images), clear) == (0, 0)
 
-    def test_real_images_are_taken_down_to_the_stage_of_growth(self):
+    def test_real_images_are_reduced_to_the_stage_of_growth(self):
         images = random_images(64)
         reals = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
         small = nn.functional.avg_pool2d(reals, 2)
         fake, real = measure(dataset_of(images), lambda z, _: small, Stage(8, 1.0, 4, 1.0))
         assert fake == pytest.approx(real)
 
-    def test_images_that_are_not_square(self):
+    def test_distances_of_images_that_are_not_square(self):
         images = random_images(8, 48, 32)
         model = ModelConfig(resolution=32, base_size=(6, 4))
         of = lambda z, _: torch.randn(len(z), 1, 48, 32)
@@ -214,7 +214,7 @@ class TestDiversity:
         assert found["distance_fake"] > 0.1 and 0.1 < found["distance_real"] < 0.5
 
 
-def test_measurements_come_with_lines_of_the_log():
+def test_diversity_is_measured_with_lines_of_the_log():
     assert [diversity.interval(log) for log in (0, 1, 800, 1_000, 1_500, 5_000)] == [
         0,
         2_000,
@@ -232,7 +232,7 @@ def often(monkeypatch):
 
 
 @pytest.mark.parametrize("arch", ["stylegan2", "dcgan", "pggan"])
-def test_a_training_is_the_same_whether_it_is_watched_or_not(folder, tmp_path, monkeypatch, arch):
+def test_measuring_diversity_does_not_change_the_training(folder, tmp_path, monkeypatch, arch):
     plain = train(folder, tmp_path / "plain", "--arch", arch)
     monkeypatch.setattr(diversity, "INTERVAL", 16)
     watched = train(folder, tmp_path / "watched", "--arch", arch)
@@ -243,13 +243,13 @@ def test_a_training_is_the_same_whether_it_is_watched_or_not(folder, tmp_path, m
     assert [{name: line[name] for name in line if name not in own} for line in found] == log_lines(plain)
 
 
-def test_a_resumed_training_measures_what_an_unbroken_one_does(folder, tmp_path, often):
+def test_a_resumed_training_measures_like_an_uninterrupted_one(folder, tmp_path, often):
     unbroken, broken = train(folder, tmp_path / "unbroken"), train(folder, tmp_path / "broken", "--images", "16")
     assert main(["--resume", str(broken), "--images", "48"]) == 0
     assert log_lines(broken) == log_lines(unbroken)
 
 
-def test_the_terminal_says_once_what_is_wrong(folder, tmp_path, often, monkeypatch, capsys):
+def test_the_terminal_prints_a_warning_once(folder, tmp_path, often, monkeypatch, capsys):
     for name, value in {"UNTRAINED": 0, "ALIKE": 10.0, "DIFFERENT": 20.0}.items():  # whatever they draw is too alike
         monkeypatch.setattr(health, name, value)
     run = tmp_path / "run"

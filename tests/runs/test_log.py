@@ -1,4 +1,4 @@
-"""What a training logs, to TensorBoard and Weights & Biases as well."""
+"""Logs of a training: log.jsonl, TensorBoard, Weights & Biases."""
 
 import os
 import sys
@@ -32,7 +32,7 @@ NUMBERS = {
 
 
 class FakeWandb(types.ModuleType):
-    """As much of the package as is used; it keeps what it was given, a dictionary a run."""
+    """Fake of the wandb package, which keeps what it is given, a dictionary for each run."""
 
     class Error(Exception):
         pass
@@ -65,7 +65,7 @@ def wandb(monkeypatch):
 
 
 def error_of(argv, capsys):
-    """The one line that a mistake comes to."""
+    """The line that an error prints."""
     assert main(argv) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith("error: ")
@@ -102,7 +102,7 @@ def test_tensorboard_and_weights_and_biases_show_what_the_log_has_and_the_sample
     assert [line["images"] for line in grids] == [16, 32, 48] and min(grids[0]["samples"].size) > 100
 
 
-def test_weights_and_biases_is_told_of_a_failure(folder, tmp_path, wandb, monkeypatch, capsys):
+def test_a_failed_run_is_marked_in_weights_and_biases(folder, tmp_path, wandb, monkeypatch, capsys):
     def diverged(*_):
         raise UserError("training has diverged")
 
@@ -121,7 +121,7 @@ def test_a_resumed_run_is_the_same_run_of_weights_and_biases(folder, tmp_path, w
 
 
 @pytest.mark.parametrize("left_behind", [False, True])
-def test_without_the_package_one_line_says_so_before_anything_is_made(
+def test_wandb_without_its_package_is_an_error_before_anything_is_written(
     folder, tmp_path, monkeypatch, capsys, left_behind
 ):
     # None: not installed. A folder of that name, as W&B makes them, can be imported, but has nothing in it.
@@ -131,7 +131,7 @@ def test_without_the_package_one_line_says_so_before_anything_is_made(
     assert not list(tmp_path.iterdir())
 
 
-def test_where_weights_and_biases_refuses_one_line_says_so_and_nothing_stays(folder, tmp_path, wandb, capsys):
+def test_an_error_of_weights_and_biases_is_one_line_and_leaves_no_files(folder, tmp_path, wandb, capsys):
     wandb.refuses = "api_key not configured (no-tty)\nand much more"
     argv = arguments(folder, tmp_path / "run")
     line = error_of([*argv, "--wandb", "cats"], capsys)
@@ -142,7 +142,7 @@ def test_where_weights_and_biases_refuses_one_line_says_so_and_nothing_stays(fol
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("wandb") is None, reason='the extra "wandb" is not installed: pip install ".[wandb]"')
-def test_weights_and_biases_itself_takes_it_offline(folder, tmp_path, monkeypatch):
+def test_the_real_weights_and_biases_works_offline(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     run = train(folder, tmp_path / "run", "--images", "16", "--grid-interval", "16", "--wandb", "cats")
     (recorded,) = (run / "wandb").glob("offline-run-*/run-*.wandb")

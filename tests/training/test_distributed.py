@@ -1,4 +1,4 @@
-"""Several processes that train as one."""
+"""Training with several processes."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def environment(**more) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
-    """The folder of what two processes have after the steps of each case."""
+    """Folder with the results of two processes for each case."""
     folder, port = tmp_path_factory.mktemp("ranks"), str(free_port())
     processes = [
         subprocess.Popen(
@@ -61,8 +61,8 @@ def together(tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", ranks_worker.CASES)
-def test_two_processes_train_as_one_does_with_the_same_micro_batches(together, case):
-    """The same groups of samples meet in batch norm, minibatch stddev and relativistic pairs."""
+def test_two_processes_train_like_one_with_the_same_micro_batches(together, case):
+    """Batch norm, minibatch stddev and relativistic pairs see the same groups of samples."""
     (ours, means, sent_early), (others, _, _) = (torch.load(together / f"{case}-{i}.pt") for i in range(PROCESSES))
     for name, value in ours.items():
         assert torch.equal(value, others[name]), f"{name}: the two have not made the same steps"
@@ -84,9 +84,9 @@ def test_two_processes_train_as_one_does_with_the_same_micro_batches(together, c
     assert all(sent_early.values()) or growing, "gradients travel while backward goes on"
 
 
-def test_what_one_process_wishes_all_hear_at_the_next_call(together):
-    """So all stop after the same step, and with the same exit status. That they have ended at all shows that the first
-    one may have work left when the others are done."""
+def test_previous_max_returns_one_process_s_value_to_all_at_the_next_call(together):
+    """So all stop after the same step, with the same exit status. That the workers have ended shows that the first may
+    have work left after the others."""
     for rank in range(PROCESSES):
         assert json.loads((together / f"heard-{rank}.json").read_text()) == [0, 0, signal.SIGUSR1, 0]
 
@@ -124,7 +124,7 @@ def unbroken(folder, tmp_path_factory):
     return out, output
 
 
-def test_the_command_trains_as_one_process_does(folder, unbroken, tmp_path):
+def test_the_command_trains_like_one_process(folder, unbroken, tmp_path):
     out, output = unbroken
     alone = train(folder, tmp_path / "alone", *OPTIONS, "--batch-gpu", "4")
     ours, theirs = tensors(out), tensors(alone)
@@ -139,7 +139,7 @@ def test_the_command_trains_as_one_process_does(folder, unbroken, tmp_path):
 
 
 def workers(out: Path) -> list[int]:
-    """Processes that train into `out`, but for torchrun itself."""
+    """Processes that train into `out`, without torchrun itself."""
     found = []
     for status in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -152,8 +152,8 @@ def workers(out: Path) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc")
-def test_a_run_that_loses_a_process_goes_on_from_its_checkpoint(folder, unbroken, tmp_path):
-    """torchrun starts all of them again, and the same command goes on with the run."""
+def test_a_run_that_loses_a_process_resumes_from_its_checkpoint(folder, unbroken, tmp_path):
+    """torchrun restarts all processes, and the same command resumes the run."""
     out = tmp_path / "run"
     process = torchrun(folder, out, "--resume", "auto", restarts=1)
     end = time.monotonic() + 60
@@ -169,8 +169,8 @@ def test_a_run_that_loses_a_process_goes_on_from_its_checkpoint(folder, unbroken
     assert log_lines(out) == log_lines(unbroken[0])
 
 
-def test_ctrl_c_stops_all_after_the_same_step(folder, unbroken, tmp_path):
-    """It reaches torchrun, which hands it on."""
+def test_ctrl_c_stops_all_processes_after_the_same_step(folder, unbroken, tmp_path):
+    """torchrun gets the signal and passes it on."""
     out = tmp_path / "run"
     process = torchrun(folder, out, "--images", "100000")
     end = time.monotonic() + 60
@@ -220,12 +220,12 @@ def test_a_batch_that_cannot_be_shared_is_refused(arch, batch, batch_gpu, proces
         configure.check_groups(config, 4, processes)
 
 
-def test_a_wish_alone_is_heard_at_once():
+def test_previous_max_of_one_process_is_its_value():
     assert [Ranks().previous_max(wish) for wish in (0, 15)] == [0, 15]
 
 
-def test_a_signal_that_another_process_got_is_the_wish_of_this_one_too():
-    """One of its own that comes later is the first request still, and ends nothing at once."""
+def test_a_signal_of_another_process_stops_this_one_too():
+    """A later signal of its own still counts as its first, and does not end the process at once."""
     with finish_step_on_signal() as interrupt:
         interrupt.received = signal.SIGUSR1
         assert interrupt and interrupt.exit_code == 128 + signal.SIGUSR1
@@ -244,8 +244,8 @@ class SecondRank(Ranks):
         return self.values
 
 
-def test_processes_that_were_started_otherwise_than_the_first_say_so():
-    """Each on its machine, perhaps: they would wait for each other for ever."""
+def test_processes_with_other_options_than_the_first_are_refused():
+    """They would wait for each other for ever."""
     config, other = (
         configure.resolve(configuration.Config(training=configuration.TrainingOptions(batch=batch)))
         for batch in (16, 32)

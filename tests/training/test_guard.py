@@ -1,4 +1,4 @@
-"""Gradients that are not finite: steps without an update, and losses scaled for fp16."""
+"""Non-finite gradients: skipped updates, and loss scaling for fp16."""
 
 import contextlib
 import copy
@@ -18,7 +18,7 @@ BAD = pytest.mark.parametrize("value", [math.nan, math.inf])
 
 
 def spoil(network: nn.Module, value: float, when) -> None:
-    """One number of one gradient of the network, in backward passes in which `when()` is true."""
+    """Set one number of one gradient to `value`, in backward passes where `when()` is true."""
 
     def hook(gradient):
         gradient = gradient.clone()
@@ -35,8 +35,8 @@ def spoil(network: nn.Module, value: float, when) -> None:
     [{}, {"final_beta2": 0.99}, {"loss": "wgan", "discriminator_steps": 1}],
     ids=["fused", "captured", "rmsprop"],
 )
-def test_a_step_whose_gradients_are_not_finite_leaves_the_weights(options, value):
-    """And what the optimizer keeps of them; the other network goes on. The next step is as any other."""
+def test_non_finite_gradients_skip_the_update(options, value):
+    """Weights and optimizer state stay; the other network trains on; the next step is normal."""
     training = Training("mlp", labels=False, **options)
     if "final_beta2" in options:  # the form that a captured graph has
         for group in training.state.optimizer_d.param_groups:
@@ -65,7 +65,7 @@ def test_a_step_whose_gradients_are_not_finite_leaves_the_weights(options, value
     assert means["skipped_d"] == 0.25 and means["skipped_g"] == 0 and math.isfinite(means["loss_d"])
 
 
-def test_a_training_that_has_diverged_says_so_and_keeps_its_checkpoint(tmp_path, capsys):
+def test_a_diverged_training_ends_with_an_error_and_keeps_its_checkpoint(tmp_path, capsys):
     folder, out = make_folder(tmp_path / "images"), tmp_path / "run"
     options = ("--arch", "mlp", "--images", "400", "--lr-d", "1e30", "--r1-gamma", "0", "--loss", "least-squares")
     assert main(arguments(folder, out, *options)) == 2
@@ -78,8 +78,8 @@ def test_a_training_that_has_diverged_says_so_and_keeps_its_checkpoint(tmp_path,
         assert value.isfinite().all()
 
 
-def test_a_signal_saves_also_while_steps_are_left_out(tmp_path, monkeypatch):
-    """It may be that the scale of fp16 is still coming down. What is resumed counts on."""
+def test_a_signal_saves_while_steps_are_skipped(tmp_path, monkeypatch):
+    """The scale of fp16 may still be falling. A resumed run continues the count."""
 
     class Interrupt:
         exit_code, left = 130, 10
@@ -107,8 +107,8 @@ def test_a_signal_saves_also_while_steps_are_left_out(tmp_path, monkeypatch):
     assert LIMIT_AT_THE_END <= streak < LIMIT
 
 
-def test_a_scaled_loss_gives_the_gradients_of_the_loss():
-    """As far as fp16 goes; and the scale goes down where it overflows, by halves, and the step is left out."""
+def test_a_scaled_loss_gives_the_unscaled_gradients():
+    """Up to fp16's precision; on overflow the scale is halved and the step skipped."""
     torch.manual_seed(0)
     x, layer = torch.randn(16, 8), nn.Linear(8, 1)
     expected = torch.autograd.grad(layer(x).square().mean(), tuple(layer.parameters()))
@@ -131,7 +131,7 @@ def test_a_scaled_loss_gives_the_gradients_of_the_loss():
 
 
 def test_small_gradients_are_not_lost_in_fp16():
-    """2^-20 is less than half of fp16 has the smallest number of."""
+    """2^-20 times a gradient underflows in fp16 without scaling."""
     weight = nn.Parameter(torch.ones(4, 4))
     x = torch.full((1, 4), 2.0**-20)
     kept = []

@@ -1,4 +1,4 @@
-"""`--init-from`: a training begins with networks of another one, and with the part of them that fits other sizes."""
+"""`--init-from`: starting with trained networks, also of other sizes, and frozen layers."""
 
 import dataclasses
 import re
@@ -37,7 +37,7 @@ def contents(state: checkpoint.State) -> dict[str, torch.Tensor]:
 
 
 def started(there: models.ModelConfig, here: models.ModelConfig):
-    """What is put in, what was there before, what is there afterwards, and what is said to be fresh."""
+    """Copied tensors, tensors before and after, and the printed line about fresh ones."""
     given, state = contents(state_of(there, 1)), state_of(here, 2)
     before = contents(state)
     says = initial.InitialNetworks("file", there, dict(given)).copy_into(state, here)
@@ -66,7 +66,7 @@ def model_of(name: str, **options) -> models.ModelConfig:
 
 
 @pytest.mark.parametrize("name", MODEL)
-def test_where_all_fits_all_is_taken(name):
+def test_all_tensors_of_equal_networks_are_copied(name):
     given, _, after, says = started(model_of(name), model_of(name))
     assert says is None and given.keys() == after.keys()
     assert all(torch.equal(value, given[name]) for name, value in after.items())
@@ -125,7 +125,7 @@ RESOLUTIONS = {
 
 
 @pytest.mark.parametrize("name", RESOLUTIONS)
-def test_layers_are_taken_by_their_resolution(name):
+def test_layers_are_matched_by_their_resolution(name):
     moves, fresh = RESOLUTIONS[name]
     small, large = model_of(name), model_of(name, resolution=32, channel_base=256)
     given, before, after, says = started(small, large)
@@ -145,13 +145,17 @@ def test_layers_are_taken_by_their_resolution(name):
 OTHERS = {  # what the networks have in place of what they had, and what is fresh then
     "with classes": (
         "stylegan2", {}, {"num_classes": 3},
-        "generator.mapping.embed, generator.mapping.layers.0.weight, discriminator.embed, discriminator.directions, discriminator.out",  # noqa: E501
+        "generator.mapping.embed, generator.mapping.layers.0.weight, "
+        "discriminator.embed, discriminator.directions, discriminator.out",
     ),
     "without classes": (
         "stylegan2", {"num_classes": 3}, {"num_classes": 0}, "generator.mapping.layers.0.weight, discriminator.out",
     ),
     "more classes": (
-        "stylegan2", {"num_classes": 3}, {"num_classes": 4}, "generator.mapping.embed.weight, discriminator.embed.weight",  # noqa: E501
+        "stylegan2",
+        {"num_classes": 3},
+        {"num_classes": 4},
+        "generator.mapping.embed.weight, discriminator.embed.weight",
     ),
     "deeper mapping": ("stylegan2", {}, {"mapping_layers": 4}, "generator.mapping.layers.2-3"),
     "colour": (
@@ -167,7 +171,7 @@ OTHERS = {  # what the networks have in place of what they had, and what is fres
 
 
 @pytest.mark.parametrize("other", OTHERS)
-def test_what_does_not_fit_is_fresh_and_named(other):
+def test_tensors_that_do_not_fit_stay_fresh_and_are_named(other):
     name, there, here, fresh = OTHERS[other]
     given, before, after, says = started(model_of(name, **there), model_of(name, **there | here))
     for key, value in after.items():
@@ -177,7 +181,7 @@ def test_what_does_not_fit_is_fresh_and_named(other):
         assert says.partition("; fresh: ")[2] == fresh
 
 
-def test_a_mapping_network_that_learns_at_another_rate_is_the_same_function():
+def test_another_mapping_lr_keeps_the_function_of_the_mapping_network():
     model = model_of("stylegan2", mapping_lr=0.01)
     faster = dataclasses.replace(model, mapping_lr=0.1)
     there, here = state_of(model, 1), state_of(faster, 2)
@@ -192,7 +196,7 @@ def fitted(model: models.ModelConfig, *given: str) -> models.ModelConfig:
     return start.model_config(configure.resolve(start.fill_auto(configure.parse(argv))), model.num_classes)
 
 
-def test_sizes_that_are_given_are_of_both_networks_and_others_stay():
+def test_given_sizes_apply_to_both_networks_and_others_stay():
     model = model_of(
         "stylegan2", discriminator_channel_base=256, discriminator_channel_max=16, discriminator_mapping_lr=0.5, w_dim=6
     )
@@ -204,19 +208,19 @@ def test_sizes_that_are_given_are_of_both_networks_and_others_stay():
     assert fitted(model, "--z-dim", "4") == dataclasses.replace(model, z_dim=4)
 
 
-def test_another_size_of_z_leaves_w_and_all_behind_it():
+def test_another_z_dim_keeps_w_and_all_layers_after_it():
     model = model_of("stylegan2")
     _, _, _, says = started(model, fitted(model, "--z-dim", "4"))
     assert says.partition("; fresh: ")[2] == "generator.mapping.layers.0.weight"
 
 
-def test_nothing_that_fits_is_a_mistake():
+def test_networks_of_which_nothing_fits_are_refused():
     with pytest.raises(UserError, match="--init-from file: none of its weights fits these networks"):
         started(model_of("mlp", channel_max=4), model_of("mlp", channel_max=5, z_dim=3, resolution=8))
 
 
-def test_a_damaged_checkpoint_is_no_start(tmp_path, monkeypatch):
-    """What a file lacks of its own networks is not taken for what another size lacks."""
+def test_a_damaged_checkpoint_is_refused(tmp_path, monkeypatch):
+    """A tensor missing from the file is an error, not a fresh tensor."""
     run = untrained(tmp_path / "run", "dcgan")
     read = checkpoint._read
     without = lambda path, prefix: {name: each for name, each in read(path, prefix).items() if "out.bias" not in name}
@@ -230,8 +234,8 @@ def run(folder, tmp_path_factory):
     return train_tiny(folder, tmp_path_factory.mktemp("run") / "run", "--labels", "False", "--images", "4")
 
 
-def test_a_training_starts_with_a_part_and_is_resumed(folder, run, tmp_path, capsys):
-    """Other classes, colour and resolution at once; given sizes win."""
+def test_a_training_started_from_other_sizes_is_resumed(folder, run, tmp_path, capsys):
+    """Other classes, colours and resolution at once; options override sizes of the file."""
     out = tmp_path / "next"
     more = ["--init-from", str(run), "--labels", "True", "--channels", "3", "--mapping-layers", "3", "--images", "4"]
     assert train([*arguments(folder, out, *more), "--lr-g", "1e-30", "--lr-d", "1e-30", "--ema-halflife", "1e30"]) == 0
@@ -248,15 +252,15 @@ def test_a_training_starts_with_a_part_and_is_resumed(folder, run, tmp_path, cap
     assert train(["--resume", str(out), "--images", "8"]) == 0
 
 
-def test_the_architecture_is_that_of_the_networks(tmp_path):
-    """Unless another is asked for."""
+def test_the_architecture_comes_from_the_file(tmp_path):
+    """Unless an option names another one."""
     start = initial.InitialNetworks("file", model_of("r3gan", channel_max=16), {})
     given = configure.parse(["--resolution", "16"])
     assert configure.resolve(given).network.arch == "stylegan2"
     assert configure.resolve(start.fill_auto(given)).network.arch == "r3gan"
 
 
-def test_a_training_of_the_same_sizes_says_nothing(folder, run, tmp_path, capsys):
+def test_a_training_of_the_same_sizes_prints_no_fresh_tensors(folder, run, tmp_path, capsys):
     train_tiny(folder, tmp_path / "next", "--init-from", str(run), "--labels", "False", "--images", "4")
     assert "started " not in capsys.readouterr().out
 
@@ -268,7 +272,7 @@ def test_a_training_of_the_same_sizes_says_nothing(folder, run, tmp_path, capsys
         (["--channel-max", "64", "--channel-base", "4"], "channel_base is 4, must be at least"),
     ],
 )
-def test_nonsense_is_one_line(folder, run, tmp_path, capsys, given, says):
+def test_impossible_options_are_errors_of_one_line(folder, run, tmp_path, capsys, given, says):
     capsys.readouterr()
     assert train([*arguments(folder, tmp_path / "next", "--init-from", str(run)), *given]) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
@@ -289,13 +293,13 @@ OFFICIAL_ORDER = {  # of a discriminator for 16x16: fromrgb, conv0, conv1 and sk
 
 
 @pytest.mark.parametrize("architecture", OFFICIAL_ORDER)
-def test_layers_are_counted_as_by_the_official_code(architecture):
+def test_frozen_layers_are_counted_like_in_the_official_code(architecture):
     discriminator = models.build(model_of("stylegan2", discriminator_architecture=architecture))[1]
     names = {module: name for name, module in discriminator.named_modules()}
     assert " ".join(names[layer] for layer in discriminator.layers_from_image()) == OFFICIAL_ORDER[architecture]
 
 
-def test_a_training_with_frozen_layers_goes_on_as_if_it_had_never_stopped(folder, run, tmp_path, capsys):
+def test_a_resumed_training_with_frozen_layers_is_bit_identical(folder, run, tmp_path, capsys):
     whole, half = tmp_path / "whole", tmp_path / "half"
     given = ["--init-from", str(run), *FREEZE, "--images"]
     train_tiny(folder, whole, *given, "16")
@@ -330,7 +334,8 @@ def test_a_training_with_frozen_layers_goes_on_as_if_it_had_never_stopped(folder
         (["--init-from", "{run}", "--freeze-d", "-1"], "--freeze-d -1: must be at least 0"),
         (
             ["--init-from", "{run}", "--channels", "3", "--freeze-d", "1"],
-            "--freeze-d: would keep discriminator.from_rgb.weight as it is, which --init-from {run}/checkpoint.safetensors",  # noqa: E501
+            "--freeze-d: would keep discriminator.from_rgb.weight as it is, "
+            "which --init-from {run}/checkpoint.safetensors",
         ),
     ],
 )

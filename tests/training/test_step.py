@@ -1,4 +1,4 @@
-"""What a step of training does to the networks: when, with which gradients, in how much memory."""
+"""The training step: which networks it trains, with which gradients, layouts and memory."""
 
 import math
 from contextlib import nullcontext
@@ -29,7 +29,7 @@ SMALL = {"channel_base": 64, "channel_max": 8, "z_dim": 8}
 
 
 def a_step(arch="dcgan", regularization=None, checkpoint_blocks=False, labels=False, grow_from="auto", **options):
-    """A step of a tiny training, and its state."""
+    """Step and state of a tiny training."""
     config = configuration.Config(
         network=configuration.NetworkOptions(arch=arch, **SMALL),
         data=configuration.DataOptions(resolution=8, labels=labels),
@@ -60,7 +60,7 @@ def gradients(network):
     return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
 
 
-def test_the_generator_waits_for_its_discriminator():
+def test_the_generator_trains_every_discriminator_steps_th_step():
     step, state = a_step(discriminator_steps=3)
     for number in range(1, 7):
         before = [p.clone() for p in (*state.generator.parameters(), *state.ema.parameters())]
@@ -91,7 +91,7 @@ def test_learning_rate_and_beta_follow_half_a_cosine():
 @pytest.mark.parametrize(
     "arch, labels", [("stylegan2", True), ("r3gan", True), ("pggan", False), ("mlp", False), ("dcgan", True)]
 )
-def test_a_discriminator_that_sees_reals_and_fakes_in_one_batch_judges_them_as_apart(fp64, arch, labels):
+def test_a_joint_batch_gives_the_logits_of_separate_batches(fp64, arch, labels):
     _, state = a_step(arch, labels=labels)
     joint = JointBatch(state.discriminator)
     for parameter in state.discriminator.parameters():
@@ -105,7 +105,7 @@ def test_a_discriminator_that_sees_reals_and_fakes_in_one_batch_judges_them_as_a
         torch.testing.assert_close(ours, state.discriminator(alone, label))
 
 
-def test_batches_are_seen_apart_where_a_discriminator_compares_their_samples():
+def test_batches_are_not_joined_where_samples_of_a_batch_depend_on_each_other():
     _, state = a_step("stylegan2")
     assert not JointBatch(state.discriminator).fits(images(2))  # two alone are a group, four together would be one
     assert not JointBatch(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))).fits(images(8))
@@ -126,7 +126,7 @@ def test_batches_are_seen_apart_where_a_discriminator_compares_their_samples():
 def test_micro_batches_add_up_to_the_gradients_of_the_batch(
     fp64, monkeypatch, arch, regularization, options, batch_gpu
 ):
-    """Of the same images: where they are interpolated, too, which is random within a micro-batch."""
+    """For the same images; wgan-gp's interpolation weights, random in each micro-batch, are fixed here."""
     lerp_samples = terms.lerp_samples
     at = lambda a, b, share: lerp_samples(a, b, torch.full_like(share, 0.3))
     monkeypatch.setattr(terms, "lerp_samples", at)
@@ -193,7 +193,7 @@ class LayoutChanges(TorchDispatchMode):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("arch", ["stylegan2", "pggan", "stylegan", "r3gan"])
 def test_no_layout_changes_within_a_step(arch, dtype):
-    """In the forward and backward passes of every kind of step but path length, and in the optimizers."""
+    """In forward and backward of every kind of step except path length, and in the optimizers."""
     config = configuration.Config(
         network=configuration.NetworkOptions(arch=arch, channel_base=2048, channel_max=64, z_dim=8),
         data=configuration.DataOptions(resolution=32, labels=False, channels=3),
@@ -211,7 +211,7 @@ def test_no_layout_changes_within_a_step(arch, dtype):
         assert changes.found == []
 
 
-def test_a_layout_change_is_found():
+def test_layout_changes_are_detected():
     with LayoutChanges() as changes:
         torch.randn(8, 8, 8, 8).contiguous(memory_format=torch.channels_last)
         torch.nn.functional.conv2d(torch.randn(8, 8, 8, 8), torch.randn(8, 8, 3, 3))
@@ -221,8 +221,8 @@ def test_a_layout_change_is_found():
 # Memory --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_step_needs_less_memory_than_a_textbooks():
-    """At the peak over steps of every kind."""
+def test_a_step_needs_less_memory_than_a_textbook_step():
+    """Peak memory over steps of every kind."""
     small = {"channel_base": 1024, "channel_max": 64, "z_dim": 64, "mapping_layers": 2}
     case = replace(CASES["stylegan2"], network=CASES["stylegan2"].network | small, batch=8)
     ours = peak(partial(Ours, case, False), case)
@@ -230,7 +230,7 @@ def test_a_step_needs_less_memory_than_a_textbooks():
     assert ours < TARGETS["fp32", "fp32"] * theirs
 
 
-def test_images_that_are_drawn_again_are_the_same():
+def test_images_drawn_twice_in_a_step_are_the_same():
     """With a penalty that not every step has, the generator's phase draws them anew: in as many steps, the same
     gradients as where every step has it. (Twice the strength every second time; and a discriminator that all but
     stands.)"""
@@ -249,8 +249,8 @@ def test_images_that_are_drawn_again_are_the_same():
 
 
 @pytest.mark.parametrize("arch", ["stylegan2", "stylegan", "pggan", "r3gan"])
-def test_gradients_are_the_same_if_blocks_are_computed_again(arch):
-    """First derivatives and those of the discriminator's penalty; and of noise that is drawn again as it was."""
+def test_gradient_checkpointing_keeps_gradients(arch):
+    """First and second derivatives, with noise that recomputation draws again."""
     _, state = a_step(arch, labels=True)
     generator, discriminator = state.generator.double(), state.discriminator.double()
     for parameter in (*generator.parameters(), *discriminator.parameters()):
@@ -272,7 +272,7 @@ def test_gradients_are_the_same_if_blocks_are_computed_again(arch):
     torch.testing.assert_close(found, expected)
 
 
-def test_path_length_is_the_same_if_blocks_are_computed_again():
+def test_gradient_checkpointing_keeps_the_path_length_penalty():
     found = []
     for again in (False, True):
         step, state = a_step("stylegan2", {"path_length": 2.0, "path_interval": 1}, checkpoint_blocks=again)
@@ -282,8 +282,8 @@ def test_path_length_is_the_same_if_blocks_are_computed_again():
     torch.testing.assert_close(*found)
 
 
-def test_blocks_that_are_computed_again_need_less_memory():
-    """Of a deep network: with three blocks, as those of other tests, most of the memory is theirs one by one."""
+def test_gradient_checkpointing_needs_less_memory():
+    """In a deep network; with few blocks, a single block takes most of the memory."""
     peaks = []
     for again in (False, True):
         config = models.ModelConfig(arch="stylegan2", resolution=64, channel_base=512, channel_max=32, z_dim=16)
@@ -297,7 +297,7 @@ def test_blocks_that_are_computed_again_need_less_memory():
     assert peaks[1] < 0.8 * peaks[0]
 
 
-def test_networks_without_blocks_say_so():
+def test_networks_without_blocks_refuse_gradient_checkpointing():
     with pytest.raises(ValueError, match=r"mlp\.Discriminator is not made of blocks"):
         enable_gradient_checkpointing(a_step("mlp")[1].discriminator)
 
@@ -316,8 +316,8 @@ FROZEN = {  # how many layers can be frozen, the first ones left of them, and th
 
 
 @pytest.mark.parametrize("arch", FROZEN)
-def test_frozen_layers_stay_and_the_others_learn_as_without(fp64, arch):
-    """Also where a penalty is due, in one pass or by double backward, and where weights are clipped."""
+def test_frozen_layers_stay_and_others_learn_as_without_freezing(fp64, arch):
+    """Also with a penalty, in one pass or by double backward, and with weight clipping."""
     count, layers, regularization, options = FROZEN[arch]
     given = {
         "regularization": {"r1_interval": 1, **regularization},
@@ -345,15 +345,15 @@ def test_frozen_layers_stay_and_the_others_learn_as_without(fp64, arch):
 
 
 @pytest.mark.parametrize("arch", FROZEN)
-def test_more_frozen_layers_than_there_are(arch):
+def test_more_frozen_layers_than_exist_are_refused(arch):
     count = FROZEN[arch][0]
     with pytest.raises(UserError, match=f"--freeze-d {count + 1}: this discriminator has {count} layers to freeze"):
         a_step(arch, labels=arch == "cgan", grow_from=0, init_from="file", freeze_d=count + 1)
 
 
 @pytest.mark.parametrize("arch", ["stylegan2", "r3gan"])
-def test_frozen_layers_cost_no_gradients_of_weights(arch, monkeypatch):
-    """Neither in plain steps, nor in penalties."""
+def test_frozen_layers_compute_no_weight_gradients(arch, monkeypatch):
+    """Neither in plain steps nor in penalties."""
     shapes = []
     made = convolution._gradients
 

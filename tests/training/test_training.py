@@ -1,4 +1,4 @@
-"""The parts of a training do what their names say; Ctrl-C saves; a minute of training learns something."""
+"""EMA, averages, precision, threads, grids, signals, and short trainings that must learn something."""
 
 import math
 import signal
@@ -28,18 +28,18 @@ from tests.support.tiny_run import IMAGES, arguments, assert_same_checkpoint, lo
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_cache")]
 
 
-def test_half_life_of_the_average():
+def test_half_life_of_the_ema():
     keep = ema_decay(10**9, 32, 10_000, 0.05)
     assert keep ** (10_000 / 32) == pytest.approx(0.5)
 
 
-def test_ramp_up_limits_the_half_life_to_a_share_of_the_images_seen():
+def test_ramp_up_limits_the_half_life_to_a_fraction_of_images_seen():
     assert ema_decay(1000, 10, 10_000, 0.05) == pytest.approx(0.5 ** (10 / 50))
     assert ema_decay(1000, 10, 10_000, 0) == pytest.approx(0.5 ** (10 / 10_000))
     assert ema_decay(1000, 10, 0, 0.05) == 0
 
 
-def test_average_interpolates_parameters_and_copies_buffers():
+def test_ema_interpolates_parameters_and_copies_buffers():
     model, average = BatchNormAct(3), BatchNormAct(3)
     nn.init.constant_(model.weight, 5)
     model(torch.randn(2, 3, 4, 4))
@@ -57,14 +57,14 @@ def test_averages_are_over_the_steps_that_had_a_value():
     assert averages.read() == {}
 
 
-def test_values_that_are_not_finite_are_left_out_of_averages():
+def test_averages_skip_non_finite_values():
     averages = Averages()
     for value in (1.0, math.inf, 3.0):
         averages.add(loss=torch.tensor(value), broken=torch.tensor(math.nan))
     assert averages.read() == pytest.approx({"loss": 2.0, "broken": math.nan}, nan_ok=True)
 
 
-def test_a_network_that_is_not_updated_any_more_stops_the_training():
+def test_a_network_without_updates_ends_the_training():
     means = {"loss_g": 1.0, "loss_d": math.nan}
     require_progress({"generator": 0, "discriminator": 19}, 20, means, 0, "")
     message = "discriminator were not finite in 20 steps in a row, up to 1,000 images .nor was loss_d.*x is from"
@@ -75,7 +75,7 @@ def test_a_network_that_is_not_updated_any_more_stops_the_training():
 @pytest.mark.parametrize(
     "features, dtype", [([], torch.float32), (["AVX512-BF16"], torch.bfloat16), (["AMX"], torch.bfloat16)]
 )
-def test_amp_on_a_cpu_is_bf16_where_there_are_instructions_for_it(monkeypatch, features, dtype):
+def test_amp_on_a_cpu_is_bf16_if_it_has_bf16_instructions(monkeypatch, features, dtype):
     monkeypatch.setattr(precision, "cpu_bf16_features", lambda: features)
     chosen = precision.choose(True, torch.device("cpu"))
     assert chosen.dtype == dtype
@@ -86,8 +86,8 @@ def test_amp_on_a_cpu_is_bf16_where_there_are_instructions_for_it(monkeypatch, f
     assert precision.choose(False, torch.device("cpu")).dtype == torch.float32
 
 
-def test_amp_where_torch_does_not_say_what_the_cpu_can(monkeypatch):
-    """The questions are torch's private names. Without an answer, fp32: never wrong."""
+def test_amp_is_fp32_if_torch_does_not_report_the_cpu_s_features(monkeypatch):
+    """The checks are private functions of torch; without them fp32 is always right."""
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.delattr(torch.cpu, name, raising=False)
     assert precision.cpu_bf16_features() == []
@@ -99,7 +99,7 @@ def fresh_state(config):
     return new_state(model, config, torch.device("cpu"))
 
 
-def test_lazy_regularisation_corrects_the_optimizer_of_what_it_regularises():
+def test_lazy_regularisation_corrects_its_network_s_optimizer():
     given = configuration.Config(regularization=configuration.RegularizationOptions(path_length=2.0))
     config = configure.resolve(given)
     options, terms = config.training, config.regularization
@@ -119,7 +119,7 @@ def test_lazy_regularisation_corrects_the_optimizer_of_what_it_regularises():
     )
 
 
-def test_threads_are_what_was_asked_for_else_the_environments_else_the_cores(monkeypatch):
+def test_threads_come_from_the_option_or_the_environment_or_the_cores(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert process.choose_threads(5)[0] == 5
     assert process.choose_threads(0)[0] == 3
@@ -128,7 +128,7 @@ def test_threads_are_what_was_asked_for_else_the_environments_else_the_cores(mon
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a glibc setting")
-def test_freed_memory_stays_with_the_process():
+def test_freed_memory_is_kept_by_the_process():
     code = """
 import resource
 import numpy as np
@@ -169,7 +169,7 @@ def test_the_grid_of_a_run_killed_after_saving_is_drawn_when_it_is_resumed(folde
     assert {path.name: path.read_bytes() for path in killed.glob("grid-*")} == pictures
 
 
-def test_a_resumed_run_draws_no_grid_that_was_not_due(folder, tmp_path):
+def test_a_resumed_run_draws_no_grid_before_it_is_due(folder, tmp_path):
     run = train(folder, tmp_path / "run", "--images", "36", "--grid-interval", "32")
     (run / "grid-000000036.png").unlink()
     assert main(["--resume", str(run), "--images", "40"]) == 0
@@ -177,7 +177,7 @@ def test_a_resumed_run_draws_no_grid_that_was_not_due(folder, tmp_path):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_finishes_the_step_saves_and_leaves_a_run_to_go_on_with(folder, tmp_path, signum):
+def test_a_signal_finishes_the_step_and_saves_a_run_that_can_be_resumed(folder, tmp_path, signum):
     run = tmp_path / "run"
     process = start(arguments(folder, run, "--images", "1000000"))
     wait_for(lambda: log_lines(run), process)
@@ -192,15 +192,15 @@ def test_a_signal_finishes_the_step_saves_and_leaves_a_run_to_go_on_with(folder,
     assert_same_checkpoint(run, train(folder, tmp_path / "unbroken", "--images", str(images)))
 
 
-def test_an_echo_of_a_signal_is_the_same_request():
-    """Where torchrun's processes share its terminal, Ctrl-C comes from both."""
+def test_a_signal_echo_counts_as_the_same_request():
+    """Processes of torchrun that share its terminal get Ctrl-C from both."""
     with process.finish_step_on_signal(echo=60.0) as interrupt:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
         assert interrupt.exit_code == 128 + signal.SIGTERM
 
 
-def test_a_second_ctrl_c_ends_at_once(folder, tmp_path):
+def test_a_second_ctrl_c_ends_the_process_at_once(folder, tmp_path):
     run = tmp_path / "run"
     hang = "from fastgan.runs import checkpoint\nimport time\n" + (
         "save = checkpoint.save\n"
@@ -249,7 +249,7 @@ def test_the_step_that_regularises_differs_from_the_one_that_does_not(folder, tm
         ],
     ],
 )
-def test_micro_batches_and_blocks_that_are_computed_again_train(folder, tmp_path, options):
+def test_micro_batches_and_gradient_checkpointing_train(folder, tmp_path, options):
     run = train(folder, tmp_path / "run", *options, "--batch", "16", "--batch-gpu", "8", "--checkpoint-blocks")
     lines = log_lines(run)
     assert lines[-1]["images"] == IMAGES

@@ -1,4 +1,4 @@
-"""Metrics while training: what is measured, where it is written, and that the training does not notice."""
+"""`--metrics`: evaluations in the background, their log lines, and that training stays the same."""
 
 import json
 import os
@@ -26,7 +26,7 @@ METRICS = ["--metrics", "fd", "--metrics-samples", "8"]
 
 @pytest.fixture
 def programs(monkeypatch):
-    """Programs that evaluate, one after the other, instead of the command: arguments are checkpoint and result."""
+    """Programs that replace the command in turn; their arguments are the checkpoint and the file for results."""
     given = []
     run = lambda config, checkpoint, found: [sys.executable, "-S", "-c", given.pop(0), str(checkpoint), str(found)]
     monkeypatch.setattr(validation, "command", run)
@@ -35,7 +35,7 @@ def programs(monkeypatch):
 
 
 def finds(value):
-    """A program that finds it, in a checkpoint that is there."""
+    """A program that reports `value`, after checking that the checkpoint exists."""
     return (
         f"import sys\nassert len(open(sys.argv[1], 'rb').read()) > 1000\n"
         f'open(sys.argv[2], \'w\').write(\'{{"samples": {{"images": 8, "fd": {value}}}}}\')'
@@ -43,7 +43,7 @@ def finds(value):
 
 
 class Recorded:
-    """A log that only remembers."""
+    """A log that keeps its lines."""
 
     def __init__(self):
         self.lines = []
@@ -61,7 +61,7 @@ class At:
 
 @pytest.fixture
 def evaluations(tmp_path, programs):
-    """With a checkpoint to evaluate."""
+    """Evaluations of a folder with one checkpoint."""
     (tmp_path / FILE_NAME).write_bytes(bytes(2000))
     output = configuration.OutputOptions(metrics="fd")
     made = BackgroundEvaluation(configuration.Config(output=output, machine=configuration.MachineOptions(device="cpu")))
@@ -78,7 +78,7 @@ def wait(evaluations, log):
 
 
 @needs_network
-def test_what_is_measured_is_what_the_command_measures_and_the_training_does_not_notice(folder, tmp_path, capsys):
+def test_metrics_equal_those_of_the_command_and_do_not_change_the_training(folder, tmp_path, capsys):
     from fastgan.cli.evaluate import main as evaluate
 
     plain = train(folder, tmp_path / "plain")
@@ -95,8 +95,8 @@ def test_what_is_measured_is_what_the_command_measures_and_the_training_does_not
     assert float(f"{json.loads(again.read_text())['samples']['fd']:.6g}") == found["fd"]
 
 
-def test_a_checkpoint_is_saved_for_it_and_the_training_goes_on(folder, tmp_path, programs):
-    """And neither the last nor what a resumed run would log again is lost, or there twice."""
+def test_a_checkpoint_is_saved_for_each_evaluation(folder, tmp_path, programs):
+    """Every result is in the log once, also the last and those of a resumed run."""
     plain = train(folder, tmp_path / "plain", "--checkpoint-interval", "0")
     programs += [finds(1), finds(2), finds(3), finds(4)]
     run = tmp_path / "run"
@@ -112,7 +112,7 @@ def test_a_checkpoint_is_saved_for_it_and_the_training_goes_on(folder, tmp_path,
 
 @pytest.mark.parametrize("values, best", [((3, 1, 2), 32), ((3, 2, 1), 48), ((1, 1, 2), 16)])
 def test_the_best_checkpoint_is_kept(folder, tmp_path, programs, values, best):
-    """By the first metric, less being better; also if the run is stopped and resumed."""
+    """By the first metric, lower is better; also across stop and resume."""
     programs += map(finds, values)
     run = tmp_path / "run"
     for images in (16, 32, 48):  # measured at the end of each part
@@ -123,12 +123,12 @@ def test_the_best_checkpoint_is_kept(folder, tmp_path, programs, values, best):
     assert read_header(run / BEST_FILE_NAME).images == best
 
 
-def test_more_is_better_of_some_metrics():
+def test_the_best_value_may_be_the_highest():
     better = {name for name, metric in registry.METRICS.items() if metric.higher}
     assert better == {"pr", "pr-inception", "is"}
 
 
-def test_one_at_a_time(evaluations, programs, tmp_path, capsys):
+def test_one_evaluation_runs_at_a_time(evaluations, programs, tmp_path, capsys):
     programs += ["import sys, time\nwhile True: time.sleep(0.01)", finds(5)]
     log = Recorded()
     evaluations.start(tmp_path / FILE_NAME, At(16))
@@ -144,8 +144,8 @@ def test_one_at_a_time(evaluations, programs, tmp_path, capsys):
     assert log.lines == [(12, 48, {"fd": 5})]
 
 
-def test_what_is_measured_is_the_file_of_its_time(evaluations, programs, tmp_path):
-    """The next save takes its place."""
+def test_the_evaluated_file_is_the_one_saved_at_the_start(evaluations, programs, tmp_path):
+    """A later save replaces the checkpoint, not the file under evaluation."""
     programs += [f"import time\ntime.sleep(0.3)\n{finds(5)}"]
     evaluations.start(tmp_path / FILE_NAME, At(16))
     (tmp_path / "next").write_bytes(b"short")
@@ -155,7 +155,7 @@ def test_what_is_measured_is_the_file_of_its_time(evaluations, programs, tmp_pat
     assert log.lines == [(4, 16, {"fd": 5})]
 
 
-def test_a_failure_is_told_in_one_line(evaluations, programs, tmp_path, capsys, monkeypatch):
+def test_a_failed_evaluation_prints_one_line(evaluations, programs, tmp_path, capsys, monkeypatch):
     programs += ["import sys\nprint('loading')\nsys.exit('error: there is no room')", "import os\nos._exit(3)"]
     log = Recorded()
     for _ in range(2):
@@ -171,7 +171,7 @@ def test_a_failure_is_told_in_one_line(evaluations, programs, tmp_path, capsys, 
     assert len(said) == 3 and "No such file" in said[2] and not log.lines
 
 
-def test_the_end_waits_for_the_one_before_and_for_the_last(evaluations, programs, tmp_path):
+def test_the_end_waits_for_the_last_two_evaluations(evaluations, programs, tmp_path):
     programs += [f"import time\ntime.sleep(0.3)\n{finds(5)}", finds(6)]
     log = Recorded()
     evaluations.start(tmp_path / FILE_NAME, At(16))
@@ -179,7 +179,7 @@ def test_the_end_waits_for_the_one_before_and_for_the_last(evaluations, programs
     assert log.lines == [(4, 16, {"fd": 5}), (8, 32, {"fd": 6})]
 
 
-def test_a_stopped_run_does_not_wait(evaluations, programs, tmp_path, capsys):
+def test_a_stopped_run_does_not_wait_for_evaluations(evaluations, programs, tmp_path, capsys):
     programs += ["import time\ntime.sleep(600)"]
     interrupt = Interrupt()
     interrupt.signum = 2
@@ -189,7 +189,7 @@ def test_a_stopped_run_does_not_wait(evaluations, programs, tmp_path, capsys):
     assert (tmp_path / SNAPSHOT_NAME).exists()  # until the end, which the fixture checks
 
 
-def test_an_evaluation_that_the_same_ctrl_c_ended_is_no_failure(evaluations, programs, tmp_path, capsys):
+def test_an_evaluation_ended_by_the_run_s_ctrl_c_is_no_failure(evaluations, programs, tmp_path, capsys):
     programs += ["import sys\nsys.exit(130)"]
     evaluations.start(tmp_path / FILE_NAME, At(16))
     log = Recorded()
@@ -197,14 +197,14 @@ def test_an_evaluation_that_the_same_ctrl_c_ended_is_no_failure(evaluations, pro
     assert not log.lines and not capsys.readouterr().out
 
 
-def test_the_process_is_alone_and_leaves_the_training_its_cores(evaluations, monkeypatch):
+def test_the_evaluation_is_not_distributed_and_has_one_thread(evaluations, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "4")
     environment = evaluations._environment()
     assert not {"RANK", "WORLD_SIZE"} & environment.keys() and environment["OMP_NUM_THREADS"] == "1"
 
 
-def test_metrics_that_cannot_be_taken_are_refused_at_the_start(folder, tmp_path, monkeypatch, capsys):
+def test_impossible_metrics_are_refused_at_the_start(folder, tmp_path, monkeypatch, capsys):
     run = tmp_path / "run"
     monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(registry, "require_packages", lambda network: None)
@@ -218,7 +218,7 @@ def test_metrics_that_cannot_be_taken_are_refused_at_the_start(folder, tmp_path,
         assert not run.exists()
 
 
-def test_the_command_line_of_the_process(tmp_path):
+def test_the_command_of_an_evaluation(tmp_path):
     output = configuration.OutputOptions(metrics="fid,kid", metrics_samples=9, inception_weights="w.pth")
     argv = validation.command(configuration.Config(output=output), tmp_path / "c", tmp_path / "f")
     assert argv[:4] == [sys.executable, "-m", "fastgan", "evaluate"]
@@ -231,7 +231,7 @@ def test_the_command_line_of_the_process(tmp_path):
     assert (given.checkpoint, given.json, given.device) == (str(tmp_path / "c"), str(tmp_path / "f"), "auto")
 
 
-def test_without_the_packages(monkeypatch):
+def test_metrics_without_their_packages_are_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     with pytest.raises(UserError, match='need the extra "fid", which is not installed'):
         BackgroundEvaluation(configuration.Config(output=configuration.OutputOptions(metrics="is")))

@@ -220,7 +220,7 @@ class TestNoise:
 
     @pytest.mark.parametrize("noise", ["loud", ["none"] * 4, ["none"] * 4 + ["loud"]])
     def test_invalid_noise_settings(self, generator, noise):
-        with pytest.raises(ValueError, match=r"noise is .*, must be 'random', 'const' or 'none', or 5 such words"):
+        with pytest.raises(ValueError, match=r"noise is .*, must be 'random', 'const' or 'none', or 5 of these"):
             generator(torch.zeros(1, 8), noise=noise)
 
 

@@ -15,7 +15,7 @@ def error_of(command, argv, capsys):
     return lines[0].removeprefix("error: ")
 
 
-SHORTAGES = {  # errors of the kinds of memory, and their messages
+SHORTAGES = {  # by kind of memory: the error of PyTorch or Python, and the message for it
     "GPU": (
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 8 GiB"),
         "out of memory (20.00 GiB more asked for); ",

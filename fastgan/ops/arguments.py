@@ -1,4 +1,4 @@
-"""The checks of tensor arguments that operations have in common; what fails them is named in the message."""
+"""Argument checks shared by all operations. Errors name the operation and the argument."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def check_activation(operation: str, x: Tensor, name: str = "x") -> None:
-    """Raises ValueError, which says `name`, unless `x` is [N, C, ...] in a dtype that the kernels know."""
+    """Raises ValueError unless `x` is [N, C, ...] in one of `DTYPES`."""
     if x.dim() < 2:
         raise ValueError(f"{operation}: {name} has shape {list(x.shape)}, must be [N, C, ...]")
     if x.dtype not in DTYPES:
@@ -19,9 +19,9 @@ def check_activation(operation: str, x: Tensor, name: str = "x") -> None:
 
 
 def check_parameter(operation: str, name: str, tensor: Tensor, x: Tensor) -> None:
-    """Raises ValueError, which says `name`, unless it has elements, is floating-point and on the device of `x`."""
+    """Raises ValueError unless `tensor` is floating-point, not empty and on the device of `x`."""
     if not tensor.is_floating_point():
-        raise ValueError(f"{operation}: {name} has dtype {tensor.dtype}, must be a floating-point one")
+        raise ValueError(f"{operation}: {name} has dtype {tensor.dtype}, must be floating-point")
     if tensor.device != x.device:
         raise ValueError(f"{operation}: {name} is on {tensor.device}, x on {x.device}")
     if not tensor.numel():
@@ -31,9 +31,9 @@ def check_parameter(operation: str, name: str, tensor: Tensor, x: Tensor) -> Non
 def prepared(
     operation: str, name: str, tensor: Tensor | None, shapes: Sequence[tuple[int, ...]], x: Tensor
 ) -> Tensor | None:
-    """A small tensor as the kernels take it: contiguous, in the precision of arithmetic. None stays None.
+    """Converts a small tensor for the kernels: contiguous, in the precision of arithmetic. None stays None.
 
-    Raises ValueError unless it has one of `shapes`, lies on the device of `x` and is of a floating-point dtype.
+    Raises ValueError unless `tensor` has one of `shapes`, is floating-point and on the device of `x`.
     """
     if tensor is None:
         return None

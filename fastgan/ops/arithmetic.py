@@ -1,4 +1,4 @@
-"""The precision that fastgan computes in: fp32 for activations of any dtype, fp64 for fp64."""
+"""The precision of arithmetic: fp64 for fp64 activations, fp32 for all others."""
 
 import torch
 from torch import Tensor
@@ -10,19 +10,18 @@ def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def to_arithmetic(x: Tensor) -> Tensor:
-    """`x` in the precision of arithmetic; `x` itself where it has that."""
+    """`x` in the precision of arithmetic; `x` itself if it is in that precision."""
     return x.to(arithmetic_dtype(x.dtype))
 
 
 def average_in(average: Tensor, value: Tensor, share: float) -> None:
-    """Moves a running average in place, by this share of the way to `value`, where that is finite: one overflow would
-    stay in it for ever."""
+    """In place: average += share * (value - average), only where `value` is finite. An overflow would stay for ever."""
     value = value.detach().to(average.dtype)
     average.lerp_(value.where(value.isfinite(), average), share)
 
 
 def computes_in_fp16(x: Tensor) -> bool:
-    """Whether a convolution or matrix product of `x` is one in fp16, whose range large sums leave."""
+    """Whether a convolution or matrix product of `x` runs in fp16, where large sums overflow."""
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     return dtype == torch.float16

@@ -1,4 +1,4 @@
-"""Small constant tensors, kept between calls."""
+"""A cache for small constant tensors."""
 
 from collections.abc import Callable
 from functools import cache, wraps
@@ -11,23 +11,25 @@ from fastgan.ops.transforms import transforms_active
 
 
 def constant(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Decorator: keeps each tensor that `make(*arguments, device)` returns, for the calls that follow.
+    """Decorator: caches the tensor that `make(*arguments, device)` returns, by its arguments.
 
-    A kept tensor outlives the mode of the call that made it. So it is never an inference tensor, which could not be
-    saved for a later backward pass. Where it would be no ordinary tensor (fake tensors, torch.func, torch.compile), or
-    have no content yet (capture of a CUDA graph), that call makes one for itself.
+    A cached tensor outlives the mode of the call that made it. So:
+
+    - it is never an inference tensor, which could not be saved for a later backward pass;
+    - nothing is cached under fake tensors, torch.func and torch.compile, where the result is no ordinary tensor, nor
+      during capture of a CUDA graph, where it has no content yet.
     """
 
     @cache
-    def made(*arguments) -> Tensor:
+    def cached(*arguments) -> Tensor:
         with torch.inference_mode(False):
             return make(*arguments)
 
     @wraps(make)
     def get(*arguments) -> Tensor:
-        if is_compiling() or _is_mode_active() or _is_captured(arguments[-1]):
+        if is_compiling() or _is_mode_active() or _is_capturing(arguments[-1]):
             return make(*arguments)
-        return made(*arguments)
+        return cached(*arguments)
 
     return get
 
@@ -36,5 +38,5 @@ def _is_mode_active() -> bool:
     return torch._C._len_torch_dispatch_stack() > 0 or transforms_active()
 
 
-def _is_captured(device: torch.device) -> bool:
+def _is_capturing(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()

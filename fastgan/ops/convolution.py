@@ -1,16 +1,23 @@
-"""Convolutions whose derivatives of any order are convolutions of the same kind.
+"""conv2d and conv_transpose2d, whose derivatives of every order are convolutions of the same kind.
 
-PyTorch differentiates its convolution twice, too, but takes the weight's gradient of the second order by a convolution
-with a kernel as large as the image; gradient penalties and path length are made of these. Which takes longer hangs on
-the CPU: docs/performance.md has what was measured. A convolution is linear in image and weight, so three maps are
-enough for all orders:
+A convolution is linear in image and weight, so three maps serve all orders:
 
-    y = conv(x, w)        dx = back(dy, w)     dw = outer(x, dy)
-    x' = back(y', w)      dy = conv(dx', w)    dw = outer(dx', y')
-    w' = outer(x, y)      dx = back(y, dw')    dy = conv(x, dw')
+    y = conv(x, w)               dx = grad_input(dy, w)     dw = grad_weight(x, dy)
+    x' = grad_input(y', w)       dy = conv(dx', w)          dw = grad_weight(dx', y')
+    w' = grad_weight(x, y)       dx = grad_input(y, dw')    dy = conv(x, dw')
 
-and each of them is one call of a library convolution or of half of its backward pass, or on a CPU of one of our own
-kernels where these are faster (`fastgan.ops.weight_gradient`, `fastgan.ops.few_channels`).
+(PyTorch's second derivative of the weight is a convolution by a kernel as large as the image. Gradient penalties and
+path length consist of such derivatives.)
+
+Who computes a map (`_convolve` and `_gradients` decide):
+
+- PyTorch's library, by `aten.convolution` and `aten.convolution_backward`: on a GPU, under torch.compile and
+  torch.func, and wherever no kernel of ours is named below;
+- `fastgan.ops.few_channels`: on a CPU, if input or output has at most 4 channels. The library still writes the other
+  image where that is large;
+- `fastgan.ops.weight_gradient`: on a CPU, grad_weight of the shapes for which it is faster.
+
+The conditions in full are `FewChannels.of` and `weight_gradient.is_suited`. Measurements: docs/notes/convolutions.md.
 """
 
 from typing import NamedTuple
@@ -31,25 +38,27 @@ class _Geometry(NamedTuple):
     stride: int
     padding: tuple[int, int]
     transposed: bool
-    own: bool  # whether kernels of our own may have a part in it
+    cpp_kernels: bool  # whether our CPU kernels may compute parts of it
 
 
 @recordable
 def conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1, padding: int | tuple[int, int] = 0
 ) -> Tensor:
-    """`torch.nn.functional.conv2d` with second derivatives of its own, see above.
+    """`torch.nn.functional.conv2d`, with the derivatives described at the top of this module.
 
     Args:
         x: [N, I, H, W].
         weight: [O, I, kh, kw], in the dtype of `x` unless autocast is on.
-        bias: [O], likewise.
-        stride, padding: in both dimensions; zeros are padded.
+        bias: [O], in the dtype of `x` unless autocast is on.
+        stride: of both dimensions.
+        padding: zeros on each side; one number, or (rows, columns).
 
     Returns:
-        [N, O, ...] as PyTorch's. Differentiable any number of times.
+        [N, O, ...], as PyTorch. Differentiable any number of times.
 
-    Raises RuntimeError, as PyTorch's, where shapes or dtypes do not fit.
+    Raises:
+        RuntimeError: shapes or dtypes do not fit, as PyTorch.
     """
     return _convolution(x, weight, bias, stride, padding, transposed=False)
 
@@ -58,9 +67,9 @@ def conv2d(
 def conv_transpose2d(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1, padding: int | tuple[int, int] = 0
 ) -> Tensor:
-    """`torch.nn.functional.conv_transpose2d` with second derivatives of its own, see above.
+    """`torch.nn.functional.conv_transpose2d`, with the derivatives described at the top of this module.
 
-    Args: as `conv2d`, but weight is [I, O, kh, kw].
+    Arguments and errors are those of `conv2d`, but weight is [I, O, kh, kw].
     """
     return _convolution(x, weight, bias, stride, padding, transposed=True)
 
@@ -69,29 +78,31 @@ def conv_transpose2d(
 def filtered_conv2d(
     x: Tensor, weight: Tensor, taps: Tensor, *, filter_padding: tuple[int, int, int, int], stride: int
 ) -> Tensor:
-    """`conv2d(upfirdn2d(x, taps, padding=filter_padding), weight, stride=stride)`, with `x` kept and nothing else.
+    """`conv2d(upfirdn2d(x, taps, padding=filter_padding), weight, stride=stride)`, which saves `x` only.
 
-    What the filter makes of it is made again for the gradient of the weight. That spares the memory of an image where
-    `x` is kept anyway, as the result of an activation is, and costs a pass.
+    Backward filters `x` again for the gradient of the weight. This costs a pass, and saves the memory of an image if
+    `x` is saved anyway, as the output of an activation is.
 
     Args:
         x: [N, I, H, W].
         weight: [O, I, kh, kw], in the dtype of `x` unless autocast is on.
         taps, filter_padding: see `upfirdn2d`.
-        stride: in both dimensions.
+        stride: of both dimensions.
 
     Returns:
         [N, O, ...]. Differentiable any number of times in x and weight.
 
-    Raises ValueError as `upfirdn2d`, RuntimeError as PyTorch's convolution, where shapes or dtypes do not fit.
+    Raises:
+        ValueError: the arguments do not fit the filter, see `upfirdn2d`.
+        RuntimeError: shapes or dtypes do not fit the convolution, as PyTorch.
     """
     needs_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    converted = _autocast(x)[0].dtype != x.dtype  # the smaller of the two is what comes behind the filter
-    apart = not needs_grad or converted or taps.requires_grad or torch.compiler.is_compiling()
-    if apart or must_use_reference((x, weight, taps)):
+    converted = _autocast(x)[0].dtype != x.dtype  # then the filtered image is the smaller one to save
+    separate = not needs_grad or converted or taps.requires_grad or torch.compiler.is_compiling()
+    if separate or must_use_reference((x, weight, taps)):
         return conv2d(upfirdn2d(x, taps, padding=filter_padding), weight, stride=stride)
     x, low_pass = LowPass.of(x, taps, filter_padding)
-    geometry = _Geometry(stride, (0, 0), False, _may_be_own(x))
+    geometry = _Geometry(stride, (0, 0), False, _may_use_cpp_kernels(x))
     return _ConvolveFiltered.apply(x, *_autocast(weight), low_pass, geometry)
 
 
@@ -101,20 +112,20 @@ def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pa
     if torch.compiler.is_compiling() or must_use_reference((x, weight, bias)):
         function = F.conv_transpose2d if transposed else F.conv2d
         return function(x, weight, bias, stride=stride, padding=pads)
-    geometry = _Geometry(stride, pads, transposed, _may_be_own(x))
+    geometry = _Geometry(stride, pads, transposed, _may_use_cpp_kernels(x))
     x, weight, bias = _autocast(x, weight, bias)
     if not needs_grad:
         return _convolve(x, weight, bias, geometry)
     return _Convolve.apply(x, weight, bias, geometry)
 
 
-def _may_be_own(x: Tensor) -> bool:
-    """Whether the compiled extension may make a part of a convolution of `x`."""
+def _may_use_cpp_kernels(x: Tensor) -> bool:
+    """Whether our C++ kernels are available, and allowed, for a convolution of `x`."""
     return backends.why_not_beside_library("few_channels", x.device) is None
 
 
 def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
-    """The tensors in autocast's dtype, where that is on; as for PyTorch's convolutions, fp64 stays."""
+    """Converts the tensors to autocast's dtype, if autocast is on. fp64 stays, as for PyTorch's convolutions."""
     kind = tensors[0].device.type
     if not torch.is_autocast_enabled(kind):
         return list(tensors)
@@ -123,84 +134,87 @@ def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
     return [t.to(dtype) if t is not None and t.dtype in eligible else t for t in tensors]
 
 
-# The three maps, without a graph -------------------------------------------------------------------------------------
+# The three maps, without a graph: the choice between the library and our kernels --------------------------------------
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, g: _Geometry) -> Tensor:
     few = _few_channels(x, weight, g) if bias is None else None
     if few and (y := few.forward(x, weight)) is not None:
         return y
-    return _of_library(x, weight, bias, g)
+    return _library_conv(x, weight, bias, g)
 
 
-def _gradients(dy: Tensor, x: Tensor, weight: Tensor, g: _Geometry, wanted: tuple[bool, bool, bool]):
-    """Of x, weight and bias, those that are wanted. An operand that none of them is made of counts by its shape."""
-    if not any(wanted):
+def _gradients(dy: Tensor, x: Tensor, weight: Tensor, g: _Geometry, mask: tuple[bool, bool, bool]):
+    """The gradients of x, weight and bias that `mask` asks for, others None.
+
+    The gradient of x does not read the data of x, nor that of weight the data of weight: only their metadata.
+    """
+    if not any(mask):
         return None, None, None
     dx = dw = None
     if few := _few_channels(x, weight, g):
-        dx = few.back(dy, weight, x) if wanted[0] else None
-        dw = few.outer(dy, x, weight) if wanted[1] else None
-    elif wanted[1] and g.own and weight_gradient.is_suited(dy, x, weight, g.transposed):
+        dx = few.grad_input(dy, weight, x) if mask[0] else None
+        dw = few.grad_weight(dy, x, weight) if mask[1] else None
+    elif mask[1] and g.cpp_kernels and weight_gradient.is_suited(dy, x, weight, g.transposed):
         dw = weight_gradient.weight_gradient(dy, x, weight, g.stride, g.padding, g.transposed)
-    rest = wanted[0] and dx is None, wanted[1] and dw is None, wanted[2]
+    rest = mask[0] and dx is None, mask[1] and dw is None, mask[2]
     if not any(rest):
         return dx, dw, None
-    of_library = _gradients_of_library(dy, x, weight, g, rest)
-    return of_library[0] if dx is None else dx, of_library[1] if dw is None else dw, of_library[2]
+    library = _library_gradients(dy, x, weight, g, rest)
+    return library[0] if dx is None else dx, library[1] if dw is None else dw, library[2]
 
 
-def _of_library(x: Tensor, weight: Tensor, bias: Tensor | None, g: _Geometry) -> Tensor:
+def _library_conv(x: Tensor, weight: Tensor, bias: Tensor | None, g: _Geometry) -> Tensor:
     return torch.ops.aten.convolution(x, weight, bias, (g.stride, g.stride), g.padding, (1, 1), g.transposed, (0, 0), 1)
 
 
-def _gradients_of_library(dy: Tensor, x: Tensor, weight: Tensor, g: _Geometry, wanted: tuple[bool, bool, bool]):
+def _library_gradients(dy: Tensor, x: Tensor, weight: Tensor, g: _Geometry, mask: tuple[bool, bool, bool]):
     biases = [weight.shape[1 if g.transposed else 0]]
     return torch.ops.aten.convolution_backward(
-        dy, x, weight, biases, (g.stride, g.stride), g.padding, (1, 1), g.transposed, (0, 0), 1, wanted
+        dy, x, weight, biases, (g.stride, g.stride), g.padding, (1, 1), g.transposed, (0, 0), 1, mask
     )
 
 
 def _few_channels(x: Tensor, weight: Tensor, g: _Geometry) -> FewChannels | None:
-    """How the convolution is best made by the kernels for few channels, or None if it is not."""
-    return FewChannels.of(x, weight, g.stride, g.padding, g.transposed) if g.own else None
+    """The call of the kernels for few channels, or None if they do not take this convolution."""
+    return FewChannels.of(x, weight, g.stride, g.padding, g.transposed) if g.cpp_kernels else None
 
 
-# ... and with one ----------------------------------------------------------------------------------------------------
+# The three maps, differentiable if grad mode is on -------------------------------------------------------------------
 
 
 def _conv(x: Tensor, weight: Tensor, g: _Geometry) -> Tensor:
     if backward_must_use_reference((x, weight)):
-        return _of_library(x, weight, None, g)
+        return _library_conv(x, weight, None, g)
     return _Convolve.apply(x, weight, None, g) if torch.is_grad_enabled() else _convolve(x, weight, None, g)
 
 
-def _back(dy: Tensor, weight: Tensor, like: Tensor, g: _Geometry) -> Tensor:
-    """The gradient with respect to an image, `like`, of which the shape counts."""
+def _grad_input(dy: Tensor, weight: Tensor, like: Tensor, g: _Geometry) -> Tensor:
+    """The gradient of the image `like`, of which only the metadata is read."""
     if backward_must_use_reference((dy, weight)):
-        return _gradients_of_library(dy, like, weight, g, (True, False, False))[0]
+        return _library_gradients(dy, like, weight, g, (True, False, False))[0]
     if torch.is_grad_enabled():
-        return _Back.apply(dy, weight, like.detach(), g)
+        return _GradInput.apply(dy, weight, like.detach(), g)
     return _gradients(dy, like, weight, g, (True, False, False))[0]
 
 
-def _outer(x: Tensor, dy: Tensor, like: Tensor, g: _Geometry) -> Tensor:
-    """The gradient with respect to a weight, `like`, of which the shape counts."""
+def _grad_weight(x: Tensor, dy: Tensor, like: Tensor, g: _Geometry) -> Tensor:
+    """The gradient of the weight `like`, of which only the metadata is read."""
     if backward_must_use_reference((x, dy)):
-        return _gradients_of_library(dy, x, like, g, (False, True, False))[1]
+        return _library_gradients(dy, x, like, g, (False, True, False))[1]
     if torch.is_grad_enabled():
-        return _Outer.apply(x, dy, like.detach(), g)
+        return _GradWeight.apply(x, dy, like.detach(), g)
     return _gradients(dy, x, like, g, (False, True, False))[1]
 
 
 _engine_runs = getattr(torch._C, "_will_engine_execute_node", lambda node: True)  # as torch.autograd.graph asks it
 
 
-def _wanted(ctx, count: int) -> tuple[bool, ...]:
-    """Whether the backward pass that is running uses the gradient of each of a Function's first inputs.
+def _output_mask(ctx, count: int) -> tuple[bool, ...]:
+    """The output mask of the running backward pass: whether it uses the gradient of each of the first inputs.
 
-    `ctx.needs_input_grad` is True for every tensor with a graph, also in an `autograd.grad` for the images alone
-    (pytorch issue 174017): gradient penalties and path length would pay for a weight gradient a layer.
+    `ctx.needs_input_grad` is True for every tensor with a graph, even in an `autograd.grad` for the images alone
+    (pytorch issue 174017). With it, gradient penalties and path length would compute an unused weight gradient a layer.
     """
     nodes = ctx.next_functions
     return tuple([need and _is_used(nodes[i][0]) for i, need in enumerate(ctx.needs_input_grad[:count])])
@@ -209,7 +223,7 @@ def _wanted(ctx, count: int) -> tuple[bool, ...]:
 def _is_used(node) -> bool:
     try:
         return _engine_runs(node)
-    except RuntimeError:  # the engine's answer for a leaf that `autograd.grad` was asked for
+    except RuntimeError:  # raised for a leaf among the inputs of `autograd.grad`
         return True
 
 
@@ -218,7 +232,7 @@ class _Convolve(torch.autograd.Function):
     def forward(ctx, x, weight, bias, geometry):
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         ctx.set_materialize_grads(False)
-        ctx.call = geometry, _Kind.of(x)
+        ctx.call = geometry, _Metadata.of(x)
         return _convolve(x, weight, bias, geometry)
 
     @staticmethod
@@ -226,25 +240,25 @@ class _Convolve(torch.autograd.Function):
         if dy is None:
             return None, None, None, None
         x, weight = ctx.saved_tensors
-        geometry, kind = ctx.call
-        wanted = of_x, of_weight, of_bias = _wanted(ctx, 3)
-        x = kind.empty() if x is None else x
+        geometry, metadata = ctx.call
+        mask = needs_x, needs_weight, needs_bias = _output_mask(ctx, 3)
+        x = metadata.empty() if x is None else x
         if not (torch.is_grad_enabled() or backward_must_use_reference((dy,), (x, weight))):
-            return *_gradients(dy, x, weight, geometry, wanted), None  # by one call
-        dx = _back(dy, weight, x, geometry) if of_x else None
-        dw = _outer(x, dy, weight, geometry) if of_weight else None
-        return dx, dw, dy.sum((0, 2, 3)) if of_bias else None, None
+            return *_gradients(dy, x, weight, geometry, mask), None  # one call of the library
+        dx = _grad_input(dy, weight, x, geometry) if needs_x else None
+        dw = _grad_weight(x, dy, weight, geometry) if needs_weight else None
+        return dx, dw, dy.sum((0, 2, 3)) if needs_bias else None, None
 
 
 class _ConvolveFiltered(torch.autograd.Function):
-    """The convolution of what a filter makes of x, which is made again for the gradient of the weight."""
+    """The convolution of a filtered x. Backward filters x again for the gradient of the weight."""
 
     @staticmethod
     def forward(ctx, x, weight, low_pass, geometry):
         filtered = low_pass(x)
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         ctx.set_materialize_grads(False)
-        ctx.call = low_pass, geometry, x.shape, _Kind.of(filtered)
+        ctx.call = low_pass, geometry, x.shape, _Metadata.of(filtered)
         return _convolve(filtered, weight, None, geometry)
 
     @staticmethod
@@ -252,17 +266,17 @@ class _ConvolveFiltered(torch.autograd.Function):
         if dy is None:
             return None, None, None, None
         x, weight = ctx.saved_tensors
-        low_pass, geometry, shape, kind = ctx.call
-        of_x, of_weight = _wanted(ctx, 2)
-        filtered = low_pass(x) if of_weight else kind.empty()
-        dw = _outer(filtered, dy, weight, geometry) if of_weight else None
-        dfiltered = _back(dy, weight, filtered, geometry) if of_x else None
-        del filtered  # before there is one image more
-        return low_pass.adjoint(dfiltered, shape) if of_x else None, dw, None, None
+        low_pass, geometry, shape, metadata = ctx.call
+        needs_x, needs_weight = _output_mask(ctx, 2)
+        filtered = low_pass(x) if needs_weight else metadata.empty()
+        dw = _grad_weight(filtered, dy, weight, geometry) if needs_weight else None
+        dfiltered = _grad_input(dy, weight, filtered, geometry) if needs_x else None
+        del filtered  # before the adjoint allocates another image
+        return low_pass.adjoint(dfiltered, shape) if needs_x else None, dw, None, None
 
 
-class _Kind(NamedTuple):
-    """What a tensor was like whose numbers are not needed any more."""
+class _Metadata(NamedTuple):
+    """Tensor metadata."""
 
     shape: torch.Size
     channels_last: bool
@@ -270,16 +284,16 @@ class _Kind(NamedTuple):
     device: torch.device
 
     @staticmethod
-    def of(x: Tensor) -> "_Kind":
-        return _Kind(x.shape, is_channels_last(x), x.dtype, x.device)
+    def of(x: Tensor) -> "_Metadata":
+        return _Metadata(x.shape, is_channels_last(x), x.dtype, x.device)
 
     def empty(self) -> Tensor:
         memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
         return torch.empty(self.shape, dtype=self.dtype, device=self.device, memory_format=memory_format)
 
 
-class _Back(torch.autograd.Function):
-    """`_back`, differentiable."""
+class _GradInput(torch.autograd.Function):
+    """`_grad_input`, differentiable."""
 
     @staticmethod
     def forward(ctx, dy, weight, like, geometry):
@@ -293,13 +307,13 @@ class _Back(torch.autograd.Function):
         if dx is None:
             return None, None, None, None
         dy, weight = ctx.saved_tensors
-        of_dy, of_weight = _wanted(ctx, 2)
-        ddy = _conv(dx, weight, ctx.geometry) if of_dy else None
-        return ddy, _outer(dx, dy, weight, ctx.geometry) if of_weight else None, None, None
+        needs_dy, needs_weight = _output_mask(ctx, 2)
+        ddy = _conv(dx, weight, ctx.geometry) if needs_dy else None
+        return ddy, _grad_weight(dx, dy, weight, ctx.geometry) if needs_weight else None, None, None
 
 
-class _Outer(torch.autograd.Function):
-    """`_outer`, differentiable."""
+class _GradWeight(torch.autograd.Function):
+    """`_grad_weight`, differentiable."""
 
     @staticmethod
     def forward(ctx, x, dy, like, geometry):
@@ -313,6 +327,6 @@ class _Outer(torch.autograd.Function):
         if dw is None:
             return None, None, None, None
         x, dy = ctx.saved_tensors
-        of_x, of_dy = _wanted(ctx, 2)
-        dx = _back(dy, dw, x, ctx.geometry) if of_x else None
-        return dx, _conv(x, dw, ctx.geometry) if of_dy else None, None, None
+        needs_x, needs_dy = _output_mask(ctx, 2)
+        dx = _grad_input(dy, dw, x, ctx.geometry) if needs_x else None
+        return dx, _conv(x, dw, ctx.geometry) if needs_dy else None, None, None

@@ -1,8 +1,9 @@
-"""Memory layouts that kernels take: activations in one of two, described by a `View`; weights with one step per tap.
+"""Memory layouts that kernels take: NCHW or channels_last for activations, one distance between taps for weights.
 
-Kernels see addresses and sizes, no strides. So every tensor that a launcher gets, argument or result, has been through
-a function of this module, or is small and contiguous (`fastgan.ops.arguments.prepared`). `torch.empty_like` allocates
-results of dense tensors only: of others it may keep any strides. tests/ops/test_layouts.py holds every launch to this.
+Kernels get addresses and sizes, no strides. So every tensor that a launcher gets, argument or result, has passed
+through a function of this module, or is small and contiguous (`fastgan.ops.arguments.prepared`). `torch.empty_like` may
+keep any strides of a tensor that is not dense: allocate results like dense tensors only. tests/ops/test_layouts.py
+checks every launch.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from fastgan_kernels.calls import View
 
 
 def view_of(x: Tensor) -> View | None:
-    """The kernels' view of `x` [N, C, ...], or None if it is dense in neither layout (within torch.func: in NCHW)."""
+    """The kernels' view of `x` [N, C, ...], or None if `x` is dense in neither layout (under torch.func: in NCHW)."""
     shape = x.shape
     n, c = shape[0], shape[1]
     p = 1
@@ -23,15 +24,15 @@ def view_of(x: Tensor) -> View | None:
         p *= size
     if x.is_contiguous():
         return View(n, c, p, p == 1)
-    if transforms_active():  # vmap knows no memory formats
+    if transforms_active():  # vmap has no memory formats
         return None
-    # For 4 dimensions the same question is answered quicker.
+    # The first form is faster, but takes 4 dimensions only.
     nhwc = x.is_contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x.movedim(1, -1).is_contiguous()
     return View(n, c, p, True) if nhwc else None
 
 
 def sizes_of(x: Tensor) -> tuple[int, int, torch.dtype]:
-    """Samples, elements of a sample, and dtype of `x` [N, ...], for calls that see samples as rows."""
+    """Number of samples, elements of a sample, and dtype of `x` [N, ...], for calls that see samples as rows."""
     n = x.shape[0]
     return n, x.numel() // n, x.dtype
 
@@ -39,8 +40,8 @@ def sizes_of(x: Tensor) -> tuple[int, int, torch.dtype]:
 def is_channels_last(x: Tensor) -> bool:
     """Whether `x` [N, C, H, W] is dense and in channels_last.
 
-    Where sizes of 1 make the formats one in memory, its strides tell, as for torch's own operations: what is made of it
-    may be larger. Within torch.func no tensor counts as one in channels_last: vmap knows no memory formats.
+    If sizes of 1 make both formats the same in memory, the strides decide, as in torch: the output of an operation may
+    have larger sizes. False for every tensor under torch.func, since vmap has no memory formats.
     """
     if transforms_active() or not x.is_contiguous(memory_format=torch.channels_last):
         return False
@@ -48,8 +49,11 @@ def is_channels_last(x: Tensor) -> bool:
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """`x` [N, C, H, W] in channels_last, in a way that shows: images of one channel look alike in both formats, torch
-    takes them for NCHW, and so does every layer after. Batches of vmap stay as they are: it knows no memory formats."""
+    """`x` [N, C, H, W] in channels_last, also in its strides if C is 1.
+
+    With torch's own strides an image of one channel counts as NCHW, and so do the outputs of all layers after it.
+    Under vmap, which has no memory formats, `x` is returned unchanged.
+    """
     if transforms_active() or is_batch_of_gradients(x):
         return x
     if x.shape[1] == 1:
@@ -59,16 +63,16 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 def empty_nhwc(like: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
-    """An uninitialised [N, C, ...] whose channels are adjacent in memory, also in its strides where C is 1.
+    """An uninitialised tensor [N, C, ...] in channels_last, also in its strides if C is 1.
 
-    Not a view of another tensor: autograd forbids to modify a view in place that a custom Function returns.
+    It is no view of another tensor: autograd refuses in-place changes of a view that a custom Function returned.
     """
     dims = range(2, len(shape))
     return torch.empty_permuted(shape, (0, *dims, 1), dtype=dtype or like.dtype, device=like.device)
 
 
 def dense(x: Tensor) -> Tensor:
-    """`x`, or a dense copy of it in the layout that it is nearest to."""
+    """`x`, or a dense copy in the nearer of the two layouts."""
     if view_of(x) is not None:
         return x
     channels_last = x.dim() > 2 and x.stride(1) == 1
@@ -76,31 +80,33 @@ def dense(x: Tensor) -> Tensor:
 
 
 def dense_like(x: Tensor, reference: Tensor) -> Tensor:
-    """`x`, or a copy of it in the layout of `reference`, a dense tensor of the same shape."""
-    if x.stride() == reference.stride():  # nearly always, and quicker to tell
+    """`x`, or a copy in the layout of `reference`, a dense tensor of the same shape."""
+    if x.stride() == reference.stride():  # the usual case, and a cheap test
         return x
     return x if view_of(x) == view_of(reference) else torch.empty_like(reference, dtype=x.dtype).copy_(x)
 
 
 def weight_like(weight: Tensor, x: Tensor) -> Tensor:
-    """The weight [.., .., kh, kw] of a convolution in dtype and memory format of its input `x` [N, C, H, W], in one
-    pass. A weight in another format would be copied by the convolution itself, forward and backward."""
+    """A convolution's weight [.., .., kh, kw] in dtype and memory format of its input `x` [N, C, H, W], in one pass.
+
+    The convolution itself would copy a weight in another format, forward and backward.
+    """
     memory_format = torch.channels_last if is_channels_last(x) else torch.contiguous_format
     return weight.to(dtype=x.dtype, memory_format=memory_format)
 
 
 def has_one_step(weight: Tensor) -> bool:
-    """Whether one distance leads from each tap of a weight [.., .., kh, kw] to the next."""
+    """Whether consecutive taps of a weight [.., .., kh, kw] are all the same distance apart in memory."""
     return weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def channels(t: Tensor, like: Tensor) -> Tensor:
-    """[C] or [N, C] shaped to broadcast against [N, C, ...]; a scalar stays one."""
+    """Reshapes [C] or [N, C] to broadcast against `like` [N, C, ...]. A scalar stays a scalar."""
     if t.dim() == 0:
         return t
     return t.reshape(*([1] * (t.dim() == 1)), *t.shape, *([1] * (like.dim() - 2)))
 
 
 def over_positions(t: Tensor) -> Tensor:
-    """Sums [N, C, ...] to [N, C]."""
+    """Sums [N, C, ...] over positions, to [N, C]."""
     return t.sum(tuple(range(2, t.dim()))) if t.dim() > 2 else t

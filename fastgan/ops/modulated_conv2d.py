@@ -1,13 +1,13 @@
-"""modulated_conv2d: StyleGAN2's convolution: a style scales its input channels, and its output is normalised for that.
+"""modulated_conv2d, StyleGAN2's convolution: a style scales the input channels, demodulation normalises the output.
 
     y[n,o] = d[n,o] * conv(style[n,i] * x[n,i], weight)[o]
     d[n,o] = rsqrt(sum_i style[n,i]^2 * sum_k weight[o,i,k]^2 + 1e-8)
 
 Karras et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN", equations 1 and 3, in the form that scales
-activations: one convolution whose weights the whole batch shares, never an [N, O, I, k, k] tensor. `d` is a small
-matrix product and is applied by the elementwise pass that adds noise and bias (`noise_bias_act`); that pass can apply
-the style of the next convolution as well (`post`), which then takes its input as `scaled`. So a synthesis layer costs a
-convolution and one pass over memory.
+activations. The whole batch shares the weights of one convolution; a tensor [N, O, I, k, k] never exists. `d` is a
+small matrix product. The elementwise pass after the convolution (`noise_bias_act`) applies it together with noise and
+bias. That pass can also apply the style of the next convolution (`post`), whose input is then `scaled`. So a synthesis
+layer costs a convolution and one pass over memory.
 """
 
 import torch
@@ -48,29 +48,29 @@ def modulated_conv2d(
     gain: float = 1.0,
     clamp: float | None = None,
 ) -> Tensor:
-    """Modulated convolution, with all that follows up to the next one; twice differentiable in every tensor but `taps`.
+    """Modulated convolution, then noise, bias and activation; twice differentiable in every tensor but `taps`.
 
     Args:
         x: activations [N, I, H, W]; fp32, bf16, fp16 or fp64.
         weight: [O, I, kh, kw].
         style: [N, I], factors of the input channels.
-        weight_gain: factor of the weight, such as that of an equalised learning rate. It costs no pass over the weight:
-            it goes where a factor of the activations is applied anyway.
-        demodulate: whether the output is normalised.
+        weight_gain: factor of the weight, such as that of an equalised learning rate. It costs no pass over the weight,
+            since it joins a factor of the activations.
+        demodulate: whether to normalise the output.
         up: 2 doubles the size: transposed convolution with `weight` as it is, then the low-pass filter `taps`.
-        down: 2 halves it: low-pass filter, then a convolution of stride 2. One of `up` and `down` is 1.
-        padding: zeros on each side; k // 2 if not given, which keeps (or doubles, or halves) the size for odd k.
-        taps: the low-pass filter, [k] for both axes or [kh, kw], summing to 1; bilinear, (1, 3, 3, 1), if not given.
-        scaled: `x` has been multiplied by `style` already, as the `post` of the layer before.
-        noise, strength, bias, post, act, slope, gain, clamp: what follows the convolution, see `noise_bias_act`.
+        down: 2 halves the size: low-pass filter, then a convolution of stride 2. One of `up` and `down` is 1.
+        padding: zeros on each side. Default: k // 2, which keeps (or doubles, or halves) the size for odd k.
+        taps: the low-pass filter, [k] for both axes or [kh, kw], summing to 1. Default: bilinear, (1, 3, 3, 1).
+        scaled: `x` has been multiplied by `style` already, by `post` of the layer before.
+        noise, strength, bias, post, act, slope, gain, clamp: applied after the convolution, see `noise_bias_act`.
 
     Returns:
-        [N, O, H * up / down, W * up / down] in the dtype of the convolution (autocast's, where that is on; else that of
+        [N, O, H * up / down, W * up / down] in the dtype of the convolution (autocast's if that is on, else that of
         `x`) and the memory format of `x`.
 
-    In fp16 weights and styles are divided by constants such that the convolution makes nothing larger than its
-    demodulated result, and what that takes away is put back afterwards, in fp32: nothing overflows on the way to a
-    result that does not, nor on the way to its gradients. (A `scaled` input is taken as it is.)
+    In fp16 weights and styles are divided by constants, so that the convolution's output is no larger than the
+    demodulated result. The epilogue multiplies by them again, in fp32. So neither the convolution nor the gradients
+    overflow unless the final result does. (A `scaled` input is not divided.)
 
     Raises:
         ValueError: shapes or options do not fit; the message names the argument.
@@ -91,19 +91,19 @@ def modulated_conv2d(
     if up != down and taps is None:
         taps = _default_taps(x.device)
     epilogue = {"noise": noise, "strength": strength, "bias": bias, "scale": factor, "post": post, "clamp": clamp}
-    ends_here = all(part is None for part in epilogue.values()) and act == "linear" and gain == 1
+    no_epilogue = all(part is None for part in epilogue.values()) and act == "linear" and gain == 1
     epilogue |= {"act": act, "slope": slope, "gain": gain}
     if up == 2:
         y, around = _transposed(x, weight, pads, taps)
-        if ends_here:
+        if no_epilogue:
             return upfirdn2d(y, taps, padding=around, gain=4.0)
         return filtered_noise_bias_act(y, taps, padding=around, fir_gain=4.0, **epilogue)
     y = conv2d(x, weight, padding=pads) if down == 1 else _downsampled(x, weight, pads, taps)
-    return y if ends_here else noise_bias_act(y, **epilogue)
+    return y if no_epilogue else noise_bias_act(y, **epilogue)
 
 
 def demodulation(weight: Tensor, style: Tensor, weight_gain: float = 1.0) -> Tensor:
-    """`d` [N, O] for weight [O, I, kh, kw] times `weight_gain` and style [N, I], in fp32 at least."""
+    """The factors `d` [N, O] for weight [O, I, kh, kw] times `weight_gain` and style [N, I], in fp32 or fp64."""
     with torch.autocast(style.device.type, enabled=False):
         weight = to_arithmetic(weight)
         energy = weight.square().sum((2, 3)) if must_use_reference((weight,)) else _Energy.apply(weight)  # [O, I]
@@ -112,13 +112,13 @@ def demodulation(weight: Tensor, style: Tensor, weight_gain: float = 1.0) -> Ten
 
 
 class _Energy(torch.autograd.Function):
-    """`weight.square().sum((2, 3))`, whose gradient is made in one pass instead of three."""
+    """`weight.square().sum((2, 3))`, with a backward of one pass instead of three."""
 
     @staticmethod
     def forward(ctx, weight: Tensor) -> Tensor:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(weight)
-        return weight.square().sum((2, 3))  # a vector_norm over the middle of memory takes forty times as long
+        return weight.square().sum((2, 3))  # vector_norm over inner dimensions is far slower
 
     @staticmethod
     def backward(ctx, gradient: Tensor | None) -> Tensor | None:
@@ -150,11 +150,11 @@ def _check(x: Tensor, weight: Tensor, style: Tensor, up: int, down: int, padding
 
 
 def _within_fp16(weight: Tensor, style: Tensor, demodulate: bool, scaled: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Weight and style divided by constants, and the factor [N, O] that demodulates and makes up for these.
+    """Weight and style divided by constants, and the factor [N, O] that demodulates and undoes the division.
 
-    The factor is at least 1: the convolution makes nothing larger than the result. Nor is it larger than that takes,
-    since in the backward pass it multiplies the gradient, and the weight gradient before it is divided again. Autograd
-    takes the constants as such: the result does not depend on them, so neither do its derivatives.
+    The factor is at least 1, so that the convolution's output is no larger than the result. It is no larger than
+    needed, since backward multiplies the gradient by it, and the weight gradient before that is divided again. Autograd
+    treats the divisors as constants: the result does not depend on them, so neither do its derivatives.
     """
     factor = demodulation(weight, style) if demodulate else None
     with torch.autocast(style.device.type, enabled=False):
@@ -179,18 +179,18 @@ def _default_taps(device: torch.device) -> Tensor:
     return bilinear_taps(device=device)
 
 
-# Resampling as StyleGAN2 does it: what is filtered is the larger image.
+# Resampling as in StyleGAN2: the filter is applied at the larger size.
 
 
 def _transposed(
     x: Tensor, weight: Tensor, pads: tuple[int, int], taps: Tensor
 ) -> tuple[Tensor, tuple[int, int, int, int]]:
-    """The transposed convolution by a weight [I, O, kh, kw], and the padding that the filter behind it needs."""
+    """The transposed convolution by a weight [I, O, kh, kw], and the padding of the filter after it."""
     height, width = weight.shape[2:]
     rows, columns = taps.shape[0], taps.shape[-1]
     left, right = pads[1] + (columns + 1) // 2 - (width - 1), pads[1] + (columns - 2) // 2 - (width - 2)
     top, bottom = pads[0] + (rows + 1) // 2 - (height - 1), pads[0] + (rows - 2) // 2 - (height - 2)
-    crop = [max(0, -max(top, bottom)), max(0, -max(left, right))]  # what the filter looks at on neither side
+    crop = [max(0, -max(top, bottom)), max(0, -max(left, right))]  # the filter reads it on neither side
     y = conv_transpose2d(x, weight, stride=2, padding=crop)  # [N, O, 2H - 2 + kh - 2 crop, ...]
     return y, (left + crop[1], right + crop[1], top + crop[0], bottom + crop[0])
 

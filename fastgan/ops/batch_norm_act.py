@@ -1,11 +1,11 @@
-"""batch_norm_act: batch normalisation and the activation behind it, in the passes that normalisation alone takes.
+"""batch_norm_act: batch normalisation and activation, in as many passes as normalisation alone.
 
     v = weight[c] * (x - mean[c]) / sqrt(var[c] + eps) + bias[c]
     y = gain * act(v)
 
-In training, mean and population variance are those of a channel over all samples and positions (Ioffe and Szegedy 2015,
+In training, mean and population variance of a channel are taken over all samples and positions (Ioffe and Szegedy 2015,
 "Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate Shift", algorithm 1). In
-evaluation they are running averages: v is a factor and a term then, and the whole is `noise_bias_act`.
+evaluation they are the running averages. Then v is x times a factor plus a term, and `noise_bias_act` computes y.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from fastgan_kernels.calls import NormCall
 
 
 class Options(NamedTuple):
-    """What is not differentiable. `slope` is that of the activation below zero."""
+    """The non-differentiable arguments. `slope` is that of the activation below zero."""
 
     slope: float
     gain: float
@@ -50,31 +50,31 @@ def batch_norm_act(
     gain: float = 1.0,
     batches: int = 1,
 ) -> Tensor:
-    """`gain * act(batch_norm(x))` with batch norm as torch has it, fused; twice differentiable in x, weight and bias.
+    """`gain * act(batch_norm(x))`, with PyTorch's batch norm, fused; twice differentiable in x, weight and bias.
 
     Args:
         x: activations [N, C, ...], any number of further dimensions; fp32, bf16, fp16 or fp64.
-        weight: [C], the factor after normalisation; 1 if not given.
-        bias: [C]; 0 if not given.
-        running_mean, running_var: [C], both or neither. In training they are moved in place towards mean and unbiased
-            variance of `x`, by `momentum`, where these are finite; otherwise they take the place of its statistics.
-        training: whether `x` is normalised by its own statistics.
-        momentum: the share of a call in the running averages, 0 to 1.
+        weight: [C], factor after normalisation. Default: 1.
+        bias: [C]. Default: 0.
+        running_mean, running_var: [C], both or neither. Training updates them in place, by the mean and the unbiased
+            variance of `x` where these are finite. Evaluation normalises by them.
+        training: whether to normalise `x` by its own statistics.
+        momentum: weight of this call in the running averages, 0 to 1.
         eps: added to the variance.
         act: "linear", "relu" or "lrelu".
         slope: of "lrelu" below zero.
         gain: factor after the activation.
-        batches: how many batches of the same size `x` has one after the other. In training each of them is normalised
-            by itself, and moves the running averages in its turn.
+        batches: number of batches of the same size that `x` concatenates. Training normalises each by its own
+            statistics, and updates the running averages by each in turn.
 
     Returns:
         A tensor of the shape, dtype and memory format of `x`. Statistics and arithmetic are fp32 (fp64 for fp64 input);
-        weight and bias are taken in that precision.
+        weight and bias are converted to that precision.
 
     Raises:
-        ValueError: a shape, dtype or option does not fit, or a batch has a single value per channel in training; the
+        ValueError: a shape, dtype or option does not fit, or a batch in training has a single value per channel; the
             message names the argument.
-        BackendUnavailable: none of the backends that were asked for can serve.
+        BackendUnavailable: none of the requested backends can serve.
     """
     name = "batch_norm_act"
     options = Options(slope_of(name, act, slope, gain), float(gain), float(eps), batches)
@@ -83,7 +83,7 @@ def batch_norm_act(
     shape = ((x.shape[1],),)
     weight, bias = prepared(name, "weight", weight, shape, x), prepared(name, "bias", bias, shape, x)
     if (running_mean is None) != (running_var is None):
-        raise ValueError(f"{name}: of running_mean and running_var one is given, must be both or neither")
+        raise ValueError(f"{name}: one of running_mean and running_var is given, must be both or neither")
     mean = prepared(name, "running_mean", running_mean, shape, x)
     var = prepared(name, "running_var", running_var, shape, x)
     if not training:
@@ -101,14 +101,14 @@ def batch_norm_act(
     y, statistics = BatchNormAct.apply(backends.choose(name, x.device), (dense(x), weight, bias), options)
     if running_mean is not None and x.numel() > 0:
         with torch.no_grad():
-            for of_mean, _, of_var in statistics:
-                average_in(running_mean, of_mean, momentum)
-                average_in(running_var, of_var, momentum)
+            for batch_mean, _, batch_var in statistics:
+                average_in(running_mean, batch_mean, momentum)
+                average_in(running_var, batch_var, momentum)
     return y
 
 
 def _with_statistics(x, mean, var, weight, bias, options):
-    """The operation with mean and variance given, as one of `noise_bias_act`."""
+    """The operation with given mean and variance, by `noise_bias_act`."""
     factor = torch.rsqrt(var + options.eps)
     if weight is not None:
         factor = factor * weight
@@ -119,10 +119,10 @@ def _with_statistics(x, mean, var, weight, bias, options):
 
 @register
 class BatchNormAct(FusedOperation):
-    """The operation in training as `FusedOperation` wants it told.
+    """The operation in training.
 
-    Kept for the backward pass: x, weight and bias. The spare [batches, 3, C], which is reported, has mean,
-    1 / sqrt(var + eps) and the unbiased variance. Kernels take one batch at a time.
+    Saved for backward: x, weight and bias. Statistics [batches, 3, C], which the caller gets too: mean,
+    1 / sqrt(var + eps) and unbiased variance. Kernels take one batch at a time.
     """
 
     name = "batch_norm_act"
@@ -135,7 +135,7 @@ class BatchNormAct(FusedOperation):
     def reference(inputs, options):
         x, weight, bias = inputs
         parts = [_reference(part, weight, bias, options) for part in x.chunk(options.batches)]
-        return _one(*(y for y, _ in parts)), torch.stack([statistics for _, statistics in parts])
+        return _concatenated(*(y for y, _ in parts)), torch.stack([statistics for _, statistics in parts])
 
     @staticmethod
     def allocate_output(inputs, options):
@@ -167,7 +167,7 @@ class BatchNormAct(FusedOperation):
         parts = zip(grad.chunk(options.batches), x.chunk(options.batches), strict=True)
         dx, *sums = zip(*(_reference_backward(*part, weight, bias, options, needs_grad) for part in parts), strict=True)
         small = (sum(each) if need else None for each, need in zip(sums, needs_grad[1:], strict=True))
-        return _one(*dx) if needs_grad[0] else None, *small
+        return _concatenated(*dx) if needs_grad[0] else None, *small
 
     @staticmethod
     def allocate_grads(grad, saved, options, needs_grad):
@@ -195,7 +195,7 @@ class BatchNormAct(FusedOperation):
 
 
 def _launch_backward(launchers, dx, dweight, dbias, dy, x, statistics, weight, bias, options) -> None:
-    """The kernel for one batch."""
+    """Launches the backward kernel for one batch."""
     shared = _shared_fields(x, weight, bias, options)
     launchers.backward(
         NormCall(*shared, x, statistics, None, dy, dx, None, None, dstyle_scale=dweight, dstyle_bias=dbias)
@@ -203,7 +203,7 @@ def _launch_backward(launchers, dx, dweight, dbias, dy, x, statistics, weight, b
 
 
 def _shared_fields(x: Tensor, weight: Tensor | None, bias: Tensor | None, options: Options) -> tuple:
-    """The fields of a call, up to the style, that both passes have. In NHWC they see one sample."""
+    """The fields of a call up to the style, which are the same for both passes. In NHWC all samples are one."""
     n, c, p, channels_last = view_of(x)
     n, p = (1, n * p) if channels_last else (n, p)
     slope, gain, eps, _ = options
@@ -211,32 +211,32 @@ def _shared_fields(x: Tensor, weight: Tensor | None, bias: Tensor | None, option
 
 
 def _parts(x: Tensor, batches: int) -> Sequence[Tensor]:
-    """The batches of a dense tensor, each of them dense."""
+    """Splits a dense tensor into its batches, which are dense too."""
     return (x,) if batches == 1 else x.chunk(batches)
 
 
-def _one(*parts: Tensor) -> Tensor:
+def _concatenated(*parts: Tensor) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _reference(x: Tensor, weight: Tensor | None, bias: Tensor | None, options: Options) -> tuple[Tensor, Tensor]:
-    """Of one batch: the output and its statistics [3, C]."""
-    wide = to_arithmetic(x)
-    mean = _mean(wide)
-    about_zero = wide - mean
-    var = _mean(about_zero.square())
+    """The output and the statistics [3, C] of one batch."""
+    converted = to_arithmetic(x)
+    mean = _mean(converted)
+    difference = converted - mean
+    var = _mean(difference.square())
     inverse = torch.rsqrt(var + options.eps)
-    y = activated(_affine(about_zero * inverse, weight, bias), options).to(x.dtype)
-    numbers = x.numel() // max(x.shape[1], 1)
-    unbiased = var * (numbers / max(numbers - 1, 1))
+    y = activated(_affine(difference * inverse, weight, bias), options).to(x.dtype)
+    count = x.numel() // max(x.shape[1], 1)
+    unbiased = var * (count / max(count - 1, 1))
     return y, torch.stack([t.detach().flatten() for t in (mean, inverse, unbiased)])
 
 
 def _reference_backward(grad, x, weight, bias, options, needs_grad) -> tuple[Tensor | None, ...]:
-    """Of one batch: the gradients of x, weight and bias that are needed."""
-    about_zero = centred(to_arithmetic(x), _mean)
-    inverse = torch.rsqrt(_mean(about_zero.square()) + options.eps)
-    normal = about_zero * inverse
+    """The needed gradients of x, weight and bias for one batch."""
+    difference = centred(to_arithmetic(x), _mean)
+    inverse = torch.rsqrt(_mean(difference.square()) + options.eps)
+    normal = difference * inverse
     dv = to_arithmetic(grad) * derivative(_affine(normal, weight, bias), options)
     dx = None
     if needs_grad[0]:
@@ -244,19 +244,19 @@ def _reference_backward(grad, x, weight, bias, options, needs_grad) -> tuple[Ten
         dx = (inverse * (g - _mean(g) - normal * _mean(g * normal))).to(grad.dtype)
     return (
         dx,
-        (dv * normal).sum(_over(dv)) if needs_grad[1] else None,
-        dv.sum(_over(dv)) if needs_grad[2] else None,
+        (dv * normal).sum(_reduced_dims(dv)) if needs_grad[1] else None,
+        dv.sum(_reduced_dims(dv)) if needs_grad[2] else None,
     )
 
 
-def _over(t: Tensor) -> tuple[int, ...]:
-    """All dimensions but that of channels."""
+def _reduced_dims(t: Tensor) -> tuple[int, ...]:
+    """All dimensions but the channels."""
     return (0, *range(2, t.dim()))
 
 
 def _mean(t: Tensor) -> Tensor:
-    """Over samples and positions, [N, C, ...] to [1, C, 1, ...]."""
-    return t.mean(_over(t), keepdim=True)
+    """The mean over samples and positions, [N, C, ...] to [1, C, 1, ...]."""
+    return t.mean(_reduced_dims(t), keepdim=True)
 
 
 def _affine(normal: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

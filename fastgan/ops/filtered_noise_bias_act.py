@@ -1,10 +1,10 @@
-"""filtered_noise_bias_act: a FIR filter, and noise_bias_act behind it: the end of a layer that doubles the resolution.
+"""filtered_noise_bias_act: an FIR filter, then noise_bias_act: the end of a layer that doubles the resolution.
 
     y = noise_bias_act(upfirdn2d(x, taps, padding=padding, gain=fir_gain), ...)
 
-The CUDA kernels, in channels_last, keep the filtered values in registers: the forward pass reads x and writes y, and
-the backward pass filters x again. Elsewhere the function is the two operations one after the other: on a CPU they are
-as quick over a step of training (docs/performance.md), and Triton makes every output by itself, from 16 inputs.
+Only CUDA has fused kernels, for channels_last. They keep the filtered values in registers: forward reads x and writes
+y, backward filters x again. Elsewhere the function calls the two operations. On a CPU fusing does not pay
+(docs/notes/operations.md, "Fusing the filter with noise_bias_act"); a Triton kernel would read 16 inputs an output.
 """
 
 from typing import NamedTuple
@@ -29,7 +29,7 @@ COMPOSED = ("torch", "cpp", "triton")  # backends without kernels of this operat
 
 
 class Options(NamedTuple):
-    """What is not differentiable: of the filter, then of what follows. Both activations are in channels_last."""
+    """The non-differentiable arguments of the filter, then of noise_bias_act. All activations are in channels_last."""
 
     left: int
     right: int
@@ -68,19 +68,19 @@ def filtered_noise_bias_act(
     """`noise_bias_act(upfirdn2d(x, taps, padding=padding, gain=fir_gain), ...)`; twice differentiable in every tensor.
 
     Args:
-        x: [N, C, H, W], what a transposed convolution has made; fp32, bf16, fp16 or fp64.
+        x: [N, C, H, W], the output of a transposed convolution; fp32, bf16, fp16 or fp64.
         taps, padding: see `upfirdn2d`; padding is (left, right, top, bottom).
-        fir_gain: the filter's factor: 4 behind a convolution that is transposed with stride 2.
-        noise, strength, bias, scale, post, act, slope, gain, clamp: see `noise_bias_act`; the noise is of the result's
-            size.
+        fir_gain: factor of the filter: 4 after a transposed convolution of stride 2.
+        noise, strength, bias, scale, post, act, slope, gain, clamp: see `noise_bias_act`; the noise has the size of the
+            result.
 
     Returns:
-        [N, C, H + top + bottom - kh + 1, W + left + right - kw + 1], in the dtype and memory format of `x`. Where the
-        operations are fused, what the filter makes is not rounded to 16 bits between them.
+        [N, C, H + top + bottom - kh + 1, W + left + right - kw + 1], in the dtype and memory format of `x`. Fused
+        kernels do not round the filtered values to 16 bits.
 
     Raises:
         ValueError: a shape, dtype or option does not fit; the message names the argument.
-        BackendUnavailable: none of the backends that were asked for can serve.
+        BackendUnavailable: none of the requested backends can serve.
     """
     x, taps, filter = checked("filtered_noise_bias_act", x, taps, 1, 1, padding, fir_gain, False)
     named = {"noise": noise, "strength": strength, "bias": bias, "scale": scale, "post": post}
@@ -94,7 +94,7 @@ def filtered_noise_bias_act(
 
 
 def _fits(x, taps, noise, filter, options) -> bool:
-    """Whether the kernels can serve: 16 bytes of channels at a time, four taps along each axis, a leaky ReLU."""
+    """Whether the kernels take this call: channels in vectors of 16 bytes, four taps along each axis, a leaky ReLU."""
     width = 16 // x.element_size()
     return (
         filter.channels_last
@@ -108,14 +108,14 @@ def _fits(x, taps, noise, filter, options) -> bool:
     )
 
 
-def _of_both(flags):
-    """What of (x, taps, noise, ...) concerns noise_bias_act: all but the taps."""
+def _without_taps(flags):
+    """Drops the entry of taps: from (x, taps, noise, ...) to the inputs of noise_bias_act."""
     return [flags[0], *flags[2:]]
 
 
 @register
 class FilteredNoiseBiasAct(FusedOperation):
-    """The operation as `FusedOperation` wants it told. Kept for the backward pass: x or y, and the small tensors."""
+    """Saved for backward: what `NoiseBiasAct` saves, with x in place of the filtered values; and the taps."""
 
     name = "filtered_noise_bias_act"
     inputs = ("x", "taps", "noise", "strength", "bias", "scale", "post")
@@ -140,8 +140,10 @@ class FilteredNoiseBiasAct(FusedOperation):
     @staticmethod
     def saved_tensors(inputs, output, options, needs_grad):
         x, taps, *small = inputs
-        # Of its first argument, noise_bias_act keeps nothing, or itself where the derivative comes from that.
-        activation, *small = NoiseBiasAct.saved_tensors((x, *small), output, options.epilogue, _of_both(needs_grad))
+        # noise_bias_act saves its first input, here x, only if the derivative is not computed from the output.
+        activation, *small = NoiseBiasAct.saved_tensors(
+            (x, *small), output, options.epilogue, _without_taps(needs_grad)
+        )
         return activation, taps, *small
 
     @staticmethod
@@ -150,15 +152,15 @@ class FilteredNoiseBiasAct(FusedOperation):
         if not derivative_from_output(small[3], small[4], options.epilogue):
             activation = Upfirdn2d.reference((to_arithmetic(activation), taps), options.filter)
         du, *sums = NoiseBiasAct.reference_backward(
-            to_arithmetic(grad), (activation, *small), options.epilogue, _of_both(needs_grad)
+            to_arithmetic(grad), (activation, *small), options.epilogue, _without_taps(needs_grad)
         )
-        back = adjoint(_shape_of_x(grad, options), taps, options.filter)
-        return Upfirdn2d.reference((du, taps), back).to(grad.dtype), None, *sums
+        adjoint_filter = adjoint(_shape_of_x(grad, options), taps, options.filter)
+        return Upfirdn2d.reference((du, taps), adjoint_filter).to(grad.dtype), None, *sums
 
     @staticmethod
     def allocate_grads(grad, saved, options, needs_grad):
         _, taps, *small = saved
-        _, *sums = NoiseBiasAct.allocate_grads(grad, (None, *small), options.epilogue, _of_both(needs_grad))
+        _, *sums = NoiseBiasAct.allocate_grads(grad, (None, *small), options.epilogue, _without_taps(needs_grad))
         dx = torch.empty(
             _shape_of_x(grad, options), dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last
         )
@@ -193,9 +195,9 @@ class FilteredNoiseBiasAct(FusedOperation):
             Upfirdn2d.launch_forward(launchers.of("upfirdn2d"), y, (x, taps), filter)
             return y
 
-        # dx is the filter's adjoint of du: the cotangent of du is filtered in turn.
+        # dx is the adjoint filter of du, so the gradient of du is gx filtered.
         inner = activation if from_output else filtered(activation)
-        grad_grads, needs_grad = (filtered(gx), *gsums), [needs_grad[0], *_of_both(needs_grad[1:])]
+        grad_grads, needs_grad = (filtered(gx), *gsums), [needs_grad[0], *_without_taps(needs_grad[1:])]
         ddy, du, *sums = NoiseBiasAct.double_backward(
             launchers.of("noise_bias_act"), grad, (inner, *small), grad_grads, epilogue, needs_grad
         )
@@ -232,6 +234,6 @@ def _shape_of_x(grad, options) -> tuple[int, int, int, int]:
 
 
 def _aligned_like(x: Tensor, like: Tensor) -> Tensor:
-    """`x` in the layout of `like`, at an address that vectors can be loaded from."""
+    """`x` in the layout of `like`, at an address aligned for vector loads."""
     x = dense_like(x, like)
     return x if x.storage_offset() % (16 // x.element_size()) == 0 else x.clone()

@@ -1,8 +1,8 @@
-"""image_batch: a batch of images out of a set of bytes, as a network takes them.
+"""image_batch: a batch of network inputs from a data set of bytes.
 
     y[n, :, h, w] = p / 127.5 - 1,   p = pixels[index[n], h, mirrored[n] ? W - 1 - w : w]
 
-Gathering, mirroring, the conversion and the layout in one pass.
+Gathers, mirrors, converts and changes the layout, in one pass.
 """
 
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from fastgan_kernels.calls import ImageBatchCall
 
 
 class Options(NamedTuple):
-    """What is not a tensor."""
+    """The arguments that are no tensors."""
 
     dtype: torch.dtype  # of the result
 
@@ -28,23 +28,23 @@ class Options(NamedTuple):
 def image_batch(
     pixels: Tensor, index: Tensor | None = None, mirrored: Tensor | None = None, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """Images out of a set of bytes as a network takes them, in one pass: 0..255 becomes -1..1. Not differentiable.
+    """Gathers images of bytes and maps 0..255 to -1..1, in one pass. Not differentiable.
 
     Args:
-        pixels: [M, H, W, C], uint8; copied first if it is not contiguous.
-        index: [N], int64: which images, of 0..M-1. None: all of them, in order.
-        mirrored: [N], bool or uint8: which of the batch are turned left to right. None: none of them.
-        dtype: of the result: fp32, bf16, fp16 or fp64.
+        pixels: [M, H, W, C], uint8; copied if it is not contiguous.
+        index: [N], int64: the images to take, from 0..M-1. None: all of them, in order.
+        mirrored: [N], bool or uint8: the images of the batch to mirror left to right. None: no image.
+        dtype: dtype of the result: fp32, bf16, fp16 or fp64.
 
     Returns:
-        [N, C, H, W] in channels_last, also in its strides where C is 1. A byte p becomes p / 127.5 - 1, rounded once
+        [N, C, H, W] in channels_last, also in its strides if C is 1. A byte p becomes p / 127.5 - 1, rounded once
         in fp32 (fp64 for fp64) and once more to a 16-bit `dtype`: the same bits on every backend.
 
     Raises:
         ValueError: a shape, dtype or device does not fit; the message names the argument.
-        IndexError: `index`, on a CPU, names an image that is not there; before anything is computed. On a GPU nobody
-            waits to look: the kernels make images of NaN of those that are not there, plain PyTorch asserts.
-        BackendUnavailable: none of the backends that were asked for can serve.
+        IndexError: `index` is out of range, on a CPU. A GPU does not synchronize to check: there the kernels fill
+            images out of range with NaN, and the reference triggers PyTorch's device-side assertion.
+        BackendUnavailable: none of the requested backends can serve.
     """
     if pixels.dim() != 4:
         raise ValueError(f"image_batch: pixels has shape {list(pixels.shape)}, must be [M, H, W, C]")
@@ -67,7 +67,7 @@ def image_batch(
 
 
 def _require_images(index: Tensor | None, count: int) -> None:
-    """Raises IndexError if an index on a CPU names none of so many images."""
+    """Raises IndexError if an index on a CPU is not in range(count)."""
     if index is None or index.device.type != "cpu" or not len(index):
         return
     low, high = (bound.item() for bound in index.aminmax())
@@ -78,7 +78,7 @@ def _require_images(index: Tensor | None, count: int) -> None:
 
 @register
 class ImageBatch(FusedOperation):
-    """The operation as `FusedOperation` wants it told. It has no backward pass."""
+    """The operation; it has no backward pass."""
 
     name = "image_batch"
     inputs = ("pixels", "index", "mirrored")
@@ -89,14 +89,14 @@ class ImageBatch(FusedOperation):
     def reference(inputs, options):
         images, index, mirrored = inputs
         if index is not None:
-            if not (torch.compiler.is_compiling() or transforms_active()):  # what it compiles to looks for itself
+            if not (torch.compiler.is_compiling() or transforms_active()):  # compiled code has a check of its own
                 _require_images(index, len(images))
             images = images.index_select(0, index)
         if mirrored is not None:
             images = torch.where(mirrored.bool().reshape(-1, 1, 1, 1), images.flip(2), images)
-        wide = images.to(arithmetic_dtype(options.dtype))
-        # The same as the formula above, but for its rounding where it is near 0.
-        return ((wide + wide - 255) * (1 / 255)).to(options.dtype).permute(0, 3, 1, 2)
+        converted = images.to(arithmetic_dtype(options.dtype))
+        # The formula above, with less rounding error near 0.
+        return ((converted + converted - 255) * (1 / 255)).to(options.dtype).permute(0, 3, 1, 2)
 
     @staticmethod
     def allocate_output(inputs, options):

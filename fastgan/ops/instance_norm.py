@@ -1,13 +1,18 @@
-"""adain and style_epilogue: instance normalisation with a style, alone and as the end of a whole StyleGAN layer.
+"""adain and style_epilogue: instance normalisation with a style, alone and with noise, bias and activation before it.
 
     u = x + strength[c] * noise + bias[c]
     z = gain * act(u)
     y = style_scale[n,c] * (z - mean[n,c]) / sqrt(var[n,c] + eps) + style_bias[n,c]
 
-Mean and population variance are those of z over all positions of a channel of a sample. AdaIN (Huang and Belongie 2017,
-"Arbitrary Style Transfer in Real-time with Adaptive Instance Normalization", equation 8) is the last line with z = x;
-the whole is what stands between two convolutions of StyleGAN (Karras et al. 2019, "A Style-Based Generator Architecture
-for Generative Adversarial Networks", equation 1 and figure 1b).
+Mean and population variance of z are taken over all positions, for each sample and channel. AdaIN (Huang and Belongie
+2017, "Arbitrary Style Transfer in Real-time with Adaptive Instance Normalization", equation 8) is the last line with
+z = x. All three lines are the layers between two convolutions of StyleGAN (Karras et al. 2019, "A Style-Based Generator
+Architecture for Generative Adversarial Networks", equation 1 and figure 1b).
+
+Both functions are the operation `InstanceNorm` below. Its gradient is written in two places:
+
+- `InstanceNorm.reference_backward`: in plain PyTorch; the specification, and the source of second derivatives;
+- `InstanceNorm.launch_backward`: the kernels, csrc/norm/ (C++ and CUDA) and kernels/triton/ (Triton).
 """
 
 import math
@@ -25,13 +30,13 @@ from fastgan.ops.fused import FusedOperation, register
 from fastgan.ops.layout import channels, dense, dense_like, over_positions, view_of
 from fastgan_kernels.calls import NormCall
 
-# Piecewise linear: they differ in their slope below zero only. The kernels make z anew in each of their passes over x.
+# Slopes below zero. The activations must be piecewise linear, since the kernels recompute z in each pass over x.
 _SLOPES = {"linear": 1.0, "relu": 0.0}
 ACTIVATIONS = ("linear", "relu", "lrelu")
 
 
 class Options(NamedTuple):
-    """What is not differentiable. `slope` is that of the activation below zero."""
+    """The non-differentiable arguments. `slope` is that of the activation below zero."""
 
     slope: float
     gain: float
@@ -43,19 +48,19 @@ def adain(x: Tensor, scale: Tensor | None = None, bias: Tensor | None = None, *,
 
     Args:
         x: activations [N, C, ...], any number of further dimensions; fp32, bf16, fp16 or fp64.
-        scale: [N, C], or [C] where all samples share it; 1 if not given.
-        bias: [N, C] or [C]; 0 if not given.
+        scale: [N, C], or [C] for all samples. Default: 1.
+        bias: [N, C] or [C]. Default: 0.
         eps: added to the variance.
 
     Returns:
         A tensor of the shape, dtype and memory format of `x`. Statistics and arithmetic are fp32 (fp64 for fp64 input);
-        scale and bias are taken in that precision.
+        scale and bias are converted to that precision.
 
     Raises:
         ValueError: a shape, dtype or option does not fit; the message names the argument.
-        BackendUnavailable: none of the backends that were asked for can serve.
+        BackendUnavailable: none of the requested backends can serve.
 
-    A style layer that gives `s` for `(1 + s) * norm(x) + bias` passes `1 + s`.
+    For `(1 + s) * norm(x) + bias` pass `scale=1 + s`.
     """
     check_eps("adain", eps)
     check_activation("adain", x)
@@ -81,24 +86,24 @@ def style_epilogue(
     Args:
         x: activations [N, C, ...], any number of further dimensions; fp32, bf16, fp16 or fp64.
         noise: [N, 1, ...] or [1, 1, ...], the same for all channels.
-        strength: of the noise: a scalar or [C] (StyleGAN); 1 if not given.
+        strength: factor of the noise: a scalar or [C] (StyleGAN). Default: 1.
         bias: [C].
-        style_scale: [N, C], or [C] where all samples share it; 1 if not given.
-        style_bias: [N, C] or [C]; 0 if not given.
+        style_scale: [N, C], or [C] for all samples. Default: 1.
+        style_bias: [N, C] or [C]. Default: 0.
         act: "linear", "relu" or "lrelu".
         slope: of "lrelu" below zero.
-        gain: factor after the activation; the norm leaves of it what `eps` makes of it.
+        gain: factor after the activation. The norm cancels it, but for `eps`.
         eps: added to the variance.
 
     Returns:
         A tensor of the shape, dtype and memory format of `x`. Statistics and arithmetic are fp32 (fp64 for fp64 input);
-        the other tensors are taken in that precision.
+        the other tensors are converted to that precision.
 
     Raises:
         ValueError: a shape, dtype or option does not fit; the message names the argument.
-        BackendUnavailable: none of the backends that were asked for can serve.
+        BackendUnavailable: none of the requested backends can serve.
 
-    The gradient of `noise` takes the plain path.
+    If `noise` requires a gradient, the reference runs, on any backend.
     """
     name = "style_epilogue"
     slope = slope_of(name, act, slope, gain)
@@ -119,10 +124,10 @@ def style_epilogue(
 
 
 def slope_of(operation: str, act: str, slope: float, gain: float) -> float:
-    """The slope of an activation below zero. Raises ValueError for one that is not piecewise linear."""
+    """The slope below zero of a piecewise linear activation. Raises ValueError for other activations."""
     if act not in ACTIVATIONS:
         raise ValueError(f"{operation}: act is {act!r}, must be piecewise linear: one of {', '.join(ACTIVATIONS)}")
-    # Not isfinite: torch.compile could not trace that of a number that has changed between calls.
+    # Not math.isfinite: torch.compile cannot trace it for a number that changes between calls.
     if not (-math.inf < slope < math.inf and -math.inf < gain < math.inf):
         raise ValueError(f"{operation}: slope and gain must be finite, are {slope} and {gain}")
     return float(_SLOPES.get(act, slope))
@@ -134,7 +139,7 @@ def check_eps(name: str, eps: float) -> None:
 
 
 def _style(operation: str, name: str, tensor: Tensor | None, x: Tensor) -> Tensor | None:
-    """[N, C] as the kernels take it, also of a [C] that all samples share."""
+    """Converts a style for the kernels: [N, C], expanded if it is [C]."""
     n, c = x.shape[:2]
     if tensor is not None and list(tensor.shape) == [c]:
         tensor = tensor.expand(n, c)
@@ -151,9 +156,9 @@ def _apply(inputs: tuple[Tensor | None, ...], options: Options) -> Tensor:
 
 @register
 class InstanceNorm(FusedOperation):
-    """Both operations as `FusedOperation` wants them told.
+    """adain and style_epilogue.
 
-    Kept for the backward pass: x and the small tensors. Mean and 1 / sqrt(var + eps) are statistics [2, N, C].
+    Saved for backward: x and the small tensors but style_bias. Statistics [2, N, C]: mean and 1 / sqrt(var + eps).
     """
 
     name = "instance_norm"
@@ -241,7 +246,7 @@ class InstanceNorm(FusedOperation):
 
 
 def _shared_fields(x: Tensor, small: Sequence[Tensor | None], options: Options) -> tuple:
-    """The fields of a call, up to the style, that both passes have."""
+    """The fields of a call up to the style, which are the same for both passes."""
     noise, strength, *_ = small
     noise_per_sample = noise is not None and noise.shape[0] > 1
     strength_per_channel = strength is not None and strength.dim() > 0
@@ -255,18 +260,18 @@ def _before_activation(x, noise, strength, bias):
 
 
 def activated(u: Tensor, options: NamedTuple) -> Tensor:
-    """gain * act(u), of options that have a slope and a gain."""
+    """gain * act(u), by `options.slope` and `options.gain`."""
     z = u if options.slope == 1 else F.leaky_relu(u, options.slope)
     return z if options.gain == 1 else z * options.gain
 
 
 def derivative(u: Tensor, options: NamedTuple) -> Tensor:
-    """Its derivative."""
+    """The derivative of `activated`."""
     return torch.where(u > 0, torch.ones_like(u), options.slope) * options.gain
 
 
 def _mean(t: Tensor) -> Tensor:
-    """Over positions, [N, C, ...] to [N, C, 1, ...]."""
+    """The mean over positions, [N, C, ...] to [N, C, 1, ...]."""
     return t.mean(tuple(range(2, t.dim())), keepdim=True) if t.dim() > 2 else t
 
 
@@ -277,10 +282,11 @@ def _normalised(centred: Tensor, options: Options) -> tuple[Tensor, Tensor]:
 
 
 def centred(z: Tensor, mean: Callable[[Tensor], Tensor]) -> Tensor:
-    """`z - mean(z)`, and what rounding leaves of the mean subtracted as well: 5e-4 in fp32 at a mean of 1e4.
+    """`z - mean(z)`, with the mean subtracted twice.
 
-    The formulas of gradients take the sum of what they are given for zero. That remainder is zero but for rounding, and
-    so is its derivative.
+    The formulas of the gradients assume that the result sums to zero. Rounding of the first mean leaves up to 5e-4 in
+    fp32 at a mean of 1e4 (docs/notes/operations.md, "Exactness of the norms"). The second mean is zero but for
+    rounding, so its derivative is zero.
     """
-    about_zero = z - mean(z)
-    return about_zero - mean(about_zero.detach())
+    difference = z - mean(z)
+    return difference - mean(difference.detach())

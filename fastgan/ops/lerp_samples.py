@@ -1,4 +1,4 @@
-"""lerp_samples: a point between two images for every sample, where WGAN-GP looks at the discriminator's gradient.
+"""lerp_samples: random points between real and fake images, at which WGAN-GP penalises the critic's gradient.
 
     y[n] = a[n] + t[n] * (b[n] - a[n])
 
@@ -20,26 +20,26 @@ from fastgan_kernels.calls import SamplesCall
 
 
 class Options(NamedTuple):
-    """There are none."""
+    """No options."""
 
 
 @recordable
 def lerp_samples(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
-    """`a + t[n] * (b - a)` with a weight for each sample, fused; twice differentiable in every tensor.
+    """`a + t[n] * (b - a)`, with a weight for each sample, fused; twice differentiable in every tensor.
 
     Args:
         a: [N, C, ...]; fp32, bf16, fp16 or fp64.
-        b: of the shape and dtype of `a`; it is copied first if its memory format is another.
-        t: [N], taken in fp32 (fp64 for fp64 input), in which the arithmetic is.
+        b: shape and dtype of `a`; copied if its memory format differs.
+        t: [N]; converted to the precision of arithmetic, fp32 (fp64 for fp64 input).
 
     Returns:
         A tensor of the shape, dtype and memory format of `a`.
 
     Raises:
         ValueError: a shape, dtype or device does not fit; the message names the argument.
-        BackendUnavailable: none of the backends that were asked for can serve.
+        BackendUnavailable: none of the requested backends can serve.
 
-    The gradient of `t` takes the plain path.
+    If `t` requires a gradient, the reference runs, on any backend.
     """
     check_activation("lerp_samples", a, "a")
     if b.shape != a.shape:
@@ -49,7 +49,7 @@ def lerp_samples(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
     if t.shape != a.shape[:1]:
         raise ValueError(f"lerp_samples: t has shape {list(t.shape)}, must be {[a.shape[0]]} for a {list(a.shape)}")
     if not t.is_floating_point():
-        raise ValueError(f"lerp_samples: t has dtype {t.dtype}, must be a floating-point one")
+        raise ValueError(f"lerp_samples: t has dtype {t.dtype}, must be floating-point")
     for name, tensor in (("b", b), ("t", t)):
         if tensor.device != a.device:
             raise ValueError(f"lerp_samples: {name} is on {tensor.device}, a on {a.device}")
@@ -65,7 +65,7 @@ def _column(t: Tensor, like: Tensor) -> Tensor:
 
 @register
 class LerpSamples(FusedOperation):
-    """The operation as `FusedOperation` wants it told. Kept for the backward pass: t."""
+    """Saved for backward: t."""
 
     name = "lerp_samples"
     inputs = ("a", "b", "t")
@@ -74,8 +74,8 @@ class LerpSamples(FusedOperation):
     @staticmethod
     def reference(inputs, options):
         a, b, t = inputs
-        wide = to_arithmetic(a)
-        return (wide + _column(t, a) * (to_arithmetic(b) - wide)).to(a.dtype)
+        start = to_arithmetic(a)
+        return (start + _column(t, a) * (to_arithmetic(b) - start)).to(a.dtype)
 
     @staticmethod
     def allocate_output(inputs, options):

@@ -1,6 +1,6 @@
-"""minibatch_stddev: how much samples of a batch differ, as a feature map for the discriminator to see.
+"""minibatch_stddev: feature maps that show the discriminator how much the samples of a batch differ.
 
-Karras et al. 2018, "Progressive Growing of GANs", section 3, in groups of samples as its published code has it.
+Karras et al. 2018, "Progressive Growing of GANs", section 3; over groups of samples, as in its published code.
 """
 
 from typing import NamedTuple
@@ -20,38 +20,38 @@ _EPS = 1e-8  # csrc/minibatch_stddev/, kernels/triton/minibatch_stddev.py
 
 
 class Options(NamedTuple):
-    """What is not differentiable: samples of a group, and maps to append."""
+    """The non-differentiable arguments."""
 
-    size: int
-    features: int
+    size: int  # samples of a group
+    features: int  # maps to append
 
 
 @recordable
 def minibatch_stddev(x: Tensor, group_size: int | None = 4, features: int = 1) -> Tensor:
-    """Appends the standard deviation over groups of samples as constant maps, fused; differentiable twice by kernels.
+    """Appends the standard deviation over groups of samples as constant maps, fused; twice differentiable.
 
-    The channels are split among the `features` maps. A map holds the standard deviation over the samples of a group,
-    averaged over its channels and all positions: the same number everywhere, for all samples of the group. Of N samples
-    those are a group whose numbers are equal modulo N / group_size.
+    The channels are split among the `features` maps. A map holds one number for all positions and samples of a group:
+    the standard deviation over the group's samples, averaged over the map's channels and all positions. Samples whose
+    indices are equal modulo N / group_size form a group.
 
     Args:
         x: [N, C, ...]; fp32, bf16, fp16 or fp64.
-        group_size: samples of a group; N must be a multiple of it, or smaller: then all are one group. None: all.
-        features: maps to append; C must be a multiple of it.
+        group_size: samples of a group; divides N. If N is smaller, or for None, all samples form one group.
+        features: number of maps to append; divides C.
 
     Returns:
         [N, C + features, ...] in the dtype and memory format of `x`. Arithmetic is fp32 (fp64 for fp64 input).
 
     Raises:
         ValueError: a shape, dtype or option does not fit.
-        BackendUnavailable: none of the backends that were asked for can serve.
+        BackendUnavailable: none of the requested backends can serve.
     """
     check_activation("minibatch_stddev", x)
     n, c = x.shape[:2]
     group_size = max(n, 1) if group_size is None else group_size
     if group_size < 1 or features < 1:
         raise ValueError(
-            f"minibatch_stddev: group_size is {group_size} and features {features}, each must be 1 at least"
+            f"minibatch_stddev: group_size is {group_size} and features {features}, both must be at least 1"
         )
     if c == 0 or c % features:
         raise ValueError(f"minibatch_stddev: {c} channels of x cannot be split among {features} features")
@@ -70,7 +70,7 @@ def _groups(x: Tensor, options: Options) -> Tensor:
 
 
 def _centred(x: Tensor, options: Options) -> tuple[Tensor, Tensor]:
-    """What the members differ from their mean by, and the standard deviation."""
+    """The deviations of the members from their mean, and the standard deviation."""
     members = _groups(x, options)
     v = members - members.mean(0)
     return v, (v.square().mean(0) + _EPS).sqrt()
@@ -94,7 +94,7 @@ def _as_output(x: Tensor, channels_last: bool) -> Tensor:
 
 @register
 class MinibatchStddev(FusedOperation):
-    """The operation as `FusedOperation` wants it told. Kept for the backward pass: x."""
+    """Saved for backward: x."""
 
     name = "minibatch_stddev"
     inputs = ("x",)

@@ -1,10 +1,10 @@
-"""noise_bias_act: everything elementwise between two convolutions of a generator or discriminator, in one pass.
+"""noise_bias_act: the elementwise work between two convolutions of a generator or discriminator, in one pass.
 
     u = scale[n,c] * x + strength[c] * noise + bias[c]
     z = clamp(gain * act(u), -limit, limit)
     y = z * post[n,c]
 
-`scale` is the demodulation of the convolution before, `post` the style of the convolution after (Karras et al. 2020,
+`scale` is the demodulation of the previous convolution, `post` the style of the next one (Karras et al. 2020,
 "Analyzing and Improving the Image Quality of StyleGAN", section 2.2, in the form that scales activations instead of
 weights).
 """
@@ -28,17 +28,17 @@ from fastgan.ops.layout import channels, dense, dense_like, over_positions, view
 from fastgan.ops.recording import recordable
 from fastgan_kernels.calls import NoiseBiasActCall, View
 
-# What the kernels know: piecewise linear activations differ in their slope below zero only.
+# The kernels know piecewise linear activations as lrelu with these slopes below zero.
 _SLOPES = {"linear": 1.0, "relu": 0.0}
 _PIECEWISE_LINEAR = ("linear", "relu", "lrelu")
 ACTIVATIONS = ("linear", "relu", "lrelu", "tanh", "sigmoid", "silu", "softplus")
-# Where the derivative can be had from the output: the next layer keeps that anyway, so the input need not be saved.
-# (Softplus would be 1 - exp(-y): nothing but rounding far below zero.)
+# Activations whose derivative can be computed from the output. The next layer saves the output anyway, so the input
+# need not be saved. (Softplus is missing: far below zero 1 - exp(-y) would be rounding error only.)
 _FROM_OUTPUT = ("linear", "relu", "lrelu", "tanh", "sigmoid")
 
 
 class Options(NamedTuple):
-    """What is not differentiable. `slope` is that of lrelu below zero; `clamp` is infinite where there is none."""
+    """The non-differentiable arguments. `slope` is that of lrelu below zero; `clamp` is infinite for no limit."""
 
     act: str
     slope: float
@@ -65,25 +65,25 @@ def noise_bias_act(
     Args:
         x: activations [N, C, ...], any number of further dimensions; fp32, bf16, fp16 or fp64.
         noise: [N, 1, ...] or [1, 1, ...], the same for all channels.
-        strength: of the noise: a scalar (StyleGAN2) or [C] (StyleGAN); 1 if not given.
+        strength: factor of the noise: a scalar (StyleGAN2) or [C] (StyleGAN). Default: 1.
         bias: [C].
-        scale: [N, C], factor before everything else: the demodulation of the convolution before.
-        post: [N, C], factor after everything else: the style of the convolution after.
-        act: "linear", "relu", "lrelu", "tanh", "sigmoid", "silu" or "softplus". Relu is lrelu of slope 0: of minus
-            infinity it makes a NaN.
+        scale: [N, C], factor before everything else: the demodulation of the previous convolution.
+        post: [N, C], factor after everything else: the style of the next convolution.
+        act: "linear", "relu", "lrelu", "tanh", "sigmoid", "silu" or "softplus". Relu is lrelu of slope 0, so minus
+            infinity becomes NaN.
         slope: of "lrelu" below zero.
         gain: factor after the activation.
         clamp: limits the result, before `post`, to [-clamp, clamp]; None for no limit.
 
     Returns:
         A tensor of the shape, dtype and memory format of `x`. Arithmetic is fp32 (fp64 for fp64 input); the other
-        tensors are taken in that precision.
+        tensors are converted to that precision.
 
     Raises:
         ValueError: a shape, dtype or option does not fit; the message names the argument.
-        BackendUnavailable: none of the backends that were asked for can serve.
+        BackendUnavailable: none of the requested backends can serve.
 
-    The gradient of `noise` (projecting an image into the latent space needs it) takes the plain path.
+    If `noise` requires a gradient (projection of an image into the latent space), the reference runs, on any backend.
     """
     options = resolved(act, slope, gain, clamp, x.dtype)
     check_activation("noise_bias_act", x)
@@ -95,12 +95,12 @@ def noise_bias_act(
 
 
 def resolved(act: str, slope: float, gain: float, clamp: float | None, dtype: torch.dtype) -> Options:
-    """The options as the kernels know them; ValueError for those that do not fit."""
+    """Validates the options and converts them for the kernels. Raises ValueError."""
     if act not in ACTIVATIONS:
         raise ValueError(f"noise_bias_act: act is {act!r}, must be one of {', '.join(ACTIVATIONS)}")
     if clamp is not None and not clamp > 0:
         raise ValueError(f"noise_bias_act: clamp is {clamp}, must be above zero (or None for no limit)")
-    # Not isfinite: torch.compile could not trace that of a number that has changed between calls.
+    # Not math.isfinite: torch.compile cannot trace it for a number that changes between calls.
     if not (-math.inf < slope < math.inf and -math.inf < gain < math.inf):
         raise ValueError(f"noise_bias_act: slope and gain must be finite, are {slope} and {gain}")
     clamp = math.inf if clamp is None else _rounded(float(clamp), dtype)
@@ -111,7 +111,7 @@ def resolved(act: str, slope: float, gain: float, clamp: float | None, dtype: to
 
 @constant_to_compiler
 def _rounded(clamp: float, dtype: torch.dtype) -> float:
-    """The limit as the output can hold it: whether a value was limited is read off the output."""
+    """`clamp` rounded to the output's dtype, since backward compares the output with it."""
     return _round(clamp, dtype)
 
 
@@ -121,7 +121,7 @@ def _round(value: float, dtype: torch.dtype) -> float:
 
 
 def slope_below_zero(act: str, slope: float) -> float | None:
-    """The slope of a piecewise linear activation below zero (above it is 1), or None for a curved one."""
+    """The slope below zero of a piecewise linear activation (above zero it is 1). None for other activations."""
     return float(_SLOPES.get(act, slope)) if act in _PIECEWISE_LINEAR else None
 
 
@@ -129,18 +129,18 @@ def linearized(
     x: Tensor, y: Tensor | None, *, factor: Tensor | None, bias: Tensor | None, slope: float, gain: float,
     clamp: float | None,
 ) -> Tensor:  # fmt: skip
-    """`y = noise_bias_act(u, bias=bias, act="lrelu", ...)`, linear as it is around u, at another point.
+    """Evaluates the linearization of `y = noise_bias_act(u, bias=bias, act="lrelu", ...)` around u at another point.
 
-    With `x = factor * u + t`, where factor [N] counts samples, the result is `factor * y + derivative * t`: the slope
-    times `x + factor * bias`, and `factor * y` where y was limited. In one pass, as the double backward of
-    `noise_bias_act` is of the same form.
+    The point is `x = factor * u + t`, the result `factor * y + derivative * t`. So it is the slope times
+    `x + factor * bias`, and `factor * y` where y was clamped. One pass, by the double-backward kernel of
+    `noise_bias_act`, which has the same form.
 
     Args:
         x: [N, C, ...], in the dtype of `y`.
-        y: the result there; None if slope is 1 and there is no clamp. The slope below zero and the gain are not
-            negative.
-        factor: [N]; None for zeros.
-        bias: [C] or None, as then.
+        y: the output for u; None if `slope` is 1 and there is no clamp.
+        factor: [N], one for each sample; None for zeros.
+        bias: [C] or None, the bias of the call that computed `y`.
+        slope, gain, clamp: those of that call; slope and gain are not negative.
     """
     clamp = math.inf if clamp is None else _rounded(float(clamp), x.dtype)
     options = Options("lrelu", slope, gain, clamp)
@@ -155,7 +155,7 @@ def linearized(
             moved = moved + factor.view(shape) * channels(constant, x)
         result = (moved * _slope_from_output(None if y is None else to_arithmetic(y), options)).to(x.dtype)
     else:
-        # Of the double backward: slope * (gx + gstrength * noise), with the factor for a noise.
+        # The double backward computes slope * (gx + gstrength * noise). Here the noise is the factor of the sample.
         result = torch.empty_like(dense(x if y is None else y))
         x = dense_like(x, result)
         noise = None
@@ -171,18 +171,19 @@ def linearized(
         )  # fmt: skip
     if factor is None or clamp == math.inf:
         return result
-    # On a CPU looking is cheap; on a GPU it would wait.
+    # This test is cheap on a CPU. On a GPU it would synchronize.
     if y.device.type == "cpu" and (y.numel() == 0 or _lies_within(dense(y), clamp)):
         return result
-    limited = F.hardshrink(y, clamp * (1 - torch.finfo(y.dtype).eps / 2))  # the next number below it, and 0 elsewhere
+    below_limit = clamp * (1 - torch.finfo(y.dtype).eps / 2)  # the next number below the limit
+    limited = F.hardshrink(y, below_limit)  # y where it was clamped, else 0
     return torch.addcmul(result, limited, factor.view(shape).to(y.dtype))
 
 
 def sum_of_samples(x: Tensor, factor: Tensor) -> Tensor:
-    """Sums factor[n] * x[n, c, ...] over samples and positions: [C], in the dtype of `factor` [N].
+    """Sums factor[n] * x[n, c, ...] over samples and positions, to [C] in the dtype of `factor` [N].
 
-    On a CPU, torch copies 16-bit numbers to fp32 before it adds them up. There it is done as the gradient of a noise
-    strength per channel, where the noise of a sample is its factor: one pass.
+    On a CPU torch would copy a 16-bit `x` to fp32 first. There the backward kernel computes the sum in one pass, as the
+    gradient of a noise strength per channel with `factor` as the noise.
     """
     backend = backends.choose("noise_bias_act", x.device)
     if backend == "torch" or x.device.type != "cpu" or x.dtype.itemsize != 2 or view_of(x) is None:
@@ -198,17 +199,17 @@ def sum_of_samples(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def _lies_within(y: Tensor, limit: float) -> bool:
-    """Whether all of `y`, which is dense, is between -limit and limit."""
+    """Whether all elements of a dense `y` lie between -limit and limit."""
     flat = y.as_strided((y.numel(),), (1,), y.storage_offset())
-    # In one pass torch is quicker with 16-bit numbers, in two with others.
+    # torch is faster in one pass for 16-bit dtypes, and in two passes for others.
     least, most = flat.aminmax() if y.dtype.itemsize == 2 else (flat.amin(), flat.amax())
     return bool(-limit < least and most < limit)
 
 
 def check_small(operation, x, shape, noise, strength, bias, scale, post) -> tuple[Tensor | None, ...]:
-    """The small tensors as the kernels take them, for activations of a shape [N, C, ...] that are made of `x`.
+    """Converts the small tensors for the kernels.
 
-    Raises ValueError for one that does not fit.
+    `shape` is that of the activation [N, C, ...]; dtype and device are those of `x`. Raises ValueError.
     """
     if strength is not None and noise is None:
         raise ValueError(f"{operation}: strength is given without noise")
@@ -229,13 +230,14 @@ def _activation(u: Tensor, options: Options) -> Tensor:
 
 
 def derivative_from_output(scale: Tensor | None, post: Tensor | None, options: Options) -> bool:
+    """Whether backward computes the derivative from y, so that x is not saved."""
     monotonic = options.act in _FROM_OUTPUT and options.gain > 0 and options.slope >= 0
     return monotonic and scale is None and post is None
 
 
 @register
 class NoiseBiasAct(FusedOperation):
-    """The operation as `FusedOperation` wants it told. Kept for the backward pass: x or y, and the small tensors."""
+    """Saved for backward: y if `derivative_from_output`, else x; and the small tensors."""
 
     name = "noise_bias_act"
     inputs = ("x", "noise", "strength", "bias", "scale", "post")
@@ -262,7 +264,9 @@ class NoiseBiasAct(FusedOperation):
         x, noise, strength, bias, scale, post = inputs
         if not derivative_from_output(scale, post, options):
             return inputs
-        if options.act == "lrelu" and options.slope == 1:  # what was limited is all that counts, and has no derivative
+        if (
+            options.act == "lrelu" and options.slope == 1
+        ):  # only which values were clamped matters, and that has no derivative
             output = None if options.clamp == math.inf else output.detach()
         return output, noise if needs_grad[2] else None, strength, None, None, None
 
@@ -273,7 +277,7 @@ class NoiseBiasAct(FusedOperation):
         grad = to_arithmetic(grad)
         activation = None if activation is None else activation.to(grad.dtype)
         if derivative_from_output(scale, post, options):
-            z = None  # needed for the gradient of post only, of which there is none here
+            z = None  # needed for the gradient of post only, and post is None here
             du = grad * _slope_from_output(activation, options)
         else:
             u = _before_activation(activation, noise, strength, bias, scale)
@@ -325,15 +329,15 @@ class NoiseBiasAct(FusedOperation):
         gx, _, *gsums = grad_grads
         from_output = derivative_from_output(small[3], small[4], options)
         if gx is None or (from_output and options.act != "lrelu"):
-            return None  # curved: the derivative of the slope is a function of the output, left to autograd
+            return None  # the derivative of the slope depends on y: left to autograd
         like = dense(gx if activation is None else activation)
-        # From the output, only the gradient of dy is not zero.
+        # With the derivative from the output, only dy has a gradient that is not zero.
         needs_grad = [False] * len(needs_grad) if from_output else needs_grad
         ddy, *sums = NoiseBiasAct.allocate_grads(like, (like, *small), options, (True, *needs_grad[2:]))
         dx = None if from_output else torch.empty_like(ddy)
         grad, gx = dense_like(grad, ddy), dense_like(gx, ddy)
         activation = grad if activation is None else dense_like(activation, ddy)
-        # What is summed up or transposed behind a backward pass hands its gradient over expanded or strided.
+        # A sum or a transposition after the backward pass gives expanded or strided gradients.
         gsums = [None if g is None else to_arithmetic(g).contiguous() for g in gsums]
         shared = _shared_fields(ddy, small, options, *gsums[2:])
         launchers.double_backward(
@@ -343,9 +347,9 @@ class NoiseBiasAct(FusedOperation):
 
 
 def _shared_fields(x: Tensor, small: Sequence[Tensor | None], options: Options, *per_sample: Tensor | None) -> tuple:
-    """The fields of a call, up to `post`, that all passes have, for an activation `x`.
+    """The fields of a call up to `post`, which are the same for all passes over an activation `x`.
 
-    An [N, C] whose samples share all small tensors and `per_sample` counts as N positions of one sample.
+    An `x` [N, C] is passed as N positions of one sample if no small tensor and none of `per_sample` differs by sample.
     """
     noise, strength, _, scale, post = small
     view = view_of(x)
@@ -356,7 +360,7 @@ def _shared_fields(x: Tensor, small: Sequence[Tensor | None], options: Options, 
 
 
 def call_of(x: Tensor, small: Sequence[Tensor | None], options: Options) -> NoiseBiasActCall:
-    """The call for an activation `x` without its passes, for kernels that fuse it."""
+    """The call for an activation `x`, without the tensors of a pass, for kernels that include this operation."""
     return NoiseBiasActCall(*_shared_fields(x, small, options))
 
 
@@ -391,7 +395,7 @@ def _slope_from_input(u: Tensor, options: Options) -> Tensor:
 
 
 def _slope_from_output(y: Tensor | None, options: Options) -> Tensor | float:
-    """The same, of `y = clamp(gain * act(u))`; no `y` is needed where the operation is linear throughout."""
+    """The same derivative, from `y = clamp(gain * act(u))`. `y` is None if the operation is linear without clamp."""
     if y is None:
         return options.gain
     a = y / options.gain

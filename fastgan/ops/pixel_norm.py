@@ -1,8 +1,8 @@
-"""pixel_norm: each position's channels, scaled to a mean square of one.
+"""pixel_norm: scales the channels of each position to a mean square of 1.
 
     y = x * rsqrt(mean over channels of x^2 + eps)
 
-Karras et al. 2018, "Progressive Growing of GANs", section 4.2; StyleGAN normalises its latents z [N, C] by it.
+Karras et al. 2018, "Progressive Growing of GANs", section 4.2. StyleGAN applies it to its latents z [N, C].
 """
 
 import math
@@ -21,28 +21,28 @@ from fastgan_kernels.calls import PixelNormCall
 
 
 class Options(NamedTuple):
-    """What is not differentiable."""
+    """The non-differentiable arguments."""
 
     eps: float
 
 
 @recordable
 def pixel_norm(x: Tensor, eps: float = 1e-8) -> Tensor:
-    """`x * rsqrt(mean over channels of x^2 + eps)`, fused; differentiable twice by kernels.
+    """`x * rsqrt(mean over channels of x^2 + eps)`, fused; twice differentiable, by kernels.
 
     Args:
-        x: [N, C, ...], any number of further dimensions, also none; fp32, bf16, fp16 or fp64.
-        eps: keeps the result of a position of zeros at zero.
+        x: [N, C, ...], any number of further dimensions; fp32, bf16, fp16 or fp64.
+        eps: added to the mean square; a position of zeros stays zero.
 
     Returns:
         A tensor of the shape, dtype and memory format of `x`. Arithmetic is fp32 (fp64 for fp64 input).
 
     Raises:
         ValueError: shape, dtype or eps does not fit.
-        BackendUnavailable: none of the backends that were asked for can serve.
+        BackendUnavailable: none of the requested backends can serve.
     """
     check_activation("pixel_norm", x)
-    if not 0 <= eps < math.inf:  # not isfinite: torch.compile could not trace that of a number that has changed
+    if not 0 <= eps < math.inf:  # not math.isfinite: torch.compile cannot trace it for a number that changes
         raise ValueError(f"pixel_norm: eps is {eps}, must be finite and not below zero")
     return PixelNorm.apply(backends.choose("pixel_norm", x.device), (dense(x),), Options(float(eps)))
 
@@ -53,7 +53,7 @@ def _inverse_root(x: Tensor, eps: float) -> Tensor:
 
 @register
 class PixelNorm(FusedOperation):
-    """The operation as `FusedOperation` wants it told. Kept for the backward pass: x."""
+    """Saved for backward: x."""
 
     name = "pixel_norm"
     inputs = ("x",)

@@ -1,4 +1,4 @@
-"""squared_norm: the sum of squares of each sample, in one pass; what a gradient penalty takes of the gradients."""
+"""squared_norm: the sum of squares of each sample, in one pass, for gradient penalties."""
 
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from fastgan_kernels.calls import SamplesCall
 
 
 class Options(NamedTuple):
-    """There are none."""
+    """No options."""
 
 
 def squared_norm(x: Tensor) -> Tensor:
@@ -24,11 +24,11 @@ def squared_norm(x: Tensor) -> Tensor:
         x: [N, C, ...]; fp32, bf16, fp16 or fp64.
 
     Returns:
-        [N] in fp32 (fp64 for fp64 input), in which the sums are taken.
+        [N] in the precision of the sums, fp32 (fp64 for fp64 input).
 
     Raises:
         ValueError: shape or dtype does not fit.
-        BackendUnavailable: none of the backends that were asked for can serve.
+        BackendUnavailable: none of the requested backends can serve.
     """
     check_activation("squared_norm", x)
     return SquaredNorm.apply(backends.choose("squared_norm", x.device), (dense(x),), Options())
@@ -36,7 +36,7 @@ def squared_norm(x: Tensor) -> Tensor:
 
 @register
 class SquaredNorm(FusedOperation):
-    """The operation as `FusedOperation` wants it told. Kept for the backward pass: x."""
+    """Saved for backward: x."""
 
     name = "squared_norm"
     inputs = ("x",)

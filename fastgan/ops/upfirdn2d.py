@@ -1,14 +1,14 @@
-"""upfirdn2d: zero insertion, padding, FIR filter, decimation: how StyleGAN2 resamples images and activations.
+"""upfirdn2d, StyleGAN2's resampling: zero insertion, padding, FIR filter, decimation.
 
-    u[i * up] = x[i], all else 0          zero insertion; H * up rows, W * up columns
-    p = u with `padding` zeros around     negative: cropped
-    f[i] = sum_k taps[k] * p[i + K - 1 - k]      a convolution, where the filter lies within p ("valid"), K = len(taps)
+    u[i * up] = x[i], all else 0               zero insertion; H * up rows, W * up columns
+    p = u with `padding` zeros around          cropped where padding is negative
+    f[i] = sum_k taps[k] * p[i + K - 1 - k]    convolution, where the filter lies within p ("valid"); K = len(taps)
     y[i] = gain * f[i * down]
 
-along both axes (Karras et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN", for the filters; Zhang,
-"Making Convolutional Networks Shift-Invariant Again", 2019, for why). `flip` turns the filter around: a correlation.
-The operation is linear in x, and its adjoint is the operation itself: up and down change places, the filter is flipped
-and the padding adapted. So derivatives of any order are calls of the same kernel.
+along both axes. `flip` correlates with the filter instead. Sources: Karras et al. 2020, "Analyzing and Improving the
+Image Quality of StyleGAN", for the filters; Zhang 2019, "Making Convolutional Networks Shift-Invariant Again", for the
+reason to filter. The operation is linear in x, and its adjoint is the same operation with up and down exchanged, the
+filter flipped and other padding (`adjoint`). So derivatives of any order are calls of the same kernel.
 """
 
 from typing import NamedTuple
@@ -32,13 +32,13 @@ Filter = tuple[float, ...] | tuple[tuple[float, ...], ...]
 
 
 def taps(weights: Filter = BILINEAR, device: torch.device | None = None) -> Tensor:
-    """A filter [k], to be applied along both axes, or [kh, kw], normalised: its entries sum to 1."""
+    """A filter tensor [k], for both axes, or [kh, kw], scaled to a sum of 1."""
     filter = torch.tensor(weights, dtype=torch.float32, device=device)
     return filter / filter.sum()
 
 
 class Options(NamedTuple):
-    """What is not differentiable. Padding is that of the upsampled image, negative where it is cropped."""
+    """The non-differentiable arguments. Padding applies to the upsampled image; negative padding crops."""
 
     up_x: int
     up_y: int
@@ -49,8 +49,8 @@ class Options(NamedTuple):
     top: int
     bottom: int
     gain: float
-    flip: bool  # the filter is correlated with the image, not convolved
-    channels_last: bool  # the layout, of input and output
+    flip: bool  # whether the filter is correlated with the image, not convolved
+    channels_last: bool  # memory format of input and output; else NCHW
 
 
 @recordable
@@ -68,20 +68,20 @@ def upfirdn2d(
 
     Args:
         x: [N, C, H, W]; fp32, bf16, fp16 or fp64. Each channel is filtered alone.
-        taps: the filter: [k], applied along both axes, or [kh, kw]. There are kernels for a constant one; one that
-            requires a gradient takes the plain path.
-        up, down: factors of zero insertion and decimation; of both axes, or (x, y).
-        padding: (left, right, top, bottom) of the upsampled image; negative to crop it.
+        taps: the filter: [k], applied along both axes, or [kh, kw]. If it requires a gradient, the reference runs, on
+            any backend.
+        up, down: factors of zero insertion and decimation: one for both axes, or (x, y).
+        padding: (left, right, top, bottom) of the upsampled image; negative values crop it.
         gain: factor of the result; up * up keeps the brightness of an upsampled image.
-        flip: correlates with the filter instead of convolving: the same for a symmetric filter.
+        flip: correlate with the filter instead of convolving; no difference for a symmetric filter.
 
     Returns:
         [N, C, (H * up + top + bottom - kh) // down + 1, (W * up + left + right - kw) // down + 1], in the dtype and
-        memory format of `x`. Arithmetic is fp32 (fp64 for fp64 input), and `taps` are taken in that precision.
+        memory format of `x`. Arithmetic is fp32 (fp64 for fp64 input), and `taps` are converted to that precision.
 
     Raises:
         ValueError: a shape, dtype or option does not fit, or the padded image is smaller than the filter.
-        BackendUnavailable: none of the backends that were asked for can serve.
+        BackendUnavailable: none of the requested backends can serve.
     """
     x, taps, options = checked("upfirdn2d", x, taps, up, down, padding, gain, flip)
     backend = "torch" if taps.requires_grad else backends.choose("upfirdn2d", x.device)
@@ -89,7 +89,7 @@ def upfirdn2d(
 
 
 def checked(name, x, taps, up, down, padding, gain, flip) -> tuple[Tensor, Tensor, Options]:
-    """The arguments as the kernels take them; ValueError, in the name of the function, for those that do not fit."""
+    """Validates the arguments of function `name` and converts them for the kernels. Raises ValueError."""
     if x.dim() != 4:
         raise ValueError(f"{name}: x has shape {list(x.shape)}, must be [N, C, H, W]")
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
@@ -99,7 +99,7 @@ def checked(name, x, taps, up, down, padding, gain, flip) -> tuple[Tensor, Tenso
     if taps.device != x.device:
         raise ValueError(f"{name}: taps is on {taps.device}, x on {x.device}")
     if not taps.is_floating_point():
-        raise ValueError(f"{name}: taps has dtype {taps.dtype}, must be a floating-point one")
+        raise ValueError(f"{name}: taps has dtype {taps.dtype}, must be floating-point")
     if len(padding) != 4:
         raise ValueError(f"{name}: padding is {padding}, must be (left, right, top, bottom)")
     up_x, up_y = _pair(name, "up", up)
@@ -146,7 +146,7 @@ def output_shape(x: Tensor, taps: Tensor, options: Options) -> tuple[int, int, i
 
 
 def adjoint(shape, taps: Tensor, options: Options) -> Options:
-    """The options with which the operation is its own adjoint: from an output's gradient to that of x of a `shape`."""
+    """The options of the adjoint, which maps the gradient of the output to the gradient of an x of `shape`."""
     kh, kw = taps.shape[0], taps.shape[-1]
     height, width = _padded(shape, options)
     rows, columns = (height - kh) // options.down_y + 1, (width - kw) // options.down_x + 1
@@ -178,7 +178,7 @@ def call_of(y: Tensor | None, x: Tensor, taps: Tensor, options: Options) -> Upfi
 
 @register
 class Upfirdn2d(LinearOperation):
-    """The operation as `LinearOperation` wants it told."""
+    """Its adjoint is `adjoint`. Nothing is saved but the taps."""
 
     name = "upfirdn2d"
     inputs = ("x", "taps")
@@ -198,7 +198,7 @@ class Upfirdn2d(LinearOperation):
         filter = torch.outer(taps, taps) if taps.dim() == 1 else taps
         filter = filter if options.flip else filter.flip(0, 1)  # conv2d correlates
         filter = (filter * options.gain).expand(c, 1, *filter.shape)
-        if p.numel() == 0:  # conv2d refuses to have no channels
+        if p.numel() == 0:  # conv2d refuses zero channels
             _, _, oh, ow = output_shape(x, taps, options)
             y = F.pad(p, (0, ow - p.shape[3], 0, oh - p.shape[2]))
         else:
@@ -227,7 +227,7 @@ class Upfirdn2d(LinearOperation):
 
 
 class LowPass(NamedTuple):
-    """A filter without resampling, decided on once: on what backend and in which layout, whoever calls it later."""
+    """A filter without resampling, with backend and memory format fixed at construction, for use in a backward pass."""
 
     backend: str
     taps: Tensor
@@ -235,7 +235,7 @@ class LowPass(NamedTuple):
 
     @staticmethod
     def of(x: Tensor, taps: Tensor, padding: tuple[int, int, int, int]) -> tuple[Tensor, "LowPass"]:
-        """The image as the filter takes it, and the filter; ValueError as of `upfirdn2d`."""
+        """`x` converted for the kernels, and the filter. Raises ValueError as `upfirdn2d`."""
         x, taps, options = checked("upfirdn2d", x, taps, 1, 1, padding, 1.0, False)
         return x, LowPass(backends.choose("upfirdn2d", x.device), taps, options)
 
@@ -243,7 +243,7 @@ class LowPass(NamedTuple):
         return Upfirdn2d.apply(self.backend, (x, self.taps), self.options)
 
     def adjoint(self, grad: Tensor, shape: torch.Size) -> Tensor:
-        """From the gradient of the result to that of an image of a `shape`."""
+        """Maps the gradient of the result to the gradient of an image of `shape`."""
         options = adjoint(shape, self.taps, self.options)
         if backward_must_use_reference((grad,)):
             return Upfirdn2d.reference((grad, self.taps), options)

@@ -15,18 +15,18 @@ from fastgan.ops.fused import OPERATIONS
 from fastgan_kernels import extension
 
 
-def test_the_fastest_that_can_serve_is_chosen():
+def test_the_fastest_available_backend_is_chosen():
     offered = backends.explain("noise_bias_act", "cpu")
     assert [name for name, _ in offered] == ["cpp", "torch"]
     assert backends.choose("noise_bias_act", "cpu") == next(name for name, reason in offered if reason is None)
 
 
-def test_a_list_is_searched_in_its_order():
+def test_a_forced_list_is_searched_in_order():
     with use_backend("cuda, torch"):
         assert backends.choose("noise_bias_act", "cpu") == "torch"
 
 
-def test_the_choice_before_is_restored_also_after_an_exception():
+def test_use_backend_restores_the_previous_choice_after_an_exception():
     before = backends.choose("noise_bias_act", "cpu")
     with pytest.raises(RuntimeError, match="inside"), use_backend("torch"):
         assert backends.choose("noise_bias_act", "cpu") == "torch"
@@ -35,12 +35,12 @@ def test_the_choice_before_is_restored_also_after_an_exception():
 
 
 @pytest.mark.parametrize("names", ["fast", "torch,gpu", "", " , "])
-def test_a_name_that_no_backend_has_is_refused(names):
+def test_an_unknown_backend_name_is_refused(names):
     with pytest.raises(ValueError, match="backend"), use_backend(names):
         pass
 
 
-def test_the_environment_chooses():
+def test_the_environment_variable_chooses_the_backend():
     code = "from fastgan.ops import backends; print(backends.choose('noise_bias_act', 'cpu'))"
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -89,7 +89,7 @@ def two_cards(monkeypatch):
     backends._first_that_can.cache_clear()
 
 
-def test_every_card_has_a_verdict_of_its_own(two_cards, monkeypatch):
+def test_each_card_is_judged_separately(two_cards, monkeypatch):
     after_cuda = "triton" if backends.why_not("triton", "noise_bias_act", "cuda:0") is None else "torch"
     for _ in range(2):  # chosen, then remembered
         assert backends.choose("noise_bias_act", torch.device("cuda:1")) == "cuda"
@@ -111,7 +111,7 @@ def test_the_doctor_lists_every_card(two_cards, monkeypatch):
     assert "GPU 1 tensors cuda" in text and "not cuda: compiled for cards from sm_80 on, this is sm_70" in text
 
 
-def test_the_stream_is_found_also_without_torchs_short_cut(monkeypatch):
+def test_the_stream_is_found_without_torchs_private_function(monkeypatch):
     class Stream:
         cuda_stream = 77
 
@@ -123,7 +123,7 @@ def test_the_stream_is_found_also_without_torchs_short_cut(monkeypatch):
 
 
 @pytest.mark.parametrize(("value", "interpreted"), [("1", True), ("true", True), ("0", False), ("", False)])
-def test_whether_triton_interprets_is_known_without_its_knobs(monkeypatch, value, interpreted):
+def test_interpreter_mode_is_detected_without_triton_knobs(monkeypatch, value, interpreted):
     triton = pytest.importorskip("triton")
     monkeypatch.delattr(triton, "knobs")
     monkeypatch.setenv("TRITON_INTERPRET", value)
@@ -139,7 +139,7 @@ def test_tracing_gives_no_warning(options, recwarn):
 
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
 @pytest.mark.parametrize("options", [{}, {"clamp": 1.5}])
-def test_a_compiler_that_does_not_know_the_mark_traces_what_it_marks(monkeypatch, options):
+def test_torch_compile_without_the_constant_decorator_traces_the_function(monkeypatch, options):
     marked = {backends._constant_choice, sys.modules["fastgan.ops.noise_bias_act"]._rounded}
     for function in marked:
         monkeypatch.delattr(function, "_dynamo_marked_constant")
@@ -148,7 +148,7 @@ def test_a_compiler_that_does_not_know_the_mark_traces_what_it_marks(monkeypatch
     torch.testing.assert_close(compiled(x), noise_bias_act(x, **options))
 
 
-def test_a_mistake_in_the_environment_is_one_line():
+def test_an_error_in_the_environment_variable_is_one_line():
     for module in ("fastgan.doctor", "fastgan.train"):
         done = subprocess.run(
             [sys.executable, "-m", module, *["--images", "8"] * (module == "fastgan.train")],

@@ -128,7 +128,7 @@ def test_third_derivatives(backend):
 
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 @pytest.mark.parametrize("parts", [PARTS, ("bias",), ()], ids=str)
-def test_several_batches_are_normalised_one_by_one(backend, layout, parts):
+def test_several_batches_are_normalised_separately(backend, layout, parts):
     """The result, the derivatives of two orders and the running averages are those of so many calls."""
     tensors = make(Case((6, 16, 5, 4), layout, parts=parts), torch.float64, backends.device(backend))
     found = []
@@ -147,7 +147,7 @@ def test_several_batches_are_normalised_one_by_one(backend, layout, parts):
         torch.testing.assert_close(together, apart)
 
 
-def test_gradients_that_are_not_asked_for_are_left_out_of_several_batches(backend):
+def test_unneeded_gradients_of_several_batches_are_none(backend):
     x, weight, bias = make(Case(), torch.float32, backends.device(backend)).values()
     y = batch_norm_act(x, weight.requires_grad_(), bias, batches=3)
     (dweight,) = torch.autograd.grad(y.pow(2).sum(), weight)
@@ -155,7 +155,7 @@ def test_gradients_that_are_not_asked_for_are_left_out_of_several_batches(backen
     torch.testing.assert_close(dweight, torch.autograd.grad(sum(expected), weight)[0], rtol=1e-4, atol=1e-4)
 
 
-def test_a_layer_counts_its_batches():
+def test_the_layer_counts_batches():
     layer, apart = BatchNormAct(4), BatchNormAct(4)
     x = torch.randn(6, 4, 3, 3)
     layer.batches = 2
@@ -167,7 +167,7 @@ def test_a_layer_counts_its_batches():
 
 
 @pytest.mark.parametrize("batches", [0, 4])
-def test_batches_divide_the_samples(batches):
+def test_a_number_of_batches_that_does_not_divide_the_samples_is_refused(batches):
     with pytest.raises(ValueError, match=f"batches is {batches}, must divide the 6 samples of x"):
         batch_norm_act(torch.zeros(6, 4, 3, 3), batches=batches)
 
@@ -212,7 +212,7 @@ def test_training_and_evaluation_are_those_of_batch_norm_and_activation(backend,
     assert fused.num_batches_tracked == 3
 
 
-def test_in_16_bits_statistics_stay_in_single_precision(backend):
+def test_statistics_of_16_bit_activations_are_in_single_precision(backend):
     device = backends.device(backend)
     torch.manual_seed(0)
     fused, plain = pair(6, device)
@@ -254,7 +254,7 @@ def test_converting_to_synchronised_batch_norm_does_not_lose_the_activation():
 
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_mean_far_from_zero_does_not_cost_the_variance(backend, layout, dtype):
+def test_variance_is_exact_at_a_mean_far_from_zero(backend, layout, dtype):
     """Taken as E[x^2] - E[x]^2, the variance of such a channel would be nothing but rounding; nor may one outlier at
     the first position spoil it."""
     device = backends.device(backend)
@@ -277,7 +277,7 @@ def test_a_mean_far_from_zero_does_not_cost_the_variance(backend, layout, dtype)
         torch.testing.assert_close(running["running_var"], var.float(), rtol=1e-5, atol=0)
 
 
-def test_a_channel_that_is_constant_gives_the_activated_bias(backend):
+def test_a_constant_channel_gives_the_activated_bias(backend):
     device = backends.device(backend)
     x = torch.full((2, 3, 9, 9), 0.1, device=device)
     weight, bias = torch.randn(2, 3, device=device)
@@ -334,7 +334,7 @@ def test_emulated_results_do_not_depend_on_the_order_of_threads(layout, shape, m
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
-def test_gradients_that_nobody_asks_for_are_not_made(backend, monkeypatch):
+def test_unneeded_gradients_are_not_computed(backend, monkeypatch):
     from fastgan.ops.batch_norm_act import BatchNormAct as Operation
 
     made, allocate = [], Operation.allocate_grads
@@ -360,7 +360,7 @@ def test_nan_stays_in_its_channel(backend, layout):
     assert bad[:, 3].all() and bad.sum() == bad[:, 3].numel()
 
 
-def test_a_channel_that_overflows_leaves_its_running_statistics_alone(backend):
+def test_overflow_does_not_enter_the_running_statistics(backend):
     """They would never be finite again, while the step that overflowed is left out of the weights."""
     fused, plain = pair(6, backends.device(backend))
     x = torch.randn(4, 6, 3, 3, device=backends.device(backend))
@@ -376,7 +376,7 @@ def test_a_channel_that_overflows_leaves_its_running_statistics_alone(backend):
 
 
 @pytest.mark.parametrize("name", ["torch", "cpp"])
-def test_torch_compile_makes_one_graph_with_the_running_statistics_in_it(name):
+def test_torch_compile_includes_the_running_statistics_in_one_graph(name):
     if name == "cpp" and backends.why_not("cpp-baseline"):
         pytest.skip(backends.why_not("cpp-baseline"))
     fused, _ = pair(6, "cpu")
@@ -412,6 +412,6 @@ def test_an_argument_that_does_not_fit_is_named(arguments, words):
     assert all(word in str(caught.value) for word in words), caught.value
 
 
-def test_a_layer_names_an_activation_that_it_does_not_have():
+def test_the_layer_names_an_unknown_activation():
     with pytest.raises(ValueError, match="BatchNormAct: act is 'tanh'"):
         BatchNormAct(4, act="tanh")

@@ -52,12 +52,12 @@ def draw_everything_then_train() -> None:
             PathLength()(generator.synthesize(ws), ws).backward()
 
 
-def test_all_can_be_trained_after_drawing_in_inference_mode():
+def test_training_works_after_generation_in_inference_mode():
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         process.submit(draw_everything_then_train).result(300)
 
 
-def test_constants_are_ordinary_tensors_whoever_calls_first():
+def test_constants_are_ordinary_tensors_after_a_first_call_in_any_mode():
     def use(ones, x):
         return (ones(3, CPU) * x).sum()
 

@@ -49,14 +49,14 @@ def test_values_and_derivatives(pair, kernel, stride, padding, bias):
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["NCHW", "channels_last"])
-def test_memory_formats_and_dtypes_are_torchs(pair, channels_last):
+def test_memory_formats_and_dtypes_match_torch(pair, channels_last):
     for dtype in (torch.float32, torch.bfloat16):
         given = tensors(pair, (3, 3), dtype, channels_last=channels_last)
         got, expected = (function(*given, stride=2) for function in pair)
         assert torch.equal(got, expected) and got.stride() == expected.stride() and got.dtype == dtype
 
 
-def test_third_derivatives_are_right(pair):
+def test_third_derivatives_match_torch(pair):
     """Of a cubic function of both tensors: what the derivatives of the second order are made of is differentiable."""
 
     def derivatives(function):
@@ -71,7 +71,7 @@ def test_third_derivatives_are_right(pair):
         torch.testing.assert_close(got, expected)
 
 
-def test_autocast_converts_as_for_torch(pair):
+def test_autocast_converts_as_torch_does(pair):
     x, weight = tensors(pair, (3, 3), torch.float32)
     grads = []
     for function in pair:
@@ -114,7 +114,7 @@ def square_case():
 
 
 @pytest.mark.parametrize("create_graph", [False, True])
-def test_the_gradient_of_images_makes_no_gradient_of_weights(pair, create_graph):
+def test_image_gradients_alone_compute_no_weight_gradients(pair, create_graph):
     """Autograd tells a Function only that its weight has a graph; the engine knows who asked."""
     ours, _ = pair
     x, weight = square_case()
@@ -127,7 +127,7 @@ def test_the_gradient_of_images_makes_no_gradient_of_weights(pair, create_graph)
             assert counted.made == expected
 
 
-def test_whatever_is_asked_for_is_made(pair):
+def test_all_requested_gradients_are_computed(pair):
     """Leaves and others, in every way to ask."""
     found = []
     for function in pair:
@@ -148,7 +148,7 @@ def test_whatever_is_asked_for_is_made(pair):
         torch.testing.assert_close(got, expected)
 
 
-def test_threads_that_take_penalties_leave_the_gradients_of_others_alone():
+def test_penalties_in_one_thread_do_not_suppress_gradients_in_another():
     """Eight at once: every other one needs the gradients of weights for a second derivative."""
     start = threading.Barrier(8)
 
@@ -185,7 +185,7 @@ def test_second_derivatives_use_no_kernel_as_large_as_the_image(pair):
     assert counts[0] == 0 < counts[1]
 
 
-def test_nothing_is_lost_without_images(pair):
+def test_an_empty_batch_gives_zero_gradients(pair):
     ours, torchs = pair
     weight = torch.randn(3, 3, 3, 3, requires_grad=True)
     x = torch.randn(0, 3, 6, 6, requires_grad=True)
@@ -212,7 +212,7 @@ def filtered_case(dtype=torch.float64, size=6):
 OPTIONS = {"filter_padding": (2, 2, 1, 2), "stride": 2}
 
 
-def test_filtered_conv2d_is_the_filter_and_the_convolution(backend):
+def test_filtered_conv2d_equals_filter_then_convolution(backend):
     x, weight, taps = (t.detach().to(backends.device(backend)) for t in filtered_case())
     x, weight = x.requires_grad_(), weight.requires_grad_()
     function = lambda x, weight: filtered_conv2d(x, weight, taps, **OPTIONS)
@@ -255,7 +255,7 @@ class Saved:
         self.bytes = sum(storage.nbytes() for at, storage in self.storages.items() if at not in self.known)
 
 
-def test_filtered_conv2d_keeps_nothing_but_its_arguments():
+def test_filtered_conv2d_saves_only_its_arguments():
     x, weight, taps = filtered_case(torch.float32, size=16)
     for function in (filtered_conv2d, by_parts):
         with Saved(x, weight, taps) as saved:
@@ -264,7 +264,7 @@ def test_filtered_conv2d_keeps_nothing_but_its_arguments():
 
 
 @pytest.mark.parametrize("filtered", [False, True], ids=["plain", "filtered"])
-def test_without_a_gradient_of_the_weight_no_image_is_kept(filtered):
+def test_no_image_is_saved_for_a_frozen_weight(filtered):
     x, weight, taps = filtered_case(torch.float32, size=16)
     weight = weight.detach()
     with Saved(weight, taps) as saved:
@@ -276,7 +276,7 @@ def test_without_a_gradient_of_the_weight_no_image_is_kept(filtered):
     )
 
 
-def test_filtered_conv2d_under_autocast_is_as_by_parts():
+def test_filtered_conv2d_under_autocast_equals_filter_then_convolution():
     x, weight, taps = filtered_case(torch.float32)
     found = []
     for given in (x, x.detach().bfloat16().requires_grad_()):
@@ -289,7 +289,7 @@ def test_filtered_conv2d_under_autocast_is_as_by_parts():
         assert all(torch.equal(*both) for both in zip(got, expected, strict=True))
 
 
-def test_filtered_conv2d_says_what_does_not_fit():
+def test_filtered_conv2d_names_arguments_that_do_not_fit():
     x, weight, taps = filtered_case()
     with pytest.raises(ValueError, match="smaller than the filter"):
         filtered_conv2d(x, weight, taps, filter_padding=(-3, -3, -2, -3), stride=2)

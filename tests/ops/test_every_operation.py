@@ -172,7 +172,7 @@ DERIVED = {
 }
 
 
-def test_every_public_operation_is_derived():
+def test_every_public_operation_has_a_use():
     without_gradient = {"BackendUnavailable", "use_backend"}
     names = set(DERIVED) | {"noise_bias_act"}
     missing = [name for name in ops.__all__ if not any(each.startswith(name) for each in names)]
@@ -201,7 +201,7 @@ def kinds_of_derivatives(use: Use, function: Callable[..., Tensor]) -> list[list
 
 
 @pytest.mark.parametrize("name", DERIVED)
-def test_no_gradient_and_a_gradient_of_zeros_are_told_apart_as_plain_pytorch_does(name, backend):
+def test_missing_and_zero_gradients_are_those_of_plain_pytorch(name, backend):
     """Adam makes a step for zeros, and none for None."""
     use, plain = DERIVED[name]
     with ops.use_backend("torch"):
@@ -218,7 +218,7 @@ def nones(kinds: list[list[str]]) -> list[list[bool]]:
 @pytest.mark.parametrize("watch", [torch.autograd.graph.save_on_cpu, torch.autograd.detect_anomaly])
 @pytest.mark.filterwarnings("ignore:Anomaly Detection")
 @every_operation
-def test_second_derivatives_while_pytorch_looks_into_every_tensor(use, watch):
+def test_second_derivatives_under_saved_tensor_hooks_and_anomaly_detection(use, watch):
     fused._has_second_gradients.cache_clear()
     with watch():
         got = kinds_of_derivatives(use, use.function)
@@ -226,7 +226,7 @@ def test_second_derivatives_while_pytorch_looks_into_every_tensor(use, watch):
     assert got == kinds_of_derivatives(use, use.function)
 
 
-def test_so_do_layers(backend):
+def test_missing_and_zero_gradients_of_layers_are_those_of_plain_pytorch(backend):
     """After a step of a loss and after one of a penalty alone, by which nothing is known of a last bias."""
     torch.manual_seed(0)
     network, inputs = EveryLayer().double(), [t.double() for t in batch()]
@@ -263,7 +263,7 @@ def test_torch_compile_makes_one_graph_of_it(use, backend):
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="inductor needs a C++ compiler on a CPU")
 @every_operation
-def test_inductor_compiles_it_with_what_stands_around_it(use):
+def test_inductor_compiles_it_with_the_code_around_it(use):
     """Its own code reads and writes what the operation takes and gives: it relies on the strides that were promised."""
 
     def network(x, **others):
@@ -288,7 +288,7 @@ def test_activation_checkpointing_gives_the_same_gradients(use, backend):
 
 
 @every_operation
-def test_the_operators_are_registered_as_torch_wants_it(use, monkeypatch):
+def test_the_operators_pass_torchs_checks(use, monkeypatch):
     reason = backends.why_not("cpp-baseline")
     if reason:
         pytest.skip(reason)
@@ -414,7 +414,7 @@ def test_two_processes_average_to_the_gradients_of_one(tmp_path):
         assert_equal(torch.load(tmp_path / f"gradients{rank}.pt"), expected)
 
 
-def test_no_layer_is_missing_in_the_network_of_all():
+def test_the_network_of_all_layers_has_every_layer():
     public = {
         value for name, value in vars(layers).items()
         if isinstance(value, type) and issubclass(value, nn.Module) and not name.startswith("_")

@@ -89,7 +89,7 @@ def draw(case, dtype):
 @dtypes
 @pytest.mark.parametrize("map_, wanted", [("gather", "wide"), ("scatter", "thin"), ("outer", "weight")])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_each_map_is_as_exact_as_the_librarys(case, map_, wanted, dtype, isa, unwritten_is_nan):
+def test_each_map_is_as_accurate_as_the_librarys(case, map_, wanted, dtype, isa, unwritten_is_nan):
     given = draw(case, dtype)
     del given[wanted]
     got = launch(map_, case, given, dtype)
@@ -101,7 +101,7 @@ def test_each_map_is_as_exact_as_the_librarys(case, map_, wanted, dtype, isa, un
 
 @pytest.mark.parametrize("memory_format", [NHWC, torch.contiguous_format], ids=["NHWC", "NCHW"])
 @pytest.mark.parametrize("map_, wanted", [("gather", "wide"), ("scatter", "thin"), ("outer", "weight")])
-def test_a_weight_may_run_backwards_and_lie_either_way(map_, wanted, memory_format, isa):
+def test_a_weight_may_be_flipped_and_in_either_memory_format(map_, wanted, memory_format, isa):
     case = CASES[2]
     given = draw(case, torch.float32)
     del given[wanted]
@@ -114,7 +114,7 @@ def test_a_weight_may_run_backwards_and_lie_either_way(map_, wanted, memory_form
 
 @dtypes
 @pytest.mark.parametrize("map_, wanted", [("gather", "wide"), ("scatter", "thin"), ("outer", "weight")])
-def test_bits_do_not_depend_on_threads_or_chance(map_, wanted, dtype, isa):
+def test_results_are_bitwise_repeatable_for_any_number_of_threads(map_, wanted, dtype, isa):
     case = (16, 64, 1, (32, 32), (3, 3), 1, (1, 1), (0, 0))
     given = draw(case, dtype)
     del given[wanted]
@@ -182,7 +182,7 @@ def derivatives(function, x, weight, options):
 
 @dtypes
 @pytest.mark.parametrize("given", TO_FEW + FROM_FEW, ids=str)
-def test_results_and_derivatives_of_two_orders(given, dtype):
+def test_results_and_derivatives_match_the_library(given, dtype):
     way, outputs, inputs, kernel, options = given
     ours, torchs = WAYS[way]
     x, weight = image_and_weight(way, outputs, inputs, kernel, dtype)
@@ -212,7 +212,7 @@ def test_results_and_derivatives_of_two_orders(given, dtype):
     ],
     ids=["fp64", "NCHW", "not few by taps", "not few", "not many", "odd", "strided", "padded beyond the taps"],
 )
-def test_others_are_the_librarys(changed):
+def test_other_convolutions_go_to_the_library(changed):
     given = {"outputs": 1, "inputs": 16, "kernel": (3, 3), "options": {"padding": 1}} | changed
     options = given.pop("options")
     x, weight = image_and_weight("conv2d", **given)
@@ -228,7 +228,7 @@ def test_others_are_the_librarys(changed):
 @pytest.mark.parametrize(
     "kernel, strides", [((3, 1), (48, 1, 16, 7)), ((1, 3), (48, 1, 5, 16)), ((1, 1), (16, 1, 3, 5))]
 )
-def test_strides_of_a_single_row_or_column_may_be_anything(kernel, strides):
+def test_any_stride_of_a_single_row_or_column_works(kernel, strides):
     x, weight = image_and_weight("conv2d", 1, 16, kernel)
     odd = torch.empty_strided(weight.shape, strides).copy_(weight.detach()).requires_grad_()
     padding = tuple(k // 2 for k in kernel)
@@ -242,7 +242,7 @@ def test_strides_of_a_single_row_or_column_may_be_anything(kernel, strides):
         assert torch.equal(plain, ours)
 
 
-def test_what_is_large_is_written_by_the_library():
+def test_the_library_writes_large_images():
     for outputs, inputs, forward in ((64, 3, 1), (3, 64, 0)):
         x, weight = image_and_weight("conv2d", outputs, inputs, (1, 1), size=(128, 128))
         with LibraryConvolutions() as library:
@@ -252,7 +252,7 @@ def test_what_is_large_is_written_by_the_library():
         assert library.made == 1  # forward or backward, the image of many channels
 
 
-def test_a_bias_is_added_by_the_library_and_has_its_gradient():
+def test_a_bias_goes_to_the_library_and_has_a_gradient():
     x, weight = image_and_weight("conv2d", 1, 16, (3, 3))
     bias = torch.randn(1, requires_grad=True)
     grads = [
@@ -263,7 +263,7 @@ def test_a_bias_is_added_by_the_library_and_has_its_gradient():
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_the_backend_decides_and_gradients_that_nobody_asks_for_are_not_made():
+def test_the_backend_decides_and_unneeded_gradients_are_not_computed():
     x, weight = image_and_weight("conv2d", 1, 16, (3, 3))
     with use_backend("torch"), LibraryConvolutions() as library:
         y = conv2d(x, weight, padding=1)
@@ -275,7 +275,7 @@ def test_the_backend_decides_and_gradients_that_nobody_asks_for_are_not_made():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_gradient_in_any_layout_will_do(channels):
+def test_incoming_gradients_may_have_any_layout(channels):
     """What comes from elsewhere, a loss or a matrix product, may be expanded or NCHW."""
     x, weight = image_and_weight("conv2d", channels, 16, (3, 3))
     y = conv2d(x, weight, padding=1)
@@ -287,7 +287,7 @@ def test_a_gradient_in_any_layout_will_do(channels):
 
 
 @pytest.mark.parametrize("shape, message", [((1, 17, 3, 3), "channels"), ((1, 16, 12, 3), "Kernel size")])
-def test_what_does_not_fit_is_refused_as_by_torch(shape, message):
+def test_shapes_that_do_not_fit_raise_torchs_errors(shape, message):
     x = torch.randn(2, 16, 9, 8).to(memory_format=NHWC)
     assert FewChannels.of(x, torch.randn(shape), 1, (0, 0), False) is None
     with pytest.raises(RuntimeError, match=message):

@@ -135,7 +135,7 @@ def test_kernels_serve_up_to_second_derivatives(fused_only, parts):
 
 
 @pytest.mark.parametrize("parts", PARTS)
-def test_fused_equals_one_after_the_other_at_a_kink(parts):
+def test_fused_equals_separate_operations_at_a_kink(parts):
     """In fp32, over many elements: the sums of several pieces, the last of them shorter."""
     with backends.forced("emulated"):
         tensors = make((2, 16, 41, 39), PARTS[parts], torch.float32, "cpu", scalar=False)
@@ -172,7 +172,7 @@ def test_output_has_the_memory_format_of_the_input(backend):
         assert y.is_contiguous(memory_format=torch.channels_last) == (layout == "nhwc")
 
 
-def test_the_operators_are_registered_as_torch_wants_it():
+def test_the_operators_pass_torchs_checks():
     """The fused form runs on a GPU only: here its shapes, as the compiler asks for them."""
     tensors = make((2, 16, 5, 6), ALL, torch.bfloat16, "cpu")
     options = (1, 1, 1, 1, 4.0, 0.2, 1.0, math.inf, "cuda")
@@ -201,7 +201,7 @@ def test_an_argument_that_does_not_fit_is_named(arguments, words):
     assert all(word in str(caught.value) for word in words), caught.value
 
 
-def test_a_filter_that_is_learned_has_a_gradient():
+def test_a_learned_filter_has_a_gradient():
     with use_backend("torch"):
         tensors = make((1, 2, 4, 4), ("bias",), torch.float64, "cpu")
         taps = tensors.pop("taps").requires_grad_()

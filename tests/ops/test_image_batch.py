@@ -79,7 +79,7 @@ def test_values_are_the_textbooks_and_the_bits_those_of_plain_pytorch(backend, c
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_range_is_minus_one_to_one_and_symmetric(backend, channels):
+def test_values_range_symmetrically_from_minus_one_to_one(backend, channels):
     """All bytes: the ends are exact, and a byte and its negative are numbers that differ by their sign."""
     pixels = torch.arange(256, dtype=torch.uint8, device=backends.device(backend)).repeat_interleave(channels)
     values = image_batch(pixels.view(1, 16, 16, channels)).permute(0, 2, 3, 1).flatten()
@@ -89,14 +89,14 @@ def test_the_range_is_minus_one_to_one_and_symmetric(backend, channels):
 
 
 @pytest.mark.parametrize("shape", [(4, 6, 3), (4, 6, 1), (1, 1, 1)], ids=str)
-def test_the_result_is_in_channels_last_and_shows_it(backend, shape):
+def test_the_result_is_in_channels_last_also_in_its_strides(backend, shape):
     h, w, c = shape
     y = image_batch(*make(Case(shape), backends.device(backend)))
     assert y.is_contiguous(memory_format=torch.channels_last)
     assert y.stride() == (h * w * c, 1, w * c, c)
 
 
-def test_bytes_serve_for_flags_and_other_strides_are_copied(backend):
+def test_flags_may_be_bytes_and_arguments_may_be_strided(backend):
     pixels, index, mirrored = make(Case((5, 7, 3)), backends.device(backend))
     expected = image_batch(pixels, index, mirrored)
     assert torch.equal(image_batch(pixels, index, mirrored.to(torch.uint8) * 2), expected)
@@ -117,14 +117,14 @@ def test_pixels_need_not_be_aligned(backend, offset):
 
 @pytest.mark.parametrize("name", ["torch", "cpp-baseline", "emulated"])
 @pytest.mark.parametrize("wrong", [-1, SET, 2**40])
-def test_an_image_that_is_not_there_is_an_index_error_on_a_cpu(name, wrong):
+def test_an_index_out_of_range_is_an_index_error_on_a_cpu(name, wrong):
     pixels, _, _ = make(Case((4, 4, 1)))
     with backends.forced(name), pytest.raises(IndexError, match=re.escape(f"index has {wrong}, must be from 0 to 4")):
         image_batch(pixels, torch.tensor([0, wrong, 2]))
 
 
 @pytest.mark.parametrize("name", ["emulated", "triton", "cuda"])
-def test_an_image_that_is_not_there_is_nan_on_a_gpu(name):
+def test_an_index_out_of_range_is_nan_on_a_gpu(name):
     """Nobody waits for the device to look; here the kernels are asked directly."""
     import fastgan_kernels
     from fastgan_kernels.calls import ImageBatchCall
@@ -173,7 +173,7 @@ def test_emulated_results_do_not_depend_on_the_order_of_threads(order, monkeypat
     assert torch.equal(*results)
 
 
-def test_an_image_that_is_not_there_is_an_index_error_from_a_compiled_graph():
+def test_an_index_out_of_range_is_an_index_error_in_a_compiled_graph():
     """A graph cannot look at values while it is traced: the operator does."""
     compiled = torch.compile(image_batch, fullgraph=True, backend="aot_eager")
     pixels, index, mirrored = make(Case((4, 4, 3)))

@@ -216,7 +216,7 @@ def test_path_length_through_a_generator_has_the_gradients_of_plain_pytorch(back
 
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_mean_far_from_zero_does_not_cost_the_variance(backend, layout, dtype):
+def test_variance_is_exact_at_a_mean_far_from_zero(backend, layout, dtype):
     """Taken as E[x^2] - E[x]^2, the variance of such a plane would be nothing but rounding; nor may one outlier at the
     first position spoil it. Also where a plane is cut into pieces, and where it is not."""
     device = backends.device(backend)
@@ -235,7 +235,7 @@ def test_a_mean_far_from_zero_does_not_cost_the_variance(backend, layout, dtype)
 
 
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
-def test_a_bias_before_the_norm_has_no_gradient_also_far_from_zero(backend, layout):
+def test_a_bias_before_the_norm_has_zero_gradient_at_a_mean_far_from_zero(backend, layout):
     """It changes nothing. The mean, rounded to single precision, is 5e-4 off here: that must not add up."""
     for shape in ((2, 16, 15, 17), IN_PIECES[layout]):
         tensors = make(
@@ -248,7 +248,7 @@ def test_a_bias_before_the_norm_has_no_gradient_also_far_from_zero(backend, layo
 
 
 @pytest.mark.parametrize("scalar", [True, False], ids=["scalar", "per channel"])
-def test_the_second_gradient_of_a_strength_is_as_exact_as_plain_on_average(backend, scalar):
+def test_the_second_gradient_of_strength_is_as_accurate_as_plain_pytorch_on_average(backend, scalar):
     """A single number may be plain PyTorch's by luck: what counts is the error over some draws."""
     case, errors = Case((2, 4, 9, 7), "nchw", gain=1.0, scalar_strength=scalar), []
     for seed in range(12):
@@ -265,7 +265,7 @@ def test_the_second_gradient_of_a_strength_is_as_exact_as_plain_on_average(backe
     assert ours <= 2 * theirs
 
 
-def test_a_plane_that_is_constant_gives_the_style_bias(backend):
+def test_a_constant_channel_gives_the_style_bias(backend):
     device = backends.device(backend)
     x = torch.full((2, 3, 9, 9), 0.1, device=device)
     scale, bias = torch.randn(2, 3, device=device), torch.randn(2, 3, device=device)
@@ -358,7 +358,7 @@ def test_cotangents_need_not_be_dense(backend, parts):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
-def test_gradients_that_nobody_asks_for_are_not_made(backend, monkeypatch):
+def test_unneeded_gradients_are_not_computed(backend, monkeypatch):
     """With a frozen input, the style still learns, and no gradient of the activations is written."""
     from fastgan.ops.instance_norm import InstanceNorm
 
@@ -439,10 +439,10 @@ class TestMistakesAreNamed:
 
     @pytest.mark.parametrize("x", [torch.zeros(3), torch.zeros(2, 3, dtype=torch.int32)])
     @pytest.mark.parametrize("function", [adain, style_epilogue])
-    def test_an_input_that_is_no_activation(self, function, x):
+    def test_an_x_that_does_not_fit(self, function, x):
         with pytest.raises(ValueError, match=f"{function.__name__}: x has"):
             function(x)
 
-    def test_no_backend_of_those_asked_for(self):
+    def test_no_requested_backend_is_available(self):
         with use_backend("cuda"), pytest.raises(BackendUnavailable, match="cuda: serves CUDA tensors only"):
             adain(torch.zeros(2, 3, 4, 4))

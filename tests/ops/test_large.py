@@ -575,7 +575,7 @@ def test_kernels_count_in_64_bits(backend):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", {name.split(",")[0]: name for name in CASES}.values())  # one of each operation
-def test_the_cases_hold_where_32_bits_do(name):
+def test_the_cases_hold_below_2_to_31_elements(name):
     """In memory that is all there, which is how a GPU runs them; a few chunks, on the C++ kernels."""
     with backends.forced("cpp-baseline"):
         CASES[name](Run("cpp", mapped=False, large=False))

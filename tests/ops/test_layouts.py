@@ -207,7 +207,7 @@ def assert_strides_make_no_difference(call: Call, given: dict[str, Tensor], draw
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_strides_make_no_difference(name, backend, every_launch_is_looked_at):
+def test_strides_do_not_change_results(name, backend, every_launch_is_looked_at):
     for dtype in CALLS[name].dtypes:
         for round in range(ROUNDS):
             draw = random.Random(f"{name} {dtype} {round}")

@@ -84,7 +84,7 @@ def test_upsampling_is_exact_at_the_borders_for_any_filter(weights, k, padding):
 
 
 @pytest.mark.parametrize("kernel", [(2, 2), (3, 1), (1, 4)])
-def test_kernels_may_be_even_or_oblong(kernel):
+def test_kernels_may_be_even_or_not_square(kernel):
     x, weight, style = tensors(k=4)
     weight = weight[:, :, : kernel[0], : kernel[1]].contiguous()
     got = modulated_conv2d(x, weight, style)
@@ -122,7 +122,7 @@ def test_it_is_as_accurate_as_modulated_weights(dtype, up, down):
 
 
 @pytest.mark.parametrize("demodulate", [True, False])
-def test_fp16_does_not_overflow_on_the_way_to_a_result_that_fits(demodulate):
+def test_fp16_intermediates_do_not_overflow_if_the_result_does_not(demodulate):
     x, weight, style = tensors(torch.float32, i=64, o=8)
     x, weight, style = x * 100, weight * 1e-3, style * 2000
     if demodulate:
@@ -156,7 +156,7 @@ def first_and_second(function, inputs, dy):
 @pytest.mark.parametrize("scale", [0.02, 1.0, 30.0])
 @pytest.mark.parametrize("demodulate", [True, False])
 @pytest.mark.parametrize(("up", "down"), RESAMPLING)
-def test_fp16_does_not_overflow_on_the_way_to_gradients_that_fit(up, down, demodulate, scale):
+def test_fp16_intermediates_do_not_overflow_if_the_gradients_do_not(up, down, demodulate, scale):
     """A loss is scaled until its gradients nearly overflow; the weights of a layer have no gain, or a small one."""
     x, weight, style = tensors(torch.float32, n=4, i=64, o=8, size=(16, 16))
     weight = weight if scale > 1 else weight * 0.04
@@ -174,7 +174,7 @@ def test_fp16_does_not_overflow_on_the_way_to_gradients_that_fit(up, down, demod
 
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("demodulate", [False, True])
-def test_in_fp16_the_convolution_makes_nothing_larger_than_its_result(demodulate, scaled, monkeypatch):
+def test_in_fp16_the_convolutions_output_is_no_larger_than_the_result(demodulate, scaled, monkeypatch):
     """Whatever the sizes of weights and styles; so only what does not fit itself overflows."""
     made = []
     convolve = modulated.conv2d
@@ -204,7 +204,7 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize(("up", "down"), RESAMPLING)
 @pytest.mark.parametrize("demodulate", [True, False])
-def test_there_is_no_weight_for_each_sample(up, down, demodulate):
+def test_no_tensor_holds_a_weight_for_each_sample(up, down, demodulate):
     n, i, o = 16, 64, 48
     x, weight, style = (t.requires_grad_() for t in tensors(torch.float32, n, i, o, size=(2, 2)))
     assert weight.numel() < n * o * i and n * max(i, o) * 5 * 5 < n * o * i  # so none but the forbidden is as large
@@ -236,7 +236,7 @@ def test_consecutive_layers_fuse():
         ({"padding": -1}, "padding is -1"),
     ],
 )
-def test_what_does_not_fit_is_named(change, message):
+def test_an_argument_that_does_not_fit_is_named(change, message):
     x, weight, style = tensors(torch.float32)
     with pytest.raises(ValueError, match=message):
         modulated_conv2d(**{"x": x, "weight": weight, "style": style, **change})
@@ -279,7 +279,7 @@ def test_resampled_convolutions_keep_the_memory_format(fused, two_steps):
 
 
 @pairs
-def test_resampled_convolutions_name_what_does_not_fit(fused, two_steps):
+def test_resampled_convolutions_name_arguments_that_do_not_fit(fused, two_steps):
     x, weight, _ = tensors(torch.float32, k=4)
     with pytest.raises(ValueError, match="kernel size must be odd"):
         fused(x, weight)

@@ -207,7 +207,7 @@ def test_cpp_results_do_not_depend_on_the_number_of_threads(layout, channels):
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
 
 
-def test_the_memory_that_cpp_kernels_work_in_grows_and_shrinks():
+def test_the_workspace_of_cpp_kernels_grows_and_shrinks():
     """17 samples of 512x512 need more of it than a thread keeps for smaller calls."""
     for n, side in ((1, 8), (17, 512), (1, 8), (17, 512)):
         dy = torch.ones(n, 3, side, side).contiguous(memory_format=torch.channels_last)
@@ -266,7 +266,7 @@ def test_nan_stays_nan(backend, act, parts, dtype):
 
 @pytest.mark.parametrize("parts", [PARTS, ("bias",)], ids="+".join)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_infinities_are_handed_on_and_relu_makes_nan_of_the_negative_one(backend, parts, dtype):
+def test_infinities_propagate_and_relu_of_minus_infinity_is_nan(backend, parts, dtype):
     """Relu is lrelu of slope 0, here and in F.leaky_relu: 0 * -inf. The same on every backend."""
     for act, below in (("relu", math.nan), ("lrelu", -math.inf), ("linear", -math.inf)):
         x, small = make(Case(parts=parts, act=act), dtype, backends.device(backend))
@@ -289,7 +289,7 @@ def extreme_numbers(dtype: torch.dtype) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("ones", [("scale", "post"), ()], ids=["from the input", "from the output"])
 @pytest.mark.parametrize("act", ACTIVATIONS)
-def test_extreme_numbers_have_the_values_and_derivatives_of_plain_pytorch(backend, act, ones, dtype):
+def test_extreme_numbers_have_the_results_and_derivatives_of_plain_pytorch(backend, act, ones, dtype):
     """Where plain PyTorch has an infinity or a NaN there is one, and nowhere else. Relu is F.leaky_relu of slope 0."""
     device = backends.device(backend)
     x = extreme_numbers(dtype).reshape(1, -1, 1, 1).to(device)
@@ -311,7 +311,7 @@ def test_extreme_numbers_have_the_values_and_derivatives_of_plain_pytorch(backen
     torch.testing.assert_close(*named, **tolerance, equal_nan=True)
 
 
-def test_a_tensor_that_has_outlived_a_transform_is_an_ordinary_one(backend):
+def test_a_tensor_that_outlives_a_transform_is_ordinary(backend):
     x, bias = (torch.randn(*shape, device=backends.device(backend)) for shape in ((2, 3, 4, 5), (3,)))
     outlived = []
     torch.func.grad(lambda x: (outlived.append(x), x.sum())[1])(x)
@@ -320,7 +320,7 @@ def test_a_tensor_that_has_outlived_a_transform_is_an_ordinary_one(backend):
 
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_without_a_clamp_infinities_have_the_slope_of_their_side(backend, layout, dtype):
+def test_without_a_clamp_infinities_have_the_slope_of_their_sign(backend, layout, dtype):
     x, small = make(Case((2, 32, 3, 5), layout, parts=("bias",)), dtype, backends.device(backend))
     x[0, 3, 2, 1], x[1, 2, 1, 3] = -math.inf, math.inf
     (dx,) = torch.autograd.grad(noise_bias_act(x.requires_grad_(), **small, gain=2.0), x, torch.ones_like(x))
@@ -379,11 +379,11 @@ class TestMistakesAreNamed:
         assert all(word in str(caught.value) for word in words), caught.value
 
     @pytest.mark.parametrize("x", [torch.zeros(3), torch.zeros(2, 3, dtype=torch.int32)])
-    def test_an_input_that_is_no_activation(self, x):
+    def test_an_x_that_does_not_fit(self, x):
         with pytest.raises(ValueError, match="noise_bias_act: x has"):
             noise_bias_act(x)
 
-    def test_no_backend_of_those_asked_for(self):
+    def test_no_requested_backend_is_available(self):
         with use_backend("cuda"), pytest.raises(BackendUnavailable, match="cuda: serves CUDA tensors only"):
             noise_bias_act(torch.zeros(2, 3, 4, 4))
 

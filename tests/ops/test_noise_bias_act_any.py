@@ -10,7 +10,7 @@ from fastgan.ops.noise_bias_act import ACTIVATIONS
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_any_shape_stride_and_dtype_gives_what_the_specification_gives(data):
+def test_any_shape_stride_and_dtype_matches_the_reference(data):
     shape = data.draw(st.lists(st.integers(0, 9), min_size=2, max_size=5))
     dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64]))
     order = data.draw(st.permutations(range(len(shape))))

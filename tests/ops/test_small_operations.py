@@ -222,7 +222,7 @@ def test_emulated_results_do_not_depend_on_the_order_of_threads(name, order, mon
 
 @each_operation
 @each_layout
-def test_gradients_that_come_in_need_not_be_dense(backend, name, layout):
+def test_incoming_gradients_need_not_be_dense(backend, name, layout):
     """Those of sums are expanded; those of a transposed result lie the other way round."""
     tensors = make(Case(name, (4, 6, 5, 3), layout), torch.float64, backends.device(backend))
     variables = [t.requires_grad_() for key, t in tensors.items() if key != "t"]
@@ -261,7 +261,7 @@ def test_squared_norms_of_16_bit_numbers_are_sums_in_32_bits(backend):
     torch.testing.assert_close(got.double(), x.double().square().flatten(1).sum(1), rtol=1e-6, atol=0)
 
 
-def test_samples_of_two_memory_formats_give_one_of_the_first(backend):
+def test_lerp_samples_of_two_memory_formats_has_the_first(backend):
     case = Case("lerp_samples", (4, 3, 5, 7), "nhwc")
     tensors = make(case, torch.float64, backends.device(backend))
     expected = textbook_lerp_samples(**tensors)

@@ -68,7 +68,7 @@ def test_triton_passes_the_tables_under_its_interpreter():
 
 
 @pytest.mark.slow
-def test_cuda_sources_touch_only_their_own_memory():
+def test_cuda_kernels_access_only_their_own_memory():
     if reason := emulation.why_unavailable("address"):
         pytest.skip(reason)
     command = chosen(SANITIZED, "emulated and (fp32 or bf16)")
@@ -86,7 +86,7 @@ def isa():
 
 
 @pytest.mark.slow
-def test_cpu_kernels_touch_only_their_own_memory(isa):
+def test_cpu_kernels_access_only_their_own_memory(isa):
     """Whatever strides their arguments have."""
     command = chosen({"test_layouts.py": "strides"}, f"cpp-{isa}")
     environment = {**os.environ, "FASTGAN_TEST_SANITIZER": "address", "OMP_NUM_THREADS": "1"}
@@ -99,7 +99,7 @@ def test_cpu_kernels_touch_only_their_own_memory(isa):
 BEYOND = """
 import torch, fastgan_kernels
 from fastgan_kernels.calls import FewChannelsCall
-from tests import backends
+from tests.support import backends
 with backends.forced("cpp-{isa}"):
     run = fastgan_kernels.BACKENDS["cpp"].launchers("few_channels").run
     wide, thin = (torch.randn(2, c, 8, 8).to(memory_format=torch.channels_last) for c in (64, 3))
@@ -111,7 +111,7 @@ with backends.forced("cpp-{isa}"):
 
 
 @pytest.mark.slow
-def test_a_kernel_that_writes_beyond_its_memory_is_reported(isa):
+def test_a_write_beyond_a_tensor_is_reported(isa):
     """The check itself must see what it is for."""
     environment = {**os.environ, "FASTGAN_TEST_SANITIZER": "address", "OMP_NUM_THREADS": "1"}
     command = ["-c", BEYOND.format(isa=isa)]

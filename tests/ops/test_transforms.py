@@ -242,7 +242,7 @@ def test_gradients_of_each_sample(arch):
             close([g[i] for g in got.values()], list(expected), rtol=1e-6, atol=1e-9)
 
 
-def test_a_penalty_refuses_what_it_would_get_wrong():
+def test_a_penalty_refuses_transforms_that_it_would_get_wrong():
     discriminator = every.EveryLayer().conv
     images = torch.randn(2, every.C, 4, 4)
     penalty = lambda x: logits_and_squared_grad(lambda x: discriminator(x).sum((1, 2, 3)), x)[1].sum()

@@ -242,7 +242,7 @@ class TestUnderTorchCompile:
             torch.testing.assert_close(y, expected)
             torch.testing.assert_close(torch.autograd.grad(y.square().sum(), x)[0], dx)
 
-    def test_the_operator_is_registered_as_torch_wants_it(self):
+    def test_the_operator_passes_torchs_checks(self):
         if backends.why_not("cpp-baseline"):
             pytest.skip(backends.why_not("cpp-baseline"))
         x, taps = make(Case(), torch.float32, "cpu")

@@ -63,7 +63,7 @@ def by_library(small, large, kernel, stride, padding):
 
 @dtypes
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_is_as_exact_as_the_librarys(case, dtype, launcher, unwritten_is_nan):
+def test_it_is_as_accurate_as_the_librarys(case, dtype, launcher, unwritten_is_nan):
     n, a, b, size, *geometry = case
     small, large = tensors(dtype, *case)
     dw = torch.empty(a, b, *geometry[0]).to(dtype, memory_format=NHWC)
@@ -75,7 +75,7 @@ def test_is_as_exact_as_the_librarys(case, dtype, launcher, unwritten_is_nan):
 
 
 @dtypes
-def test_the_larger_image_may_have_what_no_tap_comes_to(dtype, launcher):
+def test_the_larger_image_may_have_columns_that_no_tap_reads(dtype, launcher):
     """With a stride of 2 the last column of an image of odd width may belong to none."""
     torch.manual_seed(0)
     small = torch.randn(2, 8, 4, 4).to(dtype, memory_format=NHWC)
@@ -89,7 +89,7 @@ def test_the_larger_image_may_have_what_no_tap_comes_to(dtype, launcher):
 
 
 @dtypes
-def test_a_value_that_is_not_finite_stays_with_its_taps(dtype, launcher):
+def test_an_infinity_affects_only_the_taps_that_read_it(dtype, launcher):
     """Pixels are added up in pairs, and where an image has no partner zeros are: neither may spread an infinity."""
     small, large = tensors(dtype, 3, 16, 16, (16, 16), (3, 3), 1, (0, 0))
     large[2, 5, 0, 0] = torch.inf  # seen by the first tap alone
@@ -101,7 +101,7 @@ def test_a_value_that_is_not_finite_stays_with_its_taps(dtype, launcher):
 
 
 @dtypes
-def test_its_bits_do_not_depend_on_threads_or_chance(dtype, launcher):
+def test_results_are_bitwise_repeatable_for_any_number_of_threads(dtype, launcher):
     case = (8, 48, 160, (16, 16), (3, 3), 1, (1, 1))
     small, large = tensors(dtype, *case)
     results, before = [], torch.get_num_threads()
@@ -153,7 +153,7 @@ def gradients(function, x, weight, **options):
 
 
 @served
-def test_a_convolution_in_fp32_has_it(pair):
+def test_an_fp32_convolution_uses_it(pair):
     ours, torchs = pair
     x, weight = images_and_weight()
     with LibraryGradients() as library:
@@ -166,7 +166,7 @@ def test_a_convolution_in_fp32_has_it(pair):
     assert got[1].is_contiguous(memory_format=NHWC)
 
 
-def test_with_bf16_instructions_one_in_bf16_has_it():
+def test_a_bf16_convolution_uses_it_with_bf16_instructions():
     if reason := backends.why_not("cpp-avx512"):
         pytest.skip(reason)
     x, weight = images_and_weight(torch.bfloat16)
@@ -190,7 +190,7 @@ def test_with_bf16_instructions_one_in_bf16_has_it():
     ],
     ids=["fp64", "bf16", "NCHW", "few channels", "half a panel"],
 )
-def test_others_have_the_librarys(pair, given):
+def test_other_convolutions_use_the_librarys(pair, given):
     ours, torchs = pair
     x, weight = images_and_weight(**given)
     with LibraryGradients() as library:
@@ -213,7 +213,7 @@ def test_the_backend_of_the_forward_pass_decides(pair):
 
 
 @served
-def test_the_instruction_set_is_one_that_was_measured():
+def test_it_is_used_on_measured_instruction_sets_only():
     cpu = torch.device("cpu")
     with backends.forced("cpp-avx2"):
         assert weight_gradient.why_not(cpu) is None
@@ -225,7 +225,7 @@ def test_the_instruction_set_is_one_that_was_measured():
 
 
 @served
-def test_a_penalty_through_it_has_the_right_gradients(pair):
+def test_penalties_through_it_have_the_right_gradients(pair):
     """Second derivatives, and the gradient that a bias adds to the same pass."""
     ours, torchs = pair
     x, weight = images_and_weight()
@@ -247,7 +247,7 @@ def test_a_penalty_through_it_has_the_right_gradients(pair):
 
 
 @served
-def test_the_floor_of_a_step_counts_the_librarys():
+def test_the_floor_of_a_step_counts_the_librarys_operations():
     x, weight = images_and_weight()
     with backends.forced("cpp-avx2"):
         floor = Bare(lambda: gradients(conv2d, x, weight))

@@ -52,7 +52,7 @@ def test_the_environment_variable_chooses_the_backend():
 
 
 def test_a_backward_pass_uses_the_backend_of_its_forward_pass(monkeypatch):
-    """Also outside of the block, and in another thread, where no context variable is set."""
+    """Outside of the block too, and in another thread, where no context variable is set."""
     if backends.why_not("cpp", "noise_bias_act", "cpu"):
         pytest.skip(backends.why_not("cpp", "noise_bias_act", "cpu"))
     launchers = fastgan_kernels.BACKENDS["cpp"].launchers("noise_bias_act")
@@ -71,7 +71,7 @@ def test_a_backward_pass_uses_the_backend_of_its_forward_pass(monkeypatch):
 
 @pytest.fixture
 def two_cards(monkeypatch):
-    """A machine with an old and a new GPU, and CUDA kernels that only the second can run; the first is the current."""
+    """A machine with an old and a new GPU, and CUDA kernels for the new one only. The old one is current."""
     capabilities = [(7, 0), (9, 0)]
     if extension.module() is None:
         pytest.skip(extension.load_error())
@@ -132,7 +132,7 @@ def test_interpreter_mode_is_detected_without_triton_knobs(monkeypatch, value, i
 
 @pytest.mark.parametrize("options", [{}, {"clamp": 1.5}])
 def test_tracing_gives_no_warning(options, recwarn):
-    """Dynamo warns where it traces into a cached function."""
+    """Dynamo warns when it traces into a cached function."""
     torch.compile(lambda x: noise_bias_act(x, **options), fullgraph=True, backend="aot_eager")(torch.randn(2, 3, 4, 4))
     assert not [each for each in recwarn if "lru_cache" in str(each.message)]
 

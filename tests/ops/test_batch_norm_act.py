@@ -1,4 +1,4 @@
-"""batch_norm_act: one table of cases for every backend, and what it shares with PyTorch's batch norm."""
+"""batch_norm_act: one table of cases for every backend, and comparisons with PyTorch's batch norm."""
 
 import copy
 import math
@@ -54,7 +54,7 @@ def _sizes():
 
 
 def _far():
-    """A mean far from zero: rounding it to single precision leaves 5e-4 of it in x - mean."""
+    """A case with a mean far from zero, whose rounding to fp32 leaves an error of 5e-4 in x - mean."""
     for layout in ("nhwc", "nchw"):
         for shape in ((3, 16, 5, 7), (2, 37, 3, 5), IN_PIECES[layout]):
             yield Case(shape, layout, mean=1e4)
@@ -66,7 +66,7 @@ CASES += [(case, "fp32") for case in _far()]
 
 
 def textbook(x, weight=None, bias=None, *, act, gain=1.0, eps=1e-5):
-    """The operation as one writes it in PyTorch, in the dtype of its inputs: written apart from the one in fastgan."""
+    """The operation in plain PyTorch, in the dtype of its inputs. Independent of the reference in fastgan."""
     columns = lambda t: t.reshape(-1, *[1] * (x.dim() - 2))
     over = [0, *range(2, x.dim())]
     centred = x - x.mean(over, keepdim=True)
@@ -76,7 +76,7 @@ def textbook(x, weight=None, bias=None, *, act, gain=1.0, eps=1e-5):
 
 
 def make(case: Case, dtype: torch.dtype, device: str, seed: int = 0) -> dict[str, torch.Tensor]:
-    """x and the small tensors, exact in `dtype`, and at no point near the kink of the activation."""
+    """x and the small tensors, exact in `dtype`, with no value near the kink of the activation."""
     generator = torch.Generator().manual_seed(seed)
     draw = lambda *shape: torch.randn(shape, generator=generator).to(dtype).double()
     small = {"weight": draw(case.shape[1]), "bias": draw(case.shape[1])}
@@ -129,7 +129,7 @@ def test_third_derivatives(backend):
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 @pytest.mark.parametrize("parts", [PARTS, ("bias",), ()], ids=str)
 def test_several_batches_are_normalised_separately(backend, layout, parts):
-    """The result, the derivatives of two orders and the running averages are those of so many calls."""
+    """Result, first and second derivatives and running averages equal those of separate calls."""
     tensors = make(Case((6, 16, 5, 4), layout, parts=parts), torch.float64, backends.device(backend))
     found = []
     for together in (True, False):
@@ -176,7 +176,7 @@ def test_a_number_of_batches_that_does_not_divide_the_samples_is_refused(batches
 
 
 def pair(channels, device, act="lrelu", momentum=0.1, dims=2):
-    """A layer, and PyTorch's two with the same parameters."""
+    """The layer, and PyTorch's batch norm and activation with the same parameters."""
     norm = (nn.BatchNorm2d if dims == 2 else nn.BatchNorm1d)(channels, momentum=momentum).to(device)
     nn.init.normal_(norm.weight, 1.0, 0.5), nn.init.normal_(norm.bias)
     fused = BatchNormAct(channels, act=act, momentum=momentum).to(device)
@@ -192,7 +192,7 @@ def assert_close(got, expected):
 @pytest.mark.parametrize("dims", [2, 0], ids=["images", "vectors"])
 @pytest.mark.parametrize(("act", "momentum"), [("linear", 0.1), ("relu", 0.3), ("lrelu", 1.0)])
 def test_training_and_evaluation_are_those_of_batch_norm_and_activation(backend, act, momentum, dims):
-    """Results, gradients and running statistics, for several batches and then in evaluation."""
+    """Results, gradients and running statistics: several batches in training, then one in evaluation."""
     device = backends.device(backend)
     torch.manual_seed(0)
     fused, plain = pair(6, device, act, momentum, dims)
@@ -294,7 +294,7 @@ def test_output_has_the_memory_format_of_the_input(backend, layout):
 
 
 def results(tensors):
-    """Result, gradients, running statistics."""
+    """Result, gradients and running statistics."""
     dy = torch.randn(tensors["x"].shape, generator=torch.Generator().manual_seed(5)).to(tensors["x"])
     inputs = [t.requires_grad_() for t in tensors.values()]
     mean, var = torch.zeros(2, len(tensors["bias"]), device=dy.device)
@@ -361,7 +361,7 @@ def test_nan_stays_in_its_channel(backend, layout):
 
 
 def test_overflow_does_not_enter_the_running_statistics(backend):
-    """They would never be finite again, while the step that overflowed is left out of the weights."""
+    """They would never be finite again, although the optimizer skips the step that overflowed."""
     fused, plain = pair(6, backends.device(backend))
     x = torch.randn(4, 6, 3, 3, device=backends.device(backend))
     plain(x)

@@ -1,4 +1,4 @@
-"""What is kept between calls must not be of the mode that it was made in."""
+"""Cached constants do not depend on the mode of the call that created them."""
 
 import itertools
 import multiprocessing
@@ -23,7 +23,7 @@ NETWORKS = [
 
 
 def draw_everything_then_train() -> None:
-    """In a process that has computed nothing before."""
+    """Runs in a process that has computed nothing before."""
     calls = list(itertools.product(results.CASES.values(), (False, True)))
     network, inputs = every.EveryLayer(), every.batch()
     pairs = [models.build(models.ModelConfig(resolution=8, channel_base=64, num_classes=3, **n)) for n in NETWORKS]

@@ -1,4 +1,4 @@
-"""Convolutions that stay convolutions however often they are differentiated."""
+"""conv2d, conv_transpose2d and filtered_conv2d: values, derivatives, and which convolutions they consist of."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -57,7 +57,7 @@ def test_memory_formats_and_dtypes_match_torch(pair, channels_last):
 
 
 def test_third_derivatives_match_torch(pair):
-    """Of a cubic function of both tensors: what the derivatives of the second order are made of is differentiable."""
+    """Derivatives of a cubic function of both tensors: second derivatives are differentiable themselves."""
 
     def derivatives(function):
         x, weight = tensors(pair, (3, 3))
@@ -85,7 +85,7 @@ def test_autocast_converts_as_torch_does(pair):
 
 
 class WeightGradients(TorchDispatchMode):
-    """Counts the weight's gradients that are made, and convolutions with kernels as large as images."""
+    """Counts computed weight gradients, and convolutions by kernels as large as images."""
 
     def __init__(self):
         super().__init__()
@@ -115,7 +115,7 @@ def square_case():
 
 @pytest.mark.parametrize("create_graph", [False, True])
 def test_image_gradients_alone_compute_no_weight_gradients(pair, create_graph):
-    """Autograd tells a Function only that its weight has a graph; the engine knows who asked."""
+    """`needs_input_grad` only says that the weight has a graph. The engine knows which gradients are requested."""
     ours, _ = pair
     x, weight = square_case()
     used = [weight, weight * 0.5, weight.transpose(0, 1).contiguous(), weight.double().float()]
@@ -128,7 +128,7 @@ def test_image_gradients_alone_compute_no_weight_gradients(pair, create_graph):
 
 
 def test_all_requested_gradients_are_computed(pair):
-    """Leaves and others, in every way to ask."""
+    """For leaves and non-leaves, by backward and by autograd.grad."""
     found = []
     for function in pair:
         for inputs in (None, ["x"], ["weight"], ["x", "weight"]):
@@ -139,7 +139,7 @@ def test_all_requested_gradients_are_computed(pair):
             if named is not None:
                 found.append(torch.autograd.grad(two_layers(function, **given), named))
         x, weight = square_case()
-        made = weight * x.mean()  # images have a part in it
+        made = weight * x.mean()  # depends on the images
         found.append(torch.autograd.grad(two_layers(function, x, made), [made, x]))
         found.append(torch.autograd.grad(penalty(function, x, weight * x.mean()), [x, weight]))
         found.append(torch.autograd.grad(penalty(function, x, weight), weight))
@@ -149,7 +149,7 @@ def test_all_requested_gradients_are_computed(pair):
 
 
 def test_penalties_in_one_thread_do_not_suppress_gradients_in_another():
-    """Eight at once: every other one needs the gradients of weights for a second derivative."""
+    """Of eight threads, four compute penalties and four need weight gradients for a second derivative."""
     start = threading.Barrier(8)
 
     def run(number: int) -> bool:
@@ -166,7 +166,7 @@ def test_penalties_in_one_thread_do_not_suppress_gradients_in_another():
 
     with ThreadPoolExecutor(8) as threads:
         assert all(threads.map(run, range(8)))
-    x, weight = square_case()  # and when they are done
+    x, weight = square_case()  # after the threads have ended
     made = torch.autograd.grad(two_layers(conv2d, x, weight), weight, create_graph=True, allow_unused=True)
     assert made[0] is not None
 
@@ -195,7 +195,7 @@ def test_an_empty_batch_gives_zero_gradients(pair):
     assert not weight.grad.any()
 
 
-# Behind a filter -----------------------------------------------------------------------------------------------------
+# filtered_conv2d -----------------------------------------------------------------------------------------------------
 
 
 def by_parts(x, weight, taps, *, filter_padding, stride):
@@ -222,7 +222,7 @@ def test_filtered_conv2d_equals_filter_then_convolution(backend):
 
 
 def test_filtered_conv2d_under_a_penalty():
-    """Also of third order, and where nobody asks for the weight's gradient."""
+    """Up to third derivatives, also without the weight's gradient."""
     found = []
     for function in (filtered_conv2d, by_parts):
         x, weight, taps = filtered_case()
@@ -235,7 +235,7 @@ def test_filtered_conv2d_under_a_penalty():
 
 
 class Saved:
-    """Bytes that autograd keeps within the block, of what is not `of` itself."""
+    """Counts the bytes that autograd saves within the block, without the tensors `of`."""
 
     def __init__(self, *of):
         self.known = {t.untyped_storage().data_ptr() for t in of}

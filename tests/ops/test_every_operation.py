@@ -1,4 +1,4 @@
-"""What every operation owes whoever puts it into a network of their own: it works with PyTorch's machinery.
+"""Every operation with PyTorch's machinery, as in a network of a user's own.
 
 Autocast, `torch.compile`, activation checkpointing, several processes, CUDA graphs; and where library operators are
 registered, that they are as torch wants them. A new operation is a line in `OPERATIONS`.
@@ -28,11 +28,11 @@ CHANNELS, SAMPLES = (C,), (N, C)
 
 
 class Use(NamedTuple):
-    """An operation as a network calls it: on x [N, C, SIZE, SIZE] and on named tensors of these shapes."""
+    """A call of an operation as in a network, on x [N, C, SIZE, SIZE] and on named tensors of these shapes."""
 
     function: Callable[..., Tensor]
     shapes: dict[str, tuple[int, ...]]
-    fixed: tuple[str, ...] = ()  # tensors that have no gradient
+    fixed: tuple[str, ...] = ()  # tensors without a gradient
 
     def tensors(self, dtype=torch.float32, device="cpu") -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(0)
@@ -107,13 +107,13 @@ def test_under_autocast_activations_are_16_bit_and_gradients_as_parameters(use, 
         assert g.dtype == t.dtype and g.shape == t.shape and g.isfinite().all()
 
 
-# None, zero, or numbers ---------------------------------------------------------------------------------------------
+# Gradients that are None, zero or not --------------------------------------------------------------------------------
 
 SMALL = {"noise": (N, 1, SIZE, SIZE), "strength": CHANNELS, "bias": CHANNELS, "scale": SAMPLES, "post": SAMPLES}
 
 
 def epilogues() -> dict[str, Use]:
-    """The ends of layers, with and without what may be left out: what depends on what hangs on it."""
+    """The end of a layer, with and without its optional parts, which decide which gradients exist."""
     linear = ("batch_norm_act", "style_epilogue", "modulated_conv2d", "filtered_noise_bias_act")
     others = {f"{name} linear": (partial(OPERATIONS[name].function, act="linear"), OPERATIONS[name]) for name in linear}
     return {name: use._replace(function=function) for name, (function, use) in others.items()} | {
@@ -127,7 +127,7 @@ def epilogues() -> dict[str, Use]:
 
 
 def modulated_as_defined(x, weight, style, bias=None, demodulate=True, act="linear", clamp=None):
-    """One convolution a sample, by its own weight."""
+    """Convolves each sample by its own weight."""
     images = []
     for image, scale in zip(x.split(1), style, strict=True):
         w = weight * scale[:, None, None]
@@ -140,12 +140,12 @@ def modulated_as_defined(x, weight, style, bias=None, demodulate=True, act="line
 
 
 def convolved_and_averaged(x, weight, bias):
-    """By a mean: `F.avg_pool2d` has second derivatives of zeros where it has none."""
+    """Pools by a mean: `F.avg_pool2d` has zeros for second derivatives that do not exist."""
     return F.conv2d(x, weight, bias, padding=1).unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).mean((3, 5))
 
 
 WEIGHT, TO_RGB = (C, C, 3, 3), (3, C, 1, 1)
-# Beside the plain definition that an operation has itself, these have one in PyTorch's own operations.
+# Definitions in PyTorch's own operations, independent of the reference of an operation.
 AS_DEFINED = {
     "conv2d": (Use(ops.conv2d, {"weight": WEIGHT, "bias": CHANNELS}), F.conv2d),
     "conv_transpose2d": (Use(ops.conv_transpose2d, {"weight": WEIGHT, "bias": CHANNELS}), F.conv_transpose2d),
@@ -184,11 +184,11 @@ def kind(gradient: Tensor | None) -> str:
 
 
 def kinds_of_derivatives(use: Use, function: Callable[..., Tensor]) -> list[list[str]]:
-    """Whether derivatives are None, zeros or numbers: the first, and the second of each of the first, and of all."""
+    """Which derivatives are None or zero: the first, the second of each first one, the second of their sum."""
     tensors = {name: t.detach().double() for name, t in use.tensors().items()}
     tensors = {name: t.requires_grad_(name not in use.fixed) for name, t in tensors.items()}
     variables = [t for t in tensors.values() if t.requires_grad]
-    y = function(**{name: t * 1 if t.requires_grad else t for name, t in tensors.items()})  # none of them is a leaf
+    y = function(**{name: t * 1 if t.requires_grad else t for name, t in tensors.items()})  # so that none is a leaf
     dy = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape).requires_grad_()
     first = torch.autograd.grad(y, variables, dy, create_graph=True, allow_unused=True)
     kinds = [list(map(kind, first))]
@@ -202,7 +202,7 @@ def kinds_of_derivatives(use: Use, function: Callable[..., Tensor]) -> list[list
 
 @pytest.mark.parametrize("name", DERIVED)
 def test_missing_and_zero_gradients_are_those_of_plain_pytorch(name, backend):
-    """Adam makes a step for zeros, and none for None."""
+    """Adam updates a parameter for a gradient of zeros, and skips it for None."""
     use, plain = DERIVED[name]
     with ops.use_backend("torch"):
         expected = kinds_of_derivatives(use, plain)
@@ -227,7 +227,7 @@ def test_second_derivatives_under_saved_tensor_hooks_and_anomaly_detection(use, 
 
 
 def test_missing_and_zero_gradients_of_layers_are_those_of_plain_pytorch(backend):
-    """After a step of a loss and after one of a penalty alone, by which nothing is known of a last bias."""
+    """After backward of a loss, and of a penalty alone, which does not depend on the last bias."""
     torch.manual_seed(0)
     network, inputs = EveryLayer().double(), [t.double() for t in batch()]
     last = layers.EqualizedConv2d(3, 2, 1, clamp=0.3).double()
@@ -255,7 +255,7 @@ def test_torch_compile_makes_one_graph_of_it(use, backend):
     if backend in ("triton", "emulated", "cpp-avx2", "cpp-avx512"):
         pytest.skip("a graph calls the same operator, whatever the backend and the instruction set")
     tensors = use.tensors(device=backends.device(backend))
-    torch.compiler.reset()  # partial functions all look alike to the compiler, which gives up after the eighth
+    torch.compiler.reset()  # the compiler takes all partial functions for one, and gives up after the eighth
     compiled = torch.compile(use.function, fullgraph=True, backend="aot_eager")
     assert_equal(gradients(use, tensors, compiled), gradients(use, tensors))
 
@@ -264,7 +264,7 @@ def test_torch_compile_makes_one_graph_of_it(use, backend):
 @pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="inductor needs a C++ compiler on a CPU")
 @every_operation
 def test_inductor_compiles_it_with_the_code_around_it(use):
-    """Its own code reads and writes what the operation takes and gives: it relies on the strides that were promised."""
+    """Inductor's code reads and writes the operation's tensors, by the strides that its fake declares."""
 
     def network(x, **others):
         return torch.tanh(use.function(x=0.5 * x + 0.1, **others))
@@ -306,8 +306,8 @@ def test_the_operators_pass_torchs_checks(use, monkeypatch):
     noting("_launch_forward"), noting("_launch_backward")
     with ops.use_backend("cpp,torch"):
         gradients(use, use.tensors())
-    monkeypatch.undo()  # what the checks call is not to be checked again
-    checks = ("test_schema", "test_faketensor")  # autograd is the Function's, around the operator
+    monkeypatch.undo()  # the checks call the operators, and must not check again
+    checks = ("test_schema", "test_faketensor")  # autograd belongs to the Function around the operator
     for name, (operation, backend, options, *rest) in calls:
         with torch.no_grad():
             if name == "_launch_forward":
@@ -351,8 +351,7 @@ def test_a_cuda_graph_replays_forward_and_backward(use, name):
 
 
 class EveryLayer(nn.Module):
-    """A network of all layers. Samples are independent, but for the pairs that the standard deviation is taken of:
-    batch norm is in evaluation."""
+    """A network of all layers. Batch norm is in eval mode, so samples depend on each other in minibatch_stddev only."""
 
     def __init__(self):
         super().__init__()
@@ -369,7 +368,7 @@ class EveryLayer(nn.Module):
         self.up = layers.UpsampleConv2d(C, 3)
         self.plain, self.transposed = layers.Conv2d(3, 3, 3, padding=1), layers.ConvTranspose2d(3, 3, 4, 2, 1)
         for noisy in (self.end, self.styled):
-            nn.init.constant_(noisy.strength, 0.5)  # else what comes before would not depend on the noise
+            nn.init.constant_(noisy.strength, 0.5)  # else nothing would depend on the noise
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor) -> Tensor:
         x = self.stddev(self.batch_norm(self.conv(self.down(x))))  # [N, C + 1, 4, 4]

@@ -1,4 +1,4 @@
-"""The kernels of convolutions to and from few channels, and where they have a part in convolutions."""
+"""few_channels: the kernels by themselves, and which convolutions use them."""
 
 import pytest
 import torch
@@ -27,8 +27,8 @@ def isa(request):
 
 # The launchers -------------------------------------------------------------------------------------------------------
 
-# Samples, channels of the wide and the thin image, height and width of the wide, kernel, stride, padding, and rows and
-# columns of the thin image beyond what taps come to. Vectors are full or not, rows make one piece of an image or more.
+# Samples, channels of many and of few, height and width of many, kernel, stride, padding, and rows and columns of few
+# that no tap reads. Some vectors are full; some images are several work items.
 CASES = [
     (3, 64, 1, (8, 8), (3, 3), 1, (1, 1), (0, 0)),
     (2, 16, 3, (5, 7), (1, 1), 1, (0, 0), (0, 0)),
@@ -36,7 +36,7 @@ CASES = [
     (1, 48, 1, (16, 16), (4, 4), 2, (1, 1), (0, 0)),
     (2, 32, 3, (6, 5), (4, 4), 2, (1, 1), (1, 1)),
     (2, 18, 1, (3, 3), (5, 5), 3, (2, 0), (2, 1)),
-    (2, 16, 1, (4, 4), (1, 1), 2, (0, 0), (1, 1)),  # between the taps of all
+    (2, 16, 1, (4, 4), (1, 1), 2, (0, 0), (1, 1)),  # no tap reads some pixels in between
     (1, 512, 3, (4, 4), (1, 1), 1, (0, 0), (0, 0)),
     (1, 16, 2, (40, 300), (3, 3), 1, (1, 1), (0, 0)),
     (1, 20, 1, (70, 130), (3, 3), 2, (1, 1), (0, 1)),
@@ -46,48 +46,48 @@ CASES = [
 
 
 def by_library(given, wanted, n, c, o, size, kernel, stride, padding, beyond):
-    """One of the three, of the two others that are given, in their dtype."""
+    """Computes the tensor `wanted` from the two given ones by the library, in their dtype."""
     shapes = {
-        "wide": (n, c, *size),
+        "many": (n, c, *size),
         "weight": (c, o, *kernel),
-        "thin": (n, o, *thin_size(size, kernel, stride, padding, beyond)),
+        "few": (n, o, *few_size(size, kernel, stride, padding, beyond)),
     }
     dtype = next(iter(given.values())).dtype
     zero = {name: torch.zeros(shape, dtype=dtype, requires_grad=True) for name, shape in shapes.items()}
     tensors = {**zero, **given}
-    y = F.conv2d(tensors["thin"], tensors["weight"], stride=stride, padding=padding)
-    return y if wanted == "wide" else torch.autograd.grad(y, zero[wanted], given["wide"])[0]
+    y = F.conv2d(tensors["few"], tensors["weight"], stride=stride, padding=padding)
+    return y if wanted == "many" else torch.autograd.grad(y, zero[wanted], given["many"])[0]
 
 
-def thin_size(size, kernel, stride, padding, beyond):
+def few_size(size, kernel, stride, padding, beyond):
     sides = zip(size, kernel, padding, beyond, strict=True)
     return tuple((side - 1) * stride + k - 2 * pad + more for side, k, pad, more in sides)
 
 
-def launch(map_, case, given, dtype, turned=False, memory_format=NHWC):
+def launch(map_, case, given, dtype, flipped=False, memory_format=NHWC):
     n, c, o, size, kernel, stride, padding, beyond = case
     launchers = fastgan_kernels.BACKENDS["cpp"].launchers("few_channels")
     empty = lambda *shape: torch.empty(shape, dtype=dtype).to(memory_format=NHWC)
-    wide = given.get("wide", empty(n, c, *size))
-    thin = given.get("thin", empty(n, o, *thin_size(size, kernel, stride, padding, beyond)))
+    many = given.get("many", empty(n, c, *size))
+    few = given.get("few", empty(n, o, *few_size(size, kernel, stride, padding, beyond)))
     weight = given.get("weight", empty(c, o, *kernel)).to(memory_format=memory_format)
-    made = {"gather": wide, "scatter": thin, "outer": weight}[map_]
-    sizes = *wide.shape, *thin.shape[1:], *kernel, stride, *padding
+    made = {"gather": many, "scatter": few, "outer": weight}[map_]
+    sizes = *many.shape, *few.shape[1:], *kernel, stride, *padding
     steps = weight.stride(1), weight.stride(3), weight.stride(0)
-    launchers.run(FewChannelsCall(map_, dtype, *sizes, turned, *steps, wide, thin, weight))
+    launchers.run(FewChannelsCall(map_, dtype, *sizes, flipped, *steps, many, few, weight))
     return made
 
 
 def draw(case, dtype):
     n, c, o, size, kernel, stride, padding, beyond = case
     torch.manual_seed(0)
-    shapes = (n, c, *size), (n, o, *thin_size(size, kernel, stride, padding, beyond)), (c, o, *kernel)
+    shapes = (n, c, *size), (n, o, *few_size(size, kernel, stride, padding, beyond)), (c, o, *kernel)
     images = (torch.randn(shape).to(dtype, memory_format=NHWC) for shape in shapes)
-    return dict(zip(("wide", "thin", "weight"), images, strict=True))
+    return dict(zip(("many", "few", "weight"), images, strict=True))
 
 
 @dtypes
-@pytest.mark.parametrize("map_, wanted", [("gather", "wide"), ("scatter", "thin"), ("outer", "weight")])
+@pytest.mark.parametrize("map_, wanted", [("gather", "many"), ("scatter", "few"), ("outer", "weight")])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_each_map_is_as_accurate_as_the_librarys(case, map_, wanted, dtype, isa, unwritten_is_nan):
     given = draw(case, dtype)
@@ -100,7 +100,7 @@ def test_each_map_is_as_accurate_as_the_librarys(case, map_, wanted, dtype, isa,
 
 
 @pytest.mark.parametrize("memory_format", [NHWC, torch.contiguous_format], ids=["NHWC", "NCHW"])
-@pytest.mark.parametrize("map_, wanted", [("gather", "wide"), ("scatter", "thin"), ("outer", "weight")])
+@pytest.mark.parametrize("map_, wanted", [("gather", "many"), ("scatter", "few"), ("outer", "weight")])
 def test_a_weight_may_be_flipped_and_in_either_memory_format(map_, wanted, memory_format, isa):
     case = CASES[2]
     given = draw(case, torch.float32)
@@ -108,12 +108,12 @@ def test_a_weight_may_be_flipped_and_in_either_memory_format(map_, wanted, memor
     expected = launch(map_, case, given, torch.float32)
     if "weight" in given:
         given["weight"] = given["weight"].flip(2, 3)
-    got = launch(map_, case, given, torch.float32, turned=True, memory_format=memory_format)
+    got = launch(map_, case, given, torch.float32, flipped=True, memory_format=memory_format)
     assert torch.equal(got if map_ != "outer" else got.flip(2, 3), expected)
 
 
 @dtypes
-@pytest.mark.parametrize("map_, wanted", [("gather", "wide"), ("scatter", "thin"), ("outer", "weight")])
+@pytest.mark.parametrize("map_, wanted", [("gather", "many"), ("scatter", "few"), ("outer", "weight")])
 def test_results_are_bitwise_repeatable_for_any_number_of_threads(map_, wanted, dtype, isa):
     case = (16, 64, 1, (32, 32), (3, 3), 1, (1, 1), (0, 0))
     given = draw(case, dtype)
@@ -155,7 +155,7 @@ def compiled():
 
 
 class LibraryConvolutions(TorchDispatchMode):
-    """Counts what the library makes."""
+    """Counts calls of the library."""
 
     made = 0
 
@@ -173,7 +173,7 @@ def image_and_weight(way, outputs, inputs, kernel, dtype=torch.float32, memory_f
 
 
 def derivatives(function, x, weight, options):
-    """The result, its gradients, and those of a penalty."""
+    """The result, its gradients, and the gradients of a penalty."""
     y = function(x, weight, **options)
     first = torch.autograd.grad(y.pow(3).sum(), (x, weight), create_graph=True)
     second = torch.autograd.grad(sum(g.square().sum() for g in first), (x, weight))
@@ -249,7 +249,7 @@ def test_the_library_writes_large_images():
             y = conv2d(x, weight)
             assert library.made == forward
             torch.autograd.grad(y.sum(), (x, weight))
-        assert library.made == 1  # forward or backward, the image of many channels
+        assert library.made == 1  # the image of many channels, in forward or backward
 
 
 def test_a_bias_goes_to_the_library_and_has_a_gradient():
@@ -276,7 +276,7 @@ def test_the_backend_decides_and_unneeded_gradients_are_not_computed():
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_incoming_gradients_may_have_any_layout(channels):
-    """What comes from elsewhere, a loss or a matrix product, may be expanded or NCHW."""
+    """A loss or a matrix product may pass an expanded or an NCHW gradient."""
     x, weight = image_and_weight("conv2d", channels, 16, (3, 3))
     y = conv2d(x, weight, padding=1)
     for dy in (torch.ones(()).expand(y.shape), torch.randn(y.shape), torch.randn(y.shape).to(memory_format=NHWC)):

@@ -1,4 +1,4 @@
-"""filtered_noise_bias_act: what the fused kernels do beside the two operations in the textbook's form."""
+"""filtered_noise_bias_act: the fused kernels against the two operations in plain PyTorch."""
 
 import math
 
@@ -18,7 +18,7 @@ OPTIONS = {"padding": (1, 1, 1, 1), "fir_gain": 4.0}
 
 
 def make(shape, parts, dtype, device, layout="nhwc", taps=(4,), padding=(1, 1, 1, 1), scalar=True, shared=False):
-    """The tensors by name, exact in `dtype`, the filtered image at no point near the kink of the activation."""
+    """The tensors by name, exact in `dtype`. No filtered value is near the kink of the activation."""
     generator = torch.Generator().manual_seed(0)
     draw = lambda *size: torch.randn(size, generator=generator).to(dtype).double()
     n, c, h, w = shape
@@ -119,7 +119,7 @@ def test_third_derivatives(backend):
 
 @pytest.fixture
 def fused_only(monkeypatch):
-    """The number of fused calls; and nothing is composed of plain operations."""
+    """Counts fused calls, and fails if the references run."""
     calls = []
     launch = FilteredNoiseBiasAct.launch_forward
     monkeypatch.setattr(FilteredNoiseBiasAct, "launch_forward", lambda *args: (calls.append(1), launch(*args)))
@@ -136,7 +136,7 @@ def test_kernels_serve_up_to_second_derivatives(fused_only, parts):
 
 @pytest.mark.parametrize("parts", PARTS)
 def test_fused_equals_separate_operations_at_a_kink(parts):
-    """In fp32, over many elements: the sums of several pieces, the last of them shorter."""
+    """In fp32, over many elements: the sums have several pieces, and the last one is shorter."""
     with backends.forced("emulated"):
         tensors = make((2, 16, 41, 39), PARTS[parts], torch.float32, "cpu", scalar=False)
         variables = {name: t.requires_grad_() for name, t in tensors.items() if name not in ("taps", "noise")}
@@ -173,7 +173,7 @@ def test_output_has_the_memory_format_of_the_input(backend):
 
 
 def test_the_operators_pass_torchs_checks():
-    """The fused form runs on a GPU only: here its shapes, as the compiler asks for them."""
+    """The fused kernels run on a GPU only. This tests the fake implementations."""
     tensors = make((2, 16, 5, 6), ALL, torch.bfloat16, "cpu")
     options = (1, 1, 1, 1, 4.0, 0.2, 1.0, math.inf, "cuda")
     with torch._subclasses.FakeTensorMode() as mode:

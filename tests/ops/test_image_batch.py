@@ -1,4 +1,4 @@
-"""image_batch: one table of cases for every backend, held to numpy bit by bit, and what it promises besides."""
+"""image_batch: one table of cases for every backend, compared with numpy, and tests of its own."""
 
 import os
 import re
@@ -54,7 +54,7 @@ def make(case: Case, device: str = "cpu") -> tuple[Tensor, Tensor | None, Tensor
 
 
 def textbook(pixels: Tensor, index: Tensor | None, mirrored: Tensor | None) -> Tensor:
-    """[N, C, H, W] in fp64, by numpy and one image after another."""
+    """The batch [N, C, H, W] in fp64, by numpy, image by image."""
     pixels = pixels.cpu().numpy()
     rows = range(len(pixels)) if index is None else index.tolist()
     turned = [False] * len(rows) if mirrored is None else mirrored.tolist()
@@ -80,7 +80,7 @@ def test_values_are_the_textbooks_and_the_bits_those_of_plain_pytorch(backend, c
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_values_range_symmetrically_from_minus_one_to_one(backend, channels):
-    """All bytes: the ends are exact, and a byte and its negative are numbers that differ by their sign."""
+    """All bytes: 0 and 255 are exact, and p and 255 - p differ in sign only."""
     pixels = torch.arange(256, dtype=torch.uint8, device=backends.device(backend)).repeat_interleave(channels)
     values = image_batch(pixels.view(1, 16, 16, channels)).permute(0, 2, 3, 1).flatten()
     assert values[0] == -1 and values[-1] == 1
@@ -108,7 +108,7 @@ def test_flags_may_be_bytes_and_arguments_may_be_strided(backend):
 
 @pytest.mark.parametrize("offset", [1, 2, 4, 8])
 def test_pixels_need_not_be_aligned(backend, offset):
-    """A part of a data set, or a file behind its header."""
+    """As in a slice of a data set, or a memory-mapped file with a header."""
     shape = (SET, 8, 16, 1)
     whole = torch.arange(SET * 128 + offset, device=backends.device(backend)).to(torch.uint8)
     pixels, (_, index, mirrored) = whole[offset:].view(shape), make(Case(shape[1:]), backends.device(backend))
@@ -125,7 +125,7 @@ def test_an_index_out_of_range_is_an_index_error_on_a_cpu(name, wrong):
 
 @pytest.mark.parametrize("name", ["emulated", "triton", "cuda"])
 def test_an_index_out_of_range_is_nan_on_a_gpu(name):
-    """Nobody waits for the device to look; here the kernels are asked directly."""
+    """Checking would synchronize. This test calls the kernels directly."""
     import fastgan_kernels
     from fastgan_kernels.calls import ImageBatchCall
 
@@ -152,7 +152,7 @@ def test_cpp_results_do_not_depend_on_the_number_of_threads():
 
 
 def test_cpp_streams_large_batches():
-    """Past the caches, from where that pays (24 MB); beside it lies what is not aligned."""
+    """Above the size at which streaming stores pay (24 MB); also unaligned."""
     pixels, index, mirrored = make(Case((101, 1300, 3), index=(*range(SET), *range(SET), *range(SET), 1, 2)))
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         with ops.use_backend("torch"):
@@ -174,7 +174,7 @@ def test_emulated_results_do_not_depend_on_the_order_of_threads(order, monkeypat
 
 
 def test_an_index_out_of_range_is_an_index_error_in_a_compiled_graph():
-    """A graph cannot look at values while it is traced: the operator does."""
+    """Tracing cannot read values, so the operator checks them."""
     compiled = torch.compile(image_batch, fullgraph=True, backend="aot_eager")
     pixels, index, mirrored = make(Case((4, 4, 3)))
     with backends.forced("cpp-baseline"):

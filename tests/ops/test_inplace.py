@@ -1,4 +1,4 @@
-"""The result of every operation and layer may be modified in place, as PyTorch's may."""
+"""Results of every operation and layer may be modified in place, as PyTorch's."""
 
 from collections.abc import Callable
 
@@ -12,12 +12,12 @@ from tests.support import backends
 
 TAPS = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
 SIZES = {"odd": (2, 3, 5, 7), "one channel": (2, 1, 4, 4), "one pixel": (2, 32, 1, 1), "empty": (0, 3, 4, 4)}
-# The derivative is taken from the result: autograd refuses to go on where that was modified, as behind torch.tanh.
+# The derivative is computed from the result. If that was modified, autograd raises an error, as for torch.tanh.
 KEEP_THEIR_RESULT = ("noise_bias_act", "EqualizedLinear of an activation")
 
 
 class Draw:
-    """Draws the tensors of a call, the same ones every time, and remembers all that want a gradient."""
+    """Draws the tensors of a call, the same every time, and collects those that require a gradient."""
 
     def __init__(self, x: Tensor):
         self.x, self.leaves = x, [x]
@@ -103,7 +103,7 @@ def activations(size: tuple[int, ...], channels_last: bool, device: str) -> Tens
 
 
 def derivatives(y: Tensor, leaves: list[Tensor]) -> list[Tensor]:
-    """Gradients, and gradients of gradients, of a function of the result."""
+    """First and second derivatives of a function of the result."""
     first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True, allow_unused=True)
     second = sum((g.square().sum() for g in first if g is not None and g.requires_grad), y.new_zeros(()))
     if not second.requires_grad:
@@ -124,7 +124,7 @@ def test_results_can_be_modified_in_place(name, size, channels_last, backend):
         t = Draw(activations(size, channels_last, device))
         y = CASES[name](t.x, t)
         kept = y.detach().clone()
-        assert backend == "torch" or not y._is_view()  # views that PyTorch's own operations return may be modified
+        assert backend == "torch" or not y._is_view()  # PyTorch allows it for views that its own operations return
         assert y.untyped_storage().data_ptr() != t.x.untyped_storage().data_ptr() or not y.numel()
         z = activate(y)
         torch.testing.assert_close(z, F.relu(kept))
@@ -138,4 +138,4 @@ def test_results_can_be_modified_in_place(name, size, channels_last, backend):
     t = Draw(activations(size, channels_last, device))
     for g in torch.autograd.grad(CASES[name](t.x, t).square().sum(), t.leaves, create_graph=True, allow_unused=True):
         if g is not None:
-            g.mul_(1)  # gradients are results as well
+            g.mul_(1)  # gradients are results too

@@ -1,4 +1,4 @@
-"""adain and style_epilogue: one table of cases for every backend, and what only they promise."""
+"""adain and style_epilogue: one table of cases for every backend, and tests of their own."""
 
 import math
 from typing import NamedTuple
@@ -69,7 +69,7 @@ def _sizes():
 
 
 def _far():
-    """A mean far from zero: rounding it to single precision leaves 5e-4 of it in x - mean."""
+    """A case with a mean far from zero, whose rounding to fp32 leaves an error of 5e-4 in x - mean."""
     for layout in ("nhwc", "nchw"):
         for shape in ((2, 16, 5, 7), (2, 37, 3, 5), IN_PIECES[layout]):
             yield _adain(shape, layout)._replace(mean=1e4)
@@ -85,7 +85,7 @@ CASES += [(case, "fp32") for case in _far()]
 def textbook(
     x, noise=None, strength=None, bias=None, style_scale=None, style_bias=None, *, act="linear", gain=1.0, eps=1e-5
 ):
-    """The operation as one writes it in PyTorch, in the dtype of its inputs: written apart from the one in fastgan."""
+    """The operation in plain PyTorch, in the dtype of its inputs. Independent of the reference in fastgan."""
 
     def columns(t):  # [C] or [N, C] to what broadcasts against x
         return t.reshape(*(t.shape if t.dim() == 2 else [-1]), *[1] * (x.dim() - 2))
@@ -105,14 +105,14 @@ def textbook(
 
 
 def fused(case: Case, **options):
-    """The public function that a case stands for."""
+    """The public function that the case calls."""
     if case.act == "linear" and case.gain == 1 and not set(case.parts) - set(STYLE):
         return lambda x, style_scale=None, style_bias=None: adain(x, style_scale, style_bias, **options)
     return lambda x, **small: style_epilogue(x, **small, act=case.act, gain=case.gain, **options)
 
 
 def make(case: Case, dtype: torch.dtype, device: str, seed: int = 0) -> dict[str, torch.Tensor]:
-    """x and the small tensors, exact in `dtype`, and at no point near the kink of the activation."""
+    """x and the small tensors, exact in `dtype`, with no value near the kink of the activation."""
     generator = torch.Generator().manual_seed(seed)
     # Far from zero, sums and products before the norm are to be exact: what they round would hide all else.
     grid = (lambda t: (t * 8).round() / 8) if case.mean else (lambda t: t)
@@ -189,7 +189,7 @@ def test_third_derivatives(backend):
 
 
 def test_path_length_through_a_generator_has_the_gradients_of_plain_pytorch(backend):
-    """End to end: the statistics that the forward kernel leaves must not be taken for constants."""
+    """End to end: second derivatives must not treat the statistics of the forward kernel as constants."""
     device = backends.device(backend)
     torch.manual_seed(0)
     generator = torch.nn.ModuleList([torch.nn.Linear(4, 12), torch.nn.Conv2d(6, 3, 3)]).to(device, torch.float64)
@@ -236,7 +236,7 @@ def test_variance_is_exact_at_a_mean_far_from_zero(backend, layout, dtype):
 
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 def test_a_bias_before_the_norm_has_zero_gradient_at_a_mean_far_from_zero(backend, layout):
-    """It changes nothing. The mean, rounded to single precision, is 5e-4 off here: that must not add up."""
+    """The bias does not change the output. Rounding the mean to fp32 leaves an error of 5e-4, which must not add up."""
     for shape in ((2, 16, 15, 17), IN_PIECES[layout]):
         tensors = make(
             Case(shape, layout, ("bias", *STYLE), "linear", 1.0, mean=1e4), torch.float32, backends.device(backend)
@@ -249,7 +249,7 @@ def test_a_bias_before_the_norm_has_zero_gradient_at_a_mean_far_from_zero(backen
 
 @pytest.mark.parametrize("scalar", [True, False], ids=["scalar", "per channel"])
 def test_the_second_gradient_of_strength_is_as_accurate_as_plain_pytorch_on_average(backend, scalar):
-    """A single number may be plain PyTorch's by luck: what counts is the error over some draws."""
+    """A single number may be exact by luck, so the error over several draws counts."""
     case, errors = Case((2, 4, 9, 7), "nchw", gain=1.0, scalar_strength=scalar), []
     for seed in range(12):
         tensors = make(case, torch.float32, backends.device(backend), seed)
@@ -292,7 +292,7 @@ def test_output_has_the_memory_format_of_the_input(backend, layout):
 
 
 def results(tensors):
-    """Result, gradients and second gradients of both operations."""
+    """Result, first and second derivatives of both operations."""
     generator = torch.Generator().manual_seed(5)
     draw = lambda t: torch.randn(t.shape, generator=generator).to(t)
     dy = torch.empty_like(tensors["x"]).copy_(draw(tensors["x"]))

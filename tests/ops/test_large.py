@@ -1,15 +1,14 @@
-"""More elements than 32 bits count, on every backend.
+"""More than 2^31 elements, on every backend.
 
-A CPU has no memory for them. There a tensor is one chunk of some megabytes that is mapped over and over: what a kernel
-writes to one place appears at all its images, and every image must be given the same value. In front of each tensor lie
-addresses that are mapped to nothing: an index that was cut to 32 bits leads there and ends the process, which is the
-reason why the kernels run in one of its own. A GPU has the memory.
+A CPU has no memory for such tensors. There a tensor is one chunk of some megabytes, mapped repeatedly: a write to one
+place appears in all its images, so every image must get the same value. The addresses before each tensor are reserved
+but not mapped: an index truncated to 32 bits leads there and kills the process. So the kernels run in a process of
+their own. A GPU has the memory.
 
-Emulated CUDA and interpreted Triton would take hours over so many elements (a second for a few million, 2 ms a
-program). They execute the first and the last blocks of every launch only, and Triton's the first and the last turns of
-long loops: indices grow with both, so the largest are among them. What is compared then is what was written; sums over
-everything are not, nor is what depends on them. The emulation is the one that UBSan watches: an overflow of an index is
-a complaint of its own.
+Emulated CUDA and interpreted Triton would take hours (a second for a few million elements, 2 ms a program). They
+execute only the first and the last blocks of every launch, and Triton only the first and the last iterations of long
+loops: the largest indices are among them. Then only written elements are compared, and no sums or values that depend on
+sums. The emulation runs under UBSan, which reports an overflow of an index.
 """
 
 import contextlib
@@ -51,15 +50,15 @@ from fastgan_kernels.calls import (
 from tests.emulation import build as emulation
 from tests.support import backends
 
-# A chunk: rows of 1024 pixels with 64 channels. 63 of them, so that 2^32 elements are no number of whole chunks: what
-# lies so far away differs.
+# A chunk has 63 rows of 1024 pixels with 64 channels. So 2^32 elements are no whole number of chunks, and elements that
+# far apart differ.
 ROWS, WIDTH, CHANNELS = 63, 1024, 64
 CHUNK = ROWS * WIDTH * CHANNELS
 PAST = 1 << 31
-ENDS = {"emulated": 8, "triton": 2}  # blocks that are executed at each end: of the last ones some have nothing to do
-MANY_TURNS = 16  # of a loop in an interpreted program: of one that makes more, the first and the last are executed
-FEW_BLOCKS = ("instance_norm, NHWC", "batch_norm_act, NHWC")  # each of millions of elements: one at each end
-GPU_BYTES = 24 << 30  # what the largest case needs, and some more
+ENDS = {"emulated": 8, "triton": 2}  # blocks executed at each end; some of the last have no work
+MANY_TURNS = 16  # iterations of a loop in an interpreted program; of longer loops the first and the last ones run
+FEW_BLOCKS = ("instance_norm, NHWC", "batch_norm_act, NHWC")  # blocks of millions of elements: one runs at each end
+GPU_BYTES = 24 << 30  # enough for the largest case
 
 # Memory ------------------------------------------------------------------------------------------------------------
 
@@ -78,9 +77,9 @@ def _map(start: int | None, size: int, protection: int, flags: int, file: int) -
 
 
 def mapped(chunk: Tensor, count: int, populate: bool) -> tuple[Tensor, Callable[[], None]]:
-    """`count` chunks in a row, all of them one and the same memory; and what gives it back.
+    """`count` consecutive mappings of the memory of one chunk, and a function that releases them.
 
-    With `populate`, the kernel enters all pages into its table at once, which is cheaper where all of them are used.
+    With `populate`, the operating system maps all pages at once, which is cheaper if all of them are used.
     """
     nbytes = chunk.nbytes
     assert nbytes % mmap.PAGESIZE == 0
@@ -103,17 +102,17 @@ def mapped(chunk: Tensor, count: int, populate: bool) -> tuple[Tensor, Callable[
 
 @dataclass
 class Run:
-    """A backend, and where its tensors are. All are flat, in bf16 or bytes, and made of equal chunks."""
+    """A backend and the memory of its tensors, which are flat, in bf16 or bytes, and consist of equal chunks."""
 
     backend: str
     device: str = "cpu"
     mapped: bool = True
-    ends: int = 0  # blocks that a launch executes at each end of its grid; 0: all
+    ends: int = 0  # blocks executed at each end of a grid; 0 for all
     large: bool = True
     _mappings: list[Callable[[], None]] = field(default_factory=list)
 
     def count(self, chunk: int = CHUNK) -> int:
-        """Chunks of a tensor: with them it passes 2^31 elements. Always one more than a multiple of 3."""
+        """Number of chunks with more than 2^31 elements. Always one more than a multiple of 3."""
         least = PAST // chunk + 1 if self.large else 4
         return least + (1 - least) % 3
 
@@ -135,9 +134,9 @@ class Run:
         return fastgan_kernels.BACKENDS[self.backend].launchers(operation)
 
     def check(self, name: str, got: Tensor, expected: Tensor, where: Tensor | None = None) -> None:
-        """All chunks of `got` are as expected; at the places `where`, of the shape of `expected`, if that is given.
+        """Asserts that all chunks of `got` equal `expected`, at the places `where` if given (shape of `expected`).
 
-        With `ends`, those that were written are, and some in the first and in the last of these rows were.
+        With `ends`, compares written elements only, and requires some in the first and in the last of these rows.
         """
         chosen = torch.ones_like(expected, dtype=torch.bool) if where is None else where
         rows = expected.shape[0]
@@ -153,7 +152,7 @@ class Run:
             )
 
     def check_sums(self, name: str, got: Tensor, expected: Tensor, terms: int) -> None:
-        """Sums of so many numbers of a size of one to a few."""
+        """Compares sums of `terms` numbers of magnitude 1 to a few."""
         if not self.ends:
             torch.testing.assert_close(
                 got.double().cpu(), expected.double(), rtol=1e-4, atol=1e-4 * terms, msg=lambda text: f"{name}: {text}"
@@ -169,17 +168,17 @@ def numbers(period: int, least: int, count: int = CHUNK) -> Tensor:
 
 
 def image(t: Tensor) -> Tensor:
-    """Of the rows of a chunk, or of all chunks on top of each other, in channels_last."""
+    """The rows of a chunk, or of all chunks stacked, as an image in channels_last."""
     return t.view(1, -1, WIDTH, CHANNELS).permute(0, 3, 1, 2)
 
 
 def rows_of(t: Tensor) -> Tensor:
-    """An image in channels_last as rows, in the order of memory."""
+    """The rows of an image in channels_last, in memory order."""
     return t.permute(0, 2, 3, 1).reshape(t.shape[2], -1)
 
 
 def plain(function: Callable[[Tensor], Tensor], x: Tensor, dy: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """`function(x)` by plain PyTorch, and the gradient of x for one `dy` of the result."""
+    """`function(x)` in plain PyTorch, and the gradient of x for a `dy`."""
     x = x.detach().requires_grad_()
     with ops.use_backend("torch"):
         y = function(x)
@@ -286,7 +285,7 @@ def instance_norm(run: Run, n: int, pixels: bool) -> None:
 
 
 def batch_norm_act(run: Run, n: int, pixels: bool) -> None:
-    """As instance_norm."""
+    """As `instance_norm` above."""
     count = run.count()
     of_x, of_dy = numbers(7, -3), numbers(11, -4)
     x, dy = run.repeated(of_x, count), run.repeated(of_dy, count)
@@ -349,7 +348,7 @@ def filtered_noise_bias_act(run: Run) -> None:
     of_x, of_dy = numbers(11, -4), numbers(7, -3)
     x, dy = run.repeated(of_x, count), run.repeated(of_dy, count)
     y, du = (run.unwritten(count) for _ in range(2))
-    bias = run.small(CHANNELS, value=1 / 128)  # what is filtered are multiples of 1/64: no sum is zero
+    bias = run.small(CHANNELS, value=1 / 128)  # filtered values are multiples of 1/64, so no sum is zero
     small, options = (None, None, bias, None, None), FusedOptions(2, 1, 2, 1, 1.0, 0.5, 2.0, math.inf)
     filtered, _ = plain(
         lambda t: ops.upfirdn2d(t, taps(Run("torch")), padding=(2, 1, 2, 1)) + 1 / 128, image(of_x.float())
@@ -387,9 +386,9 @@ def minibatch_stddev(run: Run) -> None:
 
 
 def weight_gradient(run: Run, n: int) -> None:
-    """The kernel is one pixel high: so an image is summed over row by row, and all chunks give the same."""
+    """The kernel is one pixel high, so all chunks give the same sum, row by row."""
     if run.backend != "cpp":
-        return  # the only one that has it
+        return  # no other backend has it
     channels, kernel, padding = 8, (1, 2), (0, 1)
     of_large, of_small = numbers(7, -3), numbers(11, -4, ROWS * WIDTH * channels)
     count = run.count()
@@ -407,9 +406,9 @@ def weight_gradient(run: Run, n: int) -> None:
 
 
 def few_channels(run: Run, n: int) -> None:
-    """The kernel is one pixel high here, too."""
+    """The kernel is one pixel high."""
     if run.backend != "cpp":
-        return  # the only one that has it
+        return  # no other backend has it
     few, kernel, padding = 2, (1, 3), (0, 1)
     count, nhwc = run.count(), lambda t, n, c: t.view(n, -1, WIDTH, c).permute(0, 3, 1, 2)
     of_wide, of_thin = numbers(7, -3), numbers(11, -4, ROWS * WIDTH * few)
@@ -469,7 +468,7 @@ CASES = {
 
 
 class Wide(int):
-    """A number that a Triton kernel declares to have 64 bits."""
+    """A number that a Triton kernel declares as 64-bit."""
 
 
 @contextlib.contextmanager
@@ -522,21 +521,21 @@ def triton_interpreted(run: Run) -> Iterator[None]:
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """One process at a time: the memory of a GPU holds the tensors of one case."""
+    """Runs one process at a time, since the memory of a GPU holds the tensors of one case."""
     with open(os.path.join(tempfile.gettempdir(), "fastgan-large.lock"), "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def main(backend: str) -> None:
-    """All cases on a backend, in this process: in mapped memory, or in that of a GPU."""
+    """Runs all cases on a backend in this process, in mapped memory or in that of a GPU."""
     on_gpu = backends.device(backend) == "cuda"
     run = Run(backend, backends.device(backend), mapped=not on_gpu)
     forced = backends.forced(backend)
     around = alone() if on_gpu else triton_interpreted(run) if backend == "triton" else contextlib.nullcontext()
     with forced, around:
         for name, case in CASES.items():
-            print(name, flush=True)  # where a process that ends here was
+            print(name, flush=True)  # shows the case if the process is killed
             if not on_gpu and backend != "cpp":
                 run.ends = 1 if name in FEW_BLOCKS else ENDS[backend]
                 os.environ["FASTGAN_EMULATED_ENDS"] = str(run.ends)
@@ -545,7 +544,7 @@ def main(backend: str) -> None:
 
 
 def why_not(backend: str) -> str | None:
-    """Why this machine cannot run the cases on a backend."""
+    """Why this machine cannot run the cases on a backend, or None."""
     if backends.device(backend) == "cuda":
         free = torch.cuda.get_device_properties(0).total_memory
         return None if free >= GPU_BYTES else f"the GPU has {free >> 30} GiB of memory, {GPU_BYTES >> 30} are needed"
@@ -576,6 +575,6 @@ def test_kernels_count_in_64_bits(backend):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", {name.split(",")[0]: name for name in CASES}.values())  # one of each operation
 def test_the_cases_hold_below_2_to_31_elements(name):
-    """In memory that is all there, which is how a GPU runs them; a few chunks, on the C++ kernels."""
+    """With a few chunks in ordinary memory, as on a GPU, on the C++ kernels."""
     with backends.forced("cpp-baseline"):
         CASES[name](Run("cpp", mapped=False, large=False))

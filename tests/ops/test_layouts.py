@@ -22,20 +22,20 @@ from fastgan.ops.layout import has_one_step, view_of
 from tests.support import backends
 
 F32, BF16 = torch.float32, torch.bfloat16
-ROUNDS = 3  # with other strides each
+ROUNDS = 3  # each with other strides
 
 
 class Call(NamedTuple):
-    """A function of named tensors of these shapes."""
+    """A function and the shapes of its named tensors."""
 
     function: Callable[..., Tensor]
     shapes: dict[str, tuple[int, ...]]
-    fixed: tuple[str, ...] = ()  # have no gradient
+    fixed: tuple[str, ...] = ()  # tensors without a gradient
     dtypes: tuple[torch.dtype, ...] = (F32, BF16)  # of activations; the small tensors are fp32
 
 
 def small(n: int, c: int, *spatial: int) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors that noise_bias_act takes beside x."""
+    """Shapes of the inputs of noise_bias_act other than x."""
     return {"noise": (n, 1, *spatial), "strength": (c,), "bias": (c,), "scale": (n, c), "post": (n, c)}
 
 
@@ -103,7 +103,7 @@ CALLS = dict(_calls())
 
 
 def strange(shape: tuple[int, ...], dtype: torch.dtype, draw: random.Random) -> Tensor:
-    """Random numbers with odd strides, in memory of exactly the size that these reach."""
+    """Random numbers with unusual strides, in memory of exactly the size that they reach."""
     kind = draw.choice(["contiguous", "channels last", "permuted", "expanded", "gaps", "offset", "overlapping"])
     order = list(range(len(shape)))[::-1]  # innermost first
     if kind == "channels last" and len(shape) > 2:
@@ -133,7 +133,7 @@ def tensors_of(call: Call, dtype: torch.dtype, draw: random.Random) -> dict[str,
 
 
 def derivatives(call: Call, tensors: dict[str, Tensor], other: Callable[[Tensor], Tensor]) -> list[Tensor | None]:
-    """The result, its gradients for a gradient `other(y)`, and theirs for cotangents made in the same way."""
+    """The result, its gradients for a gradient `other(y)`, and second derivatives for cotangents from `other`."""
     tensors = {name: t.detach().requires_grad_(name not in call.fixed) for name, t in tensors.items()}
     leaves = [t for t in tensors.values() if t.requires_grad]
     y = call.function(**tensors)
@@ -149,8 +149,8 @@ def derivatives(call: Call, tensors: dict[str, Tensor], other: Callable[[Tensor]
 
 
 @pytest.fixture
-def every_launch_is_looked_at(monkeypatch):
-    """Activations lie in one of the two layouts, the same for all of a shape; other tensors are contiguous."""
+def every_launch_is_checked(monkeypatch):
+    """Asserts that activations are dense, in one layout for all of a shape, and other tensors contiguous."""
 
     def check(name, arguments):
         layouts = {}
@@ -178,7 +178,7 @@ def every_launch_is_looked_at(monkeypatch):
 
 
 def tensors_in(call: tuple) -> list[Tensor]:
-    """The tensors of a call, and of the calls in it."""
+    """The tensors of a call and of the calls nested in it."""
     found = [tensors_in(field) if isinstance(field, tuple) else [field] for field in call]
     return [t for each in found for t in each if isinstance(t, Tensor)]
 
@@ -195,7 +195,7 @@ def assert_strides_make_no_difference(call: Call, given: dict[str, Tensor], draw
     with ops.use_backend("torch"):
         contiguous = {key: t.contiguous() for key, t in given.items()}
         plain = derivatives(call, contiguous, lambda t: next(copies).detach())
-    exact = all(t.dtype == F32 for t in given.values())  # else sums in fp32 are of numbers that were rounded to 16 bits
+    exact = all(t.dtype == F32 for t in given.values())  # else fp32 sums are of numbers rounded to 16 bits
     for i, (a, b) in enumerate(zip(got, plain, strict=True)):
         assert (a is None) == (b is None), f"tensor {i}"
         if a is None:
@@ -207,7 +207,7 @@ def assert_strides_make_no_difference(call: Call, given: dict[str, Tensor], draw
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_strides_do_not_change_results(name, backend, every_launch_is_looked_at):
+def test_strides_do_not_change_results(name, backend, every_launch_is_checked):
     for dtype in CALLS[name].dtypes:
         for round in range(ROUNDS):
             draw = random.Random(f"{name} {dtype} {round}")
@@ -223,8 +223,8 @@ OF_A_LAYOUT += ["minibatch_stddev (4, 6, 4, 5)", "conv2d 64x3 (3, 3)", "filtered
 
 
 @pytest.mark.parametrize("name", OF_A_LAYOUT)
-def test_saved_tensors_may_come_back_in_another_layout(name, backend, every_launch_is_looked_at):
-    """As `torch.autograd.graph.save_on_cpu` with pinned memory gives them back: contiguous."""
+def test_saved_tensors_may_come_back_in_another_layout(name, backend, every_launch_is_checked):
+    """`torch.autograd.graph.save_on_cpu` with pinned memory returns contiguous tensors."""
     given = {}
     for key, t in tensors_of(CALLS[name], F32, random.Random(0)).items():
         t = t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t.contiguous()

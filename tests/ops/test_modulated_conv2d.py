@@ -1,4 +1,4 @@
-"""modulated_conv2d and the resampled convolutions, against what they are defined to be."""
+"""modulated_conv2d and the resampled convolutions, against their definitions."""
 
 import sys
 
@@ -17,7 +17,7 @@ RESAMPLING = [(1, 1), (2, 1), (1, 2)]
 
 
 def filtered(x, up, down, pads):
-    """Zero insertion, padding, the bilinear filter of StyleGAN2, decimation; step by step, in the precision of x."""
+    """Zero insertion, padding, StyleGAN2's bilinear filter and decimation in separate steps, in the dtype of x."""
     n, c, h, w = x.shape
     spread = x.new_zeros(n, c, h * up, w * up)
     spread[:, :, ::up, ::up] = x
@@ -29,8 +29,8 @@ def filtered(x, up, down, pads):
 def by_weights(x, weight, style, demodulate=True, up=1, down=1):
     """The definition (Karras et al. 2020, equations 1 and 3): a weight for each sample, in one grouped convolution.
 
-    Resampling by the book: the image is filtered at the larger size, then convolved with the flipped weight (a true
-    convolution, as a transposed one is) when upsampling, or with the weight when downsampling.
+    Resampling filters the image at the larger size. Then it convolves by the flipped weight to upsample (a true
+    convolution, as a transposed one is), or by the weight to downsample.
     """
     n, i, h, w = x.shape
     weights = weight[None] * style[:, None, :, None, None]  # [N, O, I, k, k]
@@ -133,7 +133,7 @@ def test_fp16_intermediates_do_not_overflow_if_the_result_does_not(demodulate):
     error = (got.double() - reference).norm() / reference.norm()
     assert error < 2e-3
     if not demodulate:
-        return  # gradients are as large as that makes them: a matter of the loss's scale
+        return  # gradients may overflow then: the gradient scaler's concern
     inputs = [t.requires_grad_() for t in (weight, style)]
     grads = torch.autograd.grad(modulated_conv2d(x.half(), *inputs, demodulate=demodulate).double().sum(), inputs)
     wide = [t.detach().double().requires_grad_() for t in inputs]
@@ -143,7 +143,7 @@ def test_fp16_intermediates_do_not_overflow_if_the_result_does_not(demodulate):
 
 
 def first_and_second(function, inputs, dy):
-    """The result, its gradients, and second ones: of the gradient of the image alone, as R1 has it, and of all."""
+    """The result, its gradients, and second derivatives: of the image gradient alone, as for R1, and of all."""
     inputs = [t.detach().clone().requires_grad_() for t in inputs]
     y = function(*inputs)
     first = torch.autograd.grad(y, inputs, dy.to(y.dtype), create_graph=True)
@@ -157,7 +157,7 @@ def first_and_second(function, inputs, dy):
 @pytest.mark.parametrize("demodulate", [True, False])
 @pytest.mark.parametrize(("up", "down"), RESAMPLING)
 def test_fp16_intermediates_do_not_overflow_if_the_gradients_do_not(up, down, demodulate, scale):
-    """A loss is scaled until its gradients nearly overflow; the weights of a layer have no gain, or a small one."""
+    """The gradient scaler scales a loss until its gradients nearly overflow. Weights have no gain, or a small one."""
     x, weight, style = tensors(torch.float32, n=4, i=64, o=8, size=(16, 16))
     weight = weight if scale > 1 else weight * 0.04
     x = x.half()
@@ -175,7 +175,7 @@ def test_fp16_intermediates_do_not_overflow_if_the_gradients_do_not(up, down, de
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("demodulate", [False, True])
 def test_in_fp16_the_convolutions_output_is_no_larger_than_the_result(demodulate, scaled, monkeypatch):
-    """Whatever the sizes of weights and styles; so only what does not fit itself overflows."""
+    """For weights and styles of any size. So nothing overflows unless the result does."""
     made = []
     convolve = modulated.conv2d
     monkeypatch.setattr(modulated, "conv2d", lambda *args, **named: made.append(convolve(*args, **named)) or made[-1])
@@ -190,7 +190,7 @@ def test_in_fp16_the_convolutions_output_is_no_larger_than_the_result(demodulate
 
 
 class Largest(TorchDispatchMode):
-    """Notes the size of the largest tensor that an operation returns, in numbers of fp32."""
+    """Records the size of the largest tensor that an operation returns, in fp32 elements."""
 
     elements = 0
 
@@ -207,14 +207,14 @@ class Largest(TorchDispatchMode):
 def test_no_tensor_holds_a_weight_for_each_sample(up, down, demodulate):
     n, i, o = 16, 64, 48
     x, weight, style = (t.requires_grad_() for t in tensors(torch.float32, n, i, o, size=(2, 2)))
-    assert weight.numel() < n * o * i and n * max(i, o) * 5 * 5 < n * o * i  # so none but the forbidden is as large
+    assert weight.numel() < n * o * i and n * max(i, o) * 5 * 5 < n * o * i  # so no other tensor is as large
     with Largest() as seen:
         modulated_conv2d(x, weight, style, demodulate=demodulate, up=up, down=down).sum().backward()
     assert 0 < seen.elements < n * o * i
 
 
 def test_consecutive_layers_fuse():
-    """Demodulation, noise, bias, activation and the next style in one pass, applied by the layer before."""
+    """One pass applies demodulation, noise, bias, activation and the style of the next layer."""
     first, second = layers.ModulatedConv2d(4, 6, 3, up=2).double(), layers.ModulatedConv2d(6, 5, 3).double()
     end = layers.NoiseBiasLeakyReLU(6).double()
     torch.nn.init.normal_(end.strength)
@@ -306,7 +306,7 @@ def test_resampling_layers_stand_in_for_two_plain_ones(layer, plain):
 
 
 def test_equalized_resampling_layers_start_at_the_variance_of_their_two_steps():
-    """A convolution keeps the variance of its input; the mean of 4 pixels has a quarter of it."""
+    """A convolution keeps the variance of its input. The mean of 4 pixels has a quarter of the variance."""
     x = torch.randn(4, 64, 16, 16)
     pooled = layers.ConvDownsample2d(64, 128, equalized=True)(x)[..., 1:-1, 1:-1]
     assert pooled.std().item() == pytest.approx(0.5, rel=0.05)

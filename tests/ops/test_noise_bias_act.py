@@ -1,4 +1,4 @@
-"""noise_bias_act: one table of cases for every backend, and what only it promises."""
+"""noise_bias_act: one table of cases for every backend, and tests of its own."""
 
 import math
 from typing import NamedTuple
@@ -68,7 +68,7 @@ CASES = list(_cases())
 
 
 def textbook(x, noise=None, strength=None, bias=None, scale=None, post=None, *, act, gain, clamp, slope=0.2):
-    """The operation as one writes it in PyTorch, in the dtype of its inputs: written apart from the one in fastgan."""
+    """The operation in plain PyTorch, in the dtype of its inputs. Independent of the reference in fastgan."""
 
     def columns(t):  # [C] or [N, C] to what broadcasts against x
         return t.reshape(*(t.shape if t.dim() == 2 else [-1]), *[1] * (x.dim() - 2))
@@ -88,7 +88,7 @@ def textbook(x, noise=None, strength=None, bias=None, scale=None, post=None, *, 
 
 
 def make(case: Case, dtype: torch.dtype, device: str, seed: int = 0):
-    """x and the small tensors, exact in `dtype`, and at no point near a jump of the derivative."""
+    """x and the small tensors, exact in `dtype`, with no value near a jump of the derivative."""
     generator = torch.Generator().manual_seed(seed)
     draw = lambda *shape: torch.randn(shape, generator=generator).to(dtype).double()
     n, c, *spatial = case.shape
@@ -121,7 +121,7 @@ def make(case: Case, dtype: torch.dtype, device: str, seed: int = 0):
 
 
 def derivatives(function, x, small, dy, seeds):
-    """Of `table.derivatives`; noise is never differentiated here."""
+    """`table.derivatives` without those of noise."""
     return table.derivatives(function, {"x": x, **small}, dy, seeds, fixed=("noise",))
 
 
@@ -208,7 +208,7 @@ def test_cpp_results_do_not_depend_on_the_number_of_threads(layout, channels):
 
 
 def test_the_workspace_of_cpp_kernels_grows_and_shrinks():
-    """17 samples of 512x512 need more of it than a thread keeps for smaller calls."""
+    """17 samples of 512x512 need more workspace than a thread keeps between calls."""
     for n, side in ((1, 8), (17, 512), (1, 8), (17, 512)):
         dy = torch.ones(n, 3, side, side).contiguous(memory_format=torch.channels_last)
         bias = torch.zeros(3, requires_grad=True)
@@ -236,7 +236,7 @@ def test_emulated_results_do_not_depend_on_the_order_of_threads(order, monkeypat
 @pytest.mark.parametrize("act", ACTIVATIONS)
 @pytest.mark.parametrize("parts", [PARTS, ("bias",)], ids="+".join)
 def test_cotangents_need_not_be_dense(backend, act, parts):
-    """A penalty on sums or transposes of gradients hands these over: stride 0, or the other way round."""
+    """A penalty on sums or transposes of gradients passes cotangents of stride 0 or transposed ones."""
     x, small = make(Case(parts=parts, act=act), torch.float64, backends.device(backend))
     names = [name for name in small if name != "noise"]
     inputs = [x.requires_grad_(), *(small[name].requires_grad_() for name in names)]
@@ -267,7 +267,7 @@ def test_nan_stays_nan(backend, act, parts, dtype):
 @pytest.mark.parametrize("parts", [PARTS, ("bias",)], ids="+".join)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_infinities_propagate_and_relu_of_minus_infinity_is_nan(backend, parts, dtype):
-    """Relu is lrelu of slope 0, here and in F.leaky_relu: 0 * -inf. The same on every backend."""
+    """Relu is lrelu of slope 0, so minus infinity gives 0 * -inf, on every backend as in F.leaky_relu."""
     for act, below in (("relu", math.nan), ("lrelu", -math.inf), ("linear", -math.inf)):
         x, small = make(Case(parts=parts, act=act), dtype, backends.device(backend))
         for name in {"scale", "post"} & small.keys():
@@ -279,7 +279,7 @@ def test_infinities_propagate_and_relu_of_minus_infinity_is_nan(backend, parts, 
 
 
 def extreme_numbers(dtype: torch.dtype) -> torch.Tensor:
-    """Infinities, the largest numbers, those where an exponential in fp32 is about to leave its range, and NaN."""
+    """Infinities, the largest numbers, numbers whose exponential just fits into fp32, and NaN."""
     largest = torch.finfo(dtype).max
     near = [0.0, 1e-4, 0.5, 3.0, 21.0, 87.0, 88.4, 89.0, 104.0, 1e4]
     positive = torch.tensor([*near, largest, math.inf], dtype=torch.float64)
@@ -290,7 +290,7 @@ def extreme_numbers(dtype: torch.dtype) -> torch.Tensor:
 @pytest.mark.parametrize("ones", [("scale", "post"), ()], ids=["from the input", "from the output"])
 @pytest.mark.parametrize("act", ACTIVATIONS)
 def test_extreme_numbers_have_the_results_and_derivatives_of_plain_pytorch(backend, act, ones, dtype):
-    """Where plain PyTorch has an infinity or a NaN there is one, and nowhere else. Relu is F.leaky_relu of slope 0."""
+    """Infinities and NaN appear exactly where plain PyTorch has them. Relu is F.leaky_relu of slope 0."""
     device = backends.device(backend)
     x = extreme_numbers(dtype).reshape(1, -1, 1, 1).to(device)
     small = {name: torch.ones(1, x.shape[1], device=device, dtype=arithmetic_dtype(dtype)) for name in ones}

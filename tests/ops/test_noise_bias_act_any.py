@@ -1,4 +1,4 @@
-"""noise_bias_act on whatever hypothesis thinks of."""
+"""noise_bias_act on shapes, strides and dtypes drawn by hypothesis."""
 
 import torch
 from hypothesis import given, settings

@@ -1,4 +1,4 @@
-"""The operations of a formula each: one table of cases for every backend, and what they promise besides."""
+"""lerp_samples, minibatch_stddev, pixel_norm, squared_norm: one table of cases for every backend, and other tests."""
 
 import math
 from collections.abc import Callable
@@ -113,7 +113,7 @@ def make(case: Case, dtype: torch.dtype, device: str = "cpu") -> dict[str, Tenso
 
 
 def of(case: Case) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
-    """The fused operation and the textbook's, with the options of the case."""
+    """The fused operation and its plain PyTorch form, with the options of the case."""
     operation, options = OPERATIONS[case.operation], dict(case.options)
     return (lambda **tensors: operation.fused(**tensors, **options)), (
         lambda **tensors: operation.textbook(**tensors, **options)
@@ -121,7 +121,7 @@ def of(case: Case) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
 
 
 def fixed(case: Case) -> tuple[str, ...]:
-    """Tensors whose gradient takes the plain path, all of it: they are not differentiated where kernels are tested."""
+    """Tensors whose gradient makes the reference run. Tests of kernels do not differentiate them."""
     return ("t",) if case.operation == "lerp_samples" else ()
 
 
@@ -223,7 +223,7 @@ def test_emulated_results_do_not_depend_on_the_order_of_threads(name, order, mon
 @each_operation
 @each_layout
 def test_incoming_gradients_need_not_be_dense(backend, name, layout):
-    """Those of sums are expanded; those of a transposed result lie the other way round."""
+    """A sum passes an expanded gradient, a transposition a transposed one."""
     tensors = make(Case(name, (4, 6, 5, 3), layout), torch.float64, backends.device(backend))
     variables = [t.requires_grad_() for key, t in tensors.items() if key != "t"]
 
@@ -247,7 +247,7 @@ def test_incoming_gradients_need_not_be_dense(backend, name, layout):
 
 
 def test_pixel_norm_compiles_with_more_than_one_eps():
-    """The second makes it a variable of the graph."""
+    """The second eps makes it a variable of the graph."""
     x = torch.randn(4, 6, 3, 3)
     compiled = torch.compile(ops.pixel_norm, fullgraph=True, backend="aot_eager")
     for eps in (1e-8, 0.25, 0.5):
@@ -274,7 +274,7 @@ def test_lerp_samples_of_two_memory_formats_has_the_first(backend):
 @pytest.mark.parametrize("n", [1, 2])
 @each_layout
 def test_minibatch_stddev_of_one_or_two_samples(backend, n, layout):
-    """One does not deviate; of two, the standard deviation is half their distance, which has no curvature."""
+    """One sample has no deviation. That of two is half their distance, which has no curvature."""
     x = arrange(torch.randn(n, 5, 4, 3, dtype=torch.float64), layout).to(backends.device(backend)).requires_grad_()
     y = ops.minibatch_stddev(x)
     expected = 1e-4 if n == 1 else ((x[0] - x[1]).abs() / 2).mean().item()

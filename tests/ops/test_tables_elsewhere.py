@@ -1,7 +1,7 @@
-"""The tables of cases of all operations in processes of their own: on Triton's interpreter, which is switched on before
-kernels are decorated, and on CPU kernels and emulated CUDA sources compiled under AddressSanitizer, which is preloaded.
+"""The tables of cases of all operations in separate processes: under Triton's interpreter, which must be enabled before
+kernels are decorated, and on CPU kernels and emulated CUDA kernels under AddressSanitizer, which must be preloaded.
 
-All tables share a process: for one alone, what it imports takes longer than the cases.
+All tables share a process, since its imports take longer than the cases of a table.
 """
 
 import os
@@ -17,9 +17,9 @@ from tests.emulation import build as emulation
 from tests.support import backends
 
 TESTS = Path(__file__).parent
-TABLE = "values_and_derivatives"  # a part of the names of the tests that go through a table
+TABLE = "values_and_derivatives"  # part of the names of the tests over a table
 
-# File: cases, as of pytest -k; most of them in bf16 alone.
+# Cases of each file, for pytest -k; most of them in bf16 only.
 INTERPRETED = {
     "test_noise_bias_act.py": f"{TABLE} and bf16 and (2x16x5x7 or 2x37x4x4 or 1x1x9x31 or 0x4x3x3 or 5x8 or 2x3x11)",
     "test_instance_norm.py": f"{TABLE} and (bf16 or (fp64 and lrelu-all-scalar))",
@@ -28,7 +28,7 @@ INTERPRETED = {
     "test_small_operations.py": f"{TABLE} and bf16 and (37x4x4 or 5x1x1 or 40x33 or 0x4x3x3 or features)",
     "test_image_batch.py": "(values_are and (fp32 or bf16) and (5x7 or 9x16 or 4x9x5 or 0_of or 0x4)) or nan_on_a_gpu",
 }
-# In fp32 and bf16, at awkward sizes.
+# Cases of each file in fp32 and bf16, at sizes that fill no vector or block.
 SANITIZED = {
     "test_noise_bias_act.py": f"{TABLE} and (33x17 or 37x4x4 or 9x31 or 300x33)",
     "test_instance_norm.py": f"{TABLE} and (33x17 or 37x4x4 or 9x31 or 32x33 or 256x257)",
@@ -40,14 +40,14 @@ SANITIZED = {
 
 
 def chosen(tables: dict[str, str], also: str) -> list[str]:
-    """Arguments of Python that run these cases."""
+    """Command-line arguments of Python that run these cases."""
     cases = " or ".join(f"({file} and ({cases}))" for file, cases in tables.items())
     options = ["-q", "-x", "-rp", "-p", "no:cacheprovider", *(str(TESTS / file) for file in tables)]
     return ["-m", "pytest", *options, "-k", f"{also} and ({cases})"]
 
 
 def assert_all_passed(done: subprocess.CompletedProcess, tables: dict[str, str]) -> None:
-    """And of every table some; and nothing was skipped."""
+    """Asserts that every file ran a case and that nothing was skipped."""
     failures, _, summary = done.stdout.partition("= short test summary info =")
     assert done.returncode == 0, failures[-4000:] + done.stderr[-2000:]
     assert "skipped" not in summary.splitlines()[-1]
@@ -79,7 +79,7 @@ def test_cuda_kernels_access_only_their_own_memory():
 
 @pytest.fixture
 def isa():
-    """The instruction set in use, whose kernels can be compiled under AddressSanitizer."""
+    """The instruction set in use. Skips if its kernels cannot be compiled under AddressSanitizer."""
     if reason := backends.why_not("cpp") or emulation.why_unavailable("address"):
         pytest.skip(reason)
     return extension.module().cpu_isa()
@@ -87,32 +87,32 @@ def isa():
 
 @pytest.mark.slow
 def test_cpu_kernels_access_only_their_own_memory(isa):
-    """Whatever strides their arguments have."""
+    """For arguments of any strides."""
     command = chosen({"test_layouts.py": "strides"}, f"cpp-{isa}")
     environment = {**os.environ, "FASTGAN_TEST_SANITIZER": "address", "OMP_NUM_THREADS": "1"}
     done = emulation.run_under_address_sanitizer(command, env=environment, cwd=TESTS.parents[1])
     assert_all_passed(done, {"test_layouts.py": ""})
 
 
-# A weight's gradient whose taps are not one step apart, in memory of just its size: what `empty_like` made of a
-# transposed weight. The kernel writes behind its end.
+# The gradient of a transposed weight, allocated by `empty_like`. Its taps are not the same distance apart, so the
+# kernel writes beyond its end.
 BEYOND = """
 import torch, fastgan_kernels
 from fastgan_kernels.calls import FewChannelsCall
 from tests.support import backends
 with backends.forced("cpp-{isa}"):
     run = fastgan_kernels.BACKENDS["cpp"].launchers("few_channels").run
-    wide, thin = (torch.randn(2, c, 8, 8).to(memory_format=torch.channels_last) for c in (64, 3))
+    many, few = (torch.randn(2, c, 8, 8).to(memory_format=torch.channels_last) for c in (64, 3))
     weight = torch.empty_like(torch.randn(64, 3, 3, 3).transpose(2, 3))
     first, second, _, step = weight.stride()
     sizes = 2, 64, 8, 8, 3, 8, 8, 3, 3, 1, 1, 1
-    run(FewChannelsCall("outer", wide.dtype, *sizes, False, second, step, first, wide, thin, weight))
+    run(FewChannelsCall("outer", many.dtype, *sizes, False, second, step, first, many, few, weight))
 """
 
 
 @pytest.mark.slow
 def test_a_write_beyond_a_tensor_is_reported(isa):
-    """The check itself must see what it is for."""
+    """The check itself detects an error."""
     environment = {**os.environ, "FASTGAN_TEST_SANITIZER": "address", "OMP_NUM_THREADS": "1"}
     command = ["-c", BEYOND.format(isa=isa)]
     done = emulation.run_under_address_sanitizer(command, env=environment, cwd=TESTS.parents[1])

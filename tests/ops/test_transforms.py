@@ -1,4 +1,4 @@
-"""torch.func and forward-mode AD with every operation, against reverse mode on the kernels, which knows neither.
+"""torch.func and forward-mode AD with every operation, against reverse mode on the kernels.
 
 A new operation is a line in `OPERATIONS` of test_every_operation.py.
 """
@@ -16,7 +16,7 @@ from tests.ops.test_every_operation import every_operation
 
 
 class Case:
-    """An operation as a function of the tensors that have gradients, in fp64, and numbers to try it with."""
+    """An operation as a function of its differentiable tensors, in fp64, and values for them."""
 
     def __init__(self, use: every.Use, channels_last: bool = True):
         tensors = {name: t.detach().double() for name, t in use.tensors().items()}
@@ -87,7 +87,7 @@ def test_jvp(case):
 
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_dual_tensors(case, requires_grad):
-    """Each of the tensors alone, so that none is forgotten."""
+    """With a tangent on each tensor in turn."""
     directions = case.like(case.at)
     for i, direction in enumerate(directions):
         only = tuple(d if d is direction else torch.zeros_like(d) for d in directions)
@@ -125,7 +125,7 @@ def test_forward_over_reverse_and_reverse_over_reverse(case):
 
 
 def test_jacobians_and_hessian(case):
-    """Along three directions, so that they are small."""
+    """Along three directions, to keep them small."""
     directions = case.like(case.at, 3)
     each = [tuple(d[i] for d in directions) for i in range(3)]
 
@@ -160,7 +160,7 @@ def test_vmap(use, channels_last):
 
 @pytest.mark.parametrize("create_graph", [False, True])
 def test_batches_of_cotangents_in_the_backward_pass_of_kernels(case, create_graph):
-    """What `torch.autograd.functional.jacobian(vectorize=True)` does as well."""
+    """As `torch.autograd.functional.jacobian(vectorize=True)` does."""
     y = case(*(leaves := case.leaves()))
     (cotangents,) = case.like((y,), 2)
     got = torch.autograd.grad(y, leaves, cotangents, is_grads_batched=True, create_graph=create_graph)
@@ -223,7 +223,7 @@ def test_an_ensemble_of_every_layer():
 
 @pytest.mark.parametrize("arch", ["pggan", "stylegan", "stylegan2", "r3gan"])
 def test_gradients_of_each_sample(arch):
-    """Of a generator's and a discriminator's parameters, as differential privacy or influence functions need them."""
+    """Per-sample gradients of generator and discriminator, as for differential privacy."""
     torch.manual_seed(0)
     generator, discriminator = models.build(models.ModelConfig(arch=arch, resolution=8, channel_base=64, z_dim=16))
     options = {"noise": "const"} if "noise" in generator.supports else {}

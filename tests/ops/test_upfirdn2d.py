@@ -1,4 +1,4 @@
-"""upfirdn2d: one table of cases for every backend, and what only it promises."""
+"""upfirdn2d: one table of cases for every backend, and tests of its own."""
 
 import math
 import os
@@ -65,7 +65,7 @@ CASES = list(_cases())
 
 
 def textbook(x, taps, *, up=1, down=1, padding=(0, 0, 0, 0), gain=1.0, flip=False):
-    """Step by step, in the dtype of x: written apart from the definition in fastgan."""
+    """The operation in separate steps, in the dtype of x. Independent of the reference in fastgan."""
     n, c, h, w = x.shape
     (up_x, up_y), (down_x, down_y) = ((f, f) if isinstance(f, int) else f for f in (up, down))
     spread = x.new_zeros(n, c, h * up_y, w * up_x)
@@ -128,7 +128,7 @@ def test_gradcheck_and_gradgradcheck(backend, layout, form):
 
 
 def test_every_derivative_is_a_kernel_call(monkeypatch):
-    """The operation is its own adjoint: to no order is the plain definition called."""
+    """The operation is its own adjoint, so the reference runs for no order."""
     monkeypatch.setattr(Upfirdn2d, "plain", None)
     x = torch.randn(1, 16, 4, 4, dtype=torch.float64, requires_grad=True)
     taps = torch.randn(3, dtype=torch.float64)
@@ -149,7 +149,7 @@ def test_the_filter_has_a_gradient(backend):
 
 
 def test_a_filter_is_convolved_unless_flipped(backend):
-    """An impulse comes out as the filter; correlated, as the filter turned around."""
+    """An impulse gives the filter; with flip, the reversed filter."""
     x = torch.zeros(1, 1, 5, 5, device=backends.device(backend))
     x[0, 0, 2, 2] = 1
     taps = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0]], device=x.device)
@@ -191,7 +191,7 @@ def test_cpp_results_do_not_depend_on_the_number_of_threads(layout):
 
 @pytest.mark.parametrize("form", [UP, BLUR])
 def test_rows_wider_than_a_tile(form):
-    """The C++ kernels make rows in tiles: here of three, the last one a part."""
+    """The C++ kernels process rows in tiles: here three, the last one partial."""
     for shape, layout in (((1, 64, 3, 301), "nhwc"), ((1, 2, 3, 20001), "nchw")):
         case = Case(shape, layout, **form)
         with backends.forced("cpp-baseline"):

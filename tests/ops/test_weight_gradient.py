@@ -1,4 +1,4 @@
-"""The kernel that makes gradients of convolutions' weights, and where it has a part in convolutions."""
+"""weight_gradient: the kernel by itself, and which convolutions use it."""
 
 import itertools
 
@@ -17,7 +17,7 @@ from tests.support.accuracy import assert_as_good_as_plain
 
 NHWC = torch.channels_last
 # Samples, channels of the smaller and the larger image, height and width of the smaller, kernel, stride, padding.
-# Channels fill panels, leave a part of one, or make none; images make one chunk of the sum, share one, or have several.
+# Channels fill panels, fill one partly, or are fewer. Images are one chunk of the sum, a part of one, or several.
 CASES = [
     (4, 16, 16, (8, 8), (3, 3), 1, (1, 1)),
     (3, 6, 32, (16, 16), (3, 3), 1, (1, 1)),
@@ -49,7 +49,7 @@ def launcher(request):
 
 
 def tensors(dtype, n, a, b, size, kernel, stride, padding):
-    """The two images."""
+    """The smaller and the larger image."""
     torch.manual_seed(0)
     large = [(side - 1) * stride + k - 2 * pad for side, k, pad in zip(size, kernel, padding, strict=True)]
     assert min(large) > 0
@@ -70,13 +70,13 @@ def test_it_is_as_accurate_as_the_librarys(case, dtype, launcher, unwritten_is_n
     launcher(dw, small, large, geometry[1], *geometry[2])
     reference = by_library(small.double(), large.double(), *geometry)
     plain = by_library(small, large, *geometry)
-    summed = n * size[0] * size[1] if dtype == torch.float32 else 0  # sums are fp32: what bf16 rounds is the result
+    summed = n * size[0] * size[1] if dtype == torch.float32 else 0  # bf16 rounds the result only: sums are fp32
     assert_as_good_as_plain(dw, plain, reference, dtype, "dw", summed=summed)
 
 
 @dtypes
 def test_the_larger_image_may_have_columns_that_no_tap_reads(dtype, launcher):
-    """With a stride of 2 the last column of an image of odd width may belong to none."""
+    """With stride 2 and 3 taps, the last column of an image of even width is not read."""
     torch.manual_seed(0)
     small = torch.randn(2, 8, 4, 4).to(dtype, memory_format=NHWC)
     large = torch.randn(2, 16, 10, 10).to(dtype, memory_format=NHWC)
@@ -90,9 +90,9 @@ def test_the_larger_image_may_have_columns_that_no_tap_reads(dtype, launcher):
 
 @dtypes
 def test_an_infinity_affects_only_the_taps_that_read_it(dtype, launcher):
-    """Pixels are added up in pairs, and where an image has no partner zeros are: neither may spread an infinity."""
+    """Neither pairing of pixels nor padding with zeros spreads an infinity."""
     small, large = tensors(dtype, 3, 16, 16, (16, 16), (3, 3), 1, (0, 0))
-    large[2, 5, 0, 0] = torch.inf  # seen by the first tap alone
+    large[2, 5, 0, 0] = torch.inf  # only the first tap reads it
     dw = torch.empty(16, 16, 3, 3).to(dtype, memory_format=NHWC)
     launcher(dw, small, large, 1, 0, 0)
     expected = torch.zeros(16, 16, 3, 3, dtype=torch.bool)
@@ -125,13 +125,13 @@ WAYS = {"conv2d": (conv2d, F.conv2d), "conv_transpose2d": (conv_transpose2d, F.c
 
 @pytest.fixture(params=WAYS)
 def pair(request):
-    """Ours and torch's, where our kernel is faster."""
+    """Our convolution and torch's, on an instruction set for which our kernel is used."""
     with backends.forced("cpp-avx2"):
         yield WAYS[request.param]
 
 
 class LibraryGradients(TorchDispatchMode):
-    """Counts the weights' gradients that the library makes."""
+    """Counts the weight gradients that the library computes."""
 
     made = 0
 
@@ -226,7 +226,7 @@ def test_it_is_used_on_measured_instruction_sets_only():
 
 @served
 def test_penalties_through_it_have_the_right_gradients(pair):
-    """Second derivatives, and the gradient that a bias adds to the same pass."""
+    """Second derivatives, with the gradient of a bias in the same pass."""
     ours, torchs = pair
     x, weight = images_and_weight()
     bias = torch.randn(16, requires_grad=True)
@@ -256,7 +256,7 @@ def test_the_floor_of_a_step_counts_the_librarys_operations():
 
 
 def test_every_size_has_a_workspace():
-    """Of what is asked for here nothing is executed: sizes past 2^31, and the smallest."""
+    """Asks for the workspace only, at sizes past 2^31 and at the smallest ones."""
     if extension.why_no_part("cpu"):
         pytest.skip(extension.why_no_part("cpu"))
     workspace = extension.module().weight_gradient_workspace

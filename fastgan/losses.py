@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from fastgan.ops.arithmetic import average_in, to_arithmetic
+from fastgan.ops.arithmetic import to_arithmetic, update_average
 
 
 class Objective(NamedTuple):
@@ -156,4 +156,4 @@ class PathLength(nn.Module):
     @torch.no_grad()
     def update(self, length: Tensor) -> None:
         """Updates the running mean with a mean length, 0-dim, if it is finite."""
-        average_in(self.mean, length, self.decay)
+        update_average(self.mean, length, self.decay)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fastgan.layers import EqualizedLinear
 from fastgan.models.labels import concat_label
-from fastgan.ops.arithmetic import average_in
+from fastgan.ops.arithmetic import update_average
 
 
 def dense_layers(sizes: Sequence[int], lr_multiplier: float) -> nn.ModuleList:
@@ -37,7 +37,7 @@ class MappingNetwork(nn.Module):
         for layer in self.layers:
             x = layer(x)
         if self.training and torch.is_grad_enabled():
-            average_in(self.w_avg, x.detach().mean(0, dtype=self.w_avg.dtype), 1 - self.decay)
+            update_average(self.w_avg, x.detach().mean(0, dtype=self.w_avg.dtype), 1 - self.decay)
         return x
 
 

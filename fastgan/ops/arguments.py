@@ -28,7 +28,7 @@ def check_parameter(operation: str, name: str, tensor: Tensor, x: Tensor) -> Non
         raise ValueError(f"{operation}: {name} has shape {list(tensor.shape)}, must not be empty")
 
 
-def prepared(
+def prepare(
     operation: str, name: str, tensor: Tensor | None, shapes: Sequence[tuple[int, ...]], x: Tensor
 ) -> Tensor | None:
     """Converts a small tensor for the kernels: contiguous, in the precision of arithmetic. None stays None.

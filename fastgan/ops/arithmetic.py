@@ -14,7 +14,7 @@ def to_arithmetic(x: Tensor) -> Tensor:
     return x.to(arithmetic_dtype(x.dtype))
 
 
-def average_in(average: Tensor, value: Tensor, share: float) -> None:
+def update_average(average: Tensor, value: Tensor, share: float) -> None:
     """In place: average += share * (value - average), only where `value` is finite. An overflow would stay for ever."""
     value = value.detach().to(average.dtype)
     average.lerp_(value.where(value.isfinite(), average), share)

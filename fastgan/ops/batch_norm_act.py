@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from fastgan.ops import backends
-from fastgan.ops.arguments import check_activation, prepared
-from fastgan.ops.arithmetic import arithmetic_dtype, average_in, to_arithmetic
+from fastgan.ops.arguments import check_activation, prepare
+from fastgan.ops.arithmetic import arithmetic_dtype, to_arithmetic, update_average
 from fastgan.ops.fused import FusedOperation, register
 from fastgan.ops.instance_norm import activated, centred, check_eps, derivative, slope_of
 from fastgan.ops.layout import channels, dense, dense_like, view_of
@@ -81,11 +81,11 @@ def batch_norm_act(
     check_eps(name, eps)
     check_activation(name, x)
     shape = ((x.shape[1],),)
-    weight, bias = prepared(name, "weight", weight, shape, x), prepared(name, "bias", bias, shape, x)
+    weight, bias = prepare(name, "weight", weight, shape, x), prepare(name, "bias", bias, shape, x)
     if (running_mean is None) != (running_var is None):
         raise ValueError(f"{name}: one of running_mean and running_var is given, must be both or neither")
-    mean = prepared(name, "running_mean", running_mean, shape, x)
-    var = prepared(name, "running_var", running_var, shape, x)
+    mean = prepare(name, "running_mean", running_mean, shape, x)
+    var = prepare(name, "running_var", running_var, shape, x)
     if not training:
         if mean is None:
             raise ValueError(f"{name}: running_mean and running_var are not given, must be where training is False")
@@ -102,8 +102,8 @@ def batch_norm_act(
     if running_mean is not None and x.numel() > 0:
         with torch.no_grad():
             for batch_mean, _, batch_var in statistics:
-                average_in(running_mean, batch_mean, momentum)
-                average_in(running_var, batch_var, momentum)
+                update_average(running_mean, batch_mean, momentum)
+                update_average(running_var, batch_var, momentum)
     return y
 
 
@@ -150,8 +150,8 @@ class BatchNormAct(FusedOperation):
     def launch_forward(launchers, output, inputs, options, statistics):
         x, weight, bias = inputs
         batches = options.batches
-        for part, of_x, of_batch in zip(_parts(output, batches), _parts(x, batches), statistics, strict=True):
-            launchers.forward(NormCall(*_shared_fields(of_x, weight, bias, options), of_x, of_batch, part))
+        for y_part, x_part, part_stats in zip(_parts(output, batches), _parts(x, batches), statistics, strict=True):
+            launchers.forward(NormCall(*_shared_fields(x_part, weight, bias, options), x_part, part_stats, y_part))
 
     @staticmethod
     def saved_tensors(inputs, output, options, needs_grad):
@@ -185,10 +185,10 @@ class BatchNormAct(FusedOperation):
             return
         dx, *sums = grads
         parts = [None if each is None else each.new_empty((batches, *each.shape)) for each in sums]
-        of_each = [[None] * batches if each is None else each for each in parts]
+        sums_of_parts = [[None] * batches if each is None else each for each in parts]
         images = [[None] * batches if each is None else _parts(each, batches) for each in (dx, grad, x)]
-        for of_dx, of_grad, of_x, of_batch, *small in zip(*images, statistics, *of_each, strict=True):
-            _launch_backward(launchers, of_dx, *small, of_grad, of_x, of_batch, weight, bias, options)
+        for dx_part, grad_part, x_part, part_stats, *small in zip(*images, statistics, *sums_of_parts, strict=True):
+            _launch_backward(launchers, dx_part, *small, grad_part, x_part, part_stats, weight, bias, options)
         for each, part in zip(sums, parts, strict=True):
             if each is not None:
                 torch.sum(part, 0, out=each)

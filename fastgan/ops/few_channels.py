@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import fastgan_kernels
-from fastgan.ops.layout import channels_last, empty_nhwc, has_one_step, is_channels_last
+from fastgan.ops.layout import channels_last, empty_nhwc, has_uniform_taps, is_channels_last
 from fastgan_kernels.calls import FewChannelsCall
 
 _MAX_FEW = 4  # channels
@@ -77,13 +77,13 @@ class FewChannels(NamedTuple):
 
     def grad_weight(self, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         """The gradient of the weight, in the weight's layout if the kernels take that, else contiguous."""
-        dw = torch.empty_like(weight) if has_one_step(weight) else weight.new_empty(weight.shape)
+        dw = torch.empty_like(weight) if has_uniform_taps(weight) else weight.new_empty(weight.shape)
         few, many = (dy, x) if self.writes_few else (x, dy)
         self._launch("outer", many, few, dw)
         return dw
 
     def _map(self, output: Tensor, x: Tensor, weight: Tensor, writes_few: bool) -> Tensor:
-        weight = weight if has_one_step(weight) else weight.contiguous()
+        weight = weight if has_uniform_taps(weight) else weight.contiguous()
         if writes_few:
             self._launch("scatter", x, output, weight)
         else:

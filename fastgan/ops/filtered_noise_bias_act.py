@@ -16,12 +16,17 @@ from fastgan.ops import backends
 from fastgan.ops.arithmetic import to_arithmetic
 from fastgan.ops.fused import FusedOperation, register
 from fastgan.ops.layout import dense_like
-from fastgan.ops.noise_bias_act import NoiseBiasAct, check_small, derivative_from_output, noise_bias_act
+from fastgan.ops.noise_bias_act import (
+    NoiseBiasAct,
+    derivative_from_output,
+    noise_bias_act,
+    prepare_small,
+    resolve_options,
+)
 from fastgan.ops.noise_bias_act import Options as EpilogueOptions
 from fastgan.ops.noise_bias_act import call_of as noise_bias_act_call
-from fastgan.ops.noise_bias_act import resolved as resolved_options
 from fastgan.ops.upfirdn2d import Options as FilterOptions
-from fastgan.ops.upfirdn2d import Upfirdn2d, adjoint, checked, output_shape, upfirdn2d
+from fastgan.ops.upfirdn2d import Upfirdn2d, adjoint, output_shape, upfirdn2d, validate
 from fastgan.ops.upfirdn2d import call_of as upfirdn2d_call
 from fastgan_kernels.calls import FilteredNoiseBiasActCall
 
@@ -82,14 +87,14 @@ def filtered_noise_bias_act(
         ValueError: a shape, dtype or option does not fit; the message names the argument.
         BackendUnavailable: none of the requested backends can serve.
     """
-    x, taps, filter = checked("filtered_noise_bias_act", x, taps, 1, 1, padding, fir_gain, False)
+    x, taps, filter = validate("filtered_noise_bias_act", x, taps, 1, 1, padding, fir_gain, False)
     named = {"noise": noise, "strength": strength, "bias": bias, "scale": scale, "post": post}
     backend = backends.choose("noise_bias_act", x.device)
-    options = resolved_options(act, slope, gain, clamp, x.dtype)
+    options = resolve_options(act, slope, gain, clamp, x.dtype)
     if backend in COMPOSED or not _fits(x, taps, noise, filter, options):
         filtered = upfirdn2d(x, taps, padding=padding, gain=fir_gain)
         return noise_bias_act(filtered, **named, act=act, slope=slope, gain=gain, clamp=clamp)
-    small = check_small("filtered_noise_bias_act", x, output_shape(x, taps, filter), **named)
+    small = prepare_small("filtered_noise_bias_act", x, output_shape(x, taps, filter), **named)
     return FilteredNoiseBiasAct.apply(backend, (x, taps, *small), Options(*filter[4:9], *options[1:]))
 
 
@@ -217,12 +222,12 @@ def _launch_backward(launchers, du, sums, grad, x, taps, small, options) -> None
     terms = taps.new_empty(n, launchers.pieces(call), 4, c)
     launchers.backward(call._replace(sums=terms))
     dstrength, dbias, dscale, dpost = sums
-    of_bias, of_strength, of_scale, of_post = terms.unbind(2)  # [N, pieces, C]
+    bias_terms, strength_terms, scale_terms, post_terms = terms.unbind(2)  # [N, pieces, C]
     for total, parts, dims in (
-        (dbias, of_bias, (0, 1)),
-        (dstrength, of_strength, (0, 1) if dstrength is not None and dstrength.dim() else (0, 1, 2)),
-        (dscale, of_scale, (1,)),
-        (dpost, of_post, (1,)),
+        (dbias, bias_terms, (0, 1)),
+        (dstrength, strength_terms, (0, 1) if dstrength is not None and dstrength.dim() else (0, 1, 2)),
+        (dscale, scale_terms, (1,)),
+        (dpost, post_terms, (1,)),
     ):
         if total is not None:
             total.copy_(parts.sum(dims))

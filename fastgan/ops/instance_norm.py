@@ -24,10 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastgan.ops import backends
-from fastgan.ops.arguments import check_activation, prepared
+from fastgan.ops.arguments import check_activation, prepare
 from fastgan.ops.arithmetic import arithmetic_dtype, to_arithmetic
 from fastgan.ops.fused import FusedOperation, register
-from fastgan.ops.layout import channels, dense, dense_like, over_positions, view_of
+from fastgan.ops.layout import channels, dense, dense_like, sum_over_positions, view_of
 from fastgan_kernels.calls import NormCall
 
 # Slopes below zero. The activations must be piecewise linear, since the kernels recompute z in each pass over x.
@@ -114,9 +114,9 @@ def style_epilogue(
     n, c, *spatial = x.shape
     inputs = (
         dense(x),
-        prepared(name, "noise", noise, ((n, 1, *spatial), (1, 1, *spatial)), x),
-        prepared(name, "strength", strength, ((), (c,)), x),
-        prepared(name, "bias", bias, ((c,),), x),
+        prepare(name, "noise", noise, ((n, 1, *spatial), (1, 1, *spatial)), x),
+        prepare(name, "strength", strength, ((), (c,)), x),
+        prepare(name, "bias", bias, ((c,),), x),
         _style(name, "style_scale", style_scale, x),
         _style(name, "style_bias", style_bias, x),
     )
@@ -143,7 +143,7 @@ def _style(operation: str, name: str, tensor: Tensor | None, x: Tensor) -> Tenso
     n, c = x.shape[:2]
     if tensor is not None and list(tensor.shape) == [c]:
         tensor = tensor.expand(n, c)
-    return prepared(operation, name, tensor, ((n, c), (c,)), x)
+    return prepare(operation, name, tensor, ((n, c), (c,)), x)
 
 
 def _apply(inputs: tuple[Tensor | None, ...], options: Options) -> Tensor:
@@ -205,20 +205,20 @@ class InstanceNorm(FusedOperation):
         dy = to_arithmetic(grad)
         u = _before_activation(to_arithmetic(x), noise, strength, bias)
         normal, inverse = _normalised(centred(activated(u, options), _mean), options)
-        dstyle_scale = over_positions(dy * normal) if needs_grad[4] else None
-        dstyle_bias = over_positions(dy) if needs_grad[5] else None
+        dstyle_scale = sum_over_positions(dy * normal) if needs_grad[4] else None
+        dstyle_bias = sum_over_positions(dy) if needs_grad[5] else None
         if not any(needs_grad[:4]):
             return None, None, None, None, dstyle_scale, dstyle_bias
 
         g = dy if style_scale is None else dy * channels(style_scale, dy)
         dz = inverse * (g - _mean(g) - normal * _mean(g * normal))
         du = dz * derivative(u, options)
-        noisy = over_positions(du * noise) if needs_grad[2] else None
+        noisy = sum_over_positions(du * noise) if needs_grad[2] else None
         return (
             du.to(grad.dtype) if needs_grad[0] else None,
             None,
             None if noisy is None else (noisy.sum() if strength.dim() == 0 else noisy.sum(0)),
-            over_positions(du).sum(0) if needs_grad[3] else None,
+            sum_over_positions(du).sum(0) if needs_grad[3] else None,
             dstyle_scale,
             dstyle_bias,
         )

@@ -1,7 +1,7 @@
 """Memory layouts that kernels take: NCHW or channels_last for activations, one distance between taps for weights.
 
 Kernels get addresses and sizes, no strides. So every tensor that a launcher gets, argument or result, has passed
-through a function of this module, or is small and contiguous (`fastgan.ops.arguments.prepared`). `torch.empty_like` may
+through a function of this module, or is small and contiguous (`fastgan.ops.arguments.prepare`). `torch.empty_like` may
 keep any strides of a tensor that is not dense: allocate results like dense tensors only. tests/ops/test_layouts.py
 checks every launch.
 """
@@ -95,7 +95,7 @@ def weight_like(weight: Tensor, x: Tensor) -> Tensor:
     return weight.to(dtype=x.dtype, memory_format=memory_format)
 
 
-def has_one_step(weight: Tensor) -> bool:
+def has_uniform_taps(weight: Tensor) -> bool:
     """Whether consecutive taps of a weight [.., .., kh, kw] are all the same distance apart in memory."""
     return weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)
 
@@ -107,6 +107,6 @@ def channels(t: Tensor, like: Tensor) -> Tensor:
     return t.reshape(*([1] * (t.dim() == 1)), *t.shape, *([1] * (like.dim() - 2)))
 
 
-def over_positions(t: Tensor) -> Tensor:
+def sum_over_positions(t: Tensor) -> Tensor:
     """Sums [N, C, ...] over positions, to [N, C]."""
     return t.sum(tuple(range(2, t.dim()))) if t.dim() > 2 else t

@@ -162,16 +162,16 @@ def _within_fp16(weight: Tensor, style: Tensor, demodulate: bool, scaled: bool) 
         norm = weight.detach().square().sum((1, 2, 3)).sqrt().clamp(min=1e-12)  # [O]
         strongest = style.detach().abs().amax(1, keepdim=True).clamp(min=1e-12)  # [N, 1]
         if demodulate:  # norm * strongest >= 1 / factor
-            back = norm * strongest.max() if scaled and len(style) else norm
+            divisor = norm * strongest.max() if scaled and len(style) else norm
         else:
-            back = torch.ones_like(norm) if scaled else norm.max().clamp(max=1).expand_as(norm)
-            strongest = strongest.maximum(1 / back.max())
-        weight = weight / back[:, None, None, None]
-        back = back[None]  # [1, O]
+            divisor = torch.ones_like(norm) if scaled else norm.max().clamp(max=1).expand_as(norm)
+            strongest = strongest.maximum(1 / divisor.max())
+        weight = weight / divisor[:, None, None, None]
+        divisor = divisor[None]  # [1, O]
         if not scaled:
             style = style / strongest
-            back = back * strongest
-        return weight, style, (back.expand(len(style), -1) if factor is None else factor * back)
+            divisor = divisor * strongest
+        return weight, style, (divisor.expand(len(style), -1) if factor is None else factor * divisor)
 
 
 @constant

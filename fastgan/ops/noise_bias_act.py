@@ -20,11 +20,11 @@ from torch import Tensor
 
 import fastgan_kernels
 from fastgan.ops import backends
-from fastgan.ops.arguments import check_activation, prepared
+from fastgan.ops.arguments import check_activation, prepare
 from fastgan.ops.arithmetic import arithmetic_dtype, to_arithmetic
 from fastgan.ops.compiling import constant_to_compiler
 from fastgan.ops.fused import FusedOperation, register
-from fastgan.ops.layout import channels, dense, dense_like, over_positions, view_of
+from fastgan.ops.layout import channels, dense, dense_like, sum_over_positions, view_of
 from fastgan.ops.recording import recordable
 from fastgan_kernels.calls import NoiseBiasActCall, View
 
@@ -85,16 +85,16 @@ def noise_bias_act(
 
     If `noise` requires a gradient (projection of an image into the latent space), the reference runs, on any backend.
     """
-    options = resolved(act, slope, gain, clamp, x.dtype)
+    options = resolve_options(act, slope, gain, clamp, x.dtype)
     check_activation("noise_bias_act", x)
-    inputs = dense(x), *check_small("noise_bias_act", x, x.shape, noise, strength, bias, scale, post)
+    inputs = dense(x), *prepare_small("noise_bias_act", x, x.shape, noise, strength, bias, scale, post)
     backend = backends.choose("noise_bias_act", x.device)
     if noise is not None and noise.requires_grad:
         backend = "torch"
     return NoiseBiasAct.apply(backend, inputs, options)
 
 
-def resolved(act: str, slope: float, gain: float, clamp: float | None, dtype: torch.dtype) -> Options:
+def resolve_options(act: str, slope: float, gain: float, clamp: float | None, dtype: torch.dtype) -> Options:
     """Validates the options and converts them for the kernels. Raises ValueError."""
     if act not in ACTIVATIONS:
         raise ValueError(f"noise_bias_act: act is {act!r}, must be one of {', '.join(ACTIVATIONS)}")
@@ -206,7 +206,7 @@ def _lies_within(y: Tensor, limit: float) -> bool:
     return bool(-limit < least and most < limit)
 
 
-def check_small(operation, x, shape, noise, strength, bias, scale, post) -> tuple[Tensor | None, ...]:
+def prepare_small(operation, x, shape, noise, strength, bias, scale, post) -> tuple[Tensor | None, ...]:
     """Converts the small tensors for the kernels.
 
     `shape` is that of the activation [N, C, ...]; dtype and device are those of `x`. Raises ValueError.
@@ -215,11 +215,11 @@ def check_small(operation, x, shape, noise, strength, bias, scale, post) -> tupl
         raise ValueError(f"{operation}: strength is given without noise")
     n, c, *spatial = shape
     return (
-        noise if noise is None else prepared(operation, "noise", noise, ((n, 1, *spatial), (1, 1, *spatial)), x),
-        strength if strength is None else prepared(operation, "strength", strength, ((), (c,)), x),
-        bias if bias is None else prepared(operation, "bias", bias, ((c,),), x),
-        scale if scale is None else prepared(operation, "scale", scale, ((n, c),), x),
-        post if post is None else prepared(operation, "post", post, ((n, c),), x),
+        noise if noise is None else prepare(operation, "noise", noise, ((n, 1, *spatial), (1, 1, *spatial)), x),
+        strength if strength is None else prepare(operation, "strength", strength, ((), (c,)), x),
+        bias if bias is None else prepare(operation, "bias", bias, ((c,),), x),
+        scale if scale is None else prepare(operation, "scale", scale, ((n, c),), x),
+        post if post is None else prepare(operation, "post", post, ((n, c),), x),
     )
 
 
@@ -285,14 +285,14 @@ class NoiseBiasAct(FusedOperation):
             du = grad * _slope_from_input(u, options)
             if post is not None:
                 du = du * channels(post, du)
-        noisy = over_positions(du * noise) if needs_grad[2] else None
+        noisy = sum_over_positions(du * noise) if needs_grad[2] else None
         return (
             (du if scale is None else du * channels(scale, du)).to(dtype),
             None,
             None if noisy is None else (noisy.sum() if strength.dim() == 0 else noisy.sum(0)),
-            over_positions(du).sum(0) if needs_grad[3] else None,
-            over_positions(du * activation) if needs_grad[4] else None,
-            over_positions(grad * z) if needs_grad[5] else None,
+            sum_over_positions(du).sum(0) if needs_grad[3] else None,
+            sum_over_positions(du * activation) if needs_grad[4] else None,
+            sum_over_positions(grad * z) if needs_grad[5] else None,
         )
 
     @staticmethod

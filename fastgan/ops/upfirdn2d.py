@@ -83,12 +83,12 @@ def upfirdn2d(
         ValueError: a shape, dtype or option does not fit, or the padded image is smaller than the filter.
         BackendUnavailable: none of the requested backends can serve.
     """
-    x, taps, options = checked("upfirdn2d", x, taps, up, down, padding, gain, flip)
+    x, taps, options = validate("upfirdn2d", x, taps, up, down, padding, gain, flip)
     backend = "torch" if taps.requires_grad else backends.choose("upfirdn2d", x.device)
     return Upfirdn2d.apply(backend, (x, taps), options)
 
 
-def checked(name, x, taps, up, down, padding, gain, flip) -> tuple[Tensor, Tensor, Options]:
+def validate(name, x, taps, up, down, padding, gain, flip) -> tuple[Tensor, Tensor, Options]:
     """Validates the arguments of function `name` and converts them for the kernels. Raises ValueError."""
     if x.dim() != 4:
         raise ValueError(f"{name}: x has shape {list(x.shape)}, must be [N, C, H, W]")
@@ -236,7 +236,7 @@ class LowPass(NamedTuple):
     @staticmethod
     def of(x: Tensor, taps: Tensor, padding: tuple[int, int, int, int]) -> tuple[Tensor, "LowPass"]:
         """`x` converted for the kernels, and the filter. Raises ValueError as `upfirdn2d`."""
-        x, taps, options = checked("upfirdn2d", x, taps, 1, 1, padding, 1.0, False)
+        x, taps, options = validate("upfirdn2d", x, taps, 1, 1, padding, 1.0, False)
         return x, LowPass(backends.choose("upfirdn2d", x.device), taps, options)
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 import fastgan_kernels
 from fastgan import ops
 from fastgan.ops.convolution import conv2d, conv_transpose2d
-from fastgan.ops.layout import has_one_step, view_of
+from fastgan.ops.layout import has_uniform_taps, view_of
 from tests.support import backends
 
 F32, BF16 = torch.float32, torch.bfloat16
@@ -156,7 +156,7 @@ def every_launch_is_checked(monkeypatch):
         layouts = {}
         for t in arguments:
             if name.startswith("few_channels") and t.dim() == 4:
-                assert has_one_step(t), f"{name}: {t.shape}, {t.stride()}"
+                assert has_uniform_taps(t), f"{name}: {t.shape}, {t.stride()}"
                 continue
             view = view_of(t) if t.dim() > 1 else t.is_contiguous() or None
             assert view is not None, f"{name}: {t.shape} with strides {t.stride()}"

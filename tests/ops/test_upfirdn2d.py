@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from fastgan.ops import upfirdn2d, use_backend
-from fastgan.ops.upfirdn2d import Upfirdn2d, checked
+from fastgan.ops.upfirdn2d import Upfirdn2d, validate
 from tests.support import backends, table
 from tests.support.table import DTYPES, arrange
 
@@ -291,7 +291,7 @@ def test_triton_kernels_compile_without_spills(layout, form, dtype, capability, 
     monkeypatch.setattr(kernels, "_filter", Recorder(kernels._filter, launches))
     case = Case((2, 64, 32, 32), layout, **form)
     x, taps = make(case, dtype, "cpu")
-    x, taps, options = checked("test", x, taps, case.up, case.down, case.padding, case.gain, case.flip)
+    x, taps, options = validate("test", x, taps, case.up, case.down, case.padding, case.gain, case.flip)
     Upfirdn2d.launch_forward(kernels, Upfirdn2d.allocate_output((x, taps), options), (x, taps), options)
     [(kernel, arguments, named)] = launches
     compiled = compiled_for(capability, kernel, arguments, named)

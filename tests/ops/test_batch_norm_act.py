@@ -255,8 +255,7 @@ def test_converting_to_synchronised_batch_norm_does_not_lose_the_activation():
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_variance_is_exact_at_a_mean_far_from_zero(backend, layout, dtype):
-    """Taken as E[x^2] - E[x]^2, the variance of such a channel would be nothing but rounding; nor may one outlier at
-    the first position spoil it."""
+    """The variance as E[x^2] - E[x]^2 would be rounding error only. An outlier at the first position does no harm."""
     device = backends.device(backend)
     for shape in ((5, 4, 12, 13), (2, 3, 110, 111)):
         generator = torch.Generator().manual_seed(0)

@@ -1,7 +1,7 @@
 """Every operation with PyTorch's machinery, as in a network of a user's own.
 
-Autocast, `torch.compile`, activation checkpointing, several processes, CUDA graphs; and where library operators are
-registered, that they are as torch wants them. A new operation is a line in `OPERATIONS`.
+Autocast, `torch.compile`, activation checkpointing, several processes, CUDA graphs, and torch's checks of the
+registered library operators. A new operation is a line in `OPERATIONS`.
 """
 
 import os

@@ -217,8 +217,10 @@ def test_path_length_through_a_generator_has_the_gradients_of_plain_pytorch(back
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_variance_is_exact_at_a_mean_far_from_zero(backend, layout, dtype):
-    """Taken as E[x^2] - E[x]^2, the variance of such a plane would be nothing but rounding; nor may one outlier at the
-    first position spoil it. Also where a plane is cut into pieces, and where it is not."""
+    """The variance as E[x^2] - E[x]^2 would be rounding error only. An outlier at the first position does not spoil it.
+
+    Tests planes that kernels split into pieces and planes that they do not split.
+    """
     device = backends.device(backend)
     for shape in ((2, 4, 24, 25), (1, 3, 150, 151)):
         generator = torch.Generator().manual_seed(0)

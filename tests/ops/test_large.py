@@ -233,7 +233,7 @@ def lerp_samples(run: Run, n: int) -> None:
 
 
 def image_batch(run: Run, images: int, rows: int, mirrored: bool) -> None:
-    """So many images, of a chunk or more; of so many rows, of a chunk or more, or of WIDTH pixels where that is 0."""
+    """`images` images of a chunk or more, with `rows` rows of a chunk or more (0: rows of WIDTH pixels)."""
     count, c = run.count(), CHANNELS
     values = numbers(251, 0)
     pixels, y = run.repeated(values, count, torch.uint8), run.unwritten(count)
@@ -265,7 +265,7 @@ def pixel_norm(run: Run, n: int, pixels: bool) -> None:
 
 
 def instance_norm(run: Run, n: int, pixels: bool) -> None:
-    """All of it depends on sums: of launches that are cut short, all that shows is that they keep to their tensors."""
+    """Everything depends on sums. So with `ends` this only tests that kernels access nothing outside their tensors."""
     count = run.count()
     of_x, of_dy = numbers(7, -3), numbers(11, -4)
     x, dy = run.repeated(of_x, count), run.repeated(of_dy, count)
@@ -310,8 +310,11 @@ def taps(run: Run) -> Tensor:
 
 
 def within(first_and_last: bool = False) -> Tensor:
-    """Rows whose neighbours lie in the same chunk. With `first_and_last` the others as well, for a few rows at the ends
-    of an image, where there are no neighbours beyond."""
+    """Marks rows whose neighbours lie in the same chunk.
+
+    With `first_and_last` marks the other rows too. Then only a few rows at the ends of an image are compared, which
+    have no neighbours beyond.
+    """
     where = torch.full((ROWS, WIDTH * CHANNELS), first_and_last)
     where[3:-3] = True
     return where
@@ -364,8 +367,10 @@ def filtered_noise_bias_act(run: Run) -> None:
 
 
 def minibatch_stddev(run: Run) -> None:
-    """A group of three samples, which begin a third of a chunk apart: so they differ, and at the images of a place the
-    same three meet, in another order."""
+    """A group of three samples that begin a third of a chunk apart.
+
+    So the samples differ, and all images of one place combine the same three values, in another order.
+    """
     rows, c, features = 432, 8064, 128
     every = c + features
     of_x, of_dy = numbers(11, -4, rows * c), numbers(7, -3, rows * every)
@@ -409,32 +414,34 @@ def few_channels(run: Run, n: int) -> None:
     """The kernel is one pixel high."""
     if run.backend != "cpp":
         return  # no other backend has it
-    few, kernel, padding = 2, (1, 3), (0, 1)
+    channels, kernel, padding = 2, (1, 3), (0, 1)
     count, nhwc = run.count(), lambda t, n, c: t.view(n, -1, WIDTH, c).permute(0, 3, 1, 2)
-    of_wide, of_thin = numbers(7, -3), numbers(11, -4, ROWS * WIDTH * few)
-    weight = numbers(5, -2, CHANNELS * few * 3).view(CHANNELS, few, *kernel)
+    many_chunk, few_chunk = numbers(7, -3), numbers(11, -4, ROWS * WIDTH * channels)
+    weight = numbers(5, -2, CHANNELS * channels * 3).view(CHANNELS, channels, *kernel)
     steps = weight.stride(1), weight.stride(3), weight.stride(0)
-    wide, thin = run.repeated(of_wide, count), run.repeated(of_thin, count)
-    one_wide, one_thin = nhwc(of_wide.double(), 1, CHANNELS), nhwc(of_thin.double(), 1, few)
+    many, few = run.repeated(many_chunk, count), run.repeated(few_chunk, count)
+    one_many, one_few = nhwc(many_chunk.double(), 1, CHANNELS), nhwc(few_chunk.double(), 1, channels)
 
-    def launch(map_: str, many: Tensor, few_: Tensor, weight: Tensor) -> None:
-        many, few_ = nhwc(many, n, CHANNELS), nhwc(few_, n, few)
-        sizes = *many.shape, *few_.shape[1:], *kernel, 1, *padding
-        run.launchers("few_channels").run(FewChannelsCall(map_, many.dtype, *sizes, False, *steps, many, few_, weight))
+    def launch(map_: str, many: Tensor, few_image: Tensor, weight: Tensor) -> None:
+        many, few_image = nhwc(many, n, CHANNELS), nhwc(few_image, n, channels)
+        sizes = *many.shape, *few_image.shape[1:], *kernel, 1, *padding
+        run.launchers("few_channels").run(
+            FewChannelsCall(map_, many.dtype, *sizes, False, *steps, many, few_image, weight)
+        )
 
-    of_chunk = torch.nn.grad.conv2d_weight(one_thin, weight.shape, one_wide, padding=padding)
+    of_chunk = torch.nn.grad.conv2d_weight(one_few, weight.shape, one_many, padding=padding)
     dw = torch.full(weight.shape, math.nan)
-    widened = run.repeated(of_wide, count, torch.float32), run.repeated(of_thin, count, torch.float32)
-    launch("outer", *widened, dw)
+    fp32 = run.repeated(many_chunk, count, torch.float32), run.repeated(few_chunk, count, torch.float32)
+    launch("outer", *fp32, dw)
     run.check_sums("dw", dw, of_chunk * count, 0)
 
-    y, x = run.unwritten(count), run.unwritten(count, len(of_thin))
-    launch("gather", y, thin, weight)
-    gathered = torch.nn.functional.conv2d(one_thin, weight.double(), padding=padding)
-    run.check("wide", y, gathered.permute(0, 2, 3, 1).reshape(ROWS, -1))
-    launch("scatter", wide, x, weight)
-    scattered = torch.nn.functional.conv_transpose2d(one_wide, weight.double(), padding=padding)
-    run.check("thin", x, scattered.permute(0, 2, 3, 1).reshape(ROWS, -1))
+    y, x = run.unwritten(count), run.unwritten(count, len(few_chunk))
+    launch("gather", y, few, weight)
+    gathered = torch.nn.functional.conv2d(one_few, weight.double(), padding=padding)
+    run.check("many", y, gathered.permute(0, 2, 3, 1).reshape(ROWS, -1))
+    launch("scatter", many, x, weight)
+    scattered = torch.nn.functional.conv_transpose2d(one_many, weight.double(), padding=padding)
+    run.check("few", x, scattered.permute(0, 2, 3, 1).reshape(ROWS, -1))
 
 
 CASES = {
@@ -467,16 +474,16 @@ CASES = {
 # The processes -----------------------------------------------------------------------------------------------------
 
 
-class Wide(int):
+class Int64(int):
     """A number that a Triton kernel declares as 64-bit."""
 
 
 @contextlib.contextmanager
 def triton_interpreted(run: Run) -> Iterator[None]:
-    """Triton's interpreter executes the ends of a launch only, and takes integers for what the compiler takes them.
+    """Makes Triton's interpreter run the ends of a launch only, and give integers the widths that the compiler gives.
 
-    By itself it gives a parameter the bits that its value needs, where the kernel declares 64, and a loop's variable as
-    many as it comes to have, where the compiler gives it those of the loop's bounds.
+    The interpreter chooses the width of a parameter by its value, the compiler by its declaration. The interpreter
+    chooses the width of a loop variable by its value, the compiler by the bounds of the loop.
     """
     import numpy as np
     import triton.language as tl
@@ -485,7 +492,7 @@ def triton_interpreted(run: Run) -> Iterator[None]:
     builder = interpreter.interpreter_builder
     launch, convert = interpreter.InterpretedFunction.run, interpreter._implicit_cvt
 
-    def wide(number: int) -> tl.tensor:
+    def int64(number: int) -> tl.tensor:
         return tl.tensor(interpreter.TensorHandle(np.array([number], np.int64), tl.int64), tl.int64)
 
     def launch_ends(self, *args, grid, **named):
@@ -493,7 +500,7 @@ def triton_interpreted(run: Run) -> Iterator[None]:
         executed = min(programs, 2 * run.ends)
         kinds = self.fn.__annotations__
         args = [
-            Wide(value) if kinds.get(name) == tl.int64 else value
+            Int64(value) if kinds.get(name) == tl.int64 else value
             for name, value in zip(self.arg_names, args, strict=False)
         ]
 
@@ -504,16 +511,16 @@ def triton_interpreted(run: Run) -> Iterator[None]:
             return launch(self, *args, grid=(executed,), **named)
 
     def loop(*bounds):
-        is_wide = any(isinstance(bound, tl.tensor) and bound.dtype == tl.int64 for bound in bounds)
+        is_int64 = any(isinstance(bound, tl.tensor) and bound.dtype == tl.int64 for bound in bounds)
         turns = range(*(int(bound) for bound in bounds))
         executed = turns if len(turns) <= MANY_TURNS else (*turns[: run.ends], *turns[-run.ends :])
         for i in executed:
-            yield wide(i) if is_wide else i
+            yield int64(i) if is_int64 else i
 
     with contextlib.ExitStack() as stack:
         patch = lambda *what, **how: stack.enter_context(mock.patch.object(*what, **how))
         patch(interpreter.InterpretedFunction, "run", launch_ends)
-        patch(interpreter, "_implicit_cvt", lambda value: wide(value) if isinstance(value, Wide) else convert(value))
+        patch(interpreter, "_implicit_cvt", lambda value: int64(value) if isinstance(value, Int64) else convert(value))
         for path in Path(fastgan_kernels.__file__).parent.glob("triton/[a-z]*.py"):
             patch(import_module(f"fastgan_kernels.triton.{path.stem}"), "range", loop, create=True)
         yield

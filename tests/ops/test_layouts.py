@@ -1,8 +1,8 @@
 """Tensors of any strides for every kernel: permuted, expanded, with gaps, overlapping, at odd addresses.
 
 Each argument, the gradient of the result and the cotangents of the gradients lie in memory of exactly the size that
-their strides reach. Results are compared with those of plain PyTorch on contiguous copies, and every launch is looked
-at: what a kernel gets must lie as kernels assume. The same test runs under AddressSanitizer in a process of its own.
+their strides reach. Results are compared with those of plain PyTorch on contiguous copies. Every launch is checked for
+tensors in the layouts that kernels assume. The same test runs under AddressSanitizer in a separate process.
 """
 
 import random

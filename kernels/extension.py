@@ -17,8 +17,19 @@ csrc: Path | None = None
 """The sources that the extension must have been built from, where they are at hand; set by `fastgan.ops`."""
 
 
-@cache
+# Not functools.cache: torch.compile ignores it and would trace the loading.
+_loaded: tuple[ModuleType | None, str | None] | None = None
+
+
 def _load() -> tuple[ModuleType | None, str | None]:
+    """The extension module, or the reason why there is none; loads it at the first call."""
+    global _loaded
+    if _loaded is None:
+        _loaded = _try_to_load()
+    return _loaded
+
+
+def _try_to_load() -> tuple[ModuleType | None, str | None]:
     try:
         from fastgan_kernels import _C
     except ImportError as error:

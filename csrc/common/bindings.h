@@ -131,6 +131,7 @@ using Kernels = std::map<std::string, std::map<std::string, py::object>>;
 struct Module {
     Calls calls;
     Kernels cpu, cuda;
+    Kernels cpu_workspace;  // bytes of workspace of a call
 };
 
 inline std::vector<std::function<void(Module&)>>& registrations() {
@@ -185,8 +186,14 @@ struct Kernel {
                 fields.push_back(std::string(name) + ": " + kind<std::remove_reference_t<decltype(field)>>());
             });
             for (const std::string& name : names) {
-                if (kernel.cpu)
+                if (kernel.cpu) {
                     add(module.cpu, name, py::cpp_function([kernel](py::handle call) { kernel.run_on_cpu(call); }));
+                    add(module.cpu_workspace, name, py::cpp_function([kernel](py::handle fields) {
+                            Call call;
+                            read(fields.ptr(), call);
+                            return kernel.cpu_workspace(call);
+                        }));
+                }
                 if (kernel.cuda) {
                     const auto run = [kernel](py::handle call, py::handle place) { kernel.run_on_gpu(call, place); };
                     add(module.cuda, name, py::cpp_function(run, py::arg("call"), py::arg("place")));

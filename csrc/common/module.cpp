@@ -42,4 +42,5 @@ PYBIND11_MODULE(FASTGAN_MODULE, m) {
     m.attr("calls") = module.calls;
     m.attr("cpu") = module.cpu;
     m.attr("cuda") = module.cuda;
+    m.attr("cpu_workspace") = module.cpu_workspace;
 }

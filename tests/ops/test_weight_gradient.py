@@ -259,6 +259,8 @@ def test_every_size_has_a_workspace():
     """Asks for the workspace only, at sizes past 2^31 and at the smallest ones."""
     if extension.why_no_part("cpu"):
         pytest.skip(extension.why_no_part("cpu"))
-    workspace = extension.module().weight_gradient_workspace
-    for dtype, n, a, b, side in itertools.product((0, 1), (1, 1 << 20), (1, 512), (1, 512), (1, 1024)):
-        assert 0 < workspace(dtype, n, a, side, side, b, side, side, 3, 3, 1, 1, 1) < 200 << 20
+    workspace, none = extension.module().cpu_workspace["weight_gradient"]["run"], torch.empty(0)
+    dtypes = torch.float32, torch.bfloat16
+    for dtype, n, a, b, side in itertools.product(dtypes, (1, 1 << 20), (1, 512), (1, 512), (1, 1024)):
+        call = WeightGradientCall(dtype, n, a, side, side, b, side, side, 3, 3, 1, 1, 1, none, none, none)
+        assert 0 < workspace(call) < 200 << 20

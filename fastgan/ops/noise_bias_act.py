@@ -161,14 +161,15 @@ def linearized(
         noise = None
         if constant is not None:
             noise = factor.to(constant.dtype).view(shape).expand(-1, 1, *x.shape[2:]).contiguous()
-        launchers = fastgan_kernels.BACKENDS[backend].launchers("noise_bias_act")
-        launchers.double_backward(
-            NoiseBiasActCall(
-                *_shared_fields(result, (noise, constant, None, None, None), options),
-                from_output=True, dy=result, reference=x if y is None else dense_like(y, result),
-                gx=x, gstrength=constant, ddy=result,
-            )
-        )  # fmt: skip
+        if result.numel():
+            launchers = fastgan_kernels.BACKENDS[backend].launchers("noise_bias_act")
+            launchers.double_backward(
+                NoiseBiasActCall(
+                    *_shared_fields(result, (noise, constant, None, None, None), options),
+                    from_output=True, dy=result, reference=x if y is None else dense_like(y, result),
+                    gx=x, gstrength=constant, ddy=result,
+                )
+            )  # fmt: skip
     if factor is None or clamp == math.inf:
         return result
     # This test is cheap on a CPU. On a GPU it would synchronize.
@@ -189,6 +190,8 @@ def sum_of_samples(x: Tensor, factor: Tensor) -> Tensor:
     if backend == "torch" or x.device.type != "cpu" or x.dtype.itemsize != 2 or view_of(x) is None:
         return factor @ (x.flatten(2).sum(2, dtype=factor.dtype) if x.dim() > 2 else x.to(factor.dtype))
     sums = torch.empty(x.shape[1], dtype=factor.dtype, device=x.device)
+    if x.numel() == 0:  # kernels are not called for empty tensors
+        return sums.zero_()
     noise = factor.view(-1, 1, *[1] * (x.dim() - 2)).expand(-1, 1, *x.shape[2:]).contiguous()
     launchers = fastgan_kernels.BACKENDS[backend].launchers("noise_bias_act")
     shared = _shared_fields(x, (noise, sums, None, None, None), Options("lrelu", 1.0, 1.0, math.inf))

@@ -210,9 +210,9 @@ def squared_norm(run: Run, n: int) -> None:
     values = numbers(11, -4)
     x, dx, sums = run.repeated(values, count), run.unwritten(count), run.small(n)
     launchers = run.launchers("squared_norm")
-    sizes = n, x.numel() // n, x.dtype
-    launchers.forward(SamplesCall(*sizes, x, sums=sums))
-    launchers.backward(SamplesCall(*sizes, x, weight=run.small(n, value=0.25), first=dx))
+    sizes, rows = (n, x.numel() // n, x.dtype), x.view(n, -1)
+    launchers.forward(SamplesCall(*sizes, rows, sums=sums))
+    launchers.backward(SamplesCall(*sizes, rows, weight=run.small(n, value=0.25), first=dx.view(n, -1)))
     run.check("dx", dx, (0.5 * values).view(ROWS, -1))
     run.check_sums("sums", sums, values.double().square().sum().expand(n) * (count / n), 0)
 

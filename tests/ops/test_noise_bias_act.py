@@ -339,6 +339,7 @@ class TestUnderTorchCompile:
             *([x.requires_grad_()] if x_is_learned else []),
             *(t.requires_grad_() for part, t in small.items() if part != "noise"),
         ]
+        torch.compiler.reset()  # or the cases together exceed the limit of recompilations
         compiled = torch.compile(noise_bias_act, fullgraph=True, backend="aot_eager")
         with use_backend(name):
             expected = noise_bias_act(x, **small)

@@ -115,9 +115,9 @@ class Recorder:
     @contextlib.contextmanager
     def _undone(self):
         training = self.training
-        changing = {**training.tensors(), **training.averages._counted}
+        changing = {**training.tensors(), **training.averages._sums}
         before, random = {name: value.clone() for name, value in changing.items()}, torch.get_rng_state()
-        sums = set(training.averages._counted)
+        sums = set(training.averages._sums)
         try:
             yield
         finally:
@@ -125,8 +125,8 @@ class Recorder:
             for name, value in before.items():
                 changing[name].copy_(value)
         after = training.tensors()
-        assert set(training.averages._counted) == sums, "a sum that begins in a graph would begin anew at every replay"
-        assert {**after, **training.averages._counted}.keys() == before.keys(), "a moment that begins in a graph"
+        assert set(training.averages._sums) == sums, "a sum that begins in a graph would begin anew at every replay"
+        assert {**after, **training.averages._sums}.keys() == before.keys(), "a moment that begins in a graph"
 
 
 class Operations(TorchDispatchMode):
@@ -406,8 +406,8 @@ def test_a_capture_that_fails_half_way_does_not_change_the_training():
     training = train("plain", recorder=Broken(), steps=6)
     assert "generator's phase" in training.step._graphs.failure
     assert all(parameter.requires_grad for parameter in training.state.discriminator.parameters())
-    (names,) = training.averages._counted
-    counts = dict(zip(names, training.averages._counted[names][2].tolist(), strict=True))
+    (names,) = training.averages._sums
+    counts = dict(zip(names, training.averages._sums[names][2].tolist(), strict=True))
     assert counts["loss_g"] == counts["loss_d"] == 6
 
 

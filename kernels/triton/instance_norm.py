@@ -30,7 +30,7 @@ from fastgan_kernels.triton.norm import (
 )
 from fastgan_kernels.triton.tiles import WARPS, add_pieces, arithmetic, plan_of
 
-# Everything in one program --------------------------------------------------------------------------------------------
+# One program a plane --------------------------------------------------------------------------------------------------
 
 
 @triton.jit(do_not_specialize=["n", "c", "p", "tiles"])
@@ -57,7 +57,7 @@ def _whole_forward(
     v_x = tl.load(x + at, mask=mask, other=0.0).to(S)
     z, _ = activated(v_x, v_noise, k_strength, k_bias, slope, gain)
 
-    # The mean in two steps: of the numbers, then of what is left of them, whose sum hardly rounds.
+    # The mean in two steps: of the elements, then of the deviations, whose sum has little rounding.
     mean = tl.sum(tl.where(mask, z, 0.0), AXIS, keep_dims=True) / p.to(S)
     mean += tl.sum(tl.where(mask, z - mean, 0.0), AXIS, keep_dims=True) / p.to(S)
     centred = tl.where(mask, z - mean, 0.0)
@@ -97,7 +97,7 @@ def _whole_backward(
     inverse = load_small(statistics, n * c + plane, live, 0.0, S, ROWS, COLUMNS)
     z, first = activated(v_x, v_noise, k_strength, k_bias, slope, gain)
     centred = tl.where(mask, z - mean, 0.0)
-    centred -= tl.sum(centred, AXIS, keep_dims=True) / p.to(S)  # what rounding left of the mean
+    centred -= tl.sum(centred, AXIS, keep_dims=True) / p.to(S)  # rounding error of the mean
 
     sums = tl.sum(v_dy, AXIS, keep_dims=True)
     products = tl.sum(v_dy * centred, AXIS, keep_dims=True)
@@ -157,7 +157,7 @@ def _merge_sums(
         total += tl.load(sums + at + segment * c, mask=live, other=0.0)
         total_products += tl.load(products + at + segment * c, mask=live, other=0.0)
         rest += tl.load(distances + at + segment * c, mask=live, other=0.0)
-    rest /= p.to(S)  # what rounding left of the mean
+    rest /= p.to(S)  # rounding error of the mean
     total_products -= rest * total
     tl.store(totals + plane, total, mask=live)
     tl.store(totals + n * c + plane, total_products, mask=live)
@@ -175,7 +175,7 @@ _FLAT = 128  # channels of a program that merges segments
 
 
 class _Whole(NamedTuple):
-    """A tile that holds all positions; names as in the kernels."""
+    """A tile of all positions; names as in the kernels."""
 
     nhwc: bool
     align: int
@@ -188,15 +188,15 @@ class _Whole(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def _whole_of(view: View, element_size: int, tensors: int) -> _Whole | None:
-    """The tile of a kernel that reads `tensors` activations once; None where registers do not suffice for that."""
+    """The tile of a kernel that keeps `tensors` activations in registers; None if they do not fit."""
     n, c, p, nhwc = view
     nhwc = nhwc and p > 1
     fast = c if nhwc else p
     align = min(fast & -fast, 16)
-    most = 8192 // tensors  # elements: 32 a thread of all tensors, with 8 warps
+    most = 8192 // tensors  # elements: 32 a thread in all tensors, with 8 warps
     all_positions = triton.next_power_of_2(p)
     if nhwc:
-        rows, narrowest = all_positions, 32 // element_size  # bytes that memory delivers at once
+        rows, narrowest = all_positions, 32 // element_size  # one sector of memory
         columns = min(triton.next_power_of_2(c), max(narrowest, 1024 // rows))
         tiles = triton.cdiv(c, columns)
         programs = n * tiles
@@ -252,7 +252,7 @@ def backward(call: NormCall) -> None:
     segments, programs, tiles = (
         (1, whole.programs, whole.tiles) if whole else (plan.segments, plan.programs, plan.tiles)
     )
-    # The sums over samples in two stages.
+    # Sums over samples, in two stages.
     table = lambda total, size: None if total is None else total.new_empty(size)
     biases = table(call.dbias, n * segments * c)
     strengths = table(call.dstrength, n * segments * c if call.strength_per_channel else programs)

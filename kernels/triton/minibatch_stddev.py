@@ -20,12 +20,12 @@ _EPS = tl.constexpr(1e-8)
 
 @triton.jit(do_not_specialize=["n", "c", "p", "size", "features", "pieces"])
 def _walk(
-    partial,  # the sums of the pieces
+    partial,  # partial sums
     dx, x,
-    d,  # dy, or with ORDER 2 gx
-    k,  # [groups, features]: what an element gets of the gradient of its map, times v / s
+    d,  # dy; with ORDER 2 gx
+    k,  # [groups, features]: gradient of a map, times v / s
     n: tl.int64, c: tl.int64, p: tl.int64, size: tl.int64, features: tl.int64,
-    pieces: tl.int32,  # of the places of a feature
+    pieces: tl.int32,  # of a feature's places
     ORDER: tl.constexpr,  # of differentiation
     NHWC: tl.constexpr,
     S: tl.constexpr,  # precision of the arithmetic
@@ -51,7 +51,7 @@ def _walk(
     for g in range(0, size):
         mean += tl.load(p_x + g * x_member, mask=mask, other=0.0).to(S)
     mean *= share
-    # Of members that are nearly equal, the rounding of the mean would count: what it leaves is taken off as well.
+    # For nearly equal members the rounding of the mean matters, so its error is subtracted as well.
     rest = tl.full([B], 0.0, S)
     for g in range(0, size):
         rest += tl.load(p_x + g * x_member, mask=mask, other=0.0).to(S) - mean
@@ -122,7 +122,7 @@ def _gradient_of_maps(
 @triton.jit(do_not_specialize=["n", "c", "p", "size", "features", "tiles"])
 def _append(
     out, x, maps, n: tl.int64, c: tl.int64, p: tl.int64, size: tl.int64, features: tl.int64,
-    tiles: tl.int32,  # of the numbers of a sample of `out`
+    tiles: tl.int32,  # along the elements of a sample of `out`
     NHWC: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)

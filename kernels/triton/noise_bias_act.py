@@ -2,11 +2,11 @@
 
     u = scale[n,c] * x + strength[c] * noise + bias[c],   z = clamp(gain * act(u)),   y = z * post[n,c]
 
-One kernel walks memory in tiles of rows x columns, columns being adjacent in memory: channels in NHWC,
-positions in NCHW. The sums of the backward passes are taken in two stages, each in a fixed order: no
-atomics, the same bits every time. The formulas are those of csrc/noise_bias_act/arithmetic.h.
+One kernel reads memory in tiles of rows x columns; columns are adjacent in memory: channels in NHWC, positions in NCHW.
+Backward passes sum in two stages, each in a fixed order: no atomics, and the same bits every time. The formulas are
+those of csrc/noise_bias_act/arithmetic.h.
 
-Under Triton's interpreter bf16 results are truncated instead of rounded: that is the interpreter's, not the kernel's.
+Triton's interpreter truncates bf16 results instead of rounding them.
 """
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from fastgan_kernels.calls import NoiseBiasActCall
 from fastgan_kernels.triton.tiles import WARPS, add_pieces, arithmetic, plan_of
 
-# The formulas, of one element ------------------------------------------------------------------------------------
+# Formulas of one element ----------------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -32,14 +32,14 @@ def _tanh(u):
 
 @triton.jit
 def _log_one_plus(e):
-    # For e in [0, 1]. What rounding adds to 1 + e is taken back by the quotient (Kahan).
+    # For e in [0, 1]. The quotient corrects the rounding of 1 + e (Kahan).
     w = 1.0 + e
     return tl.where(w == 1.0, e, tl.log(w) * (e / tl.where(w == 1.0, 1.0, w - 1.0)))
 
 
 @triton.jit
 def _curve(u, slope, gain, clamp, ACT: tl.constexpr):
-    """clamp(gain * act(u)), its first and its second derivative; beyond the limit the derivatives are zero."""
+    """clamp(gain * act(u)) with its first and second derivative, which are zero where it is clamped."""
     if ACT == "lrelu":
         first = tl.where(u > 0, gain, gain * slope)
         value = u * first
@@ -66,13 +66,13 @@ def _curve(u, slope, gain, clamp, ACT: tl.constexpr):
             second = s * (1.0 - s)
         value, first, second = gain * value, gain * first, gain * second
     limited = tl.abs(value) > clamp
-    value = tl.where(value > clamp, clamp, tl.where(value < -clamp, -clamp, value))  # a NaN stays one
+    value = tl.where(value > clamp, clamp, tl.where(value < -clamp, -clamp, value))  # NaN stays NaN
     return value, tl.where(limited, 0.0, first), tl.where(limited, 0.0, second)
 
 
 @triton.jit
 def _slope_from_output(y, slope, gain, clamp, ACT: tl.constexpr):
-    """d clamp(gain * act(u)) / du as a function of the result; a result at the limit counts as limited."""
+    """d clamp(gain * act(u)) / du from the result; a result at the limit counts as clamped."""
     if ACT == "lrelu":
         first = tl.where(y > 0, gain, gain * slope)
     else:
@@ -80,28 +80,28 @@ def _slope_from_output(y, slope, gain, clamp, ACT: tl.constexpr):
         if ACT == "tanh":
             first = gain * (1.0 - a * a)
         else:
-            tl.static_assert(ACT == "sigmoid")  # the others are told from x
+            tl.static_assert(ACT == "sigmoid")  # other activations use x
             first = gain * (a * (1.0 - a))
     return tl.where((tl.abs(y) < clamp) | (clamp == float("inf")), first, 0.0)
 
 
-# Walking over memory ---------------------------------------------------------------------------------------------
+# The kernel -----------------------------------------------------------------------------------------------------
 
 
 @triton.jit(do_not_specialize=["n", "c", "p", "segments", "steps", "tiles"])
 def _elements(
     out,  # y, dx or ddy, by PASS
     out_dx,  # of double_backward
-    dstrength, dbias, dscale, dpost,  # tables [piece of the work, C] of sums; of a shared strength [program]
+    dstrength, dbias, dscale, dpost,  # tables [pieces, C] of partial sums; a shared strength: [programs]
     reference,  # x, or y with FROM_OUTPUT
     dy, gx,
     noise, strength, bias, scale, post,
     gstrength, gbias, gscale, gpost,
     slope: tl.float64, gain: tl.float64, clamp: tl.float64,
     n: tl.int64, c: tl.int64, p: tl.int64,
-    segments: tl.int32,  # that the positions of a sample are cut into
+    segments: tl.int32,  # of a sample's positions
     steps: tl.int64,  # of a segment
-    tiles: tl.int32,  # of the channels (pixels), of the samples' channels (planes)
+    tiles: tl.int32,  # along the channels in NHWC, along samples and channels in NCHW
     PASS: tl.constexpr,  # "forward", "backward", "double_backward"
     FROM_OUTPUT: tl.constexpr,
     ACT: tl.constexpr,
@@ -109,7 +109,7 @@ def _elements(
     NOISE_PER_SAMPLE: tl.constexpr,
     STRENGTH_PER_CHANNEL: tl.constexpr,
     S: tl.constexpr,  # precision of the arithmetic and of the small tensors
-    ALIGN: tl.constexpr,  # divides the number of columns: the compiler must see it to make wide accesses
+    ALIGN: tl.constexpr,  # divides the number of columns; the compiler needs it for wide accesses
     R: tl.constexpr,  # rows of a tile
     F: tl.constexpr,  # columns of a tile
 ):  # fmt: skip
@@ -130,11 +130,11 @@ def _elements(
         sample, channel = plane // c, plane % c
         live = plane < n * c
     STEP: tl.constexpr = R if NHWC else F
-    AXIS: tl.constexpr = 0 if NHWC else 1  # along which a channel's elements lie
+    AXIS: tl.constexpr = 0 if NHWC else 1  # axis of a channel's elements
 
     slope, gain, clamp = tl.full([1, 1], slope, S), tl.full([1, 1], gain, S), tl.full([1, 1], clamp, S)
-    # In NHWC a thread has several channels. Loaded as a whole tile, their small tensors lie as the activations do;
-    # loaded as a single row they would be brought there in every step, through shared memory.
+    # In NHWC a thread has several channels. Loaded as a whole tile, their small tensors have the activations' layout.
+    # Loaded as one row, they would be converted to it in every step, through shared memory.
     WIDTH: tl.constexpr = F if NHWC else 1
     k_live = tl.broadcast_to(live, [R, WIDTH])
     at_channel = tl.broadcast_to(channel, [R, WIDTH])

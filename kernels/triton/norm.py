@@ -100,7 +100,7 @@ def piecewise_linear(u, slope, gain):
 
 @triton.jit
 def normalised_row(plane, channel, n, c, p, BATCH: tl.constexpr):
-    """What is normalised for itself: a plane, or all planes of a channel; how many there are, and numbers of each."""
+    """Index and number of normalised groups, and elements of one: a plane, or with BATCH all planes of a channel."""
     if BATCH:
         row, rows, numbers = channel, c, n * p
     else:
@@ -113,7 +113,7 @@ def store_sums(
     dstrength, dbias, sum_strength, sum_bias, sample, segment, channel, segments, c, live,
     PER_CHANNEL: tl.constexpr, AXIS: tl.constexpr,
 ):  # fmt: skip
-    """What a program leaves for the sums over samples: tables [pieces, C]; of a shared strength [program]."""
+    """Stores a program's partial sums: tables [pieces, C], or [programs] for a shared strength."""
     of_piece = (sample * segments + segment) * c + channel
     if dbias is not None:
         tl.store(dbias + of_piece, tl.sum(sum_bias, AXIS, keep_dims=True), mask=live)
@@ -129,14 +129,14 @@ def store_sums(
 
 @triton.jit(do_not_specialize=["n", "c", "p", "segments", "steps", "tiles"])
 def segment_moments(
-    means, squares,  # tables [piece, C]
+    means, squares,  # tables [pieces, C]
     x, noise, strength, bias,
     slope: tl.float64, gain: tl.float64,
     n: tl.int64, c: tl.int64, p: tl.int64, segments: tl.int32, steps: tl.int64, tiles: tl.int32,
     NHWC: tl.constexpr, NOISE_PER_SAMPLE: tl.constexpr, STRENGTH_PER_CHANNEL: tl.constexpr, S: tl.constexpr,
     ALIGN: tl.constexpr, R: tl.constexpr, F: tl.constexpr,
 ):  # fmt: skip
-    """Mean, and sum of the squares of the distances from it, of each segment (Welford 1962; Chan et al. 1983)."""
+    """Mean and sum of squared deviations of each segment (Welford 1962; Chan et al. 1983)."""
     if NHWC:
         c = c // ALIGN * ALIGN
     else:
@@ -146,7 +146,7 @@ def segment_moments(
     COLUMNS: tl.constexpr = F if NHWC else 1
     sample, segment, channel, plane, live, base = tile_place(n, c, p, segments, tiles, NHWC, R, F)
     slope, gain = tl.full([1, 1], slope, S), tl.full([1, 1], gain, S)
-    # In NHWC small tensors are loaded as whole tiles, to lie as the activations do (see noise_bias_act).
+    # In NHWC small tensors are loaded as whole tiles, in the layout of the activations (see noise_bias_act).
     k_strength = load_strength(strength, channel, live, STRENGTH_PER_CHANNEL, S, R, COLUMNS)
     k_bias = load_small(bias, channel, live, 0.0, S, R, COLUMNS)
     mean, square, count = tl.full([R, F], 0.0, S), tl.full([R, F], 0.0, S), tl.full([R, F], 0.0, S)
@@ -157,7 +157,7 @@ def segment_moments(
         v_noise = load_noise(noise, sample, position, p, mask, NOISE_PER_SAMPLE, NHWC, S)
         v_x = tl.load(x + at, mask=mask, other=0.0).to(S)
         z, _ = activated(v_x, v_noise, k_strength, k_bias, slope, gain)
-        share = 1.0 / ((start - begin) // STEP + 1).to(S)  # of one number among those so far
+        share = 1.0 / ((start - begin) // STEP + 1).to(S)  # weight of one element among those so far
         distance = tl.where(mask, z - mean, 0.0)
         mean += distance * share
         square += distance * tl.where(mask, z - mean, 0.0)
@@ -210,7 +210,7 @@ def normalise(
 
 @triton.jit(do_not_specialize=["n", "c", "p", "segments", "steps", "tiles"])
 def segment_sums(
-    sums, products, distances,  # tables [piece, C]
+    sums, products, distances,  # tables [pieces, C]
     dy, x, statistics, noise, strength, bias, style_scale, style_bias,
     slope: tl.float64, gain: tl.float64,
     n: tl.int64, c: tl.int64, p: tl.int64, segments: tl.int32, steps: tl.int64, tiles: tl.int32,
@@ -317,7 +317,7 @@ def input_gradients(
 
 # Launching -----------------------------------------------------------------------------------------------------------
 
-COMPILED = {"enable_fp_fusion": False}  # options of the compiler for all of these kernels
+COMPILED = {"enable_fp_fusion": False}  # compiler options of all these kernels
 
 
 def positions_of_segment(plan) -> int:

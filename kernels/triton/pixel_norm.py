@@ -2,8 +2,8 @@
 
     y = r * x,   r = rsqrt(mean over channels of x^2 + eps)
 
-A program takes some positions and walks over their channels twice, in tiles of rows x columns, columns being adjacent
-in memory: the second time they come from the cache. The formulas are derived in csrc/pixel_norm/arithmetic.h.
+A program takes some positions and reads their channels twice, in tiles of rows x columns; columns are adjacent in
+memory. The second time they come from the cache. csrc/pixel_norm/arithmetic.h derives the formulas.
 """
 
 from functools import lru_cache
@@ -19,16 +19,16 @@ from fastgan_kernels.triton.tiles import arithmetic
 
 @triton.jit(do_not_specialize=["n", "c", "p", "tiles"])
 def _normalize(
-    first, second,  # y; dx; ddy and dx, by ORDER
+    first, second,  # outputs: ORDER 0: y; 1: dx; 2: ddy and dx
     x, dy, gx,
     eps: tl.float64,
     n: tl.int64, c: tl.int64, p: tl.int64,
-    tiles: tl.int32,  # of the positions: of a sample (planes), of all samples (pixels)
+    tiles: tl.int32,  # along the positions: of all samples in NHWC, of one sample in NCHW
     ORDER: tl.constexpr,  # of differentiation
     NHWC: tl.constexpr,
     S: tl.constexpr,  # precision of the arithmetic
-    ALIGN: tl.constexpr,  # divides the number of columns: the compiler must see it to make wide accesses
-    R: tl.constexpr,  # rows of a tile: positions (pixels), channels (planes)
+    ALIGN: tl.constexpr,  # divides the number of columns; the compiler needs it for wide accesses
+    R: tl.constexpr,  # rows of a tile: positions in NHWC, channels in NCHW
     F: tl.constexpr,  # columns of a tile
 ):  # fmt: skip
     pid = tl.program_id(0)
@@ -46,7 +46,7 @@ def _normalize(
         live = position < p
         at_position = (pid // tiles).to(tl.int64) * c * p + position
     STEP: tl.constexpr = F if NHWC else R
-    AXIS: tl.constexpr = 1 if NHWC else 0  # along which a position's channels lie
+    AXIS: tl.constexpr = 1 if NHWC else 0  # axis of the channels
 
     zeros = tl.full([R, F], 0.0, S)
     xx, xd, xg, dg = zeros, zeros, zeros, zeros
@@ -100,7 +100,7 @@ _WARPS = 4
 
 
 class _Plan(NamedTuple):
-    """How the work is cut up, from the shape alone; names as in `_normalize`."""
+    """Tile sizes and grid, from the shape alone; names as in `_normalize`."""
 
     align: int
     rows: int
@@ -114,9 +114,9 @@ def _plan(view: View, element_size: int) -> _Plan:
     n, c, p, nhwc = view
     fast = c if nhwc else p
     align = min(fast & -fast, 16)
-    width = min(16 // element_size, max(align, 4))  # elements of a thread: 16 bytes, or 4 elements one by one
-    size = _WARPS * 32 * width  # of a tile
-    # In NCHW, tiles of 32 threads side by side: enough for whole sectors, and the others share out the channels.
+    width = min(16 // element_size, max(align, 4))  # elements a thread: 16 bytes, or 4 scalar accesses
+    size = _WARPS * 32 * width  # elements of a tile
+    # In NCHW 32 threads lie along a row, enough for whole sectors; the others divide the channels.
     columns = min(triton.next_power_of_2(fast), size if nhwc else 32 * width)
     rows = size // columns
     tiles = triton.cdiv(n * p, rows) if nhwc else triton.cdiv(p, columns)

@@ -14,7 +14,7 @@ WARPS = 4
 
 @triton.jit
 def where_of_piece(size, pieces, ALIGN: tl.constexpr, B: tl.constexpr):
-    """The sample, the indices [B] within all rows of the piece of this program, and which of them are of the sample."""
+    """The program's sample, the indices [B] of its elements in all rows, and the mask of those within the sample."""
     pid = tl.program_id(0)
     sample = (pid // pieces).to(tl.int64)
     size = size // ALIGN * ALIGN
@@ -23,12 +23,12 @@ def where_of_piece(size, pieces, ALIGN: tl.constexpr, B: tl.constexpr):
 
 
 class Pieces(NamedTuple):
-    """How rows are cut up, from their size alone."""
+    """Division of rows into pieces, from their size alone."""
 
     size: int
-    count: int  # of a sample
-    align: int  # divides the size: the compiler must see it to make wide accesses
-    numbers: int  # of a piece: 4 accesses of 16 bytes for each thread
+    count: int  # pieces of a sample
+    align: int  # divides the size; the compiler needs it for wide accesses
+    numbers: int  # elements of a piece: 4 accesses of 16 bytes a thread
 
     @staticmethod
     def of(x: torch.Tensor) -> "Pieces":

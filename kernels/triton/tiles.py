@@ -14,12 +14,12 @@ import triton.language as tl
 from fastgan_kernels.calls import View
 
 WARPS = 4
-MOST_PROGRAMS = 2112  # 16 for each of an H100's multiprocessors; more work than that is looped over
-LEAST_STEPS = 4  # of a program: fewer would not pay for its start and for its sums
+MAX_PROGRAMS = 2112  # 16 for each of an H100's 132 multiprocessors; programs loop over the rest
+MIN_STEPS = 4  # iterations of a program: fewer do not pay for its start and its sums
 
 
 class Plan(NamedTuple):
-    """How the work is cut up, from the shape alone; names as in the kernels that walk by it."""
+    """Tile sizes and grid of a kernel, from the shape alone; names as in the kernels."""
 
     nhwc: bool
     align: int
@@ -40,13 +40,13 @@ def arithmetic(x: torch.Tensor) -> tl.dtype:
 def plan_of(view: View, element_size: int, many_registers: bool) -> Plan:
     """The plan for an activation. A kernel with `many_registers` gets fewer elements a thread."""
     n, c, p, nhwc = view
-    nhwc = nhwc and p > 1  # with a single position the layouts are one, and planes make the fuller tiles
+    nhwc = nhwc and p > 1  # with one position both layouts are the same, and NCHW fills tiles better
     fast = c if nhwc else p
     align = min(fast & -fast, 16)
-    width = min(16 // element_size, max(align, 4))  # elements of a thread: 16 bytes, or 4 elements one by one
+    width = min(16 // element_size, max(align, 4))  # elements a thread: 16 bytes, or 4 scalar accesses
     if many_registers and nhwc:
-        width = min(width, 4)  # the registers do not suffice for all that the second derivatives need of 8 channels
-    size = WARPS * 32 * width  # of a tile
+        width = min(width, 4)  # second derivatives of 8 channels need too many registers
+    size = WARPS * 32 * width  # elements of a tile
     columns = _columns(fast, min(size, 256) if nhwc else size)
     rows = size // columns
     if nhwc:
@@ -55,13 +55,13 @@ def plan_of(view: View, element_size: int, many_registers: bool) -> Plan:
     else:
         tiles_of_all = tiles = triton.cdiv(n * c, rows)
         steps = triton.cdiv(p, columns)
-    segments = max(1, min(triton.cdiv(MOST_PROGRAMS, tiles_of_all), triton.cdiv(steps, LEAST_STEPS)))
+    segments = max(1, min(triton.cdiv(MAX_PROGRAMS, tiles_of_all), triton.cdiv(steps, MIN_STEPS)))
     steps = triton.cdiv(steps, segments)
     return Plan(nhwc, align, rows, columns, tiles, segments, steps, tiles_of_all * segments)
 
 
 def _columns(fast: int, most: int) -> int:
-    """The widest tile, in powers of two, among those that leave the fewest lanes idle at the end of a row."""
+    """Columns of a tile, a power of two: the widest of those with the fewest idle lanes at the end of a row."""
     widest = min(triton.next_power_of_2(fast), most)
     widths = [widest]
     while widths[-1] > 64:
@@ -71,7 +71,7 @@ def _columns(fast: int, most: int) -> int:
 
 @triton.jit
 def add_rows(table, rows, c, channel, R: tl.constexpr, F: tl.constexpr):
-    """Adds up the rows of a table [rows, C] for the channels [1, F]."""
+    """Sums the rows of a table [rows, C] for the channels [1, F]."""
     total = tl.full([R, F], 0.0, table.dtype.element_ty)
     row = tl.arange(0, R)[:, None]
     for start in range(0, rows, R):
@@ -82,15 +82,15 @@ def add_rows(table, rows, c, channel, R: tl.constexpr, F: tl.constexpr):
 
 @triton.jit(do_not_specialize=["n", "c", "segments", "tiles", "programs"])
 def add_pieces(
-    strengths, biases, scales, posts,  # tables [pieces, C]; None where there is nothing to be done
+    strengths, biases, scales, posts,  # tables [pieces, C] of partial sums, or None
     dstrength, dbias, dscale, dpost,
     n: tl.int64, c: tl.int64, segments: tl.int64, tiles: tl.int32,
-    programs: tl.int64,  # that left a part each of a shared strength
+    programs: tl.int64,  # number of partial sums of a shared strength
     STRENGTH_PER_CHANNEL: tl.constexpr,
     R: tl.constexpr,
     F: tl.constexpr,
 ):  # fmt: skip
-    """The second stage of the sums. Group 0 makes those over all samples, group 1 + n those of sample n."""
+    """Second stage of the sums. Group 0 sums over all samples, group 1 + n over sample n."""
     pid = tl.program_id(0)
     group = (pid // tiles).to(tl.int64)
     channel = (pid % tiles).to(tl.int64) * F + tl.arange(0, F)[None, :]  # [1, F]
@@ -105,7 +105,7 @@ def add_pieces(
                 tl.store(dstrength, tl.sum(add_rows(strengths, programs, 1, one, R * F, 1)))
     else:
         sample = group - 1
-        rows = sample * segments * c  # where those of the sample begin
+        rows = sample * segments * c  # first row of the sample
         to = sample * c + channel
         if scales is not None:
             tl.store(dscale + to, add_rows(scales + rows, segments, c, channel, R, F), mask=channel < c)

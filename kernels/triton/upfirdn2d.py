@@ -2,7 +2,7 @@
 
 Along each axis, y[o] = sum_i w[i] * spread[o * down - before + i], where `spread` is the image with zeros between its
 samples: only every up-th term is not zero, and only those are visited. A tile of outputs is rows x columns; columns are
-adjacent in memory: channels in NHWC, where a row is a pixel, and positions in NCHW, where it is a row of a plane.
+adjacent in memory: channels in NHWC, where a row is a pixel, and positions in NCHW, where it is a row of an image.
 """
 
 import math
@@ -19,8 +19,10 @@ from fastgan_kernels.triton.tiles import arithmetic
 
 @triton.jit
 def _begin(o, before, lift, UP: tl.constexpr, DOWN: tl.constexpr):
-    """The first input that an output reads, and the tap that meets it. `lift` keeps the dividend above zero: compiled
-    code and the interpreter divide negative integers differently."""
+    """Index of the first input that an output reads, and its tap.
+
+    `lift` keeps the dividend positive: compiled code and the interpreter divide negative integers differently.
+    """
     start = o * DOWN - before + lift * UP
     at = (start + UP - 1) // UP
     return at - lift, at * UP - start
@@ -32,7 +34,7 @@ def _term(
     KH: tl.constexpr, KW: tl.constexpr, UP_X: tl.constexpr, UP_Y: tl.constexpr, SEPARABLE: tl.constexpr,
     FLIP: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
-    """What the i-th of the input rows and the j-th of its columns that an output reads add to it."""
+    """The term of an output from the i-th row and j-th column of the inputs that it reads."""
     row, column = at_y + i, at_x + j
     in_y, in_x = tap_y + i * UP_Y, tap_x + j * UP_X
     live_y = (row >= 0) & (row < h) & (in_y < KH)
@@ -50,17 +52,17 @@ def _term(
 @triton.jit(do_not_specialize=["rows", "c", "h", "w", "oh", "ow", "left", "top", "lift_x", "lift_y", "tiles"])
 def _filter(
     y, x, taps,
-    rows: tl.int64,  # of the output: pixels, or rows of planes
+    rows: tl.int64,  # of the output: pixels in NHWC, image rows in NCHW
     c: tl.int64, h: tl.int64, w: tl.int64, oh: tl.int64, ow: tl.int64,
     left: tl.int64, top: tl.int64, lift_x: tl.int64, lift_y: tl.int64,
     gain: tl.float64,
-    tiles: tl.int32,  # that the columns are cut into
+    tiles: tl.int32,  # along the columns
     KH: tl.constexpr, KW: tl.constexpr, UP_X: tl.constexpr, UP_Y: tl.constexpr, DOWN_X: tl.constexpr,
     DOWN_Y: tl.constexpr, SEPARABLE: tl.constexpr, FLIP: tl.constexpr,
     NHWC: tl.constexpr,
     UNROLL: tl.constexpr,
     S: tl.constexpr,  # precision of the arithmetic
-    ALIGN: tl.constexpr,  # divides the number of columns: the compiler must see it to make wide accesses
+    ALIGN: tl.constexpr,  # divides the number of columns; the compiler needs it for wide accesses
     R: tl.constexpr,  # rows of a tile
     F: tl.constexpr,  # columns of a tile
 ):  # fmt: skip
@@ -100,11 +102,11 @@ def _filter(
 
 
 _WARPS = 4
-_MOST_UNROLLED = 16  # products of taps
+_MAX_UNROLLED = 16  # terms of an output
 
 
 class _Plan(NamedTuple):
-    """How the work is cut up, from the shape alone; names as in `_filter`."""
+    """Tile sizes and grid, from the shape alone; names as in `_filter`."""
 
     align: int
     rows: int
@@ -116,7 +118,7 @@ class _Plan(NamedTuple):
 @lru_cache(maxsize=4096)
 def _plan(rows: int, columns: int, nhwc: bool, element_size: int) -> _Plan:
     align = min(columns & -columns, 16)
-    # In NCHW the inputs of adjacent outputs are not aligned: there is nothing to be had from wide accesses.
+    # In NCHW the inputs of adjacent outputs are not aligned, so wide accesses gain nothing.
     width = min(16 // element_size, max(align, 1)) if nhwc else 1
     size = _WARPS * 32 * width
     wide = min(triton.next_power_of_2(columns), size if not nhwc else min(size, 256))
@@ -135,6 +137,6 @@ def forward(call: Upfirdn2dCall) -> None:
             y, call.x, call.taps, rows, call.c, call.h, call.w, call.oh, call.ow, call.left, call.top, lift_x, lift_y,
             call.gain, plan.tiles, KH=call.kh, KW=call.kw, UP_X=call.up_x, UP_Y=call.up_y, DOWN_X=call.down_x,
             DOWN_Y=call.down_y, SEPARABLE=call.separable, FLIP=call.flip, NHWC=channels_last,
-            UNROLL=terms <= _MOST_UNROLLED, S=arithmetic(y), ALIGN=plan.align, R=plan.rows, F=plan.columns,
+            UNROLL=terms <= _MAX_UNROLLED, S=arithmetic(y), ALIGN=plan.align, R=plan.rows, F=plan.columns,
             num_warps=_WARPS,
         )  # fmt: skip

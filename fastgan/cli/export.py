@@ -92,7 +92,7 @@ def export(options: Options) -> None:
     else:
         from fastgan.interop import writing
 
-        config, tensors = found.everything()
+        config, tensors = found.load_state_dicts()
         try:
             content, remarks = writing.to_bytes(options.format, config, tensors)
         except ValueError as error:

@@ -236,7 +236,7 @@ def _networks(path: str | Path, content: Any) -> Networks:
     else:
         ema["mapping.w_avg"] = _mean_of_w(config, ema)
 
-    def everything() -> tuple[ModelConfig, dict[str, Tensors]]:
+    def load_state_dicts() -> tuple[ModelConfig, dict[str, Tensors]]:
         with user_errors_for(path):
             whole = _with_discriminator(config, states["discriminator"]) if "discriminator" in states else config
             tensors = {"ema": ema}
@@ -246,7 +246,7 @@ def _networks(path: str | Path, content: Any) -> Networks:
             tensors["generator"]["mapping.w_avg"] = ema["mapping.w_avg"].clone()
         return whole, tensors
 
-    return Networks(config, ema, everything)
+    return Networks(config, ema, load_state_dicts)
 
 
 def _renamed(state: Tensors, name: str, config: ModelConfig) -> Tensors:

@@ -31,14 +31,15 @@ class Networks:
 
     Attributes:
         config: configuration of the EMA generator.
-        ema: its tensors, by fastgan's names.
-        everything: () -> the configuration of all networks in the file, and the tensors of each by its name in
-            `NETWORKS`. Raises UserError if the generator or discriminator is not supported: drawing does not need them.
+        ema: its state dict, with fastgan's names.
+        load_state_dicts: returns the configuration of all networks in the file, and the state dict of each by its name
+            in `NETWORKS`. Raises UserError if the generator or discriminator is not supported: drawing does not need
+            them.
     """
 
     config: ModelConfig
     ema: Tensors
-    everything: Callable[[], tuple[ModelConfig, dict[str, Tensors]]]
+    load_state_dicts: Callable[[], tuple[ModelConfig, dict[str, Tensors]]]
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def load_stylegan2(path: str | Path, device: str | torch.device = "cpu") -> Styl
     Raises UserError, naming the file, if it is damaged, has unexpected content, or holds networks that
     `fastgan.models.stylegan2` does not support.
     """
-    config, tensors = read_stylegan2(local_path(path)).everything()
+    config, tensors = read_stylegan2(local_path(path)).load_state_dicts()
     networks = {name: build(name, config, tensors[name], device) if name in tensors else None for name in NETWORKS}
     networks["ema"].requires_grad_(False)
     return StyleGAN2(**networks, config=config)
@@ -82,7 +83,7 @@ def read_stylegan2(path: str | Path) -> Networks:
         config = _generator_options(modules["ema"])
         ema = _renamed(modules["ema"], "ema", config, plain_networks(config)[0])
 
-    def everything() -> tuple[ModelConfig, dict[str, Tensors]]:
+    def load_state_dicts() -> tuple[ModelConfig, dict[str, Tensors]]:
         with unpickling.user_errors_for(path):
             whole = (
                 _with_discriminator_options(config, modules["discriminator"]) if "discriminator" in modules else config
@@ -93,7 +94,7 @@ def read_stylegan2(path: str | Path) -> Networks:
                     tensors[name] = _renamed(modules[name], name, whole, plain)
             return whole, tensors
 
-    return Networks(config, ema, everything)
+    return Networks(config, ema, load_state_dicts)
 
 
 def build(

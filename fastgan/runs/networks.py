@@ -27,8 +27,8 @@ class TrainedNetworks(NamedTuple):
         model: configuration of the EMA generator.
         class_names: of labels 0, 1, ...; empty for a network without classes.
         load: returns the EMA generator on a device, in eval mode and without gradients.
-        everything: returns the configuration of all networks, and the tensors of those in the file ("generator",
-            "discriminator", "ema") by fastgan's names. Raises UserError if one cannot be converted.
+        load_state_dicts: returns the configuration of all networks, and the state dict of each that the file has, of
+            "generator", "discriminator" and "ema". Raises UserError if one cannot be converted.
         header: of a checkpoint of fastgan; None for a file of another program.
     """
 
@@ -36,7 +36,7 @@ class TrainedNetworks(NamedTuple):
     model: ModelConfig
     class_names: list[str]
     load: Callable[[torch.device], nn.Module]
-    everything: Callable[[], tuple[ModelConfig, dict[str, dict[str, Tensor]]]]
+    load_state_dicts: Callable[[], tuple[ModelConfig, dict[str, dict[str, Tensor]]]]
     header: checkpoint.Header | None
 
 
@@ -74,7 +74,7 @@ def _is_safetensors(start: bytes) -> bool:
 
 
 def _from_fastgan(header: checkpoint.Header) -> TrainedNetworks:
-    def everything():
+    def load_state_dicts():
         networks = {name: {} for name in checkpoint.NETWORKS}
         for name, value in checkpoint.read_networks(header).items():
             network, _, tensor = name.partition(".")
@@ -83,11 +83,11 @@ def _from_fastgan(header: checkpoint.Header) -> TrainedNetworks:
 
     names = header.dataset["class_names"] if header.model.num_classes else []
     load = lambda device: checkpoint.load_generator(header.path, device)[0]
-    return TrainedNetworks(header.path, header.model, names, load, everything, header)
+    return TrainedNetworks(header.path, header.model, names, load, load_state_dicts, header)
 
 
 def _from_others(path: Path, networks: stylegan2.Networks) -> TrainedNetworks:
     model = networks.config
     names = [str(label) for label in range(model.num_classes)]
     load = lambda device: stylegan2.build("ema", model, networks.ema, device).requires_grad_(False)
-    return TrainedNetworks(path, model, names, load, networks.everything, None)
+    return TrainedNetworks(path, model, names, load, networks.load_state_dicts, None)

@@ -131,7 +131,7 @@ def read(path: str) -> InitialNetworks:
     stage = found.header.stage if found.header else None
     if stage not in (None, (found.model.resolution, 1.0)):
         raise UserError(f"{found.path} has grown to {stage[0]}x{stage[0]} only; go on with it by --resume first")
-    model, networks = found.everything()
+    model, networks = found.load_state_dicts()
     networks = {"generator": networks["ema"]} | networks
     if "discriminator" not in networks:
         raise UserError(f"{found.path} has no D: a training needs a discriminator as well")

@@ -75,8 +75,8 @@ def form(request, written):
 def test_writing_restores_what_was_read(form):
     """Bitwise, with all options."""
     _, _, path, again = form
-    config, tensors = read_stylegan2(path).everything()
-    config_again, tensors_again = read_stylegan2(again).everything()
+    config, tensors = read_stylegan2(path).load_state_dicts()
+    config_again, tensors_again = read_stylegan2(again).load_state_dicts()
     assert config_again == config
     assert tensors_again.keys() == tensors.keys() == {"generator", "discriminator", "ema"}
     for name in tensors:
@@ -295,7 +295,7 @@ def test_rosinalitys_images_and_logits_are_the_same(tmp_path, theirs, archive):
     path = tmp_path / "file"
     path.write_bytes(of_rosinality.saved(content, archive))
     found = open_networks(path)
-    config, tensors = found.everything()
+    config, tensors = found.load_state_dicts()
     torch.manual_seed(1)
     z, image = torch.randn(4, PLAIN.z_dim).double(), torch.randn(8, 3, 16, 16).double()
     mean = content["latent_avg"]
@@ -376,8 +376,8 @@ def test_another_rate_of_the_mapping_network_draws_the_same_images(tmp_path):
 
 def unfit(path, **changes):
     found = open_networks(path)
-    config, tensors = found.everything()
-    return found._replace(everything=lambda: (dataclasses.replace(config, **changes), tensors))
+    config, tensors = found.load_state_dicts()
+    return found._replace(load_state_dicts=lambda: (dataclasses.replace(config, **changes), tensors))
 
 
 def test_networks_that_the_layout_cannot_hold_are_one_line(theirs, tmp_path, capsys):
@@ -415,7 +415,7 @@ def test_other_networks_are_refused_in_one_line(theirs, tmp_path, strange):
     path = tmp_path / "file.pt"
     path.write_bytes(of_rosinality.saved(content))
     with pytest.raises(UserError, match=re.escape(says)) as error:
-        open_networks(path).everything()
+        open_networks(path).load_state_dicts()
     assert str(error.value).startswith(f"{path} ") and str(error.value).isprintable()
 
 
@@ -430,7 +430,7 @@ def test_damaged_files_are_refused_in_one_line_or_read(tmp_path, archive):
             content[random.randrange(random.choice([len(content), 2000]))] = random.randrange(256)
         path.write_bytes(content[: random.choice([None, None, len(content) // 2])])
         try:
-            open_networks(path).everything()
+            open_networks(path).load_state_dicts()
         except UserError as error:
             refused += 1
             assert str(error).startswith(str(path)) and str(error).isprintable()

@@ -98,7 +98,7 @@ def program_of(command: str) -> tuple[dict[str, str], str, list[str]]:
 # Beginning of a command that is not executed: the reason. fastgan's options are parsed all the same.
 NOT_RUN = {
     "FASTGAN_CUDA=1 FASTGAN_CUDA_ARCHS=90 pip install .": "needs nvcc",
-    "WANDB_MODE=offline fastgan train --wandb": "tests/runs/test_log.py logs to a stand-in",
+    "WANDB_MODE=offline fastgan train --wandb": "tests/training/test_log_writer.py logs to a stand-in",
     "pytest -n auto --dist worksteal": "would start this run again",
     "python -m bench.run": "takes minutes",
     "fastgan dataset torchvision:": "downloads 170 MB; tests/data/readers/test_torchvision.py reads such sets",

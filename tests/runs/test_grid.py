@@ -20,6 +20,12 @@ def test_labels_are_not_cut_off():
         assert (picture == 200).sum() == 4 * len(section.rows) * 48 * 48  # and no text over an image
 
 
+def test_a_grid_holds_every_image_of_every_row():
+    images = np.full((3, 16, 16, 1), 200, np.uint8)
+    picture = np.asarray(draw_grid([Section("some", [("a", images), ("b", images[:2])])]))
+    assert (picture == 200).all(2).sum() == 5 * 48 * 48
+
+
 def test_transparent_images_get_a_chequered_background_in_jpeg(tmp_path):
     save_picture(Image.new("RGBA", (16, 16), (255, 0, 0, 0)), tmp_path / "a.jpg")
     assert set(np.unique(np.asarray(Image.open(tmp_path / "a.jpg").convert("L")).round(-1))) <= {200, 250, 260, 4}

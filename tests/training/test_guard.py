@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from fastgan.cli.train import main
+from fastgan.errors import UserError
 from fastgan.runs import checkpoint, process
-from fastgan.training.guard import FIRST_SCALE, LIMIT, LIMIT_AT_THE_END, GradientGuard
-from tests.runs.test_graphs import Training
+from fastgan.training.guard import FIRST_SCALE, LIMIT, LIMIT_AT_THE_END, GradientGuard, require_progress
 from tests.support.tiny_run import arguments, log_lines, make_folder
+from tests.support.tiny_training import TinyTraining
 
 BAD = pytest.mark.parametrize("value", [math.nan, math.inf])
 
@@ -37,7 +38,7 @@ def spoil(network: nn.Module, value: float, when) -> None:
 )
 def test_non_finite_gradients_skip_the_update(options, value):
     """Weights and optimizer state stay; the other network trains on; the next step is normal."""
-    training = Training("mlp", labels=False, **options)
+    training = TinyTraining("mlp", labels=False, **options)
     if "final_beta2" in options:  # the form that a captured graph has
         for group in training.state.optimizer_d.param_groups:
             group["betas"] = 0.5, torch.tensor(0.99, dtype=torch.float64)
@@ -63,6 +64,14 @@ def test_non_finite_gradients_skip_the_update(options, value):
     assert any(not torch.equal(after[name], moved[name]) for name in after if name.startswith("discriminator."))
     means = training.averages.read()
     assert means["skipped_d"] == 0.25 and means["skipped_g"] == 0 and math.isfinite(means["loss_d"])
+
+
+def test_a_network_without_updates_ends_the_training():
+    means = {"loss_g": 1.0, "loss_d": math.nan}
+    require_progress({"generator": 0, "discriminator": 19}, 20, means, 0, "")
+    message = "discriminator were not finite in 20 steps in a row, up to 1,000 images .nor was loss_d.*x is from"
+    with pytest.raises(UserError, match=message):
+        require_progress({"generator": 0, "discriminator": 20}, 20, means, 1000, "x is from 500 images")
 
 
 def test_a_diverged_training_ends_with_an_error_and_keeps_its_checkpoint(tmp_path, capsys):
@@ -148,7 +157,7 @@ def test_small_gradients_are_not_lost_in_fp16():
 
 @pytest.mark.parametrize("arch, regularization", [("dcgan", {}), ("stylegan2", {"r1_gamma": 1.0, "r1_interval": 2})])
 def test_networks_train_in_fp16(arch, regularization):
-    training = Training(
+    training = TinyTraining(
         arch, regularization, labels=arch == "stylegan2", scaled=True,
         autocast=lambda: torch.autocast("cpu", dtype=torch.float16),
     )  # fmt: skip

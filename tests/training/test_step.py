@@ -1,6 +1,8 @@
 """The training step: which networks it trains, with which gradients, layouts and memory."""
 
 import math
+import os
+import shutil
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -21,9 +23,11 @@ from fastgan.penalties import logits_and_squared_grad, terms
 from fastgan.runs import config as configuration
 from fastgan.training import configure
 from fastgan.training.averages import Averages
+from fastgan.training.growth import Schedule
 from fastgan.training.joint_batch import JointBatch
 from fastgan.training.state import new_state
 from fastgan.training.step import MicroBatch, Step, StepKind
+from tests.support.tiny_training import TinyTraining, assert_same
 
 SMALL = {"channel_base": 64, "channel_max": 8, "z_dim": 8}
 
@@ -375,3 +379,47 @@ def test_frozen_layers_compute_no_weight_gradients(arch, monkeypatch):
         assert set(shapes) <= set(kept)
         shapes.clear()
     assert done[1] < done[0]
+
+
+# torch.compile -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def same_random_numbers():
+    """With compiled code that uses torch's random numbers."""
+    from torch._inductor import config
+
+    with config.patch(fallback_random=True):
+        torch.compiler.reset()
+        yield
+        torch.compiler.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="inductor needs a C++ compiler on a CPU")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"arch": "r3gan", "regularization": {"r1_interval": 2}, "labels": True},
+        {"arch": "stylegan2", "regularization": {"r1_interval": 2, "path_length": 2.0, "path_interval": 2}},
+        {"arch": "pggan", "schedule": Schedule(4, 8, 16, 16, {4: 8, 8: 8}, {4: 1.0, 8: 1.0}), "discriminator_steps": 1},
+    ],
+)
+def test_compiled_networks_train_like_eager_ones(same_random_numbers, options):
+    compiled, plain = TinyTraining(compile=True, **options), TinyTraining(**options)
+    for training in (compiled, plain):
+        torch.manual_seed(2)
+        training.run(6)
+    assert compiled.step._generator is not compiled.state.generator
+    assert_same(compiled, plain, rtol=1e-3)
+
+
+def test_compile_without_a_compiler_is_an_error(monkeypatch):
+    def broken(*args, **options):
+        raise RuntimeError("no working C++ compiler\nlong trace")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(
+        UserError, match=r"--compile: .* does not work here \(no working C\+\+ compiler\); leave it out"
+    ):
+        TinyTraining(compile=True)

@@ -1,4 +1,4 @@
-"""EMA, averages, precision, threads, grids, signals, and short trainings that must learn something."""
+"""Whole tiny trainings: grids, signals, micro-batches, objectives, and that they learn something."""
 
 import math
 import signal
@@ -9,145 +9,13 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from fastgan import models
 from fastgan.cli.train import main
-from fastgan.errors import UserError
-from fastgan.layers import BatchNormAct
-from fastgan.runs import checkpoint, precision, process
+from fastgan.runs import checkpoint
 from fastgan.runs import config as configuration
-from fastgan.runs.grid import Section, draw_grid
-from fastgan.training import configure
-from fastgan.training.averages import Averages
-from fastgan.training.ema import EMA, ema_decay
-from fastgan.training.guard import require_progress
-from fastgan.training.state import new_state
 from tests.support.tiny_run import IMAGES, arguments, assert_same_checkpoint, log_lines, start, tensors, train, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_cache")]
-
-
-def test_half_life_of_the_ema():
-    keep = ema_decay(10**9, 32, 10_000, 0.05)
-    assert keep ** (10_000 / 32) == pytest.approx(0.5)
-
-
-def test_ramp_up_limits_the_half_life_to_a_fraction_of_images_seen():
-    assert ema_decay(1000, 10, 10_000, 0.05) == pytest.approx(0.5 ** (10 / 50))
-    assert ema_decay(1000, 10, 10_000, 0) == pytest.approx(0.5 ** (10 / 10_000))
-    assert ema_decay(1000, 10, 0, 0.05) == 0
-
-
-def test_ema_interpolates_parameters_and_copies_buffers():
-    model, average = BatchNormAct(3), BatchNormAct(3)
-    nn.init.constant_(model.weight, 5)
-    model(torch.randn(2, 3, 4, 4))
-    EMA(average, model).update(0.25)
-    torch.testing.assert_close(average.weight, torch.full((3,), 2.0))
-    torch.testing.assert_close(average.running_mean, model.running_mean)
-    assert average.num_batches_tracked == 1
-
-
-def test_averages_are_over_the_steps_that_had_a_value():
-    averages = Averages()
-    averages.add(loss=torch.tensor(1.0), penalty=torch.tensor(6.0))
-    averages.add(loss=torch.tensor(3.0))
-    assert averages.read() == {"loss": 2.0, "penalty": 6.0}
-    assert averages.read() == {}
-
-
-def test_averages_skip_non_finite_values():
-    averages = Averages()
-    for value in (1.0, math.inf, 3.0):
-        averages.add(loss=torch.tensor(value), broken=torch.tensor(math.nan))
-    assert averages.read() == pytest.approx({"loss": 2.0, "broken": math.nan}, nan_ok=True)
-
-
-def test_a_network_without_updates_ends_the_training():
-    means = {"loss_g": 1.0, "loss_d": math.nan}
-    require_progress({"generator": 0, "discriminator": 19}, 20, means, 0, "")
-    message = "discriminator were not finite in 20 steps in a row, up to 1,000 images .nor was loss_d.*x is from"
-    with pytest.raises(UserError, match=message):
-        require_progress({"generator": 0, "discriminator": 20}, 20, means, 1000, "x is from 500 images")
-
-
-@pytest.mark.parametrize(
-    "features, dtype", [([], torch.float32), (["AVX512-BF16"], torch.bfloat16), (["AMX"], torch.bfloat16)]
-)
-def test_amp_on_a_cpu_is_bf16_if_it_has_bf16_instructions(monkeypatch, features, dtype):
-    monkeypatch.setattr(precision, "cpu_bf16_features", lambda: features)
-    chosen = precision.choose(True, torch.device("cpu"))
-    assert chosen.dtype == dtype
-    assert all(name in chosen.reason for name in features or ["--amp does nothing here"])
-    layer = nn.Linear(2, 2)
-    with chosen.autocast():
-        assert layer(torch.zeros(1, 2)).dtype == dtype
-    assert precision.choose(False, torch.device("cpu")).dtype == torch.float32
-
-
-def test_amp_is_fp32_if_torch_does_not_report_the_cpu_s_features(monkeypatch):
-    """The checks are private functions of torch; without them fp32 is always right."""
-    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-        monkeypatch.delattr(torch.cpu, name, raising=False)
-    assert precision.cpu_bf16_features() == []
-    assert precision.choose(True, torch.device("cpu")).dtype == torch.float32
-
-
-def fresh_state(config):
-    model = models.ModelConfig(**vars(config.network), resolution=config.data.resolution, num_classes=10)
-    return new_state(model, config, torch.device("cpu"))
-
-
-def test_lazy_regularisation_corrects_its_network_s_optimizer():
-    given = configuration.Config(regularization=configuration.RegularizationOptions(path_length=2.0))
-    config = configure.resolve(given)
-    options, terms = config.training, config.regularization
-    state = fresh_state(config)
-    share = terms.r1_interval / (terms.r1_interval + 1)
-    (group,) = state.optimizer_d.param_groups
-    assert group["lr"] == pytest.approx(options.lr_d * share)
-    assert group["betas"] == pytest.approx((0, 0.99**share))
-    share = terms.path_interval / (terms.path_interval + 1)
-    (group,) = state.optimizer_g.param_groups
-    assert group["lr"] == pytest.approx(options.lr_g * share)
-    assert group["betas"] == pytest.approx((0, 0.99**share))
-    (group,) = fresh_state(configure.resolve(configuration.Config())).optimizer_g.param_groups
-    assert (group["lr"], group["betas"]) == (options.lr_g, options.betas)
-    assert all(
-        p.is_contiguous(memory_format=torch.channels_last) for p in state.discriminator.parameters() if p.ndim == 4
-    )
-
-
-def test_threads_come_from_the_option_or_the_environment_or_the_cores(monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert process.choose_threads(5)[0] == 5
-    assert process.choose_threads(0)[0] == 3
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    assert process.choose_threads(0)[0] == process.usable_cores() >= 1
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="a glibc setting")
-def test_freed_memory_is_kept_by_the_process():
-    code = """
-import resource
-import numpy as np
-from fastgan.runs.process import keep_freed_memory
-assert keep_freed_memory()
-np.ones(10_000_000).sum()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
-    np.ones(10_000_000).sum()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-    faults = int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
-    assert faults < 1000  # 195,000 pages otherwise
-
-
-def test_a_grid_holds_every_image_of_every_row():
-    images = np.full((3, 16, 16, 1), 200, np.uint8)
-    picture = np.asarray(draw_grid([Section("some", [("a", images), ("b", images[:2])])]))
-    assert (picture == 200).all(2).sum() == 5 * 48 * 48
 
 
 @pytest.mark.parametrize("growing", [False, True], ids=["", "growing"])
@@ -190,14 +58,6 @@ def test_a_signal_finishes_the_step_and_saves_a_run_that_can_be_resumed(folder, 
     assert f"stopped at {images:,} images" in output
     assert (run / f"grid-{images:09d}.png").exists()
     assert_same_checkpoint(run, train(folder, tmp_path / "unbroken", "--images", str(images)))
-
-
-def test_a_signal_echo_counts_as_the_same_request():
-    """Processes of torchrun that share its terminal get Ctrl-C from both."""
-    with process.finish_step_on_signal(echo=60.0) as interrupt:
-        signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGTERM)
-        assert interrupt.exit_code == 128 + signal.SIGTERM
 
 
 def test_a_second_ctrl_c_ends_the_process_at_once(folder, tmp_path):

@@ -23,10 +23,9 @@ from fastgan.ops import (
     style_epilogue,
     upsample_conv2d,
 )
+from fastgan.ops.activations import require_slope, slope_below_zero
 from fastgan.ops.arithmetic import computes_in_fp16, to_arithmetic
 from fastgan.ops.convolution import filtered_conv2d
-from fastgan.ops.instance_norm import slope_of
-from fastgan.ops.noise_bias_act import slope_below_zero
 from fastgan.ops.upfirdn2d import BILINEAR, Filter, taps, upfirdn2d
 
 SQRT2 = math.sqrt(2.0)
@@ -337,7 +336,7 @@ class BatchNormAct(nn.modules.batchnorm._NormBase):
         momentum: float = 0.1,
     ):
         super().__init__(channels, eps=eps, momentum=momentum)
-        slope_of("BatchNormAct", act, slope, gain)
+        require_slope("BatchNormAct", act, slope, gain)
         self.act, self.slope, self.gain = act, slope, gain
 
     def forward(self, x: Tensor) -> Tensor:

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from fastgan.ops import backends
+from fastgan.ops.activations import leaky_relu, leaky_relu_derivative, require_slope
 from fastgan.ops.arguments import check_activation, prepare
 from fastgan.ops.arithmetic import arithmetic_dtype, to_arithmetic, update_average
 from fastgan.ops.fused import FusedOperation, register
-from fastgan.ops.instance_norm import activated, centred, check_eps, derivative, slope_of
+from fastgan.ops.instance_norm import centred, check_eps
 from fastgan.ops.layout import channels, dense, dense_like, view_of
 from fastgan.ops.noise_bias_act import noise_bias_act
-from fastgan.ops.recording import recordable
+from fastgan.ops.recordable import recordable
 from fastgan_kernels.calls import NormCall
 
 
@@ -77,7 +78,7 @@ def batch_norm_act(
         BackendUnavailable: none of the requested backends can serve.
     """
     name = "batch_norm_act"
-    options = Options(slope_of(name, act, slope, gain), float(gain), float(eps), batches)
+    options = Options(require_slope(name, act, slope, gain), float(gain), float(eps), batches)
     check_eps(name, eps)
     check_activation(name, x)
     shape = ((x.shape[1],),)
@@ -226,7 +227,7 @@ def _reference(x: Tensor, weight: Tensor | None, bias: Tensor | None, options: O
     difference = converted - mean
     var = _mean(difference.square())
     inverse = torch.rsqrt(var + options.eps)
-    y = activated(_affine(difference * inverse, weight, bias), options).to(x.dtype)
+    y = leaky_relu(_affine(difference * inverse, weight, bias), options).to(x.dtype)
     count = x.numel() // max(x.shape[1], 1)
     unbiased = var * (count / max(count - 1, 1))
     return y, torch.stack([t.detach().flatten() for t in (mean, inverse, unbiased)])
@@ -237,7 +238,7 @@ def _reference_backward(grad, x, weight, bias, options, needs_grad) -> tuple[Ten
     difference = centred(to_arithmetic(x), _mean)
     inverse = torch.rsqrt(_mean(difference.square()) + options.eps)
     normal = difference * inverse
-    dv = to_arithmetic(grad) * derivative(_affine(normal, weight, bias), options)
+    dv = to_arithmetic(grad) * leaky_relu_derivative(_affine(normal, weight, bias), options)
     dx = None
     if needs_grad[0]:
         g = dv if weight is None else dv * channels(weight, dv)

@@ -29,7 +29,7 @@ from torch import Tensor
 from fastgan.ops import backends, weight_gradient
 from fastgan.ops.few_channels import FewChannels
 from fastgan.ops.layout import is_channels_last
-from fastgan.ops.recording import recordable
+from fastgan.ops.recordable import recordable
 from fastgan.ops.transforms import backward_must_use_reference, must_use_reference
 from fastgan.ops.upfirdn2d import LowPass, upfirdn2d
 

@@ -18,10 +18,10 @@ from fastgan.ops.fused import FusedOperation, register
 from fastgan.ops.layout import dense_like
 from fastgan.ops.noise_bias_act import (
     NoiseBiasAct,
-    derivative_from_output,
     noise_bias_act,
     prepare_small,
     resolve_options,
+    saves_output,
 )
 from fastgan.ops.noise_bias_act import Options as EpilogueOptions
 from fastgan.ops.noise_bias_act import call_of as noise_bias_act_call
@@ -154,7 +154,7 @@ class FilteredNoiseBiasAct(FusedOperation):
     @staticmethod
     def reference_backward(grad, saved, options, needs_grad):
         activation, taps, *small = saved
-        if not derivative_from_output(small[3], small[4], options.epilogue):
+        if not saves_output(small[3], small[4], options.epilogue):
             activation = Upfirdn2d.reference((to_arithmetic(activation), taps), options.filter)
         du, *sums = NoiseBiasAct.reference_backward(
             to_arithmetic(grad), (activation, *small), options.epilogue, _without_taps(needs_grad)
@@ -177,7 +177,7 @@ class FilteredNoiseBiasAct(FusedOperation):
         dx, _, _, *sums = grads
         du = torch.empty(grad.shape, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)
         grad = _aligned_like(grad, du)
-        if derivative_from_output(small[3], small[4], options.epilogue):
+        if saves_output(small[3], small[4], options.epilogue):
             NoiseBiasAct.launch_backward(
                 launchers.of("noise_bias_act"), (du, None, *sums), grad, (activation, *small), options.epilogue
             )
@@ -192,7 +192,7 @@ class FilteredNoiseBiasAct(FusedOperation):
         if gx is None:
             return None
         filter, epilogue = options.filter, options.epilogue
-        from_output = derivative_from_output(small[3], small[4], epilogue)
+        from_output = saves_output(small[3], small[4], epilogue)
 
         def filtered(x):
             x = x.contiguous(memory_format=torch.channels_last)

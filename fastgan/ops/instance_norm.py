@@ -20,19 +20,15 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastgan.ops import backends
+from fastgan.ops.activations import leaky_relu, leaky_relu_derivative, require_slope
 from fastgan.ops.arguments import check_activation, prepare
 from fastgan.ops.arithmetic import arithmetic_dtype, to_arithmetic
 from fastgan.ops.fused import FusedOperation, register
 from fastgan.ops.layout import channels, dense, dense_like, sum_over_positions, view_of
 from fastgan_kernels.calls import NormCall
-
-# Slopes below zero. The activations must be piecewise linear, since the kernels recompute z in each pass over x.
-_SLOPES = {"linear": 1.0, "relu": 0.0}
-ACTIVATIONS = ("linear", "relu", "lrelu")
 
 
 class Options(NamedTuple):
@@ -106,7 +102,8 @@ def style_epilogue(
     If `noise` requires a gradient, the reference runs, on any backend.
     """
     name = "style_epilogue"
-    slope = slope_of(name, act, slope, gain)
+    # Piecewise linear, since the kernels recompute z in each pass over x.
+    slope = require_slope(name, act, slope, gain)
     check_eps(name, eps)
     check_activation(name, x)
     if strength is not None and noise is None:
@@ -121,16 +118,6 @@ def style_epilogue(
         _style(name, "style_bias", style_bias, x),
     )
     return _apply(inputs, Options(slope, float(gain), float(eps)))
-
-
-def slope_of(operation: str, act: str, slope: float, gain: float) -> float:
-    """The slope below zero of a piecewise linear activation. Raises ValueError for other activations."""
-    if act not in ACTIVATIONS:
-        raise ValueError(f"{operation}: act is {act!r}, must be piecewise linear: one of {', '.join(ACTIVATIONS)}")
-    # Not math.isfinite: torch.compile cannot trace it for a number that changes between calls.
-    if not (-math.inf < slope < math.inf and -math.inf < gain < math.inf):
-        raise ValueError(f"{operation}: slope and gain must be finite, are {slope} and {gain}")
-    return float(_SLOPES.get(act, slope))
 
 
 def check_eps(name: str, eps: float) -> None:
@@ -169,7 +156,7 @@ class InstanceNorm(FusedOperation):
     @staticmethod
     def reference(inputs, options):
         x, *before, style_scale, style_bias = inputs
-        z = activated(_before_activation(to_arithmetic(x), *before), options)
+        z = leaky_relu(_before_activation(to_arithmetic(x), *before), options)
         y, _ = _normalised(z - _mean(z), options)
         if style_scale is not None:
             y = y * channels(style_scale, x)
@@ -204,7 +191,7 @@ class InstanceNorm(FusedOperation):
         x, noise, strength, bias, style_scale, *_ = saved
         dy = to_arithmetic(grad)
         u = _before_activation(to_arithmetic(x), noise, strength, bias)
-        normal, inverse = _normalised(centred(activated(u, options), _mean), options)
+        normal, inverse = _normalised(centred(leaky_relu(u, options), _mean), options)
         dstyle_scale = sum_over_positions(dy * normal) if needs_grad[4] else None
         dstyle_bias = sum_over_positions(dy) if needs_grad[5] else None
         if not any(needs_grad[:4]):
@@ -212,7 +199,7 @@ class InstanceNorm(FusedOperation):
 
         g = dy if style_scale is None else dy * channels(style_scale, dy)
         dz = inverse * (g - _mean(g) - normal * _mean(g * normal))
-        du = dz * derivative(u, options)
+        du = dz * leaky_relu_derivative(u, options)
         noisy = sum_over_positions(du * noise) if needs_grad[2] else None
         return (
             du.to(grad.dtype) if needs_grad[0] else None,
@@ -257,17 +244,6 @@ def _before_activation(x, noise, strength, bias):
     if noise is not None:
         x = x + (noise if strength is None else channels(strength, x) * noise)
     return x if bias is None else x + channels(bias, x)
-
-
-def activated(u: Tensor, options: NamedTuple) -> Tensor:
-    """gain * act(u), by `options.slope` and `options.gain`."""
-    z = u if options.slope == 1 else F.leaky_relu(u, options.slope)
-    return z if options.gain == 1 else z * options.gain
-
-
-def derivative(u: Tensor, options: NamedTuple) -> Tensor:
-    """The derivative of `activated`."""
-    return torch.where(u > 0, torch.ones_like(u), options.slope) * options.gain
 
 
 def _mean(t: Tensor) -> Tensor:

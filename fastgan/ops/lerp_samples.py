@@ -15,7 +15,7 @@ from fastgan.ops.arguments import check_activation
 from fastgan.ops.arithmetic import arithmetic_dtype, to_arithmetic
 from fastgan.ops.fused import FusedOperation, register
 from fastgan.ops.layout import dense, dense_like, sizes_of
-from fastgan.ops.recording import recordable
+from fastgan.ops.recordable import recordable
 from fastgan_kernels.calls import SamplesCall
 
 

@@ -13,7 +13,7 @@ from fastgan.ops.arguments import check_activation
 from fastgan.ops.arithmetic import to_arithmetic
 from fastgan.ops.fused import FusedOperation, register
 from fastgan.ops.layout import dense, empty_nhwc, view_of
-from fastgan.ops.recording import recordable
+from fastgan.ops.recordable import recordable
 from fastgan_kernels.calls import MinibatchStddevCall
 
 _EPS = 1e-8  # csrc/minibatch_stddev/, kernels/triton/minibatch_stddev.py

@@ -18,23 +18,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import fastgan_kernels
 from fastgan.ops import backends
+from fastgan.ops.activations import ACTIVATIONS, check_finite, slope_below_zero
 from fastgan.ops.arguments import check_activation, prepare
 from fastgan.ops.arithmetic import arithmetic_dtype, to_arithmetic
 from fastgan.ops.compiling import constant_to_compiler
 from fastgan.ops.fused import FusedOperation, register
 from fastgan.ops.layout import channels, dense, dense_like, sum_over_positions, view_of
-from fastgan.ops.recording import recordable
+from fastgan.ops.recordable import recordable
 from fastgan_kernels.calls import NoiseBiasActCall, View
 
-# The kernels know piecewise linear activations as lrelu with these slopes below zero.
-_SLOPES = {"linear": 1.0, "relu": 0.0}
-_PIECEWISE_LINEAR = ("linear", "relu", "lrelu")
-ACTIVATIONS = ("linear", "relu", "lrelu", "tanh", "sigmoid", "silu", "softplus")
 # Activations whose derivative can be computed from the output. The next layer saves the output anyway, so the input
 # need not be saved. (Softplus is missing: far below zero 1 - exp(-y) would be rounding error only.)
-_FROM_OUTPUT = ("linear", "relu", "lrelu", "tanh", "sigmoid")
+_FROM_OUTPUT = ("lrelu", "tanh", "sigmoid")
 
 
 class Options(NamedTuple):
@@ -100,12 +96,11 @@ def resolve_options(act: str, slope: float, gain: float, clamp: float | None, dt
         raise ValueError(f"noise_bias_act: act is {act!r}, must be one of {', '.join(ACTIVATIONS)}")
     if clamp is not None and not clamp > 0:
         raise ValueError(f"noise_bias_act: clamp is {clamp}, must be above zero (or None for no limit)")
-    # Not math.isfinite: torch.compile cannot trace it for a number that changes between calls.
-    if not (-math.inf < slope < math.inf and -math.inf < gain < math.inf):
-        raise ValueError(f"noise_bias_act: slope and gain must be finite, are {slope} and {gain}")
+    check_finite("noise_bias_act", slope, gain)
     clamp = math.inf if clamp is None else _rounded(float(clamp), dtype)
-    if act in _SLOPES:
-        act, slope = "lrelu", _SLOPES[act]
+    below = slope_below_zero(act, slope)
+    if below is not None:
+        act, slope = "lrelu", below
     return Options(act, float(slope), float(gain), clamp)
 
 
@@ -118,95 +113,6 @@ def _rounded(clamp: float, dtype: torch.dtype) -> float:
 @cache
 def _round(value: float, dtype: torch.dtype) -> float:
     return torch.tensor(value, dtype=dtype).item()
-
-
-def slope_below_zero(act: str, slope: float) -> float | None:
-    """The slope below zero of a piecewise linear activation (above zero it is 1). None for other activations."""
-    return float(_SLOPES.get(act, slope)) if act in _PIECEWISE_LINEAR else None
-
-
-def linearized(
-    x: Tensor, y: Tensor | None, *, factor: Tensor | None, bias: Tensor | None, slope: float, gain: float,
-    clamp: float | None,
-) -> Tensor:  # fmt: skip
-    """Evaluates the linearization of `y = noise_bias_act(u, bias=bias, act="lrelu", ...)` around u at another point.
-
-    The point is `x = factor * u + t`, the result `factor * y + derivative * t`. So it is the slope times
-    `x + factor * bias`, and `factor * y` where y was clamped. One pass, by the double-backward kernel of
-    `noise_bias_act`, which has the same form.
-
-    Args:
-        x: [N, C, ...], in the dtype of `y`.
-        y: the output for u; None if `slope` is 1 and there is no clamp.
-        factor: [N], one for each sample; None for zeros.
-        bias: [C] or None, the bias of the call that computed `y`.
-        slope, gain, clamp: those of that call; slope and gain are not negative.
-    """
-    clamp = math.inf if clamp is None else _rounded(float(clamp), x.dtype)
-    options = Options("lrelu", slope, gain, clamp)
-    if y is not None and x.dtype != y.dtype:
-        raise ValueError(f"linearized: x has dtype {x.dtype}, must be that of y, {y.dtype}")
-    shape = (-1, *[1] * (x.dim() - 1))
-    constant = None if factor is None or bias is None else bias.to(arithmetic_dtype(x.dtype)).contiguous()
-    backend = backends.choose("noise_bias_act", x.device)
-    if backend == "torch":
-        moved = to_arithmetic(x)
-        if constant is not None:
-            moved = moved + factor.view(shape) * channels(constant, x)
-        result = (moved * _slope_from_output(None if y is None else to_arithmetic(y), options)).to(x.dtype)
-    else:
-        # The double backward computes slope * (gx + gstrength * noise). Here the noise is the factor of the sample.
-        result = torch.empty_like(dense(x if y is None else y))
-        x = dense_like(x, result)
-        noise = None
-        if constant is not None:
-            noise = factor.to(constant.dtype).view(shape).expand(-1, 1, *x.shape[2:]).contiguous()
-        if result.numel():
-            launchers = fastgan_kernels.BACKENDS[backend].launchers("noise_bias_act")
-            launchers.double_backward(
-                NoiseBiasActCall(
-                    *_shared_fields(result, (noise, constant, None, None, None), options),
-                    from_output=True, dy=result, reference=x if y is None else dense_like(y, result),
-                    gx=x, gstrength=constant, ddy=result,
-                )
-            )  # fmt: skip
-    if factor is None or clamp == math.inf:
-        return result
-    # This test is cheap on a CPU. On a GPU it would synchronize.
-    if y.device.type == "cpu" and (y.numel() == 0 or _lies_within(dense(y), clamp)):
-        return result
-    below_limit = clamp * (1 - torch.finfo(y.dtype).eps / 2)  # the next number below the limit
-    limited = F.hardshrink(y, below_limit)  # y where it was clamped, else 0
-    return torch.addcmul(result, limited, factor.view(shape).to(y.dtype))
-
-
-def sum_of_samples(x: Tensor, factor: Tensor) -> Tensor:
-    """Sums factor[n] * x[n, c, ...] over samples and positions, to [C] in the dtype of `factor` [N].
-
-    On a CPU torch would copy a 16-bit `x` to fp32 first. There the backward kernel computes the sum in one pass, as the
-    gradient of a noise strength per channel with `factor` as the noise.
-    """
-    backend = backends.choose("noise_bias_act", x.device)
-    if backend == "torch" or x.device.type != "cpu" or x.dtype.itemsize != 2 or view_of(x) is None:
-        return factor @ (x.flatten(2).sum(2, dtype=factor.dtype) if x.dim() > 2 else x.to(factor.dtype))
-    sums = torch.empty(x.shape[1], dtype=factor.dtype, device=x.device)
-    if x.numel() == 0:  # kernels are not called for empty tensors
-        return sums.zero_()
-    noise = factor.view(-1, 1, *[1] * (x.dim() - 2)).expand(-1, 1, *x.shape[2:]).contiguous()
-    launchers = fastgan_kernels.BACKENDS[backend].launchers("noise_bias_act")
-    shared = _shared_fields(x, (noise, sums, None, None, None), Options("lrelu", 1.0, 1.0, math.inf))
-    launchers.backward(
-        NoiseBiasActCall(*shared, from_output=True, dy=x, reference=x, dx=torch.empty_like(x), dstrength=sums)
-    )
-    return sums
-
-
-def _lies_within(y: Tensor, limit: float) -> bool:
-    """Whether all elements of a dense `y` lie between -limit and limit."""
-    flat = y.as_strided((y.numel(),), (1,), y.storage_offset())
-    # torch is faster in one pass for 16-bit dtypes, and in two passes for others.
-    least, most = flat.aminmax() if y.dtype.itemsize == 2 else (flat.amin(), flat.amax())
-    return bool(-limit < least and most < limit)
 
 
 def prepare_small(operation, x, shape, noise, strength, bias, scale, post) -> tuple[Tensor | None, ...]:
@@ -232,15 +138,15 @@ def _activation(u: Tensor, options: Options) -> Tensor:
     return {"tanh": torch.tanh, "sigmoid": torch.sigmoid, "silu": F.silu, "softplus": F.softplus}[options.act](u)
 
 
-def derivative_from_output(scale: Tensor | None, post: Tensor | None, options: Options) -> bool:
-    """Whether backward computes the derivative from y, so that x is not saved."""
+def saves_output(scale: Tensor | None, post: Tensor | None, options: Options) -> bool:
+    """Whether backward computes the derivative from y, which is saved then in place of x."""
     monotonic = options.act in _FROM_OUTPUT and options.gain > 0 and options.slope >= 0
     return monotonic and scale is None and post is None
 
 
 @register
 class NoiseBiasAct(FusedOperation):
-    """Saved for backward: y if `derivative_from_output`, else x; and the small tensors."""
+    """Saved for backward: y if `saves_output`, else x; and the small tensors."""
 
     name = "noise_bias_act"
     inputs = ("x", "noise", "strength", "bias", "scale", "post")
@@ -265,7 +171,7 @@ class NoiseBiasAct(FusedOperation):
     @staticmethod
     def saved_tensors(inputs, output, options, needs_grad):
         x, noise, strength, bias, scale, post = inputs
-        if not derivative_from_output(scale, post, options):
+        if not saves_output(scale, post, options):
             return inputs
         if (
             options.act == "lrelu" and options.slope == 1
@@ -279,13 +185,13 @@ class NoiseBiasAct(FusedOperation):
         dtype = grad.dtype
         grad = to_arithmetic(grad)
         activation = None if activation is None else activation.to(grad.dtype)
-        if derivative_from_output(scale, post, options):
+        if saves_output(scale, post, options):
             z = None  # needed for the gradient of post only, and post is None here
-            du = grad * _slope_from_output(activation, options)
+            du = grad * derivative_from_output(activation, options)
         else:
             u = _before_activation(activation, noise, strength, bias, scale)
             z = _clamped(_activation(u, options) * options.gain, options)
-            du = grad * _slope_from_input(u, options)
+            du = grad * _derivative_from_input(u, options)
             if post is not None:
                 du = du * channels(post, du)
         noisy = sum_over_positions(du * noise) if needs_grad[2] else None
@@ -322,7 +228,7 @@ class NoiseBiasAct(FusedOperation):
         dx, _, *sums = grads
         grad = dense_like(grad, dx)
         activation = grad if activation is None else dense_like(activation, dx)
-        from_output = derivative_from_output(small[3], small[4], options)
+        from_output = saves_output(small[3], small[4], options)
         shared = _shared_fields(dx, small, options)
         launchers.backward(NoiseBiasActCall(*shared, None, None, from_output, grad, activation, dx, *sums))
 
@@ -330,7 +236,7 @@ class NoiseBiasAct(FusedOperation):
     def double_backward(launchers, grad, saved, grad_grads, options, needs_grad):
         activation, *small = saved
         gx, _, *gsums = grad_grads
-        from_output = derivative_from_output(small[3], small[4], options)
+        from_output = saves_output(small[3], small[4], options)
         if gx is None or (from_output and options.act != "lrelu"):
             return None  # the derivative of the slope depends on y: left to autograd
         like = dense(gx if activation is None else activation)
@@ -378,7 +284,7 @@ def _clamped(z, options):
     return z if options.clamp == math.inf else z.clamp(-options.clamp, options.clamp)
 
 
-def _slope_from_input(u: Tensor, options: Options) -> Tensor:
+def _derivative_from_input(u: Tensor, options: Options) -> Tensor:
     """d clamp(gain * act(u)) / du."""
     match options.act:
         case "lrelu":
@@ -397,7 +303,7 @@ def _slope_from_input(u: Tensor, options: Options) -> Tensor:
     return torch.where((_activation(u, options) * options.gain).abs() <= options.clamp, slope, 0.0)
 
 
-def _slope_from_output(y: Tensor | None, options: Options) -> Tensor | float:
+def derivative_from_output(y: Tensor | None, options: Options) -> Tensor | float:
     """The same derivative, from `y = clamp(gain * act(u))`. `y` is None if the operation is linear without clamp."""
     if y is None:
         return options.gain

@@ -16,7 +16,7 @@ from fastgan.ops.arguments import check_activation, check_parameter
 from fastgan.ops.constants import constant
 from fastgan.ops.convolution import conv2d, conv_transpose2d
 from fastgan.ops.layout import weight_like
-from fastgan.ops.recording import recordable
+from fastgan.ops.recordable import recordable
 
 
 @recordable

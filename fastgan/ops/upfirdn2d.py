@@ -21,7 +21,7 @@ from fastgan.ops import backends
 from fastgan.ops.arithmetic import arithmetic_dtype, to_arithmetic
 from fastgan.ops.fused import LinearOperation, register
 from fastgan.ops.layout import channels_last, dense, is_channels_last
-from fastgan.ops.recording import recordable
+from fastgan.ops.recordable import recordable
 from fastgan.ops.transforms import backward_must_use_reference
 from fastgan_kernels.calls import Upfirdn2dCall
 

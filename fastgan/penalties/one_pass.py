@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from fastgan.ops import squared_norm
 from fastgan.ops.arithmetic import to_arithmetic
-from fastgan.ops.noise_bias_act import linearized, sum_of_samples
+from fastgan.ops.linearization import linearized, weighted_channel_sums
 from fastgan.penalties.recording import ActivationStep, AffineStep, Recording, Step, TensorIndex
 
 
@@ -198,7 +198,7 @@ class Replay:
         if step.bias is not None and c is not None and adjoint is not None and self.needs_grad[step.bias]:
             if step.adjoint == step.output:
                 adjoint = linearized(adjoint, output, factor=None, bias=None, **form)
-            self.grads[step.bias] = sum_of_samples(adjoint, c).to(bias.dtype)
+            self.grads[step.bias] = weighted_channel_sums(adjoint, c).to(bias.dtype)
         return linearized(values[number], output, factor=c, bias=bias, **form)
 
 

@@ -23,7 +23,7 @@ from torch.compiler import is_compiling
 from torch.overrides import TorchFunctionMode
 
 from fastgan.ops.arithmetic import to_arithmetic
-from fastgan.ops.recording import recorded_by
+from fastgan.ops.recordable import recorded_by
 from fastgan.ops.transforms import transforms_active
 from fastgan.penalties import rules
 from fastgan.penalties.rules import Activation, Affine, NotPiecewiseLinear, Proxy

@@ -7,7 +7,7 @@ the arguments of a call, with a `Proxy` in place of each tensor computed from th
 
 To add a function, make it recordable, so that its call is seen as one, and give it a rule:
 
-    @recordable  # from fastgan.ops.recording
+    @recordable  # from fastgan.ops.recordable
     def my_conv(x, weight, bias): ...
 
     @rule(my_conv)
@@ -34,8 +34,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastgan import ops
+from fastgan.ops.activations import slope_below_zero
 from fastgan.ops.convolution import filtered_conv2d
-from fastgan.ops.noise_bias_act import slope_below_zero
 
 
 class NotPiecewiseLinear(Exception):

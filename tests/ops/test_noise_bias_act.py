@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from fastgan.ops import BackendUnavailable, noise_bias_act, use_backend
+from fastgan.ops.activations import ACTIVATIONS
 from fastgan.ops.arithmetic import arithmetic_dtype
-from fastgan.ops.noise_bias_act import ACTIVATIONS, sum_of_samples
 from tests.support import backends, table
 from tests.support.table import DTYPES, arrange
 
@@ -387,12 +387,3 @@ class TestMistakesAreNamed:
     def test_no_requested_backend_is_available(self):
         with use_backend("cuda"), pytest.raises(BackendUnavailable, match="cuda: serves CUDA tensors only"):
             noise_bias_act(torch.zeros(2, 3, 4, 4))
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(3, 37, 9, 7), (2, 64, 4, 4), (5, 8), (0, 4, 2, 2)])
-def test_sums_of_weighted_samples(shape, dtype):
-    x = arrange(torch.randn(shape), "nhwc" if len(shape) == 4 else "nchw").to(DTYPES[dtype])
-    factor = torch.randn(shape[0], dtype=torch.float64 if dtype == "fp64" else torch.float32)
-    expected = torch.einsum("n,nc...->c", factor.double(), x.double())
-    torch.testing.assert_close(sum_of_samples(x, factor).double(), expected, rtol=0, atol=2e-5)

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastgan.ops import noise_bias_act, use_backend
-from fastgan.ops.noise_bias_act import ACTIVATIONS
+from fastgan.ops.activations import ACTIVATIONS
 
 
 @settings(max_examples=60, deadline=None)

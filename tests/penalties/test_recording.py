@@ -26,7 +26,7 @@ from fastgan.layers import BatchNormAct
 from fastgan.losses import nonsaturating_real
 from fastgan.models.gradient_checkpointing import enable_gradient_checkpointing
 from fastgan.ops import conv2d, noise_bias_act
-from fastgan.ops.recording import recordable
+from fastgan.ops.recordable import recordable
 from fastgan.penalties import (
     logits_and_squared_grad,
     one_pass,

@@ -8,16 +8,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import inspect
 import io
 import json
 import math
 import os
 import re
+import shutil
 import sys
+import textwrap
 import types
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import docstring_parser
 import tyro
 
 from fastgan.errors import UserError, nearest, readable
@@ -28,6 +32,7 @@ LARGEST_SEED = 2**64 - 1  # of torch's random number generators
 LARGEST_NUMPY_SEED = 2**32 - 1  # of numpy's RandomState
 SeedFormat = Literal["torch", "numpy"]  # whose random numbers a seed stands for
 LARGEST_FLOAT = 3.4e38  # of fp32
+_COLOUR = re.compile(r"\x1b\[[\d;]*m")  # ANSI codes
 _SUFFIXES = {"": 1, "k": 10**3, "m": 10**6}
 
 
@@ -73,16 +78,75 @@ def parse_options(kind: type[Kind], prog: str, argv: Sequence[str] | None = None
     argv = list(sys.argv[1:] if argv is None else argv)
     known = _options_of(kind)
     _require_known(argv, known, prog)
-    output = io.StringIO()
+    if {"-h", "--help"} & {*argv}:
+        _set_help(kind)
+    errors = io.StringIO()
     defaults = {} if default is None else {"default": default}
     try:
-        with contextlib.redirect_stderr(output):
+        with contextlib.redirect_stderr(errors), _wrapped_lines():
             options = tyro.cli(tyro.conf.OmitArgPrefixes[kind], prog=prog, args=argv, **defaults)
     except SystemExit as error:
         if not error.code:
             raise
-        raise UserError(_one_line(output.getvalue(), argv, known, prog)) from None
+        raise UserError(_one_line(errors.getvalue(), argv, known, prog)) from None
     return check(options, lambda path: _spelling(path[-1], known))
+
+
+def print_commands(commands: dict[str, type], prog: str, default: Any, description: str) -> NoReturn:
+    """Print the help of a program with sub-commands and raise SystemExit.
+
+    commands: name of a sub-command to the dataclass of its options, whose docstring begins with the line to show.
+    default: instance of the dataclass of the sub-command that may be left out.
+    """
+    summaries = {name: _flowing(inspect.getdoc(kind).partition("\n\n")[0]) for name, kind in commands.items()}
+    kinds = tuple(
+        Annotated[kind, tyro.conf.subcommand(name, description=summaries[name])] for name, kind in commands.items()
+    )
+    with _wrapped_lines():
+        tyro.cli(Union[kinds], default=default, prog=prog, description=description, args=["--help"])  # noqa: UP007
+
+
+def _set_help(kind: type) -> None:
+    """Give every field its docstring as help, without the line breaks of the source, which tyro would show."""
+    docstrings = {
+        each.arg_name: each.description
+        for base in reversed(kind.__mro__[:-1])
+        for each in docstring_parser.parse_from_object(base).params
+    }
+    for each in dataclasses.fields(kind):
+        if text := docstrings.get(each.name):
+            each.metadata = types.MappingProxyType({**each.metadata, "help": _flowing(text)})
+    for hint in _fields(kind).values():
+        if dataclasses.is_dataclass(_bare(hint)[0]):
+            _set_help(_bare(hint)[0])
+
+
+def _flowing(text: str) -> str:
+    """Join the lines of a text, except those that begin with "- ", the items of a list."""
+    return re.sub(r"\s*\n\s*(- )?", lambda found: "\n- " if found[1] else " ", text.strip())
+
+
+class _LikeStdout(io.StringIO):
+    """A buffer that tyro takes for stdout: colours on a terminal, box characters in UTF-8."""
+
+    encoding = property(lambda self: sys.__stdout__.encoding)
+
+    def isatty(self) -> bool:
+        return sys.__stdout__.isatty()
+
+
+@contextlib.contextmanager
+def _wrapped_lines() -> Iterator[None]:
+    """Wrap printed lines at the width of the terminal; tyro wraps only those in boxes, not a program's description."""
+    page = _LikeStdout()
+    try:
+        with contextlib.redirect_stdout(page):
+            yield
+    finally:
+        width = shutil.get_terminal_size().columns
+        for line in page.getvalue().splitlines():
+            fits = len(_COLOUR.sub("", line)) <= width
+            print(line if fits else textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False))
 
 
 class _Option(NamedTuple):
@@ -141,7 +205,7 @@ def _require_known(argv: Sequence[str], known: dict[str, _Option], prog: str) ->
 
 def _one_line(output: str, argv: Sequence[str], known: dict[str, _Option], prog: str) -> str:
     """The error that tyro prints in a box, as one line."""
-    plain = re.sub(r"\x1b\[[\d;]*m", "", output)
+    plain = _COLOUR.sub("", output)
     lines = [re.sub(r"^[│|+╭╰]\s|\s[│|+╮╯]$", "", line).strip() for line in plain.splitlines()]
     lines = [line for line in lines if line.strip("─-+╭╮╰╯ ")]
     text = " ".join(line for line in lines if line)

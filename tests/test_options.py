@@ -1,50 +1,80 @@
 """Options of all commands: help texts, and errors that name the option."""
 
-import dataclasses
-import inspect
+import itertools
 import re
 import subprocess
 import sys
 
 import pytest
 
-from fastgan import options
 from fastgan.cli import dataset, evaluate
 from fastgan.cli import export as export
 from fastgan.cli import view as view
 from fastgan.cli.generate import SUB_COMMANDS
 from fastgan.cli.generate import main as generate
 from fastgan.cli.train import main
-from fastgan.runs import config as configuration
 from fastgan.training import configure
 from tests.support.commands import error_of
 
 pytestmark = pytest.mark.usefixtures("one_cache")
 
 
-def with_groups(hint) -> list[type]:
-    """A dataclass of options, and the dataclasses of its groups."""
-    fields = options._fields(hint)
-    return [hint, *(each for kind in fields.values() if dataclasses.is_dataclass(kind) for each in with_groups(kind))]
+HELP = {
+    "train": main,
+    "generate": generate,
+    **{f"generate {name}": lambda argv, name=name: generate([name, *argv]) for name in SUB_COMMANDS},
+    "evaluate": evaluate.main,
+    "dataset": dataset.main,
+    "export": export.main,
+    "view": view.main,
+}
 
 
-def all_options():
-    modules = (evaluate, dataset, export, view)
-    return [
-        each
-        for kind in (configuration.Config, *SUB_COMMANDS.values(), *(m.Options for m in modules))
-        for each in with_groups(kind)
-    ]
+def help_page(command, width, monkeypatch, capsys) -> list[str]:
+    monkeypatch.setenv("COLUMNS", str(width))
+    with pytest.raises(SystemExit) as stopped:
+        HELP[command](["--help"])
+    assert not stopped.value.code
+    return capsys.readouterr().out.splitlines()
 
 
-@pytest.mark.parametrize("kind", all_options(), ids=lambda kind: f"{kind.__module__}.{kind.__name__}")
-def test_help_flows(kind):
-    """tyro keeps a line break before a character that is no letter, so only items of a list may begin with one."""
-    texts = re.findall(r'"""(.*?)"""', inspect.getsource(kind), re.S)
-    breaks = [
-        line for text in texts for line in text.splitlines()[1:] if line.strip() and not line.strip()[0].isalpha()
-    ]
-    assert not [line for line in breaks if not line.strip().startswith("- ")]
+def early_breaks(lines: list[str], width: int) -> list[str]:
+    """Lines that end although the first word of the next one would fit."""
+    found = []
+    for line, after in itertools.pairwise(lines):
+        boxed = line[:1] == "│"
+        line, after = (each[2:-2].rstrip() if boxed else each for each in (line, after))
+        column = len(after) - len(after.lstrip())
+        # Text of `line` in the column where `after` continues: two spaces separate it from the name of an option.
+        continued = line[:column].endswith("  ") if column else re.match(r"[^\s─╭╰-]", line)
+        starts_anew = not after or re.match(r"\s*[-─╭╰•]", after)
+        if continued and not starts_anew and len(line) + 1 + len(after.split()[0]) <= width - 4 * boxed:
+            found.append(f"{line}\n{after}")
+    return found
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("command", HELP)
+def test_help_fills_the_width_of_the_terminal(command, width, monkeypatch, capsys):
+    lines = help_page(command, width, monkeypatch, capsys)
+    assert max(map(len, lines)) <= width
+    assert not early_breaks(lines, width)
+
+
+def test_help_keeps_lists_and_shows_defaults(monkeypatch, capsys):
+    text = "\n".join(help_page("evaluate", 120, monkeypatch, capsys))
+    assert text.count("│   - On features of ".replace("   ", " " * 20)) == 2
+    assert "--samples INT      Number of generated images" in text and "(default: 5000)" in text
+
+
+def first_paragraph(kind) -> str:
+    return " ".join(kind.__doc__.split("\n\n")[0].split())
+
+
+def test_help_of_generate_has_a_line_for_each_sub_command(monkeypatch, capsys):
+    text = " ".join(line.strip("│ ") for line in help_page("generate", 200, monkeypatch, capsys))
+    for name, kind in SUB_COMMANDS.items():
+        assert re.search(rf"• {name} +{re.escape(first_paragraph(kind))}", text)
 
 
 WRONG_FLAGS = {

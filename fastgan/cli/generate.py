@@ -8,14 +8,14 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
 from fastgan.data.urls import has_scheme
 from fastgan.errors import UserError, command_line, nearest, program, readable
 from fastgan.files import prepare_to_write
-from fastgan.options import LARGEST_NUMPY_SEED, LARGEST_SEED, PathText, SeedFormat, parse_options
+from fastgan.options import LARGEST_NUMPY_SEED, LARGEST_SEED, PathText, SeedFormat, parse_options, print_commands
 from fastgan.progress import ProgressBar
 from fastgan.runs.grid import (
     PICTURES,
@@ -406,15 +406,11 @@ def parse(argv: list[str]) -> Options:
     """Parse the sub-command and its options. Prints help and raises SystemExit if asked to; raises UserError."""
     prog = program("generate")
     if argv and argv[0] in ("-h", "--help"):
-        kinds = tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in SUB_COMMANDS.items())
-        tyro.cli(
-            Union[kinds],  # noqa: UP007
-            default=Grid(checkpoint=tyro.MISSING),
-            prog=prog,
-            description="Draw images from a trained generator, and pictures of studies of it. "
-            "A sub-command's own --help lists its options.",
-            args=["--help"],
+        description = (
+            "Draw images from a trained generator, and pictures of studies of it.\n\n"
+            f"Options of a sub-command: `{prog} NAME --help`."
         )
+        print_commands(SUB_COMMANDS, prog, Grid(checkpoint=tyro.MISSING), description)
     name = "grid"
     if argv and not argv[0].startswith("-"):
         name, *argv = argv

@@ -30,16 +30,16 @@ class NetworkOptions:
     """Generator and discriminator."""
 
     arch: Architecture | Auto = "auto"
-    """Architecture. stylegan2: best images; r3gan: a modern baseline; stylegan, pggan: grow from small images to large
-    ones; dcgan, cgan, mlp: simple and fast. auto: that of --init-from, else stylegan2."""
+    """Architecture. stylegan2: best images. r3gan: a modern baseline. stylegan, pggan: grow from small images to large
+    ones. dcgan, cgan, mlp: simple and fast. auto: that of --init-from, else stylegan2."""
     variant: str | Auto = "auto"
-    """For dcgan: transposed (as in the paper, default) or upsample. For cgan: conv (default) or mlp."""
+    """For dcgan: transposed (the default, as in the paper) or upsample. For cgan: conv (the default) or mlp."""
     z_dim: int | Auto = "auto"
     """Size of the latent vector."""
     channel_base: int | Auto = "auto"
-    """Width of the networks: channel_base / r feature maps at resolution r ..."""
+    """Width of the networks: channel_base / r feature maps at resolution r, up to --channel-max."""
     channel_max: int | Auto = "auto"
-    """... but at most this many."""
+    """Most feature maps of a layer."""
     mapping_layers: int | Auto = "auto"
     """Number of layers of the mapping network, for stylegan and stylegan2."""
     mapping_lr: float | Auto = "auto"
@@ -47,8 +47,8 @@ class NetworkOptions:
     discriminator_norm: bool | Auto = "auto"
     """Batch norm in the discriminator, for dcgan and cgan. auto: yes, except with a gradient penalty."""
     discriminator_mapping_layers: int | Auto = "auto"
-    """Dense layers between a label's embedding and the projection in stylegan2's discriminator. auto: 0; StyleGAN2-ADA
-    has 8."""
+    """Dense layers between a label's embedding and its projection, in stylegan2's discriminator. auto: 0.
+    StyleGAN2-ADA has 8."""
 
 
 @dataclass(frozen=True)
@@ -57,22 +57,23 @@ class DataOptions:
 
     source: Annotated[PathText, tyro.conf.arg(name="data", metavar="glyphs|emoji|DIR|ZIP|URL")] = "glyphs"
     """glyphs: rendered characters. emoji: colour pictures (extra "emoji"). DIR, ZIP: your own images, with sub-folders
-    or dataset.json as classes; or anything that `fastgan dataset` has prepared, including the shards.json of
-    shards, as a file or a URL."""
+    or dataset.json as classes. Also anything that `fastgan dataset` has prepared; for shards, their shards.json, as a
+    file or a URL."""
     resolution: Annotated[int | str, tyro.conf.arg(metavar="N|WxH|auto")] = "auto"
-    """Side of square images in pixels, or width and height, like 32, 28 or 1024x768. It must halve to 4 to 7 rows or
-    columns; a power of two for stylegan and pggan. auto: that of the images, 32 for glyphs and emoji."""
+    """Side of square images in pixels, or width and height, like 32, 28 or 1024x768. Halved again and again, the
+    shorter side must come to 4 to 7 pixels. stylegan and pggan need a power of two. auto: that of the images, 32 for
+    glyphs and emoji."""
     channels: int | Auto = "auto"
     """1: grey, 3: colour, 4: colour with transparency. auto: that of the images, 1 for glyphs."""
     classes: int | Auto = "auto"
-    """For glyphs: 10 (digits, default), 26 (capitals) or 62 (digits and both cases). Other data bring their own
+    """For glyphs: 10 (digits, the default), 26 (capitals) or 62 (digits and both cases). Other data bring their own
     classes."""
     labels: bool | Auto = "auto"
     """Class-conditional networks. auto: yes for stylegan2, stylegan, r3gan and cgan; no for the others, as in their
     papers."""
     mirror: bool = False
-    """Flip each image left to right with probability 1/2, anew each time it is shown. Doubles data such as faces or
-    landscapes; not for letters or digits, which are not symmetric."""
+    """Flip an image left to right with probability 1/2 each time it is shown. Doubles data such as faces or
+    landscapes. Not for letters and digits, which are not symmetric."""
 
 
 @dataclass(frozen=True)
@@ -81,43 +82,44 @@ class TrainingOptions:
     value."""
 
     images: Count | Auto = "auto"
-    """Length of the training: number of real images shown to the discriminator, like 500k or 25M. The option --kimg
-    gives it in thousands."""
+    """Length of the training: real images shown to the discriminator, like 500k or 25M. --kimg gives it in
+    thousands."""
     batch: int | Auto = "auto"
     """Images a step, over all processes."""
-    init_from: Annotated[PathText | None, tyro.conf.arg(metavar="RUN|FILE|URL", help_behavior_hint="")] = None
-    """Start with trained networks: a run or checkpoint, a .pkl file of stylegan2-ada-pytorch or stylegan3 (StyleGAN2
-    only), or a .pt file of rosinality's; a path or a URL. Sizes default to those of the file. With other sizes,
-    resolutions, classes or colours, layers that fit are copied and the rest is initialised."""
-    freeze_d: int = 0
-    """With --init-from: freeze this many layers of the discriminator, counted from the image, which helps with few
-    images (Mo et al. 2020, FreezeD; 10 or more). Counted like stylegan2-ada's --freezed: from_rgb, then the
-    convolutions of each block; a residual block of r3gan counts as one."""
     batch_gpu: int = 0
     """Micro-batch: images that go through the networks at once. Gradients add up to those of --batch, in less memory.
     Batch norm and minibatch stddev see one micro-batch. 0: all images of a process."""
+    init_from: Annotated[PathText | None, tyro.conf.arg(metavar="RUN|FILE|URL", help_behavior_hint="")] = None
+    """Start with trained networks: a run or checkpoint, a .pkl file of stylegan2-ada-pytorch or stylegan3 (StyleGAN2
+    only), or a .pt file of rosinality's; local or at a URL. Sizes default to those of the file. With other sizes,
+    resolutions, classes or colours, layers that fit are copied and the rest is initialised."""
+    freeze_d: int = 0
+    """With --init-from: freeze this many layers of the discriminator, from the image on. Helps with few images (Mo et
+    al. 2020, FreezeD: 10 or more). Counted like stylegan2-ada's --freezed: from_rgb, then the convolutions of each
+    block. A residual block of r3gan counts as one."""
     loss: Loss | Auto = "auto"
     """Objective. auto: wgan-gp for pggan, relativistic for r3gan, else nonsaturating."""
     discriminator_steps: int | Auto = "auto"
     """Discriminator updates for each generator update. auto: 5 for wgan and wgan-gp (1 in pggan), else 1."""
     optimizer: Literal["adam", "rmsprop"] | Auto = "auto"
-    """auto: rmsprop for wgan, else adam."""
+    """Optimizer of both networks. auto: rmsprop for wgan, else adam."""
     lr_g: float | Auto = "auto"
     """Learning rate of the generator."""
     lr_d: float | Auto = "auto"
     """Learning rate of the discriminator."""
     final_lr: float | Auto = "auto"
     """Fraction of the learning rates at the end, annealed on a cosine. auto: 0.25 for r3gan, else 1."""
-    betas: tuple[float, float] | Auto = "auto"
+    betas: Annotated[tuple[float, float] | Auto, tyro.conf.arg(metavar="BETA1 BETA2|auto")] = "auto"
     """Adam's beta1 and beta2."""
-    final_beta2: float | Auto | None = "auto"
-    """beta2 at the end, annealed on a cosine; None: constant. auto: 0.99 for r3gan."""
+    final_beta2: Annotated[float | Auto | None, tyro.conf.arg(metavar="FLOAT|None|auto")] = "auto"
+    """Adam's beta2 at the end, annealed on a cosine. None: constant. auto: 0.99 for r3gan, else None."""
     ema_halflife: float | Auto = "auto"
     """Half-life of the generator's EMA, which draws the images, in thousands of images shown."""
     ema_rampup: float | Auto = "auto"
-    """Limit of that half-life early on, as a fraction of the images shown so far; 0: no limit."""
+    """Limit of that half-life early on, as a fraction of the images shown so far. 0: no limit."""
     style_mixing: float | Auto = "auto"
-    """Probability that an image has two latents, swapped at a random layer. auto: 0.9 for stylegan and stylegan2."""
+    """Probability that an image has two latents, swapped at a random layer. auto: 0.9 for stylegan and stylegan2,
+    else 0."""
 
 
 @dataclass(frozen=True)
@@ -125,34 +127,33 @@ class RegularizationOptions:
     """Penalties and augmentation. 0 switches a term off."""
 
     r1_gamma: float | Auto = "auto"
-    """Weight of the R1 gradient penalty on real images. Larger images need more."""
+    """Weight of R1, the gradient penalty on real images. Larger images need more."""
     r2_gamma: float | Auto = "auto"
-    """Weight of the R2 gradient penalty, on generated images."""
+    """Weight of R2, the gradient penalty on generated images."""
     final_gamma: float | Auto = "auto"
     """Fraction of both weights at the end, annealed on a cosine. auto: 0.1 for r3gan, else 1."""
     r1_interval: int | Auto = "auto"
-    """Lazy regularisation: apply R1 and R2 every so many steps, that much stronger. auto: 8 for stylegan2 below 128
-    pixels, 16 from there on."""
+    """Lazy regularisation: apply R1 and R2 every so many steps, that much stronger. auto: 8 for stylegan and
+    stylegan2 below 128 pixels, 16 for stylegan2 from there on, else 1."""
     gp_lambda: float | Auto = "auto"
-    """Weight of wgan-gp's gradient penalty, between real and generated images. auto: 10 for that loss."""
+    """Weight of the gradient penalty of WGAN-GP, between real and generated images. auto: 10 for --loss wgan-gp."""
     drift: float | Auto = "auto"
-    """Weight of the mean square of real logits, which keeps those of a Wasserstein critic near 0. auto: 0.001 for
+    """Weight of the mean square of real logits, which keeps the logits of a Wasserstein critic near 0. auto: 0.001 for
     pggan."""
     clip: float | Auto = "auto"
     """Clip the discriminator's weights to [-clip, clip]. auto: 0.01 for wgan."""
     path_length: float | Auto = "auto"
-    """Weight of stylegan2's path length penalty. auto: 2 from 128 pixels on."""
+    """Weight of the path length penalty, for stylegan2. auto: 2 from 128 pixels on."""
     path_interval: int | Auto = "auto"
-    """Apply it every so many generator updates, that much stronger. auto: 4."""
+    """Apply the path length penalty every so many generator updates, that much stronger. auto: 4."""
     augment: Literal["none", "ada", "fixed", "ramp"] | Auto = "auto"
     """Augment the images that the discriminator sees, against overfitting on small data: flips, shifts, rotations,
-    colours. ada: probability adapted to overfitting; fixed: probability --augment-p; ramp: from 0 to --augment-p on a
+    colours. ada: probability adapted to overfitting. fixed: probability --augment-p. ramp: from 0 to --augment-p on a
     cosine. auto: ramp for r3gan from 64 pixels on, else none."""
     augment_p: float | Auto = "auto"
     """Probability of each augmentation, for fixed and ramp."""
     ada_target: float = 0.6
-    """For ada: target of the mean sign of the discriminator's logits on real images; above it, the probability
-    rises."""
+    """For ada: mean sign of the logits on real images. Above it the probability rises, below it falls."""
     ada_kimg: float = 500.0
     """For ada: thousands of images in which the probability can go from 0 to 1."""
 
@@ -162,15 +163,15 @@ class GrowthOptions:
     """Progressive growing, for stylegan and pggan: from small images to large ones."""
 
     grow_from: int | Auto = "auto"
-    """Resolution of the first images; 0: no growth. auto: 4 for pggan, 8 for stylegan, else 0."""
+    """Resolution of the first images. 0: no growth. auto: 4 for pggan, 8 for stylegan, else 0."""
     level_images: Count | Auto = "auto"
     """Images to train each resolution with, besides fading it in."""
     fade_images: Count | Auto = "auto"
     """Images to fade each resolution in with."""
-    level_batch: tuple[int, ...] | Auto = "auto"
-    """Images a step at each resolution, from the first on; empty: --batch."""
-    level_lr: tuple[float, ...] | Auto = "auto"
-    """Learning-rate factor at each resolution; empty: 1."""
+    level_batch: Annotated[tuple[int, ...] | Auto, tyro.conf.arg(metavar="INT ...|auto")] = "auto"
+    """Images a step at each resolution, from the first on. Empty: --batch."""
+    level_lr: Annotated[tuple[float, ...] | Auto, tyro.conf.arg(metavar="FLOAT ...|auto")] = "auto"
+    """Learning-rate factor at each resolution. Empty: 1."""
 
 
 @dataclass(frozen=True)
@@ -181,57 +182,57 @@ class MachineOptions:
     """Mixed precision: compute in bf16 (fp16 on GPUs without it) where the device is faster so. The run's first lines
     say what is used."""
     device: str = "auto"
-    """cpu, cuda, cuda:1, ...; auto: the first GPU, if there is one."""
+    """cpu, cuda, or cuda:1 and so on. auto: the first GPU if there is one, else the CPU."""
     checkpoint_blocks: bool = False
     """Activation checkpointing: keep only the input of each block of the networks, and recompute the rest in backward.
     Less memory, more time."""
     compile: bool = False
-    """Use torch.compile where there are no penalties; it does not support second derivatives. The first steps take
-    minutes. bench/training_step.py measures the gain; not measured on GPUs yet."""
+    """Use torch.compile in steps without penalties, as it does not support second derivatives. The first steps take
+    minutes. docs/performance.md shows the gain on CPUs."""
     cuda_graphs: Literal["auto", "on", "off"] = "auto"
-    """Capture each kind of step as a CUDA graph and replay it, which saves launching every kernel. auto: on GPUs. If
-    capturing fails, the reason is printed and training continues without."""
+    """Capture each kind of step as a CUDA graph and replay it, which saves launching every kernel. If capturing fails,
+    the reason is printed and training continues without. auto: on GPUs."""
     threads: int = 0
-    """CPU threads; 0: OMP_NUM_THREADS, else one for each physical core."""
+    """CPU threads. 0: OMP_NUM_THREADS, else one for each physical core."""
     seed: int = 0
     """Seed of all random numbers. The same seed on the same CPU and number of threads gives the same weights."""
 
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """Files and logs of the run. Intervals are in images; 0: only at the end."""
+    """Files and logs of the run. Intervals are in images. 0: only at the end."""
 
     out: Annotated[
         PathText | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: runs/ARCH-DATA-NNN)")
     ] = None
     """Folder of this run."""
     resume: Annotated[PathText | None, tyro.conf.arg(metavar="RUN|FILE|auto", help_behavior_hint="")] = None
-    """Resume the run in this folder with its options, as if it had never stopped; --images N to train longer. auto:
-    resume the run in --out if there is one, so the same command starts and resumes a run."""
+    """Resume the run in this folder with its options, as if it had never stopped. Longer: with --images N. auto: resume
+    the run in --out if there is one, so that the same command starts and resumes it."""
     checkpoint_interval: Count = 10_000
-    """Save a checkpoint."""
+    """Images between checkpoints."""
     keep_checkpoints: int = 1
-    """Number of checkpoints to keep. The newest is checkpoint.safetensors; older ones have their number of images in
+    """Number of checkpoints to keep. The newest is checkpoint.safetensors. Older ones have their number of images in
     the name, and can be resumed from as well."""
     grid_interval: Count = 10_000
-    """Save a picture of samples: real images above, generated ones by class below."""
+    """Images between pictures of samples: real images above, generated ones by class below."""
     log_interval: Count = 1_000
-    """Write losses and speed to log.jsonl and TensorBoard."""
+    """Images between lines in log.jsonl and points in TensorBoard: losses and speed."""
     metrics: Annotated[str, tyro.conf.arg(metavar="NAMES", help_behavior_hint="(default: none)")] = ""
-    """Evaluate checkpoints in a background process and log the results: metrics of fastgan evaluate, such as
-    kid,fd,pr (extra "metrics"), or fid (extra "fid"). The checkpoint that is best by the first metric is kept as
+    """Evaluate checkpoints in a background process and log the results. Names as for `fastgan evaluate`, such as
+    kid,fd,pr (extra "metrics") or fid (extra "fid"). The checkpoint that is best by the first metric is kept as
     checkpoint-best.safetensors."""
     metrics_interval: Count = 50_000
-    """Save and evaluate a checkpoint."""
+    """Images between evaluations. Each saves a checkpoint."""
     metrics_samples: Count = 5000
     """Images drawn for an evaluation."""
     inception_weights: Annotated[
         PathText | None,
         tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: in the data cache, if it is there)"),
     ] = None
-    """Weights for metrics on Inception's features; see docs/metrics.md."""
+    """Weights for metrics on Inception's features. docs/metrics.md names their source."""
     tensorboard: bool = True
-    """Write a TensorBoard log (tensorboard --logdir runs)."""
+    """Write a log for TensorBoard, which `tensorboard --logdir runs` shows."""
     wandb: Annotated[str | None, tyro.conf.arg(metavar="PROJECT", help_behavior_hint="")] = None
     """Also log to this project of Weights & Biases (extra "wandb")."""
 
@@ -244,8 +245,8 @@ class Config:
     the current step and saves (exit status 130); --resume continues from there.
     """
 
-    network: NetworkOptions = field(default_factory=NetworkOptions)
     data: DataOptions = field(default_factory=DataOptions)
+    network: NetworkOptions = field(default_factory=NetworkOptions)
     training: TrainingOptions = field(default_factory=TrainingOptions)
     regularization: RegularizationOptions = field(default_factory=RegularizationOptions)
     growth: GrowthOptions = field(default_factory=GrowthOptions)

@@ -286,7 +286,12 @@ __device__ __forceinline__ Vec<T, V> load(const T* p GPU_PLACE) {
 template <int V, class T>
 __device__ __forceinline__ void store(T* p, const Vec<T, V>& value GPU_PLACE) {
     detail::check_vector<T, V>(p GPU_HERE);
+#ifdef FASTGAN_EMULATE
     *reinterpret_cast<Vec<T, V>*>(p) = value;
+#else  // an assignment would be compiled to several stores of 4 bytes
+    using Word = detail::Word<sizeof(T) * V>;
+    __stwb(reinterpret_cast<Word*>(p), *reinterpret_cast<const Word*>(&value));
+#endif
 }
 
 // The same for global memory that is not read again soon: it is evicted from the caches first.

@@ -15,7 +15,7 @@ from fastgan.errors import UserError, command_line, program
 
 try:
     import fastgan_kernels  # noqa: F401
-    from fastgan.ops import backends, weight_gradient
+    from fastgan.ops import backends
     from fastgan.ops.fused import OPERATIONS
     from fastgan_kernels import extension
 
@@ -46,10 +46,7 @@ def examine() -> dict:
         "operations": {
             operation: {device: _choice(operation, device) for device in devices} for operation in OPERATIONS
         },
-        "beside_library": {
-            "convolutions with few channels": backends.why_not_beside_library("few_channels", torch.device("cpu")),
-            "weight gradients of convolutions": weight_gradient.why_not(torch.device("cpu")),
-        },
+        "beside_library": {name: each.why_not(torch.device("cpu")) for name, each in backends.REPLACEMENTS.items()},
     }
 
 

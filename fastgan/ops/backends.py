@@ -9,11 +9,12 @@ preference and is searched in the same way.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch.compiler import is_compiling
@@ -106,19 +107,6 @@ def explain(operation: str, device: torch.device | str) -> list[tuple[str, str |
     return [(name, why_not(name, operation, device)) for name in names]
 
 
-def why_not_beside_library(operation: str, device: torch.device) -> str | None:
-    """Why the C++ kernels of `operation` cannot replace the library's here, or None if they can.
-
-    For operations that the library serves otherwise, so that there is nothing to raise.
-    """
-    if device.type != "cpu":
-        return "the kernel is for CPUs"
-    forced = _seen_by_compiler if is_compiling() else _forced.get()
-    if "cpp" not in (forced or PREFERENCE[device.type]):
-        return "not asked for"
-    return why_not("cpp", operation, device)
-
-
 def choose(operation: str, device: torch.device | str) -> str:
     """The name of the backend that serves `operation` on tensors of `device`.
 
@@ -129,6 +117,12 @@ def choose(operation: str, device: torch.device | str) -> str:
     if device != _CPU and (device.__class__ is str or device.index is None):  # never so for the device of a tensor
         device = _with_index(device)
     return _first_that_can(operation, device, _forced.get())
+
+
+def has_kernels(backend: str, operation: str, device: torch.device) -> bool:
+    """Whether `backend`, which was chosen for one operation, also has kernels of another on tensors of `device`."""
+    first = _constant_choice if is_compiling() else _first_that_can
+    return backend != "torch" and first(operation, device, (backend, "torch")) == backend
 
 
 @constant_to_compiler
@@ -145,6 +139,42 @@ def _first_that_can(operation: str, device: torch.device, forced: tuple[str, ...
             return name
     reasons = "; ".join(f"{name}: {reason}" for name, reason in asked)
     raise BackendUnavailable(f"no backend can serve {operation} on a {device.type} tensor ({reasons})")
+
+
+class Replacement:
+    """A C++ kernel that replaces PyTorch's own on a CPU where it is faster.
+
+    PyTorch serves all other calls, so an unavailable kernel is no error.
+
+    Args:
+        name: of the kernel's folder in csrc/.
+        isas: instruction sets for which it was measured to be faster; None for all.
+    """
+
+    def __init__(self, name: str, isas: Collection[str] | None = None):
+        self.name, self.isas = name, isas
+        REPLACEMENTS[name] = self
+
+    def why_not(self, device: torch.device) -> str | None:
+        """Why PyTorch's own kernel serves all calls on `device`, or None if this one serves some."""
+        if device.type != "cpu":
+            return "the kernel is for CPUs"
+        if "cpp" not in (_forced.get() or PREFERENCE["cpu"]):
+            return "not asked for"
+        if reason := why_not("cpp", self.name, device):
+            return reason
+        isa = extension.module().cpu_isa()
+        if self.isas is None or isa in self.isas:
+            return None
+        return f"measured to be faster with {', '.join(self.isas)} only, not with {isa}"
+
+    def run(self, call: NamedTuple) -> None:
+        """Runs the kernel on a call of `fastgan_kernels.calls`."""
+        fastgan_kernels.BACKENDS["cpp"].launchers(self.name).run(call)
+
+
+REPLACEMENTS: dict[str, Replacement] = {}
+"""Every replacement by its name."""
 
 
 def _with_index(device: torch.device | str) -> torch.device:

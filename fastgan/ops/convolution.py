@@ -17,7 +17,8 @@ Who computes a map (`_convolve` and `_gradients` decide):
   image where that is large;
 - `fastgan.ops.weight_gradient`: on a CPU, grad_weight of the shapes for which it is faster.
 
-The conditions in full are `FewChannels.of` and `weight_gradient.is_suited`. Measurements: docs/notes/convolutions.md.
+The conditions in full are `few_channels.FewChannels.of` and `weight_gradient.is_suited`. Measurements:
+docs/notes/convolutions.md.
 """
 
 from typing import NamedTuple
@@ -26,8 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastgan.ops import backends, weight_gradient
-from fastgan.ops.few_channels import FewChannels
+from fastgan.ops import few_channels, weight_gradient
 from fastgan.ops.layout import is_channels_last
 from fastgan.ops.recordable import recordable
 from fastgan.ops.transforms import backward_must_use_reference, must_use_reference
@@ -121,7 +121,7 @@ def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pa
 
 def _may_use_cpp_kernels(x: Tensor) -> bool:
     """Whether our C++ kernels are available, and allowed, for a convolution of `x`."""
-    return backends.why_not_beside_library("few_channels", x.device) is None
+    return few_channels.kernel.why_not(x.device) is None
 
 
 def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
@@ -175,9 +175,9 @@ def _library_gradients(dy: Tensor, x: Tensor, weight: Tensor, g: _Geometry, mask
     )
 
 
-def _few_channels(x: Tensor, weight: Tensor, g: _Geometry) -> FewChannels | None:
+def _few_channels(x: Tensor, weight: Tensor, g: _Geometry) -> few_channels.FewChannels | None:
     """The call of the kernels for few channels, or None if they do not take this convolution."""
-    return FewChannels.of(x, weight, g.stride, g.padding, g.transposed) if g.cpp_kernels else None
+    return few_channels.FewChannels.of(x, weight, g.stride, g.padding, g.transposed) if g.cpp_kernels else None
 
 
 # The three maps, differentiable if grad mode is on -------------------------------------------------------------------

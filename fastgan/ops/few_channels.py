@@ -10,13 +10,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-import fastgan_kernels
+from fastgan.ops.backends import Replacement
 from fastgan.ops.layout import channels_last, empty_nhwc, has_uniform_taps, is_channels_last
 from fastgan_kernels.calls import FewChannelsCall
 
 _MAX_FEW = 4  # channels
 _MAX_VALUES = 48  # few channels times taps
 _DTYPES = (torch.float32, torch.bfloat16)
+
+kernel = Replacement("few_channels")
 
 
 class FewChannels(NamedTuple):
@@ -96,7 +98,7 @@ class FewChannels(NamedTuple):
         step_few, step_many = (first, second) if self.writes_few != self.transposed else (second, first)
         step_tap = step_column if weight.shape[3] > 1 else step_row  # the stride of a single column is arbitrary
         many, few = _dense(many), _dense(few)
-        fastgan_kernels.BACKENDS["cpp"].launchers("few_channels").run(
+        kernel.run(
             FewChannelsCall(
                 map, many.dtype, *many.shape, *few.shape[1:], *self.kernel, self.flipped, step_few, step_tap, step_many,
                 many, few, weight,

@@ -30,8 +30,6 @@ from fastgan.ops.upfirdn2d import Upfirdn2d, adjoint, output_shape, upfirdn2d, v
 from fastgan.ops.upfirdn2d import call_of as upfirdn2d_call
 from fastgan_kernels.calls import FilteredNoiseBiasActCall
 
-COMPOSED = ("torch", "cpp", "triton")  # backends without kernels of this operation
-
 
 class Options(NamedTuple):
     """The non-differentiable arguments of the filter, then of noise_bias_act. All activations are in channels_last."""
@@ -91,7 +89,8 @@ def filtered_noise_bias_act(
     named = {"noise": noise, "strength": strength, "bias": bias, "scale": scale, "post": post}
     backend = backends.choose("noise_bias_act", x.device)
     options = resolve_options(act, slope, gain, clamp, x.dtype)
-    if backend in COMPOSED or not _fits(x, taps, noise, filter, options):
+    fused = backends.has_kernels(backend, "filtered_noise_bias_act", x.device)
+    if not (fused and _fits(x, taps, noise, filter, options)):
         filtered = upfirdn2d(x, taps, padding=padding, gain=fir_gain)
         return noise_bias_act(filtered, **named, act=act, slope=slope, gain=gain, clamp=clamp)
     small = prepare_small("filtered_noise_bias_act", x, output_shape(x, taps, filter), **named)

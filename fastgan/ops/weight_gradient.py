@@ -1,6 +1,6 @@
 """The gradient of a convolution's weight, by our own CPU kernel where that is faster than the library's.
 
-`why_not` says whether this CPU and the chosen backends use the kernel at all, `is_suited` whether it takes given
+`kernel.why_not` says whether this CPU and the chosen backends use the kernel at all, `is_suited` whether it takes given
 tensors. Measurements: docs/notes/convolutions.md, "Weight gradients with AVX2" and "Weight gradients with AVX-512".
 """
 
@@ -9,8 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-import fastgan_kernels
-from fastgan.ops import backends
+from fastgan.ops.backends import Replacement
 from fastgan.ops.layout import is_channels_last
 from fastgan_kernels import extension
 from fastgan_kernels.calls import WeightGradientCall
@@ -22,15 +21,7 @@ _MIN_CHANNELS = {
 }
 _PANEL = 16  # channels of the larger image that every instruction set computes together
 
-
-def why_not(device: torch.device) -> str | None:
-    """Why the library computes all weight gradients on `device`. None if our kernel computes some."""
-    if reason := backends.why_not_beside_library("weight_gradient", device):
-        return reason
-    isa = extension.module().cpu_isa()
-    return (
-        None if isa in _MIN_CHANNELS else f"measured to be faster with {', '.join(_MIN_CHANNELS)} only, not with {isa}"
-    )
+kernel = Replacement("weight_gradient", isas=_MIN_CHANNELS)
 
 
 def is_suited(dy: Tensor, x: Tensor, weight: Tensor, transposed: bool) -> bool:
@@ -64,7 +55,7 @@ def weight_gradient(
     """
     small, large = (x, dy) if transposed else (dy, x)
     dw = torch.empty_like(weight, dtype=x.dtype, memory_format=torch.channels_last)
-    fastgan_kernels.BACKENDS["cpp"].launchers("weight_gradient").run(
+    kernel.run(
         WeightGradientCall(dw.dtype, *small.shape, *large.shape[1:], *dw.shape[2:], stride, *padding, dw, small, large)
     )
     return dw

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from fastgan.ops import backends
+from fastgan.ops.fused import OPERATIONS
 from fastgan.patching.probe import Draw
 
 NOTHING_TO_FUSE = "has no activation, so there is nothing to fuse"
@@ -49,10 +50,6 @@ class Known(NamedTuple):
         return [*self.bypassed(module), *(part for pair, _ in self.pairs(module) for part in pair.modules())]
 
 
-# Operations without a kernel of their own: their algorithm is faster on any backend.
-_COMPOSED = ("modulated_conv2d", "conv2d")
-
-
 def why_no_kernel(known: Known, module: nn.Module) -> str | None:
     """Why no backend of this machine makes the replacement faster; None if one does."""
     tensor = next((t for t in (*module.parameters(), *module.buffers())), None)
@@ -61,7 +58,8 @@ def why_no_kernel(known: Known, module: nn.Module) -> str | None:
     operations = known.operations(module)
     for name in operations:
         operation = {"adain": "instance_norm"}.get(name, name)
-        if name in _COMPOSED or backends.choose(operation, tensor.device) != "torch":
+        # Others have no kernel of their own, and are faster by their algorithm on any backend.
+        if operation not in OPERATIONS or backends.choose(operation, tensor.device) != "torch":
             return None
     return f"nothing is gained: {' and '.join(operations)} would run as plain PyTorch, as no kernel can serve here"
 

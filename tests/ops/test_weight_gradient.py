@@ -216,12 +216,12 @@ def test_the_backend_of_the_forward_pass_decides(pair):
 def test_it_is_used_on_measured_instruction_sets_only():
     cpu = torch.device("cpu")
     with backends.forced("cpp-avx2"):
-        assert weight_gradient.why_not(cpu) is None
+        assert weight_gradient.kernel.why_not(cpu) is None
     with backends.forced("cpp-baseline"):
-        assert "baseline" in weight_gradient.why_not(cpu)
+        assert "baseline" in weight_gradient.kernel.why_not(cpu)
     with use_backend("torch"):
-        assert weight_gradient.why_not(cpu) == "not asked for"
-    assert "CPU" in weight_gradient.why_not(torch.device("cuda"))
+        assert weight_gradient.kernel.why_not(cpu) == "not asked for"
+    assert "CPU" in weight_gradient.kernel.why_not(torch.device("cuda"))
 
 
 @served

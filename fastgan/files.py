@@ -10,7 +10,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from fastgan.errors import UserError
 
@@ -140,7 +140,13 @@ def one_writer(directory: Path) -> contextlib.AbstractContextManager[None]:
     return lock(directory, refusal=refusal)
 
 
-def copy_and_digest(source: BinaryIO, target: BinaryIO | None = None) -> str:
+class Readable(Protocol):
+    """A stream of bytes."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+
+
+def copy_and_digest(source: Readable, target: BinaryIO | None = None) -> str:
     """Read `source` to its end, write it to `target` if given, and return its SHA-256 in hex."""
     digest = hashlib.sha256()
     while chunk := source.read(_CHUNK):

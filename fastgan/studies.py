@@ -20,11 +20,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from fastgan.models.progressive import ProgressiveGrowing
+from fastgan.models.style_based import StyleBasedGenerator
 from fastgan.runs.drawing import Unsupported, architecture, draw_tensor, latents, to_uint8
 from fastgan.transparency import premultiplied
 
@@ -73,8 +75,8 @@ def samples(
     z = _latents(generator, seeds)
     if noise == "const":
         return _images(generator, z, label, truncation)[None]
-    _require_noise(generator)
-    return _synthesize(generator, _styles(generator, z, label, truncation), noise)[None]
+    noisy = _with_noise(generator)
+    return _synthesize(noisy, _styles(noisy, z, label, truncation), noise)[None]
 
 
 def classes(generator: nn.Module, seeds: Seeds, labels: Sequence[int], *, truncation: float = 1.0) -> Tensor:
@@ -167,20 +169,21 @@ def mix(
     Unsupported for a layer that the generator does not have.
     """
     chosen = style_layers(generator, layers)
-    a, b = (_styles(generator, _latents(generator, seeds), label, truncation) for seeds in (seeds_a, seeds_b))
-    from_b = torch.zeros(generator.num_ws, 1, dtype=torch.bool, device=a.device)
+    styled = _with_styles(generator, "style mixing")
+    a, b = (_styles(styled, _latents(generator, seeds), label, truncation) for seeds in (seeds_a, seeds_b))
+    from_b = torch.zeros(styled.num_ws, 1, dtype=torch.bool, device=a.device)
     from_b[chosen] = True
-    return torch.stack([_synthesize(generator, torch.where(from_b, b, own)) for own in a])
+    return torch.stack([_synthesize(styled, torch.where(from_b, b, own)) for own in a])
 
 
 def style_layers(generator: nn.Module, layers: str | Sequence[int]) -> list[int]:
     """Indices of the layers that `mix` takes from B. Raises Unsupported if the generator has no such layer."""
-    _require_styles(generator, "style mixing")
-    network, last = f"this network of {architecture(generator)}", generator.num_ws - 1
+    count = _with_styles(generator, "style mixing").num_ws
+    network, last = f"this network of {architecture(generator)}", count - 1
     if isinstance(layers, str):
         if layers not in LAYERS:
             raise ValueError(f"layers is {layers!r}, must be one of {', '.join(LAYERS)}, or indices")
-        chosen = list(range(generator.num_ws))[slice(*LAYERS[layers])]
+        chosen = list(range(count))[slice(*LAYERS[layers])]
         if not chosen:
             raise Unsupported(f"{network} has layers 0 to {last}, and {layers!r} ones begin at {LAYERS[layers][0]}")
         return chosen
@@ -204,23 +207,22 @@ def noise_by_layer(
 
     fine_from: the smallest resolution of fine layers; by default `fine_noise_from(generator)`.
     """
-    _require_noise(generator)
+    noisy = _with_noise(generator)
     start = fine_noise_from(generator) if fine_from is None else fine_from
-    fine = [resolution >= start for resolution in generator.noise_resolutions]
+    fine = [resolution >= start for resolution in noisy.noise_resolutions]
     columns = [
         "const",
         "none",
         ["none" if is_fine else "const" for is_fine in fine],
         ["const" if is_fine else "none" for is_fine in fine],
     ]
-    ws = _styles(generator, _latents(generator, seeds), label, truncation)
-    return torch.stack([_synthesize(generator, ws, noise) for noise in columns], 1)
+    ws = _styles(noisy, _latents(generator, seeds), label, truncation)
+    return torch.stack([_synthesize(noisy, ws, noise) for noise in columns], 1)
 
 
 def fine_noise_from(generator: nn.Module) -> int:
     """The smallest resolution whose noise counts as fine: 64 as in the paper, or the last one of a smaller network."""
-    _require_noise(generator)
-    return min(FINE_NOISE_FROM, generator.noise_resolutions[-1])
+    return min(FINE_NOISE_FROM, _with_noise(generator).noise_resolutions[-1])
 
 
 def noise_deviation(
@@ -243,11 +245,11 @@ def noise_deviation(
         noise: "random", or one word a layer, as the generator's `synthesize` takes them.
         noise_seed: seed of the draws of each latent; torch's own RNG state stays as it was.
     """
-    _require_noise(generator)
+    noisy = _with_noise(generator)
     if draws < 2:
         raise ValueError(f"draws is {draws}, must be at least 2")
-    ws = _styles(generator, _latents(generator, seeds), label, truncation)
-    return torch.stack([_deviation(generator, own[None], draws, noise, noise_seed) for own in ws])[:, None]
+    ws = _styles(noisy, _latents(generator, seeds), label, truncation)
+    return torch.stack([_deviation(noisy, own[None], draws, noise, noise_seed) for own in ws])[:, None]
 
 
 def truncation_sweep(
@@ -263,7 +265,7 @@ def truncation_sweep(
     """
     if not len(psis):
         raise ValueError("psis is empty, must have at least one number")
-    if "truncation" not in generator.supports:
+    if not isinstance(generator, StyleBasedGenerator):
         raise Unsupported(f"{architecture(generator)} has no truncation")
     z = _latents(generator, seeds)
     return torch.stack([_images(generator, z, label, psi) for psi in psis], 1)
@@ -276,18 +278,18 @@ def growth(generator: nn.Module, seeds: Seeds, *, label: int | None = None, trun
     next one had been faded in; the layers before it were trained further since. Smaller images are enlarged to the size
     of the largest, each pixel to a square. The generator is left at the resolution where it was.
     """
-    levels = growth_levels(generator)
+    levels, growing = growth_levels(generator), _growing(generator)
     z = _latents(generator, seeds)
-    final, alpha = generator.stage_resolution, float(generator.alpha)
+    final, alpha = growing.stage_resolution, float(growing.alpha)
     columns = []
     try:
         for resolution in levels:
-            generator.grow_to(resolution, alpha if resolution == final else 1.0)
+            growing.grow_to(resolution, alpha if resolution == final else 1.0)
             image = _images(generator, z, label, truncation)
             factor = final // resolution
             columns.append(image.repeat_interleave(factor, -2).repeat_interleave(factor, -1))
     finally:
-        generator.grow_to(final, alpha)
+        growing.grow_to(final, alpha)
     return torch.stack(columns, 1)
 
 
@@ -296,13 +298,12 @@ def growth_levels(generator: nn.Module) -> list[int]:
 
     Raises Unsupported if it does not grow, or was trained without growth.
     """
-    if "growth" not in generator.supports:
-        raise Unsupported(f"{architecture(generator)} does not grow: it has one resolution only")
-    first, last = generator.grown_from, generator.resolutions[-1]
+    growing = _growing(generator)
+    first, last = growing.grown_from, growing.resolutions[-1]
     if first == last:
         network = f"this network of {architecture(generator)}"
         raise Unsupported(f"{network} did not grow: it was trained at {last}x{last} alone")
-    return [resolution for resolution in generator.resolutions if first <= resolution <= generator.stage_resolution]
+    return [resolution for resolution in growing.resolutions if first <= resolution <= growing.stage_resolution]
 
 
 def _latents(generator: nn.Module, seeds: Seeds) -> Tensor:
@@ -311,10 +312,11 @@ def _latents(generator: nn.Module, seeds: Seeds) -> Tensor:
         raise ValueError("generator is in training mode, must be in eval mode: call generator.eval()")
     if not len(seeds):
         raise ValueError("seeds is empty, must have at least one number")
+    z_dim = cast(int, generator.z_dim)  # every generator has it; nn.Module types all attributes as tensors or modules
     if not isinstance(seeds, Tensor):
-        return latents(seeds, generator.z_dim)
-    if seeds.ndim != 2 or seeds.shape[1] != generator.z_dim:
-        raise ValueError(f"seeds has shape {list(seeds.shape)}, must be latents [N, {generator.z_dim}]")
+        return latents(seeds, z_dim)
+    if seeds.ndim != 2 or seeds.shape[1] != z_dim:
+        raise ValueError(f"seeds has shape {list(seeds.shape)}, must be latents [N, {z_dim}]")
     return seeds.float().cpu()
 
 
@@ -325,15 +327,15 @@ def _images(generator: nn.Module, z: Tensor, label: int | None, truncation: floa
 
 
 @torch.no_grad()
-def _styles(generator: nn.Module, z: Tensor, label: int | None, truncation: float) -> Tensor:
+def _styles(generator: StyleBasedGenerator, z: Tensor, label: int | None, truncation: float) -> Tensor:
     """ws [N, num_ws, w_dim] on the generator's device, each mapped by itself, like the images."""
     device = next(generator.parameters()).device
-    label = None if label is None else torch.full((1,), label, device=device)
-    return torch.cat([generator.styles(own.to(device), label, truncation=truncation) for own in z.split(1)])
+    labels = None if label is None else torch.full((1,), label, device=device)
+    return torch.cat([generator.styles(own.to(device), labels, truncation=truncation) for own in z.split(1)])
 
 
 @torch.no_grad()
-def _synthesize(generator: nn.Module, ws: Tensor, noise: str | Sequence[str] = "const") -> Tensor:
+def _synthesize(generator: StyleBasedGenerator, ws: Tensor, noise: str | Sequence[str] = "const") -> Tensor:
     """[N, C, H, W] of ws [N, num_ws, w_dim]."""
     return torch.cat([generator.synthesize(own, noise=noise).float().cpu() for own in ws.split(1)])
 
@@ -348,19 +350,30 @@ def _interpolator(
         raise ValueError(f"space is {space!r}, must be 'z', 'slerp' or 'w'")
     points = _latents(generator, seeds)
     if space == "w":
-        _require_styles(generator, "interpolation in w")
-        return _styles(generator, points, label, truncation), torch.lerp, lambda ws: _synthesize(generator, ws)
+        styled = _with_styles(generator, "interpolation in w")
+        return _styles(styled, points, label, truncation), torch.lerp, lambda ws: _synthesize(styled, ws)
     return points, _arc if space == "slerp" else torch.lerp, lambda z: _images(generator, z, label, truncation)
 
 
-def _require_styles(generator: nn.Module, study: str) -> None:
-    if not hasattr(generator, "styles"):
+def _with_styles(generator: nn.Module, study: str) -> StyleBasedGenerator:
+    """The generator, if it has styles. Raises Unsupported, naming the study, if not."""
+    if not isinstance(generator, StyleBasedGenerator):
         raise Unsupported(f"{architecture(generator)} has no styles: {study} needs a style-based generator")
+    return generator
 
 
-def _require_noise(generator: nn.Module) -> None:
-    if "noise" not in generator.supports:
+def _with_noise(generator: nn.Module) -> StyleBasedGenerator:
+    """The generator, if its layers have noise. Raises Unsupported if not."""
+    if not isinstance(generator, StyleBasedGenerator) or "noise" not in generator.supports:
         raise Unsupported(f"{architecture(generator)} has no noise: its layers have no random input")
+    return generator
+
+
+def _growing(generator: nn.Module) -> ProgressiveGrowing:
+    """The generator, if it grows. Raises Unsupported if not."""
+    if not isinstance(generator, ProgressiveGrowing):
+        raise Unsupported(f"{architecture(generator)} does not grow: it has one resolution only")
+    return generator
 
 
 def _path(points: Tensor, steps: int, between: Callable[[Tensor, Tensor, float], Tensor]) -> Iterator[Tensor]:
@@ -381,7 +394,7 @@ def _arc(start: Tensor, end: Tensor, t: float) -> Tensor:
 
 
 @torch.no_grad()
-def _deviation(generator: nn.Module, ws: Tensor, draws: int, noise: str | Sequence[str], seed: int) -> Tensor:
+def _deviation(generator: StyleBasedGenerator, ws: Tensor, draws: int, noise: str | Sequence[str], seed: int) -> Tensor:
     """[C, H, W], by Welford's method, so that only one draw is in memory at a time."""
 
     def draw() -> Tensor:

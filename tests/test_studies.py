@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from fastgan import models, studies
+from fastgan.models.progressive import ProgressiveGrowing
 from fastgan.runs import drawing
 
 SEEDS = [3, 1, 4]
@@ -23,23 +24,14 @@ def build(arch="stylegan2", **options):
     return generator.eval().requires_grad_(False)
 
 
-class Growing(nn.Module):
-    """A stand-in for a growing generator: each pixel is a number of z, at the resolution it was grown to."""
-
-    supports = frozenset({"growth"})
+class Growing(ProgressiveGrowing):
+    """A growing generator whose pixels are numbers of z, at the resolution of its stage."""
 
     def __init__(self, resolutions=(4, 8, 16)):
-        super().__init__()
+        super().__init__(resolutions)
         self.z_dim = 16 * 16
         self.unused = nn.Parameter(torch.zeros(()))
-        self.resolutions = list(resolutions)
-        self.register_buffer("alpha", torch.ones(()), persistent=False)
-        self.stage_resolution, self.grown_from = self.resolutions[-1], self.resolutions[0]
         self.eval()
-
-    def grow_to(self, resolution, alpha=1.0):
-        self.stage_resolution = resolution
-        self.alpha.fill_(alpha)
 
     def forward(self, z, label=None):
         side = self.stage_resolution

@@ -53,22 +53,20 @@ def open_dataset(
     if split not in ("train", "heldout"):
         raise ValueError(f"split must be 'train' or 'heldout', not {split!r}")
     size = parse_size(resolution)
-    if spec in ("glyphs", "emoji"):
-        if size[0] != size[1]:
-            raise UserError(f"--resolution {resolution}: {spec} are square; give one number")
-        resolution = size[0]
+    if spec in ("glyphs", "emoji") and size[0] != size[1]:
+        raise UserError(f"--resolution {resolution}: {spec} are square; give one number")
     if spec == "glyphs":
         from fastgan.data import glyphs
 
         return glyphs.render(
-            resolution, channels, classes=classes, seed=seed, split=split, cache_dir=cache_dir, progress=progress
+            size[0], channels, classes=classes, seed=seed, split=split, cache_dir=cache_dir, progress=progress
         )
     if split == "heldout":
         raise UserError(f"--data {spec} has no held-out part; keep test images in a folder of their own")
     if spec == "emoji":
         from fastgan.data import emoji
 
-        return emoji.render(resolution, channels, cache_dir=cache_dir, progress=progress)
+        return emoji.render(size[0], channels, cache_dir=cache_dir, progress=progress)
     from fastgan.data import folder, readers, shards, urls
 
     spec = spec if urls.has_scheme(spec) else str(Path(spec).expanduser())
@@ -87,7 +85,7 @@ def open_dataset(
 def _open_prepared(path: Path, size: tuple[int, int], channels: int) -> ImageDataset:
     """The array in a folder that `fastgan dataset` wrote."""
     found = load_folder(path)
-    if found is None or found.images.ndim != 4 or found.channels not in CHANNELS or not len(found):
+    if found is None or found.channels not in CHANNELS or not len(found):
         raise UserError(f"--data {path} is damaged; prepare it again with {program('dataset')}")
     if (found.size, found.channels) != (size, channels):
         raise UserError(

@@ -43,7 +43,7 @@ def detect_format(spec: str) -> ImageFormat:
             return ImageFormat((int(width), int(height)), int(content["channels"]))
         except (OSError, ValueError, KeyError, TypeError):
             return BUILT_IN["glyphs"]
-    if (found := load_folder(path)) is not None and found.images.ndim == 4:
+    if (found := load_folder(path)) is not None:
         return ImageFormat(found.size, found.channels)
     if urls.is_url(spec) or readers.needs_preparation(spec) or not path.exists():
         return BUILT_IN["glyphs"]

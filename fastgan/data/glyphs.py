@@ -14,12 +14,16 @@ import string
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fastgan.data.cache import Recipe, load_or_build
 from fastgan.data.image_dataset import ImageDataset
 from fastgan.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 ALPHABETS = {
     10: string.digits,
@@ -144,7 +148,9 @@ def _qualified_fonts() -> list[Font]:
 
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     files = [path.read_bytes() for path in sorted(folder.glob("*.ttf"))]
-    files.append(ImageFont.load_default(size=16).font_bytes)  # Pillow's own, Aileron
+    own = ImageFont.load_default(size=16)  # Pillow's, Aileron
+    assert isinstance(own, ImageFont.FreeTypeFont)
+    files.append(own.font_bytes)
     digits = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
     wanted = dict(zip(map(ord, string.digits), digits, strict=True)) | {ord(c): c for c in string.ascii_letters}
     qualified = []
@@ -190,15 +196,22 @@ class _Masters:
         baseline = side - (top + bottom) / 2  # centres the alphabet vertically
         ImageDraw.Draw(sheet).text((side, baseline), text, fill=255, font=font, anchor="ls", stroke_width=stroke)
         # Size and baseline are those of the alphabet: they distinguish c from C. Horizontally a character is centred.
-        left, _, right, _ = sheet.getbbox()
+        left, _, right, _ = _ink(sheet)
         x, y = (left + right) / 2, side
         reach = max(side, (right - left) / MAX_WIDTH) / 2  # half of the side that is shown: more for a wide character
         picture = sheet.resize(
             (side, side), Image.Resampling.BILINEAR, box=(x - reach, y - reach, x + reach, y + reach)
         )
-        box = picture.getbbox()
+        box = _ink(picture)
         half = max(side / 2 - box[0], box[2] - side / 2), max(side / 2 - box[1], box[3] - side / 2)
         return picture, *half
+
+
+def _ink(image: Image.Image) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of what is drawn."""
+    box = image.getbbox()
+    assert box is not None, "an empty image"
+    return box
 
 
 def _draw(

@@ -26,7 +26,9 @@ class ShardedImages(Protocol):
     """
 
     counts: list[int]
-    shape: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
 
     def __len__(self) -> int: ...
 
@@ -96,7 +98,8 @@ def load_folder(folder: Path) -> ImageDataset | None:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         images = np.load(folder / "images.npy", mmap_mode="r")
         labels = np.load(folder / "labels.npy") if meta["class_names"] else None
-        return ImageDataset(images, labels, meta["class_names"], meta["source"], meta["digests"])
+        dataset = ImageDataset(images, labels, meta["class_names"], meta["source"], meta["digests"])
+        return dataset if images.ndim == 4 else None
     except (OSError, ValueError, KeyError, EOFError):
         return None
 
@@ -135,4 +138,4 @@ def write_metadata(
 
 def labels_digest(labels: np.ndarray | None) -> str:
     """SHA-256 of labels int64 [n], in hex."""
-    return hashlib.sha256(b"" if labels is None else labels).hexdigest()
+    return hashlib.sha256(b"" if labels is None else labels.tobytes()).hexdigest()

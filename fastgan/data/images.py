@@ -129,8 +129,8 @@ def simplify_mode(image: Image.Image) -> Image.Image:
         image = image.convert("L" if image.mode == "1" else "RGBA" if transparent else "RGB")
     elif image.mode in ("L", "RGB") and "transparency" in image.info:  # one colour marks transparent pixels
         image = image.convert("RGBA")
-    elif image.mode.startswith("I;16") or (image.mode == "I" and 0 <= min(e := image.getextrema()) <= max(e) < 65536):
-        image = Image.fromarray((np.asarray(image).astype(np.uint32) // 257).astype(np.uint8))
+    elif image.mode.startswith("I") and (pixels := np.asarray(image)).min() >= 0 and pixels.max() < 65536:  # 16 bits
+        image = Image.fromarray((pixels.astype(np.uint32) // 257).astype(np.uint8))
     elif image.mode in ("CMYK", "YCbCr", "LAB", "HSV", "RGBX", "La", "RGBa"):
         image = image.convert({"La": "LA", "RGBa": "RGBA"}.get(image.mode, "RGB"))
     if image.mode in ("LA", "RGBA"):

@@ -74,7 +74,8 @@ class ImageLoader:
         self._shards = dataset.images if isinstance(dataset.images, ShardedImages) else None
         self._order: Stream
         if self._shards:
-            self._order, resident = ShardedStream(self._shards.counts, seed), False
+            self._order = self._shard_order = ShardedStream(self._shards.counts, seed)
+            resident = False
         else:
             self._order, self._images = ShuffledStream(len(dataset), seed), pixels_of(dataset)
         self._labels = torch.from_numpy(dataset.labels) if labels else None
@@ -96,8 +97,12 @@ class ImageLoader:
         """The batch at a position. Raises the errors of the prefetch thread."""
         if self._prefetcher:
             pixels, mirrored, labels = self._transfer.receive(self._prefetcher.take(position))
+            assert pixels is not None, "_send sends them"
             return Batch(image_batch(pixels, None, mirrored), labels)
-        index, mirrored = (_to_device(t, self._device) for t in self._select(position))
+        index, mirrored = self._select(position)
+        if self._device.type == "cuda":
+            index = _to_device(index, self._device)
+            mirrored = None if mirrored is None else _to_device(mirrored, self._device)
         labels = None if self._labels is None else self._labels[index]
         if self._shards:
             pixels = torch.empty((len(index), *self._shards.shape[1:]), dtype=torch.uint8)
@@ -124,7 +129,7 @@ class ImageLoader:
         if self._shards is None:
             return torch.index_select(self._images, 0, index, out=out)
         self._shards.gather(index.numpy(), out.numpy())
-        self._shards.prefetch(self._order.next_group(position))  # after the shards in use are loaded
+        self._shards.prefetch(self._shard_order.next_group(position))  # after the shards in use are loaded
         return out
 
     def _send(self, position: int) -> Sent:
@@ -157,9 +162,7 @@ def fits(pixels: Tensor, device: torch.device) -> bool:
     return pixels.nbytes <= RESIDENT_SHARE * free
 
 
-def _to_device(tensor: Tensor | None, device: torch.device) -> Tensor | None:
-    if tensor is None or device.type != "cuda":
-        return tensor
+def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 

@@ -20,7 +20,7 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -258,7 +258,9 @@ def _order(job: Job, reader: Reader) -> Iterable[int]:
     return range(reader.count)
 
 
-def _converted(items: Iterator[Item], job: Job, png: bool) -> Iterator[tuple[Item, tuple[bytes, int] | str]]:
+def _converted(
+    items: Iterator[Item], job: Job, png: bool
+) -> Generator[tuple[Item, tuple[bytes, int] | str], None, None]:
     """Each image and the result of `convert`, in order, by `job.workers` processes."""
     if job.workers == 1:
         for item in items:
@@ -334,7 +336,9 @@ def _start_worker() -> None:
 
 def _end_with_parent() -> None:
     """Exit when the parent does. A killed parent cannot stop its workers, and they would wait for work for ever."""
-    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "not a worker"
+    multiprocessing.connection.wait([parent.sentinel])
     os._exit(1)
 
 

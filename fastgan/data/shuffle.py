@@ -27,7 +27,8 @@ class Stream:
         """
         if position < 0 or count < 0:
             raise ValueError(f"position and count must be 0 or more, not {position} and {count}")
-        parts, stop = [np.empty(0, self.dtype)], position + count
+        parts: list[np.ndarray] = [np.empty(0, self.dtype)]
+        stop = position + count
         while position < stop:
             number, offset = divmod(position, self.size)
             parts.append(self._block(number)[offset : offset + stop - position])

@@ -103,15 +103,15 @@ class ArrayWriter(Writer):
             + b"\n"
         )
 
-    def append(self, content, entry):
+    def append(self, content: bytes, entry: Written) -> None:
         self._file.write(content)
         self._digest.update(content)
         self._labels.append(entry.label)
 
-    def sync(self):
+    def sync(self) -> None:
         sync(self._file)
 
-    def finish(self, class_names, source):
+    def finish(self, class_names: list[str], source: str) -> None:
         self._file.seek(0)
         self._file.write(self._header(len(self._labels)))
         sync(self._file)
@@ -119,7 +119,7 @@ class ArrayWriter(Writer):
         labels = np.array(self._labels, dtype=np.int64) if class_names else None
         write_metadata(self.path, self._digest.hexdigest(), labels, class_names, source)
 
-    def close(self):
+    def close(self) -> None:
         self._file.close()
 
 
@@ -148,14 +148,14 @@ class ZipWriter(Writer):
         info.create_system, info.external_attr = 3, 0o644 << 16
         return info
 
-    def append(self, content, entry):
+    def append(self, content: bytes, entry: Written) -> None:
         self._zip.writestr(self._info(self._name(len(self._labels))), content)
         self._labels.append(entry.label)
 
-    def sync(self):
+    def sync(self) -> None:
         sync(self._file)
 
-    def finish(self, class_names, source):
+    def finish(self, class_names: list[str], source: str) -> None:
         content: dict = {"labels": None}
         if class_names:
             content["labels"] = [[self._name(number), label] for number, label in enumerate(self._labels)]
@@ -165,7 +165,7 @@ class ZipWriter(Writer):
         sync(self._file)
         self._file.close()
 
-    def close(self):
+    def close(self) -> None:
         self._zip.fp = None  # otherwise it writes a central directory, now or when it is garbage-collected
         self._file.close()
 
@@ -207,7 +207,7 @@ class ShardWriter(Writer):
         self._labels.append(entry.label)
         return new
 
-    def append(self, content, entry):
+    def append(self, content: bytes, entry: Written) -> None:
         key = f"{len(self._labels):09d}"
         if self._count(entry):
             self._end(self._file)
@@ -228,10 +228,10 @@ class ShardWriter(Writer):
         sync(file)
         file.close()
 
-    def sync(self):
+    def sync(self) -> None:
         sync(self._file)
 
-    def finish(self, class_names, source):
+    def finish(self, class_names: list[str], source: str) -> None:
         self._end(self._file)
         shards = []
         for number, count in enumerate(self._counts):
@@ -252,7 +252,7 @@ class ShardWriter(Writer):
             json.dump(content, file)
             sync(file)
 
-    def close(self):
+    def close(self) -> None:
         self._file.close()
 
 

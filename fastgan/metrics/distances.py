@@ -84,7 +84,8 @@ def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
 def fit_gaussian(features: np.ndarray) -> Gaussian:
     """Fit a Gaussian to features [N, D], N >= 2."""
     mean = features.mean(0, dtype=np.float64)
-    return Gaussian(mean, np.linalg.qr(features - mean, mode="r") / math.sqrt(len(features) - 1))
+    root = np.asarray(np.linalg.qr(features - mean, mode="r"))
+    return Gaussian(mean, root / math.sqrt(len(features) - 1))
 
 
 def gaussian_distance(x: Gaussian, y: Gaussian) -> float:

@@ -58,7 +58,7 @@ def _pretrained() -> tuple[nn.Module, str]:
 def _merge_batch_norm(network: nn.Module) -> None:
     """Fold each batch norm into the weight and bias of the convolution before it, which is a third faster on a CPU."""
     pairs = [(network, "_conv_stem", "_bn0"), (network, "_conv_head", "_bn1")]
-    for block in network._blocks:
+    for block in network.get_submodule("_blocks").children():
         pairs += [(block, "_depthwise_conv", "_bn1"), (block, "_project_conv", "_bn2")]
         if hasattr(block, "_expand_conv"):
             pairs.append((block, "_expand_conv", "_bn0"))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from fastgan.data import ImageDataset
 from fastgan.data.cache import load_or_compute
@@ -37,7 +39,7 @@ class FeatureExtractor:
 
     def __init__(self, network: nn.Module, weights: str, device: str | torch.device, batch: int):
         self.device, self.batch, self.weights = torch.device(device), batch, weights
-        self.network = network.to(self.device, memory_format=torch.channels_last)
+        self.network: Any = convert_conv2d_weight_memory_format(network.to(self.device), torch.channels_last)
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> np.ndarray:
@@ -53,6 +55,10 @@ class FeatureExtractor:
 
     def features(self, images: Tensor) -> Tensor:
         """Features fp32 [N, D] of images uint8 [N, H, W, 3] on the network's device."""
+        raise NotImplementedError
+
+    def score(self, features: np.ndarray) -> tuple[float, float]:
+        """The Inception score of features [N, D]: mean and standard deviation. Only `Inception` has it."""
         raise NotImplementedError
 
 
@@ -71,7 +77,7 @@ def cache_key(dataset: ImageDataset, index: np.ndarray, extractor: FeatureExtrac
         "format": FORMAT,
         "weights": extractor.weights,
         "images": dataset.digests["images"],
-        "index": hashlib.sha256(index).hexdigest(),
+        "index": hashlib.sha256(index.tobytes()).hexdigest(),
     }
 
 

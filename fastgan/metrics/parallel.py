@@ -39,7 +39,7 @@ def compute_in_blocks(
             parts.append(compute_block(start, min(start + BLOCK, count)))
             bar.update(len(parts[-1]))
     if ranks.world_size > 1:
-        received = [None] * ranks.world_size if ranks.is_first else None
+        received: list[list[np.ndarray]] | None = [[]] * ranks.world_size if ranks.is_first else None
         dist.gather_object(parts, received)
         if received is None:
             return None
@@ -56,8 +56,6 @@ def load_or_compute_together(
 
     If it calls `compute`, all processes do, so `compute` may use `compute_in_blocks`.
     """
-    if ranks.world_size == 1:
-        return load_or_compute(compute)
     if not ranks.is_first:
         if ranks.broadcast(False):
             compute()
@@ -67,7 +65,9 @@ def load_or_compute_together(
     def together() -> np.ndarray:
         nonlocal called
         called = ranks.broadcast(True)
-        return compute()
+        result = compute()
+        assert result is not None, "compute() returns the result in the first process"
+        return result
 
     found = load_or_compute(together)
     if not called:

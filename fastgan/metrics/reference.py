@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -27,7 +27,8 @@ from fastgan.metrics.registry import METRICS
 SUBSETS, SUBSET_SIZE = 100, 1000  # of the kernel distance; as Binkowski et al. 2018
 
 
-class ImageSubset(NamedTuple):
+@dataclass(frozen=True)
+class ImageSubset:
     """Images of a data set."""
 
     dataset: ImageDataset
@@ -129,4 +130,5 @@ class Reference:
 def random_labels(dataset: ImageDataset, count: int, seed: int = 0) -> np.ndarray:
     """Random labels with the frequencies of a labelled data set, int64 [count]."""
     rng = np.random.default_rng([seed, 1])
+    assert dataset.labels is not None, "an unlabelled data set"
     return dataset.labels[rng.integers(len(dataset), size=count)]

@@ -150,13 +150,13 @@ def _label_file(path: Path) -> Path | None:
 def _load_npz(path: Path, options: ReaderOptions) -> tuple[np.ndarray, np.ndarray | None]:
     split = options.split
     with open_regular(path) as file, np.load(file, allow_pickle=False) as archive:
-        likely = (f"{split}_images", f"x_{split}", f"X_{split}", "images", "x", "X", "data", "arr_0")
+        likely = [f"{split}_images", f"x_{split}", f"X_{split}", "images", "x", "X", "data", "arr_0"]
         images = choose_name(path, "--image-column", options.image_column, likely, archive.files)
         if images is None:
             raise UserError(
                 f"{path} has the arrays {', '.join(archive.files) or '(none)'}; name the images with --image-column"
             )
-        likely = (f"{split}_labels", f"y_{split}", f"Y_{split}", "labels", "label", "y", "Y", "targets", "arr_1")
+        likely = [f"{split}_labels", f"y_{split}", f"Y_{split}", "labels", "label", "y", "Y", "targets", "arr_1"]
         labels = choose_name(path, "--label-column", options.label_column, likely, archive.files)
         return archive[images], None if labels is None else archive[labels]
 
@@ -166,7 +166,7 @@ def _load_npz(path: Path, options: ReaderOptions) -> tuple[np.ndarray, np.ndarra
 
 def _idx_files(folder: Path) -> dict[str, Path]:
     """IDX files of images in a folder, by the part of their names before "images"."""
-    found = {}
+    found: dict[str, Path] = {}
     try:
         with os.scandir(folder) as entries:
             names = sorted(entry.name for entry in entries if "-ubyte" in entry.name)
@@ -186,7 +186,7 @@ def _idx_file(folder: Path, split: str) -> Path:
     return matching[0]
 
 
-def _open_gzipped_or_not(path: Path) -> BinaryIO:
+def _open_gzipped_or_not(path: Path) -> BinaryIO | gzip.GzipFile:
     file = open_regular(path)
     is_gzipped = file.read(2) == b"\x1f\x8b"
     file.seek(0)

@@ -46,7 +46,7 @@ class TableReader(Reader):
         texts = [(row[label] or "").strip() for row in rows] if label is not None else []
         if any(texts):
             self.labels, self.class_names = number_labels(texts, path)
-        status = []
+        status: list[list[int] | None] = []
         for name in self.names:
             try:
                 found = (self._folder / name).stat()

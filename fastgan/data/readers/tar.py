@@ -38,7 +38,7 @@ class TarReader(Reader):
         self._tars = expand(spec)
         self._label_of: dict[str, int | None] | None = None  # labels by name; for a packed folder only
         self.names = []
-        state = []
+        state: list[list[str | int]] = []
         for tar in self._tars:
             if is_url(tar):
                 state.append([tar])
@@ -122,6 +122,12 @@ class _PackedFolder(ImageFiles):
         return self._label_files[name]
 
 
+def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = archive.extractfile(member)
+    assert file is not None, "a member that is no file"
+    return file.read()
+
+
 def _packed_folder(spec: str, tars: list[str]) -> _PackedFolder | None:
     """The tar files as a packed folder; None if they have no images or are WebDataset shards: an image has another
     member of its name."""
@@ -135,7 +141,7 @@ def _packed_folder(spec: str, tars: list[str]) -> _PackedFolder | None:
                             if not is_label_file(name):
                                 images.add(name)
                             elif member.size <= MAX_BYTES:
-                                label_files[name] = archive.extractfile(member).read()
+                                label_files[name] = _content(archive, member)
                         elif member.isfile():
                             others.add(_sample_key(PurePosixPath(_name_of(member))))
                             if member.name.endswith(".cls"):
@@ -157,7 +163,7 @@ def _read_packed_folder(tar: str, label_of: dict[str, int | None]) -> Iterator[I
                     name = _name_of(member)
                     if member.isfile() and name in label_of and not is_label_file(name):
                         large = member.size > MAX_BYTES
-                        data = UnusableImage(TOO_LARGE) if large else archive.extractfile(member).read()
+                        data = UnusableImage(TOO_LARGE) if large else _content(archive, member)
                         yield Item(f"{tar}:{name}", label_of[name], data)
                         last = name
         except Exception as error:  # tarfile and the decompressors raise half a dozen kinds
@@ -190,9 +196,9 @@ def read_shard(shard: str) -> Iterator[Item]:
                         if member.size > MAX_BYTES:
                             problem = UnusableImage(TOO_LARGE)
                         else:
-                            image = archive.extractfile(member).read()
+                            image = _content(archive, member)
                     elif suffix == "cls" and member.size < 20:
-                        text = archive.extractfile(member).read().strip()
+                        text = _content(archive, member).strip()
                         if re.fullmatch(rb"\d{1,9}", text) and int(text) <= labels.MAX_LABEL:
                             label = int(text)
             yield from sample()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import operator
-from pathlib import Path
 
 from fastgan.data.cache import default_cache_dir
 from fastgan.data.images import UnusableImage, reason
@@ -26,14 +25,15 @@ class TorchvisionReader(Reader):
     def __init__(self, spec: str, options: ReaderOptions):
         name = spec.removeprefix(PREFIX)
         datasets = import_extra("torchvision.datasets", "torchvision", "torchvision", spec)
-        make = getattr(datasets, name, None)
-        if not (name in datasets.__all__ and inspect.isclass(make)):
+        if name not in datasets.__all__ or not inspect.isclass(getattr(datasets, name)):
             raise UserError(f"{spec}: there is no such data set; there are CIFAR10, STL10, Flowers102, ...")
+        make = getattr(datasets, name)
         parameters = inspect.signature(make.__init__).parameters
         arguments: dict[str, object] = {}
         if "root" in parameters:
-            arguments["root"] = str(default_cache_dir() / "torchvision" / name)
-            Path(arguments["root"]).mkdir(parents=True, exist_ok=True)
+            root = default_cache_dir() / "torchvision" / name
+            root.mkdir(parents=True, exist_ok=True)
+            arguments["root"] = str(root)
         if "train" in parameters:
             arguments["train"] = options.split == "train"
         for parameter in ("split", "image_set"):

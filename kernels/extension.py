@@ -1,6 +1,7 @@
 """The compiled extension: loading, the check that it fits this Python code, its launchers and its build record."""
 
 import json
+import warnings
 from collections.abc import Callable
 from functools import cache, partial
 from itertools import zip_longest
@@ -22,7 +23,7 @@ _loaded: tuple[ModuleType | None, str | None] | None = None
 
 
 def _load() -> tuple[ModuleType | None, str | None]:
-    """The extension module, or the reason why there is none; loads it at the first call."""
+    """The extension module, or the reason why there is none. The first call loads it, and warns if it is stale."""
     global _loaded
     if _loaded is None:
         _loaded = _try_to_load()
@@ -34,9 +35,21 @@ def _try_to_load() -> tuple[ModuleType | None, str | None]:
         from fastgan_kernels import _C
     except ImportError as error:
         return None, f"the compiled extension is missing or does not load ({error}): run `pip install .` again"
-    if reason := _why_stale(_C):
-        return None, f"the compiled extension is of another version ({reason}): run `pip install .` again"
-    return _C, None
+    difference = _why_stale(_C)
+    if difference is None:
+        return _C, None
+    reason = f"the compiled extension is stale ({difference}): run `{_install_command()}` again"
+    message = f"fastgan works without its C++ and CUDA kernels, on Triton and plain PyTorch: {reason}"
+    warnings.warn(message, RuntimeWarning, stacklevel=2)
+    return None, reason
+
+
+def _install_command() -> str:
+    """The command that builds the extension from the sources at hand."""
+    if csrc is None or not csrc.is_dir():
+        return "pip install ."
+    is_editable = Path(__file__).resolve().parent == csrc.with_name("kernels").resolve()
+    return f"pip install {'-e ' if is_editable else ''}{csrc.parent}"
 
 
 def _why_stale(extension: ModuleType) -> str | None:
@@ -47,7 +60,7 @@ def _why_stale(extension: ModuleType) -> str | None:
             if here != there:
                 return f"{call} has the field `{there}` there, `{here}` here"
     if csrc is not None and csrc.is_dir() and digest(csrc) != extension.sources:
-        return f"it was not built from {csrc}"
+        return f"it was not built from the present {csrc}"
     return None
 
 

@@ -33,13 +33,10 @@ def pytest_collection_modifyitems(items):
     Without slow tests, operations run on plain PyTorch and on the fastest kernels for this CPU, but not on those for
     other CPUs nor on emulated CUDA, which takes a minute to compile.
     """
-    cpp = [name for name in backends.NAMES if name.startswith("cpp-")]
-    fastest = next((name for name in reversed(cpp) if backends.why_not(name) is None), None)
-    left_out = ["emulated", *(name for name in cpp if name != fastest)]
     for item in items:
         if hasattr(item, "callspec") and item.callspec.params.get("backend") in ("cuda", "triton"):
             item.add_marker(pytest.mark.gpu)
-        if any(name in item.name for name in left_out):
+        if any(name in item.name for name in ("emulated", *backends.SLOWER_CPP)):
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     _group_backends(items)
@@ -64,9 +61,9 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(params=backends.NAMES)
+@pytest.fixture(params=backends.AVAILABLE)
 def backend(request):
-    """The test runs once on every backend that this machine has; the value is the device of its tensors."""
+    """The test runs once on every backend that this machine has; the value is the backend's name."""
     with backends.forced(request.param):
         yield request.param
 

@@ -13,6 +13,15 @@ from fastgan.cli import doctor
 from fastgan.ops import backends, noise_bias_act, use_backend
 from fastgan.ops.fused import OPERATIONS
 from fastgan_kernels import extension
+from tests.support import backends as tested
+
+
+@pytest.mark.parametrize("name", tested.NAMES)
+def test_operations_are_tested_on_this_backend(name):
+    """Skipped, with the reason, for a backend that tests leave out on this machine."""
+    if reason := tested.why_not(name):
+        pytest.skip(f"{name}: {reason}")
+    assert name in tested.AVAILABLE
 
 
 def test_the_fastest_available_backend_is_chosen():

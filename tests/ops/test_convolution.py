@@ -212,6 +212,7 @@ def filtered_case(dtype=torch.float64, size=6):
 OPTIONS = {"filter_padding": (2, 2, 1, 2), "stride": 2}
 
 
+@backends.one_instruction_set
 def test_filtered_conv2d_equals_filter_then_convolution(backend):
     x, weight, taps = (t.detach().to(backends.device(backend)) for t in filtered_case())
     x, weight = x.requires_grad_(), weight.requires_grad_()

@@ -96,6 +96,7 @@ def assert_equal(got: list[Tensor], expected: list[Tensor]) -> None:
 
 
 @every_operation
+@backends.one_instruction_set
 def test_under_autocast_activations_are_16_bit_and_gradients_as_parameters(use, backend):
     device = backends.device(backend)
     tensors = use.tensors(torch.bfloat16, device)
@@ -201,6 +202,7 @@ def kinds_of_derivatives(use: Use, function: Callable[..., Tensor]) -> list[list
 
 
 @pytest.mark.parametrize("name", DERIVED)
+@backends.one_instruction_set
 def test_missing_and_zero_gradients_are_those_of_plain_pytorch(name, backend):
     """Adam updates a parameter for a gradient of zeros, and skips it for None."""
     use, plain = DERIVED[name]
@@ -226,6 +228,7 @@ def test_second_derivatives_under_saved_tensor_hooks_and_anomaly_detection(use, 
     assert got == kinds_of_derivatives(use, use.function)
 
 
+@backends.one_instruction_set
 def test_missing_and_zero_gradients_of_layers_are_those_of_plain_pytorch(backend):
     """After backward of a loss, and of a penalty alone, which does not depend on the last bias."""
     torch.manual_seed(0)
@@ -278,6 +281,7 @@ def test_inductor_compiles_it_with_the_code_around_it(use):
 
 
 @every_operation
+@backends.one_instruction_set
 def test_activation_checkpointing_gives_the_same_gradients(use, backend):
     tensors = use.tensors(device=backends.device(backend))
 

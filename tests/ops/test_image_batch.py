@@ -89,6 +89,7 @@ def test_values_range_symmetrically_from_minus_one_to_one(backend, channels):
 
 
 @pytest.mark.parametrize("shape", [(4, 6, 3), (4, 6, 1), (1, 1, 1)], ids=str)
+@backends.one_instruction_set
 def test_the_result_is_in_channels_last_also_in_its_strides(backend, shape):
     h, w, c = shape
     y = image_batch(*make(Case(shape), backends.device(backend)))
@@ -96,6 +97,7 @@ def test_the_result_is_in_channels_last_also_in_its_strides(backend, shape):
     assert y.stride() == (h * w * c, 1, w * c, c)
 
 
+@backends.one_instruction_set
 def test_flags_may_be_bytes_and_arguments_may_be_strided(backend):
     pixels, index, mirrored = make(Case((5, 7, 3)), backends.device(backend))
     expected = image_batch(pixels, index, mirrored)

@@ -223,6 +223,7 @@ OF_A_LAYOUT += ["minibatch_stddev (4, 6, 4, 5)", "conv2d 64x3 (3, 3)", "filtered
 
 
 @pytest.mark.parametrize("name", OF_A_LAYOUT)
+@backends.one_instruction_set
 def test_saved_tensors_may_come_back_in_another_layout(name, backend, every_launch_is_checked):
     """`torch.autograd.graph.save_on_cpu` with pinned memory returns contiguous tensors."""
     given = {}

@@ -1,4 +1,4 @@
-"""The backends that this machine can test, each under the name that the tests give it.
+"""Backends of operations, each under the name that the tests give it, and which of them this machine can test.
 
 `cpp-avx2` is the C++ backend held to that instruction set; with FASTGAN_TEST_SANITIZER=address its kernels are compiled
 anew, under AddressSanitizer, which must be preloaded (test_tables_elsewhere.py). `emulated` is the CUDA backend's own
@@ -89,6 +89,17 @@ def why_not(name: str) -> str | None:
             return str(error)
         module.set_cpu_isa(before)
     return reason
+
+
+AVAILABLE = tuple(name for name in NAMES if why_not(name) is None)
+KERNELS = AVAILABLE[1:]  # without plain PyTorch
+*SLOWER_CPP, FASTEST_CPP = [name for name in AVAILABLE if name.startswith("cpp")] or [None]
+
+# Decorators of tests with a parameter `backend`, which otherwise run on all of AVAILABLE.
+every_kernel = pytest.mark.parametrize("backend", KERNELS, indirect=True)
+one_instruction_set = pytest.mark.parametrize(  # for tests of autograd, not of arithmetic
+    "backend", [name for name in AVAILABLE if name not in SLOWER_CPP], indirect=True
+)
 
 
 @contextmanager

@@ -1,17 +1,18 @@
-"""What the tables of cases of all operations share: layouts, derivatives up to the second, and what they are held to.
+"""Shared parts of the tables of cases of all operations: layouts, derivatives up to the second, repeatability.
 
-An operation's test file has its cases and a `textbook` function, written apart from fastgan; for every case, backend
+An operation's test file has its cases and a `textbook` function, written apart from fastgan. For every case, backend
 and dtype it calls `assert_derivatives_as_good_as_plain`.
 """
 
 from collections.abc import Callable, Hashable, Sequence
 
+import pytest
 import torch
 from torch import Tensor
 
 from tests.support.accuracy import assert_as_good_as_plain
 
-_latest: dict[tuple, tuple] = {}  # the textbook's results of one case: conftest.py puts its backends next to each other
+_latest: dict[tuple, tuple] = {}  # textbook results of one case; conftest.py orders tests so that its backends follow
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 
@@ -33,6 +34,24 @@ def arrange(x: Tensor, layout: str) -> Tensor:
             return torch.stack([x, x], -1)[..., 0]
         case "expanded":
             return x[:1].expand(x.shape)
+
+
+def per_channel(t: Tensor, x: Tensor) -> Tensor:
+    """[C] or [N, C] in a shape that broadcasts against x [N, C, ...]."""
+    return t.reshape(*(t.shape if t.dim() == 2 else [-1]), *[1] * (x.dim() - 2))
+
+
+def away_from_kinks(x: Tensor, near_kink: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Tensor:
+    """fp64 numbers that `dtype` can represent, none of them where `near_kink(x)` is True.
+
+    At a kink, rounding decides between two derivatives.
+    """
+    for _ in range(20):
+        near = near_kink(x)
+        if not near.any():
+            break
+        x = torch.where(near, (x + 0.37).to(dtype).double(), x)
+    return x
 
 
 def derivatives(
@@ -106,3 +125,45 @@ def assert_derivatives_as_good_as_plain(
             summed = x.numel() // max(three[0].numel(), 1) if name not in ("x", "dy") else 0
             summed = round(terms**2 * summed)
             assert_as_good_as_plain(*three, dtype, f"{order} of {name}", summed)
+
+
+def all_derivatives(function: Callable[..., Tensor], tensors: dict[str, Tensor], fixed: Sequence[str] = ()):
+    """The result, first and second derivatives for random gradients, in one list."""
+    generator = torch.Generator().manual_seed(5)
+    draw = lambda t: torch.empty_like(t).copy_(torch.randn(t.shape, generator=generator))
+    with torch.no_grad():
+        dy = draw(function(**tensors))
+    seeds = [draw(t) for name, t in tensors.items() if name not in fixed]
+    y, first, second = derivatives(function, tensors, dy, seeds, fixed)
+    return [y, *first, *second]
+
+
+def assert_bitwise_repeatable(backend: str, results: Callable[[], Sequence[Tensor]]) -> None:
+    """Asserts that `results()` has the same bits under every schedule of a backend.
+
+    CPU kernels run on different numbers of threads, emulated CUDA kernels with their threads in different orders, and
+    kernels on a GPU twice.
+    """
+    runs = []
+    if backend.startswith("cpp"):
+        before = torch.get_num_threads()
+        for threads in (1, 2, 3, 8):
+            torch.set_num_threads(threads)
+            runs.append(results())
+        torch.set_num_threads(before)
+    elif backend == "emulated":
+        for order in ("forward", "reverse", "shuffled"):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("FASTGAN_EMULATED_ORDER", order)
+                runs.append(results())
+    else:
+        runs = [results(), results()]
+    for other in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
+
+
+def assert_message_contains(words: Sequence[str], call: Callable[[], object]) -> None:
+    """Asserts that the call raises a ValueError whose message has all of the words."""
+    with pytest.raises(ValueError) as caught:
+        call()
+    assert all(word in str(caught.value) for word in words), caught.value

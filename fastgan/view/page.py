@@ -94,7 +94,7 @@ TITLES = {
     "fading in": "Fading in: alpha",
     "speed": "Images per second",
     "memory": "Peak memory, GiB",
-    "steps left out": "Skipped steps",
+    "skipped steps": "Skipped steps",
 }
 SERIES = {
     "loss_g": "generator", "loss_d": "discriminator", "logit_real": "real", "logit_fake": "generated",

@@ -23,6 +23,7 @@ from fastgan import models, studies
 from fastgan.cli.view import main
 from fastgan.errors import UserError
 from fastgan.runs import checkpoint, drawing
+from fastgan.runs import log as run_log
 from fastgan.runs.config import Config, DataOptions, NetworkOptions
 from fastgan.training.configure import resolve
 from fastgan.training.state import new_state
@@ -240,6 +241,13 @@ def test_curves_are_grouped_and_each_metric_has_its_own_chart():
     assert charts["losses"] == {"loss_g": [(4, -1), (8, -2), (12, -3)], "loss_d": [(4, 1), (8, 2), (12, 3)]}
     assert charts["kid"] == {"kid": [(12, 0.1)]}
     assert rendering.charts([]) == {}
+
+
+@needs_gradio
+def test_every_chart_has_a_title_on_the_page():
+    from fastgan.view.page import TITLES
+
+    assert set(TITLES) == set(run_log.CHARTS)
 
 
 def test_a_long_log_is_averaged():

@@ -1,14 +1,8 @@
 """Prints the rows of all benchmarks as tables at the end of a pytest run."""
 
-from importlib.util import find_spec
-
 import pytest
 
 from bench import report
-
-# A machine with torch and pytest alone can still time the operations.
-if not (find_spec("tyro") and find_spec("safetensors")):
-    collect_ignore = ["test_data_path.py", "test_training_step.py"]
 
 _ROWS = pytest.StashKey[list[dict]]()
 

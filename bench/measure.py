@@ -70,19 +70,33 @@ class WallClock:
                 return elapsed / count
 
 
+class L2Eviction:
+    """Evicts the L2 of a GPU, by reading a tensor much larger than it.
+
+    It must not write: lines that are left dirty would be written back while the next operation is measured.
+    """
+
+    def __init__(self, device: torch.device, size: int = 2 << 30):
+        self._filler = torch.zeros(size // 4, device=device)
+        self._sum = torch.zeros((), device=device)
+
+    def __call__(self) -> None:
+        torch.sum(self._filler, dim=0, out=self._sum)
+
+
 class GpuClock:
     """GPU time of a call's kernels, with a cold L2.
 
-    Filling a tensor much larger than the L2 evicts it, and keeps the GPU busy while the host enqueues the call, so that
-    gaps caused by the host do not count.
+    Evicting the L2 also keeps the GPU busy while the host enqueues the call, so that gaps caused by the host do not
+    count.
     """
 
     def __init__(self):
-        self.filler = torch.empty(2 << 30, dtype=torch.uint8, device="cuda")
+        self._evict_l2 = L2Eviction(torch.device("cuda"))
         self.start, self.end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
 
     def __call__(self, call: Callable[[], object]) -> float:
-        self.filler.zero_()
+        self._evict_l2()
         self.start.record()
         call()
         self.end.record()

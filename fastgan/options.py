@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import importlib
 import inspect
 import io
 import json
@@ -21,10 +22,13 @@ import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import docstring_parser
-import tyro
-
 from fastgan.errors import UserError, nearest, readable
+
+try:  # only command lines need them
+    import docstring_parser
+    import tyro
+except ModuleNotFoundError:
+    tyro = None
 
 Kind = TypeVar("Kind")
 
@@ -52,10 +56,21 @@ class _IsPath:
     """Marks an option that names a file or folder: a leading `~` is the home folder, also in `--out=~/x`."""
 
 
+class _IsCount:
+    """Marks a number of images: a command line also takes 10k or 2.5M."""
+
+
+def argument(**settings: Any) -> Any:
+    """Metadata of an option, the settings of `tyro.conf.arg`; None where tyro is missing."""
+    return tyro and tyro.conf.arg(**settings)
+
+
 PathText = Annotated[str, _IsPath()]
-Count = Annotated[  # of images
+Count = Annotated[
     int,
-    tyro.constructors.PrimitiveConstructorSpec(
+    _IsCount(),
+    tyro
+    and tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
         metavar="INT",
         instance_from_str=lambda texts: parse_count(texts[0]),
@@ -75,6 +90,7 @@ def parse_options(kind: type[Kind], prog: str, argv: Sequence[str] | None = None
     default: values of options that are not given; None: the defaults of `kind`.
     For --help, prints it and raises SystemExit. Raises UserError, naming the option, for a mistake.
     """
+    importlib.import_module("tyro")  # raises if it is missing
     argv = list(sys.argv[1:] if argv is None else argv)
     known = _options_of(kind)
     _require_known(argv, known, prog)
@@ -309,7 +325,7 @@ def words(hint: Any) -> str:
 
 def _alternatives(hint: Any) -> list[str]:
     bare, metadata = _bare(hint)
-    if any(isinstance(part, tyro.constructors.PrimitiveConstructorSpec) for part in metadata):
+    if any(isinstance(part, _IsCount) for part in metadata):
         return ["a whole number, like 5000, 10k or 2M"]
     if get_origin(bare) is Literal:
         return [str(part) for part in get_args(bare)]

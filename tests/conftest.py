@@ -12,18 +12,34 @@ import torch
 
 from tests.support import backends
 
-# A machine with torch and pytest alone can test the operations. Files that need one of these are skipped there.
-OPTIONAL = ("hypothesis", "matplotlib", "numpy", "PIL", "pydantic", "safetensors", "tensorboard", "tqdm", "tyro")
+# What needs one of these is skipped without it: a machine with torch and pytest alone tests operations and steps.
+OPTIONAL = {"hypothesis", "matplotlib", "numpy", "PIL", "pydantic", "safetensors", "tensorboard", "tqdm"}
+OPTIONAL |= {"docstring_parser", "tyro"}
+
+
+def _missing_package(error) -> str | None:
+    """The optional package for lack of which an error was raised, if so."""
+    name = error.name.split(".")[0] if isinstance(error, ModuleNotFoundError) and error.name else None
+    return name if name in OPTIONAL else None
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(collector):
     """Skips a test file whose imports end at a missing optional package, as `pytest.importorskip` in it would."""
     report = yield
-    error = report.call.excinfo and report.call.excinfo.value.__cause__
-    if isinstance(error, ModuleNotFoundError) and error.name and error.name.split(".")[0] in OPTIONAL:
+    if name := _missing_package(report.call.excinfo and report.call.excinfo.value.__cause__):
         report.outcome = "skipped"
-        report.longrepr = (str(collector.path), 0, f"Skipped: needs {error.name}")
+        report.longrepr = (str(collector.path), 0, f"Skipped: needs {name}")
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Skips a test that imports a missing optional package while it runs."""
+    report = yield
+    if name := _missing_package(call.excinfo and call.excinfo.value):
+        report.outcome = "skipped"
+        report.longrepr = (str(item.path), 0, f"Skipped: needs {name}")
     return report
 
 

@@ -11,11 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NamedTuple
 
-import tyro
-
 from fastgan.data.images import parse_size
 from fastgan.errors import UserError
-from fastgan.options import LARGEST_SEED, Count, PathText, from_json
+from fastgan.options import LARGEST_SEED, Count, PathText, argument, from_json
 
 FILE_NAME = "config.json"
 MOST_THREADS = 1024  # OpenMP ends the process with many more
@@ -55,11 +53,11 @@ class NetworkOptions:
 class DataOptions:
     """Training images."""
 
-    source: Annotated[PathText, tyro.conf.arg(name="data", metavar="glyphs|emoji|DIR|ZIP|URL")] = "glyphs"
+    source: Annotated[PathText, argument(name="data", metavar="glyphs|emoji|DIR|ZIP|URL")] = "glyphs"
     """glyphs: rendered characters. emoji: colour pictures (extra "emoji"). DIR, ZIP: your own images, with sub-folders
     or dataset.json as classes. Also anything that `fastgan dataset` has prepared; for shards, their shards.json, as a
     file or a URL."""
-    resolution: Annotated[int | str, tyro.conf.arg(metavar="N|WxH|auto")] = "auto"
+    resolution: Annotated[int | str, argument(metavar="N|WxH|auto")] = "auto"
     """Side of square images in pixels, or width and height, like 32, 28 or 1024x768. Halved again and again, the
     shorter side must come to 4 to 7 pixels. stylegan and pggan need a power of two. auto: that of the images, 32 for
     glyphs and emoji."""
@@ -89,7 +87,7 @@ class TrainingOptions:
     batch_gpu: int = 0
     """Micro-batch: images that go through the networks at once. Gradients add up to those of --batch, in less memory.
     Batch norm and minibatch stddev see one micro-batch. 0: all images of a process."""
-    init_from: Annotated[PathText | None, tyro.conf.arg(metavar="RUN|FILE|URL", help_behavior_hint="")] = None
+    init_from: Annotated[PathText | None, argument(metavar="RUN|FILE|URL", help_behavior_hint="")] = None
     """Start with trained networks: a run or checkpoint, a .pkl file of stylegan2-ada-pytorch or stylegan3 (StyleGAN2
     only), or a .pt file of rosinality's; local or at a URL. Sizes default to those of the file. With other sizes,
     resolutions, classes or colours, layers that fit are copied and the rest is initialised."""
@@ -109,9 +107,9 @@ class TrainingOptions:
     """Learning rate of the discriminator."""
     final_lr: float | Auto = "auto"
     """Fraction of the learning rates at the end, annealed on a cosine. auto: 0.25 for r3gan, else 1."""
-    betas: Annotated[tuple[float, float] | Auto, tyro.conf.arg(metavar="BETA1 BETA2|auto")] = "auto"
+    betas: Annotated[tuple[float, float] | Auto, argument(metavar="BETA1 BETA2|auto")] = "auto"
     """Adam's beta1 and beta2."""
-    final_beta2: Annotated[float | Auto | None, tyro.conf.arg(metavar="FLOAT|None|auto")] = "auto"
+    final_beta2: Annotated[float | Auto | None, argument(metavar="FLOAT|None|auto")] = "auto"
     """Adam's beta2 at the end, annealed on a cosine. None: constant. auto: 0.99 for r3gan, else None."""
     ema_halflife: float | Auto = "auto"
     """Half-life of the generator's EMA, which draws the images, in thousands of images shown."""
@@ -168,9 +166,9 @@ class GrowthOptions:
     """Images to train each resolution with, besides fading it in."""
     fade_images: Count | Auto = "auto"
     """Images to fade each resolution in with."""
-    level_batch: Annotated[tuple[int, ...] | Auto, tyro.conf.arg(metavar="INT ...|auto")] = "auto"
+    level_batch: Annotated[tuple[int, ...] | Auto, argument(metavar="INT ...|auto")] = "auto"
     """Images a step at each resolution, from the first on. Empty: --batch."""
-    level_lr: Annotated[tuple[float, ...] | Auto, tyro.conf.arg(metavar="FLOAT ...|auto")] = "auto"
+    level_lr: Annotated[tuple[float, ...] | Auto, argument(metavar="FLOAT ...|auto")] = "auto"
     """Learning-rate factor at each resolution. Empty: 1."""
 
 
@@ -202,11 +200,9 @@ class MachineOptions:
 class OutputOptions:
     """Files and logs of the run. Intervals are in images. 0: only at the end."""
 
-    out: Annotated[
-        PathText | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: runs/ARCH-DATA-NNN)")
-    ] = None
+    out: Annotated[PathText | None, argument(metavar="DIR", help_behavior_hint="(default: runs/ARCH-DATA-NNN)")] = None
     """Folder of this run."""
-    resume: Annotated[PathText | None, tyro.conf.arg(metavar="RUN|FILE|auto", help_behavior_hint="")] = None
+    resume: Annotated[PathText | None, argument(metavar="RUN|FILE|auto", help_behavior_hint="")] = None
     """Resume the run in this folder with its options, as if it had never stopped. Longer: with --images N. auto: resume
     the run in --out if there is one, so that the same command starts and resumes it."""
     checkpoint_interval: Count = 10_000
@@ -218,7 +214,7 @@ class OutputOptions:
     """Images between pictures of samples: real images above, generated ones by class below."""
     log_interval: Count = 1_000
     """Images between lines in log.jsonl and points in TensorBoard: losses and speed."""
-    metrics: Annotated[str, tyro.conf.arg(metavar="NAMES", help_behavior_hint="(default: none)")] = ""
+    metrics: Annotated[str, argument(metavar="NAMES", help_behavior_hint="(default: none)")] = ""
     """Evaluate checkpoints in a background process and log the results. Names as for `fastgan evaluate`, such as
     kid,fd,pr (extra "metrics") or fid (extra "fid"). The checkpoint that is best by the first metric is kept as
     checkpoint-best.safetensors."""
@@ -228,12 +224,12 @@ class OutputOptions:
     """Images drawn for an evaluation."""
     inception_weights: Annotated[
         PathText | None,
-        tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: in the data cache, if it is there)"),
+        argument(metavar="FILE", help_behavior_hint="(default: in the data cache, if it is there)"),
     ] = None
     """Weights for metrics on Inception's features. docs/metrics.md names their source."""
     tensorboard: bool = True
     """Write a log for TensorBoard, which `tensorboard --logdir runs` shows."""
-    wandb: Annotated[str | None, tyro.conf.arg(metavar="PROJECT", help_behavior_hint="")] = None
+    wandb: Annotated[str | None, argument(metavar="PROJECT", help_behavior_hint="")] = None
     """Also log to this project of Weights & Biases (extra "wandb")."""
 
 

@@ -1,0 +1,43 @@
+"""A GPU machine without a network has neither tyro nor most other packages: what matters runs there all the same."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments):
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def on_a_bare_machine(*arguments):
+    return run("-m", "pytest", "-p", "tests.support.bare_machine", "-q", *arguments)
+
+
+def test_operations_graphs_and_steps_are_tested_and_timed_there():
+    tests = [
+        f"tests/{name}.py" for name in ("ops/test_noise_bias_act", "training/test_captured_steps", "runs/test_graphs")
+    ]
+    paths = [*tests, "tests/training/test_step.py", "bench/test_operations.py", "bench/test_training_step.py"]
+    here, there = run("-m", "pytest", "--collect-only", "-q", *paths), on_a_bare_machine("--collect-only", *paths)
+    count = re.compile(r"^(\d+) tests? collected", re.M)
+    assert "skipped" not in there.stdout, there.stdout
+    assert int(count.search(here.stdout)[1]) == int(count.search(there.stdout)[1]) > 100
+
+
+def test_a_training_step_runs_there():
+    step = "from bench.training_step import CASES, Ours; Ours(CASES['dcgan'], False)(1); print('trained')"
+    done = run("-c", f"import tests.support.bare_machine; {step}")
+    assert done.stdout == "trained\n", done.stderr
+
+
+def test_what_needs_a_missing_package_is_skipped_there():
+    copies = "tests/runs/test_checkpoint.py::test_checkpoints_are_copied_without_hard_links"  # these need none
+    resumed = "tests/runs/test_checkpoint.py::test_the_newest_checkpoints_are_kept_and_can_be_resumed"
+    done = on_a_bare_machine("-rs", "tests/test_options.py", resumed, copies)
+    assert "2 skipped" in done.stdout and "1 passed" in done.stdout and done.returncode == 0, done.stdout

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import socket
 import sys
 from pathlib import Path
 
@@ -17,7 +16,8 @@ from fastgan.metrics.distances import frechet_distance, kernel_distance
 from fastgan.metrics.reference import Reference, choose_subsets, random_labels
 from tests.support.commands import error_of
 from tests.support.extras import needs_network
-from tests.support.tiny_run import WIDTHS, make_folder, start
+from tests.support.processes import rank_environments, start
+from tests.support.tiny_run import WIDTHS, make_folder
 from tests.support.tiny_run import train as train_tiny
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_cache")]
@@ -128,7 +128,7 @@ for again in ("", "2"):
     OfPixels.evaluated = 0
     assert evaluate.main([*sys.argv[1:-1], sys.argv[-1] + again]) == 0
     print("evaluated", OfPixels.evaluated)
-    os.environ["MASTER_PORT"] = "OTHER_PORT"
+    os.environ["TORCHELASTIC_RESTART_COUNT"] = "1"  # a store without addresses of the first time
 sys.exit()
 """
 
@@ -139,23 +139,13 @@ def test_two_processes_equal_one(run, folder, of_pixels, tmp_path, monkeypatch):
     alone = tmp_path / "alone.json"
     monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path / "one"))
     assert main([*options, "--json", str(alone)]) == 0
-    with socket.socket() as first, socket.socket() as second:
-        for free in (first, second):
-            free.bind(("127.0.0.1", 0))
-        port, other_port = (str(free.getsockname()[1]) for free in (first, second))
-    for name, value in {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path / "two"))
-    code = TWICE.replace("OTHER_PORT", other_port)
     together = [tmp_path / f"together{rank}.json" for rank in range(2)]
-    processes = []
-    for rank in range(2):
-        monkeypatch.setenv("RANK", str(rank))
-        monkeypatch.setenv("LOCAL_RANK", str(rank))
-        command = [*options, "--json", str(together[rank])]
-        processes.append(start(command, code, "evaluate"))
-    said = [process.communicate(timeout=300)[0] for process in processes]
+    processes = [
+        start([*options, "--json", str(out)], TWICE, "evaluate", **environment)
+        for out, environment in zip(together, rank_environments(2), strict=True)
+    ]
+    said = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
     found = json.loads(alone.read_text())
     assert json.loads(together[0].read_text()) == found

@@ -17,7 +17,7 @@ from fastgan.errors import UserError
 from fastgan.runs import checkpoint, drawing
 from fastgan.runs.grid import draw_grid
 from tests.support.commands import SHORTAGES, error_of, failing
-from tests.support.tiny_run import start
+from tests.support.processes import start
 from tests.support.tiny_run import train as train_tiny
 from tests.test_studies import Growing
 

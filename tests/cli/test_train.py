@@ -10,7 +10,8 @@ from fastgan.runs import checkpoint
 from fastgan.runs import config as configuration
 from fastgan.training import step
 from tests.support.commands import SHORTAGES, error_of, failing
-from tests.support.tiny_run import WIDTHS, arguments, assert_same_checkpoint, start
+from tests.support.processes import start
+from tests.support.tiny_run import WIDTHS, arguments, assert_same_checkpoint
 from tests.support.tiny_run import train as train_tiny
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_cache")]

@@ -26,7 +26,7 @@ from tests.support.image_sources import (
     read_files,
     write_tar,
 )
-from tests.support.tiny_run import start, wait_for
+from tests.support.processes import start, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_cache")]
 

@@ -28,6 +28,7 @@ import torch
 import tyro
 from PIL import Image
 from torch import nn
+from torch.distributed.run import parse_args as launcher_options
 
 from fastgan import metrics
 from fastgan.cli import COMMANDS, dataset, evaluate, generate
@@ -40,6 +41,7 @@ from fastgan.runs.log import measured
 from fastgan.training import configure
 from tests.data.readers.test_arrays import write_mnist
 from tests.support import foreign
+from tests.support.processes import start_ranks
 from tests.support.tiny_run import arguments
 
 pytestmark = pytest.mark.slow  # runs the commands of all pages
@@ -126,7 +128,7 @@ def scaled_down(program: str, arguments: list[str]) -> list[str]:
     """Options that make a command finish within a second. The last of a repeated option counts."""
     if program == "fastgan.train":
         resumed = "--resume" in arguments and "auto" not in arguments
-        short = ["--images", "16" if resumed else "8", "--threads", "1", "--no-tensorboard"]
+        short = ["--images", "8" if resumed else "4", "--threads", "1", "--no-tensorboard"]
         if not resumed:
             short += ["--batch", "4"]
             if "--init-from" not in arguments:
@@ -263,7 +265,7 @@ def page_folder(mentioned_files, tmp_path, monkeypatch, one_cache):
 
 
 def execute(command: str, monkeypatch) -> None:
-    """Run one command line in this process; torchrun starts two others."""
+    """Run one command line in this process; torchrun's processes are forked."""
     variables, program, given = program_of(command)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -282,13 +284,10 @@ def execute(command: str, monkeypatch) -> None:
         theirs += scaled_down(module, theirs)
         if module == "fastgan.train":
             theirs += ["--data", "digits", "--resolution", "8", "--device", "cpu"]
-        done = subprocess.run(
-            [sys.executable, "-m", "torch.distributed.run", *launcher, "-m", module, *theirs],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
+        count = int(launcher_options([*launcher, "-m", module]).nproc_per_node)
+        for process in start_ranks(count, theirs, module=module.removeprefix("fastgan.")):
+            output, _ = process.communicate()
+            assert process.returncode == 0, output
     elif program.startswith("fastgan."):
         package = importlib.util.find_spec(program).submodule_search_locations
         main = importlib.import_module(f"{program}.__main__" if package else program).main

@@ -21,6 +21,7 @@ from fastgan.cli.train import main
 from fastgan.errors import UserError
 from fastgan.files import one_writer, write_atomically
 from fastgan.runs import checkpoint, process
+from tests.support.processes import start, wait_for
 from tests.support.tiny_run import (
     BATCH,
     IMAGES,
@@ -28,10 +29,8 @@ from tests.support.tiny_run import (
     assert_same_checkpoint,
     log_lines,
     make_folder,
-    start,
     tensors,
     train,
-    wait_for,
 )
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_cache")]

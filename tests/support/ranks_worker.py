@@ -1,12 +1,7 @@
-"""One of several processes that make a few steps together, of tiny trainings: `python -m tests.support.ranks_worker
-FOLDER`.
-
-RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say which one, as torchrun does. Writes FOLDER/CASE-RANK.pt.
-"""
+"""A few steps of tiny trainings in one of several processes that train together."""
 
 import json
 import signal
-import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -77,11 +72,11 @@ def trained(state) -> dict[str, torch.Tensor]:
     return found
 
 
-def main() -> None:
+def main(folder: Path) -> None:
+    """Train all cases, in the process that RANK and torchrun's other variables name. Writes folder/CASE-RANK.pt."""
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     gradients.BUCKET_BYTES = 2000  # several pieces, also of small networks
-    folder = Path(sys.argv[1])
     with connected("cpu", "") as ranks:
         for case in CASES:
             found = train(case, ranks)
@@ -94,7 +89,3 @@ def main() -> None:
         while ranks.is_first and not (folder / "gone").exists():  # what takes the first one longer
             time.sleep(0.01)
     (folder / "gone").touch()
-
-
-if __name__ == "__main__":
-    main()

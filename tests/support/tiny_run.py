@@ -1,10 +1,6 @@
 """A training so small that it takes a second, for the tests of training, checkpoints and command lines."""
 
 import json
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -67,29 +63,6 @@ def untrained(where: Path, arch: str, classes: tuple[str, ...] = (), stage: tupl
     dataset = {"images": 0, "class_names": list(classes), "digests": {}}
     checkpoint.save(where / FILE_NAME, state, config, model, dataset)
     return where
-
-
-def start(command: list[str], code: str = "", module: str = "train") -> subprocess.Popen:
-    """Run `command` as fastgan.train, or another of the command lines, in a process of its own, after `code`."""
-    # Where the tests are a script's background job, the shell has them and their children ignore Ctrl-C.
-    code = f"import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n{code}"
-    program = f"{code}\nimport sys\nfrom fastgan.{module} import main\nsys.exit(main(sys.argv[1:]))"
-    return subprocess.Popen(
-        [sys.executable, "-c", program, *command],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def wait_for(condition, process: subprocess.Popen, seconds: float = 60) -> None:
-    """Until `condition()` is true; fails with the process's output if it ends, or time passes, before."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def log_lines(run: Path) -> list[dict]:

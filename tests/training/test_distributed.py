@@ -4,10 +4,8 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +20,7 @@ from fastgan.runs import config as configuration
 from fastgan.runs.process import finish_step_on_signal
 from fastgan.training import configure, loop
 from tests.support import ranks_worker
+from tests.support.processes import LONG, Process, rank_environments, start_ranks, wait_for
 from tests.support.tiny_run import arguments, assert_same_checkpoint, log_lines, make_folder, tensors, train
 
 pytestmark = pytest.mark.slow  # starts processes
@@ -29,33 +28,16 @@ pytestmark = pytest.mark.slow  # starts processes
 PROCESSES = 2
 
 
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
-def environment(**more) -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"} | more
-
-
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
     """Folder with the results of two processes for each case."""
-    folder, port = tmp_path_factory.mktemp("ranks"), str(free_port())
+    folder = tmp_path_factory.mktemp("ranks")
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.support.ranks_worker", str(folder)],
-            env=environment(RANK=str(rank), WORLD_SIZE=str(PROCESSES), MASTER_ADDR="127.0.0.1", MASTER_PORT=port),
-            cwd=Path(__file__).parents[2],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(PROCESSES)
+        Process(ranks_worker.main, folder, environment=os.environ | environment)
+        for environment in rank_environments(PROCESSES)
     ]
     for process in processes:
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate()
         assert process.returncode == 0, output
     return folder
 
@@ -102,30 +84,17 @@ def folder(tmp_path_factory):
 OPTIONS = ("--arch", "mlp", "--device", "cpu", "--batch", "8", "--images", "96")
 
 
-def torchrun(folder, out, *more, restarts=0) -> subprocess.Popen:
-    run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(PROCESSES)]
-    run += ["--max-restarts", str(restarts), "--monitor-interval", "0.1", "--module", "fastgan.train"]
-    return subprocess.Popen(
-        [sys.executable, *run, *arguments(folder, out, *OPTIONS, *more)],
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+def train_together(folder, out, *more) -> str:
+    """Train in several processes; returns what the first one prints."""
+    processes = start_ranks(PROCESSES, arguments(folder, out, *OPTIONS, *more))
+    outputs = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * PROCESSES, outputs
+    return outputs[0]
 
 
-@pytest.fixture(scope="module")
-def unbroken(folder, tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs") / "unbroken"
-    process = torchrun(folder, out)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
-    return out, output
-
-
-def test_the_command_trains_like_one_process(folder, unbroken, tmp_path):
-    out, output = unbroken
+def test_the_command_trains_like_one_process(folder, tmp_path):
+    out = tmp_path / "together"
+    output = train_together(folder, out)
     alone = train(folder, tmp_path / "alone", *OPTIONS, "--batch-gpu", "4")
     ours, theirs = tensors(out), tensors(alone)
     assert ours.keys() == theirs.keys()
@@ -138,50 +107,53 @@ def test_the_command_trains_like_one_process(folder, unbroken, tmp_path):
     assert {path.name for path in out.iterdir()} == {path.name for path in alone.iterdir()}
 
 
-def workers(out: Path) -> list[int]:
+def workers(out: Path) -> set[int]:
     """Processes that train into `out`, without torchrun itself."""
-    found = []
+    found = set()
     for status in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = status.read_bytes().decode().split("\0")
         except OSError:
             continue
         if str(out) in words and "torch.distributed.run" not in words:
-            found.append(int(status.parent.name))
+            found.add(int(status.parent.name))
     return found
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc")
-def test_a_run_that_loses_a_process_resumes_from_its_checkpoint(folder, unbroken, tmp_path):
-    """torchrun restarts all processes, and the same command resumes the run."""
+def test_a_run_that_loses_a_process_resumes_from_its_checkpoint_and_stops_at_ctrl_c(folder, tmp_path):
+    """torchrun restarts all processes, and the same command resumes the run. Ctrl-C, which torchrun passes on, stops
+    all after the same step."""
     out = tmp_path / "run"
-    process = torchrun(folder, out, "--resume", "auto", restarts=1)
-    end = time.monotonic() + 60
-    while len(log_lines(out)) < 3 or not (out / checkpoint.FILE_NAME).exists():
-        assert process.poll() is None and time.monotonic() < end
-        time.sleep(0.01)
-    os.kill(max(workers(out)), signal.SIGKILL)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
-    assert re.search(r"error: another process of this run is gone .*--resume", output)
-    assert "resumed at" in output
-    assert_same_checkpoint(out, unbroken[0])
-    assert log_lines(out) == log_lines(unbroken[0])
-
-
-def test_ctrl_c_stops_all_processes_after_the_same_step(folder, unbroken, tmp_path):
-    """torchrun gets the signal and passes it on."""
-    out = tmp_path / "run"
-    process = torchrun(folder, out, "--images", "100000")
-    end = time.monotonic() + 60
-    while len(log_lines(out)) < 2:
-        assert process.poll() is None and time.monotonic() < end
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode != 0
-    assert "go on with: python -m fastgan.train --resume" in output
-    assert checkpoint.read_header(out).images == log_lines(out)[-1]["images"] > 8
+    run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(PROCESSES), "--max-restarts", "1"]
+    run += ["--monitor-interval", "0.1", "--module", "fastgan.train"]
+    run += arguments(folder, out, *OPTIONS, "--images", "1000000", "--resume", "auto")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    with open(tmp_path / "output", "w+") as output:
+        process = subprocess.Popen(
+            [sys.executable, *run], env=environment, stdout=output, stderr=output, start_new_session=True
+        )
+        try:
+            wait_for(lambda: len(log_lines(out)) >= 3 and (out / checkpoint.FILE_NAME).exists(), process)
+            first = workers(out)
+            os.kill(max(first), signal.SIGKILL)
+            wait_for(lambda: not first & workers(out), process)
+            lines = len(log_lines(out))
+            wait_for(lambda: len(log_lines(out)) > lines, process)
+            os.killpg(process.pid, signal.SIGINT)
+            assert process.wait(LONG) != 0
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+        output.seek(0)
+        printed = output.read()
+    assert re.search(r"error: another process of this run is gone .*--resume", printed)
+    assert "resumed at" in printed and "go on with: python -m fastgan.train --resume" in printed
+    images = checkpoint.read_header(out).images
+    assert images == log_lines(out)[-1]["images"]
+    train_together(folder, tmp_path / "unbroken", "--images", str(images))
+    assert_same_checkpoint(out, tmp_path / "unbroken")
+    assert log_lines(out) == log_lines(tmp_path / "unbroken")
 
 
 # Parts ---------------------------------------------------------------------------------------------------------------

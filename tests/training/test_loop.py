@@ -13,7 +13,8 @@ import torch
 from fastgan.cli.train import main
 from fastgan.runs import checkpoint
 from fastgan.runs import config as configuration
-from tests.support.tiny_run import IMAGES, arguments, assert_same_checkpoint, log_lines, start, tensors, train, wait_for
+from tests.support.processes import start, wait_for
+from tests.support.tiny_run import IMAGES, arguments, assert_same_checkpoint, log_lines, tensors, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_cache")]
 

@@ -30,7 +30,8 @@ from fastgan.training.state import new_state
 from fastgan.view import rendering
 from fastgan.view.watching import Grid, Run
 from tests.support import official
-from tests.support.tiny_run import start, train
+from tests.support.processes import start
+from tests.support.tiny_run import train
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_cache")]
 

@@ -14,12 +14,12 @@ from fastgan.version import __version__
 
 COMMANDS = {
     "train": "Train a GAN, or resume a run.",
-    "generate": "Draw images, and pictures of style mixing, interpolation, noise and truncation.",
-    "evaluate": "Measure generated images against real ones: KID, FID, precision, recall.",
+    "generate": "Draw images, style mixing, interpolation, noise and truncation.",
+    "evaluate": "Measure generated images against real ones: KID, FID, and others.",
     "view": "Show a run and its generator in the browser.",
     "dataset": "Prepare images for training: crop, resize, find their classes.",
-    "export": "Write a generator as ONNX or .pt2, or its networks for other StyleGAN2 code.",
-    "doctor": "Report the GPU, the CPU, the compiled kernels, and the backend of each operation.",
+    "export": "Write a generator as ONNX or .pt2, or for other StyleGAN2 code.",
+    "doctor": "Report hardware, kernels, and the backend of each operation.",
 }
 
 
@@ -49,6 +49,7 @@ def _help() -> str:
             "",
             *lines,
             "",
-            f"`{program()} COMMAND --help` lists a command's options; `{program()} --version` prints the version.",
+            f"Options of a command: {program()} COMMAND --help",
+            f"Version: {program()} --version",
         ]
     )

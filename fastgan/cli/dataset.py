@@ -31,8 +31,7 @@ _SMALLER = "smaller than wanted"
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Prepare images for training: crop and resize them, find their classes, and write them to a file or folder that
-    training opens at once.
+    """Prepare images for training: crop, resize, find their classes, and write a file or folder that training opens.
 
     Unusable images are skipped, and listed in a file beside the output. The same command resumes a stopped preparation.
     docs/data.md has an example of every source.
@@ -51,16 +50,16 @@ class Options:
     channels: Literal[1, 3, 4] = 3
     """1 for grey images, 3 for colour, 4 for colour with transparency."""
     crop: Crop = "center"
-    """center: the largest centred part of the wanted aspect ratio; pad: the whole image on a background; none: skip
+    """center: the largest centred part of the wanted aspect ratio. pad: the whole image on a background. none: skip
     images of another aspect ratio."""
     ground: Ground = "white"
-    """Background of transparent and padded images; with --channels 4 it is transparent."""
+    """Background of transparent and padded images. With --channels 4 it is transparent."""
     enlarge: bool = False
     """Enlarge smaller images instead of skipping them."""
     labels: bool = True
     """Keep the classes."""
     shards: Annotated[int, tyro.conf.arg(metavar="MB")] = 0
-    """Write tar shards of at most this many megabytes, for sets larger than the disk of the training machine; 0: no
+    """Write tar shards of at most this many megabytes, for sets larger than the disk of the training machine. 0: no
     shards."""
     image_column: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: by its name)")] = (
         None
@@ -71,9 +70,9 @@ class Options:
     )
     """Column or array with the classes, as numbers or words."""
     split: str = "train"
-    """Part of a torchvision or Hugging Face set, an .npz or a folder of IDX files."""
+    """Part of a torchvision or Hugging Face set, an .npz, or a folder of IDX files."""
     workers: int = 0
-    """Number of processes; 0: one for each usable CPU."""
+    """Number of processes. 0: one for each usable CPU."""
 
 
 @command_line

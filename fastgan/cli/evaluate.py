@@ -26,10 +26,10 @@ MIN_IMAGES = 4  # of a set: precision and recall use the three nearest others of
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Measure the distance of a trained generator's samples (psi 1) from real images.
+    """Measure how far a trained generator's samples (psi 1) are from real images.
 
-    For comparison it also measures that of training images, the floor. docs/metrics.md explains the metrics and which
-    published numbers they can be compared with. Several processes share the work:
+    The distance of training images is measured for comparison: the floor. docs/metrics.md explains the metrics, and
+    which published numbers they can be compared with. Several processes share the work:
     torchrun --nproc-per-node 4 -m fastgan.evaluate ...
     """
 
@@ -46,26 +46,26 @@ class Options:
     - On features of Inception, as in papers (extra "fid", and --inception-weights): fid; kid-inception; pr-inception;
     is, the Inception score."""
     samples: Count = 5000
-    """Number of generated images, and most real images to compare with. Papers generate 50000."""
+    """Number of generated images; at most as many real ones are compared with them. Papers generate 50000."""
     split: Literal["auto", "heldout", "train", "all"] = "auto"
     """Real images. heldout: glyphs in fonts outside of training, or --heldout. train: half of the training images. all:
-    every training image, as for published FIDs, which leaves none for the floor. auto: heldout if there are such, else
+    every training image, as for published FIDs; none are left for the floor. auto: heldout if there are any, else
     train."""
     heldout: Annotated[PathText | None, tyro.conf.arg(metavar="DIR|ZIP", help_behavior_hint="")] = None
-    """Your own held-out images, for data without a held-out part."""
+    """Images that were not trained on, for data other than glyphs."""
     floor: bool = True
-    """Also measure the distance of training images from the real ones."""
+    """Also measure the floor: the distance of training images from the real ones."""
     inception_weights: Annotated[
         PathText | None,
         tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: in the data cache, if it is there)"),
     ] = None
-    """Weights of Inception: weights-inception-2015-12-05-6726825d.pth of torch-fidelity. Download it yourself."""
+    """Weights of Inception: weights-inception-2015-12-05-6726825d.pth of torch-fidelity. Download them yourself."""
     seed: int = 0
     """Seed of latents, labels, and the choice of real images."""
     json: Annotated[PathText | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
     """Also write the numbers to this file."""
     device: str = "auto"
-    """cpu, cuda, cuda:1, ...; auto: the first GPU if there is one; with several processes, a GPU each."""
+    """cpu, cuda, or cuda:1 and so on. auto: the first GPU if there is one, else the CPU; a GPU for each process."""
 
     def check(self) -> tuple[str, ...]:
         """Names of the metrics. Raises UserError for options that are wrong for any checkpoint."""

@@ -39,18 +39,15 @@ class Options:
     """Folder of a training run, a checkpoint file, or a file of the official StyleGAN2 (.pkl) or of rosinality's (.pt);
     local or at a URL."""
     format: Literal["onnx", "torch", "pkl", "rosinality"] = "onnx"
-    """onnx: needs the extra "export" of this package. torch: a .pt2 of torch.export. For a stylegan2 also pkl: G, D and
-    G_ema for the official code (stylegan2-ada-pytorch, stylegan3); and rosinality: g, d and g_ema in a .pt for
-    rosinality/stylegan2-pytorch."""
-    out: Annotated[
-        PathText | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: RUN/generator.onnx or .pt2)")
-    ] = None
+    """onnx: a generator for ONNX Runtime (extra "export"). torch: a generator as the .pt2 of torch.export. pkl: a
+    stylegan2's G, D and G_ema for the official code (stylegan2-ada-pytorch, stylegan3). rosinality: a stylegan2's g, d
+    and g_ema as the .pt of rosinality/stylegan2-pytorch."""
+    out: Annotated[PathText | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: in RUN)")] = None
     """Name of the file, ending in .onnx, .pt2, .pkl or .pt, according to the format."""
     image: Literal["float", "uint8"] = "float"
-    """Output of an ONNX or .pt2 file. float: of nominal range -1..1, not clamped. uint8: 0..255."""
+    """Output of an ONNX or .pt2 file. float: nominal range -1..1, not clamped. uint8: 0..255."""
     noise: Literal["const", "none"] = "const"
-    """Noise in the layers of a style-based network: const, the fixed noise that fastgan generate draws with, or
-    none."""
+    """Noise in the layers of a style-based network. const: the fixed noise that `fastgan generate` draws with."""
 
     def check(self) -> None:
         """Raises UserError for options that are wrong for any checkpoint."""

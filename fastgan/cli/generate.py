@@ -73,7 +73,7 @@ class Options:
     """File name of the picture, ending in .png, .jpg or .webp. If the network is at a URL, the default is in the
     current folder."""
     device: str = "auto"
-    """cpu, cuda, cuda:1, ...; auto: the first GPU if there is one."""
+    """cpu, cuda, or cuda:1 and so on. auto: the first GPU if there is one, else the CPU."""
 
     smallest_cell: ClassVar[int] = 96  # least width in pixels of an image in the picture
     name: ClassVar[str]  # of the sub-command
@@ -224,7 +224,7 @@ class Interpolate(Options):
     seeds: Annotated[str, tyro.conf.arg(metavar="LIST")] = "0-3"
     """Seeds of the random latents to go through, two or more. For an animation that ends where it began: 0-3,0."""
     space: Literal["slerp", "z", "w"] = "slerp"
-    """slerp: along the arc between latents; z: straight between them; w: straight between their styles, for a
+    """slerp: along the arc between latents. z: straight between them. w: straight between their styles, in a
     style-based network."""
     steps: Annotated[
         int | None,

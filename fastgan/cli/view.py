@@ -27,19 +27,19 @@ class Options:
     curves and samples of the training, updated while it runs. Needs the extra "view" of this package."""
 
     run: Annotated[PathText, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|FILE|URL")]
-    """Folder of a training run, a checkpoint file, or a file of the official StyleGAN2 (.pkl) or of
-    rosinality's (.pt)."""
+    """Folder of a training run, a checkpoint file, or a file of the official StyleGAN2 (.pkl) or of rosinality's (.pt);
+    local or at a URL."""
     host: str = "127.0.0.1"
-    """Address to serve the page at. The default can be reached from this machine only, 0.0.0.0 from all others too,
+    """Address to serve the page at. Only this machine can reach the default; everyone on the network can reach 0.0.0.0,
     without a password."""
     port: Annotated[
         int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=f"(default: the first free from {FIRST_PORT})")
     ] = None
-    """Port to serve it at."""
+    """Port to serve the page at."""
     open: bool = False
-    """Also open it in the browser of this machine."""
+    """Open the page in this machine's browser."""
     device: str = "auto"
-    """cpu, cuda, cuda:1, ...; auto: the first GPU if there is one."""
+    """cpu, cuda, or cuda:1 and so on. auto: the first GPU if there is one, else the CPU."""
 
 
 @command_line

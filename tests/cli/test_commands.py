@@ -38,7 +38,7 @@ def test_help_lists_every_command_with_one_line(argv, capsys):
     lines = capsys.readouterr().out.splitlines()
     for name, summary in COMMANDS.items():
         assert [line.split(maxsplit=1) for line in lines].count([name, summary]) == 1
-    assert max(map(len, lines)) <= 120
+    assert max(map(len, lines)) <= 80
 
 
 def test_version(capsys):

@@ -1,10 +1,10 @@
-"""The Triton kernels without a GPU: compiled for three generations of cards, and executed by Triton's interpreter."""
+"""The Triton kernels of noise_bias_act without a GPU, compiled for three generations of cards.
+
+Triton's interpreter runs them in test_tables_elsewhere.
+"""
 
 import math
-import os
 import re
-import subprocess
-import sys
 from typing import NamedTuple
 
 import pytest
@@ -12,15 +12,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastgan.ops import noise_bias_act, use_backend
 from fastgan_kernels.calls import NoiseBiasActCall, View
-from tests.support.accuracy import assert_as_good_as_plain
 
 triton = pytest.importorskip("triton")
 
 from fastgan_kernels.triton import noise_bias_act as kernels  # noqa: E402
 from fastgan_kernels.triton.tiles import plan_of  # noqa: E402
-from tests.support.compiled_triton import Recorder, compiled_for, in_loops, resources  # noqa: E402
+from tests.support.compiled_triton import Recorder, compiled_for, in_loops, on_cards, resources  # noqa: E402
 
 INTERPRETED = triton.knobs.runtime.interpret  # decided when the kernels were decorated
 PARTS = ("noise", "strength", "bias", "scale", "post")
@@ -91,8 +89,7 @@ def launches_of(call, monkeypatch):
 
 
 @pytest.mark.skipif(INTERPRETED, reason="kernels decorated for the interpreter cannot be compiled")
-@pytest.mark.parametrize("capability", [80, 90, 100])
-@pytest.mark.parametrize("call", list(_calls()), ids=str)
+@pytest.mark.parametrize(("call", "capability"), on_cards(_calls()), ids=str)
 def test_kernels_compile_to_wide_accesses_without_spills(call, capability, monkeypatch, tmp_path):
     launches = launches_of(call, monkeypatch)
     sums = call.launcher == "backward" or (call.launcher == "double_backward" and not call.from_output)
@@ -141,91 +138,3 @@ def test_the_programs_cover_every_element_once(n, c, p, pixels, element_size, tw
     assert plan.tiles == tiles
     assert plan.segments * plan.steps * step >= p
     assert (plan.steps - 1) * plan.segments * step < p  # no step that could be left out of every segment
-
-
-# Executed by the interpreter -------------------------------------------------------------------------------------
-
-
-class Case(NamedTuple):
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    act: str
-    layout: str = "nchw"
-    parts: tuple[str, ...] = PARTS
-    clamp: float | None = None
-    per_channel: bool = False
-    shared_noise: bool = False
-
-    def __str__(self):
-        parts = "all" if self.parts == PARTS else "+".join(self.parts)
-        shape = "x".join(map(str, self.shape))
-        return f"{shape}-{self.layout}-{str(self.dtype)[6:]}-{self.act}-{parts}"
-
-
-CASES = (
-    Case((2, 3, 21, 33), torch.float64, "lrelu", "nhwc", clamp=1.0),
-    Case((2, 3, 21, 33), torch.float64, "softplus", per_channel=True),
-    Case((1, 16, 64, 64), torch.bfloat16, "lrelu", "nhwc", NOISY),  # several segments of a sample
-    Case((1, 2, 64, 64), torch.float16, "silu", shared_noise=True),
-    Case((3, 40, 4, 4), torch.float16, "tanh", "nhwc", per_channel=True),
-    Case((3, 40, 4, 4), torch.float32, "sigmoid", clamp=0.7),
-    Case((2, 17, 5, 3), torch.bfloat16, "relu", "nhwc", shared_noise=True),
-    Case((1, 1, 1, 1), torch.float32, "tanh"),
-    Case((37, 19), torch.float32, "linear", parts=("bias",)),
-    Case((37, 19), torch.float64, "silu", parts=("scale", "post")),
-    Case((2, 5, 7), torch.float32, "softplus", parts=("bias",)),
-    Case((0, 4, 2, 2), torch.float32, "lrelu"),
-)
-
-
-def results(case, wide=False):
-    """y, its gradients, and second gradients; with `wide`, in fp64."""
-    n, c, *spatial = case.shape
-    generator = torch.Generator().manual_seed(0)
-    draw = lambda *shape: torch.randn(shape, generator=generator)
-    dtype = torch.float64 if wide else case.dtype
-    kind = torch.float64 if wide or dtype == torch.float64 else torch.float32
-    place = lambda t: t.movedim(1, -1).contiguous().movedim(-1, 1) if case.layout == "nhwc" else t
-    x, dy = (place(draw(*case.shape).to(case.dtype).to(dtype)).requires_grad_() for _ in range(2))
-    small = {
-        "noise": draw(1 if case.shared_noise else n, 1, *spatial),
-        "strength": draw(c) if case.per_channel else draw(),
-        "bias": draw(c),
-        "scale": draw(n, c),
-        "post": draw(n, c),
-    }
-    small = {name: t.to(kind).requires_grad_(name != "noise") for name, t in small.items() if name in case.parts}
-    inputs = [x, *(t for t in small.values() if t.requires_grad)]
-    y = noise_bias_act(x, **small, act=case.act, gain=1.3, clamp=case.clamp)
-    grads = torch.autograd.grad(y, inputs, dy, create_graph=True)
-    seeds = [draw(*g.shape).to(case.dtype).to(g.dtype) for g in grads]
-    second = torch.autograd.grad(grads, [dy, *inputs], seeds, allow_unused=True)
-    return [y, *grads, *(torch.zeros(()) if g is None else g for g in second)]
-
-
-@pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1 in the environment")
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_interpreted_kernels_do_what_the_specification_says(case, unwritten_is_nan):
-    with use_backend("torch"):
-        plain, reference = results(case), results(case, wide=True)
-    with use_backend("triton"):
-        got = results(case)
-    elements = math.prod(case.shape)
-    for i, three in enumerate(zip(got, plain, reference, strict=True)):
-        three = torch.broadcast_tensors(*three)  # a gradient that there is none of counts as zero
-        summed = 0 if three[0].shape == case.shape else elements // max(three[0].numel(), 1)
-        assert_as_good_as_plain(*three, case.dtype, f"result {i}", summed)
-
-
-@pytest.mark.skipif(INTERPRETED, reason="the cases are run in this process")
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels themselves can be run here")
-def test_the_interpreter_runs_the_kernels():
-    pytest_on_this_file = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
-    done = subprocess.run(
-        [*pytest_on_this_file, "-k", "interpreted_kernels"],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert f"{len(CASES)} passed" in done.stdout

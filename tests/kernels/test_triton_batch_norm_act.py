@@ -1,6 +1,6 @@
 """The Triton kernels of batch_norm_act without a GPU, compiled for three generations of cards.
 
-The interpreter runs them in test_batch_norm_act.
+Triton's interpreter runs them in test_tables_elsewhere.
 """
 
 import re

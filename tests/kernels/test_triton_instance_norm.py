@@ -1,6 +1,6 @@
 """The Triton kernels of instance_norm without a GPU, compiled for three generations of cards.
 
-The interpreter runs them in test_tables_elsewhere.
+Triton's interpreter runs them in test_tables_elsewhere.
 """
 
 import re
@@ -16,7 +16,7 @@ from fastgan_kernels.calls import NormCall, View
 triton = pytest.importorskip("triton")
 
 from fastgan_kernels.triton import instance_norm as kernels  # noqa: E402
-from tests.support.compiled_triton import Recorder, compiled_for, in_loops, resources  # noqa: E402
+from tests.support.compiled_triton import Recorder, compiled_for, in_loops, on_cards, resources  # noqa: E402
 
 INTERPRETED = triton.knobs.runtime.interpret  # decided when the kernels were decorated
 KERNELS = ("_whole_forward", "_whole_backward", "segment_moments", "_merge_moments", "normalise")
@@ -79,8 +79,7 @@ CALLS = [
 
 
 @pytest.mark.skipif(INTERPRETED, reason="kernels decorated for the interpreter cannot be compiled")
-@pytest.mark.parametrize("capability", [80, 90, 100])
-@pytest.mark.parametrize("call", CALLS, ids=str)
+@pytest.mark.parametrize(("call", "capability"), on_cards(CALLS), ids=str)
 def test_kernels_compile_to_wide_accesses_without_spills(call, capability, monkeypatch, tmp_path):
     launches = []
     for name in KERNELS:

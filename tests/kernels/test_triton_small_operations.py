@@ -21,7 +21,7 @@ from fastgan_kernels.triton import (  # noqa: E402
     pixel_norm,
     squared_norm,
 )
-from tests.support.compiled_triton import Recorder, compiled_for, in_loops, resources  # noqa: E402
+from tests.support.compiled_triton import Recorder, compiled_for, in_loops, on_cards, resources  # noqa: E402
 
 INTERPRETED = triton.knobs.runtime.interpret  # decided when the kernels were decorated
 N, C, H, W = 8, 128, 64, 64
@@ -34,17 +34,17 @@ class Call(NamedTuple):
     launcher: str
     kernels: tuple[str, ...]  # that it launches
     wide: tuple[int, int] | None  # tensors that the first reads and writes, 16 bytes a time; None where it cannot
-    nhwc: bool
+    layout: str
     dtype: torch.dtype
 
     def __str__(self):
         name = self.module.__name__.rpartition(".")[2]
-        return f"{name}-{self.launcher}-{'nhwc' if self.nhwc else 'nchw'}-{str(self.dtype)[6:]}"
+        return f"{name}-{self.launcher}-{self.layout}-{str(self.dtype)[6:]}"
 
     def launch(self):
         x = torch.empty(N, C, H, W, dtype=self.dtype)
         numbers = torch.empty(N)
-        sizes, samples = (N, C, H * W, self.nhwc, self.dtype), (N, x.numel() // N, self.dtype)
+        sizes, samples = (N, C, H * W, self.layout == "nhwc", self.dtype), (N, x.numel() // N, self.dtype)
         pixels, index, mirrored = torch.empty(N, H, W, C).byte(), torch.empty(N).long(), torch.empty(N).bool()
         norm = lambda order, *rest: PixelNormCall(*sizes, order, 1e-8, *rest)
         stddev = lambda order, *rest: MinibatchStddevCall(*sizes, order, 4, N // 4, 1, 1e-6, x, *rest)
@@ -66,23 +66,22 @@ class Call(NamedTuple):
 
 def _calls():
     for dtype in (torch.bfloat16, torch.float32):
-        for nhwc in (True, False):
+        for layout in ("nhwc", "nchw"):
             for launcher, reads, writes in (("forward", 1, 1), ("backward", 2, 1), ("double_backward", 3, 2)):
-                yield Call(pixel_norm, launcher, ("_normalize",), (reads, writes), nhwc, dtype)
+                yield Call(pixel_norm, launcher, ("_normalize",), (reads, writes), layout, dtype)
             module, sums = minibatch_stddev, ("_add_pieces", "_append")
-            yield Call(module, "forward", ("_walk", *sums), None, nhwc, dtype)
-            yield Call(module, "backward", ("_gradient_of_maps", "_walk"), None, nhwc, dtype)
-            yield Call(module, "double_backward", ("_gradient_of_maps", "_walk", *sums), None, nhwc, dtype)
-        yield Call(squared_norm, "forward", ("_sum_of_squares", "_add_pieces"), (1, 0), True, dtype)
-        yield Call(squared_norm, "backward", ("_scale",), (1, 1), True, dtype)
-        yield Call(lerp_samples, "forward", ("_lerp",), (2, 1), True, dtype)
-        yield Call(lerp_samples, "backward", ("_split",), (1, 2), True, dtype)
-        yield Call(image_batch, "forward", ("_image_batch",), (1, 1), True, dtype)
+            yield Call(module, "forward", ("_walk", *sums), None, layout, dtype)
+            yield Call(module, "backward", ("_gradient_of_maps", "_walk"), None, layout, dtype)
+            yield Call(module, "double_backward", ("_gradient_of_maps", "_walk", *sums), None, layout, dtype)
+        yield Call(squared_norm, "forward", ("_sum_of_squares", "_add_pieces"), (1, 0), "nhwc", dtype)
+        yield Call(squared_norm, "backward", ("_scale",), (1, 1), "nhwc", dtype)
+        yield Call(lerp_samples, "forward", ("_lerp",), (2, 1), "nhwc", dtype)
+        yield Call(lerp_samples, "backward", ("_split",), (1, 2), "nhwc", dtype)
+        yield Call(image_batch, "forward", ("_image_batch",), (1, 1), "nhwc", dtype)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="kernels decorated for the interpreter cannot be compiled")
-@pytest.mark.parametrize("capability", [80, 90, 100])
-@pytest.mark.parametrize("call", list(_calls()), ids=str)
+@pytest.mark.parametrize(("call", "capability"), on_cards(_calls()), ids=str)
 def test_kernels_compile_without_spills_and_to_wide_accesses(call, capability, monkeypatch, tmp_path):
     launches = []
     for name in call.kernels:

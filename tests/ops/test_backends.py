@@ -49,6 +49,7 @@ def test_an_unknown_backend_name_is_refused(names):
         pass
 
 
+@pytest.mark.slow
 def test_the_environment_variable_chooses_the_backend():
     code = "from fastgan.ops import backends; print(backends.choose('noise_bias_act', 'cpu'))"
     done = subprocess.run(
@@ -158,6 +159,7 @@ def test_torch_compile_without_the_constant_decorator_traces_the_function(monkey
     torch.testing.assert_close(compiled(x), expected)
 
 
+@pytest.mark.slow
 def test_an_error_in_the_environment_variable_is_one_line():
     for module in ("fastgan.doctor", "fastgan.train"):
         done = subprocess.run(

@@ -4,6 +4,7 @@ import itertools
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 
+import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -52,6 +53,7 @@ def draw_everything_then_train() -> None:
             PathLength()(generator.synthesize(ws), ws).backward()
 
 
+@pytest.mark.slow
 def test_training_works_after_generation_in_inference_mode():
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         process.submit(draw_everything_then_train).result(300)

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastgan.ops import upfirdn2d, use_backend
+from fastgan.ops import upfirdn2d
 from fastgan.ops.upfirdn2d import Upfirdn2d, validate
 from tests.support import backends, table
 from tests.support.table import DTYPES, arrange
@@ -221,21 +221,16 @@ def test_cotangents_need_not_be_dense(backend):
 
 
 class TestUnderTorchCompile:
-    @pytest.mark.parametrize("name", ["torch", "cpp"])
     @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
-    def test_forward_and_backward_are_one_graph(self, name, layout):
-        if name == "cpp" and backends.why_not("cpp-baseline"):
-            pytest.skip(backends.why_not("cpp-baseline"))
+    def test_forward_and_backward_are_one_graph(self, layout):
         x, taps = make(Case(layout=layout), torch.float32, "cpu")
         x.requires_grad_()
         function = lambda x: upfirdn2d(x, taps, up=2, padding=(2, 1, 2, 1), gain=4.0)
         compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
-        with use_backend(name):
-            expected = function(x)
-            (dx,) = torch.autograd.grad(expected.square().sum(), x)
-            y = compiled(x)
-            torch.testing.assert_close(y, expected)
-            torch.testing.assert_close(torch.autograd.grad(y.square().sum(), x)[0], dx)
+        expected, y = function(x), compiled(x)
+        torch.testing.assert_close(y, expected)
+        dx, got = (torch.autograd.grad(each.square().sum(), x)[0] for each in (expected, y))
+        torch.testing.assert_close(got, dx)
 
     def test_the_operator_passes_torchs_checks(self):
         if backends.why_not("cpp-baseline"):
@@ -272,14 +267,20 @@ class TestMistakesAreNamed:
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels cannot be compiled")
-@pytest.mark.parametrize("capability", [80, 90, 100])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("layout", "dtype", "capability"),
+    [
+        *(("nhwc", torch.bfloat16, capability) for capability in (80, 90, 100)),
+        *((layout, torch.float32, 90) for layout in ("nhwc", "nchw")),
+        ("nchw", torch.bfloat16, 90),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("form", [UP, DOWN, BLUR, {"taps": (7, 5)}], ids=["up", "down", "blur", "7x5"])
-@pytest.mark.parametrize("layout", ["nhwc", "nchw"])
 def test_triton_kernels_compile_without_spills(layout, form, dtype, capability, monkeypatch, tmp_path):
     pytest.importorskip("triton")
     from fastgan_kernels.triton import upfirdn2d as kernels
-    from tests.kernels.test_triton import Recorder, compiled_for, in_loops, resources
+    from tests.support.compiled_triton import Recorder, compiled_for, in_loops, resources
 
     launches = []
     monkeypatch.setattr(kernels, "_filter", Recorder(kernels._filter, launches))

@@ -94,6 +94,8 @@ def why_not(name: str) -> str | None:
 AVAILABLE = tuple(name for name in NAMES if why_not(name) is None)
 KERNELS = AVAILABLE[1:]  # without plain PyTorch
 *SLOWER_CPP, FASTEST_CPP = [name for name in AVAILABLE if name.startswith("cpp")] or [None]
+# A graph of torch.compile calls the same operators, whatever the backend and the instruction set.
+COMPILED = [name for name in (FASTEST_CPP or "torch", "cuda") if name in AVAILABLE]
 
 # Decorators of tests with a parameter `backend`, which otherwise run on all of AVAILABLE.
 every_kernel = pytest.mark.parametrize("backend", KERNELS, indirect=True)

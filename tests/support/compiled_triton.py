@@ -9,6 +9,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 
+def on_cards(calls):
+    """(call, compute capability) of every call on an H100; in bf16 and NHWC on the generations before and after too."""
+    everywhere = lambda call: call.dtype == torch.bfloat16 and call.layout == "nhwc"
+    return [(call, card) for call in calls for card in (90, 80, 100) if card == 90 or everywhere(call)]
+
+
 class Recorder:
     """Stands in for a kernel and notes how it is launched."""
 

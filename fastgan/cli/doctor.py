@@ -12,6 +12,7 @@ import torch
 
 import fastgan
 from fastgan.errors import UserError, command_line, program
+from fastgan.runs import precision
 
 try:
     import fastgan_kernels  # noqa: F401
@@ -39,6 +40,7 @@ def examine() -> dict:
         "torch": torch.__version__,
         "triton": _version("triton"),
         "gpu": gpu,
+        "gpu_training": str(precision.GPU_TRAINING),
         "cpu": _cpu(),
         "threads": torch.get_num_threads(),
         "extension": {"error": extension.load_error(), "build": extension.build_info()},
@@ -121,6 +123,8 @@ def describe(found: dict) -> str:
     ]
     if gpu["driver"]:
         rows.append(("driver", gpu["driver"]))
+    if gpu["cards"]:
+        rows.append(("training", found["gpu_training"]))
     features = [name for name, there in cpu["features"].items() if there]
     rows.append(("cpu", f"{cpu['model']} ({', '.join(features)})" if features else cpu["model"]))
     rows.append(("threads", f"{found['threads']} (OMP_NUM_THREADS sets it)"))

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 
@@ -60,6 +61,29 @@ def choose(amp: bool, device: torch.device) -> Precision:
             return Precision(torch.bfloat16, device, f"--amp: this CPU has {' and '.join(features)}")
         return Precision(torch.float32, device, "--amp does nothing here: without bf16 instructions, fp32 is faster")
     return Precision(torch.float32, device, f"--amp does nothing on {device.type}")
+
+
+class GpuSettings(NamedTuple):
+    """Process-wide settings of a training on a GPU. `docs/gpu.md` says why."""
+
+    benchmark: bool = True  # cuDNN times its algorithms for every new shape of a convolution, and keeps the fastest
+    fp32_convolutions: str = "tf32"
+    fp32_products: str = "ieee"  # full fp32: they are less than a hundredth of a step's FLOPs
+
+    def apply(self) -> None:
+        """Make torch use the settings."""
+        torch.backends.cudnn.benchmark = self.benchmark
+        torch.backends.cudnn.conv.fp32_precision = self.fp32_convolutions
+        torch.backends.cuda.matmul.fp32_precision = self.fp32_products
+
+    def __str__(self) -> str:
+        names = {"tf32": "TF32", "ieee": "fp32"}
+        chosen = "the fastest for each shape (cudnn.benchmark)" if self.benchmark else "by heuristics"
+        fp32 = f"convolutions in {names[self.fp32_convolutions]}, matrix products in {names[self.fp32_products]}"
+        return f"cuDNN algorithms: {chosen}; without --amp {fp32}"
+
+
+GPU_TRAINING = GpuSettings()
 
 
 def cpu_bf16_features() -> list[str]:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+from fastgan.training.guard import zero_gradients_if
 
 
 class Adam(torch.optim.Adam):
@@ -11,13 +16,17 @@ class Adam(torch.optim.Adam):
     learning rate from there.
 
     If `group["betas"][1]` is a 0-dim tensor, preferably fp64, the step is a series of multi-tensor operations that read
-    it on the device. The optimizer state is the same in both forms.
+    it on the device, with no kernel for a single parameter. The optimizer state is the same in both forms.
 
     Attributes:
         found_inf: 0-dim fp32, or None. If it is 1, a step changes nothing.
     """
 
     found_inf: Tensor | None = None
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._sizes: dict[tuple[int, ...], Tensor] = {}  # a copy on the device, which a graph cannot make
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
@@ -37,8 +46,7 @@ class Adam(torch.optim.Adam):
         # 1, or 0 to skip the step: all changes are multiplied by it, so no NaN may be among them.
         applied = torch.ones_like(counts[0]) if self.found_inf is None else 1 - self.found_inf
         if self.found_inf is not None:
-            for gradient in gradients:
-                gradient.masked_fill_(self.found_inf != 0, 0)
+            zero_gradients_if(self.found_inf, gradients)
         dtype = squares[0].dtype
 
         torch._foreach_add_(counts, [applied] * len(counts))
@@ -54,11 +62,13 @@ class Adam(torch.optim.Adam):
         t = torch.stack(counts).double().clamp_min(1)
         rates = -group["lr"] * applied / (1 - beta1**t)
         roots = (1 - beta2.double() ** t).sqrt()
-        denominators = torch._foreach_sqrt(squares)
-        torch._foreach_div_(denominators, roots.to(squares[0].dtype).unbind())
-        torch._foreach_add_(denominators, group["eps"])
-        torch._foreach_div_(denominators, rates.to(squares[0].dtype).unbind())
-        torch._foreach_addcdiv_(parameters, means, denominators)
+        # One buffer for all parameters: multi-tensor operations take one number for all tensors, not one for each.
+        root, rate = self._for_each_element(squares, roots, rates)
+        denominators = torch.empty_like(root)
+        views = _views(denominators, squares)
+        torch._foreach_copy_(views, squares)
+        denominators.sqrt_().div_(root).add_(group["eps"]).div_(rate)
+        torch._foreach_addcdiv_(parameters, means, views)
 
     def _moments(self, parameter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Step count, exp_avg and exp_avg_sq of a parameter, as in torch's fused Adam."""
@@ -68,3 +78,22 @@ class Adam(torch.optim.Adam):
             state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
             state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         return state["step"], state["exp_avg"], state["exp_avg_sq"]
+
+    def _for_each_element(self, tensors: Sequence[Tensor], *numbers: Tensor) -> Tensor:
+        """Numbers [len(tensors)] repeated for each element of each tensor, padded as `_views` are."""
+        sizes = tuple(map(_padded, tensors))
+        if sizes not in self._sizes:
+            self._sizes[sizes] = torch.tensor(sizes, device=tensors[0].device)
+        rows = torch.stack(numbers).to(tensors[0].dtype)
+        return rows.repeat_interleave(self._sizes[sizes], dim=1, output_size=sum(sizes))
+
+
+def _padded(tensor: Tensor) -> int:
+    """The number of elements, so that the next tensor begins at 16 bytes: vector loads need that."""
+    return -(-tensor.numel() // 4) * 4
+
+
+def _views(buffer: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Views of consecutive parts of a buffer, with the shapes and strides of dense tensors."""
+    starts = itertools.accumulate(map(_padded, tensors), initial=0)
+    return [buffer.as_strided(each.shape, each.stride(), start) for each, start in zip(tensors, starts, strict=False)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,16 @@ class GradientGuard(nn.Module):
         self.streak.add_(1).mul_(self.found_inf)
         if self.scaled:
             torch._amp_update_scale_(self.scale, self.growth, self.found_inf, 2.0, 0.5, GROWTH_STEPS)
+
+
+def zero_gradients_if(found_inf: Tensor, gradients: Sequence[Tensor]) -> None:
+    """Set all gradients to 0, also NaN, if `found_inf` (0-dim fp32) is 1; in few multi-tensor kernels.
+
+    A product with 0 would keep NaN. So their bits are multiplied, as whole numbers: zeros are the number 0.
+    """
+    if gradients:
+        bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[gradients[0].element_size()]
+        torch._foreach_mul_([gradient.view(bits) for gradient in gradients], (1 - found_inf).to(bits))
 
 
 def require_progress(skipped: dict[str, int], limit: int, means: dict[str, float], images: int, saved: str) -> None:

@@ -74,6 +74,7 @@ def _train(
     device = precision.choose_device(config.machine.device, ranks)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        precision.GPU_TRAINING.apply()
     compute = precision.choose(config.machine.amp, device)
     threads, why = process.choose_threads(config.machine.threads, ranks.local_world_size)
     torch.set_num_threads(threads)

@@ -25,7 +25,7 @@ from fastgan.training.adam import Adam
 from fastgan.training.averages import Averages
 from fastgan.training.ema import EMA, ema_decay
 from fastgan.training.gradients import GradientAllReduce
-from fastgan.training.guard import GradientGuard
+from fastgan.training.guard import GradientGuard, zero_gradients_if
 from fastgan.training.joint_batch import JointBatch
 from fastgan.training.randomness import StepRandomness
 from fastgan.training.state import trainable, why_not_captured
@@ -279,9 +279,7 @@ class Step:
         self._all_reduce[name].finish()
         guard.unscale_and_check(network.parameters())
         if not isinstance(optimizer, Adam):  # RMSprop does not read `found_inf`, but zero gradients move nothing
-            for parameter in network.parameters():
-                if parameter.grad is not None:
-                    parameter.grad.masked_fill_(guard.found_inf != 0, 0)
+            zero_gradients_if(guard.found_inf, [p.grad for p in network.parameters() if p.grad is not None])
         optimizer.step()
         self.averages.add(**{f"skipped_{name}": guard.found_inf})
 

@@ -118,6 +118,7 @@ def test_the_doctor_lists_every_card(two_cards, monkeypatch):
     found = doctor.examine()
     assert list(found["operations"]["noise_bias_act"]) == ["cpu", "cuda:0", "cuda:1"]
     text = " ".join(doctor.describe(found).split())
+    assert "fastest for each shape (cudnn.benchmark)" in text and "convolutions in TF32" in text
     assert "GPU 1 tensors cuda" in text and "not cuda: compiled for cards from sm_80 on, this is sm_70" in text
 
 

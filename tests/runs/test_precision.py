@@ -27,3 +27,19 @@ def test_amp_is_fp32_if_torch_does_not_report_the_cpu_s_features(monkeypatch):
         monkeypatch.delattr(torch.cpu, name, raising=False)
     assert precision.cpu_bf16_features() == []
     assert precision.choose(True, torch.device("cpu")).dtype == torch.float32
+
+
+def test_settings_of_a_training_on_a_gpu_are_those_that_the_doctor_prints():
+    before = precision.GpuSettings(
+        torch.backends.cudnn.benchmark,
+        torch.backends.cudnn.conv.fp32_precision,
+        torch.backends.cuda.matmul.fp32_precision,
+    )
+    try:
+        precision.GPU_TRAINING.apply()
+        assert torch.backends.cudnn.benchmark
+        assert torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+    finally:
+        before.apply()
+    assert "cudnn.benchmark" in str(precision.GPU_TRAINING)
+    assert "convolutions in TF32, matrix products in fp32" in str(precision.GPU_TRAINING)

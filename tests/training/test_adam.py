@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastgan.runs.graphs import Numbers
 from fastgan.training.adam import Adam
@@ -30,3 +31,34 @@ def test_adam_with_beta2_on_the_device_is_adam(betas):
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(adam.state[one], torchs.state[other], rtol=1e-5, atol=1e-7)
+
+
+def test_adam_with_beta2_on_the_device_calls_no_operation_for_each_parameter():
+    counts = []
+    for number in (3, 30):
+        parameters = [
+            nn.Parameter(torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)) for _ in range(number)
+        ]
+        adam = Adam(parameters, lr=torch.tensor(0.01), betas=(0.5, 0.9))
+        adam.param_groups[0]["betas"] = 0.5, torch.tensor(0.9, dtype=torch.float64)
+        adam.found_inf = torch.zeros(())
+        for parameter in parameters:
+            parameter.grad = torch.ones_like(parameter)
+        adam.step()  # makes the state
+        with Operations() as operations:
+            adam.step()
+        counts.append(len(operations.names))
+    assert counts[0] == counts[1] > 0
+
+
+class Operations(TorchDispatchMode):
+    """Names of the operations called, without views."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if not function.is_view:
+            self.names.append(str(function))
+        return function(*args, **(kwargs or {}))

@@ -11,7 +11,14 @@ from torch import nn
 from fastgan.cli.train import main
 from fastgan.errors import UserError
 from fastgan.runs import checkpoint, process
-from fastgan.training.guard import FIRST_SCALE, LIMIT, LIMIT_AT_THE_END, GradientGuard, require_progress
+from fastgan.training.guard import (
+    FIRST_SCALE,
+    LIMIT,
+    LIMIT_AT_THE_END,
+    GradientGuard,
+    require_progress,
+    zero_gradients_if,
+)
 from tests.support.tiny_run import arguments, log_lines, make_folder
 from tests.support.tiny_training import TinyTraining
 
@@ -166,3 +173,14 @@ def test_networks_train_in_fp16(arch, regularization):
     assert math.isfinite(means["loss_g"]) and means["skipped_g"] < 1 and means["skipped_d"] < 1
     assert all(value.isfinite().all() for value in training.tensors().values())
     assert training.state.statistics["guard_d"].scale > 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_gradients_become_zero_also_where_they_are_not_finite(dtype):
+    given = [torch.tensor([1.5, math.nan, -math.inf, -0.0], dtype=dtype), torch.tensor([2.0], dtype=dtype)]
+    unchanged, zeroed = ([each.clone() for each in given] for _ in range(2))
+    zero_gradients_if(torch.tensor(0.0), unchanged)
+    zero_gradients_if(torch.tensor(1.0), zeroed)
+    for before, same, zero in zip(given, unchanged, zeroed, strict=True):
+        assert torch.equal(same.view(torch.uint8), before.view(torch.uint8))
+        assert torch.equal(zero, torch.zeros_like(zero))

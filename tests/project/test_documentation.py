@@ -34,11 +34,11 @@ from fastgan import metrics
 from fastgan.cli import COMMANDS, dataset, evaluate, generate
 from fastgan.cli import export as export
 from fastgan.cli import view as view
-from fastgan.data import glyphs
+from fastgan.data import emoji, glyphs
 from fastgan.errors import UserError
 from fastgan.runs import config as configuration
 from fastgan.runs.log import measured
-from fastgan.training import configure
+from fastgan.training import configure, sample_grid
 from tests.data.readers.test_arrays import write_mnist
 from tests.support import foreign
 from tests.support.processes import start_ranks
@@ -132,7 +132,7 @@ def scaled_down(program: str, arguments: list[str]) -> list[str]:
         if not resumed:
             short += ["--batch", "4"]
             if "--init-from" not in arguments:
-                short += ["--channel-base", "1024", "--channel-max", "16"]  # r3gan needs multiples of 8
+                short += ["--channel-base", "512", "--channel-max", "8"]  # r3gan needs multiples of 8
         if "--metrics" in arguments:  # starts a process that draws all glyphs
             short += ["--metrics-interval", "4", "--metrics-samples", "8"]
             short += ["--data", "digits", "--resolution", "8"]
@@ -251,6 +251,8 @@ def page_folder(mentioned_files, tmp_path, monkeypatch, one_cache):
     monkeypatch.chdir(tmp_path / "page")
     monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(glyphs, "render", functools.partial(glyphs.render, count=40))
+    monkeypatch.setattr(emoji, "_drawings", lambda drawings=emoji._drawings: drawings()[::20])
+    monkeypatch.setattr(sample_grid, "COLUMNS", 2)
     monkeypatch.setattr(metrics, "kernel_distance", functools.partial(metrics.kernel_distance, subset_size=4))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # for child processes
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "page"))

@@ -30,7 +30,7 @@ from fastgan.training.state import new_state
 from fastgan.view import rendering
 from fastgan.view.watching import Grid, Run
 from tests.support import official
-from tests.support.processes import start
+from tests.support.processes import LONG, start
 from tests.support.tiny_run import train
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_cache")]
@@ -474,19 +474,19 @@ def test_the_page_survives_many_clients_and_abandoned_requests(tmp_path):
     run = save(tmp_path / "run")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    # A twentieth of Gradio's sessions and of our queue, and slow polls.
+    # A fortieth of Gradio's sessions and of our queue, and slow polls.
     small = """
 import time, gradio.queueing as queueing, fastgan.cli.view as view, fastgan.view.watching as watching
 sessions, reread = queueing.LRUCache, watching.Run.reread
-queueing.LRUCache = lambda size: sessions(100)
-view.MAX_QUEUE //= 20
+queueing.LRUCache = lambda size: sessions(50)
+view.MAX_QUEUE //= 40
 watching.Run.reread = lambda self: (time.sleep(0.05), reread(self))[1]
 """
     process = start([str(run), "--port", str(port), "--device", "cpu"], small, module="view.__main__")
     try:
         assert f"http://127.0.0.1:{port}/" in process.stdout.readline()
         assert "only this machine" in process.stdout.readline()
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}/gradio_api", timeout=120) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}/gradio_api", timeout=LONG) as client:
             config = client.get(f"http://127.0.0.1:{port}/config").json()
             (poll,) = (each for each in config["dependencies"] if "tick" in dict(map(reversed, each["targets"])))
             call = {
@@ -508,9 +508,9 @@ watching.Run.reread = lambda self: (time.sleep(0.05), reread(self))[1]
             def abandoned(number):
                 return client.post("/queue/join", json=call | {"session_hash": f"abandoned{number}"}).status_code
 
-            with ThreadPoolExecutor(50) as clients:
-                assert set(clients.map(abandoned, range(200))) == {200, 503}  # 503: the queue is full
-                for text in clients.map(head, [f"client{number}" for number in range(50)]):
+            with ThreadPoolExecutor(25) as clients:
+                assert set(clients.map(abandoned, range(100))) == {200, 503}  # 503: the queue is full
+                for text in clients.map(head, [f"client{number}" for number in range(25)]):
                     assert "<h1>run</h1>" in text and "problem" not in text
             run.rename(tmp_path / "elsewhere")
             assert "there is no such checkpoint" in head("gone")
@@ -634,7 +634,7 @@ def served(folder, tmp_path):
     browser = None
     try:
         line = process.stdout.readline()
-        assert f"{run} is at http://127.0.0.1:{port}/" in line, line + process.communicate(timeout=60)[0]
+        assert f"{run} is at http://127.0.0.1:{port}/" in line, line + process.communicate()[0]
         browser = Browser(f"http://127.0.0.1:{port}/", tmp_path / "profile")
         yield run, browser, resave
     finally:

@@ -280,7 +280,13 @@ __device__ __forceinline__ void check_vector(const T* p GPU_PLACE) {
 template <int V, class T>
 __device__ __forceinline__ Vec<T, V> load(const T* p GPU_PLACE) {
     detail::check_vector<T, V>(p GPU_HERE);
+#ifdef FASTGAN_EMULATE
+    Vec<T, V> value;
+    std::memcpy(&value, p, sizeof value);  // one access, where the compiler would make one for each element
+    return value;
+#else
     return *reinterpret_cast<const Vec<T, V>*>(p);
+#endif
 }
 
 template <int V, class T>

@@ -4,7 +4,8 @@ under a sanitizer.
 `build` compiles sources with cuda_emulation.h and links them with the scheduler. `build_fastgan` does so for the
 project's CUDA kernels; `build_cpu_kernels` builds its CPU kernels. A cache holds objects and modules, keyed by all of
 their inputs, so that a second test run compiles nothing and parallel test workers share one compilation. Sanitizers
-apply to kernels only: all variants share bindings and scheduler.
+apply to kernels only: all variants share bindings and scheduler. "traffic" is no sanitizer, but counts accesses to
+memory (traffic.h).
 
 FASTGAN_TEST_CACHE sets the folder of the cache, CXX the compiler.
 """
@@ -29,11 +30,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
-Sanitizer = Literal["address", "undefined"]
+Sanitizer = Literal["address", "undefined", "traffic"]
 
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "csrc"
 SCHEDULER = HERE / "scheduler.cpp"
+TRAFFIC = HERE / "traffic.cpp"
 
 FLAGS = [
     # -Wmaybe-uninitialized reports paths that the instantiation never takes.
@@ -50,6 +52,8 @@ SANITIZER_FLAGS = {
     "address": ["-O0", "-g1", "-fsanitize=address", "-fsanitize-recover=address", "-fno-omit-frame-pointer"],
     # Answered by handlers in scheduler.cpp, not by libubsan.
     "undefined": ["-O0", "-fsanitize=alignment,bounds,signed-integer-overflow,shift"],
+    # Answered by traffic.cpp, not by libtsan. Optimised, so that variables in registers make no accesses.
+    "traffic": ["-O1", "-g1", "-fsanitize=thread", "-DFASTGAN_WITHOUT_FLOAT64"],
 }
 # As in setup.py, by the names of processors: the sanitized module has one variant, for the CPU it runs on.
 ISA_FLAGS = {"baseline": [], "avx2": ["-march=x86-64-v3"], "avx512": ["-march=cooperlake"]}
@@ -101,10 +105,11 @@ def build(
         common.append("-fno-gnu-unique")  # else modules loaded side by side would share variables of templates
     kernel_flags = [*SANITIZER_FLAGS[sanitizer], *(NO_FAKE_STACK[_family()] if sanitizer == "address" else [])]
     cpu_kernel_flags = [*kernel_flags, *(CALLED_CHECKS[_family()] if sanitizer == "address" else []), *cpu_flags]
-    scheduler_flags = ["-O2", *(["-DEMULATION_ADDRESS"] if sanitizer == "address" else [])]
+    macro = {"address": ["-DEMULATION_ADDRESS"], "traffic": ["-DEMULATION_TRAFFIC"]}
+    scheduler_flags = ["-O2", *macro.get(sanitizer, [])]
 
     def compile_one(source: Path) -> Path:
-        if source == SCHEDULER:
+        if source in (SCHEDULER, TRAFFIC):
             flags = scheduler_flags
         else:
             # pybind11 hides its types, and gcc warns about every type that contains one.
@@ -117,8 +122,9 @@ def build(
         return _cached(arguments, [source, *_headers(), pybind11.__version__], f"{source.stem}.o")
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        emulated = any(source.suffix == ".cu" for source in sources)
-        objects = list(pool.map(compile_one, [*map(Path, sources), *([SCHEDULER] if emulated else [])]))
+        emulator = [SCHEDULER] if any(source.suffix == ".cu" for source in sources) else []
+        emulator += [TRAFFIC] if sanitizer == "traffic" else []
+        objects = list(pool.map(compile_one, [*map(Path, sources), *emulator]))
     link = ["-shared", *map(str, objects)]
     if sys.platform == "darwin":
         link += ["-undefined", "dynamic_lookup"]

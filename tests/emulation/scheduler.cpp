@@ -6,6 +6,7 @@
 // A complaint ends the launch: the fibers of the block are abandoned where they stand, without unwinding (compilers may
 // assume that the complaining code cannot throw), and launch() throws.
 #include "cuda_emulation.h"
+#include "traffic.h"
 
 #include <cxxabi.h>
 #include <dlfcn.h>
@@ -501,7 +502,9 @@ void run_block() {
     release_scratch();
     Thread& first = next_thread();
     first.fiber = &idle_fiber();
+    traffic::begin_block();
     switch_to(*first.fiber);
+    traffic::end_block();
     if (S.failure) std::rethrow_exception(S.failure);
     check_redzones();
 }
@@ -586,6 +589,7 @@ void launch(const Configuration& configuration, const void* kernel, void (*call)
     // Blocks follow the same order as threads. Shuffled blocks are taken with a stride coprime to their number.
     const std::uint64_t all = static_cast<std::uint64_t>(grid.x) * grid.y * grid.z, ends = blocks_at_each_end(all);
     const std::uint64_t blocks = std::min(all, 2 * ends);
+    traffic::begin_launch(configuration, all, S.arena, S.arena_end);
     std::uint64_t stride = blocks * 5 / 8 + 1;
     while (std::gcd(stride, blocks) != 1) ++stride;
     for (std::uint64_t i = 0; i < blocks; ++i) {

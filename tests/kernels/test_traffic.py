@@ -1,0 +1,198 @@
+"""Memory traffic of the CUDA kernels, counted under emulation: every operation, layout and dtype is held to the limits
+of `LIMITS`, or to its exception. Seeded bad kernels prove that each figure can fail."""
+
+from __future__ import annotations
+
+import ctypes
+from fnmatch import fnmatchcase
+
+import pytest
+import torch
+
+from tests.emulation import build as emulation
+from tests.support import traffic
+from tests.support.traffic import BEST, CASES, DTYPES, FORMULAS
+
+pytestmark = pytest.mark.slow  # compiles
+
+LIMITS = {"sectors": 0.95, "noise": 0.95, "bytes": 1.05, "reads": 1.3, "passes": 1.1}  # see Traffic.figures
+WORSE, BETTER = 0.02, 0.05  # how far a figure may be off its exception, relative to it
+
+# Reason -> (pattern of "case, layout, direction"; figure; its value in fp32 and in 16 bits, None if the limit holds).
+# The first pattern that fits counts.
+EXCEPTIONS: dict[str, list[tuple[str, str, float | None, float | None]]] = {
+    "threads read the noise of their vector one number at a time": [
+        ("noise_bias_act: *, NCHW, *", "noise", 0.25, 0.125),
+        ("style_epilogue: *, NCHW, *", "noise", 0.25, 0.125),
+        ("filtered_noise_bias_act, NCHW, *", "noise", 0.25, 0.125),
+        ("filtered_noise_bias_act, NHWC, forward", "noise", None, 0.5),
+    ],
+    "a block makes one row of outputs, so that several blocks read each row of x": [
+        ("upfirdn2d: up 2, NHWC, forward", "reads", 4.09, 3.97),
+        ("upfirdn2d: up 2, RGB, NHWC, forward", "reads", 4.30, 4.63),
+        ("upfirdn2d: up 2*, NHWC, backward", "reads", 1.98, 1.98),
+        ("upfirdn2d: down 2*, NHWC, forward", "reads", 1.97, 1.97),
+        ("upfirdn2d: down 2*, NHWC, backward", "reads", 3.94, 3.94),
+        ("upfirdn2d: blur, NHWC, *", "reads", 3.94, 3.94),
+        ("filtered_noise_bias_act, NHWC, forward", "reads", 3.91, 3.91),
+        ("filtered_noise_bias_act, NHWC, backward", "reads", 3.74, 3.31),
+    ],
+    "a thread makes one output of three channels, next to those of another thread that reads most of its inputs": [
+        ("upfirdn2d: up 2, RGB, NHWC, backward", "sectors", 0.469, 0.425),
+        ("upfirdn2d: down 2, RGB, NHWC, forward", "sectors", 0.470, 0.422),
+        ("upfirdn2d: down 2, RGB, NHWC, backward", "sectors", None, 0.949),
+    ],
+    "tiles of 32 outputs or less begin anywhere in a row, and neighbours read their borders again": [
+        ("upfirdn2d: up 2, NCHW, forward", "sectors", 0.847, 0.707),
+        ("upfirdn2d: up 2, NCHW, forward", "reads", 2.00, 2.85),
+        ("upfirdn2d: up 2, NCHW, backward", "sectors", 0.541, 0.424),
+        ("upfirdn2d: down 2, NCHW, forward", "sectors", 0.543, 0.430),
+        ("upfirdn2d: down 2, NCHW, backward", "sectors", 0.882, 0.758),
+        ("upfirdn2d: down 2, NCHW, backward", "reads", 1.64, 2.19),
+        ("upfirdn2d: blur, NCHW, *", "sectors", 0.742, 0.611),
+        ("upfirdn2d: blur, NCHW, *", "reads", 1.33, 1.59),
+        ("filtered_noise_bias_act, NCHW, *", "sectors", 0.832, 0.725),
+        ("filtered_noise_bias_act, NCHW, forward", "reads", 2.32, 2.59),
+        ("filtered_noise_bias_act, NCHW, backward", "reads", 1.73, 1.93),
+    ],
+    "every second number of a row in shared memory meets the same bank": [
+        ("upfirdn2d: up 2, NCHW, backward", "passes", 1.27, 1.27),
+        ("upfirdn2d: down 2, NCHW, forward", "passes", 1.27, 1.27),
+    ],
+    "the filter is an operation of its own: all of NCHW, and of the backward pass the part after the epilogue": [
+        ("filtered_noise_bias_act, NCHW, forward", "bytes", 1.98, 1.98),
+        ("filtered_noise_bias_act, *, backward", "bytes", 1.65, 1.65),
+    ],
+    "statistics take a first pass over x, or over x and dy, where they do not fit on chip": [
+        ("batch_norm_act, *, forward", "bytes", 1.50, 1.50),
+        ("batch_norm_act, *, backward", "bytes", 1.67, 1.67),
+        ("batch_norm_act, *", "reads", 2.00, 2.00),
+        ("adain: large, *, forward", "bytes", 1.50, 1.50),
+        ("adain: large, *, backward", "bytes", 1.67, 1.67),
+        ("adain: large, *", "reads", 2.00, 2.00),
+        ("style_epilogue: large, *, forward", "bytes", 1.50, 1.50),
+        ("style_epilogue: large, *, backward", "bytes", 1.67, 1.67),
+        ("style_epilogue: large, *", "reads", 2.00, 2.00),
+        ("minibatch_stddev, *, forward", "bytes", 1.50, 1.50),
+        ("minibatch_stddev, *, forward", "reads", 2.00, 2.03),
+    ],
+    "slots of the block's merge of statistics share banks": [
+        ("batch_norm_act, NCHW, *", "passes", None, 1.15),
+        ("adain: on chip, NHWC, backward", "passes", 1.35, 1.38),
+        ("adain: on chip, NCHW, forward", "passes", 1.13, None),
+        ("adain: on chip, NCHW, backward", "passes", 1.21, None),
+        ("adain: large, *, backward", "passes", 1.42, 1.42),
+        ("style_epilogue: on chip, NHWC, backward", "passes", 1.35, 1.38),
+        ("style_epilogue: on chip, NCHW, forward", "passes", 1.13, None),
+        ("style_epilogue: on chip, NCHW, backward", "passes", 1.21, None),
+        ("style_epilogue: large, *, backward", "passes", 1.42, 1.42),
+    ],
+    "rows of y have an odd number of channels": [
+        ("minibatch_stddev, NHWC, forward", "sectors", None, 0.915),
+        ("minibatch_stddev, NHWC, backward", "sectors", None, 0.923),
+    ],
+    "mirrored images are read byte by byte": [
+        ("image_batch, NHWC, forward", "sectors", 0.75, 0.456),
+    ],
+}
+
+
+def exception_for(row: str, figure: str, dtype: str) -> float | None:
+    for entries in EXCEPTIONS.values():
+        for pattern, of, fp32, in_16_bits in entries:
+            if of == figure and fnmatchcase(row, pattern):
+                return fp32 if dtype == "fp32" else in_16_bits
+    return None
+
+
+def complaint(figure: str, value: float, exception: float | None) -> str | None:
+    """What is wrong with the value of a figure, or None."""
+    better, worse = (1, -1) if BEST[figure] is max else (-1, 1)
+    if exception is None:
+        if (value - LIMITS[figure]) * worse > 0:
+            return f"{figure} is {value:.3f}, the limit is {LIMITS[figure]}"
+    elif (value - exception) * worse > WORSE * exception:
+        return f"{figure} is {value:.3f}, its exception {exception}"
+    elif (value - exception) * better > BETTER * exception:
+        return f"{figure} is {value:.3f}, better than its exception {exception}: tighten or remove it"
+    return None
+
+
+ROWS = [(case, layout) for case in CASES for layout in CASES[case].layouts]
+
+
+@pytest.fixture(autouse=True)
+def _emulation():
+    if reason := emulation.why_unavailable():
+        pytest.skip(reason)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("case", "layout"), ROWS)
+def test_kernels_move_little_more_than_the_formula_needs(case, layout, dtype):
+    directions = CASES[case].count(layout, DTYPES[dtype])
+    assert list(directions) == list(FORMULAS[CASES[case].form])
+    for direction, counted in directions.items():
+        row = f"{case}, {layout}, {direction}"
+        figures = counted.figures()
+        assert figures["bytes"] > 0.95, f"{row}: a part of the activations is neither read nor written"
+        complaints = [complaint(name, value, exception_for(row, name, dtype)) for name, value in figures.items()]
+        assert not any(complaints), f"{row}: {'; '.join(filter(None, complaints))}\n{counted.describe()}"
+
+
+def test_every_exception_is_of_a_case_and_worse_than_its_limit():
+    rows = [f"{case}, {layout}, {way}" for case, layout in ROWS for way in FORMULAS[CASES[case].form]]
+    for pattern, figure, *values in (entry for entries in EXCEPTIONS.values() for entry in entries):
+        assert any(fnmatchcase(row, pattern) for row in rows), pattern
+        for value in filter(None, values):
+            assert complaint(figure, value, None), (pattern, figure, value)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "figure", "value"),
+    [
+        ("strided_reads", "sectors", (1 + 1) / (1 + 8)),  # writes are ideal
+        ("copied_twice", "bytes", 2),
+        ("reads_of_neighbours", "reads", 4),
+        ("bank_conflicts", "passes", 32),
+        ("copy", None, None),
+        ("shared_without_conflicts", None, None),
+    ],
+)
+def test_figure_shows_a_bad_kernel(kernel, figure, value):
+    counted = count_seeded(kernel)
+    for name, found in counted.figures().items():
+        if name == figure:
+            assert found == pytest.approx(value)
+            assert complaint(name, found, None)
+        elif not (figure == "bytes" and name == "reads"):  # what is moved twice is read twice
+            assert complaint(name, found, None) is None, name
+
+
+def count_seeded(kernel: str) -> traffic.Traffic:
+    """Traffic of a kernel of emulation/seeded_traffic.cu."""
+    path = emulation.build([emulation.HERE / "seeded_traffic.cu"], "seeded_traffic", sanitizer="traffic")
+    library = ctypes.CDLL(str(path))
+    traffic.declare(library)
+    x, y = torch.arange(16 * 1024, dtype=torch.float32), torch.empty(16 * 1024)
+    library.fastgan_traffic_start()
+    for name, tensor in (("x", x), ("y", y)):
+        library.fastgan_traffic_tensor(name.encode(), tensor.data_ptr(), tensor.nbytes)
+    pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (x, y))
+    library.run(kernel.encode(), *pointers, x.numel())
+    launches = traffic.parse(library.fastgan_traffic_stop().decode())
+    assert torch.equal(*(t.sort().values for t in (x, y)))
+    return traffic.Traffic(launches, x.nbytes, y.nbytes)
+
+
+def test_only_the_ends_of_a_grid_give_the_figures_of_all_blocks():
+    form, shape = traffic.FORMS["synthesis"], (2, 64, 32, 32)
+    whole, ends = (traffic.count(form, shape, torch.bfloat16, ends=ends) for ends in (None, 1))
+    for direction in whole:
+        assert ends[direction].launches[0].executed < whole[direction].launches[0].executed
+        assert ends[direction].figures() == pytest.approx(whole[direction].figures(), rel=0.02)
+
+
+def test_source_lines_are_named():
+    text = CASES["lerp_samples"].count("NHWC", torch.float32)["forward"].describe()
+    assert "samples/cuda.cu:" in text and "reads a: " in text and "writes first: " in text

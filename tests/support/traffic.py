@@ -1,0 +1,398 @@
+"""Memory traffic of the CUDA kernels, counted by the emulation (tests/emulation/traffic.cpp).
+
+`count` runs an operation at one shape and returns its traffic by direction. `python -m tests.support.traffic` prints
+the table of docs/gpu_counters.md: `CASES`, each figure the worst of all dtypes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache, partial
+
+import torch
+from torch import Tensor
+
+import fastgan_kernels
+from bench.forms import FORMS as TIMED_FORMS
+from bench.operations import Form, Normal, Shape
+from fastgan import ops
+from fastgan_kernels import extension
+from tests.emulation import build as emulation
+
+ACTIVATIONS = {"x", "y", "dy", "dx", "gx", "ddy", "reference", "a", "b", "first", "second", "appended", "pixels"}
+"""Fields of calls that hold activations or their gradients; all others are small."""
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """Accesses of one instruction to one tensor, or to shared memory, summed over warps and blocks."""
+
+    offset: int  # of its return address in the module
+    tensor: str  # field of the call, "workspace" or "shared"
+    write: bool
+    requests: int  # of a warp
+    lanes: int
+    bytes: int  # of all lanes
+    units: int  # 32-byte sectors touched; of shared memory: passes
+    ideal: int  # the fewest units for these bytes
+
+
+@dataclass
+class Launch:
+    """Traffic of one kernel launch."""
+
+    place: str  # file and line of the launch
+    blocks: int
+    executed: int  # number of blocks that were executed
+    threads: int  # of a block
+    unique: dict[tuple[str, bool], int] = field(default_factory=dict)  # (tensor, write) -> bytes of its sectors
+    by_block: dict[tuple[str, bool], int] = field(default_factory=dict)  # the same, summed over blocks
+    instructions: list[Instruction] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Traffic of all launches of an operation in one direction.
+
+    Attributes:
+        launches: in their order.
+        minimum_read: bytes of activations that the operation's formula reads.
+        minimum_written: the same for writes.
+    """
+
+    launches: list[Launch]
+    minimum_read: int
+    minimum_written: int
+
+    def unique(self, write: bool | None = None) -> int:
+        """Bytes of activations, each sector once a launch, read (`write` False), written (True) or both (None)."""
+        return self._sum("unique", write)
+
+    def by_block(self, write: bool | None = None) -> int:
+        """Bytes of activations, each sector once a block: what the L2 serves if the L1 serves all repetitions."""
+        return self._sum("by_block", write)
+
+    def instructions(self, *tensors: str) -> list[Instruction]:
+        """Instructions that access these tensors."""
+        return [i for launch in self.launches for i in launch.instructions if i.tensor in tensors]
+
+    def figures(self) -> dict[str, float]:
+        """The figures that tests/kernels/test_traffic.py holds, without those of memory that is not accessed.
+
+        sectors: ideal by actual number of sectors of requests to activations; noise: the same for the noise.
+        bytes: unique bytes of activations by the minimum.
+        reads: bytes read by block, by the minimum.
+        passes: passes through shared memory by the ideal.
+        """
+        figures = {
+            "sectors": _efficiency(self.instructions(*ACTIVATIONS)),
+            "noise": _efficiency(self.instructions("noise")),
+            "bytes": self.unique() / (self.minimum_read + self.minimum_written),
+            "reads": self.by_block(write=False) / self.minimum_read,
+            "passes": 1 / (_efficiency(self.instructions("shared")) or 1),
+        }
+        return {name: figure for name, figure in figures.items() if figure is not None}
+
+    def describe(self) -> str:
+        """A line for each launch and each source line that accesses memory."""
+        places = source_lines({i.offset for launch in self.launches for i in launch.instructions})
+        lines = []
+        for launch in self.launches:
+            lines.append(f"{launch.place}: {launch.blocks} blocks of {launch.threads} threads")
+            for i in launch.instructions:
+                access = f"{'writes' if i.write else 'reads'} {i.tensor}"
+                unit = "passes" if i.tensor == "shared" else "sectors"
+                lines.append(
+                    f"    {places[i.offset]:40} {access}: {i.requests} requests, {i.bytes / i.lanes:g} bytes a lane, "
+                    f"{i.units / i.requests:.2f} {unit} a request, {i.ideal / i.requests:.2f} are ideal"
+                )
+        return "\n".join(lines)
+
+    def _sum(self, which: str, write: bool | None) -> int:
+        return sum(
+            size
+            for launch in self.launches
+            for (tensor, written), size in getattr(launch, which).items()
+            if tensor in ACTIVATIONS and write in (None, written)
+        )
+
+
+def _efficiency(instructions: list[Instruction]) -> float | None:
+    units = sum(i.units for i in instructions)
+    return sum(i.ideal for i in instructions) / units if units else None
+
+
+# ----------------------------------------------------------------------------------------------------------- operations
+
+# The activations that a formula reads and writes in each direction, by their shapes: "x" or "y" for those like x or y,
+# "p" for bytes of images. A direction without a kernel of its own is left out.
+Formula = dict[str, tuple[str, str]]
+FROM_OUTPUT: Formula = {"forward": ("x", "y"), "backward": ("yy", "x"), "double backward": ("xy", "y")}
+FROM_INPUT: Formula = {"forward": ("x", "y"), "backward": ("xy", "x"), "double backward": ("xxy", "xy")}
+NORM: Formula = {"forward": ("x", "y"), "backward": ("xy", "x")}
+LINEAR: Formula = {"forward": ("x", "y"), "backward": ("y", "x")}  # double backward is forward again
+FORMULAS: dict[str, Formula] = {
+    "bias": FROM_OUTPUT,
+    "noise": FROM_OUTPUT,
+    "synthesis": FROM_INPUT,
+    "upsample": LINEAR,
+    "downsample": LINEAR,
+    "blur": LINEAR,
+    "filtered": NORM,
+    "batch_norm_act": NORM,
+    "adain": NORM,
+    "style_epilogue": NORM,
+    "pixel_norm": FROM_INPUT,
+    "minibatch_stddev": FROM_INPUT,
+    "lerp_samples": {"forward": ("xx", "y"), "backward": ("y", "xx")},
+    "squared_norm": {"forward": ("x", ""), "backward": ("x", "x")},
+    "image_batch": {"forward": ("p", "y")},
+}
+
+
+def _pixels(shape: Shape, normal: Normal) -> dict[str, Tensor]:
+    n, c, h, w = shape
+    return {
+        "pixels": torch.zeros(n, h, w, c, dtype=torch.uint8),
+        "index": torch.arange(n),
+        "mirrored": torch.arange(n) % 2 == 1,
+    }
+
+
+IMAGE_BATCH = Form(
+    operation="image_batch",
+    name="image_batch",
+    fused=lambda x, pixels, index, mirrored: ops.image_batch(pixels, index, mirrored, x.dtype),
+    textbook=ops.image_batch,
+    tensors=_pixels,
+    shapes={},
+    fixed=("pixels", "index", "mirrored"),
+)
+FORMS: dict[str, Form] = {form.name: form for form in (*TIMED_FORMS, IMAGE_BATCH) if form.name in FORMULAS}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A form at a shape of x [N, C, H, W] that is small, but has the traffic of a large one.
+
+    A layout without a shape is not counted.
+    """
+
+    form: str
+    nhwc: Shape | None
+    nchw: Shape | None
+
+    def count(self, layout: str, dtype: torch.dtype) -> dict[str, Traffic]:
+        """Traffic by direction; `layout` is one of `layouts`."""
+        shape = self.nhwc if layout == "NHWC" else self.nchw
+        return count(FORMS[self.form], shape, dtype, channels_last=layout == "NHWC")
+
+    @property
+    def layouts(self) -> list[str]:
+        return [name for name, shape in (("NHWC", self.nhwc), ("NCHW", self.nchw)) if shape]
+
+
+CASES = {
+    "noise_bias_act: bias": Case("bias", (2, 64, 32, 32), (2, 64, 32, 32)),
+    "noise_bias_act: noise": Case("noise", (2, 64, 32, 32), (2, 64, 32, 32)),
+    "noise_bias_act: all": Case("synthesis", (2, 64, 32, 32), (2, 64, 32, 32)),
+    "upfirdn2d: up 2": Case("upsample", (1, 64, 64, 64), (1, 4, 64, 64)),
+    "upfirdn2d: up 2, RGB": Case("upsample", (1, 3, 64, 64), None),
+    "upfirdn2d: down 2": Case("downsample", (1, 64, 64, 64), (1, 4, 64, 64)),
+    "upfirdn2d: down 2, RGB": Case("downsample", (1, 3, 64, 64), None),
+    "upfirdn2d: blur": Case("blur", (1, 64, 64, 64), (1, 4, 64, 64)),
+    "filtered_noise_bias_act": Case("filtered", (1, 64, 65, 65), (1, 4, 65, 65)),
+    "batch_norm_act": Case("batch_norm_act", (2, 64, 32, 32), (2, 64, 32, 32)),
+    "adain: on chip": Case("adain", (4, 128, 16, 16), (4, 128, 16, 16)),
+    "adain: large": Case("adain", (2, 64, 32, 32), (1, 2, 192, 192)),
+    "style_epilogue: on chip": Case("style_epilogue", (4, 128, 16, 16), (4, 128, 16, 16)),
+    "style_epilogue: large": Case("style_epilogue", (2, 64, 32, 32), (1, 2, 192, 192)),
+    "pixel_norm": Case("pixel_norm", (2, 64, 32, 32), (2, 64, 32, 32)),
+    "minibatch_stddev": Case("minibatch_stddev", (8, 512, 4, 4), (8, 512, 4, 4)),
+    "lerp_samples": Case("lerp_samples", (2, 3, 64, 64), (2, 3, 64, 64)),
+    "squared_norm": Case("squared_norm", (2, 3, 64, 64), (2, 3, 64, 64)),
+    "image_batch": Case("image_batch", (4, 3, 64, 64), None),
+}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def count(
+    form: Form, shape: Shape, dtype: torch.dtype, channels_last: bool = True, ends: int | None = None
+) -> dict[str, Traffic]:
+    """Traffic of an operation in forward, backward and, where a kernel serves it, double backward.
+
+    Args:
+        form: of `FORMS`.
+        shape: of x, [N, C, H, W].
+        dtype: of activations: fp32, bf16 or fp16.
+        channels_last: NHWC, else NCHW.
+        ends: executes only so many blocks at the beginning and at the end of each launch, and scales the counts to the
+            whole grid. None: all blocks. For large shapes.
+    """
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    formula = FORMULAS[form.name]
+
+    def activation(size, requires_grad=True) -> Tensor:  # zeros take no memory until they are written
+        return torch.zeros(size, dtype=dtype).to(memory_format=layout).requires_grad_(requires_grad)
+
+    others = form.tensors(shape, lambda *size: torch.ones(size))
+    for name, tensor in others.items():
+        wanted = name not in form.fixed
+        others[name] = activation(shape) if tensor.shape == shape else tensor.requires_grad_(wanted)
+    x = activation(shape)
+    small = [t for t in others.values() if t.requires_grad]
+    records = {}
+    with _counted_backend() as recorded, _only_ends(ends):
+        with recorded(records, "forward"):
+            y = form.fused(x, **others)
+        dy = activation(y.shape) if y.dim() == 4 else torch.zeros_like(y).requires_grad_()
+        if "backward" in formula:
+            with recorded(records, "backward"):
+                torch.autograd.grad(y, [x, *small], dy, retain_graph=True)
+        if "double backward" in formula:
+            (dx,) = torch.autograd.grad(y, x, dy, create_graph=True)
+            # Without a gradient of x where the derivative is taken from y: autograd would call backward for zeros.
+            inputs = [dy, x, *small] if "x" in formula["double backward"][1] else [dy]
+            with recorded(records, "double backward"):
+                torch.autograd.grad(dx, inputs, activation(shape, False), allow_unused=True)
+    size = {"x": x.nbytes, "y": y.nbytes, "p": others["pixels"].nbytes if "pixels" in others else 0}
+    return {
+        direction: Traffic(launches, *(sum(size[which] for which in tensors) for tensors in formula[direction]))
+        for direction, launches in records.items()
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------ recording
+
+
+@cache
+def library() -> ctypes.CDLL:
+    library = ctypes.CDLL(str(emulation.build_fastgan("traffic")))
+    declare(library)
+    return library
+
+
+def declare(library: ctypes.CDLL) -> None:
+    """Declares the functions of tests/emulation/traffic.cpp."""
+    library.fastgan_traffic_stop.restype = ctypes.c_char_p
+    library.fastgan_traffic_tensor.argtypes = [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_uint64]
+
+
+@contextmanager
+def _counted_backend() -> Iterator:
+    """Every operation runs on the counted kernels. Yields `recorded(records, name)`, which records a scope."""
+    counts = library()
+    module = emulation.load(emulation.build_fastgan("traffic"), "_emulated")
+
+    def place(call: tuple, workspace: int) -> tuple:
+        """What a launcher needs; it calls this before each launch."""
+        device, stream, scratch = extension.emulated(call, workspace)
+        counts.fastgan_traffic_forget_tensors()
+        for name, tensor in [*_tensors(call), *([("workspace", scratch)] if workspace else [])]:
+            counts.fastgan_traffic_tensor(name.encode(), tensor.data_ptr(), tensor.nbytes)
+        return device, stream, scratch
+
+    @contextmanager
+    def recorded(records: dict, name: str) -> Iterator[None]:
+        counts.fastgan_traffic_start()
+        yield
+        records[name] = parse(counts.fastgan_traffic_stop().decode())
+
+    launchers = cache(partial(extension.launchers, module.cuda, place=place))
+    fastgan_kernels.BACKENDS["counted"] = fastgan_kernels.Backend(lambda operation, device: None, launchers)
+    try:
+        with ops.use_backend("counted"):
+            yield recorded
+    finally:
+        del fastgan_kernels.BACKENDS["counted"]
+
+
+def _tensors(call: tuple) -> Iterator[tuple[str, Tensor]]:
+    for name, value in zip(call._fields, call, strict=True):
+        if isinstance(value, Tensor):
+            yield name, value
+        elif isinstance(value, tuple):
+            yield from _tensors(value)
+
+
+@contextmanager
+def _only_ends(ends: int | None) -> Iterator[None]:
+    if ends is not None:
+        os.environ["FASTGAN_EMULATED_ENDS"] = str(ends)
+    yield
+    if ends is not None:
+        del os.environ["FASTGAN_EMULATED_ENDS"]
+
+
+def parse(report: str) -> list[Launch]:
+    """The launches of a report of fastgan_traffic_stop, scaled to all blocks where only some were executed."""
+    launches: list[Launch] = []
+    for line in report.splitlines():
+        kind, *fields = line.split("\t")
+        if kind == "launch":
+            file, *numbers = fields
+            place, blocks, executed, threads = map(int, numbers)
+            launches.append(Launch(f"{file.split('csrc/')[-1]}:{place}", blocks, executed, threads))
+            scale = blocks / executed
+        elif kind == "tensor":
+            tensor, size, *numbers = fields
+            for write, unique, by_block in ((False, *numbers[:2]), (True, *numbers[2:])):
+                if by_block := round(int(by_block) * scale):
+                    launches[-1].unique[tensor, write] = min(round(int(unique) * scale), int(size))
+                    launches[-1].by_block[tensor, write] = by_block
+        else:
+            offset, tensor, write, *numbers = fields
+            counts = (round(int(number) * scale) for number in numbers)
+            launches[-1].instructions.append(Instruction(int(offset), tensor, write == "1", *counts))
+    return launches
+
+
+def source_lines(offsets: set[int]) -> dict[int, str]:
+    """File and line of each return address, outside of the headers of csrc/common where they were inlined."""
+    ordered = sorted(offsets)
+    command = ["addr2line", "-e", str(emulation.build_fastgan("traffic")), "-i", "-a"]
+    try:
+        output = subprocess.run([*command, *(hex(o - 1) for o in ordered)], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):  # without binutils
+        return {offset: hex(offset) for offset in ordered}
+    places: dict[int, str] = {}
+    for line in output.stdout.splitlines():
+        if line.startswith("0x"):
+            frames: list[str] = []
+            offset = int(line, 16) + 1
+        else:
+            frames.append(line.split(" ")[0].split("csrc/")[-1])
+            places[offset] = next((f for f in frames if not f.startswith("common/")), frames[0])
+    return places
+
+
+# ------------------------------------------------------------------------------------------------------------ the table
+
+BEST = {"sectors": max, "noise": max, "bytes": min, "reads": min, "passes": min}
+"""The figures of `Traffic.figures`, and which of two is the better one."""
+
+
+def table() -> str:
+    """All cases in markdown."""
+    lines = ["| operation | layout | direction | launches | sectors | noise | bytes | reads | passes |"]
+    lines += ["| --- | --- | --- | --: | --: | --: | --: | --: | --: |"]
+    for name, case in CASES.items():
+        for layout in case.layouts:
+            counts = [case.count(layout, dtype) for dtype in DTYPES.values()]
+            for direction in counts[0]:
+                every = [count[direction].figures() for count in counts]
+                cells = [name, layout, direction, str(max(len(count[direction].launches) for count in counts))]
+                for figure, better in BEST.items():
+                    worst = {max: min, min: max}[better](f[figure] for f in every) if figure in every[0] else None
+                    cells.append("" if worst is None else f"{worst:.0%}" if better is max else f"{worst:.2f}")
+                lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table())

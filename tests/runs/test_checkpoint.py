@@ -33,7 +33,7 @@ from tests.support.tiny_run import (
     train,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_cache")]
+pytestmark = pytest.mark.usefixtures("one_cache")
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +49,12 @@ def run(unbroken, tmp_path):
 
 RUNS = {
     "stylegan2": [],
-    "path length": ["--path-length", "2", "--path-interval", "2"],
-    "mirror": ["--mirror"],
-    "annealed": ["--final-lr", "0.2", "--final-beta2", "0.5", "--final-gamma", "0.1"],
-    "ada": ["--augment", "ada", "--ada-kimg", "0.01"],
-    "ramp": ["--augment", "ramp", "--augment-p", "0.5"],
-    "dcgan": ["--arch", "dcgan"],
+    "mlp, mirror": ["--arch", "mlp", "--mirror"],
+    "ada, path length": ["--augment", "ada", "--ada-kimg", "0.01", "--path-length", "2", "--path-interval", "2"],
+    "ramp, annealed": [
+        *("--augment", "ramp", "--augment-p", "0.5"),
+        *("--final-lr", "0.2", "--final-beta2", "0.5", "--final-gamma", "0.1"),
+    ],
     "growing": [
         *("--arch", "pggan", "--grow-from", "4", "--level-images", "12", "--fade-images", "24"),
         *("--level-batch", "8", "4", "--level-lr", "0.5", "1"),
@@ -86,7 +86,9 @@ def stopped_halfway(monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "mlp, mirror" else pytest.mark.slow) for name in RUNS]
+)
 def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(folder, unbroken, tmp_path, stopped_halfway, name):
     if RUNS[name]:
         unbroken = train(folder, tmp_path / "unbroken", *RUNS[name])
@@ -101,12 +103,14 @@ def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(folder, unbroken
     assert log_lines(half) == log_lines(unbroken)
 
 
+@pytest.mark.slow
 def test_a_finished_run_can_be_made_longer(folder, unbroken, tmp_path):
     half = train(folder, tmp_path / "half", "--images", str(IMAGES // 2))
     assert main(["--resume", str(half), "--images", str(IMAGES)]) == 0
     assert_same_checkpoint(half, unbroken)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_may_change_regularisation(folder, tmp_path, capsys):
     run = train(folder, tmp_path / "run", "--images", str(IMAGES // 2))
     options = ["--images", str(IMAGES), "--augment", "ada", "--path-length", "2", "--path-interval", "1"]
@@ -151,6 +155,7 @@ OTHER_DATA = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", OTHER_DATA)
 def test_other_data_is_refused_on_resume(tmp_path, capsys, change):
     changing, says = OTHER_DATA[change]
@@ -166,6 +171,7 @@ def test_other_data_is_refused_on_resume(tmp_path, capsys, change):
     assert before == {path: path.read_bytes() for path in run.iterdir()}
 
 
+@pytest.mark.slow
 def test_the_same_data_in_another_folder_can_be_resumed_with(folder, unbroken, tmp_path):
     half = train(folder, tmp_path / "half", "--images", str(IMAGES // 2))
     elsewhere = shutil.copytree(folder, tmp_path / "elsewhere", copy_function=shutil.copyfile)
@@ -217,6 +223,7 @@ os.replace = slow_replace
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["writing", "flushing", "renamed"])
 def test_killed_while_saving(folder, unbroken, tmp_path, place):
     run = tmp_path / "run"
@@ -234,6 +241,7 @@ def test_killed_while_saving(folder, unbroken, tmp_path, place):
     assert not list(run.glob("*.unfinished"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lines", [1, 4])
 def test_killed_between_saves(folder, tmp_path, lines):
     """At any moment. The run is too long to end by itself; it is compared up to a few steps after the kill."""
@@ -250,6 +258,7 @@ def test_killed_between_saves(folder, tmp_path, lines):
     assert log_lines(run) == log_lines(unbroken)
 
 
+@pytest.mark.slow
 def test_two_trainings_do_not_write_to_one_folder(folder, run, tmp_path, capsys):
     def error_of(argv):
         assert main(argv) == 2
@@ -269,6 +278,7 @@ def test_two_trainings_do_not_write_to_one_folder(folder, run, tmp_path, capsys)
     train(folder, new)
 
 
+@pytest.mark.slow
 def test_the_log_of_another_run_is_not_truncated(folder, run, tmp_path, capsys):
     (run / checkpoint.FILE_NAME).unlink()
     before = (run / "log.jsonl").read_bytes()
@@ -277,6 +287,7 @@ def test_the_log_of_another_run_is_not_truncated(folder, run, tmp_path, capsys):
     assert (run / "log.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_half_a_log_line_is_dropped_on_resume(run, unbroken):
     with open(run / "log.jsonl", "a") as file:
         file.write('{"step": 1')
@@ -298,6 +309,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failing", [1, 2, 3])
 def test_a_full_disk_while_training_is_an_error_of_one_line(folder, unbroken, tmp_path, capsys, monkeypatch, failing):
     """At the first save or a later one; the checkpoint saved before can be resumed."""
@@ -328,6 +340,7 @@ def test_a_full_disk_while_training_is_an_error_of_one_line(folder, unbroken, tm
     assert log_lines(run) == log_lines(unbroken)
 
 
+@pytest.mark.slow
 def test_a_full_disk_on_resume_is_an_error_of_one_line(folder, unbroken, tmp_path, capsys, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
@@ -392,6 +405,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_checkpoint_is_refused_in_one_line(run, capsys, damage):
     damaging, says = DAMAGE[damage]
@@ -413,6 +427,7 @@ def fields_of(content, prefix=""):
             yield from fields_of(value, f"{prefix}{name}.")
 
 
+@pytest.mark.slow
 def test_fields_of_the_header_belong_to_the_format_number(unbroken):
     """Otherwise an older checkpoint would be refused as damaged, for a missing field."""
     with safe_open(unbroken / checkpoint.FILE_NAME, framework="np") as file:
@@ -421,6 +436,7 @@ def test_fields_of_the_header_belong_to_the_format_number(unbroken):
     assert (checkpoint.FORMAT, digest) == (7, "30a1c879"), "raise checkpoint.FORMAT by one, and put both here"
 
 
+@pytest.mark.slow
 def test_a_loaded_generator_is_ready_to_draw(unbroken):
     generator, config = checkpoint.load_generator(unbroken)
     assert config.network.arch == "stylegan2"
@@ -436,6 +452,7 @@ def kept(run):
     return sorted(path.name for path in run.glob("checkpoint*"))
 
 
+@pytest.mark.slow
 def test_the_newest_checkpoints_are_kept_and_can_be_resumed(folder, tmp_path):
     run = train(folder, tmp_path / "run", "--keep-checkpoints", "2")
     assert kept(run) == ["checkpoint-000000032.safetensors", "checkpoint-000000048.safetensors", checkpoint.FILE_NAME]

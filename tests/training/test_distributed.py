@@ -23,8 +23,6 @@ from tests.support import ranks_worker
 from tests.support.processes import LONG, Process, rank_environments, start_ranks, wait_for
 from tests.support.tiny_run import arguments, assert_same_checkpoint, log_lines, make_folder, tensors, train
 
-pytestmark = pytest.mark.slow  # starts processes
-
 PROCESSES = 2
 
 
@@ -42,6 +40,7 @@ def together(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ranks_worker.CASES)
 def test_two_processes_train_like_one_with_the_same_micro_batches(together, case):
     """Batch norm, minibatch stddev and relativistic pairs see the same groups of samples."""
@@ -66,6 +65,7 @@ def test_two_processes_train_like_one_with_the_same_micro_batches(together, case
     assert all(sent_early.values()) or growing, "gradients travel while backward goes on"
 
 
+@pytest.mark.slow
 def test_previous_max_returns_one_process_s_value_to_all_at_the_next_call(together):
     """So all stop after the same step, with the same exit status. That the workers have ended shows that the first may
     have work left after the others."""
@@ -92,6 +92,7 @@ def train_together(folder, out, *more) -> str:
     return outputs[0]
 
 
+@pytest.mark.slow
 def test_the_command_trains_like_one_process(folder, tmp_path):
     out = tmp_path / "together"
     output = train_together(folder, out)
@@ -120,6 +121,7 @@ def workers(out: Path) -> set[int]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc")
 def test_a_run_that_loses_a_process_resumes_from_its_checkpoint_and_stops_at_ctrl_c(folder, tmp_path):
     """torchrun restarts all processes, and the same command resumes the run. Ctrl-C, which torchrun passes on, stops

@@ -12,10 +12,14 @@ from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import torch
 
 from fastgan_kernels import extension
+
+Launchers = SimpleNamespace | ModuleType
+"""The launchers of an operation on a backend: one attribute a kernel, a function that takes a call."""
 
 
 @dataclass(frozen=True)
@@ -23,20 +27,20 @@ class Backend:
     """A set of launchers."""
 
     why_not: Callable[[str, torch.device], str | None]  # (operation, device) -> why it cannot serve, or None
-    launchers: Callable[[str], object]  # operation -> object with one launcher a kernel
+    launchers: Callable[[str], Launchers]
 
 
 def _why_not_cpp(operation: str, device: torch.device) -> str | None:
     if device.type != "cpu":
         return "serves CPU tensors only"
-    return extension.why_no_part("cpu") or _why_no_kernel(operation in extension.module().cpu)
+    return extension.why_no_part("cpu") or _why_no_kernel(operation in extension.kernels("cpu"))
 
 
 def _why_not_cuda(operation: str, device: torch.device) -> str | None:
     if device.type != "cuda":
         return "serves CUDA tensors only"
     reason = extension.why_no_part("cuda") or extension.why_not_on_card(device.index)
-    return reason or _why_no_kernel(operation in extension.module().cuda)
+    return reason or _why_no_kernel(operation in extension.kernels("cuda"))
 
 
 def _why_not_triton(operation: str, device: torch.device) -> str | None:
@@ -58,17 +62,17 @@ def _why_no_kernel(exists: bool) -> str | None:
 
 
 @cache
-def _cpp_launchers(operation: str) -> object:
-    return extension.launchers(extension.module().cpu, operation)
+def _cpp_launchers(operation: str) -> Launchers:
+    return extension.launchers(extension.kernels("cpu"), operation)
 
 
 @cache
-def _cuda_launchers(operation: str) -> object:
-    return extension.launchers(extension.module().cuda, operation, extension.on_gpu)
+def _cuda_launchers(operation: str) -> Launchers:
+    return extension.launchers(extension.kernels("cuda"), operation, extension.on_gpu)
 
 
 @cache
-def _triton_launchers(operation: str) -> object:
+def _triton_launchers(operation: str) -> Launchers:
     return import_module(f"fastgan_kernels.triton.{operation}")
 
 

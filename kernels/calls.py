@@ -208,7 +208,7 @@ class ImageBatchCall(NamedTuple):
     dtype: torch.dtype
     y: Tensor  # [N, C, H, W] in NHWC
     pixels: Tensor  # [images, H, W, C], uint8
-    index: Tensor | None  # [N], int64
+    index: Tensor | None  # type: ignore[assignment]  # [N], int64; hides a tuple's method
     mirrored: Tensor | None  # [N], bool or uint8
 
 
@@ -272,7 +272,14 @@ class WeightGradientCall(NamedTuple):
 
 def fields() -> dict[str, list[str]]:
     """The fields of every call, "name: type" as the extension states them."""
-    kinds = {int: "int", bool: "bool", float: "float", str: "str", torch.dtype: "dtype", Tensor: "Tensor"}
+    kinds: dict[object, str] = {
+        int: "int",
+        bool: "bool",
+        float: "float",
+        str: "str",
+        torch.dtype: "dtype",
+        Tensor: "Tensor",
+    }
     kinds |= {Tensor | None: "Tensor", Upfirdn2dCall: "call", NoiseBiasActCall: "call"}
     calls = {name: call for name, call in globals().items() if name.endswith("Call")}
     return {

@@ -4,6 +4,7 @@ import json
 import warnings
 from collections.abc import Callable
 from functools import cache, partial
+from importlib import import_module
 from itertools import zip_longest
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -32,12 +33,12 @@ def _load() -> tuple[ModuleType | None, str | None]:
 
 def _try_to_load() -> tuple[ModuleType | None, str | None]:
     try:
-        from fastgan_kernels import _C
+        extension = import_module("fastgan_kernels._C")
     except ImportError as error:
         return None, f"the compiled extension is missing or does not load ({error}): run `pip install .` again"
-    difference = _why_stale(_C)
+    difference = _why_stale(extension)
     if difference is None:
-        return _C, None
+        return extension, None
     reason = f"the compiled extension is stale ({difference}): run `{_install_command()}` again"
     message = f"fastgan works without its C++ and CUDA kernels, on Triton and plain PyTorch: {reason}"
     warnings.warn(message, RuntimeWarning, stacklevel=2)
@@ -67,6 +68,11 @@ def _why_stale(extension: ModuleType) -> str | None:
 def module() -> ModuleType | None:
     """The extension module, or None where it cannot be used (`load_error` says why)."""
     return _load()[0]
+
+
+def kernels(part: str) -> dict[str, dict[str, Callable]]:
+    """The "cpu" or "cuda" kernels by operation, as functions by kernel; empty without an extension."""
+    return getattr(module(), part, {})
 
 
 def load_error() -> str | None:
@@ -146,13 +152,15 @@ def _first_tensor(call: tuple) -> Tensor:
     raise ValueError("a call has no tensor")
 
 
-def launchers(kernels: dict[str, dict], operation: str, place: Callable | None = None) -> SimpleNamespace:
+def launchers(
+    kernels: dict[str, dict[str, Callable]], operation: str, place: Callable | None = None
+) -> SimpleNamespace:
     """The launchers of an operation: one function a kernel, which takes a call (`fastgan_kernels.calls`).
 
     `of(NAME)` gives those of another operation on the same backend.
 
     Args:
-        kernels: of the extension, `module().cpu` or `module().cuda`.
+        kernels: those of the "cpu" or "cuda" part.
         place: for CUDA kernels: `on_gpu` or `emulated`.
     """
     functions = kernels.get(operation, {}).items()

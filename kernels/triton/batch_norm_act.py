@@ -15,11 +15,13 @@ from fastgan_kernels.triton.norm import (
     COMPILED,
     input_gradients,
     normalise,
+    options_of,
     positions_of_segment,
     segment_moments,
     segment_sums,
+    sizes_of,
 )
-from fastgan_kernels.triton.tiles import WARPS, add_rows, arithmetic, plan_of
+from fastgan_kernels.triton.tiles import add_rows, plan_of
 
 _R, _F = 128, 16  # pieces and channels of a tile where pieces are merged
 
@@ -79,26 +81,17 @@ def _merge_sums(
         tl.store(dweight + channel, total_products * inverse, mask=live)
 
 
-def _cut(call: NormCall, many_registers: bool) -> tuple:
-    """The plan of the work, and its sizes and options as the shared kernels take them."""
-    plan = plan_of(call[:4], call.x.element_size(), many_registers)
-    options = {
-        "NOISE_PER_SAMPLE": False, "STRENGTH_PER_CHANNEL": False, "S": arithmetic(call.x), "NHWC": plan.nhwc,
-        "ALIGN": plan.align, "R": plan.rows, "F": plan.columns, "num_warps": WARPS, **COMPILED,
-    }  # fmt: skip
-    return plan, (call.n, call.c, call.p, plan.segments, plan.steps, plan.tiles), options
-
-
 def forward(call: NormCall) -> None:
     x, c, statistics = call.x, call.c, call.statistics
-    plan, sizes, options = _cut(call, False)
+    plan = plan_of(call[:4], call.dtype.itemsize, False)
+    sizes, options = sizes_of(call, plan), options_of(call, plan)
     pieces = call.n * plan.segments
     means, squares = statistics.new_empty(2, pieces, c)
     with torch.cuda.device_of(x):
         segment_moments[(plan.programs,)](means, squares, x, None, None, None, 1.0, 1.0, *sizes, **options)
         _merge_moments[(triton.cdiv(c, _F),)](
             statistics, means, squares, call.eps, c, call.p, pieces, plan.segments, positions_of_segment(plan),
-            call.n * call.p, S=options["S"], R=_R, F=_F, num_warps=WARPS, **COMPILED,
+            call.n * call.p, S=options["S"], R=_R, F=_F, **COMPILED,
         )  # fmt: skip
         style = (None, None, None, call.style_scale, call.style_bias)
         normalise[(plan.programs,)](
@@ -108,7 +101,8 @@ def forward(call: NormCall) -> None:
 
 def backward(call: NormCall) -> None:
     x, c, statistics = call.x, call.c, call.statistics
-    plan, sizes, options = _cut(call, True)
+    plan = plan_of(call[:4], call.dtype.itemsize, True)
+    sizes, options = sizes_of(call, plan), options_of(call, plan)
     pieces = call.n * plan.segments
     rows = statistics.new_empty(3, pieces, c)  # of sums, products and distances
     totals = statistics.new_empty(3, c)
@@ -119,7 +113,7 @@ def backward(call: NormCall) -> None:
         )  # fmt: skip
         _merge_sums[(triton.cdiv(c, _F),)](
             totals, call.dstyle_scale, call.dstyle_bias, *rows, statistics, c, pieces, call.n * call.p,
-            R=_R, F=_F, num_warps=WARPS, **COMPILED,
+            R=_R, F=_F, **COMPILED,
         )  # fmt: skip
         if call.dx is not None:
             input_gradients[(plan.programs,)](

@@ -8,8 +8,7 @@ import triton
 import triton.language as tl
 
 from fastgan_kernels.calls import ImageBatchCall
-from fastgan_kernels.triton.samples import WARPS, Pieces, where_of_piece
-from fastgan_kernels.triton.tiles import arithmetic
+from fastgan_kernels.triton.samples import RowPlan, where_of_piece
 
 
 @triton.jit(do_not_specialize=["images", "size", "row", "channels", "pieces"])
@@ -46,12 +45,12 @@ def _image_batch(
 
 
 def run(call: ImageBatchCall) -> None:
-    y = call.y
-    size, pieces, align, numbers = Pieces.of(y)
+    size = call.h * call.w * call.c
+    plan = RowPlan.of(size, call.dtype)
     index_type = tl.int32 if size < 1 << 31 else tl.int64
     mirrored = None if call.mirrored is None else call.mirrored.view(torch.uint8)
-    with torch.cuda.device_of(y):
-        _image_batch[(call.n * pieces,)](
-            y, call.pixels, call.index, mirrored, call.images, size, call.w * call.c, call.c, pieces,
-            I=index_type, S=arithmetic(y), ALIGN=align, B=numbers, num_warps=WARPS,
+    with torch.cuda.device_of(call.y):
+        _image_batch[(call.n * plan.pieces,)](
+            call.y, call.pixels, call.index, mirrored, call.images, size, call.w * call.c, call.c, plan.pieces,
+            I=index_type, **plan.options(call.dtype),
         )  # fmt: skip

@@ -6,7 +6,6 @@ Where a tile holds all positions of some channels, one program does everything a
 """
 
 from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 import triton
@@ -16,19 +15,22 @@ from fastgan_kernels.calls import NormCall, View
 from fastgan_kernels.triton.norm import (
     COMPILED,
     activated,
+    aligned,
     input_gradients,
     load_noise,
     load_small,
     load_strength,
     normalise,
+    options_of,
     positions_of_segment,
     segment_moments,
     segment_sums,
+    sizes_of,
     store_sums,
     tile_place,
     tile_positions,
 )
-from fastgan_kernels.triton.tiles import WARPS, add_pieces, arithmetic, plan_of
+from fastgan_kernels.triton.tiles import Plan, add_pieces, plan_of
 
 # One program a plane --------------------------------------------------------------------------------------------------
 
@@ -41,10 +43,7 @@ def _whole_forward(
     NHWC: tl.constexpr, NOISE_PER_SAMPLE: tl.constexpr, STRENGTH_PER_CHANNEL: tl.constexpr, S: tl.constexpr,
     ALIGN: tl.constexpr, R: tl.constexpr, F: tl.constexpr,
 ):  # fmt: skip
-    if NHWC:
-        c = c // ALIGN * ALIGN
-    else:
-        p = p // ALIGN * ALIGN
+    c, p = aligned(c, p, NHWC, ALIGN)
     AXIS: tl.constexpr = 0 if NHWC else 1
     ROWS: tl.constexpr = 1 if NHWC else R
     COLUMNS: tl.constexpr = F if NHWC else 1
@@ -78,10 +77,7 @@ def _whole_backward(
     NHWC: tl.constexpr, NOISE_PER_SAMPLE: tl.constexpr, STRENGTH_PER_CHANNEL: tl.constexpr, S: tl.constexpr,
     ALIGN: tl.constexpr, R: tl.constexpr, F: tl.constexpr,
 ):  # fmt: skip
-    if NHWC:
-        c = c // ALIGN * ALIGN
-    else:
-        p = p // ALIGN * ALIGN
+    c, p = aligned(c, p, NHWC, ALIGN)
     AXIS: tl.constexpr = 0 if NHWC else 1
     ROWS: tl.constexpr = 1 if NHWC else R
     COLUMNS: tl.constexpr = F if NHWC else 1
@@ -174,21 +170,12 @@ def _merge_sums(
 _FLAT = 128  # channels of a program that merges segments
 
 
-class _Whole(NamedTuple):
-    """A tile of all positions; names as in the kernels."""
-
-    nhwc: bool
-    align: int
-    rows: int
-    columns: int
-    tiles: int
-    programs: int
-    warps: int
-
-
 @lru_cache(maxsize=4096)
-def _whole_of(view: View, element_size: int, tensors: int) -> _Whole | None:
-    """The tile of a kernel that keeps `tensors` activations in registers; None if they do not fit."""
+def _whole_of(view: View, element_size: int, tensors: int) -> Plan | None:
+    """The plan of a kernel that keeps `tensors` activations in registers, in a tile of all positions.
+
+    None if they do not fit.
+    """
     n, c, p, nhwc = view
     nhwc = nhwc and p > 1
     fast = c if nhwc else p
@@ -205,53 +192,40 @@ def _whole_of(view: View, element_size: int, tensors: int) -> _Whole | None:
         programs = tiles = triton.cdiv(n * c, rows)
     if rows * columns > most:
         return None
-    return _Whole(nhwc, align, rows, columns, tiles, programs, 8 if rows * columns > 1024 else 4)
-
-
-def _tile(plan) -> dict:
-    return {"NHWC": plan.nhwc, "ALIGN": plan.align, "R": plan.rows, "F": plan.columns}
-
-
-def _types(call: NormCall) -> dict:
-    return {
-        "NOISE_PER_SAMPLE": call.noise_per_sample, "STRENGTH_PER_CHANNEL": call.strength_per_channel,
-        "S": arithmetic(call.x),
-    }  # fmt: skip
+    return Plan(nhwc, align, rows, columns, tiles, 1, 1, programs)
 
 
 def forward(call: NormCall) -> None:
     n, c, p, x = call.n, call.c, call.p, call.x
-    before, types = (call.noise, call.strength, call.bias), _types(call)
+    before = call.noise, call.strength, call.bias
     with torch.cuda.device_of(x):
-        if whole := _whole_of(call[:4], x.element_size(), 1):
+        if whole := _whole_of(call[:4], call.dtype.itemsize, 1):
             _whole_forward[(whole.programs,)](
                 call.y, call.statistics, x, *before, call.style_scale, call.style_bias, call.slope, call.gain, call.eps,
-                n, c, p, whole.tiles, **types, **_tile(whole), num_warps=whole.warps, **COMPILED,
+                n, c, p, whole.tiles, **options_of(call, whole),
             )  # fmt: skip
             return
-        plan = plan_of(call[:4], x.element_size(), False)
+        plan = plan_of(call[:4], call.dtype.itemsize, False)
         means, squares = call.statistics.new_empty(2, n * plan.segments, c)
-        cut = (n, c, p, plan.segments, plan.steps, plan.tiles)
-        options = {**types, **_tile(plan), "num_warps": WARPS, **COMPILED}
-        segment_moments[(plan.programs,)](means, squares, x, *before, call.slope, call.gain, *cut, **options)
+        sizes, options = sizes_of(call, plan), options_of(call, plan)
+        segment_moments[(plan.programs,)](means, squares, x, *before, call.slope, call.gain, *sizes, **options)
         _merge_moments[(triton.cdiv(n * c, _FLAT),)](
             call.statistics, means, squares, call.eps, n, c, p, plan.segments, positions_of_segment(plan),
-            S=types["S"], F=_FLAT, num_warps=WARPS, **COMPILED,
+            S=options["S"], F=_FLAT, **COMPILED,
         )  # fmt: skip
         normalise[(plan.programs,)](
-            call.y, x, call.statistics, *before, call.style_scale, call.style_bias, call.slope, call.gain, *cut,
+            call.y, x, call.statistics, *before, call.style_scale, call.style_bias, call.slope, call.gain, *sizes,
             BATCH=False, **options,
         )  # fmt: skip
 
 
 def backward(call: NormCall) -> None:
     n, c, p, x, statistics = call.n, call.c, call.p, call.x, call.statistics
-    before, types = (call.noise, call.strength, call.bias), _types(call)
-    whole = _whole_of(call[:4], x.element_size(), 2)
-    plan = plan_of(call[:4], x.element_size(), True)
-    segments, programs, tiles = (
-        (1, whole.programs, whole.tiles) if whole else (plan.segments, plan.programs, plan.tiles)
-    )
+    before = call.noise, call.strength, call.bias
+    whole = _whole_of(call[:4], call.dtype.itemsize, 2)
+    plan = whole or plan_of(call[:4], call.dtype.itemsize, True)
+    segments, programs = plan.segments, plan.programs
+    sizes, options = sizes_of(call, plan), options_of(call, plan)
     # Sums over samples, in two stages.
     table = lambda total, size: None if total is None else total.new_empty(size)
     biases = table(call.dbias, n * segments * c)
@@ -260,29 +234,27 @@ def backward(call: NormCall) -> None:
         if whole:
             _whole_backward[(programs,)](
                 call.dx, strengths, biases, call.dstyle_scale, call.dstyle_bias, call.dy, x, statistics, *before,
-                call.style_scale, call.slope, call.gain, n, c, p, tiles, **types, **_tile(whole),
-                num_warps=whole.warps, **COMPILED,
+                call.style_scale, call.slope, call.gain, n, c, p, plan.tiles, **options,
             )  # fmt: skip
         else:
             rows = statistics.new_empty(3, n * segments, c)  # of sums, products and distances
             totals = statistics.new_empty(3, n, c)
-            cut = (n, c, p, segments, plan.steps, tiles)
-            options = {**types, **_tile(plan), "num_warps": WARPS, **COMPILED}
             segment_sums[(programs,)](
-                *rows, call.dy, x, statistics, *before, None, None, call.slope, call.gain, *cut, BATCH=False, **options
+                *rows, call.dy, x, statistics, *before, None, None, call.slope, call.gain, *sizes,
+                BATCH=False, **options,
             )  # fmt: skip
             _merge_sums[(triton.cdiv(n * c, _FLAT),)](
                 totals, call.dstyle_scale, call.dstyle_bias, *rows, statistics, n, c, p, segments,
-                S=types["S"], F=_FLAT, num_warps=WARPS, **COMPILED,
+                S=options["S"], F=_FLAT, **COMPILED,
             )  # fmt: skip
             if call.dx is not None or biases is not None or strengths is not None:
                 input_gradients[(programs,)](
                     call.dx, strengths, biases, call.dy, x, statistics, totals, *before, call.style_scale, None,
-                    call.slope, call.gain, *cut, BATCH=False, **options,
+                    call.slope, call.gain, *sizes, BATCH=False, **options,
                 )  # fmt: skip
         if biases is not None or strengths is not None:
-            add_pieces[(triton.cdiv(c, 16),)](
-                strengths, biases, None, None, call.dstrength, call.dbias, None, None,
-                n, c, segments, triton.cdiv(c, 16), programs,
-                STRENGTH_PER_CHANNEL=call.strength_per_channel, R=128, F=16, num_warps=WARPS, **COMPILED,
+            tiles = triton.cdiv(c, 16)
+            add_pieces[(tiles,)](
+                strengths, biases, None, None, call.dstrength, call.dbias, None, None, n, c, segments, tiles, programs,
+                STRENGTH_PER_CHANNEL=call.strength_per_channel, R=128, F=16, **COMPILED,
             )  # fmt: skip

@@ -8,8 +8,7 @@ import triton
 import triton.language as tl
 
 from fastgan_kernels.calls import SamplesCall
-from fastgan_kernels.triton.samples import WARPS, Pieces, where_of_piece
-from fastgan_kernels.triton.tiles import arithmetic
+from fastgan_kernels.triton.samples import RowPlan, where_of_piece
 
 
 @triton.jit(do_not_specialize=["size", "pieces"])
@@ -31,11 +30,9 @@ def _split(da, db, dy, t, size: tl.int64, pieces: tl.int32, S: tl.constexpr, ALI
 
 
 def _launch(kernel, call: SamplesCall, *tensors) -> None:
-    size, pieces, align, numbers = Pieces.of(call.a)
+    plan = RowPlan.of(call.size, call.dtype)
     with torch.cuda.device_of(call.a):
-        kernel[(call.n * pieces,)](
-            *tensors, call.weight, size, pieces, S=arithmetic(call.a), ALIGN=align, B=numbers, num_warps=WARPS
-        )
+        kernel[(call.n * plan.pieces,)](*tensors, call.weight, call.size, plan.pieces, **plan.options(call.dtype))
 
 
 def forward(call: SamplesCall) -> None:

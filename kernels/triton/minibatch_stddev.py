@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from fastgan_kernels.calls import MinibatchStddevCall
-from fastgan_kernels.triton.tiles import arithmetic
+from fastgan_kernels.triton.tiles import COMPILED, arithmetic
 
 _EPS = tl.constexpr(1e-8)
 
@@ -140,26 +140,25 @@ def _append(
 
 
 _BLOCK = 512
-_WARPS = 4
 
 
 def run(call: MinibatchStddevCall) -> None:
     x, order = call.x, call.order
     sums, elements = call.groups * call.features, call.c // call.features * call.p
     pieces, tiles = triton.cdiv(elements, _BLOCK), triton.cdiv((call.c + call.features) * call.p, _BLOCK)
-    kind = torch.float64 if x.dtype == torch.float64 else torch.float32
+    kind = torch.float64 if call.dtype == torch.float64 else torch.float32
     k, maps = x.new_empty(2, sums, dtype=kind)
     partial = x.new_empty(sums * pieces, dtype=kind)
     sizes = call.n, call.c, call.p, call.size, call.features
-    options = {"NHWC": call.channels_last, "B": _BLOCK, "num_warps": _WARPS}
+    options = {"NHWC": call.channels_last, "B": _BLOCK, **COMPILED}
     with torch.cuda.device_of(x):
         if order > 0:
             _gradient_of_maps[(sums,)](k, call.dy, *sizes, call.share, **options)
         _walk[(sums * pieces,)](
             partial, call.dx, x, call.dy if order == 1 else call.gx, k, *sizes, pieces,
-            ORDER=order, S=arithmetic(x), **options,
+            ORDER=order, S=arithmetic(call.dtype), **options,
         )  # fmt: skip
         if order != 1:
             factor = 1 / elements if order == 0 else call.share
-            _add_pieces[(sums,)](maps, partial, pieces, factor, B=128, num_warps=_WARPS)
+            _add_pieces[(sums,)](maps, partial, pieces, factor, B=128, **COMPILED)
             _append[(call.n * tiles,)](call.appended, x if order == 0 else call.gx, maps, *sizes, tiles, **options)

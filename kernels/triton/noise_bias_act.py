@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastgan_kernels.calls import NoiseBiasActCall
-from fastgan_kernels.triton.tiles import WARPS, add_pieces, arithmetic, plan_of
+from fastgan_kernels.triton.tiles import COMPILED, add_pieces, arithmetic, plan_of
 
 # Formulas of one element ----------------------------------------------------------------------------------------
 
@@ -229,12 +229,10 @@ def _elements(
 
 # Launching -------------------------------------------------------------------------------------------------------
 
-_COMPILED = {"num_warps": WARPS, "enable_fp_fusion": True}
 
-
-def _launch(kernel_pass: str, call: NoiseBiasActCall, out: Tensor, reference: Tensor) -> None:
+def _launch(kernel_pass: str, call: NoiseBiasActCall, out: Tensor | None, reference: Tensor | None) -> None:
     second = kernel_pass == "double_backward"
-    plan = plan_of(call[:4], out.element_size(), second and call.dx is not None)
+    plan = plan_of(call[:4], call.dtype.itemsize, second and call.dx is not None)
     sums = call.dstrength, call.dbias, call.dscale, call.dpost
     tables = _tables(sums, call, plan)
     with torch.cuda.device_of(out):
@@ -245,14 +243,14 @@ def _launch(kernel_pass: str, call: NoiseBiasActCall, out: Tensor, reference: Te
             call.n, call.c, call.p, plan.segments, plan.steps, plan.tiles,
             PASS=kernel_pass, FROM_OUTPUT=call.from_output, ACT=call.act, NHWC=plan.nhwc,
             NOISE_PER_SAMPLE=call.noise_per_sample, STRENGTH_PER_CHANNEL=call.strength_per_channel,
-            S=arithmetic(out), ALIGN=plan.align, R=plan.rows, F=plan.columns, **_COMPILED,
+            S=arithmetic(call.dtype), ALIGN=plan.align, R=plan.rows, F=plan.columns, **COMPILED,
         )  # fmt: skip
         if any(table is not None for table in tables):
             tiles = triton.cdiv(call.c, 16)
             groups = 1 if tables[2] is None and tables[3] is None else 1 + call.n
             add_pieces[(groups * tiles,)](
                 *tables, *sums, call.n, call.c, plan.segments, tiles, plan.programs,
-                STRENGTH_PER_CHANNEL=call.strength_per_channel, R=128, F=16, **_COMPILED,
+                STRENGTH_PER_CHANNEL=call.strength_per_channel, R=128, F=16, **COMPILED,
             )  # fmt: skip
 
 

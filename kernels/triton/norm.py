@@ -15,7 +15,20 @@ Products are not contracted with sums: all passes must compute the same z.
 import triton
 import triton.language as tl
 
+from fastgan_kernels.calls import NormCall
+from fastgan_kernels.triton.tiles import WARPS, Plan, arithmetic
+
 # A tile, and the activation before the norm ---------------------------------------------------------------------------
+
+
+@triton.jit
+def aligned(c, p, NHWC: tl.constexpr, ALIGN: tl.constexpr):
+    """C and P, of which the size of a row in memory is known to the compiler as a multiple of ALIGN."""
+    if NHWC:
+        c = c // ALIGN * ALIGN
+    else:
+        p = p // ALIGN * ALIGN
+    return c, p
 
 
 @triton.jit
@@ -137,10 +150,7 @@ def segment_moments(
     ALIGN: tl.constexpr, R: tl.constexpr, F: tl.constexpr,
 ):  # fmt: skip
     """Mean and sum of squared deviations of each segment (Welford 1962; Chan et al. 1983)."""
-    if NHWC:
-        c = c // ALIGN * ALIGN
-    else:
-        p = p // ALIGN * ALIGN
+    c, p = aligned(c, p, NHWC, ALIGN)
     AXIS: tl.constexpr = 0 if NHWC else 1
     STEP: tl.constexpr = R if NHWC else F
     COLUMNS: tl.constexpr = F if NHWC else 1
@@ -180,10 +190,7 @@ def normalise(
     NHWC: tl.constexpr, NOISE_PER_SAMPLE: tl.constexpr, STRENGTH_PER_CHANNEL: tl.constexpr, S: tl.constexpr,
     ALIGN: tl.constexpr, R: tl.constexpr, F: tl.constexpr, BATCH: tl.constexpr,
 ):  # fmt: skip
-    if NHWC:
-        c = c // ALIGN * ALIGN
-    else:
-        p = p // ALIGN * ALIGN
+    c, p = aligned(c, p, NHWC, ALIGN)
     STEP: tl.constexpr = R if NHWC else F
     COLUMNS: tl.constexpr = F if NHWC else 1
     sample, segment, channel, plane, live, base = tile_place(n, c, p, segments, tiles, NHWC, R, F)
@@ -218,10 +225,7 @@ def segment_sums(
     ALIGN: tl.constexpr, R: tl.constexpr, F: tl.constexpr, BATCH: tl.constexpr,
 ):  # fmt: skip
     """Sums of dy, of dy * (z - mean) and of z - mean of each segment."""
-    if NHWC:
-        c = c // ALIGN * ALIGN
-    else:
-        p = p // ALIGN * ALIGN
+    c, p = aligned(c, p, NHWC, ALIGN)
     AXIS: tl.constexpr = 0 if NHWC else 1
     STEP: tl.constexpr = R if NHWC else F
     COLUMNS: tl.constexpr = F if NHWC else 1
@@ -268,10 +272,7 @@ def input_gradients(
     NHWC: tl.constexpr, NOISE_PER_SAMPLE: tl.constexpr, STRENGTH_PER_CHANNEL: tl.constexpr, S: tl.constexpr,
     ALIGN: tl.constexpr, R: tl.constexpr, F: tl.constexpr, BATCH: tl.constexpr,
 ):  # fmt: skip
-    if NHWC:
-        c = c // ALIGN * ALIGN
-    else:
-        p = p // ALIGN * ALIGN
+    c, p = aligned(c, p, NHWC, ALIGN)
     AXIS: tl.constexpr = 0 if NHWC else 1
     STEP: tl.constexpr = R if NHWC else F
     COLUMNS: tl.constexpr = F if NHWC else 1
@@ -317,8 +318,22 @@ def input_gradients(
 
 # Launching -----------------------------------------------------------------------------------------------------------
 
-COMPILED = {"enable_fp_fusion": False}  # compiler options of all these kernels
+COMPILED = {"num_warps": WARPS, "enable_fp_fusion": False}  # compiler options of all these kernels
 
 
-def positions_of_segment(plan) -> int:
+def options_of(call: NormCall, plan: Plan) -> dict[str, object]:
+    """Constants and compiler options of a kernel that walks activations in tiles."""
+    return {
+        "NOISE_PER_SAMPLE": call.noise_per_sample, "STRENGTH_PER_CHANNEL": call.strength_per_channel,
+        "S": arithmetic(call.dtype), "NHWC": plan.nhwc, "ALIGN": plan.align, "R": plan.rows, "F": plan.columns,
+        **COMPILED, "num_warps": 8 if plan.rows * plan.columns > 1024 else WARPS,
+    }  # fmt: skip
+
+
+def sizes_of(call: NormCall, plan: Plan) -> tuple[int, ...]:
+    """The sizes that the kernels above take: of the activation, then of the division into programs."""
+    return call.n, call.c, call.p, plan.segments, plan.steps, plan.tiles
+
+
+def positions_of_segment(plan: Plan) -> int:
     return plan.steps * (plan.rows if plan.nhwc else plan.columns)

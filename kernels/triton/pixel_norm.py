@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from fastgan_kernels.calls import PixelNormCall, View
-from fastgan_kernels.triton.tiles import arithmetic
+from fastgan_kernels.triton.tiles import COMPILED, WARPS, arithmetic
 
 
 @triton.jit(do_not_specialize=["n", "c", "p", "tiles"])
@@ -96,9 +96,6 @@ def _normalize(
         tl.store(first + at, v_first.to(first.dtype.element_ty), mask=mask)
 
 
-_WARPS = 4
-
-
 class _Plan(NamedTuple):
     """Tile sizes and grid, from the shape alone; names as in `_normalize`."""
 
@@ -115,7 +112,7 @@ def _plan(view: View, element_size: int) -> _Plan:
     fast = c if nhwc else p
     align = min(fast & -fast, 16)
     width = min(16 // element_size, max(align, 4))  # elements a thread: 16 bytes, or 4 scalar accesses
-    size = _WARPS * 32 * width  # elements of a tile
+    size = WARPS * 32 * width  # elements of a tile
     # In NCHW 32 threads lie along a row, enough for whole sectors; the others divide the channels.
     columns = min(triton.next_power_of_2(fast), size if nhwc else 32 * width)
     rows = size // columns
@@ -124,10 +121,10 @@ def _plan(view: View, element_size: int) -> _Plan:
 
 
 def run(call: PixelNormCall) -> None:
-    plan = _plan(call[:4], call.x.element_size())
+    plan = _plan(call[:4], call.dtype.itemsize)
     with torch.cuda.device_of(call.x):
         _normalize[(plan.programs,)](
             call.first, call.second, call.x, call.dy, call.gx, call.eps, call.n, call.c, call.p, plan.tiles,
-            ORDER=call.order, NHWC=call.channels_last, S=arithmetic(call.x),
-            ALIGN=plan.align, R=plan.rows, F=plan.columns, num_warps=_WARPS,
+            ORDER=call.order, NHWC=call.channels_last, S=arithmetic(call.dtype),
+            ALIGN=plan.align, R=plan.rows, F=plan.columns, **COMPILED,
         )  # fmt: skip

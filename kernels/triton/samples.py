@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-WARPS = 4
+from fastgan_kernels.triton.tiles import COMPILED, WARPS, arithmetic
 
 
 @triton.jit
@@ -22,16 +22,18 @@ def where_of_piece(size, pieces, ALIGN: tl.constexpr, B: tl.constexpr):
     return sample, sample * size + within, within < size
 
 
-class Pieces(NamedTuple):
-    """Division of rows into pieces, from their size alone."""
+class RowPlan(NamedTuple):
+    """Division of a row into pieces, from its size and dtype alone."""
 
-    size: int
-    count: int  # pieces of a sample
+    pieces: int  # of a row
     align: int  # divides the size; the compiler needs it for wide accesses
-    numbers: int  # elements of a piece: 4 accesses of 16 bytes a thread
+    block: int  # elements of a piece: 4 accesses of 16 bytes a thread
 
     @staticmethod
-    def of(x: torch.Tensor) -> "Pieces":
-        size = x.numel() // x.shape[0]
-        numbers = min(WARPS * 32 * 4 * 16 // x.element_size(), triton.next_power_of_2(size))
-        return Pieces(size, triton.cdiv(size, numbers), min(size & -size, 16), numbers)
+    def of(size: int, dtype: torch.dtype) -> "RowPlan":
+        block = min(WARPS * 32 * 4 * 16 // dtype.itemsize, triton.next_power_of_2(size))
+        return RowPlan(triton.cdiv(size, block), min(size & -size, 16), block)
+
+    def options(self, dtype: torch.dtype) -> dict[str, object]:
+        """Constants and compiler options of a kernel on rows of `dtype`."""
+        return {"S": arithmetic(dtype), "ALIGN": self.align, "B": self.block, **COMPILED}

@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 
 from fastgan_kernels.calls import SamplesCall
-from fastgan_kernels.triton.samples import WARPS, Pieces, where_of_piece
-from fastgan_kernels.triton.tiles import arithmetic
+from fastgan_kernels.triton.samples import RowPlan, where_of_piece
+from fastgan_kernels.triton.tiles import COMPILED
 
 
 @triton.jit(do_not_specialize=["size", "pieces"])
@@ -42,19 +42,19 @@ def _scale(dx, grad, x, size: tl.int64, pieces: tl.int32, S: tl.constexpr, ALIGN
 
 def forward(call: SamplesCall) -> None:
     x, sums = call.a, call.sums
-    size, pieces, align, numbers = Pieces.of(x)
-    programs = call.n * pieces
-    partial = sums if pieces == 1 else sums.new_empty(programs)
+    assert sums is not None
+    plan = RowPlan.of(call.size, call.dtype)
+    programs = call.n * plan.pieces
+    partial = sums if plan.pieces == 1 else sums.new_empty(programs)
     with torch.cuda.device_of(x):
-        _sum_of_squares[(programs,)](partial, x, size, pieces, S=arithmetic(x), ALIGN=align, B=numbers, num_warps=WARPS)
-        if pieces > 1:
-            _add_pieces[(call.n,)](sums, partial, pieces, B=128, num_warps=WARPS)
+        _sum_of_squares[(programs,)](partial, x, call.size, plan.pieces, **plan.options(call.dtype))
+        if plan.pieces > 1:
+            _add_pieces[(call.n,)](sums, partial, plan.pieces, B=128, **COMPILED)
 
 
 def backward(call: SamplesCall) -> None:
-    x = call.a
-    size, pieces, align, numbers = Pieces.of(x)
-    with torch.cuda.device_of(x):
-        _scale[(call.n * pieces,)](
-            call.first, call.weight, x, size, pieces, S=arithmetic(x), ALIGN=align, B=numbers, num_warps=WARPS
+    plan = RowPlan.of(call.size, call.dtype)
+    with torch.cuda.device_of(call.a):
+        _scale[(call.n * plan.pieces,)](
+            call.first, call.weight, call.a, call.size, plan.pieces, **plan.options(call.dtype)
         )

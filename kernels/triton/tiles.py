@@ -14,6 +14,7 @@ import triton.language as tl
 from fastgan_kernels.calls import View
 
 WARPS = 4
+COMPILED = {"num_warps": WARPS, "enable_fp_fusion": True}  # compiler options of all kernels but those of norm.py
 MAX_PROGRAMS = 2112  # 16 for each of an H100's 132 multiprocessors; programs loop over the rest
 MIN_STEPS = 4  # iterations of a program: fewer do not pay for its start and its sums
 
@@ -31,9 +32,9 @@ class Plan(NamedTuple):
     programs: int
 
 
-def arithmetic(x: torch.Tensor) -> tl.dtype:
-    """The dtype that kernels compute in for an activation `x`."""
-    return tl.float64 if x.dtype == torch.float64 else tl.float32
+def arithmetic(dtype: torch.dtype) -> tl.dtype:
+    """The dtype that kernels compute in for activations of `dtype`."""
+    return tl.float64 if dtype == torch.float64 else tl.float32
 
 
 @lru_cache(maxsize=4096)

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from fastgan_kernels.calls import Upfirdn2dCall
-from fastgan_kernels.triton.tiles import arithmetic
+from fastgan_kernels.triton.tiles import COMPILED, WARPS, arithmetic
 
 
 @triton.jit
@@ -101,7 +101,6 @@ def _filter(
     tl.store(y + row * columns + column, total.to(y.dtype.element_ty), mask=mask)
 
 
-_WARPS = 4
 _MAX_UNROLLED = 16  # terms of an output
 
 
@@ -120,7 +119,7 @@ def _plan(rows: int, columns: int, nhwc: bool, element_size: int) -> _Plan:
     align = min(columns & -columns, 16)
     # In NCHW the inputs of adjacent outputs are not aligned, so wide accesses gain nothing.
     width = min(16 // element_size, max(align, 1)) if nhwc else 1
-    size = _WARPS * 32 * width
+    size = WARPS * 32 * width
     wide = min(triton.next_power_of_2(columns), size if not nhwc else min(size, 256))
     tiles = triton.cdiv(columns, wide)
     return _Plan(align, size // wide, wide, tiles, tiles * triton.cdiv(rows, size // wide))
@@ -129,7 +128,7 @@ def _plan(rows: int, columns: int, nhwc: bool, element_size: int) -> _Plan:
 def forward(call: Upfirdn2dCall) -> None:
     channels_last, y = call.channels_last, call.y
     rows, columns = (call.n * call.oh * call.ow, call.c) if channels_last else (call.n * call.c * call.oh, call.ow)
-    plan = _plan(rows, columns, channels_last, y.element_size())
+    plan = _plan(rows, columns, channels_last, call.dtype.itemsize)
     terms = math.ceil(call.kh / call.up_y) * math.ceil(call.kw / call.up_x)
     lift_x, lift_y = max(0, -(-call.left // call.up_x)), max(0, -(-call.top // call.up_y))
     with torch.cuda.device_of(y):
@@ -137,6 +136,6 @@ def forward(call: Upfirdn2dCall) -> None:
             y, call.x, call.taps, rows, call.c, call.h, call.w, call.oh, call.ow, call.left, call.top, lift_x, lift_y,
             call.gain, plan.tiles, KH=call.kh, KW=call.kw, UP_X=call.up_x, UP_Y=call.up_y, DOWN_X=call.down_x,
             DOWN_Y=call.down_y, SEPARABLE=call.separable, FLIP=call.flip, NHWC=channels_last,
-            UNROLL=terms <= _MAX_UNROLLED, S=arithmetic(y), ALIGN=plan.align, R=plan.rows, F=plan.columns,
-            num_warps=_WARPS,
+            UNROLL=terms <= _MAX_UNROLLED, S=arithmetic(call.dtype), ALIGN=plan.align, R=plan.rows, F=plan.columns,
+            **COMPILED,
         )  # fmt: skip

@@ -98,9 +98,9 @@ TITLES = {
 }
 SERIES = {
     "loss_g": "generator", "loss_d": "discriminator", "logit_real": "real", "logit_fake": "generated",
-    "sign_real": "real",
-    "sign_fake": "generated", "distance_real": "real", "distance_fake": "generated", "r1_norm2": "R1",
-    "r2_norm2": "R2", "gradient_penalty": "WGAN-GP", "path_penalty": "path length",
+    "sign_real": "real", "sign_fake": "generated", "distance_real": "real", "distance_fake": "generated",
+    "r1_norm2": "R1", "r2_norm2": "R2", "gradient_penalty": "WGAN-GP", "path_penalty": "path length",
+    "skipped_g": "generator", "skipped_d": "discriminator",
 }  # fmt: skip
 INDIGO, AMBER, GREEN, RED = "#6366f1", "#f59e0b", "#10b981", "#ef4444"
 COLORS = {"generator": INDIGO, "generated": INDIGO, "discriminator": AMBER, "real": GREEN}

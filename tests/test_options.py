@@ -113,6 +113,7 @@ def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
     assert configure.parse(["--out=~/run"]).output.out == str(tmp_path / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", ["train", "generate"])
 def test_a_closed_pipe_is_no_error(program):
     command = [sys.executable, "-m", f"fastgan.{program}", "--help"]

@@ -67,6 +67,7 @@ def assert_close(images, others, tolerance=1e-5):
     assert (images.float() - others.float()).abs().max() <= tolerance * others.float().abs().max()
 
 
+@pytest.mark.slow
 def test_importing_fastgan_does_not_import_torch():
     code = "import sys, fastgan; assert not {'torch', 'numpy', 'fastgan.sampler'} & set(sys.modules); fastgan.load"
     subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, check=True)
@@ -205,6 +206,7 @@ def test_captures_are_few_and_draw_the_same_images(sampler):
     assert torch.equal(images, copy), "images must be the caller's own, not the graph's output buffer"
 
 
+@pytest.mark.slow
 def test_the_network_compiles_as_one_graph(monkeypatch, sampler, plain):
     """For changing batch sizes and psi."""
     monkeypatch.setattr(module, "compiler", lambda *_: partial(torch.compile, dynamic=False, backend="eager"))

@@ -28,6 +28,7 @@ def within(found, stored):
     return all(ours <= 1.02 * limit for ours, limit in zip(figures(found), stored, strict=True))
 
 
+@pytest.mark.slow
 def test_the_plain_stylegan2_step_at_256_pixels_takes_no_more_than_stored():
     (found,) = budget.count(budget.CASES["stylegan2-256"], only="plain").values()
     assert within(found, STORED["stylegan2-256", "plain"]), figures(found)

@@ -49,15 +49,16 @@ def test_classes_by_name():
         parse_classes("c", [])
 
 
-def test_an_image_depends_on_its_seed_and_class_only(run, tmp_path):
-    many, one = tmp_path / "many", tmp_path / "one"
+def test_an_image_depends_on_its_seed_class_and_truncation_only(run, tmp_path):
+    many, one, other = tmp_path / "many", tmp_path / "one", tmp_path / "other"
     assert generate(["--checkpoint", str(run), "--seeds", "0-5", "--trunc", "0.7", "--out", str(many)]) == 0
-    argv = ["--checkpoint", str(run), "--seeds", "4", "--classes", "light", "--trunc", "0.7", "--out", str(one)]
-    assert generate(argv) == 0
+    argv = ["--checkpoint", str(run), "--seeds", "4", "--classes", "light", "--out"]
+    assert generate([*argv, str(one), "--trunc", "0.7"]) == generate([*argv, str(other)]) == 0
     assert len(list(many.iterdir())) == 12
     (only,) = one.iterdir()
     assert only.name == "class01-light-seed0004.png"
-    assert np.array_equal(np.asarray(Image.open(only)), np.asarray(Image.open(many / only.name)))
+    image, again, whole = (np.asarray(Image.open(folder / only.name)) for folder in (one, many, other))
+    assert np.array_equal(image, again) and not np.array_equal(image, whole)
 
 
 def test_a_picture_is_a_labelled_grid(run, tmp_path, capsys):

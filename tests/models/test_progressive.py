@@ -240,6 +240,7 @@ class TestGrowth:
         for network in (generator, discriminator):
             assert all(p.grad is None or p.grad.isfinite().all() for p in network.parameters())
 
+    @pytest.mark.slow
     def test_compiles_as_one_graph_while_fading(self, arch):
         generator, discriminator = build(arch)
         for network in (generator, discriminator):

@@ -108,7 +108,7 @@ GROWING = Schedule(4, 8, 64, 64, {4: 8, 8: 8}, {4: 1.0, 8: 2.0})
 CASES = {
     "plain": ({}, {"arch": "dcgan"}),
     "lazy R1 and path length": (
-        {"r1_gamma": 1.0, "r1_interval": 4, "path_length": 2.0, "path_interval": 3},
+        {"r1_gamma": 1.0, "r1_interval": 3, "path_length": 2.0, "path_interval": 2},
         {"arch": "stylegan2", "labels": True},
     ),
     "of a discriminator that is ahead": (
@@ -138,7 +138,11 @@ KINDS = {
 every_case = pytest.mark.parametrize("case", CASES)
 
 
-def train(case, steps=24, **more):
+STEPS = {"lazy R1 and path length": 18, "growing": 28, "growing with styles": 28}  # each kind often enough
+
+
+def train(case, steps=None, **more):
+    steps = STEPS.get(case, 12) if steps is None else steps
     regularization, options = CASES[case]
     return TinyTraining(regularization=regularization, **{**options, **more}).run(steps)
 
@@ -149,7 +153,7 @@ def train(case, steps=24, **more):
 def listen(case, **more):
     """Operations of each step of a training, by kind, without warm-up steps."""
     listener = Listener()
-    train(case, steps=36 if case == "lazy R1 and path length" else 28, recorder=listener, **more)
+    train(case, recorder=listener, **more)
     return {kind: calls[WARM_UPS:] for kind, calls in listener.seen.items()}
 
 
@@ -190,9 +194,10 @@ def test_reading_a_tensor_in_python_is_detected():
 @every_case
 def test_replayed_steps_train_like_eager_ones(case):
     recorder = Recorder()
-    replayed = train(case, steps=27, recorder=recorder)
+    steps = STEPS.get(case, 12) + 3
+    replayed = train(case, steps, recorder=recorder)
     assert recorder.captures == KINDS[case] and recorder.replays > 8
-    assert_same(replayed, train(case, steps=27))
+    assert_same(replayed, train(case, steps))
 
 
 @pytest.mark.slow

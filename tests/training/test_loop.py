@@ -11,7 +11,7 @@ import torch
 
 from fastgan.cli.train import main
 from fastgan.data import glyphs
-from fastgan.runs import checkpoint, drawing
+from fastgan.runs import checkpoint, drawing, precision
 from fastgan.runs import config as configuration
 from tests.support.processes import start, wait_for
 from tests.support.tiny_run import IMAGES, arguments, assert_same_checkpoint, log_lines, tensors, train
@@ -115,6 +115,28 @@ def test_micro_batches_and_gradient_checkpointing_train(folder, tmp_path, option
     lines = log_lines(run)
     assert lines[-1]["images"] == IMAGES
     assert all(math.isfinite(value) for line in lines for value in line.values())
+
+
+@pytest.fixture(scope="module")
+def usual(folder, tmp_path_factory):
+    return tensors(train(folder, tmp_path_factory.mktemp("usual") / "run", "--images", "16"))
+
+
+CHANGES = [
+    "--mirror", "--seed 1", "--lr-g 0.01", "--lr-d 0.01", "--betas 0.5 0.9", "--final-lr 0.5", "--final-beta2 0.5",
+    "--r1-gamma 5", "--r1-interval 1", "--final-gamma 0.5", "--r2-gamma 1", "--path-length 2", "--style-mixing 0",
+    "--ema-halflife 0.0001", "--ema-rampup 0", "--augment fixed --augment-p 0.9", "--loss hinge", "--labels False",
+    "--discriminator-steps 2", "--mapping-lr 0.5", "--amp",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", CHANGES)
+def test_an_option_changes_the_training(folder, usual, tmp_path, options):
+    """None is ignored."""
+    if options == "--amp" and not precision.cpu_bf16_features():
+        pytest.skip("this CPU has no bf16")
+    changed = tensors(train(folder, tmp_path / "run", "--images", "16", *options.split()))
+    assert any(not np.array_equal(usual[name], changed.get(name)) for name in usual if name.startswith("ema."))
 
 
 @pytest.mark.parametrize("loss", get_args(configuration.Loss))

@@ -89,6 +89,35 @@ def test_learning_rate_and_beta_follow_half_a_cosine():
     assert seen[4] == [pytest.approx((0.05, 0.99)), pytest.approx((0.1, 0.99))]
 
 
+def test_penalties_are_due_at_their_intervals():
+    step, _ = a_step("stylegan2", {"r1_gamma": 1.0, "r1_interval": 2, "path_length": 2.0, "path_interval": 3})
+    for number in range(6):
+        step(images(4), None)
+        means = step.averages.read()
+        assert ("r1_norm2" in means, "path_penalty" in means) == (number % 2 == 0, number % 3 == 0)
+
+
+def test_a_lazy_path_length_penalty_is_stronger_by_its_interval():
+    found = []
+    for strength, interval in ((2.0, 1), (1.0, 2)):
+        step, state = a_step("stylegan2", {"path_length": strength, "path_interval": interval})
+        step(images(4), None)
+        found.append(gradients(state.generator))
+    torch.testing.assert_close(*found)
+
+
+def test_random_numbers_of_a_step_follow_from_its_number():
+    drawn = []
+    for first in (0, 1):
+        step, state = a_step("mlp")
+        state.step = first
+        state.generator.register_forward_pre_hook(lambda _, args: drawn.append(args[0]))
+        for _ in range(2):
+            step(images(4), None)
+    assert torch.equal(drawn[1], drawn[2])
+    assert not torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[2], drawn[3])
+
+
 # In one pass or in several ------------------------------------------------------------------------------------------
 
 

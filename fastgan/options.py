@@ -94,12 +94,14 @@ def parse_options(kind: type[Kind], prog: str, argv: Sequence[str] | None = None
     argv = list(sys.argv[1:] if argv is None else argv)
     known = _options_of(kind)
     _require_known(argv, known, prog)
+    page: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if {"-h", "--help"} & {*argv}:
         _set_help(kind)
+        page = _wrapped_lines()
     errors = io.StringIO()
     defaults = {} if default is None else {"default": default}
     try:
-        with contextlib.redirect_stderr(errors), _wrapped_lines():
+        with contextlib.redirect_stderr(errors), page:
             options = tyro.cli(tyro.conf.OmitArgPrefixes[kind], prog=prog, args=argv, **defaults)
     except SystemExit as error:
         if not error.code:

@@ -78,14 +78,14 @@ class Case:
     network: dict = field(default_factory=dict)  # options of `NetworkOptions`
     goals: tuple[Goal, ...] = ()
 
-    def config(self) -> Config:
-        """Configuration as from the command line."""
+    def config(self, **machine) -> Config:
+        """Configuration as from the command line. `machine`: options of `MachineOptions`."""
         return resolve(
             Config(
                 network=NetworkOptions(arch=self.arch, **self.network),
                 data=DataOptions(resolution=self.resolution, channels=3, labels=False),
                 training=TrainingOptions(batch=self.batch),
-                machine=MachineOptions(amp=True),
+                machine=MachineOptions(amp=True, **machine),
             )
         )
 

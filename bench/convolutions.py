@@ -1,8 +1,9 @@
 """Replays only the dense convolutions of a computation: the floor of its time."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from unittest import mock
 
 import torch
@@ -75,6 +76,20 @@ class Bare:
             self.count += times
             self.flops += times * _flops(function, args)
             self.bytes_behind += times * _bytes_behind(function, args)
+
+    def calls(self) -> Iterator[tuple[str, int, Callable[[], object]]]:
+        """Every distinct convolution: a name, its FLOPs, and a function that makes it once."""
+        for function, args, kwargs, times in self._calls:
+            backward = function is torch.ops.aten.convolution_backward.default
+            x, weight = args[1:3] if backward else args[:2]
+            mask = args[10][:2] if backward else (False, False)
+            needed = [part for part, there in zip(("input", "weight"), mask, strict=True) if there]
+            parts = "x".join(map(str, x.shape)), "x".join(map(str, weight.shape))
+            options = "transposed " if args[7 if backward else 6] else ""
+            options += f"stride {(args[4] if backward else args[3])[0]}"
+            kind = f"gradient of {' and '.join(needed)}" if backward else "convolution"
+            name = f"{kind}, input {parts[0]}, weight {parts[1]}, {options}, {times} times"
+            yield name, _flops(function, args), partial(function, *args, **kwargs)
 
     def __call__(self) -> None:
         for function, args, kwargs, times in self._calls:

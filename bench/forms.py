@@ -11,8 +11,8 @@ from functools import partial
 
 from torch import Tensor
 
-from bench import textbook
-from bench.operations import Form, Normal, Shape
+from bench import measure, textbook
+from bench.operations import Case, Form, Normal, Shape
 from fastgan import ops
 from fastgan.ops.upfirdn2d import taps as bilinear_taps
 
@@ -322,3 +322,21 @@ FORMS = (
         compile=False,
     ),
 )
+
+# A case of each of the twelve forms that cost a StyleGAN or StyleGAN2 step most: form, and which of its shapes.
+KEY = {
+    "bias": 1, "noise": 2, "synthesis": 2, "upsample": 0, "downsample": 1, "blur": 1, "filtered": 1, "adain": 1,
+    "style_epilogue": 2, "pixel_norm": 1, "modulated_conv2d": 1, "modulated_conv2d_up": 1,
+}  # fmt: skip
+
+
+def key_cases() -> list[tuple[Case, str]]:
+    """The cases of `KEY` for this device, in bf16, each with every backend to time."""
+    device = measure.device().type
+    found = []
+    for form in FORMS:
+        if form.name in KEY:
+            shapes = form.shapes[device]
+            case = Case(form, device, shapes[min(KEY[form.name], len(shapes) - 1)], "bf16")
+            found += [(case, backend) for backend in form.backend_names]
+    return found

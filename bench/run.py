@@ -1,7 +1,7 @@
 """Runs benchmarks: `python -m bench.run [BENCHMARK[:CASE] ...] [--json FILE]`.
 
-Prints a table for each benchmark. Without BENCHMARK, those run that take minutes. CASE is part of a case's name:
-`operations:adain`, `training_step:pggan`. `pytest bench/ --benchmark-only` runs the default ones under
+Prints a table for each benchmark. Without BENCHMARK, those run that take minutes. CASE is a case's name, or part of
+several: `operations:adain`, `training_step:pggan`. `pytest bench/ --benchmark-only` runs the default ones under
 pytest-benchmark.
 """
 
@@ -13,19 +13,19 @@ from itertools import product
 from pathlib import Path
 
 from bench import data_path, measure, memory, operations, penalties, report, training_step, weight_gradient
-from bench.forms import FORMS
+from bench.forms import FORMS, key_cases
 
 Case = Callable[[], Iterable[dict]]  # measures, and yields rows for the report
 
 NAMED_BY = ("form", "arch", "discriminator", "shape", "dtype", "backend")
 
 
-def _operations() -> dict[str, Case]:
+def _operations(cases: list[tuple[operations.Case, str]]) -> dict[str, Case]:
     def rows(case: operations.Case, backend: str) -> list[dict]:
         found, _ = operations.run(case)
         return [found[backend]] if backend in found else []
 
-    return {f"{case}-{backend}": partial(rows, case, backend) for case, backend in operations.cases(FORMS)}
+    return {f"{case}-{backend}": partial(rows, case, backend) for case, backend in cases}
 
 
 def _rows(run: Callable[..., Iterable[tuple[dict, Callable]]], *arguments) -> Iterable[dict]:
@@ -34,7 +34,8 @@ def _rows(run: Callable[..., Iterable[tuple[dict, Callable]]], *arguments) -> It
 
 
 BENCHMARKS: dict[str, Callable[[], dict[str, Case]]] = {
-    "operations": _operations,
+    "operations": lambda: _operations(operations.cases(FORMS)),
+    "key_operations": lambda: _operations(key_cases()),
     "penalties": lambda: {
         "-".join(pair): partial(_rows, penalties.run, *pair)
         for pair in product(penalties.DISCRIMINATORS, penalties.DTYPES)
@@ -64,7 +65,8 @@ def chosen(names: list[str]) -> dict[str, Case]:
         if benchmark not in BENCHMARKS:
             raise ValueError(f"no benchmark {benchmark!r}; there are: {', '.join(BENCHMARKS)}")
         cases = BENCHMARKS[benchmark]()
-        matching = {f"{benchmark} {case}": run for case, run in cases.items() if part in case}
+        matching = {f"{benchmark} {case}": run for case, run in cases.items() if part == case}
+        matching = matching or {f"{benchmark} {case}": run for case, run in cases.items() if part in case}
         if not matching:
             raise ValueError(f"{benchmark} has no case with {part!r} in its name; there are: {', '.join(cases)}")
         found |= matching
@@ -75,11 +77,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.run", description="Time fastgan beside PyTorch.")
     parser.add_argument("benchmark", nargs="*", metavar="BENCHMARK[:CASE]", help=", ".join(BENCHMARKS))
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to FILE")
+    parser.add_argument("--list", action="store_true", help="print the names of the cases instead")
     arguments = parser.parse_args()
     try:
         cases = chosen(arguments.benchmark or _default())
     except ValueError as error:
         parser.error(str(error))
+    if arguments.list:
+        print(*cases, sep="\n")
+        return
     rows: list[dict] = []
     try:
         for name, run in cases.items():

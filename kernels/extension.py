@@ -75,6 +75,12 @@ def kernels(part: str) -> dict[str, dict[str, Callable]]:
     return getattr(module(), part, {})
 
 
+def cpu_isa() -> str:
+    """The instruction set that the CPU kernels use; empty without an extension."""
+    extension = module()
+    return "" if extension is None else extension.cpu_isa()
+
+
 def load_error() -> str | None:
     """Why there is no extension module, or None if there is one."""
     return _load()[1]

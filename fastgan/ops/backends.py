@@ -163,7 +163,7 @@ class Replacement:
             return "not asked for"
         if reason := why_not("cpp", self.name, device):
             return reason
-        isa = extension.module().cpu_isa()
+        isa = extension.cpu_isa()
         if self.isas is None or isa in self.isas:
             return None
         return f"measured to be faster with {', '.join(self.isas)} only, not with {isa}"

@@ -20,7 +20,7 @@ from fastgan.ops.arguments import check_activation, prepare
 from fastgan.ops.arithmetic import arithmetic_dtype, to_arithmetic, update_average
 from fastgan.ops.fused import FusedOperation, register
 from fastgan.ops.instance_norm import centred, check_eps
-from fastgan.ops.layout import channels, dense, dense_like, view_of
+from fastgan.ops.layout import channels, dense, dense_like, require_view
 from fastgan.ops.noise_bias_act import noise_bias_act
 from fastgan.ops.recordable import recordable
 from fastgan_kernels.calls import NormCall
@@ -100,7 +100,7 @@ def batch_norm_act(
             f"{name}: x has shape {list(x.shape)}, must have more than one value per channel and batch in training"
         )
     y, statistics = BatchNormAct.apply(backends.choose(name, x.device), (dense(x), weight, bias), options)
-    if running_mean is not None and x.numel() > 0:
+    if running_mean is not None and running_var is not None and x.numel() > 0:
         with torch.no_grad():
             for batch_mean, _, batch_var in statistics:
                 update_average(running_mean, batch_mean, momentum)
@@ -119,7 +119,7 @@ def _with_statistics(x, mean, var, weight, bias, options):
 
 
 @register
-class BatchNormAct(FusedOperation):
+class BatchNormAct(FusedOperation[tuple[Tensor, Tensor]]):
     """The operation in training.
 
     Saved for backward: x, weight and bias. Statistics [batches, 3, C], which the caller gets too: mean,
@@ -152,7 +152,7 @@ class BatchNormAct(FusedOperation):
         x, weight, bias = inputs
         batches = options.batches
         for y_part, x_part, part_stats in zip(_parts(output, batches), _parts(x, batches), statistics, strict=True):
-            launchers.forward(NormCall(*_shared_fields(x_part, weight, bias, options), x_part, part_stats, y_part))
+            launchers.forward(_call(x_part, weight, bias, part_stats, options, y=y_part))
 
     @staticmethod
     def saved_tensors(inputs, output, options, needs_grad):
@@ -182,33 +182,32 @@ class BatchNormAct(FusedOperation):
         batches = options.batches
         grad = dense_like(grad, x)
         if batches == 1:
-            _launch_backward(launchers, *grads, grad, x, statistics[0], weight, bias, options)
+            launchers.backward(_call(x, weight, bias, statistics[0], options, None, grad, *grads))
             return
         dx, *sums = grads
         parts = [None if each is None else each.new_empty((batches, *each.shape)) for each in sums]
         sums_of_parts = [[None] * batches if each is None else each for each in parts]
         images = [[None] * batches if each is None else _parts(each, batches) for each in (dx, grad, x)]
         for dx_part, grad_part, x_part, part_stats, *small in zip(*images, statistics, *sums_of_parts, strict=True):
-            _launch_backward(launchers, dx_part, *small, grad_part, x_part, part_stats, weight, bias, options)
+            launchers.backward(_call(x_part, weight, bias, part_stats, options, None, grad_part, dx_part, *small))
         for each, part in zip(sums, parts, strict=True):
             if each is not None:
                 torch.sum(part, 0, out=each)
 
 
-def _launch_backward(launchers, dx, dweight, dbias, dy, x, statistics, weight, bias, options) -> None:
-    """Launches the backward kernel for one batch."""
-    shared = _shared_fields(x, weight, bias, options)
-    launchers.backward(
-        NormCall(*shared, x, statistics, None, dy, dx, None, None, dstyle_scale=dweight, dstyle_bias=dbias)
-    )
-
-
-def _shared_fields(x: Tensor, weight: Tensor | None, bias: Tensor | None, options: Options) -> tuple:
-    """The fields of a call up to the style, which are the same for both passes. In NHWC all samples are one."""
-    n, c, p, channels_last = view_of(x)
+def _call(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, statistics: Tensor, options: Options,
+    y: Tensor | None = None,
+    dy: Tensor | None = None, dx: Tensor | None = None, dweight: Tensor | None = None, dbias: Tensor | None = None,
+) -> NormCall:  # fmt: skip
+    """The call for one batch: forward fills `y`, backward the gradients. In NHWC all samples count as one."""
+    n, c, p, channels_last = require_view(x)
     n, p = (1, n * p) if channels_last else (n, p)
     slope, gain, eps, _ = options
-    return n, c, p, channels_last, x.dtype, True, slope, gain, eps, False, False, None, None, None, weight, bias
+    return NormCall(
+        n, c, p, channels_last, x.dtype, True, slope, gain, eps, False, False, None, None, None, weight, bias,
+        x, statistics, y, dy, dx, None, None, dweight, dbias,
+    )  # fmt: skip
 
 
 def _parts(x: Tensor, batches: int) -> Sequence[Tensor]:

@@ -13,5 +13,5 @@ def constant_to_compiler(function: Function) -> Function:
     more. The mark is internal to torch. A release that ignores it traces the function instead: slower to compile, with
     the same result. torch reads the mark from plain functions only, not from cached ones.
     """
-    function._dynamo_marked_constant = True
+    vars(function)["_dynamo_marked_constant"] = True
     return function

@@ -97,13 +97,13 @@ def filtered_conv2d(
         RuntimeError: shapes or dtypes do not fit the convolution, as PyTorch.
     """
     needs_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    converted = _autocast(x)[0].dtype != x.dtype  # then the filtered image is the smaller one to save
+    converted = _autocast(x).dtype != x.dtype  # then the filtered image is the smaller one to save
     separate = not needs_grad or converted or taps.requires_grad or torch.compiler.is_compiling()
     if separate or must_use_reference((x, weight, taps)):
         return conv2d(upfirdn2d(x, taps, padding=filter_padding), weight, stride=stride)
     x, low_pass = LowPass.of(x, taps, filter_padding)
     geometry = _Geometry(stride, (0, 0), False, _may_use_cpp_kernels(x))
-    return _ConvolveFiltered.apply(x, *_autocast(weight), low_pass, geometry)
+    return _ConvolveFiltered.apply(x, _autocast(weight), low_pass, geometry)
 
 
 def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding, transposed: bool) -> Tensor:
@@ -113,7 +113,7 @@ def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pa
         function = F.conv_transpose2d if transposed else F.conv2d
         return function(x, weight, bias, stride=stride, padding=pads)
     geometry = _Geometry(stride, pads, transposed, _may_use_cpp_kernels(x))
-    x, weight, bias = _autocast(x, weight, bias)
+    x, weight, bias = _autocast(x), _autocast(weight), bias if bias is None else _autocast(bias)
     if not needs_grad:
         return _convolve(x, weight, bias, geometry)
     return _Convolve.apply(x, weight, bias, geometry)
@@ -124,14 +124,12 @@ def _may_use_cpp_kernels(x: Tensor) -> bool:
     return few_channels.kernel.why_not(x.device) is None
 
 
-def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
-    """Converts the tensors to autocast's dtype, if autocast is on. fp64 stays, as for PyTorch's convolutions."""
-    kind = tensors[0].device.type
-    if not torch.is_autocast_enabled(kind):
-        return list(tensors)
-    dtype = torch.get_autocast_dtype(kind)
-    eligible = (torch.float32, torch.bfloat16, torch.float16)
-    return [t.to(dtype) if t is not None and t.dtype in eligible else t for t in tensors]
+def _autocast(t: Tensor) -> Tensor:
+    """Converts a tensor to autocast's dtype, if autocast is on. fp64 stays, as for PyTorch's convolutions."""
+    kind = t.device.type
+    if not torch.is_autocast_enabled(kind) or t.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return t
+    return t.to(torch.get_autocast_dtype(kind))
 
 
 # The three maps, without a graph: the choice between the library and our kernels --------------------------------------

@@ -5,6 +5,7 @@ three, and so does the backward pass of a discriminator's first layer. Measureme
 "Convolutions to and from a few channels".
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -59,7 +60,7 @@ class FewChannels(NamedTuple):
             or x.numel() == 0
         ):
             return None
-        before = (height - 1 - padding[0], width - 1 - padding[1]) if flipped else tuple(padding)
+        before = (height - 1 - padding[0], width - 1 - padding[1]) if flipped else padding
         found = FewChannels(writes_few, (height, width, stride, *before), flipped, transposed)
         return found if min(found._output_size(x)) > 0 else None  # else the library raises the error
 
@@ -98,22 +99,24 @@ class FewChannels(NamedTuple):
         step_few, step_many = (first, second) if self.writes_few != self.transposed else (second, first)
         step_tap = step_column if weight.shape[3] > 1 else step_row  # the stride of a single column is arbitrary
         many, few = _dense(many), _dense(few)
+        n, c, h, w = many.shape
+        _, o, few_h, few_w = few.shape
         kernel.run(
             FewChannelsCall(
-                map, many.dtype, *many.shape, *few.shape[1:], *self.kernel, self.flipped, step_few, step_tap, step_many,
+                map, many.dtype, n, c, h, w, o, few_h, few_w, *self.kernel, self.flipped, step_few, step_tap, step_many,
                 many, few, weight,
             )
         )  # fmt: skip
 
     def _output_size(self, x: Tensor) -> tuple[int, int]:
-        height, width, stride, top, left = self.kernel
-        sizes = zip(x.shape[2:], (height, width), (top, left), strict=True)
+        kh, kw, stride, top, left = self.kernel
+        h, w = x.shape[2:]
         if self.writes_few:
-            return tuple((side - 1) * stride + k - 2 * before for side, k, before in sizes)
-        return tuple((side + 2 * before - k) // stride + 1 for side, k, before in sizes)
+            return (h - 1) * stride + kh - 2 * top, (w - 1) * stride + kw - 2 * left
+        return (h + 2 * top - kh) // stride + 1, (w + 2 * left - kw) // stride + 1
 
 
-def _is_large(channels: int, size: tuple[int, int]) -> bool:
+def _is_large(channels: int, size: Sequence[int]) -> bool:
     """Whether the library writes an image of many channels as fast, since the writing itself takes the time.
 
     `channels` counts those of all samples.

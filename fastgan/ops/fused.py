@@ -27,21 +27,26 @@ Traps:
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import lru_cache
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, Generic, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.compiler import is_compiling
+from typing_extensions import TypeVar
 
 import fastgan_kernels
 from fastgan.ops.transforms import backward_must_use_reference, must_use_reference
+from fastgan_kernels import Launchers
 
 Tensors = Sequence[Tensor | None]
+Result = TypeVar("Result", default=Tensor)
 
 
-class FusedOperation:
+class FusedOperation(Generic[Result]):
     """Declaration of an operation. All methods are static: an operation has no state.
+
+    `Result` is what a call returns: the output, or with `returns_statistics` a tuple of the output and the statistics.
 
     `needs_grad` holds one bool an input: whether its gradient is wanted. `saved` holds the tensors that
     `saved_tensors` returned, followed by the statistics.
@@ -55,8 +60,8 @@ class FusedOperation:
     has_backward: ClassVar[bool] = True  # if False, the operation declares no method about gradients
 
     @staticmethod
-    def reference(inputs: Tensors, options: NamedTuple) -> Tensor:
-        """The specification, in differentiable PyTorch: the output, and with `returns_statistics` those as well."""
+    def reference(inputs: Tensors, options: NamedTuple) -> Result:
+        """The specification, in differentiable PyTorch."""
         raise NotImplementedError
 
     @staticmethod
@@ -70,7 +75,9 @@ class FusedOperation:
         return ()
 
     @staticmethod
-    def launch_forward(launchers, output: Tensor, inputs: Tensors, options: NamedTuple, *statistics: Tensor) -> None:
+    def launch_forward(
+        launchers: Launchers, output: Tensor, inputs: Tensors, options: NamedTuple, *statistics: Tensor
+    ) -> None:
         """Fills the output and the statistics by a kernel."""
         raise NotImplementedError
 
@@ -98,13 +105,15 @@ class FusedOperation:
         raise NotImplementedError
 
     @staticmethod
-    def launch_backward(launchers, grads: Tensors, grad: Tensor, saved: Tensors, options: NamedTuple) -> None:
+    def launch_backward(
+        launchers: Launchers, grads: Tensors, grad: Tensor, saved: Tensors, options: NamedTuple
+    ) -> None:
         """Fills the gradients by a kernel."""
         raise NotImplementedError
 
     @staticmethod
     def double_backward(
-        launchers,
+        launchers: Launchers,
         grad: Tensor,
         saved: Tensors,
         grad_grads: Tensors,
@@ -118,17 +127,14 @@ class FusedOperation:
         return None
 
     @classmethod
-    def apply(cls, backend: str, inputs: Tensors, options: NamedTuple) -> Tensor | tuple[Tensor, ...]:
-        """Runs the operation on a backend. `inputs` are validated already.
-
-        Returns the output, and with `returns_statistics` a tuple of the output and the statistics.
-        """
+    def apply(cls, backend: str, inputs: Tensors, options: NamedTuple) -> Result:
+        """Runs the operation on a backend. `inputs` are validated already."""
         if backend == "torch" or must_use_reference(inputs):
             return cls.reference(inputs, options)
         if torch.is_grad_enabled() and any([x is not None and x.requires_grad for x in inputs]):
             return _Forward.apply(cls, backend, options, *inputs)
         results = _run_forward(cls, backend, options, inputs)
-        return tuple(results) if cls.returns_statistics else results[0]
+        return cast(Result, tuple(results) if cls.returns_statistics else results[0])
 
 
 class _Forward(torch.autograd.Function):
@@ -214,11 +220,11 @@ def _has_second_gradients(operation, options, needs_grad, shapes, given: tuple[b
         output = operation.reference(inputs, options)
         output = output[0] if operation.returns_statistics else output
         grad = torch.empty_like(output, requires_grad=True)
-        variables = [x for x, need in zip(inputs, needs_grad, strict=True) if need]
+        variables = [x for x, need in zip(inputs, needs_grad, strict=True) if x is not None and need]
         first = torch.autograd.grad(output, variables, grad, create_graph=True)
         seeded = [there for there, need in zip(given, needs_grad, strict=True) if need]
         products = [g for g, there in zip(first, seeded, strict=True) if there and g.requires_grad]
-        second = [None] * (1 + len(variables))
+        second: Tensors = [None] * (1 + len(variables))
         if products:
             second = torch.autograd.grad(products, [grad, *variables], products, allow_unused=True)
     found = dict(zip(map(id, variables), [g is not None for g in second[1:]], strict=True))
@@ -300,7 +306,7 @@ def _launch_backward(operation, backend, options, needs_grad, grad, saved) -> Te
     return grads
 
 
-class LinearOperation(FusedOperation):
+class LinearOperation(FusedOperation[Tensor]):
     """An operation that is linear in its first input, and whose adjoint is the operation itself with other options.
 
     Derivatives of any order are calls of its one kernel. The other inputs are constants: none may need a gradient.
@@ -322,7 +328,8 @@ class LinearOperation(FusedOperation):
     def apply(cls, backend: str, inputs: Tensors, options: NamedTuple) -> Tensor:
         if backend == "torch" or must_use_reference(inputs):
             return cls.reference(inputs, options)
-        if torch.is_grad_enabled() and inputs[0].requires_grad:
+        x = inputs[0]
+        if torch.is_grad_enabled() and x is not None and x.requires_grad:
             return _Linear.apply(cls, backend, options, cls.adjoint(inputs, options), *inputs)
         return _run_forward(cls, backend, options, inputs)[0]
 
@@ -350,14 +357,17 @@ class _Linear(torch.autograd.Function):
 
 # Registration, and library operators for torch.compile ---------------------------------------------------------------
 
-OPERATIONS: dict[str, type[FusedOperation]] = {}
+OPERATIONS: dict[str, type[FusedOperation[Any]]] = {}
 """Every fused operation by its name, filled by `register`."""
 
 _library = torch.library.Library("fastgan", "DEF")
 _SCHEMA = {str: "str", float: "float", int: "int", bool: "bool", torch.dtype: "ScalarType"}
 
 
-def register(operation: type[FusedOperation]) -> type[FusedOperation]:
+Operation = TypeVar("Operation", bound=type[FusedOperation[Any]])
+
+
+def register(operation: Operation) -> Operation:
     """Class decorator: enters the operation in `OPERATIONS` and defines its library operators and their fakes.
 
     The operators are `fastgan::NAME` and, with `has_backward`, `fastgan::NAME_backward`.

@@ -27,7 +27,7 @@ from fastgan.ops.activations import leaky_relu, leaky_relu_derivative, require_s
 from fastgan.ops.arguments import check_activation, prepare
 from fastgan.ops.arithmetic import arithmetic_dtype, to_arithmetic
 from fastgan.ops.fused import FusedOperation, register
-from fastgan.ops.layout import channels, dense, dense_like, sum_over_positions, view_of
+from fastgan.ops.layout import channels, dense, dense_like, require_view, sum_over_positions
 from fastgan_kernels.calls import NormCall
 
 
@@ -61,7 +61,7 @@ def adain(x: Tensor, scale: Tensor | None = None, bias: Tensor | None = None, *,
     check_eps("adain", eps)
     check_activation("adain", x)
     style = (_style("adain", "scale", scale, x), _style("adain", "bias", bias, x))
-    return _apply((dense(x), None, None, None, *style), Options(1.0, 1.0, float(eps)))
+    return _apply(dense(x), (None, None, None, *style), Options(1.0, 1.0, float(eps)))
 
 
 def style_epilogue(
@@ -109,15 +109,14 @@ def style_epilogue(
     if strength is not None and noise is None:
         raise ValueError(f"{name}: strength is given without noise")
     n, c, *spatial = x.shape
-    inputs = (
-        dense(x),
+    small = (
         prepare(name, "noise", noise, ((n, 1, *spatial), (1, 1, *spatial)), x),
         prepare(name, "strength", strength, ((), (c,)), x),
         prepare(name, "bias", bias, ((c,),), x),
         _style(name, "style_scale", style_scale, x),
         _style(name, "style_bias", style_bias, x),
     )
-    return _apply(inputs, Options(slope, float(gain), float(eps)))
+    return _apply(dense(x), small, Options(slope, float(gain), float(eps)))
 
 
 def check_eps(name: str, eps: float) -> None:
@@ -133,12 +132,13 @@ def _style(operation: str, name: str, tensor: Tensor | None, x: Tensor) -> Tenso
     return prepare(operation, name, tensor, ((n, c), (c,)), x)
 
 
-def _apply(inputs: tuple[Tensor | None, ...], options: Options) -> Tensor:
-    x, noise, *_ = inputs
+def _apply(x: Tensor, small: tuple[Tensor | None, ...], options: Options) -> Tensor:
+    """Chooses the backend and runs the operation. `small` are the inputs after `x`, of which the first is the noise."""
+    noise = small[0]
     backend = backends.choose("instance_norm", x.device)
     if noise is not None and noise.requires_grad:
         backend = "torch"
-    return InstanceNorm.apply(backend, inputs, options)
+    return InstanceNorm.apply(backend, (x, *small), options)
 
 
 @register
@@ -237,7 +237,7 @@ def _shared_fields(x: Tensor, small: Sequence[Tensor | None], options: Options) 
     noise, strength, *_ = small
     noise_per_sample = noise is not None and noise.shape[0] > 1
     strength_per_channel = strength is not None and strength.dim() > 0
-    return *view_of(x), x.dtype, False, *options, noise_per_sample, strength_per_channel, *small
+    return *require_view(x), x.dtype, False, *options, noise_per_sample, strength_per_channel, *small
 
 
 def _before_activation(x, noise, strength, bias):

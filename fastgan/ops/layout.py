@@ -31,6 +31,14 @@ def view_of(x: Tensor) -> View | None:
     return View(n, c, p, True) if nhwc else None
 
 
+def require_view(x: Tensor) -> View:
+    """The kernels' view of a dense `x`. Raises ValueError for another tensor."""
+    view = view_of(x)
+    if view is None:
+        raise ValueError(f"a tensor {list(x.shape)} of strides {x.stride()} is dense neither in NCHW nor in NHWC")
+    return view
+
+
 def sizes_of(x: Tensor) -> tuple[int, int, torch.dtype]:
     """Number of samples, elements of a sample, and dtype of `x` [N, ...], for calls that see samples as rows."""
     n = x.shape[0]

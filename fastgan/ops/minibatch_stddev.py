@@ -12,7 +12,7 @@ from fastgan.ops import backends
 from fastgan.ops.arguments import check_activation
 from fastgan.ops.arithmetic import to_arithmetic
 from fastgan.ops.fused import FusedOperation, register
-from fastgan.ops.layout import dense, empty_nhwc, view_of
+from fastgan.ops.layout import dense, empty_nhwc, require_view, view_of
 from fastgan.ops.recordable import recordable
 from fastgan_kernels.calls import MinibatchStddevCall
 
@@ -78,7 +78,7 @@ def _centred(x: Tensor, options: Options) -> tuple[Tensor, Tensor]:
 
 def _shared_fields(order: int, x: Tensor, options: Options) -> tuple:
     """The fields of a call, up to `x`, that all passes have."""
-    n, c, p, channels_last = view_of(x)
+    n, c, p, channels_last = require_view(x)
     size, features = options
     share = 1 / (c // features * p * size)
     return n, c, p, channels_last, x.dtype, order, size, n // size, features, share, x
@@ -116,7 +116,7 @@ class MinibatchStddev(FusedOperation):
         (x,) = inputs
         n, c, *spatial = x.shape
         shape = n, c + options.features, *spatial
-        return empty_nhwc(x, shape) if view_of(x).channels_last else x.new_empty(shape)
+        return empty_nhwc(x, shape) if require_view(x).channels_last else x.new_empty(shape)
 
     @staticmethod
     def launch_forward(launchers, output, inputs, options):
@@ -143,7 +143,7 @@ class MinibatchStddev(FusedOperation):
     @staticmethod
     def launch_backward(launchers, grads, grad, saved, options):
         (x,) = saved
-        dy = _as_output(grad, view_of(x).channels_last)
+        dy = _as_output(grad, require_view(x).channels_last)
         launchers.run(MinibatchStddevCall(*_shared_fields(1, x, options), None, *grads, dy))
 
     @staticmethod
@@ -152,7 +152,7 @@ class MinibatchStddev(FusedOperation):
         if gx is None:
             return None
         ddy, dx = MinibatchStddev.allocate_output(saved, options), torch.empty_like(x)
-        channels_last = view_of(x).channels_last
+        channels_last = require_view(x).channels_last
         dy, gx = _as_output(grad, channels_last), _as_output(gx, channels_last)
         launchers.run(MinibatchStddevCall(*_shared_fields(2, x, options), ddy, dx, dy, gx))
         return ddy, dx

@@ -10,6 +10,8 @@ bias. That pass can also apply the style of the next convolution (`post`), whose
 layer costs a convolution and one pass over memory.
 """
 
+from typing import TypedDict
+
 import torch
 from torch import Tensor
 
@@ -88,18 +90,38 @@ def modulated_conv2d(
         x = noise_bias_act(x, scale=style, act="linear")
     weight = weight_like(weight.transpose(0, 1) if up == 2 else weight, x)
     pads = (weight.shape[2] // 2, weight.shape[3] // 2) if padding is None else (padding, padding)
-    if up != down and taps is None:
-        taps = _default_taps(x.device)
-    epilogue = {"noise": noise, "strength": strength, "bias": bias, "scale": factor, "post": post, "clamp": clamp}
-    no_epilogue = all(part is None for part in epilogue.values()) and act == "linear" and gain == 1
-    epilogue |= {"act": act, "slope": slope, "gain": gain}
-    if up == 2:
-        y, around = _transposed(x, weight, pads, taps)
-        if no_epilogue:
-            return upfirdn2d(y, taps, padding=around, gain=4.0)
+    has_epilogue = act != "linear" or gain != 1 or any(
+        part is not None for part in (noise, strength, bias, factor, post, clamp)
+    )  # fmt: skip
+    epilogue: _Epilogue = {
+        "noise": noise, "strength": strength, "bias": bias, "scale": factor, "post": post,
+        "act": act, "slope": slope, "gain": gain, "clamp": clamp,
+    }  # fmt: skip
+    if up == down:
+        y = conv2d(x, weight, padding=pads)
+        return noise_bias_act(y, **epilogue) if has_epilogue else y
+    taps = _default_taps(x.device) if taps is None else taps
+    if down == 2:
+        y = _downsampled(x, weight, pads, taps)
+        return noise_bias_act(y, **epilogue) if has_epilogue else y
+    y, around = _transposed(x, weight, pads, taps)
+    if has_epilogue:
         return filtered_noise_bias_act(y, taps, padding=around, fir_gain=4.0, **epilogue)
-    y = conv2d(x, weight, padding=pads) if down == 1 else _downsampled(x, weight, pads, taps)
-    return y if no_epilogue else noise_bias_act(y, **epilogue)
+    return upfirdn2d(y, taps, padding=around, gain=4.0)
+
+
+class _Epilogue(TypedDict):
+    """Arguments of `noise_bias_act`."""
+
+    noise: Tensor | None
+    strength: Tensor | None
+    bias: Tensor | None
+    scale: Tensor | None
+    post: Tensor | None
+    act: str
+    slope: float
+    gain: float
+    clamp: float | None
 
 
 def demodulation(weight: Tensor, style: Tensor, weight_gain: float = 1.0) -> Tensor:
@@ -190,7 +212,7 @@ def _transposed(
     rows, columns = taps.shape[0], taps.shape[-1]
     left, right = pads[1] + (columns + 1) // 2 - (width - 1), pads[1] + (columns - 2) // 2 - (width - 2)
     top, bottom = pads[0] + (rows + 1) // 2 - (height - 1), pads[0] + (rows - 2) // 2 - (height - 2)
-    crop = [max(0, -max(top, bottom)), max(0, -max(left, right))]  # the filter reads it on neither side
+    crop = max(0, -max(top, bottom)), max(0, -max(left, right))  # the filter reads it on neither side
     y = conv_transpose2d(x, weight, stride=2, padding=crop)  # [N, O, 2H - 2 + kh - 2 crop, ...]
     return y, (left + crop[1], right + crop[1], top + crop[0], bottom + crop[0])
 

@@ -10,7 +10,7 @@ weights).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ from fastgan.ops.arguments import check_activation, prepare
 from fastgan.ops.arithmetic import arithmetic_dtype, to_arithmetic
 from fastgan.ops.compiling import constant_to_compiler
 from fastgan.ops.fused import FusedOperation, register
-from fastgan.ops.layout import channels, dense, dense_like, sum_over_positions, view_of
+from fastgan.ops.layout import channels, dense, dense_like, require_view, sum_over_positions
 from fastgan.ops.recordable import recordable
 from fastgan_kernels.calls import NoiseBiasActCall, View
 
@@ -135,7 +135,10 @@ def prepare_small(operation, x, shape, noise, strength, bias, scale, post) -> tu
 def _activation(u: Tensor, options: Options) -> Tensor:
     if options.act == "lrelu":
         return u if options.slope == 1 else F.leaky_relu(u, options.slope)
-    return {"tanh": torch.tanh, "sigmoid": torch.sigmoid, "silu": F.silu, "softplus": F.softplus}[options.act](u)
+    curves: dict[str, Callable[[Tensor], Tensor]] = {
+        "tanh": torch.tanh, "sigmoid": torch.sigmoid, "silu": F.silu, "softplus": F.softplus
+    }  # fmt: skip
+    return curves[options.act](u)
 
 
 def saves_output(scale: Tensor | None, post: Tensor | None, options: Options) -> bool:
@@ -261,7 +264,7 @@ def _shared_fields(x: Tensor, small: Sequence[Tensor | None], options: Options, 
     An `x` [N, C] is passed as N positions of one sample if no small tensor and none of `per_sample` differs by sample.
     """
     noise, strength, _, scale, post = small
-    view = view_of(x)
+    view = require_view(x)
     if view.p == 1 and noise is None and scale is None and post is None and not any(t is not None for t in per_sample):
         view = View(1, view.c, view.n, True)
     noise_per_sample = noise is not None and noise.shape[0] > 1

@@ -15,7 +15,7 @@ from fastgan.ops import backends
 from fastgan.ops.arguments import check_activation
 from fastgan.ops.arithmetic import to_arithmetic
 from fastgan.ops.fused import FusedOperation, register
-from fastgan.ops.layout import dense, dense_like, view_of
+from fastgan.ops.layout import dense, dense_like, require_view
 from fastgan.ops.recordable import recordable
 from fastgan_kernels.calls import PixelNormCall
 
@@ -71,7 +71,7 @@ class PixelNorm(FusedOperation):
     @staticmethod
     def launch_forward(launchers, output, inputs, options):
         x = inputs[0]
-        launchers.run(PixelNormCall(*view_of(x), x.dtype, 0, *options, x, output))
+        launchers.run(PixelNormCall(*require_view(x), x.dtype, 0, *options, x, output))
 
     @staticmethod
     def saved_tensors(inputs, output, options, needs_grad):
@@ -91,7 +91,7 @@ class PixelNorm(FusedOperation):
     @staticmethod
     def launch_backward(launchers, grads, grad, saved, options):
         (x,), (dx,) = saved, grads
-        launchers.run(PixelNormCall(*view_of(x), x.dtype, 1, *options, x, dx, None, dense_like(grad, x)))
+        launchers.run(PixelNormCall(*require_view(x), x.dtype, 1, *options, x, dx, None, dense_like(grad, x)))
 
     @staticmethod
     def double_backward(launchers, grad, saved, grad_grads, options, needs_grad):
@@ -100,5 +100,5 @@ class PixelNorm(FusedOperation):
             return None
         ddy, dx = torch.empty_like(x), torch.empty_like(x)
         dy, gx = dense_like(grad, x), dense_like(gx, x)
-        launchers.run(PixelNormCall(*view_of(x), x.dtype, 2, *options, x, ddy, dx, dy, gx))
+        launchers.run(PixelNormCall(*require_view(x), x.dtype, 2, *options, x, ddy, dx, dy, gx))
         return ddy, dx

@@ -8,21 +8,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from torch.compiler import is_compiling
 
-Function = TypeVar("Function", bound=Callable)
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 Recorder = Callable[[Callable, Callable, tuple, dict], Any]
 
 _recorder: ContextVar[Recorder | None] = ContextVar("fastgan_recorder", default=None)
 
 
-def recordable(function: Function) -> Function:
+def recordable(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """Decorator: the active recorder receives each call as (decorated function, `function`, args, kwargs)."""
 
     @wraps(function)
-    def call(*args, **kwargs):
+    def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         if is_compiling() or (recorder := _recorder.get()) is None:  # the compiler cannot read context variables
             return function(*args, **kwargs)
         return recorder(call, function, args, kwargs)

@@ -169,9 +169,10 @@ def adjoint(shape, taps: Tensor, options: Options) -> Options:
 def call_of(y: Tensor | None, x: Tensor, taps: Tensor, options: Options) -> Upfirdn2dCall:
     """The call that fills `y`; without it one that describes the filter, for kernels that fuse it."""
     up_x, up_y, down_x, down_y, left, _, top, _, gain, flip, channels_last = options
-    size = output_shape(x, taps, options)[2:] if y is None else y.shape[2:]
+    n, c, h, w = x.shape
+    oh, ow = output_shape(x, taps, options)[2:] if y is None else y.shape[2:]
     return Upfirdn2dCall(
-        *x.shape, *size, channels_last, x.dtype, up_x, up_y, down_x, down_y, left, top,
+        n, c, h, w, oh, ow, channels_last, x.dtype, up_x, up_y, down_x, down_y, left, top,
         taps.shape[0], taps.shape[-1], taps.dim() == 1, gain, flip, taps, x, y,
     )  # fmt: skip
 

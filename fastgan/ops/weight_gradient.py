@@ -31,7 +31,7 @@ def is_suited(dy: Tensor, x: Tensor, weight: Tensor, transposed: bool) -> bool:
     filled = large.shape[1] / (-(-large.shape[1] // _PANEL) * _PANEL)  # the rest of the panels is zeros
     return (
         x.dtype == dy.dtype
-        and large.shape[1] >= _MIN_CHANNELS.get(extension.module().cpu_isa(), {}).get(x.dtype, math.inf)
+        and large.shape[1] >= _MIN_CHANNELS.get(extension.cpu_isa(), {}).get(x.dtype, math.inf)
         and weight.shape[2] * weight.shape[3] > 1  # a single tap is a matrix product, which the library does as fast
         and channels >= 8
         and filled >= 0.75
@@ -55,7 +55,10 @@ def weight_gradient(
     """
     small, large = (x, dy) if transposed else (dy, x)
     dw = torch.empty_like(weight, dtype=x.dtype, memory_format=torch.channels_last)
+    n, a, h, w = small.shape
+    _, b, large_h, large_w = large.shape
+    kh, kw = weight.shape[2:]
     kernel.run(
-        WeightGradientCall(dw.dtype, *small.shape, *large.shape[1:], *dw.shape[2:], stride, *padding, dw, small, large)
+        WeightGradientCall(dw.dtype, n, a, h, w, b, large_h, large_w, kh, kw, stride, *padding, dw, small, large)
     )
     return dw

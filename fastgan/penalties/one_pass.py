@@ -22,6 +22,7 @@ from __future__ import annotations
 import contextvars
 import itertools
 from collections.abc import Container, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -144,8 +145,11 @@ class Replay:
         for autocast, group in itertools.groupby(enumerate(steps), lambda pair: pair[1].autocast):
             with autocast():
                 for i, step in group:
-                    run = self._affine if isinstance(step, AffineStep) else self._activation
-                    values[step.output] = output = run(step, values, c)
+                    if isinstance(step, AffineStep):
+                        output = self._affine(step, values, c)
+                    else:
+                        output = self._activation(step, values, c)
+                    values[step.output] = output
                     for number in {step.output, *step.inputs}:
                         if last_reads.get(number, i) <= i:
                             del values[number]
@@ -191,15 +195,16 @@ class Replay:
         return y.detach()
 
     def _activation(self, step: ActivationStep, values: dict[int, Tensor], c: Tensor | None) -> Tensor:
-        bias = None if step.bias is None else self.tensors[step.bias]
-        (number,), output = step.inputs, self.outputs.get(step.output)
-        form = {"slope": step.slope, "gain": step.gain, "clamp": step.clamp}
-        adjoint = self.adjoints.get(step.adjoint)
-        if step.bias is not None and c is not None and adjoint is not None and self.needs_grad[step.bias]:
+        (number,), y = step.inputs, self.outputs.get(step.output)
+        at_step = partial(linearized, y=y, slope=step.slope, gain=step.gain, clamp=step.clamp)
+        if step.bias is None:
+            return at_step(values[number], factor=c, bias=None)
+        bias, adjoint = self.tensors[step.bias], self.adjoints.get(step.adjoint)
+        if c is not None and adjoint is not None and self.needs_grad[step.bias]:
             if step.adjoint == step.output:
-                adjoint = linearized(adjoint, output, factor=None, bias=None, **form)
+                adjoint = at_step(adjoint, factor=None, bias=None)
             self.grads[step.bias] = weighted_channel_sums(adjoint, c).to(bias.dtype)
-        return linearized(values[number], output, factor=c, bias=bias, **form)
+        return at_step(values[number], factor=c, bias=bias)
 
 
 def _values_before_bend(steps: list[Step]) -> set[int]:
@@ -222,16 +227,19 @@ def _per_sample(c: Tensor, like: Tensor) -> Tensor:
 
 def _replay_input(images: Tensor, gradient: Tensor, c: Tensor | None, p: Tensor | None) -> Tensor:
     """c * x + 2p * g."""
-    s = 0 if c is None else _per_sample(c, images) * images
-    return s if p is None else s + _per_sample(2 * p, gradient) * gradient
+    terms = [_per_sample(c, images) * images] if c is not None else []
+    terms += [_per_sample(2 * p, gradient) * gradient] if p is not None else []
+    return sum(terms[1:], terms[0])
 
 
 def _scale_constant(constant: Tensor | float, c: Tensor | None, rank: int, like: Tensor) -> Tensor | float:
     """A constant times c [N], of a dtype that type promotion treats as it treats the constant beside `like`."""
     if c is None:
         return constant * 0
-    promotes = isinstance(constant, Tensor) and constant.is_floating_point() and constant.dim() > 0
-    return (constant * c.view(-1, *[1] * (rank - 1))).to(constant.dtype if promotes else like.dtype)
+    dtype = like.dtype
+    if isinstance(constant, Tensor) and constant.is_floating_point() and constant.dim() > 0:
+        dtype = constant.dtype
+    return (constant * c.view(-1, *[1] * (rank - 1))).to(dtype)
 
 
 # Debugging --------------------------------------------------------------------------------------------------------

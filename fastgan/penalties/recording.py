@@ -14,11 +14,13 @@ import itertools
 import sys
 from collections import Counter
 from collections.abc import Callable
+from inspect import getattr_static
+from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.compiler import is_compiling
 from torch.overrides import TorchFunctionMode
 
@@ -80,7 +82,7 @@ class AffineStep(NamedTuple):
 class ActivationStep(NamedTuple):
     """A recorded `rules.Activation`."""
 
-    inputs: tuple[int]
+    inputs: tuple[int, ...]  # a single value
     output: int
     bias: TensorIndex | None
     slope: float
@@ -93,7 +95,9 @@ class ActivationStep(NamedTuple):
     def tensors(self) -> list[TensorIndex]:
         return [] if self.bias is None else [self.bias]
 
-    offsets = tensors
+    @property
+    def offsets(self) -> list[TensorIndex]:
+        return self.tensors
 
 
 Step = AffineStep | ActivationStep
@@ -128,9 +132,9 @@ class Recording(TorchFunctionMode):
         self._edges = [edge]  # of each value, by its number
         # Values and their tensors' versions, by place in the autograd graph: node, and which of its outputs.
         self._proxies = {(edge.node, edge.output_nr): (Proxy(0, images.shape), images._version)}
-        self._dependent: set[Any] = {edge.node}  # nodes that computed a value
-        self._unknown: dict[Any, str] = {}  # nodes of calls without a rule, with the reason
-        self._independent: set[Any] = set()  # nodes that do not lead to the images
+        self._dependent: set[Node] = {edge.node}  # nodes that computed a value
+        self._unknown: dict[Node, str] = {}  # nodes of calls without a rule, with the reason
+        self._independent: set[Node] = set()  # nodes that do not lead to the images
         self._reason: str | None = None
 
     def __enter__(self):
@@ -158,7 +162,7 @@ class Recording(TorchFunctionMode):
         if self._reason is not None or is_compiling() or transforms_active():
             return function(*args, **kwargs)
         found: list[Proxy] = []
-        step = refusal = None
+        step, refusal = None, ""
         overwritten = {_storage(tensor) for tensor in _overwritten(name, args)}
         try:
             proxied = _map_tensors((args, kwargs), lambda tensor: self._proxy_of(tensor, found))
@@ -177,9 +181,9 @@ class Recording(TorchFunctionMode):
                 # A tensor without a graph is a constant, as it is for double backward. A known value was passed on.
                 if isinstance(y, Tensor) and y.grad_fn is not None and (y.grad_fn, y.output_nr) not in self._proxies:
                     try:
-                        if refusal is not None:
+                        if step is None:
                             raise NotPiecewiseLinear(self._explain(name, refusal))
-                        self._add(name, step if y is result else _select(step, i), y)
+                        self._add(name, step if y is result else _select(step, i), y, y.grad_fn)
                         self._versions += read
                     except NotPiecewiseLinear as error:
                         self._unknown[y.grad_fn] = str(error)  # fine unless the logits depend on it
@@ -196,16 +200,19 @@ class Recording(TorchFunctionMode):
         if not tensor.requires_grad:
             return tensor
         node = self._edges[0].node if tensor is self.images else tensor.grad_fn
-        proxy, version = self._proxies.get((node, tensor.output_nr), (None, None))
-        if proxy is None:
+        if node is None or (node, tensor.output_nr) not in self._proxies:
             return tensor
+        proxy, version = self._proxies[node, tensor.output_nr]
         found.append(proxy)
         if tensor._version != version:
             raise NotPiecewiseLinear("is given a value that was overwritten without a graph")
         return proxy
 
-    def _add(self, name: Callable, step: Affine | Activation, y: Tensor) -> None:
-        """Appends a step with output `y`. Raises NotPiecewiseLinear if it does not qualify."""
+    def _add(self, name: Callable, step: Affine | Activation, y: Tensor, node: Node) -> None:
+        """Appends a step with output `y`, computed by `node` of the autograd graph.
+
+        Raises NotPiecewiseLinear if it does not qualify.
+        """
         n = self.images.shape[0]
         if y.dim() == 0 or y.shape[0] != n:
             reason = f"makes {list(y.shape)} of {n} samples, which must be counted by dimension 0"
@@ -220,6 +227,7 @@ class Recording(TorchFunctionMode):
             self._require_independent(tensor)
         number = len(self._edges)
         autocast = Autocast.current(y.device.type)
+        recorded: Step
         if isinstance(step, Affine):
             recorded = AffineStep(
                 function=step.function,
@@ -241,9 +249,9 @@ class Recording(TorchFunctionMode):
                 self._storages.add(_storage(output))
                 self._versions.append((output, output._version))
         self.steps.append(recorded)
-        self._edges.append(GradientEdge(y.grad_fn, y.output_nr))
-        self._proxies[y.grad_fn, y.output_nr] = Proxy(number, y.shape), y._version
-        self._dependent.add(y.grad_fn)
+        self._edges.append(GradientEdge(node, y.output_nr))
+        self._proxies[node, y.output_nr] = Proxy(number, y.shape), y._version
+        self._dependent.add(node)
 
     def _index(self, tensor: Tensor) -> TensorIndex:
         self.tensors.append(tensor)
@@ -310,13 +318,13 @@ class Recording(TorchFunctionMode):
         numbers = list(dict.fromkeys(step.adjoint for step in trained))
         total = to_arithmetic(logits.reshape(self.images.shape[0])).sum()
         self.logits = logits.detach().reshape(self.images.shape[0])
-        edges = [self._edges[number] for number in numbers]
+        images, edges = self._edges[0], [self._edges[number] for number in numbers]
         # The last references to the graph go, so that autograd frees it while it runs backwards.
         self._proxies, self._dependent, self._independent, self._unknown = {}, set(), set(), {}
         self._edges, self._versions = [], []
         del logits
         with torch.autocast(self.images.device.type, enabled=False):  # the graph has recorded the dtypes
-            gradient, *adjoints = torch.autograd.grad(total, [self.images, *edges], allow_unused=True)
+            gradient, *adjoints = torch.autograd.grad(total, [images, *edges], allow_unused=True)
         self.gradient = torch.zeros_like(self.images) if gradient is None else gradient
         self.logits = to_arithmetic(self.logits)
         self.adjoints = {number: a for number, a in zip(numbers, adjoints, strict=True) if a is not None}
@@ -355,14 +363,15 @@ def _copy_constants(step: Affine | Activation) -> Affine | Activation:
     )
 
 
-def _select(step: Affine, i: int) -> Affine:
+def _select(step: Affine | Activation, i: int) -> Affine:
     """The step that computes result i of a call with several results."""
+    assert isinstance(step, Affine), "an activation has one result"
     return step._replace(function=lambda *given: step.function(*given)[i])
 
 
 def _current_module() -> nn.Module | None:
     """The module whose `forward` is running."""
-    frame = sys._getframe(1)  # its own frame among its locals would be a reference cycle
+    frame: FrameType | None = sys._getframe(1)  # its own frame among its locals would be a reference cycle
     while frame is not None:
         module = frame.f_locals.get("self")
         if isinstance(module, nn.Module):
@@ -385,8 +394,9 @@ def _overwritten(function: Callable, args: tuple) -> tuple[Tensor, ...]:
     return args[:1] if in_place and isinstance(args[0], Tensor) else ()
 
 
-_ASSIGNMENTS = (Tensor.__setitem__, Tensor.data.__set__)
-_EXPOSES_AUTOGRAD = (Tensor.register_hook, Tensor.grad_fn.__get__, Tensor.data.__get__, Tensor.data.__set__)
+_DATA, _GRAD_FN = (getattr_static(Tensor, name) for name in ("data", "grad_fn"))  # the attributes' descriptors
+_ASSIGNMENTS = (Tensor.__setitem__, _DATA.__set__)
+_EXPOSES_AUTOGRAD = (Tensor.register_hook, _GRAD_FN.__get__, _DATA.__get__, _DATA.__set__)
 
 
 def _name(function: Callable) -> str:

@@ -120,10 +120,11 @@ def apply_rule(function: Callable, args: tuple, kwargs: dict[str, Any]) -> Affin
 # Checks for rules -------------------------------------------------------------------------------------------------
 
 
-def require_only_first(x: object, *others: object) -> None:
-    """Raises NotPiecewiseLinear unless `x`, and only `x`, is computed from the images."""
+def require_only_first(x: object, *others: object) -> Proxy:
+    """Returns `x`. Raises NotPiecewiseLinear unless `x`, and only `x`, is computed from the images."""
     if not isinstance(x, Proxy) or any(map(_has_proxy, others)):
         raise NotPiecewiseLinear("takes one value computed from the images, the first argument")
+    return x
 
 
 def _has_proxy(value: object) -> bool:
@@ -144,7 +145,7 @@ def _require_other_dimensions(x: Proxy, *dims: object) -> None:
             raise NotPiecewiseLinear(f"works along dimension {dim} of {list(x.shape)}; dimension 0 counts samples")
 
 
-def _require_same_rank(*operands: Proxy | Tensor | float) -> None:
+def _require_same_rank(*operands: object) -> None:
     """Raises NotPiecewiseLinear if a value is broadcast to more dimensions, which changes its dimension 0."""
     ranks = [x.rank if isinstance(x, Proxy) else x.dim() for x in operands if isinstance(x, Proxy | Tensor)]
     if any(isinstance(x, Proxy) and x.rank != max(ranks) for x in operands):
@@ -241,10 +242,10 @@ def _(a, b, t):
 
 def _linear(function: Callable, x: object, *others: object, **options: object) -> Affine:
     """`function(x, *others, **options)`, linear in x; nothing else may be a tensor."""
-    require_only_first(x, others, tuple(options.values()))
+    value = require_only_first(x, others, tuple(options.values()))
     if any(isinstance(other, Tensor) for other in (*others, *options.values())):
         raise NotPiecewiseLinear("is given another tensor")
-    return Affine(lambda x: function(x, *others, **options), (x,))
+    return Affine(lambda x: function(x, *others, **options), (value,))
 
 
 def _linear_rule(function: Callable) -> None:

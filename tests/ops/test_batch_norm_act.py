@@ -49,6 +49,7 @@ def _sizes():
         for shape in ((2, 5, 1, 1), (2, 3, 33, 17), (1, 1, 9, 31), (0, 4, 3, 3), (2, 37, 4, 4), IN_PIECES[layout]):
             yield Case(shape, layout, eps=1e-2 if shape[2:] == (1, 1) else 1e-5)
     yield Case((2, 300, 4, 4), "nhwc")  # more channels than one tile has
+    yield Case((70, 3, 2, 3), "nchw")  # more samples than threads that merge them
     for shape in ((5, 8), (2, 3, 11), (2, 3, 2, 3, 5)):
         yield Case(shape, "nchw", eps=1e-2, parts=())
 

@@ -64,6 +64,7 @@ def _sizes():
         yield _adain((2, 3, 33, 17), layout)
         yield Case((1, 300, 4, 4), layout)  # more channels than one tile has
         yield Case(IN_PIECES[layout], layout, scalar_strength=True)
+    yield Case((1, 2, 64, 65), "nchw")  # too much for one tile of the Triton kernels
     for shape in ((5, 8), (0, 3), (2, 3, 11), (2, 3, 2, 3, 5)):
         yield Case(shape, "nchw", eps=1e-2)
 

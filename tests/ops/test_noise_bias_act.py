@@ -289,6 +289,19 @@ def test_extreme_numbers_have_the_results_and_derivatives_of_plain_pytorch(backe
     torch.testing.assert_close(*named, **tolerance, equal_nan=True)
 
 
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_a_result_at_the_clamp_has_the_slope_of_torchs_clamp_unless_it_is_taken_from_the_output(backend, layout):
+    """`torch.clamp` passes a gradient at its limits, but the output does not tell such a result from a clamped one."""
+    x = torch.tensor([0.5, 1.0, -1.0, 1.5], device=backends.device(backend)).reshape(1, 1, 2, 2).repeat(1, 16, 1, 1)
+    x = arrange(x, layout).requires_grad_()
+    for ones, at_the_limit in ((torch.ones(1, 16, device=x.device), 1.0), (None, 0.0)):
+        y = noise_bias_act(x, post=ones, act="linear", clamp=1.0)
+        (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
+        if backend == "torch":  # autograd of the reference
+            at_the_limit = 1.0
+        assert dx[0, 3].flatten().tolist() == [1.0, at_the_limit, at_the_limit, 0.0]
+
+
 @backends.one_instruction_set
 def test_a_tensor_that_outlives_a_transform_is_ordinary(backend):
     x, bias = (torch.randn(*shape, device=backends.device(backend)) for shape in ((2, 3, 4, 5), (3,)))

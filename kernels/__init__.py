@@ -24,10 +24,10 @@ Launchers = SimpleNamespace | ModuleType
 
 @dataclass(frozen=True)
 class Backend:
-    """A set of launchers."""
+    """A set of launchers, and where they can be used."""
 
     why_not: Callable[[str, torch.device], str | None]  # (operation, device) -> why it cannot serve, or None
-    launchers: Callable[[str], Launchers]
+    launchers: Callable[[str], Launchers]  # of an operation
 
 
 def _why_not_cpp(operation: str, device: torch.device) -> str | None:

@@ -88,7 +88,7 @@ def filtered_noise_bias_act(
     x, taps, filter = validate("filtered_noise_bias_act", x, taps, 1, 1, padding, fir_gain, False)
     named = {"noise": noise, "strength": strength, "bias": bias, "scale": scale, "post": post}
     backend = backends.choose("noise_bias_act", x.device)
-    options = resolve_options(act, slope, gain, clamp, x.dtype)
+    options = resolve_options("filtered_noise_bias_act", act, slope, gain, clamp, x.dtype)
     fused = backends.has_kernels(backend, "filtered_noise_bias_act", x.device)
     if not (fused and _fits(x, taps, noise, filter, options)):
         filtered = upfirdn2d(x, taps, padding=padding, gain=fir_gain)
@@ -97,7 +97,7 @@ def filtered_noise_bias_act(
     return FilteredNoiseBiasAct.apply(backend, (x, taps, *small), Options(*filter[4:9], *options[1:]))
 
 
-def _fits(x, taps, noise, filter, options) -> bool:
+def _fits(x: Tensor, taps: Tensor, noise: Tensor | None, filter: FilterOptions, options: EpilogueOptions) -> bool:
     """Whether the kernels take this call: channels in vectors of 16 bytes, four taps along each axis, a leaky ReLU."""
     width = 16 // x.element_size()
     return (

@@ -40,7 +40,7 @@ def linearized(
     """
     if y is not None and x.dtype != y.dtype:
         raise ValueError(f"linearized: x has dtype {x.dtype}, must be that of y, {y.dtype}")
-    options = resolve_options("lrelu", slope, gain, clamp, x.dtype)
+    options = resolve_options("linearized", "lrelu", slope, gain, clamp, x.dtype)
     backend = backends.choose("noise_bias_act", x.device)
     if backend == "torch":
         result = _reference(x, y, factor, bias, options)

@@ -81,7 +81,7 @@ def noise_bias_act(
 
     If `noise` requires a gradient (projection of an image into the latent space), the reference runs, on any backend.
     """
-    options = resolve_options(act, slope, gain, clamp, x.dtype)
+    options = resolve_options("noise_bias_act", act, slope, gain, clamp, x.dtype)
     check_activation("noise_bias_act", x)
     inputs = dense(x), *prepare_small("noise_bias_act", x, x.shape, noise, strength, bias, scale, post)
     backend = backends.choose("noise_bias_act", x.device)
@@ -90,13 +90,15 @@ def noise_bias_act(
     return NoiseBiasAct.apply(backend, inputs, options)
 
 
-def resolve_options(act: str, slope: float, gain: float, clamp: float | None, dtype: torch.dtype) -> Options:
-    """Validates the options and converts them for the kernels. Raises ValueError."""
+def resolve_options(
+    operation: str, act: str, slope: float, gain: float, clamp: float | None, dtype: torch.dtype
+) -> Options:
+    """Validates the options and converts them for the kernels. Raises ValueError, naming the operation."""
     if act not in ACTIVATIONS:
-        raise ValueError(f"noise_bias_act: act is {act!r}, must be one of {', '.join(ACTIVATIONS)}")
+        raise ValueError(f"{operation}: act is {act!r}, must be one of {', '.join(ACTIVATIONS)}")
     if clamp is not None and not clamp > 0:
-        raise ValueError(f"noise_bias_act: clamp is {clamp}, must be above zero (or None for no limit)")
-    check_finite("noise_bias_act", slope, gain)
+        raise ValueError(f"{operation}: clamp is {clamp}, must be above zero (or None for no limit)")
+    check_finite(operation, slope, gain)
     clamp = math.inf if clamp is None else _rounded(float(clamp), dtype)
     below = slope_below_zero(act, slope)
     if below is not None:
@@ -176,9 +178,8 @@ class NoiseBiasAct(FusedOperation):
         x, noise, strength, bias, scale, post = inputs
         if not saves_output(scale, post, options):
             return inputs
-        if (
-            options.act == "lrelu" and options.slope == 1
-        ):  # only which values were clamped matters, and that has no derivative
+        # Of a linear operation, backward reads only which values were clamped, and that has no derivative.
+        if options.act == "lrelu" and options.slope == 1:
             output = None if options.clamp == math.inf else output.detach()
         return output, noise if needs_grad[2] else None, strength, None, None, None
 

@@ -11,6 +11,7 @@ reason to filter. The operation is linear in x, and its adjoint is the same oper
 filter flipped and other padding (`adjoint`). So derivatives of any order are calls of the same kernel.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastgan.ops import backends
+from fastgan.ops.arguments import check_activation
 from fastgan.ops.arithmetic import arithmetic_dtype, to_arithmetic
 from fastgan.ops.fused import LinearOperation, register
 from fastgan.ops.layout import channels_last, dense, is_channels_last
@@ -88,12 +90,14 @@ def upfirdn2d(
     return Upfirdn2d.apply(backend, (x, taps), options)
 
 
-def validate(name, x, taps, up, down, padding, gain, flip) -> tuple[Tensor, Tensor, Options]:
+def validate(
+    name: str, x: Tensor, taps: Tensor, up: int | tuple[int, int], down: int | tuple[int, int],
+    padding: tuple[int, int, int, int], gain: float, flip: bool,
+) -> tuple[Tensor, Tensor, Options]:  # fmt: skip
     """Validates the arguments of function `name` and converts them for the kernels. Raises ValueError."""
     if x.dim() != 4:
         raise ValueError(f"{name}: x has shape {list(x.shape)}, must be [N, C, H, W]")
-    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        raise ValueError(f"{name}: x has dtype {x.dtype}, must be fp32, bf16, fp16 or fp64")
+    check_activation(name, x)
     if taps.dim() not in (1, 2) or 0 in taps.shape:
         raise ValueError(f"{name}: taps has shape {list(taps.shape)}, must be [k] or [kh, kw]")
     if taps.device != x.device:
@@ -126,7 +130,7 @@ def _pair(name: str, argument: str, value: int | tuple[int, int]) -> tuple[int, 
     return pair
 
 
-def _padded(shape, options) -> tuple[int, int]:
+def _padded(shape: Sequence[int], options: Options) -> tuple[int, int]:
     """Height and width after zero insertion and padding."""
     return (
         shape[2] * options.up_y + options.top + options.bottom,
@@ -135,6 +139,7 @@ def _padded(shape, options) -> tuple[int, int]:
 
 
 def output_shape(x: Tensor, taps: Tensor, options: Options) -> tuple[int, int, int, int]:
+    """[N, C, H, W] of the result."""
     height, width = _padded(x.shape, options)
     n, c = x.shape[:2]
     return (
@@ -145,7 +150,7 @@ def output_shape(x: Tensor, taps: Tensor, options: Options) -> tuple[int, int, i
     )
 
 
-def adjoint(shape, taps: Tensor, options: Options) -> Options:
+def adjoint(shape: Sequence[int], taps: Tensor, options: Options) -> Options:
     """The options of the adjoint, which maps the gradient of the output to the gradient of an x of `shape`."""
     kh, kw = taps.shape[0], taps.shape[-1]
     height, width = _padded(shape, options)

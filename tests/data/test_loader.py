@@ -14,6 +14,7 @@ from fastgan.data import ImageDataset, ImageLoader, ShuffledStream, pixels_of
 from fastgan.data.loader import PREFETCH, THREAD_NAME, Prefetcher, Sent, fits
 from fastgan.data.shuffle import CoinFlips
 from fastgan.ops import image_batch
+from tests.support.processes import LONG
 from tests.support.tiny_run import assert_same_checkpoint, log_lines, tensors, train
 
 pytestmark = pytest.mark.usefixtures("one_cache")
@@ -133,7 +134,7 @@ def test_the_next_batch_is_prefetched_while_one_is_used(dataset):
     loader = ImageLoader(dataset, CPU, 0, lambda position: 4, transfer=transfer)
     try:
         loader.batch(0)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + LONG
         while transfer.sent < 1 + PREFETCH:
             assert time.monotonic() < deadline
             time.sleep(0.001)

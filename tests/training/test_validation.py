@@ -18,6 +18,7 @@ from fastgan.training import validation
 from fastgan.training.validation import SNAPSHOT_NAME, BackgroundEvaluation
 from tests.support.commands import error_of
 from tests.support.extras import needs_network
+from tests.support.processes import LONG
 from tests.support.tiny_run import arguments, assert_same_checkpoint, log_lines, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_cache")]
@@ -71,7 +72,7 @@ def evaluations(tmp_path, programs):
 
 
 def wait(evaluations, log):
-    end = time.monotonic() + 60
+    end = time.monotonic() + LONG
     while evaluations._process is not None and time.monotonic() < end:
         evaluations.collect(log)
         time.sleep(0.01)

@@ -1,0 +1,149 @@
+"""Damaged checkpoints and edited headers are read, or refused in one line that says what is wrong."""
+
+import copy
+import functools
+import itertools
+import json
+import re
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load
+from safetensors.torch import save as to_bytes
+
+from fastgan.errors import UserError
+from fastgan.runs import checkpoint
+from tests.support.tiny_run import train
+
+pytestmark = pytest.mark.slow  # hundreds of files
+
+
+@pytest.fixture(scope="module")
+def saved(folder, tmp_path_factory):
+    """The bytes of a checkpoint, and where to put others."""
+    run = train(folder, tmp_path_factory.mktemp("runs") / "run", "--arch", "mlp")
+    return (run / checkpoint.FILE_NAME).read_bytes(), run / "damaged.safetensors"
+
+
+@st.composite
+def damages(draw):
+    """A function on bytes: cut off, changed, or longer, preferably in the header."""
+    kind = draw(st.sampled_from(["cut", "flip", "insert", "replace"]))
+    share = draw(st.floats(0, 1)) ** draw(st.sampled_from([1, 3]))
+    value = draw(st.binary(min_size=1, max_size=12))
+
+    def damage(content: bytes) -> bytes:
+        at = int(share * (len(content) - 1))
+        if kind == "cut":
+            return content[:at]
+        if kind == "insert":
+            return content[:at] + value + content[at:]
+        if kind == "flip":
+            return content[:at] + bytes([content[at] ^ value[0]]) + content[at + 1 :]
+        return content[:at] + value + content[at + len(value) :]
+
+    return damage
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(damage=damages())
+def test_a_damaged_checkpoint_is_read_or_refused_in_one_line(saved, damage):
+    content, path = saved
+    path.write_bytes(damage(content))
+    try:
+        checkpoint.load_generator(path)
+    except UserError as error:
+        assert str(path) in str(error) and "\n" not in str(error)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(content=st.binary(max_size=200))
+def test_what_is_no_checkpoint_at_all_is_refused(saved, content):
+    _, path = saved
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="no checkpoint, or a truncated one"):
+        checkpoint.load_generator(path)
+
+
+# Headers of checkpoints --------------------------------------------------------------------------------------------
+
+DELETED = object()
+ODD = [
+    DELETED,
+    None,
+    "x",
+    "",
+    "auto",
+    True,
+    -1,
+    0,
+    3,
+    2**63,
+    10**30,
+    2.5,
+    1e300,
+    float("nan"),
+    [],
+    [0.5, 0.9],
+    {"a": {}},
+]
+ODD += ["rmsprop", "dcgan", "wgan"]  # right for some field, but not the network's
+
+
+def fields_of(content: dict, path: tuple[str, ...] = ()):
+    for name, value in content.items():
+        yield (*path, name)
+        if isinstance(value, dict):
+            yield from fields_of(value, (*path, name))
+
+
+def edited(header: dict, path: tuple[str, ...], value) -> dict:
+    """A copy with this value in one field, or without the field."""
+    header = copy.deepcopy(header)
+    place = functools.reduce(dict.__getitem__, path[:-1], header)
+    if value is DELETED:
+        del place[path[-1]]
+    else:
+        place[path[-1]] = value
+    return header
+
+
+@pytest.fixture(scope="module")
+def header(saved):
+    """That of a small checkpoint, and a function that writes the checkpoint with another."""
+    content, path = saved
+    tensors = load(content)  # not mapped from the file that is written over
+    path.write_bytes(content)
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["fastgan"])
+    return header, lambda changed: path.write_bytes(to_bytes(tensors, {"fastgan": json.dumps(changed)}))
+
+
+def test_an_edited_header_is_read_or_refused_in_one_line_that_names_the_field(saved, header, one_thread):
+    """Every thirteenth of all fields with all odd values: each field has other ones than its neighbours."""
+    (_, path), (header, write) = saved, header
+    read, number = 0, 0
+    for number, (place, value) in enumerate(itertools.product(fields_of(header), ODD)):
+        if number % 13:
+            continue
+        write(edited(header, place, value))
+        try:
+            checkpoint.load_generator(path)
+            read += 1
+        except UserError as error:
+            assert str(error).startswith(str(path)) and "\n" not in str(error)
+            names = (place[-1], place[-1].replace("_", "-"), *place[-2:-1])
+            assert any(name in str(error) for name in names), (place, value, error)
+    assert 5 < read < number / 13 / 2
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "3", "[" * 100_000, '{"format": 4}', '{"format": [4]}'])
+def test_a_header_that_is_none(saved, header, content):
+    (_, path), (header, _) = saved, header
+    path.write_bytes(to_bytes({"a": torch.zeros(1)}, {"fastgan": content}))
+    with pytest.raises(UserError, match=re.escape(str(path))) as error:
+        checkpoint.load_generator(path)
+    assert "\n" not in str(error.value)

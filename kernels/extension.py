@@ -100,10 +100,12 @@ def build_info() -> dict:
 
 
 def why_no_part(part: str) -> str | None:
-    """Why the extension lacks all "cpu" or all "cuda" kernels, or None if it has them."""
+    """Why the extension has no "cpu" or no "cuda" kernels that can run here, or None if it has some."""
     extension = module()
     if extension is None:
         return build_info().get(part, {}).get("reason") or load_error()
+    if part == "cpu" and extension.isas and extension.cpu_isa() is None:
+        return f"this CPU lacks {' and '.join(extension.isas)}: reinstall with FASTGAN_CPU_ISAS=baseline"
     if getattr(extension, f"has_{part}"):
         return None
     return build_info().get(part, {}).get("reason") or f"the extension was built without its {part} kernels"

@@ -21,7 +21,9 @@ struct Variant {
 
 const std::vector<Variant>& variants() {
     static const std::vector<Variant> all = {
+#ifdef FASTGAN_WITH_BASELINE
         {Isa::baseline, "baseline", true},
+#endif
 #ifdef FASTGAN_WITH_AVX2
         {Isa::avx2, "avx2", FASTGAN_REPORTS("avx2") && FASTGAN_REPORTS("fma") && FASTGAN_REPORTS("f16c")},
 #endif
@@ -37,7 +39,7 @@ const std::vector<Variant>& variants() {
 
 std::atomic<Isa>& in_use() {
     static std::atomic<Isa> isa = [] {
-        Isa best = Isa::baseline;
+        Isa best = Isa::none;
         for (const Variant& v : variants()) {
             if (v.runs_here) best = v.isa;
         }
@@ -50,17 +52,19 @@ std::atomic<Isa>& in_use() {
 
 Isa current_isa() { return in_use().load(std::memory_order_relaxed); }
 
+void throw_no_isa() { throw std::runtime_error("this CPU cannot execute the instruction sets that were compiled"); }
+
 std::vector<std::string> isas_compiled() {
     std::vector<std::string> names;
     for (const Variant& v : variants()) names.push_back(v.name);
     return names;
 }
 
-std::string isa_in_use() {
+const char* isa_in_use() {
     for (const Variant& v : variants()) {
         if (v.isa == current_isa()) return v.name;
     }
-    return "baseline";
+    return nullptr;
 }
 
 void use_isa(const std::string& name) {

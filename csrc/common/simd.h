@@ -367,13 +367,9 @@ struct alignas(64) Range {
     }
 };
 
-// Work-stealing parallel loop: calls `body(i)` for all i < count (which is below 2^32), on all threads if `parallel`.
-//
-// Each thread starts with its own contiguous range, the same in every call of one shape (as in torch), so that it finds
-// its part of the tensors in its core's cache. It then steals from the ends of the other ranges: a thread may start
-// late, since waking up takes as long as a million elements do. Which thread runs an index must not affect the result.
-template <class F>
-inline void parallel_for(int64_t count, bool parallel, const F& body) {
+// parallel_for without the type of its body, which would compile the loop anew for each.
+FASTGAN_NOINLINE inline void call_for_all(int64_t count, bool parallel, void (*call)(const void*, int64_t),
+                                          const void* body) {
 #if defined(_OPENMP)
     constexpr int64_t MAX_TEAM = 256;
     const int64_t team = min(max_threads(), MAX_TEAM);
@@ -383,12 +379,22 @@ inline void parallel_for(int64_t count, bool parallel, const F& body) {
 #pragma omp parallel num_threads((int)team)
         for (int64_t i = 0; i < team; ++i) {
             Range& range = ranges[(thread_index() + i) % team];
-            for (int64_t k = range.take(i == 0); k >= 0; k = range.take(i == 0)) body(k);
+            for (int64_t k = range.take(i == 0); k >= 0; k = range.take(i == 0)) call(body, k);
         }
         return;
     }
 #endif
-    for (int64_t i = 0; i < count; ++i) body(i);
+    for (int64_t i = 0; i < count; ++i) call(body, i);
+}
+
+// Work-stealing parallel loop: calls `body(i)` for all i < count (which is below 2^32), on all threads if `parallel`.
+//
+// Each thread starts with its own contiguous range, the same in every call of one shape (as in torch), so that it finds
+// its part of the tensors in its core's cache. It then steals from the ends of the other ranges: a thread may start
+// late, since waking up takes as long as a million elements do. Which thread runs an index must not affect the result.
+template <class F>
+inline void parallel_for(int64_t count, bool parallel, const F& body) {
+    call_for_all(count, parallel, [](const void* body, int64_t i) { (*(const F*)body)(i); }, &body);
 }
 
 // Whether work on this many elements is worth waking other threads.

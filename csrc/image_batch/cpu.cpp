@@ -159,11 +159,11 @@ void image_batch(const ImageBatchCall& call) {
 
 template <class T>
 void for_channels(const ImageBatchCall& call) {
-    switch (call.c) {
-        case 1: return image_batch<T, 1>(call);
-        case 3: return image_batch<T, 3>(call);
-        default: return image_batch<T, 0>(call);
+    if constexpr (sizeof(T) < sizeof(double)) {
+        if (call.c == 1) return image_batch<T, 1>(call);
+        if (call.c == 3) return image_batch<T, 3>(call);
     }
+    image_batch<T, 0>(call);
 }
 
 }  // namespace

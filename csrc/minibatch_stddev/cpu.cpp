@@ -118,8 +118,9 @@ void run(const MinibatchStddevCall& call) {
     if constexpr (ORDER > 0) gradient_of_maps<T>(call, partial, k);
     // Forward takes the mean of s, whose sum over members is implied; the gradient of a map is a share.
     const double factor = ORDER == 0 ? call.share * call.size : call.share;
-    if (call.size == 4) {
-        walk<ORDER, 4, T>(call, k, partial, sums, factor);
+    constexpr int COMMON = sizeof(T) < sizeof(double) ? 4 : 0;  // double is for gradcheck
+    if (call.size == COMMON) {
+        walk<ORDER, COMMON, T>(call, k, partial, sums, factor);
     } else {
         walk<ORDER, 0, T>(call, k, partial, sums, factor);
     }

@@ -54,6 +54,9 @@ int64_t workspace_elements(const NoiseBiasActCall& call) {
     return call.n * pieces.stride * (pieces.per_sample * MAX_SUMS + SMALL_TENSORS);
 }
 
+// Stands for the activation of the call, chosen at run time: one instantiation serves all activations.
+constexpr Act ANY_ACT = Act(fastgan::names(Act()).size());
+
 // The tensors of a pass and its arithmetic at the elements from index i on: a vector, or its first `count` elements.
 template <Pass PASS, Act ACT, class T, bool LIMITED>
 struct Element {
@@ -87,12 +90,14 @@ struct Element {
     static constexpr bool fetches = VECTOR_BYTES < 64 || !plain;
 
     Shape<V, LIMITED> shape;
+    Act act;
     const T *x, *dy, *reference, *gx;
     T *first, *second;  // the outputs
     bool streamed;
 
     explicit Element(const NoiseBiasActCall& call)
         : shape(shape_of<V, LIMITED>(S(call.slope), S(call.gain), S(call.clamp))),
+          act(call.act),
           x((const T*)call.x),
           dy((const T*)call.dy),
           reference((const T*)call.reference),
@@ -105,18 +110,28 @@ struct Element {
     }
 
     // `a` is x in a forward pass, else dy; `b` is what the derivative is taken from (x or y); `c` is gx.
-    static Second<V> value(V a, V b, V c, const Small<V>& s, const Small<V>& g, const Shape<V, LIMITED>& shape,
-                           Sums<V>& sums) {
+    template <Act A>
+    Second<V> value_for(V a, V b, V c, const Small<V>& s, const Small<V>& g, Sums<V>& sums) const {
         if constexpr (is_forward) {
-            return {forward<ACT, PASS == Pass::forward_full>(a, s, shape), a};
+            return {forward<A, PASS == Pass::forward_full>(a, s, shape), a};
         } else if constexpr (from_output) {
-            return {backward_from_output<ACT>(a, b, s.noise, shape, sums), a};
+            return {backward_from_output<A>(a, b, s.noise, shape, sums), a};
         } else if constexpr (PASS == Pass::backward_from_input) {
-            return {backward_from_input<ACT>(a, b, s, shape, sums), a};
+            return {backward_from_input<A>(a, b, s, shape, sums), a};
         } else if constexpr (PASS == Pass::double_from_output) {
-            return {double_backward_from_output<ACT>(b, c, s.noise, g, shape), a};
+            return {double_backward_from_output<A>(b, c, s.noise, g, shape), a};
         } else {
-            return double_backward_from_input<ACT>(a, b, c, s, g, shape, sums);
+            return double_backward_from_input<A>(a, b, c, s, g, shape, sums);
+        }
+    }
+    Second<V> value(V a, V b, V c, const Small<V>& s, const Small<V>& g, Sums<V>& sums) const {
+        if constexpr (ACT != ANY_ACT) return value_for<ACT>(a, b, c, s, g, sums);
+        if (act == Act::piecewise_linear) return value_for<Act::piecewise_linear>(a, b, c, s, g, sums);
+        if (act == Act::tanh) return value_for<Act::tanh>(a, b, c, s, g, sums);
+        if (from_output || act == Act::sigmoid) return value_for<Act::sigmoid>(a, b, c, s, g, sums);
+        if constexpr (!from_output) {  // these two take their derivatives from x
+            if (act == Act::silu) return value_for<Act::silu>(a, b, c, s, g, sums);
+            return value_for<Act::softplus>(a, b, c, s, g, sums);
         }
     }
 
@@ -133,7 +148,7 @@ struct Element {
         if constexpr (reads_dy) a = get(dy);
         if constexpr (!is_forward) b = get(reference);
         if constexpr (reads_gx) c = get(gx);
-        const Second<V> result = value(a, b, c, s, g, shape, sums);
+        const Second<V> result = value(a, b, c, s, g, sums);
         put<PART>(first + i, result.ddy, count, streamed);
         if constexpr (has_second) put<PART>(second + i, result.dx, count, streamed);
     }
@@ -153,7 +168,7 @@ struct Element {
         if constexpr (!is_forward) b = get(reference);
         if constexpr (reads_gx) c = get(gx);
         for (int k = 0; k < Group<T>::vectors; ++k) {
-            const Second<V> result = value(a.v[k], b.v[k], c.v[k], s[k], g[k], shape, sums[k]);
+            const Second<V> result = value(a.v[k], b.v[k], c.v[k], s[k], g[k], sums[k]);
             out.v[k] = result.ddy, also.v[k] = result.dx;
         }
         put_group<PART>(first + i, out, count, streamed);
@@ -175,20 +190,27 @@ struct SmallRows {
     Rows<S> scale, strength, bias, post, gscale, gstrength, gbias, gpost;
 };
 
+// Lays out one small tensor in `space`, which then begins behind it.
+template <class T, class S>
+FASTGAN_NOINLINE Rows<S> one_small_tensor(const NoiseBiasActCall& call, const Pieces& pieces, const void* given,
+                                          bool per_sample, bool scalar, S absent, S*& space) {
+    const int64_t rows = given && per_sample ? call.n : 1;
+    S* start = space;
+    for (int64_t r = 0; r < rows; ++r) {
+        const S* from = (const S*)given + (per_sample ? r * call.c : 0);
+        for (int64_t i = 0; i < pieces.stride; ++i) {
+            start[r * pieces.stride + slot_of<T>(i)] = given && i < call.c ? from[scalar ? 0 : i] : absent;
+        }
+    }
+    space += rows * pieces.stride;
+    return {start, rows > 1 ? pieces.stride : 0};
+}
+
 // Lays out all small tensors in `space`.
 template <class T, class S>
 FASTGAN_NOINLINE SmallRows<S> small_rows(const NoiseBiasActCall& call, const Pieces& pieces, S* space) {
     auto rows_of = [&](const void* given, bool per_sample, bool scalar, S absent) {
-        const int64_t rows = given && per_sample ? call.n : 1;
-        S* start = space;
-        for (int64_t r = 0; r < rows; ++r) {
-            const S* from = (const S*)given + (per_sample ? r * call.c : 0);
-            for (int64_t i = 0; i < pieces.stride; ++i) {
-                start[r * pieces.stride + slot_of<T>(i)] = given && i < call.c ? from[scalar ? 0 : i] : absent;
-            }
-        }
-        space += rows * pieces.stride;
-        return Rows<S>{start, rows > 1 ? pieces.stride : 0};
+        return one_small_tensor<T>(call, pieces, given, per_sample, scalar, absent, space);
     };
     const bool one_strength = !call.strength_per_channel;
     return {rows_of(call.scale, true, false, 1),  rows_of(call.strength, false, one_strength, 1),
@@ -392,15 +414,15 @@ void nchw(const NoiseBiasActCall& call, const E& shared, const Pieces& pieces, t
 }
 
 // Adds up the sums of the pieces, [N, pieces, SUMS, stride], into the wanted gradients.
-template <class T, int SUMS, class S>
-void finish(const NoiseBiasActCall& call, const Pieces& pieces, const S* partial) {
+template <class T, class S>
+FASTGAN_NOINLINE void finish(const NoiseBiasActCall& call, const Pieces& pieces, int sums, const S* partial) {
     const int64_t n = call.n, c = call.c;
     const int block = 64;  // channels at a time, summed in double precision
-    auto add = [&](int which, int64_t first, int64_t last, int64_t channel, double* total) {
+    auto add = [&](int which, int64_t first, int64_t last, int64_t channel, double* total) FASTGAN_NOINLINE {
         const int64_t width = min(c - channel, block);
         for (int64_t j = 0; j < block; ++j) total[j] = 0;
         for (int64_t piece = first; piece < last; ++piece) {
-            const S* from = partial + (piece * SUMS + which) * pieces.stride + channel;
+            const S* from = partial + (piece * sums + which) * pieces.stride + channel;
             const int64_t there = min(pieces.stride - channel, block);
             for (int64_t j = 0; j < there; ++j) total[j] += from[j];
         }
@@ -411,7 +433,7 @@ void finish(const NoiseBiasActCall& call, const Pieces& pieces, const S* partial
         }
         return width;
     };
-    auto each = [&](int which, void* to, bool per_sample) {
+    auto each = [&](int which, void* to, bool per_sample) FASTGAN_NOINLINE {
         double total[block];
         for (int64_t group = 0; group < (per_sample ? n : 1); ++group) {
             const int64_t first = group * pieces.per_sample;
@@ -423,8 +445,8 @@ void finish(const NoiseBiasActCall& call, const Pieces& pieces, const S* partial
         }
     };
     if (call.dbias) each(0, call.dbias, false);
-    if (SUMS >= 2 && call.dstrength && call.strength_per_channel) each(1, call.dstrength, false);
-    if (SUMS >= 2 && call.dstrength && !call.strength_per_channel) {
+    if (sums >= 2 && call.dstrength && call.strength_per_channel) each(1, call.dstrength, false);
+    if (sums >= 2 && call.dstrength && !call.strength_per_channel) {
         double total[block], all_channels = 0;
         for (int64_t channel = 0; channel < c; channel += block) {
             int64_t width = add(1, 0, n * pieces.per_sample, channel, total);
@@ -436,10 +458,8 @@ void finish(const NoiseBiasActCall& call, const Pieces& pieces, const S* partial
         }
         *(S*)call.dstrength = S(all_channels);
     }
-    if constexpr (SUMS == 4) {
-        if (call.dscale) each(2, call.dscale, true);
-        if (call.dpost) each(3, call.dpost, true);
-    }
+    if (sums == 4 && call.dscale) each(2, call.dscale, true);
+    if (sums == 4 && call.dpost) each(3, call.dpost, true);
 }
 
 template <Pass PASS, Act ACT, class T, bool LIMITED>
@@ -452,24 +472,36 @@ void run_pass(const NoiseBiasActCall& call) {
     const E element(call);
     if (call.channels_last) {
         nhwc(call, element, pieces, partial, space);
-    } else {
+    } else if constexpr (!E::noise_per_pixel) {  // those passes are for NHWC
         nchw(call, element, pieces, partial);
     }
-    if constexpr (E::SUMS > 0) finish<T, E::SUMS>(call, pieces, partial);
+    if constexpr (E::SUMS > 0) finish<T>(call, pieces, E::SUMS, partial);
 }
 
-template <Pass PASS, Act ACT, class T>
-void run(const NoiseBiasActCall& call) {
-    // Without a clamp, for what gains by it: the other activations are slow anyway, and double is for gradcheck.
-    if constexpr (ACT == Act::piecewise_linear && sizeof(T) < sizeof(double)) {
-        if (call.clamp == __builtin_inf()) return run_pass<PASS, ACT, T, false>(call);
+// A pass that can do all that `pass` can.
+constexpr Pass full(Pass pass) {
+    switch (pass) {
+        case Pass::forward:
+        case Pass::forward_noise: return Pass::forward_full;
+        case Pass::backward_from_output:
+        case Pass::backward_from_output_noise: return Pass::backward_from_output_full;
+        default: return pass;
     }
-    run_pass<PASS, ACT, T, true>(call);
 }
 
+// Double is for gradcheck: it has few instantiations. An infinite clamp is skipped where that is faster.
 template <Pass PASS, Act ACT = Act::piecewise_linear>
 void run(const NoiseBiasActCall& call) {
-    for_dtype(call.dtype, [&](auto element) { run<PASS, ACT, decltype(element)>(call); });
+    for_dtype(call.dtype, [&](auto element) {
+        using T = decltype(element);
+        if constexpr (sizeof(T) == sizeof(double)) {
+            run_pass<full(PASS), ANY_ACT, T, true>(call);
+        } else if (ACT == Act::piecewise_linear && call.clamp == __builtin_inf()) {
+            run_pass<PASS, Act::piecewise_linear, T, false>(call);
+        } else {
+            run_pass<PASS, ACT, T, true>(call);
+        }
+    });
 }
 
 template <Pass PASS>

@@ -147,13 +147,15 @@ def build_fastgan(sanitizer: Sanitizer | None = None) -> Path:
 def build_cpu_kernels(isa: str, sanitizer: Sanitizer | None = None) -> Path:
     """Build the project's own extension with its CPU kernels for one instruction set, and nothing else.
 
-    Load it by `load(path, "_sanitized")`. A bad access ends the process: there is no scheduler to make it an exception.
+    Load it by `load(path, "_one_isa")`. With a sanitizer a bad access ends the process: there is no scheduler to make it
+    an exception.
     """
     sources = [*sorted(CSRC.glob("common/*.cpp")), *sorted(CSRC.glob("*/cpu.cpp"))]
-    # The dispatcher always has a "baseline": here just a name for the code that these flags give.
+    # "baseline" is here just a name for the code that these flags give.
     flags = [*ISA_FLAGS[isa], "-DFASTGAN_ISA=baseline", "-Wno-unknown-pragmas", "-Wno-unused-parameter"]
     flags += ["-fno-sanitize-recover=all"] if sanitizer else []
-    return build(sources, "_sanitized", sanitizer=sanitizer, defines=["FASTGAN_WITH_CPU"], cpu_flags=flags)
+    defines = ["FASTGAN_WITH_CPU", "FASTGAN_WITH_BASELINE"]
+    return build(sources, "_one_isa", sanitizer=sanitizer, defines=defines, cpu_flags=flags)
 
 
 @functools.cache

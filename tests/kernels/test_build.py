@@ -200,9 +200,24 @@ def test_what_the_compiler_refuses_is_left_out(sources, tmp_path):
     assert record["cpu"]["openmp"] is False
     assert "OpenMP" in record["cpu"]["reason"]
     if "avx2" in record["cpu"]["isas"]:
-        assert record["cpu"]["isas"] == ["baseline", "avx2"]
+        assert record["cpu"]["isas"] == ["avx2"]
         assert "avx512" in record["cpu"]["reason"]
     assert list(lib.rglob("*.so"))
+
+
+@needs_build_tools
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_instruction_sets_can_be_chosen(sources):
+    for source in (sources / "csrc").glob("*/cpu.cpp"):  # only their presence matters here
+        source.write_text("")
+    (sources / "csrc/common/module.cpp").write_text("")
+    record, _ = build(sources, FASTGAN_CUDA="0", FASTGAN_CPU_ISAS="baseline")
+    assert record["cpu"]["built"] and record["cpu"]["isas"] == ["baseline"]
+    command = [sys.executable, "setup.py", "build_ext"]
+    environment = os.environ | {"FASTGAN_CUDA": "0", "FASTGAN_CPU_ISAS": "baseline avx1024"}
+    done = subprocess.run(command, cwd=sources, env=environment, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "error: FASTGAN_CPU_ISAS=baseline avx1024: choose from baseline" in done.stderr
 
 
 # ---- imports --------------------------------------------------------------------------------------------------------

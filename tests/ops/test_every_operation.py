@@ -292,7 +292,7 @@ def test_activation_checkpointing_gives_the_same_gradients(use, backend):
 
 @every_operation
 def test_the_operators_pass_torchs_checks(use, monkeypatch):
-    reason = backends.why_not("cpp-baseline")
+    reason = backends.why_not("cpp")
     if reason:
         pytest.skip(reason)
     calls = []

@@ -145,7 +145,7 @@ def test_an_index_out_of_range_is_nan_on_a_gpu(name):
 
 def test_cpp_results_do_not_depend_on_the_number_of_threads():
     tensors, before, results = make(Case((130, 64, 3))), torch.get_num_threads(), []
-    with backends.forced("cpp-baseline"):
+    with backends.forced("cpp"):
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             results.append(image_batch(*tensors))
@@ -179,7 +179,7 @@ def test_an_index_out_of_range_is_an_index_error_in_a_compiled_graph():
     """Tracing cannot read values, so the operator checks them."""
     compiled = torch.compile(image_batch, fullgraph=True, backend="aot_eager")
     pixels, index, mirrored = make(Case((4, 4, 3)))
-    with backends.forced("cpp-baseline"):
+    with backends.forced("cpp"):
         assert torch.equal(compiled(pixels, index, mirrored), image_batch(pixels, index, mirrored))
         with pytest.raises(IndexError, match="index has 6"):
             compiled(pixels, index + 2, mirrored)

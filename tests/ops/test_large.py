@@ -583,5 +583,5 @@ def test_kernels_count_in_64_bits(backend):
 @pytest.mark.parametrize("name", {name.split(",")[0]: name for name in CASES}.values())  # one of each operation
 def test_the_cases_hold_below_2_to_31_elements(name):
     """With a few chunks in ordinary memory, as on a GPU, on the C++ kernels."""
-    with backends.forced("cpp-baseline"):
+    with backends.forced("cpp"):
         CASES[name](Run("cpp", mapped=False, large=False))

@@ -138,7 +138,7 @@ def test_every_derivative_is_a_kernel_call(monkeypatch):
     monkeypatch.setattr(Upfirdn2d, "reference", None)
     x = torch.randn(1, 16, 4, 4, dtype=torch.float64, requires_grad=True)
     taps = torch.randn(3, dtype=torch.float64)
-    with backends.forced("cpp-baseline"):
+    with backends.forced("cpp"):
         y = upfirdn2d(x, taps, up=2, padding=(1, 0, 2, 1))
         for _ in range(3):
             (y,) = torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)
@@ -199,7 +199,7 @@ def test_rows_wider_than_a_tile(form):
     """The C++ kernels process rows in tiles: here three, the last one partial."""
     for shape, layout in (((1, 64, 3, 301), "nhwc"), ((1, 2, 3, 20001), "nchw")):
         case = Case(shape, layout, **form)
-        with backends.forced("cpp-baseline"):
+        with backends.forced("cpp"):
             got = results(case)
         with backends.forced("torch"):
             expected = results(case)
@@ -233,8 +233,8 @@ class TestUnderTorchCompile:
         torch.testing.assert_close(got, dx)
 
     def test_the_operator_passes_torchs_checks(self):
-        if backends.why_not("cpp-baseline"):
-            pytest.skip(backends.why_not("cpp-baseline"))
+        if backends.why_not("cpp"):
+            pytest.skip(backends.why_not("cpp"))
         x, taps = make(Case(), torch.float32, "cpu")
         options = (2, 2, 1, 1, 2, 1, 2, 1, 4.0, False, True)
         torch.library.opcheck(

@@ -24,7 +24,7 @@ from fastgan.penalties import why_not_one_pass
 from tests.support import backends, foreign
 
 pytestmark = pytest.mark.skipif(
-    backends.why_not("cpp-baseline") is not None, reason="nothing is gained, and so replaced, without kernels"
+    backends.why_not("cpp") is not None, reason="nothing is gained, and so replaced, without kernels"
 )
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-3}
 

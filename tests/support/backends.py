@@ -1,12 +1,13 @@
 """Backends of operations, each under the name that the tests give it, and which of them this machine can test.
 
-`cpp-avx2` is the C++ backend held to that instruction set; with FASTGAN_TEST_SANITIZER=address its kernels are compiled
-anew, under AddressSanitizer, which must be preloaded (test_tables_elsewhere.py). `emulated` is the CUDA backend's own
-source, executed on the CPU under UBSan (tests/emulation). `triton` runs on a GPU, or on CPU tensors where
-TRITON_INTERPRET=1 is set.
+`cpp-avx2` is the C++ backend held to that instruction set. `cpp-baseline` is compiled anew where the extension lacks it.
+With FASTGAN_TEST_SANITIZER=address all are compiled anew, under AddressSanitizer, which must be preloaded
+(test_tables_elsewhere.py). `emulated` is the CUDA backend's own source, executed on the CPU under UBSan
+(tests/emulation). `triton` runs on a GPU, or on CPU tensors where TRITON_INTERPRET=1 is set.
 """
 
 import os
+import platform
 from contextlib import contextmanager, nullcontext
 from functools import cache
 
@@ -45,11 +46,11 @@ def _register_emulation() -> None:
 
 @contextmanager
 def _instruction_set(isa: str):
-    if SANITIZER == "address":
-        with _sanitized(isa):
+    module = extension.module()
+    if SANITIZER == "address" or isa not in module.isas:
+        with _compiled_anew(isa):
             yield
         return
-    module = extension.module()
     before = module.cpu_isa()
     module.set_cpu_isa(isa)
     try:
@@ -59,9 +60,10 @@ def _instruction_set(isa: str):
 
 
 @contextmanager
-def _sanitized(isa: str):
-    """In place of the extension, its CPU kernels for an instruction set, compiled under AddressSanitizer."""
-    module = emulation.load(emulation.build_cpu_kernels(isa, "address"), "_sanitized")
+def _compiled_anew(isa: str):
+    """In place of the extension, its CPU kernels for an instruction set, without OpenMP."""
+    sanitizer = "address" if SANITIZER == "address" else None
+    module = emulation.load(emulation.build_cpu_kernels(isa, sanitizer), "_one_isa")
     module.cpu_isa = lambda: isa  # it has but one variant, whose name is "baseline"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(extension, "_load", lambda: (module, None))
@@ -79,9 +81,10 @@ def why_not(name: str) -> str | None:
     kind, _, isa = name.partition("-")
     reason = fastgan_kernels.BACKENDS[kind].why_not("noise_bias_act", torch.device(device(name)))
     if reason is None and isa:
-        if isa not in extension.module().isas:
-            return f"the extension has no {isa} kernels"
         module = extension.module()
+        if isa not in module.isas:
+            every_cpu = isa == "baseline" and platform.machine() == "x86_64"
+            return emulation.why_unavailable() if every_cpu else f"the extension has no {isa} kernels"
         before = module.cpu_isa()
         try:
             module.set_cpu_isa(isa)

@@ -105,7 +105,8 @@ def why_no_part(part: str) -> str | None:
     if extension is None:
         return build_info().get(part, {}).get("reason") or load_error()
     if part == "cpu" and extension.isas and extension.cpu_isa() is None:
-        return f"this CPU lacks {' and '.join(extension.isas)}: reinstall with FASTGAN_CPU_ISAS=baseline"
+        lacking = " and ".join(extension.isas)
+        return f"this CPU lacks {lacking}, which the kernels need: run `{_install_command()}` again on this machine"
     if getattr(extension, f"has_{part}"):
         return None
     return build_info().get(part, {}).get("reason") or f"the extension was built without its {part} kernels"

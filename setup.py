@@ -98,10 +98,10 @@ def has_openmp(compiler: list[str]) -> bool:
 
 
 def default_isas() -> list[str]:
-    """Instruction sets of a build that was not asked for certain ones.
+    """Instruction sets to compile for without FASTGAN_CPU_ISAS.
 
-    On x86-64 "baseline" (SSE2) is a third of the time of a build and serves only CPUs from before 2013 or so. It is left
-    out unless this is one of them.
+    On x86-64 "baseline" (SSE2) takes a third of the time and serves only CPUs made before about 2013. It is left out
+    unless this is one of them.
     """
     if platform.machine() not in ("x86_64", "AMD64"):
         return ["baseline"]

@@ -147,8 +147,8 @@ def build_fastgan(sanitizer: Sanitizer | None = None) -> Path:
 def build_cpu_kernels(isa: str, sanitizer: Sanitizer | None = None) -> Path:
     """Build the project's own extension with its CPU kernels for one instruction set, and nothing else.
 
-    Load it by `load(path, "_one_isa")`. With a sanitizer a bad access ends the process: there is no scheduler to make it
-    an exception.
+    Load it by `load(path, "_one_isa")`. With a sanitizer a bad access ends the process: there is no scheduler to turn
+    it into an exception.
     """
     sources = [*sorted(CSRC.glob("common/*.cpp")), *sorted(CSRC.glob("*/cpu.cpp"))]
     # "baseline" is here just a name for the code that these flags give.

@@ -1,6 +1,6 @@
 """Backends of operations, each under the name that the tests give it, and which of them this machine can test.
 
-`cpp-avx2` is the C++ backend held to that instruction set. `cpp-baseline` is compiled anew where the extension lacks it.
+`cpp-avx2` is the C++ backend held to that instruction set. `cpp-baseline` is compiled anew if the extension lacks it.
 With FASTGAN_TEST_SANITIZER=address all are compiled anew, under AddressSanitizer, which must be preloaded
 (test_tables_elsewhere.py). `emulated` is the CUDA backend's own source, executed on the CPU under UBSan
 (tests/emulation). `triton` runs on a GPU, or on CPU tensors where TRITON_INTERPRET=1 is set.

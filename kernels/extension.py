@@ -24,7 +24,7 @@ _loaded: tuple[ModuleType | None, str | None] | None = None
 
 
 def _load() -> tuple[ModuleType | None, str | None]:
-    """The extension module, or the reason why there is none. The first call loads it, and warns if it is stale."""
+    """The extension module, or the reason why there is none. The first call loads it, and warns if it is no use."""
     global _loaded
     if _loaded is None:
         _loaded = _try_to_load()
@@ -34,12 +34,16 @@ def _load() -> tuple[ModuleType | None, str | None]:
 def _try_to_load() -> tuple[ModuleType | None, str | None]:
     try:
         extension = import_module("fastgan_kernels._C")
+    except ModuleNotFoundError as error:
+        return None, f"the compiled extension is missing ({error}): run `{_install_command()}` again"
     except ImportError as error:
-        return None, f"the compiled extension is missing or does not load ({error}): run `pip install .` again"
-    difference = _why_stale(extension)
-    if difference is None:
-        return extension, None
-    reason = f"the compiled extension is stale ({difference}): run `{_install_command()}` again"
+        problem = f"does not load ({error})"
+    else:
+        difference = _why_stale(extension)
+        if difference is None:
+            return extension, None
+        problem = f"is stale ({difference})"
+    reason = f"the compiled extension {problem}: run `{_install_command()}` again"
     message = f"fastgan works without its C++ and CUDA kernels, on Triton and plain PyTorch: {reason}"
     warnings.warn(message, RuntimeWarning, stacklevel=2)
     return None, reason

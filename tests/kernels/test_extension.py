@@ -58,6 +58,15 @@ def test_a_stale_extension_gives_one_warning_at_first_use(not_yet_loaded, monkey
     assert "stale" in extension.load_error()
 
 
+def test_an_extension_that_does_not_load_gives_a_warning(not_yet_loaded, monkeypatch):
+    def refuse(name):
+        raise ImportError("libgomp.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(extension, "import_module", refuse)
+    with pytest.warns(RuntimeWarning, match=r"does not load \(libgomp.so.1: cannot .*\): run `pip install"):
+        assert noise_bias_act(torch.ones(1, 1), gain=2.0).item() == 2
+
+
 def test_a_missing_extension_gives_no_warning(not_yet_loaded, monkeypatch, recwarn):
     monkeypatch.setitem(sys.modules, "fastgan_kernels._C", None)
     monkeypatch.delattr(fastgan_kernels, "_C", raising=False)

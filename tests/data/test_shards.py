@@ -19,7 +19,7 @@ from tests.data.test_loader import HostTransfer
 from tests.support.image_sources import open_images, prepare_images, read_files, read_items
 from tests.support.tiny_run import assert_same_checkpoint, train
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_cache")]
+pytestmark = pytest.mark.usefixtures("one_cache")
 
 
 @settings(max_examples=40, deadline=None)
@@ -38,6 +38,14 @@ def test_an_epoch_has_every_image_once_and_few_shards_at_a_time(counts, seed, ep
         start = end
 
 
+def test_images_are_shuffled_within_a_group_of_shards_and_anew_in_every_epoch():
+    stream = ShardedStream([20, 20])
+    first, second = stream.take(0, 40), stream.take(40, 40)
+    assert max(np.count_nonzero(np.diff(order) == 1) for order in (first, second)) < 10
+    assert not np.array_equal(first, second)
+
+
+@pytest.mark.slow
 def test_shards_have_the_images_of_the_source_in_random_order(sharded):
     found, plain = open_images(sharded / "out"), open_images(sharded / "in")
     counts = found.images.counts
@@ -50,6 +58,7 @@ def test_shards_have_the_images_of_the_source_in_random_order(sharded):
     found.images.close()
 
 
+@pytest.mark.slow
 def test_webdataset_reads_the_shards(sharded):
     webdataset = pytest.importorskip("webdataset")
     paths = [str(path) for path in sorted((sharded / "out").glob("*.tar"))]
@@ -59,12 +68,14 @@ def test_webdataset_reads_the_shards(sharded):
     assert np.array_equal(np.asarray(rows[3][0]), found.images[3])
 
 
+@pytest.mark.slow
 def test_the_cache_holds_only_a_few_shards(sharded, tmp_path):
     found = open_dataset(str(sharded / "out"), "16x8", 3, cache_dir=tmp_path)
     found.images[np.arange(40)]
     assert len(list(tmp_path.rglob("*.npy"))) == CACHED_SHARDS and not list(tmp_path.rglob("download-*"))
 
 
+@pytest.mark.slow
 def test_batches_from_shards_do_not_depend_on_prefetching(sharded):
     found = open_images(sharded / "out")
     make = lambda transfer: ImageLoader(
@@ -106,6 +117,7 @@ def server(sharded):
     server.server.server_close()
 
 
+@pytest.mark.slow
 def test_a_training_on_shards_at_a_url_resumes_exactly(server, tmp_path, monkeypatch):
     monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path / "cache"))
     more = ["--resolution", "16x8", "--channels", "3", "--images", "48", "--checkpoint-interval", "24"]
@@ -118,6 +130,7 @@ def test_a_training_on_shards_at_a_url_resumes_exactly(server, tmp_path, monkeyp
     assert_same_checkpoint(whole, half)
 
 
+@pytest.mark.slow
 def test_a_failed_download_is_retried(server, sharded, tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "RETRY_PAUSES", (0, 0))
     real, failures = shards.open_path_or_url, iter([True, False, True])
@@ -143,6 +156,7 @@ def open_dataset_again(server, cache_dir, found):
     return again[0]
 
 
+@pytest.mark.slow
 def test_shards_at_urls_can_be_prepared_again(server, sharded, tmp_path):
     assert prepare_images(f"{server.url}/{{000000..000001}}.tar", "--resolution", "8", "--out", tmp_path / "out") == 0
     assert len(open_images(tmp_path / "out", 8)) == sum(open_images(sharded / "out").images.counts[:2])
@@ -150,6 +164,7 @@ def test_shards_at_urls_can_be_prepared_again(server, sharded, tmp_path):
         read_items(f"{server.url}/999.tar")
 
 
+@pytest.mark.slow
 def test_a_damaged_shard_is_named_before_training_uses_it(sharded, tmp_path):
     for name, content in read_files(sharded / "out").items():
         (tmp_path / name).write_bytes(content)
@@ -161,6 +176,7 @@ def test_a_damaged_shard_is_named_before_training_uses_it(sharded, tmp_path):
         found.images[np.arange(len(found))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [

@@ -448,21 +448,29 @@ def test_a_loaded_generator_is_ready_to_draw(unbroken):
 # Several of them -----------------------------------------------------------------------------------------------------
 
 
-def kept(run):
+def checkpoint_names(run):
     return sorted(path.name for path in run.glob("checkpoint*"))
 
 
 @pytest.mark.slow
 def test_the_newest_checkpoints_are_kept_and_can_be_resumed(folder, tmp_path):
     run = train(folder, tmp_path / "run", "--keep-checkpoints", "2")
-    assert kept(run) == ["checkpoint-000000032.safetensors", "checkpoint-000000048.safetensors", checkpoint.FILE_NAME]
+    assert checkpoint_names(run) == [
+        "checkpoint-000000032.safetensors",
+        "checkpoint-000000048.safetensors",
+        checkpoint.FILE_NAME,
+    ]
     expected = tensors(run)
     assert checkpoint.read_header(run / "checkpoint-000000032.safetensors").images == 32
     assert main(["--resume", str(run / "checkpoint-000000032.safetensors")]) == 0
     assert {name: value.tobytes() for name, value in tensors(run).items()} == {
         name: value.tobytes() for name, value in expected.items()
     }
-    assert kept(run) == ["checkpoint-000000032.safetensors", "checkpoint-000000048.safetensors", checkpoint.FILE_NAME]
+    assert checkpoint_names(run) == [
+        "checkpoint-000000032.safetensors",
+        "checkpoint-000000048.safetensors",
+        checkpoint.FILE_NAME,
+    ]
 
 
 def test_checkpoints_are_copied_without_hard_links(tmp_path, monkeypatch):

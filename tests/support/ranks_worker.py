@@ -83,9 +83,9 @@ def main(folder: Path) -> None:
             sent_early = {name: each.sent_early for name, each in found[0]._all_reduce.items()}
             torch.save((*found[1:], sent_early), folder / f"{case}-{ranks.rank}.pt")
         own = 0 if ranks.is_first else signal.SIGUSR1
-        heard = [ranks.previous_max(wish) for wish in (0, own, 0, 0)]
-        (folder / f"heard-{ranks.rank}.json").write_text(json.dumps(heard))
+        received = [ranks.previous_max(wish) for wish in (0, own, 0, 0)]
+        (folder / f"received-{ranks.rank}.json").write_text(json.dumps(received))
         ranks.leave()
-        while ranks.is_first and not (folder / "gone").exists():  # what takes the first one longer
+        while ranks.is_first and not (folder / "gone").exists():  # the first process works longer than the others
             time.sleep(0.01)
     (folder / "gone").touch()

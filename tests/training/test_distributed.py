@@ -70,7 +70,7 @@ def test_previous_max_returns_one_process_s_value_to_all_at_the_next_call(togeth
     """So all stop after the same step, with the same exit status. That the workers have ended shows that the first may
     have work left after the others."""
     for rank in range(PROCESSES):
-        assert json.loads((together / f"heard-{rank}.json").read_text()) == [0, 0, signal.SIGUSR1, 0]
+        assert json.loads((together / f"received-{rank}.json").read_text()) == [0, 0, signal.SIGUSR1, 0]
 
 
 # The command -------------------------------------------------------------------------------------------------------

@@ -140,11 +140,11 @@ def test_the_terminal_prints_a_warning_once(folder, tmp_path, often, monkeypatch
         monkeypatch.setattr(health, name, value)
     run = tmp_path / "run"
     assert main([*arguments(folder, run), "--images", "32"]) == 0
-    told = capsys.readouterr()
-    warnings = [line for line in (told.out + told.err).splitlines() if line.startswith("warning")]
+    printed = capsys.readouterr()
+    warnings = [line for line in (printed.out + printed.err).splitlines() if line.startswith("warning")]
     assert len(warnings) == 1 and warnings[0].startswith(
         "warning    samples of a class are nearly alike since 16 images"
     )
     assert main(["--resume", str(run), "--images", "64"]) == 0
-    told = capsys.readouterr()
-    assert "nearly alike" not in told.out + told.err
+    printed = capsys.readouterr()
+    assert "nearly alike" not in printed.out + printed.err

@@ -13,7 +13,7 @@ from tests.support.tiny_run import arguments, log_lines, train
 
 pytestmark = pytest.mark.usefixtures("one_cache")
 
-EVERYTHING = [
+ALL_OUTPUTS = [
     "--tensorboard",
     "--log-interval",
     "4",
@@ -76,7 +76,7 @@ def test_tensorboard_and_weights_and_biases_show_what_the_log_has_and_the_sample
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     monkeypatch.setattr("fastgan.training.diversity.INTERVAL", 4)
-    run = train(folder, tmp_path / "run", *EVERYTHING, "--wandb", "cats")
+    run = train(folder, tmp_path / "run", *ALL_OUTPUTS, "--wandb", "cats")
     lines = log_lines(run)
     events = EventAccumulator(str(run / "tensorboard"), {"scalars": 0, "images": 0}).Reload()
     tags = set(events.Tags()["scalars"])

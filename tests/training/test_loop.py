@@ -139,6 +139,19 @@ def test_an_option_changes_the_training(folder, usual, tmp_path, options):
     assert any(not np.array_equal(usual[name], changed.get(name)) for name in usual if name.startswith("ema."))
 
 
+def test_initial_networks_depend_on_the_seed(folder, tmp_path):
+    """The learning rates are too small to change a weight."""
+    options = ["--arch", "mlp", "--images", "4", "--lr-g", "1e-30", "--lr-d", "1e-30"]
+    zero, again, one = (
+        tensors(train(folder, tmp_path / str(number), *options, "--seed", seed))
+        for number, seed in enumerate(["0", "0", "1"])
+    )
+    weights = [name for name in zero if name.startswith(("generator.", "discriminator.")) and name.endswith("weight")]
+    assert len(weights) > 4
+    for name in weights:
+        assert np.array_equal(zero[name], again[name]) and not np.allclose(zero[name], one[name]), name
+
+
 @pytest.mark.parametrize("loss", get_args(configuration.Loss))
 def test_every_objective_trains(folder, tmp_path, loss):
     run = train(folder, tmp_path / "run", "--arch", "dcgan", "--loss", loss, "--images", "40")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastgan import ops
 from fastgan.ops import image_batch
-from tests.support import backends
+from tests.support import backends, table
 from tests.support.table import DTYPES
 
 SET = 5  # images in `pixels`
@@ -203,7 +203,4 @@ PIXELS, INDEX = torch.zeros(2, 4, 5, 3, dtype=torch.uint8), torch.zeros(3, dtype
     ],
 )
 def test_an_argument_that_does_not_fit_is_named(call, words):
-    with pytest.raises(ValueError) as caught:
-        call()
-    assert str(caught.value).startswith("image_batch: ")
-    assert all(word in str(caught.value) for word in words), caught.value
+    table.assert_message_contains(["image_batch: ", *words], call)

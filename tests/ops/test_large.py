@@ -444,13 +444,11 @@ def few_channels(run: Run, n: int) -> None:
     run.check("few", x, scattered.permute(0, 2, 3, 1).reshape(ROWS, -1))
 
 
-CASES = {
+CASES = {  # squared_norm and lerp_samples share their walk over samples: one of the two has one sample, one has many
     "noise_bias_act, one sample, NHWC": lambda run: noise_bias_act(run, 1, CHANNELS, True),
     "noise_bias_act, one plane": lambda run: noise_bias_act(run, 1, 1, False),
     "noise_bias_act, many planes": lambda run: noise_bias_act(run, run.count(), CHANNELS, False),
     "squared_norm, one sample": lambda run: squared_norm(run, 1),
-    "squared_norm, many samples": lambda run: squared_norm(run, run.count()),
-    "lerp_samples, one sample": lambda run: lerp_samples(run, 1),
     "lerp_samples, many samples": lambda run: lerp_samples(run, run.count()),
     "image_batch, one image": lambda run: image_batch(run, 1, 0, False),
     "image_batch, one mirrored row": lambda run: image_batch(run, 1, 1, True),

@@ -232,14 +232,14 @@ def test_cotangents_need_not_be_dense(backend, act, parts):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("act", ACTIVATIONS)
 @pytest.mark.parametrize("parts", [PARTS, ("bias",)], ids="+".join)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_nan_stays_nan(backend, act, parts, dtype):
-    x, small = make(Case(parts=parts, act=act, clamp=1.0), dtype, backends.device(backend))
+def test_nan_stays_nan(backend, parts, dtype):
+    x, small = make(Case(parts=parts), dtype, backends.device(backend))
     x[0, 3, 2, 1] = math.nan
-    y = noise_bias_act(x, **small, act=act, clamp=1.0)
-    assert y.isnan().sum() == 1 and y[0, 3, 2, 1].isnan()
+    for act in ACTIVATIONS:
+        y = noise_bias_act(x, **small, act=act, clamp=1.0)
+        assert y.isnan().sum() == 1 and y[0, 3, 2, 1].isnan(), act
 
 
 @pytest.mark.parametrize("parts", [PARTS, ("bias",)], ids="+".join)

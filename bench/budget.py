@@ -377,11 +377,13 @@ def _noise_bias_act_launches(kernel: str, call: Any) -> int:
 
 
 def _instance_norm_launches(kernel: str, call: Any) -> int:
-    """One if the activations of a row fit into shared memory, else three; and the second stages of sums."""
-    activations = 1 if kernel == "forward" else 2
-    resident = not call.batch and 16 * call.dtype.itemsize * call.p * activations <= 88 * 1024
+    """One if a block can keep its rows in shared memory and there are enough blocks, else three; and second stages."""
+    width = 16 // call.dtype.itemsize  # elements of a vector; a block takes at least two in a row
+    resident = -(-call.p // 128) * 256 * 16 * (1 if kernel == "forward" else 2)
+    blocks = call.n * -(-call.c // (2 * width))
+    fits = not call.batch and resident <= 96 * 1024 and (blocks >= 66 or resident <= 16 * 1024)
     scalar = call.dstrength is not None and not call.strength_per_channel
-    return (1 if resident else 3) + (call.dbias is not None) + (call.dstrength is not None) + scalar
+    return (1 if fits else 3) + (call.dbias is not None) + (call.dstrength is not None) + scalar
 
 
 _LAUNCHES: dict[str, Callable[[str, Any], int]] = {  # of an operation on a GPU; one where nothing is said

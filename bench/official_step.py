@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from bench import measure
+
 R1_INTERVAL, PATH_INTERVAL = 16, 4
 
 
@@ -25,7 +27,7 @@ class OfficialStep:
     def __init__(self, folder: Path, resolution: int, batch: int):
         sys.path.insert(0, str(folder))
         networks, losses = import_module("training.networks"), import_module("training.loss")
-        device, widths = torch.device("cuda"), {"channel_base": 16384, "channel_max": 512}
+        device, widths = measure.device(), {"channel_base": 16384, "channel_max": 512}
         widths |= {"num_fp16_res": 4, "conv_clamp": 256}
         torch.manual_seed(0)
         self.generator = networks.Generator(

@@ -1,11 +1,15 @@
 """The training step's launches, FLOPs and bytes on a GPU, held to stored figures."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from torch import nn
 
 from bench import budget
 from fastgan.models import stylegan2
+from tests.emulation import build as emulation
+from tests.support import traffic
 
 SMALL = budget.Case("stylegan2", 16, batch=8, network={"channel_base": 256, "channel_max": 16, "mapping_layers": 2})
 
@@ -129,3 +133,35 @@ def test_lists_of_different_shapes_take_a_kernel_for_each_tensor():
     parameters, numbers = [torch.ones(4)] * 5, list(torch.ones(5).unbind())
     (work,) = recorded(torch._foreach_div, parameters, numbers)
     assert (work.category, work.launches) == (budget.MULTI_TENSOR, 5)
+
+
+@contextmanager
+def counted_by_the_budget():
+    """In place of `traffic._counted_backend`: launches by operation."""
+
+    @contextmanager
+    def recorded(records, name):
+        with record:
+            yield
+        records[name] = [work.launches for work in record.take() if work.category == budget.FUSED]
+
+    with budget._counted_kernels() as record:
+        yield recorded
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        "noise_bias_act: noise", "noise_bias_act: all", "filtered_noise_bias_act", "adain: on chip",
+        "style_epilogue: large", "batch_norm_act", "minibatch_stddev", "squared_norm",
+    ],
+)  # fmt: skip
+def test_fused_operations_launch_as_many_kernels_as_counted(name, monkeypatch):
+    if reason := emulation.why_unavailable():
+        pytest.skip(reason)
+    executed = traffic.CASES[name].count("NHWC", torch.bfloat16)
+    monkeypatch.setattr(traffic, "_counted_backend", counted_by_the_budget)
+    counted = traffic.CASES[name].count("NHWC", torch.bfloat16)
+    launches = lambda directions: {way: sum(each.launches) for way, each in directions.items()}
+    assert launches(counted) == {way: len(each.launches) for way, each in executed.items()}

@@ -381,8 +381,9 @@ FLAGS = {
 }
 OF_OTHERS = {
     "any": {"--help"},
+    "bench/gpu_check.sh": {"--dry-run", "--only", "--stand-in", "--total"},
     "examples/": {"--batch", "--channels", "--size"},
-    "pip": {"--no-build-isolation", "--no-deps"},
+    "pip": {"--no-build-isolation", "--no-deps", "--target"},
     "pytest-benchmark": {"--benchmark-only"},
     "pytest-xdist": {"--dist"},
     "tensorboard": {"--logdir"},

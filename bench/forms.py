@@ -119,72 +119,48 @@ def _taps(shape: Shape, normal: Normal) -> dict[str, Tensor]:
     return {"taps": normal(4)}
 
 
+def _own(
+    name: str, tensors: Callable, shapes: dict[str, tuple[Shape, ...]], operation: str | None = None, **options
+) -> Form:
+    """A form whose operation and textbook have its name."""
+    return Form(operation or name, name, getattr(ops, name), getattr(textbook, name), tensors, shapes, **options)
+
+
+def _layer_end(name: str, tensors: Callable, shapes: dict[str, tuple[Shape, ...]], saved: str, **options) -> Form:
+    """noise_bias_act after a convolution; `saved` is the tensor that its backward reads."""
+    fused, plain = (partial(each.noise_bias_act, gain=SQRT2) for each in (ops, textbook))
+    return Form("noise_bias_act", name, fused, plain, tensors, shapes, saved=saved, bare_loop=True, **options)
+
+
 def _resampling(name: str, options: dict, shapes: dict[str, tuple[Shape, ...]], **factors: int) -> Form:
-    return Form(
-        operation="upfirdn2d",
-        name=name,
-        fused=partial(ops.upfirdn2d, **options, **factors),
-        textbook=partial(textbook.resample2d, **factors),
-        tensors=_taps,
-        shapes=shapes,
-        fixed=("taps",),
-        saved="",
-    )
+    fused, plain = partial(ops.upfirdn2d, **options, **factors), partial(textbook.resample2d, **factors)
+    return Form("upfirdn2d", name, fused, plain, _taps, shapes, fixed=("taps",), saved="")
 
 
 def _modulated_form(
     name: str, tensors: Callable, shapes: dict[str, tuple[Shape, ...]], compile: bool = True, **factors: int
 ) -> Form:
     """A convolution with StyleGAN2's whole epilogue; as many output channels as input channels."""
-    return Form(
-        operation="noise_bias_act",
-        name=name,
-        fused=partial(ops.modulated_conv2d, act="lrelu", gain=SQRT2, **factors),
-        textbook=partial(textbook.modulated_conv2d, gain=SQRT2, **factors),
-        tensors=tensors,
-        shapes=shapes,
-        fixed=("noise", "taps"),
-        saved=None,
-        faster=2.0,
-        compile=compile,
-    )
+    fused = partial(ops.modulated_conv2d, act="lrelu", gain=SQRT2, **factors)
+    plain = partial(textbook.modulated_conv2d, gain=SQRT2, **factors)
+    options = {"fixed": ("noise", "taps"), "saved": None, "faster": 2.0, "compile": compile}
+    return Form("noise_bias_act", name, fused, plain, tensors, shapes, **options)
+
+
+def _convolution(
+    name: str, fused: Callable, plain: Callable, tensors: Callable, shapes: dict[str, tuple[Shape, ...]], faster: float
+) -> Form:
+    """A convolution in another form than the textbook's. torch.compile would call the textbook's."""
+    return Form(None, name, fused, plain, tensors, shapes, saved=None, faster=faster, compile=False)
 
 
 FORMS = (
-    # A discriminator's layer: bias, leaky ReLU, gain. Backward reads y.
-    Form(
-        operation="noise_bias_act",
-        name="bias",
-        fused=partial(ops.noise_bias_act, gain=SQRT2),
-        textbook=partial(textbook.noise_bias_act, gain=SQRT2),
-        tensors=_bias,
-        shapes=DISCRIMINATOR,
-        saved="y",
-        bare_loop=True,
-    ),
-    # A generator's layer whose convolution demodulates: noise as well. Backward reads y.
-    Form(
-        operation="noise_bias_act",
-        name="noise",
-        fused=partial(ops.noise_bias_act, gain=SQRT2),
-        textbook=partial(textbook.noise_bias_act, gain=SQRT2),
-        tensors=_noise,
-        shapes=SYNTHESIS,
-        fixed=("noise",),
-        saved="y",
-        bare_loop=True,
-    ),
-    # A generator's layer: demodulation, noise, bias, leaky ReLU, gain, next style. Backward reads x.
-    Form(
-        operation="noise_bias_act",
-        name="synthesis",
-        fused=partial(ops.noise_bias_act, gain=SQRT2),
-        textbook=partial(textbook.noise_bias_act, gain=SQRT2),
-        tensors=_synthesis,
-        shapes=SYNTHESIS,
-        fixed=("noise",),
-        bare_loop=True,
-    ),
+    # A discriminator's layer: bias, leaky ReLU, gain.
+    _layer_end("bias", _bias, DISCRIMINATOR, saved="y"),
+    # A generator's layer whose convolution demodulates: noise as well.
+    _layer_end("noise", _noise, SYNTHESIS, saved="y", fixed=("noise",)),
+    # A generator's layer: demodulation, noise, bias, leaky ReLU, gain, next style.
+    _layer_end("synthesis", _synthesis, SYNTHESIS, saved="x", fixed=("noise",)),
     # Images in a generator; skip connections of a discriminator; before its strided convolutions.
     _resampling(
         "upsample",
@@ -210,48 +186,11 @@ FORMS = (
         fixed=("taps", "noise"),
     ),
     # Between DCGAN's convolutions. PyTorch's batch norm is itself a fused operation.
-    Form(
-        operation="batch_norm_act",
-        name="batch_norm_act",
-        fused=ops.batch_norm_act,
-        textbook=textbook.batch_norm_act,
-        tensors=_affine,
-        shapes=BATCH_NORM,
-        faster=1.5,
-    ),
-    Form(
-        operation="instance_norm",
-        name="adain",
-        fused=ops.adain,
-        textbook=textbook.adain,
-        tensors=_style,
-        shapes=SYNTHESIS,
-    ),
-    Form(
-        operation="instance_norm",
-        name="style_epilogue",
-        fused=ops.style_epilogue,
-        textbook=textbook.style_epilogue,
-        tensors=_style_epilogue,
-        shapes=SYNTHESIS,
-        fixed=("noise",),
-    ),
-    Form(
-        operation="pixel_norm",
-        name="pixel_norm",
-        fused=ops.pixel_norm,
-        textbook=textbook.pixel_norm,
-        tensors=_nothing,
-        shapes={"cpu": CPU, "cuda": PGGAN},
-    ),
-    Form(
-        operation="minibatch_stddev",
-        name="minibatch_stddev",
-        fused=ops.minibatch_stddev,
-        textbook=textbook.minibatch_stddev,
-        tensors=_nothing,
-        shapes={"cpu": ((32, 512, 4, 4), (64, 128, 16, 16)), "cuda": ((32, 512, 4, 4),)},
-    ),
+    _own("batch_norm_act", _affine, BATCH_NORM, faster=1.5),
+    _own("adain", _style, SYNTHESIS, operation="instance_norm"),
+    _own("style_epilogue", _style_epilogue, SYNTHESIS, operation="instance_norm", fixed=("noise",)),
+    _own("pixel_norm", _nothing, {"cpu": CPU, "cuda": PGGAN}),
+    _own("minibatch_stddev", _nothing, {"cpu": ((32, 512, 4, 4), (64, 128, 16, 16)), "cuda": ((32, 512, 4, 4),)}),
     # Gradient penalties: points between images, and norms of gradients.
     Form(
         operation="lerp_samples",
@@ -263,65 +202,30 @@ FORMS = (
         fixed=("t",),
         saved="",
     ),
-    Form(
-        operation="squared_norm",
-        name="squared_norm",
-        fused=ops.squared_norm,
-        textbook=textbook.squared_norm,
-        tensors=_nothing,
-        shapes=IMAGES,
-    ),
+    _own("squared_norm", _nothing, IMAGES),
     _modulated_form("modulated_conv2d", _modulated, CONVOLUTIONS),
     _modulated_form("modulated_conv2d_post", _modulated_for_next, CONVOLUTIONS),
     # On a CPU, torch.compile needs minutes for the backward of a grouped transposed convolution.
     _modulated_form("modulated_conv2d_up", partial(_modulated, up=2), UP_CONVOLUTIONS, compile=False, up=2),
     _modulated_form("modulated_conv2d_down", partial(_modulated, down=2), CONVOLUTIONS, down=2),
-    Form(
-        operation=None,
-        name="upsample_conv2d",
-        fused=ops.upsample_conv2d,
-        textbook=textbook.upsample_conv2d,
-        tensors=_weight,
-        shapes={"cpu": ((16, 128, 32, 32),), "cuda": ((32, 512, 16, 16), (32, 256, 32, 32), (128, 256, 8, 8))},
-        saved=None,
-        faster=1.8,
-        compile=False,  # would call the same convolution
+    _convolution(
+        "upsample_conv2d", ops.upsample_conv2d, textbook.upsample_conv2d, _weight,
+        {"cpu": ((16, 128, 32, 32),), "cuda": ((32, 512, 16, 16), (32, 256, 32, 32), (128, 256, 8, 8))}, faster=1.8,
     ),
-    Form(
-        operation=None,
-        name="conv_downsample2d",
-        fused=ops.conv_downsample2d,
-        textbook=textbook.conv_downsample2d,
-        tensors=_weight,
-        shapes={"cpu": ((16, 128, 64, 64),), "cuda": (PGGAN[1], (32, 512, 32, 32), *DCGAN)},
-        saved=None,
-        faster=1.8,
-        compile=False,
+    _convolution(
+        "conv_downsample2d", ops.conv_downsample2d, textbook.conv_downsample2d, _weight,
+        {"cpu": ((16, 128, 64, 64),), "cuda": (PGGAN[1], (32, 512, 32, 32), *DCGAN)}, faster=1.8,
     ),
     # A generator's last convolution and a discriminator's first; on a GPU they are the library's.
-    Form(
-        operation=None,
-        name="conv2d_to_one_channel",
-        fused=_conv2d,
-        textbook=textbook.conv2d,
-        tensors=_weight_to_one,
-        shapes={"cpu": ((64, 64, 32, 32), (16, 128, 64, 64)), "cuda": ()},
-        saved=None,
-        faster=1.5,
-        compile=False,
+    _convolution(
+        "conv2d_to_one_channel", _conv2d, textbook.conv2d, _weight_to_one,
+        {"cpu": ((64, 64, 32, 32), (16, 128, 64, 64)), "cuda": ()}, faster=1.5,
     ),
-    Form(
-        operation=None,
-        name="conv2d_from_few_channels",
-        fused=partial(_conv2d, stride=2),
-        textbook=partial(textbook.conv2d, stride=2),
-        tensors=_weight_from_few,
-        shapes={"cpu": ((64, 1, 32, 32), (16, 3, 64, 64)), "cuda": ()},
-        saved=None,
-        faster=1.0,
-        compile=False,
+    _convolution(
+        "conv2d_from_few_channels", partial(_conv2d, stride=2), partial(textbook.conv2d, stride=2), _weight_from_few,
+        {"cpu": ((64, 1, 32, 32), (16, 3, 64, 64)), "cuda": ()}, faster=1.0,
     ),
-)
+)  # fmt: skip
 
 # A case of each of the twelve forms that cost a StyleGAN or StyleGAN2 step most: form, and which of its shapes.
 KEY = {

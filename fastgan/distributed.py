@@ -98,7 +98,7 @@ class Ranks:
                     tensor.copy_(received)
 
     def leave(self) -> None:
-        """Wait for all processes to call this, then destroy the process group: none waits for another any more."""
+        """Wait for all processes to call this, so that no collective is pending, then destroy the process group."""
         if self.world_size > 1 and dist.is_initialized():
             if self._pending_max is not None:
                 self._pending_max[0].wait()
@@ -121,7 +121,7 @@ def connected(device: str, remedy: str) -> Iterator[Ranks]:
 
     Args:
         device: value of `--device`; "cpu" if only tensors on the CPU are exchanged.
-        remedy: last part of the message of the UserError that is raised if another process dies within the block.
+        remedy: remedy shown if another process dies within the block: the last part of the UserError's message.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1:

@@ -17,7 +17,7 @@ from fastgan.ops.arithmetic import to_arithmetic, update_average
 
 
 class Objective(NamedTuple):
-    """What generator and discriminator minimize, as functions of logits [N] that return a scalar."""
+    """Losses that generator and discriminator minimize: functions of logits [N] that return a scalar."""
 
     generator: Callable[[Tensor], Tensor]  # (fake logits)
     discriminator_real: Callable[[Tensor], Tensor]  # (real logits)

@@ -1,9 +1,9 @@
-"""What all tests share."""
+"""Fixtures and hooks of all tests."""
 
 import os
 
-# Of workers beside each other (pytest -n), and of the processes that they start, each has its share of the processors:
-# more threads than these would wait for each other. What depends on the number of threads sets it.
+# Workers (pytest -n) share the CPUs: more threads would wait for each other. Processes that tests start inherit this.
+# Tests that depend on the number of threads set it.
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
@@ -70,7 +70,7 @@ def _group_backends(items):
 
 @pytest.fixture(scope="module")
 def one_thread():
-    """For networks that are so small that threads would do nothing but wait for each other."""
+    """One thread: small networks lose time with more."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -51,7 +51,7 @@ def test_relativistic_logits_of_different_shapes_are_refused():
 
 
 def test_path_length_is_the_norm_of_the_jacobian_transposed():
-    """For a linear map from w to the image, all lengths follow from the noise."""
+    """The map from w to the image is linear: all lengths follow from the noise."""
     torch.manual_seed(0)
     scale = torch.tensor(3.0, requires_grad=True)
     ws = torch.randn(4, 2, 64, dtype=torch.float64, requires_grad=True)

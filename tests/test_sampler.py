@@ -208,7 +208,7 @@ def test_captures_are_few_and_draw_the_same_images(sampler):
 
 @pytest.mark.slow
 def test_the_network_compiles_as_one_graph(monkeypatch, sampler, plain):
-    """For changing batch sizes and psi."""
+    """Batch sizes and psi change."""
     monkeypatch.setattr(module, "compiler", lambda *_: partial(torch.compile, dynamic=False, backend="eager"))
     torch.compiler.reset()
     precision = Precision(torch.float32, CPU, "")

@@ -48,7 +48,7 @@ def examine() -> dict:
         "operations": {
             operation: {device: _choice(operation, device) for device in devices} for operation in OPERATIONS
         },
-        "beside_library": {name: each.why_not(torch.device("cpu")) for name, each in backends.REPLACEMENTS.items()},
+        "replaces_torch": {name: each.why_not(torch.device("cpu")) for name, each in backends.REPLACEMENTS.items()},
     }
 
 
@@ -147,7 +147,7 @@ def describe(found: dict) -> str:
             tensors = f"{'CPU' if device == 'cpu' else gpu_name} tensors"
             rows.append((f"  {tensors}", choice["in_use"] or "none: every use is an error"))
             rows += [("", f"not {backend}: {reason}") for backend, reason in choice["not"].items()]
-    for part, why_library in found["beside_library"].items():
+    for part, why_library in found["replaces_torch"].items():
         rows += [(part, ""), ("  CPU tensors", "torch" if why_library else "cpp, where it is faster than torch")]
         rows += [("", f"not cpp: {why_library}")] if why_library else []
     if found["forced"]:

@@ -25,7 +25,7 @@ class Replaced(NamedTuple):
 
 
 class Patched:
-    """What was replaced and what was left. As a context manager it undoes the patch at the end of the block.
+    """Report of a patch: replaced and unchanged modules. As a context manager it undoes the patch at the end.
 
     Attributes:
         replaced: replaced layers or functions by name ("" is the model itself).

@@ -131,8 +131,8 @@ class RegularizationOptions:
     final_gamma: float | Auto = "auto"
     """Fraction of both weights at the end, annealed on a cosine. auto: 0.1 for r3gan, else 1."""
     r1_interval: int | Auto = "auto"
-    """Lazy regularisation: apply R1 and R2 every so many steps, that much stronger. auto: 8 for stylegan and
-    stylegan2 below 128 pixels, 16 for stylegan2 from there on, else 1."""
+    """Lazy regularisation: apply R1 and R2 every N steps, multiplied by N. auto: 8 for stylegan and stylegan2
+    below 128 pixels, 16 for stylegan2 from there on, else 1."""
     gp_lambda: float | Auto = "auto"
     """Weight of the gradient penalty of WGAN-GP, between real and generated images. auto: 10 for --loss wgan-gp."""
     drift: float | Auto = "auto"
@@ -143,7 +143,7 @@ class RegularizationOptions:
     path_length: float | Auto = "auto"
     """Weight of the path length penalty, for stylegan2. auto: 2 from 128 pixels on."""
     path_interval: int | Auto = "auto"
-    """Apply the path length penalty every so many generator updates, that much stronger. auto: 4."""
+    """Apply the path length penalty every N generator updates, multiplied by N. auto: 4."""
     augment: Literal["none", "ada", "fixed", "ramp"] | Auto = "auto"
     """Augment the images that the discriminator sees, against overfitting on small data: flips, shifts, rotations,
     colours. ada: probability adapted to overfitting. fixed: probability --augment-p. ramp: from 0 to --augment-p on a

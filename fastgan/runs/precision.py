@@ -1,4 +1,4 @@
-"""Where and how networks compute: device, dtype under `--amp`, and torch.compile."""
+"""Device, dtype under `--amp`, and torch.compile of networks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a command line to the configuration a training runs with: parsing, replacing "auto", and checking.
+"""Configuration of a training from its command line: parsing, replacing "auto", and checking.
 
 Imports no torch: `--help` is quick.
 """

@@ -21,7 +21,7 @@ _LR_FACTOR_FROM_512 = 3.0
 
 
 class Stage(NamedTuple):
-    """What is trained at a point of the schedule."""
+    """Sizes and rates at a point of the schedule."""
 
     resolution: int
     alpha: float  # weight of the newest level: below 1 while it is faded in

@@ -32,7 +32,7 @@ class StepRandomness:
         self._set_seed()
 
     def end_shared(self) -> None:
-        """What is drawn for the whole batch has been drawn. Micro-batch 0 goes on from here."""
+        """Marks the end of the draws for the whole batch; micro-batch 0 continues from this RNG state."""
         self._after_shared = self.state()
 
     def begin_micro_batch(self, number: int) -> None:

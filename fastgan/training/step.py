@@ -209,7 +209,7 @@ class Step:
         numbers.set("ema", 1 - decay)
 
     def _annealed(self, first: float, last: float) -> float:
-        """From `first` to `last` over the training, on half a cosine."""
+        """Value on half a cosine from `first` to `last` over the training."""
         done = min(1.0, self.state.images / self.options.images)
         return last + (first - last) * (1 + math.cos(math.pi * done)) / 2
 

@@ -169,14 +169,14 @@ class Page:
                 1, label="Second seed", precision=0, minimum=0, maximum=LARGEST_SEED, elem_id="second"
             )
         with gr.Column() as self.of_images:
-            self.noise, self.beside = gr.State([]), gr.State(SEEDS)
+            self.noise, self.sheet_shows = gr.State([]), gr.State(SEEDS)
             if self.noisy:
                 sides = sorted(set(run.generator.noise_resolutions))
                 self.noise = gr.CheckboxGroup(
                     _resolution_choices(sides), value=sides, label="Noise in layers", elem_id="noise"
                 )
             if run.classes:
-                self.beside = gr.Radio([SEEDS, CLASSES], value=SEEDS, label="Also show", elem_id="beside")
+                self.sheet_shows = gr.Radio([SEEDS, CLASSES], value=SEEDS, label="Also show", elem_id="sheet-shows")
         with gr.Column(visible=False) as self.of_mixing:
             self.layers = gr.State([])
             if self.mixes:
@@ -233,7 +233,7 @@ class Page:
             large[MIXING] = self.draw_mixed, [*two, self.layers], self.mixed
         large[INTERPOLATION] = self.draw_between, [*two, self.space, self.position, self.animate], self.between
         small = {
-            IMAGES: (self.draw_sheet, [*common, self.beside], self.sheet),
+            IMAGES: (self.draw_sheet, [*common, self.sheet_shows], self.sheet),
             INTERPOLATION: (self.draw_row, [*two, self.space], self.row),
         }
         # Gradio 6 repeats an event for all its listeners if one of them was busy: two listeners of one control would
@@ -245,7 +245,7 @@ class Page:
         gr.on(changes, *self._drawing(large), **QUIETLY).then(*self._drawing(small), **QUIETLY)
 
         self._on(self.random.click, lambda: random.randrange(10_000), None, self.seed)
-        self._on(self.sheet.select, self._choose, self.beside, [self.seed, self.label])
+        self._on(self.sheet.select, self._choose, self.sheet_shows, [self.seed, self.label])
         self._on(self.row.select, _chosen_position, None, [self.position, self.animate])
         self._on(self.position.input, lambda: False, None, self.animate)
 
@@ -295,9 +295,9 @@ class Page:
         image = to_uint8(studies.samples(generator, [seed], **options)[0, 0])
         return rendering.figure(image, self._caption(f"seed {seed}", label, psi), f"seed{seed:04d}.png")
 
-    def draw_sheet(self, seed: int, label: int | None, psi: float, beside: str) -> str:
+    def draw_sheet(self, seed: int, label: int | None, psi: float, shows: str) -> str:
         generator = self.run.generator
-        if beside == CLASSES:
+        if shows == CLASSES:
             labels = range(min(len(self.run.classes), MAX_CLASSES))
             images = studies.classes(generator, [seed], labels, truncation=psi)[:, 0]
             return rendering.sheet(to_uint8(images), [self.run.classes[number] for number in labels], labels)
@@ -305,9 +305,9 @@ class Page:
         images = studies.samples(generator, seeds, label=label, truncation=psi)[0]
         return rendering.sheet(to_uint8(images), [f"seed {number}" for number in seeds], seeds)
 
-    def _choose(self, beside: str, event: gr.EventData):
+    def _choose(self, shows: str, event: gr.EventData):
         """Seed and class of a clicked image of the sheet."""
-        return (gr.skip(), event.choice) if beside == CLASSES else (event.choice, gr.skip())
+        return (gr.skip(), event.choice) if shows == CLASSES else (event.choice, gr.skip())
 
     def draw_mixed(self, seed: int, label: int | None, psi: float, second: int, sides: list[int]) -> str:
         generator, options = self.run.generator, {"label": label, "truncation": psi}

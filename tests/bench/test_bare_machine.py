@@ -1,4 +1,4 @@
-"""A GPU machine without a network has neither tyro nor most other packages: what matters runs there all the same."""
+"""Tests and benchmarks on a machine with torch and pytest only, such as a GPU machine without a network."""
 
 import re
 import subprocess

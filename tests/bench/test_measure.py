@@ -1,4 +1,4 @@
-"""What timings begin from."""
+"""Conditions under which a timing starts."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode

@@ -134,7 +134,7 @@ sys.exit()
 
 
 def test_two_processes_equal_one(run, folder, of_pixels, tmp_path, monkeypatch):
-    """To the last digit, though each draws and evaluates its own images; and again with cached real features."""
+    """Results are equal to the last digit, without and with cached real features. Each process draws its own images."""
     options = ["--checkpoint", str(run), "--samples", "150", "--metrics", "kid,fd,pr"]
     alone = tmp_path / "alone.json"
     monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path / "one"))

@@ -100,7 +100,7 @@ def test_the_largest_seed(folder, run, tmp_path):
 
 @pytest.fixture
 def studied(run, monkeypatch):
-    """Draw a study of a run, or of `generator` in its place; what comes back is the sections of its picture."""
+    """Function that draws a study of a run, or of `generator`, and returns the sections of its picture."""
 
     def draw(argv, out, generator=None):
         drawn = []

@@ -84,7 +84,7 @@ print("same images:", *names)
 
 @pytest.mark.slow
 def test_pt2_files_draw_every_architecture_without_fastgan(traced, tmp_path):
-    """For any number of samples, and without paths of this machine in the file."""
+    """Files draw any number of samples, and contain no paths of this machine."""
     for arch in models.ARCHITECTURES:
         sampler, program = traced(arch)
         content = to_torch(program, metadata(sampler, "const", "float"))
@@ -124,7 +124,7 @@ def test_noise_is_const_or_none(runs):
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["dcgan", "stylegan2"])
 def test_onnx_files_draw_the_images_of_pytorch(traced, arch):
-    """With standard operators only, for any number of samples."""
+    """Files have standard operators only, and draw any number of samples."""
     import onnx
 
     sampler, program = traced(arch)

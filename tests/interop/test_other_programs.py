@@ -54,7 +54,7 @@ FORMS = {
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """For each form: a file of the official code, and the file that fastgan writes after reading it."""
+    """Two files for each form: one of the official code, and the one that fastgan writes after reading it."""
     folder, found = tmp_path_factory.mktemp("written"), {}
     for name, sizes in FORMS.items():
         content = snapshot(sizes)
@@ -148,10 +148,10 @@ def test_names_shapes_and_options_are_the_official_ones(form):
 
 
 def official_repository(nested):
-    """Stand-ins of the modules that the source in a file is run beside: the loader, and classes of networks.
+    """Stand-ins of the official modules that a file's source imports: the loader and the classes of networks.
 
-    The loader is as described: it runs the source as a module, makes an object of the named class without calling its
-    constructor, and hands it the state. Networks are trees of modules with the tensors of `tests.support.official`.
+    The loader runs the source as a module, makes an object of the named class without calling its constructor, and sets
+    its state. Networks are trees of modules with the tensors of `tests.support.official`.
     """
     persistence, names = types.ModuleType("torch_utils.persistence"), "networks" if nested else "networks_stylegan2"
 

@@ -242,7 +242,7 @@ def test_import_is_quick():
 
 
 def test_doctor_reports_every_operation():
-    """As text, and as the dictionary behind it, which --json prints."""
+    """Text, and the dictionary that --json prints."""
     from fastgan.cli import doctor
     from fastgan.ops.fused import OPERATIONS
 
@@ -253,6 +253,6 @@ def test_doctor_reports_every_operation():
     text = doctor.describe(found)
     assert all(operation in text for operation in OPERATIONS)
     for reason in (None, "a reason"):
-        text = doctor.describe({**found, "beside_library": {"few_channels": reason}})
+        text = doctor.describe({**found, "replaces_torch": {"few_channels": reason}})
         assert "few_channels" in text and ("not cpp: a reason" in text) == bool(reason)
     assert max(map(len, text.splitlines())) <= 120

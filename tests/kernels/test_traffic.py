@@ -106,7 +106,7 @@ def exception_for(row: str, figure: str, dtype: str) -> float | None:
 
 
 def complaint(figure: str, value: float, exception: float | None) -> str | None:
-    """What is wrong with the value of a figure, or None."""
+    """Message if a figure is beyond its limit, else None."""
     better, worse = (1, -1) if BEST[figure] is max else (-1, 1)
     if exception is None:
         if (value - LIMITS[figure]) * worse > 0:

@@ -85,7 +85,7 @@ def test_kernel_distance_is_the_mean_and_deviation_over_subsets():
 
 
 def test_squared_mmd_is_unbiased_for_a_handful_of_samples():
-    """For x uniform on {0, 1} and y on {0, 2} the exact expectations have a few terms."""
+    """The exact expectations have a few terms: x is uniform on {0, 1}, y on {0, 2}."""
     kernel = lambda a, b: (a * b + 1) ** 3
     expect = lambda a, b: np.mean([kernel(i, j) for i in a for j in b])
     exact = expect((0, 1), (0, 1)) + expect((0, 2), (0, 2)) - 2 * expect((0, 1), (0, 2))

@@ -1,7 +1,7 @@
-"""StyleGAN2's networks beside a plain rendition of them in fp64, and beside the sizes that were published.
+"""StyleGAN2's networks against a plain fp64 implementation and the published sizes.
 
-The rendition makes modulated weights for every sample, as equations 1 and 3 of Karras et al. 2020 (arXiv 1912.04958)
-have it, and resamples with the full 4x4 filter; ours scale activations, fuse passes and share one convolution.
+The plain implementation modulates the weights of every sample (equations 1 and 3 of Karras et al. 2020, arXiv
+1912.04958) and resamples with the full 4x4 filter. fastgan scales activations, fuses passes and shares one convolution.
 """
 
 import math
@@ -212,7 +212,7 @@ def discriminator_of(image, label, of):
     return (x * direction).sum(1) / math.sqrt(x.shape[1])
 
 
-# --------------------------------------------------------------------------------------- ours beside the rendition
+# ----------------------------------------------------------------------- fastgan against the plain implementation
 
 
 def networks(classes: int = 0, loud: float = 1.0):

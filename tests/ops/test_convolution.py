@@ -128,7 +128,7 @@ def test_image_gradients_alone_compute_no_weight_gradients(pair, create_graph):
 
 
 def test_all_requested_gradients_are_computed(pair):
-    """For leaves and non-leaves, by backward and by autograd.grad."""
+    """Leaves and non-leaves, by backward and by autograd.grad."""
     found = []
     for function in pair:
         for inputs in (None, ["x"], ["weight"], ["x", "weight"]):
@@ -149,7 +149,7 @@ def test_all_requested_gradients_are_computed(pair):
 
 
 def test_penalties_in_one_thread_do_not_suppress_gradients_in_another():
-    """Of eight threads, four compute penalties and four need weight gradients for a second derivative."""
+    """Four threads compute penalties while four others need weight gradients for a second derivative."""
     start = threading.Barrier(8)
 
     def run(number: int) -> bool:

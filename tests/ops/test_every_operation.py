@@ -185,7 +185,7 @@ def kind(gradient: Tensor | None) -> str:
 
 
 def kinds_of_derivatives(use: Use, function: Callable[..., Tensor]) -> list[list[str]]:
-    """Which derivatives are None or zero: the first, the second of each first one, the second of their sum."""
+    """None, zeros or numbers: first derivatives, second ones of each first one, second ones of their sum."""
     tensors = {name: t.detach().double() for name, t in use.tensors().items()}
     tensors = {name: t.requires_grad_(name not in use.fixed) for name, t in tensors.items()}
     variables = [t for t in tensors.values() if t.requires_grad]

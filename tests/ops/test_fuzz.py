@@ -37,7 +37,7 @@ def wrong_tensors(draw, like):
 @given(data=st.data())
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_an_operation_refuses_what_it_cannot_do(name, data):
-    """And never reads memory that is not its own: what it takes, it also differentiates."""
+    """Arguments that are accepted are differentiated too, to detect accesses outside of tensors."""
     use = OPERATIONS[name]
     tensors = {key: t.detach() for key, t in use.tensors().items()}
     for key in data.draw(st.lists(st.sampled_from(sorted(tensors)), min_size=1, max_size=2, unique=True)):

@@ -110,7 +110,7 @@ def test_flags_may_be_bytes_and_arguments_may_be_strided(backend):
 
 @pytest.mark.parametrize("offset", [1, 2, 4, 8])
 def test_pixels_need_not_be_aligned(backend, offset):
-    """As in a slice of a data set, or a memory-mapped file with a header."""
+    """Slices of a data set, or a memory-mapped file with a header, start at any byte."""
     shape = (SET, 8, 16, 1)
     whole = torch.arange(SET * 128 + offset, device=backends.device(backend)).to(torch.uint8)
     pixels, (_, index, mirrored) = whole[offset:].view(shape), make(Case(shape[1:]), backends.device(backend))

@@ -338,7 +338,7 @@ def test_cotangents_need_not_be_dense(backend, parts):
 
 @backends.one_instruction_set
 def test_unneeded_gradients_are_not_computed(backend, monkeypatch):
-    """With a frozen input, the style still learns, and no gradient of the activations is written."""
+    """If the input is frozen, the style has gradients and no grad_input is allocated."""
     from fastgan.ops.instance_norm import InstanceNorm
 
     made, allocate = [], InstanceNorm.allocate_grads

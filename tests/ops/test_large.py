@@ -285,7 +285,7 @@ def instance_norm(run: Run, n: int, pixels: bool) -> None:
 
 
 def batch_norm_act(run: Run, n: int, pixels: bool) -> None:
-    """As `instance_norm` above."""
+    """Everything depends on sums, see `instance_norm`."""
     count = run.count()
     of_x, of_dy = numbers(7, -3), numbers(11, -4)
     x, dy = run.repeated(of_x, count), run.repeated(of_dy, count)
@@ -580,6 +580,6 @@ def test_kernels_count_in_64_bits(backend):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", {name.split(",")[0]: name for name in CASES}.values())  # one of each operation
 def test_the_cases_hold_below_2_to_31_elements(name):
-    """With a few chunks in ordinary memory, as on a GPU, on the C++ kernels."""
+    """A few chunks in ordinary memory, on the C++ kernels."""
     with backends.forced("cpp"):
         CASES[name](Run("cpp", mapped=False, large=False))

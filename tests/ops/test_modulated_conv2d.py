@@ -175,7 +175,7 @@ def test_fp16_intermediates_do_not_overflow_if_the_gradients_do_not(up, down, de
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("demodulate", [False, True])
 def test_in_fp16_the_convolutions_output_is_no_larger_than_the_result(demodulate, scaled, monkeypatch):
-    """For weights and styles of any size. So nothing overflows unless the result does."""
+    """Nothing overflows unless the result does, for weights and styles of any size."""
     made = []
     convolve = modulated.conv2d
     monkeypatch.setattr(modulated, "conv2d", lambda *args, **named: made.append(convolve(*args, **named)) or made[-1])

@@ -89,7 +89,7 @@ def isa():
 
 @pytest.mark.slow
 def test_cpu_kernels_access_only_their_own_memory(isa):
-    """For arguments of any strides."""
+    """Arguments have any strides."""
     command = chosen({"test_layouts.py": "strides"}, f"cpp-{isa}")
     environment = {**os.environ, "FASTGAN_TEST_SANITIZER": "address", "OMP_NUM_THREADS": "1"}
     done = emulation.run_under_address_sanitizer(command, env=environment, cwd=TESTS.parents[1])

@@ -42,12 +42,12 @@ class Case:
         return tuple(t.clone().requires_grad_() for t in self.at)
 
     def gradients(self, of=None, at: tuple[Tensor, ...] | None = None, cotangent: Tensor | None = None):
-        """By reverse mode on the kernels."""
+        """Gradients by reverse mode on the kernels."""
         leaves = tuple(t.detach().clone().requires_grad_() for t in at or self.at)
         return torch.autograd.grad((of or self.loss)(*leaves), leaves, cotangent)
 
     def tangent(self, directions: tuple[Tensor, ...]) -> Tensor:
-        """Of the result: reverse mode twice, on the kernels."""
+        """Tangent of the result: reverse mode twice, on the kernels."""
         leaves = self.leaves()
         y = self(*leaves)
         cotangent = torch.zeros_like(y, requires_grad=True)
@@ -87,7 +87,7 @@ def test_jvp(case):
 
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_dual_tensors(case, requires_grad):
-    """With a tangent on each tensor in turn."""
+    """One tensor after another has a tangent."""
     directions = case.like(case.at)
     for i, direction in enumerate(directions):
         only = tuple(d if d is direction else torch.zeros_like(d) for d in directions)
@@ -160,7 +160,7 @@ def test_vmap(use, channels_last):
 
 @pytest.mark.parametrize("create_graph", [False, True])
 def test_batches_of_cotangents_in_the_backward_pass_of_kernels(case, create_graph):
-    """As `torch.autograd.functional.jacobian(vectorize=True)` does."""
+    """`is_grads_batched`, which `torch.autograd.functional.jacobian(vectorize=True)` uses."""
     y = case(*(leaves := case.leaves()))
     (cotangents,) = case.like((y,), 2)
     got = torch.autograd.grad(y, leaves, cotangents, is_grads_batched=True, create_graph=create_graph)

@@ -76,7 +76,7 @@ def test_it_is_as_accurate_as_the_librarys(case, dtype, launcher, unwritten_is_n
 
 @dtypes
 def test_the_larger_image_may_have_columns_that_no_tap_reads(dtype, launcher):
-    """With stride 2 and 3 taps, the last column of an image of even width is not read."""
+    """Stride 2 and 3 taps do not read the last column of an image of even width."""
     torch.manual_seed(0)
     small = torch.randn(2, 8, 4, 4).to(dtype, memory_format=NHWC)
     large = torch.randn(2, 16, 10, 10).to(dtype, memory_format=NHWC)

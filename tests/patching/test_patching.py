@@ -233,7 +233,7 @@ def test_batch_norm_updates_its_running_statistics(training):
 
 
 def test_convolutions_with_activations_are_left_on_a_cpu():
-    """Of a sequence with batch norms, what gains is replaced, and the rest told."""
+    """In a sequence with batch norms, pairs that gain are replaced; the report names the others."""
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LeakyReLU(0.2, inplace=True))
     patched = fastgan.patch(model)
     assert not patched.replaced and "nothing is gained on a CPU" in patched.left[""]
@@ -395,7 +395,7 @@ def test_undo_leaves_later_changes():
     assert fastgan.patch(layer).left[""].endswith("patched already")
 
 
-# ---- what is refused, and that it is told ---------------------------------------------------------------------------
+# ---- layers that are refused, and the reported reasons --------------------------------------------------------------
 
 
 class OtherSlope(foreign.FusedLeakyReLU):
@@ -524,7 +524,7 @@ def test_buffer_values_are_checked_for_every_layer():
 
 
 class OwnReduce(foreign.FullyConnectedLayer):
-    """As the official layers do: what is pickled is the original."""
+    """Pickles the original layer, like the official layers."""
 
     def __reduce__(self):
         return OwnReduce._made, (self.weight.shape, vars(self))

@@ -179,7 +179,7 @@ def test_the_same_data_in_another_folder_can_be_resumed_with(folder, unbroken, t
     assert_same_checkpoint(half, unbroken)
 
 
-# Where a process stops and waits to be killed, as code for it. Saves are counted from the first, made before any step.
+# Code for a process that stops at a given place and waits to be killed. Save 0 is made before the first step.
 HANG = """
 import os, sys, time, builtins
 from fastgan import files

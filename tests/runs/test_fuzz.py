@@ -123,7 +123,7 @@ def header(saved):
 
 
 def test_an_edited_header_is_read_or_refused_in_one_line_that_names_the_field(saved, header, one_thread):
-    """Every thirteenth of all fields with all odd values: each field has other ones than its neighbours."""
+    """Every 13th pair of a field and an odd value, so that neighbouring fields get different values."""
     (_, path), (header, write) = saved, header
     read, number = 0, 0
     for number, (place, value) in enumerate(itertools.product(fields_of(header), ODD)):

@@ -19,7 +19,7 @@ def watch(images=1_000, labels="auto", **training):
 
 
 def lines(shares):
-    """Of a log, 2,000 images of 40 steps each, in which samples are so many times as far apart as real images."""
+    """Log lines, one per 2,000 images (40 steps), with the given ratios of sample distance to real distance."""
     return [
         {"step": 40 * number, "images": 2_000 * number, "distance_fake": share / 2, "distance_real": 0.5}
         for number, share in enumerate(shares, 1)

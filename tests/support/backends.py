@@ -19,7 +19,7 @@ from fastgan.ops import use_backend
 from fastgan_kernels import extension
 from tests.emulation import build as emulation
 
-# UBSan costs no time to speak of; for "address", which is another matter, see test_tables_elsewhere.py.
+# UBSan is cheap. For "address" see test_tables_elsewhere.py.
 SANITIZER = os.environ.get("FASTGAN_TEST_SANITIZER", "undefined")
 NAMES = ("torch", "cpp-baseline", "cpp-avx2", "cpp-avx512", "emulated", "triton", "cuda")
 
@@ -94,7 +94,7 @@ def why_not(name: str) -> str | None:
     return reason
 
 
-# Set, it makes tests of all backends be collected, though they cannot run: to see without a GPU what would run on one.
+# If set, tests of all backends are collected (not run), to list what a GPU would run.
 _EVERY_BACKEND = "FASTGAN_TEST_EVERY_BACKEND" in os.environ
 AVAILABLE = tuple(name for name in NAMES if _EVERY_BACKEND or why_not(name) is None)
 KERNELS = AVAILABLE[1:]  # without plain PyTorch

@@ -1,7 +1,7 @@
 """Files as stylegan2-ada-pytorch and stylegan3 write them, and their networks in plain PyTorch.
 
-Nothing here is of fastgan or of the official code: a file is made of tables of names and shapes, and an image of
-`F.conv2d` and the like, tensor by tensor under its official name.
+Uses neither fastgan nor the official code: files are built from tables of names and shapes, images from `F.conv2d` and
+the like, tensor by tensor under its official name.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ SOURCE = "import pathlib\npathlib.Path(__file__).with_name('executed').touch()\n
 
 
 def _function_of(module: types.ModuleType, name: str):
-    """What a pickle refers to as module.name, and nothing that can be called."""
+    """Function that a pickle refers to as module.name. It must not be called."""
     function = types.FunctionType((lambda meta: None).__code__, {}, name)
     function.__module__, function.__qualname__ = module.__name__, name
     setattr(module, name, function)
@@ -68,13 +68,13 @@ class Saved:
         return own
 
     def freeze(self) -> None:
-        """As freezing a layer does it: its weights are no parameters any more."""
+        """Freeze the layer as the official code does: parameters become buffers."""
         self.buffers |= self.parameters
         self.parameters = {}
 
 
 def write(path: Path, content: Any, protocol: int = 4) -> Path:
-    """Pickle it with the official modules in place, which are gone again afterwards."""
+    """Pickle `content` while stand-ins of the official modules are in `sys.modules`."""
     names = {"torch_utils": types.ModuleType("torch_utils"), "dnnlib": types.ModuleType("dnnlib")}
     names |= {"torch_utils.persistence": _persistence, "dnnlib.util": _util}
     sys.modules.update(names)
@@ -88,7 +88,7 @@ def write(path: Path, content: Any, protocol: int = 4) -> Path:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What determines both networks, by the official names."""
+    """Sizes of both networks, by their official names."""
 
     img_resolution: int = 32
     img_channels: int = 3
@@ -138,7 +138,7 @@ class Sizes:
 
     @property
     def kept(self) -> Tensor:
-        """As modules keep it that resample: long ones in one dimension."""
+        """Filter as resampling modules store it: 1D from 8 taps on, else 2D."""
         f = torch.tensor(self.resample_filter, dtype=torch.float32)
         return f / f.sum() if f.dim() == 1 and len(f) >= 8 else self.filter
 
@@ -251,7 +251,7 @@ def discriminator(s: Sizes, **more: Any) -> Saved:
 
 
 def snapshot(s: Sizes) -> dict[str, Any]:
-    """What a training of the official code saves."""
+    """Snapshot of a training of the official code."""
     torch.manual_seed(0)
     trained, average = generator(s), generator(s)
     for name, block in average.modules["synthesis"].modules.items():  # the average has the same fixed noise
@@ -286,14 +286,14 @@ def normalised(x: Tensor) -> Tensor:
 
 
 def filtered(x: Tensor, s: Sizes, factor: float = 1.0, up: int = 1, down: int = 1) -> Tensor:
-    """Zeros between the pixels, the filter as a convolution (not a correlation), every so many of its results."""
+    """Upsample with zeros by `up`, convolve (not correlate) with the filter, take every `down`-th pixel."""
     f = s.filter.to(x.dtype).mul(factor).flip(0, 1)
     x = F.pad(spread(x, up), [side for k in f.shape[::-1] for side in _sides(k, up, down)])  # crops where negative
     return F.conv2d(x, f.expand(x.shape[1], 1, *f.shape), stride=down, groups=x.shape[1])
 
 
 def spread(x: Tensor, up: int) -> Tensor:
-    """With zeros behind each pixel."""
+    """Upsample [N, C, H, W] by `up`: zeros after each pixel, in both directions."""
     n, c, h, w = x.shape
     y = x.new_zeros(n, c, h * up, w * up)
     y[:, :, ::up, ::up] = x
@@ -307,7 +307,7 @@ def _sides(k: int, up: int, down: int, more: int = 0) -> tuple[int, int]:
 
 
 def doubled(x: Tensor, weight: Tensor, s: Sizes) -> Tensor:
-    """As it is defined: zeros between the pixels, the filter, then a convolution by the weight, turned around."""
+    """Upsampling convolution by its definition: zeros between pixels, filter, convolution by the flipped weight."""
     f = s.filter.to(x.dtype).mul(4).flip(0, 1)
     x = F.pad(spread(x, 2), [side for k in f.shape[::-1] for side in _sides(k, 2, 1, weight.shape[2] // 2)])
     x = F.conv2d(x, f.expand(x.shape[1], 1, *f.shape), groups=x.shape[1])

@@ -49,7 +49,7 @@ def train(case: str, ranks: Ranks, batch_gpu: int | None = None):
     model = models.ModelConfig(**vars(config.network), resolution=8, num_classes=CLASSES if labels else 0)
     torch.manual_seed(0)
     state = new_state(model, config, torch.device("cpu"), ranks.world_size)
-    torch.manual_seed(ranks.rank)  # a step must not care
+    torch.manual_seed(ranks.rank)  # steps seed themselves: this must have no effect
     averages = Averages()
     step = Step(state, config, 8, nullcontext, averages, ranks=ranks)
     data, share = torch.Generator().manual_seed(1), BATCH // ranks.world_size
@@ -62,7 +62,7 @@ def train(case: str, ranks: Ranks, batch_gpu: int | None = None):
 
 
 def trained(state) -> dict[str, torch.Tensor]:
-    """Parameters, moments and what is counted; not what layers keep of the samples that they saw."""
+    """Parameters, optimizer moments and counters; no running statistics."""
     found = {f"statistics.{name}": value for name, value in state.statistics.state_dict().items()}
     for name in ("generator", "discriminator", "ema"):
         found |= {f"{name}.{key}": value.detach() for key, value in getattr(state, name).named_parameters()}

@@ -61,7 +61,7 @@ def discriminator(s: Sizes) -> State:
 
 
 def checkpoint(s: Sizes) -> dict:
-    """What a training of that code saves, and the mean of w that its converter adds."""
+    """Checkpoint of that code, and the mean of w that its converter adds."""
     torch.manual_seed(0)
     return {
         "g": generator(s),
@@ -81,7 +81,7 @@ def saved(content: dict, archive: bool = True) -> bytes:
 
 
 def _official(name: str) -> Iterator[str]:
-    """The official name of a tensor, of a generator; nothing for what only one of them has."""
+    """Official name of a generator's tensor; nothing if the official code lacks the tensor."""
     first, _, rest = name.partition(".")
     if first == "style":
         number, _, last = rest.partition(".")
@@ -111,12 +111,12 @@ def _official(name: str) -> Iterator[str]:
 
 
 def _layer(number: int) -> str:
-    """Of all layers with noise, in their order."""
+    """Official prefix of a layer with noise. `number` counts these layers from the input."""
     return f"synthesis.b{4 << (number + 1) // 2}.conv{(number + 1) % 2}" if number else "synthesis.b4.conv1"
 
 
 def official_generator(state: State, mean: Tensor) -> State:
-    """By the official names and shapes, for `tests.support.official.image_of`."""
+    """Generator state under the official names and shapes, for `tests.support.official.image_of`."""
     found = {official: value for name, value in state.items() for official in _official(name)}
     for name, value in found.items():
         if name.endswith("noise_const"):

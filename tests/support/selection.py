@@ -45,6 +45,6 @@ def _parameter(item, name):
 
 
 def _spread(cases: list, count: int) -> list:
-    """So many cases, at equal distances."""
+    """`count` cases at equal distances."""
     count = min(count, len(cases))
     return [cases[i * len(cases) // count] for i in range(count)]

@@ -66,7 +66,7 @@ def untrained(where: Path, arch: str, classes: tuple[str, ...] = (), stage: tupl
 
 
 def log_lines(run: Path) -> list[dict]:
-    """The log, without what the machine has a part in."""
+    """Log lines without speed and memory."""
     of_machine = ("images_per_second", "peak_memory_gib")
     path = run / "log.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -80,7 +80,7 @@ def tensors(run: Path) -> dict[str, np.ndarray]:
 
 
 def assert_same_checkpoint(run: Path, other: Path) -> None:
-    """To the last bit: weights, averages, moments, random number generators."""
+    """Weights, EMA, optimizer moments and RNG states are equal bit for bit."""
     ours, theirs = tensors(run), tensors(other)
     assert ours.keys() == theirs.keys()
     different = [name for name in ours if ours[name].tobytes() != theirs[name].tobytes()]

@@ -82,7 +82,7 @@ class Traffic:
         return [i for launch in self.launches for i in launch.instructions if i.tensor in tensors]
 
     def figures(self) -> dict[str, float]:
-        """The figures that tests/kernels/test_traffic.py holds, without those of memory that is not accessed.
+        """Figures that tests/kernels/test_traffic.py limits. A figure is absent if nothing of its kind is accessed.
 
         sectors: ideal by actual number of sectors of requests to activations; noise: the same for the noise.
         bytes: unique bytes of activations by the minimum.
@@ -290,7 +290,7 @@ def _counted_backend() -> Iterator:
     module = emulation.load(emulation.build_fastgan("traffic"), "_emulated")
 
     def place(call: tuple, workspace: int) -> tuple:
-        """What a launcher needs; it calls this before each launch."""
+        """Device, stream and scratch of a launch. The launcher calls this before each launch."""
         device, stream, scratch = extension.emulated(call, workspace)
         counts.fastgan_traffic_forget_tensors()
         for name, tensor in [*_tensors(call), *([("workspace", scratch)] if workspace else [])]:

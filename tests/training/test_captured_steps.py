@@ -14,10 +14,9 @@ from tests.support.tiny_training import TinyTraining, assert_same
 
 
 class Recorder:
-    """A recorder on the CPU: to replay is to call.
+    """Recorder for the CPU. Capture changes nothing. Replay calls the step.
 
-    While a step is captured, nothing changes; and while it is replayed, a training seems to be where it was then, so
-    that it shows if a step hangs on that.
+    Replay restores the Python state of the capture, so that a dependence of the step on that state shows.
     """
 
     training = None
@@ -160,9 +159,8 @@ def listen(case, **more):
 @pytest.mark.slow
 @every_case
 def test_steps_run_the_same_operations_exactly_if_they_are_of_one_kind(case):
-    """With the same numbers: one that Python hands over would be the same at every replay. And they read nothing for
-    Python, all that would wait for the device; but for what does so on CPUs alone: RMSprop, and one_hot, which checks
-    labels."""
+    """A number passed from Python would be frozen by capture. Steps must not read tensor values, which waits for the
+    device (exceptions on CPUs: RMSprop, and one_hot, which checks labels)."""
     done = listen(case)
     assert len(done) == KINDS[case]
     for kind, calls in done.items():
@@ -317,7 +315,7 @@ class TestOnGpu:
             torch.cuda.set_sync_debug_mode("default")
 
     def test_a_step_that_waits_for_the_device_runs_eagerly(self, exactly, capsys):
-        """With the random numbers of an eager run."""
+        """The random numbers are those of an eager run."""
         found = []
         for choice in ("on", "off"):
             training = TinyTraining("dcgan", cuda_graphs=choice, **ON_GPU)

@@ -72,7 +72,7 @@ def test_all_tensors_of_equal_networks_are_copied(name):
     assert all(torch.equal(value, given[name]) for name, value in after.items())
 
 
-# Of networks for 16x16 and 32x32: what has moved from where to where, and what is fresh.
+# Tensors of networks for 16x16 and their names in networks for 32x32, and tensors that are initialized anew.
 RESOLUTIONS = {
     "stylegan2": (
         {
@@ -142,7 +142,7 @@ def test_layers_are_matched_by_their_resolution(name):
         assert torch.equal(after[old], given[new]), old
 
 
-OTHERS = {  # what the networks have in place of what they had, and what is fresh then
+OTHERS = {  # changed fields of the model, and the tensors that are then initialized anew
     "with classes": (
         "stylegan2", {}, {"num_classes": 3},
         "generator.mapping.embed, generator.mapping.layers.0.weight, "

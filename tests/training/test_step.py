@@ -159,7 +159,7 @@ def test_batches_are_not_joined_where_samples_of_a_batch_depend_on_each_other():
 def test_micro_batches_add_up_to_the_gradients_of_the_batch(
     fp64, monkeypatch, arch, regularization, options, batch_gpu
 ):
-    """For the same images; wgan-gp's interpolation weights, random in each micro-batch, are fixed here."""
+    """Images are the same; wgan-gp's interpolation weights, random in each micro-batch, are fixed here."""
     lerp_samples = terms.lerp_samples
     at = lambda a, b, share: lerp_samples(a, b, torch.full_like(share, 0.3))
     monkeypatch.setattr(terms, "lerp_samples", at)
@@ -265,9 +265,8 @@ def test_a_step_needs_less_memory_than_a_textbook_step():
 
 
 def test_images_drawn_twice_in_a_step_are_the_same():
-    """With a penalty that not every step has, the generator's phase draws them anew: in as many steps, the same
-    gradients as where every step has it. (Twice the strength every second time; and a discriminator that all but
-    stands.)"""
+    """Lazy penalties make the generator draw its images again. Gradients equal those of a run with the penalty at every
+    step: a weight of 2 every second step is 1 on average. The discriminator's learning rate is almost zero."""
     found = []
     for gamma, interval in ((2.0, 1), (1.0, 2)):
         step, state = a_step("stylegan2", {"r1_gamma": gamma, "r1_interval": interval}, lr_d=1e-30, style_mixing=0.9)

@@ -35,7 +35,7 @@ def programs(monkeypatch):
     return given
 
 
-def finds(value):
+def reporting(value):
     """A program that reports `value`, after checking that the checkpoint exists."""
     return (
         f"import sys\nassert len(open(sys.argv[1], 'rb').read()) > 1000\n"
@@ -99,7 +99,7 @@ def test_metrics_equal_those_of_the_command_and_do_not_change_the_training(folde
 def test_a_checkpoint_is_saved_for_each_evaluation(folder, tmp_path, programs):
     """Every result is in the log once, also the last and those of a resumed run."""
     plain = train(folder, tmp_path / "plain", "--checkpoint-interval", "0")
-    programs += [finds(1), finds(2), finds(3), finds(4)]
+    programs += [reporting(1), reporting(2), reporting(3), reporting(4)]
     run = tmp_path / "run"
     options = [*METRICS, "--checkpoint-interval", "0", "--metrics-interval", "16"]
     assert main(arguments(folder, run, *options, "--images", "32")) == 0
@@ -113,8 +113,8 @@ def test_a_checkpoint_is_saved_for_each_evaluation(folder, tmp_path, programs):
 
 @pytest.mark.parametrize("values, best", [((3, 1, 2), 32), ((3, 2, 1), 48), ((1, 1, 2), 16)])
 def test_the_best_checkpoint_is_kept(folder, tmp_path, programs, values, best):
-    """By the first metric, lower is better; also across stop and resume."""
-    programs += map(finds, values)
+    """The first metric decides, lower is better; also across stop and resume."""
+    programs += map(reporting, values)
     run = tmp_path / "run"
     for images in (16, 32, 48):  # measured at the end of each part
         going_on = ["--resume", str(run), "--images", str(images)]
@@ -130,7 +130,7 @@ def test_the_best_value_may_be_the_highest():
 
 
 def test_one_evaluation_runs_at_a_time(evaluations, programs, tmp_path, capsys):
-    programs += ["import sys, time\nwhile True: time.sleep(0.01)", finds(5)]
+    programs += ["import sys, time\nwhile True: time.sleep(0.01)", reporting(5)]
     log = Recorded()
     evaluations.start(tmp_path / FILE_NAME, At(16))
     assert os.getpriority(os.PRIO_PROCESS, evaluations._process.pid) == 19
@@ -147,7 +147,7 @@ def test_one_evaluation_runs_at_a_time(evaluations, programs, tmp_path, capsys):
 
 def test_the_evaluated_file_is_the_one_saved_at_the_start(evaluations, programs, tmp_path):
     """A later save replaces the checkpoint, not the file under evaluation."""
-    programs += [f"import time\ntime.sleep(0.3)\n{finds(5)}"]
+    programs += [f"import time\ntime.sleep(0.3)\n{reporting(5)}"]
     evaluations.start(tmp_path / FILE_NAME, At(16))
     (tmp_path / "next").write_bytes(b"short")
     os.replace(tmp_path / "next", tmp_path / FILE_NAME)
@@ -173,7 +173,7 @@ def test_a_failed_evaluation_prints_one_line(evaluations, programs, tmp_path, ca
 
 
 def test_the_end_waits_for_the_last_two_evaluations(evaluations, programs, tmp_path):
-    programs += [f"import time\ntime.sleep(0.3)\n{finds(5)}", finds(6)]
+    programs += [f"import time\ntime.sleep(0.3)\n{reporting(5)}", reporting(6)]
     log = Recorded()
     evaluations.start(tmp_path / FILE_NAME, At(16))
     evaluations.finish(tmp_path / FILE_NAME, At(32), log, Interrupt())

@@ -45,11 +45,11 @@ STYLES = {"psi", "noise", "layers", "mixed"}
 FAMILIES = {  # arch: number of classes, and its controls besides those that all have
     "mlp": (0, set()),
     "dcgan": (0, set()),
-    "cgan": (2, {"class", "beside"}),
+    "cgan": (2, {"class", "sheet-shows"}),
     "pggan": (0, set()),
     "stylegan": (0, STYLES),
-    "stylegan2": (2, STYLES | {"class", "beside"}),
-    "r3gan": (2, {"class", "beside"}),
+    "stylegan2": (2, STYLES | {"class", "sheet-shows"}),
+    "r3gan": (2, {"class", "sheet-shows"}),
 }
 
 
@@ -441,7 +441,7 @@ def test_values_that_the_page_never_sends_are_refused_in_one_line(tmp_path, valu
     from fastgan.view.page import Page
 
     page = Page(Run(save(tmp_path / "run"), CPU))
-    controls = [page.seed, page.second, page.psi, page.position, page.label, page.beside, page.noise, page.layers]
+    controls = [page.seed, page.second, page.psi, page.position, page.label, page.sheet_shows, page.noise, page.layers]
     for control in [*controls, page.space]:
         try:
             control.preprocess(value)
@@ -683,11 +683,11 @@ def test_every_control_in_a_browser(served):
     assert sum("queue/join" in url for url in browser.new_requests()) <= 4
 
     # Images beside it, which can be selected.
-    browser.click("#beside label", "every class")
+    browser.click("#sheet-shows label", "every class")
     browser.wait("an image a class", lambda: [each.text for each in browser.all("#sheet figure")] == ["dark", "light"])
     browser.click("#sheet button")
     browser.shows("#image", drawn(run, 0, 0))
-    browser.click("#beside label", "more seeds")
+    browser.click("#sheet-shows label", "more seeds")
     browser.wait("more seeds", lambda: browser.all("#sheet figure")[2].text == "seed 3")
     browser.click("#sheet button[data-choice='3']")
     browser.shows("#image", drawn(run, 3, 0))

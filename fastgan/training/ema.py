@@ -26,15 +26,18 @@ class EMA:
 
     @torch.no_grad()
     def update(self, weight: float | Tensor) -> None:
-        """average += weight * (model - average), in few multi-tensor calls; weight is 1 - `ema_decay`.
+        """average += weight * (model - average), in one pass; weight is 1 - `ema_decay`.
 
         `weight` may be a 0-dim tensor on the networks' device, which a captured graph reads at every replay.
         """
         average, model = self._average[0], self._model[0]
         if isinstance(weight, Tensor):
-            change = torch._foreach_sub(model, average)
-            torch._foreach_mul_(change, weight)
-            torch._foreach_add_(average, change)
+            # A step of gradient ascent along the model with weight decay 1: average -= weight * (average - model). Of
+            # PyTorch's multi-tensor kernels only those of optimizers read a number from the device in the same pass.
+            torch._fused_sgd_(
+                average, model, [], weight_decay=1.0, momentum=0.0, lr=weight, dampening=0.0, nesterov=False,
+                maximize=True, is_first_step=False,
+            )  # fmt: skip
         else:
             torch._foreach_lerp_(average, model, weight)
         if self._model[1]:

@@ -1,5 +1,7 @@
 """EMA of the generator: half-life, ramp-up, parameters and buffers."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -27,3 +29,16 @@ def test_ema_interpolates_parameters_and_copies_buffers():
     torch.testing.assert_close(average.weight, torch.full((3,), 2.0))
     torch.testing.assert_close(average.running_mean, model.running_mean)
     assert average.num_batches_tracked == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_weight_on_the_device_gives_the_same_ema(dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(5, 6)).to(dtype, memory_format=torch.channels_last)
+    ours, expected = copy.deepcopy(model), copy.deepcopy(model)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
+    EMA(expected, model).update(0.125)
+    EMA(ours, model).update(torch.tensor(0.125))
+    for one, other in zip(ours.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6 if dtype == torch.float32 else 1e-14, atol=0)

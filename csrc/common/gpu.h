@@ -289,6 +289,24 @@ __device__ __forceinline__ Vec<T, V> load(const T* p GPU_PLACE) {
 #endif
 }
 
+// load<V>(p) if `there`, else zeros; p is not read then.
+template <int V, class T>
+__device__ __forceinline__ Vec<T, V> load_or_zeros(bool there, const T* p GPU_PLACE) {
+#ifdef FASTGAN_EMULATE
+    return there ? load<V>(p GPU_HERE) : Vec<T, V>{};
+#else  // chosen as a word: 16-bit values would be chosen, and kept in registers, one by one
+    using Word = detail::Word<sizeof(T) * V>;
+    union Both {
+        Word word;
+        Vec<T, V> value;
+        __device__ Both() {}
+    } both;
+    both.word = Word{};
+    if (there) both.word = *reinterpret_cast<const Word*>(p);
+    return both.value;
+#endif
+}
+
 template <int V, class T>
 __device__ __forceinline__ void store(T* p, const Vec<T, V>& value GPU_PLACE) {
     detail::check_vector<T, V>(p GPU_HERE);

@@ -180,17 +180,19 @@ FORMS: dict[str, Form] = {form.name: form for form in (*TIMED_FORMS, IMAGE_BATCH
 class Case:
     """A form at a shape of x [N, C, H, W] that is small, but has the traffic of a large one.
 
-    A layout without a shape is not counted.
+    A layout without a shape is not counted. `ends` is that of `count`, for NHWC.
     """
 
     form: str
     nhwc: Shape | None
     nchw: Shape | None
+    ends: int | None = None
 
     def count(self, layout: str, dtype: torch.dtype) -> dict[str, Traffic]:
         """Traffic by direction; `layout` is one of `layouts`."""
-        shape = self.nhwc if layout == "NHWC" else self.nchw
-        return count(FORMS[self.form], shape, dtype, channels_last=layout == "NHWC")
+        if layout == "NHWC":
+            return count(FORMS[self.form], self.nhwc, dtype, ends=self.ends)
+        return count(FORMS[self.form], self.nchw, dtype, channels_last=False)
 
     @property
     def layouts(self) -> list[str]:
@@ -201,11 +203,11 @@ CASES = {
     "noise_bias_act: bias": Case("bias", (2, 64, 32, 32), (2, 64, 32, 32)),
     "noise_bias_act: noise": Case("noise", (2, 64, 32, 32), (2, 64, 32, 32)),
     "noise_bias_act: all": Case("synthesis", (2, 64, 32, 32), (2, 64, 32, 32)),
-    "upfirdn2d: up 2": Case("upsample", (1, 64, 64, 64), (1, 4, 64, 64)),
+    "upfirdn2d: up 2": Case("upsample", (36, 64, 64, 64), (1, 4, 64, 64), ends=15),
     "upfirdn2d: up 2, RGB": Case("upsample", (1, 3, 64, 64), None),
-    "upfirdn2d: down 2": Case("downsample", (1, 64, 64, 64), (1, 4, 64, 64)),
+    "upfirdn2d: down 2": Case("downsample", (36, 64, 64, 64), (1, 4, 64, 64), ends=15),
     "upfirdn2d: down 2, RGB": Case("downsample", (1, 3, 64, 64), None),
-    "upfirdn2d: blur": Case("blur", (1, 64, 64, 64), (1, 4, 64, 64)),
+    "upfirdn2d: blur": Case("blur", (36, 64, 64, 64), (1, 4, 64, 64), ends=15),
     "filtered_noise_bias_act": Case("filtered", (1, 64, 65, 65), (1, 4, 65, 65)),
     "batch_norm_act": Case("batch_norm_act", (2, 64, 32, 32), (2, 64, 32, 32)),
     "adain: on chip": Case("adain", (4, 128, 16, 16), (4, 128, 16, 16)),
@@ -234,11 +236,16 @@ def count(
         ends: executes only so many blocks at the beginning and at the end of each launch, and scales the counts to the
             whole grid. None: all blocks. For large shapes.
     """
-    layout = torch.channels_last if channels_last else torch.contiguous_format
     formula = FORMULAS[form.name]
 
-    def activation(size, requires_grad=True) -> Tensor:  # zeros take no memory until they are written
-        return torch.zeros(size, dtype=dtype).to(memory_format=layout).requires_grad_(requires_grad)
+    def activation(size: Shape, requires_grad: bool = True) -> Tensor:  # zeros take no memory until they are written
+        n, c, h, w = size
+        t = (
+            torch.zeros(n, h, w, c, dtype=dtype).permute(0, 3, 1, 2)
+            if channels_last
+            else torch.zeros(size, dtype=dtype)
+        )
+        return t.requires_grad_(requires_grad)
 
     others = form.tensors(shape, lambda *size: torch.ones(size))
     for name, tensor in others.items():

@@ -4,6 +4,7 @@ python -m bench.gpu_measure step [--fp32] | convolutions | kernels | official FO
 """
 
 import argparse
+import gc
 import json
 import time
 from collections.abc import Callable
@@ -88,7 +89,9 @@ def measure_step(case: budget.Case, bf16: bool) -> list[dict]:
     """The step captured and launched, with cudnn.benchmark on and off; and the profiler's table."""
     rows = []
     for captured in (True, False):
-        for benchmark in (True, False) if bf16 else (True,):
+        for benchmark in (False, True) if bf16 else (True,):
+            step = None  # frees the memory of its graphs before the next one captures
+            gc.collect()
             with cudnn_benchmark(benchmark):
                 step = TrainingStep(case, bf16=bf16, captured=captured)
                 seconds = seconds_per_kind(step)

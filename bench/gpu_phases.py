@@ -160,7 +160,7 @@ def _install(out: Path, capability: str) -> list[Phase]:
     built = [] if kept else [Phase("build", 200, build, "build", nothing, environment=environment)]
     return [
         *built,
-        Phase("install", 40, ["bash", "-c", install], "build", nothing),
+        Phase("install", 40, ["bash", "-c", install], "build", nothing, environment={"PIP_BREAK_SYSTEM_PACKAGES": "1"}),
         Phase("environment", 30, ["bash", "-c", about], "build", nothing),
     ]
 

@@ -11,7 +11,7 @@ out, and `_build.json` beside the extension records why (`python -m fastgan.doct
     FASTGAN_CPU_ISAS    instruction sets to compile for, of "baseline,avx2,avx512" (default: see default_isas)
     FASTGAN_CUDA=0|1    leave the CUDA kernels out | stop with an error if they cannot be built
     FASTGAN_CUDA_ARCHS  cards to compile for, such as "80,90" (PTX in it serves later cards)
-    MAX_JOBS            compilers to run at once (default: the number of cores)
+    MAX_JOBS            compilers to run at once (default: the number of usable CPUs)
 """
 
 import json
@@ -34,6 +34,7 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 CSRC = Path("csrc")
 SOURCES = runpy.run_path(str(ROOT / "kernels/sources.py"))["digest"](ROOT / CSRC)
+usable_cpus = runpy.run_path(str(ROOT / "fastgan/cores.py"))["usable_cpus"]
 
 # Arithmetic is IEEE but for contraction to fused multiply-add: no -ffast-math, which drops NaN and reassociates sums.
 CXX_FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden"]
@@ -185,17 +186,12 @@ def last_line(text: str) -> str:
 # ---- the build ------------------------------------------------------------------------------------------------------
 
 
-def available_cores() -> int:
-    """Number of cores that this process may use; all cores where the system cannot tell (macOS, Windows)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 class Build:
     """One build: detects the tools, compiles what they can compile, and records the outcome."""
 
     def __init__(self, folder: Path):
         self.folder = folder  # of objects, relative to the repository root; reused by the next build
-        self.jobs = int(os.environ.get("MAX_JOBS") or available_cores())
+        self.jobs = int(os.environ.get("MAX_JOBS") or usable_cpus())
         self.record = {
             "sources": SOURCES,
             "python": platform.python_version(),

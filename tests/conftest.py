@@ -2,10 +2,12 @@
 
 import os
 
+from fastgan.cores import usable_cpus
+
 # Workers (pytest -n) share the CPUs: more threads would wait for each other. Processes that tests start inherit this.
 # Tests that depend on the number of threads set it.
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cpus() // int(workers))))
 
 import pytest
 import torch

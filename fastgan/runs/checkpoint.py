@@ -11,6 +11,7 @@ import json
 import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -180,8 +181,9 @@ def read_header(path: str | Path) -> Header:
         raise UserError(f"{path}: its header is no JSON: {error}") from None
     try:
         if isinstance(content, dict) and content.get("format") != FORMAT:
-            found = readable(content.get("format"))
-            raise UserError(f"has format {found}; this fastgan ({__version__}) reads {FORMAT}")
+            raise UserError(
+                f"has format {readable(content.get('format'))}; this fastgan ({__version__}) reads {FORMAT}"
+            )
         found = from_json(_Content, content, "header")
         _require_consistent(found)
     except UserError as error:
@@ -261,7 +263,7 @@ def load_generator(path: str | Path, device: str | torch.device = "cpu") -> tupl
     generator, _ = models.build(header.model)
     _load_module(header.path, generator, "ema", tensors)
     _grow(generator, header)
-    generator = generator.to(device=device, memory_format=torch.channels_last)
+    generator = generator.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return generator.eval().requires_grad_(False), header.config
 
 
@@ -287,10 +289,11 @@ def difference(dataset: ImageDataset, saved: DatasetSummary) -> str | None:
     return None
 
 
-def _grow(network: nn.Module, header: Header) -> None:
+def _grow(network: Any, header: Header) -> None:
     """Grow a network to the stage of the checkpoint."""
     if isinstance(network, ProgressiveGrowing):
-        network.grown_from = header.config.growth.grow_from or header.model.resolution
+        start: Any = header.config.growth.grow_from  # no longer "auto"
+        network.grown_from = start or header.model.resolution
     if header.stage is not None:
         network.grow_to(*header.stage)
 

@@ -44,7 +44,7 @@ def arguments(generator: nn.Module, *, truncation: float = 1.0, noise: Noise = "
 
     Raises Unsupported for a value other than the default that it does not support.
     """
-    supports = generator.supports
+    supports: Any = generator.supports
     if truncation != 1 and "truncation" not in supports:
         raise Unsupported(f"{architecture(generator)} has no truncation: psi is {truncation:g}, must be 1")
     if noise != "const" and "noise" not in supports:

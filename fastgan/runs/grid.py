@@ -183,7 +183,7 @@ def _mp4(pictures: Iterable[Image.Image], path: Path, fps: int) -> bytes:
 
     with tempfile.TemporaryDirectory() as folder:  # ffmpeg only writes to files
         file = Path(folder) / "animation.mp4"
-        writer = None
+        writer: Any = None
         try:
             for picture in pictures:
                 if writer is None:

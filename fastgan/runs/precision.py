@@ -73,7 +73,7 @@ class GpuSettings(NamedTuple):
     def apply(self) -> None:
         """Make torch use the settings."""
         torch.backends.cudnn.benchmark = self.benchmark
-        torch.backends.cudnn.conv.fp32_precision = self.fp32_convolutions
+        torch.backends.cudnn.conv.fp32_precision = self.fp32_convolutions  # type: ignore[attr-defined]
         torch.backends.cuda.matmul.fp32_precision = self.fp32_products
 
     def __str__(self) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import secrets
 import shutil
 from collections.abc import Collection, Iterator
@@ -16,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from fastgan.errors import UserError
-from fastgan.files import write_atomically
+from fastgan.files import sync, write_atomically
 from fastgan.runs.config import Config, to_dict
 from fastgan.runs.log import FILE_NAME, chart_of
 
@@ -78,7 +77,7 @@ class LogWriter:
     def sync(self) -> None:
         """Flush to the disk. Called before each checkpoint, which must not be ahead of the log."""
         with self._naming_folder():
-            os.fsync(self._file.fileno())
+            sync(self._file)
 
     def __enter__(self) -> LogWriter:
         return self

@@ -133,7 +133,7 @@ def paper_growth(start: int, resolution: int) -> Recipe:
     }
 
 
-ARCHITECTURES: dict[str, Callable[[int], Recipe]] = {
+RECIPES: dict[str, Callable[[int], Recipe]] = {
     "mlp": mlp,
     "dcgan": dcgan,
     "cgan": cgan,
@@ -162,7 +162,7 @@ OBJECTIVES: dict[str, Recipe] = {
 
 def recipe(arch: str, resolution: int, loss: str = "auto") -> Recipe:
     """Values that replace "auto", by option name. loss: "auto" for the architecture's own objective."""
-    own = PLAIN | ARCHITECTURES[arch](resolution)
+    own = PLAIN | RECIPES[arch](resolution)
     if loss not in ("auto", own["loss"]):
         own |= {"loss": loss} | OBJECTIVES.get(loss, {})
         own |= {"drift": 0.0} if loss != "wgan-gp" else {}

@@ -30,6 +30,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
+from fastgan.cores import usable_cpus
+
 Sanitizer = Literal["address", "undefined", "traffic"]
 
 HERE = Path(__file__).resolve().parent
@@ -121,7 +123,7 @@ def build(
         arguments = [*common, *flags, *included, "-x", "c++", "-c", str(source)]
         return _cached(arguments, [source, *_headers(), pybind11.__version__], f"{source.stem}.o")
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cpus()) as pool:
         emulator = [SCHEDULER] if any(source.suffix == ".cu" for source in sources) else []
         emulator += [TRAFFIC] if sanitizer == "traffic" else []
         objects = list(pool.map(compile_one, [*map(Path, sources), *emulator]))

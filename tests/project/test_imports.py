@@ -1,7 +1,8 @@
-"""Imports go one way: no circle among files, no layer that imports one above it, no drawing that imports training.
+"""Imports go one way: no circle among files, no package that imports one above it, no drawing that imports training.
 
-Imports are read from the source. Those inside functions count, and so do names of modules in strings, which are there
-for `import_module`. Blocks under `if TYPE_CHECKING:` do not: nothing executes them.
+Imports are read from the source. Those inside functions count, and so do names for `import_module`: strings, and
+f-strings that begin with a package, which stand for all modules in it. Blocks under `if TYPE_CHECKING:` do not count:
+nothing executes them.
 """
 
 import ast
@@ -15,7 +16,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = {"fastgan": ROOT / "fastgan", "fastgan_kernels": ROOT / "kernels"}
 
-# From bottom to top. A room imports only from rooms on lower lines, never from one beside it.
+COMPILED = {"fastgan_kernels._C"}  # the extension
+
+# From bottom to top. A package, or a module of fastgan/ itself, imports only from lower lines, never from its own.
 LAYERS = (
     ("fastgan_kernels", "cores", "errors", "version"),
     ("distributed", "files", "options", "ops", "progress", "transparency"),
@@ -26,7 +29,7 @@ LAYERS = (
     ("runs",),
     ("sampler", "studies", "training"),
     ("export", "figures", "view"),
-    ("fastgan",),  # fastgan/__init__.py, which hands out names of other rooms
+    ("fastgan",),  # fastgan/__init__.py, which exports names of other packages
     ("cli",),
     ("commands",),
 )
@@ -34,7 +37,7 @@ LAYERS = (
 # `python -m fastgan.NAME`: a few lines that call fastgan.cli.
 COMMANDS = ("dataset", "doctor", "evaluate", "generate", "train")
 
-# They read what a training left, and need nothing of how it was made.
+# Modules that read finished trainings.
 WITHOUT_TRAINING = (
     "fastgan.sampler",
     "fastgan.studies",
@@ -46,7 +49,7 @@ WITHOUT_TRAINING = (
 
 
 def find_modules(folders: dict[str, Path]) -> dict[str, Path]:
-    """Files by the name of their module."""
+    """Module names and their files."""
     found = {}
     for package, folder in folders.items():
         for path in sorted(folder.rglob("*.py")):
@@ -67,8 +70,12 @@ def executed_nodes(node: ast.AST) -> Iterator[ast.AST]:
             yield from executed_nodes(each)
 
 
-def imports_of(source: str, module: str, is_package: bool, modules: set[str]) -> set[str]:
-    """The members of `modules` that a file imports. `from a import b` is `a.b` if that is a module, else `a`."""
+def imports_of(source: str, module: str, is_package: bool, modules: set[str], by_choice: bool = True) -> set[str]:
+    """The members of `modules` that a file imports.
+
+    `from a import b` is `a.b` if that is a module, else `a`. `import_module(f"a.{name}")` is every module directly
+    below `a`, unless `by_choice` is false.
+    """
     found, commands = set(), set()
     for node in executed_nodes(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -85,25 +92,34 @@ def imports_of(source: str, module: str, is_package: bool, modules: set[str]) ->
             commands |= {id(name) for option, name in zip(options, node.elts[1:], strict=False) if option == "-m"}
         elif id(node) in commands:
             continue
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            name = node.args[0]
+            if isinstance(name, ast.JoinedStr) and by_choice:
+                package = ast.unparse(name)[2:-1].replace("{__name__}", module).partition(".{")[0]
+                found |= {each for each in modules if each.rpartition(".")[0] == package}
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and "." in node.value:
             found.add(node.value)  # a name for import_module
     return found & modules - {module}
 
 
 @cache
-def import_graph() -> dict[str, set[str]]:
-    """The project's modules, each with those that it imports."""
+def import_graph(by_choice: bool = True) -> dict[str, set[str]]:
+    """The project's modules, each with those that it imports. by_choice: see `imports_of`."""
     paths = find_modules(FOLDERS)
-    names = {*paths, "fastgan_kernels._C"}  # the compiled extension
+    names = {*paths, *COMPILED}
     return {
-        module: imports_of(path.read_text(), module, path.name == "__init__.py", names) - {"fastgan_kernels._C"}
+        module: imports_of(path.read_text(), module, path.name == "__init__.py", names, by_choice) - COMPILED
         for module, path in paths.items()
     }
 
 
 def executed_by(module: str) -> dict[str, str]:
     """Modules that are executed once `module` has done all its imports, each with the one that imports it."""
-    graph, importer, waiting = import_graph(), {module: ""}, [module]
+    graph, importer, waiting = (
+        import_graph(by_choice=False),
+        {module: ""},
+        [module],
+    )  # `fastgan X` imports fastgan.cli.X only
     while waiting:
         current = waiting.pop()
         parents = {current.rsplit(".", depth)[0] for depth in range(1, current.count("."))}  # not the outermost
@@ -114,8 +130,8 @@ def executed_by(module: str) -> dict[str, str]:
     return importer
 
 
-def room_of(module: str) -> str:
-    """The member of LAYERS that a module belongs to."""
+def package_of(module: str) -> str:
+    """Member of LAYERS that a module belongs to."""
     package, *names = module.split(".")
     if package != "fastgan":
         return package
@@ -131,28 +147,28 @@ def test_no_circle_among_files():
         pytest.fail(" -> ".join(reversed(error.args[1])))
 
 
-def test_every_room_has_its_layer():
-    known = {room for layer in LAYERS for room in layer}
-    assert {room_of(module) for module in import_graph()} == known
+def test_every_package_has_its_layer():
+    known = {package for layer in LAYERS for package in layer}
+    assert {package_of(module) for module in import_graph()} == known
 
 
-@pytest.mark.parametrize("room", [room for layer in LAYERS for room in layer])
-def test_a_room_imports_only_from_layers_below(room):
+@pytest.mark.parametrize("package", [package for layer in LAYERS for package in layer])
+def test_a_package_imports_only_from_layers_below(package):
     levels = {each: level for level, layer in enumerate(LAYERS) for each in layer}
     wrong = [
         f"{module} imports {imported}"
         for module, imports in import_graph().items()
         for imported in sorted(imports)
-        if room_of(module) == room != room_of(imported) and levels[room_of(imported)] >= levels[room]
+        if package_of(module) == package != package_of(imported) and levels[package_of(imported)] >= levels[package]
     ]
     assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.parametrize("module", WITHOUT_TRAINING)
-def test_what_reads_a_finished_training_imports_nothing_of_training(module):
+def test_readers_of_finished_trainings_do_not_import_training(module):
     importer = executed_by(module)
     for name in sorted(importer):
-        if room_of(name) == "training":
+        if package_of(name) == "training":
             way = [name]
             while importer[way[-1]]:
                 way.append(importer[way[-1]])
@@ -178,6 +194,8 @@ MODULES = {"p", "p.a", "p.b", "p.sub", "p.sub.c"}
         ("from ..b import name", {"p.b"}),
         ("def f():\n    from p import a", {"p.a"}),
         ("import_module('p.b')", {"p.b"}),
+        ("import_module(f'{__name__}.{name}')", {"p.sub.c"}),
+        ("importlib.import_module(f'p.{name}')", {"p.a", "p.b"}),
         ("LAZY = {'name': 'p.sub.c'}", {"p.sub.c"}),
         ("run([sys.executable, '-m', 'p.a', 'p.b'])", {"p.b"}),
         ("if TYPE_CHECKING:\n    from p import a\nelse:\n    from p import b", {"p.b"}),

@@ -1,6 +1,7 @@
 """The configuration of a training: counts of images, sizes from the data, and recipes."""
 
 import json
+from typing import get_args
 
 import pytest
 from PIL import Image
@@ -8,7 +9,7 @@ from PIL import Image
 from fastgan import models
 from fastgan.cli.train import main
 from fastgan.runs import config as configuration
-from fastgan.training import configure
+from fastgan.training import configure, recipes
 from tests.support.commands import error_of
 
 pytestmark = pytest.mark.usefixtures("one_cache")
@@ -61,6 +62,13 @@ def test_images_of_an_unsupported_size(tmp_path, capsys):
         "is 16x16, not 32 times 1, 2, 4, ...; resize all images to 32x32, as python -m fastgan.dataset --enlarge"
         in line
     )
+
+
+def test_every_model_family_has_an_option_value_and_a_recipe():
+    """models.ARCHITECTURES, runs.config.Architecture and training.recipes.RECIPES name the same families."""
+    families = set(models.ARCHITECTURES)
+    assert set(get_args(configuration.Architecture)) == families, "Architecture in fastgan/runs/config.py"
+    assert set(recipes.RECIPES) == families, "RECIPES in fastgan/training/recipes.py"
 
 
 @pytest.mark.parametrize("arch", models.ARCHITECTURES)

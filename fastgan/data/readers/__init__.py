@@ -1,13 +1,15 @@
 """Readers: the formats that `fastgan dataset` takes images from, one module each.
 
 A format is a sub-class of `Reader` in a module of this package. The list of formats is the list of those modules, so
-a new format is a new file. `fastgan.data.readers.files` (folders and zips) reads what no other format claims.
+a new format is a new file. `fastgan.data.readers.files` (folders and zips) reads what no other format claims; a file
+or folder that two others claim is an error.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
+from pathlib import Path
 
 from fastgan.data.readers.base import Item, Reader, ReaderOptions
 from fastgan.data.readers.files import FilesReader
@@ -45,4 +47,7 @@ def accepted_sources() -> str:
 
 
 def _format_of(spec: str) -> type[Reader] | None:
-    return next((reader for reader in READERS if reader is not FilesReader and reader.claims(spec)), None)
+    found = [reader for reader in READERS if reader is not FilesReader and reader.claims(spec)]
+    if len(found) > 1 and Path(spec).expanduser().exists():  # else a name such as hf:NAME.csv
+        raise UserError(f"{spec} may be {' or '.join(reader.accepts for reader in found)}; keep one of them there")
+    return found[0] if found else None

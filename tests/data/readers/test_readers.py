@@ -48,6 +48,13 @@ def test_endless_lists_and_unsupported_urls_are_refused(tmp_path, monkeypatch, s
         open_reader(spec)
 
 
+def test_a_source_of_two_formats_is_refused(tmp_path):
+    (tmp_path / "data.mdb").touch()
+    (tmp_path / "train-images-idx3-ubyte").touch()
+    with pytest.raises(UserError, match=r" may be .* or .*LMDB; keep one of them there"):
+        open_reader(str(tmp_path))
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
 def test_pipes_devices_and_folders_among_images_are_skipped(tmp_path):
     folder = make_folder(tmp_path / "images")

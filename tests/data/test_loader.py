@@ -232,3 +232,16 @@ def test_batches_on_a_gpu_equal_those_on_a_cpu(dataset, resident):
         expected = here.batch(position)
         assert torch.equal(batch.images.cpu(), expected.images) and torch.equal(batch.labels.cpu(), expected.labels)
     assert not threads()
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_shares_make_up_the_batch(folder, mirror):
+    from fastgan.data import open_dataset
+
+    dataset = open_dataset(str(folder), 8, 1)
+    load = lambda share: ImageLoader(
+        dataset, torch.device("cpu"), 3, lambda _: 12, share=share, labels=True, mirror=mirror
+    )
+    whole, shares = load((0, 1)).batch(24), [load((rank, 3)).batch(24) for rank in range(3)]
+    assert torch.equal(torch.cat([each.images for each in shares]), whole.images)
+    assert torch.equal(torch.cat([each.labels for each in shares]), whole.labels)

@@ -1,4 +1,7 @@
-"""lerp_samples, minibatch_stddev, pixel_norm, squared_norm: one table of cases for every backend, and other tests."""
+"""lerp_samples, minibatch_stddev, pixel_norm, squared_norm: one table of cases for every backend.
+
+Tests of one operation are in test_OPERATION.py.
+"""
 
 import math
 from collections.abc import Callable
@@ -214,55 +217,6 @@ def test_incoming_gradients_need_not_be_dense(backend, name, layout):
         assert (a is None) == (b is None)
         if a is not None:
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
-
-
-def test_pixel_norm_compiles_with_more_than_one_eps():
-    """The second eps makes it a variable of the graph."""
-    x = torch.randn(4, 6, 3, 3)
-    compiled = torch.compile(ops.pixel_norm, fullgraph=True, backend="aot_eager")
-    for eps in (1e-8, 0.25, 0.5):
-        torch.testing.assert_close(compiled(x, eps), ops.pixel_norm(x, eps))
-
-
-def test_squared_norms_of_16_bit_numbers_are_sums_in_32_bits(backend):
-    x = torch.randn(3, 4, 60, 61, device=backends.device(backend)).to(torch.bfloat16)
-    got = ops.squared_norm(x)
-    assert got.dtype == torch.float32
-    torch.testing.assert_close(got.double(), x.double().square().flatten(1).sum(1), rtol=1e-6, atol=0)
-
-
-@backends.one_instruction_set
-def test_lerp_samples_of_two_memory_formats_has_the_first(backend):
-    case = Case("lerp_samples", (4, 3, 5, 7), "nhwc")
-    tensors = make(case, torch.float64, backends.device(backend))
-    expected = textbook_lerp_samples(**tensors)
-    tensors["b"] = tensors["b"].contiguous()
-    y = ops.lerp_samples(*tensors.values())
-    assert y.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(y, expected)
-
-
-@pytest.mark.parametrize("n", [1, 2])
-@each_layout
-@backends.one_instruction_set
-def test_minibatch_stddev_of_one_or_two_samples(backend, n, layout):
-    """One sample has no deviation. That of two is half their distance, which has no curvature."""
-    x = arrange(torch.randn(n, 5, 4, 3, dtype=torch.float64), layout).to(backends.device(backend)).requires_grad_()
-    y = ops.minibatch_stddev(x)
-    expected = 1e-4 if n == 1 else ((x[0] - x[1]).abs() / 2).mean().item()
-    torch.testing.assert_close(y[:, 5], torch.full_like(y[:, 5], expected), rtol=1e-5, atol=0)
-    assert torch.autograd.gradcheck(ops.minibatch_stddev, [x])
-    assert torch.autograd.gradgradcheck(ops.minibatch_stddev, [x])
-
-
-def test_minibatch_stddev_of_equal_samples_has_finite_derivatives(backend):
-    x = torch.randn(1, 5, 4, 3).to(backends.device(backend)).expand(4, 5, 4, 3).detach().requires_grad_()
-    y = ops.minibatch_stddev(x)
-    torch.testing.assert_close(y[:, 5], torch.full_like(y[:, 5], 1e-4))
-    (dx,) = torch.autograd.grad(y[:, 5].sum(), x, create_graph=True)
-    assert torch.equal(dx, torch.zeros_like(dx))
-    (second,) = torch.autograd.grad(dx.sum() + dx[0].sum(), x)
-    assert second.isfinite().all()
 
 
 X, T = torch.zeros(2, 4, 5, 5), torch.zeros(2)

@@ -1,5 +1,6 @@
 """Settings of the process: threads, malloc, signals."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -39,4 +40,13 @@ def test_a_signal_echo_counts_as_the_same_request():
     with process.finish_step_on_signal(echo=60.0) as interrupt:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
+        assert interrupt.exit_code == 128 + signal.SIGTERM
+
+
+def test_a_signal_of_another_process_stops_this_one_too():
+    """A later signal of its own still counts as its first, and does not end the process at once."""
+    with process.finish_step_on_signal() as interrupt:
+        interrupt.received = signal.SIGUSR1
+        assert interrupt and interrupt.exit_code == 128 + signal.SIGUSR1
+        os.kill(os.getpid(), signal.SIGTERM)
         assert interrupt.exit_code == 128 + signal.SIGTERM

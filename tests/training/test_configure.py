@@ -1,6 +1,7 @@
 """The configuration of a training: counts of images, sizes from the data, and recipes."""
 
 import json
+import re
 from typing import get_args
 
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 
 from fastgan import models
 from fastgan.cli.train import main
+from fastgan.errors import UserError
 from fastgan.runs import config as configuration
 from fastgan.training import configure, recipes
 from tests.support.commands import error_of
@@ -82,3 +84,23 @@ def test_every_architecture_and_resolution_has_a_recipe(arch, resolution):
 def test_a_configuration_survives_json():
     config = configure.resolve(configuration.Config())
     assert configuration.from_dict(json.loads(json.dumps(configuration.to_dict(config)))) == config
+
+
+@pytest.mark.parametrize(
+    "arch, batch, batch_gpu, processes, message",
+    [
+        ("mlp", 32, 0, 3, "--batch 32: must be a multiple of 3"),
+        ("stylegan2", 24, 0, 4, "--batch 24: must be a multiple of 4 for each of 4 processes, as the discriminator"),
+        ("mlp", 24, 8, 2, "--batch-gpu 8: must divide the 12 images of a process"),
+    ],
+)
+def test_a_batch_that_cannot_be_shared_is_refused(arch, batch, batch_gpu, processes, message):
+    config = configure.resolve(
+        configuration.Config(
+            network=configuration.NetworkOptions(arch=arch),
+            training=configuration.TrainingOptions(batch=batch, batch_gpu=batch_gpu),
+        )
+    )
+    with pytest.raises(UserError, match=re.escape(message)):
+        configure.check_processes(config, processes)
+        configure.check_groups(config, 4, processes)

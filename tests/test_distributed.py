@@ -1,4 +1,4 @@
-"""Training with several processes."""
+"""Several processes: the group itself, and whole trainings, which equal those of one process."""
 
 import json
 import os
@@ -12,12 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from fastgan.data.loader import ImageLoader
 from fastgan.distributed import Ranks
 from fastgan.errors import UserError
 from fastgan.runs import checkpoint
 from fastgan.runs import config as configuration
-from fastgan.runs.process import finish_step_on_signal
 from fastgan.training import configure, loop
 from tests.support import ranks_worker
 from tests.support.processes import LONG, Process, rank_environments, start_ranks, wait_for
@@ -161,50 +159,8 @@ def test_a_run_that_loses_a_process_resumes_from_its_checkpoint_and_stops_at_ctr
 # Parts ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mirror", [False, True])
-def test_shares_make_up_the_batch(folder, mirror):
-    from fastgan.data import open_dataset
-
-    dataset = open_dataset(str(folder), 8, 1)
-    load = lambda share: ImageLoader(
-        dataset, torch.device("cpu"), 3, lambda _: 12, share=share, labels=True, mirror=mirror
-    )
-    whole, shares = load((0, 1)).batch(24), [load((rank, 3)).batch(24) for rank in range(3)]
-    assert torch.equal(torch.cat([each.images for each in shares]), whole.images)
-    assert torch.equal(torch.cat([each.labels for each in shares]), whole.labels)
-
-
-@pytest.mark.parametrize(
-    "arch, batch, batch_gpu, processes, message",
-    [
-        ("mlp", 32, 0, 3, "--batch 32: must be a multiple of 3"),
-        ("stylegan2", 24, 0, 4, "--batch 24: must be a multiple of 4 for each of 4 processes, as the discriminator"),
-        ("mlp", 24, 8, 2, "--batch-gpu 8: must divide the 12 images of a process"),
-    ],
-)
-def test_a_batch_that_cannot_be_shared_is_refused(arch, batch, batch_gpu, processes, message):
-    config = configure.resolve(
-        configuration.Config(
-            network=configuration.NetworkOptions(arch=arch),
-            training=configuration.TrainingOptions(batch=batch, batch_gpu=batch_gpu),
-        )
-    )
-    with pytest.raises(UserError, match=re.escape(message)):
-        configure.check_processes(config, processes)
-        configure.check_groups(config, 4, processes)
-
-
 def test_previous_max_of_one_process_is_its_value():
     assert [Ranks().previous_max(wish) for wish in (0, 15)] == [0, 15]
-
-
-def test_a_signal_of_another_process_stops_this_one_too():
-    """A later signal of its own still counts as its first, and does not end the process at once."""
-    with finish_step_on_signal() as interrupt:
-        interrupt.received = signal.SIGUSR1
-        assert interrupt and interrupt.exit_code == 128 + signal.SIGUSR1
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert interrupt.exit_code == 128 + signal.SIGTERM
 
 
 class SecondRank(Ranks):

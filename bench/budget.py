@@ -367,27 +367,28 @@ def _tensors_of_call(call: tuple) -> Iterator[Tensor]:
             yield each
 
 
+def _sums(call: Any) -> bool:
+    """Whether a second stage adds up the gradients of small tensors, all of them in one launch."""
+    names = ("dbias", "dstrength", "dscale", "dpost")
+    return any(getattr(call, name, None) is not None for name in names)
+
+
 def _noise_bias_act_launches(kernel: str, call: Any) -> int:
-    """The pass, and a second stage for each sum; two for a scalar."""
-    if kernel == "forward":
-        return 1
-    sums = [call.dbias, call.dscale, call.dpost, call.dstrength]
-    scalar = call.dstrength is not None and not call.strength_per_channel
-    return 1 + sum(each is not None for each in sums) + scalar
+    return 1 + _sums(call)
 
 
 def _instance_norm_launches(kernel: str, call: Any) -> int:
-    """One if a block can keep its rows in shared memory and there are enough blocks, else three; and second stages."""
+    """One if the rows of enough blocks fit into shared memory, else three; and the second stage of sums."""
     width = 16 // call.dtype.itemsize  # elements of a vector; a block takes at least two in a row
     resident = -(-call.p // 128) * 256 * 16 * (1 if kernel == "forward" else 2)
     blocks = call.n * -(-call.c // (2 * width))
-    fits = not call.batch and resident <= 96 * 1024 and (blocks >= 66 or resident <= 16 * 1024)
-    scalar = call.dstrength is not None and not call.strength_per_channel
-    return (1 if fits else 3) + (call.dbias is not None) + (call.dstrength is not None) + scalar
+    fits = not call.batch and resident <= 88 * 1024 and (blocks >= 66 or resident <= 16 * 1024)
+    return (1 if fits else 3) + _sums(call)
 
 
 _LAUNCHES: dict[str, Callable[[str, Any], int]] = {  # of an operation on a GPU; one where nothing is said
     "noise_bias_act": _noise_bias_act_launches,
+    "filtered_noise_bias_act": lambda kernel, call: 1 + _sums(call.epilogue),
     "instance_norm": _instance_norm_launches,
     "batch_norm_act": _instance_norm_launches,
     "minibatch_stddev": lambda kernel, call: (3, 2, 4)[call.order],

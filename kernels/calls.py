@@ -130,14 +130,12 @@ class Upfirdn2dCall(NamedTuple):
 class FilteredNoiseBiasActCall(NamedTuple):
     """A call of filtered_noise_bias_act: forward and backward, on GPUs, in channels_last.
 
-    Forward: x and y of `filter`, the small tensors and options of `epilogue`. Backward: x of `filter`, dy and dx of
-    `epilogue`; that dx is the gradient of the filter's output. It leaves in `sums` [N, pieces, 4, C] the terms of the
-    gradients of bias, strength, scale and post. The launcher `pieces` gives the number of pieces.
+    Forward: x and y of `filter`, the small tensors and options of `epilogue`. Backward: x of `filter`; of `epilogue`
+    also dy, dx (the gradient of the filter's output), dstrength, dbias, dscale and dpost.
     """
 
     filter: Upfirdn2dCall
     epilogue: NoiseBiasActCall
-    sums: Tensor | None = None
 
 
 class PixelNormCall(NamedTuple):

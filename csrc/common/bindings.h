@@ -203,22 +203,6 @@ struct Kernel {
     }
 };
 
-// Adds a function that computes a number from a call for a GPU.
-template <class Call>
-struct Query {
-    Query(std::string name, int64_t (*query)(const Call&)) {
-        registrations().push_back([=](Module& module) {
-            if (!query) return;
-            const auto answer = [query](py::handle fields, py::handle) {
-                Call call;
-                read(fields.ptr(), call);
-                return query(call);
-            };
-            add(module.cuda, name, py::cpp_function(answer, py::arg("call"), py::arg("place")));
-        });
-    }
-};
-
 }  // namespace fastgan
 
 #define FASTGAN_CONCAT_(A, B) A##B
@@ -252,9 +236,10 @@ using fastgan::no_workspace;
 #endif
 
 #define FASTGAN_CPU_WORKSPACE(CALL, NAME) FASTGAN_DECLARE_CPU(int64_t, NAME, CALL)
-#define FASTGAN_WORKSPACE(CALL, NAME)        \
-    FASTGAN_DECLARE_CPU(int64_t, NAME, CALL) \
-    FASTGAN_DECLARE_GPU(int64_t, NAME, const CALL&)
+#define FASTGAN_GPU_WORKSPACE(CALL, NAME) FASTGAN_DECLARE_GPU(int64_t, NAME, const CALL&)
+#define FASTGAN_WORKSPACE(CALL, NAME) \
+    FASTGAN_CPU_WORKSPACE(CALL, NAME) \
+    FASTGAN_GPU_WORKSPACE(CALL, NAME)
 #define FASTGAN_KERNEL(CALL, NAME, WORKSPACE, ...)                                                           \
     FASTGAN_DECLARE_CPU(void, NAME, CALL)                                                                    \
     FASTGAN_DECLARE_GPU(void, NAME, const CALL&, int device, void* stream)                                   \
@@ -268,6 +253,3 @@ using fastgan::no_workspace;
     FASTGAN_DECLARE_GPU(void, NAME, const CALL&, int device, void* stream)                             \
     FASTGAN_REGISTER(Kernel<fastgan::CALL>, #CALL, {__VA_ARGS__}, nullptr, nullptr, FASTGAN_GPU(NAME), \
                      FASTGAN_GPU(WORKSPACE))
-#define FASTGAN_GPU_QUERY(CALL, NAME, PYTHON_NAME)  \
-    FASTGAN_DECLARE_GPU(int64_t, NAME, const CALL&) \
-    FASTGAN_REGISTER(Query<fastgan::CALL>, PYTHON_NAME, FASTGAN_GPU(NAME))

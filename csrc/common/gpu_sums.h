@@ -6,39 +6,139 @@
 
 namespace fastgan::cuda {
 
-// Sum over `count` threads (a power of two) that are `stride` apart, of which this one is number `index`: valid in the
-// first. All threads of the block must call.
+// Sum over the lanes of a warp whose numbers differ in the bits from `first` up to `past` (powers of two); each of them
+// gets it. All lanes must call.
 template <class S>
-FASTGAN_INLINE S sum_in_block(S value, int index, int count, int stride) {
-    SHARED(S, slots, [BLOCK]);
-    __syncthreads();
-    slots[threadIdx.x] = value;
-    for (int half = count / 2; half > 0; half /= 2) {
-        __syncthreads();
-        if (index < half) slots[threadIdx.x] += slots[threadIdx.x + half * stride];
+FASTGAN_INLINE S sum_lanes(S value, int first, int past) {
+    for (int distance = first; distance < past; distance *= 2) {
+        value += __shfl_xor_sync(gpu::full_mask, value, distance, gpu::warp_size);
     }
-    return slots[threadIdx.x];
+    return value;
 }
 
-// out[group, channel] = sum over pieces of partial[group, piece, which, channel], with `sums` sums a piece. A group is
-// a sample for a gradient per sample, else everything. Grid: (groups, tiles of 32 channels), block: 32 channels x 8
-// slices.
-template <class S>
-__global__ void add_pieces(const S* partial, S* out, int64_t pieces, int64_t c, int sums, int which) {
-    SHARED(S, slices, [8][32]);
-    const int lane = int(threadIdx.x) % 32, slice = int(threadIdx.x) / 32;
-    const int64_t channel = int64_t(blockIdx.y) * 32 + lane, group = blockIdx.x;
-    S total = 0;
-    if (channel < c) {
-        const S* from = partial + (group * pieces * sums + which) * c + channel;
-        for (int64_t i = slice; i < pieces; i += 8) total += from[i * sums * c];
+template <int V>
+constexpr int PADDED_BLOCK = BLOCK + gpu::warp_size / V;  // readers of adjacent channels meet different banks
+template <int SUMS, int V>
+constexpr int COLUMN_SLOTS = SUMS * V * PADDED_BLOCK<V>;
+
+// Sums over the rows of a block, for threads in `columns` columns (a power of two), each with V adjacent channels:
+//
+//     out[which * stride + channel] = sum over rows of values[which * V + v],   channel = column * V + v < channels
+//
+// All threads of the block must call. `slots` is shared memory of COLUMN_SLOTS numbers
+// that no thread reads any more.
+template <int SUMS, int V, class S>
+FASTGAN_INLINE void write_sums_of_columns(S (&values)[SUMS * V], int columns, int64_t channels, S* slots, S* out,
+                                          int64_t stride) {
+    constexpr int PADDED = PADDED_BLOCK<V>;
+    const int thread = int(threadIdx.x), lane = thread % gpu::warp_size, warp = thread / gpu::warp_size;
+    const bool narrow = columns < gpu::warp_size;  // a warp has several rows: they are added up by shuffles
+    const int slot = narrow ? warp * columns + lane : thread;
+    GPU_UNROLL
+    for (int i = 0; i < SUMS * V; ++i) {
+        values[i] = sum_lanes(values[i], columns, gpu::warp_size);
+        if (lane < columns) slots[i * PADDED + slot] = values[i];
     }
-    slices[slice][lane] = total;
     __syncthreads();
-    if (slice == 0 && channel < c) {
-        for (int i = 1; i < 8; ++i) total += slices[i][lane];
-        out[group * c + channel] = total;
+    const int row = columns * V, rows = BLOCK / (narrow ? gpu::warp_size : columns);
+    for (int i = thread; i < SUMS * row; i += BLOCK) {
+        const int which = i / row, channel = i % row;
+        const S* from = slots + (which * V + channel % V) * PADDED + channel / V;
+        S total = from[0];
+        for (int r = 1; r < rows; ++r) total += from[r * columns];
+        if (channel < channels) out[which * stride + channel] = total;
     }
+}
+
+// Sums over each row of `columns` adjacent threads (a power of two): valid in the first thread of a row. All threads of
+// the block must call, once in a kernel.
+template <int SUMS, class S>
+FASTGAN_INLINE void sum_rows(S (&values)[SUMS], int columns) {
+    constexpr int WARPS = BLOCK / gpu::warp_size;
+    SHARED(S, slots, [SUMS * WARPS]);
+    const int lane = int(threadIdx.x) % gpu::warp_size, warp = int(threadIdx.x) / gpu::warp_size;
+    GPU_UNROLL
+    for (int i = 0; i < SUMS; ++i) {
+        values[i] = sum_lanes(values[i], 1, columns < gpu::warp_size ? columns : gpu::warp_size);
+        if (lane == 0) slots[i * WARPS + warp] = values[i];
+    }
+    if (columns <= gpu::warp_size) return;  // uniform
+    __syncthreads();
+    if (int(threadIdx.x) % columns != 0) return;
+    GPU_UNROLL
+    for (int i = 0; i < SUMS; ++i) {
+        for (int w = 1; w < columns / gpu::warp_size; ++w) values[i] += slots[i * WARPS + warp + w];
+    }
+}
+
+// Second stage ---------------------------------------------------------------------------------------------------------
+
+// out[group, channel] = sum over its pieces of partial[(group * pieces + piece) * stride + channel]. A group is a sample
+// for a gradient per sample, else everything.
+template <class S>
+struct PieceSum {
+    const S* partial;
+    S* out;
+    int64_t groups, pieces, stride, channels;
+    int slices;  // threads for each sum; each takes every slices-th piece
+    unsigned first_block;
+};
+
+constexpr int SUMMING_BLOCK = 1024, SUMMED_CHANNELS = 8;  // threads; adjacent channels of 4 bytes: what memory delivers
+
+template <class S>
+struct PieceSums {
+    static constexpr int MAX = 4;
+    PieceSum<S> sums[MAX];
+    int count = 0;
+    unsigned blocks = 0;
+
+    // Adds a sum to the list, if it is wanted.
+    void add(const S* partial, void* out, int64_t groups, int64_t pieces, int64_t stride, int64_t channels) {
+        if (!out) return;
+        const int slices = power_of_two_from(max(ceil_div(pieces, 8), 4), SUMMING_BLOCK / SUMMED_CHANNELS);
+        sums[count++] = {partial, (S*)out, groups, pieces, stride, channels, slices, blocks};
+        const int64_t rows = groups * ceil_div(channels, SUMMED_CHANNELS);
+        blocks += unsigned(ceil_div(rows * slices, SUMMING_BLOCK / SUMMED_CHANNELS));
+    }
+
+    void launch(void* stream) const;
+};
+
+// All sums of the list. A row of 8 * slices threads has a group and 8 channels.
+template <class S>
+__global__ void add_pieces(PieceSums<S> list) {
+    SHARED(S, slots, [SUMMING_BLOCK]);
+    int which = 0;
+    for (int i = 1; i < list.count; ++i) {
+        if (blockIdx.x >= list.sums[i].first_block) which = i;
+    }
+    const PieceSum<S>& sum = list.sums[which];
+    const int thread = int(threadIdx.x), row_threads = SUMMED_CHANNELS * sum.slices;
+    const int64_t tiles = (sum.channels + SUMMED_CHANNELS - 1) / SUMMED_CHANNELS;
+    const int64_t row = int64_t(blockIdx.x - sum.first_block) * (SUMMING_BLOCK / row_threads) + thread / row_threads;
+    const int64_t group = row / tiles, channel = row % tiles * SUMMED_CHANNELS + thread % SUMMED_CHANNELS;
+    const int slice = thread % row_threads / SUMMED_CHANNELS;
+    const bool live = group < sum.groups && channel < sum.channels;
+    S total = 0;
+    if (live) {
+        const S* from = sum.partial + group * sum.pieces * sum.stride + channel;
+        for (int64_t piece = slice; piece < sum.pieces; piece += sum.slices) total += from[piece * sum.stride];
+    }
+    slots[thread] = sum_lanes(total, SUMMED_CHANNELS, gpu::warp_size);  // a row has whole warps
+    __syncthreads();
+    if (thread % row_threads >= gpu::warp_size) return;  // the first warp of each row adds up the others
+    total = 0;
+    for (int i = thread % gpu::warp_size; i < row_threads / gpu::warp_size * SUMMED_CHANNELS; i += gpu::warp_size) {
+        total += slots[thread / row_threads * row_threads + i / SUMMED_CHANNELS * gpu::warp_size + i % SUMMED_CHANNELS];
+    }
+    total = sum_lanes(total, SUMMED_CHANNELS, gpu::warp_size);
+    if (live && slice == 0) sum.out[group * sum.channels + channel] = total;
+}
+
+template <class S>
+void PieceSums<S>::launch(void* stream) const {
+    if (count) gpu::Launch(blocks, SUMMING_BLOCK, 0, stream)(add_pieces<S>, *this);
 }
 
 // out[row] = factor * sum of the row's `count` numbers. One block for each row.

@@ -26,14 +26,14 @@ enum class Dtype : int { float32, bfloat16, float16, float64 };
 
 // A kernel of a call, FASTGAN_KERNEL(call, function, workspace, "operation.kernel"...): the function for CPU and GPU, the
 // function that gives the bytes of its workspace (or no_workspace), and the names that Python calls it by.
-// FASTGAN_CPU_KERNEL and FASTGAN_GPU_KERNEL are for one of the two. FASTGAN_WORKSPACE declares the second function.
-// FASTGAN_GPU_QUERY is for a function that computes a number from a call, on the host.
+// FASTGAN_CPU_KERNEL and FASTGAN_GPU_KERNEL are for one of the two. FASTGAN_WORKSPACE, and likewise for one of the two,
+// declares the second function.
 // These are of interest to the bindings alone (common/bindings.h).
 #ifndef FASTGAN_BINDINGS
 #define FASTGAN_WORKSPACE(CALL, NAME)
 #define FASTGAN_CPU_WORKSPACE(CALL, NAME)
+#define FASTGAN_GPU_WORKSPACE(CALL, NAME)
 #define FASTGAN_KERNEL(CALL, NAME, WORKSPACE, ...)
 #define FASTGAN_CPU_KERNEL(CALL, NAME, WORKSPACE, ...)
 #define FASTGAN_GPU_KERNEL(CALL, NAME, WORKSPACE, ...)
-#define FASTGAN_GPU_QUERY(CALL, NAME, ...)
 #endif

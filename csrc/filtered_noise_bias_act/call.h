@@ -7,10 +7,10 @@
 
 namespace fastgan {
 
-#define FILTERED_NOISE_BIAS_ACT_FIELDS(FIELD)                                                                      \
-    FIELD(Upfirdn2dCall, filter)      /* forward: x and y; backward: x */                                          \
-    FIELD(NoiseBiasActCall, epilogue) /* small tensors and options; backward: dy, and dx of the filter's output */ \
-    FIELD(void*, sums) /* [N, pieces, 4, C]: backward leaves sums for the gradients of bias, strength, scale and post */
+#define FILTERED_NOISE_BIAS_ACT_FIELDS(FIELD)                        \
+    FIELD(Upfirdn2dCall, filter) /* forward: x and y; backward: x */ \
+    FIELD(NoiseBiasActCall,                                          \
+          epilogue) /* small tensors and options; backward: dy, dx of the filter's output, and others */
 
 struct FilteredNoiseBiasActCall {
     FASTGAN_MEMBERS(FILTERED_NOISE_BIAS_ACT_FIELDS)
@@ -18,8 +18,8 @@ struct FilteredNoiseBiasActCall {
 
 }  // namespace fastgan
 
+FASTGAN_GPU_WORKSPACE(FilteredNoiseBiasActCall, filtered_noise_bias_act_workspace)
 FASTGAN_GPU_KERNEL(FilteredNoiseBiasActCall, filtered_noise_bias_act_forward, no_workspace,
                    "filtered_noise_bias_act.forward")
-FASTGAN_GPU_KERNEL(FilteredNoiseBiasActCall, filtered_noise_bias_act_backward, no_workspace,
+FASTGAN_GPU_KERNEL(FilteredNoiseBiasActCall, filtered_noise_bias_act_backward, filtered_noise_bias_act_workspace,
                    "filtered_noise_bias_act.backward")
-FASTGAN_GPU_QUERY(FilteredNoiseBiasActCall, filtered_noise_bias_act_pieces, "filtered_noise_bias_act.pieces")

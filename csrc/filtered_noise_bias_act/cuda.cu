@@ -1,7 +1,6 @@
 // filtered_noise_bias_act on the GPU: NHWC, 16 bytes of channels a thread, and a few adjacent outputs of a row, whose
 // filtered values stay in registers. The backward pass filters x again, instead of reading filtered values that forward
-// would have had to write. Its sums take two stages; the launcher does the second.
-#include "common/gpu_sums.h"
+// would have had to write. Its sums take two stages.
 #include "filtered_noise_bias_act/call.h"
 #include "noise_bias_act/gpu.h"
 #include "upfirdn2d/gpu.h"
@@ -48,37 +47,52 @@ __global__ void filtered_forward(Geometry g, Epilogue<typename ArithmeticOf<T>::
 }
 
 // The backward pass is split along the channels and along the runs of outputs of a sample.
-int64_t runs_of_row(const Upfirdn2dCall& filter) { return ceil_div(filter.ow, BACKWARD_RUN); }
+int runs_of_row(const Upfirdn2dCall& filter) { return int(ceil_div(filter.ow, BACKWARD_RUN)); }
 
-Split plan_of(const Upfirdn2dCall& filter) {
-    return split(filter.n, filter.c, runs_of_row(filter) * filter.oh, true, vector_size(filter.dtype));
+// Whether all activations lie at addresses for accesses of 16 bytes: a tensor of another library may lie anywhere.
+bool fits_vectors(const FilteredNoiseBiasActCall& call) {
+    return aligned(call.filter.x, call.filter.y, call.epilogue.dy, call.epilogue.dx);
+}
+
+// Elements of an access in the backward pass. With half a vector of 16-bit activations, the small tensors and sums of a
+// thread's channels leave registers for two blocks on a multiprocessor.
+int backward_vector(const FilteredNoiseBiasActCall& call) {
+    return !fits_vectors(call) ? 1 : call.filter.dtype == Dtype::float64 ? 2 : 4;
+}
+
+Split plan_of(const FilteredNoiseBiasActCall& call) {
+    const Upfirdn2dCall& filter = call.filter;
+    return split(filter.n, filter.c, runs_of_row(filter) * filter.oh, true, backward_vector(call));
 }
 
 // A thread keeps its channels and walks over the runs of its piece; the rows of a block are summed at the end. Grid:
-// (pieces of all samples, tiles of channels). `du` is the gradient of the filter's output; sums: [pieces, 4, C].
+// (pieces of all samples, tiles of channels). `du` is the gradient of the filter's output; sums: [pieces, 4, C], and
+// `strength` [blocks].
 template <class T, int V>
-__global__ void filtered_backward(Geometry g, Epilogue<typename ArithmeticOf<T>::type> epilogue, Split plan,
-                                  int64_t runs, const typename ArithmeticOf<T>::type* taps, const T* x, const T* dy,
-                                  T* du, typename ArithmeticOf<T>::type* sums) {
+__global__ void filtered_backward(Geometry g, Epilogue<typename ArithmeticOf<T>::type> epilogue, Split plan, int runs,
+                                  const typename ArithmeticOf<T>::type* taps, const T* x, const T* dy, T* du,
+                                  typename ArithmeticOf<T>::type* partial, typename ArithmeticOf<T>::type* strength) {
     using S = typename ArithmeticOf<T>::type;
     SHARED(S, arranged, [8]);
     arrange_taps(g, taps, arranged);
     const int lane = int(threadIdx.x) % plan.columns, row = int(threadIdx.x) / plan.columns;
-    const int64_t channel = (int64_t(blockIdx.y) * plan.columns + lane) * V;
+    const int64_t first_channel = int64_t(blockIdx.y) * plan.columns * V, channel = first_channel + lane * V;
     const int64_t piece = blockIdx.x, sample = piece / plan.per_sample;
-    const int64_t begin = piece % plan.per_sample * plan.positions;
-    const int64_t end = min(begin + plan.positions, runs * g.oh);
-    const bool live = channel < g.c;
+    const int64_t begin = piece % plan.per_sample * plan.positions + row;
+    const int64_t end = min(piece % plan.per_sample * plan.positions + plan.positions, runs * g.oh);
 
     Sums<S> total[V] = {};
-    if (live) {
+    if (channel < g.c) {
         Small<S> small[V];
         GPU_UNROLL
         for (int v = 0; v < V; ++v) small[v] = small_at<S>(epilogue, sample, channel + v, g.c);
-        for (int64_t run = begin + row; run < end; run += plan.rows) {
-            const int64_t oy = run / runs, ox = run % runs * BACKWARD_RUN;
+        const T* image = x + sample * g.y.size * g.x.size * g.c + channel;
+        const int64_t rows_on = plan.rows / runs;
+        int64_t oy = begin / runs;
+        for (int64_t run = begin, run_of_row = begin % runs; run < end; run += plan.rows) {
+            const int64_t ox = run_of_row * BACKWARD_RUN;
             S filtered[BACKWARD_RUN][V] = {};
-            add_run<1, 1>(g, arranged, x + sample * g.y.size * g.x.size * g.c + channel, oy, ox, filtered);
+            add_run<1, 1>(g, arranged, image, oy, ox, filtered);
             GPU_UNROLL
             for (int o = 0; o < BACKWARD_RUN; ++o) {
                 if (ox + o >= g.ow) continue;
@@ -99,22 +113,18 @@ __global__ void filtered_backward(Geometry g, Epilogue<typename ArithmeticOf<T>:
                 }
                 gpu::store(du + at, out);
             }
+            oy += rows_on, run_of_row += plan.rows - rows_on * runs;
+            if (run_of_row >= runs) run_of_row -= runs, ++oy;
         }
     }
-    GPU_UNROLL
-    for (int v = 0; v < V; ++v) {
-        GPU_UNROLL
-        for (int which = 0; which < MAX_SUMS; ++which) {
-            const S sum = sum_in_block(sum_number(total[v], which), row, plan.rows, plan.columns);
-            if (row == 0 && live) sums[(piece * MAX_SUMS + which) * g.c + channel + v] = sum;
-        }
-    }
+    write_strength(total, strength);
+    write_sums<MAX_SUMS>(total, plan.columns, g.c - first_channel, partial + piece * MAX_SUMS * g.c + first_channel,
+                         g.c);
 }
 
-template <class T>
+template <class T, int V>
 void forward(const FilteredNoiseBiasActCall& call, void* stream) {
     using S = typename ArithmeticOf<T>::type;
-    constexpr int V = 16 / sizeof(T);
     const Upfirdn2dCall& filter = call.filter;
     const int64_t vectors = filter.c / V, runs = ceil_div(filter.ow, FORWARD_RUN);
     const RowGrid rows(filter, vectors * runs);
@@ -123,29 +133,45 @@ void forward(const FilteredNoiseBiasActCall& call, void* stream) {
                                                     (const S*)filter.taps, (const T*)filter.x, (T*)filter.y);
 }
 
-template <class T>
+template <class T, int V>
 void backward(const FilteredNoiseBiasActCall& call, void* stream) {
     using S = typename ArithmeticOf<T>::type;
-    const Split plan = plan_of(call.filter);
-    const dim3 grid(unsigned(call.filter.n * plan.per_sample), unsigned(plan.tiles));
-    gpu::Launch(grid, BLOCK, 0, stream)(filtered_backward<T, 16 / sizeof(T)>, geometry_of(call.filter),
-                                        Epilogue<S>(call.epilogue), plan, runs_of_row(call.filter),
-                                        (const S*)call.filter.taps, (const T*)call.filter.x, (const T*)call.epilogue.dy,
-                                        (T*)call.epilogue.dx, (S*)call.sums);
+    const NoiseBiasActCall& epilogue = call.epilogue;
+    const Split plan = plan_of(call);
+    const int64_t pieces = call.filter.n * plan.per_sample;
+    const dim3 grid(unsigned(pieces), unsigned(plan.tiles));
+    S *partial = (S*)call.workspace, *strength = nullptr;
+    if (epilogue.dstrength && !epilogue.strength_per_channel) strength = partial + pieces * MAX_SUMS * call.filter.c;
+    gpu::Launch(grid, BLOCK, 0, stream)(filtered_backward<T, V>, geometry_of(call.filter), Epilogue<S>(epilogue), plan,
+                                        runs_of_row(call.filter), (const S*)call.filter.taps, (const T*)call.filter.x,
+                                        (const T*)epilogue.dy, (T*)epilogue.dx, partial, strength);
+    add_sums<S, MAX_SUMS>(epilogue, partial, plan.per_sample, strength, pieces * plan.tiles, stream);
 }
 
 }  // namespace
 
 void filtered_noise_bias_act_forward(const FilteredNoiseBiasActCall& call, int device, void* stream) {
     const gpu::DeviceGuard guard(device);
-    for_dtype(call.filter.dtype, [&](auto element) { forward<decltype(element)>(call, stream); });
+    for_dtype(call.filter.dtype, [&](auto element) {
+        using T = decltype(element);
+        fits_vectors(call) ? forward<T, 16 / sizeof(T)>(call, stream) : forward<T, 1>(call, stream);
+    });
 }
 
 void filtered_noise_bias_act_backward(const FilteredNoiseBiasActCall& call, int device, void* stream) {
     const gpu::DeviceGuard guard(device);
-    for_dtype(call.filter.dtype, [&](auto element) { backward<decltype(element)>(call, stream); });
+    for_dtype(call.filter.dtype, [&](auto element) {
+        using T = decltype(element);
+        constexpr int V = sizeof(T) == 8 ? 2 : 4;
+        fits_vectors(call) ? backward<T, V>(call, stream) : backward<T, 1>(call, stream);
+    });
 }
 
-int64_t filtered_noise_bias_act_pieces(const FilteredNoiseBiasActCall& call) { return plan_of(call.filter).per_sample; }
+// Bytes of the sums of all pieces, and of one number for each block.
+int64_t filtered_noise_bias_act_workspace(const FilteredNoiseBiasActCall& call) {
+    const Split plan = plan_of(call);
+    return call.filter.n * plan.per_sample * (MAX_SUMS * call.filter.c + plan.tiles) *
+           arithmetic_bytes(call.filter.dtype);
+}
 
 }  // namespace fastgan::cuda

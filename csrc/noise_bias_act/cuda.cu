@@ -10,7 +10,6 @@ enum class Pass { forward, backward_from_output, backward_from_input, double_fro
 enum class Family { piecewise_linear, curved };  // kernels of the curved activations choose among them at run time
 
 Split plan_of(const NoiseBiasActCall& call, int vector) {
-    if ((call.channels_last ? call.c : call.p) % vector != 0) vector = 1;
     return split(call.n, call.c, call.p, call.channels_last, vector);
 }
 
@@ -44,6 +43,8 @@ struct Element {
                                 : PASS == Pass::backward_from_input ? 4
                                 : PASS == Pass::double_from_input   ? 4
                                                                     : 0;
+    [[maybe_unused]] static constexpr int STEPS =
+        V * sizeof(T) == 8 && V > 1 ? 2 : 1;  // enough bytes in flight with half vectors
     static constexpr bool twice = PASS == Pass::double_from_output || PASS == Pass::double_from_input;
 
     Act act;
@@ -83,18 +84,29 @@ struct Element {
                 gpost ? gpost[sample * c + channel] : S(0), S(0)};
     }
 
+    // The activations of a vector; a pass leaves some of them out.
+    struct Loaded {
+        Vector a, b, c;
+    };
+
+    FASTGAN_INLINE Loaded load(int64_t i) const {
+        Loaded in;
+        if constexpr (PASS == Pass::forward) {
+            in.a = gpu::load<V>(x + i);
+        } else {
+            in.b = gpu::load<V>(reference + i);
+            if constexpr (PASS != Pass::double_from_output) in.a = gpu::load<V>(dy + i);
+            if constexpr (twice) in.c = gpu::load<V>(gx + i);
+        }
+        return in;
+    }
+
     // STRIDE is 1 if each element of the vector has its own small tensors (NHWC), 0 if they share them (NCHW).
     template <int STRIDE>
-    FASTGAN_INLINE void at(int64_t i, const Small<S>* small, const Small<S>* cotangent, const S* noise,
-                           Sums<S> (&total)[STRIDE ? V : 1]) const {
-        Vector a, b, c, out, also;
-        if constexpr (PASS == Pass::forward) {
-            a = gpu::load<V>(x + i);
-        } else {
-            b = gpu::load<V>(reference + i);
-            if constexpr (PASS != Pass::double_from_output) a = gpu::load<V>(dy + i);
-            if constexpr (twice) c = gpu::load<V>(gx + i);
-        }
+    FASTGAN_INLINE void at(int64_t i, const Loaded& in, const Small<S>* small, const Small<S>* cotangent,
+                           const S* noise, Sums<S> (&total)[STRIDE ? V : 1]) const {
+        const Vector &a = in.a, &b = in.b, &c = in.c;
+        Vector out, also;
         with_act<FAMILY>(act, [&](auto chosen) {
             constexpr Act ACT = decltype(chosen)::act;
             GPU_UNROLL
@@ -137,13 +149,13 @@ struct Element {
     }
 };
 
-// NHWC: a thread keeps its channels and walks over pixels; the rows of a block are summed at the end. Grid: (pieces of
-// all samples, tiles of channels). Sums: [pieces, SUMS, C].
+// NHWC: a thread keeps its channels and walks over positions, STEPS at a time; the rows of a block are summed at the end.
+// Grid: (pieces of all samples, tiles of channels). Sums: [pieces, SUMS, C], and `strength` [blocks].
 template <class E, int V>
-__global__ void nhwc(E element, int64_t c, int64_t p, Split plan, typename E::S* partial) {
+__global__ void nhwc(E element, int64_t c, int64_t p, Split plan, typename E::S* partial, typename E::S* strength) {
     using S = typename E::S;
     const int lane = int(threadIdx.x) % plan.columns, row = int(threadIdx.x) / plan.columns;
-    const int64_t channel = (int64_t(blockIdx.y) * plan.columns + lane) * V;
+    const int64_t first_channel = int64_t(blockIdx.y) * plan.columns * V, channel = first_channel + lane * V;
     const int64_t piece = blockIdx.x, sample = piece / plan.per_sample;
     const int64_t begin = piece % plan.per_sample * plan.positions;
     const int64_t end = min(begin + plan.positions, p);
@@ -157,27 +169,36 @@ __global__ void nhwc(E element, int64_t c, int64_t p, Split plan, typename E::S*
             small[v] = small_at<S>(element, sample, channel + v, c);
             cotangent[v] = element.cotangent(sample, channel + v, c);
         }
-        for (int64_t position = begin + row; position < end; position += plan.rows) {
-            const S noise = noise_at<S>(element, sample, position, p);
-            element.template at<1>((sample * p + position) * c + channel, small, cotangent, &noise, total);
+        const int64_t base = sample * p * c + channel;
+        for (int64_t position = begin + row; position < end; position += E::STEPS * plan.rows) {
+            typename E::Loaded loaded[E::STEPS];
+            S noise[E::STEPS];
+            GPU_UNROLL
+            for (int step = 0; step < E::STEPS; ++step) {
+                const int64_t here = position + step * plan.rows;
+                if (step > 0 && here >= end) continue;
+                loaded[step] = element.load(base + here * c);
+                noise[step] = noise_at<S>(element, sample, here, p);
+            }
+            GPU_UNROLL
+            for (int step = 0; step < E::STEPS; ++step) {
+                const int64_t here = position + step * plan.rows;
+                if (step > 0 && here >= end) continue;
+                element.template at<1>(base + here * c, loaded[step], small, cotangent, &noise[step], total);
+            }
         }
     }
     if constexpr (E::SUMS > 0) {
-        GPU_UNROLL
-        for (int which = 0; which < E::SUMS; ++which) {
-            GPU_UNROLL
-            for (int v = 0; v < V; ++v) {
-                const S sum = sum_in_block(sum_number(total[v], which), row, plan.rows, plan.columns);
-                if (row == 0 && live) partial[(piece * E::SUMS + which) * c + channel + v] = sum;
-            }
-        }
+        write_strength(total, strength);
+        write_sums<E::SUMS>(total, plan.columns, c - first_channel, partial + piece * E::SUMS * c + first_channel, c);
     }
 }
 
 // NCHW: a row of threads takes one channel of a sample, or a piece of it. Grid: (tiles of channels, pieces). Sums as
 // above; the piece is sample * per_sample + segment.
 template <class E, int V>
-__global__ void nchw(E element, int64_t n, int64_t c, int64_t p, Split plan, typename E::S* partial) {
+__global__ void nchw(E element, int64_t n, int64_t c, int64_t p, Split plan, typename E::S* partial,
+                     typename E::S* strength) {
     using S = typename E::S;
     const int lane = int(threadIdx.x) % plan.columns, row = int(threadIdx.x) / plan.columns;
     const int64_t plane = int64_t(blockIdx.x) * plan.rows + row, sample = plane / c, channel = plane % c;
@@ -191,51 +212,44 @@ __global__ void nchw(E element, int64_t n, int64_t c, int64_t p, Split plan, typ
                        cotangent = element.cotangent(sample, channel, c);
         for (int64_t position = begin + int64_t(lane) * V; position < end; position += int64_t(plan.columns) * V) {
             S noise[V];
-            GPU_UNROLL
-            for (int v = 0; v < V; ++v) noise[v] = noise_at<S>(element, sample, position + v, p);
-            element.template at<0>(plane * p + position, &small, &cotangent, noise, total);
+            load_noise(element, sample, position, p, noise);
+            const int64_t i = plane * p + position;
+            element.template at<0>(i, element.load(i), &small, &cotangent, noise, total);
         }
     }
     if constexpr (E::SUMS > 0) {
+        write_strength(total, strength);
+        S values[E::SUMS];
         GPU_UNROLL
-        for (int which = 0; which < E::SUMS; ++which) {
-            const S sum = sum_in_block(sum_number(total[0], which), lane, plan.columns, 1);
-            const int64_t piece = sample * plan.per_sample + segment;
-            if (lane == 0 && live) partial[(piece * E::SUMS + which) * c + channel] = sum;
+        for (int which = 0; which < E::SUMS; ++which) values[which] = sum_number(total[0], which);
+        sum_rows(values, plan.columns);
+        const int64_t piece = sample * plan.per_sample + segment;
+        if (lane == 0 && live) {
+            GPU_UNROLL
+            for (int which = 0; which < E::SUMS; ++which) {
+                partial[(piece * E::SUMS + which) * c + channel] = values[which];
+            }
         }
     }
 }
 
-template <class E, int V>
-void launch(const NoiseBiasActCall& call, const Split& plan, void* stream) {
+template <class E, int V, bool NHWC>
+void launch(const NoiseBiasActCall& call, void* stream) {
     using S = typename E::S;
-    S* partial = (S*)call.workspace;
-    const E element(call);
-    if (call.channels_last) {
-        const dim3 grid(unsigned(call.n * plan.per_sample), unsigned(plan.tiles));
-        gpu::Launch(grid, BLOCK, 0, stream)(nhwc<E, V>, element, call.c, call.p, plan, partial);
+    const Split plan = plan_of(call, V);
+    const int64_t pieces = call.n * plan.per_sample;
+    S *partial = (S*)call.workspace, *strength = nullptr;
+    if (call.dstrength && !call.strength_per_channel) strength = partial + pieces * E::SUMS * call.c;
+    dim3 grid;
+    if constexpr (NHWC) {
+        grid = dim3(unsigned(pieces), unsigned(plan.tiles));
+        gpu::Launch(grid, BLOCK, 0, stream)(nhwc<E, V>, E(call), call.c, call.p, plan, partial, strength);
     } else {
-        const dim3 grid(unsigned(plan.tiles), unsigned(plan.per_sample));
-        gpu::Launch(grid, BLOCK, 0, stream)(nchw<E, V>, element, call.n, call.c, call.p, plan, partial);
+        grid = dim3(unsigned(plan.tiles), unsigned(plan.per_sample));
+        gpu::Launch(grid, BLOCK, 0, stream)(nchw<E, V>, E(call), call.n, call.c, call.p, plan, partial, strength);
     }
     if constexpr (E::SUMS > 0) {
-        const int64_t all_pieces = call.n * plan.per_sample;
-        auto add = [&](int which, void* out, bool per_sample) {
-            const dim3 grid(unsigned(per_sample ? call.n : 1), unsigned(ceil_div(call.c, 32)));
-            gpu::Launch(grid, BLOCK, 0, stream)(add_pieces<S>, (const S*)partial, (S*)out,
-                                                per_sample ? plan.per_sample : all_pieces, call.c, E::SUMS, which);
-        };
-        if (call.dbias) add(0, call.dbias, false);
-        if (call.dstrength && call.strength_per_channel) add(1, call.dstrength, false);
-        if (call.dstrength && !call.strength_per_channel) {
-            S* channels = partial + all_pieces * E::SUMS * call.c;
-            add(1, channels, false);
-            gpu::Launch(dim3(1), BLOCK, 0, stream)(add_row<S>, (const S*)channels, (S*)call.dstrength, call.c, 1.0);
-        }
-        if constexpr (E::SUMS == 4) {
-            if (call.dscale) add(2, call.dscale, true);
-            if (call.dpost) add(3, call.dpost, true);
-        }
+        add_sums<S, E::SUMS>(call, partial, plan.per_sample, strength, int64_t(grid.x) * grid.y, stream);
     }
 }
 
@@ -243,13 +257,18 @@ template <Pass PASS, Family FAMILY = Family::piecewise_linear>
 void run(const NoiseBiasActCall& call, void* stream) {
     for_dtype(call.dtype, [&](auto element) {
         using T = decltype(element);
-        constexpr int V = 16 / sizeof(T);
-        const bool vectors = aligned(call.x, call.y, call.dy, call.reference, call.dx, call.gx, call.ddy);
-        const Split plan = plan_of(call, vectors ? V : 1);
-        if (plan.vector == 1) {
-            launch<Element<PASS, FAMILY, T, 1>, 1>(call, plan, stream);
+        // In NHWC a thread keeps the small tensors and the sums of each of its channels in registers. With half a
+        // vector of 16-bit activations more blocks fit on a multiprocessor.
+        constexpr bool half = PASS == Pass::backward_from_input || PASS == Pass::double_from_input;
+        constexpr int V = 16 / sizeof(T), NHWC_V = half && V == 8 ? 4 : V;
+        const bool fits = aligned(call.x, call.y, call.dy, call.reference, call.dx, call.gx, call.ddy, call.noise) &&
+                          (call.channels_last ? call.c : call.p) % V == 0;
+        if (call.channels_last) {
+            fits ? launch<Element<PASS, FAMILY, T, NHWC_V>, NHWC_V, true>(call, stream)
+                 : launch<Element<PASS, FAMILY, T, 1>, 1, true>(call, stream);
         } else {
-            launch<Element<PASS, FAMILY, T, V>, V>(call, plan, stream);
+            fits ? launch<Element<PASS, FAMILY, T, V>, V, false>(call, stream)
+                 : launch<Element<PASS, FAMILY, T, 1>, 1, false>(call, stream);
         }
     });
 }
@@ -288,11 +307,11 @@ void noise_bias_act_double_backward(const NoiseBiasActCall& call, int device, vo
     }
 }
 
-// Bytes, for the vector size that makes the most pieces.
+// Bytes, for the access that makes the most pieces: their sums, and one number for each block.
 int64_t noise_bias_act_workspace(const NoiseBiasActCall& call) {
     int64_t pieces = 0;
-    for (int vector : {1, vector_size(call.dtype)}) pieces = max(pieces, call.n * plan_of(call, vector).per_sample);
-    return (pieces * MAX_SUMS + 1) * call.c * arithmetic_bytes(call.dtype);
+    for (int vector : {1, 4, vector_size(call.dtype)}) pieces = max(pieces, call.n * plan_of(call, vector).per_sample);
+    return pieces * (MAX_SUMS + 1) * call.c * arithmetic_bytes(call.dtype);
 }
 
 }  // namespace fastgan::cuda

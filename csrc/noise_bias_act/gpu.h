@@ -1,7 +1,7 @@
 // noise_bias_act on the GPU: what its kernels share with others that end in it.
 #pragma once
 
-#include "common/gpu_values.h"
+#include "common/gpu_sums.h"
 #include "noise_bias_act/arithmetic.h"
 
 namespace fastgan::cuda {
@@ -38,10 +38,66 @@ template <class S, class E>
 FASTGAN_INLINE S noise_at(const E& e, int64_t sample, int64_t position, int64_t p) {
     return e.noise ? e.noise[(e.noise_per_sample ? sample * p : 0) + position] : S(0);
 }
+// The noise at V adjacent positions, at an address aligned to 16 bytes if V is not 1.
+template <int V, class S, class E>
+FASTGAN_INLINE void load_noise(const E& e, int64_t sample, int64_t position, int64_t p, S (&noise)[V]) {
+    constexpr int W = V * sizeof(S) > 16 ? 16 / sizeof(S) : V;
+    const S* row = e.noise ? e.noise + (e.noise_per_sample ? sample * p : 0) + position : nullptr;
+    GPU_UNROLL
+    for (int i = 0; i < V; i += W) {
+        gpu::Vec<S, W> part{};
+        if (row) part = gpu::load<W>(row + i);
+        GPU_UNROLL
+        for (int w = 0; w < W; ++w) noise[i + w] = part.v[w];
+    }
+}
 
 template <class S>
 FASTGAN_INLINE S sum_number(const Sums<S>& sums, int which) {
     return which == 0 ? sums.bias : which == 1 ? sums.strength : which == 2 ? sums.scale : sums.post;
+}
+
+// Writes a block's part of the gradient of a scalar strength, which is a sum over channels as well. `out` [blocks] is
+// null if that is not wanted.
+template <class S, int W>
+FASTGAN_INLINE void write_strength(const Sums<S> (&total)[W], S* out) {
+    if (!out) return;  // uniform
+    S sum = 0;
+    GPU_UNROLL
+    for (int w = 0; w < W; ++w) sum += total[w].strength;
+    sum = gpu::block_sum(sum);
+    if (threadIdx.x == 0) out[blockIdx.x * gridDim.y + blockIdx.y] = sum;
+}
+
+// Writes the sums of a block over its rows, in NHWC: the first SUMS of each of its channels.
+template <int SUMS, class S, int V>
+FASTGAN_INLINE void write_sums(const Sums<S> (&total)[V], int columns, int64_t channels, S* out, int64_t stride) {
+    S values[SUMS * V];
+    GPU_UNROLL
+    for (int i = 0; i < SUMS * V; ++i) values[i] = sum_number(total[i % V], i / V);
+    constexpr int size = COLUMN_SLOTS<SUMS, V>;
+    SHARED(S, slots, [size]);
+    write_sums_of_columns<SUMS, V>(values, columns, channels, &slots[0], out, stride);
+}
+
+// Adds up the sums of all pieces, [N, per_sample, SUMS, C], into the gradients of the small tensors. That of a scalar
+// strength is added up from `blocks` numbers instead.
+template <class S, int SUMS>
+void add_sums(const NoiseBiasActCall& call, const S* partial, int64_t per_sample, const S* strength, int64_t blocks,
+              void* stream) {
+    const int64_t n = call.n, c = call.c;
+    PieceSums<S> list;
+    list.add(partial, call.dbias, 1, n * per_sample, SUMS * c, c);
+    if (strength) {
+        list.add(strength, call.dstrength, 1, blocks, 1, 1);
+    } else {
+        list.add(partial + c, call.dstrength, 1, n * per_sample, SUMS * c, c);
+    }
+    if constexpr (SUMS == MAX_SUMS) {
+        list.add(partial + 2 * c, call.dscale, n, per_sample, SUMS * c, c);
+        list.add(partial + 3 * c, call.dpost, n, per_sample, SUMS * c, c);
+    }
+    list.launch(stream);
 }
 
 }  // namespace fastgan::cuda

@@ -10,7 +10,8 @@
 // (Chan, Golub and LeVeque 1983): never as a difference of large numbers.
 #include <algorithm>
 
-#include "common/gpu_sums.h"
+#include "noise_bias_act/gpu.h"
+
 #include "norm/arithmetic.h"
 
 namespace fastgan::cuda {
@@ -18,11 +19,11 @@ namespace {
 
 using namespace gpu_values;
 
-constexpr int MIN_BLOCKS = 264;                        // 2 for each multiprocessor of an H100
-constexpr int MAX_PIECES = 64;                         // that one thread merges
-constexpr int RUN = 16;                                // steps of a thread between two corrections of its mean
-constexpr std::size_t MAX_RESIDENT_BYTES = 96 * 1024;  // two such blocks fit on a multiprocessor of an H100
-constexpr std::size_t STATIC_SHARED_BYTES = 8 * 1024;  // that a kernel may need besides
+constexpr int MIN_BLOCKS = 264;                         // 2 for each multiprocessor of an H100
+constexpr int MAX_PIECES = 64;                          // that one thread merges
+constexpr int RUN = 16;                                 // steps of a thread between two corrections of its mean
+constexpr std::size_t MAX_RESIDENT_BYTES = 88 * 1024;   // two such blocks fit on a multiprocessor of an H100
+constexpr std::size_t STATIC_SHARED_BYTES = 25 * 1024;  // that a kernel may need besides
 
 // For the host. Kernels take the Split alone: the members of a base class cost them registers.
 struct Plan : Split {
@@ -81,11 +82,6 @@ struct Pair {
     S a, b;
 };
 
-template <class S>
-FASTGAN_INLINE Pair<S> merged(const Pair<S>& x, const Pair<S>& y) {
-    return {x.a + y.a, x.b + y.b};
-}
-
 // Sums of a row in the first backward pass: of dy, of dy * (z - mean) and of z - mean.
 template <class S>
 struct Triple {
@@ -116,47 +112,54 @@ FASTGAN_INLINE Moments<S> shuffle_xor(const Moments<S>& own, int distance) {
 }
 
 template <class S>
-FASTGAN_INLINE Pair<S> shuffle_xor(const Pair<S>& own, int distance) {
-    return {__shfl_xor_sync(gpu::full_mask, own.a, distance, gpu::warp_size),
-            __shfl_xor_sync(gpu::full_mask, own.b, distance, gpu::warp_size)};
-}
-
-template <class S>
 FASTGAN_INLINE Triple<S> shuffle_xor(const Triple<S>& own, int distance) {
     return {__shfl_xor_sync(gpu::full_mask, own.a, distance, gpu::warp_size),
             __shfl_xor_sync(gpu::full_mask, own.b, distance, gpu::warp_size),
             __shfl_xor_sync(gpu::full_mask, own.c, distance, gpu::warp_size)};
 }
 
-// Merges the values of all threads of a block with the same channel; each thread gets the result, bit for bit the same.
-template <bool NHWC, class R, int W>
-FASTGAN_INLINE void merge_in_block(R (&values)[W], int columns) {
-    const int thread = int(threadIdx.x), warp = thread / gpu::warp_size;
+// Shared memory for all sums of a kernel whose threads have W channels, in turn.
+template <class S, int W>
+FASTGAN_INLINE S* slots_of_block() {
+    constexpr int merging = W * BLOCK * int(sizeof(Moments<S>) / sizeof(S)), writing = COLUMN_SLOTS<2, W>;
+    SHARED(S, slots, [merging > writing ? merging : writing]);
+    return &slots[0];
+}
+
+// Merges the values of all threads of a block with the same channel; each thread gets the result. Once in a kernel,
+// before other uses of the slots.
+template <bool NHWC, class S, template <class> class R, int W>
+FASTGAN_INLINE void merge_in_block(R<S> (&values)[W], int columns) {
+    const int thread = int(threadIdx.x);
     // Bits of the thread index that differ among threads of one channel: the upper ones (NHWC) or the lower ones
     // (NCHW).
     const int first = NHWC ? columns : 1, past = NHWC || columns > gpu::warp_size ? gpu::warp_size : columns;
     for (int distance = first; distance < past; distance *= 2) {
         GPU_UNROLL
         for (int w = 0; w < W; ++w) {
-            const R other = shuffle_xor(values[w], distance);
+            const R<S> other = shuffle_xor(values[w], distance);
             values[w] = thread & distance ? merged(other, values[w]) : merged(values[w], other);
         }
     }
-    const int warps_of_row = columns > gpu::warp_size ? columns / gpu::warp_size : 1;
-    const int stride = NHWC ? warps_of_row : 1, count = NHWC ? BLOCK / gpu::warp_size / stride : warps_of_row;
-    const int start = NHWC ? warp % stride : warp - warp % count;
-    if (count == 1) return;  // uniform
-    SHARED(R, slots, [BLOCK]);
+    // Then those of the warps: `count` values of each channel, `step` threads apart.
+    const int step = NHWC && columns > gpu::warp_size ? columns : gpu::warp_size;
+    const int count = (NHWC ? BLOCK : columns) / step;
+    if (count <= 1) return;  // uniform
+    R<S>* slots = reinterpret_cast<R<S>*>(slots_of_block<S, W>());
     GPU_UNROLL
-    for (int w = 0; w < W; ++w) {
-        __syncthreads();
-        slots[thread] = values[w];
-        __syncthreads();
-        const int from = start * gpu::warp_size + thread % gpu::warp_size;
-        R total = slots[from];
-        for (int k = 1; k < count; ++k) total = merged(total, slots[from + k * stride * gpu::warp_size]);
-        values[w] = total;
+    for (int w = 0; w < W; ++w) slots[w * BLOCK + thread] = values[w];
+    __syncthreads();
+    const int channels = NHWC ? columns : BLOCK / columns, apart = NHWC ? 1 : columns;
+    for (int i = thread; i < W * channels; i += BLOCK) {
+        R<S>* from = slots + i / channels * BLOCK + i % channels * apart;
+        R<S> total = from[0];
+        for (int k = 1; k < count; ++k) total = merged(total, from[k * step]);
+        from[0] = total;
     }
+    __syncthreads();
+    const int from = NHWC ? thread % columns : thread / columns * columns;
+    GPU_UNROLL
+    for (int w = 0; w < W; ++w) values[w] = slots[w * BLOCK + from];
 }
 
 template <class T>
@@ -249,10 +252,15 @@ struct Part {
 
     // The input of the norm, z, for the V elements of x at a position, and the noise there.
     FASTGAN_INLINE void activate(const Vector& x, int64_t position, Activated<S> (&u)[V], S (&noise)[V]) const {
-        const S* noise_row = t.noise ? t.noise + (t.noise_per_sample ? sample * t.p : 0) + position : nullptr;
+        if constexpr (NHWC) {
+            const S here = noise_at<S>(t, sample, position, t.p);
+            GPU_UNROLL
+            for (int v = 0; v < V; ++v) noise[v] = here;
+        } else {
+            load_noise(t, sample, position, t.p, noise);
+        }
         GPU_UNROLL
         for (int v = 0; v < V; ++v) {
-            noise[v] = noise_row ? noise_row[NHWC ? 0 : v] : S(0);
             const int w = NHWC ? v : 0;
             u[v] = activated<false>(gpu::to<S>(x.v[v]), strength[w], noise[v], bias[w], t.gain, t.gain_below);
         }
@@ -321,15 +329,14 @@ struct Part {
     }
 };
 
-// Adds `added` elements to a thread's moments, given the sum of their distances from the former mean (at first from any
-// number near them) and of the squares.
+// Adds `numbers` elements to a thread's moments, given the sum of their distances from the former mean (at first from any
+// number near them) and of the squares. `inverse_count` is 1 / the number of all elements.
 template <class S>
-FASTGAN_INLINE void add_moments(Moments<S>& m, S& shift, S& distances, S& square_sum, int added) {
-    m.count += S(added);
-    const S move = distances / m.count, squares = m.squares + (square_sum - distances * move);
+FASTGAN_INLINE void add_moments(Moments<S>& m, S& shift, S distances, S square_sum, S numbers, S inverse_count) {
+    m.count += numbers;
+    const S move = distances * inverse_count, squares = m.squares + (square_sum - distances * move);
     m.squares = squares < 0 ? S(0) : squares;  // keeps NaN
     m.mean = shift = shift + move;
-    distances = square_sum = S(0);
 }
 
 // Forward: everything if x is resident, else the moments of each piece, [pieces, 2, C].
@@ -342,31 +349,31 @@ __global__ void forward(Tensors<T> t, Split plan, typename Tensors<T>::S* partia
     const Mine mine(t, plan);
     Moments<S> moments[W] = {};
     if (mine.live) {
-        S shift[W] = {}, distances[W] = {}, squares[W] = {};
+        S shift[W], noise[V];
+        Activated<S> u[V] = {};
+        if (mine.first < mine.end) mine.activate(gpu::load<V>(t.x + mine.index(mine.first)), mine.first, u, noise);
+        GPU_UNROLL
+        for (int w = 0; w < W; ++w) shift[w] = u[w].z;
         int step = 0;
-        for (int64_t position = mine.first; position < mine.end; position += mine.stride, ++step) {
-            const auto x = gpu::load<V>(t.x + mine.index(position));
-            if constexpr (RESIDENT) cached[int64_t(step) * BLOCK + threadIdx.x] = x;
-            Activated<S> u[V];
-            S noise[V];
-            mine.activate(x, position, u, noise);
+        for (int64_t position = mine.first; position < mine.end;) {
+            S distances[W] = {}, squares[W] = {};
+            int added = 0;
+            for (; added < RUN && position < mine.end; ++added, ++step, position += mine.stride) {
+                const auto x = gpu::load<V>(t.x + mine.index(position));
+                if constexpr (RESIDENT) cached[int64_t(step) * BLOCK + threadIdx.x] = x;
+                mine.activate(x, position, u, noise);
+                GPU_UNROLL
+                for (int v = 0; v < V; ++v) {
+                    const int w = NHWC ? v : 0;
+                    const S distance = u[v].z - shift[w];
+                    distances[w] += distance;
+                    squares[w] += distance * distance;
+                }
+            }
+            const S numbers = S(added * (NHWC ? 1 : V)), inverse_count = S(1) / (moments[0].count + numbers);
             GPU_UNROLL
             for (int w = 0; w < W; ++w) {
-                if (step == 0) shift[w] = u[w].z;
-            }
-            GPU_UNROLL
-            for (int v = 0; v < V; ++v) {
-                const int w = NHWC ? v : 0;
-                const S distance = u[v].z - shift[w];
-                distances[w] += distance;
-                squares[w] += distance * distance;
-            }
-            const int since = step % RUN + 1;
-            if (since == RUN || position + mine.stride >= mine.end) {
-                GPU_UNROLL
-                for (int w = 0; w < W; ++w) {
-                    add_moments(moments[w], shift[w], distances[w], squares[w], since * (NHWC ? 1 : V));
-                }
+                add_moments(moments[w], shift[w], distances[w], squares[w], numbers, inverse_count);
             }
         }
     }
@@ -462,14 +469,32 @@ FASTGAN_INLINE void style_gradients(const Tensors<T>& t, int64_t row, const Trip
     if (t.dstyle_scale) t.dstyle_scale[row] = sums.b * inverse;
 }
 
-// Writes the sums of a piece for the gradients of bias and strength, [pieces, 2, C].
-template <class Mine, class S>
-FASTGAN_INLINE void write_sums(const Mine& mine, const Pair<S> (&sums)[Mine::W], S* partial) {
-    if (!mine.leads) return;
+// Writes the sums of a block for the gradients of bias and strength: [pieces, 2, C], and [blocks] for a scalar strength,
+// which is a sum over channels as well.
+template <bool NHWC, class Mine, class S>
+FASTGAN_INLINE void write_sums(const Mine& mine, const Pair<S> (&sums)[Mine::W], const Split& plan, S* partial,
+                               S* strength) {
+    constexpr int W = Mine::W;
+    if (strength) {  // uniform
+        S total = 0;
+        GPU_UNROLL
+        for (int w = 0; w < W; ++w) total += sums[w].b;
+        total = gpu::block_sum(total);
+        if (threadIdx.x == 0) strength[blockIdx.x * gridDim.y + blockIdx.y] = total;
+    }
+    S values[2 * W];
     GPU_UNROLL
-    for (int w = 0; w < Mine::W; ++w) {
-        partial[mine.piece * 2 * mine.t.c + mine.channel + w] = sums[w].a;
-        partial[(mine.piece * 2 + 1) * mine.t.c + mine.channel + w] = sums[w].b;
+    for (int w = 0; w < W; ++w) values[w] = sums[w].a, values[W + w] = sums[w].b;
+    if constexpr (NHWC) {
+        const int64_t first = int64_t(blockIdx.y) * plan.columns * W;
+        __syncthreads();  // all threads have read what the slots held before
+        write_sums_of_columns<2, W>(values, plan.columns, mine.t.c - first, slots_of_block<S, W>(),
+                                    partial + mine.piece * 2 * mine.t.c + first, mine.t.c);
+    } else {
+        sum_rows(values, plan.columns);
+        if (!mine.leads) return;
+        S* to = partial + mine.piece * 2 * mine.t.c + mine.channel;
+        to[0] = values[0], to[mine.t.c] = values[1];
     }
 }
 
@@ -487,7 +512,7 @@ FASTGAN_INLINE void write_sums(const Mine& mine, const Triple<S> (&sums)[Mine::W
 // Backward: everything but the sums over samples if x and dy are resident; these sums are left for each piece, [pieces,
 // 2, C]. Else the sums of dy, of dy * (z - mean) and of z - mean for each piece, [pieces, 3, C].
 template <class T, int V, bool NHWC, bool RESIDENT, bool BATCH>
-__global__ void backward(Tensors<T> t, Split plan, typename Tensors<T>::S* partial) {
+__global__ void backward(Tensors<T> t, Split plan, typename Tensors<T>::S* partial, typename Tensors<T>::S* strength) {
     using Mine = Part<T, V, NHWC, BATCH>;
     using S = typename Mine::S;
     constexpr int W = Mine::W;
@@ -537,8 +562,7 @@ __global__ void backward(Tensors<T> t, Split plan, typename Tensors<T>::S* parti
         if (!t.beyond_style) return;  // uniform
         Pair<S> total[W] = {};
         if (mine.live) mine.gradients(mean, inverse, sums, cached, cached_dy, total);
-        merge_in_block<NHWC>(total, plan.columns);
-        write_sums(mine, total, partial);
+        write_sums<NHWC>(mine, total, plan, partial, strength);
     } else {
         write_sums(mine, sums, partial);
     }
@@ -564,7 +588,7 @@ __global__ void merge_sums(Tensors<T> t, Merge merge, const typename Tensors<T>:
 
 template <class T, int V, bool NHWC, bool BATCH>
 __global__ void gradients(Tensors<T> t, Split plan, const typename Tensors<T>::S* totals,
-                          typename Tensors<T>::S* partial) {
+                          typename Tensors<T>::S* partial, typename Tensors<T>::S* strength) {
     using Mine = Part<T, V, NHWC, BATCH>;
     using S = typename Mine::S;
     constexpr int W = Mine::W;
@@ -582,8 +606,7 @@ __global__ void gradients(Tensors<T> t, Split plan, const typename Tensors<T>::S
         mine.gradients(mean, inverse, sums, nullptr, nullptr, total);
     }
     if constexpr (!BATCH) {
-        merge_in_block<NHWC>(total, plan.columns);
-        write_sums(mine, total, partial);
+        write_sums<NHWC>(mine, total, plan, partial, strength);
     }
 }
 
@@ -621,29 +644,32 @@ void run_backward(const NormCall& call, void* stream) {
     const Plan plan = plan_of(call, V, 2);
     const Tensors<T> t(call);
     const dim3 grid = grid_of<NHWC>(call, plan);
-    S *totals = (S*)call.workspace, *channels = totals + 3 * call.rows(), *partial = channels + call.c;
+    const int64_t sums = call.n * plan.per_sample * call.c;  // of all pieces, each
+    S *totals = (S*)call.workspace, *partial = totals + 3 * call.rows(), *strength = nullptr;
+    if (call.dstrength && !call.strength_per_channel) strength = partial + 3 * sums;
     if (plan.resident) {
         if constexpr (!BATCH) {
-            gpu::Launch(grid, BLOCK, plan.resident, stream)(backward<T, V, NHWC, true, false>, t, plan, partial);
+            gpu::Launch(grid, BLOCK, plan.resident, stream)(backward<T, V, NHWC, true, false>, t, plan, partial,
+                                                            strength);
         }
     } else {
         const Merge merge(call, plan);
-        gpu::Launch(grid, BLOCK, 0, stream)(backward<T, V, NHWC, false, BATCH>, t, plan, partial);
+        gpu::Launch(grid, BLOCK, 0, stream)(backward<T, V, NHWC, false, BATCH>, t, plan, partial, strength);
         gpu::Launch(merge.blocks, BLOCK, 0, stream)(merge_sums<T>, t, merge, (const S*)partial, totals);
         if (t.beyond_style) {
-            gpu::Launch(grid, BLOCK, 0, stream)(gradients<T, V, NHWC, BATCH>, t, plan, (const S*)totals, partial);
+            gpu::Launch(grid, BLOCK, 0, stream)(gradients<T, V, NHWC, BATCH>, t, plan, (const S*)totals, partial,
+                                                strength);
         }
     }
-    auto add = [&](int which, S* out) {
-        gpu::Launch(dim3(1, unsigned(ceil_div(call.c, 32))), BLOCK, 0, stream)(
-            add_pieces<S>, (const S*)partial, out, call.n * plan.per_sample, call.c, 2, which);
-    };
-    if (call.dbias) add(0, (S*)call.dbias);
-    if (call.dstrength && call.strength_per_channel) add(1, (S*)call.dstrength);
-    if (call.dstrength && !call.strength_per_channel) {
-        add(1, channels);
-        gpu::Launch(dim3(1), BLOCK, 0, stream)(add_row<S>, (const S*)channels, (S*)call.dstrength, call.c, 1.0);
+    const int64_t pieces = call.n * plan.per_sample;
+    PieceSums<S> list;
+    list.add(partial, call.dbias, 1, pieces, 2 * call.c, call.c);
+    if (strength) {
+        list.add(strength, call.dstrength, 1, int64_t(grid.x) * grid.y, 1, 1);
+    } else {
+        list.add(partial + call.c, call.dstrength, 1, pieces, 2 * call.c, call.c);
     }
+    list.launch(stream);
 }
 
 template <class T, int V, bool NHWC, bool BATCH>
@@ -666,7 +692,7 @@ void run(const NormCall& call, void* stream) {
         if constexpr (sizeof(T) < sizeof(double)) {  // double is for gradcheck: one form will do
             constexpr int V = 16 / sizeof(T);
             const bool fits = (call.channels_last ? call.c : call.p) % V == 0;
-            if (fits && aligned(call.x, call.y, call.dy, call.dx)) return for_layout<T, V>(call, stream);
+            if (fits && aligned(call.x, call.y, call.dy, call.dx, call.noise)) return for_layout<T, V>(call, stream);
         }
         for_layout<T, 1>(call, stream);
     });
@@ -688,7 +714,7 @@ void instance_norm_backward(const NormCall& call, int device, void* stream) {
 int64_t instance_norm_workspace(const NormCall& call) {
     int64_t pieces = call.n;
     for (int vector : {1, vector_size(call.dtype)}) pieces = max(pieces, call.n * split_plan(call, vector).per_sample);
-    return (3 * pieces + 3 * call.n + 1) * call.c * arithmetic_bytes(call.dtype);
+    return (4 * pieces + 3 * call.n) * call.c * arithmetic_bytes(call.dtype);
 }
 
 }  // namespace fastgan::cuda

@@ -76,7 +76,8 @@ __global__ void nhwc(Tensors<T> tensors, int64_t rows, int64_t c, int lanes, dou
 template <int ORDER, class T, int V>
 __global__ void nchw(Tensors<T> tensors, int64_t c, int64_t p, int64_t tiles, int columns, double eps) {
     using S = typename ArithmeticOf<T>::type;
-    SHARED(S, box, [BLOCK * V]);
+    constexpr int SLOTS = PRODUCTS<ORDER> * V * BLOCK, WARPS = BLOCK / gpu::warp_size;
+    SHARED(S, slots, [SLOTS]);
     const int thread = int(threadIdx.x), lane = thread % columns, slice = thread / columns, slices = BLOCK / columns;
     const int64_t sample = blockIdx.x / tiles, position = (blockIdx.x % tiles * columns + lane) * V;
     const int64_t at = sample * c * p + position;
@@ -88,22 +89,31 @@ __global__ void nchw(Tensors<T> tensors, int64_t c, int64_t p, int64_t tiles, in
                            [&](int v, S x, S dy, S gx) { add_products<ORDER>(sums[v], x, dy, gx); });
         }
     }
+    // A warp adds up its slices by shuffles, the block those of its warps; every thread gets the sums.
     GPU_UNROLL
-    for (int which = 0; which < PRODUCTS<ORDER>; ++which) {
-        __syncthreads();
-        GPU_UNROLL
-        for (int v = 0; v < V; ++v) box[v * BLOCK + thread] = product(sums[v], which);
-        for (int half = slices / 2; half > 0; half /= 2) {
-            __syncthreads();
-            if (slice < half) {
-                GPU_UNROLL
-                for (int v = 0; v < V; ++v) box[v * BLOCK + thread] += box[v * BLOCK + thread + half * columns];
-            }
+    for (int i = 0; i < PRODUCTS<ORDER> * V; ++i) {
+        S& sum = product(sums[i % V], i / V);
+        for (int distance = columns; distance < gpu::warp_size; distance *= 2) {
+            sum += __shfl_xor_sync(gpu::full_mask, sum, distance);
         }
-        __syncthreads();
-        GPU_UNROLL
-        for (int v = 0; v < V; ++v) product(sums[v], which) = box[v * BLOCK + lane];
+        slots[i * BLOCK + thread] = sum;
     }
+    __syncthreads();
+    for (int i = thread; i < PRODUCTS<ORDER> * V * columns; i += BLOCK) {
+        S* from = &slots[i / columns * BLOCK + i % columns];
+        S parts[WARPS];
+        GPU_UNROLL
+        for (int w = 0; w < WARPS; ++w) parts[w] = from[w * gpu::warp_size];
+        GPU_UNROLL
+        for (int half = WARPS / 2; half > 0; half /= 2) {
+            GPU_UNROLL
+            for (int w = 0; w < half; ++w) parts[w] += parts[w + half];
+        }
+        from[0] = parts[0];
+    }
+    __syncthreads();
+    GPU_UNROLL
+    for (int i = 0; i < PRODUCTS<ORDER> * V; ++i) product(sums[i % V], i / V) = slots[i * BLOCK + lane];
     if (live) {
         Factors<S> f[V];
         GPU_UNROLL

@@ -99,12 +99,10 @@ def filtered_noise_bias_act(
 
 def _fits(x: Tensor, taps: Tensor, noise: Tensor | None, filter: FilterOptions, options: EpilogueOptions) -> bool:
     """Whether the kernels take this call: channels in vectors of 16 bytes, four taps along each axis, a leaky ReLU."""
-    width = 16 // x.element_size()
     return (
         filter.channels_last
         and x.numel() > 0
-        and x.shape[1] % width == 0
-        and x.storage_offset() % width == 0
+        and x.shape[1] % (16 // x.element_size()) == 0
         and taps.shape == (4,)
         and options.act == "lrelu"
         and not taps.requires_grad
@@ -175,13 +173,14 @@ class FilteredNoiseBiasAct(FusedOperation):
         activation, taps, *small = saved
         dx, _, _, *sums = grads
         du = torch.empty(grad.shape, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)
-        grad = _aligned_like(grad, du)
+        grad = dense_like(grad, du)
         if saves_output(small[3], small[4], options.epilogue):
             NoiseBiasAct.launch_backward(
                 launchers.of("noise_bias_act"), (du, None, *sums), grad, (activation, *small), options.epilogue
             )
         else:
-            _launch_backward(launchers, du, sums, grad, _aligned_like(activation, dx), taps, small, options)
+            activation = dense_like(activation, dx)
+            _launch_backward(launchers, du, sums, grad, activation, taps, small, options)
         Upfirdn2d.launch_forward(launchers.of("upfirdn2d"), dx, (du, taps), adjoint(dx.shape, taps, options.filter))
 
     @staticmethod
@@ -214,30 +213,12 @@ class FilteredNoiseBiasAct(FusedOperation):
 
 def _launch_backward(launchers, du, sums, grad, x, taps, small, options) -> None:
     """Fills the gradient `du` of the filter's output, and the gradients `sums` of strength, bias, scale and post."""
-    filter = upfirdn2d_call(grad, x, taps, options.filter)
-    epilogue = noise_bias_act_call(grad, small, options.epilogue)._replace(dy=grad, dx=du)
-    call = FilteredNoiseBiasActCall(filter, epilogue)
-    n, c = x.shape[:2]
-    terms = taps.new_empty(n, launchers.pieces(call), 4, c)
-    launchers.backward(call._replace(sums=terms))
-    dstrength, dbias, dscale, dpost = sums
-    bias_terms, strength_terms, scale_terms, post_terms = terms.unbind(2)  # [N, pieces, C]
-    for total, parts, dims in (
-        (dbias, bias_terms, (0, 1)),
-        (dstrength, strength_terms, (0, 1) if dstrength is not None and dstrength.dim() else (0, 1, 2)),
-        (dscale, scale_terms, (1,)),
-        (dpost, post_terms, (1,)),
-    ):
-        if total is not None:
-            total.copy_(parts.sum(dims))
+    epilogue = noise_bias_act_call(grad, small, options.epilogue)
+    outputs = dict(zip(("dstrength", "dbias", "dscale", "dpost"), sums, strict=True))
+    epilogue = epilogue._replace(dy=grad, dx=du, **outputs)
+    launchers.backward(FilteredNoiseBiasActCall(upfirdn2d_call(grad, x, taps, options.filter), epilogue))
 
 
 def _shape_of_x(grad, options) -> tuple[int, int, int, int]:
     n, c, oh, ow = grad.shape
     return n, c, oh + 3 - options.top - options.bottom, ow + 3 - options.left - options.right
-
-
-def _aligned_like(x: Tensor, like: Tensor) -> Tensor:
-    """`x` in the layout of `like`, at an address aligned for vector loads."""
-    x = dense_like(x, like)
-    return x if x.storage_offset() % (16 // x.element_size()) == 0 else x.clone()

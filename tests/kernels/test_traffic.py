@@ -21,10 +21,10 @@ WORSE, BETTER = 0.02, 0.05  # how far a figure may be off its exception, relativ
 # Reason -> (pattern of "case, layout, direction"; figure; its value in fp32 and in 16 bits, None if the limit holds).
 # The first pattern that fits counts.
 EXCEPTIONS: dict[str, list[tuple[str, str, float | None, float | None]]] = {
-    "threads read the noise of their vector one number at a time": [
-        ("noise_bias_act: *, NCHW, *", "noise", 0.25, 0.125),
-        ("style_epilogue: *, NCHW, *", "noise", 0.25, 0.125),
-        ("filtered_noise_bias_act, NCHW, *", "noise", 0.25, 0.125),
+    "threads read the noise of their vector 16 bytes at a time (NCHW), or that of each output (NHWC)": [
+        ("noise_bias_act: *, NCHW, *", "noise", None, 0.5),
+        ("style_epilogue: *, NCHW, *", "noise", None, 0.5),
+        ("filtered_noise_bias_act, NCHW, *", "noise", None, 0.5),
         ("filtered_noise_bias_act, NHWC, forward", "noise", None, 0.5),
     ],
     "a block makes one row of outputs, so that several blocks read each row of x": [
@@ -33,7 +33,7 @@ EXCEPTIONS: dict[str, list[tuple[str, str, float | None, float | None]]] = {
         ("upfirdn2d: down 2, RGB, NHWC, forward", "reads", 1.97, 1.97),
         ("upfirdn2d: down 2, RGB, NHWC, backward", "reads", 3.94, 3.94),
         ("filtered_noise_bias_act, NHWC, forward", "reads", 3.91, 3.91),
-        ("filtered_noise_bias_act, NHWC, backward", "reads", 2.62, 2.25),
+        ("filtered_noise_bias_act, NHWC, backward", "reads", 2.62, 2.62),
     ],
     "a thread makes one output of three channels, next to those of another thread that reads most of its inputs": [
         ("upfirdn2d: up 2, RGB, NHWC, backward", "sectors", 0.469, 0.425),
@@ -75,15 +75,24 @@ EXCEPTIONS: dict[str, list[tuple[str, str, float | None, float | None]]] = {
         ("minibatch_stddev, *, forward", "reads", 2.00, 2.03),
     ],
     "slots of the block's merge of statistics share banks": [
-        ("batch_norm_act, NCHW, *", "passes", None, 1.15),
-        ("adain: on chip, NHWC, backward", "passes", 1.35, 1.38),
-        ("adain: on chip, NCHW, forward", "passes", 1.13, None),
-        ("adain: on chip, NCHW, backward", "passes", 1.21, None),
-        ("adain: large, *, backward", "passes", 1.42, 1.42),
-        ("style_epilogue: on chip, NHWC, backward", "passes", 1.35, 1.38),
-        ("style_epilogue: on chip, NCHW, forward", "passes", 1.13, None),
-        ("style_epilogue: on chip, NCHW, backward", "passes", 1.21, None),
-        ("style_epilogue: large, *, backward", "passes", 1.42, 1.42),
+        ("batch_norm_act, NHWC, *", "passes", 2.27, 2.59),
+        ("batch_norm_act, NCHW, *", "passes", 1.37, 2.00),
+        ("adain: on chip, NHWC, forward", "passes", 1.66, 2.12),
+        ("adain: on chip, NHWC, backward", "passes", 1.35, 1.59),
+        ("adain: on chip, NCHW, forward", "passes", 1.48, None),
+        ("adain: on chip, NCHW, backward", "passes", 1.24, None),
+        ("adain: large, NHWC, forward", "passes", 2.27, 2.59),
+        ("adain: large, NHWC, backward", "passes", 1.70, 1.85),
+        ("adain: large, NCHW, forward", "passes", 1.37, 1.37),
+        ("adain: large, NCHW, backward", "passes", 1.22, 1.22),
+        ("style_epilogue: on chip, NHWC, forward", "passes", 1.66, 2.12),
+        ("style_epilogue: on chip, NHWC, backward", "passes", 1.35, 1.59),
+        ("style_epilogue: on chip, NCHW, forward", "passes", 1.48, None),
+        ("style_epilogue: on chip, NCHW, backward", "passes", 1.24, None),
+        ("style_epilogue: large, NHWC, forward", "passes", 2.27, 2.59),
+        ("style_epilogue: large, NHWC, backward", "passes", 1.69, 1.83),
+        ("style_epilogue: large, NCHW, forward", "passes", 1.37, 1.37),
+        ("style_epilogue: large, NCHW, backward", "passes", 1.20, 1.19),
     ],
     "rows of y have an odd number of channels": [
         ("minibatch_stddev, NHWC, forward", "sectors", None, 0.915),

@@ -166,6 +166,36 @@ def test_results_are_bitwise_repeatable(backend):
     table.assert_bitwise_repeatable(backend, results)
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_activations_need_not_be_aligned(dtype):
+    """A tensor of another library may start at any element, without a storage offset that would tell."""
+    with backends.forced("emulated"):
+        tensors = make((2, 16, 9, 7), ALL, DTYPES[dtype], "cpu")
+        names = [name for name in tensors if name not in ("taps", "noise")]
+        dy = torch.randn_like(filtered_noise_bias_act(**tensors, **OPTIONS))
+
+        def results(move):
+            given = {**tensors, "x": move(tensors["x"])}
+            variables = [given[name].detach().requires_grad_() for name in names]
+            given |= dict(zip(names, variables, strict=True))
+            y = filtered_noise_bias_act(**given, **OPTIONS)
+            return [y, *torch.autograd.grad(y, variables, move(dy))]
+
+        aligned, elsewhere = results(lambda t: t), results(_misaligned)
+    for a, b in zip(aligned, elsewhere, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4)
+
+
+def _misaligned(t):
+    """A copy in channels_last at an address that is not divisible by 16."""
+    n, c, h, w = t.shape
+    raw = bytearray(t.nbytes + 32)
+    skip = -torch.frombuffer(raw, dtype=torch.uint8).data_ptr() % 16 + t.element_size()
+    copy = torch.frombuffer(raw, dtype=t.dtype, offset=skip, count=t.numel()).view(n, h, w, c).permute(0, 3, 1, 2)
+    assert copy.data_ptr() % 16 == t.element_size() and copy.storage_offset() == 0
+    return copy.copy_(t)
+
+
 @backends.one_instruction_set
 def test_output_has_the_memory_format_of_the_input(backend):
     for layout in ("nhwc", "nchw"):

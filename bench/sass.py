@@ -1,0 +1,196 @@
+"""Machine code of GPU kernels, read without a GPU: how wide they access memory, where they wait, what fits on a card.
+
+`read_kernels` disassembles the compiled extension or a cubin. As a command it prints a row of counters a kernel:
+
+    python -m bench.sass FILE [PATTERN]
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+BLOCK = 256  # threads of a block (csrc/common/gpu_plan.h)
+REGISTERS = 64 * 1024  # of a multiprocessor
+THREADS = {80: 2048, 90: 2048, 100: 2048}  # of a multiprocessor
+SHARED_KIB = {80: 164, 90: 228, 100: 228}  # likewise
+WIDTH = re.compile(r"\.(?:[USF]?(8|16)|(64|128))(?:\.|$)")  # of a memory access, in bits; 32 is not written
+
+
+class Instruction(NamedTuple):
+    address: int
+    opcode: str  # such as "LDG.E.128.CONSTANT"
+    target: str  # label of a branch, or ""
+
+
+class Kernel:
+    """A kernel's instructions and resources, and the counters that tests hold to limits."""
+
+    def __init__(self, name: str, arch: int, resources: dict[str, int], lines: Sequence[str]):
+        self.name, self.arch = name, arch
+        self.registers, self.shared = resources["REG"], resources["SHARED"]
+        self.local = resources["STACK"] + resources["LOCAL"]  # bytes a thread
+        self.instructions, self.labels = parse(lines)
+
+    @cached_property
+    def loops(self) -> list[list[Instruction]]:
+        """Instructions of every loop: from the target of a backward branch to the branch."""
+        spans = {
+            (self.labels[i.target], i.address)
+            for i in self.instructions
+            if i.opcode.startswith("BRA") and self.labels.get(i.target, i.address) < i.address
+        }
+        return [[i for i in self.instructions if first <= i.address <= last] for first, last in sorted(spans)]
+
+    @cached_property
+    def hot(self) -> list[Instruction]:
+        """The loop that moves the most bytes an iteration, the shortest of equals; without one, the whole kernel."""
+        loops = [body for body in self.loops if wide_bytes(body)]
+        return max(loops, key=lambda body: (wide_bytes(body), -len(body)), default=self.instructions)
+
+    @property
+    def barriers(self) -> int:
+        """Barriers that a block executes at most if no loop holds one; those in a loop count 1,000."""
+        looped = {i.address for body in self.loops for i in body}
+        return sum(1000 if i.address in looped else 1 for i in self.instructions if i.opcode.startswith("BAR"))
+
+    @property
+    def local_accesses(self) -> int:
+        return sum(i.opcode.startswith(("LDL", "STL")) for i in self.instructions)
+
+    @property
+    def calls(self) -> int:
+        """Calls in the hot loop, slow paths of divisions included."""
+        return sum(i.opcode.startswith("CALL") for i in self.hot) if self.loops else 0
+
+    @property
+    def cost(self) -> float:
+        """Instructions of the hot loop for each 16 bytes that it moves; 0 if all its accesses are narrow."""
+        return 16 * len(self.hot) / wide_bytes(self.hot) if wide_bytes(self.hot) else 0.0
+
+    def widths(self, space: str, hot: bool = True) -> Counter:
+        """How often the hot loop, or the whole kernel, accesses so many bytes: {16: 3, 4: 1}. `space` is "LDG", ..."""
+        return Counter(width(i.opcode) for i in (self.hot if hot else self.instructions) if i.opcode.startswith(space))
+
+    def blocks(self, threads: int = BLOCK, dynamic_shared: int = 0) -> int:
+        """Blocks that fit on a multiprocessor."""
+        by_registers = REGISTERS // (-(-self.registers // 8) * 8 * threads)
+        shared = -(-(self.shared + dynamic_shared) // 1024) * 1024  # 1 KiB of it is the system's
+        by_shared = SHARED_KIB[self.arch] * 1024 // shared if shared else by_registers
+        return min(by_registers, by_shared, THREADS[self.arch] // threads)
+
+
+def width(opcode: str) -> int:
+    """Bytes of a memory access."""
+    bits = WIDTH.search(opcode)
+    return int(bits[1] or bits[2]) // 8 if bits else 4
+
+
+def wide_bytes(body: Sequence[Instruction]) -> int:
+    """Bytes of all accesses to global memory that move 8 bytes or more."""
+    sizes = [width(i.opcode) for i in body if i.opcode.startswith(("LDG", "STG"))]
+    return sum(size for size in sizes if size >= 8)
+
+
+def parse(lines: Sequence[str]) -> tuple[list[Instruction], dict[str, int]]:
+    """Instructions, and addresses of the labels, in a disassembly by nvdisasm."""
+    instructions, labels, waiting = [], {}, []
+    for line in lines:
+        if match := re.match(r"(\.L_\w+):", line):
+            waiting.append(match[1])
+        elif match := re.match(r"\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?(\S+)([^;]*)", line):
+            address, target = int(match[1], 16), re.search(r"`\((\.L_\w+)\)", match[3])
+            labels |= dict.fromkeys(waiting, address)
+            waiting = []
+            instructions.append(Instruction(address, match[2], target[1] if target else ""))
+    return instructions, labels
+
+
+# Reading files -------------------------------------------------------------------------------------------------------
+
+
+@cache
+def tool(name: str) -> str | None:
+    """Path of cuobjdump or nvdisasm: of the CUDA toolkit, else of Triton."""
+    if found := shutil.which(name) or shutil.which(name, path="/usr/local/cuda/bin"):
+        return found
+    try:
+        import triton
+    except ImportError:
+        return None
+    path = Path(triton.__file__).with_name("backends") / "nvidia/bin" / name
+    return str(path) if path.exists() else None
+
+
+def why_unavailable() -> str | None:
+    """Reason why machine code cannot be read here, for pytest.skip; None if it can."""
+    missing = [name for name in ("cuobjdump", "nvdisasm") if tool(name) is None]
+    return f"neither the CUDA toolkit nor Triton is here to provide {' and '.join(missing)}" if missing else None
+
+
+def read_kernels(path: Path) -> list[Kernel]:
+    """Kernels of a cubin, or of a library that embeds some; one of each name and architecture."""
+    with tempfile.TemporaryDirectory() as folder:
+        if path.suffix == ".cubin":
+            cubins = [path]
+        else:
+            run("cuobjdump", "-xelf", "all", str(path.resolve()), cwd=folder)
+            cubins = sorted(Path(folder).glob("*.cubin"))
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            found = [kernel for kernels in pool.map(kernels_of, cubins) for kernel in kernels]
+    return list({(kernel.name, kernel.arch): kernel for kernel in found}.values())
+
+
+def kernels_of(cubin: Path) -> list[Kernel]:
+    used = {}
+    for name, numbers in re.findall(r"Function (\S+):\n(.*)", run("cuobjdump", "-res-usage", str(cubin))):
+        used[name] = {key: int(number) for key, number in re.findall(r"\b([A-Z]+):(\d+)", numbers)}
+    code = run("nvdisasm", "-c", "-ndf", str(cubin))
+    arch = int(re.search(r"\.target\s+sm_(\d+)", code)[1])
+    sections = dict(re.findall(r"\n\t\.section\t\.text\.(\w+),[^\n]*\n(.*?)(?=\n\t\.section|\Z)", code, re.DOTALL))
+    return [Kernel(plain_name(name), arch, used[name], body.splitlines()) for name, body in sections.items()]
+
+
+def plain_name(mangled: str) -> str:
+    """A kernel's name and template arguments: "nhwc<Element<4, 0, bf16, 8>, 8>"."""
+    name = subprocess.run(["c++filt", mangled], capture_output=True, text=True, check=True).stdout.strip()
+    name = re.sub(r"fastgan::cuda::|fastgan::|\(anonymous namespace\)::|^void ", "", name)
+    name = re.sub(r"\([\w:]+\)(-?\d)", r"\1", name).split("(")[0]
+    for written, short in (("__nv_bfloat16", "bf16"), ("__half", "fp16"), ("float", "fp32"), ("double", "fp64")):
+        name = re.sub(rf"\b{written}\b", short, name)
+    return name
+
+
+def run(name: str, *arguments: str, cwd: str | None = None) -> str:
+    return subprocess.run([tool(name), *arguments], capture_output=True, text=True, check=True, cwd=cwd).stdout
+
+
+def main(path: str, pattern: str = "") -> None:
+    if reason := why_unavailable():
+        raise SystemExit(reason)
+    row = "{:64} {:>4} {:>4} {:>4} {:>6} {:>5} {:>4} {:>6} {:>6}  {:24} {}"
+    print(row.format("kernel", "sm", "reg", "b/SM", "shared", "local", "BAR", "call", "per16", "LDG", "STG (hot loop)"))
+    for kernel in sorted(read_kernels(Path(path)), key=lambda kernel: kernel.name):
+        if re.search(pattern, kernel.name):
+            loads, stores = (dict(sorted(kernel.widths(space).items())) for space in ("LDG", "STG"))
+            print(
+                row.format(
+                    kernel.name, kernel.arch, kernel.registers, kernel.blocks(), kernel.shared,
+                    kernel.local + kernel.local_accesses, kernel.barriers, kernel.calls,
+                    f"{kernel.cost:.1f}", str(loads), stores,
+                )
+            )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -69,7 +69,7 @@ def _norm(batch: str) -> tuple[list[Pass], list[Pass]]:
     return forward, backward
 
 
-BLUR = Pass("nhwc_by_four<bf16, 8, 1, 1>", 2, 5)
+BLUR = Pass("nhwc_by_four<bf16, 8, 1, 1>", 2, 2.3)
 # Form -> passes of forward and of backward, of sizes that do not fit on chip.
 PASSES: dict[str, tuple[list[Pass], list[Pass]]] = {
     "bias": ([Pass("nhwc<Element<0, 0, bf16, 8>, 8>", 2, 2)], [Pass("nhwc<Element<1, 0, bf16, 8>, 8>", 3, 3, True)]),

@@ -14,20 +14,23 @@ import torch
 
 from tests.support import backends
 
-# What needs one of these is skipped without it: a machine with torch and pytest alone tests operations and steps.
-OPTIONAL = {"hypothesis", "matplotlib", "numpy", "PIL", "pydantic", "safetensors", "tensorboard", "tqdm"}
-OPTIONAL |= {"docstring_parser", "tyro"}
+# If set, tests that import packages which this machine lacks are skipped: torch and pytest suffice for operations and
+# steps. bench/gpu_phases.py and the tests of wheels set it.
+BARE = "FASTGAN_TEST_BARE" in os.environ
+REQUIRED = ("bench", "fastgan", "fastgan_kernels", "pytest", "tests", "torch")
 
 
 def _missing_package(error) -> str | None:
-    """The optional package for lack of which an error was raised, if so."""
-    name = error.name.split(".")[0] if isinstance(error, ModuleNotFoundError) and error.name else None
-    return name if name in OPTIONAL else None
+    """Name of the package whose lack may skip a test, if `error` is that lack."""
+    if not BARE or not isinstance(error, ModuleNotFoundError) or not error.name:
+        return None
+    name = error.name.split(".")[0]
+    return None if name in REQUIRED else name
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(collector):
-    """Skips a test file whose imports end at a missing optional package, as `pytest.importorskip` in it would."""
+    """Skips a test file that imports a missing package, as `pytest.importorskip` in it would."""
     report = yield
     if name := _missing_package(report.call.excinfo and report.call.excinfo.value.__cause__):
         report.outcome = "skipped"
@@ -37,7 +40,7 @@ def pytest_make_collect_report(collector):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    """Skips a test that imports a missing optional package while it runs."""
+    """Skips a test that imports a missing package while it runs."""
     report = yield
     if name := _missing_package(call.excinfo and call.excinfo.value):
         report.outcome = "skipped"
@@ -51,10 +54,12 @@ def pytest_collection_modifyitems(items):
     Without slow tests, operations run on plain PyTorch and on the fastest kernels for this CPU, but not on those for
     other CPUs nor on emulated CUDA, which takes a minute to compile.
     """
+    slow = ("emulated", *backends.SLOWER_CPP)
     for item in items:
-        if hasattr(item, "callspec") and item.callspec.params.get("backend") in ("cuda", "triton"):
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        if params.get("backend") in ("cuda", "triton"):
             item.add_marker(pytest.mark.gpu)
-        if any(name in item.name for name in ("emulated", *backends.SLOWER_CPP)):
+        if any(isinstance(value, str) and value in slow for value in params.values()):
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     _group_backends(items)

@@ -41,3 +41,9 @@ def test_what_needs_a_missing_package_is_skipped_there():
     resumed = "tests/runs/test_checkpoint.py::test_the_newest_checkpoints_are_kept_and_can_be_resumed"
     done = on_a_bare_machine("-rs", "tests/test_options.py", resumed, copies)
     assert "2 skipped" in done.stdout and "1 passed" in done.stdout and done.returncode == 0, done.stdout
+
+
+def test_elsewhere_a_missing_package_is_an_error():
+    code = "import os, pytest, sys; os.environ.pop('FASTGAN_TEST_BARE', None); sys.modules['tyro'] = None; "
+    done = run("-c", code + "sys.exit(pytest.main(['-q', 'tests/test_options.py']))")
+    assert done.returncode != 0 and "tyro" in done.stdout, done.stdout

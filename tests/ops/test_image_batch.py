@@ -166,6 +166,7 @@ def test_cpp_streams_large_batches():
 
 
 @pytest.mark.parametrize("order", ["reverse", "shuffled"])
+@pytest.mark.slow
 def test_emulated_results_do_not_depend_on_the_order_of_threads(order, monkeypatch):
     results = []
     with backends.forced("emulated"):

@@ -1,9 +1,9 @@
-"""Triton kernels of batch_norm_act.
+"""Launchers of batch_norm_act, and its own Triton kernels.
 
     v = weight[c] * (x - mean[c]) * inverse[c] + bias[c],   y = v * (v > 0 ? gain : gain * slope)
 
-The passes over activations are those of `fastgan_kernels.triton.norm`. The merging of their results is not
-that of instance_norm: it goes over the segments of all samples, many rows of them at a time.
+The kernels of norm.py process the activations in segments. Other than in instance_norm.py, the results of the segments
+of all samples are merged, many of them at a time.
 """
 
 import torch
@@ -12,7 +12,7 @@ import triton.language as tl
 
 from fastgan_kernels.calls import NormCall
 from fastgan_kernels.triton.norm import (
-    COMPILED,
+    COMPILED_UNFUSED,
     input_gradients,
     normalise,
     options_of,
@@ -30,7 +30,7 @@ _R, _F = 128, 16  # pieces and channels of a tile where pieces are merged
 def _merge_moments(
     statistics, means, squares, eps: tl.float64,  # tables [pieces, C]
     c: tl.int64, p: tl.int64, pieces: tl.int64, segments: tl.int64,
-    positions: tl.int64,  # of a segment
+    positions: tl.int64,  # positions in a segment
     numbers: tl.int64,
     S: tl.constexpr, R: tl.constexpr, F: tl.constexpr,
 ):  # fmt: skip
@@ -39,19 +39,19 @@ def _merge_moments(
     total = tl.full([R, F], 0.0, S)
     for start in range(0, pieces, R):
         piece = start + tl.arange(0, R)[:, None]
-        count = tl.maximum(tl.minimum(p - piece % segments * positions, positions), 0).to(S)  # a last one may be empty
+        count = tl.maximum(tl.minimum(p - piece % segments * positions, positions), 0).to(S)  # the last may be empty
         total += count * tl.load(means + piece * c + channel, mask=(piece < pieces) & live, other=0.0)
     mean = tl.sum(total, 0, keep_dims=True) / numbers.to(S)
-    left, square = tl.full([R, F], 0.0, S), tl.full([R, F], 0.0, S)
+    deviations, square = tl.full([R, F], 0.0, S), tl.full([R, F], 0.0, S)
     for start in range(0, pieces, R):
         piece = start + tl.arange(0, R)[:, None]
         mask = (piece < pieces) & live
         count = tl.maximum(tl.minimum(p - piece % segments * positions, positions), 0).to(S)
-        apart = tl.where(mask, tl.load(means + piece * c + channel, mask=mask, other=0.0) - mean, 0.0)
-        left += apart * count
-        square += tl.load(squares + piece * c + channel, mask=mask, other=0.0) + apart * apart * count
-    # The mean in two steps: of the numbers, then of what is left of them, whose sum hardly rounds.
-    mean += tl.sum(left, 0, keep_dims=True) / numbers.to(S)
+        deviation = tl.where(mask, tl.load(means + piece * c + channel, mask=mask, other=0.0) - mean, 0.0)
+        deviations += deviation * count
+        square += tl.load(squares + piece * c + channel, mask=mask, other=0.0) + deviation * deviation * count
+    # Two-step mean: of all elements, then of the deviations, which rounds little.
+    mean += tl.sum(deviations, 0, keep_dims=True) / numbers.to(S)
     total_square = tl.sum(square, 0, keep_dims=True)
     tl.store(statistics + channel, mean, mask=live)
     inverse = 1.0 / tl.sqrt(total_square / numbers.to(S) + tl.full([1, 1], eps, S))
@@ -69,11 +69,11 @@ def _merge_sums(
     channel = tl.program_id(0).to(tl.int64) * F + tl.arange(0, F)[None, :]  # [1, F]
     live = channel < c
     total = add_rows(sums, pieces, c, channel, R, F)
-    rest = add_rows(distances, pieces, c, channel, R, F) / numbers.to(distances.dtype.element_ty)
-    total_products = add_rows(products, pieces, c, channel, R, F) - rest * total
+    mean_error = add_rows(distances, pieces, c, channel, R, F) / numbers.to(distances.dtype.element_ty)
+    total_products = add_rows(products, pieces, c, channel, R, F) - mean_error * total
     tl.store(totals + channel, total, mask=live)
     tl.store(totals + c + channel, total_products, mask=live)
-    tl.store(totals + 2 * c + channel, rest, mask=live)
+    tl.store(totals + 2 * c + channel, mean_error, mask=live)
     if dbias is not None:
         tl.store(dbias + channel, total, mask=live)
     if dweight is not None:
@@ -91,7 +91,7 @@ def forward(call: NormCall) -> None:
         segment_moments[(plan.programs,)](means, squares, x, None, None, None, 1.0, 1.0, *sizes, **options)
         _merge_moments[(triton.cdiv(c, _F),)](
             statistics, means, squares, call.eps, c, call.p, pieces, plan.segments, positions_of_segment(plan),
-            call.n * call.p, S=options["S"], R=_R, F=_F, **COMPILED,
+            call.n * call.p, S=options["S"], R=_R, F=_F, **COMPILED_UNFUSED,
         )  # fmt: skip
         style = (None, None, None, call.style_scale, call.style_bias)
         normalise[(plan.programs,)](
@@ -104,7 +104,7 @@ def backward(call: NormCall) -> None:
     plan = plan_of(call[:4], call.dtype.itemsize, True)
     sizes, options = sizes_of(call, plan), options_of(call, plan)
     pieces = call.n * plan.segments
-    rows = statistics.new_empty(3, pieces, c)  # of sums, products and distances
+    rows = statistics.new_empty(3, pieces, c)  # sums, products and distances
     totals = statistics.new_empty(3, c)
     style = (None, None, None, call.style_scale, call.style_bias)
     with torch.cuda.device_of(x):
@@ -113,7 +113,7 @@ def backward(call: NormCall) -> None:
         )  # fmt: skip
         _merge_sums[(triton.cdiv(c, _F),)](
             totals, call.dstyle_scale, call.dstyle_bias, *rows, statistics, c, pieces, call.n * call.p,
-            R=_R, F=_F, **COMPILED,
+            R=_R, F=_F, **COMPILED_UNFUSED,
         )  # fmt: skip
         if call.dx is not None:
             input_gradients[(plan.programs,)](

@@ -17,20 +17,20 @@ def _image_batch(
     images: tl.int64, size: tl.int64, row: tl.int64, channels: tl.int64, pieces: tl.int32,
     I: tl.constexpr, S: tl.constexpr, ALIGN: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
-    """`I` counts the numbers of an image: in 32 bits where they suffice, for the division by the length of a row."""
+    """`I` is the type of indices within an image: 32 bits where they suffice, since the division by a row is slow."""
     sample, at, mask = where_of_piece(size, pieces, ALIGN, B)
     size = size // ALIGN * ALIGN  # for the compiler
     image = sample
     if index is not None:
         image = tl.load(index + sample)
-    there = (image >= 0) & (image < images)
-    turned = False
+    exists = (image >= 0) & (image < images)
+    mirror = False
     if mirrored is not None:
-        turned = tl.load(mirrored + sample) != 0
+        mirror = tl.load(mirrored + sample) != 0
     within = at - sample * size
     x = pixels + image * size
-    mask_x = within < tl.where(there, size, 0)
-    if turned:
+    mask_x = within < tl.where(exists, size, 0)
+    if mirror:
         i, of_row, of_pixel = within.to(I), row.to(I), channels.to(I)
         first = i // of_row * of_row
         column = i - first
@@ -38,8 +38,8 @@ def _image_batch(
         p = tl.load(x + first + of_row - of_pixel - (column - channel) + channel, mask=mask_x, other=0)
     else:
         p = tl.load(x + within, mask=mask_x, other=0)
-    # What is not there is NaN: to complain about it, the host would have to wait for the device.
-    scale = tl.where(there, tl.full([], 1 / 255, S), float("nan"))
+    # An image that does not exist becomes NaN: to raise an error, the host would have to wait for the device.
+    scale = tl.where(exists, tl.full([], 1 / 255, S), float("nan"))
     v = p.to(S)
     tl.store(y + at, ((v + v - 255.0) * scale).to(y.dtype.element_ty), mask=mask)
 

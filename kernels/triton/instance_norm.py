@@ -1,8 +1,8 @@
-"""Triton kernels of instance_norm, the basis of adain and style_epilogue.
+"""Launchers of instance_norm (the basis of adain and style_epilogue), and its own Triton kernels.
 
 Where a tile holds all positions of some channels, one program does everything and reads once (`_whole_forward`,
-`_whole_backward`). Otherwise the positions are cut into segments, and the passes are those of
-`fastgan_kernels.triton.norm`, with the merging of segments in between.
+`_whole_backward`). Otherwise the positions are cut into segments: the kernels of norm.py process them, and
+`_merge_moments` and `_merge_sums` combine their results.
 """
 
 from functools import lru_cache
@@ -13,7 +13,7 @@ import triton.language as tl
 
 from fastgan_kernels.calls import NormCall, View
 from fastgan_kernels.triton.norm import (
-    COMPILED,
+    COMPILED_UNFUSED,
     activated,
     aligned,
     input_gradients,
@@ -32,7 +32,7 @@ from fastgan_kernels.triton.norm import (
 )
 from fastgan_kernels.triton.tiles import Plan, add_pieces, plan_of
 
-# One program a plane --------------------------------------------------------------------------------------------------
+# Whole planes ---------------------------------------------------------------------------------------------------------
 
 
 @triton.jit(do_not_specialize=["n", "c", "p", "tiles"])
@@ -56,7 +56,7 @@ def _whole_forward(
     v_x = tl.load(x + at, mask=mask, other=0.0).to(S)
     z, _ = activated(v_x, v_noise, k_strength, k_bias, slope, gain)
 
-    # The mean in two steps: of the elements, then of the deviations, whose sum has little rounding.
+    # Two-step mean: of the elements, then of the deviations, which rounds little.
     mean = tl.sum(tl.where(mask, z, 0.0), AXIS, keep_dims=True) / p.to(S)
     mean += tl.sum(tl.where(mask, z - mean, 0.0), AXIS, keep_dims=True) / p.to(S)
     centred = tl.where(mask, z - mean, 0.0)
@@ -119,7 +119,7 @@ def _whole_backward(
 def _merge_moments(
     statistics, means, squares, eps: tl.float64,
     n: tl.int64, c: tl.int64, p: tl.int64, segments: tl.int64,
-    positions: tl.int64,  # of a segment
+    positions: tl.int64,  # positions in a segment
     S: tl.constexpr, F: tl.constexpr,
 ):  # fmt: skip
     plane = tl.program_id(0).to(tl.int64) * F + tl.arange(0, F)
@@ -129,9 +129,9 @@ def _merge_moments(
     for segment in range(0, segments):
         more = tl.load(means + at + segment * c, mask=live, other=0.0)
         added = tl.maximum(tl.minimum(p - segment * positions, positions), 0).to(S)
-        apart, share = more - mean, added / (count + added)
-        mean += apart * share
-        square += tl.load(squares + at + segment * c, mask=live, other=0.0) + apart * apart * (count * share)
+        deviation, share = more - mean, added / (count + added)
+        mean += deviation * share
+        square += tl.load(squares + at + segment * c, mask=live, other=0.0) + deviation * deviation * (count * share)
         count += added
     tl.store(statistics + plane, mean, mask=live)
     tl.store(statistics + n * c + plane, 1.0 / tl.sqrt(square / p.to(S) + tl.full([1], eps, S)), mask=live)
@@ -148,16 +148,16 @@ def _merge_sums(
     live = plane < n * c
     at = plane // c * segments * c + plane % c
     zeros = tl.full([F], 0.0, S)
-    total, total_products, rest = zeros, zeros, zeros
+    total, total_products, mean_error = zeros, zeros, zeros
     for segment in range(0, segments):
         total += tl.load(sums + at + segment * c, mask=live, other=0.0)
         total_products += tl.load(products + at + segment * c, mask=live, other=0.0)
-        rest += tl.load(distances + at + segment * c, mask=live, other=0.0)
-    rest /= p.to(S)  # rounding error of the mean
-    total_products -= rest * total
+        mean_error += tl.load(distances + at + segment * c, mask=live, other=0.0)
+    mean_error /= p.to(S)
+    total_products -= mean_error * total
     tl.store(totals + plane, total, mask=live)
     tl.store(totals + n * c + plane, total_products, mask=live)
-    tl.store(totals + 2 * n * c + plane, rest, mask=live)
+    tl.store(totals + 2 * n * c + plane, mean_error, mask=live)
     if dstyle_bias is not None:
         tl.store(dstyle_bias + plane, total, mask=live)
     if dstyle_scale is not None:
@@ -167,20 +167,17 @@ def _merge_sums(
 
 # Launching -----------------------------------------------------------------------------------------------------------
 
-_FLAT = 128  # channels of a program that merges segments
+_FLAT = 128  # channels in a program that merges segments
 
 
 @lru_cache(maxsize=4096)
 def _whole_of(view: View, element_size: int, tensors: int) -> Plan | None:
-    """The plan of a kernel that keeps `tensors` activations in registers, in a tile of all positions.
-
-    None if they do not fit.
-    """
+    """The plan of a kernel that keeps `tensors` activations in registers; None if their positions do not fit."""
     n, c, p, nhwc = view
     nhwc = nhwc and p > 1
     fast = c if nhwc else p
     align = min(fast & -fast, 16)
-    most = 8192 // tensors  # elements: 32 a thread in all tensors, with 8 warps
+    max_elements = 8192 // tensors  # 32 per thread over all tensors, with 8 warps
     all_positions = triton.next_power_of_2(p)
     if nhwc:
         rows, narrowest = all_positions, 32 // element_size  # one sector of memory
@@ -190,7 +187,7 @@ def _whole_of(view: View, element_size: int, tensors: int) -> Plan | None:
     else:
         columns, rows = all_positions, max(1, 1024 // all_positions)
         programs = tiles = triton.cdiv(n * c, rows)
-    if rows * columns > most:
+    if rows * columns > max_elements:
         return None
     return Plan(nhwc, align, rows, columns, tiles, 1, 1, programs)
 
@@ -211,7 +208,7 @@ def forward(call: NormCall) -> None:
         segment_moments[(plan.programs,)](means, squares, x, *before, call.slope, call.gain, *sizes, **options)
         _merge_moments[(triton.cdiv(n * c, _FLAT),)](
             call.statistics, means, squares, call.eps, n, c, p, plan.segments, positions_of_segment(plan),
-            S=options["S"], F=_FLAT, **COMPILED,
+            S=options["S"], F=_FLAT, **COMPILED_UNFUSED,
         )  # fmt: skip
         normalise[(plan.programs,)](
             call.y, x, call.statistics, *before, call.style_scale, call.style_bias, call.slope, call.gain, *sizes,
@@ -226,7 +223,7 @@ def backward(call: NormCall) -> None:
     plan = whole or plan_of(call[:4], call.dtype.itemsize, True)
     segments, programs = plan.segments, plan.programs
     sizes, options = sizes_of(call, plan), options_of(call, plan)
-    # Sums over samples, in two stages.
+    # Partial sums, added up over samples in a second stage.
     table = lambda total, size: None if total is None else total.new_empty(size)
     biases = table(call.dbias, n * segments * c)
     strengths = table(call.dstrength, n * segments * c if call.strength_per_channel else programs)
@@ -237,7 +234,7 @@ def backward(call: NormCall) -> None:
                 call.style_scale, call.slope, call.gain, n, c, p, plan.tiles, **options,
             )  # fmt: skip
         else:
-            rows = statistics.new_empty(3, n * segments, c)  # of sums, products and distances
+            rows = statistics.new_empty(3, n * segments, c)  # sums, products and distances
             totals = statistics.new_empty(3, n, c)
             segment_sums[(programs,)](
                 *rows, call.dy, x, statistics, *before, None, None, call.slope, call.gain, *sizes,
@@ -245,7 +242,7 @@ def backward(call: NormCall) -> None:
             )  # fmt: skip
             _merge_sums[(triton.cdiv(n * c, _FLAT),)](
                 totals, call.dstyle_scale, call.dstyle_bias, *rows, statistics, n, c, p, segments,
-                S=options["S"], F=_FLAT, **COMPILED,
+                S=options["S"], F=_FLAT, **COMPILED_UNFUSED,
             )  # fmt: skip
             if call.dx is not None or biases is not None or strengths is not None:
                 input_gradients[(programs,)](
@@ -256,5 +253,5 @@ def backward(call: NormCall) -> None:
             tiles = triton.cdiv(c, 16)
             add_pieces[(tiles,)](
                 strengths, biases, None, None, call.dstrength, call.dbias, None, None, n, c, segments, tiles, programs,
-                STRENGTH_PER_CHANNEL=call.strength_per_channel, R=128, F=16, **COMPILED,
+                STRENGTH_PER_CHANNEL=call.strength_per_channel, R=128, F=16, **COMPILED_UNFUSED,
             )  # fmt: skip

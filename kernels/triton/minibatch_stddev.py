@@ -4,8 +4,8 @@ Samples n = g * groups + m, g = 0 .. size-1, are the members of group m. With v 
 s = sqrt(mean of v^2 + 1e-8) at every place, the maps appended are means of s over the channels of a feature and all
 positions.
 
-A program takes some places of a feature, of all members. Sums are taken in two stages, each in a fixed order: no
-atomics, the same bits every time. The formulas are derived in csrc/minibatch_stddev/arithmetic.h.
+A program takes some places of a feature, in all members of a group. Sums are taken in two stages, each in a fixed
+order: no atomics, the same bits every time. csrc/minibatch_stddev/arithmetic.h derives the formulas.
 """
 
 import torch
@@ -23,10 +23,10 @@ def _walk(
     partial,  # partial sums
     dx, x,
     d,  # dy; with ORDER 2 gx
-    k,  # [groups, features]: gradient of a map, times v / s
+    k,  # [groups, features]: coefficient of v / s in dx
     n: tl.int64, c: tl.int64, p: tl.int64, size: tl.int64, features: tl.int64,
-    pieces: tl.int32,  # of a feature's places
-    ORDER: tl.constexpr,  # of differentiation
+    pieces: tl.int32,  # pieces of a feature's places
+    ORDER: tl.constexpr,  # 0 forward, 1 backward, 2 double backward
     NHWC: tl.constexpr,
     S: tl.constexpr,  # precision of the arithmetic
     B: tl.constexpr,
@@ -51,7 +51,7 @@ def _walk(
     for g in range(0, size):
         mean += tl.load(p_x + g * x_member, mask=mask, other=0.0).to(S)
     mean *= share
-    # For nearly equal members the rounding of the mean matters, so its error is subtracted as well.
+    # The rounding error of the mean matters where the members are nearly equal: it is subtracted as well.
     rest = tl.full([B], 0.0, S)
     for g in range(0, size):
         rest += tl.load(p_x + g * x_member, mask=mask, other=0.0).to(S) - mean
@@ -122,7 +122,7 @@ def _gradient_of_maps(
 @triton.jit(do_not_specialize=["n", "c", "p", "size", "features", "tiles"])
 def _append(
     out, x, maps, n: tl.int64, c: tl.int64, p: tl.int64, size: tl.int64, features: tl.int64,
-    tiles: tl.int32,  # along the elements of a sample of `out`
+    tiles: tl.int32,  # tiles along the elements of a sample of `out`
     NHWC: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)

@@ -2,9 +2,8 @@
 
     u = scale[n,c] * x + strength[c] * noise + bias[c],   z = clamp(gain * act(u)),   y = z * post[n,c]
 
-One kernel reads memory in tiles of rows x columns; columns are adjacent in memory: channels in NHWC, positions in NCHW.
-Backward passes sum in two stages, each in a fixed order: no atomics, and the same bits every time. The formulas are
-those of csrc/noise_bias_act/arithmetic.h.
+One kernel reads memory in tiles of rows x columns (see tiles.py). Backward passes sum in two stages, each in a fixed
+order: no atomics, and the same bits every time. The formulas are those of csrc/noise_bias_act/arithmetic.h.
 
 Triton's interpreter truncates bf16 results instead of rounding them.
 """
@@ -17,12 +16,12 @@ from torch import Tensor
 from fastgan_kernels.calls import NoiseBiasActCall
 from fastgan_kernels.triton.tiles import COMPILED, add_pieces, arithmetic, plan_of
 
-# Formulas of one element ----------------------------------------------------------------------------------------
+# Formulas per element -------------------------------------------------------------------------------------------
 
 
 @triton.jit
 def _tanh(u):
-    # An exponential has no relative accuracy near 0; there, the sixth convergent of tanh's continued fraction.
+    # Near 0, where the exponential has no relative accuracy: the sixth convergent of tanh's continued fraction.
     e = tl.exp(-2.0 * tl.abs(u))
     far = (1.0 - e) / (1.0 + e)
     q = tl.minimum(u * u, 1.0)
@@ -32,7 +31,7 @@ def _tanh(u):
 
 @triton.jit
 def _log_one_plus(e):
-    # For e in [0, 1]. The quotient corrects the rounding of 1 + e (Kahan).
+    # e is in [0, 1]. The quotient corrects the rounding of 1 + e (Kahan).
     w = 1.0 + e
     return tl.where(w == 1.0, e, tl.log(w) * (e / tl.where(w == 1.0, 1.0, w - 1.0)))
 
@@ -91,7 +90,7 @@ def _slope_from_output(y, slope, gain, clamp, ACT: tl.constexpr):
 @triton.jit(do_not_specialize=["n", "c", "p", "segments", "steps", "tiles"])
 def _elements(
     out,  # y, dx or ddy, by PASS
-    out_dx,  # of double_backward
+    out_dx,  # double_backward: the gradient of x
     dstrength, dbias, dscale, dpost,  # tables [pieces, C] of partial sums; a shared strength: [programs]
     reference,  # x, or y with FROM_OUTPUT
     dy, gx,
@@ -99,9 +98,9 @@ def _elements(
     gstrength, gbias, gscale, gpost,
     slope: tl.float64, gain: tl.float64, clamp: tl.float64,
     n: tl.int64, c: tl.int64, p: tl.int64,
-    segments: tl.int32,  # of a sample's positions
-    steps: tl.int64,  # of a segment
-    tiles: tl.int32,  # along the channels in NHWC, along samples and channels in NCHW
+    segments: tl.int32,  # segments of a sample's positions
+    steps: tl.int64,  # loop steps in a segment
+    tiles: tl.int32,  # tiles along the channels (NHWC), or along samples and channels (NCHW)
     PASS: tl.constexpr,  # "forward", "backward", "double_backward"
     FROM_OUTPUT: tl.constexpr,
     ACT: tl.constexpr,
@@ -110,8 +109,8 @@ def _elements(
     STRENGTH_PER_CHANNEL: tl.constexpr,
     S: tl.constexpr,  # precision of the arithmetic and of the small tensors
     ALIGN: tl.constexpr,  # divides the number of columns; the compiler needs it for wide accesses
-    R: tl.constexpr,  # rows of a tile
-    F: tl.constexpr,  # columns of a tile
+    R: tl.constexpr,  # rows in a tile
+    F: tl.constexpr,  # columns in a tile
 ):  # fmt: skip
     pid = tl.program_id(0)
     tile = (pid % tiles).to(tl.int64)
@@ -133,8 +132,8 @@ def _elements(
     AXIS: tl.constexpr = 0 if NHWC else 1  # axis of a channel's elements
 
     slope, gain, clamp = tl.full([1, 1], slope, S), tl.full([1, 1], gain, S), tl.full([1, 1], clamp, S)
-    # In NHWC a thread has several channels. Loaded as a whole tile, their small tensors have the activations' layout.
-    # Loaded as one row, they would be converted to it in every step, through shared memory.
+    # In NHWC a thread has several channels. Small tensors are loaded as whole tiles, and so have the layout of the
+    # activations. Loaded as one row, they would be converted to it in every step, through shared memory.
     WIDTH: tl.constexpr = F if NHWC else 1
     k_live = tl.broadcast_to(live, [R, WIDTH])
     at_channel = tl.broadcast_to(channel, [R, WIDTH])
@@ -194,7 +193,7 @@ def _elements(
                     sum_scale += du * v_reference
                     sum_post += v_dy * value
                 else:
-                    # With cotangents g of the backward's results, their product with the results is, per element,
+                    # The inner product of the cotangents g with the results of backward is, per element,
                     # dy * (post * f' * v + f * gpost),  v = scale * gx + gbias + gstrength * noise + gscale * x.
                     v_gx = tl.load(gx + at, mask=mask, other=0.0).to(S)
                     v = k_scale * v_gx + (g_strength * v_noise + g_bias)
@@ -255,7 +254,7 @@ def _launch(kernel_pass: str, call: NoiseBiasActCall, out: Tensor | None, refere
 
 
 def _tables(sums, call, plan):
-    """Space for the sums of the pieces, where there is more than one piece: a single one's sum is the result."""
+    """Tables for the partial sums; None for a gradient that has only one, which is the result."""
     dstrength, dbias, dscale, dpost = sums
     pieces = call.n * plan.segments
     parts = pieces if call.strength_per_channel else plan.programs

@@ -1,4 +1,4 @@
-"""Triton kernels of normalisation, shared by instance_norm and batch_norm_act (BATCH).
+"""Triton kernels of normalisation in tiles, used by instance_norm.py and batch_norm_act.py (BATCH).
 
     u = x + strength[c] * noise + bias[c],   z = u * (u > 0 ? gain : gain * slope)
     y = style_scale[n,c] * (z - mean[n,c]) * inverse[n,c] + style_bias[n,c]
@@ -9,7 +9,7 @@ The positions of a sample are cut into segments. `segment_moments` and `segment_
 segment, the operations merge the rows, and `normalise` and `input_gradients` read the activations again. The formulas
 are those of csrc/norm/arithmetic.h.
 
-Products are not contracted with sums: all passes must compute the same z.
+Products are not contracted with sums (COMPILED_UNFUSED): all passes must compute the same z.
 """
 
 import triton
@@ -18,12 +18,12 @@ import triton.language as tl
 from fastgan_kernels.calls import NormCall
 from fastgan_kernels.triton.tiles import WARPS, Plan, arithmetic
 
-# A tile, and the activation before the norm ---------------------------------------------------------------------------
+# Tiles, small tensors and the activation ------------------------------------------------------------------------------
 
 
 @triton.jit
 def aligned(c, p, NHWC: tl.constexpr, ALIGN: tl.constexpr):
-    """C and P, of which the size of a row in memory is known to the compiler as a multiple of ALIGN."""
+    """C and P, with the size of a row in memory known to the compiler as a multiple of ALIGN."""
     if NHWC:
         c = c // ALIGN * ALIGN
     else:
@@ -33,7 +33,7 @@ def aligned(c, p, NHWC: tl.constexpr, ALIGN: tl.constexpr):
 
 @triton.jit
 def tile_place(n, c, p, segments, tiles, NHWC: tl.constexpr, R: tl.constexpr, F: tl.constexpr):
-    """Sample, segment, channel, plane (sample * C + channel), which of them are live, and where they begin."""
+    """Sample, segment, channel, plane (sample * C + channel), mask of existing planes, and where they begin."""
     pid = tl.program_id(0)
     tile = (pid % tiles).to(tl.int64)
     outer = pid // tiles
@@ -66,7 +66,7 @@ def tile_positions(start, c, p, base, live, NHWC: tl.constexpr, R: tl.constexpr,
 
 @triton.jit
 def load_small(table, at, live, absent: tl.constexpr, S: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """A small tensor at channels or planes [1, F] or [R, 1], as [ROWS, COLUMNS]."""
+    """Value of a small tensor at channels or planes [1, F] or [R, 1], as [ROWS, COLUMNS]."""
     if table is None:
         value = tl.full([1, 1], absent, S)
     else:
@@ -113,7 +113,7 @@ def piecewise_linear(u, slope, gain):
 
 @triton.jit
 def normalised_row(plane, channel, n, c, p, BATCH: tl.constexpr):
-    """Index and number of normalised groups, and elements of one: a plane, or with BATCH all planes of a channel."""
+    """Index and number of normalised rows, and elements in one: a plane, or with BATCH all planes of a channel."""
     if BATCH:
         row, rows, numbers = channel, c, n * p
     else:
@@ -137,7 +137,7 @@ def store_sums(
             tl.store(dstrength + tl.program_id(0), tl.sum(sum_strength))
 
 
-# In segments ----------------------------------------------------------------------------------------------------------
+# Passes over segments -------------------------------------------------------------------------------------------------
 
 
 @triton.jit(do_not_specialize=["n", "c", "p", "segments", "steps", "tiles"])
@@ -167,16 +167,16 @@ def segment_moments(
         v_noise = load_noise(noise, sample, position, p, mask, NOISE_PER_SAMPLE, NHWC, S)
         v_x = tl.load(x + at, mask=mask, other=0.0).to(S)
         z, _ = activated(v_x, v_noise, k_strength, k_bias, slope, gain)
-        share = 1.0 / ((start - begin) // STEP + 1).to(S)  # weight of one element among those so far
+        share = 1.0 / ((start - begin) // STEP + 1).to(S)  # weight of one element in the mean so far
         distance = tl.where(mask, z - mean, 0.0)
         mean += distance * share
         square += distance * tl.where(mask, z - mean, 0.0)
         count += tl.where(mask, 1.0, 0.0).to(S)
-    numbers = tl.maximum(end - begin, 1).to(S)  # a last segment may be empty
+    numbers = tl.maximum(end - begin, 1).to(S)  # the last segment may be empty
     of_segment = tl.sum(mean * count, AXIS, keep_dims=True) / numbers
     of_segment += tl.sum(tl.where(count > 0, mean - of_segment, 0.0) * count, AXIS, keep_dims=True) / numbers
-    apart = tl.where(count > 0, mean - of_segment, 0.0)
-    total = tl.sum(square + apart * apart * count, AXIS, keep_dims=True)
+    deviation = tl.where(count > 0, mean - of_segment, 0.0)
+    total = tl.sum(square + deviation * deviation * count, AXIS, keep_dims=True)
     of_piece = (sample * segments + segment) * c + channel
     tl.store(means + of_piece, of_segment, mask=live)
     tl.store(squares + of_piece, total, mask=live)
@@ -224,7 +224,7 @@ def segment_sums(
     NHWC: tl.constexpr, NOISE_PER_SAMPLE: tl.constexpr, STRENGTH_PER_CHANNEL: tl.constexpr, S: tl.constexpr,
     ALIGN: tl.constexpr, R: tl.constexpr, F: tl.constexpr, BATCH: tl.constexpr,
 ):  # fmt: skip
-    """Sums of dy, of dy * (z - mean) and of z - mean of each segment."""
+    """Sums of dy, dy * (z - mean) and z - mean over each segment."""
     c, p = aligned(c, p, NHWC, ALIGN)
     AXIS: tl.constexpr = 0 if NHWC else 1
     STEP: tl.constexpr = R if NHWC else F
@@ -286,9 +286,9 @@ def input_gradients(
     factor = load_small(style_scale, row, live, 1.0, S, R, COLUMNS) * inverse
     if BATCH:
         shift = load_small(style_bias, row, live, 0.0, S, R, COLUMNS)
-    tilt = load_small(totals, rows + row, live, 0.0, S, R, COLUMNS) / numbers.to(S) * inverse * inverse
-    level = load_small(totals, row, live, 0.0, S, R, COLUMNS) / numbers.to(S)
-    level -= load_small(totals, 2 * rows + row, live, 0.0, S, R, COLUMNS) * tilt
+    grad_slope = load_small(totals, rows + row, live, 0.0, S, R, COLUMNS) / numbers.to(S) * inverse * inverse
+    grad_mean = load_small(totals, row, live, 0.0, S, R, COLUMNS) / numbers.to(S)
+    grad_mean -= load_small(totals, 2 * rows + row, live, 0.0, S, R, COLUMNS) * grad_slope
     sum_bias, sum_strength = tl.full([R, F], 0.0, S), tl.full([R, F], 0.0, S)
     begin = segment * steps * STEP
     for start in range(begin, tl.minimum(begin + steps * STEP, p), STEP):
@@ -299,10 +299,10 @@ def input_gradients(
         if BATCH:
             z = v_x
             _, after = piecewise_linear((z - mean) * factor + shift, slope, gain)
-            du = factor * (v_dy * after - level - (z - mean) * tilt)
+            du = factor * (v_dy * after - grad_mean - (z - mean) * grad_slope)
         else:
             z, first = activated(v_x, v_noise, k_strength, k_bias, slope, gain)
-            du = first * (factor * (v_dy - level - (z - mean) * tilt))
+            du = first * (factor * (v_dy - grad_mean - (z - mean) * grad_slope))
         if dx is not None:
             tl.store(dx + at, du.to(dx.dtype.element_ty), mask=mask)
         if dbias is not None or dstrength is not None:
@@ -318,7 +318,7 @@ def input_gradients(
 
 # Launching -----------------------------------------------------------------------------------------------------------
 
-COMPILED = {"num_warps": WARPS, "enable_fp_fusion": False}  # compiler options of all these kernels
+COMPILED_UNFUSED = {"num_warps": WARPS, "enable_fp_fusion": False}  # compiler options of all kernels of normalisation
 
 
 def options_of(call: NormCall, plan: Plan) -> dict[str, object]:
@@ -326,12 +326,12 @@ def options_of(call: NormCall, plan: Plan) -> dict[str, object]:
     return {
         "NOISE_PER_SAMPLE": call.noise_per_sample, "STRENGTH_PER_CHANNEL": call.strength_per_channel,
         "S": arithmetic(call.dtype), "NHWC": plan.nhwc, "ALIGN": plan.align, "R": plan.rows, "F": plan.columns,
-        **COMPILED, "num_warps": 8 if plan.rows * plan.columns > 1024 else WARPS,
+        **COMPILED_UNFUSED, "num_warps": 8 if plan.rows * plan.columns > 1024 else WARPS,
     }  # fmt: skip
 
 
 def sizes_of(call: NormCall, plan: Plan) -> tuple[int, ...]:
-    """The sizes that the kernels above take: of the activation, then of the division into programs."""
+    """Size arguments of the kernels above: the activation's, then those of the partition into programs."""
     return call.n, call.c, call.p, plan.segments, plan.steps, plan.tiles
 
 

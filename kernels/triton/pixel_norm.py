@@ -2,8 +2,8 @@
 
     y = r * x,   r = rsqrt(mean over channels of x^2 + eps)
 
-A program takes some positions and reads their channels twice, in tiles of rows x columns; columns are adjacent in
-memory. The second time they come from the cache. csrc/pixel_norm/arithmetic.h derives the formulas.
+A program takes some positions and reads their channels twice, the second time from the cache, in tiles of rows x
+columns; columns are adjacent in memory. csrc/pixel_norm/arithmetic.h derives the formulas.
 """
 
 from functools import lru_cache
@@ -19,17 +19,17 @@ from fastgan_kernels.triton.tiles import COMPILED, WARPS, arithmetic
 
 @triton.jit(do_not_specialize=["n", "c", "p", "tiles"])
 def _normalize(
-    first, second,  # outputs: ORDER 0: y; 1: dx; 2: ddy and dx
+    first, second,  # outputs; ORDER 0: y; 1: dx; 2: ddy and dx
     x, dy, gx,
     eps: tl.float64,
     n: tl.int64, c: tl.int64, p: tl.int64,
-    tiles: tl.int32,  # along the positions: of all samples in NHWC, of one sample in NCHW
-    ORDER: tl.constexpr,  # of differentiation
+    tiles: tl.int32,  # tiles along the positions: of all samples in NHWC, of one sample in NCHW
+    ORDER: tl.constexpr,  # 0 forward, 1 backward, 2 double backward
     NHWC: tl.constexpr,
     S: tl.constexpr,  # precision of the arithmetic
     ALIGN: tl.constexpr,  # divides the number of columns; the compiler needs it for wide accesses
-    R: tl.constexpr,  # rows of a tile: positions in NHWC, channels in NCHW
-    F: tl.constexpr,  # columns of a tile
+    R: tl.constexpr,  # rows in a tile: positions in NHWC, channels in NCHW
+    F: tl.constexpr,  # columns in a tile
 ):  # fmt: skip
     pid = tl.program_id(0)
     row = tl.arange(0, R)[:, None]  # [R, 1]
@@ -111,8 +111,8 @@ def _plan(view: View, element_size: int) -> _Plan:
     n, c, p, nhwc = view
     fast = c if nhwc else p
     align = min(fast & -fast, 16)
-    width = min(16 // element_size, max(align, 4))  # elements a thread: 16 bytes, or 4 scalar accesses
-    size = WARPS * 32 * width  # elements of a tile
+    width = min(16 // element_size, max(align, 4))  # elements per thread: 16 bytes, or 4 scalar accesses
+    size = WARPS * 32 * width  # elements in a tile
     # In NCHW 32 threads lie along a row, enough for whole sectors; the others divide the channels.
     columns = min(triton.next_power_of_2(fast), size if nhwc else 32 * width)
     rows = size // columns

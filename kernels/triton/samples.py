@@ -1,6 +1,6 @@
-"""Shared by the Triton kernels of squared_norm, lerp_samples and image_batch: a program takes a piece of a sample.
+"""Partition of samples into pieces, for the Triton kernels of squared_norm, lerp_samples and image_batch.
 
-A sample is a row of elements, whatever the order of its dimensions in memory.
+A sample is a row of elements, whatever the order of its dimensions in memory. A program takes a piece of one row.
 """
 
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from fastgan_kernels.triton.tiles import COMPILED, WARPS, arithmetic
 
 @triton.jit
 def where_of_piece(size, pieces, ALIGN: tl.constexpr, B: tl.constexpr):
-    """The program's sample, the indices [B] of its elements in all rows, and the mask of those within the sample."""
+    """The program's sample, the indices [B] of its elements in the tensor, and the mask of those within the sample."""
     pid = tl.program_id(0)
     sample = (pid // pieces).to(tl.int64)
     size = size // ALIGN * ALIGN
@@ -23,11 +23,11 @@ def where_of_piece(size, pieces, ALIGN: tl.constexpr, B: tl.constexpr):
 
 
 class RowPlan(NamedTuple):
-    """Division of a row into pieces, from its size and dtype alone."""
+    """Partition of a row into pieces, from its size and dtype alone."""
 
-    pieces: int  # of a row
+    pieces: int  # number of pieces in a row
     align: int  # divides the size; the compiler needs it for wide accesses
-    block: int  # elements of a piece: 4 accesses of 16 bytes a thread
+    block: int  # elements in a piece: 4 accesses of 16 bytes per thread
 
     @staticmethod
     def of(size: int, dtype: torch.dtype) -> "RowPlan":

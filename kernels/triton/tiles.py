@@ -1,7 +1,9 @@
-"""Shared by the Triton kernels: how the work is cut into programs, and the second stage of sums.
+"""Shared by the Triton kernels: partition of the work into programs, and the second stage of sums.
 
-A kernel walks memory in tiles of rows x columns, columns being adjacent in memory: channels in NHWC,
-positions in NCHW.
+A kernel walks memory in tiles of rows x columns, columns being adjacent in memory: channels in NHWC, positions in NCHW.
+
+Prefixes of names in all kernels: `v_` value of an activation at the elements of a tile, `k_` value of a small tensor
+(a constant of the loop over positions), `g_` cotangent of a small tensor, `p_` pointer.
 """
 
 from functools import lru_cache
@@ -14,8 +16,8 @@ import triton.language as tl
 from fastgan_kernels.calls import View
 
 WARPS = 4
-COMPILED = {"num_warps": WARPS, "enable_fp_fusion": True}  # compiler options of all kernels but those of norm.py
-MAX_PROGRAMS = 2112  # 16 for each of an H100's 132 multiprocessors; programs loop over the rest
+COMPILED = {"num_warps": WARPS, "enable_fp_fusion": True}  # compiler options; for normalisation, norm.COMPILED_UNFUSED
+MAX_PROGRAMS = 2112  # 16 for each of an H100's 132 multiprocessors; programs loop over any further work
 MIN_STEPS = 4  # iterations of a program: fewer do not pay for its start and its sums
 
 
@@ -39,15 +41,15 @@ def arithmetic(dtype: torch.dtype) -> tl.dtype:
 
 @lru_cache(maxsize=4096)
 def plan_of(view: View, element_size: int, many_registers: bool) -> Plan:
-    """The plan for an activation. A kernel with `many_registers` gets fewer elements a thread."""
+    """The plan for an activation. A kernel with `many_registers` gets fewer elements per thread."""
     n, c, p, nhwc = view
     nhwc = nhwc and p > 1  # with one position both layouts are the same, and NCHW fills tiles better
     fast = c if nhwc else p
     align = min(fast & -fast, 16)
-    width = min(16 // element_size, max(align, 4))  # elements a thread: 16 bytes, or 4 scalar accesses
+    width = min(16 // element_size, max(align, 4))  # elements per thread: 16 bytes, or 4 scalar accesses
     if many_registers and nhwc:
         width = min(width, 4)  # second derivatives of 8 channels need too many registers
-    size = WARPS * 32 * width  # elements of a tile
+    size = WARPS * 32 * width  # elements in a tile
     columns = _columns(fast, min(size, 256) if nhwc else size)
     rows = size // columns
     if nhwc:
@@ -61,9 +63,9 @@ def plan_of(view: View, element_size: int, many_registers: bool) -> Plan:
     return Plan(nhwc, align, rows, columns, tiles, segments, steps, tiles_of_all * segments)
 
 
-def _columns(fast: int, most: int) -> int:
-    """Columns of a tile, a power of two: the widest of those with the fewest idle lanes at the end of a row."""
-    widest = min(triton.next_power_of_2(fast), most)
+def _columns(fast: int, limit: int) -> int:
+    """Number of columns of a tile, a power of two: the fewest idle lanes at the end of a row, then the widest tile."""
+    widest = min(triton.next_power_of_2(fast), limit)
     widths = [widest]
     while widths[-1] > 64:
         widths.append(widths[-1] // 2)

@@ -1,8 +1,8 @@
 """Triton kernels of upfirdn2d.
 
-Along each axis, y[o] = sum_i w[i] * spread[o * down - before + i], where `spread` is the image with zeros between its
-samples: only every up-th term is not zero, and only those are visited. A tile of outputs is rows x columns; columns are
-adjacent in memory: channels in NHWC, where a row is a pixel, and positions in NCHW, where it is a row of an image.
+Along each axis, y[o] = sum_i w[i] * spread[o * down - before + i], where `spread` is the image with `up - 1` zeros
+after each pixel. Only the terms that can differ from zero, every up-th, are visited. A tile of outputs has rows x
+columns: pixels x channels in NHWC, rows of images x positions in NCHW.
 """
 
 import math
@@ -34,7 +34,7 @@ def _term(
     KH: tl.constexpr, KW: tl.constexpr, UP_X: tl.constexpr, UP_Y: tl.constexpr, SEPARABLE: tl.constexpr,
     FLIP: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
-    """The term of an output from the i-th row and j-th column of the inputs that it reads."""
+    """The term of an output for the i-th row and j-th column of the inputs that it reads."""
     row, column = at_y + i, at_x + j
     in_y, in_x = tap_y + i * UP_Y, tap_x + j * UP_X
     live_y = (row >= 0) & (row < h) & (in_y < KH)
@@ -52,19 +52,19 @@ def _term(
 @triton.jit(do_not_specialize=["rows", "c", "h", "w", "oh", "ow", "left", "top", "lift_x", "lift_y", "tiles"])
 def _filter(
     y, x, taps,
-    rows: tl.int64,  # of the output: pixels in NHWC, image rows in NCHW
+    rows: tl.int64,  # rows of the output: pixels in NHWC, image rows in NCHW
     c: tl.int64, h: tl.int64, w: tl.int64, oh: tl.int64, ow: tl.int64,
     left: tl.int64, top: tl.int64, lift_x: tl.int64, lift_y: tl.int64,
     gain: tl.float64,
-    tiles: tl.int32,  # along the columns
+    tiles: tl.int32,  # tiles along the columns
     KH: tl.constexpr, KW: tl.constexpr, UP_X: tl.constexpr, UP_Y: tl.constexpr, DOWN_X: tl.constexpr,
     DOWN_Y: tl.constexpr, SEPARABLE: tl.constexpr, FLIP: tl.constexpr,
     NHWC: tl.constexpr,
     UNROLL: tl.constexpr,
     S: tl.constexpr,  # precision of the arithmetic
     ALIGN: tl.constexpr,  # divides the number of columns; the compiler needs it for wide accesses
-    R: tl.constexpr,  # rows of a tile
-    F: tl.constexpr,  # columns of a tile
+    R: tl.constexpr,  # rows in a tile
+    F: tl.constexpr,  # columns in a tile
 ):  # fmt: skip
     pid = tl.program_id(0)
     row = (pid // tiles).to(tl.int64) * R + tl.arange(0, R)[:, None]  # [R, 1]
@@ -101,7 +101,7 @@ def _filter(
     tl.store(y + row * columns + column, total.to(y.dtype.element_ty), mask=mask)
 
 
-_MAX_UNROLLED = 16  # terms of an output
+_MAX_UNROLLED = 16  # maximum number of terms per output that are unrolled
 
 
 class _Plan(NamedTuple):

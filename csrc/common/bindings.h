@@ -1,7 +1,7 @@
 // Bindings of the kernels, made from their calls: the module includes this file, then every csrc/*/call.h.
 //
 // Python passes a call as a tuple of its fields. Tensors are read by their method data_ptr(), so torch is not needed to
-// compile. Nothing is checked: that is done by the Python that calls.
+// compile. Arguments are not checked here: the calling Python does that.
 #pragma once
 #define FASTGAN_BINDINGS
 
@@ -56,7 +56,7 @@ inline void read(PyObject* value, Dtype& field) {
     static const auto dtypes = [] {
         const py::module_ torch = py::module_::import("torch");
         std::vector<PyObject*> found;
-        for (const char* name : {"float32", "bfloat16", "float16", "float64"}) {  // in the order of Dtype
+        for (const char* name : {"float32", "bfloat16", "float16", "float64"}) {  // the order of Dtype
             found.push_back(torch.attr(name).ptr());                              // lives as long as torch
         }
         return found;
@@ -102,8 +102,8 @@ constexpr const char* kind() {
 
 // ---- kernels ----
 
-// Workspace of a CPU kernel. Each thread keeps its memory for the next call, but at most `kept` bytes beyond a call that
-// needs more. Allocating a tensor would take longer than a small kernel.
+// Workspace of a CPU kernel. Each thread keeps its memory for the next call, since allocation would take longer than a
+// small kernel. Memory above `kept` bytes is freed at the next call that needs less.
 inline void* scratch(int64_t bytes) {
     constexpr std::align_val_t alignment{64};
     struct Free {
@@ -124,7 +124,7 @@ struct WithoutGil {
     ~WithoutGil() { PyEval_RestoreThread(state); }
 };
 
-// Fields of every call, "name: type", and functions by operation and kernel, for one kind of device.
+// Fields of every call as "name: type", and the functions of one kind of device by operation and kernel.
 using Calls = std::map<std::string, std::vector<std::string>>;
 using Kernels = std::map<std::string, std::map<std::string, py::object>>;
 

@@ -1,4 +1,7 @@
-// How CUDA kernels are launched: sizes of blocks and grids, dispatch on the dtype, alignment.
+// Launch configuration of CUDA kernels: sizes of blocks and grids, dispatch on the dtype, alignment.
+//
+// simd.h has its own ceil_div, round_up, min, max and arithmetic_bytes: CPU code may share no inline function across
+// instruction sets (see there), so its helpers live in the namespace of each.
 #pragma once
 
 #include "common/gpu.h"
@@ -6,8 +9,8 @@
 
 namespace fastgan::cuda {
 
-constexpr int BLOCK = 256;            // threads of a block
-constexpr int64_t MAX_BLOCKS = 2112;  // 16 for each multiprocessor of an H100; blocks loop over more work than that
+constexpr int BLOCK = 256;            // threads in a block
+constexpr int64_t MAX_BLOCKS = 2112;  // 16 for each multiprocessor of an H100; blocks loop over any further work
 constexpr int64_t MIN_STEPS = 4;      // loop steps of a thread: fewer would not pay for its start and its sums
 constexpr int64_t MAX_GRID_Y = 65535;
 
@@ -60,14 +63,14 @@ bool aligned(const P*... addresses) {
     return ((reinterpret_cast<uintptr_t>(addresses) % 16 == 0) && ...);
 }
 
-// A partition of an activation [N, C, P] among blocks. `columns` threads lie along the contiguous dimension (channels
-// in NHWC, positions in NCHW), `rows` of them make a block. In NHWC a block takes a tile of channels of one sample, in
-// NCHW `rows` channels; the positions of a sample are cut into pieces, to give the GPU enough blocks.
+// Partition of an activation [N, C, P] among blocks. A block has `rows` rows of `columns` threads, which lie along the
+// contiguous dimension (channels in NHWC, positions in NCHW). It takes a tile of channels of one sample (NHWC) or
+// `rows` channels (NCHW). The positions of a sample are cut into pieces, to give the GPU enough blocks.
 struct Split {
-    int vector, columns, rows;  // vector: elements of an access
-    int64_t tiles;              // blocks beside each other: of the channels (NHWC), or of all samples' channels (NCHW)
-    int64_t per_sample;         // pieces of a sample
-    int64_t positions;          // positions of a piece
+    int vector, columns, rows;  // vector: elements in one access
+    int64_t tiles;              // tiles of the channels (NHWC), or of the channels of all samples (NCHW)
+    int64_t per_sample;         // pieces in a sample
+    int64_t positions;          // positions in a piece
 };
 
 inline Split split(int64_t n, int64_t c, int64_t p, bool channels_last, int vector, int64_t max_blocks = MAX_BLOCKS,

@@ -1,4 +1,4 @@
-// Which instruction sets the CPU has, which were compiled, and which is in use.
+// Instruction sets: those that the CPU has, those compiled, and the one in use.
 #include "common/isa.h"
 
 #include <atomic>

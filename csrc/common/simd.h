@@ -26,7 +26,7 @@
 #define FASTGAN_VALUES FASTGAN_ISA
 #define FASTGAN_INLINE inline
 
-// For functions outside of the inner loops that many instantiations call: inlined in all of them, they would make up
+// Marks functions outside of the inner loops that many instantiations call: inlined in all of them, they would make up
 // most of the code and of the time to compile it.
 #define FASTGAN_NOINLINE __attribute__((noinline))
 
@@ -45,7 +45,7 @@ typedef double VDouble __attribute__((vector_size(VECTOR_BYTES)));
 typedef int64_t VLong __attribute__((vector_size(VECTOR_BYTES)));
 typedef int32_t VInt __attribute__((vector_size(VECTOR_BYTES)));
 typedef uint32_t VUint __attribute__((vector_size(VECTOR_BYTES)));
-typedef uint16_t VHalf __attribute__((vector_size(VECTOR_BYTES / 2)));  // as many as there are floats
+typedef uint16_t VHalf __attribute__((vector_size(VECTOR_BYTES / 2)));  // one for each float of a VFloat
 
 struct BFloat16 {
     uint16_t bits;
@@ -169,7 +169,8 @@ inline VHalf narrow(VFloat f, BFloat16) {
     VUint rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     rounded = (f == f) ? rounded : broadcast_bits(0x7fc0u);
 #if defined(__AVX2__)
-    __m256i packed = _mm256_packus_epi32((__m256i)rounded, (__m256i)rounded);  // within each half of the register
+    __m256i packed =
+        _mm256_packus_epi32((__m256i)rounded, (__m256i)rounded);  // packs each half of the register separately
     return (VHalf)_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08));
 #else
     return __builtin_convertvector(rounded, VHalf);
@@ -298,7 +299,7 @@ inline void stream_fence() {
 #endif
 }
 
-// Prefetches what a loop that advances through `p` will read AHEAD bytes later. Hardware prefetchers look less far
+// Prefetches the data AHEAD bytes after `p`, for a loop that advances through it. Hardware prefetchers look less far
 // ahead.
 template <int AHEAD = 2048, class T>
 inline void prefetch(const T* p) {
@@ -318,7 +319,7 @@ inline VUint load_words(const Word* p) {
 
 inline void store_words(Word* p, VUint v) { memcpy(p, &v, sizeof v); }
 
-// sums + a * b, lane by lane; for bf16 both products of a lane.
+// sums + a * b, lane by lane; a lane of bf16 adds both of its products.
 inline VFloat add_products(VFloat sums, VUint a, VUint b, float) { return sums + (VFloat)a * (VFloat)b; }
 inline VFloat add_products(VFloat sums, VUint a, VUint b, BFloat16) {
 #if defined(__AVX512BF16__)
@@ -331,7 +332,7 @@ inline VFloat add_products(VFloat sums, VUint a, VUint b, BFloat16) {
 
 // Threads -----------------------------------------------------------------------------------------------------------
 
-// Threads of a parallel region at most, and the index of the calling thread.
+// Maximum number of threads in a parallel region, and the index of the calling thread.
 inline int64_t max_threads() {
 #if defined(_OPENMP)
     return omp_get_max_threads();
@@ -367,7 +368,7 @@ struct alignas(64) Range {
     }
 };
 
-// parallel_for without the type of its body, which would compile the loop anew for each.
+// parallel_for with the type of its body erased, so that the loop is compiled only once.
 FASTGAN_NOINLINE inline void call_for_all(int64_t count, bool parallel, void (*call)(const void*, int64_t),
                                           const void* body) {
 #if defined(_OPENMP)
@@ -441,7 +442,7 @@ inline Group<BFloat16> load_group(const BFloat16* p) {
     return {{(VFloat)(pairs << 16), (VFloat)(pairs & 0xffff0000u)}};
 }
 
-inline VUint rounded_to_bfloat16(VFloat f) {  // in the upper half; keeps NaN
+inline VUint rounded_to_bfloat16(VFloat f) {  // result in the upper half of each lane; keeps NaN
     VUint bits = (VUint)f;
     VUint up = 0x7fff + ((bits >> 16) & 1);
     return bits + (up & (VUint)(f == f));
@@ -483,7 +484,7 @@ inline void store_group_n(T* p, const Group<T>& g, int64_t n) {
     memcpy(p, row, n * sizeof(T));
 }
 
-// Stores a vector or a group, streaming if `streamed`; with PART, only its first n elements.
+// Stores a vector or a group, streaming if `streamed`; PART stores only its first n elements.
 template <bool PART, class T, class V>
 inline void put(T* p, V v, int64_t n, bool streamed) {
     if constexpr (PART) {

@@ -24,7 +24,7 @@ constexpr std::array<const char*, 3> names(FewChannelsMap) { return {"gather", "
     FIELD(Dtype, dtype)                                           \
     FIELD(int64_t, n)      /* samples */                          \
     FIELD(int64_t, c)      /* channels of `many` */               \
-    FIELD(int64_t, height) /* of `many` */                        \
+    FIELD(int64_t, height) /* height and width of `many` */       \
     FIELD(int64_t, width)                                         \
     FIELD(int64_t, o) /* channels of `few` */                     \
     FIELD(int64_t, few_height)                                    \

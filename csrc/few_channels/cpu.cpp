@@ -1,9 +1,9 @@
 // few_channels on the CPU, compiled once per instruction set.
 //
-// All three maps read or write `many` once, which takes most of the time, since there are few multiplications. So the
-// loops walk through the rows of `many`, and keep the rows of `few` that belong to them as floats in the L1 cache,
-// borders included. Each position of `many` belongs to a window of `few`: `numbers` = kh * kw * o values at fixed
-// offsets from the first.
+// All three maps read or write `many` once. That takes most of the time, since there are few multiplications. So the
+// loops walk through the rows of `many`, and keep the corresponding rows of `few`, with their borders, as floats in the
+// L1 cache. Each position of `many` corresponds to a window of `few`: `numbers` = kh * kw * o values at fixed offsets
+// from the first.
 //
 // The sums of outer are cut into segments whose length depends on the shape alone, each with its own result. These are
 // added up in a fixed order, so that results do not depend on the number of threads.
@@ -21,29 +21,29 @@ using fastgan::FewChannelsMap;
 typedef VFloat V;
 constexpr int LANES = lanes<V>();
 #if defined(__AVX512F__)
-constexpr int MAX_NUMBERS = 9;  // that outer sums at a time, for two vectors of channels: 18 of 32 registers
-constexpr int PIXELS = 8;       // that gather computes at a time, for two vectors of channels
+constexpr int MAX_NUMBERS = 9;  // numbers of a window summed at a time in outer, times two vectors of channels: 18 sums
+constexpr int PIXELS = 8;       // pixels computed at a time in gather, times two vectors of channels: 16 sums
 #else
-constexpr int MAX_NUMBERS = 6;  // 12 of 16 registers
-constexpr int PIXELS = 4;
+constexpr int MAX_NUMBERS = 6;  // with 16 instead of 32 registers: 12 sums
+constexpr int PIXELS = 4;       // 8 sums
 #endif
 
 int64_t whole_vectors(int64_t a) { return round_up(a, LANES); }
 
 struct Plan {
-    int64_t numbers, columns;  // of a window; rounded up to whole vectors
-    int64_t channels, words;   // of `many`, rounded up to whole vectors; in words
-    int64_t rows;  // rows of `many` in a piece; for scatter the piece has `stride` times as many rows of `few`
+    int64_t numbers, columns;  // numbers in a window; the same rounded up to whole vectors
+    int64_t channels, words;   // channels of `many`, rounded up to whole vectors; words of a pixel of `many`
+    int64_t rows;              // rows of `many` in a piece; scatter: `stride` times as many rows of `few`
     int64_t pieces_of_image, pieces;
-    int64_t row, window_rows;          // floats of a row of `few` with its borders; rows of a window, at most
+    int64_t row, window_rows;          // floats in a row of `few` with its borders; maximum number of rows in a window
     int64_t matrix, window, products;  // floats of the rearranged weight, of a thread's window, and of its products
-    int64_t segments, sums;            // of outer; floats of a segment's sums
+    int64_t segments, sums;            // outer: number of segments; floats of a segment's sums
 };
 
 template <class T>
 Plan plan_of(const FewChannelsCall& call) {
-    const int64_t floats = 4096;   // of `few` in a piece: half of an L1 cache
-    const int64_t work = 4 << 20;  // multiplications of a segment
+    const int64_t floats = 4096;   // floats of `few` in a piece: half of an L1 cache
+    const int64_t work = 4 << 20;  // multiplications in a segment
     Plan p{};
     p.numbers = call.kh * call.kw * call.o;
     p.columns = whole_vectors(p.numbers);
@@ -73,7 +73,7 @@ int64_t workspace(const Plan& p) {
     return (p.matrix + p.segments * p.sums + max_threads() * (p.window + p.products)) * (int64_t)sizeof(float);
 }
 
-// Offsets of a window's numbers from its first.
+// Offset of each number of a window from the first.
 struct Offsets {
     int64_t of[64];
 
@@ -140,7 +140,7 @@ inline void gather_pixels(const float* window, const Offsets& offsets, int64_t s
     for (int i = 0; i < COUNT; ++i) {
         for (int j = 0; j < VECTORS; ++j) {
             T* there = to + i * to_step + j * LANES;
-            if (j + 1 < VECTORS || left >= VECTORS * LANES) {  // only the last may be partial
+            if (j + 1 < VECTORS || left >= VECTORS * LANES) {  // only the last vector may be partial
                 store(there, sums[i][j]);
             } else {
                 store_n(there, sums[i][j], left - j * LANES);
@@ -194,12 +194,12 @@ void gather(const FewChannelsCall& call, const Plan& p) {
 
 // Scatter -----------------------------------------------------------------------------------------------------------
 
-// Products of some pixels of `many` with the matrix, summed over channels: their contribution to the numbers of each
-// window.
+// Products of COUNT pixels of `many` with the matrix, summed over channels: the contribution of each pixel to the
+// numbers of its window.
 template <class T, int COUNT, int VECTORS>
 inline void multiply_pixels(const T* many, int64_t many_step, const Word* matrix, int64_t words, int64_t columns,
                             float* products) {
-    const char* next = (const char*)(many + COUNT * many_step);  // strips, which hardware prefetchers do not detect
+    const char* next = (const char*)(many + COUNT * many_step);  // hardware prefetchers do not detect these strips
     for (int64_t i = 0; i < COUNT * many_step * (int64_t)sizeof(T); i += 64) __builtin_prefetch(next + i);
     V sums[COUNT][VECTORS] = {};
     for (int64_t word = 0; word < words; ++word, matrix += columns) {
@@ -244,8 +244,9 @@ void scatter(const FewChannelsCall& call, const Plan& p) {
     }
     parallel_for(p.pieces, worth_threads(call.n * call.height * call.width * call.c), [&](int64_t piece) {
         const int64_t image = piece / p.pieces_of_image, first = piece % p.pieces_of_image * p.rows * s;
-        const int64_t last = min(first + p.rows * s, call.few_height);                      // end of the rows of `few`
-        const int64_t begin = max(0, ceil_div(max(0, first + call.top - call.kh + 1), s));  // of `many`
+        const int64_t last = min(first + p.rows * s, call.few_height);  // rows [first, last) of `few` are written
+        // Rows [begin, end) of `many` contribute to them.
+        const int64_t begin = max(0, ceil_div(max(0, first + call.top - call.kh + 1), s));
         const int64_t end = min(call.height, (last - 1 + call.top) / s + 1);
         float *window = spaces + thread_index() * (p.window + p.products), *products = window + p.window;
         memset(window, 0, p.window * sizeof(float));
@@ -270,7 +271,7 @@ void scatter(const FewChannelsCall& call, const Plan& p) {
             T* to = (T*)call.few + (image * call.few_height + y) * count;
             const int64_t row = y - (begin * s - call.top);
             if (row < 0 || row >= there) {
-                memset(to, 0, count * sizeof(T));  // between all taps
+                memset(to, 0, count * sizeof(T));  // no tap reaches this row
             } else {
                 convert(window + row * p.row + call.left * call.o, count, to);
             }
@@ -280,7 +281,8 @@ void scatter(const FewChannelsCall& call, const Plan& p) {
 
 // Outer -------------------------------------------------------------------------------------------------------------
 
-// Adds the products of a row of `many` with its windows: NUMBERS numbers of each window, VECTORS vectors of channels.
+// Adds the products of a row of `many` with its windows to the sums `to`, for NUMBERS numbers of each window and
+// VECTORS vectors of channels.
 template <class T, int NUMBERS, int VECTORS>
 inline void add_row(const float* window, const int64_t* offsets, int64_t step, const T* many, int64_t many_step,
                     int64_t left, int64_t width, float* to, int64_t channels) {
@@ -288,7 +290,7 @@ inline void add_row(const float* window, const int64_t* offsets, int64_t step, c
     for (int64_t x = 0; x < width; ++x, window += step, many += many_step) {
         V of_many[VECTORS];
         for (int j = 0; j < VECTORS; ++j) {
-            const bool full = j + 1 < VECTORS || left >= VECTORS * LANES;  // only the last may be partial
+            const bool full = j + 1 < VECTORS || left >= VECTORS * LANES;  // only the last vector may be partial
             of_many[j] = full ? load(many + j * LANES) : load_n(many + j * LANES, left - j * LANES);
         }
 #pragma GCC unroll 16

@@ -11,7 +11,7 @@ namespace fastgan {
     FIELD(int64_t, h)                                           \
     FIELD(int64_t, w)                                           \
     FIELD(int64_t, c)                                           \
-    FIELD(Dtype, dtype) /* of y */                              \
+    FIELD(Dtype, dtype) /* dtype of y */                        \
     FIELD(void*, y)                                             \
     FIELD(const void*, pixels)   /* [images, h, w, c], bytes */ \
     FIELD(const void*, index)    /* [N] int64, or null */       \

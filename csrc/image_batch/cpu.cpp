@@ -1,7 +1,7 @@
 // image_batch on the CPU, compiled once per instruction set.
 //
-// An image is a row of bytes, whatever its sides. Mirrored rows are reversed piece by piece into a buffer in the
-// nearest cache, and converted from there.
+// Images that are not mirrored are converted as one run of bytes. Rows of mirrored images are first reversed, piece by
+// piece, into a buffer in the L1 cache.
 #include "common/simd.h"
 
 #include "image_batch/arithmetic.h"
@@ -12,9 +12,9 @@ using fastgan::ImageBatchCall;
 
 namespace {
 
-constexpr int64_t PIECE = 16384;  // about so many elements of a piece, in whole rows
-constexpr int64_t BUFFER = 4096;  // bytes reversed at a time
-constexpr int64_t SHUFFLED = 16;  // bytes of a shuffle
+constexpr int64_t PIECE = 16384;  // approximate number of elements in a piece, which has whole rows
+constexpr int64_t BUFFER = 4096;  // bytes mirrored at a time
+constexpr int64_t SHUFFLED = 16;  // bytes that one instruction permutes
 
 // Bytes to numbers ----------------------------------------------------------------------------------------------------
 
@@ -42,7 +42,7 @@ inline Group<T> load_bytes(const uint8_t* p) {
     widen_bytes(p, g.v[0]);
     return g;
 }
-template <>  // the even elements, then the odd ones
+template <>  // even elements first, then odd ones: the order of groups
 inline Group<BFloat16> load_bytes<BFloat16>(const uint8_t* p) {
     VHalf pairs;
     memcpy(&pairs, p, sizeof pairs);
@@ -65,9 +65,9 @@ inline Group<T> scaled_group(const uint8_t* p) {
 }
 
 template <class T>
-inline void convert(const uint8_t* x, T* y, int64_t count, bool worth) {
+inline void convert(const uint8_t* x, T* y, int64_t count, bool may_stream) {
     const int64_t width = Group<T>::size, whole = count / width * width;
-    const bool streamed = worth && is_aligned(y);
+    const bool streamed = may_stream && is_aligned(y);
     for (int64_t i = 0; i < whole; i += width) {
         const Group<T> g = scaled_group<T>(x + i);
         put_group<false>(y + i, g, width, streamed);
@@ -79,9 +79,9 @@ inline void convert(const uint8_t* x, T* y, int64_t count, bool worth) {
     }
 }
 
-// Left to right -------------------------------------------------------------------------------------------------------
+// Mirroring -----------------------------------------------------------------------------------------------------------
 
-// Reverses the order of pixels of C channels, or of `channels` if C is 0.
+// Mirrors rows of pixels with C channels (`channels` if C is 0).
 template <int C>
 class Reverser {
 public:
@@ -93,22 +93,22 @@ public:
 
     // Converts a row of `w` pixels, the last pixel first.
     template <class T>
-    void convert_row(const uint8_t* row, T* y, int64_t w, bool worth) const {
+    void convert_row(const uint8_t* row, T* y, int64_t w, bool may_stream) const {
         if (c > SHUFFLED) {  // long pixels need no buffer
-            for (int64_t i = 0; i < w; ++i) convert(row + (w - 1 - i) * c, y + i * c, c, worth);
+            for (int64_t i = 0; i < w; ++i) convert(row + (w - 1 - i) * c, y + i * c, c, may_stream);
             return;
         }
         alignas(VECTOR_BYTES) uint8_t buffer[BUFFER + SHUFFLED];  // shuffles write past the last pixel
-        const int64_t most = BUFFER / c;
-        for (int64_t from = 0; from < w; from += most) {
-            const int64_t count = min(most, w - from);
+        const int64_t pixels = BUFFER / c;
+        for (int64_t from = 0; from < w; from += pixels) {
+            const int64_t count = min(pixels, w - from);
             reverse(row + (w - from - count) * c, buffer, count);
-            convert(buffer, y + from * c, count * c, worth);
+            convert(buffer, y + from * c, count * c, may_stream);
         }
     }
 
 private:
-    inline void one(const uint8_t* x, uint8_t* y, int64_t count, int64_t i) const {
+    inline void copy_mirrored(const uint8_t* x, uint8_t* y, int64_t count, int64_t i) const {
         const int64_t channels = C ? C : c;
         for (int64_t k = 0; k < channels; ++k) y[i * channels + k] = x[(count - 1 - i) * channels + k];
     }
@@ -116,20 +116,20 @@ private:
     inline void reverse(const uint8_t* x, uint8_t* y, int64_t count) const {
         int64_t i = 0;
 #if defined(__SSSE3__)
-        // A shuffle reads 16 bytes, some of them of the pixel after those that it reverses: so the last pixel is copied
-        // alone.
-        if (SHUFFLED % c) one(x, y, count, i++);
+        // A shuffle reads 16 bytes, which may reach into the pixel after those it reverses. So the row's last pixel,
+        // which has none after it, is copied alone.
+        if (SHUFFLED % c) copy_mirrored(x, y, count, i++);
         const __m128i to = _mm_loadu_si128((const __m128i*)order);
         for (; i + at_once <= count; i += at_once) {
             const __m128i pixels = _mm_loadu_si128((const __m128i*)(x + (count - i - at_once) * c));
             _mm_storeu_si128((__m128i*)(y + i * c), _mm_shuffle_epi8(pixels, to));
         }
 #endif
-        for (; i < count; ++i) one(x, y, count, i);
+        for (; i < count; ++i) copy_mirrored(x, y, count, i);
     }
 
-    int64_t c, at_once;       // channels; pixels of a shuffle
-    uint8_t order[SHUFFLED];  // of bytes
+    int64_t c, at_once;       // channels; pixels in a shuffle
+    uint8_t order[SHUFFLED];  // source index of each byte in a shuffle
 };
 
 // --------------------------------------------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ void image_batch(const ImageBatchCall& call) {
     const int64_t* index = (const int64_t*)call.index;
     const int64_t row = call.w * call.c, size = call.h * row, count = call.n * size;
     const int64_t rows = row < PIECE ? PIECE / row : 1, pieces = ceil_div(call.h, rows);
-    const bool worth = worth_streaming(count * sizeof(T));
+    const bool may_stream = worth_streaming(count * sizeof(T));
     const Reverser<C> reverser(call.c);
 
     parallel_for(call.n * pieces, worth_threads(count), [&](int64_t piece) {
@@ -149,11 +149,11 @@ void image_batch(const ImageBatchCall& call) {
         const uint8_t* x = pixels + (index ? index[sample] : sample) * size;
         T* y = (T*)call.y + sample * size;
         if (mirrored && mirrored[sample]) {
-            for (int64_t h = from; h < to; ++h) reverser.convert_row(x + h * row, y + h * row, call.w, worth);
+            for (int64_t h = from; h < to; ++h) reverser.convert_row(x + h * row, y + h * row, call.w, may_stream);
         } else {
-            convert(x + from * row, y + from * row, (to - from) * row, worth);
+            convert(x + from * row, y + from * row, (to - from) * row, may_stream);
         }
-        if (worth) stream_fence();
+        if (may_stream) stream_fence();
     });
 }
 

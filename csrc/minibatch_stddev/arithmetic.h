@@ -11,13 +11,13 @@ namespace FASTGAN_VALUES {
 
 using fastgan::MinibatchStddevCall;
 
-// The elements of a feature lie in `rows` runs: one in NCHW, one per position in NHWC. A piece is some whole runs, or a
-// part of the only one.
+// Memory layout of a feature's elements and their partition into pieces. They lie in `rows` contiguous runs: one in
+// NCHW, one per position in NHWC. A piece consists of whole runs, or is a part of the only run.
 struct FeatureRows {
-    int64_t rows, run;                    // elements of a run
+    int64_t rows, run;                    // number of runs; elements in one
     int64_t x_row, y_row;                 // stride of runs, in x and in y
     int64_t x_sample, y_sample;           // stride of samples
-    int64_t rows_of_piece, run_of_piece;  // the last piece has fewer
+    int64_t rows_of_piece, run_of_piece;  // runs in a piece, and elements of each; the last piece may have fewer
     int64_t pieces;
 
     FeatureRows(const MinibatchStddevCall& call, int64_t elements) {
@@ -45,8 +45,8 @@ template <int ORDER, class V, class X, class D, class Put>
 FASTGAN_INLINE V members(int64_t size, V share, V eps, V k, const X& x, const D& d, const Put& put) {
     V mean{}, rest{}, square{};
     for (int64_t g = 0; g < size; ++g) mean += x(g);
-    mean *= share;  // here 1 / size
-    // If the members are nearly equal, the rounding error of the mean matters: subtract it as well.
+    mean *= share;  // `share` is 1 / size
+    // The rounding error of the mean matters where the members are nearly equal: it is subtracted as well.
     for (int64_t g = 0; g < size; ++g) rest += x(g) - mean;
     rest *= share;
     const auto v = [&](int64_t g) { return (x(g) - mean) - rest; };

@@ -12,10 +12,10 @@ using fastgan::MinibatchStddevCall;
 
 namespace {
 
-constexpr int64_t PIECE = 512;  // places, each of all members of a group; longer sums would round more
+constexpr int64_t PIECE = 512;  // places (each in all members of a group) in a piece; longer sums would round more
 
 // Order 0: the maps, [groups, features], in `sums`. Order 1: dx, given the gradients `k` of the maps. Order 2: both.
-// SIZE is the number of members of a group, 0 if it is not known at compile time.
+// SIZE is the number of members of a group, or 0 if it is known at run time only.
 template <int ORDER, int SIZE, class T, class S>
 void walk(const MinibatchStddevCall& call, const S* k, S* partial, S* sums, double factor) {
     typedef typename Arithmetic<T>::Vector V;
@@ -116,7 +116,7 @@ void run(const MinibatchStddevCall& call) {
     typedef typename Arithmetic<T>::Scalar S;
     S *k = (S*)call.workspace, *sums = k + call.sums(), *partial = sums + call.sums();
     if constexpr (ORDER > 0) gradient_of_maps<T>(call, partial, k);
-    // Forward takes the mean of s, whose sum over members is implied; the gradient of a map is a share.
+    // Forward takes the mean of s over the places of a feature, double backward also over the members.
     const double factor = ORDER == 0 ? call.share * call.size : call.share;
     constexpr int COMMON = sizeof(T) < sizeof(double) ? 4 : 0;  // double is for gradcheck
     if (call.size == COMMON) {

@@ -71,7 +71,7 @@ FASTGAN_INLINE Curve<V> clamped(Curve<V> f, Shape<V, LIMITED> shape) {
     if constexpr (!LIMITED) return f;
     const V limit = shape.clamp, zero = broadcast<V>(0);
     Curve<V> g;
-    g.value = minimum(limit, maximum(-limit, f.value));  // for a NaN, both return their second argument
+    g.value = minimum(limit, maximum(-limit, f.value));  // keeps NaN: both return their second argument then
     g.first = absolute(f.value) > limit ? zero : f.first;
     g.second = absolute(f.value) > limit ? zero : f.second;
     return g;
@@ -85,10 +85,10 @@ FASTGAN_INLINE V slope_from_output(V y, Shape<V, LIMITED> shape) {
         first = y > 0 ? shape.gain : shape.gain_below;
     } else {
         const V a = y * shape.inverse_gain, one = broadcast<V>(1);
-        first = (ACT == Act::tanh ? one - a * a : a * (one - a)) * shape.gain;  // else sigmoid
+        first = (ACT == Act::tanh ? one - a * a : a * (one - a)) * shape.gain;  // the other is sigmoid
     }
     if constexpr (!LIMITED) return first;
-    const V unlimited = shape.clamp + shape.clamp;  // only infinity equals its double
+    const V unlimited = shape.clamp + shape.clamp;  // equals the clamp only if that is infinite
     return (absolute(y) < shape.clamp) | (shape.clamp == unlimited) ? first : broadcast<V>(0);
 }
 

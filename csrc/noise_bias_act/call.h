@@ -17,7 +17,7 @@ constexpr std::array<const char*, 5> names(Act) { return {"lrelu", "tanh", "sigm
     FIELD(int64_t, c)          /* channels */                                               \
     FIELD(int64_t, p)          /* positions */                                              \
     FIELD(bool, channels_last) /* NHWC, else NCHW */                                        \
-    FIELD(Dtype, dtype)        /* of x, y and their gradients */                            \
+    FIELD(Dtype, dtype)        /* dtype of x, y and their gradients */                      \
     FIELD(Act, act)                                                                         \
     FIELD(double, slope)                                                                    \
     FIELD(double, gain)                                                                     \
@@ -50,7 +50,7 @@ struct NoiseBiasActCall {
     FASTGAN_MEMBERS(NOISE_BIAS_ACT_FIELDS)
 };
 
-// Number of sums over samples and positions in a backward pass: for bias, strength, scale and post.
+// Maximum number of sums over samples and positions in a backward pass: for bias, strength, scale and post.
 constexpr int MAX_SUMS = 4;
 
 }  // namespace fastgan

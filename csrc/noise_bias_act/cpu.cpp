@@ -14,9 +14,8 @@ using fastgan::NoiseBiasActCall;
 
 namespace {
 
-// Passes without a suffix have at most a bias, as in a discriminator. Passes with "noise" are for NHWC with one
-// strength for all channels and neither scale nor post: strength * noise is then one number per pixel. "full" passes do
-// all.
+// Passes without a suffix have at most a bias, as in a discriminator. "noise": NHWC with one strength for all channels
+// and neither scale nor post, so that strength * noise is one number per pixel. "full": the general case.
 enum class Pass {
     forward,
     forward_noise,
@@ -32,11 +31,11 @@ enum class Pass {
 struct Pieces {
     int64_t positions;   // positions in a piece
     int64_t per_sample;  // pieces in a sample
-    int64_t stride;      // channels, rounded up to the widest vector
+    int64_t stride;      // number of channels, rounded up to the widest vector
 };
 
 Pieces pieces_of(const NoiseBiasActCall& call) {
-    const int64_t elements = 16384;  // per piece: enough to hide its start-up, few enough for an even split
+    const int64_t elements = 16384;  // elements in a piece: enough to hide its start-up, few enough for an even split
     Pieces pieces;
     pieces.positions = max(32, elements / max(call.channels_last ? call.c : 1, 1));
     if (call.channels_last) pieces.positions = min(pieces.positions, 128);  // longer sums would round more
@@ -48,16 +47,16 @@ Pieces pieces_of(const NoiseBiasActCall& call) {
 
 constexpr int SMALL_TENSORS = 8;  // scale, strength, bias, post and their cotangents
 
-// In elements of the arithmetic type.
+// Size of the workspace, in elements of the arithmetic type.
 int64_t workspace_elements(const NoiseBiasActCall& call) {
     Pieces pieces = pieces_of(call);
     return call.n * pieces.stride * (pieces.per_sample * MAX_SUMS + SMALL_TENSORS);
 }
 
-// Stands for the activation of the call, chosen at run time: one instantiation serves all activations.
+// Means that the activation is read from the call at run time: one instantiation serves all activations.
 constexpr Act ANY_ACT = Act(fastgan::names(Act()).size());
 
-// The tensors of a pass and its arithmetic at the elements from index i on: a vector, or its first `count` elements.
+// The tensors of a pass, and its arithmetic for a vector of elements from index i on, or for the first `count` of them.
 template <Pass PASS, Act ACT, class T, bool LIMITED>
 struct Element {
     typedef T Stored;
@@ -78,16 +77,17 @@ struct Element {
                                 : PASS == Pass::backward_from_input        ? 4
                                 : PASS == Pass::double_from_input          ? 4
                                                                            : 0;
-    // Number of groups of channels whose sums stay in registers (half of all registers), for rows of exactly that many
-    // groups or half as many. 0 where the arithmetic is so slow that it does not matter. Wider rows are cut into such
-    // columns only where memory is not the bottleneck; else whole rows, one after the other, are faster.
+    // Number of groups of channels whose sums stay in registers (half of all registers). Used for rows of exactly that
+    // many groups, or half as many; 0 where the arithmetic is so slow that it does not matter. Wider rows are cut into
+    // columns of that many groups (`by_columns`) only where memory is not the bottleneck; else whole rows are faster.
     static constexpr int REGISTERS = VECTOR_BYTES == 64 ? 32 : 16;
-    static constexpr int MOST = SUMS == 0 ? 0 : REGISTERS / 2 / SUMS < 8 ? REGISTERS / 2 / SUMS : 8;
-    static constexpr int HELD = ACT == Act::piecewise_linear ? MOST / Group<T>::vectors : 0;
+    static constexpr int MAX_VECTORS = SUMS == 0 ? 0 : REGISTERS / 2 / SUMS < 8 ? REGISTERS / 2 / SUMS : 8;
+    static constexpr int GROUPS_IN_REGISTERS = ACT == Act::piecewise_linear ? MAX_VECTORS / Group<T>::vectors : 0;
     static constexpr bool by_columns = VECTOR_BYTES == 64 && SUMS == 4 && sizeof(T) == 2;
-    // With little arithmetic the hardware prefetches well enough by itself (measured with AVX-512 only).
-    static constexpr bool plain = PASS == Pass::forward || PASS == Pass::backward_from_output || noise_per_pixel;
-    static constexpr bool fetches = VECTOR_BYTES < 64 || !plain;
+    // Hardware prefetching suffices for passes with little arithmetic (measured with AVX-512 only).
+    static constexpr bool little_arithmetic =
+        PASS == Pass::forward || PASS == Pass::backward_from_output || noise_per_pixel;
+    static constexpr bool prefetches = VECTOR_BYTES < 64 || !little_arithmetic;
 
     Shape<V, LIMITED> shape;
     Act act;
@@ -109,7 +109,7 @@ struct Element {
         streamed = should_stream(call.n * call.c * call.p * sizeof(T), row, unit, first, second);
     }
 
-    // `a` is x in a forward pass, else dy; `b` is what the derivative is taken from (x or y); `c` is gx.
+    // The result at one vector. `a` is x in a forward pass, else dy; `b` is the reference (x or y); `c` is gx.
     template <Act A>
     Second<V> value_for(V a, V b, V c, const Small<V>& s, const Small<V>& g, Sums<V>& sums) const {
         if constexpr (is_forward) {
@@ -129,18 +129,18 @@ struct Element {
         if (act == Act::piecewise_linear) return value_for<Act::piecewise_linear>(a, b, c, s, g, sums);
         if (act == Act::tanh) return value_for<Act::tanh>(a, b, c, s, g, sums);
         if (from_output || act == Act::sigmoid) return value_for<Act::sigmoid>(a, b, c, s, g, sums);
-        if constexpr (!from_output) {  // these two take their derivatives from x
+        if constexpr (!from_output) {  // silu and softplus take their derivatives from x
             if (act == Act::silu) return value_for<Act::silu>(a, b, c, s, g, sums);
             return value_for<Act::softplus>(a, b, c, s, g, sums);
         }
     }
 
-    // At consecutive positions of one channel.
+    // Processes consecutive positions of one channel.
     template <bool PART>
     inline void at(int64_t i, int64_t count, const Small<V>& s, const Small<V>& g, Sums<V>& sums) const {
         auto get = [&](const T* p) {
             if constexpr (PART) return load_n(p + i, count);
-            if constexpr (fetches) prefetch<4096>(p + i);
+            if constexpr (prefetches) prefetch<4096>(p + i);
             return load(p + i);
         };
         V a = {}, b = {}, c = {};
@@ -153,13 +153,13 @@ struct Element {
         if constexpr (has_second) put<PART>(second + i, result.dx, count, streamed);
     }
 
-    // At consecutive channels of one pixel: a group, or its first `count` channels. `s`, `g` and `sums` have one entry
-    // for each vector of the group.
+    // Processes consecutive channels of one pixel: a group, or its first `count` channels. `s`, `g` and `sums` have one
+    // entry for each vector of the group.
     template <bool PART>
     inline void at_group(int64_t i, int64_t count, const Small<V>* s, const Small<V>* g, Sums<V>* sums) const {
         auto get = [&](const T* p) {
             if constexpr (PART) return load_group_n(p + i, count);
-            if constexpr (fetches) prefetch<4096>(p + i);
+            if constexpr (prefetches) prefetch<4096>(p + i);
             return load_group(p + i);
         };
         Group<T> a = {}, b = {}, c = {}, out, also;
@@ -190,7 +190,7 @@ struct SmallRows {
     Rows<S> scale, strength, bias, post, gscale, gstrength, gbias, gpost;
 };
 
-// Lays out one small tensor in `space`, which then begins behind it.
+// Lays out one small tensor in `space`, and advances `space` past it.
 template <class T, class S>
 FASTGAN_NOINLINE Rows<S> one_small_tensor(const NoiseBiasActCall& call, const Pieces& pieces, const void* given,
                                           bool per_sample, bool scalar, S absent, S*& space) {
@@ -224,7 +224,7 @@ struct Groups {
     static constexpr int count = N;
 };
 
-// NHWC: a piece is some whole pixels; the small tensors and the sums are rows of channels.
+// NHWC driver. A piece consists of whole pixels; the small tensors and the sums are rows of channels.
 template <class E>
 void nhwc(const NoiseBiasActCall& call, const E& shared, const Pieces& pieces, typename E::S* partial,
           typename E::S* space) {
@@ -244,26 +244,26 @@ void nhwc(const NoiseBiasActCall& call, const E& shared, const Pieces& pieces, t
         const int64_t sample = piece / pieces.per_sample;
         const int64_t begin = (piece % pieces.per_sample) * pieces.positions;
         const int64_t end = min(begin + pieces.positions, p);
-        const S *a = small.scale.of(sample), *k = small.strength.of(sample);
-        const S *b = small.bias.of(sample), *t = small.post.of(sample);
-        const S *ga = small.gscale.of(sample), *gk = small.gstrength.of(sample);
-        const S *gb = small.gbias.of(sample), *gt = small.gpost.of(sample);
+        const S *scale = small.scale.of(sample), *strength = small.strength.of(sample);
+        const S *bias = small.bias.of(sample), *post = small.post.of(sample);
+        const S *gscale = small.gscale.of(sample), *gstrength = small.gstrength.of(sample);
+        const S *gbias = small.gbias.of(sample), *gpost = small.gpost.of(sample);
         const S* noise_row = noise ? noise + (call.noise_per_sample ? sample * p : 0) : nullptr;
         auto noise_at = [&](int64_t position) { return noise_row ? noise_row[position] : S(0); };
         // Small tensors and cotangents of the vector at channel i, for one value of the noise.
         auto tensors = [&](int64_t i, V noise_here, Small<V>& s, Small<V>& g) {
             if constexpr (E::noise_per_pixel) {
-                s.bias = load(b + i) + noise_here, s.noise = noise_here;
+                s.bias = load(bias + i) + noise_here, s.noise = noise_here;
             } else {
-                s = {load(a + i), load(k + i), load(b + i), load(t + i), noise_here};
-                g = {load(ga + i), load(gk + i), load(gb + i), load(gt + i), noise_here};
+                s = {load(scale + i), load(strength + i), load(bias + i), load(post + i), noise_here};
+                g = {load(gscale + i), load(gstrength + i), load(gbias + i), load(gpost + i), noise_here};
             }
         };
 
         S* sums = partial + piece * E::SUMS * stride;
         V strength_sum = broadcast<V>(0);  // gradient of strength; the rest of its row is zero
 
-        // One pixel after the other. Several at once would share loads, but interleave their streaming stores.
+        // Pixel by pixel. Several at once would share loads, but interleave their streaming stores.
         auto rows = [&] {
             for (int64_t i = 0; i < E::SUMS * stride; ++i) sums[i] = 0;
             for (int64_t position = begin; position < end; ++position) {
@@ -297,8 +297,8 @@ void nhwc(const NoiseBiasActCall& call, const E& shared, const Pieces& pieces, t
             }
         };
 
-        // Some groups of all pixels, with the sums in registers. No lambda may capture the sums: they would move to
-        // memory, and each addition would wait for the store before.
+        // A column of some groups, over all pixels, with the sums in registers. No lambda may capture the sums: they
+        // would move to memory, and each addition would wait for the store before.
         auto columns = [&](auto groups, int64_t j) {
             constexpr int COUNT = decltype(groups)::count * VECTORS;
             V total[E::SUMS][COUNT];
@@ -339,13 +339,14 @@ void nhwc(const NoiseBiasActCall& call, const E& shared, const Pieces& pieces, t
             }
         };
 
-        if constexpr (E::HELD == 0) {
+        constexpr int GROUPS = E::GROUPS_IN_REGISTERS;
+        if constexpr (GROUPS == 0) {
             rows();
         } else {
-            if (c == E::HELD * width || (E::by_columns && c % (E::HELD * width) == 0)) {
-                for (int64_t j = 0; j < c; j += E::HELD * width) columns(Groups<E::HELD>{}, j);
-            } else if (E::HELD >= 4 && c == E::HELD / 2 * width) {
-                columns(Groups<E::HELD / 2 ? E::HELD / 2 : 1>{}, 0);
+            if (c == GROUPS * width || (E::by_columns && c % (GROUPS * width) == 0)) {
+                for (int64_t j = 0; j < c; j += GROUPS * width) columns(Groups<GROUPS>{}, j);
+            } else if (GROUPS >= 4 && c == GROUPS / 2 * width) {
+                columns(Groups<GROUPS / 2 ? GROUPS / 2 : 1>{}, 0);
             } else {
                 rows();
             }
@@ -355,7 +356,7 @@ void nhwc(const NoiseBiasActCall& call, const E& shared, const Pieces& pieces, t
     });
 }
 
-// NCHW: a piece is some positions of one channel; the small tensors are single numbers, the noise is a row.
+// NCHW driver. A piece consists of positions of one channel; the small tensors are single numbers, the noise is a row.
 template <class E>
 void nchw(const NoiseBiasActCall& call, const E& shared, const Pieces& pieces, typename E::S* partial) {
     typedef typename E::S S;
@@ -426,7 +427,7 @@ FASTGAN_NOINLINE void finish(const NoiseBiasActCall& call, const Pieces& pieces,
             const int64_t there = min(pieces.stride - channel, block);
             for (int64_t j = 0; j < there; ++j) total[j] += from[j];
         }
-        if (call.channels_last && Group<T>::vectors > 1) {  // undo the order of groups
+        if (call.channels_last && Group<T>::vectors > 1) {  // back from the order of groups to that of channels
             double ordered[block];
             for (int64_t j = 0; j < width; ++j) ordered[j] = total[slot_of<T>(j)];
             for (int64_t j = 0; j < width; ++j) total[j] = ordered[j];
@@ -472,13 +473,13 @@ void run_pass(const NoiseBiasActCall& call) {
     const E element(call);
     if (call.channels_last) {
         nhwc(call, element, pieces, partial, space);
-    } else if constexpr (!E::noise_per_pixel) {  // those passes are for NHWC
+    } else if constexpr (!E::noise_per_pixel) {  // passes with noise per pixel are for NHWC only
         nchw(call, element, pieces, partial);
     }
     if constexpr (E::SUMS > 0) finish<T>(call, pieces, E::SUMS, partial);
 }
 
-// A pass that can do all that `pass` can.
+// The most general pass of the same kind.
 constexpr Pass full(Pass pass) {
     switch (pass) {
         case Pass::forward:
@@ -489,7 +490,8 @@ constexpr Pass full(Pass pass) {
     }
 }
 
-// Double is for gradcheck: it has few instantiations. An infinite clamp is skipped where that is faster.
+// Instantiates a pass for the dtype. Double, for gradcheck, has few instantiations. An infinite clamp is skipped where
+// that is faster.
 template <Pass PASS, Act ACT = Act::piecewise_linear>
 void run(const NoiseBiasActCall& call) {
     for_dtype(call.dtype, [&](auto element) {
@@ -512,7 +514,7 @@ void for_act(const NoiseBiasActCall& call) {
         case Act::sigmoid: return run<PASS, Act::sigmoid>(call);
         default: break;
     }
-    if constexpr (PASS != Pass::backward_from_output_full) {  // these two take their derivatives from x
+    if constexpr (PASS != Pass::backward_from_output_full) {  // silu and softplus take their derivatives from x
         if (call.act == Act::silu) return run<PASS, Act::silu>(call);
         if (call.act == Act::softplus) return run<PASS, Act::softplus>(call);
     }

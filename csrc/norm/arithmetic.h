@@ -38,9 +38,9 @@ FASTGAN_INLINE Activated<V> piecewise_linear(V u, V gain, V gain_below) {
     return {rounded_product(u, slope), slope};
 }
 
-// The input of the norm, z. PLAIN: there is nothing before the norm. The product is rounded, never contracted with the
-// following subtraction in one pass and not in another: all passes must see the same z, or a channel without variance
-// would show the difference, multiplied by 1 / sqrt(eps).
+// The input of the norm, z. PLAIN: there is nothing before the norm. All passes must compute the same z: a difference
+// would be multiplied by 1 / sqrt(eps) in a channel without variance. So the product is rounded; the compiler must not
+// contract it with the following subtraction in some passes only.
 template <bool PLAIN, class V>
 FASTGAN_INLINE Activated<V> activated(V x, V strength, V noise, V bias, V gain, V gain_below) {
     if constexpr (PLAIN) {
@@ -56,10 +56,11 @@ FASTGAN_INLINE V normalised(V z, V mean, V factor, V style_bias) {
     return (z - mean) * factor + style_bias;
 }
 
-// dz, the gradient of the norm's input; `level` is T1 / P, `tilt` is inverse^2 * T2 / P.
+// dz, the gradient of the norm's input. `grad_mean` is T1 / P, `grad_slope` is inverse^2 * T2 / P: the terms of dy that
+// are constant and linear in z.
 template <class V>
-FASTGAN_INLINE V gradient_before(V dy, V z, V mean, V factor, V level, V tilt) {
-    return factor * (dy - level - (z - mean) * tilt);
+FASTGAN_INLINE V gradient_before(V dy, V z, V mean, V factor, V grad_mean, V grad_slope) {
+    return factor * (dy - grad_mean - (z - mean) * grad_slope);
 }
 
 }  // namespace FASTGAN_VALUES

@@ -5,19 +5,19 @@
 
 namespace fastgan {
 
-// Where the activation is, if any.
+// Position of the activation, if any.
 enum class Activation { none, before_norm, after_norm };
 
 // Pointers are null for parts that are absent (inputs) or not wanted (outputs). For batch_norm_act, `batch` is set, the
 // style is [C], nothing precedes the norm, and in NHWC the samples are merged into one (n is 1).
-// `statistics` are mean and 1 / sqrt(var + eps), [2, N, C]; for batch_norm_act [3, C], with the unbiased variance (for the
-// running average) as the third.
+// `statistics` are mean and 1 / sqrt(var + eps), [2, N, C]; for batch_norm_act [3, C], with the unbiased variance (for
+// the running average) as the third.
 #define NORM_FIELDS(FIELD)                                              \
     FIELD(int64_t, n)          /* samples */                            \
     FIELD(int64_t, c)          /* channels */                           \
     FIELD(int64_t, p)          /* positions */                          \
     FIELD(bool, channels_last) /* NHWC, else NCHW */                    \
-    FIELD(Dtype, dtype)        /* of x, y and their gradients */        \
+    FIELD(Dtype, dtype)        /* dtype of x, y and their gradients */  \
     FIELD(bool, batch)         /* batch_norm_act */                     \
     FIELD(double, slope)                                                \
     FIELD(double, gain)                                                 \
@@ -47,7 +47,7 @@ struct NormCall {
         return !noise && !bias && slope == 1 && gain == 1 ? Activation::none : Activation::before_norm;
     }
     int64_t rows() const { return batch ? c : n * c; }   // number of normalised rows
-    int64_t count() const { return batch ? n * p : p; }  // elements in each
+    int64_t count() const { return batch ? n * p : p; }  // elements in one of them
 };
 
 }  // namespace fastgan

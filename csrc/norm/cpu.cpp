@@ -1,9 +1,9 @@
 // instance_norm and batch_norm_act on the CPU, compiled once per instruction set.
 //
-// The unit of work is a tile of channels of one sample (NHWC) or one channel of one sample (NCHW), over all positions;
-// for batch_norm_act it is the same channels in all samples. Each unit takes two passes, the second of which finds the
-// data in the caches. If there are few units, and large ones, their positions are cut into segments. The plan depends
-// on the shape alone, and sums are taken in a fixed order, so that results do not depend on the number of threads.
+// The unit of work is a tile of channels (NHWC) or one channel (NCHW), over all positions of one sample
+// (batch_norm_act: of all samples). Each unit takes two passes, the second of which finds the data in the caches. If
+// there are few units, and large ones, their positions are cut into segments. The plan depends on the shape alone, and
+// sums are taken in a fixed order, so that results do not depend on the number of threads.
 //
 // The variance is taken about the running mean. Each chunk of positions sums z - shift and its square, where the shift
 // is the mean of all chunks before (for the first chunk: its own mean). After each chunk the moments move to the new
@@ -19,18 +19,19 @@ using fastgan::NormCall;
 
 namespace {
 
-constexpr int MAX_CHANNELS = 256;     // of a tile: its rows lie on the stack
+constexpr int MAX_CHANNELS = 256;     // maximum number of channels in a tile, whose rows lie on the stack
 constexpr int64_t CHUNK = 64;         // positions in a chunk: few enough for sums in single precision
-constexpr int64_t NCHW_CHUNK = 4096;  // more where the sums are spread over lanes
+constexpr int64_t NCHW_CHUNK = 4096;  // positions in a chunk in NCHW, where the sums are spread over lanes
 
 struct Plan {
-    int64_t tile, tiles;                 // channels in a unit, units in a sample
-    int64_t units, segments, positions;  // units in all, segments in a unit, positions in a segment
+    int64_t tile, tiles;                 // channels in a unit; units in a sample
+    int64_t units, segments, positions;  // total number of units; segments in a unit; positions in a segment
     int64_t begin(int64_t segment) const { return segment * positions; }
 };
 
 Plan plan_of(const NormCall& call) {
-    constexpr int64_t WANTED = 16, MIN_ELEMENTS = 32768;  // pieces of work; elements of one that pay for a barrier
+    constexpr int64_t WANTED = 16;           // number of segments over all units
+    constexpr int64_t MIN_ELEMENTS = 32768;  // elements in a segment: enough to pay for a barrier
     Plan plan;
     plan.tile = call.channels_last ? min(call.c, MAX_CHANNELS) : 1;
     plan.tiles = ceil_div(call.c, plan.tile);
@@ -40,19 +41,20 @@ Plan plan_of(const NormCall& call) {
         plan.segments = max(1, min(ceil_div(WANTED, plan.units), call.count() * plan.tile / MIN_ELEMENTS));
     }
     plan.positions = ceil_div(call.count(), plan.segments);
-    plan.segments = ceil_div(call.count(), plan.positions);  // none is empty
+    plan.segments = ceil_div(call.count(), plan.positions);  // no segment is empty
     return plan;
 }
 
-// Results of a segment for each channel of its unit, in double precision: two rows of the first pass forward or three
-// of the first pass backward, then the sums of dx and of dx * noise.
+// Results of a segment: rows with a double for each channel of its unit. The first pass writes two rows in forward and
+// three in backward; the second pass of backward adds the sums of dx and of dx * noise.
 constexpr int FIRST_ROWS = 3, ROWS = 5;
 double* rows_of(const NormCall& call, const Plan& plan, int64_t unit, int64_t segment) {
     return (double*)call.workspace + (unit * plan.segments + segment) * ROWS * plan.tile;
 }
 
-// The steps of a kernel, which `walk` is passed to. `first` fills rows of `plan.tile` numbers. `merge` adds the rows of a
-// segment of `added` numbers to those of `count` numbers before. `second` gets the rows of the whole unit.
+// The steps of a kernel; `walk` is their first argument. `first` fills rows of `plan.tile` numbers. `merge` adds the
+// rows of a segment of `added` elements to those of the `count` elements before. `second` reads the rows of the whole
+// unit.
 struct Steps {
     const void* walk;
     void (*first)(const void* walk, int64_t unit, int64_t begin, int64_t end, double* rows);
@@ -155,33 +157,35 @@ struct Tensors {
         }
     }
 
-    // Coefficients of dx that follow from the sums of the first backward pass.
-    struct Slopes {
-        double sum, product, level, tilt;  // T1, T2, and what is subtracted: level + tilt * (z - mean)
+    // Coefficients of dx that follow from the sums T1, T2 and T3 of the first backward pass (arithmetic.h). dx is
+    // proportional to dy - (grad_mean + grad_slope * (z - mean)).
+    struct InputGradCoefficients {
+        double sum, product, grad_mean, grad_slope;  // sum: T1; product: T2, corrected
     };
-    Slopes slopes_at(int64_t unit, const double* sums, int64_t i) const {
-        const double numbers = double(call.count()), inverse = this->inverse_at(unit, i);
-        const double sum = sums[i], rest = sums[2 * plan.tile + i] / numbers;  // rounding error of the mean
-        const double product = sums[plan.tile + i] - rest * sum, tilt = product * inverse * inverse / numbers;
-        return {sum, product, sum / numbers - rest * tilt, tilt};
+    InputGradCoefficients coefficients_at(int64_t unit, const double* sums, int64_t i) const {
+        const double count = double(call.count()), inverse = this->inverse_at(unit, i);
+        const double sum = sums[i], mean_error = sums[2 * plan.tile + i] / count;
+        const double product = sums[plan.tile + i] - mean_error * sum;
+        const double grad_slope = product * inverse * inverse / count;
+        return {sum, product, sum / count - mean_error * grad_slope, grad_slope};
     }
 
     FASTGAN_NOINLINE void style_gradients(int64_t unit, const double* sums) const {
         S *scale = (S*)call.dstyle_scale, *shift = (S*)call.dstyle_bias;
         for (int64_t i = 0; i < width(unit); ++i) {
-            const Slopes slopes = slopes_at(unit, sums, i);
-            if (scale) scale[row(unit) + i] = S(slopes.product * double(inverse_at(unit, i)));
-            if (shift) shift[row(unit) + i] = S(slopes.sum);
+            const InputGradCoefficients coefficients = coefficients_at(unit, sums, i);
+            if (scale) scale[row(unit) + i] = S(coefficients.product * double(inverse_at(unit, i)));
+            if (shift) shift[row(unit) + i] = S(coefficients.sum);
         }
     }
 };
 
-// Adds `added` numbers to the moments of `count` numbers, given the sums of their distances from `shift` and of the
-// squares.
+// Adds `added` numbers to the moments of `count` numbers. `distances` is the sum of their distances from `shift`, and
+// `square_sums` that of the squared distances.
 inline void add_moments(double& mean, double& squares, double count, double shift, double distances, double square_sums,
                         double added) {
-    const double away = mean - shift, total = count * away + distances;
-    const double about_shift = squares + count * away * away + square_sums;
+    const double offset = mean - shift, total = count * offset + distances;
+    const double about_shift = squares + count * offset * offset + square_sums;
     mean = shift + total / (count + added);
     const double about_mean = about_shift - total * total / (count + added);
     squares = about_mean < 0 ? 0 : about_mean;  // keeps NaN
@@ -231,8 +235,8 @@ struct Columns {
     }
 };
 
-// Calls `body(Columns<...>(), first channel, channels)` for all columns of a tile, each VECTORS vectors wide if possible
-// (one for double, which is for gradcheck).
+// Calls `body(Columns<...>(), first channel, channels)` for all columns of a tile. A column is VECTORS vectors wide if
+// possible, and one for double, which is for gradcheck.
 template <class T, int VECTORS, class Body>
 inline void for_columns(int64_t width, const Body& body) {
     constexpr int groups = sizeof(T) == sizeof(double) ? 1 : VECTORS / Group<T>::vectors, size = Group<T>::size;
@@ -244,7 +248,7 @@ inline void for_columns(int64_t width, const Body& body) {
     if (j < width) body(Columns<T, 1, true>(), j, width - j);
 }
 
-// One number per channel of a tile, in the order of groups, padded.
+// A row with one number per channel of a tile, in the order of groups, padded.
 template <class S>
 struct alignas(64) Row {
     S v[MAX_CHANNELS + 32];
@@ -271,10 +275,11 @@ struct Nhwc : Tensors<T> {
         return (this->sample(unit) * call.p + position) * call.c + this->channel(unit);
     }
 
-    struct Before {  // parameters before the norm
+    // Parameters of the activation before the norm.
+    struct BeforeNorm {
         Row<S> strength, bias;
         const S* noise;
-        Before(const Nhwc& own, int64_t unit) {
+        BeforeNorm(const Nhwc& own, int64_t unit) {
             if constexpr (!PLAIN) {
                 fill(strength, own.width(unit), [&](int64_t i) { return own.strength_at(unit, i); });
                 fill(bias, own.width(unit), [&](int64_t i) { return own.bias_at(unit, i); });
@@ -288,7 +293,7 @@ struct Nhwc : Tensors<T> {
     };
 
     // Sums of z - shift and of its squares over the positions of a chunk.
-    FASTGAN_NOINLINE void distances(const T* x, int64_t begin, int64_t end, int64_t width, const Before& before,
+    FASTGAN_NOINLINE void distances(const T* x, int64_t begin, int64_t end, int64_t width, const BeforeNorm& before,
                                     const Row<S>& shift, Row<S>& sums, Row<S>& squares) const {
         const V gain = this->gain, gain_below = this->gain_below;
         for_columns<T, 4>(width, [&](auto columns, int64_t j, int64_t count) {
@@ -316,7 +321,7 @@ struct Nhwc : Tensors<T> {
 
     void moments(int64_t unit, int64_t begin, int64_t end, double* mean, double* squares) const {
         const int64_t width = this->width(unit), slots = padded(width);
-        const Before before(*this, unit);
+        const BeforeNorm before(*this, unit);
         Row<S> shift = {}, sums, square_sums;
         Row<double> means, all_squares;
         for (int64_t i = 0; i < slots; ++i) means.v[i] = 0, all_squares.v[i] = 0;
@@ -338,7 +343,7 @@ struct Nhwc : Tensors<T> {
 
     void normalise(int64_t unit, int64_t begin, int64_t end, const double* mean, const double* squares) const {
         const int64_t width = this->width(unit);
-        const Before before(*this, unit);
+        const BeforeNorm before(*this, unit);
         const V gain = this->gain, gain_below = this->gain_below;
         Row<S> means, factors, shifts;
         fill(means, width, [&](int64_t i) { return mean[i]; });
@@ -372,10 +377,10 @@ struct Nhwc : Tensors<T> {
         if (this->streamed) stream_fence();
     }
 
-    // Factor and shift of the norm, from which the derivative of a following activation is computed.
-    struct Behind {
+    // Factor and shift of the norm; the derivative of an activation after it is computed from them.
+    struct AfterNorm {
         Row<S> factor, shift;
-        Behind(const Nhwc& own, int64_t unit) {
+        AfterNorm(const Nhwc& own, int64_t unit) {
             const int64_t width = own.width(unit);
             fill(factor, width, [&](int64_t i) { return own.scale_at(unit, i) * own.inverse_at(unit, i); });
             if constexpr (ACT == Activation::after_norm) {
@@ -387,8 +392,8 @@ struct Nhwc : Tensors<T> {
     // Sums of dy, of dy * (z - mean) and of z - mean.
     void products(int64_t unit, int64_t begin, int64_t end, double* to) const {
         const int64_t width = this->width(unit), slots = padded(width);
-        const Before before(*this, unit);
-        const Behind behind(*this, unit);
+        const BeforeNorm before(*this, unit);
+        const AfterNorm after(*this, unit);
         const V gain = this->gain, gain_below = this->gain_below;
         Row<S> means, chunk_sums, chunk_products, distances;
         Row<double> total, total_products, total_distances;
@@ -398,7 +403,7 @@ struct Nhwc : Tensors<T> {
             for_columns<T, 4>(width, [&](auto columns, int64_t j, int64_t count) {
                 typedef decltype(columns) C;
                 const auto strengths = C::row(before.strength.v + j), biases = C::row(before.bias.v + j);
-                const auto m = C::row(means.v + j), f = C::row(behind.factor.v + j), s = C::row(behind.shift.v + j);
+                const auto m = C::row(means.v + j), f = C::row(after.factor.v + j), s = C::row(after.shift.v + j);
                 typename C::Values first, second, third;
                 for (int i = 0; i < C::vectors; ++i) first.v[i] = second.v[i] = third.v[i] = broadcast<V>(S(0));
                 const T *from = this->x + at(unit, chunk) + j, *from_dy = this->dy + at(unit, chunk) + j;
@@ -434,25 +439,25 @@ struct Nhwc : Tensors<T> {
         in_order(total_distances, width, to + 2 * this->plan.tile);
     }
 
-    // dx, and the sums of dx and of dx * noise.
+    // Writes dx, and sums dx (`biases`) and dx * noise (`strengths`).
     void gradients(int64_t unit, int64_t begin, int64_t end, const double* sums, double* biases,
                    double* strengths) const {
         const int64_t width = this->width(unit), slots = padded(width);
-        const Before before(*this, unit);
-        const Behind behind(*this, unit);
+        const BeforeNorm before(*this, unit);
+        const AfterNorm after(*this, unit);
         const V gain = this->gain, gain_below = this->gain_below;
-        Row<S> means, levels, tilts, chunk_sums, chunk_products;
+        Row<S> means, grad_means, grad_slopes, chunk_sums, chunk_products;
         Row<double> total, total_noisy;
         fill(means, width, [&](int64_t i) { return this->mean_at(unit, i); });
-        fill(levels, width, [&](int64_t i) { return this->slopes_at(unit, sums, i).level; });
-        fill(tilts, width, [&](int64_t i) { return this->slopes_at(unit, sums, i).tilt; });
+        fill(grad_means, width, [&](int64_t i) { return this->coefficients_at(unit, sums, i).grad_mean; });
+        fill(grad_slopes, width, [&](int64_t i) { return this->coefficients_at(unit, sums, i).grad_slope; });
         for (int64_t i = 0; i < slots; ++i) total.v[i] = 0, total_noisy.v[i] = 0;
         for (int64_t chunk = begin; chunk < end; chunk += CHUNK) {
             for_columns<T, PLAIN ? 4 : 2>(width, [&](auto columns, int64_t j, int64_t count) {
                 typedef decltype(columns) C;
                 const auto ss = C::row(before.strength.v + j), bs = C::row(before.bias.v + j);
-                const auto m = C::row(means.v + j), f = C::row(behind.factor.v + j), s = C::row(behind.shift.v + j);
-                const auto l = C::row(levels.v + j), t = C::row(tilts.v + j);
+                const auto m = C::row(means.v + j), f = C::row(after.factor.v + j), s = C::row(after.shift.v + j);
+                const auto gm = C::row(grad_means.v + j), gs = C::row(grad_slopes.v + j);
                 typename C::Values first, second;
                 for (int i = 0; i < C::vectors; ++i) first.v[i] = second.v[i] = broadcast<V>(S(0));
                 const bool streamed = this->streamed, written = this->dx != nullptr;
@@ -469,7 +474,7 @@ struct Nhwc : Tensors<T> {
                         if constexpr (ACT == Activation::after_norm) {
                             dv *= piecewise_linear(normalised(z.z, m.v[i], f.v[i], s.v[i]), gain, gain_below).slope;
                         }
-                        V du = gradient_before(dv, z.z, m.v[i], f.v[i], l.v[i], t.v[i]);
+                        V du = gradient_before(dv, z.z, m.v[i], f.v[i], gm.v[i], gs.v[i]);
                         if constexpr (!PLAIN) {
                             du *= z.slope;
                             first.v[i] += du;
@@ -504,11 +509,11 @@ struct Nchw : Tensors<T> {
     using Tensors<T>::Tensors;
     using Tensors<T>::call;
 
-    // Calls `body(Whole() or Part(), index in the tensors, elements, which of 4, z, noise)` for the vectors of a
-    // segment. Four sums at a time hide the latency of an addition.
+    // Calls `body(Whole() or Part(), index in the tensors, elements, sum, z, noise)` for each vector of a segment.
+    // `sum`, 0 to 3, is the sum it belongs to: four independent sums hide the latency of an addition.
     template <class Body>
     void each(int64_t unit, int64_t begin, int64_t end, const Body& body) const {
-        if constexpr (ACT == Activation::after_norm) {  // a unit spans all samples
+        if constexpr (ACT == Activation::after_norm) {  // units span all samples
             for (int64_t next; begin < end; begin = next) {
                 const int64_t sample = begin / call.p, first = sample * call.p;
                 next = min(first + call.p, end);
@@ -595,7 +600,7 @@ struct Nchw : Tensors<T> {
         return load(this->dy + i);
     }
 
-    // Gradient of the norm's output; `factor` and `shift` are the norm's.
+    // Gradient of the norm's output, given dy. `factor` and `shift` are those of the norm.
     V through_activation(V dy, V z, V mean, V factor, V shift) const {
         if constexpr (ACT != Activation::after_norm) return dy;
         return dy * piecewise_linear(normalised(z, mean, factor, shift), this->gain, this->gain_below).slope;
@@ -625,8 +630,9 @@ struct Nchw : Tensors<T> {
                                     double* strengths) const {
         const V m = broadcast<V>(this->mean_at(unit, 0)), shift = broadcast<V>(this->shift_at(unit, 0));
         const V factor = broadcast<V>(S(this->scale_at(unit, 0) * double(this->inverse_at(unit, 0))));
-        const auto slopes = this->slopes_at(unit, sums, 0);
-        const V level = broadcast<V>(S(slopes.level)), tilt = broadcast<V>(S(slopes.tilt));
+        const auto coefficients = this->coefficients_at(unit, sums, 0);
+        const V grad_mean = broadcast<V>(S(coefficients.grad_mean));
+        const V grad_slope = broadcast<V>(S(coefficients.grad_slope));
         *biases = *strengths = 0;
         for (int64_t chunk = begin; chunk < end; chunk += NCHW_CHUNK) {
             Four first, second;
@@ -634,7 +640,7 @@ struct Nchw : Tensors<T> {
                  [&](auto part, int64_t i, int64_t count, int which, Activated<V> u, V noise) {
                      constexpr bool PART = decltype(part)::part;
                      const V dv = through_activation(read_dy(PART, i, count), u.z, m, factor, shift);
-                     V du = gradient_before(dv, u.z, m, factor, level, tilt);
+                     V du = gradient_before(dv, u.z, m, factor, grad_mean, grad_slope);
                      if constexpr (!PLAIN) {
                          du *= u.slope;
                          if (PART) du *= first_lanes(count);
@@ -726,7 +732,7 @@ void run(const NormCall& call) {
     for_dtype(call.dtype, [&](auto element) {
         using T = decltype(element);
         switch (call.activation()) {
-            case Activation::none:  // for double, which is for gradcheck, the general case will do
+            case Activation::none:  // double, for gradcheck, takes the general case
                 return run<T, sizeof(T) == sizeof(double) ? Activation::before_norm : Activation::none>(call);
             case Activation::before_norm: return run<T, Activation::before_norm>(call);
             case Activation::after_norm: return run<T, Activation::after_norm>(call);

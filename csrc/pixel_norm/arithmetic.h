@@ -2,9 +2,9 @@
 //
 //     y = r * x,   r = 1 / sqrt(mean over channels of x^2 + eps), one r per position
 //
-// In every pass (order 0 forward, 1 backward, 2 double backward) the results are linear in the inputs x, dy and gx,
-// with factors that follow from their inner products over channels. A value V is a SIMD vector on the CPU and a number
-// on the GPU.
+// In every pass (order 0 forward, 1 backward, 2 double backward) the results are linear in the inputs x, dy and gx. The
+// factors follow from the inner products of the inputs over channels. A value V is a SIMD vector on the CPU and a
+// number on the GPU.
 #pragma once
 
 #include "pixel_norm/call.h"

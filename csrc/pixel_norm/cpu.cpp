@@ -1,7 +1,7 @@
 // pixel_norm on the CPU, compiled once per instruction set.
 //
-// Each position is normalised on its own: its channels are read once for the sums, then again, from the nearest cache,
-// to be scaled. In NHWC the channels are a row; in NCHW a few vectors of positions go through all channels together.
+// Each position is normalised on its own. Its channels are read twice: for the sums, then, from the L1 cache, to be
+// scaled. In NHWC the channels lie in one row; in NCHW the loops process a few vectors of positions at a time.
 #include "common/simd.h"
 
 #include "pixel_norm/arithmetic.h"
@@ -31,7 +31,7 @@ struct Tensors {
         streamed = should_stream(call.n * call.c * call.p * sizeof(T), row, unit, first, second);
     }
 
-    // Calls `body(x, dy, gx)` with the values at index i; those that ORDER does not use are x again.
+    // Calls `body(x, dy, gx)` with the values at index i; arguments that ORDER does not use are x again.
     template <class Get, class Body>
     static void with(const Get& get, const T* x, const T* dy, const T* gx, int64_t i, const Body& body) {
         auto a = get(x + i), b = a, c = a;
@@ -143,7 +143,7 @@ template <int ORDER, class T>
 void nchw(const PixelNormCall& call) {
     typedef Tensors<ORDER, T> Here;
     typedef typename Here::V V;
-    const int vectors = 4;  // at a time: longer runs of memory, and independent additions
+    const int vectors = 4;  // vectors of positions at a time: longer runs of memory, and independent additions
     const int64_t width = lanes<V>(), block = vectors * width, blocks = ceil_div(call.p, block);
     const V inverse_c = broadcast<V>(1.0 / call.c), eps = broadcast<V>(call.eps);
     const Here shared(call, call.p, width);

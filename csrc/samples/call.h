@@ -9,8 +9,8 @@ namespace fastgan {
 #define SAMPLES_FIELDS(FIELD)                                                     \
     FIELD(int64_t, n)     /* samples */                                           \
     FIELD(int64_t, size)  /* elements of a sample */                              \
-    FIELD(Dtype, dtype)   /* of a, b, first and second */                         \
-    FIELD(const void*, a) /* [N, size], likewise b, first and second */           \
+    FIELD(Dtype, dtype)   /* dtype of a, b, first and second */                   \
+    FIELD(const void*, a) /* [N, size], like b, first and second */               \
     FIELD(const void*, b)                                                         \
     FIELD(const void*, weight) /* [N]: grad of squared_norm; t of lerp_samples */ \
     FIELD(void*, first)                                                           \

@@ -12,7 +12,7 @@ using fastgan::SamplesCall;
 
 namespace {
 
-// Elements of a piece: enough to hide its start-up, few enough for an even split; longer sums would round more.
+// Elements in a piece: enough to hide its start-up, few enough for an even split. Longer sums would round more.
 constexpr int64_t MAPPED = 16384, SUMMED = 512;
 
 template <int64_t PIECE>

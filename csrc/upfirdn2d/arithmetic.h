@@ -1,10 +1,10 @@
-// Which inputs an output of upfirdn2d reads, shared by the CPU and the CUDA kernels.
+// The inputs that an output of upfirdn2d reads, shared by the CPU and the CUDA kernels.
 //
-// Along one axis, `up - 1` zeros follow each element of the input and `before` zeros precede it all. Then
+// Along one axis, the input is padded with `before` zeros in front and `up - 1` zeros after each element. Then
 //
 //     y[o] = sum_i w[i] * padded[o * down + i],   w the filter as it is correlated
 //
-// where only every up-th term is not zero.
+// where only every up-th term differs from zero.
 #pragma once
 
 #include "upfirdn2d/call.h"
@@ -15,7 +15,7 @@ struct Axis {
     int64_t up, down, before, taps, size;  // size of the input
 };
 
-// The taps tap, tap + up, ... meet the inputs at, at + 1, ..., all within the image.
+// The terms of an output: taps tap, tap + up, ... times inputs at, at + 1, ..., which all lie within the image.
 struct Reach {
     int64_t tap, at, count;
 };

@@ -13,7 +13,7 @@ namespace fastgan {
     FIELD(int64_t, oh)         /* rows of y */                                                                \
     FIELD(int64_t, ow)         /* columns of y */                                                             \
     FIELD(bool, channels_last) /* NHWC, else NCHW */                                                          \
-    FIELD(Dtype, dtype)        /* of x and y */                                                               \
+    FIELD(Dtype, dtype)        /* dtype of x and y */                                                         \
     FIELD(int64_t, up_x)                                                                                      \
     FIELD(int64_t, up_y)                                                                                      \
     FIELD(int64_t, down_x)                                                                                    \

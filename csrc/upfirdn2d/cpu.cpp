@@ -1,9 +1,9 @@
 // upfirdn2d on the CPU, compiled once per instruction set.
 //
-// An image is rows of pixels, a pixel some adjacent channels (one in NCHW, whose channels count as samples). An output
-// row is made tile by tile, in two steps: a weighted sum of the input rows goes into a row of floats that stays in the
-// L1 cache, and this row is filtered along x into the output. A filter that is not separable takes both steps for each
-// of its rows. Every output is computed by one thread in a fixed order, so that results do not depend on the number of
+// A pixel has the channels of its position in NHWC, and one in NCHW, whose channels count as samples. An output row is
+// computed tile by tile, in two steps. A weighted sum of the input rows goes into a row of floats that stays in the L1
+// cache; this row is then filtered along x into the output. A filter that is not separable takes both steps for each of
+// its rows. Every output is computed by one thread in a fixed order, so that results do not depend on the number of
 // threads.
 //
 // Pixels with at least one group of channels (simd.h) are handled group by group ("grouped"). With fewer channels a row
@@ -60,7 +60,7 @@ void arrange_taps(const Upfirdn2dCall& call, S* y, S* x) {
 
 // Sums of rows --------------------------------------------------------------------------------------------------------
 
-// to[i] = sum over rows of weight * row[i], added to the old value with ADD; for whole pixels.
+// to[i] = sum over rows of weight * row[i], for whole pixels. ADD adds the sum to the old value.
 template <int ROWS, bool ADD, class T, class S>
 void add_rows_grouped(const T* const* rows, const S* weights, int64_t offset, int64_t pixels, Pixel<T> pixel, S* to) {
     typedef typename Arithmetic<T>::Vector V;
@@ -75,7 +75,7 @@ void add_rows_grouped(const T* const* rows, const S* weights, int64_t offset, in
             const Group<T> value = load_group(from[r] + i);
             for (int k = 0; k < vectors; ++k) total[k] += weight[r] * value.v[k];
         }
-        prefetch(from[ROWS - 1] + i);  // with down = 2, two of the rows are new
+        prefetch(from[ROWS - 1] + i);  // each output row reads one new input row, or two with down = 2
         if constexpr (ROWS > 2) prefetch(from[ROWS - 2] + i);
         for (int k = 0; k < vectors; ++k) store(to + k * lanes<V>(), total[k]);
         to += pixel.size;
@@ -90,7 +90,7 @@ void add_rows_grouped(const T* const* rows, const S* weights, int64_t offset, in
     }
 }
 
-// The same for any number of elements; writes up to a vector past the end.
+// The same for any number of elements. Writes up to a vector past the end.
 template <int ROWS, bool ADD, class T, class S>
 void add_rows_flat(const T* const* rows, const S* weights, int64_t offset, int64_t elements, S* to) {
     typedef typename Arithmetic<T>::Vector V;
@@ -130,7 +130,7 @@ void add_rows(const T* const* rows, const S* weights, int64_t count, int64_t off
 #undef FASTGAN_ADD_ROWS
 }
 
-// Input columns that a tile of outputs reads. Those outside of the image are zero in the buffer.
+// Input columns that a tile of outputs reads. The buffer has zeros for columns outside of the image.
 struct Window {
     int64_t from, to;
 };
@@ -155,7 +155,7 @@ void fill(const T* const* rows, const S* weights, int64_t count, const Window& w
 
 // Along x, grouped ----------------------------------------------------------------------------------------------------
 
-// Destination of a row's results: `put(ox, g, group)` takes group g of pixel ox.
+// Stores the results of a row: `put(ox, g, group)` stores group g of pixel ox.
 template <class T>
 struct ToImage {
     T* row;
@@ -184,7 +184,7 @@ struct ToStage {
     }
 };
 
-// One output pixel, for any filter.
+// Computes one output pixel, for any filter.
 template <class T, class S, class To>
 void filter_pixel(const S* buffer, const Window& window, const Axis& x, const S* taps, int64_t ox,
                   const Pixel<T>& pixel, const To& to) {
@@ -202,8 +202,8 @@ void filter_pixel(const S* buffer, const Window& window, const Axis& x, const S*
     }
 }
 
-// Four outputs at a time for a filter of four taps; each input is loaded once. With UP = 2, the first output must start
-// at an input, not between two.
+// Computes four output pixels of a filter of four taps, loading each input once. With UP = 2, the first output must
+// start at an input, not between two.
 template <int UP, int DOWN, class T, class S, class To>
 void filter_four_pixels(const S* from, const S* taps, int64_t ox, const Pixel<T>& pixel, const To& to) {
     typedef typename Arithmetic<T>::Vector V;
@@ -257,7 +257,7 @@ void filter_tile(const S* buffer, const Window& window, const Axis& x, const S* 
 
 // Along x, flat -------------------------------------------------------------------------------------------------------
 
-// to[i] = sum over t of taps[t * every] * from[i + t * step]; reads and writes up to a vector past the end.
+// to[i] = sum over t of taps[t * every] * from[i + t * step]. Reads and writes up to a vector past the end.
 template <int COUNT, class S>
 void correlate_fixed(const S* from, int64_t step, const S* taps, int64_t every, int64_t elements, S* to) {
     typedef typename Arithmetic<S>::Vector V;
@@ -282,7 +282,7 @@ void correlate(const S* from, int64_t step, const S* taps, int64_t every, int64_
     }
 }
 
-// Copies pixels, or adds them with ADD. C is the number of channels if known at compile time, else 0.
+// Copies pixels; ADD adds them to the old values. C is the number of channels, or 0 if it is known at run time only.
 template <bool ADD, int C, class S>
 void move_pixels(const S* from, int64_t from_every, int64_t pixels, int64_t channels, S* to, int64_t to_every) {
     const int64_t c = C ? C : channels;
@@ -294,10 +294,10 @@ void move_pixels(const S* from, int64_t from_every, int64_t pixels, int64_t chan
     }
 }
 
-// Moves every `from_every`-th pixel to every `to_every`-th.
+// Copies or adds every `from_every`-th pixel to every `to_every`-th.
 template <bool ADD, class S>
 void move_pixels(const S* from, int64_t from_every, int64_t pixels, int64_t c, S* to, int64_t to_every) {
-    if (c == 1 && from_every == 2) {  // in a form that compilers turn into shuffles
+    if (c == 1 && from_every == 2) {  // compilers turn this form into shuffles
         for (int64_t p = 0; p < pixels; ++p) to[p] = (ADD ? to[p] : S(0)) + from[2 * p];
     } else if (c == 1) {
         move_pixels<ADD, 1>(from, from_every, pixels, c, to, to_every);
@@ -323,8 +323,8 @@ struct Rows {
     int64_t stride;
 };
 
-// Filters the windows of some rows, `pitch` elements apart, as one long row; what is computed between the rows is
-// dropped. The result is in `stage`, [rows, outputs, c], or in `space`, which must hold two windows per row.
+// Filters the windows of several rows, `pitch` elements apart, as one long row; results between the rows are dropped.
+// The result is in `stage`, [rows, outputs, c], or in `space`, which must have room for two windows per row.
 template <bool ADD, class S>
 Rows<S> filter_flat(const S* buffer, const Window& window, const Axis& x, const S* taps, int64_t first, int64_t last,
                     int64_t c, int64_t rows, int64_t pitch, S* space, S* stage) {
@@ -389,9 +389,9 @@ struct Job {
     const Upfirdn2dCall& call;
     int64_t c, images;
     Axis x, y;
-    int64_t tile;     // outputs of a row in a tile
-    int64_t window;   // inputs that a tile reads, at most
-    Scratch<S> taps;  // along y, or all taps
+    int64_t tile;     // outputs in a tile
+    int64_t window;   // maximum number of inputs that a tile reads
+    Scratch<S> taps;  // taps along y, or all taps if the filter is not separable
     const S* taps_x;
 
     Job(const Upfirdn2dCall& call, int64_t stride)
@@ -403,7 +403,7 @@ struct Job {
           taps(call.kh * call.kw + call.kw),
           taps_x(taps.data + call.kh * call.kw) {
         arrange_taps(call, taps.data, taps.data + call.kh * call.kw);
-        // A multiple of four, such that the window takes a part of the L1 cache.
+        // Tiles are a multiple of four outputs; their window fills a part of the L1 cache.
         tile = 8192 / stride * x.up / x.down / 4 * 4;
         tile = tile < 8 ? 8 : tile;
         tile = tile > call.ow ? call.ow : tile;
@@ -482,8 +482,8 @@ void run_flat(const Upfirdn2dCall& call) {
     const int64_t c = call.channels_last ? call.c : 1, slack = 2 * lanes<typename Arithmetic<T>::Vector>();
     const Pixel<T> pixel(c);
     const Job<T> job(call, c);
-    // Several short rows at a time: fewer steps, and the stores to a row are done before it is loaded at other
-    // alignments.
+    // Several short rows are processed at a time: this takes fewer steps, and the stores to a row have completed before
+    // it is loaded at other alignments.
     const int64_t pitch = job.window * c, all_rows = job.images * call.oh;
     int64_t batch = call.separable && job.tile == call.ow ? 4096 / pitch : 1;
     batch = batch < 1 ? 1 : batch > 64 ? 64 : batch;

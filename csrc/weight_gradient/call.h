@@ -11,22 +11,22 @@
 namespace fastgan {
 
 // All tensors have `dtype`, float32 or bfloat16; sums are float.
-#define WEIGHT_GRADIENT_FIELDS(FIELD)                \
-    FIELD(Dtype, dtype)                              \
-    FIELD(int64_t, n)      /* samples */             \
-    FIELD(int64_t, a)      /* channels of `small` */ \
-    FIELD(int64_t, height) /* of `small` */          \
-    FIELD(int64_t, width)                            \
-    FIELD(int64_t, b) /* channels of `large` */      \
-    FIELD(int64_t, large_height)                     \
-    FIELD(int64_t, large_width)                      \
-    FIELD(int64_t, kh)                               \
-    FIELD(int64_t, kw)                               \
-    FIELD(int64_t, stride)                           \
-    FIELD(int64_t, top)                              \
-    FIELD(int64_t, left)                             \
-    FIELD(void*, dw)                                 \
-    FIELD(const void*, small)                        \
+#define WEIGHT_GRADIENT_FIELDS(FIELD)                        \
+    FIELD(Dtype, dtype)                                      \
+    FIELD(int64_t, n)      /* samples */                     \
+    FIELD(int64_t, a)      /* channels of `small` */         \
+    FIELD(int64_t, height) /* height and width of `small` */ \
+    FIELD(int64_t, width)                                    \
+    FIELD(int64_t, b) /* channels of `large` */              \
+    FIELD(int64_t, large_height)                             \
+    FIELD(int64_t, large_width)                              \
+    FIELD(int64_t, kh)                                       \
+    FIELD(int64_t, kw)                                       \
+    FIELD(int64_t, stride)                                   \
+    FIELD(int64_t, top)                                      \
+    FIELD(int64_t, left)                                     \
+    FIELD(void*, dw)                                         \
+    FIELD(const void*, small)                                \
     FIELD(const void*, large)
 
 struct WeightGradientCall {

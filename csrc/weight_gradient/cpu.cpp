@@ -23,9 +23,9 @@ namespace {
 
 typedef VFloat V;
 constexpr int LANES = lanes<V>();
-constexpr int WIDE = 2 * LANES;  // channels of `large` in a panel
+constexpr int WIDE = 2 * LANES;  // channels of `large` in a panel: two vectors
 #if defined(__AVX512F__)
-constexpr int TALL = 8;  // channels of `small` in a panel: 16 sums in 32 registers
+constexpr int TALL = 8;  // channels of `small` in a panel, times two vectors of `large`: 16 sums in 32 registers
 #else
 constexpr int TALL = 6;  // 12 sums in 16 registers
 #endif
@@ -34,7 +34,7 @@ constexpr int BLOCK = 8;  // pixels packed at a time
 
 // Words -------------------------------------------------------------------------------------------------------------
 
-// Pixels in a word.
+// Number of pixels in a word.
 template <class T>
 constexpr int HALVES = sizeof(Word) / sizeof(T);
 
@@ -64,20 +64,20 @@ struct Pixels {
 // The plan ----------------------------------------------------------------------------------------------------------
 
 struct Plan {
-    int64_t taps, panels;          // of `large`
-    int64_t tall, channels, line;  // of `small`: in panels of TALL, in all of its panels, in whole vectors
-    int64_t images, rows;          // of a piece: some images, or some rows of one
-    int64_t pieces_of_image, pieces;
-    int64_t chunks;               // of a piece for each pixel of a word
-    int64_t large_rows, columns;  // of a piece of `large`: rows of an image, columns of each of `stride` phases
+    int64_t taps, panels;             // taps of the kernel; panels of `large`
+    int64_t tall, channels, line;     // channels of `small` in panels of TALL, in all panels, in whole vectors
+    int64_t images, rows;             // images in a piece, and rows of each: whole images, or some rows of one
+    int64_t pieces_of_image, pieces;  // pieces in an image, and in all
+    int64_t chunks;                   // number of chunks; each has one piece for each pixel of a word
+    int64_t large_rows, columns;  // rows of `large` that an image of a piece reads; columns of each of `stride` phases
     int64_t segments, panels_of_task, tasks_of_segment;
-    int64_t large_panel, small_panels;  // words: of a panel of `large`, of all of `small`, for a chunk
-    int64_t sums_panel, sums;           // floats: of the sums for a panel of `large`, for all: those of a segment
-    int64_t space;                      // words: of what a thread needs for a chunk
+    int64_t large_panel, small_panels;  // words of a chunk: in a panel of `large`, in all panels of `small`
+    int64_t sums_panel, sums;           // floats of a segment's sums: for one panel of `large`, for all
+    int64_t space;                      // words of a thread's workspace
 };
 
-// Cuts `a` channels of `small` into panels of TALL and LOW: first as few empty places as possible, then as few LOW
-// panels.
+// Cuts `a` channels of `small` into panels of TALL and LOW channels: with as little padding as possible, then with as
+// few LOW panels.
 void cut_small(int64_t a, Plan& p) {
     p.channels = INT64_MAX;
     for (int64_t tall = ceil_div(a, TALL) * TALL, i = 0; tall >= 0 && i < 3; tall -= TALL, ++i) {
@@ -88,8 +88,8 @@ void cut_small(int64_t a, Plan& p) {
 
 template <class T>
 Plan plan_of(const WeightGradientCall& call) {
-    const int64_t pixels = 4096 / WIDE;  // of a piece: what a panel of `large` has of them fits into the L1 cache twice
-    const int64_t work = 16 << 20;       // multiplications of a task: enough to hide its start
+    const int64_t pixels = 4096 / WIDE;  // pixels in a piece: their panel of `large` takes half of the L1 cache
+    const int64_t work = 16 << 20;       // multiplications in a task: enough to hide its start
     Plan p;
     p.taps = call.kh * call.kw;
     p.panels = ceil_div(call.b, WIDE);
@@ -104,8 +104,8 @@ Plan plan_of(const WeightGradientCall& call) {
     p.large_rows = (p.rows - 1) * call.stride + call.kh;
     p.columns = call.width + (call.kw - 1) / call.stride;
 
-    // Each task packs `small` for itself, so it takes several panels of `large`, as long as segments (whose sums should
-    // be small beside the images) make enough tasks.
+    // Each task packs `small` for itself. So it takes several panels of `large`, if segments alone make enough tasks;
+    // their number is limited, since their sums should be small beside the images.
     const int64_t result = call.a * p.taps * call.b;
     const int64_t tasks = min(ceil_div(result * call.n * image, work), 64);
     p.segments = min(ceil_div(tasks, ceil_div(p.panels, 4)), min(p.chunks, ceil_div(1 << 19, result)));
@@ -126,7 +126,7 @@ struct Piece {
     int64_t image, images, row, rows;
 };
 
-// One piece for each pixel of a word. The last may be missing; `images` and `rows` are the maxima over the pieces.
+// A chunk: one piece for each pixel of a word. The last may be missing. `images` and `rows` are maxima over the pieces.
 template <class T>
 struct Chunk {
     Piece pieces[HALVES<T>];
@@ -149,10 +149,9 @@ Chunk<T> chunk_of(const WeightGradientCall& call, const Plan& p, int64_t number)
     return chunk;
 }
 
-// Into panels -------------------------------------------------------------------------------------------------------
+// Packing -----------------------------------------------------------------------------------------------------------
 
-// Copies the channels of one panel, HEIGHT words from `line` on, for some pixels of a row: [pixel, channels of the
-// panel].
+// Copies the channels of one panel, HEIGHT words from `line` on, for some pixels of a row. Output: [pixel, channel].
 template <int HEIGHT>
 inline void to_panel(const Word* line, int64_t step, int64_t pixels, Word* to) {
     for (int64_t pixel = 0; pixel < pixels; ++pixel) {
@@ -193,7 +192,7 @@ void pack_small(const WeightGradientCall& call, const Plan& p, const Chunk<T>& c
     }
 }
 
-// Vectors in a panel of `large`: one if no more channels are left.
+// Number of vectors in a panel of `large`: one or two, as channels are left.
 int vectors_of(const WeightGradientCall& call, int64_t panel) { return call.b - panel * WIDE > LANES ? 2 : 1; }
 
 // Packs `large` as [panel, image, row, phase, column, channels of the panel]: pixels a stride apart become neighbours.
@@ -259,7 +258,7 @@ void add_product(const Word* small, const Word* large, const Chunk<T>& chunk, in
     }
 }
 
-// Sums of a segment for a panel of `large`: [panel of small, tap, channels of small, channels of large].
+// Adds a chunk to a segment's sums for a panel of `large`: [panel of small, tap, channels of small, channels of large].
 template <class T, int VECTORS>
 void add_panel(const WeightGradientCall& call, const Plan& p, const Chunk<T>& chunk, bool first_chunk,
                const Word* small, const Word* large, float* to) {

@@ -32,10 +32,10 @@ except ModuleNotFoundError:
 
 Kind = TypeVar("Kind")
 
-LARGEST_SEED = 2**64 - 1  # of torch's random number generators
-LARGEST_NUMPY_SEED = 2**32 - 1  # of numpy's RandomState
-SeedFormat = Literal["torch", "numpy"]  # whose random numbers a seed stands for
-LARGEST_FLOAT = 3.4e38  # of fp32
+LARGEST_SEED = 2**64 - 1  # limit of torch's random number generators
+LARGEST_NUMPY_SEED = 2**32 - 1  # limit of numpy's RandomState
+SeedFormat = Literal["torch", "numpy"]  # library whose random number generator takes the seed
+LARGEST_FLOAT = 3.4e38  # limit of fp32
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")  # ANSI codes
 _SUFFIXES = {"": 1, "k": 10**3, "m": 10**6}
 
@@ -291,7 +291,7 @@ def _checked(value: Any, hint: Any, path: tuple[str, ...], named: Callable[[tupl
 
 
 def _problem(value: Any) -> str | None:
-    """What a value must be, if it is not; else None."""
+    """The requirement that `value` violates, or None."""
     if isinstance(value, float) and not (math.isfinite(value) and abs(value) <= LARGEST_FLOAT):
         return f"must be a finite number of at most {LARGEST_FLOAT:g}"
     if isinstance(value, int) and abs(value) > LARGEST_SEED:

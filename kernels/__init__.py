@@ -27,7 +27,7 @@ class Backend:
     """A set of launchers, and where they can be used."""
 
     why_not: Callable[[str, torch.device], str | None]  # (operation, device) -> why it cannot serve, or None
-    launchers: Callable[[str], Launchers]  # of an operation
+    launchers: Callable[[str], Launchers]  # operation -> its launchers
 
 
 def _why_not_cpp(operation: str, device: torch.device) -> str | None:

@@ -79,7 +79,7 @@ class NormCall(NamedTuple):
     channels_last: bool
     dtype: torch.dtype
     batch: bool
-    slope: float  # of the activation, below zero
+    slope: float  # slope of the activation below zero
     gain: float
     eps: float
     noise_per_sample: bool
@@ -105,9 +105,9 @@ class Upfirdn2dCall(NamedTuple):
 
     n: int
     c: int
-    h: int  # of x
+    h: int  # height and width of x
     w: int
-    oh: int  # of y
+    oh: int  # height and width of y
     ow: int
     channels_last: bool
     dtype: torch.dtype
@@ -186,7 +186,7 @@ class SamplesCall(NamedTuple):
 
     n: int
     size: int
-    dtype: torch.dtype  # of a, b, first and second
+    dtype: torch.dtype  # dtype of a, b, first and second
     a: Tensor
     b: Tensor | None = None
     weight: Tensor | None = None  # [N]
@@ -222,7 +222,7 @@ class FewChannelsCall(NamedTuple):
     dtype: torch.dtype
     n: int
     c: int
-    height: int  # of many
+    height: int  # height and width of many
     width: int
     o: int
     few_height: int

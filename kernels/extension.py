@@ -173,8 +173,8 @@ def launchers(
     `of(NAME)` gives those of another operation on the same backend.
 
     Args:
-        kernels: those of the "cpu" or "cuda" part.
-        place: for CUDA kernels: `on_gpu` or `emulated`.
+        kernels: kernels of the "cpu" or "cuda" part.
+        place: `on_gpu` or `emulated`, for CUDA kernels.
     """
     functions = kernels.get(operation, {}).items()
     found = {name: partial(run, place=place) if place else run for name, run in functions}

@@ -31,15 +31,15 @@ class ModelConfig:
 
     Attributes:
         arch: a key of `ARCHITECTURES`.
-        resolution: of square images, a power of two from 8. Other images have that of the square image with as many
-            levels: 4 * 2^k for `base_size` * 2^k.
-        channels: of the image: 1 grey, 3 RGB.
-        num_classes: of labels; 0 for none.
+        resolution: side of square images, a power of two from 8. For other shapes: 4 * 2^k, where the image is
+            `base_size` * 2^k.
+        channels: channels of the image: 1 grey, 3 RGB.
+        num_classes: number of classes; 0 without labels.
         z_dim: size of the latent z.
         w_dim: size of the intermediate latent w, in style-based networks; None for z_dim.
         channel_base: feature maps at resolution r are at most `channel_base / r`.
         channel_max: upper limit of the feature maps.
-        discriminator_channel_base, discriminator_channel_max: of StyleGAN2's discriminator; None for the generator's.
+        discriminator_channel_base, discriminator_channel_max: the same for StyleGAN2's discriminator; None: as above.
         mapping_layers: number of layers of the mapping network.
         mapping_lr: factor of the mapping network's learning rate.
         w_avg_decay: decay of the running mean of w; 1 for never updated.
@@ -52,9 +52,9 @@ class ModelConfig:
         stddev_group: group size of StyleGAN2's minibatch stddev; None for the whole batch.
         stddev_features: feature maps that minibatch stddev adds, which must divide the channels at 4x4; 0 to leave it
             out.
-        generator_architecture: of StyleGAN2: "skip" sums images of all resolutions, "resnet" has residual blocks,
+        generator_architecture: StyleGAN2: "skip" sums images of all resolutions, "resnet" has residual blocks,
             "orig" neither.
-        discriminator_architecture: of StyleGAN2: "resnet" has residual blocks, "skip" reads the image at every
+        discriminator_architecture: StyleGAN2: "resnet" has residual blocks, "skip" reads the image at every
             resolution, "orig" neither.
         noise: whether StyleGAN2's generator has noise inputs.
         resample_filter: FIR filter of StyleGAN2, [k] for both axes or [kh][kw]; any sum but 0.

@@ -14,7 +14,7 @@ class Block(nn.Module):
 
     Args:
         layer: linear or convolution, without bias.
-        channels: of its output.
+        channels: channels of its output.
         norm: batch norm instead of a bias.
         act: see `noise_bias_act`, or with norm `batch_norm_act`; lrelu has slope 0.2.
     """

@@ -1,6 +1,6 @@
-"""DCGAN: convolutions and batch norm (Radford et al. 2016, arXiv 1511.06434), and its widespread small relative.
+"""DCGAN: convolutions and batch norm (Radford et al. 2016, arXiv 1511.06434), in two variants.
 
-Both variants have batch norm after every layer but the generator's last and the discriminator's first, and initial
+Both have batch norm after every layer but the generator's last and the discriminator's first, and initial
 weights from N(0, 0.02).
 
 - "transposed": the paper's. Transposed convolutions of stride 2 from 4x4 to the image, strided convolutions back.

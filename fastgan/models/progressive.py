@@ -22,8 +22,8 @@ class ProgressiveGrowing(GradientCheckpointing):
     state dict: it follows from the number of images seen (`fastgan.training.growth`).
 
     Attributes:
-        resolutions: of all levels, from 4 up.
-        stage_resolution: of the images generated or judged now; the highest at first.
+        resolutions: resolutions of all levels, from 4 up.
+        stage_resolution: resolution of the images generated or judged now; the highest at first.
         grown_from: resolution of the first stage of training. The input and output layers of lower levels are
             untrained.
         alpha: 0-dim fp32 buffer, weight of the newest level. Set in place, so that a captured graph sees the change.
@@ -82,7 +82,7 @@ def fade_reals(images: Tensor, resolution: int, alpha: float | Tensor = 1.0) -> 
 
     Args:
         images: [N, C, R, R], floating-point.
-        resolution: of the stage; divides R.
+        resolution: resolution of the stage; divides R.
         alpha: weight of the newest level, a number or a 0-dim tensor on the device of the images. Below 1, the images
             are blended with themselves at half the resolution.
 

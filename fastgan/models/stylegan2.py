@@ -122,7 +122,7 @@ class Synthesis(GradientCheckpointing):
         self.upsample = Upsample2d(config.resample_filter)
 
     def forward(self, ws: Tensor, noise: str | Sequence[str] = "random") -> Tensor:
-        """As `StyleBasedGenerator.synthesize`."""
+        """Images [N, C, R, R] from ws; see `StyleBasedGenerator.synthesize`."""
         w = ws.unbind(1)
         noise = noise_modes(noise, self.num_ws - 1)
         x = channels_last(self.const.expand(ws.shape[0], -1, -1, -1))

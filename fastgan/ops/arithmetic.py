@@ -15,7 +15,10 @@ def to_arithmetic(x: Tensor) -> Tensor:
 
 
 def update_average(average: Tensor, value: Tensor, share: float) -> None:
-    """In place: average += share * (value - average), only where `value` is finite. An overflow would stay for ever."""
+    """Updates an average in place: average += share * (value - average), where `value` is finite.
+
+    An overflow would stay for ever.
+    """
     value = value.detach().to(average.dtype)
     average.lerp_(value.where(value.isfinite(), average), share)
 

@@ -147,7 +147,7 @@ class Replacement:
     PyTorch serves all other calls, so an unavailable kernel is no error.
 
     Args:
-        name: of the kernel's folder in csrc/.
+        name: name of the kernel's folder in csrc/.
         isas: instruction sets for which it was measured to be faster; None for all.
     """
 

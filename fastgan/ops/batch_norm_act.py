@@ -63,7 +63,7 @@ def batch_norm_act(
         momentum: weight of this call in the running averages, 0 to 1.
         eps: added to the variance.
         act: "linear", "relu" or "lrelu".
-        slope: of "lrelu" below zero.
+        slope: slope of "lrelu" below zero.
         gain: factor after the activation.
         batches: number of batches of the same size that `x` concatenates. Training normalises each by its own
             statistics, and updates the running averages by each in turn.

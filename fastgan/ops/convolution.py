@@ -51,7 +51,7 @@ def conv2d(
         x: [N, I, H, W].
         weight: [O, I, kh, kw], in the dtype of `x` unless autocast is on.
         bias: [O], in the dtype of `x` unless autocast is on.
-        stride: of both dimensions.
+        stride: stride along both dimensions.
         padding: zeros on each side; one number, or (rows, columns).
 
     Returns:
@@ -87,7 +87,7 @@ def filtered_conv2d(
         x: [N, I, H, W].
         weight: [O, I, kh, kw], in the dtype of `x` unless autocast is on.
         taps, filter_padding: see `upfirdn2d`.
-        stride: of both dimensions.
+        stride: stride along both dimensions.
 
     Returns:
         [N, O, ...]. Differentiable any number of times in x and weight.
@@ -205,7 +205,7 @@ def _grad_weight(x: Tensor, dy: Tensor, like: Tensor, g: _Geometry) -> Tensor:
     return _gradients(dy, x, like, g, (False, True, False))[1]
 
 
-_engine_runs = getattr(torch._C, "_will_engine_execute_node", lambda node: True)  # as torch.autograd.graph asks it
+_engine_runs = getattr(torch._C, "_will_engine_execute_node", lambda node: True)  # torch.autograd.graph uses it too
 
 
 def _output_mask(ctx, count: int) -> tuple[bool, ...]:

@@ -62,7 +62,7 @@ class FewChannels(NamedTuple):
             return None
         before = (height - 1 - padding[0], width - 1 - padding[1]) if flipped else padding
         found = FewChannels(writes_few, (height, width, stride, *before), flipped, transposed)
-        return found if min(found._output_size(x)) > 0 else None  # else the library raises the error
+        return found if min(found._output_size(x)) > 0 else None  # the library raises the error
 
     def forward(self, x: Tensor, weight: Tensor) -> Tensor | None:
         """The convolution's output, in channels_last. None if the library is as fast."""

@@ -88,7 +88,7 @@ class FusedOperation(Generic[Result]):
 
     @staticmethod
     def output_mask(needs_grad: Sequence[bool]) -> Sequence[bool]:
-        """Which gradients `allocate_grads` returns; the others are None."""
+        """Mask of the gradients that `allocate_grads` returns; the others are None."""
         return (True, *needs_grad[1:])
 
     @staticmethod

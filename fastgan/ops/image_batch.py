@@ -22,7 +22,7 @@ from fastgan_kernels.calls import ImageBatchCall
 class Options(NamedTuple):
     """The arguments that are no tensors."""
 
-    dtype: torch.dtype  # of the result
+    dtype: torch.dtype  # dtype of the result
 
 
 def image_batch(

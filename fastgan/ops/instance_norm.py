@@ -87,7 +87,7 @@ def style_epilogue(
         style_scale: [N, C], or [C] for all samples. Default: 1.
         style_bias: [N, C] or [C]. Default: 0.
         act: "linear", "relu" or "lrelu".
-        slope: of "lrelu" below zero.
+        slope: slope of "lrelu" below zero.
         gain: factor after the activation. The norm cancels it, but for `eps`.
         eps: added to the variance.
 

@@ -1,4 +1,4 @@
-"""lerp_samples: random points between real and fake images, at which WGAN-GP penalises the critic's gradient.
+"""lerp_samples: random points between real and fake images, where WGAN-GP penalises the discriminator's gradient.
 
     y[n] = a[n] + t[n] * (b[n] - a[n])
 

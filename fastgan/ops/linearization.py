@@ -33,7 +33,7 @@ def linearized(
         y: the output for u; None if `slope` is 1 and there is no clamp.
         factor: [N], one for each sample; None for zeros.
         bias: [C] or None, the bias of the call that computed `y`.
-        slope, gain, clamp: those of that call; slope and gain are not negative.
+        slope, gain, clamp: arguments of that call; slope and gain are not negative.
 
     Returns:
         A tensor of the shape and dtype of `x`.

@@ -67,7 +67,7 @@ def noise_bias_act(
         post: [N, C], factor after everything else: the style of the next convolution.
         act: "linear", "relu", "lrelu", "tanh", "sigmoid", "silu" or "softplus". Relu is lrelu of slope 0, so minus
             infinity becomes NaN.
-        slope: of "lrelu" below zero.
+        slope: slope of "lrelu" below zero.
         gain: factor after the activation.
         clamp: limits the result, before `post`, to [-clamp, clamp]; None for no limit.
 
@@ -178,7 +178,7 @@ class NoiseBiasAct(FusedOperation):
         x, noise, strength, bias, scale, post = inputs
         if not saves_output(scale, post, options):
             return inputs
-        # Of a linear operation, backward reads only which values were clamped, and that has no derivative.
+        # For act="linear" backward depends on the clamp mask only, which has no derivative.
         if options.act == "lrelu" and options.slope == 1:
             output = None if options.clamp == math.inf else output.detach()
         return output, noise if needs_grad[2] else None, strength, None, None, None

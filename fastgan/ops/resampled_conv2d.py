@@ -103,5 +103,5 @@ def _enlarged_kernel(weight: Tensor, factor: float, flipped: bool = False) -> Te
 def _summing_matrix(k: int, factor: float, flipped: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Matrix [(k + 1)^2, k^2] that sums taps of the weight to taps of the larger kernel, times `factor^2`."""
     shifts = torch.eye(k + 1, k, device=device, dtype=dtype) * factor
-    sums = shifts + shifts.roll(1, 0)  # of neighbours, along one axis
+    sums = shifts + shifts.roll(1, 0)  # sums of neighbours, along one axis
     return torch.kron(sums.flip(0), sums.flip(0)) if flipped else torch.kron(sums, sums)

@@ -51,7 +51,7 @@ def weight_gradient(
         dy: [N, O, ...]; fp32 or bf16, in channels_last.
         x: [N, I, H, W], in the dtype of `dy`, in channels_last.
         weight: [O, I, kh, kw], or [I, O, kh, kw] if `transposed`; only its metadata is read.
-        stride, padding: those of `torch.nn.functional.conv2d`, or `conv_transpose2d` if `transposed`.
+        stride, padding: arguments of `torch.nn.functional.conv2d`, or `conv_transpose2d` if `transposed`.
     """
     small, large = (x, dy) if transposed else (dy, x)
     dw = torch.empty_like(weight, dtype=x.dtype, memory_format=torch.channels_last)

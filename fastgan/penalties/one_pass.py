@@ -37,7 +37,7 @@ def logits_and_squares(recording: Recording, logits: Tensor) -> tuple[Tensor, Te
     """Logits [N] and the squared norms [N] of their gradients, differentiable once.
 
     Args:
-        recording: of the call that computed `logits`.
+        recording: the recorded call that computed `logits`.
         logits: the discriminator's result, [N] or [N, 1].
 
     Raises NotPiecewiseLinear if the call does not qualify; the graph of `logits` is untouched then.
@@ -233,7 +233,7 @@ def _replay_input(images: Tensor, gradient: Tensor, c: Tensor | None, p: Tensor 
 
 
 def _scale_constant(constant: Tensor | float, c: Tensor | None, rank: int, like: Tensor) -> Tensor | float:
-    """A constant times c [N], of a dtype that type promotion treats as it treats the constant beside `like`."""
+    """A constant times c [N], in a dtype that promotes with `like` as the constant does."""
     if c is None:
         return constant * 0
     dtype = like.dtype

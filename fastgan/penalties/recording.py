@@ -60,8 +60,8 @@ class AffineStep(NamedTuple):
     weights: tuple[TensorIndex, ...]
     constants: tuple[TensorIndex | float, ...]
     bias: TensorIndex | None
-    rank: int  # of the output
-    dtype: torch.dtype  # of the output
+    rank: int  # rank of the output
+    dtype: torch.dtype  # dtype of the output
     autocast: Autocast
 
     @property
@@ -129,7 +129,7 @@ class Recording(TorchFunctionMode):
         self._versions: list[tuple[Tensor, int]] = [(images, images._version)]
         self._storages: set[int | None] = {_storage(images)}
         edge = get_gradient_edge(images)
-        self._edges = [edge]  # of each value, by its number
+        self._edges = [edge]  # edge of each value, by its number
         # Values and their tensors' versions, by place in the autograd graph: node, and which of its outputs.
         self._proxies = {(edge.node, edge.output_nr): (Proxy(0, images.shape), images._version)}
         self._dependent: set[Node] = {edge.node}  # nodes that computed a value
@@ -190,7 +190,7 @@ class Recording(TorchFunctionMode):
         return result
 
     def _explain(self, function: Callable, reason: str) -> str:
-        """For example "Tanh 'layers.1': tanh() is not known". The discriminator itself is not named."""
+        """A message such as "Tanh 'layers.1': tanh() is not known"; the discriminator itself is not named."""
         module = _current_module() if self._names else None
         where = f"{type(module).__name__} '{self._names[module]}': " if self._names.get(module) else ""
         return f"{where}{_name(function)}() {reason}"

@@ -105,7 +105,7 @@ def rule(*functions: Callable):
 
 
 def apply_rule(function: Callable, args: tuple, kwargs: dict[str, Any]) -> Affine | Activation:
-    """What a call computes. Raises NotPiecewiseLinear if there is no rule, or the rule refuses."""
+    """Declares the result of a call. Raises NotPiecewiseLinear if there is no rule, or the rule refuses."""
     declare = _RULES.get(function)
     if declare is None:
         raise NotPiecewiseLinear("is not known to be piecewise linear")
@@ -380,7 +380,7 @@ def _convolution_rule(function: Callable, rank: int) -> None:
     @rule(function)
     def _(input, weight, bias=None, *others, **options):
         require_only_first(input, weight, bias)
-        _require_rank(input, rank)  # with one dimension less it is a single image
+        _require_rank(input, rank)  # an input with one dimension less is a single image
         call = lambda x, weight: function(x, weight, None, *others, **options)
         return Affine(call, (input,), (weight,), bias=bias)
 

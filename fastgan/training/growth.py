@@ -25,8 +25,8 @@ class Stage(NamedTuple):
 
     resolution: int
     alpha: float  # weight of the newest level: below 1 while it is faded in
-    batch: int  # images a step
-    lr_factor: float  # of the learning rate
+    batch: int  # images per step
+    lr_factor: float  # factor on the learning rate
 
 
 @dataclass(frozen=True)

@@ -49,14 +49,14 @@ CONVOLUTION, PRODUCT, FUSED, ELEMENTWISE, MULTI_TENSOR = (
 
 
 class Work(NamedTuple):
-    """What one operation of a step costs."""
+    """Cost of one operation of a step."""
 
     category: str
     operation: str
     launches: int
     bytes: int
     flops: int = 0
-    shape: tuple[int, ...] = ()  # of the largest tensor
+    shape: tuple[int, ...] = ()  # shape of the largest tensor
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def count(case: Case, only: str | None = None) -> dict[str, Budget]:
 
 
 def _name(kind: StepKind, config: Config) -> str:
-    """For example "plain" or "R1 and path length"."""
+    """Name of a kind of step, such as "plain" or "R1 and path length"."""
     terms = config.regularization
     parts = [
         name
@@ -347,7 +347,7 @@ def _counted_kernels() -> Iterator[_Recording]:
 
 
 def _variant(kernel: str, call: Any) -> str:
-    """What a kernel does with a call, where that decides its bytes."""
+    """Variant of a kernel that a call selects, where it decides the bytes."""
     if getattr(call, "order", None) is not None:
         return ("forward", "backward", "double backward")[call.order]
     if hasattr(call, "up_x"):
@@ -379,14 +379,14 @@ def _noise_bias_act_launches(kernel: str, call: Any) -> int:
 
 def _instance_norm_launches(kernel: str, call: Any) -> int:
     """One if the rows of enough blocks fit into shared memory, else three; and the second stage of sums."""
-    width = 16 // call.dtype.itemsize  # elements of a vector; a block takes at least two in a row
+    width = 16 // call.dtype.itemsize  # elements in a vector; a block takes at least two in a row
     resident = -(-call.p // 128) * 256 * 16 * (1 if kernel == "forward" else 2)
     blocks = call.n * -(-call.c // (2 * width))
     fits = not call.batch and resident <= 88 * 1024 and (blocks >= 66 or resident <= 16 * 1024)
     return (1 if fits else 3) + _sums(call)
 
 
-_LAUNCHES: dict[str, Callable[[str, Any], int]] = {  # of an operation on a GPU; one where nothing is said
+_LAUNCHES: dict[str, Callable[[str, Any], int]] = {  # kernel launches of an operation on a GPU; others launch once
     "noise_bias_act": _noise_bias_act_launches,
     "filtered_noise_bias_act": lambda kernel, call: 1 + _sums(call.epilogue),
     "instance_norm": _instance_norm_launches,

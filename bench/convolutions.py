@@ -1,4 +1,4 @@
-"""Replays only the dense convolutions of a computation: the floor of its time."""
+"""Replays the dense convolutions of a computation, as a lower bound of its time."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -44,7 +44,7 @@ class _Recorder(TorchDispatchMode):
 
 
 def _described(value):
-    """Arguments in hashable form: tensors as metadata, lists as tuples."""
+    """Arguments made hashable: tensors as metadata, lists as tuples."""
     if isinstance(value, Tensor):
         return _Metadata(tuple(value.shape), value.stride(), value.dtype, value.device)
     return tuple(map(_described, value)) if isinstance(value, (list, tuple)) else value

@@ -35,7 +35,7 @@ from fastgan.training.state import new_state
 from fastgan.training.step import Step
 
 SET_BYTES = 64 << 20  # size of the data set: more than caches hold
-SHAPES = {"cpu": ((32, 1, 32, 32), *IMAGES["cpu"]), "cuda": IMAGES["cuda"]}  # of batches [N, C, H, W]
+SHAPES = {"cpu": ((32, 1, 32, 32), *IMAGES["cpu"]), "cuda": IMAGES["cuda"]}  # shapes of batches [N, C, H, W]
 FORMS = {"gathered": False, "mirrored": True}
 LOADER_SECONDS, ROUNDS = {"cpu": 6.0, "cuda": 2.0}, (5, 100)
 

@@ -1,4 +1,4 @@
-"""What bench/gpu_measure.sh runs on a GPU: the step, its convolutions, kernels for a profiler, the official code.
+"""Measurements of bench/gpu_measure.sh on a GPU: the step, its convolutions, kernels to profile, the official code.
 
 python -m bench.gpu_measure step [--fp32] | convolutions | kernels | official FOLDER    [--json FILE]
 """

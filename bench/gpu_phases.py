@@ -175,10 +175,10 @@ def _carried() -> list[str]:
 
 
 class Runner:
-    """Runs phases within a total time, and keeps what became of each.
+    """Runs phases within a total time, and records the result of each.
 
     Attributes:
-        results: for each phase its name, seconds and result: "ok" or why not.
+        results: name, seconds and result ("ok" or the reason of a failure) of each phase.
     """
 
     def __init__(self, out: Path, total: float = TOTAL):

@@ -20,7 +20,7 @@ class Trainer:
 
     Args:
         networks: generator and discriminator, trained in place.
-        lr, betas: of Adam.
+        lr, betas: options of Adam.
         loss: "nonsaturating", or "wgan-gp" (penalty at every step, drift 0.001).
         gamma: weight of R1; 0 for none.
         path_weight: weight of the path length penalty; 0 for none.

@@ -10,9 +10,9 @@ hits both. A contestant's clock runs in its own turns only, and includes its fir
 - textbook: `textbook_training.Trainer` in fp32, in the fastest form of its modulated convolution and memory format on
   this machine.
 
-At equal distances on each clock, which then stands still, the averaged generator draws samples in fp32, of the same
-latents every time, and their KID to glyphs in held-out fonts is taken (`fastgan.metrics`, which needs the extra
-"metrics"). The floor is what as many training images have. It takes twice the minutes, and the evaluations.
+At equal intervals (clock paused) the EMA draws fixed latents in fp32 and KID is measured, against glyphs in held-out
+fonts (`fastgan.metrics`, which needs the extra "metrics"). Floor: KID of as many training images. Total time: twice
+--minutes plus evaluations.
 """
 
 import argparse
@@ -53,7 +53,7 @@ class Task:
     """The task of both contestants: options, networks, images.
 
     Args:
-        seed: for weights, order of images, latents.
+        seed: seed of weights, order of images and latents.
         config: unresolved configuration of `fastgan train`.
         dataset: the images; None for those named by the configuration.
     """
@@ -119,7 +119,7 @@ class Textbook:
             ema_halflife=options.ema_halflife * 1000, ema_rampup=options.ema_rampup,
         )  # fmt: skip
         of_both = (self.trainer.optimizer_g, state.optimizer_g), (self.trainer.optimizer_d, state.optimizer_d)
-        for own, ours in of_both:  # as lazy regularisation scales them
+        for own, ours in of_both:  # lazy regularisation scales them
             own.param_groups[0] |= {name: ours.param_groups[0][name] for name in ("lr", "betas", "eps")}
 
     @property

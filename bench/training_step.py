@@ -5,7 +5,7 @@ hardly change. Lazy penalties count with their share: the time of a step is the 
 
 - fastgan: `fastgan.training.step.Step` in fp32 and under `--amp`, channels_last. On a GPU its steps are captured as
   CUDA graphs.
-- launched: on a GPU, the same without CUDA graphs.
+- eager launches: on a GPU, the same without CUDA graphs.
 - with compile: the same with `--compile`.
 - textbook: `textbook_training.Trainer` in fp32, for StyleGAN2 in both forms of its modulated convolution; NCHW or
   channels_last, whichever is faster on this machine.
@@ -52,7 +52,7 @@ class Case:
 
     Attributes:
         network: options of `NetworkOptions`.
-        resolution, channels, batch: of the images.
+        resolution, channels, batch: sizes of the images.
         loss: value of `--loss`.
         r1_gamma, path_length: weights of the lazy penalties, due every 16th and every 4th step.
         style_mixing: probability of style mixing.

@@ -88,7 +88,7 @@ def run(model: str, case: Case, dtype: torch.dtype) -> dict:
         "forward": forward,
     }
     ours, theirs = (contestants[name]() for name in ("fastgan", "library"))
-    rounding = {torch.float32: 0.0, torch.bfloat16: 2.0**-7}[dtype]  # of the results
+    rounding = {torch.float32: 0.0, torch.bfloat16: 2.0**-7}[dtype]  # rounding of the results
     torch.testing.assert_close(ours, theirs, rtol=rounding, atol=1e-4 * theirs.abs().max().item())
     clock = measure.WallClock(torch.device("cpu"))
     timings = measure.alternate(contestants, clock, SECONDS)

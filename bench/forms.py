@@ -120,65 +120,83 @@ def _taps(shape: Shape, normal: Normal) -> dict[str, Tensor]:
 
 
 def _own(
-    name: str, tensors: Callable, shapes: dict[str, tuple[Shape, ...]], operation: str | None = None, **options
+    name: str,
+    tensors: Callable,
+    shapes: dict[str, tuple[Shape, ...]],
+    operation: str | None = None,
+    note: str = "",
+    **options,
 ) -> Form:
     """A form whose operation and textbook have its name."""
-    return Form(operation or name, name, getattr(ops, name), getattr(textbook, name), tensors, shapes, **options)
+    fused, plain = getattr(ops, name), getattr(textbook, name)
+    return Form(operation or name, name, f"`{name}`{note}", fused, plain, tensors, shapes, **options)
 
 
-def _layer_end(name: str, tensors: Callable, shapes: dict[str, tuple[Shape, ...]], saved: str, **options) -> Form:
+def _layer_end(
+    name: str, parts: str, tensors: Callable, shapes: dict[str, tuple[Shape, ...]], saved: str, **options
+) -> Form:
     """noise_bias_act after a convolution; `saved` is the tensor that its backward reads."""
     fused, plain = (partial(each.noise_bias_act, gain=SQRT2) for each in (ops, textbook))
-    return Form("noise_bias_act", name, fused, plain, tensors, shapes, saved=saved, bare_loop=True, **options)
+    label = f"`noise_bias_act`: {parts}"
+    return Form("noise_bias_act", name, label, fused, plain, tensors, shapes, saved=saved, bare_loop=True, **options)
 
 
-def _resampling(name: str, options: dict, shapes: dict[str, tuple[Shape, ...]], **factors: int) -> Form:
+def _resampling(name: str, effect: str, options: dict, shapes: dict[str, tuple[Shape, ...]], **factors: int) -> Form:
     fused, plain = partial(ops.upfirdn2d, **options, **factors), partial(textbook.resample2d, **factors)
-    return Form("upfirdn2d", name, fused, plain, _taps, shapes, fixed=("taps",), saved="")
+    return Form("upfirdn2d", name, f"`upfirdn2d`: {effect}", fused, plain, _taps, shapes, fixed=("taps",), saved="")
 
 
 def _modulated_form(
-    name: str, tensors: Callable, shapes: dict[str, tuple[Shape, ...]], compile: bool = True, **factors: int
+    name: str, label: str, tensors: Callable, shapes: dict[str, tuple[Shape, ...]], compile: bool = True, **factors: int
 ) -> Form:
     """A convolution with StyleGAN2's whole epilogue; as many output channels as input channels."""
     fused = partial(ops.modulated_conv2d, act="lrelu", gain=SQRT2, **factors)
     plain = partial(textbook.modulated_conv2d, gain=SQRT2, **factors)
     options = {"fixed": ("noise", "taps"), "saved": None, "faster": 2.0, "compile": compile}
-    return Form("noise_bias_act", name, fused, plain, tensors, shapes, **options)
+    return Form("noise_bias_act", name, label, fused, plain, tensors, shapes, **options)
 
 
 def _convolution(
-    name: str, fused: Callable, plain: Callable, tensors: Callable, shapes: dict[str, tuple[Shape, ...]], faster: float
+    name: str,
+    label: str,
+    fused: Callable,
+    plain: Callable,
+    tensors: Callable,
+    shapes: dict[str, tuple[Shape, ...]],
+    faster: float,
 ) -> Form:
     """A convolution in another form than the textbook's. torch.compile would call the textbook's."""
-    return Form(None, name, fused, plain, tensors, shapes, saved=None, faster=faster, compile=False)
+    return Form(None, name, label, fused, plain, tensors, shapes, saved=None, faster=faster, compile=False)
 
 
 FORMS = (
     # A discriminator's layer: bias, leaky ReLU, gain.
-    _layer_end("bias", _bias, DISCRIMINATOR, saved="y"),
+    _layer_end("bias", "bias, leaky ReLU", _bias, DISCRIMINATOR, saved="y"),
     # A generator's layer whose convolution demodulates: noise as well.
-    _layer_end("noise", _noise, SYNTHESIS, saved="y", fixed=("noise",)),
+    _layer_end("noise", "noise, bias, leaky ReLU", _noise, SYNTHESIS, saved="y", fixed=("noise",)),
     # A generator's layer: demodulation, noise, bias, leaky ReLU, gain, next style.
-    _layer_end("synthesis", _synthesis, SYNTHESIS, saved="x", fixed=("noise",)),
+    _layer_end("synthesis", "all parts, as in a StyleGAN2 layer", _synthesis, SYNTHESIS, saved="x", fixed=("noise",)),
     # Images in a generator; skip connections of a discriminator; before its strided convolutions.
     _resampling(
         "upsample",
+        "up by 2",
         {"padding": (2, 1, 2, 1), "gain": 4.0},
         {"cpu": FILTERED["cpu"], "cuda": ((32, 128, 64, 64), (32, 3, 128, 128), (4, 3, 512, 512))},
         up=2,
     ),
     _resampling(
         "downsample",
+        "down by 2",
         {"padding": (1, 1, 1, 1)},
         {"cpu": ((16, 128, 64, 64), (8, 128, 128, 128), (4, 64, 256, 256)), "cuda": FILTERED["cuda"]},
         down=2,
     ),
-    _resampling("blur", {"padding": (2, 1, 2, 1)}, FILTERED),
+    _resampling("blur", "blur", {"padding": (2, 1, 2, 1)}, FILTERED),
     # End of a generator's layer that doubles the resolution.
     Form(
         operation="filtered_noise_bias_act",
         name="filtered",
+        label="`filtered_noise_bias_act`",
         fused=partial(ops.filtered_noise_bias_act, padding=(1, 1, 1, 1), fir_gain=4.0, gain=SQRT2),
         textbook=partial(textbook.filtered_noise_bias_act, fir_gain=4.0, gain=SQRT2),
         tensors=_up_end,
@@ -186,7 +204,7 @@ FORMS = (
         fixed=("taps", "noise"),
     ),
     # Between DCGAN's convolutions. PyTorch's batch norm is itself a fused operation.
-    _own("batch_norm_act", _affine, BATCH_NORM, faster=1.5),
+    _own("batch_norm_act", _affine, BATCH_NORM, note="; eager is PyTorch's fused batch norm", faster=1.5),
     _own("adain", _style, SYNTHESIS, operation="instance_norm"),
     _own("style_epilogue", _style_epilogue, SYNTHESIS, operation="instance_norm", fixed=("noise",)),
     _own("pixel_norm", _nothing, {"cpu": CPU, "cuda": PGGAN}),
@@ -195,6 +213,7 @@ FORMS = (
     Form(
         operation="lerp_samples",
         name="lerp_samples",
+        label="`lerp_samples`",
         fused=lambda x, b, t: ops.lerp_samples(x, b, t),
         textbook=textbook.lerp_samples,
         tensors=_other_images,
@@ -203,26 +222,31 @@ FORMS = (
         saved="",
     ),
     _own("squared_norm", _nothing, IMAGES),
-    _modulated_form("modulated_conv2d", _modulated, CONVOLUTIONS),
-    _modulated_form("modulated_conv2d_post", _modulated_for_next, CONVOLUTIONS),
+    _modulated_form("modulated_conv2d", "`modulated_conv2d` and its epilogue", _modulated, CONVOLUTIONS),
+    _modulated_form(
+        "modulated_conv2d_post", "the same, with the next layer's style", _modulated_for_next, CONVOLUTIONS
+    ),
     # On a CPU, torch.compile needs minutes for the backward of a grouped transposed convolution.
-    _modulated_form("modulated_conv2d_up", partial(_modulated, up=2), UP_CONVOLUTIONS, compile=False, up=2),
-    _modulated_form("modulated_conv2d_down", partial(_modulated, down=2), CONVOLUTIONS, down=2),
+    _modulated_form(
+        "modulated_conv2d_up", "the same, up by 2", partial(_modulated, up=2), UP_CONVOLUTIONS, compile=False, up=2
+    ),
+    _modulated_form("modulated_conv2d_down", "the same, down by 2", partial(_modulated, down=2), CONVOLUTIONS, down=2),
     _convolution(
-        "upsample_conv2d", ops.upsample_conv2d, textbook.upsample_conv2d, _weight,
+        "upsample_conv2d", "`upsample_conv2d`", ops.upsample_conv2d, textbook.upsample_conv2d, _weight,
         {"cpu": ((16, 128, 32, 32),), "cuda": ((32, 512, 16, 16), (32, 256, 32, 32), (128, 256, 8, 8))}, faster=1.8,
     ),
     _convolution(
-        "conv_downsample2d", ops.conv_downsample2d, textbook.conv_downsample2d, _weight,
+        "conv_downsample2d", "`conv_downsample2d`", ops.conv_downsample2d, textbook.conv_downsample2d, _weight,
         {"cpu": ((16, 128, 64, 64),), "cuda": (PGGAN[1], (32, 512, 32, 32), *DCGAN)}, faster=1.8,
     ),
     # A generator's last convolution and a discriminator's first; on a GPU they are the library's.
     _convolution(
-        "conv2d_to_one_channel", _conv2d, textbook.conv2d, _weight_to_one,
+        "conv2d_to_one_channel", "`conv2d` to 1 channel", _conv2d, textbook.conv2d, _weight_to_one,
         {"cpu": ((64, 64, 32, 32), (16, 128, 64, 64)), "cuda": ()}, faster=1.5,
     ),
     _convolution(
-        "conv2d_from_few_channels", partial(_conv2d, stride=2), partial(textbook.conv2d, stride=2), _weight_from_few,
+        "conv2d_from_few_channels", "`conv2d` from 1 and 3 channels",
+        partial(_conv2d, stride=2), partial(textbook.conv2d, stride=2), _weight_from_few,
         {"cpu": ((64, 1, 32, 32), (16, 3, 64, 64)), "cuda": ()}, faster=1.0,
     ),
 )  # fmt: skip

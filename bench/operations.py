@@ -24,6 +24,7 @@ class Form:
 
     Attributes:
         operation: name for the backends; None if it has no kernels of its own.
+        label: Markdown for the published tables.
         fused: the operation, called with x and `tensors` by name.
         textbook: the same in plain PyTorch.
         tensors: makes the other arguments, in fp32; one of the shape of x becomes an activation like x.
@@ -38,6 +39,7 @@ class Form:
 
     operation: str | None
     name: str
+    label: str
     fused: Callable[..., Tensor]
     textbook: Callable[..., Tensor]
     tensors: Callable[[Shape, Normal], dict[str, Tensor]]

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from bench.forms import FORMS
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PERFORMANCE = ROOT / "docs" / "performance.md"
@@ -22,32 +24,6 @@ FAMILIES = {"stylegan2": "StyleGAN2", "pggan": "PGGAN, WGAN-GP", "dcgan": "DCGAN
 DTYPES = ("fp32", "bf16")
 MEASURED = re.compile(r"(<!-- measured: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 FIGURE = re.compile(r"\d(?:\.\d+)? ?(?:%|x\b|ms\b|s\b|min\b|GB/s|images/s|times\b)")
-
-# Form of bench/forms.py: its name for readers.
-OPERATIONS = {
-    "bias": "`noise_bias_act`: bias, leaky ReLU",
-    "noise": "`noise_bias_act`: noise, bias, leaky ReLU",
-    "synthesis": "`noise_bias_act`: all parts, as in a StyleGAN2 layer",
-    "filtered": "`filtered_noise_bias_act`",
-    "modulated_conv2d": "`modulated_conv2d` and its epilogue",
-    "modulated_conv2d_post": "the same, with the next layer's style",
-    "modulated_conv2d_up": "the same, up by 2",
-    "modulated_conv2d_down": "the same, down by 2",
-    "upsample": "`upfirdn2d`: up by 2",
-    "downsample": "`upfirdn2d`: down by 2",
-    "blur": "`upfirdn2d`: blur",
-    "adain": "`adain`",
-    "style_epilogue": "`style_epilogue`",
-    "batch_norm_act": "`batch_norm_act`; eager is PyTorch's fused batch norm",
-    "pixel_norm": "`pixel_norm`",
-    "minibatch_stddev": "`minibatch_stddev`",
-    "upsample_conv2d": "`upsample_conv2d`",
-    "conv_downsample2d": "`conv_downsample2d`",
-    "conv2d_to_one_channel": "`conv2d` to 1 channel",
-    "conv2d_from_few_channels": "`conv2d` from 1 and 3 channels",
-    "squared_norm": "`squared_norm`",
-    "lerp_samples": "`lerp_samples`",
-}
 
 
 # ---- README ----------------------------------------------------------------------------------------------------------
@@ -145,11 +121,11 @@ def operations() -> str:
     """Speed of operations: the range over the shapes that were measured."""
     rows = _rows("noise_bias_act_cpu_avx512.json") + _rows("operations_cpu_avx512.json")
     lines = []
-    for form, name in OPERATIONS.items():
-        chosen = {dtype: [row for row in rows if (row["form"], row["dtype"]) == (form, dtype)] for dtype in DTYPES}
+    for form in FORMS:
+        chosen = {dtype: [row for row in rows if (row["form"], row["dtype"]) == (form.name, dtype)] for dtype in DTYPES}
         lines.append(
             _line(
-                name,
+                form.label,
                 *(_range(row["vs_eager"] for row in chosen[dtype]) for dtype in DTYPES),
                 *(_range(row["vs_compile"] for row in chosen[dtype]) for dtype in DTYPES),
                 _range(100 * row["share_of_copy"] for row in chosen["fp32"] if "share_of_copy" in row),

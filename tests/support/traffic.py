@@ -167,6 +167,7 @@ def _pixels(shape: Shape, normal: Normal) -> dict[str, Tensor]:
 IMAGE_BATCH = Form(
     operation="image_batch",
     name="image_batch",
+    label="`image_batch`",
     fused=lambda x, pixels, index, mirrored: ops.image_batch(pixels, index, mirrored, x.dtype),
     textbook=ops.image_batch,
     tensors=_pixels,

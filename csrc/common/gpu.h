@@ -23,8 +23,8 @@
 
 #include "cuda_emulation.h"
 
-// Device functions that the emulation may complain about take the caller's place as last, default arguments. GPU_HERE
-// passes it on. Only the emulation has them.
+// Device functions whose errors the emulation reports take the caller's file and line as last, default arguments;
+// GPU_HERE passes them on. Only the emulation has these arguments.
 #define GPU_PLACE , const char *file = __builtin_FILE(), int line = __builtin_LINE()
 #define GPU_HERE , file, line
 #define GPU_BARRIER() __syncthreads(file, line)
@@ -45,7 +45,7 @@
 #define GPU_PLACE
 #define GPU_HERE
 #define GPU_BARRIER() __syncthreads()
-#define GPU_UNROLL _Pragma("unroll")  // before a loop over registers
+#define GPU_UNROLL _Pragma("unroll")  // stands before loops over registers
 
 // SHARED(float, tile, [16][17]) declares an array in static shared memory.
 #define SHARED(T, name, extents) __shared__ T name extents
@@ -98,7 +98,7 @@ inline std::string shape(dim3 d) {
 
 inline void check(cudaError_t status, const char* what) {
     if (status == cudaSuccess) return;
-    cudaGetLastError();  // else torch would report this error again at a later call
+    cudaGetLastError();  // clears the error, which torch would report again at a later call
     throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
 }
 
@@ -220,7 +220,7 @@ __device__ __forceinline__ A to(T x) {
     }
 }
 
-// from<T>(a): an arithmetic value rounded to nearest even in storage type T; to 16-bit types by way of float.
+// from<T>(a): an arithmetic value rounded to nearest even in storage type T; 16-bit types are rounded from float.
 template <class T, class A>
 __device__ __forceinline__ T from(A a) {
     static_assert(std::is_floating_point_v<A>, "arithmetic is in float or double");
@@ -255,7 +255,7 @@ struct alignas(sizeof(T) * V) Vec {
 namespace detail {
 
 #ifndef FASTGAN_EMULATE
-// An integer type of so many bytes.
+// An integer type of the given size.
 template <std::size_t bytes>
 using Word = std::conditional_t<
     bytes == 16, uint4,
@@ -282,7 +282,7 @@ __device__ __forceinline__ Vec<T, V> load(const T* p GPU_PLACE) {
     detail::check_vector<T, V>(p GPU_HERE);
 #ifdef FASTGAN_EMULATE
     Vec<T, V> value;
-    std::memcpy(&value, p, sizeof value);  // one access, where the compiler would make one for each element
+    std::memcpy(&value, p, sizeof value);  // one access; an assignment would be one for each element
     return value;
 #else
     return *reinterpret_cast<const Vec<T, V>*>(p);
@@ -294,7 +294,7 @@ template <int V, class T>
 __device__ __forceinline__ Vec<T, V> load_or_zeros(bool there, const T* p GPU_PLACE) {
 #ifdef FASTGAN_EMULATE
     return there ? load<V>(p GPU_HERE) : Vec<T, V>{};
-#else  // chosen as a word: 16-bit values would be chosen, and kept in registers, one by one
+#else  // selects one word: 16-bit values would be selected, and kept in registers, one by one
     using Word = detail::Word<sizeof(T) * V>;
     union Both {
         Word word;

@@ -6,8 +6,8 @@
 
 namespace fastgan::cuda {
 
-// Sum over the lanes of a warp whose numbers differ in the bits from `first` up to `past` (powers of two); each of them
-// gets it. All lanes must call.
+// Sum over the lanes of a warp whose numbers differ only in the bits from `first` up to `past` (powers of two); each of
+// these lanes gets it. All lanes must call.
 template <class S>
 FASTGAN_INLINE S sum_lanes(S value, int first, int past) {
     for (int distance = first; distance < past; distance *= 2) {
@@ -25,14 +25,13 @@ constexpr int COLUMN_SLOTS = SUMS * V * PADDED_BLOCK<V>;
 //
 //     out[which * stride + channel] = sum over rows of values[which * V + v],   channel = column * V + v < channels
 //
-// All threads of the block must call. `slots` is shared memory of COLUMN_SLOTS numbers
-// that no thread reads any more.
+// All threads of the block must call. `slots` is shared memory for COLUMN_SLOTS numbers that no thread still reads.
 template <int SUMS, int V, class S>
 FASTGAN_INLINE void write_sums_of_columns(S (&values)[SUMS * V], int columns, int64_t channels, S* slots, S* out,
                                           int64_t stride) {
     constexpr int PADDED = PADDED_BLOCK<V>;
     const int thread = int(threadIdx.x), lane = thread % gpu::warp_size, warp = thread / gpu::warp_size;
-    const bool narrow = columns < gpu::warp_size;  // a warp has several rows: they are added up by shuffles
+    const bool narrow = columns < gpu::warp_size;  // a warp has several rows, which shuffles add up
     const int slot = narrow ? warp * columns + lane : thread;
     GPU_UNROLL
     for (int i = 0; i < SUMS * V; ++i) {
@@ -50,8 +49,8 @@ FASTGAN_INLINE void write_sums_of_columns(S (&values)[SUMS * V], int columns, in
     }
 }
 
-// Sums over each row of `columns` adjacent threads (a power of two): valid in the first thread of a row. All threads of
-// the block must call, once in a kernel.
+// Sums over each row of `columns` adjacent threads (a power of two); only the first thread of a row gets them. All
+// threads of the block must call, once in a kernel.
 template <int SUMS, class S>
 FASTGAN_INLINE void sum_rows(S (&values)[SUMS], int columns) {
     constexpr int WARPS = BLOCK / gpu::warp_size;
@@ -71,20 +70,21 @@ FASTGAN_INLINE void sum_rows(S (&values)[SUMS], int columns) {
     }
 }
 
-// Second stage ---------------------------------------------------------------------------------------------------------
+// Second stage --------------------------------------------------------------------------------------------------------
 
-// out[group, channel] = sum over its pieces of partial[(group * pieces + piece) * stride + channel]. A group is a sample
-// for a gradient per sample, else everything.
+// out[group, channel] = sum over its pieces of partial[(group * pieces + piece) * stride + channel]. A group is a
+// sample if each sample has a gradient of its own, else the whole batch.
 template <class S>
 struct PieceSum {
     const S* partial;
     S* out;
     int64_t groups, pieces, stride, channels;
-    int slices;  // threads for each sum; each takes every slices-th piece
+    int slices;  // number of threads for a sum; each takes every slices-th piece
     unsigned first_block;
 };
 
-constexpr int SUMMING_BLOCK = 1024, SUMMED_CHANNELS = 8;  // threads; adjacent channels of 4 bytes: what memory delivers
+constexpr int SUMMING_BLOCK = 1024;  // threads in a block
+constexpr int SUMMED_CHANNELS = 8;   // adjacent channels of a row of threads: 32 bytes, a memory sector
 
 template <class S>
 struct PieceSums {
@@ -105,7 +105,7 @@ struct PieceSums {
     void launch(void* stream) const;
 };
 
-// All sums of the list. A row of 8 * slices threads has a group and 8 channels.
+// Computes all sums of the list. A row of 8 * slices threads takes 8 channels of a group.
 template <class S>
 __global__ void add_pieces(PieceSums<S> list) {
     SHARED(S, slots, [SUMMING_BLOCK]);

@@ -1,6 +1,6 @@
-// filtered_noise_bias_act on the GPU: NHWC, 16 bytes of channels a thread, and a few adjacent outputs of a row, whose
-// filtered values stay in registers. The backward pass filters x again, instead of reading filtered values that forward
-// would have had to write. Its sums take two stages.
+// filtered_noise_bias_act on the GPU, in NHWC. A thread takes 16 bytes of channels at a few adjacent outputs of a row;
+// the filtered values stay in registers. Backward filters x again: otherwise forward would have to write the filtered
+// values. Its sums are taken in two stages.
 #include "filtered_noise_bias_act/call.h"
 #include "noise_bias_act/gpu.h"
 #include "upfirdn2d/gpu.h"
@@ -11,7 +11,7 @@ namespace {
 constexpr int FORWARD_RUN = 4, BACKWARD_RUN = 2;  // outputs that a thread computes at a time
 constexpr Act ACT = Act::piecewise_linear;
 
-// Grid: see RowGrid.
+// Forward pass. Grid: see RowGrid.
 template <class T, int V>
 __global__ void filtered_forward(Geometry g, Epilogue<typename ArithmeticOf<T>::type> epilogue, int runs, int vectors,
                                  const typename ArithmeticOf<T>::type* taps, const T* x, T* y) {
@@ -49,13 +49,13 @@ __global__ void filtered_forward(Geometry g, Epilogue<typename ArithmeticOf<T>::
 // The backward pass is split along the channels and along the runs of outputs of a sample.
 int runs_of_row(const Upfirdn2dCall& filter) { return int(ceil_div(filter.ow, BACKWARD_RUN)); }
 
-// Whether all activations lie at addresses for accesses of 16 bytes: a tensor of another library may lie anywhere.
+// Whether the addresses of all activations allow accesses of 16 bytes: a tensor of another library may lie anywhere.
 bool fits_vectors(const FilteredNoiseBiasActCall& call) {
     return aligned(call.filter.x, call.filter.y, call.epilogue.dy, call.epilogue.dx);
 }
 
-// Elements of an access in the backward pass. With half a vector of 16-bit activations, the small tensors and sums of a
-// thread's channels leave registers for two blocks on a multiprocessor.
+// Number of elements in an access of the backward pass. With half a vector of 16-bit activations, the small tensors and
+// sums of a thread's channels leave registers for two blocks on a multiprocessor.
 int backward_vector(const FilteredNoiseBiasActCall& call) {
     return !fits_vectors(call) ? 1 : call.filter.dtype == Dtype::float64 ? 2 : 4;
 }
@@ -65,9 +65,9 @@ Split plan_of(const FilteredNoiseBiasActCall& call) {
     return split(filter.n, filter.c, runs_of_row(filter) * filter.oh, true, backward_vector(call));
 }
 
-// A thread keeps its channels and walks over the runs of its piece; the rows of a block are summed at the end. Grid:
-// (pieces of all samples, tiles of channels). `du` is the gradient of the filter's output; sums: [pieces, 4, C], and
-// `strength` [blocks].
+// Backward pass. A thread keeps its channels and walks over the runs of its piece; the rows of a block are summed at
+// the end. Grid: (pieces of all samples, tiles of channels). `du` is the gradient of the filter's output; sums:
+// [pieces, 4, C], and `strength` [blocks].
 template <class T, int V>
 __global__ void filtered_backward(Geometry g, Epilogue<typename ArithmeticOf<T>::type> epilogue, Split plan, int runs,
                                   const typename ArithmeticOf<T>::type* taps, const T* x, const T* dy, T* du,
@@ -167,7 +167,7 @@ void filtered_noise_bias_act_backward(const FilteredNoiseBiasActCall& call, int 
     });
 }
 
-// Bytes of the sums of all pieces, and of one number for each block.
+// Bytes of the workspace: the sums of all pieces, and one number for each block.
 int64_t filtered_noise_bias_act_workspace(const FilteredNoiseBiasActCall& call) {
     const Split plan = plan_of(call);
     return call.filter.n * plan.per_sample * (MAX_SUMS * call.filter.c + plan.tiles) *

@@ -6,30 +6,30 @@
 namespace fastgan::cuda {
 namespace {
 
-constexpr int STEPS = 4;  // of a thread, each of V numbers
+constexpr int STEPS = 4;  // loop steps of a thread, each for V numbers
 
 template <int V>
 constexpr int64_t PIECE = int64_t(BLOCK) * V * STEPS;
 
-// I is the type of indices within an image: 32 bits where they suffice, for the division by the length of a row. An
-// image whose index is out of range becomes NaN: to raise an error, the host would have to wait for the device.
+// I is the type of indices within an image: 32 bits where they suffice, since the division by a row's length is slow.
+// An image whose index is out of range becomes NaN: to raise an error, the host would have to wait for the device.
 template <class T, int V, class I>
 __global__ void convert(const uint8_t* pixels, const int64_t* index, const uint8_t* mirrored, T* y, int64_t images,
                         I size, I row, I channels, int64_t pieces) {
     using S = typename ArithmeticOf<T>::type;
     const int64_t sample = blockIdx.x / pieces;
     const int64_t image = index ? index[sample] : sample;
-    const bool there = image >= 0 && image < images, mirror = mirrored && mirrored[sample];
-    const uint8_t* x = pixels + (there ? image : 0) * int64_t(size);
+    const bool exists = image >= 0 && image < images, mirror = mirrored && mirrored[sample];
+    const uint8_t* x = pixels + (exists ? image : 0) * int64_t(size);
     const I begin = I(blockIdx.x % pieces * PIECE<V> + int64_t(threadIdx.x) * V);
     GPU_UNROLL
     for (int step = 0; step < STEPS; ++step) {
         const I i = begin + I(step * BLOCK * V);
         if (i >= size) continue;
         gpu::Vec<uint8_t, V> bytes;
-        if (there && !mirror) {
+        if (exists && !mirror) {
             bytes = gpu::load<V>(x + i);
-        } else if (there) {  // V elements of one row, byte by byte from a line in the cache
+        } else if (exists) {  // V elements of one row, byte by byte from a cache line
             const I first = i / row * row, column = i - first;
             I channel = column % channels, pixel = row - channels - (column - channel);
             GPU_UNROLL
@@ -41,7 +41,7 @@ __global__ void convert(const uint8_t* pixels, const int64_t* index, const uint8
         gpu::Vec<T, V> out;
         GPU_UNROLL
         for (int v = 0; v < V; ++v) {
-            out.v[v] = gpu::from<T>(there ? gpu_values::scaled(S(bytes.v[v])) : S(NAN));
+            out.v[v] = gpu::from<T>(exists ? gpu_values::scaled(S(bytes.v[v])) : S(NAN));
         }
         gpu::store(y + sample * int64_t(size) + i, out);
     }

@@ -1,5 +1,5 @@
-// minibatch_stddev on the GPU. A thread takes one element of every member at a time: rows of y have an odd length in
-// NHWC, and the layer works on 4x4 images. Sums take two stages.
+// minibatch_stddev on the GPU. A thread takes one element of every member at a time, not a vector: rows of y have an
+// odd length in NHWC, and the layer works on 4x4 images. Sums are taken in two stages.
 #include "common/gpu_sums.h"
 
 #include "minibatch_stddev/arithmetic.h"
@@ -9,7 +9,7 @@ namespace {
 
 using namespace gpu_values;
 
-constexpr int64_t PIECE = 2 * BLOCK;  // places, each of all members of a group
+constexpr int64_t PIECE = 2 * BLOCK;  // places (each in all members of a group) in a piece
 
 // Grid: [groups, features, pieces]. k: [groups, features], gradients of the maps; partial: sums of the pieces.
 template <int ORDER, class T>
@@ -62,7 +62,7 @@ template <class T>
 __global__ void append(MinibatchStddevCall call, const T* from, const typename ArithmeticOf<T>::type* maps, T* to,
                        int64_t y_sample, int64_t tiles) {
     const int64_t sample = blockIdx.x / tiles, i = blockIdx.x % tiles * BLOCK + threadIdx.x;
-    if (i >= y_sample) return;  // there is no barrier
+    if (i >= y_sample) return;  // allowed, since no barrier follows
     const int64_t c = call.c, all = c + call.features;
     const int64_t channel = call.channels_last ? i % all : i / call.p;
     const int64_t at = sample * c * call.p + (call.channels_last ? i / all * c + channel : i);
@@ -80,7 +80,7 @@ void run(const MinibatchStddevCall& call, void* stream) {
     gpu::Launch(dim3(unsigned(call.sums() * f.pieces)), BLOCK, 0, stream)(walk<ORDER, T>, call, f, (const S*)k,
                                                                           partial);
     if constexpr (ORDER != 1) {
-        // Forward takes the mean of s, whose sum over members is implied; the gradient of a map is a share.
+        // Forward takes the mean of s over the places of a feature, double backward also over the members.
         const double factor = ORDER == 0 ? call.share * call.size : call.share;
         gpu::Launch(each, BLOCK, 0, stream)(add_row<S>, (const S*)partial, sums, f.pieces, factor);
         const int64_t tiles = ceil_div(f.y_sample, BLOCK);

@@ -7,7 +7,7 @@ namespace fastgan::cuda {
 namespace {
 
 enum class Pass { forward, backward_from_output, backward_from_input, double_from_output, double_from_input };
-enum class Family { piecewise_linear, curved };  // kernels of the curved activations choose among them at run time
+enum class Family { piecewise_linear, curved };  // the curved activations share kernels, which branch at run time
 
 Split plan_of(const NoiseBiasActCall& call, int vector) {
     return split(call.n, call.c, call.p, call.channels_last, vector);
@@ -44,7 +44,7 @@ struct Element {
                                 : PASS == Pass::double_from_input   ? 4
                                                                     : 0;
     [[maybe_unused]] static constexpr int STEPS =
-        V * sizeof(T) == 8 && V > 1 ? 2 : 1;  // enough bytes in flight with half vectors
+        V * sizeof(T) == 8 && V > 1 ? 2 : 1;  // positions loaded at a time; half vectors need two in flight
     static constexpr bool twice = PASS == Pass::double_from_output || PASS == Pass::double_from_input;
 
     Act act;
@@ -117,7 +117,7 @@ struct Element {
                 if constexpr (PASS == Pass::forward) {
                     out.v[v] = gpu::from<T>(gpu_values::forward<ACT, true>(gpu::to<S>(a.v[v]), s, shape));
                 } else if constexpr (PASS == Pass::backward_from_output) {
-                    if constexpr (ACT != Act::silu && ACT != Act::softplus) {  // these two take it from x
+                    if constexpr (ACT != Act::silu && ACT != Act::softplus) {  // silu and softplus use x
                         out.v[v] = gpu::from<T>(gpu_values::backward_from_output<ACT>(
                             gpu::to<S>(a.v[v]), gpu::to<S>(b.v[v]), s.noise, shape, d));
                     }
@@ -149,8 +149,8 @@ struct Element {
     }
 };
 
-// NHWC: a thread keeps its channels and walks over positions, STEPS at a time; the rows of a block are summed at the end.
-// Grid: (pieces of all samples, tiles of channels). Sums: [pieces, SUMS, C], and `strength` [blocks].
+// NHWC: a thread keeps its channels and walks over positions, STEPS at a time; the rows of a block are summed at the
+// end. Grid: (pieces of all samples, tiles of channels). Sums: [pieces, SUMS, C], and `strength` [blocks].
 template <class E, int V>
 __global__ void nhwc(E element, int64_t c, int64_t p, Split plan, typename E::S* partial, typename E::S* strength) {
     using S = typename E::S;
@@ -307,7 +307,7 @@ void noise_bias_act_double_backward(const NoiseBiasActCall& call, int device, vo
     }
 }
 
-// Bytes, for the access that makes the most pieces: their sums, and one number for each block.
+// Bytes of the workspace: the sums of all pieces and one number for each block, at the vector size with most pieces.
 int64_t noise_bias_act_workspace(const NoiseBiasActCall& call) {
     int64_t pieces = 0;
     for (int vector : {1, 4, vector_size(call.dtype)}) pieces = max(pieces, call.n * plan_of(call, vector).per_sample);

@@ -1,4 +1,4 @@
-// noise_bias_act on the GPU: what its kernels share with others that end in it.
+// noise_bias_act on the GPU: code that its kernels share with fused kernels that end in it.
 #pragma once
 
 #include "common/gpu_sums.h"
@@ -58,7 +58,7 @@ FASTGAN_INLINE S sum_number(const Sums<S>& sums, int which) {
 }
 
 // Writes a block's part of the gradient of a scalar strength, which is a sum over channels as well. `out` [blocks] is
-// null if that is not wanted.
+// null if this gradient is not wanted.
 template <class S, int W>
 FASTGAN_INLINE void write_strength(const Sums<S> (&total)[W], S* out) {
     if (!out) return;  // uniform
@@ -69,7 +69,7 @@ FASTGAN_INLINE void write_strength(const Sums<S> (&total)[W], S* out) {
     if (threadIdx.x == 0) out[blockIdx.x * gridDim.y + blockIdx.y] = sum;
 }
 
-// Writes the sums of a block over its rows, in NHWC: the first SUMS of each of its channels.
+// Writes the sums of a block over its rows (NHWC): the first SUMS sums of each channel.
 template <int SUMS, class S, int V>
 FASTGAN_INLINE void write_sums(const Sums<S> (&total)[V], int columns, int64_t channels, S* out, int64_t stride) {
     S values[SUMS * V];
@@ -80,8 +80,8 @@ FASTGAN_INLINE void write_sums(const Sums<S> (&total)[V], int columns, int64_t c
     write_sums_of_columns<SUMS, V>(values, columns, channels, &slots[0], out, stride);
 }
 
-// Adds up the sums of all pieces, [N, per_sample, SUMS, C], into the gradients of the small tensors. That of a scalar
-// strength is added up from `blocks` numbers instead.
+// Adds up the sums of all pieces, [N, per_sample, SUMS, C], into the gradients of the small tensors. The gradient of a
+// scalar strength is the sum of `blocks` numbers instead.
 template <class S, int SUMS>
 void add_sums(const NoiseBiasActCall& call, const S* partial, int64_t per_sample, const S* strength, int64_t blocks,
               void* stream) {

@@ -59,7 +59,7 @@ FASTGAN_INLINE V normalised(V z, V mean, V factor, V style_bias) {
 // dz, the gradient of the norm's input. `grad_mean` is T1 / P, `grad_slope` is inverse^2 * T2 / P: the terms of dy that
 // are constant and linear in z.
 template <class V>
-FASTGAN_INLINE V gradient_before(V dy, V z, V mean, V factor, V grad_mean, V grad_slope) {
+FASTGAN_INLINE V input_gradient(V dy, V z, V mean, V factor, V grad_mean, V grad_slope) {
     return factor * (dy - grad_mean - (z - mean) * grad_slope);
 }
 

@@ -474,7 +474,7 @@ struct Nhwc : Tensors<T> {
                         if constexpr (ACT == Activation::after_norm) {
                             dv *= piecewise_linear(normalised(z.z, m.v[i], f.v[i], s.v[i]), gain, gain_below).slope;
                         }
-                        V du = gradient_before(dv, z.z, m.v[i], f.v[i], gm.v[i], gs.v[i]);
+                        V du = input_gradient(dv, z.z, m.v[i], f.v[i], gm.v[i], gs.v[i]);
                         if constexpr (!PLAIN) {
                             du *= z.slope;
                             first.v[i] += du;
@@ -640,7 +640,7 @@ struct Nchw : Tensors<T> {
                  [&](auto part, int64_t i, int64_t count, int which, Activated<V> u, V noise) {
                      constexpr bool PART = decltype(part)::part;
                      const V dv = through_activation(read_dy(PART, i, count), u.z, m, factor, shift);
-                     V du = gradient_before(dv, u.z, m, factor, grad_mean, grad_slope);
+                     V du = input_gradient(dv, u.z, m, factor, grad_mean, grad_slope);
                      if constexpr (!PLAIN) {
                          du *= u.slope;
                          if (PART) du *= first_lanes(count);

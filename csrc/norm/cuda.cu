@@ -1,10 +1,10 @@
 // instance_norm and batch_norm_act on the GPU, with 16-byte accesses where the sizes allow.
 //
-// A block takes a tile of channels of a sample (NHWC) or a few channels of one (NCHW). If all their positions fit into
-// shared memory, and there are enough blocks to keep the GPU busy, one kernel reads x (and dy) once: RESIDENT.
-// Otherwise the positions are cut into pieces: a first kernel computes the moments (or sums) of each piece, a second
-// merges them, and a third reads everything again. batch_norm_act always takes this way; its second kernel merges the
-// pieces of all samples. All sums are taken in a fixed order, without atomics.
+// A block takes a tile of channels (NHWC) or a few channels (NCHW) of a sample. If all their positions fit into shared
+// memory, and there are enough blocks to keep the GPU busy, one kernel reads x (and dy) once: RESIDENT. Otherwise the
+// positions are cut into pieces: a first kernel computes the moments (or sums) of each piece, a second merges them, and
+// a third reads the activations again. batch_norm_act always takes this way; its second kernel merges the pieces of all
+// samples. All sums are taken in a fixed order, without atomics.
 //
 // The variance is taken about the running mean of each thread, and merged with that of others about the mean of both
 // (Chan, Golub and LeVeque 1983): never as a difference of large numbers.
@@ -20,12 +20,12 @@ namespace {
 using namespace gpu_values;
 
 constexpr int MIN_BLOCKS = 264;                         // 2 for each multiprocessor of an H100
-constexpr int MAX_PIECES = 64;                          // that one thread merges
-constexpr int RUN = 16;                                 // steps of a thread between two corrections of its mean
+constexpr int MAX_PIECES = 64;                          // maximum number of pieces that one thread merges
+constexpr int RUN = 16;                                 // loop steps between two corrections of a thread's mean
 constexpr std::size_t MAX_RESIDENT_BYTES = 88 * 1024;   // two such blocks fit on a multiprocessor of an H100
-constexpr std::size_t STATIC_SHARED_BYTES = 25 * 1024;  // that a kernel may need besides
+constexpr std::size_t STATIC_SHARED_BYTES = 25 * 1024;  // upper bound of a kernel's static shared memory
 
-// For the host. Kernels take the Split alone: the members of a base class cost them registers.
+// Plan of a launch, on the host. Kernels take the Split alone: the members of a base class cost them registers.
 struct Plan : Split {
     std::size_t resident;  // bytes of shared memory that hold the activations; 0 if they are read twice
 };
@@ -53,7 +53,7 @@ Plan plan_of(const NormCall& call, int vector, int tensors) {
     if (call.batch) return split_plan(call, vector);
     const std::size_t limit = std::min(gpu::max_shared_bytes() - STATIC_SHARED_BYTES, MAX_RESIDENT_BYTES);
     const int64_t fast = (call.channels_last ? call.c : call.p) / vector;
-    // In NHWC the widest tile that leaves enough blocks, but at least 32 bytes: what memory delivers at a time.
+    // In NHWC, the widest tile that leaves enough blocks. It has at least 32 bytes, the size of a memory sector.
     const int max_columns = power_of_two_from(fast, call.channels_last ? 32 : BLOCK), min_columns = vector > 1 ? 2 : 8;
     for (int columns = max_columns;; columns /= 2) {
         const Plan plan = resident_plan(call, vector, columns, tensors);
@@ -87,10 +87,10 @@ template <class S>
 struct Triple {
     S a, b, c;
 
-    // Corrects the second sum for the rounding error of the mean, which `c` becomes.
+    // Sums about the exact mean: corrects `b` for the rounding error of the mean, and returns this error as `c`.
     FASTGAN_INLINE Triple about_the_mean(S numbers) const {
-        const S rest = c / numbers;
-        return {a, b - rest * a, rest};
+        const S mean_error = c / numbers;
+        return {a, b - mean_error * a, mean_error};
     }
 };
 
@@ -118,7 +118,7 @@ FASTGAN_INLINE Triple<S> shuffle_xor(const Triple<S>& own, int distance) {
             __shfl_xor_sync(gpu::full_mask, own.c, distance, gpu::warp_size)};
 }
 
-// Shared memory for all sums of a kernel whose threads have W channels, in turn.
+// Shared memory that the sums of a kernel use one after the other, for threads with W channels.
 template <class S, int W>
 FASTGAN_INLINE S* slots_of_block() {
     constexpr int merging = W * BLOCK * int(sizeof(Moments<S>) / sizeof(S)), writing = COLUMN_SLOTS<2, W>;
@@ -126,8 +126,8 @@ FASTGAN_INLINE S* slots_of_block() {
     return &slots[0];
 }
 
-// Merges the values of all threads of a block with the same channel; each thread gets the result. Once in a kernel,
-// before other uses of the slots.
+// Merges the values of all threads of a block with the same channel; each thread gets the result. May be called once in
+// a kernel, before other uses of the slots.
 template <bool NHWC, class S, template <class> class R, int W>
 FASTGAN_INLINE void merge_in_block(R<S> (&values)[W], int columns) {
     const int thread = int(threadIdx.x);
@@ -141,7 +141,7 @@ FASTGAN_INLINE void merge_in_block(R<S> (&values)[W], int columns) {
             values[w] = thread & distance ? merged(other, values[w]) : merged(values[w], other);
         }
     }
-    // Then those of the warps: `count` values of each channel, `step` threads apart.
+    // The values of the warps follow: `count` for each channel, `step` threads apart.
     const int step = NHWC && columns > gpu::warp_size ? columns : gpu::warp_size;
     const int count = (NHWC ? BLOCK : columns) / step;
     if (count <= 1) return;  // uniform
@@ -170,7 +170,7 @@ struct Tensors {
     T *y, *dx;
     const S *noise, *strength, *bias, *style_scale, *style_bias;
     S *statistics, *dstyle_scale, *dstyle_bias;
-    S gain, gain_below, gain_after, gain_below_after, eps;  // of the activations before and after the norm
+    S gain, gain_below, gain_after, gain_below_after, eps;  // activations before and after the norm
     bool noise_per_sample, strength_per_channel, beyond_style;
 
     explicit Tensors(const NormCall& call)
@@ -201,8 +201,8 @@ struct Tensors {
           beyond_style(call.dx || call.dbias || call.dstrength) {}
 };
 
-// The part of a thread: W channels of a sample, and every `stride`-th position, V elements at a time. In shared memory
-// each thread reads only what it has written itself, so that no barrier is needed.
+// The work of a thread: W channels of a sample, and every `stride`-th position, V elements at a time. In shared memory
+// each thread reads only its own values, so that no barrier is needed.
 template <class T, int V, bool NHWC, bool BATCH>
 struct Part {
     using S = typename Tensors<T>::S;
@@ -211,7 +211,7 @@ struct Part {
     const Tensors<T>& t;
     int64_t piece, sample, channel, row;  // row: index of the first channel in [N, C], or in [C] of a batch
     int64_t first, end, stride, base;     // positions; base: index of the element at position 0
-    bool live, leads;                     // leads: writes the results of its channels
+    bool live, leads;                     // leads: this thread writes the results of its channels
     S strength[W], bias[W];
 
     FASTGAN_INLINE Part(const Tensors<T>& tensors, const Split& plan) : t(tensors) {
@@ -269,13 +269,13 @@ struct Part {
     FASTGAN_INLINE S scale(int w) const { return t.style_scale ? t.style_scale[row + w] : S(1); }
     FASTGAN_INLINE S shift(int w) const { return t.style_bias ? t.style_bias[row + w] : S(0); }
 
-    // Gradient of the norm's output.
+    // Gradient of the norm's output, given dy.
     FASTGAN_INLINE S through_activation(S dy, S z, S mean, S factor, S shift) const {
         if constexpr (!BATCH) return dy;
         return dy * piecewise_linear(normalised(z, mean, factor, shift), t.gain_after, t.gain_below_after).slope;
     }
 
-    // Writes y. Reads x from memory, or from shared memory if it is resident.
+    // Writes y. Reads x from shared memory if it is resident, else from memory.
     FASTGAN_INLINE void normalise(const S (&mean)[W], const S (&inverse)[W], Vector* cached) const {
         S factor[W], shifts[W];
         GPU_UNROLL
@@ -297,16 +297,16 @@ struct Part {
         }
     }
 
-    // Writes dx, and returns the sums of dx and of dx * noise. Reads x and dy from memory or from shared memory. `sums`
-    // are the sums about the mean.
+    // Writes dx, and returns the sums of dx and of dx * noise in `total`. Reads x and dy from shared memory if they are
+    // resident, else from memory. `sums` are the sums about the mean.
     FASTGAN_INLINE void gradients(const S (&mean)[W], const S (&inverse)[W], const Triple<S> (&sums)[W],
                                   Vector* cached_x, Vector* cached_dy, Pair<S> (&total)[W]) const {
-        S factor[W], shifts[W], level[W], tilt[W];
+        S factor[W], shifts[W], grad_mean[W], grad_slope[W];
         GPU_UNROLL
         for (int w = 0; w < W; ++w) {
             factor[w] = scale(w) * inverse[w], shifts[w] = BATCH ? shift(w) : S(0);
-            tilt[w] = sums[w].b / S(t.numbers) * inverse[w] * inverse[w];
-            level[w] = sums[w].a / S(t.numbers) - sums[w].c * tilt[w];
+            grad_slope[w] = sums[w].b / S(t.numbers) * inverse[w] * inverse[w];
+            grad_mean[w] = sums[w].a / S(t.numbers) - sums[w].c * grad_slope[w];
         }
         int step = 0;
         for (int64_t position = first; position < end; position += stride, ++step) {
@@ -319,7 +319,7 @@ struct Part {
             for (int v = 0; v < V; ++v) {
                 const int w = NHWC ? v : 0;
                 const S dv = through_activation(gpu::to<S>(dy.v[v]), u[v].z, mean[w], factor[w], shifts[w]);
-                const S du = u[v].slope * gradient_before(dv, u[v].z, mean[w], factor[w], level[w], tilt[w]);
+                const S du = u[v].slope * input_gradient(dv, u[v].z, mean[w], factor[w], grad_mean[w], grad_slope[w]);
                 total[w].a += du;
                 total[w].b += du * noise[v];
                 out.v[v] = gpu::from<T>(du);
@@ -329,8 +329,9 @@ struct Part {
     }
 };
 
-// Adds `numbers` elements to a thread's moments, given the sum of their distances from the former mean (at first from any
-// number near them) and of the squares. `inverse_count` is 1 / the number of all elements.
+// Adds `numbers` elements to a thread's moments. `distances` is the sum of their distances from `shift`, the mean so
+// far (at first any number near them), and `square_sum` that of the squared distances. `inverse_count` is 1 / (number
+// of elements with these).
 template <class S>
 FASTGAN_INLINE void add_moments(Moments<S>& m, S& shift, S distances, S square_sum, S numbers, S inverse_count) {
     m.count += numbers;
@@ -339,7 +340,7 @@ FASTGAN_INLINE void add_moments(Moments<S>& m, S& shift, S distances, S square_s
     m.mean = shift = shift + move;
 }
 
-// Forward: everything if x is resident, else the moments of each piece, [pieces, 2, C].
+// Forward: the whole pass if x is resident, else the moments of each piece, [pieces, 2, C].
 template <class T, int V, bool NHWC, bool RESIDENT>
 __global__ void forward(Tensors<T> t, Split plan, typename Tensors<T>::S* partial) {
     using Mine = Part<T, V, NHWC, false>;  // the moments do not depend on BATCH
@@ -400,10 +401,10 @@ __global__ void forward(Tensors<T> t, Split plan, typename Tensors<T>::S* partia
     }
 }
 
-// How the pieces of each channel are merged: `slices` threads take every slices-th piece, and `columns` threads beside
-// each other take as many channels.
+// Partition of the merging of pieces. For each channel, `slices` threads take every slices-th piece; `columns` adjacent
+// threads take adjacent channels.
 struct Merge {
-    int64_t groups, pieces;  // groups with statistics of their own (samples, or one batch); pieces of each
+    int64_t groups, pieces;  // groups with statistics of their own: samples, or the one batch; pieces in a group
     int slices, columns;
     unsigned blocks;
 
@@ -415,9 +416,9 @@ struct Merge {
           blocks(unsigned(ceil_div(groups * call.c, columns))) {}
 };
 
-// The part of a thread.
+// The work of a thread that merges pieces.
 struct MergePart {
-    int64_t row, channel, begin, end, stride;  // row: of [groups, C]; pieces
+    int64_t row, channel, begin, end, stride;  // row: index in [groups, C]; begin, end, stride: pieces
     bool live, leads;
 
     FASTGAN_INLINE MergePart(const Merge& merge, int64_t c) {
@@ -438,8 +439,8 @@ __global__ void merge_moments(Tensors<T> t, Merge merge, const typename Tensors<
     Moments<S> total[1] = {};
     for (int64_t piece = mine.begin; piece < mine.end; piece += mine.stride) {
         const S* from = partial + piece * 2 * t.c + mine.channel;
-        const int64_t rest = t.p - piece % per_sample * positions;
-        total[0] = merged(total[0], Moments<S>{from[0], from[t.c], S(min(rest, positions))});
+        const int64_t remaining = t.p - piece % per_sample * positions;
+        total[0] = merged(total[0], Moments<S>{from[0], from[t.c], S(min(remaining, positions))});
     }
     merge_in_block<true>(total, merge.columns);
     if (!mine.leads) return;
@@ -469,8 +470,8 @@ FASTGAN_INLINE void style_gradients(const Tensors<T>& t, int64_t row, const Trip
     if (t.dstyle_scale) t.dstyle_scale[row] = sums.b * inverse;
 }
 
-// Writes the sums of a block for the gradients of bias and strength: [pieces, 2, C], and [blocks] for a scalar strength,
-// which is a sum over channels as well.
+// Writes the sums of a block for the gradients of bias and strength: [pieces, 2, C], and [blocks] for a scalar
+// strength, which is a sum over channels as well.
 template <bool NHWC, class Mine, class S>
 FASTGAN_INLINE void write_sums(const Mine& mine, const Pair<S> (&sums)[Mine::W], const Split& plan, S* partial,
                                S* strength) {
@@ -487,7 +488,7 @@ FASTGAN_INLINE void write_sums(const Mine& mine, const Pair<S> (&sums)[Mine::W],
     for (int w = 0; w < W; ++w) values[w] = sums[w].a, values[W + w] = sums[w].b;
     if constexpr (NHWC) {
         const int64_t first = int64_t(blockIdx.y) * plan.columns * W;
-        __syncthreads();  // all threads have read what the slots held before
+        __syncthreads();  // all threads have read the earlier contents of the slots
         write_sums_of_columns<2, W>(values, plan.columns, mine.t.c - first, slots_of_block<S, W>(),
                                     partial + mine.piece * 2 * mine.t.c + first, mine.t.c);
     } else {
@@ -509,8 +510,8 @@ FASTGAN_INLINE void write_sums(const Mine& mine, const Triple<S> (&sums)[Mine::W
     }
 }
 
-// Backward: everything but the sums over samples if x and dy are resident; these sums are left for each piece, [pieces,
-// 2, C]. Else the sums of dy, of dy * (z - mean) and of z - mean for each piece, [pieces, 3, C].
+// Backward: the whole pass but the sums over samples if x and dy are resident; these sums are written for each piece,
+// [pieces, 2, C]. Else the sums of dy, of dy * (z - mean) and of z - mean for each piece, [pieces, 3, C].
 template <class T, int V, bool NHWC, bool RESIDENT, bool BATCH>
 __global__ void backward(Tensors<T> t, Split plan, typename Tensors<T>::S* partial, typename Tensors<T>::S* strength) {
     using Mine = Part<T, V, NHWC, BATCH>;
@@ -644,7 +645,7 @@ void run_backward(const NormCall& call, void* stream) {
     const Plan plan = plan_of(call, V, 2);
     const Tensors<T> t(call);
     const dim3 grid = grid_of<NHWC>(call, plan);
-    const int64_t sums = call.n * plan.per_sample * call.c;  // of all pieces, each
+    const int64_t sums = call.n * plan.per_sample * call.c;  // number of elements in each table of sums
     S *totals = (S*)call.workspace, *partial = totals + 3 * call.rows(), *strength = nullptr;
     if (call.dstrength && !call.strength_per_channel) strength = partial + 3 * sums;
     if (plan.resident) {
@@ -689,7 +690,7 @@ void for_layout(const NormCall& call, void* stream) {
 void run(const NormCall& call, void* stream) {
     for_dtype(call.dtype, [&](auto element) {
         using T = decltype(element);
-        if constexpr (sizeof(T) < sizeof(double)) {  // double is for gradcheck: one form will do
+        if constexpr (sizeof(T) < sizeof(double)) {  // double, for gradcheck, has one instantiation
             constexpr int V = 16 / sizeof(T);
             const bool fits = (call.channels_last ? call.c : call.p) % V == 0;
             if (fits && aligned(call.x, call.y, call.dy, call.dx, call.noise)) return for_layout<T, V>(call, stream);
@@ -710,7 +711,7 @@ void instance_norm_backward(const NormCall& call, int device, void* stream) {
     run(call, stream);
 }
 
-// Bytes, whatever the vector size; a resident plan has one piece per sample.
+// Bytes of the workspace, enough for any vector size. A resident plan has one piece per sample.
 int64_t instance_norm_workspace(const NormCall& call) {
     int64_t pieces = call.n;
     for (int vector : {1, vector_size(call.dtype)}) pieces = max(pieces, call.n * split_plan(call, vector).per_sample);

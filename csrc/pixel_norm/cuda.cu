@@ -1,5 +1,5 @@
-// pixel_norm on the GPU. In NHWC a few lanes of a warp share the channels of a position; in NCHW the threads of a block
-// are columns of positions times slices of the channels. The second read comes from the L1 cache.
+// pixel_norm on the GPU. In NHWC some lanes of a warp share the channels of a position. In NCHW a block has columns of
+// positions times slices of the channels. Activations are read twice, the second time from the L1 cache.
 #include "common/gpu_values.h"
 
 #include "pixel_norm/arithmetic.h"
@@ -15,7 +15,7 @@ struct Tensors {
     T *first, *second;
 };
 
-// Calls `body(v, x, dy, gx)` for each of the V elements from index i on; those that ORDER does not use are x again.
+// Calls `body(v, x, dy, gx)` for each of the V elements from index i on; arguments that ORDER does not use are x again.
 template <int ORDER, int V, class T, class Body>
 FASTGAN_INLINE void with(const Tensors<T>& tensors, int64_t i, Body body) {
     using S = typename ArithmeticOf<T>::type;

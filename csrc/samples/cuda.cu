@@ -8,7 +8,7 @@ namespace {
 
 using namespace gpu_values;
 
-constexpr int STEPS = 4;  // of a thread, each of V numbers
+constexpr int STEPS = 4;  // loop steps of a thread, each for V numbers
 
 template <int V>
 constexpr int64_t PIECE = int64_t(BLOCK) * V * STEPS;
@@ -116,7 +116,7 @@ void lerp_samples_backward(const SamplesCall& call, int device, void* stream) {
     map<SampleMap::split>(call, device, stream);
 }
 
-// Bytes, for single elements: they make the most pieces.
+// Bytes of the workspace for accesses to single elements, which have the most pieces.
 int64_t squared_norm_workspace(const SamplesCall& call) {
     return call.n * pieces_of<1>(call) * arithmetic_bytes(call.dtype);
 }

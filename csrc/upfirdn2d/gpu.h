@@ -1,4 +1,4 @@
-// upfirdn2d on the GPU: what its kernels share with others that filter on the way.
+// upfirdn2d on the GPU: code that its kernels share with fused kernels that filter.
 #pragma once
 
 #include "common/gpu_values.h"
@@ -51,7 +51,7 @@ FASTGAN_INLINE void add_run(const Geometry& g, const S* arranged, const T* image
     static_assert(UP == 1 || RUN % 2 == 0, "a run begins and ends between the same two inputs");
     const int64_t start_y = oy * DOWN - g.y.before, first_column = (ox * DOWN - g.x.before) / UP;
     const int phase_y = UP == 2 ? int(start_y & 1) : 0;
-    const int64_t first_row = (start_y + phase_y) / UP;  // even where it is divided
+    const int64_t first_row = (start_y + phase_y) / UP;  // the dividend is even with UP = 2
     GPU_UNROLL
     for (int r = 0; r < ROWS; ++r) {
         const int64_t iy = first_row + r;

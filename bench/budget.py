@@ -139,7 +139,7 @@ def count(case: Case, only: str | None = None) -> dict[str, Budget]:
     config = case.config()
     square, (height, width) = pyramid(case.resolution)
     model = models.ModelConfig(**vars(config.network), resolution=square, channels=3)
-    state = new_state(model, config, torch.device("cpu"))  # of real tensors: modules of fake ones cannot be converted
+    state = new_state(model, config, torch.device("cpu"))  # real tensors: modules of fake ones cannot be converted
     if hasattr(state.generator, "grow_to"):
         for network in (state.generator, state.discriminator, state.ema):
             network.grow_to(square)
@@ -239,7 +239,7 @@ class _Recording(TorchDispatchMode):
         overwrites = any(each.alias_info is not None and each.alias_info.is_write for each in arguments)
         is_view = not overwrites and any(each.alias_info is not None for each in function._schema.returns)
         read, written = _tensors((args, kwargs)), _tensors(result)
-        on_meta = any(each.device.type == "meta" for each in written)  # what is asked once and cached
+        on_meta = any(each.device.type == "meta" for each in written)  # a query whose answer is cached
         if name not in _FREE and not is_view and not on_meta:
             self.work.append(_work(name, args, kwargs, read, written))
         return result

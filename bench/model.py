@@ -24,23 +24,23 @@ from fastgan_kernels import extension
 
 @dataclass(frozen=True)
 class Card:
-    """An H100 (SXM). Bandwidths are what copies reach, not what data sheets say."""
+    """An H100 (SXM). Bandwidths are those that copies reach, not those of data sheets. Times are in seconds."""
 
     multiprocessors: int = 132
     clock: float = 1.75e9
-    copy: float = 3.0e12  # bytes a second, read and written
+    copy: float = 3.0e12  # bytes per second, read and written
     l2: float = 5.5e12
-    latency: float = 700e-9  # of a load from memory
-    launch: float = 3.0e-6  # of a kernel in a stream: start, ramp and end
-    start: float = 1.3e-6  # of a block: indices and small tensors
+    latency: float = 700e-9  # latency of a load from memory
+    launch: float = 3.0e-6  # overhead of a kernel in a stream: start, ramp and end
+    start: float = 1.3e-6  # start-up of a block: indices and small tensors
     barrier: float = 45e-9
 
 
 CARD = Card()
-BLOCKS = 2112  # that a launch is cut into at least, as MAX_BLOCKS in csrc/common/gpu_plan.h
-ISSUE = 0.85  # of the four instructions a cycle
-CYCLES = 2  # for an instruction of a warp that depends on others
-REACHED = 0.93  # of copy bandwidth by a kernel with arithmetic
+BLOCKS = 2112  # minimum number of blocks of a launch: MAX_BLOCKS in csrc/common/gpu_plan.h
+ISSUE = 0.85  # share of the four instructions per cycle that kernels reach
+CYCLES = 2  # cycles of an instruction that depends on others of its warp
+REACHED = 0.93  # share of copy bandwidth that kernels with arithmetic reach
 
 
 class Pass(NamedTuple):
@@ -91,7 +91,7 @@ PASSES: dict[str, tuple[list[Pass], list[Pass]]] = {
 
 class Prediction(NamedTuple):
     seconds: float
-    limit: str  # of the longest launch
+    limit: str  # limit of the longest launch
 
 
 def passes_of(form: str, shape: tuple[int, ...], backward: bool) -> list[Pass]:
@@ -133,7 +133,7 @@ class Row(NamedTuple):
     direction: str
     launches: int
     seconds: float
-    share: float  # of copy bandwidth, for the bytes that the formula needs
+    share: float  # share of copy bandwidth, counting the bytes that the formula needs
     limit: str
 
 

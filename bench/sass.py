@@ -20,16 +20,16 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-BLOCK = 256  # threads of a block (csrc/common/gpu_plan.h)
-REGISTERS = 64 * 1024  # of a multiprocessor
-THREADS = {80: 2048, 90: 2048, 100: 2048}  # of a multiprocessor
-SHARED_KIB = {80: 164, 90: 228, 100: 228}  # likewise
-WIDTH = re.compile(r"\.(?:[USF]?(8|16)|(64|128))(?:\.|$)")  # of a memory access, in bits; 32 is not written
+BLOCK = 256  # threads in a block (csrc/common/gpu_plan.h)
+REGISTERS = 64 * 1024  # registers of a multiprocessor
+THREADS = {80: 2048, 90: 2048, 100: 2048}  # maximum number of threads on a multiprocessor, by architecture
+SHARED_KIB = {80: 164, 90: 228, 100: 228}  # shared memory of a multiprocessor, by architecture
+WIDTH = re.compile(r"\.(?:[USF]?(8|16)|(64|128))(?:\.|$)")  # bits of a memory access; 32 is not written
 
 
 class Instruction(NamedTuple):
     address: int
-    opcode: str  # such as "LDG.E.128.CONSTANT"
+    opcode: str  # example: "LDG.E.128.CONSTANT"
     target: str  # label of a branch, or ""
 
 
@@ -79,7 +79,7 @@ class Kernel:
         return 16 * len(self.hot) / wide_bytes(self.hot) if wide_bytes(self.hot) else 0.0
 
     def widths(self, space: str, hot: bool = True) -> Counter:
-        """How often the hot loop, or the whole kernel, accesses so many bytes: {16: 3, 4: 1}. `space` is "LDG", ..."""
+        """Number of accesses by bytes, in the hot loop or the whole kernel: {16: 3, 4: 1}. `space` is "LDG", ..."""
         return Counter(width(i.opcode) for i in (self.hot if hot else self.instructions) if i.opcode.startswith(space))
 
     def blocks(self, threads: int = BLOCK, dynamic_shared: int = 0) -> int:

@@ -59,7 +59,7 @@ class Draw:
 
 
 def why_layers_differ(module: nn.Module, known) -> str | None:
-    """How the replacement (a `known.Known`) differs from the layer; None if it does not."""
+    """Reason not to replace a layer by `known` (a `known.Known`): results differ or cannot be compared; or None."""
     tensors = [*module.parameters(), *module.buffers()]
     device = tensors[0].device if tensors else torch.device("cpu")
     own = next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
@@ -88,7 +88,10 @@ def why_layers_differ(module: nn.Module, known) -> str | None:
 
 
 def why_functions_differ(original: Callable, ours: Callable, calls: Callable[[Draw], list[tuple]]) -> str | None:
-    """How two functions differ; `calls` lists (args, kwargs). On the CPU, where the official code needs no plugin."""
+    """Reason not to replace a function, or None; `calls` lists (args, kwargs).
+
+    Runs on the CPU, where the official code needs no plugin.
+    """
     device = torch.device("cpu")
     for which in range(len(calls(Draw(_trials(torch.float32)[0], device)))):
 

@@ -19,7 +19,7 @@ def _image_batch(
 ):  # fmt: skip
     """`I` is the type of indices within an image: 32 bits where they suffice, since the division by a row is slow."""
     sample, at, mask = where_of_piece(size, pieces, ALIGN, B)
-    size = size // ALIGN * ALIGN  # for the compiler
+    size = size // ALIGN * ALIGN  # tells the compiler that ALIGN divides it
     image = sample
     if index is not None:
         image = tl.load(index + sample)

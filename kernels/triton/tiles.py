@@ -43,7 +43,7 @@ def arithmetic(dtype: torch.dtype) -> tl.dtype:
 def plan_of(view: View, element_size: int, many_registers: bool) -> Plan:
     """The plan for an activation. A kernel with `many_registers` gets fewer elements per thread."""
     n, c, p, nhwc = view
-    nhwc = nhwc and p > 1  # with one position both layouts are the same, and NCHW fills tiles better
+    nhwc = nhwc and p > 1  # both layouts of one position are the same, and NCHW fills tiles better
     fast = c if nhwc else p
     align = min(fast & -fast, 16)
     width = min(16 // element_size, max(align, 4))  # elements per thread: 16 bytes, or 4 scalar accesses

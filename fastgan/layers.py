@@ -1,5 +1,7 @@
 """Drop-in layers over the fused operations. They know nothing about models, training or configurations.
 
+Every layer is twice differentiable on every backend, once under `torch.compile`.
+
 Equalized learning rate: "Equalized" layers store weights of unit variance and scale them at run time, so that all
 weights learn at the same relative speed (Karras et al. 2018, "Progressive Growing of GANs", section 4.1).
 """

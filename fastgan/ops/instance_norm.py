@@ -12,7 +12,8 @@ Architecture for Generative Adversarial Networks", equation 1 and figure 1b).
 Both functions are the operation `InstanceNorm` below. Its gradient is written in two places:
 
 - `InstanceNorm.reference_backward`: in plain PyTorch; the specification, and the source of second derivatives;
-- `InstanceNorm.launch_backward`: the kernels, csrc/norm/ (C++ and CUDA) and kernels/triton/ (Triton).
+- `InstanceNorm.launch_backward`: the kernels, csrc/norm/ (C++ and CUDA), kernels/triton/instance_norm.py and
+  kernels/triton/norm.py (Triton).
 """
 
 import math

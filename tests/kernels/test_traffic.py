@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 import pytest
 import torch
 
+from fastgan.ops.fused import OPERATIONS
 from tests.emulation import build as emulation
 from tests.support import traffic
 from tests.support.traffic import BEST, CASES, DTYPES, FORMULAS
@@ -102,6 +103,11 @@ EXCEPTIONS: dict[str, list[tuple[str, str, float | None, float | None]]] = {
         ("image_batch, NHWC, forward", "sectors", 0.75, 0.456),
     ],
 }
+
+
+def test_every_operation_is_counted():
+    missing = set(OPERATIONS) - {traffic.FORMS[case.form].operation for case in CASES.values()}
+    assert not missing, f"{missing}: add a form to FORMULAS and a case to CASES in tests/support/traffic.py"
 
 
 def exception_for(row: str, figure: str, dtype: str) -> float | None:

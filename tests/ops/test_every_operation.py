@@ -1,7 +1,8 @@
 """Every operation with PyTorch's machinery, as in a network of a user's own.
 
 Autocast, `torch.compile`, activation checkpointing, several processes, CUDA graphs, and torch's checks of the
-registered library operators. A new operation is a line in `OPERATIONS`.
+registered library operators. A new operation is a line in `OPERATIONS`. Tests here name the other tables of cases that
+lack it.
 """
 
 import os
@@ -9,6 +10,7 @@ import shutil
 import socket
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -19,8 +21,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+import fastgan_kernels
 from fastgan import layers, ops
 from fastgan.ops import fused
+from tests.ops import test_inplace, test_large, test_small_operations, test_tables_elsewhere
 from tests.support import backends
 
 N, C, SIZE, W = 4, 6, 8, 5
@@ -173,11 +177,38 @@ DERIVED = {
 }
 
 
+PUBLIC = {name for name in ops.__all__ if getattr(ops, name).__module__ != "fastgan.ops.backends"}
+
+
 def test_every_public_operation_has_a_use():
-    without_gradient = {"BackendUnavailable", "use_backend"}
-    names = set(DERIVED) | {"noise_bias_act"}
-    missing = [name for name in ops.__all__ if not any(each.startswith(name) for each in names)]
-    assert set(missing) <= without_gradient
+    missing = PUBLIC - {name.split()[0] for name in OPERATIONS | AS_DEFINED}
+    assert not missing, f"{missing}: add a use to OPERATIONS in this file"
+
+
+def operations_of_files(tables: dict[str, str]) -> set[str]:
+    """Operations whose cases are in these test files."""
+    names = {file.removeprefix("test_").removesuffix(".py") for file in tables}
+    return names | (set(test_small_operations.OPERATIONS) if "small_operations" in names else set())
+
+
+TRITON = Path(fastgan_kernels.__file__).parent / "triton"
+WITHOUT_TRITON = {name for name in fused.OPERATIONS if not (TRITON / f"{name}.py").exists()}
+TABLES = {
+    "CASES in test_large.py": {name.split(",")[0] for name in test_large.CASES},
+    "SANITIZED in test_tables_elsewhere.py": operations_of_files(test_tables_elsewhere.SANITIZED),
+    "INTERPRETED in test_tables_elsewhere.py": operations_of_files(test_tables_elsewhere.INTERPRETED) | WITHOUT_TRITON,
+}
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_operation_of_fastgan_is_in_the_tables_of_cases(table):
+    missing = set(fused.OPERATIONS) - TABLES[table]
+    assert not missing, f"{missing}: add a case to {table}"
+
+
+def test_every_public_operation_with_a_gradient_is_in_the_table_of_results_modified_in_place():
+    missing = PUBLIC - {name.split()[0] for name in test_inplace.CASES} - {"image_batch"}
+    assert not missing, f"{missing}: add a case to CASES in test_inplace.py"
 
 
 def kind(gradient: Tensor | None) -> str:

@@ -52,14 +52,14 @@ double* rows_of(const NormCall& call, const Plan& plan, int64_t unit, int64_t se
     return (double*)call.workspace + (unit * plan.segments + segment) * ROWS * plan.tile;
 }
 
-// The steps of a kernel; `walk` is their first argument. `first` fills rows of `plan.tile` numbers. `merge` adds the
-// rows of a segment of `added` elements to those of the `count` elements before. `second` reads the rows of the whole
-// unit.
+// The steps of a kernel; `layout`, an Nhwc or Nchw, is their first argument. `first` fills rows of `plan.tile` numbers.
+// `merge` adds the rows of a segment of `added` elements to those of the `count` elements before. `second` reads the
+// rows of the whole unit.
 struct Steps {
-    const void* walk;
-    void (*first)(const void* walk, int64_t unit, int64_t begin, int64_t end, double* rows);
+    const void* layout;
+    void (*first)(const void* layout, int64_t unit, int64_t begin, int64_t end, double* rows);
     void (*merge)(int64_t tile, double* rows, double count, const double* more, double added);
-    void (*second)(const void* walk, int64_t unit, int64_t segment, int64_t end, const double* rows);
+    void (*second)(const void* layout, int64_t unit, int64_t segment, int64_t end, const double* rows);
 };
 
 void two_passes(const NormCall& call, const Plan& plan, const Steps& steps) {
@@ -70,15 +70,15 @@ void two_passes(const NormCall& call, const Plan& plan, const Steps& steps) {
             double rows[FIRST_ROWS * MAX_CHANNELS] = {};
 #pragma omp for schedule(static)
             for (int64_t unit = 0; unit < plan.units; ++unit) {
-                steps.first(steps.walk, unit, 0, call.count(), rows);
-                steps.second(steps.walk, unit, 0, call.count(), rows);
+                steps.first(steps.layout, unit, 0, call.count(), rows);
+                steps.second(steps.layout, unit, 0, call.count(), rows);
             }
         } else {
             for (int64_t unit = 0; unit < plan.units; ++unit) {
 #pragma omp for schedule(static)
                 for (int64_t segment = 0; segment < plan.segments; ++segment) {
                     double* rows = rows_of(call, plan, unit, segment);
-                    steps.first(steps.walk, unit, plan.begin(segment), end_of(segment), rows);
+                    steps.first(steps.layout, unit, plan.begin(segment), end_of(segment), rows);
                 }
                 double* total = rows_of(call, plan, unit, 0);
 #pragma omp single
@@ -88,7 +88,7 @@ void two_passes(const NormCall& call, const Plan& plan, const Steps& steps) {
                 }
 #pragma omp for schedule(static) nowait
                 for (int64_t segment = 0; segment < plan.segments; ++segment) {
-                    steps.second(steps.walk, unit, segment, end_of(segment), total);
+                    steps.second(steps.layout, unit, segment, end_of(segment), total);
                 }
             }
         }
@@ -665,20 +665,20 @@ void merge_sums(int64_t tile, double* rows, double, const double* more, double) 
     for (int64_t i = 0; i < FIRST_ROWS * tile; ++i) rows[i] += more[i];
 }
 
-template <class Walk>
+template <class Layout>
 void forward(const NormCall& call) {
     const Plan plan = plan_of(call);
-    const Walk walk(call, plan);
-    const auto first = [](const void* walk, int64_t unit, int64_t begin, int64_t end, double* rows) {
-        const Walk& w = *(const Walk*)walk;
-        w.moments(unit, begin, end, rows, rows + w.plan.tile);
+    const Layout layout(call, plan);
+    const auto first = [](const void* layout, int64_t unit, int64_t begin, int64_t end, double* rows) {
+        const Layout& own = *(const Layout*)layout;
+        own.moments(unit, begin, end, rows, rows + own.plan.tile);
     };
-    const auto second = [](const void* walk, int64_t unit, int64_t segment, int64_t end, const double* rows) {
-        const Walk& w = *(const Walk*)walk;
-        if (segment == 0) w.write_statistics(unit, rows, rows + w.plan.tile);
-        w.normalise(unit, w.plan.begin(segment), end, rows, rows + w.plan.tile);
+    const auto second = [](const void* layout, int64_t unit, int64_t segment, int64_t end, const double* rows) {
+        const Layout& own = *(const Layout*)layout;
+        if (segment == 0) own.write_statistics(unit, rows, rows + own.plan.tile);
+        own.normalise(unit, own.plan.begin(segment), end, rows, rows + own.plan.tile);
     };
-    two_passes(call, plan, {&walk, first, merge_moments, second});
+    two_passes(call, plan, {&layout, first, merge_moments, second});
 }
 
 // Gradients of bias and strength: adds up the segments of all samples, channel by channel, in order.
@@ -701,22 +701,22 @@ void add_up(const NormCall& call, const Plan& plan) {
     if (call.dstrength && !call.strength_per_channel) *(S*)call.dstrength = S(all_channels);
 }
 
-template <class Walk>
+template <class Layout>
 void backward(const NormCall& call) {
     const Plan plan = plan_of(call);
-    const Walk walk(call, plan);
-    const auto first = [](const void* walk, int64_t unit, int64_t begin, int64_t end, double* rows) {
-        ((const Walk*)walk)->products(unit, begin, end, rows);
+    const Layout layout(call, plan);
+    const auto first = [](const void* layout, int64_t unit, int64_t begin, int64_t end, double* rows) {
+        ((const Layout*)layout)->products(unit, begin, end, rows);
     };
-    const auto second = [](const void* walk, int64_t unit, int64_t segment, int64_t end, const double* sums) {
-        const Walk& w = *(const Walk*)walk;
-        if (segment == 0) w.style_gradients(unit, sums);
-        if (!w.call.dx && !w.call.dbias && !w.call.dstrength) return;
-        double* biases = rows_of(w.call, w.plan, unit, segment) + FIRST_ROWS * w.plan.tile;
-        w.gradients(unit, w.plan.begin(segment), end, sums, biases, biases + w.plan.tile);
+    const auto second = [](const void* layout, int64_t unit, int64_t segment, int64_t end, const double* sums) {
+        const Layout& own = *(const Layout*)layout;
+        if (segment == 0) own.style_gradients(unit, sums);
+        if (!own.call.dx && !own.call.dbias && !own.call.dstrength) return;
+        double* biases = rows_of(own.call, own.plan, unit, segment) + FIRST_ROWS * own.plan.tile;
+        own.gradients(unit, own.plan.begin(segment), end, sums, biases, biases + own.plan.tile);
     };
-    two_passes(call, plan, {&walk, first, merge_sums, second});
-    if (call.dbias || call.dstrength) add_up<typename Walk::S>(call, plan);
+    two_passes(call, plan, {&layout, first, merge_sums, second});
+    if (call.dbias || call.dstrength) add_up<typename Layout::S>(call, plan);
 }
 
 template <class T, Activation ACT>

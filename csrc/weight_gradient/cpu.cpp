@@ -36,26 +36,26 @@ constexpr int BLOCK = 8;  // pixels packed at a time
 
 // Number of pixels in a word.
 template <class T>
-constexpr int HALVES = sizeof(Word) / sizeof(T);
+constexpr int PIXELS_PER_WORD = sizeof(Word) / sizeof(T);
 
 // The pixels of a word, NHWC; null stands for zeros.
 template <class T>
 struct Pixels {
-    const T* of[HALVES<T>] = {};
+    const T* of[PIXELS_PER_WORD<T>] = {};
 
     Pixels() = default;
     Pixels(const T* const* rows, int64_t offset) {
-        for (int i = 0; i < HALVES<T>; ++i) of[i] = rows[i] ? rows[i] + offset : nullptr;
+        for (int i = 0; i < PIXELS_PER_WORD<T>; ++i) of[i] = rows[i] ? rows[i] + offset : nullptr;
     }
 
     // Words of the channels from `first` on; zeros beyond the last of `channels`.
     VUint words(int64_t first, int64_t channels) const {
         VUint words = {};
-        for (int i = 0; i < HALVES<T>; ++i) {
+        for (int i = 0; i < PIXELS_PER_WORD<T>; ++i) {
             if (!of[i]) continue;
             const T* from = of[i] + first;
             const V numbers = first + LANES <= channels ? load(from) : load_n(from, max(0, channels - first));
-            words |= (VUint)numbers >> 16 * (HALVES<T> - 1 - i);
+            words |= (VUint)numbers >> 16 * (PIXELS_PER_WORD<T> - 1 - i);
         }
         return words;
     }
@@ -100,7 +100,7 @@ Plan plan_of(const WeightGradientCall& call) {
     p.rows = image < pixels ? call.height : pixels < call.width ? 1 : min(call.height, pixels / call.width);
     p.pieces_of_image = ceil_div(call.height, p.rows);
     p.pieces = ceil_div(call.n, p.images) * p.pieces_of_image;
-    p.chunks = ceil_div(p.pieces, HALVES<T>);
+    p.chunks = ceil_div(p.pieces, PIXELS_PER_WORD<T>);
     p.large_rows = (p.rows - 1) * call.stride + call.kh;
     p.columns = call.width + (call.kw - 1) / call.stride;
 
@@ -129,7 +129,7 @@ struct Piece {
 // A chunk: one piece for each pixel of a word. The last may be missing. `images` and `rows` are maxima over the pieces.
 template <class T>
 struct Chunk {
-    Piece pieces[HALVES<T>];
+    Piece pieces[PIXELS_PER_WORD<T>];
     int64_t images, rows;
 };
 
@@ -142,8 +142,8 @@ Piece piece_of(const WeightGradientCall& call, const Plan& p, int64_t number) {
 template <class T>
 Chunk<T> chunk_of(const WeightGradientCall& call, const Plan& p, int64_t number) {
     Chunk<T> chunk{};
-    for (int i = 0; i < HALVES<T>; ++i) {
-        const Piece piece = chunk.pieces[i] = piece_of(call, p, number * HALVES<T> + i);
+    for (int i = 0; i < PIXELS_PER_WORD<T>; ++i) {
+        const Piece piece = chunk.pieces[i] = piece_of(call, p, number * PIXELS_PER_WORD<T> + i);
         chunk.images = max(chunk.images, piece.images), chunk.rows = max(chunk.rows, piece.rows);
     }
     return chunk;
@@ -165,8 +165,8 @@ void pack_small(const WeightGradientCall& call, const Plan& p, const Chunk<T>& c
     int64_t done = 0;
     for (int64_t image = 0; image < chunk.images; ++image) {
         for (int64_t row = 0; row < chunk.rows; ++row) {
-            const T* rows[HALVES<T>] = {};
-            for (int i = 0; i < HALVES<T>; ++i) {
+            const T* rows[PIXELS_PER_WORD<T>] = {};
+            for (int i = 0; i < PIXELS_PER_WORD<T>; ++i) {
                 const Piece& piece = chunk.pieces[i];
                 if (image >= piece.images || row >= piece.rows) continue;
                 const int64_t number = (piece.image + image) * call.height + piece.row + row;
@@ -203,8 +203,8 @@ void pack_large(const WeightGradientCall& call, const Plan& p, const Chunk<T>& c
     const int64_t vectors = 2 * (panels - 1) + vectors_of(call, last);
     for (int64_t image = 0; image < chunk.images; ++image) {
         for (int64_t row = 0; row < (chunk.rows - 1) * s + call.kh; ++row) {
-            const T* rows[HALVES<T>] = {};
-            for (int i = 0; i < HALVES<T>; ++i) {
+            const T* rows[PIXELS_PER_WORD<T>] = {};
+            for (int i = 0; i < PIXELS_PER_WORD<T>; ++i) {
                 const Piece& piece = chunk.pieces[i];
                 const int64_t y = piece.row * s + row - call.top;
                 if (image >= piece.images || row >= (piece.rows - 1) * s + call.kh) continue;

@@ -169,8 +169,7 @@ inline VHalf narrow(VFloat f, BFloat16) {
     VUint rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     rounded = (f == f) ? rounded : broadcast_bits(0x7fc0u);
 #if defined(__AVX2__)
-    __m256i packed =
-        _mm256_packus_epi32((__m256i)rounded, (__m256i)rounded);  // packs each half of the register separately
+    __m256i packed = _mm256_packus_epi32((__m256i)rounded, (__m256i)rounded);  // each half of the register by itself
     return (VHalf)_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08));
 #else
     return __builtin_convertvector(rounded, VHalf);

@@ -10,7 +10,7 @@ import importlib
 import io
 import json
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,7 +65,7 @@ def to_onnx(program: ExportedProgram, metadata: dict[str, str]) -> bytes:
 
     with torch.no_grad(), quiet():
         # Without torch's `optimize`: it removes additions of 0, and takes the 1e-8 of a normalization for 0.
-        made = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False, output_names=["image"])
+        made: Any = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False, output_names=["image"])
         optimizer.fold_constants(made.model)
         optimizer.remove_unused_nodes(made.model)
     for node in made.model.graph:

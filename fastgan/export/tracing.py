@@ -6,7 +6,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +70,8 @@ def inputs(sampler: Sampler, seeds: Sequence[int], psi: float = 1.0) -> dict[str
     found = {"z": drawing.latents(seeds, sampler.model.z_dim).to(device)}
     if (labels := sampler.labels(seeds)) is not None:
         found["label"] = labels
-    if "truncation" in sampler.generator.supports:
+    supports: Any = sampler.generator.supports
+    if "truncation" in supports:
         found["truncation"] = torch.full((), psi, device=device)
     return found
 
@@ -83,7 +84,7 @@ def largest_difference(
     differences = []
     for seeds, psi in CHECKED:
         given = inputs(sampler, seeds, psi)
-        options = {"truncation": psi} if "truncation" in given else {}
+        options: dict[str, Any] = {"truncation": psi} if "truncation" in given else {}
         expected = sampler.sample(seeds=seeds, noise=noise, dtype=dtype, **options)
         differences.append((draw(**given).float() - expected.float()).abs().max())
     return float(torch.stack(differences).max())  # Python's max would lose a NaN

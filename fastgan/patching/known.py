@@ -70,7 +70,7 @@ def named(*names: str) -> Callable[[nn.Module], bool]:
     return lambda module: any(k.__name__ in names and not k.__module__.startswith(ours) for k in type(module).__mro__)
 
 
-def of_class(kind: type) -> Callable[[nn.Module], bool]:
+def of_class(kind: type[nn.Module]) -> Callable[[nn.Module], bool]:
     """Recognises instances of a PyTorch class, and of subclasses that do not override its forward."""
     return lambda module: isinstance(module, kind) and type(module).forward is kind.forward
 

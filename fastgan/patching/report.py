@@ -34,7 +34,7 @@ class Patched:
         notes: further remarks, a sentence each.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.replaced: dict[str, Replaced] = {}
         self.left: dict[str, str] = {}
         self.unknown: Counter[str] = Counter()
@@ -62,7 +62,7 @@ class Patched:
 
     def __str__(self) -> str:
         lines = [f"replaced ({len(self.replaced)}):" if self.replaced else "replaced: nothing"]
-        pairs = Counter()
+        pairs: Counter[tuple[str, str]] = Counter()
         for kind, by, count in self.replaced.values():
             pairs[kind, by] += count
         lines += _grouped(

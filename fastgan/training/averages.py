@@ -18,7 +18,7 @@ class Averages:
     at every replay.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._added: list[tuple[str, Tensor]] = []
         self._sums: dict[tuple[str, ...], Tensor] = {}  # by names: fp64 [3, names] = sum, finite values, all values
 
@@ -39,9 +39,9 @@ class Averages:
     def _count(self) -> None:
         if not self._added:
             return
-        names, values = zip(*self._added, strict=True)
+        names, added = zip(*self._added, strict=True)
         self._added.clear()
-        values = torch.stack([value.to(torch.float64) for value in values])
+        values = torch.stack([value.to(torch.float64) for value in added])
         finite = values.isfinite()
         sums = torch.stack([values.where(finite, 0.0), finite.to(values.dtype), torch.ones_like(values)])
         if names in self._sums:

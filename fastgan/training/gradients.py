@@ -14,6 +14,7 @@ the last backward. Measured so over gloo, on the 91 MiB of StyleGAN2's discrimin
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -97,7 +98,7 @@ class _Bucket:
             part.as_strided(p.shape, p.stride(), part.storage_offset())
             for part, p in zip(parts, parameters, strict=True)
         ]
-        self._work: dist.Work | None = None
+        self._work: Any = None  # torch.distributed.Work after `send`
 
     @torch.no_grad()
     def send(self) -> None:

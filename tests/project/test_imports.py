@@ -115,11 +115,8 @@ def import_graph(by_choice: bool = True) -> dict[str, set[str]]:
 
 def executed_by(module: str) -> dict[str, str]:
     """Modules that are executed once `module` has done all its imports, each with the one that imports it."""
-    graph, importer, waiting = (
-        import_graph(by_choice=False),
-        {module: ""},
-        [module],
-    )  # `fastgan X` imports fastgan.cli.X only
+    graph = import_graph(by_choice=False)  # `fastgan NAME` imports fastgan.cli.NAME alone
+    importer, waiting = {module: ""}, [module]
     while waiting:
         current = waiting.pop()
         parents = {current.rsplit(".", depth)[0] for depth in range(1, current.count("."))}  # not the outermost

@@ -108,11 +108,11 @@ def why_no_part(part: str) -> str | None:
     extension = module()
     if extension is None:
         return build_info().get(part, {}).get("reason") or load_error()
-    if part == "cpu" and extension.isas and extension.cpu_isa() is None:
-        lacking = " and ".join(extension.isas)
-        return f"this CPU lacks {lacking}, which the kernels need: run `{_install_command()}` again on this machine"
     if getattr(extension, f"has_{part}"):
         return None
+    if part == "cpu" and extension.isas:
+        lacking = " and ".join(extension.isas)
+        return f"this CPU lacks {lacking}, which the kernels need: run `{_install_command()}` again on this machine"
     return build_info().get(part, {}).get("reason") or f"the extension was built without its {part} kernels"
 
 

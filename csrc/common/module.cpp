@@ -19,7 +19,7 @@ PYBIND11_MODULE(FASTGAN_MODULE, m) {
     m.attr("openmp") = false;
 #endif
 #ifdef FASTGAN_WITH_CPU
-    m.attr("has_cpu") = true;
+    m.attr("has_cpu") = fastgan::isa_in_use() != nullptr;
     m.attr("isas") = fastgan::isas_compiled();
     m.def("cpu_isa", &fastgan::isa_in_use);
     m.def("set_cpu_isa", &fastgan::use_isa);

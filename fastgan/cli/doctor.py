@@ -79,7 +79,7 @@ def _nvidia_driver() -> str | None:
 
 def _cpu() -> dict:
     module = extension.module()
-    if module is None or not module.has_cpu:
+    if module is None or not module.isas:
         return {"model": _cpu_model(), "features": {}, "compiled_for": [], "in_use": None, "openmp": False}
     return {
         "model": _cpu_model(),

@@ -192,13 +192,13 @@ def test_triton_kernels_keep_the_rules(launcher, monkeypatch, tmp_path):
     pytest.importorskip("triton")
     if reason := sass.why_unavailable():
         pytest.skip(reason)
-    from tests.kernels import test_triton
+    from tests.kernels import test_triton_noise_bias_act as cases
     from tests.support.compiled_triton import compiled_for
 
-    if test_triton.INTERPRETED:
+    if cases.INTERPRETED:
         pytest.skip("kernels decorated for the interpreter cannot be compiled")
-    call = test_triton.Call(launcher, "nhwc", torch.bfloat16)
-    for kernel, arguments, named in test_triton.launches_of(call, monkeypatch):
+    call = cases.Call(launcher, "nhwc", torch.bfloat16)
+    for kernel, arguments, named in cases.launches_of(call, monkeypatch):
         compiled = compiled_for(90, kernel, arguments, named)
         path = tmp_path / "kernel.cubin"
         path.write_bytes(compiled.asm["cubin"])

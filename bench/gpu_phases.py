@@ -186,6 +186,7 @@ class Runner:
         self._end = time.monotonic() + total
         paths = [*_carried(), *filter(None, [os.environ.get("PYTHONPATH")])]
         self._environment = {**os.environ, "FASTGAN_TEST_BARE": "1"}  # packages of some tests may be missing
+        self._environment.pop("PYTEST_ADDOPTS", None)  # the output that is read must be pytest's own
         if paths:
             self._environment["PYTHONPATH"] = os.pathsep.join(paths)
 

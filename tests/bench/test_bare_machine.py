@@ -1,5 +1,6 @@
 """Tests and benchmarks on a machine with torch and pytest only, such as a GPU machine without a network."""
 
+import os
 import re
 import subprocess
 import sys
@@ -12,7 +13,10 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(*arguments):
-    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
 
 
 def on_a_bare_machine(*arguments):

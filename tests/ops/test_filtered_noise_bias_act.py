@@ -137,19 +137,20 @@ def test_kernels_serve_up_to_second_derivatives(fused_only, parts):
 
 
 @pytest.mark.parametrize("parts", PARTS)
-def test_fused_equals_separate_operations_at_a_kink(parts):
-    """In fp32, over many elements: the sums have several pieces, and the last one is shorter."""
+def test_fused_equals_separate_operations_over_many_elements(parts):
+    """In fp32: the sums have several pieces, and the last one is shorter."""
     with backends.forced("emulated"):
         tensors = make((2, 16, 41, 39), PARTS[parts], torch.float32, "cpu", scalar=False)
         variables = {name: t.requires_grad_() for name, t in tensors.items() if name not in ("taps", "noise")}
         y = filtered_noise_bias_act(**tensors, **OPTIONS, clamp=8.0)
-        dy = torch.randn_like(y)
+        at_kink = (y.abs() < 1e-4) | ((y.abs() - 8).abs() < 1e-4)  # there rounding decides between two derivatives
+        dy = torch.randn_like(y).masked_fill(at_kink, 0)
         got = torch.autograd.grad(y, list(variables.values()), dy)
         filtered = upfirdn2d(tensors["x"], tensors["taps"], padding=(1, 1, 1, 1), gain=4.0)
         small = {name: t for name, t in tensors.items() if name not in ("x", "taps")}
         apart = noise_bias_act(filtered, **small, clamp=8.0)
         expected = torch.autograd.grad(apart, list(variables.values()), dy)
-    torch.testing.assert_close(y, apart, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(y, apart, rtol=1e-5, atol=4e-5)  # the FIR filters sum in different orders
     for name, a, b in zip(variables, got, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
 

@@ -132,6 +132,11 @@ def measure_phases(out: Path, capability: str) -> list[Phase]:
     return phases
 
 
+def _heed_interrupt() -> None:
+    """Restores SIGINT, which a shell ignores in the commands that it runs in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def _pytest(workers: bool = True) -> list[str]:
     parallel = ["-n", str(min(14, os.cpu_count() or 1))] if workers and find_spec("xdist") else []
     return [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", *parallel]
@@ -220,7 +225,7 @@ class Runner:
             try:
                 process = subprocess.Popen(
                     phase.command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=ROOT,
-                    env={**self._environment, **phase.environment}, start_new_session=True,
+                    env={**self._environment, **phase.environment}, start_new_session=True, preexec_fn=_heed_interrupt,
                 )  # fmt: skip
             except OSError as error:
                 process = None

@@ -72,14 +72,22 @@ class StyleGAN2Loss:
 """
 
 
-def test_the_official_step_has_the_phases_of_its_training_loop(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def official_imports(monkeypatch):
+    """Forgets the path and the modules of the official code afterwards: other tests have stand-ins of these names."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    for name in [name for name in sys.modules if name.split(".")[0] in ("training", "torch_utils")]:
+        del sys.modules[name]
+
+
+def test_the_official_step_has_the_phases_of_its_training_loop(tmp_path, official_imports, capsys):
     for path, text in {
         "training/networks.py": NETWORKS, "training/loss.py": LOSS, "torch_utils/ops/bias_act.py": "_plugin = 1",
         "torch_utils/ops/upfirdn2d.py": "_plugin = None",
     }.items():  # fmt: skip
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(text)
-    monkeypatch.setattr(sys, "path", list(sys.path))
     step = OfficialStep(tmp_path, 16, 4)
     step.loss.phases.clear()
     for number in (1, 4, 16):

@@ -27,8 +27,7 @@ def results(runner):
 
 
 # Phases that go wrong ---------------------------------------------------------------------------------------------
-
-
+@pytest.mark.slow
 def test_no_phase_stops_the_next_ones(out, monkeypatch):
     monkeypatch.setattr(gpu_phases, "GRACE", 1)
     runner = Runner(out)
@@ -53,6 +52,7 @@ def test_no_phase_stops_the_next_ones(out, monkeypatch):
     assert log.index("== fails") < log.index("== hangs") < log.index("== works") < log.index("done")
 
 
+@pytest.mark.slow
 def test_a_phase_that_heeds_the_interrupt_may_print_its_summary(out, monkeypatch):
     monkeypatch.setattr(gpu_phases, "GRACE", 2)
     runner = Runner(out)

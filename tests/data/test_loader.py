@@ -189,6 +189,7 @@ def test_a_data_set_is_resident_if_it_fits_in_a_quarter_of_free_memory(monkeypat
     assert fits(torch.empty(1000, 1, 1, 1, dtype=torch.uint8), torch.device("cuda")) == fitting
 
 
+@pytest.mark.slow
 def test_prefetching_gives_the_same_training(folder, tmp_path, monkeypatch):
     plain = train(folder, tmp_path / "plain", "--mirror")
     weights, others = (

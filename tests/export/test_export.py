@@ -150,6 +150,7 @@ def test_onnx_files_draw_the_images_of_pytorch(traced, arch):
     assert json.loads(written["class_names"]) == list(ALL[arch])
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_the_command_writes_a_uint8_onnx_file(runs, tmp_path, capsys):
     import onnxruntime

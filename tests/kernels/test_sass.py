@@ -105,6 +105,7 @@ def _vector_bytes(name: str) -> int:
     return ELEMENT_BYTES[match[1]] * int(match[2]) if match else 0
 
 
+@pytest.mark.slow
 def test_every_kernel_keeps_the_rules():
     broken = {f"{kernel.name} (sm_{kernel.arch})": faults(kernel) for kernel in kernels()}
     broken = {name: found for name, found in broken.items() if found}

@@ -129,6 +129,7 @@ def fused_only(monkeypatch):
     return calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", PARTS)
 def test_kernels_serve_up_to_second_derivatives(fused_only, parts):
     with backends.forced("emulated"):
@@ -136,6 +137,7 @@ def test_kernels_serve_up_to_second_derivatives(fused_only, parts):
     assert fused_only
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", PARTS)
 def test_fused_equals_separate_operations_over_many_elements(parts):
     """In fp32: the sums have several pieces, and the last one is shorter."""
@@ -167,6 +169,7 @@ def test_results_are_bitwise_repeatable(backend):
     table.assert_bitwise_repeatable(backend, results)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_activations_need_not_be_aligned(dtype):
     """A tensor of another library may start at any element, without a storage offset that would tell."""

@@ -35,6 +35,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import fastgan_kernels
+from bench.report import aligned
 from fastgan import models
 from fastgan.ops import use_backend
 from fastgan.runs.config import Config, DataOptions, MachineOptions, NetworkOptions, TrainingOptions, pyramid
@@ -459,15 +460,7 @@ def _judged(goal: Goal, budgets: dict[str, Budget]) -> str:
 
 def _table(heads: tuple[str, ...], rows: list[tuple]) -> list[str]:
     cells = [list(map(str, row)) for row in (heads, *rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    numeric = [column[1][:1].isdigit() for column in zip(*cells, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(row, widths, numeric, strict=True)
-        ).rstrip()
-        for row in cells
-    ]
+    return aligned(cells, [column[1][:1].isdigit() for column in zip(*cells, strict=True)])
 
 
 def as_json(budgets: dict[str, Budget]) -> dict:

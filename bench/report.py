@@ -97,8 +97,12 @@ def _table(rows: list[dict]) -> list[str]:
     for row in rows:
         values = [(row.get(key), form) for _, key, form in columns]
         cells.append(["-" if value is None else form(value) for value, form in values])
+    return aligned(cells, [form is not str for _, _, form in columns])
+
+
+def aligned(cells: list[list[str]], numeric: list[bool]) -> list[str]:
+    """Lines of a table whose first row is the heading; numeric columns are aligned to the right."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    numeric = [form is not str for _, _, form in columns]
     return [
         "  ".join(
             cell.rjust(width) if right else cell.ljust(width)

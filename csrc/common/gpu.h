@@ -318,35 +318,6 @@ __device__ __forceinline__ void store(T* p, const Vec<T, V>& value GPU_PLACE) {
 #endif
 }
 
-// The same for global memory that is not read again soon: it is evicted from the caches first.
-template <int V, class T>
-__device__ __forceinline__ Vec<T, V> load_streaming(const T* p GPU_PLACE) {
-#ifdef FASTGAN_EMULATE
-    return load<V>(p GPU_HERE);
-#else
-    detail::check_vector<T, V>(p);
-    using Word = detail::Word<sizeof(T) * V>;
-    union Both {
-        Word word;
-        Vec<T, V> value;
-        __device__ Both() {}
-    } both;
-    both.word = __ldcs(reinterpret_cast<const Word*>(p));
-    return both.value;
-#endif
-}
-
-template <int V, class T>
-__device__ __forceinline__ void store_streaming(T* p, const Vec<T, V>& value GPU_PLACE) {
-#ifdef FASTGAN_EMULATE
-    store<V>(p, value GPU_HERE);
-#else
-    detail::check_vector<T, V>(p);
-    using Word = detail::Word<sizeof(T) * V>;
-    __stcs(reinterpret_cast<Word*>(p), *reinterpret_cast<const Word*>(&value));
-#endif
-}
-
 // -------------------------------------------------------------------------------------------------------------- sums
 
 __device__ __forceinline__ int thread_in_block() {

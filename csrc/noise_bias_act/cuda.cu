@@ -43,8 +43,7 @@ struct Element {
                                 : PASS == Pass::backward_from_input ? 4
                                 : PASS == Pass::double_from_input   ? 4
                                                                     : 0;
-    [[maybe_unused]] static constexpr int STEPS =
-        V * sizeof(T) == 8 && V > 1 ? 2 : 1;  // positions loaded at a time; half vectors need two in flight
+    enum : int { STEPS = V * sizeof(T) == 8 && V > 1 ? 2 : 1 };  // positions loaded at a time: half vectors need two
     static constexpr bool twice = PASS == Pass::double_from_output || PASS == Pass::double_from_input;
 
     Act act;

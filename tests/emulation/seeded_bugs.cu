@@ -213,7 +213,7 @@ __global__ void warp_reduction(const float* x, float* y) { y[threadIdx.x] = gpu:
 template <int V>
 __global__ void vector_copy(const float* __restrict__ x, float* y, int n) {
     const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x) * V;
-    if (i + V <= n) gpu::store_streaming(y + i, gpu::load_streaming<V>(x + i));
+    if (i + V <= n) gpu::store(y + i, gpu::load<V>(x + i));
 }
 
 __global__ void misaligned_vector(const float* x, float* y) { gpu::store(y, gpu::load<4>(x + 1)); }

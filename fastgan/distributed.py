@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import itertools
 import os
 from collections.abc import Iterator
 from typing import TypeVar
@@ -17,6 +18,8 @@ from fastgan.errors import UserError
 TIMEOUT = datetime.timedelta(hours=6)  # one may wait for another to decode a large data set; a dead one is noticed
 LOCAL = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}  # with their values where torchrun has set none
 ENVIRONMENT = ("RANK", "WORLD_SIZE", *LOCAL)  # what torchrun sets for each process
+
+_connections = itertools.count()  # of this process; all processes of a run connect equally often
 
 Value = TypeVar("Value")
 
@@ -130,9 +133,10 @@ def connected(device: str, remedy: str) -> Iterator[Ranks]:
     backend = "gloo" if device == "cpu" or not torch.cuda.is_available() else "cpu:gloo,cuda:nccl"
     try:
         store, rank, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
-        if os.environ.get("GROUP_WORLD_SIZE") == "1":
-            # On one machine, torchrun restarts processes with the old store, which still has the old addresses.
-            store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        # The store still has the addresses of an earlier connection, and a process that reads one waits forever. On
+        # one machine, torchrun restarts processes with the old store too; on several, their counts may differ.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if os.environ.get("GROUP_WORLD_SIZE") == "1" else ""
+        store = dist.PrefixStore(f"{attempt}.{next(_connections)}", store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
         line = str(error).strip().partition("\n")[0]

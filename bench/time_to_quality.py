@@ -1,313 +1,254 @@
-"""Quality over time: fastgan and plain PyTorch train the same StyleGAN2 on glyphs, for the same minutes each.
+"""Quality over time: races complete trainings by the clock, from the command to the pictures.
 
-    python -m bench.time_to_quality [--minutes 10] [--evaluations 10] [--json FILE] [--plot FILE.png]
+    python -m bench.time_to_quality OUT [--data NAME] [--minutes N] [--contestant CONTESTANT ...]
 
-Networks, data and hyper-parameters are those of `fastgan train`: 32x32, ten classes. Both start from the same
-weights and see the same images in the same order. They run in turns of a few seconds, so that other work on the machine
-hits both. A contestant's clock runs in its own turns only, and includes its first step and preparing its batches.
+A contestant is
 
-- fastgan: `fastgan.training.step.Step` as under `--amp`: bf16 where the machine has instructions for it.
-- textbook: `textbook_training.Trainer` in fp32, in the fastest form of its modulated convolution and memory format on
-  this machine.
+- a model family, such as `r3gan`: `fastgan train --amp --arch r3gan`, with its recipe for this data;
+- `NAME=OPTIONS`, such as `"small=--batch 16 --lr-g 0.003"`: `fastgan train --amp` with these options;
+- `textbook`: the default StyleGAN2 in plain PyTorch (`bench.textbook_run`), in fp32;
+- `NAME=COMMAND`, such as `"ada=python ../stylegan2-ada/train.py --outdir {out} --data {data} --snap 1"`: another
+  program, whose checkpoints `fastgan evaluate` reads.
 
-At equal intervals (clock paused) the EMA draws fixed latents in fp32 and KID is measured, against glyphs in held-out
-fonts (`fastgan.metrics`, which needs the extra "metrics"). Floor: KID of as many training images. Total time: twice
---minutes plus evaluations.
+Without any, every family and the textbook run. One trains at a time, alone on the machine, until its recipe ends or for
+--minutes, and keeps checkpoints in OUT/NAME. Afterwards those nearest to equal parts of its time are evaluated by
+`fastgan evaluate` (KID, Fréchet distance, precision, recall against held-out images where there are any) and, on
+glyphs, by the classifier of `bench.glyph_quality`. Minutes count from the start of the command to the checkpoint, and
+include imports and preparation. A contestant that is finished in OUT is not trained again.
+
+Writes OUT/race.json and the curves, OUT/race.png.
 """
 
 import argparse
 import json
+import shlex
+import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable
-from itertools import product
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
 
-from bench import measure, textbook_models
-from bench.textbook_training import Trainer
+from bench import glyph_quality, measure
 from fastgan import models
-from fastgan.data import ImageDataset, ShuffledStream, open_dataset
+from fastgan.cli import evaluate
+from fastgan.data import open_dataset
 from fastgan.errors import UserError
-from fastgan.metrics.efficientnet import EfficientNet
-from fastgan.metrics.reference import Reference, choose_subsets, random_labels
-from fastgan.ops import image_batch
-from fastgan.runs import precision
-from fastgan.runs.checkpoint import State
-from fastgan.runs.config import Config, MachineOptions
-from fastgan.runs.drawing import to_uint8
-from fastgan.training.averages import Averages
-from fastgan.training.configure import resolve
-from fastgan.training.state import new_state
-from fastgan.training.step import Step
+from fastgan.files import write_atomically
+from fastgan.runs.networks import open_networks
 
-TURN = 3.0  # seconds
-LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
-COLOURS = {"fastgan": "tab:blue", "textbook": "tab:orange"}
+ENDINGS = (".safetensors", ".pkl", ".pt")  # of checkpoints
+STARTED, FINISHED = "started.json", "finished.json"  # files of a contestant's folder, beside the checkpoints
+PATIENCE = 60.0  # seconds in which an interrupted training saves its checkpoint
 
 
-class Task:
-    """The task of both contestants: options, networks, images.
+@dataclass(frozen=True)
+class Contestant:
+    """A training by its command, in which {out} is the folder for its checkpoints and {data} the data."""
+
+    name: str
+    command: tuple[str, ...]
+
+    def start(self, folder: Path, data: str) -> subprocess.Popen:
+        parts = [part.replace("{out}", str(folder)).replace("{data}", data) for part in self.command]
+        with (folder / "output.txt").open("w") as output:
+            return subprocess.Popen(parts, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def contestant(text: str, options: list[str]) -> Contestant:
+    """The contestant of a --contestant. options: of `fastgan train`, for all of them."""
+    name, equals, given = text.partition("=")
+    train = (sys.executable, "-m", "fastgan.train", "--amp", "--data", "{data}", *options)
+    saving = ("--out", "{out}/run", "--checkpoint-interval", "2000", "--keep-checkpoints", "100000")
+    if text == "textbook":
+        return Contestant(text, (sys.executable, "-m", "bench.textbook_run", "{out}/run", "--data", "{data}", *options))
+    if not equals and text in models.ARCHITECTURES:
+        return Contestant(text, (*train, "--arch", text, *saving))
+    if equals and name and given.startswith("--"):
+        return Contestant(name, (*train, *shlex.split(given), *saving))
+    if equals and name and "{out}" in given:
+        return Contestant(name, tuple(shlex.split(given)))
+    families = ", ".join(models.ARCHITECTURES)
+    raise UserError(
+        f"--contestant {text}: must be one of {families}, textbook, NAME=OPTIONS of fastgan train, or NAME=COMMAND "
+        "with {out} in it"
+    )
+
+
+def train(entrant: Contestant, folder: Path, data: str, minutes: float | None) -> None:
+    """Run the training in `folder`, unless it has finished there before.
+
+    minutes: after so many it is asked to save and end; None: no limit. Raises UserError if it fails.
+    """
+    if (folder / FINISHED).exists():
+        return
+    if folder.exists():
+        raise UserError(f"{folder} has an unfinished training; remove it, or name another OUT")
+    folder.mkdir(parents=True)
+    start = time.time()
+    (folder / STARTED).write_text(json.dumps({"command": entrant.command, "at": start}))
+    process = entrant.start(folder, data)
+    try:
+        code = process.wait(None if minutes is None else 60 * minutes)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+        code = process.wait(PATIENCE)
+    except BaseException:
+        process.kill()
+        raise
+    if code not in (0, 130, -signal.SIGINT) or not checkpoints(folder):
+        lines = (folder / "output.txt").read_text(errors="replace").strip().splitlines()[-5:]
+        raise UserError("\n".join([f"{entrant.name} ended with status {code} and these lines:", *lines]))
+    (folder / FINISHED).write_text(json.dumps({"seconds": time.time() - start}))
+
+
+def checkpoints(folder: Path) -> list[tuple[float, Path]]:
+    """(minutes since the start, file) of a contestant's checkpoints, in order of time."""
+    start = json.loads((folder / STARTED).read_text())["at"]
+    newest = "checkpoint.safetensors"  # is kept under a name with its images as well
+    files = (path for path in folder.rglob("*") if path.suffix in ENDINGS and path.name != newest)
+    return sorted(((path.stat().st_mtime - start) / 60, path) for path in files)
+
+
+def spread(found: list[tuple[float, Path]], count: int) -> list[tuple[float, Path]]:
+    """The checkpoints nearest to the ends of `count` equal parts of the time until the last one, each once."""
+    end = found[-1][0]
+    ends = [end * part / count for part in range(1, count + 1)]
+    nearest = [min(found, key=lambda each: abs(each[0] - at)) for at in ends]
+    return list(dict.fromkeys(nearest))
+
+
+class Judge:
+    """Measures checkpoints.
 
     Args:
-        seed: seed of weights, order of images and latents.
-        config: unresolved configuration of `fastgan train`.
-        dataset: the images; None for those named by the configuration.
+        data: value of --data.
+        samples: images drawn for the metrics; the classifier reads 1,000.
+        metrics, heldout: as for `fastgan evaluate`.
     """
 
-    def __init__(self, seed: int, config: Config | None = None, dataset: ImageDataset | None = None):
-        self.seed, self.device = seed, measure.device()
-        self.config = resolve(config or Config(machine=MachineOptions(seed=seed)))
-        options = self.config.data
-        self.dataset = dataset or open_dataset(
-            options.source, options.resolution, options.channels, classes=options.classes
+    def __init__(self, data: str, samples: int, metrics: str, heldout: str | None):
+        self.data, self.samples, self.metrics, self.heldout = data, samples, metrics, heldout
+        self.classifier: glyph_quality.Judge | None = None
+
+    def row(self, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Values of a checkpoint, and `fastgan evaluate`'s whole report."""
+        trained = open_networks(path)
+        given = None if trained.header else self.data
+        report = evaluate.measure(
+            evaluate.Options(
+                checkpoint=str(path), data=given, samples=self.samples, metrics=self.metrics, heldout=self.heldout
+            )
         )
-        self.model = models.ModelConfig(
-            **vars(self.config.network), resolution=options.resolution, channels=options.channels,
-            num_classes=self.dataset.num_classes,
-        )  # fmt: skip
-        self.batch = self.config.training.batch
-        self._order = ShuffledStream(len(self.dataset), seed)
-
-    def fresh_state(self) -> State:
-        """New networks and optimizers; the same every time."""
-        torch.manual_seed(self.seed)
-        return new_state(self.model, self.config, self.device)
-
-    def images(self, position: int) -> tuple[Tensor, Tensor]:
-        """Batch at a position in the order of images, channels_last, and its labels."""
-        index = self._order.take(position, self.batch)
-        real = image_batch(torch.from_numpy(self.dataset.images[index]).to(self.device))
-        return real, torch.from_numpy(self.dataset.labels[index]).to(self.device)
+        assert report is not None, "this is the only process"
+        row = report["samples"] | {"images": report["images_shown"]}
+        if self.data == "glyphs":
+            model = trained.model
+            if self.classifier is None:
+                classes = len(open_dataset("glyphs", model.resolution, model.channels).class_names)
+                self.classifier = glyph_quality.Judge(model.resolution, model.channels, classes)
+            figures = self.classifier.figures(trained.load(torch.device("cpu")), model.num_classes > 0)
+            if figures["conditional"]:
+                row["as_asked"] = figures["samples_as_asked"]
+            row["variety"] = glyph_quality.variety(figures)
+        return row, report
 
 
-class Ours:
-    """fastgan's training; a call makes a step."""
-
-    def __init__(self, task: Task, amp: bool = True):
-        self.task, self.state, self.shown = task, task.fresh_state(), 0
-        compute = precision.choose(amp, task.device)
-        self.about = f"fastgan, {str(compute.dtype).removeprefix('torch.')}"
-        self.step = Step(self.state, task.config, task.model.z_dim, compute.autocast, Averages())
-
-    @property
-    def average(self) -> nn.Module:
-        return self.state.ema
-
-    def __call__(self) -> None:
-        self.step(*self.task.images(self.shown))
-        self.shown += self.task.batch
+PANELS = (
+    ("kid", "KID x 1000", 1000.0),
+    ("fd", "Fréchet distance", 1.0),
+    ("precision", "precision", 1.0),
+    ("recall", "recall", 1.0),
+)
 
 
-class Textbook:
-    """The textbook's training, from fastgan's initial weights; a call makes a step."""
-
-    def __init__(self, task: Task, modulation: str, layout: str):
-        self.task, self.layout, self.shown = task, LAYOUTS[layout], 0
-        self.about = f"textbook, float32 ({modulation}, {layout})"
-        state, options, terms = task.fresh_state(), task.config.training, task.config.regularization
-        networks = textbook_models.build(task.model, modulation)
-        for network, ours in zip(networks, (state.generator, state.discriminator), strict=True):
-            network.load_state_dict(ours.state_dict())
-            network.to(task.device, memory_format=self.layout)
-        self.trainer = Trainer(
-            networks, loss=options.loss, gamma=terms.r1_gamma, r1_interval=terms.r1_interval,
-            path_weight=terms.path_length, path_interval=terms.path_interval, style_mixing=options.style_mixing,
-            ema_halflife=options.ema_halflife * 1000, ema_rampup=options.ema_rampup,
-        )  # fmt: skip
-        of_both = (self.trainer.optimizer_g, state.optimizer_g), (self.trainer.optimizer_d, state.optimizer_d)
-        for own, ours in of_both:  # lazy regularisation scales them
-            own.param_groups[0] |= {name: ours.param_groups[0][name] for name in ("lr", "betas", "eps")}
-
-    @property
-    def average(self) -> nn.Module:
-        return self.trainer.average
-
-    def __call__(self) -> None:
-        real, label = self.task.images(self.shown)
-        self.trainer(real.contiguous(memory_format=self.layout), label)
-        self.shown += self.task.batch
-
-
-Contestant = Ours | Textbook
-
-
-def fastest_textbook(task: Task) -> Textbook:
-    """A new one, in the form and memory format with the fastest plain step here."""
-    forms = list(product(textbook_models.MODULATIONS, LAYOUTS))
-    steps = {str(form): _plain_steps(Textbook(task, *form)) for form in forms}
-    timings = measure.alternate(steps, measure.WallClock(task.device), 0.0, rounds=(5, 5))
-    return Textbook(task, *min(forms, key=lambda form: timings[str(form)].seconds))
-
-
-def _plain_steps(contestant: Textbook) -> Callable[[], None]:
-    contestant()  # the first step has a penalty
-
-    def step() -> None:
-        contestant.trainer.step = 1
-        contestant()
-
-    return step
-
-
-def race(
-    contestants: dict[str, Contestant],
-    minutes: float,
-    evaluations: int,
-    evaluate: Callable[[str, float], None],
-    clock: Callable[[], float] = time.perf_counter,
-) -> None:
-    """Trains all contestants in turns, `minutes` each.
-
-    Calls evaluate(name, minutes so far) at the start and after each of `evaluations` equal parts of the time, following
-    the first step that ends there or later. `clock` returns seconds.
-    """
-    done = dict.fromkeys(contestants, 0.0)
-    for part in range(evaluations + 1):
-        end = 60 * minutes * part / evaluations
-        while any(seconds < end for seconds in done.values()):
-            for name, step in contestants.items():
-                until = min(done[name] + TURN, end)
-                start = clock()
-                while (taken := clock() - start) < until - done[name]:
-                    step()
-                    _wait()
-                done[name] += taken
-        for name in contestants:
-            evaluate(name, done[name] / 60)
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-@torch.no_grad()
-def draw(generator: nn.Module, labels: np.ndarray, seed: int, batch: int = 100) -> np.ndarray:
-    """Samples uint8 [N, H, W, C] for labels [N], with random noise. Deterministic; leaves RNG states unchanged."""
-    device = next(generator.parameters()).device
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        latents = torch.randn(len(labels), generator.z_dim).to(device).split(batch)
-        parts = zip(latents, torch.from_numpy(labels).to(device).split(batch), strict=True)
-        return np.concatenate([to_uint8(generator(z, label)) for z, label in parts])
-
-
-def run(minutes: float, evaluations: int, samples: int, seed: int) -> dict:
-    """Trains and measures both, and prints progress. Returns the content of the JSON file."""
-    task = Task(seed)
-    options = task.config.data
-    heldout = open_dataset(
-        options.source, options.resolution, options.channels, classes=options.classes, split="heldout"
-    )
-    extractor = EfficientNet(task.device)
-    real, floor = choose_subsets(task.dataset, heldout, samples, seed=seed)
-    reference = Reference(real, extractor, real.features(extractor), seed=seed)
-    labels = random_labels(task.dataset, samples, seed)
-    contestants = {"fastgan": Ours(task), "textbook": fastest_textbook(task)}
-    found = _description(task, contestants) | {"minutes": minutes, "seed": seed}
-    found |= {"real": real.name, "real_images": len(real.index)}
-    found["floor"] = {"of": floor.name} | _measured(reference, floor.features(extractor))
-    print(f"floor: {floor.name} to {real.name}: KID {found['floor']['kid']:.5f}", flush=True)
-
-    def evaluate(name: str, at: float) -> None:
-        contestant = contestants[name]
-        features = extractor(draw(contestant.average, labels, seed))
-        row = {"minutes": at, "images": contestant.shown} | _measured(reference, features)
-        found["contestants"][name]["evaluations"].append(row)
-        print(f"{contestant.about:40} {at:6.2f} min {contestant.shown:8,} images  KID {row['kid']:8.5f}")
-        sys.stdout.flush()
-
-    race(contestants, minutes, evaluations, evaluate)
-    found["minutes_to_textbooks_last"] = minutes_to_last(found["contestants"])
-    return found
-
-
-def _description(task: Task, contestants: dict[str, Contestant]) -> dict:
-    return {
-        **measure.machine(),
-        "arch": task.model.arch,
-        "data": task.dataset.describe(),
-        "batch": task.batch,
-        "contestants": {name: {"about": each.about, "evaluations": []} for name, each in contestants.items()},
-    }
-
-
-def _measured(reference: Reference, features: np.ndarray) -> dict[str, float]:
-    return {"compared": len(features)} | reference.measure(("kid", "fd"), features)
-
-
-def minutes_to_last(contestants: dict[str, dict]) -> float | None:
-    """Minutes after which fastgan's KID first reached the textbook's last; None if it never did.
-
-    The start does not count: early in training, images move away from real ones, so untrained ones may be nearer.
-    """
-    last = contestants["textbook"]["evaluations"][-1]["kid"]
-    reached = (row["minutes"] for row in contestants["fastgan"]["evaluations"][1:] if row["kid"] <= last)
-    return next(reached, None)
-
-
-def plot(found: dict, path: Path) -> None:
-    """Draws KID against minutes, for both contestants and the floor; the format follows from the name."""
+def plot(found: dict[str, Any], path: Path) -> None:
+    """Draw the metrics against minutes: a curve a contestant, and the floor; the format follows from the name."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullLocator
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.add_subplot()
-    lowest = found["floor"]["kid"]
-    for name, contestant in found["contestants"].items():
-        rows = contestant["evaluations"]
-        kids = [row["kid"] for row in rows]
-        label = f"{contestant['about']}: {rows[-1]['images']:,} images"
-        axes.plot([row["minutes"] for row in rows], kids, "o-", color=COLOURS[name], label=label, markersize=4)
-        lowest = min(lowest, *(row["kid"] for row in rows))
-    floor = found["floor"]
-    axes.axhline(floor["kid"], color="grey", linestyle="--", label=f"{floor['of']}, the floor")
-    if lowest > 0:  # an unbiased estimate can be negative
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_locator(NullLocator())
-    axes.set_xlim(left=0)
-    axes.set_xlabel("minutes of training")
-    axes.set_ylabel("KID, EfficientNet-Lite0")
+    figure = Figure(figsize=(11, 8), layout="constrained")
+    panels = list(PANELS)
+    if any("as_asked" in row for each in found["contestants"].values() for row in each["rows"]):
+        figure.set_size_inches(15, 8)
+        panels += [("as_asked", "classified as asked", 1.0), ("variety", "distance within a class, of real", 1.0)]
+    for axes, (value, title, scale) in zip(figure.subplots(2, len(panels) // 2).flat, panels, strict=True):
+        lowest = 1.0
+        for name, each in found["contestants"].items():
+            rows = [row for row in each["rows"] if value in row]
+            heights = [scale * row[value] for row in rows]
+            lowest = min([lowest, *heights])
+            axes.plot([row["minutes"] for row in rows], heights, "o-", label=name, markersize=3)
+        floor = (found["floor"] or {}).get(value)
+        if floor is not None:
+            axes.axhline(scale * floor, color="grey", linestyle="--", label="training images")
+        if value in ("kid", "fd") and lowest > 0:  # an unbiased estimate can be negative
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_locator(NullLocator())
+        axes.set_xlim(left=0)
+        axes.set_xlabel("minutes")
+        axes.set_title(title)
+        axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
     threads = f"{found['threads']} thread{'s' * (found['threads'] > 1)}"
-    machine = f"{found['device']} ({found['instructions']}), {threads}"
-    axes.set_title(f"{found['arch']}, batch {found['batch']}: distance to {found['real']}\n{machine}")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=120)
+    figure.suptitle(
+        f"{found['data']}: distance to {found['real']}, by {found['features']}\n"
+        f"{found['device']} ({found['instructions']}), {threads}"
+    )
+    figure.savefig(path, dpi=100)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=10.0, help="minutes of training for each of the two")
-    parser.add_argument("--evaluations", type=int, default=10, help="number of evaluations after the one at the start")
-    parser.add_argument("--samples", type=int, default=2000, help="samples per evaluation; at most as many real images")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to FILE")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="plot KID against minutes to FILE")
-    parser.add_argument("--seed", type=int, default=0, help="seed for weights, order of images, latents")
-    arguments = parser.parse_args()
-    if arguments.minutes <= 0 or arguments.evaluations < 1 or arguments.samples < 4:
-        parser.error("--minutes must be above 0, --evaluations 1 or more, --samples 4 or more")
-    for path in filter(None, (arguments.json, arguments.plot)):
-        if not path.parent.is_dir():
-            parser.error(f"{path}: there is no folder {path.parent}")
+    parser.add_argument("out", type=Path, help="folder for the trainings and the results")
+    parser.add_argument("--data", default="glyphs", help="as for fastgan train")
+    parser.add_argument("--resolution", help="as for fastgan train")
+    parser.add_argument("--heldout", help="as for fastgan evaluate")
+    parser.add_argument("--minutes", type=float, help="end each training after so many; default: when its recipe ends")
+    parser.add_argument("--contestant", action="append", help="see above; once for each")
+    parser.add_argument("--evaluations", type=int, default=8, help="checkpoints of each training that are evaluated")
+    parser.add_argument("--samples", type=int, default=5000, help="samples per evaluation; at most as many real images")
+    parser.add_argument("--metrics", default="kid,fd,pr", help="as for fastgan evaluate")
+    given = parser.parse_args()
+    if (given.minutes is not None and given.minutes <= 0) or given.evaluations < 1:
+        parser.error("--minutes must be above 0, --evaluations 1 or more")
+    options = [] if given.resolution is None else ["--resolution", given.resolution]
     try:
-        found = run(arguments.minutes, arguments.evaluations, arguments.samples, arguments.seed)
+        entrants = [contestant(text, options) for text in given.contestant or [*models.ARCHITECTURES, "textbook"]]
+        if len({each.name for each in entrants}) < len(entrants):
+            raise UserError("two contestants have the same name")
+        for each in entrants:
+            print(f"training {each.name}", flush=True)
+            train(each, given.out / each.name, given.data, given.minutes)
+        found = judge(entrants, given)
     except UserError as error:
         parser.error(str(error))
-    reached = found["minutes_to_textbooks_last"]
-    when = "did not reach" if reached is None else f"after {reached:.2f} minutes reached"
-    print(f"fastgan {when} the textbook's last KID")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
-    if arguments.plot:
-        plot(found, arguments.plot)
+    write_atomically(given.out / "race.json", (json.dumps(found, indent=1) + "\n").encode(), "OUT")
+    plot(found, given.out / "race.png")
     return 0
+
+
+def judge(entrants: list[Contestant], given: argparse.Namespace) -> dict[str, Any]:
+    """Evaluate the trainings in given.out, printing each row; returns the content of race.json."""
+    examiner = Judge(given.data, given.samples, given.metrics, given.heldout)
+    found = {**measure.machine(), "data": given.data, "samples": given.samples, "contestants": {}}
+    for each in entrants:
+        folder = given.out / each.name
+        rows = []
+        for minutes, path in spread(checkpoints(folder), given.evaluations):
+            row, report = examiner.row(path)
+            rows.append({"minutes": minutes} | row)
+            shown = "  ".join(f"{value} {row[value]:.4f}" for value in row if isinstance(row[value], float))
+            print(f"{each.name:16} {minutes:6.2f} min  {row['images'] or '?':>8} images  {shown}", flush=True)
+        command = " ".join(json.loads((folder / STARTED).read_text())["command"])
+        found["contestants"][each.name] = {"command": command, "rows": rows}
+        found |= {"real": report["real"], "floor": report["floor"], "features": ", ".join(report["features"])}
+    return found
 
 
 if __name__ == "__main__":

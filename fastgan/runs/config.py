@@ -21,6 +21,7 @@ MOST_THREADS = 1024  # OpenMP ends the process with many more
 Architecture = Literal["stylegan2", "stylegan", "pggan", "r3gan", "dcgan", "cgan", "mlp"]
 Loss = Literal["nonsaturating", "minimax", "least-squares", "hinge", "wgan", "wgan-gp", "relativistic"]
 Auto = Literal["auto"]
+ADA = ("ada", "fixed", "ramp")  # values of --augment with the transformations of ADA, of probability p
 
 
 @dataclass(frozen=True)
@@ -144,10 +145,11 @@ class RegularizationOptions:
     """Weight of the path length penalty, for stylegan2. auto: 2 from 128 pixels on."""
     path_interval: int | Auto = "auto"
     """Apply the path length penalty every N generator updates, multiplied by N. auto: 4."""
-    augment: Literal["none", "ada", "fixed", "ramp"] | Auto = "auto"
-    """Augment the images that the discriminator sees, against overfitting on small data: flips, shifts, rotations,
-    colours. ada: probability adapted to overfitting. fixed: probability --augment-p. ramp: from 0 to --augment-p on a
-    cosine. auto: ramp for r3gan from 64 pixels on, else none."""
+    augment: Literal["none", "ada", "fixed", "ramp", "diffaug"] | Auto = "auto"
+    """Augment the images that the discriminator sees, against overfitting on small data. ada, fixed, ramp: flips,
+    shifts, rotations and colours, each with a probability. ada: adapted to overfitting. fixed: --augment-p. ramp: from
+    0 to --augment-p on a cosine. diffaug: colours, shifts and a cutout of every image, at less cost. auto: ramp for
+    r3gan from 64 pixels on, else none."""
     augment_p: float | Auto = "auto"
     """Probability of each augmentation, for fixed and ramp."""
     ada_target: float = 0.6

@@ -151,7 +151,7 @@ def _check_together(config: Config) -> None:
         raise UserError("--compile: computes nothing again, so not with --checkpoint-blocks; leave one of them out")
     if terms.gp_lambda and training.loss != "wgan-gp":
         raise UserError(f"--gp-lambda {terms.gp_lambda}: belongs to --loss wgan-gp, not {training.loss}")
-    if terms.augment_p and terms.augment in ("none", "ada"):
+    if terms.augment_p and terms.augment not in ("fixed", "ramp"):
         raise UserError(f"--augment-p {terms.augment_p}: needs --augment fixed or ramp, not {terms.augment}")
     if training.freeze_d and training.init_from is None:
         raise UserError(f"--freeze-d {training.freeze_d}: is for trained networks; give them with --init-from")

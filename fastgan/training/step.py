@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastgan.augment import Augment
+from fastgan.augment import Augment, DiffAugment
 from fastgan.distributed import Ranks
 from fastgan.losses import OBJECTIVES, PairedObjective
 from fastgan.models.gradient_checkpointing import enable_gradient_checkpointing
@@ -19,7 +19,7 @@ from fastgan.models.progressive import ProgressiveGrowing
 from fastgan.penalties import logits_and_squared_grad, wgan_gp, zero_centered_penalty
 from fastgan.runs import graphs
 from fastgan.runs.checkpoint import State
-from fastgan.runs.config import Config, RegularizationOptions, TrainingOptions
+from fastgan.runs.config import ADA, Config, RegularizationOptions, TrainingOptions
 from fastgan.runs.precision import Autocast, compiler
 from fastgan.training.adam import Adam
 from fastgan.training.averages import Averages
@@ -110,7 +110,8 @@ class Step:
         self.objective = OBJECTIVES["wasserstein" if loss in ("wgan", "wgan-gp") else loss]
         self.ema = EMA(state.ema, state.generator)
         self.mixing = {"style_mixing": self.options.style_mixing} if self.options.style_mixing else {}
-        self.augment: Augment | None = state.statistics["augment"] if self.terms.augment != "none" else None
+        self._ada: Augment | None = state.statistics["augment"] if self.terms.augment in ADA else None
+        self.augment = DiffAugment() if self.terms.augment == "diffaug" else self._ada
         self._joint = JointBatch(state.discriminator)
         device = next(state.generator.parameters()).device
         if config.machine.checkpoint_blocks:
@@ -195,7 +196,7 @@ class Step:
         options, terms, state, numbers = self.options, self.terms, self.state, self._numbers
         if terms.augment in ("fixed", "ramp"):
             first = terms.augment_p if terms.augment == "fixed" else 0.0
-            self.augment.p.fill_(self._annealed(first, terms.augment_p))
+            self._ada.p.fill_(self._annealed(first, terms.augment_p))
         for name, optimizer in self._optimizers.items():
             for group, (lr, betas) in zip(optimizer.param_groups, self._initial_rates[name], strict=True):
                 group["lr"] = numbers.set(f"lr_{name}", lr * lr_factor * self._annealed(1.0, options.final_lr))
@@ -363,9 +364,9 @@ class Step:
             torch._foreach_clamp_min_(weights, -terms.clip)
             torch._foreach_clamp_max_(weights, terms.clip)
         if terms.augment == "ada":
-            state.statistics["strength"].update(self.ranks.all_gather(real_logits), self.augment.p)
-        if self.augment is not None:
-            self.averages.add(augment_p=self.augment.p.clone())
+            state.statistics["strength"].update(self.ranks.all_gather(real_logits), self._ada.p)
+        if self._ada is not None:
+            self.averages.add(augment_p=self._ada.p.clone())
 
     # Generator ----------------------------------------------------------------------------------------------------
 

@@ -44,6 +44,10 @@ ERRORS = {
     "paths without styles": (["--arch", "dcgan", "--path-length", "2"], "--path-length 2.0: dcgan has no styles"),
     "penalty of another loss": (["--gp-lambda", "10"], "--gp-lambda 10.0: belongs to --loss wgan-gp"),
     "strength without augmentation": (["--augment-p", "0.5"], "--augment-p 0.5: needs --augment fixed or ramp"),
+    "strength of diffaug": (
+        ["--augment", "diffaug", "--augment-p", "0.5"],
+        "needs --augment fixed or ramp, not diffaug",
+    ),
     "micro-batches against stddev groups": (["--batch-gpu", "6"], "--batch-gpu 6: must be a multiple of 4"),
     "micro-batches of unequal size": (["--batch", "32", "--batch-gpu", "12"], "--batch-gpu 12: must divide --batch 32"),
     "blocks of what has none": (

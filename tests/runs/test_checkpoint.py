@@ -51,6 +51,7 @@ RUNS = {
     "stylegan2": [],
     "mlp, mirror": ["--arch", "mlp", "--mirror"],
     "ada, path length": ["--augment", "ada", "--ada-kimg", "0.01", "--path-length", "2", "--path-interval", "2"],
+    "diffaug": ["--augment", "diffaug"],
     "ramp, annealed": [
         *("--augment", "ramp", "--augment-p", "0.5"),
         *("--final-lr", "0.2", "--final-beta2", "0.5", "--final-gamma", "0.1"),

@@ -119,6 +119,7 @@ CASES = {
         {"arch": "r3gan", "images": 200, "final_lr": 0.1, "betas": (0.5, 0.9), "final_beta2": 0.99, "lr_g": 0.003},
     ),
     "adaptive augmentation": ({"augment": "ada", "ada_kimg": 0.01}, {"arch": "mlp", "loss": "hinge"}),
+    "differentiable augmentation": ({"augment": "diffaug", "r1_gamma": 1.0, "r1_interval": 1}, {"arch": "stylegan2"}),
     "growing": ({}, {"arch": "pggan", "schedule": GROWING}),
     "growing with styles": ({"r1_gamma": 1.0, "r1_interval": 2}, {"arch": "stylegan", "schedule": GROWING}),
     "wgan": ({}, {"arch": "dcgan", "loss": "wgan", "discriminator_steps": 3}),
@@ -131,8 +132,8 @@ CASES = {
 }
 KINDS = {
     "plain": 1, "lazy R1 and path length": 4, "of a discriminator that is ahead": 3, "all schedules": 1,
-    "adaptive augmentation": 1, "growing": 3, "growing with styles": 6, "wgan": 2, "wgan-gp": 2, "frozen layers": 2,
-    "micro-batches": 2,
+    "adaptive augmentation": 1, "differentiable augmentation": 1, "growing": 3, "growing with styles": 6, "wgan": 2,
+    "wgan-gp": 2, "frozen layers": 2, "micro-batches": 2,
 }  # fmt: skip
 every_case = pytest.mark.parametrize("case", CASES)
 

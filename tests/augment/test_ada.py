@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fastgan.augment import GROUPS, ORIGIN, SYM6, AdaptiveStrength, Augment, Parameters
+from fastgan.augment.ada import GROUPS, ORIGIN, SYM6, AdaptiveStrength, Augment, Parameters
 from fastgan.ops import use_backend
 from fastgan.penalties import logits_and_squared_grad
 

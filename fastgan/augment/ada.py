@@ -29,11 +29,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastgan.augment.sampling import BILINEAR, NEAREST, sample
 from fastgan.ops import upfirdn2d
 from fastgan.ops.arguments import DTYPES
 from fastgan.ops.arithmetic import to_arithmetic
 from fastgan.ops.layout import channels_last, dense, is_channels_last
-from fastgan.ops.transforms import must_use_reference
 from fastgan.ops.upfirdn2d import taps
 
 # Low-pass filter of the "least asymmetric" orthogonal wavelet with 6 vanishing moments, "sym6" in PyWavelets.
@@ -46,9 +46,6 @@ SYM6 = (
 BEFORE = len(SYM6) // 2 - 1  # taps before the middle pair
 # Position of pixel 0 in the upsampled image, between its pixels 0 and 1.
 ORIGIN = sum(k * tap for k, tap in enumerate(SYM6)) / sum(SYM6) - BEFORE
-
-BILINEAR, NEAREST = 0, 1  # interpolation_mode of torch.grid_sampler_2d
-BORDER = 1  # padding_mode; coordinates are within the image, except for rounding
 
 # Groups of transformations that are switched on and off together, and their parameters.
 GROUPS = {
@@ -226,7 +223,7 @@ class Augment(nn.Module):
         rows, columns = _places(source, (down - ORIGIN) / 2, (across - ORIGIN) / 2, x)
         rows = 2 * (rows + top).remainder(high) + ORIGIN
         columns = 2 * (columns + left).remainder(wide) + ORIGIN
-        return upfirdn2d(_sample(large, rows, columns, BILINEAR), self.filter, down=2, flip=True)
+        return upfirdn2d(sample(large, rows, columns, BILINEAR), self.filter, down=2, flip=True)
 
     def extra_repr(self) -> str:
         return f"groups={self.groups}"
@@ -356,7 +353,7 @@ def _blit(x: Tensor, source: Tensor) -> Tensor:
     h, w = x.shape[2:]
     down, across = (torch.arange(size, dtype=x.dtype, device=x.device) for size in (h, w))
     rows, columns = _places(source, down, across, x)
-    return _sample(x, _mirrored(rows, h), _mirrored(columns, w), NEAREST)
+    return sample(x, _mirrored(rows, h), _mirrored(columns, w), NEAREST)
 
 
 def _period(size: int) -> tuple[int, int]:
@@ -379,51 +376,6 @@ def _mirror_around(x: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -
         size = x.shape[dim]
         x = x.index_select(dim, _mirrored(torch.arange(-before, size + after, device=x.device), size))
     return x
-
-
-def _sample(x: Tensor, rows: Tensor, columns: Tensor, interpolation: int) -> Tensor:
-    """Samples `x` [N, C, H, W] at (rows, columns) [N, H2, W2]: [N, C, H2, W2]."""
-    grid = [  # coordinates of grid_sample, from -1 to 1
-        place * (2 / max(size - 1, 1)) - 1 for place, size in ((columns, x.shape[3]), (rows, x.shape[2]))
-    ]
-    grid = torch.stack(grid, -1)
-    if must_use_reference((x, grid)):
-        return torch.grid_sampler_2d(x, grid, interpolation, BORDER, True)
-    return _Sample.apply(x, grid, interpolation)
-
-
-class _Sample(torch.autograd.Function):
-    """grid_sample at fixed coordinates, differentiable any number of times: it is linear in the image.
-
-    PyTorch's grid_sample is twice differentiable only since 2.13.
-    """
-
-    @staticmethod
-    def forward(ctx, x, grid, interpolation):
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(grid)
-        ctx.call = x.shape, interpolation
-        return torch.grid_sampler_2d(x, grid, interpolation, BORDER, True)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return None if grad is None else _SampleAdjoint.apply(grad, *ctx.saved_tensors, *ctx.call), None, None
-
-
-class _SampleAdjoint(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, grad, grid, shape, interpolation):
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(grid)
-        ctx.interpolation = interpolation
-        # The gradient with respect to the image depends only on the image's shape.
-        image, mask = grad.new_zeros(()).expand(shape), (True, False)
-        return torch.ops.aten.grid_sampler_2d_backward(grad, image, grid, interpolation, BORDER, True, mask)[0]
-
-    @staticmethod
-    def backward(ctx, cotangent):
-        back = None if cotangent is None else _Sample.apply(cotangent, *ctx.saved_tensors, ctx.interpolation)
-        return back, None, None, None
 
 
 # Colour -------------------------------------------------------------------------------------------------------------

@@ -17,10 +17,8 @@ def sample(x: Tensor, rows: Tensor, columns: Tensor, interpolation: int, padding
     interpolation: BILINEAR or NEAREST. padding: outside of the image: BORDER, its nearest pixel, or ZEROS. Twice
     differentiable in `x`, not in the coordinates.
     """
-    grid = [  # coordinates of grid_sample, from -1 to 1
-        place * (2 / max(size - 1, 1)) - 1 for place, size in ((columns, x.shape[3]), (rows, x.shape[2]))
-    ]
-    grid = torch.stack(grid, -1)
+    places = (columns, x.shape[3]), (rows, x.shape[2])
+    grid = torch.stack([place * (2 / max(size - 1, 1)) - 1 for place, size in places], -1)  # from -1 to 1
     if must_use_reference((x, grid)):
         return torch.grid_sampler_2d(x, grid, interpolation, padding, True)
     return _Sample.apply(x, grid, interpolation, padding)

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -38,6 +38,7 @@ import fastgan_kernels
 from bench.report import aligned
 from fastgan import models
 from fastgan.ops import use_backend
+from fastgan.penalties import recording
 from fastgan.runs.config import Config, DataOptions, MachineOptions, NetworkOptions, TrainingOptions, pyramid
 from fastgan.training.averages import Averages
 from fastgan.training.configure import resolve
@@ -144,7 +145,7 @@ def count(case: Case, only: str | None = None) -> dict[str, Budget]:
     if hasattr(state.generator, "grow_to"):
         for network in (state.generator, state.discriminator, state.ema):
             network.grow_to(square)
-    with FakeTensorMode(allow_non_fake_inputs=True), _counted_kernels() as record, warnings.catch_warnings():
+    with _fake_tensors(), _counted_kernels() as record, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
         recorder = _EagerRecorder(record)
         autocast = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
@@ -195,6 +196,18 @@ class _EagerRecorder:
 
     def clear(self) -> None:
         pass
+
+
+@contextmanager
+def _fake_tensors() -> Iterator[None]:
+    """Within the block new tensors are fake, and one-pass penalties take them as they would take real ones."""
+    value_types = recording.VALUE_TYPES
+    recording.VALUE_TYPES = (Tensor, FakeTensor)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            yield
+    finally:
+        recording.VALUE_TYPES = value_types
 
 
 # Recording ------------------------------------------------------------------------------------------------------------

@@ -34,7 +34,9 @@ from fastgan.ops import upfirdn2d
 from fastgan.ops.arguments import DTYPES
 from fastgan.ops.arithmetic import to_arithmetic
 from fastgan.ops.layout import channels_last, dense, is_channels_last
+from fastgan.ops.recordable import recordable
 from fastgan.ops.upfirdn2d import taps
+from fastgan.penalties.rules import Affine, require_only_first, rule
 
 # Low-pass filter of the "least asymmetric" orthogonal wavelet with 6 vanishing moments, "sym6" in PyWavelets.
 # Daubechies 1992, "Ten Lectures on Wavelets", table 6.3; computed with 50 digits from the roots of its polynomial.
@@ -115,7 +117,6 @@ class Augment(nn.Module):
             if group not in GROUPS:
                 raise ValueError(f"Augment: groups has {group!r}, must be of {', '.join(GROUPS)}")
         self.groups = tuple(groups)
-        self._blits = any(group in groups for group in ("xflip", "rotate90", "translate"))
         self.register_buffer("p", torch.full((), float(p), dtype=torch.float32))
         self.register_buffer("filter", taps(SYM6), persistent=False)
 
@@ -174,16 +175,7 @@ class Augment(nn.Module):
             ValueError: a shape, dtype or device does not fit.
         """
         self._check(images)
-        images = dense(images)
-        x = to_arithmetic(images)
-        if x.numel() == 0:
-            return x
-        with torch.autocast(x.device.type, enabled=False):
-            if self._blits or "geometry" in self.groups:
-                x = self._move(x, parameters)
-            if "color" in self.groups:
-                x = _recolor(x, parameters)
-        return channels_last(x) if is_channels_last(images) else x.contiguous()
+        return _transform(images, parameters, self.filter, self.groups)
 
     def _check(self, images: Tensor) -> None:
         if images.dim() != 4:
@@ -197,33 +189,6 @@ class Augment(nn.Module):
                 f"Augment: images have {images.shape[1]} channels, must have 1, 3 or 4; "
                 "for others leave out group 'color'"
             )
-
-    def _move(self, x: Tensor, parameters: Parameters) -> Tensor:
-        """Applies all transformations except colour."""
-        h, w = x.shape[2:]
-        source = _blit_source(parameters, h, w)
-        moved = _blit(x, source) if self._blits else x
-        if "geometry" not in self.groups:
-            return moved
-        resampled = self._resample(x, _product(source, _geometry_source(parameters, h, w)))
-        return torch.where(parameters.resampled[:, None, None, None], resampled, moved)
-
-    def _resample(self, x: Tensor, source: Tensor) -> Tensor:
-        """The image whose pixel z is `x` at source(z), computed at twice the resolution."""
-        h, w = x.shape[2:]
-        # One period of the mirrored image, with the image in the middle. The filter needs 3 pixels more before it, and
-        # 4 after it, where interpolation reaches the first pixel again.
-        top, high = _period(h)
-        left, wide = _period(w)
-        around = (top + 3, high + 4 - top - h), (left + 3, wide + 4 - left - w)
-        large = upfirdn2d(_mirror_around(x, *around), self.filter, up=2, padding=(0, -1, 0, -1), gain=4)
-
-        # The input of the downsampling filter: twice the image, and 5 pixels more on each side.
-        down, across = (torch.arange(-BEFORE, 2 * size + BEFORE, dtype=x.dtype, device=x.device) for size in (h, w))
-        rows, columns = _places(source, (down - ORIGIN) / 2, (across - ORIGIN) / 2, x)
-        rows = 2 * (rows + top).remainder(high) + ORIGIN
-        columns = 2 * (columns + left).remainder(wide) + ORIGIN
-        return upfirdn2d(sample(large, rows, columns, BILINEAR), self.filter, down=2, flip=True)
 
     def extra_repr(self) -> str:
         return f"groups={self.groups}"
@@ -283,10 +248,56 @@ class AdaptiveStrength(nn.Module):
         return f"target={self.target}, adjust_kimg={self.adjust_kimg}, interval={self.interval}"
 
 
+# All transformations ------------------------------------------------------------------------------------------------
+
+
+@recordable
+def _transform(images: Tensor, parameters: Parameters, filter: Tensor, groups: tuple[str, ...]) -> Tensor:
+    """Applies the transformations of `groups`; `filter` is `taps(SYM6)`."""
+    images = dense(images)
+    x = to_arithmetic(images)
+    if x.numel() == 0:
+        return x
+    with torch.autocast(x.device.type, enabled=False):
+        x = _move(x, parameters, filter, groups)
+        if "color" in groups:
+            x = _recolor(x, parameters)
+    return channels_last(x) if is_channels_last(images) else x.contiguous()
+
+
+@rule(_transform)
+def _(images, parameters, filter, groups):
+    """Linear in images and brightness together."""
+
+    def transform(x: Tensor, filter: Tensor, *values: Tensor) -> Tensor:
+        *others, brightness = values
+        known = dict(zip(names, others, strict=True))
+        return _transform(x, Parameters(**known, brightness=brightness.flatten()), filter, groups)
+
+    names = [name for name in Parameters._fields if name != "brightness"]
+    weights = [getattr(parameters, name) for name in names]
+    brightness = parameters.brightness[:, None, None, None]
+    return Affine(transform, (require_only_first(images),), (filter, *weights), (brightness,))
+
+
 # Geometry ---------------------------------------------------------------------------------------------------------
 #
 # A matrix [N, 3, 3] maps homogeneous coordinates (x, y, 1), in pixels from the middle of the image, from a pixel of the
 # output to its source in the input. It is the product of the inverse transformations, the first one leftmost.
+
+
+def _move(x: Tensor, parameters: Parameters, filter: Tensor, groups: tuple[str, ...]) -> Tensor:
+    """Applies all transformations except colour."""
+    blits, resamples = bool({"xflip", "rotate90", "translate"} & set(groups)), "geometry" in groups
+    if not (blits or resamples):
+        return x
+    h, w = x.shape[2:]
+    source = _blit_source(parameters, h, w)
+    moved = _blit(x, source) if blits else x
+    if not resamples:
+        return moved
+    resampled = _resample(x, _product(source, _geometry_source(parameters, h, w)), filter)
+    return torch.where(parameters.resampled[:, None, None, None], resampled, moved)
 
 
 def _blit_source(parameters: Parameters, height: int, width: int) -> Tensor:
@@ -346,6 +357,24 @@ def _places(source: Tensor, down: Tensor, across: Tensor, x: Tensor) -> tuple[Te
         for i, size in enumerate((w, h))
     )
     return rows, columns
+
+
+def _resample(x: Tensor, source: Tensor, filter: Tensor) -> Tensor:
+    """The image whose pixel z is `x` at source(z), computed at twice the resolution."""
+    h, w = x.shape[2:]
+    # One period of the mirrored image, with the image in the middle. The filter needs 3 pixels more before it, and
+    # 4 after it, where interpolation reaches the first pixel again.
+    top, high = _period(h)
+    left, wide = _period(w)
+    around = (top + 3, high + 4 - top - h), (left + 3, wide + 4 - left - w)
+    large = upfirdn2d(_mirror_around(x, *around), filter, up=2, padding=(0, -1, 0, -1), gain=4)
+
+    # The input of the downsampling filter: twice the image, and 5 pixels more on each side.
+    down, across = (torch.arange(-BEFORE, 2 * size + BEFORE, dtype=x.dtype, device=x.device) for size in (h, w))
+    rows, columns = _places(source, (down - ORIGIN) / 2, (across - ORIGIN) / 2, x)
+    rows = 2 * (rows + top).remainder(high) + ORIGIN
+    columns = 2 * (columns + left).remainder(wide) + ORIGIN
+    return upfirdn2d(sample(large, rows, columns, BILINEAR), filter, down=2, flip=True)
 
 
 def _blit(x: Tensor, source: Tensor) -> Tensor:

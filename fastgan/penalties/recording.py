@@ -30,6 +30,8 @@ from fastgan.ops.transforms import transforms_active
 from fastgan.penalties import rules
 from fastgan.penalties.rules import Activation, Affine, NotPiecewiseLinear, Proxy
 
+VALUE_TYPES: tuple[type, ...] = (Tensor,)  # other subclasses may compute anything
+
 
 class TensorIndex(int):
     """Index into `Recording.tensors`."""
@@ -217,7 +219,7 @@ class Recording(TorchFunctionMode):
         if y.dim() == 0 or y.shape[0] != n:
             reason = f"makes {list(y.shape)} of {n} samples, which must be counted by dimension 0"
             raise NotPiecewiseLinear(self._explain(name, reason))
-        if type(y) is not Tensor or not y.is_floating_point() or y.device != self.images.device:
+        if type(y) not in VALUE_TYPES or not y.is_floating_point() or y.device != self.images.device:
             reason = f"makes a {type(y).__name__} of dtype {y.dtype} on {y.device}, which is not known"
             raise NotPiecewiseLinear(self._explain(name, reason))
         if step.bias is not None and step.bias.shape != y.shape[1:2]:
@@ -382,8 +384,8 @@ def _current_module() -> nn.Module | None:
 
 def _storage(tensor: Tensor) -> int | None:
     try:
-        return tensor.untyped_storage().data_ptr()
-    except (NotImplementedError, RuntimeError):  # without storage, as fake and wrapper tensors are
+        return tensor.untyped_storage().data_ptr() or None  # 0 for fake and for empty tensors
+    except (NotImplementedError, RuntimeError):  # without storage, as wrapper tensors are
         return None
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fastgan.augment import Augment, DiffAugment
+from fastgan.augment import Augment, Augmented, DiffAugment
 from fastgan.distributed import Ranks
 from fastgan.losses import OBJECTIVES, PairedObjective
 from fastgan.models.gradient_checkpointing import enable_gradient_checkpointing
@@ -321,10 +321,9 @@ class Step:
             self.averages.add(**{f"logit_{name}": logits.mean(), f"sign_{name}": logits.sign().mean()})
         return of_real.logits.detach()
 
-    def _with_augmentation(self, discriminator: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def _with_augmentation(self, discriminator: nn.Module) -> nn.Module:
         """The discriminator of augmented images. Gradient penalties are with respect to images before augmentation."""
-        augment = self.augment
-        return discriminator if augment is None else lambda images, label=None: discriminator(augment(images), label)
+        return discriminator if self.augment is None else Augmented(self.augment, discriminator)
 
     def _judge(self, images: Tensor, label: Tensor | None, penalized: bool = False) -> Judgement:
         """Logits; if penalized, also squared gradients from the same forward pass."""

@@ -14,8 +14,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastgan.augment.ada import GROUPS, ORIGIN, SYM6, AdaptiveStrength, Augment, Parameters
+from fastgan.augment.augmented import Augmented
 from fastgan.ops import use_backend
-from fastgan.penalties import logits_and_squared_grad
+from fastgan.penalties import logits_and_squared_grad, one_pass, why_not_one_pass
 
 SIZES = [(16, 16), (12, 7), (5, 9), (3, 2), (1, 4), (1, 1)]
 EVERYTHING = {
@@ -554,6 +555,29 @@ def test_r1_of_a_random_augmentation_equals_that_of_its_parameters(backend):
         composed = gradients(nn.Sequential(augment, discriminator))
     assert all(torch.equal(a, b) for a, b in zip(fixed, drawn_anew, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(fixed, composed, strict=True))
+
+
+def piecewise_linear_discriminator(channels):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(channels, 5, 3, stride=2), nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(5 * 20, 1))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("groups", [tuple(GROUPS), ("rotate90",), ("color",), ()])
+def test_penalties_of_an_augmented_discriminator_take_one_pass(channels, groups):
+    discriminator = Augmented(Augment(0.7, groups=groups), piecewise_linear_discriminator(channels)).double()
+    x = images(4, channels, 12, 10, dtype=torch.float64).requires_grad_()
+    assert why_not_one_pass(discriminator, x) is None
+    one_pass.check(discriminator, x, tolerance=1e-10)
+
+    def gradients(form):
+        torch.manual_seed(3)
+        logits, squares = logits_and_squared_grad(form, x)
+        loss = logits.square().mean() + 3 * squares.mean()
+        return logits, squares, *torch.autograd.grad(loss, [x, *discriminator.parameters()])
+
+    one, double = gradients(discriminator), gradients(lambda x: discriminator(x))
+    torch.testing.assert_close(one, double)
 
 
 # Strength ---------------------------------------------------------------------------------------------------------

@@ -22,8 +22,8 @@ COMPILED = {"fastgan_kernels._C"}  # the extension
 LAYERS = (
     ("fastgan_kernels", "cores", "errors", "version"),
     ("distributed", "files", "options", "ops", "progress", "transparency"),
-    ("augment", "layers", "patching", "penalties"),
-    ("losses", "models"),
+    ("layers", "patching", "penalties"),
+    ("augment", "losses", "models"),
     ("data",),
     ("interop", "metrics"),
     ("runs",),

@@ -293,7 +293,8 @@ def _work(name: str, args: tuple, kwargs: dict, read: list[Tensor], written: lis
         elif name.endswith("_"):  # returns nothing or its first list, which is also read unless copied into
             moved = sum(map(_bytes, read)) + sum(map(_bytes, args[0])) * (name != "aten._foreach_copy_")
             moved -= sum(map(_bytes, args[0])) * (name == "aten._foreach_zero_")
-        return Work(MULTI_TENSOR, name, _multi_tensor_launches(lists), moved, 0, shape)
+        converts = name == "aten._foreach_copy_"  # the one operation whose lists may differ in dtype
+        return Work(MULTI_TENSOR, name, _multi_tensor_launches(lists, converts), moved, 0, shape)
     if name == "aten.copy_":
         moved -= _bytes(args[0])
     return Work(ELEMENTWISE, name, 1, moved, 0, shape)
@@ -304,10 +305,13 @@ def _convolution_flops(positions: Tensor, weight: Tensor) -> int:
     return 2 * positions.shape[0] * math.prod(positions.shape[2:]) * weight.numel()
 
 
-def _multi_tensor_launches(lists: list[list[Tensor]]) -> int:
-    """Kernels of a multi-tensor operation, as `multi_tensor_apply` of PyTorch launches them."""
+def _multi_tensor_launches(lists: list[list[Tensor]], converts: bool = False) -> int:
+    """Kernels of a multi-tensor operation, as `multi_tensor_apply` of PyTorch launches them.
+
+    converts: whether lists may differ in dtype.
+    """
     first, *others = lists
-    alike = lambda a, b: a.shape == b.shape and a.dtype == b.dtype
+    alike = lambda a, b: a.shape == b.shape and a.stride() == b.stride() and (converts or a.dtype == b.dtype)
     if not all(len(each) == len(first) and all(map(alike, first, each)) for each in others):
         return len(first)  # one kernel a tensor
     most_tensors = {1: 110, 2: 64, 3: 48, 4: 36}.get(len(lists), 30)

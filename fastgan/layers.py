@@ -539,16 +539,20 @@ class ModulatedConv2d(_Transposable):
         self.reads_transposed = up == 2
         self.register_buffer("resample_filter", taps(resample_filter) if up != down else None, persistent=False)
 
-    def forward(self, x: Tensor, style: Tensor, *, scaled: bool = False, **epilogue) -> Tensor:
+    def forward(
+        self, x: Tensor, style: Tensor, *, weight: Tensor | None = None, scaled: bool = False, **epilogue
+    ) -> Tensor:
         """[N, in_channels, H, W] and a style [N, in_channels] to [N, out_channels, H * up / down, W * up / down].
 
         Args:
+            weight: the layer's weight, if it has been converted to the dtype of the convolution before.
             scaled: `x` has already been multiplied by the style, as `post` of the layer before.
-            epilogue: arguments of `noise_bias_act` for the same pass, for example `NoiseBiasLeakyReLU.arguments()`.
+            epilogue: arguments of `noise_bias_act` for the same pass, for example `NoiseBiasLeakyReLU.arguments()`; and
+                `factor`, see `modulated_conv2d`.
         """
         return modulated_conv2d(
             x,
-            self.weight,
+            self.weight if weight is None else weight,
             style,
             weight_gain=self.weight_gain,
             demodulate=self.demodulate,

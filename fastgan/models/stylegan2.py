@@ -21,6 +21,7 @@ from fastgan.layers import (
 )
 from fastgan.models.gradient_checkpointing import GradientCheckpointing
 from fastgan.models.labels import projection_logits
+from fastgan.models.modulation import Modulation, modulate
 from fastgan.models.style_based import MappingNetwork, StyleBasedGenerator, dense_layers, fixed_noise, noise_modes
 from fastgan.ops import noise_bias_act
 from fastgan.ops.arithmetic import to_arithmetic
@@ -61,10 +62,12 @@ class SynthesisLayer(nn.Module):
         self.size = config.feature_size(resolution)
         self.register_buffer("noise_const", torch.randn(1, 1, *self.size) if config.noise else None)
 
-    def forward(self, x: Tensor, style: Tensor, noise: str, *, scaled: bool = False, post: Tensor | None = None):
+    def forward(
+        self, x: Tensor, modulation: Modulation, noise: str, *, scaled: bool = False, post: Tensor | None = None
+    ):
         fixed = None if self.noise_const is None else fixed_noise(noise, self.noise_const)
-        shape = (x.shape[0], 1, *self.size)
-        return self.conv(x, style, scaled=scaled, post=post, **self.epilogue.arguments(shape, x.device, fixed))
+        epilogue = self.epilogue.arguments((x.shape[0], 1, *self.size), x.device, fixed)
+        return self.conv(x, **modulation._asdict(), scaled=scaled, post=post, **epilogue)
 
 
 class ToRGB(nn.Module):
@@ -77,9 +80,9 @@ class ToRGB(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.channels))
         self.clamp = config.conv_clamp
 
-    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+    def forward(self, x: Tensor, style: Tensor) -> Tensor:
         n, c, height, width = x.shape
-        style = self.affine(w) / math.sqrt(c)
+        style = style / math.sqrt(c)
         weight = style[:, :, None] * self.weight.flatten(1).t()  # [N, C, 3]
         y = torch.bmm(x.permute(0, 2, 3, 1).reshape(n, height * width, c), weight.to(x.dtype))  # a view of NHWC
         y = y.reshape(n, height, width, -1).permute(0, 3, 1, 2)
@@ -123,23 +126,35 @@ class Synthesis(GradientCheckpointing):
 
     def forward(self, ws: Tensor, noise: str | Sequence[str] = "random") -> Tensor:
         """Images [N, C, R, R] from ws; see `StyleBasedGenerator.synthesize`."""
-        w = ws.unbind(1)
         noise = noise_modes(noise, self.num_ws - 1)
+        layers = [self.first, *itertools.chain.from_iterable(zip(self.up, self.same, strict=True))]
+        reads = slice(1, None, 2) if self.sums_images else slice(-1, None)
+        modulations, styles = modulate(layers, self.to_rgb, ws, reads)
         x = channels_last(self.const.expand(ws.shape[0], -1, -1, -1))
-        x = self.first(x, self.first.affine(w[0]), noise[0])
-        image = self.to_rgb[0](x, w[1]) if self.sums_images else None
+        x = self.first(x, modulations[0], noise[0])
+        image = self.to_rgb[0](x, styles[0]) if self.sums_images else None
         for i in range(len(self.up)):
-            x, image = self.block(self._doubled, x, image, i, w[2 * i + 1 : 2 * i + 4], noise[2 * i + 1 : 2 * i + 3])
-        return to_arithmetic(image if image is not None else self.to_rgb[0](x, w[-1]))
+            two = slice(2 * i + 1, 2 * i + 3)
+            style = styles[i + 1] if self.sums_images else None
+            x, image = self.block(self._doubled, x, image, i, modulations[two], style, noise[two])
+        return to_arithmetic(image if image is not None else self.to_rgb[0](x, styles[0]))
 
-    def _doubled(self, x: Tensor, image: Tensor | None, i: int, w: Sequence[Tensor], noise: Sequence[str]):
-        """Feature maps and image at the next resolution."""
+    def _doubled(
+        self,
+        x: Tensor,
+        image: Tensor | None,
+        i: int,
+        modulations: Sequence[Modulation],
+        style: Tensor | None,
+        noise: Sequence[str],
+    ):
+        """Feature maps and image at the next resolution. `style` is that of the image."""
         up, same = self.up[i], self.same[i]
-        style = same.affine(w[1])
-        y = up(x, up.affine(w[0]), noise[0], post=style)  # only `same` reads y, so its style is applied here
-        y = same(y, style, noise[1], scaled=True)
+        # Only `same` reads y, so its style is applied here.
+        y = up(x, modulations[0], noise[0], post=modulations[1].style)
+        y = same(y, modulations[1], noise[1], scaled=True)
         if image is not None:
-            return y, self._upsampled(image) + self.to_rgb[i + 1](y, w[2])
+            return y, self._upsampled(image) + self.to_rgb[i + 1](y, style)
         return (y + self.skip[i](x) if self.skip else y), None
 
     def _upsampled(self, image: Tensor) -> Tensor:

@@ -23,6 +23,14 @@ def update_average(average: Tensor, value: Tensor, share: float) -> None:
     average.lerp_(value.where(value.isfinite(), average), share)
 
 
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which convolutions and matrix products of `x` run: autocast's if that is on. fp64 stays."""
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind) or x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return x.dtype
+    return torch.get_autocast_dtype(kind)
+
+
 def computes_in_fp16(x: Tensor) -> bool:
     """Whether a convolution or matrix product of `x` runs in fp16, where large sums overflow."""
     kind = x.device.type

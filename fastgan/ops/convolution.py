@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastgan.ops import few_channels, weight_gradient
+from fastgan.ops.arithmetic import compute_dtype
 from fastgan.ops.layout import is_channels_last
 from fastgan.ops.recordable import recordable
 from fastgan.ops.transforms import backward_must_use_reference, must_use_reference
@@ -126,10 +127,7 @@ def _may_use_cpp_kernels(x: Tensor) -> bool:
 
 def _autocast(t: Tensor) -> Tensor:
     """Converts a tensor to autocast's dtype, if autocast is on. fp64 stays, as for PyTorch's convolutions."""
-    kind = t.device.type
-    if not torch.is_autocast_enabled(kind) or t.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return t
-    return t.to(torch.get_autocast_dtype(kind))
+    return t.to(compute_dtype(t))
 
 
 # The three maps, without a graph: the choice between the library and our kernels --------------------------------------

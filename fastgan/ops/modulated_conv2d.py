@@ -10,6 +10,7 @@ bias. That pass can also apply the style of the next convolution (`post`), whose
 layer costs a convolution and one pass over memory.
 """
 
+from collections.abc import Sequence
 from typing import TypedDict
 
 import torch
@@ -36,6 +37,7 @@ def modulated_conv2d(
     *,
     weight_gain: float = 1.0,
     demodulate: bool = True,
+    factor: Tensor | None = None,
     up: int = 1,
     down: int = 1,
     padding: int | None = None,
@@ -59,6 +61,7 @@ def modulated_conv2d(
         weight_gain: factor of the weight, such as that of an equalised learning rate. It costs no pass over the weight,
             since it joins a factor of the activations.
         demodulate: whether to normalise the output.
+        factor: [N, O], the normalising factor of the output times `weight_gain`, if computed before: `demodulations`.
         up: 2 doubles the size: transposed convolution with `weight` as it is, then the low-pass filter `taps`.
         down: 2 halves the size: low-pass filter, then a convolution of stride 2. One of `up` and `down` is 1.
         padding: zeros on each side. Default: k // 2, which keeps (or doubles, or halves) the size for odd k.
@@ -81,7 +84,7 @@ def modulated_conv2d(
     if computes_in_fp16(x):
         weight, style, factor = _within_fp16(weight * weight_gain, style, demodulate, scaled)
     elif demodulate:
-        factor = demodulation(weight, style, weight_gain) * weight_gain  # [N, O]
+        factor = demodulation(weight, style, weight_gain) * weight_gain if factor is None else factor  # [N, O]
     elif scaled and weight_gain != 1:
         factor = to_arithmetic(style).new_full((x.shape[0], len(weight)), weight_gain)
     else:
@@ -131,6 +134,25 @@ def demodulation(weight: Tensor, style: Tensor, weight_gain: float = 1.0) -> Ten
         energy = weight.square().sum((2, 3)) if must_use_reference((weight,)) else _Energy.apply(weight)  # [O, I]
         style = to_arithmetic(style).to(energy.dtype)
         return torch.rsqrt((style * weight_gain).square() @ energy.t() + EPSILON)
+
+
+def demodulations(energies: Tensor, styles: Tensor, weight_gains: Sequence[float]) -> Tensor:
+    """The factors of several layers in one product: `demodulation` times `weight_gains`, [L, N, O].
+
+    Args:
+        energies: [L, O, I], sums of the weights' squares over kh and kw, padded with zeros.
+        styles: [L, N, I], padded alike, in the dtype of `energies`.
+    """
+    with torch.autocast(styles.device.type, enabled=False):
+        # gain * rsqrt(gain^2 * sum + eps) = rsqrt(sum + eps / gain^2)
+        smallest = _smallest_sums(tuple(weight_gains), energies.dtype, energies.device)
+        return torch.baddbmm(smallest, styles * styles, energies.transpose(1, 2)).rsqrt()
+
+
+@constant
+def _smallest_sums(weight_gains: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[L, 1, 1]"""
+    return torch.tensor([EPSILON / gain**2 for gain in weight_gains], dtype=dtype, device=device)[:, None, None]
 
 
 class _Energy(torch.autograd.Function):

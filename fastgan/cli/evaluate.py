@@ -43,6 +43,7 @@ class Options:
     """Names of metrics, separated by commas.
     - On features of EfficientNet-Lite0, with nothing to download (extra "metrics"): kid, the kernel distance; fd, the
     Fréchet distance; pr, precision and recall.
+    - On features of EfficientNet-Lite2, likewise: kid-lite2, fd-lite2, pr-lite2.
     - On features of Inception, as in papers (extra "fid", and --inception-weights): fid; kid-inception; pr-inception;
     is, the Inception score."""
     samples: Count = 5000
@@ -163,10 +164,10 @@ def _measure_with(extractor, metrics, real, floor, draw, ranks, options: Options
 
 
 def _extractor(network: str, device, options: Options):
-    if network == registry.EFFICIENTNET:
+    if network in registry.EFFICIENTNETS:
         from fastgan.metrics.efficientnet import EfficientNet
 
-        return EfficientNet(device)
+        return EfficientNet(device, name=network)
     from fastgan.metrics.inception import Inception
 
     return Inception(registry.find_inception_weights(options.inception_weights), device)
@@ -252,6 +253,10 @@ _VALUES = {  # name in the table, and decimals
     "fd": ("Fréchet distance", 3),
     "precision": ("precision", 3),
     "recall": ("recall", 3),
+    "kid_lite2": ("KID", 5),
+    "fd_lite2": ("Fréchet distance", 3),
+    "precision_lite2": ("precision", 3),
+    "recall_lite2": ("recall", 3),
     "fid": ("FID", 3),
     "kid_inception": ("KID", 5),
     "precision_inception": ("precision", 3),
@@ -280,8 +285,8 @@ def table(found: dict[str, Any]) -> str:
     for first, *others in rows:
         cells = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)]
         lines.append("  ".join([f"{first:{widths[0]}}", *cells]).rstrip())
-    if registry.EFFICIENTNET in found["features"]:
-        lines += ["", f"features of {registry.EFFICIENTNET} and of Inception give numbers that are not comparable"]
+    if set(registry.EFFICIENTNETS) & set(found["features"]):
+        lines += ["", "numbers on features of different networks, such as Inception's of papers, are not comparable"]
     return "\n".join([*lines, *found["remarks"]])
 
 

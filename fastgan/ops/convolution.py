@@ -6,8 +6,8 @@ A convolution is linear in image and weight, so three maps serve all orders:
     x' = grad_input(y', w)       dy = conv(dx', w)          dw = grad_weight(dx', y')
     w' = grad_weight(x, y)       dx = grad_input(y, dw')    dy = conv(x, dw')
 
-(PyTorch's second derivative of the weight is a convolution by a kernel as large as the image. Gradient penalties and
-path length consist of such derivatives.)
+(PyTorch's second derivative of the weight is a convolution by a kernel as large as the image, with groups one for each
+of them. Gradient penalties and path length consist of such derivatives.)
 
 Who computes a map (`_convolve` and `_gradients` decide):
 
@@ -38,22 +38,30 @@ from fastgan.ops.upfirdn2d import LowPass, upfirdn2d
 class _Geometry(NamedTuple):
     stride: int
     padding: tuple[int, int]
+    groups: int
     transposed: bool
     cpp_kernels: bool  # whether our CPU kernels may compute parts of it
 
 
 @recordable
 def conv2d(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1, padding: int | tuple[int, int] = 0
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: int = 1,
+    padding: int | tuple[int, int] = 0,
+    groups: int = 1,
 ) -> Tensor:
     """`torch.nn.functional.conv2d`, with the derivatives described at the top of this module.
 
     Args:
         x: [N, I, H, W].
-        weight: [O, I, kh, kw], in the dtype of `x` unless autocast is on.
+        weight: [O, I / groups, kh, kw], in the dtype of `x` unless autocast is on.
         bias: [O], in the dtype of `x` unless autocast is on.
         stride: stride along both dimensions.
         padding: zeros on each side; one number, or (rows, columns).
+        groups: number of equal parts of the channels, each of which is convolved by itself.
 
     Returns:
         [N, O, ...], as PyTorch. Differentiable any number of times.
@@ -61,18 +69,24 @@ def conv2d(
     Raises:
         RuntimeError: shapes or dtypes do not fit, as PyTorch.
     """
-    return _convolution(x, weight, bias, stride, padding, transposed=False)
+    return _convolution(x, weight, bias, stride, padding, groups, transposed=False)
 
 
 @recordable
 def conv_transpose2d(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1, padding: int | tuple[int, int] = 0
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: int = 1,
+    padding: int | tuple[int, int] = 0,
+    groups: int = 1,
 ) -> Tensor:
     """`torch.nn.functional.conv_transpose2d`, with the derivatives described at the top of this module.
 
-    Arguments and errors are those of `conv2d`, but weight is [I, O, kh, kw].
+    Arguments and errors are those of `conv2d`, but weight is [I, O / groups, kh, kw].
     """
-    return _convolution(x, weight, bias, stride, padding, transposed=True)
+    return _convolution(x, weight, bias, stride, padding, groups, transposed=True)
 
 
 @recordable
@@ -103,17 +117,19 @@ def filtered_conv2d(
     if separate or must_use_reference((x, weight, taps)):
         return conv2d(upfirdn2d(x, taps, padding=filter_padding), weight, stride=stride)
     x, low_pass = LowPass.of(x, taps, filter_padding)
-    geometry = _Geometry(stride, (0, 0), False, _may_use_cpp_kernels(x))
+    geometry = _Geometry(stride, (0, 0), 1, False, _may_use_cpp_kernels(x))
     return _ConvolveFiltered.apply(x, _autocast(weight), low_pass, geometry)
 
 
-def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding, transposed: bool) -> Tensor:
+def _convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding, groups: int, transposed: bool
+) -> Tensor:
     pads = (padding, padding) if isinstance(padding, int) else tuple(padding)
     needs_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if torch.compiler.is_compiling() or must_use_reference((x, weight, bias)):
         function = F.conv_transpose2d if transposed else F.conv2d
-        return function(x, weight, bias, stride=stride, padding=pads)
-    geometry = _Geometry(stride, pads, transposed, _may_use_cpp_kernels(x))
+        return function(x, weight, bias, stride=stride, padding=pads, groups=groups)
+    geometry = _Geometry(stride, pads, groups, transposed, groups == 1 and _may_use_cpp_kernels(x))
     x, weight, bias = _autocast(x), _autocast(weight), bias if bias is None else _autocast(bias)
     if not needs_grad:
         return _convolve(x, weight, bias, geometry)
@@ -161,14 +177,16 @@ def _gradients(dy: Tensor, x: Tensor, weight: Tensor, g: _Geometry, mask: tuple[
 
 
 def _library_conv(x: Tensor, weight: Tensor, bias: Tensor | None, g: _Geometry) -> Tensor:
-    return torch.ops.aten.convolution(x, weight, bias, (g.stride, g.stride), g.padding, (1, 1), g.transposed, (0, 0), 1)
+    return torch.ops.aten.convolution(x, weight, bias, *_library_options(g))
 
 
 def _library_gradients(dy: Tensor, x: Tensor, weight: Tensor, g: _Geometry, mask: tuple[bool, bool, bool]):
-    biases = [weight.shape[1 if g.transposed else 0]]
-    return torch.ops.aten.convolution_backward(
-        dy, x, weight, biases, (g.stride, g.stride), g.padding, (1, 1), g.transposed, (0, 0), 1, mask
-    )
+    return torch.ops.aten.convolution_backward(dy, x, weight, [dy.shape[1]], *_library_options(g), mask)
+
+
+def _library_options(g: _Geometry) -> tuple:
+    """Stride, padding, dilation, transposed, output padding, groups."""
+    return (g.stride, g.stride), g.padding, (1, 1), g.transposed, (0, 0), g.groups
 
 
 def _few_channels(x: Tensor, weight: Tensor, g: _Geometry) -> few_channels.FewChannels | None:

@@ -26,14 +26,14 @@ def pair(request):
     return PAIRS[request.param]
 
 
-def tensors(pair, kernel, dtype=torch.float64, bias=False, channels_last=False):
+def tensors(pair, kernel, dtype=torch.float64, bias=False, channels_last=False, groups=1):
     torch.manual_seed(0)
-    x = torch.randn(2, 3, 6, 6, dtype=dtype)
-    shape = (3, 4, *kernel) if pair[1] is F.conv_transpose2d else (4, 3, *kernel)
+    x = torch.randn(2, 3 * groups, 6, 6, dtype=dtype)
+    shape = (3 * groups, 4, *kernel) if pair[1] is F.conv_transpose2d else (4 * groups, 3, *kernel)
     weight = torch.randn(shape, dtype=dtype)
     if channels_last:
         x, weight = (t.to(memory_format=torch.channels_last) for t in (x, weight))
-    tensors = [x, weight] + ([torch.randn(4, dtype=dtype)] if bias else [])
+    tensors = [x, weight] + ([torch.randn(4 * groups, dtype=dtype)] if bias else [])
     return [t.requires_grad_() for t in tensors]
 
 
@@ -43,6 +43,17 @@ def test_values_and_derivatives(pair, kernel, stride, padding, bias):
     ours, torchs = pair
     given = tensors(pair, kernel, bias=bias)
     options = {"stride": stride, "padding": padding}
+    assert torch.equal(ours(*given, **options), torchs(*given, **options))
+    assert torch.autograd.gradcheck(lambda *t: ours(*t, **options), given, fast_mode=True)
+    assert torch.autograd.gradgradcheck(lambda *t: ours(*t, **options), given, fast_mode=True)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["NCHW", "channels_last"])
+@pytest.mark.parametrize(("kernel", "stride", "padding"), CASES)
+def test_values_and_derivatives_in_groups(pair, kernel, stride, padding, channels_last):
+    ours, torchs = pair
+    given = tensors(pair, kernel, bias=True, channels_last=channels_last, groups=3)
+    options = {"stride": stride, "padding": padding, "groups": 3}
     assert torch.equal(ours(*given, **options), torchs(*given, **options))
     assert torch.autograd.gradcheck(lambda *t: ours(*t, **options), given, fast_mode=True)
     assert torch.autograd.gradgradcheck(lambda *t: ours(*t, **options), given, fast_mode=True)
@@ -173,6 +184,30 @@ def test_penalties_in_one_thread_do_not_suppress_gradients_in_another():
 
 def two_layers_each(x, weight):
     return conv2d(conv2d(x, weight, padding=1).square(), weight, padding=1).sum((1, 2, 3))
+
+
+class Convolutions(TorchDispatchMode):
+    """Names of the convolutions within the block."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if "convolution" in str(function):
+            self.names.append(str(function._overloadpacket).removeprefix("aten."))
+        return function(*args, **(kwargs or {}))
+
+
+def test_second_derivatives_take_as_many_convolutions_in_groups_as_without(pair):
+    found = []
+    for groups in (1, 3):
+        given = tensors(pair, (3, 3), groups=groups)
+        with Convolutions() as counted:
+            (dx,) = torch.autograd.grad(pair[0](*given, groups=groups).sum(), given[0], create_graph=True)
+            dx.square().sum().backward()
+        found.append(counted.names)
+    assert found[0] == found[1] and len(found[0]) == 3
 
 
 def test_second_derivatives_use_no_kernel_as_large_as_the_image(pair):

@@ -18,6 +18,8 @@ from fastgan.augment.sampling import NEAREST, ZEROS, sample
 from fastgan.ops.arguments import DTYPES
 from fastgan.ops.arithmetic import to_arithmetic
 from fastgan.ops.layout import channels_last, dense, is_channels_last
+from fastgan.ops.recordable import recordable
+from fastgan.penalties.rules import Affine, NotPiecewiseLinear, require_only_first, rule
 
 LARGEST_SHIFT = 1 / 8  # of the side
 EMPTY = -1.0  # of premultiplied colours and alpha
@@ -87,36 +89,56 @@ class DiffAugment(nn.Module):
             raise ValueError(f"DiffAugment: images have shape {list(images.shape)}, must be [N, C, H, W]")
         if images.dtype not in DTYPES:
             raise ValueError(f"DiffAugment: images have dtype {images.dtype}, must be fp32, bf16, fp16 or fp64")
-        images = dense(images)
-        x = to_arithmetic(images)
-        if x.numel() == 0:
-            return x
-        with torch.autocast(x.device.type, enabled=False):
-            x = _recolor(x, parameters)
-            x = self._move(x, parameters) if x.shape[1] != 4 else self._move(x - EMPTY, parameters) + EMPTY
-        return channels_last(x) if is_channels_last(images) else x.contiguous()
-
-    def _move(self, x: Tensor, parameters: Parameters) -> Tensor:
-        """Translation and cutout, which leave zeros."""
-        h, w = x.shape[2:]
-        down, across = torch.arange(h, device=x.device), torch.arange(w, device=x.device)
-        rows = (down - _shift(parameters.shift_y, h))[:, :, None].to(x.dtype).expand(-1, h, w)
-        columns = (across - _shift(parameters.shift_x, w))[:, None].to(x.dtype).expand(-1, h, w)
-        x = sample(x, rows, columns, NEAREST, ZEROS)
-        if not self.cutout:
-            return x
-        cut_rows = self._is_cut(down, parameters.cutout_y)[:, None, :, None]
-        cut_columns = self._is_cut(across, parameters.cutout_x)[:, None, None]
-        return x.masked_fill(cut_rows & cut_columns, 0.0)
-
-    def _is_cut(self, places: Tensor, position: Tensor) -> Tensor:
-        """Whether each of the places [size] of an axis is within the cut of each image: [N, size]."""
-        length = _rounded(len(places) * self.cutout)
-        centre = (position[:, None] * (len(places) + 1 - length % 2)).floor()
-        return (places >= centre - length // 2) & (places < centre - length // 2 + length)
+        return _transform(images, parameters, self.cutout)
 
     def extra_repr(self) -> str:
         return f"cutout={self.cutout}"
+
+
+@recordable
+def _transform(images: Tensor, parameters: Parameters, cutout: float) -> Tensor:
+    images = dense(images)
+    x = to_arithmetic(images)
+    if x.numel() == 0:
+        return x
+    with torch.autocast(x.device.type, enabled=False):
+        x = _recolor(x, parameters)
+        x = _move(x, parameters, cutout) if x.shape[1] != 4 else _move(x - EMPTY, parameters, cutout) + EMPTY
+    return channels_last(x) if is_channels_last(images) else x.contiguous()
+
+
+@rule(_transform)
+def _(images, parameters, cutout):
+    """Linear in images and brightness together, without alpha."""
+    if require_only_first(images).shape[1] == 4:
+        raise NotPiecewiseLinear("is not linear in premultiplied images")
+
+    def transform(x: Tensor, *values: Tensor) -> Tensor:
+        *others, brightness = values
+        return _transform(x, Parameters(brightness.flatten(), *others), cutout)
+
+    return Affine(transform, (images,), parameters[1:], (parameters.brightness[:, None, None, None],))
+
+
+def _move(x: Tensor, parameters: Parameters, cutout: float) -> Tensor:
+    """Translation and cutout, which leave zeros."""
+    h, w = x.shape[2:]
+    down, across = torch.arange(h, device=x.device), torch.arange(w, device=x.device)
+    rows = (down - _shift(parameters.shift_y, h))[:, :, None].to(x.dtype).expand(-1, h, w)
+    columns = (across - _shift(parameters.shift_x, w))[:, None].to(x.dtype).expand(-1, h, w)
+    x = sample(x, rows, columns, NEAREST, ZEROS)
+    if not cutout:
+        return x
+    is_cut = _is_cut(down, parameters.cutout_y, cutout)[:, None, :, None]
+    is_cut = is_cut & _is_cut(across, parameters.cutout_x, cutout)[:, None, None]
+    return x.masked_fill(is_cut, 0.0)
+
+
+def _is_cut(places: Tensor, position: Tensor, cutout: float) -> Tensor:
+    """Whether each of the places [size] of an axis is within the cut of each image: [N, size]."""
+    length = _rounded(len(places) * cutout)
+    centre = (position[:, None] * (len(places) + 1 - length % 2)).floor()
+    return (places >= centre - length // 2) & (places < centre - length // 2 + length)
 
 
 def _shift(position: Tensor, size: int) -> Tensor:

@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fastgan.augment import DiffAugment
+from fastgan.augment import Augmented, DiffAugment
 from fastgan.augment.diffaug import Parameters
+from fastgan.penalties import logits_and_squared_grad, one_pass, why_not_one_pass
 from fastgan.transparency import premultiplied
+from tests.augment.test_ada import piecewise_linear_discriminator
 
 SIZES = [(16, 16), (12, 7), (5, 9), (3, 2), (1, 4), (1, 1)]
 
@@ -183,6 +185,26 @@ def test_first_and_second_derivatives_agree_with_finite_differences(size, channe
     fast = size == (9, 7)  # random directions instead of all of them
     torch.autograd.gradcheck(transform, x, fast_mode=fast)
     torch.autograd.gradgradcheck(transform, x, fast_mode=fast)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_penalties_of_an_augmented_discriminator(channels):
+    """In one pass, but for transparent images."""
+    discriminator = Augmented(DiffAugment(), piecewise_linear_discriminator(channels)).double()
+    x = images(4, channels, 12, 10, dtype=torch.float64).requires_grad_()
+    if channels == 4:
+        assert "is not linear in premultiplied images" in why_not_one_pass(discriminator, x)
+    else:
+        assert why_not_one_pass(discriminator, x) is None
+        one_pass.check(discriminator, x, tolerance=1e-10)
+
+    def gradients(form):
+        torch.manual_seed(3)
+        logits, squares = logits_and_squared_grad(form, x)
+        loss = logits.square().mean() + 3 * squares.mean()
+        return logits, squares, *torch.autograd.grad(loss, [x, *discriminator.parameters()])
+
+    torch.testing.assert_close(gradients(discriminator), gradients(lambda x: discriminator(x)))
 
 
 def test_gradients_of_a_batch_are_deterministic():

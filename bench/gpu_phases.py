@@ -12,6 +12,7 @@ import glob
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -138,7 +139,8 @@ def _heed_interrupt() -> None:
 
 
 def _pytest(workers: bool = True) -> list[str]:
-    parallel = ["-n", str(min(14, os.cpu_count() or 1))] if workers and find_spec("xdist") else []
+    has_xdist = find_spec("xdist") or any(Path(folder, "xdist").is_dir() for folder in _carried())
+    parallel = ["-n", str(min(14, os.cpu_count() or 1))] if workers and has_xdist else []
     return [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", *parallel]
 
 
@@ -153,21 +155,31 @@ def _install(out: Path, capability: str) -> list[Phase]:
     """Installs the wheel that an earlier call has kept, or builds one into the output folder."""
     pip = [sys.executable, "-m", "pip"]
     nothing = [*pip, "--version"]
-    wheels = [
-        os.environ.get("FASTGAN_WHEEL"),
-        *(path for folder in _carried() for path in glob.glob(f"{folder}/fastgan*.whl")),
-    ]
-    kept = next((wheel for wheel in wheels if wheel), None)
+    kept = _kept_wheel()
     environment = {"FASTGAN_CUDA": "1", "FASTGAN_CUDA_ARCHS": capability}
     build = [*pip, "wheel", "-v", "--no-build-isolation", "--no-deps", "--no-index", "-w", str(out), "."]
-    install = f"{' '.join(pip)} install --no-deps --no-index --force-reinstall {kept or f'{out}/fastgan*.whl'}"
-    about = f"{sys.executable} -m fastgan.doctor; nvidia-smi; nvcc --version; {' '.join(pip)} list"
+    wheel = shlex.quote(kept) if kept else f"{shlex.quote(str(out))}/fastgan*.whl"
+    install = f"{shlex.join(pip)} install --no-deps --no-index --force-reinstall {wheel}"
+    about = f"{shlex.quote(sys.executable)} -m fastgan.doctor; nvidia-smi; nvcc --version; {shlex.join(pip)} list"
     built = [] if kept else [Phase("build", 200, build, "build", nothing, environment=environment)]
     return [
         *built,
         Phase("install", 40, ["bash", "-c", install], "build", nothing, environment={"PIP_BREAK_SYSTEM_PACKAGES": "1"}),
         Phase("environment", 30, ["bash", "-c", about], "build", nothing),
     ]
+
+
+def _kept_wheel() -> str | None:
+    """The wheel that FASTGAN_WHEEL names, a pattern at times, or that is carried along.
+
+    Raises SystemExit if FASTGAN_WHEEL names no file.
+    """
+    if pattern := os.environ.get("FASTGAN_WHEEL"):
+        found = sorted(glob.glob(pattern))
+        if not found:
+            raise SystemExit(f"error: FASTGAN_WHEEL={pattern}: there is no such file")
+        return os.path.abspath(found[-1])
+    return next((wheel for folder in _carried() for wheel in sorted(glob.glob(f"{folder}/fastgan*.whl"))), None)
 
 
 def _carried() -> list[str]:
@@ -189,11 +201,23 @@ class Runner:
     def __init__(self, out: Path, total: float = TOTAL):
         self.out, self.results = out, []
         self._end = time.monotonic() + total
-        paths = [*_carried(), *filter(None, [os.environ.get("PYTHONPATH")])]
         self._environment = {**os.environ, "FASTGAN_TEST_BARE": "1"}  # packages of some tests may be missing
         self._environment.pop("PYTEST_ADDOPTS", None)  # the output that is read must be pytest's own
-        if paths:
+        self._search_first(_carried())
+
+    def _search_first(self, folders: list[str]) -> None:
+        """Python searches these folders before all others."""
+        before = self._environment.get("PYTHONPATH")
+        if paths := [*folders, *([before] if before else [])]:
             self._environment["PYTHONPATH"] = os.pathsep.join(paths)
+
+    def use_sources(self) -> None:
+        """The phases that follow import the checkout, without compiled kernels, where no wheel is installed."""
+        link = self.out / SCRATCH / "sources" / "fastgan_kernels"
+        if not link.exists():
+            link.parent.mkdir(parents=True)
+            link.symlink_to(ROOT / "kernels", target_is_directory=True)
+        self._search_first([str(link.parent)])
 
     def run(self, phases: list[Phase]) -> None:
         """Run all, in order; those that belong together at once."""
@@ -207,6 +231,9 @@ class Runner:
             running = [self._start(phase) for phase in group]
             for each in filter(None, running):
                 self._finish(*each)
+            last = self.results[-1]
+            if last["phase"] == "install" and last["result"] != "ok":
+                self.use_sources()
 
     def _start(self, phase: Phase) -> tuple | None:
         limit = min(phase.seconds, self._end - time.monotonic() - GRACE)
@@ -219,27 +246,28 @@ class Runner:
         # Each phase has an output file of its own while it runs: those that run together must not mix.
         part = self.out / SCRATCH / f"{phase.name}.log"
         start = time.monotonic()
-        with part.open("wb") as output:
-            output.write(f"== {phase.name}: {' '.join(phase.command)}\n".encode())
-            output.flush()
-            try:
+        try:
+            with part.open("wb") as output:
+                output.write(f"== {phase.name}: {' '.join(phase.command)}\n".encode())
+                output.flush()
                 process = subprocess.Popen(
                     phase.command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=ROOT,
                     env={**self._environment, **phase.environment}, start_new_session=True, preexec_fn=_heed_interrupt,
                 )  # fmt: skip
-            except OSError as error:
-                process = None
-                output.write(str(error).encode())
+        except OSError as error:
+            self._keep(phase, 0, f"failed: {error.strerror}")
+            return None
         return phase, part, process, start, limit
 
     def _finish(self, phase: Phase, part: Path, process, start: float, limit: float) -> None:
-        result = "failed: cannot be started"
-        if process is not None:
-            result = self._wait(process, start + limit)
+        result = self._wait(process, start + limit)
         text = part.read_bytes()
         part.unlink()
-        with (self.out / f"{phase.log}.log").open("ab") as log:
-            log.write(text.rstrip(b"\n") + b"\n")
+        try:
+            with (self.out / f"{phase.log}.log").open("ab") as log:
+                log.write(text.rstrip(b"\n") + b"\n")
+        except OSError as error:  # a full disk: the end of the output is printed all the same
+            result += f", its log is lost: {error.strerror}"
         for line in text.decode(errors="replace").rstrip().splitlines()[-3:]:
             print(f"{phase.name}: {line[:160]}", flush=True)
         self._keep(phase, time.monotonic() - start, result)
@@ -251,13 +279,13 @@ class Runner:
             return "ok" if status == 0 else f"failed, status {status}"
         except subprocess.TimeoutExpired:
             pass
-        for number, patience in ((signal.SIGINT, GRACE), (signal.SIGKILL, None)):
+        for number in (signal.SIGINT, signal.SIGKILL):
             try:
                 os.killpg(process.pid, number)
-                process.wait(patience)
+                process.wait(GRACE)
             except ProcessLookupError:
                 break
-            except subprocess.TimeoutExpired:
+            except subprocess.TimeoutExpired:  # even of a kill: a process may hang within the driver
                 continue
         return "stopped at its limit"
 
@@ -275,7 +303,10 @@ def summarize(out: Path, results: list[dict], card: str) -> dict:
     versions = [re.search(rf"^{name}\s+\S.*", logs, re.M) for name in ("torch", "triton", "compiler", "cuda kernels")]
     rows = []
     for path in sorted((out / SCRATCH).glob("*.json")):
-        rows += [entry["extra_info"] for entry in json.loads(path.read_text())["benchmarks"]]
+        try:
+            rows += [entry["extra_info"] for entry in json.loads(path.read_text())["benchmarks"]]
+        except ValueError:  # the phase was killed while it wrote the file
+            continue
     return {
         "card": card,
         "commit": commit or "unknown",
@@ -391,17 +422,25 @@ def main(argv: list[str] | None = None) -> int:
             phase.environment = {**phase.environment, "FASTGAN_TEST_EVERY_BACKEND": "1"}
             phase.needs = ()
     (out / SCRATCH).mkdir(parents=True, exist_ok=True)
-    names = {f"{phase.log}.log" for phase in phases} | {f"gpu_{options.script}.txt", f"gpu_{options.script}.json"}
-    for name in names:
-        (out / name).unlink(missing_ok=True)
+    report = out / f"gpu_{options.script}"
+    earlier = [*{out / f"{phase.log}.log" for phase in phases}, report.with_suffix(".txt"), report.with_suffix(".json")]
+    if any(phase.name == "build" for phase in phases) and not options.stand_in:
+        earlier += out.glob("fastgan*.whl")  # pip would refuse to choose among several
+    for path in earlier:
+        path.unlink(missing_ok=True)
     runner = Runner(out, options.total)
+    if options.stand_in and find_spec("fastgan_kernels") is None:
+        runner.use_sources()
     runner.run(phases)
     summary = summarize(out, runner.results, card)
     measured = out / "measured.log"
     text = describe(summary, measured.read_text(errors="replace") if measured.exists() else "")
-    (out / f"gpu_{options.script}.json").write_text(json.dumps(summary, indent=1) + "\n")
-    (out / f"gpu_{options.script}.txt").write_text(text + "\n")
     shutil.rmtree(out / SCRATCH)
+    try:
+        report.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n")
+        report.with_suffix(".txt").write_text(text + "\n")
+    except OSError as error:
+        print(f"error: the report is not kept: {error}", file=sys.stderr)
     print(text)
     return int(any(each["result"] != "ok" for each in runner.results))
 

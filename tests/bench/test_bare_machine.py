@@ -40,6 +40,13 @@ def test_a_training_step_runs_there():
     assert done.stdout == "trained\n", done.stderr
 
 
+def test_no_conftest_needs_a_missing_package():
+    """pytest would collect nothing: it skips files, not folders."""
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in ROOT.glob("tests/**/conftest.py")]
+    done = run("-c", f"import tests.support.bare_machine, {', '.join(names)}; print({len(names)})")
+    assert int(done.stdout) >= 3, done.stderr
+
+
 def test_what_needs_a_missing_package_is_skipped_there():
     copies = "tests/runs/test_checkpoint.py::test_checkpoints_are_copied_without_hard_links"  # these need none
     resumed = "tests/runs/test_checkpoint.py::test_the_newest_checkpoints_are_kept_and_can_be_resumed"

@@ -1,6 +1,8 @@
 """The scripts for a GPU, rehearsed without one: phases that fail or hang, missing tools, what they select and print."""
 
+import errno
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -44,7 +46,7 @@ def test_no_phase_stops_the_next_ones(out, monkeypatch):
         "fails": "failed, status 3",
         "hangs": "stopped at its limit",
         "lacks a tool": "not run: no-such-profiler not found",
-        "lacks its program": "failed: cannot be started",
+        "lacks its program": "failed: No such file or directory",
         "works": "ok",
     }
     log = (out / "tests.log").read_text()
@@ -60,6 +62,52 @@ def test_a_phase_that_heeds_the_interrupt_may_print_its_summary(out, monkeypatch
     runner.run([python("slow", code, seconds=5)])
     assert results(runner) == {"slow": "stopped at its limit"}
     assert gpu_phases.summarize(out, runner.results, "none")["pytest"] == ["5 passed in 3.00s"]
+
+
+def test_a_process_that_outlives_its_kill_does_not_stop_the_next_ones(out, monkeypatch):
+    """As one that waits for a driver which hangs."""
+    monkeypatch.setattr(gpu_phases.os, "killpg", lambda group, number: signals.append(number.name))
+    signals = []
+
+    class Hanging:
+        pid = 1
+
+        def wait(self, seconds):
+            raise subprocess.TimeoutExpired("hangs", seconds)
+
+    assert Runner(out)._wait(Hanging(), deadline=0) == "stopped at its limit"
+    assert signals == ["SIGINT", "SIGKILL"]
+
+
+def test_a_full_disk_loses_logs_and_not_the_verdict(tmp_path, monkeypatch, capsys):
+    def full(path, mode="r", *rest, **options):
+        if mode in ("ab", "w"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return opened(path, mode, *rest, **options)
+
+    opened = Path.open
+    monkeypatch.setattr(Path, "open", full)
+    monkeypatch.setattr(gpu_phases, "_card", lambda: "a card, 9.0, 570")
+    monkeypatch.setattr(gpu_phases, "check_phases", lambda *_: [python("works", "print('42 passed')")])
+    assert gpu_phases.main(["check", str(tmp_path)]) == 1
+    shown, errors = capsys.readouterr()
+    assert "works: 42 passed" in shown and "its log is lost: No space left on device" in shown
+    assert shown.rstrip().endswith("verdict: FAILED: works") and "the report is not kept" in errors
+
+
+def test_without_a_wheel_the_phases_use_the_checkout(out):
+    """Triton and plain PyTorch need no compiled kernels."""
+    found = python("imports", "import fastgan, fastgan_kernels; print(fastgan_kernels.__file__, fastgan.__file__)")
+    runner = Runner(out)
+    runner.run([python("install", "raise SystemExit(1)", log="build"), found])
+    assert results(runner) == {"install": "failed, status 1", "imports": "ok"}
+    kernels, fastgan = (out / "tests.log").read_text().split()[-2:]
+    assert str(out) in kernels and Path(fastgan).parents[1] == gpu_phases.ROOT
+
+
+def test_a_file_that_was_cut_off_does_not_spoil_the_report(out):
+    (out / gpu_phases.SCRATCH / "measured.json").write_text('{"benchmarks": [{"extra')
+    assert gpu_phases.summarize(out, [], "none")["benchmarks"] == []
 
 
 def test_nothing_starts_when_the_total_time_is_over(out):
@@ -96,10 +144,26 @@ def test_what_matters_most_runs_first(tmp_path, monkeypatch):
 
 
 def test_the_second_call_installs_the_wheel_of_the_first(tmp_path, monkeypatch):
-    monkeypatch.setenv("FASTGAN_WHEEL", "/kept/fastgan-1.whl")
+    """A shell does not expand the pattern in an assignment, and phases run in another folder."""
+    kept = tmp_path / "the results" / "fastgan-1.whl"
+    kept.parent.mkdir()
+    kept.touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FASTGAN_WHEEL", "the results/fastgan-*.whl")
     phases = gpu_phases.measure_phases(tmp_path, "90")
     assert "build" not in names(phases)
-    assert phases[0].command[-1].endswith("/kept/fastgan-1.whl")
+    assert phases[0].command[-1].endswith(f"'{kept}'")
+    monkeypatch.setenv("FASTGAN_WHEEL", "no/such.whl")
+    with pytest.raises(SystemExit, match=r"FASTGAN_WHEEL=no/such.whl: there is no such file"):
+        gpu_phases.measure_phases(tmp_path, "90")
+
+
+def test_wheels_of_earlier_builds_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_phases, "_card", lambda: "a card, 9.0, 570")
+    monkeypatch.setattr(gpu_phases, "check_phases", lambda *_: [python("build", "print('built')")])
+    (tmp_path / "fastgan-0.0.1-py3-none-any.whl").touch()
+    assert gpu_phases.main(["check", str(tmp_path)]) == 0
+    assert not [*tmp_path.glob("*.whl")]
 
 
 def test_the_official_code_is_timed_where_a_folder_holds_it(tmp_path, monkeypatch):
@@ -115,6 +179,9 @@ def test_carried_packages_are_found(out, monkeypatch):
     runner = Runner(out)
     runner.run([python("imports", "import only_there")])
     assert results(runner) == {"imports": "ok"}
+    (carried / "xdist").mkdir()
+    monkeypatch.setattr(gpu_phases, "find_spec", lambda name: None)
+    assert "-n" in gpu_phases._pytest()
 
 
 def test_the_scripts_can_be_dry_run(capsys):

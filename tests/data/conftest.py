@@ -1,9 +1,6 @@
-"""Fixtures of the data tests."""
+"""Fixtures of the data tests. Fixtures import what a machine with torch and pytest alone lacks."""
 
 import pytest
-
-from fastgan.cli import dataset
-from tests.support.image_sources import encode, make_folder, make_image, prepare_images
 
 
 @pytest.fixture
@@ -15,12 +12,17 @@ def store(tmp_path):
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     """A folder of images, see `make_folder`."""
+    from tests.support.image_sources import make_folder
+
     return make_folder(tmp_path_factory.mktemp("source") / "images")
 
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory):
     """A folder `in` with 40 images of 16x8, and a folder `out` with them in twelve shards."""
+    from fastgan.cli import dataset
+    from tests.support.image_sources import encode, make_image, prepare_images
+
     root = tmp_path_factory.mktemp("sharded")
     for number in range(40):
         path = root / "in" / "ab"[number % 2] / f"{number:02}.png"

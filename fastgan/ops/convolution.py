@@ -29,6 +29,7 @@ from torch import Tensor
 
 from fastgan.ops import few_channels, weight_gradient
 from fastgan.ops.arithmetic import compute_dtype
+from fastgan.ops.engine import used_inputs
 from fastgan.ops.layout import is_channels_last
 from fastgan.ops.recordable import recordable
 from fastgan.ops.transforms import backward_must_use_reference, must_use_reference
@@ -221,26 +222,6 @@ def _grad_weight(x: Tensor, dy: Tensor, like: Tensor, g: _Geometry) -> Tensor:
     return _gradients(dy, x, like, g, (False, True, False))[1]
 
 
-_engine_runs = getattr(torch._C, "_will_engine_execute_node", lambda node: True)  # torch.autograd.graph uses it too
-
-
-def _output_mask(ctx, count: int) -> tuple[bool, ...]:
-    """The output mask of the running backward pass: whether it uses the gradient of each of the first inputs.
-
-    `ctx.needs_input_grad` is True for every tensor with a graph, even in an `autograd.grad` for the images alone
-    (pytorch issue 174017). With it, gradient penalties and path length would compute an unused weight gradient a layer.
-    """
-    nodes = ctx.next_functions
-    return tuple([need and _is_used(nodes[i][0]) for i, need in enumerate(ctx.needs_input_grad[:count])])
-
-
-def _is_used(node) -> bool:
-    try:
-        return _engine_runs(node)
-    except RuntimeError:  # raised for a leaf among the inputs of `autograd.grad`
-        return True
-
-
 class _Convolve(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, geometry):
@@ -255,7 +236,7 @@ class _Convolve(torch.autograd.Function):
             return None, None, None, None
         x, weight = ctx.saved_tensors
         geometry, metadata = ctx.call
-        mask = needs_x, needs_weight, needs_bias = _output_mask(ctx, 3)
+        mask = needs_x, needs_weight, needs_bias = used_inputs(ctx, ctx.needs_input_grad[:3])
         x = metadata.empty() if x is None else x
         if not (torch.is_grad_enabled() or backward_must_use_reference((dy,), (x, weight))):
             return *_gradients(dy, x, weight, geometry, mask), None  # one call of the library
@@ -281,7 +262,7 @@ class _ConvolveFiltered(torch.autograd.Function):
             return None, None, None, None
         x, weight = ctx.saved_tensors
         low_pass, geometry, shape, metadata = ctx.call
-        needs_x, needs_weight = _output_mask(ctx, 2)
+        needs_x, needs_weight = used_inputs(ctx, ctx.needs_input_grad[:2])
         filtered = low_pass(x) if needs_weight else metadata.empty()
         dw = _grad_weight(filtered, dy, weight, geometry) if needs_weight else None
         dfiltered = _grad_input(dy, weight, filtered, geometry) if needs_x else None
@@ -321,7 +302,7 @@ class _GradInput(torch.autograd.Function):
         if dx is None:
             return None, None, None, None
         dy, weight = ctx.saved_tensors
-        needs_dy, needs_weight = _output_mask(ctx, 2)
+        needs_dy, needs_weight = used_inputs(ctx, ctx.needs_input_grad[:2])
         ddy = _conv(dx, weight, ctx.geometry) if needs_dy else None
         return ddy, _grad_weight(dx, dy, weight, ctx.geometry) if needs_weight else None, None, None
 
@@ -341,6 +322,6 @@ class _GradWeight(torch.autograd.Function):
         if dw is None:
             return None, None, None, None
         x, dy = ctx.saved_tensors
-        needs_x, needs_dy = _output_mask(ctx, 2)
+        needs_x, needs_dy = used_inputs(ctx, ctx.needs_input_grad[:2])
         dx = _grad_input(dy, dw, x, ctx.geometry) if needs_x else None
         return dx, _conv(x, dw, ctx.geometry) if needs_dy else None, None, None

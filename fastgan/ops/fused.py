@@ -36,6 +36,7 @@ from torch.compiler import is_compiling
 from typing_extensions import TypeVar
 
 import fastgan_kernels
+from fastgan.ops.engine import every_node_runs, used_inputs
 from fastgan.ops.transforms import backward_must_use_reference, must_use_reference
 from fastgan_kernels import Launchers
 
@@ -140,16 +141,19 @@ class FusedOperation(Generic[Result]):
 class _Forward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, operation, backend, options, *inputs):
+        needs_grad = ctx.needs_input_grad[3:]
         if is_compiling():
             output, *statistics = _call_operator(operation, backend, options, inputs)
-            shapes = None
+            saved = operation.saved_tensors(inputs, output, options, needs_grad)
+            shapes = zeros = None
         else:
             output, *statistics = _launch_forward(operation, backend, options, inputs)
+            saved = operation.saved_tensors(inputs, output, options, needs_grad)
             shapes = tuple([None if x is None else x.shape for x in inputs])
-        needs_grad = ctx.needs_input_grad[3:]
+            zeros = _OwedZeros.of(saved, output)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*operation.saved_tensors(inputs, output, options, needs_grad), *statistics)
-        ctx.call = operation, backend, options, needs_grad, shapes
+        ctx.save_for_backward(*saved, *statistics)
+        ctx.call = operation, backend, options, needs_grad, shapes, zeros
         if not operation.returns_statistics:
             return output
         ctx.mark_non_differentiable(*statistics)
@@ -157,34 +161,39 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad, *_):
-        operation, backend, options, needs_grad, shapes = ctx.call
-        if grad is None:
+        operation, backend, options, needs_grad, shapes, zeros = ctx.call
+        owed = zeros is not None and zeros.settle()
+        if grad is None and not owed:
             return None, None, None, *[None] * len(needs_grad)
         saved = ctx.saved_tensors
+        grad = torch.zeros_like(saved[zeros.place]) if grad is None else grad
         if backward_must_use_reference((grad,), saved):
-            grads = operation.reference_backward(grad, saved, options, needs_grad)
-        elif torch.is_grad_enabled():
-            grads = _Backward.apply(operation, backend, options, needs_grad, shapes, grad, *saved)
+            return None, None, None, *operation.reference_backward(grad, saved, options, needs_grad)
+        used = needs_grad
+        if shapes is not None and any(needs_grad[1:]):
+            used = used_inputs(ctx, needs_grad, [shape is not None for shape in shapes])
+        if torch.is_grad_enabled():
+            grads = _Backward.apply(operation, backend, options, used, ctx.call, grad, *saved)
         else:
-            grads = _run_backward(operation, backend, options, needs_grad, grad, saved)
+            grads = _run_backward(operation, backend, options, used, grad, saved)
         return None, None, None, *grads
 
 
 class _Backward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, operation, backend, options, needs_grad, shapes, grad, *saved):
+    def forward(ctx, operation, backend, options, used, call, grad, *saved):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(grad, *saved)
-        ctx.call = operation, backend, options, needs_grad, shapes
-        return tuple(_run_backward(operation, backend, options, needs_grad, grad, saved))
+        ctx.call = used, call
+        return tuple(_run_backward(operation, backend, options, used, grad, saved))
 
     @staticmethod
     def backward(ctx, *grad_grads):
-        operation, backend, options, needs_grad, shapes = ctx.call
-        needed = ctx.needs_input_grad[5:]
+        used, (operation, backend, options, needs_grad, shapes, zeros) = ctx.call
         grad, *saved = ctx.saved_tensors
         if backward_must_use_reference(grad_grads, (grad, *saved)):
-            return *[None] * 5, *_autograd_double_backward(operation, options, needs_grad, grad, saved, grad_grads)
+            return *[None] * 5, *_autograd_double_backward(operation, options, used, grad, saved, grad_grads)
+        needed = used_inputs(ctx, ctx.needs_input_grad[5:], [x is not None for x in (grad, *saved)])
         grads = None
         if not grad.numel():
             grads = [None] * len(needed)
@@ -192,16 +201,47 @@ class _Backward(torch.autograd.Function):
             launchers = fastgan_kernels.BACKENDS[backend].launchers(operation.name)
             grads = operation.double_backward(launchers, grad, saved, grad_grads, options, needed)
         if grads is None:
-            grads = _autograd_double_backward(operation, options, needs_grad, grad, saved, grad_grads)
+            grads = _autograd_double_backward(operation, options, used, grad, saved, grad_grads)
         given = tuple([g is not None for g in grad_grads])
         exists = _has_second_gradients(operation, options, needs_grad, shapes, given)
-        found = zip(needed, exists, grads, (grad, *saved), strict=True)
-        grads = [_zeros_if_none(g, x) if need and there else None for need, there, g, x in found]
-        return None, None, None, None, None, *grads
+        results = [g if need and there else None for g, need, there in zip(grads, needed, exists, strict=True)]
+        for i, x in enumerate((grad, *saved)):
+            if needed[i] and exists[i] and grads[i] is None:
+                if zeros is not None and i == 1 + zeros.place and every_node_runs(x.grad_fn):
+                    zeros.owe()
+                else:
+                    results[i] = torch.zeros_like(x)
+        return None, None, None, None, None, *results
 
 
-def _zeros_if_none(grad: Tensor | None, like: Tensor) -> Tensor:
-    return torch.zeros_like(like) if grad is None else grad
+class _OwedZeros:
+    """Zeros as the second gradient of an operation's output, written only if the output gets no other gradient.
+
+    `_Backward` owes them, and `_Forward.backward`, which runs later in the same pass, settles the debt. Usually the
+    output has another gradient by then, that of the loss, and zeros would be written and added for nothing.
+
+    Attributes:
+        place: index of the output among the saved tensors.
+    """
+
+    __slots__ = ("_owed", "place")
+
+    def __init__(self, place: int):
+        self.place, self._owed = place, False
+
+    @staticmethod
+    def of(saved: Tensors, output: Tensor) -> "_OwedZeros | None":
+        """None if the output is not among the saved tensors."""
+        places = [i for i, x in enumerate(saved) if x is output]
+        return _OwedZeros(places[0]) if places else None
+
+    def owe(self) -> None:
+        self._owed = True
+
+    def settle(self) -> bool:
+        """Whether zeros were owed; they are not any more."""
+        owed, self._owed = self._owed, False
+        return owed
 
 
 @lru_cache(maxsize=4096)

@@ -19,6 +19,7 @@ import torch.multiprocessing
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import fastgan_kernels
@@ -259,8 +260,62 @@ def test_second_derivatives_under_saved_tensor_hooks_and_anomaly_detection(use, 
     assert got == kinds_of_derivatives(use, use.function)
 
 
+class Zeros(TorchDispatchMode):
+    """Counts the tensors of zeros that are written within the block."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.count += "zeros" in str(function) and result.device.type != "meta"
+        return result
+
+
+@pytest.mark.parametrize("backend", ["cpp"], indirect=True)
+def test_zeros_are_written_only_where_there_is_no_other_gradient(backend):
+    x, bias = torch.randn(2, 3, 4, 4, requires_grad=True), torch.randn(3, requires_grad=True)
+    for with_loss in (True, False):
+        y = ops.noise_bias_act(x * 2, bias=bias)
+        (dx,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        penalty = dx.square().sum()
+        with Zeros() as zeros:
+            (y.square().sum() + penalty if with_loss else penalty).backward()
+        assert zeros.count == (0 if with_loss else 1)
+    with Zeros() as zeros:  # an earlier pass leaves nothing behind
+        y = ops.noise_bias_act(x * 2, bias=bias)
+        (dx,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        dx.square().sum().backward(retain_graph=True)
+        count = zeros.count
+        y.sum().backward()
+    assert zeros.count == count
+
+
+@pytest.mark.parametrize("backend", ["cpp"], indirect=True)
+def test_gradients_of_images_compute_none_of_parameters(backend, monkeypatch):
+    """PyTorch tells a Function that all gradients are needed."""
+    needs, launch = [], fused._launch_backward
+    monkeypatch.setattr(fused, "_launch_backward", lambda *args: needs.append(tuple(args[3])) or launch(*args))
+    x, strength, bias = (torch.randn(size, requires_grad=True) for size in ((2, 3, 4, 4), (3,), (3,)))
+    y = ops.noise_bias_act(x * 1, noise=torch.randn(2, 1, 4, 4), strength=strength * 1, bias=bias * 1)
+    torch.autograd.grad(y.sum(), x, retain_graph=True)
+    (dx,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    assert needs == [(True, False, False, False, False, False)] * 2
+    (y.sum() + dx.square().sum()).backward()
+    assert needs[2] == (True, False, True, True, False, False)
+
+
+def by_backward(loss, variables, allow_unused):
+    for variable in variables:
+        variable.grad = None
+    loss.backward()
+    return [variable.grad for variable in variables]
+
+
+@pytest.mark.parametrize("differentiate", [torch.autograd.grad, by_backward])
 @backends.one_instruction_set
-def test_missing_and_zero_gradients_of_layers_are_those_of_plain_pytorch(backend):
+def test_missing_and_zero_gradients_of_layers_are_those_of_plain_pytorch(differentiate, backend):
     """After backward of a loss, and of a penalty alone, which does not depend on the last bias."""
     torch.manual_seed(0)
     network, inputs = EveryLayer().double(), [t.double() for t in batch()]
@@ -274,7 +329,7 @@ def test_missing_and_zero_gradients_of_layers_are_those_of_plain_pytorch(backend
             if penalized:
                 y = torch.autograd.grad(y.sum(), w, create_graph=True)[0]
             variables = [*network.named_parameters(), *last.named_parameters("last")]
-            grads = torch.autograd.grad(y.square().sum(), [p for _, p in variables], allow_unused=True)
+            grads = differentiate(y.square().sum(), [p for _, p in variables], allow_unused=True)
             found.append({name: kind(g) for (name, _), g in zip(variables, grads, strict=True)})
         return found
 

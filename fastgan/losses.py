@@ -1,6 +1,7 @@
 """Objectives of generator and discriminator, and path length regularization, in fp32 (fp64 for fp64).
 
-Functions of logits return the mean over the batch. Gradient penalties are in `fastgan.penalties`.
+Functions of logits, [N] or [N, P] for P parts of each image, return the mean over all of them. Gradient penalties are
+in `fastgan.penalties`.
 """
 
 from __future__ import annotations
@@ -76,6 +77,17 @@ def hinge_fake(logits: Tensor) -> Tensor:
     return (1 + to_arithmetic(logits)).relu().mean()
 
 
+def noisy_hinge_real(logits: Tensor) -> Tensor:
+    """`hinge_real` with a random margin from 0.8 to 1 for each logit, as a label smoothing (Liu et al. 2021, code)."""
+    logits = to_arithmetic(logits)
+    return (0.8 + 0.2 * torch.rand_like(logits) - logits).relu().mean()
+
+
+def noisy_hinge_fake(logits: Tensor) -> Tensor:
+    """`hinge_fake` with a random margin; see `noisy_hinge_real`."""
+    return noisy_hinge_real(-logits)
+
+
 def squared_distance_to_one(logits: Tensor) -> Tensor:
     """(logit - 1)^2 / 2: small when the logits [N] call the images real. Mao et al. 2017, equation 9."""
     return (to_arithmetic(logits) - 1).square().mean() / 2
@@ -104,6 +116,7 @@ OBJECTIVES: dict[str, Objective | PairedObjective] = {
     "nonsaturating": Objective(nonsaturating_real, nonsaturating_real, nonsaturating_fake),
     "least-squares": Objective(squared_distance_to_one, squared_distance_to_one, squared_distance_to_zero),
     "hinge": Objective(minus_mean_logit, hinge_real, hinge_fake),
+    "noisy-hinge": Objective(minus_mean_logit, noisy_hinge_real, noisy_hinge_fake),
     "wasserstein": Objective(minus_mean_logit, minus_mean_logit, mean_logit),
     "relativistic": PairedObjective(relativistic, relativistic),
 }

@@ -36,13 +36,24 @@ def test_objectives_equal_the_papers_formulas():
         "wasserstein": -fake.mean(),
         "relativistic": -sigmoid(fake - real).log().mean(),
     }
-    assert discriminator.keys() == generator.keys() == OBJECTIVES.keys()
-    for name, objective in OBJECTIVES.items():
+    assert discriminator.keys() == generator.keys() == OBJECTIVES.keys() - {"noisy-hinge"}
+    for name, objective in ((name, OBJECTIVES[name]) for name in generator):
         if isinstance(objective, PairedObjective):
             results = objective.discriminator(real, fake), objective.generator(fake, real)
         else:
             results = objective.discriminator_real(real) + objective.discriminator_fake(fake), objective.generator(fake)
         torch.testing.assert_close(results, (discriminator[name], generator[name]))
+
+
+def test_the_margin_of_the_noisy_hinge_is_random_for_each_logit():
+    objective, logits = OBJECTIVES["noisy-hinge"], torch.zeros(400, 5)
+    torch.manual_seed(0)
+    for loss in (objective.discriminator_real, objective.discriminator_fake):
+        assert loss(logits).item() == pytest.approx(0.9, abs=0.01)
+        assert loss(logits[:1, :1]) != loss(logits[:1, :1])
+    assert objective.discriminator_real(logits + 1).item() == objective.discriminator_fake(logits - 1).item() == 0
+    assert objective.discriminator_real(logits - 1).item() == pytest.approx(1.9, abs=0.01)
+    assert objective.generator(logits + 1).item() == -1
 
 
 def test_relativistic_logits_of_different_shapes_are_refused():

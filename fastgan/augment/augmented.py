@@ -12,5 +12,7 @@ class Augmented(nn.Module):
         super().__init__()
         self.augment, self.discriminator = augment, discriminator
 
-    def forward(self, images: Tensor, *labels: Tensor | None) -> Tensor:
-        return self.discriminator(self.augment(images), *labels)
+    def forward(self, images: Tensor | tuple[Tensor, ...], *labels: Tensor | None, **options) -> Tensor:
+        """images: [N, C, H, W], or several sets of them, each augmented by itself."""
+        images = tuple(map(self.augment, images)) if isinstance(images, tuple) else self.augment(images)
+        return self.discriminator(images, *labels, **options)

@@ -1,5 +1,10 @@
 """Model families behind one interface: `generator(z, label) -> image`, `discriminator(image, label) -> logits`.
 
+`supports` of a network names keyword arguments that it also takes. A generator that supports "small" returns, given
+`small=True`, the image and a smaller one, a pair that its discriminator takes in place of an image. A discriminator
+that supports "reconstruct" returns, given `reconstruct=True`, the logits and a self-supervised loss. Logits are [N], or
+[N, P] for P parts of each image.
+
 A discriminator's `layers_from_image()` are its layers in the order in which an image passes them, except for the last
 ones that compute the logit. `--freeze-d` counts these.
 """
@@ -8,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fastgan.models import cgan, dcgan, mlp, pggan, r3gan, stylegan, stylegan2
+from fastgan.models import cgan, dcgan, fastgan, mlp, pggan, r3gan, stylegan, stylegan2
 from fastgan.ops.upfirdn2d import BILINEAR
 
 ARCHITECTURES = {
@@ -19,6 +24,7 @@ ARCHITECTURES = {
     "stylegan": stylegan,
     "stylegan2": stylegan2,
     "r3gan": r3gan,
+    "fastgan": fastgan,
 }
 
 
@@ -45,7 +51,7 @@ class ModelConfig:
         w_avg_decay: decay of the running mean of w; 1 for never updated.
         variant: form of the architecture: "transposed" or "upsample" for dcgan, "conv" or "mlp" for cgan; empty for the
             first, or if there is one form only.
-        discriminator_norm: whether the discriminators of dcgan and cgan's "conv" have batch norm.
+        discriminator_norm: whether the discriminators of dcgan, cgan's "conv" and fastgan have batch norm.
         discriminator_mapping_layers: layers of StyleGAN2's mapping network for labels in the discriminator.
         discriminator_mapping_lr: factor of their learning rate; None for `mapping_lr`.
         conv_clamp: limit of the activations of StyleGAN2's convolutions; None for none.

@@ -17,18 +17,22 @@ class Block(nn.Module):
         channels: channels of its output.
         norm: batch norm instead of a bias.
         act: see `noise_bias_act`, or with norm `batch_norm_act`; lrelu has slope 0.2.
+        gain: factor after the activation.
+        bias: whether there is a bias in place of batch norm.
     """
 
-    def __init__(self, layer: nn.Module, channels: int, *, norm: bool, act: str):
+    def __init__(self, layer: nn.Module, channels: int, *, norm: bool, act: str, gain: float = 1.0, bias: bool = True):
         super().__init__()
         self.layer = layer
-        self.norm = BatchNormAct(channels, act=act) if norm else None
-        self.bias = None if norm else nn.Parameter(torch.zeros(channels))
-        self.act = act
+        self.norm = BatchNormAct(channels, act=act, gain=gain) if norm else None
+        self.bias = nn.Parameter(torch.zeros(channels)) if bias and not norm else None
+        self.act, self.gain = act, gain
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.layer(x)
-        return noise_bias_act(x, bias=self.bias, act=self.act) if self.norm is None else self.norm(x)
+        if self.norm is not None:
+            return self.norm(x)
+        return noise_bias_act(x, bias=self.bias, act=self.act, gain=self.gain)
 
     def extra_repr(self) -> str:
         return f"act={self.act}"

@@ -32,20 +32,21 @@ def logits_and_squared_grad(
     with `create_graph=True` raises RuntimeError. Everything else takes double backward. `why_not_one_pass` tells which.
 
     Args:
-        discriminator: called as `discriminator(images, labels)`, or `discriminator(images)` without labels; returns [N]
-            or [N, 1]. For double backward its operations must be twice differentiable. It runs under the caller's
-            autocast.
+        discriminator: called as `discriminator(images, labels)`, or `discriminator(images)` without labels; returns
+            [N], or [N, P] with P logits an image, for parts of it. For double backward its operations must be twice
+            differentiable. It runs under the caller's autocast.
         images: [N, C, H, W]; not modified. If they require grad, both results lead to them.
         labels: passed on to the discriminator, or None.
 
     Returns:
-        logits [N] and `squares` [N], squares[n] = |d logit[n] / d images[n]|^2; both in fp32 (fp64 for fp64) and
-        differentiable. The gradient is that of the sum of logits. With statistics across the minibatch it has the small
-        cross terms between samples, as in every published implementation.
+        logits [N], or [N, P] for P > 1, and `squares` [N], squares[n] = |d logit[n] / d images[n]|^2, of the mean logit
+        if there are several; both in fp32 (fp64 for fp64) and differentiable. The gradient is that of the sum over n.
+        With statistics across the minibatch it has the small cross terms between samples, as in every published
+        implementation.
 
     Raises:
         RuntimeError: within torch.func or `torch.inference_mode`, or for images with a forward-mode tangent.
-        ValueError: the discriminator's result is not [N] or [N, 1].
+        ValueError: the discriminator's result is not [N] or [N, P].
     """
     if torch.is_inference_mode_enabled():
         raise RuntimeError(
@@ -70,14 +71,15 @@ def logits_and_squared_grad(
             raise ValueError(
                 f"the discriminator's result is a {type(result).__name__}, must be a tensor of logits [{n}]"
             )
-        if result.shape not in ((n,), (n, 1)):
-            raise ValueError(f"the discriminator's logits have shape {list(result.shape)}, must be [{n}]")
+        if result.dim() not in (1, 2) or len(result) != n or result.shape[1:] == (0,):
+            raise ValueError(f"the discriminator's logits have shape {list(result.shape)}, must be [{n}] or [{n}, P]")
         if recording is not None:
             with contextlib.suppress(NotPiecewiseLinear):
                 return logits_and_squares(recording, result)
-        logits = to_arithmetic(result.reshape(n))
+        logits = to_arithmetic(result.reshape(n) if result.shape == (n, 1) else result)
+        each = logits if logits.dim() == 1 else logits.mean(1)
         with torch.autocast(images.device.type, enabled=False):  # the graph has recorded the dtypes
-            (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=wants_graph)
+            (gradient,) = torch.autograd.grad(each.sum(), images, create_graph=wants_graph)
             squares = squared_norm(gradient)
     return (logits, squares) if wants_graph else (logits.detach(), squares.detach())
 

@@ -303,6 +303,8 @@ class Recording(TorchFunctionMode):
                 self._require_independent(logits)
         if not found:
             raise NotPiecewiseLinear("its result does not depend on the images")
+        if found[0].rank == 2 and found[0].shape[1] != 1:
+            raise NotPiecewiseLinear("it has several logits for each image")
         if any(tensor._version != version for tensor, version in self._versions):
             raise NotPiecewiseLinear("it overwrites what it has read")
         return found[0]

@@ -25,6 +25,7 @@ from fastgan.data.urls import local_path
 from fastgan.errors import UserError, readable
 from fastgan.files import link, write_atomically
 from fastgan.models.progressive import ProgressiveGrowing
+from fastgan.models.spectral_norm import merge_spectral_norm
 from fastgan.options import from_json
 from fastgan.runs.config import Config, check_values, pyramid, to_dict, unresolved
 from fastgan.version import __version__
@@ -263,6 +264,7 @@ def load_generator(path: str | Path, device: str | torch.device = "cpu") -> tupl
     generator, _ = models.build(header.model)
     _load_module(header.path, generator, "ema", tensors)
     _grow(generator, header)
+    merge_spectral_norm(generator)
     generator = generator.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return generator.eval().requires_grad_(False), header.config
 

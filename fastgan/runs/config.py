@@ -18,8 +18,10 @@ from fastgan.options import LARGEST_SEED, Count, PathText, argument, from_json
 FILE_NAME = "config.json"
 MOST_THREADS = 1024  # OpenMP ends the process with many more
 
-Architecture = Literal["stylegan2", "stylegan", "pggan", "r3gan", "dcgan", "cgan", "mlp"]
-Loss = Literal["nonsaturating", "minimax", "least-squares", "hinge", "wgan", "wgan-gp", "relativistic"]
+Architecture = Literal["stylegan2", "stylegan", "pggan", "r3gan", "fastgan", "dcgan", "cgan", "mlp"]
+Loss = Literal[
+    "nonsaturating", "minimax", "least-squares", "hinge", "noisy-hinge", "wgan", "wgan-gp", "relativistic"
+]  # fmt: skip
 Auto = Literal["auto"]
 ADA = ("ada", "fixed", "ramp")  # values of --augment with the transformations of ADA, of probability p
 
@@ -29,8 +31,8 @@ class NetworkOptions:
     """Generator and discriminator."""
 
     arch: Architecture | Auto = "auto"
-    """Architecture. stylegan2: best images. r3gan: a modern baseline. stylegan, pggan: grow from small images to large
-    ones. dcgan, cgan, mlp: simple and fast. auto: that of --init-from, else stylegan2."""
+    """Architecture. stylegan2: best images. r3gan: a modern baseline. fastgan: for few images. stylegan, pggan: grow
+    from small images to large ones. dcgan, cgan, mlp: simple and fast. auto: that of --init-from, else stylegan2."""
     variant: str | Auto = "auto"
     """For dcgan: transposed (the default, as in the paper) or upsample. For cgan: conv (the default) or mlp."""
     z_dim: int | Auto = "auto"
@@ -44,7 +46,7 @@ class NetworkOptions:
     mapping_lr: float | Auto = "auto"
     """Learning-rate multiplier of the mapping network."""
     discriminator_norm: bool | Auto = "auto"
-    """Batch norm in the discriminator, for dcgan and cgan. auto: yes, except with a gradient penalty."""
+    """Batch norm in the discriminator, for dcgan, cgan and fastgan. auto: yes, except with a gradient penalty."""
     discriminator_mapping_layers: int | Auto = "auto"
     """Dense layers between a label's embedding and its projection, in stylegan2's discriminator. auto: 0.
     StyleGAN2-ADA has 8."""
@@ -97,7 +99,7 @@ class TrainingOptions:
     al. 2020, FreezeD: 10 or more). Counted like stylegan2-ada's --freezed: from_rgb, then the convolutions of each
     block. A residual block of r3gan counts as one."""
     loss: Loss | Auto = "auto"
-    """Objective. auto: wgan-gp for pggan, relativistic for r3gan, else nonsaturating."""
+    """Objective. auto: wgan-gp for pggan, relativistic for r3gan, noisy-hinge for fastgan, else nonsaturating."""
     discriminator_steps: int | Auto = "auto"
     """Discriminator updates for each generator update. auto: 5 for wgan and wgan-gp (1 in pggan), else 1."""
     optimizer: Literal["adam", "rmsprop"] | Auto = "auto"
@@ -149,7 +151,7 @@ class RegularizationOptions:
     """Augment the images that the discriminator sees, against overfitting on small data. ada, fixed, ramp: flips,
     shifts, rotations and colours, each with a probability. ada: adapted to overfitting. fixed: --augment-p. ramp: from
     0 to --augment-p on a cosine. diffaug: colours, shifts and a cutout of every image, at less cost. auto: ramp for
-    r3gan from 64 pixels on, else none."""
+    r3gan from 64 pixels on, diffaug for fastgan, else none."""
     augment_p: float | Auto = "auto"
     """Probability of each augmentation, for fixed and ramp."""
     ada_target: float = 0.6

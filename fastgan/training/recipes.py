@@ -1,8 +1,8 @@
 """Recipes: hyper-parameters that replace "auto", by architecture, objective and resolution. Imports no torch.
 
-Numbers are the papers' from 128 pixels on for networks that grow or have styles, and from 64 on for r3gan. Smaller
-images are for trainings of minutes on a CPU: narrower networks, which see more images in the same time, and higher
-learning rates, tuned on glyphs at 32x32.
+Numbers are the papers' from 128 pixels on for networks that grow or have styles, and from 64 on for r3gan and fastgan.
+Smaller images are for trainings of minutes on a CPU: narrower networks, which see more images in the same time, and
+higher learning rates, tuned on glyphs at 32x32.
 """
 
 from __future__ import annotations
@@ -122,6 +122,16 @@ def r3gan(resolution: int) -> Recipe:
     }  # fmt: skip
 
 
+def fastgan(resolution: int) -> Recipe:
+    """Liu et al. 2021, with the numbers of the authors' code; the EMA's half-life is that of a weight of 0.999."""
+    common = {"z_dim": 256, "loss": "noisy-hinge", "augment": "diffaug"}
+    if resolution >= 64:
+        return common | {
+            "channel_base": 8192, "channel_max": 1024, "batch": 8, "images": 400_000, "ema_halflife": 5.5,
+        }  # fmt: skip
+    return common | {"channel_base": 64 * resolution, "channel_max": 256, "batch": 16, "images": 100_000}
+
+
 def paper_growth(start: int, resolution: int) -> Recipe:
     """The published schedule: 600,000 images to train each level and as many to fade it in."""
     schedule = Schedule.published(start, resolution, batch=32)
@@ -141,6 +151,7 @@ RECIPES: dict[str, Callable[[int], Recipe]] = {
     "stylegan": stylegan,
     "stylegan2": stylegan2,
     "r3gan": r3gan,
+    "fastgan": fastgan,
 }
 
 # What an objective changes in a recipe that was made for another one.

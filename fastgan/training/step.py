@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ from fastgan.distributed import Ranks
 from fastgan.losses import OBJECTIVES, PairedObjective
 from fastgan.models.gradient_checkpointing import enable_gradient_checkpointing
 from fastgan.models.progressive import ProgressiveGrowing
+from fastgan.models.spectral_norm import normalized_layers, power_iteration
 from fastgan.penalties import logits_and_squared_grad, wgan_gp, zero_centered_penalty
 from fastgan.runs import graphs
 from fastgan.runs.checkpoint import State
@@ -30,6 +31,8 @@ from fastgan.training.joint_batch import JointBatch
 from fastgan.training.randomness import StepRandomness
 from fastgan.training.state import trainable, why_not_captured
 from fastgan.transparency import premultiplied
+
+Images = Tensor | tuple[Tensor, ...]  # [N, C, H, W], or a pair: these and a smaller version
 
 
 class MicroBatch(NamedTuple):
@@ -46,10 +49,14 @@ class MicroBatch(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """Discriminator output for N images: logits [N], and for a penalty |d logit / d image|^2 [N]."""
+    """Discriminator output for N images: logits [N] or [N, P], and for a penalty |d logit / d image|^2 [N].
+
+    reconstruction: the self-supervised loss, a scalar, of discriminators that have one.
+    """
 
     logits: Tensor
     squared_grad: Tensor | None = None
+    reconstruction: Tensor | float = 0.0
 
 
 class StepKind(NamedTuple):
@@ -109,7 +116,10 @@ class Step:
         loss = self.options.loss
         self.objective = OBJECTIVES["wasserstein" if loss in ("wgan", "wgan-gp") else loss]
         self.ema = EMA(state.ema, state.generator)
-        self.mixing = {"style_mixing": self.options.style_mixing} if self.options.style_mixing else {}
+        self.generates = {"style_mixing": self.options.style_mixing} if self.options.style_mixing else {}
+        self.generates |= {"small": True} if "small" in state.generator.supports else {}
+        self.reconstructs = "reconstruct" in getattr(state.discriminator, "supports", ())
+        self._spectral = [*normalized_layers(state.generator), *normalized_layers(state.discriminator)]
         self._ada: Augment | None = state.statistics["augment"] if self.terms.augment in ADA else None
         self.augment = DiffAugment() if self.terms.augment == "diffaug" else self._ada
         self._joint = JointBatch(state.discriminator)
@@ -224,6 +234,7 @@ class Step:
         """
         with self.averages.step():
             micro_batches = self._micro_batches(real, label)
+            power_iteration(self._spectral)
             # A captured graph cannot draw the same images twice: its random numbers only go forward.
             saves_memory = kind.has_gradient_penalty and self.terms.r1_interval > 1 and self._graphs is None
             keeps_graph = kind.trains_generator and len(micro_batches) == 1 and not saves_memory
@@ -235,7 +246,8 @@ class Step:
                 with torch.set_grad_enabled(keeps_graph):
                     fake = self._generate(micro_batch)
                 is_last = micro_batch is micro_batches[-1]
-                real_logits.append(self._add_discriminator_gradients(kind, micro_batch, fake.detach(), is_last))
+                seen = of_each(Tensor.detach, fake)
+                real_logits.append(self._add_discriminator_gradients(kind, micro_batch, seen, is_last))
                 rng_states.append(self._random.state())
             self._update_discriminator(torch.cat(real_logits))
 
@@ -263,9 +275,9 @@ class Step:
     def _latents(self, count: int) -> Tensor:
         return torch.randn(count, self.z_dim, device=next(self.state.generator.parameters()).device)
 
-    def _generate(self, micro_batch: MicroBatch) -> Tensor:
+    def _generate(self, micro_batch: MicroBatch) -> Images:
         with self.autocast():
-            return premultiplied(self._generator(micro_batch.z, micro_batch.label, **self.mixing))
+            return of_each(premultiplied, self._generator(micro_batch.z, micro_batch.label, **self.generates))
 
     def _backward(self, name: str, loss: Tensor, is_last: bool = False) -> None:
         """Add the gradients of `loss`. is_last: the network's last backward of the step, during which gradients are
@@ -287,36 +299,39 @@ class Step:
     # Discriminator ------------------------------------------------------------------------------------------------
 
     def _add_discriminator_gradients(
-        self, kind: StepKind, micro_batch: MicroBatch, fake: Tensor, is_last: bool
+        self, kind: StepKind, micro_batch: MicroBatch, fake: Images, is_last: bool
     ) -> Tensor:
         """Returns the logits of the real images. is_last: no more gradients are added in this step."""
         terms, objective, weight = self.terms, self.objective, micro_batch.weight
         real, label = micro_batch.real, micro_batch.label
         if terms.gp_lambda:
             with self.autocast():
-                penalty = wgan_gp(self._with_augmentation(self.state.discriminator), real, fake, label)
+                penalty = wgan_gp(self._with_augmentation(self.state.discriminator), real, of_full_size(fake), label)
             self._backward("d", weight * terms.gp_lambda * penalty)
             self.averages.add(gradient_penalty=penalty)
         r1, r2 = (kind.has_gradient_penalty and bool(gamma) for gamma in (terms.r1_gamma, terms.r2_gamma))
-        in_one_pass = self._joint.fits(real, penalized=r1 or r2) and r1 == r2
+        in_one_pass = self._joint.fits(real, penalized=r1 or r2) and r1 == r2 and not self.reconstructs
         if in_one_pass or isinstance(objective, PairedObjective):
             if in_one_pass:
                 of_fake, of_real = self._judge_jointly(fake, real, label, penalized=r1)
             else:
-                of_fake, of_real = self._judge(fake, label, r2), self._judge(real, label, r1)
+                of_fake, of_real = self._judge(fake, label, r2), self._judge(real, label, r1, self.reconstructs)
             loss = objective.discriminator(of_real.logits, of_fake.logits)
             penalty = self._penalty(of_fake, r2, "r2") + self._penalty(of_real, r1, "r1")
-            self._backward("d", weight * (loss + penalty + self._drift(of_real)), is_last)
+            penalty = penalty + self._drift(of_real) + of_real.reconstruction
+            self._backward("d", weight * (loss + penalty), is_last)
         else:  # fakes, then reals: only one graph is in memory at a time
             of_fake = self._judge(fake, label, r2)
             loss_fake = objective.discriminator_fake(of_fake.logits)
             self._backward("d", weight * (loss_fake + self._penalty(of_fake, r2, "r2")))
-            of_real = self._judge(real, label, r1)
+            of_real = self._judge(real, label, r1, self.reconstructs)
             loss_real = objective.discriminator_real(of_real.logits)
-            penalty = self._penalty(of_real, r1, "r1")
-            self._backward("d", weight * (loss_real + penalty + self._drift(of_real)), is_last)
+            penalty = self._penalty(of_real, r1, "r1") + self._drift(of_real) + of_real.reconstruction
+            self._backward("d", weight * (loss_real + penalty), is_last)
             loss = loss_real.detach() + loss_fake.detach()
         self.averages.add(loss_d=loss)
+        if self.reconstructs:
+            self.averages.add(reconstruction=of_real.reconstruction)
         for name, logits in (("real", of_real.logits.detach()), ("fake", of_fake.logits.detach())):
             self.averages.add(**{f"logit_{name}": logits.mean(), f"sign_{name}": logits.sign().mean()})
         return of_real.logits.detach()
@@ -325,13 +340,29 @@ class Step:
         """The discriminator of augmented images. Gradient penalties are with respect to images before augmentation."""
         return discriminator if self.augment is None else Augmented(self.augment, discriminator)
 
-    def _judge(self, images: Tensor, label: Tensor | None, penalized: bool = False) -> Judgement:
-        """Logits; if penalized, also squared gradients from the same forward pass."""
+    def _judge(
+        self, images: Images, label: Tensor | None, penalized: bool = False, reconstruct: bool = False
+    ) -> Judgement:
+        """Logits; if penalized, also squared gradients from the same forward pass. These are of the images of full size
+        alone, from which the discriminator then makes the small ones."""
         with self.autocast():
-            if penalized:
-                discriminator = self._with_augmentation(self.state.discriminator)
-                return Judgement(*logits_and_squared_grad(discriminator, images, label))
-            return Judgement(self._with_augmentation(self._discriminator)(images, label))
+            if not penalized:
+                judge = self._with_augmentation(self._discriminator)
+                if reconstruct:
+                    logits, reconstruction = judge(images, label, reconstruct=True)
+                    return Judgement(logits, None, reconstruction)
+                return Judgement(judge(images, label))
+            judge = self._with_augmentation(self.state.discriminator)
+            if not reconstruct:
+                return Judgement(*logits_and_squared_grad(judge, of_full_size(images), label))
+            losses = []
+
+            def logits_alone(images: Tensor, label: Tensor | None = None) -> Tensor:
+                logits, loss = judge(images, label, reconstruct=True)
+                losses.append(loss)
+                return logits
+
+            return Judgement(*logits_and_squared_grad(logits_alone, images, label), *losses)
 
     def _judge_jointly(
         self, fake: Tensor, real: Tensor, label: Tensor | None, penalized: bool
@@ -370,7 +401,7 @@ class Step:
     # Generator ----------------------------------------------------------------------------------------------------
 
     def _add_generator_gradients(
-        self, kind: StepKind, micro_batch: MicroBatch, fake: Tensor, is_last: bool
+        self, kind: StepKind, micro_batch: MicroBatch, fake: Images, is_last: bool
     ) -> list[Tensor]:
         """Returns the mean path length, if it is penalised. is_last: as for the discriminator."""
         objective = self.objective
@@ -391,7 +422,7 @@ class Step:
         count, generator = max(1, len(micro_batch.real) // 2), self.state.generator
         with self.autocast():
             label = None if micro_batch.label is None else micro_batch.label[:count]
-            ws = generator.styles(self._latents(count), label, **self.mixing)
+            ws = generator.styles(self._latents(count), label, **self.generates)
             images = premultiplied(generator.synthesize(ws))
         penalty, length = self.state.statistics["path_length"].penalty_and_length(images, ws)
         loss = micro_batch.weight * self.terms.path_length * self.terms.path_interval * penalty
@@ -404,6 +435,16 @@ class Step:
         self.ema.update(self._numbers["ema"])
         if lengths:
             self.state.statistics["path_length"].update(self.ranks.all_reduce_mean(torch.stack(lengths).mean()))
+
+
+def of_each(function: Callable[[Tensor], Tensor], images: Images) -> Images:
+    """The function of images, or of each of a pair."""
+    return tuple(map(function, images)) if isinstance(images, tuple) else function(images)
+
+
+def of_full_size(images: Images) -> Tensor:
+    """The first of a pair of images."""
+    return images[0] if isinstance(images, tuple) else images
 
 
 @contextlib.contextmanager

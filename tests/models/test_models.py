@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fastgan import models
+from tests.support.networks import trained_by
 
 CONDITIONAL = ("cgan",)  # require labels
 ARCHITECTURES_AND_CLASSES = [(arch, n) for arch in models.ARCHITECTURES for n in (0, 5) if n or arch not in CONDITIONAL]
@@ -26,11 +27,10 @@ def build(arch, **options):
 def test_generator_returns_images_and_discriminator_logits(arch, num_classes, channels):
     config, generator, discriminator = build(arch, num_classes=num_classes, channels=channels)
     label = labels(config)
-    image = generator(torch.randn(4, config.z_dim), label)
+    image, logits, loss = trained_by(generator, discriminator, torch.randn(4, config.z_dim), label)
     assert image.shape == (4, channels, 16, 16) and image.dtype == torch.float32
-    logits = discriminator(image, label)
-    assert logits.shape == (4,) and logits.dtype == torch.float32
-    logits.sum().backward()
+    assert logits.shape == ((4, 26) if arch == "fastgan" else (4,)) and logits.dtype == torch.float32
+    loss.backward()
     without = [n for network in (generator, discriminator) for n, p in network.named_parameters() if p.grad is None]
     # A network that grows has its ways to and from RGB for every level, and uses the last.
     assert all("growth" in generator.supports and "_rgb." in name for name in without)
@@ -78,6 +78,7 @@ def test_bf16_autocast_agrees_with_fp32(arch):
         ({"arch": "cgan", "variant": "big", "num_classes": 3}, "variant is 'big', must be conv or mlp for cgan"),
         ({"arch": "dcgan", "discriminator_norm": "no"}, "discriminator_norm is 'no', must be True or False"),
         ({"arch": "cgan"}, "num_classes is 0, .* a conditional GAN needs labels"),
+        ({"arch": "fastgan", "channel_base": 40}, "channel_base is 40, must be at least 64 for fastgan: twice"),
         ({"arch": "r3gan", "channel_max": 20}, "channel_max 20 make 20 feature maps at resolution 4, .* multiple of 8"),
         ({"arch": "r3gan", "channel_base": 128}, "4 feature maps at resolution 32, .* channel_base .* multiple of 256"),
     ],

@@ -91,12 +91,21 @@ def test_double_backward_is_differentiable_twice():
     torch.autograd.gradgradcheck(results, (images, *weights))
 
 
+def test_with_several_logits_an_image_the_penalty_is_of_their_mean():
+    discriminator = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LeakyReLU(0.2), nn.Conv2d(4, 1, 3), nn.Flatten()).double()
+    images = discriminators.batch()[0]
+    assert "several logits" in why_not_one_pass(discriminator, images)
+    logits, squares = logits_and_squared_grad(discriminator, images)
+    assert logits.shape == (3, (SIZE - 4) ** 2)
+    torch.testing.assert_close(logits, discriminator(images))
+    _, expected = logits_and_squared_grad(lambda images: discriminator(images).mean(1), images)
+    torch.testing.assert_close(squares, expected)
+
+
 def test_results_that_are_not_logits_are_refused():
     images = discriminators.batch()[0]
-    with pytest.raises(ValueError, match=r"logits have shape \[3, 2\], must be \[3\]"):
-        logits_and_squared_grad(
-            nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, 2)).double(), discriminators.batch()[0]
-        )
+    with pytest.raises(ValueError, match=r"logits have shape \[3, 2, 1\], must be \[3\] or \[3, P\]"):
+        logits_and_squared_grad(lambda images: images.flatten(2)[:, :2, :1], images)
     with pytest.raises(ValueError, match=r"result is a tuple, must be a tensor of logits \[3\]"):
         logits_and_squared_grad(lambda images: (images.sum((1, 2, 3)), None), images)
 

@@ -850,6 +850,7 @@ SHIPPED = [
     ("cgan", {"variant": "conv", "discriminator_norm": False}, 3, None, None),
     ("cgan", {"variant": "mlp"}, 3, None, None),
     *(("r3gan", {}, labels, change, None) for labels in (0, 3) for change in (None, checkpointed_blocks)),
+    *(("fastgan", {}, labels, None, "SkipExcitation") for labels in (0, 3)),
     *((arch, {}, labels, None, STDDEV) for arch in ("pggan", "stylegan", "stylegan2") for labels in (0, 3)),
     *((arch, {}, 3, checkpointed_blocks, STDDEV) for arch in ("pggan", "stylegan", "stylegan2")),
     *(

@@ -61,6 +61,7 @@ RUNS = {
         *("--level-batch", "8", "4", "--level-lr", "0.5", "1"),
     ],
     "stylegan": ["--arch", "stylegan"],
+    "fastgan": ["--arch", "fastgan"],
     "relativistic": ["--arch", "dcgan", "--loss", "relativistic", "--r2-gamma", "0.5"],
     "wgan": ["--arch", "dcgan", "--loss", "wgan", "--discriminator-steps", "2"],
     "wgan-gp": ["--arch", "dcgan", "--loss", "wgan-gp", "--discriminator-steps", "3", "--drift", "0.001"],

@@ -31,6 +31,7 @@ CASES = {
     "stylegan2, micro-batches": ("stylegan2", {"path_length": 2.0, "path_interval": 2}, {"batch_gpu": 4}),
     "stylegan2, frozen layers": ("stylegan2", {"r1_gamma": 1.0, "r1_interval": 2}, {"init_from": "x", "freeze_d": 3}),
     "r3gan": ("r3gan", {"augment": "ramp", "augment_p": 0.5}, {"images": 64}),
+    "fastgan": ("fastgan", {}, {}),
 }
 
 

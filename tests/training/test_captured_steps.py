@@ -124,6 +124,7 @@ CASES = {
     "growing with styles": ({"r1_gamma": 1.0, "r1_interval": 2}, {"arch": "stylegan", "schedule": GROWING}),
     "wgan": ({}, {"arch": "dcgan", "loss": "wgan", "discriminator_steps": 3}),
     "wgan-gp": ({}, {"arch": "mlp", "loss": "wgan-gp", "discriminator_steps": 2}),
+    "pairs of images, self-supervision": ({}, {"arch": "fastgan"}),
     "frozen layers": ({"r1_gamma": 1.0, "r1_interval": 2}, {"arch": "r3gan", "init_from": "x", "freeze_d": 2}),
     "micro-batches": (
         {"r1_gamma": 1.0, "r1_interval": 2},
@@ -134,6 +135,7 @@ KINDS = {
     "plain": 1, "lazy R1 and path length": 4, "of a discriminator that is ahead": 3, "all schedules": 1,
     "adaptive augmentation": 1, "differentiable augmentation": 1, "growing": 3, "growing with styles": 6, "wgan": 2,
     "wgan-gp": 2, "frozen layers": 2, "micro-batches": 2,
+    "pairs of images, self-supervision": 1,
 }  # fmt: skip
 every_case = pytest.mark.parametrize("case", CASES)
 

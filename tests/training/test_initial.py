@@ -53,6 +53,7 @@ MODEL = {
     "stylegan": {},
     "pggan": {},
     "r3gan": {},
+    "fastgan": {"channel_base": 256},  # whose widths at a resolution are those of others at twice as many pixels
     "dcgan": {},
     "dcgan upsample": {"variant": "upsample"},
     "cgan": {"num_classes": 3},
@@ -112,6 +113,20 @@ RESOLUTIONS = {
             "discriminator.head.weight": "discriminator.head.weight",
         },
         "generator.trunk.9-10, generator.to_rgb, discriminator.from_rgb, discriminator.trunk.0-1",
+    ),
+    "fastgan": (
+        {
+            name: name
+            for name in (
+                "generator.blocks.16.0.layer.parametrizations.weight.original",
+                "discriminator.blocks.8.direct.norm.weight",
+                "discriminator.out.parametrizations.weight.0.v",
+            )
+        },
+        "generator.blocks.32, generator.excitations, generator.to_small, generator.to_image, discriminator.stem, "
+        "discriminator.blocks.16, discriminator.excitations.8.squeeze.parametrizations.weight.original, "
+        "discriminator.excitations.8.squeeze.parametrizations.weight.0.v, discriminator.small_stem, "
+        "discriminator.decoder, discriminator.part_decoder, discriminator.small_decoder",
     ),
     "dcgan": (
         {

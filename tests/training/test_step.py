@@ -342,6 +342,7 @@ FROZEN = {  # how many layers can be frozen, the first ones left of them, and th
     "pggan": (3, ["from_rgb.1", "blocks.0.conv", "blocks.0.down"], {}, {"loss": "wgan-gp"}),
     "stylegan": (3, ["from_rgb.1", "blocks.0.conv", "blocks.0.down"], {"r1_gamma": 1.0}, {}),
     "r3gan": (5, ["from_rgb", "trunk.0", "trunk.1", "trunk.3", "trunk.4"], {"r2_gamma": 1.0}, {}),
+    "fastgan": (2, ["stem.0", ("blocks.4", "small_stem")], {}, {}),
     "dcgan": (1, ["layers.0"], {}, {}),
     "cgan": (3, ["network.layers.0", "network.layers.1", "network.layers.3"], {}, {"loss": "wgan"}),
     "mlp": (2, ["layers.0", "layers.1"], {"r1_gamma": 1.0}, {"loss": "wgan-gp"}),
@@ -362,7 +363,8 @@ def test_frozen_layers_stay_and_others_learn_as_without_freezing(fp64, arch):
         step, state = a_step(arch, init_from="file", freeze_d=frozen, **given)
         plain, expected = a_step(arch, **given)
         before = {name: parameter.clone() for name, parameter in state.discriminator.named_parameters()}
-        stays = {name for name in before if name.startswith(tuple(f"{layer}." for layer in layers[:frozen]))}
+        parts = [part for layer in layers[:frozen] for part in ([layer] if isinstance(layer, str) else layer)]
+        stays = {name for name in before if name.startswith(tuple(f"{part}." for part in parts))}
         for each in (step, plain):
             each(images(4), torch.arange(4) if arch == "cgan" else None)
         learning = {id(parameter) for group in state.optimizer_d.param_groups for parameter in group["params"]}

@@ -50,6 +50,7 @@ FAMILIES = {  # arch: number of classes, and its controls besides those that all
     "stylegan": (0, STYLES),
     "stylegan2": (2, STYLES | {"class", "sheet-shows"}),
     "r3gan": (2, {"class", "sheet-shows"}),
+    "fastgan": (0, set()),
 }
 
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastgan.effective import HasEffectiveWeights, Use
 from fastgan.ops import (
     adain,
     batch_norm_act,
@@ -40,28 +41,29 @@ def _default_gain(act: str, gain: float | None) -> float:
     return SQRT2 if act in ("relu", "lrelu", "silu") else 1.0
 
 
-def equalized(layer: "EqualizedLinear | EqualizedConv2d | _ResampledConv2d") -> tuple[Tensor, Tensor | None, float]:
-    """Effective weight, bias and gain of a layer with equalized learning rate: `gain * act(linear(x, weight) + bias)`.
+class _Equalized(HasEffectiveWeights):
+    """Base class of layers with equalized learning rate."""
 
-    The run-time scale c of the weight w moves behind the sums if the activation is homogeneous, which saves a pass over
-    the weight and one over its gradient:
+    weight_gain: float
+    bias_gain: float
+    act: str
+    gain: float
 
-        g * act(c * linear(x, w) + b) = c * g * act(linear(x, w) + b / c)
+    def use(self) -> Use:
+        """The run-time scale c of the weight w moves behind the sums if the activation is homogeneous, which saves a
+        pass over the weight and one over its gradient:
 
-    Not in fp16, whose range the unscaled sums may exceed.
-    """
-    weight, scale, gain = layer.weight, layer.weight_gain, layer.gain
-    has_pass = layer.bias is not None or layer.act != "linear"  # an activation pass that takes the factor
-    if has_pass and slope_below_zero(layer.act, 0.2) is not None and not computes_in_fp16(weight):
-        return weight, _times(layer.bias, layer.bias_gain / scale), gain * scale
-    return (weight if scale == 1 else weight * scale), _times(layer.bias, layer.bias_gain), gain
+            g * act(c * linear(x, w) + b) = c * g * act(linear(x, w) + b / c)
+
+        Not in fp16, whose range the unscaled sums may exceed.
+        """
+        has_pass = self.bias is not None or self.act != "linear"  # an activation pass that takes the factor
+        if has_pass and slope_below_zero(self.act, 0.2) is not None and not computes_in_fp16(self.weight):
+            return Use(1.0, self.bias_gain / self.weight_gain, self.gain * self.weight_gain)
+        return Use(self.weight_gain, self.bias_gain, self.gain)
 
 
-def _times(tensor: Tensor | None, factor: float) -> Tensor | None:
-    return tensor if tensor is None or factor == 1 else tensor * factor
-
-
-class EqualizedLinear(nn.Module):
+class EqualizedLinear(_Equalized):
     """Linear layer with equalized learning rate; bias and activation are fused.
 
     Args:
@@ -91,11 +93,19 @@ class EqualizedLinear(nn.Module):
         self.act = act
         self.gain = _default_gain(act, gain)
 
+    @property
+    def _scales_x(self) -> bool:
+        """Whether x is scaled, which is smaller than the weight."""
+        return self.act == "linear" and self.gain == 1
+
+    def use(self) -> Use:
+        return Use(bias=self.bias_gain, converts=("weight", "bias")) if self._scales_x else super().use()
+
     def forward(self, x: Tensor) -> Tensor:
         """[N, in_features] to [N, out_features]."""
-        if self.act == "linear" and self.gain == 1:  # scales x, which is smaller than the weight
-            return F.linear(x * self.weight_gain, self.weight, _times(self.bias, self.bias_gain))
-        weight, bias, gain = equalized(self)
+        weight, bias, gain = self.effective()
+        if self._scales_x:
+            return F.linear(x * self.weight_gain, weight, bias)
         return noise_bias_act(F.linear(x, weight), bias=bias, act=self.act, gain=gain)
 
     def extra_repr(self) -> str:
@@ -103,7 +113,7 @@ class EqualizedLinear(nn.Module):
         return f"{in_features}, {out_features}, bias={self.bias is not None}, act={self.act}"
 
 
-class EqualizedConv2d(nn.Module):
+class EqualizedConv2d(_Equalized):
     """Convolution with equalized learning rate; bias and activation are fused. Optionally downsamples by 2.
 
     Padding keeps the size. With `down=2` a low-pass filter comes first, and the convolution has stride 2.
@@ -159,7 +169,7 @@ class EqualizedConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in_channels, H, W] to [N, out_channels, H / down, W / down]."""
-        weight, bias, gain = equalized(self)
+        weight, bias, gain = self.effective()
         y = self.convolve(x, weight)
         if bias is None and self.act == "linear" and gain == 1 and self.clamp is None:
             return y
@@ -451,11 +461,18 @@ class StyleEpilogue(AdaIN):
         return f"noise={self.strength is not None}, gain={self.gain}, eps={self.eps}"
 
 
-class Conv2d(nn.Conv2d):
+class Conv2d(HasEffectiveWeights, nn.Conv2d):
     """Drop-in `nn.Conv2d` on `fastgan.ops.conv2d`, which has faster CPU kernels for few channels and weight gradients.
 
     Dilation, unequal strides and other padding than zeros take PyTorch's convolution.
     """
+
+    def use(self) -> Use:
+        return Use(converts=("weight", "bias"))
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight, bias, _ = self.effective()
+        return self._conv_forward(input, weight, bias)
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if not _is_plain(self) or x.dim() != 4:
@@ -567,7 +584,7 @@ class ModulatedConv2d(_Transposable):
         return f"{_sizes(self.weight)}, up={self.up}, down={self.down}, demodulate={self.demodulate}"
 
 
-class _ResampledConv2d(_Transposable):
+class _ResampledConv2d(_Equalized, _Transposable):
     """Base class of convolutions fused with resampling."""
 
     def __init__(
@@ -595,8 +612,11 @@ class _ResampledConv2d(_Transposable):
         self.act = act
         self.gain = _default_gain(act, gain)
 
+    def use(self) -> Use:
+        return super().use()._replace(converts=())  # a larger kernel is computed from the weight
+
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias, gain = equalized(self)
+        weight, bias, gain = self.effective()
         if self.act == "linear" and gain == 1:
             return self._convolve(x, weight, bias)
         return noise_bias_act(self._convolve(x, weight, None), bias=bias, act=self.act, gain=gain)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fastgan.effective import shared_weights, with_shared_weights
+
 
 class GradientCheckpointing(nn.Module):
     """Base class of networks that run their blocks by `block`.
@@ -24,6 +26,7 @@ class GradientCheckpointing(nn.Module):
     def block(self, function: Callable, x: Tensor, *others: Any) -> Any:
         """`function(x, *others)`, checkpointed if enabled."""
         if self.gradient_checkpointing and torch.is_grad_enabled():
+            function = with_shared_weights(shared_weights(), function)  # again when backward calls it
             return checkpoint(function, x, *others, use_reentrant=False)
         return function(x, *others)
 

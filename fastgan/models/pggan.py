@@ -5,6 +5,7 @@ import itertools
 import torch
 from torch import Tensor, nn
 
+from fastgan.effective import shares_kernels
 from fastgan.layers import (
     SQRT2,
     Blur2d,
@@ -49,6 +50,7 @@ class Generator(ProgressiveGrowing):
         self.blocks = nn.ModuleList(UpBlock(i, o) for i, o in itertools.pairwise(channels))
         self.to_rgb = nn.ModuleList(EqualizedConv2d(c, config.channels, 1) for c in channels)
 
+    @shares_kernels
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         x = self.dense(concat_label(z, self.embed, label))
         x = x.reshape(z.shape[0], 4, 4, len(self.bias)).permute(0, 3, 1, 2)  # channels_last
@@ -98,6 +100,7 @@ class Discriminator(ProgressiveGrowing):
         """Layers of the highest stage."""
         return [self.from_rgb[-1], *(layer for block in reversed(self.blocks) for layer in (block.conv, block.down))]
 
+    @shares_kernels
     def forward(self, image: Tensor, label: Tensor | None = None) -> Tensor:
         if image.shape[-1] != self.stage_resolution:
             raise ValueError(

@@ -14,6 +14,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from fastgan.effective import shares_kernels
 from fastgan.layers import Conv2d, Downsample2d, Upsample2d
 from fastgan.models.gradient_checkpointing import GradientCheckpointing
 from fastgan.models.labels import embed_label
@@ -107,6 +108,7 @@ class Generator(GradientCheckpointing):
             self.trunk.extend([*_change(i, o), Upsample2d(FILTER), *_stage(o, len(widths))])
         self.to_rgb = _conv(widths[-1], config.channels)
 
+    @shares_kernels
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         if self.embed is not None:
             z = torch.cat([z, embed_label(self.embed, label)], 1)
@@ -145,6 +147,7 @@ class Discriminator(GradientCheckpointing):
         """The blocks of a resolution count as one layer."""
         return [self.from_rgb, *(part for part in self.trunk if not isinstance(part, Downsample2d))]
 
+    @shares_kernels
     def forward(self, image: Tensor, label: Tensor | None = None) -> Tensor:
         x = self.from_rgb(channels_last(image))
         for part in self.trunk:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from fastgan.effective import shares_kernels
 from fastgan.layers import EqualizedLinear
 from fastgan.models.labels import concat_label
 from fastgan.ops.arithmetic import update_average
@@ -19,7 +20,10 @@ def dense_layers(sizes: Sequence[int], lr_multiplier: float) -> nn.ModuleList:
 
 
 class MappingNetwork(nn.Module):
-    """Mapping network: z [N, z_dim], label [N] to w [N, w_dim]. Keeps a running mean of w for the truncation trick."""
+    """Mapping network: z [N, z_dim], label [N] to w [N, w_dim]. Keeps a running mean of w for the truncation trick.
+
+    Several `batches` may be concatenated, which enter the running mean one after the other.
+    """
 
     w_avg: Tensor
 
@@ -32,12 +36,14 @@ class MappingNetwork(nn.Module):
         self.register_buffer("w_avg", torch.zeros(width))
         self.decay = config.w_avg_decay
 
-    def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
+    @shares_kernels
+    def forward(self, z: Tensor, label: Tensor | None = None, *, batches: int = 1) -> Tensor:
         x = concat_label(z, self.embed, label)
         for layer in self.layers:
             x = layer(x)
         if self.training and torch.is_grad_enabled():
-            update_average(self.w_avg, x.detach().mean(0, dtype=self.w_avg.dtype), 1 - self.decay)
+            for mean in x.detach().unflatten(0, (batches, -1)).mean(1, dtype=self.w_avg.dtype):
+                update_average(self.w_avg, mean, 1 - self.decay)
         return x
 
 
@@ -97,9 +103,12 @@ class StyleBasedGenerator(nn.Module):
         Raises:
             ValueError: a label is missing, or `truncation_layers` is negative.
         """
-        ws = self.mapping(z, label)[:, None].expand(-1, self.num_ws, -1)
-        if style_mixing:
-            other = self.mapping(torch.randn_like(z), label)[:, None]
+        if not style_mixing:
+            ws = self.mapping(z, label)[:, None].expand(-1, self.num_ws, -1)
+        else:
+            twice = None if label is None else torch.cat([label, label])
+            w = self.mapping(torch.cat([z, torch.randn_like(z)]), twice, batches=2)
+            ws, other = w[:, None].expand(-1, self.num_ws, -1).chunk(2)
             layer = torch.arange(self.num_ws, device=z.device)
             cutoff = torch.randint(1, self.ws_in_use, (len(z), 1), device=z.device)
             cutoff = torch.where(torch.rand(len(z), 1, device=z.device) < style_mixing, cutoff, self.num_ws)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from fastgan.effective import shares_kernels
 from fastgan.layers import SQRT2, Blur2d, EqualizedConv2d, StyleEpilogue, UpsampleConv2d
 from fastgan.models import pggan
 from fastgan.models.progressive import ProgressiveGrowing, upsample_nearest
@@ -65,6 +66,7 @@ class Generator(StyleBasedGenerator, ProgressiveGrowing):
     def ws_in_use(self) -> int:
         return 2 * (self.level + 1)
 
+    @shares_kernels
     def synthesize(self, ws: Tensor, *, noise: str | Sequence[str] = "random") -> Tensor:
         w, noise = ws.unbind(1), noise_modes(noise, self.num_ws)
         x = channels_last(self.const.expand(ws.shape[0], -1, -1, -1))

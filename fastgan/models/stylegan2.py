@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from fastgan.effective import shares_kernels
 from fastgan.layers import (
     Downsample2d,
     EqualizedConv2d,
@@ -243,6 +244,7 @@ class Discriminator(GradientCheckpointing):
             )  # the one at 4x4 belongs to the end
         return layers
 
+    @shares_kernels
     def forward(self, image: Tensor, label: Tensor | None = None) -> Tensor:
         image = channels_last(image)
         x = self.from_rgb(image)

@@ -5,14 +5,18 @@ multi-tensor ("foreach") kernels. Every function is differentiable any number of
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from fastgan.ops import backends
 from fastgan.ops.constants import constant
 from fastgan.ops.transforms import must_use_reference
+
+SENT_AT_ONCE = 25 << 20  # bytes of gradients
 
 Strides = Sequence[tuple[int, ...]]
 
@@ -26,6 +30,19 @@ def computed_together(tensors: Sequence[Tensor]) -> bool:
         return False
     device = tensors[0].device
     return device.type == "cuda" or backends.choose("noise_bias_act", device) not in backends.PREFERENCE["cpu"]
+
+
+def finished_together(weights: Sequence[Tensor]) -> list[slice]:
+    """Groups of weights that should share kernels, in their order: all of them in a single process.
+
+    The gradients of a group are finished together. Several processes send each other gradients while backward runs, so
+    a group is as large there as what they send at once.
+    """
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return [slice(None)]
+    totals = np.cumsum([weight.nbytes for weight in weights]) // SENT_AT_ONCE
+    starts = [0, *(np.flatnonzero(np.diff(totals)) + 1), len(weights)]
+    return [slice(*pair) for pair in pairwise(map(int, starts))]
 
 
 # Conversion -----------------------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ class Averages:
             return
         names, added = zip(*self._added, strict=True)
         self._added.clear()
-        values = torch.stack([value.to(torch.float64) for value in added])
+        values = torch.stack(added).to(torch.float64)
         finite = values.isfinite()
         sums = torch.stack([values.where(finite, 0.0), finite.to(values.dtype), torch.ones_like(values)])
         if names in self._sums:

@@ -1,4 +1,4 @@
-"""All-reduce of gradients over processes, in buckets that are sent while backward still runs.
+"""Sums of gradients: over backward passes, and over processes, in buckets that are sent while backward still runs.
 
 Why not `DistributedDataParallel`: a step has several backward passes per network, of losses that are no output of one
 `forward`. DDP can still do it, with the network wrapped in a module that returns the loss, and `no_sync` for all but
@@ -18,19 +18,19 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from fastgan.distributed import Ranks
+from fastgan.ops.weights import computed_together
 
 BUCKET_BYTES = 25 << 20  # large enough for full bandwidth, small enough to overlap with backward
 
 
-class GradientAllReduce:
-    """Sums the gradients of a network over all processes.
+class GradientSum:
+    """Sums the gradients of a network over the backward passes of a step, and over all processes.
 
-    A bucket is sent as soon as backward has finished its gradients: see `overlap_next_backward`. All processes send
-    buckets in the same order. Where backward does not reach a parameter, its bucket and all later ones wait for
-    `finish`.
+    A bucket is sent as soon as the last backward has finished its gradients. All processes send buckets in the same
+    order. Where backward does not reach a parameter, its bucket and all later ones wait for `finish`.
 
     Args:
         parameters: of the network. One without a gradient in a step stays without; the same ones in all processes.
@@ -41,13 +41,14 @@ class GradientAllReduce:
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], ranks: Ranks):
+        self._parameters = list(parameters)
         self._buckets: list[_Bucket] = []
         self._missing: dict[int, int] = {}  # id of a bucket to its number of gradients that are not finished
         self._sent = self.sent_early = 0
         if ranks.world_size == 1:
             return
         members: list[nn.Parameter] = []
-        for parameter in reversed(list(parameters)):  # about the order in which backward finishes them
+        for parameter in reversed(self._parameters):  # about the order in which backward finishes them
             members.append(parameter)
             if sum(each.nbytes for each in members) >= BUCKET_BYTES:
                 self._buckets.append(_Bucket(members))
@@ -58,9 +59,23 @@ class GradientAllReduce:
             for parameter in bucket.parameters:
                 parameter.register_post_accumulate_grad_hook(self._on_gradient)
 
-    def overlap_next_backward(self) -> None:
-        """Send buckets during the next backward, which is the last one before `finish`."""
-        self._missing = {id(bucket): len(bucket.parameters) for bucket in self._buckets}
+    def backward(self, loss: Tensor, is_last: bool = False) -> None:
+        """Add the gradients of `loss`. is_last: `finish` comes next, so buckets are sent meanwhile."""
+        if is_last:
+            self._missing = {id(bucket): len(bucket.parameters) for bucket in self._buckets}
+        earlier = [(parameter, parameter.grad) for parameter in self._parameters if parameter.grad is not None]
+        if self._buckets or not earlier or not computed_together(self._parameters):
+            loss.backward()
+            return
+        for parameter, _ in earlier:
+            parameter.grad = None
+        loss.backward()
+        # Added here by multi-tensor kernels; autograd would take a kernel for each parameter.
+        both = [(gradient, parameter.grad) for parameter, gradient in earlier if parameter.grad is not None]
+        if both:
+            torch._foreach_add_(*map(list, zip(*both, strict=True)))
+        for parameter, gradient in earlier:
+            parameter.grad = gradient
 
     def finish(self) -> None:
         """Send the remaining buckets and wait for all. Gradients are the sums from here on."""

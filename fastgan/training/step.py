@@ -25,7 +25,7 @@ from fastgan.runs.precision import Autocast, compiler
 from fastgan.training.adam import Adam
 from fastgan.training.averages import Averages
 from fastgan.training.ema import EMA, ema_decay
-from fastgan.training.gradients import GradientAllReduce
+from fastgan.training.gradients import GradientSum
 from fastgan.training.guard import GradientGuard, zero_gradients_if
 from fastgan.training.joint_batch import JointBatch
 from fastgan.training.randomness import StepRandomness
@@ -139,8 +139,8 @@ class Step:
             name: [(group["lr"], group.get("betas")) for group in optimizer.param_groups]
             for name, optimizer in self._optimizers.items()
         }
-        self._all_reduce = {
-            name: GradientAllReduce(trainable(network), self.ranks)
+        self._gradients = {
+            name: GradientSum(trainable(network), self.ranks)
             for name, network in (("g", state.generator), ("d", state.discriminator))
         }
         self.why_not_captured = None if recorder else why_not_captured(config.machine, device, self.ranks.world_size)
@@ -282,14 +282,12 @@ class Step:
     def _backward(self, name: str, loss: Tensor, is_last: bool = False) -> None:
         """Add the gradients of `loss`. is_last: the network's last backward of the step, during which gradients are
         sent to other processes."""
-        if is_last:
-            self._all_reduce[name].overlap_next_backward()
-        self._guards[name].scale_loss(loss).backward()
+        self._gradients[name].backward(self._guards[name].scale_loss(loss), is_last)
 
     def _apply_gradients(self, name: str, network: nn.Module) -> None:
         """Optimizer step, unless a gradient is not finite."""
         guard, optimizer = self._guards[name], self._optimizers[name]
-        self._all_reduce[name].finish()
+        self._gradients[name].finish()
         guard.unscale_and_check(network.parameters())
         if not isinstance(optimizer, Adam):  # RMSprop does not read `found_inf`, but zero gradients move nothing
             zero_gradients_if(guard.found_inf, [p.grad for p in network.parameters() if p.grad is not None])

@@ -22,6 +22,7 @@ COMPILED = {"fastgan_kernels._C"}  # the extension
 LAYERS = (
     ("fastgan_kernels", "cores", "errors", "version"),
     ("distributed", "files", "options", "ops", "progress", "transparency"),
+    ("effective",),
     ("layers", "patching", "penalties"),
     ("augment", "losses", "models"),
     ("data",),

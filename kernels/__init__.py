@@ -8,17 +8,18 @@ object with one function a kernel, with the same names on every backend. A launc
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import FunctionType, SimpleNamespace
 
 import torch
 
 from fastgan_kernels import extension
+from fastgan_kernels.calls import device_of
 
-Launchers = SimpleNamespace | ModuleType
+Launchers = SimpleNamespace
 """The launchers of an operation on a backend: one attribute a kernel, a function that takes a call."""
 
 
@@ -73,7 +74,15 @@ def _cuda_launchers(operation: str) -> Launchers:
 
 @cache
 def _triton_launchers(operation: str) -> Launchers:
-    return import_module(f"fastgan_kernels.triton.{operation}")
+    module = import_module(f"fastgan_kernels.triton.{operation}")
+    functions = {name: each for name, each in vars(module).items() if isinstance(each, FunctionType)}
+    own = {name: each for name, each in functions.items() if each.__module__ == module.__name__ and name[0] != "_"}
+    return SimpleNamespace(**{name: partial(_run_checked, launch) for name, launch in own.items()})
+
+
+def _run_checked(launch: Callable[[tuple], None], call: tuple) -> None:
+    device_of(call)
+    launch(call)
 
 
 BACKENDS = {

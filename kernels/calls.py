@@ -3,12 +3,13 @@
 A field stands here once for Python, and once in csrc/*/call.h for C++, with the same name and type and in the same
 order; the two are compared when the extension is loaded. Fields that a kernel does not use keep their defaults.
 
-Kernels check nothing and allocate no results. Tensors are dense. Activations, their gradients and the gradients of
-those have `dtype` and the layout that the call says; all other tensors are fp32, or fp64 where the activations are. An
-input that is None is absent, an output that is None is not computed. dNAME is the gradient of NAME, gNAME the gradient
-of dNAME (in a double backward).
+Kernels allocate no results, and launchers check nothing but `device_of`. Tensors are dense. Activations, their
+gradients and the gradients of those have `dtype` and the layout that the call says; all other tensors are fp32, or fp64
+where the activations are. An input that is None is absent, an output that is None is not computed. dNAME is the
+gradient of NAME, gNAME the gradient of dNAME (in a double backward).
 """
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -266,6 +267,46 @@ class WeightGradientCall(NamedTuple):
     dw: Tensor
     small: Tensor
     large: Tensor
+
+
+def device_of(call: tuple) -> torch.device:
+    """The device of all tensors of a call.
+
+    Raises ValueError, naming the field, for a tensor that a kernel on a GPU cannot read: on another device than the
+    others, or at an address that is no multiple of the size of its elements, as DLPack and buffers may have.
+    """
+    first = _first_of_readable(call, None)
+    if first is None:
+        raise ValueError(f"a {type(call).__name__} has no tensor")
+    return first.device
+
+
+def _first_of_readable(call: tuple, first: Tensor | None) -> Tensor | None:
+    tensors, calls = _places(type(call))
+    for i in tensors:
+        tensor = call[i]
+        if tensor is None:
+            continue
+        if first is None:
+            first = tensor
+        if tensor.get_device() != first.get_device():
+            name = call._fields[i]  # type: ignore[attr-defined]
+            raise ValueError(f"{name} is on {tensor.device}, other tensors of the call on {first.device}")
+        address = tensor.data_ptr()
+        if address & 15 and address % tensor.element_size():
+            name, size = call._fields[i], tensor.element_size()  # type: ignore[attr-defined]
+            raise ValueError(f"{name} lies at an address that is no multiple of its element's {size} bytes: clone it")
+    for i in calls:
+        first = _first_of_readable(call[i], first)
+    return first
+
+
+@cache
+def _places(kind: type) -> tuple[list[int], list[int]]:
+    """Which fields of a kind of call are tensors, and which are calls. (isinstance of a Tensor takes long.)"""
+    kinds = list(kind.__annotations__.values())
+    tensors = [i for i, each in enumerate(kinds) if each in (Tensor, Tensor | None)]
+    return tensors, [i for i, each in enumerate(kinds) if each in (Upfirdn2dCall, NoiseBiasActCall)]
 
 
 def fields() -> dict[str, list[str]]:

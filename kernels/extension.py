@@ -139,30 +139,24 @@ _raw_stream = _stream_getter()
 
 
 def on_gpu(call: tuple, workspace: int) -> tuple[int, int, Tensor | None]:
-    """Device, stream and a workspace of so many bytes for a call.
+    """Device, stream and a workspace of so many bytes for a call. Raises ValueError as `calls.device_of`.
 
-    The workspace may die when the call returns: the allocator keeps its memory for the stream until then.
+    The stream is the current one of the tensors' device, on which torch's own operations would run. So the memory of a
+    tensor that dies before the kernel has run is not used by another stream. The workspace may die when the call
+    returns.
     """
-    device = _first_tensor(call).device
+    device = calls.device_of(call)
     return device.index, _raw_stream(device.index), _bytes(workspace, device)
 
 
 def emulated(call: tuple, workspace: int) -> tuple[int, int, Tensor | None]:
     """The same for CUDA kernels that are emulated on the CPU (in tests)."""
+    calls.device_of(call)
     return 0, 0, _bytes(workspace, None)
 
 
 def _bytes(size: int, device: torch.device | None) -> Tensor | None:
     return torch.empty(size, dtype=torch.uint8, device=device) if size else None
-
-
-def _first_tensor(call: tuple) -> Tensor:
-    for field in call:
-        if isinstance(field, Tensor):
-            return field
-        if isinstance(field, tuple):
-            return _first_tensor(field)
-    raise ValueError("a call has no tensor")
 
 
 def launchers(

@@ -407,6 +407,7 @@ def _instance_norm_launches(kernel: str, call: Any) -> int:
 
 _LAUNCHES: dict[str, Callable[[str, Any], int]] = {  # kernel launches of an operation on a GPU; others launch once
     "noise_bias_act": _noise_bias_act_launches,
+    "bias_act_blur": lambda kernel, call: 1 + _sums(call.activation),
     "filtered_noise_bias_act": lambda kernel, call: 1 + _sums(call.epilogue),
     "instance_norm": _instance_norm_launches,
     "batch_norm_act": _instance_norm_launches,

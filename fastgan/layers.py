@@ -28,8 +28,9 @@ from fastgan.ops import (
 )
 from fastgan.ops.activations import require_slope, slope_below_zero
 from fastgan.ops.arithmetic import computes_in_fp16, to_arithmetic
+from fastgan.ops.bias_act_blur import conv2d_after_act
 from fastgan.ops.convolution import filtered_conv2d
-from fastgan.ops.upfirdn2d import BILINEAR, Filter, taps, upfirdn2d
+from fastgan.ops.upfirdn2d import BILINEAR, Filter, forked_upfirdn2d, taps, upfirdn2d
 
 SQRT2 = math.sqrt(2.0)
 
@@ -162,18 +163,47 @@ class EqualizedConv2d(_Equalized):
         kernel_size = weight.shape[-1]
         if self.down == 1:
             return conv2d(x, weight, padding=kernel_size // 2)
-        padding = _filter_padding(self.resample_filter, down=2, extra=kernel_size // 2)
+        padding = self._padding()
         if kernel_size == 1:
             return conv2d(upfirdn2d(x, self.resample_filter, down=2, padding=padding), weight)
         return filtered_conv2d(x, weight, self.resample_filter, filter_padding=padding, stride=2)
 
+    def _padding(self) -> tuple[int, int, int, int]:
+        """Padding of the filter."""
+        return _filter_padding(self.resample_filter, down=2, extra=self.weight.shape[-1] // 2)
+
     def forward(self, x: Tensor) -> Tensor:
         """[N, in_channels, H, W] to [N, out_channels, H / down, W / down]."""
         weight, bias, gain = self.effective()
-        y = self.convolve(x, weight)
+        return self._activated(self.convolve(x, weight), bias, gain)
+
+    def _activated(self, y: Tensor, bias: Tensor | None, gain: float, residual: Tensor | None = None) -> Tensor:
+        """The end of the layer: bias, activation and a residual that is added last."""
         if bias is None and self.act == "linear" and gain == 1 and self.clamp is None:
-            return y
-        return noise_bias_act(y, bias=bias, act=self.act, gain=gain, clamp=self.clamp)
+            return y if residual is None else y + residual
+        return noise_bias_act(y, bias=bias, act=self.act, gain=gain, clamp=self.clamp, residual=residual)
+
+    def after(self, first: "EqualizedConv2d", x: Tensor, *, residual: Tensor | None = None) -> Tensor:
+        """`self(first(x)) + residual` in fewer passes, for a `first` that keeps the size and a `self` with `down=2`.
+
+        On a GPU the activation of `first` is applied while this layer filters. Hooks of the two modules do not run.
+        """
+        weight, bias, gain = first.effective()
+        activation = {"bias": bias, "act": first.act, "gain": gain, "clamp": first.clamp}
+        y = first.convolve(x, weight)
+        weight, bias, gain = self.effective()
+        filter = {"filter_padding": self._padding(), "stride": 2}
+        y = conv2d_after_act(y, weight, self.resample_filter, **filter, **activation)
+        return self._activated(y, bias, gain, residual)
+
+    def beside(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`x, self(x)`, for an `x` that another branch reads too, and a `self` with `down=2` and a 1x1 kernel.
+
+        Give the returned x to that branch: the gradients of both are then added without a pass of its own.
+        """
+        weight, bias, gain = self.effective()
+        x, y = forked_upfirdn2d(x, self.resample_filter, down=2, padding=self._padding())
+        return x, self._activated(conv2d(y, weight), bias, gain)
 
     def extra_repr(self) -> str:
         return f"{_sizes(self.weight)}, down={self.down}, act={self.act}"

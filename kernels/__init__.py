@@ -20,7 +20,10 @@ from fastgan_kernels import extension
 from fastgan_kernels.calls import device_of
 
 Launchers = SimpleNamespace
-"""The launchers of an operation on a backend: one attribute a kernel, a function that takes a call."""
+"""The launchers of an operation on a backend: one attribute a kernel, a function that takes a call.
+
+`of(NAME)` gives those of another operation on the same backend.
+"""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,8 @@ def _triton_launchers(operation: str) -> Launchers:
     module = import_module(f"fastgan_kernels.triton.{operation}")
     functions = {name: each for name, each in vars(module).items() if isinstance(each, FunctionType)}
     own = {name: each for name, each in functions.items() if each.__module__ == module.__name__ and name[0] != "_"}
-    return SimpleNamespace(**{name: partial(_run_checked, launch) for name, launch in own.items()})
+    checked = {name: partial(_run_checked, launch) for name, launch in own.items()}
+    return SimpleNamespace(of=_triton_launchers, **checked)
 
 
 def _run_checked(launch: Callable[[tuple], None], call: tuple) -> None:

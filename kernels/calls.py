@@ -64,6 +64,7 @@ class NoiseBiasActCall(NamedTuple):
     gscale: Tensor | None = None
     gpost: Tensor | None = None
     ddy: Tensor | None = None
+    residual: Tensor | None = None  # forward: added to the result
 
 
 class NormCall(NamedTuple):
@@ -126,6 +127,7 @@ class Upfirdn2dCall(NamedTuple):
     taps: Tensor
     x: Tensor
     y: Tensor | None = None
+    addend: Tensor | None = None  # added to the result
 
 
 class FilteredNoiseBiasActCall(NamedTuple):
@@ -137,6 +139,19 @@ class FilteredNoiseBiasActCall(NamedTuple):
 
     filter: Upfirdn2dCall
     epilogue: NoiseBiasActCall
+
+
+class BiasActBlurCall(NamedTuple):
+    """A call of bias_act_blur: forward and backward, in channels_last, for rows of channels of whole 64 bytes.
+
+    The filter is separable, has four taps, and neither up- nor downsamples. The activation is piecewise linear.
+
+    Forward: x and y of `filter`; bias and options of `activation`. Backward: `filter` is the adjoint filter, from dy to
+    dx; of `activation` also `reference`, which is x, and dbias.
+    """
+
+    filter: Upfirdn2dCall
+    activation: NoiseBiasActCall
 
 
 class PixelNormCall(NamedTuple):

@@ -92,6 +92,12 @@ FASTGAN_INLINE V slope_from_output(V y, Shape<V, LIMITED> shape) {
     return (absolute(y) < shape.clamp) | (shape.clamp == unlimited) ? first : broadcast<V>(0);
 }
 
+// The same as a function of u. A result at the clamp does not count as clamped.
+template <Act ACT, class V, bool LIMITED>
+FASTGAN_INLINE V slope_from_input(V u, Shape<V, LIMITED> shape) {
+    return clamped(curve<ACT>(u, shape), shape).first;
+}
+
 // The small tensors at one element: scale and post [N, C], strength and bias [C], noise [N, P].
 template <class V>
 struct Small {
@@ -139,6 +145,15 @@ FASTGAN_INLINE V backward_from_input(V dy, V x, Small<V> s, Shape<V, LIMITED> sh
     sums.scale = du * x;
     sums.post = dy * f.value;
     return s.scale * du;
+}
+
+// The same where there is at most a bias:
+//
+//     dx = dy * f'(x + bias),   dbias = sum(dx)
+template <Act ACT, class V, bool LIMITED>
+FASTGAN_INLINE V backward_from_biased_input(V dy, V x, V bias, Shape<V, LIMITED> shape, Sums<V>& sums) {
+    sums.bias = dy * slope_from_input<ACT>(x + bias, shape);
+    return sums.bias;
 }
 
 // cotangent * factor, but 0 for an absent cotangent (zero) even where the factor is infinite.

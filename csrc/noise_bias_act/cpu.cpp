@@ -18,11 +18,13 @@ namespace {
 // and neither scale nor post, so that strength * noise is one number per pixel. "full": the general case.
 enum class Pass {
     forward,
+    forward_residual,  // with a residual, which only this and `forward_full` add
     forward_noise,
     forward_full,
     backward_from_output,
     backward_from_output_noise,
     backward_from_output_full,
+    backward_from_biased_input,  // from an input with at most a bias
     backward_from_input,
     double_from_output,
     double_from_input
@@ -62,8 +64,9 @@ struct Element {
     typedef T Stored;
     typedef typename Arithmetic<T>::Scalar S;
     typedef typename Arithmetic<T>::Vector V;
-    static constexpr bool is_forward =
-        PASS == Pass::forward || PASS == Pass::forward_noise || PASS == Pass::forward_full;
+    static constexpr bool is_forward = PASS == Pass::forward || PASS == Pass::forward_residual ||
+                                       PASS == Pass::forward_noise || PASS == Pass::forward_full;
+    static constexpr bool may_have_residual = PASS == Pass::forward_residual || PASS == Pass::forward_full;
     static constexpr bool from_output = PASS == Pass::backward_from_output ||
                                         PASS == Pass::backward_from_output_noise ||
                                         PASS == Pass::backward_from_output_full;
@@ -72,6 +75,7 @@ struct Element {
     static constexpr bool reads_gx = PASS == Pass::double_from_output || PASS == Pass::double_from_input;
     static constexpr bool has_second = PASS == Pass::double_from_input;
     static constexpr int SUMS = PASS == Pass::backward_from_output         ? 1
+                                : PASS == Pass::backward_from_biased_input ? 1
                                 : PASS == Pass::backward_from_output_noise ? 2
                                 : PASS == Pass::backward_from_output_full  ? 2
                                 : PASS == Pass::backward_from_input        ? 4
@@ -85,13 +89,14 @@ struct Element {
     static constexpr int GROUPS_IN_REGISTERS = ACT == Act::piecewise_linear ? MAX_VECTORS / Group<T>::vectors : 0;
     static constexpr bool by_columns = VECTOR_BYTES == 64 && SUMS == 4 && sizeof(T) == 2;
     // Hardware prefetching suffices for passes with little arithmetic (measured with AVX-512 only).
-    static constexpr bool little_arithmetic =
-        PASS == Pass::forward || PASS == Pass::backward_from_output || noise_per_pixel;
+    static constexpr bool little_arithmetic = PASS == Pass::forward || PASS == Pass::forward_residual ||
+                                              PASS == Pass::backward_from_output ||
+                                              PASS == Pass::backward_from_biased_input || noise_per_pixel;
     static constexpr bool prefetches = VECTOR_BYTES < 64 || !little_arithmetic;
 
     Shape<V, LIMITED> shape;
     Act act;
-    const T *x, *dy, *reference, *gx;
+    const T *x, *dy, *reference, *gx, *residual;
     T *first, *second;  // the outputs
     bool streamed;
 
@@ -101,7 +106,8 @@ struct Element {
           x((const T*)call.x),
           dy((const T*)call.dy),
           reference((const T*)call.reference),
-          gx((const T*)call.gx) {
+          gx((const T*)call.gx),
+          residual((const T*)call.residual) {
         first = (T*)(is_forward ? call.y : reads_gx ? call.ddy : call.dx);
         second = has_second ? (T*)call.dx : nullptr;
         const int64_t row = call.channels_last ? call.c : call.p;
@@ -109,13 +115,17 @@ struct Element {
         streamed = should_stream(call.n * call.c * call.p * sizeof(T), row, unit, first, second);
     }
 
-    // The result at one vector. `a` is x in a forward pass, else dy; `b` is the reference (x or y); `c` is gx.
+    // The result at one vector. `a` is x in a forward pass, else dy; `b` is the residual or the reference (x or y); `c`
+    // is gx.
     template <Act A>
     Second<V> value_for(V a, V b, V c, const Small<V>& s, const Small<V>& g, Sums<V>& sums) const {
         if constexpr (is_forward) {
-            return {forward<A, PASS == Pass::forward_full>(a, s, shape), a};
+            const V y = forward<A, PASS == Pass::forward_full>(a, s, shape);
+            return {may_have_residual ? y + b : y, a};
         } else if constexpr (from_output) {
             return {backward_from_output<A>(a, b, s.noise, shape, sums), a};
+        } else if constexpr (PASS == Pass::backward_from_biased_input) {
+            return {backward_from_biased_input<A>(a, b, s.bias, shape, sums), a};
         } else if constexpr (PASS == Pass::backward_from_input) {
             return {backward_from_input<A>(a, b, s, shape, sums), a};
         } else if constexpr (PASS == Pass::double_from_output) {
@@ -146,6 +156,10 @@ struct Element {
         V a = {}, b = {}, c = {};
         if constexpr (is_forward) a = get(x);
         if constexpr (reads_dy) a = get(dy);
+        if constexpr (PASS == Pass::forward_residual) b = get(residual);
+        if constexpr (PASS == Pass::forward_full) {
+            if (residual) b = get(residual);
+        }
         if constexpr (!is_forward) b = get(reference);
         if constexpr (reads_gx) c = get(gx);
         const Second<V> result = value(a, b, c, s, g, sums);
@@ -165,6 +179,10 @@ struct Element {
         Group<T> a = {}, b = {}, c = {}, out, also;
         if constexpr (is_forward) a = get(x);
         if constexpr (reads_dy) a = get(dy);
+        if constexpr (PASS == Pass::forward_residual) b = get(residual);
+        if constexpr (PASS == Pass::forward_full) {
+            if (residual) b = get(residual);
+        }
         if constexpr (!is_forward) b = get(reference);
         if constexpr (reads_gx) c = get(gx);
         for (int k = 0; k < Group<T>::vectors; ++k) {
@@ -483,9 +501,11 @@ void run_pass(const NoiseBiasActCall& call) {
 constexpr Pass full(Pass pass) {
     switch (pass) {
         case Pass::forward:
+        case Pass::forward_residual:
         case Pass::forward_noise: return Pass::forward_full;
         case Pass::backward_from_output:
         case Pass::backward_from_output_noise: return Pass::backward_from_output_full;
+        case Pass::backward_from_biased_input: return Pass::backward_from_input;
         default: return pass;
     }
 }
@@ -532,8 +552,8 @@ bool noise_is_per_pixel(const NoiseBiasActCall& call) {
 void noise_bias_act_forward(const NoiseBiasActCall& call) {
     const bool full = call.noise || call.scale || call.post;
     if (!full && call.act == Act::piecewise_linear) {
-        run<Pass::forward>(call);
-    } else if (!call.scale && !call.post && noise_is_per_pixel(call)) {
+        call.residual ? run<Pass::forward_residual>(call) : run<Pass::forward>(call);
+    } else if (!call.scale && !call.post && !call.residual && noise_is_per_pixel(call)) {
         run<Pass::forward_noise>(call);
     } else {
         for_act<Pass::forward_full>(call);
@@ -547,6 +567,8 @@ void noise_bias_act_backward(const NoiseBiasActCall& call) {
         run<Pass::backward_from_output_noise>(call);
     } else if (call.from_output) {
         for_act<Pass::backward_from_output_full>(call);
+    } else if (!call.noise && !call.scale && !call.post && call.act == Act::piecewise_linear) {
+        run<Pass::backward_from_biased_input>(call);
     } else {
         for_act<Pass::backward_from_input>(call);
     }

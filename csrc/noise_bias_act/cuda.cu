@@ -6,7 +6,16 @@
 namespace fastgan::cuda {
 namespace {
 
-enum class Pass { forward, backward_from_output, backward_from_input, double_from_output, double_from_input };
+// "biased": from an input with at most a bias, and a piecewise linear activation.
+enum class Pass {
+    forward,
+    forward_residual,
+    backward_from_output,
+    backward_from_biased_input,
+    backward_from_input,
+    double_from_output,
+    double_from_input
+};
 enum class Family { piecewise_linear, curved };  // the curved activations share kernels, which branch at run time
 
 Split plan_of(const NoiseBiasActCall& call, int vector) {
@@ -39,16 +48,18 @@ template <Pass PASS, Family FAMILY, class T, int V>
 struct Element {
     using S = typename ArithmeticOf<T>::type;
     using Vector = gpu::Vec<T, V>;
-    static constexpr int SUMS = PASS == Pass::backward_from_output  ? 2
-                                : PASS == Pass::backward_from_input ? 4
-                                : PASS == Pass::double_from_input   ? 4
-                                                                    : 0;
+    static constexpr int SUMS = PASS == Pass::backward_from_output         ? 2
+                                : PASS == Pass::backward_from_biased_input ? 1
+                                : PASS == Pass::backward_from_input        ? 4
+                                : PASS == Pass::double_from_input          ? 4
+                                                                           : 0;
+    static constexpr bool is_forward = PASS == Pass::forward || PASS == Pass::forward_residual;
     enum : int { STEPS = V * sizeof(T) == 8 && V > 1 ? 2 : 1 };  // positions loaded at a time: half vectors need two
     static constexpr bool twice = PASS == Pass::double_from_output || PASS == Pass::double_from_input;
 
     Act act;
     Shape<S> shape;
-    const T *x, *dy, *reference, *gx;
+    const T *x, *dy, *reference, *gx;  // reference: of a forward pass the residual
     T *first, *second;
     const S *noise, *strength, *bias, *scale, *post;
     const S *gstrength, *gbias, *gscale, *gpost;
@@ -59,11 +70,11 @@ struct Element {
           shape{S(call.gain), S(call.gain * call.slope), S(1 / call.gain), S(call.clamp)},
           x((const T*)call.x),
           dy((const T*)call.dy),
-          reference((const T*)call.reference),
+          reference((const T*)(is_forward ? call.residual : call.reference)),
           gx((const T*)call.gx),
-          first((T*)(PASS == Pass::forward ? call.y
-                     : twice               ? call.ddy
-                                           : call.dx)),
+          first((T*)(is_forward ? call.y
+                     : twice    ? call.ddy
+                                : call.dx)),
           second(PASS == Pass::double_from_input ? (T*)call.dx : nullptr),
           noise((const S*)call.noise),
           strength((const S*)call.strength),
@@ -90,8 +101,9 @@ struct Element {
 
     FASTGAN_INLINE Loaded load(int64_t i) const {
         Loaded in;
-        if constexpr (PASS == Pass::forward) {
+        if constexpr (is_forward) {
             in.a = gpu::load<V>(x + i);
+            if constexpr (PASS == Pass::forward_residual) in.b = gpu::load<V>(reference + i);
         } else {
             in.b = gpu::load<V>(reference + i);
             if constexpr (PASS != Pass::double_from_output) in.a = gpu::load<V>(dy + i);
@@ -113,13 +125,18 @@ struct Element {
                 Small<S> s = small[STRIDE * v];
                 s.noise = noise[STRIDE ? 0 : v];
                 [[maybe_unused]] Sums<S> d{};
-                if constexpr (PASS == Pass::forward) {
-                    out.v[v] = gpu::from<T>(gpu_values::forward<ACT, true>(gpu::to<S>(a.v[v]), s, shape));
+                if constexpr (is_forward) {
+                    S y = gpu_values::forward<ACT, true>(gpu::to<S>(a.v[v]), s, shape);
+                    if constexpr (PASS == Pass::forward_residual) y += gpu::to<S>(b.v[v]);
+                    out.v[v] = gpu::from<T>(y);
                 } else if constexpr (PASS == Pass::backward_from_output) {
                     if constexpr (ACT != Act::silu && ACT != Act::softplus) {  // silu and softplus use x
                         out.v[v] = gpu::from<T>(gpu_values::backward_from_output<ACT>(
                             gpu::to<S>(a.v[v]), gpu::to<S>(b.v[v]), s.noise, shape, d));
                     }
+                } else if constexpr (PASS == Pass::backward_from_biased_input) {
+                    out.v[v] = gpu::from<T>(gpu_values::backward_from_biased_input<ACT>(
+                        gpu::to<S>(a.v[v]), gpu::to<S>(b.v[v]), s.bias, shape, d));
                 } else if constexpr (PASS == Pass::backward_from_input) {
                     out.v[v] = gpu::from<T>(
                         gpu_values::backward_from_input<ACT>(gpu::to<S>(a.v[v]), gpu::to<S>(b.v[v]), s, shape, d));
@@ -135,7 +152,7 @@ struct Element {
                 if constexpr (SUMS > 0) {
                     Sums<S>& t = total[STRIDE * v];
                     t.bias += d.bias;
-                    t.strength += d.strength;
+                    if constexpr (SUMS >= 2) t.strength += d.strength;
                     if constexpr (SUMS == 4) {
                         t.scale += d.scale;
                         t.post += d.post;
@@ -188,7 +205,7 @@ __global__ void nhwc(E element, int64_t c, int64_t p, Split plan, typename E::S*
         }
     }
     if constexpr (E::SUMS > 0) {
-        write_strength(total, strength);
+        if constexpr (E::SUMS >= 2) write_strength(total, strength);
         write_sums<E::SUMS>(total, plan.columns, c - first_channel, partial + piece * E::SUMS * c + first_channel, c);
     }
 }
@@ -217,7 +234,7 @@ __global__ void nchw(E element, int64_t n, int64_t c, int64_t p, Split plan, typ
         }
     }
     if constexpr (E::SUMS > 0) {
-        write_strength(total, strength);
+        if constexpr (E::SUMS >= 2) write_strength(total, strength);
         S values[E::SUMS];
         GPU_UNROLL
         for (int which = 0; which < E::SUMS; ++which) values[which] = sum_number(total[0], which);
@@ -260,8 +277,9 @@ void run(const NoiseBiasActCall& call, void* stream) {
         // vector of 16-bit activations more blocks fit on a multiprocessor.
         constexpr bool half = PASS == Pass::backward_from_input || PASS == Pass::double_from_input;
         constexpr int V = 16 / sizeof(T), NHWC_V = half && V == 8 ? 4 : V;
-        const bool fits = aligned(call.x, call.y, call.dy, call.reference, call.dx, call.gx, call.ddy, call.noise) &&
-                          (call.channels_last ? call.c : call.p) % V == 0;
+        const bool fits =
+            aligned(call.x, call.y, call.dy, call.reference, call.dx, call.gx, call.ddy, call.noise, call.residual) &&
+            (call.channels_last ? call.c : call.p) % V == 0;
         if (call.channels_last) {
             fits ? launch<Element<PASS, FAMILY, T, NHWC_V>, NHWC_V, true>(call, stream)
                  : launch<Element<PASS, FAMILY, T, 1>, 1, true>(call, stream);
@@ -285,13 +303,15 @@ void for_act(const NoiseBiasActCall& call, void* stream) {
 
 void noise_bias_act_forward(const NoiseBiasActCall& call, int device, void* stream) {
     const gpu::DeviceGuard guard(device);
-    for_act<Pass::forward>(call, stream);
+    call.residual ? for_act<Pass::forward_residual>(call, stream) : for_act<Pass::forward>(call, stream);
 }
 
 void noise_bias_act_backward(const NoiseBiasActCall& call, int device, void* stream) {
     const gpu::DeviceGuard guard(device);
     if (call.from_output) {
         for_act<Pass::backward_from_output>(call, stream);
+    } else if (call.act == Act::piecewise_linear && !call.noise && !call.scale && !call.post) {
+        run<Pass::backward_from_biased_input>(call, stream);
     } else {
         for_act<Pass::backward_from_input>(call, stream);
     }

@@ -90,7 +90,7 @@ void add_sums(const NoiseBiasActCall& call, const S* partial, int64_t per_sample
     list.add(partial, call.dbias, 1, n * per_sample, SUMS * c, c);
     if (strength) {
         list.add(strength, call.dstrength, 1, blocks, 1, 1);
-    } else {
+    } else if constexpr (SUMS >= 2) {
         list.add(partial + c, call.dstrength, 1, n * per_sample, SUMS * c, c);
     }
     if constexpr (SUMS == MAX_SUMS) {

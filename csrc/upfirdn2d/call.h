@@ -27,7 +27,8 @@ namespace fastgan {
     FIELD(bool, flip) /* correlate with the filter as it is, else with the filter reversed along both axes */ \
     FIELD(const void*, taps)                                                                                  \
     FIELD(const void*, x)                                                                                     \
-    FIELD(void*, y)
+    FIELD(void*, y)                                                                                           \
+    FIELD(const void*, addend) /* added to the result */
 
 struct Upfirdn2dCall {
     FASTGAN_MEMBERS(UPFIRDN2D_FIELDS)

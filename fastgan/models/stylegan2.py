@@ -180,7 +180,7 @@ class Generator(StyleBasedGenerator):
         return self.synthesis(ws, noise)
 
 
-class PlainBlock(nn.Sequential):
+class PlainBlock(nn.Module):
     """Two 3x3 convolutions, the second one downsampling by 2 ("skip" and "orig")."""
 
     def __init__(self, config, in_channels: int, out_channels: int):
@@ -188,6 +188,9 @@ class PlainBlock(nn.Sequential):
         clamp, down = config.conv_clamp, {"down": 2, "resample_filter": config.resample_filter}
         self.conv = EqualizedConv2d(in_channels, in_channels, 3, act="lrelu", clamp=clamp)
         self.down = EqualizedConv2d(in_channels, out_channels, 3, act="lrelu", clamp=clamp, **down)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down.after(self.conv, x)
 
 
 class ResidualBlock(nn.Module):
@@ -203,7 +206,8 @@ class ResidualBlock(nn.Module):
         self.skip.weight_gain *= SQRT_HALF
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.conv(x)) + self.skip(x)  # lrelu's sqrt(2) times sqrt(1/2) is gain 1
+        x, skip = self.skip.beside(x)
+        return self.down.after(self.conv, x, residual=skip)  # lrelu's sqrt(2) times sqrt(1/2) is gain 1
 
 
 class Discriminator(GradientCheckpointing):

@@ -6,6 +6,7 @@ Each is differentiable twice in every floating-point tensor, on every backend (`
 
 from fastgan.ops.backends import BackendUnavailable, use_backend
 from fastgan.ops.batch_norm_act import batch_norm_act
+from fastgan.ops.bias_act_blur import bias_act_blur
 from fastgan.ops.convolution import conv2d, conv_transpose2d
 from fastgan.ops.filtered_noise_bias_act import filtered_noise_bias_act
 from fastgan.ops.image_batch import image_batch
@@ -23,6 +24,7 @@ __all__ = [
     "BackendUnavailable",
     "adain",
     "batch_norm_act",
+    "bias_act_blur",
     "conv2d",
     "conv_downsample2d",
     "conv_transpose2d",

@@ -94,7 +94,7 @@ def filtered_noise_bias_act(
         filtered = upfirdn2d(x, taps, padding=padding, gain=fir_gain)
         return noise_bias_act(filtered, **named, act=act, slope=slope, gain=gain, clamp=clamp)
     small = prepare_small("filtered_noise_bias_act", x, output_shape(x, taps, filter), **named)
-    return FilteredNoiseBiasAct.apply(backend, (x, taps, *small), Options(*filter[4:9], *options[1:]))
+    return FilteredNoiseBiasAct.apply(backend, (x, taps, *small), Options(*filter[4:9], *options[1:4]))
 
 
 def _fits(x: Tensor, taps: Tensor, noise: Tensor | None, filter: FilterOptions, options: EpilogueOptions) -> bool:

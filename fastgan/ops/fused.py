@@ -59,6 +59,9 @@ class FusedOperation(Generic[Result]):
     num_statistics: ClassVar[int] = 0  # small tensors that the forward kernel computes for the backward kernel
     returns_statistics: ClassVar[bool] = False  # whether the caller gets them too, without gradients
     has_backward: ClassVar[bool] = True  # if False, the operation declares no method about gradients
+    # Whether the last input is added to the output. Its gradient is that of the output: no method about gradients sees
+    # this input, nor `reference` where it is differentiated.
+    adds_last_input: ClassVar[bool] = False
 
     @staticmethod
     def reference(inputs: Tensors, options: NamedTuple) -> Result:
@@ -141,14 +144,15 @@ class FusedOperation(Generic[Result]):
 class _Forward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, operation, backend, options, *inputs):
-        needs_grad = ctx.needs_input_grad[3:]
-        if is_compiling():
-            output, *statistics = _call_operator(operation, backend, options, inputs)
-            saved = operation.saved_tensors(inputs, output, options, needs_grad)
-            shapes = zeros = None
-        else:
-            output, *statistics = _launch_forward(operation, backend, options, inputs)
-            saved = operation.saved_tensors(inputs, output, options, needs_grad)
+        needs_grad, ctx.passes_grad = ctx.needs_input_grad[3:], ()
+        if operation.adds_last_input:
+            needs_grad, ctx.passes_grad = needs_grad[:-1], needs_grad[-1:]
+        run = _call_operator if is_compiling() else _launch_forward
+        output, *statistics = run(operation, backend, options, inputs)
+        inputs = inputs[: len(needs_grad)]
+        saved = operation.saved_tensors(inputs, output, options, needs_grad)
+        shapes = zeros = None
+        if not is_compiling():
             shapes = tuple([None if x is None else x.shape for x in inputs])
             zeros = _OwedZeros.of(saved, output)
         ctx.set_materialize_grads(False)
@@ -161,22 +165,26 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad, *_):
+        passed = [grad if passes else None for passes in ctx.passes_grad]
+        return None, None, None, *_Forward._grads(ctx, grad), *passed
+
+    @staticmethod
+    def _grads(ctx, grad) -> Tensors:
+        """The gradients of the inputs that the operation differentiates."""
         operation, backend, options, needs_grad, shapes, zeros = ctx.call
         owed = zeros is not None and zeros.settle()
-        if grad is None and not owed:
-            return None, None, None, *[None] * len(needs_grad)
+        if (grad is None and not owed) or not any(needs_grad):
+            return [None] * len(needs_grad)
         saved = ctx.saved_tensors
         grad = torch.zeros_like(saved[zeros.place]) if grad is None else grad
         if backward_must_use_reference((grad,), saved):
-            return None, None, None, *operation.reference_backward(grad, saved, options, needs_grad)
+            return operation.reference_backward(grad, saved, options, needs_grad)
         used = needs_grad
         if shapes is not None and any(needs_grad[1:]):
             used = used_inputs(ctx, needs_grad, [shape is not None for shape in shapes])
         if torch.is_grad_enabled():
-            grads = _Backward.apply(operation, backend, options, used, ctx.call, grad, *saved)
-        else:
-            grads = _run_backward(operation, backend, options, used, grad, saved)
-        return None, None, None, *grads
+            return _Backward.apply(operation, backend, options, used, ctx.call, grad, *saved)
+        return _run_backward(operation, backend, options, used, grad, saved)
 
 
 class _Backward(torch.autograd.Function):

@@ -2,16 +2,16 @@
 
     u = scale[n,c] * x + strength[c] * noise + bias[c]
     z = clamp(gain * act(u), -limit, limit)
-    y = z * post[n,c]
+    y = z * post[n,c] + residual
 
 `scale` is the demodulation of the previous convolution, `post` the style of the next one (Karras et al. 2020,
 "Analyzing and Improving the Image Quality of StyleGAN", section 2.2, in the form that scales activations instead of
-weights).
+weights). `residual` is the other branch of a residual block.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
@@ -40,9 +40,14 @@ class Options(NamedTuple):
     slope: float
     gain: float
     clamp: float
+    from_x: bool = False  # backward computes the derivative from x, also where y is as good
 
 
-@recordable
+def _without_residual(x: Tensor, *, residual: Tensor | None = None, **others) -> Tensor:
+    return NotImplemented if residual is None else noise_bias_act(x, **others) + residual
+
+
+@partial(recordable, split=_without_residual)
 def noise_bias_act(
     x: Tensor,
     *,
@@ -51,12 +56,15 @@ def noise_bias_act(
     bias: Tensor | None = None,
     scale: Tensor | None = None,
     post: Tensor | None = None,
+    residual: Tensor | None = None,
     act: str = "lrelu",
     slope: float = 0.2,
     gain: float = 1.0,
     clamp: float | None = None,
 ) -> Tensor:
-    """`clamp(gain * act(scale * x + strength * noise + bias)) * post`, fused; twice differentiable in every tensor.
+    """`clamp(gain * act(scale * x + strength * noise + bias)) * post + residual`, fused.
+
+    Twice differentiable in every tensor.
 
     Args:
         x: activations [N, C, ...], any number of further dimensions; fp32, bf16, fp16 or fp64.
@@ -64,7 +72,8 @@ def noise_bias_act(
         strength: factor of the noise: a scalar (StyleGAN2) or [C] (StyleGAN). Default: 1.
         bias: [C].
         scale: [N, C], factor before everything else: the demodulation of the previous convolution.
-        post: [N, C], factor after everything else: the style of the next convolution.
+        post: [N, C], factor after the clamp: the style of the next convolution.
+        residual: added last; shape, dtype and device of `x`. Its gradient is that of the result: no kernel runs.
         act: "linear", "relu", "lrelu", "tanh", "sigmoid", "silu" or "softplus". Relu is lrelu of slope 0, so minus
             infinity becomes NaN.
         slope: slope of "lrelu" below zero.
@@ -83,11 +92,30 @@ def noise_bias_act(
     """
     options = resolve_options("noise_bias_act", act, slope, gain, clamp, x.dtype)
     check_activation("noise_bias_act", x)
-    inputs = dense(x), *prepare_small("noise_bias_act", x, x.shape, noise, strength, bias, scale, post)
+    x = dense(x)
+    small = prepare_small("noise_bias_act", x, x.shape, noise, strength, bias, scale, post)
+    if residual is not None:
+        _check_residual(residual, x)
+        residual = dense_like(residual, x)
+        # The sum does not tell the sign of x. A linear operation without clamp does not need it.
+        options = options._replace(from_x=_is_curved(options) or options.clamp < math.inf)
     backend = backends.choose("noise_bias_act", x.device)
     if noise is not None and noise.requires_grad:
         backend = "torch"
-    return NoiseBiasAct.apply(backend, inputs, options)
+    return NoiseBiasAct.apply(backend, (x, *small, residual), options)
+
+
+def _check_residual(residual: Tensor, x: Tensor) -> None:
+    if residual.shape != x.shape or residual.dtype != x.dtype or residual.device != x.device:
+        raise ValueError(
+            f"noise_bias_act: residual is {list(residual.shape)} {residual.dtype} on {residual.device}, must be as x: "
+            f"{list(x.shape)} {x.dtype} on {x.device}"
+        )
+
+
+def _is_curved(options: Options) -> bool:
+    """Whether the activation is not the identity."""
+    return options.act != "lrelu" or options.slope != 1
 
 
 def resolve_options(
@@ -146,7 +174,7 @@ def _activation(u: Tensor, options: Options) -> Tensor:
 def saves_output(scale: Tensor | None, post: Tensor | None, options: Options) -> bool:
     """Whether backward computes the derivative from y, which is saved then in place of x."""
     monotonic = options.act in _FROM_OUTPUT and options.gain > 0 and options.slope >= 0
-    return monotonic and scale is None and post is None
+    return monotonic and scale is None and post is None and not options.from_x
 
 
 @register
@@ -154,15 +182,19 @@ class NoiseBiasAct(FusedOperation):
     """Saved for backward: y if `saves_output`, else x; and the small tensors."""
 
     name = "noise_bias_act"
-    inputs = ("x", "noise", "strength", "bias", "scale", "post")
+    inputs = ("x", "noise", "strength", "bias", "scale", "post", "residual")
     Options = Options
+    adds_last_input = True
 
     @staticmethod
     def reference(inputs, options):
-        x, noise, strength, bias, scale, post = inputs
+        x, noise, strength, bias, scale, post, *residual = inputs
         u = _before_activation(to_arithmetic(x), noise, strength, bias, scale)
         z = _clamped(_activation(u, options) * options.gain, options)
-        return (z if post is None else z * channels(post, x)).to(x.dtype)
+        y = z if post is None else z * channels(post, x)
+        if residual and residual[0] is not None:
+            y = y + to_arithmetic(residual[0])
+        return y.to(x.dtype)
 
     @staticmethod
     def allocate_output(inputs, options):
@@ -170,8 +202,8 @@ class NoiseBiasAct(FusedOperation):
 
     @staticmethod
     def launch_forward(launchers, output, inputs, options):
-        x, *small = inputs
-        launchers.forward(NoiseBiasActCall(*_shared_fields(output, small, options), x, output))
+        x, *small, residual = inputs
+        launchers.forward(call_of(output, small, options)._replace(x=x, y=output, residual=residual))
 
     @staticmethod
     def saved_tensors(inputs, output, options, needs_grad):
@@ -179,7 +211,7 @@ class NoiseBiasAct(FusedOperation):
         if not saves_output(scale, post, options):
             return inputs
         # For act="linear" backward depends on the clamp mask only, which has no derivative.
-        if options.act == "lrelu" and options.slope == 1:
+        if not _is_curved(options):
             output = None if options.clamp == math.inf else output.detach()
         return output, noise if needs_grad[2] else None, strength, None, None, None
 
@@ -244,6 +276,13 @@ class NoiseBiasAct(FusedOperation):
         if gx is None or (from_output and options.act != "lrelu"):
             return None  # the derivative of the slope depends on y: left to autograd
         like = dense(gx if activation is None else activation)
+        piecewise_linear = options.act == "lrelu" and small[3] is None and small[4] is None
+        if piecewise_linear and not from_output and all(g is None for g in gsums):
+            # The second derivative is zero, and that of dy is backward's map of x.
+            ddy = torch.empty_like(like)
+            call = call_of(ddy, small, options)
+            launchers.backward(call._replace(dy=dense_like(gx, ddy), reference=dense_like(activation, ddy), dx=ddy))
+            return ddy, *[None] * 6
         # With the derivative from the output, only dy has a gradient that is not zero.
         needs_grad = [False] * len(needs_grad) if from_output else needs_grad
         ddy, *sums = NoiseBiasAct.allocate_grads(like, (like, *small), options, (True, *needs_grad[2:]))
@@ -269,7 +308,7 @@ def _shared_fields(x: Tensor, small: Sequence[Tensor | None], options: Options, 
     if view.p == 1 and noise is None and scale is None and post is None and not any(t is not None for t in per_sample):
         view = View(1, view.c, view.n, True)
     noise_per_sample = noise is not None and noise.shape[0] > 1
-    return *view, x.dtype, *options, noise_per_sample, strength is not None and strength.dim() > 0, *small
+    return *view, x.dtype, *options[:4], noise_per_sample, strength is not None and strength.dim() > 0, *small
 
 
 def call_of(x: Tensor, small: Sequence[Tensor | None], options: Options) -> NoiseBiasActCall:

@@ -19,13 +19,21 @@ Recorder = Callable[[Callable, Callable, tuple, dict], Any]
 _recorder: ContextVar[Recorder | None] = ContextVar("fastgan_recorder", default=None)
 
 
-def recordable(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Decorator: the active recorder receives each call as (decorated function, `function`, args, kwargs)."""
+def recordable(
+    function: Callable[Parameters, Result], split: Callable[Parameters, Result] | None = None
+) -> Callable[Parameters, Result]:
+    """Decorator: the active recorder receives each call as (decorated function, `function`, args, kwargs).
+
+    `split` computes the same by several recordable calls, for a fused operation that no single rule describes. It
+    returns NotImplemented for a call that one rule does describe.
+    """
 
     @wraps(function)
     def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         if is_compiling() or (recorder := _recorder.get()) is None:  # the compiler cannot read context variables
             return function(*args, **kwargs)
+        if split is not None and (result := split(*args, **kwargs)) is not NotImplemented:
+            return result
         return recorder(call, function, args, kwargs)
 
     return call

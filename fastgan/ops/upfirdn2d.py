@@ -12,19 +12,22 @@ filter flipped and other padding (`adjoint`). So derivatives of any order are ca
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.compiler import is_compiling
 
+import fastgan_kernels
 from fastgan.ops import backends
 from fastgan.ops.arguments import check_activation
 from fastgan.ops.arithmetic import arithmetic_dtype, to_arithmetic
 from fastgan.ops.fused import LinearOperation, register
 from fastgan.ops.layout import channels_last, dense, is_channels_last
 from fastgan.ops.recordable import recordable
-from fastgan.ops.transforms import backward_must_use_reference
+from fastgan.ops.transforms import backward_must_use_reference, must_use_reference
 from fastgan_kernels.calls import Upfirdn2dCall
 
 BILINEAR = (1.0, 3.0, 3.0, 1.0)  # StyleGAN2's resampling filter, separable
@@ -230,6 +233,88 @@ class Upfirdn2d(LinearOperation):
     @staticmethod
     def prepare_gradient(grad, options):
         return grad.contiguous(memory_format=torch.channels_last if options.channels_last else torch.contiguous_format)
+
+
+# Forks ----------------------------------------------------------------------------------------------------------------
+
+_WITHOUT_ADDEND = ("cuda", "emulated")  # backends whose kernel ignores `addend`
+
+
+def _separately(x: Tensor, taps: Tensor, **options) -> tuple[Tensor, Tensor]:
+    return x, upfirdn2d(x, taps, **options)
+
+
+@partial(recordable, split=_separately)
+def forked_upfirdn2d(
+    x: Tensor, taps: Tensor, *, up: int = 1, down: int = 1, padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+) -> tuple[Tensor, Tensor]:
+    """`x, upfirdn2d(x, taps, ...)`, for an x that another branch reads too.
+
+    Use the returned x for that branch: backward then adds its gradient while it filters that of the second result. The
+    sum of the two is no pass of its own. Arguments and errors: see `upfirdn2d`. Both results are differentiable any
+    number of times.
+    """
+    needs_grad = torch.is_grad_enabled() and x.requires_grad
+    if not needs_grad or taps.requires_grad or is_compiling() or must_use_reference((x,)):
+        return _separately(x, taps, up=up, down=down, padding=padding)
+    given, taps, options = validate("upfirdn2d", x, taps, up, down, padding, 1.0, False)
+    backend = backends.choose("upfirdn2d", x.device)
+    if backend == "torch" or backend in _WITHOUT_ADDEND or given is not x:
+        return _separately(x, taps, up=up, down=down, padding=padding)
+    return _Fork.apply(x, taps, backend, options)
+
+
+class _Fork(torch.autograd.Function):
+    """x and the filtered x. The adjoint of `_Join`."""
+
+    @staticmethod
+    def forward(ctx, x, taps, backend, options):
+        ctx.save_for_backward(taps)
+        ctx.set_materialize_grads(False)
+        ctx.call = backend, options, adjoint(x.shape, taps, options)
+        return x, Upfirdn2d.apply(backend, (x, taps), options)  # autograd returns a view of x
+
+    @staticmethod
+    def backward(ctx, grad, grad_filtered):
+        (taps,), (backend, options, adjoint_options) = ctx.saved_tensors, ctx.call
+        if grad_filtered is None:
+            return grad, None, None, None
+        if backward_must_use_reference((grad, grad_filtered)):
+            dx = Upfirdn2d.reference((grad_filtered, taps), adjoint_options)
+            return dx if grad is None else dx + grad, None, None, None
+        grad_filtered = Upfirdn2d.prepare_gradient(grad_filtered, options)
+        if grad is None:
+            dx = Upfirdn2d.apply(backend, (grad_filtered, taps), adjoint_options)
+        else:
+            grad = Upfirdn2d.prepare_gradient(grad, options)
+            dx = _Join.apply(grad, grad_filtered, taps, backend, adjoint_options, options)
+        return dx, None, None, None
+
+
+class _Join(torch.autograd.Function):
+    """The sum of `grad` and the filtered `grad_filtered`, in one pass. The adjoint of `_Fork`."""
+
+    @staticmethod
+    def forward(ctx, grad, grad_filtered, taps, backend, options, adjoint_options):
+        ctx.save_for_backward(taps)
+        ctx.call = backend, adjoint_options
+        dx = Upfirdn2d.allocate_output((grad_filtered, taps), options)
+        if dx.numel():
+            call = call_of(dx, grad_filtered, taps, options)._replace(addend=grad)
+            fastgan_kernels.BACKENDS[backend].launchers("upfirdn2d").forward(call)
+        return dx
+
+    @staticmethod
+    def backward(ctx, gx):
+        (taps,), (backend, options) = ctx.saved_tensors, ctx.call
+        if backward_must_use_reference((gx,)):
+            return gx, Upfirdn2d.reference((gx, taps), options), None, None, None, None
+        prepared = Upfirdn2d.prepare_gradient(gx, options)
+        if torch.is_grad_enabled() and prepared.requires_grad:
+            fork = _Fork.apply(prepared, taps, backend, options)
+        else:
+            fork = gx, Upfirdn2d.apply(backend, (prepared, taps), options)
+        return *fork, None, None, None, None
 
 
 class LowPass(NamedTuple):

@@ -1,6 +1,6 @@
 """Triton kernels of noise_bias_act.
 
-    u = scale[n,c] * x + strength[c] * noise + bias[c],   z = clamp(gain * act(u)),   y = z * post[n,c]
+    u = scale[n,c] * x + strength[c] * noise + bias[c],   z = clamp(gain * act(u)),   y = z * post[n,c] + residual
 
 One kernel reads memory in tiles of rows x columns (see tiles.py). Backward passes sum in two stages, each in a fixed
 order: no atomics, and the same bits every time. The formulas are those of csrc/noise_bias_act/arithmetic.h.
@@ -37,7 +37,7 @@ def _log_one_plus(e):
 
 
 @triton.jit
-def _curve(u, slope, gain, clamp, ACT: tl.constexpr):
+def curve(u, slope, gain, clamp, ACT: tl.constexpr):
     """clamp(gain * act(u)) with its first and second derivative, which are zero where it is clamped."""
     if ACT == "lrelu":
         first = tl.where(u > 0, gain, gain * slope)
@@ -93,7 +93,7 @@ def _elements(
     out_dx,  # double_backward: the gradient of x
     dstrength, dbias, dscale, dpost,  # tables [pieces, C] of partial sums; a shared strength: [programs]
     reference,  # x, or y with FROM_OUTPUT
-    dy, gx,
+    dy, gx, residual,
     noise, strength, bias, scale, post,
     gstrength, gbias, gscale, gpost,
     slope: tl.float64, gain: tl.float64, clamp: tl.float64,
@@ -181,9 +181,11 @@ def _elements(
                 v_out = first * (v_gx + (g_strength * v_noise + g_bias))
         else:
             u = k_scale * v_reference + (k_strength * v_noise + k_bias)
-            value, first, second = _curve(u, slope, gain, clamp, ACT)
+            value, first, second = curve(u, slope, gain, clamp, ACT)
             if PASS == "forward":
                 v_out = value * k_post
+                if residual is not None:
+                    v_out += tl.load(residual + at, mask=mask, other=0.0).to(S)
             else:
                 v_dy = tl.load(dy + at, mask=mask, other=0.0).to(S)
                 du = v_dy * k_post * first
@@ -237,7 +239,7 @@ def _launch(kernel_pass: str, call: NoiseBiasActCall, out: Tensor | None, refere
     with torch.cuda.device_of(out):
         _elements[(plan.programs,)](
             out, call.dx if second else None, *(s if t is None else t for t, s in zip(tables, sums, strict=True)),
-            reference, call.dy, call.gx, call.noise, call.strength, call.bias, call.scale, call.post,
+            reference, call.dy, call.gx, call.residual, call.noise, call.strength, call.bias, call.scale, call.post,
             call.gstrength, call.gbias, call.gscale, call.gpost, call.slope, call.gain, call.clamp,
             call.n, call.c, call.p, plan.segments, plan.steps, plan.tiles,
             PASS=kernel_pass, FROM_OUTPUT=call.from_output, ACT=call.act, NHWC=plan.nhwc,

@@ -51,7 +51,7 @@ def _term(
 
 @triton.jit(do_not_specialize=["rows", "c", "h", "w", "oh", "ow", "left", "top", "lift_x", "lift_y", "tiles"])
 def _filter(
-    y, x, taps,
+    y, x, taps, addend,
     rows: tl.int64,  # rows of the output: pixels in NHWC, image rows in NCHW
     c: tl.int64, h: tl.int64, w: tl.int64, oh: tl.int64, ow: tl.int64,
     left: tl.int64, top: tl.int64, lift_x: tl.int64, lift_y: tl.int64,
@@ -98,7 +98,10 @@ def _filter(
                     KH, KW, UP_X, UP_Y, SEPARABLE, FLIP, S,
                 )  # fmt: skip
     total *= tl.full([1, 1], gain, S)
-    tl.store(y + row * columns + column, total.to(y.dtype.element_ty), mask=mask)
+    at = row * columns + column
+    if addend is not None:
+        total += tl.load(addend + at, mask=mask, other=0.0).to(S)
+    tl.store(y + at, total.to(y.dtype.element_ty), mask=mask)
 
 
 _MAX_UNROLLED = 16  # maximum number of terms per output that are unrolled
@@ -133,9 +136,9 @@ def forward(call: Upfirdn2dCall) -> None:
     lift_x, lift_y = max(0, -(-call.left // call.up_x)), max(0, -(-call.top // call.up_y))
     with torch.cuda.device_of(y):
         _filter[(plan.programs,)](
-            y, call.x, call.taps, rows, call.c, call.h, call.w, call.oh, call.ow, call.left, call.top, lift_x, lift_y,
-            call.gain, plan.tiles, KH=call.kh, KW=call.kw, UP_X=call.up_x, UP_Y=call.up_y, DOWN_X=call.down_x,
-            DOWN_Y=call.down_y, SEPARABLE=call.separable, FLIP=call.flip, NHWC=channels_last,
+            y, call.x, call.taps, call.addend, rows, call.c, call.h, call.w, call.oh, call.ow, call.left, call.top,
+            lift_x, lift_y, call.gain, plan.tiles, KH=call.kh, KW=call.kw, UP_X=call.up_x, UP_Y=call.up_y,
+            DOWN_X=call.down_x, DOWN_Y=call.down_y, SEPARABLE=call.separable, FLIP=call.flip, NHWC=channels_last,
             UNROLL=terms <= _MAX_UNROLLED, S=arithmetic(call.dtype), ALIGN=plan.align, R=plan.rows, F=plan.columns,
             **COMPILED,
         )  # fmt: skip

@@ -48,6 +48,10 @@ class Use(NamedTuple):
 
 
 OPERATIONS = {
+    "residual": Use(
+        lambda x, bias, residual: ops.noise_bias_act(x, bias=bias, residual=residual.to(x.dtype)),
+        {"bias": CHANNELS, "residual": (N, C, SIZE, SIZE)},
+    ),
     "noise_bias_act": Use(
         partial(ops.noise_bias_act, gain=1.4),
         {"noise": (N, 1, SIZE, SIZE), "strength": (), "bias": CHANNELS, "scale": SAMPLES, "post": SAMPLES},
@@ -82,6 +86,9 @@ OPERATIONS = {
         partial(ops.filtered_noise_bias_act, padding=(2, 1, 2, 1), fir_gain=4.0),
         {"taps": (4,), "noise": (N, 1, SIZE, SIZE), "bias": CHANNELS, "scale": SAMPLES, "post": SAMPLES},
         fixed=("taps", "noise"),
+    ),
+    "bias_act_blur": Use(
+        partial(ops.bias_act_blur, padding=(2, 2, 2, 2), gain=1.4), {"taps": (4,), "bias": CHANNELS}, fixed=("taps",)
     ),
     "conv_downsample2d": Use(ops.conv_downsample2d, {"weight": (C, C, 3, 3), "bias": CHANNELS}),
 }

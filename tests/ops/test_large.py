@@ -32,6 +32,8 @@ from torch import Tensor
 
 import fastgan_kernels
 from fastgan import ops
+from fastgan.ops.bias_act_blur import BiasActBlur
+from fastgan.ops.bias_act_blur import Options as BlurOptions
 from fastgan.ops.filtered_noise_bias_act import FilteredNoiseBiasAct
 from fastgan.ops.filtered_noise_bias_act import Options as FusedOptions
 from fastgan.ops.filtered_noise_bias_act import _launch_backward as launch_fused_backward
@@ -366,6 +368,26 @@ def filtered_noise_bias_act(run: Run) -> None:
     run.check("du", du, of_dy.view(ROWS, -1) * slope, within())
 
 
+def bias_act_blur(run: Run) -> None:
+    if run.backend in ("emulated", "cuda"):
+        return  # no kernels: two operations that have cases of their own
+    count = run.count()
+    of_x, of_dy = numbers(11, -4), numbers(7, -3)
+    x, dy = run.repeated(of_x, count), run.repeated(of_dy, count)
+    y, dx = (run.unwritten(count) for _ in range(2))
+    options = BlurOptions(0.5, 2.0, math.inf, 2, 1, 2, 1)
+    activated = lambda t: ops.noise_bias_act(t, slope=0.5, gain=2.0)
+    blur = lambda t: ops.upfirdn2d(activated(t), taps(Run("torch")), padding=(2, 1, 2, 1))
+    expected, _ = plain(blur, image(of_x))
+    adjoint, _ = plain(lambda t: ops.upfirdn2d(t, taps(Run("torch")), padding=(1, 2, 1, 2)), image(of_dy.float()))
+    slope = torch.where(image(of_x) > 0, 2.0, 1.0)
+    launchers = run.launchers("bias_act_blur")
+    BiasActBlur.launch_forward(launchers, image(y), (image(x), taps(run), None), options)
+    run.check("y", y, rows_of(expected), within(first_and_last=run.ends > 0))
+    BiasActBlur.launch_backward(launchers, (image(dx), None, None), image(dy), (image(x), taps(run), None), options)
+    run.check("dx", dx, rows_of((adjoint * slope).bfloat16()), within(first_and_last=run.ends > 0))
+
+
 def minibatch_stddev(run: Run) -> None:
     """A group of three samples that begin a third of a chunk apart.
 
@@ -462,6 +484,7 @@ CASES = {  # squared_norm and lerp_samples share their walk over samples: one of
     "upfirdn2d, NHWC": upfirdn2d_of_one_image,
     "upfirdn2d, many planes": upfirdn2d_of_planes,
     "filtered_noise_bias_act": filtered_noise_bias_act,
+    "bias_act_blur": bias_act_blur,
     "minibatch_stddev": minibatch_stddev,
     "weight_gradient, one sample": lambda run: weight_gradient(run, 1),
     "weight_gradient, many samples": lambda run: weight_gradient(run, run.count()),

@@ -19,6 +19,7 @@ import fastgan_kernels
 from fastgan import ops
 from fastgan.ops.convolution import conv2d, conv_transpose2d
 from fastgan.ops.layout import has_uniform_taps, view_of
+from fastgan.ops.upfirdn2d import forked_upfirdn2d
 from tests.support import backends
 
 F32, BF16 = torch.float32, torch.bfloat16
@@ -72,6 +73,14 @@ def _calls():
             f"filtered_noise_bias_act of a bias {x}",
             Call(filtered, {"x": x, "taps": (4,), "bias": x[1:2]}, ("taps",)),
         )
+    blurred = partial(ops.bias_act_blur, padding=(2, 2, 2, 2))
+    for x in ((2, 32, 4, 5), (2, 3, 4, 1)):
+        yield f"bias_act_blur {x}", Call(blurred, {"x": x, "taps": (4,), "bias": x[1:2]}, ("taps",))
+        residual = lambda x, bias, residual: ops.noise_bias_act(x, bias=bias, residual=residual.to(x.dtype))
+        yield f"residual {x}", Call(residual, {"x": x, "bias": x[1:2], "residual": x})
+    joined = lambda x, y: x + torch.nn.functional.interpolate(y, scale_factor=2)
+    fork = lambda x, taps: joined(*forked_upfirdn2d(x, taps, down=2, padding=(1, 1, 1, 1)))
+    yield "fork", Call(fork, {"x": (2, 5, 4, 6), "taps": (4,)}, ("taps",))
     images = lambda bytes, order: ops.image_batch(bytes.mul(50).to(torch.uint8), order.argsort(), order > 0)
     yield "image_batch", Call(images, {"bytes": (4, 5, 6, 3), "order": (4,)}, ("bytes", "order"), (F32,))
 
@@ -220,6 +229,7 @@ SHAPE = "(3, 5, 4, 6)"
 OF_A_LAYOUT = [f"{name} {SHAPE}" for name in ("lrelu", "lrelu of a bias", "silu", "style_epilogue", "batch_norm_act")]
 OF_A_LAYOUT += [f"{name} {SHAPE}" for name in ("pixel_norm", "squared_norm")]
 OF_A_LAYOUT += ["minibatch_stddev (4, 6, 4, 5)", "conv2d 64x3 (3, 3)", "filtered_noise_bias_act (2, 8, 4, 5)"]
+OF_A_LAYOUT += ["bias_act_blur (2, 32, 4, 5)"]
 
 
 @pytest.mark.parametrize("name", OF_A_LAYOUT)

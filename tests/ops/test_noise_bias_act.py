@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from fastgan.ops import BackendUnavailable, noise_bias_act, use_backend
 from fastgan.ops.activations import ACTIVATIONS
 from fastgan.ops.arithmetic import arithmetic_dtype
+from fastgan.ops.recordable import recorded_by
 from tests.support import backends, table
 from tests.support.table import DTYPES, arrange, away_from_kinks, per_channel
 
@@ -26,9 +27,11 @@ class Case(NamedTuple):
     clamp: float | None = None
     scalar_strength: bool = True
     shared_noise: bool = False
+    residual: bool = False
 
     def __str__(self):
         flags = ["scalar" * self.scalar_strength, "shared" * self.shared_noise, "clamp" * (self.clamp is not None)]
+        flags.append("residual" * self.residual)
         parts = "+".join(self.parts) if self.parts != PARTS else "all"
         return "-".join(filter(None, ["x".join(map(str, self.shape)), self.layout, self.act, parts, *flags]))
 
@@ -42,6 +45,8 @@ def _forms():
         yield Case(layout=layout, parts=("bias",))
         yield Case(layout=layout, parts=NOISY)
         yield Case(layout=layout, scalar_strength=False, parts=NOISY, act="tanh")
+        yield Case(layout=layout, parts=("bias",), residual=True)
+        yield Case(layout=layout, act="silu", residual=True)
 
 
 def _options():
@@ -53,6 +58,11 @@ def _options():
         yield Case(layout=layout, clamp=1.5, gain=0.7)
         yield Case(layout=layout, clamp=0.7, parts=("bias",))  # 0.7 in 16 bits is rounded, like the output
         yield Case(layout=layout, gain=-1.0, parts=("bias",))
+        for act in ("linear", "relu", "sigmoid"):
+            yield Case(layout=layout, parts=("bias",), act=act, residual=True)
+        yield Case(layout=layout, parts=("bias",), clamp=1.5, residual=True)
+        yield Case((2, 37, 4, 4), layout, parts=(), residual=True)
+        yield Case((2, 37, 4, 4), layout, parts=NOISY, residual=True)
     yield Case(layout="sliced")
     yield Case(layout="expanded")
 
@@ -82,7 +92,9 @@ CASES += [(case, dtype) for case in (*_options(), *_sizes()) for dtype in ("fp32
 CASES += [(Case(shape), dtype) for shape in ((2, 3, 33, 17), (2, 37, 4, 4)) for dtype in ("fp16", "fp64")]
 
 
-def textbook(x, noise=None, strength=None, bias=None, scale=None, post=None, *, act, gain, clamp, slope=0.2):
+def textbook(
+    x, noise=None, strength=None, bias=None, scale=None, post=None, residual=None, *, act, gain, clamp, slope=0.2
+):
     """The operation in plain PyTorch, in the dtype of its inputs. Independent of the reference in fastgan."""
 
     if scale is not None:
@@ -96,7 +108,8 @@ def textbook(x, noise=None, strength=None, bias=None, scale=None, post=None, *, 
     x = functions[act](x) * gain
     if clamp is not None:
         x = x.clamp(-clamp, clamp)
-    return x if post is None else x * per_channel(post, x)
+    x = x if post is None else x * per_channel(post, x)
+    return x if residual is None else x + residual
 
 
 def make(case: Case, dtype: torch.dtype, device: str, seed: int = 0):
@@ -128,7 +141,10 @@ def make(case: Case, dtype: torch.dtype, device: str, seed: int = 0):
     x = away_from_kinks(x, near_kink, dtype)
     x = arrange(x.to(device, dtype), case.layout)
     kind = torch.float64 if dtype == torch.float64 else torch.float32
-    return x, {name: t.to(device, kind) for name, t in small.items()}
+    others = {name: t.to(device, kind) for name, t in small.items()}
+    if case.residual:
+        others["residual"] = arrange(draw(*case.shape).to(device, dtype), case.layout)
+    return x, others
 
 
 @pytest.mark.parametrize(("case", "dtype"), CASES, ids=str)
@@ -161,6 +177,42 @@ def test_gradcheck_and_gradgradcheck(backend, act, parts):
 
     assert torch.autograd.gradcheck(function, inputs)
     assert torch.autograd.gradgradcheck(function, inputs)
+
+
+@pytest.mark.parametrize("act", ["lrelu", "linear", "tanh"])
+@pytest.mark.parametrize("clamp", [None, 2.0])
+@backends.one_instruction_set
+def test_gradcheck_and_gradgradcheck_with_a_residual(backend, act, clamp):
+    x, small = make(Case((2, 3, 2, 3), "nhwc", ("bias",), act, residual=True), torch.float64, backends.device(backend))
+    inputs = [t.requires_grad_() for t in (x, small["bias"], small["residual"])]
+    function = lambda x, bias, residual: noise_bias_act(x, bias=bias, residual=residual, act=act, clamp=clamp)
+    assert torch.autograd.gradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(function, inputs)
+
+
+@backends.every_kernel
+def test_the_gradient_of_a_residual_is_that_of_the_result(backend):
+    x, small = make(Case(parts=("bias",), residual=True), torch.float32, backends.device(backend))
+    y = noise_bias_act(x, bias=small["bias"], residual=small["residual"].requires_grad_())
+    dy = torch.ones_like(y)
+    (gradient,) = torch.autograd.grad(y, small["residual"], dy)
+    assert gradient is dy
+
+
+@backends.one_instruction_set
+def test_a_recorder_sees_a_residual_as_a_sum(backend):
+    x, small = make(Case(parts=("bias",), residual=True), torch.float32, backends.device(backend))
+    seen = []
+    with recorded_by(lambda name, function, args, kwargs: seen.append(kwargs.keys()) or function(*args, **kwargs)):
+        noise_bias_act(x, **small)
+    assert seen == [{"bias"}]
+
+
+def test_a_residual_that_does_not_fit_is_named():
+    x = torch.zeros(2, 3, 4, 4)
+    for residual in (torch.zeros(2, 3, 4, 5), x.double()):
+        with pytest.raises(ValueError, match=r"residual is .* must be as x"):
+            noise_bias_act(x, residual=residual)
 
 
 @backends.one_instruction_set

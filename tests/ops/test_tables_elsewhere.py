@@ -22,13 +22,15 @@ TABLE = "values_and_derivatives"  # part of the names of the tests over a table
 # Cases of each file, for pytest -k. Relu and linear are lrelu with another slope.
 INTERPRETED = {
     "test_noise_bias_act.py": f"{TABLE} and (bf16 and ((2x16x5x7 and not (c-relu or w-relu or linear)) or 2x37x4x4 "
-    "or 1x1x9x31 or 0x4x3x3 or 5x8 or 2x3x11 or 1x4x64x64) or fp64 and lrelu-all or fp16 and nhwc-silu-all)",
+    "or 1x1x9x31 or 0x4x3x3 or 5x8 or 2x3x11 or 1x4x64x64 or residual) or fp64 and lrelu-all "
+    "or fp16 and nhwc-silu-all)",
     "test_instance_norm.py": f"{TABLE} and (bf16 and not (c-relu or w-relu or 33x17 or 256x257) "
     "or fp64 and lrelu-all-scalar)",
     "test_batch_norm_act.py": f"{TABLE} and (bf16 and not (c-relu or w-relu or 33x17 or 32x33 or 26x27) "
     "or fp64 and c-lrelu)",
-    "test_upfirdn2d.py": f"{TABLE} and bf16 and (24x6x5 or 16x6x7 or 20x1x1 or 5x4x4)",
+    "test_upfirdn2d.py": f"{TABLE} and bf16 and (24x6x5 or 16x6x7 or 20x1x1 or 5x4x4) or fork and bf16",
     "test_small_operations.py": f"{TABLE} and bf16 and (37x4x4 or 5x1x1 or 40x33 or 0x4x3x3 or features)",
+    "test_bias_act_blur.py": f"{TABLE} and bf16 or double and clamp",
     "test_image_batch.py": "(values_are and (fp32 or bf16) and (5x7 or 9x16 or 4x9x5 or 0_of or 0x4)) or nan_on_a_gpu",
 }
 # Cases of each file in fp32 and bf16, at sizes that fill no vector or block.
@@ -38,6 +40,7 @@ SANITIZED = {
     "test_batch_norm_act.py": f"{TABLE} and (37x4x4 or 9x31 or 32x33 or 26x27) and not far",
     "test_upfirdn2d.py": f"{TABLE} and (33x4x5 or 17x2x40 or 16x5x7 or 3x9x10)",
     "test_filtered_noise_bias_act.py": f"{TABLE} and 24",
+    "test_bias_act_blur.py": f"{TABLE} and 96",
     "test_small_operations.py": f"{TABLE} and (37x4x4 or 40x33)",
     "test_image_batch.py": "values_are and (5x7 or 3x129 or 4x9 or 9x16)",
 }

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from fastgan.ops import upfirdn2d
-from fastgan.ops.upfirdn2d import Upfirdn2d, validate
+from fastgan.ops.upfirdn2d import Upfirdn2d, forked_upfirdn2d, validate
 from tests.support import backends, table
 from tests.support.table import DTYPES, arrange
 
@@ -131,6 +131,74 @@ def test_gradcheck_and_gradgradcheck(backend, layout, form):
     function = lambda x: upfirdn2d(x, taps, **form)
     assert torch.autograd.gradcheck(function, x)
     assert torch.autograd.gradgradcheck(lambda x: function(x).square(), x)
+
+
+def fork(x, taps, **options):
+    """Two readers of x, whose gradients meet in the filter's adjoint."""
+    x, y = forked_upfirdn2d(x, taps, **options)
+    return x.sin(), y.square()
+
+
+def separate(x, taps, **options):
+    return x.sin(), upfirdn2d(x, taps, **options).square()
+
+
+FORKS = [(DOWN, (4,)), ({"up": 2, "padding": (2, 1, 2, 1)}, (3, 2)), (BLUR, (4,))]
+
+
+@pytest.mark.parametrize(("options", "taps"), FORKS, ids=str)
+@pytest.mark.parametrize("shape", [(2, 32, 6, 8), (2, 3, 4, 6)], ids=str)
+@pytest.mark.parametrize("layout", ["nchw", "nhwc", "sliced"])
+def test_a_fork_has_the_derivatives_of_its_two_branches(backend, layout, shape, options, taps, unwritten_is_nan):
+    device = backends.device(backend)
+    x = arrange(torch.randn(shape, dtype=torch.float64, device=device), layout).requires_grad_()
+    filter = torch.randn(taps, dtype=torch.float64, device=device)
+
+    def derivatives(function):
+        first, second = function(x, filter, **options)
+        (gradient,) = torch.autograd.grad(first.sum() + second.sum(), x, create_graph=True)
+        return first, second, gradient, *torch.autograd.grad(gradient.square().sum(), x)
+
+    for got, expected in zip(derivatives(fork), derivatives(separate), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+@backends.one_instruction_set
+def test_a_fork_passes_gradcheck_and_gradgradcheck(backend):
+    x = torch.randn(1, 2, 4, 4, dtype=torch.float64, device=backends.device(backend))
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    taps = torch.randn(4, dtype=torch.float64, device=x.device)
+    function = lambda x: fork(x, taps, **DOWN)
+    assert torch.autograd.gradcheck(function, x)
+    assert torch.autograd.gradgradcheck(function, x)
+    assert torch.autograd.gradgradcheck(
+        lambda x: torch.autograd.grad(sum(part.sum() for part in function(x)), x, create_graph=True)[0], x
+    )
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+def test_a_fork_adds_gradients_as_exactly_as_plain_pytorch(backend, dtype):
+    x = torch.randn(2, 32, 6, 6, device=backends.device(backend)).to(DTYPES[dtype])
+    taps = torch.tensor([1.0, 3, 3, 1], device=x.device) / 8
+    joined = lambda x, y: x + F.interpolate(y, scale_factor=2)
+    table.assert_derivatives_as_good_as_plain(
+        lambda x: joined(*forked_upfirdn2d(x, taps, **DOWN)),
+        lambda x: joined(x, textbook(x, taps, **DOWN)),
+        {"x": x.contiguous(memory_format=torch.channels_last)},
+    )
+
+
+def test_a_fork_adds_gradients_without_a_pass_of_its_own(monkeypatch):
+    calls, launch = [], Upfirdn2d.allocate_output
+    monkeypatch.setattr(Upfirdn2d, "allocate_output", lambda *args: calls.append(1) or launch(*args))
+    x = torch.randn(1, 16, 4, 4).contiguous(memory_format=torch.channels_last).requires_grad_()
+    with backends.forced("cpp"):
+        first, second = forked_upfirdn2d(x, torch.ones(4), **DOWN)
+        assert first.data_ptr() == x.data_ptr()
+        gradients = [torch.ones_like(first), torch.ones_like(second)]
+        with torch.profiler.profile() as profile:
+            torch.autograd.grad([first, second], x, gradients)
+    assert len(calls) == 2 and "aten::add" not in {event.name for event in profile.events()}
 
 
 def test_every_derivative_is_a_kernel_call(monkeypatch):

@@ -35,7 +35,9 @@ def emulated_module():
 
 def _register_emulation() -> None:
     def why_not(operation, device):
-        return None if device.type == "cpu" else "serves CPU tensors only"
+        if device.type != "cpu":
+            return "serves CPU tensors only"
+        return None if operation in emulated_module().cuda else "has no kernel for it"
 
     @cache
     def launchers(operation):

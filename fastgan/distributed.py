@@ -37,7 +37,7 @@ class Ranks:
     def __init__(self, rank: int = 0, world_size: int = 1, local_rank: int = 0, local_world_size: int = 1):
         self.rank, self.world_size = rank, world_size
         self.local_rank, self.local_world_size = local_rank, local_world_size
-        self._pending_max: tuple[dist.Work, Tensor] | None = None
+        self._pending_max: dict[str, tuple[dist.Work, Tensor]] = {}
 
     @property
     def is_first(self) -> bool:
@@ -68,20 +68,21 @@ class Ranks:
         dist.all_gather(parts, value.contiguous())
         return torch.cat(parts)
 
-    def previous_max(self, value: int) -> int:
+    def previous_max(self, value: int, of: str = "") -> int:
         """The largest value that any process passed to the previous call; 0 at the first call.
 
         The all-reduce of this call runs in the background, so no process waits for another. Alone, returns `value`.
+        of: name of the quantity, where there are several.
         """
         if self.world_size == 1:
             return value
         result = 0
-        if self._pending_max is not None:
-            work, largest = self._pending_max
+        if of in self._pending_max:
+            work, largest = self._pending_max[of]
             work.wait()
             result = int(largest.item())
         largest = torch.tensor(value)  # on the CPU: reading it never waits for a GPU
-        self._pending_max = dist.all_reduce(largest, op=dist.ReduceOp.MAX, async_op=True), largest
+        self._pending_max[of] = dist.all_reduce(largest, op=dist.ReduceOp.MAX, async_op=True), largest
         return result
 
     def broadcast(self, value: Value) -> Value:
@@ -103,8 +104,8 @@ class Ranks:
     def leave(self) -> None:
         """Wait for all processes to call this, so that no collective is pending, then destroy the process group."""
         if self.world_size > 1 and dist.is_initialized():
-            if self._pending_max is not None:
-                self._pending_max[0].wait()
+            for work, _ in self._pending_max.values():
+                work.wait()
             dist.barrier()
             dist.destroy_process_group()
 

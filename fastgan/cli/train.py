@@ -7,6 +7,7 @@ Exit status: 0 when done, 2 for a wrong option or file, and 128 plus the signal'
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from pathlib import Path
 
 from fastgan import files
@@ -24,6 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     process.keep_freed_memory()
     process.let_idle_threads_sleep_soon()
     from fastgan.training import loop
+    from fastgan.training.length import Length
 
     resume = _resumable(given.output)
     if resume is None:
@@ -43,14 +45,12 @@ def main(argv: list[str] | None = None) -> int:
         _locked(Path(resume)),
     ):
         config, header = _resumed(resume, argv)
-        if config.training.images <= header.images - config.training.batch:
-            if given.output.resume == "auto":
-                if process.is_first():
-                    print(f"{header.path} has seen {header.images:,} images: done")
-                return 0
-            raise UserError(
-                f"--images {config.training.images}: {header.path} has seen {header.images} already; give more"
-            )
+        if reason := Length(config.training).why_no_more(header):
+            if given.output.resume != "auto":
+                raise UserError(reason)
+            if process.is_first():
+                print(f"{header.path} has seen {header.images:,} images: done")
+            return 0
         return loop.train(config, header)
 
 
@@ -82,6 +82,10 @@ def _resumed(run, argv):
     header = checkpoint.read_header(run)
     saved = header.config
     config = configure.parse(argv, default=saved)
+    lengths = {"images", "minutes"} & configuration.changes(saved, config).keys()
+    if len(lengths) == 1:  # the one that is given replaces the other
+        (other,) = {"images", "minutes"} - lengths
+        config = dataclasses.replace(config, training=dataclasses.replace(config.training, **{other: 0}))
     for name, (before, after) in configuration.changes(saved, config).items():
         if name in configure.FIXED_ON_RESUME:
             raise UserError(

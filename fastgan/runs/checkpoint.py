@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from fastgan.options import from_json
 from fastgan.runs.config import Config, check_values, pyramid, to_dict, unresolved
 from fastgan.version import __version__
 
-FORMAT = 7  # raise it if the header gets other fields or tensors other names
+FORMAT = 8  # raise it if the header gets other fields or tensors other names
 FILE_NAME = "checkpoint.safetensors"
 BEST_FILE_NAME = "checkpoint-best.safetensors"  # best by the first of --metrics
 _MOMENTS = {torch.optim.Adam: ("step", "exp_avg", "exp_avg_sq"), torch.optim.RMSprop: ("step", "square_avg")}
@@ -42,7 +42,8 @@ class State:
     """Everything that changes during training.
 
     ema: EMA of the generator. statistics: of regularisation and gradient guards. step, images: number of finished steps
-    and of real images shown in them. stage: resolution and alpha of growing networks.
+    and of real images shown in them. seconds: time used, of a training with --minutes. stage: resolution and alpha of
+    growing networks.
     """
 
     generator: nn.Module
@@ -53,6 +54,7 @@ class State:
     statistics: nn.Module
     step: int = 0
     images: int = 0
+    seconds: float = 0.0
     stage: tuple[int, float] | None = None
 
     def modules(self) -> dict[str, nn.Module]:
@@ -88,6 +90,7 @@ class _Content:
     model: models.ModelConfig
     step: int
     images: int
+    seconds: float
     stage: tuple[int, float] | None
     dataset: DatasetSummary
     tensors: int
@@ -102,6 +105,7 @@ class Header:
     model: models.ModelConfig
     step: int
     images: int
+    seconds: float
     stage: tuple[int, float] | None
     dataset: DatasetSummary
     tensors: int  # number of tensors
@@ -117,6 +121,7 @@ def save(path: Path, state: State, config: Config, model: models.ModelConfig, da
         "model": asdict(model),
         "step": state.step,
         "images": state.images,
+        "seconds": state.seconds,
         "stage": state.stage,
         "dataset": dataset,
         "tensors": len(tensors),
@@ -189,7 +194,8 @@ def read_header(path: str | Path) -> Header:
         _require_consistent(found)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    return Header(path, found.config, found.model, found.step, found.images, found.stage, found.dataset, found.tensors)
+    names = (field.name for field in fields(Header))
+    return Header(**{name: path if name == "path" else getattr(found, name) for name in names})
 
 
 def _require_consistent(content: _Content) -> None:
@@ -198,6 +204,8 @@ def _require_consistent(content: _Content) -> None:
     for name in ("step", "images", "tensors"):
         if not 0 <= getattr(content, name) < 2**63:
             raise UserError(f"header.{name} is {getattr(content, name)}, must be at least 0, and below 2^63")
+    if not 0 <= content.seconds < float("inf"):
+        raise UserError(f"header.seconds is {content.seconds}, must be at least 0")
     pairs = [(f"network.{name}", value, name, getattr(model, name)) for name, value in vars(config.network).items()]
     size = pyramid(config.data.resolution)
     pairs += [("data.resolution", config.data.resolution, "resolution", (model.resolution, model.base_size))]
@@ -234,7 +242,7 @@ def restore(header: Header, state: State) -> None:
         raise UserError(f"{header.path} is incomplete: it has {len(tensors)} of the {header.tensors} tensors saved")
     for name, (optimizer, module) in state.optimizers().items():
         _load_optimizer(header.path, optimizer, module, name, tensors)
-    state.step, state.images, state.stage = header.step, header.images, header.stage
+    state.step, state.images, state.seconds, state.stage = header.step, header.images, header.seconds, header.stage
     for network in (state.generator, state.discriminator, state.ema):
         _grow(network, header)
 

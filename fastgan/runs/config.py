@@ -85,6 +85,9 @@ class TrainingOptions:
     images: Count | Auto = "auto"
     """Length of the training: real images shown to the discriminator, like 500k or 25M. --kimg gives it in
     thousands."""
+    minutes: float = 0.0
+    """Length of the training in minutes, in place of --images: it ends after that time, and so do all schedules.
+    Start-up is not counted. 0: --images."""
     batch: int | Auto = "auto"
     """Images a step, over all processes."""
     batch_gpu: int = 0
@@ -110,6 +113,8 @@ class TrainingOptions:
     """Learning rate of the discriminator."""
     final_lr: float | Auto = "auto"
     """Fraction of the learning rates at the end, annealed on a cosine. auto: 0.25 for r3gan, else 1."""
+    lr_warmup: float | Auto = "auto"
+    """Fraction of the training in which the learning rates rise from 0. auto: 0."""
     betas: Annotated[tuple[float, float] | Auto, argument(metavar="BETA1 BETA2|auto")] = "auto"
     """Adam's beta1 and beta2."""
     final_beta2: Annotated[float | Auto | None, argument(metavar="FLOAT|None|auto")] = "auto"
@@ -288,11 +293,12 @@ _RULES = {
         is_trainable, "a number or WIDTHxHEIGHT, at least 8, that can be halved until the smaller one is 4 to 7"
     ),
     "channels": _Rule(lambda value: value in (1, 3, 4), "1 (grey), 3 (colour) or 4 (colour with transparency)"),
-    **dict.fromkeys(("z_dim", "channel_base", "channel_max", "images", "batch", "discriminator_steps"), _AT_LEAST_1),
+    **dict.fromkeys(("z_dim", "channel_base", "channel_max", "batch", "discriminator_steps"), _AT_LEAST_1),
     **dict.fromkeys(("r1_interval", "path_interval"), _AT_LEAST_1),
+    "images": _Rule(lambda value: value >= 0, "at least 1, or 0 with --minutes"),
     **dict.fromkeys(("mapping_lr", "lr_g", "lr_d", "ada_kimg"), _MORE_THAN_0),
     **dict.fromkeys(("r1_gamma", "r2_gamma", "gp_lambda", "drift", "clip", "path_length"), _AT_LEAST_0),
-    **dict.fromkeys(("ema_halflife", "ema_rampup", "level_images", "fade_images"), _AT_LEAST_0),
+    **dict.fromkeys(("minutes", "ema_halflife", "ema_rampup", "level_images", "fade_images"), _AT_LEAST_0),
     **dict.fromkeys(
         ("mapping_layers", "discriminator_mapping_layers"), _Rule(lambda value: 0 <= value <= 100, "0 to 100")
     ),
@@ -303,7 +309,7 @@ _RULES = {
     **dict.fromkeys(("checkpoint_interval", "grid_interval", "log_interval"), _AT_LEAST_0),
     "metrics_interval": _AT_LEAST_0,
     "metrics_samples": _Rule(lambda value: value >= 4, "at least 4; some thousands say more"),
-    **dict.fromkeys(("style_mixing", "final_lr", "final_gamma", "augment_p"), _SHARE),
+    **dict.fromkeys(("style_mixing", "final_lr", "lr_warmup", "final_gamma", "augment_p"), _SHARE),
     "betas": _Rule(lambda value: all(0 <= beta < 1 for beta in value), "two numbers from 0 to below 1"),
     "final_beta2": _Rule(lambda value: value is None or 0 <= value < 1, "from 0 to below 1, or None"),
     "ada_target": _Rule(lambda value: -1 < value < 1, "between -1 and 1"),

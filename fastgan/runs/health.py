@@ -24,7 +24,7 @@ UNTRAINED = 500
 SURE, UNSURE = 0.95, 0.9
 WINDOW = 10_000  # images to average over: signs fluctuate without a gradient penalty
 SEEN = 4  # times that each image was shown: before, a discriminator can hardly overfit
-SIGNED = ("nonsaturating", "minimax", "hinge")  # objectives with positive logits for real images
+SIGNED = ("nonsaturating", "minimax", "hinge", "noisy-hinge")  # objectives with positive logits for real images
 
 
 class Watch:

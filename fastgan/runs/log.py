@@ -13,7 +13,7 @@ FILE_NAME = "log.jsonl"
 
 # Values that share a chart, most important first. Everything else that is logged is a metric of the samples.
 CHARTS = {
-    "losses": ("loss_g", "loss_d"),
+    "losses": ("loss_g", "loss_d", "reconstruction"),
     "logits": ("logit_real", "logit_fake"),
     "signs of logits": ("sign_real", "sign_fake"),
     "diversity": ("distance_real", "distance_fake"),
@@ -22,6 +22,7 @@ CHARTS = {
     "resolution": ("resolution",),
     "fading in": ("alpha",),
     "speed": ("images_per_second",),
+    "time": ("minutes",),
     "memory": ("peak_memory_gib",),
     "skipped steps": ("skipped_g", "skipped_d"),
 }

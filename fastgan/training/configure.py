@@ -79,6 +79,8 @@ def resolve(config: Config) -> Config:
     if data.labels == "auto":
         data = dataclasses.replace(data, labels=config.network.arch in ("stylegan2", "stylegan", "r3gan", "cgan"))
     auto = recipe(config.network.arch, pyramid(data.resolution)[0], config.training.loss)
+    if config.training.minutes:
+        auto["images"] = 0
     if config.growth.grow_from != "auto":  # keep the values of the remaining levels
         side = pyramid(data.resolution)[0]
         left = (side // config.growth.grow_from).bit_length() if config.growth.grow_from > 0 else 0
@@ -145,6 +147,12 @@ def _check_together(config: Config) -> None:
         raise UserError(
             f"--discriminator-mapping-layers {network.discriminator_mapping_layers}: {arch} has none; leave it out"
         )
+    if not training.images and not training.minutes:
+        raise UserError("--images 0: must be at least 1, or give --minutes")
+    if training.images and training.minutes:
+        raise UserError(f"--images {training.images}: excludes --minutes {training.minutes:g}; leave one of them out")
+    if training.minutes and growth.grow_from:
+        raise UserError(f"--minutes {training.minutes:g}: networks grow by --images; give those, or --grow-from 0")
     if config.machine.checkpoint_blocks and arch not in OF_BLOCKS:
         raise UserError(f"--checkpoint-blocks: {arch} is not made of blocks; leave it out")
     if config.machine.compile and config.machine.checkpoint_blocks:

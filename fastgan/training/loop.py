@@ -30,6 +30,7 @@ from fastgan.training.diversity import interval as diversity_interval
 from fastgan.training.growth import Growth
 from fastgan.training.guard import require_finite_weights, require_progress
 from fastgan.training.initial import InitialNetworks
+from fastgan.training.length import Clock, Length
 from fastgan.training.log_writer import LogWriter, NoLog, require_wandb
 from fastgan.training.run_folder import new_run_folder, removed_unless_trained
 from fastgan.training.sample_grid import SampleGrid
@@ -138,6 +139,7 @@ def _train(
 
     # The step, and what is measured and drawn along the way.
     averages = Averages()
+    length = Length(options)
     step = Step(state, config, model.z_dim, compute.autocast, averages, ranks=ranks, scaled=compute.scaled)
     if device.type == "cuda":
         reason = step.why_not_captured
@@ -173,14 +175,13 @@ def _train(
         contextlib.closing(loader),
         LogWriter(run, state.step, state.images, config) if ranks.is_first else NoLog() as log,
         contextlib.closing(evaluation),
-        ProgressBar(
-            total=options.images, initial=state.images, unit="img", smoothing=0.1, disable=not ranks.is_first
-        ) as progress,
+        _progress_bar(length, state, ranks) as progress,
     ):
         watch.read_all(read_log(run) if ranks.is_first else [])
-        finished = state.images >= options.images
+        finished = length.is_over(state)
         if header and ranks.is_first and not finished and grid.is_missing(growth):
             log.write_grid(state.step, state.images, grid.write())
+        clock = Clock(state, length, ranks)
         while not finished:
             # Data, at the resolution that the networks have grown to.
             before = state.images
@@ -194,15 +195,16 @@ def _train(
             step(real, label, stage.lr_factor if stage else 1.0)
             # Read the signal once: all that follows, in all processes, must act on the same one.
             interrupt.received = ranks.previous_max(interrupt.signum)
-            finished = interrupt.received != 0 or state.images >= options.images
-            progress.update(state.images - before)
+            clock.read()
+            finished = interrupt.received != 0 or length.is_over(state)
+            progress.update(length.reached(state) - progress.n)
 
             # Log. Also before every save, so that no mean spans a checkpoint.
             evaluate_now = output.metrics and due(output.metrics_interval)
             save_now = due(output.checkpoint_interval) or evaluate_now
             if due(output.log_interval) or save_now:
                 means = ranks.all_reduce_means(averages.read())  # waits for the device
-                limit = guard.LIMIT_AT_THE_END if state.images >= options.images else guard.LIMIT
+                limit = guard.LIMIT_AT_THE_END if length.is_over(state) else guard.LIMIT
                 saved = f"{path} is from {saved_images:,} images"
                 require_progress(step.skipped(), limit, means, state.images, saved)
                 now = time.perf_counter()
@@ -213,6 +215,7 @@ def _train(
                     means |= diversity.measure(state.ema, compute.autocast, options.batch_gpu or len(real), stage)
                 grown = {"resolution": stage.resolution, "alpha": stage.alpha} if stage else {}
                 machine = {"images_per_second": rate} | ({} if peak is None else {"peak_memory_gib": peak})
+                machine |= {"minutes": state.seconds / 60} if length.seconds else {}
                 line = log.write(state.step, state.images, means | grown | machine)
                 for warning in watch.read(line):
                     progress.write(f"warning    {warning}")
@@ -238,10 +241,19 @@ def _train(
         if ranks.is_first:
             evaluation.finish(path, state, log, interrupt)
     say(f"checkpoint {path}")
-    if state.images >= options.images:
+    if length.is_over(state):
+        if length.seconds:
+            say(f"reached    {state.images:,} images in {state.seconds / 60:.4g} minutes")
         return 0
     say(f"stopped at {state.images:,} images; go on with: {program('train')} --resume {run}")
     return interrupt.exit_code
+
+
+def _progress_bar(length: Length, state: checkpoint.State, ranks: Ranks) -> ProgressBar:
+    """Bar of the images, or of the minutes, that make the training."""
+    form = {"bar_format": "{l_bar}{bar}| {n:.1f}/{total:g} min{postfix}"} if length.seconds else {"unit": "img"}
+    start, total = length.reached(state), length.total
+    return ProgressBar(total=total, initial=start, smoothing=0.1, disable=not ranks.is_first, **form)
 
 
 def _require_same_start(config: Config, header: checkpoint.Header | None, ranks: Ranks) -> None:

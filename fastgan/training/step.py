@@ -28,6 +28,7 @@ from fastgan.training.ema import EMA, ema_decay
 from fastgan.training.gradients import GradientSum
 from fastgan.training.guard import GradientGuard, zero_gradients_if
 from fastgan.training.joint_batch import JointBatch
+from fastgan.training.length import Length
 from fastgan.training.randomness import StepRandomness
 from fastgan.training.state import trainable, why_not_captured
 from fastgan.transparency import premultiplied
@@ -113,6 +114,7 @@ class Step:
         self.state, self.z_dim, self.autocast, self.averages = state, z_dim, autocast, averages
         self.options: TrainingOptions = config.training
         self.terms: RegularizationOptions = config.regularization
+        self._length = Length(self.options)
         loss = self.options.loss
         self.objective = OBJECTIVES["wasserstein" if loss in ("wgan", "wgan-gp") else loss]
         self.ema = EMA(state.ema, state.generator)
@@ -209,7 +211,8 @@ class Step:
             self._ada.p.fill_(self._annealed(first, terms.augment_p))
         for name, optimizer in self._optimizers.items():
             for group, (lr, betas) in zip(optimizer.param_groups, self._initial_rates[name], strict=True):
-                group["lr"] = numbers.set(f"lr_{name}", lr * lr_factor * self._annealed(1.0, options.final_lr))
+                rate = lr * lr_factor * self._warmed_up() * self._annealed(1.0, options.final_lr)
+                group["lr"] = numbers.set(f"lr_{name}", rate)
                 if betas is not None and options.final_beta2 is not None:
                     beta2 = self._annealed(betas[1], options.final_beta2)
                     group["betas"] = betas[0], numbers.set(f"beta2_{name}", beta2, torch.float64)
@@ -221,8 +224,13 @@ class Step:
 
     def _annealed(self, first: float, last: float) -> float:
         """Value on half a cosine from `first` to `last` over the training."""
-        done = min(1.0, self.state.images / self.options.images)
+        done = self._length.done(self.state)
         return last + (first - last) * (1 + math.cos(math.pi * done)) / 2
+
+    def _warmed_up(self) -> float:
+        """Factor of the learning rates early in the training."""
+        warmup = self.options.lr_warmup
+        return min(1.0, self._length.done(self.state) / warmup) if warmup else 1.0
 
     # The step on the device ---------------------------------------------------------------------------------------
 

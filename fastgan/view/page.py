@@ -368,13 +368,19 @@ class Page:
         side = header.stage[0] if header and header.stage else model.resolution
         facts, progress = [model.arch, f"{side}×{side}"], ""
         if header:
-            total = header.config.training.images
+            options = header.config.training
             done = max([header.images, *(line["images"] for line in log[-1:])])
-            facts.append(f"{done:,} of {total:,} images")
+            share = done / options.images if options.images else 0.0
+            if options.minutes:
+                minutes = max([header.seconds / 60, *(line.get("minutes", 0.0) for line in log[-1:])])
+                share = minutes / options.minutes
+                facts.append(f"{done:,} images, {minutes:.1f} of {options.minutes:g} minutes")
+            else:
+                facts.append(f"{done:,} of {options.images:,} images")
             facts += [f"{line['images_per_second']:.3g} images/s" for line in log[-1:] if "images_per_second" in line]
             saved = datetime.fromtimestamp(run.stamp[0] / 1e9) if run.stamp else None
             facts += [f"generator saved at {saved:%H:%M:%S}, after {header.images:,}"] if saved else []
-            progress = f'<div class="progress"><div style="width: {min(1, done / total):.1%}"></div></div>'
+            progress = f'<div class="progress"><div style="width: {min(1, share):.1%}"></div></div>'
         else:
             facts.append("file of another program")
         problems = [run.problem] * bool(run.problem) + [f"Warning: {warning}" for warning in self._warnings(log)]

@@ -128,7 +128,8 @@ def scaled_down(program: str, arguments: list[str]) -> list[str]:
     """Options that make a command finish within a second. The last of a repeated option counts."""
     if program == "fastgan.train":
         resumed = "--resume" in arguments and "auto" not in arguments
-        short = ["--images", "8" if resumed else "4", "--threads", "1", "--no-tensorboard"]
+        length = ["--minutes", "0.001"] if "--minutes" in arguments else ["--images", "8" if resumed else "4"]
+        short = [*length, "--threads", "1", "--no-tensorboard"]
         if not resumed:
             short += ["--batch", "4"]
             if "--init-from" not in arguments:

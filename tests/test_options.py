@@ -63,7 +63,7 @@ def test_help_fills_the_width_of_the_terminal(command, width, monkeypatch, capsy
 
 def test_help_keeps_lists_and_shows_defaults(monkeypatch, capsys):
     text = "\n".join(help_page("evaluate", 120, monkeypatch, capsys))
-    assert text.count("│   - On features of ".replace("   ", " " * 20)) == 2
+    assert text.count("│   - On features of ".replace("   ", " " * 20)) == 3
     assert "--samples INT      Number of generated images" in text and "(default: 5000)" in text
 
 

@@ -39,8 +39,8 @@ FASTGAN_INLINE void write_sums_of_columns(S (&values)[SUMS * V], int columns, in
         if (lane < columns) slots[i * PADDED + slot] = values[i];
     }
     __syncthreads();
-    const int row = columns * V, rows = BLOCK / (narrow ? gpu::warp_size : columns);
-    for (int i = thread; i < SUMS * row; i += BLOCK) {
+    const int row = columns * V, rows = int(blockDim.x) / (narrow ? gpu::warp_size : columns);
+    for (int i = thread; i < SUMS * row; i += int(blockDim.x)) {
         const int which = i / row, channel = i % row;
         const S* from = slots + (which * V + channel % V) * PADDED + channel / V;
         S total = from[0];

@@ -1,6 +1,5 @@
-// filtered_noise_bias_act on the GPU, in NHWC. A thread takes 16 bytes of channels at a few adjacent outputs of a row;
-// the filtered values stay in registers. Backward filters x again: otherwise forward would have to write the filtered
-// values. Its sums are taken in two stages.
+// filtered_noise_bias_act on the GPU, in NHWC: the strip of upfirdn2d (upfirdn2d/gpu.h), which applies the epilogue, or its
+// derivative, to the outputs of a row. Backward filters x again: otherwise forward would have to write the filtered values.
 #include "filtered_noise_bias_act/call.h"
 #include "noise_bias_act/gpu.h"
 #include "upfirdn2d/gpu.h"
@@ -8,170 +7,233 @@
 namespace fastgan::cuda {
 namespace {
 
-constexpr int FORWARD_RUN = 4, BACKWARD_RUN = 2;  // outputs that a thread computes at a time
 constexpr Act ACT = Act::piecewise_linear;
 
-// Forward pass. Grid: see RowGrid.
-template <class T, int V>
-__global__ void filtered_forward(Geometry g, Epilogue<typename ArithmeticOf<T>::type> epilogue, int runs, int vectors,
-                                 const typename ArithmeticOf<T>::type* taps, const T* x, T* y) {
+// Noise of a pixel, at which a strip points.
+template <class S>
+struct Noise {
+    const S* at;
+    bool per_sample;
+
+    FASTGAN_INLINE void start(int64_t sample, int64_t pixel, int64_t pixels) {
+        if (at) at += (per_sample ? sample * pixels : 0) + pixel;
+    }
+    FASTGAN_INLINE void move(int64_t pixels) {
+        if (at) at += pixels;
+    }
+    FASTGAN_INLINE S load(bool there, int i) const { return there && at ? at[i] : S(0); }
+};
+
+// Part `which` of the small tensors of a channel: scale, strength, bias or post.
+template <class S>
+FASTGAN_INLINE S small_part(const Epilogue<S>& epilogue, int which, int64_t sample, int channel, int c) {
+    const Small<S> small = small_at<S>(epilogue, sample, channel, c);
+    return which == 0 ? small.scale : which == 1 ? small.strength : which == 2 ? small.bias : small.post;
+}
+
+// Reads the small tensors of a thread's channels q * W to q * W + W from shared memory; the noise is left out.
+template <class Table, class S, int W>
+FASTGAN_INLINE void read_small(const Table& table, int q, Small<S> (&small)[W]) {
+    const gpu::Vec<S, W> scale = table.read(0, q), strength = table.read(1, q), bias = table.read(2, q),
+                         post = table.read(3, q);
+    GPU_UNROLL
+    for (int w = 0; w < W; ++w) small[w] = {scale.v[w], strength.v[w], bias.v[w], post.v[w], S(0)};
+}
+
+// Forward: y = noise_bias_act(output of the filter).
+template <class T, int V, bool LIMITED>
+struct EpilogueStore {
     using S = typename ArithmeticOf<T>::type;
-    SHARED(S, arranged, [8]);
-    arrange_taps(g, taps, arranged);
-    const int64_t row = blockIdx.x, sample = row / g.oh, oy = row % g.oh;
-    for (int job = int(blockIdx.y * blockDim.x + threadIdx.x); job < runs * vectors;
-         job += int(gridDim.y * blockDim.x)) {
-        const int64_t channel = int64_t(job % vectors) * V, ox = int64_t(job / vectors) * FORWARD_RUN;
-        S total[FORWARD_RUN][V] = {};
-        add_run<1, 1>(g, arranged, x + sample * g.y.size * g.x.size * g.c + channel, oy, ox, total);
-        S noise[FORWARD_RUN];
+    struct Loaded {
+        S noise;
+    };
+    static constexpr int SUMS = 0, SMALL = 4, THREADS = V == 8 ? BLOCK / 2 : BLOCK;
+    Shape<S, LIMITED> shape;
+    Epilogue<S> epilogue;
+    Noise<S> noise;
+    T* y;
+
+    explicit EpilogueStore(const FilteredNoiseBiasActCall& call)
+        : shape(shape_of<S, LIMITED>(S(call.epilogue.slope), S(call.epilogue.gain), S(call.epilogue.clamp))),
+          epilogue(call.epilogue),
+          noise{(const S*)call.epilogue.noise, call.epilogue.noise_per_sample},
+          y((T*)call.filter.y) {}
+
+    FASTGAN_INLINE S small(int which, int64_t sample, int channel, int c) const {
+        return small_part(epilogue, which, sample, channel, c);
+    }
+    FASTGAN_INLINE void start(int64_t sample, int64_t pixel, int64_t pixels, int c, int channel) {
+        y += (sample * pixels + pixel) * c + channel;
+        noise.start(sample, pixel, pixels);
+    }
+    FASTGAN_INLINE void move(int64_t pixels, int c) {
+        y += pixels * c;
+        noise.move(pixels);
+    }
+    FASTGAN_INLINE Loaded load(bool there, int i, int) const { return {noise.load(there, i)}; }
+    template <class Table, class Total>
+    FASTGAN_INLINE void store(const bool (&wanted)[RUN], const Loaded (&loaded)[RUN], const Total& total,
+                              const Table& table, S*, int c) const {
+        constexpr int W = Table::W;
+        gpu::Vec<T, V> out[RUN];
         GPU_UNROLL
-        for (int o = 0; o < FORWARD_RUN; ++o) {
-            noise[o] = ox + o < g.ow ? noise_at<S>(epilogue, sample, oy * g.ow + ox + o, g.oh * g.ow) : S(0);
-        }
-        gpu::Vec<T, V> out[FORWARD_RUN];
-        GPU_UNROLL
-        for (int v = 0; v < V; ++v) {
-            Small<S> small = small_at<S>(epilogue, sample, channel + v, g.c);
+        for (int q = 0; q < V / W; ++q) {
+            Small<S> small[W];
+            read_small(table, q, small);
             GPU_UNROLL
-            for (int o = 0; o < FORWARD_RUN; ++o) {
-                small.noise = noise[o];
-                out[o].v[v] = gpu::from<T>(gpu_values::forward<ACT, true>(total[o][v], small, epilogue.shape));
+            for (int i = 0; i < RUN * W; ++i) {
+                const int o = i / W, w = i % W, v = q * W + w;
+                small[w].noise = loaded[o].noise;
+                out[o].v[v] = gpu::from<T>(gpu_values::forward<ACT, true>(total(o, v), small[w], shape));
             }
         }
         GPU_UNROLL
-        for (int o = 0; o < FORWARD_RUN; ++o) {
-            if (ox + o < g.ow) gpu::store(y + (row * g.ow + ox + o) * g.c + channel, out[o]);
+        for (int o = 0; o < RUN; ++o) {
+            if (wanted[o]) gpu::store(y + o * c, out[o]);
         }
     }
-}
+};
 
-// The backward pass is split along the channels and along the runs of outputs of a sample.
-int runs_of_row(const Upfirdn2dCall& filter) { return int(ceil_div(filter.ow, BACKWARD_RUN)); }
+// Backward: du, the gradient of the filter's output, and all sums.
+template <class T, int V, bool LIMITED>
+struct GradientStore {
+    using S = typename ArithmeticOf<T>::type;
+    struct Loaded {
+        gpu::Vec<T, V> dy;
+        S noise;
+    };
+    static constexpr int SUMS = MAX_SUMS, SMALL = 4, THREADS = BLOCK;
+    Shape<S, LIMITED> shape;
+    Epilogue<S> epilogue;
+    Noise<S> noise;
+    const T* dy;
+    T* du;
+
+    explicit GradientStore(const FilteredNoiseBiasActCall& call)
+        : shape(shape_of<S, LIMITED>(S(call.epilogue.slope), S(call.epilogue.gain), S(call.epilogue.clamp))),
+          epilogue(call.epilogue),
+          noise{(const S*)call.epilogue.noise, call.epilogue.noise_per_sample},
+          dy((const T*)call.epilogue.dy),
+          du((T*)call.epilogue.dx) {}
+
+    FASTGAN_INLINE S small(int which, int64_t sample, int channel, int c) const {
+        return small_part(epilogue, which, sample, channel, c);
+    }
+    FASTGAN_INLINE void start(int64_t sample, int64_t pixel, int64_t pixels, int c, int channel) {
+        const int64_t at = (sample * pixels + pixel) * c + channel;
+        dy += at, du += at;
+        noise.start(sample, pixel, pixels);
+    }
+    FASTGAN_INLINE void move(int64_t pixels, int c) {
+        dy += pixels * c, du += pixels * c;
+        noise.move(pixels);
+    }
+    FASTGAN_INLINE Loaded load(bool there, int i, int c) const {
+        return {gpu::load_or_zeros<V>(there, dy + i * c), noise.load(there, i)};
+    }
+    template <class Table, class Total>
+    FASTGAN_INLINE void store(const bool (&wanted)[RUN], const Loaded (&loaded)[RUN], const Total& total,
+                              const Table& table, S* sums, int c) const {
+        constexpr int W = Table::W;
+        static_assert(W == V, "all small tensors stay in registers for a row");
+        Small<S> small[V];
+        read_small(table, 0, small);
+        GPU_UNROLL
+        for (int o = 0; o < RUN; ++o) {
+            gpu::Vec<T, V> out;
+            GPU_UNROLL
+            for (int v = 0; v < V; ++v) {
+                Sums<S> d;
+                small[v].noise = loaded[o].noise;
+                out.v[v] = gpu::from<T>(gpu_values::backward_from_input<ACT>(gpu::to<S>(loaded[o].dy.v[v]), total(o, v),
+                                                                             small[v], shape, d));
+                GPU_UNROLL
+                for (int which = 0; which < SUMS; ++which) {
+                    sums[which * V + v] += wanted[o] ? sum_number(d, which) : S(0);
+                }
+            }
+            if (wanted[o]) gpu::store(du + o * c, out);
+        }
+    }
+};
+
+// Launches ------------------------------------------------------------------------------------------------------------
 
 // Whether the addresses of all activations allow accesses of 16 bytes: a tensor of another library may lie anywhere.
 bool fits_vectors(const FilteredNoiseBiasActCall& call) {
-    return aligned(call.filter.x, call.filter.y, call.epilogue.dy, call.epilogue.dx);
+    const NoiseBiasActCall& epilogue = call.epilogue;
+    return aligned(call.filter.x, call.filter.y, epilogue.dy, epilogue.dx);
 }
 
-// Number of elements in an access of the backward pass. With half a vector of 16-bit activations, the small tensors and
-// sums of a thread's channels leave registers for two blocks on a multiprocessor.
-int backward_vector(const FilteredNoiseBiasActCall& call) {
-    return !fits_vectors(call) ? 1 : call.filter.dtype == Dtype::float64 ? 2 : 4;
-}
+// Elements in an access of the backward pass. With half a vector of 16-bit activations, the sums of a thread's channels
+// leave registers for two blocks on a multiprocessor.
+template <class T>
+constexpr int BACKWARD_V = sizeof(T) == 8 ? 2 : 4;
 
-Split plan_of(const FilteredNoiseBiasActCall& call) {
-    const Upfirdn2dCall& filter = call.filter;
-    return split(filter.n, filter.c, runs_of_row(filter) * filter.oh, true, backward_vector(call));
-}
-
-// Backward pass. A thread keeps its channels and walks over the runs of its piece; the rows of a block are summed at
-// the end. Grid: (pieces of all samples, tiles of channels). `du` is the gradient of the filter's output; sums:
-// [pieces, 4, C], and `strength` [blocks].
-template <class T, int V>
-__global__ void filtered_backward(Geometry g, Epilogue<typename ArithmeticOf<T>::type> epilogue, Split plan, int runs,
-                                  const typename ArithmeticOf<T>::type* taps, const T* x, const T* dy, T* du,
-                                  typename ArithmeticOf<T>::type* partial, typename ArithmeticOf<T>::type* strength) {
-    using S = typename ArithmeticOf<T>::type;
-    SHARED(S, arranged, [8]);
-    arrange_taps(g, taps, arranged);
-    const int lane = int(threadIdx.x) % plan.columns, row = int(threadIdx.x) / plan.columns;
-    const int64_t first_channel = int64_t(blockIdx.y) * plan.columns * V, channel = first_channel + lane * V;
-    const int64_t piece = blockIdx.x, sample = piece / plan.per_sample;
-    const int64_t begin = piece % plan.per_sample * plan.positions + row;
-    const int64_t end = min(piece % plan.per_sample * plan.positions + plan.positions, runs * g.oh);
-
-    Sums<S> total[V] = {};
-    if (channel < g.c) {
-        Small<S> small[V];
-        GPU_UNROLL
-        for (int v = 0; v < V; ++v) small[v] = small_at<S>(epilogue, sample, channel + v, g.c);
-        const T* image = x + sample * g.y.size * g.x.size * g.c + channel;
-        const int64_t rows_on = plan.rows / runs;
-        int64_t oy = begin / runs;
-        for (int64_t run = begin, run_of_row = begin % runs; run < end; run += plan.rows) {
-            const int64_t ox = run_of_row * BACKWARD_RUN;
-            S filtered[BACKWARD_RUN][V] = {};
-            add_run<1, 1>(g, arranged, image, oy, ox, filtered);
-            GPU_UNROLL
-            for (int o = 0; o < BACKWARD_RUN; ++o) {
-                if (ox + o >= g.ow) continue;
-                const int64_t position = oy * g.ow + ox + o, at = (sample * g.oh * g.ow + position) * g.c + channel;
-                const S noise = noise_at<S>(epilogue, sample, position, g.oh * g.ow);
-                const gpu::Vec<T, V> seed = gpu::load<V>(dy + at);
-                gpu::Vec<T, V> out;
-                GPU_UNROLL
-                for (int v = 0; v < V; ++v) {
-                    Sums<S> d;
-                    small[v].noise = noise;
-                    out.v[v] = gpu::from<T>(gpu_values::backward_from_input<ACT>(gpu::to<S>(seed.v[v]), filtered[o][v],
-                                                                                 small[v], epilogue.shape, d));
-                    total[v].bias += d.bias;
-                    total[v].strength += d.strength;
-                    total[v].scale += d.scale;
-                    total[v].post += d.post;
-                }
-                gpu::store(du + at, out);
-            }
-            oy += rows_on, run_of_row += plan.rows - rows_on * runs;
-            if (run_of_row >= runs) run_of_row -= runs, ++oy;
-        }
-    }
-    write_strength(total, strength);
-    write_sums<MAX_SUMS>(total, plan.columns, g.c - first_channel, partial + piece * MAX_SUMS * g.c + first_channel,
-                         g.c);
-}
-
-template <class T, int V>
+template <class T, int V, bool LIMITED>
 void forward(const FilteredNoiseBiasActCall& call, void* stream) {
-    using S = typename ArithmeticOf<T>::type;
+    using Load = PlainLoad<T, V>;
+    using Store = EpilogueStore<T, V, LIMITED>;
     const Upfirdn2dCall& filter = call.filter;
-    const int64_t vectors = filter.c / V, runs = ceil_div(filter.ow, FORWARD_RUN);
-    const RowGrid rows(filter, vectors * runs);
-    gpu::Launch(rows.grid, rows.threads, 0, stream)(filtered_forward<T, V>, geometry_of(filter),
-                                                    Epilogue<S>(call.epilogue), int(runs), int(vectors),
-                                                    (const S*)filter.taps, (const T*)filter.x, (T*)filter.y);
+    const StripLaunch<T, V, 1, 1, Load, Store> strips(filter);
+    strips(filter.taps, Load{(const T*)filter.x}, Store(call), stream);
 }
 
-template <class T, int V>
+template <class T, int V, bool LIMITED = true>
+using Backward = StripLaunch<T, V, 1, 1, PlainLoad<T, V>, GradientStore<T, V, LIMITED>>;
+
+template <class T, int V, bool LIMITED>
 void backward(const FilteredNoiseBiasActCall& call, void* stream) {
     using S = typename ArithmeticOf<T>::type;
     const NoiseBiasActCall& epilogue = call.epilogue;
-    const Split plan = plan_of(call);
-    const int64_t pieces = call.filter.n * plan.per_sample;
-    const dim3 grid(unsigned(pieces), unsigned(plan.tiles));
+    const Backward<T, V, LIMITED> strips(call.filter);
     S *partial = (S*)call.workspace, *strength = nullptr;
-    if (epilogue.dstrength && !epilogue.strength_per_channel) strength = partial + pieces * MAX_SUMS * call.filter.c;
-    gpu::Launch(grid, BLOCK, 0, stream)(filtered_backward<T, V>, geometry_of(call.filter), Epilogue<S>(epilogue), plan,
-                                        runs_of_row(call.filter), (const S*)call.filter.taps, (const T*)call.filter.x,
-                                        (const T*)epilogue.dy, (T*)epilogue.dx, partial, strength);
-    add_sums<S, MAX_SUMS>(epilogue, partial, plan.per_sample, strength, pieces * plan.tiles, stream);
+    if (epilogue.dstrength && !epilogue.strength_per_channel) {
+        strength = partial + strips.pieces() * MAX_SUMS * epilogue.c;
+    }
+    strips(call.filter.taps, {(const T*)call.filter.x}, GradientStore<T, V, LIMITED>(call), stream, partial, strength);
+    add_sums<S, MAX_SUMS>(epilogue, partial, strips.per_sample(), strength, strips.pieces() * strips.tiles(), stream);
+}
+
+void check_size(const FilteredNoiseBiasActCall& call) {
+    if (!fits_strips(call.filter)) throw std::runtime_error("filtered_noise_bias_act: the image is too large");
 }
 
 }  // namespace
 
 void filtered_noise_bias_act_forward(const FilteredNoiseBiasActCall& call, int device, void* stream) {
     const gpu::DeviceGuard guard(device);
+    check_size(call);
     for_dtype(call.filter.dtype, [&](auto element) {
         using T = decltype(element);
-        fits_vectors(call) ? forward<T, 16 / sizeof(T)>(call, stream) : forward<T, 1>(call, stream);
+        if (!fits_vectors(call)) return forward<T, 1, true>(call, stream);
+        constexpr int V = 16 / sizeof(T);
+        call.epilogue.clamp < INFINITY ? forward<T, V, true>(call, stream) : forward<T, V, false>(call, stream);
     });
 }
 
 void filtered_noise_bias_act_backward(const FilteredNoiseBiasActCall& call, int device, void* stream) {
     const gpu::DeviceGuard guard(device);
+    check_size(call);
     for_dtype(call.filter.dtype, [&](auto element) {
         using T = decltype(element);
-        constexpr int V = sizeof(T) == 8 ? 2 : 4;
-        fits_vectors(call) ? backward<T, V>(call, stream) : backward<T, 1>(call, stream);
+        if (!fits_vectors(call)) return backward<T, 1, true>(call, stream);
+        constexpr int V = BACKWARD_V<T>;
+        call.epilogue.clamp < INFINITY ? backward<T, V, true>(call, stream) : backward<T, V, false>(call, stream);
     });
 }
 
 // Bytes of the workspace: the sums of all pieces, and one number for each block.
 int64_t filtered_noise_bias_act_workspace(const FilteredNoiseBiasActCall& call) {
-    const Split plan = plan_of(call);
-    return call.filter.n * plan.per_sample * (MAX_SUMS * call.filter.c + plan.tiles) *
-           arithmetic_bytes(call.filter.dtype);
+    int64_t numbers = 0;
+    const auto count = [&](const auto& strips) {
+        numbers = strips.pieces() * (MAX_SUMS * call.filter.c + strips.tiles());
+    };
+    for_dtype(call.filter.dtype, [&](auto element) {
+        using T = decltype(element);
+        fits_vectors(call) ? count(Backward<T, BACKWARD_V<T>>(call.filter)) : count(Backward<T, 1>(call.filter));
+    });
+    return numbers * arithmetic_bytes(call.filter.dtype);
 }
 
 }  // namespace fastgan::cuda

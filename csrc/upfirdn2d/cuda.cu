@@ -15,128 +15,17 @@ int64_t taps_to_arrange(const Upfirdn2dCall& call) { return call.separable ? 2 *
 
 // NHWC ----------------------------------------------------------------------------------------------------------------
 
-constexpr int RUN = 2;          // adjacent outputs of a thread
-constexpr int STRIP_ROWS = 16;  // steps of a thread at most; a strip reads up to three rows of its neighbours
-constexpr int64_t MULTIPROCESSORS = 132;
+// A launch with one row of blocks for each row of outputs, whose `jobs` the threads loop over.
+struct RowGrid {
+    dim3 grid;  // (rows of all samples, parts of a row)
+    unsigned threads;
 
-// Threads of a block at most, and blocks that a multiprocessor must hold: DOWN = 2 needs more registers.
-template <int DOWN>
-constexpr int STRIP_THREADS = BLOCK / DOWN;
-template <int DOWN>
-constexpr int STRIP_BLOCKS = DOWN + 1;
-
-// Steps along an axis, for separable filters of 4 taps. A step makes UP outputs; with UP = 2 those two that read the same
-// two inputs, of which the first output may lie `shift` = 1 before the image.
-template <int UP>
-struct Steps {
-    int shift, first_input, count;  // first_input: of the first step
-
-    Steps(const Axis& axis, int64_t outputs)
-        : shift(UP == 2 ? 1 - int(axis.before & 1) : 0),
-          first_input(int(UP == 2 ? -(axis.before >> 1) : -axis.before)),
-          count(int(ceil_div(outputs + shift, UP))) {}
-};
-
-// Blocks of `lanes` vectors of channels times `columns` runs. A thread walks down a strip of `rows` steps. Grid:
-// (samples x strips x tiles of columns, tiles of channels).
-struct Strips {
-    int lanes, columns, runs, tiles, rows, steps, strips;
-
-    Strips(int64_t n, int64_t vectors, int runs_, int steps_, int threads) : runs(runs_), steps(steps_) {
-        tiles = int(ceil_div(runs, threads / 8));
-        columns = int(ceil_div(runs, tiles));
-        lanes = power_of_two_from(vectors, threads / power_of_two_from(columns, threads / 8));
-        const int64_t beside = n * tiles * ceil_div(vectors, lanes);
-        rows = STRIP_ROWS;
-        while (rows > 4 && beside * ceil_div(steps, rows) < MULTIPROCESSORS) rows /= 2;
-        strips = int(ceil_div(steps, rows));
-        rows = int(ceil_div(steps, strips));
+    RowGrid(const Upfirdn2dCall& call, int64_t jobs) {
+        if (jobs > (int64_t(1) << 30)) throw std::runtime_error("upfirdn2d: a row of the image is too long");
+        threads = unsigned(jobs < BLOCK ? round_up(jobs, gpu::warp_size) : BLOCK);
+        grid = dim3(unsigned(call.n * call.oh), unsigned(min(ceil_div(jobs, threads), MAX_GRID_Y)));
     }
 };
-
-// A separable filter of 4 taps, with the same UP and DOWN along both axes. A thread filters each row of inputs along x
-// once, and keeps these sums of the last ROWS rows in registers, where it filters along y.
-template <class T, int V, int UP, int DOWN>
-__global__ void __launch_bounds__(STRIP_THREADS<DOWN>, STRIP_BLOCKS<DOWN>)
-    nhwc_by_four(Geometry g, Strips s, Steps<UP> steps_x, Steps<UP> steps_y, const typename ArithmeticOf<T>::type* taps,
-                 const T* x, T* y) {
-    using S = typename ArithmeticOf<T>::type;
-    constexpr int ROWS = 4 / UP, INPUTS = UP == 2 ? 2 : (RUN - 1) * DOWN + 4;
-    SHARED(S, arranged, [8]);
-    arrange_taps(g, taps, arranged);
-    const int h = int(g.y.size), w = int(g.x.size), oh = int(g.oh), ow = int(g.ow), c = int(g.c);
-    const int strip = int(blockIdx.x) / s.tiles, begin = strip % s.strips * s.rows;
-    const int64_t sample = strip / s.strips;
-    const int column = int(threadIdx.x) / s.lanes, run = int(blockIdx.x) % s.tiles * s.columns + column;
-    const int channel = (int(blockIdx.y) * s.lanes + int(threadIdx.x) % s.lanes) * V;
-    if (column >= s.columns || run >= s.runs || channel >= c) return;  // no barrier follows
-
-    S taps_x[4], taps_y[4];
-    GPU_UNROLL
-    for (int i = 0; i < 4; ++i) taps_x[i] = arranged[i], taps_y[i] = arranged[4 + i];
-    const int first_column = steps_x.first_input + run * (UP == 2 ? 1 : RUN * DOWN), ox = run * RUN - steps_x.shift;
-    bool inside[INPUTS], wanted[RUN];
-    GPU_UNROLL
-    for (int i = 0; i < INPUTS; ++i) inside[i] = first_column + i >= 0 && first_column + i < w;
-    GPU_UNROLL
-    for (int o = 0; o < RUN; ++o) wanted[o] = ox + o >= 0 && ox + o < ow;
-
-    // Filters row `iy` along x, at the columns of this thread's outputs, and goes on to the next.
-    int iy = steps_y.first_input + begin * DOWN;
-    const T* from = x + ((sample * h + iy) * w + first_column) * c + channel;
-    const auto next_row = [&](S(&sums)[RUN][V]) {
-        const bool row_inside = iy >= 0 && iy < h;
-        GPU_UNROLL
-        for (int i = 0; i < INPUTS; ++i) {
-            const gpu::Vec<T, V> value = gpu::load_or_zeros<V>(row_inside && inside[i], from + i * c);
-            GPU_UNROLL
-            for (int o = 0; o < RUN; ++o) {
-                const int tap = UP == 2 ? 2 * i + 1 - o : i - o * DOWN;
-                if (tap < 0 || tap >= 4) continue;
-                GPU_UNROLL
-                for (int v = 0; v < V; ++v) {
-                    const S product = taps_x[tap] * gpu::to<S>(value.v[v]);
-                    sums[o][v] = tap < UP ? product : sums[o][v] + product;
-                }
-            }
-        }
-        ++iy;
-        from += int64_t(w) * c;
-    };
-
-    S window[ROWS][RUN][V];  // a ring, whose indices are constants once the loop over `first` is unrolled
-    const int end = s.steps - begin < s.rows ? s.steps : begin + s.rows;
-    int oy = begin * UP - steps_y.shift;
-    T* to = y + ((sample * oh + oy) * ow + ox) * c + channel;
-    for (int step = begin - (ROWS / DOWN - 1); step < end;) {  // the first steps fill the window
-        GPU_UNROLL
-        for (int first = 0; first < ROWS; first += DOWN) {
-            if (step == end) return;
-            GPU_UNROLL
-            for (int r = 0; r < DOWN; ++r) next_row(window[(first + ROWS - DOWN + r) % ROWS]);
-            if (step++ < begin) continue;
-            GPU_UNROLL
-            for (int u = 0; u < UP; ++u) {
-                GPU_UNROLL
-                for (int o = 0; o < RUN; ++o) {
-                    gpu::Vec<T, V> out;
-                    GPU_UNROLL
-                    for (int v = 0; v < V; ++v) {
-                        S total = 0;
-                        GPU_UNROLL
-                        for (int r = 0; r < ROWS; ++r) {
-                            total += taps_y[UP == 2 ? 2 * r + 1 - u : r] * window[(first + r) % ROWS][o][v];
-                        }
-                        out.v[v] = gpu::from<T>(total);
-                    }
-                    if (wanted[o] && (UP == 1 || (oy >= 0 && oy < oh))) gpu::store(to + o * c, out);
-                }
-                ++oy;
-                to += int64_t(ow) * c;
-            }
-        }
-    }
-}
 
 // Grid: see RowGrid. A thread computes V channels of a pixel at a time.
 template <class T, int V>
@@ -173,21 +62,17 @@ __global__ void nhwc_any_filter(Geometry g, int runs, int vectors, const typenam
 
 // The kernel of its own that a filter has: 1 (neither up nor down), 2 (up by 2) or 3 (down by 2); 0 for none.
 int kernel_of(const Upfirdn2dCall& call) {
-    if (!call.separable || call.kw != 4 || call.dtype == Dtype::float64) return 0;
+    if (!call.separable || call.kw != 4) return 0;
     if (call.up_x != call.up_y || call.down_x != call.down_y || call.up_x * call.down_x > 2) return 0;
     return call.up_x == 2 ? 2 : call.down_x == 2 ? 3 : 1;
 }
 
 template <class T, int V, int UP, int DOWN>
-void launch_by_four(const Upfirdn2dCall& call, const Geometry& g, void* stream) {
-    using S = typename ArithmeticOf<T>::type;
-    const Steps<UP> steps_x(g.x, g.ow), steps_y(g.y, g.oh);
-    const Strips s(call.n, g.c / V, UP == 2 ? steps_x.count : int(ceil_div(g.ow, RUN)), steps_y.count,
-                   STRIP_THREADS<DOWN>);
-    const int threads = int(round_up(s.lanes * s.columns, gpu::warp_size));
-    const dim3 grid(unsigned(call.n * s.strips * s.tiles), unsigned(ceil_div(g.c, int64_t(s.lanes) * V)));
-    gpu::Launch(grid, threads, 0, stream)(nhwc_by_four<T, V, UP, DOWN>, g, s, steps_x, steps_y, (const S*)call.taps,
-                                          (const T*)call.x, (T*)call.y);
+void launch_strips(const Upfirdn2dCall& call, void* stream) {
+    using Load = PlainLoad<T, V>;
+    using Store = PlainStore<T, V>;
+    const StripLaunch<T, V, UP, DOWN, Load, Store> strips(call);
+    strips(call.taps, Load{(const T*)call.x}, Store{(T*)call.y}, stream);
 }
 
 template <class T>
@@ -195,14 +80,12 @@ void nhwc(const Upfirdn2dCall& call, void* stream) {
     using S = typename ArithmeticOf<T>::type;
     constexpr int V = 16 / sizeof(T);
     const bool vectorised = call.c % V == 0 && aligned(call.x, call.y);
-    // nhwc_by_four has 32 bits for rows, columns and the distance of a few pixels, and 65535 tiles of channels.
-    const bool small = max(max(call.h, call.w), max(call.oh, call.ow)) < 1 << 26 && call.c < 1 << 20;
-    const int which = vectorised && small ? kernel_of(call) : 0;
     const Geometry g = geometry_of(call);
-    if constexpr (sizeof(T) < sizeof(double)) {
-        if (which == 1) return launch_by_four<T, V, 1, 1>(call, g, stream);
-        if (which == 2) return launch_by_four<T, V, 2, 1>(call, g, stream);
-        if (which == 3) return launch_by_four<T, V, 1, 2>(call, g, stream);
+    if (vectorised && fits_strips(call)) {
+        const int which = kernel_of(call);
+        if (which == 1) return launch_strips<T, V, 1, 1>(call, stream);
+        if (which == 2) return launch_strips<T, V, 2, 1>(call, stream);
+        if (which == 3) return launch_strips<T, V, 1, 2>(call, stream);
     }
     const int64_t vectors = call.c / (vectorised ? V : 1);
     const RowGrid rows(call, vectors * call.ow);

@@ -51,6 +51,7 @@ class Pass(NamedTuple):
     served: tensors that the L2 serves, repeated reads included.
     second_stage: whether a launch of sums follows.
     shared: bytes of dynamic shared memory of a block.
+    threads: threads of a block.
     """
 
     kernel: str
@@ -58,6 +59,7 @@ class Pass(NamedTuple):
     served: float
     second_stage: bool = False
     shared: int = 0
+    threads: int = sass.BLOCK
 
 
 def _norm(batch: str) -> tuple[list[Pass], list[Pass]]:
@@ -69,7 +71,13 @@ def _norm(batch: str) -> tuple[list[Pass], list[Pass]]:
     return forward, backward
 
 
-BLUR = Pass("nhwc_by_four<bf16, 8, 1, 1>", 2, 2.3)
+def _strips(v: int, load: str, store: str) -> str:
+    return f"filter_strips<bf16, {v}, 1, 1, {load}, {store}>"
+
+
+BLUR = Pass(_strips(8, "PlainLoad<bf16, 8>", "PlainStore<bf16, 8>"), 2, 2.3)
+FILTERED = Pass(_strips(8, "PlainLoad<bf16, 8>", "EpilogueStore<bf16, 8, false>"), 2, 2.3, threads=128)
+FILTERED_BACKWARD = Pass(_strips(4, "PlainLoad<bf16, 4>", "GradientStore<bf16, 4, false>"), 3, 3.3, True)
 # Form -> passes of forward and of backward, of sizes that do not fit on chip.
 PASSES: dict[str, tuple[list[Pass], list[Pass]]] = {
     "bias": ([Pass("nhwc<Element<0, 0, bf16, 8>, 8>", 2, 2)], [Pass("nhwc<Element<1, 0, bf16, 8>, 8>", 3, 3, True)]),
@@ -79,7 +87,7 @@ PASSES: dict[str, tuple[list[Pass], list[Pass]]] = {
         [Pass("nhwc<Element<2, 0, bf16, 4>, 4>", 3, 3, True)],
     ),
     "blur": ([BLUR], [BLUR]),
-    "filtered": ([Pass("filtered_forward<bf16, 8>", 2, 5)], [Pass("filtered_backward<bf16, 4>", 3, 5, True), BLUR]),
+    "filtered": ([FILTERED], [FILTERED_BACKWARD, BLUR]),
     "batch_norm_act": _norm("true"),
     "adain": _norm("false"),
     "style_epilogue": _norm("false"),
@@ -107,7 +115,7 @@ def passes_of(form: str, shape: tuple[int, ...], backward: bool) -> list[Pass]:
 def predict(kernel: sass.Kernel, one: float, work: Pass, card: Card = CARD) -> Prediction:
     """Time of a pass; `one` is the bytes of an activation."""
     total, served = one * work.moved, one * work.served
-    resident = kernel.blocks(dynamic_shared=work.shared)
+    resident = kernel.blocks(work.threads, work.shared) * work.threads / sass.BLOCK
     blocks = max(1, min(BLOCKS, total // (4 * 16 * sass.BLOCK)))
     share = min(resident, blocks / card.multiprocessors) * card.multiprocessors  # blocks at work
     # What a warp has in flight, and how long it takes until it asks again.

@@ -70,8 +70,10 @@ class Kernel:
 
     @property
     def calls(self) -> int:
-        """Calls in the hot loop, slow paths of divisions included."""
-        return sum(i.opcode.startswith("CALL") for i in self.hot) if self.loops else 0
+        """Calls in the hot loop, slow paths of divisions included. For sm_80, a jump out of the loop is a call as well."""
+        after = self.hot[-1].address + 16 if self.loops else 0
+        calls = [i for i in self.hot if i.opcode.startswith("CALL") and self.labels.get(i.target) != after]
+        return len(calls) if self.loops else 0
 
     @property
     def cost(self) -> float:
@@ -165,7 +167,7 @@ def plain_name(mangled: str) -> str:
     """A kernel's name and template arguments: "nhwc<Element<4, 0, bf16, 8>, 8>"."""
     name = subprocess.run(["c++filt", mangled], capture_output=True, text=True, check=True).stdout.strip()
     name = re.sub(r"fastgan::cuda::|fastgan::|\(anonymous namespace\)::|^void ", "", name)
-    name = re.sub(r"\([\w:]+\)(-?\d)", r"\1", name).split("(")[0]
+    name = re.sub(r"\([\w:]+\)(-?\d)", r"\1", name).split("(")[0].replace("> >", ">>")
     for written, short in (("__nv_bfloat16", "bf16"), ("__half", "fp16"), ("float", "fp32"), ("double", "fp64")):
         name = re.sub(rf"\b{written}\b", short, name)
     return name

@@ -1,8 +1,7 @@
 // upfirdn2d on the GPU.
 //
-// NHWC: a thread handles 16 bytes of channels. In the common cases (a separable filter of 4 taps, up or down by 2 or
-// neither) it walks down a strip of the image, two outputs wide, and keeps the rows that are filtered along x in
-// registers, so that each row of inputs is read once. For all other filters a thread computes one output.
+// NHWC: the strip of gpu.h in the common cases (a separable filter of 4 taps, up or down by 2 or neither); for all other
+// filters a thread computes one output.
 //
 // NCHW: a block loads the inputs of a tile of outputs, of one or several small planes, into shared memory, and filters
 // there, along x and then along y if the filter is separable.

@@ -33,8 +33,6 @@ EXCEPTIONS: dict[str, list[tuple[str, str, float | None, float | None]]] = {
         ("upfirdn2d: up 2, RGB, NHWC, backward", "reads", 1.98, 1.98),
         ("upfirdn2d: down 2, RGB, NHWC, forward", "reads", 1.97, 1.97),
         ("upfirdn2d: down 2, RGB, NHWC, backward", "reads", 3.94, 3.94),
-        ("filtered_noise_bias_act, NHWC, forward", "reads", 3.91, 3.91),
-        ("filtered_noise_bias_act, NHWC, backward", "reads", 2.62, 2.62),
     ],
     "a thread makes one output of three channels, next to those of another thread that reads most of its inputs": [
         ("upfirdn2d: up 2, RGB, NHWC, backward", "sectors", 0.469, 0.425),
@@ -61,6 +59,7 @@ EXCEPTIONS: dict[str, list[tuple[str, str, float | None, float | None]]] = {
     "the filter is an operation of its own: all of NCHW, and of the backward pass the part after the epilogue": [
         ("filtered_noise_bias_act, NCHW, forward", "bytes", 1.98, 1.98),
         ("filtered_noise_bias_act, *, backward", "bytes", 1.65, 1.65),
+        ("filtered_noise_bias_act, NHWC, backward", "reads", 1.68, 1.68),
     ],
     "statistics take a first pass over x, or over x and dy, where they do not fit on chip": [
         ("batch_norm_act, *, forward", "bytes", 1.50, 1.50),

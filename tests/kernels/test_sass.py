@@ -43,9 +43,10 @@ class Limit(NamedTuple):
     threads: int = sass.BLOCK
 
 
-def strips(load: str = "PlainLoad<bf16, 8>", store: str = "PlainStore<bf16, 8>", v: int = 8, up_down: str = "1, 1"):
+def strips(load: str = "PlainLoad", store: str = "PlainStore", v: int = 8, up_down: str = "1, 1", clamp: str = "false"):
     """Name of a kernel of csrc/upfirdn2d/gpu.h."""
-    return f"filter_strips<bf16, {v}, {up_down}, {load}, {store}>"
+    parts = [f"{name}<bf16, {v}{'' if name.startswith('Plain') else f', {clamp}'}>" for name in (load, store)]
+    return f"filter_strips<bf16, {v}, {up_down}, {', '.join(parts)}>"
 
 
 # fmt: off
@@ -59,10 +60,10 @@ LIMITS = [
     Limit("upfirdn2d, blur",                     strips(),                               2,   40),
     Limit("  up 2",                              strips(up_down="2, 1"),                 3,   36),
     Limit("  down 2",                            strips(up_down="1, 2"),                 3,   36, 128),
-    Limit("filtered_noise_bias_act forward",     strips(store="EpilogueStore<bf16, 8, false>"), 3, 61, 128),
-    Limit("  with a clamp",                      strips(store="EpilogueStore<bf16, 8, true>"),  3, 70, 128),
-    Limit("  backward",                          strips("PlainLoad<bf16, 4>", "GradientStore<bf16, 4, false>", 4), 2, 85),
-    Limit("  with a clamp",                      strips("PlainLoad<bf16, 4>", "GradientStore<bf16, 4, true>", 4), 2, 100),
+    Limit("filtered_noise_bias_act forward",     strips(store="EpilogueStore"),          3,   61, 128),
+    Limit("  with a clamp",                      strips(store="EpilogueStore", clamp="true"), 3, 70, 128),
+    Limit("  backward",                          strips(store="GradientStore", v=4),     2,   85),
+    Limit("  with a clamp",                      strips(store="GradientStore", v=4, clamp="true"), 2, 100),
     Limit("instance_norm forward, on chip",      "forward<bf16, 8, true, true>",         2,   61),
     Limit("  moments of pieces",                 "forward<bf16, 8, true, false>",        2,  155),
     Limit("  the rest",                          "normalise<bf16, 8, true, false>",      3,   52),

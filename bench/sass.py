@@ -70,10 +70,10 @@ class Kernel:
 
     @property
     def calls(self) -> int:
-        """Calls in the hot loop, slow paths of divisions included. For sm_80, a jump out of the loop is a call as well."""
-        after = self.hot[-1].address + 16 if self.loops else 0
-        calls = [i for i in self.hot if i.opcode.startswith("CALL") and self.labels.get(i.target) != after]
-        return len(calls) if self.loops else 0
+        """Calls in the hot loop, slow paths of divisions included."""
+        after = self.hot[-1].address + 16  # on sm_80 a CALL may be a jump out of the loop
+        found = [i for i in self.hot if i.opcode.startswith("CALL") and self.labels.get(i.target) != after]
+        return len(found) if self.loops else 0
 
     @property
     def cost(self) -> float:

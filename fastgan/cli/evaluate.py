@@ -56,6 +56,9 @@ class Options:
     """Images that were not trained on, for data other than glyphs."""
     floor: bool = True
     """Also measure the floor: the distance of training images from the real ones."""
+    memorisation: bool = True
+    """Also measure whether samples are nearer to training images than images that were not trained on, by the first
+    metric's features. At most twice as many training images as --samples are searched."""
     inception_weights: Annotated[
         PathText | None,
         tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: in the data cache, if it is there)"),
@@ -118,7 +121,8 @@ def measure(options: Options) -> dict[str, Any] | None:
         train, heldout = _data(trained, options)
         real, floor = _real_images(train, heldout, options)
         draw = _drawer(trained.load(device), trained.model, train, options)
-        found: dict[str, dict[str, float]] = {"samples": {}, "floor": {}}
+        found: dict[str, Any] = {"samples": {}, "floor": {}, "memorisation": None}
+        trained_on = _trained_on(train, options) if options.memorisation else None
         features, remarks = {}, []
         for network, wanted in registry.by_network(metrics).items():
             extractor = _extractor(network, device, options)
@@ -127,7 +131,13 @@ def measure(options: Options) -> dict[str, Any] | None:
                 remarks.append(
                     f"{extractor.weights} is not the network of published numbers: compare these with its own only"
                 )
-            _measure_with(extractor, wanted, real, floor, draw, ranks, options, found)
+            of_samples, of_real = _measure_with(extractor, wanted, real, floor, draw, ranks, options, found)
+            if trained_on is not None:
+                of_train = trained_on.features(extractor, ranks=ranks)
+                if ranks.is_first:
+                    others = None if heldout is None else of_real
+                    found["memorisation"] = _memorisation(network, trained_on, of_samples, of_train, others)
+                trained_on = None  # by the first network only
         if not ranks.is_first:
             return None
     return {
@@ -142,12 +152,16 @@ def measure(options: Options) -> dict[str, Any] | None:
         "metrics": metrics,
         "samples": {"images": options.samples} | found["samples"],
         "floor": None if floor is None else {"of": floor.name, "images": len(floor.index)} | found["floor"],
+        "memorisation": found["memorisation"],
         "remarks": remarks,
     }
 
 
-def _measure_with(extractor, metrics, real, floor, draw, ranks, options: Options, found) -> None:
-    """Add the metrics on features of one network to `found`, in the first process."""
+def _measure_with(extractor, metrics, real, floor, draw, ranks, options: Options, found):
+    """Add the metrics on features of one network to `found`, in the first process.
+
+    Returns features of samples and real images; None in other processes.
+    """
     from fastgan.metrics.parallel import compute_in_blocks
     from fastgan.metrics.reference import Reference
 
@@ -156,11 +170,24 @@ def _measure_with(extractor, metrics, real, floor, draw, ranks, options: Options
     of_block = lambda start, stop: extractor(draw(start, stop))
     of_samples = compute_in_blocks(ranks, options.samples, of_block, "samples")
     if not ranks.is_first:
-        return
+        return None, None
     reference = Reference(real, extractor, of_real, seed=options.seed)
     found["samples"] |= reference.measure(metrics, of_samples)
     if of_floor is not None:
         found["floor"] |= reference.measure(metrics, of_floor)
+    return of_samples, of_real
+
+
+def _memorisation(network: str, trained_on, of_samples, of_train, others) -> dict[str, Any]:
+    """The numbers for JSON. others: features of held-out images, or None."""
+    from fastgan.metrics.distances import memorisation
+
+    return {
+        "features": network,
+        "training_images": len(trained_on.index),
+        "others": "other training images" if others is None else "held-out images",
+        **memorisation(of_samples, of_train, others)._asdict(),
+    }
 
 
 def _extractor(network: str, device, options: Options):
@@ -224,6 +251,16 @@ def _real_images(train, heldout, options: Options):
     return real, floor if options.floor else None
 
 
+def _trained_on(train, options: Options):
+    """Training images that samples may be copies of."""
+    import numpy as np
+
+    from fastgan.metrics.reference import ImageSubset
+
+    index = np.random.default_rng(options.seed).permutation(len(train))[: 2 * options.samples]
+    return ImageSubset(train, np.sort(index), "training images")
+
+
 def _drawer(generator, model, train, options: Options):
     """A function that draws samples number `start` to `stop`, uint8 [N, H, W, C], as `fastgan generate` does.
 
@@ -285,9 +322,21 @@ def table(found: dict[str, Any]) -> str:
     for first, *others in rows:
         cells = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)]
         lines.append("  ".join([f"{first:{widths[0]}}", *cells]).rstrip())
+    if found["memorisation"] is not None:
+        lines += ["", *_memorisation_lines(**found["memorisation"])]
     if set(registry.EFFICIENTNETS) & set(found["features"]):
         lines += ["", "numbers on features of different networks, such as Inception's of papers, are not comparable"]
     return "\n".join([*lines, *found["remarks"]])
+
+
+def _memorisation_lines(features, training_images, others, nearer, median, median_of_others) -> list[str]:
+    from fastgan.metrics.distances import QUANTILE
+
+    return [
+        f"distance to the nearest of {training_images:,} training images, on features of {features}:",
+        f"  median: {median:.3f} of samples, {median_of_others:.3f} of {others}",
+        f"  nearer than all but {QUANTILE:.0%} of {others}: {nearer:.1%} of samples",
+    ]
 
 
 def _number(column: dict[str, float], value: str, decimals: int) -> str:

@@ -2,18 +2,22 @@
 
 from fastgan.metrics.distances import (
     KernelDistance,
+    Memorisation,
     PrecisionRecall,
     frechet_distance,
     kernel_distance,
+    memorisation,
     precision_recall,
     squared_mmd,
 )
 
 __all__ = [
     "KernelDistance",
+    "Memorisation",
     "PrecisionRecall",
     "frechet_distance",
     "kernel_distance",
+    "memorisation",
     "precision_recall",
     "squared_mmd",
 ]

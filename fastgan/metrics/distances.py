@@ -1,4 +1,4 @@
-"""Distances between two sets of features: the formulas of KID, FID, precision and recall, for any network.
+"""Distances between sets of features: the formulas of KID, FID, precision, recall and memorisation, for any network.
 
 Features are arrays [N, D], fp32 or fp64. Imports no torch.
 """
@@ -139,6 +139,46 @@ def neighbour_radii(features: np.ndarray, neighbours: int = NEIGHBOURS) -> np.nd
         apart[rows, start + rows] = 0  # the distance to itself, exactly
         found[start : start + len(apart)] = np.partition(apart, neighbours, axis=1)[:, neighbours]
     return found
+
+
+class Memorisation(NamedTuple):
+    """How near images are to the training images, beside images that were not trained on.
+
+    nearer: fraction of the images that are nearer to a training image than all but `QUANTILE` of the others.
+    median, median_of_others: distances to the nearest training image.
+    """
+
+    nearer: float
+    median: float
+    median_of_others: float
+
+
+QUANTILE = 0.05
+
+
+def memorisation(fake: np.ndarray, train: np.ndarray, others: np.ndarray | None = None) -> Memorisation:
+    """Whether fake images, features [N, D], are nearer to the training images, [M, D], than new ones are, [K, D].
+
+    Images of the same distribution would have `nearer` near `QUANTILE`; copies make it larger. The comparison is that
+    of Meehan et al. 2020, "A Non-Parametric Test to Detect Data-Copying in Generative Models" (section 3), with a
+    quantile for its rank test.
+    others: images that were not trained on. None: each training image, whose distance is that to the nearest other one.
+        Raises ValueError for features of different lengths.
+    """
+    _check(fake, train)
+    of_fake = nearest(fake, train)
+    if others is None:
+        of_others = neighbour_radii(train, 1)
+    else:
+        _check(others, train)
+        of_others = nearest(others, train)
+    nearer = float((of_fake < np.quantile(of_others, QUANTILE)).mean())
+    return Memorisation(nearer, float(np.median(of_fake)), float(np.median(of_others)))
+
+
+def nearest(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Distance of each of the features x [N, D] to the nearest of y [M, D]: [N]."""
+    return np.concatenate([apart.min(1) for _, apart in _distances(x, y)])
 
 
 def _distances(x: np.ndarray, y: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

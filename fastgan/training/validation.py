@@ -175,6 +175,7 @@ def command(config: Config, checkpoint: Path, results: Path) -> list[str]:
     return [
         *(sys.executable, "-m", __package__.partition(".")[0], "evaluate"),
         *("--checkpoint", str(checkpoint), "--json", str(results)),
-        *("--metrics", output.metrics, "--samples", str(output.metrics_samples), "--no-floor", *weights),
+        *("--metrics", output.metrics, "--samples", str(output.metrics_samples)),
+        *("--no-floor", "--no-memorisation", *weights),
         *("--device", config.machine.device),
     ]

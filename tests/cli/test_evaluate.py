@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fastgan.cli import evaluate
 from fastgan.cli.evaluate import main
@@ -85,6 +86,28 @@ def test_only_the_requested_metrics(run, of_pixels, capsys):
 def test_split_all_uses_every_training_image(run, of_pixels):
     found = measured(run, "--split", "all")
     assert found["real_images"] == 20 and found["real"] == "training images, all of them" and found["floor"] is None
+
+
+@pytest.mark.parametrize("compared", ["held-out images", "other training images"])
+def test_a_generator_that_copies_training_images_is_seen(
+    run, folder, tmp_path, of_pixels, monkeypatch, capsys, compared
+):
+    heldout = ["--heldout", str(make_folder(tmp_path / "heldout"))] if compared == "held-out images" else []
+    if heldout:  # other images of the same kind
+        for number, path in enumerate(sorted((tmp_path / "heldout").rglob("*.png"))):
+            Image.fromarray(np.full((8, 8), 12 * number, np.uint8)).save(path)
+    fresh = measured(run, *heldout)["memorisation"]
+    assert (fresh["training_images"], fresh["others"]) == (20, compared) and fresh["nearer"] < 1
+    capsys.readouterr()
+    copying = lambda generator, model, train, options: lambda start, stop: train.images[start:stop]
+    monkeypatch.setattr(evaluate, "_drawer", copying)
+    found = measured(run, *heldout)["memorisation"]
+    assert found["nearer"] == 1 and found["median"] < 0.01 * found["median_of_others"]
+    text = capsys.readouterr().out
+    assert f"nearest of 20 training images, on features of {registry.LITE0}" in text
+    assert f"nearer than all but 5% of {compared}: 100.0% of samples" in text
+    assert measured(run, "--no-memorisation")["memorisation"] is None
+    assert "nearest" not in capsys.readouterr().out
 
 
 def test_metrics_on_inception_have_their_own_names(run, monkeypatch, tmp_path, capsys):

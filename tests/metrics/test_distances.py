@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fastgan.metrics import frechet_distance, kernel_distance, precision_recall, squared_mmd
-from fastgan.metrics.distances import neighbour_radii
+from fastgan.metrics.distances import memorisation, nearest, neighbour_radii
 from tests.support.extras import needs_fidelity
 
 
@@ -172,6 +172,37 @@ def test_copies_of_one_sample_cover_nothing():
 def test_too_few_features_for_neighbours_are_refused():
     with pytest.raises(ValueError, match="neighbours is 3, must be from 1 to 2"):
         precision_recall(np.zeros((3, 2)), np.zeros((9, 2)))
+
+
+def of_faces(count, seed):
+    """Features of images from one distribution."""
+    return np.random.default_rng(seed).standard_normal((count, 6)).astype(np.float32)
+
+
+@pytest.mark.parametrize("heldout", [of_faces(4000, 1), None], ids=["held-out", "other training images"])
+def test_a_generator_that_copies_is_told_from_one_that_does_not(heldout):
+    train, fresh = of_faces(3000, 0), of_faces(4000, 2)
+    found = memorisation(fresh, train, heldout)
+    assert found.nearer == pytest.approx(0.05, abs=0.012)
+    assert found.median == pytest.approx(found.median_of_others, rel=0.02)
+    copies = train[:2000] + np.float32(0.001) * of_faces(2000, 3)
+    found = memorisation(copies, train, heldout)
+    assert found.nearer == 1 and found.median < 0.05 * found.median_of_others
+    assert memorisation(np.vstack([copies, fresh[:2000]]), train, heldout).nearer == pytest.approx(0.525, abs=0.01)
+    assert memorisation(fresh + 9, train, heldout).nearer == 0
+
+
+def test_nearest_distances_are_those_of_all_pairs(monkeypatch):
+    x, y = of_faces(50, 0), of_faces(40, 1)
+    expected = np.linalg.norm(x[:, None] - y, axis=2).min(1)
+    np.testing.assert_allclose(nearest(x, y), expected, rtol=1e-5)
+    monkeypatch.setattr("fastgan.metrics.distances.BLOCK", 100)  # blocks of two rows
+    np.testing.assert_allclose(nearest(x, y), expected, rtol=1e-5)
+
+
+def test_features_of_other_lengths_are_not_compared_with_training_images():
+    with pytest.raises(ValueError, match=r"features are \[9, 3\] and \[9, 2\]"):
+        memorisation(np.zeros((9, 2)), np.zeros((9, 2)), np.zeros((9, 3)))
 
 
 @needs_fidelity

@@ -42,6 +42,14 @@ def _noise(shape: Shape, normal: Normal) -> dict[str, Tensor]:
     return {"bias": normal(c), "noise": normal(n, 1, h, w), "strength": normal()}
 
 
+def _bias_and_residual(shape: Shape, normal: Normal) -> dict[str, Tensor]:
+    return {"bias": normal(shape[1]), "residual": normal(*shape)}
+
+
+def _bias_and_taps(shape: Shape, normal: Normal) -> dict[str, Tensor]:
+    return {"bias": normal(shape[1]), "taps": bilinear_taps().to(normal().device)}
+
+
 def _synthesis(shape: Shape, normal: Normal) -> dict[str, Tensor]:
     n, c, h, w = shape
     return {
@@ -172,6 +180,8 @@ def _convolution(
 FORMS = (
     # A discriminator's layer: bias, leaky ReLU, gain.
     _layer_end("bias", "bias, leaky ReLU", _bias, DISCRIMINATOR, saved="y"),
+    # The last layer of a discriminator's residual block.
+    _layer_end("residual", "bias, leaky ReLU, residual", _bias_and_residual, DISCRIMINATOR, saved="x"),
     # A generator's layer whose convolution demodulates: noise as well.
     _layer_end("noise", "noise, bias, leaky ReLU", _noise, SYNTHESIS, saved="y", fixed=("noise",)),
     # A generator's layer: demodulation, noise, bias, leaky ReLU, gain, next style.
@@ -202,6 +212,18 @@ FORMS = (
         tensors=_up_end,
         shapes={"cpu": ((8, 128, 65, 65),), "cuda": ((32, 512, 33, 33), (32, 64, 257, 257), (4, 32, 1025, 1025))},
         fixed=("taps", "noise"),
+    ),
+    # Between the two convolutions of a discriminator's block. On a CPU models call the two operations.
+    Form(
+        operation="bias_act_blur",
+        name="act_blur",
+        label="`bias_act_blur`",
+        fused=partial(ops.bias_act_blur, padding=(2, 2, 2, 2), gain=SQRT2),
+        textbook=partial(textbook.bias_act_blur, gain=SQRT2),
+        tensors=_bias_and_taps,
+        shapes={"cpu": ((8, 128, 64, 64),), "cuda": FILTERED["cuda"]},
+        fixed=("taps",),
+        faster=1.0,
     ),
     # Between DCGAN's convolutions. PyTorch's batch norm is itself a fused operation.
     _own("batch_norm_act", _affine, BATCH_NORM, note="; eager is PyTorch's fused batch norm", faster=1.5),

@@ -81,6 +81,10 @@ FILTERED_BACKWARD = Pass(_strips(4, "PlainLoad<bf16, 4>", "GradientStore<bf16, 4
 # Form -> passes of forward and of backward, of sizes that do not fit on chip.
 PASSES: dict[str, tuple[list[Pass], list[Pass]]] = {
     "bias": ([Pass("nhwc<Element<0, 0, bf16, 8>, 8>", 2, 2)], [Pass("nhwc<Element<1, 0, bf16, 8>, 8>", 3, 3, True)]),
+    "residual": (
+        [Pass("nhwc<Element<5, 0, bf16, 8>, 8>", 3, 3)],
+        [Pass("nhwc<Element<6, 0, bf16, 8>, 8>", 3, 3, True)],
+    ),
     "noise": ([Pass("nhwc<Element<0, 0, bf16, 8>, 8>", 2, 2)], [Pass("nhwc<Element<1, 0, bf16, 8>, 8>", 3, 3, True)]),
     "synthesis": (
         [Pass("nhwc<Element<0, 0, bf16, 8>, 8>", 2, 2)],

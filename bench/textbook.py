@@ -16,6 +16,7 @@ def noise_bias_act(
     bias: Tensor | None = None,
     scale: Tensor | None = None,
     post: Tensor | None = None,
+    residual: Tensor | None = None,
     act: str = "lrelu",
     slope: float = 0.2,
     gain: float = 1.0,
@@ -38,7 +39,7 @@ def noise_bias_act(
         x = x.clamp(-clamp, clamp)
     if post is not None:
         x = x * _channels(post, x)
-    return x
+    return x if residual is None else x + residual
 
 
 def pixel_norm(x: Tensor) -> Tensor:
@@ -108,6 +109,11 @@ def scaled_conv2d(
 def filtered_noise_bias_act(x: Tensor, taps: Tensor, *, fir_gain: float, **epilogue) -> Tensor:
     """End of StyleGAN2's layer that doubles the resolution. The result has one row and column less than `x`."""
     return noise_bias_act(filtered(x, taps, 1) * fir_gain, **epilogue)
+
+
+def bias_act_blur(x: Tensor, taps: Tensor, bias: Tensor, gain: float) -> Tensor:
+    """What lies between the two convolutions of StyleGAN2's discriminator block."""
+    return filtered(noise_bias_act(x, bias=bias, gain=gain), taps, 2)
 
 
 def squared_norm(x: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from fastgan.ops import (
 )
 from fastgan.ops.activations import require_slope, slope_below_zero
 from fastgan.ops.arithmetic import computes_in_fp16, to_arithmetic
-from fastgan.ops.bias_act_blur import conv2d_after_act
+from fastgan.ops.bias_act_blur import bias_act_blur, saves_passes
 from fastgan.ops.convolution import filtered_conv2d
 from fastgan.ops.upfirdn2d import BILINEAR, Filter, forked_upfirdn2d, taps, upfirdn2d
 
@@ -172,41 +172,49 @@ class EqualizedConv2d(_Equalized):
         """Padding of the filter."""
         return _filter_padding(self.resample_filter, down=2, extra=self.weight.shape[-1] // 2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, in_channels, H, W] to [N, out_channels, H / down, W / down]."""
+    def forward(self, x: Tensor, *, residual: Tensor | None = None) -> Tensor:
+        """[N, in_channels, H, W] to [N, out_channels, H / down, W / down]; the residual is added last."""
         weight, bias, gain = self.effective()
-        return self._activated(self.convolve(x, weight), bias, gain)
+        return self._activated(self.convolve(x, weight), bias, gain, residual)
 
     def _activated(self, y: Tensor, bias: Tensor | None, gain: float, residual: Tensor | None = None) -> Tensor:
-        """The end of the layer: bias, activation and a residual that is added last."""
+        """The end of the layer."""
         if bias is None and self.act == "linear" and gain == 1 and self.clamp is None:
             return y if residual is None else y + residual
         return noise_bias_act(y, bias=bias, act=self.act, gain=gain, clamp=self.clamp, residual=residual)
 
     def after(self, first: "EqualizedConv2d", x: Tensor, *, residual: Tensor | None = None) -> Tensor:
-        """`self(first(x)) + residual` in fewer passes, for a `first` that keeps the size and a `self` with `down=2`.
+        """`self(first(x), residual=residual)` in fewer passes, for a `first` that keeps the size and `down=2` here.
 
-        On a GPU the activation of `first` is applied while this layer filters. Hooks of the two modules do not run.
+        On a GPU the activation of `first` is applied while this layer filters, unless one of the two has hooks.
         """
+        if _has_hooks(first) or _has_hooks(self) or not saves_passes(x.device):
+            return self(first(x), residual=residual)
         weight, bias, gain = first.effective()
         activation = {"bias": bias, "act": first.act, "gain": gain, "clamp": first.clamp}
-        y = first.convolve(x, weight)
+        y = bias_act_blur(first.convolve(x, weight), self.resample_filter, padding=self._padding(), **activation)
         weight, bias, gain = self.effective()
-        filter = {"filter_padding": self._padding(), "stride": 2}
-        y = conv2d_after_act(y, weight, self.resample_filter, **filter, **activation)
-        return self._activated(y, bias, gain, residual)
+        return self._activated(conv2d(y, weight, stride=2), bias, gain, residual)
 
     def beside(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """`x, self(x)`, for an `x` that another branch reads too, and a `self` with `down=2` and a 1x1 kernel.
+        """`x, self(x)`, for an `x` that another branch reads too, and a 1x1 kernel with `down=2`.
 
         Give the returned x to that branch: the gradients of both are then added without a pass of its own.
         """
+        if _has_hooks(self):
+            return x, self(x)
         weight, bias, gain = self.effective()
         x, y = forked_upfirdn2d(x, self.resample_filter, down=2, padding=self._padding())
         return x, self._activated(conv2d(y, weight), bias, gain)
 
     def extra_repr(self) -> str:
         return f"{_sizes(self.weight)}, down={self.down}, act={self.act}"
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether a call of the module does more than its `forward`."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(vars(module).get(kind) for kind in kinds)
 
 
 def _filter_padding(filter: Tensor, up: int = 1, down: int = 1, extra: int = 0) -> tuple[int, int, int, int]:

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from fastgan import layers, models
 from fastgan.ops.upfirdn2d import taps
@@ -101,6 +102,43 @@ def styled_by_hand(layer, x, w):
     """Reference: PyTorch's instance norm, and a style by the layer's affine layer."""
     scale, bias = (w @ layer.affine.weight.t() / math.sqrt(w.shape[1]) + layer.affine.bias).chunk(2, 1)
     return (scale[..., None, None] + 1) * F.instance_norm(x, eps=layer.eps) + bias[..., None, None]
+
+
+def block_of(backend):
+    """The layers of a residual block, which downsample, and images."""
+    torch.manual_seed(0)
+    options = {"down": 2, "act": "lrelu", "clamp": 1.5}
+    conv = layers.EqualizedConv2d(16, 16, 3, act="lrelu", clamp=0.5)
+    down = layers.EqualizedConv2d(16, 8, 3, gain=1.0, **options)
+    skip = layers.EqualizedConv2d(16, 8, 1, bias=False, down=2)
+    block = nn.ModuleList([conv, down, skip]).to(backends.device(backend), torch.float64)
+    for layer in (conv, down):
+        nn.init.normal_(layer.bias)
+    x = torch.randn(2, 16, 8, 6, dtype=torch.float64, device=backends.device(backend))
+    return block, x.contiguous(memory_format=torch.channels_last).requires_grad_()
+
+
+def test_layers_of_a_residual_block_in_fewer_passes_are_the_same_function(backend):
+    (conv, down, skip), x = block_of(backend)
+    parameters = [x, *conv.parameters(), *down.parameters(), *skip.parameters()]
+
+    def derivatives(y):
+        (gradient,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        return y, gradient, *torch.autograd.grad(gradient.square().sum() + y.sum(), parameters)
+
+    same, residual = skip.beside(x)
+    got = derivatives(down.after(conv, same, residual=residual))
+    for a, b in zip(got, derivatives(down(conv(x)) + skip(x)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_hooks_of_layers_that_could_be_fused_run(backend):
+    (conv, down, skip), x = block_of(backend)
+    seen = []
+    for layer in (conv, down, skip):
+        layer.register_forward_hook(lambda module, _, y: seen.append((module, y.shape)))
+    down.after(conv, *skip.beside(x)[:1])
+    assert seen == [(skip, (2, 8, 4, 3)), (conv, (2, 16, 8, 6)), (down, (2, 8, 4, 3))]
 
 
 def test_adain_equals_the_reference(backend):

@@ -9,12 +9,12 @@ namespace {
 // "biased": from an input with at most a bias, and a piecewise linear activation.
 enum class Pass {
     forward,
-    forward_residual,
     backward_from_output,
-    backward_from_biased_input,
     backward_from_input,
     double_from_output,
-    double_from_input
+    double_from_input,
+    forward_residual,
+    backward_from_biased_input
 };
 enum class Family { piecewise_linear, curved };  // the curved activations share kernels, which branch at run time
 

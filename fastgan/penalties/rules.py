@@ -426,8 +426,9 @@ def _activation(x, bias, act: str, slope: float, gain: float = 1.0, clamp: float
 
 
 @rule(ops.noise_bias_act)
-def _(x, *, noise=None, strength=None, bias=None, scale=None, post=None, act="lrelu", slope=0.2, gain=1.0, clamp=None):
-    if noise is not None or scale is not None or post is not None:
+def _(x, *, bias=None, act="lrelu", slope=0.2, gain=1.0, clamp=None, **others):
+    # A call with a residual is recorded as two.
+    if any(other is not None for other in others.values()):
         raise NotPiecewiseLinear("must be given no noise, scale or post")
     return _activation(x, bias, act, slope, gain, clamp)
 

@@ -54,6 +54,7 @@ def sampled(x: Tensor) -> tuple[int, int]:
 CASES: dict[str, Callable[[Tensor, Draw], Tensor]] = {
     "noise_bias_act": lambda x, t: ops.noise_bias_act(x, bias=t(c(x))),
     "noise_bias_act from x": lambda x, t: ops.noise_bias_act(x, bias=t(c(x)), act="silu"),
+    "noise_bias_act with a residual": lambda x, t: ops.noise_bias_act(x, bias=t(c(x)), residual=t(*x.shape)),
     "noise_bias_act of nothing": lambda x, t: ops.noise_bias_act(x, act="linear"),
     "batch_norm_act": lambda x, t: ops.batch_norm_act(x, t(c(x)), t(c(x))),
     "batch_norm_act in evaluation": lambda x, t: layers.BatchNormAct(c(x)).to(x.device).eval()(x),
@@ -68,6 +69,7 @@ CASES: dict[str, Callable[[Tensor, Draw], Tensor]] = {
     "filtered_noise_bias_act": lambda x, t: ops.filtered_noise_bias_act(
         x, TAPS.to(x.device), padding=(2, 1, 2, 1), scale=t(*sampled(x))
     ),
+    "bias_act_blur": lambda x, t: ops.bias_act_blur(x, TAPS.to(x.device), padding=(2, 2, 2, 2), bias=t(c(x))),
     "pixel_norm": lambda x, t: ops.pixel_norm(x),
     "squared_norm": lambda x, t: ops.squared_norm(x),
     "lerp_samples": lambda x, t: ops.lerp_samples(x, t(*x.shape), t(len(x)).detach()),

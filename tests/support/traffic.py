@@ -138,12 +138,14 @@ NORM: Formula = {"forward": ("x", "y"), "backward": ("xy", "x")}
 LINEAR: Formula = {"forward": ("x", "y"), "backward": ("y", "x")}  # double backward is forward again
 FORMULAS: dict[str, Formula] = {
     "bias": FROM_OUTPUT,
+    "residual": {"forward": ("xx", "y"), "backward": ("xy", "x"), "double backward": ("xy", "y")},
     "noise": FROM_OUTPUT,
     "synthesis": FROM_INPUT,
     "upsample": LINEAR,
     "downsample": LINEAR,
     "blur": LINEAR,
     "filtered": NORM,
+    "act_blur": NORM,
     "batch_norm_act": NORM,
     "adain": NORM,
     "style_epilogue": NORM,
@@ -202,6 +204,7 @@ class Case:
 
 CASES = {
     "noise_bias_act: bias": Case("bias", (2, 64, 32, 32), (2, 64, 32, 32)),
+    "noise_bias_act: residual": Case("residual", (2, 64, 32, 32), (2, 64, 32, 32)),
     "noise_bias_act: noise": Case("noise", (2, 64, 32, 32), (2, 64, 32, 32)),
     "noise_bias_act: all": Case("synthesis", (2, 64, 32, 32), (2, 64, 32, 32)),
     "upfirdn2d: up 2": Case("upsample", (36, 64, 64, 64), (1, 4, 64, 64), ends=15),

@@ -43,7 +43,8 @@ class Options:
     """Names of metrics, separated by commas.
     - On features of EfficientNet-Lite0, with nothing to download (extra "metrics"): kid, the kernel distance; fd, the
     Fréchet distance; pr, precision and recall.
-    - On features of EfficientNet-Lite2, likewise: kid-lite2, fd-lite2, pr-lite2.
+    - On features of EfficientNet-Lite2, likewise: kid-lite2, fd-lite2, pr-lite2. Added where Lite0 has taught, in a
+    training with --discriminator projected.
     - On features of Inception, as in papers (extra "fid", and --inception-weights): fid; kid-inception; pr-inception;
     is, the Inception score."""
     samples: Count = 5000
@@ -110,6 +111,8 @@ def measure(options: Options) -> dict[str, Any] | None:
     from fastgan.runs.networks import open_networks
 
     trained = open_networks(options.checkpoint)
+    metrics = registry.judged(metrics, trained.model.discriminator)
+    registry.require(metrics, options.inception_weights)
     # Latents and features; the true peak has a few copies of the features more.
     needed = 4.0 * options.samples * (trained.model.z_dim + FEATURES)
     require(needed, f"{options.samples:,} samples", "give fewer --samples")
@@ -143,6 +146,7 @@ def measure(options: Options) -> dict[str, Any] | None:
     return {
         "checkpoint": options.checkpoint if has_scheme(options.checkpoint) else str(trained.path),
         "arch": trained.model.arch,
+        "taught_by": registry.PROJECTED if trained.model.discriminator == "projected" else None,
         "images_shown": trained.header.images if trained.header else None,
         "data": options.data or trained.header.config.data.source,
         "real": real.name,
@@ -315,7 +319,9 @@ def table(found: dict[str, Any]) -> str:
             rows.append([f"  {name}", *(_number(column, value, decimals) for column in columns.values())])
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
     lines = [
-        found["arch"] + (f" after {shown:,} images" if (shown := found["images_shown"]) is not None else ""),
+        found["arch"]
+        + (f" after {shown:,} images" if (shown := found["images_shown"]) is not None else "")
+        + (f", taught by {teacher}" if (teacher := found["taught_by"]) else ""),
         f"compared with {found['real_images']:,} real images: {found['real']}",
         "",
     ]

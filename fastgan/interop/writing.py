@@ -43,6 +43,8 @@ def to_bytes(format: str, config: ModelConfig, tensors: dict[str, Tensors]) -> t
     write, remarks, clamps = FORMATS[format]
     if config.arch != "stylegan2":
         raise ValueError(f"the network is {config.arch}; such a file holds stylegan2 only")
+    if config.discriminator != "own":
+        raise ValueError("its discriminator is projected; such a file holds StyleGAN2's own")
     if not clamps and config.conv_clamp is not None and (difference := _effect_of_clamp(config, tensors)) > _TOLERANCE:
         raise ValueError(
             f"that code does not clamp activations, but this network does, at {config.conv_clamp:g}: without the clamp "

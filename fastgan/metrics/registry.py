@@ -11,6 +11,9 @@ from fastgan.errors import UserError
 LITE0, LITE2, INCEPTION = "EfficientNet-Lite0", "EfficientNet-Lite2", "Inception"
 EFFICIENTNETS = {LITE0: "lite0", LITE2: "lite2"}  # keys of fastgan.models.efficientnet.SIZES
 
+PROJECTED = LITE0  # the network whose features the projected discriminator judges by
+JUDGES = {"kid": "kid-lite2", "fd": "fd-lite2", "pr": "pr-lite2"}  # metrics of a network that has not taught
+
 # Inception-v3 of 2015-12-05, which defines FID, as a file for torch-fidelity and pytorch-fid.
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -54,6 +57,15 @@ def parse(names: str) -> tuple[str, ...]:
         problem = f"there is no metric {unknown[0]}" if unknown else "no metric named"
         raise UserError(f"--metrics {names}: {problem}; choose from {', '.join(METRICS)}")
     return found
+
+
+def judged(metrics: tuple[str, ...], discriminator: str) -> tuple[str, ...]:
+    """`metrics` for networks trained with a `ModelConfig.discriminator`.
+
+    A pretrained network that has taught must not judge alone: its metrics follow those of another one.
+    """
+    others = [JUDGES[name] for name in metrics if name in JUDGES] if discriminator == "projected" else []
+    return tuple(dict.fromkeys([*others, *metrics]))
 
 
 def by_network(metrics: tuple[str, ...]) -> dict[str, tuple[str, ...]]:

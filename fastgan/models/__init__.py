@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from fastgan.models import cgan, dcgan, fastgan, mlp, pggan, r3gan, stylegan, stylegan2
+from fastgan.models.projected import MULTIPLE, ProjectedDiscriminator
 from fastgan.ops.upfirdn2d import BILINEAR
 
 ARCHITECTURES = {
@@ -51,6 +52,9 @@ class ModelConfig:
         w_avg_decay: decay of the running mean of w; 1 for never updated.
         variant: form of the architecture: "transposed" or "upsample" for dcgan, "conv" or "mlp" for cgan; empty for the
             first, or if there is one form only.
+        discriminator: "own", the family's; or "projected" (`fastgan.models.projected`), for any generator.
+        projected_size: shorter side of the images that the projected discriminator sees, a multiple of 32; larger
+            images keep their size. 0 without it.
         discriminator_norm: whether the discriminators of dcgan, cgan's "conv" and fastgan have batch norm.
         discriminator_mapping_layers: layers of StyleGAN2's mapping network for labels in the discriminator.
         discriminator_mapping_lr: factor of their learning rate; None for `mapping_lr`.
@@ -81,6 +85,8 @@ class ModelConfig:
     mapping_lr: float = 0.1
     w_avg_decay: float = 0.995
     variant: str = ""
+    discriminator: str = "own"
+    projected_size: int = 0
     discriminator_norm: bool = True
     discriminator_mapping_layers: int = 0
     discriminator_mapping_lr: float | None = None
@@ -138,6 +144,7 @@ _MINIMA = {
 _CHOICES = {
     "generator_architecture": ("skip", "resnet", "orig"),
     "discriminator_architecture": ("resnet", "skip", "orig"),
+    "discriminator": ("own", "projected"),
 }
 
 
@@ -173,7 +180,13 @@ def build(config: ModelConfig) -> tuple[nn.Module, nn.Module]:
         raise ValueError(f"variant is {config.variant!r}, {right} for {config.arch}")
     if not isinstance(config.discriminator_norm, bool):
         raise ValueError(f"discriminator_norm is {config.discriminator_norm!r}, must be True or False")
-    return family.Generator(config), family.Discriminator(config)
+    if config.discriminator == "own":
+        return family.Generator(config), family.Discriminator(config)
+    if config.projected_size < 2 * MULTIPLE or config.projected_size % MULTIPLE:
+        raise ValueError(
+            f"projected_size is {config.projected_size}, must be a multiple of {MULTIPLE} from {2 * MULTIPLE}"
+        )
+    return family.Generator(config), ProjectedDiscriminator(config)
 
 
 def resolution_independent_names(config: ModelConfig) -> tuple[dict[str, str], dict[str, str]]:
@@ -183,4 +196,5 @@ def resolution_independent_names(config: ModelConfig) -> tuple[dict[str, str], d
     same name at any resolution.
     """
     names = getattr(ARCHITECTURES[config.arch], "resolution_independent_names", None)
-    return ({}, {}) if names is None else names(config)
+    generator, discriminator = ({}, {}) if names is None else names(config)
+    return generator, discriminator if config.discriminator == "own" else {}

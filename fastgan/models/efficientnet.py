@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from fastgan.errors import UserError
+from fastgan.models.gradient_checkpointing import GradientCheckpointing
 
 MEAN, SCALE = 127.0, 128.0  # input = (pixel of 0 to 255 - MEAN) / SCALE
 NORM_EPS = 1e-3  # of the batch norms
@@ -105,7 +106,7 @@ class Block(nn.Module):
         return x + y if self.is_residual else y
 
 
-class EfficientNetLite(nn.Module):
+class EfficientNetLite(GradientCheckpointing):
     """The network without its last pooling and linear layer; it has no weights before `load_pretrained`.
 
     Args:
@@ -142,7 +143,7 @@ class EfficientNetLite(nn.Module):
         x = self.stem(x)
         maps = []
         for stage in self.stages:
-            x = stage(x)
+            x = self.block(stage, x)
             maps.append(x)
         return maps
 

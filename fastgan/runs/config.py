@@ -45,8 +45,15 @@ class NetworkOptions:
     """Number of layers of the mapping network, for stylegan and stylegan2."""
     mapping_lr: float | Auto = "auto"
     """Learning-rate multiplier of the mapping network."""
+    discriminator: Literal["own", "projected"] | Auto = "auto"
+    """own: that of the architecture. projected: small discriminators on features of a frozen network that was trained
+    on photographs (EfficientNet-Lite0, extra "metrics"). auto: that of --init-from, else own."""
+    projected_size: int | Auto = "auto"
+    """For --discriminator projected: enlarge smaller images until the shorter side has this size, a multiple of 32 from
+    64. auto: 128 below 128 pixels, else 224."""
     discriminator_norm: bool | Auto = "auto"
-    """Batch norm in the discriminator, for dcgan, cgan and fastgan. auto: yes, except with a gradient penalty."""
+    """Batch norm in the discriminator, for dcgan, cgan, fastgan and projected. auto: yes, except with a gradient
+    penalty."""
     discriminator_mapping_layers: int | Auto = "auto"
     """Dense layers between a label's embedding and its projection, in stylegan2's discriminator. auto: 0.
     StyleGAN2-ADA has 8."""
@@ -102,7 +109,8 @@ class TrainingOptions:
     al. 2020, FreezeD: 10 or more). Counted like stylegan2-ada's --freezed: from_rgb, then the convolutions of each
     block. A residual block of r3gan counts as one."""
     loss: Loss | Auto = "auto"
-    """Objective. auto: wgan-gp for pggan, relativistic for r3gan, noisy-hinge for fastgan, else nonsaturating."""
+    """Objective. auto: hinge for the projected discriminator, wgan-gp for pggan, relativistic for r3gan, noisy-hinge
+    for fastgan, else nonsaturating."""
     discriminator_steps: int | Auto = "auto"
     """Discriminator updates for each generator update. auto: 5 for wgan and wgan-gp (1 in pggan), else 1."""
     optimizer: Literal["adam", "rmsprop"] | Auto = "auto"
@@ -155,8 +163,8 @@ class RegularizationOptions:
     augment: Literal["none", "ada", "fixed", "ramp", "diffaug"] | Auto = "auto"
     """Augment the images that the discriminator sees, against overfitting on small data. ada, fixed, ramp: flips,
     shifts, rotations and colours, each with a probability. ada: adapted to overfitting. fixed: --augment-p. ramp: from
-    0 to --augment-p on a cosine. diffaug: colours, shifts and a cutout of every image, at less cost. auto: ramp for
-    r3gan from 64 pixels on, diffaug for fastgan, else none."""
+    0 to --augment-p on a cosine. diffaug: colours, shifts and a cutout of every image, at less cost. auto: diffaug
+    for fastgan and the projected discriminator, ramp for r3gan from 64 pixels on, else none."""
     augment_p: float | Auto = "auto"
     """Probability of each augmentation, for fixed and ramp."""
     ada_target: float = 0.6
@@ -302,6 +310,7 @@ _RULES = {
     **dict.fromkeys(
         ("mapping_layers", "discriminator_mapping_layers"), _Rule(lambda value: 0 <= value <= 100, "0 to 100")
     ),
+    "projected_size": _Rule(lambda value: value != 32 and value >= 0 == value % 32, "a multiple of 32 from 64"),
     "freeze_d": _AT_LEAST_0,
     "batch_gpu": _Rule(lambda value: value >= 0, "at least 1, or 0 for all images of a batch at once"),
     "keep_checkpoints": _AT_LEAST_1,

@@ -78,7 +78,8 @@ def resolve(config: Config) -> Config:
         data = dataclasses.replace(data, classes=10)
     if data.labels == "auto":
         data = dataclasses.replace(data, labels=config.network.arch in ("stylegan2", "stylegan", "r3gan", "cgan"))
-    auto = recipe(config.network.arch, pyramid(data.resolution)[0], config.training.loss)
+    network = config.network
+    auto = recipe(network.arch, pyramid(data.resolution)[0], config.training.loss, network.discriminator)
     if config.training.minutes:
         auto["images"] = 0
     if config.growth.grow_from != "auto":  # keep the values of the remaining levels
@@ -143,6 +144,14 @@ def _check_together(config: Config) -> None:
         raise UserError(f"--style-mixing {training.style_mixing}: {arch} has no styles to mix; leave it out")
     if terms.path_length and arch not in _STYLES:
         raise UserError(f"--path-length {terms.path_length}: {arch} has no styles; leave it out")
+    projected = network.discriminator == "projected"
+    if bool(network.projected_size) != projected:
+        given = "must be at least 64 for" if projected else "needs"
+        raise UserError(f"--projected-size {network.projected_size}: {given} --discriminator projected")
+    if projected and growth.grow_from:
+        raise UserError(
+            f"--grow-from {growth.grow_from}: the projected discriminator does not grow; give 0, or leave it out"
+        )
     if network.discriminator_mapping_layers and arch != "stylegan2":
         raise UserError(
             f"--discriminator-mapping-layers {network.discriminator_mapping_layers}: {arch} has none; leave it out"
@@ -182,7 +191,7 @@ def _check_together(config: Config) -> None:
                 numbers = " ".join(map(str, given))
                 raise UserError(f"{flag(name)} {numbers}: must be {count} numbers, one for each resolution, or none")
     if training.init_from is None:  # trained networks may have another group size
-        check_groups(config, 4 if arch in GROUPED else None)
+        check_groups(config, 4 if arch in GROUPED and not projected else None)
     check_processes(config, 1)
 
 

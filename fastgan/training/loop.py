@@ -15,6 +15,7 @@ from fastgan import data, models
 from fastgan.distributed import Ranks, connected
 from fastgan.errors import UserError, program, readable
 from fastgan.files import one_writer, write_atomically
+from fastgan.metrics import registry
 from fastgan.models.progressive import fade_reals
 from fastgan.ops import backends
 from fastgan.progress import ProgressBar
@@ -126,6 +127,7 @@ def _train(
     say(
         f"networks   {model.arch}: generator {_count(state.generator)}, "
         f"discriminator {_count(state.discriminator)} parameters"
+        + (f" on features of {registry.PROJECTED}" if model.discriminator == "projected" else "")
     )
     if copied:
         say(f"started    {copied}")
@@ -272,6 +274,8 @@ def _require_same_start(config: Config, header: checkpoint.Header | None, ranks:
 
 def _group_size(model: models.ModelConfig) -> int | None:
     """Number of samples in a minibatch stddev group; None if there are none, or a group is the whole batch."""
+    if model.discriminator == "projected":
+        return None
     if model.arch == "stylegan2":
         return model.stddev_group if model.stddev_features else None
     return 4 if model.arch in configure.GROUPED else None

@@ -17,7 +17,7 @@ Recipe = dict[str, Any]
 # Defaults of all recipes: everything that only some architectures or objectives use is off.
 PLAIN: Recipe = {
     "variant": "", "mapping_layers": 0, "mapping_lr": 1.0,
-    "discriminator_norm": True, "discriminator_mapping_layers": 0,
+    "discriminator": "own", "projected_size": 0, "discriminator_norm": True, "discriminator_mapping_layers": 0,
     "loss": "nonsaturating", "optimizer": "adam", "batch": 64, "images": 100_000, "discriminator_steps": 1,
     "lr_g": 0.0002, "lr_d": 0.0002, "betas": (0.5, 0.999), "final_lr": 1.0, "lr_warmup": 0.0,
     "final_beta2": None,
@@ -133,6 +133,20 @@ def fastgan(resolution: int) -> Recipe:
     return common | {"channel_base": 64 * resolution, "channel_max": 256, "batch": 16, "images": 100_000}
 
 
+def projected(arch: str, resolution: int) -> Recipe:
+    """What the projected discriminator changes in a family's recipe: the numbers of its authors' code for StyleGAN2.
+
+    No penalties, nothing grows; the generator's learning rate is the family's but for those with styles. Sauer et al.
+    enlarge all images to 224 pixels.
+    """
+    styles = {"lr_g": 0.002} if arch in ("stylegan", "stylegan2") else {}
+    return styles | {
+        "projected_size": 128 if resolution < 128 else 224, "loss": "hinge", "lr_d": 0.002, "style_mixing": 0.0,
+        "augment": "diffaug", "augment_p": 0.0, "r1_gamma": 0.0, "r2_gamma": 0.0, "r1_interval": 1, "drift": 0.0,
+        "path_length": 0.0, "grow_from": 0, "level_images": 0, "fade_images": 0, "level_batch": (), "level_lr": (),
+    }  # fmt: skip
+
+
 def paper_growth(start: int, resolution: int) -> Recipe:
     """The published schedule: 600,000 images to train each level and as many to fade it in."""
     schedule = Schedule.published(start, resolution, batch=32)
@@ -172,9 +186,11 @@ OBJECTIVES: dict[str, Recipe] = {
 }  # fmt: skip
 
 
-def recipe(arch: str, resolution: int, loss: str = "auto") -> Recipe:
-    """Values that replace "auto", by option name. loss: "auto" for the architecture's own objective."""
+def recipe(arch: str, resolution: int, loss: str = "auto", discriminator: str = "own") -> Recipe:
+    """Values that replace "auto", by option name. loss: "auto" for the objective of architecture and discriminator."""
     own = PLAIN | RECIPES[arch](resolution)
+    if discriminator == "projected":
+        own |= projected(arch, resolution)
     if loss not in ("auto", own["loss"]):
         own |= {"loss": loss} | OBJECTIVES.get(loss, {})
         own |= {"drift": 0.0} if loss != "wgan-gp" else {}

@@ -11,6 +11,7 @@ from fastgan import models
 from fastgan.augment import AdaptiveStrength, Augment
 from fastgan.errors import UserError
 from fastgan.losses import PathLength
+from fastgan.models.projected import ProjectedDiscriminator
 from fastgan.runs.checkpoint import State
 from fastgan.runs.config import Config, MachineOptions, TrainingOptions
 from fastgan.training.adam import Adam
@@ -20,11 +21,13 @@ from fastgan.training.guard import GradientGuard
 def new_state(model: models.ModelConfig, config: Config, device: torch.device, processes: int = 1) -> State:
     """Freshly initialised networks, optimizers and statistics. Parameters of frozen layers require no gradient.
 
-    Raises ValueError for a model that cannot be built, and UserError for CUDA graphs on a CPU or for more frozen layers
-    than there are.
+    Raises ValueError for a model that cannot be built, and UserError for CUDA graphs on a CPU, for more frozen layers
+    than there are, or if the package of a pretrained network is missing.
     """
     options, terms = config.training, config.regularization
     networks = models.build(model)
+    if isinstance(networks[1], ProjectedDiscriminator):
+        networks[1].load_pretrained()
     generator, discriminator = (network.to(device=device, memory_format=torch.channels_last) for network in networks)
     _freeze(discriminator, options.freeze_d)
     ema = copy.deepcopy(generator).eval().requires_grad_(False)

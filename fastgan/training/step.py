@@ -119,11 +119,12 @@ class Step:
         self.objective = OBJECTIVES["wasserstein" if loss in ("wgan", "wgan-gp") else loss]
         self.ema = EMA(state.ema, state.generator)
         self.generates = {"style_mixing": self.options.style_mixing} if self.options.style_mixing else {}
-        self.generates |= {"small": True} if "small" in state.generator.supports else {}
         self.reconstructs = "reconstruct" in getattr(state.discriminator, "supports", ())
+        self.generates |= {"small": True} if "small" in state.generator.supports and self.reconstructs else {}
         self._spectral = [*normalized_layers(state.generator), *normalized_layers(state.discriminator)]
+        cutout = 0.2 if config.network.discriminator == "projected" else 0.5  # the papers'
         self._ada: Augment | None = state.statistics["augment"] if self.terms.augment in ADA else None
-        self.augment = DiffAugment() if self.terms.augment == "diffaug" else self._ada
+        self.augment = DiffAugment(cutout=cutout) if self.terms.augment == "diffaug" else self._ada
         self._joint = JointBatch(state.discriminator)
         device = next(state.generator.parameters()).device
         if config.machine.checkpoint_blocks:

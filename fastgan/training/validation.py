@@ -48,7 +48,7 @@ class BackgroundEvaluation:
         self._snapshot: Path | None = None
         self._folder: tempfile.TemporaryDirectory | None = None  # the process writes its output and results there
         if config.output.metrics:
-            registry.require(registry.parse(config.output.metrics), config.output.inception_weights)
+            registry.require(self._metrics(), config.output.inception_weights)
 
     def start(self, checkpoint: Path, state: State) -> None:
         """Start evaluating the checkpoint just saved of `state`. If an evaluation still runs, print that instead."""
@@ -104,12 +104,15 @@ class BackgroundEvaluation:
 
     def _is_best(self, values: dict[str, float]) -> bool:
         """Whether the first value of the first metric is the best in the log."""
-        metric = registry.METRICS[registry.parse(self._config.output.metrics)[0]]
+        metric = registry.METRICS[self._metrics()[0]]
         name, run = metric.values[0], self._snapshot.parent
         before = [line[name] for line in measured(run) if name in line]
         if not before or not (run / BEST_FILE_NAME).exists():
             return True
         return values[name] > max(before) if metric.higher else values[name] < min(before)
+
+    def _metrics(self) -> tuple[str, ...]:
+        return registry.judged(registry.parse(self._config.output.metrics), self._config.network.discriminator)
 
     def finish(self, checkpoint: Path, state: State, log: LogWriter, interrupt: Interrupt) -> None:
         """Evaluate the last checkpoint, of `state`, and wait for the result. Ctrl-C ends the waiting."""

@@ -48,6 +48,22 @@ ERRORS = {
         ["--augment", "diffaug", "--augment-p", "0.5"],
         "needs --augment fixed or ramp, not diffaug",
     ),
+    "size of no projected discriminator": (
+        ["--projected-size", "96"],
+        "--projected-size 96: needs --discriminator projected",
+    ),
+    "size of features": (
+        ["--discriminator", "projected", "--projected-size", "100"],
+        "--projected-size 100: must be a multiple of 32 from 64",
+    ),
+    "no size of features": (
+        ["--discriminator", "projected", "--projected-size", "0"],
+        "--projected-size 0: must be at least 64 for --discriminator projected",
+    ),
+    "growth of the projected discriminator": (
+        ["--arch", "pggan", "--discriminator", "projected", "--grow-from", "4"],
+        "--grow-from 4: the projected discriminator does not grow",
+    ),
     "micro-batches against stddev groups": (["--batch-gpu", "6"], "--batch-gpu 6: must be a multiple of 4"),
     "micro-batches of unequal size": (["--batch", "32", "--batch-gpu", "12"], "--batch-gpu 12: must divide --batch 32"),
     "blocks of what has none": (

@@ -18,6 +18,17 @@ def test_missing_weights_are_named_with_their_place(tmp_path, monkeypatch):
     assert registry.find_inception_weights(None) == tmp_path / registry.INCEPTION_FILE
 
 
+def test_a_network_that_has_taught_does_not_judge_alone():
+    metrics = ("kid", "fid", "pr")
+    assert registry.judged(metrics, "own") == metrics
+    assert registry.judged(metrics, "projected") == ("kid-lite2", "pr-lite2", "kid", "fid", "pr")
+    assert registry.judged(("kid-lite2", "kid"), "projected") == ("kid-lite2", "kid")
+    for name, other in registry.JUDGES.items():
+        one, two = registry.METRICS[name], registry.METRICS[other]
+        assert (one.network, two.network) == (registry.PROJECTED, registry.LITE2)
+        assert (one.kind, one.higher) == (two.kind, two.higher)
+
+
 def test_metrics_are_parsed_by_name():
     assert registry.parse("fid, kid,fid") == ("fid", "kid")
     assert registry.by_network(("kid", "fid", "fd")) == {

@@ -28,6 +28,7 @@ CASES = {
     "stylegan2": ("stylegan2", {"r1_gamma": 1.0, "r1_interval": 2, "path_length": 2.0, "path_interval": 2}, {}),
     "stylegan2, ada": ("stylegan2", {"augment": "ada", "ada_kimg": 0.01}, {}),
     "stylegan2, diffaug": ("stylegan2", {"augment": "diffaug"}, {}),
+    "dcgan, projected": ("dcgan", {}, {"discriminator": "projected"}),
     "stylegan2, micro-batches": ("stylegan2", {"path_length": 2.0, "path_interval": 2}, {"batch_gpu": 4}),
     "stylegan2, frozen layers": ("stylegan2", {"r1_gamma": 1.0, "r1_interval": 2}, {"init_from": "x", "freeze_d": 3}),
     "r3gan": ("r3gan", {"augment": "ramp", "augment_p": 0.5}, {"images": 64}),
@@ -40,9 +41,12 @@ def train(case: str, ranks: Ranks, batch_gpu: int | None = None):
     arch, regularization, options = CASES[case]
     labels = arch in ("stylegan2", "stylegan", "r3gan", "cgan")
     given = {"batch": BATCH, "ema_halflife": 0.05, **options} | ({} if batch_gpu is None else {"batch_gpu": batch_gpu})
+    network = {"arch": arch, "channel_base": 64, "channel_max": 8, "z_dim": 8}
+    if given.pop("discriminator", "own") == "projected":
+        network |= {"discriminator": "projected", "projected_size": 64}
     config = configure.resolve(
         configuration.Config(
-            network=configuration.NetworkOptions(arch=arch, channel_base=64, channel_max=8, z_dim=8),
+            network=configuration.NetworkOptions(**network),
             data=configuration.DataOptions(resolution=8, labels=labels),
             training=configuration.TrainingOptions(**given),
             regularization=configuration.RegularizationOptions(**regularization),

@@ -19,11 +19,18 @@ class TinyTraining:
 
     def __init__(
         self, arch="dcgan", regularization=None, labels=False, schedule=None, recorder=None, device="cpu",
-        cuda_graphs="off", compile=False, autocast=nullcontext, scaled=False, **options,
+        cuda_graphs="off", compile=False, autocast=nullcontext, scaled=False, discriminator="own", **options,
     ):  # fmt: skip
         config = configure.resolve(
             configuration.Config(
-                network=configuration.NetworkOptions(arch=arch, channel_base=64, channel_max=8, z_dim=8),
+                network=configuration.NetworkOptions(
+                    arch=arch,
+                    channel_base=64,
+                    channel_max=8,
+                    z_dim=8,
+                    discriminator=discriminator,
+                    projected_size=64 if discriminator == "projected" else 0,
+                ),
                 data=configuration.DataOptions(resolution=8, labels=labels),
                 training=configuration.TrainingOptions(**{"batch": 8, "ema_halflife": 0.01, **options}),
                 regularization=configuration.RegularizationOptions(**(regularization or {})),

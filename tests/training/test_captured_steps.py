@@ -120,6 +120,10 @@ CASES = {
     ),
     "adaptive augmentation": ({"augment": "ada", "ada_kimg": 0.01}, {"arch": "mlp", "loss": "hinge"}),
     "differentiable augmentation": ({"augment": "diffaug", "r1_gamma": 1.0, "r1_interval": 1}, {"arch": "stylegan2"}),
+    "projected": (
+        {},
+        {"arch": "dcgan", "discriminator": "projected", "labels": True, "lr_g": 1e-6, "lr_d": 1e-6},
+    ),
     "growing": ({}, {"arch": "pggan", "schedule": GROWING}),
     "growing with styles": ({"r1_gamma": 1.0, "r1_interval": 2}, {"arch": "stylegan", "schedule": GROWING}),
     "wgan": ({}, {"arch": "dcgan", "loss": "wgan", "discriminator_steps": 3}),
@@ -133,8 +137,8 @@ CASES = {
 }
 KINDS = {
     "plain": 1, "lazy R1 and path length": 4, "of a discriminator that is ahead": 3, "all schedules": 1,
-    "adaptive augmentation": 1, "differentiable augmentation": 1, "growing": 3, "growing with styles": 6, "wgan": 2,
-    "wgan-gp": 2, "frozen layers": 2, "micro-batches": 2,
+    "adaptive augmentation": 1, "differentiable augmentation": 1, "projected": 1, "growing": 3,
+    "growing with styles": 6, "wgan": 2, "wgan-gp": 2, "frozen layers": 2, "micro-batches": 2,
     "pairs of images, self-supervision": 1,
 }  # fmt: skip
 every_case = pytest.mark.parametrize("case", CASES)

@@ -129,6 +129,15 @@ def test_the_best_value_may_be_the_highest():
     assert better == {"pr", "pr-lite2", "pr-inception", "is"}
 
 
+def test_another_network_than_the_one_that_taught_chooses_the_best_checkpoint(monkeypatch):
+    required = []
+    monkeypatch.setattr(registry, "require", lambda metrics, weights: required.append(metrics))
+    for discriminator in ("own", "projected"):
+        network = configuration.NetworkOptions(discriminator=discriminator)
+        BackgroundEvaluation(configuration.Config(network=network, output=configuration.OutputOptions(metrics="kid")))
+    assert required == [("kid",), ("kid-lite2", "kid")]
+
+
 def test_one_evaluation_runs_at_a_time(evaluations, programs, tmp_path, capsys):
     programs += ["import sys, time\nwhile True: time.sleep(0.01)", reporting(5)]
     log = Recorded()

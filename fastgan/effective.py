@@ -53,11 +53,12 @@ class HasEffectiveWeights(nn.Module):
         if found is not None and found.state == _state(self):
             return found.effective
         use = self.use()
-        return Effective(_times(self.weight, use.weight), _times(self.bias, use.bias), use.gain)
+        bias = None if self.bias is None else _times(self.bias, use.bias)
+        return Effective(_times(self.weight, use.weight), bias, use.gain)
 
 
-def _times(tensor: Tensor | None, factor: float) -> Tensor | None:
-    return tensor if tensor is None or factor == 1 else tensor * factor
+def _times(tensor: Tensor, factor: float) -> Tensor:
+    return tensor if factor == 1 else tensor * factor
 
 
 # Sharing --------------------------------------------------------------------------------------------------------------
@@ -86,7 +87,7 @@ def shared_weights() -> Shared | None:
     return None if is_compiling() else _shared.get()
 
 
-def with_shared_weights(shared: Shared | None, function: Callable) -> Callable:
+def with_shared_weights(shared: Shared, function: Callable) -> Callable:
     """`function`, in whose calls layers use these effective weights."""
 
     def call(*args: Any, **kwargs: Any) -> Any:

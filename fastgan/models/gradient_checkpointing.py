@@ -26,7 +26,8 @@ class GradientCheckpointing(nn.Module):
     def block(self, function: Callable, x: Tensor, *others: Any) -> Any:
         """`function(x, *others)`, checkpointed if enabled."""
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            function = with_shared_weights(shared_weights(), function)  # again when backward calls it
+            if shared := shared_weights():
+                function = with_shared_weights(shared, function)  # again when backward calls it
             return checkpoint(function, x, *others, use_reentrant=False)
         return function(x, *others)
 

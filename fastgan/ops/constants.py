@@ -1,7 +1,7 @@
 """A cache for small constant tensors."""
 
 from collections.abc import Callable
-from functools import cache, wraps
+from functools import wraps
 
 import torch
 from torch import Tensor
@@ -18,20 +18,29 @@ def constant(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
     - it is never an inference tensor, which could not be saved for a later backward pass;
     - nothing is cached under fake tensors, torch.func and torch.compile, where the result is no ordinary tensor, nor
       during capture of a CUDA graph, where it has no content yet.
-    """
 
-    @cache
-    def cached(*arguments) -> Tensor:
-        with torch.inference_mode(False):
-            return make(*arguments)
+    A captured graph reads constants that were cached before, in the eager calls that come before capture. It could not
+    make most of them: a graph copies nothing from the memory of the CPU.
+    """
+    kept: dict[tuple, Tensor] = {}
 
     @wraps(make)
-    def get(*arguments) -> Tensor:
-        if is_compiling() or _is_mode_active() or _is_capturing(arguments[-1]):
-            return make(*arguments)
-        return cached(*arguments)
+    def get(*arguments):
+        if is_compiling() or _is_mode_active():
+            return _made_again(make, arguments)
+        if (found := kept.get(arguments)) is not None:
+            return found
+        if _is_capturing(arguments[-1]):
+            return _made_again(make, arguments)
+        with torch.inference_mode(False):
+            return kept.setdefault(arguments, make(*arguments))
 
     return get
+
+
+def _made_again(make: Callable[..., Tensor], arguments: tuple) -> Tensor:
+    """For one call, where nothing is cached."""
+    return make(*arguments)
 
 
 def _is_mode_active() -> bool:

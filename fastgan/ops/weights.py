@@ -229,8 +229,8 @@ def with_energies(weights: Sequence[Tensor], dtype: torch.dtype) -> tuple[list[T
     Energies are sums of squares over kh and kw, in the precision of the weights: [len(weights), largest O, largest I],
     padded with zeros. One gradient a weight serves both results.
     """
-    *weights, energies = _WithEnergies.apply(dtype, *weights)
-    return weights, energies
+    *made, energies = _WithEnergies.apply(dtype, *weights)
+    return made, energies
 
 
 class _WithEnergies(torch.autograd.Function):

@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastgan import models
 from fastgan.losses import PathLength
+from fastgan.ops import constants
 from fastgan.ops.constants import constant
 from fastgan.penalties import logits_and_squared_grad
 from tests.ops import test_every_operation as every
@@ -86,3 +87,15 @@ def test_constants_are_ordinary_tensors_after_a_first_call_in_any_mode():
     first_call(lambda ones: torch.vmap(lambda x: use(ones, x))(torch.ones(2, 3)))
     torch.compiler.reset()
     first_call(lambda ones: torch.compile(lambda x: use(ones, x), fullgraph=True, backend="eager")(torch.ones(3)))
+
+
+def test_a_captured_graph_reads_what_was_cached_before(monkeypatch):
+    made = []
+    ones = constant(lambda count, device: made.append(count) or torch.ones(count, device=device))
+    before = ones(3, CPU)
+    monkeypatch.setattr(constants, "_is_capturing", lambda device: True)
+    assert ones(3, CPU) is before
+    assert ones(4, CPU) is not ones(4, CPU)  # no content until the graph is replayed
+    monkeypatch.setattr(constants, "_is_capturing", lambda device: False)
+    assert ones(4, CPU) is ones(4, CPU)
+    assert made == [3, 4, 4, 4]

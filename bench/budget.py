@@ -216,7 +216,8 @@ def _fake_tensors() -> Iterator[None]:
 aten = torch.ops.aten
 _FREE = {  # metadata, uninitialised memory, marks of the profiler
     "aten.detach", "aten.empty", "aten.empty_like", "aten.empty_permuted", "aten.empty_strided", "aten.new_empty",
-    "aten.new_empty_strided", "aten.is_same_size", "aten.lift_fresh", "aten.sym_size", "prim.device",
+    "aten.new_empty_strided", "aten.is_same_size", "aten.lift_fresh", "aten.sym_size", "aten._unsafe_view",
+    "prim.device",
     "profiler._record_function_enter_new", "profiler._record_function_exit",
 }  # fmt: skip
 _WRITES_ONLY = {  # the result does not depend on what the first argument holds

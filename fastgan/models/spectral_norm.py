@@ -24,14 +24,15 @@ class SpectralNorm(nn.Module):
     Args:
         weight: initial.
         transposed: whether the outputs are dimension 1, as in a transposed convolution.
+        stored_transposed: whether the layer stores the weight as a transposed convolution does, with outputs last.
     """
 
     u: Tensor
     v: Tensor
 
-    def __init__(self, weight: Tensor, transposed: bool = False):
+    def __init__(self, weight: Tensor, transposed: bool = False, stored_transposed: bool = False):
         super().__init__()
-        self.transposed = transposed
+        self.transposed, self.stored_transposed = transposed, stored_transposed
         rows, columns = self._matrix(weight).shape
         self.register_buffer("u", nn.functional.normalize(weight.new_ones(rows), dim=0))
         self.register_buffer("v", weight.new_zeros(columns))
@@ -51,16 +52,19 @@ class SpectralNorm(nn.Module):
             vector.copy_(nn.functional.normalize(product(), dim=0, eps=1e-12))
 
     def _matrix(self, weight: Tensor) -> Tensor:
-        """[O, rest]: a view, if the weight is in channels_last."""
+        """[O, rest]: a view, if the weight is in channels_last, which is the order of the rest."""
+        weight = weight.transpose(0, 1) if self.stored_transposed else weight
         if weight.dim() == 4:
             weight = weight.permute(0, 2, 3, 1)
-        return weight.flatten(0, -2).t() if self.transposed else weight.flatten(1)
+        return weight.flatten(0, -2).t() if self.transposed or self.stored_transposed else weight.flatten(1)
 
 
 def spectral(layer: Layer) -> Layer:
     """Divide the layer's weight by its spectral norm, from now on. Returns the layer."""
     weight = layer.get_parameter("weight")
-    norm = SpectralNorm(weight.detach(), transposed=isinstance(layer, nn.ConvTranspose2d))
+    norm = SpectralNorm(
+        weight.detach(), isinstance(layer, nn.ConvTranspose2d), getattr(layer, "reads_transposed", False)
+    )
     # "unsafe" leaves out a trial run, which the meta device cannot do.
     parametrize.register_parametrization(layer, "weight", norm, unsafe=True)
     return layer

@@ -46,6 +46,16 @@ def test_only_power_iterations_change_the_estimate(layer):
     assert not torch.equal(normalized.weight, before)
 
 
+def test_weights_of_a_network_in_channels_last_are_not_copied(layer):
+    name, _, normalized = layer
+    normalized.to(memory_format=torch.channels_last)
+    ((norm, original),) = normalized_layers(normalized)
+    assert norm._matrix(original).data_ptr() == original.data_ptr()
+    assert normalized.weight.stride() == original.stride()
+    if name == "convolution after upsampling":
+        assert normalized.weight.transpose(0, 1).is_contiguous(memory_format=torch.channels_last)
+
+
 def test_gradients_are_those_of_the_formula(layer):
     """sigma = u^T W v with constant u and v (Miyato et al. 2018, equation 12)."""
     _, _, normalized = layer

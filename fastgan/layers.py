@@ -189,7 +189,7 @@ class EqualizedConv2d(_Equalized):
 
         On a GPU the activation of `first` is applied while this layer filters, unless one of the two has hooks.
         """
-        if _has_hooks(first) or _has_hooks(self) or not saves_passes(x.device):
+        if not saves_passes(x.device) or _has_hooks(first) or _has_hooks(self):
             return self(first(x), residual=residual)
         weight, bias, gain = first.effective()
         activation = {"bias": bias, "act": first.act, "gain": gain, "clamp": first.clamp}
@@ -214,8 +214,9 @@ class EqualizedConv2d(_Equalized):
 
 def _has_hooks(module: nn.Module) -> bool:
     """Whether a call of the module does more than its `forward`."""
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(vars(module).get(kind) for kind in kinds)
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
 
 
 def _filter_padding(filter: Tensor, up: int = 1, down: int = 1, extra: int = 0) -> tuple[int, int, int, int]:

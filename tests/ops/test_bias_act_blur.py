@@ -123,6 +123,21 @@ def test_results_are_bitwise_repeatable(backend):
     table.assert_bitwise_repeatable(backend, results)
 
 
+@pytest.mark.skipif(backends.why_not("cpp") is not None, reason="needs a compiled kernel")
+def test_forward_and_backward_are_one_graph_and_the_operators_pass_torchs_checks():
+    tensors = make((2, 16, 5, 6), torch.float32)
+    inputs = [tensors[name].requires_grad_() for name in ("x", "bias")]
+    function = lambda x, bias: bias_act_blur(x, tensors["taps"], bias=bias, padding=PADDING)
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    results = [(y, *torch.autograd.grad(y.square().sum(), inputs)) for y in (function(*inputs), compiled(*inputs))]
+    torch.testing.assert_close(*results)
+    given, options = [t.detach() for t in tensors.values()], (0.2, 1.0, math.inf, *PADDING, "cpp")
+    checks = {"test_utils": ("test_schema", "test_faketensor")}
+    torch.library.opcheck(torch.ops.fastgan.bias_act_blur, (*given, *options), **checks)
+    grad, needs_grad = results[0][0].detach(), [True, False, True]
+    torch.library.opcheck(torch.ops.fastgan.bias_act_blur_backward, (grad, given, needs_grad, *options), **checks)
+
+
 @backends.one_instruction_set
 def test_a_recorder_sees_the_two_operations(backend):
     tensors = make((1, 16, 4, 4), torch.float32, backends.device(backend))

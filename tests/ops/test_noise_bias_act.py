@@ -199,6 +199,15 @@ def test_the_gradient_of_a_residual_is_that_of_the_result(backend):
     assert gradient is dy
 
 
+def test_a_residual_is_compiled_to_one_graph():
+    x, small = make(Case(parts=("bias",), residual=True), torch.float32, "cpu")
+    inputs = [t.requires_grad_() for t in (x, small["bias"], small["residual"])]
+    function = lambda x, bias, residual: noise_bias_act(x, bias=bias, residual=residual)
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    results = [(y, *torch.autograd.grad(y.square().sum(), inputs)) for y in (function(*inputs), compiled(*inputs))]
+    torch.testing.assert_close(*results)
+
+
 @backends.one_instruction_set
 def test_a_recorder_sees_a_residual_as_a_sum(backend):
     x, small = make(Case(parts=("bias",), residual=True), torch.float32, backends.device(backend))

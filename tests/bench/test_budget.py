@@ -17,11 +17,11 @@ SMALL = budget.Case("stylegan2", 16, batch=8, network={"channel_base": 256, "cha
 # Launches, TFLOP, GB outside convolutions, GB inside. A step may take 2 % more. After an improvement, lower them:
 # `python -m bench.budget NAME --top 0` prints the new ones.
 STORED = {
-    ("stylegan2-256", "plain"): (1549, 10.74, 48.47, 24.78),
-    ("stylegan2-256", "path length"): (3621, 13.60, 65.56, 30.40),
-    ("stylegan2-256", "R1 and path length"): (4139, 16.56, 83.40, 38.28),
-    ("r3gan-256", "R1 and R2"): (2443, 25.79, 298.9, 229.7),
-    ("stylegan-256", "R1"): (1627, 16.43, 44.10, 29.41),
+    ("stylegan2-256", "plain"): (745, 10.74, 35.37, 24.78),
+    ("stylegan2-256", "path length"): (1578, 13.60, 52.20, 30.40),
+    ("stylegan2-256", "R1 and path length"): (1931, 16.56, 69.50, 38.28),
+    ("r3gan-256", "R1 and R2"): (2111, 25.79, 298.9, 229.7),
+    ("stylegan-256", "R1"): (1259, 16.43, 44.10, 29.41),
 }
 
 

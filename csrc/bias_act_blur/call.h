@@ -18,6 +18,6 @@ struct BiasActBlurCall {
 
 }  // namespace fastgan
 
-FASTGAN_CPU_WORKSPACE(BiasActBlurCall, bias_act_blur_workspace)
-FASTGAN_CPU_KERNEL(BiasActBlurCall, bias_act_blur_forward, no_workspace, "bias_act_blur.forward")
-FASTGAN_CPU_KERNEL(BiasActBlurCall, bias_act_blur_backward, bias_act_blur_workspace, "bias_act_blur.backward")
+FASTGAN_WORKSPACE(BiasActBlurCall, bias_act_blur_workspace)
+FASTGAN_KERNEL(BiasActBlurCall, bias_act_blur_forward, no_workspace, "bias_act_blur.forward")
+FASTGAN_KERNEL(BiasActBlurCall, bias_act_blur_backward, bias_act_blur_workspace, "bias_act_blur.backward")

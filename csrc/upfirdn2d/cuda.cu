@@ -29,7 +29,7 @@ struct RowGrid {
 // Grid: see RowGrid. A thread computes V channels of a pixel at a time.
 template <class T, int V>
 __global__ void nhwc_any_filter(Geometry g, int runs, int vectors, const typename ArithmeticOf<T>::type* taps,
-                                const T* x, T* y) {
+                                const T* x, const T* addend, T* y) {
     using S = typename ArithmeticOf<T>::type;
     DYN_SHARED(S, arranged);
     arrange_taps(g, taps, arranged);
@@ -52,10 +52,12 @@ __global__ void nhwc_any_filter(Geometry g, int runs, int vectors, const typenam
                 for (int v = 0; v < V; ++v) total[v] += weight * gpu::to<S>(value.v[v]);
             }
         }
+        const int64_t at = (row * g.ow + ox) * g.c + channel;
+        const gpu::Vec<T, V> added = gpu::load_or_zeros<V>(addend != nullptr, addend + at);
         gpu::Vec<T, V> out;
         GPU_UNROLL
-        for (int v = 0; v < V; ++v) out.v[v] = gpu::from<T>(total[v]);
-        gpu::store(y + (row * g.ow + ox) * g.c + channel, out);
+        for (int v = 0; v < V; ++v) out.v[v] = gpu::from<T>(total[v] + gpu::to<S>(added.v[v]));
+        gpu::store(y + at, out);
     }
 }
 
@@ -66,19 +68,49 @@ int kernel_of(const Upfirdn2dCall& call) {
     return call.up_x == 2 ? 2 : call.down_x == 2 ? 3 : 1;
 }
 
+// Writes the sums of the outputs and `addend`, which may be y.
+template <class T, int V>
+struct AddingStore {
+    using S = typename ArithmeticOf<T>::type;
+    using Loaded = gpu::Vec<T, V>;
+    static constexpr int SUMS = 0, SMALL = 0, THREADS = V == 8 ? BLOCK / 2 : BLOCK;
+    PlainStore<T, V> to;
+    const T* addend;
+
+    FASTGAN_INLINE void start(int64_t sample, int64_t pixel, int64_t pixels, int c, int channel) {
+        to.start(sample, pixel, pixels, c, channel);
+        addend += (sample * pixels + pixel) * c + channel;
+    }
+    FASTGAN_INLINE void move(int64_t pixels, int c) {
+        to.move(pixels, c);
+        addend += pixels * c;
+    }
+    FASTGAN_INLINE Loaded load(bool there, int i, int c) const { return gpu::load_or_zeros<V>(there, addend + i * c); }
+    template <class Table, class Total>
+    FASTGAN_INLINE void store(const bool (&wanted)[RUN], const Loaded (&loaded)[RUN], const Total& total,
+                              const Table& table, S* sums, int c) const {
+        const typename PlainStore<T, V>::Loaded nothing[RUN] = {};
+        const auto sum = [&](int o, int v) { return total(o, v) + gpu::to<S>(loaded[o].v[v]); };
+        to.store(wanted, nothing, sum, table, sums, c);
+    }
+};
+
 template <class T, int V, int UP, int DOWN>
 void launch_strips(const Upfirdn2dCall& call, void* stream) {
     using Load = PlainLoad<T, V>;
-    using Store = PlainStore<T, V>;
-    const StripLaunch<T, V, UP, DOWN, Load, Store> strips(call);
-    strips(call.taps, Load{(const T*)call.x}, Store{(T*)call.y}, stream);
+    const PlainStore<T, V> plain{(T*)call.y};
+    const auto launch = [&](const auto& store) {
+        const StripLaunch<T, V, UP, DOWN, Load, std::decay_t<decltype(store)>> strips(call);
+        strips(call.taps, Load{(const T*)call.x}, store, stream);
+    };
+    call.addend ? launch(AddingStore<T, V>{plain, (const T*)call.addend}) : launch(plain);
 }
 
 template <class T>
 void nhwc(const Upfirdn2dCall& call, void* stream) {
     using S = typename ArithmeticOf<T>::type;
     constexpr int V = 16 / sizeof(T);
-    const bool vectorised = call.c % V == 0 && aligned(call.x, call.y);
+    const bool vectorised = call.c % V == 0 && aligned(call.x, call.y, call.addend);
     const Geometry g = geometry_of(call);
     if (vectorised && fits_strips(call)) {
         const int which = kernel_of(call);
@@ -90,7 +122,8 @@ void nhwc(const Upfirdn2dCall& call, void* stream) {
     const RowGrid rows(call, vectors * call.ow);
     const gpu::Launch all(rows.grid, rows.threads, size_t(taps_to_arrange(call)) * sizeof(S), stream);
     auto launch = [&](auto kernel) {
-        all(kernel, g, int(call.ow), int(vectors), (const S*)call.taps, (const T*)call.x, (T*)call.y);
+        all(kernel, g, int(call.ow), int(vectors), (const S*)call.taps, (const T*)call.x, (const T*)call.addend,
+            (T*)call.y);
     };
     if (vectorised) {
         launch(nhwc_any_filter<T, V>);
@@ -151,7 +184,8 @@ FASTGAN_INLINE S filtered(const Axis& axis, int phase, int o, const S* taps, con
 
 // Grid: (tiles of a plane, groups of planes); blocks loop over more groups than a grid can have.
 template <class T, int TAPS, int UP, int DOWN>
-__global__ void nchw(Geometry g, Tiles t, const typename ArithmeticOf<T>::type* taps, const T* x, T* y) {
+__global__ void nchw(Geometry g, Tiles t, const typename ArithmeticOf<T>::type* taps, const T* x, const T* addend,
+                     T* y) {
     using S = typename ArithmeticOf<T>::type;
     DYN_SHARED(S, inputs);
     S* middle = inputs + t.inputs;
@@ -191,7 +225,9 @@ __global__ void nchw(Geometry g, Tiles t, const typename ArithmeticOf<T>::type* 
                                                inputs + (p * t.in_h + at + r) * t.in_w, 1);
                 }
             }
-            y[(plane * g.oh + to_y) * g.ow + to_x] = gpu::from<T>(total);
+            const int64_t at = (plane * g.oh + to_y) * g.ow + to_x;
+            if (addend) total += gpu::to<S>(addend[at]);
+            y[at] = gpu::from<T>(total);
         }
         __syncthreads();
     }
@@ -211,7 +247,9 @@ void nchw(const Upfirdn2dCall& call, void* stream) {
     const int64_t groups = ceil_div(g.planes, t.planes);
     const dim3 grid(unsigned(t.across * t.down), unsigned(min(groups, MAX_GRID_Y)));
     const gpu::Launch all(grid, BLOCK, bytes, stream);
-    auto launch = [&](auto kernel) { all(kernel, g, t, (const S*)call.taps, (const T*)call.x, (T*)call.y); };
+    auto launch = [&](auto kernel) {
+        all(kernel, g, t, (const S*)call.taps, (const T*)call.x, (const T*)call.addend, (T*)call.y);
+    };
     if constexpr (sizeof(T) < sizeof(double)) {
         const int which = kernel_of(call);
         if (which == 1) return launch(nchw<T, 4, 1, 1>);

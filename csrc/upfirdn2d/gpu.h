@@ -136,8 +136,8 @@ struct PlainLoad {
     }
     FASTGAN_INLINE void move(int64_t pixels, int c) { x += pixels * c; }
     FASTGAN_INLINE Loaded load(bool there, int i, int c) const { return gpu::load_or_zeros<V>(there, x + i * c); }
-    template <class Small>
-    FASTGAN_INLINE void values(const Loaded& in, bool, const Small&, S (&out)[V]) const {
+    template <class Table>
+    FASTGAN_INLINE void values(const Loaded& in, bool, const Table&, S (&out)[V]) const {
         GPU_UNROLL
         for (int v = 0; v < V; ++v) out[v] = gpu::to<S>(in.v[v]);
     }
@@ -156,8 +156,8 @@ struct PlainStore {
     }
     FASTGAN_INLINE void move(int64_t pixels, int c) { y += pixels * c; }
     FASTGAN_INLINE Loaded load(bool, int, int) const { return {}; }
-    template <class Small, class Total>
-    FASTGAN_INLINE void store(const bool (&wanted)[RUN], const Loaded (&)[RUN], const Total& total, const Small&, S*,
+    template <class Table, class Total>
+    FASTGAN_INLINE void store(const bool (&wanted)[RUN], const Loaded (&)[RUN], const Total& total, const Table&, S*,
                               int c) const {
         GPU_UNROLL
         for (int o = 0; o < RUN; ++o) {

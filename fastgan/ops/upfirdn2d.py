@@ -237,9 +237,6 @@ class Upfirdn2d(LinearOperation):
 
 # Forks ----------------------------------------------------------------------------------------------------------------
 
-_WITHOUT_ADDEND = ("cuda", "emulated")  # backends whose kernel ignores `addend`
-
-
 def _separately(x: Tensor, taps: Tensor, **options) -> tuple[Tensor, Tensor]:
     return x, upfirdn2d(x, taps, **options)
 
@@ -259,7 +256,7 @@ def forked_upfirdn2d(
         return _separately(x, taps, up=up, down=down, padding=padding)
     given, taps, options = validate("upfirdn2d", x, taps, up, down, padding, 1.0, False)
     backend = backends.choose("upfirdn2d", x.device)
-    if backend == "torch" or backend in _WITHOUT_ADDEND or given is not x:
+    if backend == "torch" or given is not x:
         return _separately(x, taps, up=up, down=down, padding=padding)
     return _Fork.apply(x, taps, backend, options)
 

@@ -43,9 +43,11 @@ class Limit(NamedTuple):
     threads: int = sass.BLOCK
 
 
-def strips(load: str = "PlainLoad", store: str = "PlainStore", v: int = 8, up_down: str = "1, 1", clamp: str = "false"):
+def strips(
+    load: str = "PlainLoad", store: str = "PlainStore", v: int = 8, up_down: str = "1, 1", clamp: str = ", false"
+):
     """Name of a kernel of csrc/upfirdn2d/gpu.h."""
-    parts = [f"{name}<bf16, {v}{'' if name.startswith('Plain') else f', {clamp}'}>" for name in (load, store)]
+    parts = [f"{name}<bf16, {v}{'' if name.startswith('Plain') else clamp}>" for name in (load, store)]
     return f"filter_strips<bf16, {v}, {up_down}, {', '.join(parts)}>"
 
 
@@ -62,10 +64,15 @@ LIMITS = [
     Limit("upfirdn2d, blur",                     strips(),                               2,   40),
     Limit("  up 2",                              strips(up_down="2, 1"),                 3,   36),
     Limit("  down 2",                            strips(up_down="1, 2"),                 3,   36, 128),
+    Limit("  up 2, with an addend",              strips(store="AddingStore", up_down="2, 1", clamp=""), 5, 35, 128),
+    Limit("bias_act_blur forward",               strips("ActivatedLoad"),                3,   72, 128),
+    Limit("  with a clamp",                      strips("ActivatedLoad", clamp=", true"),  3,   95, 128),
+    Limit("  backward",                          strips(store="DerivativeStore"),        3,   45, 128),
+    Limit("  with a clamp",                      strips(store="DerivativeStore", clamp=", true"), 3, 56, 128),
     Limit("filtered_noise_bias_act forward",     strips(store="EpilogueStore"),          3,   61, 128),
-    Limit("  with a clamp",                      strips(store="EpilogueStore", clamp="true"), 3, 70, 128),
+    Limit("  with a clamp",                      strips(store="EpilogueStore", clamp=", true"), 3, 70, 128),
     Limit("  backward",                          strips(store="GradientStore", v=4),     2,   85),
-    Limit("  with a clamp",                      strips(store="GradientStore", v=4, clamp="true"), 2, 100),
+    Limit("  with a clamp",                      strips(store="GradientStore", v=4, clamp=", true"), 2, 100),
     Limit("instance_norm forward, on chip",      "forward<bf16, 8, true, true>",         2,   61),
     Limit("  moments of pieces",                 "forward<bf16, 8, true, false>",        2,  155),
     Limit("  the rest",                          "normalise<bf16, 8, true, false>",      3,   52),

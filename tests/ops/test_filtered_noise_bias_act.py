@@ -78,6 +78,7 @@ def test_values_and_derivatives_are_as_good_as_plain_pytorch(backend, shape, par
         {"taps": (3,)},
         {"shape": (2, 5, 6, 6)},
         {"shape": (1, 16, 2, 2)},
+        {"shape": (1, 20, 4, 70)},  # several blocks along a row and along the channels
         {"scalar": False, "shared": True},
     ],
     ids=str,

@@ -126,7 +126,7 @@ def test_values_and_derivatives_are_as_good_as_plain_pytorch(backend, case, dtyp
 @backends.one_instruction_set
 def test_gradcheck_and_gradgradcheck(backend, layout, form):
     device = backends.device(backend)
-    x = arrange(torch.randn(2, 3, 3, 5, dtype=torch.float64), layout).to(device).requires_grad_()
+    x = arrange(torch.randn(2, 4, 3, 5, dtype=torch.float64), layout).to(device).requires_grad_()
     taps = torch.randn(4, dtype=torch.float64, device=device)
     function = lambda x: upfirdn2d(x, taps, **form)
     assert torch.autograd.gradcheck(function, x)

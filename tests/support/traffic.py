@@ -15,16 +15,19 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import fastgan_kernels
 from bench.forms import FORMS as TIMED_FORMS
 from bench.operations import Form, Normal, Shape
 from fastgan import ops
+from fastgan.ops.upfirdn2d import forked_upfirdn2d
 from fastgan_kernels import extension
 from tests.emulation import build as emulation
 
-ACTIVATIONS = {"x", "y", "dy", "dx", "gx", "ddy", "reference", "a", "b", "first", "second", "appended", "pixels"}
+ACTIVATIONS = {"x", "y", "dy", "dx", "gx", "ddy", "reference", "residual", "addend", "a", "b", "first", "second"}
+ACTIVATIONS |= {"appended", "pixels"}
 """Fields of calls that hold activations or their gradients; all others are small."""
 
 
@@ -130,7 +133,7 @@ def _efficiency(instructions: list[Instruction]) -> float | None:
 # ----------------------------------------------------------------------------------------------------------- operations
 
 # The activations that a formula reads and writes in each direction, by their shapes: "x" or "y" for those like x or y,
-# "p" for bytes of images. A direction without a kernel of its own is left out.
+# "p" for bytes of images, "q" for a quarter of x. A direction without a kernel of its own is left out.
 Formula = dict[str, tuple[str, str]]
 FROM_OUTPUT: Formula = {"forward": ("x", "y"), "backward": ("yy", "x"), "double backward": ("xy", "y")}
 FROM_INPUT: Formula = {"forward": ("x", "y"), "backward": ("xy", "x"), "double backward": ("xxy", "xy")}
@@ -146,6 +149,7 @@ FORMULAS: dict[str, Formula] = {
     "blur": LINEAR,
     "filtered": NORM,
     "act_blur": NORM,
+    "fork": {"forward": ("x", "q"), "backward": ("xq", "x")},
     "batch_norm_act": NORM,
     "adain": NORM,
     "style_epilogue": NORM,
@@ -176,7 +180,24 @@ IMAGE_BATCH = Form(
     shapes={},
     fixed=("pixels", "index", "mirrored"),
 )
-FORMS: dict[str, Form] = {form.name: form for form in (*TIMED_FORMS, IMAGE_BATCH) if form.name in FORMULAS}
+# A discriminator's skip connection, whose gradient joins that of the other branch.
+FORK = Form(
+    operation="upfirdn2d",
+    name="fork",
+    label="`forked_upfirdn2d`",
+    fused=lambda x, taps: _joined(*forked_upfirdn2d(x, taps, down=2, padding=(1, 1, 1, 1))),
+    textbook=forked_upfirdn2d,
+    tensors=lambda shape, normal: {"taps": normal(4)},
+    shapes={},
+    fixed=("taps",),
+)
+
+
+def _joined(x: Tensor, smaller: Tensor) -> Tensor:
+    return x + F.interpolate(smaller, scale_factor=2)
+
+
+FORMS: dict[str, Form] = {form.name: form for form in (*TIMED_FORMS, IMAGE_BATCH, FORK) if form.name in FORMULAS}
 
 
 @dataclass(frozen=True)
@@ -212,6 +233,8 @@ CASES = {
     "upfirdn2d: down 2": Case("downsample", (36, 64, 64, 64), (1, 4, 64, 64), ends=15),
     "upfirdn2d: down 2, RGB": Case("downsample", (1, 3, 64, 64), None),
     "upfirdn2d: blur": Case("blur", (36, 64, 64, 64), (1, 4, 64, 64), ends=15),
+    "upfirdn2d: down 2, forked": Case("fork", (36, 64, 64, 64), (1, 4, 64, 64), ends=15),
+    "bias_act_blur": Case("act_blur", (36, 64, 64, 64), None, ends=15),
     "filtered_noise_bias_act": Case("filtered", (36, 64, 65, 65), (1, 4, 65, 65), ends=15),
     "batch_norm_act": Case("batch_norm_act", (2, 64, 32, 32), (2, 64, 32, 32)),
     "adain: on chip": Case("adain", (4, 128, 16, 16), (4, 128, 16, 16)),
@@ -271,7 +294,8 @@ def count(
             inputs = [dy, x, *small] if "x" in formula["double backward"][1] else [dy]
             with recorded(records, "double backward"):
                 torch.autograd.grad(dx, inputs, activation(shape, False), allow_unused=True)
-    size = {"x": x.nbytes, "y": y.nbytes, "p": others["pixels"].nbytes if "pixels" in others else 0}
+    size = {"x": x.nbytes, "y": y.nbytes, "q": x.nbytes // 4}
+    size["p"] = others["pixels"].nbytes if "pixels" in others else 0
     return {
         direction: Traffic(launches, *(sum(size[which] for which in tensors) for tensors in formula[direction]))
         for direction, launches in records.items()

@@ -76,6 +76,8 @@ def _strips(v: int, load: str, store: str) -> str:
 
 
 BLUR = Pass(_strips(8, "PlainLoad<bf16, 8>", "PlainStore<bf16, 8>"), 2, 2.3)
+ACTIVATED = Pass(_strips(8, "ActivatedLoad<bf16, 8, false>", "PlainStore<bf16, 8>"), 2, 2.3, threads=128)
+ACTIVATED_BACKWARD = Pass(_strips(8, "PlainLoad<bf16, 8>", "DerivativeStore<bf16, 8, false>"), 3, 3.3, True, 0, 128)
 FILTERED = Pass(_strips(8, "PlainLoad<bf16, 8>", "EpilogueStore<bf16, 8, false>"), 2, 2.3, threads=128)
 FILTERED_BACKWARD = Pass(_strips(4, "PlainLoad<bf16, 4>", "GradientStore<bf16, 4, false>"), 3, 3.3, True)
 # Form -> passes of forward and of backward, of sizes that do not fit on chip.
@@ -91,6 +93,7 @@ PASSES: dict[str, tuple[list[Pass], list[Pass]]] = {
         [Pass("nhwc<Element<2, 0, bf16, 4>, 4>", 3, 3, True)],
     ),
     "blur": ([BLUR], [BLUR]),
+    "act_blur": ([ACTIVATED], [ACTIVATED_BACKWARD]),
     "filtered": ([FILTERED], [FILTERED_BACKWARD, BLUR]),
     "batch_norm_act": _norm("true"),
     "adain": _norm("false"),

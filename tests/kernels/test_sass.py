@@ -64,7 +64,7 @@ LIMITS = [
     Limit("upfirdn2d, blur",                     strips(),                               2,   40),
     Limit("  up 2",                              strips(up_down="2, 1"),                 3,   36),
     Limit("  down 2",                            strips(up_down="1, 2"),                 3,   36, 128),
-    Limit("  up 2, with an addend",              strips(store="AddingStore", up_down="2, 1", clamp=""), 5, 35, 128),
+    Limit("  up 2, with an addend",              strips(store="AddingStore", up_down="2, 1", clamp=""), 4, 35, 128),
     Limit("bias_act_blur forward",               strips("ActivatedLoad"),                3,   72, 128),
     Limit("  with a clamp",                      strips("ActivatedLoad", clamp=", true"),  3,   95, 128),
     Limit("  backward",                          strips(store="DerivativeStore"),        3,   45, 128),

@@ -237,6 +237,7 @@ class Upfirdn2d(LinearOperation):
 
 # Forks ----------------------------------------------------------------------------------------------------------------
 
+
 def _separately(x: Tensor, taps: Tensor, **options) -> tuple[Tensor, Tensor]:
     return x, upfirdn2d(x, taps, **options)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fastgan.effective import shared_weights, with_shared_weights
+from fastgan.ops.recordable import splits_again
 
 
 class GradientCheckpointing(nn.Module):
@@ -26,8 +27,9 @@ class GradientCheckpointing(nn.Module):
     def block(self, function: Callable, x: Tensor, *others: Any) -> Any:
         """`function(x, *others)`, checkpointed if enabled."""
         if self.gradient_checkpointing and torch.is_grad_enabled():
+            function = splits_again(function)  # backward calls it in another context
             if shared := shared_weights():
-                function = with_shared_weights(shared, function)  # again when backward calls it
+                function = with_shared_weights(shared, function)
             return checkpoint(function, x, *others, use_reentrant=False)
         return function(x, *others)
 

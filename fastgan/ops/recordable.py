@@ -47,3 +47,23 @@ def recorded_by(recorder: Recorder | None) -> Iterator[None]:
         yield
     finally:
         _recorder.reset(token)
+
+
+def splits_again(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """`function`, whose calls are split later as they are now, with a recorder or without.
+
+    Gradient checkpointing calls it again without the recorder, and needs the same saved tensors.
+    """
+    if is_compiling() or _recorder.get() is None:
+        return function
+
+    def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        with recorded_by(_recorder.get() or _run):
+            return function(*args, **kwargs)
+
+    return call
+
+
+def _run(name: Callable, function: Callable, args: tuple, kwargs: dict) -> Any:
+    """A recorder that records nothing."""
+    return function(*args, **kwargs)

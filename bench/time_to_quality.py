@@ -16,6 +16,9 @@ Without any, every family and the textbook run. One trains at a time, alone on t
 glyphs, by the classifier of `bench.glyph_quality`. Minutes count from the start of the command to the checkpoint, and
 include imports and preparation. A contestant that is finished in OUT is not trained again.
 
+If a contestant has learnt from a pretrained network (`--discriminator projected`), all are also measured on features
+of another network, and the curves show those.
+
 Writes OUT/race.json and the curves, OUT/race.png.
 """
 
@@ -38,6 +41,7 @@ from fastgan.cli import evaluate
 from fastgan.data import open_dataset
 from fastgan.errors import UserError
 from fastgan.files import write_atomically
+from fastgan.metrics import registry
 from fastgan.runs.networks import open_networks
 
 ENDINGS = (".safetensors", ".pkl", ".pt")  # of checkpoints
@@ -171,7 +175,8 @@ def plot(found: dict[str, Any], path: Path) -> None:
     from matplotlib.ticker import LogLocator, NullLocator
 
     figure = Figure(figsize=(11, 8), layout="constrained")
-    panels = list(PANELS)
+    is_judged = any("kid_lite2" in row for each in found["contestants"].values() for row in each["rows"])
+    panels = [(f"{value}_lite2" if is_judged else value, *others) for value, *others in PANELS]
     if any("as_asked" in row for each in found["contestants"].values() for row in each["rows"]):
         figure.set_size_inches(15, 8)
         panels += [("as_asked", "classified as asked", 1.0), ("variety", "distance within a class, of real", 1.0)]
@@ -185,7 +190,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
         floor = (found["floor"] or {}).get(value)
         if floor is not None:
             axes.axhline(scale * floor, color="grey", linestyle="--", label="training images")
-        if value in ("kid", "fd") and lowest > 0:  # an unbiased estimate can be negative
+        if value.startswith(("kid", "fd")) and lowest > 0:  # an unbiased estimate can be negative
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter("{x:g}")
@@ -197,7 +202,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
     axes.legend(fontsize="small")
     threads = f"{found['threads']} thread{'s' * (found['threads'] > 1)}"
     figure.suptitle(
-        f"{found['data']}: distance to {found['real']}, by {found['features']}\n"
+        f"{found['data']}: distance to {found['real']}, by {registry.LITE2 if is_judged else found['features']}\n"
         f"{found['device']} ({found['instructions']}), {threads}"
     )
     figure.savefig(path, dpi=100)
@@ -233,9 +238,15 @@ def main() -> int:
     return 0
 
 
+def common_metrics(entrants: list[Contestant], metrics: str) -> str:
+    """Metrics for all contestants: also on features of a network from which none has learnt."""
+    taught = any("projected" in each.command for each in entrants)
+    return ",".join(registry.judged(registry.parse(metrics), "projected" if taught else "own"))
+
+
 def judge(entrants: list[Contestant], given: argparse.Namespace) -> dict[str, Any]:
     """Evaluate the trainings in given.out, printing each row; returns the content of race.json."""
-    examiner = Judge(given.data, given.samples, given.metrics, given.heldout)
+    examiner = Judge(given.data, given.samples, common_metrics(entrants, given.metrics), given.heldout)
     found = {**measure.machine(), "data": given.data, "samples": given.samples, "contestants": {}}
     for each in entrants:
         folder = given.out / each.name

@@ -9,7 +9,17 @@ import pytest
 from PIL import Image
 
 from bench import time_to_quality
-from bench.time_to_quality import FINISHED, STARTED, Contestant, checkpoints, contestant, plot, spread, train
+from bench.time_to_quality import (
+    FINISHED,
+    STARTED,
+    Contestant,
+    checkpoints,
+    common_metrics,
+    contestant,
+    plot,
+    spread,
+    train,
+)
 from fastgan.errors import UserError
 from tests.support.tiny_run import make_folder
 
@@ -77,19 +87,24 @@ def test_evaluated_checkpoints_are_spread_over_the_time():
     assert spread(found[:2], 8) == found[:2]
 
 
+@pytest.mark.parametrize("judge", ["", "_lite2"])
 @pytest.mark.parametrize("kids", [(0.3, 0.1, 0.02), (0.3, 0.0, -0.001)])
-def test_plots_negative_estimates_too(kids, tmp_path):
-    rows = [
-        {"minutes": at, "kid": kid, "fd": 3.0, "precision": 0.1, "recall": 0.2, "images": 32 * at}
-        for at, kid in enumerate(kids)
-    ]
+def test_plots_negative_estimates_too(kids, judge, tmp_path):
+    values = {f"fd{judge}": 3.0, f"precision{judge}": 0.1, f"recall{judge}": 0.2}
+    rows = [{"minutes": at, f"kid{judge}": kid, "images": 32 * at} | values for at, kid in enumerate(kids)]
     found = {
         "data": "emoji", "real": "training images", "features": "a network", "device": "a machine",
-        "instructions": "some", "threads": 2, "floor": {"kid": 0.01, "fd": 1.0},
+        "instructions": "some", "threads": 2, "floor": {f"kid{judge}": 0.01, f"fd{judge}": 1.0},
         "contestants": {name: {"rows": rows} for name in ("stylegan2", "textbook")},
     }  # fmt: skip
     plot(found, tmp_path / "plot.png")
     assert Image.open(tmp_path / "plot.png").size == (1100, 800)
+
+
+def test_all_are_measured_by_a_network_that_has_taught_none():
+    entrants = [contestant(text, []) for text in ("dcgan", "taught=--discriminator projected")]
+    assert common_metrics(entrants[:1], "kid,fd") == "kid,fd"
+    assert common_metrics(entrants, "kid,fd") == "kid-lite2,fd-lite2,kid,fd"
 
 
 @pytest.mark.slow

@@ -113,13 +113,17 @@ def _mean(image: Tensor, factor: int) -> Tensor:
 class _FirstConv(nn.ConvTranspose2d):
     """Transposed convolution of a latent [N, inputs], as a map of one position, by a matrix product; [N, C, H, W]."""
 
-    def forward(self, z: Tensor) -> Tensor:
-        return as_feature_maps(z @ self.weight.permute(0, 2, 3, 1).flatten(1), self.kernel_size)
+    def forward(self, z: Tensor) -> Tensor:  # type: ignore[override]  # no output_size
+        height, width = self.kernel_size
+        return as_feature_maps(z @ self.weight.permute(0, 2, 3, 1).flatten(1), (height, width))
 
 
 def _normalized(layer: nn.Module) -> nn.Module:
-    """A layer with spectral normalization, and initial weights in proportion to N(0, 1)."""
-    nn.init.normal_(layer.get_parameter("weight"))
+    """A layer with spectral normalization and initial weights from N(0, 0.02).
+
+    The effective weights do not depend on that scale, but Adam's steps are relative to it.
+    """
+    nn.init.normal_(layer.get_parameter("weight"), 0.0, 0.02)
     return spectral(layer)
 
 
@@ -297,12 +301,9 @@ class Discriminator(nn.Module):
     def forward(
         self, image: Tensor | Pair, label: Tensor | None = None, *, reconstruct: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
-        if isinstance(image, tuple):
-            image, small = map(channels_last, image)
-        else:
-            image = channels_last(image)
-            small = _mean(image, self.top // self.small)
-        x = self.stem(image)
+        large, small = image if isinstance(image, tuple) else (image, _mean(image, self.top // self.small))
+        large, small = channels_last(large), channels_last(small)
+        x = self.stem(large)
         features = {min(TRUNK_FROM, self.top): x}
         for name, block in self.blocks.items():
             r, before = int(name), x
@@ -322,9 +323,9 @@ class Discriminator(nn.Module):
         if not reconstruct:
             return logits
         # `before` has twice the resolution of x, so its quadrants have that of x.
-        choice = torch.rand(2, len(image), 1, 1, 1, device=image.device) < 0.5
-        loss = _error(self.decoder(x), image) + _error(self.small_decoder(y), small)
-        return logits, loss + _error(self.part_decoder(_quadrant(before, *choice)), _quadrant(image, *choice))
+        choice = torch.rand(2, len(large), 1, 1, 1, device=large.device) < 0.5
+        loss = _error(self.decoder(x), large) + _error(self.small_decoder(y), small)
+        return logits, loss + _error(self.part_decoder(_quadrant(before, *choice)), _quadrant(large, *choice))
 
 
 def _quadrant(x: Tensor, bottom: Tensor, right: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ def spectral(layer: Layer) -> Layer:
     return layer
 
 
-def normalized_layers(network: nn.Module) -> list[tuple[SpectralNorm, nn.Parameter]]:
+def normalized_layers(network: nn.Module) -> list[tuple[SpectralNorm, Tensor]]:
     """The spectral norms of a network, each with the weight that is trained."""
     return [
         (module[0], module.original)
@@ -80,7 +80,7 @@ def normalized_layers(network: nn.Module) -> list[tuple[SpectralNorm, nn.Paramet
     ]
 
 
-def power_iteration(layers: Iterable[tuple[SpectralNorm, nn.Parameter]]) -> None:
+def power_iteration(layers: Iterable[tuple[SpectralNorm, Tensor]]) -> None:
     """One power iteration of each of `normalized_layers`."""
     for norm, weight in layers:
         norm.iterate(weight)

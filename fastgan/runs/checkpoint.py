@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import platform
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -194,8 +194,8 @@ def read_header(path: str | Path) -> Header:
         _require_consistent(found)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    names = (field.name for field in fields(Header))
-    return Header(**{name: path if name == "path" else getattr(found, name) for name in names})
+    progress = found.step, found.images, found.seconds, found.stage
+    return Header(path, found.config, found.model, *progress, found.dataset, found.tensors)
 
 
 def _require_consistent(content: _Content) -> None:

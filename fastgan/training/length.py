@@ -16,7 +16,8 @@ class Length:
     """Length of a training, which schedules follow: `--images`, or `--minutes` of the time that its loop runs."""
 
     def __init__(self, options: TrainingOptions):
-        self.images, self.seconds, self._batch = options.images, 60 * options.minutes, options.batch
+        self.images, self._batch = int(options.images), int(options.batch)  # no longer "auto"
+        self.seconds = 60 * options.minutes
 
     @property
     def total(self) -> float:

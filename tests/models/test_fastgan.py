@@ -185,6 +185,15 @@ def test_a_step_trains_decoders_on_real_images_and_shows_small_fakes():
     assert 0 < training.averages.read()["reconstruction"] < 10
 
 
+def test_initial_weights_are_those_of_the_authors_code():
+    """Their scale, which normalization takes out of the effective weights, is what Adam's steps are relative to."""
+    _, *networks = build(num_classes=3)
+    for network in networks:
+        for _, weight in normalized_layers(network):
+            if weight.numel() > 200:
+                assert weight.std().item() == pytest.approx(0.02, rel=0.25)
+
+
 def test_all_weights_but_biases_and_scales_are_normalized():
     _, *networks = build(num_classes=3)
     for network in networks:

@@ -7,12 +7,15 @@ from typing import get_args
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastgan import models
 from fastgan.cli.evaluate import main as evaluate
 from fastgan.cli.train import main
 from fastgan.models import ModelConfig
 from fastgan.models.projected import RandomMixing, enlarged_size
+from fastgan.models.spectral_norm import normalized_layers, power_iteration
+from fastgan.ops import use_backend
 from fastgan.runs import config as configuration
 from fastgan.runs.checkpoint import load_generator, read_header
 from fastgan.training import configure
@@ -80,6 +83,21 @@ def test_scales_are_mixed_as_in_the_paper():
 )
 def test_small_images_are_enlarged_to_whole_feature_maps(size, shorter, expected):
     assert enlarged_size(*size, shorter) == expected
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_no_device_synchronization(channels):
+    """Fake tensors have no values: whatever asks for one, or has a shape that depends on one, raises."""
+    with FakeTensorMode(), use_backend("torch"):
+        built = models.build(ModelConfig(**SMALL, channels=channels, num_classes=3))[1]
+        built.network.is_loaded = True
+        power_iteration(normalized_layers(built))
+        x = torch.randn(4, channels, 32, 32, requires_grad=True)
+        logits = built(x, torch.zeros(4, dtype=torch.int64))
+        assert logits.shape == (4, 4)
+        logits.sum().backward()
+        with pytest.raises(RuntimeError):
+            logits.sum().item()
 
 
 @needs_network

@@ -7,6 +7,7 @@ weights learn at the same relative speed (Karras et al. 2018, "Progressive Growi
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -178,6 +179,11 @@ class EqualizedConv2d(_Equalized):
         weight, bias, gain = self.effective()
         return self._activated(self.convolve(x, weight), bias, gain, residual)
 
+    def convolved(self, x: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """The convolution's output, and the arguments of `noise_bias_act` that complete the layer."""
+        weight, bias, gain = self.effective()
+        return self.convolve(x, weight), {"bias": bias, "act": self.act, "gain": gain, "clamp": self.clamp}
+
     def _activated(self, y: Tensor, bias: Tensor | None, gain: float, residual: Tensor | None = None) -> Tensor:
         """The end of the layer."""
         if bias is None and self.act == "linear" and gain == 1 and self.clamp is None:
@@ -191,9 +197,8 @@ class EqualizedConv2d(_Equalized):
         """
         if not saves_passes(x.device) or _has_hooks(first) or _has_hooks(self):
             return self(first(x), residual=residual)
-        weight, bias, gain = first.effective()
-        activation = {"bias": bias, "act": first.act, "gain": gain, "clamp": first.clamp}
-        y = bias_act_blur(first.convolve(x, weight), self.resample_filter, padding=self._padding(), **activation)
+        y, activation = first.convolved(x)
+        y = bias_act_blur(y, self.resample_filter, padding=self._padding(), **activation)
         weight, bias, gain = self.effective()
         return self._activated(conv2d(y, weight, stride=2), bias, gain, residual)
 
@@ -254,14 +259,31 @@ class Blur2d(_Filter2d):
         gain: factor of the output; 4 after a transposed convolution of stride 2.
     """
 
+    _four_taps: Tensor  # the filter, with a zero behind three taps: kernels take four
+
     def __init__(self, weights: Filter = BILINEAR, *, padding: tuple[int, int] | None = None, gain: float = 1.0):
         super().__init__(weights)
         self.padding = _filter_padding(self.filter) if padding is None else (*padding, *padding)
         self.gain = gain
+        self._added_taps = 1 if self.filter.shape == (3,) else 0
+        four_taps = F.pad(self.filter, (0, 1)) if self._added_taps else self.filter
+        self.register_buffer("_four_taps", four_taps, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] to the same shape; given `padding`, to H + before + after - k + 1 rows, and columns likewise."""
         return upfirdn2d(x, self.filter, padding=self.padding, gain=self.gain)
+
+    def after(self, first: EqualizedConv2d, x: Tensor) -> Tensor:
+        """`self(first(x))` in fewer passes, for a `first` that keeps the size.
+
+        On a GPU the activation of `first` is applied while this layer filters, unless one of the two has hooks.
+        """
+        if self.gain != 1 or not saves_passes(x.device) or _has_hooks(first) or _has_hooks(self):
+            return self(first(x))
+        y, activation = first.convolved(x)
+        left, right, top, bottom = self.padding
+        padding = left + self._added_taps, right, top + self._added_taps, bottom
+        return bias_act_blur(y, self._four_taps, padding=padding, **activation)
 
 
 class Upsample2d(_Filter2d):
@@ -742,6 +764,8 @@ class MinibatchStddev(nn.Module):
         group_size: samples a group; the batch must be a multiple of it, or smaller. None: the whole batch.
         features: number of maps; each is the mean over its share of the channels.
     """
+
+    mixes_samples = True  # gradient penalties take double backward
 
     def __init__(self, group_size: int | None = 4, features: int = 1):
         super().__init__()

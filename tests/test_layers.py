@@ -132,13 +132,28 @@ def test_layers_of_a_residual_block_in_fewer_passes_are_the_same_function(backen
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("weights", [(1, 2, 1), (1, 3, 3, 1), (1, 2, 3, 4, 5)])
+def test_a_blur_after_an_activation_in_fewer_passes_is_the_same_function(weights, backend):
+    (conv, *_), x = block_of(backend)
+    blur = layers.Blur2d(weights).to(x.device, x.dtype)
+
+    def derivatives(y):
+        (gradient,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        return y, gradient, *torch.autograd.grad(gradient.square().sum() + y.sum(), [x, *conv.parameters()])
+
+    for a, b in zip(derivatives(blur.after(conv, x)), derivatives(blur(conv(x))), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_hooks_of_layers_that_could_be_fused_run(backend):
     (conv, down, skip), x = block_of(backend)
-    seen = []
-    for layer in (conv, down, skip):
+    blur, seen = layers.Blur2d().to(x.device, x.dtype), []
+    for layer in (conv, down, skip, blur):
         layer.register_forward_hook(lambda module, _, y: seen.append((module, y.shape)))
     down.after(conv, *skip.beside(x)[:1])
     assert seen == [(skip, (2, 8, 4, 3)), (conv, (2, 16, 8, 6)), (down, (2, 8, 4, 3))]
+    blur.after(conv, x)
+    assert seen[3:] == [(conv, (2, 16, 8, 6)), (blur, (2, 16, 8, 6))]
 
 
 def test_adain_equals_the_reference(backend):

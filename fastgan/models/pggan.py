@@ -69,11 +69,11 @@ class DownBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, blur: bool):
         super().__init__()
         self.conv = EqualizedConv2d(in_channels, in_channels, 3, act="lrelu")
-        self.blur = Blur2d((1, 2, 1)) if blur else nn.Identity()
+        self.blur = Blur2d((1, 2, 1)) if blur else None
         self.down = ConvDownsample2d(in_channels, out_channels, equalized=True, act="lrelu")
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.blur(self.conv(x)))
+        return self.down(self.conv(x) if self.blur is None else self.blur.after(self.conv, x))
 
 
 class Discriminator(ProgressiveGrowing):

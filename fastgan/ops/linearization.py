@@ -94,7 +94,7 @@ def weighted_channel_sums(x: Tensor, factor: Tensor) -> Tensor:
     gradient of a noise strength per channel with `factor` as the noise.
     """
     backend = backends.choose("noise_bias_act", x.device)
-    if backend == "torch" or x.device.type != "cpu" or x.dtype.itemsize != 2 or view_of(x) is None:
+    if backend != "cpp" or x.dtype.itemsize != 2 or view_of(x) is None:
         return factor @ (x.flatten(2).sum(2, dtype=factor.dtype) if x.dim() > 2 else x.to(factor.dtype))
     sums = torch.empty(x.shape[1], dtype=factor.dtype, device=x.device)
     if x.numel() == 0:  # kernels are not called for empty tensors

@@ -61,7 +61,10 @@ def logits_and_squared_grad(
     with torch.enable_grad():
         images = images if images.requires_grad and wants_graph else _leaf(images)
         may_qualify = (
-            wants_graph and isinstance(discriminator, nn.Module) and not must_use_reference(discriminator.parameters())
+            wants_graph
+            and isinstance(discriminator, nn.Module)
+            and not any(getattr(module, "mixes_samples", False) for module in discriminator.modules())
+            and not must_use_reference(discriminator.parameters())
         )
         recording = Recording(images) if may_qualify else None
         with recording or contextlib.nullcontext():

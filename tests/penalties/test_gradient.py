@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from fastgan.penalties import logits_and_squared_grad, why_not_one_pass
+from fastgan import layers
+from fastgan.penalties import gradient, logits_and_squared_grad, why_not_one_pass
 from tests.penalties import discriminators
 from tests.penalties.discriminators import DISCRIMINATORS, SIZE, build, by_double_backward
 
@@ -89,6 +90,14 @@ def test_double_backward_is_differentiable_twice():
 
     torch.autograd.gradcheck(results, (images, *weights))
     torch.autograd.gradgradcheck(results, (images, *weights))
+
+
+def test_a_discriminator_that_mixes_samples_is_not_recorded(monkeypatch):
+    monkeypatch.setattr(gradient, "Recording", None)
+    discriminator = nn.Sequential(layers.MinibatchStddev(), nn.Flatten(), nn.Linear(4 * SIZE**2, 1))
+    logits, squares = logits_and_squared_grad(discriminator, torch.randn(4, 3, SIZE, SIZE))
+    (logits.sum() + squares.sum()).backward()
+    assert discriminator[2].weight.grad.any()
 
 
 def test_with_several_logits_an_image_the_penalty_is_of_their_mean():

@@ -168,6 +168,7 @@ class BiasActBlur(FusedOperation):
         gx, _, gbias = grad_grads
         if gx is None:
             return None
+        x = x.contiguous(memory_format=torch.channels_last)
         # The first argument has the place of dz, of which the result does not depend.
         of_small = None, None, gbias, None, None
         seen, *_ = NoiseBiasAct.double_backward(

@@ -141,9 +141,10 @@ def projected(arch: str, resolution: int) -> Recipe:
     """
     styles = {"lr_g": 0.002} if arch in ("stylegan", "stylegan2") else {}
     return styles | {
-        "projected_size": 128 if resolution < 128 else 224, "loss": "hinge", "lr_d": 0.002, "style_mixing": 0.0,
-        "augment": "diffaug", "augment_p": 0.0, "r1_gamma": 0.0, "r2_gamma": 0.0, "r1_interval": 1, "drift": 0.0,
-        "path_length": 0.0, "grow_from": 0, "level_images": 0, "fade_images": 0, "level_batch": (), "level_lr": (),
+        "projected_size": 128 if resolution < 128 else 224, "loss": "hinge", "lr_d": 0.002, "betas": (0.0, 0.99),
+        "style_mixing": 0.0, "augment": "diffaug", "augment_p": 0.0, "r1_gamma": 0.0, "r2_gamma": 0.0, "r1_interval": 1,
+        "drift": 0.0, "path_length": 0.0,
+        "grow_from": 0, "level_images": 0, "fade_images": 0, "level_batch": (), "level_lr": (),
     }  # fmt: skip
 
 

@@ -322,7 +322,7 @@ class Discriminator(nn.Module):
         logits = torch.cat([logits, to_arithmetic(self.small_out(y)).flatten(1)], 1)
         if not reconstruct:
             return logits
-        # `before` has twice the resolution of x, so its quadrants have that of x.
+        # `before`, the last block's input, has twice the resolution of x, so its quadrants have that of x.
         choice = torch.rand(2, len(large), 1, 1, 1, device=large.device) < 0.5
         loss = _error(self.decoder(x), large) + _error(self.small_decoder(y), small)
         return logits, loss + _error(self.part_decoder(_quadrant(before, *choice)), _quadrant(large, *choice))
@@ -330,8 +330,10 @@ class Discriminator(nn.Module):
 
 def _quadrant(x: Tensor, bottom: Tensor, right: Tensor) -> Tensor:
     """A quarter of each image, [N, C, H, W] to [N, C, H/2, W/2]; the choices are bool [N, 1, 1, 1]."""
-    x = torch.where(bottom, *reversed(x.chunk(2, 2)))
-    return torch.where(right, *reversed(x.chunk(2, 3)))
+    upper, lower = x.chunk(2, 2)
+    x = torch.where(bottom, lower, upper)
+    first, second = x.chunk(2, 3)
+    return torch.where(right, second, first)
 
 
 def _error(decoded: Tensor, image: Tensor) -> Tensor:

@@ -398,7 +398,7 @@ def _tensors_of_call(call: tuple) -> Iterator[Tensor]:
 
 def _sums(call: Any) -> bool:
     """Whether a second stage adds up the gradients of small tensors, all of them in one launch."""
-    names = ("dbias", "dstrength", "dscale", "dpost")
+    names = ("dbias", "dstrength", "dscale", "dpost", "dto_rgb")
     return any(getattr(call, name, None) is not None for name in names)
 
 
@@ -418,6 +418,7 @@ def _instance_norm_launches(kernel: str, call: Any) -> int:
 _LAUNCHES: dict[str, Callable[[str, Any], int]] = {  # kernel launches of an operation on a GPU; others launch once
     "noise_bias_act": _noise_bias_act_launches,
     "bias_act_blur": lambda kernel, call: 1 + _sums(call.activation),
+    "noise_bias_act_to_rgb": _noise_bias_act_launches,
     "filtered_noise_bias_act": lambda kernel, call: 1 + _sums(call.epilogue),
     "instance_norm": _instance_norm_launches,
     "batch_norm_act": _instance_norm_launches,

@@ -61,6 +61,17 @@ def _synthesis(shape: Shape, normal: Normal) -> dict[str, Tensor]:
     }
 
 
+def _last(shape: Shape, normal: Normal) -> dict[str, Tensor]:
+    n, c, _, _ = shape
+    tensors = _synthesis(shape, normal) | {"to_rgb": normal(n, 3, c) / math.sqrt(c)}
+    del tensors["post"]
+    return tensors
+
+
+def _to_rgb(shape: Shape, normal: Normal) -> dict[str, Tensor]:
+    return _last(shape, normal) | {"post": 1 + 0.1 * normal(*shape[:2])}
+
+
 def _style(shape: Shape, normal: Normal) -> dict[str, Tensor]:
     n, c, _, _ = shape
     return {"scale": normal(n, c), "bias": normal(n, c)}
@@ -186,6 +197,20 @@ FORMS = (
     _layer_end("noise", "noise, bias, leaky ReLU", _noise, SYNTHESIS, saved="y", fixed=("noise",)),
     # A generator's layer: demodulation, noise, bias, leaky ReLU, gain, next style.
     _layer_end("synthesis", "all parts, as in a StyleGAN2 layer", _synthesis, SYNTHESIS, saved="x", fixed=("noise",)),
+    # The layer before ToRGB and the next level; the last layer, before ToRGB alone.
+    *(
+        Form(
+            operation="noise_bias_act_to_rgb",
+            name=name,
+            label=f"`noise_bias_act_to_rgb`{note}",
+            fused=partial(ops.noise_bias_act_to_rgb, gain=SQRT2),
+            textbook=partial(textbook.noise_bias_act_to_rgb, gain=SQRT2),
+            tensors=tensors,
+            shapes=SYNTHESIS,
+            fixed=("noise",),
+        )
+        for name, note, tensors in (("to_rgb", "", _to_rgb), ("last_to_rgb", ": the image alone", _last))
+    ),
     # Images in a generator; skip connections of a discriminator; before its strided convolutions.
     _resampling(
         "upsample",

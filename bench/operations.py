@@ -18,6 +18,14 @@ Shape = tuple[int, int, int, int]
 Normal = Callable[..., Tensor]  # (*sizes) -> fp32 tensor from N(0, 1)
 
 
+Results = Tensor | tuple[Tensor | None, ...]
+
+
+def present(results: Results) -> list[Tensor]:
+    """The results of an operation that are not None, in a list."""
+    return [y for y in (results if isinstance(results, tuple) else (results,)) if y is not None]
+
+
 @dataclass(frozen=True, eq=False)
 class Form:
     """One way in which models call an operation.
@@ -25,7 +33,7 @@ class Form:
     Attributes:
         operation: name for the backends; None if it has no kernels of its own.
         label: Markdown for the published tables.
-        fused: the operation, called with x and `tensors` by name.
+        fused: the operation, called with x and `tensors` by name; returns a tensor, or several in a tuple.
         textbook: the same in plain PyTorch.
         tensors: makes the other arguments, in fp32; one of the shape of x becomes an activation like x.
         shapes: shapes of x, by device type.
@@ -40,8 +48,8 @@ class Form:
     operation: str | None
     name: str
     label: str
-    fused: Callable[..., Tensor]
-    textbook: Callable[..., Tensor]
+    fused: Callable[..., Results]
+    textbook: Callable[..., Results]
     tensors: Callable[[Shape, Normal], dict[str, Tensor]]
     shapes: dict[str, tuple[Shape, ...]]
     fixed: tuple[str, ...] = ()
@@ -105,22 +113,23 @@ class Inputs:
                 tensor = self.others[name] = activation(tensor)
             tensor.requires_grad_(name not in form.fixed)
         with torch.no_grad():
-            y = form.fused(self.x, **self.others)
-        self.dy = activation(normal(*y.shape)) if y.dim() == 4 else normal(*y.shape).to(y.dtype)
+            results = present(form.fused(self.x, **self.others))
+        self.grads = [normal(*y.shape).to(y.dtype) for y in results]
+        self.grads = [g.contiguous(memory_format=torch.channels_last) if g.dim() == 4 else g for g in self.grads]
         self.leaves = [t for t in (self.x, *self.others.values()) if t.requires_grad]
 
-    def forward(self, function: Callable[..., Tensor], backend: str | None = None) -> Tensor:
-        """Forward without a graph, as in generation. Returns y."""
+    def forward(self, function: Callable[..., Results], backend: str | None = None) -> Results:
+        """Forward without a graph, as in generation. Returns the results."""
         with torch.no_grad():
             return self._call(function, backend)
 
-    def train(self, function: Callable[..., Tensor], backend: str | None = None) -> Tensor:
-        """Forward, then backward into fresh gradients, as in training. Returns y."""
+    def train(self, function: Callable[..., Results], backend: str | None = None) -> Results:
+        """Forward, then backward into fresh gradients, as in training. Returns the results."""
         for leaf in self.leaves:
             leaf.grad = None
-        y = self._call(function, backend)
-        y.backward(self.dy)
-        return y
+        results = self._call(function, backend)
+        torch.autograd.backward(present(results), self.grads)
+        return results
 
     def _call(self, function, backend):
         if backend is None:
@@ -130,7 +139,7 @@ class Inputs:
 
     def bytes_moved(self, saved: str) -> tuple[int, int]:
         """Bytes that forward and backward must read or write, each tensor once per pass."""
-        x, y = self.x.nbytes, self.dy.nbytes
+        x, y = self.x.nbytes, sum(g.nbytes for g in self.grads)
         small = sum(t.nbytes for t in self.others.values())
         gradients = sum(t.nbytes for t in self.others.values() if t.requires_grad)
         read_again = {"x": x, "y": y, "": 0}[saved]
@@ -160,7 +169,7 @@ def run(case: Case) -> tuple[dict[str, dict], dict[str, Callable[[], object]]]:
         if loops:
             from_output = form.saved == "y"
             contestants["bare loop"] = partial(
-                bare_loop.forward_backward, loops, inputs.x.detach(), inputs.dy, from_output
+                bare_loop.forward_backward, loops, inputs.x.detach(), inputs.grads[0], from_output
             )
             contestants["in autograd"] = partial(inputs.train, bare_loop.in_autograd(loops, from_output))
             contestants["copies in autograd"] = partial(inputs.train, bare_loop.copies_in_autograd(loops))
@@ -179,11 +188,11 @@ def _why_not(form: Form, backend: str, device: str) -> str | None:
     return backends.why_not(backend, form.operation, device) if form.operation else None
 
 
-def _require_agreement(inputs: Inputs, contestants: dict[str, Callable[[], Tensor]]) -> None:
+def _require_agreement(inputs: Inputs, contestants: dict[str, Callable[[], Results]]) -> None:
     """Raises AssertionError if a contestant computes something else."""
     expected = None
     for name, call in contestants.items():
-        results = call().detach().float(), inputs.x.grad.float()
+        results = [*(y.detach().float() for y in present(call())), inputs.x.grad.float()]
         expected = expected or results
         for ours, theirs in zip(results, expected, strict=True):
             error = (ours - theirs).norm() / theirs.norm()

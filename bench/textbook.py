@@ -42,6 +42,16 @@ def noise_bias_act(
     return x if residual is None else x + residual
 
 
+def noise_bias_act_to_rgb(
+    x: Tensor, to_rgb: Tensor, *, post: Tensor | None = None, **others
+) -> tuple[Tensor | None, Tensor]:
+    """`fastgan.ops.noise_bias_act_to_rgb`, for channels_last."""
+    n, c, h, w = x.shape
+    x = noise_bias_act(x, **others)
+    rgb = torch.bmm(x.permute(0, 2, 3, 1).reshape(n, h * w, c), to_rgb.to(x.dtype).transpose(1, 2))
+    return None if post is None else x * _channels(post, x), rgb.reshape(n, h, w, -1).permute(0, 3, 1, 2)
+
+
 def pixel_norm(x: Tensor) -> Tensor:
     return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-8)
 

@@ -621,14 +621,14 @@ class ModulatedConv2d(_Transposable):
 
     def forward(
         self, x: Tensor, style: Tensor, *, weight: Tensor | None = None, scaled: bool = False, **epilogue
-    ) -> Tensor:
+    ) -> Any:  # a tensor, or two with `to_rgb`
         """[N, in_channels, H, W] and a style [N, in_channels] to [N, out_channels, H * up / down, W * up / down].
 
         Args:
             weight: the layer's weight, if it has been converted to the dtype of the convolution before.
             scaled: `x` has already been multiplied by the style, as `post` of the layer before.
             epilogue: arguments of `noise_bias_act` for the same pass, for example `NoiseBiasLeakyReLU.arguments()`; and
-                `factor`, see `modulated_conv2d`.
+                `factor` and `to_rgb`, see `modulated_conv2d`.
         """
         return modulated_conv2d(
             x,

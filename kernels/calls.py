@@ -67,6 +67,48 @@ class NoiseBiasActCall(NamedTuple):
     residual: Tensor | None = None  # forward: added to the result
 
 
+class NoiseBiasActToRGBCall(NamedTuple):
+    """A call of noise_bias_act_to_rgb, in channels_last: forward, backward and double_backward; fields as above.
+
+    Without `post`, y and its gradients are absent.
+    """
+
+    n: int
+    c: int
+    p: int
+    k: int  # channels of the image: 1, 3 or 4
+    dtype: torch.dtype
+    slope: float
+    gain: float
+    clamp: float  # infinity for none
+    noise_per_sample: bool
+    to_rgb: Tensor  # [N, K, C]
+    noise: Tensor | None  # [N or 1, P]
+    strength: Tensor | None  # []
+    bias: Tensor | None  # [C]
+    scale: Tensor | None  # [N, C]
+    post: Tensor | None  # [N, C]
+    x: Tensor
+    y: Tensor | None = None
+    rgb: Tensor | None = None  # [N, P, K], fp32 or fp64, as its gradients
+    dy: Tensor | None = None
+    drgb: Tensor | None = None
+    dx: Tensor | None = None
+    dto_rgb: Tensor | None = None
+    dstrength: Tensor | None = None
+    dbias: Tensor | None = None
+    dscale: Tensor | None = None
+    dpost: Tensor | None = None
+    gx: Tensor | None = None
+    gto_rgb: Tensor | None = None
+    gstrength: Tensor | None = None
+    gbias: Tensor | None = None
+    gscale: Tensor | None = None
+    gpost: Tensor | None = None
+    ddy: Tensor | None = None
+    ddrgb: Tensor | None = None
+
+
 class NormCall(NamedTuple):
     """A call of instance_norm, the basis of adain and style_epilogue, or of batch_norm_act: forward and backward.
 

@@ -74,10 +74,10 @@ struct Split {
 };
 
 inline Split split(int64_t n, int64_t c, int64_t p, bool channels_last, int vector, int64_t max_blocks = MAX_BLOCKS,
-                   int64_t max_pieces = INT64_MAX) {
+                   int64_t max_pieces = INT64_MAX, int max_columns = BLOCK) {
     Split plan;
     plan.vector = vector;
-    plan.columns = power_of_two_from((channels_last ? c : p) / vector, BLOCK);
+    plan.columns = power_of_two_from((channels_last ? c : p) / vector, max_columns);
     plan.rows = BLOCK / plan.columns;
     const int64_t row = int64_t(plan.columns) * vector, step = channels_last ? plan.rows : row;
     plan.tiles = channels_last ? ceil_div(c, row) : ceil_div(n * c, plan.rows);

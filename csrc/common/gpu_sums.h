@@ -88,7 +88,7 @@ constexpr int SUMMED_CHANNELS = 8;   // adjacent channels of a row of threads: 3
 
 template <class S>
 struct PieceSums {
-    static constexpr int MAX = 4;
+    static constexpr int MAX = 6;
     PieceSum<S> sums[MAX];
     int count = 0;
     unsigned blocks = 0;

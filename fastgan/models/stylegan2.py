@@ -24,7 +24,7 @@ from fastgan.models.gradient_checkpointing import GradientCheckpointing
 from fastgan.models.labels import projection_logits
 from fastgan.models.modulation import Modulation, modulate
 from fastgan.models.style_based import MappingNetwork, StyleBasedGenerator, dense_layers, fixed_noise, noise_modes
-from fastgan.ops import noise_bias_act
+from fastgan.ops import noise_bias_act, noise_bias_act_to_rgb
 from fastgan.ops.arithmetic import to_arithmetic
 from fastgan.ops.layout import channels_last
 
@@ -63,16 +63,15 @@ class SynthesisLayer(nn.Module):
         self.size = config.feature_size(resolution)
         self.register_buffer("noise_const", torch.randn(1, 1, *self.size) if config.noise else None)
 
-    def forward(
-        self, x: Tensor, modulation: Modulation, noise: str, *, scaled: bool = False, post: Tensor | None = None
-    ):
+    def forward(self, x: Tensor, modulation: Modulation, noise: str, *, scaled: bool = False, **readers: Tensor | None):
+        """See `ModulatedConv2d.forward`; `readers` may hold `post` and `to_rgb`."""
         fixed = None if self.noise_const is None else fixed_noise(noise, self.noise_const)
         epilogue = self.epilogue.arguments((x.shape[0], 1, *self.size), x.device, fixed)
-        return self.conv(x, **modulation._asdict(), scaled=scaled, post=post, **epilogue)
+        return self.conv(x, **modulation._asdict(), scaled=scaled, **readers, **epilogue)
 
 
 class ToRGB(nn.Module):
-    """Modulated 1x1 convolution to the image, without demodulation; computed as one matrix product a sample."""
+    """Modulated 1x1 convolution to the image, without demodulation."""
 
     def __init__(self, config, in_channels: int):
         super().__init__()
@@ -82,12 +81,17 @@ class ToRGB(nn.Module):
         self.clamp = config.conv_clamp
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
-        n, c, height, width = x.shape
-        style = style / math.sqrt(c)
-        weight = style[:, :, None] * self.weight.flatten(1).t()  # [N, C, 3]
-        y = torch.bmm(x.permute(0, 2, 3, 1).reshape(n, height * width, c), weight.to(x.dtype))  # a view of NHWC
-        y = y.reshape(n, height, width, -1).permute(0, 3, 1, 2)
-        return noise_bias_act(y, bias=self.bias, act="linear", clamp=self.clamp)
+        return self.finished(noise_bias_act_to_rgb(x, self.weights(style), act="linear")[1])
+
+    def weights(self, style: Tensor) -> Tensor:
+        """The weight of each sample, [N, channels of the image, C]."""
+        # By this view the gradient gets the strides of a weight in channels_last, which multi-tensor Adam wants alike.
+        weight = self.weight.permute(0, 2, 3, 1).flatten(1)
+        return (style / math.sqrt(style.shape[1]))[:, None] * weight
+
+    def finished(self, rgb: Tensor) -> Tensor:
+        """Adds the bias to the product of weights and activations."""
+        return noise_bias_act(rgb, bias=self.bias, act="linear", clamp=self.clamp)
 
 
 class UpsampleSkip(nn.Sequential):
@@ -131,13 +135,22 @@ class Synthesis(GradientCheckpointing):
         layers = [self.first, *itertools.chain.from_iterable(zip(self.up, self.same, strict=True))]
         reads = slice(1, None, 2) if self.sums_images else slice(-1, None)
         modulations, styles = modulate(layers, self.to_rgb, ws, reads)
+        # ToRGB and the next layer read the end of a level. The layer before them applies the styles of both.
+        readers: list[dict[str, Tensor]] = [{} for _ in range(len(self.up) + 1)]
+        if self.sums_images:
+            for level, (layer, style) in enumerate(zip(self.to_rgb, styles, strict=True)):
+                readers[level]["to_rgb"] = layer.weights(style)
+            for level, following in enumerate(modulations[1::2]):
+                readers[level]["post"] = following.style
         x = channels_last(self.const.expand(ws.shape[0], -1, -1, -1))
-        x = self.first(x, modulations[0], noise[0])
-        image = self.to_rgb[0](x, styles[0]) if self.sums_images else None
+        x = self.first(x, modulations[0], noise[0], **readers[0])
+        image = None
+        if self.sums_images:
+            x, rgb = x
+            image = self.to_rgb[0].finished(rgb)
         for i in range(len(self.up)):
             two = slice(2 * i + 1, 2 * i + 3)
-            style = styles[i + 1] if self.sums_images else None
-            x, image = self.block(self._doubled, x, image, i, modulations[two], style, noise[two])
+            x, image = self.block(self._doubled, x, image, i, modulations[two], readers[i + 1], noise[two])
         return to_arithmetic(image if image is not None else self.to_rgb[0](x, styles[0]))
 
     def _doubled(
@@ -146,16 +159,17 @@ class Synthesis(GradientCheckpointing):
         image: Tensor | None,
         i: int,
         modulations: Sequence[Modulation],
-        style: Tensor | None,
+        readers: dict[str, Tensor],
         noise: Sequence[str],
     ):
-        """Feature maps and image at the next resolution. `style` is that of the image."""
+        """Feature maps and image at the next resolution."""
         up, same = self.up[i], self.same[i]
         # Only `same` reads y, so its style is applied here.
-        y = up(x, modulations[0], noise[0], post=modulations[1].style)
-        y = same(y, modulations[1], noise[1], scaled=True)
+        y = up(x, modulations[0], noise[0], scaled=image is not None, post=modulations[1].style)
+        y = same(y, modulations[1], noise[1], scaled=True, **readers)
         if image is not None:
-            return y, self._upsampled(image) + self.to_rgb[i + 1](y, style)
+            y, rgb = y
+            return y, self._upsampled(image) + self.to_rgb[i + 1].finished(rgb)
         return (y + self.skip[i](x) if self.skip else y), None
 
     def _upsampled(self, image: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from fastgan.ops.lerp_samples import lerp_samples
 from fastgan.ops.minibatch_stddev import minibatch_stddev
 from fastgan.ops.modulated_conv2d import modulated_conv2d
 from fastgan.ops.noise_bias_act import noise_bias_act
+from fastgan.ops.noise_bias_act_to_rgb import noise_bias_act_to_rgb
 from fastgan.ops.pixel_norm import pixel_norm
 from fastgan.ops.resampled_conv2d import conv_downsample2d, upsample_conv2d
 from fastgan.ops.squared_norm import squared_norm
@@ -34,6 +35,7 @@ __all__ = [
     "minibatch_stddev",
     "modulated_conv2d",
     "noise_bias_act",
+    "noise_bias_act_to_rgb",
     "pixel_norm",
     "squared_norm",
     "style_epilogue",

@@ -51,11 +51,16 @@ class FusedOperation(Generic[Result]):
 
     `needs_grad` holds one bool an input: whether its gradient is wanted. `saved` holds the tensors that
     `saved_tensors` returned, followed by the statistics.
+
+    With several outputs, `output` and `grad` below are tuples, with None for outputs that a call does not have. A
+    gradient may be missing too: the double backward of a later layer may need one output only. `launch_backward` must
+    take that. With a graph the reference serves such a call.
     """
 
     name: ClassVar[str]
     inputs: ClassVar[tuple[str, ...]]  # names of the tensor inputs; the first is required, the others may be None
     Options: ClassVar[type]  # a NamedTuple of str, float, int, bool, torch.dtype: the non-differentiable arguments
+    num_outputs: ClassVar[int] = 1  # with a gradient
     num_statistics: ClassVar[int] = 0  # small tensors that the forward kernel computes for the backward kernel
     returns_statistics: ClassVar[bool] = False  # whether the caller gets them too, without gradients
     has_backward: ClassVar[bool] = True  # if False, the operation declares no method about gradients
@@ -72,6 +77,11 @@ class FusedOperation(Generic[Result]):
     def allocate_output(inputs: Tensors, options: NamedTuple) -> Tensor:
         """The output, uninitialised."""
         raise NotImplementedError
+
+    @staticmethod
+    def has_outputs(inputs: Tensors) -> Sequence[bool]:
+        """Mask of the outputs of a call, for an operation with several; the others are None."""
+        return (True,)
 
     @staticmethod
     def allocate_statistics(inputs: Tensors, options: NamedTuple) -> Sequence[Tensor]:
@@ -138,7 +148,8 @@ class FusedOperation(Generic[Result]):
         if torch.is_grad_enabled() and any([x is not None and x.requires_grad for x in inputs]):
             return _Forward.apply(cls, backend, options, *inputs)
         results = _run_forward(cls, backend, options, inputs)
-        return cast(Result, tuple(results) if cls.returns_statistics else results[0])
+        single = cls.num_outputs == 1 and not cls.returns_statistics
+        return cast(Result, results[0] if single else tuple(results))
 
 
 class _Forward(torch.autograd.Function):
@@ -147,8 +158,9 @@ class _Forward(torch.autograd.Function):
         needs_grad, ctx.passes_grad = ctx.needs_input_grad[3:], ()
         if operation.adds_last_input:
             needs_grad, ctx.passes_grad = needs_grad[:-1], needs_grad[-1:]
-        run = _call_operator if is_compiling() else _launch_forward
-        output, *statistics = run(operation, backend, options, inputs)
+        results = _run_forward(operation, backend, options, inputs)
+        outputs, statistics = results[: operation.num_outputs], results[operation.num_outputs :]
+        output = _one_or_all(outputs)
         inputs = inputs[: len(needs_grad)]
         saved = operation.saved_tensors(inputs, output, options, needs_grad)
         shapes = zeros = None
@@ -158,64 +170,82 @@ class _Forward(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*saved, *statistics)
         ctx.call = operation, backend, options, needs_grad, shapes, zeros
+        ctx.has_outputs = [y is not None for y in outputs]
         if not operation.returns_statistics:
             return output
         ctx.mark_non_differentiable(*statistics)
-        return output, *statistics
+        return *outputs, *statistics
 
     @staticmethod
-    def backward(ctx, grad, *_):
-        passed = [grad if passes else None for passes in ctx.passes_grad]
-        return None, None, None, *_Forward._grads(ctx, grad), *passed
+    def backward(ctx, *output_grads):
+        passed = [output_grads[0] if passes else None for passes in ctx.passes_grad]
+        return None, None, None, *_Forward._grads(ctx, output_grads[: len(ctx.has_outputs)]), *passed
 
     @staticmethod
-    def _grads(ctx, grad) -> Tensors:
+    def _grads(ctx, output_grads: Tensors) -> Tensors:
         """The gradients of the inputs that the operation differentiates."""
         operation, backend, options, needs_grad, shapes, zeros = ctx.call
         owed = zeros is not None and zeros.settle()
-        if (grad is None and not owed) or not any(needs_grad):
+        given = [g is not None for g in output_grads]
+        if not (any(given) or owed) or not any(needs_grad):
             return [None] * len(needs_grad)
         saved = ctx.saved_tensors
-        grad = torch.zeros_like(saved[zeros.place]) if grad is None else grad
-        if backward_must_use_reference((grad,), saved):
+        if not any(given):
+            output_grads = (torch.zeros_like(saved[zeros.place]),)
+        grad = _one_or_all(output_grads)
+        missing = operation.num_outputs > 1 and given != ctx.has_outputs
+        with_graph = torch.is_grad_enabled() or is_compiling()
+        if (missing and with_graph) or backward_must_use_reference(output_grads, saved):
             return operation.reference_backward(grad, saved, options, needs_grad)
         used = needs_grad
         if shapes is not None and any(needs_grad[1:]):
             used = used_inputs(ctx, needs_grad, [shape is not None for shape in shapes])
         if torch.is_grad_enabled():
-            return _Backward.apply(operation, backend, options, used, ctx.call, grad, *saved)
+            return _Backward.apply(operation, backend, options, used, ctx.call, *output_grads, *saved)
         return _run_backward(operation, backend, options, used, grad, saved)
+
+
+def _one_or_all(tensors: Tensors) -> Any:
+    """The output, or its gradient; of an operation with several outputs, a tuple of all."""
+    return tensors[0] if len(tensors) == 1 else tuple(tensors)
+
+
+def _is_empty(outputs: Tensors) -> bool:
+    return not any([y is not None and y.numel() for y in outputs])
 
 
 class _Backward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, operation, backend, options, used, call, grad, *saved):
+    def forward(ctx, operation, backend, options, used, call, *tensors):
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(grad, *saved)
+        ctx.save_for_backward(*tensors)
         ctx.call = used, call
-        return tuple(_run_backward(operation, backend, options, used, grad, saved))
+        output_grads, saved = tensors[: operation.num_outputs], tensors[operation.num_outputs :]
+        return tuple(_run_backward(operation, backend, options, used, _one_or_all(output_grads), saved))
 
     @staticmethod
     def backward(ctx, *grad_grads):
         used, (operation, backend, options, needs_grad, shapes, zeros) = ctx.call
-        grad, *saved = ctx.saved_tensors
-        if backward_must_use_reference(grad_grads, (grad, *saved)):
-            return *[None] * 5, *_autograd_double_backward(operation, options, used, grad, saved, grad_grads)
-        needed = used_inputs(ctx, ctx.needs_input_grad[5:], [x is not None for x in (grad, *saved)])
+        tensors = ctx.saved_tensors
+        output_grads, saved = tensors[: operation.num_outputs], tensors[operation.num_outputs :]
+        grad = _one_or_all(output_grads)
+        if backward_must_use_reference(grad_grads, tensors):
+            return *[None] * 5, *_autograd_double_backward(operation, options, used, tensors, grad_grads)
+        needed = used_inputs(ctx, ctx.needs_input_grad[5:], [x is not None for x in tensors])
         grads = None
-        if not grad.numel():
+        if _is_empty(output_grads):
             grads = [None] * len(needed)
         elif not torch.is_grad_enabled():
             launchers = fastgan_kernels.BACKENDS[backend].launchers(operation.name)
             grads = operation.double_backward(launchers, grad, saved, grad_grads, options, needed)
         if grads is None:
-            grads = _autograd_double_backward(operation, options, used, grad, saved, grad_grads)
+            grads = _autograd_double_backward(operation, options, used, tensors, grad_grads)
         given = tuple([g is not None for g in grad_grads])
         exists = _has_second_gradients(operation, options, needs_grad, shapes, given)
         results = [g if need and there else None for g, need, there in zip(grads, needed, exists, strict=True)]
-        for i, x in enumerate((grad, *saved)):
+        for i, x in enumerate(tensors):
             if needed[i] and exists[i] and grads[i] is None:
-                if zeros is not None and i == 1 + zeros.place and every_node_runs(x.grad_fn):
+                if zeros is not None and i == operation.num_outputs + zeros.place and every_node_runs(x.grad_fn):
                     zeros.owe()
                 else:
                     results[i] = torch.zeros_like(x)
@@ -254,7 +284,9 @@ class _OwedZeros:
 
 @lru_cache(maxsize=4096)
 def _has_second_gradients(operation, options, needs_grad, shapes, given: tuple[bool, ...]) -> tuple[bool, ...]:
-    """Whether `grad` and each of `saved` has a second gradient, given grad_grads for the first gradients `given`.
+    """Whether each gradient of an output and each of `saved` has a second gradient.
+
+    `given` says for which of the first gradients there are grad_grads.
 
     The answer is that of the reference, also where the gradient is zero, as that of a leaky ReLU's slope is in PyTorch.
     The reference runs on tensors without data. Hooks on saved tensors and the NaN check of `detect_anomaly` cannot
@@ -265,20 +297,23 @@ def _has_second_gradients(operation, options, needs_grad, shapes, given: tuple[b
             None if shape is None else torch.empty(shape, device="meta", requires_grad=need)
             for shape, need in zip(shapes, needs_grad, strict=True)
         ]
-        output = operation.reference(inputs, options)
-        output = output[0] if operation.returns_statistics else output
-        grad = torch.empty_like(output, requires_grad=True)
+        results = operation.reference(inputs, options)
+        outputs = results[: operation.num_outputs] if isinstance(results, tuple) else (results,)
+        grads = [None if y is None else torch.empty_like(y, requires_grad=True) for y in outputs]
+        present, seeds = [y for y in outputs if y is not None], [g for g in grads if g is not None]
         variables = [x for x, need in zip(inputs, needs_grad, strict=True) if x is not None and need]
-        first = torch.autograd.grad(output, variables, grad, create_graph=True)
+        first = torch.autograd.grad(present, variables, seeds, create_graph=True)
         seeded = [there for there, need in zip(given, needs_grad, strict=True) if need]
         products = [g for g, there in zip(first, seeded, strict=True) if there and g.requires_grad]
-        second: Tensors = [None] * (1 + len(variables))
+        sought = [*seeds, *variables]
+        second: Tensors = [None] * len(sought)
         if products:
-            second = torch.autograd.grad(products, [grad, *variables], products, allow_unused=True)
-    found = dict(zip(map(id, variables), [g is not None for g in second[1:]], strict=True))
-    found[id(output)] = any(found.values())
+            second = torch.autograd.grad(products, sought, products, allow_unused=True)
+    found = dict(zip(map(id, sought), [g is not None for g in second], strict=True))
+    output = _one_or_all(outputs)
+    found[id(output)] = any(found[id(x)] for x in variables)
     saved = operation.saved_tensors(inputs, output, options, needs_grad)
-    return second[0] is not None, *(found.get(id(x), False) for x in saved), *[False] * operation.num_statistics
+    return tuple([found.get(id(x), False) for x in (*grads, *saved)] + [False] * operation.num_statistics)
 
 
 def _identity(x: Tensor) -> Tensor:
@@ -290,13 +325,17 @@ def _without_anomaly_detection():
     return torch.autograd.set_detect_anomaly(False) if torch.is_anomaly_enabled() else nullcontext()
 
 
-def _autograd_double_backward(operation, options, needs_grad, grad, saved, grad_grads) -> Tensors:
-    """Second and higher derivatives by autograd of the reference backward."""
+def _autograd_double_backward(operation, options, needs_grad, tensors, grad_grads) -> Tensors:
+    """Second and higher derivatives by autograd of the reference backward.
+
+    `tensors` holds the gradients of the outputs, followed by `saved`.
+    """
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         # Aliases: a saved tensor computed from another saved tensor must not be differentiated through twice.
-        aliases = [None if x is None else _alias(x) for x in (grad, *saved)]
-        results = operation.reference_backward(aliases[0], aliases[1:], options, needs_grad)
+        aliases = [None if x is None else _alias(x) for x in tensors]
+        output_grads, saved = aliases[: operation.num_outputs], aliases[operation.num_outputs :]
+        results = operation.reference_backward(_one_or_all(output_grads), saved, options, needs_grad)
         pairs = [
             (result, grad_grad.to(result.dtype))
             for result, grad_grad in zip(results, grad_grads, strict=True)
@@ -315,36 +354,41 @@ def _alias(x: Tensor) -> Tensor:
     return x.view_as(x) if x.requires_grad else x.detach()
 
 
-def _run_forward(operation, backend, options, inputs) -> Sequence[Tensor]:
-    """The output and the statistics."""
+def _run_forward(operation, backend, options, inputs) -> Tensors:
+    """The outputs and the statistics."""
     run = _call_operator if is_compiling() else _launch_forward
     return run(operation, backend, options, inputs)
 
 
-def _call_operator(operation, backend, options, inputs) -> Sequence[Tensor]:
+def _call_operator(operation, backend, options, inputs) -> Tensors:
     results = _operator(operation.name)(*inputs, *options, backend)
-    return results if operation.num_statistics else (results,)
+    if operation.num_outputs == 1:
+        return results if operation.num_statistics else (results,)
+    found = iter(results)
+    return tuple([next(found) if there else None for there in operation.has_outputs(inputs)])
 
 
-def _launch_forward(operation, backend, options, inputs) -> Sequence[Tensor]:
+def _launch_forward(operation, backend, options, inputs) -> Tensors:
     output = operation.allocate_output(inputs, options)
+    outputs = (output,) if operation.num_outputs == 1 else output
     statistics = operation.allocate_statistics(inputs, options) if operation.num_statistics else ()
-    if output.numel():
+    if not _is_empty(outputs):
         launchers = fastgan_kernels.BACKENDS[backend].launchers(operation.name)
         operation.launch_forward(launchers, output, inputs, options, *statistics)
-    return output, *statistics
+    return *outputs, *statistics
 
 
 def _run_backward(operation, backend, options, needs_grad, grad, saved) -> Tensors:
     if is_compiling():
-        found = iter(_operator(f"{operation.name}_backward")(grad, saved, needs_grad, *options, backend))
+        given = grad if operation.num_outputs == 1 else list(grad)
+        found = iter(_operator(f"{operation.name}_backward")(given, saved, needs_grad, *options, backend))
         return [next(found) if there else None for there in operation.output_mask(needs_grad)]
     return _launch_backward(operation, backend, options, needs_grad, grad, saved)
 
 
 def _launch_backward(operation, backend, options, needs_grad, grad, saved) -> Tensors:
     grads = operation.allocate_grads(grad, saved, options, needs_grad)
-    if grad.numel():
+    if not _is_empty((grad,) if operation.num_outputs == 1 else grad):
         launchers = fastgan_kernels.BACKENDS[backend].launchers(operation.name)
         operation.launch_backward(launchers, grads, grad, saved, options)
     else:  # sums over no elements
@@ -379,7 +423,7 @@ class LinearOperation(FusedOperation[Tensor]):
         x = inputs[0]
         if torch.is_grad_enabled() and x is not None and x.requires_grad:
             return _Linear.apply(cls, backend, options, cls.adjoint(inputs, options), *inputs)
-        return _run_forward(cls, backend, options, inputs)[0]
+        return cast(Tensor, _run_forward(cls, backend, options, inputs)[0])
 
 
 class _Linear(torch.autograd.Function):
@@ -426,16 +470,22 @@ def register(operation: Operation) -> Operation:
     types = operation.Options.__annotations__
     options = "".join(f", {_SCHEMA[kind]} {name}" for name, kind in types.items())
     results = f"({', '.join(['Tensor'] * (1 + operation.num_statistics))})" if operation.num_statistics else "Tensor"
+    results = results if operation.num_outputs == 1 else "Tensor[]"
     count = len(operation.inputs)
 
-    def run_forward(*args):
-        made = _launch_forward(operation, args[-1], operation.Options(*args[count:-1]), args[:count])
+    def as_returned(made):
+        if operation.num_outputs > 1:
+            return [y for y in made if y is not None]
         return made if operation.num_statistics else made[0]
+
+    def run_forward(*args):
+        return as_returned(_launch_forward(operation, args[-1], operation.Options(*args[count:-1]), args[:count]))
 
     def fake_forward(*args):
         call = args[:count], operation.Options(*args[count:-1])
         output = operation.allocate_output(*call)
-        return (output, *operation.allocate_statistics(*call)) if operation.num_statistics else output
+        outputs = (output,) if operation.num_outputs == 1 else output
+        return as_returned((*outputs, *(operation.allocate_statistics(*call) if operation.num_statistics else ())))
 
     _define(f"{operation.name}({tensors}{options}, str backend) -> {results}", run_forward, fake_forward)
     if not operation.has_backward:
@@ -449,7 +499,8 @@ def register(operation: Operation) -> Operation:
         grads = operation.allocate_grads(grad, saved, operation.Options(*rest[:-1]), needs_grad)
         return [g for g in grads if g is not None]
 
-    arguments = f"Tensor grad, Tensor?[] saved, bool[] needs_grad{options}, str backend"
+    gradient = "Tensor" if operation.num_outputs == 1 else "Tensor?[]"
+    arguments = f"{gradient} grad, Tensor?[] saved, bool[] needs_grad{options}, str backend"
     _define(f"{operation.name}_backward({arguments}) -> Tensor[]", run_backward, fake_backward)
     return operation
 

@@ -11,7 +11,7 @@ layer costs a convolution and one pass over memory.
 """
 
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from fastgan.ops.convolution import conv2d, conv_transpose2d, filtered_conv2d
 from fastgan.ops.filtered_noise_bias_act import filtered_noise_bias_act
 from fastgan.ops.layout import weight_like
 from fastgan.ops.noise_bias_act import noise_bias_act
+from fastgan.ops.noise_bias_act_to_rgb import noise_bias_act_to_rgb
 from fastgan.ops.transforms import must_use_reference
 from fastgan.ops.upfirdn2d import taps as bilinear_taps
 from fastgan.ops.upfirdn2d import upfirdn2d
@@ -47,11 +48,12 @@ def modulated_conv2d(
     strength: Tensor | None = None,
     bias: Tensor | None = None,
     post: Tensor | None = None,
+    to_rgb: Tensor | None = None,
     act: str = "linear",
     slope: float = 0.2,
     gain: float = 1.0,
     clamp: float | None = None,
-) -> Tensor:
+) -> Any:  # a tensor, or two with `to_rgb`
     """Modulated convolution, then noise, bias and activation; twice differentiable in every tensor but `taps`.
 
     Args:
@@ -68,6 +70,8 @@ def modulated_conv2d(
         taps: the low-pass filter, [k] for both axes or [kh, kw], summing to 1. Default: bilinear, (1, 3, 3, 1).
         scaled: `x` has been multiplied by `style` already, by `post` of the layer before.
         noise, strength, bias, post, act, slope, gain, clamp: applied after the convolution, see `noise_bias_act`.
+        to_rgb: [N, K, O], the weight of an image of K channels, made from the result before `post`. Without `up` and
+            `down`. Returns two tensors then, see `noise_bias_act_to_rgb`.
 
     Returns:
         [N, O, H * up / down, W * up / down] in the dtype of the convolution (autocast's if that is on, else that of
@@ -80,7 +84,7 @@ def modulated_conv2d(
     Raises:
         ValueError: shapes or options do not fit; the message names the argument.
     """
-    _check(x, weight, style, factor, up, down, padding)
+    _check(x, weight, style, factor, up, down, padding, to_rgb)
     if computes_in_fp16(x):
         weight, style, factor = _within_fp16(weight * weight_gain, style, demodulate, scaled)
     elif demodulate:
@@ -102,6 +106,8 @@ def modulated_conv2d(
     }  # fmt: skip
     if up == down:
         y = conv2d(x, weight, padding=pads)
+        if to_rgb is not None:
+            return noise_bias_act_to_rgb(y, to_rgb, **epilogue)
         return noise_bias_act(y, **epilogue) if has_epilogue else y
     taps = _default_taps(x.device) if taps is None else taps
     if down == 2:
@@ -171,7 +177,14 @@ class _Energy(torch.autograd.Function):
 
 
 def _check(
-    x: Tensor, weight: Tensor, style: Tensor, factor: Tensor | None, up: int, down: int, padding: int | None
+    x: Tensor,
+    weight: Tensor,
+    style: Tensor,
+    factor: Tensor | None,
+    up: int,
+    down: int,
+    padding: int | None,
+    to_rgb: Tensor | None,
 ) -> None:
     if x.dim() != 4:
         raise ValueError(f"modulated_conv2d: x has shape {list(x.shape)}, must be [N, I, H, W]")
@@ -196,6 +209,8 @@ def _check(
         check_parameter("modulated_conv2d", "style", style, x)
     if (up, down) not in ((1, 1), (2, 1), (1, 2)):
         raise ValueError(f"modulated_conv2d: up and down are {up} and {down}, must be 1, or one of them 2")
+    if to_rgb is not None and (up, down) != (1, 1):
+        raise ValueError(f"modulated_conv2d: to_rgb is given with up {up} and down {down}, must be None then")
     if padding is not None and padding < 0:
         raise ValueError(f"modulated_conv2d: padding is {padding}, must be at least 0")
 

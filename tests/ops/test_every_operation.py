@@ -47,6 +47,10 @@ class Use(NamedTuple):
         return {name: t.requires_grad_(name not in self.fixed) for name, t in {"x": x, **small}.items()}
 
 
+def feature_maps_and_image(y: Tensor, rgb: Tensor) -> Tensor:
+    return torch.cat([y, rgb.to(y.dtype)], 1)
+
+
 OPERATIONS = {
     "residual": Use(
         lambda x, bias, residual: ops.noise_bias_act(x, bias=bias, residual=residual.to(x.dtype)),
@@ -56,6 +60,16 @@ OPERATIONS = {
         partial(ops.noise_bias_act, gain=1.4),
         {"noise": (N, 1, SIZE, SIZE), "strength": (), "bias": CHANNELS, "scale": SAMPLES, "post": SAMPLES},
         fixed=("noise",),
+    ),
+    "noise_bias_act_to_rgb": Use(
+        lambda x, **others: feature_maps_and_image(*ops.noise_bias_act_to_rgb(x, **others)),
+        {"to_rgb": (N, 3, C), "noise": (N, 1, SIZE, SIZE), "strength": (), "bias": CHANNELS}
+        | {"scale": SAMPLES, "post": SAMPLES},
+        fixed=("noise",),
+    ),
+    "noise_bias_act_to_rgb of the last layer": Use(
+        lambda x, **others: ops.noise_bias_act_to_rgb(x, **others)[1].to(x.dtype),
+        {"to_rgb": (N, 3, C), "bias": CHANNELS},
     ),
     "batch_norm_act": Use(ops.batch_norm_act, {"weight": CHANNELS, "bias": CHANNELS}),
     "adain": Use(ops.adain, {"scale": SAMPLES, "bias": SAMPLES}),
@@ -414,7 +428,8 @@ def test_the_operators_pass_torchs_checks(use, monkeypatch):
                 operator = getattr(torch.ops.fastgan, f"{operation.name}_backward")
                 needs, grad, kept = rest
                 kept = [None if t is None else t.detach() for t in kept]
-                arguments = (grad.detach(), kept, list(needs), *options, backend)
+                grad = [g if g is None else g.detach() for g in grad] if isinstance(grad, tuple) else grad.detach()
+                arguments = (grad, kept, list(needs), *options, backend)
                 torch.library.opcheck(operator, arguments, test_utils=checks)
 
 

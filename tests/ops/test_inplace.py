@@ -56,6 +56,7 @@ CASES: dict[str, Callable[[Tensor, Draw], Tensor]] = {
     "noise_bias_act from x": lambda x, t: ops.noise_bias_act(x, bias=t(c(x)), act="silu"),
     "noise_bias_act with a residual": lambda x, t: ops.noise_bias_act(x, bias=t(c(x)), residual=t(*x.shape)),
     "noise_bias_act of nothing": lambda x, t: ops.noise_bias_act(x, act="linear"),
+    "noise_bias_act_to_rgb": lambda x, t: ops.noise_bias_act_to_rgb(x, t(len(x), 3, c(x)), post=t(*sampled(x)))[0],
     "batch_norm_act": lambda x, t: ops.batch_norm_act(x, t(c(x)), t(c(x))),
     "batch_norm_act in evaluation": lambda x, t: layers.BatchNormAct(c(x)).to(x.device).eval()(x),
     "adain": lambda x, t: ops.adain(x, t(*sampled(x)), t(*sampled(x))),

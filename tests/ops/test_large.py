@@ -44,6 +44,7 @@ from fastgan_kernels.calls import (
     ImageBatchCall,
     MinibatchStddevCall,
     NoiseBiasActCall,
+    NoiseBiasActToRGBCall,
     NormCall,
     PixelNormCall,
     SamplesCall,
@@ -205,6 +206,28 @@ def noise_bias_act(run: Run, n: int, c: int, pixels: bool) -> None:
     run.check("dx", dx, expected)
     of_channels = expected.double().view(-1, c).sum(0) if pixels else expected.double().view(c, -1).sum(1)
     run.check_sums("dbias", dbias, of_channels * count, count * CHUNK // c)
+
+
+def noise_bias_act_to_rgb(run: Run, n: int) -> None:
+    count, pixels = run.count(), ROWS * WIDTH
+    of_x, of_dy, of_drgb = numbers(7, -3), numbers(11, -4), numbers(13, -6, pixels)
+    x, dy = run.repeated(of_x, count), run.repeated(of_dy, count)
+    y, dx = (run.unwritten(count) for _ in range(2))
+    drgb = run.repeated(of_drgb, count, torch.float32)
+    rgb = run.repeated(torch.full((pixels,), math.nan), count, torch.float32)
+    small = run.small(n, 1, CHANNELS, value=0.25), None, None, None, None, run.small(n, CHANNELS, value=0.5)
+    shared = n, CHANNELS, count * pixels // n, 1, x.dtype, 0.5, 2.0, math.inf, False, *small, x
+    slope = torch.where(of_x > 0, 2.0, 1.0)
+    z = of_x * slope
+    launchers = run.launchers("noise_bias_act_to_rgb")
+    launchers.forward(NoiseBiasActToRGBCall(*shared, y, rgb))
+    run.check("y", y, (0.5 * z).view(ROWS, -1))
+    run.check("rgb", rgb, 0.25 * z.view(-1, CHANNELS).sum(1).view(ROWS, -1))
+    dto_rgb = run.small(n, 1, CHANNELS)
+    launchers.backward(NoiseBiasActToRGBCall(*shared, dy=dy, drgb=drgb, dx=dx, dto_rgb=dto_rgb))
+    run.check("dx", dx, ((0.5 * of_dy + 0.25 * of_drgb.repeat_interleave(CHANNELS)) * slope).view(ROWS, -1))
+    of_chunk = (z.double().view(-1, CHANNELS) * of_drgb.double()[:, None]).sum(0)
+    run.check_sums("dto_rgb", dto_rgb, of_chunk.expand(n, 1, -1) * count / n, count * pixels // n)
 
 
 def squared_norm(run: Run, n: int) -> None:
@@ -470,6 +493,7 @@ CASES = {  # squared_norm and lerp_samples share their walk over samples: one of
     "noise_bias_act, one sample, NHWC": lambda run: noise_bias_act(run, 1, CHANNELS, True),
     "noise_bias_act, one plane": lambda run: noise_bias_act(run, 1, 1, False),
     "noise_bias_act, many planes": lambda run: noise_bias_act(run, run.count(), CHANNELS, False),
+    "noise_bias_act_to_rgb, one sample": lambda run: noise_bias_act_to_rgb(run, 1),
     "squared_norm, one sample": lambda run: squared_norm(run, 1),
     "lerp_samples, many samples": lambda run: lerp_samples(run, run.count()),
     "image_batch, one image": lambda run: image_batch(run, 1, 0, False),

@@ -40,6 +40,15 @@ def small(n: int, c: int, *spatial: int) -> dict[str, tuple[int, ...]]:
     return {"noise": (n, 1, *spatial), "strength": (c,), "bias": (c,), "scale": (n, c), "post": (n, c)}
 
 
+def _feature_maps_and_image(x: Tensor, **others: Tensor) -> Tensor:
+    y, rgb = ops.noise_bias_act_to_rgb(x, **others)
+    return torch.cat([y, rgb.to(x.dtype)], 1)
+
+
+def _image(x: Tensor, **others: Tensor) -> Tensor:
+    return ops.noise_bias_act_to_rgb(x, **others)[1]
+
+
 def _calls():
     noise_bias_act = lambda act: partial(ops.noise_bias_act, act=act, gain=1.4)
     for x in ((3, 5, 4, 6), (2, 16, 5, 1), (4, 1, 3, 3), (3, 7), (2, 3, 9), (2, 3, 2, 3, 4), (1, 8, 1, 1)):
@@ -50,6 +59,11 @@ def _calls():
         yield f"pixel_norm {x}", Call(partial(ops.pixel_norm, eps=0.1), {"x": x})
         yield f"squared_norm {x}", Call(ops.squared_norm, {"x": x})
         yield f"lerp_samples {x}", Call(ops.lerp_samples, {"a": x, "b": x, "t": x[:1]}, ("t",))
+    for x in ((3, 5, 4, 6), (2, 16, 5, 1), (4, 1, 3, 3), (1, 8, 1, 1), (3, 7)):
+        shapes = {"x": x, "to_rgb": (x[0], 3, x[1]), **small(*x), "strength": ()}
+        yield f"noise_bias_act_to_rgb {x}", Call(_feature_maps_and_image, shapes, ("noise",))
+        last = {name: shape for name, shape in shapes.items() if name != "post"}
+        yield f"noise_bias_act_to_rgb {x}, the last", Call(_image, last, ("noise",))
     for x in ((3, 5, 4, 6), (2, 16, 5, 1), (4, 1, 3, 3), (2, 3, 9), (2, 3, 2, 3, 4)):
         style = {"style_scale": x[:2], "style_bias": x[:2]}
         epilogue = {"x": x, "noise": (1, 1, *x[2:]), "strength": x[1:2], "bias": x[1:2], **style}
@@ -227,7 +241,7 @@ def test_strides_do_not_change_results(name, backend, every_launch_is_checked):
 
 SHAPE = "(3, 5, 4, 6)"
 OF_A_LAYOUT = [f"{name} {SHAPE}" for name in ("lrelu", "lrelu of a bias", "silu", "style_epilogue", "batch_norm_act")]
-OF_A_LAYOUT += [f"{name} {SHAPE}" for name in ("pixel_norm", "squared_norm")]
+OF_A_LAYOUT += [f"{name} {SHAPE}" for name in ("noise_bias_act_to_rgb", "pixel_norm", "squared_norm")]
 OF_A_LAYOUT += ["minibatch_stddev (4, 6, 4, 5)", "conv2d 64x3 (3, 3)", "filtered_noise_bias_act (2, 8, 4, 5)"]
 OF_A_LAYOUT += ["bias_act_blur (2, 32, 4, 5)"]
 

@@ -24,6 +24,7 @@ INTERPRETED = {
     "test_noise_bias_act.py": f"{TABLE} and (bf16 and ((2x16x5x7 and not (c-relu or w-relu or linear)) or 2x37x4x4 "
     "or 1x1x9x31 or 0x4x3x3 or 5x8 or 2x3x11 or 1x4x64x64 or residual) or fp64 and lrelu-all "
     "or fp16 and nhwc-silu-all)",
+    "test_noise_bias_act_to_rgb.py": f"{TABLE} and bf16 and (16x5x7 or 37x4x4 or 9x31)",
     "test_instance_norm.py": f"{TABLE} and (bf16 and not (c-relu or w-relu or 33x17 or 256x257) "
     "or fp64 and lrelu-all-scalar)",
     "test_batch_norm_act.py": f"{TABLE} and (bf16 and not (c-relu or w-relu or 33x17 or 32x33 or 26x27) "
@@ -36,6 +37,7 @@ INTERPRETED = {
 # Cases of each file in fp32 and bf16, at sizes that fill no vector or block.
 SANITIZED = {
     "test_noise_bias_act.py": f"{TABLE} and (37x4x4 or 9x31 or 300x33)",
+    "test_noise_bias_act_to_rgb.py": f"{TABLE} and (37x4x4 or 33x17 or 520x3x5)",
     "test_instance_norm.py": f"{TABLE} and (37x4x4 or 9x31 or 32x33 or 256x257) and not far",
     "test_batch_norm_act.py": f"{TABLE} and (37x4x4 or 9x31 or 32x33 or 26x27) and not far",
     "test_upfirdn2d.py": f"{TABLE} and (33x4x5 or 17x2x40 or 16x5x7 or 3x9x10)",

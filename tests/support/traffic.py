@@ -20,7 +20,7 @@ from torch import Tensor
 
 import fastgan_kernels
 from bench.forms import FORMS as TIMED_FORMS
-from bench.operations import Form, Normal, Shape
+from bench.operations import Form, Normal, Shape, present
 from fastgan import ops
 from fastgan.ops.upfirdn2d import forked_upfirdn2d
 from fastgan_kernels import extension
@@ -144,6 +144,8 @@ FORMULAS: dict[str, Formula] = {
     "residual": {"forward": ("xx", "y"), "backward": ("xy", "x"), "double backward": ("xy", "y")},
     "noise": FROM_OUTPUT,
     "synthesis": FROM_INPUT,
+    "to_rgb": FROM_INPUT,  # the image and its gradients do not count
+    "last_to_rgb": {"forward": ("x", ""), "backward": ("x", "x"), "double backward": ("xx", "x")},
     "upsample": LINEAR,
     "downsample": LINEAR,
     "blur": LINEAR,
@@ -228,6 +230,9 @@ CASES = {
     "noise_bias_act: residual": Case("residual", (2, 64, 32, 32), (2, 64, 32, 32)),
     "noise_bias_act: noise": Case("noise", (2, 64, 32, 32), (2, 64, 32, 32)),
     "noise_bias_act: all": Case("synthesis", (2, 64, 32, 32), (2, 64, 32, 32)),
+    "noise_bias_act_to_rgb": Case("to_rgb", (2, 64, 32, 32), None),
+    "noise_bias_act_to_rgb: wide": Case("to_rgb", (2, 512, 8, 16), None),
+    "noise_bias_act_to_rgb: last": Case("last_to_rgb", (2, 64, 32, 32), None),
     "upfirdn2d: up 2": Case("upsample", (36, 64, 64, 64), (1, 4, 64, 64), ends=15),
     "upfirdn2d: up 2, RGB": Case("upsample", (1, 3, 64, 64), None),
     "upfirdn2d: down 2": Case("downsample", (36, 64, 64, 64), (1, 4, 64, 64), ends=15),
@@ -283,15 +288,19 @@ def count(
     records = {}
     with _counted_backend() as recorded, _only_ends(ends):
         with recorded(records, "forward"):
-            y = form.fused(x, **others)
-        dy = activation(y.shape) if y.dim() == 4 else torch.zeros_like(y).requires_grad_()
+            results = present(form.fused(x, **others))
+        y = results[0]
+        dy = [
+            activation(y.shape) if y.dim() == 4 and y.dtype == dtype else torch.zeros_like(y).requires_grad_()
+            for y in results
+        ]
         if "backward" in formula:
             with recorded(records, "backward"):
-                torch.autograd.grad(y, [x, *small], dy, retain_graph=True)
+                torch.autograd.grad(results, [x, *small], dy, retain_graph=True)
         if "double backward" in formula:
-            (dx,) = torch.autograd.grad(y, x, dy, create_graph=True)
+            (dx,) = torch.autograd.grad(results, x, dy, create_graph=True)
             # Without a gradient of x where the derivative is taken from y: autograd would call backward for zeros.
-            inputs = [dy, x, *small] if "x" in formula["double backward"][1] else [dy]
+            inputs = [*dy, x, *small] if "x" in formula["double backward"][1] else dy
             with recorded(records, "double backward"):
                 torch.autograd.grad(dx, inputs, activation(shape, False), allow_unused=True)
     size = {"x": x.nbytes, "y": y.nbytes, "q": x.nbytes // 4}

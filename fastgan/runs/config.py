@@ -50,7 +50,7 @@ class NetworkOptions:
     on photographs (EfficientNet-Lite0, extra "metrics"). auto: that of --init-from, else own."""
     projected_size: int | Auto = "auto"
     """For --discriminator projected: enlarge smaller images until the shorter side has this size, a multiple of 32 from
-    64. auto: 128 below 128 pixels, else 224."""
+    64. auto: 64 below 64 pixels, 128 below 128, else 224."""
     discriminator_norm: bool | Auto = "auto"
     """Batch norm in the discriminator, for dcgan, cgan, fastgan and projected. auto: yes, except with a gradient
     penalty."""

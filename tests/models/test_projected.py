@@ -189,9 +189,9 @@ def test_a_recipe_for_it_has_no_penalties_and_nothing_grows():
         terms = config.regularization
         assert (config.training.loss, terms.augment, config.growth.grow_from) == ("hinge", "diffaug", 0)
         assert not any((terms.r1_gamma, terms.r2_gamma, terms.gp_lambda, terms.path_length, terms.drift))
-        assert config.network.projected_size == 128
-    large = configure.resolve(configure.parse(["--discriminator", "projected", "--resolution", "256"]))
-    assert large.network.projected_size == 224
+    for resolution, size in (("28", 64), ("64x32", 64), ("96", 128), ("256", 224)):
+        sized = configure.resolve(configure.parse(["--discriminator", "projected", "--resolution", resolution]))
+        assert sized.network.projected_size == size
     odd = configure.resolve(configure.parse(["--discriminator", "projected", "--batch", "6"]))  # nothing is grouped
     assert odd.training.batch == 6
 
@@ -228,7 +228,7 @@ def test_its_networks_start_another_training(folder, tmp_path, capsys):
     train(folder, tmp_path / "own", "--init-from", str(run), "--images", "8", "--discriminator", "own")
     assert "fresh: discriminator" in capsys.readouterr().out
     train(folder, tmp_path / "again", "--init-from", str(tmp_path / "own"), *projected[:2], "--images", "8")
-    assert configuration_of(tmp_path / "again").projected_size == 128
+    assert configuration_of(tmp_path / "again").projected_size == 64
 
 
 def configuration_of(run):

@@ -59,7 +59,7 @@ LIMITS = [
     Limit("  backward from x",                   "nhwc<Element<2, 0, bf16, 4>, 4>",      3,   93),
     Limit("  double backward from y",            "nhwc<Element<3, 0, bf16, 8>, 8>",      6,   46),
     Limit("  double backward from x",            "nhwc<Element<4, 0, bf16, 4>, 4>",      2,   92),
-    Limit("  forward with a residual",           "nhwc<Element<5, 0, bf16, 8>, 8>",      4,   64),
+    Limit("  forward with a residual",           "nhwc<Element<5, 0, bf16, 8>, 8>",      4,   48),
     Limit("  backward from x and a bias",        "nhwc<Element<6, 0, bf16, 8>, 8>",      5,   46),
     Limit("upfirdn2d, blur",                     strips(),                               2,   40),
     Limit("  up 2",                              strips(up_down="2, 1"),                 3,   36),

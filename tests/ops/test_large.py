@@ -392,8 +392,6 @@ def filtered_noise_bias_act(run: Run) -> None:
 
 
 def bias_act_blur(run: Run) -> None:
-    if run.backend in ("emulated", "cuda"):
-        return  # no kernels: two operations that have cases of their own
     count = run.count()
     of_x, of_dy = numbers(11, -4), numbers(7, -3)
     x, dy = run.repeated(of_x, count), run.repeated(of_dy, count)

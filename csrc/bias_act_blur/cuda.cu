@@ -1,5 +1,5 @@
-// bias_act_blur on the GPU: the strip of upfirdn2d (upfirdn2d/gpu.h), which applies the activation to the pixels that it
-// reads (forward), or its derivative to the outputs of the adjoint filter (backward).
+// bias_act_blur on the GPU: the strip of upfirdn2d (upfirdn2d/gpu.h), which applies the activation to the pixels that
+// it reads (forward), or its derivative to the outputs of the adjoint filter (backward).
 #include "bias_act_blur/call.h"
 #include "noise_bias_act/gpu.h"
 #include "upfirdn2d/gpu.h"

@@ -1,5 +1,6 @@
-// filtered_noise_bias_act on the GPU, in NHWC: the strip of upfirdn2d (upfirdn2d/gpu.h), which applies the epilogue, or its
-// derivative, to the outputs of a row. Backward filters x again: otherwise forward would have to write the filtered values.
+// filtered_noise_bias_act on the GPU, in NHWC: the strip of upfirdn2d (upfirdn2d/gpu.h), which applies the epilogue, or
+// its derivative, to the outputs of a row. Backward filters x again: otherwise forward would have to write the filtered
+// values.
 #include "filtered_noise_bias_act/call.h"
 #include "noise_bias_act/gpu.h"
 #include "upfirdn2d/gpu.h"

@@ -1,7 +1,7 @@
 // upfirdn2d on the GPU.
 //
-// NHWC: the strip of gpu.h in the common cases (a separable filter of 4 taps, up or down by 2 or neither); for all other
-// filters a thread computes one output.
+// NHWC: the strip of gpu.h in the common cases (a separable filter of 4 taps, up or down by 2 or neither); for all
+// other filters a thread computes one output.
 //
 // NCHW: a block loads the inputs of a tile of outputs, of one or several small planes, into shared memory, and filters
 // there, along x and then along y if the filter is separable.

@@ -43,20 +43,20 @@ FASTGAN_INLINE void arrange_taps(const Geometry& g, const S* taps, S* arranged) 
 
 // The strip: separable filters of 4 taps in NHWC ----------------------------------------------------------------------
 //
-// A thread takes V channels and walks down a strip of the image, two outputs (RUN) wide. It filters each row of inputs along x
-// once and keeps the sums of the last rows in registers, where it filters along y.
+// A thread takes V channels and walks down a strip of the image, two outputs (RUN) wide. It filters each row of inputs
+// along x once and keeps the sums of the last rows in registers, where it filters along y.
 //
-// `Load` makes the numbers to filter from a pixel that it reads, `Store` writes the results of a row. A kernel copies both
-// for each thread:
+// `Load` makes the numbers to filter from a pixel that it reads, `Store` writes the results of a row. Each thread has a
+// copy of both:
 //
 //     start(sample, pixel, pixels, c, channel)   points to `pixel` of the `pixels` of a sample
 //     move(pixels, c)                            goes on
 //     load(there, i, c) -> Loaded                accesses memory for the i-th pixel from here
 //
-// Load::values writes the numbers to filter: zeros if not `there`, outside of the image. Store::store writes the `wanted`
-// ones of the RUN outputs from here, which total(o, v) computes, and adds to its SUMS sums over all outputs. SMALL small
-// tensors, read by small(which, sample, channel, c), are kept in shared memory. THREADS, 256 or 128, says how many threads
-// of a block leave registers enough.
+// Load::values gives the numbers to filter: zeros if not `there`, outside of the image. Store::store writes the
+// `wanted` ones of the RUN outputs from here, which total(o, v) computes, and adds to its SUMS sums over all outputs.
+// SMALL small tensors, read by small(which, sample, channel, c), are kept in shared memory. THREADS is the size of a block,
+// 256 or 128, that leaves enough registers.
 
 constexpr int RUN = 2;          // adjacent outputs of a thread
 constexpr int STRIP_ROWS = 16;  // steps of a thread at most; a strip reads up to three rows of its neighbours
@@ -265,10 +265,10 @@ __global__ void __launch_bounds__(STRIP_THREADS<DOWN, Load, Store>,
                     }
                     return sum;
                 };
-                bool now[RUN];
+                bool row_wanted[RUN];  // not kept from before the filter, where it would take registers
                 GPU_UNROLL
-                for (int o = 0; o < RUN; ++o) now[o] = is_wanted(0, o);
-                store.store(now, beside[u], total, small, sums, c);
+                for (int o = 0; o < RUN; ++o) row_wanted[o] = is_wanted(0, o);
+                store.store(row_wanted, beside[u], total, small, sums, c);
                 ++oy;
                 store.move(ow, c);
             }

@@ -15,7 +15,8 @@ Who computes a map (`_convolve` and `_gradients` decide):
   torch.func, and wherever no kernel of ours is named below;
 - `fastgan.ops.few_channels`: on a CPU, if input or output has at most 4 channels. The library still writes the other
   image where that is large;
-- `fastgan.ops.weight_gradient`: on a CPU, grad_weight of the shapes for which it is faster.
+- `fastgan.ops.weight_gradient`: on a CPU, grad_weight of the shapes for which it is faster;
+- a product and a sum: grad_weight of a kernel for each channel, as large as the image.
 
 The conditions in full are `few_channels.FewChannels.of` and `weight_gradient.is_suited`. Measurements:
 docs/notes/convolutions.md.
@@ -28,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastgan.ops import few_channels, weight_gradient
-from fastgan.ops.arithmetic import compute_dtype
+from fastgan.ops.arithmetic import compute_dtype, to_arithmetic
 from fastgan.ops.engine import used_inputs
 from fastgan.ops.layout import is_channels_last
 from fastgan.ops.recordable import recordable
@@ -170,11 +171,18 @@ def _gradients(dy: Tensor, x: Tensor, weight: Tensor, g: _Geometry, mask: tuple[
         dw = few.grad_weight(dy, x, weight) if mask[1] else None
     elif mask[1] and g.cpp_kernels and weight_gradient.is_suited(dy, x, weight, g.transposed):
         dw = weight_gradient.weight_gradient(dy, x, weight, g.stride, g.padding, g.transposed)
+    elif mask[1] and _weighs_whole_image(x, weight, g):
+        dw = (to_arithmetic(x) * to_arithmetic(dy)).sum(0).unsqueeze(1).to(x.dtype)
     rest = mask[0] and dx is None, mask[1] and dw is None, mask[2]
     if not any(rest):
         return dx, dw, None
     library = _library_gradients(dy, x, weight, g, rest)
     return library[0] if dx is None else dx, library[1] if dw is None else dw, library[2]
+
+
+def _weighs_whole_image(x: Tensor, weight: Tensor, g: _Geometry) -> bool:
+    """Whether each channel has a kernel of its own, as large as the image. The library is slow for its gradient."""
+    return g.groups > 1 and not g.transposed and weight.shape == (x.shape[1], 1, *x.shape[2:]) and not any(g.padding)
 
 
 def _library_conv(x: Tensor, weight: Tensor, bias: Tensor | None, g: _Geometry) -> Tensor:

@@ -60,6 +60,24 @@ def test_values_and_derivatives_in_groups(pair, kernel, stride, padding, channel
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["NCHW", "channels_last"])
+def test_a_kernel_for_each_channel_as_large_as_the_image(channels_last):
+    """The library takes milliseconds for the gradient of this weight."""
+    torch.manual_seed(0)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    x = torch.randn(3, 6, 4, 5, dtype=torch.float64).to(memory_format=memory_format).requires_grad_()
+    weight = torch.randn(6, 1, 4, 5, dtype=torch.float64, requires_grad=True)
+    head = lambda x, weight: conv2d(x, weight, groups=6)
+    assert torch.autograd.gradcheck(head, (x, weight)) and torch.autograd.gradgradcheck(head, (x, weight))
+    for dtype in (torch.float64, torch.bfloat16):
+        inputs = [t.detach().to(dtype).requires_grad_() for t in (x, weight)]
+        with Convolutions() as counted:
+            (dw,) = torch.autograd.grad(head(*inputs).sum(), inputs[1])
+        (expected,) = torch.autograd.grad(F.conv2d(*(t.double() for t in inputs), groups=6).sum(), inputs[1])
+        torch.testing.assert_close(dw, expected)
+        assert counted.names == ["convolution"]
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["NCHW", "channels_last"])
 def test_memory_formats_and_dtypes_match_torch(pair, channels_last):
     for dtype in (torch.float32, torch.bfloat16):
         given = tensors(pair, (3, 3), dtype, channels_last=channels_last)

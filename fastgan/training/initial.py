@@ -40,7 +40,7 @@ class InitialNetworks:
             if given not in ("auto", own):
                 raise UserError(f"{flag(name)} {given}: the networks of --init-from {self.path} are {own}; give that")
         network = {name: getattr(model, name) for name, value in vars(config.network).items() if value == "auto"}
-        if config.network.discriminator not in ("auto", model.discriminator):  # its size is not that of the file's
+        if config.network.discriminator not in ("auto", model.discriminator):  # sizes are those of its own
             network.pop("projected_size", None)
         growth, training = config.growth, config.training
         if growth.grow_from == "auto":  # these have grown

@@ -1,25 +1,37 @@
-"""Predicts what the CUDA kernels take on an H100, from their machine code, beside what a card measured.
+"""Predicts what the GPU kernels take on an H100, from counters, beside what a card measured.
 
-    python -m bench.model [CUBIN ...] [--json RESULTS ...]
+    python -m bench.model [CUBIN ...] [--dtype DTYPE] [--layout LAYOUT] [--only FORM,...] [--json RESULTS ...]
+    python -m bench.model --preference      which of CUDA and Triton is faster, by operation
 
-For each case of `bench.operations` with one large pass a direction: time and share of copy bandwidth. The inputs are
-bytes and launches by the operation's formula, and instructions, registers and shared memory by `bench.sass`, of the
-compiled extension or of cubins. A launch takes its fixed time and the longest of four: memory at copy bandwidth, the
-L2, issue of instructions, and the latency that the resident warps hide. `measured` is filled from results of a card in
-bench/results, or from the files given.
+Rows are the forms of `tests.support.traffic.FORMS` at the shapes of `bench.forms`, in each direction. No GPU is needed.
+Counters of a launch:
+
+- CUDA: blocks, and bytes that reach memory and the L2, by the emulation, which executes some blocks at the ends of a
+  launch; instructions, registers and barriers, by the machine code (`bench.sass`) of the extension or of cubins for
+  sm_90.
+- Triton: programs and bytes of tensors, by the launch; the rest, by the machine code that it compiles for sm_90.
+
+A launch takes its fixed time and the longest of four: memory at copy bandwidth, the L2, issue of instructions, and the
+latency that the resident warps hide. `measured` is filled from results of a card in bench/results, or from the files
+given.
 """
 
 import argparse
 import json
 import math
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
+import fastgan_kernels
 from bench import sass
-from bench.forms import FORMS
+from bench.operations import Form, Shape
 from fastgan_kernels import extension
+from tests.support import traffic
 
 
 @dataclass(frozen=True)
@@ -37,71 +49,30 @@ class Card:
 
 
 CARD = Card()
-BLOCKS = 2112  # minimum number of blocks of a launch: MAX_BLOCKS in csrc/common/gpu_plan.h
 ISSUE = 0.85  # share of the four instructions per cycle that kernels reach
 CYCLES = 2  # cycles of an instruction that depends on others of its warp
 REACHED = 0.93  # share of copy bandwidth that kernels with arithmetic reach
+ENDS = 4  # blocks at each end of a launch that the emulation executes
+DIRECTIONS = ("forward", "backward", "double backward")
 
 
-class Pass(NamedTuple):
-    """A large pass over activations.
+class Work(NamedTuple):
+    """A launch of a kernel.
 
-    kernel: name by `sass.read_kernels`.
-    moved: tensors of the size of x that it reads and writes.
-    served: tensors that the L2 serves, repeated reads included.
-    second_stage: whether a launch of sums follows.
+    blocks, threads: blocks of the launch, threads of a block.
     shared: bytes of dynamic shared memory of a block.
-    threads: threads of a block.
+    memory: bytes of its tensors that it touches, each once.
+    l2: bytes that the L2 serves, each once a block.
+    requested: bytes of all loads and stores.
     """
 
-    kernel: str
-    moved: float
-    served: float
-    second_stage: bool = False
-    shared: int = 0
-    threads: int = sass.BLOCK
-
-
-def _norm(batch: str) -> tuple[list[Pass], list[Pass]]:
-    forward = [Pass("forward<bf16, 8, true, false>", 1, 1, True), Pass(f"normalise<bf16, 8, true, {batch}>", 2, 2)]
-    backward = [
-        Pass(f"backward<bf16, 8, true, false, {batch}>", 2, 2, True),
-        Pass(f"gradients<bf16, 8, true, {batch}>", 3, 3, batch == "false"),
-    ]
-    return forward, backward
-
-
-def _strips(v: int, load: str, store: str) -> str:
-    return f"filter_strips<bf16, {v}, 1, 1, {load}, {store}>"
-
-
-BLUR = Pass(_strips(8, "PlainLoad<bf16, 8>", "PlainStore<bf16, 8>"), 2, 2.3)
-ACTIVATED = Pass(_strips(8, "ActivatedLoad<bf16, 8, false>", "PlainStore<bf16, 8>"), 2, 2.3, threads=128)
-ACTIVATED_BACKWARD = Pass(_strips(8, "PlainLoad<bf16, 8>", "DerivativeStore<bf16, 8, false>"), 3, 3.3, True, 0, 128)
-FILTERED = Pass(_strips(8, "PlainLoad<bf16, 8>", "EpilogueStore<bf16, 8, false>"), 2, 2.3, threads=128)
-FILTERED_BACKWARD = Pass(_strips(4, "PlainLoad<bf16, 4>", "GradientStore<bf16, 4, false>"), 3, 3.3, True)
-# Form -> passes of forward and of backward, of sizes that do not fit on chip.
-PASSES: dict[str, tuple[list[Pass], list[Pass]]] = {
-    "bias": ([Pass("nhwc<Element<0, 0, bf16, 8>, 8>", 2, 2)], [Pass("nhwc<Element<1, 0, bf16, 8>, 8>", 3, 3, True)]),
-    "residual": (
-        [Pass("nhwc<Element<5, 0, bf16, 8>, 8>", 3, 3)],
-        [Pass("nhwc<Element<6, 0, bf16, 8>, 8>", 3, 3, True)],
-    ),
-    "noise": ([Pass("nhwc<Element<0, 0, bf16, 8>, 8>", 2, 2)], [Pass("nhwc<Element<1, 0, bf16, 8>, 8>", 3, 3, True)]),
-    "synthesis": (
-        [Pass("nhwc<Element<0, 0, bf16, 8>, 8>", 2, 2)],
-        [Pass("nhwc<Element<2, 0, bf16, 4>, 4>", 3, 3, True)],
-    ),
-    "blur": ([BLUR], [BLUR]),
-    "act_blur": ([ACTIVATED], [ACTIVATED_BACKWARD]),
-    "filtered": ([FILTERED], [FILTERED_BACKWARD, BLUR]),
-    "batch_norm_act": _norm("true"),
-    "adain": _norm("false"),
-    "style_epilogue": _norm("false"),
-    "pixel_norm": ([Pass("nhwc<0, bf16, 8>", 2, 2)], [Pass("nhwc<1, bf16, 8>", 3, 3)]),
-    "lerp_samples": ([Pass("map<1, bf16, 8>", 3, 3)], [Pass("map<2, bf16, 8>", 3, 3)]),
-    "squared_norm": ([Pass("sum_of_squares<bf16, 8>", 1, 1, True)], [Pass("map<0, bf16, 8>", 2, 2)]),
-}
+    kernel: sass.Kernel
+    blocks: int
+    threads: int
+    shared: int
+    memory: float
+    l2: float
+    requested: float
 
 
 class Prediction(NamedTuple):
@@ -109,95 +80,221 @@ class Prediction(NamedTuple):
     limit: str  # limit of the longest launch
 
 
-def passes_of(form: str, shape: tuple[int, ...], backward: bool) -> list[Pass]:
-    """The passes of a direction. A norm takes one if a row of 32 bytes of channels fits on chip (csrc/norm/cuda.cu)."""
-    positions = math.prod(shape[2:])
-    on_chip = 32 * positions * (1 + backward)
-    if form in ("adain", "style_epilogue") and on_chip <= 88 * 1024:
-        name = "backward<bf16, 8, true, true, false>" if backward else "forward<bf16, 8, true, true>"
-        return [Pass(name, 3 if backward else 2, 3 if backward else 2, backward, on_chip)]
-    return PASSES[form][backward]
-
-
-def predict(kernel: sass.Kernel, one: float, work: Pass, card: Card = CARD) -> Prediction:
-    """Time of a pass; `one` is the bytes of an activation."""
-    total, served = one * work.moved, one * work.served
-    resident = kernel.blocks(work.threads, work.shared) * work.threads / sass.BLOCK
-    blocks = max(1, min(BLOCKS, total // (4 * 16 * sass.BLOCK)))
-    share = min(resident, blocks / card.multiprocessors) * card.multiprocessors  # blocks at work
-    # What a warp has in flight, and how long it takes until it asks again.
-    loaded = sum(width * count for width, count in kernel.widths("LDG").items() if width >= 8)
-    moved = sass.wide_bytes(kernel.hot) or 1
-    round_trip = card.latency + CYCLES * len(kernel.hot) / card.clock
-    rounds = math.ceil(total / blocks / (moved * sass.BLOCK))
-    block = card.start + kernel.barriers % 1000 * card.barrier + rounds * round_trip
+def predict(work: Work, card: Card = CARD) -> Prediction:
+    """Time of a launch."""
+    kernel = work.kernel
+    step = _step(kernel)
+    in_step = work.threads * _moved(step, ("LDG", "STG")) or 1  # bytes of a block
+    steps = max(1.0, work.requested / work.blocks / in_step)  # of a block
+    resident = max(1, kernel.blocks(work.threads, work.shared))
+    at_work = min(work.blocks, resident * card.multiprocessors)
+    block = card.start + kernel.barriers % 1000 * card.barrier
+    block += math.ceil(steps) * (card.latency + CYCLES * len(step) / card.clock)
+    instructions = work.blocks * work.threads / 32 * steps * len(step)
     times = {
-        "memory": total / (REACHED * card.copy),
-        "L2": served / card.l2,
-        "issue": total / 16 * kernel.cost / 32 / (4 * ISSUE * card.clock * card.multiprocessors),
-        "latency": blocks / share * block if loaded else 0.0,
+        "memory": work.memory / (REACHED * card.copy),
+        "L2": work.l2 / card.l2,
+        "issue": instructions / (4 * ISSUE * card.clock * card.multiprocessors),
+        "latency": work.blocks / at_work * block,
     }
     limit = max(times, key=times.__getitem__)
-    # The second stage reads a few MB from the L2.
-    return Prediction(times[limit] + card.launch * (1 + work.second_stage) + 3e-6 * work.second_stage, limit)
+    return Prediction(times[limit] + card.launch, limit)
+
+
+def _step(kernel: sass.Kernel) -> list[sass.Instruction]:
+    """The loop that moves the most bytes, 16 at a time if there is one; without a loop, the whole kernel."""
+    if sass.wide_bytes(kernel.hot):
+        return kernel.hot
+    return max(kernel.loops, key=lambda body: _moved(body, ("LDG", "STG")), default=kernel.instructions)
+
+
+def _moved(body: list[sass.Instruction], spaces: str | tuple[str, ...]) -> int:
+    """Bytes that a thread loads ("LDG") or stores ("STG") in these instructions."""
+    return sum(sass.width(i.opcode) for i in body if i.opcode.startswith(spaces))
+
+
+# Counters of launches -------------------------------------------------------------------------------------------------
+
+
+def cuda_work(
+    form: Form, shape: Shape, dtype: torch.dtype, channels_last: bool, kernels: dict[str, sass.Kernel]
+) -> tuple[dict[str, list[Work]], dict[str, float]]:
+    """The launches of each direction on the CUDA kernels, and the bytes that its formula needs."""
+    counted = traffic.count(form, shape, dtype, channels_last, ends=ENDS)
+    launches = {
+        direction: [
+            Work(
+                kernels[sass.plain_name(traffic.kernel_name(each.kernel))],
+                each.blocks,
+                each.threads,
+                each.shared,
+                sum(each.unique.values()),
+                sum(each.by_block.values()),
+                sum(i.bytes for i in each.instructions if i.tensor != "shared"),
+            )
+            for each in found.launches
+        ]
+        for direction, found in counted.items()
+    }
+    return launches, {way: found.minimum_read + found.minimum_written for way, found in counted.items()}
+
+
+def triton_work(form: Form, shape: Shape, dtype: torch.dtype, channels_last: bool) -> dict[str, list[Work]]:
+    """The launches of each direction on the Triton kernels.
+
+    Only upfirdn2d loads an element repeatedly; the L1 is assumed to serve what is repeated along a row.
+    """
+    from tests.support.compiled_triton import compiled_for, launches
+
+    found: dict[str, list[Work]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.cubin")
+        for direction, launched in launches(form, shape, dtype, channels_last).items():
+            found[direction] = []
+            for launch in launched:
+                compiled = compiled_for(90, launch.kernel, launch.arguments, launch.named)
+                path.write_bytes(compiled.asm["cubin"])
+                [kernel] = sass.read_kernels(path)
+                # A launcher may pass tensors that a variant of the kernel does not read.
+                accesses = sum(kernel.widths(space).total() for space in ("LDG", "STG"))
+                sizes = sorted((t.nbytes for t in launch.tensors), reverse=True)
+                memory = l2 = requested = float(sum(sizes[:accesses]))
+                if form.operation == "upfirdn2d":
+                    written = launch.arguments[launch.kernel.arg_names.index("y")].nbytes
+                    loaded, stored = (_moved(_step(kernel), space) for space in ("LDG", "STG"))
+                    requested = written * (1 + loaded / stored)
+                    l2 = max(memory, written * (1 + math.sqrt(loaded / stored)))
+                threads = 32 * compiled.metadata.num_warps
+                found[direction].append(
+                    Work(kernel, launch.programs, threads, compiled.metadata.shared, memory, l2, requested)
+                )
+    return found
+
+
+# The table ------------------------------------------------------------------------------------------------------------
 
 
 class Row(NamedTuple):
     form: str
-    shape: tuple[int, ...]
+    operation: str
+    shape: str
     direction: str
+    backend: str
     launches: int
     seconds: float
     share: float  # share of copy bandwidth, counting the bytes that the formula needs
     limit: str
 
 
-def rows(kernels: dict[str, sass.Kernel], card: Card = CARD) -> list[Row]:
-    found = []
-    for form in FORMS:
-        for shape in form.shapes["cuda"] if form.name in PASSES else ():
-            one = 2.0 * math.prod(shape)
-            for direction in ("forward", "backward"):
-                passes = passes_of(form.name, shape, direction == "backward")
-                each = [predict(kernels[work.kernel], one, work, card) for work in passes]
-                seconds = sum(prediction.seconds for prediction in each)
-                needed = one * NEEDED.get(form.name, (2, 3))[direction == "backward"]
-                launches = len(passes) + sum(work.second_stage for work in passes)
-                limit = max(each).limit
-                found.append(Row(form.name, shape, direction, launches, seconds, needed / card.copy / seconds, limit))
-    return found
+def rows(
+    kernels: dict[str, sass.Kernel],
+    forms: Iterable[Form],
+    dtype: torch.dtype,
+    channels_last: bool,
+    shapes: int | None = None,
+    card: Card = CARD,
+) -> Iterator[Row]:
+    """Predictions for the forms at their shapes on GPUs, of which the first `shapes` (default: all)."""
+    for form in forms:
+        for shape in form.shapes.get("cuda", ())[:shapes]:
+            work, needed = cuda_work(form, shape, dtype, channels_last, kernels)
+            backends = {"cuda": work}
+            if has_triton(form.operation):
+                backends["triton"] = triton_work(form, shape, dtype, channels_last)
+            for backend, launches in backends.items():
+                for direction, each in launches.items():
+                    yield _row(form, shape, direction, backend, [predict(work, card) for work in each], needed, card)
 
 
-# Tensors of the size of x that each direction needs to read and write, where it is not (2, 3).
-NEEDED = {"blur": (2, 2), "lerp_samples": (3, 3), "squared_norm": (1, 2)}
+def has_triton(operation: str) -> bool:
+    """Whether there are Triton kernels of an operation, wherever they can run."""
+    return fastgan_kernels.BACKENDS["triton"].why_not(operation, torch.device("cpu")) != "has no kernel for it"
 
 
-def measured(paths: Iterable[Path]) -> dict[tuple[str, str, str], float]:
-    """Seconds by (form, shape, direction), of the CUDA backend. Backward is what it adds to forward."""
+def _row(form, shape, direction, backend, predictions: list[Prediction], needed: dict[str, float], card: Card) -> Row:
+    seconds = sum(prediction.seconds for prediction in predictions)
+    share = needed[direction] / card.copy / seconds
+    at = "x".join(map(str, shape))
+    limit = max(predictions).limit
+    return Row(form.name, form.operation, at, direction, backend, len(predictions), seconds, share, limit)
+
+
+Measured = dict[tuple[str, str, str, str], float]  # seconds by (form, shape, direction, backend)
+
+
+def measured(paths: Iterable[Path], dtype: str = "bf16") -> Measured:
+    """What cards measured, in results of gpu_check.sh or of bench.run. Backward is what it adds to forward."""
     found = {}
     for path in paths:
-        for benchmark in json.loads(path.read_text())["benchmarks"]:
-            row = benchmark.get("extra_info", {})
-            if row.get("backend") == "cuda" and row.get("dtype") == "bf16":
+        content = json.loads(path.read_text())
+        entries = content["benchmarks"] if isinstance(content, dict) and "benchmarks" in content else []
+        for row in (entry.get("extra_info", entry) for entry in entries):
+            if row.get("backend") in ("cuda", "triton") and row.get("dtype") == dtype:
                 both, forward = row["fastgan_ms"] / 1e3, row["forward_ms"] / 1e3
-                found[row["form"], row["shape"], "forward"] = forward
-                found[row["form"], row["shape"], "backward"] = both - forward
+                found[row["form"], row["shape"], "forward", row["backend"]] = forward
+                found[row["form"], row["shape"], "backward", row["backend"]] = both - forward
     return found
 
 
-def table(predicted: list[Row], on_card: dict[tuple[str, str, str], float]) -> str:
-    """A table in markdown."""
-    lines = ["| operation | shape | direction | launches | predicted, us | share of copy | limit | measured, us |"]
-    lines += ["| --- | --- | --- | --: | --: | --: | --- | --: |"]
+def table(predicted: list[Row], on_card: Measured) -> str:
+    """Predicted beside measured, in markdown."""
+    lines = ["| form | shape | direction | backend | launches | predicted, us | of copy | limit | measured, us |"]
+    lines += ["| --- | --- | --- | --- | --: | --: | --: | --- | --: |"]
     for row in predicted:
-        shape = "x".join(map(str, row.shape))
-        seconds = on_card.get((row.form, shape, row.direction))
+        seconds = on_card.get((row.form, row.shape, row.direction, row.backend))
         seen = f"{seconds * 1e6:.0f}" if seconds else ""
         lines.append(
-            f"| {row.form} | {shape} | {row.direction} | {row.launches} | {row.seconds * 1e6:.0f} | {row.share:.0%} "
-            f"| {row.limit} | {seen} |"
+            f"| {row.form} | {row.shape} | {row.direction} | {row.backend} | {row.launches} | {row.seconds * 1e6:.0f} "
+            f"| {row.share:.0%} | {row.limit} | {seen} |"
         )
     return "\n".join(lines)
+
+
+# Which backend is faster ----------------------------------------------------------------------------------------------
+
+
+MARGIN = 0.9  # Triton's launches cost more time on the host, and the model may be wrong: it must be so much faster
+
+
+class Preference(NamedTuple):
+    """The time on Triton by that on CUDA, by direction, of all forms and shapes together."""
+
+    operation: str
+    ratios: dict[str, float]
+    from_card: bool  # measured on a card, else predicted
+    faster: str
+
+
+def preferences(predicted: list[Row], on_card: Measured) -> list[Preference]:
+    """The backend to prefer for each operation: by what cards measured where they measured both, else as predicted."""
+    forecast = {(row.form, row.shape, row.direction, row.backend): row.seconds for row in predicted}
+    found = []
+    for operation in dict.fromkeys(row.operation for row in predicted):
+        cases = {(row.form, row.shape, row.direction) for row in predicted if row.operation == operation}
+        from_card = [case for case in cases if all((*case, name) in on_card for name in ("cuda", "triton"))]
+        times = on_card if from_card else forecast
+        cases = from_card or [case for case in cases if (*case, "triton") in forecast]
+        if not cases:  # no Triton kernel
+            continue
+
+        def ratio(cases: list, times: Measured = times) -> float:
+            triton, cuda = (sum(times[(*case, name)] for case in cases) for name in ("triton", "cuda"))
+            return triton / cuda
+
+        ways = {way: [case for case in cases if case[2] == way] for way in DIRECTIONS}
+        ratios = {way: ratio(chosen) for way, chosen in ways.items() if chosen}
+        faster = "cuda" if ratio(cases) >= MARGIN else "triton"
+        found.append(Preference(operation, ratios, bool(from_card), faster))
+    return found
+
+
+def preference_table(found: list[Preference]) -> str:
+    """In markdown, sorted by operation."""
+    cells = [["operation", *DIRECTIONS, "by", "preferred"], ["---", *["--:"] * len(DIRECTIONS), "---", "---"]]
+    for each in sorted(found):
+        ratios = [f"{each.ratios[way]:.2f}" if way in each.ratios else "" for way in DIRECTIONS]
+        cells.append([each.operation, *ratios, "card" if each.from_card else "model", each.faster])
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
 def read(paths: list[Path]) -> dict[str, sass.Kernel]:
@@ -210,12 +307,20 @@ def read(paths: list[Path]) -> dict[str, sass.Kernel]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m bench.model", description=__doc__.partition("\n")[0])
     parser.add_argument("cubin", nargs="*", type=Path, help="cubins for sm_90 (default: the compiled extension)")
-    results = sorted((Path(__file__).parent / "results").glob("operations_*.json"))
+    parser.add_argument("--dtype", choices=traffic.DTYPES, default="bf16")
+    parser.add_argument("--layout", choices=("NHWC", "NCHW"), default="NHWC")
+    parser.add_argument("--only", metavar="FORM,...", help=", ".join(traffic.FORMS))
+    parser.add_argument("--preference", action="store_true", help="print the faster backend of each operation")
+    results = sorted((Path(__file__).parent / "results").glob("*.json"))
     parser.add_argument("--json", nargs="*", type=Path, default=results, metavar="RESULTS", help="results of a card")
-    arguments = parser.parse_args()
-    print(table(rows(read(arguments.cubin)), measured(arguments.json)))
+    options = parser.parse_args()
+    names = options.only.split(",") if options.only else traffic.FORMS
+    forms = [traffic.FORMS[name] for name in names]
+    found = list(rows(read(options.cubin), forms, traffic.DTYPES[options.dtype], options.layout == "NHWC"))
+    on_card = measured(options.json, options.dtype)
+    print(preference_table(preferences(found, on_card)) if options.preference else table(found, on_card))
 
 
 if __name__ == "__main__":

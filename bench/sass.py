@@ -158,8 +158,8 @@ def kernels_of(cubin: Path) -> list[Kernel]:
     for name, numbers in re.findall(r"Function (\S+):\n(.*)", run("cuobjdump", "-res-usage", str(cubin))):
         used[name] = {key: int(number) for key, number in re.findall(r"\b([A-Z]+):(\d+)", numbers)}
     code = run("nvdisasm", "-c", "-ndf", str(cubin))
-    arch = int(re.search(r"\.target\s+sm_(\d+)", code)[1])
-    sections = dict(re.findall(r"\n\t\.section\t\.text\.(\w+),[^\n]*\n(.*?)(?=\n\t\.section|\Z)", code, re.DOTALL))
+    arch = int(re.search(r"\.target\s+sm_(\d+)|EF_CUDA_SM(\d+)", code).expand(r"\1\2"))  # the second: of CUDA 12
+    sections = dict(re.findall(r"\n\t\.section\t\.text\.(\w+),[^\n]*\n(.*?)(?=\n\t\.section\t|\Z)", code, re.DOTALL))
     return [Kernel(plain_name(name), arch, used[name], body.splitlines()) for name, body in sections.items()]
 
 

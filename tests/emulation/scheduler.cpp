@@ -589,7 +589,7 @@ void launch(const Configuration& configuration, const void* kernel, void (*call)
     // Blocks follow the same order as threads. Shuffled blocks are taken with a stride coprime to their number.
     const std::uint64_t all = static_cast<std::uint64_t>(grid.x) * grid.y * grid.z, ends = blocks_at_each_end(all);
     const std::uint64_t blocks = std::min(all, 2 * ends);
-    traffic::begin_launch(configuration, all, S.arena, S.arena_end);
+    traffic::begin_launch(configuration, kernel, all, S.arena, S.arena_end);
     std::uint64_t stride = blocks * 5 / 8 + 1;
     while (std::gcd(stride, blocks) != 1) ++stride;
     for (std::uint64_t i = 0; i < blocks; ++i) {

@@ -58,14 +58,17 @@ std::vector<Instruction> instructions;
 std::unordered_map<std::uint64_t, std::size_t> instruction_at;  // offset, tensor, write -> index
 std::string report;
 Configuration configuration;
+const void* launched_kernel;
 std::uint64_t blocks_of_grid;
 std::uintptr_t shared_start, shared_end;
 std::uint32_t block;  // number of the block, from 1; 0 before the first
 bool recording = false, in_block = false;
 
-std::size_t threads_of_block() {
-    return std::size_t(current.block_extent.x) * current.block_extent.y * current.block_extent.z;
+std::size_t threads_of(dim3 block_extent) {
+    return std::size_t(block_extent.x) * block_extent.y * block_extent.z;
 }
+
+std::size_t threads_of_block() { return threads_of(current.block_extent); }
 
 int tensor_of(std::uintptr_t address) {
     for (std::size_t i = 0; i < tensors.size(); ++i) {
@@ -153,7 +156,8 @@ void report_launch() {
     };
     const auto text = [](auto number) { return std::to_string(number); };
     line(std::string("launch"), std::string(configuration.place.file), text(configuration.place.line),
-         text(blocks_of_grid), text(block), text(threads_of_block()));
+         text(offset_in_module(launched_kernel)), text(configuration.shared_bytes), text(blocks_of_grid), text(block),
+         text(threads_of(configuration.block)));  // `current` may be of the next launch already
     for (const Tensor& t : tensors) {
         line(std::string("tensor"), t.name, text(t.sectors() * sector), text(t.read.unique * sector),
              text(t.read.by_block * sector), text(t.written.unique * sector), text(t.written.by_block * sector));
@@ -170,10 +174,12 @@ void report_launch() {
 
 }  // namespace
 
-void begin_launch(const Configuration& launched, std::uint64_t blocks, const char* shared, const char* end) {
+void begin_launch(const Configuration& launched, const void* kernel, std::uint64_t blocks, const char* shared,
+                  const char* end) {
     if (!recording) return;
     report_launch();
     configuration = launched;
+    launched_kernel = kernel;
     blocks_of_grid = blocks;
     shared_start = reinterpret_cast<std::uintptr_t>(shared);
     shared_end = reinterpret_cast<std::uintptr_t>(end);

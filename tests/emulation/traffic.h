@@ -10,11 +10,12 @@
 namespace emulation::traffic {
 
 #ifdef EMULATION_TRAFFIC
-void begin_launch(const Configuration& configuration, std::uint64_t blocks, const char* shared, const char* shared_end);
+void begin_launch(const Configuration& configuration, const void* kernel, std::uint64_t blocks, const char* shared,
+                  const char* shared_end);
 void begin_block();
 void end_block();
 #else
-inline void begin_launch(const Configuration&, std::uint64_t, const char*, const char*) {}
+inline void begin_launch(const Configuration&, const void*, std::uint64_t, const char*, const char*) {}
 inline void begin_block() {}
 inline void end_block() {}
 #endif

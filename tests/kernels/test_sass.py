@@ -4,6 +4,7 @@ Every kernel of the compiled extension must keep the rules below. `LIMITS` state
 `python -m bench.sass FILE [PATTERN]` prints the counters of a library or a cubin.
 """
 
+import math
 import re
 from functools import cache
 from pathlib import Path
@@ -12,8 +13,10 @@ from typing import NamedTuple
 import pytest
 import torch
 
+import fastgan_kernels
 from bench import sass
 from fastgan_kernels import extension
+from tests.support import traffic
 
 MAX_BARRIERS = 8  # of a block
 ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp64": 8}
@@ -203,31 +206,139 @@ def test_registers_and_instructions_count():
 
 # Triton ---------------------------------------------------------------------------------------------------------------
 
-# Blocks of 128 threads on a multiprocessor at least; instructions of the hot loop for 16 bytes, and barriers, at most.
-# Triton adds up one sum after the other, each with barriers of its own.
-TRITON_LIMITS = {"forward": (8, 64, 0), "backward": (5, 71, 31), "double_backward": (4, 80, 19)}
+# Operations whose activations are not read 16 bytes at a time, and why.
+NARROW = {"minibatch_stddev": "rows of y have an odd number of channels", "image_batch": "pixels are bytes"}
+DIVIDES = ("_blur",)  # 64-bit indices of a program are divided by a call, once
+SPILLS = {("segment_sums", 90): 8}  # bytes: one pointer is loaded again in every step, to keep 56 registers
+
+# For sm_90, bf16 and NHWC, by form, direction and kernel, at several shapes of a training: blocks on a multiprocessor,
+# at least; instructions of the hot loop for 16 bytes, and barriers, at most. Triton adds up one sum after the other,
+# each with barriers of its own.
+TRITON_LIMITS: dict[str, tuple[int, float, int]] = {
+    "bias forward _elements": (16, 51, 0),
+    "bias backward _elements": (12, 36, 11),
+    "bias backward add_pieces": (9, 0, 3),
+    "bias double backward _elements": (16, 36, 0),
+    "noise forward _elements": (12, 57, 0),
+    "noise backward _elements": (10, 41, 13),
+    "noise backward add_pieces": (10, 0, 5),
+    "noise double backward _elements": (16, 37, 0),
+    "synthesis forward _elements": (9, 61, 0),
+    "synthesis backward _elements": (4, 69, 37),
+    "synthesis backward add_pieces": (6, 0, 12),
+    "synthesis double backward _elements": (5, 66, 19),
+    "synthesis double backward add_pieces": (6, 0, 12),
+    "upsample forward _filter": (16, 111, 0),
+    "upsample backward _filter": (8, 58, 0),
+    "downsample forward _filter": (8, 58, 0),
+    "downsample backward _filter": (16, 111, 0),
+    "blur forward _filter": (8, 58, 0),
+    "blur backward _filter": (8, 58, 0),
+    "adain forward segment_moments": (8, 185, 33),
+    "adain forward _merge_moments": (16, 0, 0),
+    "adain forward normalise": (10, 46, 0),
+    "adain backward segment_sums": (10, 71, 17),
+    "adain backward _merge_sums": (16, 0, 0),
+    "adain backward input_gradients": (12, 53, 0),
+    "adain forward _whole_forward": (4, 119, 15),
+    "adain backward _whole_backward": (2, 79, 15),
+    "batch_norm_act forward segment_moments": (8, 185, 33),
+    "batch_norm_act forward _merge_moments": (2, 0, 11),
+    "batch_norm_act forward normalise": (10, 44, 0),
+    "batch_norm_act backward segment_sums": (9, 77, 17),
+    "batch_norm_act backward _merge_sums": (9, 0, 11),
+    "batch_norm_act backward input_gradients": (12, 54, 0),
+    "style_epilogue forward segment_moments": (6, 213, 33),
+    "style_epilogue forward _merge_moments": (16, 0, 0),
+    "style_epilogue forward normalise": (8, 58, 0),
+    "style_epilogue backward segment_sums": (9, 87, 17),
+    "style_epilogue backward _merge_sums": (16, 0, 0),
+    "style_epilogue backward input_gradients": (7, 71, 11),
+    "style_epilogue backward add_pieces": (8, 0, 7),
+    "style_epilogue forward _whole_forward": (4, 87, 17),
+    "style_epilogue backward _whole_backward": (2, 83, 29),
+    "lerp_samples forward _lerp": (12, 24, 0),
+    "lerp_samples backward _split": (10, 21, 0),
+    "squared_norm forward _sum_of_squares": (16, 52, 1),
+    "squared_norm forward _add_pieces": (16, 0, 1),
+    "squared_norm backward _scale": (16, 25, 0),
+    "image_batch forward _image_batch": (4, 245, 3),
+    "minibatch_stddev forward _walk": (10, 0, 1),
+    "minibatch_stddev forward _add_pieces": (16, 0, 1),
+    "minibatch_stddev forward _append": (10, 0, 0),
+    "minibatch_stddev backward _gradient_of_maps": (12, 0, 1),
+    "minibatch_stddev backward _walk": (9, 0, 0),
+    "minibatch_stddev double backward _gradient_of_maps": (12, 0, 1),
+    "minibatch_stddev double backward _walk": (7, 0, 1),
+    "minibatch_stddev double backward _add_pieces": (16, 0, 1),
+    "minibatch_stddev double backward _append": (10, 0, 0),
+    "pixel_norm forward _normalize": (16, 19, 1),
+    "pixel_norm backward _normalize": (12, 25, 3),
+    "pixel_norm double backward _normalize": (8, 25, 7),
+    "residual forward _elements": (12, 42, 0),
+    "residual backward _elements": (12, 41, 11),
+    "residual backward add_pieces": (9, 0, 3),
+    "residual double backward _elements": (12, 37, 0),
+    "act_blur forward _blur": (5, 125, 0),
+    "act_blur backward _blur": (6, 45, 9),
+    "act_blur backward add_pieces": (9, 0, 3),
+    "fork forward _filter": (8, 58, 0),
+    "fork backward _filter": (16, 96, 0),
+}
 
 
-@pytest.mark.parametrize("launcher", TRITON_LIMITS)
-def test_triton_kernels_keep_the_rules(launcher, monkeypatch, tmp_path):
-    pytest.importorskip("triton")
+def triton_kernels(form: traffic.Form, folder: Path) -> dict[str, list[tuple[sass.Kernel, int, bool]]]:
+    """By "direction kernel": each compilation, the blocks on a multiprocessor, and whether it reads activations."""
+    from tests.support.compiled_triton import compiled_for, launches
+
+    shapes = form.shapes.get("cuda") or [(32, 64, 256, 256)]
+    shapes = {shape: (90,) for shape in (shapes[-1], *[(32, 512, 16, 16)] * (shapes[0][1] == 512))} | {
+        shapes[0]: (80, 90, 100)
+    }
+    found: dict[str, list] = {}
+    for shape, cards in shapes.items():
+        for direction, launched in launches(form, shape, torch.bfloat16).items():
+            for launch in launched:
+                large = [t for t in launch.tensors if t.numel() >= math.prod(shape) // 4 and t.shape[1:2] != (3,)]
+                for card in cards:
+                    compiled = compiled_for(card, launch.kernel, launch.arguments, launch.named)
+                    path = folder / f"{len(found)}.cubin"
+                    path.write_bytes(compiled.asm["cubin"])
+                    [kernel] = sass.read_kernels(path)
+                    blocks = kernel.blocks(32 * compiled.metadata.num_warps, compiled.metadata.shared)
+                    found.setdefault(f"{direction} {kernel.name}", []).append((kernel, blocks, bool(large)))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", traffic.FORMS)
+def test_triton_kernels_keep_the_rules(form, tmp_path):
+    triton = pytest.importorskip("triton")
     if reason := sass.why_unavailable():
         pytest.skip(reason)
-    from tests.kernels import test_triton_noise_bias_act as cases
-    from tests.support.compiled_triton import compiled_for
-
-    if cases.INTERPRETED:
+    if triton.knobs.runtime.interpret:
         pytest.skip("kernels decorated for the interpreter cannot be compiled")
-    call = cases.Call(launcher, "nhwc", torch.bfloat16)
-    for kernel, arguments, named in cases.launches_of(call, monkeypatch):
-        compiled = compiled_for(90, kernel, arguments, named)
-        path = tmp_path / "kernel.cubin"
-        path.write_bytes(compiled.asm["cubin"])
-        [found] = sass.read_kernels(path)
-        assert found.local == found.local_accesses == 0
-        if kernel.__name__ == "_elements":
-            size = 8 if launcher == "double_backward" else 16
-            assert set(found.widths("STG")) == {size} and max(found.widths("LDG")) == size
-            blocks, cost, barriers = TRITON_LIMITS[launcher]
-            assert found.blocks(128, compiled.metadata.shared) >= blocks
-            assert found.cost <= cost and found.calls == 0 and found.barriers <= barriers
+    operation = traffic.FORMS[form].operation
+    if fastgan_kernels.BACKENDS["triton"].why_not(operation, torch.device("cpu")) == "has no kernel for it":
+        pytest.skip("has no Triton kernel")
+    worst = {}
+    for name, compilations in triton_kernels(traffic.FORMS[form], tmp_path).items():
+        for kernel, _, reads_activations in compilations:
+            assert kernel.local <= SPILLS.get((kernel.name, kernel.arch), 0), f"{name}, sm_{kernel.arch}"
+            if reads_activations and operation not in NARROW:
+                stores, loads = dict(kernel.widths("STG")), dict(kernel.widths("LDG"))
+                what = f"{name}, sm_{kernel.arch}: {loads}, {stores}, {kernel.calls} calls"
+                assert kernel.calls == 0 or kernel.name in DIVIDES, what
+                assert not {1, 2} & {*loads, *stores}, what
+                assert max(loads) >= 8 and max(stores, default=8) >= 8, what
+        on_sm_90 = [(kernel, blocks) for kernel, blocks, _ in compilations if kernel.arch == 90]
+        worst[f"{form} {name}"] = (
+            min(blocks for _, blocks in on_sm_90),
+            math.ceil(max(kernel.cost for kernel, _ in on_sm_90)),
+            max(kernel.barriers for kernel, _ in on_sm_90),
+        )
+    limits = {name: limit for name, limit in TRITON_LIMITS.items() if name.split(" ")[0] == form}
+    assert worst.keys() == limits.keys()
+    for name, (blocks, cost, barriers) in worst.items():
+        least, *most = limits[name]
+        assert blocks >= least and cost <= most[0] and barriers <= most[1], (name, (blocks, cost, barriers))

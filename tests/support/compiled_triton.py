@@ -2,11 +2,22 @@
 
 import re
 import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+import fastgan_kernels
+from fastgan import ops
+from tests.support import traffic
 
 
 def on_cards(calls):
@@ -23,6 +34,60 @@ class Recorder:
 
     def __getitem__(self, grid):
         return lambda *arguments, **named: self.launches.append((self.kernel, arguments, named))
+
+
+class Launch(NamedTuple):
+    """A launch of a kernel: its arguments, the options and constants by name, and the number of its programs."""
+
+    kernel: JITFunction
+    arguments: tuple
+    named: dict[str, Any]
+    programs: int
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """The tensors that it accesses, each once."""
+        found = {t.data_ptr(): t for t in self.arguments if isinstance(t, torch.Tensor)}
+        return list(found.values())
+
+
+def launches(form: traffic.Form, shape: traffic.Shape, dtype: torch.dtype, channels_last: bool = True):
+    """The launches of an operation by direction, as `traffic.count` has them of the CUDA kernels."""
+    with _recorded_backend() as recorded:
+        return traffic.run(form, shape, dtype, channels_last, recorded)[0]
+
+
+@contextmanager
+def _recorded_backend() -> Iterator:
+    """Every operation runs on Triton's launchers, which launch nothing. Yields `recorded(records, name)`."""
+    noted: list[Launch] = []
+
+    class Noting:
+        def __init__(self, kernel):
+            self.kernel = kernel
+
+        def __getitem__(self, grid):
+            return lambda *arguments, **named: noted.append(Launch(self.kernel, arguments, named, *grid))
+
+    @contextmanager
+    def recorded(records, name):
+        noted.clear()
+        yield
+        records[name] = [*noted]
+
+    real = fastgan_kernels.BACKENDS["triton"]
+    names = [path.stem for path in Path(fastgan_kernels.__file__).parent.glob("triton/[a-z]*.py")]
+    modules = [import_module(f"fastgan_kernels.triton.{name}") for name in names]  # before any is changed
+    with ExitStack() as stack:
+        for module in modules:
+            kernels = {name: Noting(each) for name, each in vars(module).items() if isinstance(each, JITFunction)}
+            stack.enter_context(mock.patch.multiple(module, **kernels))
+        fastgan_kernels.BACKENDS["noted"] = fastgan_kernels.Backend(lambda operation, device: None, real.launchers)
+        try:
+            with ops.use_backend("noted"):
+                yield recorded
+        finally:
+            del fastgan_kernels.BACKENDS["noted"]
 
 
 def compiled_for(capability, kernel, arguments, named):

@@ -9,10 +9,11 @@ from __future__ import annotations
 import ctypes
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +51,8 @@ class Launch:
     """Traffic of one kernel launch."""
 
     place: str  # file and line of the launch
+    kernel: int  # offset of the kernel in the module
+    shared: int  # bytes of dynamic shared memory of a block
     blocks: int
     executed: int  # number of blocks that were executed
     threads: int  # of a block
@@ -268,6 +271,23 @@ def count(
         ends: executes only so many blocks at the beginning and at the end of each launch, and scales the counts to the
             whole grid. None: all blocks. For large shapes.
     """
+    with _counted_backend() as recorded, _only_ends(ends):
+        records, size = run(form, shape, dtype, channels_last, recorded)
+    return {
+        direction: Traffic(
+            launches, *(sum(size[which] for which in tensors) for tensors in FORMULAS[form.name][direction])
+        )
+        for direction, launches in records.items()
+    }
+
+
+def run(
+    form: Form, shape: Shape, dtype: torch.dtype, channels_last: bool, recorded: Callable
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """Runs each direction of an operation within `recorded(records, direction)`, on tensors without content.
+
+    Returns the records, and the bytes of the tensors that `FORMULAS` names.
+    """
     formula = FORMULAS[form.name]
 
     def activation(size: Shape, requires_grad: bool = True) -> Tensor:  # zeros take no memory until they are written
@@ -285,30 +305,26 @@ def count(
         others[name] = activation(shape) if tensor.shape == shape else tensor.requires_grad_(wanted)
     x = activation(shape)
     small = [t for t in others.values() if t.requires_grad]
-    records = {}
-    with _counted_backend() as recorded, _only_ends(ends):
-        with recorded(records, "forward"):
-            results = present(form.fused(x, **others))
-        y = results[0]
-        dy = [
-            activation(y.shape) if y.dim() == 4 and y.dtype == dtype else torch.zeros_like(y).requires_grad_()
-            for y in results
-        ]
-        if "backward" in formula:
-            with recorded(records, "backward"):
-                torch.autograd.grad(results, [x, *small], dy, retain_graph=True)
-        if "double backward" in formula:
-            (dx,) = torch.autograd.grad(results, x, dy, create_graph=True)
-            # Without a gradient of x where the derivative is taken from y: autograd would call backward for zeros.
-            inputs = [*dy, x, *small] if "x" in formula["double backward"][1] else dy
-            with recorded(records, "double backward"):
-                torch.autograd.grad(dx, inputs, activation(shape, False), allow_unused=True)
+    records: dict[str, Any] = {}
+    with recorded(records, "forward"):
+        results = present(form.fused(x, **others))
+    y = results[0]
+    dy = [
+        activation(y.shape) if y.dim() == 4 and y.dtype == dtype else torch.zeros_like(y).requires_grad_()
+        for y in results
+    ]
+    if "backward" in formula:
+        with recorded(records, "backward"):
+            torch.autograd.grad(results, [x, *small], dy, retain_graph=True)
+    if "double backward" in formula:
+        (dx,) = torch.autograd.grad(results, x, dy, create_graph=True)
+        # Without a gradient of x where the derivative is taken from y: autograd would call backward for zeros.
+        inputs = [*dy, x, *small] if "x" in formula["double backward"][1] else dy
+        with recorded(records, "double backward"):
+            torch.autograd.grad(dx, inputs, activation(shape, False), allow_unused=True)
     size = {"x": x.nbytes, "y": y.nbytes, "q": x.nbytes // 4}
     size["p"] = others["pixels"].nbytes if "pixels" in others else 0
-    return {
-        direction: Traffic(launches, *(sum(size[which] for which in tensors) for tensors in formula[direction]))
-        for direction, launches in records.items()
-    }
+    return records, size
 
 
 # ------------------------------------------------------------------------------------------------------------ recording
@@ -380,8 +396,8 @@ def parse(report: str) -> list[Launch]:
         kind, *fields = line.split("\t")
         if kind == "launch":
             file, *numbers = fields
-            place, blocks, executed, threads = map(int, numbers)
-            launches.append(Launch(f"{file.split('csrc/')[-1]}:{place}", blocks, executed, threads))
+            place, kernel, shared, blocks, executed, threads = map(int, numbers)
+            launches.append(Launch(f"{file.split('csrc/')[-1]}:{place}", kernel, shared, blocks, executed, threads))
             scale = blocks / executed
         elif kind == "tensor":
             tensor, size, *numbers = fields
@@ -394,6 +410,13 @@ def parse(report: str) -> list[Launch]:
             counts = (round(int(number) * scale) for number in numbers)
             launches[-1].instructions.append(Instruction(int(offset), tensor, write == "1", *counts))
     return launches
+
+
+@cache
+def kernel_name(offset: int) -> str:
+    """Mangled name of a kernel, by `Launch.kernel`. Raises OSError without binutils."""
+    command = ["addr2line", "-f", "-e", str(emulation.build_fastgan("traffic")), hex(offset)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0]
 
 
 def source_lines(offsets: set[int]) -> dict[int, str]:

@@ -156,7 +156,8 @@ def triton_work(form: Form, shape: Shape, dtype: torch.dtype, channels_last: boo
                 path.write_bytes(compiled.asm["cubin"])
                 [kernel] = sass.read_kernels(path)
                 # A launcher may pass tensors that a variant of the kernel does not read.
-                accesses = sum(kernel.widths(space).total() for space in ("LDG", "STG"))
+                widths = kernel.widths("LDG") + kernel.widths("STG")
+                accesses = sum(count for size, count in widths.items() if size >= 8) or widths.total()
                 sizes = sorted((t.nbytes for t in launch.tensors), reverse=True)
                 memory = l2 = requested = float(sum(sizes[:accesses]))
                 if form.operation == "upfirdn2d":

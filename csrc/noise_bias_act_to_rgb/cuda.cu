@@ -67,7 +67,7 @@ FASTGAN_INLINE S noise_at(const Layer<S>& layer, int64_t sample, int64_t positio
     return layer.noise ? layer.noise[(layer.noise_per_sample ? sample * layer.p : 0) + position] : S(0);
 }
 
-constexpr int POSITIONS = 4;  // positions that `lanes` lanes share in forward
+constexpr int POSITIONS = 2;  // that `lanes` lanes share in forward; with four, one block would fit on a processor
 
 // `lanes` lanes, a power of two up to 32, share some positions. Grid: tiles of the positions of all samples.
 template <class T, int V, int K>

@@ -25,6 +25,7 @@ ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp64": 8}
 EXCEPTIONS = [
     (r"^nchw<\w+, \d, \d, \d>", "barriers stores loads calls", "upfirdn2d: single elements, by tiles in shared memory"),
     (r"^nhwc_any_filter<", "calls", "upfirdn2d: indices of any filter take a division"),
+    (r"^to_rgb_backward<\w+, \d, \d, true>", "stores", "noise_bias_act_to_rgb: gradients of pixels are stored"),
     (r"^convert<", "loads", "image_batch: pixels are bytes, and those of a mirrored image are read one by one"),
     (r"^forward<\w+, \d, \w+, false>", "calls", "instance_norm: one division in 16 steps"),
     (r"Element<\d, 1, ", "calls", "four curved activations, of which three are skipped; a division of rare operands"),
@@ -76,6 +77,9 @@ LIMITS = [
     Limit("  with a clamp",                      strips(store="EpilogueStore", clamp=", true"), 3, 70, 128),
     Limit("  backward",                          strips(store="GradientStore", v=4),     2,   85),
     Limit("  with a clamp",                      strips(store="GradientStore", v=4, clamp=", true"), 2, 100),
+    Limit("noise_bias_act_to_rgb forward",       "to_rgb_forward<bf16, 8, 3>",           2,   23),
+    Limit("  backward",                          "to_rgb_backward<bf16, 4, 3, false>",   2,  104),
+    Limit("  double backward",                   "to_rgb_backward<bf16, 4, 3, true>",    2,  158),
     Limit("instance_norm forward, on chip",      "forward<bf16, 8, true, true>",         2,   61),
     Limit("  moments of pieces",                 "forward<bf16, 8, true, false>",        2,  155),
     Limit("  the rest",                          "normalise<bf16, 8, true, false>",      3,   52),

@@ -11,7 +11,6 @@ the two operations take four and five. Both maps are linear in dy, so the second
     ddy = FIR(z'(x + bias) * (gx + gbias))
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -25,7 +24,7 @@ from fastgan.ops.layout import dense_like
 from fastgan.ops.noise_bias_act import NoiseBiasAct, noise_bias_act, prepare_small, resolve_options
 from fastgan.ops.noise_bias_act import Options as ActivationOptions
 from fastgan.ops.noise_bias_act import call_of as noise_bias_act_call
-from fastgan.ops.recordable import recordable
+from fastgan.ops.recordable import recordable_in_parts
 from fastgan.ops.upfirdn2d import Options as FilterOptions
 from fastgan.ops.upfirdn2d import Upfirdn2d, adjoint, upfirdn2d, validate
 from fastgan.ops.upfirdn2d import call_of as upfirdn2d_call
@@ -56,7 +55,7 @@ def _separately(x: Tensor, taps: Tensor, *, padding: tuple[int, int, int, int] =
     return upfirdn2d(noise_bias_act(x, **activation), taps, padding=padding)
 
 
-@partial(recordable, split=_separately)
+@recordable_in_parts(_separately)
 def bias_act_blur(
     x: Tensor,
     taps: Tensor,

@@ -11,7 +11,7 @@ weights). `residual` is the other branch of a residual block.
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -25,7 +25,7 @@ from fastgan.ops.arithmetic import arithmetic_dtype, to_arithmetic
 from fastgan.ops.compiling import constant_to_compiler
 from fastgan.ops.fused import FusedOperation, register
 from fastgan.ops.layout import channels, dense, dense_like, require_view, sum_over_positions
-from fastgan.ops.recordable import recordable
+from fastgan.ops.recordable import recordable_in_parts
 from fastgan_kernels.calls import NoiseBiasActCall, View
 
 # Activations whose derivative can be computed from the output. The next layer saves the output anyway, so the input
@@ -47,7 +47,7 @@ def _without_residual(x: Tensor, *, residual: Tensor | None = None, **others) ->
     return NotImplemented if residual is None else noise_bias_act(x, **others) + residual
 
 
-@partial(recordable, split=_without_residual)
+@recordable_in_parts(_without_residual)
 def noise_bias_act(
     x: Tensor,
     *,

@@ -19,15 +19,25 @@ Recorder = Callable[[Callable, Callable, tuple, dict], Any]
 _recorder: ContextVar[Recorder | None] = ContextVar("fastgan_recorder", default=None)
 
 
-def recordable(
-    function: Callable[Parameters, Result], split: Callable[Parameters, Result] | None = None
-) -> Callable[Parameters, Result]:
-    """Decorator: the active recorder receives each call as (decorated function, `function`, args, kwargs).
+def recordable(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Decorator: the active recorder receives each call as (decorated function, `function`, args, kwargs)."""
+    return _recordable(function, None)
 
-    `split` computes the same by several recordable calls, for a fused operation that no single rule describes. It
-    returns NotImplemented for a call that one rule does describe.
+
+def recordable_in_parts(
+    split: Callable[..., Any],
+) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
+    """`recordable` for a fused operation that no single rule describes.
+
+    `split` takes the same arguments and computes the same by several recordable calls. It returns NotImplemented for a
+    call that one rule does describe.
     """
+    return lambda function: _recordable(function, split)
 
+
+def _recordable(
+    function: Callable[Parameters, Result], split: Callable[..., Any] | None
+) -> Callable[Parameters, Result]:
     @wraps(function)
     def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         if is_compiling() or (recorder := _recorder.get()) is None:  # the compiler cannot read context variables

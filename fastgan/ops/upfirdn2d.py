@@ -12,7 +12,6 @@ filter flipped and other padding (`adjoint`). So derivatives of any order are ca
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -26,7 +25,7 @@ from fastgan.ops.arguments import check_activation
 from fastgan.ops.arithmetic import arithmetic_dtype, to_arithmetic
 from fastgan.ops.fused import LinearOperation, register
 from fastgan.ops.layout import channels_last, dense, is_channels_last
-from fastgan.ops.recordable import recordable
+from fastgan.ops.recordable import recordable, recordable_in_parts
 from fastgan.ops.transforms import backward_must_use_reference, must_use_reference
 from fastgan_kernels.calls import Upfirdn2dCall
 
@@ -242,7 +241,7 @@ def _separately(x: Tensor, taps: Tensor, **options) -> tuple[Tensor, Tensor]:
     return x, upfirdn2d(x, taps, **options)
 
 
-@partial(recordable, split=_separately)
+@recordable_in_parts(_separately)
 def forked_upfirdn2d(
     x: Tensor, taps: Tensor, *, up: int = 1, down: int = 1, padding: tuple[int, int, int, int] = (0, 0, 0, 0)
 ) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,10 @@ constexpr int NUMBERS = 3 + K;  // numbers in a Channel
 // The `which`-th number of a Channel, in the order of its members.
 template <int K, class V>
 FASTGAN_INLINE V& number(Channel<K, V>& channel, int which) {
-    return which == 0 ? channel.bias : which == 1 ? channel.scale : which == 2 ? channel.post : channel.to_rgb[which - 3];
+    return which == 0   ? channel.bias
+           : which == 1 ? channel.scale
+           : which == 2 ? channel.post
+                        : channel.to_rgb[which - 3];
 }
 
 template <int K, class V>

@@ -23,8 +23,16 @@ struct Layer {
 template <class S>
 Layer<S> layer_of(const NoiseBiasActToRGBCall& call) {
     return {{S(call.gain), S(call.gain * call.slope), S(1 / call.gain), S(call.clamp)},
-            (const S*)call.to_rgb, (const S*)call.noise, (const S*)call.strength, (const S*)call.bias,
-            (const S*)call.scale, (const S*)call.post, S(1), call.c, call.p, call.noise_per_sample};
+            (const S*)call.to_rgb,
+            (const S*)call.noise,
+            (const S*)call.strength,
+            (const S*)call.bias,
+            (const S*)call.scale,
+            (const S*)call.post,
+            S(1),
+            call.c,
+            call.p,
+            call.noise_per_sample};
 }
 template <class S>
 Layer<S> cotangents_of(const NoiseBiasActToRGBCall& call) {
@@ -104,8 +112,8 @@ __global__ void to_rgb_forward(Layer<typename ArithmeticOf<T>::type> layer, cons
             gpu::Vec<T, V> out;
             GPU_UNROLL
             for (int v = 0; v < V; ++v) {
-                out.v[v] = gpu::from<T>(
-                    gpu_values::forward(gpu::to<S>(in[i].v[v]), noise[i], small[v], layer.shape, sums[i]));
+                out.v[v] =
+                    gpu::from<T>(gpu_values::forward(gpu::to<S>(in[i].v[v]), noise[i], small[v], layer.shape, sums[i]));
             }
             if (to && live[i]) gpu::store(to + at + i * step, out);
         }
@@ -182,14 +190,14 @@ __global__ void to_rgb_backward(Layer<typename ArithmeticOf<T>::type> layer,
                     const S dy_here = gpu::to<S>(a[i].v[v]), x_here = gpu::to<S>(b[i].v[v]);
                     if constexpr (TWICE) {
                         const SecondGradients<S> found = gpu_values::double_backward(
-                            dy_here, x_here, gpu::to<S>(d[i].v[v]), strength * noise_here[i],
-                            gstrength * noise_here[i], pixel[i], small[v], cotangent[v], layer.shape, total[v], image);
+                            dy_here, x_here, gpu::to<S>(d[i].v[v]), strength * noise_here[i], gstrength * noise_here[i],
+                            pixel[i], small[v], cotangent[v], layer.shape, total[v], image);
                         also.v[v] = gpu::from<T>(found.ddy);
                         out.v[v] = gpu::from<T>(found.dx);
                         du += found.du;
                     } else {
-                        const Gradients<S> found = gpu_values::backward(
-                            dy_here, x_here, strength * noise_here[i], pixel[i], small[v], layer.shape, total[v]);
+                        const Gradients<S> found = gpu_values::backward(dy_here, x_here, strength * noise_here[i],
+                                                                        pixel[i], small[v], layer.shape, total[v]);
                         out.v[v] = gpu::from<T>(found.dx);
                         du += found.du;
                     }

@@ -303,7 +303,8 @@ def triton_kernels(form: traffic.Form, folder: Path) -> dict[str, list[tuple[sas
     for shape, cards in shapes.items():
         for direction, launched in launches(form, shape, torch.bfloat16).items():
             for launch in launched:
-                large = [t for t in launch.tensors if t.numel() >= math.prod(shape) // 4 and t.shape[1:2] != (3,)]
+                of_activations = [t for t in launch.tensors if t.dtype == torch.bfloat16 and t.shape[1:2] != (3,)]
+                large = [t for t in of_activations if t.numel() >= math.prod(shape) // 4]
                 for card in cards:
                     compiled = compiled_for(card, launch.kernel, launch.arguments, launch.named)
                     path = folder / f"{len(found)}.cubin"

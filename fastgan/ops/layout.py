@@ -49,9 +49,9 @@ def is_channels_last(x: Tensor) -> bool:
     """Whether `x` [N, C, H, W] is dense and in channels_last.
 
     If sizes of 1 make both formats the same in memory, the strides decide, as in torch: the output of an operation may
-    have larger sizes. False for every tensor under torch.func, since vmap has no memory formats.
+    have larger sizes. False for every tensor under vmap, which has no memory formats.
     """
-    if transforms_active() or not x.is_contiguous(memory_format=torch.channels_last):
+    if transforms_active() or is_batch_of_gradients(x) or not x.is_contiguous(memory_format=torch.channels_last):
         return False
     return (x.stride(1) == 1 and x.stride(3) >= x.shape[1]) or not x.is_contiguous()
 

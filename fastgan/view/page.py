@@ -93,6 +93,7 @@ TITLES = {
     "resolution": "Resolution",
     "fading in": "Fading in: alpha",
     "speed": "Images per second",
+    "time": "Minutes",
     "memory": "Peak memory, GiB",
     "skipped steps": "Skipped steps",
 }

@@ -45,7 +45,8 @@ def _blur(
     at_channel, live = tl.broadcast_to(channel, [R, F]), tl.broadcast_to(channel < c, [R, F])
     k_bias = tl.load(bias + at_channel, mask=live, other=0.0) if bias is not None else 0.0
     total_bias = tl.full([R, F], 0.0, S)
-    for step in range(steps):
+    left_over = tl.cdiv(rows - segment * steps * R, R)  # the last segment may be shorter
+    for step in range(tl.minimum(steps, left_over)):
         row = (segment * steps + step) * R + tl.arange(0, R)[:, None]  # [R, 1]
         ox, oy, sample = row % ow, row // ow % oh, row // ow // oh
         mask = (row < rows) & (channel < c)

@@ -64,9 +64,7 @@ std::uintptr_t shared_start, shared_end;
 std::uint32_t block;  // number of the block, from 1; 0 before the first
 bool recording = false, in_block = false;
 
-std::size_t threads_of(dim3 block_extent) {
-    return std::size_t(block_extent.x) * block_extent.y * block_extent.z;
-}
+std::size_t threads_of(dim3 block_extent) { return std::size_t(block_extent.x) * block_extent.y * block_extent.z; }
 
 std::size_t threads_of_block() { return threads_of(current.block_extent); }
 

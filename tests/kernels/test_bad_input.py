@@ -105,7 +105,9 @@ def test_a_launcher_refuses_what_a_gpu_cannot_read(backend, spoil, message, call
             fastgan_kernels.BACKENDS["triton"].why_not(operation, CPU) or ""
         ):
             continue
-        launch = getattr(fastgan_kernels.BACKENDS[backend].launchers(operation), kernel)
+        launch = getattr(fastgan_kernels.BACKENDS[backend].launchers(operation), kernel, None)
+        if launch is None:  # a derivative that only other backends have a kernel for
+            continue
         alone = sum(isinstance(field, Tensor) for field in call) == 1 and spoil is not misaligned
         for name, bad in () if alone else with_bad_tensors(call, spoil):
             with pytest.raises(ValueError, match=message):

@@ -13,7 +13,7 @@ from fastgan.losses import nonsaturating_real
 from fastgan.models import cgan, mlp
 from fastgan.models.blocks import Block
 from fastgan.penalties import logits_and_squared_grad, why_not_one_pass, zero_centered_penalty
-from tests.support.networks import trained_by
+from tests.support.networks import activation_modules, trained_by
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -185,7 +185,7 @@ def test_feature_maps_are_channels_last_for_any_image_format(name, channels, mem
 
     for network in (generator, discriminator):
         network.to(memory_format=torch.channels_last)
-        for module in network.modules():
+        for module in activation_modules(network):
             module.register_forward_hook(look)
     label = labels(config)
     discriminator(generator(torch.randn(4, config.z_dim), label).contiguous(memory_format=memory_format), label)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fastgan import models
-from tests.support.networks import trained_by
+from tests.support.networks import activation_modules, trained_by
 
 CONDITIONAL = ("cgan",)  # require labels
 ARCHITECTURES_AND_CLASSES = [(arch, n) for arch in models.ARCHITECTURES for n in (0, 5) if n or arch not in CONDITIONAL]
@@ -162,7 +162,7 @@ def test_activations_stay_channels_last_throughout(arch, channels):
             strayed.append(module)
 
     for network in (generator, discriminator):
-        for module in network.modules():
+        for module in activation_modules(network):
             module.register_forward_hook(look)
     label = labels(config)
     discriminator(generator(torch.randn(4, config.z_dim), label), label)

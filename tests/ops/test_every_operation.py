@@ -528,6 +528,7 @@ def test_two_processes_average_to_the_gradients_of_one(tmp_path):
 def test_the_network_of_all_layers_has_every_layer():
     public = {
         value for name, value in vars(layers).items()
-        if isinstance(value, type) and issubclass(value, nn.Module) and not name.startswith("_")
+        if isinstance(value, type) and issubclass(value, nn.Module) and value.__module__ == layers.__name__
+        and not name.startswith("_")
     }  # fmt: skip
     assert public == {type(m) for m in EveryLayer().modules()} - {EveryLayer}

@@ -382,6 +382,7 @@ FLAGS = {
 }
 OF_OTHERS = {
     "any": {"--help"},
+    "bench.model": {"--dtype", "--layout", "--preference"},
     "bench/gpu_check.sh": {"--dry-run", "--only", "--stand-in", "--total"},
     "examples/": {"--batch", "--channels", "--size"},
     "pip": {"--no-build-isolation", "--no-deps", "--target"},

@@ -1,4 +1,13 @@
-"""Networks called as the training step calls them."""
+"""Networks called as the training step calls them, and their parts."""
+
+from torch.nn.utils.parametrize import ParametrizationList
+
+from fastgan.models.spectral_norm import SpectralNorm
+
+
+def activation_modules(network):
+    """All modules that return activations, without those that return weights."""
+    return [module for module in network.modules() if not isinstance(module, SpectralNorm | ParametrizationList)]
 
 
 def trained_by(generator, discriminator, z, label=None):

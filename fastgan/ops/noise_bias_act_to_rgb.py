@@ -240,8 +240,10 @@ def _empty_rgb(x: Tensor, to_rgb: Tensor) -> Tensor:
 
 def _products(drgb: Tensor, z: Tensor) -> Tensor:
     """The gradient of `to_rgb`: sum over positions of drgb[n,k] * z[n,c]."""
+    n, c, *spatial = z.shape
+    positions = math.prod(spatial)  # `flatten` has no rule for batches of gradients
     with _without_autocast(z):
-        return torch.bmm(drgb.flatten(2), z.flatten(2).transpose(1, 2))
+        return torch.bmm(drgb.reshape(n, -1, positions), z.reshape(n, c, positions).transpose(1, 2))
 
 
 def _without_autocast(like: Tensor):

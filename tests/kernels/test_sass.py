@@ -217,7 +217,7 @@ SPILLS = {("segment_sums", 90): 8}  # bytes: one pointer is loaded again in ever
 
 # For sm_90, bf16 and NHWC, by form, direction and kernel, at several shapes of a training: blocks on a multiprocessor,
 # at least; instructions of the hot loop for 16 bytes, and barriers, at most. Triton adds up one sum after the other,
-# each with barriers of its own.
+# each with barriers of its own; an image's sums over channels are within the loop (1,000 for a barrier there).
 TRITON_LIMITS: dict[str, tuple[int, float, int]] = {
     "bias forward _elements": (16, 51, 0),
     "bias backward _elements": (12, 36, 11),
@@ -284,10 +284,18 @@ TRITON_LIMITS: dict[str, tuple[int, float, int]] = {
     "residual backward add_pieces": (9, 0, 3),
     "residual double backward _elements": (12, 37, 0),
     "act_blur forward _blur": (5, 125, 0),
-    "act_blur backward _blur": (6, 45, 9),
+    "act_blur backward _blur": (5, 45, 9),
     "act_blur backward add_pieces": (9, 0, 3),
     "fork forward _filter": (8, 58, 0),
     "fork backward _filter": (16, 96, 0),
+    "to_rgb forward _forward": (9, 79, 10006),
+    "to_rgb backward _backward": (4, 118, 2043),
+    "to_rgb backward add_pieces": (6, 0, 12),
+    "to_rgb backward _add_samples": (9, 0, 3),
+    "last_to_rgb forward _forward": (8, 100, 8006),
+    "last_to_rgb backward _backward": (5, 160, 2035),
+    "last_to_rgb backward add_pieces": (9, 0, 8),
+    "last_to_rgb backward _add_samples": (9, 0, 3),
 }
 
 

@@ -38,11 +38,12 @@ class Length:
     def why_no_more(self, header: Header) -> str | None:
         """Why a training that resumes from there would have nothing left to do; None if it may have."""
         if self.seconds:
-            over, used, what = header.seconds >= self.seconds, f"{header.seconds / 60:.4g}", f"--minutes {self.total:g}"
+            over, used = header.seconds >= self.seconds, f"trained for {header.seconds / 60:.4g}"
+            what = f"--minutes {self.total:g}"
         else:
-            over, used = self.images <= header.images - self._batch, str(header.images)
+            over, used = self.images <= header.images - self._batch, f"seen {header.images}"
             what = f"--images {self.images}"
-        return f"{what}: {header.path} has seen {used} already; give more" if over else None
+        return f"{what}: {header.path} has {used} already; give more" if over else None
 
 
 class Clock:

@@ -102,7 +102,7 @@ def test_a_run_with_nothing_left_is_refused_and_may_go_on_by_images(folder, tmp_
     run = tmp_path / "run"
     assert main(timed(folder, run, 0.05)) == 0
     assert main(["--resume", str(run)]) == 2
-    assert "has seen 0.05 already; give more" in capsys.readouterr().err
+    assert "has trained for 0.05 already; give more" in capsys.readouterr().err
     assert main(["--resume", str(run), "--images", "40"]) == 0
     config = checkpoint.read_header(run).config
     assert (config.training.images, config.training.minutes) == (40, 0.0)

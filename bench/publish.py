@@ -22,6 +22,8 @@ PLOT = ROOT / "docs" / "speed.png"
 MACHINES = ("cpu_avx512", "cpu_avx2")  # endings of the results' file names
 FAMILIES = {"stylegan2": "StyleGAN2", "pggan": "PGGAN, WGAN-GP", "dcgan": "DCGAN, upsampling variant"}
 DTYPES = ("fp32", "bf16")
+RACE = "race_glyphs_cpu_avx512.json"  # of every family, by `python -m bench.time_to_quality`
+SHARES = ("variety", "novelty")  # distances of samples, as shares of those of real images
 MEASURED = re.compile(r"(<!-- measured: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 FIGURE = re.compile(r"\d(?:\.\d+)? ?(?:%|x\b|ms\b|s\b|min\b|GB/s|images/s|times\b)")
 
@@ -31,12 +33,12 @@ FIGURE = re.compile(r"\d(?:\.\d+)? ?(?:%|x\b|ms\b|s\b|min\b|GB/s|images/s|times\
 
 def quality() -> str:
     """One sentence on the samples of the default training."""
-    results = _read("glyph_families_cpu_avx512.json")
-    run = results["stylegan2"]
-    minutes, seconds = divmod(round(run["seconds"]), 60)
+    race = _read(RACE)
+    run = race["contestants"]["stylegan2"]["rows"][-1]
+    minutes, seconds = divmod(round(60 * run["minutes"]), 60)
     return (
-        f"Made by that command in {minutes} min {seconds} s on {_machine(results['machine'])}; a classifier reads "
-        f"{run['samples_as_asked']:.1%} of\n{run['samples']:,} samples as the digit asked for."
+        f"Made by that command in {minutes} min {seconds} s on {_machine(race)}; a classifier reads "
+        f"{run['as_asked']:.1%} of\n1,000 samples as the digit asked for."
     )
 
 
@@ -219,25 +221,19 @@ Machine: {_machine(rows[0])}.
 
 def families() -> str:
     """Time and sample quality of each family on glyphs, by its default command."""
-    results = _read("glyph_families_cpu_avx512.json")
-    machine = results.pop("machine")
+    race = _read(RACE)
     lines = []
-    for arch, run in results.items():
-        digits = (
-            f"{run['samples_as_asked']:.1%} as asked"
-            if run["conditional"]
-            else f"rarest {min(run['share_by_class']):.1%}"
-        )
-        variety = run["within_class_distance"] / run["within_class_distance_fresh_reals"]
-        novelty = run["distance_to_training"] / run["distance_to_training_fresh_reals"]
-        values = f"{run['images']:,}", f"{run['seconds']:.0f} s", digits, f"{variety:.2f}", f"{novelty:.2f}"
-        lines.append(_line(f"`{arch}`", *values))
+    for arch, each in race["contestants"].items():
+        run = each["rows"][-1]
+        digits = f"{run['as_asked']:.1%} as asked" if "as_asked" in run else f"rarest {run['rarest']:.1%}"
+        time = f"{60 * run['minutes']:.0f} s"
+        lines.append(_line(f"`{arch}`", f"{run['images']:,}", time, digits, *(_times(run[key], 2) for key in SHARES)))
     return f"""
 | `--arch` | images | time | digits | distance within a class / real | distance to training images / fresh real |
 | --- | --- | --- | --- | --- | --- |
 {_joined(lines)}
 
-Machine: {_machine(machine)}, bf16; `mlp` and `cgan` ran beside other work.
+Machine: {_machine(race)}, bf16; `mlp` and `cgan` ran beside other work.
 """
 
 

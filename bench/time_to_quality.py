@@ -11,20 +11,23 @@ A contestant is
   program, whose checkpoints `fastgan evaluate` reads.
 
 Without any, every family and the textbook run. One trains at a time, alone on the machine, until its recipe ends or for
---minutes, and keeps checkpoints in OUT/NAME. Afterwards those nearest to equal parts of its time are evaluated by
-`fastgan evaluate` (KID, Fréchet distance, precision, recall against held-out images where there are any) and, on
-glyphs, by the classifier of `bench.glyph_quality`. Minutes count from the start of the command to the checkpoint, and
-include imports and preparation. A contestant that is finished in OUT is not trained again.
+--minutes, and keeps checkpoints in OUT/NAME. A time is handed on to `fastgan train`, whose schedules then end with it;
+other programs, networks that grow, and contestants with a length of their own are interrupted after it. Afterwards the
+checkpoints nearest to equal parts of the time are evaluated by `fastgan evaluate` (KID, Fréchet distance, precision,
+recall against held-out images where there are any) and, on glyphs, by the classifier of `bench.glyph_quality`. Minutes
+count from the start of the command to the checkpoint, and include imports and preparation. A contestant that is
+finished in OUT is not trained again.
 
 If a contestant has learnt from a pretrained network (`--discriminator projected`), all are also measured on features
 of another network, and the curves show those.
 
-Writes OUT/race.json and the curves, OUT/race.png.
+Writes OUT/race.json, the curves, OUT/race.png, and the last grid of samples of each training, OUT/NAME.png.
 """
 
 import argparse
 import json
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -43,6 +46,7 @@ from fastgan.errors import UserError
 from fastgan.files import write_atomically
 from fastgan.metrics import registry
 from fastgan.runs.networks import open_networks
+from fastgan.training import configure
 
 ENDINGS = (".safetensors", ".pkl", ".pt")  # of checkpoints
 STARTED, FINISHED = "started.json", "finished.json"  # files of a contestant's folder, beside the checkpoints
@@ -51,28 +55,41 @@ PATIENCE = 60.0  # seconds in which an interrupted training saves its checkpoint
 
 @dataclass(frozen=True)
 class Contestant:
-    """A training by its command, in which {out} is the folder for its checkpoints and {data} the data."""
+    """A training by its command, in which {out} is the folder for its checkpoints and {data} the data.
+
+    options: of `fastgan train`, if the command is that; None for another program.
+    """
 
     name: str
     command: tuple[str, ...]
+    options: tuple[str, ...] | None = None
 
-    def start(self, folder: Path, data: str) -> subprocess.Popen:
-        parts = [part.replace("{out}", str(folder)).replace("{data}", data) for part in self.command]
+    def start(self, folder: Path, data: str, *more: str) -> subprocess.Popen:
+        parts = [part.replace("{out}", str(folder)).replace("{data}", data) for part in (*self.command, *more)]
         with (folder / "output.txt").open("w") as output:
             return subprocess.Popen(parts, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+
+    def takes_minutes(self, data: str) -> bool:
+        """Whether the command takes --minutes. Raises UserError for options that `fastgan train` refuses."""
+        if self.options is None:
+            return False
+        given = configure.parse([part.replace("{data}", data) for part in self.options])
+        has_length = given.training.images != "auto" or given.training.minutes > 0
+        return not has_length and not configure.resolve(given).growth.grow_from
 
 
 def contestant(text: str, options: list[str]) -> Contestant:
     """The contestant of a --contestant. options: of `fastgan train`, for all of them."""
     name, equals, given = text.partition("=")
-    train = (sys.executable, "-m", "fastgan.train", "--amp", "--data", "{data}", *options)
+    own = ("--amp", "--data", "{data}", *options)
     saving = ("--out", "{out}/run", "--checkpoint-interval", "2000", "--keep-checkpoints", "100000")
     if text == "textbook":
         return Contestant(text, (sys.executable, "-m", "bench.textbook_run", "{out}/run", "--data", "{data}", *options))
     if not equals and text in models.ARCHITECTURES:
-        return Contestant(text, (*train, "--arch", text, *saving))
-    if equals and name and given.startswith("--"):
-        return Contestant(name, (*train, *shlex.split(given), *saving))
+        name, given = text, f"--arch {text}"
+    if name and given.startswith("--"):
+        own += tuple(shlex.split(given))
+        return Contestant(name, (sys.executable, "-m", "fastgan.train", *own, *saving), own)
     if equals and name and "{out}" in given:
         return Contestant(name, tuple(shlex.split(given)))
     families = ", ".join(models.ARCHITECTURES)
@@ -85,18 +102,20 @@ def contestant(text: str, options: list[str]) -> Contestant:
 def train(entrant: Contestant, folder: Path, data: str, minutes: float | None) -> None:
     """Run the training in `folder`, unless it has finished there before.
 
-    minutes: after so many it is asked to save and end; None: no limit. Raises UserError if it fails.
+    minutes: after so many it ends, or else is asked to save and end; None: no limit. Raises UserError if it fails.
     """
     if (folder / FINISHED).exists():
         return
     if folder.exists():
         raise UserError(f"{folder} has an unfinished training; remove it, or name another OUT")
+    ends_itself = minutes is None or entrant.takes_minutes(data)
+    more = ("--minutes", f"{minutes:g}") if ends_itself and minutes else ()
     folder.mkdir(parents=True)
     start = time.time()
-    (folder / STARTED).write_text(json.dumps({"command": entrant.command, "at": start}))
-    process = entrant.start(folder, data)
+    (folder / STARTED).write_text(json.dumps({"command": [*entrant.command, *more], "at": start}))
+    process = entrant.start(folder, data, *more)
     try:
-        code = process.wait(None if minutes is None else 60 * minutes)
+        code = process.wait(None if ends_itself else 60 * minutes)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGINT)
         code = process.wait(PATIENCE)
@@ -157,7 +176,9 @@ class Judge:
             figures = self.classifier.figures(trained.load(torch.device("cpu")), model.num_classes > 0)
             if figures["conditional"]:
                 row["as_asked"] = figures["samples_as_asked"]
-            row["variety"] = glyph_quality.variety(figures)
+            else:
+                row["rarest"] = min(figures["share_by_class"])
+            row |= {"variety": glyph_quality.variety(figures), "novelty": glyph_quality.novelty(figures)}
         return row, report
 
 
@@ -230,6 +251,8 @@ def main() -> int:
         for each in entrants:
             print(f"training {each.name}", flush=True)
             train(each, given.out / each.name, given.data, given.minutes)
+            if grids := sorted((given.out / each.name).rglob("grid-*.png")):
+                shutil.copy(grids[-1], given.out / f"{each.name}.png")
         found = judge(entrants, given)
     except UserError as error:
         parser.error(str(error))

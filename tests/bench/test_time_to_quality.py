@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -71,6 +72,26 @@ def test_a_training_is_interrupted_after_its_minutes_and_may_save(tmp_path):
     assert [path.name for _, path in checkpoints(tmp_path / "other")] == ["1.pkl"]
 
 
+def test_a_training_of_fastgan_ends_itself(tmp_path, monkeypatch):
+    """--minutes is an option of its command, unless networks grow or the contestant has a length."""
+    takes = lambda text: contestant(text, []).takes_minutes("glyphs")
+    assert takes("stylegan2") and takes("small=--batch 16") and takes("flat=--arch pggan --grow-from 0")
+    assert not takes("pggan") and not takes("textbook") and not takes("other=python train.py {out}")
+    assert not takes("long=--images 100k") and not takes("short=--minutes 1")
+    started = []
+    monkeypatch.setattr(Contestant, "start", lambda self, folder, data, *more: started.append(more) or ended(folder))
+    for name, minutes, more in (("a", 0.5, ("--minutes", "0.5")), ("b", None, ())):
+        train(contestant("stylegan2", []), tmp_path / name, "glyphs", minutes)
+        assert started.pop() == more
+        command = json.loads((tmp_path / name / STARTED).read_text())["command"]
+        assert tuple(command[-2:]) == (more or ("--keep-checkpoints", "100000"))
+
+
+def ended(folder: Path) -> subprocess.Popen:
+    """A process that writes a checkpoint."""
+    return subprocess.Popen([sys.executable, "-c", WRITES_ONE, str(folder)], stdout=subprocess.DEVNULL)
+
+
 def test_minutes_count_from_the_start_to_the_checkpoint(tmp_path):
     (tmp_path / STARTED).write_text(json.dumps({"command": [], "at": 1000.0}))
     (tmp_path / "run").mkdir()
@@ -122,4 +143,4 @@ def test_a_race_of_two(tmp_path, monkeypatch, capsys):
     for each in found["contestants"].values():
         assert [row["images"] for row in each["rows"]][-1] >= 4100
         assert all({"minutes", "kid", "fd", "precision", "recall"} <= row.keys() for row in each["rows"])
-    assert (tmp_path / "out" / "race.png").exists()
+    assert {"race.png", "small.png", "dcgan.png"} <= {path.name for path in (tmp_path / "out").iterdir()}

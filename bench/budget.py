@@ -144,7 +144,7 @@ def count(case: Case, only: str | None = None) -> dict[str, Budget]:
     model = models.ModelConfig(**vars(config.network), resolution=square, channels=3)
     state = new_state(model, config, torch.device("cpu"))  # real tensors: modules of fake ones cannot be converted
     if hasattr(state.generator, "grow_to"):
-        for network in (state.generator, state.discriminator, state.ema):
+        for network in state.networks:
             network.grow_to(square)
     with _fake_tensors(), _counted_kernels() as record, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")

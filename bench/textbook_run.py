@@ -77,7 +77,7 @@ class Textbook:
         self.trainer = Trainer(
             networks, loss=options.loss, gamma=terms.r1_gamma, r1_interval=terms.r1_interval,
             path_weight=terms.path_length, path_interval=terms.path_interval, style_mixing=options.style_mixing,
-            ema_halflife=options.ema_halflife * 1000, ema_rampup=options.ema_rampup,
+            ema_halflife=options.ema_halflives[0] * 1000, ema_rampup=options.ema_rampup,
         )  # fmt: skip
         of_both = (self.trainer.optimizer_g, self.state.optimizer_g), (self.trainer.optimizer_d, self.state.optimizer_d)
         for own, ours in of_both:  # lazy regularisation scales them

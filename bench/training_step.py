@@ -150,7 +150,7 @@ class Ours:
         torch.manual_seed(0)
         self.state = new_state(case.model, config, device)
         if hasattr(self.state.generator, "grow_to"):
-            for network in (self.state.generator, self.state.discriminator, self.state.ema):
+            for network in self.state.networks:
                 network.grow_to(case.resolution)
         self.averages = Averages()
         autocast = precision.choose(amp, device).autocast

@@ -80,6 +80,11 @@ Count = Annotated[
 ]
 
 
+HalfLife = Annotated[
+    float | None, argument(metavar="HALFLIFE", help_behavior_hint="(default: the first of --ema-halflife)")
+]
+
+
 # Command lines -----------------------------------------------------------------------------------------------------
 
 

@@ -38,6 +38,7 @@ def load(
     amp: bool = False,
     compile: bool = False,
     batch: int = BATCH,
+    ema: float | None = None,
 ) -> Sampler:
     """Load the averaged generator of a training run.
 
@@ -50,13 +51,14 @@ def load(
         compile: `torch.compile` the network as one graph. The first batch of each size then takes long.
         batch: largest number of images drawn at once. With 1, images in fp32 equal those of `fastgan generate` bit for
             bit.
+        ema: half-life of the average, in thousands of images, of a training that has kept several; None for the first.
 
-    Raises UserError, naming the file or option, if there is no checkpoint or no such device, or compilation fails.
+    Raises UserError, naming the file or option, if there is no checkpoint, no such device or EMA, or compilation fails.
     """
     if batch < 1:
         raise UserError(f"batch is {batch}, must be at least 1")
     where = precision.choose_device("auto" if device is None else str(device))
-    _, model, names, load_onto, *_ = open_networks(path)
+    _, model, names, load_onto, *_ = open_networks(path, ema)
     recorder = graphs.CudaRecorder(where) if where.type == "cuda" else None
     return Sampler(
         load_onto(where), model, names, precision.choose(amp, where), compile=compile, batch=batch, recorder=recorder

@@ -65,6 +65,12 @@ class Options:
         tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: in the data cache, if it is there)"),
     ] = None
     """Weights of Inception: weights-inception-2015-12-05-6726825d.pth of torch-fidelity. Download them yourself."""
+    ema: Annotated[
+        float | Literal["all"] | None,
+        tyro.conf.arg(metavar="HALFLIFE|all", help_behavior_hint="(default: the first of --ema-halflife)"),
+    ] = None
+    """Half-life of the EMA to measure, in thousands of images, of a training that has kept several. all: measure each,
+    and name the best by the first metric."""
     seed: int = 0
     """Seed of latents, labels, and the choice of real images."""
     json: Annotated[PathText | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
@@ -110,11 +116,12 @@ def measure(options: Options) -> dict[str, Any] | None:
     from fastgan.runs import precision
     from fastgan.runs.networks import open_networks
 
-    trained = open_networks(options.checkpoint)
+    trained = open_networks(options.checkpoint, None if options.ema == "all" else options.ema)
+    by_ema = _by_ema(trained, options)
     metrics = registry.judged(metrics, trained.model.discriminator)
     registry.require(metrics, options.inception_weights)
-    # Latents and features; the true peak has a few copies of the features more.
-    needed = 4.0 * options.samples * (trained.model.z_dim + FEATURES)
+    # Latents and features, of the best EMA as well; the true peak has a few copies of the features more.
+    needed = 4.0 * options.samples * (trained.model.z_dim + FEATURES * min(len(by_ema), 2))
     require(needed, f"{options.samples:,} samples", "give fewer --samples")
     if options.json is not None:
         prepare_to_write(Path(options.json), "--json")
@@ -123,8 +130,9 @@ def measure(options: Options) -> dict[str, Any] | None:
         device = precision.choose_device(options.device, ranks)
         train, heldout = _data(trained, options)
         real, floor = _real_images(train, heldout, options)
-        draw = _drawer(trained.load(device), trained.model, train, options)
-        found: dict[str, Any] = {"samples": {}, "floor": {}, "memorisation": None}
+        draws = {ema: _drawer(each.load(device), trained.model, train, options) for ema, each in by_ema.items()}
+        emas: dict[float | None, dict[str, Any]] = {ema: {"images": options.samples} for ema in by_ema}
+        found: dict[str, Any] = {"emas": emas, "floor": {}, "memorisation": None}
         trained_on = _trained_on(train, options) if options.memorisation else None
         features, remarks = {}, []
         for network, wanted in registry.by_network(metrics).items():
@@ -134,7 +142,7 @@ def measure(options: Options) -> dict[str, Any] | None:
                 remarks.append(
                     f"{extractor.weights} is not the network of published numbers: compare these with its own only"
                 )
-            of_samples, of_real = _measure_with(extractor, wanted, real, floor, draw, ranks, options, found)
+            of_samples, of_real = _measure_with(extractor, wanted, real, floor, draws, ranks, options, found)
             if trained_on is not None:
                 of_train = trained_on.features(extractor, ranks=ranks)
                 if ranks.is_first:
@@ -154,32 +162,60 @@ def measure(options: Options) -> dict[str, Any] | None:
         "features": features,
         "seed": options.seed,
         "metrics": metrics,
-        "samples": {"images": options.samples} | found["samples"],
+        "samples": emas[found["best"]],
+        "ema": found["best"],
+        "emas": {f"{ema:g}": values for ema, values in emas.items()} if options.ema == "all" else None,
         "floor": None if floor is None else {"of": floor.name, "images": len(floor.index)} | found["floor"],
         "memorisation": found["memorisation"],
         "remarks": remarks,
     }
 
 
-def _measure_with(extractor, metrics, real, floor, draw, ranks, options: Options, found):
+def _by_ema(trained, options: Options) -> dict[float | None, Any]:
+    """Networks to measure by the half-life of their EMA; None for a file of another program."""
+    from fastgan.runs.networks import open_networks
+
+    if trained.header is None:
+        if options.ema == "all":
+            raise UserError(f"--ema all: {trained.path} is not of fastgan and has one EMA; leave it out")
+        return {None: trained}
+    half_lives = trained.header.config.training.ema_halflives
+    if options.ema == "all":
+        return {each: open_networks(trained.path, each) for each in half_lives}
+    return {half_lives[0] if options.ema is None else options.ema: trained}
+
+
+def _measure_with(extractor, metrics, real, floor, draws, ranks, options: Options, found):
     """Add the metrics on features of one network to `found`, in the first process.
 
-    Returns features of samples and real images; None in other processes.
+    draws: functions that draw samples, by the EMA's half-life. The first metric decides which is `found["best"]`.
+
+    Returns features of the samples of the best EMA, and of the real images; None in other processes.
     """
     from fastgan.metrics.parallel import compute_in_blocks
     from fastgan.metrics.reference import Reference
 
     of_real = real.features(extractor, ranks=ranks)
     of_floor = None if floor is None else floor.features(extractor, ranks=ranks)
-    of_block = lambda start, stop: extractor(draw(start, stop))
-    of_samples = compute_in_blocks(ranks, options.samples, of_block, "samples")
-    if not ranks.is_first:
+    reference = Reference(real, extractor, of_real, seed=options.seed) if ranks.is_first else None
+    is_first_network, of_best = "best" not in found, None
+    for ema, draw in draws.items():
+        of_block = lambda start, stop, draw=draw: extractor(draw(start, stop))
+        of_samples = compute_in_blocks(
+            ranks, options.samples, of_block, f"samples of EMA {ema:g}k" if len(draws) > 1 else "samples"
+        )
+        if reference is None:
+            continue
+        emas = found["emas"]
+        emas[ema] |= reference.measure(metrics, of_samples)
+        metric = registry.METRICS[metrics[0]]
+        if is_first_network and ("best" not in found or metric.is_better(emas[ema], [emas[found["best"]]])):
+            found["best"], of_best = ema, of_samples
+    if reference is None:
         return None, None
-    reference = Reference(real, extractor, of_real, seed=options.seed)
-    found["samples"] |= reference.measure(metrics, of_samples)
     if of_floor is not None:
         found["floor"] |= reference.measure(metrics, of_floor)
-    return of_samples, of_real
+    return of_best, of_real
 
 
 def _memorisation(network: str, trained_on, of_samples, of_train, others) -> dict[str, Any]:
@@ -308,7 +344,8 @@ _VALUES = {  # name in the table, and decimals
 
 def table(found: dict[str, Any]) -> str:
     """The report as text: a row a metric, with columns for samples and floor."""
-    columns = {"samples": found["samples"]}
+    emas = {f"EMA {ema}k": values for ema, values in (found["emas"] or {}).items()}
+    columns = emas or {"samples": found["samples"]}
     if found["floor"] is not None:
         columns[f"{found['floor']['of']} (the floor)"] = found["floor"]
     rows = [["", *columns], ["images", *(f"{column['images']:,}" for column in columns.values())]]
@@ -328,6 +365,8 @@ def table(found: dict[str, Any]) -> str:
     for first, *others in rows:
         cells = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)]
         lines.append("  ".join([f"{first:{widths[0]}}", *cells]).rstrip())
+    if emas:
+        lines += ["", f"best by {found['metrics'][0]}: EMA {found['ema']:g}k, from which --ema {found['ema']:g} draws"]
     if found["memorisation"] is not None:
         lines += ["", *_memorisation_lines(**found["memorisation"])]
     if set(registry.EFFICIENTNETS) & set(found["features"]):

@@ -17,7 +17,7 @@ import tyro
 from fastgan.data.urls import has_scheme
 from fastgan.errors import UserError, command_line, program
 from fastgan.files import prepare_to_write, write_atomically
-from fastgan.options import PathText, parse_options
+from fastgan.options import HalfLife, PathText, parse_options
 from fastgan.runs.memory import out_of_memory_is_user_error
 
 ENDINGS = {"onnx": ".onnx", "torch": ".pt2", "pkl": ".pkl", "rosinality": ".pt"}
@@ -48,6 +48,8 @@ class Options:
     """Output of an ONNX or .pt2 file. float: nominal range -1..1, not clamped. uint8: 0..255."""
     noise: Literal["const", "none"] = "const"
     """Noise in the layers of a style-based network. const: the fixed noise that `fastgan generate` draws with."""
+    ema: HalfLife = None
+    """Half-life of the EMA to export, in thousands of images, of a training that has kept several."""
 
     def check(self) -> None:
         """Raises UserError for options that are wrong for any checkpoint."""
@@ -78,7 +80,7 @@ def export(options: Options) -> None:
         from fastgan.export.formats import require_onnx
 
         require_onnx()
-    found = open_networks(options.checkpoint)
+    found = open_networks(options.checkpoint, options.ema)
     folder = Path() if has_scheme(options.checkpoint) else found.path.parent
     out = Path(options.out or folder / f"{NAMES[options.format]}{ENDINGS[options.format]}")
     if out.exists() and out.samefile(found.path):
@@ -104,7 +106,7 @@ def _generator(options: Options, path: Path, out: Path) -> tuple[bytes, list[str
     from fastgan.runs.drawing import Unsupported
     from fastgan.sampler import load
 
-    sampler = load(path, "cpu")
+    sampler = load(path, "cpu", ema=options.ema)
     chosen = {"noise": options.noise, "image": options.image}
     try:
         traced = tracing.trace(sampler, **chosen)

@@ -15,7 +15,15 @@ import tyro
 from fastgan.data.urls import has_scheme
 from fastgan.errors import UserError, command_line, nearest, program, readable
 from fastgan.files import prepare_to_write
-from fastgan.options import LARGEST_NUMPY_SEED, LARGEST_SEED, PathText, SeedFormat, parse_options, print_commands
+from fastgan.options import (
+    LARGEST_NUMPY_SEED,
+    LARGEST_SEED,
+    HalfLife,
+    PathText,
+    SeedFormat,
+    parse_options,
+    print_commands,
+)
 from fastgan.progress import ProgressBar
 from fastgan.runs.grid import (
     PICTURES,
@@ -72,6 +80,8 @@ class Options:
     out: Annotated[PathText | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: in RUN)")] = None
     """File name of the picture, ending in .png, .jpg or .webp. If the network is at a URL, the default is in the
     current folder."""
+    ema: HalfLife = None
+    """Half-life of the EMA to draw from, in thousands of images, of a training that has kept several."""
     device: str = "auto"
     """cpu, cuda, or cuda:1 and so on. auto: the first GPU if there is one, else the CPU."""
 
@@ -428,7 +438,7 @@ def generate(options: Options) -> None:
     from fastgan.runs.drawing import Unsupported
     from fastgan.runs.networks import open_networks
 
-    path, model, names, load, *_ = open_networks(options.checkpoint)
+    path, model, names, load, *_ = open_networks(options.checkpoint, options.ema)
     labels = parse_classes(options.classes, names) or [("", None)]
     if options.classes is None and not options.all_classes:
         labels = labels[:1]

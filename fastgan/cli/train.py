@@ -92,6 +92,12 @@ def _resumed(run, argv):
                 f"{configuration.flag(name)} {after}: {header.path} was trained with {before}; leave the option out"
             )
     config = configure.resolve(config)
+    kept, asked = len(saved.training.ema_halflives), len(config.training.ema_halflives)
+    if kept != asked:
+        raise UserError(
+            f"--ema-halflife {config.training.ema_halflife}: {header.path} keeps {kept} EMA{'s' * (kept > 1)}; give as "
+            "many numbers, or leave the option out"
+        )
     for name, (before, after) in configuration.changes(saved, config).items() if process.is_first() else ():
         print(f"note: {configuration.flag(name)} {after} from here on, {before} before")
     files.remove_unfinished(header.path.parent)

@@ -14,7 +14,7 @@ from typing import Annotated
 import tyro
 
 from fastgan.errors import UserError, command_line, program
-from fastgan.options import PathText, parse_options
+from fastgan.options import HalfLife, PathText, parse_options
 from fastgan.runs import process
 
 FIRST_PORT, PORTS = 7860, 100  # searched for a free port
@@ -29,6 +29,8 @@ class Options:
     run: Annotated[PathText, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|FILE|URL")]
     """Folder of a training run, a checkpoint file, or a file of the official StyleGAN2 (.pkl) or of rosinality's (.pt);
     local or at a URL."""
+    ema: HalfLife = None
+    """Half-life of the EMA to draw from, in thousands of images, of a training that has kept several."""
     host: str = "127.0.0.1"
     """Address to serve the page at. Only this machine can reach the default; everyone on the network can reach 0.0.0.0,
     without a password."""
@@ -59,7 +61,7 @@ def serve(options: Options) -> None:
     from fastgan.runs import precision
     from fastgan.view.watching import Run
 
-    run = Run(options.run, precision.choose_device(options.device))
+    run = Run(options.run, precision.choose_device(options.device), options.ema)
     blocks = page.Page(run).blocks.queue(max_size=MAX_QUEUE)
     _, address, _ = blocks.launch(
         server_name=options.host, server_port=port, inbrowser=options.open, prevent_thread_lock=True, quiet=True,

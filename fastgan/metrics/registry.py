@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -33,6 +34,13 @@ class Metric(NamedTuple):
     kind: str
     values: tuple[str, ...]
     higher: bool = False
+
+    def is_better(self, values: dict[str, float], others: Iterable[dict[str, float]]) -> bool:
+        """Whether the first of `values` is better than that of all others."""
+        name = self.values[0]
+        if self.higher:
+            return all(values[name] > other[name] for other in others)
+        return all(values[name] < other[name] for other in others)
 
 
 METRICS = {

@@ -1,15 +1,16 @@
 """Checkpoints: one safetensors file, without code, with everything that resuming a run needs.
 
-Tensors are named `generator.*`, `discriminator.*`, `ema.*` (EMA of the generator), `optimizer_g.<parameter>.<moment>`,
-`optimizer_d...` and `statistics.*` (of regularisation). There is no RNG state: random numbers follow from seed and
-step. The header's one entry, `fastgan`, is JSON: format, versions, configuration, model, progress and data.
+Tensors are named `generator.*`, `discriminator.*`, `ema.*` (EMA of the generator), `other_emas.<number>.*` (EMAs of
+further half-lives), `optimizer_g.<parameter>.<moment>`, `optimizer_d...` and `statistics.*` (of regularisation). There
+is no RNG state: random numbers follow from seed and step. The header's one entry, `fastgan`, is JSON: format, versions,
+configuration, model, progress and data.
 """
 
 from __future__ import annotations
 
 import json
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,9 @@ NETWORKS = ("generator", "discriminator", "ema")
 class State:
     """Everything that changes during training.
 
-    ema: EMA of the generator. statistics: of regularisation and gradient guards. step, images: number of finished steps
-    and of real images shown in them. seconds: time used, of a training with --minutes. stage: resolution and alpha of
-    growing networks.
+    ema: EMA of the generator. statistics: of regularisation and gradient guards. other_emas: EMAs of further
+    half-lives. step, images: number of finished steps and of real images shown in them. seconds: time used, of a
+    training with --minutes. stage: resolution and alpha of growing networks.
     """
 
     generator: nn.Module
@@ -52,6 +53,7 @@ class State:
     optimizer_g: torch.optim.Optimizer
     optimizer_d: torch.optim.Optimizer
     statistics: nn.Module
+    other_emas: nn.ModuleList = field(default_factory=nn.ModuleList)
     step: int = 0
     images: int = 0
     seconds: float = 0.0
@@ -62,8 +64,14 @@ class State:
             "generator": self.generator,
             "discriminator": self.discriminator,
             "ema": self.ema,
+            "other_emas": self.other_emas,
             "statistics": self.statistics,
         }
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """Generator, discriminator and all EMAs."""
+        return self.generator, self.discriminator, self.ema, *self.other_emas
 
     def optimizers(self) -> dict[str, tuple[torch.optim.Optimizer, nn.Module]]:
         return {
@@ -243,38 +251,58 @@ def restore(header: Header, state: State) -> None:
     for name, (optimizer, module) in state.optimizers().items():
         _load_optimizer(header.path, optimizer, module, name, tensors)
     state.step, state.images, state.seconds, state.stage = header.step, header.images, header.seconds, header.stage
-    for network in (state.generator, state.discriminator, state.ema):
+    for network in state.networks:
         _grow(network, header)
 
 
-def read_networks(header: Header) -> dict[str, Tensor]:
+def read_networks(header: Header, ema: float | None = None) -> dict[str, Tensor]:
     """Read the tensors of generator, discriminator and EMA, by name.
 
-    Raises UserError, naming the file, if it cannot be read or its tensors do not fit `header.model`.
+    ema: half-life, in thousands of images, of the EMA that is named `ema.*`; None for the first. Raises UserError,
+    naming the file, if it cannot be read, has no such EMA, or its tensors do not fit `header.model`.
     """
-    tensors = {name: value for prefix in NETWORKS for name, value in _read(header.path, prefix + ".").items()}
+    saved = dict(zip(NETWORKS, NETWORKS, strict=True)) | {"ema": ema_prefix(header, ema)}
+    tensors = {
+        name + key.removeprefix(prefix): value
+        for name, prefix in saved.items()
+        for key, value in _read(header.path, prefix + ".").items()
+    }
     generator, discriminator = _shapes(header)
     for name, module in (("generator", generator), ("discriminator", discriminator), ("ema", generator)):
         _saved(header.path, module, name, tensors)
     return tensors
 
 
-def load_generator(path: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Module, Config]:
+def load_generator(
+    path: str | Path, device: str | torch.device = "cpu", ema: float | None = None
+) -> tuple[nn.Module, Config]:
     """EMA generator of a run, in eval mode and without gradients, and the run's configuration.
 
-    path: a run's folder or a checkpoint file. `generator(z, label)` maps z [N, z_dim] and label [N] int64 (None for a
-    network without classes) to images [N, C, H, W] of range [-1, 1]. Raises UserError, naming the file, if it cannot be
-    loaded.
+    path: a run's folder or a checkpoint file. ema: half-life in thousands of images; None for the first.
+    `generator(z, label)` maps z [N, z_dim] and label [N] int64 (None for a network without classes) to images
+    [N, C, H, W] of range [-1, 1]. Raises UserError, naming the file, if it cannot be loaded or has no such EMA.
     """
     header = read_header(path)
-    tensors = _read(header.path, "ema.")
-    _saved(header.path, _shapes(header)[0], "ema", tensors)
+    prefix = ema_prefix(header, ema)
+    tensors = _read(header.path, prefix + ".")
+    _saved(header.path, _shapes(header)[0], prefix, tensors)
     generator, _ = models.build(header.model)
-    _load_module(header.path, generator, "ema", tensors)
+    _load_module(header.path, generator, prefix, tensors)
     _grow(generator, header)
     merge_spectral_norm(generator)
     generator = generator.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return generator.eval().requires_grad_(False), header.config
+
+
+def ema_prefix(header: Header, half_life: float | None) -> str:
+    """Start of the names of an EMA's tensors. Raises UserError, naming the file, if it has none of that half-life."""
+    known = header.config.training.ema_halflives
+    if half_life is None or half_life == known[0]:
+        return "ema"
+    if half_life not in known:
+        of = f"EMAs of half-lives {', '.join(f'{each:g}' for each in known)}" if known[1:] else f"one EMA, {known[0]:g}"
+        raise UserError(f"--ema {half_life:g}: {header.path} has {of}")
+    return f"other_emas.{known.index(half_life) - 1}"
 
 
 def _shapes(header: Header) -> tuple[nn.Module, nn.Module]:

@@ -127,13 +127,21 @@ class TrainingOptions:
     """Adam's beta1 and beta2."""
     final_beta2: Annotated[float | Auto | None, argument(metavar="FLOAT|None|auto")] = "auto"
     """Adam's beta2 at the end, annealed on a cosine. None: constant. auto: 0.99 for r3gan, else None."""
-    ema_halflife: float | Auto = "auto"
-    """Half-life of the generator's EMA, which draws the images, in thousands of images shown."""
+    ema_halflife: Annotated[float | tuple[float, ...] | Auto, argument(metavar="FLOAT ...|auto")] = "auto"
+    """Half-life of the generator's EMA, which draws the images, in thousands of images shown. Several, like 10 2.5 40:
+    the first draws the images, and the checkpoint keeps the others beside it, among which `fastgan evaluate --ema all`
+    finds the best."""
     ema_rampup: float | Auto = "auto"
-    """Limit of that half-life early on, as a fraction of the images shown so far. 0: no limit."""
+    """Limit of that half-life early on, as a fraction of the images shown so far; of several it limits the first, and
+    the others stay in proportion. 0: no limit."""
     style_mixing: float | Auto = "auto"
     """Probability that an image has two latents, swapped at a random layer. auto: 0.9 for stylegan and stylegan2,
     else 0."""
+
+    @property
+    def ema_halflives(self) -> tuple[float, ...]:
+        """Half-lives of all EMAs, also of a single one. Raises ValueError if `ema_halflife` is still "auto"."""
+        return self.ema_halflife if isinstance(self.ema_halflife, tuple) else (float(self.ema_halflife),)
 
 
 @dataclass(frozen=True)
@@ -306,7 +314,13 @@ _RULES = {
     "images": _Rule(lambda value: value >= 0, "at least 1, or 0 with --minutes"),
     **dict.fromkeys(("mapping_lr", "lr_g", "lr_d", "ada_kimg"), _MORE_THAN_0),
     **dict.fromkeys(("r1_gamma", "r2_gamma", "gp_lambda", "drift", "clip", "path_length"), _AT_LEAST_0),
-    **dict.fromkeys(("minutes", "ema_halflife", "ema_rampup", "level_images", "fade_images"), _AT_LEAST_0),
+    **dict.fromkeys(("minutes", "ema_rampup", "level_images", "fade_images"), _AT_LEAST_0),
+    "ema_halflife": _Rule(
+        lambda value: (
+            min(value, default=0) > 0 and len({*value}) == len(value) if isinstance(value, tuple) else value >= 0
+        ),
+        "at least 0, or different numbers above 0",
+    ),
     **dict.fromkeys(
         ("mapping_layers", "discriminator_mapping_layers"), _Rule(lambda value: 0 <= value <= 100, "0 to 100")
     ),

@@ -40,14 +40,17 @@ class TrainedNetworks(NamedTuple):
     header: checkpoint.Header | None
 
 
-def open_networks(path: str | Path) -> TrainedNetworks:
+def open_networks(path: str | Path, ema: float | None = None) -> TrainedNetworks:
     """Open a run's folder, a checkpoint, a pickle of the official StyleGAN2 or a file of rosinality's.
 
-    The kind is recognised by content, not by name. Raises UserError, naming the file, if it cannot be read.
+    The kind is recognised by content, not by name. ema: half-life of the EMA, in thousands of images, if a training
+    kept several; None for the first. Raises UserError, naming the file, if it cannot be read or has no such EMA.
     """
     path = local_path(path, checkpoint.FILE_NAME)
     if path.is_dir() or not path.exists() or _is_safetensors(start := _start(path)):
-        return _from_fastgan(checkpoint.read_header(path))
+        return _from_fastgan(checkpoint.read_header(path), ema)
+    if ema is not None:
+        raise UserError(f"--ema {ema:g}: {path} does not name the half-life of its EMA; leave it out")
     if rosinality.is_torch_file(start):
         return _from_others(path, rosinality.read(path))
     if start.startswith(_PICKLES):
@@ -73,16 +76,18 @@ def _is_safetensors(start: bytes) -> bool:
     return start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= _LONGEST_HEADER
 
 
-def _from_fastgan(header: checkpoint.Header) -> TrainedNetworks:
+def _from_fastgan(header: checkpoint.Header, ema: float | None) -> TrainedNetworks:
+    checkpoint.ema_prefix(header, ema)  # raises if there is none
+
     def load_state_dicts():
         networks = {name: {} for name in checkpoint.NETWORKS}
-        for name, value in checkpoint.read_networks(header).items():
+        for name, value in checkpoint.read_networks(header, ema).items():
             network, _, tensor = name.partition(".")
             networks[network][tensor] = value
         return header.model, networks
 
     names = header.dataset["class_names"] if header.model.num_classes else []
-    load = lambda device: checkpoint.load_generator(header.path, device)[0]
+    load = lambda device: checkpoint.load_generator(header.path, device, ema)[0]
     return TrainedNetworks(header.path, header.model, names, load, load_state_dicts, header)
 
 

@@ -133,7 +133,7 @@ class Growth:
         At a new level the optimizers start anew (Karras et al. 2018, appendix A.1).
         """
         state, stage = self.state, stage_at(self.state.images, self.schedule)
-        for network in (state.generator, state.discriminator, state.ema):
+        for network in state.networks:
             network.grow_to(stage.resolution, stage.alpha)
         if state.stage is not None and state.stage[0] != stage.resolution:
             state.optimizer_g.state.clear()

@@ -105,6 +105,8 @@ class InitialNetworks:
                 value.copy_(found * gain if gain != 1 else found)
                 weights += value.dim() > 1 and not key.endswith("noise_const")
         self.tensors.clear()
+        for other in state.other_emas:
+            other.load_state_dict(state.ema.state_dict())
         if not weights:
             raise UserError(
                 f"--init-from {self.path}: none of its weights fits these networks; leave out the options of sizes, or "

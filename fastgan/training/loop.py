@@ -311,7 +311,8 @@ def _require_memory(model: models.ModelConfig, config: Config, device: torch.dev
     except (TypeError, RuntimeError) as error:  # sizes that no tensor can have
         raise UserError(f"these networks cannot be made: {readable(str(error).partition(chr(10))[0])}") from None
     parameters = lambda network: sum(parameter.numel() for parameter in network.parameters())
-    needed = 4 * (5 * parameters(generator) + 4 * parameters(discriminator))  # gradients, two moments, EMA
+    emas = len(config.training.ema_halflives)
+    needed = 4 * ((4 + emas) * parameters(generator) + 4 * parameters(discriminator))  # gradients, two moments
     batch = max(config.training.batch, *config.growth.level_batch, 0) // processes
     batch = min(batch, config.training.batch_gpu or batch)
     needed += batch * 3 * 4 * model.channels * math.prod(model.feature_size(model.resolution))

@@ -44,6 +44,7 @@ def new_state(model: models.ModelConfig, config: Config, device: torch.device, p
             "guard_d": GradientGuard(),
         }
     )
+    others = nn.ModuleList(copy.deepcopy(ema) for _ in options.ema_halflives[1:])
     return State(
         generator,
         discriminator,
@@ -51,6 +52,7 @@ def new_state(model: models.ModelConfig, config: Config, device: torch.device, p
         _optimizer(generator, options.lr_g, options, lazy_g, capturable),
         _optimizer(discriminator, options.lr_d, options, lazy_d, capturable),
         statistics.to(device),
+        others,
     )
 
 

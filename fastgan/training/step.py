@@ -24,7 +24,7 @@ from fastgan.runs.config import ADA, Config, RegularizationOptions, TrainingOpti
 from fastgan.runs.precision import Autocast, compiler
 from fastgan.training.adam import Adam
 from fastgan.training.averages import Averages
-from fastgan.training.ema import EMA, ema_decay
+from fastgan.training.ema import EMA, ema_decays
 from fastgan.training.gradients import GradientSum
 from fastgan.training.guard import GradientGuard, zero_gradients_if
 from fastgan.training.joint_batch import JointBatch
@@ -117,7 +117,8 @@ class Step:
         self._length = Length(self.options)
         loss = self.options.loss
         self.objective = OBJECTIVES["wasserstein" if loss in ("wgan", "wgan-gp") else loss]
-        self.ema = EMA(state.ema, state.generator)
+        self.ema = EMA([state.ema, *state.other_emas], state.generator)
+        self._ema_weights = [f"ema_{number}" for number in range(1 + len(state.other_emas))]  # names of numbers
         self.generates = {"style_mixing": self.options.style_mixing} if self.options.style_mixing else {}
         self.reconstructs = "reconstruct" in getattr(state.discriminator, "supports", ())
         self.generates |= {"small": True} if "small" in state.generator.supports and self.reconstructs else {}
@@ -205,7 +206,7 @@ class Step:
     # Schedules ----------------------------------------------------------------------------------------------------
 
     def _set_schedules(self, lr_factor: float, count: int) -> None:
-        """Set learning rates, betas, penalty strengths, EMA weight and augmentation for a step of `count` images."""
+        """Set learning rates, betas, penalty strengths, EMA weights and augmentation for a step of `count` images."""
         options, terms, state, numbers = self.options, self.terms, self.state, self._numbers
         if terms.augment in ("fixed", "ramp"):
             first = terms.augment_p if terms.augment == "fixed" else 0.0
@@ -220,8 +221,10 @@ class Step:
         for name, gamma in (("r1", terms.r1_gamma), ("r2", terms.r2_gamma)):  # lazy: stronger by the interval
             numbers.set(name, gamma * self._annealed(1.0, terms.final_gamma) * terms.r1_interval)
         shown = count * options.discriminator_steps
-        decay = ema_decay(state.images + count, shown, options.ema_halflife * 1000, options.ema_rampup)
-        numbers.set("ema", 1 - decay)
+        half_lives = [half_life * 1000 for half_life in options.ema_halflives]
+        decays = ema_decays(state.images + count, shown, half_lives, options.ema_rampup)
+        for name, decay in zip(self._ema_weights, decays, strict=True):
+            numbers.set(name, 1 - decay)
 
     def _annealed(self, first: float, last: float) -> float:
         """Value on half a cosine from `first` to `last` over the training."""
@@ -439,7 +442,7 @@ class Step:
 
     def _update_generator(self, lengths: list[Tensor]) -> None:
         self._apply_gradients("g", self.state.generator)
-        self.ema.update(self._numbers["ema"])
+        self.ema.update([self._numbers[name] for name in self._ema_weights])
         if lengths:
             self.state.statistics["path_length"].update(self.ranks.all_reduce_mean(torch.stack(lengths).mean()))
 

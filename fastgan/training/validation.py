@@ -105,11 +105,9 @@ class BackgroundEvaluation:
     def _is_best(self, values: dict[str, float]) -> bool:
         """Whether the first value of the first metric is the best in the log."""
         metric = registry.METRICS[self._metrics()[0]]
-        name, run = metric.values[0], self._snapshot.parent
-        before = [line[name] for line in measured(run) if name in line]
-        if not before or not (run / BEST_FILE_NAME).exists():
-            return True
-        return values[name] > max(before) if metric.higher else values[name] < min(before)
+        run = self._snapshot.parent
+        before = [line for line in measured(run) if metric.values[0] in line]
+        return not (run / BEST_FILE_NAME).exists() or metric.is_better(values, before)
 
     def _metrics(self) -> tuple[str, ...]:
         return registry.judged(registry.parse(self._config.output.metrics), self._config.network.discriminator)

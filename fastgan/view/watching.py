@@ -28,12 +28,12 @@ class Grid(NamedTuple):
 class Run:
     """The current generator, log and pictures of a run.
 
-    path: as for `fastgan.runs.networks.open_networks`. A file of another program has no log and no pictures, and its
-    `header` is None. Raises UserError, naming the file, if there are no networks.
+    path, ema: as for `fastgan.runs.networks.open_networks`. A file of another program has no log and no pictures, and
+    its `header` is None. Raises UserError, naming the file, if there are no networks.
     """
 
-    def __init__(self, path: str | Path, device: torch.device):
-        self._device = device
+    def __init__(self, path: str | Path, device: torch.device, ema: float | None = None):
+        self._device, self._ema = device, ema
         self._lock = threading.Lock()  # Gradio calls from many threads
         self._log: tuple[Stamp | None, list[dict[str, Any]]] = (None, [])
         self.damaged_lines = 0  # in the log
@@ -77,7 +77,7 @@ class Run:
     def _read(self) -> None:
         """Read the checkpoint. The stamp is taken first, so that a file written meanwhile is read the next time."""
         self.stamp = _stamp(self.path)
-        found = open_networks(self.path)
+        found = open_networks(self.path, self._ema)
         if hasattr(self, "trained") and found.model != self.trained.model:
             raise UserError(f"{self.path} holds another network now; restart the view to show it")
         self.generator = found.load(self._device)

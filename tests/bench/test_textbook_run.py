@@ -73,11 +73,11 @@ def test_the_ema_decays_as_fastgans():
     generator, discriminator = torch.nn.Linear(3, 2), torch.nn.Linear(2, 1)
     trainer = Trainer((generator, discriminator), ema_halflife=100.0, ema_rampup=0.5)
     ours = copy.deepcopy(generator)
-    average = EMA(ours, generator)
+    average = EMA([ours], generator)
     for shown in range(16, 400, 16):  # the ramp-up limits the half-life until 200
         torch.nn.init.normal_(generator.weight)
         trainer.update_average(16)
-        average.update(1 - ema_decay(shown, 16, 100.0, 0.5))
+        average.update([1 - ema_decay(shown, 16, 100.0, 0.5)])
         torch.testing.assert_close(trainer.average.weight, ours.weight)
 
 

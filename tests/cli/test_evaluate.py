@@ -139,6 +139,52 @@ def test_missing_weights_of_inception_are_reported_first(monkeypatch, capsys, tm
     )
 
 
+@pytest.fixture(scope="module")
+def run_of_emas(folder, tmp_path_factory):
+    return train_tiny(folder, tmp_path_factory.mktemp("emas") / "run", "--ema-halflife", "10", "2.5", "400")
+
+
+EMAS = ("10", "2.5", "400")
+
+
+def test_every_ema_is_measured_and_the_best_is_named(run_of_emas, of_pixels, capsys):
+    found = measured(run_of_emas, "--ema", "all")
+    text = capsys.readouterr().out
+    kids = {name: values["kid"] for name, values in found["emas"].items()}
+    best = min(kids, key=kids.get)
+    assert tuple(kids) == EMAS and len({*kids.values()}) == 3
+    assert found["samples"] == found["emas"][best] and found["ema"] == float(best)
+    assert f"best by kid: EMA {best}k, from which --ema {best} draws" in text
+    assert all(f"EMA {name}k" in text for name in EMAS) and "samples" not in text.partition("best by")[0]
+    assert all(f"{kid:.5f}" in text for kid in kids.values())
+    for name in EMAS:
+        alone = measured(run_of_emas, "--ema", name)
+        assert (alone["samples"], alone["ema"], alone["emas"]) == (found["emas"][name], float(name), None)
+        assert alone["floor"] == found["floor"] and "best by" not in capsys.readouterr().out
+        if name == best:
+            assert alone["memorisation"] == found["memorisation"]
+    assert measured(run_of_emas)["samples"] == found["emas"]["10"]
+
+
+def test_the_best_ema_may_have_the_highest_value(run_of_emas, of_pixels, monkeypatch):
+    scores = iter((0.2, 0.5, 0.4))
+    measure = lambda self, metrics, samples: {"precision": next(scores), "recall": 1.0}
+    monkeypatch.setattr(Reference, "measure", measure)
+    found = measured(run_of_emas, "--ema", "all", "--metrics", "pr", "--no-floor", "--no-memorisation")
+    assert found["ema"] == 2.5 and found["samples"]["precision"] == 0.5
+
+
+def test_an_ema_that_is_not_there(run, run_of_emas, of_pixels, capsys):
+    error = error_of(main, ["--checkpoint", str(run_of_emas), "--ema", "3"], capsys)
+    assert error.startswith("--ema 3: ") and error.endswith(
+        "checkpoint.safetensors has EMAs of half-lives 10, 2.5, 400"
+    )
+    error = error_of(main, ["--checkpoint", str(run), "--ema", "3"], capsys)
+    assert error.endswith("has one EMA, 10")
+    assert "--ema x: must be a number" in error_of(main, ["--checkpoint", str(run), "--ema", "x"], capsys)
+    assert list(measured(run, "--ema", "all")["emas"]) == ["10"]
+
+
 TWICE = """
 import sys
 from fastgan.cli import evaluate
@@ -153,9 +199,9 @@ sys.exit()
 """
 
 
-def test_two_processes_equal_one(run, folder, of_pixels, tmp_path, monkeypatch):
+def test_two_processes_equal_one(run_of_emas, folder, of_pixels, tmp_path, monkeypatch):
     """Results are equal to the last digit, without and with cached real features. Each process draws its own images."""
-    options = ["--checkpoint", str(run), "--samples", "150", "--metrics", "kid,fd,pr"]
+    options = ["--checkpoint", str(run_of_emas), "--samples", "150", "--metrics", "kid,fd,pr", "--ema", "all"]
     alone = tmp_path / "alone.json"
     monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path / "one"))
     assert main([*options, "--json", str(alone)]) == 0
@@ -172,8 +218,8 @@ def test_two_processes_equal_one(run, folder, of_pixels, tmp_path, monkeypatch):
     assert json.loads(Path(f"{together[0]}2").read_text()) == found
     assert not together[1].exists() and "KID" not in said[1]
     counts = [[line.rpartition(" ")[2] for line in text.splitlines() if "evaluated" in line] for text in said]
-    # 20 real images as halves, the same 20 that samples may be copies of, once, and 150 samples in blocks of 64.
-    assert counts == [["168", "128"], ["22", "22"]]
+    # 20 real images as halves, the same 20 that samples may be copies of, once, and 3 x 150 samples in blocks of 64.
+    assert counts == [["424", "384"], ["66", "66"]]
 
 
 def test_own_held_out_images(run, of_pixels, tmp_path, capsys):

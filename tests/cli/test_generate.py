@@ -19,6 +19,7 @@ from fastgan.runs.grid import draw_grid
 from tests.support.commands import SHORTAGES, error_of, failing
 from tests.support.processes import start
 from tests.support.tiny_run import train as train_tiny
+from tests.support.tiny_run import untrained
 from tests.test_studies import Growing
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_cache")]
@@ -59,6 +60,22 @@ def test_an_image_depends_on_its_seed_class_and_truncation_only(run, tmp_path):
     assert only.name == "class01-light-seed0004.png"
     image, again, whole = (np.asarray(Image.open(folder / only.name)) for folder in (one, many, other))
     assert np.array_equal(image, again) and not np.array_equal(image, whole)
+
+
+def test_images_of_one_of_several_emas(tmp_path, capsys):
+    run = untrained(tmp_path / "run", "stylegan2", ema_halflife=(10.0, 2.5))
+    pictures = {}
+    for ema in (None, "10", "2.5"):
+        out = tmp_path / f"{ema}.png"
+        assert generate(["--checkpoint", str(run), "--out", str(out), *(["--ema", ema] if ema else [])]) == 0
+        pictures[ema] = out.read_bytes()
+    assert pictures[None] == pictures["10"] != pictures["2.5"]
+    images = {ema: fastgan.load(run, "cpu", ema=ema).sample(2) for ema in (None, 10, 2.5)}
+    assert torch.equal(images[None], images[10]) and not torch.equal(images[10], images[2.5])
+    for tensor in checkpoint.read_networks(checkpoint.read_header(run), 2.5):
+        assert tensor.startswith(checkpoint.NETWORKS)
+    argv = ["--checkpoint", str(run), "--ema", "5"]
+    assert "--ema 5: " in error_of(generate, argv, capsys)
 
 
 def test_a_picture_is_a_labelled_grid(run, tmp_path, capsys):

@@ -78,6 +78,13 @@ ERRORS = {
         "--level-batch 8 8: must be 4 numbers",
     ),
     "betas": (["--betas", "0.5", "1"], "--betas (0.5, 1.0): must be two numbers"),
+    "half-lives of one EMA": (["--ema-halflife", "5", "5"], "must be at least 0, or different numbers above 0"),
+    "half-life of no EMA": (
+        ["--ema-halflife", "5", "0"],
+        "--ema-halflife (5.0, 0.0): must be at least 0, or different",
+    ),
+    "no half-life": (["--ema-halflife"], "--ema-halflife"),
+    "half-lives": (["--ema-halflife", "5", "x"], "--ema-halflife 5 x: must be a number, numbers or auto"),
     "negative penalty": (["--r1-gamma", "-1"], "--r1-gamma -1.0: must be at least 0"),
     "mixing is a share": (["--style-mixing", "2"], "--style-mixing 2.0: must be from 0 to 1"),
     "no styles": (["--arch", "dcgan", "--style-mixing", "0.5"], "--style-mixing 0.5: dcgan has no styles"),
@@ -129,6 +136,7 @@ RESUME_ERRORS = {
     "another width": (["--channel-max", "16"], "--channel-max 16", "was trained with 8"),
     "another resolution": (["--resolution", "16"], "--resolution 16", "was trained with 8"),
     "another batch": (["--batch", "8"], "--batch 8", "was trained with 4"),
+    "another number of EMAs": (["--ema-halflife", "5", "1"], "--ema-halflife (5.0, 1.0)", "keeps 1 EMA; give as many"),
     "already further": (["--images", "16"], "--images 16", "has seen 48 already"),
 }
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 
 import fastgan
@@ -253,6 +254,17 @@ def test_a_run_is_exported_and_read(tmp_path, capsys):
         for key, value in getattr(loaded, name).state_dict().items():
             assert torch.equal(value, saved[f"{name}.{key}"])
     assert loaded.config == checkpoint.read_header(run).model
+
+
+def test_one_of_several_emas_is_exported(tmp_path, capsys):
+    run = untrained(tmp_path / "run", "stylegan2", ema_halflife=(10.0, 2.5))
+    assert export(["--checkpoint", str(run), "--format", "pkl", "--ema", "2.5"]) == 0
+    loaded, saved = load_stylegan2(run / "networks.pkl"), load_file(run / checkpoint.FILE_NAME)
+    for name, prefix in (("ema", "other_emas.0"), ("generator", "generator")):
+        for key, value in getattr(loaded, name).state_dict().items():
+            assert torch.equal(value, saved[f"{prefix}.{key}"])
+    names = dict(loaded.ema.named_parameters())
+    assert not any(torch.equal(saved[f"ema.{name}"], saved[f"other_emas.0.{name}"]) for name in names)
 
 
 def test_what_cannot_be_exported_is_one_line(tmp_path, capsys):
@@ -500,6 +512,9 @@ def test_files_of_other_programs_are_measured(theirs, tmp_path, colours, capsys)
     small = write(tmp_path / "file.pkl", snapshot(Sizes(img_resolution=8, img_channels=1, c_dim=2)))
     argv = ["--checkpoint", str(small), "--samples", "12"]
     assert "does not say what it was trained on; give the images" in error_of(evaluate, argv, capsys)
+    for ema in ("5", "all"):
+        error = error_of(evaluate, [*argv, "--ema", ema], capsys)
+        assert error.startswith(f"--ema {ema}: {small} ") and error.endswith("leave it out")
     out = tmp_path / "found.json"
     assert evaluate([*argv, "--data", str(colours), "--json", str(out)]) == 0
     text = capsys.readouterr().out

@@ -20,7 +20,7 @@ BATCH, STEPS, CLASSES = 16, 4, 4
 # Name: (architecture, regularization, options of the training).
 CASES = {
     "mlp": ("mlp", {"r1_gamma": 1.0, "r1_interval": 2}, {}),
-    "dcgan": ("dcgan", {}, {}),
+    "dcgan": ("dcgan", {}, {"ema_halflife": (0.05, 0.2, 0.01)}),
     "dcgan, wgan": ("dcgan", {}, {"loss": "wgan", "discriminator_steps": 2}),
     "cgan": ("cgan", {}, {"loss": "hinge"}),
     "pggan": ("pggan", {}, {}),
@@ -70,7 +70,7 @@ def train(case: str, ranks: Ranks, batch_gpu: int | None = None):
 def trained(state) -> dict[str, torch.Tensor]:
     """Parameters, optimizer moments and counters; no running statistics."""
     found = {f"statistics.{name}": value for name, value in state.statistics.state_dict().items()}
-    for name in ("generator", "discriminator", "ema"):
+    for name in ("generator", "discriminator", "ema", "other_emas"):
         found |= {f"{name}.{key}": value.detach() for key, value in getattr(state, name).named_parameters()}
     for name, (optimizer, module) in state.optimizers().items():
         for key, parameter in module.named_parameters():

@@ -46,12 +46,16 @@ def train(folder: Path, out: Path, *more: str) -> Path:
     return out
 
 
-def untrained(where: Path, arch: str, classes: tuple[str, ...] = (), stage: tuple[int, float] | None = None) -> Path:
+def untrained(
+    where: Path, arch: str, classes: tuple[str, ...] = (), stage: tuple[int, float] | None = None, **training
+) -> Path:
     """A run's folder with a checkpoint of random 8x8 networks in colour, in which nothing is zero at first: so noise,
     bias and all residual branches show."""
     network = configuration.NetworkOptions(arch=arch, channel_base=64, channel_max=8, z_dim=8)
     data = configuration.DataOptions(resolution=8, channels=3, labels=bool(classes))
-    config = configure.resolve(configuration.Config(network=network, data=data))
+    config = configure.resolve(
+        configuration.Config(network=network, data=data, training=configuration.TrainingOptions(**training))
+    )
     model = models.ModelConfig(**vars(config.network), resolution=8, channels=3, num_classes=len(classes))
     torch.manual_seed(0)
     state = new_state(model, config, torch.device("cpu"))
@@ -59,6 +63,8 @@ def untrained(where: Path, arch: str, classes: tuple[str, ...] = (), stage: tupl
     for tensor in (*state.ema.parameters(), *(buffer for name, buffer in state.ema.named_buffers() if "w_avg" in name)):
         if not tensor.any():
             torch.nn.init.normal_(tensor, std=0.2)
+    for parameter in state.other_emas.parameters():
+        torch.nn.init.normal_(parameter)
     where.mkdir(parents=True)
     dataset = {"images": 0, "class_names": list(classes), "digests": {}}
     checkpoint.save(where / FILE_NAME, state, config, model, dataset)

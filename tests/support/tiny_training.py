@@ -52,7 +52,7 @@ class TinyTraining:
             if self.schedule:
                 stage = stage_at(self.state.images, self.schedule)
                 side, factor = stage.resolution, stage.lr_factor
-                for network in (self.state.generator, self.state.discriminator, self.state.ema):
+                for network in self.state.networks:
                     network.grow_to(side, stage.alpha)
                 if self.state.stage is not None and self.state.stage[0] != side:
                     self.state.optimizer_g.state.clear()

@@ -118,6 +118,7 @@ CASES = {
         {"r1_gamma": 1.0, "r2_gamma": 0.5, "final_gamma": 0.1, "augment": "ramp", "augment_p": 0.3},
         {"arch": "r3gan", "images": 200, "final_lr": 0.1, "betas": (0.5, 0.9), "final_beta2": 0.99, "lr_g": 0.003},
     ),
+    "several EMAs": ({}, {"arch": "dcgan", "ema_halflife": (0.01, 0.04, 0.005), "ema_rampup": 0.5}),
     "adaptive augmentation": ({"augment": "ada", "ada_kimg": 0.01}, {"arch": "mlp", "loss": "hinge"}),
     "differentiable augmentation": ({"augment": "diffaug", "r1_gamma": 1.0, "r1_interval": 1}, {"arch": "stylegan2"}),
     "projected": (
@@ -137,7 +138,7 @@ CASES = {
 }
 KINDS = {
     "plain": 1, "lazy R1 and path length": 4, "of a discriminator that is ahead": 3, "all schedules": 1,
-    "adaptive augmentation": 1, "differentiable augmentation": 1, "projected": 1, "growing": 3,
+    "several EMAs": 1, "adaptive augmentation": 1, "differentiable augmentation": 1, "projected": 1, "growing": 3,
     "growing with styles": 6, "wgan": 2, "wgan-gp": 2, "frozen layers": 2, "micro-batches": 2,
     "pairs of images, self-supervision": 1,
 }  # fmt: skip

@@ -229,6 +229,15 @@ def test_another_z_dim_keeps_w_and_all_layers_after_it():
     assert says.partition("; fresh: ")[2] == "generator.mapping.layers.0.weight"
 
 
+def test_every_ema_starts_as_that_of_the_file():
+    state = state_of(model_of("mlp"), 2, "--ema-halflife", "10", "5", "20")
+    given = contents(state_of(model_of("mlp"), 1))
+    initial.InitialNetworks("file", model_of("mlp"), dict(given)).copy_into(state, model_of("mlp"))
+    for each in (state.ema, *state.other_emas):
+        assert all(torch.equal(value, given[f"ema.{key}"]) for key, value in each.state_dict().items())
+    assert len(state.other_emas) == 2
+
+
 def test_networks_of_which_nothing_fits_are_refused():
     with pytest.raises(UserError, match="--init-from file: none of its weights fits these networks"):
         started(model_of("mlp", channel_max=4), model_of("mlp", channel_max=5, z_dim=3, resolution=8))

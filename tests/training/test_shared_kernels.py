@@ -79,7 +79,7 @@ def test_trainings_of_stylegan2_with_amp_start_alike(monkeypatch):
 def test_levels_that_are_not_in_use_get_no_gradient(arch, monkeypatch):
     compute_together(monkeypatch)
     training = TinyTraining(arch=arch)
-    for network in (training.state.generator, training.state.discriminator, training.state.ema):
+    for network in training.state.networks:
         network.grow_to(4)
     training.step(torch.rand(8, 1, 4, 4) * 2 - 1, None)
     assert training.state.generator.to_rgb[1].weight.grad is None

@@ -31,7 +31,7 @@ from fastgan.view import rendering
 from fastgan.view.watching import Grid, Run
 from tests.support import official
 from tests.support.processes import LONG, start
-from tests.support.tiny_run import train
+from tests.support.tiny_run import train, untrained
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_cache")]
 
@@ -102,6 +102,14 @@ def test_a_changed_checkpoint_is_loaded_again(tmp_path):
     save(tmp_path / "run", seed=1, images=100)
     assert run.reread() and run.header.images == 100
     assert not torch.equal(studies.samples(run.generator, [0], label=0), before)
+
+
+def test_one_of_several_emas_is_shown(tmp_path):
+    run = untrained(tmp_path / "run", "stylegan2", ema_halflife=(10.0, 2.5))
+    first, second = (Run(run, CPU, ema).generator.state_dict() for ema in (None, 2.5))
+    expected = checkpoint.load_generator(run, ema=2.5)[0].state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in second.items())
+    assert any(not torch.equal(value, first[name]) for name, value in second.items())
 
 
 @needs_gradio

@@ -19,7 +19,6 @@ given.
 import argparse
 import json
 import math
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,29 +145,24 @@ def triton_work(form: Form, shape: Shape, dtype: torch.dtype, channels_last: boo
     """
     from tests.support.compiled_triton import compiled_for, launches
 
+    launched = [(way, each) for way, all_of in launches(form, shape, dtype, channels_last).items() for each in all_of]
+    compiled = [compiled_for(90, each.kernel, each.arguments, each.named) for _, each in launched]
+    kernels = sass.read_cubins(each.asm["cubin"] for each in compiled)
     found: dict[str, list[Work]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "kernel.cubin")
-        for direction, launched in launches(form, shape, dtype, channels_last).items():
-            found[direction] = []
-            for launch in launched:
-                compiled = compiled_for(90, launch.kernel, launch.arguments, launch.named)
-                path.write_bytes(compiled.asm["cubin"])
-                [kernel] = sass.read_kernels(path)
-                # A launcher may pass tensors that a variant of the kernel does not read.
-                widths = kernel.widths("LDG") + kernel.widths("STG")
-                accesses = sum(count for size, count in widths.items() if size >= 8) or widths.total()
-                sizes = sorted((t.nbytes for t in launch.tensors), reverse=True)
-                memory = l2 = requested = float(sum(sizes[:accesses]))
-                if form.operation == "upfirdn2d":
-                    written = launch.arguments[launch.kernel.arg_names.index("y")].nbytes
-                    loaded, stored = (_moved(_step(kernel), space) for space in ("LDG", "STG"))
-                    requested = written * (1 + loaded / stored)
-                    l2 = max(memory, written * (1 + math.sqrt(loaded / stored)))
-                threads = 32 * compiled.metadata.num_warps
-                found[direction].append(
-                    Work(kernel, launch.programs, threads, compiled.metadata.shared, memory, l2, requested)
-                )
+    for (direction, launch), binary, [kernel] in zip(launched, compiled, kernels, strict=True):
+        # A launcher may pass tensors that a variant of the kernel does not read.
+        widths = kernel.widths("LDG") + kernel.widths("STG")
+        accesses = sum(count for size, count in widths.items() if size >= 8) or widths.total()
+        sizes = sorted((t.nbytes for t in launch.tensors), reverse=True)
+        memory = l2 = requested = float(sum(sizes[:accesses]))
+        if form.operation == "upfirdn2d":
+            written = launch.arguments[launch.kernel.arg_names.index("y")].nbytes
+            loaded, stored = (_moved(_step(kernel), space) for space in ("LDG", "STG"))
+            requested = written * (1 + loaded / stored)
+            l2 = max(memory, written * (1 + math.sqrt(loaded / stored)))
+        threads, shared = 32 * binary.metadata.num_warps, binary.metadata.shared
+        work = Work(kernel, launch.programs, threads, shared, memory, l2, requested)
+        found.setdefault(direction, []).append(work)
     return found
 
 

@@ -7,16 +7,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
-from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from functools import cache, cached_property
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,31 +24,32 @@ BLOCK = 256  # threads in a block (csrc/common/gpu_plan.h)
 REGISTERS = 64 * 1024  # registers of a multiprocessor
 THREADS = {80: 2048, 90: 2048, 100: 2048}  # maximum number of threads on a multiprocessor, by architecture
 SHARED_KIB = {80: 164, 90: 228, 100: 228}  # shared memory of a multiprocessor, by architecture
+INSTRUCTION = 16  # bytes
 WIDTH = re.compile(r"\.(?:[USF]?(8|16)|(64|128))(?:\.|$)")  # bits of a memory access; 32 is not written
 
 
 class Instruction(NamedTuple):
     address: int
     opcode: str  # example: "LDG.E.128.CONSTANT"
-    target: str  # label of a branch, or ""
+    target: int | None  # address that a branch or call goes to
 
 
 class Kernel:
     """A kernel's instructions and resources, and the counters that tests hold to limits."""
 
-    def __init__(self, name: str, arch: int, resources: dict[str, int], lines: Sequence[str]):
+    def __init__(self, name: str, arch: int, resources: dict[str, int], instructions: Sequence[Instruction]):
         self.name, self.arch = name, arch
         self.registers, self.shared = resources["REG"], resources["SHARED"]
         self.local = resources["STACK"] + resources["LOCAL"]  # bytes a thread
-        self.instructions, self.labels = parse(lines)
+        self.instructions = instructions
 
     @cached_property
     def loops(self) -> list[list[Instruction]]:
         """Instructions of every loop: from the target of a backward branch to the branch."""
         spans = {
-            (self.labels[i.target], i.address)
+            (i.target, i.address)
             for i in self.instructions
-            if i.opcode.startswith("BRA") and self.labels.get(i.target, i.address) < i.address
+            if i.opcode.startswith("BRA") and i.target is not None and i.target < i.address
         }
         return [[i for i in self.instructions if first <= i.address <= last] for first, last in sorted(spans)]
 
@@ -71,8 +72,8 @@ class Kernel:
     @property
     def calls(self) -> int:
         """Calls in the hot loop, slow paths of divisions included."""
-        after = self.hot[-1].address + 16  # on sm_80 a CALL may be a jump out of the loop
-        found = [i for i in self.hot if i.opcode.startswith("CALL") and self.labels.get(i.target) != after]
+        after = self.hot[-1].address + INSTRUCTION  # on sm_80 a CALL may be a jump out of the loop
+        found = [i for i in self.hot if i.opcode.startswith("CALL") and i.target != after]
         return len(found) if self.loops else 0
 
     @property
@@ -104,18 +105,15 @@ def wide_bytes(body: Sequence[Instruction]) -> int:
     return sum(size for size in sizes if size >= 8)
 
 
-def parse(lines: Sequence[str]) -> tuple[list[Instruction], dict[str, int]]:
-    """Instructions, and addresses of the labels, in a disassembly by nvdisasm."""
-    instructions, labels, waiting = [], {}, []
-    for line in lines:
-        if match := re.match(r"(\.L_\w+):", line):
-            waiting.append(match[1])
-        elif match := re.match(r"\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?(\S+)([^;]*)", line):
-            address, target = int(match[1], 16), re.search(r"`\((\.L_\w+)\)", match[3])
-            labels |= dict.fromkeys(waiting, address)
-            waiting = []
-            instructions.append(Instruction(address, match[2], target[1] if target else ""))
-    return instructions, labels
+def parse(disassembly: str) -> list[Instruction]:
+    """Instructions in the output of nvdisasm for code without labels."""
+    instructions = []
+    for line in disassembly.splitlines():
+        if match := re.match(r"\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?(\S+)([^;]*)", line):
+            opcode, operands = match[2], match[3]
+            target = re.search(r"\b0x([0-9a-f]+)\s*$", operands) if opcode.startswith(("BRA", "CALL")) else None
+            instructions.append(Instruction(int(match[1], 16), opcode, int(target[1], 16) if target else None))
+    return instructions
 
 
 # Reading files -------------------------------------------------------------------------------------------------------
@@ -142,25 +140,56 @@ def why_unavailable() -> str | None:
 
 def read_kernels(path: Path) -> list[Kernel]:
     """Kernels of a cubin, or of a library that embeds some; one of each name and architecture."""
-    with tempfile.TemporaryDirectory() as folder:
-        if path.suffix == ".cubin":
-            cubins = [path]
-        else:
+    if path.suffix == ".cubin":
+        cubins = [path.read_bytes()]
+    else:
+        with tempfile.TemporaryDirectory() as folder:
             run("cuobjdump", "-xelf", "all", str(path.resolve()), cwd=folder)
-            cubins = sorted(Path(folder).glob("*.cubin"))
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            found = [kernel for kernels in pool.map(kernels_of, cubins) for kernel in kernels]
+            cubins = [file.read_bytes() for file in sorted(Path(folder).glob("*.cubin"))]
+    found = [kernel for kernels in read_cubins(cubins) for kernel in kernels]
     return list({(kernel.name, kernel.arch): kernel for kernel in found}.values())
 
 
-def kernels_of(cubin: Path) -> list[Kernel]:
-    used = {}
-    for name, numbers in re.findall(r"Function (\S+):\n(.*)", run("cuobjdump", "-res-usage", str(cubin))):
-        used[name] = {key: int(number) for key, number in re.findall(r"\b([A-Z]+):(\d+)", numbers)}
-    code = run("nvdisasm", "-c", "-ndf", str(cubin))
-    arch = int(re.search(r"\.target\s+sm_(\d+)|EF_CUDA_SM(\d+)", code).expand(r"\1\2"))  # the second: of CUDA 12
-    sections = dict(re.findall(r"\n\t\.section\t\.text\.(\w+),[^\n]*\n(.*?)(?=\n\t\.section\t|\Z)", code, re.DOTALL))
-    return [Kernel(plain_name(name), arch, used[name], body.splitlines()) for name, body in sections.items()]
+def read_cubins(cubins: Iterable[bytes]) -> list[list[Kernel]]:
+    """Kernels of each cubin.
+
+    The code of all is disassembled together: nvdisasm takes longer to start than to read some kernels.
+    """
+    cubins = list(cubins)
+    found: dict[bytes, list[Kernel]] = {cubin: [] for cubin in cubins}
+    code: dict[int, list[tuple[bytes, str, bytes]]] = defaultdict(list)
+    for cubin in found:
+        arch, functions = read_elf(cubin)
+        code[arch] += [(cubin, name, text) for name, text in functions.items()]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "code")
+        used = {}
+        for cubin in found:
+            path.write_bytes(cubin)
+            for name, numbers in re.findall(r"Function (\S+):\n(.*)", run("cuobjdump", "-res-usage", str(path))):
+                used[cubin, name] = {key: int(number) for key, number in re.findall(r"\b([A-Z]+):(\d+)", numbers)}
+        for arch, functions in code.items():
+            path.write_bytes(b"".join(text for *_, text in functions))
+            instructions = iter(parse(run("nvdisasm", "-b", f"SM{arch}", str(path))))
+            for cubin, name, text in functions:
+                body = list(islice(instructions, len(text) // INSTRUCTION))
+                found[cubin].append(Kernel(plain_name(name), arch, used[cubin, name], body))
+    return [found[cubin] for cubin in cubins]
+
+
+def read_elf(cubin: bytes) -> tuple[int, dict[str, bytes]]:
+    """Architecture of a cubin, and the code of its functions by name."""
+    flags, table = struct.unpack_from("<I", cubin, 48)[0], struct.unpack_from("<Q", cubin, 40)[0]
+    size, count, names = struct.unpack_from("<HHH", cubin, 58)
+    sections = [struct.unpack_from("<IIQQQQ", cubin, table + i * size) for i in range(count)]
+    text = {}
+    for name, _, _, _, offset, length in sections:
+        start = sections[names][4] + name
+        label = cubin[start : cubin.index(b"\0", start)].decode()
+        if label.startswith(".text."):
+            text[label.removeprefix(".text.")] = cubin[offset : offset + length]
+    version = cubin[8]  # of the ABI
+    return flags >> 8 & 0xFF if version >= 8 else flags & 0xFF, text
 
 
 def plain_name(mangled: str) -> str:

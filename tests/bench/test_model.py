@@ -21,9 +21,9 @@ MEGABYTES = 2.0**20
 def kernel(arithmetic: int = 0) -> sass.Kernel:
     """A kernel that copies 16 bytes in a step of its loop, after so many instructions of arithmetic."""
     steps = ["LDG.E.128 R4, desc[UR4][R2.64]", *["FADD R4, R4, R5"] * arithmetic, "STG.E.128 desc[UR4][R2.64], R4"]
-    body = ["LDC R1, c[0x0][0x28]", ".L_x_1:", *steps, "BRA `(.L_x_1)", "EXIT"]
-    lines = [line if line.startswith(".") else f"  /*{16 * i:04x}*/  {line} ;" for i, line in enumerate(body)]
-    return sass.Kernel("copy", 90, {"REG": 32, "SHARED": 0, "STACK": 0, "LOCAL": 0}, lines)
+    body = ["LDC R1, c[0x0][0x28]", *steps, "BRA 0x10", "EXIT"]
+    code = sass.parse("\n".join(f"  /*{16 * i:04x}*/  {line} ;" for i, line in enumerate(body)))
+    return sass.Kernel("copy", 90, {"REG": 32, "SHARED": 0, "STACK": 0, "LOCAL": 0}, code)
 
 
 def work(megabytes: float, blocks: int = 2112, **changes) -> Work:

@@ -53,8 +53,12 @@ class Launch(NamedTuple):
 
 def launches(form: traffic.Form, shape: traffic.Shape, dtype: torch.dtype, channels_last: bool = True):
     """The launches of an operation by direction, as `traffic.count` has them of the CUDA kernels."""
+    launchers = fastgan_kernels.BACKENDS["triton"].launchers(form.operation)
+    directions = ["forward", "backward", "double backward"]
+    if hasattr(launchers, "backward") and not hasattr(launchers, "double_backward"):
+        directions.pop()  # it launches nothing, and plain PyTorch would take its time
     with _recorded_backend() as recorded:
-        return traffic.run(form, shape, dtype, channels_last, recorded)[0]
+        return traffic.run(form, shape, dtype, channels_last, recorded, directions)[0]
 
 
 @contextmanager

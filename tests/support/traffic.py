@@ -7,12 +7,14 @@ the table of docs/gpu_counters.md: `CASES`, each figure the worst of all dtypes.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
+from mmap import mmap
 from typing import Any
 
 import torch
@@ -282,24 +284,25 @@ def count(
 
 
 def run(
-    form: Form, shape: Shape, dtype: torch.dtype, channels_last: bool, recorded: Callable
+    form: Form,
+    shape: Shape,
+    dtype: torch.dtype,
+    channels_last: bool,
+    recorded: Callable,
+    directions: Collection[str] = ("forward", "backward", "double backward"),
 ) -> tuple[dict[str, Any], dict[str, int]]:
     """Runs each direction of an operation within `recorded(records, direction)`, on tensors without content.
 
     Returns the records, and the bytes of the tensors that `FORMULAS` names.
     """
-    formula = FORMULAS[form.name]
+    formula = {way: tensors for way, tensors in FORMULAS[form.name].items() if way in directions}
 
-    def activation(size: Shape, requires_grad: bool = True) -> Tensor:  # zeros take no memory until they are written
+    def activation(size: Shape, requires_grad: bool = True) -> Tensor:
         n, c, h, w = size
-        t = (
-            torch.zeros(n, h, w, c, dtype=dtype).permute(0, 3, 1, 2)
-            if channels_last
-            else torch.zeros(size, dtype=dtype)
-        )
+        t = _zeros((n, h, w, c), dtype).permute(0, 3, 1, 2) if channels_last else _zeros(size, dtype)
         return t.requires_grad_(requires_grad)
 
-    others = form.tensors(shape, lambda *size: torch.ones(size))
+    others = form.tensors(shape, lambda *size: torch.ones(()).expand(size) if size == shape else torch.ones(size))
     for name, tensor in others.items():
         wanted = name not in form.fixed
         others[name] = activation(shape) if tensor.shape == shape else tensor.requires_grad_(wanted)
@@ -325,6 +328,11 @@ def run(
     size = {"x": x.nbytes, "y": y.nbytes, "q": x.nbytes // 4}
     size["p"] = others["pixels"].nbytes if "pixels" in others else 0
     return records, size
+
+
+def _zeros(size: Shape, dtype: torch.dtype) -> Tensor:
+    """Zeros that take no memory, nor time, until they are written; `torch.zeros` writes them."""
+    return torch.frombuffer(mmap(-1, math.prod(size) * dtype.itemsize), dtype=dtype).view(size)
 
 
 # ------------------------------------------------------------------------------------------------------------ recording

@@ -180,7 +180,7 @@ def _line(row: dict) -> str:
 _UNITS = {"fastgan_ms": "ms", "images_per_s": "images/s", "tflop_per_s": "TFLOP/s"}
 
 
-def main(argv: list[str] | None = None) -> None:
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu_measure", description=__doc__.partition("\n")[0])
     commands = parser.add_subparsers(dest="what", required=True)
     for name in ("step", "convolutions", "kernels", "official"):
@@ -190,7 +190,11 @@ def main(argv: list[str] | None = None) -> None:
             command.add_argument("--fp32", action="store_true", help="in fp32, with cudnn.benchmark on")
         if name == "official":
             command.add_argument("folder", type=Path, help="a clone of stylegan2-ada-pytorch")
-    options = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main() -> None:
+    options = parse()
     runs = {
         "step": lambda: measure_step(CASE, not options.fp32),
         "convolutions": lambda: measure_convolutions(CASE),

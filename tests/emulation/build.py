@@ -50,8 +50,11 @@ FLAGS = [
 SANITIZER_FLAGS = {
     None: ["-O1"],
     # Recoverable: the scheduler turns a report into an exception, and the tests continue. Not optimised: instrumented
-    # kernels take longer to compile than to run.
-    "address": ["-O0", "-g1", "-fsanitize=address", "-fsanitize-recover=address", "-fno-omit-frame-pointer"],
+    # kernels take longer to compile than to run. The tests under it use fp32 and bf16.
+    "address": [
+        *("-O0", "-g1", "-fsanitize=address", "-fsanitize-recover=address", "-fno-omit-frame-pointer"),
+        "-DFASTGAN_WITHOUT_FLOAT64",
+    ],
     # Answered by handlers in scheduler.cpp, not by libubsan.
     "undefined": ["-O0", "-fsanitize=alignment,bounds,signed-integer-overflow,shift"],
     # Answered by traffic.cpp, not by libtsan. Optimised, so that variables in registers make no accesses.

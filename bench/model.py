@@ -120,10 +120,12 @@ def cuda_work(
 ) -> tuple[dict[str, list[Work]], dict[str, float]]:
     """The launches of each direction on the CUDA kernels, and the bytes that its formula needs."""
     counted = traffic.count(form, shape, dtype, channels_last, ends=ENDS)
+    offsets = list({each.kernel for found in counted.values() for each in found.launches})
+    names = dict(zip(offsets, sass.plain_names(map(traffic.kernel_name, offsets)), strict=True))
     launches = {
         direction: [
             Work(
-                kernels[sass.plain_name(traffic.kernel_name(each.kernel))],
+                kernels[names[each.kernel]],
                 each.blocks,
                 each.threads,
                 each.shared,

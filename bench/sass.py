@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache, cached_property
 from itertools import islice
 from pathlib import Path
@@ -138,6 +138,7 @@ def why_unavailable() -> str | None:
     return f"neither the CUDA toolkit nor Triton is here to provide {' and '.join(missing)}" if missing else None
 
 
+@cache
 def read_kernels(path: Path) -> list[Kernel]:
     """Kernels of a cubin, or of a library that embeds some; one of each name and architecture."""
     if path.suffix == ".cubin":
@@ -171,9 +172,10 @@ def read_cubins(cubins: Iterable[bytes]) -> list[list[Kernel]]:
         for arch, functions in code.items():
             path.write_bytes(b"".join(text for *_, text in functions))
             instructions = iter(parse(run("nvdisasm", "-b", f"SM{arch}", str(path))))
-            for cubin, name, text in functions:
+            names = plain_names(name for _, name, _ in functions)
+            for plain_name, (cubin, name, text) in zip(names, functions, strict=True):
                 body = list(islice(instructions, len(text) // INSTRUCTION))
-                found[cubin].append(Kernel(plain_name(name), arch, used[cubin, name], body))
+                found[cubin].append(Kernel(plain_name, arch, used[cubin, name], body))
     return [found[cubin] for cubin in cubins]
 
 
@@ -192,14 +194,15 @@ def read_elf(cubin: bytes) -> tuple[int, dict[str, bytes]]:
     return flags >> 8 & 0xFF if version >= 8 else flags & 0xFF, text
 
 
-def plain_name(mangled: str) -> str:
-    """A kernel's name and template arguments: "nhwc<Element<4, 0, bf16, 8>, 8>"."""
-    name = subprocess.run(["c++filt", mangled], capture_output=True, text=True, check=True).stdout.strip()
-    name = re.sub(r"fastgan::cuda::|fastgan::|\(anonymous namespace\)::|^void ", "", name)
-    name = re.sub(r"\([\w:]+\)(-?\d)", r"\1", name).split("(")[0].replace("> >", ">>")
-    for written, short in (("__nv_bfloat16", "bf16"), ("__half", "fp16"), ("float", "fp32"), ("double", "fp64")):
-        name = re.sub(rf"\b{written}\b", short, name)
-    return name
+def plain_names(mangled: Iterable[str]) -> Iterator[str]:
+    """Names and template arguments of kernels: "nhwc<Element<4, 0, bf16, 8>, 8>"."""
+    done = subprocess.run(["c++filt"], input="\n".join(mangled), capture_output=True, text=True, check=True)
+    for name in done.stdout.splitlines():
+        name = re.sub(r"fastgan::cuda::|fastgan::|\(anonymous namespace\)::|^void ", "", name)
+        name = re.sub(r"\([\w:]+\)(-?\d)", r"\1", name).split("(")[0].replace("> >", ">>")
+        for written, short in (("__nv_bfloat16", "bf16"), ("__half", "fp16"), ("float", "fp32"), ("double", "fp64")):
+            name = re.sub(rf"\b{written}\b", short, name)
+        yield name
 
 
 def run(name: str, *arguments: str, cwd: str | None = None) -> str:

@@ -49,7 +49,8 @@ def pytest_runtest_makereport(item, call):
 
 
 def pytest_collection_modifyitems(items):
-    """Marks tests by their backend and puts slow ones first: at the end, one worker would be left alone with them.
+    """Marks tests by their backend and puts long and slow ones first: at the end, one worker would be left alone with
+    them.
 
     Without slow tests, operations run on plain PyTorch and on the fastest kernels for this CPU, but not on those for
     other CPUs nor on emulated CUDA, which takes a minute to compile.
@@ -61,7 +62,7 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.gpu)
         if any(isinstance(value, str) and value in slow for value in params.values()):
             item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in ("long", "slow")])
     _group_backends(items)
 
 

@@ -54,6 +54,13 @@ def sources(tmp_path: Path) -> Path:
     return target
 
 
+def empty(sources: Path) -> None:
+    """Empties what takes time to compile, where only its presence matters."""
+    csrc = sources / "csrc"
+    for path in [*csrc.glob("*/cpu.cpp"), *csrc.glob("*/call.h"), *csrc.glob("common/[bm]*")]:
+        path.write_text("")
+
+
 def make_wheel(sources: Path, target: Path, **environment: str) -> Path:
     """Builds a wheel and returns its path."""
     options = ("--no-build-isolation", "--no-deps", "--wheel-dir", target)
@@ -192,9 +199,7 @@ def test_what_the_compiler_refuses_is_left_out(sources, tmp_path):
     refuses = '#!/bin/sh\nfor word; do case $word in -mavx512f|-fopenmp) exit 1;; esac; done\nexec g++ "$@"\n'
     compiler.write_text(refuses)
     compiler.chmod(0o755)
-    for source in (sources / "csrc").glob("*/cpu.cpp"):  # only their presence matters here
-        source.write_text("")
-    (sources / "csrc/common/module.cpp").write_text("")
+    empty(sources)
     record, lib = build(sources, FASTGAN_CUDA="0", CXX=str(compiler))
     assert record["cpu"]["built"], record
     assert record["cpu"]["openmp"] is False
@@ -208,9 +213,7 @@ def test_what_the_compiler_refuses_is_left_out(sources, tmp_path):
 @needs_build_tools
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 def test_instruction_sets_can_be_chosen(sources):
-    for source in (sources / "csrc").glob("*/cpu.cpp"):  # only their presence matters here
-        source.write_text("")
-    (sources / "csrc/common/module.cpp").write_text("")
+    empty(sources)
     record, _ = build(sources, FASTGAN_CUDA="0", FASTGAN_CPU_ISAS="baseline")
     assert record["cpu"]["built"] and record["cpu"]["isas"] == ["baseline"]
     command = [sys.executable, "setup.py", "build_ext"]

@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import pytest
 import torch
-import torch.multiprocessing
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -27,6 +26,7 @@ from fastgan import layers, ops
 from fastgan.ops import fused
 from tests.ops import test_inplace, test_large, test_small_operations, test_tables_elsewhere
 from tests.support import backends
+from tests.support.processes import Process
 
 N, C, SIZE, W = 4, 6, 8, 5
 CHANNELS, SAMPLES = (C,), (N, C)
@@ -515,7 +515,10 @@ def test_two_processes_average_to_the_gradients_of_one(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(in_one_of_two_processes, (port, str(tmp_path)), nprocs=2)
+    processes = [Process(in_one_of_two_processes, rank, port, str(tmp_path)) for rank in range(2)]
+    for process in processes:
+        output, _ = process.communicate()
+        assert process.returncode == 0, output
     torch.manual_seed(0)
     network = EveryLayer()
     loss_of(network, *batch()).backward()

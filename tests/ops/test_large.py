@@ -608,6 +608,7 @@ def why_not(backend: str) -> str | None:
     return emulation.why_unavailable("undefined") if backend == "emulated" else backends.why_not("cpp")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["cpp", "emulated", "triton", "cuda"])
 def test_kernels_count_in_64_bits(backend):

@@ -64,6 +64,7 @@ def assert_all_passed(done: subprocess.CompletedProcess, tables: dict[str, str])
         assert f"PASSED tests/ops/{file}::" in summary, f"no case of {file}"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the tables themselves run the triton backend")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the tables themselves run the triton backend")
@@ -75,6 +76,7 @@ def test_triton_passes_the_tables_under_its_interpreter():
     assert_all_passed(done, INTERPRETED)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_cuda_kernels_access_only_their_own_memory():
     if reason := emulation.why_unavailable("address"):
@@ -93,6 +95,7 @@ def isa():
     return extension.module().cpu_isa()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_cpu_kernels_access_only_their_own_memory(isa):
     """Arguments have any strides."""

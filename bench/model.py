@@ -143,7 +143,7 @@ def cuda_work(
 def triton_work(form: Form, shape: Shape, dtype: torch.dtype, channels_last: bool) -> dict[str, list[Work]]:
     """The launches of each direction on the Triton kernels.
 
-    Only upfirdn2d loads an element repeatedly; the L1 is assumed to serve what is repeated along a row.
+    Only kernels that filter load an element repeatedly: see `_filtering`.
     """
     from tests.support.compiled_triton import compiled_for, launches
 
@@ -157,15 +157,29 @@ def triton_work(form: Form, shape: Shape, dtype: torch.dtype, channels_last: boo
         accesses = sum(count for size, count in widths.items() if size >= 8) or widths.total()
         sizes = sorted((t.nbytes for t in launch.tensors), reverse=True)
         memory = l2 = requested = float(sum(sizes[:accesses]))
-        if form.operation == "upfirdn2d":
-            written = launch.arguments[launch.kernel.arg_names.index("y")].nbytes
-            loaded, stored = (_moved(_step(kernel), space) for space in ("LDG", "STG"))
-            requested = written * (1 + loaded / stored)
-            l2 = max(memory, written * (1 + math.sqrt(loaded / stored)))
+        if "taps" in launch.kernel.arg_names:
+            l2, requested = _filtering(launch, kernel, memory)
         threads, shared = 32 * binary.metadata.num_warps, binary.metadata.shared
         work = Work(kernel, launch.programs, threads, shared, memory, l2, requested)
         found.setdefault(direction, []).append(work)
     return found
+
+
+def _filtering(launch, kernel: sass.Kernel, memory: float) -> tuple[float, float]:
+    """Bytes that the L2 serves, and bytes of all loads and stores, of a Triton kernel that filters."""
+    values = dict(zip(launch.kernel.arg_names, launch.arguments, strict=False)) | launch.named
+    written = launch.arguments[0].nbytes
+    loaded, stored = (_moved(_step(kernel), space) for space in ("LDG", "STG"))
+    requested = written * (1 + loaded / stored)
+    if "strips" not in values:  # a tile has one row of outputs; the L1 serves what is repeated along it
+        return max(memory, written * (1 + math.sqrt(loaded / stored))), requested
+    # A program reads the borders of its neighbours as well.
+    up, down = values.get("UP", 1), values.get("DOWN", 1)
+    border = 1 if up == 2 else 4 - down
+    rows, columns = values["steps"] * down, values["L"] * (1 if up == 2 else 2 * down)
+    image = values.get("image", values.get("x")).nbytes
+    l2 = memory + image * ((1 + border / rows) * (1 + border / columns) - 1)
+    return l2, requested * (1 + border / rows)
 
 
 # The table ------------------------------------------------------------------------------------------------------------

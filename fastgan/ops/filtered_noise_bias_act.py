@@ -2,9 +2,9 @@
 
     y = noise_bias_act(upfirdn2d(x, taps, padding=padding, gain=fir_gain), ...)
 
-Only CUDA has fused kernels, for channels_last. They keep the filtered values in registers: forward reads x and writes
+Only GPUs have fused kernels, for channels_last. They keep the filtered values in registers: forward reads x and writes
 y, backward filters x again. Elsewhere the function calls the two operations. On a CPU fusing does not pay
-(docs/notes/operations.md, "Fusing the filter with noise_bias_act"); a Triton kernel would read 16 inputs an output.
+(docs/notes/operations.md, "Fusing the filter with noise_bias_act").
 """
 
 from typing import NamedTuple

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastgan_kernels.calls import NoiseBiasActCall
-from fastgan_kernels.triton.tiles import COMPILED, add_pieces, arithmetic, plan_of
+from fastgan_kernels.triton.tiles import COMPILED, add_tables, arithmetic, plan_of, tables_of
 
 # Formulas per element -------------------------------------------------------------------------------------------
 
@@ -38,7 +38,10 @@ def _log_one_plus(e):
 
 @triton.jit
 def curve(u, slope, gain, clamp, ACT: tl.constexpr):
-    """clamp(gain * act(u)) with its first and second derivative, which are zero where it is clamped."""
+    """clamp(gain * act(u)) with its first and second derivative, which are zero where it is clamped.
+
+    clamp: None for infinity.
+    """
     if ACT == "lrelu":
         first = tl.where(u > 0, gain, gain * slope)
         value = u * first
@@ -64,9 +67,11 @@ def curve(u, slope, gain, clamp, ACT: tl.constexpr):
             first = s
             second = s * (1.0 - s)
         value, first, second = gain * value, gain * first, gain * second
-    limited = tl.abs(value) > clamp
-    value = tl.where(value > clamp, clamp, tl.where(value < -clamp, -clamp, value))  # NaN stays NaN
-    return value, tl.where(limited, 0.0, first), tl.where(limited, 0.0, second)
+    if clamp is not None:
+        limited = tl.abs(value) > clamp
+        value = tl.where(value > clamp, clamp, tl.where(value < -clamp, -clamp, value))  # NaN stays NaN
+        first, second = tl.where(limited, 0.0, first), tl.where(limited, 0.0, second)
+    return value, first, second
 
 
 @triton.jit
@@ -234,41 +239,17 @@ def _elements(
 def _launch(kernel_pass: str, call: NoiseBiasActCall, out: Tensor | None, reference: Tensor | None) -> None:
     second = kernel_pass == "double_backward"
     plan = plan_of(call[:4], call.dtype.itemsize, second and call.dx is not None)
-    sums = call.dstrength, call.dbias, call.dscale, call.dpost
-    tables = _tables(sums, call, plan)
+    tables = tables_of(call, plan.segments, plan.programs)
     with torch.cuda.device_of(out):
         _elements[(plan.programs,)](
-            out, call.dx if second else None, *(s if t is None else t for t, s in zip(tables, sums, strict=True)),
-            reference, call.dy, call.gx, call.residual, call.noise, call.strength, call.bias, call.scale, call.post,
-            call.gstrength, call.gbias, call.gscale, call.gpost, call.slope, call.gain, call.clamp,
-            call.n, call.c, call.p, plan.segments, plan.steps, plan.tiles,
+            out, call.dx if second else None, *tables, reference, call.dy, call.gx, call.residual, call.noise,
+            call.strength, call.bias, call.scale, call.post, call.gstrength, call.gbias, call.gscale, call.gpost,
+            call.slope, call.gain, call.clamp, call.n, call.c, call.p, plan.segments, plan.steps, plan.tiles,
             PASS=kernel_pass, FROM_OUTPUT=call.from_output, ACT=call.act, NHWC=plan.nhwc,
             NOISE_PER_SAMPLE=call.noise_per_sample, STRENGTH_PER_CHANNEL=call.strength_per_channel,
             S=arithmetic(call.dtype), ALIGN=plan.align, R=plan.rows, F=plan.columns, **COMPILED,
         )  # fmt: skip
-        if any(table is not None for table in tables):
-            tiles = triton.cdiv(call.c, 16)
-            groups = 1 if tables[2] is None and tables[3] is None else 1 + call.n
-            add_pieces[(groups * tiles,)](
-                *tables, *sums, call.n, call.c, plan.segments, tiles, plan.programs,
-                STRENGTH_PER_CHANNEL=call.strength_per_channel, R=128, F=16, **COMPILED,
-            )  # fmt: skip
-
-
-def _tables(sums, call, plan):
-    """Tables for the partial sums; None for a gradient that has only one, which is the result."""
-    dstrength, dbias, dscale, dpost = sums
-    pieces = call.n * plan.segments
-    parts = pieces if call.strength_per_channel else plan.programs
-    return tuple(
-        None if total is None or count == 1 else total.new_empty(size)
-        for total, count, size in (
-            (dstrength, parts, pieces * call.c if call.strength_per_channel else parts),
-            (dbias, pieces, pieces * call.c),
-            (dscale, plan.segments, pieces * call.c),
-            (dpost, plan.segments, pieces * call.c),
-        )
-    )
+        add_tables(call, tables, plan.segments, plan.programs)
 
 
 def forward(call: NoiseBiasActCall) -> None:

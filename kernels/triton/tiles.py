@@ -12,8 +12,9 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from fastgan_kernels.calls import View
+from fastgan_kernels.calls import NoiseBiasActCall, View
 
 WARPS = 4
 COMPILED = {"num_warps": WARPS, "enable_fp_fusion": True}  # compiler options; for normalisation, norm.COMPILED_UNFUSED
@@ -114,3 +115,39 @@ def add_pieces(
             tl.store(dscale + to, add_rows(scales + rows, segments, c, channel, R, F), mask=channel < c)
         if posts is not None:
             tl.store(dpost + to, add_rows(posts + rows, segments, c, channel, R, F), mask=channel < c)
+
+
+def tables_of(call: NoiseBiasActCall, segments: int, programs: int) -> tuple[Tensor | None, ...]:
+    """Tables for the partial sums of dstrength, dbias, dscale and dpost, where they are wanted.
+
+    A gradient that has only one partial sum is its own table.
+
+    Args:
+        segments: rows of a table for each sample.
+        programs: of the launch.
+    """
+    pieces = call.n * segments
+    parts = pieces if call.strength_per_channel else programs
+    return tuple(
+        total if total is None or count == 1 else total.new_empty(size)
+        for total, count, size in (
+            (call.dstrength, parts, pieces * call.c if call.strength_per_channel else parts),
+            (call.dbias, pieces, pieces * call.c),
+            (call.dscale, segments, pieces * call.c),
+            (call.dpost, segments, pieces * call.c),
+        )
+    )
+
+
+def add_tables(call: NoiseBiasActCall, tables: tuple[Tensor | None, ...], segments: int, programs: int) -> None:
+    """Launches the second stage of the sums, for the result of `tables_of`."""
+    sums = call.dstrength, call.dbias, call.dscale, call.dpost
+    left = [None if table is total else table for table, total in zip(tables, sums, strict=True)]
+    if all(table is None for table in left):
+        return
+    tiles = triton.cdiv(call.c, 16)
+    groups = 1 if left[2] is None and left[3] is None else 1 + call.n
+    add_pieces[(groups * tiles,)](
+        *left, *sums, call.n, call.c, segments, tiles, programs, STRENGTH_PER_CHANNEL=call.strength_per_channel,
+        R=128, F=16, **COMPILED,
+    )  # fmt: skip

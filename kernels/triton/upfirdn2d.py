@@ -1,8 +1,8 @@
-"""Triton kernels of upfirdn2d.
+"""Triton kernels of upfirdn2d: strips (strips.py) for separable filters of 4 taps in NHWC, else one output an element.
 
 Along each axis, y[o] = sum_i w[i] * spread[o * down - before + i], where `spread` is the image with `up - 1` zeros
-after each pixel. Only the terms that can differ from zero, every up-th, are visited. A tile of outputs has rows x
-columns: pixels x channels in NHWC, rows of images x positions in NCHW.
+after each pixel. Only the terms that can differ from zero, every up-th, are visited. A tile of outputs of `_filter` has
+rows x columns: pixels x channels in NHWC, rows of images x positions in NCHW.
 """
 
 import math
@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 
 from fastgan_kernels.calls import Upfirdn2dCall
+from fastgan_kernels.triton import strips
+from fastgan_kernels.triton.strips import along_x, along_y, place, taps_of
 from fastgan_kernels.triton.tiles import COMPILED, WARPS, arithmetic
 
 
@@ -104,6 +106,58 @@ def _filter(
     tl.store(y + at, total.to(y.dtype.element_ty), mask=mask)
 
 
+@triton.jit(do_not_specialize=strips.GEOMETRY)
+def _strips(
+    y, x, taps, addend,
+    c: tl.int64, h: tl.int32, w: tl.int32, oh: tl.int32, ow: tl.int32, first_x: tl.int32, first_y: tl.int32,
+    shift_x: tl.int32, shift_y: tl.int32, runs: tl.int32, strips: tl.int32, steps: tl.int32, tiles_c: tl.int32,
+    tiles: tl.int32,
+    gain: tl.float64,
+    UP: tl.constexpr, DOWN: tl.constexpr, FLIP: tl.constexpr,
+    S: tl.constexpr,  # precision of the arithmetic
+    ALIGN: tl.constexpr,  # divides the number of channels; the compiler needs it for wide accesses
+    L: tl.constexpr,  # strips in a tile
+    F: tl.constexpr,  # channels in a tile
+):  # fmt: skip
+    c = c // ALIGN * ALIGN
+    EARLY: tl.constexpr = 3 if UP * DOWN == 1 else 1
+    sample, channel, ix, iy, at_x, ox, oy, at_y, live = place(
+        c, h, w, oh, ow, first_x, first_y, shift_x, shift_y, runs, strips, steps, tiles_c, tiles, UP, DOWN, EARLY, L, F
+    )
+    x += at_x
+    y += at_y
+    if addend is not None:
+        addend += at_y
+    taps_x, taps_y = taps_of(taps, gain, FLIP, S)
+    has_left, has_right = live & (ox >= 0) & (ox < ow), live & (ox + 1 < ow)
+    zero = tl.full([L, F], 0.0, S)
+    sums_left = (zero, zero, zero) if UP * DOWN == 1 else (zero,)
+    sums_right = sums_left
+    for step in tl.range(-EARLY, steps):
+        there = live & (iy >= 0) & (iy < h)
+        left, right = along_x(x, ix, w, c, there, taps_x, UP, DOWN, S)
+        lefts, rights = (left,), (right,)
+        if DOWN == 2:
+            there = live & (iy >= -1) & (iy < h - 1)
+            left, right = along_x(x + w * c, ix, w, c, there, taps_x, UP, DOWN, S)
+            lefts, rights = (lefts[0], left), (rights[0], right)
+        iy += DOWN
+        x += DOWN * w * c
+        lefts, sums_left = along_y(sums_left, lefts, taps_y, UP, DOWN)
+        rights, sums_right = along_y(sums_right, rights, taps_y, UP, DOWN)
+        for row in tl.static_range(UP):
+            has_row = (step >= 0) & (oy >= 0) & (oy < oh)
+            left, right = lefts[row], rights[row]
+            if addend is not None:
+                left += tl.load(addend, mask=has_left & has_row, other=0.0).to(S)
+                right += tl.load(addend + c, mask=has_right & has_row, other=0.0).to(S)
+                addend += ow * c
+            tl.store(y, left.to(y.dtype.element_ty), mask=has_left & has_row)
+            tl.store(y + c, right.to(y.dtype.element_ty), mask=has_right & has_row)
+            y += ow * c
+            oy += 1
+
+
 _MAX_UNROLLED = 16  # maximum number of terms per output that are unrolled
 
 
@@ -129,6 +183,8 @@ def _plan(rows: int, columns: int, nhwc: bool, element_size: int) -> _Plan:
 
 
 def forward(call: Upfirdn2dCall) -> None:
+    if strips.fits(call):
+        return _forward_in_strips(call)
     channels_last, y = call.channels_last, call.y
     rows, columns = (call.n * call.oh * call.ow, call.c) if channels_last else (call.n * call.c * call.oh, call.ow)
     plan = _plan(rows, columns, channels_last, call.dtype.itemsize)
@@ -141,4 +197,14 @@ def forward(call: Upfirdn2dCall) -> None:
             DOWN_X=call.down_x, DOWN_Y=call.down_y, SEPARABLE=call.separable, FLIP=call.flip, NHWC=channels_last,
             UNROLL=terms <= _MAX_UNROLLED, S=arithmetic(call.dtype), ALIGN=plan.align, R=plan.rows, F=plan.columns,
             **COMPILED,
+        )  # fmt: skip
+
+
+def _forward_in_strips(call: Upfirdn2dCall) -> None:
+    plan = strips.plan_of(call)
+    with torch.cuda.device_of(call.y):
+        _strips[(plan.programs,)](
+            call.y, call.x, call.taps, call.addend, *strips.geometry(call, plan), call.gain, UP=call.up_x,
+            DOWN=call.down_x, FLIP=call.flip, S=arithmetic(call.dtype), ALIGN=plan.align, L=plan.lanes,
+            F=plan.channels, **COMPILED,
         )  # fmt: skip

@@ -32,6 +32,7 @@ INTERPRETED = {
     "test_upfirdn2d.py": f"{TABLE} and bf16 and (24x6x5 or 16x6x7 or 20x1x1 or 5x4x4) or fork and bf16",
     "test_small_operations.py": f"{TABLE} and bf16 and (37x4x4 or 5x1x1 or 40x33 or 0x4x3x3 or features)",
     "test_bias_act_blur.py": f"{TABLE} and bf16 or double and clamp",
+    "test_filtered_noise_bias_act.py": "double and all and (changes0 or clamp or shared)",
     "test_image_batch.py": "(values_are and (fp32 or bf16) and (5x7 or 9x16 or 4x9x5 or 0_of or 0x4)) or nan_on_a_gpu",
 }
 # Cases of each file in fp32 and bf16, at sizes that fill no vector or block.

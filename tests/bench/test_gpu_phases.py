@@ -31,12 +31,15 @@ def results(runner):
 # Phases that go wrong ---------------------------------------------------------------------------------------------
 @pytest.mark.slow
 def test_no_phase_stops_the_next_ones(out, monkeypatch):
-    monkeypatch.setattr(gpu_phases, "GRACE", 1)
+    """One that heeds the interrupt may print its summary."""
+    monkeypatch.setattr(gpu_phases, "GRACE", 2)
+    heeds = "import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('5 passed in 3.00s')"
     runner = Runner(out)
     runner.run(
         [
             python("fails", "raise SystemExit(3)"),
             python("hangs", SLEEP, seconds=6),
+            python("heeds", heeds, seconds=6, together=True),
             python("lacks a tool", "print('never')", needs=("no-such-profiler",)),
             Phase("lacks its program", 30, ["/no/such/program"], "tests"),
             python("works", "print('done')"),
@@ -45,23 +48,15 @@ def test_no_phase_stops_the_next_ones(out, monkeypatch):
     assert results(runner) == {
         "fails": "failed, status 3",
         "hangs": "stopped at its limit",
+        "heeds": "stopped at its limit",
         "lacks a tool": "not run: no-such-profiler not found",
         "lacks its program": "failed: No such file or directory",
         "works": "ok",
     }
+    assert gpu_phases.summarize(out, runner.results, "none")["pytest"] == ["5 passed in 3.00s"]
     log = (out / "tests.log").read_text()
     assert "begun" in log and "never" not in log
     assert log.index("== fails") < log.index("== hangs") < log.index("== works") < log.index("done")
-
-
-@pytest.mark.slow
-def test_a_phase_that_heeds_the_interrupt_may_print_its_summary(out, monkeypatch):
-    monkeypatch.setattr(gpu_phases, "GRACE", 2)
-    runner = Runner(out)
-    code = "import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('5 passed in 3.00s')"
-    runner.run([python("slow", code, seconds=5)])
-    assert results(runner) == {"slow": "stopped at its limit"}
-    assert gpu_phases.summarize(out, runner.results, "none")["pytest"] == ["5 passed in 3.00s"]
 
 
 def test_a_process_that_outlives_its_kill_does_not_stop_the_next_ones(out, monkeypatch):

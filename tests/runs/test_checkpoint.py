@@ -52,7 +52,7 @@ RUNS = {
     "mlp, mirror": ["--arch", "mlp", "--mirror"],
     "ada, path length": ["--augment", "ada", "--ada-kimg", "0.01", "--path-length", "2", "--path-interval", "2"],
     "diffaug": ["--augment", "diffaug"],
-    "projected": ["--discriminator", "projected", "--projected-size", "64"],
+    "projected": ["--discriminator", "projected", "--projected-size", "64", "--images", "32"],
     "ramp, annealed": [
         *("--augment", "ramp", "--augment-p", "0.5"),
         *("--final-lr", "0.2", "--final-beta2", "0.5", "--final-gamma", "0.1"),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
+from fastgan import examples
 from fastgan.data.urls import has_scheme
 from fastgan.errors import UserError, command_line, nearest, program, readable
 from fastgan.files import prepare_to_write
@@ -68,7 +69,7 @@ class Options:
 
     checkpoint: Annotated[PathText, tyro.conf.arg(metavar="RUN|FILE|URL")]
     """Folder of a training run, a checkpoint file, or a file of the official StyleGAN2 (.pkl) or of rosinality's (.pt);
-    local or at a URL."""
+    local or at a URL. Or example:NAME, a network that comes with fastgan, like example:digits."""
     seeds: Annotated[str, tyro.conf.arg(metavar="LIST")] = "0-3"
     """Seeds of the random latents, a row each: numbers and ranges, like 0-7 or 1,5,8-10."""
     seed_format: SeedFormat = "torch"
@@ -78,8 +79,8 @@ class Options:
     trunc: Annotated[float, tyro.conf.arg(aliases=["--truncation"])] = 1.0
     """Truncation psi: 1 is full variety, less is more typical images, 0 the average image."""
     out: Annotated[PathText | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: in RUN)")] = None
-    """File name of the picture, ending in .png, .jpg or .webp. If the network is at a URL, the default is in the
-    current folder."""
+    """File name of the picture, ending in .png, .jpg or .webp. The default is in the current folder for a URL or an
+    example."""
     ema: HalfLife = None
     """Half-life of the EMA to draw from, in thousands of images, of a training that has kept several."""
     device: str = "auto"
@@ -454,6 +455,8 @@ def generate(options: Options) -> None:
         options.write(generator, labels, out)
     except Unsupported as error:
         raise UserError(f"{options.name}: {error}") from None
+    if examples.is_example(options.checkpoint):
+        print(f"{options.checkpoint} is described in {examples.card_of(options.checkpoint)}")
     print(out)
 
 

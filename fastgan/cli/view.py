@@ -28,7 +28,7 @@ class Options:
 
     run: Annotated[PathText, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|FILE|URL")]
     """Folder of a training run, a checkpoint file, or a file of the official StyleGAN2 (.pkl) or of rosinality's (.pt);
-    local or at a URL."""
+    local or at a URL. Or example:NAME, a network that comes with fastgan, like example:digits."""
     ema: HalfLife = None
     """Half-life of the EMA to draw from, in thousands of images, of a training that has kept several."""
     host: str = "127.0.0.1"
@@ -68,7 +68,7 @@ def serve(options: Options) -> None:
         share=False, ssr_mode=False, pwa=False, enable_monitoring=False, mcp_server=False, footer_links=[],
         theme=page.theme(), css=page.CSS, app_kwargs={"middleware": _filter(options.host)},
     )  # fmt: skip
-    print(f"{run.folder if run.header else run.path} is at {address}   (Ctrl-C stops it)")
+    print(f"{run.folder if run.is_run else run.path} is at {address}   (Ctrl-C stops it)")
     print(_reachability(options.host), flush=True)
     blocks.block_thread()
 

@@ -1,4 +1,5 @@
-"""Files at URLs: opened as streams, or downloaded into the cache. Imports no torch."""
+"""Files at URLs: opened as streams, or downloaded into the cache; and the networks of `fastgan.examples`. Imports no
+torch."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ import urllib.request
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from fastgan import examples
 from fastgan.data.cache import load_or_write
 from fastgan.data.images import open_regular
 from fastgan.errors import UserError
@@ -31,8 +33,9 @@ def is_url(text: str) -> bool:
 
 
 def has_scheme(text: str) -> bool:
-    """Whether `text` is a URL of any kind, also one that lost a slash because it was handled as a path."""
-    return re.match(r"[a-z][a-z0-9+.-]+://|(https?|file):/", text, re.IGNORECASE) is not None
+    """Whether `text` is a URL of any kind, also one that lost a slash because it was handled as a path; or an example's
+    name."""
+    return examples.is_example(text) or re.match(r"[a-z][a-z0-9+.-]+://|(https?|file):/", text, re.I) is not None
 
 
 class Response:
@@ -102,12 +105,14 @@ def local_path(spec: str | Path, file_in_folder: str | None = None) -> Path:
 
     Args:
         spec: a path, or a URL (http, https, file), optionally with #sha256=HEX, the digest the file must have. A URL
-            that ends in a slash, or whose last part has no suffix, may be a folder.
+            that ends in a slash, or whose last part has no suffix, may be a folder. Or example:NAME.
         file_in_folder: name of the file to take from a folder at a URL; None if folders are not accepted.
 
-    Raises UserError, naming the URL, if the download fails or the digest differs.
+    Raises UserError, naming the URL, if the download fails or the digest differs, or there is no such example.
     """
     text = str(spec)
+    if examples.is_example(text):
+        return examples.path_of(text)
     if not has_scheme(text):
         return Path(text)
     url, _, fragment = re.sub(r"^(https?):/+", r"\1://", text, flags=re.IGNORECASE).partition("#")

@@ -256,7 +256,7 @@ def restore(header: Header, state: State) -> None:
 
 
 def read_networks(header: Header, ema: float | None = None) -> dict[str, Tensor]:
-    """Read the tensors of generator, discriminator and EMA, by name.
+    """Read the tensors of generator, discriminator and EMA, by name; `fastgan.examples` have the EMA alone, in fp16.
 
     ema: half-life, in thousands of images, of the EMA that is named `ema.*`; None for the first. Raises UserError,
     naming the file, if it cannot be read, has no such EMA, or its tensors do not fit `header.model`.
@@ -268,9 +268,12 @@ def read_networks(header: Header, ema: float | None = None) -> dict[str, Tensor]
         for key, value in _read(header.path, prefix + ".").items()
     }
     generator, discriminator = _shapes(header)
-    for name, module in (("generator", generator), ("discriminator", discriminator), ("ema", generator)):
+    modules = {"generator": generator, "discriminator": discriminator, "ema": generator}
+    if all(name.startswith("ema.") for name in tensors):
+        modules = {"ema": generator}
+    for name, module in modules.items():
         _saved(header.path, module, name, tensors)
-    return tensors
+    return {name: value.float() if value.dtype == torch.float16 else value for name, value in tensors.items()}
 
 
 def load_generator(

@@ -386,6 +386,13 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def typed(name: str, value: Any) -> list[str]:
+    """Words of a command line that give an option a value: ["--betas", "0", "0.99"], ["--no-mirror"]."""
+    if isinstance(options(Config())[name], bool):
+        return [flag(name) if value else flag(f"no_{name}")]
+    return [flag(name), *(str(each).removesuffix(".0") for each in (value if isinstance(value, tuple) else (value,)))]
+
+
 def to_dict(config: Config) -> dict[str, dict[str, Any]]:
     """Plain dictionaries, for JSON."""
     return dataclasses.asdict(config)

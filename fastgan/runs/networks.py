@@ -41,7 +41,7 @@ class TrainedNetworks(NamedTuple):
 
 
 def open_networks(path: str | Path, ema: float | None = None) -> TrainedNetworks:
-    """Open a run's folder, a checkpoint, a pickle of the official StyleGAN2 or a file of rosinality's.
+    """Open a run's folder, a checkpoint, an example, a pickle of the official StyleGAN2 or a file of rosinality's.
 
     The kind is recognised by content, not by name. ema: half-life of the EMA, in thousands of images, if a training
     kept several; None for the first. Raises UserError, naming the file, if it cannot be read or has no such EMA.
@@ -80,10 +80,10 @@ def _from_fastgan(header: checkpoint.Header, ema: float | None) -> TrainedNetwor
     checkpoint.ema_prefix(header, ema)  # raises if there is none
 
     def load_state_dicts():
-        networks = {name: {} for name in checkpoint.NETWORKS}
+        networks: dict[str, dict[str, Tensor]] = {}
         for name, value in checkpoint.read_networks(header, ema).items():
             network, _, tensor = name.partition(".")
-            networks[network][tensor] = value
+            networks.setdefault(network, {})[tensor] = value
         return header.model, networks
 
     names = header.dataset["class_names"] if header.model.num_classes else []

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fastgan import examples
 from fastgan.data.images import reason
 from fastgan.errors import UserError
 from fastgan.runs.log import FILE_NAME as LOG_FILE_NAME
@@ -44,7 +45,12 @@ class Run:
 
     @property
     def name(self) -> str:
-        return self.folder.resolve().name if self.header else self.path.name
+        return self.folder.resolve().name if self.is_run else self.path.name
+
+    @property
+    def is_run(self) -> bool:
+        """Whether the checkpoint is in a run's folder; not so for an example and for a file of another program."""
+        return self.header is not None and self.folder != examples.FOLDER
 
     @property
     def classes(self) -> list[str]:

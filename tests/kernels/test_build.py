@@ -127,6 +127,23 @@ def test_only_functions_of_a_newer_instruction_set_use_it():
     assert not strays
 
 
+# ---- data -----------------------------------------------------------------------------------------------------------
+
+
+@needs_build_tools
+def test_a_wheel_would_hold_the_examples():
+    """The files that the build copies, asked without building."""
+    code = (
+        "import setuptools; from distutils.core import run_setup\n"
+        "command = run_setup('setup.py', ['-q', 'build_py'], 'commandline').get_command_obj('build_py')\n"
+        "command.ensure_finalized()\n"
+        "print(*(f'{folder}/{name}' for _, folder, _, names in command.data_files for name in names), sep='\\n')"
+    )
+    found = set(run(sys.executable, "-c", code, cwd=ROOT).stdout.split())
+    examples = {path for path in (ROOT / "fastgan" / "examples").iterdir() if path.suffix in (".safetensors", ".md")}
+    assert {f"fastgan/examples/{path.name}" for path in examples} | {"fastgan/py.typed"} <= found
+
+
 # ---- missing tools --------------------------------------------------------------------------------------------------
 
 

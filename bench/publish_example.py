@@ -1,0 +1,178 @@
+"""Makes an example of a run: `python -m bench.publish_example RUN NAME`.
+
+Writes the averaged generator of RUN, its weights in fp16, to fastgan/examples/NAME.safetensors, measures that file by
+`fastgan evaluate`, and writes the card beside it, NAME.md: data and their licence, command, metrics. The command is the
+shortest one with the run's options. Data other than glyphs and emoji are described by --about.
+
+All examples together may have 3 MB: a wheel holds them.
+"""
+
+import argparse
+import dataclasses
+import json
+import shlex
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save as to_bytes
+
+from fastgan import examples
+from fastgan.cli import evaluate
+from fastgan.errors import UserError, command_line
+from fastgan.files import file_digest, write_atomically
+from fastgan.runs import config as configuration
+from fastgan.runs import drawing
+from fastgan.runs.checkpoint import Header, ema_prefix, load_generator, read_header
+from fastgan.runs.config import Config
+from fastgan.training import configure
+from fastgan.version import __version__
+
+MOST_BYTES = 3_000_000
+MOST_LEVELS = 2  # of 255, between a picture of the run and one of the example
+COMPARED = 64  # pictures
+DATA = {  # what a card says of built-in data
+    "glyphs": "characters drawn in the fonts that come with Matplotlib: DejaVu (Bitstream Vera and Arev licences) and "
+    "Computer Modern (BaKoMa Fonts Licence)",
+    "emoji": "the drawings of Twemoji, Copyright 2019 Twitter, Inc and other contributors, CC BY 4.0, "
+    "https://creativecommons.org/licenses/by/4.0/",
+}
+# Options that a command needs first, since others follow from them.
+FIRST = (("data", "arch", "discriminator", "minutes"), ("resolution", "channels"), ("loss", "augment", "grow_from"))
+# Options that do not change the networks.
+OF_NO_ACCOUNT = {name for name in vars(configuration.OutputOptions())} | {"device", "threads", "cuda_graphs", "classes"}
+
+
+def command(config: Config) -> str:
+    """The shortest command line of a training with these options; files and machine aside."""
+    chosen: dict[str, Any] = {}
+    for names in (*FIRST, configuration.options(config)):
+        words = [word for name, value in chosen.items() for word in configuration.typed(name, value)]
+        usual = configure.resolve(configure.parse(words))
+        different = configuration.changes(config, usual)
+        chosen |= {name: different[name][0] for name in names if name in different and name not in OF_NO_ACCOUNT}
+    words = [word for name, value in chosen.items() for word in configuration.typed(name, value)]
+    return shlex.join(["fastgan", "train", *words])
+
+
+def write_network(header: Header, path: Path, ema: float | None = None) -> None:
+    """Write an EMA of a checkpoint, by its half-life, in fp16 where a tensor has two dimensions or more.
+
+    The header keeps everything but the places of files and the machine.
+    """
+    with safe_open(header.path, framework="pt") as file:
+        content = json.loads(file.metadata()["fastgan"])
+        start = ema_prefix(header, ema) + "."
+        names = [name for name in file.keys() if name.startswith(start)]  # noqa: SIM118
+        tensors = {"ema." + name.removeprefix(start): file.get_tensor(name) for name in names}
+    tensors = {name: value.half() if value.dim() > 1 else value for name, value in tensors.items()}
+    config = dataclasses.replace(
+        header.config,
+        data=dataclasses.replace(header.config.data, source=Path(header.config.data.source).name),
+        training=dataclasses.replace(
+            header.config.training,
+            init_from=None,
+            freeze_d=0,
+            ema_halflife=header.config.training.ema_halflives[0] if ema is None else ema,
+        ),
+        machine=configuration.MachineOptions(amp=header.config.machine.amp, seed=header.config.machine.seed),
+        output=configuration.OutputOptions(),
+    )
+    content |= {"config": configuration.to_dict(config), "tensors": len(tensors)}
+    write_atomically(path, to_bytes(tensors, {"fastgan": json.dumps(content)}))
+
+
+def difference(header: Header, name: str, ema: float | None = None) -> int:
+    """Largest difference between pictures of the run and of the example, in levels of 255."""
+    z = drawing.latents(range(COMPARED), header.model.z_dim)
+    labels = torch.arange(COMPARED) % header.model.num_classes if header.model.num_classes else None
+    networks = load_generator(header.path, ema=ema)[0], load_generator(examples.PREFIX + name)[0]
+    of_run, of_example = (drawing.draw(each, z, labels).astype(int) for each in networks)
+    return int(np.abs(of_run - of_example).max())
+
+
+def card(name: str, header: Header, about: str, report: dict[str, Any], levels: int) -> str:
+    """The card, in Markdown. report: of `fastgan evaluate`. levels: see `difference`."""
+    path = examples.path_of(examples.PREFIX + name)
+    model = header.model
+    generator, _ = load_generator(path)
+    count = sum(parameter.numel() for parameter in generator.parameters())
+    height, width = model.feature_size(model.resolution)
+    colours = {1: "grey", 3: "colour", 4: "colour with transparency"}[model.channels]
+    classes = f", {model.num_classes} classes" if model.num_classes else ""
+    took = f" in {header.seconds / 60:.3g} minutes" if header.seconds else ""
+    if len(header.config.training.ema_halflives) > 1:
+        took += f"; the EMA of half-life {read_header(path).config.training.ema_halflives[0]:g}"
+    facts = "\n".join(
+        textwrap.fill(f"- {each}.", 120, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+        for each in (
+            f"Data: {about}",
+            "Licence of the network: Apache-2.0",
+            f"Command: `{command(header.config)}`, {header.images:,} images{took}",
+            f"File: {path.name}, {path.stat().st_size / 1e6:.2f} MB, SHA-256 `{file_digest(path)}`. Weights are in "
+            f"fp16; pictures differ from the run's by at most {levels} of 255 levels",
+            f"Made by `python -m bench.publish_example`, fastgan {__version__}",
+        )
+    )
+    return f"""# {name}
+
+A generator of {width}x{height} images in {colours}{classes}: {model.arch}, {count:,} parameters.
+
+```bash
+fastgan generate --checkpoint {examples.PREFIX}{name}
+```
+
+{facts}
+
+`fastgan evaluate` says of it:
+
+```text
+{evaluate.table(report)}
+```
+"""
+
+
+@command_line
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", help="folder or checkpoint of a training")
+    parser.add_argument("name", help="the example's, of lower-case letters, digits and hyphens")
+    parser.add_argument("--about", help="what the training images are, their source and licence")
+    parser.add_argument("--data", help="as for fastgan evaluate")
+    parser.add_argument("--heldout", help="as for fastgan evaluate")
+    parser.add_argument("--ema", type=float, help="as for fastgan generate")
+    parser.add_argument("--samples", type=int, default=5000, help="as for fastgan evaluate")
+    given = parser.parse_args(argv)
+    header = read_header(given.run)
+    about = given.about or DATA.get(header.config.data.source)
+    if about is None:
+        parser.error(f"--about: say what {header.config.data.source} is, and its licence")
+    path = examples.FOLDER / f"{given.name}.safetensors"
+    write_network(header, path, given.ema)
+    try:
+        levels = difference(header, given.name, given.ema)
+        if levels > MOST_LEVELS:
+            raise UserError(f"{path}: its pictures differ by {levels} levels from the run's; fp16 is too coarse for it")
+        total = sum(each.stat().st_size for each in examples.FOLDER.iterdir() if each.suffix in (".safetensors", ".md"))
+        if total > MOST_BYTES:
+            raise UserError(f"{path}: with it, the examples have {total:,} bytes, more than {MOST_BYTES:,}")
+        options = evaluate.Options(
+            checkpoint=examples.PREFIX + given.name, data=given.data, heldout=given.heldout, samples=given.samples
+        )
+        report = evaluate.measure(options)
+        assert report is not None, "this is the only process"
+        text = card(given.name, header, about, report, levels)
+        write_atomically(path.with_suffix(".md"), text.encode())
+    except BaseException:
+        path.unlink()
+        raise
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""Publishing an example: the file, its card, and what is refused."""
+
+import json
+
+import pytest
+from safetensors import safe_open
+
+from bench import publish_example
+from fastgan import examples
+from fastgan.runs import config as configuration
+from fastgan.runs.checkpoint import read_header
+from fastgan.training import configure
+from tests.support.commands import error_of
+from tests.support.tiny_run import untrained
+
+REPORT = {
+    "arch": "dcgan", "taught_by": None, "images_shown": 0, "real": "images", "real_images": 8, "features": {},
+    "metrics": [], "samples": {"images": 8}, "floor": None, "emas": None, "ema": 10.0, "memorisation": None,
+    "remarks": [],
+}  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty folder of examples, and no real evaluation."""
+    monkeypatch.setattr(examples, "FOLDER", tmp_path / "examples")
+    monkeypatch.setattr(publish_example.evaluate, "measure", lambda options: REPORT)
+    examples.FOLDER.mkdir()
+    return examples.FOLDER
+
+
+@pytest.mark.parametrize("arch, classes", [("stylegan2", ("a", "b")), ("dcgan", ())])
+def test_a_run_becomes_an_example_with_its_card(arch, classes, folder, tmp_path):
+    run = untrained(tmp_path / "run", arch, classes)
+    assert publish_example.main([str(run), "tiny"]) == 0
+    header = read_header("example:tiny")
+    assert header.model == read_header(run).model and header.config.output == configuration.OutputOptions()
+    with safe_open(header.path, framework="pt") as file:
+        assert len(list(file.keys())) == header.tensors
+    card = (folder / "tiny.md").read_text()
+    assert card.startswith("# tiny\n") and "Matplotlib" in card and f"{arch}, " in card
+    assert ("2 classes" in card) == bool(classes)
+
+
+def test_data_that_are_not_built_in_must_be_described(folder, tmp_path, monkeypatch, capsys):
+    run = untrained(tmp_path / "run", "dcgan")
+    path = run / "checkpoint.safetensors"
+    with safe_open(path, framework="pt") as file:
+        content = json.loads(file.metadata()["fastgan"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    content["config"]["data"] |= {"source": "/home/me/cats", "classes": "auto"}
+    path.write_bytes(publish_example.to_bytes(tensors, {"fastgan": json.dumps(content)}))
+    with pytest.raises(SystemExit):
+        publish_example.main([str(run), "tiny"])
+    assert "--about: say what /home/me/cats is, and its licence" in capsys.readouterr().err
+    assert publish_example.main([str(run), "tiny", "--about", "my cats, CC0"]) == 0
+    assert read_header("example:tiny").config.data.source == "cats"
+    assert "- Data: my cats, CC0." in (folder / "tiny.md").read_text()
+
+
+@pytest.mark.parametrize("limit, says", [("MOST_BYTES", "more than 100"), ("MOST_LEVELS", "fp16 is too coarse")])
+def test_what_is_too_large_or_too_coarse_leaves_nothing(limit, says, folder, tmp_path, monkeypatch, capsys):
+    run = untrained(tmp_path / "run", "dcgan")
+    monkeypatch.setattr(publish_example, limit, {"MOST_BYTES": 100, "MOST_LEVELS": -1}[limit])
+    assert says in error_of(publish_example.main, [str(run), "tiny"], capsys)
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "--amp",
+        "--arch r3gan --minutes 3",
+        "--arch dcgan --resolution 64 --mirror --images 1000",
+        "--discriminator projected --batch 16 --betas 0 0.9 --labels False",
+        "--loss wgan-gp --arch dcgan --lr-g 0.001 --final-beta2 0.5",
+    ],
+)
+def test_the_command_is_the_shortest_with_these_options(line):
+    config = configure.resolve(configure.parse(line.split()))
+    words = publish_example.command(config).split()[2:]
+    assert sorted(words) == sorted(line.split())
+    assert configure.resolve(configure.parse(words)) == config

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 
 from fastgan import files
+from fastgan.data.detect import count_images
 from fastgan.data.urls import has_scheme
 from fastgan.errors import UserError, command_line
 from fastgan.runs import config as configuration
@@ -21,7 +23,8 @@ from fastgan.training import configure
 @command_line
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (None: this process's own) and return the exit status."""
-    given = configure.parse(argv)  # before torch is imported, so that --help is quick
+    command = configure.parse_command(argv)  # before torch is imported, so that --help is quick
+    given = command.config
     process.keep_freed_memory()
     process.let_idle_threads_sleep_soon()
     from fastgan.training import loop
@@ -32,12 +35,17 @@ def main(argv: list[str] | None = None) -> int:
         with memory.out_of_memory_is_user_error(
             "make --batch smaller, or --channel-base and --channel-max, or --resolution"
         ):
-            if given.training.init_from is None:
-                return loop.train(configure.resolve(given))
-            from fastgan.training import initial
+            networks = None
+            if given.training.init_from is not None:
+                from fastgan.training import initial
 
-            networks = initial.read(given.training.init_from)
-            return loop.train(configure.resolve(networks.fill_auto(given)), initial=networks)
+                networks = initial.read(given.training.init_from)
+                given = networks.fill_auto(given)
+            if command.recipe == "auto":
+                given = _recommended(given, command.given)
+            return loop.train(configure.resolve(given), initial=networks)
+    if command.recipe == "auto" and given.output.resume != "auto":  # the same command may start and resume a run
+        raise UserError("--recipe auto: a resumed run keeps its options; leave it out")
     with (
         memory.out_of_memory_is_user_error(
             "a resumed run needs what it needed before: free some, or change the --device"
@@ -52,6 +60,18 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"{header.path} has seen {header.images:,} images: done")
             return 0
         return loop.train(config, header)
+
+
+def _recommended(config: configuration.Config, given: Collection[str]) -> configuration.Config:
+    """`config` with the options of `--recipe auto`, which are printed."""
+    from fastgan.runs import precision
+    from fastgan.training import recommended
+
+    machine = recommended.Machine(precision.gpu_memory(config.machine.device) / 1e9, process.count())
+    config, lines = recommended.choose(config, given, count_images(config.data.source), machine)
+    if process.is_first():
+        print(*lines, sep="\n")
+    return config
 
 
 def _resumable(output: configuration.OutputOptions) -> str | None:

@@ -1,4 +1,4 @@
-"""Size and channels of training images before they are decoded: the defaults of --resolution and --channels."""
+"""Size, channels and number of training images before they are decoded, for options that follow from them."""
 
 from __future__ import annotations
 
@@ -57,3 +57,27 @@ def detect_format(spec: str) -> ImageFormat:
             except UnusableImage as error:
                 raise UserError(f"{files.full_name(name)} {error}; replace or remove it") from None
     return ImageFormat(formats[0].size, max(each.channels for each in formats))
+
+
+def count_images(spec: str) -> int:
+    """Number of images that `spec`, as for `open_dataset`, names; 0 for one that `open_dataset` refuses."""
+    from fastgan.data import emoji, glyphs, readers, shards, urls
+    from fastgan.data.image_dataset import load_folder
+    from fastgan.data.image_files import open_files
+
+    if spec == "glyphs":
+        return glyphs.COUNT
+    if spec == "emoji":
+        return emoji.COUNT
+    if shards.is_index(spec):
+        try:
+            return sum(int(shard["images"]) for shard in json.loads(shards.read_index(spec))["shards"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0
+    path = Path(spec)
+    if (found := load_folder(path)) is not None:
+        return len(found)
+    if urls.has_scheme(spec) or readers.needs_preparation(spec) or not path.exists():
+        return 0
+    with open_files(path) as files:
+        return len(files.images())

@@ -42,6 +42,7 @@ CLASSES = {
 MARGIN = 0.03  # on each side, as a fraction of the image; the drawings themselves have none
 RENDERED_SIDE = 256  # smallest side of a rendering in pixels
 BLOCK = 64
+COUNT = 1_400  # images, about
 VARIATION_SELECTOR = "\ufe0f"  # selects the coloured form of a character
 
 

@@ -49,6 +49,7 @@ MARGIN = 0.03
 WEIGHTS = (0.0, 0.02, 0.04)  # stroke added on each side, as a fraction of the alphabet's height
 MASTER_SIDE = 96  # smallest side of a master in pixels
 BLOCK = 256
+COUNT = 20_000  # images, of up to 20 classes
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def render(
     if seed < 0:
         raise UserError(f"the seed of the glyphs must be 0 or more, not {seed}")
     if count is None:
-        count = max(20_000, 1_000 * classes) // (10 if split == "heldout" else 1)
+        count = max(COUNT, 1_000 * classes) // (10 if split == "heldout" else 1)
     if count < 1:
         raise ValueError(f"count must be 1 or more, not {count}")
     faces = fonts(split)

@@ -123,6 +123,12 @@ def choose_device(name: str, ranks: Ranks | None = None) -> torch.device:
     return device
 
 
+def gpu_memory(name: str) -> float:
+    """Memory of the GPU that the value `name` of --device means, in bytes; 0 for a CPU. Raises as `choose_device`."""
+    device = choose_device(name)
+    return float(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else 0.0
+
+
 def compiler(device: torch.device, option: str = "--compile") -> Callable[..., Callable]:
     """`torch.compile` with static shapes, checked to work on `device`. Raises UserError, naming `option`, if not."""
     try:

@@ -74,6 +74,11 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def count() -> int:
+    """Number of processes that torchrun has started for this training; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 class Interrupt:
     """A request to stop: truthy once a signal has arrived; `exit_code` is then 128 + the signal's number.
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 from fastgan.data.detect import detect_format
 from fastgan.data.images import parse_size, size_text
@@ -32,13 +34,40 @@ FIXED_ON_RESUME = frozenset(vars(NetworkOptions()) | vars(GrowthOptions())) | {
 }  # fmt: skip
 
 
-def parse(argv: list[str] | None, default: Config | None = None) -> Config:
-    """Configuration of the command line `argv` (None: this process's), with `default` for options not given.
+@dataclass(frozen=True)
+class _CommandLine(Config):
+    recipe: Literal["family", "auto"] = "family"
+    """Values of options that say "auto", and more. family: those of --arch, mostly its paper's. auto: what suits the
+    number of images, their size and this machine, also --arch; printed with the reasons. Options that you give win."""
+
+
+_CommandLine.__doc__ = Config.__doc__
+
+
+class Command(NamedTuple):
+    """A command line: its configuration, value of --recipe, and names of the options that it has."""
+
+    config: Config
+    recipe: str
+    given: frozenset[str]
+
+
+def parse_command(argv: list[str] | None, default: Config | None = None) -> Command:
+    """The command line `argv` (None: this process's), with `default` for options not given.
 
     Prints help and raises SystemExit if asked to. Raises UserError, naming the option, for a mistake.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    return parse_options(Config, program("train"), _thousands(argv), default or Config())
+    argv = _thousands(sys.argv[1:] if argv is None else argv)
+    found = parse_options(_CommandLine, program("train"), argv, _CommandLine(**vars(default or Config())))
+    names = (token.partition("=")[0].lstrip("-").replace("-", "_") for token in argv if token.startswith("--"))
+    given = frozenset(name.removeprefix("no_") for name in names)
+    groups = {name: value for name, value in vars(found).items() if name != "recipe"}
+    return Command(Config(**groups), found.recipe, given)
+
+
+def parse(argv: list[str] | None, default: Config | None = None) -> Config:
+    """Configuration of a command line, as for `parse_command`."""
+    return parse_command(argv, default).config
 
 
 def _thousands(argv: Sequence[str]) -> list[str]:
@@ -65,7 +94,7 @@ def resolve(config: Config) -> Config:
     """
     if config.network.arch == "auto":
         config = dataclasses.replace(config, network=dataclasses.replace(config.network, arch="stylegan2"))
-    data = _resolve_data(config.data)
+    data = resolve_data(config.data)
     config = dataclasses.replace(config, data=data)
     width, height = parse_size(data.resolution)
     if width == height:
@@ -102,7 +131,7 @@ def resolve(config: Config) -> Config:
     return resolved
 
 
-def _resolve_data(options: DataOptions) -> DataOptions:
+def resolve_data(options: DataOptions) -> DataOptions:
     """Replace "auto" for resolution and channels by those of the images."""
     if "auto" not in (options.resolution, options.channels):
         return options

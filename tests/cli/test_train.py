@@ -1,5 +1,6 @@
 """`fastgan train`: one line for every error, runs to resume, and running out of memory."""
 
+import re
 import sys
 
 import pytest
@@ -220,3 +221,15 @@ resource.setrlimit(resource.RLIMIT_AS, (now + 2**30, now + 2**30))
     assert "Traceback" not in output
     assert output.splitlines()[-1].startswith("error: out of memory")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_recipe_is_printed_and_its_options_are_those_of_the_run(folder, tmp_path, capsys):
+    out = tmp_path / "run"
+    argv = ["--data", str(folder), "--recipe", "auto", *WIDTHS, "--images", "4", "--batch", "4", "--no-tensorboard"]
+    assert main([*argv, "--out", str(out), "--resume", "auto"]) == 0
+    printed = capsys.readouterr().out
+    assert "recipe     for 20 images of 8x8 on a " in printed and re.search(r"  --arch stylegan2  +\S", printed)
+    saved = checkpoint.read_header(out).config
+    assert saved.machine.amp and saved.training.batch == 4
+    assert main([*argv, "--out", str(out), "--resume", "auto"]) == 0  # done: nothing is chosen anew
+    assert "--recipe auto: a resumed run keeps" in error_of(main, ["--resume", str(out), "--recipe", "auto"], capsys)

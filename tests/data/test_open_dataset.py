@@ -8,6 +8,7 @@ import pytest
 
 from fastgan import data
 from fastgan.data import ImageLoader
+from fastgan.data.detect import count_images
 from fastgan.errors import UserError
 from tests.support.image_sources import OUTPUTS, open_images, prepare_images
 
@@ -36,6 +37,19 @@ def test_a_prepared_folder_with_a_named_pipe_is_refused(source, tmp_path, name):
     os.mkfifo(tmp_path / "out" / name)
     with pytest.raises(UserError, match=r"out is damaged|no images in it"):
         open_images(tmp_path / "out", 8)
+
+
+@pytest.mark.parametrize("kind", OUTPUTS)
+def test_images_are_counted_before_they_are_read(source, tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    prepare_images(source, "--resolution", "8", *OUTPUTS[kind])
+    out = OUTPUTS[kind][1]
+    assert count_images(out) == len(open_images(out, 8)) > 0
+
+
+@pytest.mark.parametrize("spec, count", [("glyphs", 20_000), ("nowhere", 0), ("https://example.org/x.zip", 0)])
+def test_built_in_images_are_counted_and_others_are_left_to_be_refused(spec, count):
+    assert count_images(spec) == count
 
 
 def test_importing_data_loads_no_torch():

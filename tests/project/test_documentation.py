@@ -372,7 +372,7 @@ def flags_of(*kinds: type) -> set[str]:
 
 _groups = [field.default_factory for field in fields(configuration.Config)]
 FLAGS = {
-    "fastgan.train": flags_of(*_groups) - {"--source"} | {"--data"},
+    "fastgan.train": flags_of(*_groups) - {"--source"} | {"--data", "--recipe"},
     "fastgan.generate": flags_of(*generate.SUB_COMMANDS.values()),
     "fastgan.dataset": flags_of(dataset.Options),
     "fastgan.evaluate": flags_of(evaluate.Options),

@@ -111,13 +111,15 @@ def official_state_dict(network: stylegan2.Generator | stylegan2.Discriminator) 
     """The official state dictionary of a generator or discriminator of `fastgan.models.stylegan2`.
 
     Names, shapes and constant filters fit the official `load_state_dict(..., strict=True)`. Tensors are contiguous
-    copies on the CPU. Raises TypeError for another network, and ValueError for non-square images, which the official
-    classes do not support.
+    copies on the CPU. Raises TypeError for another network, and ValueError for non-square images or tanh, which the
+    official classes do not support.
     """
     if not isinstance(network, (stylegan2.Generator, stylegan2.Discriminator)):
         raise TypeError(f"official_state_dict: {type(network).__name__} is not a network of fastgan.models.stylegan2")
     own = network.state_dict()
     if isinstance(network, stylegan2.Generator):
+        if network.synthesis.tanh:
+            raise ValueError("the official networks have no tanh at the end; train with --tanh False for them")
         square = own["synthesis.const"].shape[1:] == (4, 4)
         filter = network.synthesis.upsample.filter
     else:

@@ -43,6 +43,8 @@ def to_bytes(format: str, config: ModelConfig, tensors: dict[str, Tensors]) -> t
     write, remarks, clamps = FORMATS[format]
     if config.arch != "stylegan2":
         raise ValueError(f"the network is {config.arch}; such a file holds stylegan2 only")
+    if config.tanh:
+        raise ValueError("its images go through tanh, which that code does not have; train with --tanh False for it")
     if config.discriminator != "own":
         raise ValueError("its discriminator is projected; such a file holds StyleGAN2's own")
     if not clamps and config.conv_clamp is not None and (difference := _effect_of_clamp(config, tensors)) > _TOLERANCE:

@@ -52,6 +52,8 @@ class ModelConfig:
         w_avg_decay: decay of the running mean of w; 1 for never updated.
         variant: form of the architecture: "transposed" or "upsample" for dcgan, "conv" or "mlp" for cgan; empty for the
             first, or if there is one form only.
+        tanh: whether the images of stylegan2, stylegan, pggan and r3gan go through tanh, so that they cannot leave
+            [-1, 1]. Those of the other families always do.
         discriminator: "own", the family's; or "projected" (`fastgan.models.projected`), for any generator.
         projected_size: shorter side of the images that the projected discriminator sees, a multiple of 32; larger
             images keep their size. 0 without it.
@@ -85,6 +87,7 @@ class ModelConfig:
     mapping_lr: float = 0.1
     w_avg_decay: float = 0.995
     variant: str = ""
+    tanh: bool = False
     discriminator: str = "own"
     projected_size: int = 0
     discriminator_norm: bool = True
@@ -178,8 +181,9 @@ def build(config: ModelConfig) -> tuple[nn.Module, nn.Module]:
     if config.variant and config.variant not in variants:
         right = f"must be {' or '.join(variants)}" if variants else "must be empty"
         raise ValueError(f"variant is {config.variant!r}, {right} for {config.arch}")
-    if not isinstance(config.discriminator_norm, bool):
-        raise ValueError(f"discriminator_norm is {config.discriminator_norm!r}, must be True or False")
+    for name in ("tanh", "discriminator_norm"):
+        if not isinstance(getattr(config, name), bool):
+            raise ValueError(f"{name} is {getattr(config, name)!r}, must be True or False")
     if config.discriminator == "own":
         return family.Generator(config), family.Discriminator(config)
     if config.projected_size < 2 * MULTIPLE or config.projected_size % MULTIPLE:

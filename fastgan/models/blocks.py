@@ -1,4 +1,4 @@
-"""Building blocks of mlp, dcgan and cgan: a layer with batch norm or bias and activation, and initial weights."""
+"""Building blocks: a layer with batch norm or bias and activation, initial weights, and the end of a generator."""
 
 import math
 
@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from fastgan.layers import BatchNormAct, UpsampleConv2d
 from fastgan.ops import noise_bias_act
+from fastgan.ops.arithmetic import to_arithmetic
 
 
 class Block(nn.Module):
@@ -53,6 +54,12 @@ class ProjectAndReshape(nn.Module):
 def as_feature_maps(x: Tensor, size: tuple[int, int]) -> Tensor:
     """A view of [N, H * W * C] as [N, C, H, W] in channels_last; `size` is (H, W)."""
     return x.unflatten(1, (*size, -1)).permute(0, 3, 1, 2)
+
+
+def finished_image(image: Tensor, tanh: bool) -> Tensor:
+    """A generator's image [N, C, H, W] in fp32 (fp64 stays), after tanh if asked for."""
+    image = to_arithmetic(image)
+    return image.tanh() if tanh else image
 
 
 def linear_act(inputs: int, outputs: int, act: str) -> Block:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastgan.layers import BatchNormAct, Conv2d, ConvDownsample2d, UpsampleConv2d
-from fastgan.models.blocks import Block, as_feature_maps
+from fastgan.models.blocks import Block, as_feature_maps, finished_image
 from fastgan.models.labels import embed_label, one_hot
 from fastgan.models.spectral_norm import spectral
 from fastgan.ops import noise_bias_act
@@ -182,8 +182,8 @@ class Generator(nn.Module):
                 x = self.excitations[name](features[r // self.skip], x)
             if r * self.skip <= 512 or r == self.small:  # is read again
                 features[r] = x
-        image = to_arithmetic(self.to_image(x)).tanh()
-        return (image, to_arithmetic(self.to_small(features[self.small])).tanh()) if small else image
+        image = finished_image(self.to_image(x), tanh=True)
+        return (image, finished_image(self.to_small(features[self.small]), tanh=True)) if small else image
 
 
 class DownBlock(nn.Module):

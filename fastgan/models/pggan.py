@@ -15,6 +15,7 @@ from fastgan.layers import (
     MinibatchStddev,
     UpsampleConv2d,
 )
+from fastgan.models.blocks import finished_image
 from fastgan.models.labels import concat_label, projection_logits
 from fastgan.models.progressive import ProgressiveGrowing, average_pool, upsample_nearest
 from fastgan.ops import noise_bias_act, pixel_norm
@@ -49,6 +50,7 @@ class Generator(ProgressiveGrowing):
         self.conv = EqualizedConv2d(channels[0], channels[0], 3, act="lrelu")
         self.blocks = nn.ModuleList(UpBlock(i, o) for i, o in itertools.pairwise(channels))
         self.to_rgb = nn.ModuleList(EqualizedConv2d(c, config.channels, 1) for c in channels)
+        self.tanh = config.tanh
 
     @shares_kernels
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
@@ -60,7 +62,7 @@ class Generator(ProgressiveGrowing):
         image = to_arithmetic(self.to_rgb[self.level](x))
         if self.fading:
             image = self.fade(upsample_nearest(to_arithmetic(self.to_rgb[self.level - 1](before))), image)
-        return image
+        return finished_image(image, self.tanh)
 
 
 class DownBlock(nn.Module):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fastgan.effective import shares_kernels
 from fastgan.layers import Conv2d, Downsample2d, Upsample2d
+from fastgan.models.blocks import finished_image
 from fastgan.models.gradient_checkpointing import GradientCheckpointing
 from fastgan.models.labels import embed_label
 from fastgan.ops import noise_bias_act
@@ -107,6 +108,7 @@ class Generator(GradientCheckpointing):
         for i, o in itertools.pairwise(widths):
             self.trunk.extend([*_change(i, o), Upsample2d(FILTER), *_stage(o, len(widths))])
         self.to_rgb = _conv(widths[-1], config.channels)
+        self.tanh = config.tanh
 
     @shares_kernels
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
@@ -116,7 +118,7 @@ class Generator(GradientCheckpointing):
         x = channels_last(self.basis.to(x.dtype) * x[:, :, None, None])
         for part in self.trunk:
             x = self.block(part, x)
-        return to_arithmetic(self.to_rgb(x))
+        return finished_image(self.to_rgb(x), self.tanh)
 
 
 class Discriminator(GradientCheckpointing):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from fastgan.effective import shares_kernels
 from fastgan.layers import SQRT2, Blur2d, EqualizedConv2d, StyleEpilogue, UpsampleConv2d
 from fastgan.models import pggan
+from fastgan.models.blocks import finished_image
 from fastgan.models.progressive import ProgressiveGrowing, upsample_nearest
 from fastgan.models.style_based import MappingNetwork, StyleBasedGenerator, fixed_noise, noise_modes
 from fastgan.ops.arithmetic import to_arithmetic
@@ -61,6 +62,7 @@ class Generator(StyleBasedGenerator, ProgressiveGrowing):
             self.layers.append(SynthesisLayer(config, first, c, r))
             self.layers.append(SynthesisLayer(config, _same(c), c, r))
         self.to_rgb = nn.ModuleList(EqualizedConv2d(c, config.channels, 1) for c in channels)
+        self.tanh = config.tanh
 
     @property
     def ws_in_use(self) -> int:
@@ -76,7 +78,7 @@ class Generator(StyleBasedGenerator, ProgressiveGrowing):
         image = to_arithmetic(self.to_rgb[self.level](x))
         if self.fading:
             image = self.fade(upsample_nearest(to_arithmetic(self.to_rgb[self.level - 1](before))), image)
-        return image
+        return finished_image(image, self.tanh)
 
     def _pair(self, x: Tensor, i: int, w: Sequence[Tensor], noise: Sequence[str]) -> Tensor:
         """The layers of one resolution."""

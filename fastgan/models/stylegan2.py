@@ -20,6 +20,7 @@ from fastgan.layers import (
     NoiseBiasLeakyReLU,
     Upsample2d,
 )
+from fastgan.models.blocks import finished_image
 from fastgan.models.gradient_checkpointing import GradientCheckpointing
 from fastgan.models.labels import projection_logits
 from fastgan.models.modulation import Modulation, modulate
@@ -128,6 +129,7 @@ class Synthesis(GradientCheckpointing):
         self.sums_images = config.generator_architecture == "skip"
         self.to_rgb = nn.ModuleList(ToRGB(config, c) for c in (channels if self.sums_images else channels[-1:]))
         self.upsample = Upsample2d(config.resample_filter)
+        self.tanh = config.tanh
 
     def forward(self, ws: Tensor, noise: str | Sequence[str] = "random") -> Tensor:
         """Images [N, C, R, R] from ws; see `StyleBasedGenerator.synthesize`."""
@@ -151,7 +153,7 @@ class Synthesis(GradientCheckpointing):
         for i in range(len(self.up)):
             two = slice(2 * i + 1, 2 * i + 3)
             x, image = self.block(self._doubled, x, image, i, modulations[two], readers[i + 1], noise[two])
-        return to_arithmetic(image if image is not None else self.to_rgb[0](x, styles[0]))
+        return finished_image(image if image is not None else self.to_rgb[0](x, styles[0]), self.tanh)
 
     def _doubled(
         self,

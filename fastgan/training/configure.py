@@ -173,6 +173,8 @@ def _check_together(config: Config) -> None:
         raise UserError(f"--style-mixing {training.style_mixing}: {arch} has no styles to mix; leave it out")
     if terms.path_length and arch not in _STYLES:
         raise UserError(f"--path-length {terms.path_length}: {arch} has no styles; leave it out")
+    if not network.tanh and arch not in OF_BLOCKS:
+        raise UserError(f"--tanh False: the images of {arch} always go through tanh; leave it out")
     projected = network.discriminator == "projected"
     if bool(network.projected_size) != projected:
         given = "must be at least 64 for" if projected else "needs"

@@ -16,7 +16,7 @@ Recipe = dict[str, Any]
 
 # Defaults of all recipes: everything that only some architectures or objectives use is off.
 PLAIN: Recipe = {
-    "variant": "", "mapping_layers": 0, "mapping_lr": 1.0,
+    "variant": "", "tanh": True, "mapping_layers": 0, "mapping_lr": 1.0,
     "discriminator": "own", "projected_size": 0, "discriminator_norm": True, "discriminator_mapping_layers": 0,
     "loss": "nonsaturating", "optimizer": "adam", "batch": 64, "images": 100_000, "discriminator_steps": 1,
     "lr_g": 0.0002, "lr_d": 0.0002, "betas": (0.5, 0.999), "final_lr": 1.0, "lr_warmup": 0.0,
@@ -60,7 +60,7 @@ def pggan(resolution: int) -> Recipe:
     }  # fmt: skip
     if resolution >= 128:
         return common | paper_growth(4, resolution) | {
-            "z_dim": 512, "channel_base": 16384, "channel_max": 512, "batch": 32, "images": 12_000_000,
+            "tanh": False, "z_dim": 512, "channel_base": 16384, "channel_max": 512, "batch": 32, "images": 12_000_000,
         }  # fmt: skip
     return common | {
         "z_dim": 128, "channel_base": 32 * resolution, "channel_max": 128, "batch": 32, "lr_g": 0.002, "lr_d": 0.002,
@@ -78,7 +78,7 @@ def stylegan(resolution: int) -> Recipe:
     }  # fmt: skip
     if resolution >= 128:
         return common | paper_growth(8, resolution) | {
-            "z_dim": 512, "channel_base": 16384, "channel_max": 512, "batch": 32, "images": 25_000_000,
+            "tanh": False, "z_dim": 512, "channel_base": 16384, "channel_max": 512, "batch": 32, "images": 25_000_000,
             "mapping_layers": 8, "mapping_lr": 0.01, "lr_g": 0.001, "lr_d": 0.001, "r1_gamma": 10.0,
         }  # fmt: skip
     return common | {
@@ -93,13 +93,13 @@ def stylegan2(resolution: int) -> Recipe:
     common = {"betas": (0.0, 0.99), "style_mixing": 0.9, "batch": 32}
     if resolution >= 128:
         return common | {
-            "z_dim": 512, "channel_base": 16384 if resolution < 512 else 32768, "channel_max": 512,
+            "tanh": False, "z_dim": 512, "channel_base": 16384 if resolution < 512 else 32768, "channel_max": 512,
             "mapping_layers": 8, "mapping_lr": 0.01, "lr_g": 0.002, "lr_d": 0.002, "images": 25_000_000,
             "r1_gamma": 0.0002 * resolution**2 / 32, "r1_interval": 16, "path_length": 2.0,
         }  # fmt: skip
     return common | {
         "z_dim": 128, "channel_base": 512 if resolution <= 32 else 2048, "channel_max": 128,
-        "mapping_layers": 2, "mapping_lr": 0.1, "lr_g": 0.005, "lr_d": 0.005, "images": 50_000,
+        "mapping_layers": 2, "mapping_lr": 0.1, "lr_g": 0.005, "lr_d": 0.01, "images": 50_000,
         "r1_gamma": 1.0, "r1_interval": 8,
     }  # fmt: skip
 
@@ -113,7 +113,7 @@ def r3gan(resolution: int) -> Recipe:
     if resolution >= 64:
         gamma = 2.0 if resolution < 256 else 150.0
         return common | {
-            "channel_base": 768 * 32, "channel_max": 768, "batch": 256, "images": 20_000_000,
+            "tanh": False, "channel_base": 768 * 32, "channel_max": 768, "batch": 256, "images": 20_000_000,
             "lr_g": 0.0002, "lr_d": 0.0002, "r1_gamma": gamma, "r2_gamma": gamma, "ema_halflife": 500.0,
             "augment": "ramp", "augment_p": 0.3,
         }  # fmt: skip

@@ -45,6 +45,7 @@ ERRORS = {
     "paths without styles": (["--arch", "dcgan", "--path-length", "2"], "--path-length 2.0: dcgan has no styles"),
     "penalty of another loss": (["--gp-lambda", "10"], "--gp-lambda 10.0: belongs to --loss wgan-gp"),
     "strength without augmentation": (["--augment-p", "0.5"], "--augment-p 0.5: needs --augment fixed or ramp"),
+    "range of what always keeps it": (["--arch", "dcgan", "--tanh", "False"], "--tanh False: the images of dcgan"),
     "strength of diffaug": (
         ["--augment", "diffaug", "--augment-p", "0.5"],
         "needs --augment fixed or ramp, not diffaug",

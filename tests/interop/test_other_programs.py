@@ -24,7 +24,7 @@ from fastgan.cli.export import main as export
 from fastgan.cli.generate import main as generate
 from fastgan.cli.train import main as train
 from fastgan.errors import UserError
-from fastgan.interop import load_stylegan2, pickling, rosinality
+from fastgan.interop import load_stylegan2, official_state_dict, pickling, rosinality
 from fastgan.interop.stylegan2 import build, read_stylegan2
 from fastgan.runs import checkpoint
 from fastgan.runs.networks import open_networks
@@ -245,7 +245,7 @@ def test_a_fault_of_the_official_code_is_not_hidden(written, monkeypatch):
 
 
 def test_a_run_is_exported_and_read(tmp_path, capsys):
-    run = untrained(tmp_path / "run", "stylegan2", ("cat", "dog"))
+    run = untrained(tmp_path / "run", "stylegan2", ("cat", "dog"), tanh=False)
     assert export(["--checkpoint", str(run), "--format", "pkl"]) == 0
     out = run / "networks.pkl"
     assert capsys.readouterr().out == f"{out}\n"
@@ -271,6 +271,11 @@ def test_what_cannot_be_exported_is_one_line(tmp_path, capsys):
     run = untrained(tmp_path / "run", "dcgan")
     error = error_of(export, ["--checkpoint", str(run), "--format", "pkl"], capsys)
     assert error.endswith("is dcgan; such a file holds stylegan2 only")
+    bounded = untrained(tmp_path / "bounded", "stylegan2")
+    error = error_of(export, ["--checkpoint", str(bounded), "--format", "pkl"], capsys)
+    assert error.endswith("go through tanh, which that code does not have; train with --tanh False for it")
+    with pytest.raises(ValueError, match="no tanh"):
+        official_state_dict(models.build(models.ModelConfig(tanh=True))[0])
     alone = write(tmp_path / "file.pkl", {"G_ema": official.generator(Sizes(img_resolution=8))})
     argv = ["--checkpoint", str(alone), "--format", "pkl"]
     assert "G and D missing" in error_of(export, [*argv, "--out", str(tmp_path / "new.pkl")], capsys)
@@ -378,7 +383,7 @@ def test_usual_networks_need_no_remark():
 
 
 def test_another_rate_of_the_mapping_network_draws_the_same_images(tmp_path):
-    run = untrained(tmp_path / "run", "stylegan2")
+    run = untrained(tmp_path / "run", "stylegan2", tanh=False)
     assert checkpoint.read_header(run).model.mapping_lr == 0.1
     assert export(["--checkpoint", str(run), "--format", "rosinality"]) == 0
     ours, again = fastgan.load(run, "cpu"), fastgan.load(run / "networks.pt", "cpu")

@@ -37,6 +37,19 @@ def test_generator_returns_images_and_discriminator_logits(arch, num_classes, ch
 
 
 @pytest.mark.parametrize("arch", models.ARCHITECTURES)
+def test_tanh_keeps_pixels_in_range(arch):
+    config, plain, _ = build(arch)
+    bounded = build(arch, tanh=True)[1]
+    bounded.load_state_dict(plain.state_dict())
+    plain.eval(), bounded.eval()
+    options = {"noise": "const"} if "noise" in plain.supports else {}
+    z, label = 9 * torch.randn(4, config.z_dim), labels(config)
+    image, expected = bounded(z, label, **options), plain(z, label, **options)
+    always = arch in ("mlp", "dcgan", "cgan", "fastgan")
+    torch.testing.assert_close(image, expected if always else expected.tanh(), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("arch", models.ARCHITECTURES)
 def test_the_label_changes_images_and_logits(arch):
     config, generator, discriminator = build(arch, num_classes=5)
     z, one = torch.randn(4, config.z_dim), labels(config)
@@ -77,6 +90,7 @@ def test_bf16_autocast_agrees_with_fp32(arch):
         ({"arch": "dcgan", "variant": "conv"}, "variant is 'conv', must be transposed or upsample for dcgan"),
         ({"arch": "cgan", "variant": "big", "num_classes": 3}, "variant is 'big', must be conv or mlp for cgan"),
         ({"arch": "dcgan", "discriminator_norm": "no"}, "discriminator_norm is 'no', must be True or False"),
+        ({"tanh": 1}, "tanh is 1, must be True or False"),
         ({"arch": "cgan"}, "num_classes is 0, .* a conditional GAN needs labels"),
         ({"arch": "fastgan", "channel_base": 40}, "channel_base is 40, must be at least 64 for fastgan: twice"),
         ({"arch": "r3gan", "channel_max": 20}, "channel_max 20 make 20 feature maps at resolution 4, .* multiple of 8"),

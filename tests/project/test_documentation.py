@@ -239,8 +239,9 @@ def mentioned_files(tmp_path_factory):
             writing.put(path.stem.encode(), path.read_bytes())
     from fastgan.cli.train import main
 
+    options = ("--z-dim", "128", "--tanh", "False", "--images", "8", "--log-interval", "4")
     run = where / "runs" / "stylegan2-glyphs-000"
-    assert main([*arguments(where / "digits", run), "--z-dim", "128", "--images", "8", "--log-interval", "4"]) == 0
+    assert main([*arguments(where / "digits", run), *options]) == 0
     shutil.copytree(run, where / "RUN")
     return where
 

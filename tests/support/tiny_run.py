@@ -47,11 +47,16 @@ def train(folder: Path, out: Path, *more: str) -> Path:
 
 
 def untrained(
-    where: Path, arch: str, classes: tuple[str, ...] = (), stage: tuple[int, float] | None = None, **training
+    where: Path,
+    arch: str,
+    classes: tuple[str, ...] = (),
+    stage: tuple[int, float] | None = None,
+    tanh: bool | str = "auto",
+    **training,
 ) -> Path:
     """A run's folder with a checkpoint of random 8x8 networks in colour, in which nothing is zero at first: so noise,
     bias and all residual branches show."""
-    network = configuration.NetworkOptions(arch=arch, channel_base=64, channel_max=8, z_dim=8)
+    network = configuration.NetworkOptions(arch=arch, channel_base=64, channel_max=8, z_dim=8, tanh=tanh)
     data = configuration.DataOptions(resolution=8, channels=3, labels=bool(classes))
     config = configure.resolve(
         configuration.Config(network=network, data=data, training=configuration.TrainingOptions(**training))

@@ -82,7 +82,7 @@ def test_what_needs_all_networks_says_so(tmp_path, monkeypatch, capsys):
     line = error_of(train.main, ["--init-from", "example:digits"], capsys)
     assert "has no D: a training needs a discriminator as well" in line
     line = error_of(export.main, ["--checkpoint", "example:digits", "--format", "pkl"], capsys)
-    assert "the official code loads all three networks only" in line
+    assert "its images go through tanh" in line
     assert "start a new run" in error_of(train.main, ["--resume", "example:digits"], capsys)
     assert not list(tmp_path.iterdir())
 

@@ -12,13 +12,15 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastgan.augment.sampling import NEAREST, ZEROS, sample
 from fastgan.ops.arguments import DTYPES
 from fastgan.ops.arithmetic import to_arithmetic
+from fastgan.ops.constants import constant
 from fastgan.ops.layout import channels_last, dense, is_channels_last
 from fastgan.ops.recordable import recordable
+from fastgan.ops.transforms import backward_must_use_reference
 from fastgan.penalties.rules import Affine, NotPiecewiseLinear, require_only_first, rule
 
 LARGEST_SHIFT = 1 / 8  # of the side
@@ -102,8 +104,11 @@ def _transform(images: Tensor, parameters: Parameters, cutout: float) -> Tensor:
     if x.numel() == 0:
         return x
     with torch.autocast(x.device.type, enabled=False):
-        x = _recolor(x, parameters)
-        x = _move(x, parameters, cutout) if x.shape[1] != 4 else _move(x - EMPTY, parameters, cutout) + EMPTY
+        if x.shape[1] == 4:
+            x = _recolor_premultiplied(x, parameters) - EMPTY
+            x = _apply(_linear(x, parameters, cutout, recolors=False), x) + EMPTY
+        else:
+            x = _apply(_linear(x, parameters, cutout), x, parameters.brightness.to(x.dtype))
     return channels_last(x) if is_channels_last(images) else x.contiguous()
 
 
@@ -120,31 +125,148 @@ def _(images, parameters, cutout):
     return Affine(transform, (images,), parameters[1:], (parameters.brightness[:, None, None, None],))
 
 
-def _move(x: Tensor, parameters: Parameters, cutout: float) -> Tensor:
-    """Translation and cutout, which leave zeros."""
-    h, w = x.shape[2:]
-    down, across = torch.arange(h, device=x.device), torch.arange(w, device=x.device)
-    rows = (down - _shift(parameters.shift_y, h))[:, :, None].to(x.dtype).expand(-1, h, w)
-    columns = (across - _shift(parameters.shift_x, w))[:, None].to(x.dtype).expand(-1, h, w)
-    x = sample(x, rows, columns, NEAREST, ZEROS)
-    if not cutout:
-        return x
-    is_cut = _is_cut(down, parameters.cutout_y, cutout)[:, None, :, None]
-    is_cut = is_cut & _is_cut(across, parameters.cutout_x, cutout)[:, None, None]
-    return x.masked_fill(is_cut, 0.0)
+# The linear part ------------------------------------------------------------------------------------------------------
 
 
-def _is_cut(places: Tensor, position: Tensor, cutout: float) -> Tensor:
-    """Whether each of the places [size] of an axis is within the cut of each image: [N, size]."""
-    length = _rounded(len(places) * cutout)
-    centre = (position[:, None] * (len(places) + 1 - length % 2)).floor()
-    return (places >= centre - length // 2) & (places < centre - length // 2 + length)
+class _Linear(NamedTuple):
+    """Linear part of the transformation of images [N, C, H, W]: colours, then translation, then cutout.
+
+    With saturation s, contrast k, the mean over colours of each pixel, m, and the mean of the image, M, colours become
+
+        x -> k s x + k (1 - s) m + (1 - k) M
+
+    which is its own adjoint. Translation is by whole pixels. In rows of pixels [H * W, C], with a margin of zeros, it
+    is a copy from another start; only columns that wrap around are wrong, and set to zero with those that are cut.
+    """
+
+    mix: Tensor | None  # [N, C, C]: of the colours of a pixel; None to leave colours as they are
+    mean: Tensor | None  # [N, 1]: factor of M
+    kept: Tensor  # [N, 1 or H, W * C]: 0 for what is empty, else 1
+    forth: Tensor  # [N] int64: first pixel of each moved image, among the rows of all images
+    back: Tensor  # the same for the adjoint
+
+
+def _linear(x: Tensor, parameters: Parameters, cutout: float, recolors: bool = True) -> _Linear:
+    n, c, h, w = x.shape
+    mix = mean = None
+    if recolors:
+        contrast = parameters.contrast.to(x.dtype)[:, None]
+        mean = 1 - contrast
+        mix = contrast
+        if c > 1:
+            own = contrast * parameters.saturation.to(x.dtype)[:, None]
+            mix = torch.diag_embed(own.expand(n, c)) + ((contrast - own) / c)[:, :, None]
+        else:
+            mix = contrast[:, :, None]
+    shift_y, shift_x = _shift(parameters.shift_y, h), _shift(parameters.shift_x, w)
+    rows, columns = _places(h, 1, x.device), _places(w, c, x.device)
+    kept = _is_within(columns, shift_x, w).to(x.dtype)[:, None]
+    if cutout:
+        rows = _is_cut(rows, parameters.cutout_y, h, cutout).to(x.dtype)[:, :, None]
+        columns = _is_cut(columns, parameters.cutout_x, w, cutout).to(x.dtype)[:, None]
+        kept = torch.addcmul(kept, rows, columns * kept, value=-1)
+    margin = _margin(h, w)
+    shift = (shift_y * w + shift_x).flatten().long()
+    starts = torch.arange(margin, n * (h * w + 2 * margin), h * w + 2 * margin, device=x.device)
+    return _Linear(mix, mean, kept, starts - shift, starts + shift)
+
+
+def _apply(linear: _Linear, x: Tensor, brightness: Tensor | None = None, adjoint: bool = False) -> Tensor:
+    """The linear part, or its adjoint, of x [N, C, H, W]. brightness: [N], added to the colours."""
+    if backward_must_use_reference((x,)):
+        return _compute(linear, x, brightness, adjoint, differentiable=True)
+    return _Apply.apply(x, brightness, adjoint, *linear)
+
+
+class _Apply(torch.autograd.Function):
+    """`_apply`, differentiable any number of times in x alone."""
+
+    @staticmethod
+    def forward(ctx, x, brightness, adjoint, *linear):
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*linear)
+        ctx.adjoint = adjoint
+        return _compute(_Linear(*linear), x, brightness, adjoint)
+
+    @staticmethod
+    def backward(ctx, grad):
+        back = None if grad is None else _apply(_Linear(*ctx.saved_tensors), grad, adjoint=not ctx.adjoint)
+        return back, *[None] * (2 + len(_Linear._fields))
+
+
+def _compute(
+    linear: _Linear, x: Tensor, brightness: Tensor | None, adjoint: bool, differentiable: bool = False
+) -> Tensor:
+    """`_apply` by operations of PyTorch. They are faster if they need not be differentiable."""
+    n, c, h, w = x.shape
+    size, margin = h * w, _margin(h, w)
+    starts = linear.back if adjoint else linear.forth
+    pixels = x.permute(0, 2, 3, 1).reshape(n, size, c)
+    inner = None
+    if not differentiable:
+        padded = pixels.new_empty(n, margin + size + margin, c)
+        padded[:, :margin].zero_()
+        padded[:, margin + size :].zero_()
+        inner = padded[:, margin : margin + size]
+    pixels = _kept(linear, pixels, h, inner) if adjoint else _recolored(linear, pixels, brightness, inner)
+    if differentiable:
+        padded = F.pad(pixels, (0, 0, margin, margin)).reshape(-1, c)
+        pixels = padded[starts[:, None] + torch.arange(size, device=x.device)]
+    else:  # whole images are copied at once
+        pixels = padded.view(-1).unfold(0, size * c, c).index_select(0, starts).view(n, size, c)
+    pixels = _recolored(linear, pixels, brightness) if adjoint else _kept(linear, pixels, h)
+    return pixels.view(n, 1, h, w) if c == 1 else pixels.view(n, h, w, c).permute(0, 3, 1, 2)
+
+
+def _recolored(linear: _Linear, pixels: Tensor, brightness: Tensor | None, out: Tensor | None = None) -> Tensor:
+    """Colours of pixels [N, H * W, C]."""
+    if linear.mix is None:
+        return pixels if out is None else out.copy_(pixels)
+    offset = linear.mean * pixels.reshape(len(pixels), -1).mean(1, keepdim=True)
+    if brightness is not None:
+        offset = offset + brightness[:, None]
+    product = torch.bmm if pixels.shape[2] > 1 else torch.mul
+    return product(pixels, linear.mix, out=out).add_(offset[:, :, None])
+
+
+def _kept(linear: _Linear, pixels: Tensor, height: int, out: Tensor | None = None) -> Tensor:
+    """Zeros for what is empty of pixels [N, H * W, C]."""
+    lines = len(pixels), height, -1
+    kept = torch.mul(pixels.reshape(lines), linear.kept, out=None if out is None else out.view(lines))
+    return kept.view(pixels.shape)
+
+
+def _margin(h: int, w: int) -> int:
+    """Pixels by which an image can be moved."""
+    return _largest_shift(h) * w + _largest_shift(w)
 
 
 def _shift(position: Tensor, size: int) -> Tensor:
     """Whole pixels [N, 1] by which an axis is moved."""
-    most = _rounded(size * LARGEST_SHIFT)
-    return (position[:, None] * (2 * most + 1)).floor() - most
+    most = _largest_shift(size)
+    return (position[:, None] * (2 * most + 1)).floor_() - most
+
+
+def _largest_shift(size: int) -> int:
+    return _rounded(size * LARGEST_SHIFT)
+
+
+@constant
+def _places(size: int, repeats: int, device: torch.device) -> Tensor:
+    """0 to size - 1, each `repeats` times."""
+    return torch.arange(size, dtype=torch.float32, device=device).repeat_interleave(repeats)
+
+
+def _is_within(places: Tensor, start: Tensor, size: int) -> Tensor:
+    """Whether each place of an axis is one of `size` from start [N, 1] on: [N, places]."""
+    return (places - (start + (size - 1) / 2)).abs_() <= (size - 1) / 2
+
+
+def _is_cut(places: Tensor, position: Tensor, size: int, cutout: float) -> Tensor:
+    """Whether each place of an axis of `size` pixels is within the cut of each image: [N, places]."""
+    length = _rounded(size * cutout)
+    centre = (position[:, None] * (size + 1 - length % 2)).floor_()
+    return _is_within(places, centre - length // 2, length)
 
 
 def _rounded(length: float) -> int:
@@ -152,23 +274,19 @@ def _rounded(length: float) -> int:
     return int(length + 0.5)
 
 
-def _recolor(x: Tensor, parameters: Parameters) -> Tensor:
-    """Brightness b, saturation s and contrast k of x [N, C, H, W], in this order.
+# Transparent images ---------------------------------------------------------------------------------------------------
 
-    With the mean over colours of each pixel, m, and the mean of the image, M, their product is
 
-        x -> k s x + k (1 - s) m + (1 - k) M + b
+def _recolor_premultiplied(x: Tensor, parameters: Parameters) -> Tensor:
+    """Colours of premultiplied RGBA [N, 4, H, W] change as those of the straight image do.
 
-    For premultiplied RGBA it is that of the straight colours. There x + 1 = coverage * (colour + 1), so the constants
-    count by coverage, and M is the mean of what can be seen.
+    There x + 1 = coverage * (colour + 1), so constants count by coverage, and the mean of the image is that of what can
+    be seen.
     """
     brightness, saturation, contrast = (value.to(x.dtype)[:, None, None, None] for value in parameters[:3])
-    colours = x[:, :3] - EMPTY if x.shape[1] == 4 else x
+    colours, coverage = x[:, :3] - EMPTY, (x[:, 3:] - EMPTY) / 2
     pixel_mean = colours.mean(1, keepdim=True)
     mixed = contrast * saturation * colours + contrast * (1 - saturation) * pixel_mean
-    if x.shape[1] != 4:
-        return mixed + ((1 - contrast) * pixel_mean.mean((2, 3), keepdim=True) + brightness)
-    coverage = (x[:, 3:] - EMPTY) / 2
     visible = coverage.sum((2, 3), keepdim=True).clamp_min(1)  # one pixel or more
     mean = pixel_mean.sum((2, 3), keepdim=True) / visible
     return torch.cat([mixed + coverage * ((1 - contrast) * mean + brightness) + EMPTY, x[:, 3:]], 1)

@@ -141,34 +141,67 @@ class _Linear(NamedTuple):
 
     mix: Tensor | None  # [N, C, C]: of the colours of a pixel; None to leave colours as they are
     mean: Tensor | None  # [N, 1]: factor of M
-    kept: Tensor  # [N, 1 or H, W * C]: 0 for what is empty, else 1
+    kept: Tensor  # [N, H, W * C]: 0 for what is empty, else 1
     forth: Tensor  # [N] int64: first pixel of each moved image, among the rows of all images
     back: Tensor  # the same for the adjoint
 
 
 def _linear(x: Tensor, parameters: Parameters, cutout: float, recolors: bool = True) -> _Linear:
+    """The linear part for images of the shape, dtype and device of x."""
     n, c, h, w = x.shape
     mix = mean = None
     if recolors:
         contrast = parameters.contrast.to(x.dtype)[:, None]
         mean = 1 - contrast
-        mix = contrast
+        mix = contrast[:, :, None]
         if c > 1:
             own = contrast * parameters.saturation.to(x.dtype)[:, None]
             mix = torch.diag_embed(own.expand(n, c)) + ((contrast - own) / c)[:, :, None]
-        else:
-            mix = contrast[:, :, None]
-    shift_y, shift_x = _shift(parameters.shift_y, h), _shift(parameters.shift_x, w)
+    counts, first, reach = _positions(h, w, cutout, x.device)
+    centres = (torch.stack(parameters[3:]) * counts).floor_() + first  # [4, N]: moved image y, x; cut y, x
     rows, columns = _places(h, 1, x.device), _places(w, c, x.device)
-    kept = _is_within(columns, shift_x, w).to(x.dtype)[:, None]
-    if cutout:
-        rows = _is_cut(rows, parameters.cutout_y, h, cutout).to(x.dtype)[:, :, None]
-        columns = _is_cut(columns, parameters.cutout_x, w, cutout).to(x.dtype)[:, None]
-        kept = torch.addcmul(kept, rows, columns * kept, value=-1)
-    margin = _margin(h, w)
-    shift = (shift_y * w + shift_x).flatten().long()
-    starts = torch.arange(margin, n * (h * w + 2 * margin), h * w + 2 * margin, device=x.device)
+    cut_rows = ((rows - centres[2, :, None]).abs_() <= reach[2]).to(x.dtype)
+    seen, cut = ((columns - centres[1::2, :, None]).abs_() <= reach[1::2, :, None]).to(x.dtype)
+    kept = torch.addcmul(seen[:, None], cut_rows[:, :, None], (cut * seen)[:, None], value=-1)
+    shift = ((centres[0] - (h - 1) / 2) * w + (centres[1] - (w - 1) / 2)).long()
+    stride = h * w + 2 * _margin(h, w)
+    starts = torch.arange(_margin(h, w), n * stride, stride, device=x.device)
     return _Linear(mix, mean, kept, starts - shift, starts + shift)
+
+
+@constant
+def _positions(h: int, w: int, cutout: float, device: torch.device) -> Tensor:
+    """Of the moved image and of the cut, each along y and x: the number of positions, the centre at the first one, and
+    the distance from the centre to the outermost pixel. [3, 4, 1]"""
+    found = []
+    for size in (h, w):
+        most = _largest_shift(size)
+        found.append((2 * most + 1, (size - 1) / 2 - most, (size - 1) / 2))
+    for size in (h, w):
+        length = _rounded(size * cutout)
+        reach = (length - 1) / 2
+        found.append((size + 1 - length % 2, reach - length // 2, reach))
+    return torch.tensor(found, dtype=torch.float32, device=device).T[:, :, None].contiguous()
+
+
+@constant
+def _places(size: int, repeats: int, device: torch.device) -> Tensor:
+    """0 to size - 1, each `repeats` times: fp32 [size * repeats]."""
+    return torch.arange(size, dtype=torch.float32, device=device).repeat_interleave(repeats)
+
+
+def _margin(h: int, w: int) -> int:
+    """Pixels by which an image can be moved."""
+    return _largest_shift(h) * w + _largest_shift(w)
+
+
+def _largest_shift(size: int) -> int:
+    return _rounded(size * LARGEST_SHIFT)
+
+
+def _rounded(length: float) -> int:
+    """The nearest whole number, up from halves."""
+    return int(length + 0.5)
 
 
 def _apply(linear: _Linear, x: Tensor, brightness: Tensor | None = None, adjoint: bool = False) -> Tensor:
@@ -220,7 +253,7 @@ def _compute(
 
 def _recolored(linear: _Linear, pixels: Tensor, brightness: Tensor | None, out: Tensor | None = None) -> Tensor:
     """Colours of pixels [N, H * W, C]."""
-    if linear.mix is None:
+    if linear.mix is None or linear.mean is None:
         return pixels if out is None else out.copy_(pixels)
     offset = linear.mean * pixels.reshape(len(pixels), -1).mean(1, keepdim=True)
     if brightness is not None:
@@ -234,44 +267,6 @@ def _kept(linear: _Linear, pixels: Tensor, height: int, out: Tensor | None = Non
     lines = len(pixels), height, -1
     kept = torch.mul(pixels.reshape(lines), linear.kept, out=None if out is None else out.view(lines))
     return kept.view(pixels.shape)
-
-
-def _margin(h: int, w: int) -> int:
-    """Pixels by which an image can be moved."""
-    return _largest_shift(h) * w + _largest_shift(w)
-
-
-def _shift(position: Tensor, size: int) -> Tensor:
-    """Whole pixels [N, 1] by which an axis is moved."""
-    most = _largest_shift(size)
-    return (position[:, None] * (2 * most + 1)).floor_() - most
-
-
-def _largest_shift(size: int) -> int:
-    return _rounded(size * LARGEST_SHIFT)
-
-
-@constant
-def _places(size: int, repeats: int, device: torch.device) -> Tensor:
-    """0 to size - 1, each `repeats` times."""
-    return torch.arange(size, dtype=torch.float32, device=device).repeat_interleave(repeats)
-
-
-def _is_within(places: Tensor, start: Tensor, size: int) -> Tensor:
-    """Whether each place of an axis is one of `size` from start [N, 1] on: [N, places]."""
-    return (places - (start + (size - 1) / 2)).abs_() <= (size - 1) / 2
-
-
-def _is_cut(places: Tensor, position: Tensor, size: int, cutout: float) -> Tensor:
-    """Whether each place of an axis of `size` pixels is within the cut of each image: [N, places]."""
-    length = _rounded(size * cutout)
-    centre = (position[:, None] * (size + 1 - length % 2)).floor_()
-    return _is_within(places, centre - length // 2, length)
-
-
-def _rounded(length: float) -> int:
-    """The nearest whole number, up from halves."""
-    return int(length + 0.5)
 
 
 # Transparent images ---------------------------------------------------------------------------------------------------

@@ -207,6 +207,26 @@ def test_penalties_of_an_augmented_discriminator(channels):
     torch.testing.assert_close(gradients(discriminator), gradients(lambda x: discriminator(x)))
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_gradients_have_the_layout_of_channels_last_images(channels):
+    x = images(channels=channels).contiguous(memory_format=torch.channels_last).requires_grad_()
+    (gradient,) = torch.autograd.grad(DiffAugment()(x).square().sum(), x)
+    assert gradient.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_batches_of_gradients_and_transforms_of_functions():
+    x, parameters = images(3, dtype=torch.float64), fixed(3)
+    transform = lambda x: DiffAugment().transform(x, parameters)
+    tangent, leaf = images(3, dtype=torch.float64, seed=1), x.clone().requires_grad_()
+    moved = torch.func.jvp(transform, (x,), (tangent,))[1]
+    torch.testing.assert_close(moved, transform(x + tangent) - transform(x))
+    torch.testing.assert_close(torch.func.vmap(transform)(torch.stack([x, tangent]))[1], transform(tangent))
+    cotangents = torch.stack([x, tangent])
+    batched = torch.autograd.grad(transform(leaf), leaf, cotangents, is_grads_batched=True)[0]
+    torch.testing.assert_close(batched[1], torch.func.vjp(transform, x)[1](tangent)[0])
+    torch.testing.assert_close(batched[0], torch.autograd.grad(transform(leaf), leaf, x)[0])
+
+
 def test_gradients_of_a_batch_are_deterministic():
     x, parameters = images(8).requires_grad_(), fixed(8)
     of = lambda: torch.autograd.grad(DiffAugment().transform(x, parameters).square().sum(), x)[0]

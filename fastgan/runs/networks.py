@@ -80,7 +80,7 @@ def _from_fastgan(header: checkpoint.Header, ema: float | None) -> TrainedNetwor
     checkpoint.ema_prefix(header, ema)  # raises if there is none
 
     def load_state_dicts():
-        networks: dict[str, dict[str, Tensor]] = {}
+        networks = {}
         for name, value in checkpoint.read_networks(header, ema).items():
             network, _, tensor = name.partition(".")
             networks.setdefault(network, {})[tensor] = value

@@ -407,12 +407,15 @@ def _noise_bias_act_launches(kernel: str, call: Any) -> int:
 
 
 def _instance_norm_launches(kernel: str, call: Any) -> int:
-    """One if the rows of enough blocks fit into shared memory, else three; and the second stage of sums."""
+    """One if the rows of enough blocks fit into shared memory; else two, or three if half of an H100's L2 does not hold
+    a tile, 64 bytes wide, and 8 MB. And the second stage of sums."""
     width = 16 // call.dtype.itemsize  # elements in a vector; a block takes at least two in a row
     resident = -(-call.p // 128) * 256 * 16 * (1 if kernel == "forward" else 2)
     blocks = call.n * -(-call.c // (2 * width))
     fits = not call.batch and resident <= 88 * 1024 and (blocks >= 66 or resident <= 16 * 1024)
-    return (1 if fits else 3) + _sums(call)
+    positions = call.p * (call.n if call.batch and not call.channels_last else 1)
+    unit = positions * (64 if call.channels_last else call.dtype.itemsize) * (1 if kernel == "forward" else 2)
+    return (1 if fits else 2 if unit < 17e6 else 3) + _sums(call)
 
 
 _LAUNCHES: dict[str, Callable[[str, Any], int]] = {  # kernel launches of an operation on a GPU; others launch once

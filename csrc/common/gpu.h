@@ -8,7 +8,8 @@
 //   * no inline PTX, cooperative groups, wmma, cp.async or __activemask;
 //   * every thread of a block reaches every __syncthreads(): use a `live` flag, not an early return;
 //   * masks of warp operations name exactly the lanes that take part; blocks are whole warps, or masks are exact;
-//   * no kernel waits for another block; no object in a kernel has a destructor that matters.
+//   * a block waits only for blocks with an earlier ticket (gpu::take_ticket);
+//   * no object in a kernel has a destructor that matters.
 #pragma once
 
 #include <cstddef>
@@ -192,18 +193,23 @@ private:
     [[maybe_unused]] bool changed_ = false;
 };
 
-// Bytes of shared memory that a block can have on the current device, if its launch asks for them.
-inline std::size_t max_shared_bytes() {
+// Attributes of the current device; the emulation has those of an H100.
 #ifdef FASTGAN_EMULATE
-    return 227 * 1024;
+#define GPU_ATTRIBUTE(name, emulated) return emulation::attribute(#name, emulated)
 #else
-    int device = 0, bytes = 0;
-    detail::check(cudaGetDevice(&device), "cudaGetDevice");
-    detail::check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
-                  "cudaDeviceGetAttribute");
-    return static_cast<std::size_t>(bytes);
+#define GPU_ATTRIBUTE(name, emulated)                                                                   \
+    int device = 0, value = 0;                                                                          \
+    detail::check(cudaGetDevice(&device), "cudaGetDevice");                                             \
+    detail::check(cudaDeviceGetAttribute(&value, cudaDevAttr##name, device), "cudaDeviceGetAttribute"); \
+    return value
 #endif
-}
+
+// Bytes of shared memory that a block can have, if its launch asks for them.
+inline std::size_t max_shared_bytes() { GPU_ATTRIBUTE(MaxSharedMemoryPerBlockOptin, 227 * 1024); }
+inline int64_t l2_bytes() { GPU_ATTRIBUTE(L2CacheSize, 50 * 1024 * 1024); }
+inline int multiprocessors() { GPU_ATTRIBUTE(MultiProcessorCount, 132); }
+
+#undef GPU_ATTRIBUTE
 
 // ------------------------------------------------------------------------------------------------------- conversions
 
@@ -276,6 +282,9 @@ __device__ __forceinline__ void check_vector(const T* p GPU_PLACE) {
 
 }  // namespace detail
 
+// Whether an access is the last one to these bytes for long: the L2 keeps them no longer than it must (evict-first).
+enum class Access { any, last };
+
 // load<V>(p), store(p, vec): one access of V values. p must be aligned to the size of the vector.
 template <int V, class T>
 __device__ __forceinline__ Vec<T, V> load(const T* p GPU_PLACE) {
@@ -290,9 +299,10 @@ __device__ __forceinline__ Vec<T, V> load(const T* p GPU_PLACE) {
 }
 
 // load<V>(p) if `there`, else zeros; p is not read then.
-template <int V, class T>
+template <int V, Access A = Access::any, class T>
 __device__ __forceinline__ Vec<T, V> load_or_zeros(bool there, const T* p GPU_PLACE) {
 #ifdef FASTGAN_EMULATE
+    const emulation::LastAccess scope(A == Access::last);
     return there ? load<V>(p GPU_HERE) : Vec<T, V>{};
 #else  // selects one word: 16-bit values would be selected, and kept in registers, one by one
     using Word = detail::Word<sizeof(T) * V>;
@@ -302,19 +312,24 @@ __device__ __forceinline__ Vec<T, V> load_or_zeros(bool there, const T* p GPU_PL
         __device__ Both() {}
     } both;
     both.word = Word{};
-    if (there) both.word = *reinterpret_cast<const Word*>(p);
+    if (there) {
+        const Word* from = reinterpret_cast<const Word*>(p);
+        both.word = A == Access::last ? __ldcs(from) : *from;
+    }
     return both.value;
 #endif
 }
 
-template <int V, class T>
+template <Access A = Access::any, int V, class T>
 __device__ __forceinline__ void store(T* p, const Vec<T, V>& value GPU_PLACE) {
     detail::check_vector<T, V>(p GPU_HERE);
 #ifdef FASTGAN_EMULATE
+    const emulation::LastAccess scope(A == Access::last);
     *reinterpret_cast<Vec<T, V>*>(p) = value;
 #else  // an assignment would be compiled to several stores of 4 bytes
     using Word = detail::Word<sizeof(T) * V>;
-    __stwb(reinterpret_cast<Word*>(p), *reinterpret_cast<const Word*>(&value));
+    const Word word = *reinterpret_cast<const Word*>(&value);
+    A == Access::last ? __stcs(reinterpret_cast<Word*>(p), word) : __stwb(reinterpret_cast<Word*>(p), word);
 #endif
 }
 
@@ -360,6 +375,44 @@ __device__ __forceinline__ A block_sum(A value GPU_PLACE) {
     A values[1] = {value};
     block_sum(values GPU_HERE);
     return values[0];
+}
+
+// ------------------------------------------------------------------------------------------------ order among blocks
+
+// Number of blocks that took a ticket from this counter before; once in a kernel, by all threads. The blocks with
+// earlier tickets run already, in whatever order a GPU starts blocks. If a block waits for earlier tickets alone, the
+// earliest of all waits for none, so that no launch can hang.
+__device__ __forceinline__ unsigned take_ticket(unsigned* counter GPU_PLACE) {
+    SHARED(unsigned, ticket, [1]);
+    if (thread_in_block() == 0) {
+#ifdef FASTGAN_EMULATE
+        atomicAdd(counter, emulation::skipped_blocks());
+#endif
+        ticket[0] = atomicAdd(counter, 1u);
+    }
+    GPU_BARRIER();
+    return ticket[0];
+}
+
+// Adds one to a counter, when all threads of the block have written what others may then read. All threads must call.
+// Returns its value before, in thread 0 only.
+__device__ __forceinline__ unsigned arrive(unsigned* counter GPU_PLACE) {
+    __threadfence();
+    GPU_BARRIER();
+    return thread_in_block() == 0 ? atomicAdd(counter, 1u) : 0u;
+}
+
+// Waits until `count` blocks have arrived at the counter. All threads must call, and see then what these have written.
+__device__ __forceinline__ void wait_for(const unsigned* counter, unsigned count GPU_PLACE) {
+    if (thread_in_block() == 0) {
+#ifdef FASTGAN_EMULATE
+        emulation::check_wait(*counter >= count, {file, line});
+#else
+        while (*static_cast<const volatile unsigned*>(counter) < count) __nanosleep(100);
+#endif
+        __threadfence();
+    }
+    GPU_BARRIER();
 }
 
 }  // namespace gpu

@@ -1,13 +1,16 @@
 // instance_norm and batch_norm_act on the GPU, with 16-byte accesses where the sizes allow.
 //
-// A block takes a tile of channels (NHWC) or a few channels (NCHW) of a sample. If all their positions fit into shared
-// memory, and there are enough blocks to keep the GPU busy, one kernel reads x (and dy) once: RESIDENT. Otherwise the
-// positions are cut into pieces: a first kernel computes the moments (or sums) of each piece, a second merges them, and
-// a third reads the activations again. batch_norm_act always takes this way; its second kernel merges the pieces of all
-// samples. All sums are taken in a fixed order, without atomics.
+// A unit of work is a tile of channels of a sample (NHWC) or a few channels (NCHW); for batch_norm_act, of all samples.
 //
-// The variance is taken about the running mean of each thread, and merged with that of others about the mean of both
-// (Chan, Golub and LeVeque 1983): never as a difference of large numbers.
+//   * On chip: if the positions of a unit fit into shared memory, and there are enough units to keep the GPU busy, a
+//     block takes a unit and reads x (and dy) once.
+//   * In turns: otherwise a unit is cut into pieces. A block takes a piece for its moments (or sums), or to apply those
+//     of the whole unit. Both kinds of blocks alternate in one launch, such that a piece is applied while the L2 still
+//     holds it: x (and dy) are read once from memory. The block that is the last of a unit with its moments merges
+//     those of all pieces; blocks that apply them wait for it.
+//
+// All sums are taken in a fixed order, without atomics. The variance is taken about a value of each thread, and merged
+// with that of others about the mean of both (Chan, Golub and LeVeque 1983): never as a difference of large numbers.
 #include <algorithm>
 
 #include "noise_bias_act/gpu.h"
@@ -20,51 +23,102 @@ namespace {
 using namespace gpu_values;
 
 constexpr int MIN_BLOCKS = 264;                         // 2 for each multiprocessor of an H100
-constexpr int MAX_PIECES = 64;                          // maximum number of pieces that one thread merges
-constexpr int RUN = 16;                                 // loop steps between two corrections of a thread's mean
+constexpr int64_t RUN = 16;                             // loop steps between two corrections of a thread's mean
+constexpr int64_t PIECE_BYTES = 64 * 1024;              // bytes of each activation in a piece, at most
+constexpr int64_t LEAD_BYTES = 128 * 1024;              // bytes a multiprocessor from moments to their use
+constexpr int64_t TILE_BYTES = 128;                     // bytes of a row of a tile (NHWC) that is cut into pieces
+constexpr int64_t UNIT_BYTES = 8 * 1024 * 1024;         // larger units have tiles half as wide
 constexpr std::size_t MAX_RESIDENT_BYTES = 88 * 1024;   // two such blocks fit on a multiprocessor of an H100
 constexpr std::size_t STATIC_SHARED_BYTES = 25 * 1024;  // upper bound of a kernel's static shared memory
 
 // Plan of a launch, on the host. Kernels take the Split alone: the members of a base class cost them registers.
 struct Plan : Split {
-    std::size_t resident;  // bytes of shared memory that hold the activations; 0 if they are read twice
+    std::size_t resident;  // bytes of shared memory that hold the activations of a unit; 0 for pieces
+
+    int64_t units(const NormCall& call) const { return call.channels_last ? call.n * tiles : tiles; }
+    int64_t per_unit(const NormCall& call) const {
+        return call.batch && !call.channels_last ? call.n * per_sample : per_sample;
+    }
+    int channels(const NormCall& call) const { return call.channels_last ? columns * vector : rows; }  // of a unit
 };
 
-// The plan that keeps `tensors` activations in shared memory, with `columns` threads along the contiguous dimension.
-Plan resident_plan(const NormCall& call, int vector, int columns, int tensors) {
+// Units with `columns` threads along the contiguous dimension, each in one piece.
+Plan units_of(const NormCall& call, int vector, int columns) {
     Plan plan{};
     plan.vector = vector, plan.columns = columns, plan.rows = BLOCK / columns;
+    plan.tiles = call.channels_last ? ceil_div(call.c, int64_t(columns) * vector) : ceil_div(call.rows(), plan.rows);
     plan.per_sample = 1, plan.positions = call.p;
-    const int64_t row = int64_t(columns) * vector;
-    plan.tiles = call.channels_last ? ceil_div(call.c, row) : ceil_div(call.n * call.c, plan.rows);
-    const int64_t steps = ceil_div(call.p, call.channels_last ? plan.rows : row);
-    plan.resident = std::size_t(steps * BLOCK * vector * bytes_of(call.dtype) * tensors);
     return plan;
 }
 
-Plan split_plan(const NormCall& call, int vector) {
-    return {split(call.n, call.c, call.p, call.channels_last, vector, call.batch ? MAX_BLOCKS / 2 : MAX_BLOCKS,
-                  call.batch ? INT64_MAX : MAX_PIECES),
-            0};
+// Positions of a step of all threads, and number of steps in a sample.
+int64_t step_of(const NormCall& call, const Plan& plan) {
+    return call.channels_last ? plan.rows : int64_t(plan.columns) * plan.vector;
 }
+int64_t steps_of(const NormCall& call, const Plan& plan) { return ceil_div(call.p, step_of(call, plan)); }
 
 // `tensors` is the number of activations that are read twice: x forward, x and dy backward.
+Plan plan_in_turns(const NormCall& call, int vector, int tensors) {
+    const int64_t bytes = bytes_of(call.dtype), fast = (call.channels_last ? call.c : call.p) / vector;
+    const int64_t row = call.p * tensors * TILE_BYTES > UNIT_BYTES ? TILE_BYTES / 2 : TILE_BYTES;
+    Plan plan = units_of(call, vector, power_of_two_from(fast, call.channels_last ? int(row / bytes / vector) : BLOCK));
+    // Smaller pieces if there were not enough of them for all multiprocessors. Those for moments take one run.
+    const int64_t most = min(PIECE_BYTES / (BLOCK * vector * bytes), tensors == 1 ? RUN : INT64_MAX);
+    const int64_t steps = steps_of(call, plan) * plan.per_unit(call) * plan.units(call);
+    plan.positions = min(max(ceil_div(steps, 2 * gpu::multiprocessors()), MIN_STEPS), most) * step_of(call, plan);
+    plan.per_sample = max(1, ceil_div(call.p, plan.positions));
+    return plan;
+}
+
 Plan plan_of(const NormCall& call, int vector, int tensors) {
-    if (call.batch) return split_plan(call, vector);
+    if (call.batch) return plan_in_turns(call, vector, tensors);
     const std::size_t limit = std::min(gpu::max_shared_bytes() - STATIC_SHARED_BYTES, MAX_RESIDENT_BYTES);
     const int64_t fast = (call.channels_last ? call.c : call.p) / vector;
     // In NHWC, the widest tile that leaves enough blocks. It has at least 32 bytes, the size of a memory sector.
     const int max_columns = power_of_two_from(fast, call.channels_last ? 32 : BLOCK), min_columns = vector > 1 ? 2 : 8;
     for (int columns = max_columns;; columns /= 2) {
-        const Plan plan = resident_plan(call, vector, columns, tensors);
-        const int64_t blocks = call.channels_last ? call.n * plan.tiles : plan.tiles;
+        Plan plan = units_of(call, vector, columns);
+        plan.resident = std::size_t(steps_of(call, plan) * BLOCK * vector * bytes_of(call.dtype) * tensors);
+        const int64_t blocks = plan.units(call);
         if (plan.resident <= limit && blocks >= MIN_BLOCKS) return plan;
         const bool last = !call.channels_last || columns <= min_columns;
-        // With fewer blocks the pieces would be small: one kernel is faster than three.
+        // With fewer blocks the pieces would be small: one kernel is faster.
         if (last && plan.resident <= limit && (blocks >= MIN_BLOCKS / 4 || plan.resident <= 16 * 1024)) return plan;
-        if (last) return split_plan(call, vector);
+        if (last) return plan_in_turns(call, vector, tensors);
     }
 }
+
+// Elements in an access of the backward pass in turns. In NHWC, 16 bytes would take too many registers.
+constexpr int backward_vector(int vector, bool channels_last) {
+    return channels_last && vector > 1 ? vector / 2 : vector;
+}
+
+Plan backward_plan(const NormCall& call, int vector) {
+    const Plan plan = plan_of(call, vector, 2);
+    return plan.resident ? plan : plan_in_turns(call, backward_vector(vector, call.channels_last), 2);
+}
+
+// Order of the blocks that take pieces. Blocks draw tickets. The first `lead` compute moments; then those that apply
+// them and those that compute moments alternate. The moments of a unit are given out `lead - per_unit` pieces before
+// they are needed.
+struct Turns {
+    int64_t pieces, per_unit, lead;
+    unsigned *tickets, *arrived;  // counters, [1] and [units]
+    bool reversed;                // all is applied in a second launch, latest pieces first: the L2 may hold these
+
+    struct Turn {
+        bool applies;
+        int64_t piece;
+    };
+
+    FASTGAN_INLINE Turn next() const {
+        const int64_t ticket = gpu::take_ticket(tickets);
+        if (ticket < lead) return {false, ticket};
+        const int64_t round = (ticket - lead) / 2, read = lead + round;
+        if (read >= pieces) return {true, reversed ? 2 * pieces - 1 - ticket : ticket - pieces};
+        return (ticket - lead) % 2 ? Turn{false, read} : Turn{true, round};
+    }
+};
 
 template <class S>
 struct Moments {
@@ -118,7 +172,7 @@ FASTGAN_INLINE Triple<S> shuffle_xor(const Triple<S>& own, int distance) {
             __shfl_xor_sync(gpu::full_mask, own.c, distance, gpu::warp_size)};
 }
 
-// Shared memory that the sums of a kernel use one after the other, for threads with W channels.
+// Shared memory for the values of all threads of a block, W of each.
 template <class S, int W>
 FASTGAN_INLINE S* slots_of_block() {
     constexpr int merging = W * BLOCK * int(sizeof(Moments<S>) / sizeof(S)), writing = COLUMN_SLOTS<2, W>;
@@ -126,14 +180,34 @@ FASTGAN_INLINE S* slots_of_block() {
     return &slots[0];
 }
 
-// Merges the values of all threads of a block with the same channel; each thread gets the result. May be called once in
-// a kernel, before other uses of the slots.
-template <bool NHWC, class S, template <class> class R, int W>
-FASTGAN_INLINE void merge_in_block(R<S> (&values)[W], int columns) {
-    const int thread = int(threadIdx.x);
+// Slots of the values that the warps of a block leave, after shuffles: `count` for each channel, `step` apart. Channels
+// of adjacent threads lie in different banks.
+template <bool NHWC>
+struct Slots {
+    int channels, count, step, pitch;  // pitch: slots from one channel of a thread to its next
+
+    FASTGAN_INLINE explicit Slots(int columns) {
+        const bool narrow = columns < gpu::warp_size;
+        const int rows = BLOCK / (narrow ? gpu::warp_size : columns);
+        channels = NHWC ? columns : BLOCK / columns;
+        count = NHWC ? rows : narrow ? 1 : columns / gpu::warp_size;
+        step = NHWC ? columns : 1;
+        pitch = narrow ? (rows * columns + gpu::warp_size - 1) / gpu::warp_size * gpu::warp_size + columns : BLOCK;
+    }
+    // The first slot of channel i % channels of the threads' (i / channels)-th.
+    FASTGAN_INLINE int first(int i) const { return i / channels * pitch + i % channels * (NHWC ? 1 : count); }
+};
+
+// Merges the values of all threads of a block with the same channel, and calls write(i, value) in one thread for each:
+// i is the column of the channel, plus w * columns for the w-th of a thread (NHWC), or its row (NCHW). Returns whether
+// the results are in the slots too. Once in a kernel for each W.
+template <bool NHWC, class S, template <class> class R, int W, class F>
+FASTGAN_INLINE bool merge_in_block(R<S> (&values)[W], int columns, const F& write) {
+    const int thread = int(threadIdx.x), lane = thread % gpu::warp_size, warp = thread / gpu::warp_size;
+    const bool narrow = columns < gpu::warp_size;
     // Bits of the thread index that differ among threads of one channel: the upper ones (NHWC) or the lower ones
     // (NCHW).
-    const int first = NHWC ? columns : 1, past = NHWC || columns > gpu::warp_size ? gpu::warp_size : columns;
+    const int first = NHWC ? columns : 1, past = NHWC || !narrow ? gpu::warp_size : columns;
     for (int distance = first; distance < past; distance *= 2) {
         GPU_UNROLL
         for (int w = 0; w < W; ++w) {
@@ -141,25 +215,40 @@ FASTGAN_INLINE void merge_in_block(R<S> (&values)[W], int columns) {
             values[w] = thread & distance ? merged(other, values[w]) : merged(values[w], other);
         }
     }
-    // The values of the warps follow: `count` for each channel, `step` threads apart.
-    const int step = NHWC && columns > gpu::warp_size ? columns : gpu::warp_size;
-    const int count = (NHWC ? BLOCK : columns) / step;
-    if (count <= 1) return;  // uniform
+    const Slots<NHWC> at(columns);
+    if (at.count == 1) {  // uniform
+        GPU_UNROLL
+        for (int w = 0; w < W; ++w) {
+            if (NHWC || thread % columns == 0) write(NHWC ? thread + w * columns : thread / columns, values[w]);
+        }
+        return false;
+    }
     R<S>* slots = reinterpret_cast<R<S>*>(slots_of_block<S, W>());
     GPU_UNROLL
-    for (int w = 0; w < W; ++w) slots[w * BLOCK + thread] = values[w];
-    __syncthreads();
-    const int channels = NHWC ? columns : BLOCK / columns, apart = NHWC ? 1 : columns;
-    for (int i = thread; i < W * channels; i += BLOCK) {
-        R<S>* from = slots + i / channels * BLOCK + i % channels * apart;
-        R<S> total = from[0];
-        for (int k = 1; k < count; ++k) total = merged(total, from[k * step]);
-        from[0] = total;
+    for (int w = 0; w < W; ++w) {
+        if (NHWC && lane < columns) slots[w * at.pitch + (narrow ? warp * columns + lane : thread)] = values[w];
+        if (!NHWC && lane == 0) slots[warp] = values[w];
     }
     __syncthreads();
-    const int from = NHWC ? thread % columns : thread / columns * columns;
+    for (int i = thread; i < W * at.channels; i += BLOCK) {
+        R<S>* from = slots + at.first(i);
+        R<S> total = from[0];
+        for (int k = 1; k < at.count; ++k) total = merged(total, from[k * at.step]);
+        write(i, from[0] = total);
+    }
+    return true;
+}
+
+// The same; each thread gets the results of its channels.
+template <bool NHWC, class S, template <class> class R, int W>
+FASTGAN_INLINE void merge_for_all(R<S> (&values)[W], int columns) {
+    if (!merge_in_block<NHWC>(values, columns, [](int, const R<S>&) {})) return;  // uniform
+    __syncthreads();
+    const Slots<NHWC> at(columns);
+    const R<S>* slots = reinterpret_cast<R<S>*>(slots_of_block<S, W>());
+    const int own = NHWC ? int(threadIdx.x) % columns : int(threadIdx.x) / columns;
     GPU_UNROLL
-    for (int w = 0; w < W; ++w) values[w] = slots[w * BLOCK + from];
+    for (int w = 0; w < W; ++w) values[w] = slots[at.first(own + w * at.channels)];
 }
 
 template <class T>
@@ -201,40 +290,41 @@ struct Tensors {
           beyond_style(call.dx || call.dbias || call.dstrength) {}
 };
 
-// The work of a thread: W channels of a sample, and every `stride`-th position, V elements at a time. In shared memory
-// each thread reads only its own values, so that no barrier is needed.
+// The work of a thread on a piece: W channels of a sample, and every `stride`-th position, V elements at a time. In
+// shared memory each thread reads only its own values, so that no barrier is needed.
 template <class T, int V, bool NHWC, bool BATCH>
 struct Part {
     using S = typename Tensors<T>::S;
     using Vector = gpu::Vec<T, V>;
     static constexpr int W = NHWC ? V : 1;
+    static constexpr int NOISES = NHWC ? 1 : V;  // numbers of noise at V elements
     const Tensors<T>& t;
-    int64_t piece, sample, channel, row;  // row: index of the first channel in [N, C], or in [C] of a batch
-    int64_t first, end, stride, base;     // positions; base: index of the element at position 0
-    bool live, leads;                     // leads: this thread writes the results of its channels
+    int64_t sample, channel, row;      // row: index of the first channel in [N, C], or in [C] of a batch
+    int64_t sums;                      // row of the piece in tables of sums, [N, per_sample]
+    int64_t first, end, stride, base;  // positions; base: index of the element at position 0
+    bool live, leads;                  // leads: this thread writes the results of its channels
     S strength[W], bias[W];
 
-    FASTGAN_INLINE Part(const Tensors<T>& tensors, const Split& plan) : t(tensors) {
+    FASTGAN_INLINE Part(const Tensors<T>& tensors, const Split& plan, int64_t unit, int64_t segment) : t(tensors) {
         const int lane = int(threadIdx.x) % plan.columns, row_of_block = int(threadIdx.x) / plan.columns;
-        int64_t segment;
         if constexpr (NHWC) {
-            piece = blockIdx.x, sample = piece / plan.per_sample, segment = piece % plan.per_sample;
-            channel = (int64_t(blockIdx.y) * plan.columns + lane) * V;
+            sample = unit / plan.tiles;
+            channel = (unit % plan.tiles * plan.columns + lane) * V;
             live = channel < t.c;
             first = row_of_block, stride = plan.rows;
             leads = live && row_of_block == 0;
             row = sample * t.c + channel;
             base = sample * t.p * t.c + channel;
         } else {
-            const int64_t plane = int64_t(blockIdx.x) * plan.rows + row_of_block;
-            segment = blockIdx.y;
-            live = plane < t.n * t.c;
-            sample = plane / t.c, channel = plane % t.c, piece = sample * plan.per_sample + segment;
-            row = BATCH ? channel : plane;
+            row = unit * plan.rows + row_of_block;
+            live = row < t.rows;
+            sample = BATCH ? segment / plan.per_sample : row / t.c, channel = BATCH ? row : row % t.c;
+            if (BATCH) segment %= plan.per_sample;
             first = int64_t(lane) * V, stride = int64_t(plan.columns) * V;
             leads = live && lane == 0;
-            base = plane * t.p;
+            base = (sample * t.c + channel) * t.p;
         }
+        sums = sample * plan.per_sample + segment;
         first += segment * plan.positions;
         end = min((segment + 1) * plan.positions, t.p);
         GPU_UNROLL
@@ -246,23 +336,21 @@ struct Part {
 
     FASTGAN_INLINE int64_t index(int64_t position) const { return base + position * (NHWC ? t.c : 1); }
 
-    FASTGAN_INLINE Vector read(const T* from, int64_t position, Vector* cached, int step) const {
-        return cached ? cached[int64_t(step) * BLOCK + threadIdx.x] : gpu::load<V>(from + index(position));
-    }
-
-    // The input of the norm, z, for the V elements of x at a position, and the noise there.
-    FASTGAN_INLINE void activate(const Vector& x, int64_t position, Activated<S> (&u)[V], S (&noise)[V]) const {
+    FASTGAN_INLINE void read_noise(int64_t position, S (&noise)[NOISES]) const {
         if constexpr (NHWC) {
-            const S here = noise_at<S>(t, sample, position, t.p);
-            GPU_UNROLL
-            for (int v = 0; v < V; ++v) noise[v] = here;
+            noise[0] = noise_at<S>(t, sample, position, t.p);
         } else {
             load_noise(t, sample, position, t.p, noise);
         }
+    }
+
+    // The input of the norm, z, for the V elements of x at a position.
+    FASTGAN_INLINE void activate(const Vector& x, const S (&noise)[NOISES], Activated<S> (&u)[V]) const {
         GPU_UNROLL
         for (int v = 0; v < V; ++v) {
             const int w = NHWC ? v : 0;
-            u[v] = activated<false>(gpu::to<S>(x.v[v]), strength[w], noise[v], bias[w], t.gain, t.gain_below);
+            u[v] =
+                activated<false>(gpu::to<S>(x.v[v]), strength[w], noise[NHWC ? 0 : v], bias[w], t.gain, t.gain_below);
         }
     }
 
@@ -275,17 +363,53 @@ struct Part {
         return dy * piecewise_linear(normalised(z, mean, factor, shift), t.gain_after, t.gain_below_after).slope;
     }
 
-    // Writes y. Reads x from shared memory if it is resident, else from memory.
-    FASTGAN_INLINE void normalise(const S (&mean)[W], const S (&inverse)[W], Vector* cached) const {
+    // Calls f(position, values, noise) for the thread's positions from `start` to `stop`, with the values of x or of x
+    // and dy there. Loads those of AHEAD positions before it uses the first.
+    template <int AHEAD, gpu::Access A, int TENSORS, class F>
+    FASTGAN_INLINE void walk(const T* const (&from)[TENSORS], int64_t start, int64_t stop, const F& f) const {
+        for (int64_t position = start; position < stop; position += AHEAD * stride) {
+            Vector values[AHEAD][TENSORS];
+            S noise[AHEAD][NOISES];
+            GPU_UNROLL
+            for (int a = 0; a < AHEAD; ++a) {
+                const int64_t here = position + a * stride;
+                GPU_UNROLL
+                for (int i = 0; i < TENSORS; ++i) {
+                    values[a][i] = gpu::load_or_zeros<V, A>(here < stop, from[i] + index(here));
+                }
+                if (here < stop) read_noise(here, noise[a]);
+            }
+            GPU_UNROLL
+            for (int a = 0; a < AHEAD; ++a) {
+                if (position + a * stride < stop) f(position + a * stride, values[a], noise[a]);
+            }
+        }
+    }
+
+    // The same for all of the thread's positions, with the values in shared memory, [TENSORS, steps].
+    template <int TENSORS, class F>
+    FASTGAN_INLINE void walk_on_chip(const Vector* cached, int64_t steps, const F& f) const {
+        int64_t at = threadIdx.x;
+        for (int64_t position = first; position < end; position += stride, at += BLOCK) {
+            Vector values[TENSORS];
+            S noise[NOISES];
+            GPU_UNROLL
+            for (int i = 0; i < TENSORS; ++i) values[i] = cached[at + i * steps * BLOCK];
+            read_noise(position, noise);
+            f(position, values, noise);
+        }
+    }
+
+    // Writes y. walk(f) visits the positions.
+    template <gpu::Access A, class Walk>
+    FASTGAN_INLINE void normalise(const S (&mean)[W], const S (&inverse)[W], const Walk& walk) const {
         S factor[W], shifts[W];
         GPU_UNROLL
         for (int w = 0; w < W; ++w) factor[w] = scale(w) * inverse[w], shifts[w] = shift(w);
-        int step = 0;
-        for (int64_t position = first; position < end; position += stride, ++step) {
+        walk([&](int64_t position, const Vector(&values)[1], const S(&noise)[NOISES]) {
             Activated<S> u[V];
-            S noise[V];
             Vector out;
-            activate(read(t.x, position, cached, step), position, u, noise);
+            activate(values[0], noise, u);
             GPU_UNROLL
             for (int v = 0; v < V; ++v) {
                 const int w = NHWC ? v : 0;
@@ -293,14 +417,31 @@ struct Part {
                 if constexpr (BATCH) value = piecewise_linear(value, t.gain_after, t.gain_below_after).z;
                 out.v[v] = gpu::from<T>(value);
             }
-            gpu::store(t.y + index(position), out);
+            gpu::store<A>(t.y + index(position), out);
+        });
+    }
+
+    // Adds a position to the sums of its channels.
+    FASTGAN_INLINE void add(const Vector (&values)[2], const S (&noise)[NOISES], const S (&mean)[W],
+                            const S (&factor)[W], const S (&shifts)[W], Triple<S> (&sums)[W]) const {
+        Activated<S> u[V];
+        activate(values[0], noise, u);
+        GPU_UNROLL
+        for (int v = 0; v < V; ++v) {
+            const int w = NHWC ? v : 0;
+            const S dv = through_activation(gpu::to<S>(values[1].v[v]), u[v].z, mean[w], factor[w], shifts[w]);
+            const S distance = u[v].z - mean[w];
+            sums[w].a += dv;
+            sums[w].b += dv * distance;
+            sums[w].c += distance;
         }
     }
 
-    // Writes dx, and returns the sums of dx and of dx * noise in `total`. Reads x and dy from shared memory if they are
-    // resident, else from memory. `sums` are the sums about the mean.
+    // Writes dx, and returns the sums of dx and of dx * noise in `total`. `sums` are the sums about the mean, walk(f)
+    // visits the positions.
+    template <gpu::Access A, class Walk>
     FASTGAN_INLINE void gradients(const S (&mean)[W], const S (&inverse)[W], const Triple<S> (&sums)[W],
-                                  Vector* cached_x, Vector* cached_dy, Pair<S> (&total)[W]) const {
+                                  const Walk& walk, Pair<S> (&total)[W]) const {
         S factor[W], shifts[W], grad_mean[W], grad_slope[W];
         GPU_UNROLL
         for (int w = 0; w < W; ++w) {
@@ -308,24 +449,21 @@ struct Part {
             grad_slope[w] = sums[w].b / S(t.numbers) * inverse[w] * inverse[w];
             grad_mean[w] = sums[w].a / S(t.numbers) - sums[w].c * grad_slope[w];
         }
-        int step = 0;
-        for (int64_t position = first; position < end; position += stride, ++step) {
+        walk([&](int64_t position, const Vector(&values)[2], const S(&noise)[NOISES]) {
             Activated<S> u[V];
-            S noise[V];
-            activate(read(t.x, position, cached_x, step), position, u, noise);
-            const Vector dy = read(t.dy, position, cached_dy, step);
             Vector out;
+            activate(values[0], noise, u);
             GPU_UNROLL
             for (int v = 0; v < V; ++v) {
                 const int w = NHWC ? v : 0;
-                const S dv = through_activation(gpu::to<S>(dy.v[v]), u[v].z, mean[w], factor[w], shifts[w]);
+                const S dv = through_activation(gpu::to<S>(values[1].v[v]), u[v].z, mean[w], factor[w], shifts[w]);
                 const S du = u[v].slope * input_gradient(dv, u[v].z, mean[w], factor[w], grad_mean[w], grad_slope[w]);
                 total[w].a += du;
-                total[w].b += du * noise[v];
+                total[w].b += du * noise[NHWC ? 0 : v];
                 out.v[v] = gpu::from<T>(du);
             }
-            if (t.dx) gpu::store(t.dx + index(position), out);
-        }
+            if (t.dx) gpu::store<A>(t.dx + index(position), out);
+        });
     }
 };
 
@@ -340,129 +478,6 @@ FASTGAN_INLINE void add_moments(Moments<S>& m, S& shift, S distances, S square_s
     m.mean = shift = shift + move;
 }
 
-// Forward: the whole pass if x is resident, else the moments of each piece, [pieces, 2, C].
-template <class T, int V, bool NHWC, bool RESIDENT>
-__global__ void forward(Tensors<T> t, Split plan, typename Tensors<T>::S* partial) {
-    using Mine = Part<T, V, NHWC, false>;  // the moments do not depend on BATCH
-    using S = typename Mine::S;
-    constexpr int W = Mine::W;
-    DYN_SHARED(typename Mine::Vector, cached);
-    const Mine mine(t, plan);
-    Moments<S> moments[W] = {};
-    if (mine.live) {
-        S shift[W], noise[V];
-        Activated<S> u[V] = {};
-        if (mine.first < mine.end) mine.activate(gpu::load<V>(t.x + mine.index(mine.first)), mine.first, u, noise);
-        GPU_UNROLL
-        for (int w = 0; w < W; ++w) shift[w] = u[w].z;
-        int step = 0;
-        for (int64_t position = mine.first; position < mine.end;) {
-            S distances[W] = {}, squares[W] = {};
-            int added = 0;
-            for (; added < RUN && position < mine.end; ++added, ++step, position += mine.stride) {
-                const auto x = gpu::load<V>(t.x + mine.index(position));
-                if constexpr (RESIDENT) cached[int64_t(step) * BLOCK + threadIdx.x] = x;
-                mine.activate(x, position, u, noise);
-                GPU_UNROLL
-                for (int v = 0; v < V; ++v) {
-                    const int w = NHWC ? v : 0;
-                    const S distance = u[v].z - shift[w];
-                    distances[w] += distance;
-                    squares[w] += distance * distance;
-                }
-            }
-            const S numbers = S(added * (NHWC ? 1 : V)), inverse_count = S(1) / (moments[0].count + numbers);
-            GPU_UNROLL
-            for (int w = 0; w < W; ++w) {
-                add_moments(moments[w], shift[w], distances[w], squares[w], numbers, inverse_count);
-            }
-        }
-    }
-    merge_in_block<NHWC>(moments, plan.columns);
-    if constexpr (RESIDENT) {
-        if (mine.live) {
-            S mean[W], inverse[W];
-            GPU_UNROLL
-            for (int w = 0; w < W; ++w) {
-                mean[w] = moments[w].mean, inverse[w] = inverse_root(moments[w].squares, S(t.p), t.eps);
-                if (mine.leads) {
-                    t.statistics[mine.row + w] = mean[w];
-                    t.statistics[t.rows + mine.row + w] = inverse[w];
-                }
-            }
-            mine.normalise(mean, inverse, cached);
-        }
-    } else if (mine.leads) {
-        GPU_UNROLL
-        for (int w = 0; w < W; ++w) {
-            partial[mine.piece * 2 * t.c + mine.channel + w] = moments[w].mean;
-            partial[(mine.piece * 2 + 1) * t.c + mine.channel + w] = moments[w].squares;
-        }
-    }
-}
-
-// Partition of the merging of pieces. For each channel, `slices` threads take every slices-th piece; `columns` adjacent
-// threads take adjacent channels.
-struct Merge {
-    int64_t groups, pieces;  // groups with statistics of their own: samples, or the one batch; pieces in a group
-    int slices, columns;
-    unsigned blocks;
-
-    Merge(const NormCall& call, const Plan& plan)
-        : groups(call.batch ? 1 : call.n),
-          pieces(call.n * plan.per_sample / groups),
-          slices(power_of_two_from(ceil_div(pieces, MAX_PIECES), gpu::warp_size)),
-          columns(BLOCK / slices),
-          blocks(unsigned(ceil_div(groups * call.c, columns))) {}
-};
-
-// The work of a thread that merges pieces.
-struct MergePart {
-    int64_t row, channel, begin, end, stride;  // row: index in [groups, C]; begin, end, stride: pieces
-    bool live, leads;
-
-    FASTGAN_INLINE MergePart(const Merge& merge, int64_t c) {
-        const int lane = int(threadIdx.x) % merge.columns, slice = int(threadIdx.x) / merge.columns;
-        row = int64_t(blockIdx.x) * merge.columns + lane, channel = row % c;
-        live = row < merge.groups * c, leads = live && slice == 0;
-        const int64_t first = row / c * merge.pieces;
-        begin = first + slice, end = live ? first + merge.pieces : begin, stride = merge.slices;
-    }
-};
-
-// Statistics from the moments of all pieces, [pieces, 2, C].
-template <class T>
-__global__ void merge_moments(Tensors<T> t, Merge merge, const typename Tensors<T>::S* partial, int64_t per_sample,
-                              int64_t positions, bool variance) {
-    using S = typename Tensors<T>::S;
-    const MergePart mine(merge, t.c);
-    Moments<S> total[1] = {};
-    for (int64_t piece = mine.begin; piece < mine.end; piece += mine.stride) {
-        const S* from = partial + piece * 2 * t.c + mine.channel;
-        const int64_t remaining = t.p - piece % per_sample * positions;
-        total[0] = merged(total[0], Moments<S>{from[0], from[t.c], S(min(remaining, positions))});
-    }
-    merge_in_block<true>(total, merge.columns);
-    if (!mine.leads) return;
-    t.statistics[mine.row] = total[0].mean;
-    t.statistics[t.rows + mine.row] = inverse_root(total[0].squares, S(t.numbers), t.eps);
-    if (variance) t.statistics[2 * t.rows + mine.row] = total[0].squares / S(t.numbers - 1);
-}
-
-template <class T, int V, bool NHWC, bool BATCH>
-__global__ void normalise(Tensors<T> t, Split plan) {
-    using Mine = Part<T, V, NHWC, BATCH>;
-    using S = typename Mine::S;
-    const Mine mine(t, plan);
-    if (!mine.live) return;
-    S mean[Mine::W], inverse[Mine::W];
-    GPU_UNROLL
-    for (int w = 0; w < Mine::W; ++w) {
-        mean[w] = t.statistics[mine.row + w], inverse[w] = t.statistics[t.rows + mine.row + w];
-    }
-    mine.normalise(mean, inverse, nullptr);
-}
-
 // Gradients of the style for one row, from its sums about the mean.
 template <class T, class S>
 FASTGAN_INLINE void style_gradients(const Tensors<T>& t, int64_t row, const Triple<S>& sums, S inverse) {
@@ -470,10 +485,10 @@ FASTGAN_INLINE void style_gradients(const Tensors<T>& t, int64_t row, const Trip
     if (t.dstyle_scale) t.dstyle_scale[row] = sums.b * inverse;
 }
 
-// Writes the sums of a block for the gradients of bias and strength: [pieces, 2, C], and [blocks] for a scalar
-// strength, which is a sum over channels as well.
+// Writes the sums of a block for the gradients of bias and strength: [N, per_sample, 2, C], and [pieces] for a
+// scalar strength, which is a sum over channels as well.
 template <bool NHWC, class Mine, class S>
-FASTGAN_INLINE void write_sums(const Mine& mine, const Pair<S> (&sums)[Mine::W], const Split& plan, S* partial,
+FASTGAN_INLINE void write_sums(const Mine& mine, const Pair<S> (&sums)[Mine::W], int columns, int64_t piece, S* partial,
                                S* strength) {
     constexpr int W = Mine::W;
     if (strength) {  // uniform
@@ -481,142 +496,327 @@ FASTGAN_INLINE void write_sums(const Mine& mine, const Pair<S> (&sums)[Mine::W],
         GPU_UNROLL
         for (int w = 0; w < W; ++w) total += sums[w].b;
         total = gpu::block_sum(total);
-        if (threadIdx.x == 0) strength[blockIdx.x * gridDim.y + blockIdx.y] = total;
+        if (threadIdx.x == 0) strength[piece] = total;
     }
     S values[2 * W];
     GPU_UNROLL
     for (int w = 0; w < W; ++w) values[w] = sums[w].a, values[W + w] = sums[w].b;
     if constexpr (NHWC) {
-        const int64_t first = int64_t(blockIdx.y) * plan.columns * W;
-        __syncthreads();  // all threads have read the earlier contents of the slots
-        write_sums_of_columns<2, W>(values, plan.columns, mine.t.c - first, slots_of_block<S, W>(),
-                                    partial + mine.piece * 2 * mine.t.c + first, mine.t.c);
+        const int64_t first = mine.channel / (columns * W) * columns * W;  // of the tile
+        write_sums_of_columns<2, W>(values, columns, mine.t.c - first, slots_of_block<S, W>(),
+                                    partial + mine.sums * 2 * mine.t.c + first, mine.t.c);
     } else {
-        sum_rows(values, plan.columns);
+        sum_rows(values, columns);
         if (!mine.leads) return;
-        S* to = partial + mine.piece * 2 * mine.t.c + mine.channel;
+        S* to = partial + mine.sums * 2 * mine.t.c + mine.channel;
         to[0] = values[0], to[mine.t.c] = values[1];
     }
 }
 
-// Writes the sums of a piece for its row, [pieces, 3, C].
-template <class Mine, class S>
-FASTGAN_INLINE void write_sums(const Mine& mine, const Triple<S> (&sums)[Mine::W], S* partial) {
-    if (!mine.leads) return;
-    GPU_UNROLL
-    for (int w = 0; w < Mine::W; ++w) {
-        S* to = partial + mine.piece * 3 * mine.t.c + mine.channel + w;
-        to[0] = sums[w].a, to[mine.t.c] = sums[w].b, to[2 * mine.t.c] = sums[w].c;
+// Moments of a thread's positions, in runs of at most RUN steps; ONE_RUN: there are no more. walk(start, stop, f)
+// visits the positions of a run.
+template <bool ONE_RUN, class Mine, class S, class Walk>
+FASTGAN_INLINE void add_positions(const Mine& mine, Moments<S> (&moments)[Mine::W], const Walk& walk) {
+    constexpr int W = Mine::W, V = Mine::NOISES * W;
+    S shift[W] = {};
+    int64_t position = mine.first;
+    while (position < mine.end) {
+        const int64_t stop = ONE_RUN ? mine.end : min(position + RUN * mine.stride, mine.end);
+        S distances[W] = {}, squares[W] = {};
+        int added = 0;
+        walk(position, stop, [&](int64_t at, const typename Mine::Vector(&values)[1], const S(&noise)[Mine::NOISES]) {
+            Activated<S> u[V];
+            mine.activate(values[0], noise, u);
+            if (at == mine.first) {
+                GPU_UNROLL
+                for (int w = 0; w < W; ++w) shift[w] = u[w].z;
+            }
+            GPU_UNROLL
+            for (int v = 0; v < V; ++v) {
+                const int w = W == 1 ? 0 : v;
+                const S distance = u[v].z - shift[w];
+                distances[w] += distance;
+                squares[w] += distance * distance;
+            }
+            ++added;
+        });
+        const S numbers = S(added * (V / W)), inverse_count = S(1) / (moments[0].count + numbers);
+        GPU_UNROLL
+        for (int w = 0; w < W; ++w) {
+            add_moments(moments[w], shift[w], distances[w], squares[w], numbers, inverse_count);
+        }
+        if (ONE_RUN) return;
+        position = stop;
     }
 }
 
-// Backward: the whole pass but the sums over samples if x and dy are resident; these sums are written for each piece,
-// [pieces, 2, C]. Else the sums of dy, of dy * (z - mean) and of z - mean for each piece, [pieces, 3, C].
-template <class T, int V, bool NHWC, bool RESIDENT, bool BATCH>
-__global__ void backward(Tensors<T> t, Split plan, typename Tensors<T>::S* partial, typename Tensors<T>::S* strength) {
-    using Mine = Part<T, V, NHWC, BATCH>;
+// On chip -------------------------------------------------------------------------------------------------------------
+
+template <class T, int V, bool NHWC>
+__global__ void forward_on_chip(Tensors<T> t, Split plan) {
+    using Mine = Part<T, V, NHWC, false>;
     using S = typename Mine::S;
     constexpr int W = Mine::W;
     DYN_SHARED(typename Mine::Vector, cached);
-    const Mine mine(t, plan);
-    // In shared memory dy follows x.
-    const int64_t steps = NHWC ? (t.p + plan.rows - 1) / plan.rows : (t.p + mine.stride - 1) / mine.stride;
-    typename Mine::Vector* cached_dy = cached + steps * BLOCK;
+    const Mine mine(t, plan, blockIdx.x, 0);
+    Moments<S> moments[W] = {};
+    if (mine.live) {
+        int step = 0;
+        add_positions<false>(mine, moments, [&](int64_t start, int64_t stop, const auto& add) {
+            mine.template walk<1, gpu::Access::any>({t.x}, start, stop,
+                                                    [&](int64_t at, const auto& values, const auto& noise) {
+                                                        cached[int64_t(step++) * BLOCK + threadIdx.x] = values[0];
+                                                        add(at, values, noise);
+                                                    });
+        });
+    }
+    merge_for_all<NHWC>(moments, plan.columns);
+    if (!mine.live) return;
+    S mean[W], inverse[W];
+    GPU_UNROLL
+    for (int w = 0; w < W; ++w) {
+        mean[w] = moments[w].mean, inverse[w] = inverse_root(moments[w].squares, S(t.p), t.eps);
+        if (mine.leads) t.statistics[mine.row + w] = mean[w], t.statistics[t.rows + mine.row + w] = inverse[w];
+    }
+    mine.template normalise<gpu::Access::any>(mean, inverse,
+                                              [&](const auto& f) { mine.template walk_on_chip<1>(cached, 0, f); });
+}
+
+// Writes the sums for dbias and dstrength of each unit, [N, 2, C].
+template <class T, int V, bool NHWC>
+__global__ void backward_on_chip(Tensors<T> t, Split plan, int64_t steps, typename Tensors<T>::S* partial,
+                                 typename Tensors<T>::S* strength) {
+    using Mine = Part<T, V, NHWC, false>;
+    using S = typename Mine::S;
+    constexpr int W = Mine::W;
+    DYN_SHARED(typename Mine::Vector, cached);  // x, then dy
+    const Mine mine(t, plan, blockIdx.x, 0);
     S mean[W] = {}, inverse[W] = {};
     Triple<S> sums[W] = {};
+    if (mine.live) {
+        GPU_UNROLL
+        for (int w = 0; w < W; ++w) {
+            mean[w] = t.statistics[mine.row + w], inverse[w] = t.statistics[t.rows + mine.row + w];
+        }
+        int64_t slot = threadIdx.x;
+        mine.template walk<1, gpu::Access::any>({t.x, t.dy}, mine.first, mine.end,
+                                                [&](int64_t, const auto& values, const auto& noise) {
+                                                    cached[slot] = values[0], cached[slot + steps * BLOCK] = values[1];
+                                                    slot += BLOCK;
+                                                    mine.add(values, noise, mean, mean, mean, sums);
+                                                });
+    }
+    merge_for_all<NHWC>(sums, plan.columns);
+    GPU_UNROLL
+    for (int w = 0; w < W; ++w) {
+        sums[w] = sums[w].about_the_mean(S(t.numbers));
+        if (mine.leads) style_gradients(t, mine.row + w, sums[w], inverse[w]);
+    }
+    if (!t.beyond_style) return;  // uniform
+    Pair<S> total[W] = {};
+    if (mine.live) {
+        mine.template gradients<gpu::Access::any>(
+            mean, inverse, sums, [&](const auto& f) { mine.template walk_on_chip<2>(cached, steps, f); }, total);
+    }
+    __syncthreads();  // all threads have read the results in the slots
+    write_sums<NHWC>(mine, total, plan.columns, blockIdx.x, partial, strength);
+}
+
+// In turns ------------------------------------------------------------------------------------------------------------
+
+// Merges the values of all pieces of a unit, in one block. piece(k, at) gives the k-th; its numbers are those of
+// partial[at] and every `channels`-th that follows. Calls write(row, value) for each row of the unit.
+template <int NUMBERS, bool NHWC, class R, class Mine, class Piece, class F>
+FASTGAN_INLINE void merge_unit(const Mine& mine, const Split& plan, const Turns& turns, int64_t unit,
+                               const Piece& piece, const F& write) {
+    const int channels = NHWC ? plan.columns * Mine::W : plan.rows, slices = BLOCK / channels;
+    const int channel = int(threadIdx.x) % channels;
+    R total[1] = {};
+    for (int64_t k = int(threadIdx.x) / channels; k < turns.per_unit; k += slices) {
+        total[0] = merged(total[0], piece(k, (unit * turns.per_unit + k) * NUMBERS * channels + channel));
+    }
+    merge_in_block<true>(total, channels, [&](int i, const R& value) {
+        if constexpr (NHWC) {
+            const int64_t here = (unit % plan.tiles * plan.columns + i % plan.columns) * Mine::W + i / plan.columns;
+            if (here < mine.t.c) write(mine.sample * mine.t.c + here, value);
+        } else {
+            const int64_t here = unit * plan.rows + i;
+            if (here < mine.t.rows) write(here, value);
+        }
+    });
+}
+
+// Whether this block is the last of a unit to arrive. All threads must call.
+FASTGAN_INLINE bool arrives_last(const Turns& turns, int64_t unit) {
+    SHARED(bool, last, [1]);
+    const unsigned before = gpu::arrive(&turns.arrived[unit]);
+    if (threadIdx.x == 0) last[0] = before == turns.per_unit - 1;
+    __syncthreads();
+    __threadfence();
+    return last[0];
+}
+
+// `partial` are the moments of pieces, [pieces, 2, channels of a unit].
+template <class T, int V, bool NHWC, bool BATCH>
+__global__ void forward(Tensors<T> t, Split plan, Turns turns, typename Tensors<T>::S* partial) {
+    using Mine = Part<T, V, NHWC, BATCH>;
+    using S = typename Mine::S;
+    constexpr int W = Mine::W;
+    const Turns::Turn turn = turns.next();
+    const int64_t unit = turn.piece / turns.per_unit;
+    const Mine mine(t, plan, unit, turn.piece % turns.per_unit);
+    if (turn.applies) {  // uniform
+        gpu::wait_for(&turns.arrived[unit], unsigned(turns.per_unit + 1));
+        if (!mine.live) return;
+        S mean[W], inverse[W];
+        GPU_UNROLL
+        for (int w = 0; w < W; ++w) {
+            mean[w] = t.statistics[mine.row + w], inverse[w] = t.statistics[t.rows + mine.row + w];
+        }
+        mine.template normalise<gpu::Access::last>(mean, inverse, [&](const auto& f) {
+            mine.template walk<2, gpu::Access::last>({t.x}, mine.first, mine.end, f);
+        });
+        return;
+    }
+    Moments<S> moments[W] = {};
+    if (mine.live) {
+        add_positions<true>(mine, moments, [&](int64_t start, int64_t stop, const auto& add) {
+            mine.template walk<2, gpu::Access::any>({t.x}, start, stop, add);
+        });
+    }
+    const int channels = NHWC ? plan.columns * W : plan.rows;
+    merge_in_block<NHWC>(moments, plan.columns, [&](int i, const Moments<S>& value) {
+        S* to = partial + turn.piece * 2 * channels + i;
+        to[0] = value.mean, to[channels] = value.squares;
+    });
+    if (!arrives_last(turns, unit)) return;  // uniform
+    merge_unit<2, NHWC, Moments<S>>(
+        mine, plan, turns, unit,
+        [&](int64_t k, int64_t at) {
+            const int64_t remaining = t.p - k % plan.per_sample * plan.positions;
+            return Moments<S>{partial[at], partial[at + channels], S(min(remaining, plan.positions))};
+        },
+        [&](int64_t row, const Moments<S>& value) {
+            t.statistics[row] = value.mean;
+            t.statistics[t.rows + row] = inverse_root(value.squares, S(t.numbers), t.eps);
+            if (BATCH) t.statistics[2 * t.rows + row] = value.squares / S(t.numbers - 1);
+        });
+    gpu::arrive(&turns.arrived[unit]);
+}
+
+// `partial` are the sums of dy, of dy * (z - mean) and of z - mean of pieces, [pieces, 3, channels of a unit]; `totals`
+// those of units about the mean, [3, N, C] or [3, C]. Writes the sums for dbias and dstrength of each piece, [N,
+// per_sample, 2, C].
+template <class T, int V, bool NHWC, bool BATCH>
+__global__ void backward(Tensors<T> t, Split plan, Turns turns, typename Tensors<T>::S* partial,
+                         typename Tensors<T>::S* totals, typename Tensors<T>::S* sums_of_pieces,
+                         typename Tensors<T>::S* strength) {
+    using Mine = Part<T, V, NHWC, BATCH>;
+    using S = typename Mine::S;
+    constexpr int W = Mine::W;
+    const Turns::Turn turn = turns.next();
+    const int64_t unit = turn.piece / turns.per_unit;
+    const Mine mine(t, plan, unit, turn.piece % turns.per_unit);
+    S mean[W] = {}, inverse[W] = {};
+    if (mine.live) {
+        GPU_UNROLL
+        for (int w = 0; w < W; ++w) {
+            mean[w] = t.statistics[mine.row + w], inverse[w] = t.statistics[t.rows + mine.row + w];
+        }
+    }
+    Triple<S> sums[W] = {};
+    if (turn.applies) {  // uniform
+        gpu::wait_for(&turns.arrived[unit], unsigned(turns.per_unit + 1));
+        Pair<S> total[W] = {};
+        if (mine.live) {
+            GPU_UNROLL
+            for (int w = 0; w < W; ++w) {
+                const S* from = totals + mine.row + w;
+                sums[w] = {from[0], from[t.rows], from[2 * t.rows]};
+            }
+            mine.template gradients<gpu::Access::last>(
+                mean, inverse, sums,
+                [&](const auto& f) { mine.template walk<2, gpu::Access::last>({t.x, t.dy}, mine.first, mine.end, f); },
+                total);
+        }
+        if constexpr (!BATCH) {
+            write_sums<NHWC>(mine, total, plan.columns, turn.piece, sums_of_pieces, strength);
+        }
+        return;
+    }
     if (mine.live) {
         S factor[W], shifts[W];
         GPU_UNROLL
         for (int w = 0; w < W; ++w) {
-            mean[w] = t.statistics[mine.row + w], inverse[w] = t.statistics[t.rows + mine.row + w];
             factor[w] = BATCH ? mine.scale(w) * inverse[w] : S(0), shifts[w] = BATCH ? mine.shift(w) : S(0);
         }
-        int step = 0;
-        for (int64_t position = mine.first; position < mine.end; position += mine.stride, ++step) {
-            const auto x = gpu::load<V>(t.x + mine.index(position)), dy = gpu::load<V>(t.dy + mine.index(position));
-            if constexpr (RESIDENT) {
-                cached[int64_t(step) * BLOCK + threadIdx.x] = x;
-                cached_dy[int64_t(step) * BLOCK + threadIdx.x] = dy;
-            }
-            Activated<S> u[V];
-            S noise[V];
-            mine.activate(x, position, u, noise);
-            GPU_UNROLL
-            for (int v = 0; v < V; ++v) {
-                const int w = NHWC ? v : 0;
-                const S dv = mine.through_activation(gpu::to<S>(dy.v[v]), u[v].z, mean[w], factor[w], shifts[w]);
-                const S distance = u[v].z - mean[w];
-                sums[w].a += dv;
-                sums[w].b += dv * distance;
-                sums[w].c += distance;
-            }
-        }
+        mine.template walk<2, gpu::Access::any>({t.x, t.dy}, mine.first, mine.end,
+                                                [&](int64_t, const auto& values, const auto& noise) {
+                                                    mine.add(values, noise, mean, factor, shifts, sums);
+                                                });
     }
-    merge_in_block<NHWC>(sums, plan.columns);
-    if constexpr (RESIDENT) {
-        GPU_UNROLL
-        for (int w = 0; w < W; ++w) sums[w] = sums[w].about_the_mean(S(t.numbers));
-        if (mine.leads) {
-            GPU_UNROLL
-            for (int w = 0; w < W; ++w) style_gradients(t, mine.row + w, sums[w], inverse[w]);
-        }
-        if (!t.beyond_style) return;  // uniform
-        Pair<S> total[W] = {};
-        if (mine.live) mine.gradients(mean, inverse, sums, cached, cached_dy, total);
-        write_sums<NHWC>(mine, total, plan, partial, strength);
-    } else {
-        write_sums(mine, sums, partial);
-    }
+    const int channels = NHWC ? plan.columns * W : plan.rows;
+    merge_in_block<NHWC>(sums, plan.columns, [&](int i, const Triple<S>& value) {
+        S* to = partial + turn.piece * 3 * channels + i;
+        to[0] = value.a, to[channels] = value.b, to[2 * channels] = value.c;
+    });
+    if (!arrives_last(turns, unit)) return;  // uniform
+    merge_unit<3, NHWC, Triple<S>>(
+        mine, plan, turns, unit,
+        [&](int64_t, int64_t at) { return Triple<S>{partial[at], partial[at + channels], partial[at + 2 * channels]}; },
+        [&](int64_t row, const Triple<S>& value) {
+            const Triple<S> sums = value.about_the_mean(S(t.numbers));
+            totals[row] = sums.a, totals[t.rows + row] = sums.b, totals[2 * t.rows + row] = sums.c;
+            style_gradients(t, row, sums, t.statistics[t.rows + row]);
+        });
+    gpu::arrive(&turns.arrived[unit]);
 }
 
-// Sums over all pieces of a row, about the mean, [3, N, C] or [3, C], and the gradients of the style.
-template <class T>
-__global__ void merge_sums(Tensors<T> t, Merge merge, const typename Tensors<T>::S* partial,
-                           typename Tensors<T>::S* totals) {
-    using S = typename Tensors<T>::S;
-    const MergePart mine(merge, t.c);
-    Triple<S> total[1] = {};
-    for (int64_t piece = mine.begin; piece < mine.end; piece += mine.stride) {
-        const S* from = partial + piece * 3 * t.c + mine.channel;
-        total[0] = merged(total[0], Triple<S>{from[0], from[t.c], from[2 * t.c]});
-    }
-    merge_in_block<true>(total, merge.columns);
-    if (!mine.leads) return;
-    const Triple<S> sums = total[0].about_the_mean(S(t.numbers));
-    totals[mine.row] = sums.a, totals[t.rows + mine.row] = sums.b, totals[2 * t.rows + mine.row] = sums.c;
-    style_gradients(t, mine.row, sums, t.statistics[t.rows + mine.row]);
-}
-
-template <class T, int V, bool NHWC, bool BATCH>
-__global__ void gradients(Tensors<T> t, Split plan, const typename Tensors<T>::S* totals,
-                          typename Tensors<T>::S* partial, typename Tensors<T>::S* strength) {
-    using Mine = Part<T, V, NHWC, BATCH>;
-    using S = typename Mine::S;
-    constexpr int W = Mine::W;
-    const Mine mine(t, plan);
-    Pair<S> total[W] = {};
-    if (mine.live) {
-        S mean[W], inverse[W];
-        Triple<S> sums[W];
-        GPU_UNROLL
-        for (int w = 0; w < W; ++w) {
-            mean[w] = t.statistics[mine.row + w], inverse[w] = t.statistics[t.rows + mine.row + w];
-            const S* from = totals + mine.row + w;
-            sums[w] = {from[0], from[t.rows], from[2 * t.rows]};
-        }
-        mine.gradients(mean, inverse, sums, nullptr, nullptr, total);
-    }
-    if constexpr (!BATCH) {
-        write_sums<NHWC>(mine, total, plan, partial, strength);
-    }
+__global__ void clear(unsigned* counters, int64_t count) {
+    const int64_t i = int64_t(blockIdx.x) * BLOCK + threadIdx.x;
+    if (i < count) counters[i] = 0;
 }
 
 // Launching -----------------------------------------------------------------------------------------------------------
 
-template <bool NHWC>
-dim3 grid_of(const NormCall& call, const Plan& plan) {
-    return NHWC ? dim3(unsigned(call.n * plan.per_sample), unsigned(plan.tiles))
-                : dim3(unsigned(plan.tiles), unsigned(plan.per_sample));
+// Parts of the workspace, in this order.
+struct Workspace {
+    int64_t counters;                         // of Turns, 4 bytes each, a multiple of 4
+    int64_t totals, partial, sums, strength;  // numbers
+
+    Workspace(const NormCall& call, const Plan& plan) {
+        const int64_t units = plan.units(call), pieces = units * plan.per_unit(call);
+        const bool forward = call.y != nullptr;
+        counters = plan.resident ? 0 : round_up(units + 1, 4);
+        totals = plan.resident || forward ? 0 : 3 * call.rows();
+        partial = plan.resident ? 0 : (forward ? 2 : 3) * pieces * plan.channels(call);
+        sums = forward ? 0 : 2 * call.n * plan.per_sample * call.c;
+        strength = forward ? 0 : pieces;
+    }
+    int64_t bytes(const NormCall& call) const {
+        return 4 * counters + (totals + partial + sums + strength) * arithmetic_bytes(call.dtype);
+    }
+};
+
+// The order of pieces, for `tensors` activations that are read twice. What the L2 must hold between the two has to fit
+// in half of it; otherwise all moments come first.
+Turns turns_of(const NormCall& call, const Plan& plan, int tensors) {
+    const int64_t per_unit = plan.per_unit(call), pieces = plan.units(call) * per_unit;
+    const int64_t bytes = plan.positions * plan.channels(call) * bytes_of(call.dtype) * tensors;  // of a piece
+    const int64_t wanted = ceil_div(LEAD_BYTES * gpu::multiprocessors(), bytes);
+    const int64_t lead = min(min(pieces, per_unit + wanted), gpu::l2_bytes() / 2 / bytes);
+    const bool fits = lead >= min(pieces, per_unit + wanted / 2);
+    unsigned* counters = (unsigned*)call.workspace;
+    return {pieces, per_unit, fits ? lead : pieces, counters, counters + 1, !fits};
+}
+
+// Calls launch(blocks) for each launch, after one that clears the counters. `applied`: not for the moments alone.
+template <class F>
+void launch_in_turns(const Turns& turns, bool applied, void* stream, const F& launch) {
+    const int64_t count = turns.pieces / turns.per_unit + 1;
+    gpu::Launch(unsigned(ceil_div(count, BLOCK)), BLOCK, 0, stream)(clear, turns.tickets, count);
+    launch(unsigned(applied && !turns.reversed ? 2 * turns.pieces : turns.pieces));
+    if (applied && turns.reversed) launch(unsigned(turns.pieces));
 }
 
 template <class T, int V, bool NHWC, bool BATCH>
@@ -624,51 +824,49 @@ void run_forward(const NormCall& call, void* stream) {
     using S = typename Tensors<T>::S;
     const Plan plan = plan_of(call, V, 1);
     const Tensors<T> t(call);
-    const dim3 grid = grid_of<NHWC>(call, plan);
-    S* partial = (S*)call.workspace;
     if constexpr (!BATCH) {
         if (plan.resident) {
-            gpu::Launch(grid, BLOCK, plan.resident, stream)(forward<T, V, NHWC, true>, t, plan, partial);
+            const unsigned blocks = unsigned(plan.units(call));
+            gpu::Launch(blocks, BLOCK, plan.resident, stream)(forward_on_chip<T, V, NHWC>, t, plan);
             return;
         }
     }
-    const Merge merge(call, plan);
-    gpu::Launch(grid, BLOCK, 0, stream)(forward<T, V, NHWC, false>, t, plan, partial);
-    gpu::Launch(merge.blocks, BLOCK, 0, stream)(merge_moments<T>, t, merge, (const S*)partial, plan.per_sample,
-                                                plan.positions, BATCH);
-    gpu::Launch(grid, BLOCK, 0, stream)(normalise<T, V, NHWC, BATCH>, t, plan);
+    const Turns turns = turns_of(call, plan, 1);
+    S* partial = (S*)(turns.tickets + Workspace(call, plan).counters);
+    launch_in_turns(turns, true, stream, [&](unsigned blocks) {
+        gpu::Launch(blocks, BLOCK, 0, stream)(forward<T, V, NHWC, BATCH>, t, plan, turns, partial);
+    });
 }
 
 template <class T, int V, bool NHWC, bool BATCH>
 void run_backward(const NormCall& call, void* stream) {
     using S = typename Tensors<T>::S;
-    const Plan plan = plan_of(call, V, 2);
+    const Plan plan = backward_plan(call, V);
     const Tensors<T> t(call);
-    const dim3 grid = grid_of<NHWC>(call, plan);
-    const int64_t sums = call.n * plan.per_sample * call.c;  // number of elements in each table of sums
-    S *totals = (S*)call.workspace, *partial = totals + 3 * call.rows(), *strength = nullptr;
-    if (call.dstrength && !call.strength_per_channel) strength = partial + 3 * sums;
+    const Workspace parts(call, plan);
+    S *totals = (S*)((unsigned*)call.workspace + parts.counters), *partial = totals + parts.totals;
+    S *sums = partial + parts.partial, *strength = nullptr;
+    if (call.dstrength && !call.strength_per_channel) strength = sums + parts.sums;
     if (plan.resident) {
         if constexpr (!BATCH) {
-            gpu::Launch(grid, BLOCK, plan.resident, stream)(backward<T, V, NHWC, true, false>, t, plan, partial,
-                                                            strength);
+            const unsigned blocks = unsigned(plan.units(call));
+            gpu::Launch(blocks, BLOCK, plan.resident, stream)(backward_on_chip<T, V, NHWC>, t, plan,
+                                                              steps_of(call, plan), sums, strength);
         }
     } else {
-        const Merge merge(call, plan);
-        gpu::Launch(grid, BLOCK, 0, stream)(backward<T, V, NHWC, false, BATCH>, t, plan, partial, strength);
-        gpu::Launch(merge.blocks, BLOCK, 0, stream)(merge_sums<T>, t, merge, (const S*)partial, totals);
-        if (t.beyond_style) {
-            gpu::Launch(grid, BLOCK, 0, stream)(gradients<T, V, NHWC, BATCH>, t, plan, (const S*)totals, partial,
-                                                strength);
-        }
+        const Turns turns = turns_of(call, plan, 2);
+        launch_in_turns(turns, t.beyond_style, stream, [&](unsigned blocks) {
+            gpu::Launch(blocks, BLOCK, 0, stream)(backward<T, backward_vector(V, NHWC), NHWC, BATCH>, t, plan, turns,
+                                                  partial, totals, sums, strength);
+        });
     }
     const int64_t pieces = call.n * plan.per_sample;
     PieceSums<S> list;
-    list.add(partial, call.dbias, 1, pieces, 2 * call.c, call.c);
+    list.add(sums, call.dbias, 1, pieces, 2 * call.c, call.c);
     if (strength) {
-        list.add(strength, call.dstrength, 1, int64_t(grid.x) * grid.y, 1, 1);
+        list.add(strength, call.dstrength, 1, parts.strength, 1, 1);
     } else {
-        list.add(partial + call.c, call.dstrength, 1, pieces, 2 * call.c, call.c);
+        list.add(sums + call.c, call.dstrength, 1, pieces, 2 * call.c, call.c);
     }
     list.launch(stream);
 }
@@ -711,11 +909,14 @@ void instance_norm_backward(const NormCall& call, int device, void* stream) {
     run(call, stream);
 }
 
-// Bytes of the workspace, enough for any vector size. A resident plan has one piece per sample.
+// Bytes of the workspace, enough for any vector size.
 int64_t instance_norm_workspace(const NormCall& call) {
-    int64_t pieces = call.n;
-    for (int vector : {1, vector_size(call.dtype)}) pieces = max(pieces, call.n * split_plan(call, vector).per_sample);
-    return (4 * pieces + 3 * call.n) * call.c * arithmetic_bytes(call.dtype);
+    int64_t bytes = 0;
+    for (int vector : {1, vector_size(call.dtype)}) {
+        bytes =
+            max(bytes, Workspace(call, call.y ? plan_of(call, vector, 1) : backward_plan(call, vector)).bytes(call));
+    }
+    return bytes;
 }
 
 }  // namespace fastgan::cuda

@@ -60,6 +60,17 @@ std::uint64_t warp_operation(WarpOperation operation, unsigned mask, std::uint64
                              Place place);
 void* static_shared(const void* declaration, std::size_t bytes, std::size_t alignment, const char* name, Place place);
 void* dynamic_shared();
+int attribute(const char* name, int value);    // of the device, by its name in cudaDevAttr
+unsigned skipped_blocks();                     // blocks before this one that are not executed (FASTGAN_EMULATED_ENDS)
+void check_wait(bool satisfied, Place place);  // blocks run one after another: none can wait
+
+// Marks accesses in its scope as the last to their bytes, for traffic.cpp. Calls, which accesses cannot be moved across.
+extern bool last_access;
+void mark_last_access(bool last);
+struct LastAccess {
+    explicit LastAccess(bool last) { mark_last_access(last); }
+    ~LastAccess() { mark_last_access(false); }
+};
 
 inline void check_alignment(const void* p, std::size_t bytes, Place place) {
     if (reinterpret_cast<std::uintptr_t>(p) % bytes != 0) complain("misaligned vector access", place);

@@ -44,6 +44,7 @@ void __asan_set_error_report_callback(void (*callback)(const char*));
 namespace emulation {
 
 Current current;
+bool last_access = false;
 
 namespace {
 
@@ -159,6 +160,8 @@ struct Scheduler {
     void (*call)(void*) = nullptr;
     void* body = nullptr;
     Order order = Order::forward;
+    bool skips_blocks = false;  // not all blocks are executed
+    std::uint64_t skipped = 0;  // blocks left out just before the current one
     std::uint32_t random = 0;
     std::vector<Thread> threads;
     int running = -1;  // index of the executing thread, -1 outside of kernels
@@ -589,6 +592,7 @@ void launch(const Configuration& configuration, const void* kernel, void (*call)
     // Blocks follow the same order as threads. Shuffled blocks are taken with a stride coprime to their number.
     const std::uint64_t all = static_cast<std::uint64_t>(grid.x) * grid.y * grid.z, ends = blocks_at_each_end(all);
     const std::uint64_t blocks = std::min(all, 2 * ends);
+    S.skips_blocks = blocks < all;
     traffic::begin_launch(configuration, kernel, all, S.arena, S.arena_end);
     std::uint64_t stride = blocks * 5 / 8 + 1;
     while (std::gcd(stride, blocks) != 1) ++stride;
@@ -596,6 +600,7 @@ void launch(const Configuration& configuration, const void* kernel, void (*call)
         std::uint64_t b = S.order == Order::forward   ? i
                           : S.order == Order::reverse ? blocks - 1 - i
                                                       : static_cast<std::uint64_t>(i * stride % blocks);
+        S.skipped = b == ends ? all - blocks : 0;
         if (b >= ends) b += all - blocks;
         current.block = {static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
                          static_cast<unsigned>(b / grid.x / grid.y)};
@@ -604,6 +609,20 @@ void launch(const Configuration& configuration, const void* kernel, void (*call)
 }
 
 // ------------------------------------------------------------------------------------------- called from the kernels
+
+void mark_last_access(bool last) { last_access = last; }
+
+// FASTGAN_EMULATED_L2CacheSize=65536, and the like, replace an attribute.
+int attribute(const char* name, int value) {
+    const char* text = std::getenv((std::string("FASTGAN_EMULATED_") + name).c_str());
+    return text == nullptr ? value : std::atoi(text);
+}
+
+unsigned skipped_blocks() { return static_cast<unsigned>(S.skipped); }
+
+void check_wait(bool satisfied, Place place) {
+    if (!satisfied && !S.skips_blocks) fail("a block waits for one that has no earlier ticket", place);
+}
 
 int barrier(bool predicate, Place place) {
     if (S.active == &S.host) fail("a barrier outside of a kernel", place);

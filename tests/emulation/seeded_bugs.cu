@@ -197,6 +197,21 @@ __global__ void last_thread_wins(float* y) { y[0] = static_cast<float>(threadIdx
 
 __global__ void last_block_wins(float* y) { y[0] = static_cast<float>(blockIdx.x); }
 
+__global__ void waits_for_later_block(const float*, float* y) {
+    unsigned* counter = reinterpret_cast<unsigned*>(y);
+    if (gpu::take_ticket(counter) == 0) gpu::wait_for(counter, 2);
+}
+
+// Each block writes its ticket, behind the counters.
+__global__ void tickets(const float*, float* y) {
+    unsigned* counters = reinterpret_cast<unsigned*>(y);
+    const unsigned ticket = gpu::take_ticket(counters);
+    gpu::wait_for(counters + 1, ticket);
+    if (threadIdx.x == 0) y[2 + ticket] = static_cast<float>(ticket);
+    gpu::arrive(counters + 1);
+    if (ticket == 3 && threadIdx.x == 0) y[0] = y[1] = 0;
+}
+
 __global__ void float_atomics(const float* x, float* y) { atomicAdd(y, 1 / (x[threadIdx.x] + 1)); }
 
 __global__ void block_reduction(const float* x, float* y) {
@@ -324,6 +339,8 @@ const std::map<std::string, std::function<void(Out&)>> seeded_bugs = {
 
     {"last_thread_wins", one(1, 1, 64, 0, last_thread_wins)},
     {"last_block_wins", one(1, 7, 1, 0, last_block_wins)},
+    {"waits_for_later_block", two(1, 1, 2, 32, waits_for_later_block)},
+    {"tickets", two(1, 6, 4, 32, tickets)},
     {"float_atomics", two(1024, 1, 1, 1024, float_atomics)},
     {"block_reduction", two(1024, 1024, 1, dim3(32, 8, 4), block_reduction)},
     {"warp_reduction", two(64, 64, 1, 64, warp_reduction)},

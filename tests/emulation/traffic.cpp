@@ -16,16 +16,24 @@ namespace {
 constexpr std::uintptr_t sector = 32;  // bytes: the unit of transfer between L2 and L1
 constexpr int warp = 32, banks = 32;
 
+std::uint64_t bytes_kept = 0;  // bytes that blocks touched, each sector once a block, but for last accesses
+
 // Sectors of a tensor that a launch reads, or writes.
 struct Sectors {
     std::vector<std::uint32_t> last_block;  // of each sector: number of the last block with an access to it, from 1
+    std::vector<std::uint64_t> last_time;   // of each sector: `bytes_kept` then
     std::uint64_t unique = 0, by_block = 0;
+    std::uint64_t reuse = 0;  // most bytes kept between accesses of two blocks to a sector
 
     void add(std::uint64_t index, std::uint32_t block) {
         std::uint32_t& last = last_block[index];
+        if (last == block) return;
         unique += last == 0;
-        by_block += last != block;
+        ++by_block;
+        if (last != 0) reuse = std::max(reuse, bytes_kept - last_time[index]);
         last = block;
+        last_time[index] = bytes_kept;
+        if (!last_access) bytes_kept += sector;
     }
 };
 
@@ -106,7 +114,7 @@ void add_access(const void* p, std::size_t bytes, bool write, const void* return
     if (shared) return;
     Tensor& t = tensors[tensor];
     Sectors& sectors = write ? t.written : t.read;
-    if (sectors.last_block.empty()) sectors.last_block.resize(t.sectors());
+    if (sectors.last_block.empty()) sectors.last_block.resize(t.sectors()), sectors.last_time.resize(t.sectors());
     for (std::uintptr_t s = address / sector; s <= (address + bytes - 1) / sector; ++s) {
         sectors.add(s - t.start / sector, block);
     }
@@ -127,10 +135,10 @@ void count_sectors(Instruction& instruction, std::array<Access, warp>& lanes, in
     instruction.ideal += (bytes + sector - 1) / sector;
 }
 
-// Passes through shared memory. A pass serves 128 bytes: 32 lanes of up to 4 bytes, 16 of 8 or 8 of 16. Two words of one
-// bank need two passes, the same word does not.
+// Passes through shared memory. A pass serves 128 bytes: 32 lanes of up to 4 bytes, 16 of 8, 8 of 16. Two words of a
+// bank need two passes, the same word does not. Other sizes count as the next larger.
 void count_passes(Instruction& instruction, const std::array<Access, warp>& lanes, int count) {
-    const int at_once = lanes[0].bytes >= 16 ? 8 : lanes[0].bytes == 8 ? 16 : 32;
+    const int at_once = lanes[0].bytes > 8 ? 8 : lanes[0].bytes > 4 ? 16 : 32;
     for (int from = 0; from < count; from += at_once) {
         std::array<std::vector<std::uintptr_t>, banks> words;
         std::size_t passes = 1;
@@ -158,7 +166,8 @@ void report_launch() {
          text(threads_of(configuration.block)));  // `current` may be of the next launch already
     for (const Tensor& t : tensors) {
         line(std::string("tensor"), t.name, text(t.sectors() * sector), text(t.read.unique * sector),
-             text(t.read.by_block * sector), text(t.written.unique * sector), text(t.written.by_block * sector));
+             text(t.read.by_block * sector), text(t.written.unique * sector), text(t.written.by_block * sector),
+             text(t.read.reuse));
     }
     for (const Instruction& i : instructions) {
         line(std::string("instruction"), text(i.offset), i.tensor < 0 ? std::string("shared") : tensors[i.tensor].name,

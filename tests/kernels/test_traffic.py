@@ -61,38 +61,14 @@ EXCEPTIONS: dict[str, list[tuple[str, str, float | None, float | None]]] = {
         ("filtered_noise_bias_act, *, backward", "bytes", 1.65, 1.65),
         ("filtered_noise_bias_act, NHWC, backward", "reads", 1.68, 1.68),
     ],
-    "statistics take a first pass over x, or over x and dy, where they do not fit on chip": [
-        ("batch_norm_act, *, forward", "bytes", 1.50, 1.50),
-        ("batch_norm_act, *, backward", "bytes", 1.67, 1.67),
+    "statistics take a first pass over x, or over x and dy, where they do not fit on chip; the L2 serves the second": [
         ("batch_norm_act, *", "reads", 2.00, 2.00),
-        ("adain: large, *, forward", "bytes", 1.50, 1.50),
-        ("adain: large, *, backward", "bytes", 1.67, 1.67),
         ("adain: large, *", "reads", 2.00, 2.00),
-        ("style_epilogue: large, *, forward", "bytes", 1.50, 1.50),
-        ("style_epilogue: large, *, backward", "bytes", 1.67, 1.67),
         ("style_epilogue: large, *", "reads", 2.00, 2.00),
+    ],
+    "statistics take a first pass over x": [
         ("minibatch_stddev, *, forward", "bytes", 1.50, 1.50),
         ("minibatch_stddev, *, forward", "reads", 2.00, 2.03),
-    ],
-    "slots of the block's merge of statistics share banks": [
-        ("batch_norm_act, NHWC, *", "passes", 2.27, 2.59),
-        ("batch_norm_act, NCHW, *", "passes", 1.37, 2.00),
-        ("adain: on chip, NHWC, forward", "passes", 1.66, 2.12),
-        ("adain: on chip, NHWC, backward", "passes", 1.35, 1.59),
-        ("adain: on chip, NCHW, forward", "passes", 1.48, None),
-        ("adain: on chip, NCHW, backward", "passes", 1.24, None),
-        ("adain: large, NHWC, forward", "passes", 2.27, 2.59),
-        ("adain: large, NHWC, backward", "passes", 1.70, 1.85),
-        ("adain: large, NCHW, forward", "passes", 1.37, 1.37),
-        ("adain: large, NCHW, backward", "passes", 1.22, 1.22),
-        ("style_epilogue: on chip, NHWC, forward", "passes", 1.66, 2.12),
-        ("style_epilogue: on chip, NHWC, backward", "passes", 1.35, 1.59),
-        ("style_epilogue: on chip, NCHW, forward", "passes", 1.48, None),
-        ("style_epilogue: on chip, NCHW, backward", "passes", 1.24, None),
-        ("style_epilogue: large, NHWC, forward", "passes", 2.27, 2.59),
-        ("style_epilogue: large, NHWC, backward", "passes", 1.69, 1.83),
-        ("style_epilogue: large, NCHW, forward", "passes", 1.37, 1.37),
-        ("style_epilogue: large, NCHW, backward", "passes", 1.20, 1.19),
     ],
     "rows of y have an odd number of channels": [
         ("minibatch_stddev, NHWC, forward", "sectors", None, 0.915),
@@ -179,6 +155,9 @@ def test_figure_shows_a_bad_kernel(kernel, figure, value):
             assert complaint(name, found, None)
         elif not (figure == "bytes" and name == "reads"):  # what is moved twice is read twice
             assert complaint(name, found, None) is None, name
+    # Of 64 blocks, block 61 is the next to read what block 0 copies; each reads 4 KiB and writes 1 KiB.
+    far = 61 * 5 * 1024 if kernel == "reads_of_neighbours" else 0
+    assert counted.launches[-1].reuse == pytest.approx(far, rel=0.05)
 
 
 def count_seeded(kernel: str) -> traffic.Traffic:
@@ -203,6 +182,16 @@ def test_only_the_ends_of_a_grid_give_the_figures_of_all_blocks():
     for direction in whole:
         assert ends[direction].launches[0].executed < whole[direction].launches[0].executed
         assert ends[direction].figures() == pytest.approx(whole[direction].figures(), rel=0.02)
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_norms_read_twice_what_the_l2_still_holds(direction):
+    """Half of the L2 of an H100; the shape has more pieces than blocks that start before the first second read."""
+    counted = traffic.count(traffic.FORMS["style_epilogue"], (12, 64, 96, 96), torch.bfloat16)[direction]
+    launch = counted.launches[1]
+    assert counted.unique(write=False) == counted.minimum_read
+    assert launch.by_block["x", False] == 2 * launch.unique["x", False]
+    assert counted.minimum_read / 4 < launch.reuse < 25 * 2**20
 
 
 def test_source_lines_are_named():

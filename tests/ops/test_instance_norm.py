@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastgan.ops import BackendUnavailable, adain, style_epilogue, use_backend
+from fastgan.ops import BackendUnavailable, adain, batch_norm_act, style_epilogue, use_backend
 from tests.support import backends, table
 from tests.support.table import DTYPES, arrange, away_from_kinks, per_channel
 
@@ -418,3 +418,35 @@ class TestMistakesAreNamed:
     def test_no_requested_backend_is_available(self):
         with use_backend("cuda"), pytest.raises(BackendUnavailable, match="cuda: serves CUDA tensors only"):
             adain(torch.zeros(2, 3, 4, 4))
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("operation", [style_epilogue, batch_norm_act])
+def test_cuda_kernels_give_the_same_in_any_order_of_blocks(monkeypatch, operation, dtype, layout):
+    """On a card of two multiprocessors, blocks that apply statistics alternate with those that compute them. If its L2
+    is small, they come in a launch of their own."""
+    torch.manual_seed(0)
+    shape = (3, 40, 29, 30)
+    style = {"weight": (40,), "bias": (40,)}
+    if operation is style_epilogue:
+        style = {"strength": (40,), "bias": (40,), "style_scale": (3, 40), "style_bias": (3, 40)}
+    inputs = {"x": arrange((3 + torch.randn(shape)).to(dtype), layout)}
+    inputs |= {name: 1 + 0.3 * torch.randn(size) for name, size in style.items()}
+    for t in inputs.values():
+        t.requires_grad_()
+    noise = {"noise": torch.randn(3, 1, *shape[2:])} if operation is style_epilogue else {}
+    dy = arrange(torch.randn(shape).to(dtype), layout)
+    monkeypatch.setenv("FASTGAN_EMULATED_MultiProcessorCount", "2")
+
+    def results(backend: str) -> list[torch.Tensor]:
+        with backends.forced(backend):
+            y = operation(**inputs, **noise)
+            return [y, *torch.autograd.grad(y, list(inputs.values()), dy)]
+
+    alternating = results("emulated")
+    monkeypatch.setenv("FASTGAN_EMULATED_L2CacheSize", "65536")
+    assert all(map(torch.equal, alternating, results("emulated")))
+    for found, expected in zip(alternating, results("torch"), strict=True):
+        error = (found - expected).abs().max() / expected.abs().max()
+        assert error < (1e-4 if dtype == torch.float32 else 1e-2)

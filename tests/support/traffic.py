@@ -60,6 +60,7 @@ class Launch:
     threads: int  # of a block
     unique: dict[tuple[str, bool], int] = field(default_factory=dict)  # (tensor, write) -> bytes of its sectors
     by_block: dict[tuple[str, bool], int] = field(default_factory=dict)  # the same, summed over blocks
+    reuse: int = 0  # most bytes that the L2 must hold so that it serves a second read of an activation
     instructions: list[Instruction] = field(default_factory=list)
 
 
@@ -409,7 +410,9 @@ def parse(report: str) -> list[Launch]:
             scale = blocks / executed
         elif kind == "tensor":
             tensor, size, *numbers = fields
-            for write, unique, by_block in ((False, *numbers[:2]), (True, *numbers[2:])):
+            if tensor in ACTIVATIONS:
+                launches[-1].reuse = max(launches[-1].reuse, int(numbers[4]))
+            for write, unique, by_block in ((False, *numbers[:2]), (True, *numbers[2:4])):
                 if by_block := round(int(by_block) * scale):
                     launches[-1].unique[tensor, write] = min(round(int(unique) * scale), int(size))
                     launches[-1].by_block[tensor, write] = by_block

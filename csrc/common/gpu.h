@@ -325,7 +325,9 @@ __device__ __forceinline__ void store(T* p, const Vec<T, V>& value GPU_PLACE) {
     detail::check_vector<T, V>(p GPU_HERE);
 #ifdef FASTGAN_EMULATE
     const emulation::LastAccess scope(A == Access::last);
-    *reinterpret_cast<Vec<T, V>*>(p) = value;
+    Vec<T, V> copy = value;
+    asm volatile("" : "+m"(copy));  // one access, also where the compiler holds the elements apart
+    std::memcpy(p, &copy, sizeof copy);
 #else  // an assignment would be compiled to several stores of 4 bytes
     using Word = detail::Word<sizeof(T) * V>;
     const Word word = *reinterpret_cast<const Word*>(&value);

@@ -72,16 +72,19 @@ constexpr int STRIP_BLOCKS = sizeof(S) == 8     ? 1
                              : THREADS == BLOCK ? 2
                                                 : 3;
 
-// Steps along an axis. A step makes UP outputs; with UP = 2 those two that read the same two inputs, of which the first
-// output may lie `shift` = 1 before the image.
+// Steps along an axis. A step makes UP outputs that read the same inputs, of which the first ones may lie before the
+// image: `shift` of the first step. UP is 0 if it is not known at compile time; then a step makes an output.
 template <int UP>
 struct Steps {
     int shift, first_input, count;  // first_input: of the first step
 
-    Steps(const Axis& axis, int64_t outputs)
-        : shift(UP == 2 ? 1 - int(axis.before & 1) : 0),
-          first_input(int(UP == 2 ? -(axis.before >> 1) : -axis.before)),
-          count(int(ceil_div(outputs + shift, UP))) {}
+    Steps(const Axis& axis, int64_t outputs) {
+        const int64_t up = UP ? UP : 1, before = axis.before;
+        const int64_t whole = before < 0 ? -ceil_div(-before, up) : before / up;
+        shift = int(up - 1 - (before - whole * up));
+        first_input = int(-whole);
+        count = int(ceil_div(outputs + shift, up));
+    }
 };
 
 // Blocks of `lanes` vectors of channels times `columns` runs. A thread walks down a strip of `rows` steps. Grid:

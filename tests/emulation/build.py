@@ -18,6 +18,7 @@ import hashlib
 import importlib.machinery
 import importlib.util
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -124,7 +125,8 @@ def build(
         headers = [CSRC / "common/bindings.h", *sorted(CSRC.glob("*/call.h"))] if source.name == "module.cpp" else []
         included = [word for header in headers for word in ("-include", str(header))]
         arguments = [*common, *flags, *included, "-x", "c++", "-c", str(source)]
-        return _cached(arguments, [source, *_headers(), pybind11.__version__], f"{source.stem}.o")
+        read = _headers_of([source, *headers, HERE / "cuda_emulation.h"])
+        return _cached(arguments, [source, *read, pybind11.__version__], f"{source.stem}.o")
 
     with ThreadPoolExecutor(usable_cpus()) as pool:
         emulator = [SCHEDULER] if any(source.suffix == ".cu" for source in sources) else []
@@ -235,8 +237,18 @@ def _preloads() -> list[str]:
     return found
 
 
-def _headers() -> list[Path]:
-    return sorted([*CSRC.glob("*/*.h"), *HERE.glob("*.h")])
+def _headers_of(sources: Sequence[Path]) -> list[Path]:
+    """Headers of the project that these files include, directly or not, and those among the files themselves."""
+    found: dict[Path, None] = {}
+    waiting = list(sources)
+    while waiting:
+        source = waiting.pop()
+        for name in re.findall(r'^#include "(.+)"', source.read_text(), re.M):
+            header = next(path for folder in (CSRC, HERE) if (path := folder / name).exists())
+            if header not in found:
+                found[header] = None
+                waiting.append(header)
+    return sorted({*found, *(source for source in sources if source.suffix == ".h")})
 
 
 def _cache() -> Path:

@@ -212,7 +212,7 @@ FORMS: dict[str, Form] = {form.name: form for form in (*TIMED_FORMS, IMAGE_BATCH
 class Case:
     """A form at a shape of x [N, C, H, W] that is small, but has the traffic of a large one.
 
-    A layout without a shape is not counted. `ends` is that of `count`, for NHWC.
+    A layout without a shape is not counted. `ends` is that of `count`.
     """
 
     form: str
@@ -222,9 +222,8 @@ class Case:
 
     def count(self, layout: str, dtype: torch.dtype) -> dict[str, Traffic]:
         """Traffic by direction; `layout` is one of `layouts`."""
-        if layout == "NHWC":
-            return count(FORMS[self.form], self.nhwc, dtype, ends=self.ends)
-        return count(FORMS[self.form], self.nchw, dtype, channels_last=False)
+        shape = self.nhwc if layout == "NHWC" else self.nchw
+        return count(FORMS[self.form], shape, dtype, layout == "NHWC", self.ends)
 
     @property
     def layouts(self) -> list[str]:
@@ -239,14 +238,14 @@ CASES = {
     "noise_bias_act_to_rgb": Case("to_rgb", (2, 64, 32, 32), None),
     "noise_bias_act_to_rgb: wide": Case("to_rgb", (2, 512, 8, 16), None),
     "noise_bias_act_to_rgb: last": Case("last_to_rgb", (2, 64, 32, 32), None),
-    "upfirdn2d: up 2": Case("upsample", (36, 64, 64, 64), (1, 4, 64, 64), ends=15),
-    "upfirdn2d: up 2, RGB": Case("upsample", (1, 3, 64, 64), None),
-    "upfirdn2d: down 2": Case("downsample", (36, 64, 64, 64), (1, 4, 64, 64), ends=15),
-    "upfirdn2d: down 2, RGB": Case("downsample", (1, 3, 64, 64), None),
-    "upfirdn2d: blur": Case("blur", (36, 64, 64, 64), (1, 4, 64, 64), ends=15),
+    "upfirdn2d: up 2": Case("upsample", (36, 64, 64, 64), (36, 64, 64, 64), ends=15),
+    "upfirdn2d: up 2, RGB": Case("upsample", (32, 3, 128, 128), None, ends=30),
+    "upfirdn2d: down 2": Case("downsample", (36, 64, 64, 64), (36, 64, 64, 64), ends=15),
+    "upfirdn2d: down 2, RGB": Case("downsample", (32, 3, 128, 128), None, ends=30),
+    "upfirdn2d: blur": Case("blur", (36, 64, 64, 64), (36, 64, 64, 64), ends=15),
     "upfirdn2d: down 2, forked": Case("fork", (36, 64, 64, 64), None, ends=15),
     "bias_act_blur": Case("act_blur", (36, 64, 64, 64), None, ends=15),
-    "filtered_noise_bias_act": Case("filtered", (36, 64, 65, 65), (1, 4, 65, 65), ends=15),
+    "filtered_noise_bias_act": Case("filtered", (36, 64, 65, 65), (36, 64, 65, 65), ends=15),
     "batch_norm_act": Case("batch_norm_act", (2, 64, 32, 32), (2, 64, 32, 32)),
     "adain: on chip": Case("adain", (4, 128, 16, 16), (4, 128, 16, 16)),
     "adain: large": Case("adain", (2, 64, 32, 32), (1, 2, 192, 192)),

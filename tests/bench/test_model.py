@@ -94,6 +94,11 @@ def test_operations_use_the_backend_that_the_table_prefers():
     assert {name: backend for name, backend in found.items() if backend != PREFERENCE["cuda"][0]} == {}
 
 
+def test_the_table_compares_every_operation_that_has_triton_kernels():
+    compared = {form.operation for form in traffic.FORMS.values() if form.shapes.get("cuda")}
+    assert {name for name in OPERATIONS if model.has_triton(name)} <= compared
+
+
 @pytest.mark.slow
 def test_the_model_predicts_the_kernels_of_the_extension():
     if reason := extension.why_no_part("cuda") or sass.why_unavailable() or emulation.why_unavailable():

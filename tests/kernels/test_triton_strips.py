@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bench.forms import FILTERED, SYNTHESIS
+from bench.forms import FILTERED
 from fastgan_kernels.calls import Upfirdn2dCall
 
 strips = pytest.importorskip("fastgan_kernels.triton.strips")
@@ -35,7 +35,7 @@ def call_of(shape, up, down, pad) -> Upfirdn2dCall:
     )
 
 
-@pytest.mark.parametrize("shape", sorted({*FILTERED["cuda"], *SYNTHESIS["cuda"]}), ids=str)
+@pytest.mark.parametrize("shape", [(32, 512, 32, 32), *FILTERED["cuda"]], ids=str)
 @pytest.mark.parametrize(("up", "down", "pad"), [(1, 1, 2), (1, 1, 1), (2, 1, 2), (1, 2, 1)])
 def test_an_input_is_read_little_more_than_once(shape, up, down, pad):
     call = call_of(shape, up, down, pad)

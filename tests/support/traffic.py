@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fastgan_kernels
+from bench.forms import FILTERED
 from bench.forms import FORMS as TIMED_FORMS
 from bench.operations import Form, Normal, Shape, present
 from fastgan import ops
@@ -185,7 +186,7 @@ IMAGE_BATCH = Form(
     fused=lambda x, pixels, index, mirrored: ops.image_batch(pixels, index, mirrored, x.dtype),
     textbook=ops.image_batch,
     tensors=_pixels,
-    shapes={},
+    shapes={"cuda": ((32, 3, 256, 256),)},
     fixed=("pixels", "index", "mirrored"),
 )
 # A discriminator's skip connection, whose gradient joins that of the other branch.
@@ -196,7 +197,7 @@ FORK = Form(
     fused=lambda x, taps: _joined(*forked_upfirdn2d(x, taps, down=2, padding=(1, 1, 1, 1))),
     textbook=forked_upfirdn2d,
     tensors=lambda shape, normal: {"taps": normal(4)},
-    shapes={},
+    shapes={"cuda": FILTERED["cuda"]},
     fixed=("taps",),
 )
 

@@ -799,18 +799,18 @@ struct Workspace {
 };
 
 // The order of pieces, for `tensors` activations that are read twice. What the L2 must hold between the two has to fit
-// in half of it; otherwise all moments come first.
-Turns turns_of(const NormCall& call, const Plan& plan, int tensors) {
+// in half of it; otherwise all moments come first. `applied`: not for the moments alone.
+Turns turns_of(const NormCall& call, const Plan& plan, int tensors, bool applied) {
     const int64_t per_unit = plan.per_unit(call), pieces = plan.units(call) * per_unit;
     const int64_t bytes = plan.positions * plan.channels(call) * bytes_of(call.dtype) * tensors;  // of a piece
     const int64_t wanted = ceil_div(LEAD_BYTES * gpu::multiprocessors(), bytes);
     const int64_t lead = min(min(pieces, per_unit + wanted), gpu::l2_bytes() / 2 / bytes);
     const bool fits = lead >= min(pieces, per_unit + wanted / 2);
     unsigned* counters = (unsigned*)call.workspace;
-    return {pieces, per_unit, fits ? lead : pieces, counters, counters + 1, !fits};
+    return {pieces, per_unit, fits && applied ? lead : pieces, counters, counters + 1, !fits};
 }
 
-// Calls launch(blocks) for each launch, after one that clears the counters. `applied`: not for the moments alone.
+// Calls launch(blocks) for each launch, after one that clears the counters. `applied` as above.
 template <class F>
 void launch_in_turns(const Turns& turns, bool applied, void* stream, const F& launch) {
     const int64_t count = turns.pieces / turns.per_unit + 1;
@@ -831,7 +831,7 @@ void run_forward(const NormCall& call, void* stream) {
             return;
         }
     }
-    const Turns turns = turns_of(call, plan, 1);
+    const Turns turns = turns_of(call, plan, 1, true);
     S* partial = (S*)(turns.tickets + Workspace(call, plan).counters);
     launch_in_turns(turns, true, stream, [&](unsigned blocks) {
         gpu::Launch(blocks, BLOCK, 0, stream)(forward<T, V, NHWC, BATCH>, t, plan, turns, partial);
@@ -854,7 +854,7 @@ void run_backward(const NormCall& call, void* stream) {
                                                               steps_of(call, plan), sums, strength);
         }
     } else {
-        const Turns turns = turns_of(call, plan, 2);
+        const Turns turns = turns_of(call, plan, 2, t.beyond_style);
         launch_in_turns(turns, t.beyond_style, stream, [&](unsigned blocks) {
             gpu::Launch(blocks, BLOCK, 0, stream)(backward<T, backward_vector(V, NHWC), NHWC, BATCH>, t, plan, turns,
                                                   partial, totals, sums, strength);

@@ -132,8 +132,10 @@ def _launch(call: FilteredNoiseBiasActCall, out: Tensor, dy: Tensor | None) -> N
 
 
 def forward(call: FilteredNoiseBiasActCall) -> None:
+    assert call.filter.y is not None
     _launch(call, call.filter.y, None)
 
 
 def backward(call: FilteredNoiseBiasActCall) -> None:
+    assert call.epilogue.dx is not None  # the gradient before the epilogue, which the filter's adjoint reads
     _launch(call, call.epilogue.dx, call.epilogue.dy)

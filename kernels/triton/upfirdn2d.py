@@ -140,7 +140,7 @@ def _strips(
         if DOWN == 2:
             there = live & (iy >= -1) & (iy < h - 1)
             left, right = along_x(x + w * c, ix, w, c, there, taps_x, UP, DOWN, S)
-            lefts, rights = (lefts[0], left), (rights[0], right)
+            lefts, rights = (lefts[0], left), (rights[0], right)  # type: ignore[assignment]
         iy += DOWN
         x += DOWN * w * c
         lefts, sums_left = along_y(sums_left, lefts, taps_y, UP, DOWN)

@@ -161,7 +161,8 @@ def read_cubins(cubins: Iterable[bytes]) -> list[list[Kernel]]:
     code: dict[int, list[tuple[bytes, str, bytes]]] = defaultdict(list)
     for cubin in found:
         arch, functions = read_elf(cubin)
-        code[arch] += [(cubin, name, text) for name, text in functions.items()]
+        if functions:  # a linked extension has an empty cubin too
+            code[arch] += [(cubin, name, text) for name, text in functions.items()]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "code")
         used = {}

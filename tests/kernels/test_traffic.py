@@ -35,8 +35,8 @@ EXCEPTIONS: dict[str, list[tuple[str, str, float | None, float | None]]] = {
         ("upfirdn2d: down 2, RGB, NHWC, backward", "passes", 1.58, 1.85),
     ],
     "rows of an odd number of numbers begin anywhere in a sector": [
-        ("filtered_noise_bias_act, NCHW, forward", "sectors", 0.854, 0.737),
-        ("filtered_noise_bias_act, NCHW, backward", "sectors", 0.861, 0.762),
+        ("filtered_noise_bias_act, NCHW, forward", "sectors", 0.833, 0.704),
+        ("filtered_noise_bias_act, NCHW, backward", "sectors", 0.836, 0.720),
     ],
     "the filter is an operation of its own: all of NCHW, and of the backward pass the part after the epilogue": [
         ("filtered_noise_bias_act, NCHW, forward", "bytes", 1.98, 1.98),

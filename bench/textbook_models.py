@@ -176,7 +176,7 @@ class Synthesis(nn.Module):
             self.up.append(SynthesisLayer(config, before, after, r, 2, modulation))
             self.same.append(SynthesisLayer(config, after, after, r, 1, modulation))
         self.to_rgb = nn.ModuleList(ToRGB(config, c, modulation) for c in channels)
-        self.taps = _taps()
+        self.taps, self.tanh = _taps(), config.tanh
 
     def forward(self, ws: Tensor) -> Tensor:
         w = ws.unbind(1)
@@ -185,7 +185,7 @@ class Synthesis(nn.Module):
         for i, (up, same, to_rgb) in enumerate(zip(self.up, self.same, self.to_rgb[1:], strict=True)):
             x = same(up(x, w[2 * i + 1]), w[2 * i + 2])
             image = textbook.resample2d(image, self.taps, up=2) + to_rgb(x, w[2 * i + 3])
-        return image.float()
+        return image.float().tanh() if self.tanh else image.float()
 
 
 class StyleGAN2Generator(nn.Module):

@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return untrained(tmp_path_factory.mktemp("run") / "run", "stylegan2", CLASSES)
+    return untrained(tmp_path_factory.mktemp("run") / "run", "stylegan2", CLASSES, tanh=False)
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from fastgan_kernels.calls import NoiseBiasActCall, View
 triton = pytest.importorskip("triton")
 
 from fastgan_kernels.triton import noise_bias_act as kernels  # noqa: E402
+from fastgan_kernels.triton import tiles  # noqa: E402
 from fastgan_kernels.triton.tiles import plan_of  # noqa: E402
 from tests.support.compiled_triton import Recorder, compiled_for, in_loops, on_cards, resources  # noqa: E402
 
@@ -82,8 +83,8 @@ def _calls():
 
 def launches_of(call, monkeypatch):
     launches = []
-    for name in ("_elements", "add_pieces"):
-        monkeypatch.setattr(kernels, name, Recorder(getattr(kernels, name), launches))
+    for module, name in ((kernels, "_elements"), (tiles, "add_pieces")):
+        monkeypatch.setattr(module, name, Recorder(getattr(module, name), launches))
     call.launch()
     return launches
 

@@ -123,7 +123,7 @@ def usual(folder, tmp_path_factory):
 
 
 CHANGES = [
-    "--mirror", "--seed 1", "--lr-g 0.01", "--lr-d 0.01", "--betas 0.5 0.9", "--final-lr 0.5", "--final-beta2 0.5",
+    "--mirror", "--seed 1", "--lr-g 0.01", "--lr-d 0.02", "--betas 0.5 0.9", "--final-lr 0.5", "--final-beta2 0.5",
     "--r1-gamma 5", "--r1-interval 1", "--final-gamma 0.5", "--r2-gamma 1", "--path-length 2", "--style-mixing 0",
     "--ema-halflife 0.0001", "--ema-rampup 0", "--augment fixed --augment-p 0.9", "--augment diffaug", "--loss hinge",
     "--labels False", "--discriminator-steps 2", "--mapping-lr 0.5", "--amp",

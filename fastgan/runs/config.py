@@ -48,7 +48,7 @@ class NetworkOptions:
     tanh: bool | Auto = "auto"
     """tanh at the generator's end, so that pixels cannot leave the range of images. For stylegan2, stylegan, pggan and
     r3gan; the others always have it. auto: yes for images below 128 pixels, 64 for r3gan; no above, as in the papers.
-    Makes much of pictures with a plain background, such as glyphs and drawings."""
+    Matters most for pictures with a plain background, such as glyphs and drawings."""
     discriminator: Literal["own", "projected"] | Auto = "auto"
     """own: that of the architecture. projected: small discriminators on features of a frozen network that was trained
     on photographs (EfficientNet-Lite0, extra "metrics"). auto: that of --init-from, else own."""

@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.compiler import is_compiling
+from torch.utils._python_dispatch import _disable_current_modes
 from typing_extensions import TypeVar
 
 import fastgan_kernels
@@ -290,9 +291,14 @@ def _has_second_gradients(operation, options, needs_grad, shapes, given: tuple[b
 
     The answer is that of the reference, also where the gradient is zero, as that of a leaky ReLU's slope is in PyTorch.
     The reference runs on tensors without data. Hooks on saved tensors and the NaN check of `detect_anomaly` cannot
-    read those, so both are switched off.
+    read those, so both are switched off. So are modes such as FlopCounterMode, which would count what runs here.
     """
-    with torch.enable_grad(), saved_tensors_hooks(_identity, _identity), _without_anomaly_detection():
+    with (
+        torch.enable_grad(),
+        saved_tensors_hooks(_identity, _identity),
+        _without_anomaly_detection(),
+        _disable_current_modes(),
+    ):
         inputs = [
             None if shape is None else torch.empty(shape, device="meta", requires_grad=need)
             for shape, need in zip(shapes, needs_grad, strict=True)

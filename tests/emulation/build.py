@@ -54,12 +54,12 @@ SANITIZER_FLAGS = {
     # kernels take longer to compile than to run. The tests under it use fp32 and bf16.
     "address": [
         *("-O0", "-g1", "-fsanitize=address", "-fsanitize-recover=address", "-fno-omit-frame-pointer"),
-        "-DFASTGAN_WITHOUT_FLOAT64",
+        "-DFASTGAN_FEW_DTYPES",
     ],
     # Answered by handlers in scheduler.cpp, not by libubsan.
     "undefined": ["-O0", "-fsanitize=alignment,bounds,signed-integer-overflow,shift"],
     # Answered by traffic.cpp, not by libtsan. Optimised, so that variables in registers make no accesses.
-    "traffic": ["-O1", "-g1", "-fsanitize=thread", "-DFASTGAN_WITHOUT_FLOAT64"],
+    "traffic": ["-O1", "-g1", "-fsanitize=thread", "-DFASTGAN_FEW_DTYPES"],
 }
 # As in setup.py, by the names of processors: the sanitized module has one variant, for the CPU it runs on.
 ISA_FLAGS = {"baseline": [], "avx2": ["-march=x86-64-v3"], "avx512": ["-march=cooperlake"]}

@@ -175,8 +175,8 @@ class Upfirdn2dCall(NamedTuple):
 class FilteredNoiseBiasActCall(NamedTuple):
     """A call of filtered_noise_bias_act: forward and backward, on GPUs, in channels_last.
 
-    Forward: x and y of `filter`, the small tensors and options of `epilogue`. Backward: x of `filter`; of `epilogue`
-    also dy, dx (the gradient of the filter's output), dstrength, dbias, dscale and dpost.
+    Forward: x and y of `filter`, the small tensors and options of `epilogue`. Backward: `filter` is the adjoint filter,
+    from dy to dx; of `epilogue` also `reference`, which is x or (`from_output`) y, dstrength, dbias, dscale and dpost.
     """
 
     filter: Upfirdn2dCall

@@ -335,6 +335,25 @@ __device__ __forceinline__ void store(T* p, const Vec<T, V>& value GPU_PLACE) {
 #endif
 }
 
+// The values of a vector, converted to A. Pairs of bf16 take one instruction each; to() would first separate them.
+template <class A, int V, class T>
+__device__ __forceinline__ void values_of(const Vec<T, V>& in, A (&out)[V]) {
+#ifndef FASTGAN_EMULATE
+    if constexpr (std::is_same_v<T, __nv_bfloat16> && V % 2 == 0) {
+        const unsigned* pairs = reinterpret_cast<const unsigned*>(&in);
+        GPU_UNROLL
+        for (int i = 0; i < V / 2; ++i) {
+            out[2 * i] = __uint_as_float(pairs[i] << 16);
+            out[2 * i + 1] = __uint_as_float(pairs[i] & 0xffff0000u);
+        }
+    } else
+#endif
+    {
+        GPU_UNROLL
+        for (int v = 0; v < V; ++v) out[v] = to<A>(in.v[v]);
+    }
+}
+
 // -------------------------------------------------------------------------------------------------------------- sums
 
 __device__ __forceinline__ int thread_in_block() {

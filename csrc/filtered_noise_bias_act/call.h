@@ -7,10 +7,9 @@
 
 namespace fastgan {
 
-#define FILTERED_NOISE_BIAS_ACT_FIELDS(FIELD)                        \
-    FIELD(Upfirdn2dCall, filter) /* forward: x and y; backward: x */ \
-    FIELD(NoiseBiasActCall,                                          \
-          epilogue) /* small tensors and options; backward: dy, dx of the filter's output, and others */
+#define FILTERED_NOISE_BIAS_ACT_FIELDS(FIELD)                                                             \
+    FIELD(Upfirdn2dCall, filter)      /* forward: x and y; backward: the adjoint filter, from dy to dx */ \
+    FIELD(NoiseBiasActCall, epilogue) /* small tensors and options; backward: x or y as `reference`, and sums */
 
 struct FilteredNoiseBiasActCall {
     FASTGAN_MEMBERS(FILTERED_NOISE_BIAS_ACT_FIELDS)

@@ -1,6 +1,6 @@
-// filtered_noise_bias_act on the GPU, in NHWC: the strip of upfirdn2d (upfirdn2d/gpu.h), which applies the epilogue, or
-// its derivative, to the outputs of a row. Backward filters x again: otherwise forward would have to write the filtered
-// values.
+// filtered_noise_bias_act on the GPU, in NHWC. Forward is the strip of upfirdn2d (upfirdn2d/gpu.h), which applies the
+// epilogue to the outputs of a row. Backward is one pass as well, with the gradient between the epilogue and the filter in
+// registers. It filters x again: otherwise forward would have to write the filtered values.
 #include "filtered_noise_bias_act/call.h"
 #include "noise_bias_act/gpu.h"
 #include "upfirdn2d/gpu.h"
@@ -95,81 +95,315 @@ struct EpilogueStore {
     }
 };
 
-// Backward: du, the gradient of the filter's output, and all sums.
-template <class T, int V, bool LIMITED>
-struct GradientStore {
-    using S = typename ArithmeticOf<T>::type;
-    struct Loaded {
-        gpu::Vec<T, V> dy;
-        S noise;
-    };
-    static constexpr int SUMS = MAX_SUMS, SMALL = 4, THREADS = BLOCK;
-    Shape<S, LIMITED> shape;
-    Epilogue<S> epilogue;
-    Noise<S> noise;
-    const T* dy;
-    T* du;
+// Backward ------------------------------------------------------------------------------------------------------------
+//
+//     f = filter(x),   d = dy * act'(u),   dx = scale * post * adjoint filter(d),   u(f) as in noise_bias_act/arithmetic.h
+//
+// A warp takes `lanes` vectors of V channels times 32 / lanes runs of two columns (RUN), and walks down the image. In a
+// step, a thread
+//
+//   1. filters a row of x along x and adds it to the sums of its rows of f, of which one is complete,
+//   2. makes a row of d from that, and adds it to the sums of its rows of dx, of which one is complete along y,
+//   3. filters this one along x: other lanes have the columns beside its own.
+//
+// The outer columns of a warp lack neighbours: from 2 * runs columns of d follow 2 * runs - 3 of dx, and warps overlap.
+// If the derivative is computed from y, there is no f, and neither scale nor post.
 
-    explicit GradientStore(const FilteredNoiseBiasActCall& call)
-        : shape(shape_of<S, LIMITED>(S(call.epilogue.slope), S(call.epilogue.gain), S(call.epilogue.clamp))),
-          epilogue(call.epilogue),
-          noise{(const S*)call.epilogue.noise, call.epilogue.noise_per_sample},
-          dy((const T*)call.epilogue.dy),
-          du((T*)call.epilogue.dx) {}
+constexpr int LANES = 4;  // vectors of channels of a warp, at most
+constexpr int WARPS = 5;  // of a block, at most; with 4 lanes, five make the 65 columns of dx of 64 columns of dy
+constexpr int LONGEST_STRIP = 72;  // rows of a strip, at most; a strip reads up to six rows of its neighbours
 
-    FASTGAN_INLINE S small(int which, int64_t sample, int channel, int c) const {
-        return small_part(epilogue, which, sample, channel, c);
+// Rows or columns of dx from -before on. The one at i adds up d at i + 1 - padding, the second place that it reads. If the
+// padding is large or negative, it takes places outside of the image to meet all of d.
+struct Span {
+    int before, count;
+
+    Span(const Axis& adjoint, int64_t outputs)
+        : before(int(max(0, 1 - adjoint.before))),
+          count(before + int(max(outputs, adjoint.size - 1 + adjoint.before))) {}
+};
+
+// Grid: samples x strips x tiles of columns x tiles of channels, these the fastest: adjacent blocks read adjacent sectors.
+struct Walk {
+    Span x, y;
+    int lanes, warps, tiles, rows, strips, channel_tiles;
+
+    Walk(const Geometry& adjoint, int vector)
+        : x(adjoint.x, adjoint.ow),
+          y(adjoint.y, adjoint.oh),
+          lanes(power_of_two_from(ceil_div(adjoint.c, vector), LANES)) {
+        const int64_t all_warps = ceil_div(x.count, columns());
+        tiles = int(ceil_div(all_warps, WARPS));
+        warps = int(ceil_div(all_warps, tiles));
+        channel_tiles = int(ceil_div(adjoint.c, lanes * vector));
+        const int64_t beside = adjoint.planes / adjoint.c * tiles * channel_tiles;
+        strips = int(ceil_div(y.count, LONGEST_STRIP));
+        while (beside * strips < MULTIPROCESSORS && ceil_div(y.count, strips) > 8) strips *= 2;
+        rows = int(ceil_div(y.count, strips));
+        strips = int(ceil_div(y.count, rows));
     }
-    FASTGAN_INLINE void start(int64_t sample, int64_t pixel, int64_t pixels, int c, int channel) {
-        const int64_t at = (sample * pixels + pixel) * c + channel;
-        dy += at, du += at;
-        noise.start(sample, pixel, pixels);
-    }
-    FASTGAN_INLINE void move(int64_t pixels, int c) {
-        dy += pixels * c, du += pixels * c;
-        noise.move(pixels);
-    }
-    FASTGAN_INLINE Loaded load(bool there, int i, int c) const {
-        return {gpu::load_or_zeros<V>(there, dy + i * c), noise.load(there, i)};
-    }
-    template <class Table, class Total>
-    FASTGAN_INLINE void store(const bool (&wanted)[RUN], const Loaded (&loaded)[RUN], const Total& total,
-                              const Table& table, S* sums, int c) const {
-        constexpr int W = Table::W;
-        static_assert(W == V, "all small tensors stay in registers for a row");
-        Small<S> small[V];
-        read_small(table, 0, small);
+
+    int64_t per_sample() const { return int64_t(strips) * tiles; }
+
+    // Columns of dx of a warp.
+    FASTGAN_INLINE __host__ int columns() const { return gpu::warp_size / lanes * RUN - 3; }
+};
+
+// Sums along y of rows that lack inputs.
+template <class S, int V>
+struct OpenRows {
+    S sums[3][RUN][V] = {};
+
+    // Adds a row of inputs; `row` becomes the sum that is complete then.
+    FASTGAN_INLINE void add(S (&row)[RUN][V], S first, S second, S third, S fourth) {
         GPU_UNROLL
-        for (int o = 0; o < RUN; ++o) {
-            gpu::Vec<T, V> out;
-            GPU_UNROLL
-            for (int v = 0; v < V; ++v) {
-                Sums<S> d;
-                small[v].noise = loaded[o].noise;
-                out.v[v] = gpu::from<T>(gpu_values::backward_from_input<ACT>(gpu::to<S>(loaded[o].dy.v[v]), total(o, v),
-                                                                             small[v], shape, d));
-                GPU_UNROLL
-                for (int which = 0; which < SUMS; ++which) {
-                    sums[which * V + v] += wanted[o] ? sum_number(d, which) : S(0);
-                }
-            }
-            if (wanted[o]) gpu::store(du + o * c, out);
+        for (int i = 0; i < RUN * V; ++i) {
+            const int o = i / V, v = i % V;
+            const S value = row[o][v];
+            row[o][v] = sums[0][o][v] + fourth * value;
+            sums[0][o][v] = sums[1][o][v] + third * value;
+            sums[1][o][v] = sums[2][o][v] + second * value;
+            sums[2][o][v] = first * value;
         }
     }
 };
+
+// Filters pixels along x, with the taps in reverse.
+template <class T, class S, int V>
+FASTGAN_INLINE void filter_pixels(const gpu::Vec<T, V> (&in)[RUN + 3], const S (&taps)[4], S (&out)[RUN][V]) {
+    GPU_UNROLL
+    for (int i = 0; i < RUN + 3; ++i) {
+        S values[V];
+        gpu::values_of(in[i], values);
+        GPU_UNROLL
+        for (int j = 0; j < RUN * V; ++j) {
+            const int o = j / V, v = j % V, tap = i - o;
+            if (tap < 0 || tap >= 4) continue;
+            const S product = taps[3 - tap] * values[v];
+            out[o][v] = tap == 0 ? product : out[o][v] + product;
+        }
+    }
+}
+
+// Filters along x columns of which the lanes of a warp, `distance` apart, have RUN each. All lanes must call.
+template <class S, int V>
+FASTGAN_INLINE void filter_lanes(S (&columns)[RUN][V], const S (&taps)[4], int distance) {
+    GPU_UNROLL
+    for (int v = 0; v < V; ++v) {
+        const S in[RUN + 3] = {__shfl_up_sync(gpu::full_mask, columns[1][v], unsigned(distance)), columns[0][v],
+                               columns[1][v], __shfl_down_sync(gpu::full_mask, columns[0][v], unsigned(distance)),
+                               __shfl_down_sync(gpu::full_mask, columns[1][v], unsigned(distance))};
+        GPU_UNROLL
+        for (int o = 0; o < RUN; ++o) {
+            S total = 0;
+            GPU_UNROLL
+            for (int i = 0; i < 4; ++i) total += taps[i] * in[o + i];
+            columns[o][v] = total;
+        }
+    }
+}
+
+// Scale, strength, bias, and the factor scale * post of dx.
+template <class S>
+struct BackwardSmall {
+    static constexpr int SMALL = 4, FACTOR = 3;
+    const Epilogue<S>& epilogue;
+
+    FASTGAN_INLINE S small(int which, int64_t sample, int channel, int c) const {
+        const S part = small_part(epilogue, which, sample, channel, c);
+        return which == FACTOR && epilogue.scale ? part * epilogue.scale[sample * c + channel] : part;
+    }
+};
+
+// `g` is that of the adjoint filter, from dy to dx; `reference` is y or x. Sums: [pieces, SUMS, C], and `second` [blocks]
+// for the second sum added up over channels as well; null if it is not wanted.
+template <class T, int V, bool FROM_OUTPUT, bool LIMITED>
+__global__ void __launch_bounds__(WARPS* gpu::warp_size, sizeof(typename ArithmeticOf<T>::type) == 8 ? 1 : 3)
+    backward_strips(Geometry g, Walk walk, const typename ArithmeticOf<T>::type* taps, const T* reference, const T* dy,
+                    T* dx, Shape<typename ArithmeticOf<T>::type, LIMITED> shape,
+                    Epilogue<typename ArithmeticOf<T>::type> epilogue, typename ArithmeticOf<T>::type* partial,
+                    typename ArithmeticOf<T>::type* second) {
+    using S = typename ArithmeticOf<T>::type;
+    constexpr int SUMS = FROM_OUTPUT ? 2 : MAX_SUMS, INPUTS = FROM_OUTPUT ? RUN : RUN + 3;
+    constexpr int LEAD = FROM_OUTPUT ? 3 : 6;                     // steps before the first row of dx
+    constexpr int AHEAD = 2;                                      // rows that are loaded at once
+    constexpr int W = !FROM_OUTPUT && LIMITED && V == 4 ? 2 : V;  // channels at once, else registers are spilled
+    const int h = int(g.oh), w = int(g.ow), oh = int(g.y.size), ow = int(g.x.size), c = int(g.c);
+    const int piece = int(blockIdx.x) / walk.channel_tiles, strip = piece / walk.tiles;
+    const int64_t sample = strip / walk.strips;
+    const int lane = int(threadIdx.x) % gpu::warp_size, warp = int(threadIdx.x) / gpu::warp_size;
+    const int first_channel = int(blockIdx.x) % walk.channel_tiles * walk.lanes * V;
+    const int channel = first_channel + lane % walk.lanes * V;
+    const bool live = channel < c;
+
+    using SmallVector = gpu::Vec<S, V>;
+    constexpr int small_vectors = BackwardSmall<S>::SMALL * LANES;
+    SHARED(SmallVector, small, [small_vectors]);
+    SHARED(S, arranged, [8]);
+    if constexpr (!FROM_OUTPUT) {
+        SmallTensors<S, V>::fill(BackwardSmall<S>{epilogue}, &small[0].v[0], walk.lanes, sample, first_channel, c);
+    }
+    arrange_taps(g, taps, arranged);
+    const S* small_here = &small[lane % walk.lanes].v[0];
+    const auto small_part_of = [&](int which, int q) {
+        return gpu::load<W>(small_here + which * walk.lanes * V + q * W);
+    };
+    S taps_x[4], taps_y[4];
+    GPU_UNROLL
+    for (int i = 0; i < 4; ++i) taps_x[i] = arranged[i], taps_y[i] = arranged[4 + i];
+
+    // Columns: the first of this thread in dx, in y and in the reference.
+    const int in_warp = lane / walk.lanes * RUN - 1;
+    const int ix = (piece % walk.tiles * walk.warps + warp) * walk.columns() + in_warp - walk.x.before;
+    const int ox = ix + 1 - int(g.x.before), rx = FROM_OUTPUT ? ox : ix - 2;
+    const int reference_h = FROM_OUTPUT ? oh : h, reference_w = FROM_OUTPUT ? ow : w;
+    // Bits of the accesses of a row: the reference, dy, the noise, the sums, dx.
+    constexpr int DY = INPUTS, NOISE = DY + RUN, SUM = NOISE + RUN, DX = SUM + RUN;
+    constexpr int ALL_INPUTS = (1 << INPUTS) - 1, ALL = (1 << RUN) - 1;
+    int columns = 0;
+    GPU_UNROLL
+    for (int i = 0; i < INPUTS; ++i) {
+        if (live && rx + i >= 0 && rx + i < reference_w) columns |= 1 << i;
+    }
+    GPU_UNROLL
+    for (int o = 0; o < RUN; ++o) {
+        const bool made = live && in_warp + o >= 0 && in_warp + o < walk.columns();
+        const bool in_y = live && ox + o >= 0 && ox + o < ow;
+        if (in_y) columns |= 1 << (DY + o);
+        if (in_y && epilogue.noise) columns |= 1 << (NOISE + o);
+        if (in_y && made) columns |= 1 << (SUM + o);
+        if (made && ix + o >= 0 && ix + o < w) columns |= 1 << (DX + o);
+    }
+
+    // Rows: a step makes the one at step + to_dx, and reads the last one of y and of the reference that this depends on.
+    const int begin = strip % walk.strips * walk.rows, end = int(min(begin + walk.rows, walk.y.count));
+    const int to_dx = -walk.y.before, to_y = to_dx + 3 - int(g.y.before), to_x = FROM_OUTPUT ? to_y : to_dx + 3;
+    int step = begin - LEAD;
+    reference += ((sample * reference_h + step + to_x) * reference_w + rx) * c + channel;
+    dy += ((sample * oh + step + to_y) * ow + ox) * c + channel;
+    dx += ((sample * h + step + to_dx) * w + ix) * c + channel;
+    const S* noise = epilogue.noise + ((epilogue.noise_per_sample ? sample * oh : 0) + step + to_y) * ow + ox;
+
+    OpenRows<S, V> rows_of_f, rows_of_dx;
+    S sums[SUMS * V] = {};
+    for (; step < end; step += AHEAD) {
+        gpu::Vec<T, V> in[AHEAD][INPUTS], gradient[AHEAD][RUN];
+        S at_pixel[AHEAD][RUN];
+        int accesses[AHEAD];
+        GPU_UNROLL
+        for (int a = 0; a < AHEAD; ++a) {
+            const int now = step + a;
+            const bool row_of_reference = now < end && unsigned(now + to_x) < unsigned(reference_h);
+            const bool row_of_y = unsigned(now + to_y) < unsigned(oh);
+            const bool row_of_dy = row_of_y && now >= begin - 3 && now < end;
+            const bool row_of_sums = row_of_y && now >= begin - 2 && now < end - 2;
+            accesses[a] = columns & ((row_of_reference ? ALL_INPUTS : 0) | (row_of_dy ? ALL << DY | ALL << NOISE : 0) |
+                                     (row_of_sums ? ALL << SUM : 0) | ALL << DX);
+            GPU_UNROLL
+            for (int i = 0; i < INPUTS; ++i) {
+                in[a][i] = gpu::load_or_zeros<V>(accesses[a] >> i & 1, reference + (a * reference_w + i) * c);
+            }
+        }
+        const auto load_gradient = [&](int a) {
+            GPU_UNROLL
+            for (int o = 0; o < RUN; ++o) {
+                gradient[a][o] = gpu::load_or_zeros<V>(accesses[a] >> (DY + o) & 1, dy + (a * ow + o) * c);
+                at_pixel[a][o] = accesses[a] >> (NOISE + o) & 1 ? noise[a * ow + o] : S(0);
+            }
+        };
+        load_gradient(0);
+        GPU_UNROLL
+        for (int a = 0; a < AHEAD; ++a) {
+            S f[RUN][V], d[RUN][V];
+            __syncwarp();  // small tensors are read from shared memory again, and take no registers
+            if constexpr (!FROM_OUTPUT) {
+                filter_pixels(in[a], taps_x, f);
+                rows_of_f.add(f, taps_y[3], taps_y[2], taps_y[1], taps_y[0]);
+            }
+            GPU_UNROLL
+            for (int q = 0; q < V / W; ++q) {
+                gpu::Vec<S, W> scale, strength, bias;
+                if constexpr (!FROM_OUTPUT) {
+                    scale = small_part_of(0, q), strength = small_part_of(1, q), bias = small_part_of(2, q);
+                }
+                GPU_UNROLL
+                for (int o = 0; o < RUN; ++o) {
+                    const S pixel = at_pixel[a][o];
+                    S left[W], right[W];  // their products are the terms of the sum for `post`
+                    GPU_UNROLL
+                    for (int i = 0; i < W; ++i) {
+                        const int v = q * W + i;
+                        const S above = gpu::to<S>(gradient[a][o].v[v]);
+                        if constexpr (FROM_OUTPUT) {
+                            d[o][v] = above * slope_from_output<ACT>(gpu::to<S>(in[a][o].v[v]), shape);
+                        } else {
+                            const S u = scale.v[i] * f[o][v] + (strength.v[i] * pixel + bias.v[i]);
+                            const Curve<S> curved = clamped(curve<ACT>(u, shape), shape);
+                            d[o][v] = above * curved.first;
+                            left[i] = LIMITED ? above : d[o][v], right[i] = LIMITED ? curved.value : u;
+                        }
+                    }
+                    if (!(accesses[a] >> (SUM + o) & 1)) continue;
+                    GPU_UNROLL
+                    for (int i = 0; i < W; ++i) {
+                        const int v = q * W + i;
+                        sums[v] += d[o][v];
+                        sums[V + v] += d[o][v] * pixel;
+                        if constexpr (!FROM_OUTPUT) {
+                            sums[2 * V + v] += d[o][v] * f[o][v];
+                            sums[3 * V + v] += left[i] * right[i];
+                        }
+                    }
+                }
+            }
+            if (a + 1 < AHEAD) load_gradient(a + 1);
+            rows_of_dx.add(d, taps_y[0], taps_y[1], taps_y[2], taps_y[3]);
+            const int now = step + a;
+            if (now < begin || now >= end || unsigned(now + to_dx) >= unsigned(h))
+                continue;  // the same for all threads
+            gpu::Vec<S, V> factor;
+            if constexpr (!FROM_OUTPUT) factor = gpu::load<V>(small_here + BackwardSmall<S>::FACTOR * walk.lanes * V);
+            filter_lanes(d, taps_x, walk.lanes);
+            GPU_UNROLL
+            for (int o = 0; o < RUN; ++o) {
+                gpu::Vec<T, V> out;
+                GPU_UNROLL
+                for (int v = 0; v < V; ++v) out.v[v] = gpu::from<T>(FROM_OUTPUT ? d[o][v] : factor.v[v] * d[o][v]);
+                if (accesses[a] >> (DX + o) & 1) gpu::store(dx + (a * w + o) * c, out);
+            }
+        }
+        reference += AHEAD * reference_w * c;
+        dy += AHEAD * ow * c, dx += AHEAD * w * c;
+        noise += AHEAD * ow;
+    }
+
+    if constexpr (!FROM_OUTPUT) {  // `post` is a factor of all sums but its own
+        GPU_UNROLL
+        for (int v = 0; v < V; ++v) {
+            const S post = live && epilogue.post ? epilogue.post[sample * c + channel + v] : S(1);
+            GPU_UNROLL
+            for (int which = 0; which < SUMS - 1; ++which) sums[which * V + v] *= post;
+        }
+    }
+    if (second) {  // uniform
+        S total = 0;
+        GPU_UNROLL
+        for (int v = 0; v < V; ++v) total += sums[V + v];
+        total = gpu::block_sum(total);
+        if (threadIdx.x == 0) second[blockIdx.x] = total;
+    }
+    constexpr int size = COLUMN_SLOTS<SUMS, V>;
+    SHARED(S, slots, [size]);
+    write_sums_of_columns<SUMS, V>(sums, walk.lanes, c - first_channel, &slots[0],
+                                   partial + int64_t(piece) * SUMS * c + first_channel, c);
+}
 
 // Launches ------------------------------------------------------------------------------------------------------------
 
 // Whether the addresses of all activations allow accesses of 16 bytes: a tensor of another library may lie anywhere.
 bool fits_vectors(const FilteredNoiseBiasActCall& call) {
-    const NoiseBiasActCall& epilogue = call.epilogue;
-    return aligned(call.filter.x, call.filter.y, epilogue.dy, epilogue.dx);
+    return aligned(call.filter.x, call.filter.y, call.epilogue.reference);
 }
-
-// Elements in an access of the backward pass. With half a vector of 16-bit activations, the sums of a thread's channels
-// leave registers for two blocks on a multiprocessor.
-template <class T>
-constexpr int BACKWARD_V = sizeof(T) == 8 ? 2 : 4;
 
 template <class T, int V, bool LIMITED>
 void forward(const FilteredNoiseBiasActCall& call, void* stream) {
@@ -180,24 +414,33 @@ void forward(const FilteredNoiseBiasActCall& call, void* stream) {
     strips(filter.taps, Load{(const T*)filter.x}, Store(call), stream);
 }
 
-template <class T, int V, bool LIMITED = true>
-using Backward = StripLaunch<T, V, 1, 1, PlainLoad<T, V>, GradientStore<T, V, LIMITED>>;
+// Elements in an access of the backward pass: 8 bytes leave registers for three blocks on a multiprocessor.
+template <class T>
+constexpr int BACKWARD_V = 8 / sizeof(T);
 
-template <class T, int V, bool LIMITED>
+template <class T, int V, bool FROM_OUTPUT, bool LIMITED>
 void backward(const FilteredNoiseBiasActCall& call, void* stream) {
     using S = typename ArithmeticOf<T>::type;
+    constexpr int SUMS = FROM_OUTPUT ? 2 : MAX_SUMS;
     const NoiseBiasActCall& epilogue = call.epilogue;
-    const Backward<T, V, LIMITED> strips(call.filter);
+    const Geometry g = geometry_of(call.filter);
+    const Walk walk(g, V);
+    const int64_t pieces = call.filter.n * walk.per_sample(), blocks = pieces * walk.channel_tiles;
     S *partial = (S*)call.workspace, *strength = nullptr;
-    if (epilogue.dstrength && !epilogue.strength_per_channel) {
-        strength = partial + strips.pieces() * MAX_SUMS * epilogue.c;
-    }
-    strips(call.filter.taps, {(const T*)call.filter.x}, GradientStore<T, V, LIMITED>(call), stream, partial, strength);
-    add_sums<S, MAX_SUMS>(epilogue, partial, strips.per_sample(), strength, strips.pieces() * strips.tiles(), stream);
+    if (epilogue.dstrength && !epilogue.strength_per_channel) strength = partial + pieces * SUMS * epilogue.c;
+    gpu::Launch(unsigned(blocks), unsigned(walk.warps * gpu::warp_size), 0, stream)(
+        backward_strips<T, V, FROM_OUTPUT, LIMITED>, g, walk, (const S*)call.filter.taps, (const T*)epilogue.reference,
+        (const T*)call.filter.x, (T*)call.filter.y,
+        shape_of<S, LIMITED>(S(epilogue.slope), S(epilogue.gain), S(epilogue.clamp)), Epilogue<S>(epilogue), partial,
+        strength);
+    add_sums<S, SUMS>(epilogue, partial, walk.per_sample(), strength, blocks, stream);
 }
 
 void check_size(const FilteredNoiseBiasActCall& call) {
-    if (!fits_strips(call.filter)) throw std::runtime_error("filtered_noise_bias_act: the image is too large");
+    const int64_t row = max(call.filter.w, call.filter.ow) * call.filter.c;
+    if (!fits_strips(call.filter) || row >= 1 << 29) {
+        throw std::runtime_error("filtered_noise_bias_act: the image is too large");
+    }
 }
 
 }  // namespace
@@ -218,23 +461,27 @@ void filtered_noise_bias_act_backward(const FilteredNoiseBiasActCall& call, int 
     check_size(call);
     for_dtype(call.filter.dtype, [&](auto element) {
         using T = decltype(element);
-        if (!fits_vectors(call)) return backward<T, 1, true>(call, stream);
         constexpr int V = BACKWARD_V<T>;
-        call.epilogue.clamp < INFINITY ? backward<T, V, true>(call, stream) : backward<T, V, false>(call, stream);
+        const bool vectors = fits_vectors(call), limited = call.epilogue.clamp < INFINITY;
+        if (call.epilogue.from_output) {
+            if (!vectors) return backward<T, 1, true, true>(call, stream);
+            limited ? backward<T, V, true, true>(call, stream) : backward<T, V, true, false>(call, stream);
+        } else {
+            if (!vectors) return backward<T, 1, false, true>(call, stream);
+            limited ? backward<T, V, false, true>(call, stream) : backward<T, V, false, false>(call, stream);
+        }
     });
 }
 
 // Bytes of the workspace: the sums of all pieces, and one number for each block.
 int64_t filtered_noise_bias_act_workspace(const FilteredNoiseBiasActCall& call) {
-    int64_t numbers = 0;
-    const auto count = [&](const auto& strips) {
-        numbers = strips.pieces() * (MAX_SUMS * call.filter.c + strips.tiles());
-    };
+    int64_t vector = 1;
     for_dtype(call.filter.dtype, [&](auto element) {
-        using T = decltype(element);
-        fits_vectors(call) ? count(Backward<T, BACKWARD_V<T>>(call.filter)) : count(Backward<T, 1>(call.filter));
+        if (fits_vectors(call)) vector = BACKWARD_V<decltype(element)>;
     });
-    return numbers * arithmetic_bytes(call.filter.dtype);
+    const Walk walk(geometry_of(call.filter), int(vector));
+    const int64_t numbers = MAX_SUMS * call.filter.c + walk.channel_tiles;
+    return call.filter.n * walk.per_sample() * numbers * arithmetic_bytes(call.filter.dtype);
 }
 
 }  // namespace fastgan::cuda

@@ -172,14 +172,13 @@ struct PlainStore {
     }
 };
 
-// A separable filter of 4 taps, with the same UP and DOWN along both axes. Sums: [blocks of all samples, SUMS, C], and
-// `second` [blocks] for the second sum added up over channels as well; null if it is not wanted.
+// A separable filter of 4 taps, with the same UP and DOWN along both axes. Sums: [blocks of all samples, SUMS, C].
 template <class T, int V, int UP, int DOWN, class Load, class Store>
 __global__ void __launch_bounds__(STRIP_THREADS<DOWN, Load, Store>,
                                   STRIP_BLOCKS<typename ArithmeticOf<T>::type, STRIP_THREADS<DOWN, Load, Store>>)
     filter_strips(Geometry g, Strips s, Steps<UP> steps_x, Steps<UP> steps_y,
                   const typename ArithmeticOf<T>::type* taps, Load load, Store store,
-                  typename ArithmeticOf<T>::type* partial, typename ArithmeticOf<T>::type* second) {
+                  typename ArithmeticOf<T>::type* partial) {
     using S = typename ArithmeticOf<T>::type;
     constexpr int ROWS = 4 / UP, INPUTS = UP == 2 ? 2 : (RUN - 1) * DOWN + 4;
     constexpr int SUMS = Store::SUMS;
@@ -278,13 +277,6 @@ __global__ void __launch_bounds__(STRIP_THREADS<DOWN, Load, Store>,
         }
     }
     if constexpr (SUMS > 0) {
-        if (SUMS > 1 && second) {  // uniform
-            S total = 0;
-            GPU_UNROLL
-            for (int v = 0; v < V; ++v) total += sums[(SUMS > 1 ? V : 0) + v];
-            total = gpu::block_sum(total);
-            if (threadIdx.x == 0) second[blockIdx.x * gridDim.y + blockIdx.y] = total;
-        }
         constexpr int size = COLUMN_SLOTS<SUMS, V>;
         SHARED(S, slots, [size]);
         write_sums_of_columns<SUMS, V>(sums, s.lanes, c - first_channel, &slots[0],
@@ -318,12 +310,11 @@ struct StripLaunch {
     int64_t pieces() const { return g.planes / g.c * per_sample(); }
     int64_t tiles() const { return ceil_div(g.c, int64_t(strips.lanes) * V); }
 
-    void operator()(const void* taps, const Load& load, const Store& store, void* stream, S* partial = nullptr,
-                    S* second = nullptr) const {
+    void operator()(const void* taps, const Load& load, const Store& store, void* stream, S* partial = nullptr) const {
         const int threads = int(round_up(strips.lanes * strips.columns, gpu::warp_size));
         const size_t bytes = size_t(Load::SMALL + Store::SMALL) * size_t(strips.lanes) * V * sizeof(S);
         gpu::Launch(dim3(unsigned(pieces()), unsigned(tiles())), threads, bytes, stream)(
-            filter_strips<T, V, UP, DOWN, Load, Store>, g, strips, x, y, (const S*)taps, load, store, partial, second);
+            filter_strips<T, V, UP, DOWN, Load, Store>, g, strips, x, y, (const S*)taps, load, store, partial);
     }
 };
 

@@ -2,8 +2,9 @@
 
     y = noise_bias_act(upfirdn2d(x, taps, padding=padding, gain=fir_gain), ...)
 
-Only GPUs have fused kernels, for channels_last. They keep the filtered values in registers: forward reads x and writes
-y, backward filters x again. Elsewhere the function calls the two operations. On a CPU fusing does not pay
+Only GPUs have fused kernels, for channels_last. The CUDA kernels keep the filtered values and their gradient in
+registers: forward reads x and writes y, backward reads dy and x, which it filters again, and writes dx. Elsewhere the
+function calls the two operations. On a CPU fusing does not pay
 (docs/notes/operations.md, "Fusing the filter with noise_bias_act").
 """
 
@@ -172,16 +173,15 @@ class FilteredNoiseBiasAct(FusedOperation):
     def launch_backward(launchers, grads, grad, saved, options):
         activation, taps, *small = saved
         dx, _, _, *sums = grads
-        du = torch.empty(grad.shape, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)
-        grad = dense_like(grad, du)
-        if saves_output(small[3], small[4], options.epilogue):
-            NoiseBiasAct.launch_backward(
-                launchers.of("noise_bias_act"), (du, None, *sums), grad, (activation, *small), options.epilogue
-            )
-        else:
-            activation = dense_like(activation, dx)
-            _launch_backward(launchers, du, sums, grad, activation, taps, small, options)
-        Upfirdn2d.launch_forward(launchers.of("upfirdn2d"), dx, (du, taps), adjoint(dx.shape, taps, options.filter))
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        from_output = saves_output(small[3], small[4], options.epilogue)
+        reference = grad if activation is None else dense_like(activation, grad if from_output else dx)
+        filter = upfirdn2d_call(dx, grad, taps, adjoint(dx.shape, taps, options.filter))
+        outputs = dict(zip(("dstrength", "dbias", "dscale", "dpost"), sums, strict=True))
+        epilogue = noise_bias_act_call(grad, small, options.epilogue)._replace(
+            from_output=from_output, reference=reference, **outputs
+        )
+        launchers.backward(FilteredNoiseBiasActCall(filter, epilogue))
 
     @staticmethod
     def double_backward(launchers, grad, saved, grad_grads, options, needs_grad):
@@ -209,14 +209,6 @@ class FilteredNoiseBiasAct(FusedOperation):
             dx = torch.empty_like(activation, memory_format=torch.channels_last)
             Upfirdn2d.launch_forward(launchers.of("upfirdn2d"), dx, (du, taps), adjoint(dx.shape, taps, filter))
         return ddy, dx, None, *sums
-
-
-def _launch_backward(launchers, du, sums, grad, x, taps, small, options) -> None:
-    """Fills the gradient `du` of the filter's output, and the gradients `sums` of strength, bias, scale and post."""
-    epilogue = noise_bias_act_call(grad, small, options.epilogue)
-    outputs = dict(zip(("dstrength", "dbias", "dscale", "dpost"), sums, strict=True))
-    epilogue = epilogue._replace(dy=grad, dx=du, **outputs)
-    launchers.backward(FilteredNoiseBiasActCall(upfirdn2d_call(grad, x, taps, options.filter), epilogue))
 
 
 def _shape_of_x(grad, options) -> tuple[int, int, int, int]:

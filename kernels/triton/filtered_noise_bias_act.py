@@ -2,7 +2,7 @@
 
     f = FIR(x),   u = scale[n,c] * f + strength[c] * noise + bias[c]
     forward:   y = clamp(gain * lrelu(u)) * post[n,c]
-    backward:  du and the sums of noise_bias_act, from dy and f; x is filtered again
+    backward:  du and the sums of noise_bias_act, from dy and f, for which x is filtered again; then dx = FIR'(du)
 
 Programs walk down strips (strips.py). Sums are made in two stages, as in noise_bias_act.
 """
@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastgan_kernels.calls import FilteredNoiseBiasActCall
-from fastgan_kernels.triton import strips
+from fastgan_kernels.triton import noise_bias_act, strips, upfirdn2d
 from fastgan_kernels.triton.noise_bias_act import curve
 from fastgan_kernels.triton.strips import along_x, along_y, place, taps_of
 from fastgan_kernels.triton.tiles import COMPILED, add_tables, arithmetic, tables_of
@@ -23,7 +23,7 @@ from fastgan_kernels.triton.tiles import COMPILED, add_tables, arithmetic, table
 
 @triton.jit(do_not_specialize=strips.GEOMETRY)
 def _filtered(
-    out,  # y or dx, the gradient of f
+    out,  # y or du, the gradient of f
     dstrength, dbias, dscale, dpost,  # backward: tables [pieces, C] of partial sums; a shared strength: [programs]
     x, taps,
     dy,  # backward
@@ -137,5 +137,16 @@ def forward(call: FilteredNoiseBiasActCall) -> None:
 
 
 def backward(call: FilteredNoiseBiasActCall) -> None:
-    assert call.epilogue.dx is not None  # the gradient before the epilogue, which the filter's adjoint reads
-    _launch(call, call.epilogue.dx, call.epilogue.dy)
+    """Two passes: `du`, the gradient of the filter's output, then the adjoint filter."""
+    adjoint, epilogue = call
+    dy, du = adjoint.x, torch.empty_like(adjoint.x)
+    if epilogue.from_output:
+        noise_bias_act.backward(epilogue._replace(dy=dy, dx=du))
+    else:
+        assert epilogue.reference is not None
+        filter = adjoint._replace(
+            h=adjoint.oh, w=adjoint.ow, oh=adjoint.h, ow=adjoint.w, left=adjoint.kw - 1 - adjoint.left,
+            top=adjoint.kh - 1 - adjoint.top, flip=not adjoint.flip, x=epilogue.reference, y=None,
+        )  # fmt: skip
+        _launch(call._replace(filter=filter), du, dy)
+    upfirdn2d.forward(adjoint._replace(x=du))

@@ -36,7 +36,6 @@ from fastgan.ops.bias_act_blur import BiasActBlur
 from fastgan.ops.bias_act_blur import Options as BlurOptions
 from fastgan.ops.filtered_noise_bias_act import FilteredNoiseBiasAct
 from fastgan.ops.filtered_noise_bias_act import Options as FusedOptions
-from fastgan.ops.filtered_noise_bias_act import _launch_backward as launch_fused_backward
 from fastgan.ops.upfirdn2d import Options as FilterOptions
 from fastgan.ops.upfirdn2d import call_of
 from fastgan_kernels.calls import (
@@ -335,10 +334,10 @@ def taps(run: Run) -> Tensor:
     return torch.tensor([1.0, 3.0, 3.0, 1.0], device=run.device) / 8
 
 
-def within() -> Tensor:
+def within(neighbours: int = 3) -> Tensor:
     """Marks rows whose neighbours lie in the same chunk."""
     where = torch.zeros(ROWS, WIDTH * CHANNELS, dtype=torch.bool)
-    where[3:-3] = True
+    where[neighbours:-neighbours] = True
     return where
 
 
@@ -372,20 +371,20 @@ def filtered_noise_bias_act(run: Run) -> None:
     count = run.count()
     of_x, of_dy = numbers(11, -4), numbers(7, -3)
     x, dy = run.repeated(of_x, count), run.repeated(of_dy, count)
-    y, du = (run.unwritten(count) for _ in range(2))
+    y, dx = (run.unwritten(count) for _ in range(2))
     bias = run.small(CHANNELS, value=1 / 128)  # filtered values are multiples of 1/64, so no sum is zero
-    small, options = (None, None, bias, None, None), FusedOptions(2, 1, 2, 1, 1.0, 0.5, 2.0, math.inf)
-    filtered, _ = plain(
-        lambda t: ops.upfirdn2d(t, taps(Run("torch")), padding=(2, 1, 2, 1)) + 1 / 128, image(of_x.float())
-    )
-    slope = rows_of(torch.where(filtered > 0, 2.0, 1.0))
+    scale = run.small(1, CHANNELS, value=1.0)  # the derivative is computed from x
+    small, options = (None, None, bias, scale, None), FusedOptions(2, 1, 2, 1, 1.0, 0.5, 2.0, math.inf)
+    blur = lambda t: ops.upfirdn2d(t, taps(Run("torch")), padding=(2, 1, 2, 1))
+    filtered, _ = plain(blur, image(of_x.float()))
+    slope = torch.where(filtered + 1 / 128 > 0, 2.0, 1.0)
     launchers = run.launchers("filtered_noise_bias_act")
     FilteredNoiseBiasAct.launch_forward(launchers, image(y), (image(x), taps(run), *small), options)
-    run.check("y", y, rows_of(filtered) * slope, within())
-    dbias = run.small(CHANNELS)
-    sums = None, dbias, None, None
-    launch_fused_backward(launchers, image(du), sums, image(dy), image(x), taps(run), small, options)
-    run.check("du", du, of_dy.view(ROWS, -1) * slope, within())
+    run.check("y", y, rows_of((filtered + 1 / 128) * slope), within())
+    grads = image(dx), None, None, None, run.small(CHANNELS), None, None
+    FilteredNoiseBiasAct.launch_backward(launchers, grads, image(dy), (image(x), taps(run), *small), options)
+    _, expected = plain(blur, image(of_x.float()), image(of_dy.float()) * slope)
+    run.check("dx", dx, rows_of(expected), within(6))
 
 
 def bias_act_blur(run: Run) -> None:

@@ -225,9 +225,8 @@ __global__ void __launch_bounds__(WARPS* gpu::warp_size, sizeof(typename Arithme
                     typename ArithmeticOf<T>::type* second) {
     using S = typename ArithmeticOf<T>::type;
     constexpr int SUMS = FROM_OUTPUT ? 2 : MAX_SUMS, INPUTS = FROM_OUTPUT ? RUN : RUN + 3;
-    constexpr int LEAD = FROM_OUTPUT ? 3 : 6;                     // steps before the first row of dx
-    constexpr int AHEAD = 2;                                      // rows that are loaded at once
-    constexpr int W = !FROM_OUTPUT && LIMITED && V == 4 ? 2 : V;  // channels at once, else registers are spilled
+    constexpr int LEAD = FROM_OUTPUT ? 3 : 6;  // steps before the first row of dx
+    constexpr int AHEAD = 2;                   // rows that are loaded at once
     const int h = int(g.oh), w = int(g.ow), oh = int(g.y.size), ow = int(g.x.size), c = int(g.c);
     const int piece = int(blockIdx.x) / walk.channel_tiles, strip = piece / walk.tiles;
     const int64_t sample = strip / walk.strips;
@@ -245,9 +244,6 @@ __global__ void __launch_bounds__(WARPS* gpu::warp_size, sizeof(typename Arithme
     }
     arrange_taps(g, taps, arranged);
     const S* small_here = &small[lane % walk.lanes].v[0];
-    const auto small_part_of = [&](int which, int q) {
-        return gpu::load<W>(small_here + which * walk.lanes * V + q * W);
-    };
     S taps_x[4], taps_y[4];
     GPU_UNROLL
     for (int i = 0; i < 4; ++i) taps_x[i] = arranged[i], taps_y[i] = arranged[4 + i];
@@ -282,7 +278,8 @@ __global__ void __launch_bounds__(WARPS* gpu::warp_size, sizeof(typename Arithme
     reference += ((sample * reference_h + step + to_x) * reference_w + rx) * c + channel;
     dy += ((sample * oh + step + to_y) * ow + ox) * c + channel;
     dx += ((sample * h + step + to_dx) * w + ix) * c + channel;
-    const S* noise = epilogue.noise + ((epilogue.noise_per_sample ? sample * oh : 0) + step + to_y) * ow + ox;
+    const S* noise = epilogue.noise + (epilogue.noise_per_sample ? sample * oh * ow : 0);
+    int pixel_of_noise = (step + to_y) * ow + ox;
 
     OpenRows<S, V> rows_of_f, rows_of_dx;
     S sums[SUMS * V] = {};
@@ -308,59 +305,46 @@ __global__ void __launch_bounds__(WARPS* gpu::warp_size, sizeof(typename Arithme
             GPU_UNROLL
             for (int o = 0; o < RUN; ++o) {
                 gradient[a][o] = gpu::load_or_zeros<V>(accesses[a] >> (DY + o) & 1, dy + (a * ow + o) * c);
-                at_pixel[a][o] = accesses[a] >> (NOISE + o) & 1 ? noise[a * ow + o] : S(0);
+                at_pixel[a][o] = accesses[a] >> (NOISE + o) & 1 ? noise[pixel_of_noise + a * ow + o] : S(0);
             }
         };
         load_gradient(0);
         GPU_UNROLL
         for (int a = 0; a < AHEAD; ++a) {
             S f[RUN][V], d[RUN][V];
-            __syncwarp();  // small tensors are read from shared memory again, and take no registers
             if constexpr (!FROM_OUTPUT) {
                 filter_pixels(in[a], taps_x, f);
                 rows_of_f.add(f, taps_y[3], taps_y[2], taps_y[1], taps_y[0]);
             }
             GPU_UNROLL
-            for (int q = 0; q < V / W; ++q) {
-                gpu::Vec<S, W> scale, strength, bias;
-                if constexpr (!FROM_OUTPUT) {
-                    scale = small_part_of(0, q), strength = small_part_of(1, q), bias = small_part_of(2, q);
-                }
+            for (int v = 0; v < V; ++v) {
+                __syncwarp();  // small tensors are read from shared memory again, and take no registers
+                const auto small_part_of = [&](int which) { return small_here[which * walk.lanes * V + v]; };
                 GPU_UNROLL
                 for (int o = 0; o < RUN; ++o) {
-                    const S pixel = at_pixel[a][o];
-                    S left[W], right[W];  // their products are the terms of the sum for `post`
-                    GPU_UNROLL
-                    for (int i = 0; i < W; ++i) {
-                        const int v = q * W + i;
-                        const S above = gpu::to<S>(gradient[a][o].v[v]);
-                        if constexpr (FROM_OUTPUT) {
-                            d[o][v] = above * slope_from_output<ACT>(gpu::to<S>(in[a][o].v[v]), shape);
-                        } else {
-                            const S u = scale.v[i] * f[o][v] + (strength.v[i] * pixel + bias.v[i]);
-                            const Curve<S> curved = clamped(curve<ACT>(u, shape), shape);
-                            d[o][v] = above * curved.first;
-                            left[i] = LIMITED ? above : d[o][v], right[i] = LIMITED ? curved.value : u;
-                        }
+                    const S above = gpu::to<S>(gradient[a][o].v[v]), pixel = at_pixel[a][o];
+                    S left = 0, right = 0;  // their product is the term of the sum for `post`
+                    if constexpr (FROM_OUTPUT) {
+                        d[o][v] = above * slope_from_output<ACT>(gpu::to<S>(in[a][o].v[v]), shape);
+                    } else {
+                        const S u = small_part_of(0) * f[o][v] + (small_part_of(1) * pixel + small_part_of(2));
+                        const Curve<S> curved = clamped(curve<ACT>(u, shape), shape);
+                        d[o][v] = above * curved.first;
+                        left = LIMITED ? above : d[o][v], right = LIMITED ? curved.value : u;
                     }
                     if (!(accesses[a] >> (SUM + o) & 1)) continue;
-                    GPU_UNROLL
-                    for (int i = 0; i < W; ++i) {
-                        const int v = q * W + i;
-                        sums[v] += d[o][v];
-                        sums[V + v] += d[o][v] * pixel;
-                        if constexpr (!FROM_OUTPUT) {
-                            sums[2 * V + v] += d[o][v] * f[o][v];
-                            sums[3 * V + v] += left[i] * right[i];
-                        }
+                    sums[v] += d[o][v];
+                    sums[V + v] += d[o][v] * pixel;
+                    if constexpr (!FROM_OUTPUT) {
+                        sums[2 * V + v] += d[o][v] * f[o][v];
+                        sums[3 * V + v] += left * right;
                     }
                 }
             }
             if (a + 1 < AHEAD) load_gradient(a + 1);
             rows_of_dx.add(d, taps_y[0], taps_y[1], taps_y[2], taps_y[3]);
             const int now = step + a;
-            if (now < begin || now >= end || unsigned(now + to_dx) >= unsigned(h))
-                continue;  // the same for all threads
+            if (now < begin || now >= end || unsigned(now + to_dx) >= unsigned(h)) continue;
             gpu::Vec<S, V> factor;
             if constexpr (!FROM_OUTPUT) factor = gpu::load<V>(small_here + BackwardSmall<S>::FACTOR * walk.lanes * V);
             filter_lanes(d, taps_x, walk.lanes);
@@ -374,7 +358,7 @@ __global__ void __launch_bounds__(WARPS* gpu::warp_size, sizeof(typename Arithme
         }
         reference += AHEAD * reference_w * c;
         dy += AHEAD * ow * c, dx += AHEAD * w * c;
-        noise += AHEAD * ow;
+        pixel_of_noise += AHEAD * ow;
     }
 
     if constexpr (!FROM_OUTPUT) {  // `post` is a factor of all sums but its own
@@ -437,8 +421,8 @@ void backward(const FilteredNoiseBiasActCall& call, void* stream) {
 }
 
 void check_size(const FilteredNoiseBiasActCall& call) {
-    const int64_t row = max(call.filter.w, call.filter.ow) * call.filter.c;
-    if (!fits_strips(call.filter) || row >= 1 << 29) {
+    const int64_t row = max(call.filter.w, call.filter.ow), height = max(call.filter.h, call.filter.oh);
+    if (!fits_strips(call.filter) || row * call.filter.c >= 1 << 29 || row * height >= 1 << 30) {
         throw std::runtime_error("filtered_noise_bias_act: the image is too large");
     }
 }

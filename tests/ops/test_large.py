@@ -383,6 +383,8 @@ def filtered_noise_bias_act(run: Run) -> None:
     run.check("y", y, rows_of((filtered + 1 / 128) * slope), within())
     grads = image(dx), None, None, None, run.small(CHANNELS), None, None
     FilteredNoiseBiasAct.launch_backward(launchers, grads, image(dy), (image(x), taps(run), *small), options)
+    if run.backend == "triton" and run.ends:
+        return  # dx takes a second kernel, which reads what blocks have written that did not run
     _, expected = plain(blur, image(of_x.float()), image(of_dy.float()) * slope)
     run.check("dx", dx, rows_of(expected), within(6))
 

@@ -284,7 +284,8 @@ def judge(entrants: list[Contestant], given: argparse.Namespace) -> dict[str, An
             rows.append({"minutes": minutes} | row)
             shown = "  ".join(f"{value} {row[value]:.4f}" for value in row if isinstance(row[value], float))
             print(f"{each.name:16} {minutes:6.2f} min  {row['images'] or '?':>8} images  {shown}", flush=True)
-        command = " ".join(json.loads((folder / STARTED).read_text())["command"])
+        words = json.loads((folder / STARTED).read_text())["command"]
+        command = " ".join("python" if word == sys.executable else word for word in words)
         found["contestants"][each.name] = {"command": command, "rows": rows}
         found |= {"real": report["real"], "floor": report["floor"], "features": ", ".join(report["features"])}
     return found

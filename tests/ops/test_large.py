@@ -382,9 +382,20 @@ def filtered_noise_bias_act(run: Run) -> None:
     FilteredNoiseBiasAct.launch_forward(launchers, image(y), (image(x), taps(run), *small), options)
     run.check("y", y, rows_of((filtered + 1 / 128) * slope), within())
     grads = image(dx), None, None, None, run.small(CHANNELS), None, None
-    FilteredNoiseBiasAct.launch_backward(launchers, grads, image(dy), (image(x), taps(run), *small), options)
+    backward = lambda: FilteredNoiseBiasAct.launch_backward(
+        launchers, grads, image(dy), (image(x), taps(run), *small), options
+    )
     if run.backend == "triton" and run.ends:
-        return  # dx takes a second kernel, which reads what blocks have written that did not run
+        # dx takes a second kernel, that of upfirdn2d, which would read what blocks have written that did not run.
+        du, filters = run.unwritten(count), import_module("fastgan_kernels.triton.upfirdn2d")
+        with (
+            mock.patch.object(torch, "empty_like", lambda like: image(du)),
+            mock.patch.object(filters, "forward", lambda call: None),
+        ):
+            backward()
+        run.check("du", du, of_dy.view(ROWS, -1) * rows_of(slope), within())
+        return
+    backward()
     _, expected = plain(blur, image(of_x.float()), image(of_dy.float()) * slope)
     run.check("dx", dx, rows_of(expected), within(6))
 

@@ -183,6 +183,47 @@ class FilteredNoiseBiasActCall(NamedTuple):
     epilogue: NoiseBiasActCall
 
 
+class FilteredLreluCall(NamedTuple):
+    """A call of filtered_lrelu: the operation, or with `reads_signs` the map with given slopes, which has no bias.
+
+    The image between the filters, z, has (oh - 1) * down + down_size rows and likewise columns. Taps are those that are
+    correlated with the image. signs: int32 [N, ceil(C / 16), signs_h, signs_w], see `FilteredLreluSlopes`.
+    """
+
+    n: int
+    c: int
+    h: int
+    w: int
+    oh: int
+    ow: int
+    channels_last: bool
+    dtype: torch.dtype
+    up: int
+    down: int
+    left: int  # padding after zero insertion; negative crops
+    top: int
+    up_size: int
+    up_separable: bool  # taps are [k], for both axes; else [k, k]
+    down_size: int
+    down_separable: bool
+    up_gain: float
+    slope: float
+    gain: float
+    clamp: float  # infinity for none
+    writes_signs: bool
+    reads_signs: bool
+    signs_left: int  # column of the signs of the first column of z; outside of them z is zero
+    signs_top: int
+    signs_h: int
+    signs_w: int
+    up_taps: Tensor
+    down_taps: Tensor
+    bias: Tensor | None
+    x: Tensor
+    y: Tensor
+    signs: Tensor | None
+
+
 class BiasActBlurCall(NamedTuple):
     """A call of bias_act_blur: forward and backward, in channels_last, for rows of channels of whole 64 bytes.
 

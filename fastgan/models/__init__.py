@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fastgan.models import cgan, dcgan, fastgan, mlp, pggan, r3gan, stylegan, stylegan2
+from fastgan.models import cgan, dcgan, fastgan, mlp, pggan, r3gan, stylegan, stylegan2, stylegan3
 from fastgan.models.projected import MULTIPLE, ProjectedDiscriminator
 from fastgan.ops.upfirdn2d import BILINEAR
 
@@ -24,6 +24,7 @@ ARCHITECTURES = {
     "pggan": pggan,
     "stylegan": stylegan,
     "stylegan2": stylegan2,
+    "stylegan3": stylegan3,
     "r3gan": r3gan,
     "fastgan": fastgan,
 }
@@ -50,8 +51,8 @@ class ModelConfig:
         mapping_layers: number of layers of the mapping network.
         mapping_lr: factor of the mapping network's learning rate.
         w_avg_decay: decay of the running mean of w; 1 for never updated.
-        variant: form of the architecture: "transposed" or "upsample" for dcgan, "conv" or "mlp" for cgan; empty for the
-            first, or if there is one form only.
+        variant: form of the architecture: "transposed" or "upsample" for dcgan, "conv" or "mlp" for cgan, "t" or "r" for
+            stylegan3; empty for the first, or if there is one form only.
         tanh: whether the images of stylegan2, stylegan, pggan and r3gan go through tanh, so that they cannot leave
             [-1, 1]. Those of the other families always do.
         discriminator: "own", the family's; or "projected" (`fastgan.models.projected`), for any generator.
@@ -69,6 +70,9 @@ class ModelConfig:
         discriminator_architecture: StyleGAN2: "resnet" has residual blocks, "skip" reads the image at every
             resolution, "orig" neither.
         noise: whether StyleGAN2's generator has noise inputs.
+        synthesis_layers: layers of StyleGAN3's generator beside the one that makes the image.
+        critical_layers: the last ones of these, whose signals reach the image's bandwidth.
+        margin: samples around the image on each side in StyleGAN3's feature maps.
         resample_filter: FIR filter of StyleGAN2, [k] for both axes or [kh][kw]; any sum but 0.
         base_size: height and width of the smallest feature maps. Families without `ANY_SHAPE` support (4, 4) only.
     """
@@ -99,6 +103,9 @@ class ModelConfig:
     generator_architecture: str = "skip"
     discriminator_architecture: str = "resnet"
     noise: bool = True
+    synthesis_layers: int = 14
+    critical_layers: int = 2
+    margin: int = 10
     resample_filter: tuple[float, ...] | tuple[tuple[float, ...], ...] = BILINEAR
     base_size: tuple[int, int] = (4, 4)
 

@@ -8,6 +8,7 @@ from fastgan.ops.backends import BackendUnavailable, use_backend
 from fastgan.ops.batch_norm_act import batch_norm_act
 from fastgan.ops.bias_act_blur import bias_act_blur
 from fastgan.ops.convolution import conv2d, conv_transpose2d
+from fastgan.ops.filtered_lrelu import filtered_lrelu
 from fastgan.ops.filtered_noise_bias_act import filtered_noise_bias_act
 from fastgan.ops.image_batch import image_batch
 from fastgan.ops.instance_norm import adain, style_epilogue
@@ -29,6 +30,7 @@ __all__ = [
     "conv2d",
     "conv_downsample2d",
     "conv_transpose2d",
+    "filtered_lrelu",
     "filtered_noise_bias_act",
     "image_batch",
     "lerp_samples",

@@ -1,0 +1,177 @@
+"""StyleGAN3: alias-free generator, StyleGAN2's discriminator (Karras et al. 2021, arXiv 2106.12423).
+
+Variants:
+
+- "t": translation equivariance. 3x3 convolutions, separable filters.
+- "r": rotation equivariance as well. 1x1 convolutions, radially symmetric downsampling filters; published with twice
+  the feature maps.
+
+Feature maps are samples of continuous signals, with a margin around the image. Each layer's nonlinearity runs at a
+higher rate between two low-pass filters. There are no noise inputs and no skip connections.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from fastgan.effective import shares_kernels
+from fastgan.layers import EqualizedLinear
+from fastgan.models.alias_free import Band, bands, resampling
+from fastgan.models.blocks import finished_image
+from fastgan.models.gradient_checkpointing import GradientCheckpointing
+from fastgan.models.stylegan2 import Discriminator
+from fastgan.models.style_based import MappingNetwork, StyleBasedGenerator
+from fastgan.ops import filtered_lrelu
+from fastgan.ops.arithmetic import to_arithmetic, update_average
+from fastgan.ops.modulated_conv2d import demodulation, modulated_conv2d
+
+__all__ = ["VARIANTS", "Discriminator", "Generator"]
+
+VARIANTS = ("t", "r")
+OUTPUT_GAIN = 0.25
+MAGNITUDE_HALF_LIFE = 20_000  # images
+
+
+class FourierInput(nn.Module):
+    """Feature maps of sine waves, translated and rotated by w: w [N, w_dim] to [N, C, S, S].
+
+    `transform` is a user's inverse transform of the whole scene, [3, 3] or [N, 3, 3] in homogeneous coordinates in
+    which the image lies within [-0.5, 0.5]: it maps places of the result to places of the scene.
+    """
+
+    transform: Tensor
+    freqs: Tensor
+    phases: Tensor
+
+    def __init__(self, config, band: Band):
+        super().__init__()
+        self.rate, self.size, self.cutoff = band.rate, band.size, band.cutoff
+        frequencies = torch.randn(band.channels, 2)
+        radius = frequencies.norm(dim=1, keepdim=True)
+        frequencies = frequencies / (radius * radius.square().exp().pow(0.25)) * band.cutoff
+        self.weight = nn.Parameter(torch.randn(band.channels, band.channels))
+        self.affine = EqualizedLinear(config.style_dim, 4)
+        with torch.no_grad():
+            self.affine.weight.zero_()
+            self.affine.bias.copy_(torch.tensor([1.0, 0.0, 0.0, 0.0]))
+        self.register_buffer("transform", torch.eye(3))
+        self.register_buffer("freqs", frequencies)
+        self.register_buffer("phases", torch.rand(band.channels) - 0.5)
+
+    def forward(self, w: Tensor) -> Tensor:
+        with torch.autocast(w.device.type, enabled=False):
+            return self._waves(self.affine(w.to(self.affine.weight.dtype)))
+
+    def _waves(self, pose: Tensor) -> Tensor:
+        """pose: [N, 4], cosine and sine of an angle, not normalised, and a translation."""
+        pose = pose / pose[:, :2].norm(dim=1, keepdim=True)
+        cosine, sine, x, y = pose.unbind(1)
+        zero, one = torch.zeros_like(x), torch.ones_like(x)
+        rotation = torch.stack([cosine, -sine, zero, sine, cosine, zero, zero, zero, one], 1).view(-1, 3, 3)
+        translation = torch.stack([one, zero, -x, zero, one, -y, zero, zero, one], 1).view(-1, 3, 3)
+        scene = rotation @ translation @ self.transform.to(pose.dtype)
+        phases = self.phases + (self.freqs @ scene[:, :2, 2:]).squeeze(2)  # [N, C]
+        frequencies = self.freqs @ scene[:, :2, :2]  # [N, C, 2]
+        fading = (frequencies.norm(dim=2) - self.cutoff) / (self.rate / 2 - self.cutoff)
+        amplitudes = (1 - fading).clamp(0, 1)
+        place = (torch.arange(self.size, device=pose.device, dtype=pose.dtype) + 0.5 - self.size / 2) / self.rate
+        across = place[:, None] * frequencies[:, None, :, 0]  # [N, S, C]
+        down = place[:, None] * frequencies[:, None, :, 1] + phases[:, None]
+        waves = (2 * math.pi * (across[:, None] + down[:, :, None])).sin() * amplitudes[:, None, None]
+        mixed = waves @ (self.weight / math.sqrt(self.weight.shape[1])).t()
+        return mixed.permute(0, 3, 1, 2)  # [N, C, S, S] in channels_last
+
+
+class SynthesisLayer(nn.Module):
+    """Modulated convolution, then the filtered leaky ReLU; the last one, to the image, has neither of the two."""
+
+    magnitude_ema: Tensor
+    up_filter: Tensor | None
+    down_filter: Tensor | None
+
+    def __init__(self, config, before: Band, after: Band, channels: int, *, critical: bool, to_image: bool):
+        super().__init__()
+        radial = config.variant == "r"
+        kernel = 1 if to_image or radial else 3
+        self.demodulate = not to_image
+        self.clamp = config.conv_clamp
+        self.affine = EqualizedLinear(config.style_dim, before.channels, bias_init=1.0)
+        self.weight = nn.Parameter(torch.randn(channels, before.channels, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("magnitude_ema", torch.ones(()))
+        plan = resampling(before, after, kernel, to_image=to_image, radial=radial and not critical)
+        self.register_buffer("up_filter", plan.up_taps)
+        self.register_buffer("down_filter", plan.down_taps)
+        self.up, self.down, self.padding = plan.up, plan.down, plan.padding
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        x = self._convolved(x, to_arithmetic(self.affine(w)))
+        gain, slope = (math.sqrt(2), 0.2) if self.demodulate else (1.0, 1.0)
+        resampled = {"up": self.up, "down": self.down, "padding": self.padding}
+        activation = {"gain": gain, "slope": slope, "clamp": self.clamp}
+        return filtered_lrelu(x, self.up_filter, self.down_filter, self.bias, **resampled, **activation)
+
+    def _convolved(self, x: Tensor, style: Tensor) -> Tensor:
+        """The convolution of x scaled to unit mean square, with demodulation; of the image without it."""
+        gain = self.magnitude_ema.rsqrt()
+        sides = self.weight.shape[2] - 1
+        if not self.demodulate:
+            style = style * (gain / math.sqrt(self.weight[0].numel()))
+            return modulated_conv2d(x, self.weight, style, demodulate=False, padding=sides)
+        # Without effect on the result, which demodulation normalises: numbers stay within the range of fp16.
+        weight = self.weight * self.weight.square().mean((1, 2, 3), keepdim=True).rsqrt()
+        style = style * style.square().mean().rsqrt()
+        factor = demodulation(weight, style, 1.0) * gain
+        return modulated_conv2d(x, weight, style, factor=factor, padding=sides)
+
+    def observe(self, x: Tensor) -> None:
+        """Updates the running mean square of the layer's input."""
+        mean = to_arithmetic(x.detach()).square().mean()
+        update_average(self.magnitude_ema, mean, 1 - 0.5 ** (len(x) / MAGNITUDE_HALF_LIFE))
+
+
+class Synthesis(GradientCheckpointing):
+    """ws [N, layers + 2, w_dim] to an image [N, channels, R, R] in fp32."""
+
+    def __init__(self, config):
+        super().__init__()
+        signals = bands(config)
+        count, critical = config.synthesis_layers, config.critical_layers
+        self.input = FourierInput(config, signals[0])
+        self.layers = nn.ModuleList()
+        for i, after in enumerate(signals):
+            to_image = i == count
+            channels = config.channels if to_image else after.channels
+            before = signals[max(i - 1, 0)]
+            self.layers.append(
+                SynthesisLayer(config, before, after, channels, critical=i >= count - critical, to_image=to_image)
+            )
+        self.tanh = config.tanh
+
+    def forward(self, ws: Tensor) -> Tensor:
+        x = self.input(ws[:, 0])
+        for layer, w in zip(self.layers, ws.unbind(1)[1:], strict=True):
+            observed = x
+            x = self.block(layer, x, w)
+            if self.training and torch.is_grad_enabled():
+                layer.observe(observed)
+        return finished_image(OUTPUT_GAIN * to_arithmetic(x), self.tanh)
+
+
+class Generator(StyleBasedGenerator):
+    """z [N, z_dim], label [N] to an image [N, channels, R, R], nominally in [-1, 1], fp32."""
+
+    supports = StyleBasedGenerator.supports - {"noise"}
+
+    def __init__(self, config):
+        super().__init__()
+        self.z_dim = config.z_dim
+        self.mapping = MappingNetwork(config)
+        self.synthesis = Synthesis(config)
+        self.num_ws = len(self.synthesis.layers) + 1
+        self.noise_resolutions: list[int] = []
+
+    @shares_kernels
+    def synthesize(self, ws: Tensor, *, noise: str = "random") -> Tensor:
+        return self.synthesis(ws)

@@ -1,0 +1,98 @@
+"""filtered_lrelu against its parts in plain PyTorch: values, derivatives, sizes and errors."""
+
+import pytest
+import torch
+
+from fastgan import ops
+from fastgan.models.alias_free import low_pass
+from fastgan.ops.filtered_lrelu import _separately, _validate, filtered_lrelu
+
+RADIAL = low_pass(12, 8.0, 10.0, 64, radial=True)
+FORMS = {
+    "same rate": (12, 12, {"up": 2, "down": 2, "padding": (9, 10, 9, 10)}),
+    "doubling": (24, 12, {"up": 4, "down": 2, "padding": (17, 16, 18, 15)}),
+    "radial": (12, RADIAL, {"up": 2, "down": 2, "padding": (9, 10, 9, 10)}),
+    "upsampling alone": (12, None, {"up": 2, "padding": (6, 5, 6, 5)}),
+    "downsampling alone": (None, 12, {"down": 2, "padding": 5}),
+    "cropped": (4, 3, {"up": 1, "down": 1, "padding": (-1, 2, 3, -2)}),
+    "odd factors": (9, 7, {"up": 3, "down": 3, "padding": (7, 8, 6, 9)}),
+    "few taps": (2, 5, {"up": 4, "down": 1, "padding": 2}),
+}
+OPTIONS = {"plain": {}, "clamped": {"clamp": 0.6, "gain": 1.5}, "flipped": {"flip": True, "slope": 0.1}}
+
+
+def filter(given, dtype=torch.float32):
+    if given is None or isinstance(given, torch.Tensor):
+        return None if given is None else given.to(dtype)
+    torch.manual_seed(given)
+    return torch.randn(given, dtype=dtype) / given**0.5
+
+
+def make(form, shape, dtype, layout):
+    up_taps, down_taps, named = FORMS[form]
+    torch.manual_seed(1)
+    x = torch.randn(shape, dtype=dtype)
+    x = x.contiguous(memory_format=torch.channels_last) if layout == "nhwc" else x
+    bias = torch.randn(shape[1], dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    return x, filter(up_taps), filter(down_taps), bias, named
+
+
+def in_parts(x, up_taps, down_taps, bias, *, up=1, down=1, padding=0, gain=2**0.5, slope=0.2, clamp=None, flip=False):
+    x, up_taps, down_taps, bias, sides = _validate(x, up_taps, down_taps, bias, up, down, padding)
+    with ops.use_backend("torch"):
+        return _separately(x, up_taps, down_taps, bias, up, down, sides, gain, slope, clamp, flip)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize("shape", [(2, 3, 9, 7), (1, 16, 6, 11), (2, 37, 5, 8)], ids=str)
+@pytest.mark.parametrize("form", FORMS)
+def test_values_and_gradients_are_those_of_its_parts(form, shape, layout, options, backend):
+    x, up_taps, down_taps, bias, named = make(form, shape, torch.float64, layout)
+    named = named | OPTIONS[options]
+    results = []
+    for function in (filtered_lrelu, in_parts):
+        given = [x.clone().requires_grad_(), bias.clone().requires_grad_()]
+        y = function(given[0], up_taps, down_taps, given[1], **named)
+        dy = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape).requires_grad_()
+        first = torch.autograd.grad(y, given, dy, create_graph=True)
+        (ddy,) = torch.autograd.grad(sum(g.square().sum() for g in first), dy)
+        results.append([y, *first, ddy])
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+    assert results[0][0].is_contiguous(memory_format=torch.channels_last if layout == "nhwc" else torch.contiguous_format)
+
+
+@pytest.mark.parametrize("form", ["same rate", "radial", "odd factors"])
+def test_gradcheck_and_gradgradcheck(form, backend):
+    x, up_taps, down_taps, bias, named = make(form, (1, 2, 4, 3), torch.float64, "nhwc")
+    up_taps, down_taps = (None if taps is None else taps.double() for taps in (up_taps, down_taps))
+    function = lambda x, bias: filtered_lrelu(x, up_taps, down_taps, bias, clamp=0.9, **named)
+    given = (x.requires_grad_(), bias.requires_grad_())
+    assert torch.autograd.gradcheck(function, given)
+    assert torch.autograd.gradgradcheck(function, given)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("form", ["same rate", "radial"])
+def test_precision(form, dtype, backend):
+    x, up_taps, down_taps, bias, named = make(form, (2, 24, 10, 9), dtype, "nhwc")
+    expected = in_parts(x.double(), up_taps, down_taps, bias.double(), **named)
+    error = lambda y: (y.double() - expected).square().mean().sqrt().item()
+    ours = error(filtered_lrelu(x, up_taps, down_taps, bias, **named))
+    assert ours <= 1.2 * error(in_parts(x, up_taps, down_taps, bias, **named)) + 1e-7
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"up": 0}, "up is 0"),
+        ({"padding": (1, 2)}, "padding is"),
+        ({"padding": -9}, "nothing is left"),
+        ({"bias": torch.zeros(5)}, "bias has shape"),
+        ({"up_taps": torch.ones(2, 3)}, "up_taps has shape"),
+    ],
+)
+def test_errors_name_the_argument(changes, message):
+    with pytest.raises(ValueError, match=f"filtered_lrelu: {message}"):
+        filtered_lrelu(torch.randn(1, 3, 8, 8), **({"down_taps": torch.ones(3)} | changes))

@@ -47,14 +47,15 @@ class ModelConfig:
         w_dim: size of the intermediate latent w, in style-based networks; None for z_dim.
         channel_base: feature maps at resolution r are at most `channel_base / r`.
         channel_max: upper limit of the feature maps.
-        discriminator_channel_base, discriminator_channel_max: the same for StyleGAN2's discriminator; None: as above.
+        discriminator_channel_base, discriminator_channel_max: the same for StyleGAN2's discriminator; None: as above,
+            for StyleGAN3's "r" half of that.
         mapping_layers: number of layers of the mapping network.
         mapping_lr: factor of the mapping network's learning rate.
         w_avg_decay: decay of the running mean of w; 1 for never updated.
-        variant: form of the architecture: "transposed" or "upsample" for dcgan, "conv" or "mlp" for cgan, "t" or "r" for
-            stylegan3; empty for the first, or if there is one form only.
-        tanh: whether the images of stylegan2, stylegan, pggan and r3gan go through tanh, so that they cannot leave
-            [-1, 1]. Those of the other families always do.
+        variant: form of the architecture: "transposed" or "upsample" for dcgan, "conv" or "mlp" for cgan, "t" or "r"
+            for stylegan3; empty for the first, or if there is one form only.
+        tanh: whether the images of stylegan2, stylegan3, stylegan, pggan and r3gan go through tanh, so that they cannot
+            leave [-1, 1]. Those of the other families always do.
         discriminator: "own", the family's; or "projected" (`fastgan.models.projected`), for any generator.
         projected_size: shorter side of the images that the projected discriminator sees, a multiple of 32; larger
             images keep their size. 0 without it.
@@ -134,8 +135,9 @@ class ModelConfig:
     def discriminator_features(self, resolution: int) -> int:
         """Number of feature maps of StyleGAN2's discriminator at a resolution."""
         base, limit = self.discriminator_channel_base, self.discriminator_channel_max
-        base = self.channel_base if base is None else base
-        return min(base // resolution, self.channel_max if limit is None else limit)
+        share = 2 if (self.arch, self.variant) == ("stylegan3", "r") else 1
+        base = self.channel_base // share if base is None else base
+        return min(base // resolution, self.channel_max // share if limit is None else limit)
 
     @property
     def resolutions(self) -> list[int]:

@@ -11,6 +11,7 @@ higher rate between two low-pass filters. There are no noise inputs and no skip 
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +21,9 @@ from fastgan.layers import EqualizedLinear
 from fastgan.models.alias_free import Band, bands, resampling
 from fastgan.models.blocks import finished_image
 from fastgan.models.gradient_checkpointing import GradientCheckpointing
-from fastgan.models.stylegan2 import Discriminator
 from fastgan.models.style_based import MappingNetwork, StyleBasedGenerator
-from fastgan.ops import filtered_lrelu
+from fastgan.models.stylegan2 import Discriminator
+from fastgan.ops import filtered_lrelu, squared_norm
 from fastgan.ops.arithmetic import to_arithmetic, update_average
 from fastgan.ops.modulated_conv2d import demodulation, modulated_conv2d
 
@@ -30,7 +31,7 @@ __all__ = ["VARIANTS", "Discriminator", "Generator"]
 
 VARIANTS = ("t", "r")
 OUTPUT_GAIN = 0.25
-MAGNITUDE_HALF_LIFE = 20_000  # images
+MAGNITUDE_HALFLIFE = 20_000  # images
 
 
 class FourierInput(nn.Module):
@@ -95,6 +96,7 @@ class SynthesisLayer(nn.Module):
         radial = config.variant == "r"
         kernel = 1 if to_image or radial else 3
         self.demodulate = not to_image
+        self.in_fp32 = after.rate * 16 <= config.resolution  # cheap, and all later layers build on it
         self.clamp = config.conv_clamp
         self.affine = EqualizedLinear(config.style_dim, before.channels, bias_init=1.0)
         self.weight = nn.Parameter(torch.randn(channels, before.channels, kernel, kernel))
@@ -106,6 +108,12 @@ class SynthesisLayer(nn.Module):
         self.up, self.down, self.padding = plan.up, plan.down, plan.padding
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        if self.in_fp32:
+            with torch.autocast(x.device.type, enabled=False):
+                return self._activated(to_arithmetic(x), w.to(self.affine.weight.dtype))
+        return self._activated(x, w)
+
+    def _activated(self, x: Tensor, w: Tensor) -> Tensor:
         x = self._convolved(x, to_arithmetic(self.affine(w)))
         gain, slope = (math.sqrt(2), 0.2) if self.demodulate else (1.0, 1.0)
         resampled = {"up": self.up, "down": self.down, "padding": self.padding}
@@ -125,19 +133,23 @@ class SynthesisLayer(nn.Module):
         factor = demodulation(weight, style, 1.0) * gain
         return modulated_conv2d(x, weight, style, factor=factor, padding=sides)
 
-    def observe(self, x: Tensor) -> None:
-        """Updates the running mean square of the layer's input."""
-        mean = to_arithmetic(x.detach()).square().mean()
-        update_average(self.magnitude_ema, mean, 1 - 0.5 ** (len(x) / MAGNITUDE_HALF_LIFE))
-
 
 class Synthesis(GradientCheckpointing):
-    """ws [N, layers + 2, w_dim] to an image [N, channels, R, R] in fp32."""
+    """ws [N, layers + 2, w_dim] to an image [N, channels, R, R] in fp32.
+
+    In training, passes with gradients add up the mean squares of each layer's input, for `update_magnitudes`.
+    """
+
+    magnitudes: Tensor
 
     def __init__(self, config):
         super().__init__()
-        signals = bands(config)
         count, critical = config.synthesis_layers, config.critical_layers
+        if not 0 < critical < count:
+            raise ValueError(f"synthesis_layers is {count}, must be more than critical_layers {critical}, from 1")
+        if config.margin < 0:
+            raise ValueError(f"margin is {config.margin}, must be 0 at least")
+        signals = bands(config)
         self.input = FourierInput(config, signals[0])
         self.layers = nn.ModuleList()
         for i, after in enumerate(signals):
@@ -148,15 +160,31 @@ class Synthesis(GradientCheckpointing):
                 SynthesisLayer(config, before, after, channels, critical=i >= count - critical, to_image=to_image)
             )
         self.tanh = config.tanh
+        # Sums since the last update, and at the end the number of passes.
+        self.register_buffer("magnitudes", torch.zeros(count + 2), persistent=False)
 
     def forward(self, ws: Tensor) -> Tensor:
         x = self.input(ws[:, 0])
+        observes = self.training and torch.is_grad_enabled()
+        squares = []
         for layer, w in zip(self.layers, ws.unbind(1)[1:], strict=True):
-            observed = x
+            if observes:
+                squares.append(squared_norm(x.detach()).sum() / x.numel())
             x = self.block(layer, x, w)
-            if self.training and torch.is_grad_enabled():
-                layer.observe(observed)
+        if observes:
+            self.magnitudes.add_(torch.stack([*squares, torch.ones_like(squares[0])]).to(self.magnitudes.dtype))
         return finished_image(OUTPUT_GAIN * to_arithmetic(x), self.tanh)
+
+    @torch.no_grad()
+    def update_magnitudes(self, share: float | Tensor, mean: Callable[[Tensor], Tensor]) -> None:
+        """Updates the running mean square of each layer's input by the passes since the last update.
+
+        share: weight of these. mean: of a tensor over all processes.
+        """
+        sums = mean(self.magnitudes)
+        for layer, square in zip(self.layers, sums[:-1] / sums[-1], strict=True):  # without a pass NaN: no update
+            update_average(layer.magnitude_ema, square, share)
+        self.magnitudes.zero_()
 
 
 class Generator(StyleBasedGenerator):

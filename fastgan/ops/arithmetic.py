@@ -14,7 +14,7 @@ def to_arithmetic(x: Tensor) -> Tensor:
     return x.to(arithmetic_dtype(x.dtype))
 
 
-def update_average(average: Tensor, value: Tensor, share: float) -> None:
+def update_average(average: Tensor, value: Tensor, share: float | Tensor) -> None:
     """Updates an average in place: average += share * (value - average), where `value` is finite.
 
     An overflow would stay for ever.

@@ -16,9 +16,10 @@ from fastgan.errors import UserError
 from fastgan.options import LARGEST_SEED, Count, PathText, argument, from_json
 
 FILE_NAME = "config.json"
+MOST_BLUR = 100  # pixels; the filter has six times as many taps
 MOST_THREADS = 1024  # OpenMP ends the process with many more
 
-Architecture = Literal["stylegan2", "stylegan", "pggan", "r3gan", "fastgan", "dcgan", "cgan", "mlp"]
+Architecture = Literal["stylegan2", "stylegan3", "stylegan", "pggan", "r3gan", "fastgan", "dcgan", "cgan", "mlp"]
 Loss = Literal[
     "nonsaturating", "minimax", "least-squares", "hinge", "noisy-hinge", "wgan", "wgan-gp", "relativistic"
 ]  # fmt: skip
@@ -31,24 +32,33 @@ class NetworkOptions:
     """Generator and discriminator."""
 
     arch: Architecture | Auto = "auto"
-    """Architecture. stylegan2: best images. r3gan: a modern baseline. fastgan: for few images. stylegan, pggan: grow
-    from small images to large ones. dcgan, cgan, mlp: simple and fast. auto: that of --init-from, else stylegan2."""
+    """Architecture. stylegan2: best images. stylegan3: details move with what they are on. r3gan: a modern baseline.
+    fastgan: for few images. stylegan, pggan: grow from small images to large ones. dcgan, cgan, mlp: simple and fast.
+    auto: that of --init-from, else stylegan2."""
     variant: str | Auto = "auto"
-    """For dcgan: transposed (the default, as in the paper) or upsample. For cgan: conv (the default) or mlp."""
+    """For dcgan: transposed (the default, as in the paper) or upsample. For cgan: conv (the default) or mlp. For
+    stylegan3: t (the default), whose images move with the scene, or r, whose images also turn with it."""
     z_dim: int | Auto = "auto"
     """Size of the latent vector."""
     channel_base: int | Auto = "auto"
-    """Width of the networks: channel_base / r feature maps at resolution r, up to --channel-max."""
+    """Width of the networks: channel_base / r feature maps at resolution r, up to --channel-max. The discriminator of
+    stylegan3's variant r has half of both."""
     channel_max: int | Auto = "auto"
     """Most feature maps of a layer."""
+    synthesis_layers: int | Auto = "auto"
+    """Number of layers of stylegan3's generator, beside the one that makes the image. auto: 14 from 128 pixels on, else
+    6."""
+    margin: int | Auto = "auto"
+    """Samples around the image on each side in stylegan3's feature maps, which keep the borders from telling layers
+    where they are. auto: 10 from 128 pixels on, else 4."""
     mapping_layers: int | Auto = "auto"
-    """Number of layers of the mapping network, for stylegan and stylegan2."""
+    """Number of layers of the mapping network, for stylegan, stylegan2 and stylegan3."""
     mapping_lr: float | Auto = "auto"
     """Learning-rate multiplier of the mapping network."""
     tanh: bool | Auto = "auto"
-    """tanh at the generator's end, so that pixels cannot leave the range of images. For stylegan2, stylegan, pggan and
-    r3gan; the others always have it. auto: yes for images below 128 pixels, 64 for r3gan; no above, as in the papers.
-    Matters most for pictures with a plain background, such as glyphs and drawings."""
+    """tanh at the generator's end, so that pixels cannot leave the range of images. For stylegan2, stylegan3, stylegan,
+    pggan and r3gan; the others always have it. auto: yes for images below 128 pixels, 64 for r3gan; no above, as in the
+    papers. Matters most for pictures with a plain background, such as glyphs and drawings."""
     discriminator: Literal["own", "projected"] | Auto = "auto"
     """own: that of the architecture. projected: small discriminators on features of a frozen network that was trained
     on photographs (EfficientNet-Lite0, extra "metrics"). auto: that of --init-from, else own."""
@@ -59,8 +69,8 @@ class NetworkOptions:
     """Batch norm in the discriminator, for dcgan, cgan, fastgan and projected. auto: yes, except with a gradient
     penalty."""
     discriminator_mapping_layers: int | Auto = "auto"
-    """Dense layers between a label's embedding and its projection, in stylegan2's discriminator. auto: 0.
-    StyleGAN2-ADA has 8."""
+    """Dense layers between a label's embedding and its projection, in the discriminator of stylegan2 and stylegan3.
+    auto: 0. StyleGAN2-ADA has 8."""
 
 
 @dataclass(frozen=True)
@@ -73,16 +83,16 @@ class DataOptions:
     file or a URL."""
     resolution: Annotated[int | str, argument(metavar="N|WxH|auto")] = "auto"
     """Side of square images in pixels, or width and height, like 32, 28 or 1024x768. Halved again and again, the
-    shorter side must come to 4 to 7 pixels. stylegan and pggan need a power of two. auto: that of the images, 32 for
-    glyphs and emoji."""
+    shorter side must come to 4 to 7 pixels. stylegan3, stylegan and pggan need a power of two. auto: that of the
+    images, 32 for glyphs and emoji."""
     channels: int | Auto = "auto"
     """1: grey, 3: colour, 4: colour with transparency. auto: that of the images, 1 for glyphs."""
     classes: int | Auto = "auto"
     """For glyphs: 10 (digits, the default), 26 (capitals) or 62 (digits and both cases). Other data bring their own
     classes."""
     labels: bool | Auto = "auto"
-    """Class-conditional networks. auto: yes for stylegan2, stylegan, r3gan and cgan; no for the others, as in their
-    papers."""
+    """Class-conditional networks. auto: yes for stylegan2, stylegan3, stylegan, r3gan and cgan; no for the others, as
+    in their papers."""
     mirror: bool = False
     """Flip an image left to right with probability 1/2 each time it is shown. Doubles data such as faces or
     landscapes. Not for letters and digits, which are not symmetric."""
@@ -159,8 +169,8 @@ class RegularizationOptions:
     final_gamma: float | Auto = "auto"
     """Fraction of both weights at the end, annealed on a cosine. auto: 0.1 for r3gan, else 1."""
     r1_interval: int | Auto = "auto"
-    """Lazy regularisation: apply R1 and R2 every N steps, multiplied by N. auto: 8 for stylegan and stylegan2
-    below 128 pixels, 16 for stylegan2 from there on, else 1."""
+    """Lazy regularisation: apply R1 and R2 every N steps, multiplied by N. auto: 8 for networks with styles
+    below 128 pixels, 16 for stylegan2 and stylegan3 from there on, else 1."""
     gp_lambda: float | Auto = "auto"
     """Weight of the gradient penalty of WGAN-GP, between real and generated images. auto: 10 for --loss wgan-gp."""
     drift: float | Auto = "auto"
@@ -169,9 +179,15 @@ class RegularizationOptions:
     clip: float | Auto = "auto"
     """Clip the discriminator's weights to [-clip, clip]. auto: 0.01 for wgan."""
     path_length: float | Auto = "auto"
-    """Weight of the path length penalty, for stylegan2. auto: 2 from 128 pixels on."""
+    """Weight of the path length penalty, for networks with styles. auto: 2 for stylegan2 from 128 pixels on, else 0."""
     path_interval: int | Auto = "auto"
     """Apply the path length penalty every N generator updates, multiplied by N. auto: 4."""
+    blur: float | Auto = "auto"
+    """Blur all images that the discriminator sees early on, so that it first judges coarse features. Width in pixels of
+    the Gaussian at the start, exp2(-(x / width)^2), which shrinks to 0 within --blur-images. auto: 10 for stylegan3's
+    variant r from 128 pixels on, 2 below, else 0."""
+    blur_images: Count | Auto = "auto"
+    """Images in which the blur fades out."""
     augment: Literal["none", "ada", "fixed", "ramp", "diffaug"] | Auto = "auto"
     """Augment the images that the discriminator sees, against overfitting on small data. ada, fixed, ramp: flips,
     shifts, rotations and colours, each with a probability. ada: adapted to overfitting. fixed: --augment-p. ramp: from
@@ -318,7 +334,10 @@ _RULES = {
     "images": _Rule(lambda value: value >= 0, "at least 1, or 0 with --minutes"),
     **dict.fromkeys(("mapping_lr", "lr_g", "lr_d", "ada_kimg"), _MORE_THAN_0),
     **dict.fromkeys(("r1_gamma", "r2_gamma", "gp_lambda", "drift", "clip", "path_length"), _AT_LEAST_0),
-    **dict.fromkeys(("minutes", "ema_rampup", "level_images", "fade_images"), _AT_LEAST_0),
+    **dict.fromkeys(("minutes", "ema_rampup", "level_images", "fade_images", "blur_images"), _AT_LEAST_0),
+    "blur": _Rule(lambda value: 0 <= value <= MOST_BLUR, f"from 0 to {MOST_BLUR}"),
+    "synthesis_layers": _Rule(lambda value: value == 0 or 3 <= value <= 100, "3 to 100"),
+    "margin": _Rule(lambda value: 0 <= value <= 100, "0 to 100"),
     "ema_halflife": _Rule(
         lambda value: (
             min(value, default=0) > 0 and len({*value}) == len(value) if isinstance(value, tuple) else value >= 0

@@ -106,13 +106,13 @@ def resolve(config: Config) -> Config:
     if data.source == "glyphs" and data.classes == "auto":
         data = dataclasses.replace(data, classes=10)
     if data.labels == "auto":
-        data = dataclasses.replace(data, labels=config.network.arch in ("stylegan2", "stylegan", "r3gan", "cgan"))
+        data = dataclasses.replace(data, labels=config.network.arch in (*STYLES, "r3gan", "cgan"))
     network = config.network
-    auto = recipe(network.arch, pyramid(data.resolution)[0], config.training.loss, network.discriminator)
+    side = pyramid(data.resolution)[0]
+    auto = recipe(network.arch, side, config.training.loss, network.discriminator, network.variant)
     if config.training.minutes:
         auto["images"] = 0
     if config.growth.grow_from != "auto":  # keep the values of the remaining levels
-        side = pyramid(data.resolution)[0]
         left = (side // config.growth.grow_from).bit_length() if config.growth.grow_from > 0 else 0
         for name in ("level_batch", "level_lr"):
             auto[name] = auto[name][-left:] if left else ()
@@ -149,12 +149,12 @@ def resolve_data(options: DataOptions) -> DataOptions:
     return options
 
 
-_VARIANTS = {"dcgan": ("transposed", "upsample"), "cgan": ("conv", "mlp")}
-_STYLES = ("stylegan", "stylegan2")
+_VARIANTS = {"dcgan": ("transposed", "upsample"), "cgan": ("conv", "mlp"), "stylegan3": ("t", "r")}
+STYLES = ("stylegan", "stylegan2", "stylegan3")
 _GROWING = ("stylegan", "pggan")
-OF_BLOCKS = ("stylegan", "stylegan2", "pggan", "r3gan")
-_SQUARE = ("stylegan", "pggan")  # images are square, their side a power of two
-GROUPED = ("stylegan", "stylegan2", "pggan")  # discriminators have minibatch stddev over groups of 4 samples
+OF_BLOCKS = ("stylegan", "stylegan2", "stylegan3", "pggan", "r3gan")
+_SQUARE = ("stylegan", "stylegan3", "pggan")  # images are square, their side a power of two
+GROUPED = ("stylegan", "stylegan2", "stylegan3", "pggan")  # minibatch stddev compares groups of 4 samples
 
 
 def _check_together(config: Config) -> None:
@@ -169,9 +169,9 @@ def _check_together(config: Config) -> None:
     if network.variant not in ("", *variants):
         known = f"must be {' or '.join(variants)} for {arch}" if variants else f"{arch} has no variants; leave it out"
         raise UserError(f"--variant {network.variant}: {known}")
-    if training.style_mixing and arch not in _STYLES:
+    if training.style_mixing and arch not in STYLES:
         raise UserError(f"--style-mixing {training.style_mixing}: {arch} has no styles to mix; leave it out")
-    if terms.path_length and arch not in _STYLES:
+    if terms.path_length and arch not in STYLES:
         raise UserError(f"--path-length {terms.path_length}: {arch} has no styles; leave it out")
     if not network.tanh and arch not in OF_BLOCKS:
         raise UserError(f"--tanh False: the images of {arch} always go through tanh; leave it out")
@@ -183,10 +183,18 @@ def _check_together(config: Config) -> None:
         raise UserError(
             f"--grow-from {growth.grow_from}: the projected discriminator does not grow; give 0, or leave it out"
         )
-    if network.discriminator_mapping_layers and arch != "stylegan2":
+    if network.discriminator_mapping_layers and arch not in ("stylegan2", "stylegan3"):
         raise UserError(
             f"--discriminator-mapping-layers {network.discriminator_mapping_layers}: {arch} has none; leave it out"
         )
+    for name in ("synthesis_layers", "margin"):
+        if getattr(network, name) and arch != "stylegan3":
+            raise UserError(f"{flag(name)} {getattr(network, name)}: is for stylegan3, not {arch}; leave it out")
+    if arch == "stylegan3" and not network.synthesis_layers:
+        raise UserError("--synthesis-layers 0: must be 3 at least for stylegan3")
+    if bool(terms.blur) != bool(terms.blur_images):
+        name, missing = ("blur", "blur_images") if terms.blur else ("blur_images", "blur")
+        raise UserError(f"{flag(name)} {getattr(terms, name):g}: needs {flag(missing)}; give both, or neither")
     if not training.images and not training.minutes:
         raise UserError("--images 0: must be at least 1, or give --minutes")
     if training.images and training.minutes:

@@ -18,6 +18,7 @@ from fastgan.models import ModelConfig
 from fastgan.runs import checkpoint
 from fastgan.runs.config import Config, flag, pyramid
 from fastgan.runs.networks import open_networks
+from fastgan.training.configure import STYLES
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +76,7 @@ class InitialNetworks:
         of_discriminator = {
             f"discriminator_{name}": None for name in given & {"channel_base", "channel_max", "mapping_lr"}
         }
-        styles = {"w_dim": model.style_dim} if "z_dim" in given and model.arch in ("stylegan", "stylegan2") else {}
+        styles = {"w_dim": model.style_dim} if "z_dim" in given and model.arch in STYLES else {}
         return dataclasses.replace(model, **network, **image, **of_discriminator, **styles, num_classes=num_classes)
 
     @torch.no_grad()

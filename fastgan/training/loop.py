@@ -276,7 +276,7 @@ def _group_size(model: models.ModelConfig) -> int | None:
     """Number of samples in a minibatch stddev group; None if there are none, or a group is the whole batch."""
     if model.discriminator == "projected":
         return None
-    if model.arch == "stylegan2":
+    if model.arch in ("stylegan2", "stylegan3"):
         return model.stddev_group if model.stddev_features else None
     return 4 if model.arch in configure.GROUPED else None
 
@@ -297,7 +297,8 @@ def _model_config(config: Config, num_classes: int) -> models.ModelConfig:
     image = {"resolution": resolution, "base_size": first, "channels": config.data.channels}
     # With noise a generator dithers alpha: single pixels are opaque or transparent where they should be in between.
     noise = config.data.channels != 4
-    return models.ModelConfig(**vars(config.network), **image, num_classes=num_classes, noise=noise)
+    published = {"w_avg_decay": 0.998} if config.network.arch == "stylegan3" and resolution >= 128 else {}
+    return models.ModelConfig(**vars(config.network), **image, **published, num_classes=num_classes, noise=noise)
 
 
 def _require_memory(model: models.ModelConfig, config: Config, device: torch.device, processes: int) -> None:

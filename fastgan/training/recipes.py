@@ -17,6 +17,7 @@ Recipe = dict[str, Any]
 # Defaults of all recipes: everything that only some architectures or objectives use is off.
 PLAIN: Recipe = {
     "variant": "", "tanh": True, "mapping_layers": 0, "mapping_lr": 1.0,
+    "synthesis_layers": 0, "margin": 0,
     "discriminator": "own", "projected_size": 0, "discriminator_norm": True, "discriminator_mapping_layers": 0,
     "loss": "nonsaturating", "optimizer": "adam", "batch": 64, "images": 100_000, "discriminator_steps": 1,
     "lr_g": 0.0002, "lr_d": 0.0002, "betas": (0.5, 0.999), "final_lr": 1.0, "lr_warmup": 0.0,
@@ -24,7 +25,7 @@ PLAIN: Recipe = {
     "ema_halflife": 10.0, "ema_rampup": 0.05, "style_mixing": 0.0,
     "r1_gamma": 0.0, "r2_gamma": 0.0, "final_gamma": 1.0, "r1_interval": 1,
     "gp_lambda": 0.0, "drift": 0.0, "clip": 0.0, "path_length": 0.0, "path_interval": 4,
-    "augment": "none", "augment_p": 0.0,
+    "blur": 0.0, "blur_images": 0, "augment": "none", "augment_p": 0.0,
     "grow_from": 0, "level_images": 0, "fade_images": 0, "level_batch": (), "level_lr": (),
 }  # fmt: skip
 
@@ -104,6 +105,30 @@ def stylegan2(resolution: int) -> Recipe:
     }  # fmt: skip
 
 
+def stylegan3(resolution: int) -> Recipe:
+    """Karras et al. 2021, appendix G, variant t; gamma is the published code's at 128, 256, 512 and 1024 pixels."""
+    common = {"betas": (0.0, 0.99), "batch": 32, "variant": "t"}
+    if resolution >= 128:
+        return common | {
+            "tanh": False, "z_dim": 512, "channel_base": 32768, "channel_max": 512,
+            "synthesis_layers": 14, "margin": 10, "mapping_layers": 2, "mapping_lr": 0.01,
+            "lr_g": 0.0025, "lr_d": 0.002, "images": 25_000_000,
+            "r1_gamma": 0.5 * (resolution / 128) ** 2, "r1_interval": 16,
+        }  # fmt: skip
+    return common | {
+        "z_dim": 128, "channel_base": 16 * resolution, "channel_max": 64, "synthesis_layers": 6, "margin": 4,
+        "mapping_layers": 2, "mapping_lr": 0.1, "lr_g": 0.005, "lr_d": 0.005,
+        "images": 20_000, "r1_gamma": 1.0, "r1_interval": 8,
+    }  # fmt: skip
+
+
+def stylegan3_r(resolution: int) -> Recipe:
+    """What variant r changes: twice the feature maps, and images blurred early on."""
+    own = stylegan3(resolution)
+    blur = {"blur": 10.0, "blur_images": 200_000} if resolution >= 128 else {"blur": 2.0, "blur_images": 4_000}
+    return own | blur | {"channel_base": 2 * own["channel_base"], "channel_max": 2 * own["channel_max"], "variant": "r"}
+
+
 def r3gan(resolution: int) -> Recipe:
     """Huang et al. 2024, appendix: relativistic pairs, R1 and R2 at every step, everything annealed on a cosine."""
     common = {
@@ -142,12 +167,12 @@ def projected(arch: str, resolution: int) -> Recipe:
     No penalties, nothing grows; the generator's learning rate is the family's but for those with styles. Sauer et al.
     enlarge all images to 224 pixels; here small ones, for CPUs, to about twice their size.
     """
-    styles = {"lr_g": 0.002} if arch in ("stylegan", "stylegan2") else {}
+    styles = {"lr_g": 0.002} if arch in ("stylegan", "stylegan2", "stylegan3") else {}
     size = 64 if resolution < 64 else 128 if resolution < 128 else 224
     return styles | {
         "projected_size": size, "loss": "hinge", "lr_d": 0.002, "betas": (0.0, 0.99),
         "style_mixing": 0.0, "augment": "diffaug", "augment_p": 0.0, "r1_gamma": 0.0, "r2_gamma": 0.0, "r1_interval": 1,
-        "drift": 0.0, "path_length": 0.0,
+        "drift": 0.0, "path_length": 0.0, "blur": 0.0, "blur_images": 0,
         "grow_from": 0, "level_images": 0, "fade_images": 0, "level_batch": (), "level_lr": (),
     }  # fmt: skip
 
@@ -170,6 +195,7 @@ RECIPES: dict[str, Callable[[int], Recipe]] = {
     "pggan": pggan,
     "stylegan": stylegan,
     "stylegan2": stylegan2,
+    "stylegan3": stylegan3,
     "r3gan": r3gan,
     "fastgan": fastgan,
 }
@@ -191,9 +217,10 @@ OBJECTIVES: dict[str, Recipe] = {
 }  # fmt: skip
 
 
-def recipe(arch: str, resolution: int, loss: str = "auto", discriminator: str = "own") -> Recipe:
+def recipe(arch: str, resolution: int, loss: str = "auto", discriminator: str = "own", variant: str = "auto") -> Recipe:
     """Values that replace "auto", by option name. loss: "auto" for the objective of architecture and discriminator."""
-    own = PLAIN | RECIPES[arch](resolution)
+    family = stylegan3_r if (arch, variant) == ("stylegan3", "r") else RECIPES[arch]
+    own = PLAIN | family(resolution)
     if discriminator == "projected":
         own |= projected(arch, resolution)
     if loss not in ("auto", own["loss"]):

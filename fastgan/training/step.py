@@ -11,9 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastgan.augment import Augment, Augmented, DiffAugment
+from fastgan.augment import Augment, Augmented, Blur, DiffAugment
 from fastgan.distributed import Ranks
 from fastgan.losses import OBJECTIVES, PairedObjective
+from fastgan.models import stylegan3
 from fastgan.models.gradient_checkpointing import enable_gradient_checkpointing
 from fastgan.models.progressive import ProgressiveGrowing
 from fastgan.models.spectral_norm import normalized_layers, power_iteration
@@ -24,7 +25,7 @@ from fastgan.runs.config import ADA, Config, RegularizationOptions, TrainingOpti
 from fastgan.runs.precision import Autocast, compiler
 from fastgan.training.adam import Adam
 from fastgan.training.averages import Averages
-from fastgan.training.ema import EMA, ema_decays
+from fastgan.training.ema import EMA, ema_decay, ema_decays
 from fastgan.training.gradients import GradientSum
 from fastgan.training.guard import GradientGuard, zero_gradients_if
 from fastgan.training.joint_batch import JointBatch
@@ -66,6 +67,7 @@ class StepKind(NamedTuple):
     trains_generator: bool
     has_gradient_penalty: bool  # R1, R2
     has_path_length: bool
+    blurs: bool  # the images that the discriminator sees
     stage: tuple[int, bool] | None  # of growing networks: resolution, and whether it is being faded in
 
 
@@ -121,11 +123,14 @@ class Step:
         self._ema_weights = [f"ema_{number}" for number in range(1 + len(state.other_emas))]  # names of numbers
         self.generates = {"style_mixing": self.options.style_mixing} if self.options.style_mixing else {}
         self.reconstructs = "reconstruct" in getattr(state.discriminator, "supports", ())
+        synthesis = getattr(state.generator, "synthesis", None)
+        self._update_magnitudes = getattr(synthesis, "update_magnitudes", None)
         self.generates |= {"small": True} if "small" in state.generator.supports and self.reconstructs else {}
         self._spectral = [*normalized_layers(state.generator), *normalized_layers(state.discriminator)]
         cutout = 0.2 if config.network.discriminator == "projected" else 0.5  # the papers'
         self._ada: Augment | None = state.statistics["augment"] if self.terms.augment in ADA else None
         self.augment = DiffAugment(cutout=cutout) if self.terms.augment == "diffaug" else self._ada
+        self._blur, self._blurs = Blur(self.terms.blur), False
         self._joint = JointBatch(state.discriminator)
         device = next(state.generator.parameters()).device
         if config.machine.checkpoint_blocks:
@@ -193,6 +198,7 @@ class Step:
             trains_generator,
             bool(terms.r1_gamma or terms.r2_gamma) and step % terms.r1_interval == 0,
             trains_generator and bool(terms.path_length) and generator_updates % terms.path_interval == 0,
+            self.state.images < terms.blur_images,
             (generator.stage_resolution, generator.fading) if isinstance(generator, ProgressiveGrowing) else None,
         )
 
@@ -211,6 +217,8 @@ class Step:
         if terms.augment in ("fixed", "ramp"):
             first = terms.augment_p if terms.augment == "fixed" else 0.0
             self._ada.p.fill_(self._annealed(first, terms.augment_p))
+        if state.images < terms.blur_images:
+            self._blur.width = numbers.set("blur", terms.blur * (1 - state.images / terms.blur_images))
         for name, optimizer in self._optimizers.items():
             for group, (lr, betas) in zip(optimizer.param_groups, self._initial_rates[name], strict=True):
                 rate = lr * lr_factor * self._warmed_up() * self._annealed(1.0, options.final_lr)
@@ -225,6 +233,9 @@ class Step:
         decays = ema_decays(state.images + count, shown, half_lives, options.ema_rampup)
         for name, decay in zip(self._ema_weights, decays, strict=True):
             numbers.set(name, 1 - decay)
+        if self._update_magnitudes:  # as an EMA, also early on
+            decay = ema_decay(state.images + count, shown, stylegan3.MAGNITUDE_HALFLIFE, options.ema_rampup)
+            numbers.set("magnitudes", 1 - decay)
 
     def _annealed(self, first: float, last: float) -> float:
         """Value on half a cosine from `first` to `last` over the training."""
@@ -244,6 +255,7 @@ class Step:
         A captured graph replays it without running any of this code. So it may depend on `kind`, on tensors and on
         `_numbers`, but on no Python number of `state`, and may change tensors only.
         """
+        self._blurs = kind.blurs
         with self.averages.step():
             micro_batches = self._micro_batches(real, label)
             power_iteration(self._spectral)
@@ -348,7 +360,8 @@ class Step:
 
     def _with_augmentation(self, discriminator: nn.Module) -> nn.Module:
         """The discriminator of augmented images. Gradient penalties are with respect to images before augmentation."""
-        return discriminator if self.augment is None else Augmented(self.augment, discriminator)
+        augmented = discriminator if self.augment is None else Augmented(self.augment, discriminator)
+        return Augmented(self._blur, augmented) if self._blurs else augmented
 
     def _judge(
         self, images: Images, label: Tensor | None, penalized: bool = False, reconstruct: bool = False
@@ -442,6 +455,8 @@ class Step:
 
     def _update_generator(self, lengths: list[Tensor]) -> None:
         self._apply_gradients("g", self.state.generator)
+        if self._update_magnitudes:
+            self._update_magnitudes(self._numbers["magnitudes"], self.ranks.all_reduce_mean)
         self.ema.update([self._numbers[name] for name in self._ema_weights])
         if lengths:
             self.state.statistics["path_length"].update(self.ranks.all_reduce_mean(torch.stack(lengths).mean()))

@@ -25,7 +25,9 @@ def test_sizes_are_those_of_the_published_networks(resolution):
     assert [band.size for band in found] == OFFICIAL[resolution]
 
 
-@pytest.mark.parametrize(("taps", "cutoff", "width", "rate"), [(12, 2.0, 12.0, 32), (24, 5.5, 20.0, 128), (12, 16, 9, 64)])
+@pytest.mark.parametrize(
+    ("taps", "cutoff", "width", "rate"), [(12, 2.0, 12.0, 32), (24, 5.5, 20.0, 128), (12, 16, 9, 64)]
+)
 def test_a_filter_is_that_of_scipy(taps, cutoff, width, rate):
     signal = pytest.importorskip("scipy.signal")
     expected = signal.firwin(taps, cutoff, width=width, fs=rate)

@@ -60,7 +60,8 @@ def test_values_and_gradients_are_those_of_its_parts(form, shape, layout, option
         results.append([y, *first, ddy])
     for got, expected in zip(*results, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
-    assert results[0][0].is_contiguous(memory_format=torch.channels_last if layout == "nhwc" else torch.contiguous_format)
+    format = torch.channels_last if layout == "nhwc" else torch.contiguous_format
+    assert results[0][0].is_contiguous(memory_format=format)
 
 
 @pytest.mark.parametrize("form", ["same rate", "radial", "odd factors"])

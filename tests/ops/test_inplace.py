@@ -71,6 +71,9 @@ CASES: dict[str, Callable[[Tensor, Draw], Tensor]] = {
         x, TAPS.to(x.device), padding=(2, 1, 2, 1), scale=t(*sampled(x))
     ),
     "bias_act_blur": lambda x, t: ops.bias_act_blur(x, TAPS.to(x.device), padding=(2, 2, 2, 2), bias=t(c(x))),
+    "filtered_lrelu": lambda x, t: ops.filtered_lrelu(
+        x, TAPS.to(x.device), TAPS.to(x.device), t(c(x)), up=2, down=2, padding=3
+    ),
     "pixel_norm": lambda x, t: ops.pixel_norm(x),
     "squared_norm": lambda x, t: ops.squared_norm(x),
     "lerp_samples": lambda x, t: ops.lerp_samples(x, t(*x.shape), t(len(x)).detach()),

@@ -88,6 +88,10 @@ def _calls():
             Call(filtered, {"x": x, "taps": (4,), "bias": x[1:2]}, ("taps",)),
         )
     blurred = partial(ops.bias_act_blur, padding=(2, 2, 2, 2))
+    activated = partial(ops.filtered_lrelu, up=2, down=2, padding=4)
+    for x in ((2, 18, 4, 5), (2, 3, 4, 1)):
+        shapes = {"x": x, "up_taps": (4,), "down_taps": (3, 3), "bias": x[1:2]}
+        yield f"filtered_lrelu {x}", Call(activated, shapes, ("up_taps", "down_taps"))
     for x in ((2, 32, 4, 5), (2, 3, 4, 1)):
         yield f"bias_act_blur {x}", Call(blurred, {"x": x, "taps": (4,), "bias": x[1:2]}, ("taps",))
         residual = lambda x, bias, residual: ops.noise_bias_act(x, bias=bias, residual=residual.to(x.dtype))

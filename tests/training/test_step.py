@@ -403,7 +403,7 @@ def test_frozen_layers_compute_no_weight_gradients(arch, monkeypatch):
         step, state = a_step(arch, regularization={"r1_gamma": 1.0, "r1_interval": 1}, **given)
         step._set_schedules(1.0, 4)
         step._add_discriminator_gradients(
-            StepKind(False, True, False, None), MicroBatch(None, images(4), None, 1.0, 0), images(4, 2), True
+            StepKind(False, True, False, False, None), MicroBatch(None, images(4), None, 1.0, 0), images(4, 2), True
         )
         kept = [tuple(p.shape) for p in state.discriminator.parameters() if p.ndim == 4 and p.requires_grad]
         done.append(len(shapes))

@@ -1,6 +1,5 @@
-// noise_bias_act_to_rgb on the GPU, in NHWC. Forward: some lanes of a warp share the channels of a few positions, and
-// add up the pixels of the image by shuffles. Backward: a thread keeps its channels and walks over positions; the sums
-// are taken in two stages.
+// noise_bias_act_to_rgb on the GPU, in NHWC. A thread keeps its channels and walks over positions. Forward adds up the
+// pixels of the image by shuffles; backward takes the sums of the small tensors in two stages.
 #include "common/gpu_sums.h"
 
 #include "noise_bias_act_to_rgb/arithmetic.h"
@@ -75,60 +74,72 @@ FASTGAN_INLINE S noise_at(const Layer<S>& layer, int64_t sample, int64_t positio
     return layer.noise ? layer.noise[(layer.noise_per_sample ? sample * layer.p : 0) + position] : S(0);
 }
 
-constexpr int POSITIONS = 2;  // that `lanes` lanes share in forward; with four, one block would fit on a processor
+constexpr int POSITIONS = 2;  // of a thread at a time; with four, one block would fit on a processor
+constexpr int PIXELS = 1024;  // most pixels of a block, times the warps that share one
 
-// `lanes` lanes, a power of two up to 32, share some positions. Grid: tiles of the positions of all samples.
+// A row of threads shares the channels of a position, and walks over a piece of the positions. Grid: pieces of all
+// samples. The pixels are written at the end: they do not fill 32 bytes each.
 template <class T, int V, int K>
 __global__ void to_rgb_forward(Layer<typename ArithmeticOf<T>::type> layer, const T* x, T* y,
-                               typename ArithmeticOf<T>::type* rgb, int64_t tiles, int lanes) {
+                               typename ArithmeticOf<T>::type* rgb, Split plan) {
     using S = typename ArithmeticOf<T>::type;
-    SHARED(S, pixels, [BLOCK * POSITIONS * K]);
-    const int lane = int(threadIdx.x) % lanes, group = int(threadIdx.x) / lanes, groups = BLOCK / lanes;
-    const int64_t c = layer.c, p = layer.p;
-    const int64_t sample = blockIdx.x / tiles, first = blockIdx.x % tiles * groups * POSITIONS;
+    SHARED(S, pixels, [PIXELS * K]);
+    const int lane = int(threadIdx.x) % plan.columns, row = int(threadIdx.x) / plan.columns;
+    const int width = plan.columns < gpu::warp_size ? plan.columns : gpu::warp_size;
+    const int warps = plan.columns / width, stride = PIXELS / warps * K;  // of a row; of the pixels of one of them
+    const int64_t sample = blockIdx.x / plan.per_sample, begin = blockIdx.x % plan.per_sample * plan.positions;
+    const int count = int(min(layer.p - begin, plan.positions));
+    const unsigned c = unsigned(layer.c), channels = unsigned(plan.columns) * V;
     const S strength = layer.strength ? *layer.strength : S(1);
-    S noise[POSITIONS], sums[POSITIONS][K] = {};
-    bool live[POSITIONS];
-    GPU_UNROLL
-    for (int i = 0; i < POSITIONS; ++i) {
-        const int64_t position = first + i * groups + group;
-        live[i] = position < p;
-        noise[i] = live[i] ? strength * noise_at(layer, sample, position) : S(0);
-    }
-    const T* const from = x + (sample * p + first) * c;
-    T* const to = y ? y + (sample * p + first) * c : nullptr;
-    const unsigned step = unsigned(groups) * unsigned(c);
-    for (unsigned channel = unsigned(lane) * V; channel < unsigned(c); channel += unsigned(lanes) * V) {
-        const unsigned at = unsigned(group) * unsigned(c) + channel;
-        Channel<K, S> small[V];
-        load_channels<V>(layer, sample, channel, small);
-        gpu::Vec<T, V> in[POSITIONS];
+    const int64_t offset = (sample * layer.p + begin) * layer.c;
+    const T* const from = x + offset;
+    T* const to = y ? y + offset : nullptr;
+    Channel<K, S> small[V];
+    const bool at_once = c <= channels;
+    if (at_once && lane * V < int(c)) load_channels<V>(layer, sample, lane * V, small);
+    for (int start = row; start - row < count; start += plan.rows * POSITIONS) {  // uniform, for the shuffles
+        S noise[POSITIONS], sums[POSITIONS][K] = {};
+        bool live[POSITIONS];
         GPU_UNROLL
         for (int i = 0; i < POSITIONS; ++i) {
-            in[i] = gpu::load_or_zeros<V>(live[i], from + at + i * step);
+            const int position = start + i * plan.rows;
+            live[i] = position < count;
+            noise[i] = live[i] ? strength * noise_at(layer, sample, begin + position) : S(0);
         }
-        GPU_UNROLL
-        for (int i = 0; i < POSITIONS; ++i) {
-            gpu::Vec<T, V> out;
+        for (unsigned channel = unsigned(lane) * V; channel < c; channel += channels) {
+            if (!at_once) load_channels<V>(layer, sample, channel, small);
+            const unsigned at = unsigned(start) * c + channel, step = unsigned(plan.rows) * c;
+            gpu::Vec<T, V> in[POSITIONS];
             GPU_UNROLL
-            for (int v = 0; v < V; ++v) {
-                out.v[v] =
-                    gpu::from<T>(gpu_values::forward(gpu::to<S>(in[i].v[v]), noise[i], small[v], layer.shape, sums[i]));
+            for (int i = 0; i < POSITIONS; ++i) in[i] = gpu::load_or_zeros<V>(live[i], from + at + i * step);
+            GPU_UNROLL
+            for (int i = 0; i < POSITIONS; ++i) {
+                gpu::Vec<T, V> out;
+                GPU_UNROLL
+                for (int v = 0; v < V; ++v) {
+                    out.v[v] = gpu::from<T>(
+                        gpu_values::forward(gpu::to<S>(in[i].v[v]), noise[i], small[v], layer.shape, sums[i]));
+                }
+                if (to && live[i]) gpu::store(to + at + i * step, out);
             }
-            if (to && live[i]) gpu::store(to + at + i * step, out);
         }
-    }
-    GPU_UNROLL
-    for (int i = 0; i < POSITIONS; ++i) {
         GPU_UNROLL
-        for (int k = 0; k < K; ++k) {
-            const S total = sum_lanes(sums[i][k], 1, lanes);
-            if (lane == 0) pixels[(i * groups + group) * K + k] = total;
+        for (int i = 0; i < POSITIONS; ++i) {
+            GPU_UNROLL
+            for (int k = 0; k < K; ++k) {
+                const S total = sum_lanes(sums[i][k], 1, width);
+                if (lane % width == 0 && live[i]) {
+                    pixels[lane / width * stride + (start + i * plan.rows) * K + k] = total;
+                }
+            }
         }
     }
     __syncthreads();
-    const int count = int(min(p - first, int64_t(groups) * POSITIONS)) * K;
-    for (int i = int(threadIdx.x); i < count; i += BLOCK) rgb[(sample * p + first) * K + i] = pixels[i];
+    for (int i = int(threadIdx.x); i < count * K; i += BLOCK) {
+        S total = pixels[i];
+        for (int warp = 1; warp < warps; ++warp) total += pixels[warp * stride + i];
+        rgb[(sample * layer.p + begin) * K + i] = total;
+    }
 }
 
 // A row of threads takes some adjacent channels, and walks over the positions of a piece. Grid: (pieces of all samples,
@@ -243,11 +254,12 @@ Split plan_of(const NoiseBiasActToRGBCall& call, int vector, bool twice) {
 template <class T, int V, int K>
 void launch_forward(const NoiseBiasActToRGBCall& call, void* stream) {
     using S = typename ArithmeticOf<T>::type;
-    const int lanes = power_of_two_from(ceil_div(call.c, V), gpu::warp_size);
-    const int64_t tiles = ceil_div(call.p, BLOCK / lanes * POSITIONS);
-    const dim3 grid(unsigned(call.n * tiles));
+    Split plan = split(call.n, call.c, call.p, true, V);
+    plan.positions = min(plan.positions, PIXELS / max(1, plan.columns / gpu::warp_size));
+    plan.per_sample = ceil_div(call.p, plan.positions);
+    const dim3 grid(unsigned(call.n * plan.per_sample));
     gpu::Launch(grid, BLOCK, 0, stream)(to_rgb_forward<T, V, K>, layer_of<S>(call), (const T*)call.x, (T*)call.y,
-                                        (S*)call.rgb, tiles, lanes);
+                                        (S*)call.rgb, plan);
 }
 
 template <class T, int V, int K, bool TWICE>

@@ -38,7 +38,15 @@ def _cases():
         yield Case(parts=parts)
     for k in (1, 2, 4):
         yield Case(image_channels=k)
-    for shape in ((1, 8, 1, 1), (2, 3, 33, 17), (2, 37, 4, 4), (2, 64, 9, 31), (1, 520, 3, 5), (3, 1, 9, 9)):
+    for shape in (
+        (1, 8, 1, 1),
+        (2, 3, 33, 17),
+        (2, 37, 4, 4),
+        (2, 64, 9, 31),
+        (1, 520, 3, 5),
+        (1, 301, 3, 5),
+        (3, 1, 9, 9),
+    ):
         yield Case(shape)
         yield Case(shape, parts=LAST, image_channels=4)
     yield Case(clamp=1.5)

@@ -206,7 +206,8 @@ def plot(found: dict[str, Any], path: Path) -> None:
     if any("as_asked" in row for each in found["contestants"].values() for row in each["rows"]):
         figure.set_size_inches(15, 8)
         panels += [("as_asked", "classified as asked", 1.0), ("variety", "distance within a class, of real", 1.0)]
-    for axes, (value, title, scale) in zip(figure.subplots(2, len(panels) // 2).flat, panels, strict=True):
+    grid = figure.subplots(2, len(panels) // 2).flat
+    for axes, (value, title, scale) in zip(grid, panels, strict=True):
         lowest = 1.0
         for name, each in found["contestants"].items():
             rows = [row for row in each["rows"] if value in row]
@@ -225,7 +226,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
         axes.set_xlabel("minutes")
         axes.set_title(title)
         axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    grid[0].legend(fontsize="small")
     threads = f"{found['threads']} thread{'s' * (found['threads'] > 1)}"
     figure.suptitle(
         f"{found['data']}: distance to {found['real']}, by {registry.LITE2 if is_judged else found['features']}\n"

@@ -83,6 +83,23 @@ def interpolation_frames(
     return (np.concatenate([to_uint8(image) for image in frame], 1) for frame in zip(*by_class, strict=True))
 
 
+def moving_frames(
+    generator: nn.Module,
+    seeds: Sequence[int],
+    labels: Sequence[int | None],
+    transforms: Sequence[Tensor],
+    *,
+    seed_format: str = "torch",
+    truncation: float = 1.0,
+) -> Iterator[np.ndarray]:
+    """Frames of an animation of moved scenes, a frame a transform: uint8 [len(labels) * H, len(seeds) * W, C]."""
+    z = drawing.latents(seeds, generator.z_dim, seed_format)
+    by_class = [studies.moving_frames(generator, z, transforms, label=each, truncation=truncation) for each in labels]
+    for frame in zip(*by_class, strict=True):
+        rows = [np.concatenate([*to_uint8(images)], 1) for images in frame]
+        yield np.concatenate(rows)
+
+
 def mixing(
     generator: nn.Module,
     seeds_a: Sequence[int],

@@ -19,12 +19,15 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastgan.models import stylegan2, stylegan3
 from fastgan.models.progressive import ProgressiveGrowing
 from fastgan.models.style_based import StyleBasedGenerator
 from fastgan.runs.drawing import Unsupported, architecture, draw_tensor, latents, to_uint8
@@ -42,17 +45,22 @@ __all__ = [
     "interpolate_at",
     "interpolation_frames",
     "mix",
+    "move",
+    "moving_frames",
     "noise_by_layer",
     "noise_deviation",
+    "rotation",
     "samples",
     "style_layers",
     "to_uint8",
+    "translation",
     "truncation_sweep",
 ]
 
 # Slices of the layers' styles, two a resolution: coarse is 4x4 and 8x8, middle 16x16 and 32x32, fine the rest
 # (Karras et al. 2019, "A Style-Based Generator Architecture for GANs", arXiv 1812.04948, figure 3).
 LAYERS = {"coarse": (0, 4), "middle": (4, 8), "fine": (8, None)}
+LARGEST_CONDITION = 1e6  # of a transform: beyond it fp32 has no inverse of use
 FINE_NOISE_FROM = 64  # resolution; figure 5 of the same paper
 
 Space = Literal["z", "slerp", "w"]
@@ -191,6 +199,96 @@ def style_layers(generator: nn.Module, layers: str | Sequence[int]) -> list[int]
         if not 0 <= layer <= last:
             raise Unsupported(f"{network} has layers 0 to {last}, not {layer}")
     return list(layers)
+
+
+def translation(x: float, y: float) -> Tensor:
+    """The transform, [3, 3], that moves a scene to the right by x and down by y; 1 is a side of the image."""
+    return torch.tensor([[1.0, 0.0, x], [0.0, 1.0, y], [0.0, 0.0, 1.0]])
+
+
+def rotation(degrees: float) -> Tensor:
+    """The transform, [3, 3], that turns a scene around the image's centre, counter-clockwise."""
+    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    return torch.tensor([[cosine, sine, 0.0], [-sine, cosine, 0.0], [0.0, 0.0, 1.0]])
+
+
+def move(
+    generator: nn.Module,
+    seeds: Seeds,
+    transforms: Sequence[Tensor],
+    *,
+    label: int | None = None,
+    truncation: float = 1.0,
+) -> Tensor:
+    """Images of a scene that each of `transforms` has moved: [len(seeds), len(transforms), C, H, W].
+
+    The input of the first layer is moved, not the image: what comes into view is drawn as well. StyleGAN3 evaluates
+    its Fourier features at other places. StyleGAN2's constant is resampled, linearly and with its border repeated,
+    while its noise stays where it is: details that do not move with the image stick to the pixels.
+
+    transforms: one or more affine maps [3, 3] from places of the scene to places of the image, in homogeneous
+    coordinates (x, y, 1) in which the image lies within [-0.5, 0.5], y downwards; see `translation` and `rotation`.
+    Raises ValueError for one that has no inverse, or is not affine; Unsupported for other generators.
+    """
+    return torch.stack(list(moving_frames(generator, seeds, transforms, label=label, truncation=truncation)), 1)
+
+
+def moving_frames(
+    generator: nn.Module,
+    seeds: Seeds,
+    transforms: Sequence[Tensor],
+    *,
+    label: int | None = None,
+    truncation: float = 1.0,
+) -> Iterator[Tensor]:
+    """The images of `move` one transform after the other, [len(seeds), C, H, W] each, drawn lazily."""
+    z = _latents(generator, seeds)
+    if not isinstance(generator, stylegan2.Generator | stylegan3.Generator):
+        raise Unsupported(
+            f"{architecture(generator)} has no input to move; give stylegan3, or stylegan2 to compare with"
+        )
+    if not len(transforms):
+        raise ValueError("transforms is empty, must have at least one [3, 3]")
+    inverses = [_inverse(transform) for transform in transforms]
+    ws = _styles(generator, z, label, truncation)
+
+    def image(inverse: Tensor) -> Tensor:
+        with _input_at(generator, inverse):
+            return _synthesize(generator, ws)
+
+    return map(image, inverses)
+
+
+def _inverse(transform: Tensor) -> Tensor:
+    """Inverse of an affine map [3, 3], in fp32. Raises ValueError if there is none."""
+    shown = transform.tolist()
+    if transform.shape != (3, 3) or not transform.isfinite().all() or shown[2] != [0, 0, 1]:
+        raise ValueError(f"transforms: {shown} is no affine map, must be [3, 3] and finite, its last row 0 0 1")
+    exact = transform.double().cpu()
+    if torch.linalg.cond(exact[:2, :2]) > LARGEST_CONDITION:
+        raise ValueError(f"transforms: {shown} is singular, must have an inverse")
+    return exact.inverse().float()
+
+
+@contextlib.contextmanager
+def _input_at(generator: stylegan2.Generator | stylegan3.Generator, inverse: Tensor) -> Iterator[None]:
+    """Within the block, each place of the image shows the scene's place that `inverse`, [3, 3], maps it to."""
+    if isinstance(generator, stylegan3.Generator):
+        tensor = generator.synthesis.input.transform
+        value = inverse.to(tensor)
+    else:
+        tensor = generator.synthesis.const
+        # Coordinates of `affine_grid` reach from -1 to 1.
+        scale = torch.tensor([[1.0, 1.0, 2.0], [1.0, 1.0, 2.0]])
+        grid = F.affine_grid((inverse[:2] * scale)[None].to(tensor), [1, *tensor.shape], align_corners=False)
+        value = F.grid_sample(tensor[None], grid, padding_mode="border", align_corners=False)[0]
+    before = tensor.detach().clone()
+    with torch.no_grad():
+        tensor.copy_(value)
+        try:
+            yield
+        finally:
+            tensor.copy_(before)
 
 
 def noise_by_layer(

@@ -1,5 +1,7 @@
 """Studies of a generator: agreement with plain images, and errors for generators that lack a part."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -386,3 +388,35 @@ def test_styles_and_synthesis_make_up_a_forward_pass(generator):
     ws = generator.styles(z, truncation=0.5)
     assert ws.shape == (3, generator.num_ws, 8)
     assert torch.equal(generator.synthesize(ws, noise="const"), generator(z, truncation=0.5, noise="const"))
+
+
+@pytest.mark.parametrize("arch", ["stylegan2", "stylegan3"])
+def test_a_scene_that_does_not_move_gives_the_samples(arch):
+    generator = build(arch)
+    there, back = studies.move(generator, [0, 1], [studies.translation(0.5, 0), torch.eye(3)]).unbind(1)
+    torch.testing.assert_close(back, studies.samples(generator, [0, 1])[0], rtol=1e-4, atol=1e-5)
+    assert (there - back).abs().max() > 0.1 * back.std()
+    torch.testing.assert_close(studies.samples(generator, [0, 1])[0], back, rtol=1e-4, atol=1e-5)  # it is as it was
+
+
+def test_images_of_stylegan3_move_to_where_the_transform_says():
+    """To the right and down by a quarter; turned counter-clockwise by a right angle."""
+    generator = build("stylegan3", resolution=32, variant="r", synthesis_layers=6)
+    quarter = studies.translation(0.25, 0.25)
+    plain, moved, turned = studies.move(generator, [0], [torch.eye(3), quarter, studies.rotation(90)])[0]
+    scale = plain.std()
+    assert (moved[:, 8:, 8:] - plain[:, :-8, :-8]).abs().max() < 0.05 * scale
+    assert (turned - plain.rot90(1, (1, 2))).abs().max() < 0.05 * scale
+
+
+@pytest.mark.parametrize(
+    "transform, message",
+    [
+        (torch.diag(torch.tensor([1.0, 0.0, 1.0])), "transforms: .* is singular, must have an inverse"),
+        (torch.full((3, 3), math.nan), "transforms: .* is no affine map"),
+        (torch.eye(3).roll(1, 0), "transforms: .* is no affine map"),
+    ],
+)
+def test_a_transform_without_inverse_is_refused(transform, message):
+    with pytest.raises(ValueError, match=message):
+        studies.move(build("stylegan3"), [0], [transform])

@@ -5,7 +5,9 @@ Exit status: 0 when done, 2 for a wrong option or file, 130 after Ctrl-C. Every 
 
 from __future__ import annotations
 
+import math
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -43,6 +45,7 @@ from fastgan.runs.memory import out_of_memory_is_user_error, require
 
 if TYPE_CHECKING:  # torch is imported after the options are parsed, so that --help is quick
     import numpy as np
+    import torch
     from torch import nn
 
     from fastgan.models import ModelConfig
@@ -51,6 +54,7 @@ if TYPE_CHECKING:  # torch is imported after the options are parsed, so that --h
 GRID_COLUMNS = 16
 STILL, ANIMATIONS = tuple(PICTURES), (".gif", ".mp4")
 PICTURE_STEPS, ANIMATION_STEPS = 9, 48
+MOST_SIDES = 100  # beyond, places in the scene lose precision
 MAX_DRAWS = 100_000  # the deviation has converged long before
 MAX_SEEDS = 1_000_000  # a longer list is a typing error, and would fill the memory
 
@@ -258,21 +262,15 @@ class Interpolate(Options):
             raise UserError(f"--seeds {self.seeds}: give two or more to interpolate between")
         if self.steps is not None and self.steps < 2:
             raise UserError(f"--steps {self.steps}: must be at least 2, for both ends are among them")
-        if not 1 <= self.fps <= 50:
-            raise UserError(f"--fps {self.fps}: must be from 1 to 50")
-        if self.out is not None and Path(self.out).suffix.lower() == ".mp4":
-            require_video(Path(self.out))
+        check_animation(self.fps, self.out)
 
     def images(self, classes: int) -> tuple[int, int]:
         return self.steps or PICTURE_STEPS, (len(parse_seeds(self.seeds)) - 1) * classes
 
     def require_memory(self, model: ModelConfig, classes: int, out: Path) -> None:
         super().require_memory(model, classes, out)
-        if out.suffix.lower() == ".gif":  # Pillow takes all frames at once; an MP4 is written frame by frame
-            frames = (len(parse_seeds(self.seeds)) - 1) * (self.steps or ANIMATION_STEPS)
-            height, width = model.feature_size(model.resolution)
-            size = float(frames * classes * width * height * enlargement(height, SMALLEST_FRAME) ** 2)
-            require(size, f"an animation of {frames:,} images", "give fewer --steps or --seeds, or an .mp4")
+        frames = (len(parse_seeds(self.seeds)) - 1) * (self.steps or ANIMATION_STEPS)
+        require_memory_of_frames(frames, (classes, 1), model, out)
 
     def write(self, generator: nn.Module, labels: list[Label], out: Path) -> None:
         if out.suffix.lower() in STILL:
@@ -291,6 +289,129 @@ class Interpolate(Options):
 
         steps = self.steps or PICTURE_STEPS
         return figures.interpolation(generator, parse_seeds(self.seeds), steps=steps, space=self.space, **settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Move(Options):
+    """Base class of animations of scenes that move. Subclasses define `transform`, for a network whose first layer has
+    an input that can be moved."""
+
+    steps: int = ANIMATION_STEPS
+    """Frames, after which the animation begins anew."""
+    fps: int = 25
+    """Frames per second, from 1 to 50."""
+    beside: Annotated[PathText | None, tyro.conf.arg(metavar="RUN|FILE|URL", help_behavior_hint="(default: none)")] = (
+        None
+    )
+    """Another network, drawn below at the same frames, from the same seeds. For a StyleGAN2, whose images do not move
+    with its input, the constant input is resampled."""
+
+    endings = ANIMATIONS
+
+    def check(self) -> None:
+        super().check()
+        if self.steps < 2:
+            raise UserError(f"--steps {self.steps}: must be at least 2")
+        check_animation(self.fps, self.out)
+
+    def transform(self, share: float) -> torch.Tensor:
+        """The transform, [3, 3], at this share of the animation, from 0 to below 1."""
+        raise NotImplementedError
+
+    def require_memory(self, model: ModelConfig, classes: int, out: Path) -> None:
+        rows = classes * (1 + (self.beside is not None))
+        require_memory_of_frames(self.steps, (len(parse_seeds(self.seeds)), rows), model, out)
+
+    def write(self, generator: nn.Module, labels: list[Label], out: Path) -> None:
+        frames: Iterator[np.ndarray] = self._frames(generator, labels)
+        if self.beside is not None:
+            frames = map(one_below_another, frames, self._frames_beside(labels))
+        save_animation(ProgressBar(frames, total=self.steps, unit=" images", leave=False), out, self.fps)
+
+    def _frames(self, generator: nn.Module, labels: list[Label]) -> Iterator[np.ndarray]:
+        from fastgan import figures
+
+        numbers = [label for _, label in labels]
+        transforms = [self.transform(step / self.steps) for step in range(self.steps)]
+        settings = {"truncation": self.trunc, "seed_format": self.seed_format}
+        return figures.moving_frames(generator, parse_seeds(self.seeds), numbers, transforms, **settings)
+
+    def _frames_beside(self, labels: list[Label]) -> Iterator[np.ndarray]:
+        from fastgan.runs import precision
+        from fastgan.runs.networks import open_networks
+
+        _, _, names, load, *_ = open_networks(self.beside)
+        if names and labels[0][1] is None:
+            labels = parse_classes(None, names)[:1]
+        elif names:
+            labels = parse_classes(",".join(name for name, _ in labels), names)
+        else:
+            labels = [("", None)] * len(labels)
+        return self._frames(load(precision.choose_device(self.device)), labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Translate(Move):
+    """An animation of scenes that move to one side and back: a stylegan3 draws them anew at every place.
+
+    Latents side by side. Details that do not move with their object stick to the pixels (Karras et al. 2021).
+    """
+
+    x: float = 0.25
+    """Farthest place to the right, in widths of the image; negative: to the left."""
+    y: float = 0.0
+    """Farthest place downwards, in heights of the image; negative: upwards."""
+    out: Annotated[
+        PathText | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: RUN/translate.gif)")
+    ] = None
+    """A name that ends in .gif, or in .mp4, which needs imageio-ffmpeg, the extra "video" of this package."""
+
+    name, file_name = "translate", "translate.gif"
+
+    def check(self) -> None:
+        super().check()
+        for name, value in (("x", self.x), ("y", self.y)):
+            if not -MOST_SIDES <= value <= MOST_SIDES:
+                raise UserError(f"--{name} {value:g}: must be from -{MOST_SIDES} to {MOST_SIDES}")
+
+    def transform(self, share: float) -> torch.Tensor:
+        from fastgan import studies
+
+        there = (1 - math.cos(2 * math.pi * share)) / 2
+        return studies.translation(self.x * there, self.y * there)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rotate(Move):
+    """An animation of scenes that turn around the image's centre: a stylegan3 draws them anew at every angle.
+
+    Latents side by side. Images of stylegan3's variant r turn as a whole; those of t only begin to.
+    """
+
+    degrees: float = 360.0
+    """Counter-clockwise; negative: clockwise. Whole turns go on for ever, others go back as well."""
+    out: Annotated[PathText | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: RUN/rotate.gif)")] = (
+        None
+    )
+    """A name that ends in .gif, or in .mp4, which needs imageio-ffmpeg, the extra "video" of this package."""
+
+    name, file_name = "rotate", "rotate.gif"
+
+    def check(self) -> None:
+        super().check()
+        if not math.isfinite(self.degrees):
+            raise UserError(f"--degrees {self.degrees:g}: must be a finite number")
+
+    def transform(self, share: float) -> torch.Tensor:
+        from fastgan import studies
+
+        there = share if self.degrees % 360 == 0 else (1 - math.cos(2 * math.pi * share)) / 2
+        return studies.rotation(self.degrees * there)
+
+    def write(self, generator: nn.Module, labels: list[Label], out: Path) -> None:
+        super().write(generator, labels, out)
+        if getattr(generator, "turns", True) is False:
+            print("note: these images need not turn as a whole; of stylegan3 only variant r is made to")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -400,7 +521,9 @@ class Growth(Options):
         return figures.growth(generator, parse_seeds(self.seeds), **settings)
 
 
-SUB_COMMANDS = {options.name: options for options in (Grid, Classes, Interpolate, Mix, Noise, Truncation, Growth)}
+SUB_COMMANDS = {
+    options.name: options for options in (Grid, Classes, Interpolate, Translate, Rotate, Mix, Noise, Truncation, Growth)
+}
 
 
 @command_line
@@ -458,6 +581,33 @@ def generate(options: Options) -> None:
     if examples.is_example(options.checkpoint):
         print(f"{options.checkpoint} is described in {examples.card_of(options.checkpoint)}")
     print(out)
+
+
+def check_animation(fps: int, out: str | None) -> None:
+    """Raises UserError for options that no animation can have, or if this installation cannot write it."""
+    if not 1 <= fps <= 50:
+        raise UserError(f"--fps {fps}: must be from 1 to 50")
+    if out is not None and Path(out).suffix.lower() == ".mp4":
+        require_video(Path(out))
+
+
+def require_memory_of_frames(count: int, images: tuple[int, int], model: ModelConfig, out: Path) -> None:
+    """Raises UserError if a GIF of `count` frames, with columns and rows of `images`, is too large for the memory."""
+    if out.suffix.lower() != ".gif":  # an MP4 is written frame by frame, Pillow takes all frames at once
+        return
+    (columns, rows), (height, width) = images, model.feature_size(model.resolution)
+    size = float(count * columns * rows * width * height * enlargement(rows * height, SMALLEST_FRAME) ** 2)
+    require(size, f"an animation of {count:,} images", "give fewer --steps or --seeds, or an .mp4")
+
+
+def one_below_another(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """One frame of two, uint8 [H, W, C]. Raises UserError if they differ in size or colours."""
+    import numpy as np
+
+    if first.shape != second.shape:
+        shown = ["{1}x{0}, {2} channels".format(*frame.shape) for frame in (second, first)]
+        raise UserError(f"--beside: its frames are {shown[0]}, must be {shown[1]} as those of --checkpoint")
+    return np.concatenate([first, second])
 
 
 def parse_seeds(text: str, option: str = "--seeds") -> list[int]:

@@ -198,6 +198,7 @@ class Generator(StyleBasedGenerator):
         self.mapping = MappingNetwork(config)
         self.synthesis = Synthesis(config)
         self.num_ws = len(self.synthesis.layers) + 1
+        self.turns = config.variant == "r"  # whether images turn as a whole when their input does
         self.noise_resolutions: list[int] = []
 
     @shares_kernels

@@ -107,17 +107,17 @@ def stylegan2(resolution: int) -> Recipe:
 
 def stylegan3(resolution: int) -> Recipe:
     """Karras et al. 2021, appendix G, variant t; gamma is the published code's at 128, 256, 512 and 1024 pixels."""
-    common = {"betas": (0.0, 0.99), "batch": 32, "variant": "t"}
+    common = {"betas": (0.0, 0.99), "variant": "t"}
     if resolution >= 128:
         return common | {
             "tanh": False, "z_dim": 512, "channel_base": 32768, "channel_max": 512,
-            "synthesis_layers": 14, "margin": 10, "mapping_layers": 2, "mapping_lr": 0.01,
+            "synthesis_layers": 14, "margin": 10, "mapping_layers": 2, "mapping_lr": 0.01, "batch": 32,
             "lr_g": 0.0025, "lr_d": 0.002, "images": 25_000_000,
             "r1_gamma": 0.5 * (resolution / 128) ** 2, "r1_interval": 16,
         }  # fmt: skip
     return common | {
         "z_dim": 128, "channel_base": 16 * resolution, "channel_max": 64, "synthesis_layers": 6, "margin": 4,
-        "mapping_layers": 2, "mapping_lr": 0.1, "lr_g": 0.005, "lr_d": 0.005,
+        "mapping_layers": 2, "mapping_lr": 0.1, "batch": 16, "lr_g": 0.005, "lr_d": 0.005,
         "images": 20_000, "r1_gamma": 1.0, "r1_interval": 8,
     }  # fmt: skip
 

@@ -336,6 +336,42 @@ def test_an_mp4(run, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["walk.MP4"]
 
 
+MOVES = {  # with each, the transform of each of 4 frames
+    "translate --x 0.5 --y -0.25": [studies.translation(share * 0.5, share * -0.25) for share in (0, 0.5, 1, 0.5)],
+    "rotate": [studies.rotation(degrees) for degrees in (0, 90, 180, 270)],
+    "rotate --degrees -60": [studies.rotation(degrees) for degrees in (0, -30, -60, -30)],
+}
+
+
+@pytest.mark.parametrize("move", MOVES)
+def test_an_animation_of_moving_scenes(move, tmp_path, capsys):
+    """Of a network, and below of another one."""
+    first, second = untrained(tmp_path / "first", "stylegan3"), untrained(tmp_path / "second", "stylegan2", ("a", "b"))
+    out = tmp_path / "moves.gif"
+    argv = [*move.split(), "--checkpoint", str(first), "--beside", str(second), "--seeds", "0,5", "--steps", "4"]
+    assert generate([*argv, "--trunc", "0.7", "--out", str(out)]) == 0
+    rows = []
+    for path, label in ((first, None), (second, 0)):
+        generator, _ = checkpoint.load_generator(path)
+        images = studies.move(generator, [0, 5], MOVES[move], label=label, truncation=0.7)
+        rows.append(np.concatenate([*studies.to_uint8(images)], 2))
+    expected = np.concatenate(rows, 1)
+    picture = Image.open(out)
+    assert picture.n_frames == 4 and picture.info["loop"] == 0
+    for number, frame in enumerate(expected):
+        picture.seek(number)
+        factor = picture.height // len(frame)
+        shown = np.asarray(picture.convert("RGB"))[::factor, ::factor].astype(int)
+        assert np.abs(shown - frame).max() < 32  # a palette
+    assert ("only variant r" in capsys.readouterr().out) == move.startswith("rotate")
+
+
+def test_a_network_beside_another_has_images_of_the_same_size(run, tmp_path, capsys):
+    other = untrained(tmp_path / "other", "stylegan2")
+    argv = ["translate", "--checkpoint", str(run), "--beside", str(other), "--out", str(tmp_path / "x.gif")]
+    assert "--beside: its frames are 32x8, 3 channels, must be 32x8, 1 channels" in error_of(generate, argv, capsys)
+
+
 def test_an_mp4_without_the_extra_video(run, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     out = tmp_path / "new" / "walk.mp4"
@@ -362,6 +398,12 @@ STUDY_ERRORS = {
     "one end": ("interpolate --seeds 4", "--seeds 4: give two or more to interpolate between"),
     "one step": ("interpolate --steps 1", "--steps 1: must be at least 2"),
     "too fast": ("interpolate --fps 51", "--fps 51: must be from 1 to 50"),
+    "far away": ("translate --x 1000", "--x 1000: must be from -100 to 100"),
+    "nowhere": ("translate --y nan", "--y nan: must be a finite number"),
+    "any angle": ("rotate --degrees inf", "--degrees inf: must be a finite number"),
+    "one frame": ("rotate --steps 1", "--steps 1: must be at least 2"),
+    "a picture of a move": ("translate --out x.png", "--out x.png: the name must end in .gif or .mp4"),
+    "no network beside": ("translate --beside nowhere", "nowhere"),
     "no such class": ("mix --classes grey", "there is no class 'grey'; there are dark, light"),
     "source B": ("mix --seeds-b x", "--seeds-b x: 'x' is neither a number"),
     "no such word": ("mix --layers rough", "--layers rough: must be coarse, middle, fine, or numbers like 2-4"),
@@ -408,6 +450,7 @@ DCGAN_LACKS = {
     "noise": "noise: dcgan has no noise",
     "truncation": "truncation: dcgan has no truncation",
     "growth": "growth: dcgan does not grow",
+    "translate": "translate: dcgan has no input to move",
     "interpolate --trunc 0.5": "--trunc 0.5: dcgan has no truncation; leave it out",
 }
 

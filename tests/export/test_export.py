@@ -122,7 +122,7 @@ def test_noise_is_const_or_none(runs):
 
 @needs_onnx
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", ["dcgan", "stylegan2"])
+@pytest.mark.parametrize("arch", ["dcgan", "stylegan2", "stylegan3"])
 def test_onnx_files_draw_the_images_of_pytorch(traced, arch):
     """Files have standard operators only, and draw any number of samples."""
     import onnx

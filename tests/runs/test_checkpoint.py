@@ -49,6 +49,7 @@ def run(unbroken, tmp_path):
 
 RUNS = {
     "stylegan2": [],
+    "stylegan3, blur": ["--arch", "stylegan3", "--variant", "r", "--blur", "1", "--blur-images", "24"],
     "mlp, mirror": ["--arch", "mlp", "--mirror"],
     "ada, path length": ["--augment", "ada", "--ada-kimg", "0.01", "--path-length", "2", "--path-interval", "2"],
     "diffaug": ["--augment", "diffaug"],

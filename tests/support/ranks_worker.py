@@ -31,6 +31,11 @@ CASES = {
     "dcgan, projected": ("dcgan", {}, {"discriminator": "projected"}),
     "stylegan2, micro-batches": ("stylegan2", {"path_length": 2.0, "path_interval": 2}, {"batch_gpu": 4}),
     "stylegan2, frozen layers": ("stylegan2", {"r1_gamma": 1.0, "r1_interval": 2}, {"init_from": "x", "freeze_d": 3}),
+    "stylegan3, micro-batches": (
+        "stylegan3",
+        {"r1_gamma": 1.0, "r1_interval": 2, "blur": 1.0, "blur_images": 32},
+        {"batch_gpu": 4},
+    ),
     "r3gan": ("r3gan", {"augment": "ramp", "augment_p": 0.5}, {"images": 64}),
     "fastgan": ("fastgan", {}, {}),
 }
@@ -39,7 +44,7 @@ CASES = {
 def train(case: str, ranks: Ranks, batch_gpu: int | None = None):
     """A few steps in fp64: the step, what is trained, and the means of what was logged."""
     arch, regularization, options = CASES[case]
-    labels = arch in ("stylegan2", "stylegan", "r3gan", "cgan")
+    labels = arch in ("stylegan2", "stylegan3", "stylegan", "r3gan", "cgan")
     given = {"batch": BATCH, "ema_halflife": 0.05, **options} | ({} if batch_gpu is None else {"batch_gpu": batch_gpu})
     network = {"arch": arch, "channel_base": 64, "channel_max": 8, "z_dim": 8}
     if given.pop("discriminator", "own") == "projected":

@@ -131,6 +131,10 @@ CASES = {
     "wgan-gp": ({}, {"arch": "mlp", "loss": "wgan-gp", "discriminator_steps": 2}),
     "pairs of images, self-supervision": ({}, {"arch": "fastgan"}),
     "frozen layers": ({"r1_gamma": 1.0, "r1_interval": 2}, {"arch": "r3gan", "init_from": "x", "freeze_d": 2}),
+    "blur that fades, magnitudes": (
+        {"r1_gamma": 1.0, "r1_interval": 2, "blur": 1.0, "blur_images": 80},
+        {"arch": "stylegan3"},
+    ),
     "micro-batches": (
         {"r1_gamma": 1.0, "r1_interval": 2},
         {"arch": "r3gan", "batch_gpu": 4, "lr_g": 2e-4, "lr_d": 2e-4},
@@ -140,13 +144,13 @@ KINDS = {
     "plain": 1, "lazy R1 and path length": 4, "of a discriminator that is ahead": 3, "all schedules": 1,
     "several EMAs": 1, "adaptive augmentation": 1, "differentiable augmentation": 1, "projected": 1, "growing": 3,
     "growing with styles": 6, "wgan": 2, "wgan-gp": 2, "frozen layers": 2, "micro-batches": 2,
-    "pairs of images, self-supervision": 1,
+    "pairs of images, self-supervision": 1, "blur that fades, magnitudes": 4,
 }  # fmt: skip
 every_case = pytest.mark.parametrize("case", CASES)
 
 
 # Each kind often enough; six steps where there is but one kind.
-STEPS = {"lazy R1 and path length": 18, "all schedules": 12, "growing": 28, "growing with styles": 28}
+STEPS = {"lazy R1 and path length": 18, "all schedules": 12, "growing": 28, "growing with styles": 28, "blur that fades, magnitudes": 20}
 STEPS = {case: 6 if count == 1 else 12 for case, count in KINDS.items()} | STEPS
 
 

@@ -224,7 +224,7 @@ class LayoutChanges(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("arch", ["stylegan2", "pggan", "stylegan", "r3gan"])
+@pytest.mark.parametrize("arch", ["stylegan2", "stylegan3", "pggan", "stylegan", "r3gan"])
 def test_no_layout_changes_within_a_step(arch, dtype):
     """In forward and backward of every kind of step except path length, and in the optimizers."""
     config = configuration.Config(
@@ -281,7 +281,7 @@ def test_images_drawn_twice_in_a_step_are_the_same():
 # Blocks that are computed again -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arch", ["stylegan2", "stylegan", "pggan", "r3gan"])
+@pytest.mark.parametrize("arch", ["stylegan2", "stylegan3", "stylegan", "pggan", "r3gan"])
 def test_gradient_checkpointing_keeps_gradients(arch):
     """First and second derivatives, with noise that recomputation draws again."""
     _, state = a_step(arch, labels=True)

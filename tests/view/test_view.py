@@ -49,6 +49,7 @@ FAMILIES = {  # arch: number of classes, and its controls besides those that all
     "pggan": (0, set()),
     "stylegan": (0, STYLES),
     "stylegan2": (2, STYLES | {"class", "sheet-shows"}),
+    "stylegan3": (2, STYLES - {"noise"} | {"class", "sheet-shows"}),
     "r3gan": (2, {"class", "sheet-shows"}),
     "fastgan": (0, set()),
 }

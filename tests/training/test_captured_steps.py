@@ -150,7 +150,10 @@ every_case = pytest.mark.parametrize("case", CASES)
 
 
 # Each kind often enough; six steps where there is but one kind.
-STEPS = {"lazy R1 and path length": 18, "all schedules": 12, "growing": 28, "growing with styles": 28, "blur that fades, magnitudes": 20}
+STEPS = {
+    "lazy R1 and path length": 18, "all schedules": 12, "growing": 28, "growing with styles": 28,
+    "blur that fades, magnitudes": 20,
+}  # fmt: skip
 STEPS = {case: 6 if count == 1 else 12 for case, count in KINDS.items()} | STEPS
 
 

@@ -35,6 +35,16 @@ def test_help_lists_every_option(capsys):
 ERRORS = {
     "resolution that halving ends": (["--resolution", "50"], "--resolution 50: must be a number or WIDTHxHEIGHT"),
     "resolution of what grows": (["--arch", "pggan", "--resolution", "28"], "must be a power of two for pggan"),
+    "squares of stylegan3": (["--arch", "stylegan3", "--resolution", "64x32"], "must be a power of two for stylegan3"),
+    "variant of stylegan3": (
+        ["--arch", "stylegan3", "--variant", "mlp"],
+        "--variant mlp: must be t or r for stylegan3",
+    ),
+    "layers of another": (["--synthesis-layers", "8"], "--synthesis-layers 8: is for stylegan3, not stylegan2"),
+    "margin of another": (["--margin", "8"], "--margin 8: is for stylegan3, not stylegan2"),
+    "too few layers": (["--arch", "stylegan3", "--synthesis-layers", "2"], "--synthesis-layers 2: must be 3 to 100"),
+    "blur for ever": (["--blur", "2"], "--blur 2: needs --blur-images; give both, or neither"),
+    "blur of nothing": (["--blur-images", "100"], "--blur-images 100: needs --blur; give both, or neither"),
     "channels": (["--channels", "2"], "--channels 2: must be 1 (grey), 3 (colour) or 4 (colour with transparency)"),
     "empty batch": (["--batch", "0"], "--batch 0: must be at least 1"),
     "batch against stddev groups": (["--batch", "6"], "--batch 6: must be a multiple of 4"),

@@ -142,7 +142,7 @@ def scaled_down(program: str, arguments: list[str]) -> list[str]:
         return ["--samples", "8"]
     if program == "fastgan.dataset":
         return ["--workers", "1"]
-    if program == "fastgan.generate" and "interpolate" in arguments:
+    if program == "fastgan.generate" and {"interpolate", "translate", "rotate"} & {*arguments}:
         return ["--steps", "2"]
     return []
 

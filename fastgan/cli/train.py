@@ -1,7 +1,8 @@
 """`fastgan train`: train a GAN, or resume a run.
 
 Exit status: 0 when done, 2 for a wrong option or file, and 128 plus the signal's number after Ctrl-C (130), SIGTERM
-(143) or SIGUSR1, which save a checkpoint first.
+(143), SIGHUP (129, a closed terminal) or SIGUSR1, which save a checkpoint first. A training goes on if nobody reads its
+output any more.
 """
 
 from __future__ import annotations
@@ -24,12 +25,17 @@ from fastgan.training import configure
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (None: this process's own) and return the exit status."""
     command = configure.parse_command(argv)  # before torch is imported, so that --help is quick
-    given = command.config
     process.keep_freed_memory()
     process.let_idle_threads_sleep_soon()
+    with process.output_may_end():
+        return _train(command, argv)
+
+
+def _train(command: configure.Command, argv: list[str] | None) -> int:
     from fastgan.training import loop
     from fastgan.training.length import Length
 
+    given = command.config
     resume = _resumable(given.output)
     if resume is None:
         with memory.out_of_memory_is_user_error(

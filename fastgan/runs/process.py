@@ -1,4 +1,4 @@
-"""Process settings: malloc, OpenMP threads, and stopping cleanly on a signal.
+"""Process settings: malloc, OpenMP threads, output that may end, and stopping cleanly on a signal.
 
 Imports no torch: OpenMP reads its environment only when torch loads it.
 """
@@ -98,18 +98,61 @@ class Interrupt:
         return 128 + (self.signum or self.received) if self else 0
 
 
+class _Lasting:
+    """A text stream that discards what it can no longer write; everything else is the given stream's."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError:
+            self._discard_from_now_on()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            self._discard_from_now_on()
+
+    def _discard_from_now_on(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+
+
+@contextlib.contextmanager
+def output_may_end() -> Iterator[None]:
+    """Within the block, printing never fails: once the terminal, or the reader of a pipe, has gone, text is discarded.
+
+    What takes hours must not end because nobody reads its progress any more.
+    """
+    with contextlib.ExitStack() as redirected:
+        for name, redirect in (("stdout", contextlib.redirect_stdout), ("stderr", contextlib.redirect_stderr)):
+            redirected.enter_context(redirect(_Lasting(getattr(sys, name))))
+        yield
+
+
 @contextlib.contextmanager
 def finish_step_on_signal(echo: float = 0.0) -> Iterator[Interrupt]:
-    """Turn the first Ctrl-C, SIGTERM or SIGUSR1 into a request that the loop polls; a second ends the process at once.
+    """Turn the first Ctrl-C, SIGTERM, SIGHUP or SIGUSR1 into a request that the loop polls; a second ends the process.
 
     The first restores the signals' default action, so a second one ends even a long operation in C. Handlers are
-    restored on exit.
+    restored on exit. SIGHUP, which a closed terminal sends, stays ignored where it is, as by nohup.
 
     echo: seconds in which another signal counts as the same request. Ctrl-C may reach a process of torchrun twice: from
         the terminal, and from torchrun.
     """
     interrupt = Interrupt()
-    signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+    signals = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        signals.remove(signal.SIGHUP)
     asked = 0.0
 
     def request(signum, frame):
@@ -124,7 +167,9 @@ def finish_step_on_signal(echo: float = 0.0) -> Iterator[Interrupt]:
             for each in signals:
                 signal.signal(each, signal.SIG_DFL)
         name = "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
-        print(f"\n{name}: finishing this step and saving; once more to stop at once", file=sys.stderr, flush=True)
+        # Not print: the signal may have come while stderr is written, which cannot be entered twice.
+        with contextlib.suppress(OSError):  # there may be no terminal any more
+            os.write(2, f"\n{name}: finishing this step and saving; once more to stop at once\n".encode())
 
     before = {each: signal.signal(each, request) for each in signals}
     try:

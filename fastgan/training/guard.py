@@ -71,8 +71,12 @@ def zero_gradients_if(found_inf: Tensor, gradients: Sequence[Tensor]) -> None:
         torch._foreach_mul_([gradient.view(bits) for gradient in gradients], (1 - found_inf).to(bits))
 
 
+class Diverged(UserError):
+    """Raised when weights are not finite, or will not change any more. Such a state must not be saved."""
+
+
 def require_progress(skipped: dict[str, int], limit: int, means: dict[str, float], images: int, saved: str) -> None:
-    """Raise UserError if the updates of a network were skipped in the last `limit` steps.
+    """Raise Diverged if the updates of a network were skipped in the last `limit` steps.
 
     Args:
         skipped: number of skipped steps in a row, by network.
@@ -84,7 +88,7 @@ def require_progress(skipped: dict[str, int], limit: int, means: dict[str, float
     for network, steps in skipped.items():
         if steps >= limit:
             broken = ", ".join(name for name, value in means.items() if not math.isfinite(value))
-            raise UserError(
+            raise Diverged(
                 f"training has diverged: gradients of the {network} were not finite in {steps} steps in a row, up to "
                 f"{images:,} images{f' (nor was {broken})' * bool(broken)}; these steps were skipped, and {saved}; "
                 "try a lower --lr-g and --lr-d or a higher --r1-gamma"
@@ -92,11 +96,11 @@ def require_progress(skipped: dict[str, int], limit: int, means: dict[str, float
 
 
 def require_finite_weights(generator: nn.Module, discriminator: nn.Module, saved: str) -> None:
-    """Raise UserError if a weight is NaN or infinite. Such a state must not overwrite a good checkpoint."""
+    """Raise Diverged if a weight is NaN or infinite. Such a state must not overwrite a good checkpoint."""
     for name, network in (("generator", generator), ("discriminator", discriminator)):
         norms = torch.stack(torch._foreach_norm(list(network.parameters())))
         if not norms.isfinite().all():
-            raise UserError(
+            raise Diverged(
                 f"training has diverged: weights of the {name} are not finite; {saved}; "
                 "try a lower --lr-g and --lr-d or a higher --r1-gamma"
             )

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -165,6 +166,20 @@ def _train(
             save()
     saved_images = state.images
 
+    @contextlib.contextmanager
+    def saved_if_it_fails() -> Iterator[None]:
+        """Save what has been trained since the last save if the block fails. A step that has failed may be half done:
+        the discriminator may be ahead by one update."""
+        try:
+            yield
+        except Exception as error:
+            if state.images > saved_images and not isinstance(error, guard.Diverged):
+                with contextlib.suppress(Exception):  # the first error is the one to report
+                    log.sync()
+                    save()
+                    say(f"checkpoint {path} is from {state.images:,} images, saved because of an error:", flush=True)
+            raise
+
     def due(interval: int) -> bool:
         return finished or crossed(interval)
 
@@ -178,6 +193,7 @@ def _train(
         LogWriter(run, state.step, state.images, config) if ranks.is_first else NoLog() as log,
         contextlib.closing(evaluation),
         _progress_bar(length, state, ranks) as progress,
+        saved_if_it_fails(),
     ):
         watch.read_all(read_log(run) if ranks.is_first else [])
         finished = length.is_over(state)

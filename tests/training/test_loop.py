@@ -45,7 +45,7 @@ def test_a_resumed_run_draws_no_grid_before_it_is_due(folder, tmp_path):
     assert sorted(path.name for path in run.glob("grid-*")) == ["grid-000000032.png", "grid-000000040.png"]
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_finishes_the_step_and_saves_a_run_that_can_be_resumed(folder, tmp_path, signum):
     run = tmp_path / "run"
     process = start(arguments(folder, run, "--images", "1000000"))
@@ -81,6 +81,45 @@ def test_a_second_ctrl_c_ends_the_process_at_once(folder, tmp_path):
     process.send_signal(signal.SIGINT)
     assert process.wait() == -signal.SIGINT
     process.stdout.close()
+
+
+def test_a_closed_terminal_does_not_stop_a_run_under_nohup(folder, tmp_path):
+    run = tmp_path / "run"
+    ignored = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)"
+    process = start(arguments(folder, run), ignored)
+    wait_for(lambda: log_lines(run), process)
+    process.send_signal(signal.SIGHUP)
+    assert process.communicate()[0] and process.returncode == 0
+    assert checkpoint.read_header(run).images == IMAGES
+
+
+@pytest.mark.parametrize("signum", [0, signal.SIGTERM, signal.SIGHUP], ids=["", "SIGTERM", "SIGHUP"])
+def test_a_run_whose_output_nobody_reads_any_more_loses_nothing(folder, tmp_path, signum):
+    run = tmp_path / "run"
+    # Each save prints, and so does every update of the progress bar.
+    chatty = "from fastgan import progress\nprogress.INTERVAL = 0.0"
+    process = start(arguments(folder, run, "--images", "1000000" if signum else str(IMAGES)), chatty)
+    process.stdout.readline()
+    process.stdout.close()
+    if signum:
+        wait_for(lambda: len(log_lines(run)) > 3, process)
+        process.send_signal(signum)
+    assert process.wait() == (128 + signum if signum else 0)
+    images = log_lines(run)[-1]["images"]
+    assert checkpoint.read_header(run).images == images and (signum or images == IMAGES)
+
+
+def test_what_was_trained_is_saved_when_something_else_fails(folder, tmp_path):
+    run = tmp_path / "run"
+    fails = "from fastgan.training import sample_grid\n"
+    fails += "def fail(*_): raise RuntimeError('no picture today')\nsample_grid.save_picture = fail"
+    options = ["--checkpoint-interval", "0", "--grid-interval", "32"]
+    process = start(arguments(folder, run, *options), fails)
+    output = process.communicate()[0]
+    assert process.returncode == 1 and "no picture today" in output
+    assert f"{run / checkpoint.FILE_NAME} is from 32 images, saved because of an error" in output
+    assert main(["--resume", str(run)]) == 0
+    assert_same_checkpoint(run, train(folder, tmp_path / "unbroken", *options))
 
 
 def test_the_step_that_regularises_differs_from_the_one_that_does_not(folder, tmp_path):

@@ -154,7 +154,11 @@ def _train(
     watch = Watch(config, summary)
     path = run / checkpoint.FILE_NAME
 
+    last_save = state.images  # at which saving was last tried, or need not be
+
     def save() -> None:
+        nonlocal last_save
+        last_save = state.images
         require_finite_weights(state.generator, state.discriminator, f"{path} is kept as it was")
         if ranks.is_first:
             checkpoint.save(path, state, config, model, summary)
@@ -173,7 +177,7 @@ def _train(
         try:
             yield
         except Exception as error:
-            if state.images > saved_images and not isinstance(error, guard.Diverged):
+            if state.images > last_save and not isinstance(error, guard.Diverged):
                 with contextlib.suppress(Exception):  # the first error is the one to report
                     log.sync()
                     save()

@@ -53,9 +53,8 @@ class FourierInput(nn.Module):
         frequencies = frequencies / (radius * radius.square().exp().pow(0.25)) * band.cutoff
         self.weight = nn.Parameter(torch.randn(band.channels, band.channels))
         self.affine = EqualizedLinear(config.style_dim, 4)
-        with torch.no_grad():
-            self.affine.weight.zero_()
-            self.affine.bias.copy_(torch.tensor([1.0, 0.0, 0.0, 0.0]))
+        nn.init.zeros_(self.affine.weight)
+        self.affine.bias = nn.Parameter(torch.tensor([1.0, 0.0, 0.0, 0.0]))
         self.register_buffer("transform", torch.eye(3))
         self.register_buffer("freqs", frequencies)
         self.register_buffer("phases", torch.rand(band.channels) - 0.5)
@@ -116,9 +115,10 @@ class SynthesisLayer(nn.Module):
     def _activated(self, x: Tensor, w: Tensor) -> Tensor:
         x = self._convolved(x, to_arithmetic(self.affine(w)))
         gain, slope = (math.sqrt(2), 0.2) if self.demodulate else (1.0, 1.0)
-        resampled = {"up": self.up, "down": self.down, "padding": self.padding}
-        activation = {"gain": gain, "slope": slope, "clamp": self.clamp}
-        return filtered_lrelu(x, self.up_filter, self.down_filter, self.bias, **resampled, **activation)
+        return filtered_lrelu(
+            x, self.up_filter, self.down_filter, self.bias, up=self.up, down=self.down, padding=self.padding,
+            gain=gain, slope=slope, clamp=self.clamp,
+        )  # fmt: skip
 
     def _convolved(self, x: Tensor, style: Tensor) -> Tensor:
         """The convolution of x scaled to unit mean square, with demodulation; of the image without it."""

@@ -162,7 +162,8 @@ def fastgan(resolution: int) -> Recipe:
 
 
 def projected(arch: str, resolution: int) -> Recipe:
-    """What the projected discriminator changes in a family's recipe: the numbers of its authors' code for StyleGAN2.
+    """What the projected discriminator changes in a family's recipe: the numbers of its authors' code for StyleGAN2, and
+    the discriminators' learning rate of its code for FastGAN.
 
     No penalties, nothing grows; the generator's learning rate is the family's but for those with styles. Sauer et al.
     enlarge all images to 224 pixels; here small ones, for CPUs, to about twice their size.
@@ -170,7 +171,7 @@ def projected(arch: str, resolution: int) -> Recipe:
     styles = {"lr_g": 0.002} if arch in ("stylegan", "stylegan2", "stylegan3") else {}
     size = 64 if resolution < 64 else 128 if resolution < 128 else 224
     return styles | {
-        "projected_size": size, "loss": "hinge", "lr_d": 0.002, "betas": (0.0, 0.99),
+        "projected_size": size, "loss": "hinge", "lr_d": 0.0002 if arch == "fastgan" else 0.002, "betas": (0.0, 0.99),
         "style_mixing": 0.0, "augment": "diffaug", "augment_p": 0.0, "r1_gamma": 0.0, "r2_gamma": 0.0, "r1_interval": 1,
         "drift": 0.0, "path_length": 0.0, "blur": 0.0, "blur_images": 0,
         "grow_from": 0, "level_images": 0, "fade_images": 0, "level_batch": (), "level_lr": (),

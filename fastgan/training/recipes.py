@@ -162,8 +162,8 @@ def fastgan(resolution: int) -> Recipe:
 
 
 def projected(arch: str, resolution: int) -> Recipe:
-    """What the projected discriminator changes in a family's recipe: the numbers of its authors' code for StyleGAN2, and
-    the discriminators' learning rate of its code for FastGAN.
+    """What the projected discriminator changes in a family's recipe: the numbers of its authors' code for StyleGAN2;
+    for FastGAN, the discriminators' learning rate is that of FastGAN there.
 
     No penalties, nothing grows; the generator's learning rate is the family's but for those with styles. Sauer et al.
     enlarge all images to 224 pixels; here small ones, for CPUs, to about twice their size.

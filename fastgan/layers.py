@@ -21,6 +21,7 @@ from fastgan.ops import (
     conv2d,
     conv_downsample2d,
     conv_transpose2d,
+    filtered_lrelu,
     minibatch_stddev,
     modulated_conv2d,
     noise_bias_act,
@@ -375,6 +376,58 @@ class NoiseBiasLeakyReLU(nn.Module):
             "gain": self.gain,
             "clamp": self.clamp,
         }
+
+
+class FilteredLReLU(nn.Module):
+    """Bias, and a leaky ReLU between an upsampling and a downsampling filter: the end of a StyleGAN3 layer.
+
+    Args:
+        channels: of the activations.
+        up_weights, down_weights: of the filters, see `taps`. StyleGAN3's are `fastgan.models.alias_free.low_pass`.
+        up, down: factors of zero insertion and decimation.
+        padding: (left, right, top, bottom) of the image after zero insertion; by default the output has `up` / `down`
+            times the size of the input.
+        slope, gain, clamp: see `filtered_lrelu`.
+    """
+
+    up_filter: Tensor
+    down_filter: Tensor
+
+    def __init__(
+        self,
+        channels: int,
+        up_weights: Filter = BILINEAR,
+        down_weights: Filter = BILINEAR,
+        *,
+        up: int = 2,
+        down: int = 2,
+        padding: tuple[int, int, int, int] | None = None,
+        slope: float = 0.2,
+        gain: float = SQRT2,
+        clamp: float | None = None,
+    ):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("up_filter", taps(up_weights), persistent=False)
+        self.register_buffer("down_filter", taps(down_weights), persistent=False)
+        both = len(self.up_filter) + len(self.down_filter) - 1 - down  # padding on both sides
+        before = (both + up) // 2
+        self.options = {
+            "up": up,
+            "down": down,
+            "padding": padding or (before, both - before) * 2,
+            "slope": slope,
+            "gain": gain,
+            "clamp": clamp,
+        }
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] to [N, C, H * up / down, W * up / down], by the default padding."""
+        return filtered_lrelu(x, self.up_filter, self.down_filter, self.bias, **self.options)
+
+    def extra_repr(self) -> str:
+        sizes = f"taps={len(self.up_filter)}, {len(self.down_filter)}"
+        return ", ".join([f"{len(self.bias)}", sizes, *(f"{name}={self.options[name]}" for name in ("up", "down"))])
 
 
 class BatchNormAct(nn.modules.batchnorm._NormBase):

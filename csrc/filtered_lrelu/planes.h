@@ -54,8 +54,8 @@ template <class T, class S>
 __global__ void __launch_bounds__(BLOCK)
     filter_planes(Sizes s, Planes p, Activation<S> act, S up_gain, const S* up_taps, const S* down_taps, const S* bias,
                   const T* x, T* y, unsigned* signs, bool writes, bool reads) {
-    const int64_t tiles = int64_t(p.across) * p.rows_of_tiles, block = int64_t(blockIdx.x) / tiles;
-    const int tile = int(blockIdx.x % tiles), blocks = (s.c + LANES - 1) / LANES;
+    const int tiles = p.across * p.rows_of_tiles, tile = int(blockIdx.x) % tiles;
+    const int block = int(blockIdx.x) / tiles, blocks = (s.c + LANES - 1) / LANES;
     const int oy = tile / p.across * p.rows, ox = tile % p.across * p.columns;
     const int rows = int(min(p.rows, s.oh - oy)), columns = int(min(p.columns, s.ow - ox));
     const int zy = oy * p.down, zx = ox * p.down;
@@ -90,7 +90,8 @@ __global__ void __launch_bounds__(BLOCK)
 
     const int channels = int(min(LANES, s.c - block % blocks * LANES));
     for (int k = 0; k < channels; ++k) {
-        const int64_t channel = block % blocks * LANES + k, sample = block / blocks;
+        const int channel = block % blocks * LANES + k;
+        const int64_t sample = block / blocks;
         const T* from = x + sample * p.sample + channel * p.channel;
         const S added = bias ? bias[channel] : S(0);
         each(p.x_rows, p.x_columns, [&](int column) {

@@ -24,7 +24,7 @@ from fastgan.ops import backends
 from fastgan.ops.arguments import check_activation, prepare
 from fastgan.ops.arithmetic import arithmetic_dtype, to_arithmetic
 from fastgan.ops.constants import constant
-from fastgan.ops.fused import LinearOperation, register
+from fastgan.ops.fused import LinearOperation, define, register, schema_of
 from fastgan.ops.layout import dense, is_channels_last
 from fastgan.ops.noise_bias_act import noise_bias_act
 from fastgan.ops.transforms import backward_must_use_reference, must_use_reference
@@ -106,7 +106,8 @@ def filtered_lrelu(
         up, down, sides[0], sides[2], oh, ow, float(up * up), float(slope), float(gain), limit, bool(flip), False, 0, 0,
         is_channels_last(x),
     )  # fmt: skip
-    return _Activation.apply(x, bias, up_taps, down_taps, backend, options)
+    keeps_signs = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
+    return _Activation.apply(x, bias, up_taps, down_taps, backend, keeps_signs, options)
 
 
 def _validate(x, up_taps, down_taps, bias, up, down, padding):
@@ -158,7 +159,6 @@ def _fits(x: Tensor, up_taps: Tensor, down_taps: Tensor) -> bool:
         x.numel() > 0
         and len(up_taps) + len(down_taps) > 2
         and not (up_taps.requires_grad or down_taps.requires_grad)
-        and not is_compiling()
         and not must_use_reference((x,))
     )
 
@@ -178,27 +178,18 @@ class _Activation(torch.autograd.Function):
     """The operation; its derivative is `FilteredLreluSlopes` of the signs that the kernel has found."""
 
     @staticmethod
-    def forward(ctx, x, bias, up_taps, down_taps, backend, options):
+    def forward(ctx, x, bias, up_taps, down_taps, backend, keeps_signs, options):
         ctx.set_materialize_grads(False)
-        constants = up_taps, down_taps, None
-        y = FilteredLreluSlopes.allocate_output((x, *constants), options)
-        signs = None
-        if any(ctx.needs_input_grad[:2]):
-            n, c = x.shape[:2]
-            height, width = _between(options, *options.filters(up_taps, down_taps))
-            signs = torch.empty(n, -(-c // BLOCK), height, width, dtype=torch.int32, device=x.device)
-        call = call_of(y, (x, up_taps, down_taps, signs), options)
-        fastgan_kernels.BACKENDS[backend].launchers("filtered_lrelu").forward(
-            call._replace(bias=bias, writes_signs=signs is not None, reads_signs=False)
-        )
+        run = torch.ops.fastgan.filtered_lrelu_and_signs if is_compiling() else _launch
+        y, signs = run(x, bias, up_taps, down_taps, *options, keeps_signs, backend)
         ctx.save_for_backward(up_taps, down_taps, signs)
-        ctx.call = backend, options, FilteredLreluSlopes.adjoint((x, *constants), options)
+        ctx.call = backend, options, FilteredLreluSlopes.adjoint((x, up_taps, down_taps, None), options)
         return y
 
     @staticmethod
     def backward(ctx, grad):
         if grad is None:
-            return None, None, None, None, None, None
+            return (None,) * 7
         backend, options, adjoint = ctx.call
         constants = ctx.saved_tensors
         if backward_must_use_reference((grad,)):
@@ -207,11 +198,38 @@ class _Activation(torch.autograd.Function):
             grad = FilteredLreluSlopes.prepare_gradient(grad, options)
             dx = FilteredLreluSlopes.apply(backend, (grad, *constants), adjoint)
         dbias = dx.sum((0, 2, 3), dtype=arithmetic_dtype(dx.dtype)) if ctx.needs_input_grad[1] else None
-        return dx if ctx.needs_input_grad[0] else None, dbias, None, None, None, None
+        return dx if ctx.needs_input_grad[0] else None, dbias, *[None] * 5
 
 
-def _between(options: Options, first: Tensor, second: Tensor) -> tuple[int, int]:
+def _allocate(x, bias, up_taps, down_taps, *rest) -> tuple[Tensor, Tensor]:
+    """y and the signs of z; no signs unless they are kept."""
+    *given, keeps_signs, _ = rest
+    options = Options(*given)
+    y = FilteredLreluSlopes.allocate_output((x,), options)
+    shape = (len(x), -(-x.shape[1] // BLOCK), *_between(options, up_taps, down_taps)) if keeps_signs else (0, 0, 0, 0)
+    return y, torch.empty(shape, dtype=torch.int32, device=x.device)
+
+
+def _launch(x, bias, up_taps, down_taps, *rest) -> tuple[Tensor, Tensor]:
+    *given, keeps_signs, backend = rest
+    y, signs = _allocate(x, bias, up_taps, down_taps, *rest)
+    call = call_of(y, (x, up_taps, down_taps, signs if keeps_signs else None), Options(*given))
+    launchers = fastgan_kernels.BACKENDS[backend].launchers("filtered_lrelu")
+    launchers.forward(call._replace(bias=bias, writes_signs=keeps_signs, reads_signs=False))
+    return y, signs
+
+
+define(
+    f"filtered_lrelu_and_signs(Tensor x, Tensor? bias, Tensor up_taps, Tensor down_taps{schema_of(Options)}, "
+    "bool keeps_signs, str backend) -> (Tensor, Tensor)",
+    _launch,
+    _allocate,
+)
+
+
+def _between(options: Options, up_taps: Tensor, down_taps: Tensor) -> tuple[int, int]:
     """Height and width of z."""
+    _, second = options.filters(up_taps, down_taps)
     return (
         (options.oh - 1) * options.down + len(second),
         (options.ow - 1) * options.down + len(second),
@@ -248,7 +266,7 @@ class FilteredLreluSlopes(LinearOperation):
     def reference(inputs, options):
         x, up_taps, down_taps, signs = inputs
         first, second = options.filters(up_taps, down_taps)
-        height, width = _between(options, first, second)
+        height, width = _between(options, up_taps, down_taps)
         right = width + len(first) - 1 - x.shape[3] * options.up - options.left
         bottom = height + len(first) - 1 - x.shape[2] * options.up - options.top
         up = FilterOptions(

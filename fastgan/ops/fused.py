@@ -473,8 +473,7 @@ def register(operation: Operation) -> Operation:
     OPERATIONS[operation.name] = operation
     first, *others = operation.inputs
     tensors = ", ".join([f"Tensor {first}", *(f"Tensor? {name}" for name in others)])
-    types = operation.Options.__annotations__
-    options = "".join(f", {_SCHEMA[kind]} {name}" for name, kind in types.items())
+    options = schema_of(operation.Options)
     results = f"({', '.join(['Tensor'] * (1 + operation.num_statistics))})" if operation.num_statistics else "Tensor"
     results = results if operation.num_outputs == 1 else "Tensor[]"
     count = len(operation.inputs)
@@ -493,7 +492,7 @@ def register(operation: Operation) -> Operation:
         outputs = (output,) if operation.num_outputs == 1 else output
         return as_returned((*outputs, *(operation.allocate_statistics(*call) if operation.num_statistics else ())))
 
-    _define(f"{operation.name}({tensors}{options}, str backend) -> {results}", run_forward, fake_forward)
+    define(f"{operation.name}({tensors}{options}, str backend) -> {results}", run_forward, fake_forward)
     if not operation.has_backward:
         return operation
 
@@ -507,11 +506,17 @@ def register(operation: Operation) -> Operation:
 
     gradient = "Tensor" if operation.num_outputs == 1 else "Tensor?[]"
     arguments = f"{gradient} grad, Tensor?[] saved, bool[] needs_grad{options}, str backend"
-    _define(f"{operation.name}_backward({arguments}) -> Tensor[]", run_backward, fake_backward)
+    define(f"{operation.name}_backward({arguments}) -> Tensor[]", run_backward, fake_backward)
     return operation
 
 
-def _define(schema: str, run: Callable, fake: Callable) -> None:
+def schema_of(options: type) -> str:
+    """The fields of an operation's options as further arguments of a library operator's schema."""
+    return "".join(f", {_SCHEMA[kind]} {name}" for name, kind in options.__annotations__.items())
+
+
+def define(schema: str, run: Callable, fake: Callable) -> None:
+    """Defines a library operator, `fastgan::NAME`, and its fake."""
     name = _library.define(schema)
     _library.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fastgan::{name}", fake, lib=_library)

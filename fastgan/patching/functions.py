@@ -1,8 +1,8 @@
 """Functions of other code bases that `fastgan.patch_ops` replaces.
 
-They are the public interface of `torch_utils.ops.bias_act`, `torch_utils.ops.upfirdn2d` and `training.networks` in
-NVIDIA's StyleGAN2 and StyleGAN3 for PyTorch, and of the `op` package in rosinality's stylegan2-pytorch. A replacement
-passes calls that fastgan cannot serve to the original.
+They are the public interface of `torch_utils.ops.bias_act`, `upfirdn2d`, `filtered_lrelu` and of `training.networks`
+in NVIDIA's StyleGAN2 and StyleGAN3 for PyTorch, and of the `op` package in rosinality's stylegan2-pytorch. Calls that
+fastgan cannot serve go to the original.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastgan.ops import modulated_conv2d, noise_bias_act, upfirdn2d
+from fastgan.ops import filtered_lrelu, modulated_conv2d, noise_bias_act, upfirdn2d
 from fastgan.patching import probe
 from fastgan.patching.modules import filter_padding
 from fastgan.patching.official import ACTIVATIONS
@@ -207,12 +207,16 @@ def _upfirdn2d(original: Callable) -> Callable:
         )
         if not fits:
             return original(x, f, up=up, down=down, padding=padding, flip_filter=flip_filter, gain=gain, impl=impl)
-        around = (padding,) * 4 if isinstance(padding, int) else padding
-        if len(around) == 2:  # (x, y); rosinality's pair is (before, after)
-            around = (around[0], around[0], around[1], around[1])
-        return upfirdn2d(x, f, up=up, down=down, padding=tuple(around), gain=float(gain), flip=flip_filter)
+        sides = _official_sides(padding)
+        return upfirdn2d(x, f, up=up, down=down, padding=sides, gain=float(gain), flip=flip_filter)
 
     return _named(upfirdn2d_, "upfirdn2d")
+
+
+def _official_sides(padding) -> tuple[int, ...]:
+    """(left, right, top, bottom) of a number, a pair (x, y) or all four; rosinality's pair is (before, after)."""
+    around = (padding,) * 4 if isinstance(padding, int) else tuple(padding)
+    return (around[0], around[0], around[1], around[1]) if len(around) == 2 else around
 
 
 def _upfirdn2d_calls(draw: Draw) -> list[tuple[tuple, dict]]:
@@ -221,6 +225,48 @@ def _upfirdn2d_calls(draw: Draw) -> list[tuple[tuple, dict]]:
         ((x,), {"f": square, "padding": [1, 2]}),
         ((x,), {"f": row, "up": 2, "padding": [2, 1, 3, -1], "gain": 4}),
         ((x,), {"f": square, "up": [1, 2], "down": [2, 1], "padding": 2, "flip_filter": True}),
+    ]
+
+
+# filtered_lrelu -------------------------------------------------------------------------------------------------------
+
+
+def _filtered_lrelu(original: Callable) -> Callable:
+    def filtered_lrelu_(
+        x, fu=None, fd=None, b=None, up=1, down=1, padding=0, gain=2**0.5, slope=0.2, clamp=None, flip_filter=False,
+        impl="cuda",
+    ):  # fmt: skip
+        fits = (
+            impl == "cuda"
+            and isinstance(x, Tensor)
+            and x.dim() == 4
+            and x.dtype in _DTYPES
+            and all(f is None or (f.dim() in (1, 2) and f.shape[0] == f.shape[-1]) for f in (fu, fd))
+            and (b is None or b.shape == x.shape[1:2])
+            and isinstance(up, int)
+            and isinstance(down, int)
+            and slope >= 0
+            and (clamp is None or clamp > 0)
+        )
+        if not fits:
+            return original(
+                x, fu=fu, fd=fd, b=b, up=up, down=down, padding=padding, gain=gain, slope=slope, clamp=clamp,
+                flip_filter=flip_filter, impl=impl,
+            )  # fmt: skip
+        return filtered_lrelu(
+            x, fu, fd, b, up=up, down=down, padding=_official_sides(padding), gain=float(gain), slope=float(slope),
+            clamp=clamp, flip=flip_filter,
+        )  # fmt: skip
+
+    return _named(filtered_lrelu_, "filtered_lrelu")
+
+
+def _filtered_lrelu_calls(draw: Draw) -> list[tuple[tuple, dict]]:
+    x, b, row, square = draw.image(3, min_size=4), draw.tensor(3), draw.tensor(4).float(), draw.tensor(3, 3).float()
+    return [
+        ((x,), {"b": b, "gain": 1, "slope": 1, "clamp": 0.5}),
+        ((x,), {"fu": row, "fd": row, "b": b, "up": 2, "down": 2, "padding": [3, 2, 4, 3]}),
+        ((x,), {"fu": row, "fd": square, "up": 4, "down": 2, "padding": 3, "clamp": 0.7, "flip_filter": True}),
     ]
 
 
@@ -321,6 +367,7 @@ KNOWN = (
     KnownFunction("fused_leaky_relu", _fused_leaky_relu, _fused_leaky_relu_calls),
     KnownFunction("upfirdn2d", _upfirdn2d, _upfirdn2d_calls),
     KnownFunction("upfirdn2d", _upfirdn2d_rosinality, _upfirdn2d_rosinality_calls),
+    KnownFunction("filtered_lrelu", _filtered_lrelu, _filtered_lrelu_calls),
     KnownFunction("modulated_conv2d", _modulated_conv2d, _modulated_conv2d_calls),
     KnownFunction("modulated_conv2d", _modulated_conv2d_stylegan3, _modulated_conv2d_stylegan3_calls),
 )

@@ -64,11 +64,8 @@ EXCEPTIONS: dict[str, list[tuple[str, str, float | None, float | None]]] = {
 }
 
 
-WITHOUT_GPU_KERNELS = {"filtered_lrelu"}
-
-
 def test_every_operation_is_counted():
-    missing = set(OPERATIONS) - WITHOUT_GPU_KERNELS - {traffic.FORMS[case.form].operation for case in CASES.values()}
+    missing = set(OPERATIONS) - {traffic.FORMS[case.form].operation for case in CASES.values()}
     assert not missing, f"{missing}: add a form to FORMULAS and a case to CASES in tests/support/traffic.py"
 
 

@@ -6,6 +6,7 @@ import torch
 from fastgan import ops
 from fastgan.models.alias_free import low_pass
 from fastgan.ops.filtered_lrelu import _separately, _validate, filtered_lrelu
+from tests.support import backends
 
 RADIAL = low_pass(12, 8.0, 10.0, 64, radial=True)
 FORMS = {
@@ -82,6 +83,39 @@ def test_precision(form, dtype, backend):
     error = lambda y: (y.double() - expected).square().mean().sqrt().item()
     ours = error(filtered_lrelu(x, up_taps, down_taps, bias, **named))
     assert ours <= 1.2 * error(in_parts(x, up_taps, down_taps, bias, **named)) + 1e-7
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("form", "shape"),
+    [
+        ("same rate", (1, 16, 36, 67)),
+        ("doubling", (1, 24, 18, 33)),
+        ("doubling", (2, 8, 5, 3)),
+        ("radial", (1, 24, 9, 33)),
+        ("same rate", (1, 5, 33, 35)),
+    ],
+    ids=str,
+)
+def test_filters_of_stylegan3_on_images_of_several_tiles(form, shape, dtype, backend):
+    """In the dtypes of a training, for which there are kernels of their own."""
+    x, up_taps, down_taps, bias, named = make(form, shape, dtype, "nhwc")
+    device = backends.device(backend)
+    given = [None if t is None else t.to(device) for t in (x, up_taps, down_taps, bias)]
+    results = []
+    for function, to in ((filtered_lrelu, lambda t: t), (in_parts, lambda t: t.double())):
+        x, up_taps, down_taps, bias = (to(t) for t in given)
+        x, bias = x.clone().requires_grad_(), bias.clone().requires_grad_()
+        y = function(x, up_taps, down_taps, bias, clamp=1.5, **named)
+        dy = torch.linspace(-1, 1, y.numel(), dtype=torch.float64, device=device).view(y.shape)
+        dy = dy.to(dtype).to(y.dtype).requires_grad_()
+        first = torch.autograd.grad(y, (x, bias), dy, create_graph=True)
+        (ddy,) = torch.autograd.grad(first[0], dy, to(given[0]))
+        results.append([y, *first, ddy])
+    for got, expected in zip(*results, strict=True):
+        error = (got.double() - expected).square().mean().sqrt() / expected.square().mean().sqrt()
+        assert error < (1e-5 if dtype == torch.float32 else 4e-3)
+    assert all(t.is_contiguous(memory_format=torch.channels_last) for t in (*results[0][:2], results[0][3]))
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,8 @@ import fastgan_kernels
 from fastgan import ops
 from fastgan.ops.bias_act_blur import BiasActBlur
 from fastgan.ops.bias_act_blur import Options as BlurOptions
+from fastgan.ops.filtered_lrelu import Options as AliasFreeOptions
+from fastgan.ops.filtered_lrelu import call_of as alias_free_call_of
 from fastgan.ops.filtered_noise_bias_act import FilteredNoiseBiasAct
 from fastgan.ops.filtered_noise_bias_act import Options as FusedOptions
 from fastgan.ops.upfirdn2d import Options as FilterOptions
@@ -418,6 +420,24 @@ def bias_act_blur(run: Run) -> None:
     run.check("dx", dx, rows_of((adjoint * slope).bfloat16()), within())
 
 
+def filtered_lrelu(run: Run) -> None:
+    """With 4 taps, as the other filters; emulated with the 12 of StyleGAN3 and twice the rate, a kernel of its own."""
+    rate, size = (2, 12) if run.backend == "emulated" else (1, 4)
+    filters = [torch.arange(1.0, size + 1, device=run.device) / 64, torch.arange(size, 0.0, -1, device=run.device) / 64]
+    before, both = size, 2 * size - 1 - rate
+    sides = (before, both - before) * 2
+    count, values = run.count(), numbers(11, -4)
+    x, y = run.repeated(values, count), run.unwritten(count)
+    named = {"up": rate, "down": rate, "padding": sides, "slope": 0.5, "gain": 2.0}
+    expected, _ = plain(lambda t: ops.filtered_lrelu(t, *[f.cpu() for f in filters], **named), image(values))
+    options = AliasFreeOptions(
+        rate, rate, before, before, image(y).shape[2], WIDTH, rate**2, 0.5, 2.0, math.inf, False, False, 0, 0, True
+    )
+    call = alias_free_call_of(image(y), (image(x), *filters, None), options)
+    run.launchers("filtered_lrelu").forward(call._replace(reads_signs=False))
+    run.check("y", y, rows_of(expected), within(size))
+
+
 def minibatch_stddev(run: Run) -> None:
     """A group of three samples that begin a third of a chunk apart.
 
@@ -516,6 +536,7 @@ CASES = {  # squared_norm and lerp_samples share their walk over samples: one of
     "upfirdn2d, many planes": upfirdn2d_of_planes,
     "filtered_noise_bias_act": filtered_noise_bias_act,
     "bias_act_blur": bias_act_blur,
+    "filtered_lrelu": filtered_lrelu,
     "minibatch_stddev": minibatch_stddev,
     "weight_gradient, one sample": lambda run: weight_gradient(run, 1),
     "weight_gradient, many samples": lambda run: weight_gradient(run, run.count()),

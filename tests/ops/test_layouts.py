@@ -247,7 +247,7 @@ SHAPE = "(3, 5, 4, 6)"
 OF_A_LAYOUT = [f"{name} {SHAPE}" for name in ("lrelu", "lrelu of a bias", "silu", "style_epilogue", "batch_norm_act")]
 OF_A_LAYOUT += [f"{name} {SHAPE}" for name in ("noise_bias_act_to_rgb", "pixel_norm", "squared_norm")]
 OF_A_LAYOUT += ["minibatch_stddev (4, 6, 4, 5)", "conv2d 64x3 (3, 3)", "filtered_noise_bias_act (2, 8, 4, 5)"]
-OF_A_LAYOUT += ["bias_act_blur (2, 32, 4, 5)"]
+OF_A_LAYOUT += ["bias_act_blur (2, 32, 4, 5)", "filtered_lrelu (2, 18, 4, 5)"]
 
 
 @pytest.mark.parametrize("name", OF_A_LAYOUT)

@@ -55,6 +55,25 @@ def test_upfirdn2d_of_the_official_code():
         assert module.calls == 1
 
 
+def test_filtered_lrelu_of_the_official_code():
+    module = foreign.official_filtered_lrelu()
+    x, f, b = torch.randn(2, 3, 6, 5), torch.tensor([1.0, 2.0, 4.0, 3.0]) / 10, torch.randn(3)
+    ours = [
+        lambda: module.filtered_lrelu(x, b=b, gain=1, slope=1, clamp=256),
+        lambda: module.filtered_lrelu(x=x, fu=f, fd=f, b=b, up=2, down=2, padding=[3, 2, 4, 3], clamp=0.7),
+        lambda: module.filtered_lrelu(x, f, torch.outer(f, f), up=4, down=2, padding=4, flip_filter=True),
+    ]
+    theirs = lambda: module.filtered_lrelu(x, f, f, b, up=2, down=2, padding=3, impl="ref")
+    expected = [call() for call in (*ours, theirs)]
+    with fastgan.patch_ops(module) as patched:
+        assert [replaced.by for replaced in patched.replaced.values()] == ["fastgan.ops.filtered_lrelu"]
+        module.calls = 0
+        got = [call() for call in ours]
+        assert module.calls == 0
+        assert_same([*got, theirs()], expected, 1e-5)
+        assert module.calls == 1
+
+
 def test_modulated_conv2d_of_the_official_code():
     module = foreign.official_networks()
     x, styles, noise = torch.randn(2, 4, 5, 6), torch.randn(2, 4), torch.randn(10, 12)

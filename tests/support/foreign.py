@@ -431,6 +431,26 @@ def official_upfirdn2d():
     return module
 
 
+def official_filtered_lrelu():
+    """A module like `torch_utils.ops.filtered_lrelu`; it counts its calls."""
+    module, filters = types.ModuleType("torch_utils.ops.filtered_lrelu"), official_upfirdn2d()
+    module.calls = 0
+
+    def filtered_lrelu(
+        x, fu=None, fd=None, b=None, up=1, down=1, padding=0, gain=2**0.5, slope=0.2, clamp=None, flip_filter=False,
+        impl="cuda",
+    ):  # fmt: skip
+        module.calls += 1
+        x = x if b is None else x + b.to(x.dtype)[:, None, None]
+        x = filters.upfirdn2d(x, fu, up=up, padding=padding, gain=up**2, flip_filter=flip_filter)
+        x = nn.functional.leaky_relu(x, slope) * gain
+        x = x if clamp is None else x.clamp(-clamp, clamp)
+        return filters.upfirdn2d(x, fd, down=down, flip_filter=flip_filter)
+
+    module.filtered_lrelu = filtered_lrelu
+    return module
+
+
 def official_networks():
     """A module with a function `modulated_conv2d`, whose parameters a decorator hides."""
     module = types.ModuleType("training.networks")

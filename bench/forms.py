@@ -14,6 +14,7 @@ from torch import Tensor
 from bench import measure, textbook
 from bench.operations import Case, Form, Normal, Shape
 from fastgan import ops
+from fastgan.models.alias_free import low_pass
 from fastgan.ops.upfirdn2d import taps as bilinear_taps
 
 SQRT2 = math.sqrt(2)
@@ -134,6 +135,32 @@ def _conv2d(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
     return ops.conv2d(x, weight.to(x.dtype), padding=1, stride=stride)
 
 
+def _low_pass(shape: Shape, normal: Normal, up: int = 2, radial: bool = False) -> dict[str, Tensor]:
+    """Filters of a StyleGAN3 layer, and a bias."""
+    device = normal().device
+    up_taps, down_taps = low_pass(6 * up, 16.0, 20.0, 64.0 * up), low_pass(12, 16.0, 20.0, 64.0 * up, radial=radial)
+    return {"up_taps": up_taps.to(device), "down_taps": down_taps.to(device), "bias": normal(shape[1])}
+
+
+def _alias_free(name: str, note: str, shapes: dict[str, tuple[Shape, ...]], up: int = 2, **filters) -> Form:
+    """The end of a StyleGAN3 layer; the result has `up` / 2 times the size."""
+    before = (6 * up + 12 - 3 + up) // 2
+    options = {"up": up, "down": 2, "padding": (before, 6 * up + 9 - before) * 2, "gain": SQRT2, "clamp": 256.0}
+    return Form(
+        operation="filtered_lrelu",
+        name=name,
+        label=f"`filtered_lrelu`: {note}",
+        fused=partial(ops.filtered_lrelu, **options),
+        textbook=partial(textbook.filtered_lrelu, **options),
+        tensors=partial(_low_pass, up=up, **filters),
+        shapes=shapes,
+        fixed=("up_taps", "down_taps"),
+        saved=None,
+        faster=6.0,
+        compile=False,
+    )
+
+
 def _taps(shape: Shape, normal: Normal) -> dict[str, Tensor]:
     return {"taps": normal(4)}
 
@@ -237,6 +264,12 @@ FORMS = (
         tensors=_up_end,
         shapes={"cpu": ((8, 128, 65, 65),), "cuda": ((32, 512, 33, 33), (32, 64, 257, 257), (4, 32, 1025, 1025))},
         fixed=("taps", "noise"),
+    ),
+    # End of a StyleGAN3 layer: at the same size, at twice the size, and with a filter that allows for rotation.
+    _alias_free("alias_free", "same size", {"cpu": ((8, 128, 84, 84),), "cuda": ((32, 512, 84, 84),)}),
+    _alias_free("alias_free_up", "up by 2", {"cpu": ((4, 64, 138, 138),), "cuda": ((32, 256, 84, 84),)}, up=4),
+    _alias_free(
+        "alias_free_radial", "radial filter", {"cpu": ((8, 128, 84, 84),), "cuda": ((32, 512, 84, 84),)}, radial=True
     ),
     # Between the two convolutions of a discriminator's block. On a CPU models call the two operations.
     Form(

@@ -126,6 +126,27 @@ def bias_act_blur(x: Tensor, taps: Tensor, bias: Tensor, gain: float) -> Tensor:
     return filtered(noise_bias_act(x, bias=bias, gain=gain), taps, 2)
 
 
+def filtered_lrelu(
+    x: Tensor, up_taps: Tensor, down_taps: Tensor, bias: Tensor, *, up: int, down: int, padding: tuple, **activation
+) -> Tensor:
+    """StyleGAN3's activation as its reference implementation computes it: five operations, the middle ones large."""
+    n, c, h, w = x.shape
+    x = x + _channels(bias, x)
+    x = F.pad(x.reshape(n, c, h, 1, w, 1), (0, up - 1, 0, 0, 0, up - 1)).reshape(n, c, h * up, w * up)
+    x = _correlated(F.pad(x, padding), up_taps * up**2 if up_taps.dim() > 1 else up_taps * up)
+    x = noise_bias_act(x, **activation)
+    return _correlated(x, down_taps)[:, :, ::down, ::down]
+
+
+def _correlated(x: Tensor, taps: Tensor) -> Tensor:
+    """Correlates each channel with taps [k], along both axes, or [k, k]."""
+    c, taps = x.shape[1], taps.to(x.dtype)
+    shapes = [taps.shape] if taps.dim() == 2 else [(1, len(taps)), (len(taps), 1)]
+    for shape in shapes:
+        x = F.conv2d(x, taps.reshape(1, 1, *shape).expand(c, -1, -1, -1), groups=c)
+    return x
+
+
 def squared_norm(x: Tensor) -> Tensor:
     return x.square().sum((1, 2, 3), dtype=torch.float32)
 

@@ -11,17 +11,17 @@
 
 namespace fastgan::cuda {
 
-constexpr int REACH = 6;         // inputs of an output along an axis: taps of a filter by its factor
-constexpr int QUAD = 4;          // columns of z of a thread
+constexpr int REACH = 6;  // inputs of an output along an axis: taps of a filter by its factor
+constexpr int QUAD = 4;   // columns of z of a thread
 constexpr int MAX_THREADS = 512;
 constexpr int LEAST_STRIP = 16;  // rows of y of a strip: it computes 5 * down rows of z that its neighbour computes too
 
 template <int UP, int DOWN>
 struct Columns {
-    static constexpr int ROWS = UP > DOWN ? UP : DOWN;             // of z, of a step
+    static constexpr int ROWS = UP > DOWN ? UP : DOWN;              // of z, of a step
     static constexpr int X_ROWS = ROWS / UP, Y_ROWS = ROWS / DOWN;  // of a step
-    static constexpr int GROUPS = QUAD / UP;                       // columns of z of a thread that read the same inputs
-    static constexpr int OUTPUTS = QUAD / DOWN;                    // columns of y of a thread
+    static constexpr int GROUPS = QUAD / UP;     // columns of z of a thread that read the same inputs
+    static constexpr int OUTPUTS = QUAD / DOWN;  // columns of y of a thread
     static constexpr int MAX_OUTPUTS = (MAX_THREADS / LANES * QUAD - (UP - 1) - REACH * DOWN) / DOWN + 1;
 
     int tiles, outputs, threads;  // tiles across; outputs: columns of y of a tile; threads: of a block
@@ -35,8 +35,9 @@ struct Columns {
         const int columns = int(max(round_up(ceil_div(z_columns, QUAD), 2), 4));
         threads = columns * LANES;
         x_columns = columns * GROUPS + REACH - 1;
-        x_run = int(ceil_div(x_columns, GROUPS)) | 1;  // odd, so that adjacent columns lie in different halves of the banks
-        y_run = columns + 2;  // columns before the first output, and those of an output too many
+        x_run =
+            int(ceil_div(x_columns, GROUPS)) | 1;  // odd, so that adjacent columns lie in different halves of the banks
+        y_run = columns + 2;                       // columns before the first output, and those of an output too many
         bytes = sizeof(float) * LANES * (2 * size_t(X_ROWS * x_run * GROUPS + Y_ROWS * y_run * QUAD) + 1 + 2);
         const int64_t beside = call.n * tiles * ceil_div(call.c, LANES);
         rows = int(call.oh);
@@ -54,7 +55,7 @@ __global__ void __launch_bounds__(MAX_THREADS)
                    const float* down_taps, const float* bias, const T* x, T* y, unsigned* signs) {
     using P = Columns<UP, DOWN>;
     constexpr int ROWS = P::ROWS, X_ROWS = P::X_ROWS, Y_ROWS = P::Y_ROWS, GROUPS = P::GROUPS, OUTPUTS = P::OUTPUTS;
-    constexpr int V = 16 / sizeof(T), PARTS = LANES / V;         // of a pixel's channels, 16 bytes each
+    constexpr int V = 16 / sizeof(T), PARTS = LANES / V;        // of a pixel's channels, 16 bytes each
     constexpr int LOADS = X_ROWS * PARTS * GROUPS / LANES + 1;  // of a thread and step
     constexpr int LEAD = (REACH - 1 + X_ROWS - 1) / X_ROWS;     // steps before the first row of z
     const int strip = int(blockIdx.x) / plan.tiles % plan.strips;
@@ -262,8 +263,8 @@ void launch_columns(const FilteredLreluCall& call, void* stream) {
 template <class T>
 bool launch_columns(const FilteredLreluCall& call, void* stream) {
     const bool fits = call.channels_last && call.c % (16 / int64_t(sizeof(T))) == 0 && call.up_separable &&
-                      call.down_separable && call.up_size == REACH * call.up &&
-                      call.down_size == REACH * call.down && aligned(call.x);
+                      call.down_separable && call.up_size == REACH * call.up && call.down_size == REACH * call.down &&
+                      aligned(call.x);
     if (!fits) return false;
     const auto is = [&](int up, int down) { return call.up == up && call.down == down; };
     const auto launch = [&](auto up, auto down) {

@@ -8,8 +8,8 @@
 namespace fastgan::cuda {
 
 struct Planes {
-    int up, down, across, rows_of_tiles;  // tiles along an axis
-    int rows, columns;                    // of y, of a tile
+    int up, down, across, rows_of_tiles;                   // tiles along an axis
+    int rows, columns;                                     // of y, of a tile
     int x_rows, x_columns, z_rows, z_columns, run, pitch;  // run: numbers from run to run of a row of z; pitch: of all
     bool up_separable, down_separable;
     int64_t column, row, channel, sample;  // strides of x; those of y in the same order
@@ -138,8 +138,7 @@ __global__ void __launch_bounds__(BLOCK)
                 }
                 unsigned& word = words[row * p.pitch + to];
                 unsigned found = 0;
-                z[row * p.pitch + to] =
-                    reads ? act.multiply(u * up_gain, word >> k) : act.activate(u * up_gain, found);
+                z[row * p.pitch + to] = reads ? act.multiply(u * up_gain, word >> k) : act.activate(u * up_gain, found);
                 if (writes) word |= found << k;
             };
         });

@@ -107,7 +107,8 @@ def filtered_lrelu(
         is_channels_last(x),
     )  # fmt: skip
     keeps_signs = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
-    return _Activation.apply(x, bias, up_taps, down_taps, backend, keeps_signs, options)
+    link = _Link.apply(x, bias) if keeps_signs and slope != 1 and not is_compiling() else None
+    return _Activation.apply(x, bias, link, up_taps, down_taps, backend, keeps_signs, options)
 
 
 def _validate(x, up_taps, down_taps, bias, up, down, padding):
@@ -174,31 +175,75 @@ def _separately(x, up_taps, down_taps, bias, up, down, sides, gain, slope, clamp
     return upfirdn2d(noise_bias_act(x, **act), down_taps, down=down, flip=flip)
 
 
+class _Link(torch.autograd.Function):
+    """An empty tensor by which x and the bias have second gradients of zeros, as they have by PyTorch's leaky ReLU.
+
+    To save it keeps no memory of x.
+    """
+
+    @staticmethod
+    def forward(ctx, x, bias):
+        ctx.set_materialize_grads(False)
+        ctx.like = [None if t is None else (t.shape, t.dtype, t.device) for t in (x, bias)]
+        return x.new_empty(0)
+
+    @staticmethod
+    def backward(ctx, grad):
+        if grad is None:
+            return None, None
+        zeros = [like and torch.zeros(like[0], dtype=like[1], device=like[2]) for like in ctx.like]
+        return tuple([z if need else None for z, need in zip(zeros, ctx.needs_input_grad, strict=True)])
+
+
+class _Derivative(torch.autograd.Function):
+    """`FilteredLreluSlopes` of a gradient; depends on the link of the call as well."""
+
+    @staticmethod
+    def forward(ctx, grad, link, up_taps, down_taps, signs, backend, options, adjoint):
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(up_taps, down_taps, signs)
+        ctx.call = backend, options, adjoint
+        return FilteredLreluSlopes.apply(backend, (grad, up_taps, down_taps, signs), adjoint)
+
+    @staticmethod
+    def backward(ctx, grad_grad):
+        if grad_grad is None:
+            return (None,) * 8
+        backend, options, adjoint = ctx.call
+        ddy = _derivative(grad_grad, None, ctx.saved_tensors, backend, adjoint, options)
+        return ddy, grad_grad.new_zeros(0), *[None] * 6
+
+
+def _derivative(grad, link, constants, backend, options, adjoint) -> Tensor:
+    """The gradient of x for one of the map with `options`; `constants`: taps and signs."""
+    if backward_must_use_reference((grad,)):
+        return FilteredLreluSlopes.reference((grad, *constants), adjoint)
+    grad = FilteredLreluSlopes.prepare_gradient(grad, options)
+    if link is not None and torch.is_grad_enabled():
+        return _Derivative.apply(grad, link, *constants, backend, options, adjoint)
+    return FilteredLreluSlopes.apply(backend, (grad, *constants), adjoint)
+
+
 class _Activation(torch.autograd.Function):
     """The operation; its derivative is `FilteredLreluSlopes` of the signs that the kernel has found."""
 
     @staticmethod
-    def forward(ctx, x, bias, up_taps, down_taps, backend, keeps_signs, options):
+    def forward(ctx, x, bias, link, up_taps, down_taps, backend, keeps_signs, options):
         ctx.set_materialize_grads(False)
         run = torch.ops.fastgan.filtered_lrelu_and_signs if is_compiling() else _launch
         y, signs = run(x, bias, up_taps, down_taps, *options, keeps_signs, backend)
-        ctx.save_for_backward(up_taps, down_taps, signs)
+        ctx.save_for_backward(link, up_taps, down_taps, signs)
         ctx.call = backend, options, FilteredLreluSlopes.adjoint((x, up_taps, down_taps, None), options)
         return y
 
     @staticmethod
     def backward(ctx, grad):
         if grad is None:
-            return (None,) * 7
-        backend, options, adjoint = ctx.call
-        constants = ctx.saved_tensors
-        if backward_must_use_reference((grad,)):
-            dx = FilteredLreluSlopes.reference((grad, *constants), adjoint)
-        else:
-            grad = FilteredLreluSlopes.prepare_gradient(grad, options)
-            dx = FilteredLreluSlopes.apply(backend, (grad, *constants), adjoint)
+            return (None,) * 8
+        link, *constants = ctx.saved_tensors
+        dx = _derivative(grad, link, constants, *ctx.call)
         dbias = dx.sum((0, 2, 3), dtype=arithmetic_dtype(dx.dtype)) if ctx.needs_input_grad[1] else None
-        return dx if ctx.needs_input_grad[0] else None, dbias, *[None] * 5
+        return dx if ctx.needs_input_grad[0] else None, dbias, *[None] * 6
 
 
 def _allocate(x, bias, up_taps, down_taps, *rest) -> tuple[Tensor, Tensor]:

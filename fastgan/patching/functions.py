@@ -264,7 +264,7 @@ def _filtered_lrelu(original: Callable) -> Callable:
 def _filtered_lrelu_calls(draw: Draw) -> list[tuple[tuple, dict]]:
     x, b, row, square = draw.image(3, min_size=4), draw.tensor(3), draw.tensor(4).float(), draw.tensor(3, 3).float()
     return [
-        ((x,), {"b": b, "gain": 1, "slope": 1, "clamp": 0.5}),
+        ((x,), {"b": b, "gain": 1, "slope": 0.5, "clamp": 0.5}),
         ((x,), {"fu": row, "fd": row, "b": b, "up": 2, "down": 2, "padding": [3, 2, 4, 3]}),
         ((x,), {"fu": row, "fd": square, "up": 4, "down": 2, "padding": 3, "clamp": 0.7, "flip_filter": True}),
     ]

@@ -20,7 +20,7 @@ from fastgan_kernels.triton.tiles import COMPILED, WARPS, arithmetic
 
 
 @triton.jit
-def _begin(o, before, lift, UP: tl.constexpr, DOWN: tl.constexpr):
+def begin(o, before, lift, UP: tl.constexpr, DOWN: tl.constexpr):
     """Index of the first input that an output reads, and its tap.
 
     `lift` keeps the dividend positive: compiled code and the interpreter divide negative integers differently.
@@ -80,8 +80,8 @@ def _filter(
         ox, oy, image = column, row % oh, row // oh
         channel, columns = tl.full([1, 1], 0, tl.int64), ow
     mask = (row < rows) & (column < columns)
-    at_x, tap_x = _begin(ox, left, lift_x, UP_X, DOWN_X)
-    at_y, tap_y = _begin(oy, top, lift_y, UP_Y, DOWN_Y)
+    at_x, tap_x = begin(ox, left, lift_x, UP_X, DOWN_X)
+    at_y, tap_y = begin(oy, top, lift_y, UP_Y, DOWN_Y)
     stride = c if NHWC else 1
 
     total = tl.full([R, F], 0.0, S)

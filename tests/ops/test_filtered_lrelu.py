@@ -29,6 +29,10 @@ def filter(given, dtype=torch.float32):
     return torch.randn(given, dtype=dtype) / given**0.5
 
 
+def size(shape):
+    return "x".join(map(str, shape))
+
+
 def make(form, shape, dtype, layout):
     up_taps, down_taps, named = FORMS[form]
     torch.manual_seed(1)
@@ -46,7 +50,7 @@ def in_parts(x, up_taps, down_taps, bias, *, up=1, down=1, padding=0, gain=2**0.
 
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
-@pytest.mark.parametrize("shape", [(2, 3, 9, 7), (1, 16, 6, 11), (2, 37, 5, 8)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 9, 7), (1, 16, 6, 11), (2, 37, 5, 8)], ids=size)
 @pytest.mark.parametrize("form", FORMS)
 def test_values_and_gradients_are_those_of_its_parts(form, shape, layout, options, backend):
     x, up_taps, down_taps, bias, named = make(form, shape, torch.float64, layout)
@@ -85,6 +89,7 @@ def test_precision(form, dtype, backend):
     assert ours <= 1.2 * error(in_parts(x, up_taps, down_taps, bias, **named)) + 1e-7
 
 
+@backends.every_kernel
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     ("form", "shape"),

@@ -34,7 +34,7 @@ INTERPRETED = {
     "test_small_operations.py": f"{TABLE} and bf16 and (37x4x4 or 5x1x1 or 40x33 or 0x4x3x3 or features)",
     "test_bias_act_blur.py": f"{TABLE} and bf16 and (clamp or 32) or double and clamp",
     "test_filtered_noise_bias_act.py": "double and all and (changes0 or clamp or shared)",
-    "test_filtered_lrelu.py": "precision and (bf16 or float16) and same or gradients and 3-9-7 and nhwc-clamped",
+    "test_filtered_lrelu.py": "gradients and 2x3x9x7 and nhwc-clamped and (radial or odd)",
     "test_image_batch.py": "(values_are and (fp32 or bf16) and (5x7 or 9x16 or 4x9x5 or 0_of or 0x4)) or nan_on_a_gpu",
 }
 # Cases of each file in fp32 and bf16, at sizes that fill no vector or block.

@@ -97,7 +97,7 @@ def _recorded_backend() -> Iterator:
 def compiled_for(capability, kernel, arguments, named):
     """The kernel as its launch on such a card would have compiled it, tensors being aligned to 16 bytes."""
     types = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float64: "*fp64"}
-    types |= {torch.uint8: "*u8", torch.int64: "*i64"}
+    types |= {torch.uint8: "*u8", torch.int32: "*i32", torch.int64: "*i64"}
     options = {name: value for name, value in named.items() if name not in kernel.arg_names}
     values = dict(zip(kernel.arg_names, arguments, strict=False)) | named
     signature, constants, attributes = {}, {}, {}

@@ -160,6 +160,7 @@ class Synthesis(GradientCheckpointing):
                 SynthesisLayer(config, before, after, channels, critical=i >= count - critical, to_image=to_image)
             )
         self.tanh = config.tanh
+        self.gain = 1.0 if config.tanh else OUTPUT_GAIN  # tanh needs large numbers, which short trainings do not reach
         # Sums since the last update, and at the end the number of passes.
         self.register_buffer("magnitudes", torch.zeros(count + 2), persistent=False)
 
@@ -173,7 +174,7 @@ class Synthesis(GradientCheckpointing):
             x = self.block(layer, x, w)
         if observes:
             self.magnitudes.add_(torch.stack([*squares, torch.ones_like(squares[0])]).to(self.magnitudes.dtype))
-        return finished_image(OUTPUT_GAIN * to_arithmetic(x), self.tanh)
+        return finished_image(self.gain * to_arithmetic(x), self.tanh)
 
     @torch.no_grad()
     def update_magnitudes(self, share: float | Tensor, mean: Callable[[Tensor], Tensor]) -> None:

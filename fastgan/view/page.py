@@ -183,8 +183,11 @@ class Page:
             if self.mixes:
                 sides = [4 * 2**i for i in range(-(-run.generator.num_ws // 2))]
                 self.layers = gr.CheckboxGroup(
-                    _resolution_choices(sides), value=sides[:2], label="Layers from the second seed", elem_id="layers",
-                )  # fmt: skip
+                    [(self._layers_of(side), side) for side in sides],
+                    value=sides[:2],
+                    label="Layers from the second seed",
+                    elem_id="layers",
+                )
         with gr.Column(visible=False) as self.of_interpolation:
             spaces = [(text, name) for name, text in SPACES.items() if name != "w" or self.mixes]
             self.space = gr.Radio(spaces, value="slerp", label="Path", elem_id="space")
@@ -310,13 +313,18 @@ class Page:
         """Seed and class of a clicked image of the sheet."""
         return (gr.skip(), event.choice) if shows == CLASSES else (event.choice, gr.skip())
 
+    def _layers_of(self, side: int) -> str:
+        """Name of the two layers at a resolution; their numbers, if layers do not belong to one, as in stylegan3."""
+        first = 2 * (side.bit_length() - 3)
+        return f"{side}×{side}" if self.run.generator.noise_resolutions else f"{first}–{first + 1}"
+
     def draw_mixed(self, seed: int, label: int | None, psi: float, second: int, sides: list[int]) -> str:
         generator, options = self.run.generator, {"label": label, "truncation": psi}
         layers = [layer for layer in range(generator.num_ws) if 4 << layer // 2 in sides]
         mixed = studies.mix(generator, [seed], [second], layers, **options)[0, 0]
         names = [f"seed {seed}", f"seed {second}"]
         sources = rendering.sheet(to_uint8(studies.samples(generator, [seed, second], **options)[0]), names, width=248)
-        part = ", ".join(f"{side}×{side}" for side in sorted(sides)) or "no layer"
+        part = ", ".join(map(self._layers_of, sorted(sides))) or "no layer"
         caption = self._caption(f"seed {seed}, with {part} of seed {second}", label, psi)
         result = rendering.figure(to_uint8(mixed), caption, f"seed{seed:04d}-seed{second:04d}.png")
         return f'<div class="mixing">{result}{sources}</div>'

@@ -102,8 +102,9 @@ class SynthesisLayer(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("magnitude_ema", torch.ones(()))
         plan = resampling(before, after, kernel, to_image=to_image, radial=radial and not critical)
-        self.register_buffer("up_filter", plan.up_taps)
-        self.register_buffer("down_filter", plan.down_taps)
+        # Not saved: the filters follow from the sizes, and a layer keeps its weights when the resolution changes.
+        self.register_buffer("up_filter", plan.up_taps, persistent=False)
+        self.register_buffer("down_filter", plan.down_taps, persistent=False)
         self.up, self.down, self.padding = plan.up, plan.down, plan.padding
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
-"""Reads and writes StyleGAN2 networks of other programs."""
+"""Reads and writes StyleGAN2 and StyleGAN3 networks of other programs."""
 
-from fastgan.interop.stylegan2 import StyleGAN2, load_stylegan2, official_state_dict
+from fastgan.interop.official import OfficialNetworks, load_official, official_state_dict
 
-__all__ = ["StyleGAN2", "load_stylegan2", "official_state_dict"]
+__all__ = ["OfficialNetworks", "load_official", "official_state_dict"]

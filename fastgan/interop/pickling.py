@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastgan.interop.stylegan2 import NETWORKS, Tensors, build, official_names, official_options, official_state_dict
+from fastgan.interop.official import NETWORKS, Tensors, build, official_arguments, official_names, official_state_dict
 from fastgan.models import ModelConfig
 
 SOURCE = '''"""Written by fastgan. Builds networks with the classes of the official repository that reads this file."""
@@ -22,8 +22,8 @@ import importlib
 import inspect
 
 
-def official_class(name):
-    for place in ("training.networks_stylegan2", "training.networks"):  # of stylegan3, of stylegan2-ada-pytorch
+def official_class(name, places):
+    for place in places:
         try:
             return getattr(importlib.import_module(place), name)
         except ModuleNotFoundError as error:
@@ -51,8 +51,10 @@ class Part:
 
 
 class Generator:
+    name, places = "Generator", ("training.networks_stylegan2", "training.networks")  # stylegan3, stylegan2-ada-pytorch
+
     def __setstate__(self, state):
-        network = official_class(type(self).__name__)
+        network = official_class(self.name, self.places)
         options = dict(state["_init_kwargs"])
         if not takes_synthesis_kwargs(network):
             options.update(options.pop("synthesis_kwargs", {}))
@@ -61,8 +63,12 @@ class Generator:
         self.__class__, self.__dict__ = made.__class__, made.__dict__
 
 
+class AliasFreeGenerator(Generator):
+    places = ("training.networks_stylegan3",)
+
+
 class Discriminator(Generator):
-    pass
+    name = "Discriminator"
 '''
 
 
@@ -110,17 +116,17 @@ def to_bytes(config: ModelConfig, tensors: Mapping[str, Mapping[str, Tensor]]) -
     """Returns the content of a .pkl file with G, D and G_ema, which the official code can load and train.
 
     `tensors` holds "generator", "discriminator" and "ema". Raises ValueError if one is missing, or if the networks are
-    not a StyleGAN2 of square images.
+    not of square images.
     """
     if missing := [official for name, official in NETWORKS.items() if name not in tensors]:
         raise ValueError(f"{' and '.join(missing)} missing: the official code loads all three networks only")
     content: dict[str, Any] = {"training_set_kwargs": None, "augment_pipe": None}
-    options = official_options(config)
+    arguments = official_arguments(config)
+    generator = "AliasFreeGenerator" if config.arch == "stylegan3" else "Generator"
     for name, official in NETWORKS.items():
         network = build(name, config, tensors[name])
-        content[official] = _described(
-            network, "Discriminator" if name == "discriminator" else "Generator", options[name]
-        )
+        class_name = "Discriminator" if name == "discriminator" else generator
+        content[official] = _described(network, class_name, arguments[name])
     file = io.BytesIO()
     _Pickler(file, protocol=4).dump(content)
     return file.getvalue()

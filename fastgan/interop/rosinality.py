@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from fastgan.errors import UserError
-from fastgan.interop.stylegan2 import Networks, Tensors, filter_of, plain_networks
+from fastgan.interop.official import Networks, Tensors, plain_networks
+from fastgan.interop.stylegan2 import filter_of
 from fastgan.interop.unpickling import printable, user_errors_for
 from fastgan.models import ModelConfig, stylegan2
 from fastgan.models.style_based import MappingNetwork

@@ -1,4 +1,4 @@
-"""Network files for other StyleGAN2 code: pickles of the official code, and .pt files of rosinality's."""
+"""Network files for other StyleGAN2 and StyleGAN3 code: pickles of the official code, and .pt files of rosinality's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from fastgan.interop import pickling, rosinality
-from fastgan.interop.stylegan2 import Tensors, build
+from fastgan.interop.official import FAMILIES, Tensors, build
 from fastgan.models import ModelConfig
 
 _SAMPLES = 4  # images compared with and without clamping
@@ -22,11 +22,12 @@ class Format(NamedTuple):
     write: Callable[[ModelConfig, dict[str, Tensors]], bytes]  # raises ValueError for networks that it cannot hold
     remarks: Callable[[ModelConfig], list[str]]  # sentences on parts of the networks that the file leaves out
     clamps: bool  # whether the code that reads it clamps activations
+    families: tuple[str, ...]
 
 
 FORMATS = {
-    "pkl": Format(pickling.to_bytes, lambda config: [], True),
-    "rosinality": Format(rosinality.to_bytes, rosinality.differences, False),
+    "pkl": Format(pickling.to_bytes, lambda config: [], True, tuple(FAMILIES)),
+    "rosinality": Format(rosinality.to_bytes, rosinality.differences, False, ("stylegan2",)),
 }
 
 
@@ -40,9 +41,9 @@ def to_bytes(format: str, config: ModelConfig, tensors: dict[str, Tensors]) -> t
 
     Raises ValueError for networks that the format cannot hold.
     """
-    write, remarks, clamps = FORMATS[format]
-    if config.arch != "stylegan2":
-        raise ValueError(f"the network is {config.arch}; such a file holds stylegan2 only")
+    write, remarks, clamps, families = FORMATS[format]
+    if config.arch not in families:
+        raise ValueError(f"the network is {config.arch}; such a file holds {' and '.join(families)} only")
     if config.tanh:
         raise ValueError("its images go through tanh, which that code does not have; train with --tanh False for it")
     if config.discriminator != "own":

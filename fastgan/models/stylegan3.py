@@ -106,6 +106,7 @@ class SynthesisLayer(nn.Module):
         self.register_buffer("up_filter", plan.up_taps, persistent=False)
         self.register_buffer("down_filter", plan.down_taps, persistent=False)
         self.up, self.down, self.padding = plan.up, plan.down, plan.padding
+        self.size = after.size  # side of the result
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         if self.in_fp32:

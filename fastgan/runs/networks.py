@@ -1,4 +1,4 @@
-"""Trained networks in files of fastgan, the official StyleGAN2 or rosinality's StyleGAN2, recognised by content."""
+"""Trained networks in files of fastgan, of the official code or of rosinality's, recognised by content."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastgan.data.urls import local_path
 from fastgan.errors import UserError
-from fastgan.interop import rosinality, stylegan2
+from fastgan.interop import official, rosinality
 from fastgan.models import ModelConfig
 from fastgan.runs import checkpoint
 
@@ -41,7 +41,7 @@ class TrainedNetworks(NamedTuple):
 
 
 def open_networks(path: str | Path, ema: float | None = None) -> TrainedNetworks:
-    """Open a run's folder, a checkpoint, an example, a pickle of the official StyleGAN2 or a file of rosinality's.
+    """Open a run's folder, a checkpoint, an example, a pickle of the official code or a file of rosinality's.
 
     The kind is recognised by content, not by name. ema: half-life of the EMA, in thousands of images, if a training
     kept several; None for the first. Raises UserError, naming the file, if it cannot be read or has no such EMA.
@@ -54,10 +54,10 @@ def open_networks(path: str | Path, ema: float | None = None) -> TrainedNetworks
     if rosinality.is_torch_file(start):
         return _from_others(path, rosinality.read(path))
     if start.startswith(_PICKLES):
-        return _from_others(path, stylegan2.read_stylegan2(path))
+        return _from_others(path, official.read_official(path))
     raise UserError(
         f"{path} is no checkpoint, or a truncated one: it does not begin as those of fastgan (.safetensors), of the "
-        "official StyleGAN2 (.pkl) or of rosinality's (.pt) do"
+        "official code (.pkl) or of rosinality's (.pt) do"
     )
 
 
@@ -91,8 +91,8 @@ def _from_fastgan(header: checkpoint.Header, ema: float | None) -> TrainedNetwor
     return TrainedNetworks(header.path, header.model, names, load, load_state_dicts, header)
 
 
-def _from_others(path: Path, networks: stylegan2.Networks) -> TrainedNetworks:
+def _from_others(path: Path, networks: official.Networks) -> TrainedNetworks:
     model = networks.config
     names = [str(label) for label in range(model.num_classes)]
-    load = lambda device: stylegan2.build("ema", model, networks.ema, device).requires_grad_(False)
+    load = lambda device: official.build("ema", model, networks.ema, device).requires_grad_(False)
     return TrainedNetworks(path, model, names, load, networks.load_state_dicts, None)

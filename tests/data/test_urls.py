@@ -23,7 +23,7 @@ from fastgan.cli.train import main as train
 from fastgan.data import urls
 from fastgan.errors import UserError
 from fastgan.export import formats, tracing
-from fastgan.interop import load_stylegan2
+from fastgan.interop import load_official
 from fastgan.runs import checkpoint
 from tests.support import official
 from tests.support.extras import needs_network
@@ -130,7 +130,7 @@ def test_every_command_accepts_a_url(site, tmp_path, folder, monkeypatch):
     assert generate(["--checkpoint", str(site.place / "network.pkl"), "--seeds", "0", "--out", "here.png"]) == 0
     assert np.array_equal(np.asarray(Image.open("generated.png")), np.asarray(Image.open("here.png")))
     assert generate(["truncation", "--checkpoint", run, "--steps", "2"]) == 0 and Path("truncation.png").exists()
-    assert load_stylegan2(official_file).config.z_dim == 6
+    assert load_official(official_file).config.z_dim == 6
     monkeypatch.setattr(tracing, "trace", lambda sampler, **options: sampler)  # takes long
     monkeypatch.setattr(tracing, "largest_difference", lambda *given, **options: 0.0)
     monkeypatch.setitem(formats.FORMATS, "torch", (lambda *given: b"network", lambda content: None, "nothing"))

@@ -26,7 +26,7 @@ from fastgan.cli.export import main as export
 from fastgan.cli.generate import main as generate
 from fastgan.cli.train import main as train
 from fastgan.errors import UserError
-from fastgan.interop import load_stylegan2, official_state_dict, unpickling
+from fastgan.interop import load_official, official_state_dict, unpickling
 from fastgan.runs import checkpoint
 from fastgan.training import configure, initial
 from tests.support import official
@@ -115,7 +115,7 @@ OPTIONS = {  # ours and theirs
 def test_images_are_the_same(case):
     sizes, content, path = case
     with nothing_of_it_importable():
-        loaded = load_stylegan2(path)
+        loaded = load_official(path)
     z, label, _ = inputs(sizes)
     double = copy.deepcopy(loaded.ema).double()
     for ours, theirs in OPTIONS.values():
@@ -128,7 +128,7 @@ def test_images_are_the_same(case):
 
 def test_logits_are_the_same(case):
     sizes, content, path = case
-    discriminator = load_stylegan2(path).discriminator
+    discriminator = load_official(path).discriminator
     _, label, image = inputs(sizes)
     expected = logits_of(image.double(), label, in_fp64(content["D"]), sizes)
     close(discriminator(image, label), expected.float(), 1e-5)
@@ -148,7 +148,7 @@ def test_the_clamp_changes_images_with_large_biases(files):
 def test_given_noise_and_random_noise(files):
     """A projector passes noise in place of each layer's constant noise."""
     sizes, content, path = files["ada"]
-    ema, t = load_stylegan2(path).ema, content["G_ema"].tensors()
+    ema, t = load_official(path).ema, content["G_ema"].tensors()
     z, *_ = inputs(sizes)
     torch.manual_seed(2)
     ours = ema(z, noise="random")
@@ -168,7 +168,7 @@ def test_given_noise_and_random_noise(files):
 
 def test_what_is_loaded_is_ready_to_use(files):
     sizes, _, path = files["stylegan3, with classes"]
-    loaded = load_stylegan2(path)
+    loaded = load_official(path)
     assert not any(network.training for network in (loaded.generator, loaded.ema, loaded.discriminator))
     assert not any(p.requires_grad for p in loaded.ema.parameters())
     assert all(p.requires_grad for network in (loaded.generator, loaded.discriminator) for p in network.parameters())
@@ -180,7 +180,7 @@ def test_what_is_loaded_is_ready_to_use(files):
 
 def test_loading_draws_no_random_numbers(files):
     before = torch.get_rng_state()
-    load_stylegan2(files["ada"][2])
+    load_official(files["ada"][2])
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -200,7 +200,7 @@ def test_the_clamp_comes_from_the_options_if_layers_lack_it(tmp_path, flat, more
     content = {"G_ema": official.generator(sizes, **more), "D": official.discriminator(sizes, **more)}
     for saved in content.values():
         without_attributes(saved)
-    assert load_stylegan2(write(tmp_path / "file.pkl", content)).config.conv_clamp == clamp
+    assert load_official(write(tmp_path / "file.pkl", content)).config.conv_clamp == clamp
 
 
 def test_frozen_layers_are_loaded(tmp_path):
@@ -209,7 +209,7 @@ def test_frozen_layers_are_loaded(tmp_path):
     for part in ("conv0", "fromrgb"):
         content["D"].modules["b8"].modules[part].freeze()
     content["D"].kwargs["block_kwargs"]["freeze_layers"] = 2
-    discriminator = load_stylegan2(write(tmp_path / "file.pkl", content)).discriminator
+    discriminator = load_official(write(tmp_path / "file.pkl", content)).discriminator
     image = inputs(sizes)[2]
     close(discriminator(image), logits_of(image, None, content["D"].tensors(), sizes), 1e-5)
 
@@ -222,7 +222,7 @@ def test_drawing_reads_the_ema_alone(tmp_path, broken):
     path = write(tmp_path / "file.pkl", content)
     assert fastgan.load(path, "cpu").sample(1).shape == (1, 3, 8, 8)
     with pytest.raises(UserError, match=rf"tensor {broken}\."):
-        load_stylegan2(path)
+        load_official(path)
 
 
 @pytest.mark.parametrize(("flat", "given", "decay"), [(True, None, 0.998), (False, None, 0.995), (True, 0.99, 0.99)])
@@ -231,7 +231,7 @@ def test_the_mean_of_w_decays_as_in_its_repository(tmp_path, flat, given, decay)
     for name in ("G", "G_ema"):
         if given:
             content[name].kwargs["mapping_kwargs"]["w_avg_beta"] = given
-    generator = load_stylegan2(write(tmp_path / "file.pkl", content)).generator.train()
+    generator = load_official(write(tmp_path / "file.pkl", content)).generator.train()
     before, z = generator.mapping.w_avg.clone(), torch.randn(4, 12)
     w = generator.mapping(z).detach()
     close(generator.mapping.w_avg, before * decay + w.mean(0) * (1 - decay))
@@ -241,12 +241,12 @@ def test_options_of_labels_mean_nothing_without_classes(tmp_path):
     content = snapshot(Sizes(img_resolution=8))
     content["D"].kwargs |= {"cmap_dim": 7}
     content["D"].kwargs["mapping_kwargs"] |= {"embed_features": 5, "layer_features": 6}
-    assert load_stylegan2(write(tmp_path / "file.pkl", content)).discriminator is not None
+    assert load_official(write(tmp_path / "file.pkl", content)).discriminator is not None
 
 
 def test_a_file_may_hold_the_ema_alone(tmp_path):
     path = write(tmp_path / "file.pkl", {"G_ema": official.generator(Sizes(img_resolution=8)), "D": None})
-    loaded = load_stylegan2(path)
+    loaded = load_official(path)
     assert loaded.generator is None and loaded.discriminator is None and loaded.ema is not None
 
 
@@ -255,7 +255,7 @@ def test_a_file_may_hold_the_ema_alone(tmp_path):
 
 def test_exported_networks_have_the_official_names_and_numbers(case):
     _, content, path = case
-    loaded = load_stylegan2(path)
+    loaded = load_official(path)
     for network, name in ((loaded.generator, "G"), (loaded.ema, "G_ema"), (loaded.discriminator, "D")):
         expected, exported = content[name].tensors(), official_state_dict(network)
         assert exported.keys() == expected.keys()
@@ -334,7 +334,7 @@ STRANGE = {
         lambda c: c["G_ema"].kwargs["mapping_kwargs"].update(w_avg_beta=None),
         "G_ema with w_avg_beta None, which must be a number above 0 and at most 1",
     ),
-    "other option": (ema_options(novelty=1), "G_ema with novelty 1, which fastgan's StyleGAN2 does not have"),
+    "other option": (ema_options(novelty=1), "G_ema with novelty 1, which fastgan's networks do not have"),
     "other widths than its tensors": (discriminator_options(channel_max=8), "but its options give"),
     "channels differ": (
         discriminator_options(img_channels=1),
@@ -344,13 +344,9 @@ STRANGE = {
     "4x4": (lambda c: (c["G_ema"].kwargs.update(img_resolution=4), c.pop("D")), "a power of two from 8"),
     "a bomb of layers": (
         lambda c: c["G_ema"].kwargs["mapping_kwargs"].update(num_layers=10**6),
-        "G_ema with num_layers 1000000",
+        "G_ema with mapping_kwargs.num_layers 1000000",
     ),
     "wider than its tensors": (lambda c: c["G_ema"].kwargs.update(z_dim=13, w_dim=13), "but its options give"),
-    "alias-free": (
-        lambda c: c["G_ema"].modules["synthesis"].modules.update(input=official.Saved("SynthesisInput")),
-        "holds an alias-free generator of stylegan3 (stylegan3-t or stylegan3-r)",
-    ),
     "another generator": (
         lambda c: c["G_ema"].modules["synthesis"].modules.clear(),
         "a G_ema that is not a StyleGAN2",
@@ -365,7 +361,7 @@ STRANGE = {
     ),
     "another filter in it": (
         lambda c: c["D"].modules["b8"].buffers.update(resample_filter=torch.ones(4, 4)),
-        "another filter in D.b8.resample_filter than in G_ema",
+        "another filter in D.b8.resample_filter than the options of G_ema",
     ),
     "a name of two lines": (
         lambda c: c["D"].modules["b4"].parameters.update({"one\ntwo": torch.zeros(1)}),
@@ -380,7 +376,7 @@ def test_unsupported_networks_are_refused_in_one_line(tmp_path, strange):
     change, says = STRANGE[strange]
     path = write(tmp_path / "file.pkl", changed(change))
     with pytest.raises(UserError) as error:
-        load_stylegan2(path)
+        load_official(path)
     assert says in str(error.value) and str(error.value).startswith(f"{path} ") and "\n" not in str(error.value)
 
 
@@ -531,7 +527,7 @@ def test_a_hostile_file_is_refused_in_one_line_and_executes_nothing(tmp_path, ma
     path = tmp_path / "file.pkl"
     path.write_bytes(make(mark))
     with pytest.raises(UserError) as error:
-        load_stylegan2(path)
+        load_official(path)
     assert says in str(error.value) and str(error.value).startswith(f"{path} ") and str(error.value).isprintable()
     assert str(error.value).endswith("nothing in the file was executed")
 
@@ -586,7 +582,7 @@ def test_additions_of_forks_are_ignored(tmp_path, protocol):
     sizes = Sizes(img_resolution=8)
     content = {"progress": [progress(dtype) for dtype in dtypes]} | snapshot(sizes)
     content["G_ema"].attributes["augmentation"] = np.ones(3)
-    loaded = load_stylegan2(write(tmp_path / "file.pkl", content, protocol))
+    loaded = load_official(write(tmp_path / "file.pkl", content, protocol))
     z, *_ = inputs(sizes)
     close(loaded.ema(z, noise="const"), image_of(z, None, content["G_ema"].tensors(), sizes), 1e-5)
 
@@ -613,7 +609,7 @@ def test_tensors_cannot_be_multiplied(tmp_path):
     path = tmp_path / "file.pkl"
     path.write_bytes(P4 + head + b"q\x01\x86" + 50 * once + b".")
     with pytest.raises(UserError, match="builds tensors or sets larger than the file"):
-        load_stylegan2(path)
+        load_official(path)
 
 
 def test_sets_cannot_be_multiplied(tmp_path):
@@ -622,7 +618,7 @@ def test_sets_cannot_be_multiplied(tmp_path):
     path = tmp_path / "file.pkl"
     path.write_bytes(P4 + head + b"\x86" + 50 * b"h\x00h\x01\x85R" + b".")
     with pytest.raises(UserError, match="builds tensors or sets larger than the file"):
-        load_stylegan2(path)
+        load_official(path)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -640,7 +636,7 @@ def test_a_file_that_is_too_long_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "file.pkl"
     path.write_bytes(P4 + 1001 * b"N" + b".")
     with pytest.raises(UserError, match="far more instructions than any network file"):
-        load_stylegan2(path)
+        load_official(path)
 
 
 def test_a_network_that_contains_itself_is_refused(tmp_path):
@@ -648,7 +644,7 @@ def test_a_network_that_contains_itself_is_refused(tmp_path):
     block = content["G_ema"].modules["synthesis"].modules["b8"]
     block.modules["again"] = block.modules["conv0"]
     with pytest.raises(UserError, match="contains itself, or one module twice"):
-        load_stylegan2(write(tmp_path / "file.pkl", content))
+        load_official(write(tmp_path / "file.pkl", content))
 
 
 @pytest.mark.parametrize("what", ["missing", "folder"])
@@ -657,7 +653,7 @@ def test_a_missing_file_is_one_line(tmp_path, what):
     if what == "folder":
         path.mkdir()
     with pytest.raises(UserError, match=re.escape(str(path))):
-        load_stylegan2(path)
+        load_official(path)
 
 
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -667,7 +663,7 @@ def refused_or_loaded(folder: Path, content: bytes) -> None:
     path = folder / "file.pkl"
     path.write_bytes(content)
     try:
-        load_stylegan2(path)
+        load_official(path)
     except UserError as error:
         assert str(error).isprintable()
 
@@ -679,7 +675,7 @@ def test_random_bytes_are_refused(tmp_path_factory, content):
     path = folder / "random.pkl"
     path.write_bytes(P4 + content)
     with pytest.raises(UserError):
-        load_stylegan2(path)
+        load_official(path)
 
 
 @pytest.fixture(scope="module")
@@ -774,7 +770,7 @@ def run(folder, tiny, tmp_path_factory):
 
 
 def test_a_training_starts_with_an_official_file(run, tiny):
-    ours, theirs = tensors(run), load_stylegan2(tiny)
+    ours, theirs = tensors(run), load_official(tiny)
     for name in ("generator", "discriminator", "ema"):
         for key, value in getattr(theirs, name).state_dict().items():
             if not key.endswith("w_avg"):

@@ -24,8 +24,8 @@ from fastgan.cli.export import main as export
 from fastgan.cli.generate import main as generate
 from fastgan.cli.train import main as train
 from fastgan.errors import UserError
-from fastgan.interop import load_stylegan2, official_state_dict, pickling, rosinality
-from fastgan.interop.stylegan2 import build, read_stylegan2
+from fastgan.interop import load_official, official_state_dict, pickling, rosinality
+from fastgan.interop.official import build, read_official
 from fastgan.runs import checkpoint
 from fastgan.runs.networks import open_networks
 from fastgan.training.joint_batch import JointBatch
@@ -76,8 +76,8 @@ def form(request, written):
 def test_writing_restores_what_was_read(form):
     """Bitwise, with all options."""
     _, _, path, again = form
-    config, tensors = read_stylegan2(path).load_state_dicts()
-    config_again, tensors_again = read_stylegan2(again).load_state_dicts()
+    config, tensors = read_official(path).load_state_dicts()
+    config_again, tensors_again = read_official(again).load_state_dicts()
     assert config_again == config
     assert tensors_again.keys() == tensors.keys() == {"generator", "discriminator", "ema"}
     for name in tensors:
@@ -249,7 +249,7 @@ def test_a_run_is_exported_and_read(tmp_path, capsys):
     assert export(["--checkpoint", str(run), "--format", "pkl"]) == 0
     out = run / "networks.pkl"
     assert capsys.readouterr().out == f"{out}\n"
-    loaded, saved = load_stylegan2(out), checkpoint.read_networks(checkpoint.read_header(run))
+    loaded, saved = load_official(out), checkpoint.read_networks(checkpoint.read_header(run))
     for name in ("generator", "discriminator", "ema"):
         for key, value in getattr(loaded, name).state_dict().items():
             assert torch.equal(value, saved[f"{name}.{key}"])
@@ -259,7 +259,7 @@ def test_a_run_is_exported_and_read(tmp_path, capsys):
 def test_one_of_several_emas_is_exported(tmp_path, capsys):
     run = untrained(tmp_path / "run", "stylegan2", tanh=False, ema_halflife=(10.0, 2.5))
     assert export(["--checkpoint", str(run), "--format", "pkl", "--ema", "2.5"]) == 0
-    loaded, saved = load_stylegan2(run / "networks.pkl"), load_file(run / checkpoint.FILE_NAME)
+    loaded, saved = load_official(run / "networks.pkl"), load_file(run / checkpoint.FILE_NAME)
     for name, prefix in (("ema", "other_emas.0"), ("generator", "generator")):
         for key, value in getattr(loaded, name).state_dict().items():
             assert torch.equal(value, saved[f"{prefix}.{key}"])
@@ -270,7 +270,7 @@ def test_one_of_several_emas_is_exported(tmp_path, capsys):
 def test_what_cannot_be_exported_is_one_line(tmp_path, capsys):
     run = untrained(tmp_path / "run", "dcgan")
     error = error_of(export, ["--checkpoint", str(run), "--format", "pkl"], capsys)
-    assert error.endswith("is dcgan; such a file holds stylegan2 only")
+    assert error.endswith("is dcgan; such a file holds stylegan2 and stylegan3 only")
     bounded = untrained(tmp_path / "bounded", "stylegan2")
     error = error_of(export, ["--checkpoint", str(bounded), "--format", "pkl"], capsys)
     assert error.endswith("go through tanh, which that code does not have; train with --tanh False for it")

@@ -186,11 +186,6 @@ def _modules(content: Any) -> dict[str, unpickling.Module]:
 def _renamed(module: unpickling.Module, name: str, config: ModelConfig, plain: nn.Module) -> Tensors:
     """Renames tensors to fastgan's names. Raises ValueError unless they fit `plain`, a network on the meta device."""
     there = dict(described.tensors(module))
-    for key, expected in _family_of(plain).used_filters(plain, config).items():
-        found = there.pop(key, expected)
-        if found.shape != expected.shape or not torch.allclose(found.float(), expected, atol=1e-6):
-            raise ValueError(f"has another filter in {NETWORKS[name]}.{key} than the options of G_ema give")
-    there = {key: value for key, value in there.items() if not key.endswith("resample_filter")}  # without effect
     shapes = {key: value.shape for key, value in plain.state_dict().items()}
     tensors = {}
     for own, official in official_names(plain).items():
@@ -202,6 +197,11 @@ def _renamed(module: unpickling.Module, name: str, config: ModelConfig, plain: n
             found = f"{NETWORKS[name]}.{official} of shape {list(value.shape)}"
             raise ValueError(f"has {found}, but its options give {list(shape)}")
         tensors[own] = value.detach().reshape(shapes[own])
-    if there:
-        raise ValueError(f"has the tensor {NETWORKS[name]}.{min(there)}, which fastgan's {config.arch} does not have")
+    for key, expected in _family_of(plain).used_filters(plain, config).items():
+        found = there.pop(key, expected)
+        if found.shape != expected.shape or not torch.allclose(found.float(), expected, atol=1e-6):
+            raise ValueError(f"has another filter in {NETWORKS[name]}.{key} than the options of G_ema give")
+    unknown = [key for key in there if not key.endswith("resample_filter")]  # others of these have no effect
+    if unknown:
+        raise ValueError(f"has the tensor {NETWORKS[name]}.{min(unknown)}, which fastgan's {config.arch} does not have")
     return tensors

@@ -93,7 +93,7 @@ def generator_config(ema: unpickling.Module) -> ModelConfig:
         raise options.wrong("conv_kernel", kernel, f"does not go with use_radial_filters {radial} in fastgan")
     config["variant"] = "r" if radial else "t"
     for name, value in _FIXED.items():
-        if abs(options.number(name, value) - value) > 1e-6:
-            raise options.wrong(name, options.number(name, value), f"must be {value:g}")
+        if abs((given := options.number(name, value)) - value) > 1e-6:
+            raise options.wrong(name, given, f"must be {value:g}")
     options.finish()
     return ModelConfig(arch="stylegan3", **config)

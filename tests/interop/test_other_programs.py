@@ -188,10 +188,12 @@ def official_repository(nested):
             self.grow(official.generator(self.sizes))
 
     class Flat(Tree):
+        describe = staticmethod(official.generator)
+
         def __init__(self, z_dim, c_dim, w_dim, img_resolution, img_channels, mapping_kwargs, **synthesis_kwargs):
             super().__init__()
             self.options = {**mapping_kwargs, **synthesis_kwargs}
-            self.grow(official.generator(self.sizes))
+            self.grow(self.describe(self.sizes))
 
     class Discriminator(Tree):
         def __init__(self, c_dim, img_resolution, img_channels, **options):

@@ -20,6 +20,7 @@ from fastgan.options import LARGEST_SEED, Count, PathText, parse_options
 from fastgan.runs import process
 from fastgan.runs.memory import out_of_memory_is_user_error, require
 
+MOVED_TOGETHER = 8  # samples whose movements are drawn at once
 FEATURES = 1280  # of an image, by the smallest feature network
 MIN_IMAGES = 4  # of a set: precision and recall use the three nearest others of each image
 
@@ -46,7 +47,9 @@ class Options:
     - On features of EfficientNet-Lite2, likewise: kid-lite2, fd-lite2, pr-lite2. Added where Lite0 has taught, in a
     training with --discriminator projected.
     - On features of Inception, as in papers (extra "fid", and --inception-weights): fid; kid-inception; pr-inception;
-    is, the Inception score."""
+    is, the Inception score.
+    - Of stylegan3 and stylegan2, in dB: eqt, eqt-frac, eqr, whether the image moves as the scene does, by whole pixels,
+    by fractions of a pixel, and around. These alone need no --data."""
     samples: Count = 5000
     """Number of generated images; at most as many real ones are compared with them. Papers generate 50000."""
     split: Literal["auto", "heldout", "train", "all"] = "auto"
@@ -118,22 +121,32 @@ def measure(options: Options) -> dict[str, Any] | None:
 
     trained = open_networks(options.checkpoint, None if options.ema == "all" else options.ema)
     by_ema = _by_ema(trained, options)
-    metrics = registry.judged(metrics, trained.model.discriminator)
+    model = trained.model
+    metrics = registry.judged(metrics, model.discriminator)
     registry.require(metrics, options.inception_weights)
+    registry.require_movable(metrics, model.arch, min(model.feature_size(model.resolution)))
+    compares = bool(registry.by_network(metrics))  # with real images
     # Latents and features, of the best EMA as well; the true peak has a few copies of the features more.
-    needed = 4.0 * options.samples * (trained.model.z_dim + FEATURES * min(len(by_ema), 2))
+    needed = 4.0 * options.samples * (model.z_dim + FEATURES * min(len(by_ema), 2) * compares)
     require(needed, f"{options.samples:,} samples", "give fewer --samples")
     if options.json is not None:
         prepare_to_write(Path(options.json), "--json")
     # On the CPU even if there are GPUs: features are in its memory.
     with connected("cpu", "its message says why") as ranks:
         device = precision.choose_device(options.device, ranks)
-        train, heldout = _data(trained, options)
-        real, floor = _real_images(train, heldout, options)
-        draws = {ema: _drawer(each.load(device), trained.model, train, options) for ema, each in by_ema.items()}
+        train, heldout = _data(trained, options) if compares else (None, None)
+        real, floor = _real_images(train, heldout, options) if compares else (None, None)
+        generators = {ema: each.load(device) for ema, each in by_ema.items()}
+        draws = {ema: _drawer(each, model, train, options) for ema, each in generators.items()} if compares else {}
         emas: dict[float | None, dict[str, Any]] = {ema: {"images": options.samples} for ema in by_ema}
         found: dict[str, Any] = {"emas": emas, "floor": {}, "memorisation": None}
-        trained_on = _trained_on(train, options) if options.memorisation else None
+        if moving := registry.of_equivariance(metrics):
+            for ema, generator in generators.items():
+                emas[ema] |= _equivariance(generator, model, moving, ranks, options)
+            if metrics[0] in moving and ranks.is_first:
+                name = registry.METRICS[metrics[0]].values[0]
+                found["best"] = max(emas, key=lambda ema: emas[ema][name])
+        trained_on = _trained_on(train, options) if options.memorisation and compares else None
         features, remarks = {}, []
         for network, wanted in registry.by_network(metrics).items():
             extractor = _extractor(network, device, options)
@@ -153,12 +166,12 @@ def measure(options: Options) -> dict[str, Any] | None:
             return None
     return {
         "checkpoint": options.checkpoint if has_scheme(options.checkpoint) else str(trained.path),
-        "arch": trained.model.arch,
-        "taught_by": registry.PROJECTED if trained.model.discriminator == "projected" else None,
+        "arch": model.arch,
+        "taught_by": registry.PROJECTED if model.discriminator == "projected" else None,
         "images_shown": trained.header.images if trained.header else None,
-        "data": options.data or trained.header.config.data.source,
-        "real": real.name,
-        "real_images": len(real.index),
+        "data": options.data or trained.header.config.data.source if compares else None,
+        "real": real.name if compares else None,
+        "real_images": len(real.index) if compares else None,
         "features": features,
         "seed": options.seed,
         "metrics": metrics,
@@ -198,7 +211,7 @@ def _measure_with(extractor, metrics, real, floor, draws, ranks, options: Option
     of_real = real.features(extractor, ranks=ranks)
     of_floor = None if floor is None else floor.features(extractor, ranks=ranks)
     reference = Reference(real, extractor, of_real, seed=options.seed) if ranks.is_first else None
-    is_first_network, of_best = "best" not in found, None
+    decides, of_best = "best" not in found, None
     for ema, draw in draws.items():
         of_block = lambda start, stop, draw=draw: extractor(draw(start, stop))
         of_samples = compute_in_blocks(
@@ -209,8 +222,10 @@ def _measure_with(extractor, metrics, real, floor, draws, ranks, options: Option
         emas = found["emas"]
         emas[ema] |= reference.measure(metrics, of_samples)
         metric = registry.METRICS[metrics[0]]
-        if is_first_network and ("best" not in found or metric.is_better(emas[ema], [emas[found["best"]]])):
-            found["best"], of_best = ema, of_samples
+        if decides and ("best" not in found or metric.is_better(emas[ema], [emas[found["best"]]])):
+            found["best"] = ema
+        if ema == found["best"]:
+            of_best = of_samples
     if reference is None:
         return None, None
     if of_floor is not None:
@@ -325,6 +340,40 @@ def _drawer(generator, model, train, options: Options):
     return draw
 
 
+def _equivariance(generator, model, metrics, ranks, options: Options) -> dict[str, float]:
+    """Values of equivariance metrics, in the first process; {} in the others.
+
+    Latents and movements follow from the seed. Classes are equally frequent.
+    """
+    import torch
+
+    from fastgan.metrics import equivariance
+    from fastgan.metrics.parallel import compute_in_blocks
+    from fastgan.models.moving import synthesize_moved
+
+    device = next(generator.parameters()).device
+    z = torch.randn(options.samples, model.z_dim, generator=torch.Generator().manual_seed(options.seed))
+    movements = equivariance.draw_movements(options.samples, options.seed)
+    labels = torch.arange(options.samples) % model.num_classes if model.num_classes else None
+
+    @torch.no_grad()
+    def errors(start: int, stop: int):
+        parts = []
+        for first in range(start, stop, MOVED_TOGETHER):
+            some = slice(first, min(first + MOVED_TOGETHER, stop))
+            ws = generator.styles(z[some].to(device), None if labels is None else labels[some].to(device))
+            draw = lambda transforms, ws=ws: synthesize_moved(generator, ws, transforms)
+            parts.append(equivariance.squared_errors(draw, movements[some], metrics))
+        return torch.cat(parts).numpy()
+
+    found = compute_in_blocks(ranks, options.samples, errors, "moved samples")
+    if found is None:
+        return {}
+    values = torch.from_numpy(found).unbind(1)
+    names = [registry.METRICS[name].values[0] for name in metrics]
+    return {name: equivariance.psnr(each) for name, each in zip(names, values, strict=True)}
+
+
 _VALUES = {  # name in the table, and decimals
     "kid": ("KID", 5),
     "fd": ("Fréchet distance", 3),
@@ -339,6 +388,9 @@ _VALUES = {  # name in the table, and decimals
     "precision_inception": ("precision", 3),
     "recall_inception": ("recall", 3),
     "is": ("Inception score", 3),
+    "eqt": ("EQ-T, dB", 2),
+    "eqt_frac": ("EQ-T frac, dB", 2),
+    "eqr": ("EQ-R, dB", 2),
 }
 
 
@@ -349,8 +401,11 @@ def table(found: dict[str, Any]) -> str:
     if found["floor"] is not None:
         columns[f"{found['floor']['of']} (the floor)"] = found["floor"]
     rows = [["", *columns], ["images", *(f"{column['images']:,}" for column in columns.values())]]
-    for network, metrics in registry.by_network(found["metrics"]).items():
-        rows.append([f"on features of {network}:", *([""] * len(columns))])
+    groups = {f"on features of {each}:": names for each, names in registry.by_network(found["metrics"]).items()}
+    if moving := registry.of_equivariance(found["metrics"]):
+        groups["equivariance:"] = moving
+    for heading, metrics in groups.items():
+        rows.append([heading, *([""] * len(columns))])
         for value in (value for name in metrics for value in registry.METRICS[name].values if value in _VALUES):
             name, decimals = _VALUES[value]
             rows.append([f"  {name}", *(_number(column, value, decimals) for column in columns.values())])
@@ -359,9 +414,10 @@ def table(found: dict[str, Any]) -> str:
         found["arch"]
         + (f" after {shown:,} images" if (shown := found["images_shown"]) is not None else "")
         + (f", taught by {teacher}" if (teacher := found["taught_by"]) else ""),
-        f"compared with {found['real_images']:,} real images: {found['real']}",
-        "",
     ]
+    if found["real"] is not None:
+        lines.append(f"compared with {found['real_images']:,} real images: {found['real']}")
+    lines.append("")
     for first, *others in rows:
         cells = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)]
         lines.append("  ".join([f"{first:{widths[0]}}", *cells]).rstrip())
@@ -385,5 +441,7 @@ def _memorisation_lines(features, training_images, others, nearer, median, media
 
 
 def _number(column: dict[str, float], value: str, decimals: int) -> str:
+    if value not in column:  # the floor has no equivariance
+        return ""
     text = f"{column[value]:.{decimals}f}"
     return f"{text} ± {column[value + '_std']:.{decimals}f}" if value + "_std" in column else text

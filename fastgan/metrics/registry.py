@@ -24,13 +24,14 @@ INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.
 class Metric(NamedTuple):
     """One metric.
 
-    network: the feature extractor: LITE0, LITE2 or INCEPTION.
-    kind: "kernel distance", "Fréchet distance", "precision and recall" or "score".
+    network: the feature extractor: LITE0, LITE2 or INCEPTION; None for a metric of `fastgan.metrics.equivariance`,
+        which compares samples with each other and needs no real images.
+    kind: "kernel distance", "Fréchet distance", "precision and recall", "score" or "equivariance".
     values: names of its values in results and logs.
     higher: whether higher is better.
     """
 
-    network: str
+    network: str | None
     kind: str
     values: tuple[str, ...]
     higher: bool = False
@@ -54,7 +55,12 @@ METRICS = {
     "kid-inception": Metric(INCEPTION, "kernel distance", ("kid_inception", "kid_inception_std")),
     "pr-inception": Metric(INCEPTION, "precision and recall", ("precision_inception", "recall_inception"), higher=True),
     "is": Metric(INCEPTION, "score", ("is", "is_std"), higher=True),
+    "eqt": Metric(None, "equivariance", ("eqt",), higher=True),
+    "eqt-frac": Metric(None, "equivariance", ("eqt_frac",), higher=True),
+    "eqr": Metric(None, "equivariance", ("eqr",), higher=True),
 }
+SMALLEST_TO_ROTATE = 16  # pixels of an image's side, of which the filter for rotations leaves some
+MOVABLE = ("stylegan2", "stylegan3")  # architectures whose input can be moved, as equivariance needs
 
 
 def parse(names: str) -> tuple[str, ...]:
@@ -77,12 +83,28 @@ def judged(metrics: tuple[str, ...], discriminator: str) -> tuple[str, ...]:
 
 
 def by_network(metrics: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    """`metrics` grouped by the network whose features they use."""
+    """`metrics` grouped by the network whose features they use; without those of equivariance."""
     found: dict[str, tuple[str, ...]] = {}
     for name in metrics:
-        network = METRICS[name].network
-        found[network] = (*found.get(network, ()), name)
+        if (network := METRICS[name].network) is not None:
+            found[network] = (*found.get(network, ()), name)
     return found
+
+
+def of_equivariance(metrics: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of `metrics` that compare images of a scene that moves."""
+    return tuple(name for name in metrics if METRICS[name].network is None)
+
+
+def require_movable(metrics: tuple[str, ...], arch: str, side: int) -> None:
+    """Raises UserError if `metrics` have one that networks of `arch` lack, or images whose shorter side is `side`."""
+    for name in of_equivariance(metrics):
+        if arch not in MOVABLE:
+            raise UserError(
+                f"--metrics {name}: {arch} has no input that can be moved; {' and '.join(MOVABLE)} have one"
+            )
+        if name == "eqr" and side < SMALLEST_TO_ROTATE:
+            raise UserError(f"--metrics {name}: needs images of {SMALLEST_TO_ROTATE} pixels a side, these have {side}")
 
 
 def require(metrics: tuple[str, ...], inception_weights: str | None) -> None:

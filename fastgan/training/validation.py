@@ -17,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from fastgan.data.images import parse_size
 from fastgan.distributed import ENVIRONMENT
 from fastgan.errors import program
 from fastgan.files import TEMPORARY_SUFFIX, link
@@ -49,6 +50,7 @@ class BackgroundEvaluation:
         self._folder: tempfile.TemporaryDirectory | None = None  # the process writes its output and results there
         if config.output.metrics:
             registry.require(self._metrics(), config.output.inception_weights)
+            registry.require_movable(self._metrics(), config.network.arch, min(parse_size(config.data.resolution)))
 
     def start(self, checkpoint: Path, state: State) -> None:
         """Start evaluating the checkpoint just saved of `state`. If an evaluation still runs, print that instead."""

@@ -15,13 +15,17 @@ from fastgan.data import ImageDataset, glyphs
 from fastgan.metrics import precision_recall, registry
 from fastgan.metrics.distances import frechet_distance, kernel_distance
 from fastgan.metrics.reference import Reference, choose_subsets, random_labels
+from tests.support import official, official_stylegan3
 from tests.support.commands import error_of
 from tests.support.extras import needs_network
 from tests.support.processes import rank_environments, start
-from tests.support.tiny_run import WIDTHS, make_folder
+from tests.support.tiny_run import WIDTHS, make_folder, untrained
 from tests.support.tiny_run import train as train_tiny
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_cache")]
+
+
+STYLEGAN3 = official_stylegan3.Sizes(img_resolution=32, num_layers=4, num_critical=1, channel_max=6)
 
 
 class OfPixels:
@@ -127,6 +131,34 @@ def test_metrics_on_inception_have_their_own_names(run, monkeypatch, tmp_path, c
     text = capsys.readouterr().out
     assert text.index("of Inception") < text.index("FID") < text.index("of EfficientNet") < text.index("Fréchet")
     assert "other weights is not the network of published numbers" in text
+
+
+def test_equivariance_needs_no_real_images(tmp_path, capsys):
+    path = official.write(tmp_path / "file.pkl", {"G_ema": official_stylegan3.generator(STYLEGAN3)})
+    found = measured(path, "--metrics", "eqt-frac,eqt,eqr")
+    assert found["samples"].keys() == {"images", "eqt", "eqt_frac", "eqr"}
+    assert found["samples"]["eqt"] > found["samples"]["eqt_frac"] > 20
+    assert found["real"] is None and found["floor"] is None and found["memorisation"] is None
+    text = capsys.readouterr().out
+    assert f"  EQ-T, dB       {found['samples']['eqt']:.2f}" in text and "real images" not in text
+    assert measured(path, "--metrics", "eqt")["samples"]["eqt"] == found["samples"]["eqt"]
+
+
+def test_equivariance_stands_beside_other_metrics(run_of_emas, of_pixels, capsys):
+    found = measured(run_of_emas, "--metrics", "eqt,fd", "--ema", "all")
+    values = {ema: each["eqt"] for ema, each in found["emas"].items()}
+    assert found["ema"] == float(max(values, key=values.get)) and "fd" in found["floor"]
+    assert found["memorisation"] is not None
+    text = capsys.readouterr().out
+    assert text.index("on features of") < text.index("equivariance:") and "best by eqt" in text
+
+
+def test_networks_that_cannot_move_are_one_line(run, of_pixels, tmp_path, capsys):
+    error = error_of(main, ["--checkpoint", str(run), "--metrics", "eqr"], capsys)
+    assert error == "--metrics eqr: needs images of 16 pixels a side, these have 8"
+    other = untrained(tmp_path / "run", "dcgan")
+    error = error_of(main, ["--checkpoint", str(other), "--metrics", "eqt"], capsys)
+    assert error == "--metrics eqt: dcgan has no input that can be moved; stylegan2 and stylegan3 have one"
 
 
 @needs_network

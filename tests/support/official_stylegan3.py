@@ -1,7 +1,7 @@
 """StyleGAN3's generator as stylegan3 writes it to a file, and in plain PyTorch.
 
-As `tests.support.official`, whose discriminator belongs to it, uses neither fastgan nor the official code. Sizes, filters
-and formulas follow from Karras et al. 2021, section 3 and appendix C.
+As `tests.support.official`, whose discriminator belongs to it, uses neither fastgan nor the official code. Sizes,
+filters and formulas follow from Karras et al. 2021, section 3 and appendix C.
 """
 
 import math

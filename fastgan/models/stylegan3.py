@@ -25,7 +25,7 @@ from fastgan.models.style_based import MappingNetwork, StyleBasedGenerator
 from fastgan.models.stylegan2 import Discriminator
 from fastgan.ops import filtered_lrelu, squared_norm
 from fastgan.ops.arithmetic import to_arithmetic, update_average
-from fastgan.ops.modulated_conv2d import demodulation, modulated_conv2d
+from fastgan.ops.modulated_conv2d import alias_free_conv2d
 
 __all__ = ["VARIANTS", "Discriminator", "Generator"]
 
@@ -115,25 +115,13 @@ class SynthesisLayer(nn.Module):
         return self._activated(x, w)
 
     def _activated(self, x: Tensor, w: Tensor) -> Tensor:
-        x = self._convolved(x, to_arithmetic(self.affine(w)))
+        style, input_gain = to_arithmetic(self.affine(w)), self.magnitude_ema.rsqrt()
+        x = alias_free_conv2d(x, self.weight, style, input_gain, demodulate=self.demodulate)
         gain, slope = (math.sqrt(2), 0.2) if self.demodulate else (1.0, 1.0)
         return filtered_lrelu(
             x, self.up_filter, self.down_filter, self.bias, up=self.up, down=self.down, padding=self.padding,
             gain=gain, slope=slope, clamp=self.clamp,
         )  # fmt: skip
-
-    def _convolved(self, x: Tensor, style: Tensor) -> Tensor:
-        """The convolution of x scaled to unit mean square, with demodulation; of the image without it."""
-        gain = self.magnitude_ema.rsqrt()
-        sides = self.weight.shape[2] - 1
-        if not self.demodulate:
-            style = style * (gain / math.sqrt(self.weight[0].numel()))
-            return modulated_conv2d(x, self.weight, style, demodulate=False, padding=sides)
-        # Without effect on the result, which demodulation normalises: numbers stay within the range of fp16.
-        weight = self.weight * self.weight.square().mean((1, 2, 3), keepdim=True).rsqrt()
-        style = style * style.square().mean().rsqrt()
-        factor = demodulation(weight, style, 1.0) * gain
-        return modulated_conv2d(x, weight, style, factor=factor, padding=sides)
 
 
 class Synthesis(GradientCheckpointing):

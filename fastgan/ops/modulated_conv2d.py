@@ -10,6 +10,7 @@ bias. That pass can also apply the style of the next convolution (`post`), whose
 layer costs a convolution and one pass over memory.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
@@ -131,6 +132,28 @@ class _Epilogue(TypedDict):
     slope: float
     gain: float
     clamp: float | None
+
+
+def alias_free_conv2d(x: Tensor, weight: Tensor, style: Tensor, input_gain: Tensor, *, demodulate: bool) -> Tensor:
+    """StyleGAN3's modulated convolution of x times `input_gain`, with padding k - 1 (Karras et al. 2021, appendix D.1).
+
+    Weight and styles are scaled to unit mean square at first, which demodulation cancels: numbers stay within the range
+    of fp16. Without it, styles are divided by the square root of the fan-in.
+
+    Args:
+        x: [N, I, H, W].
+        weight: [O, I, k, k].
+        style: [N, I], in fp32 or fp64.
+        input_gain: scalar, 1 / root mean square of x.
+    """
+    sides = weight.shape[2] - 1
+    if not demodulate:
+        style = style * (input_gain / math.sqrt(weight[0].numel()))
+        return modulated_conv2d(x, weight, style, demodulate=False, padding=sides)
+    weight = weight * weight.square().mean((1, 2, 3), keepdim=True).rsqrt()
+    style = style * style.square().mean().rsqrt()
+    factor = demodulation(weight, style, 1.0) * input_gain
+    return modulated_conv2d(x, weight, style, factor=factor, padding=sides)
 
 
 def demodulation(weight: Tensor, style: Tensor, weight_gain: float = 1.0) -> Tensor:

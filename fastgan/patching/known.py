@@ -26,6 +26,8 @@ class Known(NamedTuple):
         bypassed: (module) -> submodules that are no longer called.
         probed: (module) -> modules that the probe compares in place of the layer.
         fix_buffers: restores an invariant of the buffers after the probe has filled them with random numbers.
+        piecewise_linear: names of parameters in which the layer is piecewise linear. Their second gradient, zero, may be
+            missing: None.
         pairs: (module) -> fused pairs of a sequence, each with its operation.
         why_some_left: (module) -> why parts of a replaced sequence stay as they are, or None.
     """
@@ -38,6 +40,7 @@ class Known(NamedTuple):
     bypassed: Callable[[nn.Module], Iterable[nn.Module]] = lambda module: ()
     probed: Callable[[nn.Module], list[nn.Module]] = lambda module: [module]
     fix_buffers: Callable[[nn.Module], None] = lambda module: None
+    piecewise_linear: tuple[str, ...] = ()
     pairs: Callable[[nn.Module], list[tuple[nn.Sequential, str]]] = lambda module: []
     why_some_left: Callable[[nn.Module], str | None] = lambda module: None
 

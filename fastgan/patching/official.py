@@ -1,4 +1,6 @@
-"""Layers of NVIDIA's StyleGAN2 for PyTorch, from `training.networks` and `training.networks_stylegan2`.
+"""Layers of NVIDIA's StyleGAN2 and StyleGAN3 for PyTorch.
+
+They are those of `training.networks`, `training.networks_stylegan2` and `training.networks_stylegan3`.
 
 Names, shapes and meaning of parameters and attributes are their public interface. Their blocks also call the function
 `upfirdn2d`, which `fastgan.patching.functions` replaces.
@@ -12,10 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastgan.ops import conv2d, minibatch_stddev, modulated_conv2d, noise_bias_act, upfirdn2d
+from fastgan.ops import conv2d, filtered_lrelu, minibatch_stddev, modulated_conv2d, noise_bias_act, upfirdn2d
+from fastgan.ops.arithmetic import to_arithmetic
 from fastgan.ops.convolution import filtered_conv2d
+from fastgan.ops.modulated_conv2d import alias_free_conv2d
 from fastgan.patching.known import NOTHING_TO_FUSE, Known, has_numbers, named
 from fastgan.patching.probe import Draw
+
+LEAST_SIZE = 24  # side of StyleGAN3's feature maps in a comparison, about the reach of a layer's filters
 
 # Official name of an activation -> (fastgan's name, default gain).
 ACTIVATIONS = {
@@ -206,6 +212,86 @@ def _image_and_w(module: nn.Module, draw: Draw) -> tuple:
     return (x, w, "const", False, 0.7) if draw.optional_arguments else (x, w, "none", True)
 
 
+# StyleGAN3's synthesis -----------------------------------------------------------------------------------------------
+
+
+def _is_alias_free(module: nn.Module) -> bool:
+    """Distinguishes StyleGAN3's layer from StyleGAN2's of the same name."""
+    return named("SynthesisLayer")(module) and hasattr(module, "up_factor")
+
+
+def _why_not_alias_free(module: nn.Module) -> str | None:
+    reason = _is_modulated(module)
+    if reason is not None:
+        return reason
+    if not all(isinstance(getattr(module, name, None), int) for name in ("up_factor", "down_factor")):
+        return "has no integers `up_factor` and `down_factor`"
+    padding, sizes = getattr(module, "padding", None), [getattr(module, name, ()) for name in ("in_size", "out_size")]
+    if not isinstance(padding, list) or len(padding) != 4 or any(len(size) != 2 for size in sizes):
+        return "has no `padding` of four integers, or no `in_size` and `out_size` of two"
+    if not {"up_filter", "down_filter", "magnitude_ema"} <= set(module._buffers):
+        return "has no buffers `up_filter`, `down_filter` and `magnitude_ema`"
+    if not hasattr(module, "is_torgb") or not hasattr(module, "use_fp16"):  # the latter is NumPy's bool
+        return "has no flags `is_torgb` and `use_fp16`"
+    return None if has_numbers(module, "magnitude_ema_beta") else "has no number `magnitude_ema_beta`"
+
+
+def alias_free_synthesis(
+    module: nn.Module,
+    x: Tensor,
+    w: Tensor,
+    noise_mode: str = "random",
+    force_fp32: bool = False,
+    update_emas: bool = False,
+) -> Tensor:
+    width, height = module.in_size
+    clamp = module.conv_clamp
+    fits = x.dim() == 4 and x.shape[2:] == (height, width) and noise_mode in ("random", "const", "none")
+    if not fits or (clamp is not None and not clamp > 0):
+        return module._unpatched(x, w, noise_mode, force_fp32, update_emas)
+    if update_emas:
+        with torch.no_grad():
+            magnitude = x.detach().float().square().mean()
+            module.magnitude_ema.copy_(magnitude.lerp(module.magnitude_ema, module.magnitude_ema_beta))
+    in_fp16 = module.use_fp16 and not force_fp32 and x.is_cuda
+    x = x.to(torch.float16 if in_fp16 else torch.float32)
+    gain = module.magnitude_ema.rsqrt()
+    x = alias_free_conv2d(x, module.weight, to_arithmetic(module.affine(w)), gain, demodulate=not module.is_torgb)
+    return filtered_lrelu(
+        x,
+        module.up_filter,
+        module.down_filter,
+        module.bias,
+        up=module.up_factor,
+        down=module.down_factor,
+        padding=tuple(module.padding),
+        gain=1.0 if module.is_torgb else math.sqrt(2),
+        slope=1.0 if module.is_torgb else 0.2,
+        clamp=None if clamp is None else float(clamp),
+    )
+
+
+def _shrink_alias_free(module: nn.Module) -> None:
+    """Makes the copy a layer for smaller images, with the same padding. Its buffers are fp32 whatever the weights are."""
+    for name, buffer in module._buffers.items():
+        module._buffers[name] = None if buffer is None else buffer.float()
+    common = math.gcd(module.up_factor, module.down_factor)
+    step_in, step_out = module.down_factor // common, module.up_factor // common
+    steps = min(
+        *((size - LEAST_SIZE) // step_in for size in module.in_size),
+        *((size - 2) // step_out for size in module.out_size),
+    )
+    module.in_size = [size - max(steps, 0) * step_in for size in module.in_size]
+    module.out_size = [size - max(steps, 0) * step_out for size in module.out_size]
+
+
+def _alias_free_image_and_w(module: nn.Module, draw: Draw) -> tuple:
+    width, height = module.in_size
+    x = draw.tensor(draw.n, module.weight.shape[1], int(height), int(width))
+    w = draw.vector(module.affine.weight.shape[1])
+    return (x, w, "const", True, True) if draw.optional_arguments else (x, w)
+
+
 # Minibatch standard deviation ----------------------------------------------------------------------------------------
 
 
@@ -237,7 +323,23 @@ KNOWN = (
         "noise_bias_act",
         fix_buffers=_filter_to_fp32,
     ),
-    Known(named("SynthesisLayer"), _is_synthesis, _image_and_w, synthesis, "modulated_conv2d", fix_buffers=_shrink),
+    Known(
+        lambda module: named("SynthesisLayer")(module) and not _is_alias_free(module),
+        _is_synthesis,
+        _image_and_w,
+        synthesis,
+        "modulated_conv2d",
+        fix_buffers=_shrink,
+    ),
+    Known(
+        _is_alias_free,
+        _why_not_alias_free,
+        _alias_free_image_and_w,
+        alias_free_synthesis,
+        "filtered_lrelu",
+        fix_buffers=_shrink_alias_free,
+        piecewise_linear=("bias",),  # the official plugin misses it, the official plain version does not
+    ),
     Known(named("ToRGBLayer"), _is_to_rgb, _image_and_w, to_rgb, "modulated_conv2d"),
     Known(named("MinibatchStdLayer"), _is_stddev, _groups, stddev, "minibatch_stddev"),
 )

@@ -26,8 +26,8 @@ class Known(NamedTuple):
         bypassed: (module) -> submodules that are no longer called.
         probed: (module) -> modules that the probe compares in place of the layer.
         fix_buffers: restores an invariant of the buffers after the probe has filled them with random numbers.
-        piecewise_linear: names of parameters in which the layer is piecewise linear. Their second gradient, zero, may be
-            missing: None.
+        piecewise_linear: names of parameters in which the layer is piecewise linear. Their second gradient, which is
+            zero, may be None.
         pairs: (module) -> fused pairs of a sequence, each with its operation.
         why_some_left: (module) -> why parts of a replaced sequence stay as they are, or None.
     """

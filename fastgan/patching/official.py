@@ -272,7 +272,7 @@ def alias_free_synthesis(
 
 
 def _shrink_alias_free(module: nn.Module) -> None:
-    """Makes the copy a layer for smaller images, with the same padding. Its buffers are fp32 whatever the weights are."""
+    """Makes the copy a layer for smaller images, with the same padding, and casts its buffers to fp32."""
     for name, buffer in module._buffers.items():
         module._buffers[name] = None if buffer is None else buffer.float()
     common = math.gcd(module.up_factor, module.down_factor)

@@ -566,6 +566,36 @@ class InMode(nn.Module):
         return self.layer(x, w, fused_modconv=False, gain=0.5, **self.mode)
 
 
+ALIAS_FREE = {
+    "same size": lambda: foreign.StyleGAN3.SynthesisLayer(4, 6, 5, 26),
+    "radial, up": lambda: foreign.StyleGAN3.SynthesisLayer(4, 6, 5, 16, up=4, k=1, radial=True),
+    "to rgb": lambda: foreign.StyleGAN3.SynthesisLayer(4, 3, 5, 14, up=1, down=1, k=1, is_torgb=True, conv_clamp=3.0),
+}
+
+
+@pytest.mark.parametrize("name", ALIAS_FREE)
+def test_official_synthesis_of_stylegan3(name):
+    """It computes in fp32 at least. Its bias may lack the second gradient, which is zero."""
+    layer = randomized(ALIAS_FREE[name]())
+    size = int(layer.in_size[0])
+    x, w = torch.randn(2, 4, size, size), torch.randn(2, 5)
+    twin, expected = copy.deepcopy(layer), values_and_gradients(layer, [x, w])
+    with fastgan.patch(twin) as patched:
+        assert list(patched.replaced) == [""], str(patched)
+        found = values_and_gradients(twin, [x, w])
+        missing = [
+            torch.zeros_like(b) if a is None and b is not None else a for a, b in zip(found, expected, strict=True)
+        ]
+        assert sum(a is not b for a, b in zip(missing, found, strict=True)) <= 1
+        assert_same(missing, expected, 1e-4)
+        for arguments in ({"update_emas": True}, {"noise_mode": "none", "force_fp32": True}):
+            with torch.no_grad():
+                torch.testing.assert_close(twin(x, w, **arguments), layer(x, w, **arguments), rtol=1e-4, atol=1e-4)
+        assert twin.magnitude_ema == pytest.approx(float(layer.magnitude_ema)) and twin.magnitude_ema != 1
+        with pytest.raises(AssertionError):  # the layer's own, for an image of another size
+            twin(x[:, :, 1:], w)
+
+
 @pytest.mark.parametrize("noise_mode", ["random", "const", "none"])
 def test_official_synthesis_in_every_noise_mode(noise_mode):
     layer = randomized(foreign.SynthesisLayer(4, 6, 5, 10, up=2, conv_clamp=0.9))

@@ -3,6 +3,7 @@
 import math
 import types
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -381,6 +382,50 @@ class ToRGBLayer(nn.Module):
         return plain_bias_act(y, self.bias, clamp=self.conv_clamp)
 
 
+class StyleGAN3:
+    """Has a layer of the same name as StyleGAN2's."""
+
+    class SynthesisLayer(nn.Module):
+        """Twice the rate for the nonlinearity, unless to the image; computes in fp32, whatever x is."""
+
+        def __init__(self, i, o, w_dim, size, *, up=2, down=2, k=3, is_torgb=False, radial=False, conv_clamp=0.8):
+            super().__init__()
+            self.is_torgb, self.use_fp16, self.conv_clamp = is_torgb, np.bool_(False), conv_clamp
+            self.up_factor, self.down_factor, self.magnitude_ema_beta = up, down, 0.9
+            self.in_size = np.array([size, size])
+            self.out_size = self.in_size * up // down
+            self.affine = FullyConnectedLayer(w_dim, i)
+            self.weight, self.bias = nn.Parameter(torch.randn(o, i, k, k)), nn.Parameter(torch.zeros(o))
+            self.register_buffer("magnitude_ema", torch.ones(()))
+            down_filter = torch.randn((6 * down,) * (2 if radial else 1))
+            self.register_buffer("up_filter", None if is_torgb else torch.randn(6 * up))
+            self.register_buffer("down_filter", None if is_torgb else down_filter)
+            taps = 0 if is_torgb else 6 * (up + down) - 2
+            total = int((self.out_size[0] - 1) * down + 1 - (size + k - 1) * up + taps)
+            self.padding = [(total + up) // 2, total - (total + up) // 2] * 2
+
+        def forward(self, x, w, noise_mode="random", force_fp32=False, update_emas=False):
+            assert x.shape[2:] == tuple(self.in_size)
+            if update_emas:
+                magnitude = x.detach().float().square().mean()
+                self.magnitude_ema.copy_(magnitude.lerp(self.magnitude_ema, self.magnitude_ema_beta))
+            s, weight, k = self.affine(w), self.weight, self.weight.shape[-1]
+            if self.is_torgb:
+                s = s / math.sqrt(weight[0].numel())
+            function, gain = stylegan3_networks().modulated_conv2d, self.magnitude_ema.rsqrt()
+            x = function(x.float(), weight, s, not self.is_torgb, k - 1, gain) + self.bias[:, None, None].float()
+            x = self._filtered(x, self.up_filter, up=(self.up_factor,) * 2, pads=self.padding) * self.up_factor**2
+            x = x if self.is_torgb else F.leaky_relu(x, 0.2) * SQRT2
+            x = x.clamp(-self.conv_clamp, self.conv_clamp)
+            return self._filtered(x, self.down_filter)[:, :, :: self.down_factor, :: self.down_factor]
+
+        @staticmethod
+        def _filtered(x, f, **options):
+            f = torch.ones(1) if f is None else f
+            assert f.dtype == torch.float32
+            return direct_upfirdn2d(x, torch.outer(f, f) if f.dim() == 1 else f, **options)
+
+
 class MinibatchStdLayer(nn.Module):
     def __init__(self, group_size, num_channels=1):
         super().__init__()
@@ -485,6 +530,7 @@ def stylegan3_networks():
             w = w * (w.square().sum((2, 3, 4), keepdim=True) + 1e-8).rsqrt()
         if input_gain is not None:
             w = w * input_gain.expand(s.shape)[:, None, :, None, None]
+        w = w.to(x.dtype)
         return torch.cat([F.conv2d(image, each, padding=padding) for image, each in zip(x.split(1), w, strict=True)])
 
     module.modulated_conv2d = lambda *a, **k: plain(*a, **k)

@@ -71,7 +71,7 @@ class ModelConfig:
         discriminator_architecture: StyleGAN2: "resnet" has residual blocks, "skip" reads the image at every
             resolution, "orig" neither.
         noise: whether StyleGAN2's generator has noise inputs.
-        synthesis_layers: layers of StyleGAN3's generator beside the one that makes the image.
+        synthesis_layers: layers of StyleGAN3's generator beside the one that makes the image; 0 for other families.
         critical_layers: the last ones of these, whose signals reach the image's bandwidth.
         margin: samples around the image on each side in StyleGAN3's feature maps.
         resample_filter: FIR filter of StyleGAN2, [k] for both axes or [kh][kw]; any sum but 0.
@@ -104,9 +104,9 @@ class ModelConfig:
     generator_architecture: str = "skip"
     discriminator_architecture: str = "resnet"
     noise: bool = True
-    synthesis_layers: int = 14
+    synthesis_layers: int = 0
     critical_layers: int = 2
-    margin: int = 10
+    margin: int = 0
     resample_filter: tuple[float, ...] | tuple[tuple[float, ...], ...] = BILINEAR
     base_size: tuple[int, int] = (4, 4)
 

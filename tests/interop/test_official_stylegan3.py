@@ -10,13 +10,16 @@ import torch
 
 from fastgan import models
 from fastgan.cli.export import main as export
+from fastgan.cli.train import main as train
 from fastgan.errors import UserError
 from fastgan.interop import load_official, official_state_dict
 from fastgan.interop.official import official_names, read_official
-from tests.interop.test_official_networks import close
+from fastgan.runs import checkpoint
+from tests.interop.test_official_networks import close, options
 from tests.interop.test_other_programs import official_repository
 from tests.support.official import logits_of, nothing_of_it_importable, write
 from tests.support.official_stylegan3 import Sizes, generator, image_of, snapshot
+from tests.support.tiny_run import tensors
 
 pytestmark = pytest.mark.usefixtures("one_cache")
 
@@ -107,8 +110,8 @@ def test_the_clamp_changes_images_with_large_biases(files):
 def test_the_configuration_is_that_of_the_file(files):
     assert load_official(files["r"][2]).config == models.ModelConfig(
         arch="stylegan3", resolution=32, channels=3, z_dim=12, w_dim=10, channel_base=512, channel_max=6, variant="r",
-        mapping_layers=2, mapping_lr=0.01, w_avg_decay=0.998, synthesis_layers=5, discriminator_channel_base=256,
-        discriminator_channel_max=16,
+        mapping_layers=2, mapping_lr=0.01, w_avg_decay=0.998, synthesis_layers=5, margin=10,
+        discriminator_channel_base=256, discriminator_channel_max=16,
     )  # fmt: skip
 
 
@@ -147,9 +150,9 @@ def test_the_official_loader_gets_networks_of_its_own_classes(files, tmp_path, m
         expected, state = content[name].tensors(), file[name].state_dict()
         assert state.keys() == expected.keys()
         assert all(torch.allclose(state[key], expected[key], rtol=1e-6, atol=1e-8) for key in state)
-    options = file["G_ema"].options
-    assert (options["conv_kernel"], options["use_radial_filters"], options["num_layers"]) == (1, True, 5)
-    assert options["margin_size"] == 10 and options["channel_max"] == sizes.channel_max
+    given = file["G_ema"].options
+    assert (given["conv_kernel"], given["use_radial_filters"], given["num_layers"]) == (1, True, 5)
+    assert given["margin_size"] == 10 and given["channel_max"] == sizes.channel_max
 
 
 STRANGE = {
@@ -162,8 +165,8 @@ STRANGE = {
 
 @pytest.mark.parametrize("strange", STRANGE)
 def test_unsupported_networks_are_refused_in_one_line(tmp_path, strange):
-    options, says = STRANGE[strange]
-    path = write(tmp_path / "file.pkl", {"G_ema": generator(CASES["t"], **options)})
+    changed, says = STRANGE[strange]
+    path = write(tmp_path / "file.pkl", {"G_ema": generator(CASES["t"], **changed)})
     with pytest.raises(UserError) as error:
         load_official(path)
     assert says in str(error.value) and "\n" not in str(error.value)
@@ -175,3 +178,17 @@ def test_filters_of_another_design_are_refused(tmp_path):
     layer.buffers["up_filter"] = layer.buffers["up_filter"].roll(1)
     with pytest.raises(UserError, match=r"another filter in G_ema.synthesis.L1_36_12.up_filter than the options"):
         load_official(write(tmp_path / "file.pkl", content))
+
+
+def test_a_training_starts_with_an_official_file(folder, tmp_path):
+    """With steps too small to change anything, what is saved is what was loaded, except for running means."""
+    sizes = Sizes(img_resolution=8, num_layers=3, num_critical=1, margin_size=2, img_channels=1, c_dim=2, z_dim=6)
+    path, out = write(tmp_path / "file.pkl", snapshot(sizes)), tmp_path / "run"
+    still = ["--lr-g", "1e-30", "--lr-d", "1e-30", "--ema-halflife", "1e30"]
+    assert train(options(folder, out, "--init-from", path, *still)) == 0
+    ours, theirs = tensors(out), load_official(path)
+    for name in ("generator", "discriminator", "ema"):
+        for key, value in getattr(theirs, name).state_dict().items():
+            if not key.endswith(("w_avg", "magnitude_ema")):
+                assert (ours[f"{name}.{key}"] == value.numpy()).all(), (name, key)
+    assert checkpoint.read_header(out).model == theirs.config

@@ -91,7 +91,7 @@ def test_a_constant_that_moves_by_whole_pixels_is_rolled():
 
 def generator(arch, variant=""):
     torch.manual_seed(0)
-    given = {"z_dim": 16, "channel_base": 1024, "channel_max": 16, "synthesis_layers": 6}
+    given = {"z_dim": 16, "channel_base": 1024, "channel_max": 16, "synthesis_layers": 6, "margin": 10}
     return models.build(models.ModelConfig(arch, resolution=64, variant=variant, **given))[0].eval()
 
 

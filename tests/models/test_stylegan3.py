@@ -18,7 +18,14 @@ OFFICIAL = {  # sides of the published networks' layers, by resolution
 
 
 def config(resolution=32, variant="t", **options):
-    given = {"z_dim": 16, "channel_base": 1024, "channel_max": 16, "margin": 10, "conv_clamp": 256.0}
+    given = {
+        "z_dim": 16,
+        "channel_base": 1024,
+        "channel_max": 16,
+        "synthesis_layers": 14,
+        "margin": 10,
+        "conv_clamp": 256.0,
+    }
     return models.ModelConfig("stylegan3", resolution=resolution, variant=variant, **(given | options))
 
 

@@ -193,6 +193,8 @@ def snapshot(s: Sizes) -> dict[str, Any]:
     """Snapshot of a training of the official code."""
     torch.manual_seed(0)
     content = {"G": generator(s), "D": official.discriminator(s.discriminator()), "G_ema": generator(s)}
+    first, second = (content[name].modules["synthesis"].modules["input"] for name in ("G", "G_ema"))
+    second.buffers |= first.buffers  # the average has the same waves
     data = EasyDict(path="data.zip", use_labels=s.c_dim > 0, max_size=None, xflip=False)
     return content | {"augment_pipe": None, "training_set_kwargs": data}
 

@@ -24,10 +24,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastgan.models import stylegan2, stylegan3
+from fastgan.models.moving import MOVABLE, synthesize_moved
 from fastgan.models.progressive import ProgressiveGrowing
 from fastgan.models.style_based import StyleBasedGenerator
 from fastgan.runs.drawing import Unsupported, architecture, draw_tensor, latents, to_uint8
@@ -223,8 +222,8 @@ def move(
     """Images of a scene that each of `transforms` has moved: [len(seeds), len(transforms), C, H, W].
 
     The input of the first layer is moved, not the image: what comes into view is drawn as well. StyleGAN3 evaluates
-    its Fourier features at other places. StyleGAN2's constant is resampled, linearly and with its border repeated,
-    while its noise stays where it is: details that do not move with the image stick to the pixels.
+    its Fourier features at other places. StyleGAN2's constant is resampled as a periodic image, while its noise stays
+    where it is: details that do not move with the image stick to the pixels.
 
     transforms: one or more affine maps [3, 3] from places of the scene to places of the image, in homogeneous
     coordinates (x, y, 1) in which the image lies within [-0.5, 0.5], y downwards; see `translation` and `rotation`.
@@ -243,7 +242,7 @@ def moving_frames(
 ) -> Iterator[Tensor]:
     """The images of `move` one transform after the other, [len(seeds), C, H, W] each, drawn lazily."""
     z = _latents(generator, seeds)
-    if not isinstance(generator, stylegan2.Generator | stylegan3.Generator):
+    if not isinstance(generator, MOVABLE):
         raise Unsupported(
             f"{architecture(generator)} has no input to move; give stylegan3, or stylegan2 to compare with"
         )
@@ -252,9 +251,9 @@ def moving_frames(
     inverses = [_inverse(transform) for transform in transforms]
     ws = _styles(generator, z, label, truncation)
 
+    @torch.no_grad()
     def image(inverse: Tensor) -> Tensor:
-        with _input_at(generator, inverse):
-            return _synthesize(generator, ws)
+        return torch.cat([synthesize_moved(generator, own, inverse).float().cpu() for own in ws.split(1)])
 
     return map(image, inverses)
 
@@ -268,27 +267,6 @@ def _inverse(transform: Tensor) -> Tensor:
     if torch.linalg.cond(exact[:2, :2]) > LARGEST_CONDITION:
         raise ValueError(f"transforms: {shown} is singular, must have an inverse")
     return exact.inverse().float()
-
-
-@contextlib.contextmanager
-def _input_at(generator: stylegan2.Generator | stylegan3.Generator, inverse: Tensor) -> Iterator[None]:
-    """Within the block, each place of the image shows the scene's place that `inverse`, [3, 3], maps it to."""
-    if isinstance(generator, stylegan3.Generator):
-        tensor = generator.synthesis.input.transform
-        value = inverse.to(tensor)
-    else:
-        tensor = generator.synthesis.const
-        # Coordinates of `affine_grid` reach from -1 to 1.
-        scale = torch.tensor([[1.0, 1.0, 2.0], [1.0, 1.0, 2.0]])
-        grid = F.affine_grid((inverse[:2] * scale)[None].to(tensor), [1, *tensor.shape], align_corners=False)
-        value = F.grid_sample(tensor[None], grid, padding_mode="border", align_corners=False)[0]
-    before = tensor.detach().clone()
-    with torch.no_grad():
-        tensor.copy_(value)
-        try:
-            yield
-        finally:
-            tensor.copy_(before)
 
 
 def noise_by_layer(

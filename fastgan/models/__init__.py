@@ -73,7 +73,7 @@ class ModelConfig:
         noise: whether StyleGAN2's generator has noise inputs.
         synthesis_layers: layers of StyleGAN3's generator beside the one that makes the image; 0 for other families.
         critical_layers: the last ones of these, whose signals reach the image's bandwidth.
-        margin: samples around the image on each side in StyleGAN3's feature maps.
+        margin: samples around the image on each side in StyleGAN3's feature maps; 0 for other families.
         resample_filter: FIR filter of StyleGAN2, [k] for both axes or [kh][kw]; any sum but 0.
         base_size: height and width of the smallest feature maps. Families without `ANY_SHAPE` support (4, 4) only.
     """
@@ -104,15 +104,18 @@ class ModelConfig:
     generator_architecture: str = "skip"
     discriminator_architecture: str = "resnet"
     noise: bool = True
-    synthesis_layers: int = 0
+    synthesis_layers: int = 14
     critical_layers: int = 2
-    margin: int = 0
+    margin: int = 10
     resample_filter: tuple[float, ...] | tuple[tuple[float, ...], ...] = BILINEAR
     base_size: tuple[int, int] = (4, 4)
 
     def __post_init__(self):
         for name in ("base_size", "resample_filter"):  # JSON turns tuples into lists
             object.__setattr__(self, name, _as_tuple(getattr(self, name)))
+        if self.arch != "stylegan3":
+            for name in ("synthesis_layers", "margin"):
+                object.__setattr__(self, name, 0)
 
     @property
     def style_dim(self) -> int:

@@ -68,7 +68,9 @@ def load_official(path: str | Path, device: str | torch.device = "cpu") -> Offic
     `fastgan.models.stylegan2` and `stylegan3` do not support.
     """
     config, tensors = read_official(local_path(path)).load_state_dicts()
-    networks = {name: build(name, config, tensors[name], device) if name in tensors else None for name in NETWORKS}
+    networks: dict[str, Any] = {
+        name: build(name, config, tensors[name], device) if name in tensors else None for name in NETWORKS
+    }
     networks["ema"].requires_grad_(False)
     return OfficialNetworks(**networks, config=config)
 
@@ -175,7 +177,7 @@ def _modules(content: Any) -> dict[str, unpickling.Module]:
     """The networks of a file, by the names of `NETWORKS`."""
     if not isinstance(content, dict) or not isinstance(content.get("G_ema"), unpickling.Module):
         raise ValueError("has no G_ema: it is not a network snapshot of stylegan2-ada-pytorch or stylegan3")
-    modules = {name: content.get(official) for name, official in NETWORKS.items()}
+    modules: dict[str, Any] = {name: content.get(official) for name, official in NETWORKS.items()}
     modules = {name: module for name, module in modules.items() if module is not None}
     for name, module in modules.items():
         if not isinstance(module, unpickling.Module):

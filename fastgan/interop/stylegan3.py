@@ -81,7 +81,8 @@ def generator_config(ema: unpickling.Module) -> ModelConfig:
     """The configuration of the EMA generator. Raises ValueError if fastgan does not support it."""
     options = Options("G_ema", ema, ("mapping_kwargs", "synthesis_kwargs"))
     synthesis = at(ema, "synthesis")
-    layer = next((each for name, each in children(synthesis).items() if name.startswith("L0_")), None)
+    layers = {} if synthesis is None else children(synthesis)
+    layer = next((each for name, each in layers.items() if name.startswith("L0_")), None)
     config = shared(options, clamp(options, layer, 256))
     config |= mapping(options, ema, 2, 0.998, config["num_classes"])
     config["synthesis_layers"] = options.whole("num_layers", 14, least=1, most=64)

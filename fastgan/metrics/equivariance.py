@@ -59,7 +59,7 @@ def squared_errors(draw: Callable[[Tensor], Tensor], movements: Tensor, metrics:
             everywhere = torch.ones(height, width, dtype=torch.bool, device=still.device)
             moved = [(image, everywhere) for image in draw(translation(*(pixels / width).unbind(1)))]
             reach = 1 if metric == "eqt" else LANCZOS
-            expected = [translated(image, *shift.tolist(), reach) for image, shift in zip(still, pixels, strict=True)]
+            expected = [translated(image, x, y, reach) for image, (x, y) in zip(still, pixels.tolist(), strict=True)]
         found.append(torch.stack([_squared_error(*pair) for pair in zip(moved, expected, strict=True)]))
     return torch.stack(found, 1).cpu()
 

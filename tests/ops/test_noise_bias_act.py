@@ -175,8 +175,8 @@ def test_gradcheck_and_gradgradcheck(backend, act, parts):
         named = dict(zip(names, rest, strict=True))
         return noise_bias_act(x, noise=small.get("noise"), **named, act=act, gain=1.3, clamp=2.0)
 
-    assert torch.autograd.gradcheck(function, inputs)
-    assert torch.autograd.gradgradcheck(function, inputs)
+    assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
 
 
 @pytest.mark.parametrize("act", ["lrelu", "linear", "tanh"])
@@ -186,8 +186,8 @@ def test_gradcheck_and_gradgradcheck_with_a_residual(backend, act, clamp):
     x, small = make(Case((2, 3, 2, 3), "nhwc", ("bias",), act, residual=True), torch.float64, backends.device(backend))
     inputs = [t.requires_grad_() for t in (x, small["bias"], small["residual"])]
     function = lambda x, bias, residual: noise_bias_act(x, bias=bias, residual=residual, act=act, clamp=clamp)
-    assert torch.autograd.gradcheck(function, inputs)
-    assert torch.autograd.gradgradcheck(function, inputs)
+    assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
 
 
 @backends.every_kernel
@@ -230,7 +230,7 @@ def test_noise_has_a_gradient(backend):
     x, small = make(Case((2, 3, 2, 3)), torch.float64, device)
     small["noise"].requires_grad_()
     function = lambda noise: noise_bias_act(x, **{**small, "noise": noise})
-    assert torch.autograd.gradcheck(function, [small["noise"]])
+    assert torch.autograd.gradcheck(function, [small["noise"]], fast_mode=True)
 
 
 @backends.one_instruction_set
@@ -238,7 +238,7 @@ def test_third_derivatives(backend):
     x, small = make(Case((2, 3, 2, 2), act="tanh"), torch.float64, backends.device(backend))
     function = lambda x: noise_bias_act(x, **small, act="tanh")
     first = lambda x: torch.autograd.grad(function(x).square().sum(), x, create_graph=True)[0]
-    assert torch.autograd.gradgradcheck(first, [x.requires_grad_()])
+    assert torch.autograd.gradgradcheck(first, [x.requires_grad_()], fast_mode=True)
 
 
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])

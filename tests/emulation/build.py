@@ -4,8 +4,8 @@ under a sanitizer.
 `build` compiles sources with cuda_emulation.h and links them with the scheduler. `build_fastgan` does so for the
 project's CUDA kernels; `build_cpu_kernels` builds its CPU kernels. A cache holds objects and modules, keyed by all of
 their inputs, so that a second test run compiles nothing and parallel test workers share one compilation. Sanitizers
-apply to kernels only: all variants share bindings and scheduler. "traffic" is no sanitizer, but counts accesses to
-memory (traffic.h).
+apply to kernels only: all variants share bindings and scheduler. "address" is AddressSanitizer, for CUDA kernels with
+UBSan. "traffic" is no sanitizer, but counts accesses to memory (traffic.h).
 
 FASTGAN_TEST_CACHE sets the folder of the cache, CXX the compiler.
 """
@@ -33,7 +33,7 @@ from typing import Literal
 
 from fastgan.cores import usable_cpus
 
-Sanitizer = Literal["address", "undefined", "traffic"]
+Sanitizer = Literal["address", "traffic"]
 
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "csrc"
@@ -49,18 +49,18 @@ FLAGS = [
     "-DFASTGAN_EMULATE",
 ]
 SANITIZER_FLAGS = {
-    None: ["-O1"],
-    # Recoverable: the scheduler turns a report into an exception, and the tests continue. Not optimised: instrumented
-    # kernels take longer to compile than to run. The tests under it use fp32 and bf16.
+    None: ["-O0"],  # kernels take longer to compile than to run
+    # Recoverable: the scheduler turns a report into an exception, and the tests continue. The tests under it use fp32
+    # and bf16.
     "address": [
         *("-O0", "-g1", "-fsanitize=address", "-fsanitize-recover=address", "-fno-omit-frame-pointer"),
         "-DFASTGAN_FEW_DTYPES",
     ],
-    # Answered by handlers in scheduler.cpp, not by libubsan.
-    "undefined": ["-O0", "-fsanitize=alignment,bounds,signed-integer-overflow,shift"],
     # Answered by traffic.cpp, not by libtsan. Optimised, so that variables in registers make no accesses.
     "traffic": ["-O1", "-g1", "-fsanitize=thread", "-DFASTGAN_FEW_DTYPES"],
 }
+# UBSan for CUDA kernels, whose reports handlers in scheduler.cpp answer.
+UNDEFINED = ["-fsanitize=alignment,bounds,signed-integer-overflow,shift"]
 # As in setup.py, by the names of processors: the sanitized module has one variant, for the CPU it runs on.
 ISA_FLAGS = {"baseline": [], "avx2": ["-march=x86-64-v3"], "avx512": ["-march=cooperlake"]}
 # Instrumented code compiles in half the time if each check is a call.
@@ -109,8 +109,10 @@ def build(
     common = [*FLAGS, *macros, *(f"-I{path}" for path in includes)]
     if _family() == "gcc":
         common.append("-fno-gnu-unique")  # else modules loaded side by side would share variables of templates
-    kernel_flags = [*SANITIZER_FLAGS[sanitizer], *(NO_FAKE_STACK[_family()] if sanitizer == "address" else [])]
-    cpu_kernel_flags = [*kernel_flags, *(CALLED_CHECKS[_family()] if sanitizer == "address" else []), *cpu_flags]
+    address = sanitizer == "address"
+    kernel_flags = [*SANITIZER_FLAGS[sanitizer], *(NO_FAKE_STACK[_family()] if address else [])]
+    cpu_kernel_flags = [*kernel_flags, *(CALLED_CHECKS[_family()] if address else []), *cpu_flags]
+    kernel_flags += UNDEFINED if address else []
     macro = {"address": ["-DEMULATION_ADDRESS"], "traffic": ["-DEMULATION_TRAFFIC"]}
     scheduler_flags = ["-O2", *macro.get(sanitizer, [])]
 
@@ -119,7 +121,7 @@ def build(
             flags = scheduler_flags
         else:
             # pybind11 hides its types, and gcc warns about every type that contains one.
-            flags = kernel_flags if source.suffix == ".cu" else ["-O1", "-Wno-attributes", "-Wno-unused-parameter"]
+            flags = kernel_flags if source.suffix == ".cu" else ["-O0", "-Wno-attributes", "-Wno-unused-parameter"]
             flags = cpu_kernel_flags if source.name == "cpu.cpp" else flags
         # As in setup.py.
         headers = [CSRC / "common/bindings.h", *sorted(CSRC.glob("*/call.h"))] if source.name == "module.cpp" else []
@@ -137,7 +139,7 @@ def build(
         link += ["-undefined", "dynamic_lookup"]
     else:
         link += ["-Wl,-Bsymbolic", "-ldl"]
-    if sanitizer == "address":
+    if address:
         link += ["-fsanitize=address", *(["-shared-libasan"] if _family() == "clang" else [])]
     return _cached(link, objects, name + sysconfig.get_config_var("EXT_SUFFIX"))
 
@@ -160,7 +162,7 @@ def build_cpu_kernels(isa: str, sanitizer: Sanitizer | None = None) -> Path:
     sources = [*sorted(CSRC.glob("common/*.cpp")), *sorted(CSRC.glob("*/cpu.cpp"))]
     # "baseline" is here just a name for the code that these flags give.
     flags = [*ISA_FLAGS[isa], "-DFASTGAN_ISA=baseline", "-Wno-unknown-pragmas", "-Wno-unused-parameter"]
-    flags += ["-fno-sanitize-recover=all"] if sanitizer else ["-O0"]  # compiling takes longer than running
+    flags += ["-fno-sanitize-recover=all"] if sanitizer else []
     defines = ["FASTGAN_WITH_CPU", "FASTGAN_WITH_BASELINE"]
     return build(sources, "_one_isa", sanitizer=sanitizer, defines=defines, cpu_flags=flags)
 

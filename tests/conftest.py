@@ -71,7 +71,7 @@ def _group_backends(items):
     groups = {}
     for item in items:
         spec = getattr(item, "callspec", None)
-        others = [(name, index) for name, index in spec.indices.items() if name != "backend"] if spec else []
+        others = [(name, id(value)) for name, value in spec.params.items() if name != "backend"] if spec else []
         groups.setdefault((item.parent.nodeid, item.originalname if spec else item.nodeid, *others), []).append(item)
     items[:] = [item for group in groups.values() for item in group]
 

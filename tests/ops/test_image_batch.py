@@ -63,8 +63,7 @@ def textbook(pixels: Tensor, index: Tensor | None, mirrored: Tensor | None) -> T
     return torch.from_numpy(batch / 127.5 - 1).permute(0, 3, 1, 2)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@table.over((case, dtype) for case in CASES for dtype in DTYPES)
 def test_values_are_the_textbooks_and_the_bits_those_of_plain_pytorch(backend, case, dtype, unwritten_is_nan):
     tensors, dtype = make(case, backends.device(backend)), DTYPES[dtype]
     got = image_batch(*tensors, dtype=dtype)

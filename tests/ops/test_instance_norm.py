@@ -137,7 +137,7 @@ def make(case: Case, dtype: torch.dtype, device: str, seed: int = 0) -> dict[str
     return {"x": x, **{name: t.to(device, kind) for name, t in small.items()}}
 
 
-@pytest.mark.parametrize(("case", "dtype"), CASES, ids=str)
+@table.over(CASES)
 def test_values_and_derivatives_are_as_good_as_plain_pytorch(backend, case, dtype, unwritten_is_nan):
     table.assert_derivatives_as_good_as_plain(
         fused(case, eps=case.eps),

@@ -237,7 +237,8 @@ def assert_strides_make_no_difference(call: Call, given: dict[str, Tensor], draw
 @pytest.mark.parametrize("name", CALLS)
 def test_strides_do_not_change_results(name, backend, every_launch_is_checked):
     for dtype in CALLS[name].dtypes:
-        for round in range(ROUNDS):
+        # Which layout a kernel gets does not depend on the instruction set.
+        for round in range(1 if backend in backends.SLOWER_CPP and not backends.SANITIZER else ROUNDS):
             draw = random.Random(f"{name} {dtype} {round}")
             given = tensors_of(CALLS[name], dtype, draw)
             given = {key: t.to(backends.device(backend)) for key, t in given.items()}

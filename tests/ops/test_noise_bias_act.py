@@ -147,7 +147,7 @@ def make(case: Case, dtype: torch.dtype, device: str, seed: int = 0):
     return x, others
 
 
-@pytest.mark.parametrize(("case", "dtype"), CASES, ids=str)
+@table.over(CASES)
 def test_values_and_derivatives_are_as_good_as_plain_pytorch(backend, case, dtype, unwritten_is_nan):
     x, small = make(case, DTYPES[dtype], backends.device(backend))
     options = {"act": case.act, "gain": case.gain, "clamp": case.clamp}

@@ -119,7 +119,7 @@ def check(case: Case, tensors: dict[str, torch.Tensor]) -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("case", "dtype"), CASES, ids=str)
+@table.over(CASES)
 def test_values_and_derivatives_are_as_good_as_plain_pytorch(backend, case, dtype, unwritten_is_nan):
     check(case, make(case, DTYPES[dtype], backends.device(backend)))
 

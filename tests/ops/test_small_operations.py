@@ -132,7 +132,7 @@ each_operation = pytest.mark.parametrize("name", OPERATIONS)
 each_layout = pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 
 
-@pytest.mark.parametrize(("case", "dtype"), CASES, ids=str)
+@table.over(CASES)
 def test_values_and_derivatives_are_as_good_as_plain_pytorch(backend, case, dtype, unwritten_is_nan):
     dtype = DTYPES[dtype]
     tensors = make(case, dtype, backends.device(backend))

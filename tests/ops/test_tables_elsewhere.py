@@ -19,23 +19,25 @@ from tests.support import backends
 TESTS = Path(__file__).parent
 TABLE = "values_and_derivatives"  # part of the names of the tests over a table
 
-# Cases of each file, for pytest -k. Relu and linear are lrelu with another slope; the formulas of activations do not
-# depend on the layout.
+# Cases of each file, for pytest -k. Relu and linear are lrelu with another slope; the formulas of activations and of
+# small tensors do not depend on the layout.
 INTERPRETED = {
-    "test_noise_bias_act.py": f"{TABLE} and (bf16 and ((2x16x5x7 and not (c-relu or w-relu or linear)) or 2x37x4x4 "
-    "or 1x1x9x31 or 0x4x3x3 or 5x8 or 2x3x11 or 1x4x64x64 or residual) and not (nchw-silu or nchw-softplus "
-    "or nchw-tanh-b or nchw-sigmoid) or fp64 and lrelu-all or fp16 and nhwc-silu-all)",
-    "test_noise_bias_act_to_rgb.py": f"{TABLE} and bf16 and (16x5x7 or 37x4x4 or 9x31-to3)",
+    "test_noise_bias_act.py": f"{TABLE} and (bf16 and (2x16x5x7 and (nhwc and not (c-relu or w-relu or linear or "
+    "sigmoid-b) or nchw-lrelu-all or nchw-lrelu-b or nchw-lrelu-noise+strength+bias or nchw-silu-all or sliced or "
+    "expanded) or 2x37x4x4 and not residual or 1x1x9x31 or 0x4x3x3 or 5x8 or 2x3x11 or 1x4x64x64-nchw) "
+    "or fp64 and 5x7 and lrelu-all or fp16 and nhwc-silu-all and not residual)",
+    "test_noise_bias_act_to_rgb.py": f"{TABLE} and bf16 and (16x5x7 and not (to2 or +) or 37x4x4 or 9x31-to3)",
     "test_instance_norm.py": f"{TABLE} and (bf16 and not (c-relu or w-relu or 33x17 or 256x257) "
     "or fp64 and lrelu-all-scalar)",
-    "test_batch_norm_act.py": f"{TABLE} and (bf16 and not (c-relu or w-relu or 33x17 or 32x33 or 26x27) "
+    "test_batch_norm_act.py": f"{TABLE} and (bf16 and not (c-relu or w-relu or linear or 33x17 or 32x33 or 26x27) "
     "or fp64 and c-lrelu)",
     "test_upfirdn2d.py": f"{TABLE} and bf16 and (24x6x5 or 16x6x7 or 20x1x1 or 5x4x4) or fork and bf16",
-    "test_small_operations.py": f"{TABLE} and bf16 and (37x4x4 or 5x1x1 or 40x33 or 0x4x3x3 or features)",
-    "test_bias_act_blur.py": f"{TABLE} and bf16 and (clamp or 32) or double and clamp",
-    "test_filtered_noise_bias_act.py": "double and all and (changes0 or clamp or shared)",
+    "test_small_operations.py": f"{TABLE} and bf16 and (37x4x4 or 5x1x1 or 40x33 and not stddev or 0x4x3x3 or "
+    "6x24x5x7)",
+    "test_bias_act_blur.py": f"{TABLE} and bf16 and clamp and (32 or 96) or double and clamp",
+    "test_filtered_noise_bias_act.py": "double and all and clamp",
     "test_filtered_lrelu.py": "gradients and 2x3x9x7 and nhwc-clamped and (radial or odd)",
-    "test_image_batch.py": "(values_are and (fp32 or bf16) and (5x7 or 9x16 or 4x9x5 or 0_of or 0x4)) or nan_on_a_gpu",
+    "test_image_batch.py": "(values_are and bf16 and (5x7 or 9x16 or 4x9x5 or 0_of or 0x4)) or nan_on_a_gpu",
 }
 # Cases of each file in fp32 and bf16, at sizes that fill no vector or block.
 SANITIZED = {

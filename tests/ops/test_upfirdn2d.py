@@ -106,7 +106,7 @@ def make(case, dtype, device):
     return arrange(x.to(device, dtype), case.layout), taps.to(device, kind)
 
 
-@pytest.mark.parametrize(("case", "dtype"), CASES, ids=str)
+@table.over(CASES)
 def test_values_and_derivatives_are_as_good_as_plain_pytorch(backend, case, dtype, unwritten_is_nan):
     x, taps = make(case, DTYPES[dtype], backends.device(backend))
     table.assert_derivatives_as_good_as_plain(

@@ -4,17 +4,39 @@ An operation's test file has its cases and a `textbook` function, written apart 
 and dtype it calls `assert_derivatives_as_good_as_plain`.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.support import backends
 from tests.support.accuracy import assert_as_good_as_plain
 
 _latest: dict[tuple, tuple] = {}  # textbook results of one case; conftest.py orders tests so that its backends follow
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
+
+
+def over(cases: Iterable[tuple[Hashable, str]]) -> pytest.MarkDecorator:
+    """Decorator of a test of `backend`, `case` and `dtype`: runs it over pairs of a case and the name of a dtype.
+
+    Emulated kernels, and C++ kernels for other instruction sets than the best, take a case in one of its dtypes, in
+    turns. So each of them meets every case and every dtype, in some combinations. All other backends, and all backends
+    under a sanitizer, take all pairs.
+    """
+    in_turns = () if backends.SANITIZER else ("emulated", *backends.SLOWER_CPP)
+    dtypes: dict[Hashable, list[str]] = {}
+    for case, dtype in cases:
+        dtypes.setdefault(case, []).append(dtype)
+    chosen = [
+        pytest.param(backend, case, dtype, id=f"{backend}-{case}-{dtype}")
+        for i, (case, of_case) in enumerate(dtypes.items())
+        for j, dtype in enumerate(of_case)
+        for backend in backends.AVAILABLE
+        if backend not in in_turns or j == (i + in_turns.index(backend)) % len(of_case)
+    ]
+    return pytest.mark.parametrize(("backend", "case", "dtype"), chosen, indirect=["backend"])
 
 
 def orders_of(backend: str, mean: float) -> Sequence[int]:

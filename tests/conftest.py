@@ -8,6 +8,7 @@ from fastgan.cores import usable_cpus
 # Tests that depend on the number of threads set it.
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cpus() // int(workers))))
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # without processes of its own
 
 import pytest
 import torch

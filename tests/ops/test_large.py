@@ -313,6 +313,8 @@ def instance_norm(run: Run, n: int, pixels: bool) -> None:
 
 def batch_norm_act(run: Run, n: int, pixels: bool) -> None:
     """Everything depends on sums, see `instance_norm`."""
+    if run.backend == "cpp" and pixels:
+        return  # the same code as instance_norm of one sample
     count = run.count()
     of_x, of_dy = numbers(7, -3), numbers(11, -4)
     x, dy = run.repeated(of_x, count), run.repeated(of_dy, count)

@@ -412,7 +412,7 @@ class FilteredLReLU(nn.Module):
         self.register_buffer("down_filter", taps(down_weights), persistent=False)
         both = len(self.up_filter) + len(self.down_filter) - 1 - down  # padding on both sides
         before = (both + up) // 2
-        self.options = {
+        self.options: dict[str, Any] = {
             "up": up,
             "down": down,
             "padding": padding or (before, both - before) * 2,

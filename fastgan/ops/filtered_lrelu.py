@@ -285,13 +285,15 @@ def call_of(y: Tensor, inputs, options: Options) -> FilteredLreluCall:
     """The call that fills `y` from x, or its gradient, and signs."""
     x, up_taps, down_taps, signs = inputs
     first, second = options.filters(up_taps, down_taps)
-    correlated = [taps if options.flip else taps.flip(tuple(range(taps.dim()))) for taps in (first, second)]
+    if not options.flip:
+        first, second = (taps.flip(tuple(range(taps.dim()))) for taps in (first, second))
     n, c, h, w = x.shape
     return FilteredLreluCall(
         n, c, h, w, options.oh, options.ow, options.channels_last, x.dtype, options.up, options.down, options.left,
         options.top, len(first), first.dim() == 1, len(second), second.dim() == 1, options.up_gain, options.slope,
         options.gain, options.clamp, False, True, options.signs_left, options.signs_top,
-        0 if signs is None else signs.shape[2], 0 if signs is None else signs.shape[3], *correlated, None, x, y, signs,
+        0 if signs is None else signs.shape[2], 0 if signs is None else signs.shape[3], first, second, None, x, y,
+        signs,
     )  # fmt: skip
 
 

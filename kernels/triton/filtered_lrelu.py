@@ -143,9 +143,9 @@ def _filtered(
                         taps = down_taps + (phase + m * DOWN) * DOWN_SIZE
                         taps = _taps_down(taps, column[None, :], output, DOWN, DOWN_SIZE, S)
                         more = tl.dot(taps, z, input_precision="ieee", out_dtype=S)
-                    added = added + (open_rows[m] + more,)  # noqa: RUF005
+                    added = added + (open_rows[m] + more,)  # type: ignore[assignment]  # noqa: RUF005
                 else:
-                    added = added + (open_rows[m],)  # noqa: RUF005
+                    added = added + (open_rows[m],)  # type: ignore[assignment]  # noqa: RUF005
             open_rows = added
         total = open_rows[MOST_DOWN - 1]
         if DOWN_SEPARABLE:

@@ -98,7 +98,7 @@ def filtered_lrelu(
     """
     x, up_taps, down_taps, bias, sides = _validate(x, up_taps, down_taps, bias, up, down, padding)
     backend = backends.choose("upfirdn2d", x.device)
-    if not backends.has_kernels(backend, "filtered_lrelu", x.device) or not _fits(x, up_taps, down_taps):
+    if not backends.has_kernels(backend, "filtered_lrelu", x.device) or not _fits(x, bias, up_taps, down_taps):
         return _separately(x, up_taps, down_taps, bias, up, down, sides, gain, slope, clamp, flip)
     oh, ow = _output_size(x, up_taps, down_taps, up, down, sides)
     limit = float("inf") if clamp is None else float(clamp)
@@ -154,13 +154,13 @@ def _output_size(x, up_taps, down_taps, up, down, sides) -> tuple[int, int]:
     )
 
 
-def _fits(x: Tensor, up_taps: Tensor, down_taps: Tensor) -> bool:
+def _fits(x: Tensor, bias: Tensor | None, up_taps: Tensor, down_taps: Tensor) -> bool:
     """Whether the kernels take this call."""
     return (
         x.numel() > 0
         and len(up_taps) + len(down_taps) > 2
         and not (up_taps.requires_grad or down_taps.requires_grad)
-        and not must_use_reference((x,))
+        and not must_use_reference((x, bias))
     )
 
 
@@ -321,7 +321,8 @@ class FilteredLreluSlopes(LinearOperation):
             options.channels_last,
         )  # fmt: skip
         down = FilterOptions(1, 1, options.down, options.down, 0, 0, 0, 0, 1.0, options.flip, options.channels_last)
-        z = Upfirdn2d.reference((to_arithmetic(x), first), up) * slopes(signs, x.shape[1], (height, width), options)
+        upsampled = Upfirdn2d.reference((to_arithmetic(x), first), up)
+        z = upsampled * slopes(signs, x.shape[1], (height, width), options, upsampled.dtype)
         return Upfirdn2d.reference((z, second), down).to(x.dtype)
 
     @staticmethod
@@ -358,12 +359,13 @@ class FilteredLreluSlopes(LinearOperation):
         return grad.contiguous(memory_format=torch.channels_last if options.channels_last else torch.contiguous_format)
 
 
-def slopes(signs: Tensor, channels: int, size: tuple[int, int], options: Options) -> Tensor:
+def slopes(signs: Tensor, channels: int, size: tuple[int, int], options: Options, dtype: torch.dtype) -> Tensor:
     """The slope of each element of z, [N, C, *size]: gain, gain * slope or zero."""
     bits = torch.arange(BLOCK, device=signs.device, dtype=torch.int32)
     each = signs[..., None] >> bits  # [N, blocks, H, W, 16]
     clamped = signs[..., None] >> (bits + BLOCK)
-    value = torch.where((each & 1).bool(), options.gain * options.slope, options.gain)
+    above, below = (signs.new_full((), slope, dtype=dtype) for slope in (options.gain, options.gain * options.slope))
+    value = torch.where((each & 1).bool(), below, above)
     value = torch.where((clamped & 1).bool(), 0.0, value).permute(0, 1, 4, 2, 3).flatten(1, 2)[:, :channels]
     left, top = -options.signs_left, -options.signs_top
     return F.pad(value, (left, size[1] - left - value.shape[3], top, size[0] - top - value.shape[2]))

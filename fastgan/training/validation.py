@@ -50,7 +50,8 @@ class BackgroundEvaluation:
         self._folder: tempfile.TemporaryDirectory | None = None  # the process writes its output and results there
         if config.output.metrics:
             registry.require(self._metrics(), config.output.inception_weights)
-            registry.require_movable(self._metrics(), config.network.arch, min(parse_size(config.data.resolution)))
+            if registry.of_equivariance(self._metrics()):
+                registry.require_movable(self._metrics(), config.network.arch, min(parse_size(config.data.resolution)))
 
     def start(self, checkpoint: Path, state: State) -> None:
         """Start evaluating the checkpoint just saved of `state`. If an evaluation still runs, print that instead."""

@@ -156,7 +156,7 @@ def test_a_wrong_argument_is_refused_by_name(name, argument, wrong):
 @backends.one_instruction_set
 def test_no_samples_give_no_result_and_gradients_of_zero(name, backend):
     use = OPERATIONS[name]
-    none = lambda key, t: t[:0] if t.dim() and len(t) == N and key != "taps" else t
+    none = lambda key, t: t[:0] if t.dim() and len(t) == N and not key.endswith("taps") else t
     tensors = {key: none(key, t.detach()).to(backends.device(backend)) for key, t in use.tensors().items()}
     y, *grads = derivatives(Call(use.function, {}, use.fixed), tensors, torch.zeros_like)
     assert len(y) == 0

@@ -79,7 +79,7 @@ def test_gradcheck_and_gradgradcheck(form, backend):
     assert torch.autograd.gradgradcheck(function, given, fast_mode=True)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("form", ["same rate", "radial"])
 def test_precision(form, dtype, backend):
     x, up_taps, down_taps, bias, named = make(form, (2, 24, 10, 9), dtype, "nhwc")

@@ -126,7 +126,7 @@ def test_the_best_checkpoint_is_kept(folder, tmp_path, programs, values, best):
 
 def test_the_best_value_may_be_the_highest():
     better = {name for name, metric in registry.METRICS.items() if metric.higher}
-    assert better == {"pr", "pr-lite2", "pr-inception", "is"}
+    assert better == {"pr", "pr-lite2", "pr-inception", "is", "eqt", "eqt-frac", "eqr"}
 
 
 def test_another_network_than_the_one_that_taught_chooses_the_best_checkpoint(monkeypatch):

@@ -47,7 +47,7 @@ features of EfficientNet-Lite0 ([metrics](docs/metrics.md), {found["samples"]:,}
 | | {" | ".join(QUALITY.values())} |
 | --- |{" --: |" * len(QUALITY)}
 | samples | {_quality(run)} |
-| with `--images {last["images"]}`, {last["minutes"]:.0f} min on one core | {_quality(last)} |
+| with `--images {last["images"]}`, {last["minutes"]:.0f} min on one core beside other work | {_quality(last)} |
 | training images | {_quality(found["floor"])} |
 """
 

@@ -45,12 +45,17 @@ class Kernel:
 
     @cached_property
     def loops(self) -> list[list[Instruction]]:
-        """Instructions of every loop: from the target of a backward branch to the branch."""
-        spans = {
-            (i.target, i.address)
-            for i in self.instructions
-            if i.opcode.startswith("BRA") and i.target is not None and i.target < i.address
+        """Instructions of every loop: from the target of a backward branch to the branch.
+
+        Not those that return from code for diverged warps, which lies at the kernel's end (BRA.DIV goes there).
+        """
+        branches = [i for i in self.instructions if i.opcode.startswith("BRA") and i.target is not None]
+        returns = {
+            next((i.address for i in branches if i.address >= away.target and i.opcode != "BRA.DIV"), None)
+            for away in branches
+            if away.opcode.startswith("BRA.DIV") and away.target > away.address
         }
+        spans = {(i.target, i.address) for i in branches if i.target < i.address and i.address not in returns}
         return [[i for i in self.instructions if first <= i.address <= last] for first, last in sorted(spans)]
 
     @cached_property

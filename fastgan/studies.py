@@ -19,14 +19,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from fastgan.models.moving import MOVABLE, synthesize_moved
+from fastgan.models.moving import MOVABLE, rotation, synthesize_moved, translation
 from fastgan.models.progressive import ProgressiveGrowing
 from fastgan.models.style_based import StyleBasedGenerator
 from fastgan.runs.drawing import Unsupported, architecture, draw_tensor, latents, to_uint8
@@ -200,17 +199,6 @@ def style_layers(generator: nn.Module, layers: str | Sequence[int]) -> list[int]
     return list(layers)
 
 
-def translation(x: float, y: float) -> Tensor:
-    """The transform, [3, 3], that moves a scene to the right by x and down by y; 1 is a side of the image."""
-    return torch.tensor([[1.0, 0.0, x], [0.0, 1.0, y], [0.0, 0.0, 1.0]])
-
-
-def rotation(degrees: float) -> Tensor:
-    """The transform, [3, 3], that turns a scene around the image's centre, counter-clockwise."""
-    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    return torch.tensor([[cosine, sine, 0.0], [-sine, cosine, 0.0], [0.0, 0.0, 1.0]])
-
-
 def move(
     generator: nn.Module,
     seeds: Seeds,
@@ -225,9 +213,10 @@ def move(
     its Fourier features at other places. StyleGAN2's constant is resampled as a periodic image, while its noise stays
     where it is: details that do not move with the image stick to the pixels.
 
-    transforms: one or more affine maps [3, 3] from places of the scene to places of the image, in homogeneous
-    coordinates (x, y, 1) in which the image lies within [-0.5, 0.5], y downwards; see `translation` and `rotation`.
-    Raises ValueError for one that has no inverse, or is not affine; Unsupported for other generators.
+    transforms: one or more affine maps [3, 3] from places of the image to the places of the scene that appear there,
+    in homogeneous coordinates (x, y, 1) in which the image lies within [-0.5, 0.5], y downwards; `translation` and
+    `rotation` make them. Raises ValueError for one that has no inverse, or is not affine; Unsupported for other
+    generators.
     """
     return torch.stack(list(moving_frames(generator, seeds, transforms, label=label, truncation=truncation)), 1)
 
@@ -248,25 +237,24 @@ def moving_frames(
         )
     if not len(transforms):
         raise ValueError("transforms is empty, must have at least one [3, 3]")
-    inverses = [_inverse(transform) for transform in transforms]
+    for transform in transforms:
+        _require_invertible(transform)
     ws = _styles(generator, z, label, truncation)
 
     @torch.no_grad()
-    def image(inverse: Tensor) -> Tensor:
-        return torch.cat([synthesize_moved(generator, own, inverse).float().cpu() for own in ws.split(1)])
+    def image(transform: Tensor) -> Tensor:
+        return torch.cat([synthesize_moved(generator, own, transform).float().cpu() for own in ws.split(1)])
 
-    return map(image, inverses)
+    return map(image, transforms)
 
 
-def _inverse(transform: Tensor) -> Tensor:
-    """Inverse of an affine map [3, 3], in fp32. Raises ValueError if there is none."""
+def _require_invertible(transform: Tensor) -> None:
+    """Raises ValueError for what is no affine map [3, 3], or has no inverse."""
     shown = transform.tolist()
     if transform.shape != (3, 3) or not transform.isfinite().all() or shown[2] != [0, 0, 1]:
         raise ValueError(f"transforms: {shown} is no affine map, must be [3, 3] and finite, its last row 0 0 1")
-    exact = transform.double().cpu()
-    if torch.linalg.cond(exact[:2, :2]) > LARGEST_CONDITION:
+    if torch.linalg.cond(transform.double().cpu()[:2, :2]) > LARGEST_CONDITION:
         raise ValueError(f"transforms: {shown} is singular, must have an inverse")
-    return exact.inverse().float()
 
 
 def noise_by_layer(

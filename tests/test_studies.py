@@ -403,7 +403,7 @@ def test_images_of_stylegan3_move_to_where_the_transform_says():
     """To the right and down by a quarter; turned counter-clockwise by a right angle."""
     generator = build("stylegan3", resolution=32, variant="r", synthesis_layers=6)
     quarter = studies.translation(0.25, 0.25)
-    plain, moved, turned = studies.move(generator, [0], [torch.eye(3), quarter, studies.rotation(90)])[0]
+    plain, moved, turned = studies.move(generator, [0], [torch.eye(3), quarter, studies.rotation(math.pi / 2)])[0]
     scale = plain.std()
     assert (moved[:, 8:, 8:] - plain[:, :-8, :-8]).abs().max() < 0.05 * scale
     assert (turned - plain.rot90(1, (1, 2))).abs().max() < 0.05 * scale

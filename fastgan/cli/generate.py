@@ -406,7 +406,7 @@ class Rotate(Move):
         from fastgan import studies
 
         there = share if self.degrees % 360 == 0 else (1 - math.cos(2 * math.pi * share)) / 2
-        return studies.rotation(self.degrees * there)
+        return studies.rotation(math.radians(self.degrees * there))
 
     def write(self, generator: nn.Module, labels: list[Label], out: Path) -> None:
         super().write(generator, labels, out)

@@ -115,14 +115,7 @@ def generator_arguments(config: ModelConfig) -> dict[str, Any]:
     stylegan3's takes the content of `synthesis_kwargs` beside the others.
     """
     return {
-        "z_dim": config.z_dim,
-        "w_dim": config.style_dim,
-        **image_arguments(config),
-        "mapping_kwargs": {
-            "num_layers": config.mapping_layers,
-            "lr_multiplier": config.mapping_lr,
-            "w_avg_beta": config.w_avg_decay,
-        },
+        **shared_arguments(config),
         "synthesis_kwargs": {
             "channel_base": config.channel_base,
             "channel_max": config.channel_max,
@@ -139,7 +132,7 @@ def discriminator_arguments(config: ModelConfig) -> dict[str, Any]:
     """Constructor arguments of the official Discriminator."""
     own = {"base": config.discriminator_channel_base, "max": config.discriminator_channel_max}
     return {
-        **image_arguments(config),
+        **_image_arguments(config),
         "architecture": config.discriminator_architecture,
         "channel_base": config.channel_base if own["base"] is None else own["base"],
         "channel_max": config.channel_max if own["max"] is None else own["max"],
@@ -154,7 +147,21 @@ def discriminator_arguments(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def image_arguments(config: ModelConfig) -> dict[str, Any]:
+def shared_arguments(config: ModelConfig) -> dict[str, Any]:
+    """Constructor arguments that the official generators of both families have."""
+    return {
+        "z_dim": config.z_dim,
+        "w_dim": config.style_dim,
+        **_image_arguments(config),
+        "mapping_kwargs": {
+            "num_layers": config.mapping_layers,
+            "lr_multiplier": config.mapping_lr,
+            "w_avg_beta": config.w_avg_decay,
+        },
+    }
+
+
+def _image_arguments(config: ModelConfig) -> dict[str, Any]:
     return {"c_dim": config.num_classes, "img_resolution": config.resolution, "img_channels": config.channels}
 
 

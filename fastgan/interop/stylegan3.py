@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastgan.interop import unpickling
 from fastgan.interop.described import Options, at, children, clamp, mapping, shared
-from fastgan.interop.stylegan2 import image_arguments
+from fastgan.interop.stylegan2 import shared_arguments
 from fastgan.models import ModelConfig, alias_free, stylegan3
 
 _KERNELS = {"t": 3, "r": 1}  # side of the convolutions of a variant
@@ -57,14 +57,7 @@ def used_filters(generator: stylegan3.Generator, config: ModelConfig) -> dict[st
 def generator_arguments(config: ModelConfig) -> dict[str, Any]:
     """Constructor arguments of the official Generator."""
     return {
-        "z_dim": config.z_dim,
-        "w_dim": config.style_dim,
-        **image_arguments(config),
-        "mapping_kwargs": {
-            "num_layers": config.mapping_layers,
-            "lr_multiplier": config.mapping_lr,
-            "w_avg_beta": config.w_avg_decay,
-        },
+        **shared_arguments(config),
         "channel_base": config.channel_base,
         "channel_max": config.channel_max,
         "num_layers": config.synthesis_layers,

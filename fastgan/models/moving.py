@@ -17,19 +17,21 @@ from fastgan.models.style_based import StyleBasedGenerator
 MOVABLE = (stylegan2.Generator, stylegan3.Generator)
 
 
-def translation(x: Tensor, y: Tensor) -> Tensor:
-    """Transforms [N, 3, 3] that move the scene right by x [N] and down by y [N], in widths of the image."""
-    matrix = torch.eye(3, dtype=x.dtype, device=x.device).repeat(len(x), 1, 1)
-    matrix[:, 0, 2], matrix[:, 1, 2] = -x, -y
+def translation(x: Tensor | float, y: Tensor | float) -> Tensor:
+    """Transforms [..., 3, 3] that move the scene right by x [...] and down by y [...], in widths of the image."""
+    right, down = torch.broadcast_tensors(torch.as_tensor(x), torch.as_tensor(y))
+    matrix = torch.eye(3, dtype=torch.result_type(right, 1.0), device=right.device).repeat(*right.shape, 1, 1)
+    matrix[..., 0, 2], matrix[..., 1, 2] = -right, -down
     return matrix
 
 
-def rotation(angle: Tensor) -> Tensor:
-    """Transforms [N, 3, 3] that rotate the scene counterclockwise, as seen, by angles [N] in radians."""
-    matrix = torch.eye(3, dtype=angle.dtype, device=angle.device).repeat(len(angle), 1, 1)
+def rotation(angle: Tensor | float) -> Tensor:
+    """Transforms [..., 3, 3] that rotate the scene counterclockwise, as seen, by angles [...] in radians."""
+    angle = torch.as_tensor(angle)
+    matrix = torch.eye(3, dtype=torch.result_type(angle, 1.0), device=angle.device).repeat(*angle.shape, 1, 1)
     cosine, sine = angle.cos(), angle.sin()
-    matrix[:, 0, 0], matrix[:, 0, 1] = cosine, -sine  # y points down
-    matrix[:, 1, 0], matrix[:, 1, 1] = sine, cosine
+    matrix[..., 0, 0], matrix[..., 0, 1] = cosine, -sine  # y points down
+    matrix[..., 1, 0], matrix[..., 1, 1] = sine, cosine
     return matrix
 
 

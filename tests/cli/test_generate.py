@@ -1,6 +1,7 @@
 """`fastgan generate`: images of seeds and classes, pictures of studies, animations, and one line for every error."""
 
 import dataclasses
+import math
 import signal
 import sys
 
@@ -338,8 +339,8 @@ def test_an_mp4(run, tmp_path):
 
 MOVES = {  # with each, the transform of each of 4 frames
     "translate --x 0.5 --y -0.25": [studies.translation(share * 0.5, share * -0.25) for share in (0, 0.5, 1, 0.5)],
-    "rotate": [studies.rotation(degrees) for degrees in (0, 90, 180, 270)],
-    "rotate --degrees -60": [studies.rotation(degrees) for degrees in (0, -30, -60, -30)],
+    "rotate": [studies.rotation(math.radians(degrees)) for degrees in (0, 90, 180, 270)],
+    "rotate --degrees -60": [studies.rotation(math.radians(degrees)) for degrees in (0, -30, -60, -30)],
 }
 
 

@@ -30,7 +30,7 @@ from fastgan.interop import load_official, official_state_dict, unpickling
 from fastgan.runs import checkpoint
 from fastgan.training import configure, initial
 from tests.support import official
-from tests.support.official import Sizes, image_of, logits_of, nothing_of_it_importable, snapshot, write
+from tests.support.official import Sizes, image_of, inputs, logits_of, nothing_of_it_importable, snapshot, write
 from tests.support.tiny_run import tensors
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_cache")]
@@ -78,12 +78,6 @@ def files(tmp_path_factory):
 @pytest.fixture(params=CASES)
 def case(request, files):
     return files[request.param]
-
-
-def inputs(s: Sizes, n: int = 4):
-    torch.manual_seed(1)
-    label = torch.arange(n) % s.c_dim if s.c_dim else None
-    return torch.randn(n, s.z_dim), label, torch.randn(n, s.img_channels, s.img_resolution, s.img_resolution)
 
 
 def in_fp64(saved: official.Saved):

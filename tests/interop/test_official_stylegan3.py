@@ -17,7 +17,7 @@ from fastgan.interop.official import official_names, read_official
 from fastgan.runs import checkpoint
 from tests.interop.test_official_networks import close, options
 from tests.interop.test_other_programs import official_repository
-from tests.support.official import logits_of, nothing_of_it_importable, write
+from tests.support.official import inputs, logits_of, nothing_of_it_importable, write
 from tests.support.official_stylegan3 import Sizes, generator, image_of, snapshot
 from tests.support.tiny_run import tensors
 
@@ -46,12 +46,6 @@ def files(tmp_path_factory):
 @pytest.fixture(params=CASES)
 def case(request, files):
     return files[request.param]
-
-
-def inputs(s: Sizes, n: int = 4):
-    torch.manual_seed(1)
-    label = torch.arange(n) % s.c_dim if s.c_dim else None
-    return torch.randn(n, s.z_dim), label, torch.randn(n, s.img_channels, s.img_resolution, s.img_resolution)
 
 
 def in_fp64(saved):

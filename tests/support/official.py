@@ -147,6 +147,13 @@ class Sizes:
         return [2**i for i in range(2, int(math.log2(self.img_resolution)) + 1)]
 
 
+def inputs(s, n: int = 4):
+    """Latents, labels or None, and images for networks of these sizes."""
+    torch.manual_seed(1)
+    label = torch.arange(n) % s.c_dim if s.c_dim else None
+    return torch.randn(n, s.z_dim), label, torch.randn(n, s.img_channels, s.img_resolution, s.img_resolution)
+
+
 FILTER = torch.outer(torch.tensor([1.0, 3, 3, 1]), torch.tensor([1.0, 3, 3, 1])) / 64
 
 

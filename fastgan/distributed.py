@@ -150,7 +150,7 @@ def connected(device: str, remedy: str) -> Iterator[Ranks]:
         yield ranks
         ranks.leave()
     except RuntimeError as error:
-        if not _is_lost_process(error):
+        if not is_lost_process(error):
             raise
         line = str(error).strip().partition("\n")[0]
         raise UserError(f"another process of this run is gone ({line}); {remedy}") from error
@@ -160,7 +160,7 @@ def connected(device: str, remedy: str) -> Iterator[Ranks]:
                 dist.destroy_process_group()
 
 
-def _is_lost_process(error: RuntimeError) -> bool:
+def is_lost_process(error: RuntimeError) -> bool:
     """Whether an exception means that another process does not answer any more. gloo's have no type of their own."""
     return isinstance(error, dist.DistError) or any(
         sign in str(error) for sign in ("gloo", "onnection closed", "onnection reset", "Broken pipe", "NCCL")

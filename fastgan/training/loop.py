@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fastgan import data, models
-from fastgan.distributed import Ranks, connected
+from fastgan.distributed import Ranks, connected, is_lost_process
 from fastgan.errors import UserError, program, readable
 from fastgan.files import one_writer, write_atomically
 from fastgan.metrics import registry
@@ -173,11 +173,15 @@ def _train(
     @contextlib.contextmanager
     def saved_if_it_fails() -> Iterator[None]:
         """Save what has been trained since the last save if the block fails. A step that has failed may be half done:
-        the discriminator may be ahead by one update."""
+        the discriminator may be ahead by one update.
+
+        Not if another process is gone: torchrun may start all of them again, which must go on exactly.
+        """
         try:
             yield
         except Exception as error:
-            if state.images > last_save and not isinstance(error, guard.Diverged):
+            another_is_gone = isinstance(error, RuntimeError) and is_lost_process(error)
+            if state.images > last_save and not another_is_gone and not isinstance(error, guard.Diverged):
                 with contextlib.suppress(Exception):  # the first error is the one to report
                     log.sync()
                     save()

@@ -95,4 +95,4 @@ def assert_same_checkpoint(run: Path, other: Path) -> None:
     ours, theirs = tensors(run), tensors(other)
     assert ours.keys() == theirs.keys()
     different = [name for name in ours if ours[name].tobytes() != theirs[name].tobytes()]
-    assert not different
+    assert not different, f"these differ: {different}"

@@ -285,7 +285,8 @@ __device__ __forceinline__ void check_vector(const T* p GPU_PLACE) {
 // Whether an access is the last one to these bytes for long: the L2 keeps them no longer than it must (evict-first).
 enum class Access { any, last };
 
-// load<V>(p), store(p, vec): one access of V values. p must be aligned to the size of the vector.
+// load<V>(p), store(p, vec): one access of V values. p must be aligned to the size of the vector. load also reads shared
+// memory; store does not write it, store_shared does.
 template <int V, class T>
 __device__ __forceinline__ Vec<T, V> load(const T* p GPU_PLACE) {
     detail::check_vector<T, V>(p GPU_HERE);
@@ -324,6 +325,7 @@ template <Access A = Access::any, int V, class T>
 __device__ __forceinline__ void store(T* p, const Vec<T, V>& value GPU_PLACE) {
     detail::check_vector<T, V>(p GPU_HERE);
 #ifdef FASTGAN_EMULATE
+    emulation::check_global(p, {file, line});
     const emulation::LastAccess scope(A == Access::last);
     Vec<T, V> copy = value;
     asm volatile("" : "+m"(copy));  // one access, also where the compiler holds the elements apart
@@ -332,6 +334,19 @@ __device__ __forceinline__ void store(T* p, const Vec<T, V>& value GPU_PLACE) {
     using Word = detail::Word<sizeof(T) * V>;
     const Word word = *reinterpret_cast<const Word*>(&value);
     A == Access::last ? __stcs(reinterpret_cast<Word*>(p), word) : __stwb(reinterpret_cast<Word*>(p), word);
+#endif
+}
+
+template <int V, class T>
+__device__ __forceinline__ void store_shared(T* p, const Vec<T, V>& value GPU_PLACE) {
+    detail::check_vector<T, V>(p GPU_HERE);
+#ifdef FASTGAN_EMULATE
+    Vec<T, V> copy = value;
+    asm volatile("" : "+m"(copy));
+    std::memcpy(p, &copy, sizeof copy);
+#else
+    using Word = detail::Word<sizeof(T) * V>;
+    *reinterpret_cast<Word*>(p) = *reinterpret_cast<const Word*>(&value);
 #endif
 }
 

@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(MAX_THREADS)
                 for (int v = 0; v < 4; ++v) {
                     four.v[v] = there[l] ? gpu::to<float>(next[l].v[i * 4 + v]) + added.v[v] : 0.0f;
                 }
-                gpu::store(to + place_of[l] + i * 4, four);
+                gpu::store_shared(to + place_of[l] + i * 4, four);
             }
         }
     };

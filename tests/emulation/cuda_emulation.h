@@ -60,9 +60,10 @@ std::uint64_t warp_operation(WarpOperation operation, unsigned mask, std::uint64
                              Place place);
 void* static_shared(const void* declaration, std::size_t bytes, std::size_t alignment, const char* name, Place place);
 void* dynamic_shared();
-int attribute(const char* name, int value);    // of the device, by its name in cudaDevAttr
-unsigned skipped_blocks();                     // blocks before this one that are not executed (FASTGAN_EMULATED_ENDS)
-void check_wait(bool satisfied, Place place);  // blocks run one after another: none can wait
+void check_global(const void* p, Place place);  // a store to global memory
+int attribute(const char* name, int value);     // of the device, by its name in cudaDevAttr
+unsigned skipped_blocks();                      // blocks before this one that are not executed (FASTGAN_EMULATED_ENDS)
+void check_wait(bool satisfied, Place place);   // blocks run one after another: none can wait
 
 // Marks accesses in its scope as the last to their bytes, for traffic.cpp. Calls, which accesses cannot be moved across.
 extern bool last_access;

@@ -759,6 +759,10 @@ void* static_shared(const void* declaration, std::size_t bytes, std::size_t alig
 
 void* dynamic_shared() { return S.shared.front().start; }
 
+void check_global(const void* p, Place place) {
+    if (p >= S.arena && p < S.arena_end) fail("a store to global memory has an address of shared memory", place);
+}
+
 }  // namespace emulation
 
 // ------------------------------------------------------------------------------------------------------------- UBSan

@@ -231,6 +231,18 @@ __global__ void vector_copy(const float* __restrict__ x, float* y, int n) {
     if (i + V <= n) gpu::store(y + i, gpu::load<V>(x + i));
 }
 
+template <bool shared>
+__global__ void vector_to_shared(float* y) {
+    DYN_SHARED(float, row);
+    const gpu::Vec<float, 4> four = {1, 1, 1, 1};
+    if constexpr (shared) {
+        gpu::store_shared(row, four);
+    } else {
+        gpu::store(row, four);
+    }
+    y[threadIdx.x] = row[threadIdx.x];
+}
+
 __global__ void misaligned_vector(const float* x, float* y) { gpu::store(y, gpu::load<4>(x + 1)); }
 
 __global__ void cast_to_vector(const float* x, float* y, int offset) {
@@ -346,6 +358,8 @@ const std::map<std::string, std::function<void(Out&)>> seeded_bugs = {
     {"warp_reduction", two(64, 64, 1, 64, warp_reduction)},
 
     {"vector_copy", two(4 * 321, 4 * 321, 6, 64, vector_copy<4>, 4 * 321)},
+    {"vector_to_shared", one(4, 1, 4, 16, vector_to_shared<true>)},
+    {"global_vector_to_shared", one(4, 1, 4, 16, vector_to_shared<false>)},
     {"misaligned_vector", two(8, 4, 1, 1, misaligned_vector)},
     {"misaligned_cast", two(8, 1, 1, 1, cast_to_vector, 1)},
     {"aligned_cast", two(8, 1, 1, 1, cast_to_vector, 4)},

@@ -91,7 +91,7 @@ LIMITS = [
     Limit("  backward",                          "backward_strips<bf16, 4, false, false>", 3, 85, 160),
     Limit("  with a clamp",                      "backward_strips<bf16, 4, false, true>", 3, 103, 160),
     Limit("  backward from y",                   "backward_strips<bf16, 4, true, false>", 3, 75, 160),
-    Limit("filtered_lrelu, same size",           "filter_columns<bf16, 2, 2, false>",    2,  225),
+    Limit("filtered_lrelu, same size",           "filter_columns<bf16, 2, 2, false>",    2,  650),
     Limit("  backward",                          "filter_columns<bf16, 2, 2, true>",     2,  195),
     Limit("noise_bias_act_to_rgb forward",       "to_rgb_forward<bf16, 8, 3>",           2,   23),
     Limit("  backward",                          "to_rgb_backward<bf16, 4, 3, false>",   2,  104),

@@ -1,12 +1,14 @@
 """filtered_lrelu against its parts in plain PyTorch: values, derivatives, sizes and errors."""
 
+import functools
+
 import pytest
 import torch
 
 from fastgan import ops
 from fastgan.models.alias_free import low_pass
 from fastgan.ops.filtered_lrelu import _separately, _validate, filtered_lrelu
-from tests.support import backends
+from tests.support import backends, table
 
 RADIAL = low_pass(12, 8.0, 10.0, 64, radial=True)
 FORMS = {
@@ -29,10 +31,6 @@ def filter(given, dtype=torch.float32):
     return torch.randn(given, dtype=dtype) / given**0.5
 
 
-def size(shape):
-    return "x".join(map(str, shape))
-
-
 def make(form, shape, dtype, layout):
     up_taps, down_taps, named = FORMS[form]
     torch.manual_seed(1)
@@ -48,10 +46,12 @@ def in_parts(x, up_taps, down_taps, bias, *, up=1, down=1, padding=0, gain=2**0.
         return _separately(x, up_taps, down_taps, bias, up, down, sides, gain, slope, clamp, flip)
 
 
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
-@pytest.mark.parametrize("shape", [(2, 3, 9, 7), (1, 16, 6, 11), (2, 37, 5, 8)], ids=size)
-@pytest.mark.parametrize("form", FORMS)
+@table.over_product(
+    form=tuple(FORMS),
+    shape=((2, 3, 9, 7), (1, 16, 6, 11), (2, 37, 5, 8)),
+    layout=("nchw", "nhwc"),
+    options=tuple(OPTIONS),
+)
 def test_values_and_gradients_are_those_of_its_parts(form, shape, layout, options, backend):
     x, up_taps, down_taps, bias, named = make(form, shape, torch.float64, layout)
     named = named | OPTIONS[options]
@@ -104,23 +104,29 @@ def test_precision(form, dtype, backend):
 )
 def test_filters_of_stylegan3_on_images_of_several_tiles(form, shape, dtype, backend):
     """In the dtypes of a training, for which there are kernels of their own."""
-    x, up_taps, down_taps, bias, named = make(form, shape, dtype, "nhwc")
-    device = backends.device(backend)
-    given = [None if t is None else t.to(device) for t in (x, up_taps, down_taps, bias)]
-    results = []
-    for function, to in ((filtered_lrelu, lambda t: t), (in_parts, lambda t: t.double())):
-        x, up_taps, down_taps, bias = (to(t) for t in given)
-        x, bias = x.clone().requires_grad_(), bias.clone().requires_grad_()
-        y = function(x, up_taps, down_taps, bias, clamp=1.5, **named)
-        dy = torch.linspace(-1, 1, y.numel(), dtype=torch.float64, device=device).view(y.shape)
-        dy = dy.to(dtype).to(y.dtype).requires_grad_()
-        first = torch.autograd.grad(y, (x, bias), dy, create_graph=True)
-        (ddy,) = torch.autograd.grad(first[0], dy, to(given[0]))
-        results.append([y, *first, ddy])
-    for got, expected in zip(*results, strict=True):
-        error = (got.double() - expected).square().mean().sqrt() / expected.square().mean().sqrt()
+    got = on_tiles(filtered_lrelu, form, shape, dtype, backends.device(backend))
+    expected = in_parts_on_tiles(form, shape, dtype, backends.device(backend))
+    for ours, exact in zip(got, expected, strict=True):
+        error = (ours.double() - exact).square().mean().sqrt() / exact.square().mean().sqrt()
         assert error < (1e-5 if dtype == torch.float32 else 4e-3)
-    assert all(t.is_contiguous(memory_format=torch.channels_last) for t in (*results[0][:2], results[0][3]))
+    assert all(t.is_contiguous(memory_format=torch.channels_last) for t in (*got[:2], got[3]))
+
+
+def on_tiles(function, form, shape, dtype, device, to=lambda t: t):
+    """Result, first derivatives and a second one, of the numbers of `dtype` after `to`."""
+    *tensors, named = make(form, shape, dtype, "nhwc")
+    x, up_taps, down_taps, bias = (None if t is None else to(t.to(device)) for t in tensors)
+    given = x, bias = [t.detach().requires_grad_() for t in (x, bias)]
+    y = function(x, up_taps, down_taps, bias, clamp=1.5, **named)
+    dy = torch.linspace(-1, 1, y.numel(), dtype=torch.float64, device=device).view(y.shape)
+    dy = dy.to(dtype).to(y.dtype).requires_grad_()
+    first = torch.autograd.grad(y, given, dy, create_graph=True)
+    return [t.detach() for t in (y, *first, *torch.autograd.grad(first[0], dy, x))]
+
+
+@functools.lru_cache(maxsize=1)  # conftest.py orders tests so that the backends of a case follow each other
+def in_parts_on_tiles(*case):
+    return on_tiles(in_parts, *case, to=torch.Tensor.double)
 
 
 @pytest.mark.parametrize(

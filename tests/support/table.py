@@ -4,6 +4,8 @@ An operation's test file has its cases and a `textbook` function, written apart 
 and dtype it calls `assert_derivatives_as_good_as_plain`.
 """
 
+import itertools
+import random
 from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import pytest
@@ -18,14 +20,17 @@ _latest: dict[tuple, tuple] = {}  # textbook results of one case; conftest.py or
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 
 
+# Backends that take a part of a table: emulated kernels, and C++ kernels for other instruction sets than the best. All
+# others, and all backends under a sanitizer, take every case.
+SOME = () if backends.SANITIZER else ("emulated", *backends.SLOWER_CPP)
+
+
 def over(cases: Iterable[tuple[Hashable, str]]) -> pytest.MarkDecorator:
     """Decorator of a test of `backend`, `case` and `dtype`: runs it over pairs of a case and the name of a dtype.
 
-    Emulated kernels, and C++ kernels for other instruction sets than the best, take a case in every second of its
-    dtypes, beginning with the first or the second, in turns. So each of them meets every case, and every dtype with
-    nearly every option. All other backends, and all backends under a sanitizer, take all pairs.
+    Backends of `SOME` take a case in every second of its dtypes, beginning with the first or the second, in turns. So
+    each of them meets every case, and every dtype with nearly every option.
     """
-    in_turns = () if backends.SANITIZER else ("emulated", *backends.SLOWER_CPP)
     dtypes: dict[Hashable, list[str]] = {}
     for case, dtype in cases:
         dtypes.setdefault(case, []).append(dtype)
@@ -35,9 +40,44 @@ def over(cases: Iterable[tuple[Hashable, str]]) -> pytest.MarkDecorator:
         for i, (case, of_case) in enumerate(dtypes.items())
         for j, dtype in enumerate(of_case)
         for backend in backends.AVAILABLE
-        if backend not in in_turns or len(of_case) == 1 or (i.bit_count() + j + in_turns.index(backend)) % 2 == 0
+        if backend not in SOME or len(of_case) == 1 or (i.bit_count() + j + SOME.index(backend)) % 2 == 0
     ]
     return pytest.mark.parametrize(("backend", "case", "dtype"), chosen, indirect=["backend"])
+
+
+def in_pairs(choices: Sequence[Sequence], seed: Hashable = 0) -> list[tuple]:
+    """Few tuples of one value from each of `choices` that hold every two values of different ones together.
+
+    Greedy: the next tuple is the one with the most pairs that none before it holds. `seed` decides between equals.
+    """
+    rows = list(itertools.product(*map(range, map(len, choices))))
+    random.Random(f"{seed}").shuffle(rows)
+    pairs = {row: set(itertools.combinations(enumerate(row), 2)) for row in rows}
+    missing, chosen = set().union(*pairs.values()), []
+    while missing:
+        chosen.append(max(rows, key=lambda row: len(pairs[row] & missing)))
+        missing -= pairs[chosen[-1]]
+    return [tuple(values[i] for values, i in zip(choices, row, strict=True)) for row in sorted(chosen)]
+
+
+def over_product(**choices: Sequence) -> pytest.MarkDecorator:
+    """Decorator of a test of `backend` and of these parameters: runs it over all combinations of their values.
+
+    Backends of `SOME` take few of them, with every two values of different parameters together (`in_pairs`), and each
+    backend others.
+    """
+    chosen = {name: in_pairs(list(choices.values()), seed=name) for name in SOME}
+    cases = [
+        pytest.param(backend, *case, id="-".join([backend, *map(_id, case)]))
+        for case in itertools.product(*choices.values())
+        for backend in backends.AVAILABLE
+        if backend not in SOME or case in chosen[backend]
+    ]
+    return pytest.mark.parametrize(("backend", *choices), cases, indirect=["backend"])
+
+
+def _id(value) -> str:
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value).removeprefix("torch.")
 
 
 def orders_of(backend: str, mean: float) -> Sequence[int]:

@@ -187,7 +187,8 @@ class FilteredLreluCall(NamedTuple):
     """A call of filtered_lrelu: the operation, or with `reads_signs` the map with given slopes, which has no bias.
 
     The image between the filters, z, has (oh - 1) * down + down_size rows and likewise columns. Taps are those that are
-    correlated with the image. signs: int32 [N, ceil(C / 16), signs_h, signs_w], see `FilteredLreluSlopes`.
+    correlated with the image. signs: int32 [N, ceil(C / 16), signs_h, signs_w], see `FilteredLreluSlopes`. dbias: [C],
+    sums of y over samples and places, for the CPU's `backward` alone.
     """
 
     n: int
@@ -222,6 +223,7 @@ class FilteredLreluCall(NamedTuple):
     x: Tensor
     y: Tensor
     signs: Tensor | None
+    dbias: Tensor | None
 
 
 class BiasActBlurCall(NamedTuple):

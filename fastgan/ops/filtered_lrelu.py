@@ -82,9 +82,9 @@ def filtered_lrelu(
         up, down: factors of zero insertion and decimation.
         padding: (left, right, top, bottom) of the image after zero insertion, or one number for all sides; negative
             values crop it.
-        gain: factor after the leaky ReLU.
+        gain: factor after the leaky ReLU, above 0.
         slope: of the leaky ReLU below zero; 1 for none.
-        clamp: limit of the magnitude after the gain; None for none.
+        clamp: limit of the magnitude after the gain, 0 or above; None for none.
         flip: correlate with both filters instead of convolving; no difference for symmetric ones.
 
     Returns:
@@ -97,6 +97,10 @@ def filtered_lrelu(
         BackendUnavailable: none of the requested backends can serve.
     """
     x, up_taps, down_taps, bias, sides = _validate(x, up_taps, down_taps, bias, up, down, padding)
+    if not gain > 0:
+        raise ValueError(f"filtered_lrelu: gain is {gain}, must be above 0")
+    if clamp is not None and not clamp >= 0:
+        raise ValueError(f"filtered_lrelu: clamp is {clamp}, must be 0 or above, or None for none")
     backend = backends.choose("upfirdn2d", x.device)
     if not backends.has_kernels(backend, "filtered_lrelu", x.device) or not _fits(x, bias, up_taps, down_taps):
         return _separately(x, up_taps, down_taps, bias, up, down, sides, gain, slope, clamp, flip)
@@ -241,9 +245,31 @@ class _Activation(torch.autograd.Function):
         if grad is None:
             return (None,) * 8
         link, *constants = ctx.saved_tensors
-        dx = _derivative(grad, link, constants, *ctx.call)
-        dbias = dx.sum((0, 2, 3), dtype=arithmetic_dtype(dx.dtype)) if ctx.needs_input_grad[1] else None
+        if not ctx.needs_input_grad[1]:
+            dx, dbias = _derivative(grad, link, constants, *ctx.call), None
+        elif _sums_too(grad, ctx.call[0]):
+            dx, dbias = _launch_backward(grad, constants, *ctx.call)
+        else:
+            dx = _derivative(grad, link, constants, *ctx.call)
+            dbias = dx.sum((0, 2, 3), dtype=arithmetic_dtype(dx.dtype))
         return dx if ctx.needs_input_grad[0] else None, dbias, *[None] * 6
+
+
+def _sums_too(grad: Tensor, backend: str) -> bool:
+    """Whether a kernel computes the bias's gradient beside that of x, of which no derivatives are wanted."""
+    launchers = fastgan_kernels.BACKENDS[backend].launchers("filtered_lrelu")
+    is_recorded = torch.is_grad_enabled() or is_compiling()
+    return hasattr(launchers, "backward") and not is_recorded and not backward_must_use_reference((grad,))
+
+
+def _launch_backward(grad, constants, backend, options, adjoint) -> tuple[Tensor, Tensor]:
+    grad = FilteredLreluSlopes.prepare_gradient(grad, options)
+    inputs = (grad, *constants)
+    dx = FilteredLreluSlopes.allocate_output(inputs, adjoint)
+    dbias = grad.new_empty(dx.shape[1], dtype=arithmetic_dtype(dx.dtype))
+    launchers = fastgan_kernels.BACKENDS[backend].launchers("filtered_lrelu")
+    launchers.backward(call_of(dx, inputs, adjoint)._replace(dbias=dbias))
+    return dx, dbias
 
 
 def _allocate(x, bias, up_taps, down_taps, *rest) -> tuple[Tensor, Tensor]:
@@ -293,7 +319,7 @@ def call_of(y: Tensor, inputs, options: Options) -> FilteredLreluCall:
         options.top, len(first), first.dim() == 1, len(second), second.dim() == 1, options.up_gain, options.slope,
         options.gain, options.clamp, False, True, options.signs_left, options.signs_top,
         0 if signs is None else signs.shape[2], 0 if signs is None else signs.shape[3], first, second, None, x, y,
-        signs,
+        signs, None,
     )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """Times `filtered_lrelu` beside its parts: `python -m bench.filtered_lrelu [FORM ...]`.
 
-Prints time and peak memory, forward and backward, of the fused operation, of fastgan's own operations that it is made
-of, and of StyleGAN3's reference implementation in plain PyTorch. In channels_last; on a GPU if there is one.
+Prints time and peak memory, forward and backward, of the fused operation, and how many times as much fastgan's own
+operations take that it is made of, and StyleGAN3's reference implementation in plain PyTorch. In channels_last; on a
+GPU if there is one.
 """
 
 import sys
@@ -38,15 +39,17 @@ def run(case: Case) -> dict[str, tuple[float, int]]:
 def main(names: list[str]) -> None:
     device = measure.device().type
     forms = [form for form in FORMS if form.operation == "filtered_lrelu" and (not names or form.name in names)]
+    print("| call | x | dtype | time, ms | parts | plain PyTorch | peak memory, MB | parts | plain PyTorch |")
+    print("| --- | --- | --- | --: | --: | --: | --: | --: | --: |")
     for form in forms:
         for shape in form.shapes[device]:
             for dtype in DTYPES:
-                found = run(Case(form, device, shape, dtype))
-                seconds, peak = found["fused"]
-                for name, (taken, most) in found.items():
-                    times = f"{taken / seconds:5.1f} x time  {most / peak:5.1f} x memory"
-                    what = f"{form.name:18} {'x'.join(map(str, shape)):15} {dtype}  {name:14}"
-                    print(f"{what} {1e3 * taken:8.1f} ms {most / 2**20:8.0f} MB {times}", flush=True)
+                (seconds, peak), *others = run(Case(form, device, shape, dtype)).values()
+                slower = [f"x {taken / seconds:.1f}" for taken, _ in others]
+                larger = [f"x {most / peak:.1f}" for _, most in others]
+                size = "x".join(map(str, shape))
+                cells = [form.label, size, dtype, f"{1e3 * seconds:.1f}", *slower, f"{peak / 2**20:.0f}", *larger]
+                print("| " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from fastgan import studies
+from fastgan.editing import Direction
 from fastgan.runs import drawing
 from fastgan.runs.drawing import to_uint8
 from fastgan.runs.grid import Section
@@ -121,6 +122,25 @@ def mixing(
     name = f" ({layers})" if isinstance(layers, str) else ""
     heading = f"layers {_ranges(chosen)}{name} of 0-{generator.num_ws - 1} from source B"
     return Section(heading, rows, ["source A", *seed_labels(seeds_b)], sources=True)
+
+
+def directions(
+    generator: nn.Module,
+    seed: int,
+    directions: Sequence[Direction],
+    strengths: Sequence[float],
+    *,
+    seed_format: str = "torch",
+    **settings,
+) -> Section:
+    """A row a direction of w, with its share; a column a strength; of one latent."""
+    z = drawing.latents([seed], generator.z_dim, seed_format)
+    rows = []
+    for each in directions:
+        images = studies.edits(generator, z, [each], strengths, **settings)[0, 0]
+        rows.append((f"{each.name}, {100 * each.share:.0f} %", to_uint8(images)))
+    heading = f"directions of w, seed {seed}\nlayers {_ranges(list(directions[0].layers))} of 0-{generator.num_ws - 1}"
+    return Section(heading, rows, [f"{strength:+.3g}" for strength in strengths])
 
 
 def noise(generator: nn.Module, seeds: Sequence[int], *, draws: int, seed_format: str = "torch", **settings) -> Section:

@@ -25,6 +25,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from fastgan.editing import Direction, style_offset
 from fastgan.models.moving import MOVABLE, rotation, synthesize_moved, translation
 from fastgan.models.progressive import ProgressiveGrowing
 from fastgan.models.style_based import StyleBasedGenerator
@@ -36,6 +37,7 @@ __all__ = [
     "Unsupported",
     "architecture",
     "classes",
+    "edits",
     "fine_noise_from",
     "growth",
     "growth_levels",
@@ -255,6 +257,30 @@ def _require_invertible(transform: Tensor) -> None:
         raise ValueError(f"transforms: {shown} is no affine map, must be [3, 3] and finite, its last row 0 0 1")
     if torch.linalg.cond(transform.double().cpu()[:2, :2]) > LARGEST_CONDITION:
         raise ValueError(f"transforms: {shown} is singular, must have an inverse")
+
+
+def edits(
+    generator: nn.Module,
+    seeds: Seeds,
+    directions: Sequence[Direction],
+    strengths: Sequence[float],
+    *,
+    label: int | None = None,
+    truncation: float = 1.0,
+) -> Tensor:
+    """Images moved along directions of w: [len(seeds), len(directions), len(strengths), C, H, W].
+
+    directions: of `fastgan.editing`. strengths: in steps of each direction; 0 is the image as it is. Raises ValueError
+    for directions of another network, Unsupported for a generator without styles.
+    """
+    styled = _with_styles(generator, "editing")
+    ws = _styles(styled, _latents(generator, seeds), label, truncation)
+    moved = [
+        torch.stack([ws + style_offset(styled, [each], {each.name: strength}) for strength in strengths], 1)
+        for each in directions
+    ]  # [N, strengths, num_ws, w_dim] each
+    images = [_synthesize(styled, each.flatten(0, 1)).unflatten(0, each.shape[:2]) for each in moved]
+    return torch.stack(images, 1)
 
 
 def noise_by_layer(

@@ -15,6 +15,7 @@ from fastgan.version import __version__
 COMMANDS = {
     "train": "Train a GAN, or resume a run.",
     "generate": "Draw images, style mixing, interpolation, noise and truncation.",
+    "directions": "Find directions in w that edit images, and draw and save them.",
     "evaluate": "Measure generated images against real ones: KID, FID, and others.",
     "view": "Show a run and its generator in the browser.",
     "dataset": "Prepare images for training: crop, resize, find their classes.",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -82,6 +83,13 @@ class Options:
     """Classes by name, like 3,5; the study is repeated for each."""
     trunc: Annotated[float, tyro.conf.arg(aliases=["--truncation"])] = 1.0
     """Truncation psi: 1 is full variety, less is more typical images, 0 the average image."""
+    edit: Annotated[str, tyro.conf.arg(metavar="NAME=NUMBER,...", help_behavior_hint="(default: none)")] = ""
+    """Moves all images along directions of w, like f0=2.5,f3=-1: names that `fastgan directions` has found, and
+    strengths in their standard deviations."""
+    directions: Annotated[
+        PathText | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: RUN/directions.safetensors)")
+    ] = None
+    """File of directions for --edit."""
     out: Annotated[PathText | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: in RUN)")] = None
     """File name of the picture, ending in .png, .jpg or .webp. The default is in the current folder for a URL or an
     example."""
@@ -99,6 +107,7 @@ class Options:
     def check(self) -> None:
         """Raises UserError for options that are wrong for any checkpoint."""
         self._check_seeds("seeds")
+        self.edits()
         if self.out is not None and not self.is_folder() and Path(self.out).suffix.lower() not in self.endings:
             *others, last = self.endings
             raise UserError(f"--out {readable(self.out)}: the name must end in {', '.join(others)} or {last}")
@@ -110,6 +119,19 @@ class Options:
             raise UserError(
                 f"{option} {text}: {largest} is out of range; a seed of numpy is from 0 to {LARGEST_NUMPY_SEED}"
             )
+
+    def edits(self) -> dict[str, float]:
+        """Strengths by name, of `edit`. Raises UserError for another form."""
+        found = {}
+        for part in filter(None, self.edit.split(",")):
+            name, _, number = part.strip().rpartition("=")
+            try:
+                found[name.strip()] = float(number)
+            except ValueError:
+                found[name] = math.nan
+            if not name or not math.isfinite(found[name.strip()]):
+                raise UserError(f"--edit {readable(part)}: must be a name and a number, like f0=2.5")
+        return found
 
     def is_folder(self) -> bool:
         """Whether `out` is a folder for single images."""
@@ -150,6 +172,7 @@ class Options:
         first, *others = section.heading.splitlines()
         first += f", class {class_name}" if class_name else ""
         first += f", truncation {self.trunc:g}" if self.trunc != 1 else ""
+        first += f", edited by {self.edit}" if self.edit else ""
         return section._replace(heading="\n".join([first, *others]))
 
 
@@ -575,12 +598,32 @@ def generate(options: Options) -> None:
 
     prepare_to_write(out / "image.png" if options.is_folder() else out)
     try:
-        options.write(generator, labels, out)
+        with edited(generator, options, folder):
+            options.write(generator, labels, out)
     except Unsupported as error:
         raise UserError(f"{options.name}: {error}") from None
     if examples.is_example(options.checkpoint):
         print(f"{options.checkpoint} is described in {examples.card_of(options.checkpoint)}")
     print(out)
+
+
+def edited(generator: nn.Module, options: Options, folder: Path) -> AbstractContextManager[None]:
+    """What `options.edit` makes of the generator, within a block. Raises UserError for directions that it lacks.
+
+    folder: of the run.
+    """
+    edits = options.edits()
+    if not edits:
+        return nullcontext()
+    from fastgan import editing
+
+    file = folder / editing.FILE_NAME if options.directions is None else Path(options.directions)
+    directions = editing.load(file)
+    try:
+        editing.style_offset(editing.require_styles(generator), directions, edits)
+    except ValueError as error:
+        raise UserError(f"--edit {options.edit}: {error} ({file})") from None
+    return editing.edited(generator, directions, edits)
 
 
 def check_animation(fps: int, out: str | None) -> None:

@@ -58,6 +58,7 @@ class StyleBasedGenerator(nn.Module):
     num_ws: int
     noise_resolutions: list[int]  # one entry a layer with noise
     truncated_layers: int | None = None  # default number of truncated layers, from the first; None for all
+    style_offset: Tensor | None = None  # [num_ws, w_dim], added to the styles of all images; `fastgan.editing` sets it
 
     @property
     def ws_in_use(self) -> int:
@@ -120,7 +121,7 @@ class StyleBasedGenerator(nn.Module):
                 raise ValueError(f"truncation_layers is {layers}, must be 0 at least")
             ws = ws.to(self.mapping.w_avg.dtype)
             ws = torch.cat([self.mapping.w_avg.lerp(ws[:, :layers], truncation), ws[:, layers:]], 1)
-        return ws
+        return ws if self.style_offset is None else ws + self.style_offset
 
     def synthesize(self, ws: Tensor, *, noise: str | Sequence[str] = "random") -> Tensor:
         """ws [N, num_ws, w_dim] to an image [N, channels, R, R] of nominal range [-1, 1], fp32.

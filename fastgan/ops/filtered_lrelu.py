@@ -257,9 +257,9 @@ class _Activation(torch.autograd.Function):
 
 def _sums_too(grad: Tensor, backend: str) -> bool:
     """Whether a kernel computes the bias's gradient beside that of x, of which no derivatives are wanted."""
-    launchers = fastgan_kernels.BACKENDS[backend].launchers("filtered_lrelu")
-    is_recorded = torch.is_grad_enabled() or is_compiling()
-    return hasattr(launchers, "backward") and not is_recorded and not backward_must_use_reference((grad,))
+    if is_compiling() or torch.is_grad_enabled() or backward_must_use_reference((grad,)):
+        return False
+    return hasattr(fastgan_kernels.BACKENDS[backend].launchers("filtered_lrelu"), "backward")
 
 
 def _launch_backward(grad, constants, backend, options, adjoint) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from fastgan import options
-from fastgan.cli import dataset, doctor, evaluate, generate
+from fastgan.cli import dataset, directions, doctor, evaluate, generate
 from fastgan.cli import export as export
 from fastgan.cli import view as view
 from fastgan.cli.train import main as train_main
@@ -25,6 +25,7 @@ if sys.platform == "linux":
 COMMANDS = {
     "train": (train_main, configuration.Config),
     **{f"generate {name}": (generate.main, kind) for name, kind in generate.SUB_COMMANDS.items()},
+    "directions": (directions.main, directions.Directions),
     "evaluate": (evaluate.main, evaluate.Options),
     "export": (export.main, export.Options),
     "dataset": (dataset.main, dataset.Options),

@@ -433,6 +433,9 @@ STUDY_ERRORS = {
         ".png, .jpg, .jpeg, .webp, .gif or .mp4",
     ),
     "an animation of something else": ("mix --out x.gif", "--out x.gif: the name must end in .png"),
+    "an edit without a number": ("mix --edit f0", "--edit f0: must be a name and a number, like f0=2.5"),
+    "an endless edit": ("mix --edit f0=inf", "--edit f0=inf: must be a name and a number"),
+    "no directions": ("mix --edit f0=1", "directions.safetensors does not exist; `fastgan directions` writes it"),
     "it does not grow": ("growth", "growth: stylegan2 does not grow"),
 }
 

@@ -31,7 +31,7 @@ from torch import nn
 from torch.distributed.run import parse_args as launcher_options
 
 from fastgan import metrics
-from fastgan.cli import COMMANDS, dataset, evaluate, generate
+from fastgan.cli import COMMANDS, dataset, directions, evaluate, generate
 from fastgan.cli import export as export
 from fastgan.cli import view as view
 from fastgan.data import emoji, glyphs
@@ -118,6 +118,7 @@ OPTIONS = {
         f"fastgan.{name}": functools.partial(lambda kind, argv: tyro.cli(kind, args=argv), module.Options)
         for name, module in (("dataset", dataset), ("evaluate", evaluate), ("export", export), ("view", view))
     },
+    "fastgan.directions": lambda argv: tyro.cli(directions.Directions, args=argv),
 }
 
 # Placeholders on pages, and what replaces them. `mentioned_files` makes files and folders.
@@ -376,6 +377,7 @@ FLAGS = {
     "fastgan.train": flags_of(*_groups) - {"--source"} | {"--data", "--recipe"},
     "fastgan.generate": flags_of(*generate.SUB_COMMANDS.values()),
     "fastgan.dataset": flags_of(dataset.Options),
+    "fastgan.directions": flags_of(directions.Directions),
     "fastgan.evaluate": flags_of(evaluate.Options),
     "fastgan.export": flags_of(export.Options),
     "fastgan.view": flags_of(view.Options),

@@ -28,6 +28,7 @@ LAYERS = (
     ("data",),
     ("interop", "metrics"),
     ("runs",),
+    ("editing",),
     ("sampler", "studies", "training"),
     ("export", "figures", "view"),
     ("fastgan",),  # fastgan/__init__.py, which exports names of other packages
@@ -36,12 +37,13 @@ LAYERS = (
 )
 
 # `python -m fastgan.NAME`: a few lines that call fastgan.cli.
-COMMANDS = ("dataset", "doctor", "evaluate", "generate", "train")
+COMMANDS = ("dataset", "directions", "doctor", "evaluate", "generate", "train")
 
 # Modules that read finished trainings.
 WITHOUT_TRAINING = (
     "fastgan.sampler",
     "fastgan.studies",
+    "fastgan.directions",
     "fastgan.generate",
     "fastgan.evaluate",
     "fastgan.export.__main__",

@@ -15,7 +15,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -206,7 +206,7 @@ def sampled(generator: StyleBasedGenerator, samples: int = SAMPLES, seed: int = 
     mapping = generator.mapping
     device = mapping.w_avg.device
     classes = 0 if mapping.embed is None else mapping.embed.weight.shape[1]
-    z = torch.randn(samples, generator.z_dim, generator=torch.Generator().manual_seed(seed))
+    z = torch.randn(samples, cast(int, generator.z_dim), generator=torch.Generator().manual_seed(seed))
     labels = torch.arange(samples) % classes if classes else None
     found = []
     for start in range(0, samples, _BATCH):

@@ -82,7 +82,7 @@ class Directions(Options):
         from fastgan import editing, figures
 
         found = self._find(generator)
-        settings = {"truncation": self.trunc, "seed_format": self.seed_format}
+        settings: dict[str, Any] = {"truncation": self.trunc, "seed_format": self.seed_format}
         sections = []
         for class_name, label in labels:
             for seed in parse_seeds(self.seeds):

@@ -49,7 +49,10 @@ class Options:
     - On features of Inception, as in papers (extra "fid", and --inception-weights): fid; kid-inception; pr-inception;
     is, the Inception score.
     - Of stylegan3 and stylegan2, in dB: eqt, eqt-frac, eqr, whether the image moves as the scene does, by whole pixels,
-    by fractions of a pixel, and around. These alone need no --data."""
+    by fractions of a pixel, and around.
+    - Perceptual path lengths, by features of EfficientNet-Lite0: ppl-z and ppl-w; of the ends of paths alone, ppl-z-end
+    and ppl-w-end. Those in w are for style-based networks.
+    The last two kinds alone need no --data."""
     samples: Count = 5000
     """Number of generated images; at most as many real ones are compared with them. Papers generate 50000."""
     split: Literal["auto", "heldout", "train", "all"] = "auto"
@@ -124,7 +127,7 @@ def measure(options: Options) -> dict[str, Any] | None:
     model = trained.model
     metrics = registry.judged(metrics, model.discriminator)
     registry.require(metrics, options.inception_weights)
-    registry.require_movable(metrics, model.arch, min(model.feature_size(model.resolution)))
+    registry.require_possible(metrics, model.arch, min(model.feature_size(model.resolution)))
     compares = bool(registry.by_network(metrics))  # with real images
     # Latents and features, of the best EMA as well; the true peak has a few copies of the features more.
     needed = 4.0 * options.samples * (model.z_dim + FEATURES * min(len(by_ema), 2) * compares)
@@ -140,12 +143,14 @@ def measure(options: Options) -> dict[str, Any] | None:
         draws = {ema: _drawer(each, model, train, options) for ema, each in generators.items()} if compares else {}
         emas: dict[float | None, dict[str, Any]] = {ema: {"images": options.samples} for ema in by_ema}
         found: dict[str, Any] = {"emas": emas, "floor": {}, "memorisation": None}
-        if moving := registry.of_equivariance(metrics):
-            for ema, generator in generators.items():
-                emas[ema] |= _equivariance(generator, model, moving, ranks, options)
-            if metrics[0] in moving and ranks.is_first:
-                name = registry.METRICS[metrics[0]].values[0]
-                found["best"] = max(emas, key=lambda ema: emas[ema][name])
+        for kind, measured in (("equivariance", _equivariance), ("path length", _path_lengths)):
+            if among := registry.of_kind(metrics, kind):
+                for ema, generator in generators.items():
+                    emas[ema] |= measured(generator, model, among, ranks, options)
+        if ranks.is_first and registry.METRICS[metrics[0]].kind in registry.AMONG_SAMPLES:
+            first = registry.METRICS[metrics[0]]
+            choose = max if first.higher else min
+            found["best"] = choose(emas, key=lambda ema: emas[ema][first.values[0]])
         trained_on = _trained_on(train, options) if options.memorisation and compares else None
         features, remarks = {}, []
         for network, wanted in registry.by_network(metrics).items():
@@ -374,6 +379,35 @@ def _equivariance(generator, model, metrics, ranks, options: Options) -> dict[st
     return {name: equivariance.psnr(each) for name, each in zip(names, values, strict=True)}
 
 
+def _path_lengths(generator, model, metrics, ranks, options: Options) -> dict[str, float]:
+    """Perceptual path lengths, in the first process; {} in the others. Latents follow from the seed."""
+    import torch
+
+    from fastgan.metrics import path_length
+    from fastgan.metrics.parallel import compute_in_blocks
+    from fastgan.metrics.perceptual import PerceptualDistance
+
+    distance = PerceptualDistance(next(generator.parameters()).device)
+    ends, places = path_length.draw_paths(options.samples, model.z_dim, options.seed)
+    labels = torch.arange(options.samples) % model.num_classes if model.num_classes else None
+
+    def lengths(start: int, stop: int):
+        parts = []
+        for first in range(start, stop, MOVED_TOGETHER):
+            some = slice(first, min(first + MOVED_TOGETHER, stop))
+            label = None if labels is None else labels[some]
+            given = (generator, ends[:, some], places[some], label)
+            parts.append(torch.stack([path_length.path_lengths(*given, name, distance) for name in metrics], 1))
+        return torch.cat(parts).numpy()
+
+    found = compute_in_blocks(ranks, options.samples, lengths, "paths")
+    if found is None:
+        return {}
+    values = torch.from_numpy(found).unbind(1)
+    names = [registry.METRICS[name].values[0] for name in metrics]
+    return {name: path_length.summary(each) for name, each in zip(names, values, strict=True)}
+
+
 _VALUES = {  # name in the table, and decimals
     "kid": ("KID", 5),
     "fd": ("Fréchet distance", 3),
@@ -391,6 +425,10 @@ _VALUES = {  # name in the table, and decimals
     "eqt": ("EQ-T, dB", 2),
     "eqt_frac": ("EQ-T frac, dB", 2),
     "eqr": ("EQ-R, dB", 2),
+    "ppl_w": ("PPL in w", 2),
+    "ppl_w_end": ("PPL in w, ends", 2),
+    "ppl_z": ("PPL in z", 2),
+    "ppl_z_end": ("PPL in z, ends", 2),
 }
 
 
@@ -402,8 +440,9 @@ def table(found: dict[str, Any]) -> str:
         columns[f"{found['floor']['of']} (the floor)"] = found["floor"]
     rows = [["", *columns], ["images", *(f"{column['images']:,}" for column in columns.values())]]
     groups = {f"on features of {each}:": names for each, names in registry.by_network(found["metrics"]).items()}
-    if moving := registry.of_equivariance(found["metrics"]):
-        groups["equivariance:"] = moving
+    for kind, heading in (("equivariance", "equivariance:"), ("path length", "path length, by features of Lite0:")):
+        if among := registry.of_kind(found["metrics"], kind):
+            groups[heading] = among
     for heading, metrics in groups.items():
         rows.append([heading, *([""] * len(columns))])
         for value in (value for name in metrics for value in registry.METRICS[name].values if value in _VALUES):
@@ -441,7 +480,7 @@ def _memorisation_lines(features, training_images, others, nearer, median, media
 
 
 def _number(column: dict[str, float], value: str, decimals: int) -> str:
-    if value not in column:  # the floor has no equivariance
+    if value not in column:  # the floor has no equivariance and no paths
         return ""
     text = f"{column[value]:.{decimals}f}"
     return f"{text} ± {column[value + '_std']:.{decimals}f}" if value + "_std" in column else text

@@ -24,9 +24,8 @@ INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.
 class Metric(NamedTuple):
     """One metric.
 
-    network: the feature extractor: LITE0, LITE2 or INCEPTION; None for a metric of `fastgan.metrics.equivariance`,
-        which compares samples with each other and needs no real images.
-    kind: "kernel distance", "Fréchet distance", "precision and recall", "score" or "equivariance".
+    network: the feature extractor: LITE0, LITE2 or INCEPTION; None for a metric of `fastgan.metrics.equivariance`.
+    kind: "kernel distance", "Fréchet distance", "precision and recall" or "score"; or one of `AMONG_SAMPLES`.
     values: names of its values in results and logs.
     higher: whether higher is better.
     """
@@ -58,7 +57,13 @@ METRICS = {
     "eqt": Metric(None, "equivariance", ("eqt",), higher=True),
     "eqt-frac": Metric(None, "equivariance", ("eqt_frac",), higher=True),
     "eqr": Metric(None, "equivariance", ("eqr",), higher=True),
+    "ppl-w": Metric(LITE0, "path length", ("ppl_w",)),
+    "ppl-w-end": Metric(LITE0, "path length", ("ppl_w_end",)),
+    "ppl-z": Metric(LITE0, "path length", ("ppl_z",)),
+    "ppl-z-end": Metric(LITE0, "path length", ("ppl_z_end",)),
 }
+AMONG_SAMPLES = ("equivariance", "path length")  # kinds that compare samples with each other, not with real images
+STYLE_BASED = ("stylegan", "stylegan2", "stylegan3")  # architectures with a w
 SMALLEST_TO_ROTATE = 16  # pixels of an image's side, of which the filter for rotations leaves some
 MOVABLE = ("stylegan2", "stylegan3")  # architectures whose input can be moved, as equivariance needs
 
@@ -83,22 +88,26 @@ def judged(metrics: tuple[str, ...], discriminator: str) -> tuple[str, ...]:
 
 
 def by_network(metrics: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    """`metrics` grouped by the network whose features they use; without those of equivariance."""
+    """Those of `metrics` that compare samples with real images, grouped by the network whose features they use."""
     found: dict[str, tuple[str, ...]] = {}
     for name in metrics:
-        if (network := METRICS[name].network) is not None:
-            found[network] = (*found.get(network, ()), name)
+        metric = METRICS[name]
+        if metric.network is not None and metric.kind not in AMONG_SAMPLES:
+            found[metric.network] = (*found.get(metric.network, ()), name)
     return found
 
 
-def of_equivariance(metrics: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of `metrics` that compare images of a scene that moves."""
-    return tuple(name for name in metrics if METRICS[name].network is None)
+def of_kind(metrics: tuple[str, ...], kind: str) -> tuple[str, ...]:
+    """Those of `metrics` that are of a kind."""
+    return tuple(name for name in metrics if METRICS[name].kind == kind)
 
 
-def require_movable(metrics: tuple[str, ...], arch: str, side: int) -> None:
+def require_possible(metrics: tuple[str, ...], arch: str, side: int) -> None:
     """Raises UserError if `metrics` have one that networks of `arch` lack, or images whose shorter side is `side`."""
-    for name in of_equivariance(metrics):
+    for name in of_kind(metrics, "path length"):
+        if name.startswith("ppl-w") and arch not in STYLE_BASED:
+            raise UserError(f"--metrics {name}: {arch} has no styles; {name.replace('w', 'z')} needs none")
+    for name in of_kind(metrics, "equivariance"):
         if arch not in MOVABLE:
             raise UserError(
                 f"--metrics {name}: {arch} has no input that can be moved; {' and '.join(MOVABLE)} have one"
@@ -109,8 +118,9 @@ def require_movable(metrics: tuple[str, ...], arch: str, side: int) -> None:
 
 def require(metrics: tuple[str, ...], inception_weights: str | None) -> None:
     """Raises UserError, saying how to get it, if a package or file that these metrics need is missing."""
-    for network in by_network(metrics):
-        require_packages(network)
+    for network in dict.fromkeys(METRICS[name].network for name in metrics):
+        if network is not None:
+            require_packages(network)
         if network == INCEPTION:
             find_inception_weights(inception_weights)
 

@@ -50,8 +50,9 @@ class BackgroundEvaluation:
         self._folder: tempfile.TemporaryDirectory | None = None  # the process writes its output and results there
         if config.output.metrics:
             registry.require(self._metrics(), config.output.inception_weights)
-            if registry.of_equivariance(self._metrics()):
-                registry.require_movable(self._metrics(), config.network.arch, min(parse_size(config.data.resolution)))
+            if any(registry.of_kind(self._metrics(), kind) for kind in registry.AMONG_SAMPLES):
+                side = min(parse_size(config.data.resolution))
+                registry.require_possible(self._metrics(), config.network.arch, side)
 
     def start(self, checkpoint: Path, state: State) -> None:
         """Start evaluating the checkpoint just saved of `state`. If an evaluation still runs, print that instead."""

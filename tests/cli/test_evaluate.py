@@ -159,6 +159,20 @@ def test_networks_that_cannot_move_are_one_line(run, of_pixels, tmp_path, capsys
     other = untrained(tmp_path / "run", "dcgan")
     error = error_of(main, ["--checkpoint", str(other), "--metrics", "eqt"], capsys)
     assert error == "--metrics eqt: dcgan has no input that can be moved; stylegan2 and stylegan3 have one"
+    error = error_of(main, ["--checkpoint", str(other), "--metrics", "ppl-w"], capsys)
+    assert error == "--metrics ppl-w: dcgan has no styles; ppl-z needs none"
+
+
+def test_perceptual_path_lengths_need_no_real_images(tmp_path):
+    """In z also of networks without styles; those of EMAs are compared, and the shortest is best."""
+    path = untrained(tmp_path / "styled", "stylegan2", ("a", "b"))
+    found = measured(path, "--metrics", "ppl-w,ppl-z-end", "--samples", "10")
+    assert found["samples"].keys() == {"images", "ppl_w", "ppl_z_end"} and found["real"] is None
+    assert found["samples"]["ppl_w"] > 0 and found["samples"]["ppl_z_end"] > 0
+    text = evaluate.table(found)
+    assert "path length, by features of Lite0:" in text and f" {found['samples']['ppl_w']:.2f}" in text
+    plain = untrained(tmp_path / "plain", "dcgan")
+    assert measured(plain, "--metrics", "ppl-z", "--samples", "10")["samples"]["ppl_z"] > 0
 
 
 @needs_network

@@ -14,6 +14,7 @@ by LPIPS.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,16 +49,17 @@ def path_lengths(
     space, at_end = METRICS[metric]
     t = torch.zeros_like(places) if at_end else places
     t = torch.stack([t, t + EPSILON])[:, :, None].double()  # fp32 would round EPSILON
+    network: Any = generator
     device = next(generator.parameters()).device
     label = None if label is None else label.to(device)
     if space == "w":
-        first, second = (generator.mapping(z.to(device), label).double() for z in ends)
+        first, second = (network.mapping(z.to(device), label).double() for z in ends)
         points = torch.lerp(first, second, t.to(device)).float()
-        draw = lambda w: generator.synthesize(w[:, None].expand(-1, generator.num_ws, -1), noise="const")
+        draw = lambda w: network.synthesize(w[:, None].expand(-1, network.num_ws, -1), noise="const")
     else:
-        points = arc(*ends.double(), t).float().to(device)
-        options = {"noise": "const"} if "noise" in generator.supports else {}
-        draw = lambda z: generator(z, label, **options)
+        points = arc(ends[0].double(), ends[1].double(), t).float().to(device)
+        options = {"noise": "const"} if "noise" in network.supports else {}
+        draw = lambda z: network(z, label, **options)
     images, others = (draw(each) for each in points)
     return (distance(images, others).double() / EPSILON**2).cpu()
 

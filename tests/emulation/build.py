@@ -25,7 +25,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -273,14 +273,19 @@ def _compile(arguments: Sequence[str]) -> str:
 
 
 def _cached(arguments: Sequence[str], inputs: Sequence[Path | str], name: str) -> Path:
-    """Compile, unless the cache has the output of the same arguments and `inputs`; return the output, a file `name`.
-
-    The output is moved to its final name when it is complete. A lock makes a second process wait for the first.
-    """
+    """Compile, unless the cache has the output of the same arguments and `inputs`; return the output, a file `name`."""
     digest = hashlib.sha256(repr((_compiler(), _compiler_version(), sys.version, arguments)).encode())
     for item in inputs:
         digest.update(item.read_bytes() if isinstance(item, Path) else item.encode())
-    folder = _cache() / digest.hexdigest()[:32]
+    return kept(digest.hexdigest(), name, lambda output: _compile([*arguments, "-o", str(output)]))
+
+
+def kept(digest: str, name: str, write: Callable[[Path], object]) -> Path:
+    """A file `name` in the cache, which `write` writes unless it is there: `digest` is that of its inputs.
+
+    The file is moved to its final name when it is complete. A lock makes a second process wait for the first.
+    """
+    folder = _cache() / digest[:32]
     output = folder / name
     if output.exists():
         return output
@@ -289,7 +294,7 @@ def _cached(arguments: Sequence[str], inputs: Sequence[Path | str], name: str) -
         if output.exists():
             return output
         unfinished = folder / f"unfinished-{name}"
-        _compile([*arguments, "-o", str(unfinished)])
+        write(unfinished)
         os.replace(unfinished, output)
     return output
 

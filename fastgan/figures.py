@@ -62,6 +62,7 @@ def interpolation(
     rows = []
     for pair in itertools.pairwise(seeds):
         z = drawing.latents(pair, generator.z_dim, seed_format)
+        space = "w" if z.ndim == 3 else space
         images = studies.interpolate(generator, z, steps=steps, space=space, **settings)
         rows.append((f"seed {pair[0]} to {pair[1]}", to_uint8(images[0])))
     return Section(f"along {SPACES[space]}", rows, [f"{step / (steps - 1):.3g}" for step in range(steps)])

@@ -4,7 +4,7 @@ Functions on tensors; `fastgan generate` makes labelled pictures of them, by `fa
 
 - `generator`: in eval mode, on any device, as `fastgan.runs.checkpoint.load_generator` returns it.
 - `seeds`: numbers from 0, one latent each; the same seed is the same latent everywhere. Or the latents themselves,
-  a tensor [N, z_dim].
+  a tensor [N, z_dim], or styles [N, num_ws, w_dim] such as `fastgan.projection` finds, which need no label.
 - `label`: the class of all images, for a conditional generator; None for one without classes.
 - `truncation`: psi, the factor that pulls w towards its mean; 1 for no truncation.
 
@@ -405,8 +405,12 @@ def _latents(generator: nn.Module, seeds: Seeds) -> Tensor:
     z_dim = cast(int, generator.z_dim)  # every generator has it; nn.Module types all attributes as tensors or modules
     if not isinstance(seeds, Tensor):
         return latents(seeds, z_dim)
-    if seeds.ndim != 2 or seeds.shape[1] != z_dim:
-        raise ValueError(f"seeds has shape {list(seeds.shape)}, must be latents [N, {z_dim}]")
+    shapes: list[tuple[int, ...]] = [(z_dim,)]
+    if isinstance(generator, StyleBasedGenerator):
+        shapes.append((generator.num_ws, len(generator.mapping.w_avg)))
+    if seeds.shape[1:] not in shapes:
+        kinds = " or styles ".join(f"[N, {', '.join(map(str, shape))}]" for shape in shapes)
+        raise ValueError(f"seeds has shape {list(seeds.shape)}, must be latents {kinds}")
     return seeds.float().cpu()
 
 
@@ -439,7 +443,7 @@ def _interpolator(
     if space not in ("z", "slerp", "w"):
         raise ValueError(f"space is {space!r}, must be 'z', 'slerp' or 'w'")
     points = _latents(generator, seeds)
-    if space == "w":
+    if space == "w" or points.ndim == 3:
         styled = _with_styles(generator, "interpolation in w")
         return _styles(styled, points, label, truncation), torch.lerp, lambda ws: _synthesize(styled, ws)
     return points, _arc if space == "slerp" else torch.lerp, lambda z: _images(generator, z, label, truncation)

@@ -17,6 +17,7 @@ COMMANDS = {
     "generate": "Draw images, style mixing, interpolation, noise and truncation.",
     "directions": "Find directions in w that edit images, and draw and save them.",
     "evaluate": "Measure generated images against real ones: KID, FID, and others.",
+    "project": "Find the latents whose images are nearest to given ones.",
     "view": "Show a run and its generator in the browser.",
     "dataset": "Prepare images for training: crop, resize, find their classes.",
     "export": "Write a generator as ONNX or .pt2, or for other StyleGAN2 code.",

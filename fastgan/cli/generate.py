@@ -9,7 +9,7 @@ import math
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -83,6 +83,9 @@ class Options:
     """Classes by name, like 3,5; the study is repeated for each."""
     trunc: Annotated[float, tyro.conf.arg(aliases=["--truncation"])] = 1.0
     """Truncation psi: 1 is full variety, less is more typical images, 0 the average image."""
+    projected: Annotated[PathText | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    """Latents that `fastgan project` has found, in place of random ones; --seeds are then their numbers, by default
+    all."""
     edit: Annotated[str, tyro.conf.arg(metavar="NAME=NUMBER,...", help_behavior_hint="(default: none)")] = ""
     """Moves all images along directions of w, like f0=2.5,f3=-1: names that `fastgan directions` has found, and
     strengths in their standard deviations."""
@@ -596,6 +599,10 @@ def generate(options: Options) -> None:
     if options.trunc != 1 and "truncation" not in generator.supports:
         raise UserError(f"--trunc {options.trunc:g}: {model.arch} has no truncation; leave it out")
 
+    if options.projected is not None:
+        options = with_latents(options, generator)
+        labels = labels if generator.z_dim == options.seed_format.shape[-1] and options.seed_format.ndim == 2 else []
+        labels = labels or [("", None)]
     prepare_to_write(out / "image.png" if options.is_folder() else out)
     try:
         with edited(generator, options, folder):
@@ -605,6 +612,29 @@ def generate(options: Options) -> None:
     if examples.is_example(options.checkpoint):
         print(f"{options.checkpoint} is described in {examples.card_of(options.checkpoint)}")
     print(out)
+
+
+def with_latents(options: Options, generator: nn.Module) -> Options:
+    """The options with the latents of `options.projected` as their seeds. Raises UserError if they do not fit."""
+    from fastgan import projection, studies
+
+    file = Path(options.projected)
+    latents = projection.load(file)
+    try:
+        studies.samples(generator, latents[:1])
+    except ValueError:
+        shown = f"{'styles' if latents.ndim == 3 else 'latents'} {list(latents.shape)}"
+        raise UserError(f"--projected {file}: has {shown}, which are of another network") from None
+    given = {}
+    for name in ("seeds", "seeds_b"):
+        if hasattr(options, name):
+            text = getattr(options, name)
+            all_of_them = f"0-{len(latents) - 1}" if len(latents) > 1 else "0"
+            is_default = text == next(field.default for field in fields(options) if field.name == name)
+            given[name] = all_of_them if is_default else text
+            if max(parse_seeds(given[name])) >= len(latents):
+                raise UserError(f"--{name.replace('_', '-')} {text}: {file} has images 0 to {len(latents) - 1}")
+    return replace(options, seed_format=latents, **given)
 
 
 def edited(generator: nn.Module, options: Options, folder: Path) -> AbstractContextManager[None]:

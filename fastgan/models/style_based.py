@@ -93,7 +93,7 @@ class StyleBasedGenerator(nn.Module):
         """A w for every layer, [N, num_ws, w_dim].
 
         Args:
-            z: [N, z_dim] from N(0, 1).
+            z: [N, z_dim] from N(0, 1). Or ws [N, num_ws, w_dim], which are only truncated; then there is no label.
             label: [N] int64 class indices, for a conditional generator.
             style_mixing: probability that a sample's later layers use the w of a second latent.
             truncation: psi, `w_avg + psi * (w - w_avg)`; 1 for none. A number, or a 0-dim tensor, which stays an input
@@ -104,7 +104,9 @@ class StyleBasedGenerator(nn.Module):
         Raises:
             ValueError: a label is missing, or `truncation_layers` is negative.
         """
-        if not style_mixing:
+        if z.ndim == 3:
+            ws = z
+        elif not style_mixing:
             ws = self.mapping(z, label)[:, None].expand(-1, self.num_ws, -1)
         else:
             twice = None if label is None else torch.cat([label, label])

@@ -23,12 +23,15 @@ def architecture(generator: nn.Module) -> str:
     return type(generator).__module__.rpartition(".")[2]
 
 
-def latents(seeds: Sequence[int], z_dim: int, seed_format: SeedFormat = "torch") -> Tensor:
+def latents(seeds: Sequence[int], z_dim: int, seed_format: SeedFormat | Tensor = "torch") -> Tensor:
     """One latent for each seed: fp32 [len(seeds), z_dim] on the CPU.
 
     seed_format: random number generator. "numpy" gives the latents of the official StyleGAN2 scripts,
-    `np.random.RandomState(seed).randn(1, z_dim)`. Raises ValueError for a seed that is too large for numpy.
+    `np.random.RandomState(seed).randn(1, z_dim)`. Or the latents themselves, such as projected ones, of which seeds
+    are the indices. Raises ValueError for a seed that is too large for numpy.
     """
+    if isinstance(seed_format, Tensor):
+        return seed_format[list(seeds)]
     if seed_format == "torch":
         return torch.stack([torch.randn(z_dim, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
     if seed_format != "numpy":

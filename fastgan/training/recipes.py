@@ -117,8 +117,8 @@ def stylegan3(resolution: int) -> Recipe:
         }  # fmt: skip
     return common | {
         "z_dim": 128, "channel_base": 16 * resolution, "channel_max": 64, "synthesis_layers": 6, "margin": 4,
-        "mapping_layers": 2, "mapping_lr": 0.1, "batch": 16, "lr_g": 0.005, "lr_d": 0.0025,
-        "images": 20_000, "r1_gamma": 1.0, "r1_interval": 8,
+        "mapping_layers": 2, "mapping_lr": 0.1, "batch": 8, "lr_g": 0.005, "lr_d": 0.01,
+        "images": 24_000, "r1_gamma": 1.0, "r1_interval": 8,
     }  # fmt: skip
 
 

@@ -31,7 +31,7 @@ from torch import nn
 from torch.distributed.run import parse_args as launcher_options
 
 from fastgan import metrics
-from fastgan.cli import COMMANDS, dataset, directions, evaluate, generate
+from fastgan.cli import COMMANDS, dataset, directions, evaluate, generate, project
 from fastgan.cli import export as export
 from fastgan.cli import view as view
 from fastgan.data import emoji, glyphs
@@ -116,7 +116,13 @@ OPTIONS = {
     "fastgan.generate": lambda argv: generate.parse(list(argv)),
     **{
         f"fastgan.{name}": functools.partial(lambda kind, argv: tyro.cli(kind, args=argv), module.Options)
-        for name, module in (("dataset", dataset), ("evaluate", evaluate), ("export", export), ("view", view))
+        for name, module in (
+            ("dataset", dataset),
+            ("evaluate", evaluate),
+            ("export", export),
+            ("project", project),
+            ("view", view),
+        )
     },
     "fastgan.directions": lambda argv: tyro.cli(directions.Directions, args=argv),
 }
@@ -380,6 +386,7 @@ FLAGS = {
     "fastgan.directions": flags_of(directions.Directions),
     "fastgan.evaluate": flags_of(evaluate.Options),
     "fastgan.export": flags_of(export.Options),
+    "fastgan.project": flags_of(project.Options),
     "fastgan.view": flags_of(view.Options),
     "fastgan.doctor": {"--json"},
 }

@@ -29,7 +29,7 @@ LAYERS = (
     ("interop", "metrics"),
     ("runs",),
     ("editing",),
-    ("sampler", "studies", "training"),
+    ("projection", "sampler", "studies", "training"),
     ("export", "figures", "view"),
     ("fastgan",),  # fastgan/__init__.py, which exports names of other packages
     ("cli",),
@@ -37,7 +37,7 @@ LAYERS = (
 )
 
 # `python -m fastgan.NAME`: a few lines that call fastgan.cli.
-COMMANDS = ("dataset", "directions", "doctor", "evaluate", "generate", "train")
+COMMANDS = ("dataset", "directions", "doctor", "evaluate", "generate", "project", "train")
 
 # Modules that read finished trainings.
 WITHOUT_TRAINING = (
@@ -45,6 +45,7 @@ WITHOUT_TRAINING = (
     "fastgan.studies",
     "fastgan.directions",
     "fastgan.generate",
+    "fastgan.project",
     "fastgan.evaluate",
     "fastgan.export.__main__",
     "fastgan.view.__main__",

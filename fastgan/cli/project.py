@@ -1,0 +1,204 @@
+"""`fastgan project`: find the latents whose images are nearest to given ones.
+
+Exit status: 0 when done, 2 for a wrong option or file, 130 after Ctrl-C. Every file written is complete.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from fastgan.cli.generate import ANIMATIONS, check_animation, parse_classes
+from fastgan.data.urls import has_scheme
+from fastgan.errors import UserError, command_line, program, readable
+from fastgan.files import prepare_to_write
+from fastgan.options import LARGEST_SEED, HalfLife, PathText, parse_options
+from fastgan.progress import ProgressBar
+from fastgan.runs.grid import Section, draw_grid, save_animation, save_picture
+from fastgan.runs.memory import out_of_memory_is_user_error
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from fastgan.models import ModelConfig
+
+COLUMNS = 8
+TOGETHER = 8  # images that are projected at once
+MOST_STEPS = 100_000
+FPS = 25
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Find the latents whose images are nearest to given ones: w of a style-based network, else z.
+
+    Writes a picture of the given images and those found, and the latents, which `fastgan generate --projected` draws,
+    mixes and interpolates. Karras et al. 2020 (StyleGAN2), appendix D.
+    """
+
+    images: Annotated[tuple[PathText, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
+    """Image files, cropped and resized to the network's size as `fastgan dataset` does."""
+    checkpoint: Annotated[PathText, tyro.conf.arg(metavar="RUN|FILE|URL")]
+    """Folder of a training run, a checkpoint file, or a file of the official StyleGAN2 (.pkl) or of rosinality's (.pt);
+    local or at a URL. Or example:NAME, a network that comes with fastgan, like example:digits."""
+    space: Literal["auto", "w", "w+", "z"] = "auto"
+    """w: one for all layers. w+: one for each layer, nearer, but less of an image of this network. z: the latents of
+    networks without styles. auto: w if there is one."""
+    steps: int = 200
+    """Steps of Adam."""
+    distance: Literal["perceptual", "pixels"] = "perceptual"
+    """perceptual: by features of EfficientNet-Lite0 (extra "metrics") and pixels. pixels: the mean square, quickest."""
+    classes: Annotated[str | None, tyro.conf.arg(name="class", metavar="NAME", help_behavior_hint="(default: any)")] = (
+        None
+    )
+    """Class of the random images that it starts from."""
+    seed: int = 0
+    """Seed of the random images that it starts from, and of the noise on the way."""
+    out: Annotated[
+        PathText | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: RUN/projected.png)")
+    ] = None
+    """File name of the picture, ending in .png, .jpg or .webp. The latents are saved beside it, as .safetensors."""
+    video: Annotated[PathText | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    """Also write an animation of the way: a name that ends in .gif, or in .mp4, which needs imageio-ffmpeg, the extra
+    "video" of this package."""
+    ema: HalfLife = None
+    """Half-life of the EMA to use, in thousands of images, of a training that has kept several."""
+    device: str = "auto"
+    """cpu, cuda, or cuda:1 and so on. auto: the first GPU if there is one, else the CPU."""
+
+    def check(self) -> None:
+        """Raises UserError for options that are wrong for any checkpoint."""
+        from fastgan.runs.grid import PICTURES
+
+        if not self.images:
+            raise UserError("give one image or more")
+        if not 1 <= self.steps <= MOST_STEPS:
+            raise UserError(f"--steps {self.steps}: must be from 1 to {MOST_STEPS:,}")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise UserError(f"--seed {self.seed}: must be from 0 to {LARGEST_SEED}")
+        for name, allowed in (("out", tuple(PICTURES)), ("video", ANIMATIONS)):
+            given = getattr(self, name)
+            if given is not None and Path(given).suffix.lower() not in allowed:
+                *others, last = allowed
+                raise UserError(f"--{name} {readable(given)}: the name must end in {', '.join(others)} or {last}")
+        check_animation(FPS, self.video)
+
+
+@command_line
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line `argv` (None: this process's own) and return the exit status."""
+    options = parse_options(Options, program("project"), argv)
+    with out_of_memory_is_user_error("give fewer images, or another --device"):
+        project(options)
+    return 0
+
+
+def project(options: Options) -> None:
+    """Write the files that `options` asks for. Raises UserError for a wrong option or file."""
+    options.check()
+
+    import torch
+
+    from fastgan import projection
+    from fastgan.metrics import registry
+    from fastgan.runs import precision
+    from fastgan.runs.drawing import Unsupported, to_uint8
+    from fastgan.runs.networks import open_networks
+
+    if options.distance == "perceptual":
+        registry.require_packages(registry.LITE0)
+    path, model, names, load, *_ = open_networks(options.checkpoint, options.ema)
+    label = None if options.classes is None else parse_classes(options.classes, names)[0][1]
+    folder = Path() if has_scheme(options.checkpoint) else path.parent
+    out = Path(options.out) if options.out is not None else folder / "projected.png"
+    targets = torch.stack([read_image(file, model) for file in options.images])
+    prepare_to_write(out)
+    if options.video is not None:
+        prepare_to_write(Path(options.video), "--video")
+    device = precision.choose_device(options.device)
+    generator, perceptual = load(device), None
+    if options.distance == "perceptual":
+        from fastgan.metrics.perceptual import PerceptualDistance
+
+        perceptual = PerceptualDistance(device)
+    space = None if options.space == "auto" else options.space
+    try:
+        projection.require_space(generator, space)
+    except Unsupported as error:
+        raise UserError(f"--space {options.space}: {error}") from None
+    frames: list[list[np.ndarray]] = []  # of each step, the images so far
+    parts = []
+    groups = targets.split(TOGETHER)
+    with ProgressBar(total=options.steps * len(groups), unit=" steps") as progress:
+
+        def watch(number: int, step: int, images: Tensor, distances: Tensor) -> None:
+            progress.set_postfix({"distance": f"{distances.mean():.4f}"}, refresh=False)
+            progress.update()
+            if options.video is not None:
+                if number == 0:
+                    frames.append([])
+                frames[step - 1].extend(to_uint8(images))
+
+        for number, group in enumerate(groups):
+            call: Callable[..., Any] = functools.partial(watch, number)
+            found = projection.project(
+                generator, group, space=space, steps=options.steps, perceptual=perceptual, label=label,
+                seed=options.seed, watch=call,
+            )  # fmt: skip
+            parts.append(found)
+    found = joined(parts)
+    shown = [Path(file).name for file in options.images]
+    projection.save(out.with_suffix(".safetensors"), found, shown)
+    save_picture(draw_grid([pairs(to_uint8(targets), to_uint8(found.images))]), out)
+    if options.video is not None:
+        import numpy as np
+
+        save_animation((np.concatenate(frame, 1) for frame in frames), Path(options.video), FPS)
+        print(options.video)
+    for name, psnr, distance in zip(shown, found.psnr, found.distances, strict=True):
+        print(f"{name}: PSNR {psnr:.1f} dB, distance {distance:.4f}")
+    print(out.with_suffix(".safetensors"))
+    print(out)
+
+
+def read_image(file: str, model: ModelConfig) -> Tensor:
+    """An image as a network's images are, fp32 [C, H, W]. Says so if it is cropped; raises UserError if it is none."""
+    import torch
+
+    from fastgan.data.images import Target, UnusableImage, decode, fit, read_regular, size_text
+
+    height, width = model.feature_size(model.resolution)
+    try:
+        image = decode(read_regular(file))
+        size = image.size
+        target = Target(size=(width, height), channels=model.channels, crop="center", enlarge=True)
+        pixels = fit(image, target)
+    except UnusableImage as error:
+        raise UserError(f"{readable(file)} {error}") from None
+    if size != (width, height):
+        crop = "cropped and " if size[0] * height != size[1] * width else ""
+        print(f"{Path(file).name} is {size_text(size)}: {crop}resized to {size_text((width, height))}")
+    return torch.tensor(pixels).movedim(2, 0) / 127.5 - 1
+
+
+def joined(parts: list[Any]) -> Any:
+    """One projection of several."""
+    import torch
+
+    values = zip(*parts, strict=True)
+    return type(parts[0])(*(None if value[0] is None else torch.cat(value) for value in values))
+
+
+def pairs(given: np.ndarray, found: np.ndarray) -> Section:
+    """Rows of given images, each above those found. Both are uint8 [N, H, W, C]."""
+    rows = []
+    for start in range(0, len(given), COLUMNS):
+        part = slice(start, start + COLUMNS)
+        rows += [("given", given[part]), ("found", found[part])]
+    return Section("projection: given images, and the nearest that were found", rows)

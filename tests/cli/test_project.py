@@ -1,0 +1,104 @@
+"""`fastgan project`, and `fastgan generate --projected`."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastgan import projection, studies
+from fastgan.cli.generate import main as generate
+from fastgan.cli.project import main as project
+from fastgan.runs import checkpoint
+from tests.support.commands import error_of
+from tests.support.tiny_run import untrained
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return untrained(tmp_path_factory.mktemp("runs") / "run", "stylegan2", ("dark", "light"))
+
+
+@pytest.fixture(scope="module")
+def image(run, tmp_path_factory):
+    """A file with an image of the run."""
+    folder = tmp_path_factory.mktemp("images")
+    argv = ["--checkpoint", str(run), "--class", "light", "--seeds", "77", "--out", str(folder)]
+    assert generate(argv) == 0
+    (path,) = folder.iterdir()
+    return path
+
+
+def test_an_image_is_found_and_can_be_drawn_mixed_and_interpolated(run, image, tmp_path, capsys):
+    out, way = tmp_path / "found.png", tmp_path / "way.gif"
+    argv = [str(image), str(image), "--checkpoint", str(run), "--distance", "pixels", "--steps", "20"]
+    assert project([*argv, "--out", str(out), "--video", str(way), "--class", "light"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count(f"{image.name}: PSNR ") == 2 and str(out) in printed
+    assert Image.open(way).n_frames == 20 and Image.open(out).width > 2 * 48
+    latents = projection.load(out.with_suffix(".safetensors"))
+    generator, _ = checkpoint.load_generator(run)
+    (expected, _) = studies.to_uint8(studies.samples(generator, latents)[0])
+    psnr = float(printed.partition("PSNR ")[2].partition(" dB")[0])
+    real = np.asarray(Image.open(image)).astype(float)
+    assert psnr == pytest.approx(10 * np.log10(255**2 / np.square(expected - real).mean()), abs=0.3)
+
+    given = ["--checkpoint", str(run), "--projected", str(out.with_suffix(".safetensors"))]
+    assert generate([*given, "--out", str(tmp_path / "drawn")]) == 0
+    files = sorted((tmp_path / "drawn").iterdir())
+    assert [path.name for path in files] == ["seed0000.png", "seed0001.png"]
+    assert np.array_equal(np.asarray(Image.open(files[0])), expected)
+    for study in ("mix --layers 1", "interpolate", "truncation", "noise", "interpolate --seeds 1,0"):
+        assert generate([*study.split(), *given, "--out", str(tmp_path / "study.png")]) == 0
+
+
+def test_images_of_other_sizes_and_modes_are_fitted(run, tmp_path, capsys):
+    """And it is said; a network without styles is projected to z."""
+    plain = untrained(tmp_path / "dcgan", "dcgan")
+    Image.fromarray(np.zeros((20, 30), np.uint8)).save(tmp_path / "grey.png")
+    argv = [str(tmp_path / "grey.png"), "--checkpoint", str(plain), "--distance", "pixels", "--steps", "1"]
+    assert project(argv) == 0
+    assert "grey.png is 30x20: cropped and resized to 8x8" in capsys.readouterr().out
+    assert projection.load(plain / "projected.safetensors").shape == (1, 8)
+    assert generate(["--checkpoint", str(plain), "--projected", str(plain / "projected.safetensors")]) == 0
+
+
+def test_with_features(run, image, tmp_path):
+    argv = [str(image), "--checkpoint", str(run), "--steps", "2", "--space", "w+", "--out", str(tmp_path / "x.png")]
+    assert project(argv) == 0
+    latents = projection.load(tmp_path / "x.safetensors")
+    assert not torch.equal(latents[:, 0], latents[:, 1])
+
+
+ERRORS = {
+    "no step": ("{image} --steps 0", "--steps 0: must be from 1 to 100,000"),
+    "seed": ("{image} --seed -1", "--seed -1: must be from 0 to"),
+    "a folder's name": ("{image} --out x", "--out x: the name must end in .png, .jpg, .jpeg or .webp"),
+    "a picture of the way": ("{image} --video x.png", "--video x.png: the name must end in .gif or .mp4"),
+    "no such class": ("{image} --class grey", "there is no class 'grey'; there are dark, light"),
+    "no such image": ("nowhere.png", "nowhere.png cannot be read"),
+    "not an image": ("{config}", "checkpoint.safetensors cannot be decoded (not an image)"),
+    "no z": ("{image} --space z", "--space z: stylegan2 has no z; give w or w+"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_a_wrong_option_is_one_line(case, run, image, capsys):
+    argv, says = ERRORS[case]
+    before = sorted(run.iterdir())
+    argv = argv.format(image=image, config=run / checkpoint.FILE_NAME).split()
+    assert says in error_of(project, [*argv, "--checkpoint", str(run), "--distance", "pixels"], capsys)
+    assert sorted(run.iterdir()) == before
+
+
+def test_latents_that_do_not_fit(run, image, tmp_path, capsys):
+    file = tmp_path / "p.safetensors"
+    argv = [str(image), "--checkpoint", str(run), "--distance", "pixels", "--steps", "1"]
+    assert project([*argv, "--out", str(file.with_suffix(".png"))]) == 0
+    capsys.readouterr()
+    argv = ["--checkpoint", str(run), "--projected", str(file)]
+    assert f"--seeds 3: {file} has images 0 to 0" in error_of(generate, [*argv, "--seeds", "3"], capsys)
+    other = untrained(tmp_path / "other", "dcgan")
+    error = error_of(generate, ["--checkpoint", str(other), "--projected", str(file)], capsys)
+    assert f"--projected {file}: has styles [1, 4, 8], which are of another network" in error

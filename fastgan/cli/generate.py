@@ -601,8 +601,8 @@ def generate(options: Options) -> None:
 
     if options.projected is not None:
         options = with_latents(options, generator)
-        labels = labels if generator.z_dim == options.seed_format.shape[-1] and options.seed_format.ndim == 2 else []
-        labels = labels or [("", None)]
+        if options.seed_format.ndim == 3:  # styles, which have a class in them
+            labels = [("", None)]
     prepare_to_write(out / "image.png" if options.is_folder() else out)
     try:
         with edited(generator, options, folder):

@@ -125,8 +125,13 @@ def stylegan3(resolution: int) -> Recipe:
 def stylegan3_r(resolution: int) -> Recipe:
     """What variant r changes: twice the feature maps, and images blurred early on."""
     own = stylegan3(resolution)
-    blur = {"blur": 10.0, "blur_images": 200_000} if resolution >= 128 else {"blur": 2.0, "blur_images": 4_000}
-    return own | blur | {"channel_base": 2 * own["channel_base"], "channel_max": 2 * own["channel_max"], "variant": "r"}
+    if resolution >= 128:
+        changes = {"blur": 10.0, "blur_images": 200_000}
+    else:
+        changes = {"blur": 2.0, "blur_images": 4_000, "images": 16_000}
+    return (
+        own | changes | {"channel_base": 2 * own["channel_base"], "channel_max": 2 * own["channel_max"], "variant": "r"}
+    )
 
 
 def r3gan(resolution: int) -> Recipe:

@@ -265,11 +265,18 @@ FORMS = (
         shapes={"cpu": ((8, 128, 65, 65),), "cuda": ((32, 512, 33, 33), (32, 64, 257, 257), (4, 32, 1025, 1025))},
         fixed=("taps", "noise"),
     ),
-    # End of a StyleGAN3 layer: at the same size, at twice the size, and with a filter that allows for rotation.
+    # End of a StyleGAN3 layer: at the same size, at twice the size, and both with a filter that allows for rotation.
     _alias_free("alias_free", "same size", {"cpu": ((8, 128, 84, 84),), "cuda": ((32, 512, 84, 84),)}),
     _alias_free("alias_free_up", "up by 2", {"cpu": ((4, 64, 138, 138),), "cuda": ((32, 256, 84, 84),)}, up=4),
     _alias_free(
         "alias_free_radial", "radial filter", {"cpu": ((8, 128, 84, 84),), "cuda": ((32, 512, 84, 84),)}, radial=True
+    ),
+    _alias_free(
+        "alias_free_radial_up",
+        "up by 2, radial filter",
+        {"cpu": ((4, 64, 138, 138),), "cuda": ((32, 256, 84, 84),)},
+        up=4,
+        radial=True,
     ),
     # Between the two convolutions of a discriminator's block. On a CPU models call the two operations.
     Form(

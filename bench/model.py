@@ -63,6 +63,7 @@ class Work(NamedTuple):
     memory: bytes of its tensors that it touches, each once.
     l2: bytes that the L2 serves, each once a block.
     requested: bytes of all loads and stores.
+    barriers: that a block meets, where they have been counted.
     """
 
     kernel: sass.Kernel
@@ -72,6 +73,7 @@ class Work(NamedTuple):
     memory: float
     l2: float
     requested: float
+    barriers: float = 0.0
 
 
 class Prediction(NamedTuple):
@@ -83,8 +85,7 @@ def predict(work: Work, card: Card = CARD) -> Prediction:
     """Time of a launch."""
     kernel = work.kernel
     step = _step(kernel)
-    in_step = work.threads * _moved(step, ("LDG", "STG")) or 1  # bytes of a block
-    steps = max(1.0, work.requested / work.blocks / in_step)  # of a block
+    steps = max(1.0, _steps(work, step))
     resident = max(1, kernel.blocks(work.threads, work.shared))
     at_work = min(work.blocks, resident * card.multiprocessors)
     block = card.start + kernel.barriers % 1000 * card.barrier
@@ -98,6 +99,13 @@ def predict(work: Work, card: Card = CARD) -> Prediction:
     }
     limit = max(times, key=times.__getitem__)
     return Prediction(times[limit] + card.launch, limit)
+
+
+def _steps(work: Work, step: list[sass.Instruction]) -> float:
+    """Steps of a block: by its barriers if a step has one, else by the bytes that its threads load and store."""
+    if work.barriers and (in_step := sum(i.opcode.startswith("BAR") for i in step)) and work.kernel.loops:
+        return (work.barriers - work.kernel.barriers % 1000) / in_step
+    return work.requested / work.blocks / (work.threads * _moved(step, ("LDG", "STG")) or 1)
 
 
 def _step(kernel: sass.Kernel) -> list[sass.Instruction]:
@@ -132,6 +140,7 @@ def cuda_work(
                 sum(each.unique.values()),
                 sum(each.by_block.values()),
                 sum(i.bytes for i in each.instructions if i.tensor != "shared"),
+                each.barriers,
             )
             for each in found.launches
         ]

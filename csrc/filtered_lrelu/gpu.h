@@ -40,24 +40,30 @@ __device__ __host__ inline int floor_remainder(int a, int b) { return a - floor_
 // Signs of an element of z, as bits 0 and 16 of a word. Outside of the signs z is zero, as if it were clamped.
 constexpr unsigned BELOW = 1, CLAMPED = 1u << LANES, OUTSIDE = CLAMPED * ((1u << LANES) - 1);
 
+FASTGAN_INLINE float magnitude(float a) { return fabsf(a); }
+FASTGAN_INLINE double magnitude(double a) { return fabs(a); }
+FASTGAN_INLINE float with_sign_of(float a, float size) { return copysignf(size, a); }
+FASTGAN_INLINE double with_sign_of(double a, double size) { return copysign(size, a); }
+
+// Of values that have been upsampled without their gain.
 template <class S>
 struct Activation {
-    S slope, gain, clamp;
+    S gain, gain_below, clamp;
 
-    explicit Activation(const FilteredLreluCall& call) : slope(call.slope), gain(call.gain), clamp(call.clamp) {}
+    explicit Activation(const FilteredLreluCall& call)
+        : gain(call.up_gain * call.gain), gain_below(gain * S(call.slope)), clamp(call.clamp) {}
 
-    // z of an upsampled value, and its signs.
-    FASTGAN_INLINE S activate(S u, unsigned& signs) const {
-        const bool below = u < 0;
-        const S z = (below ? u * slope : u) * gain;
-        const bool clamped = absolute(z) > clamp;
-        signs = (below ? BELOW : 0) | (clamped ? CLAMPED : 0);
-        return clamped ? (z > 0 ? clamp : -clamp) : z;
+    // z of an upsampled value, and whether it is below zero, and clamped.
+    FASTGAN_INLINE S activate(S u, bool& below, bool& clamped) const {
+        below = u < 0;
+        const S z = u * (below ? gain_below : gain);
+        clamped = magnitude(z) > clamp;
+        return clamped ? with_sign_of(z, clamp) : z;
     }
 
-    // z for given signs; other bits of them do not matter.
-    FASTGAN_INLINE S multiply(S u, unsigned signs) const {
-        return signs & CLAMPED ? S(0) : u * (signs & BELOW ? slope * gain : gain);
+    // z for given signs.
+    FASTGAN_INLINE S multiply(S u, bool below, bool clamped) const {
+        return clamped ? S(0) : u * (below ? gain_below : gain);
     }
 };
 

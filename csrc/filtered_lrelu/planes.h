@@ -51,9 +51,9 @@ struct Planes {
 
 // S is the type of the arithmetic, and of shared memory. Grid: tiles of all blocks of channels of all samples.
 template <class T, class S>
-__global__ void __launch_bounds__(BLOCK)
-    filter_planes(Sizes s, Planes p, Activation<S> act, S up_gain, const S* up_taps, const S* down_taps, const S* bias,
-                  const T* x, T* y, unsigned* signs, bool writes, bool reads) {
+__global__ void __launch_bounds__(BLOCK, 4)
+    filter_planes(Sizes s, Planes p, Activation<S> act, const S* up_taps, const S* down_taps, const S* bias, const T* x,
+                  T* y, unsigned* signs, bool writes, bool reads) {
     const int tiles = p.across * p.rows_of_tiles, tile = int(blockIdx.x) % tiles;
     const int block = int(blockIdx.x) / tiles, blocks = (s.c + LANES - 1) / LANES;
     const int oy = tile / p.across * p.rows, ox = tile % p.across * p.columns;
@@ -94,15 +94,21 @@ __global__ void __launch_bounds__(BLOCK)
         const int64_t sample = block / blocks;
         const T* from = x + sample * p.sample + channel * p.channel;
         const S added = bias ? bias[channel] : S(0);
-        each(p.x_rows, p.x_columns, [&](int column) {
-            const int ix = first_column + column;
-            return [&, ix, column](int row) {
-                const int iy = first_row + row;
+        for (int row = warp; row < p.x_rows; row += WARPS) {
+            const int iy = first_row + row;
+            const T* here = from + iy * p.row + first_column * p.column;
+            // Where columns lie side by side, the lanes of a warp begin at a sector.
+            constexpr int SECTOR = 32 / sizeof(T);
+            const int before = p.column == 1 ? int(reinterpret_cast<uintptr_t>(here) / sizeof(T) % SECTOR) : 0;
+            for (int start = -before; start < p.x_columns; start += gpu::warp_size) {
+                const int column = start + lane, ix = first_column + column;
                 const bool inside = ix >= 0 && ix < s.w && iy >= 0 && iy < s.h;
-                inputs[row * p.x_columns + column] =
-                    inside ? gpu::to<S>(from[iy * p.row + ix * p.column]) + added : S(0);
-            };
-        });
+                if (column >= 0 && column < p.x_columns) {
+                    inputs[row * p.x_columns + column] = inside ? gpu::to<S>(here[column * p.column]) + added : S(0);
+                }
+                __syncwarp();
+            }
+        }
         __syncthreads();
 
         // The first input of a row or column of z, from the first of the tile, and the tap that it meets.
@@ -137,9 +143,13 @@ __global__ void __launch_bounds__(BLOCK)
                     }
                 }
                 unsigned& word = words[row * p.pitch + to];
-                unsigned found = 0;
-                z[row * p.pitch + to] = reads ? act.multiply(u * up_gain, word >> k) : act.activate(u * up_gain, found);
-                if (writes) word |= found << k;
+                if (reads) {
+                    z[row * p.pitch + to] = act.multiply(u, word >> k & BELOW, word >> k & CLAMPED);
+                } else {
+                    bool below, clamped;
+                    z[row * p.pitch + to] = act.activate(u, below, clamped);
+                    word |= (below ? BELOW : 0) << k | (clamped ? CLAMPED : 0) << k;
+                }
             };
         });
         __syncthreads();
@@ -188,9 +198,8 @@ void launch_planes(const FilteredLreluCall& call, void* stream) {
     const Planes p(call, sizeof(S));
     if (p.blocks >= int64_t(1) << 31) throw std::runtime_error("filtered_lrelu: too many tiles");
     gpu::Launch(unsigned(p.blocks), BLOCK, size_t(p.bytes), stream)(
-        filter_planes<T, S>, Sizes(call), p, Activation<S>(call), S(call.up_gain), (const S*)call.up_taps,
-        (const S*)call.down_taps, (const S*)call.bias, (const T*)call.x, (T*)call.y, (unsigned*)call.signs,
-        call.writes_signs, call.reads_signs);
+        filter_planes<T, S>, Sizes(call), p, Activation<S>(call), (const S*)call.up_taps, (const S*)call.down_taps,
+        (const S*)call.bias, (const T*)call.x, (T*)call.y, (unsigned*)call.signs, call.writes_signs, call.reads_signs);
 }
 
 }  // namespace fastgan::cuda

@@ -17,9 +17,13 @@ from tests.support import machine_code, traffic
 MEGABYTES = 2.0**20
 
 
-def kernel(arithmetic: int = 0) -> sass.Kernel:
+def kernel(arithmetic: int = 0, barrier: bool = False) -> sass.Kernel:
     """A kernel that copies 16 bytes in a step of its loop, after so many instructions of arithmetic."""
-    steps = ["LDG.E.128 R4, desc[UR4][R2.64]", *["FADD R4, R4, R5"] * arithmetic, "STG.E.128 desc[UR4][R2.64], R4"]
+    steps = ["BAR.SYNC 0x0"] * barrier + [
+        "LDG.E.128 R4, desc[UR4][R2.64]",
+        *["FADD R4, R4, R5"] * arithmetic,
+        "STG.E.128 desc[UR4][R2.64], R4",
+    ]
     body = ["LDC R1, c[0x0][0x28]", *steps, "BRA 0x10", "EXIT"]
     code = sass.parse("\n".join(f"  /*{16 * i:04x}*/  {line} ;" for i, line in enumerate(body)))
     return sass.Kernel("copy", 90, {"REG": 32, "SHARED": 0, "STACK": 0, "LOCAL": 0}, code)
@@ -49,6 +53,17 @@ def test_a_large_copy_takes_its_bytes_at_copy_bandwidth():
 def test_what_a_kernel_does_worse_takes_longer(changes, limit):
     good, bad = model.predict(work(512)), model.predict(work(512, **changes))
     assert bad.limit == limit and bad.seconds > 1.2 * good.seconds
+
+
+def test_barriers_count_the_steps_of_a_kernel_that_has_them_in_its_loop():
+    """Bytes do not, where some threads of a block load and store nothing."""
+    idle, barriers = work(8, kernel=kernel(600, barrier=True)), 40.0
+    found = model.predict(idle._replace(barriers=barriers))
+    per_step = 256 / 32 * len(kernel(600, barrier=True).loops[0]) * idle.blocks
+    issued = model.CARD.clock * model.CARD.multiprocessors * 4 * model.ISSUE
+    assert found.limit == "issue"
+    assert found.seconds == pytest.approx(barriers * per_step / issued + model.CARD.launch)
+    assert found.seconds > 2 * model.predict(idle).seconds
 
 
 ROWS = [

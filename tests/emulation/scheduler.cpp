@@ -633,6 +633,7 @@ int barrier(bool predicate, Place place) {
     self.predicate = predicate;
     if (++S.arrived == static_cast<int>(S.threads.size())) {
         S.arrived = S.predicates = 0;
+        traffic::count_barrier();
         for (const Thread& thread : S.threads) {
             S.predicates += thread.predicate;
             if (!same(thread.place, place)) fail("divergent barrier: " + whereabouts(thread), place);
@@ -682,6 +683,9 @@ void complete(Thread* lanes, unsigned mask, WarpOperation operation) {
             }
         }
         S.scratch.push_back(static_cast<int>(&thread - S.threads.data()));
+    }
+    if (operation == WarpOperation::sync && mask == ~0u) {
+        traffic::synchronize(static_cast<std::size_t>(lanes - S.threads.data()), warp);
     }
     release_scratch();
 }

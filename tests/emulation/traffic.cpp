@@ -68,6 +68,7 @@ std::string report;
 Configuration configuration;
 const void* launched_kernel;
 std::uint64_t blocks_of_grid;
+std::uint64_t barriers;  // that the executed blocks met
 std::uintptr_t shared_start, shared_end;
 std::uint32_t block;  // number of the block, from 1; 0 before the first
 bool recording = false, in_block = false;
@@ -163,7 +164,7 @@ void report_launch() {
     const auto text = [](auto number) { return std::to_string(number); };
     line(std::string("launch"), std::string(configuration.place.file), text(configuration.place.line),
          text(offset_in_module(launched_kernel)), text(configuration.shared_bytes), text(blocks_of_grid), text(block),
-         text(threads_of(configuration.block)));  // `current` may be of the next launch already
+         text(threads_of(configuration.block)), text(barriers));  // `current` may be of the next launch already
     for (const Tensor& t : tensors) {
         line(std::string("tensor"), t.name, text(t.sectors() * sector), text(t.read.unique * sector),
              text(t.read.by_block * sector), text(t.written.unique * sector), text(t.written.by_block * sector),
@@ -177,6 +178,7 @@ void report_launch() {
     instructions.clear();
     instruction_at.clear();
     block = 0;
+    barriers = 0;
 }
 
 }  // namespace
@@ -220,6 +222,23 @@ void end_block() {
         }
         instruction.accesses.clear();
         instruction.counts.clear();
+    }
+}
+
+void count_barrier() {
+    barriers += in_block;
+    synchronize(0, threads_of_block());
+}
+
+void synchronize(std::size_t first, std::size_t count) {
+    if (!in_block) return;
+    for (Instruction& instruction : instructions) {
+        if (instruction.counts.empty()) continue;
+        for (std::size_t lane = first; lane < first + count; lane += warp) {
+            const auto begin = instruction.counts.begin() + lane,
+                       end = begin + std::min<std::size_t>(warp, first + count - lane);
+            std::fill(begin, end, *std::max_element(begin, end));
+        }
     }
 }
 

@@ -51,15 +51,17 @@ EXCEPTIONS: dict[str, list[tuple[str, str, float | None, float | None]]] = {
         ("style_epilogue: large, *", "reads", 2.00, 2.00),
     ],
     "tiles read what the filters reach in their neighbours: ten pixels of x along each axis": [
-        ("filtered_lrelu: same size, NHWC, *", "reads", 1.575, 1.575),
-        ("filtered_lrelu: same size, NCHW, *", "reads", 1.617, 2.00),
-        ("filtered_lrelu: up 2, NHWC, forward", "reads", 2.093, 2.093),
-        ("filtered_lrelu: up 2, NHWC, backward", "reads", 1.518, 1.518),
-        ("filtered_lrelu: radial filter, NHWC, *", "reads", 1.521, 1.521),
+        ("filtered_lrelu: same size, NHWC, *", "reads", 1.535, 1.535),
+        ("filtered_lrelu: up 2, NHWC, forward", "reads", 1.871, 1.871),
+        ("filtered_lrelu: up 2, NHWC, backward", "reads", 1.417, 1.417),
+        ("filtered_lrelu: radial filter, NHWC, *", "reads", 1.535, 1.535),
+        ("filtered_lrelu: radial filter, up 2, NHWC, forward", "reads", 1.995, 1.995),
+        ("filtered_lrelu: radial filter, up 2, NHWC, backward", "reads", 1.616, 1.616),
+        ("filtered_lrelu: *, NCHW, *", "reads", 1.617, 2.00),
     ],
-    "tiles begin anywhere in a sector (NCHW); a block takes one channel after the other (NHWC)": [
-        ("filtered_lrelu: same size, NCHW, *", "sectors", 0.876, 0.762),
-        ("filtered_lrelu: radial filter, NHWC, *", "sectors", 0.130, 0.071),
+    "pixels of an odd number of channels begin anywhere in a sector, and a block takes 16 channels": [
+        ("filtered_lrelu: odd channels, NHWC, *", "sectors", 0.744, 0.542),
+        ("filtered_lrelu: odd channels, NHWC, *", "reads", 2.202, 3.02),
     ],
     "statistics take a first pass over x": [
         ("minibatch_stddev, *, forward", "bytes", 1.50, 1.50),
@@ -139,6 +141,7 @@ def test_every_exception_is_of_a_case_and_worse_than_its_limit():
         ("reads_of_neighbours", "reads", 4),
         ("bank_conflicts", "passes", 32),
         ("copy", None, None),
+        ("late_lanes", None, None),
         ("shared_without_conflicts", None, None),
     ],
 )
@@ -150,8 +153,9 @@ def test_figure_shows_a_bad_kernel(kernel, figure, value):
             assert complaint(name, found, None)
         elif not (figure == "bytes" and name == "reads"):  # what is moved twice is read twice
             assert complaint(name, found, None) is None, name
-    # Of 64 blocks, block 61 is the next to read what block 0 copies; each reads 4 KiB and writes 1 KiB.
-    far = 61 * 5 * 1024 if kernel == "reads_of_neighbours" else 0
+    # Of 64 blocks, block 61 is the next to read what block 0 copies; each reads 4 KiB and writes 1 KiB. Where a
+    # block reads and writes 1 KiB each, the last one is the next to read the sector that block 0 begins in.
+    far = {"reads_of_neighbours": 61 * 5 * 1024, "late_lanes": 64 * 2 * 1024}.get(kernel, 0)
     assert counted.launches[-1].reuse == pytest.approx(far, rel=0.05)
 
 

@@ -21,6 +21,14 @@ FORMS = {
     "odd factors": (9, 7, {"up": 3, "down": 3, "padding": (7, 8, 6, 9)}),
     "few taps": (2, 5, {"up": 4, "down": 1, "padding": 2}),
 }
+torch.manual_seed(0)
+ANY = torch.randn(12, 12) / 12
+OTHER_FORMS = {  # in the dtypes of a training
+    "radial doubling": (24, RADIAL, {"up": 4, "down": 2, "padding": (17, 16, 18, 15)}),
+    "any 2-D filter": (12, ANY, {"up": 2, "down": 2, "padding": (9, 10, 9, 10)}),
+    "any 2-D filter doubling": (24, ANY, {"up": 4, "down": 2, "padding": (17, 16, 18, 15)}),
+    "any 2-D filter first": (ANY, 12, {"up": 2, "down": 2, "padding": (10, 9, 9, 10)}),
+}
 OPTIONS = {"plain": {}, "clamped": {"clamp": 0.6, "gain": 1.5}, "flipped": {"flip": True, "slope": 0.1}}
 
 
@@ -32,7 +40,7 @@ def filter(given, dtype=torch.float32):
 
 
 def make(form, shape, dtype, layout):
-    up_taps, down_taps, named = FORMS[form]
+    up_taps, down_taps, named = (FORMS | OTHER_FORMS)[form]
     torch.manual_seed(1)
     x = torch.randn(shape, dtype=dtype)
     x = x.contiguous(memory_format=torch.channels_last) if layout == "nhwc" else x
@@ -90,34 +98,53 @@ def test_precision(form, dtype, backend):
 
 
 @backends.every_kernel
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize(
     ("form", "shape"),
     [
         ("same rate", (1, 16, 36, 67)),
         ("doubling", (1, 24, 18, 33)),
         ("doubling", (2, 8, 5, 3)),
-        ("radial", (1, 24, 9, 33)),
+        ("radial", (1, 24, 35, 45)),
+        ("radial", (2, 7, 5, 9)),
+        ("radial doubling", (1, 16, 17, 25)),
+        ("any 2-D filter", (1, 8, 19, 46)),
+        ("any 2-D filter doubling", (1, 8, 9, 12)),
+        ("any 2-D filter first", (1, 8, 9, 12)),
         ("same rate", (1, 5, 33, 35)),
+        ("doubling", (1, 3, 9, 33)),
     ],
     ids=str,
 )
 def test_filters_of_stylegan3_on_images_of_several_tiles(form, shape, dtype, backend):
     """In the dtypes of a training, for which there are kernels of their own."""
-    got = on_tiles(filtered_lrelu, form, shape, dtype, backends.device(backend))
-    expected = in_parts_on_tiles(form, shape, dtype, backends.device(backend))
-    for ours, exact in zip(got, expected, strict=True):
-        error = (ours.double() - exact).square().mean().sqrt() / exact.square().mean().sqrt()
-        assert error < (1e-5 if dtype == torch.float32 else 4e-3)
+    assert max(relative_errors(form, shape, dtype, backend)) < (1e-5 if dtype == torch.float32 else 4e-3)
+
+
+@backends.every_kernel
+@pytest.mark.parametrize("form", ["same rate", "doubling", "radial", "radial doubling", "any 2-D filter first"])
+def test_the_image_may_begin_anywhere_among_the_taps(form, backend):
+    for left, top in ((8, 9), (9, 8), (10, 11), (11, 10), (-2, 13)):
+        padding = (left, 20 - left, top, 20 - top)
+        assert max(relative_errors(form, (1, 8, 5, 6), torch.float32, backend, padding=padding)) < 1e-5, padding
+
+
+def relative_errors(form, shape, dtype, backend, **options):
+    """Of y, dx, dbias and ddy, beside plain PyTorch in fp64."""
+    device = backends.device(backend)
+    got = on_tiles(filtered_lrelu, form, shape, dtype, device, **options)
+    expected = in_parts_on_tiles(form, shape, dtype, device, **options)
     assert all(t.is_contiguous(memory_format=torch.channels_last) for t in (*got[:2], got[3]))
+    rms = lambda t: t.double().square().mean().sqrt()
+    return [rms(ours - exact) / rms(exact) for ours, exact in zip(got, expected, strict=True)]
 
 
-def on_tiles(function, form, shape, dtype, device, to=lambda t: t):
+def on_tiles(function, form, shape, dtype, device, to=lambda t: t, **options):
     """Result, first derivatives and a second one, of the numbers of `dtype` after `to`."""
     *tensors, named = make(form, shape, dtype, "nhwc")
     x, up_taps, down_taps, bias = (None if t is None else to(t.to(device)) for t in tensors)
     given = x, bias = [t.detach().requires_grad_() for t in (x, bias)]
-    y = function(x, up_taps, down_taps, bias, clamp=1.5, **named)
+    y = function(x, up_taps, down_taps, bias, clamp=1.5, **(named | options))
     dy = torch.linspace(-1, 1, y.numel(), dtype=torch.float64, device=device).view(y.shape)
     dy = dy.to(dtype).to(y.dtype).requires_grad_()
     first = torch.autograd.grad(y, given, dy, create_graph=True)
@@ -125,8 +152,8 @@ def on_tiles(function, form, shape, dtype, device, to=lambda t: t):
 
 
 @functools.lru_cache(maxsize=1)  # conftest.py orders tests so that the backends of a case follow each other
-def in_parts_on_tiles(*case):
-    return on_tiles(in_parts, *case, to=torch.Tensor.double)
+def in_parts_on_tiles(*case, **options):
+    return on_tiles(in_parts, *case, to=torch.Tensor.double, **options)
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,7 @@ class Launch:
     blocks: int
     executed: int  # number of blocks that were executed
     threads: int  # of a block
+    barriers: float  # that a block met, on average
     unique: dict[tuple[str, bool], int] = field(default_factory=dict)  # (tensor, write) -> bytes of its sectors
     by_block: dict[tuple[str, bool], int] = field(default_factory=dict)  # the same, summed over blocks
     reuse: int = 0  # most bytes that the L2 must hold so that it serves a second read of an activation
@@ -161,6 +162,7 @@ FORMULAS: dict[str, Formula] = {
     "alias_free": LINEAR,  # double backward is backward with the filters exchanged, as forward
     "alias_free_up": LINEAR,
     "alias_free_radial": LINEAR,
+    "alias_free_radial_up": LINEAR,
     "fork": {"forward": ("x", "q"), "backward": ("xq", "x")},
     "batch_norm_act": NORM,
     "adain": NORM,
@@ -252,7 +254,9 @@ CASES = {
     "filtered_noise_bias_act": Case("filtered", (36, 64, 65, 65), (36, 64, 65, 65), ends=15),
     "filtered_lrelu: same size": Case("alias_free", (36, 16, 84, 84), (4, 16, 96, 96), ends=4),
     "filtered_lrelu: up 2": Case("alias_free_up", (36, 16, 42, 42), None, ends=4),
-    "filtered_lrelu: radial filter": Case("alias_free_radial", (4, 16, 96, 96), None, ends=4),
+    "filtered_lrelu: odd channels": Case("alias_free", (12, 45, 84, 84), None, ends=4),
+    "filtered_lrelu: radial filter": Case("alias_free_radial", (36, 16, 84, 84), (4, 16, 96, 96), ends=4),
+    "filtered_lrelu: radial filter, up 2": Case("alias_free_radial_up", (36, 16, 42, 42), None, ends=4),
     "batch_norm_act": Case("batch_norm_act", (2, 64, 32, 32), (2, 64, 32, 32)),
     "adain: on chip": Case("adain", (4, 128, 16, 16), (4, 128, 16, 16)),
     "adain: large": Case("adain", (2, 64, 32, 32), (1, 2, 192, 192)),
@@ -411,8 +415,9 @@ def parse(report: str) -> list[Launch]:
         kind, *fields = line.split("\t")
         if kind == "launch":
             file, *numbers = fields
-            place, kernel, shared, blocks, executed, threads = map(int, numbers)
-            launches.append(Launch(f"{file.split('csrc/')[-1]}:{place}", kernel, shared, blocks, executed, threads))
+            line, kernel, shared, blocks, executed, threads, barriers = map(int, numbers)
+            place = f"{file.split('csrc/')[-1]}:{line}"
+            launches.append(Launch(place, kernel, shared, blocks, executed, threads, barriers / executed))
             scale = blocks / executed
         elif kind == "tensor":
             tensor, size, *numbers = fields

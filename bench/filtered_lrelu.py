@@ -39,7 +39,7 @@ def run(case: Case) -> dict[str, tuple[float, int]]:
 def main(names: list[str]) -> None:
     device = measure.device().type
     forms = [form for form in FORMS if form.operation == "filtered_lrelu" and (not names or form.name in names)]
-    print("| call | x | dtype | time, ms | parts | plain PyTorch | peak memory, MB | parts | plain PyTorch |")
+    print("| call | shape of x | dtype | time, ms | parts | plain PyTorch | peak memory, MB | parts | plain PyTorch |")
     print("| --- | --- | --- | --: | --: | --: | --: | --: | --: |")
     for form in forms:
         for shape in form.shapes[device]:

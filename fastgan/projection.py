@@ -68,6 +68,7 @@ def project(
     space: Space | None = None,
     steps: int = STEPS,
     perceptual: nn.Module | None = None,
+    num_classes: int = 0,
     label: int | None = None,
     candidates: int = CANDIDATES,
     seed: int = 0,
@@ -81,6 +82,7 @@ def project(
         space: "w" and "w+" of style-based generators, "z" of others; None for "w" where there is one.
         steps: of Adam, at least 1.
         perceptual: a `fastgan.metrics.perceptual.PerceptualDistance`; None for pixels alone.
+        num_classes: of a conditional generator without styles, 0 for others; each image gets one of the classes.
         label: class to start from; None for any.
         candidates: random images to start from.
         seed: of candidates and noise.
@@ -97,7 +99,7 @@ def project(
     options = {"noise": "const"} if "noise" in network.supports else {}
     draw = (lambda ws, _: network.synthesize(ws, **options)) if styled else (lambda z, y: network(z, y, **options))
 
-    starts, labels, scale = _candidates(network, candidates, label, seed)
+    starts, labels, scale = _candidates(network, candidates, num_classes, label, seed)
     targets = images.float().to(device)
     distance = _Distance(perceptual, targets)
     latents, labels = _nearest(draw, starts, labels, targets, distance)
@@ -182,7 +184,9 @@ class _Distance:
 
 
 @torch.no_grad()
-def _candidates(network: Any, count: int, label: int | None, seed: int) -> tuple[Tensor, Tensor | None, float]:
+def _candidates(
+    network: Any, count: int, classes: int, label: int | None, seed: int
+) -> tuple[Tensor, Tensor | None, float]:
     """Latents to start from, their labels if they need some, and the standard deviation of latents."""
     device = next(network.parameters()).device
     if isinstance(network, StyleBasedGenerator):
@@ -192,7 +196,6 @@ def _candidates(network: Any, count: int, label: int | None, seed: int) -> tuple
             w = w[labels == label]
         return w[:count, None].float().expand(-1, network.num_ws, -1).to(device), None, scale
     z = torch.randn(count, network.z_dim, generator=torch.Generator().manual_seed(seed)).to(device)
-    classes = getattr(network, "num_classes", 0)
     if not classes:
         return z, None, 1.0
     labels = torch.arange(count) % classes if label is None else torch.full((count,), label)

@@ -396,18 +396,23 @@ def growth_levels(generator: nn.Module) -> list[int]:
     return [resolution for resolution in growing.resolutions if first <= resolution <= growing.stage_resolution]
 
 
+def shapes_of_latents(generator: nn.Module) -> list[tuple[int, ...]]:
+    """Shapes of one latent that studies take in place of a seed: z, and styles where there are some."""
+    shapes: list[tuple[int, ...]] = [(cast(int, generator.z_dim),)]  # nn.Module types attributes as tensors or modules
+    if isinstance(generator, StyleBasedGenerator):
+        shapes.append((generator.num_ws, len(generator.mapping.w_avg)))
+    return shapes
+
+
 def _latents(generator: nn.Module, seeds: Seeds) -> Tensor:
     """z [len(seeds), z_dim]. Every study begins with it, so common arguments are checked here."""
     if generator.training:
         raise ValueError("generator is in training mode, must be in eval mode: call generator.eval()")
     if not len(seeds):
         raise ValueError("seeds is empty, must have at least one number")
-    z_dim = cast(int, generator.z_dim)  # every generator has it; nn.Module types all attributes as tensors or modules
     if not isinstance(seeds, Tensor):
-        return latents(seeds, z_dim)
-    shapes: list[tuple[int, ...]] = [(z_dim,)]
-    if isinstance(generator, StyleBasedGenerator):
-        shapes.append((generator.num_ws, len(generator.mapping.w_avg)))
+        return latents(seeds, cast(int, generator.z_dim))
+    shapes = shapes_of_latents(generator)
     if seeds.shape[1:] not in shapes:
         kinds = " or styles ".join(f"[N, {', '.join(map(str, shape))}]" for shape in shapes)
         raise ValueError(f"seeds has shape {list(seeds.shape)}, must be latents {kinds}")

@@ -5,7 +5,7 @@ import torch
 
 from fastgan import projection, studies
 from fastgan.errors import UserError
-from fastgan.models import ModelConfig, build
+from fastgan.models import ARCHITECTURES, ModelConfig, build
 from fastgan.projection import project
 
 
@@ -66,9 +66,18 @@ def test_a_class_to_start_from():
     """Networks without styles need it to draw; it is found with z."""
     generator = make("dcgan", num_classes=3)
     images = drawn(generator, label=2)
-    found = project(generator, images, label=2)
+    found = project(generator, images, num_classes=3, label=2)
     assert found.labels.tolist() == [2, 2] and found.psnr.min() > 25
     assert project(make(num_classes=3), drawn(make(num_classes=3), label=1), steps=2).labels is None
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_family_can_be_projected_to(arch):
+    generator = make(arch, num_classes=2)
+    found = project(generator, drawn(generator, label=1), num_classes=2, steps=2, candidates=4)
+    labels = [None] * 2 if found.labels is None else found.labels.tolist()
+    for latent, label, image in zip(found.latents, labels, found.images, strict=True):
+        torch.testing.assert_close(studies.samples(generator, latent[None], label=label)[0, 0], image)
 
 
 def test_studies_take_what_was_found():

@@ -20,7 +20,7 @@ from fastgan.options import LARGEST_SEED, Count, PathText, parse_options
 from fastgan.runs import process
 from fastgan.runs.memory import out_of_memory_is_user_error, require
 
-MOVED_TOGETHER = 8  # samples whose movements are drawn at once
+TOGETHER = 8  # samples that are compared with each other at once
 FEATURES = 1280  # of an image, by the smallest feature network
 MIN_IMAGES = 4  # of a set: precision and recall use the three nearest others of each image
 
@@ -346,66 +346,63 @@ def _drawer(generator, model, train, options: Options):
 
 
 def _equivariance(generator, model, metrics, ranks, options: Options) -> dict[str, float]:
-    """Values of equivariance metrics, in the first process; {} in the others.
-
-    Latents and movements follow from the seed. Classes are equally frequent.
-    """
+    """Values of equivariance metrics. Latents and movements follow from the seed; classes are equally frequent."""
     import torch
 
     from fastgan.metrics import equivariance
-    from fastgan.metrics.parallel import compute_in_blocks
     from fastgan.models.moving import synthesize_moved
 
     device = next(generator.parameters()).device
     z = torch.randn(options.samples, model.z_dim, generator=torch.Generator().manual_seed(options.seed))
     movements = equivariance.draw_movements(options.samples, options.seed)
-    labels = torch.arange(options.samples) % model.num_classes if model.num_classes else None
 
     @torch.no_grad()
-    def errors(start: int, stop: int):
-        parts = []
-        for first in range(start, stop, MOVED_TOGETHER):
-            some = slice(first, min(first + MOVED_TOGETHER, stop))
-            ws = generator.styles(z[some].to(device), None if labels is None else labels[some].to(device))
-            draw = lambda transforms, ws=ws: synthesize_moved(generator, ws, transforms)
-            parts.append(equivariance.squared_errors(draw, movements[some], metrics))
-        return torch.cat(parts).numpy()
+    def errors(some: slice, label):
+        ws = generator.styles(z[some].to(device), None if label is None else label.to(device))
+        draw = lambda transforms: synthesize_moved(generator, ws, transforms)
+        return equivariance.squared_errors(draw, movements[some], metrics)
 
-    found = compute_in_blocks(ranks, options.samples, errors, "moved samples")
-    if found is None:
-        return {}
-    values = torch.from_numpy(found).unbind(1)
-    names = [registry.METRICS[name].values[0] for name in metrics]
-    return {name: equivariance.psnr(each) for name, each in zip(names, values, strict=True)}
+    return _among_samples(errors, equivariance.psnr, "moved samples", model, metrics, ranks, options)
 
 
 def _path_lengths(generator, model, metrics, ranks, options: Options) -> dict[str, float]:
-    """Perceptual path lengths, in the first process; {} in the others. Latents follow from the seed."""
+    """Perceptual path lengths. Latents follow from the seed; classes are equally frequent."""
     import torch
 
     from fastgan.metrics import path_length
-    from fastgan.metrics.parallel import compute_in_blocks
     from fastgan.metrics.perceptual import PerceptualDistance
 
     distance = PerceptualDistance(next(generator.parameters()).device)
     ends, places = path_length.draw_paths(options.samples, model.z_dim, options.seed)
+
+    def lengths(some: slice, label):
+        given = (generator, ends[:, some], places[some], label)
+        return torch.stack([path_length.path_lengths(*given, name, distance) for name in metrics], 1)
+
+    return _among_samples(lengths, path_length.summary, "paths", model, metrics, ranks, options)
+
+
+def _among_samples(measured, summary, title, model, metrics, ranks, options: Options) -> dict[str, float]:
+    """Values of metrics that compare samples with each other, in the first process; {} in the others.
+
+    measured: gives [N, len(metrics), ...] for some samples and their labels. summary: a metric's value of all of these.
+    """
+    import torch
+
+    from fastgan.metrics.parallel import compute_in_blocks
+
     labels = torch.arange(options.samples) % model.num_classes if model.num_classes else None
 
-    def lengths(start: int, stop: int):
-        parts = []
-        for first in range(start, stop, MOVED_TOGETHER):
-            some = slice(first, min(first + MOVED_TOGETHER, stop))
-            label = None if labels is None else labels[some]
-            given = (generator, ends[:, some], places[some], label)
-            parts.append(torch.stack([path_length.path_lengths(*given, name, distance) for name in metrics], 1))
-        return torch.cat(parts).numpy()
+    def block(start: int, stop: int):
+        parts = [slice(first, min(first + TOGETHER, stop)) for first in range(start, stop, TOGETHER)]
+        return torch.cat([measured(some, None if labels is None else labels[some]) for some in parts]).numpy()
 
-    found = compute_in_blocks(ranks, options.samples, lengths, "paths")
+    found = compute_in_blocks(ranks, options.samples, block, title)
     if found is None:
         return {}
     values = torch.from_numpy(found).unbind(1)
     names = [registry.METRICS[name].values[0] for name in metrics]
-    return {name: path_length.summary(each) for name, each in zip(names, values, strict=True)}
+    return {name: summary(each) for name, each in zip(names, values, strict=True)}
 
 
 _VALUES = {  # name in the table, and decimals

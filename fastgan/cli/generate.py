@@ -85,7 +85,7 @@ class Options:
     """Truncation psi: 1 is full variety, less is more typical images, 0 the average image."""
     projected: Annotated[PathText | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
     """Latents that `fastgan project` has found, in place of random ones; --seeds are then their numbers, by default
-    all."""
+    all. Styles have a class in them; to others give --class."""
     edit: Annotated[str, tyro.conf.arg(metavar="NAME=NUMBER,...", help_behavior_hint="(default: none)")] = ""
     """Moves all images along directions of w, like f0=2.5,f3=-1: names that `fastgan directions` has found, and
     strengths in their standard deviations."""
@@ -127,13 +127,14 @@ class Options:
         """Strengths by name, of `edit`. Raises UserError for another form."""
         found = {}
         for part in filter(None, self.edit.split(",")):
-            name, _, number = part.strip().rpartition("=")
+            name, _, number = (text.strip() for text in part.rpartition("="))
             try:
-                found[name.strip()] = float(number)
+                strength = float(number)
             except ValueError:
-                found[name] = math.nan
-            if not name or not math.isfinite(found[name.strip()]):
+                strength = math.nan
+            if not name or not math.isfinite(strength):
                 raise UserError(f"--edit {readable(part)}: must be a name and a number, like f0=2.5")
+            found[name] = strength
         return found
 
     def is_folder(self) -> bool:
@@ -619,10 +620,10 @@ def with_latents(options: Options, generator: nn.Module) -> Options:
     from fastgan import projection, studies
 
     file = Path(options.projected)
+    if getattr(options, "beside", None) is not None:
+        raise UserError(f"--projected {file}: are latents of one network; leave out --beside")
     latents = projection.load(file)
-    try:
-        studies.samples(generator, latents[:1])
-    except ValueError:
+    if latents.shape[1:] not in studies.shapes_of_latents(generator):
         shown = f"{'styles' if latents.ndim == 3 else 'latents'} {list(latents.shape)}"
         raise UserError(f"--projected {file}: has {shown}, which are of another network") from None
     given = {}

@@ -148,8 +148,8 @@ def project(options: Options) -> None:
         for number, group in enumerate(groups):
             call: Callable[..., Any] = functools.partial(watch, number)
             found = projection.project(
-                generator, group, space=space, steps=options.steps, perceptual=perceptual, label=label,
-                seed=options.seed, watch=call,
+                generator, group, space=space, steps=options.steps, perceptual=perceptual,
+                num_classes=model.num_classes, label=label, seed=options.seed, watch=call,
             )  # fmt: skip
             parts.append(found)
     found = joined(parts)
@@ -161,8 +161,9 @@ def project(options: Options) -> None:
 
         save_animation((np.concatenate(frame, 1) for frame in frames), Path(options.video), FPS)
         print(options.video)
-    for name, psnr, distance in zip(shown, found.psnr, found.distances, strict=True):
-        print(f"{name}: PSNR {psnr:.1f} dB, distance {distance:.4f}")
+    for i, name in enumerate(shown):
+        of_class = "" if found.labels is None else f", class {names[found.labels[i]]}"
+        print(f"{name}: PSNR {found.psnr[i]:.1f} dB, distance {found.distances[i]:.4f}{of_class}")
     print(out.with_suffix(".safetensors"))
     print(out)
 

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastgan import editing, studies
+from fastgan import editing, figures, studies
+from fastgan.cli.directions import Directions
 from fastgan.cli.directions import main as directions
 from fastgan.cli.generate import main as generate
 from fastgan.runs import checkpoint
+from fastgan.runs.grid import draw_grid
 from tests.support.commands import error_of
 from tests.support.tiny_run import untrained
 
@@ -35,8 +37,11 @@ def test_a_sheet_and_a_file_of_directions(method, names, run, capsys):
 
     generator, _ = checkpoint.load_generator(run)
     images = studies.to_uint8(studies.edits(generator, [5], found, [-3.0, 0.0, 3.0], label=1)[0])
-    cell = sheet.width // 4  # three columns and a label
-    assert cell >= 96 // 2 and sheet.height > 2 * 96
+    section = figures.directions(generator, 5, found, [-3.0, 0.0, 3.0], label=1)
+    heading = section.heading.replace("seed 5", "seed 5, class light", 1)
+    expected = draw_grid([section._replace(heading=heading)], Directions.smallest_cell)
+    assert np.array_equal(np.asarray(sheet), np.asarray(expected))
+    assert np.array_equal(section.rows[1][1], images[1])
 
     single = run / "single"
     argv = ["--checkpoint", str(run), "--class", "light", "--seeds", "5", "--out", str(single)]

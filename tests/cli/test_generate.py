@@ -434,6 +434,7 @@ STUDY_ERRORS = {
     ),
     "an animation of something else": ("mix --out x.gif", "--out x.gif: the name must end in .png"),
     "an edit without a number": ("mix --edit f0", "--edit f0: must be a name and a number, like f0=2.5"),
+    "an edit with spaces": (["mix", "--edit", "f0 = x"], "--edit f0 = x: must be a name and a number"),
     "an endless edit": ("mix --edit f0=inf", "--edit f0=inf: must be a name and a number"),
     "no directions": ("mix --edit f0=1", "directions.safetensors does not exist; `fastgan directions` writes it"),
     "it does not grow": ("growth", "growth: stylegan2 does not grow"),
@@ -443,8 +444,9 @@ STUDY_ERRORS = {
 @pytest.mark.parametrize("case", STUDY_ERRORS)
 def test_a_wrong_option_of_a_study_is_one_line(case, run, capsys):
     argv, says = STUDY_ERRORS[case]
+    argv = argv.split() if isinstance(argv, str) else argv
     before = sorted(run.iterdir())
-    assert says in error_of(generate, [*argv.split(), "--checkpoint", str(run)], capsys)
+    assert says in error_of(generate, [*argv, "--checkpoint", str(run)], capsys)
     assert sorted(run.iterdir()) == before
 
 

@@ -64,6 +64,17 @@ def test_images_of_other_sizes_and_modes_are_fitted(run, tmp_path, capsys):
     assert generate(["--checkpoint", str(plain), "--projected", str(plain / "projected.safetensors")]) == 0
 
 
+def test_latents_of_a_conditional_network_without_styles_are_drawn_as_a_class(tmp_path, capsys):
+    conditional = untrained(tmp_path / "r3gan", "r3gan", ("dark", "light"))
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "black.png")
+    argv = [str(tmp_path / "black.png"), "--checkpoint", str(conditional), "--distance", "pixels", "--steps", "1"]
+    assert project([*argv, "--class", "light"]) == 0
+    assert ", class light\n" in capsys.readouterr().out
+    argv = ["--checkpoint", str(conditional), "--projected", str(conditional / "projected.safetensors")]
+    assert generate([*argv, "--class", "light", "--out", str(tmp_path / "drawn")]) == 0
+    assert [path.name for path in (tmp_path / "drawn").iterdir()] == ["class01-light-seed0000.png"]
+
+
 def test_with_features(run, image, tmp_path):
     argv = [str(image), "--checkpoint", str(run), "--steps", "2", "--space", "w+", "--out", str(tmp_path / "x.png")]
     assert project(argv) == 0
@@ -99,6 +110,7 @@ def test_latents_that_do_not_fit(run, image, tmp_path, capsys):
     capsys.readouterr()
     argv = ["--checkpoint", str(run), "--projected", str(file)]
     assert f"--seeds 3: {file} has images 0 to 0" in error_of(generate, [*argv, "--seeds", "3"], capsys)
+    assert "leave out --beside" in error_of(generate, ["translate", *argv, "--beside", str(run)], capsys)
     other = untrained(tmp_path / "other", "dcgan")
     error = error_of(generate, ["--checkpoint", str(other), "--projected", str(file)], capsys)
     assert f"--projected {file}: has styles [1, 4, 8], which are of another network" in error

@@ -6,8 +6,10 @@ Exit status: 2 for a wrong option or file, 130 after Ctrl-C, which stops it.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import socket
+import webbrowser
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -18,7 +20,7 @@ from fastgan.options import HalfLife, PathText, parse_options
 from fastgan.runs import process
 
 FIRST_PORT, PORTS = 7860, 100  # searched for a free port
-MAX_QUEUE = 500  # requests; further ones are told to wait. Gradio loses its queue at 2,000 abandoned requests
+SESSIONS = 500  # browser tabs whose state is kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +34,8 @@ class Options:
     ema: HalfLife = None
     """Half-life of the EMA to draw from, in thousands of images, of a training that has kept several."""
     host: str = "127.0.0.1"
-    """Address to serve the page at. Only this machine can reach the default; everyone on the network can reach 0.0.0.0,
-    without a password."""
+    """Address to serve the page at. Only this machine can reach the default. At others, such as 0.0.0.0, it is for
+    everyone on the network who has the token in the printed address."""
     port: Annotated[
         int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=f"(default: the first free from {FIRST_PORT})")
     ] = None
@@ -58,18 +60,32 @@ def serve(options: Options) -> None:
     process.let_idle_threads_sleep_soon()
     page = _require_gradio()
 
+    from starlette.middleware import Middleware
+
     from fastgan.runs import precision
+    from fastgan.view import access, queueing
     from fastgan.view.watching import Run
 
     run = Run(options.run, precision.choose_device(options.device), options.ema)
-    blocks = page.Page(run).blocks.queue(max_size=MAX_QUEUE)
-    _, address, _ = blocks.launch(
-        server_name=options.host, server_port=port, inbrowser=options.open, prevent_thread_lock=True, quiet=True,
-        share=False, ssr_mode=False, pwa=False, enable_monitoring=False, mcp_server=False, footer_links=[],
-        theme=page.theme(), css=page.CSS, app_kwargs={"middleware": _filter(options.host)},
+    blocks = page.Page(run).blocks
+    queueing.bound(blocks)
+    token = "" if access.is_loopback(options.host) else access.new_token()
+    own = Middleware(
+        access.RequestFilter,
+        names=access.host_names(options.host),
+        token=token,
+        health=functools.partial(queueing.health, blocks),
+    )
+    blocks.launch(
+        server_name=options.host, server_port=port, prevent_thread_lock=True, quiet=True, share=False, ssr_mode=False,
+        pwa=False, enable_monitoring=False, mcp_server=False, footer_links=[],
+        state_session_capacity=SESSIONS, theme=page.theme(), css=page.CSS, app_kwargs={"middleware": [own]},
     )  # fmt: skip
+    address = access.address(options.host, port, token)
     print(f"{run.folder if run.is_run else run.path} is at {address}   (Ctrl-C stops it)")
-    print(_reachability(options.host), flush=True)
+    print(access.reachability(options.host), flush=True)
+    if options.open:
+        webbrowser.open(address)
     blocks.block_thread()
 
 
@@ -78,6 +94,7 @@ def _require_gradio():
     # Before its import, or Gradio reports its use and looks for a newer version of itself.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ["GRADIO_RUN_HISTORY"] = "False"  # or every browser keeps all that was drawn
     try:
         from fastgan.view import page
     except ImportError as error:
@@ -109,19 +126,3 @@ def _free_port(host: str, port: int | None) -> int:
     raise UserError(
         f"no port from {FIRST_PORT} to {FIRST_PORT + PORTS - 1} is free ({problem}); choose one with --port"
     )
-
-
-def _filter(host: str) -> list:
-    from starlette.middleware import Middleware
-
-    from fastgan.view import access
-
-    return [Middleware(access.RequestFilter, names=access.host_names(host))]
-
-
-def _reachability(host: str) -> str:
-    from fastgan.view import access
-
-    if access.is_loopback(host):
-        return "only this machine can reach it"
-    return "warning: everyone who can reach this machine over the network can use the page; it has no password"

@@ -356,15 +356,17 @@ def test_error_without_gradio_names_the_extra(tmp_path, capsys, monkeypatch):
 
 
 def answer(
-    host="127.0.0.1:7860", path="/gradio_api/queue/join", method="POST", kind="http", served="127.0.0.1", **headers
-):
-    """The status of the response to a request, or the code that a websocket is closed with."""
+    host="127.0.0.1:7860", path="/gradio_api/queue/join", method="POST", kind="http", served="127.0.0.1", query="",
+    token="", whole=False, **headers,
+):  # fmt: skip
+    """The status of the response to a request, or the code that a websocket is closed with. whole: all of its start."""
     from fastgan.view import access
 
     headers = {"host": host, "content_length": "2", **headers}
     scope = {
         "type": kind,
         "path": path,
+        "query_string": query.encode(),
         "headers": [
             (name.replace("_", "-").encode(), value.encode()) for name, value in headers.items() if value is not None
         ],
@@ -379,11 +381,11 @@ def answer(
     async def send(message):
         sent.append(message)
 
-    asyncio.run(access.RequestFilter(app, access.host_names(served))(scope, None, send))
+    asyncio.run(access.RequestFilter(app, access.host_names(served), token)(scope, None, send))
     if kind == "websocket":
         return sent[0].get("code", 200)
     assert {b"x-frame-options", b"content-security-policy"} <= {name for name, _ in sent[0]["headers"]}
-    return sent[0]["status"]
+    return sent[0] if whole else sent[0]["status"]
 
 
 @needs_gradio
@@ -413,6 +415,9 @@ def test_requests_from_this_machine_are_answered(host):
         ),
         ({"sec_fetch_site": "cross-site", "sec_fetch_mode": "navigate"}, 403),
         ({"path": "/gradio_api/upload"}, 403),
+        ({"path": "/gradio_api/deep_link", "method": "GET"}, 403),
+        ({"path": "/gradio_api/component_server"}, 403),
+        ({"path": "/gradio_api/run/predict"}, 403),
         ({"path": "/gradio_api/file=/etc/hostname", "method": "GET"}, 403),
         ({"path": "/gradio_api/proxy=https://example.org", "method": "GET"}, 403),
         ({"content_length": str(2**21)}, 413),
@@ -433,14 +438,34 @@ def test_a_public_page_answers_to_addresses_and_to_the_machine_name():
 
 
 @needs_gradio
-@pytest.mark.parametrize(
-    ("host", "words"),
-    [("127.0.0.1", "only this machine"), ("::1", "only this machine"), ("0.0.0.0", "warning: everyone who can reach")],
-)
-def test_the_command_says_who_can_reach_the_page(host, words):
-    from fastgan.cli.view import _reachability
+def test_a_public_page_asks_for_its_token():
+    """It is a part of the printed address at the first visit, a cookie later."""
+    ask = {"served": "0.0.0.0", "token": "secret"}
+    visit = {"path": "/", "method": "GET", **ask}
+    assert answer(**ask) == answer(**visit) == answer(query="token=wrong", **visit) == 401
+    assert answer(kind="websocket", **ask) == 1008
+    assert answer(query="token=secret", **ask) == 401, "a token in the address counts for a visit only"
+    start = dict(answer(query="a=1&token=secret", whole=True, **visit)["headers"])
+    assert start[b"location"] == b"/?a=1", "the token does not stay in the address"
+    cookie = start[b"set-cookie"].decode()
+    assert "HttpOnly" in cookie and "samesite=lax" in cookie.lower()
+    assert answer(cookie=cookie.partition(";")[0], **ask) == 200
+    assert answer(cookie=cookie.partition("=")[0] + "=wrong", **ask) == 401
+    assert answer(cookie='broken="; =', **ask) == 401
+    assert answer(cookie=cookie.partition(";")[0], origin="http://evil.example", **ask) == 403
 
-    assert words in _reachability(host)
+
+@needs_gradio
+@pytest.mark.parametrize(
+    ("host", "shown", "words"),
+    [("127.0.0.1", "http://127.0.0.1:80/", "only this machine"), ("::1", "http://[::1]:80/", "only this machine"),
+     ("0.0.0.0", f"http://{socket.gethostname()}:80/?token=secret", "warning: everyone who can reach")],
+)  # fmt: skip
+def test_the_command_says_who_can_reach_the_page(host, shown, words):
+    from fastgan.view import access
+
+    assert words in access.reachability(host)
+    assert access.address(host, 80, "" if access.is_loopback(host) else "secret") == shown
 
 
 @needs_gradio
@@ -475,22 +500,51 @@ def test_markup_in_names_is_escaped(tmp_path):
     assert "&lt;script&gt;" in shown[1] and "&quot;light" in shown[3]
 
 
+@needs_gradio
+def test_answers_that_nobody_fetches_are_dropped_but_none_that_is_awaited(monkeypatch):
+    from types import SimpleNamespace
+
+    from fastgan.view import queueing
+
+    monkeypatch.setattr(queueing, "MAX_MAILBOXES", 3)
+    waiting, running = SimpleNamespace(session_hash="waiting"), SimpleNamespace(session_hash="running")
+    queue = SimpleNamespace(
+        event_queue_per_concurrency_id={"a": SimpleNamespace(queue=[waiting])}, active_jobs=[None, [running]],
+        pending_event_ids_session={str(number): set() for number in range(3000)},
+    )  # fmt: skip
+    boxes = queueing.Mailboxes(queue)
+    for name in ("waiting", "running", *map(str, range(3000))):
+        boxes[name] = name
+    assert list(boxes) == ["waiting", "running", "2999"] and len(queue.pending_event_ids_session) == 1
+    queue.event_queue_per_concurrency_id["a"].queue = []
+    assert boxes["running"] == "running"
+    boxes["new"] = ""
+    assert list(boxes) == ["2999", "running", "new"], "the one that was used longest ago is dropped"
+
+
 @pytest.mark.slow
 @needs_gradio
-def test_the_page_survives_many_clients_and_abandoned_requests(tmp_path):
-    """And a folder that disappears and comes back, without a traceback."""
+def test_the_page_survives_many_clients_and_abandoned_requests(tmp_path, posts=75):
+    """And a folder that disappears and comes back, without a traceback. With 3,000 `posts` it takes minutes: here a
+    fortieth of all numbers."""
     import httpx
 
     run = save(tmp_path / "run")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    # A fortieth of Gradio's sessions and of our queue, and slow polls.
-    small = """
-import time, gradio.queueing as queueing, fastgan.cli.view as view, fastgan.view.watching as watching
-sessions, reread = queueing.LRUCache, watching.Run.reread
-queueing.LRUCache = lambda size: sessions(50)
-view.MAX_QUEUE //= 40
-watching.Run.reread = lambda self: (time.sleep(0.05), reread(self))[1]
+    scale = 3000 // posts
+    # Slow polls, and images that wait for a file.
+    small = f"""
+import time, pathlib, fastgan.studies as studies, fastgan.view.queueing as queueing, fastgan.view.watching as watching
+queueing.MAX_WAITING //= {scale}
+queueing.MAX_MAILBOXES //= {scale}
+reread, samples = watching.Run.reread, studies.samples
+watching.Run.reread = lambda self: (time.sleep({0.0005 * scale}), reread(self))[1]
+def slow(*arguments, **options):
+    while not pathlib.Path({str(tmp_path / "go")!r}).exists():
+        time.sleep(0.05)
+    return samples(*arguments, **options)
+studies.samples = slow
 """
     process = start([str(run), "--port", str(port), "--device", "cpu"], small, module="view.__main__")
     try:
@@ -498,30 +552,52 @@ watching.Run.reread = lambda self: (time.sleep(0.05), reread(self))[1]
         assert "only this machine" in process.stdout.readline()
         with httpx.Client(base_url=f"http://127.0.0.1:{port}/gradio_api", timeout=LONG) as client:
             config = client.get(f"http://127.0.0.1:{port}/config").json()
-            (poll,) = (each for each in config["dependencies"] if "tick" in dict(map(reversed, each["targets"])))
-            call = {
-                "fn_index": poll["id"],
-                "data": [None] * len(poll["inputs"]),
-                "trigger_id": None,
-                "event_data": None,
-            }
 
-            def head(session):
-                """The head of the page as a polling client sees it."""
-                while client.post("/queue/join", json=call | {"session_hash": session}).status_code == 503:
-                    time.sleep(0.2)
+            def call(event, session):
+                """Post a request of the function that listens to this event, until the queue takes it."""
+                function = next(
+                    each for each in config["dependencies"] if event in dict(map(reversed, each["targets"]))
+                )
+                values = {each["id"]: each["props"].get("value") for each in config["components"] if event == "change"}
+                body = {
+                    "fn_index": function["id"], "data": [values.get(number) for number in function["inputs"]],
+                    "trigger_id": None, "event_data": None, "session_hash": session,
+                }  # fmt: skip
+                refused = 0
+                while (status := client.post("/queue/join", json=body).status_code) == 503:
+                    refused += 1
+                    time.sleep(0.05)
+                assert status == 200
+                return refused
+
+            def answer_to(session):
                 with client.stream("GET", "/queue/data", params={"session_hash": session}) as lines:
                     for line in lines.iter_lines():
                         if '"process_completed"' in line:
-                            return json.loads(line.removeprefix("data:"))["output"]["data"][0]
+                            return json.loads(line.removeprefix("data:"))["output"]["data"]
 
-            def abandoned(number):
-                return client.post("/queue/join", json=call | {"session_hash": f"abandoned{number}"}).status_code
+            def head(session):
+                """The head of the page as a polling client sees it."""
+                call("tick", session)
+                return answer_to(session)[0]
 
-            with ThreadPoolExecutor(25) as clients:
-                assert set(clients.map(abandoned, range(100))) == {200, 503}  # 503: the queue is full
-                for text in clients.map(head, [f"client{number}" for number in range(25)]):
+            def health():
+                answer = client.get(f"http://127.0.0.1:{port}/health")
+                assert answer.status_code == 200
+                return answer.text
+
+            assert health().startswith("ok: 0 of at most")
+            for session in ("drawing", "waiting"):  # one after the other
+                call("change", session)
+            with ThreadPoolExecutor(10) as clients:
+                refused = clients.map(lambda number: call("tick", f"abandoned{number}"), range(posts))
+                assert sum(refused), "the queue was never full"
+                assert health().startswith("ok: ")
+                for text in clients.map(head, [f"client{number}" for number in range(10)]):
                     assert "<h1>run</h1>" in text and "problem" not in text
+            (tmp_path / "go").touch()
+            for session in ("drawing", "waiting"):
+                assert "data:image/png" in str(answer_to(session)), "its mailbox was dropped"
             run.rename(tmp_path / "elsewhere")
             assert "there is no such checkpoint" in head("gone")
             run.write_text("a file")
@@ -529,6 +605,7 @@ watching.Run.reread = lambda self: (time.sleep(0.05), reread(self))[1]
             run.unlink()
             (tmp_path / "elsewhere").rename(run)
             assert "problem" not in head("back")
+            assert health().startswith("ok: ")
     finally:
         process.terminate()
         output = process.communicate()[0]

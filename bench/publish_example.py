@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save as to_bytes
 
 from fastgan import examples
 from fastgan.cli import evaluate
@@ -27,7 +26,7 @@ from fastgan.errors import UserError, command_line
 from fastgan.files import file_digest, write_atomically
 from fastgan.runs import config as configuration
 from fastgan.runs import drawing
-from fastgan.runs.checkpoint import Header, ema_prefix, load_generator, read_header
+from fastgan.runs.checkpoint import Header, load_generator, read_header, read_networks, to_bytes
 from fastgan.runs.config import Config
 from fastgan.training import configure
 from fastgan.version import __version__
@@ -66,9 +65,7 @@ def write_network(header: Header, path: Path, ema: float | None = None) -> None:
     """
     with safe_open(header.path, framework="pt") as file:
         content = json.loads(file.metadata()["fastgan"])
-        start = ema_prefix(header, ema) + "."
-        names = [name for name in file.keys() if name.startswith(start)]  # noqa: SIM118
-        tensors = {"ema." + name.removeprefix(start): file.get_tensor(name) for name in names}
+    tensors = {name: value for name, value in read_networks(header, ema).items() if name.startswith("ema.")}
     tensors = {name: value.half() if value.dim() > 1 else value for name, value in tensors.items()}
     config = dataclasses.replace(
         header.config,
@@ -82,8 +79,7 @@ def write_network(header: Header, path: Path, ema: float | None = None) -> None:
         machine=configuration.MachineOptions(amp=header.config.machine.amp, seed=header.config.machine.seed),
         output=configuration.OutputOptions(),
     )
-    content |= {"config": configuration.to_dict(config), "tensors": len(tensors)}
-    write_atomically(path, to_bytes(tensors, {"fastgan": json.dumps(content)}))
+    write_atomically(path, to_bytes(tensors, content | {"config": configuration.to_dict(config)}))
 
 
 def difference(header: Header, name: str, ema: float | None = None) -> int:

@@ -61,22 +61,37 @@ def prepare_to_write(path: Path, option: str = "--out") -> None:
         raise _cannot_write(path, error, option) from None
 
 
-def link(path: Path, name: Path) -> None:
-    """Make `name` a hard link to the file `path`, or a copy where the file system has no links.
+def copy(path: Path, name: Path) -> None:
+    """Copy the file `path` to `name`, atomically and flushed to the disk; replaces what was at `name`.
 
-    Replaces what was at `name`. A later file at `path` leaves it as it is. Raises OSError; `name` is then absent.
+    A file system that can shares the blocks of both (a reflink). Raises OSError; `name` is then as it was.
     """
-    name.unlink(missing_ok=True)
+    temporary = name.with_name(name.name + TEMPORARY_SUFFIX)
     try:
-        os.link(path, name)
-    except OSError:  # a file system without links
-        temporary = name.with_name(name.name + TEMPORARY_SUFFIX)
-        try:
-            shutil.copyfile(path, temporary)
-            os.replace(temporary, name)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with open(path, "rb") as source, open(temporary, "wb") as target:
+            if not _copied_by_kernel(source, target):
+                source.seek(0)
+                target.seek(0)
+                shutil.copyfileobj(source, target, _CHUNK)
+            sync(target)
+        os.replace(temporary, name)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(name.parent)
+
+
+def _copied_by_kernel(source: BinaryIO, target: BinaryIO) -> bool:
+    """Copy a whole file by a system call that makes a reflink where it can. Returns False if it cannot."""
+    if not hasattr(os, "copy_file_range"):
+        return False
+    left = os.fstat(source.fileno()).st_size
+    try:
+        while left and (done := os.copy_file_range(source.fileno(), target.fileno(), left)):
+            left -= done
+    except OSError:  # not between these file systems; any other reason stops the usual copy as well
+        return False
+    return left == 0
 
 
 def remove_unfinished(directory: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from fastgan import files
@@ -57,6 +57,7 @@ def _train(command: configure.Command, argv: list[str] | None) -> int:
             "a resumed run needs what it needed before: free some, or change the --device"
         ),
         _locked(Path(resume)),
+        _whole_checkpoint_offered(),
     ):
         config, header = _resumed(resume, argv)
         if reason := Length(config.training).why_no_more(header):
@@ -101,6 +102,17 @@ def _locked(run: Path) -> contextlib.AbstractContextManager:
     return files.one_writer(folder) if process.is_first() else contextlib.nullcontext()
 
 
+@contextlib.contextmanager
+def _whole_checkpoint_offered() -> Iterator[None]:
+    """Add to the error of a damaged checkpoint how to go on from the newest whole one."""
+    from fastgan.runs.checkpoint import DamagedCheckpoint
+
+    try:
+        yield
+    except DamagedCheckpoint as error:
+        raise UserError(f"{error}; go on from there with --resume {error.whole[0]}") from None
+
+
 def _resumed(run, argv):
     """The saved configuration, updated with the options of `argv`, and the header of the checkpoint to resume."""
     from fastgan.runs import checkpoint
@@ -126,5 +138,6 @@ def _resumed(run, argv):
         )
     for name, (before, after) in configuration.changes(saved, config).items() if process.is_first() else ():
         print(f"note: {configuration.flag(name)} {after} from here on, {before} before")
+    checkpoint.require_networks(header)
     files.remove_unfinished(header.path.parent)
     return config, header

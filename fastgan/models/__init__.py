@@ -165,6 +165,14 @@ _CHOICES = {
 
 def build(config: ModelConfig) -> tuple[nn.Module, nn.Module]:
     """A new generator and discriminator with initial weights. Raises ValueError for an invalid configuration."""
+    generator = build_generator(config)
+    if config.discriminator == "projected":
+        return generator, ProjectedDiscriminator(config)
+    return generator, ARCHITECTURES[config.arch].Discriminator(config)
+
+
+def build_generator(config: ModelConfig) -> nn.Module:
+    """The generator alone. Raises ValueError for an invalid configuration, of the discriminator as well."""
     if config.arch not in ARCHITECTURES:
         raise ValueError(f"arch is {config.arch!r}, must be one of {', '.join(ARCHITECTURES)}")
     if config.resolution < 8 or config.resolution & (config.resolution - 1):
@@ -196,13 +204,12 @@ def build(config: ModelConfig) -> tuple[nn.Module, nn.Module]:
     for name in ("tanh", "discriminator_norm"):
         if not isinstance(getattr(config, name), bool):
             raise ValueError(f"{name} is {getattr(config, name)!r}, must be True or False")
-    if config.discriminator == "own":
-        return family.Generator(config), family.Discriminator(config)
-    if config.projected_size < 2 * MULTIPLE or config.projected_size % MULTIPLE:
+    too_small = config.projected_size < 2 * MULTIPLE
+    if config.discriminator == "projected" and (too_small or config.projected_size % MULTIPLE):
         raise ValueError(
             f"projected_size is {config.projected_size}, must be a multiple of {MULTIPLE} from {2 * MULTIPLE}"
         )
-    return family.Generator(config), ProjectedDiscriminator(config)
+    return family.Generator(config)
 
 
 def resolution_independent_names(config: ModelConfig) -> tuple[dict[str, str], dict[str, str]]:

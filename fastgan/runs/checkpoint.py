@@ -2,21 +2,26 @@
 
 Tensors are named `generator.*`, `discriminator.*`, `ema.*` (EMA of the generator), `other_emas.<number>.*` (EMAs of
 further half-lives), `optimizer_g.<parameter>.<moment>`, `optimizer_d...` and `statistics.*` (of regularisation). There
-is no RNG state: random numbers follow from seed and step. The header's one entry, `fastgan`, is JSON: format, versions,
-configuration, model, progress and data.
+is no RNG state: random numbers follow from seed and step. The header's entry `fastgan` is JSON: format, versions,
+configuration, model, progress, data, and a digest of each tensor; the entry `digest` is that of this JSON. Whatever is
+read is compared with its digest.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import platform
+import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
+from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 from typing_extensions import TypedDict  # pydantic takes that of `typing` from Python 3.12 on
 
@@ -24,18 +29,34 @@ from fastgan import models
 from fastgan.data import ImageDataset
 from fastgan.data.urls import local_path
 from fastgan.errors import UserError, readable
-from fastgan.files import link, write_atomically
+from fastgan.files import copy, write_atomically
 from fastgan.models.progressive import ProgressiveGrowing
 from fastgan.models.spectral_norm import merge_spectral_norm
 from fastgan.options import from_json
 from fastgan.runs.config import Config, check_values, pyramid, to_dict, unresolved
 from fastgan.version import __version__
 
-FORMAT = 10  # raise it if the header gets other fields or tensors other names
+FORMAT = 11  # raise it if the header gets other fields or tensors other names
 FILE_NAME = "checkpoint.safetensors"
 BEST_FILE_NAME = "checkpoint-best.safetensors"  # best by the first of --metrics
 _MOMENTS = {torch.optim.Adam: ("step", "exp_avg", "exp_avg_sq"), torch.optim.RMSprop: ("step", "square_avg")}
 NETWORKS = ("generator", "discriminator", "ema")
+_MOST_WHOLE = 3  # checkpoints beside a damaged one that its message names
+
+
+class DamagedCheckpoint(UserError):
+    """Raised for a checkpoint that cannot be read, or differs from what was saved, if there are others beside it.
+
+    whole: those of a run's checkpoints beside it whose digests are right, the newest first.
+    """
+
+    def __init__(self, message: str, whole: list[Path]):
+        super().__init__(f"{message}; whole {'are' if whole[1:] else 'is'} {', '.join(map(str, whole))}")
+        self.whole = whole
+
+
+class _Replaced(UserError):
+    """Raised if a training has saved a new checkpoint between the reading of header and tensors."""
 
 
 @dataclass
@@ -101,12 +122,15 @@ class _Content:
     seconds: float
     stage: tuple[int, float] | None
     dataset: DatasetSummary
-    tensors: int
+    digests: dict[str, str]
 
 
 @dataclass(frozen=True)
 class Header:
-    """Validated header of a checkpoint, read without its tensors."""
+    """Validated header of a checkpoint, read without its tensors.
+
+    digests: of each tensor, by name. digest: of the whole, header and tensors.
+    """
 
     path: Path
     config: Config
@@ -116,13 +140,13 @@ class Header:
     seconds: float
     stage: tuple[int, float] | None
     dataset: DatasetSummary
-    tensors: int  # number of tensors
+    digests: dict[str, str]
+    digest: str
 
 
 def save(path: Path, state: State, config: Config, model: models.ModelConfig, dataset: DatasetSummary) -> None:
     """Write `state` to `path`, atomically. Raises UserError if that fails; the old file then stays."""
-    tensors = _tensors(state)
-    header = {
+    content = {
         "format": FORMAT,
         "versions": {"fastgan": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "config": to_dict(config),
@@ -132,22 +156,39 @@ def save(path: Path, state: State, config: Config, model: models.ModelConfig, da
         "seconds": state.seconds,
         "stage": state.stage,
         "dataset": dataset,
-        "tensors": len(tensors),
     }
-    write_atomically(path, to_bytes(tensors, {"fastgan": json.dumps(header)}))
+    write_atomically(path, to_bytes(_tensors(state), content))
+
+
+def to_bytes(tensors: dict[str, Tensor], content: dict[str, Any]) -> bytes:
+    """A checkpoint's file: contiguous `tensors`, and a header of `content` with their digests."""
+    digests = {name: _tensor_digest(value) for name, value in tensors.items()}
+    return to_safetensors(tensors, metadata(json.dumps(content | {"digests": digests})))
+
+
+def metadata(text: str) -> dict[str, str]:
+    """Entries of a file's header: the JSON `text` and its digest."""
+    return {"fastgan": text, "digest": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _tensor_digest(tensor: Tensor) -> str:
+    """Digest of dtype, shape and numbers, 64 bits in hex: against accidents. SHA-256 is the quickest in hashlib."""
+    found = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)} ".encode())
+    found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()[:16]
 
 
 def keep_newest(path: Path, images: int, count: int) -> None:
     """Keep the `count` newest checkpoints: that at `path`, of `images` images, and older ones, named by their images.
 
     Checkpoints of more images are removed: they belong to a continuation that was given up. Raises UserError if files
-    cannot be linked or removed.
+    cannot be copied or removed.
     """
     names = _numbered(path) | {images: path.with_name(f"{path.stem}-{images:09d}{path.suffix}")}
     stays = sorted(number for number in names if number <= images)[-count:] if count > 1 else []
     try:
         if stays:
-            link(path, names[images])
+            copy(path, names[images])
         for number in names.keys() - set(stays):
             names[number].unlink(missing_ok=True)
     except OSError as error:
@@ -164,8 +205,9 @@ def remove_older(path: Path) -> None:
 
 def _numbered(path: Path) -> dict[int, Path]:
     """Checkpoints kept beside `path`, by their number of images."""
-    files = {file.stem.removeprefix(f"{path.stem}-"): file for file in path.parent.glob(f"{path.stem}-*{path.suffix}")}
-    return {int(number): file for number, file in files.items() if number.isdigit()}
+    name = re.compile(rf"{re.escape(path.stem)}-([0-9]+){re.escape(path.suffix)}")
+    files = [(name.fullmatch(file.name), file) for file in path.parent.glob(f"{path.stem}-*{path.suffix}")]
+    return {int(match[1]): file for match, file in files if match}
 
 
 def read_header(path: str | Path) -> Header:
@@ -182,34 +224,72 @@ def read_header(path: str | Path) -> Header:
         raise UserError(f"{path}: there is no such checkpoint; give a run's folder or its {FILE_NAME}")
     if not path.is_file():  # reading a pipe would block
         raise UserError(f"{path} is not a regular file; give a run's folder or its {FILE_NAME}")
+    with _whole_ones_named(path):
+        return _read_header(path)
+
+
+def _read_header(path: Path) -> Header:
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            entries = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is no checkpoint, or a truncated one: {error}") from None
-    if "fastgan" not in metadata:
+    if "fastgan" not in entries:
         raise UserError(f"{path} is a safetensors file, but was not written by fastgan.train")
     try:
-        content = json.loads(metadata["fastgan"])
+        content = json.loads(entries["fastgan"])
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: its header is no JSON: {error}") from None
+    digest = metadata(entries["fastgan"])["digest"]
     try:
         if isinstance(content, dict) and content.get("format") != FORMAT:
             raise UserError(
                 f"has format {readable(content.get('format'))}; this fastgan ({__version__}) reads {FORMAT}"
             )
+        if entries.get("digest") != digest:
+            raise UserError("is damaged: its header differs from the one that was saved")
         found = from_json(_Content, content, "header")
         _require_consistent(found)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     progress = found.step, found.images, found.seconds, found.stage
-    return Header(path, found.config, found.model, *progress, found.dataset, found.tensors)
+    return Header(path, found.config, found.model, *progress, found.dataset, found.digests, digest)
+
+
+@contextlib.contextmanager
+def _whole_ones_named(path: Path) -> Iterator[None]:
+    """Raise DamagedCheckpoint in place of UserError if there are whole checkpoints of the run beside `path`."""
+    try:
+        yield
+    except _Replaced:
+        raise
+    except UserError as error:
+        if whole := _whole_beside(path):
+            raise DamagedCheckpoint(str(error), whole) from None
+        raise
+
+
+def _whole_beside(path: Path) -> list[Path]:
+    """The newest whole checkpoints of a run's folder, except `path`."""
+    last = path.with_name(FILE_NAME)
+    headers, whole = [], []
+    for file in {last, path.with_name(BEST_FILE_NAME), *_numbered(last).values()} - {path}:
+        with contextlib.suppress(UserError):
+            headers.append(_read_header(file))
+    for header in sorted(headers, key=lambda each: (-each.images, each.path.name)):
+        with contextlib.suppress(UserError):
+            for _ in _read_each(header, ""):
+                pass
+            whole.append(header.path)
+        if len(whole) == _MOST_WHOLE:
+            break
+    return whole
 
 
 def _require_consistent(content: _Content) -> None:
     """Raise UserError, naming the field, for a value out of range or fields that contradict each other."""
     config, model = content.config, content.model
-    for name in ("step", "images", "tensors"):
+    for name in ("step", "images"):
         if not 0 <= getattr(content, name) < 2**63:
             raise UserError(f"header.{name} is {getattr(content, name)}, must be at least 0, and below 2^63")
     if not 0 <= content.seconds < float("inf"):
@@ -241,13 +321,11 @@ def _require_consistent(content: _Content) -> None:
 def restore(header: Header, state: State) -> None:
     """Load the tensors of a checkpoint into `state`, in place.
 
-    Raises UserError, naming the file and a tensor, if they do not fit the networks.
+    Raises UserError, naming the file and a tensor, if one is damaged or does not fit the networks.
     """
-    tensors = _read(header.path, "")
+    tensors = _read(header, "")
     for name, module in state.modules().items():
         _load_module(header.path, module, name, tensors)
-    if len(tensors) != header.tensors:
-        raise UserError(f"{header.path} is incomplete: it has {len(tensors)} of the {header.tensors} tensors saved")
     for name, (optimizer, module) in state.optimizers().items():
         _load_optimizer(header.path, optimizer, module, name, tensors)
     state.step, state.images, state.seconds, state.stage = header.step, header.images, header.seconds, header.stage
@@ -265,7 +343,7 @@ def read_networks(header: Header, ema: float | None = None) -> dict[str, Tensor]
     tensors = {
         name + key.removeprefix(prefix): value
         for name, prefix in saved.items()
-        for key, value in _read(header.path, prefix + ".").items()
+        for key, value in _read(header, prefix + ".").items()
     }
     generator, discriminator = _shapes(header)
     modules = {"generator": generator, "discriminator": discriminator, "ema": generator}
@@ -285,16 +363,33 @@ def load_generator(
     `generator(z, label)` maps z [N, z_dim] and label [N] int64 (None for a network without classes) to images
     [N, C, H, W] of range [-1, 1]. Raises UserError, naming the file, if it cannot be loaded or has no such EMA.
     """
-    header = read_header(path)
-    prefix = ema_prefix(header, ema)
-    tensors = _read(header.path, prefix + ".")
-    _saved(header.path, _shapes(header)[0], prefix, tensors)
-    generator, _ = models.build(header.model)
+    while True:
+        header = read_header(path)
+        prefix = ema_prefix(header, ema)
+        with contextlib.suppress(_Replaced):
+            tensors = _read(header, prefix + ".")
+            break
+    _saved(header.path, _shapes(header)[0], prefix, tensors)  # before memory is taken for a larger network
+    generator = models.build_generator(header.model)
     _load_module(header.path, generator, prefix, tensors)
     _grow(generator, header)
     merge_spectral_norm(generator)
     generator = generator.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return generator.eval().requires_grad_(False), header.config
+
+
+def require_networks(header: Header) -> None:
+    """Raise UserError if the file's networks do not have the shapes of `header.model`, before they take memory."""
+    generator, discriminator = _shapes(header)
+    try:
+        with safe_open(header.path, framework="pt") as file:
+            there = {name: torch.Size(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{header.path} cannot be read: {error}") from None
+    with torch.device("meta"):
+        tensors = {name: torch.empty(shape) for name, shape in there.items()}
+    for name, module in {"generator": generator, "discriminator": discriminator, "ema": generator}.items():
+        _saved(header.path, module, name, tensors)
 
 
 def ema_prefix(header: Header, half_life: float | None) -> str:
@@ -351,12 +446,28 @@ def _tensors(state: State) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
 
 
-def _read(path: Path, prefix: str) -> dict[str, Tensor]:
+def _read(header: Header, prefix: str) -> dict[str, Tensor]:
+    """Tensors whose names begin with `prefix`. Raises UserError, naming the tensor, if one is not as it was saved."""
+    with _whole_ones_named(header.path):
+        return dict(_read_each(header, prefix))
+
+
+def _read_each(header: Header, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    damaged = f"{header.path} is damaged: tensor"
     try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
+        with safe_open(header.path, framework="pt") as file:
+            if (file.metadata() or {}).get("digest") != header.digest:
+                raise _Replaced(f"{header.path} was replaced while it was read; run the same command again")
+            there = set(file.keys())
+            for name in sorted(name for name in there | header.digests.keys() if name.startswith(prefix)):
+                if name not in there or name not in header.digests:
+                    raise UserError(f"{damaged} {readable(name)} is {'missing' if name not in there else 'unknown'}")
+                tensor = file.get_tensor(name)
+                if _tensor_digest(tensor) != header.digests[name]:
+                    raise UserError(f"{damaged} {readable(name)} differs from the one that was saved")
+                yield name, tensor
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
+        raise UserError(f"{header.path} cannot be read: {error}") from None
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from pathlib import Path
 from fastgan.data.images import parse_size
 from fastgan.distributed import ENVIRONMENT
 from fastgan.errors import program
-from fastgan.files import TEMPORARY_SUFFIX, link
+from fastgan.files import TEMPORARY_SUFFIX, copy
 from fastgan.metrics import registry
 from fastgan.progress import ProgressBar
 from fastgan.runs import precision
@@ -63,7 +63,7 @@ class BackgroundEvaluation:
         self._evaluated, self._snapshot = (state.step, state.images), checkpoint.with_name(SNAPSHOT_NAME)
         try:
             self._folder = self._folder or tempfile.TemporaryDirectory(prefix="fastgan-metrics-")
-            link(checkpoint, self._snapshot)
+            copy(checkpoint, self._snapshot)
             with open(self._output, "wb") as output:
                 self._process = subprocess.Popen(
                     command(self._config, self._snapshot, self._results),

@@ -1,14 +1,15 @@
 """Checkpoints: resuming after a stop, kill or full disk is bit-identical, and damaged files are refused."""
 
+import dataclasses
 import errno
 import hashlib
 import json
 import os
+import re
 import resource
 import shutil
 import signal
 from contextlib import nullcontext
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from fastgan.cli.train import main
 from fastgan.errors import UserError
 from fastgan.files import one_writer, write_atomically
 from fastgan.runs import checkpoint, process
+from tests.support.commands import error_of
 from tests.support.processes import start, wait_for
 from tests.support.tiny_run import (
     BATCH,
@@ -31,6 +33,7 @@ from tests.support.tiny_run import (
     make_folder,
     tensors,
     train,
+    untrained,
 )
 
 pytestmark = pytest.mark.usefixtures("one_cache")
@@ -372,14 +375,29 @@ def test_a_full_disk_on_resume_is_an_error_of_one_line(folder, unbroken, tmp_pat
     assert_same_checkpoint(run, unbroken)
 
 
-def rewrite(run, change):
-    """Write the checkpoint again after `change(tensors, header)`."""
+def rewrite(run, change, new_digests=False):
+    """Write the checkpoint again after `change(tensors, header)`. new_digests: of the tensors, too."""
     path = run / checkpoint.FILE_NAME
-    size = int.from_bytes(path.read_bytes()[:8], "little")
-    metadata = json.loads(path.read_bytes()[8 : 8 + size])["__metadata__"]
-    header, tensors = json.loads(metadata["fastgan"]), load_file(path)
+    with safe_open(path, framework="pt") as file:
+        header, tensors = json.loads(file.metadata()["fastgan"]), load_file(path)
     change(tensors, header)
-    save_file(tensors, path, {"fastgan": json.dumps(header)})
+    if new_digests:
+        path.write_bytes(checkpoint.to_bytes(tensors, header))
+    else:
+        save_file(tensors, path, checkpoint.metadata(json.dumps(header)))
+
+
+def swap(run, old, new):
+    """Replace bytes of the checkpoint that are there once."""
+    path = run / checkpoint.FILE_NAME
+    assert path.read_bytes().count(old) == 1
+    path.write_bytes(path.read_bytes().replace(old, new))
+
+
+def flip(path):
+    """Flip a bit of the last byte, a tensor's."""
+    *others, last = path.read_bytes()
+    path.write_bytes(bytes([*others, last ^ 8]))
 
 
 def truncate(run, share):
@@ -399,16 +417,30 @@ DAMAGE = {
     ),
     "gone": (lambda run: (run / checkpoint.FILE_NAME).unlink(), "holds no checkpoint.safetensors"),
     "tensor missing": (
-        lambda run: rewrite(run, lambda tensors, _: tensors.pop("ema.synthesis.const")),
-        "tensor ema.synthesis.const",
+        lambda run: rewrite(run, lambda tensors, _: tensors.pop("ema.synthesis.const"), new_digests=True),
+        "does not fit this network: tensor ema.synthesis.const",
     ),
     "tensor of another shape": (
-        lambda run: rewrite(run, lambda tensors, _: tensors.update({"ema.synthesis.const": torch.zeros(2)})),
-        "tensor ema.synthesis.const",
+        lambda run: rewrite(
+            run, lambda tensors, _: tensors.update({"ema.synthesis.const": torch.zeros(2)}), new_digests=True
+        ),
+        "does not fit this network: tensor ema.synthesis.const",
     ),
     "a moment missing": (
         lambda run: rewrite(run, lambda tensors, _: tensors.pop(next(n for n in tensors if "optimizer_g" in n))),
-        "incomplete",
+        "is damaged: tensor optimizer_g.",
+    ),
+    "a number more": (
+        lambda run: rewrite(run, lambda tensors, _: tensors["statistics.guard_d.streak"].add_(1)),
+        "is damaged: tensor statistics.guard_d.streak differs from the one that was saved",
+    ),
+    "a tensor more": (
+        lambda run: rewrite(run, lambda tensors, _: tensors.update(x=torch.zeros(2))),
+        "is damaged: tensor x is unknown",
+    ),
+    "another header": (
+        lambda run: swap(run, b'\\"step\\": 12,', b'\\"step\\": 13,'),
+        "is damaged: its header differs from the one that was saved",
     ),
     "older format": (  # of fewer fields: it is the format that is wrong, not the first of them
         lambda run: rewrite(run, lambda _, header: (header.update(format=4), header["config"].clear())),
@@ -448,9 +480,9 @@ def fields_of(content, prefix=""):
 def test_fields_of_the_header_belong_to_the_format_number(unbroken):
     """Otherwise an older checkpoint would be refused as damaged, for a missing field."""
     with safe_open(unbroken / checkpoint.FILE_NAME, framework="np") as file:
-        fields = sorted(fields_of(json.loads(file.metadata()["fastgan"])))
+        fields = sorted(fields_of(json.loads(file.metadata()["fastgan"]) | {"digests": "by tensor"}))
     digest = hashlib.sha256("\n".join(fields).encode()).hexdigest()[:8]
-    assert (checkpoint.FORMAT, digest) == (10, "9ca9cbf9"), "raise checkpoint.FORMAT by one, and put both here"
+    assert (checkpoint.FORMAT, digest) == (11, "45028d9c"), "raise checkpoint.FORMAT by one, and put both here"
 
 
 @pytest.mark.slow
@@ -462,7 +494,28 @@ def test_a_loaded_generator_is_ready_to_draw(unbroken):
     assert image.shape == (3, 1, 8, 8) and image.isfinite().all()
 
 
+def test_a_checkpoint_that_is_replaced_while_it_is_read(tmp_path, monkeypatch):
+    """By a training that goes on: the new one is drawn from; other reading says so."""
+    run, later = (untrained(tmp_path / name, "dcgan", ema_halflife=number) for name, number in (("a", 1.0), ("b", 2.0)))
+    read = checkpoint._read_header
+
+    def replaced_after_reading(path):
+        monkeypatch.setattr(checkpoint, "_read_header", read)
+        header = read(path)
+        shutil.copy(later / checkpoint.FILE_NAME, path)
+        return header
+
+    monkeypatch.setattr(checkpoint, "_read_header", replaced_after_reading)
+    assert checkpoint.load_generator(run)[1].training.ema_halflives == (2.0,)
+    header = dataclasses.replace(checkpoint.read_header(run), digest="of another")
+    with pytest.raises(UserError, match="was replaced while it was read; run the same command again"):
+        checkpoint.read_networks(header)
+
+
 # Several of them -----------------------------------------------------------------------------------------------------
+
+
+KEPT = ("-000000048", "-000000032", "-000000016")  # of a whole tiny training
 
 
 def checkpoint_names(run):
@@ -490,25 +543,51 @@ def test_the_newest_checkpoints_are_kept_and_can_be_resumed(folder, tmp_path):
     ]
 
 
-def test_checkpoints_are_copied_without_hard_links(tmp_path, monkeypatch):
-    def refuse(*_):
-        raise OSError("no links here")
+@pytest.mark.parametrize("by_kernel", [True, False])
+def test_kept_checkpoints_are_copies(tmp_path, monkeypatch, by_kernel):
+    """Not links: what damages one file leaves the others."""
+    if not by_kernel:
 
-    monkeypatch.setattr(os, "link", refuse)
+        def refuse(*_):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+        monkeypatch.setattr(os, "copy_file_range", refuse)
     path = tmp_path / checkpoint.FILE_NAME
+    (tmp_path / "checkpoint-².safetensors").write_text("of someone else")
     for images in (10, 20, 30, 25):  # the last one after going back
         path.write_text(str(images))
         checkpoint.keep_newest(path, images, 3)
-    found = {file.name: file.read_text() for file in tmp_path.iterdir()}
+        assert path.stat().st_nlink == 1
+    path.write_text("damaged")
+    (tmp_path / "checkpoint-².safetensors").unlink()
     names = {f"checkpoint-{images:09d}.safetensors": str(images) for images in (10, 20, 25)}
-    assert found == {**names, checkpoint.FILE_NAME: "25"}
+    found = {file.name: file.read_text() for file in tmp_path.iterdir()}
+    assert found == {**names, checkpoint.FILE_NAME: "damaged"}
 
-    def fill(source, target):
-        Path(target).write_text("2")
+    def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(shutil, "copyfile", fill)
+    monkeypatch.setattr("fastgan.files.os.fsync", full)
     path.write_text("26")
     with pytest.raises(UserError, match="No space left"):
         checkpoint.keep_newest(path, 26, 3)
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {**names, checkpoint.FILE_NAME: "26"}
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_names_the_whole_ones_beside_it(folder, unbroken, tmp_path, capsys):
+    run = train(folder, tmp_path / "run", "--keep-checkpoints", "3")
+    path, newest, middle, oldest = (run / f"checkpoint{name}.safetensors" for name in ("", *KEPT))
+    flip(path), flip(newest)
+    shutil.copy(middle, run / checkpoint.BEST_FILE_NAME)
+    line = error_of(main, ["--resume", str(run)], capsys)
+    assert re.fullmatch(
+        rf"{path} is damaged: tensor \S+ differs from the one that was saved; whole are {middle}, "
+        rf"{run / checkpoint.BEST_FILE_NAME}, {oldest}; go on from there with --resume {middle}",
+        line,
+    )
+    path.unlink()
+    assert error_of(main, ["--resume", str(newest)], capsys).endswith(f"; go on from there with --resume {middle}")
+    assert main(["--resume", str(middle)]) == 0
+    assert_same_checkpoint(run, unbroken)
+    assert {file.stat().st_nlink for file in run.glob("checkpoint*")} == {1}

@@ -5,6 +5,7 @@ import functools
 import itertools
 import json
 import re
+from random import Random
 
 import pytest
 import torch
@@ -14,9 +15,12 @@ from safetensors import safe_open
 from safetensors.torch import load
 from safetensors.torch import save as to_bytes
 
+from fastgan import models
+from fastgan.cli.train import main
 from fastgan.errors import UserError
 from fastgan.runs import checkpoint
-from tests.support.tiny_run import train
+from tests.support.commands import error_of, failing
+from tests.support.tiny_run import train, untrained
 
 pytestmark = pytest.mark.slow  # hundreds of files
 
@@ -68,6 +72,63 @@ def test_what_is_no_checkpoint_at_all_is_refused(saved, content):
         checkpoint.load_generator(path)
 
 
+FLIPS = 2000
+
+
+def test_a_flipped_bit_is_never_loaded(tmp_path):
+    """Bits of the header and of the tensors, half of each: an error of one line, or the same content as before.
+
+    The latter are flips of the header's padding, of which nothing is read.
+    """
+    path = untrained(tmp_path / "run", "dcgan") / checkpoint.FILE_NAME
+    content = path.read_bytes()
+    header = checkpoint.read_header(path)
+    tensors = {name: value.clone() for name, value in checkpoint._read(header, "").items()}
+    of_header, random = 8 + int.from_bytes(content[:8], "little"), Random(0)
+    says: dict[str, int] = {}
+    for number in range(FLIPS):
+        at = random.randrange(of_header) if number % 2 else random.randrange(of_header, len(content))
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1 << random.randrange(8)]) + content[at + 1 :])
+        try:
+            found = checkpoint.read_header(path)
+            loaded = checkpoint._read(found, "")
+        except UserError as error:
+            assert str(error).startswith(str(path)) and "\n" not in str(error)
+            kind = re.search("tensor|header|no checkpoint|not written by", str(error).removeprefix(str(path)))
+            says[kind[0]] = says.get(kind[0], 0) + 1
+            continue
+        assert found == header and loaded.keys() == tensors.keys(), at
+        assert all(torch.equal(loaded[name], value) for name, value in tensors.items()), at
+    assert says["tensor"] >= FLIPS / 2 and says["header"] > FLIPS / 10
+    assert FLIPS - sum(says.values()) < 5
+
+
+def test_the_tensor_that_differs_is_named(tmp_path):
+    path = untrained(tmp_path / "run", "dcgan") / checkpoint.FILE_NAME
+    content = bytearray(path.read_bytes())
+    start, header = 8 + int.from_bytes(content[:8], "little"), checkpoint.read_header(path)
+    name = next(name for name in header.digests if name.startswith("generator."))
+    content[start + json.loads(content[8:start])[name]["data_offsets"][0]] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"is damaged: tensor {name} differs from the one that was saved$"):
+        checkpoint.read_networks(header)
+    checkpoint.load_generator(path)  # needs the EMA alone
+
+
+def test_a_network_larger_than_its_file_is_not_built(tmp_path, monkeypatch, capsys):
+    """A header may ask for any size; the tensors say how large the networks are."""
+    path = untrained(tmp_path / "run", "dcgan") / checkpoint.FILE_NAME
+    header, tensors = json.loads(metadata_of(path)["fastgan"]), load(path.read_bytes())
+    for part in (header["model"], header["config"]["network"]):
+        part |= {"channel_base": 2**30, "channel_max": 2**14}
+    path.write_bytes(checkpoint.to_bytes(tensors, header))
+    monkeypatch.setattr("fastgan.training.loop.train", lambda *_: pytest.fail("the training was started"))
+    monkeypatch.setattr(models, "build_generator", failing(AssertionError("built"), 2, models.build_generator))
+    with pytest.raises(UserError, match="does not fit this network"):
+        checkpoint.load_generator(path)
+    assert "does not fit this network" in error_of(main, ["--resume", str(path.parent)], capsys)
+
+
 # Headers of checkpoints --------------------------------------------------------------------------------------------
 
 DELETED = object()
@@ -111,15 +172,19 @@ def edited(header: dict, path: tuple[str, ...], value) -> dict:
     return header
 
 
+def metadata_of(path) -> dict[str, str]:
+    with safe_open(path, framework="pt") as file:
+        return file.metadata()
+
+
 @pytest.fixture(scope="module")
 def header(saved):
     """That of a small checkpoint, and a function that writes the checkpoint with another."""
     content, path = saved
     tensors = load(content)  # not mapped from the file that is written over
     path.write_bytes(content)
-    with safe_open(path, framework="pt") as file:
-        header = json.loads(file.metadata()["fastgan"])
-    return header, lambda changed: path.write_bytes(to_bytes(tensors, {"fastgan": json.dumps(changed)}))
+    header = json.loads(metadata_of(path)["fastgan"])
+    return header, lambda changed: path.write_bytes(to_bytes(tensors, checkpoint.metadata(json.dumps(changed))))
 
 
 def test_an_edited_header_is_read_or_refused_in_one_line_that_names_the_field(saved, header, one_thread):
@@ -143,7 +208,7 @@ def test_an_edited_header_is_read_or_refused_in_one_line_that_names_the_field(sa
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", "3", "[" * 100_000, '{"format": 4}', '{"format": [4]}'])
 def test_a_header_that_is_none(saved, header, content):
     (_, path), (header, _) = saved, header
-    path.write_bytes(to_bytes({"a": torch.zeros(1)}, {"fastgan": content}))
+    path.write_bytes(to_bytes({"a": torch.zeros(1)}, checkpoint.metadata(content)))
     with pytest.raises(UserError, match=re.escape(str(path))) as error:
         checkpoint.load_generator(path)
     assert "\n" not in str(error.value)

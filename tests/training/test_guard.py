@@ -90,7 +90,7 @@ def test_a_diverged_training_ends_with_an_error_and_keeps_its_checkpoint(tmp_pat
     assert all("NaN" not in str(line) for line in log_lines(out))
     header = checkpoint.read_header(out)
     assert header.images < 400
-    for value in checkpoint._read(header.path, "discriminator.").values():
+    for value in checkpoint._read(header, "discriminator.").values():
         assert value.isfinite().all()
 
 
@@ -119,7 +119,7 @@ def test_a_signal_saves_while_steps_are_skipped(tmp_path, monkeypatch):
     assert main(arguments(folder, out, "--arch", "mlp", "--images", "400")) == 130
     header = checkpoint.read_header(out)
     assert header.step == 10
-    (streak,) = checkpoint._read(header.path, "statistics.guard_d.streak").values()
+    (streak,) = checkpoint._read(header, "statistics.guard_d.streak").values()
     assert LIMIT_AT_THE_END <= streak < LIMIT
 
 

@@ -247,7 +247,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, monkeypatch):
     """A tensor missing from the file is an error, not a fresh tensor."""
     run = untrained(tmp_path / "run", "dcgan")
     read = checkpoint._read
-    without = lambda path, prefix: {name: each for name, each in read(path, prefix).items() if "out.bias" not in name}
+    without = lambda *given: {name: each for name, each in read(*given).items() if "out.bias" not in name}
     monkeypatch.setattr(checkpoint, "_read", without)
     with pytest.raises(UserError, match=r"tensor discriminator\.out\.bias missing"):
         initial.read(str(run))

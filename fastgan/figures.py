@@ -23,7 +23,12 @@ from fastgan.runs import drawing
 from fastgan.runs.drawing import to_uint8
 from fastgan.runs.grid import Section
 
-SPACES = {"slerp": "the arc between latents", "z": "the line between latents", "w": "the line between styles"}
+SPACES = {
+    "slerp": "the arc between latents",
+    "z": "the line between latents",
+    "w": "the line between styles",
+    "spline": "the curve through styles",
+}
 
 
 def classes(
@@ -55,16 +60,21 @@ def interpolation(
     *,
     steps: int,
     space: studies.Space,
+    loop: bool = False,
     seed_format: str = "torch",
     **settings,
 ) -> Section:
-    """A row from each seed to the next, a column a step."""
+    """A row from each seed to the next, a column a step. loop: whether there is a row from the last to the first."""
+    z = drawing.latents(seeds, generator.z_dim, seed_format)
+    space = "w" if z.ndim == 3 and space != "spline" else space
+    frames = map(to_uint8, studies.interpolation_frames(generator, z, steps=steps, space=space, loop=loop, **settings))
+    first = last = next(frames)
     rows = []
-    for pair in itertools.pairwise(seeds):
-        z = drawing.latents(pair, generator.z_dim, seed_format)
-        space = "w" if z.ndim == 3 else space
-        images = studies.interpolate(generator, z, steps=steps, space=space, **settings)
-        rows.append((f"seed {pair[0]} to {pair[1]}", to_uint8(images[0])))
+    for start, end in itertools.pairwise([*seeds, *seeds[: int(loop)]]):
+        row = [last, *itertools.islice(frames, steps - 1)]
+        row += [first] * (steps - len(row))  # a loop ends where it began
+        rows.append((f"seed {start} to {end}", np.stack(row)))
+        last = row[-1]
     return Section(f"along {SPACES[space]}", rows, [f"{step / (steps - 1):.3g}" for step in range(steps)])
 
 
@@ -75,14 +85,34 @@ def interpolation_frames(
     *,
     steps: int,
     space: studies.Space,
+    loop: bool = False,
+    grid: tuple[int, int] = (1, 1),
+    batch: int | None = None,
     seed_format: str = "torch",
     truncation: float = 1.0,
 ) -> Iterator[np.ndarray]:
-    """Frames of an animation from each seed to the next, uint8 [H, len(labels) * W, C]: classes side by side."""
-    z = drawing.latents(seeds, generator.z_dim, seed_format)
-    options = {"steps": steps, "space": space, "truncation": truncation}
-    by_class = [studies.interpolation_frames(generator, z, label=label, **options) for label in labels]
-    return (np.concatenate([to_uint8(image) for image in frame], 1) for frame in zip(*by_class, strict=True))
+    """Frames of an animation through the seeds, uint8 [H, W, C].
+
+    grid: columns and rows of a frame, each an interpolation through as many of the seeds, in their order. Every class
+    has such a grid, side by side. batch: as of `fastgan.studies.interpolation_batches`.
+    """
+    columns, rows = grid
+    count, rest = divmod(len(seeds), columns * rows)
+    if rest:
+        raise ValueError(f"seeds is of length {len(seeds)}, must be a multiple of {columns} x {rows}, the grid")
+    parts = drawing.latents(seeds, generator.z_dim, seed_format).split(count)
+    options = {"steps": steps, "space": space, "loop": loop, "truncation": truncation, "batch": batch}
+
+    def images(z: Tensor, label: int | None) -> Iterator[np.ndarray]:
+        batches = studies.interpolation_batches(generator, z, label=label, **options)
+        return (image for drawn in batches for image in to_uint8(drawn))
+
+    cells = [
+        [images(parts[row * columns + column], label) for label in labels for column in range(columns)]
+        for row in range(rows)
+    ]
+    across = [zip(*row, strict=True) for row in cells]
+    return (np.concatenate([np.concatenate(row, 1) for row in frame]) for frame in zip(*across, strict=True))
 
 
 def moving_frames(

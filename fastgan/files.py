@@ -21,16 +21,26 @@ _CHUNK = 2**20
 def write_atomically(path: Path, content: bytes | memoryview, option: str = "--out") -> None:
     """Write `content` to `path` so that at any moment, also after a crash, `path` holds all of the old or the new.
 
-    Writes a temporary file in the same directory, flushes it to the disk, renames it over `path` and flushes the
-    directory. The temporary's name is fixed, so the next write overwrites one left by a killed process.
     Raises UserError naming the file and the option that sets it if the disk is full or read-only; the old content is
     then untouched.
+    """
+    with replacement(path, option) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextlib.contextmanager
+def replacement(path: Path, option: str = "--out") -> Iterator[Path]:
+    """The name of a temporary file to write within the block; after it, the file takes the place of `path`.
+
+    It lies in the same directory, is flushed to the disk and renamed over `path`, and the directory is flushed. If the
+    block raises, it is removed. Its name is fixed, so the next write overwrites one left by a killed process. An
+    OSError within the block raises UserError as `write_atomically` does.
     """
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
     try:
         try:
-            with open(temporary, "wb") as file:
-                file.write(content)
+            yield temporary
+            with open(temporary, "rb+") as file:
                 sync(file)
             os.replace(temporary, path)
         except BaseException:

@@ -25,11 +25,12 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from fastgan import paths
 from fastgan.editing import Direction, style_offset
 from fastgan.models.moving import MOVABLE, rotation, synthesize_moved, translation
 from fastgan.models.progressive import ProgressiveGrowing
 from fastgan.models.style_based import StyleBasedGenerator
-from fastgan.runs.drawing import Unsupported, architecture, draw_tensor, latents, to_uint8
+from fastgan.runs.drawing import Unsupported, architecture, draw_batches, draw_tensor, latents, to_uint8
 from fastgan.transparency import premultiplied
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "growth_levels",
     "interpolate",
     "interpolate_at",
+    "interpolation_batches",
     "interpolation_frames",
     "mix",
     "move",
@@ -61,9 +63,11 @@ __all__ = [
 # (Karras et al. 2019, "A Style-Based Generator Architecture for GANs", arXiv 1812.04948, figure 3).
 LAYERS = {"coarse": (0, 4), "middle": (4, 8), "fine": (8, None)}
 LARGEST_CONDITION = 1e6  # of a transform: beyond it fp32 has no inverse of use
+MOST_AT_ONCE, AT_ONCE_CPU, AT_ONCE_GPU = 16, 2**18, 2**22  # images, and pixels, of a batch of an animation
 FINE_NOISE_FROM = 64  # resolution; figure 5 of the same paper
 
-Space = Literal["z", "slerp", "w"]
+Space = Literal["z", "slerp", "w", "spline"]
+CURVES = {"z": paths.lines, "slerp": paths.arcs, "w": paths.lines, "spline": paths.spline}  # by space
 Seeds = Sequence[int] | Tensor
 
 
@@ -101,6 +105,7 @@ def interpolate(
     *,
     steps: int = 9,
     space: Space = "slerp",
+    loop: bool = False,
     label: int | None = None,
     truncation: float = 1.0,
 ) -> Tensor:
@@ -109,13 +114,17 @@ def interpolate(
     Args:
         seeds: two or more.
         steps: images a row, at least 2, equally spaced.
-        space: the path between two seeds. "z": the straight line between the latents. "slerp": the arc, which keeps
+        space: the path through the seeds. "z": the straight line between two latents. "slerp": the arc, which keeps
             the length that latents of a normal distribution have (White 2016, "Sampling Generative Networks", arXiv
-            1609.04468, section 2.1). "w": the straight line between the styles (Karras et al. 2019, section 4.1);
-            needs a style-based generator.
+            1609.04468, section 2.1). "w": the straight line between two styles (Karras et al. 2019, section 4.1).
+            "spline": the cubic spline through all styles, which does not turn sharply at a seed. The last two need a
+            style-based generator; seeds that are styles make "w" of the first two.
+        loop: whether there is a last row, from the last seed to the first.
     """
-    frames = interpolation_frames(generator, seeds, steps=steps, space=space, label=label, truncation=truncation)
-    rows = torch.stack(list(frames)).unfold(0, steps, steps - 1)  # the end of a row is the start of the next
+    drawn = list(
+        interpolation_frames(generator, seeds, steps=steps, space=space, loop=loop, label=label, truncation=truncation)
+    )
+    rows = torch.stack(drawn + drawn[:loop]).unfold(0, steps, steps - 1)  # the end of a row is the start of the next
     return rows.movedim(-1, 1).contiguous()
 
 
@@ -125,17 +134,57 @@ def interpolation_frames(
     *,
     steps: int = 9,
     space: Space = "slerp",
+    loop: bool = False,
     label: int | None = None,
     truncation: float = 1.0,
 ) -> Iterator[Tensor]:
     """The images of `interpolate` one after the other, [C, H, W] each, drawn lazily.
 
-    A seed between two rows comes once: (len(seeds) - 1) * (steps - 1) + 1 images in all. Arguments as in `interpolate`.
+    A seed between two rows comes once: (len(seeds) - 1) * (steps - 1) + 1 images in all. A loop ends before its first
+    image: len(seeds) * (steps - 1). Arguments as in `interpolate`.
+    """
+    batches = interpolation_batches(
+        generator, seeds, steps=steps, space=space, loop=loop, label=label, truncation=truncation, batch=1
+    )
+    return (image.float().cpu() for (image,) in batches)
+
+
+def interpolation_batches(
+    generator: nn.Module,
+    seeds: Seeds,
+    *,
+    steps: int = 9,
+    space: Space = "slerp",
+    loop: bool = False,
+    label: int | None = None,
+    truncation: float = 1.0,
+    batch: int | None = None,
+) -> Iterator[Tensor]:
+    """The images of `interpolation_frames`, `batch` of them at once, on the generator's device: [N, C, H, W] each.
+
+    Batches are quicker, and may round differently. None: one image, and then as many at once as suit its size.
     """
     if steps < 2:
         raise ValueError(f"steps is {steps}, must be at least 2: both ends are included")
-    points, between, image = _interpolator(generator, seeds, space, label, truncation)
-    return (image(point[None])[0] for point in _path(points, steps, between))
+    if batch is not None and batch < 1:
+        raise ValueError(f"batch is {batch}, must be at least 1")
+    curve, draw = _interpolator(generator, seeds, space, loop, label, truncation)
+    places = paths.places(len(seeds), steps, loop)
+
+    def batches() -> Iterator[Tensor]:
+        size = batch or 1
+        while group := list(itertools.islice(places, size)):
+            images = draw(torch.stack([curve(*place) for place in group]))
+            size = batch or _at_once(images)
+            yield images
+
+    return batches()
+
+
+def _at_once(images: Tensor) -> int:
+    """Number of images like these, [N, C, H, W], to draw at once: small ones take less time in batches."""
+    pixels = images.shape[-2] * images.shape[-1]
+    return max(1, min(MOST_AT_ONCE, (AT_ONCE_CPU if images.device.type == "cpu" else AT_ONCE_GPU) // pixels))
 
 
 def interpolate_at(
@@ -156,8 +205,8 @@ def interpolate_at(
     """
     if len(seeds) != 2:
         raise ValueError(f"seeds is of length {len(seeds)}, must be two")
-    (start, end), between, image = _interpolator(generator, seeds, space, label, truncation)
-    return torch.cat([image(between(start, end, position)[None]) for position in positions])[None]
+    curve, draw = _interpolator(generator, seeds, space, False, label, truncation)
+    return torch.cat([draw(curve(0, position)[None]).float().cpu() for position in positions])[None]
 
 
 def mix(
@@ -440,18 +489,26 @@ def _synthesize(generator: StyleBasedGenerator, ws: Tensor, noise: str | Sequenc
 
 
 def _interpolator(
-    generator: nn.Module, seeds: Seeds, space: Space, label: int | None, truncation: float
-) -> tuple[Tensor, Callable[[Tensor, Tensor, float], Tensor], Callable[[Tensor], Tensor]]:
-    """Points of the seeds in a space, the interpolation between two points, and the images of points."""
+    generator: nn.Module, seeds: Seeds, space: Space, loop: bool, label: int | None, truncation: float
+) -> tuple[paths.Curve, Callable[[Tensor], Tensor]]:
+    """The curve through the seeds in a space, and the images of points, all at once and on the generator's device."""
     if len(seeds) < 2:
         raise ValueError(f"seeds is of length {len(seeds)}, must have at least two to interpolate between")
-    if space not in ("z", "slerp", "w"):
-        raise ValueError(f"space is {space!r}, must be 'z', 'slerp' or 'w'")
+    if space not in CURVES:
+        raise ValueError(f"space is {space!r}, must be one of {', '.join(CURVES)}")
     points = _latents(generator, seeds)
-    if space == "w" or points.ndim == 3:
+    if points.ndim == 3 or space in ("w", "spline"):
         styled = _with_styles(generator, "interpolation in w")
-        return _styles(styled, points, label, truncation), torch.lerp, lambda ws: _synthesize(styled, ws)
-    return points, _arc if space == "slerp" else torch.lerp, lambda z: _images(generator, z, label, truncation)
+        ws = _styles(styled, points, label, truncation)
+        curve = CURVES["spline" if space == "spline" else "w"](ws, loop)
+        return curve, torch.no_grad()(lambda ws: styled.synthesize(ws, noise="const"))
+
+    def draw(z: Tensor) -> Tensor:
+        labels = None if label is None else torch.full((len(z),), label)
+        (images,) = draw_batches(generator, z, labels, truncation=truncation, batch=len(z))
+        return images
+
+    return CURVES[space](points, loop), draw
 
 
 def _with_styles(generator: nn.Module, study: str) -> StyleBasedGenerator:
@@ -473,23 +530,6 @@ def _growing(generator: nn.Module) -> ProgressiveGrowing:
     if not isinstance(generator, ProgressiveGrowing):
         raise Unsupported(f"{architecture(generator)} does not grow: it has one resolution only")
     return generator
-
-
-def _path(points: Tensor, steps: int, between: Callable[[Tensor, Tensor, float], Tensor]) -> Iterator[Tensor]:
-    """`steps` points from each of `points` to the next, both ends included, each of `points` once."""
-    yield points[0]
-    for start, end in itertools.pairwise(points):
-        for step in range(1, steps):
-            yield between(start, end, step / (steps - 1))
-
-
-def _arc(start: Tensor, end: Tensor, t: float) -> Tensor:
-    """Spherical interpolation between vectors, exact at t 0 and 1; linear for parallel vectors."""
-    a, b = start.double(), end.double()
-    angle = torch.acos((torch.dot(a, b) / (a.norm() * b.norm())).clamp(-1, 1))
-    if angle.sin() < 1e-6:
-        return torch.lerp(start, end, t)
-    return ((a * torch.sin((1 - t) * angle) + b * torch.sin(t * angle)) / torch.sin(angle)).to(start.dtype)
 
 
 @torch.no_grad()

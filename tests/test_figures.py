@@ -30,9 +30,33 @@ def test_interpolation_and_its_frames(generator):
     section = figures.interpolation(generator, [3, 1, 4], steps=3, space="w", label=1)
     assert section.heading == "along the line between styles" and section.columns == ["0", "0.5", "1"]
     assert [label for label, _ in section.rows] == ["seed 3 to 1", "seed 1 to 4"]
-    frames = list(figures.interpolation_frames(generator, [3, 1, 4], [1, 2], steps=3, space="w"))
+    frames = list(figures.interpolation_frames(generator, [3, 1, 4], [1, 2], steps=3, space="w", batch=1))
     assert len(frames) == 5 and frames[0].shape == (16, 32, 1)
     assert np.array_equal([frame[:, :16] for frame in frames[:3]], images(section)[0])
+
+
+def test_a_loop_has_a_row_back_to_the_first_seed(generator):
+    options = {"steps": 4, "space": "spline", "loop": True, "label": 1}
+    section = figures.interpolation(generator, [3, 1, 4], **options)
+    assert section.heading == "along the curve through styles"
+    assert [label for label, _ in section.rows] == ["seed 3 to 1", "seed 1 to 4", "seed 4 to 3"]
+    assert np.array_equal(images(section), studies.to_uint8(studies.interpolate(generator, [3, 1, 4], **options)))
+
+
+def test_a_frame_has_a_grid_of_interpolations_for_each_class(generator):
+    """Two columns and three rows through two seeds each, of classes 2 and 0."""
+    options = {"steps": 3, "space": "spline", "loop": True, "batch": 1}
+    frames = np.stack(list(figures.interpolation_frames(generator, range(12), [2, 0], grid=(2, 3), **options)))
+    assert frames.shape == (4, 3 * 16, 4 * 16, 1)
+    cells = frames.reshape(4, 3, 16, 4, 16, 1).swapaxes(2, 3)
+    for row in range(3):
+        for column in range(4):
+            start = 2 * (2 * row + column % 2)
+            given = [start, start + 1], [(2, 0)[column // 2]]
+            own = list(figures.interpolation_frames(generator, *given, **options))
+            assert np.array_equal(cells[:, row, column], own), (row, column)
+    with pytest.raises(ValueError, match="seeds is of length 12, must be a multiple of 5 x 1, the grid"):
+        figures.interpolation_frames(generator, range(12), [0], grid=(5, 1), **options)
 
 
 def test_mixing_has_its_sources_in_the_first_row_and_column(generator):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastgan import models, studies
+from fastgan import models, paths, studies
 from fastgan.models.progressive import ProgressiveGrowing
 from fastgan.runs import drawing
 
@@ -72,7 +72,7 @@ class TestClasses:
 
 
 class TestInterpolation:
-    @pytest.mark.parametrize("space", ["z", "slerp", "w"])
+    @pytest.mark.parametrize("space", ["z", "slerp", "w", "spline"])
     def test_ends_are_the_plain_images(self, generator, plain, space):
         table = studies.interpolate(generator, SEEDS, steps=4, space=space)
         assert table.shape == (2, 4, 1, 16, 16)
@@ -98,26 +98,42 @@ class TestInterpolation:
             image = studies.interpolate(generator, SEEDS[:2], steps=3, space=space)[0, 1]
             torch.testing.assert_close(image, middle[0])
 
-    def test_slerp_keeps_the_length_and_divides_the_angle(self):
-        a, b = torch.tensor([2.0, 0.0, 0.0]), torch.tensor([0.0, 2.0, 0.0])
-        third = studies._arc(a, b, 1 / 3)
-        torch.testing.assert_close(third, torch.tensor([3.0**0.5, 1.0, 0.0]))
+    @pytest.mark.parametrize("loop", [False, True])
+    @pytest.mark.parametrize("space", ["slerp", "spline"])
+    def test_frames_have_each_seed_once(self, generator, plain, space, loop):
+        frames = torch.stack(list(studies.interpolation_frames(generator, SEEDS, steps=4, space=space, loop=loop)))
+        table = studies.interpolate(generator, SEEDS, steps=4, space=space, loop=loop)
+        assert len(frames) == (3 * 3 if loop else 2 * 3 + 1)
+        assert torch.equal(frames[::3], plain)
+        rows = torch.cat([table[0], *table[1:, 1:]])
+        assert torch.equal(frames, rows[: len(frames)])
+        assert not loop or torch.equal(table[-1, -1], plain[0])
 
-    def test_slerp_of_parallel_latents_is_linear(self):
-        a = torch.tensor([1.0, 2.0])
-        torch.testing.assert_close(studies._arc(a, 3 * a, 0.25), 1.5 * a)
-        assert studies._arc(a, -a, 0.5).isfinite().all()
+    def test_a_spline_goes_through_truncated_and_through_given_styles(self, generator):
+        options = {"space": "spline", "steps": 3}
+        ws = generator.styles(drawing.latents(SEEDS, generator.z_dim), truncation=0.6)
+        curve = paths.spline(ws, True)
+        drawn = studies.interpolate(generator, SEEDS, loop=True, truncation=0.6, **options)
+        torch.testing.assert_close(drawn[2, 1], generator.synthesize(curve(2, 0.5)[None], noise="const")[0])
+        torch.testing.assert_close(drawn, studies.interpolate(generator, ws, loop=True, **options))
+        straight = studies.interpolate(generator, ws, loop=True, steps=3)
+        assert not torch.allclose(drawn[:, 1], straight[:, 1])
 
-    @pytest.mark.parametrize("space", ["slerp", "w"])
-    def test_frames_have_each_seed_once(self, generator, space):
-        frames = list(studies.interpolation_frames(generator, SEEDS, steps=4, space=space))
-        table = studies.interpolate(generator, SEEDS, steps=4, space=space)
-        assert len(frames) == 2 * 3 + 1
-        assert torch.equal(torch.stack(frames), torch.cat([table[0], table[1, 1:]]))
+    def test_batches_are_the_frames(self, generator):
+        options = {"steps": 6, "space": "spline", "loop": True}
+        frames = torch.stack(list(studies.interpolation_frames(generator, SEEDS, **options)))
+        for batch, sizes in ((4, [4, 4, 4, 3]), (None, [1, 14])):
+            drawn = list(studies.interpolation_batches(generator, SEEDS, batch=batch, **options))
+            assert [len(images) for images in drawn] == sizes
+            torch.testing.assert_close(torch.cat(drawn), frames, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("side, count", [(32, 16), (256, 4), (1024, 1)])
+    def test_large_images_are_drawn_in_small_batches(self, side, count):
+        assert studies._at_once(torch.empty(1, 3, side, side)) == count
 
     def test_frames_are_drawn_lazily(self, generator, monkeypatch):
         drawn = []
-        monkeypatch.setattr(studies, "draw_tensor", lambda *_, **__: drawn.append(1) or torch.zeros(1, 1, 16, 16))
+        monkeypatch.setattr(studies, "draw_batches", lambda *_, **__: drawn.append(1) or [torch.zeros(1, 1, 16, 16)])
         frames = studies.interpolation_frames(generator, SEEDS, steps=1000)
         assert not drawn
         next(frames)
@@ -289,6 +305,7 @@ CALLS = {
     "interpolate in z": lambda g, seeds=SEEDS, **o: studies.interpolate(g, seeds, space="z", **o),
     "interpolate": lambda g, seeds=SEEDS, **o: studies.interpolate(g, seeds, **o),
     "interpolate in w": lambda g, seeds=SEEDS, **o: studies.interpolate(g, seeds, space="w", **o),
+    "interpolate along a spline": lambda g, seeds=SEEDS, **o: studies.interpolate(g, seeds, space="spline", **o),
     "mix": lambda g, seeds=SEEDS, **o: studies.mix(g, seeds, [7], [1], **o),
     "noise_by_layer": lambda g, seeds=SEEDS, **o: studies.noise_by_layer(g, seeds, **o),
     "noise_deviation": lambda g, seeds=SEEDS, **o: studies.noise_deviation(g, seeds, draws=2, **o),
@@ -312,7 +329,7 @@ def test_every_study_takes_a_class(name):
     assert not torch.equal(CALLS[name](generator, label=1), CALLS[name](generator, label=2))
 
 
-@pytest.mark.parametrize("name", OF_STYLEGAN2)
+@pytest.mark.parametrize("name", [name for name in OF_STYLEGAN2 if name != "interpolate along a spline"])
 def test_a_row_depends_on_its_own_seed_only(generator, name):
     table = CALLS[name](generator, seeds=[3, 1])
     other = CALLS[name](generator, seeds=[3, 1, 4])
@@ -336,7 +353,7 @@ def test_arguments_that_interpolation_refuses(generator):
             interpolate(generator, [5])
         with pytest.raises(ValueError, match="steps is 1, must be at least 2"):
             interpolate(generator, SEEDS, steps=1)
-        with pytest.raises(ValueError, match="space is 'x', must be 'z', 'slerp' or 'w'"):
+        with pytest.raises(ValueError, match="space is 'x', must be one of z, slerp, w, spline"):
             interpolate(generator, SEEDS, space="x")
 
 

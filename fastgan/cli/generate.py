@@ -6,6 +6,7 @@ Exit status: 0 when done, 2 for a wrong option or file, 130 after Ctrl-C. Every 
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -29,16 +30,14 @@ from fastgan.options import (
     print_commands,
 )
 from fastgan.progress import ProgressBar
+from fastgan.runs.animation import ANIMATIONS, QUALITY, SMALLEST_FRAME, require_animation, save_animation
 from fastgan.runs.grid import (
     PICTURES,
     SMALLEST_CELL,
-    SMALLEST_FRAME,
     Section,
     draw_grid,
     enlargement,
     require_fits,
-    require_video,
-    save_animation,
     save_picture,
     to_picture,
 )
@@ -53,8 +52,9 @@ if TYPE_CHECKING:  # torch is imported after the options are parsed, so that --h
 
 
 GRID_COLUMNS = 16
-STILL, ANIMATIONS = tuple(PICTURES), (".gif", ".mp4")
+STILL, MOVING = tuple(PICTURES), tuple(ANIMATIONS)
 PICTURE_STEPS, ANIMATION_STEPS = 9, 48
+MOST_FRAMES = 1_000_000  # of an animation: a longer one is a typing error
 MOST_SIDES = 100  # beyond, places in the scene lose precision
 MAX_DRAWS = 100_000  # the deviation has converged long before
 MAX_SEEDS = 1_000_000  # a longer list is a typing error, and would fill the memory
@@ -205,7 +205,7 @@ class Grid(Options):
         from PIL import Image
 
         ending = Path(self.out).suffix.lower()  # also of a folder like v1.5
-        return Path(self.out).is_dir() or ending not in {*STILL, *ANIMATIONS, *Image.registered_extensions()}
+        return Path(self.out).is_dir() or ending not in {*STILL, *MOVING, *Image.registered_extensions()}
 
     def images(self, classes: int) -> tuple[int, int]:
         seeds = len(parse_seeds(self.seeds))
@@ -260,106 +260,200 @@ class Classes(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Interpolate(Options):
+class Animated(Options):
+    """Base class of studies that can be animations."""
+
+    fps: int = 25
+    """Frames per second of an animation, from 1 to 50, of an .mp4 to 120."""
+    quality: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=f"(default: {QUALITY})")] = None
+    """Of an .mp4: from 1, the smallest file, to 10, nearest to the images."""
+
+    def check(self) -> None:
+        super().check()
+        out = Path(self.file_name if self.out is None else self.out)
+        if out.suffix.lower() in MOVING:
+            require_animation(out, self.fps)
+        if self.quality is not None and out.suffix.lower() != ".mp4":
+            raise UserError(f"--quality {self.quality}: is of an .mp4, and {readable(str(out))} is none")
+        if self.quality is not None and not 1 <= self.quality <= 10:
+            raise UserError(f"--quality {self.quality}: must be from 1 to 10")
+
+    def require_memory_of_frames(self, count: int, images: tuple[int, int], model: ModelConfig, out: Path) -> None:
+        """Raises UserError for more frames than anyone wants, or frames too large for the memory or the file's format.
+
+        images: columns and rows of a frame.
+        """
+        if count > MOST_FRAMES:
+            raise UserError(f"an animation of {count:,} frames is too long; give fewer --steps or --seeds")
+        (columns, rows), (height, width) = images, model.feature_size(model.resolution)
+        factor = enlargement(rows * height, SMALLEST_FRAME)
+        size = columns * width * factor, rows * height * factor
+        require(20.0 * size[0] * size[1], f"a frame of {columns:,} times {rows:,} images", "give fewer --seeds")
+        largest = ANIMATIONS[out.suffix.lower()].largest
+        if max(size) > largest:
+            raise UserError(
+                f"{out}: a frame of {size[0]}x{size[1]} is larger than the {largest} pixels that a side of "
+                f"{out.suffix} may have; give fewer --seeds or --classes"
+            )
+
+    def save(self, frames: Iterator[np.ndarray], total: int, out: Path) -> None:
+        """Write an animation, with its progress."""
+        progress = ProgressBar(frames, total=total, unit=" frames", leave=False)
+        save_animation(progress, out, self.fps, QUALITY if self.quality is None else self.quality)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interpolate(Animated):
     """Interpolation from each latent to the next: a picture with a row a pair, or an animation."""
 
     seeds: Annotated[str, tyro.conf.arg(metavar="LIST")] = "0-3"
-    """Seeds of the random latents to go through, two or more. For an animation that ends where it began: 0-3,0."""
-    space: Literal["slerp", "z", "w"] = "slerp"
-    """slerp: along the arc between latents. z: straight between them. w: straight between their styles, in a
-    style-based network."""
+    """Seeds of the random latents to go through, two or more."""
+    space: Literal["auto", "slerp", "z", "w", "spline"] = "auto"
+    """Path through the latents. slerp: the arc between two. z: the straight line. w: the line between their styles.
+    spline: a smooth curve through the styles of all. The last two need a style-based network. auto: spline for an
+    animation of one, else slerp."""
+    loop: bool = False
+    """Also go from the last latent to the first, so that an animation ends where it begins."""
     steps: Annotated[
         int | None,
         tyro.conf.arg(metavar="INT", help_behavior_hint=f"(default: {PICTURE_STEPS}; animation: {ANIMATION_STEPS})"),
     ] = None
     """Images from one latent to the next, both included."""
-    fps: int = 25
-    """Frames per second of an animation, from 1 to 50."""
+    grid: Annotated[str, tyro.conf.arg(metavar="COLUMNSxROWS")] = "1x1"
+    """Several interpolations at once, in the frames of an animation: --grid 4x2 --seeds 0-23 are 8, of 3 seeds each."""
     out: Annotated[
         PathText | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: RUN/interpolate.png)")
     ] = None
     """A name that ends in .png, .jpg or .webp; or in .gif or .mp4, for an animation with the classes side by side. MP4
-    needs imageio-ffmpeg, the extra "video" of this package."""
+    needs PyAV, the extra "video" of this package."""
 
-    name, file_name, endings = "interpolate", "interpolate.png", STILL + ANIMATIONS
+    name, file_name, endings = "interpolate", "interpolate.png", STILL + MOVING
 
     def check(self) -> None:
         super().check()
-        if len(parse_seeds(self.seeds)) < 2:
-            raise UserError(f"--seeds {self.seeds}: give two or more to interpolate between")
         if self.steps is not None and self.steps < 2:
             raise UserError(f"--steps {self.steps}: must be at least 2, for both ends are among them")
-        check_animation(self.fps, self.out)
+        if self._grid() != (1, 1) and not self._moves():
+            raise UserError(f"--grid {self.grid}: is of an animation; give --out a name that ends in .gif or .mp4")
+        if self.projected is None:  # else --seeds are numbers of latents that are still to be read
+            self._keyframes()
 
     def images(self, classes: int) -> tuple[int, int]:
-        return self.steps or PICTURE_STEPS, (len(parse_seeds(self.seeds)) - 1) * classes
+        return self.steps or PICTURE_STEPS, (len(parse_seeds(self.seeds)) - 1 + self.loop) * classes
 
     def require_memory(self, model: ModelConfig, classes: int, out: Path) -> None:
         super().require_memory(model, classes, out)
-        frames = (len(parse_seeds(self.seeds)) - 1) * (self.steps or ANIMATION_STEPS)
-        require_memory_of_frames(frames, (classes, 1), model, out)
+        if self._moves():
+            columns, rows = self._grid()
+            self.require_memory_of_frames(self._frames(), (classes * columns, rows), model, out)
 
     def write(self, generator: nn.Module, labels: list[Label], out: Path) -> None:
-        if out.suffix.lower() in STILL:
+        seeds = self._keyframes()
+        if not self._moves():
             return super().write(generator, labels, out)
         from fastgan import figures
 
-        seeds, steps = parse_seeds(self.seeds), self.steps or ANIMATION_STEPS
-        settings = {"space": self.space, "truncation": self.trunc, "seed_format": self.seed_format}
-        numbers = [label for _, label in labels]
-        frames = figures.interpolation_frames(generator, seeds, numbers, steps=steps, **settings)
-        total = (len(seeds) - 1) * (steps - 1) + 1
-        return save_animation(ProgressBar(frames, total=total, unit=" images", leave=False), out, self.fps)
+        frames = figures.interpolation_frames(
+            generator,
+            seeds,
+            [label for _, label in labels],
+            steps=self.steps or ANIMATION_STEPS,
+            space=self._space(generator),
+            loop=self.loop,
+            grid=self._grid(),
+            truncation=self.trunc,
+            seed_format=self.seed_format,
+        )
+        return self.save(frames, self._frames(), out)
 
     def study(self, generator, **settings):
         from fastgan import figures
 
-        steps = self.steps or PICTURE_STEPS
-        return figures.interpolation(generator, parse_seeds(self.seeds), steps=steps, space=self.space, **settings)
+        settings |= {"steps": self.steps or PICTURE_STEPS, "space": self._space(generator), "loop": self.loop}
+        return figures.interpolation(generator, parse_seeds(self.seeds), **settings)
+
+    def _moves(self) -> bool:
+        """Whether it is an animation."""
+        return self.out is not None and Path(self.out).suffix.lower() in MOVING
+
+    def _space(self, generator: nn.Module) -> Any:
+        """The space, "auto" replaced by what suits this network."""
+        if self.space != "auto":
+            return self.space
+        from fastgan.models.style_based import StyleBasedGenerator
+
+        return "spline" if self._moves() and isinstance(generator, StyleBasedGenerator) else "slerp"
+
+    def _grid(self) -> tuple[int, int]:
+        """Columns and rows of `grid`."""
+        parts = self.grid.lower().split("x")
+        if len(parts) != 2 or not all(re.fullmatch("[1-9][0-9]{0,2}", part) for part in parts):
+            raise UserError(f"--grid {readable(self.grid)}: must be two numbers, like 4x2")
+        return int(parts[0]), int(parts[1])
+
+    def _keyframes(self) -> list[int]:
+        """The seeds. Raises UserError if there are no interpolations through them."""
+        seeds, (columns, rows) = parse_seeds(self.seeds), self._grid()
+        if len(seeds) < 2:
+            raise UserError(f"--seeds {self.seeds}: give two or more to interpolate between")
+        if len(seeds) % (columns * rows) or len(seeds) < 2 * columns * rows:
+            raise UserError(
+                f"--grid {self.grid}: --seeds {self.seeds} are {len(seeds)}, must be two or more for each of "
+                f"{columns * rows} interpolations, and as many for each"
+            )
+        if self.loop and seeds[0] == seeds[-1]:
+            raise UserError(f"--seeds {self.seeds}: end where they begin, as --loop does; leave out one of the two")
+        return seeds
+
+    def _frames(self) -> int:
+        """Number of frames of the animation."""
+        columns, rows = self._grid()
+        keyframes = len(parse_seeds(self.seeds)) // (columns * rows)
+        steps = (self.steps or ANIMATION_STEPS) - 1
+        return keyframes * steps if self.loop else (keyframes - 1) * steps + 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Move(Options):
+class Move(Animated):
     """Base class of animations of scenes that move. Subclasses define `transform`, for a network whose first layer has
     an input that can be moved."""
 
     steps: int = ANIMATION_STEPS
     """Frames, after which the animation begins anew."""
-    fps: int = 25
-    """Frames per second, from 1 to 50."""
     beside: Annotated[PathText | None, tyro.conf.arg(metavar="RUN|FILE|URL", help_behavior_hint="(default: none)")] = (
         None
     )
     """Another network, drawn below at the same frames, from the same seeds. For a StyleGAN2, whose images do not move
     with its input, the constant input is resampled."""
 
-    endings = ANIMATIONS
+    endings = MOVING
 
     def check(self) -> None:
         super().check()
         if self.steps < 2:
             raise UserError(f"--steps {self.steps}: must be at least 2")
-        check_animation(self.fps, self.out)
 
-    def transform(self, share: float) -> torch.Tensor:
-        """The transform, [3, 3], at this share of the animation, from 0 to below 1."""
+    def transform(self, share: torch.Tensor) -> torch.Tensor:
+        """The transforms, [F, 3, 3], at these shares of the animation, [F], from 0 to below 1."""
         raise NotImplementedError
 
     def require_memory(self, model: ModelConfig, classes: int, out: Path) -> None:
         rows = classes * (1 + (self.beside is not None))
-        require_memory_of_frames(self.steps, (len(parse_seeds(self.seeds)), rows), model, out)
+        self.require_memory_of_frames(self.steps, (len(parse_seeds(self.seeds)), rows), model, out)
 
     def write(self, generator: nn.Module, labels: list[Label], out: Path) -> None:
         frames: Iterator[np.ndarray] = self._frames(generator, labels)
         if self.beside is not None:
             frames = map(one_below_another, frames, self._frames_beside(labels))
-        save_animation(ProgressBar(frames, total=self.steps, unit=" images", leave=False), out, self.fps)
+        self.save(frames, self.steps, out)
 
     def _frames(self, generator: nn.Module, labels: list[Label]) -> Iterator[np.ndarray]:
+        import torch
+
         from fastgan import figures
 
         numbers = [label for _, label in labels]
-        transforms = [self.transform(step / self.steps) for step in range(self.steps)]
+        transforms = self.transform(torch.arange(self.steps) / self.steps)
         settings = {"truncation": self.trunc, "seed_format": self.seed_format}
         return figures.moving_frames(generator, parse_seeds(self.seeds), numbers, transforms, **settings)
 
@@ -391,7 +485,7 @@ class Translate(Move):
     out: Annotated[
         PathText | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: RUN/translate.gif)")
     ] = None
-    """A name that ends in .gif, or in .mp4, which needs imageio-ffmpeg, the extra "video" of this package."""
+    """A name that ends in .gif, or in .mp4, which needs PyAV, the extra "video" of this package."""
 
     name, file_name = "translate", "translate.gif"
 
@@ -401,10 +495,10 @@ class Translate(Move):
             if not -MOST_SIDES <= value <= MOST_SIDES:
                 raise UserError(f"--{name} {value:g}: must be from -{MOST_SIDES} to {MOST_SIDES}")
 
-    def transform(self, share: float) -> torch.Tensor:
+    def transform(self, share: torch.Tensor) -> torch.Tensor:
         from fastgan import studies
 
-        there = (1 - math.cos(2 * math.pi * share)) / 2
+        there = there_and_back(share)
         return studies.translation(self.x * there, self.y * there)
 
 
@@ -420,7 +514,7 @@ class Rotate(Move):
     out: Annotated[PathText | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: RUN/rotate.gif)")] = (
         None
     )
-    """A name that ends in .gif, or in .mp4, which needs imageio-ffmpeg, the extra "video" of this package."""
+    """A name that ends in .gif, or in .mp4, which needs PyAV, the extra "video" of this package."""
 
     name, file_name = "rotate", "rotate.gif"
 
@@ -429,11 +523,11 @@ class Rotate(Move):
         if not math.isfinite(self.degrees):
             raise UserError(f"--degrees {self.degrees:g}: must be a finite number")
 
-    def transform(self, share: float) -> torch.Tensor:
+    def transform(self, share: torch.Tensor) -> torch.Tensor:
         from fastgan import studies
 
-        there = share if self.degrees % 360 == 0 else (1 - math.cos(2 * math.pi * share)) / 2
-        return studies.rotation(math.radians(self.degrees * there))
+        turned = share if self.degrees % 360 == 0 else there_and_back(share)
+        return studies.rotation(math.radians(self.degrees) * turned)
 
     def write(self, generator: nn.Module, labels: list[Label], out: Path) -> None:
         super().write(generator, labels, out)
@@ -657,21 +751,9 @@ def edited(generator: nn.Module, options: Options, folder: Path) -> AbstractCont
     return editing.edited(generator, directions, edits)
 
 
-def check_animation(fps: int, out: str | None) -> None:
-    """Raises UserError for options that no animation can have, or if this installation cannot write it."""
-    if not 1 <= fps <= 50:
-        raise UserError(f"--fps {fps}: must be from 1 to 50")
-    if out is not None and Path(out).suffix.lower() == ".mp4":
-        require_video(Path(out))
-
-
-def require_memory_of_frames(count: int, images: tuple[int, int], model: ModelConfig, out: Path) -> None:
-    """Raises UserError if a GIF of `count` frames, with columns and rows of `images`, is too large for the memory."""
-    if out.suffix.lower() != ".gif":  # an MP4 is written frame by frame, Pillow takes all frames at once
-        return
-    (columns, rows), (height, width) = images, model.feature_size(model.resolution)
-    size = float(count * columns * rows * width * height * enlargement(rows * height, SMALLEST_FRAME) ** 2)
-    require(size, f"an animation of {count:,} images", "give fewer --steps or --seeds, or an .mp4")
+def there_and_back(share: torch.Tensor) -> torch.Tensor:
+    """From 0 to 1 and back to 0, slowly at both ends, for shares from 0 to 1."""
+    return (1 - (2 * math.pi * share).cos()) / 2
 
 
 def one_below_another(first: np.ndarray, second: np.ndarray) -> np.ndarray:

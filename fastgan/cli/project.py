@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from fastgan.cli.generate import ANIMATIONS, check_animation, parse_classes
+from fastgan.cli.generate import MOVING, parse_classes
 from fastgan.data.urls import has_scheme
 from fastgan.errors import UserError, command_line, program, readable
 from fastgan.files import prepare_to_write
 from fastgan.options import LARGEST_SEED, HalfLife, PathText, parse_options
 from fastgan.progress import ProgressBar
-from fastgan.runs.grid import Section, draw_grid, save_animation, save_picture
+from fastgan.runs.animation import require_animation, save_animation
+from fastgan.runs.grid import Section, draw_grid, save_picture
 from fastgan.runs.memory import out_of_memory_is_user_error
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class Options:
     ] = None
     """File name of the picture, ending in .png, .jpg or .webp. The latents are saved beside it, as .safetensors."""
     video: Annotated[PathText | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
-    """Also write an animation of the way: a name that ends in .gif, or in .mp4, which needs imageio-ffmpeg, the extra
+    """Also write an animation of the way: a name that ends in .gif, or in .mp4, which needs PyAV, the extra
     "video" of this package."""
     ema: HalfLife = None
     """Half-life of the EMA to use, in thousands of images, of a training that has kept several."""
@@ -82,12 +83,13 @@ class Options:
             raise UserError(f"--steps {self.steps}: must be from 1 to {MOST_STEPS:,}")
         if not 0 <= self.seed <= LARGEST_SEED:
             raise UserError(f"--seed {self.seed}: must be from 0 to {LARGEST_SEED}")
-        for name, allowed in (("out", tuple(PICTURES)), ("video", ANIMATIONS)):
+        for name, allowed in (("out", tuple(PICTURES)), ("video", MOVING)):
             given = getattr(self, name)
             if given is not None and Path(given).suffix.lower() not in allowed:
                 *others, last = allowed
                 raise UserError(f"--{name} {readable(given)}: the name must end in {', '.join(others)} or {last}")
-        check_animation(FPS, self.video)
+        if self.video is not None:
+            require_animation(Path(self.video), FPS)
 
 
 @command_line

@@ -1,10 +1,9 @@
-"""Pictures of many images in labelled rows and columns, and animations."""
+"""Pictures of many images in labelled rows and columns."""
 
 from __future__ import annotations
 
 import io
-import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +20,7 @@ _GAP = 2  # pixels between images
 _MARGIN = 6  # around text
 _APART = 10  # extra pixels between the sources of a table and the rest
 _LINE = 20  # height of a line of text
-SMALLEST_CELL, SMALLEST_FRAME = 48, 256  # side of an image in a picture, and of an animation, in pixels
+SMALLEST_CELL = 48  # side of an image in a picture, in pixels
 
 
 class _Picture(NamedTuple):
@@ -96,7 +95,7 @@ def draw_grid(sections: Sequence[Section], smallest_cell: int = SMALLEST_CELL) -
             pen.text((_MARGIN, y + cell_height // 2), label, fill=_INK, font=font, anchor="lm")
             for column, image in enumerate(images):
                 x = at(column) + (cell_width - _GAP - width * factor) // 2
-                picture.paste(_enlarged(image, factor), (x, y))
+                picture.paste(enlarged(image, factor), (x, y))
             y += cell_height
     return picture
 
@@ -106,7 +105,8 @@ def enlargement(side: int, smallest: int) -> int:
     return max(1, -(-smallest // side))
 
 
-def _enlarged(image: np.ndarray, factor: int) -> Image.Image:
+def enlarged(image: np.ndarray, factor: int) -> Image.Image:
+    """uint8 [H, W, C] as a Pillow image of `factor` times the size; a transparent one on a checkerboard."""
     picture = to_picture(image)
     picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
     return _on_checks(picture) if picture.mode == "RGBA" else picture
@@ -143,59 +143,3 @@ def save_picture(picture: Image.Image, path: Path) -> None:
     buffer = io.BytesIO()
     picture.save(buffer, kind.name, **kind.options)
     write_atomically(path, buffer.getvalue())
-
-
-def save_animation(frames: Iterable[np.ndarray], path: Path, fps: int) -> None:
-    """Write frames, uint8 [H, W, C] of one size, as an endless GIF or an MP4, by the suffix of `path`; atomically.
-
-    Small frames are enlarged by a whole factor to at least 256 pixels. In a GIF, equal consecutive frames become one
-    that is shown longer. Raises UserError, naming the file, if it cannot be written.
-    """
-    pictures = (_enlarged(frame, enlargement(frame.shape[0], SMALLEST_FRAME)) for frame in frames)
-    write_atomically(path, _gif(pictures, fps) if path.suffix.lower() == ".gif" else _mp4(pictures, path, fps))
-
-
-def require_video(path: Path) -> None:
-    """Raise UserError, naming the file and the remedy, if this installation cannot write an MP4."""
-    try:
-        import imageio_ffmpeg
-
-        imageio_ffmpeg.get_ffmpeg_exe()
-    except ImportError:
-        raise UserError(
-            f'{path}: MP4 needs the extra "video", which is not installed: pip install ".[video]", '
-            "or choose a name that ends in .gif"
-        ) from None
-    except RuntimeError as error:  # it has no ffmpeg for this platform
-        raise UserError(f"{path}: {error}; install ffmpeg, or choose a name that ends in .gif") from None
-
-
-def _gif(pictures: Iterable[Image.Image], fps: int) -> bytes:
-    # A palette of 256 colours for each frame; frames wait in memory, one byte a pixel, until the last is drawn.
-    first, *others = (picture if picture.mode == "L" else picture.quantize(256) for picture in pictures)
-    buffer = io.BytesIO()
-    first.save(buffer, "GIF", save_all=True, append_images=others, duration=round(1000 / fps), loop=0)
-    return buffer.getvalue()
-
-
-def _mp4(pictures: Iterable[Image.Image], path: Path, fps: int) -> bytes:
-    import imageio_ffmpeg
-
-    with tempfile.TemporaryDirectory() as folder:  # ffmpeg only writes to files
-        file = Path(folder) / "animation.mp4"
-        writer: Any = None
-        try:
-            for picture in pictures:
-                if writer is None:
-                    writer = imageio_ffmpeg.write_frames(
-                        str(file), picture.size, fps=fps, quality=8, macro_block_size=2, ffmpeg_log_level="error"
-                    )
-                    writer.send(None)
-                writer.send(picture.convert("RGB").tobytes())
-            writer.close()
-            return file.read_bytes()
-        except OSError as error:
-            raise UserError(f"cannot write {path}: ffmpeg failed: {str(error).splitlines()[0]}") from error
-        finally:
-            if writer is not None:
-                writer.close()

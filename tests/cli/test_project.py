@@ -51,6 +51,11 @@ def test_an_image_is_found_and_can_be_drawn_mixed_and_interpolated(run, image, t
     assert np.array_equal(np.asarray(Image.open(files[0])), expected)
     for study in ("mix --layers 1", "interpolate", "truncation", "noise", "interpolate --seeds 1,0"):
         assert generate([*study.split(), *given, "--out", str(tmp_path / "study.png")]) == 0
+    assert generate(["interpolate", *given, "--loop", "--steps", "4", "--out", str(tmp_path / "walk.gif")]) == 0
+    middle = Image.open(tmp_path / "walk.gif")
+    middle.seek(2)
+    drawn = studies.interpolate(generator, latents, steps=4, space="spline", loop=True)
+    assert np.abs(np.asarray(middle.convert("RGB"))[::32, ::32].astype(int) - studies.to_uint8(drawn[0, 2])).max() < 32
 
 
 def test_images_of_other_sizes_and_modes_are_fitted(run, tmp_path, capsys):
@@ -110,6 +115,7 @@ def test_latents_that_do_not_fit(run, image, tmp_path, capsys):
     capsys.readouterr()
     argv = ["--checkpoint", str(run), "--projected", str(file)]
     assert f"--seeds 3: {file} has images 0 to 0" in error_of(generate, [*argv, "--seeds", "3"], capsys)
+    assert "--seeds 0: give two or more to interpolate" in error_of(generate, ["interpolate", *argv], capsys)
     assert "leave out --beside" in error_of(generate, ["translate", *argv, "--beside", str(run)], capsys)
     other = untrained(tmp_path / "other", "dcgan")
     error = error_of(generate, ["--checkpoint", str(other), "--projected", str(file)], capsys)

@@ -406,7 +406,7 @@ OF_OTHERS = {
     "stylegan2-ada-pytorch, stylegan3": {
         *("--outdir", "--cond", "--cfg", "--kimg", "--gamma", "--glr", "--dlr", "--cbase", "--cmax", "--map-depth"),
         *("--mbstd-group", "--aug", "--p", "--target", "--snap", "--fp32", "--freezed", "--network", "--class"),
-        *("--noise-mode", "--rows", "--cols", "--styles"),
+        *("--noise-mode", "--rows", "--cols", "--styles", "--w-frames"),
     },
 }
 

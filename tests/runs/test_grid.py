@@ -1,9 +1,9 @@
-"""Pictures of many images, and animations."""
+"""Pictures of many images."""
 
 import numpy as np
-from PIL import Image, ImageSequence
+from PIL import Image
 
-from fastgan.runs.grid import Section, draw_grid, save_animation, save_picture
+from fastgan.runs.grid import Section, draw_grid, save_picture
 
 
 def test_labels_are_not_cut_off():
@@ -29,12 +29,3 @@ def test_a_grid_holds_every_image_of_every_row():
 def test_transparent_images_get_a_chequered_background_in_jpeg(tmp_path):
     save_picture(Image.new("RGBA", (16, 16), (255, 0, 0, 0)), tmp_path / "a.jpg")
     assert set(np.unique(np.asarray(Image.open(tmp_path / "a.jpg").convert("L")).round(-1))) <= {200, 250, 260, 4}
-
-
-def test_a_gif_in_colour(tmp_path):
-    frames = [np.full((8, 8, 3), (60 * number, 100, 200), np.uint8) for number in range(4)]
-    save_animation(iter(frames), tmp_path / "a.gif", 25)
-    picture = Image.open(tmp_path / "a.gif")
-    assert picture.n_frames == 4
-    for number, frame in enumerate(ImageSequence.Iterator(picture)):
-        assert np.abs(np.asarray(frame.convert("RGB")).astype(int) - (60 * number, 100, 200)).max() <= 4

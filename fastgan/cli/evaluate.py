@@ -52,7 +52,8 @@ class Options:
     by fractions of a pixel, and around.
     - Perceptual path lengths, by features of EfficientNet-Lite0: ppl-z and ppl-w; of the ends of paths alone, ppl-z-end
     and ppl-w-end. Those in w are for style-based networks.
-    The last two kinds alone need no --data."""
+    The last two kinds alone need no --data.
+    - all: whatever can be had for these networks on this machine; the report says what is missing, and why."""
     samples: Count = 5000
     """Number of generated images; at most as many real ones are compared with them. Papers generate 50000."""
     split: Literal["auto", "heldout", "train", "all"] = "auto"
@@ -84,14 +85,16 @@ class Options:
     device: str = "auto"
     """cpu, cuda, or cuda:1 and so on. auto: the first GPU if there is one, else the CPU; a GPU for each process."""
 
-    def check(self) -> tuple[str, ...]:
-        """Names of the metrics. Raises UserError for options that are wrong for any checkpoint."""
+    def check(self) -> tuple[str, ...] | None:
+        """Names of the metrics; None for all. Raises UserError for options that are wrong for any checkpoint."""
         if self.samples < MIN_IMAGES:
             raise UserError(f"--samples {self.samples}: must be at least {MIN_IMAGES}, better some thousands")
         if not 0 <= self.seed <= LARGEST_SEED:
             raise UserError(f"--seed {self.seed}: must be from 0 to {LARGEST_SEED}")
         if self.heldout is not None and self.split in ("train", "all"):
             raise UserError(f"--split {self.split} and --heldout exclude each other; leave one of them out")
+        if self.metrics == registry.ALL:
+            return None
         metrics = registry.parse(self.metrics)
         registry.require(metrics, self.inception_weights)
         return metrics
@@ -125,9 +128,7 @@ def measure(options: Options) -> dict[str, Any] | None:
     trained = open_networks(options.checkpoint, None if options.ema == "all" else options.ema)
     by_ema = _by_ema(trained, options)
     model = trained.model
-    metrics = registry.judged(metrics, model.discriminator)
-    registry.require(metrics, options.inception_weights)
-    registry.require_possible(metrics, model.arch, min(model.feature_size(model.resolution)))
+    metrics, missing = _possible(metrics, model, options)
     compares = bool(registry.by_network(metrics))  # with real images
     # Latents and features, of the best EMA as well; the true peak has a few copies of the features more.
     needed = 4.0 * options.samples * (model.z_dim + FEATURES * min(len(by_ema), 2) * compares)
@@ -137,7 +138,14 @@ def measure(options: Options) -> dict[str, Any] | None:
     # On the CPU even if there are GPUs: features are in its memory.
     with connected("cpu", "its message says why") as ranks:
         device = precision.choose_device(options.device, ranks)
-        train, heldout = _data(trained, options) if compares else (None, None)
+        try:
+            train, heldout = _data(trained, options) if compares else (None, None)
+        except UserError as error:
+            among = tuple(name for name in metrics if registry.METRICS[name].kind in registry.AMONG_SAMPLES)
+            if options.metrics != registry.ALL or options.data is not None or not among:
+                raise
+            missing |= {name: str(error) for name in metrics if name not in among}
+            metrics, compares, train, heldout = among, False, None, None
         real, floor = _real_images(train, heldout, options) if compares else (None, None)
         generators = {ema: each.load(device) for ema, each in by_ema.items()}
         draws = {ema: _drawer(each, model, train, options) for ema, each in generators.items()} if compares else {}
@@ -171,6 +179,7 @@ def measure(options: Options) -> dict[str, Any] | None:
             return None
     return {
         "checkpoint": options.checkpoint if has_scheme(options.checkpoint) else str(trained.path),
+        "checkpoint_digest": trained.header.digest if trained.header else None,
         "arch": model.arch,
         "taught_by": registry.PROJECTED if model.discriminator == "projected" else None,
         "images_shown": trained.header.images if trained.header else None,
@@ -180,6 +189,7 @@ def measure(options: Options) -> dict[str, Any] | None:
         "features": features,
         "seed": options.seed,
         "metrics": metrics,
+        "missing": missing,
         "samples": emas[found["best"]],
         "ema": found["best"],
         "emas": {f"{ema:g}": values for ema, values in emas.items()} if options.ema == "all" else None,
@@ -187,6 +197,24 @@ def measure(options: Options) -> dict[str, Any] | None:
         "memorisation": found["memorisation"],
         "remarks": remarks,
     }
+
+
+def _possible(given: tuple[str, ...] | None, model, options: Options) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The metrics to take of `given`, None for all, and the reasons for those that cannot be had, by name.
+
+    Raises UserError if one that is given, or every one, cannot be had.
+    """
+    side, missing = min(model.feature_size(model.resolution)), {}
+    if given is None:
+        found, missing = registry.available(model.arch, side, options.inception_weights)
+        if not found:
+            raise UserError(f"--metrics all: none can be had: {'; '.join(dict.fromkeys(missing.values()))}")
+        judges = registry.judged(found, model.discriminator)
+        return tuple(name for name in judges if name in found), missing
+    metrics = registry.judged(given, model.discriminator)
+    registry.require(metrics, options.inception_weights)
+    registry.require_possible(metrics, model.arch, side)
+    return metrics, missing
 
 
 def _by_ema(trained, options: Options) -> dict[float | None, Any]:
@@ -463,6 +491,10 @@ def table(found: dict[str, Any]) -> str:
         lines += ["", *_memorisation_lines(**found["memorisation"])]
     if set(registry.EFFICIENTNETS) & set(found["features"]):
         lines += ["", "numbers on features of different networks, such as Inception's of papers, are not comparable"]
+    reasons: dict[str, list[str]] = {}
+    for name, why in found["missing"].items():
+        reasons.setdefault(why, []).append(name)
+    lines += [f"not measured: {', '.join(names)}: {why}" for why, names in reasons.items()]
     return "\n".join([*lines, *found["remarks"]])
 
 

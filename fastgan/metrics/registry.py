@@ -43,6 +43,7 @@ class Metric(NamedTuple):
         return all(values[name] < other[name] for other in others)
 
 
+ALL = "all"  # for --metrics of evaluate: those that can be had
 METRICS = {
     "kid": Metric(LITE0, "kernel distance", ("kid", "kid_std")),
     "fd": Metric(LITE0, "Fréchet distance", ("fd",)),
@@ -66,6 +67,21 @@ AMONG_SAMPLES = ("equivariance", "path length")  # kinds that compare samples wi
 STYLE_BASED = ("stylegan", "stylegan2", "stylegan3")  # architectures with a w
 SMALLEST_TO_ROTATE = 16  # pixels of an image's side, of which the filter for rotations leaves some
 MOVABLE = ("stylegan2", "stylegan3")  # architectures whose input can be moved, as equivariance needs
+
+
+def available(arch: str, side: int, inception_weights: str | None) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Metrics that can be had on this machine for networks of `arch`, and why the others cannot, by name.
+
+    side: shorter side of the images.
+    """
+    missing = {}
+    for name in METRICS:
+        try:
+            require_possible((name,), arch, side)
+            require((name,), inception_weights)
+        except UserError as error:
+            missing[name] = str(error).removeprefix(f"--metrics {name}: ")
+    return tuple(name for name in METRICS if name not in missing), missing
 
 
 def parse(names: str) -> tuple[str, ...]:

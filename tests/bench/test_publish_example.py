@@ -16,7 +16,7 @@ from tests.support.tiny_run import untrained
 REPORT = {
     "arch": "dcgan", "taught_by": None, "images_shown": 0, "real": "images", "real_images": 8, "features": {},
     "metrics": [], "samples": {"images": 8}, "floor": None, "emas": None, "ema": 10.0, "memorisation": None,
-    "remarks": [],
+    "remarks": [], "missing": {},
 }  # fmt: skip
 
 

@@ -12,9 +12,11 @@ from PIL import Image
 from fastgan.cli import evaluate
 from fastgan.cli.evaluate import main
 from fastgan.data import ImageDataset, glyphs
+from fastgan.errors import UserError
 from fastgan.metrics import precision_recall, registry
 from fastgan.metrics.distances import frechet_distance, kernel_distance
 from fastgan.metrics.reference import Reference, choose_subsets, random_labels
+from fastgan.runs.checkpoint import read_header
 from tests.support import official, official_stylegan3
 from tests.support.commands import error_of
 from tests.support.extras import needs_network
@@ -131,6 +133,38 @@ def test_metrics_on_inception_have_their_own_names(run, monkeypatch, tmp_path, c
     text = capsys.readouterr().out
     assert text.index("of Inception") < text.index("FID") < text.index("of EfficientNet") < text.index("Fréchet")
     assert "other weights is not the network of published numbers" in text
+
+
+def test_all_metrics_are_those_that_can_be_had_and_the_report_says_why_others_cannot(
+    run, of_pixels, monkeypatch, tmp_path, capsys
+):
+    def require(metrics, _):
+        lacking = [name for name in metrics if registry.METRICS[name].network in (registry.LITE0, registry.INCEPTION)]
+        if lacking:
+            raise UserError(f"no {registry.METRICS[lacking[0]].network}")
+
+    monkeypatch.setattr(registry, "require", require)
+    found = measured(run, "--metrics", "all")
+    assert found["metrics"] == ["kid-lite2", "fd-lite2", "pr-lite2", "eqt", "eqt-frac"]
+    assert found["samples"].keys() >= {"kid_lite2", "precision_lite2", "eqt"}
+    assert {*found["metrics"], *found["missing"]} == {*registry.METRICS}
+    assert found["checkpoint_digest"] == read_header(run).digest
+    text = capsys.readouterr().out
+    assert "\nnot measured: kid, fd, pr, ppl-w, ppl-w-end, ppl-z, ppl-z-end: no EfficientNet-Lite0\n" in text
+    assert "\nnot measured: eqr: needs images of 16 pixels a side, these have 8\n" in text
+
+    path = official.write(tmp_path / "file.pkl", {"G_ema": official_stylegan3.generator(STYLEGAN3)})
+    found = measured(path, "--metrics", "all")
+    assert found["metrics"] == ["eqt", "eqt-frac", "eqr"] and "--data" in found["missing"]["fd-lite2"]
+    assert found["checkpoint_digest"] is None
+    line = error_of(main, ["--checkpoint", str(path), "--metrics", "all", "--data", "nowhere"], capsys)
+    assert line.startswith("--data nowhere: no such folder")
+    monkeypatch.setattr(registry, "METRICS", {name: registry.METRICS[name] for name in ("kid", "fid", "eqr")})
+    line = error_of(main, ["--checkpoint", str(run), "--metrics", "all"], capsys)
+    assert line == (
+        "--metrics all: none can be had: no EfficientNet-Lite0; no Inception; "
+        "needs images of 16 pixels a side, these have 8"
+    )
 
 
 def test_equivariance_needs_no_real_images(tmp_path, capsys):

@@ -44,7 +44,8 @@ def load(
 
     Args:
         path: a run's folder, a checkpoint file, or a file of the official StyleGAN2 (.pkl) or of rosinality's (.pt);
-            local or at a URL. Or "example:NAME", a network that comes with fastgan.
+            local or at a URL, with #sha256=HEX to check its digest. "hf://USER/NAME" or "hf://USER/NAME@REVISION", one
+            of the Hugging Face hub (extra "huggingface"). "example:NAME", one that comes with fastgan.
         device: "cpu", "cuda", "cuda:1", ...; None for the first GPU if there is one, else the CPU.
         amp: bf16 activations if they are faster on the device (a GPU with bf16 tensor cores, a CPU with bf16
             instructions), as `--amp` in training; else fp32. `Sampler.precision` has the choice and its reason.

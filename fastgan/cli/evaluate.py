@@ -36,7 +36,7 @@ class Options:
 
     checkpoint: Annotated[PathText, tyro.conf.arg(metavar="RUN|FILE|URL")]
     """Folder of a training run, a checkpoint file, or a file of the official StyleGAN2 (.pkl) or of rosinality's (.pt);
-    local or at a URL. Or example:NAME, a network that comes with fastgan, like example:digits."""
+    local or at a URL. hf://USER/NAME, one of the Hugging Face hub. example:digits, one that comes with fastgan."""
     data: Annotated[PathText | None, tyro.conf.arg(metavar="NAME|DIR|ZIP|URL", help_behavior_hint="")] = None
     """Real images, as for --data of fastgan train. Required for a file of another program, which does not name its
     training images; for a run it replaces them."""

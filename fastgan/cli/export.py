@@ -37,7 +37,7 @@ class Options:
 
     checkpoint: Annotated[PathText, tyro.conf.arg(metavar="RUN|FILE|URL")]
     """Folder of a training run, a checkpoint file, or a file of the official StyleGAN2 (.pkl) or of rosinality's (.pt);
-    local or at a URL. Or example:NAME, a network that comes with fastgan, like example:digits."""
+    local or at a URL. hf://USER/NAME, one of the Hugging Face hub. example:digits, one that comes with fastgan."""
     format: Literal["onnx", "torch", "pkl", "rosinality"] = "onnx"
     """onnx: a generator for ONNX Runtime (extra "export"). torch: a generator as the .pt2 of torch.export. pkl: a
     stylegan2's G, D and G_ema for the official code (stylegan2-ada-pytorch, stylegan3). rosinality: a stylegan2's g, d

@@ -74,7 +74,7 @@ class Options:
 
     checkpoint: Annotated[PathText, tyro.conf.arg(metavar="RUN|FILE|URL")]
     """Folder of a training run, a checkpoint file, or a file of the official StyleGAN2 (.pkl) or of rosinality's (.pt);
-    local or at a URL. Or example:NAME, a network that comes with fastgan, like example:digits."""
+    local or at a URL. hf://USER/NAME, one of the Hugging Face hub. example:digits, one that comes with fastgan."""
     seeds: Annotated[str, tyro.conf.arg(metavar="LIST")] = "0-3"
     """Seeds of the random latents, a row each: numbers and ranges, like 0-7 or 1,5,8-10."""
     seed_format: SeedFormat = "torch"

@@ -47,7 +47,7 @@ class Options:
     """Image files, cropped and resized to the network's size as `fastgan dataset` does."""
     checkpoint: Annotated[PathText, tyro.conf.arg(metavar="RUN|FILE|URL")]
     """Folder of a training run, a checkpoint file, or a file of the official StyleGAN2 (.pkl) or of rosinality's (.pt);
-    local or at a URL. Or example:NAME, a network that comes with fastgan, like example:digits."""
+    local or at a URL. hf://USER/NAME, one of the Hugging Face hub. example:digits, one that comes with fastgan."""
     space: Literal["auto", "w", "w+", "z"] = "auto"
     """w: one for all layers. w+: one for each layer, nearer, but less of an image of this network. z: the latents of
     networks without styles. auto: w if there is one."""

@@ -30,7 +30,7 @@ class Options:
 
     run: Annotated[PathText, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|FILE|URL")]
     """Folder of a training run, a checkpoint file, or a file of the official StyleGAN2 (.pkl) or of rosinality's (.pt);
-    local or at a URL. Or example:NAME, a network that comes with fastgan, like example:digits."""
+    local or at a URL. hf://USER/NAME, one of the Hugging Face hub. example:digits, one that comes with fastgan."""
     ema: HalfLife = None
     """Half-life of the EMA to draw from, in thousands of images, of a training that has kept several."""
     host: str = "127.0.0.1"

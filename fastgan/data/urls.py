@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from fastgan import examples
+from fastgan.data import hub
 from fastgan.data.cache import load_or_write
 from fastgan.data.images import open_regular
 from fastgan.errors import UserError
@@ -105,7 +106,8 @@ def local_path(spec: str | Path, file_in_folder: str | None = None) -> Path:
 
     Args:
         spec: a path, or a URL (http, https, file), optionally with #sha256=HEX, the digest the file must have. A URL
-            that ends in a slash, or whose last part has no suffix, may be a folder. Or example:NAME.
+            that ends in a slash, or whose last part has no suffix, may be a folder. Or example:NAME, or a repository
+            of the Hugging Face hub, hf://USER/NAME[@REVISION], optionally with #sha256=HEX.
         file_in_folder: name of the file to take from a folder at a URL; None if folders are not accepted.
 
     Raises UserError, naming the URL, if the download fails or the digest differs, or there is no such example.
@@ -122,9 +124,18 @@ def local_path(spec: str | Path, file_in_folder: str | None = None) -> Path:
     digest = given[1].lower() if given[1] else None
     if is_url(url):
         return _downloaded(url, file_in_folder, digest)
+    if hub.is_hub(url):
+        if file_in_folder is None:
+            raise UserError(f"{text}: is a repository, not a file")
+        path = hub.download(url, file_in_folder)
+        _require_digest(digest, file_digest(path), text)
+        _print(f"{url}: revision {path.parent.name}, as {path}")
+        return path
     parts = urllib.parse.urlsplit(url)
     if parts.scheme.lower() != "file" or parts.netloc not in ("", "localhost"):
-        raise UserError(f"{text}: cannot be downloaded; give a path, or a URL with https://, http:// or file:///")
+        raise UserError(
+            f"{text}: cannot be downloaded; give a path, or a URL with https://, http://, file:/// or hf://"
+        )
     path = Path(urllib.request.url2pathname(parts.path))
     if digest is not None:
         file = path / file_in_folder if file_in_folder and path.is_dir() else path

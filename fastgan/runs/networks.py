@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastgan.data import hub
 from fastgan.data.urls import local_path
 from fastgan.errors import UserError
 from fastgan.interop import official, rosinality
@@ -46,9 +47,11 @@ def open_networks(path: str | Path, ema: float | None = None) -> TrainedNetworks
     The kind is recognised by content, not by name. ema: half-life of the EMA, in thousands of images, if a training
     kept several; None for the first. Raises UserError, naming the file, if it cannot be read or has no such EMA.
     """
-    path = local_path(path, checkpoint.FILE_NAME)
+    given, path = str(path), local_path(path, checkpoint.FILE_NAME)
     if path.is_dir() or not path.exists() or _is_safetensors(start := _start(path)):
         return _from_fastgan(checkpoint.read_header(path), ema)
+    if hub.is_hub(given):  # no pickles from there
+        raise UserError(f"{given}: its {checkpoint.FILE_NAME} is no safetensors file")
     if ema is not None:
         raise UserError(f"--ema {ema:g}: {path} does not name the half-life of its EMA; leave it out")
     if rosinality.is_torch_file(start):

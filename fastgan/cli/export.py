@@ -21,6 +21,7 @@ from fastgan.options import HalfLife, PathText, parse_options
 from fastgan.runs.memory import out_of_memory_is_user_error
 
 ENDINGS = {"onnx": ".onnx", "torch": ".pt2", "pkl": ".pkl", "rosinality": ".pt"}
+HALVES = ("mapping", "synthesis")
 NAMES = {"onnx": "generator", "torch": "generator", "pkl": "networks", "rosinality": "networks"}
 TOLERANCE = {"float": 1e-4, "uint8": 1}  # between PyTorch's image and the file's; uint8 may round either way
 
@@ -48,6 +49,9 @@ class Options:
     """Output of an ONNX or .pt2 file. float: nominal range -1..1, not clamped. uint8: 0..255."""
     noise: Literal["const", "none"] = "const"
     """Noise in the layers of a style-based network. const: the fixed noise that `fastgan generate` draws with."""
+    split: bool = False
+    """Two files instead of one, NAME_mapping and NAME_synthesis: from z to ws [N, num_ws, w_dim], and from ws to
+    images, so that a program can edit ws. For a style-based network as ONNX or .pt2."""
     ema: HalfLife = None
     """Half-life of the EMA to export, in thousands of images, of a training that has kept several."""
 
@@ -56,9 +60,11 @@ class Options:
         ending = ENDINGS[self.format]
         if self.out is not None and Path(self.out).suffix.lower() != ending:
             raise UserError(f"--out {self.out}: the name must end in {ending} for --format {self.format}")
-        for name, value, usual in (("image", self.image, "float"), ("noise", self.noise, "const")):
+        for name, usual in (("image", "float"), ("noise", "const"), ("split", False)):
+            value = getattr(self, name)
             if self.format in ("pkl", "rosinality") and value != usual:
-                raise UserError(f"--{name} {value}: works with --format onnx and torch, not with {self.format}")
+                shown = f"--{name} {value}" if isinstance(value, str) else f"--{name}"
+                raise UserError(f"{shown}: works with --format onnx and torch, not with {self.format}")
 
 
 @command_line
@@ -85,9 +91,11 @@ def export(options: Options) -> None:
     out = Path(options.out or folder / f"{NAMES[options.format]}{ENDINGS[options.format]}")
     if out.exists() and out.samefile(found.path):
         raise UserError(f"--out {out}: is the file to export; give another name")
-    prepare_to_write(out)
+    files = {out.with_stem(f"{out.stem}_{part}"): part for part in HALVES} if options.split else {out: "generator"}
+    for file in files:
+        prepare_to_write(file)
     if options.format in ("onnx", "torch"):
-        content, remarks = _generator(options, found.path, out)
+        contents, remarks = _networks(options, found.path, files)
     else:
         from fastgan.interop import writing
 
@@ -96,26 +104,38 @@ def export(options: Options) -> None:
             content, remarks = writing.to_bytes(options.format, config, tensors)
         except ValueError as error:
             raise UserError(f"--format {options.format}: {found.path}: {error}") from None
-    write_atomically(out, content)
-    print(*remarks, out, sep="\n")
+        contents = {out: content}
+    for file, content in contents.items():
+        write_atomically(file, content)
+    print(*remarks, *contents, sep="\n")
 
 
-def _generator(options: Options, path: Path, out: Path) -> tuple[bytes, list[str]]:
-    """A file that draws images, and a remark on how close they are to PyTorch's. Raises UserError if they differ."""
+def _networks(options: Options, path: Path, files: dict[Path, str]) -> tuple[dict[Path, bytes], list[str]]:
+    """Contents of files that draw images, and a remark on how close these are to PyTorch's.
+
+    files: with the part that each holds. Raises UserError if the images differ.
+    """
     from fastgan.export import formats, tracing
     from fastgan.runs.drawing import Unsupported
     from fastgan.sampler import load
 
     sampler = load(path, "cpu", ema=options.ema)
     chosen = {"noise": options.noise, "image": options.image}
-    try:
-        traced = tracing.trace(sampler, **chosen)
-    except Unsupported as error:
-        raise UserError(f"--noise {options.noise}: {error}") from None
     write, open_file, runner = formats.FORMATS[options.format]
-    content = write(traced, formats.metadata(sampler, **chosen))
-    difference = tracing.largest_difference(open_file(content), sampler, **chosen)
+    contents = {}
+    for file, part in files.items():
+        try:
+            traced = tracing.trace(sampler, part=part, **chosen)
+        except Unsupported as error:
+            option = "--split" if part == "mapping" else f"--noise {options.noise}"
+            raise UserError(f"{option}: {error}") from None
+        contents[file] = write(traced, formats.metadata(sampler, **chosen, part=part))
+    draw, *synthesis = map(open_file, contents.values())
+    both = lambda **given: synthesis[0](ws=draw(**given))
+    difference = tracing.largest_difference(both if synthesis else draw, sampler, **chosen)
     unit = "levels of 255" if options.image == "uint8" else "in a range of 2"
     if not difference <= TOLERANCE[options.image]:  # also true of NaN
-        raise UserError(f"{out} was not written: images of {runner} differ from PyTorch's by {difference:.2g} {unit}")
-    return content, [f"images of {runner} for seeds 0 to 3 differ from PyTorch's by at most {difference:.2g} {unit}"]
+        names = " and ".join(map(str, files))
+        raise UserError(f"{names} not written: images of {runner} differ from PyTorch's by {difference:.2g} {unit}")
+    remark = f"images of {runner} for seeds 0 to 3 differ from PyTorch's by at most {difference:.2g} {unit}"
+    return contents, [remark]

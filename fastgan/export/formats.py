@@ -1,7 +1,7 @@
 """Formats of exported generators, ONNX and .pt2: how to write a file, and how to run it.
 
-Both hold the weights, and metadata as strings: fastgan (the version), arch, height, width, channels, class_names (a
-JSON list, in the order of labels), noise and image.
+Both hold the weights, and metadata as strings: fastgan (the version), arch, part, height, width, channels, class_names
+(a JSON list, in the order of labels), noise and image.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from fastgan.errors import UserError
-from fastgan.export.tracing import FixedNoise, Image, quiet
+from fastgan.export.tracing import FixedNoise, Image, Part, quiet
 from fastgan.sampler import Sampler
 from fastgan.version import __version__
 
@@ -28,15 +28,16 @@ class Format(NamedTuple):
     """One kind of file."""
 
     write: Callable[[ExportedProgram, dict[str, str]], bytes]  # with metadata
-    open: Callable[[bytes], Callable[..., Tensor]]  # returns a function from named inputs to images
+    open: Callable[[bytes], Callable[..., Tensor]]  # returns a function from named inputs to the output
     runner: str  # name of the software that runs it
 
 
-def metadata(sampler: Sampler, noise: FixedNoise, image: Image) -> dict[str, str]:
+def metadata(sampler: Sampler, noise: FixedNoise, image: Image, part: Part = "generator") -> dict[str, str]:
     """Metadata of the file, by name."""
     return {
         "fastgan": __version__,
         "arch": sampler.model.arch,
+        "part": part,
         "height": str(sampler.size[0]),
         "width": str(sampler.size[1]),
         "channels": str(sampler.model.channels),
@@ -65,7 +66,8 @@ def to_onnx(program: ExportedProgram, metadata: dict[str, str]) -> bytes:
 
     with torch.no_grad(), quiet():
         # Without torch's `optimize`: it removes additions of 0, and takes the 1e-8 of a normalization for 0.
-        made: Any = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False, output_names=["image"])
+        output = "ws" if metadata["part"] == "mapping" else "image"
+        made: Any = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False, output_names=[output])
         optimizer.fold_constants(made.model)
         optimizer.remove_unused_nodes(made.model)
     for node in made.model.graph:
@@ -75,15 +77,15 @@ def to_onnx(program: ExportedProgram, metadata: dict[str, str]) -> bytes:
 
 
 def open_onnx(content: bytes) -> Callable[..., Tensor]:
-    """A function that draws with ONNX Runtime on the CPU."""
+    """A function that runs a file with ONNX Runtime on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
 
-    def draw(**inputs: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(["image"], {name: value.numpy() for name, value in inputs.items()})[0])
+    def run(**inputs: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {name: value.numpy() for name, value in inputs.items()})[0])
 
-    return draw
+    return run
 
 
 def to_torch(program: ExportedProgram, metadata: dict[str, str]) -> bytes:
@@ -95,15 +97,16 @@ def to_torch(program: ExportedProgram, metadata: dict[str, str]) -> bytes:
 
 
 def open_torch(content: bytes) -> Callable[..., Tensor]:
-    """A function that draws with `torch.export.load`."""
+    """A function that runs a file with `torch.export.load`."""
     with quiet():
         network = torch.export.load(io.BytesIO(content)).module()
 
     @torch.no_grad()
-    def draw(z: Tensor, **others: Tensor) -> Tensor:
-        return network(z, **others)
+    def run(**inputs: Tensor) -> Tensor:
+        first, *others = inputs
+        return network(inputs[first], **{name: inputs[name] for name in others})
 
-    return draw
+    return run
 
 
 FORMATS = {"onnx": Format(to_onnx, open_onnx, "ONNX Runtime"), "torch": Format(to_torch, open_torch, "torch.export")}

@@ -13,11 +13,13 @@ import pytest
 import torch
 
 import fastgan
-from fastgan import models
+from fastgan import editing, models
 from fastgan.cli.export import TOLERANCE, main
 from fastgan.export import formats
 from fastgan.export.formats import metadata, open_onnx, to_onnx, to_torch
 from fastgan.export.tracing import Network, inputs, largest_difference, trace
+from fastgan.runs import drawing
+from tests.support import official, official_stylegan3
 from tests.support.commands import error_of
 from tests.support.tiny_run import untrained
 
@@ -122,7 +124,7 @@ def test_noise_is_const_or_none(runs):
 
 @needs_onnx
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", ["dcgan", "stylegan2", "stylegan3"])
+@pytest.mark.parametrize("arch", ["dcgan", "stylegan2"])
 def test_onnx_files_draw_the_images_of_pytorch(traced, arch):
     """Files have standard operators only, and draw any number of samples."""
     import onnx
@@ -148,6 +150,58 @@ def test_onnx_files_draw_the_images_of_pytorch(traced, arch):
         and written["fastgan"] == fastgan.__version__
     )
     assert json.loads(written["class_names"]) == list(ALL[arch])
+
+
+@pytest.fixture(params=["stylegan", "stylegan2", "stylegan3"])
+def styled(request, runs, tmp_path):
+    """A run, or for stylegan3 a file in the official layout, with classes."""
+    if request.param != "stylegan3":
+        return runs(request.param)
+    sizes = official_stylegan3.Sizes(img_resolution=8, num_layers=3, num_critical=1, c_dim=3, margin_size=6)
+    return official.write(tmp_path / "official.pkl", official_stylegan3.snapshot(sizes))
+
+
+@needs_onnx
+@pytest.mark.slow
+def test_two_onnx_files_are_the_halves_of_a_generator_between_which_ws_can_be_edited(styled, tmp_path, capsys):
+    import onnx
+
+    out = tmp_path / "g.onnx"
+    assert main(["--checkpoint", str(styled), "--split", "--out", str(out)]) == 0
+    files = [tmp_path / "g_mapping.onnx", tmp_path / "g_synthesis.onnx"]
+    assert capsys.readouterr().out.splitlines()[1:] == [str(path) for path in files] and not out.exists()
+    mapping, synthesis = (open_onnx(path.read_bytes()) for path in files)
+    sampler = fastgan.load(styled, "cpu")
+    given = inputs(sampler, range(5), 0.6)
+    with torch.no_grad():
+        ws = sampler.generator.styles(**given)
+    torch.testing.assert_close(mapping(**given), ws, rtol=1e-4, atol=1e-5)
+
+    found = editing.principal(sampler.generator, count=1, layers=[1, 2], samples=100)
+    moved = mapping(**given)
+    moved[:, list(found[0].layers)] += 3 * found[0].step * found[0].vector
+    plain = sampler.generator(**given, noise="const")
+    with editing.edited(sampler.generator, found, {"p0": 3.0}):
+        expected = sampler.generator(**given, noise="const")
+    assert (synthesis(ws=moved) - expected).abs().max() < TOLERANCE["float"] < (plain - expected).abs().max() / 10
+
+    for path, names in zip(files, ((list(given), "ws"), (["ws"], "image")), strict=True):
+        model = onnx.load_from_string(path.read_bytes())
+        onnx.checker.check_model(model)
+        assert {entry.domain for entry in model.opset_import} == {""} and not model.functions
+        assert ([entry.name for entry in model.graph.input], model.graph.output[0].name) == names
+        assert {entry.key: entry.value for entry in model.metadata_props}["part"] == path.stem[2:]
+
+
+@pytest.mark.slow
+def test_two_pt2_files(runs, tmp_path):
+    argv = ["--checkpoint", str(runs("stylegan2")), "--split", "--format", "torch", "--image", "uint8"]
+    assert main([*argv, "--out", str(tmp_path / "g.pt2")]) == 0
+    mapping, synthesis = (torch.export.load(tmp_path / f"g_{part}.pt2").module() for part in ("mapping", "synthesis"))
+    z = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    image = synthesis(mapping(z, truncation=torch.tensor(0.7)))
+    expected = fastgan.load(runs("stylegan2"), "cpu").generator(z, truncation=0.7, noise="const")
+    assert (image.int() - drawing.quantized(expected).int()).abs().max() <= 1 and image.dtype == torch.uint8
 
 
 @pytest.mark.slow
@@ -197,6 +251,11 @@ ERRORS = {
     "no folder": (["--out", "file/x.pt2"], "cannot write file/x.pt2: "),
     "a folder in its place": (["--out", "x.pt2"], "cannot write x.pt2"),
     "no noise": (["--noise", "none"], "--noise none: mlp has no noise"),
+    "no halves": (["--split", "--out", "y.pt2"], "--split: mlp has no styles: its generator has no halves"),
+    "halves of a training file": (
+        ["--split", "--format", "pkl"],
+        "--split: works with --format onnx and torch, not with pkl",
+    ),
 }
 
 

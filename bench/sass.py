@@ -60,8 +60,9 @@ class Kernel:
 
     @cached_property
     def hot(self) -> list[Instruction]:
-        """The loop that moves the most bytes an iteration, the shortest of equals; without one, the whole kernel."""
-        loops = [body for body in self.loops if wide_bytes(body)]
+        """The innermost loop that moves the most bytes an iteration, the shortest of equals; else the kernel."""
+        moving = [body for body in self.loops if wide_bytes(body)]
+        loops = [body for body in moving if not any(is_inside(other, body) for other in moving)]
         return max(loops, key=lambda body: (wide_bytes(body), -len(body)), default=self.instructions)
 
     @property
@@ -102,6 +103,10 @@ def width(opcode: str) -> int:
     """Bytes of a memory access."""
     bits = WIDTH.search(opcode)
     return int(bits[1] or bits[2]) // 8 if bits else 4
+
+
+def is_inside(inner: Sequence[Instruction], outer: Sequence[Instruction]) -> bool:
+    return outer[0].address < inner[0].address and inner[-1].address < outer[-1].address
 
 
 def wide_bytes(body: Sequence[Instruction]) -> int:

@@ -38,18 +38,21 @@ template <class S, class E>
 FASTGAN_INLINE S noise_at(const E& e, int64_t sample, int64_t position, int64_t p) {
     return e.noise ? e.noise[(e.noise_per_sample ? sample * p : 0) + position] : S(0);
 }
-// The noise at V adjacent positions, at an address aligned to 16 bytes if V is not 1.
-template <int V, class S, class E>
-FASTGAN_INLINE void load_noise(const E& e, int64_t sample, int64_t position, int64_t p, S (&noise)[V]) {
+// The noise at V adjacent positions, at an address aligned to 16 bytes if V is not 1; zeros if it is null.
+template <int V, class S>
+FASTGAN_INLINE void load_noise(const S* from, S (&noise)[V]) {
     constexpr int W = V * sizeof(S) > 16 ? 16 / sizeof(S) : V;
-    const S* row = e.noise ? e.noise + (e.noise_per_sample ? sample * p : 0) + position : nullptr;
     GPU_UNROLL
     for (int i = 0; i < V; i += W) {
         gpu::Vec<S, W> part{};
-        if (row) part = gpu::load<W>(row + i);
+        if (from) part = gpu::load<W>(from + i);
         GPU_UNROLL
         for (int w = 0; w < W; ++w) noise[i + w] = part.v[w];
     }
+}
+template <int V, class S, class E>
+FASTGAN_INLINE void load_noise(const E& e, int64_t sample, int64_t position, int64_t p, S (&noise)[V]) {
+    load_noise(e.noise ? e.noise + (e.noise_per_sample ? sample * p : 0) + position : nullptr, noise);
 }
 
 template <class S>

@@ -299,10 +299,12 @@ struct Part {
     static constexpr int W = NHWC ? V : 1;
     static constexpr int NOISES = NHWC ? 1 : V;  // numbers of noise at V elements
     const Tensors<T>& t;
-    int64_t sample, channel, row;      // row: index of the first channel in [N, C], or in [C] of a batch
-    int64_t sums;                      // row of the piece in tables of sums, [N, per_sample]
-    int64_t first, end, stride, base;  // positions; base: index of the element at position 0
-    bool live, leads;                  // leads: this thread writes the results of its channels
+    int64_t sample, channel, row;  // row: index of the first channel in [N, C], or in [C] of a batch
+    int sums;                      // row of the piece in tables of sums, [N, per_sample]
+    int64_t base;                  // index of the element at which the piece starts
+    const S* noise;                // there; null for none
+    int first, end, stride;        // positions in the piece: 32 bits take fewer registers
+    bool live, leads;              // leads: this thread writes the results of its channels
     S strength[W], bias[W];
 
     FASTGAN_INLINE Part(const Tensors<T>& tensors, const Split& plan, int64_t unit, int64_t segment) : t(tensors) {
@@ -320,13 +322,15 @@ struct Part {
             live = row < t.rows;
             sample = BATCH ? segment / plan.per_sample : row / t.c, channel = BATCH ? row : row % t.c;
             if (BATCH) segment %= plan.per_sample;
-            first = int64_t(lane) * V, stride = int64_t(plan.columns) * V;
+            first = lane * V, stride = plan.columns * V;
             leads = live && lane == 0;
             base = (sample * t.c + channel) * t.p;
         }
-        sums = sample * plan.per_sample + segment;
-        first += segment * plan.positions;
-        end = min((segment + 1) * plan.positions, t.p);
+        sums = int(sample * plan.per_sample + segment);
+        const int64_t start = segment * plan.positions;
+        end = int(min(plan.positions, t.p - start));
+        base += start * (NHWC ? t.c : 1);
+        noise = t.noise ? t.noise + (t.noise_per_sample ? sample * t.p : 0) + start : nullptr;
         GPU_UNROLL
         for (int w = 0; w < W; ++w) {
             strength[w] = live && t.strength ? t.strength[t.strength_per_channel ? channel + w : 0] : S(1);
@@ -334,14 +338,10 @@ struct Part {
         }
     }
 
-    FASTGAN_INLINE int64_t index(int64_t position) const { return base + position * (NHWC ? t.c : 1); }
+    FASTGAN_INLINE int64_t index(int position) const { return base + position * (NHWC ? t.c : 1); }
 
-    FASTGAN_INLINE void read_noise(int64_t position, S (&noise)[NOISES]) const {
-        if constexpr (NHWC) {
-            noise[0] = noise_at<S>(t, sample, position, t.p);
-        } else {
-            load_noise(t, sample, position, t.p, noise);
-        }
+    FASTGAN_INLINE void read_noise(int position, S (&numbers)[NOISES]) const {
+        load_noise(noise ? noise + position : nullptr, numbers);
     }
 
     // The input of the norm, z, for the V elements of x at a position.
@@ -363,16 +363,16 @@ struct Part {
         return dy * piecewise_linear(normalised(z, mean, factor, shift), t.gain_after, t.gain_below_after).slope;
     }
 
-    // Calls f(position, values, noise) for the thread's positions from `start` to `stop`, with the values of x or of x
+    // Calls f(position, values, noise) for the thread's positions from `begin` to `stop`, with the values of x or of x
     // and dy there. Loads those of AHEAD positions before it uses the first.
     template <int AHEAD, gpu::Access A, int TENSORS, class F>
-    FASTGAN_INLINE void walk(const T* const (&from)[TENSORS], int64_t start, int64_t stop, const F& f) const {
-        for (int64_t position = start; position < stop; position += AHEAD * stride) {
+    FASTGAN_INLINE void walk(const T* const (&from)[TENSORS], int begin, int stop, const F& f) const {
+        for (int position = begin; position < stop; position += AHEAD * stride) {
             Vector values[AHEAD][TENSORS];
             S noise[AHEAD][NOISES];
             GPU_UNROLL
             for (int a = 0; a < AHEAD; ++a) {
-                const int64_t here = position + a * stride;
+                const int here = position + a * stride;
                 GPU_UNROLL
                 for (int i = 0; i < TENSORS; ++i) {
                     values[a][i] = gpu::load_or_zeros<V, A>(here < stop, from[i] + index(here));
@@ -390,7 +390,7 @@ struct Part {
     template <int TENSORS, class F>
     FASTGAN_INLINE void walk_on_chip(const Vector* cached, int64_t steps, const F& f) const {
         int64_t at = threadIdx.x;
-        for (int64_t position = first; position < end; position += stride, at += BLOCK) {
+        for (int position = first; position < end; position += stride, at += BLOCK) {
             Vector values[TENSORS];
             S noise[NOISES];
             GPU_UNROLL
@@ -406,7 +406,7 @@ struct Part {
         S factor[W], shifts[W];
         GPU_UNROLL
         for (int w = 0; w < W; ++w) factor[w] = scale(w) * inverse[w], shifts[w] = shift(w);
-        walk([&](int64_t position, const Vector(&values)[1], const S(&noise)[NOISES]) {
+        walk([&](int position, const Vector(&values)[1], const S(&noise)[NOISES]) {
             Activated<S> u[V];
             Vector out;
             activate(values[0], noise, u);
@@ -449,7 +449,7 @@ struct Part {
             grad_slope[w] = sums[w].b / S(t.numbers) * inverse[w] * inverse[w];
             grad_mean[w] = sums[w].a / S(t.numbers) - sums[w].c * grad_slope[w];
         }
-        walk([&](int64_t position, const Vector(&values)[2], const S(&noise)[NOISES]) {
+        walk([&](int position, const Vector(&values)[2], const S(&noise)[NOISES]) {
             Activated<S> u[V];
             Vector out;
             activate(values[0], noise, u);
@@ -504,11 +504,11 @@ FASTGAN_INLINE void write_sums(const Mine& mine, const Pair<S> (&sums)[Mine::W],
     if constexpr (NHWC) {
         const int64_t first = mine.channel / (columns * W) * columns * W;  // of the tile
         write_sums_of_columns<2, W>(values, columns, mine.t.c - first, slots_of_block<S, W>(),
-                                    partial + mine.sums * 2 * mine.t.c + first, mine.t.c);
+                                    partial + 2 * mine.t.c * mine.sums + first, mine.t.c);
     } else {
         sum_rows(values, columns);
         if (!mine.leads) return;
-        S* to = partial + mine.sums * 2 * mine.t.c + mine.channel;
+        S* to = partial + 2 * mine.t.c * mine.sums + mine.channel;
         to[0] = values[0], to[mine.t.c] = values[1];
     }
 }
@@ -519,12 +519,12 @@ template <bool ONE_RUN, class Mine, class S, class Walk>
 FASTGAN_INLINE void add_positions(const Mine& mine, Moments<S> (&moments)[Mine::W], const Walk& walk) {
     constexpr int W = Mine::W, V = Mine::NOISES * W;
     S shift[W] = {};
-    int64_t position = mine.first;
+    int position = mine.first;
     while (position < mine.end) {
-        const int64_t stop = ONE_RUN ? mine.end : min(position + RUN * mine.stride, mine.end);
+        const int stop = ONE_RUN ? mine.end : int(min(position + RUN * mine.stride, mine.end));
         S distances[W] = {}, squares[W] = {};
         int added = 0;
-        walk(position, stop, [&](int64_t at, const typename Mine::Vector(&values)[1], const S(&noise)[Mine::NOISES]) {
+        walk(position, stop, [&](int at, const typename Mine::Vector(&values)[1], const S(&noise)[Mine::NOISES]) {
             Activated<S> u[V];
             mine.activate(values[0], noise, u);
             if (at == mine.first) {
@@ -562,9 +562,9 @@ __global__ void forward_on_chip(Tensors<T> t, Split plan) {
     Moments<S> moments[W] = {};
     if (mine.live) {
         int step = 0;
-        add_positions<false>(mine, moments, [&](int64_t start, int64_t stop, const auto& add) {
-            mine.template walk<1, gpu::Access::any>({t.x}, start, stop,
-                                                    [&](int64_t at, const auto& values, const auto& noise) {
+        add_positions<false>(mine, moments, [&](int begin, int stop, const auto& add) {
+            mine.template walk<1, gpu::Access::any>({t.x}, begin, stop,
+                                                    [&](int at, const auto& values, const auto& noise) {
                                                         cached[int64_t(step++) * BLOCK + threadIdx.x] = values[0];
                                                         add(at, values, noise);
                                                     });
@@ -600,7 +600,7 @@ __global__ void backward_on_chip(Tensors<T> t, Split plan, int64_t steps, typena
         }
         int64_t slot = threadIdx.x;
         mine.template walk<1, gpu::Access::any>({t.x, t.dy}, mine.first, mine.end,
-                                                [&](int64_t, const auto& values, const auto& noise) {
+                                                [&](int, const auto& values, const auto& noise) {
                                                     cached[slot] = values[0], cached[slot + steps * BLOCK] = values[1];
                                                     slot += BLOCK;
                                                     mine.add(values, noise, mean, mean, mean, sums);
@@ -680,8 +680,8 @@ __global__ void forward(Tensors<T> t, Split plan, Turns turns, typename Tensors<
     }
     Moments<S> moments[W] = {};
     if (mine.live) {
-        add_positions<true>(mine, moments, [&](int64_t start, int64_t stop, const auto& add) {
-            mine.template walk<2, gpu::Access::any>({t.x}, start, stop, add);
+        add_positions<true>(mine, moments, [&](int begin, int stop, const auto& add) {
+            mine.template walk<2, gpu::Access::any>({t.x}, begin, stop, add);
         });
     }
     const int channels = NHWC ? plan.columns * W : plan.rows;
@@ -708,12 +708,12 @@ __global__ void forward(Tensors<T> t, Split plan, Turns turns, typename Tensors<
 // those of units about the mean, [3, N, C] or [3, C]. Writes the sums for dbias and dstrength of each piece, [N,
 // per_sample, 2, C].
 template <class T, int V, bool NHWC, bool BATCH>
-__global__ void backward(Tensors<T> t, Split plan, Turns turns, typename Tensors<T>::S* partial,
-                         typename Tensors<T>::S* totals, typename Tensors<T>::S* sums_of_pieces,
-                         typename Tensors<T>::S* strength) {
+__global__ void __launch_bounds__(BLOCK, V > 1 && (!NHWC || V * sizeof(T) == 8) ? 3 : 1)
+    backward(Tensors<T> t, Split plan, Turns turns, typename Tensors<T>::S* partial, typename Tensors<T>::S* totals,
+             typename Tensors<T>::S* sums_of_pieces, typename Tensors<T>::S* strength) {
     using Mine = Part<T, V, NHWC, BATCH>;
     using S = typename Mine::S;
-    constexpr int W = Mine::W;
+    constexpr int W = Mine::W, AHEAD = NHWC ? 3 : 2;  // more of 16 bytes would leave too few registers
     const Turns::Turn turn = turns.next();
     const int64_t unit = turn.piece / turns.per_unit;
     const Mine mine(t, plan, unit, turn.piece % turns.per_unit);
@@ -736,7 +736,9 @@ __global__ void backward(Tensors<T> t, Split plan, Turns turns, typename Tensors
             }
             mine.template gradients<gpu::Access::last>(
                 mean, inverse, sums,
-                [&](const auto& f) { mine.template walk<2, gpu::Access::last>({t.x, t.dy}, mine.first, mine.end, f); },
+                [&](const auto& f) {
+                    mine.template walk<AHEAD, gpu::Access::last>({t.x, t.dy}, mine.first, mine.end, f);
+                },
                 total);
         }
         if constexpr (!BATCH) {
@@ -750,10 +752,9 @@ __global__ void backward(Tensors<T> t, Split plan, Turns turns, typename Tensors
         for (int w = 0; w < W; ++w) {
             factor[w] = BATCH ? mine.scale(w) * inverse[w] : S(0), shifts[w] = BATCH ? mine.shift(w) : S(0);
         }
-        mine.template walk<2, gpu::Access::any>({t.x, t.dy}, mine.first, mine.end,
-                                                [&](int64_t, const auto& values, const auto& noise) {
-                                                    mine.add(values, noise, mean, factor, shifts, sums);
-                                                });
+        mine.template walk<2, gpu::Access::any>(
+            {t.x, t.dy}, mine.first, mine.end,
+            [&](int, const auto& values, const auto& noise) { mine.add(values, noise, mean, factor, shifts, sums); });
     }
     const int channels = NHWC ? plan.columns * W : plan.rows;
     merge_in_block<NHWC>(sums, plan.columns, [&](int i, const Triple<S>& value) {

@@ -13,10 +13,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from fastgan.environment import number, process_count
 from fastgan.errors import UserError
 
 TIMEOUT = datetime.timedelta(hours=6)  # one may wait for another to decode a large data set; a dead one is noticed
-LOCAL = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}  # with their values where torchrun has set none
+LOCAL = {"LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}  # with their values where torchrun has set none
 ENVIRONMENT = ("RANK", "WORLD_SIZE", *LOCAL)  # what torchrun sets for each process
 
 _connections = itertools.count()  # of this process; all processes of a run connect equally often
@@ -127,7 +128,7 @@ def connected(device: str, remedy: str) -> Iterator[Ranks]:
         device: value of `--device`; "cpu" if only tensors on the CPU are exchanged.
         remedy: remedy shown if another process dies within the block: the last part of the UserError's message.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    world_size = process_count()
     if world_size == 1:
         yield Ranks()
         return
@@ -144,7 +145,7 @@ def connected(device: str, remedy: str) -> Iterator[Ranks]:
         raise UserError(
             f"cannot connect the {world_size} processes of this run: {line}; is it started by torchrun?"
         ) from None
-    local_rank, local_world_size = (int(os.environ.get(name, default)) for name, default in LOCAL.items())
+    local_rank, local_world_size = (number(name, default, default, 2**20) for name, default in LOCAL.items())
     ranks = Ranks(rank, world_size, local_rank, local_world_size)
     try:
         yield ranks

@@ -1,8 +1,6 @@
 """`python -m fastgan.doctor`, also `fastgan doctor`."""
 
-import sys
-
-from fastgan.cli.doctor import main
+from fastgan.errors import run_module
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_module("fastgan.cli.doctor")

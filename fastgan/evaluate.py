@@ -1,8 +1,6 @@
 """`python -m fastgan.evaluate`, also `fastgan evaluate`."""
 
-import sys
-
-from fastgan.cli.evaluate import main
+from fastgan.errors import run_module
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_module("fastgan.cli.evaluate")

@@ -1,8 +1,6 @@
 """`python -m fastgan.generate`, also `fastgan generate`."""
 
-import sys
-
-from fastgan.cli.generate import main
+from fastgan.errors import run_module
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_module("fastgan.cli.generate")

@@ -1,8 +1,6 @@
 """`python -m fastgan.project`, also `fastgan project`."""
 
-import sys
-
-from fastgan.cli.project import main
+from fastgan.errors import run_module
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_module("fastgan.cli.project")

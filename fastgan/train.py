@@ -1,8 +1,6 @@
 """`python -m fastgan.train`, also `fastgan train`."""
 
-import sys
-
-from fastgan.cli.train import main
+from fastgan.errors import run_module
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_module("fastgan.cli.train")

@@ -39,7 +39,8 @@ class Options:
     local or at a URL. hf://USER/NAME, one of the Hugging Face hub. example:digits, one that comes with fastgan."""
     data: Annotated[PathText | None, tyro.conf.arg(metavar="NAME|DIR|ZIP|URL", help_behavior_hint="")] = None
     """Real images, as for --data of fastgan train. Required for a file of another program, which does not name its
-    training images; for a run it replaces them."""
+    training images, and for a run whose images are at a URL, which is fetched only if you give it; for another run it
+    replaces them."""
     metrics: Annotated[str, tyro.conf.arg(metavar="NAMES")] = "kid,fd,pr"
     """Names of metrics, separated by commas.
     - On features of EfficientNet-Lite0, with nothing to download (extra "metrics"): kid, the kernel distance; fd, the
@@ -103,6 +104,7 @@ class Options:
 @command_line
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (None: this process's own) and return the exit status."""
+    process.end_with_stdin()
     options = parse_options(Options, program("evaluate"), argv)
     with out_of_memory_is_user_error("give fewer --samples, or another --device"):
         process.keep_freed_memory()
@@ -291,7 +293,7 @@ def _extractor(network: str, device, options: Options):
 def _data(trained, options: Options):
     """Training images, or those of --data, and the held-out images or None."""
     from fastgan import data
-    from fastgan.runs.checkpoint import difference
+    from fastgan.runs.checkpoint import difference, require_trusted
 
     model, header = trained.model, trained.header
     if options.data is None and header is None:
@@ -301,11 +303,14 @@ def _data(trained, options: Options):
     height, width = model.feature_size(model.resolution)
     size = width if width == height else data.size_text((width, height)), model.channels
     source = options.data or header.config.data.source
+    if options.data is None:
+        require_trusted(header)
     glyphs = {}
     if source == "glyphs":
         glyphs = {"classes": model.num_classes or 10 if options.data else header.config.data.classes}
     train = data.open_dataset(source, *size, **glyphs)
-    if options.data is None and (problem := difference(train, header.dataset)):
+    same = header is not None and source == header.config.data.source  # also a URL, which has to be given
+    if same and (options.data is None or has_scheme(source)) and (problem := difference(train, header.dataset)):
         raise UserError(f"{source} {problem}; restore the images that {header.path} was trained on")
     if model.num_classes and len(train.class_names) != model.num_classes:
         raise UserError(

@@ -59,7 +59,7 @@ def _train(command: configure.Command, argv: list[str] | None) -> int:
         _locked(Path(resume)),
         _whole_checkpoint_offered(),
     ):
-        config, header = _resumed(resume, argv)
+        config, header = _resumed(resume, argv, command.given)
         if reason := Length(config.training).why_no_more(header):
             if given.output.resume != "auto":
                 raise UserError(reason)
@@ -113,11 +113,16 @@ def _whole_checkpoint_offered() -> Iterator[None]:
         raise UserError(f"{error}; go on from there with --resume {error.whole[0]}") from None
 
 
-def _resumed(run, argv):
-    """The saved configuration, updated with the options of `argv`, and the header of the checkpoint to resume."""
+def _resumed(run, argv, given):
+    """The saved configuration, updated with the options of `argv`, and the header of the checkpoint to resume.
+
+    given: names of these options.
+    """
     from fastgan.runs import checkpoint
 
     header = checkpoint.read_header(run)
+    if "data" not in given:
+        checkpoint.require_trusted(header)
     saved = header.config
     config = configure.parse(argv, default=saved)
     lengths = {"images", "minutes"} & configuration.changes(saved, config).keys()

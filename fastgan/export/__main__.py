@@ -1,8 +1,6 @@
 """`python -m fastgan.export`, also `fastgan export`."""
 
-import sys
-
-from fastgan.cli.export import main
+from fastgan.errors import run_module
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_module("fastgan.cli.export")

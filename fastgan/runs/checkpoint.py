@@ -27,7 +27,7 @@ from typing_extensions import TypedDict  # pydantic takes that of `typing` from 
 
 from fastgan import models
 from fastgan.data import ImageDataset
-from fastgan.data.urls import local_path
+from fastgan.data.urls import has_scheme, local_path
 from fastgan.errors import UserError, readable
 from fastgan.files import copy, write_atomically
 from fastgan.models.progressive import ProgressiveGrowing
@@ -412,6 +412,15 @@ def _shapes(header: Header) -> tuple[nn.Module, nn.Module]:
         raise UserError(f"{header.path}: header.model: {readable(str(error).partition(chr(10))[0])}") from None
 
 
+def require_trusted(header: Header) -> None:
+    """Raise UserError if the header names images at a URL: the file may be anyone's, and must not make this machine
+    fetch what it names."""
+    source = header.config.data.source
+    if has_scheme(source):
+        url = readable(source, 1000)
+        raise UserError(f"{header.path} names images at {url}; if you want them fetched from there, give --data {url}")
+
+
 def difference(dataset: ImageDataset, saved: DatasetSummary) -> str | None:
     """How a data set differs from the one a checkpoint was trained on, for messages; None if it does not."""
     if dataset.class_names != saved["class_names"]:
@@ -434,7 +443,8 @@ def _grow(network: Any, header: Header) -> None:
         network.grow_to(*header.stage)
 
 
-def _tensors(state: State) -> dict[str, Tensor]:
+def named_tensors(state: State) -> dict[str, Tensor]:
+    """All tensors that a checkpoint of `state` holds, by name; not copied."""
     tensors = {}
     for prefix, module in state.modules().items():
         for name, value in module.state_dict().items():
@@ -443,7 +453,11 @@ def _tensors(state: State) -> dict[str, Tensor]:
         for name, parameter in module.named_parameters():
             for moment, value in optimizer.state.get(parameter, {}).items():
                 tensors[f"{prefix}.{name}.{moment}"] = value
-    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    return tensors
+
+
+def _tensors(state: State) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in named_tensors(state).items()}
 
 
 def _read(header: Header, prefix: str) -> dict[str, Tensor]:

@@ -14,10 +14,10 @@ from typing import Annotated, Any, Literal, NamedTuple
 from fastgan.data.images import parse_size
 from fastgan.errors import UserError
 from fastgan.options import LARGEST_SEED, Count, PathText, argument, from_json
+from fastgan.runs.process import MOST_THREADS
 
 FILE_NAME = "config.json"
 MOST_BLUR = 100  # pixels; the filter has six times as many taps
-MOST_THREADS = 1024  # OpenMP ends the process with many more
 
 Architecture = Literal["stylegan2", "stylegan3", "stylegan", "pggan", "r3gan", "fastgan", "dcgan", "cgan", "mlp"]
 Loss = Literal[

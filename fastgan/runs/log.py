@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,29 @@ _CHART_OF = {name: chart for chart, names in CHARTS.items() for name in names}
 
 
 def read(directory: Path) -> list[dict[str, Any]]:
-    """Lines of a run's log; empty without a log. An unfinished last line is skipped."""
-    with contextlib.suppress(FileNotFoundError), open(directory / FILE_NAME, encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.endswith("\n")]
+    """Lines of a run's log: step, images, and finite numbers by name. Empty without a log.
+
+    Skips what is no such line: an unfinished last one, or what something else has written.
+    """
+    with contextlib.suppress(FileNotFoundError), open(directory / FILE_NAME, "rb") as file:
+        return [content for line in file if (content := _parse(line)) is not None]
     return []
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        content = json.loads(line) if line.endswith(b"\n") else None
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(content, dict) or not all(_is_finite(value) for value in content.values()):
+        return None
+    counts = (content.get("step"), content.get("images"))
+    return content if all(isinstance(each, int) and each >= 0 for each in counts) else None
+
+
+def _is_finite(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and abs(value) <= sys.float_info.max
 
 
 def chart_of(name: str) -> str:

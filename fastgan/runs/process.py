@@ -8,11 +8,15 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import select
 import signal
+import stat
 import sys
+import threading
 import time
 from collections.abc import Iterator
 
+from fastgan import environment
 from fastgan.cores import usable_cores
 
 # Parameters of glibc's mallopt(3), from malloc.h.
@@ -21,6 +25,10 @@ _M_TOP_PAD = -2
 _M_MMAP_MAX = -4
 
 _UNLIMITED = 2**31 - 1
+
+MOST_THREADS = 1024  # OpenMP ends the process with many more
+PATIENCE = 5.0  # seconds
+ENDS_WITH_STDIN = "FASTGAN_ENDS_WITH_STDIN"  # environment variable of background processes
 
 
 def keep_freed_memory() -> bool:
@@ -63,20 +71,37 @@ def choose_threads(asked: int, processes: int = 1) -> tuple[int, str]:
     """
     if asked:
         return asked, "asked for"
-    if os.environ.get("OMP_NUM_THREADS", "").isdigit():
-        return int(os.environ["OMP_NUM_THREADS"]), "OMP_NUM_THREADS"
+    is_list = "," in os.environ.get("OMP_NUM_THREADS", "")  # for nested loops, which there are none of
+    if not is_list and (given := environment.number("OMP_NUM_THREADS", 0, 1, MOST_THREADS)):
+        return given, "OMP_NUM_THREADS"
     cores = max(1, usable_cores() // processes)
     return cores, f"one for each of {cores} physical cores this process may use" if cores > 1 else "one core"
 
 
 def is_first() -> bool:
     """Whether this is the first process that torchrun has started, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
+    return count() == 1 or os.environ.get("RANK", "0") == "0"
 
 
 def count() -> int:
     """Number of processes that torchrun has started for this training; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return environment.process_count()
+
+
+def end_with_stdin() -> None:
+    """End this process when its stdin ends, if the environment asks for it: the process at the other end is gone.
+
+    A training that is killed cannot end its background evaluation itself.
+    """
+    if not os.environ.pop(ENDS_WITH_STDIN, ""):
+        return
+
+    def wait() -> None:
+        while os.read(0, 1024):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 class Interrupt:
@@ -99,36 +124,70 @@ class Interrupt:
 
 
 class _Lasting:
-    """A text stream that discards what it can no longer write; everything else is the given stream's."""
+    """A text stream that discards what cannot be written; everything else is the given stream's.
+
+    A pipe or terminal whose reader has stopped without closing it, as Ctrl-S does, is waited for once, up to `PATIENCE`
+    seconds; then text is discarded until it is read again.
+    """
 
     def __init__(self, stream):
-        self._stream = stream
+        self._stream, self._unwritten, self._patience = stream, "", PATIENCE
+        self._descriptor = _descriptor_of_reader(stream)
 
     def __getattr__(self, name: str):
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        try:
-            return self._stream.write(text)
-        except OSError:
-            self._discard_from_now_on()
-            return len(text)
+        self._unwritten += text
+        if "\n" in text or "\r" in text or self._descriptor is None:
+            self.flush()
+        return len(text)
 
     def flush(self) -> None:
+        text, self._unwritten = self._unwritten, ""
         try:
-            self._stream.flush()
+            if self._descriptor is None:
+                self._stream.write(text)
+                self._stream.flush()
+            else:
+                self._write_in_parts(text.encode(self._stream.encoding, "backslashreplace"))
+        except BlockingIOError:  # the stream does not wait for its reader
+            pass
         except OSError:
-            self._discard_from_now_on()
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
 
-    def _discard_from_now_on(self) -> None:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self._stream.fileno())
-        os.close(nowhere)
+    def _write_in_parts(self, content: bytes) -> None:
+        while content:
+            ready = _is_ready(self._descriptor, self._patience)
+            self._patience = PATIENCE if ready else 0.0
+            if not ready:
+                return
+            content = content[os.write(self._descriptor, content[: select.PIPE_BUF]) :]
+
+
+def _descriptor_of_reader(stream) -> int | None:
+    """Descriptor of a pipe, terminal or socket, which somebody reads; None for anything else."""
+    try:
+        kind = os.fstat(stream.fileno()).st_mode
+        if os.name != "posix" or not (stat.S_ISFIFO(kind) or stat.S_ISCHR(kind) or stat.S_ISSOCK(kind)):
+            return None
+        stream.flush()
+        return stream.fileno()
+    except (OSError, ValueError):  # a stream in memory, or one that has failed already
+        return None
+
+
+def _is_ready(descriptor: int, seconds: float) -> bool:
+    """Whether `select.PIPE_BUF` bytes can be written without waiting, within so many seconds."""
+    return bool(select.select([], [descriptor], [], seconds)[1])
 
 
 @contextlib.contextmanager
 def output_may_end() -> Iterator[None]:
-    """Within the block, printing never fails: once the terminal, or the reader of a pipe, has gone, text is discarded.
+    """Within the block, printing never fails, and never waits for long: once the terminal, or the reader of a pipe, has
+    gone or stopped, text is discarded.
 
     What takes hours must not end because nobody reads its progress any more.
     """
@@ -136,6 +195,17 @@ def output_may_end() -> Iterator[None]:
         for name, redirect in (("stdout", contextlib.redirect_stdout), ("stderr", contextlib.redirect_stderr)):
             redirected.enter_context(redirect(_Lasting(getattr(sys, name))))
         yield
+
+
+def _tell_at_once(text: str) -> None:
+    """Write to stderr from a signal's handler, unless nobody reads it.
+
+    Not by print: the signal may have come while stderr is written, which cannot be entered twice.
+    """
+    with contextlib.suppress(OSError, ValueError):  # there may be no terminal any more, or no file at all
+        descriptor = sys.stderr.fileno()
+        if os.name != "posix" or _is_ready(descriptor, 0.0):
+            os.write(descriptor, text.encode())
 
 
 @contextlib.contextmanager
@@ -167,9 +237,7 @@ def finish_step_on_signal(echo: float = 0.0) -> Iterator[Interrupt]:
             for each in signals:
                 signal.signal(each, signal.SIG_DFL)
         name = "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
-        # Not print: the signal may have come while stderr is written, which cannot be entered twice.
-        with contextlib.suppress(OSError):  # there may be no terminal any more
-            os.write(2, f"\n{name}: finishing this step and saving; once more to stop at once\n".encode())
+        _tell_at_once(f"\n{name}: finishing this step and saving; once more to stop at once\n")
 
     before = {each: signal.signal(each, request) for each in signals}
     try:

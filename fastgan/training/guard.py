@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ FIRST_SCALE = 2.0**16
 GROWTH_STEPS = 2000  # without an overflow, after which the scale is doubled
 LIMIT = 20  # steps in a row without an update: they take the scale from 2^16 to 2^-4
 LIMIT_AT_THE_END = 3
+ENOUGH_STEPS = 100  # to judge by the share of skipped ones: the first steps in fp16 search for the scale
 
 
 class GradientGuard(nn.Module):
@@ -95,12 +96,57 @@ def require_progress(skipped: dict[str, int], limit: int, means: dict[str, float
             )
 
 
-def require_finite_weights(generator: nn.Module, discriminator: nn.Module, saved: str) -> None:
-    """Raise Diverged if a weight is NaN or infinite. Such a state must not overwrite a good checkpoint."""
-    for name, network in (("generator", generator), ("discriminator", discriminator)):
-        norms = torch.stack(torch._foreach_norm(list(network.parameters())))
-        if not norms.isfinite().all():
-            raise Diverged(
-                f"training has diverged: weights of the {name} are not finite; {saved}; "
-                "try a lower --lr-g and --lr-d or a higher --r1-gamma"
-            )
+def require_finite(tensors: Mapping[str, Tensor], saved: str) -> None:
+    """Raise Diverged, naming the tensor, if a number in a state is NaN or infinite. Such a state must not overwrite a
+    good checkpoint.
+
+    tensors: of a checkpoint, by name. Buffers and EMAs may be the only ones: no gradient passes through them.
+    """
+    by_device: dict[torch.device, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.numel():
+            by_device.setdefault(tensor.device, {})[name] = tensor
+    broken = []
+    for there in by_device.values():
+        largest = torch._foreach_norm(list(there.values()), math.inf)  # NaN if one number is
+        finite = torch.stack([each.double() for each in largest]).isfinite().tolist()
+        broken += [name for name, is_finite in zip(there, finite, strict=True) if not is_finite]
+    if broken:
+        more = f" and {len(broken) - 1} more tensors are" if len(broken) > 1 else " is"
+        raise Diverged(
+            f"training has diverged: {broken[0]}{more} not finite; {saved}; "
+            "try a lower --lr-g and --lr-d or a higher --r1-gamma"
+        )
+
+
+class SkippedShare:
+    """Share of the updates of each network that were skipped since the last reading."""
+
+    def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
+        self._steps, self._skipped = 0, {"g": 0.0, "d": 0.0}
+
+    def add(self, steps: int, means: Mapping[str, float]) -> None:
+        """Add `steps` steps. means: of logged values, among them `skipped_g` and `skipped_d`."""
+        self._steps += steps
+        for name in self._skipped:
+            self._skipped[name] += steps * means.get(f"skipped_{name}", 0.0)
+
+    def require_less_than_half(self, least: int, saved: str) -> None:
+        """Raise UserError if a network missed half of its updates, and begin anew; nothing in less than `least` steps.
+
+        saved: where the checkpoint is, for the message. Weights are finite, so it may be saved.
+        """
+        if self._steps < least:
+            return
+        steps, skipped = self._steps, self._skipped
+        self._begin()
+        for name, network in (("g", "generator"), ("d", "discriminator")):
+            if 2 * skipped[name] >= steps:
+                raise UserError(
+                    f"training hardly learns: gradients of the {network} were not finite in {skipped[name]:.0f} of the "
+                    f"last {steps} steps, which were skipped; {saved}; try a lower --lr-g and --lr-d or a higher "
+                    "--r1-gamma"
+                )

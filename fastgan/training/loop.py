@@ -30,7 +30,7 @@ from fastgan.training.averages import Averages
 from fastgan.training.diversity import Diversity
 from fastgan.training.diversity import interval as diversity_interval
 from fastgan.training.growth import Growth
-from fastgan.training.guard import require_finite_weights, require_progress
+from fastgan.training.guard import SkippedShare, require_finite, require_progress
 from fastgan.training.initial import InitialNetworks
 from fastgan.training.length import Clock, Length
 from fastgan.training.log_writer import LogWriter, NoLog, require_wandb
@@ -159,7 +159,7 @@ def _train(
     def save() -> None:
         nonlocal last_save
         last_save = state.images
-        require_finite_weights(state.generator, state.discriminator, f"{path} is kept as it was")
+        require_finite(checkpoint.named_tensors(state), f"{path} is kept as it was")
         if ranks.is_first:
             checkpoint.save(path, state, config, model, summary)
             checkpoint.keep_newest(path, state.images, output.keep_checkpoints)
@@ -168,7 +168,10 @@ def _train(
     if not header:  # from here on --resume works, and a full disk shows at once
         with removed_unless_trained(run, state, ranks):
             save()
+    elif ranks.is_first and header.path == path and output.keep_checkpoints > 1:
+        checkpoint.keep_newest(path, state.images, output.keep_checkpoints)  # it may have been killed just after saving
     saved_images = state.images
+    skipped, logged_step = SkippedShare(), state.step
 
     @contextlib.contextmanager
     def saved_if_it_fails() -> Iterator[None]:
@@ -233,6 +236,8 @@ def _train(
                 limit = guard.LIMIT_AT_THE_END if length.is_over(state) else guard.LIMIT
                 saved = f"{path} is from {saved_images:,} images"
                 require_progress(step.skipped(), limit, means, state.images, saved)
+                skipped.add(state.step - logged_step, means)
+                logged_step = state.step
                 now = time.perf_counter()
                 rate = (state.images - log_images) / (now - log_time)
                 log_time, log_images = now, state.images
@@ -254,6 +259,9 @@ def _train(
                 log.sync()
                 save()
                 saved_images = state.images
+                if not interrupt.received:
+                    least = guard.LIMIT if finished else guard.ENOUGH_STEPS
+                    skipped.require_less_than_half(least, f"{path} is from {saved_images:,} images")
             if evaluate_now and not finished and ranks.is_first:
                 evaluation.start(path, state)
             if due(output.grid_interval) and not finished and ranks.is_first:

@@ -16,8 +16,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 from fastgan.data.images import parse_size
+from fastgan.data.urls import has_scheme
 from fastgan.distributed import ENVIRONMENT
 from fastgan.errors import program
 from fastgan.files import TEMPORARY_SUFFIX, copy
@@ -27,10 +29,12 @@ from fastgan.runs import precision
 from fastgan.runs.checkpoint import BEST_FILE_NAME, State
 from fastgan.runs.config import Config
 from fastgan.runs.log import measured
-from fastgan.runs.process import Interrupt
+from fastgan.runs.process import ENDS_WITH_STDIN, Interrupt
 from fastgan.training.log_writer import LogWriter
 
-SNAPSHOT_NAME = f"evaluated.safetensors{TEMPORARY_SUFFIX}"  # removed on resume if a killed run left it
+# In the run's folder, and removed on resume if a killed run left them.
+SNAPSHOT_NAME = f"evaluated.safetensors{TEMPORARY_SUFFIX}"
+RESULTS_NAME = f"evaluated.json{TEMPORARY_SUFFIX}"
 
 # Exit status of an evaluation that got the signal meant for the run.
 _SIGNALLED = (130, -signal.SIGINT, -signal.SIGTERM)
@@ -47,7 +51,7 @@ class BackgroundEvaluation:
         self._process: subprocess.Popen | None = None
         self._evaluated: tuple[int, int] | None = None  # step and images of the checkpoint under evaluation
         self._snapshot: Path | None = None
-        self._folder: tempfile.TemporaryDirectory | None = None  # the process writes its output and results there
+        self._output: BinaryIO | None = None  # a file without a name
         if config.output.metrics:
             registry.require(self._metrics(), config.output.inception_weights)
             if any(registry.of_kind(self._metrics(), kind) for kind in registry.AMONG_SAMPLES):
@@ -62,17 +66,16 @@ class BackgroundEvaluation:
             )
         self._evaluated, self._snapshot = (state.step, state.images), checkpoint.with_name(SNAPSHOT_NAME)
         try:
-            self._folder = self._folder or tempfile.TemporaryDirectory(prefix="fastgan-metrics-")
+            self._output = tempfile.TemporaryFile()  # noqa: SIM115
             copy(checkpoint, self._snapshot)
-            with open(self._output, "wb") as output:
-                self._process = subprocess.Popen(
-                    command(self._config, self._snapshot, self._results),
-                    env=self._environment(),
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    creationflags=getattr(subprocess, "BELOW_NORMAL_PRIORITY_CLASS", 0),
-                )
+            self._process = subprocess.Popen(
+                command(self._config, self._snapshot, self._results),
+                env=self._environment(),
+                stdin=subprocess.PIPE,  # ends with this process, and so does the evaluation
+                stdout=self._output,
+                stderr=self._output,
+                creationflags=getattr(subprocess, "BELOW_NORMAL_PRIORITY_CLASS", 0),
+            )
             if hasattr(os, "setpriority"):
                 with contextlib.suppress(OSError):  # it has ended already
                     os.setpriority(os.PRIO_PROCESS, self._process.pid, 19)
@@ -131,8 +134,6 @@ class BackgroundEvaluation:
     def close(self) -> None:
         """Kill a running evaluation and remove its files."""
         self._stop()
-        if self._folder is not None:
-            self._folder.cleanup()
 
     def _wait(self, log: LogWriter, interrupt: Interrupt) -> None:
         while self._process is not None and not interrupt:
@@ -143,27 +144,28 @@ class BackgroundEvaluation:
         if self._process is not None:
             self._process.kill()  # does nothing to one that has ended
             self._process.wait()
+            self._process.stdin.close()
+        if self._output is not None:
+            self._output.close()
         if self._snapshot is not None:
-            self._snapshot.unlink(missing_ok=True)
-        self._process = self._snapshot = None
+            for path in (self._snapshot, self._results):
+                path.unlink(missing_ok=True)
+        self._process = self._output = self._snapshot = None
 
     @property
     def _results(self) -> Path:
-        return Path(self._folder.name) / "results.json"
-
-    @property
-    def _output(self) -> Path:
-        return Path(self._folder.name) / "output.txt"
+        return self._snapshot.with_name(RESULTS_NAME)
 
     def _last_line(self) -> str:
-        lines = self._output.read_text(encoding="utf-8", errors="replace").split("\n")
+        self._output.seek(0)
+        lines = self._output.read().decode("utf-8", "replace").split("\n")
         written = [line.strip() for line in lines if line.strip()]
         return written[-1].removeprefix("error: ") if written else f"it ended with status {self._process.returncode}"
 
     def _environment(self) -> dict[str, str]:
         """Environment of the evaluation: not distributed, same import path, no progress bar, one thread on a CPU."""
         environment = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT}
-        environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "TQDM_DISABLE": "1"}
+        environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "TQDM_DISABLE": "1", ENDS_WITH_STDIN: "1"}
         if precision.choose_device(self._config.machine.device).type == "cpu":
             environment["OMP_NUM_THREADS"] = "1"
         return environment
@@ -177,10 +179,11 @@ def command(config: Config, checkpoint: Path, results: Path) -> list[str]:
     """Command that evaluates a checkpoint and writes the results to `results`."""
     output = config.output
     weights = [] if output.inception_weights is None else ["--inception-weights", output.inception_weights]
+    source = config.data.source  # for a URL, the command wants to be told
     return [
         *(sys.executable, "-m", __package__.partition(".")[0], "evaluate"),
         *("--checkpoint", str(checkpoint), "--json", str(results)),
         *("--metrics", output.metrics, "--samples", str(output.metrics_samples)),
-        *("--no-floor", "--no-memorisation", *weights),
+        *("--no-floor", "--no-memorisation", *weights, *(["--data", source] if has_scheme(source) else [])),
         *("--device", config.machine.device),
     ]

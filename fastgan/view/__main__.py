@@ -1,8 +1,6 @@
 """`python -m fastgan.view`, also `fastgan view`."""
 
-import sys
-
-from fastgan.cli.view import main
+from fastgan.errors import run_module
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_module("fastgan.cli.view")

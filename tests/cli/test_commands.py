@@ -1,5 +1,6 @@
 """The `fastgan` command: its help, its commands, and the names that messages call it by."""
 
+import io
 import os
 import re
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 
 import fastgan
 from fastgan.cli import COMMANDS, main
-from fastgan.errors import nearest, program
+from fastgan.errors import nearest, program, run_module
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,7 +51,9 @@ def test_every_command_is_a_module_of_the_package():
     modules = {path.stem for path in (ROOT / "fastgan/cli").glob("*.py")} - {"__init__"}
     assert modules == set(COMMANDS)
     for name in COMMANDS:
-        assert import_module(f"fastgan.{name}" + (".__main__" * (name in ("export", "view")))).main
+        module = ROOT / "fastgan" / (f"{name}/__main__.py" if name in ("export", "view") else f"{name}.py")
+        assert f'run_module("fastgan.cli.{name}")' in module.read_text()
+        assert import_module(f"fastgan.cli.{name}").main
 
 
 @pytest.mark.parametrize(
@@ -132,6 +135,51 @@ def test_the_script_and_both_modules_run_a_command(script):
 def test_program_follows_the_way_the_process_was_started(script, itself, train, monkeypatch):
     monkeypatch.setattr(sys, "argv", [script])
     assert (program(), program("train")) == (itself, train)
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_a_closed_stream_is_no_error_and_its_number_is_not_given_to_a_file(closed, tmp_path, script):
+    number = {"stdout": 1, "stderr": 2}[closed]
+    code = (
+        f"import os, sys\nfrom fastgan.errors import command_line\n"
+        f"@command_line\ndef main(argv):\n"
+        f"    file = open({str(tmp_path / 'file')!r}, 'wb')\n"
+        f"    print('text')\n    print('text', file=sys.stderr)\n    os.write({number}, b'text')\n"
+        f"    return file.fileno()\n"
+        f"sys.exit(main([]))"
+    )
+    words = ("sh", "-c", f'exec "$@" {number}>&-', "sh", sys.executable)
+    assert run(*words, "-c", code)[0] > 2
+    assert (tmp_path / "file").read_bytes() == b""
+    status, output, errors = run(*words, *script[1:], "--help")
+    assert status == 0 and bool(output) == (closed == "stderr") and not errors
+    status, output, errors = run(*words, *script[1:], "nothing")
+    assert status == 2 and not output and bool(errors) == (closed == "stdout")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has such a file")
+def test_a_full_disk_under_the_output_is_one_line(script):
+    status, _, errors = run("sh", "-c", 'exec "$@" > /dev/full', "sh", *script, "--help")
+    assert (status, errors) == (2, "error: No space left on device\n")
+
+
+def test_characters_that_the_output_lacks_are_escaped(monkeypatch):
+    content = io.BytesIO()
+    stream = io.TextIOWrapper(content, "ascii")
+    for name in ("stdout", "__stdout__"):
+        monkeypatch.setattr(sys, name, stream)
+    with pytest.raises(SystemExit) as status:
+        main(["evaluate", "--help"])
+    stream.flush()
+    assert not status.value.code and rb"Fr\xe9chet" in content.getvalue()
+
+
+def test_ctrl_c_while_modules_are_imported_ends_a_command_in_silence(tmp_path, monkeypatch):
+    (tmp_path / "interrupted.py").write_text("raise KeyboardInterrupt")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SystemExit) as status:
+        run_module("interrupted")
+    assert status.value.code == 130
 
 
 def test_nearest():

@@ -1,12 +1,15 @@
 """`fastgan train`: one line for every error, runs to resume, and running out of memory."""
 
+import dataclasses
 import re
 import sys
+import urllib.request
 
 import pytest
 import torch
 
 from fastgan.cli.train import main
+from fastgan.metrics import registry
 from fastgan.runs import checkpoint
 from fastgan.runs import config as configuration
 from fastgan.training import step
@@ -158,6 +161,32 @@ def test_resuming_cannot_change_what_the_run_is(case, run, capsys):
     argv, *says = RESUME_ERRORS[case]
     message = error_of(main, ["--resume", str(run), *argv], capsys)
     assert all(each in message for each in [*says, str(run)])
+
+
+def test_images_at_a_url_that_a_checkpoint_names_are_fetched_only_if_they_are_asked_for(run, monkeypatch, capsys):
+    from fastgan.cli.evaluate import main as evaluate
+
+    fetched, read, url = [], checkpoint.read_header, "http://127.0.0.1:9/shards.json"
+
+    def from_url(path):
+        header = read(path)
+        data = dataclasses.replace(header.config.data, source=url)
+        return dataclasses.replace(header, config=dataclasses.replace(header.config, data=data))
+
+    def fetch(request, **_):
+        fetched.append(request.full_url)
+        raise OSError("no network here")
+
+    monkeypatch.setattr(checkpoint, "read_header", from_url)
+    monkeypatch.setattr(urllib.request, "urlopen", fetch)
+    monkeypatch.setattr(registry, "require", lambda *_: None)
+    commands = ((main, ["--resume", str(run), "--images", "64"]), (evaluate, ["--checkpoint", str(run)]))
+    for command, argv in commands:
+        says = f"names images at {url}; if you want them fetched from there, give --data {url}"
+        assert says in error_of(command, argv, capsys) and not fetched
+    for command, argv in commands:
+        assert f"{url}: cannot be read" in error_of(command, [*argv, "--data", url], capsys) and set(fetched) == {url}
+        fetched.clear()
 
 
 def test_resuming_a_finished_run_prints_its_results(run, capsys):

@@ -300,8 +300,7 @@ def execute(command: str, monkeypatch) -> None:
             output, _ = process.communicate()
             assert process.returncode == 0, output
     elif program.startswith("fastgan."):
-        package = importlib.util.find_spec(program).submodule_search_locations
-        main = importlib.import_module(f"{program}.__main__" if package else program).main
+        main = importlib.import_module(program.replace("fastgan.", "fastgan.cli.")).main
         argv = [*given, *scaled_down(program, given)]
         monkeypatch.setattr(sys, "argv", [program, *argv])
         assert (main() if program == "fastgan.doctor" else main(argv)) == 0

@@ -21,6 +21,7 @@ COMPILED = {"fastgan_kernels._C"}  # the extension
 # From bottom to top. A package, or a module of fastgan/ itself, imports only from lower lines, never from its own.
 LAYERS = (
     ("fastgan_kernels", "cores", "errors", "version"),
+    ("environment",),
     ("distributed", "examples", "files", "options", "ops", "paths", "progress", "transparency"),
     ("effective",),
     ("layers", "patching", "penalties"),

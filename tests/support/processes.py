@@ -91,7 +91,7 @@ def _call(output, environment, function, arguments):
 def _command(argv, code, module):
     sys.argv = ["-c", *argv]
     exec(code, {"__name__": "__main__"})
-    sys.exit(import_module(f"fastgan.{module}").main(argv))
+    sys.exit(import_module(f"fastgan.cli.{module}").main(argv))
 
 
 def start(argv: list[str], code: str = "", module: str = "train", **environment: str) -> Process:

@@ -2,7 +2,9 @@
 
 import contextlib
 import copy
+import itertools
 import math
+import re
 
 import pytest
 import torch
@@ -11,11 +13,15 @@ from torch import nn
 from fastgan.cli.train import main
 from fastgan.errors import UserError
 from fastgan.runs import checkpoint, process
+from fastgan.training import loop
 from fastgan.training.guard import (
     FIRST_SCALE,
     LIMIT,
     LIMIT_AT_THE_END,
+    Diverged,
     GradientGuard,
+    SkippedShare,
+    require_finite,
     require_progress,
     zero_gradients_if,
 )
@@ -92,6 +98,77 @@ def test_a_diverged_training_ends_with_an_error_and_keeps_its_checkpoint(tmp_pat
     assert header.images < 400
     for value in checkpoint._read(header, "discriminator.").values():
         assert value.isfinite().all()
+
+
+BROKEN = {  # a tensor that no gradient passes through: options, its network in a state, and a part of its name
+    "EMA": (["--arch", "mlp"], lambda state: state.ema, ""),
+    "batch norm": (["--arch", "dcgan"], lambda state: state.generator, "running_var"),
+    "mean of w": (["--arch", "stylegan2"], lambda state: state.generator, "w_avg"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_tensor_that_is_not_finite_is_named_and_not_saved(case, tmp_path, monkeypatch, capsys):
+    options, network, part = BROKEN[case]
+    named = []
+
+    class Breaking(loop.Step):
+        def __call__(self, *given):
+            super().__call__(*given)
+            if self.state.images == 28:
+                tensors = network(self.state).state_dict()
+                named.append(next(name for name in tensors if part in name))
+                tensors[named[0]].view(-1)[-1] = math.nan
+
+    monkeypatch.setattr(loop, "Step", Breaking)
+    folder, out = make_folder(tmp_path / "images"), tmp_path / "run"
+    assert main(arguments(folder, out, *options)) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(rf"error: training has diverged: \w+\.{re.escape(named[0])} (is|and 1 more)", message), message
+    assert f"{out / checkpoint.FILE_NAME} is kept as it was" in message
+    assert checkpoint.read_header(out).images == 16
+
+
+def test_large_numbers_are_finite():
+    """A sum of their squares is not."""
+    state = {
+        "half": torch.full((9,), 6e4, dtype=torch.float16),
+        "single": torch.full((9,), 3e38),
+        "none": torch.empty(0),
+    }
+    require_finite(state | {"count": torch.tensor(2**62)}, "")
+    with pytest.raises(Diverged, match=r"diverged: half and 1 more tensors are not finite; x; try"):
+        require_finite({"half": state["half"] * 2, "single": -state["single"] * 2}, "x")
+
+
+def test_a_training_that_skips_half_of_its_steps_saves_and_ends_with_an_error(tmp_path, monkeypatch, capsys):
+    check, steps = GradientGuard.unscale_and_check, itertools.count()
+
+    def check_of_nan(self, parameters):
+        parameters = list(parameters)
+        if next(steps) % 4 < 2:  # every other step, of both networks
+            parameters[0].grad.fill_(math.nan)
+        check(self, parameters)
+
+    monkeypatch.setattr(GradientGuard, "unscale_and_check", check_of_nan)
+    folder, out = make_folder(tmp_path / "images"), tmp_path / "run"
+    argv = arguments(folder, out, "--arch", "mlp", "--images", "80", "--checkpoint-interval", "0")
+    assert main(argv) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "gradients of the generator were not finite in 10 of the last 20 steps, which were skipped" in message
+    assert f"{out / checkpoint.FILE_NAME} is from 80 images; try" in message
+    assert checkpoint.read_header(out).images == 80
+
+
+def test_few_skipped_steps_are_no_error():
+    share = SkippedShare()
+    share.add(10, {"skipped_g": 1.0, "skipped_d": 1.0})
+    share.require_less_than_half(11, "")  # too few steps to judge
+    share.add(11, {"skipped_g": 0.0})
+    share.require_less_than_half(11, "")
+    share.add(10, {"skipped_d": 0.5})
+    with pytest.raises(UserError, match="gradients of the discriminator were not finite in 5 of the last 10 steps"):
+        share.require_less_than_half(10, "")
 
 
 def test_a_signal_saves_while_steps_are_skipped(tmp_path, monkeypatch):

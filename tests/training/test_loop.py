@@ -38,6 +38,21 @@ def test_the_grid_of_a_run_killed_after_saving_is_drawn_when_it_is_resumed(folde
     assert {path.name: path.read_bytes() for path in killed.glob("grid-*")} == pictures
 
 
+def test_a_checkpoint_that_was_saved_but_not_kept_is_kept_when_the_run_is_resumed(folder, tmp_path):
+    options = ["--keep-checkpoints", "2"]
+    killed, kept = tmp_path / "run", "checkpoint-000000032.safetensors"
+    dies = "import os, signal\nfrom fastgan.runs import checkpoint\nkeep = checkpoint.keep_newest\n"
+    dies += "def dying(path, images, count):\n    if images == 32: os.kill(os.getpid(), signal.SIGKILL)\n"
+    dies += "    keep(path, images, count)\ncheckpoint.keep_newest = dying"
+    assert start(arguments(folder, killed, *options), dies).wait() == -signal.SIGKILL
+    assert checkpoint.read_header(killed).images == 32 and not (killed / kept).exists()
+    assert main(["--resume", str(killed)]) == 0
+    train(folder, tmp_path / "unbroken", *options)
+    left = [{path.name for path in run.iterdir()} for run in (killed, tmp_path / "unbroken")]
+    assert left[0] == left[1] and kept in left[0]
+    assert checkpoint.read_header(killed / kept).images == 32
+
+
 def test_a_resumed_run_draws_no_grid_before_it_is_due(folder, tmp_path):
     run = train(folder, tmp_path / "run", "--images", "36", "--grid-interval", "32")
     (run / "grid-000000036.png").unlink()

@@ -1,24 +1,27 @@
 """`--metrics`: evaluations in the background, their log lines, and that training stays the same."""
 
+import contextlib
 import json
 import os
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from fastgan.cli.train import main
 from fastgan.errors import UserError
+from fastgan.files import remove_unfinished
 from fastgan.metrics import registry
 from fastgan.runs import config as configuration
 from fastgan.runs.checkpoint import BEST_FILE_NAME, FILE_NAME, read_header
 from fastgan.runs.log import measured
-from fastgan.runs.process import Interrupt
+from fastgan.runs.process import ENDS_WITH_STDIN, Interrupt
 from fastgan.training import validation
 from fastgan.training.validation import SNAPSHOT_NAME, BackgroundEvaluation
 from tests.support.commands import error_of
 from tests.support.extras import needs_network
-from tests.support.processes import LONG
+from tests.support.processes import LONG, Process, start, wait_for
 from tests.support.tiny_run import arguments, assert_same_checkpoint, log_lines, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_cache")]
@@ -205,6 +208,42 @@ def test_an_evaluation_ended_by_the_run_s_ctrl_c_is_no_failure(evaluations, prog
     log = Recorded()
     wait(evaluations, log)
     assert not log.lines and not capsys.readouterr().out
+
+
+def _evaluate_for_ever(folder):
+    waiting = "import os, sys, time\nfrom fastgan.runs import process\nprocess.end_with_stdin()\n"
+    waiting += "open(sys.argv[2], 'w').write(str(os.getpid()))\ntime.sleep(600)"
+    validation.command = lambda config, checkpoint, found: [sys.executable, "-S", "-c", waiting, "", str(found)]
+    registry.require = lambda *_: None
+    output = configuration.OutputOptions(metrics="fd")
+    config = configuration.Config(output=output, machine=configuration.MachineOptions(device="cpu"))
+    BackgroundEvaluation(config).start(folder / FILE_NAME, At(16))
+    time.sleep(600)
+
+
+def test_an_evaluation_ends_with_a_training_that_is_killed(tmp_path):
+    (tmp_path / FILE_NAME).write_bytes(bytes(2000))
+    training, told = Process(_evaluate_for_ever, tmp_path), tmp_path / validation.RESULTS_NAME
+    wait_for(lambda: told.exists() and told.read_text(), training)
+    evaluation = int(told.read_text())
+    training.kill()
+    training.communicate()
+    with contextlib.suppress(ProcessLookupError):
+        end = time.monotonic() + LONG
+        while time.monotonic() < end:
+            os.kill(evaluation, 0)
+            if Path(f"/proc/{evaluation}/stat").read_text().split()[2] == "Z":  # nobody waits for it
+                break
+            time.sleep(0.01)
+        else:
+            pytest.fail("the evaluation goes on")
+    remove_unfinished(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
+
+
+def test_the_command_of_an_evaluation_ends_with_its_training():
+    process = start(["--checkpoint", "nothing"], module="evaluate", **{ENDS_WITH_STDIN: "1"})
+    assert process.communicate()[0] == "" and process.returncode == 1  # stdin is empty
 
 
 def test_the_evaluation_is_not_distributed_and_has_one_thread(evaluations, monkeypatch):

@@ -546,7 +546,7 @@ def slow(*arguments, **options):
     return samples(*arguments, **options)
 studies.samples = slow
 """
-    process = start([str(run), "--port", str(port), "--device", "cpu"], small, module="view.__main__")
+    process = start([str(run), "--port", str(port), "--device", "cpu"], small, module="view")
     try:
         assert f"http://127.0.0.1:{port}/" in process.stdout.readline()
         assert "only this machine" in process.stdout.readline()
@@ -717,7 +717,7 @@ def served(folder, tmp_path):
     resave(0.0, 48)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    process = start([str(run), "--port", str(port), "--device", "cpu"], module="view.__main__")
+    process = start([str(run), "--port", str(port), "--device", "cpu"], module="view")
     browser = None
     try:
         line = process.stdout.readline()

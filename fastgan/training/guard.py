@@ -14,6 +14,7 @@ FIRST_SCALE = 2.0**16
 GROWTH_STEPS = 2000  # without an overflow, after which the scale is doubled
 LIMIT = 20  # steps in a row without an update: they take the scale from 2^16 to 2^-4
 LIMIT_AT_THE_END = 3
+LARGEST = 2.0**60  # of a weight: products of larger ones are infinite in fp32
 ENOUGH_STEPS = 100  # to judge by the share of skipped ones: the first steps in fp16 search for the scale
 
 
@@ -97,8 +98,8 @@ def require_progress(skipped: dict[str, int], limit: int, means: dict[str, float
 
 
 def require_finite(tensors: Mapping[str, Tensor], saved: str) -> None:
-    """Raise Diverged, naming the tensor, if a number in a state is NaN or infinite. Such a state must not overwrite a
-    good checkpoint.
+    """Raise Diverged, naming the tensor, if a number in a state is NaN, infinite or nearly so. Such a state must not
+    overwrite a good checkpoint.
 
     tensors: of a checkpoint, by name. Buffers and EMAs may be the only ones: no gradient passes through them.
     """
@@ -109,8 +110,9 @@ def require_finite(tensors: Mapping[str, Tensor], saved: str) -> None:
     broken = []
     for there in by_device.values():
         largest = torch._foreach_norm(list(there.values()), math.inf)  # NaN if one number is
-        finite = torch.stack([each.double() for each in largest]).isfinite().tolist()
-        broken += [name for name, is_finite in zip(there, finite, strict=True) if not is_finite]
+        for name, value in zip(there, torch.stack([each.double() for each in largest]).tolist(), strict=True):
+            if not value < (math.inf if name.startswith("optimizer") else LARGEST):
+                broken.append(name)
     if broken:
         more = f" and {len(broken) - 1} more tensors are" if len(broken) > 1 else " is"
         raise Diverged(

@@ -2,14 +2,17 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from fastgan import editing, figures, studies
 from fastgan.cli.directions import Directions
 from fastgan.cli.directions import main as directions
 from fastgan.cli.generate import main as generate
+from fastgan.interop import load_official
 from fastgan.runs import checkpoint
 from fastgan.runs.grid import draw_grid
+from tests.support import official, official_stylegan3
 from tests.support.commands import error_of
 from tests.support.tiny_run import untrained
 
@@ -62,6 +65,52 @@ def test_edits_add_up_and_can_come_from_another_file(run, tmp_path):
     assert generate([*argv, "--edit", "f0=2,f1=-1.5", "--directions", str(other.with_suffix(".safetensors"))]) == 0
     (file,) = (tmp_path / "single").iterdir()
     assert np.array_equal(np.asarray(Image.open(file)), expected)
+
+
+OFFICIAL = {
+    "stylegan2": (official, official.Sizes(img_resolution=16, w_dim=12, c_dim=2)),
+    "stylegan3": (official_stylegan3, official_stylegan3.Sizes(img_resolution=8, num_layers=3, num_critical=1)),
+}
+
+
+@pytest.mark.parametrize("arch", OFFICIAL)
+def test_directions_of_networks_in_the_official_layout(arch, tmp_path):
+    """Found by the affine layers of the file, under their official names; the sheet and `generate` show them."""
+    module, sizes = OFFICIAL[arch]
+    content = module.snapshot(sizes)
+    file = official.write(tmp_path / "network.pkl", content)
+    argv = ["--checkpoint", str(file), "--samples", "1", "--count", "3", "--steps", "3", "--seeds", "1"]
+    assert directions([*argv, "--out", str(tmp_path / "sheet.png")]) == 0
+    found = editing.load(tmp_path / "sheet.safetensors")
+
+    tensors = content["G_ema"].modules["synthesis"].tensors()
+    maps = [tensor.double() for name, tensor in tensors.items() if name.endswith("affine.weight")]
+    squares = sum(weight.T @ weight for weight in maps)
+    values, vectors = torch.linalg.eigh(squares)
+    for number, each in enumerate(found):
+        assert abs(float(each.vector.double() @ vectors[:, -1 - number])) == pytest.approx(1, abs=1e-4)
+        assert each.share == pytest.approx(float(values[-1 - number] / squares.trace()), rel=1e-4)
+
+    generator = load_official(file).ema
+    label = 0 if sizes.c_dim else None
+    images = studies.to_uint8(studies.edits(generator, [1], found, [-4.0, 0.0, 4.0], label=label)[0])
+    section = figures.directions(generator, 1, found, [-4.0, 0.0, 4.0], label=label)
+    assert all(np.array_equal(row, expected) for (_, row), expected in zip(section.rows, images, strict=True))
+    assert (images[:, 0] != images[:, 2]).any((1, 2, 3)).all()
+    argv = [
+        "--checkpoint",
+        str(file),
+        "--seeds",
+        "1",
+        "--edit",
+        "f2=4",
+        "--directions",
+        str(tmp_path / "sheet.safetensors"),
+    ]
+    classes = ["--classes", "0"] if sizes.c_dim else []
+    assert generate([*argv, *classes, "--out", str(tmp_path / "single")]) == 0
+    (single,) = (tmp_path / "single").iterdir()
+    assert np.array_equal(np.asarray(Image.open(single)), images[2, 2])
 
 
 ERRORS = {

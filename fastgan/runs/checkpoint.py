@@ -2,9 +2,9 @@
 
 Tensors are named `generator.*`, `discriminator.*`, `ema.*` (EMA of the generator), `other_emas.<number>.*` (EMAs of
 further half-lives), `optimizer_g.<parameter>.<moment>`, `optimizer_d...` and `statistics.*` (of regularisation). There
-is no RNG state: random numbers follow from seed and step. The header's entry `fastgan` is JSON: format, versions,
-configuration, model, progress, data, and a digest of each tensor; the entry `digest` is that of this JSON. Whatever is
-read is compared with its digest.
+is no RNG state: random numbers follow from seed and step. The header's one entry, `fastgan`, is JSON: format, versions,
+configuration, model, progress, data, a digest of each tensor, and one of all these. Whatever is read is compared with
+its digest. (Of several entries, safetensors would write the order at random.)
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from fastgan.options import from_json
 from fastgan.runs.config import Config, check_values, pyramid, to_dict, unresolved
 from fastgan.version import __version__
 
-FORMAT = 11  # raise it if the header gets other fields or tensors other names
+FORMAT = 12  # raise it if the header gets other fields or tensors other names
 FILE_NAME = "checkpoint.safetensors"
 BEST_FILE_NAME = "checkpoint-best.safetensors"  # best by the first of --metrics
 _MOMENTS = {torch.optim.Adam: ("step", "exp_avg", "exp_avg_sq"), torch.optim.RMSprop: ("step", "square_avg")}
@@ -123,6 +123,7 @@ class _Content:
     stage: tuple[int, float] | None
     dataset: DatasetSummary
     digests: dict[str, str]
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -163,12 +164,18 @@ def save(path: Path, state: State, config: Config, model: models.ModelConfig, da
 def to_bytes(tensors: dict[str, Tensor], content: dict[str, Any]) -> bytes:
     """A checkpoint's file: contiguous `tensors`, and a header of `content` with their digests."""
     digests = {name: _tensor_digest(value) for name, value in tensors.items()}
-    return to_safetensors(tensors, metadata(json.dumps(content | {"digests": digests})))
+    return to_safetensors(tensors, metadata(content | {"digests": digests}))
 
 
-def metadata(text: str) -> dict[str, str]:
-    """Entries of a file's header: the JSON `text` and its digest."""
-    return {"fastgan": text, "digest": hashlib.sha256(text.encode()).hexdigest()}
+def metadata(content: dict[str, Any]) -> dict[str, str]:
+    """Entry of a file's header: `content` and its digest, as JSON."""
+    return {"fastgan": json.dumps(content | {"digest": _content_digest(content)})}
+
+
+def _content_digest(content: dict[str, Any]) -> str:
+    """SHA-256 of a header's fields, in hex, the digest itself left out."""
+    text = json.dumps({name: value for name, value in content.items() if name != "digest"})
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _tensor_digest(tensor: Tensor) -> str:
@@ -240,20 +247,19 @@ def _read_header(path: Path) -> Header:
         content = json.loads(entries["fastgan"])
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: its header is no JSON: {error}") from None
-    digest = metadata(entries["fastgan"])["digest"]
     try:
         if isinstance(content, dict) and content.get("format") != FORMAT:
             raise UserError(
                 f"has format {readable(content.get('format'))}; this fastgan ({__version__}) reads {FORMAT}"
             )
-        if entries.get("digest") != digest:
-            raise UserError("is damaged: its header differs from the one that was saved")
         found = from_json(_Content, content, "header")
+        if found.digest != _content_digest(content):
+            raise UserError("is damaged: its header differs from the one that was saved")
         _require_consistent(found)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     progress = found.step, found.images, found.seconds, found.stage
-    return Header(path, found.config, found.model, *progress, found.dataset, found.digests, digest)
+    return Header(path, found.config, found.model, *progress, found.dataset, found.digests, found.digest)
 
 
 @contextlib.contextmanager
@@ -470,7 +476,7 @@ def _read_each(header: Header, prefix: str) -> Iterator[tuple[str, Tensor]]:
     damaged = f"{header.path} is damaged: tensor"
     try:
         with safe_open(header.path, framework="pt") as file:
-            if (file.metadata() or {}).get("digest") != header.digest:
+            if header.digest not in (file.metadata() or {}).get("fastgan", ""):
                 raise _Replaced(f"{header.path} was replaced while it was read; run the same command again")
             there = set(file.keys())
             for name in sorted(name for name in there | header.digests.keys() if name.startswith(prefix)):

@@ -8,78 +8,23 @@ All examples together may have 3 MB: a wheel holds them.
 """
 
 import argparse
-import dataclasses
-import json
-import shlex
 import sys
-import textwrap
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
 
-from fastgan import examples
+from fastgan import examples, sharing
 from fastgan.cli import evaluate
 from fastgan.errors import UserError, command_line
 from fastgan.files import file_digest, write_atomically
-from fastgan.runs import config as configuration
 from fastgan.runs import drawing
-from fastgan.runs.checkpoint import Header, load_generator, read_header, read_networks, to_bytes
-from fastgan.runs.config import Config
-from fastgan.training import configure
+from fastgan.runs.checkpoint import Header, load_generator, read_header
 from fastgan.version import __version__
 
 MOST_BYTES = 3_000_000
 MOST_LEVELS = 2  # of 255, between a picture of the run and one of the example
 COMPARED = 64  # pictures
-DATA = {  # what a card says of built-in data
-    "glyphs": "characters drawn in the fonts that come with Matplotlib: DejaVu (Bitstream Vera and Arev licences) and "
-    "Computer Modern (BaKoMa Fonts Licence)",
-    "emoji": "the drawings of Twemoji, Copyright 2019 Twitter, Inc and other contributors, CC BY 4.0, "
-    "https://creativecommons.org/licenses/by/4.0/",
-}
-# Options that a command needs first, since others follow from them.
-FIRST = (("data", "arch", "discriminator", "minutes"), ("resolution", "channels"), ("loss", "augment", "grow_from"))
-# Options that do not change the networks.
-OF_NO_ACCOUNT = {name for name in vars(configuration.OutputOptions())} | {"device", "threads", "cuda_graphs", "classes"}
-
-
-def command(config: Config) -> str:
-    """The shortest command line of a training with these options; files and machine aside."""
-    chosen: dict[str, Any] = {}
-    for names in (*FIRST, configuration.options(config)):
-        words = [word for name, value in chosen.items() for word in configuration.typed(name, value)]
-        usual = configure.resolve(configure.parse(words))
-        different = configuration.changes(config, usual)
-        chosen |= {name: different[name][0] for name in names if name in different and name not in OF_NO_ACCOUNT}
-    words = [word for name, value in chosen.items() for word in configuration.typed(name, value)]
-    return shlex.join(["fastgan", "train", *words])
-
-
-def write_network(header: Header, path: Path, ema: float | None = None) -> None:
-    """Write an EMA of a checkpoint, by its half-life, in fp16 where a tensor has two dimensions or more.
-
-    The header keeps everything but the places of files and the machine.
-    """
-    with safe_open(header.path, framework="pt") as file:
-        content = json.loads(file.metadata()["fastgan"])
-    tensors = {name: value for name, value in read_networks(header, ema).items() if name.startswith("ema.")}
-    tensors = {name: value.half() if value.dim() > 1 else value for name, value in tensors.items()}
-    config = dataclasses.replace(
-        header.config,
-        data=dataclasses.replace(header.config.data, source=Path(header.config.data.source).name),
-        training=dataclasses.replace(
-            header.config.training,
-            init_from=None,
-            freeze_d=0,
-            ema_halflife=header.config.training.ema_halflives[0] if ema is None else ema,
-        ),
-        machine=configuration.MachineOptions(amp=header.config.machine.amp, seed=header.config.machine.seed),
-        output=configuration.OutputOptions(),
-    )
-    write_atomically(path, to_bytes(tensors, content | {"config": configuration.to_dict(config)}))
 
 
 def difference(header: Header, name: str, ema: float | None = None) -> int:
@@ -94,21 +39,15 @@ def difference(header: Header, name: str, ema: float | None = None) -> int:
 def card(name: str, header: Header, about: str, report: dict[str, Any], levels: int) -> str:
     """The card, in Markdown. report: of `fastgan evaluate`. levels: see `difference`."""
     path = examples.path_of(examples.PREFIX + name)
-    model = header.model
-    generator, _ = load_generator(path)
-    count = sum(parameter.numel() for parameter in generator.parameters())
-    height, width = model.feature_size(model.resolution)
-    colours = {1: "grey", 3: "colour", 4: "colour with transparency"}[model.channels]
-    classes = f", {model.num_classes} classes" if model.num_classes else ""
-    took = f" in {header.seconds / 60:.3g} minutes" if header.seconds else ""
+    which = ""
     if len(header.config.training.ema_halflives) > 1:
-        took += f"; the EMA of half-life {read_header(path).config.training.ema_halflives[0]:g}"
+        which = f"; the EMA of half-life {read_header(path).config.training.ema_halflives[0]:g}"
     facts = "\n".join(
-        textwrap.fill(f"- {each}.", 120, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+        sharing.item(f"{each}.")
         for each in (
             f"Data: {about}",
             "Licence of the network: Apache-2.0",
-            f"Command: `{command(header.config)}`, {header.images:,} images{took}",
+            f"Command: {sharing.recipe(header)}{which}",
             f"File: {path.name}, {path.stat().st_size / 1e6:.2f} MB, SHA-256 `{file_digest(path)}`. Weights are in "
             f"fp16; pictures differ from the run's by at most {levels} of 255 levels",
             f"Made by `python -m bench.publish_example`, fastgan {__version__}",
@@ -116,7 +55,7 @@ def card(name: str, header: Header, about: str, report: dict[str, Any], levels: 
     )
     return f"""# {name}
 
-A generator of {width}x{height} images in {colours}{classes}: {model.arch}, {count:,} parameters.
+{sharing.summary(read_header(path))}
 
 ```bash
 fastgan generate --checkpoint {examples.PREFIX}{name}
@@ -144,11 +83,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--samples", type=int, default=5000, help="as for fastgan evaluate")
     given = parser.parse_args(argv)
     header = read_header(given.run)
-    about = given.about or DATA.get(header.config.data.source)
+    about = given.about or sharing.DATA.get(header.config.data.source)
     if about is None:
         parser.error(f"--about: say what {header.config.data.source} is, and its licence")
     path = examples.FOLDER / f"{given.name}.safetensors"
-    write_network(header, path, given.ema)
+    write_atomically(path, sharing.network(header, given.ema, half=True))
     try:
         levels = difference(header, given.name, given.ema)
         if levels > MOST_LEVELS:

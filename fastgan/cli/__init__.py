@@ -21,6 +21,7 @@ COMMANDS = {
     "view": "Show a run and its generator in the browser.",
     "dataset": "Prepare images for training: crop, resize, find their classes.",
     "export": "Write a generator as ONNX or .pt2, or for other StyleGAN2 code.",
+    "share": "Hand on a generator: a folder with a card, or a push to the hub.",
     "doctor": "Report hardware, kernels, and the backend of each operation.",
 }
 

@@ -54,12 +54,12 @@ def require_upload(repository: str) -> None:
 def upload(folder: Path, repository: str, private: bool) -> str:
     """Add the files of a folder to a repository in one commit, and return its address.
 
-    Creates the repository if there is none, private or for everyone. Raises UserError if that fails.
+    Creates the repository if there is none, private or as the user's new ones are. Raises UserError if that fails.
     """
     hub = _import(f"--push {repository}")
     try:
         api = hub.HfApi(**_LIBRARY)
-        address = api.create_repo(repository, private=private, exist_ok=True)
+        address = api.create_repo(repository, private=private or None, exist_ok=True)
         files = sorted(path for path in folder.iterdir() if path.is_file())
         added = [hub.CommitOperationAdd(path_in_repo=path.name, path_or_fileobj=path) for path in files]
         api.create_commit(repository, added, commit_message=f"fastgan share, version {__version__}")

@@ -6,7 +6,8 @@ import pytest
 from safetensors import safe_open
 
 from bench import publish_example
-from fastgan import examples
+from fastgan import examples, sharing
+from fastgan.runs import checkpoint
 from fastgan.runs import config as configuration
 from fastgan.runs.checkpoint import read_header
 from fastgan.training import configure
@@ -49,7 +50,7 @@ def test_data_that_are_not_built_in_must_be_described(folder, tmp_path, monkeypa
         content = json.loads(file.metadata()["fastgan"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     content["config"]["data"] |= {"source": "/home/me/cats", "classes": "auto"}
-    path.write_bytes(publish_example.to_bytes(tensors, content))
+    path.write_bytes(checkpoint.to_bytes(tensors, content))
     with pytest.raises(SystemExit):
         publish_example.main([str(run), "tiny"])
     assert "--about: say what /home/me/cats is, and its licence" in capsys.readouterr().err
@@ -79,6 +80,6 @@ def test_what_is_too_large_or_too_coarse_leaves_nothing(limit, says, folder, tmp
 )
 def test_the_command_is_the_shortest_with_these_options(line):
     config = configure.resolve(configure.parse(line.split()))
-    words = publish_example.command(config).split()[2:]
+    words = sharing.command(config).split()[2:]
     assert sorted(words) == sorted(line.split())
     assert configure.resolve(configure.parse(words)) == config

@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from fastgan import options
-from fastgan.cli import dataset, directions, doctor, evaluate, generate, project
+from fastgan.cli import dataset, directions, doctor, evaluate, generate, project, share
 from fastgan.cli import export as export
 from fastgan.cli import view as view
 from fastgan.cli.train import main as train_main
@@ -30,6 +30,7 @@ COMMANDS = {
     "export": (export.main, export.Options),
     "dataset": (dataset.main, dataset.Options),
     "project": (project.main, project.Options),
+    "share": (share.main, share.Options),
     "view": (view.main, view.Options),
     "doctor": (doctor.main, None),
 }
@@ -83,6 +84,7 @@ def random_command_line(random: Random) -> tuple[str, list[str]]:
         "export": ["--checkpoint", "damaged.safetensors"],
         "view": ["damaged.safetensors", "--port", "0"],
         "doctor": ["--jsn"],
+        "share": ["run", "--out", "shared"],
         "project": ["--checkpoint", "run", "nowhere.png"],
     }.get(name, ["--checkpoint", "run", "--seeds", "0,1"])
     kind = COMMANDS[name][1]

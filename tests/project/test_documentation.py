@@ -31,7 +31,7 @@ from torch import nn
 from torch.distributed.run import parse_args as launcher_options
 
 from fastgan import metrics
-from fastgan.cli import COMMANDS, dataset, directions, evaluate, generate, project
+from fastgan.cli import COMMANDS, dataset, directions, evaluate, generate, project, share
 from fastgan.cli import export as export
 from fastgan.cli import view as view
 from fastgan.data import emoji, glyphs
@@ -107,6 +107,8 @@ NOT_RUN = {
     "fastgan dataset hf:": "downloads 120 MB; tests/data/readers/test_huggingface.py reads such sets",
     "fastgan evaluate --checkpoint RUN --metrics fid": "needs weights that nothing downloads",
     "fastgan export --checkpoint RUN --format rosinality": "needs a run of colour images without classes",
+    "fastgan share RUN --out my-network --push USER/NAME": "uploads; tests/cli/test_share.py uploads to a stand-in",
+    "fastgan generate --checkpoint hf://": "downloads; tests/data/test_hub.py downloads from a stand-in",
     "fastgan view": "serves until stopped; tests/view/test_view.py opens it in a browser",
     "tensorboard --logdir": "serves until stopped",
 }
@@ -121,6 +123,7 @@ OPTIONS = {
             ("evaluate", evaluate),
             ("export", export),
             ("project", project),
+            ("share", share),
             ("view", view),
         )
     },
@@ -386,6 +389,7 @@ FLAGS = {
     "fastgan.evaluate": flags_of(evaluate.Options),
     "fastgan.export": flags_of(export.Options),
     "fastgan.project": flags_of(project.Options),
+    "fastgan.share": flags_of(share.Options),
     "fastgan.view": flags_of(view.Options),
     "fastgan.doctor": {"--json"},
 }

@@ -31,14 +31,14 @@ LAYERS = (
     ("runs",),
     ("editing",),
     ("projection", "sampler", "studies", "training"),
-    ("export", "figures", "view"),
+    ("export", "figures", "sharing", "view"),
     ("fastgan",),  # fastgan/__init__.py, which exports names of other packages
     ("cli",),
     ("commands",),
 )
 
 # `python -m fastgan.NAME`: a few lines that call fastgan.cli.
-COMMANDS = ("dataset", "directions", "doctor", "evaluate", "generate", "project", "train")
+COMMANDS = ("dataset", "directions", "doctor", "evaluate", "generate", "project", "share", "train")
 
 # Modules that read finished trainings.
 WITHOUT_TRAINING = (

@@ -73,8 +73,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(content)
 
-    def _json(self, **content) -> None:
-        self._answer(200, json.dumps(content).encode(), Content_Type="application/json")
+    def _json(self, status: int = 200, **content) -> None:
+        self._answer(status, json.dumps(content).encode(), Content_Type="application/json")
 
     def _body(self) -> bytes:
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -118,11 +118,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             given = json.loads(body)
             name = f"{given['organization']}/{given['name']}"
             if name in self.server.repositories:
-                return self._answer(409)
+                return self._json(409, url=f"{self.server.url}/{name}")
             self.server.repositories[name] = [{}]
-            if given.get("private"):
+            if given.get("private") or given.get("visibility") == "private":  # by version of huggingface_hub
                 self.server.private.add(name)
             return self._json(url=f"{self.server.url}/{name}", name=name)
+        if where == "/api/validate-yaml":  # of cards
+            return self._json(errors=[], warnings=[])
         if where.endswith("/objects/batch"):
             objects = [
                 {**each, "actions": {"upload": {"href": f"{self.server.url}/upload/{each['oid']}"}}}

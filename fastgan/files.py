@@ -110,6 +110,16 @@ def remove_unfinished(directory: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all that is in it, if it is there. Raises OSError."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)  # another process may remove it too
+        if path.exists():
+            shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def sync(file) -> None:
     """Flush an open file to the disk."""
     file.flush()
@@ -154,6 +164,18 @@ def lock(path: Path, *, waiting: str = "", refusal: str = "") -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def is_unlocked(path: Path) -> bool:
+    """Whether the lock on the file `path` is known to be free: False on systems and file systems without locks."""
+    try:
+        import fcntl
+
+        with open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):
+        return False
+    return True
 
 
 def one_writer(directory: Path) -> contextlib.AbstractContextManager[None]:

@@ -26,7 +26,7 @@ from fastgan.options import PathText, parse_options
 SKIPPED_IMAGES = 1  # exit status
 MEGABYTE = 1_000_000
 MAX_WORKERS = 512
-_SMALLER = "smaller than wanted"
+MOST_REASONS = 8  # that the report lists
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,10 +128,14 @@ def summary(job: prepare.Job, result: prepare.Result) -> list[str]:
     lines = [f"{job.out}: {result.images:,} images, {size} {CHANNELS[job.target.channels]}, {classes}"]
     if result.skipped:
         lines.append(f"skipped {len(result.skipped):,} images, listed in {result.skipped_file}:")
-        reasons = Counter(_kind(reason) for _, reason in result.skipped)
-        lines += [f"  {number:,} {reason}" for reason, number in reasons.most_common(5)]
-        if _SMALLER in reasons:
+        reasons = Counter(prepare.kind_of(reason) for _, reason in result.skipped)
+        lines += [f"  {number:,} {reason}" for reason, number in reasons.most_common(MOST_REASONS)]
+        if rest := sum(reasons.values()) - sum(number for _, number in reasons.most_common(MOST_REASONS)):
+            lines.append(f"  {rest:,} for other reasons")
+        if prepare.SMALLER in reasons:
             lines.append("  (--enlarge uses smaller ones too)")
+    lines += [f"note: {number:,} images: each {loss}" for loss, number in result.losses.most_common(MOST_REASONS)]
+    lines += [f"note: {note}" for note in result.notes]
     data = job.out / SHARD_INDEX if job.shard_bytes else job.out
     width, height = job.target.size
     resolution = width if width == height else size
@@ -139,8 +143,3 @@ def summary(job: prepare.Job, result: prepare.Result) -> list[str]:
         f"train with: {program('train')} --data {data} --resolution {resolution} --channels {job.target.channels}"
     )
     return lines
-
-
-def _kind(reason: str) -> str:
-    """A reason without the details of one image."""
-    return _SMALLER if ", smaller than" in reason else reason

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastgan.data.image_dataset import ImageDataset, load_folder
+from fastgan.data.image_dataset import DamagedData, ImageDataset, is_prepared, load_folder
 from fastgan.data.images import CHANNELS, parse_size, size_text
 from fastgan.data.shuffle import ShuffledStream
 from fastgan.errors import UserError, program
@@ -75,7 +75,7 @@ def open_dataset(
     if urls.has_scheme(spec):
         raise UserError(f"--data {spec}: only shards are read from a URL, by shards.json; download other files first")
     path = Path(spec)
-    if (path / "meta.json").is_file() and (path / "images.npy").is_file():
+    if is_prepared(path):
         return _open_prepared(path, size, channels)
     if readers.needs_preparation(spec):
         raise UserError(f"--data {spec}: prepare it first, with {program('dataset')}; see docs/data.md")
@@ -84,9 +84,11 @@ def open_dataset(
 
 def _open_prepared(path: Path, size: tuple[int, int], channels: int) -> ImageDataset:
     """The array in a folder that `fastgan dataset` wrote."""
-    found = load_folder(path)
-    if found is None or found.channels not in CHANNELS or not len(found):
-        raise UserError(f"--data {path} is damaged; prepare it again with {program('dataset')}")
+    damaged = lambda what: UserError(f"--data {path}: {what}; prepare it again with {program('dataset')}")
+    try:
+        found = load_folder(path, damaged)
+    except DamagedData as error:
+        raise damaged(str(error)) from error
     if (found.size, found.channels) != (size, channels):
         raise UserError(
             f"--data {path} has {CHANNELS[found.channels]} images of {size_text(found.size)}; "

@@ -18,13 +18,15 @@ from typing import TypeVar
 
 import numpy as np
 
-from fastgan.data.image_dataset import ImageDataset, load_folder, write_images, write_metadata
+from fastgan.data.image_dataset import DamagedData, ImageDataset, load_folder, write_images, write_metadata
+from fastgan.data.images import open_regular, reason
 from fastgan.errors import UserError
-from fastgan.files import lock, sync, sync_directory
+from fastgan.files import copy_and_digest, file_digest, is_unlocked, lock, remove, sync, sync_directory
 
 Content = TypeVar("Content")
 
 WAITING = "waiting for another process that prepares the same data"
+ARRAY, ARRAY_DIGEST = "array.npy", "array.npy.sha256"
 FORMAT = 1  # part of every key; increase it when the same parameters would give other bytes
 
 
@@ -59,7 +61,7 @@ def load_or_build(key: dict, recipe: Callable[[], Recipe], cache_dir: Path | Non
     key: JSON-able; everything the bytes depend on. Several processes may ask at once: one builds, the others wait.
     Raises UserError if the cache cannot be written. A failed build leaves nothing behind.
     """
-    return load_or_write(key, load_folder, lambda folder: _write_dataset(folder, recipe(), progress), cache_dir)
+    return load_or_write(key, _load_dataset, lambda folder: _write_dataset(folder, recipe(), progress), cache_dir)
 
 
 def load_or_compute(key: dict, compute: Callable[[], np.ndarray], cache_dir: Path | None = None) -> np.ndarray:
@@ -70,25 +72,26 @@ def load_or_compute(key: dict, compute: Callable[[], np.ndarray], cache_dir: Pat
 def load_or_write(
     key: dict, load: Callable[[Path], Content | None], write: Callable[[Path], None], cache_dir: Path | None = None
 ) -> Content:
-    """`load(entry)` of the entry with this key; calls `write(folder)` first if `load` finds nothing.
+    """`load(entry)` of the entry with this key; calls `write(folder)` first if it is absent or damaged.
 
+    `load` returns None or raises FileNotFoundError for an absent entry, and raises DamagedData for a damaged one.
     `write` creates the folder. An OSError of `write` is reported as a problem of the cache's disk. Otherwise like
     `load_or_build`.
     """
     root = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     digest = hashlib.sha256(json.dumps([FORMAT, key], sort_keys=True).encode()).hexdigest()[:20]
     entry = root / f"{key['kind']}-{digest}"
-    if (found := load(entry)) is not None:
+    if (found := _load(load, entry)) is not None:
         return found
     try:
         root.mkdir(parents=True, exist_ok=True)
         with lock(entry.with_name(entry.name + ".lock"), waiting=WAITING):
-            if (found := load(entry)) is not None:
+            if (found := _load(load, entry, say=True)) is not None:
                 return found
+            _remove_abandoned(root)
             for left_by_a_kill in root.glob(f"{entry.name}.*.tmp"):
-                shutil.rmtree(left_by_a_kill, ignore_errors=True)
-            if entry.exists():
-                shutil.rmtree(entry)  # damaged from outside: `load` could not read it
+                remove(left_by_a_kill)
+            remove(entry)  # damaged from outside: `load` could not read it
             temporary = root / f"{entry.name}.{os.getpid()}.tmp"
             try:
                 write(temporary)
@@ -99,9 +102,28 @@ def load_or_write(
                 raise
     except OSError as error:
         raise cannot_write(root, error) from error
-    if (built := load(entry)) is None:
+    if (built := _load(load, entry)) is None:
         raise unreadable(entry)
     return built
+
+
+def _load(load: Callable[[Path], Content | None], entry: Path, say: bool = False) -> Content | None:
+    """The content of an entry; None if it is absent or damaged. say: print what is damaged."""
+    try:
+        return load(entry)
+    except FileNotFoundError:
+        return None
+    except (DamagedData, OSError) as error:
+        if say:
+            print(f"note: the data cache {entry} is damaged ({reason(error)}); it is built again", file=sys.stderr)
+        return None
+
+
+def _remove_abandoned(root: Path) -> None:
+    """Remove what killed processes were writing."""
+    for temporary in root.glob("*.tmp"):
+        if is_unlocked(root / f"{temporary.name.rsplit('.', 2)[0]}.lock"):
+            remove(temporary)
 
 
 def cannot_write(root: Path, error: OSError) -> UserError:
@@ -117,6 +139,16 @@ def unreadable(entry: Path) -> UserError:
     )
 
 
+def _load_dataset(entry: Path) -> ImageDataset:
+    def damaged_later(what: str) -> UserError:
+        remove(entry)
+        return UserError(
+            f"the data cache {entry}: {what}; it has been removed: run the same command again, and it is built anew"
+        )
+
+    return load_folder(entry, damaged_later)
+
+
 def _write_dataset(folder: Path, recipe: Recipe, progress: bool) -> None:
     from fastgan.progress import ProgressBar
 
@@ -129,22 +161,26 @@ def _write_dataset(folder: Path, recipe: Recipe, progress: bool) -> None:
     with ProgressBar(
         total=recipe.shape[0], desc=recipe.title, unit=" images", disable=not progress, leave=False
     ) as bar:
-        digest = write_images(folder, recipe.shape, counted())
+        digest, checksums = write_images(folder, recipe.shape, counted())
     labels = None if recipe.labels is None else recipe.labels.astype(np.int64)
-    write_metadata(folder, digest, labels, recipe.class_names, recipe.source)
+    write_metadata(folder, digest, checksums, labels, recipe.class_names, recipe.source)
 
 
-def _load_array(entry: Path) -> np.ndarray | None:
-    """The array, in memory; None if it is absent or damaged."""
-    try:
-        return np.load(entry / "array.npy")
-    except (OSError, ValueError, EOFError):
-        return None
+def _load_array(entry: Path) -> np.ndarray:
+    """The array, in memory. Raises FileNotFoundError or DamagedData."""
+    with open_regular(entry / ARRAY) as file, open_regular(entry / ARRAY_DIGEST) as written:
+        if copy_and_digest(file) != written.read(100).decode("ascii", "replace"):
+            raise DamagedData(f"{ARRAY} has other values than were written")
+        file.seek(0)
+        return np.load(file, allow_pickle=False)
 
 
 def _write_array(folder: Path, array: np.ndarray) -> None:
     folder.mkdir()
-    with open(folder / "array.npy", "wb") as file:
+    with open(folder / ARRAY, "wb") as file:
         np.save(file, array)
         sync(file)
+    with open(folder / ARRAY_DIGEST, "w", encoding="ascii") as written:
+        written.write(file_digest(folder / ARRAY))
+        sync(written)
     sync_directory(folder)

@@ -30,7 +30,7 @@ def detect_format(spec: str) -> ImageFormat:
     it. For a spec that `open_dataset` refuses, that of the glyphs: the error is left to `open_dataset`.
     """
     from fastgan.data import readers, shards, urls
-    from fastgan.data.image_dataset import load_folder
+    from fastgan.data.image_dataset import DamagedData, is_prepared, load_folder
     from fastgan.data.image_files import open_files
 
     if spec in BUILT_IN:
@@ -43,8 +43,12 @@ def detect_format(spec: str) -> ImageFormat:
             return ImageFormat((int(width), int(height)), int(content["channels"]))
         except (OSError, ValueError, KeyError, TypeError):
             return BUILT_IN["glyphs"]
-    if (found := load_folder(path)) is not None:
-        return ImageFormat(found.size, found.channels)
+    if is_prepared(path):
+        try:
+            found = load_folder(path, check=False)
+            return ImageFormat(found.size, found.channels)
+        except DamagedData:
+            return BUILT_IN["glyphs"]
     if urls.is_url(spec) or readers.needs_preparation(spec) or not path.exists():
         return BUILT_IN["glyphs"]
     with open_files(path) as files:
@@ -62,7 +66,7 @@ def detect_format(spec: str) -> ImageFormat:
 def count_images(spec: str) -> int:
     """Number of images that `spec`, as for `open_dataset`, names; 0 for one that `open_dataset` refuses."""
     from fastgan.data import emoji, glyphs, readers, shards, urls
-    from fastgan.data.image_dataset import load_folder
+    from fastgan.data.image_dataset import DamagedData, is_prepared, load_folder
     from fastgan.data.image_files import open_files
 
     if spec == "glyphs":
@@ -75,8 +79,11 @@ def count_images(spec: str) -> int:
         except (OSError, ValueError, KeyError, TypeError):
             return 0
     path = Path(spec)
-    if (found := load_folder(path)) is not None:
-        return len(found)
+    if is_prepared(path):
+        try:
+            return len(load_folder(path, check=False))
+        except DamagedData:
+            return 0
     if urls.has_scheme(spec) or readers.needs_preparation(spec) or not path.exists():
         return 0
     with open_files(path) as files:

@@ -22,9 +22,10 @@ from fastgan.data.images import (
     CHANNELS,
     FORMATS,
     UnusableImage,
+    cannot_be_decoded,
     check_size,
     decode,
-    reason,
+    losses,
     simplify_mode,
     size_text,
 )
@@ -86,7 +87,7 @@ def _common_factor(files: ImageFiles, names: list[str], size: tuple[int, int], p
         except UnusableImage as error:
             raise _unusable(where, error) from error
         except Exception as error:  # Pillow and zipfile raise a dozen kinds on damaged files
-            raise _unusable(where, f"cannot be decoded ({reason(error)})") from error
+            raise _unusable(where, cannot_be_decoded(error)) from error
         if first is None:
             first = found
             factor = found[0] // size[0]
@@ -119,7 +120,11 @@ def _decode(
     def decode_one(name: str) -> np.ndarray:
         where = files.full_name(name)
         try:
-            return _pixels(where, decode(files.read(name)), factor, size, channels)
+            data = files.read(name)
+            image = decode(data)
+            if lost := losses(data):
+                raise UserError(f"{where} {lost[0].partition(';')[0]}; prepare such images with {program('dataset')}")
+            return _pixels(where, image, factor, size, channels)
         except UnusableImage as error:
             raise _unusable(where, error) from error
 

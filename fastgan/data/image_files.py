@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 import zipfile
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from fastgan.data.images import MAX_BYTES, SUFFIXES, UnusableImage, open_regular, reason
+from fastgan.data.images import MAX_BYTES, OTHER_SUFFIXES, SUFFIXES, UnusableImage, open_regular, reason
 from fastgan.errors import UserError
 
 LABEL_FILE = "dataset.json"
@@ -20,11 +22,13 @@ class ImageFiles:
 
     Attributes:
         path: of the folder or zip.
-        names: of all image and label files.
+        names: of all image and label files, also of images in formats that are not read: reading them says so.
+        others: names of the other files, without hidden ones.
         state: JSON-able; changes when the files do.
     """
 
     names: list[str]
+    others: list[str]
     state: list
 
     def __init__(self, path: Path, option: str) -> None:
@@ -62,7 +66,7 @@ class ImageFiles:
             with self.open(name) as file:
                 return file.read()
         except Exception as error:  # zipfile raises a dozen kinds on damaged files
-            raise UnusableImage(f"cannot be decoded ({reason(error)})") from error
+            raise UnusableImage(f"cannot be read ({reason(error)})") from error
 
 
 class FolderFiles(ImageFiles):
@@ -71,6 +75,7 @@ class FolderFiles(ImageFiles):
     def __init__(self, path: Path, option: str = "--data ") -> None:
         super().__init__(path, option)
         self._status: dict[str, list[int]] = {}  # size and modification time
+        self.others = []
         seen = set()
         for here, folders, files in os.walk(path, followlinks=True, onerror=self._refuse):
             if (real := os.path.realpath(here)) in seen:  # a symbolic link to a folder above
@@ -86,6 +91,8 @@ class FolderFiles(ImageFiles):
                     except OSError as error:
                         self._refuse(error)
                     self._status[name] = [status.st_size, status.st_mtime_ns]
+                elif not is_hidden(name):
+                    self.others.append(name)
         self.names = sorted(self._status)
         self.state = [[name, *self._status[name]] for name in self.names]
 
@@ -114,7 +121,17 @@ class ZipFiles(ImageFiles):
             raise UserError(
                 f"{option}{path} is not a readable zip ({reason(error)}); give a folder of images or an undamaged zip"
             ) from error
-        self.names = sorted({name for name in self.zip.namelist() if is_image_or_label_file(name)})
+        self._infos: dict[str, zipfile.ZipInfo] = {}
+        self.others = []
+        for info in self.zip.infolist():
+            name = info.filename.replace("\\", "/")  # some programs for Windows write backslashes
+            if name.endswith("/") or is_hidden(name):
+                continue
+            if not is_image_or_label_file(name):
+                self.others.append(name)
+            elif self._infos.setdefault(name, info) is not info:
+                raise UserError(f"{option}{path} has several files named {name}; pack it again")
+        self.names = sorted(self._infos)
         status = path.stat()
         self.state = [status.st_size, status.st_mtime_ns]
 
@@ -125,10 +142,10 @@ class ZipFiles(ImageFiles):
         return f"{self.path}:{name}"
 
     def size(self, name: str) -> int:
-        return self.zip.getinfo(name).file_size
+        return self._infos[name].file_size
 
     def open(self, name: str):
-        return self.zip.open(name)
+        return self.zip.open(self._infos[name])
 
 
 def open_files(path: Path, option: str = "--data ") -> FolderFiles | ZipFiles:
@@ -141,12 +158,26 @@ def open_files(path: Path, option: str = "--data ") -> FolderFiles | ZipFiles:
 
 
 def is_image_or_label_file(name: str) -> bool:
-    """Whether a name is of an image or dataset.json. Hidden files and those macOS adds to zips are not."""
-    path = PurePosixPath(name)
-    if any((part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in path.parts):
-        return False
-    return path.suffix.lower() in SUFFIXES or is_label_file(name)
+    """Whether a name is of an image, in any format, or dataset.json; and not hidden."""
+    suffix = PurePosixPath(name).suffix.lower()
+    return (suffix in SUFFIXES or suffix in OTHER_SUFFIXES or is_label_file(name)) and not is_hidden(name)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file is hidden, or one that macOS adds to archives."""
+    parts = PurePosixPath(name).parts
+    return any((part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in parts)
 
 
 def is_label_file(name: str) -> bool:
     return PurePosixPath(name).name == LABEL_FILE
+
+
+def describe_others(names: Iterable[str]) -> list[str]:
+    """A line about files that are not images by their names, or none."""
+    kinds = Counter(PurePosixPath(name).suffix.lower() or "without suffix" for name in names)
+    if not kinds:
+        return []
+    shown = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(5))
+    more = ", ..." if len(kinds) > 5 else ""
+    return [f"{sum(kinds.values()):,} other files were not read, no images by their names: {shown}{more}"]

@@ -22,8 +22,18 @@ from fastgan.errors import UserError
 if TYPE_CHECKING:
     from PIL import Image
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"})
+SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
+)
+OTHER_SUFFIXES = frozenset(  # of images in formats that are not read: they are counted, not overlooked
+    {".gif", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".apng", ".tga", ".exr", ".hdr", ".dds", ".psd", ".ico"}
+    | {".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw"}
+)
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")  # detected by content; some of Pillow's others start programs
+NOT_READ = "is not an image in PNG, JPEG, WebP, BMP, TIFF or PPM"
+PNG = b"\x89PNG\r\n\x1a\n"
+BITS_LOST = "has 16 bits a channel; the upper 8 are kept"
+DEEP = ("PNG", "TIFF", "PPM")  # formats that may have 16 bits a channel
 MAX_PIXELS = 2 * 89_478_485  # Pillow's own limit for decompression bombs
 MAX_BYTES = 2**29  # of a file
 TOO_LARGE = f"is larger than {MAX_BYTES / 2**20:,.0f} MiB"
@@ -92,10 +102,14 @@ def read_regular(path: str | Path) -> bytes:
 
 
 def decode(data: bytes) -> Image.Image:
-    """The image in a file's bytes, rotated upright by its EXIF data. Raises UnusableImage for any damage."""
+    """The image in a file's bytes, rotated upright by its EXIF data. Raises UnusableImage for any damage.
+
+    Of several pictures in a file it is the first; 16-bit colours become 8-bit. `losses` says so.
+    """
     from PIL import Image, ImageOps
 
     try:
+        require_png_checksums(data)
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         check_size(image.size)
         image.load()
@@ -103,7 +117,49 @@ def decode(data: bytes) -> Image.Image:
     except UnusableImage:
         raise
     except Exception as error:  # Pillow raises two dozen kinds on damaged files
-        raise UnusableImage(f"cannot be decoded ({reason(error)})") from error
+        raise cannot_be_decoded(error) from error
+
+
+def cannot_be_decoded(error: Exception) -> UnusableImage:
+    """The error for a file that Pillow refused with `error`."""
+    text = reason(error)
+    return UnusableImage(NOT_READ if "cannot identify image file" in text else f"cannot be decoded ({text})")
+
+
+def require_png_checksums(data: bytes) -> None:
+    """Raises UnusableImage if a PNG has a critical chunk whose CRC-32 is wrong. Pillow does not compare those of the
+    pixels."""
+    if not data.startswith(PNG):
+        return
+    view, start = memoryview(data), len(PNG)
+    while start + 12 <= len(data):
+        length = int.from_bytes(view[start : start + 4], "big")
+        kind, end = bytes(view[start + 4 : start + 8]), start + 8 + length
+        if end + 4 > len(data):
+            return  # cut: Pillow reports it
+        if kind[:1].isupper() and zlib.crc32(view[start + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
+            raise UnusableImage(f"is damaged (wrong checksum of {kind.decode('ascii', 'backslashreplace')})")
+        if kind == b"IEND":
+            return
+        start = end + 4
+
+
+def losses(data: bytes) -> list[str]:
+    """What `decode` leaves out of an image that it can decode: further pictures, bits."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        found = [BITS_LOST] if image.format in DEEP and any(_is_deep(tile.args) for tile in image.tile) else []
+        if (count := getattr(image, "n_frames", 1)) > 1:
+            found.append(f"has {count:,} pictures in one file; the first one is taken")
+    return found
+
+
+def _is_deep(args: object) -> bool:
+    """Whether the arguments of Pillow's decoder name 16 bits a channel."""
+    if isinstance(args, tuple):
+        return any(map(_is_deep, args))
+    return args == 65535 if isinstance(args, int) else ";16" in str(args)
 
 
 def check_size(size: tuple[int, int]) -> None:
@@ -116,8 +172,7 @@ def check_size(size: tuple[int, int]) -> None:
 
 def reason(error: Exception) -> str:
     """Message of an exception, cut to 80 characters in one line."""
-    text = " ".join((getattr(error, "strerror", None) or str(error)).split())[:80] or type(error).__name__
-    return "not an image" if "cannot identify image file" in text else text
+    return " ".join((getattr(error, "strerror", None) or str(error)).split())[:80] or type(error).__name__
 
 
 def simplify_mode(image: Image.Image) -> Image.Image:
@@ -181,8 +236,16 @@ def fit(image: Image.Image, target: Target) -> np.ndarray:
     return np.asarray(image).reshape(height, width, target.channels)
 
 
-def convert(data: bytes | Image.Image | UnusableImage, target: Target, as_png: bool) -> tuple[bytes, int] | str:
-    """Decode and fit one image: its pixels, raw or as PNG, and their CRC-32; or the reason why it cannot be used.
+class Converted(NamedTuple):
+    """content: the pixels, raw or as PNG. crc: CRC-32 of the content. losses: see `losses`."""
+
+    content: bytes
+    crc: int
+    losses: list[str]
+
+
+def convert(data: bytes | Image.Image | UnusableImage, target: Target, as_png: bool) -> Converted | str:
+    """Decode and fit one image; or the reason why it cannot be used.
 
     Runs in worker processes, so it returns the reason instead of raising it.
     """
@@ -190,6 +253,7 @@ def convert(data: bytes | Image.Image | UnusableImage, target: Target, as_png: b
         if isinstance(data, UnusableImage):
             raise data
         pixels = fit(decode(data) if isinstance(data, bytes) else data, target)
+        lost = losses(data) if isinstance(data, bytes) else []
     except UnusableImage as error:
         return str(error)
     except MemoryError:
@@ -197,7 +261,7 @@ def convert(data: bytes | Image.Image | UnusableImage, target: Target, as_png: b
     except Exception as error:  # Pillow, for modes that it cannot convert
         return f"cannot be converted ({reason(error)})"
     content = encode_png(pixels) if as_png else pixels.tobytes()
-    return content, zlib.crc32(content)
+    return Converted(content, zlib.crc32(content), lost)
 
 
 def encode_png(pixels: np.ndarray) -> bytes:

@@ -42,9 +42,12 @@ UNLABELLED = Labels(None, [])
 
 def of_files(files: ImageFiles, names: list[str]) -> Labels:
     """Labels of the images `names`: from dataset.json if there is one, else from sub-folders. Raises UserError."""
-    label_files = [name for name in files.names if is_label_file(name)]
+    label_files = sorted((name for name in files.names if is_label_file(name)), key=len)
+    if len(label_files) > 1:
+        others = f"{len(label_files) - 1:,} others like {files.full_name(label_files[1])}"
+        print(f"note: only {files.full_name(label_files[0])} gives labels, not {others}", file=sys.stderr)
     if label_files:
-        return from_json(files, min(label_files, key=len), names)
+        return from_json(files, label_files[0], names)
     parts = [PurePosixPath(name).parts for name in names]
     shared = _shared_length(min(parts)[:-1], max(parts)[:-1])
     folders = [p[shared] if len(p) > shared + 1 else None for p in parts]
@@ -89,9 +92,11 @@ def from_json(files: ImageFiles, name: str, images: list[str]) -> Labels:
     """
     where = files.full_name(name)
     try:
-        content = json.loads(files.read(name).decode("utf-8-sig"))
+        content = json.loads(files.read(name).decode("utf-8-sig"), object_pairs_hook=_unique)
         given = content.get("labels")
         pairs = list(given.items()) if isinstance(given, dict) else given
+    except Contradiction as error:
+        raise UserError(f"{where} gives {error.args[0]} two values; remove one of them") from None
     except Exception as error:  # bytes that are not UTF-8, not JSON, or not an object
         raise UserError(f'{where} is not JSON like {{"labels": [["file", 0], ...]}}; repair or remove it') from error
     if pairs is None or pairs == []:
@@ -108,7 +113,9 @@ def from_json(files: ImageFiles, name: str, images: list[str]) -> Labels:
         elif label is not None and not 0 <= label <= MAX_LABEL:
             raise UserError(_wrong_label(where, pair))
         below = (base / image).as_posix()
-        by_name[below if below in known or image not in known else image] = label
+        named = below if below in known or image not in known else image
+        if by_name.setdefault(named, label) != label:
+            raise UserError(f"{where}: {image} has the labels {by_name[named]} and {label}; remove one of them")
     if vector_length:
         print(
             f"note: labels in {where} are vectors of {vector_length} numbers, not classes; they are ignored",
@@ -127,6 +134,19 @@ def from_json(files: ImageFiles, name: str, images: list[str]) -> Labels:
     if content.get("class_names") is None:
         require_dense(largest, len(images), where)
     return Labels(values, _class_names(content, largest, where), _missing_label(where, images, values))
+
+
+class Contradiction(Exception):
+    """A JSON object gives one name two values. args: the name."""
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """The object with these pairs; without this hook `json` takes the last value of a name in silence."""
+    found: dict[str, object] = {}
+    for name, value in pairs:
+        if (first := found.setdefault(name, value)) is not value and first != value:
+            raise Contradiction(name)
+    return found
 
 
 _INVALID, _VECTOR = -1, -2

@@ -16,7 +16,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from fastgan.data.image_dataset import ImageDataset
+from fastgan.data.image_dataset import ImageDataset, MappedImages
 from fastgan.data.shards import SHUFFLED_SHARDS, ShardedImages, ShardedStream
 from fastgan.data.shuffle import CoinFlips, ShuffledStream, Stream
 from fastgan.ops import image_batch
@@ -77,10 +77,13 @@ class ImageLoader:
             self._order = self._shard_order = ShardedStream(self._shards.counts, seed)
             resident = False
         else:
-            self._order, self._images = ShuffledStream(len(dataset), seed), pixels_of(dataset)
+            self._order, self._images = ShuffledStream(len(dataset), seed), _as_tensor(dataset)
+        self._mapped = dataset.images if isinstance(dataset.images, MappedImages) else None
         self._labels = torch.from_numpy(dataset.labels) if labels else None
         self._prefetcher: Prefetcher[Sent] | None = None
         if device.type == "cuda" and (fits(self._images, device) if resident is None else resident):
+            if self._mapped:
+                self._mapped.check()
             self._images = self._images.to(device)
             self._labels = None if self._labels is None else self._labels.to(device)
             self.how = f"resident on {device}"
@@ -121,7 +124,10 @@ class ImageLoader:
         rank, processes = self._share
         count = self._batch_at(position) // processes
         position += rank * count
-        index = torch.from_numpy(self._order.take(position, count))
+        order = self._order.take(position, count)
+        if self._mapped:
+            self._mapped.check(order)
+        index = torch.from_numpy(order)
         return index, torch.from_numpy(self._flips.take(position, count)) if self._flips else None
 
     def _gather(self, position: int, index: Tensor, out: Tensor) -> Tensor:
@@ -147,13 +153,20 @@ class ImageLoader:
 
 
 def pixels_of(dataset: ImageDataset) -> Tensor:
-    """The images of a data set as a tensor, uint8 [n, H, W, C], over the memory map.
+    """The images of a data set as a tensor, uint8 [n, H, W, C], over the memory map, after a check of all.
 
     Never write to it: the map is read-only, and a write ends the process.
     """
+    if isinstance(dataset.images, MappedImages):
+        dataset.images.check()
+    return _as_tensor(dataset)
+
+
+def _as_tensor(dataset: ImageDataset) -> Tensor:
+    images = dataset.images
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*not writable")  # about the read-only map
-        return torch.from_numpy(dataset.images)
+        return torch.from_numpy(images.array if isinstance(images, MappedImages) else images)
 
 
 def fits(pixels: Tensor, device: torch.device) -> bool:

@@ -14,12 +14,12 @@ import json
 import multiprocessing
 import multiprocessing.connection
 import os
-import shutil
+import re
 import signal
 import threading
 import time
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -29,16 +29,18 @@ from pathlib import Path
 import numpy as np
 
 from fastgan.data import labels
-from fastgan.data.images import Target, convert
+from fastgan.data.images import Converted, Target, convert
 from fastgan.data.readers import Item, Reader
 from fastgan.data.writers import ArrayWriter, Damaged, ShardWriter, Writer, Written, ZipWriter
 from fastgan.errors import UserError
-from fastgan.files import lock, sync, sync_directory
+from fastgan.files import lock, remove, sync, sync_directory
 
-FORMAT = 2  # of the journal; increase it when the same options would give other bytes
+FORMAT = 3  # of the journal; increase it when the same options would give other bytes
 PREFETCH = 4  # images read ahead for each worker
 RESTARTS = 3  # times that workers may die before it is an error
 SYNC_IMAGES, SYNC_SECONDS = 256, 5.0  # a kill loses at most this many images, or the work of this time
+SMALLER = "smaller than wanted"  # kind of a reason
+_DETAILS = re.compile(r"(?<=the label ).+?(?=, not| in one)|\d(?:[\d,.x]*\d)?")
 ORDER_SEED = 0  # of the order of the images in shards
 
 
@@ -60,38 +62,55 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """Outcome. images: number written. skipped: name and reason of every image left out, also in `skipped_file`."""
+    """Outcome.
+
+    images: number written. skipped: name and reason of every image left out, also in `skipped_file`. losses: what was
+    left out of images that were written, with their number. notes: of the reader.
+    """
 
     images: int
     class_names: list[str]
     skipped: list[tuple[str, str]]
     skipped_file: Path | None
+    losses: Counter[str]
+    notes: list[str]
 
 
 def run(job: Job, reader: Reader, progress: bool = True) -> Result:
     """Run a preparation, or continue it. Raises UserError; the work done by then is kept."""
     work = job.out.with_name(job.out.name + ".unfinished")
+    content, journal_file = work / "content", work / "journal.jsonl"
     skipped_file = job.out.with_name(job.out.name + ".skipped.txt")
-    if job.out.exists() or job.out.is_symlink():
-        raise UserError(f"{job.out} exists already; remove it, or choose another name with --out")
+    taken = UserError(f"{job.out} exists already; remove it, or choose another name with --out")
+    is_taken = os.path.lexists(job.out)
     try:
+        if is_taken and not journal_file.exists():
+            if not content.exists():
+                remove(work)  # its process was killed while it removed it
+            raise taken
         work.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
             stack.enter_context(
                 lock(work / "lock", refusal=f"another process is preparing {job.out}; wait until it has ended")
             )
-            journal = stack.enter_context(contextlib.closing(Journal(work / "journal.jsonl", _identity(job, reader))))
-            writer = stack.enter_context(contextlib.closing(_open_writer(job, work / "content", journal)))
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Pillow's, about files that are then listed as skipped
-                _fill(job, reader, writer, journal, progress)
+            journal = stack.enter_context(contextlib.closing(Journal(journal_file, _identity(job, reader))))
+            if not is_taken:
+                writer = stack.enter_context(contextlib.closing(_open_writer(job, content, journal)))
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # Pillow's, about files that are then listed as skipped
+                    _fill(job, reader, writer, journal, progress)
+            elif content.exists() or not journal.finished:
+                raise taken
+            # Otherwise a process was killed between the renaming and the removal of its work: all is done.
             class_names = _class_names(job, reader, journal)
-            if journal.written:
-                writer.finish(class_names, job.source)
+            if journal.written and not is_taken:
+                reasons = Counter(kind_of(reason) for _, reason in journal.skipped)
+                writer.finish(class_names, job.source, dict(sorted(reasons.items())))
                 _write_skipped(skipped_file, journal.skipped)
-                os.rename(work / "content", job.out)
+                journal.finish()
+                os.rename(content, job.out)
                 sync_directory(job.out.parent)
-        shutil.rmtree(work)
+        remove(work)
     except OSError as error:
         raise UserError(
             f"cannot write {job.out}: {error.strerror or error}; make room or choose another place with --out, "
@@ -101,16 +120,22 @@ def run(job: Job, reader: Reader, progress: bool = True) -> Result:
         first = f": {journal.skipped[0][0]} {journal.skipped[0][1]}" if journal.skipped else ""
         raise UserError(f"{job.source}: none of its {len(journal):,} images can be used{first}")
     listed = skipped_file if journal.skipped else None
-    return Result(len(journal.written), class_names, journal.skipped, listed)
+    losses = Counter(loss for entry in journal.written for loss in entry.losses)
+    return Result(len(journal.written), class_names, journal.skipped, listed, losses, list(reader.notes))
+
+
+def kind_of(reason: str) -> str:
+    """A reason without the details of one image, for counts."""
+    return SMALLER if ", smaller than" in reason else _DETAILS.sub("...", reason)
 
 
 def images_done(out: Path) -> int | None:
     """Number of images of the source that an unfinished preparation of `out` has done; None if there is none."""
     try:
-        lines = (out.with_name(out.name + ".unfinished") / "journal.jsonl").read_bytes().count(b"\n")
+        lines = (out.with_name(out.name + ".unfinished") / "journal.jsonl").read_bytes().splitlines()
     except OSError:
         return None
-    return max(0, lines - 1)
+    return sum(line.startswith((b'["written"', b'["skipped"')) for line in lines)
 
 
 def _identity(job: Job, reader: Reader) -> dict:
@@ -126,11 +151,13 @@ class Journal:
 
     Attributes:
         written: the images in the output, in order. skipped: name and reason of the others.
+        finished: whether the output is complete, perhaps renamed.
     """
 
     def __init__(self, path: Path, identity: dict):
         self.written: list[Written] = []
         self.skipped: list[tuple[str, str]] = []
+        self.finished = False
         content = path.read_bytes() if path.exists() else b""
         complete = content[: content.rfind(b"\n") + 1]  # a kill may have cut the last line
         lines = complete.splitlines()
@@ -164,8 +191,11 @@ class Journal:
         return len(self.written) + len(self.skipped)
 
     def _count(self, entry: list) -> None:
-        if entry[0] == "written":
-            self.written.append(Written(*entry[1:]))
+        if entry[0] == "finished":
+            self.finished = True
+        elif entry[0] == "written":
+            size, crc, label, losses = entry[1:]
+            self.written.append(Written(size, crc, label, tuple(losses)))
         else:
             self.skipped.append((entry[1], entry[2]))
 
@@ -174,6 +204,10 @@ class Journal:
         for entry in entries:
             self._count(entry)
         self._write(entries)
+
+    def finish(self) -> None:
+        """Note that the output is complete."""
+        self.add([["finished"]])
 
     def _write(self, entries: list) -> None:
         self._file.write(b"".join(json.dumps(entry).encode() + b"\n" for entry in entries))
@@ -211,8 +245,9 @@ def _fill(job: Job, reader: Reader, writer: Writer, journal: Journal, progress: 
 
     def save() -> None:
         writer.sync()
-        journal.add(unsaved)
-        unsaved.clear()
+        entries = unsaved.copy()
+        unsaved.clear()  # first: if the journal cannot be flushed, `finally` must not add them again
+        journal.add(entries)
 
     done = len(journal)
     items = reader.items(itertools.islice(_order(job, reader), done, None))
@@ -223,7 +258,9 @@ def _fill(job: Job, reader: Reader, writer: Writer, journal: Journal, progress: 
         try:
             for item, found in converted:
                 label = item.label if job.labels else None
-                if not isinstance(found, str) and job.labels:
+                if job.labels and item.label_problem and not isinstance(found, str):
+                    found = item.label_problem
+                elif job.labels and not isinstance(found, str):
                     labelled = label is not None if labelled is None else labelled
                     if labelled and label is None:
                         found = "has no label"
@@ -237,9 +274,8 @@ def _fill(job: Job, reader: Reader, writer: Writer, journal: Journal, progress: 
                     skipped += 1
                     bar.set_postfix(skipped=skipped, refresh=False)
                 else:
-                    content, crc = found
-                    entry = Written(len(content), crc, label)
-                    writer.append(content, entry)
+                    entry = Written(len(found.content), found.crc, label, tuple(found.losses))
+                    writer.append(found.content, entry)
                     unsaved.append(["written", *entry])
                 bar.update()
                 if len(unsaved) >= SYNC_IMAGES or time.monotonic() - last > SYNC_SECONDS:
@@ -258,9 +294,7 @@ def _order(job: Job, reader: Reader) -> Iterable[int]:
     return range(reader.count)
 
 
-def _converted(
-    items: Iterator[Item], job: Job, png: bool
-) -> Generator[tuple[Item, tuple[bytes, int] | str], None, None]:
+def _converted(items: Iterator[Item], job: Job, png: bool) -> Generator[tuple[Item, Converted | str], None, None]:
     """Each image and the result of `convert`, in order, by `job.workers` processes."""
     if job.workers == 1:
         for item in items:
@@ -293,7 +327,7 @@ class _Workers:
             self._restart()
             self.submit(item)
 
-    def take(self) -> tuple[Item, tuple[bytes, int] | str]:
+    def take(self) -> tuple[Item, Converted | str]:
         """The oldest pending image and its result; waits for it."""
         while True:
             item, future = self.pending[0]

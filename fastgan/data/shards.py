@@ -14,10 +14,10 @@ import json
 import os
 import re
 import shutil
-import tempfile
 import threading
 import time
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,19 +25,21 @@ import numpy as np
 
 from fastgan.cores import usable_cpus
 from fastgan.data import cache
-from fastgan.data.image_dataset import ImageDataset, labels_digest
-from fastgan.data.images import CHANNELS, MODES, UnusableImage, decode, reason, simplify_mode, size_text
+from fastgan.data.image_dataset import ImageDataset, array_digest, json_digest
+from fastgan.data.images import CHANNELS, MODES, UnusableImage, decode, open_regular, reason, simplify_mode, size_text
 from fastgan.data.readers.tar import read_shard
 from fastgan.data.shuffle import Stream
 from fastgan.data.urls import is_url, open_path_or_url
 from fastgan.errors import UserError, program
-from fastgan.files import copy_and_digest, lock, sync
+from fastgan.files import copy_and_digest, is_unlocked, lock, remove, sync
 
 SHARD_INDEX = "shards.json"
 SHUFFLED_SHARDS = 4  # shards whose images are shuffled together
 CACHED_SHARDS = 2 * SHUFFLED_SHARDS + 1  # the shards in use, the next ones, and one being written
 RETRY_PAUSES = (1, 5, 25)  # seconds before a server is asked again
-STALE = 3600  # seconds after which a temporary folder is known to be left by a killed process
+UNFINISHED = ".unfinished"  # suffix of the folder in which a shard is downloaded and decoded
+STALE = 3600  # seconds after which it is known to be left by a killed process, where locks do not say so
+CHECKSUM_BYTES = 4
 MAX_INDEX_BYTES = 2**30
 
 
@@ -68,6 +70,7 @@ def open_shards(spec: str, size: tuple[int, int], channels: int, cache_dir: Path
         labels = np.array(content["labels"], dtype=np.int64) if class_names else None
         valid = (
             content["format"] == 1
+            and content.pop("digest") == json_digest(content)
             and all(re.fullmatch(r"[\w-][\w.-]*\.tar", name) for name in names)
             and all(type(count) is int and count > 0 for count in counts)
             and sum(counts) > 0
@@ -99,7 +102,7 @@ def open_shards(spec: str, size: tuple[int, int], channels: int, cache_dir: Path
         root / f"shards-{digest[:20]}",
     )
     source = f"{content.get('source', spec)} in {len(names)} shards"
-    return ImageDataset(images, labels, class_names, source, {"images": digest, "labels": labels_digest(labels)})
+    return ImageDataset(images, labels, class_names, source, {"images": digest, "labels": array_digest(labels)})
 
 
 class ShardedImages:
@@ -130,6 +133,7 @@ class ShardedImages:
         self._prefetched: dict[int, Future] = {}
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
+        self._remove_abandoned()
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -195,14 +199,18 @@ class ShardedImages:
 
     def _open_cached(self, path: Path, number: int) -> np.ndarray | None:
         try:
-            found = np.load(path, mmap_mode="r")
+            with open_regular(path) as file:
+                found = np.load(path, mmap_mode="r", allow_pickle=False)
+                file.seek(-CHECKSUM_BYTES, os.SEEK_END)
+                checksum = int.from_bytes(file.read(), "big")
             os.utime(path)  # `_make_room` deletes the oldest
-        except (OSError, ValueError, EOFError):
+        except Exception:  # absent or damaged; NumPy parses the header as Python
             return None
-        return found if found.shape == (self.counts[number], *self.shape[1:]) else None
+        whole = found.shape == (self.counts[number], *self.shape[1:]) and found.dtype == np.uint8
+        return found if whole and found.flags.c_contiguous and zlib.crc32(found) == checksum else None
 
     def _make_room(self) -> None:
-        """Delete the least recently used decoded shards, and what killed processes left. Open maps stay readable."""
+        """Delete the least recently used decoded shards. Open maps stay readable."""
         ages = []
         for path in self._folder.glob("*.npy"):
             with contextlib.suppress(OSError):
@@ -210,35 +218,53 @@ class ShardedImages:
         for _, path in sorted(ages, reverse=True)[CACHED_SHARDS - 1 :]:
             with contextlib.suppress(OSError):
                 path.unlink()
-        for path in self._folder.glob("download-*"):
+
+    def _remove_abandoned(self) -> None:
+        """Remove what killed processes were writing."""
+        for path in self._folder.glob(f"*{UNFINISHED}"):
             with contextlib.suppress(OSError):
-                if time.time() - path.stat().st_mtime > STALE:
-                    shutil.rmtree(path, ignore_errors=True)
+                old = time.time() - path.stat().st_mtime > STALE
+                if old or is_unlocked(path.with_name(path.name.removesuffix(UNFINISHED) + ".lock")):
+                    remove(path)
 
     def _decode(self, number: int, path: Path) -> None:
+        """Write the decoded shard, and the CRC-32 of its pixels after them. Holds the lock of this shard."""
         shard = self._shards[number]
-        with tempfile.TemporaryDirectory(dir=self._folder, prefix="download-") as folder:
-            local = self._download(shard, self._digests[number], Path(folder))
-            temporary = Path(folder) / "images.npy"
+        with self._temporary_folder(number) as folder:
+            local = self._download(shard, self._digests[number], folder)
+            temporary = folder / "images.npy"
             with open(temporary, "wb") as file, ThreadPoolExecutor(min(4, usable_cpus())) as pool:
                 header = {"descr": "|u1", "fortran_order": False, "shape": (self.counts[number], *self.shape[1:])}
                 np.lib.format.write_array_header_1_0(file, header)
-                count, block = 0, []
+                count, checksum, block = 0, 0, []
                 for item in read_shard(str(local)):
                     block.append(item.data)
                     if len(block) == 32:
-                        count += self._write(file, pool, block, shard)
-                        block = []
-                count += self._write(file, pool, block, shard)
+                        checksum = self._write(file, pool, block, shard, checksum)
+                        count, block = count + len(block), []
+                checksum, count = self._write(file, pool, block, shard, checksum), count + len(block)
                 if count != self.counts[number]:
                     raise UserError(f"{shard} has {count} images, not {self.counts[number]} as its index says")
+                file.write(checksum.to_bytes(CHECKSUM_BYTES, "big"))
                 sync(file)
             os.replace(temporary, path)
 
-    def _write(self, file, pool: ThreadPoolExecutor, block: list, shard: str) -> int:
+    @contextlib.contextmanager
+    def _temporary_folder(self, number: int) -> Iterator[Path]:
+        folder = self._folder / f"{number:06d}{UNFINISHED}"
+        remove(folder)  # left by a killed process: this one has the lock
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _write(self, file, pool: ThreadPoolExecutor, block: list, shard: str, checksum: int) -> int:
+        """Write the images of a block; returns the CRC-32 of all so far."""
         for pixels in pool.map(lambda data: self._pixels(data, shard), block):
             file.write(pixels.tobytes())
-        return len(block)
+            checksum = zlib.crc32(pixels.tobytes(), checksum)
+        return checksum
 
     def _pixels(self, data, shard: str) -> np.ndarray:
         try:

@@ -153,13 +153,15 @@ def _downloaded(url: str, file_in_folder: str | None, digest: str | None) -> Pat
     def load(entry: Path) -> tuple[Path, str] | None:
         nonlocal damaged
         try:
-            meta = json.loads((entry / META).read_text(encoding="utf-8"))
+            with open_regular(entry / META) as file:
+                meta = json.loads(file.read())
             path = entry / meta["file"]
+            open_regular(path).close()
             if file_digest(path) == meta["sha256"]:
                 return path, meta["sha256"]
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError):
+        except Exception:  # not JSON, or other fields
             pass
         if not damaged:
             _print(f"{entry} is damaged: downloading {url} again")

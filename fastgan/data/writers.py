@@ -11,37 +11,39 @@ import json
 import os
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from fastgan.data.image_dataset import write_metadata
+from fastgan.data.image_dataset import json_digest, write_metadata
 from fastgan.data.image_files import LABEL_FILE
 from fastgan.data.images import Target
 from fastgan.data.shards import SHARD_INDEX
-from fastgan.files import file_digest, sync
+from fastgan.files import file_digest, sync, sync_directory
 
 NPY_HEADER = 128  # bytes before the pixels, for any number of images
 
 
 class Written(NamedTuple):
-    """An image in the output: length and CRC-32 of its content, and its class."""
+    """An image in the output: length and CRC-32 of its content, its class, and what was left out of it."""
 
     size: int
     crc: int
     label: int | None
+    losses: tuple[str, ...] = ()
 
 
 class Damaged(Exception):
-    """The unfinished output is shorter than its journal says."""
+    """The unfinished output is shorter than its journal says, or has other bytes."""
 
 
 class Writer:
     """Interface of all formats. Opens the file or folder `path`, which is absent or has at least the images `written`.
 
     png: whether `append` takes PNG files or raw pixels.
-    Raises Damaged if `path` has less.
+    Raises Damaged if `path` has less, or other images.
     """
 
     png = True
@@ -54,8 +56,9 @@ class Writer:
         """Flush all images to the disk."""
         raise NotImplementedError
 
-    def finish(self, class_names: list[str], source: str) -> None:
-        """Write what comes after the images, and close. No class names: the set is unlabelled."""
+    def finish(self, class_names: list[str], source: str, left_out: dict[str, int]) -> None:
+        """Write what comes after the images, and close. No class names: the set is unlabelled. left_out: reasons and
+        numbers, for the record."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -81,6 +84,7 @@ class ArrayWriter(Writer):
 
     def __init__(self, path: Path, target: Target, written: list[Written]):
         self.path, self._labels = path, [each.label for each in written]
+        self._checksums = [each.crc for each in written]
         self._shape = target.size[1], target.size[0], target.channels
         path.mkdir(parents=True, exist_ok=True)
         each = int(np.prod(self._shape))
@@ -88,8 +92,12 @@ class ArrayWriter(Writer):
         self._digest = hashlib.sha256()
         if written:
             self._file.seek(NPY_HEADER)
-            for _ in written:
-                self._digest.update(self._file.read(each))
+            for image in written:
+                content = self._file.read(each)
+                if zlib.crc32(content) != image.crc:
+                    self._file.close()
+                    raise Damaged
+                self._digest.update(content)
         else:
             self._file.write(self._header(0))
 
@@ -107,17 +115,19 @@ class ArrayWriter(Writer):
         self._file.write(content)
         self._digest.update(content)
         self._labels.append(entry.label)
+        self._checksums.append(entry.crc)
 
     def sync(self) -> None:
         sync(self._file)
 
-    def finish(self, class_names: list[str], source: str) -> None:
+    def finish(self, class_names: list[str], source: str, left_out: dict[str, int]) -> None:
         self._file.seek(0)
         self._file.write(self._header(len(self._labels)))
         sync(self._file)
         self._file.close()
         labels = np.array(self._labels, dtype=np.int64) if class_names else None
-        write_metadata(self.path, self._digest.hexdigest(), labels, class_names, source)
+        digest = self._digest.hexdigest()
+        write_metadata(self.path, digest, self._checksums, labels, class_names, source, left_out=left_out)
 
     def close(self) -> None:
         self._file.close()
@@ -155,8 +165,8 @@ class ZipWriter(Writer):
     def sync(self) -> None:
         sync(self._file)
 
-    def finish(self, class_names: list[str], source: str) -> None:
-        content: dict = {"labels": None}
+    def finish(self, class_names: list[str], source: str, left_out: dict[str, int]) -> None:
+        content: dict = {"labels": None, "left_out": left_out}
         if class_names:
             content["labels"] = [[self._name(number), label] for number, label in enumerate(self._labels)]
             content["class_names"] = class_names
@@ -210,8 +220,13 @@ class ShardWriter(Writer):
     def append(self, content: bytes, entry: Written) -> None:
         key = f"{len(self._labels):09d}"
         if self._count(entry):
-            self._end(self._file)
-            self._file = _open_truncated(self._name(len(self._sizes) - 1), 0)
+            following = _open_truncated(self._name(len(self._sizes) - 1), 0)  # first: after an error `sync` needs one
+            try:
+                self._end(self._file)
+            except OSError:
+                following.close()
+                raise
+            self._file = following
         self._add(f"{key}.png", content)
         if entry.label is not None:
             self._add(f"{key}.cls", str(entry.label).encode())
@@ -231,7 +246,7 @@ class ShardWriter(Writer):
     def sync(self) -> None:
         sync(self._file)
 
-    def finish(self, class_names: list[str], source: str) -> None:
+    def finish(self, class_names: list[str], source: str, left_out: dict[str, int]) -> None:
         self._end(self._file)
         shards = []
         for number, count in enumerate(self._counts):
@@ -247,10 +262,12 @@ class ShardWriter(Writer):
             "class_names": class_names,
             "shards": shards,
             "labels": self._labels if class_names else None,
+            "left_out": left_out,
         }
         with open(self.path / SHARD_INDEX, "w", encoding="utf-8") as file:
-            json.dump(content, file)
+            json.dump(content | {"digest": json_digest(content)}, file)
             sync(file)
+        sync_directory(self.path)
 
     def close(self) -> None:
         self._file.close()

@@ -94,7 +94,7 @@ ERRORS = {
     "a picture of the way": ("{image} --video x.png", "--video x.png: the name must end in .gif or .mp4"),
     "no such class": ("{image} --class grey", "there is no class 'grey'; there are dark, light"),
     "no such image": ("nowhere.png", "nowhere.png cannot be read"),
-    "not an image": ("{config}", "checkpoint.safetensors cannot be decoded (not an image)"),
+    "not an image": ("{config}", "checkpoint.safetensors is not an image in PNG"),
     "no z": ("{image} --space z", "--space z: stylegan2 has no z; give w or w+"),
 }
 

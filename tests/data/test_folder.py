@@ -108,12 +108,12 @@ class TestFolderAndZip:
     @pytest.mark.parametrize(
         ("bad", "words"),
         [
-            (b"", "cannot be decoded"),
-            (b"nothing like an image", r"cannot be decoded \(not an image\); replace or remove it"),
+            (b"", "is not an image in PNG"),
+            (b"nothing like an image", "is not an image in PNG, JPEG, WebP, BMP, TIFF or PPM; replace or remove it"),
             (make_image(2, size=4), "is 4x4, but a/1.png is 8x8; all images must have one size"),
             (make_image(2, size=8, width=9), "is 9x8, but a/1.png is 8x8"),
             (make_image(2, mode="RGBA"), "partly transparent; .* without alpha"),
-            (Image.new("I;16", (8, 8)), "has mode I;16; save all images as 8-bit"),
+            (Image.new("I;16", (8, 8)), "has 16 bits a channel; prepare such images with"),
         ],
     )
     def test_an_image_that_does_not_fit_is_named(self, tmp_path, store, pack, bad, words):

@@ -19,10 +19,10 @@ def test_glyphs_have_balanced_labels_of_the_alphabet(store, classes, first, last
 @pytest.mark.parametrize("channels", [1, 3])
 def test_glyphs_of_any_resolution_in_grey_and_colour(store, resolution, channels):
     data = make_glyphs(store, resolution, channels, count=12)
-    assert isinstance(data.images, np.memmap) and data.images.dtype == np.uint8
+    assert isinstance(data.images.array, np.memmap) and data.images[:].dtype == np.uint8
     assert data.images.shape == (12, resolution, resolution, channels)
     assert (data.resolution, data.channels, len(data)) == (resolution, channels, 12)
-    assert (np.ptp(data.images.reshape(12, -1), axis=1) > 60).all(), "an image is nearly constant"
+    assert (np.ptp(data.images[:].reshape(12, -1), axis=1) > 60).all(), "an image is nearly constant"
     assert "12 images" in data.describe() and f"{resolution}x{resolution}" in data.describe()
     assert "\n" not in data.describe()
 

@@ -106,6 +106,44 @@ def test_formats_for_which_pillow_starts_programs_are_refused(monkeypatch):
     assert "not an image" in convert(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", Target((8, 8), 3), True)
 
 
+def deep_png(colour_type: int, channels: int) -> bytes:
+    """A PNG of 8x8 pixels with 16 bits a channel, all 0x1234."""
+    rows = 8 * (b"\0" + 8 * channels * b"\x12\x34")
+    header = struct.pack(">IIBBBBB", 8, 8, 16, colour_type, 0, 0, 0)
+    return images.PNG + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    "data", [deep_png(0, 1), deep_png(2, 3), deep_png(4, 2), deep_png(6, 4), b"P6 8 8 65535\n" + 192 * b"\x12\x34"]
+)
+def test_bits_that_are_left_out_are_said(data):
+    found = convert(data, Target((8, 8), 3, ground="black"), False)
+    assert found.losses == ["has 16 bits a channel; the upper 8 are kept"] and max(found.content) <= 0x12
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "TIFF", "PNG"])
+def test_further_pictures_in_a_file_are_said(kind):
+    buffer = io.BytesIO()
+    make_image(1).save(buffer, kind, save_all=True, append_images=[make_image(2), make_image(3)])
+    assert images.losses(buffer.getvalue()) == ["has 3 pictures in one file; the first one is taken"]
+
+
+def test_no_loss_is_said_of_a_usual_image():
+    assert [images.losses(KINDS[kind]) for kind in KINDS] == [[]] * len(KINDS)
+
+
+def test_every_changed_bit_of_a_png_is_noticed():
+    """Pillow alone returns other pixels: it does not compare the checksums of pixel data."""
+    whole = KINDS["PNG"]
+    expected = convert(whole, Target((24, 16), 3), False).content
+    start = whole.index(b"IDAT")
+    for place in range(start, len(whole) - 12, 3):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << place % 8
+        found = convert(bytes(changed), Target((24, 16), 3), False)
+        assert isinstance(found, str) or found.content == expected
+
+
 KINDS = {kind: encode(make_image(1), kind) for kind in ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")}
 
 

@@ -91,6 +91,24 @@ def test_labels_with_a_huge_gap_are_refused(tmp_path, capsys):
         open_images(archive, 8)
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"labels": [*zip_labels([2, 0, 1]), [ZIP_NAMES[0], 1]]}, f"{ZIP_NAMES[0]} has the labels 2 and 1; remove"),
+        ('{"labels": {"0.png": 1, "0.png": 2}}', "gives 0.png two values; remove one"),
+        ('{"labels": null, "labels": [["a.png", 1]]}', "gives labels two values"),
+    ],
+)
+def test_contradictory_labels_are_refused(tmp_path, content, words):
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ZIP_NAMES:
+            archive.writestr(name, encode(make_image()))
+        archive.writestr("dataset.json", content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(UserError, match=words):
+        open_reader(str(path))
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     labels=st.recursive(

@@ -1,15 +1,20 @@
 """`open_dataset` and `import fastgan.data`."""
 
 import os
+import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
 
 from fastgan import data
-from fastgan.data import ImageLoader
-from fastgan.data.detect import count_images
+from fastgan.data import ImageLoader, image_dataset
+from fastgan.data.detect import BUILT_IN, count_images, detect_format
 from fastgan.errors import UserError
+from tests.data.test_cache import DAMAGES
+from tests.data.test_loader import HostTransfer
 from tests.support.image_sources import OUTPUTS, open_images, prepare_images
 
 pytestmark = pytest.mark.usefixtures("one_cache")
@@ -35,8 +40,35 @@ def test_a_prepared_folder_with_a_named_pipe_is_refused(source, tmp_path, name):
     prepare_images(source, "--resolution", "8", "--out", tmp_path / "out")
     (tmp_path / "out" / name).unlink()
     os.mkfifo(tmp_path / "out" / name)
-    with pytest.raises(UserError, match=r"out is damaged|no images in it"):
+    with pytest.raises(UserError, match=rf"out: {name} cannot be read \(not a regular file\); prepare it again"):
         open_images(tmp_path / "out", 8)
+
+
+@pytest.mark.parametrize("damage", [name for name in DAMAGES if DAMAGES[name][1]])
+def test_a_damaged_prepared_folder_is_one_error_that_names_the_file(source, tmp_path, damage):
+    prepare_images(source, "--resolution", "16", "--channels", "1", "--out", tmp_path / "out", "--enlarge")
+    change, words = DAMAGES[damage]
+    change(tmp_path / "out")
+    words = words.replace("38", str(len(np.load(tmp_path / "out" / "checksums.npy")) - 2))
+    if damage == "other names":
+        assert detect_format(str(tmp_path / "out")) == BUILT_IN["glyphs"]  # leaves the error to `open_dataset`
+    with pytest.raises(UserError, match=re.escape(words) + r".*; prepare it again with") as caught:
+        open_images(tmp_path / "out", 16, 1)
+    assert str(caught.value).startswith(f"--data {tmp_path / 'out'}: ")
+
+
+def test_a_batch_has_no_damaged_image_of_a_large_set(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(image_dataset, "CHECKED_AT_ONCE", 0)
+    prepare_images(source, "--resolution", "16", "--channels", "1", "--out", tmp_path / "out")
+    DAMAGES["pixels"][0](tmp_path / "out")
+    for transfer in (None, HostTransfer()):
+        loader = ImageLoader(
+            open_images(tmp_path / "out", 16, 1), torch.device("cpu"), 0, lambda _: 3, transfer=transfer
+        )
+        with pytest.raises(UserError, match=r"out: images.npy is damaged: image \d+ has other pixels"):
+            for position in range(0, 9, 3):
+                loader.batch(position)
+        loader.close()
 
 
 @pytest.mark.parametrize("kind", OUTPUTS)

@@ -52,7 +52,7 @@ def test_skipped_images_are_listed_with_the_reason(source, tmp_path):
     prepare_images(source, "--resolution", "16x8", "--out", tmp_path / "out.zip")
     lines = dict(line.split("\t") for line in (tmp_path / "out.zip.skipped.txt").read_text().splitlines())
     assert lines.keys() == {"cat/002-bad.png", "dog/005-cut.jpg", "dog/small.png"}
-    assert lines["cat/002-bad.png"] == "cannot be decoded (not an image)"
+    assert lines["cat/002-bad.png"] == "is not an image in PNG, JPEG, WebP, BMP, TIFF or PPM"
     assert lines["dog/005-cut.jpg"].startswith("cannot be decoded (") and lines["dog/small.png"].startswith(
         "is 4x4, smaller"
     )

@@ -13,8 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastgan.data import ImageLoader, open_dataset, shards
+from fastgan.data.image_dataset import json_digest
 from fastgan.data.shards import CACHED_SHARDS, SHUFFLED_SHARDS, ShardedStream
 from fastgan.errors import UserError
+from fastgan.files import lock
+from tests.data.test_cache import overwrite
 from tests.data.test_loader import HostTransfer
 from tests.support.image_sources import open_images, prepare_images, read_files, read_items
 from tests.support.tiny_run import assert_same_checkpoint, train
@@ -72,7 +75,7 @@ def test_webdataset_reads_the_shards(sharded):
 def test_the_cache_holds_only_a_few_shards(sharded, tmp_path):
     found = open_dataset(str(sharded / "out"), "16x8", 3, cache_dir=tmp_path)
     found.images[np.arange(40)]
-    assert len(list(tmp_path.rglob("*.npy"))) == CACHED_SHARDS and not list(tmp_path.rglob("download-*"))
+    assert len(list(tmp_path.rglob("*.npy"))) == CACHED_SHARDS and not list(tmp_path.rglob("*.unfinished"))
 
 
 @pytest.mark.slow
@@ -177,6 +180,38 @@ def test_a_damaged_shard_is_named_before_training_uses_it(sharded, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("place", [20, 130, -10, -1])
+def test_a_damaged_decoded_shard_is_decoded_again(sharded, tmp_path, place):
+    opened = lambda: open_dataset(str(sharded / "out"), "16x8", 3, cache_dir=tmp_path).images
+    before = opened()[np.arange(3)]
+    decoded = sorted(tmp_path.rglob("*.npy"))[0]
+    overwrite(decoded, place, b"\x99")
+    assert np.array_equal(opened()[np.arange(3)], before)
+
+
+@pytest.mark.slow
+def test_folders_of_killed_downloads_are_removed(sharded, tmp_path):
+    opened = lambda: open_dataset(str(sharded / "out"), "16x8", 3, cache_dir=tmp_path).images
+    opened()[0]
+    (folder,) = tmp_path.iterdir()
+    for number in (1, 2, 3):
+        (folder / f"{number:06}.lock").touch()
+        (folder / f"{number:06}.unfinished").mkdir()
+    with lock(folder / "000003.lock"):  # a process that decodes it now
+        opened()[np.arange(40)[opened().counts[0]]]  # of the second shard
+        assert [path.name for path in folder.glob("*.unfinished")] == ["000003.unfinished"]
+
+
+@pytest.mark.slow
+def test_other_labels_in_the_index_are_noticed(sharded, tmp_path):
+    content = json.loads((sharded / "out" / "shards.json").read_text())
+    content["labels"][0] = 1 - content["labels"][0]
+    (tmp_path / "shards.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="or is damaged"):
+        open_images(tmp_path)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -186,6 +221,8 @@ def test_a_damaged_shard_is_named_before_training_uses_it(sharded, tmp_path):
 )  # fmt: skip
 def test_an_invalid_index_is_refused(sharded, tmp_path, change):
     content = json.loads((sharded / "out" / "shards.json").read_text()) | change
+    del content["digest"]
+    content["digest"] = json_digest(content)
     (tmp_path / "shards.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match="is not an index"):
         open_images(tmp_path)

@@ -57,7 +57,7 @@ class ArrayReader(Reader):
         self.state = [[str(file) for file in found.files], [[each.st_size, each.st_mtime_ns] for each in status]]
         self.state += [options.split, options.image_column, options.label_column]
         if found.labels is not None:
-            texts = ["" if str(value).startswith("-") else str(value) for value in found.labels.tolist()]
+            texts = ["" if re.fullmatch(r"-\d+", str(value)) else str(value) for value in found.labels.tolist()]
             if any(texts):
                 self.labels, self.class_names = number_labels(texts, path)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
@@ -31,11 +32,13 @@ class Item(NamedTuple):
     """One image of a source.
 
     data: the bytes of its file, a decoded image, or the reason why there is none.
+    label_problem: the reason why its label cannot be used, starting with a verb; empty if it can, or there is none.
     """
 
     name: str
     label: int | None
     data: bytes | Image.Image | UnusableImage
+    label_problem: str = ""
 
 
 class Reader:
@@ -51,6 +54,7 @@ class Reader:
             labels are only known when an image is read.
         class_names: one for each class; None if classes are named by their numbers.
         state: JSON-able; changes when the images do.
+        notes: lines about what is in the source and is not read, for the report.
         random_access: whether `items` takes any order. Otherwise images are read from the first on.
     """
 
@@ -59,6 +63,7 @@ class Reader:
     labels: list[int | None] | None = None
     class_names: list[str] | None = None
     state: object
+    notes: tuple[str, ...] | list[str] = ()
     random_access = True
 
     @classmethod
@@ -126,7 +131,16 @@ def import_extra(module: str, extra: str, package: str, what: str):
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise UserError(
-            f'{what}: needs the extra "{extra}", which is not installed: pip install ".[{extra}]", '
-            f"or pip install {package}"
-        ) from None
+        raise _missing(extra, package, what) from None
+
+
+def require_extra(module: str, extra: str, package: str, what: str) -> None:
+    """Raises the error of `import_extra`, without importing, if the package is not installed."""
+    if importlib.util.find_spec(module) is None:
+        raise _missing(extra, package, what)
+
+
+def _missing(extra: str, package: str, what: str) -> UserError:
+    return UserError(
+        f'{what}: needs the extra "{extra}", which is not installed: pip install ".[{extra}]", or pip install {package}'
+    )

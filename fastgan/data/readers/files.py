@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastgan.data import labels
-from fastgan.data.image_files import open_files
+from fastgan.data.image_files import describe_others, open_files
 from fastgan.data.readers.base import Reader, ReaderOptions
 
 
@@ -22,7 +22,7 @@ class FilesReader(Reader):
     def __init__(self, spec: str, options: ReaderOptions):
         self._files = open_files(Path(spec).expanduser(), "")
         self.names = self._files.images()
-        self.state = self._files.state
+        self.state, self.notes = self._files.state, describe_others(self._files.others)
         found = labels.of_files(self._files, self.names)
         self.labels, self.class_names = found.values, found.class_names if found.values is not None else None
 

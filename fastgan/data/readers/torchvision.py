@@ -64,4 +64,6 @@ class TorchvisionReader(Reader):
         try:
             return image, operator.index(target)  # an integer of Python, NumPy or torch
         except (TypeError, ValueError):
+            if target is not None and not self.notes:
+                self.notes = [f"targets that are {type(target).__name__}, not class numbers, were not read"]
             return image, None

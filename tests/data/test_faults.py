@@ -1,0 +1,342 @@
+"""Faults from outside: damaged files by the hundred, kills and full disks at every call of the file system.
+
+FASTGAN_TEST_MUTATIONS=N: number of damaged sets of each kind (CONTRIBUTING.md).
+"""
+
+import contextlib
+import errno
+import os
+import random
+import shutil
+import signal
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastgan.cli import dataset
+from fastgan.data import cache, folder, open_dataset
+from fastgan.data.images import Target, convert
+from fastgan.data.readers import open_reader
+from fastgan.errors import UserError
+from tests.support.image_sources import (
+    cache_entries,
+    encode,
+    make_image,
+    prepare_images,
+    read_files,
+    read_items,
+    write_tar,
+)
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_cache")]
+
+MUTATIONS = int(os.environ.get("FASTGAN_TEST_MUTATIONS", "40"))
+STEP = {"kill": 1, "full": 1 if MUTATIONS > 1000 else 3}  # of the calls that are tried
+TARGET = Target((8, 8), 3)
+COUNT = 6
+
+
+def pictures(labelled=True) -> dict[str, bytes]:
+    """Files of a small labelled set."""
+    return {f"{'ab'[n % 2] if labelled else 'a'}/{n}.png": encode(make_image(n, 8, 8)) for n in range(COUNT)}
+
+
+def write_folder(root: Path, files: dict[str, bytes]) -> Path:
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    return root
+
+
+# Damaged files -------------------------------------------------------------------------------------------------------
+
+
+def mutate(content: bytes, rng: random.Random) -> bytes:
+    """`content`, not empty, with bits flipped, a part zeroed, removed, repeated or replaced by text."""
+    changed = bytearray(content)
+    start = rng.randrange(len(changed))
+    end = min(len(changed), start + rng.choice((1, 4, 64, 512)))
+    kind = rng.randrange(6)
+    if kind == 0:
+        for _ in range(rng.randrange(1, 5)):
+            changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
+    elif kind == 1:
+        changed[start:end] = bytes(end - start)
+    elif kind == 2:
+        del changed[start:end]
+    elif kind == 3:
+        changed[start:start] = changed[start:end]
+    elif kind == 4:
+        changed[start:end] = rng.choice((b"[]", b" ", b"\xff\xff", b"-1", b"9" * 30, b"\n", b'"', b"{}", b"()", b"'"))
+    else:
+        del changed[start:]
+    return bytes(changed)
+
+
+def damage_one(root: Path, whole: dict[str, bytes], rng: random.Random) -> None:
+    """Write the files of `whole` to the folder `root`, one of them damaged or missing."""
+    chosen = rng.choice(sorted(whole))
+    for name, content in whole.items():
+        (root / name).write_bytes(mutate(content, rng) if name == chosen else content)
+    if rng.random() < 0.03:
+        (root / chosen).unlink()
+
+
+def content_of(found) -> tuple:
+    """All that a training reads of a data set."""
+    pixels = found.images[np.arange(len(found))].tobytes()
+    return pixels, found.labels.tolist(), found.class_names, found.source
+
+
+def test_a_damaged_prepared_folder_is_whole_or_a_user_error(tmp_path):
+    source = write_folder(tmp_path / "in", pictures())
+    for name, options in {"array": [], "shards": ["--shards", "1"]}.items():
+        assert prepare_images(source, "--resolution", "8", "--out", tmp_path / name, *options) == 0
+        whole, rng = read_files(tmp_path / name), random.Random(name)
+        opened = lambda name=name: content_of(open_dataset(str(tmp_path / name), 8, 3, cache_dir=tmp_path / "cache"))
+        expected, errors = opened(), 0
+        for _ in range(MUTATIONS):
+            damage_one(tmp_path / name, whole, rng)
+            try:
+                assert opened() == expected, "a silent difference"
+            except UserError as error:
+                assert "\n" not in str(error) and str(tmp_path / name) in str(error)
+                errors += 1
+        assert errors > MUTATIONS / 3
+
+
+def test_a_damaged_cache_is_never_an_error(tmp_path, capsys):
+    source = write_folder(tmp_path / "in", pictures())
+    opened = lambda: content_of(folder.load(source, (8, 8), 3, cache_dir=tmp_path / "cache", progress=False))
+    expected, rng = opened(), random.Random(0)
+    (name,) = cache_entries(tmp_path / "cache")
+    whole = read_files(tmp_path / "cache" / name)
+    for _ in range(MUTATIONS):
+        damage_one(tmp_path / "cache" / name, whole, rng)
+        assert opened() == expected
+        assert cache_entries(tmp_path / "cache") == [name]
+    assert capsys.readouterr().err.count("it is built again") > MUTATIONS / 2
+
+
+def test_a_damaged_array_in_the_cache_is_never_an_error(tmp_path):
+    compute, rng = (lambda: np.arange(12.0).reshape(3, 4)), random.Random(0)
+    opened = lambda: cache.load_or_compute({"kind": "test"}, compute, tmp_path)
+    assert np.array_equal(opened(), compute())
+    (name,) = cache_entries(tmp_path)
+    whole = read_files(tmp_path / name)
+    for _ in range(MUTATIONS):
+        damage_one(tmp_path / name, whole, rng)
+        assert np.array_equal(opened(), compute())
+
+
+def pack(path: Path, files: dict[str, bytes]) -> Path:
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in files.items():
+                archive.writestr(name, content)
+        return path
+    return write_tar(path, files, {".tgz": "w:gz", ".xz": "w:xz", ".bz2": "w:bz2"}.get(path.suffix, "w"))
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tgz", "a.tar.xz", "a.tar.bz2", "a.zip"])
+def test_images_of_a_damaged_archive_are_the_same_or_counted(tmp_path, name):
+    """The images are PNGs, which have checksums; a JPEG in a plain tar has none."""
+    path, rng = tmp_path / name, random.Random(name)
+    whole = pack(path, pictures(labelled=False)).read_bytes()
+
+    def read() -> tuple[dict[str, object], list[str]]:
+        reader, items = read_items(path)
+        assert [item.label for item in items] == [None] * len(items)
+        return {item.name.rpartition(":")[2]: convert(item.data, TARGET, False) for item in items}, list(reader.notes)
+
+    (expected, _), errors = read(), 0
+    for _ in range(MUTATIONS):
+        path.write_bytes(mutate(whole, rng))
+        try:
+            found, notes = read()
+        except UserError as error:
+            assert "\n" not in str(error) and str(path) in str(error)
+            errors += 1
+            continue
+        same = [image for image, result in found.items() if result == expected.get(image)]
+        assert all(isinstance(found[image], str) for image in found.keys() - same), "a silent difference"
+        assert len(found) + bool(notes) >= COUNT, "an image is lost"
+    assert errors > MUTATIONS / 3
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tar", "a.zip", "a.npz", "a.npy"])
+def test_damaged_sources_with_labels_give_no_traceback(tmp_path, name):
+    """Plain text and arrays have no checksums: what they say now is what is read."""
+    path, rng, files = tmp_path / name, random.Random(name), pictures()
+    if name == "a.csv":
+        write_folder(tmp_path, files)
+        path.write_text("file,label\n" + "".join(f"{image},{image[0]}\n" for image in files))
+    elif name.startswith("a.np"):
+        pixels = np.stack([np.asarray(make_image(n, 8, 8)) for n in range(COUNT)])
+        np.save(path, pixels) if name == "a.npy" else np.savez(path, images=pixels, labels=np.arange(COUNT))
+    else:
+        labels = {f"{image[:-4]}.cls": b"%d" % n for n, image in enumerate(files)} if name == "a.tar" else {}
+        labels |= {"dataset.json": b'{"labels": [["a/0.png", 0], ["b/1.png", 1]]}'} if name == "a.zip" else {}
+        pack(path, dict(sorted({**files, **labels}.items())))
+    whole = path.read_bytes()
+    for _ in range(MUTATIONS):
+        path.write_bytes(mutate(whole, rng))
+        try:
+            for item in read_items(path)[1]:
+                convert(item.data, TARGET, False)
+        except UserError as error:
+            assert "\n" not in str(error) and str(path) in str(error)
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no such device here")
+@pytest.mark.parametrize(
+    "name", ["x.csv", "x.tar", "x.tgz", "x.zip", "x.npy", "x.npz", "x.lmdb", "x", "images-idx3-ubyte", "shards.json"]
+)
+def test_devices_that_never_end_are_refused(tmp_path, monkeypatch, name):
+    (tmp_path / name).symlink_to("/dev/zero")
+    for attempt in (
+        lambda: list(open_reader(str(tmp_path / name)).items(range(1))),
+        lambda: open_dataset(str(tmp_path / name), 8, 3, progress=False),
+    ):
+        with pytest.raises(UserError, match=name.partition(".")[0]):
+            attempt()
+
+
+# Kills and full disks ------------------------------------------------------------------------------------------------
+
+WRITES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "os.truncate"}
+KILLED, RAISED, DONE, NO_FAULT = "killed", "raised", "done", "no fault"
+
+
+def run_with_fault(work: Callable[[], object], root: Path, number: int, kind: str) -> str:
+    """Run `work` in a forked child whose `number`-th call of the file system below `root` is a fault.
+
+    kind: "kill" ends the child by SIGKILL; before a flush the file also loses half of what was not flushed yet.
+    "full" raises OSError, as a full disk does. Calls are those of the audit events WRITES, openings for writing, and
+    fsync before and after. Returns NO_FAULT if there were fewer calls.
+    """
+    child = os.fork()
+    if child:
+        _, status = os.waitpid(child, 0)
+        if os.WIFSIGNALED(status):
+            assert os.WTERMSIG(status) == signal.SIGKILL
+            return KILLED
+        return {2: RAISED, 3: DONE, 4: NO_FAULT}[os.WEXITSTATUS(status)]
+    code = 1
+    with contextlib.suppress(BaseException):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        calls = _install(root, number, kind)
+        try:
+            code = 2 if work() == 2 else 3
+        except UserError:
+            code = 2
+        code = code if calls() >= number else 4
+    os._exit(code)
+
+
+def _install(root: Path, number: int, kind: str) -> Callable[[], int]:
+    """Make the fault happen in this process. Returns the number of calls so far."""
+    count, real_fsync = 0, os.fsync
+    flushed: dict[int, int] = {}  # bytes, by inode
+
+    def reached(descriptor: int | None = None) -> None:
+        nonlocal count
+        count += 1
+        if count != number:
+            return
+        if kind == "full":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if descriptor is not None:
+            with contextlib.suppress(OSError):  # a folder
+                kept, size = flushed.get(os.fstat(descriptor).st_ino, 0), os.fstat(descriptor).st_size
+                os.ftruncate(descriptor, kept + (size - kept) // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def hook(event: str, arguments: tuple) -> None:
+        if event == "open":
+            path, _, flags = arguments
+            writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        elif writes := event in WRITES:
+            path = arguments[0]
+        if writes and isinstance(path, str | Path) and str(path).startswith(str(root)):
+            reached()
+
+    def fsync(descriptor: int) -> None:
+        reached(descriptor)
+        real_fsync(descriptor)
+        flushed[os.fstat(descriptor).st_ino] = os.fstat(descriptor).st_size
+        reached()
+
+    os.fsync = fsync
+    sys.addaudithook(hook)
+    return lambda: count
+
+
+needs_fork = pytest.mark.skipif(sys.platform != "linux", reason="needs fork")
+
+
+@needs_fork
+@pytest.mark.parametrize("fault", ["kill", "full"])
+@pytest.mark.parametrize("output", ["array", "zip", "shards"])
+def test_a_preparation_stopped_at_any_call_leaves_nothing_or_all_and_continues(tmp_path, monkeypatch, output, fault):
+    source = write_folder(tmp_path / "in", pictures() | {"a/bad.png": b"no image"})
+    monkeypatch.setattr(dataset, "MEGABYTE", 4_000)  # several shards
+    monkeypatch.setattr(dataset.prepare, "SYNC_IMAGES", 3)
+
+    def prepare(place: Path) -> int:
+        out = place / ("out.zip" if output == "zip" else "out")
+        return prepare_images(source, "--resolution", "8", "--out", out, *["--shards", "1"][: 2 * (output == "shards")])
+
+    (tmp_path / "whole").mkdir()
+    assert prepare(tmp_path / "whole") == 1
+    expected = read_files(tmp_path / "whole")
+    is_content = lambda name: not name.startswith(("out.unfinished", "out.zip.unfinished")) and "skipped" not in name
+    for number in range(1, 200, STEP[fault]):
+        place = tmp_path / f"{number}"
+        place.mkdir()
+        outcome = run_with_fault(lambda place=place: prepare(place), place, number, fault)
+        left = {name: content for name, content in read_files(place).items() if is_content(name)}
+        assert not left or left == {name: expected[name] for name in expected if is_content(name)}, number
+        if outcome == NO_FAULT:
+            break
+        assert outcome != DONE or left, number
+        status = prepare(place)
+        assert status == 1 or (left and status == 2), number  # 2: it exists already
+        assert read_files(place) == expected and {path.name for path in place.iterdir()} == {
+            name.partition("/")[0] for name in expected
+        }, number
+    assert 15 < number < 197
+
+
+@needs_fork
+@pytest.mark.parametrize("fault", ["kill", "full"])
+@pytest.mark.parametrize("what", ["damaged", "array", "shard"])
+def test_a_cache_stopped_at_any_call_is_built_by_the_next_start(tmp_path, what, fault):
+    source = write_folder(tmp_path / "in", pictures())
+    if what == "shard":
+        assert prepare_images(source, "--resolution", "8", "--out", tmp_path / "out", "--shards", "1") == 0
+
+    def opened(place: Path) -> object:
+        if what == "array":
+            return cache.load_or_compute({"kind": "test"}, lambda: np.arange(9.0), place).tolist()
+        if what == "shard":
+            return open_dataset(str(tmp_path / "out"), 8, 3, cache_dir=place).images[np.arange(COUNT)].tolist()
+        return content_of(folder.load(source, (8, 8), 3, cache_dir=place, progress=False))
+
+    expected = opened(tmp_path / "whole")
+    entries = read_files(tmp_path / "whole")
+    for number in range(1, 200, STEP[fault]):
+        place = tmp_path / f"{number}"
+        if what == "damaged":
+            shutil.copytree(tmp_path / "whole", place)
+            next(place.rglob("images.npy")).write_bytes(b"")
+        outcome = run_with_fault(lambda place=place: opened(place), tmp_path, number, fault)
+        assert opened(place) == expected, number
+        assert read_files(place) == entries and not [*place.rglob("*.tmp"), *place.rglob("*.unfinished")], number
+        if outcome == NO_FAULT:
+            break
+    assert 8 < number < 197

@@ -84,15 +84,15 @@ def log_lines(run: Path) -> list[dict]:
     return [{name: value for name, value in line.items() if name not in of_machine} for line in lines]
 
 
-def tensors(run: Path) -> dict[str, np.ndarray]:
+def tensors(run: Path, name: str = FILE_NAME) -> dict[str, np.ndarray]:
     """Everything in a run's checkpoint."""
-    with safe_open(run / FILE_NAME, framework="np") as file:
+    with safe_open(run / name, framework="np") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
-def assert_same_checkpoint(run: Path, other: Path) -> None:
+def assert_same_checkpoint(run: Path, other: Path, name: str = FILE_NAME) -> None:
     """Weights, EMA, optimizer moments and RNG states are equal bit for bit."""
-    ours, theirs = tensors(run), tensors(other)
+    ours, theirs = tensors(run, name), tensors(other, name)
     assert ours.keys() == theirs.keys()
     different = [name for name in ours if ours[name].tobytes() != theirs[name].tobytes()]
     assert not different, f"these differ: {different}"

@@ -146,7 +146,7 @@ def style_offset(
 ) -> Tensor:
     """What `strengths` add to the ws: [num_ws, w_dim] on the generator's device. Raises as `edited`."""
     mean = generator.mapping.w_avg
-    total = mean.new_zeros(generator.num_ws, len(mean))
+    total = mean.new_zeros(generator.num_ws, generator.w_dim)
     by_name = {each.name: each for each in directions}
     for name, strength in strengths.items():
         if name not in by_name:
@@ -157,7 +157,7 @@ def style_offset(
                 f"direction {name} is of another network: its w has {len(vector)} numbers and its last layer is "
                 f"{max(layers)}, must be {len(mean)} and {generator.num_ws - 1} at most"
             )
-        total[layers] += strength * by_name[name].step * vector.to(total)
+        total[layers, : len(mean)] += strength * by_name[name].step * vector.to(total)
     return total
 
 

@@ -449,7 +449,7 @@ def shapes_of_latents(generator: nn.Module) -> list[tuple[int, ...]]:
     """Shapes of one latent that studies take in place of a seed: z, and styles where there are some."""
     shapes: list[tuple[int, ...]] = [(cast(int, generator.z_dim),)]  # nn.Module types attributes as tensors or modules
     if isinstance(generator, StyleBasedGenerator):
-        shapes.append((generator.num_ws, len(generator.mapping.w_avg)))
+        shapes.append((generator.num_ws, generator.w_dim))
     return shapes
 
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from fastgan import projection, studies
+from fastgan import editing, projection, studies
 from fastgan.errors import UserError
-from fastgan.models import ARCHITECTURES, ModelConfig, build
+from fastgan.models import ARCHITECTURES, ModelConfig, build, noise_maps
 from fastgan.projection import project
 
 
@@ -34,7 +34,7 @@ def test_a_drawn_image_is_found_again(arch, space):
     assert found.latents.shape == size
     if space == "w":
         assert torch.equal(found.latents, found.latents[:, :1].expand_as(found.latents))
-    again = studies.samples(generator, found.latents)[0]
+    again = studies.samples(*projection.with_noise(generator, found))[0]
     torch.testing.assert_close(again, found.images)
     squares = (found.images.clamp(-1, 1) - images.clamp(-1, 1)).square().mean((1, 2, 3))
     torch.testing.assert_close(found.psnr, 10 * torch.log10(4 / squares))
@@ -76,8 +76,72 @@ def test_every_family_can_be_projected_to(arch):
     generator = make(arch, num_classes=2)
     found = project(generator, drawn(generator, label=1), num_classes=2, steps=2, candidates=4)
     labels = [None] * 2 if found.labels is None else found.labels.tolist()
-    for latent, label, image in zip(found.latents, labels, found.images, strict=True):
-        torch.testing.assert_close(studies.samples(generator, latent[None], label=label)[0, 0], image)
+    for index, (latent, label, image) in enumerate(zip(found.latents, labels, found.images, strict=True)):
+        of_image = found._replace(latents=latent[None], noise=tuple(each[index : index + 1] for each in found.noise))
+        again = studies.samples(*projection.with_noise(generator, of_image), label=label)[0, 0]
+        torch.testing.assert_close(again, image)
+
+
+def with_loud_noise(arch="stylegan2"):
+    generator = make(arch)
+    for layer in generator.noisy_layers:
+        torch.nn.init.constant_(layer.epilogue.strength, 0.3)
+    return generator
+
+
+@pytest.mark.parametrize("arch", ["stylegan2", "stylegan"])
+def test_noise_is_found_too(arch):
+    """Of images that were drawn with noise of their own."""
+    generator = with_loud_noise(arch)
+    torch.manual_seed(5)
+    images = studies.samples(generator, [99, 98], noise="random")[0]
+    with_own = project(generator, images, noise=False, steps=40, candidates=16)
+    found = project(generator, images, steps=40, candidates=16)
+    assert (found.distances < 0.9 * with_own.distances).all() and (found.psnr > with_own.psnr).all()
+    assert with_own.noise == () and [len(each) for each in found.noise] == [2] * len(generator.noisy_layers)
+    for each, own in zip(found.noise, noise_maps.own_maps(generator), strict=True):
+        assert each.shape[1:] == own.shape[1:]
+        torch.testing.assert_close(each.mean((1, 2, 3)), own.mean().expand(2), rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(each.std((1, 2, 3)), own.std().expand(2), rtol=1e-3, atol=1e-5)
+
+
+def test_studies_take_noise_that_was_found():
+    """It goes with the styles of its layer; directions change the styles alone."""
+    generator = with_loud_noise()
+    found = project(generator, drawn(generator, 2), steps=3, candidates=4)
+    noisy, latents = projection.with_noise(generator, found)
+    images = studies.samples(noisy, latents)[0]
+    torch.testing.assert_close(images, found.images)
+    assert not torch.allclose(images, studies.samples(generator, found.latents)[0], atol=1e-3)
+    torch.testing.assert_close(studies.truncation_sweep(noisy, latents, [1.0])[:, 0], images)
+    torch.testing.assert_close(studies.mix(noisy, latents[:1], latents[1:], range(noisy.num_ws))[0, 0], images[1])
+    torch.testing.assert_close(studies.interpolate(noisy, latents, steps=2)[0], images)
+    assert studies.noise_by_layer(noisy, latents)[:, 0].allclose(images, atol=1e-5)
+    direction = editing.principal(generator, count=1, samples=50)
+    row = studies.edits(noisy, latents, direction, [0.0, 2.0])[:, 0]
+    torch.testing.assert_close(row[:, 0], images)
+    with editing.edited(noisy, direction, {"p0": 2.0}):
+        torch.testing.assert_close(studies.samples(noisy, latents)[0], row[:, 1])
+    assert torch.equal(noise_maps.own_maps(generator)[0], noise_maps.own_maps(with_loud_noise())[0])
+
+
+def test_noise_of_another_network_is_refused():
+    found = project(make(), drawn(make()), steps=1, candidates=4)
+    for other in (make("dcgan"), make("stylegan3"), make("stylegan")):
+        with pytest.raises(ValueError, match="are of another network"):
+            projection.with_noise(other, found)
+
+
+def test_patterns_in_noise_are_seen_at_every_scale():
+    torch.manual_seed(0)
+    white = torch.randn(1, 1, 64, 64)
+    assert noise_maps.pattern([white]) < 0.1
+    for side in (1, 2, 4, 8):  # of squares of one colour
+        squares = torch.randn(1, 1, 64 // side, 64 // side).repeat_interleave(side, 2).repeat_interleave(side, 3)
+        assert (noise_maps.pattern([squares]) > 0.3) == (side > 1)
+    # by hand: rows 1, -1 change at every step down and never to the right
+    rows = torch.tensor([1.0, -1.0]).repeat(4)[None, None, :, None].expand(1, 1, 8, 8)
+    assert noise_maps.pattern([rows]) == 2.0
 
 
 def test_studies_take_what_was_found():
@@ -114,9 +178,13 @@ def test_files_of_latents(tmp_path):
         projection.load(path)
     found = project(generator, drawn(generator), steps=1)
     projection.save(path, found, ["a.png", "b.png"])
-    assert torch.equal(projection.load(path), found.latents)
+    loaded = projection.load(path)
+    assert torch.equal(loaded.latents, found.latents) and len(loaded.noise) == len(found.noise) == 5
+    assert all(map(torch.equal, loaded.noise, found.noise))
     whole = path.read_bytes()
-    for damaged in (b"", b"x" * 100, whole[:-4], whole.replace(b"latents", b"latentz")):
+    renamed = [whole.replace(b"latents", b"latentz"), whole.replace(b"noise.1", b"noise.7")]
+    projection.save(path, found._replace(noise=tuple(each[:1] for each in found.noise)), ["a.png"])
+    for damaged in (b"", b"x" * 100, whole[:-4], *renamed, path.read_bytes()):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match="has no latents"):
             projection.load(path)

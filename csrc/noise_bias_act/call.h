@@ -45,7 +45,8 @@ constexpr std::array<const char*, 5> names(Act) { return {"lrelu", "tanh", "sigm
     FIELD(const void*, gscale)                                                                                     \
     FIELD(const void*, gpost)                                                                                      \
     FIELD(void*, ddy)            /* double backward: the gradient of dy; dx to dpost receive those of x to post */ \
-    FIELD(const void*, residual) /* forward: added to the result */
+    FIELD(const void*, residual) /* forward: added to the result */                                                \
+    FIELD(void*, dnoise)         /* backward, CPU: [N, P], also for a noise that samples share */
 
 struct NoiseBiasActCall {
     FASTGAN_MEMBERS(NOISE_BIAS_ACT_FIELDS)

@@ -39,7 +39,8 @@ struct Pieces {
 Pieces pieces_of(const NoiseBiasActCall& call) {
     const int64_t elements = 16384;  // elements in a piece: enough to hide its start-up, few enough for an even split
     Pieces pieces;
-    pieces.positions = max(32, elements / max(call.channels_last ? call.c : 1, 1));
+    const bool all_channels = call.channels_last || call.dnoise;  // a piece has all channels of its positions
+    pieces.positions = max(32, elements / max(all_channels ? call.c : 1, 1));
     if (call.channels_last) pieces.positions = min(pieces.positions, 128);  // longer sums would round more
     pieces.positions = min(pieces.positions, max(call.p, 1));
     pieces.per_sample = ceil_div(call.p, pieces.positions);
@@ -74,6 +75,8 @@ struct Element {
     static constexpr bool reads_dy = !is_forward && PASS != Pass::double_from_output;
     static constexpr bool reads_gx = PASS == Pass::double_from_output || PASS == Pass::double_from_input;
     static constexpr bool has_second = PASS == Pass::double_from_input;
+    static constexpr bool has_dnoise = PASS == Pass::backward_from_output_noise ||
+                                       PASS == Pass::backward_from_output_full || PASS == Pass::backward_from_input;
     static constexpr int SUMS = PASS == Pass::backward_from_output         ? 1
                                 : PASS == Pass::backward_from_biased_input ? 1
                                 : PASS == Pass::backward_from_output_noise ? 2
@@ -279,6 +282,7 @@ void nhwc(const NoiseBiasActCall& call, const E& shared, const Pieces& pieces, t
         };
 
         S* sums = partial + piece * E::SUMS * stride;
+        S* const dnoise = E::has_dnoise && call.dnoise ? (S*)call.dnoise + sample * p : nullptr;
         V strength_sum = broadcast<V>(0);  // gradient of strength; the rest of its row is zero
 
         // Pixel by pixel. Several at once would share loads, but interleave their streaming stores.
@@ -302,6 +306,7 @@ void nhwc(const NoiseBiasActCall& call, const E& shared, const Pieces& pieces, t
                             pixel_sum += d[v].bias;
                         } else if constexpr (E::SUMS >= 2) {
                             store(row + stride, load(row + stride) + d[v].strength);
+                            if constexpr (E::has_dnoise) pixel_sum += s[v].strength * d[v].bias;
                         }
                         if constexpr (E::SUMS == 4) {
                             store(row + 2 * stride, load(row + 2 * stride) + d[v].scale);
@@ -312,6 +317,9 @@ void nhwc(const NoiseBiasActCall& call, const E& shared, const Pieces& pieces, t
                 for (int64_t j = 0; j < whole; j += width) group(Whole{}, j);
                 if (whole < c) group(Part{}, whole);
                 if constexpr (E::noise_per_pixel && E::SUMS > 0) strength_sum += noise_here * pixel_sum;
+                if constexpr (E::has_dnoise) {
+                    if (dnoise) dnoise[position] = (E::noise_per_pixel ? shared_strength : S(1)) * sum(pixel_sum);
+                }
             }
         };
 
@@ -360,6 +368,8 @@ void nhwc(const NoiseBiasActCall& call, const E& shared, const Pieces& pieces, t
         constexpr int GROUPS = E::GROUPS_IN_REGISTERS;
         if constexpr (GROUPS == 0) {
             rows();
+        } else if (dnoise) {  // a sum over all channels of a pixel
+            rows();
         } else {
             if (c == GROUPS * width || (E::by_columns && c % (GROUPS * width) == 0)) {
                 for (int64_t j = 0; j < c; j += GROUPS * width) columns(Groups<GROUPS>{}, j);
@@ -374,7 +384,8 @@ void nhwc(const NoiseBiasActCall& call, const E& shared, const Pieces& pieces, t
     });
 }
 
-// NCHW driver. A piece consists of positions of one channel; the small tensors are single numbers, the noise is a row.
+// NCHW driver. A piece consists of positions of one channel, or of all channels of a sample for the gradient of the
+// noise, which is a sum over them. The small tensors are single numbers, the noise is a row.
 template <class E>
 void nchw(const NoiseBiasActCall& call, const E& shared, const Pieces& pieces, typename E::S* partial) {
     typedef typename E::S S;
@@ -384,14 +395,15 @@ void nchw(const NoiseBiasActCall& call, const E& shared, const Pieces& pieces, t
         return broadcast<V>(given ? ((const S*)given)[i] : absent);
     };
     const S* noise = (const S*)call.noise;
+    S* const dnoise = E::has_dnoise ? (S*)call.dnoise : nullptr;
 
-    parallel_for(n * c * pieces.per_sample, worth_threads(n * c * p), [&](int64_t piece) {
+    auto channel_piece = [&](int64_t row, int64_t segment) {
         const E element = shared;  // a copy that no store can alias
-        const int64_t row = piece / pieces.per_sample, segment = piece % pieces.per_sample;
         const int64_t sample = row / c, channel = row % c, one = call.strength_per_channel ? channel : 0;
         const int64_t begin = segment * pieces.positions;
         const int64_t end = min(begin + pieces.positions, p);
         const S* noise_row = noise ? noise + (call.noise_per_sample ? sample * p : 0) : nullptr;
+        S* const dnoise_row = dnoise ? dnoise + sample * p : nullptr;
         const V zero = broadcast<V>(S(0));
         Small<V> s = {number(call.scale, row, 1), number(call.strength, one, 1), number(call.bias, channel, 0),
                       number(call.post, row, 1), zero};
@@ -412,12 +424,20 @@ void nchw(const NoiseBiasActCall& call, const E& shared, const Pieces& pieces, t
             if (noise_row) s.noise = load(noise_row + i);
             element.template at<false>(row * p + i, width, s, g, d);
             add(d);
+            if constexpr (E::has_dnoise) {
+                if (dnoise_row) store(dnoise_row + i, load(dnoise_row + i) + s.strength * d.bias);
+            }
         }
         if (i < end) {
             Sums<V> d;
             if (noise_row) s.noise = load_n(noise_row + i, end - i);
             element.template at<true>(row * p + i, end - i, s, g, d);
             add(d);
+            if constexpr (E::has_dnoise) {
+                if (dnoise_row) {
+                    store_n(dnoise_row + i, load_n(dnoise_row + i, end - i) + s.strength * d.bias, end - i);
+                }
+            }
         }
         if constexpr (E::SUMS > 0) {
             S* to = partial + ((sample * pieces.per_sample + segment) * E::SUMS) * pieces.stride + channel;
@@ -429,7 +449,19 @@ void nchw(const NoiseBiasActCall& call, const E& shared, const Pieces& pieces, t
             }
         }
         if (element.streamed) stream_fence();
-    });
+    };
+    const bool parallel = worth_threads(n * c * p);
+    if (dnoise) {
+        parallel_for(n * pieces.per_sample, parallel, [&](int64_t piece) {
+            const int64_t sample = piece / pieces.per_sample, segment = piece % pieces.per_sample;
+            const int64_t begin = segment * pieces.positions, end = min(begin + pieces.positions, p);
+            for (int64_t i = begin; i < end; ++i) dnoise[sample * p + i] = 0;
+            for (int64_t channel = 0; channel < c; ++channel) channel_piece(sample * c + channel, segment);
+        });
+    } else {
+        parallel_for(n * c * pieces.per_sample, parallel,
+                     [&](int64_t piece) { channel_piece(piece / pieces.per_sample, piece % pieces.per_sample); });
+    }
 }
 
 // Adds up the sums of the pieces, [N, pieces, SUMS, stride], into the wanted gradients.

@@ -125,6 +125,7 @@ void run_pass(const NoiseBiasActToRGBCall& call) {
         const T *x = (const T*)call.x, *dy = (const T*)call.dy, *gx = (const T*)call.gx;
         const S* drgb = (const S*)call.drgb;
         S* const rgb = (S*)(twice ? call.ddrgb : call.rgb);
+        S* const dnoise = (S*)call.dnoise;
         S* const sums = partial + piece * ROWS * stride;
         V strength_sum = broadcast<V>(0);
         for (int64_t i = 0; sums_up && i < ROWS * stride; ++i) sums[i] = 0;
@@ -177,6 +178,7 @@ void run_pass(const NoiseBiasActToRGBCall& call) {
             if constexpr (PASS != Pass::backward) {
                 for (int k = 0; k < K; ++k) rgb[pixel * K + k] = sum(image[k]);
             }
+            if (sums_up && dnoise) dnoise[pixel] = strength * sum(du);
             strength_sum += noise_here * du;
         }
         if constexpr (sums_up) strengths[piece] = sum(strength_sum);

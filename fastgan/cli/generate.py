@@ -695,7 +695,7 @@ def generate(options: Options) -> None:
         raise UserError(f"--trunc {options.trunc:g}: {model.arch} has no truncation; leave it out")
 
     if options.projected is not None:
-        options = with_latents(options, generator)
+        options, generator = with_latents(options, generator)
         if options.seed_format.ndim == 3:  # styles, which have a class in them
             labels = [("", None)]
     prepare_to_write(out / "image.png" if options.is_folder() else out)
@@ -709,14 +709,18 @@ def generate(options: Options) -> None:
     print(out)
 
 
-def with_latents(options: Options, generator: nn.Module) -> Options:
-    """The options with the latents of `options.projected` as their seeds. Raises UserError if they do not fit."""
+def with_latents(options: Options, generator: nn.Module) -> tuple[Options, nn.Module]:
+    """The options with the latents of `options.projected` as their seeds, and the generator with its noise maps.
+
+    Raises UserError if they do not fit.
+    """
     from fastgan import projection, studies
 
     file = Path(options.projected)
     if getattr(options, "beside", None) is not None:
         raise UserError(f"--projected {file}: are latents of one network; leave out --beside")
-    latents = projection.load(file)
+    found = projection.load(file)
+    latents = found.latents
     if latents.shape[1:] not in studies.shapes_of_latents(generator):
         shown = f"{'styles' if latents.ndim == 3 else 'latents'} {list(latents.shape)}"
         raise UserError(f"--projected {file}: has {shown}, which are of another network") from None
@@ -729,7 +733,15 @@ def with_latents(options: Options, generator: nn.Module) -> Options:
             given[name] = all_of_them if is_default else text
             if max(parse_seeds(given[name])) >= len(latents):
                 raise UserError(f"--{name.replace('_', '-')} {text}: {file} has images 0 to {len(latents) - 1}")
-    return replace(options, seed_format=latents, **given)
+    if isinstance(options, Move | Growth):
+        if found.noise:
+            print(f"note: {options.name} draws with the network's own noise, not with that of {file}")
+    else:
+        try:
+            generator, latents = projection.with_noise(generator, found)
+        except ValueError as error:
+            raise UserError(f"--projected {file}: {error}") from None
+    return replace(options, seed_format=latents, **given), generator
 
 
 def edited(generator: nn.Module, options: Options, folder: Path) -> AbstractContextManager[None]:

@@ -51,6 +51,8 @@ class Options:
     space: Literal["auto", "w", "w+", "z"] = "auto"
     """w: one for all layers. w+: one for each layer, nearer, but less of an image of this network. z: the latents of
     networks without styles. auto: w if there is one."""
+    noise: bool = True
+    """Also find the noise inputs of a network that has some: it draws with them what w cannot tell, like hair."""
     steps: int = 200
     """Steps of Adam."""
     distance: Literal["perceptual", "pixels"] = "perceptual"
@@ -150,7 +152,7 @@ def project(options: Options) -> None:
         for number, group in enumerate(groups):
             call: Callable[..., Any] = functools.partial(watch, number)
             found = projection.project(
-                generator, group, space=space, steps=options.steps, perceptual=perceptual,
+                generator, group, space=space, steps=options.steps, perceptual=perceptual, noise=options.noise,
                 num_classes=model.num_classes, label=label, seed=options.seed, watch=call,
             )  # fmt: skip
             parts.append(found)
@@ -194,8 +196,12 @@ def joined(parts: list[Any]) -> Any:
     """One projection of several."""
     import torch
 
-    values = zip(*parts, strict=True)
-    return type(parts[0])(*(None if value[0] is None else torch.cat(value) for value in values))
+    def together(values: tuple[Any, ...]) -> Any:
+        if isinstance(values[0], tuple):
+            return tuple(map(torch.cat, zip(*values, strict=True)))
+        return None if values[0] is None else torch.cat(values)
+
+    return type(parts[0])(*map(together, zip(*parts, strict=True)))
 
 
 def pairs(given: np.ndarray, found: np.ndarray) -> Section:

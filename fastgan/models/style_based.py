@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +60,16 @@ class StyleBasedGenerator(nn.Module):
     noise_resolutions: list[int]  # one entry a layer with noise
     truncated_layers: int | None = None  # default number of truncated layers, from the first; None for all
     style_offset: Tensor | None = None  # [num_ws, w_dim], added to the styles of all images; `fastgan.editing` sets it
+
+    @property
+    def w_dim(self) -> int:
+        """Size of a w."""
+        return len(self.mapping.w_avg)
+
+    @property
+    def noisy_layers(self) -> list[Any]:
+        """Layers with noise at the current stage of growth; the i-th reads `ws[:, i]`, and its map is `noise_const`."""
+        return []
 
     @property
     def ws_in_use(self) -> int:

@@ -68,6 +68,10 @@ class Generator(StyleBasedGenerator, ProgressiveGrowing):
     def ws_in_use(self) -> int:
         return 2 * (self.level + 1)
 
+    @property
+    def noisy_layers(self) -> list[SynthesisLayer]:
+        return list(self.layers[: self.ws_in_use])  # type: ignore[arg-type]
+
     @shares_kernels
     def synthesize(self, ws: Tensor, *, noise: str | Sequence[str] = "random") -> Tensor:
         w, noise = ws.unbind(1), noise_modes(noise, self.num_ws)

@@ -131,10 +131,15 @@ class Synthesis(GradientCheckpointing):
         self.upsample = Upsample2d(config.resample_filter)
         self.tanh = config.tanh
 
+    @property
+    def layers(self) -> list[SynthesisLayer]:
+        """The layers in their order; the i-th reads `ws[:, i]`."""
+        return [self.first, *itertools.chain.from_iterable(zip(self.up, self.same, strict=True))]  # type: ignore[list-item]
+
     def forward(self, ws: Tensor, noise: str | Sequence[str] = "random") -> Tensor:
         """Images [N, C, R, R] from ws; see `StyleBasedGenerator.synthesize`."""
         noise = noise_modes(noise, self.num_ws - 1)
-        layers = [self.first, *itertools.chain.from_iterable(zip(self.up, self.same, strict=True))]
+        layers = self.layers
         reads = slice(1, None, 2) if self.sums_images else slice(-1, None)
         modulations, styles = modulate(layers, self.to_rgb, ws, reads)
         # ToRGB and the next layer read the end of a level. The layer before them applies the styles of both.
@@ -191,6 +196,10 @@ class Generator(StyleBasedGenerator):
         self.noise_resolutions = [4, *(r for r in config.resolutions[1:] for _ in range(2))]
         if not config.noise:
             self.supports = StyleBasedGenerator.supports - {"noise"}
+
+    @property
+    def noisy_layers(self) -> list[SynthesisLayer]:
+        return self.synthesis.layers if "noise" in self.supports else []
 
     def synthesize(self, ws: Tensor, *, noise: str | Sequence[str] = "random") -> Tensor:
         return self.synthesis(ws, noise)

@@ -29,6 +29,7 @@ from fastgan.ops.arguments import check_activation, prepare
 from fastgan.ops.arithmetic import arithmetic_dtype, to_arithmetic
 from fastgan.ops.fused import FusedOperation, register
 from fastgan.ops.layout import channels, dense, dense_like, require_view, sum_over_positions
+from fastgan.ops.noise_bias_act import noise_gradient
 from fastgan_kernels.calls import NormCall
 
 
@@ -99,8 +100,6 @@ def style_epilogue(
     Raises:
         ValueError: a shape, dtype or option does not fit; the message names the argument.
         BackendUnavailable: none of the requested backends can serve.
-
-    If `noise` requires a gradient, the reference runs, on any backend.
     """
     name = "style_epilogue"
     # Piecewise linear, since the kernels recompute z in each pass over x.
@@ -134,12 +133,8 @@ def _style(operation: str, name: str, tensor: Tensor | None, x: Tensor) -> Tenso
 
 
 def _apply(x: Tensor, small: tuple[Tensor | None, ...], options: Options) -> Tensor:
-    """Chooses the backend and runs the operation. `small` are the inputs after `x`, of which the first is the noise."""
-    noise = small[0]
-    backend = backends.choose("instance_norm", x.device)
-    if noise is not None and noise.requires_grad:
-        backend = "torch"
-    return InstanceNorm.apply(backend, (x, *small), options)
+    """Chooses the backend and runs the operation. `small` are the inputs after `x`."""
+    return InstanceNorm.apply(backends.choose("instance_norm", x.device), (x, *small), options)
 
 
 @register
@@ -185,7 +180,7 @@ class InstanceNorm(FusedOperation):
 
     @staticmethod
     def output_mask(needs_grad):
-        return needs_grad
+        return (needs_grad[0] or needs_grad[1], *needs_grad[1:])  # the gradient of the noise is a sum of dx
 
     @staticmethod
     def reference_backward(grad, saved, options, needs_grad):
@@ -204,7 +199,7 @@ class InstanceNorm(FusedOperation):
         noisy = sum_over_positions(du * noise) if needs_grad[2] else None
         return (
             du.to(grad.dtype) if needs_grad[0] else None,
-            None,
+            noise_gradient(du, noise, strength) if needs_grad[1] else None,
             None if noisy is None else (noisy.sum() if strength.dim() == 0 else noisy.sum(0)),
             sum_over_positions(du).sum(0) if needs_grad[3] else None,
             dstyle_scale,
@@ -213,12 +208,18 @@ class InstanceNorm(FusedOperation):
 
     @staticmethod
     def allocate_grads(grad, saved, options, needs_grad):
-        x, _, strength, *_ = saved
+        x, noise, strength, *_ = saved
         n, c = x.shape[:2]
-        shapes = (None, strength.shape if needs_grad[2] else None, (c,), (n, c), (n, c))
+        shapes = (
+            noise.shape if needs_grad[1] else None,
+            strength.shape if needs_grad[2] else None,
+            (c,),
+            (n, c),
+            (n, c),
+        )
         arithmetic = arithmetic_dtype(x.dtype)
         return (
-            torch.empty_like(x) if needs_grad[0] else None,
+            torch.empty_like(x) if needs_grad[0] or needs_grad[1] else None,
             *(
                 torch.empty(shape, dtype=arithmetic, device=x.device) if need and shape is not None else None
                 for need, shape in zip(needs_grad[1:], shapes, strict=True)
@@ -228,9 +229,22 @@ class InstanceNorm(FusedOperation):
     @staticmethod
     def launch_backward(launchers, grads, grad, saved, options):
         x, *small, statistics = saved
-        dx, _, *sums = grads
+        dx, dnoise, *sums = grads
         shared = _shared_fields(x, (*small, None), options)
         launchers.backward(NormCall(*shared, x, statistics, None, dense_like(grad, x), dx, *sums))
+        if dnoise is not None:
+            dnoise.copy_(_noise_gradient(dx, small[1]).sum_to_size(dnoise.shape))
+
+
+def _noise_gradient(dx: Tensor, strength: Tensor | None) -> Tensor:
+    """`noise_gradient` of each sample by a matrix product, which reads dx once: [N, 1, ...]."""
+    n, c, *spatial = dx.shape
+    dx = to_arithmetic(dx).flatten(2) if spatial else to_arithmetic(dx)[:, :, None]
+    factors = dx.new_ones(c) if strength is None else strength.expand(c)
+    with torch.autocast(dx.device.type, enabled=False):
+        by_pixel = dx.stride(1) == 1
+        summed = dx.transpose(1, 2) @ factors if by_pixel else torch.bmm(factors.expand(n, 1, c), dx)
+    return summed.reshape(n, 1, *spatial)
 
 
 def _shared_fields(x: Tensor, small: Sequence[Tensor | None], options: Options) -> tuple:

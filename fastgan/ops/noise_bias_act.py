@@ -12,7 +12,7 @@ weights). `residual` is the other branch of a residual block.
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -88,7 +88,7 @@ def noise_bias_act(
         ValueError: a shape, dtype or option does not fit; the message names the argument.
         BackendUnavailable: none of the requested backends can serve.
 
-    If `noise` requires a gradient (projection of an image into the latent space), the reference runs, on any backend.
+    If `noise` requires a gradient (projection of an image into the latent space), the reference runs on a GPU.
     """
     options = resolve_options("noise_bias_act", act, slope, gain, clamp, x.dtype)
     check_activation("noise_bias_act", x)
@@ -100,9 +100,14 @@ def noise_bias_act(
         # The sum does not tell the sign of x. A linear operation without clamp does not need it.
         options = options._replace(from_x=_is_curved(options) or options.clamp < math.inf)
     backend = backends.choose("noise_bias_act", x.device)
-    if noise is not None and noise.requires_grad:
+    if noise is not None and noise.requires_grad and not has_noise_gradient(backend):
         backend = "torch"
     return NoiseBiasAct.apply(backend, (x, *small, residual), options)
+
+
+def has_noise_gradient(backend: str) -> bool:
+    """Whether the backward kernels of noise_bias_act and noise_bias_act_to_rgb compute the gradient of the noise."""
+    return backend == "cpp"
 
 
 def _check_residual(residual: Tensor, x: Tensor) -> None:
@@ -213,7 +218,7 @@ class NoiseBiasAct(FusedOperation):
         # For act="linear" backward depends on the clamp mask only, which has no derivative.
         if not _is_curved(options):
             output = None if options.clamp == math.inf else output.detach()
-        return output, noise if needs_grad[2] else None, strength, None, None, None
+        return output, noise if needs_grad[1] or needs_grad[2] else None, strength, None, None, None
 
     @staticmethod
     def reference_backward(grad, saved, options, needs_grad):
@@ -233,7 +238,7 @@ class NoiseBiasAct(FusedOperation):
         noisy = sum_over_positions(du * noise) if needs_grad[2] else None
         return (
             (du if scale is None else du * channels(scale, du)).to(dtype),
-            None,
+            noise_gradient(du, noise, strength) if needs_grad[1] else None,
             None if noisy is None else (noisy.sum() if strength.dim() == 0 else noisy.sum(0)),
             sum_over_positions(du).sum(0) if needs_grad[3] else None,
             sum_over_positions(du * activation) if needs_grad[4] else None,
@@ -242,7 +247,7 @@ class NoiseBiasAct(FusedOperation):
 
     @staticmethod
     def allocate_grads(grad, saved, options, needs_grad):
-        activation, _, strength, *_ = saved
+        activation, noise, strength, *_ = saved
         n, c = grad.shape[:2]
         arithmetic = arithmetic_dtype(grad.dtype)
 
@@ -251,7 +256,7 @@ class NoiseBiasAct(FusedOperation):
 
         return (
             torch.empty_like(dense(grad) if activation is None else activation),
-            None,
+            small(needs_grad[1], noise.shape if needs_grad[1] else ()),
             small(needs_grad[2], strength.shape if needs_grad[2] else ()),
             small(needs_grad[3], (c,)),
             small(needs_grad[4], (n, c)),
@@ -261,18 +266,21 @@ class NoiseBiasAct(FusedOperation):
     @staticmethod
     def launch_backward(launchers, grads, grad, saved, options):
         activation, *small = saved
-        dx, _, *sums = grads
+        dx, dnoise, *sums = grads
         grad = dense_like(grad, dx)
         activation = grad if activation is None else dense_like(activation, dx)
         from_output = saves_output(small[3], small[4], options)
         shared = _shared_fields(dx, small, options)
-        launchers.backward(NoiseBiasActCall(*shared, None, None, from_output, grad, activation, dx, *sums))
+        call = NoiseBiasActCall(*shared, None, None, from_output, grad, activation, dx, *sums)
+        launch_with_noise_gradient(launchers.backward, call, dnoise)
 
     @staticmethod
     def double_backward(launchers, grad, saved, grad_grads, options, needs_grad):
         activation, *small = saved
-        gx, _, *gsums = grad_grads
+        gx, gnoise, *gsums = grad_grads
         from_output = saves_output(small[3], small[4], options)
+        if gnoise is not None or needs_grad[2]:
+            return None  # about the noise: left to autograd
         if gx is None or (from_output and options.act != "lrelu"):
             return None  # the derivative of the slope depends on y: left to autograd
         like = dense(gx if activation is None else activation)
@@ -296,6 +304,25 @@ class NoiseBiasAct(FusedOperation):
             NoiseBiasActCall(*shared, None, None, from_output, grad, activation, dx, *sums[1:], gx, *gsums, ddy)
         )
         return ddy, dx, *sums
+
+
+def noise_gradient(du: Tensor, noise: Tensor, strength: Tensor | None) -> Tensor:
+    """The gradient of the noise from that of u [N, C, ...]: a sum over channels, and over samples that share it."""
+    weighted = du if strength is None else du * channels(strength, du)
+    return weighted.sum(1, keepdim=True).sum_to_size(noise.shape)
+
+
+def launch_with_noise_gradient(launch: Callable, call: Any, dnoise: Tensor | None) -> None:
+    """Launches a backward kernel, which computes the gradient of each sample's noise if `dnoise` [N or 1, 1, ...] is
+    wanted."""
+    if dnoise is None:
+        launch(call)
+    elif len(dnoise) == call.n:
+        launch(call._replace(dnoise=dnoise))
+    else:
+        of_samples = dnoise.new_empty(call.n, *dnoise.shape[1:])
+        launch(call._replace(dnoise=of_samples))
+        torch.sum(of_samples, 0, keepdim=True, out=dnoise)
 
 
 def _shared_fields(x: Tensor, small: Sequence[Tensor | None], options: Options, *per_sample: Tensor | None) -> tuple:

@@ -32,6 +32,8 @@ from fastgan.ops.layout import (
 )
 from fastgan.ops.noise_bias_act import (
     NoiseBiasAct,
+    has_noise_gradient,
+    launch_with_noise_gradient,
     noise_bias_act,
     prepare_small,
     resolve_options,
@@ -84,7 +86,7 @@ def noise_bias_act_to_rgb(
         ValueError: a shape, dtype or option does not fit; the message names the argument.
         BackendUnavailable: none of the requested backends can serve.
 
-    If `noise` requires a gradient, the reference runs, on any backend.
+    If `noise` requires a gradient, no fused kernel runs on a GPU.
     """
     operation = "noise_bias_act_to_rgb"
     resolved = resolve_options(operation, act, slope, gain, clamp, x.dtype)
@@ -94,7 +96,9 @@ def noise_bias_act_to_rgb(
     to_rgb = cast(Tensor, prepare(operation, "to_rgb", to_rgb, ((n, k, c),), x))
     small = prepare_small(operation, x, x.shape, noise, strength, bias, scale, post)
     backend = backends.choose("noise_bias_act", x.device)
-    if _fits(x, to_rgb, noise, strength, resolved) and backends.has_kernels(backend, operation, x.device):
+    learns_noise = noise is not None and noise.requires_grad
+    fused = backends.has_kernels(backend, operation, x.device) and (has_noise_gradient(backend) or not learns_noise)
+    if fused and _fits(x, to_rgb, strength, resolved):
         return NoiseBiasActToRGB.apply(
             backend, (x, to_rgb, *small), Options(resolved.slope, resolved.gain, resolved.clamp)
         )
@@ -104,7 +108,7 @@ def noise_bias_act_to_rgb(
     return y, to_arithmetic(_project(z, to_rgb.to(z.dtype)))
 
 
-def _fits(x: Tensor, to_rgb: Tensor, noise: Tensor | None, strength: Tensor | None, options: EpilogueOptions) -> bool:
+def _fits(x: Tensor, to_rgb: Tensor, strength: Tensor | None, options: EpilogueOptions) -> bool:
     """Whether the kernels take this call: a generator's layer in channels_last."""
     return (
         x.dim() == 4
@@ -113,7 +117,6 @@ def _fits(x: Tensor, to_rgb: Tensor, noise: Tensor | None, strength: Tensor | No
         and to_rgb.shape[1] in IMAGE_CHANNELS
         and options.act == "lrelu"
         and (strength is None or strength.dim() == 0)
-        and not (noise is not None and noise.requires_grad)
         and not must_use_reference((x, to_rgb))
     )
 
@@ -199,21 +202,22 @@ class NoiseBiasActToRGB(FusedOperation[tuple[Tensor | None, Tensor]]):
     @staticmethod
     def launch_backward(launchers, grads, grad, saved, options):
         x, *small = saved
-        dx, dto_rgb, _, *sums = grads
+        dx, dto_rgb, dnoise, *sums = grads
         if grad[1] is None:
-            arguments = (dx, None, *sums), grad[0], (x, *small[1:]), options.epilogue
+            arguments = (dx, dnoise, *sums), grad[0], (x, *small[1:]), options.epilogue
             return NoiseBiasAct.launch_backward(launchers.of("noise_bias_act"), *arguments)
         dy, drgb = _incoming(grad, dx)
-        launchers.backward(
-            NoiseBiasActToRGBCall(
-                *_shared_fields(dx, small, options), dense_like(x, dx), None, None, dy, drgb, dx, dto_rgb, *sums
-            )
+        call = NoiseBiasActToRGBCall(
+            *_shared_fields(dx, small, options), dense_like(x, dx), None, None, dy, drgb, dx, dto_rgb, *sums
         )
+        launch_with_noise_gradient(launchers.backward, call, dnoise)
 
     @staticmethod
     def double_backward(launchers, grad, saved, grad_grads, options, needs_grad):
         x, *small = saved
-        gx, gto_rgb, _, *gsums = grad_grads
+        gx, gto_rgb, gnoise, *gsums = grad_grads
+        if gnoise is not None or needs_grad[4]:
+            return None  # about the noise: left to autograd
         if gx is None or not hasattr(launchers, "double_backward"):  # Triton has none
             return None
         ddy, dx = (torch.empty_like(x, memory_format=torch.channels_last) for _ in range(2))

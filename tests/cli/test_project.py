@@ -39,7 +39,7 @@ def test_an_image_is_found_and_can_be_drawn_mixed_and_interpolated(run, image, t
     assert Image.open(way).n_frames == 20 and Image.open(out).width > 2 * 48
     latents = projection.load(out.with_suffix(".safetensors"))
     generator, _ = checkpoint.load_generator(run)
-    (expected, _) = studies.to_uint8(studies.samples(generator, latents)[0])
+    (expected, _) = studies.to_uint8(studies.samples(*projection.with_noise(generator, latents))[0])
     psnr = float(printed.partition("PSNR ")[2].partition(" dB")[0])
     real = np.asarray(Image.open(image)).astype(float)
     assert psnr == pytest.approx(10 * np.log10(255**2 / np.square(expected - real).mean()), abs=0.3)
@@ -54,8 +54,11 @@ def test_an_image_is_found_and_can_be_drawn_mixed_and_interpolated(run, image, t
     assert generate(["interpolate", *given, "--loop", "--steps", "4", "--out", str(tmp_path / "walk.gif")]) == 0
     middle = Image.open(tmp_path / "walk.gif")
     middle.seek(2)
-    drawn = studies.interpolate(generator, latents, steps=4, space="spline", loop=True)
+    drawn = studies.interpolate(*projection.with_noise(generator, latents), steps=4, space="spline", loop=True)
     assert np.abs(np.asarray(middle.convert("RGB"))[::32, ::32].astype(int) - studies.to_uint8(drawn[0, 2])).max() < 32
+    capsys.readouterr()
+    assert generate(["translate", "--steps", "2", *given, "--out", str(tmp_path / "moved.gif")]) == 0
+    assert "note: translate draws with the network's own noise" in capsys.readouterr().out
 
 
 def test_images_of_other_sizes_and_modes_are_fitted(run, tmp_path, capsys):
@@ -65,7 +68,7 @@ def test_images_of_other_sizes_and_modes_are_fitted(run, tmp_path, capsys):
     argv = [str(tmp_path / "grey.png"), "--checkpoint", str(plain), "--distance", "pixels", "--steps", "1"]
     assert project(argv) == 0
     assert "grey.png is 30x20: cropped and resized to 8x8" in capsys.readouterr().out
-    assert projection.load(plain / "projected.safetensors").shape == (1, 8)
+    assert projection.load(plain / "projected.safetensors").latents.shape == (1, 8)
     assert generate(["--checkpoint", str(plain), "--projected", str(plain / "projected.safetensors")]) == 0
 
 
@@ -83,7 +86,7 @@ def test_latents_of_a_conditional_network_without_styles_are_drawn_as_a_class(tm
 def test_with_features(run, image, tmp_path):
     argv = [str(image), "--checkpoint", str(run), "--steps", "2", "--space", "w+", "--out", str(tmp_path / "x.png")]
     assert project(argv) == 0
-    latents = projection.load(tmp_path / "x.safetensors")
+    latents, _ = projection.load(tmp_path / "x.safetensors")
     assert not torch.equal(latents[:, 0], latents[:, 1])
 
 

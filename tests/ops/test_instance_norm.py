@@ -168,12 +168,20 @@ def test_gradcheck_and_gradgradcheck(backend, parts, layout):
     assert torch.autograd.gradgradcheck(of_inputs, inputs, fast_mode=True)
 
 
+@pytest.mark.parametrize(
+    "case",
+    [Case((2, 3, 2, 3)), Case((2, 3, 2, 3), "nchw", shared_noise=True), Case((2, 3, 2, 3), scalar_strength=False)],
+    ids=str,
+)
 @backends.one_instruction_set
-def test_noise_has_a_gradient(backend):
-    tensors = make(Case((2, 3, 2, 3)), torch.float64, backends.device(backend))
-    tensors["noise"].requires_grad_()
-    function = lambda noise: style_epilogue(**{**tensors, "noise": noise})
-    assert torch.autograd.gradcheck(function, [tensors["noise"]], fast_mode=True)
+def test_noise_has_first_and_second_derivatives(backend, case):
+    tensors = make(case, torch.float64, backends.device(backend))
+    inputs = [t.requires_grad_() for t in tensors.values()]
+    function = lambda *given: style_epilogue(**dict(zip(tensors, given, strict=True)), eps=0.1)
+    assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
+    only_noise = lambda noise: style_epilogue(**{**{k: t.detach() for k, t in tensors.items()}, "noise": noise})
+    assert torch.autograd.gradcheck(only_noise, [tensors["noise"]], fast_mode=True)
 
 
 @backends.one_instruction_set

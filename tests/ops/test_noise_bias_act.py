@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from fastgan.ops import BackendUnavailable, noise_bias_act, use_backend
 from fastgan.ops.activations import ACTIVATIONS
 from fastgan.ops.arithmetic import arithmetic_dtype
+from fastgan.ops.noise_bias_act import NoiseBiasAct
 from fastgan.ops.recordable import recorded_by
 from tests.support import backends, table
 from tests.support.table import DTYPES, arrange, away_from_kinks, per_channel
@@ -224,13 +225,51 @@ def test_a_residual_that_does_not_fit_is_named():
             noise_bias_act(x, residual=residual)
 
 
+def _learned_noise():
+    for layout in ("nhwc", "nchw"):
+        yield from (Case(layout=layout), Case(layout=layout, shared_noise=True))
+        yield from (Case(layout=layout, parts=NOISY), Case(layout=layout, parts=("noise",)))
+        yield Case((2, 37, 4, 9), layout, scalar_strength=False)
+        yield Case((2, 37, 4, 9), layout, parts=NOISY, act="tanh", scalar_strength=False)
+        yield Case((3, 5, 1, 1), layout, act="silu", clamp=1.5)
+        yield Case((2, 128, 5, 7), layout, shared_noise=True)  # wide enough for sums in registers
+    yield Case((2, 40, 33, 17), "nchw")  # several pieces a sample
+    yield Case((0, 4, 3, 3))
+
+
+@pytest.mark.parametrize("case", list(_learned_noise()), ids=str)
+@backends.every_cpp
+def test_the_gradient_of_the_noise_is_as_good_as_plain_pytorch(backend, case, unwritten_is_nan):
+    dtype = torch.bfloat16 if case.act == "silu" else torch.float32
+    x, small = make(case, dtype, "cpu")
+    options = {"act": case.act, "gain": case.gain, "clamp": case.clamp}
+    table.assert_derivatives_as_good_as_plain(
+        lambda x, **kw: noise_bias_act(x, **kw, **options),
+        lambda x, **kw: textbook(x, **kw, **options),
+        {"x": x, **small},
+        layout=case.layout,
+        case=case,
+    )
+
+
+@backends.every_cpp
+def test_a_kernel_computes_the_gradient_of_the_noise(backend, monkeypatch):
+    monkeypatch.setattr(NoiseBiasAct, "reference", None)
+    monkeypatch.setattr(NoiseBiasAct, "reference_backward", None)
+    for case in (Case(), Case(layout="nchw"), Case(parts=NOISY)):
+        x, small = make(case, torch.float32, "cpu")
+        noise_bias_act(x, **{**small, "noise": small["noise"].requires_grad_()}).sum().backward()
+        assert small["noise"].grad.any()
+
+
 @backends.one_instruction_set
-def test_noise_has_a_gradient(backend):
-    device = backends.device(backend)
-    x, small = make(Case((2, 3, 2, 3)), torch.float64, device)
-    small["noise"].requires_grad_()
-    function = lambda noise: noise_bias_act(x, **{**small, "noise": noise})
-    assert torch.autograd.gradcheck(function, [small["noise"]], fast_mode=True)
+def test_noise_has_first_and_second_derivatives(backend):
+    x, small = make(Case((2, 3, 2, 3), act="tanh"), torch.float64, backends.device(backend))
+    names = [*small]
+    inputs = [x.requires_grad_(), *(t.requires_grad_() for t in small.values())]
+    function = lambda x, *given: noise_bias_act(x, **dict(zip(names, given, strict=True)), act="tanh")
+    assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
 
 
 @backends.one_instruction_set

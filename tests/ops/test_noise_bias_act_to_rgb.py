@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from fastgan.ops import noise_bias_act_to_rgb, use_backend
+from fastgan.ops import noise_bias_act_to_rgb
 from fastgan.ops.noise_bias_act_to_rgb import NoiseBiasActToRGB
 from tests.ops.test_noise_bias_act import textbook as textbook_epilogue
 from tests.support import backends, table
@@ -235,10 +235,28 @@ def test_no_samples_no_pixels_and_no_channels():
         (y.sum() + rgb.sum()).backward()
 
 
-def test_noise_may_have_a_gradient():
-    with use_backend("torch"):
-        tensors = make(Case((1, 2, 3, 2)), torch.float64, "cpu")
-        noise = tensors.pop("noise").requires_grad_()
-        assert torch.autograd.gradcheck(
-            lambda noise: noise_bias_act_to_rgb(**tensors, noise=noise), noise, fast_mode=True
-        )
+@pytest.mark.parametrize("parts", [ALL, LAST], ids=["all", "last"])
+@backends.one_instruction_set
+def test_noise_has_first_and_second_derivatives(backend, parts):
+    tensors = make(Case((1, 2, 3, 2), parts=parts), torch.float64, backends.device(backend))
+    names = [*tensors]
+
+    def function(*given):
+        y, rgb = noise_bias_act_to_rgb(**dict(zip(names, given, strict=True)))
+        return rgb if y is None else (y, rgb)
+
+    inputs = [t.requires_grad_() for t in tensors.values()]
+    assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("case", [Case(), Case(shared_noise=True), Case(parts=LAST)], ids=str)
+@backends.every_cpp
+def test_a_kernel_computes_the_gradient_of_the_noise(backend, case, unwritten_is_nan, monkeypatch):
+    tensors = make(case, torch.float32, "cpu")
+    wide = {name: t.double().requires_grad_(name == "noise") for name, t in tensors.items()}
+    together(textbook, case)(**wide).sum().backward()
+    monkeypatch.setattr(NoiseBiasActToRGB, "reference_backward", None)
+    tensors["noise"].requires_grad_()
+    together(noise_bias_act_to_rgb, case)(**tensors).sum().backward()
+    torch.testing.assert_close(tensors["noise"].grad.double(), wide["noise"].grad, rtol=1e-5, atol=1e-5)

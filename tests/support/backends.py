@@ -104,6 +104,7 @@ COMPILED = [name for name in (FASTEST_CPP or "torch", "cuda") if name in AVAILAB
 
 # Decorators of tests with a parameter `backend`, which otherwise run on all of AVAILABLE.
 every_kernel = pytest.mark.parametrize("backend", KERNELS, indirect=True)
+every_cpp = pytest.mark.parametrize("backend", [name for name in AVAILABLE if name.startswith("cpp")], indirect=True)
 one_instruction_set = pytest.mark.parametrize(  # for tests of autograd, not of arithmetic
     "backend", [name for name in AVAILABLE if name not in SLOWER_CPP], indirect=True
 )

@@ -44,6 +44,19 @@ def test_a_gif_has_every_frame(channels, tmp_path):
     assert all(np.array_equal(*pair) for pair in zip(read_video(path)[0], (frame for frame, _ in shown), strict=True))
 
 
+def test_a_gif_of_many_colours_is_near_to_each_and_keeps_its_background(tmp_path):
+    """Within a few levels on average, where 256 colours stand for tens of thousands."""
+    y, x = np.mgrid[:300, :300]
+    frame = np.stack([x, y, 255 - (x + y) // 2], 2).clip(0, 255).astype(np.uint8)
+    frame[:80, :80] = 255
+    frame[80:85, :80] = 253
+    save_animation([frame, frame[::-1]], tmp_path / "a.gif", 25)
+    for (shown, _), expected in zip(read_gif(tmp_path / "a.gif"), [frame, frame[::-1]], strict=True):
+        error = np.abs(shown.astype(int) - expected)
+        assert 1 < error.mean() < 6 and error.max() < 40
+        assert (shown[expected.min(2) == 255] == 255).all()
+
+
 def test_equal_frames_of_a_gif_are_one_that_is_shown_longer(tmp_path):
     first, second, third = frames(3)
     save_animation([first, first, second, third, third, third], tmp_path / "a.gif", 50)

@@ -398,6 +398,9 @@ def test_on_a_gpu(generator):
             torch.testing.assert_close(images, CALLS[name](generator), atol=0.05, rtol=0.05)
     assert torch.equal(torch.cuda.get_rng_state(), before)
     assert torch.equal(studies.interpolate(on_gpu, SEEDS, space="w")[:, 0], studies.samples(on_gpu, SEEDS)[0, :-1])
+    for space in studies.CURVES:
+        batches = list(studies.interpolation_batches(on_gpu, SEEDS, space=space))
+        assert [len(images) for images in batches] == [1, 16] and all(images.is_cuda for images in batches)
 
 
 def test_styles_and_synthesis_make_up_a_forward_pass(generator):

@@ -17,6 +17,7 @@ from fastgan.runs.grid import enlarged, enlargement
 
 SMALLEST_FRAME = 256  # height of a frame in pixels
 QUALITY = 8
+_LONGEST = 60_000  # hundredths of a second that a frame of a GIF is shown; 16 bits hold them
 _BT709 = 1  # colours of HDTV, in FFmpeg's numbers: of the matrix, the primaries and the transfer function
 
 
@@ -90,13 +91,15 @@ def _changes(pictures: Iterable[Image.Image], fps: int) -> Iterator[tuple[Image.
     previous, waiting, since, number = None, None, 0, 0
     for number, picture in enumerate(pictures):
         box = ImageChops.difference(picture, previous).getbbox() if previous else (0, 0, *picture.size)
-        if box is None:
+        now = _hundredths(number, fps)
+        if box is None and now - since < _LONGEST:
             continue
         if waiting:
-            yield *waiting, _hundredths(number, fps) - since
+            yield *waiting, now - since
+        box = box or (0, 0, 1, 1)
         changed = picture.crop(box)
         waiting = changed if changed.mode == "L" else _in_256_colours(changed), box[:2]
-        previous, since = picture, _hundredths(number, fps)
+        previous, since = picture, now
     if waiting:
         yield *waiting, _hundredths(number + 1, fps) - since
 
@@ -111,11 +114,11 @@ def _in_256_colours(picture: Image.Image) -> Image.Image:
     few = picture.resize((min(picture.width, 128), min(picture.height, 128)), Image.Resampling.NEAREST)
     counts: Any = few.getcolors(few.width * few.height)
     _, background = max(counts)
-    found = picture.quantize(palette=few.quantize(255), dither=Image.Dither.NONE)
-    others = found.getpalette() or []
-    found.putpalette([*others[: 3 * 255], *background])
-    same = (np.asarray(picture) == background).all(2)
-    found.paste(min(len(others) // 3, 255), mask=Image.fromarray(same))
+    palette = few.quantize(255)
+    colours = (palette.getpalette() or [])[: 3 * 255]
+    palette.putpalette([*colours, *background])
+    found = picture.quantize(palette=palette, dither=Image.Dither.NONE)
+    found.paste(len(colours) // 3, mask=Image.fromarray((np.asarray(picture) == background).all(2)))
     return found
 
 

@@ -50,17 +50,25 @@ def test_a_gif_of_many_colours_is_near_to_each_and_keeps_its_background(tmp_path
     frame = np.stack([x, y, 255 - (x + y) // 2], 2).clip(0, 255).astype(np.uint8)
     frame[:80, :80] = 255
     frame[80:85, :80] = 253
+    frame[85:90, :80] = 0
     save_animation([frame, frame[::-1]], tmp_path / "a.gif", 25)
     for (shown, _), expected in zip(read_gif(tmp_path / "a.gif"), [frame, frame[::-1]], strict=True):
         error = np.abs(shown.astype(int) - expected)
         assert 1 < error.mean() < 6 and error.max() < 40
-        assert (shown[expected.min(2) == 255] == 255).all()
+        assert (shown[expected.min(2) == 255] == 255).all() and (shown[expected.max(2) == 0] < 40).all()
 
 
 def test_equal_frames_of_a_gif_are_one_that_is_shown_longer(tmp_path):
     first, second, third = frames(3)
     save_animation([first, first, second, third, third, third], tmp_path / "a.gif", 50)
     assert [duration for _, duration in read_gif(tmp_path / "a.gif")] == [40, 20, 60]
+
+
+def test_a_gif_stands_still_as_long_as_its_frames_say(tmp_path):
+    """Longer than a frame of the format can."""
+    (frame,) = frames(1)
+    save_animation([frame] * 700, tmp_path / "a.gif", 1)
+    assert [duration for _, duration in read_gif(tmp_path / "a.gif")] == [600_000, 100_000]
 
 
 def test_a_gif_keeps_its_speed_though_its_times_are_hundredths(tmp_path):

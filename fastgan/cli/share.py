@@ -21,15 +21,15 @@ from fastgan.errors import UserError, command_line, program, readable
 from fastgan.files import TEMPORARY_SUFFIX, file_digest, sync_directory, write_atomically
 from fastgan.options import HalfLife, PathText, parse_options
 from fastgan.runs.config import FILE_NAME as CONFIG_FILE_NAME
+from fastgan.runs.grid import SMALLEST_CELL
 from fastgan.runs.memory import out_of_memory_is_user_error
 
 if TYPE_CHECKING:
     from fastgan.runs.checkpoint import Header
 
 CARD, PICTURE, METRICS = "README.md", "samples.png", "metrics.json"
-MOST_ROWS = 10  # classes in the picture
-SEEDS = "0-9"  # of the picture; more without classes
-SEEDS_WITHOUT_CLASSES = "0-31"
+WIDEST = 2048  # pixels of the picture's side, about; larger if a single image is
+MOST_CLASSES, MOST_SEEDS, SEEDS_WITHOUT_CLASSES = 10, 10, 32  # in the picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,7 @@ def share(options: Options) -> None:
             f"cannot write {options.out}: {error.strerror or error}; make room or choose another place with --out"
         ) from error
     if report is None:
-        print(f"no metrics: {program('evaluate')} --checkpoint {options.run} --json FILE, and --metrics FILE here")
+        print(f"the card has no metrics: {program('evaluate')} --json FILE takes them, for --metrics FILE")
     print(options.out)
     if options.push is not None:
         try:
@@ -156,17 +156,21 @@ def _write(
     write_atomically(folder / CONFIG_FILE_NAME, config.encode())
     generator, _ = checkpoint.load_generator(path)  # what is drawn comes from the file that is shared
     names = header.dataset["class_names"] if header.model.num_classes else []
-    labels: list[Label] = [(name, number) for number, name in enumerate(names[:MOST_ROWS])] or [("", None)]
-    seeds = SEEDS if names else SEEDS_WITHOUT_CLASSES
-    Grid(checkpoint=str(path), seeds=seeds).write(generator, labels, folder / PICTURE)
+    fitting = max(1, WIDEST // max(SMALLEST_CELL, *header.model.feature_size(header.model.resolution)))
+    labels: list[Label] = [(name, number) for number, name in enumerate(names[: min(fitting, MOST_CLASSES)])]
+    seeds = min(fitting, MOST_SEEDS if labels else SEEDS_WITHOUT_CLASSES)
+    grid = Grid(checkpoint=str(path), seeds=f"0-{seeds - 1}")
+    grid.write(generator, labels or [("", None)], folder / PICTURE)
     files = {
         path.name: f"the generator; SHA-256 {file_digest(path)}",
         CONFIG_FILE_NAME: "all options of the training",
     }
     if report is not None:
-        report = report | {"checkpoint": path.name, "checkpoint_digest": shared.digest}
-        if report["data"] is not None:
-            report["data"] = sharing.name_of(report["data"])
+        # Why a metric is missing may name places of files.
+        report = report | {"checkpoint": path.name, "checkpoint_digest": shared.digest, "missing": {}}
+        for name in ("data", "real"):
+            if report[name] is not None:
+                report[name] = sharing.name_of(report[name])
         write_atomically(folder / METRICS, (json.dumps(report, indent=2) + "\n").encode())
         files[METRICS] = "the metrics, with their conditions"
     text = sharing.card(

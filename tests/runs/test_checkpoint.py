@@ -494,6 +494,13 @@ def test_a_loaded_generator_is_ready_to_draw(unbroken):
     assert image.shape == (3, 1, 8, 8) and image.isfinite().all()
 
 
+def test_checkpoints_of_the_same_content_are_the_same_bytes():
+    """So their SHA-256 tells whether two trainings came out alike."""
+    content = {"step": 1}
+    tensors = {name: torch.arange(4.0) for name in "abc"}
+    assert len({checkpoint.to_bytes(tensors, content) for _ in range(8)}) == 1
+
+
 def test_a_checkpoint_that_is_replaced_while_it_is_read(tmp_path, monkeypatch):
     """By a training that goes on: the new one is drawn from; other reading says so."""
     run, later = (untrained(tmp_path / name, "dcgan", ema_halflife=number) for name, number in (("a", 1.0), ("b", 2.0)))

@@ -288,13 +288,13 @@ class Animated(Options):
         (columns, rows), (height, width) = images, model.feature_size(model.resolution)
         factor = enlargement(rows * height, SMALLEST_FRAME)
         size = columns * width * factor, rows * height * factor
-        require(20.0 * size[0] * size[1], f"a frame of {columns:,} times {rows:,} images", "give fewer --seeds")
         largest = ANIMATIONS[out.suffix.lower()].largest
         if max(size) > largest:
             raise UserError(
                 f"{out}: a frame of {size[0]}x{size[1]} is larger than the {largest} pixels that a side of "
                 f"{out.suffix} may have; give fewer --seeds or --classes"
             )
+        require(60.0 * size[0] * size[1], f"frames of {columns:,} times {rows:,} images", "give fewer --seeds")
 
     def save(self, frames: Iterator[np.ndarray], total: int, out: Path) -> None:
         """Write an animation, with its progress."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import queue
 import struct
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +18,7 @@ from fastgan.errors import UserError
 from fastgan.files import replacement
 from fastgan.runs.grid import enlarged, enlargement
 
+_AHEAD = 16  # frames that wait to be written
 SMALLEST_FRAME = 256  # height of a frame in pixels
 QUALITY = 8
 _LONGEST = 60_000  # hundredths of a second that a frame of a GIF is shown; 16 bits hold them
@@ -37,16 +41,39 @@ ANIMATIONS = {  # by suffix
 def save_animation(frames: Iterable[np.ndarray], path: Path, fps: int, quality: int = QUALITY) -> None:
     """Write frames, uint8 [H, W, C] of one size, as an endless GIF or an MP4, by the suffix of `path`; atomically.
 
-    Small frames are enlarged by a whole factor to at least 256 pixels. In a GIF, equal consecutive frames become one
-    that is shown longer. quality: of an MP4, from 1, the smallest file, to 10. Raises UserError, naming the file, if it
-    cannot be written.
+    A thread writes them while the next ones are drawn. Small frames are enlarged by a whole factor to at least 256
+    pixels. In a GIF, equal consecutive frames become one that is shown longer. quality: of an MP4, from 1, the smallest
+    file, to 10. Raises UserError, naming the file, if it cannot be written.
     """
-    pictures = (enlarged(frame, enlargement(frame.shape[0], SMALLEST_FRAME)) for frame in frames)
-    with replacement(path) as temporary:
+    with replacement(path) as temporary, ThreadPoolExecutor(1, "animation") as thread:
+        waiting: queue.Queue[np.ndarray | None] = queue.Queue(_AHEAD)
+        pictures = _pictures(waiting)
         if path.suffix.lower() == ".gif":
-            _write_gif(pictures, temporary, fps)
+            writing = thread.submit(_write_gif, pictures, temporary, fps)
         else:
-            _write_mp4(pictures, temporary, fps, quality)
+            writing = thread.submit(_write_mp4, pictures, temporary, fps, quality)
+        try:
+            for frame in frames:
+                if not _put(waiting, frame, writing):
+                    break
+        finally:
+            _put(waiting, None, writing)
+        writing.result()
+
+
+def _pictures(waiting: queue.Queue[np.ndarray | None]) -> Iterator[Image.Image]:
+    """The frames, enlarged, until there is None."""
+    while (frame := waiting.get()) is not None:
+        yield enlarged(frame, enlargement(len(frame), SMALLEST_FRAME))
+
+
+def _put(waiting: queue.Queue, item: np.ndarray | None, writing: Future) -> bool:
+    """Wait for a place in the queue. False if nobody reads it any more, because writing failed."""
+    while not writing.done():
+        with contextlib.suppress(queue.Full):
+            waiting.put(item, timeout=0.1)
+            return True
+    return False
 
 
 def require_animation(path: Path, fps: int) -> None:

@@ -1,10 +1,13 @@
 """Animations: every frame of a file, as other programs read it, and files that cannot be written."""
 
+import threading
+
 import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
 from fastgan.errors import UserError
+from fastgan.runs import animation
 from fastgan.runs.animation import require_animation, save_animation
 
 
@@ -115,9 +118,10 @@ def test_quality_of_an_mp4(tmp_path):
     assert sizes[2] > 2 * sizes[1] > 4 * sizes[0]
 
 
-@pytest.mark.parametrize("name, count, share", [("a.gif", 20, 0.8), ("a.mp4", 100, 0.3)])
+@pytest.mark.parametrize("name, count, share", [("a.gif", 60, 0.6), ("a.mp4", 120, 0.3)])
 def test_frames_are_written_as_they_are_made(name, count, share, tmp_path):
-    """Most of the file is on the disk when its last frame is drawn; the encoder of an MP4 looks ahead by dozens."""
+    """Most of the file is on the disk when its last frame is drawn, though some wait to be written, and the encoder of
+    an MP4 looks ahead by dozens."""
     if name == "a.mp4":
         pytest.importorskip("av")
     written = []
@@ -130,6 +134,41 @@ def test_frames_are_written_as_they_are_made(name, count, share, tmp_path):
 
     save_animation(noise(), tmp_path / name, 25)
     assert written == sorted(written) and written[-1] > share * (tmp_path / name).stat().st_size
+
+
+def test_frames_are_drawn_while_others_are_written(tmp_path, monkeypatch):
+    third, write = threading.Event(), animation._write_gif
+    waited = []
+
+    def slow(pictures, path, fps):
+        waited.append(third.wait(60))
+        write(pictures, path, fps)
+
+    def drawn():
+        for number, frame in enumerate(frames(5)):
+            if number == 3:
+                third.set()
+            yield frame
+
+    monkeypatch.setattr(animation, "_write_gif", slow)
+    save_animation(drawn(), tmp_path / "a.gif", 25)
+    assert waited == [True] and len(read_gif(tmp_path / "a.gif")) == 5
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_an_interrupted_drawing_leaves_the_old_file(count, tmp_path):
+    """Also when frames wait to be written."""
+    path = tmp_path / "a.gif"
+    path.write_bytes(b"old")
+
+    def drawn():
+        yield from frames(count)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        save_animation(drawn(), path, 25)
+    assert path.read_bytes() == b"old" and [each.name for each in tmp_path.iterdir()] == ["a.gif"]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("animation")]
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.mp4"])

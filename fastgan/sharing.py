@@ -30,12 +30,7 @@ MOST_CLASSES = 30  # that a card names
 # Options that a command needs first, since others follow from them.
 _FIRST = (("data", "arch", "discriminator", "minutes"), ("resolution", "channels"), ("loss", "augment", "grow_from"))
 # Options that do not change the networks.
-_OF_NO_ACCOUNT = {name for name in vars(configuration.OutputOptions())} | {
-    "device",
-    "threads",
-    "cuda_graphs",
-    "classes",
-}
+_OF_NO_ACCOUNT = {*vars(configuration.OutputOptions()), "device", "threads", "cuda_graphs", "classes"}
 # Identifiers that the Hugging Face hub knows, of its list of licences; others are given by name.
 LICENSES = {
     "apache-2.0", "mit", "openrail", "bigscience-openrail-m", "creativeml-openrail-m", "bigcode-openrail-m",

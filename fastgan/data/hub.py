@@ -64,18 +64,18 @@ def upload(folder: Path, repository: str, private: bool) -> str:
         added = [hub.CommitOperationAdd(path_in_repo=path.name, path_or_fileobj=path) for path in files]
         api.create_commit(repository, added, commit_message=f"fastgan share, version {__version__}")
     except Exception as error:
-        _fail(f"--push {repository}", error, "has no such branch")
+        _fail(f"--push {repository}", error)
     return str(address)
 
 
 def _import(what: str):
-    from fastgan.data.readers.base import import_extra  # which imports this module
+    from fastgan.data.readers.base import import_extra  # whose package imports this module
 
     return import_extra("huggingface_hub", "huggingface", "huggingface-hub", what)
 
 
-def _fail(what: str, error: Exception, no_file: str) -> NoReturn:
-    """Raise UserError for an error of huggingface_hub."""
+def _fail(what: str, error: Exception, no_file: str | None = None) -> NoReturn:
+    """Raise UserError for an error of huggingface_hub. no_file: message for a file that the repository lacks."""
     from huggingface_hub import errors
 
     kinds = {  # the special ones first

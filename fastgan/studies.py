@@ -54,6 +54,7 @@ __all__ = [
     "rotation",
     "samples",
     "style_layers",
+    "styles",
     "to_uint8",
     "translation",
     "truncation_sweep",
@@ -330,6 +331,14 @@ def edits(
     ]  # [N, strengths, num_ws, w_dim] each
     images = [_synthesize(styled, each.flatten(0, 1)).unflatten(0, each.shape[:2]) for each in moved]
     return torch.stack(images, 1)
+
+
+def styles(generator: nn.Module, seeds: Seeds, *, label: int | None = None, truncation: float = 1.0) -> Tensor:
+    """Styles of the seeds, which studies take in place of these: [len(seeds), num_ws, w_dim] on the generator's device.
+
+    Raises Unsupported for a generator without styles.
+    """
+    return _styles(_with_styles(generator, "editing"), _latents(generator, seeds), label, truncation)
 
 
 def noise_by_layer(

@@ -11,6 +11,7 @@ import os
 import socket
 import webbrowser
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -28,11 +29,15 @@ class Options:
     """Show a run in the browser: images by seed, class and truncation, style mixing, noise and interpolation, and the
     curves and samples of the training, updated while it runs. Needs the extra "view" of this package."""
 
-    run: Annotated[PathText, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|FILE|URL")]
-    """Folder of a training run, a checkpoint file, or a file of the official StyleGAN2 (.pkl) or of rosinality's (.pt);
-    local or at a URL. hf://USER/NAME, one of the Hugging Face hub. example:digits, one that comes with fastgan."""
+    runs: Annotated[tuple[PathText, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN|FOLDER|FILE|URL")]
+    """Folder of a training run or of several, a checkpoint file, or a file of the official StyleGAN2 (.pkl) or of
+    rosinality's (.pt); local or at a URL. hf://USER/NAME, one of the Hugging Face hub. example:digits, one that comes
+    with fastgan. Of several, the page shows one or compares two."""
     ema: HalfLife = None
     """Half-life of the EMA to draw from, in thousands of images, of a training that has kept several."""
+    directions: PathText | None = None
+    """File of `fastgan directions` whose directions the page has sliders for; by default directions.safetensors in the
+    run's folder."""
     host: str = "127.0.0.1"
     """Address to serve the page at. Only this machine can reach the default. At others, such as 0.0.0.0, it is for
     everyone on the network who has the token in the printed address."""
@@ -50,6 +55,8 @@ class Options:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (None: this process's own) and return the exit status."""
     options = parse_options(Options, program("view"), argv)
+    if not options.runs:
+        raise UserError("give a run, or a folder of runs")
     serve(options)
     return 0
 
@@ -64,10 +71,11 @@ def serve(options: Options) -> None:
 
     from fastgan.runs import precision
     from fastgan.view import access, queueing
-    from fastgan.view.watching import Run
+    from fastgan.view.watching import Runs
 
-    run = Run(options.run, precision.choose_device(options.device), options.ema)
-    blocks = page.Page(run).blocks
+    directions = None if options.directions is None else Path(options.directions)
+    runs = Runs(options.runs, precision.choose_device(options.device), options.ema, directions)
+    blocks = page.Page(runs).blocks
     queueing.bound(blocks)
     token = "" if access.is_loopback(options.host) else access.new_token()
     own = Middleware(
@@ -82,7 +90,9 @@ def serve(options: Options) -> None:
         state_session_capacity=SESSIONS, theme=page.theme(), css=page.CSS, app_kwargs={"middleware": [own]},
     )  # fmt: skip
     address = access.address(options.host, port, token)
-    print(f"{run.folder if run.is_run else run.path} is at {address}   (Ctrl-C stops it)")
+    run, count = runs[runs.first], len(runs.names)
+    shown = (run.folder if run.is_run else run.path) if count == 1 else f"{count} runs"
+    print(f"{shown} {'is' if count == 1 else 'are'} at {address}   (Ctrl-C stops it)")
     print(access.reachability(options.host), flush=True)
     if options.open:
         webbrowser.open(address)

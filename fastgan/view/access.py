@@ -32,7 +32,7 @@ HEADERS = {
     "referrer-policy": "same-origin",
 }
 # Routes of Gradio under /gradio_api/ that the page needs. Others serve files, take uploads, or write to the disk.
-ROUTES = ("queue/", "heartbeat/", "cancel", "startup-events", "info", "theme.css")
+ROUTES = ("queue/", "heartbeat/", "cancel", "startup-events")
 START = "/gradio_api/startup-events"  # requested by the server itself, once; later requests do nothing
 HEALTH = "/health"
 

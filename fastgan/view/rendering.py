@@ -18,15 +18,26 @@ from fastgan.errors import UserError
 from fastgan.runs.grid import to_picture
 from fastgan.runs.log import CHARTS, METRICS, chart_of
 
-LARGE, SMALL = 512, 128  # width of an image on the page in pixels, alone and among others
+LARGE, HALF, SMALL = 512, 320, 128  # width of an image on the page in pixels: alone, one of two, and among others
 MAX_GRID_WIDTH = 1600
 MAX_POINTS = 500  # of a curve; longer logs are averaged
 FRAME_MILLISECONDS = 60
 
 
-def figure(image: np.ndarray, caption: str, file_name: str) -> str:
+def figure(image: np.ndarray, caption: str, file_name: str, width: int = LARGE) -> str:
     """A large image, uint8 [H, W, C]. A click saves it as `file_name`."""
-    return _figure(_png(to_picture(image)), image.shape[1], caption, max(LARGE, image.shape[1]), file_name=file_name)
+    return _figure(_png(to_picture(image)), image.shape[1], caption, max(width, image.shape[1]), file_name=file_name)
+
+
+def heading(text: str) -> str:
+    return f"<h2>{html.escape(text)}</h2>"
+
+
+def progress_bar(share: float) -> str:
+    """A bar, `share` of which, from 0 to 1, is filled."""
+    percent = round(100 * min(1.0, share))
+    bar = f'role="progressbar" aria-label="Progress" aria-valuenow="{percent}"'
+    return f'<div class="progress" {bar}><div style="width: {percent}%"></div></div>'
 
 
 def animation(frames: Sequence[np.ndarray], caption: str, file_name: str) -> str:

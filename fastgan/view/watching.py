@@ -1,20 +1,30 @@
-"""A run's folder, read again and again while a training writes to it."""
+"""Runs' folders, read again and again while trainings write to them."""
 
 from __future__ import annotations
 
 import json
 import os
 import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from fastgan import examples
+from fastgan import editing, examples
 from fastgan.data.images import reason
+from fastgan.data.urls import has_scheme
+from fastgan.editing import Direction
 from fastgan.errors import UserError
+from fastgan.models.style_based import StyleBasedGenerator
+from fastgan.runs import checkpoint
+from fastgan.runs.health import Watch
 from fastgan.runs.log import FILE_NAME as LOG_FILE_NAME
 from fastgan.runs.networks import open_networks
+
+MAX_OPEN = 4  # runs in memory
+DEPTH = 3  # of folders that runs are looked for in
 
 Stamp = tuple[int, int, int]  # modification time, size and inode of a file: changes with its content
 
@@ -31,17 +41,31 @@ class Run:
 
     path, ema: as for `fastgan.runs.networks.open_networks`. A file of another program has no log and no pictures, and
     its `header` is None. Raises UserError, naming the file, if there are no networks.
+
+    directions: file of `fastgan.editing`; None for the one beside the checkpoint, if there is one.
+
+    Attributes:
+        directions: those that the generator can be edited with.
+        problem: why the present checkpoint file cannot be shown; else None. `directions_problem`: that file's.
     """
 
-    def __init__(self, path: str | Path, device: torch.device, ema: float | None = None):
+    def __init__(
+        self, path: str | Path, device: torch.device, ema: float | None = None, directions: Path | None = None
+    ):
         self._device, self._ema = device, ema
         self._lock = threading.Lock()  # Gradio calls from many threads
         self._log: tuple[Stamp | None, list[dict[str, Any]]] = (None, [])
+        self._watched: tuple[list[dict[str, Any]], list[str]] = ([], [])  # the last log, and its warnings
+        self._directions_file = directions
+        self._directions_stamp: Stamp | str | None = ""  # "": not read yet
+        self.directions: list[Direction] = []
+        self.directions_problem: str | None = None
         self.damaged_lines = 0  # in the log
         self.path = open_networks(path).path
         self.folder = self.path.parent
-        self.problem: str | None = None  # why the present checkpoint file cannot be shown
+        self.problem: str | None = None
         self._read()
+        self._read_directions()
 
     @property
     def name(self) -> str:
@@ -57,6 +81,12 @@ class Run:
         """Names of the classes; empty for a network without classes."""
         return self.trained.class_names
 
+    def label_of(self, class_name: str | None) -> int | None:
+        """Number of a class, the first one if there is none of this name; None for a network without classes."""
+        if not self.classes:
+            return None
+        return self.classes.index(class_name) if class_name in self.classes else 0
+
     @property
     def header(self):
         """Header of a checkpoint of fastgan; None for a file of another program."""
@@ -69,11 +99,14 @@ class Run:
         """
         with self._lock:
             if _stamp(self.path) == self.stamp:
+                self._read_directions()
                 return False
             before = self.trained
             try:
                 self._read()
                 self.problem = None
+                self._directions_stamp = ""
+                self._read_directions()
             except UserError as error:
                 self.problem = str(error)
             except Exception as error:  # damaged or half-written files raise many kinds; the page goes on
@@ -88,6 +121,36 @@ class Run:
             raise UserError(f"{self.path} holds another network now; restart the view to show it")
         self.generator = found.load(self._device)
         self.trained = found
+
+    def _read_directions(self) -> None:
+        """Read the file of directions if it has changed. Those of another network are a problem, which is reported."""
+        if not isinstance(self.generator, StyleBasedGenerator):
+            return
+        path = self._directions_file or self.folder / editing.FILE_NAME
+        stamp = _stamp(path)
+        if stamp == self._directions_stamp:
+            return
+        self._directions_stamp, self.directions, self.directions_problem = stamp, [], None
+        try:
+            found = editing.load(path) if stamp else []
+            editing.style_offset(self.generator, found, {each.name: 0.0 for each in found})
+            self.directions = found
+        except (UserError, ValueError) as error:
+            self.directions_problem = f"{path}: {error}" if isinstance(error, ValueError) else str(error)
+
+    def find_directions(self) -> None:
+        """Find directions by factorization, if the generator has styles and there are none."""
+        with self._lock:
+            if isinstance(self.generator, StyleBasedGenerator) and not self.directions:
+                self.directions = editing.factorized(self.generator)
+
+    def warnings(self) -> list[str]:
+        """Warnings on the training from its log."""
+        log = self.log()
+        if log is not self._watched[0]:
+            header = self.header
+            self._watched = log, Watch(header.config, header.dataset).read_all(log).warnings if header else []
+        return self._watched[1]
 
     def log(self) -> list[dict[str, Any]]:
         """Lines of the log, each with "step", "images" and numbers by name. The same list while the file is unchanged.
@@ -111,6 +174,96 @@ class Run:
         pictures = self.folder.glob("grid-*.png") if self.header else []
         found = [(path.stem.removeprefix("grid-"), path) for path in pictures]
         return sorted(Grid(int(images), path) for images, path in found if images.isdecimal())
+
+
+class Runs:
+    """Runs by name, opened when they are shown. At most MAX_OPEN are kept open.
+
+    Args:
+        sources: each a run, as `Run` takes it, or a folder of runs, at any depth up to DEPTH.
+        device, ema, directions: of all runs, as for `Run`.
+
+    Raises UserError if there is no run in a source, or if the first one shown cannot be opened.
+
+    Attributes:
+        names: of all runs.
+        first: the one that was saved last.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[str],
+        device: torch.device,
+        ema: float | None = None,
+        directions: Path | None = None,
+    ):
+        self._sources, self._options = list(sources), {"device": device, "ema": ema, "directions": directions}
+        self._lock = threading.Lock()
+        self._open: OrderedDict[str, Run] = OrderedDict()
+        self._paths: dict[str, str | Path] = {}
+        self.find()
+        self.first = max(self.names, key=lambda name: _stamp(_file(self._paths[name])) or (0, 0, 0))
+        self[self.first]
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._paths)
+
+    def __getitem__(self, name: str) -> Run:
+        """Raises UserError if there is no such run, or it cannot be opened."""
+        with self._lock:
+            if name not in self._open:
+                if name not in self._paths:
+                    raise UserError(f"there is no run {name}")
+                self._open[name] = Run(self._paths[name], **self._options)
+            self._open.move_to_end(name)
+            while len(self._open) > MAX_OPEN:
+                self._open.popitem(last=False)
+            return self._open[name]
+
+    def find(self) -> None:
+        """Look for runs; new ones are added."""
+        for source in self._sources:
+            found = {} if has_scheme(source) or examples.is_example(source) else _runs_below(Path(source))
+            if not found:
+                found = {_short(source): source}
+            elif len(self._sources) > 1:
+                found = {f"{_short(source)}/{name}": path for name, path in found.items()}
+            for name, path in found.items():
+                if str(path) not in map(str, self._paths.values()):
+                    self._paths[name if name not in self._paths else str(path)] = path
+
+
+def _runs_below(folder: Path) -> dict[str, str | Path]:
+    """Runs' folders by their names within `folder`; none if it is a run itself."""
+    found: dict[str, str | Path] = {}
+    for where in _folders(folder, DEPTH):
+        if where != folder and (where / checkpoint.FILE_NAME).is_file():
+            found[where.relative_to(folder).as_posix()] = where
+    return found
+
+
+def _folders(folder: Path, depth: int) -> Iterator[Path]:
+    """`folder` and the folders below it; not those within runs, links and hidden ones."""
+    yield folder
+    if depth == 0 or (folder / checkpoint.FILE_NAME).exists():
+        return
+    try:
+        below = sorted(each.name for each in os.scandir(folder) if each.is_dir(follow_symlinks=False))
+    except OSError:  # no folder, or it cannot be read
+        return
+    for name in below:
+        if not name.startswith("."):
+            yield from _folders(folder / name, depth - 1)
+
+
+def _short(source: str) -> str:
+    """Name of a source."""
+    return source if has_scheme(source) or examples.is_example(source) else Path(source).resolve().name
+
+
+def _file(path: str | Path) -> Path:
+    return Path(path) / checkpoint.FILE_NAME if Path(path).is_dir() else Path(path)
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ import base64
 import io
 import json
 import math
+import os
 import re
 import shutil
 import socket
@@ -19,7 +20,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fastgan import models, studies
+from fastgan import editing, models, studies
 from fastgan.cli.view import main
 from fastgan.errors import UserError
 from fastgan.runs import checkpoint, drawing
@@ -28,7 +29,7 @@ from fastgan.runs.config import Config, DataOptions, NetworkOptions
 from fastgan.training.configure import resolve
 from fastgan.training.state import new_state
 from fastgan.view import rendering
-from fastgan.view.watching import Grid, Run
+from fastgan.view.watching import Grid, Run, Runs
 from tests.support import official
 from tests.support.processes import LONG, start
 from tests.support.tiny_run import train, untrained
@@ -41,15 +42,15 @@ needs_gradio = pytest.mark.skipif(
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 CPU = torch.device("cpu")
-STYLES = {"psi", "noise", "layers", "mixed"}
+STYLES, NOISE = {"psi", "editing", "find", "projection-space"}, {"noise", "sides"}
 FAMILIES = {  # arch: number of classes, and its controls besides those that all have
     "mlp": (0, set()),
     "dcgan": (0, set()),
     "cgan": (2, {"class", "sheet-shows"}),
     "pggan": (0, set()),
-    "stylegan": (0, STYLES),
-    "stylegan2": (2, STYLES | {"class", "sheet-shows"}),
-    "stylegan3": (2, STYLES - {"noise"} | {"class", "sheet-shows"}),
+    "stylegan": (0, STYLES | NOISE),
+    "stylegan2": (2, STYLES | NOISE | {"class", "sheet-shows"}),
+    "stylegan3": (2, STYLES | {"class", "sheet-shows", "moving"}),
     "r3gan": (2, {"class", "sheet-shows"}),
     "fastgan": (0, set()),
 }
@@ -116,7 +117,7 @@ def test_one_of_several_emas_is_shown(tmp_path):
 @needs_gradio
 def test_a_file_of_another_program_is_shown_without_a_training(tmp_path):
     """Even if other files of a run lie beside it."""
-    from fastgan.view.page import TRAINING, Page
+    from fastgan.view import training
 
     save(tmp_path)
     for name in ("grid-000000008.png", "log.jsonl"):
@@ -124,12 +125,12 @@ def test_a_file_of_another_program_is_shown_without_a_training(tmp_path):
     path = official.write(tmp_path / "network.pkl", official.snapshot(official.Sizes(img_resolution=8, c_dim=2)))
     run = Run(path, CPU)
     assert (run.name, run.classes, run.log(), run.grids()) == ("network.pkl", ["0", "1"], [], [])
-    page = Page(run)
-    assert "stylegan2 · 8×8 · file of another program" in page._head() and "progress" not in page._head()
-    assert "No pictures: this file holds networks only" in page.draw_history(TRAINING, 0)
+    head = training.head(run)
+    assert "stylegan2 · 8×8 · file of another program" in head and "progress" not in head
+    assert "No pictures: this file holds networks only" in training.history(run, 0)
     path.unlink()
     assert not run.reread() and "there is no such checkpoint" in run.problem
-    assert "there is no such checkpoint" in page._head()
+    assert "there is no such checkpoint" in training.head(run)
 
 
 def test_an_unreadable_checkpoint_keeps_the_old_generator_and_is_reported(tmp_path):
@@ -256,7 +257,7 @@ def test_curves_are_grouped_and_each_metric_has_its_own_chart():
 
 @needs_gradio
 def test_every_chart_has_a_title_on_the_page():
-    from fastgan.view.page import TITLES
+    from fastgan.view.training import TITLES
 
     assert set(TITLES) == set(run_log.CHARTS)
 
@@ -272,18 +273,18 @@ def test_a_long_log_is_averaged():
 
 @needs_gradio
 def test_the_head_shows_warnings_on_the_training(tmp_path):
-    from fastgan.view.page import Page
+    from fastgan.view import training
 
     folder = save(tmp_path / "run", arch="dcgan")
-    page = Page(Run(folder, CPU))
+    run = Run(folder, CPU)
     lines = [
         {"step": 40 * n, "images": 4 * n, "distance_real": 0.5, "distance_fake": fake}
         for n, fake in enumerate([0.4, 0.01, 0.01, 0.01, 0.4], 1)
     ]
-    assert "Warning" not in page._head()
+    assert "Warning" not in training.head(run)
     for count, warned in ((2, False), (3, True), (4, True), (5, False)):
         (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:count]))
-        head = page._head()
+        head = training.head(run)
         assert ("Warning: samples are nearly alike since 8 images (2% of" in head) == warned
         assert head.count('class="problem"') == warned
 
@@ -291,36 +292,153 @@ def test_the_head_shows_warnings_on_the_training(tmp_path):
 @needs_gradio
 @pytest.mark.parametrize("arch", FAMILIES)
 def test_a_family_has_the_controls_that_it_supports(tmp_path, arch):
-    from fastgan.view.page import CLASSES, SEEDS, Page
+    from fastgan.view import images
+    from fastgan.view.images import CLASSES, SEEDS, Point
+    from fastgan.view.page import Page
 
     classes, own = FAMILIES[arch]
     folder = save(tmp_path / "run", arch, classes)
-    page = Page(Run(folder, CPU))
-    names = {block.elem_id for block in page.blocks.blocks.values()} - {None}
-    everywhere = {"head", "follow", "refresh", "controls", "seed", "random", "tabs", "second", "space", "position"}
-    everywhere |= {"animate", "image", "sheet", "between", "row", "moment", "history", "note", "top", "body", "views"}
-    assert names == everywhere | own
+    runs = Runs([str(folder)], CPU)
+    run = runs[runs.first]
+    page = Page(runs)
+    assert {name for name, part in page.setup_of(run, runs.first).items() if part.get("visible")} == {
+        {"sheet-shows": "shows", "mixed": "mixing-tab"}.get(name, name) for name in own
+    } | ({"mixing-tab"} if own & STYLES else set())
 
-    label = 1 if classes else None
-    common = 3, label, 1.0
-    sides = page.noise.value
-    assert np.array_equal(pixels(page.draw_image(*common, sides)), drawn(folder, 3, label))
-    shown = page.draw_sheet(*common, CLASSES if classes else SEEDS)
-    assert shown.count("<figure>") == (classes or 12)
-    spaces = [value for _, value in page.space.choices]
+    name = "light" if classes else None
+    label, point = 1 if classes else None, Point(3, name)
+    assert np.array_equal(pixels(images.image(run, point)), drawn(folder, 3, label))
+    assert images.sheet(run, point, CLASSES).count("<figure>") == (classes or 12)
+    shown = images.sheet(run, point, SEEDS)
+    assert shown.count("<figure>") == 12 and np.array_equal(pixels(shown), drawn(folder, 4, label))
+    spaces = [value for _, value in page.controls["space"].choices]
     assert spaces == (["slerp", "z", "w"] if own & STYLES else ["slerp", "z"])
     for space in spaces:
         for position, seed in ((0, 3), (1, 5)):
-            image = pixels(page.draw_between(*common, 5, space, position))
+            image = pixels(images.between(run, point, 5, space, position))
             assert np.abs(image.astype(int) - drawn(folder, seed, label)).max() <= 1
-        assert page.draw_row(*common, 5, space).count("<figure>") == 9
-    assert "image/webp" in page.draw_between(*common, 5, "slerp", 0, animated=True)
-    if own & STYLES:
-        assert np.array_equal(pixels(page.draw_image(3, label, 0.5, sides)), drawn(folder, 3, label, truncation=0.5))
-        assert np.array_equal(pixels(page.draw_image(*common, [])), drawn(folder, 3, label)) == ("noise" not in own)
-        everything = [value for _, value in page.layers.choices]
-        assert np.array_equal(pixels(page.draw_mixed(*common, 5, everything)), drawn(folder, 5, label))
-        assert np.array_equal(pixels(page.draw_mixed(*common, 5, [])), drawn(folder, 3, label))
+        assert images.row(run, point, 5, space).count("<figure>") == 9
+    assert "image/webp" in images.between(run, point, 5, "slerp", 0, animated=True)
+    assert images.compared([run, run], point).count("<figure>") == 26
+    half, without = (
+        pixels(images.image(run, point._replace(psi=0.5))),
+        pixels(images.image(run, point._replace(sides=()))),
+    )
+    assert np.array_equal(without, drawn(folder, 3, label)) == (not own & NOISE)
+    if not own & STYLES:
+        assert np.array_equal(half, drawn(folder, 3, label)), "it has no truncation"
+        assert "no styles to mix" in images.mixed(run, point, 5, [4])
+        return
+    assert np.array_equal(half, drawn(folder, 3, label, truncation=0.5))
+    every = images.mixing_sides(run)
+    assert np.array_equal(pixels(images.mixed(run, point, 5, every)), drawn(folder, 5, label))
+    assert np.array_equal(pixels(images.mixed(run, point, 5, [])), drawn(folder, 3, label))
+
+    run.find_directions()
+    (first, second, *_), edited = run.directions, point._replace(strengths=(0.5, -1.0))
+    generator, _ = checkpoint.load_generator(folder)
+    with editing.edited(generator, run.directions, {first.name: 0.5, second.name: -1.0}):
+        expected = studies.to_uint8(studies.samples(generator, [3], label=label)[0, 0])[:, :, 0]
+    assert np.array_equal(pixels(images.image(run, edited)), expected)
+    assert not np.array_equal(expected, drawn(folder, 3, label))
+    assert f"{first.name} +0.5, {second.name} -1" in images.image(run, edited)
+    moved = pixels(images.image(run, point._replace(x=0.25, degrees=90.0)))
+    assert np.array_equal(moved, drawn(folder, 3, label)) == ("moving" not in own)
+
+
+@needs_gradio
+@pytest.mark.parametrize("arch", ["stylegan2", "cgan"])
+def test_a_projected_image_takes_the_place_of_the_seed(tmp_path, arch):
+    """Its own image is found again, edited, mixed and interpolated."""
+    from fastgan.view import images, projecting
+    from fastgan.view.images import CLASSES, Point
+
+    folder = save(tmp_path / "run", arch, side=8)
+    run = Run(folder, CPU)
+    picture = io.BytesIO()
+    Image.fromarray(drawn(folder, 40, 1)).resize((24, 16)).save(picture, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(picture.getvalue()).decode()
+    given = projecting.read(url, "<me>.png", run.trained.model)
+    assert given.note == "24x16, cropped and resized to 8x8" and "&lt;me&gt;.png" in projecting.preview(given)
+    *progress, found = projecting.project(run, "run", given, "w" if arch == "stylegan2" else None, 3)
+    assert "comparing with random images" in progress[0] and "found: PSNR" in progress[-1]
+    point = Point(3, found.class_name or "light", projected=found)
+    image = pixels(images.image(run, point))
+    assert np.array_equal(image, pixels(progress[-1].partition("given.png")[2].partition("<figure>")[2]))
+    assert not np.array_equal(image, pixels(images.image(run, point._replace(projected=None))))
+    assert np.array_equal(pixels(images.between(run, point, 5, "slerp", 0.0)), image)
+    assert images.sheet(run, point, CLASSES).count("<figure>") == (12 if arch == "stylegan2" else 2)
+    if arch == "stylegan2":
+        assert np.array_equal(pixels(images.mixed(run, point, 5, [])), image)
+        assert ", class" not in images.caption(run, point), "styles have no class"
+    for data in ("", "data:,", "data:image/png;base64,!!", "data:image/png;base64," + base64.b64encode(b"no").decode()):
+        with pytest.raises(UserError, match=r"<me>.png (cannot be decoded|is not an image)"):
+            projecting.read(data, "<me>.png", run.trained.model)
+
+
+@needs_gradio
+def test_a_projection_that_nobody_waits_for_stops(tmp_path):
+    from fastgan.view import projecting
+
+    run = Run(save(tmp_path / "run", side=8), CPU)
+    given = projecting.Given("image", np.zeros((8, 8, 1), np.uint8), "")
+    projection = projecting.project(run, "run", given, "w", 10**9)
+    while "step " not in next(projection):
+        pass
+    projection.close()
+
+
+# Several runs -------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_runs_has_their_names(tmp_path):
+    for name in ("b", "a/new", "a/new/kept"):
+        (tmp_path / "runs" / name).parent.mkdir(parents=True, exist_ok=True)
+        save(tmp_path / "runs" / name)
+    (tmp_path / "runs" / ".hidden").mkdir()
+    save(tmp_path / "runs" / ".hidden" / "run")
+    os.utime(tmp_path / "runs" / "b" / checkpoint.FILE_NAME)
+    runs = Runs([str(tmp_path / "runs")], CPU)
+    assert runs.names == ["a/new", "b"], "folders within a run are not searched"
+    assert runs.first == "b" and runs["b"].folder == tmp_path / "runs" / "b"
+    with pytest.raises(UserError, match="there is no run c"):
+        runs["c"]
+    save(tmp_path / "runs" / "c")
+    runs.find()
+    assert runs.names == ["a/new", "b", "c"] and runs["c"] is runs["c"]
+
+    several = Runs([str(tmp_path / "runs"), "example:digits", str(tmp_path / "runs" / "b")], CPU)
+    assert several.names == ["runs/a/new", "runs/b", "runs/c", "example:digits"], "a run comes once"
+    assert Runs([str(tmp_path / "runs" / "b")], CPU).names == ["b"]
+    (tmp_path / "runs" / "a" / "new" / "empty").mkdir()
+    with pytest.raises(UserError, match="not the folder of a run"):
+        Runs([str(tmp_path / "runs" / "a" / "new" / "empty")], CPU)
+
+
+def test_few_runs_are_kept_open(tmp_path, monkeypatch):
+    monkeypatch.setattr("fastgan.view.watching.MAX_OPEN", 2)
+    for name in "abc":
+        save(tmp_path / name)
+    runs = Runs([str(tmp_path)], CPU)
+    opened = {name: runs[name] for name in "abc"}
+    assert runs["c"] is opened["c"] and runs["b"] is opened["b"] and runs["a"] is not opened["a"]
+
+
+def test_directions_beside_a_run_are_read_again(tmp_path):
+    run = Run(save(tmp_path / "run"), CPU)
+    path = run.folder / editing.FILE_NAME
+    assert run.directions == []
+    editing.save(path, editing.factorized(run.generator, count=2, samples=50))
+    run.reread()
+    assert [each.name for each in run.directions] == ["f0", "f1"] and run.directions_problem is None
+    path.write_bytes(b"broken")
+    run.reread()
+    assert run.directions == [] and "has no directions" in run.directions_problem
+    other = Run(save(tmp_path / "other", "stylegan3"), CPU)
+    editing.save(path, editing.factorized(other.generator, count=1, samples=50))
+    run.reread()
+    assert run.directions == [] and "is of another network" in run.directions_problem
+    assert [each.name for each in Run(other.path, CPU, None, path).directions] == ["f0"]
 
 
 def error_of(argv, capsys):
@@ -469,32 +587,37 @@ def test_the_command_says_who_can_reach_the_page(host, shown, words):
 
 
 @needs_gradio
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e300, 10**400, -1, "5", [1], {"a": 1}, True])
-def test_values_that_the_page_never_sends_are_refused_in_one_line(tmp_path, value):
+def test_values_that_the_page_never_sends_are_refused_in_one_line(tmp_path):
+    """Each control takes the one it was made with, and none of these."""
     import gradio as gr
 
-    from fastgan.view.page import Page
+    from fastgan.view.page import Page, _with_errors_shown
 
-    page = Page(Run(save(tmp_path / "run"), CPU))
-    controls = [page.seed, page.second, page.psi, page.position, page.label, page.sheet_shows, page.noise, page.layers]
-    for control in [*controls, page.space]:
-        try:
-            control.preprocess(value)
-        except gr.Error as error:
-            assert "invalid value" in error.message and not error.print_exception
-        else:
-            assert value in (-1, True), control  # -1 is a psi, and Python's True is 1
-            assert isinstance(control, gr.Number | gr.Slider | gr.Dropdown)
+    page = Page(Runs([str(save(tmp_path / "run"))], CPU))
+    first = [page.controls[name].value for name in page.controls]
+    assert list(page._checked(list(page.controls), first)) == list(page.controls)
+    for name, control in page.controls.items():
+        for value in (math.nan, math.inf, -math.inf, 1e300, 10**400, [math.nan], ["x"], {"a": 1}, object()):
+            with pytest.raises(UserError, match=f"{re.escape(control.label)}: invalid value"):
+                page._checked([name], [value])
+    for name in ("psi", "seed", "position", "edit-0", "x", "moment"):
+        for value in ("5", True, [1], -1e9):
+            with pytest.raises(UserError, match="invalid value"):
+                page._checked([name], [value])
+    with pytest.raises(gr.Error, match="Truncation: invalid value") as refused:
+        _with_errors_shown(page._checked)(["psi"], [math.nan])
+    assert not refused.value.print_exception
 
 
 @needs_gradio
 def test_markup_in_names_is_escaped(tmp_path):
-    from fastgan.view.page import CLASSES, Page
+    from fastgan.view import images, training
+    from fastgan.view.images import CLASSES, Point
 
     folder = save(tmp_path / "<img src=x onerror=alert(1)>", class_names=["<script>alert(2)</script>", '"light'])
-    page = Page(Run(folder, CPU))
-    shown = [page._head(), page.draw_sheet(0, 0, 1.0, CLASSES), page.draw_image(0, 0, 1.0, [])]
-    shown.append(page.draw_between(0, 1, 1.0, 1, "slerp", 0.5))
+    run = Run(folder, CPU)
+    shown = [training.head(run), images.sheet(run, Point(), CLASSES), images.image(run, Point())]
+    shown += [images.between(run, Point(0, '"light'), 1, "slerp", 0.5), images.compared([run], Point())]
     for text in shown:
         assert "<script" not in text and "<img src=x" not in text
     assert "&lt;script&gt;" in shown[1] and "&quot;light" in shown[3]
@@ -659,8 +782,20 @@ class Browser:
             time.sleep(0.15)
         raise AssertionError(f"{what} did not come in {seconds} seconds")
 
+    def refusal(self, words):
+        """Wait until the page has refused something with these words, and close the message."""
+        end = time.monotonic() + 120
+        while not any(words in text for text in self.errors()):
+            assert time.monotonic() < end, words
+            time.sleep(0.15)
+        while self.errors():
+            self.driver.execute_script("document.querySelector('.toast-close')?.click()")
+            time.sleep(0.15)
+
     def errors(self):
-        return [element.text for element in self.all(".toast-body")]
+        return self.driver.execute_script(
+            "return [...document.querySelectorAll('.toast-body')].map(each => each.innerText)"
+        )
 
     def click(self, selector, text=None):
         """Click the visible element, with this text if there are several."""
@@ -683,6 +818,25 @@ class Browser:
         field.send_keys(Keys.CONTROL, "a")
         field.send_keys(str(text), Keys.TAB)
 
+    def press(self, selector, key):
+        """Press a key in the visible element."""
+        (field,) = self.wait(selector, lambda: [each for each in self.all(selector) if each.is_displayed()][:1])
+        field.send_keys(key)
+
+    def choose(self, selector, option):
+        """Choose an option of a dropdown."""
+        self.click(f"{selector} input")
+        self.click("li[role=option]", option)
+
+    def open(self, tab):
+        """Open a tab, which a narrow page keeps in a menu."""
+        found = [
+            each for each in self.all("#tabs button[role=tab]") if each.text.strip() == tab and each.is_displayed()
+        ]
+        if not found:
+            self.click("#tabs .overflow-menu > button")
+        self.click("#tabs button[role=tab], #tabs .overflow-dropdown button", tab)
+
     def source(self, selector):
         """The `src` of the first image below `selector`."""
         image = self.wait(selector, lambda: self.all(f"{selector} img"))[0]
@@ -701,8 +855,11 @@ class Browser:
 
 @pytest.fixture
 def served(folder, tmp_path):
-    """A run of a tiny trained network, a browser that shows its page, and a function that saves a new checkpoint."""
-    run = train(folder, tmp_path / "run", "--grid-interval", "16")
+    """Two runs of tiny networks, one trained and one of stylegan3 with movement, a browser that shows their page, and a
+    function that saves a new checkpoint of the first."""
+    (tmp_path / "runs").mkdir()
+    moving = save(tmp_path / "runs" / "moving", "stylegan3", side=8)
+    run = train(folder, tmp_path / "runs" / "trained", "--grid-interval", "16")
     header = checkpoint.read_header(run)
     state = new_state(header.model, header.config, CPU)
     checkpoint.restore(header, state)
@@ -715,20 +872,34 @@ def served(folder, tmp_path):
         checkpoint.save(header.path, state, header.config, header.model, header.dataset)
 
     resave(0.0, 48)
+    editing.save(run / editing.FILE_NAME, editing.factorized(state.ema.eval(), count=2, samples=50))
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    process = start([str(run), "--port", str(port), "--device", "cpu"], module="view")
+    process = start([str(run.parent), "--port", str(port), "--device", "cpu"], module="view")
     browser = None
     try:
         line = process.stdout.readline()
-        assert f"{run} is at http://127.0.0.1:{port}/" in line, line + process.communicate()[0]
+        assert f"2 runs are at http://127.0.0.1:{port}/" in line, line + process.communicate()[0]
         browser = Browser(f"http://127.0.0.1:{port}/", tmp_path / "profile")
-        yield run, browser, resave
+        yield run, moving, browser, resave
     finally:
         if browser:
             browser.driver.quit()
         process.terminate()
-        process.communicate()
+        output = process.communicate()[0]
+    assert "Traceback" not in output, output
+
+
+# The accessible name of every control in view, or its HTML if it has none.
+NAMELESS = """
+return [...document.querySelectorAll('input, button, select, textarea, [role=slider]')].filter(each => {
+    const box = each.getBoundingClientRect();
+    if (!box.width || !box.height) return false;
+    const labels = each.labels ? [...each.labels].map(label => label.textContent).join('') : '';
+    const inside = each.textContent + [...each.querySelectorAll('img')].map(image => image.alt).join('');
+    return !(each.ariaLabel || each.title || each.placeholder || labels.trim() || inside.trim());
+}).map(each => each.outerHTML.slice(0, 300));
+"""
 
 
 @pytest.mark.slow
@@ -736,9 +907,11 @@ def served(folder, tmp_path):
 @pytest.mark.skipif(find_spec("selenium") is None, reason="selenium is not installed")
 @pytest.mark.skipif(CHROMIUM is None or DRIVER is None, reason="there is no Chromium with its driver here")
 def test_every_control_in_a_browser(served):
+    from selenium.webdriver.common.keys import Keys
+
     from fastgan.view.page import POLL_SECONDS
 
-    run, browser, resave = served
+    run, moving, browser, resave = served
 
     # A seed gives the image of `fastgan generate`.
     browser.shows("#image", drawn(run, 0, 0))
@@ -755,8 +928,7 @@ def test_every_control_in_a_browser(served):
     browser.type("#seed input", 0)
 
     # Class and truncation.
-    browser.click("#class input")
-    browser.click("li[role=option]", "light")
+    browser.choose("#class", "light")
     browser.shows("#image", drawn(run, 0, 1))
     browser.type("#psi input[type=number]", 0.5)
     browser.shows("#image", drawn(run, 0, 1, truncation=0.5))
@@ -781,10 +953,36 @@ def test_every_control_in_a_browser(served):
 
     # Noise.
     before = browser.source("#image")
-    browser.click("#noise label", "8×8")
+    browser.click("#sides label", "8×8")
     browser.changed("#image", before)
-    browser.click("#noise label", "8×8")
+    browser.click("#sides label", "8×8")
     browser.shows("#image", drawn(run, 3, 0))
+    before = browser.source("#image")
+    browser.click("#noise label", "random")
+    once = browser.changed("#image", before)
+    browser.press("#seed input", Keys.ENTER)  # draws again
+    browser.changed("#image", once)
+    browser.click("#noise label", "fixed")
+    browser.shows("#image", drawn(run, 3, 0))
+
+    # Directions; the arrow keys move a slider.
+    generator, _ = checkpoint.load_generator(run)
+    found = editing.load(run / editing.FILE_NAME)
+    assert browser.all("#edit-1 label, #edit-1 span")[0].text.startswith("f1 · ")
+
+    def edited(strength):
+        with editing.edited(generator, found, {"f0": strength}):
+            return studies.to_uint8(studies.samples(generator, [3], label=0)[0, 0])[:, :, 0]
+
+    browser.type("#edit-0 input[type=number]", 2)
+    browser.shows("#image", edited(2.0))
+    browser.press("#edit-0 input[type=range]", Keys.ARROW_RIGHT)
+    browser.shows("#image", edited(2.1))
+    browser.click("#reset")
+    browser.shows("#image", drawn(run, 3, 0))
+    browser.press("#seed input", Keys.TAB)
+    assert browser.driver.switch_to.active_element.get_attribute("id") == "random", "controls follow each other"
+    assert browser.driver.execute_script(NAMELESS) == []
 
     # Style mixing: no layer of the second seed, some, all.
     browser.click("#tabs button[role=tab]", "Style mixing")
@@ -818,6 +1016,64 @@ def test_every_control_in_a_browser(served):
     browser.wait("the animation", lambda: browser.source("#between").startswith("data:image/webp"))
     browser.type("#position input[type=number]", 0)
     browser.shows("#between", drawn(run, 3, 0))
+
+    # Projection, whose result takes the place of the seed.
+    picture, broken = run.parent / "me.png", run.parent / "broken.png"
+    broken.write_bytes(b"no image")
+    Image.fromarray(drawn(run, 40, 1)).resize((24, 16)).save(picture)
+    browser.click("#tabs button[role=tab]", "Projection")
+    (file,) = browser.wait("the file input", lambda: browser.all("#upload input"))
+    file.send_keys(str(broken))
+    browser.refusal("broken.png is not an image")
+    file.send_keys(str(picture))
+    given = "me.png: 24x16, cropped and resized to 8x8"
+    browser.wait("the preview", lambda: browser.all("#projection figcaption")[0].text == given)
+    browser.type("#steps input[type=number]", 2000)
+    browser.click("#project")
+    browser.wait("progress", lambda: "step " in browser.all("#projection figcaption")[1].text)
+    browser.click("#stop")
+    browser.type("#steps input[type=number]", 10)
+    browser.click("#project")
+    browser.wait("the projection", lambda: "found: PSNR" in browser.all("#projection figcaption")[1].text)
+    projected = pixels(browser.all("#projection img")[1].get_attribute("src"))
+    browser.click("#tabs button[role=tab]", "Images")
+    browser.shows("#image", projected)
+    assert browser.all("#image figcaption")[0].text == "projection of me.png"
+    browser.type("#edit-0 input[type=number]", 2)
+    browser.wait("an edit", lambda: "projection of me.png, f0 +2" in browser.all("#image figcaption")[0].text)
+    browser.click("#reset")
+    browser.type("#seed input", 3)  # back to seeds
+    browser.shows("#image", drawn(run, 3, 0))
+
+    # Two runs side by side, and the other one alone, which moves.
+    browser.click("#tabs button[role=tab]", "Compare")
+    browser.wait("both runs", lambda: len(browser.all("#compared section")) == 2)
+    assert [each.text for each in browser.all("#compared h2")] == ["trained", "moving"]
+    sources = [browser.source(f"#compared section:nth-child({number})") for number in (1, 2)]
+    assert all(np.array_equal(pixels(src), drawn(own, 3, 0)) for src, own in zip(sources, (run, moving), strict=True))
+    browser.click("#tabs button[role=tab]", "Images")
+    browser.choose("#run", "moving")
+    browser.shows("#image", drawn(moving, 3, 0))
+    assert "moving" in browser.all("#head")[0].text and not browser.all("#noise, #edit-0")
+    browser.type("#x input[type=number]", 0.25)
+    scene, _ = checkpoint.load_generator(moving)
+    browser.shows(
+        "#image", studies.to_uint8(studies.move(scene, [3], [studies.translation(0.25, 0)], label=0)[0, 0])[..., 0]
+    )
+    browser.type("#x input[type=number]", 0)
+
+    # A phone.
+    browser.driver.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 375, "height": 800, "deviceScaleFactor": 2, "mobile": True}
+    )
+    for tab in ("Images", "Style mixing", "Projection"):
+        browser.open(tab)
+        width = browser.driver.execute_script("return document.documentElement.scrollWidth")
+        assert width <= 375, f"{tab} scrolls sideways: {width} pixels"
+    browser.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    browser.open("Images")
+    browser.choose("#run", "trained")
+    browser.shows("#image", drawn(run, 3, 0))
 
     # Curves, and earlier samples.
     browser.click("#tabs button[role=tab]", "Training")

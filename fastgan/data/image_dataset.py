@@ -22,7 +22,8 @@ from fastgan.files import sync, sync_directory
 
 
 class Images(Protocol):
-    """Images that are indexed like an array uint8 [n, H, W, C], and compared with their digests on the way."""
+    """Images that are indexed like an array uint8 [n, H, W, C], and compared with their digests on the way:
+    `MappedImages`, and `ShardedImages` of `fastgan.data.shards`."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -30,15 +31,6 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index) -> np.ndarray: ...
-
-
-class ShardedImages(Images, Protocol):
-    """Images that arrive shard by shard; see `fastgan.data.shards`.
-
-    counts: number of images in each shard.
-    """
-
-    counts: list[int]
 
 
 class MappedImages:
@@ -86,7 +78,7 @@ class MappedImages:
 class ImageDataset:
     """Images of one size with optional class labels.
 
-    images: uint8 [n, H, W, C], C = 1 (grey), 3 (RGB) or 4 (RGBA): `MappedImages`, `ShardedImages` or an array.
+    images: uint8 [n, H, W, C], C = 1 (grey), 3 (RGB) or 4 (RGBA): `Images`, or an array.
     labels: int64 [n] in 0..len(class_names)-1, or None (unlabelled).
     class_names: one for each class; empty if unlabelled.
     source: description of the data set for logs.
@@ -141,8 +133,8 @@ class DamagedData(Exception):
     """A folder of a data set is damaged. The message names the file and says how."""
 
 
-FILES = IMAGES, CHECKSUMS, META, LABELS = "images.npy", "checksums.npy", "meta.json", "labels.npy"
-CHECKED_AT_ONCE = 2**30  # bytes of images that are compared with their checksums when they are opened; see docs
+IMAGES, CHECKSUMS, META, LABELS = "images.npy", "checksums.npy", "meta.json", "labels.npy"
+CHECKED_AT_ONCE = 2**30  # bytes of images that are compared with their checksums when they are opened
 
 
 def is_prepared(folder: Path) -> bool:

@@ -121,6 +121,8 @@ class ZipFiles(ImageFiles):
             raise UserError(
                 f"{option}{path} is not a readable zip ({reason(error)}); give a folder of images or an undamaged zip"
             ) from error
+        if not _has_all_entries(self.zip):
+            raise UserError(f"{option}{path} is damaged: its directory has fewer or more files than it claims")
         self._infos: dict[str, zipfile.ZipInfo] = {}
         self.others = []
         for info in self.zip.infolist():
@@ -146,6 +148,20 @@ class ZipFiles(ImageFiles):
 
     def open(self, name: str):
         return self.zip.open(self._infos[name])
+
+
+def _has_all_entries(archive: zipfile.ZipFile) -> bool:
+    """Whether the directory of a zip has as many entries as the record after it says; `zipfile` does not compare."""
+    file = archive.fp
+    assert file is not None, "closed"
+    file.seek(max(0, file.seek(0, os.SEEK_END) - 2**16 - 200))  # the record, its comment, and what zip64 adds
+    tail = file.read()
+    end = tail.rfind(b"PK\5\6")
+    large = tail.rfind(b"PK\6\6", 0, end)
+    claimed = int.from_bytes(tail[end + 10 : end + 12], "little")
+    if claimed == 0xFFFF and large >= 0:
+        return int.from_bytes(tail[large + 32 : large + 40], "little") == len(archive.infolist())
+    return claimed == len(archive.infolist()) & 0xFFFF  # some programs write more entries without zip64
 
 
 def open_files(path: Path, option: str = "--data ") -> FolderFiles | ZipFiles:

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from fastgan.data import open_dataset
 from fastgan.data.images import Target, convert
+from fastgan.data.readers import open_reader
 from fastgan.errors import UserError
 from tests.support.image_sources import (
+    ZIP_NAMES,
     encode,
     make_image,
     mutated,
@@ -63,6 +65,24 @@ def test_two_files_of_one_name_in_a_zip_are_refused(tmp_path):
             archive.writestr("1.png", encode(make_image(number)))
     with pytest.raises(UserError, match=r"several files named 1\.png"):
         read_items(tmp_path / "x.zip")
+
+
+def test_a_zip_whose_directory_is_short_is_refused(small_zip, tmp_path):
+    """A comment that claims to be longer hides the entries after it."""
+    changed, entry = bytearray(small_zip), small_zip.index(b"PK\1\2")
+    changed[entry + 32 : entry + 34] = (46 + len(ZIP_NAMES[0])).to_bytes(2, "little")
+    (tmp_path / "x.zip").write_bytes(changed)
+    with zipfile.ZipFile(tmp_path / "x.zip") as archive:
+        assert len(archive.namelist()) == 3
+    with pytest.raises(UserError, match=r"x\.zip is damaged: its directory has fewer or more files than it claims"):
+        read_items(tmp_path / "x.zip")
+
+
+def test_a_zip_of_more_files_than_16_bits_count_is_read(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for number in range(2**16):
+            archive.writestr(f"{number}.png", b"")
+    assert len(open_reader(str(tmp_path / "x.zip")).names) == 2**16
 
 
 @pytest.mark.parametrize("pack", ["folder", "zip", "tar"])

@@ -13,7 +13,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from fastgan.data.images import open_regular, reason
-from fastgan.data.readers.base import Reader, ReaderOptions, choose_name, number_labels
+from fastgan.data.readers.base import Reader, ReaderOptions, choose_name, number_labels, unread_note
 from fastgan.errors import UserError
 
 CHUNK = 2**20
@@ -56,7 +56,9 @@ class ArrayReader(Reader):
         status = [file.stat() for file in found.files]
         self.state = [[str(file) for file in found.files], [[each.st_size, each.st_mtime_ns] for each in status]]
         self.state += [options.split, options.image_column, options.label_column]
-        if found.labels is not None:
+        if found.labels is None:
+            self.notes = unread_note(found.others)
+        else:
             texts = ["" if re.fullmatch(r"-\d+", str(value)) else str(value) for value in found.labels.tolist()]
             if any(texts):
                 self.labels, self.class_names = number_labels(texts, path)
@@ -70,12 +72,14 @@ class ArrayReader(Reader):
 class Arrays(NamedTuple):
     """images: uint8 [N, H, W] or [N, H, W, C] with 3 or 4 channels; may be a memory map.
 
-    labels: [N], whole numbers or text; None if there are none. files: where both were read from.
+    labels: [N], whole numbers or text; None if there are none. files: where both were read from. others: names of the
+    other arrays there.
     """
 
     images: np.ndarray
     labels: np.ndarray | None
     files: list[Path]
+    others: list[str]
 
 
 def load_arrays(path: Path, options: ReaderOptions) -> Arrays:
@@ -88,11 +92,11 @@ def load_arrays(path: Path, options: ReaderOptions) -> Arrays:
         if path.is_dir():
             path = _idx_file(path, options.split)
         if path.suffix.lower() == ".npz":
-            images, labels, files = *_load_npz(path, options), [path]
+            (images, labels, others), files = _load_npz(path, options), [path]
         else:
             load = _load_npy if path.suffix.lower() == ".npy" else _load_idx
             label_file = _label_file(path)
-            images, labels = load(path), None if label_file is None else load(label_file)
+            images, labels, others = load(path), None if label_file is None else load(label_file), []
             files = [path] if label_file is None else [path, label_file]
     except UserError:
         raise
@@ -100,7 +104,7 @@ def load_arrays(path: Path, options: ReaderOptions) -> Arrays:
         raise UserError(f"{path} cannot be read ({reason(error)})") from error
     if labels is not None:
         labels = _check_labels(labels, len(images), path)
-    return Arrays(_check_images(images, path), labels, files)
+    return Arrays(_check_images(images, path), labels, files, others)
 
 
 def _check_images(images: np.ndarray, path: Path) -> np.ndarray:
@@ -147,7 +151,8 @@ def _label_file(path: Path) -> Path | None:
     return next((path.with_name(name) for name in names if path.with_name(name).is_file()), None)
 
 
-def _load_npz(path: Path, options: ReaderOptions) -> tuple[np.ndarray, np.ndarray | None]:
+def _load_npz(path: Path, options: ReaderOptions) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
+    """Images, labels, and the names of the other arrays."""
     split = options.split
     with open_regular(path) as file, np.load(file, allow_pickle=False) as archive:
         likely = [f"{split}_images", f"x_{split}", f"X_{split}", "images", "x", "X", "data", "arr_0"]
@@ -158,7 +163,8 @@ def _load_npz(path: Path, options: ReaderOptions) -> tuple[np.ndarray, np.ndarra
             )
         likely = [f"{split}_labels", f"y_{split}", f"Y_{split}", "labels", "label", "y", "Y", "targets", "arr_1"]
         labels = choose_name(path, "--label-column", options.label_column, likely, archive.files)
-        return archive[images], None if labels is None else archive[labels]
+        others = [name for name in archive.files if name not in (images, labels)]
+        return archive[images], None if labels is None else archive[labels], others
 
 
 # IDX: http://yann.lecun.com/exdb/mnist ------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from fastgan.data import labels
 from fastgan.data.images import UnusableImage
-from fastgan.errors import UserError
+from fastgan.errors import UserError, readable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -110,6 +110,14 @@ def choose_name(
             raise UserError(f"{option} {given}: not in {where}, which has {', '.join(available) or 'none'}")
         return given
     return next((name for name in likely if name in available), None)
+
+
+def unread_note(names: list[str]) -> list[str]:
+    """A note about columns or arrays that might have been the classes of a set without any."""
+    if not names:
+        return []
+    shown = ", ".join([*map(readable, names[:8]), *(["..."] if len(names) > 8 else [])])
+    return [f"no classes, as these were not read: {shown}; --label-column takes one of them"]
 
 
 def number_labels(texts: list[str], where: object) -> tuple[list[int | None], list[str] | None]:

@@ -13,6 +13,7 @@ from fastgan.data.readers.base import (
     import_extra,
     number_labels,
     require_extra,
+    unread_note,
 )
 from fastgan.errors import UserError
 
@@ -37,7 +38,7 @@ class HuggingFaceReader(Reader):
         require_extra("datasets", "huggingface", "datasets", spec)
         try:
             self._table = Isolated(_Table, spec, options)
-            self.names, self.labels, self.class_names, self.state = self._table.call("describe")
+            self.names, self.labels, self.class_names, self.state, self.notes = self._table.call("describe")
         except Crashed as error:
             raise UserError(f"{spec} is damaged: reading it ended a process by {error}") from None
 
@@ -100,13 +101,15 @@ class _Table:
             texts = ["" if each is None else str(each) for each in found[label]]
             if any(texts):
                 self._labels, self._class_names = number_labels(texts, spec)
+        self._notes = unread_note([column for column in features if column != image]) if label is None else []
         self._rows = found.select_columns([image]).cast_column(image, datasets.Image(decode=False))
         self._column, self._fingerprint = image, found._fingerprint
 
     def describe(self) -> tuple:
-        """Names, labels, class names and state of the reader."""
+        """Names, labels, class names, state and notes of the reader."""
         names = [f"{self._name}[{number}]" for number in range(len(self._rows))]
-        return names, self._labels, self._class_names, [self._name, self._split, self._fingerprint, len(names)]
+        state = [self._name, self._split, self._fingerprint, len(names)]
+        return names, self._labels, self._class_names, state, self._notes
 
     def read(self, number: int) -> bytes:
         try:

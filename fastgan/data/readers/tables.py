@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 from fastgan.data.images import UnusableImage, open_regular, read_regular, reason
-from fastgan.data.readers.base import Reader, ReaderOptions, choose_name, number_labels
+from fastgan.data.readers.base import Reader, ReaderOptions, choose_name, number_labels, unread_note
 from fastgan.errors import UserError
 
 IMAGE_COLUMNS = ("image", "img", "file", "filename", "file_name", "filepath", "path")  # the first one present is taken
@@ -49,7 +49,9 @@ class TableReader(Reader):
         self.names = [cell(row, image) for row in rows]
         self._folder = path.parent
         texts: list[str] = []
-        if label is not None:
+        if label is None:
+            self.notes = unread_note([name for name in header if name not in ("", image)])
+        else:
             texts = [
                 "" if too_long else cell(row, label).strip() for row, too_long in zip(rows, self._too_long, strict=True)
             ]

@@ -135,8 +135,8 @@ class _PackedFolder(ImageFiles):
 
 
 def _packed_folder(spec: str, tars: list[str]) -> _PackedFolder | None:
-    """The tar files as a packed folder; None if they have no images or are WebDataset shards: an image has another
-    member of its name. Raises UserError if a tar file is cut or damaged."""
+    """The tar files as a packed folder; None if they have no images or are WebDataset shards: without dataset.json, an
+    image has another member of its name. Raises UserError if a tar file is cut or damaged."""
     images: set[str] = set()
     label_files: dict[str, bytes] = {}
     others: list[str] = []
@@ -157,7 +157,7 @@ def _packed_folder(spec: str, tars: list[str]) -> _PackedFolder | None:
                 elif label_files.setdefault(name, content := member.read()) != content:
                     raise UserError(f"{spec} has several files named {name}; pack it again")
     keys = {_sample_key(PurePosixPath(name)) for name in others}
-    if not images or any(_sample_key(PurePosixPath(name)) in keys for name in images):
+    if not images or (not label_files and any(_sample_key(PurePosixPath(name)) in keys for name in images)):
         return None
     return _PackedFolder(Path(spec), images, label_files, others)
 
@@ -237,8 +237,9 @@ class _Sample:
 
 def _label_in_cls(member: Member) -> int | str:
     """The class number in a .cls file, or what it has instead."""
-    text = member.read() if member.size < 100 else b""
-    return _class_number(text.decode("utf-8", "backslashreplace").strip() if text else "(long)")
+    if member.size > 100:
+        return _class_number("(long)")
+    return _class_number(member.read().decode("utf-8", "backslashreplace").strip() or "(empty)")
 
 
 def _label_in_json(member: Member) -> int | str | None:

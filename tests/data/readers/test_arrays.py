@@ -78,6 +78,11 @@ def test_an_npz_has_images_and_labels(tmp_path, names, columns, split):
     assert numbers == labels[has]
 
 
+def test_arrays_that_may_be_labels_are_named(tmp_path):
+    np.savez(tmp_path / "a.npz", images=images(), kinds=np.arange(COUNT))
+    assert "not read: kinds; --label-column" in open_reader(str(tmp_path / "a.npz")).notes[0]
+
+
 def test_words_as_labels_are_class_names(tmp_path):
     np.savez(tmp_path / "a.npz", images=images(), labels=np.array(["dog", "cat", "dog", "emu", "cat"]))
     source = open_reader(str(tmp_path / "a.npz"))

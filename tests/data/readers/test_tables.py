@@ -52,3 +52,11 @@ def test_a_row_with_too_many_cells_is_counted(tmp_path):
     (tmp_path / "table.csv").write_text("file,label\na,b.png,cat\na,0\n")
     first, second = read_items(tmp_path / "table.csv")[1]
     assert str(first.data) == "is in a row of 3 cells, but the header has 2" and second.data == encode(make_image())
+
+
+def test_columns_that_may_be_labels_are_named(tmp_path):
+    (tmp_path / "table.csv").write_text("file,kind,\n1.png,cat,\n")
+    assert open_reader(str(tmp_path / "table.csv")).notes == [
+        "no classes, as these were not read: kind; --label-column takes one of them"
+    ]
+    assert not open_reader(str(tmp_path / "table.csv"), ReaderOptions(label_column="kind")).notes

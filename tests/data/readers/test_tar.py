@@ -98,6 +98,8 @@ def test_everything_in_a_shard_that_is_not_taken_is_counted(tmp_path, capsys):
         "7.cls": b"1",
         "8.gif": picture[:4], "8.cls": b"1",
         "9.png": picture,
+        "b.png": picture, "b.cls": b"",
+        "c.png": picture, "c.cls": 101 * b"1",
     }  # fmt: skip
     path = write_tar(tmp_path / "set.tar", members)
     with tarfile.open(path, "a") as archive:
@@ -117,12 +119,14 @@ def test_everything_in_a_shard_that_is_not_taken_is_counted(tmp_path, capsys):
         f"{name}7.cls": "is a label without an image beside it",
         f"{name}8": "is not an image in PNG, JPEG, WebP, BMP, TIFF or PPM",
         f"{name}9": "has no label",
+        f"{name}b": "has the label (empty), not a class number from 0 to 999,999",
+        f"{name}c": "has the label (long), not a class number from 0 to 999,999",
         f"{name}a": "is a link or another special file in the archive; pack it as a file",
     }
     text = capsys.readouterr().out
-    assert "skipped 10 images" in text and "  3 has the label ..., not a class number" in text
+    assert "skipped 12 images" in text and "  5 has the label ..., not a class number" in text
     assert prepare_images(path, "--resolution", "8", "--out", tmp_path / "all", "--no-labels") == dataset.SKIPPED_IMAGES
-    assert len(open_images(tmp_path / "all", 8)) == 8
+    assert len(open_images(tmp_path / "all", 8)) == 10
 
 
 def test_a_shard_whose_labels_are_all_words_says_so(tmp_path, capsys):

@@ -90,7 +90,7 @@ def project(
         images: [N, C, H, W] of the generator's size, range [-1, 1].
         space: "w" and "w+" of style-based generators, "z" of others; None for "w" where there is one.
         steps: of Adam, at least 1.
-        perceptual: a `fastgan.metrics.perceptual.PerceptualDistance`; None for pixels alone.
+        perceptual: a `fastgan.metrics.perceptual.FeatureDistance`; None for pixels alone.
         noise: whether to look for noise maps as well, where the generator has noise.
         num_classes: of a conditional generator without styles, 0 for others; each image gets one of the classes.
         label: class to start from; None for any.
@@ -260,7 +260,7 @@ class _Best:
 class Distance:
     """Perceptual distance plus PIXELS times the mean square, of images from fixed targets.
 
-    perceptual: a `fastgan.metrics.perceptual.PerceptualDistance`; None for pixels alone.
+    perceptual: a `fastgan.metrics.perceptual.FeatureDistance`; None for pixels alone.
     """
 
     def __init__(self, perceptual: Any, targets: Tensor):

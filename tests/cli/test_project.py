@@ -9,6 +9,8 @@ from fastgan import projection, studies
 from fastgan.cli.generate import main as generate
 from fastgan.cli.project import main as project
 from fastgan.runs import checkpoint
+from fastgan.runs.networks import open_networks
+from tests.support import official
 from tests.support.commands import error_of
 from tests.support.tiny_run import untrained
 
@@ -83,6 +85,42 @@ def test_latents_of_a_conditional_network_without_styles_are_drawn_as_a_class(tm
     assert [path.name for path in (tmp_path / "drawn").iterdir()] == ["class01-light-seed0000.png"]
 
 
+def test_a_tuned_network_is_a_checkpoint_again(run, image, tmp_path, capsys):
+    """It is drawn from, projected to and opened as for an export; with the header of the run."""
+    Image.open(image).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "other.png")
+    out, argv = tmp_path / "found.png", [str(tmp_path / "other.png"), "--distance", "pixels", "--steps", "5"]
+    assert project([*argv, "--checkpoint", str(run), "--tune", "30", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    before, after = (float(part.split()[-1]) for part in printed.partition("PSNR ")[2].split(" dB")[:2])
+    assert after > before + 1
+    tuned = tmp_path / "found-tuned.safetensors"
+    assert f"{tuned}\n" in printed and Image.open(out).height > 3 * 48
+    header, expected = checkpoint.read_header(tuned), checkpoint.read_header(run)
+    assert header.model == expected.model and header.dataset == expected.dataset and header.images == expected.images
+    given = ["--checkpoint", str(tuned), "--projected", str(out.with_suffix(".safetensors"))]
+    assert generate([*given, "--out", str(tmp_path / "drawn")]) == 0
+    (drawn,) = (tmp_path / "drawn").iterdir()
+    squares = np.square(np.asarray(Image.open(drawn)) - np.asarray(Image.open(tmp_path / "other.png")).astype(float))
+    assert after == pytest.approx(10 * np.log10(255**2 / squares.mean()), abs=0.3)
+    assert project([*argv, "--checkpoint", str(tuned), "--out", str(tmp_path / "again.png")]) == 0
+    assert [*open_networks(tuned).load_state_dicts()[1]] == ["ema"]
+
+
+def test_a_network_in_the_official_layout(tmp_path, capsys):
+    """What is tuned is a file in that layout again."""
+    sizes = official.Sizes(img_resolution=8, img_channels=3, channel_base=64, channel_max=8, z_dim=6)
+    file = official.write(tmp_path / "network.pkl", official.snapshot(sizes))
+    Image.effect_noise((20, 16), 90).convert("L").save(tmp_path / "grey.png")
+    argv = [str(tmp_path / "grey.png"), "--checkpoint", str(file), "--distance", "pixels", "--steps", "3"]
+    assert project([*argv, "--tune", "4", "--out", str(tmp_path / "found.png")]) == 0
+    assert "grey.png is 20x16: cropped and resized to " in capsys.readouterr().out
+    latents, noise = projection.load(tmp_path / "found.safetensors")
+    assert latents.ndim == 3 and noise
+    for network in (file, tmp_path / "found-tuned.pkl"):
+        given = ["--checkpoint", str(network), "--projected", str(tmp_path / "found.safetensors")]
+        assert generate([*given, "--out", str(tmp_path / "drawn")]) == 0
+
+
 def test_with_features(run, image, tmp_path):
     argv = [str(image), "--checkpoint", str(run), "--steps", "2", "--space", "w+", "--out", str(tmp_path / "x.png")]
     assert project(argv) == 0
@@ -98,6 +136,7 @@ ERRORS = {
     "no such class": ("{image} --class grey", "there is no class 'grey'; there are dark, light"),
     "no such image": ("nowhere.png", "nowhere.png cannot be read"),
     "not an image": ("{config}", "checkpoint.safetensors is not an image in PNG"),
+    "tuning": ("{image} --tune -1", "--tune -1: must be from 0 to 100,000"),
     "no z": ("{image} --space z", "--space z: stylegan2 has no z; give w or w+"),
 }
 

@@ -31,7 +31,7 @@ LAYERS = (
     ("runs",),
     ("editing",),
     ("projection", "sampler", "studies", "training"),
-    ("export", "figures", "sharing", "view"),
+    ("export", "figures", "sharing", "tuning", "view"),
     ("fastgan",),  # fastgan/__init__.py, which exports names of other packages
     ("cli",),
     ("commands",),

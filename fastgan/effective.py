@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from fastgan.ops.arithmetic import compute_dtype
+from fastgan.ops.fixed_weights import cast_weight, is_kept, of_weight
 from fastgan.ops.weights import computed_together, converted, finished_together
 
 
@@ -54,11 +55,21 @@ class HasEffectiveWeights(nn.Module):
             return found.effective
         use = self.use()
         bias = None if self.bias is None else _times(self.bias, use.bias)
-        return Effective(_times(self.weight, use.weight), bias, use.gain)
+        if bias is not None and "bias" in use.converts and is_kept(bias):
+            bias = cast_weight(bias, compute_dtype(bias))
+        weight = _times(self.weight, use.weight)
+        if "weight" in use.converts and is_kept(weight):
+            weight = cast_weight(weight, compute_dtype(weight))
+        return Effective(weight, bias, use.gain)
 
 
 def _times(tensor: Tensor, factor: float) -> Tensor:
-    return tensor if factor == 1 else tensor * factor
+    return tensor if factor == 1 else _product(tensor, factor)
+
+
+@of_weight
+def _product(tensor: Tensor, factor: float) -> Tensor:
+    return tensor * factor
 
 
 # Sharing --------------------------------------------------------------------------------------------------------------

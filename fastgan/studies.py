@@ -30,7 +30,7 @@ from fastgan.editing import Direction, style_offset
 from fastgan.models.moving import MOVABLE, rotation, synthesize_moved, translation
 from fastgan.models.progressive import ProgressiveGrowing
 from fastgan.models.style_based import StyleBasedGenerator
-from fastgan.runs.drawing import Unsupported, architecture, draw_batches, draw_tensor, latents, to_uint8
+from fastgan.runs.drawing import Unsupported, architecture, draw_batches, draw_tensor, inference, latents, to_uint8
 from fastgan.transparency import premultiplied
 
 __all__ = [
@@ -293,9 +293,9 @@ def moving_frames(
         _require_invertible(transform)
     ws = _styles(generator, z, label, truncation)
 
-    @torch.no_grad()
     def image(transform: Tensor) -> Tensor:
-        return torch.cat([synthesize_moved(generator, own, transform).float().cpu() for own in ws.split(1)])
+        with inference(generator):
+            return torch.cat([synthesize_moved(generator, own, transform).float().cpu() for own in ws.split(1)])
 
     return map(image, transforms)
 
@@ -483,18 +483,18 @@ def _images(generator: nn.Module, z: Tensor, label: int | None, truncation: floa
     return draw_tensor(generator, z, labels, truncation=truncation)
 
 
-@torch.no_grad()
 def _styles(generator: StyleBasedGenerator, z: Tensor, label: int | None, truncation: float) -> Tensor:
     """ws [N, num_ws, w_dim] on the generator's device, each mapped by itself, like the images."""
     device = next(generator.parameters()).device
     labels = None if label is None else torch.full((1,), label, device=device)
-    return torch.cat([generator.styles(own.to(device), labels, truncation=truncation) for own in z.split(1)])
+    with inference(generator):
+        return torch.cat([generator.styles(own.to(device), labels, truncation=truncation) for own in z.split(1)])
 
 
-@torch.no_grad()
 def _synthesize(generator: StyleBasedGenerator, ws: Tensor, noise: str | Sequence[str] = "const") -> Tensor:
     """[N, C, H, W] of ws [N, num_ws, w_dim]."""
-    return torch.cat([generator.synthesize(own, noise=noise).float().cpu() for own in ws.split(1)])
+    with inference(generator):
+        return torch.cat([generator.synthesize(own, noise=noise).float().cpu() for own in ws.split(1)])
 
 
 def _interpolator(
@@ -510,7 +510,12 @@ def _interpolator(
         styled = _with_styles(generator, "interpolation in w")
         ws = _styles(styled, points, label, truncation)
         curve = CURVES["spline" if space == "spline" else "w"](ws, loop)
-        return curve, torch.no_grad()(lambda ws: styled.synthesize(ws, noise="const"))
+
+        def synthesize(ws: Tensor) -> Tensor:
+            with inference(styled):
+                return styled.synthesize(ws, noise="const")
+
+        return curve, synthesize
 
     def draw(z: Tensor) -> Tensor:
         labels = None if label is None else torch.full((len(z),), label)
@@ -541,14 +546,13 @@ def _growing(generator: nn.Module) -> ProgressiveGrowing:
     return generator
 
 
-@torch.no_grad()
 def _deviation(generator: StyleBasedGenerator, ws: Tensor, draws: int, noise: str | Sequence[str], seed: int) -> Tensor:
     """[C, H, W], by Welford's method, so that only one draw is in memory at a time."""
 
     def draw() -> Tensor:
         return premultiplied(generator.synthesize(ws, noise=noise))[0].double()
 
-    with _seeded(ws.device, seed):
+    with inference(generator), _seeded(ws.device, seed):
         mean = draw()
         squares = torch.zeros_like(mean)
         for count in range(2, draws + 1):

@@ -371,6 +371,24 @@ class WeightGradientCall(NamedTuple):
     large: Tensor
 
 
+class WinogradCall(NamedTuple):
+    """A call of winograd, on CPUs: the 3x3 convolution `y` [N, O, H + 2 p - 2, W + 2 p - 2] of `x` [N, I, H, W].
+
+    `weight` is the transformed weight, [36, ceil(O / 32), I, 32], contiguous. All tensors are fp32 and not empty, and
+    images in channels_last. The `padding` p is 0, 1 or 2.
+    """
+
+    n: int
+    height: int
+    width: int
+    inputs: int
+    outputs: int
+    padding: int
+    y: Tensor
+    x: Tensor
+    weight: Tensor
+
+
 def device_of(call: tuple) -> torch.device:
     """The device of all tensors of a call.
 

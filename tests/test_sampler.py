@@ -1,9 +1,12 @@
-"""`fastgan.load`: a seed gives the same image one by one, in batches, captured or compiled."""
+"""`fastgan.load`: a seed gives the same image one by one, in batches, with prepared weights, captured or compiled."""
 
+import copy
+import gc
 import os
 import shutil
 import subprocess
 import sys
+import weakref
 from functools import partial
 
 import numpy as np
@@ -16,6 +19,8 @@ from fastgan import models
 from fastgan import sampler as module
 from fastgan.cli.generate import main as generate
 from fastgan.errors import UserError
+from fastgan.ops import winograd
+from fastgan.runs import checkpoint, drawing
 from fastgan.runs.graphs import WARM_UPS
 from fastgan.runs.precision import Precision
 from fastgan.sampler import Sampler
@@ -105,6 +110,80 @@ def test_an_image_depends_on_its_seed_alone(run, sampler):
     assert torch.equal(sampler.sample(2, seed=4, dtype=torch.float32), images[4:6])
     assert not torch.equal(images[0], images[3])  # of the same class
     assert_close(fastgan.load(run, "cpu", batch=3).sample(7, dtype=torch.float32), images)
+
+
+@pytest.mark.parametrize("arch", models.ARCHITECTURES)
+def test_images_equal_those_of_a_plain_loop(arch, tmp_path):
+    """Of every family, in any batch size: up to rounding."""
+    classes = CLASSES if arch == "cgan" else ()
+    path = untrained(tmp_path / "run", arch, classes)
+    sampler, generator = fastgan.load(path, "cpu"), checkpoint.load_generator(path, CPU)[0]
+    assert sampler.batch == 64
+    options = {"noise": "const"} if "noise" in generator.supports else {}
+    z = drawing.latents(range(5), sampler.model.z_dim)
+    labels = sampler.labels(range(5))
+    with torch.no_grad():
+        loop = [generator(z[i : i + 1], None if labels is None else labels[i : i + 1], **options) for i in range(5)]
+    sampler.sample(1)
+    for batch in (64, 2, 1):  # by now weights are prepared
+        sampler.batch = batch
+        assert_close(sampler.sample(5, dtype=torch.float32), torch.cat(loop))
+
+
+@pytest.fixture(scope="module")
+def wide():
+    """A network of 32x32 images and 32 feature maps, which convolutions of fixed weights compute differently."""
+    model = models.ModelConfig(resolution=32, z_dim=8, channel_base=1024, channel_max=32, channels=3)
+    torch.manual_seed(0)
+    generator = models.build(model)[0].eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    return generator, Sampler(copy.deepcopy(generator), model, [], Precision(torch.float32, CPU, ""))
+
+
+def test_prepared_weights_of_wide_layers_draw_the_same_images(wide, monkeypatch):
+    generator, sampler = wide
+    launched, run = [], winograd.kernel.run
+    monkeypatch.setattr(winograd.kernel, "run", lambda call: launched.append(call) or run(call))
+    z = drawing.latents(range(3), 8)
+    expected = torch.cat([generator(own, noise="const") for own in z.split(1)])
+    assert not launched
+    images = sampler.sample(3, dtype=torch.float32)
+    assert launched or winograd.kernel.why_not(CPU)
+    assert_close(images, expected)
+    assert (sampler.sample(3).int() - drawing.quantized(expected).int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_changed_weights_are_noticed(wide, amp):
+    generator, sampler = copy.deepcopy(wide[0]), copy.deepcopy(wide[0])
+    chosen = Precision(torch.bfloat16 if amp else torch.float32, CPU, "")
+    sampler = Sampler(sampler, wide[1].model, [], chosen)
+    for _ in range(2):
+        sampler.sample(1)
+        for network in (generator, sampler.generator):
+            for parameter in network.parameters():
+                parameter.mul_(1.1)
+    with chosen.autocast():
+        expected = generator(drawing.latents([0], 8), noise="const")
+    assert_close(sampler.sample(1, dtype=torch.float32), expected, 0.02 if amp else 1e-5)
+
+
+def test_kept_results_are_freed_with_the_network():
+    model = models.ModelConfig(resolution=8, z_dim=8, channel_base=64, channel_max=8)
+    generator = models.build(model)[0].eval().requires_grad_(False)
+    sampler = Sampler(generator, model, [], Precision(torch.float32, CPU, ""))
+    sampler.sample(1)
+    kept = weakref.ref(drawing._trained[generator].kept)
+    assert kept()._entries
+    del sampler, generator
+    gc.collect()
+    assert kept() is None
+
+
+@pytest.mark.parametrize(
+    ("resolution", "base", "batch"), [(8, 64, 64), (32, 512, 64), (64, 2048, 64), (256, 16384, 2), (1024, 32768, 1)]
+)
+def test_batches_of_large_images_are_small(resolution, base, batch):
+    assert drawing.batch_size(models.ModelConfig(resolution=resolution, channel_base=base, channel_max=512)) == batch
 
 
 def test_classes_by_name_by_number_or_by_the_seed(sampler):

@@ -212,14 +212,17 @@ class Grid(Options):
         return min(seeds, GRID_COLUMNS), -(-seeds // GRID_COLUMNS) * classes
 
     def write(self, generator: nn.Module, labels: list[Label], out: Path) -> None:
-        seeds = parse_seeds(self.seeds)
+        from fastgan.runs import drawing
+
+        seeds, batch = parse_seeds(self.seeds), drawing.recommended_batch(generator)
         if self.is_folder():
             for name, label in labels:
                 # The class's number as well: "a" and "A" may be one file name.
                 start = "" if label is None else f"class{label:02d}-{name}-"
-                for seed in seeds:
-                    image = self._draw(generator, [seed], label)[0]
-                    save_picture(to_picture(image), out / f"{start}seed{seed:04d}.png")
+                for first in range(0, len(seeds), batch):
+                    part = seeds[first : first + batch]
+                    for seed, image in zip(part, self._draw(generator, part, label), strict=True):
+                        save_picture(to_picture(image), out / f"{start}seed{seed:04d}.png")
             return
         rows = []
         for name, label in labels:
@@ -234,7 +237,8 @@ class Grid(Options):
 
         z = drawing.latents(seeds, generator.z_dim, self.seed_format)
         labels = None if label is None else torch.full((len(seeds),), label)
-        return drawing.draw(generator, z, labels, truncation=self.trunc)
+        batch = drawing.recommended_batch(generator)
+        return drawing.draw(generator, z, labels, truncation=self.trunc, batch=batch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -679,10 +683,11 @@ def generate(options: Options) -> None:
     """Draw and write the pictures that `options` asks for. Raises UserError for a wrong option or file."""
     options.check()
 
-    from fastgan.runs import precision
+    from fastgan.runs import precision, process
     from fastgan.runs.drawing import Unsupported
     from fastgan.runs.networks import open_networks
 
+    process.keep_freed_memory()
     path, model, names, load, *_ = open_networks(options.checkpoint, options.ema)
     labels = parse_classes(options.classes, names) or [("", None)]
     if options.classes is None and not options.all_classes:

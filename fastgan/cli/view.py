@@ -73,6 +73,7 @@ def serve(options: Options) -> None:
     from fastgan.view import access, queueing
     from fastgan.view.watching import Runs
 
+    process.keep_freed_memory()
     directions = None if options.directions is None else Path(options.directions)
     runs = Runs(options.runs, precision.choose_device(options.device), options.ema, directions)
     blocks = page.Page(runs).blocks

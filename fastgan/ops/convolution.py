@@ -15,6 +15,7 @@ Who computes a map (`_convolve` and `_gradients` decide):
   torch.func, and wherever no kernel of ours is named below;
 - `fastgan.ops.few_channels`: on a CPU, if input or output has at most 4 channels. The library still writes the other
   image where that is large;
+- `fastgan.ops.winograd`: on a CPU, 3x3 convolutions by weights that do not change, where it is faster;
 - `fastgan.ops.weight_gradient`: on a CPU, grad_weight of the shapes for which it is faster;
 - a product and a sum: grad_weight of a kernel for each channel, as large as the image.
 
@@ -28,9 +29,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastgan.ops import few_channels, weight_gradient
+from fastgan.ops import few_channels, weight_gradient, winograd
 from fastgan.ops.arithmetic import compute_dtype, to_arithmetic
 from fastgan.ops.engine import used_inputs
+from fastgan.ops.fixed_weights import cast_weight
 from fastgan.ops.layout import is_channels_last
 from fastgan.ops.recordable import recordable
 from fastgan.ops.transforms import backward_must_use_reference, must_use_reference
@@ -132,7 +134,8 @@ def _convolution(
         function = F.conv_transpose2d if transposed else F.conv2d
         return function(x, weight, bias, stride=stride, padding=pads, groups=groups)
     geometry = _Geometry(stride, pads, groups, transposed, groups == 1 and _may_use_cpp_kernels(x))
-    x, weight, bias = _autocast(x), _autocast(weight), bias if bias is None else _autocast(bias)
+    x, weight = _autocast(x), cast_weight(weight, compute_dtype(weight))
+    bias = bias if bias is None else _autocast(bias)
     if not needs_grad:
         return _convolve(x, weight, bias, geometry)
     return _Convolve.apply(x, weight, bias, geometry)
@@ -155,6 +158,8 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, g: _Geometry) -> T
     few = _few_channels(x, weight, g) if bias is None else None
     if few and (y := few.forward(x, weight)) is not None:
         return y
+    if g.cpp_kernels and bias is None and not g.transposed and winograd.is_suited(x, weight, g.stride, g.padding):
+        return winograd.convolution(x, weight, g.padding[0])
     return _library_conv(x, weight, bias, g)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastgan.ops.fixed_weights import cast_weight
 from fastgan.ops.transforms import is_batch_of_gradients, transforms_active
 from fastgan_kernels.calls import View
 
@@ -100,7 +101,7 @@ def weight_like(weight: Tensor, x: Tensor) -> Tensor:
     The convolution itself would copy a weight in another format, forward and backward.
     """
     memory_format = torch.channels_last if is_channels_last(x) else torch.contiguous_format
-    return weight.to(dtype=x.dtype, memory_format=memory_format)
+    return cast_weight(weight, x.dtype, memory_format)
 
 
 def has_uniform_taps(weight: Tensor) -> bool:

@@ -22,6 +22,7 @@ from fastgan.ops.arithmetic import computes_in_fp16, to_arithmetic
 from fastgan.ops.constants import constant
 from fastgan.ops.convolution import conv2d, conv_transpose2d, filtered_conv2d
 from fastgan.ops.filtered_noise_bias_act import filtered_noise_bias_act
+from fastgan.ops.fixed_weights import of_weight
 from fastgan.ops.layout import weight_like
 from fastgan.ops.noise_bias_act import noise_bias_act
 from fastgan.ops.noise_bias_act_to_rgb import noise_bias_act_to_rgb
@@ -150,19 +151,31 @@ def alias_free_conv2d(x: Tensor, weight: Tensor, style: Tensor, input_gain: Tens
     if not demodulate:
         style = style * (input_gain / math.sqrt(weight[0].numel()))
         return modulated_conv2d(x, weight, style, demodulate=False, padding=sides)
-    weight = weight * weight.square().mean((1, 2, 3), keepdim=True).rsqrt()
+    weight = _of_unit_mean_square(weight)
     style = style * style.square().mean().rsqrt()
     factor = demodulation(weight, style, 1.0) * input_gain
     return modulated_conv2d(x, weight, style, factor=factor, padding=sides)
 
 
+@of_weight
+def _of_unit_mean_square(weight: Tensor) -> Tensor:
+    """The weight of each output channel scaled to a mean square of 1."""
+    return weight * weight.square().mean((1, 2, 3), keepdim=True).rsqrt()
+
+
 def demodulation(weight: Tensor, style: Tensor, weight_gain: float = 1.0) -> Tensor:
     """The factors `d` [N, O] for weight [O, I, kh, kw] times `weight_gain` and style [N, I], in fp32 or fp64."""
     with torch.autocast(style.device.type, enabled=False):
-        weight = to_arithmetic(weight)
-        energy = weight.square().sum((2, 3)) if must_use_reference((weight,)) else _Energy.apply(weight)  # [O, I]
+        energy = _energy(weight)  # [O, I]
         style = to_arithmetic(style).to(energy.dtype)
         return torch.rsqrt((style * weight_gain).square() @ energy.t() + EPSILON)
+
+
+@of_weight
+def _energy(weight: Tensor) -> Tensor:
+    """Sums of squares over kh and kw, [O, I]."""
+    weight = to_arithmetic(weight)
+    return weight.square().sum((2, 3)) if must_use_reference((weight,)) else _Energy.apply(weight)
 
 
 def demodulations(energies: Tensor, styles: Tensor, weight_gains: Sequence[float]) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from fastgan.ops.arguments import check_activation, check_parameter
 from fastgan.ops.constants import constant
 from fastgan.ops.convolution import conv2d, conv_transpose2d
+from fastgan.ops.fixed_weights import of_weight
 from fastgan.ops.layout import weight_like
 from fastgan.ops.recordable import recordable
 
@@ -38,7 +39,7 @@ def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
     bias = bias if bias is None else bias.to(x.dtype)
     if k == 1:  # pixelwise: cheaper before the upsampling
         return F.interpolate(conv2d(x, weight.to(x.dtype), bias), scale_factor=2, mode="nearest")
-    kernel = weight_like(_enlarged_kernel(weight.transpose(0, 1), 1.0, flipped=True), x)  # [I, O, k + 1, k + 1]
+    kernel = weight_like(_enlarged_kernel(weight.transpose(0, 1), 1.0, True), x)  # [I, O, k + 1, k + 1]
     return conv_transpose2d(x, kernel, bias, stride=2, padding=k // 2)
 
 
@@ -84,6 +85,7 @@ def _check(name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> int:
     return weight.shape[2]
 
 
+@of_weight
 def _enlarged_kernel(weight: Tensor, factor: float, flipped: bool = False) -> Tensor:
     """v[i, j] = factor^2 * (w[i-1, j-1] + w[i-1, j] + w[i, j-1] + w[i, j]): [O, I, k, k] to [O, I, k + 1, k + 1].
 

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastgan.models import ModelConfig
+from fastgan.ops.fixed_weights import FixedWeights, fixed_weights
 from fastgan.options import LARGEST_NUMPY_SEED, SeedFormat
 
+LARGEST_BATCH = 64
+CACHED = 32 << 20  # bytes of feature maps that a batch may have
+
 Noise = Literal["const", "none", "random"]
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class Unsupported(ValueError):
@@ -85,7 +93,59 @@ def to_uint8(images: Tensor) -> np.ndarray:
     return quantized(images).movedim(-3, -1).cpu().numpy()
 
 
-@torch.no_grad()
+class _Trained(NamedTuple):
+    kept: FixedWeights
+    batch: int
+
+
+_trained: WeakKeyDictionary[nn.Module, _Trained] = WeakKeyDictionary()
+
+
+def trained(generator: Network, model: ModelConfig) -> Network:
+    """The generator, marked as one that is not trained any more: `inference` keeps what it computes of weights alone.
+
+    That takes up to five times the memory of the weights. Changed weights are noticed.
+    """
+    if generator not in _trained:
+        _trained[generator] = _Trained(FixedWeights(_weights_of(ref(generator))), batch_size(model))
+    return generator
+
+
+def _weights_of(network: ref[nn.Module]) -> Callable[[], Iterator[Tensor]]:
+    """A function that returns the weights. A strong reference would keep the key of the dictionary alive."""
+
+    def weights() -> Iterator[Tensor]:
+        found = network()
+        return iter(()) if found is None else found.parameters()
+
+    return weights
+
+
+def batch_size(model: ModelConfig) -> int:
+    """Number of images to draw at once: a power of two.
+
+    A batch hides the fixed cost of a call, which matters for small images. Its feature maps should stay in the cache,
+    which matters for large ones. docs/notes/sampling.md has the measurements.
+    """
+    height, width = model.feature_size(model.resolution)
+    image = model.features(model.resolution) * height * width * 4  # bytes of the last feature maps in fp32
+    return min(LARGEST_BATCH, 1 << max(0, (CACHED // image).bit_length() - 1))
+
+
+def recommended_batch(generator: nn.Module) -> int:
+    """`batch_size` of a generator that is `trained`; 1 for others."""
+    found = _trained.get(generator)
+    return 1 if found is None else found.batch
+
+
+@contextmanager
+def inference(generator: nn.Module) -> Iterator[None]:
+    """Calls of the generator within the block compute no gradients, and little of `trained` weights again."""
+    found = _trained.get(generator)
+    with torch.no_grad(), nullcontext() if found is None else fixed_weights(found.kept):
+        yield
+
+
 def draw_batches(
     generator: nn.Module, z: Tensor, labels: Tensor | None, *, truncation: float = 1.0, batch: int = 1
 ) -> Iterator[Tensor]:
@@ -94,4 +154,6 @@ def draw_batches(
     device = next(generator.parameters()).device
     for start in range(0, len(z), batch):
         label = None if labels is None else labels[start : start + batch].to(device)
-        yield generator(z[start : start + batch].to(device), label, **options)
+        with inference(generator):
+            images = generator(z[start : start + batch].to(device), label, **options)
+        yield images

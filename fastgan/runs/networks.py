@@ -14,7 +14,7 @@ from fastgan.data.urls import local_path
 from fastgan.errors import UserError
 from fastgan.interop import official, rosinality, writing
 from fastgan.models import ModelConfig
-from fastgan.runs import checkpoint
+from fastgan.runs import checkpoint, drawing
 
 _PICKLES = tuple(b"\x80" + bytes([protocol]) for protocol in range(2, 6))
 _LONGEST_HEADER = 100_000_000  # of a safetensors file; its library allows no more
@@ -93,7 +93,7 @@ def _from_fastgan(header: checkpoint.Header, ema: float | None) -> TrainedNetwor
         return header.model, networks
 
     names = header.dataset["class_names"] if header.model.num_classes else []
-    load = lambda device: checkpoint.load_generator(header.path, device, ema)[0]
+    load = lambda device: drawing.trained(checkpoint.load_generator(header.path, device, ema)[0], header.model)
     with_generator = lambda generator: (checkpoint.with_generator(header, generator, ema), ".safetensors")
     return TrainedNetworks(header.path, header.model, names, load, load_state_dicts, header, with_generator)
 
@@ -101,7 +101,9 @@ def _from_fastgan(header: checkpoint.Header, ema: float | None) -> TrainedNetwor
 def _from_others(path: Path, networks: official.Networks, format: str, suffix: str) -> TrainedNetworks:
     model = networks.config
     names = [str(label) for label in range(model.num_classes)]
-    load = lambda device: official.build("ema", model, networks.ema, device).requires_grad_(False)
+
+    def load(device: torch.device) -> nn.Module:
+        return drawing.trained(official.build("ema", model, networks.ema, device).requires_grad_(False), model)
 
     def with_generator(generator: nn.Module) -> tuple[bytes, str]:
         config, tensors = networks.load_state_dicts()

@@ -159,13 +159,16 @@ def copy_bandwidth() -> float:
 
 
 @cache
-def matrix_rate(dtype: torch.dtype) -> float:
-    """Floating-point operations per second of a large matrix product: the limit of a convolution."""
+def matrix_rate(dtype: torch.dtype, clock: Clock | None = None) -> float:
+    """Floating-point operations per second of a large matrix product: the limit of a convolution.
+
+    clock: the device's, if None.
+    """
     on = device()
     size = 8192 if on.type == "cuda" else 2048
     a, b = (torch.randn(size, size, device=on).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
-    clock = GpuClock() if on.type == "cuda" else WallClock(on)
+    clock = clock or (GpuClock() if on.type == "cuda" else WallClock(on))
     timing = alternate({"product": lambda: torch.mm(a, b, out=out)}, clock, seconds=1.0)["product"]
     return 2 * size**3 / timing.seconds
 

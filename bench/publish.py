@@ -226,6 +226,35 @@ Machine: {_machine(rows[0])}.
 """
 
 
+def sampling() -> str:
+    """Images per second of drawing, beside naive loops; the latency of an image, and frames of an interpolation."""
+    rows = _rows("sampling_cpu_zen4.json")
+    lines, others = [], []
+    for row in rows:
+        size = row["form"].rpartition(" ")[2]
+        images = f"{row['images_per_s']:.0f}" if row["images_per_s"] >= 10 else f"{row['images_per_s']:.1f}"
+        ratios = [_times(row[key]) for key in ("vs_naive_1", "vs_naive_32", "vs_plain")]
+        precision = "`amp=True`" if row["dtype"] == "bf16" else row["dtype"]
+        lines.append(_line(size, precision, f"{row['batch']}", images, *ratios, f"{row['of_floor']:.2f}"))
+        if "latency_ms" in row:
+            frames = f"{row['frames_per_s']:.0f}" if row["frames_per_s"] >= 10 else f"{row['frames_per_s']:.1f}"
+            times = _times(row["latency_vs_unprepared"]), frames, _times(row["frames_vs_unprepared"])
+            others.append(_line(size, f"{row['latency_ms']:.0f}", *times))
+    return f"""
+| image | precision | batch | images/s | × loop over single images | × loop over batches of 32 \
+| × plain PyTorch, single images | time / floor |
+| --- | --- | --- | --- | --- | --- | --- | --- |
+{_joined(lines)}
+
+| image | one image on the page, ms | × unprepared | frames of an interpolation/s | × unprepared |
+| --- | --- | --- | --- | --- |
+{_joined(others)}
+
+Machine: {_machine(rows[0]).replace("1 cores", "1 core")}, by {rows[0]["clock"]}; other work ran beside it, so ratios
+count.
+"""
+
+
 # ---- docs/models.md --------------------------------------------------------------------------------------------------
 
 
@@ -255,7 +284,8 @@ def _quality(row: dict) -> str:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
-    each.__name__: each for each in (quality, speed, steps, memory, operations, penalties, one_pass, data, families)
+    each.__name__: each
+    for each in (quality, speed, steps, memory, operations, penalties, one_pass, data, sampling, families)
 }
 
 

@@ -69,12 +69,15 @@ def serve(options: Options) -> None:
 
     from starlette.middleware import Middleware
 
+    from fastgan import editing
     from fastgan.runs import precision
     from fastgan.view import access, queueing
     from fastgan.view.watching import Runs
 
     process.keep_freed_memory()
     directions = None if options.directions is None else Path(options.directions)
+    if directions is not None:
+        editing.load(directions)  # raises if there are none
     runs = Runs(options.runs, precision.choose_device(options.device), options.ema, directions)
     blocks = page.Page(runs).blocks
     queueing.bound(blocks)

@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from starlette.responses import PlainTextResponse, RedirectResponse
 
-MAX_BYTES = 2**20  # of a request; the page's own have a few hundred
+MAX_BYTES = 2**20  # of a request; an image to project has up to 800,000, others a few hundred
 Health = Callable[[], tuple[int, str]]
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 # Keeps the browser from sending any request of the page to another server.
@@ -32,7 +32,7 @@ HEADERS = {
     "referrer-policy": "same-origin",
 }
 # Routes of Gradio under /gradio_api/ that the page needs. Others serve files, take uploads, or write to the disk.
-ROUTES = ("queue/", "heartbeat/", "cancel", "startup-events")
+ROUTES = ("queue/", "heartbeat/", "cancel", "reset", "startup-events")
 START = "/gradio_api/startup-events"  # requested by the server itself, once; later requests do nothing
 HEALTH = "/health"
 

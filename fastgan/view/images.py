@@ -91,16 +91,23 @@ def image(run: Run, point: Point) -> str:
 
 
 def sheet(run: Run, point: Point, shows: str) -> str:
-    """The next seeds, or the same latent in every class. A click chooses a seed, or the number of a class."""
+    """The next seeds, or the same latent in every class. A click chooses a seed, or a class, see `class_of`."""
     if shows == CLASSES and run.classes and not _has_styles(point):
         names = run.classes[:MAX_CLASSES]
         points = [point._replace(class_name=name) for name in names]
         return rendering.sheet(
-            np.concatenate([_plain(run, [each.seed], each) for each in points]), names, range(len(names))
+            np.concatenate([_plain(run, [each.seed], each) for each in points]),
+            names,
+            [-1 - number for number in range(len(names))],
         )
     seeds = range(point.seed + 1, point.seed + 1 + MORE_SEEDS)
     images = _plain(run, seeds, point._replace(projected=None))
     return rendering.sheet(images, [f"seed {number}" for number in seeds], seeds)
+
+
+def class_of(choice: int) -> int:
+    """Number of the class that a negative choice of the sheet stands for."""
+    return -1 - choice
 
 
 def mixed(run: Run, point: Point, second: int, sides: Sequence[int]) -> str:

@@ -32,6 +32,7 @@ METRIC_CHARTS = 6  # most charts of metrics
 IMAGES, MIXING, INTERPOLATION, TRAINING = "Images", "Style mixing", "Interpolation", "Training"
 COMPARISON, PROJECTION = "Compare", "Projection"
 SEED, PROJECTED = "seed", "projected image"
+LATENT = ["seed", "start", "class", "psi"]  # controls that every image depends on
 # always_last: while a function is busy, only the latest call is kept. preprocess: values are checked here, since Gradio
 # reports wrong ones by a traceback.
 QUIETLY = {
@@ -383,14 +384,8 @@ class Page:
         }
         # Gradio 6 repeats an event for all its listeners if one of them was busy: two listeners of one control would
         # trigger each other for ever. So only the first listens, and the second is chained to it by `then`.
-        drawn = [
-            "seed",
-            "start",
-            "class",
-            "psi",
-            *(name for view in (*large.values(), *small.values()) for name in view.needs),
-        ]
-        controls = [self.controls[name] for name in dict.fromkeys(drawn)]
+        needed = [name for view in (*large.values(), *small.values()) for name in view.needs]
+        controls = [self.controls[name] for name in dict.fromkeys([*LATENT, *needed])]
         states = (self.tab, self.checkpoint, self.setup, self.projected, self.again)
         changes = [component.change for component in (*states, *controls)]
         gr.on(changes, *self._drawing(large), **QUIETLY).then(*self._drawing(small), **QUIETLY)
@@ -400,7 +395,7 @@ class Page:
         self._on(self.seed.input, lambda: SEED, None, start)
         self._on([self.seed.submit, self.controls["second"].submit], lambda count: count + 1, self.again, self.again)
         run, chosen = self.controls["run"], [self.seed, self.controls["class"], start]
-        self._on(self.sheet.select, self._choose, [run, self.controls["shows"]], chosen)
+        self._on(self.sheet.select, self._choose, run, chosen)
         self._on(self.compared.select, _chosen_seed, None, self.seed)
         position, animate = self.controls["position"], self.controls["animate"]
         self._on(self.row.select, _chosen_position, None, [position, animate])
@@ -436,8 +431,7 @@ class Page:
 
         An output that already shows these values and this generator is left as it is.
         """
-        needed = ["run", "seed", "start", "class", "psi", *(name for view in views.values() for name in view.needs)]
-        names = list(dict.fromkeys(needed))
+        names = list(dict.fromkeys(["run", *LATENT, *(name for view in views.values() for name in view.needs)]))
         last = gr.State(None)  # what the image in view was drawn from
 
         def draw_in_view(
@@ -448,7 +442,7 @@ class Page:
             view, chosen = views[tab], self._checked(names, sent)
             if None in [value for name, value in chosen.items() if name != "class"]:
                 return gr.skip()  # a number is being typed
-            needed = {name: chosen[name] for name in ["run", "seed", "start", "class", "psi", *view.needs]}
+            needed = {name: chosen[name] for name in ["run", *LATENT, *view.needs]}
             now = [tab, checkpoint, setup, projected, again, needed]
             if now == before:
                 return gr.skip()
@@ -517,6 +511,7 @@ class Page:
     def _configure(self, name: str, other: str, class_name: str | None, space: str) -> list[Any]:
         """The controls of another run. They keep their values if it has them as well."""
         setup = self.setup_of(self._run(name), name)
+        del setup["run"]["value"]  # another may have been chosen meanwhile
         for control, value in (("other", other), ("class", class_name)):
             if value in setup[control]["choices"] and (control, value) != ("other", name):
                 setup[control]["value"] = value
@@ -528,17 +523,19 @@ class Page:
         self._run(name).find_directions()
         return self._poll(name, *given)
 
-    def _choose(self, name: str, shows: str, event: gr.EventData):
+    def _choose(self, name: str, event: gr.EventData):
         """Seed, class and start of a clicked image of the sheet."""
-        if shows == CLASSES:
-            return gr.skip(), self._run(name).classes[int(event.choice)], gr.skip()
-        return int(event.choice), gr.skip(), SEED
+        choice, classes = _choice(event), self._run(name).classes
+        if choice < 0 and classes:
+            return gr.skip(), classes[min(images.class_of(choice), len(classes) - 1)], gr.skip()
+        return max(0, choice), gr.skip(), SEED
 
     # Projection -----------------------------------------------------------------------------------------------------
 
     def _take(self, name: str, event: gr.EventData):
         """An image that was chosen or dropped."""
-        given = projecting.read(str(event.data), str(event.name), self._run(name).trained.model)
+        data, file_name = (str(getattr(event, part, "")) for part in ("data", "name"))
+        given = projecting.read(data, file_name, self._run(name).trained.model)
         return given, projecting.preview(given)
 
     def _project(self, name: str, given: projecting.Given | None, space: str, steps: int) -> Iterator[list[Any]]:
@@ -581,13 +578,19 @@ def _select(event: gr.SelectData) -> list[Any]:
     return [tab, *[gr.Column(visible=visible) for visible in shown]]
 
 
+def _choice(event: gr.EventData) -> int:
+    """What a clicked image stands for."""
+    choice = values.checked(values.whole(-LARGEST_SEED, LARGEST_SEED), "Image", getattr(event, "choice", None))
+    return choice or 0
+
+
 def _chosen_seed(event: gr.EventData) -> int:
-    return int(event.choice)
+    return max(0, _choice(event))
 
 
 def _chosen_position(event: gr.EventData) -> tuple[float, bool]:
     """Position of a clicked image of the row; it switches the animation off."""
-    return event.choice / 100, False
+    return min(1.0, max(0, _choice(event)) / 100), False
 
 
 def _with_errors_shown(function: Callable) -> Callable:

@@ -308,7 +308,10 @@ def test_a_family_has_the_controls_that_it_supports(tmp_path, arch):
     name = "light" if classes else None
     label, point = 1 if classes else None, Point(3, name)
     assert np.array_equal(pixels(images.image(run, point)), drawn(folder, 3, label))
-    assert images.sheet(run, point, CLASSES).count("<figure>") == (classes or 12)
+    every = images.sheet(run, point, CLASSES)
+    assert every.count("<figure>") == (classes or 12)
+    choices = [int(choice) for choice in re.findall(r'data-choice="(-?\d+)"', every)]
+    assert [images.class_of(each) for each in choices] == [0, 1] if classes else choices[0] == 4
     shown = images.sheet(run, point, SEEDS)
     assert shown.count("<figure>") == 12 and np.array_equal(pixels(shown), drawn(folder, 4, label))
     spaces = [value for _, value in page.controls["space"].choices]
@@ -456,6 +459,8 @@ def test_errors_are_one_line(tmp_path, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert error_of([run, "--port", str(port)], capsys).startswith(f"--port {port}: Address already in use; choose")
+    assert "does not exist" in error_of([run, "--directions", str(tmp_path / "none")], capsys)
+    assert error_of([], capsys) == "give a run, or a folder of runs"
     assert error_of([run, "--port", "70000"], capsys) == "--port 70000: must be from 1 to 65535"
     assert error_of([run, "--host", "a" * 300], capsys).endswith(": there is no such address")
     assert error_of([run, "--host", "192.0.2.1"], capsys).startswith("--host 192.0.2.1: no address of this machine")
@@ -604,6 +609,14 @@ def test_values_that_the_page_never_sends_are_refused_in_one_line(tmp_path):
         for value in ("5", True, [1], -1e9):
             with pytest.raises(UserError, match="invalid value"):
                 page._checked([name], [value])
+    from types import SimpleNamespace
+
+    from fastgan.view.page import _choice
+
+    for event in (SimpleNamespace(choice="x"), SimpleNamespace(choice=math.nan), SimpleNamespace(choice=[1])):
+        with pytest.raises(UserError, match="Image: invalid value"):
+            _choice(event)
+    assert (_choice(SimpleNamespace()), _choice(SimpleNamespace(choice=-3))) == (0, -3)
     with pytest.raises(gr.Error, match="Truncation: invalid value") as refused:
         _with_errors_shown(page._checked)(["psi"], [math.nan])
     assert not refused.value.print_exception
@@ -750,7 +763,8 @@ class Browser:
         options.page_load_strategy = "none"  # a page with server-sent events never finishes loading
         flags = ["headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-dev-shm-usage"]
         flags += ["disable-background-networking", "disable-component-update", "disable-sync", "window-size=1440,1000"]
-        for flag in [*flags, f"user-data-dir={profile}"]:
+        rules = "host-resolver-rules=MAP evil.example 127.0.0.1"  # a name of another website that leads here
+        for flag in [*flags, rules, f"user-data-dir={profile}"]:
             options.add_argument(f"--{flag}")
         options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
         self.driver = webdriver.Chrome(options=options, service=Service(DRIVER))
@@ -1071,7 +1085,12 @@ def test_every_control_in_a_browser(served):
         width = browser.driver.execute_script("return document.documentElement.scrollWidth")
         assert width <= 375, f"{tab} scrolls sideways: {width} pixels"
     browser.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-    browser.open("Images")
+    tabs = "#tabs button[role=tab]"
+    browser.wait(
+        "the wide page", lambda: "Training" in [each.text for each in browser.all(tabs) if each.is_displayed()]
+    )
+    browser.click(tabs, "Images")
+    browser.wait("the tab", lambda: browser.all(f"{tabs}[aria-selected=true]")[0].text == "Images")
     browser.choose("#run", "trained")
     browser.shows("#image", drawn(run, 3, 0))
 
@@ -1109,3 +1128,14 @@ def test_every_control_in_a_browser(served):
     browser.new_requests()
     servers = {re.sub(r"(\d):.*", r"\1", url) for url in browser.requested if re.match("(https?|wss?):", url)}
     assert servers == {"http://127.0.0.1"}
+
+    # Another website: under a name of its own that leads here, and by a form.
+    address = browser.driver.current_url
+    browser.driver.get(address.replace("127.0.0.1", "evil.example"))
+    browser.wait("a refusal of the name", lambda: "is not served as 'evil.example" in browser.all("body")[0].text)
+    form = f"<form method=post action={address}gradio_api/queue/join><button>Win</button></form>"
+    browser.driver.get(f"data:text/html,{form}")
+    browser.click("button", "Win")
+    browser.wait(
+        "a refusal of the form", lambda: "Requests from other sites are refused" in browser.all("body")[0].text
+    )

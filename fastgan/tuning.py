@@ -77,7 +77,7 @@ def tune(
         distances = Distance(perceptual, targets[index])(drawn)
         pivot = pivots[int(torch.randint(len(pivots), (), generator=random))]
         way = others[step] - pivot  # [num_ws, w_dim]
-        beside = (pivot + far * way / way.norm(dim=1, keepdim=True))[None]
+        beside = (pivot + far * way / way.norm(dim=1, keepdim=True).clamp(min=1e-8))[None]
         with torch.no_grad():
             expected = draw(before, beside)
         around = Distance(perceptual, expected)(draw(after, beside))

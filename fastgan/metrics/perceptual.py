@@ -23,6 +23,7 @@ from fastgan.transparency import premultiplied
 
 STAGES = (0, 1, 2, 4)  # of the network, of strides 2, 4, 8 and 16
 SMALLEST = 128  # pixels of the shorter side; smaller images are enlarged by a whole factor
+SMALLEST_OF_VGG = 16  # the same for LPIPS, which halves them four times
 LARGEST = 256  # pixels of the shorter side, for LPIPS; larger images are reduced by a whole factor, as in StyleGAN2
 VGG_TENSORS = 26  # weights and biases of VGG-16's convolutions
 EPSILON = 1e-8  # of squared lengths
@@ -58,10 +59,7 @@ class PerceptualDistance(FeatureDistance):
         self.to(device)
 
     def features(self, images: Tensor) -> list[Tensor]:
-        x = _rgb(images)
-        factor = -(-SMALLEST // min(x.shape[2:]))
-        if factor > 1:
-            x = F.interpolate(x, scale_factor=float(factor), mode="bilinear", align_corners=False)
+        x = _enlarged(_rgb(images), SMALLEST)
         x = (127.5 * (x + 1) - MEAN) / SCALE
         maps = self.network.pyramid(x.contiguous(memory_format=torch.channels_last))
         return [_normalized(maps[stage]) for stage in STAGES]
@@ -92,13 +90,21 @@ class LPIPS(FeatureDistance):
         self.eval().requires_grad_(False).to(device)
 
     def features(self, images: Tensor) -> list[Tensor]:
-        x = _rgb(images)
+        x = _enlarged(_rgb(images), SMALLEST_OF_VGG)
         factor = min(x.shape[2:]) // LARGEST
         if factor > 1:
             x = F.avg_pool2d(x, factor)
         maps = self.network.net(self.network.scaling_layer(x))
         weights = [linear.model[-1].weight for linear in self.network.lins]  # [1, C, 1, 1], none below zero
         return [_normalized(each) * weight.sqrt() for each, weight in zip(maps, weights, strict=True)]
+
+
+def _enlarged(images: Tensor, side: int) -> Tensor:
+    """Images by a whole factor larger, so that they have `side` pixels a side at least."""
+    factor = -(-side // min(images.shape[2:]))
+    if factor <= 1:
+        return images
+    return F.interpolate(images, scale_factor=float(factor), mode="bilinear", align_corners=False)
 
 
 def _rgb(images: Tensor) -> Tensor:

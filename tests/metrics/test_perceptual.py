@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from PIL import Image
 
 from fastgan.cli.project import main as project
 from fastgan.errors import UserError
 from fastgan.metrics import perceptual, registry
 from fastgan.metrics.perceptual import LPIPS
 from tests.support.commands import error_of
+from tests.support.tiny_run import untrained
 
 pytestmark = pytest.mark.slow
 
@@ -43,6 +45,15 @@ def test_it_is_lpips_of_torchmetrics_and_has_a_gradient(file, monkeypatch):
     images.requires_grad_()
     distance(images, others).sum().backward()
     assert images.grad.isfinite().all() and images.grad.any()
+
+
+def test_images_are_projected_by_it(file, tmp_path, capsys):
+    """Of a network of 8x8 images, which are enlarged for VGG."""
+    run = untrained(tmp_path / "run", "stylegan2")
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "red.png")
+    argv = [str(tmp_path / "red.png"), "--checkpoint", str(run), "--steps", "1"]
+    assert project([*argv, "--distance", "lpips", "--vgg-weights", str(file)]) == 0
+    assert "red.png: PSNR " in capsys.readouterr().out and (run / "projected.safetensors").exists()
 
 
 def test_a_file_of_something_else(tmp_path):

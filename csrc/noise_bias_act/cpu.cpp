@@ -216,12 +216,14 @@ template <class T, class S>
 FASTGAN_NOINLINE Rows<S> one_small_tensor(const NoiseBiasActCall& call, const Pieces& pieces, const void* given,
                                           bool per_sample, bool scalar, S absent, S*& space) {
     const int64_t rows = given && per_sample ? call.n : 1;
+    const int64_t there = given ? call.c : 0;
     S* start = space;
     for (int64_t r = 0; r < rows; ++r) {
         const S* from = (const S*)given + (per_sample ? r * call.c : 0);
-        for (int64_t i = 0; i < pieces.stride; ++i) {
-            start[r * pieces.stride + slot_of<T>(i)] = given && i < call.c ? from[scalar ? 0 : i] : absent;
-        }
+        S* row = start + r * pieces.stride;
+        // Two loops: a condition in one would become masked loads, which some emulators do not allow from a null pointer.
+        for (int64_t i = 0; i < there; ++i) row[slot_of<T>(i)] = from[scalar ? 0 : i];
+        for (int64_t i = there; i < pieces.stride; ++i) row[slot_of<T>(i)] = absent;
     }
     space += rows * pieces.stride;
     return {start, rows > 1 ? pieces.stride : 0};

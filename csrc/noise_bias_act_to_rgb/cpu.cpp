@@ -33,7 +33,10 @@ Pieces pieces_of(const NoiseBiasActToRGBCall& call) {
 // Writes the row of a small tensor in the order of groups; `absent` where it is null and beyond its last channel.
 template <class T, class S>
 void lay_out(const S* from, S absent, int64_t c, int64_t stride, S* row) {
-    for (int64_t i = 0; i < stride; ++i) row[slot_of<T>(i)] = from && i < c ? from[i] : absent;
+    // Two loops: a condition in one would become masked loads, which some emulators do not allow from a null pointer.
+    const int64_t there = from ? c : 0;
+    for (int64_t i = 0; i < there; ++i) row[slot_of<T>(i)] = from[i];
+    for (int64_t i = there; i < stride; ++i) row[slot_of<T>(i)] = absent;
 }
 
 // Writes the rows of a sample's small tensors, or of their cotangents: NUMBERS rows, in the order of Channel.

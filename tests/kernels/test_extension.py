@@ -1,5 +1,7 @@
 """Loading of the compiled extension: which one is refused, and what the user is told."""
 
+import shutil
+import subprocess
 import sys
 import types
 from importlib.util import find_spec
@@ -90,3 +92,15 @@ def test_a_cpu_without_the_instruction_sets_of_the_extension_has_no_cpp_backend(
     monkeypatch.setattr(extension, "_loaded", (module, None))
     reason = fastgan_kernels.BACKENDS["cpp"].why_not("noise_bias_act", torch.device("cpu"))
     assert reason.startswith("this CPU lacks avx2 and avx512, which the kernels need: run `pip install ")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="there is no objdump")
+def test_no_kernel_loads_a_vector_under_a_mask():
+    """Compilers make such loads of `p ? p[i] : 0` in a loop. Fully masked, from a null pointer, emulators may fault."""
+    module = extension.module()
+    if module is None:
+        pytest.skip(extension.load_error())
+    command = 'objdump -d --no-show-raw-insn "$1" | grep -cE "[[:space:]]vp?maskmov"'
+    counted = subprocess.run(["sh", "-c", command, "sh", module.__file__], capture_output=True, text=True)
+    assert counted.stdout == "0\n", counted

@@ -1,8 +1,6 @@
 """`python -m fastgan.share`, also `fastgan share`."""
 
-import sys
-
-from fastgan.cli.share import main
+from fastgan.errors import run_module
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_module("fastgan.cli.share")

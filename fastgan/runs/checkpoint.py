@@ -237,6 +237,10 @@ def read_header(path: str | Path) -> Header:
 
 def _read_header(path: Path) -> Header:
     try:
+        open(path, "rb").close()  # safetensors says that a file which must not be read is missing
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    try:
         with safe_open(path, framework="pt") as file:
             entries = file.metadata() or {}
     except (SafetensorError, OSError) as error:

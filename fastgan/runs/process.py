@@ -97,8 +97,9 @@ def end_with_stdin() -> None:
         return
 
     def wait() -> None:
-        while os.read(0, 1024):
-            pass
+        with contextlib.suppress(OSError):
+            while os.read(0, 1024):
+                pass
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
@@ -212,8 +213,9 @@ def _tell_at_once(text: str) -> None:
 def finish_step_on_signal(echo: float = 0.0) -> Iterator[Interrupt]:
     """Turn the first Ctrl-C, SIGTERM, SIGHUP or SIGUSR1 into a request that the loop polls; a second ends the process.
 
-    The first restores the signals' default action, so a second one ends even a long operation in C. Handlers are
-    restored on exit. SIGHUP, which a closed terminal sends, stays ignored where it is, as by nohup.
+    The first restores the signals' default action, so a second one ends even a long operation in C; but not SIGHUP: a
+    closed terminal sends it, and the shell in it once more. It stays ignored where it is, as by nohup. Handlers are
+    restored on exit.
 
     echo: seconds in which another signal counts as the same request. Ctrl-C may reach a process of torchrun twice: from
         the terminal, and from torchrun.
@@ -221,8 +223,9 @@ def finish_step_on_signal(echo: float = 0.0) -> Iterator[Interrupt]:
     interrupt = Interrupt()
     names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
     signals = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
-        signals.remove(signal.SIGHUP)
+    hangup = getattr(signal, "SIGHUP", None)
+    if hangup is not None and signal.getsignal(hangup) == signal.SIG_IGN:
+        signals.remove(hangup)
     asked = 0.0
 
     def request(signum, frame):
@@ -235,7 +238,7 @@ def finish_step_on_signal(echo: float = 0.0) -> Iterator[Interrupt]:
         interrupt.signum, asked = signum, time.monotonic()
         if not echo:
             for each in signals:
-                signal.signal(each, signal.SIG_DFL)
+                signal.signal(each, signal.SIG_DFL if each != hangup else signal.SIG_IGN)
         name = "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
         _tell_at_once(f"\n{name}: finishing this step and saving; once more to stop at once\n")
 

@@ -10,6 +10,7 @@ import resource
 import shutil
 import signal
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -598,3 +599,16 @@ def test_a_damaged_checkpoint_names_the_whole_ones_beside_it(folder, unbroken, t
     assert main(["--resume", str(middle)]) == 0
     assert_same_checkpoint(run, unbroken)
     assert {file.stat().st_nlink for file in run.glob("checkpoint*")} == {1}
+
+
+def test_a_checkpoint_that_must_not_be_read_is_not_called_damaged(unbroken, monkeypatch):
+    opened = open
+
+    def refusing(path, *rest, **named):
+        if Path(path).name == checkpoint.FILE_NAME:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return opened(path, *rest, **named)
+
+    monkeypatch.setattr("builtins.open", refusing)
+    with pytest.raises(UserError, match=f"^{re.escape(str(unbroken))}.* cannot be read: Permission denied$"):
+        checkpoint.read_header(unbroken)

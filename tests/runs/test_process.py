@@ -113,6 +113,21 @@ def test_a_signal_echo_counts_as_the_same_request():
         assert interrupt.exit_code == 128 + signal.SIGTERM
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there is no such signal")
+@pytest.mark.parametrize("first", ["SIGHUP", "SIGTERM"])
+def test_a_closed_terminal_does_not_end_a_process_that_saves(first):
+    """The terminal sends SIGHUP, and so does the shell in it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored
+    try:
+        with process.finish_step_on_signal() as interrupt:
+            signal.raise_signal(getattr(signal, first))
+            signal.raise_signal(signal.SIGHUP)
+            assert interrupt.exit_code == 128 + getattr(signal, first)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_signal_of_another_process_stops_this_one_too():
     """A later signal of its own still counts as its first, and does not end the process at once."""
     with process.finish_step_on_signal() as interrupt:

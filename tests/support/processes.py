@@ -83,8 +83,9 @@ def _call(output, environment, function, arguments):
     os.environ.update(environment)
     for descriptor in (1, 2):
         os.dup2(output.fileno(), descriptor)
-    # Where the tests are a script's background job, the shell has them and their children ignore Ctrl-C.
+    # A script's background job ignores Ctrl-C, a job under nohup SIGHUP, and so do their children.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     function(*arguments)
 
 

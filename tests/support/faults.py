@@ -55,11 +55,11 @@ class _Calls:
     def _is_ours(self, path):
         return path == self._folder or path.startswith(self._folder + os.sep)
 
-    def seen(self, name, before=lambda: None):
+    def seen(self, name, before=lambda fault: None):
         self._count += 1
         if self._count == self._number:
             if not self._fault.startswith("SIG"):
-                before()
+                before(self._fault)
             self._report.write(name)
             self._report.close()
             FAULTS[self._fault]()
@@ -100,9 +100,11 @@ class _Written:
         self._file.close()
 
     def write(self, content):
-        def half():
+        def half(fault):
             self._file.write(content[: len(content) // 2])
             self._file.flush()
+            if fault != "kill":  # the rest stays in the buffer, and is written if the disk has room again
+                self._file.write(content[len(content) // 2 :])
 
         self._calls.seen("write", half)
         return self._file.write(content)

@@ -132,10 +132,10 @@ def kind_of(reason: str) -> str:
 def images_done(out: Path) -> int | None:
     """Number of images of the source that an unfinished preparation of `out` has done; None if there is none."""
     try:
-        lines = (out.with_name(out.name + ".unfinished") / "journal.jsonl").read_bytes().splitlines()
+        *lines, _ = (out.with_name(out.name + ".unfinished") / "journal.jsonl").read_bytes().split(b"\n")
     except OSError:
         return None
-    return sum(line.startswith((b'["written"', b'["skipped"')) for line in lines)
+    return sum(line.startswith((b'["written"', b'["skipped"')) for line in lines)  # without the last, cut by a kill
 
 
 def _identity(job: Job, reader: Reader) -> dict:

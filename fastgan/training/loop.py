@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from fastgan import data, models
+from fastgan.data.urls import has_scheme
 from fastgan.distributed import Ranks, connected, is_lost_process
 from fastgan.errors import UserError, program, readable
 from fastgan.files import one_writer, write_atomically
@@ -279,7 +280,8 @@ def _train(
         if length.seconds:
             say(f"reached    {state.images:,} images in {state.seconds / 60:.4g} minutes")
         return 0
-    say(f"stopped at {state.images:,} images; go on with: {program('train')} --resume {run}")
+    source = f" --data {config.data.source}" if has_scheme(config.data.source) else ""  # has to be given again
+    say(f"stopped at {state.images:,} images; go on with: {program('train')} --resume {run}{source}")
     return interrupt.exit_code
 
 

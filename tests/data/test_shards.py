@@ -129,7 +129,7 @@ def test_a_training_on_shards_at_a_url_resumes_exactly(server, tmp_path, monkeyp
     half = train(spec, tmp_path / "half", *more[:-3], "24")
     from fastgan.cli.train import main
 
-    assert main(["--resume", str(half), "--images", "48"]) == 0
+    assert main(["--resume", str(half), "--images", "48", "--data", spec]) == 0
     assert_same_checkpoint(whole, half)
 
 

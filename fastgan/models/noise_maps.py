@@ -24,7 +24,10 @@ def own_maps(generator: StyleBasedGenerator) -> list[Tensor]:
 
 @contextlib.contextmanager
 def with_maps(generator: StyleBasedGenerator, maps: Sequence[Tensor]) -> Iterator[None]:
-    """Within the block the fixed noise of the layers is `maps`, [N or 1, 1, H, W] each."""
+    """Within the block the fixed noise of the layers is `maps`, [N or 1, 1, H, W] each.
+
+    In all threads: no other one may draw with this generator meanwhile.
+    """
     layers, own = generator.noisy_layers, own_maps(generator)
     try:
         for layer, given in zip(layers, maps, strict=True):

@@ -48,7 +48,8 @@ class HasEffectiveWeights(nn.Module):
         raise NotImplementedError
 
     def effective(self) -> Effective:
-        """In the dtype of the parameters, if the layer computes them itself; convolutions convert them."""
+        """In the dtype of the parameters, if the layer computes them itself: convolutions convert them. Fixed weights
+        (`fastgan.ops.fixed_weights`) are converted here, once."""
         shared = shared_weights()
         found = None if shared is None else shared.get(self)
         if found is not None and found.state == _state(self):

@@ -106,7 +106,10 @@ def stylegan2(resolution: int) -> Recipe:
 
 
 def stylegan3(resolution: int) -> Recipe:
-    """Karras et al. 2021, appendix G, variant t; gamma is the published code's at 128, 256, 512 and 1024 pixels."""
+    """Karras et al. 2021, appendix G, variant t; gamma is the published code's at 128, 256, 512 and 1024 pixels.
+
+    At 64 pixels it is tuned on emoji, with variant r.
+    """
     common = {"betas": (0.0, 0.99), "variant": "t"}
     if resolution >= 128:
         return common | {
@@ -118,7 +121,8 @@ def stylegan3(resolution: int) -> Recipe:
     return common | {
         "z_dim": 128, "channel_base": 16 * resolution, "channel_max": 64, "synthesis_layers": 6, "margin": 4,
         "mapping_layers": 2, "mapping_lr": 0.1, "batch": 8, "lr_g": 0.005, "lr_d": 0.01,
-        "images": 24_000, "r1_gamma": 1.0, "r1_interval": 8,
+        "images": 24_000 if resolution <= 32 else 60_000, "r1_gamma": 1.0 if resolution <= 32 else 8.0,
+        "r1_interval": 8,
     }  # fmt: skip
 
 
@@ -128,7 +132,7 @@ def stylegan3_r(resolution: int) -> Recipe:
     if resolution >= 128:
         changes = {"blur": 10.0, "blur_images": 200_000}
     else:
-        changes = {"blur": 2.0, "blur_images": 4_000, "images": 16_000}
+        changes = {"blur": 2.0, "blur_images": 4_000, "images": 16_000 if resolution <= 32 else 60_000}
     return (
         own | changes | {"channel_base": 2 * own["channel_base"], "channel_max": 2 * own["channel_max"], "variant": "r"}
     )

@@ -35,7 +35,8 @@ class Case(NamedTuple):
     """A row of the table.
 
     gpu: whether it is for GPUs, or for CPUs. images, resolution: the least and the most. options: by the resolution.
-    why: the source of the options. projected: whether it needs the extra "metrics".
+    why: the source of the options. projected: whether it needs the extra "metrics". squares: whether it needs square
+    images whose side is a power of two.
     """
 
     gpu: bool
@@ -44,6 +45,7 @@ class Case(NamedTuple):
     options: Callable[[int], Recipe]
     why: str
     projected: bool = False
+    squares: bool = False
 
 
 def stylegan2_ada(resolution: int) -> Recipe:
@@ -76,6 +78,7 @@ ADA = "Karras et al. 2020 (StyleGAN2-ADA), the authors' configuration for one GP
 ANY = (0, math.inf)
 CASES = (
     Case(False, ANY, (0, 63), family("stylegan2"), MEASURED),
+    Case(False, (0, FEW - 1), (64, 127), family("stylegan3", variant="r"), f"{MEASURED}, on emoji", squares=True),
     Case(False, (0, MANY), (64, 127), family("stylegan2", augment="diffaug"), f"{UNTUNED}, with Zhao et al. 2020"),
     Case(False, ANY, (64, 127), family("stylegan2"), UNTUNED),
     Case(
@@ -95,14 +98,15 @@ CASES = (
 
 # Options to print, whether the case or the family decides on them.
 SHOWN = (
-    "arch", "discriminator", "channel_base", "channel_max", "batch", "batch_gpu", "r1_gamma", "augment", "images",
-    "minutes", "amp",
+    "arch", "variant", "discriminator", "channel_base", "channel_max", "batch", "batch_gpu", "r1_gamma", "augment",
+    "images", "minutes", "amp",
 )  # fmt: skip
 OF_THE_BATCH = {"r1_gamma": -1, "ema_halflife": 1}  # powers of the batch by which StyleGAN2-ADA's values go
 
 
 def case_for(images: int, resolution: int, machine: Machine, config: Config) -> Case | None:
     """The first case that fits and whose extra is installed; None if none has what `config` asks for."""
+    is_square = pyramid(configure.resolve_data(config.data).resolution)[1] == (4, 4)
     asked = {"arch": config.network.arch, "discriminator": config.network.discriminator, "loss": config.training.loss}
     for case in CASES:
         own = {"discriminator": "own"} | case.options(resolution)
@@ -113,6 +117,7 @@ def case_for(images: int, resolution: int, machine: Machine, config: Config) -> 
             and case.resolution[0] <= resolution <= case.resolution[1]
             and all(value in ("auto", own[name]) for name, value in asked.items())
             and (not case.projected or has_pretrained_network())
+            and (is_square or not case.squares)
         ):
             return case
     return None

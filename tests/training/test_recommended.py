@@ -19,6 +19,7 @@ IN_TABLE = (
     "--batch ",
     "--r1-gamma",
     "--augment",
+    "--variant",
     "--images",
     "--minutes",
 )
@@ -123,6 +124,12 @@ def test_a_missing_extra_leaves_its_case_out(monkeypatch):
     assert (values["arch"], values["discriminator"]) == ("stylegan2", "own")
 
 
+@pytest.mark.parametrize("size, arch", [("64", "stylegan3"), ("64x96", "stylegan2"), ("80", "stylegan2")])
+def test_a_case_for_squares_takes_no_others(size, arch):
+    values, _ = chosen("--data", "x", "--resolution", size, "--channels", "3", machine=Machine())
+    assert values["arch"] == arch
+
+
 def test_cases_leave_no_gap():
     for gpu in (False, True):
         for images in (0, 1_999, 2_000, 20_000, 20_001):
@@ -132,6 +139,7 @@ def test_cases_leave_no_gap():
                     and each.images[0] <= images <= each.images[1]
                     and each.resolution[0] <= side <= each.resolution[1]
                     and not each.projected
+                    and not each.squares
                     for each in CASES
                 ), (gpu, images, side)
 

@@ -1,8 +1,9 @@
 """Makes an example of a run: `python -m bench.publish_example RUN NAME`.
 
-Writes the averaged generator of RUN, its weights in fp16, to fastgan/examples/NAME.safetensors, measures that file by
-`fastgan evaluate`, and writes the card beside it, NAME.md: data and their licence, command, metrics. The command is the
-shortest one with the run's options. Data other than glyphs and emoji are described by --about.
+Writes the averaged generator of RUN to fastgan/examples/NAME.safetensors, its weights in fp16 if pictures stay the
+same, else in fp32. Measures that file by `fastgan evaluate`, and writes the card beside it, NAME.md: data and their
+licence, command, metrics. The command is the shortest one with the run's options. Data other than glyphs and emoji are
+described by --about.
 
 All examples together may have 3 MB: a wheel holds them.
 """
@@ -36,9 +37,12 @@ def difference(header: Header, name: str, ema: float | None = None) -> int:
     return int(np.abs(of_run - of_example).max())
 
 
-def card(name: str, header: Header, about: str, report: dict[str, Any], levels: int) -> str:
-    """The card, in Markdown. report: of `fastgan evaluate`. levels: see `difference`."""
+def card(name: str, header: Header, about: str, report: dict[str, Any], levels: int, half: bool) -> str:
+    """The card, in Markdown. report: of `fastgan evaluate`. levels: see `difference`. half: whether it has fp16."""
     path = examples.path_of(examples.PREFIX + name)
+    weights = "Weights are in fp32"
+    if half:
+        weights = f"Weights are in fp16; pictures differ from the run's by at most {levels} of 255 levels"
     which = ""
     if len(header.config.training.ema_halflives) > 1:
         which = f"; the EMA of half-life {read_header(path).config.training.ema_halflives[0]:g}"
@@ -48,8 +52,7 @@ def card(name: str, header: Header, about: str, report: dict[str, Any], levels: 
             f"Data: {about}",
             "Licence of the network: Apache-2.0",
             f"Command: {sharing.recipe(header)}{which}",
-            f"File: {path.name}, {path.stat().st_size / 1e6:.2f} MB, SHA-256 `{file_digest(path)}`. Weights are in "
-            f"fp16; pictures differ from the run's by at most {levels} of 255 levels",
+            f"File: {path.name}, {path.stat().st_size / 1e6:.2f} MB, SHA-256 `{file_digest(path)}`. {weights}",
             f"Made by `python -m bench.publish_example`, fastgan {__version__}",
         )
     )
@@ -90,8 +93,9 @@ def main(argv: list[str] | None = None) -> int:
     write_atomically(path, sharing.network(header, given.ema, half=True))
     try:
         levels = difference(header, given.name, given.ema)
-        if levels > MOST_LEVELS:
-            raise UserError(f"{path}: its pictures differ by {levels} levels from the run's; fp16 is too coarse for it")
+        half = levels <= MOST_LEVELS
+        if not half:
+            write_atomically(path, sharing.network(header, given.ema, half=False))
         total = sum(each.stat().st_size for each in examples.FOLDER.iterdir() if each.suffix in (".safetensors", ".md"))
         if total > MOST_BYTES:
             raise UserError(f"{path}: with it, the examples have {total:,} bytes, more than {MOST_BYTES:,}")
@@ -100,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         report = evaluate.measure(options)
         assert report is not None, "this is the only process"
-        text = card(given.name, header, about, report, levels)
+        text = card(given.name, header, about, report, levels, half)
         write_atomically(path.with_suffix(".md"), text.encode())
     except BaseException:
         path.unlink()

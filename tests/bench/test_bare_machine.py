@@ -44,7 +44,7 @@ def test_a_training_step_runs_there_and_no_conftest_needs_a_missing_package():
 
 
 def test_what_needs_a_missing_package_is_skipped_there():
-    copies = "tests/runs/test_checkpoint.py::test_checkpoints_are_copied_without_hard_links"  # these need none
+    copies = "tests/runs/test_checkpoint.py::test_kept_checkpoints_are_copies[True]"  # this needs none
     resumed = "tests/runs/test_checkpoint.py::test_the_newest_checkpoints_are_kept_and_can_be_resumed"
     done = on_a_bare_machine("-rs", "tests/test_options.py", resumed, copies)
     assert "2 skipped" in done.stdout and "1 passed" in done.stdout and done.returncode == 0, done.stdout

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from safetensors import safe_open
 
 from bench import publish_example
@@ -59,12 +60,20 @@ def test_data_that_are_not_built_in_must_be_described(folder, tmp_path, monkeypa
     assert "- Data: my cats, CC0." in (folder / "tiny.md").read_text()
 
 
-@pytest.mark.parametrize("limit, says", [("MOST_BYTES", "more than 100"), ("MOST_LEVELS", "fp16 is too coarse")])
-def test_what_is_too_large_or_too_coarse_leaves_nothing(limit, says, folder, tmp_path, monkeypatch, capsys):
+def test_what_is_too_large_leaves_nothing(folder, tmp_path, monkeypatch, capsys):
     run = untrained(tmp_path / "run", "dcgan")
-    monkeypatch.setattr(publish_example, limit, {"MOST_BYTES": 100, "MOST_LEVELS": -1}[limit])
-    assert says in error_of(publish_example.main, [str(run), "tiny"], capsys)
+    monkeypatch.setattr(publish_example, "MOST_BYTES", 100)
+    assert "more than 100" in error_of(publish_example.main, [str(run), "tiny"], capsys)
     assert not list(folder.iterdir())
+
+
+def test_what_fp16_changes_is_written_in_fp32(folder, tmp_path, monkeypatch):
+    run = untrained(tmp_path / "run", "dcgan")
+    monkeypatch.setattr(publish_example, "MOST_LEVELS", -1)
+    assert publish_example.main([str(run), "tiny"]) == 0
+    assert "Weights are in fp32." in " ".join((folder / "tiny.md").read_text().split())
+    with safe_open(folder / "tiny.safetensors", framework="pt") as file:
+        assert {file.get_tensor(name).dtype for name in file.keys()} <= {torch.float32, torch.int64}  # noqa: SIM118
 
 
 @pytest.mark.parametrize(

@@ -560,7 +560,7 @@ def patched(function, calls):
 
 """
     if place == "drawing":
-        hang += "drawing.draw = patched(drawing.draw, 1)"
+        hang += "drawing.recommended_batch = lambda _: 1\ndrawing.draw = patched(drawing.draw, 1)"
     else:  # of a file and its folder, two calls an image
         hang += f"os.fsync = patched(os.fsync, {2 if out == 'images' else 0})"
     process = start(["--checkpoint", str(run), "--out", str(tmp_path / out)], hang, "generate")

@@ -41,7 +41,8 @@ Pieces pieces_of(const NoiseBiasActCall& call) {
     Pieces pieces;
     const bool all_channels = call.channels_last || call.dnoise;  // a piece has all channels of its positions
     pieces.positions = max(32, elements / max(all_channels ? call.c : 1, 1));
-    if (call.channels_last) pieces.positions = min(pieces.positions, 128);  // longer sums would round more
+    if (!call.channels_last) pieces.positions = pieces.positions / 32 * 32;  // non-temporal stores need aligned pieces
+    if (call.channels_last) pieces.positions = min(pieces.positions, 128);   // longer sums would round more
     pieces.positions = min(pieces.positions, max(call.p, 1));
     pieces.per_sample = ceil_div(call.p, pieces.positions);
     pieces.stride = round_up(call.c, 32);

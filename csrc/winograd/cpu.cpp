@@ -199,6 +199,9 @@ void winograd(const WinogradCall& call) {
                  [&](int64_t block) { run_block(call, p, block, (float*)call.workspace + thread_index() * p.space); });
 }
 
-int64_t winograd_workspace(const WinogradCall& call) { return max_threads() * plan_of(call).space * sizeof(float); }
+int64_t winograd_workspace(const WinogradCall& call) {
+    const Plan p = plan_of(call);
+    return (p.blocks > 1 ? max_threads() : 1) * p.space * sizeof(float);
+}
 
 }  // namespace FASTGAN_ISA

@@ -26,11 +26,11 @@ def constant(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @wraps(make)
     def get(*arguments):
-        if is_compiling() or _is_mode_active():
+        if is_compiling() or is_mode_active():
             return _made_again(make, arguments)
         if (found := kept.get(arguments)) is not None:
             return found
-        if _is_capturing(arguments[-1]):
+        if is_capturing(arguments[-1]):
             return _made_again(make, arguments)
         with torch.inference_mode(False):
             return kept.setdefault(arguments, make(*arguments))
@@ -43,9 +43,11 @@ def _made_again(make: Callable[..., Tensor], arguments: tuple) -> Tensor:
     return make(*arguments)
 
 
-def _is_mode_active() -> bool:
+def is_mode_active() -> bool:
+    """Whether a dispatch mode, such as that of fake tensors, or torch.func is active."""
     return torch._C._len_torch_dispatch_stack() > 0 or transforms_active()
 
 
-def _is_capturing(device: torch.device) -> bool:
+def is_capturing(device: torch.device) -> bool:
+    """Whether a CUDA graph is being captured: what it computes has no content yet, and lies in the graph's memory."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()

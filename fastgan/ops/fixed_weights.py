@@ -8,20 +8,35 @@ squares, larger kernels. `fixed_weights` keeps them for the calls within a block
         images = network(z)
 
 An entry belongs to a weight's memory and version. A weight that was changed in place is computed anew, and then all
-entries are dropped. (A change through `weight.data` has no version and is not seen, as everywhere in autograd.)
+entries are dropped, as they are after a step of any optimizer: fused ones change weights without a new version. (A
+change through `weight.data` has no version and is not seen, as everywhere in autograd.)
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import wraps
+from functools import cache, wraps
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from fastgan.ops.transforms import transforms_active
+from fastgan.ops.constants import is_capturing, is_mode_active
+from fastgan.ops.transforms import must_use_reference
+
+_steps = 0  # of all optimizers, from the first `FixedWeights` on
+
+
+def _count_step(*_: Any) -> None:
+    global _steps
+    _steps += 1
+
+
+@cache
+def _count_steps() -> None:
+    register_optimizer_step_post_hook(_count_step)
 
 
 class _Entry(NamedTuple):
@@ -38,15 +53,27 @@ class FixedWeights:
     """
 
     def __init__(self, weights: Callable[[], Iterable[Tensor]]):
+        _count_steps()
         self._weights = weights
         self._entries: dict[tuple, _Entry] = {}
         self._known: set[int] = set()  # addresses of weights, and of results, which other functions take
+        self._step = _steps
         self._up_to_date = False  # whether `_known` has been compared with the weights in this block
+
+    def _start(self) -> None:
+        self._up_to_date = False
+        if self._step != _steps:
+            self._entries.clear()
+            self._known.clear()
+            self._step = _steps
 
     def _knows(self, weight: Tensor) -> bool:
         address = _address(weight)
-        if address not in self._known and not self._up_to_date:  # at first, or the network has moved
-            self._known.update(map(_address, self._weights()))
+        if address not in self._known and not self._up_to_date:
+            weights = set(map(_address, self._weights()))
+            if not weights <= self._known:  # at first, or the network has moved
+                self._entries.clear()
+                self._known = weights
             self._up_to_date = True
         return address in self._known
 
@@ -72,7 +99,7 @@ _active: ContextVar[FixedWeights | None] = ContextVar("fastgan_fixed_weights", d
 @contextmanager
 def fixed_weights(kept: FixedWeights) -> Iterator[None]:
     """Keeps results of functions decorated `of_weight` within the block, and for later blocks with the same `kept`."""
-    kept._up_to_date = False
+    kept._start()
     token = _active.set(kept)
     try:
         yield
@@ -102,7 +129,9 @@ def of_weight(function: Callable[..., Any]) -> Callable[..., Any]:
 def _kept_for(weight: Tensor) -> FixedWeights | None:
     if is_compiling() or (kept := _active.get()) is None:
         return None
-    if weight.requires_grad or weight.is_inference() or _is_mode_active() or _is_capturing(weight):
+    if weight.requires_grad or weight.is_inference() or is_mode_active() or is_capturing(weight.device):
+        return None
+    if must_use_reference((weight,)):  # a tangent of forward-mode AD
         return None
     return kept if kept._knows(weight) else None
 
@@ -117,12 +146,3 @@ def cast_weight(
 
 def _address(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
-
-
-def _is_capturing(weight: Tensor) -> bool:
-    """What a captured graph computes has no content yet, and lies in memory of the graph."""
-    return weight.is_cuda and torch.cuda.is_current_stream_capturing()
-
-
-def _is_mode_active() -> bool:
-    return torch._C._len_torch_dispatch_stack() > 0 or transforms_active()

@@ -93,9 +93,9 @@ def test_a_captured_graph_reads_what_was_cached_before(monkeypatch):
     made = []
     ones = constant(lambda count, device: made.append(count) or torch.ones(count, device=device))
     before = ones(3, CPU)
-    monkeypatch.setattr(constants, "_is_capturing", lambda device: True)
+    monkeypatch.setattr(constants, "is_capturing", lambda device: True)
     assert ones(3, CPU) is before
     assert ones(4, CPU) is not ones(4, CPU)  # no content until the graph is replayed
-    monkeypatch.setattr(constants, "_is_capturing", lambda device: False)
+    monkeypatch.setattr(constants, "is_capturing", lambda device: False)
     assert ones(4, CPU) is ones(4, CPU)
     assert made == [3, 4, 4, 4]

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from fastgan.ops.fixed_weights import FixedWeights, fixed_weights, is_kept, of_weight
 
@@ -107,3 +108,29 @@ def test_transforms_and_other_threads_compute_their_own(weight):
         thread.start()
         thread.join()
         assert is_kept(weight) and seen == [False]
+
+
+def test_a_fused_optimizer_step_is_noticed(weight):
+    kept = FixedWeights(lambda: [weight])
+    with fixed_weights(kept):
+        doubled(weight)
+    weight.requires_grad_().grad = torch.ones(4)
+    torch.optim.Adam([weight], 0.5, fused=True).step()  # raises no version in some releases
+    with fixed_weights(kept):
+        assert torch.equal(doubled(weight.requires_grad_(False)), weight * 2)
+
+
+def test_entries_of_weights_that_have_moved_are_dropped(weight):
+    kept = FixedWeights(lambda: [weight])
+    for _ in range(3):
+        weight.data = weight.data.clone()
+        with fixed_weights(kept):
+            doubled(weight)
+        assert len(kept._entries) == 1
+
+
+def test_tangents_of_forward_mode_are_kept(weight):
+    with fixed_weights(FixedWeights(lambda: [weight])), forward_ad.dual_level():
+        doubled(weight)
+        dual = forward_ad.make_dual(weight, torch.ones(4))
+        assert torch.equal(forward_ad.unpack_dual(doubled(dual)).tangent, torch.full((4,), 2.0))

@@ -151,6 +151,20 @@ def test_values_and_derivatives_are_as_good_as_plain_pytorch(backend, case, dtyp
     )
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("case", [Case(), Case(layout="nchw", shared_noise=True), Case((2, 37, 4, 4))], ids=str)
+@backends.one_instruction_set
+def test_the_gradient_of_the_noise_is_as_good_as_plain_pytorch(backend, case, dtype):
+    table.assert_derivatives_as_good_as_plain(
+        fused(case, eps=case.eps),
+        lambda x, **small: textbook(x, **small, act=case.act, gain=case.gain, eps=case.eps),
+        make(case, DTYPES[dtype], backends.device(backend)),
+        layout=case.layout,
+        case=case,
+        terms=4.0,
+    )
+
+
 @pytest.mark.parametrize("parts", [PARTS, STYLE, ()], ids=["all", "adain", "norm"])
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 @backends.one_instruction_set

@@ -253,6 +253,15 @@ def test_the_gradient_of_the_noise_is_as_good_as_plain_pytorch(backend, case, un
 
 
 @backends.every_cpp
+def test_the_gradient_of_the_noise_of_large_tensors(backend):
+    """Too large for the cache: written by non-temporal stores, which need aligned addresses in every piece."""
+    x = torch.zeros(1, 24, 512, 512, requires_grad=True)
+    noise = torch.zeros(1, 1, 512, 512, requires_grad=True)
+    noise_bias_act(x, noise=noise, strength=torch.ones(()), bias=torch.ones(24)).sum().backward()
+    assert torch.equal(noise.grad, x.grad.sum(1, keepdim=True))
+
+
+@backends.every_cpp
 def test_a_kernel_computes_the_gradient_of_the_noise(backend, monkeypatch):
     monkeypatch.setattr(NoiseBiasAct, "reference", None)
     monkeypatch.setattr(NoiseBiasAct, "reference_backward", None)

@@ -8,7 +8,7 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -53,6 +53,13 @@ def replacement(path: Path, option: str = "--out") -> Iterator[Path]:
 
 def _cannot_write(path: Path, error: OSError, option: str) -> UserError:
     return UserError(f"cannot write {path}: {error.strerror or error}; make room or choose another place with {option}")
+
+
+def require_other(path: Path, read: Iterable[Path], option: str = "--out") -> None:
+    """Raise UserError if writing `path` would replace one of the files that are read."""
+    for each in read:
+        if path.exists() and each.exists() and path.samefile(each):
+            raise UserError(f"{option} {path}: would replace {each}, which is read; give another name")
 
 
 def prepare_to_write(path: Path, option: str = "--out") -> None:
@@ -107,7 +114,8 @@ def _copied_by_kernel(source: BinaryIO, target: BinaryIO) -> bool:
 def remove_unfinished(directory: Path) -> None:
     """Remove the temporaries that a killed process left in `directory`."""
     for temporary in directory.glob(f"*{TEMPORARY_SUFFIX}"):
-        temporary.unlink(missing_ok=True)
+        if not temporary.is_dir():
+            temporary.unlink(missing_ok=True)
 
 
 def remove(path: Path) -> None:

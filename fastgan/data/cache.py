@@ -6,6 +6,7 @@ at the end, so an entry that exists is complete.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -122,8 +123,9 @@ def _load(load: Callable[[Path], Content | None], entry: Path, say: bool = False
 def _remove_abandoned(root: Path) -> None:
     """Remove what killed processes were writing."""
     for temporary in root.glob("*.tmp"):
-        if is_unlocked(root / f"{temporary.name.rsplit('.', 2)[0]}.lock"):
-            remove(temporary)
+        with contextlib.suppress(OSError):  # another user's
+            if is_unlocked(root / f"{temporary.name.rsplit('.', 2)[0]}.lock"):
+                remove(temporary)
 
 
 def cannot_write(root: Path, error: OSError) -> UserError:

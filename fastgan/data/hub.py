@@ -60,9 +60,15 @@ def upload(folder: Path, repository: str, private: bool) -> str:
     try:
         api = hub.HfApi(**_LIBRARY)
         address = api.create_repo(repository, private=private or None, exist_ok=True)
+        if private and not api.repo_info(repository).private:
+            raise UserError(f"--private: {repository} is there already, and public; leave it out, or name another")
         files = sorted(path for path in folder.iterdir() if path.is_file())
         added = [hub.CommitOperationAdd(path_in_repo=path.name, path_or_fileobj=path) for path in files]
+        if "metrics.json" not in {path.name for path in files} and api.file_exists(repository, "metrics.json"):
+            added.append(hub.CommitOperationDelete("metrics.json"))  # of an earlier network
         api.create_commit(repository, added, commit_message=f"fastgan share, version {__version__}")
+    except UserError:
+        raise
     except Exception as error:
         _fail(f"--push {repository}", error)
     return str(address)

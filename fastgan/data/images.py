@@ -150,8 +150,8 @@ def losses(data: bytes) -> list[str]:
 
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         found = [BITS_LOST] if image.format in DEEP and any(_is_deep(tile.args) for tile in image.tile) else []
-        if (count := getattr(image, "n_frames", 1)) > 1:
-            found.append(f"has {count:,} pictures in one file; the first one is taken")
+        if getattr(image, "is_animated", False):  # `n_frames` would follow all pages of a TIFF, damaged ones too
+            found.append("has several pictures in one file; the first one is taken")
     return found
 
 

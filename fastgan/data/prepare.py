@@ -85,7 +85,7 @@ def run(job: Job, reader: Reader, progress: bool = True) -> Result:
     is_taken = os.path.lexists(job.out)
     try:
         if is_taken and not journal_file.exists():
-            if not content.exists():
+            if work.is_dir() and not work.is_symlink() and {path.name for path in work.iterdir()} <= {"lock"}:
                 remove(work)  # its process was killed while it removed it
             raise taken
         work.mkdir(parents=True, exist_ok=True)

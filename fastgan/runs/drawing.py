@@ -104,7 +104,8 @@ _trained: WeakKeyDictionary[nn.Module, _Trained] = WeakKeyDictionary()
 def trained(generator: Network, model: ModelConfig) -> Network:
     """The generator, marked as one that is not trained any more: `inference` keeps what it computes of weights alone.
 
-    That takes up to five times the memory of the weights. Changed weights are noticed.
+    That takes up to five times the memory of the weights. Changed weights are noticed, but for changes through
+    `weight.data`.
     """
     if generator not in _trained:
         _trained[generator] = _Trained(FixedWeights(_weights_of(ref(generator))), batch_size(model))

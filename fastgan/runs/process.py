@@ -156,7 +156,8 @@ class _Lasting:
             pass
         except OSError:
             nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())
+            for descriptor in {self._stream.fileno(), self._descriptor} - {None}:
+                os.dup2(nowhere, descriptor)
             os.close(nowhere)
 
     def _write_in_parts(self, content: bytes) -> None:
@@ -175,9 +176,17 @@ def _descriptor_of_reader(stream) -> int | None:
         if os.name != "posix" or not (stat.S_ISFIFO(kind) or stat.S_ISCHR(kind) or stat.S_ISSOCK(kind)):
             return None
         stream.flush()
-        return stream.fileno()
+        return _without_waiting(stream.fileno())
     except (OSError, ValueError):  # a stream in memory, or one that has failed already
         return None
+
+
+def _without_waiting(descriptor: int) -> int:
+    """A terminal opened once more: it may be ready for less than is written, and then waits. Others as they are."""
+    try:
+        return os.open(os.ttyname(descriptor), os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError:  # a pipe or socket
+        return descriptor
 
 
 def _is_ready(descriptor: int, seconds: float) -> bool:
@@ -204,7 +213,8 @@ def _tell_at_once(text: str) -> None:
     Not by print: the signal may have come while stderr is written, which cannot be entered twice.
     """
     with contextlib.suppress(OSError, ValueError):  # there may be no terminal any more, or no file at all
-        descriptor = sys.stderr.fileno()
+        descriptor = getattr(sys.stderr, "_descriptor", None)  # of `_Lasting`: does not wait
+        descriptor = sys.stderr.fileno() if descriptor is None else descriptor
         if os.name != "posix" or _is_ready(descriptor, 0.0):
             os.write(descriptor, text.encode())
 
@@ -231,7 +241,7 @@ def finish_step_on_signal(echo: float = 0.0) -> Iterator[Interrupt]:
     def request(signum, frame):
         nonlocal asked
         if interrupt.signum:
-            if time.monotonic() - asked > echo:
+            if signum != hangup and time.monotonic() - asked > echo:
                 signal.signal(signum, signal.SIG_DFL)
                 signal.raise_signal(signum)
             return

@@ -38,7 +38,9 @@ class Length:
     def why_no_more(self, header: Header) -> str | None:
         """Why a training that resumes from there would have nothing left to do; None if it may have."""
         if self.seconds:
-            over, used = header.seconds >= self.seconds, f"trained for {header.seconds / 60:.4g}"
+            # The same time again makes up for what a kill just after the last save has left undone.
+            is_same = self.seconds == 60 * header.config.training.minutes
+            over, used = header.seconds >= self.seconds and not is_same, f"trained for {header.seconds / 60:.4g}"
             what = f"--minutes {self.total:g}"
         else:
             over, used = self.images <= header.images - self._batch, f"seen {header.images}"

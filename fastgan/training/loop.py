@@ -184,7 +184,7 @@ def _train(
         try:
             yield
         except Exception as error:
-            another_is_gone = isinstance(error, RuntimeError) and is_lost_process(error)
+            another_is_gone = ranks.world_size > 1 and isinstance(error, RuntimeError) and is_lost_process(error)
             if state.images > last_save and not another_is_gone and not isinstance(error, guard.Diverged):
                 with contextlib.suppress(Exception):  # the first error is the one to report
                     log.sync()

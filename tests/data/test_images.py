@@ -125,7 +125,7 @@ def test_bits_that_are_left_out_are_said(data):
 def test_further_pictures_in_a_file_are_said(kind):
     buffer = io.BytesIO()
     make_image(1).save(buffer, kind, save_all=True, append_images=[make_image(2), make_image(3)])
-    assert images.losses(buffer.getvalue()) == ["has 3 pictures in one file; the first one is taken"]
+    assert images.losses(buffer.getvalue()) == ["has several pictures in one file; the first one is taken"]
 
 
 def test_no_loss_is_said_of_a_usual_image():

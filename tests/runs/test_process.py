@@ -10,6 +10,7 @@ import pytest
 
 from fastgan.errors import UserError
 from fastgan.runs import process
+from tests.support.processes import LONG
 
 
 def test_threads_come_from_the_option_or_the_environment_or_the_cores(monkeypatch):
@@ -115,11 +116,12 @@ def test_a_signal_echo_counts_as_the_same_request():
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there is no such signal")
 @pytest.mark.parametrize("first", ["SIGHUP", "SIGTERM"])
-def test_a_closed_terminal_does_not_end_a_process_that_saves(first):
+@pytest.mark.parametrize("echo", [0.0, 1e-9])
+def test_a_closed_terminal_does_not_end_a_process_that_saves(first, echo):
     """The terminal sends SIGHUP, and so does the shell in it."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored
     try:
-        with process.finish_step_on_signal() as interrupt:
+        with process.finish_step_on_signal(echo) as interrupt:
             signal.raise_signal(getattr(signal, first))
             signal.raise_signal(signal.SIGHUP)
             assert interrupt.exit_code == 128 + getattr(signal, first)
@@ -135,3 +137,22 @@ def test_a_signal_of_another_process_stops_this_one_too():
         assert interrupt and interrupt.exit_code == 128 + signal.SIGUSR1
         os.kill(os.getpid(), signal.SIGTERM)
         assert interrupt.exit_code == 128 + signal.SIGTERM
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="there are no terminals")
+def test_a_terminal_that_nobody_reads_stops_nothing(tmp_path):
+    """It counts as ready when there is room for less than a line."""
+    reader, terminal = os.openpty()
+    code = """
+import signal, sys
+from fastgan.runs import process
+process.PATIENCE = 0.1
+with process.output_may_end(), process.finish_step_on_signal() as interrupt:
+    for number in range(3000):
+        print("x" * (number % 1000), file=sys.stderr)
+    signal.raise_signal(signal.SIGTERM)
+    raise SystemExit(interrupt.exit_code)
+"""
+    done = subprocess.run([sys.executable, "-c", code], stderr=terminal, timeout=LONG)
+    os.close(terminal), os.close(reader)
+    assert done.returncode == 128 + signal.SIGTERM

@@ -101,7 +101,10 @@ def test_a_resumed_run_goes_on_with_the_time_that_was_used(folder, tmp_path, clo
 def test_a_run_with_nothing_left_is_refused_and_may_go_on_by_images(folder, tmp_path, clock, capsys):
     run = tmp_path / "run"
     assert main(timed(folder, run, 0.05)) == 0
-    assert main(["--resume", str(run)]) == 2
+    before = checkpoint.read_header(run).images
+    assert main(["--resume", str(run)]) == 0, "the same time again makes up for what a kill left undone"
+    assert checkpoint.read_header(run).images == before
+    assert main(["--resume", str(run), "--minutes", "0.04"]) == 2
     assert "has trained for 0.05 already; give more" in capsys.readouterr().err
     assert main(["--resume", str(run), "--images", "40"]) == 0
     config = checkpoint.read_header(run).config

@@ -204,7 +204,12 @@ class _Sample:
     def add(self, member: Member, suffix: str) -> None:
         ending = f".{suffix.rpartition('.')[2]}"
         if ending in SUFFIXES or ending in OTHER_SUFFIXES:
-            self._images[self._new(suffix)] = _content(member)
+            new = self._new(suffix)
+            # One of them is taken: the first without a dot, else the first. Others are not held in memory.
+            is_better = "." not in new and all("." in each for each in self._images)
+            if is_better:
+                self._images = dict.fromkeys(self._images, b"")
+            self._images[new] = _content(member) if is_better or not self._images else b""
         elif suffix == "cls" and member.is_file:
             self._labels[suffix] = _label_in_cls(member)
         elif suffix == "json" and member.is_file and (found := _label_in_json(member)) is not None:

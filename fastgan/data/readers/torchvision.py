@@ -62,7 +62,8 @@ class TorchvisionReader(Reader):
         if not isinstance(image, Image.Image):
             raise UnusableImage(f"is a {type(image).__name__}, not an image")
         try:
-            return image, operator.index(target)  # an integer of Python, NumPy or torch
+            label = operator.index(target)  # an integer of Python, NumPy or torch
+            return image, label if label >= 0 else None
         except (TypeError, ValueError):
             if target is not None and not self.notes:
                 self.notes = [f"targets that are {type(target).__name__}, not class numbers, were not read"]

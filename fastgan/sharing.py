@@ -28,7 +28,11 @@ DATA = {  # what a card says of built-in data
 }
 MOST_CLASSES = 30  # that a card names
 # Options that a command needs first, since others follow from them.
-_FIRST = (("data", "arch", "discriminator", "minutes"), ("resolution", "channels"), ("loss", "augment", "grow_from"))
+_FIRST = (
+    ("data", "arch", "variant", "discriminator", "minutes"),
+    ("resolution", "channels"),
+    ("loss", "augment", "grow_from"),
+)
 # Options that do not change the networks.
 _OF_NO_ACCOUNT = {*vars(configuration.OutputOptions()), "device", "threads", "cuda_graphs", "classes"}
 # Identifiers that the Hugging Face hub knows, of its list of licences; others are given by name.

@@ -18,7 +18,7 @@ from fastgan.cli import evaluate
 from fastgan.cli.generate import Grid, Label
 from fastgan.data import hub
 from fastgan.errors import UserError, command_line, program, readable
-from fastgan.files import TEMPORARY_SUFFIX, file_digest, sync_directory, write_atomically
+from fastgan.files import TEMPORARY_SUFFIX, file_digest, remove, sync_directory, write_atomically
 from fastgan.options import HalfLife, PathText, parse_options
 from fastgan.runs.config import FILE_NAME as CONFIG_FILE_NAME
 from fastgan.runs.grid import SMALLEST_CELL
@@ -100,10 +100,9 @@ def share(options: Options) -> None:
     report = _report(options, header, ema)
     out = Path(os.path.abspath(options.out))
     _require_new(out, options.out)
-    temporary = out.with_name(out.name + TEMPORARY_SUFFIX)
+    temporary = out.with_name(f"{out.name}.share{TEMPORARY_SUFFIX}")
     try:
-        if temporary.exists():  # left by a killed process
-            shutil.rmtree(temporary)
+        remove(temporary)  # left by a killed process
         temporary.mkdir(parents=True)
         try:
             _write(temporary, out.name, header, ema, report, options)
@@ -189,7 +188,8 @@ def _report(options: Options, header: Header, ema: float) -> dict[str, Any] | No
     try:
         report = json.loads(path.read_bytes())
         evaluate.table(report)
-        digest, measured = report["checkpoint_digest"], report["ema"]
+        report["data"], report["real"]
+        digest, measured = report["checkpoint_digest"], float(report["ema"] or 0)
     except OSError as error:
         raise UserError(f"--metrics {path}: {error.strerror}") from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):

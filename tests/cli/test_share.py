@@ -117,8 +117,8 @@ def test_metrics_of_another_checkpoint_are_not_taken(run, tmp_path, capsys):
 def test_the_folder_is_complete_or_not_there(run, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     out.mkdir()  # an empty one is taken
-    (tmp_path / "out.unfinished").mkdir()  # of a process that was killed
-    (tmp_path / "out.unfinished" / "old").touch()
+    (tmp_path / "out.share.unfinished").mkdir()  # of a process that was killed
+    (tmp_path / "out.share.unfinished" / "old").touch()
     with monkeypatch.context() as patch:
         patch.setattr(share.evaluate, "table", lambda report: 1 / 0)
         patch.setattr(sharing, "card", lambda *_, **__: 1 / 0)
@@ -176,6 +176,14 @@ def test_a_folder_is_uploaded_and_loaded_by_its_name(run, tmp_path, monkeypatch,
         assert len(server.repositories[NAME]) == 3, "a commit for each upload"
         digests = [read_header(f"hf://{NAME}{at}").digest for at in (f"@{hub.revision_of(files)}", "")]
         assert digests == [read_header(tmp_path / name).digest for name in ("one", "two")] and len({*digests}) == 2
+
+        server.repositories[NAME][-1]["metrics.json"] = b"of an earlier network"
+        assert main([str(run), "--push", NAME, "--out", str(tmp_path / "without metrics")]) == 0
+        assert "metrics.json" not in server.repositories[NAME][-1]
+
+        server.private.clear()
+        line = error_of(main, [*argv, "--out", str(tmp_path / "public")], capsys)
+        assert f"--private: {NAME} is there already, and public" in line and len(server.repositories[NAME]) == 4
 
         monkeypatch.setenv("HF_TOKEN", "expired")
         line = error_of(main, [str(run), "--push", NAME, "--out", str(tmp_path / "three")], capsys)

@@ -88,7 +88,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return self.headers.get("Authorization") == f"Bearer {TOKEN}"
 
     def do_GET(self):
-        name, _, rest = self._start()[1:].partition("/resolve/")
+        where = self._start()
+        if "Authorization" in self.headers and not self._logged_in:
+            return self._answer(401)
+        if where.startswith("/api/models/"):
+            name = where.removeprefix("/api/models/")
+            return self._json(id=name, private=name in self.server.private)
+        name, _, rest = where[1:].partition("/resolve/")
         revision, _, file = rest.partition("/")
         commits = self.server.repositories.get(name)
         if commits is None or (name in self.server.private and not self._logged_in):
@@ -146,6 +152,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 files[value["path"]] = self.server.large[value["oid"]]
+            elif line["key"] == "deletedFile":
+                del files[value["path"]]
         self.server.repositories[name].append(files)
         revision = revision_of(files)
         self._json(success=True, commitOid=revision, commitUrl=f"{self.server.url}/{name}/commit/{revision}")

@@ -24,17 +24,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from fastgan.data.images import Target, decode, fit, losses, size_text
 from fastgan.editing import sampled
 from fastgan.errors import UserError
 from fastgan.files import write_atomically
-from fastgan.models import noise_maps
+from fastgan.models import ModelConfig, noise_maps
+from fastgan.models.progressive import ProgressiveGrowing
 from fastgan.models.style_based import StyleBasedGenerator
-from fastgan.runs.drawing import Unsupported, architecture
+from fastgan.runs.drawing import Unsupported, architecture, inference
 
 Space = Literal["w", "w+", "z"]
 STEPS = 200
@@ -158,14 +161,33 @@ def draw(generator: nn.Module, latents: Tensor, labels: Tensor | None = None, ma
         return network.synthesize(latents, **options)
 
 
-@torch.no_grad()
+def fitted(data: bytes, generator: nn.Module, model: ModelConfig) -> tuple[np.ndarray, str]:
+    """An image file's content as the generator's images are, uint8 [H, W, C], and what was done to it; "" for nothing.
+
+    It is cropped and resized as `fastgan dataset` does. Raises UnusableImage if it is no image.
+    """
+    side = generator.stage_resolution if isinstance(generator, ProgressiveGrowing) else model.resolution
+    height, width = model.feature_size(side)
+    image = decode(data)
+    target = Target(size=(width, height), channels=model.channels, crop="center", enlarge=True)
+    pixels, done = fit(image, target), []
+    if image.size != (width, height):
+        crop = "cropped and " if image.width * height != image.height * width else ""
+        done.append(f"{size_text(image.size)}, {crop}resized to {size_text((width, height))}")
+    mode = {1: "L", 3: "RGB", 4: "RGBA"}[model.channels]
+    if image.mode != mode:
+        done.append(f"{image.mode} converted to {mode}")
+    return pixels, "; ".join([*done, *losses(data)])
+
+
 def draw_each(generator: nn.Module, latents: Tensor, labels: Tensor | None, maps: Sequence[Tensor]) -> Tensor:
     """The same one by one, as studies draw: fp32, on the CPU."""
     device = next(generator.parameters()).device
     drawn = []
     for i in range(len(latents)):
         z, y, *noise = (None if each is None else each[i : i + 1].to(device) for each in (latents, labels, *maps))
-        drawn.append(draw(generator, cast(Tensor, z), y, cast(list[Tensor], noise)).float().cpu())
+        with inference(generator):
+            drawn.append(draw(generator, cast(Tensor, z), y, cast(list[Tensor], noise)).float().cpu())
     return torch.cat(drawn)
 
 
@@ -300,7 +322,8 @@ def _nearest(network: Any, starts: Tensor, labels: Tensor | None, targets: Tenso
     drawn = []
     for first in range(0, len(starts), _BATCH):
         part = slice(first, first + _BATCH)
-        drawn.append(draw(network, starts[part], None if labels is None else labels[part]).float())
+        with inference(network):
+            drawn.append(draw(network, starts[part], None if labels is None else labels[part]).float())
     images = torch.cat(drawn)
     if images.shape[1:] != targets.shape[1:]:
         raise ValueError(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fastgan.editing import require_styles, sampled
 from fastgan.projection import Distance, Projection, draw, draw_each, psnr
+from fastgan.runs.drawing import inference
 
 RATE = 1e-3  # of Adam
 LOCALITY = 0.1  # weight of the images around the pivots
@@ -78,7 +79,7 @@ def tune(
         pivot = pivots[int(torch.randint(len(pivots), (), generator=random))]
         way = others[step] - pivot  # [num_ws, w_dim]
         beside = (pivot + far * way / way.norm(dim=1, keepdim=True).clamp(min=1e-8))[None]
-        with torch.no_grad():
+        with inference(before):
             expected = draw(before, beside)
         around = Distance(perceptual, expected)(draw(after, beside))
         optimizer.zero_grad()

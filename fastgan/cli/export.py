@@ -16,7 +16,7 @@ import tyro
 
 from fastgan.data.urls import has_scheme
 from fastgan.errors import UserError, command_line, program
-from fastgan.files import prepare_to_write, write_atomically
+from fastgan.files import prepare_to_write, require_other, write_atomically
 from fastgan.options import HalfLife, PathText, parse_options
 from fastgan.runs.memory import out_of_memory_is_user_error
 
@@ -89,10 +89,9 @@ def export(options: Options) -> None:
     found = open_networks(options.checkpoint, options.ema)
     folder = Path() if has_scheme(options.checkpoint) else found.path.parent
     out = Path(options.out or folder / f"{NAMES[options.format]}{ENDINGS[options.format]}")
-    if out.exists() and out.samefile(found.path):
-        raise UserError(f"--out {out}: is the file to export; give another name")
     files = {out.with_stem(f"{out.stem}_{part}"): part for part in HALVES} if options.split else {out: "generator"}
     for file in files:
+        require_other(file, [found.path])
         prepare_to_write(file)
     if options.format in ("onnx", "torch"):
         contents, remarks = _networks(options, found.path, files)

@@ -19,7 +19,7 @@ import tyro
 from fastgan import examples
 from fastgan.data.urls import has_scheme
 from fastgan.errors import UserError, command_line, nearest, program, readable
-from fastgan.files import prepare_to_write
+from fastgan.files import prepare_to_write, require_other
 from fastgan.options import (
     LARGEST_NUMPY_SEED,
     LARGEST_SEED,
@@ -224,11 +224,12 @@ class Grid(Options):
                     for seed, image in zip(part, self._draw(generator, part, label), strict=True):
                         save_picture(to_picture(image), out / f"{start}seed{seed:04d}.png")
             return
+        heading = f"seeds {self.seeds}, truncation {self.trunc:g}" + (f", edited by {self.edit}" if self.edit else "")
         rows = []
         for name, label in labels:
             drawn = self._draw(generator, seeds, label)
             rows += [(name, drawn[start : start + GRID_COLUMNS]) for start in range(0, len(drawn), GRID_COLUMNS)]
-        save_picture(draw_grid([Section(f"seeds {self.seeds}, truncation {self.trunc:g}", rows)]), out)
+        save_picture(draw_grid([Section(heading, rows)]), out)
 
     def _draw(self, generator: nn.Module, seeds: list[int], label: int | None) -> np.ndarray:
         import torch
@@ -695,6 +696,8 @@ def generate(options: Options) -> None:
     folder = Path() if has_scheme(options.checkpoint) else path.parent
     out = Path(options.out) if options.out is not None else folder / options.file_name
     options.require_memory(model, len(labels), out)
+    for file in (out, out.with_suffix(".safetensors")):
+        require_other(file, [path])
     generator = load(precision.choose_device(options.device))
     if options.trunc != 1 and "truncation" not in generator.supports:
         raise UserError(f"--trunc {options.trunc:g}: {model.arch} has no truncation; leave it out")
@@ -702,6 +705,10 @@ def generate(options: Options) -> None:
     if options.projected is not None:
         options, generator = with_latents(options, generator)
         if options.seed_format.ndim == 3:  # styles, which have a class in them
+            if options.classes is not None:
+                raise UserError(
+                    f"--projected {options.projected}: its styles have a class in them; leave out --classes"
+                )
             labels = [("", None)]
     prepare_to_write(out / "image.png" if options.is_folder() else out)
     try:

@@ -16,16 +16,16 @@ import tyro
 from fastgan.cli.generate import MOVING, parse_classes
 from fastgan.data.urls import has_scheme
 from fastgan.errors import UserError, command_line, program, readable
-from fastgan.files import prepare_to_write, write_atomically
+from fastgan.files import prepare_to_write, require_other, write_atomically
 from fastgan.options import LARGEST_SEED, HalfLife, PathText, parse_options
 from fastgan.progress import ProgressBar
-from fastgan.runs.animation import require_animation, save_animation
-from fastgan.runs.grid import Section, draw_grid, save_picture
-from fastgan.runs.memory import out_of_memory_is_user_error
+from fastgan.runs.animation import ANIMATIONS, SMALLEST_FRAME, require_animation, save_animation
+from fastgan.runs.grid import Section, draw_grid, enlargement, save_picture
+from fastgan.runs.memory import out_of_memory_is_user_error, require
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from fastgan.models import ModelConfig
 
@@ -94,6 +94,8 @@ class Options:
             raise UserError(f"--steps {self.steps}: must be from 1 to {MOST_STEPS:,}")
         if not 0 <= self.tune <= MOST_STEPS:
             raise UserError(f"--tune {self.tune}: must be from 0 to {MOST_STEPS:,}")
+        if self.vgg_weights is not None and self.distance != "lpips":
+            raise UserError(f"--vgg-weights {readable(self.vgg_weights)}: is for --distance lpips alone")
         if not 0 <= self.seed <= LARGEST_SEED:
             raise UserError(f"--seed {self.seed}: must be from 0 to {LARGEST_SEED}")
         for name, allowed in (("out", tuple(PICTURES)), ("video", MOVING)):
@@ -134,12 +136,20 @@ def project(options: Options) -> None:
     label = None if options.classes is None else parse_classes(options.classes, names)[0][1]
     folder = Path() if has_scheme(options.checkpoint) else path.parent
     out = Path(options.out) if options.out is not None else folder / "projected.png"
-    targets = torch.stack([read_image(file, model) for file in options.images])
-    prepare_to_write(out)
-    if options.video is not None:
-        prepare_to_write(Path(options.video), "--video")
     device = precision.choose_device(options.device)
     generator, distance = load(device), None
+    targets = torch.stack([read_image(file, generator, model) for file in options.images])
+    written = {out: "--out", out.with_suffix(".safetensors"): "--out"}
+    if options.tune:
+        suffix = networks.with_generator(generator)[1]  # raises if the format cannot be written
+        tuned_file = out.with_name(f"{out.stem}-tuned{suffix}")
+        written[tuned_file] = "--out"
+    if options.video is not None:
+        written[Path(options.video)] = "--video"
+        require_frames(targets, options.steps, Path(options.video))
+    for file, option in written.items():
+        require_other(file, [path, *map(Path, options.images)], option)
+        prepare_to_write(file, option)
     if options.distance != "pixels":
         from fastgan.metrics import perceptual
 
@@ -179,9 +189,7 @@ def project(options: Options) -> None:
     if options.tune:
         tuned = tune(generator, found, targets, distance, options)
         rows["tuned"] = to_uint8(tuned.images)
-        content, suffix = networks.with_generator(tuned.generator)
-        tuned_file = out.with_name(f"{out.stem}-tuned{suffix}")
-        write_atomically(tuned_file, content)
+        write_atomically(tuned_file, networks.with_generator(tuned.generator)[0])
     save_picture(draw_grid([side_by_side(rows)]), out)
     if options.video is not None:
         import numpy as np
@@ -198,23 +206,31 @@ def project(options: Options) -> None:
     print(out)
 
 
-def read_image(file: str, model: ModelConfig) -> Tensor:
-    """An image as a network's images are, fp32 [C, H, W]. Says so if it is cropped; raises UserError if it is none."""
+def require_frames(targets: Tensor, steps: int, video: Path) -> None:
+    """Raises UserError if the frames of the video are too many for the memory, or too wide for its format."""
+    from fastgan.data.images import size_text
+
+    n, _, height, width = targets.shape
+    factor = enlargement(height, SMALLEST_FRAME)
+    size, largest = (n * width * factor, height * factor), ANIMATIONS[video.suffix.lower()].largest
+    if max(size) > largest:
+        raise UserError(f"--video {video}: a frame of {size_text(size)} is too large; give fewer images")
+    require(float(steps * targets.numel()), "the frames of --video", "give fewer images or --steps")
+
+
+def read_image(file: str, generator: nn.Module, model: ModelConfig) -> Tensor:
+    """An image as a network's images are, fp32 [C, H, W]. Says what was done to it; raises UserError if it is none."""
     import torch
 
-    from fastgan.data.images import Target, UnusableImage, decode, fit, read_regular, size_text
+    from fastgan.data.images import UnusableImage, read_regular
+    from fastgan.projection import fitted
 
-    height, width = model.feature_size(model.resolution)
     try:
-        image = decode(read_regular(file))
-        size = image.size
-        target = Target(size=(width, height), channels=model.channels, crop="center", enlarge=True)
-        pixels = fit(image, target)
+        pixels, note = fitted(read_regular(file), generator, model)
     except UnusableImage as error:
         raise UserError(f"{readable(file)} {error}") from None
-    if size != (width, height):
-        crop = "cropped and " if size[0] * height != size[1] * width else ""
-        print(f"{Path(file).name} is {size_text(size)}: {crop}resized to {size_text((width, height))}")
+    if note:
+        print(f"{Path(file).name}: {note}")
     return torch.tensor(pixels).movedim(2, 0) / 127.5 - 1
 
 

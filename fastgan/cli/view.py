@@ -9,6 +9,7 @@ import errno
 import functools
 import os
 import socket
+import time
 import webbrowser
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,7 @@ def serve(options: Options) -> None:
 
     from fastgan import editing
     from fastgan.runs import precision
-    from fastgan.view import access, queueing
+    from fastgan.view import access, projecting, queueing
     from fastgan.view.watching import Runs
 
     process.keep_freed_memory()
@@ -100,7 +101,12 @@ def serve(options: Options) -> None:
     print(access.reachability(options.host), flush=True)
     if options.open:
         webbrowser.open(address)
-    blocks.block_thread()
+    try:
+        while blocks.is_running:  # `blocks.block_thread()` would end as if Ctrl-C were no interruption
+            time.sleep(0.2)
+    finally:
+        projecting.stop_all()
+        blocks.close(verbose=False)
 
 
 def _require_gradio():

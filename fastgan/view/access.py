@@ -12,9 +12,9 @@ import ipaddress
 import secrets
 import socket
 from collections.abc import Callable
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
+from starlette.requests import cookie_parser
 from starlette.responses import PlainTextResponse, RedirectResponse
 
 MAX_BYTES = 2**20  # of a request; an image to project has up to 800,000, others a few hundred
@@ -103,9 +103,11 @@ class RequestFilter:
         headers = {name.lower().decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         status, refusal = self._refusal(scope, headers)
         if not refusal and self.token and not self._has_cookie(headers) and scope["path"] != START:
-            if self._has_token(scope):
+            is_known = self._has_token(scope)
+            if is_known and scope["path"] != HEALTH:
                 return await self._welcome(scope)(scope, receive, send)
-            status, refusal = 401, "Use the whole address that the command printed, with its token."
+            if not is_known:
+                status, refusal = 401, "Use the whole address that the command printed, with its token."
         if refusal and scope["type"] == "websocket":
             return await send({"type": "websocket.close", "code": 1008, "reason": refusal})
         if refusal:
@@ -128,7 +130,7 @@ class RequestFilter:
         if not self._is_own(host):
             return 403, f"This page is not served as {host[:80]!r}. Use the address that the command printed."
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and not _is_from(origin, host):
             return 403, "Requests from other sites are refused."
         is_visit = scope.get("method") == "GET" and headers.get("sec-fetch-mode") == "navigate"
         if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none") and not is_visit:
@@ -144,11 +146,7 @@ class RequestFilter:
         return 200, ""
 
     def _has_cookie(self, headers: dict[str, str]) -> bool:
-        try:
-            found = SimpleCookie(headers.get("cookie", "")).get(self.cookie)
-        except CookieError:
-            return False
-        return found is not None and self._is_token(found.value)
+        return self._is_token(cookie_parser(headers.get("cookie", "")).get(self.cookie, ""))
 
     def _has_token(self, scope) -> bool:
         return scope.get("method") == "GET" and any(
@@ -177,6 +175,13 @@ class RequestFilter:
         except ValueError:
             return False
         return True
+
+
+def _is_from(origin: str, host: str) -> bool:
+    try:
+        return urlsplit(origin).netloc.lower() == host.lower()
+    except ValueError:  # no URL
+        return False
 
 
 def _query(scope) -> list[tuple[str, str]]:

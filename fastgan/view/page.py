@@ -423,8 +423,12 @@ class Page:
         given = [run, self.given, self.controls["projection-space"], self.controls["steps"]]
         found = [self.projection, self.projected, start, self.controls["class"]]
         options = QUIETLY | {"trigger_mode": "once"}
+        # Gradio ignores a click on Project while the last projection is ending, so the button shows it.
+        self.project.click(None, None, self.project, js=_interactive("false"), api_visibility="private")
         projection = self.project.click(_with_errors_shown(self._project), given, found, **options)
         self.stop.click(None, cancels=[projection], api_visibility="private")
+        for over in (projection.then, projection.failure):  # `then` is not called after an error
+            over(None, None, self.project, js=_interactive("true"), api_visibility="private")
 
     def _drawing(self, views: dict[str, View]):
         """A function that draws the tab in view, its inputs and its outputs.
@@ -535,7 +539,7 @@ class Page:
     def _take(self, name: str, event: gr.EventData):
         """An image that was chosen or dropped."""
         data, file_name = (str(getattr(event, part, "")) for part in ("data", "name"))
-        given = projecting.read(data, file_name, self._run(name).trained.model)
+        given = projecting.read(data, file_name, self._run(name))
         return given, projecting.preview(given)
 
     def _project(self, name: str, given: projecting.Given | None, space: str, steps: int) -> Iterator[list[Any]]:
@@ -544,6 +548,7 @@ class Page:
         run = self._run(name)
         if given is None:
             raise UserError("choose an image first")
+        given = projecting.fitted(given.name, given.data, run)
         in_space = chosen["projection-space"] if images.has(run, "style_mixing") else None
         for found in projecting.project(run, name, given, in_space, chosen["steps"] or 1):
             if isinstance(found, str):
@@ -576,6 +581,11 @@ def _select(event: gr.SelectData) -> list[Any]:
     two = tab in (MIXING, INTERPOLATION)
     shown = [tab != TRAINING, two, tab == IMAGES, tab == MIXING, tab == INTERPOLATION]
     return [tab, *[gr.Column(visible=visible) for visible in shown]]
+
+
+def _interactive(value: str) -> str:
+    """JavaScript that makes a button usable, or not."""
+    return f"() => ({{__type__: 'update', interactive: {value}}})"
 
 
 def _choice(event: gr.EventData) -> int:

@@ -6,22 +6,22 @@ The image comes within a request and is never written to the disk.
 from __future__ import annotations
 
 import base64
-import binascii
 import functools
 import html
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastgan import projection
-from fastgan.data.images import Target, UnusableImage, decode, fit, size_text
+from fastgan.data.images import UnusableImage
 from fastgan.errors import UserError, readable
 from fastgan.metrics import registry
-from fastgan.models import ModelConfig
 from fastgan.studies import to_uint8
 from fastgan.view import rendering
 from fastgan.view.images import Latents
@@ -35,12 +35,13 @@ class Given(NamedTuple):
     """An image to project.
 
     Attributes:
-        name: of its file.
+        name, data: of its file.
         pixels: as images of the run's network are, uint8 [H, W, C].
         note: what was done to make it one; may be "".
     """
 
     name: str
+    data: bytes
     pixels: np.ndarray
     note: str
 
@@ -50,31 +51,39 @@ class Given(NamedTuple):
         return torch.tensor(self.pixels).movedim(2, 0)[None] / 127.5 - 1
 
 
-def read(data_url: str, name: str, model: ModelConfig) -> Given:
-    """An image that the browser sent as a data URL, cropped and resized to the network's size.
+def read(data_url: str, name: str, run: Run) -> Given:
+    """An image that the browser sent as a data URL, as images of the run's network are.
 
     Raises UserError if it is no image.
     """
-    height, width = model.feature_size(model.resolution)
     try:
-        image = decode(base64.b64decode(data_url.partition("base64,")[2], validate=True))
-        size = image.size
-        target = Target(size=(width, height), channels=model.channels, crop="center", enlarge=True)
-        pixels = fit(image, target)
-    except (UnusableImage, binascii.Error) as error:
-        why = error if isinstance(error, UnusableImage) else "cannot be decoded"
-        raise UserError(f"{readable(name)} {why}") from None
-    note = ""
-    if size != (width, height):
-        crop = "cropped and " if size[0] * height != size[1] * width else ""
-        note = f"{size_text(size)}, {crop}resized to {size_text((width, height))}"
-    return Given(name, pixels, note)
+        data = base64.b64decode(data_url.partition("base64,")[2], validate=True)
+    except ValueError:  # binascii.Error is one
+        raise UserError(f"{readable(name)} cannot be decoded") from None
+    return fitted(name, data, run)
+
+
+def fitted(name: str, data: bytes, run: Run) -> Given:
+    """The same of a file's content. A given image fits one run: another may have images of another size."""
+    try:
+        return Given(name, data, *projection.fitted(data, run.generator, run.trained.model))
+    except UnusableImage as error:
+        raise UserError(f"{readable(name)} {error}") from None
 
 
 def preview(given: Given) -> str:
     """The image as it will be projected, as HTML."""
     text = given.name + (f": {given.note}" if given.note else "")
     return _pair(rendering.figure(given.pixels, text, "given.png", rendering.HALF))
+
+
+_running: WeakSet[threading.Event] = WeakSet()  # stop a projection each
+
+
+def stop_all() -> None:
+    """Stop all projections after their present step."""
+    for each in list(_running):
+        each.set()
 
 
 class _Stopped(Exception):
@@ -90,27 +99,31 @@ def project(
     """
     model = run.trained.model
     latest: list[tuple[int, np.ndarray, float]] = []  # step, image and distance
-    stop: list[bool] = []
+    stop = threading.Event()
+    _running.add(stop)
 
     def watch(step: int, images: Tensor, distances: Tensor) -> None:
-        if stop:
+        if stop.is_set():
             raise _Stopped
         latest[:] = [(step, to_uint8(images)[0], float(distances[0]))]
 
-    with ThreadPoolExecutor(1) as thread:
-        task = thread.submit(
-            projection.project, run.generator, given.target, space=space, steps=steps, perceptual=_perceptual(run),
-            noise=False, num_classes=model.num_classes, watch=watch,
-        )  # fmt: skip
-        try:
-            yield _progress(given, 0, steps, None, "comparing with random images")
-            while not wait([task], PROGRESS_SECONDS).done:
-                if latest:
-                    step, image, distance = latest[0]
-                    yield _progress(given, step, steps, image, f"step {step} of {steps}, distance {distance:.4f}")
-        finally:
-            stop.append(True)
-        found = task.result()
+    thread = ThreadPoolExecutor(1)
+    task = thread.submit(
+        projection.project, run.generator, given.target, space=space, steps=steps, perceptual=_perceptual(run),
+        noise=False, num_classes=model.num_classes, watch=watch,
+    )  # fmt: skip
+    thread.shutdown(wait=False)  # Gradio closes this iterator in the thread that serves all pages
+    try:
+        progress = _progress(given, 0, steps, None, "comparing with random images")
+        yield progress
+        while not wait([task], PROGRESS_SECONDS).done:
+            if latest:
+                step, image, distance = latest[0]
+                progress = _progress(given, step, steps, image, f"step {step} of {steps}, distance {distance:.4f}")
+            yield progress  # each is a chance to stop
+    finally:
+        stop.set()
+    found = task.result()
     text = f"found: PSNR {found.psnr[0]:.1f} dB, distance {found.distances[0]:.4f}"
     label = None if found.labels is None else run.classes[int(found.labels[0])]
     text += "" if label is None else f", class {label}"

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from fastgan import projection, studies
+from fastgan.cli.directions import main as directions
 from fastgan.cli.generate import main as generate
 from fastgan.cli.project import main as project
 from fastgan.runs import checkpoint
@@ -69,9 +70,31 @@ def test_images_of_other_sizes_and_modes_are_fitted(run, tmp_path, capsys):
     Image.fromarray(np.zeros((20, 30), np.uint8)).save(tmp_path / "grey.png")
     argv = [str(tmp_path / "grey.png"), "--checkpoint", str(plain), "--distance", "pixels", "--steps", "1"]
     assert project(argv) == 0
-    assert "grey.png is 30x20: cropped and resized to 8x8" in capsys.readouterr().out
+    assert "grey.png: 30x20, cropped and resized to 8x8" in capsys.readouterr().out
     assert projection.load(plain / "projected.safetensors").latents.shape == (1, 8)
     assert generate(["--checkpoint", str(plain), "--projected", str(plain / "projected.safetensors")]) == 0
+
+
+def test_nothing_that_is_read_is_replaced(run, image, tmp_path, capsys):
+    network, picture = tmp_path / "network.safetensors", tmp_path / "me.png"
+    network.write_bytes((run / "checkpoint.safetensors").read_bytes())
+    Image.open(image).save(picture)
+    before = network.read_bytes(), picture.read_bytes()
+    own = ["--checkpoint", str(network), "--distance", "pixels", "--steps", "1", "--out"]
+    for argv in ([str(picture), *own, str(tmp_path / "network.png")], [str(picture), *own, str(picture)]):
+        assert "would replace" in error_of(project, argv, capsys)
+    argv = ["directions", "--checkpoint", str(network), "--out", str(tmp_path / "network.png")]
+    assert "would replace" in error_of(directions, argv[1:], capsys)
+    assert (network.read_bytes(), picture.read_bytes()) == before
+
+
+@pytest.mark.parametrize("arch", ["pggan", "stylegan"])
+def test_an_image_fits_the_stage_of_a_network_that_grows(arch, tmp_path, capsys):
+    growing = untrained(tmp_path / arch, arch, stage=(4, 1.0))
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "grey.png")
+    argv = [str(tmp_path / "grey.png"), "--checkpoint", str(growing), "--distance", "pixels", "--steps", "1"]
+    assert project(argv) == 0
+    assert "resized to 4x4" in capsys.readouterr().out
 
 
 def test_latents_of_a_conditional_network_without_styles_are_drawn_as_a_class(tmp_path, capsys):
@@ -113,7 +136,7 @@ def test_a_network_in_the_official_layout(tmp_path, capsys):
     Image.effect_noise((20, 16), 90).convert("L").save(tmp_path / "grey.png")
     argv = [str(tmp_path / "grey.png"), "--checkpoint", str(file), "--distance", "pixels", "--steps", "3"]
     assert project([*argv, "--tune", "4", "--out", str(tmp_path / "found.png")]) == 0
-    assert "grey.png is 20x16: cropped and resized to " in capsys.readouterr().out
+    assert "grey.png: 20x16, cropped and resized to " in capsys.readouterr().out
     latents, noise = projection.load(tmp_path / "found.safetensors")
     assert latents.ndim == 3 and noise
     for network in (file, tmp_path / "found-tuned.pkl"):

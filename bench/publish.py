@@ -240,6 +240,7 @@ def sampling() -> str:
             frames = f"{row['frames_per_s']:.0f}" if row["frames_per_s"] >= 10 else f"{row['frames_per_s']:.1f}"
             times = _times(row["latency_vs_unprepared"]), frames, _times(row["frames_vs_unprepared"])
             others.append(_line(size, f"{row['latency_ms']:.0f}", *times))
+    machine = re.sub(r"\b1 cores", "1 core", _machine(rows[0]))
     return f"""
 | image | precision | batch | images/s | × loop over single images | × loop over batches of 32 \
 | × plain PyTorch, single images | time / floor |
@@ -250,7 +251,7 @@ def sampling() -> str:
 | --- | --- | --- | --- | --- |
 {_joined(others)}
 
-Machine: {_machine(rows[0]).replace("1 cores", "1 core")}, by {rows[0]["clock"]}; other work ran beside it, so ratios
+Machine: {machine}, by {rows[0]["clock"]}; other work ran beside it, so ratios
 count.
 """
 

@@ -1,4 +1,6 @@
-"""Times drawing from a trained StyleGAN2: `python -m bench.sampling [CASE ...] [--json FILE]`.
+"""Times drawing: `python -m bench.sampling [CASE ...] [--json FILE]`.
+
+The network is a StyleGAN2 of random weights, prepared as a trained one is.
 
 Prints images per second of `fastgan.sampler.Sampler`, in fp32 and as `amp=True`, beside three loops over the same
 network in fp32. Each loop is what a user writes, in eval mode and without gradients:

@@ -26,7 +26,7 @@ from fastgan.errors import UserError
 from fastgan.files import write_atomically
 from fastgan.layers import EqualizedLinear
 from fastgan.models.style_based import StyleBasedGenerator
-from fastgan.runs.drawing import Unsupported, architecture
+from fastgan.runs.drawing import Unsupported, architecture, inference
 
 FILE_NAME = "directions.safetensors"
 SAMPLES = 10_000  # latents that the distribution of w is measured by
@@ -200,18 +200,26 @@ def require_styles(generator: nn.Module) -> StyleBasedGenerator:
     return generator
 
 
-@torch.no_grad()
-def sampled(generator: StyleBasedGenerator, samples: int = SAMPLES, seed: int = 0) -> tuple[Tensor, Tensor | None]:
-    """w of random latents, fp64 [samples, w_dim] on the CPU, and their labels, which go round all classes."""
+def sampled(
+    generator: StyleBasedGenerator, samples: int = SAMPLES, seed: int = 0, label: int | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """w of random latents, fp64 [samples, w_dim] on the CPU, and their labels, which go round all classes.
+
+    label: of a conditional generator, the class of all of them.
+    """
     mapping = generator.mapping
     device = mapping.w_avg.device
     classes = 0 if mapping.embed is None else mapping.embed.weight.shape[1]
     z = torch.randn(samples, cast(int, generator.z_dim), generator=torch.Generator().manual_seed(seed))
     labels = torch.arange(samples) % classes if classes else None
+    if labels is not None and label is not None:
+        labels = torch.full_like(labels, label)
     found = []
     for start in range(0, samples, _BATCH):
         part = slice(start, start + _BATCH)
-        found.append(mapping(z[part].to(device), None if labels is None else labels[part].to(device)).double().cpu())
+        with inference(generator):
+            w = mapping(z[part].to(device), None if labels is None else labels[part].to(device))
+        found.append(w.double().cpu())
     return torch.cat(found), labels
 
 

@@ -11,7 +11,7 @@ a term that keeps the image out of the noise maps (`fastgan.models.noise_maps`).
 - It starts from the nearest of some random images, not from the mean of w: small networks have separate modes.
 - The distance is perceptual (`fastgan.metrics.perceptual`) plus the mean square of pixels, so that an image that the
   generator has drawn is found again.
-- Steps are in standard deviations of w. `space="w+"` gives each layer a w of its own.
+- Steps are in standard deviations of w, by 10,000 latents. `space="w+"` gives each layer a w of its own.
 - Noise maps begin as the network's own, and keep their mean and variance.
 """
 
@@ -31,7 +31,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from fastgan.data.images import Target, decode, fit, losses, size_text
-from fastgan.editing import sampled
+from fastgan.editing import SAMPLES, sampled
 from fastgan.errors import UserError
 from fastgan.files import write_atomically
 from fastgan.models import ModelConfig, noise_maps
@@ -96,7 +96,7 @@ def project(
         perceptual: a `fastgan.metrics.perceptual.FeatureDistance`; None for pixels alone.
         noise: whether to look for noise maps as well, where the generator has noise.
         num_classes: of a conditional generator without styles, 0 for others; each image gets one of the classes.
-        label: class to start from; None for any.
+        label: class to start from, whose w the standard deviation is taken of; None for any.
         candidates: random images to start from.
         seed: of candidates and noise.
         watch: called after each step with its number from 1, the images [N, C, H, W] and the distances [N].
@@ -304,10 +304,8 @@ def _candidates(
     """Latents to start from, their labels if they need some, and the standard deviation of latents."""
     device = next(network.parameters()).device
     if isinstance(network, StyleBasedGenerator):
-        w, labels = sampled(network, max(count, 1000), seed)
+        w, _ = sampled(network, max(count, SAMPLES), seed, label)
         scale = float((w - w.mean(0)).square().mean().sqrt())
-        if label is not None and labels is not None:
-            w = w[labels == label]
         return w[:count, None].float().expand(-1, network.num_ws, -1).to(device), None, scale
     z = torch.randn(count, network.z_dim, generator=torch.Generator().manual_seed(seed)).to(device)
     if not classes:

@@ -71,6 +71,21 @@ def test_a_class_to_start_from():
     assert project(make(num_classes=3), drawn(make(num_classes=3), label=1), steps=2).labels is None
 
 
+def test_steps_are_in_standard_deviations_of_ten_thousand_ws_of_the_class(monkeypatch):
+    """The first noise on w shows it."""
+    generator, given, draw = make(num_classes=3), [], projection.draw
+    image = drawn(generator, 1, label=1)
+    monkeypatch.setattr(projection, "draw", lambda *args: given.append(args[1]) or draw(*args))
+    project(generator, image, steps=1, candidates=1, label=1, seed=5)
+    start, tried = (ws[:, :1] for ws in given[:2])
+    z = torch.randn(10_000, 8, generator=torch.Generator().manual_seed(5))
+    w = generator.mapping(z, torch.ones(10_000, dtype=torch.int64))
+    deviation = (w - w.mean(0)).square().mean().sqrt()
+    torch.testing.assert_close(start, w[None, :1])
+    noise = projection.NOISE * deviation * torch.randn(1, 1, 8, generator=torch.Generator().manual_seed(5))
+    torch.testing.assert_close(tried - start, noise, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_every_family_can_be_projected_to(arch):
     generator = make(arch, num_classes=2)

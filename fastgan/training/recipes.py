@@ -91,17 +91,18 @@ def stylegan(resolution: int) -> Recipe:
 
 def stylegan2(resolution: int) -> Recipe:
     """Karras et al. 2020; the rule for gamma is StyleGAN2-ADA's."""
-    common = {"betas": (0.0, 0.99), "style_mixing": 0.9, "batch": 32}
+    common = {"betas": (0.0, 0.99), "style_mixing": 0.9}
     if resolution >= 128:
         return common | {
             "tanh": False, "z_dim": 512, "channel_base": 16384 if resolution < 512 else 32768, "channel_max": 512,
-            "mapping_layers": 8, "mapping_lr": 0.01, "lr_g": 0.002, "lr_d": 0.002, "images": 25_000_000,
+            "batch": 32, "mapping_layers": 8, "mapping_lr": 0.01, "lr_g": 0.002, "lr_d": 0.002, "images": 25_000_000,
             "r1_gamma": 0.0002 * resolution**2 / 32, "r1_interval": 16, "path_length": 2.0,
         }  # fmt: skip
     return common | {
         "z_dim": 128, "channel_base": 512 if resolution <= 32 else 2048, "channel_max": 128,
+        "batch": 16 if resolution <= 32 else 32, "images": 60_000 if resolution <= 32 else 50_000,
         "mapping_layers": 2, "mapping_lr": 0.1, "lr_g": 0.005, "lr_d": 0.01 if resolution <= 32 else 0.005,
-        "images": 50_000, "r1_gamma": 1.0, "r1_interval": 8,
+        "r1_gamma": 1.0, "r1_interval": 8,
     }  # fmt: skip
 
 

@@ -84,7 +84,7 @@ def test_what_fp16_changes_is_written_in_fp32(folder, tmp_path, monkeypatch):
         "--arch r3gan --minutes 3",
         "--arch dcgan --resolution 64 --mirror --images 1000",
         "--arch stylegan3 --variant r --resolution 64",
-        "--discriminator projected --batch 16 --betas 0 0.9 --labels False",
+        "--discriminator projected --batch 64 --betas 0 0.9 --labels False",
         "--loss wgan-gp --arch dcgan --lr-g 0.001 --final-beta2 0.5",
     ],
 )

@@ -12,6 +12,7 @@ a term that keeps the image out of the noise maps (`fastgan.models.noise_maps`).
 - The distance is perceptual (`fastgan.metrics.perceptual`) plus the mean square of pixels, so that an image that the
   generator has drawn is found again.
 - Steps are in standard deviations of w, by 10,000 latents. `space="w+"` gives each layer a w of its own.
+- `truncation` confines w to where the network draws typical images.
 - Noise maps begin as the network's own, and keep their mean and variance.
 """
 
@@ -80,6 +81,7 @@ def project(
     steps: int = STEPS,
     perceptual: nn.Module | None = None,
     noise: bool = True,
+    truncation: float | None = None,
     num_classes: int = 0,
     label: int | None = None,
     candidates: int = CANDIDATES,
@@ -95,25 +97,34 @@ def project(
         steps: of Adam, at least 1.
         perceptual: a `fastgan.metrics.perceptual.FeatureDistance`; None for pixels alone.
         noise: whether to look for noise maps as well, where the generator has noise.
+        truncation: largest distance of each w from their mean, above 0; 1 is the root mean square of random ones, those
+            of `label`. None for any distance.
         num_classes: of a conditional generator without styles, 0 for others; each image gets one of the classes.
-        label: class to start from, whose w the standard deviation is taken of; None for any.
+        label: class to start from, and of the mean and the standard deviation of w; None for any.
         candidates: random images to start from.
         seed: of candidates and noise.
         watch: called after each step with its number from 1, the images [N, C, H, W] and the distances [N].
 
-    Raises ValueError for images of another shape, Unsupported for a space that the generator lacks.
+    Raises ValueError for images of another shape, Unsupported for a space that the generator lacks, or z with
+    truncation.
     """
     styled, space = _is_styled(generator), require_space(generator, space)
     if steps < 1 or candidates < 1:
         raise ValueError(f"steps is {steps} and candidates {candidates}, both must be at least 1")
+    if truncation is not None and not truncation > 0:
+        raise ValueError(f"truncation is {truncation}, must be above 0")
+    if truncation is not None and not styled:
+        raise Unsupported(f"{architecture(generator)} has no truncation; leave it out")
     network: Any = generator
     device = next(generator.parameters()).device
     random = torch.Generator().manual_seed(seed)
 
-    starts, labels, scale = _candidates(network, candidates, num_classes, label, seed)
+    starts, labels, mean, scale = _candidates(network, candidates, num_classes, label, seed)
+    radius = math.inf if truncation is None else truncation * scale * len(mean) ** 0.5
+    confined = lambda latents: _within(latents, mean, radius)
     targets = images.float().to(device)
     distance = Distance(perceptual, targets)
-    latents, labels = _nearest(network, starts, labels, targets)
+    latents, labels = _nearest(network, confined(starts), labels, targets)
     if space == "w":
         latents = latents[:, :1]
     latents = latents.clone().requires_grad_()
@@ -130,7 +141,7 @@ def project(
         for group, unit in zip(optimizer.param_groups, (scale, 1.0), strict=True):
             group["lr"] = rate * unit
         spread = NOISE * scale * max(0.0, 1 - share / FADES) ** 2
-        tried = latents + spread * torch.randn(latents.shape, generator=random).to(device)
+        tried = confined(latents + spread * torch.randn(latents.shape, generator=random).to(device))
         drawn = draw(network, whole(tried), labels, maps)
         distances = distance(drawn)
         loss = distances.sum()
@@ -140,6 +151,8 @@ def project(
             tensor.grad = gradient
         best.keep(distances.detach(), whole(tried.detach()), maps)
         optimizer.step()
+        with torch.no_grad():
+            latents.copy_(confined(latents))
         noise_maps.normalize(maps, own)
         if watch:
             watch(step + 1, drawn.detach(), distances.detach())
@@ -300,18 +313,30 @@ class Distance:
 @torch.no_grad()
 def _candidates(
     network: Any, count: int, classes: int, label: int | None, seed: int
-) -> tuple[Tensor, Tensor | None, float]:
-    """Latents to start from, their labels if they need some, and the standard deviation of latents."""
+) -> tuple[Tensor, Tensor | None, Tensor, float]:
+    """Latents to start from, their labels if they need some, and the mean and the standard deviation of latents."""
     device = next(network.parameters()).device
     if isinstance(network, StyleBasedGenerator):
         w, _ = sampled(network, max(count, SAMPLES), seed, label)
-        scale = float((w - w.mean(0)).square().mean().sqrt())
-        return w[:count, None].float().expand(-1, network.num_ws, -1).to(device), None, scale
+        mean = w.mean(0)
+        scale = float((w - mean).square().mean().sqrt())
+        starts = w[:count, None].float().expand(-1, network.num_ws, -1)
+        return starts.to(device), None, mean.float().to(device), scale
     z = torch.randn(count, network.z_dim, generator=torch.Generator().manual_seed(seed)).to(device)
+    mean = torch.zeros_like(z[0])
     if not classes:
-        return z, None, 1.0
+        return z, None, mean, 1.0
     labels = torch.arange(count) % classes if label is None else torch.full((count,), label)
-    return z, labels.to(device), 1.0
+    return z, labels.to(device), mean, 1.0
+
+
+def _within(latents: Tensor, mean: Tensor, radius: float) -> Tensor:
+    """Latents [..., D], those farther than `radius` from their mean pulled towards it."""
+    if radius == math.inf:
+        return latents
+    offsets = latents - mean
+    distances = offsets.norm(dim=-1, keepdim=True)
+    return torch.where(distances > radius, mean + offsets * (radius / distances.clamp(min=radius)), latents)
 
 
 @torch.no_grad()

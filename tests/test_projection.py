@@ -71,6 +71,26 @@ def test_a_class_to_start_from():
     assert project(make(num_classes=3), drawn(make(num_classes=3), label=1), steps=2).labels is None
 
 
+@pytest.mark.parametrize("space", ["w", "w+"])
+def test_truncation_keeps_w_near_their_mean(space):
+    """At a share of the distance that random ones have; what lies within it is found as without."""
+    generator = make()
+    w = editing.sampled(generator)[0].float()
+    mean, typical = w.mean(0), float((w - w.mean(0)).square().sum(1).mean().sqrt())
+    far = (w[:50] - mean).norm(dim=1).argmax()
+    image = generator.synthesize(w[far].expand(1, generator.num_ws, -1), noise="const")
+    options = {"space": space, "steps": 30, "candidates": 16, "noise": False}
+    free = project(generator, image, **options).latents
+    distance = lambda ws: (ws - mean).norm(dim=-1).max() / typical
+    assert distance(free) > 1.1
+    for truncation in (0.3, 0.8):
+        found = project(generator, image, truncation=truncation, **options)
+        assert distance(found.latents) == pytest.approx(truncation, rel=1e-3)  # as far as it may
+    assert torch.equal(project(generator, image, truncation=100.0, **options).latents, free)
+    near = generator.synthesize((mean + 0.5 * (w[far] - mean)).expand(1, generator.num_ws, -1), noise="const")
+    assert project(generator, near, truncation=1.0, **options | {"steps": 100}).psnr > 30
+
+
 def test_steps_are_in_standard_deviations_of_ten_thousand_ws_of_the_class(monkeypatch):
     """The first noise on w shows it."""
     generator, given, draw = make(num_classes=3), [], projection.draw
@@ -181,6 +201,10 @@ def test_wrong_arguments_are_named():
         project(generator, images[:, :, :8])
     with pytest.raises(ValueError, match="steps is 0"):
         project(generator, images, steps=0)
+    with pytest.raises(ValueError, match=r"truncation is 0\.0, must be above 0"):
+        project(generator, images, truncation=0.0)
+    with pytest.raises(studies.Unsupported, match="dcgan has no truncation"):
+        project(make("dcgan"), images, truncation=0.7)
     with pytest.raises(studies.Unsupported, match="stylegan2 has no z; give w or w\\+"):
         project(generator, images, space="z")
     with pytest.raises(studies.Unsupported, match="dcgan has no w\\+; give z"):

@@ -6,6 +6,7 @@ Exit status: 0 when done, 2 for a wrong option or file, 130 after Ctrl-C. Every 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,11 @@ class Options:
     networks without styles. auto: w if there is one."""
     noise: bool = True
     """Also find the noise inputs of a network that has some: it draws with them what w cannot tell, like hair."""
+    trunc: Annotated[
+        float | None, tyro.conf.arg(aliases=["--truncation"], metavar="PSI", help_behavior_hint="(default: no limit)")
+    ] = None
+    """Keeps w near their mean, where images are typical, at the cost of likeness: at most PSI times as far as random
+    ones on average. With --class, those of the class."""
     steps: int = 200
     """Steps of Adam."""
     distance: Literal["perceptual", "lpips", "pixels"] = "perceptual"
@@ -92,6 +98,8 @@ class Options:
             raise UserError("give one image or more")
         if not 1 <= self.steps <= MOST_STEPS:
             raise UserError(f"--steps {self.steps}: must be from 1 to {MOST_STEPS:,}")
+        if self.trunc is not None and not 0 < self.trunc < math.inf:
+            raise UserError(f"--trunc {self.trunc:g}: must be above 0")
         if not 0 <= self.tune <= MOST_STEPS:
             raise UserError(f"--tune {self.tune}: must be from 0 to {MOST_STEPS:,}")
         if self.vgg_weights is not None and self.distance != "lpips":
@@ -159,6 +167,8 @@ def project(options: Options) -> None:
         found_in = projection.require_space(generator, space)
     except Unsupported as error:
         raise UserError(f"--space {options.space}: {error}") from None
+    if options.trunc is not None and found_in == "z":
+        raise UserError(f"--trunc {options.trunc:g}: {model.arch} has no truncation; leave it out")
     if options.tune and found_in == "z":
         raise UserError(f"--tune {options.tune}: {model.arch} has no w to tune around; leave it out")
     frames: list[list[np.ndarray]] = []  # of each step, the images so far
@@ -178,7 +188,7 @@ def project(options: Options) -> None:
             call: Callable[..., Any] = functools.partial(watch, number)
             found = projection.project(
                 generator, group, space=space, steps=options.steps, perceptual=distance, noise=options.noise,
-                num_classes=model.num_classes, label=label, seed=options.seed, watch=call,
+                truncation=options.trunc, num_classes=model.num_classes, label=label, seed=options.seed, watch=call,
             )  # fmt: skip
             parts.append(found)
     found = joined(parts)

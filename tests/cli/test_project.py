@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastgan import projection, studies
+from fastgan import editing, projection, studies
 from fastgan.cli.directions import main as directions
 from fastgan.cli.generate import main as generate
 from fastgan.cli.project import main as project
@@ -71,6 +71,7 @@ def test_images_of_other_sizes_and_modes_are_fitted(run, tmp_path, capsys):
     argv = [str(tmp_path / "grey.png"), "--checkpoint", str(plain), "--distance", "pixels", "--steps", "1"]
     assert project(argv) == 0
     assert "grey.png: 30x20, cropped and resized to 8x8" in capsys.readouterr().out
+    assert error_of(project, [*argv, "--truncation", "0.5"], capsys).startswith("--trunc 0.5: dcgan has no truncation")
     assert projection.load(plain / "projected.safetensors").latents.shape == (1, 8)
     assert generate(["--checkpoint", str(plain), "--projected", str(plain / "projected.safetensors")]) == 0
 
@@ -146,9 +147,13 @@ def test_a_network_in_the_official_layout(tmp_path, capsys):
 
 def test_with_features(run, image, tmp_path):
     argv = [str(image), "--checkpoint", str(run), "--steps", "2", "--space", "w+", "--out", str(tmp_path / "x.png")]
-    assert project(argv) == 0
+    assert project([*argv, "--trunc", "0.1"]) == 0
     latents, _ = projection.load(tmp_path / "x.safetensors")
     assert not torch.equal(latents[:, 0], latents[:, 1])
+    generator, _ = checkpoint.load_generator(run)
+    w, _ = editing.sampled(generator)
+    typical = (w - w.mean(0)).square().sum(1).mean().sqrt()
+    torch.testing.assert_close((latents - w.mean(0)).norm(dim=-1), (0.1 * typical).expand(latents.shape[:2]))
 
 
 ERRORS = {
@@ -160,6 +165,7 @@ ERRORS = {
     "no such image": ("nowhere.png", "nowhere.png cannot be read"),
     "not an image": ("{config}", "checkpoint.safetensors is not an image in PNG"),
     "tuning": ("{image} --tune -1", "--tune -1: must be from 0 to 100,000"),
+    "truncation": ("{image} --trunc 0", "--trunc 0: must be above 0"),
     "no z": ("{image} --space z", "--space z: stylegan2 has no z; give w or w+"),
 }
 

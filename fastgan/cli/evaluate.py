@@ -52,7 +52,8 @@ class Options:
     - Of stylegan3 and stylegan2, in dB: eqt, eqt-frac, eqr, whether the image moves as the scene does, by whole pixels,
     by fractions of a pixel, and around.
     - Perceptual path lengths, by features of EfficientNet-Lite0: ppl-z and ppl-w; of the ends of paths alone, ppl-z-end
-    and ppl-w-end. Those in w are for style-based networks.
+    and ppl-w-end. By LPIPS with VGG, as in papers (extra "lpips", and --vgg-weights): ppl-z-lpips, ppl-w-lpips,
+    ppl-z-end-lpips, ppl-w-end-lpips. Those in w are for style-based networks.
     The last two kinds alone need no --data.
     - all: whatever can be had for these networks on this machine; the report says what is missing, and why."""
     samples: Count = 5000
@@ -73,6 +74,11 @@ class Options:
         tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: in the data cache, if it is there)"),
     ] = None
     """Weights of Inception: weights-inception-2015-12-05-6726825d.pth of torch-fidelity. Download them yourself."""
+    vgg_weights: Annotated[
+        PathText | None,
+        tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: in the data cache, if it is there)"),
+    ] = None
+    """Weights of VGG for LPIPS: vgg16-397923af.pth of torchvision. Download them yourself."""
     ema: Annotated[
         float | Literal["all"] | None,
         tyro.conf.arg(metavar="HALFLIFE|all", help_behavior_hint="(default: the first of --ema-halflife)"),
@@ -97,8 +103,13 @@ class Options:
         if self.metrics == registry.ALL:
             return None
         metrics = registry.parse(self.metrics)
-        registry.require(metrics, self.inception_weights)
+        registry.require_needed(metrics, self.weights())
+        registry.require(metrics, self.weights())
         return metrics
+
+    def weights(self) -> registry.Weights:
+        """Files of weights by network."""
+        return {registry.INCEPTION: self.inception_weights, registry.VGG: self.vgg_weights}
 
 
 @command_line
@@ -153,23 +164,25 @@ def measure(options: Options) -> dict[str, Any] | None:
         draws = {ema: _drawer(each, model, train, options) for ema, each in generators.items()} if compares else {}
         emas: dict[float | None, dict[str, Any]] = {ema: {"images": options.samples} for ema in by_ema}
         found: dict[str, Any] = {"emas": emas, "floor": {}, "memorisation": None}
-        for kind, measured in (("equivariance", _equivariance), ("path length", _path_lengths)):
-            if among := registry.of_kind(metrics, kind):
-                for ema, generator in generators.items():
-                    emas[ema] |= measured(generator, model, among, ranks, options)
+        features, remarks = {}, []
+        if among := registry.of_kind(metrics, "equivariance"):
+            for ema, generator in generators.items():
+                emas[ema] |= _equivariance(generator, model, among, ranks, options)
+        for network, among in registry.paths_by_network(metrics).items():
+            distance = _distance(network, device, options)
+            features[network] = distance.weights
+            remarks += _remarks(distance)
+            for ema, generator in generators.items():
+                emas[ema] |= _path_lengths(generator, model, among, distance, ranks, options)
         if ranks.is_first and registry.METRICS[metrics[0]].kind in registry.AMONG_SAMPLES:
             first = registry.METRICS[metrics[0]]
             choose = max if first.higher else min
             found["best"] = choose(emas, key=lambda ema: emas[ema][first.values[0]])
         trained_on = _trained_on(train, options) if options.memorisation and compares else None
-        features, remarks = {}, []
         for network, wanted in registry.by_network(metrics).items():
             extractor = _extractor(network, device, options)
             features[network] = extractor.weights
-            if not extractor.original:
-                remarks.append(
-                    f"{extractor.weights} is not the network of published numbers: compare these with its own only"
-                )
+            remarks += _remarks(extractor)
             of_samples, of_real = _measure_with(extractor, wanted, real, floor, draws, ranks, options, found)
             if trained_on is not None:
                 of_train = trained_on.features(extractor, ranks=ranks)
@@ -208,13 +221,13 @@ def _possible(given: tuple[str, ...] | None, model, options: Options) -> tuple[t
     """
     side, missing = min(model.feature_size(model.resolution)), {}
     if given is None:
-        found, missing = registry.available(model.arch, side, options.inception_weights)
+        found, missing = registry.available(model.arch, side, options.weights())
         if not found:
             raise UserError(f"--metrics all: none can be had: {'; '.join(dict.fromkeys(missing.values()))}")
         judges = registry.judged(found, model.discriminator)
         return tuple(name for name in judges if name in found), missing
     metrics = registry.judged(given, model.discriminator)
-    registry.require(metrics, options.inception_weights)
+    registry.require(metrics, options.weights())
     registry.require_possible(metrics, model.arch, side)
     return metrics, missing
 
@@ -287,7 +300,23 @@ def _extractor(network: str, device, options: Options):
         return EfficientNet(device, name=network)
     from fastgan.metrics.inception import Inception
 
-    return Inception(registry.find_inception_weights(options.inception_weights), device)
+    return Inception(registry.find_weights(network, options.weights()), device)
+
+
+def _distance(network: str, device, options: Options):
+    """The perceptual distance of path lengths."""
+    from fastgan.metrics.perceptual import LPIPS, PerceptualDistance
+
+    if network == registry.LITE0:
+        return PerceptualDistance(device)
+    return LPIPS(registry.find_weights(network, options.weights()), device)
+
+
+def _remarks(extractor) -> list[str]:
+    """A line for weights that are not the published ones."""
+    if extractor.original:
+        return []
+    return [f"{extractor.weights} is not the network of published numbers: compare these with its own only"]
 
 
 def _data(trained, options: Options):
@@ -398,19 +427,18 @@ def _equivariance(generator, model, metrics, ranks, options: Options) -> dict[st
     return _among_samples(errors, equivariance.psnr, "moved samples", model, metrics, ranks, options)
 
 
-def _path_lengths(generator, model, metrics, ranks, options: Options) -> dict[str, float]:
+def _path_lengths(generator, model, metrics, distance, ranks, options: Options) -> dict[str, float]:
     """Perceptual path lengths. Latents follow from the seed; classes are equally frequent."""
     import torch
 
     from fastgan.metrics import path_length
-    from fastgan.metrics.perceptual import PerceptualDistance
 
-    distance = PerceptualDistance(next(generator.parameters()).device)
+    paths = [name.removesuffix(registry.BY_LPIPS) for name in metrics]
     ends, places = path_length.draw_paths(options.samples, model.z_dim, options.seed)
 
     def lengths(some: slice, label):
         given = (generator, ends[:, some], places[some], label)
-        return torch.stack([path_length.path_lengths(*given, name, distance) for name in metrics], 1)
+        return torch.stack([path_length.path_lengths(*given, name, distance) for name in paths], 1)
 
     return _among_samples(lengths, path_length.summary, "paths", model, metrics, ranks, options)
 
@@ -459,7 +487,12 @@ _VALUES = {  # name in the table, and decimals
     "ppl_w_end": ("PPL in w, ends", 2),
     "ppl_z": ("PPL in z", 2),
     "ppl_z_end": ("PPL in z, ends", 2),
+    "ppl_w_lpips": ("PPL in w", 2),
+    "ppl_w_end_lpips": ("PPL in w, ends", 2),
+    "ppl_z_lpips": ("PPL in z", 2),
+    "ppl_z_end_lpips": ("PPL in z, ends", 2),
 }
+_PATHS = {registry.LITE0: "path length, by features of Lite0:", registry.VGG: "path length, by LPIPS with VGG:"}
 
 
 def table(found: dict[str, Any]) -> str:
@@ -470,9 +503,9 @@ def table(found: dict[str, Any]) -> str:
         columns[f"{found['floor']['of']} (the floor)"] = found["floor"]
     rows = [["", *columns], ["images", *(f"{column['images']:,}" for column in columns.values())]]
     groups = {f"on features of {each}:": names for each, names in registry.by_network(found["metrics"]).items()}
-    for kind, heading in (("equivariance", "equivariance:"), ("path length", "path length, by features of Lite0:")):
-        if among := registry.of_kind(found["metrics"], kind):
-            groups[heading] = among
+    if among := registry.of_kind(found["metrics"], "equivariance"):
+        groups["equivariance:"] = among
+    groups |= {_PATHS[each]: names for each, names in registry.paths_by_network(found["metrics"]).items()}
     for heading, metrics in groups.items():
         rows.append([heading, *([""] * len(columns))])
         for value in (value for name in metrics for value in registry.METRICS[name].values if value in _VALUES):

@@ -138,7 +138,8 @@ def project(options: Options) -> None:
 
     if options.distance != "pixels":
         registry.require_packages(registry.LITE0 if options.distance == "perceptual" else registry.VGG)
-    vgg = registry.find_vgg_weights(options.vgg_weights) if options.distance == "lpips" else None
+    weights = {registry.VGG: options.vgg_weights}
+    vgg = registry.find_weights(registry.VGG, weights) if options.distance == "lpips" else None
     networks = open_networks(options.checkpoint, options.ema)
     path, model, names, load, *_ = networks
     label = None if options.classes is None else parse_classes(options.classes, names)[0][1]

@@ -7,8 +7,7 @@ without the smallest and largest hundredth. A generator whose images change even
 - z: along the arc between latents; w: straight between their styles, of a style-based generator.
 - full: t anywhere on the way; end: t = 0.
 
-Distances are perceptual (`fastgan.metrics.perceptual`), so the numbers are comparable with each other, not with those
-by LPIPS.
+Distances are perceptual (`fastgan.metrics.perceptual`): by LPIPS, as in papers, or by features of EfficientNet-Lite0.
 """
 
 from __future__ import annotations

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastgan.errors import UserError
+from fastgan.files import file_digest
+from fastgan.metrics.registry import VGG_SHA256
 from fastgan.models.efficientnet import MEAN, SCALE, EfficientNetLite
 from fastgan.transparency import premultiplied
 
@@ -33,7 +35,14 @@ class FeatureDistance(nn.Module):
     """Distances between images [N, C, H, W] of range [-1, 1] with 1, 3 or 4 channels: [N], in fp32.
 
     Transparent images are seen on black.
+
+    Attributes:
+        weights: name of the network's weights, with their digest.
+        original: whether these are the published ones.
     """
+
+    weights: str
+    original = True
 
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
         return self.between(self.features(images), self.features(others))
@@ -68,7 +77,8 @@ class PerceptualDistance(FeatureDistance):
 class LPIPS(FeatureDistance):
     """LPIPS of version 0.1 with VGG, by torchmetrics, the extra "lpips", which has the learned weights of channels.
 
-    vgg: the file of VGG-16 that torchvision trains, `registry.VGG_URL`. Raises UserError if it is none.
+    vgg: the file of VGG-16 that torchvision trains, `registry.VGG_URL`. `original` is true only if its bytes are those.
+    Raises UserError if it is none.
     """
 
     network: Any
@@ -87,6 +97,8 @@ class LPIPS(FeatureDistance):
             self.network.net.load_state_dict({name: given[f"features.{name.partition('.')[2]}"] for name in own})
         except Exception:  # whatever a file of something else raises
             raise UserError(f"{vgg} has no weights of VGG-16 as torchvision's file has") from None
+        digest = file_digest(vgg)
+        self.weights, self.original = f"vgg16-{digest[:16]}", digest.startswith(VGG_SHA256)
         self.eval().requires_grad_(False).to(device)
 
     def features(self, images: Tensor) -> list[Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -18,16 +18,20 @@ JUDGES = {"kid": "kid-lite2", "fd": "fd-lite2", "pr": "pr-lite2"}  # metrics of 
 # Inception-v3 of 2015-12-05, which defines FID, as a file for torch-fidelity and pytorch-fid.
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-# VGG-16 of torchvision, for LPIPS.
-VGG_FILE = "vgg16-397923af.pth"
+# VGG-16 of torchvision, for LPIPS. The number is the beginning of its SHA-256.
+VGG_SHA256 = "397923af"
+VGG_FILE = f"vgg16-{VGG_SHA256}.pth"
 VGG_URL = f"https://download.pytorch.org/models/{VGG_FILE}"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
+_WEIGHTS = {INCEPTION: ("--inception-weights", INCEPTION_URL), VGG: ("--vgg-weights", VGG_URL)}  # the user's to get
+
+Weights = Mapping[str, str | None]  # files that options name, by network; None: that of the cache
 
 
 class Metric(NamedTuple):
     """One metric.
 
-    network: the feature extractor: LITE0, LITE2 or INCEPTION; None for a metric of `fastgan.metrics.equivariance`.
+    network: the feature extractor: LITE0, LITE2, INCEPTION or VGG; None for a metric of `fastgan.metrics.equivariance`.
     kind: "kernel distance", "Fréchet distance", "precision and recall" or "score"; or one of `AMONG_SAMPLES`.
     values: names of its values in results and logs.
     higher: whether higher is better.
@@ -65,14 +69,19 @@ METRICS = {
     "ppl-w-end": Metric(LITE0, "path length", ("ppl_w_end",)),
     "ppl-z": Metric(LITE0, "path length", ("ppl_z",)),
     "ppl-z-end": Metric(LITE0, "path length", ("ppl_z_end",)),
+    "ppl-w-lpips": Metric(VGG, "path length", ("ppl_w_lpips",)),
+    "ppl-w-end-lpips": Metric(VGG, "path length", ("ppl_w_end_lpips",)),
+    "ppl-z-lpips": Metric(VGG, "path length", ("ppl_z_lpips",)),
+    "ppl-z-end-lpips": Metric(VGG, "path length", ("ppl_z_end_lpips",)),
 }
+BY_LPIPS = "-lpips"  # at the end of a path length's name
 AMONG_SAMPLES = ("equivariance", "path length")  # kinds that compare samples with each other, not with real images
 STYLE_BASED = ("stylegan", "stylegan2", "stylegan3")  # architectures with a w
 SMALLEST_TO_ROTATE = 16  # pixels of an image's side, of which the filter for rotations leaves some
 MOVABLE = ("stylegan2", "stylegan3")  # architectures whose input can be moved, as equivariance needs
 
 
-def available(arch: str, side: int, inception_weights: str | None) -> tuple[tuple[str, ...], dict[str, str]]:
+def available(arch: str, side: int, weights: Weights) -> tuple[tuple[str, ...], dict[str, str]]:
     """Metrics that can be had on this machine for networks of `arch`, and why the others cannot, by name.
 
     side: shorter side of the images.
@@ -81,7 +90,7 @@ def available(arch: str, side: int, inception_weights: str | None) -> tuple[tupl
     for name in METRICS:
         try:
             require_possible((name,), arch, side)
-            require((name,), inception_weights)
+            require((name,), weights)
         except UserError as error:
             missing[name] = str(error).removeprefix(f"--metrics {name}: ")
     return tuple(name for name in METRICS if name not in missing), missing
@@ -108,11 +117,19 @@ def judged(metrics: tuple[str, ...], discriminator: str) -> tuple[str, ...]:
 
 def by_network(metrics: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
     """Those of `metrics` that compare samples with real images, grouped by the network whose features they use."""
+    return _grouped(tuple(name for name in metrics if METRICS[name].kind not in AMONG_SAMPLES))
+
+
+def paths_by_network(metrics: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """The path lengths of `metrics`, grouped by the network whose features they use."""
+    return _grouped(of_kind(metrics, "path length"))
+
+
+def _grouped(metrics: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
     for name in metrics:
-        metric = METRICS[name]
-        if metric.network is not None and metric.kind not in AMONG_SAMPLES:
-            found[metric.network] = (*found.get(metric.network, ()), name)
+        if (network := METRICS[name].network) is not None:
+            found[network] = (*found.get(network, ()), name)
     return found
 
 
@@ -135,13 +152,20 @@ def require_possible(metrics: tuple[str, ...], arch: str, side: int) -> None:
             raise UserError(f"--metrics {name}: needs images of {SMALLEST_TO_ROTATE} pixels a side, these have {side}")
 
 
-def require(metrics: tuple[str, ...], inception_weights: str | None) -> None:
+def require(metrics: tuple[str, ...], weights: Weights) -> None:
     """Raises UserError, saying how to get it, if a package or file that these metrics need is missing."""
     for network in dict.fromkeys(METRICS[name].network for name in metrics):
         if network is not None:
             require_packages(network)
-        if network == INCEPTION:
-            find_inception_weights(inception_weights)
+        if network in _WEIGHTS:
+            find_weights(network, weights)
+
+
+def require_needed(metrics: tuple[str, ...], weights: Weights) -> None:
+    """Raises UserError if an option names weights that none of these metrics needs."""
+    for network, given in weights.items():
+        if given is not None and network not in {METRICS[name].network for name in metrics}:
+            raise UserError(f"{_WEIGHTS[network][0]} {given}: no metric of --metrics needs it; leave it out")
 
 
 _PACKAGES = {
@@ -163,22 +187,15 @@ def require_packages(network: str) -> None:
         )
 
 
-def find_inception_weights(given: str | None) -> Path:
-    """File with Inception's weights: `given`, or INCEPTION_FILE in the cache. Never downloads anything.
+def find_weights(network: str, weights: Weights) -> Path:
+    """File with the weights of INCEPTION or VGG: the one in `weights`, or that in the cache. Never downloads anything.
 
     Raises UserError, saying where to get the file and where to put it, if it is missing.
     """
-    return _find_weights(given, "Inception", "--inception-weights", INCEPTION_URL)
-
-
-def find_vgg_weights(given: str | None) -> Path:
-    """The same of VGG_FILE."""
-    return _find_weights(given, "VGG", "--vgg-weights", VGG_URL)
-
-
-def _find_weights(given: str | None, network: str, option: str, url: str) -> Path:
     from fastgan.data.cache import default_cache_dir
 
+    option, url = _WEIGHTS[network]
+    given = weights.get(network)
     if given is not None:
         path = Path(given).expanduser()
         if not path.is_file():
@@ -188,6 +205,6 @@ def _find_weights(given: str | None, network: str, option: str, url: str) -> Pat
     if not path.is_file():
         raise UserError(
             f"metrics with features of {network} need its weights, which are not downloaded automatically: put "
-            f"{url} into {path.parent}, or give the file with {option}"
+            f"{url} into {path.parent}" + (f", or give the file with {option}" if network in weights else "")
         )
     return path

@@ -53,7 +53,9 @@ class BackgroundEvaluation:
         self._snapshot: Path | None = None
         self._output: BinaryIO | None = None  # a file without a name
         if config.output.metrics:
-            registry.require(self._metrics(), config.output.inception_weights)
+            weights = {registry.INCEPTION: config.output.inception_weights}
+            registry.require_needed(self._metrics(), weights)
+            registry.require(self._metrics(), weights)
             if any(registry.of_kind(self._metrics(), kind) for kind in registry.AMONG_SAMPLES):
                 side = min(parse_size(config.data.resolution))
                 registry.require_possible(self._metrics(), config.network.arch, side)

@@ -139,7 +139,8 @@ def test_all_metrics_are_those_that_can_be_had_and_the_report_says_why_others_ca
     run, of_pixels, monkeypatch, tmp_path, capsys
 ):
     def require(metrics, _):
-        lacking = [name for name in metrics if registry.METRICS[name].network in (registry.LITE0, registry.INCEPTION)]
+        those = (registry.LITE0, registry.INCEPTION, registry.VGG)
+        lacking = [name for name in metrics if registry.METRICS[name].network in those]
         if lacking:
             raise UserError(f"no {registry.METRICS[lacking[0]].network}")
 
@@ -151,6 +152,7 @@ def test_all_metrics_are_those_that_can_be_had_and_the_report_says_why_others_ca
     assert found["checkpoint_digest"] == read_header(run).digest
     text = capsys.readouterr().out
     assert "\nnot measured: kid, fd, pr, ppl-w, ppl-w-end, ppl-z, ppl-z-end: no EfficientNet-Lite0\n" in text
+    assert "\nnot measured: ppl-w-lpips, ppl-w-end-lpips, ppl-z-lpips, ppl-z-end-lpips: no VGG\n" in text
     assert "\nnot measured: eqr: needs images of 16 pixels a side, these have 8\n" in text
 
     path = official.write(tmp_path / "file.pkl", {"G_ema": official_stylegan3.generator(STYLEGAN3)})
@@ -381,6 +383,7 @@ ERRORS = {
     "negative seed": (["--seed", "-1"], "--seed -1: must be from 0 to"),
     "two splits": (["--split", "train", "--heldout", "x"], "--split train and --heldout exclude each other"),
     "all and some": (["--split", "all", "--heldout", "x"], "--split all and --heldout exclude each other"),
+    "weights for nothing": (["--inception-weights", "x"], "--inception-weights x: no metric of --metrics needs it"),
     "no such metric": (
         ["--metrics", "kid,fed"],
         "--metrics kid,fed: there is no metric fed; choose from kid, fd, pr, kid-lite2",

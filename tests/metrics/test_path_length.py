@@ -8,7 +8,7 @@ from torch import nn
 
 from fastgan.metrics import path_length
 from fastgan.metrics.path_length import METRICS, draw_paths, path_lengths, summary
-from fastgan.metrics.perceptual import PerceptualDistance
+from fastgan.metrics.perceptual import LPIPS, PerceptualDistance
 from fastgan.models import ModelConfig, build
 
 WIDTH = 6
@@ -56,6 +56,22 @@ def test_paths_in_z_of_a_linear_generator():
     found = path_lengths(generator, ends, places, None, "ppl-z", squared)
     angle = torch.acos(nn.functional.cosine_similarity(*ends.double(), dim=1))
     torch.testing.assert_close(found, WIDTH * angle.square(), rtol=0.05, atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", ["features", "lpips"])
+def test_perceptual_paths_of_a_linear_generator(by, request):
+    """They are as long as the features' derivative along the difference of the images."""
+    distance = PerceptualDistance() if by == "features" else LPIPS(request.getfixturevalue("vgg_file"))
+    generator = Linear()
+    ends, places = draw_paths(3, WIDTH, seed=0)
+    found = path_lengths(generator, ends, places, None, "ppl-w", distance)
+    first, second = (generator(z, noise="const") for z in ends)
+    images = torch.lerp(first, second, places.double()[:, None, None, None])
+    features = lambda images: tuple(distance.features(images))
+    _, slopes = torch.autograd.functional.jvp(features, images, second - first)
+    expected = distance.between(list(slopes), [torch.zeros_like(each) for each in slopes])
+    torch.testing.assert_close(found, expected.double(), rtol=0.05, atol=0)
 
 
 def test_an_arc_begins_and_ends_at_the_latents_directions():

@@ -11,11 +11,20 @@ def test_missing_weights_are_named_with_their_place(tmp_path, monkeypatch):
     with pytest.raises(
         UserError, match=rf"not downloaded automatically: put https://.*6726825d.pth into {tmp_path}, or give"
     ):
-        registry.find_inception_weights(None)
+        registry.find_weights(registry.INCEPTION, {registry.INCEPTION: None})
+    with pytest.raises(UserError, match=rf"put {registry.VGG_URL} into {tmp_path}$"):  # a command without the option
+        registry.find_weights(registry.VGG, {})
     with pytest.raises(UserError, match=r"--inception-weights nowhere\.pth: no such file; download https"):
-        registry.find_inception_weights("nowhere.pth")
+        registry.find_weights(registry.INCEPTION, {registry.INCEPTION: "nowhere.pth"})
     (tmp_path / registry.INCEPTION_FILE).touch()
-    assert registry.find_inception_weights(None) == tmp_path / registry.INCEPTION_FILE
+    assert registry.find_weights(registry.INCEPTION, {}) == tmp_path / registry.INCEPTION_FILE
+
+
+def test_weights_that_no_metric_needs_are_an_error():
+    weights = {registry.INCEPTION: None, registry.VGG: "vgg.pth"}
+    registry.require_needed(("kid", "ppl-z-lpips"), weights)
+    with pytest.raises(UserError, match=r"^--vgg-weights vgg\.pth: no metric of --metrics needs it; leave it out$"):
+        registry.require_needed(("kid", "ppl-z", "fid"), weights)
 
 
 def test_a_network_that_has_taught_does_not_judge_alone():

@@ -11,7 +11,6 @@ from fastgan.cli.generate import main as generate
 from fastgan.cli.project import main as project
 from fastgan.runs import checkpoint
 from fastgan.runs.networks import open_networks
-from tests.support import official
 from tests.support.commands import error_of
 from tests.support.tiny_run import untrained
 
@@ -128,21 +127,6 @@ def test_a_tuned_network_is_a_checkpoint_again(run, image, tmp_path, capsys):
     assert after == pytest.approx(10 * np.log10(255**2 / squares.mean()), abs=0.3)
     assert project([*argv, "--checkpoint", str(tuned), "--out", str(tmp_path / "again.png")]) == 0
     assert [*open_networks(tuned).load_state_dicts()[1]] == ["ema"]
-
-
-def test_a_network_in_the_official_layout(tmp_path, capsys):
-    """What is tuned is a file in that layout again."""
-    sizes = official.Sizes(img_resolution=8, img_channels=3, channel_base=64, channel_max=8, z_dim=6)
-    file = official.write(tmp_path / "network.pkl", official.snapshot(sizes))
-    Image.effect_noise((20, 16), 90).convert("L").save(tmp_path / "grey.png")
-    argv = [str(tmp_path / "grey.png"), "--checkpoint", str(file), "--distance", "pixels", "--steps", "3"]
-    assert project([*argv, "--tune", "4", "--out", str(tmp_path / "found.png")]) == 0
-    assert "grey.png: 20x16, cropped and resized to " in capsys.readouterr().out
-    latents, noise = projection.load(tmp_path / "found.safetensors")
-    assert latents.ndim == 3 and noise
-    for network in (file, tmp_path / "found-tuned.pkl"):
-        given = ["--checkpoint", str(network), "--projected", str(tmp_path / "found.safetensors")]
-        assert generate([*given, "--out", str(tmp_path / "drawn")]) == 0
 
 
 def test_with_features(run, image, tmp_path):

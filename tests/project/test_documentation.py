@@ -150,6 +150,8 @@ def scaled_down(program: str, arguments: list[str]) -> list[str]:
         return short
     if program == "fastgan.evaluate":
         return ["--samples", "8"]
+    if program == "fastgan.project":
+        return ["--steps", "2", *(["--tune", "1"] if "--tune" in arguments else [])]
     if program == "fastgan.dataset":
         return ["--workers", "1"]
     if program == "fastgan.generate" and {"interpolate", "translate", "rotate"} & {*arguments}:

@@ -24,6 +24,7 @@ from torch import nn
 from fastgan import editing, models, studies
 from fastgan.cli.view import main
 from fastgan.errors import UserError
+from fastgan.interop import load_official
 from fastgan.runs import checkpoint, drawing
 from fastgan.runs import log as run_log
 from fastgan.runs.config import Config, DataOptions, NetworkOptions
@@ -31,7 +32,7 @@ from fastgan.training.configure import resolve
 from fastgan.training.state import new_state
 from fastgan.view import rendering
 from fastgan.view.watching import Grid, Run, Runs
-from tests.support import official
+from tests.support import official, official_stylegan3
 from tests.support.processes import LONG, start
 from tests.support.tiny_run import train, untrained
 
@@ -380,6 +381,46 @@ def test_a_projected_image_takes_the_place_of_the_seed(tmp_path, arch):
     for data in ("", "data:,", "data:image/png;base64,!!", letters, no_image):
         with pytest.raises(UserError, match=r"<me>.png (cannot be decoded|is not an image)"):
             projecting.read(data, "<me>.png", run)
+
+
+@needs_gradio
+@pytest.mark.parametrize("arch", ["stylegan2", "stylegan3"])
+def test_a_network_in_the_official_layout_is_edited_and_projected_to(tmp_path, arch):
+    """It has the controls of a run."""
+    from fastgan.view import images, projecting
+    from fastgan.view.images import Point
+    from fastgan.view.page import Page
+
+    module, sizes = {
+        "stylegan2": (official, {"channel_base": 64, "channel_max": 8}),
+        "stylegan3": (official_stylegan3, {"num_layers": 3, "num_critical": 1, "margin_size": 4}),
+    }[arch]
+    content = module.snapshot(module.Sizes(img_resolution=8, img_channels=1, c_dim=2, **sizes))
+    path = official.write(tmp_path / "network.pkl", content)
+    generator, runs = load_official(path).ema, Runs([str(path)], CPU)
+    run = runs[runs.first]
+    shown = {name for name, part in Page(runs).setup_of(run, runs.first).items() if part.get("visible")}
+    assert shown == FAMILIES[arch][1] - {"sheet-shows"} | {"shows", "mixing-tab"}
+    drawn = lambda latents, **options: studies.to_uint8(studies.samples(generator, latents, **options)[0, 0])[..., 0]
+    point = Point(3, "1", psi=0.5)
+    assert np.array_equal(pixels(images.image(run, point)), drawn([3], label=1, truncation=0.5))
+    run.find_directions()
+    strengths = {run.directions[0].name: 2.0, run.directions[1].name: -1.0}
+    edited = point._replace(psi=1.0, strengths=tuple(strengths.values()))
+    with editing.edited(generator, run.directions, strengths):
+        expected = drawn([3], label=1)
+    assert np.array_equal(pixels(images.image(run, edited)), expected)
+    picture = io.BytesIO()
+    Image.fromarray(drawn([40], label=1)).save(picture, "PNG")
+    given = projecting.fitted("me.png", picture.getvalue(), run)
+    *_, found = projecting.project(run, runs.first, given, "w+", 3)
+    projected = edited._replace(projected=found)
+    with editing.edited(generator, run.directions, strengths):
+        expected = drawn(found.values)
+    assert np.array_equal(pixels(images.image(run, projected)), expected)
+    if arch == "stylegan3":
+        moved = pixels(images.image(run, edited._replace(x=0.25)))
+        assert not np.array_equal(moved, pixels(images.image(run, edited)))
 
 
 @needs_gradio

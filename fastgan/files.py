@@ -29,12 +29,12 @@ def write_atomically(path: Path, content: bytes | memoryview, option: str = "--o
 
 
 @contextlib.contextmanager
-def replacement(path: Path, option: str = "--out") -> Iterator[Path]:
+def replacement(path: Path, option: str | None = "--out") -> Iterator[Path]:
     """The name of a temporary file to write within the block; after it, the file takes the place of `path`.
 
     It lies in the same directory, is flushed to the disk and renamed over `path`, and the directory is flushed. If the
     block raises, it is removed. Its name is fixed, so the next write overwrites one left by a killed process. An
-    OSError within the block raises UserError as `write_atomically` does.
+    OSError within the block raises UserError as `write_atomically` does; without an `option` it stays an OSError.
     """
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
     try:
@@ -48,6 +48,8 @@ def replacement(path: Path, option: str = "--out") -> Iterator[Path]:
             raise
         sync_directory(path.parent)
     except OSError as error:
+        if option is None:
+            raise
         raise _cannot_write(path, error, option) from error
 
 
@@ -83,19 +85,15 @@ def copy(path: Path, name: Path) -> None:
 
     A file system that can shares the blocks of both (a reflink). Raises OSError; `name` is then as it was.
     """
-    temporary = name.with_name(name.name + TEMPORARY_SUFFIX)
-    try:
-        with open(path, "rb") as source, open(temporary, "wb") as target:
-            if not _copied_by_kernel(source, target):
-                source.seek(0)
-                target.seek(0)
-                shutil.copyfileobj(source, target, _CHUNK)
-            sync(target)
-        os.replace(temporary, name)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_directory(name.parent)
+    with (
+        replacement(name, option=None) as temporary,
+        open(path, "rb") as source,
+        open(temporary, "wb") as target,
+    ):
+        if not _copied_by_kernel(source, target):
+            source.seek(0)
+            target.seek(0)
+            shutil.copyfileobj(source, target, _CHUNK)
 
 
 def _copied_by_kernel(source: BinaryIO, target: BinaryIO) -> bool:

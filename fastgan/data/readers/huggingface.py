@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastgan.data.images import MAX_BYTES, TOO_LARGE, UnusableImage, open_regular, read_regular, reason
-from fastgan.data.isolated import Crashed, Isolated
+from fastgan.data.isolated import Isolated
 from fastgan.data.readers.base import (
     Reader,
     ReaderOptions,
@@ -34,21 +34,12 @@ class HuggingFaceReader(Reader):
         return spec.startswith(PREFIX)
 
     def __init__(self, spec: str, options: ReaderOptions):
-        self._spec = spec
         require_extra("datasets", "huggingface", "datasets", spec)
-        try:
-            self._table = Isolated(_Table, spec, options)
-            self.names, self.labels, self.class_names, self.state, self.notes = self._table.call("describe")
-        except Crashed as error:
-            raise UserError(f"{spec} is damaged: reading it ended a process by {error}") from None
+        self._table = Isolated(f"{spec} is damaged", _Table, spec, options)
+        self.names, self.labels, self.class_names, self.state, self.notes = self._table.call("describe")
 
     def _read(self, number):
-        try:
-            return self._table.call("read", number)
-        except Crashed as error:
-            raise UserError(
-                f"{self._spec} is damaged: reading {self.names[number]} ended a process by {error}"
-            ) from None
+        return self._table.call("read", number, reading=self.names[number])
 
 
 class _Table:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from fastgan.data.images import MAX_BYTES, TOO_LARGE, UnusableImage, open_regular, reason
-from fastgan.data.isolated import Crashed, Isolated
+from fastgan.data.isolated import Isolated
 from fastgan.data.readers.base import Reader, ReaderOptions, import_extra, require_extra
 from fastgan.errors import UserError
 
@@ -28,18 +28,15 @@ class LmdbReader(Reader):
 
     def __init__(self, spec: str, options: ReaderOptions):
         path = Path(spec).expanduser()
-        path = self._path = path.parent if path.name == "data.mdb" else path
+        path = path.parent if path.name == "data.mdb" else path
         require_extra("lmdb", "lmdb", "lmdb", f"{path} is an LMDB")
         file = path / "data.mdb" if path.is_dir() else path
         try:
             open_regular(file).close()
         except OSError as error:
             raise UserError(f"{path} is not a readable LMDB ({reason(error)})") from error
-        try:
-            self._database = Isolated(_Database, path, file)
-            found: list[bytes] = self._database.call("keys")
-        except Crashed as error:
-            raise UserError(f"{path} is a damaged LMDB: reading its keys ended a process by {error}") from None
+        self._database = Isolated(f"{path} is a damaged LMDB", _Database, path, file)
+        found: list[bytes] = self._database.call("keys", reading="its keys")
         keys = [key for key in found if key not in self.NOT_IMAGES]
         sizes = [int(match[1]) if (match := re.fullmatch(rb"(\d+)-\d+", key)) else None for key in keys]
         largest = max((size for size in sizes if size is not None), default=None)
@@ -52,12 +49,7 @@ class LmdbReader(Reader):
         self.state = [file.stat().st_size, file.stat().st_mtime_ns]
 
     def _read(self, number):
-        try:
-            return self._database.call("read", self._keys[number])
-        except Crashed as error:
-            raise UserError(
-                f"{self._path} is a damaged LMDB: reading {self.names[number]} ended a process by {error}"
-            ) from None
+        return self._database.call("read", self._keys[number], reading=self.names[number])
 
 
 class _Database:

@@ -13,7 +13,7 @@ import io
 import lzma
 import tarfile
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO, Literal
 
 from fastgan.data.images import reason
 from fastgan.data.urls import Response
@@ -70,13 +70,17 @@ def read_members(file: BinaryIO | Response) -> Iterator[Member]:
     """The members of a tar file, also one compressed with gzip, bzip2 or xz, to its end. Raises DamagedTar."""
     last = "its start"
     with _damage_after(last):
-        archive = tarfile.open(fileobj=_decompressed(file), mode="r|", tarinfo=_StrictHeader)  # noqa: SIM115
+        archive = _open(file)
+    place = -1
     while True:
         with _damage_after(last):
             info = archive.next()
             archive.members.clear()  # type: ignore[attr-defined]  # otherwise it keeps all of them
             if info is None:
                 return _read_rest(archive)
+            if info.offset <= place:  # by a negative size in pax attributes
+                raise tarfile.ReadError("a header leads back")
+            place = info.offset
         yield Member(archive, info)
         last = info.name
 
@@ -124,15 +128,20 @@ class _Rejoined(io.RawIOBase):
         return self._file.read(size)
 
 
-def _decompressed(file: BinaryIO | Response):
+def _open(file: BinaryIO | Response) -> tarfile.TarFile:
+    """Open a tar file, compressed or not. Contents that nobody reads are skipped by seeking where that is possible."""
     head = b""
     while len(head) < 6 and (chunk := file.read(6 - len(head))):
         head += chunk
-    whole = _Rejoined(head, file)
+    stream: Any = _Rejoined(head, file)
+    mode: Literal["r|", "r:"] = "r|"
     if head.startswith(b"\x1f\x8b"):
-        return gzip.GzipFile(fileobj=whole)
-    if head.startswith(b"BZh"):
-        return bz2.BZ2File(whole)
-    if head.startswith(b"\xfd7zXZ\0"):
-        return lzma.LZMAFile(whole)  # type: ignore[arg-type]
-    return whole
+        stream = gzip.GzipFile(fileobj=stream)
+    elif head.startswith(b"BZh"):
+        stream = bz2.BZ2File(stream)
+    elif head.startswith(b"\xfd7zXZ\0"):
+        stream = lzma.LZMAFile(stream)  # noqa: SIM115
+    elif not isinstance(file, Response) and file.seekable():
+        file.seek(0)
+        stream, mode = file, "r:"
+    return tarfile.open(fileobj=stream, mode=mode, tarinfo=_StrictHeader)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sys
+import math
 from pathlib import Path
 from typing import Any
 
@@ -32,29 +31,37 @@ _CHART_OF = {name: chart for chart, names in CHARTS.items() for name in names}
 
 
 def read(directory: Path) -> list[dict[str, Any]]:
-    """Lines of a run's log: step, images, and finite numbers by name. Empty without a log.
-
-    Skips what is no such line: an unfinished last one, or what something else has written.
-    """
-    with contextlib.suppress(FileNotFoundError), open(directory / FILE_NAME, "rb") as file:
-        return [content for line in file if (content := _parse(line)) is not None]
-    return []
+    """Lines of a run's log, as `parse_line` gives them; damaged ones are skipped. Empty without a log."""
+    return read_and_count(directory)[0]
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def read_and_count(directory: Path) -> tuple[list[dict[str, Any]], int]:
+    """Lines of a run's log, as `read` gives them, and the number of damaged ones. An unfinished last one is neither."""
+    try:
+        with open(directory / FILE_NAME, "rb") as file:
+            lines = [parse_line(line) for line in file if line.endswith(b"\n")]
+    except FileNotFoundError:
+        return [], 0
+    found = [line for line in lines if line is not None]
+    return found, len(lines) - len(found)
+
+
+def parse_line(line: bytes) -> dict[str, Any] | None:
+    """Step, images, and the finite numbers of a line, by name; other values are left out. None if it is damaged."""
     try:
         content = json.loads(line) if line.endswith(b"\n") else None
     except (ValueError, RecursionError):
         return None
-    if not isinstance(content, dict) or not all(_is_finite(value) for value in content.values()):
+    if not isinstance(content, dict):
         return None
-    counts = (content.get("step"), content.get("images"))
-    return content if all(isinstance(each, int) and each >= 0 for each in counts) else None
+    found = {name: value for name, value in content.items() if _is_finite_number(value)}
+    counts = (found.get("step"), found.get("images"))
+    return found if all(isinstance(each, int) and each >= 0 for each in counts) else None
 
 
-def _is_finite(value: Any) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and abs(value) <= sys.float_info.max
+def _is_finite_number(value: Any) -> bool:
+    """Integers are those of 64 bits: browsers and orjson read no larger ones."""
+    return abs(value) < 2**63 if type(value) is int else isinstance(value, float) and math.isfinite(value)
 
 
 def chart_of(name: str) -> str:

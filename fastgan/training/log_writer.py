@@ -17,7 +17,7 @@ from PIL import Image
 from fastgan.errors import UserError
 from fastgan.files import sync, write_atomically
 from fastgan.runs.config import Config, to_dict
-from fastgan.runs.log import FILE_NAME, chart_of
+from fastgan.runs.log import FILE_NAME, chart_of, parse_line
 
 TENSORBOARD_FOLDER = "tensorboard"
 WANDB_FOLDER, WANDB_ID_FILE_NAME = "wandb", "wandb-id.txt"
@@ -180,10 +180,8 @@ class NoLog:
 
 
 def _is_up_to(line: bytes, step: int) -> bool:
-    try:
-        return line.endswith(b"\n") and json.loads(line)["step"] <= step
-    except (ValueError, KeyError, TypeError):  # cut off in the middle of a write
-        return False
+    found = parse_line(line)  # None if it was cut off in the middle of a write
+    return found is not None and found["step"] <= step
 
 
 def _short(value: float) -> float:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,9 +17,8 @@ from fastgan.data.urls import has_scheme
 from fastgan.editing import Direction
 from fastgan.errors import UserError
 from fastgan.models.style_based import StyleBasedGenerator
-from fastgan.runs import checkpoint
+from fastgan.runs import checkpoint, log
 from fastgan.runs.health import Watch
-from fastgan.runs.log import FILE_NAME as LOG_FILE_NAME
 from fastgan.runs.networks import open_networks
 
 MAX_OPEN = 4  # runs in memory
@@ -146,27 +144,24 @@ class Run:
 
     def warnings(self) -> list[str]:
         """Warnings on the training from its log."""
-        log = self.log()
-        if log is not self._watched[0]:
+        lines = self.log()
+        if lines is not self._watched[0]:
             header = self.header
-            self._watched = log, Watch(header.config, header.dataset).read_all(log).warnings if header else []
+            self._watched = lines, Watch(header.config, header.dataset).read_all(lines).warnings if header else []
         return self._watched[1]
 
     def log(self) -> list[dict[str, Any]]:
-        """Lines of the log, each with "step", "images" and numbers by name. The same list while the file is unchanged.
+        """Lines of the log, as `fastgan.runs.log.read` gives them. The same list while the file is unchanged.
 
-        Damaged lines are skipped; `damaged_lines` counts them.
+        `damaged_lines` counts those that are skipped.
         """
-        path = self.folder / LOG_FILE_NAME
-        stamp = _stamp(path) if self.header else None
+        stamp = _stamp(self.folder / log.FILE_NAME) if self.header else None
         if stamp != self._log[0]:
             try:
-                lines = path.read_bytes().splitlines(keepends=True) if stamp else []
-            except OSError:  # removed meanwhile
-                stamp, lines = None, []
-            lines = [line for line in lines if line.endswith(b"\n")]  # the last may be half written
-            parsed = [line for line in map(_parsed, lines) if line is not None]
-            self._log, self.damaged_lines = (stamp, parsed), len(lines) - len(parsed)
+                lines, self.damaged_lines = log.read_and_count(self.folder) if stamp else ([], 0)
+            except OSError:  # it cannot be read, or the folder was replaced meanwhile
+                stamp, lines, self.damaged_lines = None, [], 0
+            self._log = stamp, lines
         return self._log[1]
 
     def grids(self) -> list[Grid]:
@@ -199,6 +194,7 @@ class Runs:
     ):
         self._sources, self._options = list(sources), {"device": device, "ema": ema, "directions": directions}
         self._lock = threading.Lock()
+        self._loading: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # one a run: loading takes long
         self._open: OrderedDict[str, Run] = OrderedDict()
         self._paths: dict[str, str | Path] = {}
         self.find()
@@ -211,15 +207,18 @@ class Runs:
 
     def __getitem__(self, name: str) -> Run:
         """Raises UserError if there is no such run, or it cannot be opened."""
+        if name not in self._paths:
+            raise UserError(f"there is no run {name}")
         with self._lock:
-            if name not in self._open:
-                if name not in self._paths:
-                    raise UserError(f"there is no run {name}")
-                self._open[name] = Run(self._paths[name], **self._options)
-            self._open.move_to_end(name)
-            while len(self._open) > MAX_OPEN:
-                self._open.popitem(last=False)
-            return self._open[name]
+            loading = self._loading[name]
+        with loading:
+            run = self._open.get(name) or Run(self._paths[name], **self._options)
+            with self._lock:
+                self._open[name] = run
+                self._open.move_to_end(name)
+                while len(self._open) > MAX_OPEN:
+                    self._open.popitem(last=False)
+        return run
 
     def find(self) -> None:
         """Look for runs; new ones are added."""
@@ -229,9 +228,10 @@ class Runs:
                 found = {_short(source): source}
             elif len(self._sources) > 1:
                 found = {f"{_short(source)}/{name}": path for name, path in found.items()}
-            for name, path in found.items():
-                if str(path) not in map(str, self._paths.values()):
-                    self._paths[name if name not in self._paths else str(path)] = path
+            with self._lock:
+                for name, path in found.items():
+                    if str(path) not in map(str, self._paths.values()):
+                        self._paths[name if name not in self._paths else str(path)] = path
 
 
 def _runs_below(folder: Path) -> dict[str, str | Path]:
@@ -264,16 +264,6 @@ def _short(source: str) -> str:
 
 def _file(path: str | Path) -> Path:
     return Path(path) / checkpoint.FILE_NAME if Path(path).is_dir() else Path(path)
-
-
-def _parsed(line: bytes) -> dict[str, Any] | None:
-    """Numbers of a line of the log; None if the line is damaged."""
-    try:
-        content = json.loads(line)
-        found = {name: value for name, value in content.items() if type(value) in (int, float) and abs(value) < 2**63}
-        return found if all(type(found[name]) is int and found[name] >= 0 for name in ("step", "images")) else None
-    except (ValueError, KeyError, AttributeError, RecursionError):
-        return None
 
 
 def _stamp(path: Path) -> Stamp | None:

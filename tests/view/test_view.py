@@ -485,6 +485,30 @@ def test_few_runs_are_kept_open(tmp_path, monkeypatch):
     assert runs["c"] is opened["c"] and runs["b"] is opened["b"] and runs["a"] is not opened["a"]
 
 
+def test_a_run_that_is_being_loaded_is_loaded_once_and_keeps_no_other_waiting(tmp_path, monkeypatch):
+    for name in "ab":
+        save(tmp_path / name)
+    runs, loads, loading, go_on = Runs([str(tmp_path)], CPU), [], threading.Event(), threading.Event()
+    other = next(name for name in "ab" if name != runs.first)
+
+    def load(path, **options):
+        loads.append(path)
+        loading.set()
+        assert go_on.wait(LONG)
+        return Run(path, **options)
+
+    monkeypatch.setattr("fastgan.view.watching.Run", load)
+    with ThreadPoolExecutor(3) as threads:
+        try:
+            waiting = [threads.submit(lambda: runs[other]) for _ in range(2)]
+            assert loading.wait(LONG)
+            assert threads.submit(lambda: runs[runs.first]).result(LONG).path.parent.name == runs.first
+            assert not any(each.done() for each in waiting)
+        finally:
+            go_on.set()
+    assert waiting[0].result() is waiting[1].result() and len(loads) == 1
+
+
 def test_directions_beside_a_run_are_read_again(tmp_path):
     run = Run(save(tmp_path / "run"), CPU)
     path = run.folder / editing.FILE_NAME

@@ -1,6 +1,7 @@
 """Tar files: packed folders and WebDataset shards."""
 
 import gzip
+import io
 import json
 import os
 import tarfile
@@ -8,6 +9,7 @@ import tarfile
 import pytest
 
 from fastgan.cli import dataset
+from fastgan.data.readers import ReaderOptions, open_reader, tar
 from fastgan.errors import UserError
 from tests.support.image_sources import encode, make_image, open_images, prepare_images, read_items, write_tar
 
@@ -66,6 +68,32 @@ def test_a_changed_byte_in_a_header_or_compressed_content_is_an_error(tmp_path):
             (tmp_path / "set.tar").write_bytes(changed)
             with pytest.raises(UserError, match=r"set\.tar is cut or damaged"):
                 read_items(tmp_path / "set.tar")
+
+
+def test_the_names_of_a_packed_folder_are_read_without_its_images(tmp_path, monkeypatch):
+    path = write_tar(tmp_path / "set.tar", {f"{number}.png": bytes(2**20) for number in range(10)})
+    count = 0
+
+    class Counted(io.FileIO):
+        def readinto(self, buffer):
+            nonlocal count
+            count += (found := super().readinto(buffer))
+            return found
+
+    monkeypatch.setattr(tar, "open_path_or_url", lambda place: io.BufferedReader(Counted(place), 8192))
+    assert open_reader(str(path), ReaderOptions()).names == [] and count < 11 * 3 * 8192 < path.stat().st_size / 30
+    assert len(read_items(path)[1]) == 10 and count > path.stat().st_size
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_a_header_that_leads_back_does_not_repeat_the_file(tmp_path, mode):
+    info = tarfile.TarInfo("1.png")
+    info.pax_headers = {"size": "-1536"}  # the three blocks of its header and attributes
+    with tarfile.open(tmp_path / "set.tar", mode, format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(tarfile.TarInfo("0.png"))
+        archive.addfile(info)
+    with pytest.raises(UserError, match=r"set\.tar is cut or damaged after 1.png \((a header leads back|seeking back)"):
+        read_items(tmp_path / "set.tar")
 
 
 def test_two_tar_files_in_one_are_refused(tmp_path):

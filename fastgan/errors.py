@@ -15,13 +15,22 @@ BROKEN_PIPE = 141  # exit status that shells give to a process killed by SIGPIPE
 class UserError(Exception):
     """Raised for a wrong option, file or environment. The message is one line: what is wrong, where, and the remedy.
 
-    Command lines print it as `error: ...` and exit with status 2; library users catch it like any exception.
+    Unprintable characters in it, as names in archives may have, are escaped. Command lines print it as `error: ...` and
+    exit with status 2; library users catch it like any exception.
     """
+
+    def __init__(self, message: str):
+        super().__init__(escaped(message))
+
+
+def escaped(text: str) -> str:
+    """The text in one line: unprintable characters as Python's escapes."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def readable(value: object, most: int = 80) -> str:
     """Text of a value for a message: shortened to `most` characters, unprintable ones escaped."""
-    text = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in str(value))
+    text = escaped(str(value))
     return text if len(text) <= most else f"{text[: most - 12]}...{text[-9:]}"
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from fastgan.data.image_files import ImageFiles, is_label_file
-from fastgan.errors import UserError, program
+from fastgan.errors import UserError, escaped, program
 
 MAX_LABEL = 999_999  # a larger one is taken for a mistake
 FEW_CLASSES = 1_000  # a set may have this many classes even if it has fewer images
@@ -45,7 +45,7 @@ def of_files(files: ImageFiles, names: list[str]) -> Labels:
     label_files = sorted((name for name in files.names if is_label_file(name)), key=len)
     if len(label_files) > 1:
         others = f"{len(label_files) - 1:,} others like {files.full_name(label_files[1])}"
-        print(f"note: only {files.full_name(label_files[0])} gives labels, not {others}", file=sys.stderr)
+        _note(f"only {files.full_name(label_files[0])} gives labels, not {others}")
     if label_files:
         return from_json(files, label_files[0], names)
     parts = [PurePosixPath(name).parts for name in names]
@@ -61,6 +61,10 @@ def of_files(files: ImageFiles, names: list[str]) -> Labels:
         problem = f"{stray} lies beside sub-folders with images; move it into one, or all images into one folder"
     values = [None if folder is None else number_of[folder] for folder in folders]
     return Labels(values, [printable(name) for name in class_names], problem)
+
+
+def _note(text: str) -> None:
+    print(f"note: {escaped(text)}", file=sys.stderr)
 
 
 def printable(name: str) -> str:
@@ -117,13 +121,10 @@ def from_json(files: ImageFiles, name: str, images: list[str]) -> Labels:
         if by_name.setdefault(named, label) != label:
             raise UserError(f"{where}: {image} has the labels {by_name[named]} and {label}; remove one of them")
     if vector_length:
-        print(
-            f"note: labels in {where} are vectors of {vector_length} numbers, not classes; they are ignored",
-            file=sys.stderr,
-        )
+        _note(f"labels in {where} are vectors of {vector_length} numbers, not classes; they are ignored")
         return UNLABELLED
     if absent := len(by_name.keys() - known):
-        print(f"note: {where} has labels of {absent:,} images that do not exist", file=sys.stderr)
+        _note(f"{where} has labels of {absent:,} images that do not exist")
     values = [by_name.get(image) for image in images]
     if all(value is None for value in values):
         if absent:

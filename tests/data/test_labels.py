@@ -63,6 +63,15 @@ def test_training_refuses_images_without_a_label_and_preparation_skips_them(tmp_
     assert open_images(tmp_path / "out", 8).labels.tolist() == [1, 1]
 
 
+def test_control_characters_in_names_do_not_reach_the_terminal(tmp_path, capsys):
+    labels = [*zip_labels([1, 1, 0])[:2], ["gone.png", 1]]
+    path = write_stylegan_zip(tmp_path / "x.zip", labels, "\x1b[2J\n/")
+    with pytest.raises(UserError, match=r"zip:\\x1b\[2J\\n/dataset.json has no label for .*/img00000002.png") as error:
+        open_images(path, 8)
+    assert str(error.value).isprintable()
+    assert r"zip:\x1b[2J\n/dataset.json has labels of 1 images that do not exist" in capsys.readouterr().err
+
+
 def test_a_zip_may_have_class_names(tmp_path):
     found = open_images(
         write_stylegan_zip(tmp_path / "x.zip", zip_labels([1, 1, 0]), class_names=["ant", "bee", "cat"]), 8

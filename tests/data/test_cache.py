@@ -16,6 +16,7 @@ import pytest
 from fastgan.data import cache, glyphs, image_dataset, pixels_of
 from fastgan.errors import UserError
 from fastgan.files import lock
+from tests.support.damage import overwrite
 from tests.support.image_sources import cache_entries, make_glyphs
 
 
@@ -41,13 +42,6 @@ def test_digests_of_pixels_and_labels(store):
 def _edit_meta(entry: Path, **changes) -> None:
     meta = json.loads((entry / "meta.json").read_text())
     (entry / "meta.json").write_text(json.dumps(meta | changes))
-
-
-def overwrite(path: Path, place: int, content: bytes) -> None:
-    """Overwrite bytes of a file; a negative place counts from its end."""
-    with open(path, "r+b") as file:
-        file.seek(place, os.SEEK_SET if place >= 0 else os.SEEK_END)
-        file.write(content)
 
 
 def _replace(entry: Path, make) -> None:

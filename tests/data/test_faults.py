@@ -3,15 +3,12 @@
 `FASTGAN_FAULTS=all` tries 500 damaged sets of each kind and full disks at every call (two minutes of a core).
 """
 
-import contextlib
-import errno
 import os
 import random
 import shutil
 import signal
 import sys
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +21,8 @@ from fastgan.data.images import Target, convert
 from fastgan.data.readers import open_reader
 from fastgan.errors import UserError
 from fastgan.runs.checkpoint import read_header
-from tests.data.test_cache import overwrite
+from tests.support import faults
+from tests.support.damage import damage_one, mutate, overwrite
 from tests.support.image_sources import (
     cache_entries,
     encode,
@@ -40,7 +38,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_cache")]
 
 ALL = os.environ.get("FASTGAN_FAULTS") == "all"
 MUTATIONS = 500 if ALL else 40  # of each kind
-STEP = {"kill": 1, "full": 1 if ALL else 4}  # of the calls that are tried
+STEP = {"kill": 1 if ALL else 2, "full disk": 1 if ALL else 5}  # of the calls that are tried
 TARGET = Target((8, 8), 3)
 COUNT = 6
 
@@ -58,37 +56,6 @@ def write_folder(root: Path, files: dict[str, bytes]) -> Path:
 
 
 # Damaged files -------------------------------------------------------------------------------------------------------
-
-
-def mutate(content: bytes, rng: random.Random) -> bytes:
-    """`content`, not empty, with bits flipped, a part zeroed, removed, repeated or replaced by text."""
-    changed = bytearray(content)
-    start = rng.randrange(len(changed))
-    end = min(len(changed), start + rng.choice((1, 4, 64, 512)))
-    kind = rng.randrange(6)
-    if kind == 0:
-        for _ in range(rng.randrange(1, 5)):
-            changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
-    elif kind == 1:
-        changed[start:end] = bytes(end - start)
-    elif kind == 2:
-        del changed[start:end]
-    elif kind == 3:
-        changed[start:start] = changed[start:end]
-    elif kind == 4:
-        changed[start:end] = rng.choice((b"[]", b" ", b"\xff\xff", b"-1", b"9" * 30, b"\n", b'"', b"{}", b"()", b"'"))
-    else:
-        del changed[start:]
-    return bytes(changed)
-
-
-def damage_one(root: Path, whole: dict[str, bytes], rng: random.Random) -> None:
-    """Write the files of `whole` to the folder `root`, one of them damaged or missing."""
-    chosen = rng.choice(sorted(whole))
-    for name, content in whole.items():
-        (root / name).write_bytes(mutate(content, rng) if name == chosen else content)
-    if rng.random() < 0.03:
-        (root / chosen).unlink()
 
 
 def content_of(found) -> tuple:
@@ -235,79 +202,11 @@ def test_a_training_that_meets_a_damaged_image_saves_first_and_the_next_start_re
 
 # Kills and full disks ------------------------------------------------------------------------------------------------
 
-WRITES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "os.truncate"}
-KILLED, RAISED, DONE, NO_FAULT = "killed", "raised", "done", "no fault"
-
-
-def run_with_fault(work: Callable[[], object], root: Path, number: int, kind: str) -> str:
-    """Run `work` in a forked child whose `number`-th call of the file system below `root` is a fault.
-
-    kind: "kill" ends the child by SIGKILL; before a flush the file also loses half of what was not flushed yet.
-    "full" raises OSError, as a full disk does. Calls are those of the audit events WRITES, openings for writing, and
-    fsync before and after. Returns NO_FAULT if there were fewer calls.
-    """
-    child = os.fork()
-    if child:
-        _, status = os.waitpid(child, 0)
-        if os.WIFSIGNALED(status):
-            assert os.WTERMSIG(status) == signal.SIGKILL
-            return KILLED
-        return {2: RAISED, 3: DONE, 4: NO_FAULT}[os.WEXITSTATUS(status)]
-    code = 1
-    with contextlib.suppress(BaseException):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        calls = _install(root, number, kind)
-        try:
-            code = 2 if work() == 2 else 3
-        except UserError:
-            code = 2
-        code = code if calls() >= number else 4
-    os._exit(code)
-
-
-def _install(root: Path, number: int, kind: str) -> Callable[[], int]:
-    """Make the fault happen in this process. Returns the number of calls so far."""
-    count, real_fsync = 0, os.fsync
-    flushed: dict[int, int] = {}  # bytes, by inode
-
-    def reached(descriptor: int | None = None) -> None:
-        nonlocal count
-        count += 1
-        if count != number:
-            return
-        if kind == "full":
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if descriptor is not None:
-            with contextlib.suppress(OSError):  # a folder
-                kept, size = flushed.get(os.fstat(descriptor).st_ino, 0), os.fstat(descriptor).st_size
-                os.ftruncate(descriptor, kept + (size - kept) // 2)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    def hook(event: str, arguments: tuple) -> None:
-        if event == "open":
-            path, _, flags = arguments
-            writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-        elif writes := event in WRITES:
-            path = arguments[0]
-        if writes and isinstance(path, str | Path) and str(path).startswith(str(root)):
-            reached()
-
-    def fsync(descriptor: int) -> None:
-        reached(descriptor)
-        real_fsync(descriptor)
-        flushed[os.fstat(descriptor).st_ino] = os.fstat(descriptor).st_size
-        reached()
-
-    os.fsync = fsync
-    sys.addaudithook(hook)
-    return lambda: count
-
-
 needs_fork = pytest.mark.skipif(sys.platform != "linux", reason="needs fork")
 
 
 @needs_fork
-@pytest.mark.parametrize("fault", ["kill", "full"])
+@pytest.mark.parametrize("fault", ["kill", "full disk"])
 @pytest.mark.parametrize("output", ["array", "zip", "shards"])
 def test_a_preparation_stopped_at_any_call_leaves_nothing_or_all_and_continues(tmp_path, monkeypatch, output, fault):
     source = write_folder(tmp_path / "in", pictures() | {"a/bad.png": b"no image"})
@@ -322,25 +221,25 @@ def test_a_preparation_stopped_at_any_call_leaves_nothing_or_all_and_continues(t
     assert prepare(tmp_path / "whole") == 1
     expected = read_files(tmp_path / "whole")
     is_content = lambda name: not name.startswith(("out.unfinished", "out.zip.unfinished")) and "skipped" not in name
-    for number in range(1, 200, STEP[fault]):
+    for number in range(1, 1000, STEP[fault]):
         place = tmp_path / f"{number}"
         place.mkdir()
-        outcome = run_with_fault(lambda place=place: prepare(place), place, number, fault)
+        call, status = faults.run_with_fault(lambda place=place: prepare(place), place, number, fault)
         left = {name: content for name, content in read_files(place).items() if is_content(name)}
         assert not left or left == {name: expected[name] for name in expected if is_content(name)}, number
-        if outcome == NO_FAULT:
+        if call is None:
             break
-        assert outcome != DONE or left, number
+        assert status in (2, -signal.SIGKILL) or (status == 1 and left), number
         status = prepare(place)
         assert status == 1 or (left and status == 2), number  # 2: it exists already
         assert read_files(place) == expected and {path.name for path in place.iterdir()} == {
             name.partition("/")[0] for name in expected
         }, number
-    assert 15 < number < 197
+    assert 15 < number < 990
 
 
 @needs_fork
-@pytest.mark.parametrize("fault", ["kill", "full"])
+@pytest.mark.parametrize("fault", ["kill", "full disk"])
 @pytest.mark.parametrize("what", ["damaged", "array", "shard"])
 def test_a_cache_stopped_at_any_call_is_built_by_the_next_start(tmp_path, what, fault):
     source = write_folder(tmp_path / "in", pictures())
@@ -354,16 +253,24 @@ def test_a_cache_stopped_at_any_call_is_built_by_the_next_start(tmp_path, what, 
             return open_dataset(str(tmp_path / "out"), 8, 3, cache_dir=place).images[np.arange(COUNT)].tolist()
         return content_of(folder.load(source, (8, 8), 3, cache_dir=place, progress=False))
 
+    def tried(place: Path) -> int:
+        try:
+            opened(place)
+        except UserError:
+            return 2
+        return 0
+
     expected = opened(tmp_path / "whole")
     entries = read_files(tmp_path / "whole")
-    for number in range(1, 200, STEP[fault]):
+    for number in range(1, 1000, STEP[fault]):
         place = tmp_path / f"{number}"
         if what == "damaged":
             shutil.copytree(tmp_path / "whole", place)
             next(place.rglob("images.npy")).write_bytes(b"")
-        outcome = run_with_fault(lambda place=place: opened(place), tmp_path, number, fault)
+        call, status = faults.run_with_fault(lambda place=place: tried(place), tmp_path, number, fault)
+        assert status in (0, 2, -signal.SIGKILL), number
         assert opened(place) == expected, number
         assert read_files(place) == entries and not [*place.rglob("*.tmp"), *place.rglob("*.unfinished")], number
-        if outcome == NO_FAULT:
+        if call is None:
             break
-    assert 8 < number < 197
+    assert 8 < number < 990

@@ -17,8 +17,8 @@ from fastgan.data.image_dataset import json_digest
 from fastgan.data.shards import CACHED_SHARDS, SHUFFLED_SHARDS, ShardedStream
 from fastgan.errors import UserError
 from fastgan.files import lock
-from tests.data.test_cache import overwrite
 from tests.data.test_loader import HostTransfer
+from tests.support.damage import overwrite
 from tests.support.image_sources import open_images, prepare_images, read_files, read_items
 from tests.support.tiny_run import assert_same_checkpoint, train
 

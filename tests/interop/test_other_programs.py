@@ -33,6 +33,7 @@ from tests.cli.test_evaluate import of_pixels  # noqa: F401
 from tests.support import official
 from tests.support import rosinality as of_rosinality
 from tests.support.commands import error_of
+from tests.support.damage import mutate
 from tests.support.official import Sizes, image_of, logits_of, snapshot, write
 from tests.support.tiny_run import make_folder, untrained
 
@@ -444,10 +445,7 @@ def test_damaged_files_are_refused_in_one_line_or_read(tmp_path, archive):
     whole, random, path = of_rosinality.saved(of_rosinality.checkpoint(sizes), archive), Random(0), tmp_path / "file.pt"
     refused = 0
     for _ in range(60):
-        content = bytearray(whole)
-        for _ in range(random.randint(1, 4)):
-            content[random.randrange(random.choice([len(content), 2000]))] = random.randrange(256)
-        path.write_bytes(content[: random.choice([None, None, len(content) // 2])])
+        path.write_bytes(mutate(whole, random, head=2000))
         try:
             open_networks(path).load_state_dicts()
         except UserError as error:

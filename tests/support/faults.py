@@ -1,7 +1,8 @@
 """Faults in the middle of a command: at its n-th call that opens, writes, flushes, renames or removes a file of a
-folder, the process is killed, gets a signal, or the call fails. Each number is tried, in children of one process."""
+folder, the process is killed, gets a signal, or the call fails. Each fault comes in a forked child."""
 
 import builtins
+import contextlib
 import errno
 import hashlib
 import io
@@ -14,7 +15,7 @@ import sys
 import traceback
 from typing import NamedTuple
 
-BY_PATH = ("open", "replace", "rename", "link", "unlink", "remove", "mkdir", "rmdir", "truncate")
+EVENTS = {f"os.{name}" for name in ("rename", "link", "remove", "mkdir", "rmdir", "truncate")}  # of Python's audit
 BY_DESCRIPTOR = ("fsync", "write", "ftruncate", "copy_file_range", "sendfile")
 FAULTS = {
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
@@ -23,6 +24,7 @@ FAULTS = {
     "full disk": lambda: _fail(errno.ENOSPC),
     "broken disk": lambda: _fail(errno.EIO),
 }
+FAILED = 70  # exit status of a command that ended by an exception
 
 
 def _fail(code):
@@ -40,17 +42,23 @@ class Outcome(NamedTuple):
 
 
 class _Calls:
-    """Counts calls on files in `folder`; the fault comes within the one of that number."""
+    """Counts calls on files in `folder`; the fault comes within the one of that number.
+
+    A kill before a flush takes half of what was not flushed with it, as a power cut does.
+    """
 
     def __init__(self, folder, number, fault, report):
         self._folder, self._number, self._fault, self._report = str(folder), number, fault, report
         self._count = 0
+        files = [path.stat() for path in folder.rglob("*") if path.is_file()]
+        self._flushed = {status.st_ino: status.st_size for status in files}  # bytes of each file, by inode
 
     def install(self):
-        """Replace the functions, for the rest of this process."""
-        for name in (*BY_PATH, *BY_DESCRIPTOR):
+        """Watch the calls, for the rest of this process."""
+        for name in BY_DESCRIPTOR:
             setattr(os, name, self._counted(name, getattr(os, name)))
         builtins.open = io.open = self._counting_writes(builtins.open)
+        sys.addaudithook(self._heard)
 
     def _is_ours(self, path):
         return path == self._folder or path.startswith(self._folder + os.sep)
@@ -64,21 +72,34 @@ class _Calls:
             self._report.close()
             FAULTS[self._fault]()
 
+    def _heard(self, event, arguments):
+        changes = event in EVENTS or (event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+        if changes and isinstance(arguments[0], str | os.PathLike) and self._is_ours(os.fspath(arguments[0])):
+            self.seen(event.removeprefix("os."))
+
     def _counted(self, name, function):
-        def call(*arguments, **named):
-            path = os.readlink(f"/proc/self/fd/{arguments[0]}") if name in BY_DESCRIPTOR else str(arguments[0])
-            if self._is_ours(path):
-                self.seen(name)
-            return function(*arguments, **named)
+        def call(descriptor, *arguments, **named):
+            ours = self._is_ours(os.readlink(f"/proc/self/fd/{descriptor}"))
+            if ours:
+                self.seen(name, lambda fault: name == "fsync" and fault == "kill" and self._lose_half(descriptor))
+            result = function(descriptor, *arguments, **named)
+            if ours and name == "fsync":
+                status = os.fstat(descriptor)
+                self._flushed[status.st_ino] = status.st_size
+            return result
 
         return call
 
+    def _lose_half(self, descriptor):
+        status = os.fstat(descriptor)
+        kept = self._flushed.get(status.st_ino, 0)
+        with contextlib.suppress(OSError):  # a folder, or a file that is open for reading
+            os.ftruncate(descriptor, kept + (status.st_size - kept) // 2)
+
     def _counting_writes(self, function):
         def call(file, mode="r", *arguments, **named):
-            ours = not isinstance(file, int) and self._is_ours(os.fspath(file)) and not mode.startswith("r")
-            if ours:
-                self.seen("open")
             opened = function(file, mode, *arguments, **named)
+            ours = not isinstance(file, int) and self._is_ours(os.fspath(file)) and not mode.startswith("r")
             return _Written(opened, self) if ours else opened
 
         return call
@@ -110,6 +131,36 @@ class _Written:
         return self._file.write(content)
 
 
+def _fork(folder, number, fault, output):
+    """Fork a child whose call of that number is a fault. Returns None in the child; and in this process, when the child
+    has ended, the call at which the fault came, or None, and the exit status.
+
+    output: file for what the child prints.
+    """
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reading)
+        with open(output, "wb") as file:
+            for descriptor in (1, 2):
+                os.dup2(file.fileno(), descriptor)
+        _Calls(folder, number, fault, os.fdopen(writing, "w")).install()
+        return None
+    os.close(writing)
+    with os.fdopen(reading) as told:
+        call = told.read() or None
+    return call, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def run_with_fault(command, folder, number, fault):
+    """Run `command`, as `run` does, in a child whose call of that number is a fault. Returns that call, or None if the
+    child ended before, and its exit status."""
+    ended = _fork(folder, number, fault, os.devnull)
+    if ended is None:
+        run(command)
+    return ended
+
+
 def each_fault(fault, folder, results, most=1000):
     """Fork a child for each call number from 1 on, until one ends before the fault comes. Returns in each child, which
     goes on within `run`. Puts the folder back in between, and ends this process after the last child.
@@ -118,21 +169,11 @@ def each_fault(fault, folder, results, most=1000):
     """
     before, outcomes = _content(folder), []
     for number in range(1, most + 1):
-        reading, writing = os.pipe()
         output = results / "output.txt"
-        pid = os.fork()
-        if pid == 0:
-            os.close(reading)
-            with open(output, "wb") as file:
-                for descriptor in (1, 2):
-                    os.dup2(file.fileno(), descriptor)
-            report = os.fdopen(writing, "w")
-            _Calls(folder, number, fault, report).install()
+        ended = _fork(folder, number, fault, output)
+        if ended is None:
             return
-        os.close(writing)
-        with os.fdopen(reading) as told:
-            call = told.read() or None
-        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        call, status = ended
         state = results / _digest(folder)
         if not state.exists():
             shutil.copytree(folder, state) if folder.exists() else state.mkdir()
@@ -145,8 +186,8 @@ def each_fault(fault, folder, results, most=1000):
 
 
 def run(command):
-    """End this process with the status of a command."""
-    status = 1
+    """End this process with the status of a command; with FAILED if it raises."""
+    status = FAILED
     try:
         status = command()
     except SystemExit as error:

@@ -7,7 +7,6 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-from hypothesis import strategies as st
 from PIL import Image
 
 from fastgan.cli import dataset
@@ -74,17 +73,6 @@ def write_tar(path: Path, members: dict[str, bytes], mode="w") -> Path:
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
     return path
-
-
-mutations = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), max_size=6)
-
-
-def mutated(content: bytes, flips: list[tuple[float, int]], keep: float) -> bytes:
-    """`content` with some bits flipped, cut to the fraction `keep`."""
-    changed = bytearray(content)
-    for place, bits in flips:
-        changed[int(place * len(changed))] ^= bits
-    return bytes(changed[: int(keep * len(changed)) + 1])
 
 
 TINY = {"count": 40, "progress": False}

@@ -127,7 +127,7 @@ def suite(folder, unbroken, tmp_path):
 @pytest.mark.parametrize("fault", ["kill", "full disk", "SIGTERM"])
 def test_a_fault_at_any_call_of_a_save_loses_nothing(fault, suite):
     *calls, last = suite.try_each(_from_the_last_save, fault)
-    assert {"open", "write", "fsync", "replace", "unlink"} <= {*calls} and last is None
+    assert {"open", "write", "fsync", "rename", "remove"} <= {*calls} and last is None
 
 
 DYING = {  # code that takes the output of a training away, before it starts

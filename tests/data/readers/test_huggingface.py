@@ -10,7 +10,7 @@ import pytest
 from fastgan.data import isolated
 from fastgan.data.images import Target, convert
 from fastgan.errors import UserError
-from tests.data.test_faults import damage_one
+from tests.support.damage import damage_one
 from tests.support.image_sources import encode, make_image, read_files, read_items
 
 pytestmark = pytest.mark.usefixtures("one_cache")

@@ -12,6 +12,7 @@ from fastgan.ops.fixed_weights import FixedWeights, fixed_weights
 from fastgan_kernels import extension
 from fastgan_kernels.calls import WinogradCall
 from tests.support import backends
+from tests.support.accuracy import assert_as_good_as_plain
 
 NHWC = torch.channels_last
 # Samples, inputs, outputs, height, width, padding. Tiles and panels are whole or parts; blocks one, several, a part.
@@ -22,6 +23,7 @@ CASES = [
     (1, 1, 1, 1, 1, 1),
     (2, 8, 32, 1, 300, 1),
     (1, 64, 64, 32, 28, 1),
+    (1, 512, 32, 16, 16, 1),
     (2, 18, 40, 13, 10, 0),
     (2, 18, 40, 13, 10, 2),
     (40, 3, 33, 5, 5, 2),
@@ -50,17 +52,20 @@ def tensors(n, inputs, outputs, height, width, padding=1):
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_its_error_is_that_of_a_longer_sum(case, convolution, unwritten_is_nan):
-    """An output is a sum of 36 rather than 9 products for each channel, of numbers about as large."""
+def test_its_error_is_at_most_twice_that_of_plain_pytorch(case, convolution, unwritten_is_nan):
+    """The root mean square is held to the rule of `tests.support.accuracy`. The largest error is allowed more.
+
+    For each channel, 36 products of numbers up to 2.9 times as large (a row of the transform of x) cancel to the sum of
+    9, or of fewer at a border: about 36 terms of magnitude 1 with these weights.
+    """
     padding = case[-1]
     x, weight = tensors(*case)
     y = convolution(x, weight, padding)
     reference = F.conv2d(x.double(), weight.double(), padding=padding)
-    plain = (F.conv2d(x, weight, padding=padding) - reference).norm()
-    eps = torch.finfo(torch.float32).eps
-    assert y.shape == reference.shape
-    assert (y - reference).norm() <= 3 * plain + 4 * eps * reference.norm()
-    assert (y - reference).abs().max() <= 40 * eps * max(1, reference.abs().max())
+    plain = F.conv2d(x, weight, padding=padding)
+    allowed = 2 * (plain - reference).norm() + 4 * torch.finfo(torch.float32).eps * reference.norm()
+    assert (y - reference).norm() <= allowed
+    assert_as_good_as_plain(y, plain, reference, torch.float32, "y", summed=36)
 
 
 def test_results_are_bitwise_repeatable_for_any_number_of_threads(convolution):

@@ -10,8 +10,6 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
 from fastgan.runs import checkpoint
 from fastgan.runs import config as configuration
 from fastgan.runs.checkpoint import Header
@@ -85,18 +83,15 @@ def network(header: Header, ema: float | None = None, *, half: bool = False) -> 
     half: write tensors of two dimensions or more in fp16. The header keeps everything but the places of files and the
     machine. Raises UserError, naming the file, if it is damaged or has no such EMA.
     """
-    with safe_open(header.path, framework="pt") as file:
-        content = json.loads(file.metadata()["fastgan"])
-    tensors = {
-        name: value.half() if half and value.dim() > 1 else value.contiguous()
+    generator = {
+        name.removeprefix("ema."): value.half() if half and value.dim() > 1 else value
         for name, value in checkpoint.read_networks(header, ema).items()
         if name.startswith("ema.")
     }
     config = public(header.config)
-    half_life = config.training.ema_halflives[0] if ema is None else ema
-    training = dataclasses.replace(config.training, init_from=None, freeze_d=0, ema_halflife=half_life)
-    content["config"] = configuration.to_dict(dataclasses.replace(config, training=training))
-    return checkpoint.to_bytes(tensors, content)
+    training = dataclasses.replace(config.training, init_from=None, freeze_d=0)
+    header = dataclasses.replace(header, config=dataclasses.replace(config, training=training))
+    return checkpoint.with_generator(header, generator, ema)
 
 
 def summary(header: Header) -> str:

@@ -343,18 +343,18 @@ def restore(header: Header, state: State) -> None:
         _grow(network, header)
 
 
-def with_generator(header: Header, generator: nn.Module, ema: float | None = None) -> bytes:
+def with_generator(header: Header, generator: dict[str, Tensor], ema: float | None = None) -> bytes:
     """A checkpoint's file with the header of another one, and the EMA generator alone.
 
-    ema: half-life of the EMA that `generator` was made of; None for the first.
+    header: read from a file, perhaps with a changed configuration. generator: a state dict. ema: half-life of the EMA
+    that it was made of; None for the first.
     """
     with safe_open(header.path, framework="pt") as file:
         content = json.loads(file.metadata()["fastgan"])
     half_life = header.config.training.ema_halflives[0] if ema is None else ema
     training = replace(header.config.training, ema_halflife=half_life)
     content["config"] = to_dict(replace(header.config, training=training))
-    tensors = {f"ema.{name}": value.detach().cpu().contiguous() for name, value in generator.state_dict().items()}
-    return to_bytes(tensors, content)
+    return to_bytes({f"ema.{name}": value.detach().cpu().contiguous() for name, value in generator.items()}, content)
 
 
 def read_networks(header: Header, ema: float | None = None) -> dict[str, Tensor]:

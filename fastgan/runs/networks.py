@@ -94,7 +94,7 @@ def _from_fastgan(header: checkpoint.Header, ema: float | None) -> TrainedNetwor
 
     names = header.dataset["class_names"] if header.model.num_classes else []
     load = lambda device: drawing.trained(checkpoint.load_generator(header.path, device, ema)[0], header.model)
-    with_generator = lambda generator: (checkpoint.with_generator(header, generator, ema), ".safetensors")
+    with_generator = lambda generator: (checkpoint.with_generator(header, generator.state_dict(), ema), ".safetensors")
     return TrainedNetworks(header.path, header.model, names, load, load_state_dicts, header, with_generator)
 
 

@@ -54,6 +54,7 @@ if TYPE_CHECKING:  # torch is imported after the options are parsed, so that --h
 GRID_COLUMNS = 16
 STILL, MOVING = tuple(PICTURES), tuple(ANIMATIONS)
 PICTURE_STEPS, ANIMATION_STEPS = 9, 48
+FPS = 25
 MOST_FRAMES = 1_000_000  # of an animation: a longer one is a typing error
 MOST_SIDES = 100  # beyond, places in the scene lose precision
 MAX_DRAWS = 100_000  # the deviation has converged long before
@@ -110,7 +111,10 @@ class Options:
     def check(self) -> None:
         """Raises UserError for options that are wrong for any checkpoint."""
         self._check_seeds("seeds")
-        self.edits()
+        if self.directions is not None and not self.edits():
+            raise UserError(f"--directions {readable(self.directions)}: is for --edit; give both or neither")
+        if self.projected is not None and self.seed_format == "numpy":
+            raise UserError("--seed-format numpy: is of random latents, not of --projected; leave one of them out")
         if self.out is not None and not self.is_folder() and Path(self.out).suffix.lower() not in self.endings:
             *others, last = self.endings
             raise UserError(f"--out {readable(self.out)}: the name must end in {', '.join(others)} or {last}")
@@ -268,7 +272,7 @@ class Classes(Options):
 class Animated(Options):
     """Base class of studies that can be animations."""
 
-    fps: int = 25
+    fps: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=f"(default: {FPS})")] = None
     """Frames per second of an animation, from 1 to 50, of an .mp4 to 120."""
     quality: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=f"(default: {QUALITY})")] = None
     """Of an .mp4: from 1, the smallest file, to 10, nearest to the images."""
@@ -277,11 +281,16 @@ class Animated(Options):
         super().check()
         out = Path(self.file_name if self.out is None else self.out)
         if out.suffix.lower() in MOVING:
-            require_animation(out, self.fps)
+            require_animation(out, self._fps())
+        elif self.fps is not None:
+            raise UserError(f"--fps {self.fps}: is of an animation, and {readable(str(out))} is none")
         if self.quality is not None and out.suffix.lower() != ".mp4":
             raise UserError(f"--quality {self.quality}: is of an .mp4, and {readable(str(out))} is none")
         if self.quality is not None and not 1 <= self.quality <= 10:
             raise UserError(f"--quality {self.quality}: must be from 1 to 10")
+
+    def _fps(self) -> int:
+        return FPS if self.fps is None else self.fps
 
     def require_memory_of_frames(self, count: int, images: tuple[int, int], model: ModelConfig, out: Path) -> None:
         """Raises UserError for more frames than anyone wants, or frames too large for the memory or the file's format.
@@ -304,7 +313,7 @@ class Animated(Options):
     def save(self, frames: Iterator[np.ndarray], total: int, out: Path) -> None:
         """Write an animation, with its progress."""
         progress = ProgressBar(frames, total=total, unit=" frames", leave=False)
-        save_animation(progress, out, self.fps, QUALITY if self.quality is None else self.quality)
+        save_animation(progress, out, self._fps(), QUALITY if self.quality is None else self.quality)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -437,6 +446,8 @@ class Move(Animated):
         super().check()
         if self.steps < 2:
             raise UserError(f"--steps {self.steps}: must be at least 2")
+        if self.beside is not None and self.edits():
+            raise UserError(f"--edit {readable(self.edit)}: directions are of one network; leave out --beside")
 
     def transform(self, share: torch.Tensor) -> torch.Tensor:
         """The transforms, [F, 3, 3], at these shares of the animation, [F], from 0 to below 1."""
@@ -812,14 +823,14 @@ def parse_seeds(text: str, option: str = "--seeds") -> list[int]:
     return seeds
 
 
-def parse_classes(text: str | None, names: list[str]) -> list[tuple[str, int]]:
+def parse_classes(text: str | None, names: list[str], option: str = "--classes") -> list[tuple[str, int]]:
     """Comma-separated class names to (name, label); all of `names` if None. Raises UserError for an unknown name."""
     if text is None:
         return [(name, label) for label, name in enumerate(names)]
     if not names:
-        raise UserError(f"--classes {text}: this network was trained without classes; leave it out")
+        raise UserError(f"{option} {text}: this network was trained without classes; leave it out")
     wanted = [part.strip() for part in text.split(",")]
     for name in wanted:
         if name not in names:
-            raise UserError(f"--classes {text}: there is no class {name!r}; there are {', '.join(names)}")
+            raise UserError(f"{option} {text}: there is no class {name!r}; there are {', '.join(names)}")
     return [(name, names.index(name)) for name in wanted]

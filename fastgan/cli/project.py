@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from fastgan.cli.generate import MOVING, parse_classes
+from fastgan.cli.generate import FPS, MOVING, parse_classes
 from fastgan.data.urls import has_scheme
 from fastgan.errors import UserError, command_line, program, readable
 from fastgan.files import prepare_to_write, require_other, write_atomically
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 COLUMNS = 8
 TOGETHER = 8  # images that are projected at once
 MOST_STEPS = 100_000
-FPS = 25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +113,13 @@ class Options:
         if self.video is not None:
             require_animation(Path(self.video), FPS)
 
+    def label(self, names: list[str]) -> int:
+        """Number of the class, of those with these names. Raises UserError unless it is one of them."""
+        found = parse_classes(self.classes, names, "--class")
+        if len(found) != 1:
+            raise UserError(f"--class {readable(self.classes)}: must be one class, which all images start from")
+        return found[0][1]
+
 
 @command_line
 def main(argv: list[str] | None = None) -> int:
@@ -142,7 +148,7 @@ def project(options: Options) -> None:
     vgg = registry.find_weights(registry.VGG, weights) if options.distance == "lpips" else None
     networks = open_networks(options.checkpoint, options.ema)
     path, model, names, load, *_ = networks
-    label = None if options.classes is None else parse_classes(options.classes, names)[0][1]
+    label = None if options.classes is None else options.label(names)
     folder = Path() if has_scheme(options.checkpoint) else path.parent
     out = Path(options.out) if options.out is not None else folder / "projected.png"
     device = precision.choose_device(options.device)

@@ -80,6 +80,8 @@ def serve(options: Options) -> None:
     if directions is not None:
         editing.load(directions)  # raises if there are none
     runs = Runs(options.runs, precision.choose_device(options.device), options.ema, directions)
+    if directions is not None and len(runs.names) == 1 and (problem := runs[runs.first].directions_problem):
+        raise UserError(f"--directions {problem}")
     blocks = page.Page(runs).blocks
     queueing.bound(blocks)
     token = "" if access.is_loopback(options.host) else access.new_token()

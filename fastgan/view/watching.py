@@ -122,7 +122,7 @@ class Run:
 
     def _read_directions(self) -> None:
         """Read the file of directions if it has changed. Those of another network are a problem, which is reported."""
-        if not isinstance(self.generator, StyleBasedGenerator):
+        if self._directions_file is None and not isinstance(self.generator, StyleBasedGenerator):
             return
         path = self._directions_file or self.folder / editing.FILE_NAME
         stamp = _stamp(path)
@@ -131,7 +131,7 @@ class Run:
         self._directions_stamp, self.directions, self.directions_problem = stamp, [], None
         try:
             found = editing.load(path) if stamp else []
-            editing.style_offset(self.generator, found, {each.name: 0.0 for each in found})
+            editing.style_offset(editing.require_styles(self.generator), found, {each.name: 0.0 for each in found})
             self.directions = found
         except (UserError, ValueError) as error:
             self.directions_problem = f"{path}: {error}" if isinstance(error, ValueError) else str(error)

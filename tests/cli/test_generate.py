@@ -440,6 +440,7 @@ STUDY_ERRORS = {
         "--grid 2x2: --seeds 0-5 are 6, must be two or more for each of 4 interpolations, and as many for each",
     ),
     "one each": ("interpolate --grid 2x2 --out x.gif", "--grid 2x2: --seeds 0-3 are 4, must be two or more for each"),
+    "speed of a picture": ("interpolate --fps 10", "--fps 10: is of an animation, and interpolate.png is none"),
     "quality of a GIF": ("interpolate --quality 5 --out x.gif", "--quality 5: is of an .mp4, and x.gif is none"),
     "quality of nothing": ("rotate --quality 5", "--quality 5: is of an .mp4, and rotate.gif is none"),
     "no quality": ("interpolate --quality 11 --out x.mp4", "--quality 11: must be from 1 to 10"),
@@ -484,6 +485,18 @@ STUDY_ERRORS = {
     "an edit without a number": ("mix --edit f0", "--edit f0: must be a name and a number, like f0=2.5"),
     "an edit with spaces": (["mix", "--edit", "f0 = x"], "--edit f0 = x: must be a name and a number"),
     "an endless edit": ("mix --edit f0=inf", "--edit f0=inf: must be a name and a number"),
+    "directions for nothing": (
+        "mix --directions d.safetensors",
+        "--directions d.safetensors: is for --edit; give both",
+    ),
+    "an edit of two": (
+        "rotate --edit f0=1 --beside other",
+        "--edit f0=1: directions are of one network; leave out --beside",
+    ),
+    "seeds of nothing": (
+        "mix --projected p.safetensors --seed-format numpy",
+        "--seed-format numpy: is of random latents, not of --projected",
+    ),
     "no directions": ("mix --edit f0=1", "directions.safetensors does not exist; `fastgan directions` writes it"),
     "it does not grow": ("growth", "growth: stylegan2 does not grow"),
 }

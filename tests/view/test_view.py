@@ -542,6 +542,12 @@ def test_errors_are_one_line(tmp_path, capsys):
         port = taken.getsockname()[1]
         assert error_of([run, "--port", str(port)], capsys).startswith(f"--port {port}: Address already in use; choose")
     assert "does not exist" in error_of([run, "--directions", str(tmp_path / "none")], capsys)
+    plain, directions = str(save(tmp_path / "plain", "dcgan")), tmp_path / "d.safetensors"
+    editing.save(directions, editing.factorized(Run(run, CPU).generator, count=1, samples=50))
+    line = error_of([plain, "--directions", str(directions)], capsys)
+    assert line == f"--directions {directions}: dcgan has no styles: directions need a style-based generator"
+    beside = Runs([run, plain], CPU, None, directions)
+    assert beside["run"].directions_problem is None and "no styles" in beside["plain"].directions_problem
     assert error_of([], capsys) == "give a run, or a folder of runs"
     assert error_of([run, "--port", "70000"], capsys) == "--port 70000: must be from 1 to 65535"
     assert error_of([run, "--host", "a" * 300], capsys).endswith(": there is no such address")

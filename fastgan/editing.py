@@ -144,7 +144,10 @@ def edited(generator: nn.Module, directions: Sequence[Direction], strengths: Map
 def style_offset(
     generator: StyleBasedGenerator, directions: Sequence[Direction], strengths: Mapping[str, float]
 ) -> Tensor:
-    """What `strengths` add to the ws: [num_ws, w_dim] on the generator's device. Raises as `edited`."""
+    """The sum of the directions by their `strengths`, to be added to the ws: [num_ws, w_dim] on the generator's device.
+
+    Raises as `edited`.
+    """
     mean = generator.mapping.w_avg
     total = mean.new_zeros(generator.num_ws, generator.w_dim)
     by_name = {each.name: each for each in directions}
@@ -234,7 +237,7 @@ def _within_classes(w: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
 def _style_maps(generator: StyleBasedGenerator) -> list[tuple[int, Tensor]]:
     """(index of the ws, weight [C, w_dim] in fp64) of each linear map from w to a layer's styles.
 
-    Found by what they are given in a pass whose ws are 0, 1, 2, ...
+    A pass whose ws are 0, 1, 2, ... shows which of them each map is given.
     """
     device = generator.mapping.w_avg.device
     width = len(generator.mapping.w_avg)

@@ -95,7 +95,7 @@ def _state(layer: HasEffectiveWeights) -> tuple:
 
 
 def shared_weights() -> Shared | None:
-    """Those that layers use now, for `with_shared_weights` of a later call."""
+    """The effective weights that layers use now, for `with_shared_weights` of a later call."""
     return None if is_compiling() else _shared.get()
 
 
@@ -124,7 +124,7 @@ def shares_kernels(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _effective_weights(network: nn.Module) -> Shared:
-    """Of all layers; none where sharing does not pay, or where a hook may change parameters within the call."""
+    """Effective weights of all layers; none if sharing does not pay or a hook may change parameters within the call."""
     first = next(network.parameters(), None)
     if first is None or not computed_together([first]):  # the usual case on a CPU, and a cheap test
         return {}

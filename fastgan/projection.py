@@ -12,7 +12,7 @@ a term that keeps the image out of the noise maps (`fastgan.models.noise_maps`).
 - The distance is perceptual (`fastgan.metrics.perceptual`) plus the mean square of pixels, so that an image that the
   generator has drawn is found again.
 - Steps are in standard deviations of w, by 10,000 latents. `space="w+"` gives each layer a w of its own.
-- `truncation` confines w to where the network draws typical images.
+- `truncation` keeps w near the mean, where the network draws typical images.
 - Noise maps begin as the network's own, and keep their mean and variance.
 """
 
@@ -205,7 +205,7 @@ def draw_each(generator: nn.Module, latents: Tensor, labels: Tensor | None, maps
 
 
 def psnr(images: Tensor, others: Tensor) -> Tensor:
-    """Of images [N, C, H, W] clamped to [-1, 1], in dB, [N]."""
+    """PSNR of images [N, C, H, W], clamped to [-1, 1], in dB: [N]."""
     images, others = (each.float().cpu().clamp(-1, 1) for each in (images, others))
     return 10 * (4 / (images - others).square().mean((1, 2, 3))).log10()
 

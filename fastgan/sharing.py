@@ -1,4 +1,4 @@
-"""What is handed on of a training: its generator alone, and a card that describes it. `fastgan share` writes both."""
+"""A trained generator to hand on: its checkpoint, without the other networks, and a card that describes it."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def recipe(header: Header) -> str:
 
 
 def about_data(header: Header) -> str:
-    """What the checkpoint says of its training images: their number, and the name of their folder or file."""
+    """The training images by the checkpoint: their number, and the name of their folder or file."""
     source, count = header.config.data.source, header.dataset["images"]
     return DATA.get(source) or f"{count:,} images, {name_of(source)}"
 

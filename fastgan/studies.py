@@ -11,8 +11,8 @@ Functions on tensors; `fastgan generate` makes labelled pictures of them, by `fa
 Returned images are fp32 [rows, columns, C, H, W] on the CPU, of nominal range [-1, 1]. Each is drawn by itself and with
 the generator's fixed noise, so it does not depend on the others, and equals that of `samples` for the same latent.
 
-Raised are `Unsupported`, a ValueError, if the generator lacks a part that the study needs, and ValueError for other
-invalid arguments.
+Functions raise `Unsupported`, a ValueError, if the generator lacks a part that the study needs, and ValueError for
+other invalid arguments.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Digest of csrc/, which tells whether a compiled extension is of the sources beside it. setup.py runs this file."""
+"""Digest of csrc/: tells whether a compiled extension was built from the sources beside it. setup.py runs this file."""
 
 import hashlib
 from pathlib import Path

@@ -171,8 +171,8 @@ def _linear(x: Tensor, parameters: Parameters, cutout: float, recolors: bool = T
 
 @constant
 def _positions(h: int, w: int, cutout: float, device: torch.device) -> Tensor:
-    """Of the moved image and of the cut, each along y and x: the number of positions, the centre at the first one, and
-    the distance from the centre to the outermost pixel. [3, 4, 1]"""
+    """Number of positions, centre at the first one, and distance from the centre to the outermost pixel: [3, 4, 1], for
+    the moved image along y and x, then for the cut."""
     found = []
     for size in (h, w):
         most = _largest_shift(size)

@@ -275,7 +275,7 @@ class Animated(Options):
     fps: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=f"(default: {FPS})")] = None
     """Frames per second of an animation, from 1 to 50, of an .mp4 to 120."""
     quality: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=f"(default: {QUALITY})")] = None
-    """Of an .mp4: from 1, the smallest file, to 10, nearest to the images."""
+    """Quality of an .mp4, from 1, the smallest file, to 10, nearest to the images."""
 
     def check(self) -> None:
         super().check()
@@ -391,7 +391,7 @@ class Interpolate(Animated):
         return self.out is not None and Path(self.out).suffix.lower() in MOVING
 
     def _space(self, generator: nn.Module) -> Any:
-        """The space, "auto" replaced by what suits this network."""
+        """The space; for "auto" the one that suits this network."""
         if self.space != "auto":
             return self.space
         from fastgan.models.style_based import StyleBasedGenerator
@@ -768,7 +768,7 @@ def with_latents(options: Options, generator: nn.Module) -> tuple[Options, nn.Mo
 
 
 def edited(generator: nn.Module, options: Options, folder: Path) -> AbstractContextManager[None]:
-    """What `options.edit` makes of the generator, within a block. Raises UserError for directions that it lacks.
+    """Edits the generator by `options.edit`, within a block. Raises UserError for directions that it lacks.
 
     folder: of the run.
     """

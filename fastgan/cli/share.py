@@ -180,7 +180,7 @@ def _write(
 
 
 def _report(options: Options, header: Header, ema: float) -> dict[str, Any] | None:
-    """What `fastgan evaluate` wrote of this checkpoint, or None. Raises UserError for metrics of another one."""
+    """The report that `fastgan evaluate` wrote of this checkpoint, or None. Raises UserError for another's."""
     given = options.metrics is not None
     path = Path(options.metrics) if options.metrics is not None else header.path.parent / METRICS
     if not given and not path.is_file():

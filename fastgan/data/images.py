@@ -145,7 +145,7 @@ def require_png_checksums(data: bytes) -> None:
 
 
 def losses(data: bytes) -> list[str]:
-    """What `decode` leaves out of an image that it can decode: further pictures, bits."""
+    """Parts of an image that `decode` leaves out: further pictures, bits."""
     from PIL import Image
 
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:

@@ -116,7 +116,7 @@ def judged(metrics: tuple[str, ...], discriminator: str) -> tuple[str, ...]:
 
 
 def by_network(metrics: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    """Those of `metrics` that compare samples with real images, grouped by the network whose features they use."""
+    """The ones of `metrics` that compare samples with real images, grouped by the network whose features they use."""
     return _grouped(tuple(name for name in metrics if METRICS[name].kind not in AMONG_SAMPLES))
 
 
@@ -134,7 +134,7 @@ def _grouped(metrics: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
 
 
 def of_kind(metrics: tuple[str, ...], kind: str) -> tuple[str, ...]:
-    """Those of `metrics` that are of a kind."""
+    """The ones of `metrics` of this kind."""
     return tuple(name for name in metrics if METRICS[name].kind == kind)
 
 

@@ -1,4 +1,4 @@
-"""What the layers of an alias-free generator follow from: sampling rates, cutoffs and filters.
+"""Sampling rates, cutoffs and filters of the layers of an alias-free generator.
 
 Karras et al. 2021, "Alias-Free Generative Adversarial Networks" (arXiv 2106.12423), section 3 and appendix C. Rates and
 frequencies are in units of the image: a rate of 32 means 32 samples from one side of the image to the other, and a

@@ -1,4 +1,4 @@
-"""Styles of StyleGAN2's synthesis network, and what its convolutions compute from weight and style: of all layers."""
+"""Styles, converted weights and demodulation factors of all layers of StyleGAN2's synthesis network."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from fastgan.ops.weights import computed_together, stacked, unpadded, with_energ
 
 
 class Modulation(NamedTuple):
-    """What a modulated convolution takes besides activations; None: the layer computes it."""
+    """Arguments of a modulated convolution besides the activations; None: the layer computes it."""
 
     style: Tensor  # [N, I]
     weight: Tensor | None = None  # in the dtype of the convolution

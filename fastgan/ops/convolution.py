@@ -6,8 +6,8 @@ A convolution is linear in image and weight, so three maps serve all orders:
     x' = grad_input(y', w)       dy = conv(dx', w)          dw = grad_weight(dx', y')
     w' = grad_weight(x, y)       dx = grad_input(y, dw')    dy = conv(x, dw')
 
-(PyTorch's second derivative of the weight is a convolution by a kernel as large as the image, with groups one for each
-of them. Gradient penalties and path length consist of such derivatives.)
+(PyTorch's second derivative of the weight is a convolution by a kernel as large as the image. Gradient penalties and
+path length consist of such derivatives.)
 
 Who computes a map (`_convolve` and `_gradients` decide):
 

@@ -46,10 +46,10 @@ class _Entry(NamedTuple):
 
 
 class FixedWeights:
-    """What is kept of one network.
+    """The kept tensors of one network.
 
     Args:
-        weights: returns the weights of the network. Of other tensors nothing is kept: they may be new in every call.
+        weights: returns the weights of the network. Nothing is kept of other tensors, which may be new in every call.
     """
 
     def __init__(self, weights: Callable[[], Iterable[Tensor]]):

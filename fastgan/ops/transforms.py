@@ -1,6 +1,6 @@
 """torch.func and forward-mode AD: when an operation must run its reference.
 
-torch.func (grad, vmap, jvp and what is built on them) and dual tensors need a rule from every operation. PyTorch's
+torch.func (grad, vmap, jvp and functions built on them) and dual tensors need a rule from every operation. PyTorch's
 operations have one. A custom Function has none, and a kernel would read the values of a dual tensor and drop its
 tangent. So these calls run the reference, which consists of PyTorch's operations: every transform works, with the speed
 and memory of plain PyTorch.

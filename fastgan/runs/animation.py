@@ -113,8 +113,8 @@ def _write_gif(pictures: Iterable[Image.Image], path: Path, fps: int) -> None:
 
 
 def _changes(pictures: Iterable[Image.Image], fps: int) -> Iterator[tuple[Image.Image, tuple[int, int], int]]:
-    """What changes in each frame: a picture of 256 colours, its upper left corner, and hundredths of a second to show
-    it for. Frames without a change are left out."""
+    """The changed part of each frame: a picture of 256 colours, its upper left corner, and hundredths of a second to
+    show it for. Frames without a change are left out."""
     previous, waiting, since, number = None, None, 0, 0
     for number, picture in enumerate(pictures):
         box = ImageChops.difference(picture, previous).getbbox() if previous else (0, 0, *picture.size)

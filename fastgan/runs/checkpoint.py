@@ -3,8 +3,8 @@
 Tensors are named `generator.*`, `discriminator.*`, `ema.*` (EMA of the generator), `other_emas.<number>.*` (EMAs of
 further half-lives), `optimizer_g.<parameter>.<moment>`, `optimizer_d...` and `statistics.*` (of regularisation). There
 is no RNG state: random numbers follow from seed and step. The header's one entry, `fastgan`, is JSON: format, versions,
-configuration, model, progress, data, a digest of each tensor, and one of all these. Whatever is read is compared with
-its digest. (Of several entries, safetensors would write the order at random.)
+configuration, model, progress, data, a digest of each tensor, and one of all these. Everything that is read is compared
+with its digest. (safetensors would write several entries in random order.)
 """
 
 from __future__ import annotations

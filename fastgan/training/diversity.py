@@ -1,4 +1,4 @@
-"""Distance between generated images, and between real ones: it drops when a training suffers mode collapse."""
+"""Distance between generated images, and between real ones. The first drops in a mode collapse."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Sums of gradients: over backward passes, and over processes, in buckets that are sent while backward still runs.
 
-Why not `DistributedDataParallel`: a step has several backward passes per network, of losses that are no output of one
-`forward`. DDP can still do it, with the network wrapped in a module that returns the loss, and `no_sync` for all but
-the last backward. Measured so over gloo, on the 91 MiB of StyleGAN2's discriminator at 128x128:
+`DistributedDataParallel` does not fit: a step has several backward passes per network, and their losses are not the
+output of one `forward`. DDP can be made to work by a module that returns the loss, and `no_sync` for all but the last
+backward. Measured that way over gloo, on the 91 MiB of StyleGAN2's discriminator at 128x128:
 
 - By default DDP forms its buckets anew after its first step. From three processes on, that changes the order of
   summation: the same gradients had other bits in step 3 than in step 1, in 31 of 33 tensors. A resumed run would not be

@@ -128,7 +128,7 @@ def stylegan3(resolution: int) -> Recipe:
 
 
 def stylegan3_r(resolution: int) -> Recipe:
-    """What variant r changes: twice the feature maps, and images blurred early on."""
+    """Changes by variant r: twice the feature maps, and images blurred early on."""
     own = stylegan3(resolution)
     if resolution >= 128:
         changes = {"blur": 10.0, "blur_images": 200_000}
@@ -172,11 +172,12 @@ def fastgan(resolution: int) -> Recipe:
 
 
 def projected(arch: str, resolution: int) -> Recipe:
-    """What the projected discriminator changes in a family's recipe: the numbers of its authors' code for StyleGAN2;
-    for FastGAN, the discriminators' learning rate is that of FastGAN there.
+    """Changes by the projected discriminator: the numbers of its authors' code for StyleGAN2; for FastGAN, the
+    discriminators' learning rate is that of FastGAN there.
 
-    No penalties, nothing grows; the generator's learning rate is the family's but for those with styles. Sauer et al.
-    enlarge all images to 224 pixels; here small ones, for CPUs, to about twice their size.
+    There are no penalties, and nothing grows. The generator keeps its family's learning rate, except for families with
+    styles. Sauer et al. enlarge all images to 224 pixels; here small ones, for CPUs, are enlarged to about twice their
+    size.
     """
     styles = {"lr_g": 0.002} if arch in ("stylegan", "stylegan2", "stylegan3") else {}
     size = 64 if resolution < 64 else 128 if resolution < 128 else 224

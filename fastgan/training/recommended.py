@@ -1,6 +1,6 @@
 """`--recipe auto`: options by number of images, resolution and machine, each with its source. Imports no torch.
 
-`CASES` is the table: the first case that fits decides. Options that a case leaves open follow from the family, as ever
+`CASES` is the table: the first case that fits decides. Options that a case leaves open follow from the family
 (`fastgan.training.recipes`). Options that a user gives win; for another --arch, --discriminator or --loss than a case
 has, only options that suit any training are chosen.
 """

@@ -589,7 +589,7 @@ def _interactive(value: str) -> str:
 
 
 def _choice(event: gr.EventData) -> int:
-    """What a clicked image stands for."""
+    """The seed or class that a clicked image stands for."""
     choice = values.checked(values.whole(-LARGEST_SEED, LARGEST_SEED), "Image", getattr(event, "choice", None))
     return choice or 0
 

@@ -1,4 +1,4 @@
-"""What the page shows of a training: its state in one line, its curves, and its pictures of samples."""
+"""A training on the page: its state in one line, its curves, and its pictures of samples."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
     v = weight[c] * (x - mean[c]) * inverse[c] + bias[c],   y = v * (v > 0 ? gain : gain * slope)
 
-The kernels of norm.py process the activations in segments. Other than in instance_norm.py, the results of the segments
-of all samples are merged, many of them at a time.
+The kernels of norm.py process the activations in segments. The results of the segments of all samples are then merged,
+many at a time; instance_norm.py merges those of each sample.
 """
 
 import torch

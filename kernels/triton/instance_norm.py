@@ -1,6 +1,6 @@
 """Launchers of instance_norm (the basis of adain and style_epilogue), and its own Triton kernels.
 
-Where a tile holds all positions of some channels, one program does everything and reads once (`_whole_forward`,
+If a tile holds all positions of some channels, one program does everything and reads once (`_whole_forward`,
 `_whole_backward`). Otherwise the positions are cut into segments: the kernels of norm.py process them, and
 `_merge_moments` and `_merge_sums` combine their results.
 """

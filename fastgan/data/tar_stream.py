@@ -1,4 +1,4 @@
-"""Tar files read as streams, strictly: a file that is cut or damaged is an error.
+"""Tar files read from beginning to end, strictly: a file that is cut or damaged is an error.
 
 Python's `tarfile` takes a header that is cut or damaged for the end of the file, allocates what a header of a long name
 claims, and never compares gzip's checksum.

@@ -84,7 +84,10 @@ footer { display: none !important; }
     #image figure, #between figure, #history figure, .mixing > figure, section > figure { width: 100%; }
     #image img, #between img, #history img, .mixing > figure img, section > figure img { width: 100% !important; }
     .sheet { flex-wrap: nowrap; overflow-x: auto; }
-    .mixing .sheet { flex-direction: row; }
+    #views #projecting { flex-direction: row; }
+    #views .curve { flex: none !important; }
+    .compared section { flex-basis: 100%; min-width: 0; max-width: none; }
+    .mixing .sheet { flex-direction: row; width: 100%; }
     .sheet figure { flex: 0 0 calc(30% - 4px); }
     .sheet button, .sheet img { width: 100% !important; }
     .three .sheet { max-width: none; }
@@ -315,7 +318,7 @@ class Page:
                 self._add("projection-space", values.one_of(["w", "w+"]), space)
                 steps = gr.Slider(10, projecting.MOST_STEPS, 200, step=10, label="Steps", elem_id="steps")
                 self._add("steps", values.whole(1, projecting.MOST_STEPS), steps)
-                with gr.Row():
+                with gr.Row(elem_id="projecting"):
                     self.project = gr.Button("Project", variant="primary", size="sm", elem_id="project", min_width=100)
                     self.stop = gr.Button("Stop", size="sm", elem_id="stop", min_width=100)
             self.projection = gr.HTML(elem_id="projection", scale=1, min_width=280, apply_default_css=False)

@@ -949,6 +949,21 @@ class Browser:
         """Wait until the image below `selector` has these pixels."""
         self.wait(f"{selector} as expected", lambda: np.array_equal(pixels(self.source(selector)), expected))
 
+    def reached_by_tab(self, selector, presses):
+        """Ids of the elements that the tab key leads to, from the one of the selector on, and of those around them."""
+        from selenium.webdriver import ActionChains
+        from selenium.webdriver.common.keys import Keys
+
+        found = []
+        self.driver.execute_script("arguments[0].focus()", self.all(selector)[0])
+        for _ in range(presses):
+            ActionChains(self.driver, duration=0).send_keys(Keys.TAB).perform()
+            found += self.driver.execute_script(
+                "const ids = []; for (let at = document.activeElement; at; at = at.parentElement) ids.push(at.id);"
+                "return ids.filter(id => id)"
+            )
+        return list(dict.fromkeys(found))
+
     def changed(self, selector, before):
         """Wait until the image below `selector` is another one, and return its `src`."""
         return self.wait(
@@ -1005,6 +1020,77 @@ return [...document.querySelectorAll('input, button, select, textarea, [role=sli
 """
 
 
+# What is cut off or out of the screen, and what overlaps. A sheet of images scrolls sideways by itself.
+MISPLACED = """
+const seen = 'img, figcaption, h1, h2, input, button, label > span, [data-testid=block-info], [role=progressbar], ' +
+    '.curve svg';
+const placed = [...document.querySelectorAll(seen)].map(each => [each, each.getBoundingClientRect()]).filter(
+    ([each, box]) => box.width > 1 && box.height > 1 && each.checkVisibility({opacityProperty: true}));
+const name = each => `${each.tagName} ${each.id || each.alt || each.ariaLabel || each.textContent.trim()}`;
+const found = [];
+placed.forEach(([each, box], i) => {
+    if (!each.closest('.sheet') && (box.left < 0 || box.right > innerWidth))
+        found.push(`${name(each)} is from ${box.left} to ${box.right}`);
+    if (each.tagName !== 'INPUT' && each.clientWidth && each.scrollWidth > each.clientWidth + 1)
+        found.push(`${name(each)} is cut off`);
+    for (const [other, place] of placed.slice(0, i)) {
+        if (each.contains(other) || other.contains(each)) continue;
+        const across = Math.min(box.right, place.right) - Math.max(box.left, place.left);
+        const down = Math.min(box.bottom, place.bottom) - Math.max(box.top, place.top);
+        if (across > 1 && down > 1) found.push(`${name(each)} overlaps ${name(other)}`);
+    }
+});
+return found;
+"""
+
+
+def assert_fits(browser, what):
+    """Once nothing moves any more, everything is within the screen and beside each other."""
+    problems = []
+
+    def fits():
+        problems[:] = browser.driver.execute_script(MISPLACED)
+        return not problems
+
+    try:
+        browser.wait(what, fits, 20)
+    except AssertionError:
+        raise AssertionError(f"{what}: {problems or browser.errors()}") from None
+    width = browser.driver.execute_script("return document.documentElement.scrollWidth")
+    assert width <= 375, f"{what} scrolls sideways: {width} pixels"
+
+
+def check_on_a_phone(browser, run):
+    """Every tab with its controls, from a page that shows another run, seed 3 and a projection."""
+    from selenium.webdriver.common.keys import Keys
+
+    screen = {"width": 375, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    browser.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    assert_fits(browser, "Images with movement")
+    browser.choose("#run", "trained")
+    curves = lambda: [each for each in browser.all(".curve svg") if each.size["height"] > 100]
+    widths = lambda: [each.size["width"] for each in browser.all(".sheet img") if each.is_displayed()]
+    ready = {
+        "Images": lambda: browser.shows("#image", drawn(run, 3, 0)),
+        "Style mixing": lambda: browser.shows("#mixed", drawn(run, 7, 0)),
+        "Interpolation": lambda: browser.shows("#between", drawn(run, 3, 0)),
+        "Projection": lambda: browser.wait("the projection", lambda: len(browser.all("#projection img")) == 2),
+        "Compare": lambda: browser.wait("both runs", lambda: len(browser.all("#compared section")) == 2),
+        "Training": lambda: browser.wait("curves", lambda: len(curves()) >= 6),
+    }
+    for tab, wait in ready.items():
+        if tab == "Training":  # from the menu, by keys
+            browser.press("#tabs .overflow-menu > button", Keys.ENTER)
+            (entry,) = [each for each in browser.all("#tabs .overflow-dropdown button") if each.text == tab]
+            entry.send_keys(Keys.ENTER)
+        else:
+            browser.open(tab)
+        wait()
+        assert_fits(browser, tab)
+        browser.wait("small images that are not tiny", lambda: min(widths(), default=60) >= 60)
+    browser.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
 @pytest.mark.slow
 @needs_gradio
 @pytest.mark.skipif(find_spec("selenium") is None, reason="selenium is not installed")
@@ -1038,11 +1124,13 @@ def test_every_control_in_a_browser(served):
     browser.type("#psi input[type=number]", 1)
     browser.shows("#image", drawn(run, 0, 1))
 
-    # An idle page only polls.
-    time.sleep(1)
-    browser.new_requests()
-    time.sleep(3 * POLL_SECONDS)
-    assert sum("queue/join" in url for url in browser.new_requests()) <= 4
+    # An idle page only polls, once it has drawn.
+    def only_polls():
+        browser.new_requests()
+        time.sleep(3 * POLL_SECONDS)
+        return sum("queue/join" in url for url in browser.new_requests()) <= 4
+
+    browser.wait("an idle page", only_polls)
 
     # Images beside it, which can be selected.
     browser.click("#sheet-shows label", "every class")
@@ -1085,6 +1173,10 @@ def test_every_control_in_a_browser(served):
     browser.shows("#image", drawn(run, 3, 0))
     browser.press("#seed input", Keys.TAB)
     assert browser.driver.switch_to.active_element.get_attribute("id") == "random", "controls follow each other"
+    order = ["refresh", "run", "seed", "random", "class", "psi", "edit-0", "edit-1", "reset", "noise", "sides"]
+    order += ["sheet-shows", "tabs", "image", "sheet"]
+    reached = browser.reached_by_tab("#follow input", 60)
+    assert [each for each in reached if each in order] == order
     assert browser.driver.execute_script(NAMELESS) == []
 
     # Style mixing: no layer of the second seed, some, all.
@@ -1160,7 +1252,8 @@ def test_every_control_in_a_browser(served):
     browser.click("#tabs button[role=tab]", "Images")
     browser.choose("#run", "moving")
     browser.shows("#image", drawn(moving, 3, 0))
-    assert "moving" in browser.all("#head")[0].text and not browser.all("#noise, #edit-0")
+    assert "moving" in browser.all("#head")[0].text
+    browser.wait("its controls", lambda: not browser.all("#noise, #edit-0"))
     browser.type("#x input[type=number]", 0.25)
     scene, _ = checkpoint.load_generator(moving)
     browser.shows(
@@ -1169,21 +1262,13 @@ def test_every_control_in_a_browser(served):
     browser.type("#x input[type=number]", 0)
 
     # A phone.
-    browser.driver.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride", {"width": 375, "height": 800, "deviceScaleFactor": 2, "mobile": True}
-    )
-    for tab in ("Images", "Style mixing", "Projection"):
-        browser.open(tab)
-        width = browser.driver.execute_script("return document.documentElement.scrollWidth")
-        assert width <= 375, f"{tab} scrolls sideways: {width} pixels"
-    browser.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    check_on_a_phone(browser, run)
     tabs = "#tabs button[role=tab]"
     browser.wait(
         "the wide page", lambda: "Training" in [each.text for each in browser.all(tabs) if each.is_displayed()]
     )
     browser.click(tabs, "Images")
     browser.wait("the tab", lambda: browser.all(f"{tabs}[aria-selected=true]")[0].text == "Images")
-    browser.choose("#run", "trained")
     browser.shows("#image", drawn(run, 3, 0))
 
     # Curves, and earlier samples.

@@ -11,9 +11,12 @@ from fastgan.ops.filtered_lrelu import _separately, _validate, filtered_lrelu
 from tests.support import backends, table
 
 RADIAL = low_pass(12, 8.0, 10.0, 64, radial=True)
+MIRRORED, LONGER = low_pass(12, 8.0, 10.0, 64), low_pass(24, 8.0, 10.0, 128)
 FORMS = {
     "same rate": (12, 12, {"up": 2, "down": 2, "padding": (9, 10, 9, 10)}),
     "doubling": (24, 12, {"up": 4, "down": 2, "padding": (17, 16, 18, 15)}),
+    "mirrored": (MIRRORED, MIRRORED, {"up": 2, "down": 2, "padding": (9, 10, 9, 10)}),
+    "mirrored doubling": (LONGER, MIRRORED, {"up": 4, "down": 2, "padding": (17, 16, 18, 15)}),
     "radial": (12, RADIAL, {"up": 2, "down": 2, "padding": (9, 10, 9, 10)}),
     "upsampling alone": (12, None, {"up": 2, "padding": (6, 5, 6, 5)}),
     "downsampling alone": (None, 12, {"down": 2, "padding": 5}),
@@ -77,7 +80,7 @@ def test_values_and_gradients_are_those_of_its_parts(form, shape, layout, option
     assert results[0][0].is_contiguous(memory_format=format)
 
 
-@pytest.mark.parametrize("form", ["same rate", "radial", "odd factors"])
+@pytest.mark.parametrize("form", ["same rate", "mirrored", "radial", "odd factors"])
 def test_gradcheck_and_gradgradcheck(form, backend):
     x, up_taps, down_taps, bias, named = make(form, (1, 2, 4, 3), torch.float64, "nhwc")
     up_taps, down_taps = (None if taps is None else taps.double() for taps in (up_taps, down_taps))
@@ -88,7 +91,7 @@ def test_gradcheck_and_gradgradcheck(form, backend):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("form", ["same rate", "radial"])
+@pytest.mark.parametrize("form", ["same rate", "mirrored", "radial"])
 def test_precision(form, dtype, backend):
     x, up_taps, down_taps, bias, named = make(form, (2, 24, 10, 9), dtype, "nhwc")
     expected = in_parts(x.double(), up_taps, down_taps, bias.double(), **named)
@@ -113,6 +116,10 @@ def test_precision(form, dtype, backend):
         ("any 2-D filter first", (1, 8, 9, 12)),
         ("same rate", (1, 5, 33, 35)),
         ("doubling", (1, 3, 9, 33)),
+        ("mirrored", (1, 16, 36, 67)),
+        ("mirrored", (8, 72, 6, 3)),  # blocks of channels that take turns
+        ("mirrored doubling", (8, 72, 3, 4)),
+        ("radial", (8, 72, 3, 4)),
     ],
     ids=str,
 )
@@ -122,7 +129,10 @@ def test_filters_of_stylegan3_on_images_of_several_tiles(form, shape, dtype, bac
 
 
 @backends.every_kernel
-@pytest.mark.parametrize("form", ["same rate", "doubling", "radial", "radial doubling", "any 2-D filter first"])
+@pytest.mark.parametrize(
+    "form",
+    ["same rate", "doubling", "mirrored", "mirrored doubling", "radial", "radial doubling", "any 2-D filter first"],
+)
 def test_the_image_may_begin_anywhere_among_the_taps(form, backend):
     for left, top in ((8, 9), (9, 8), (10, 11), (11, 10), (-2, 13)):
         padding = (left, 20 - left, top, 20 - top)

@@ -65,7 +65,7 @@ class NoiseBiasActCall(NamedTuple):
     gpost: Tensor | None = None
     ddy: Tensor | None = None
     residual: Tensor | None = None  # forward: added to the result
-    dnoise: Tensor | None = None  # backward, CPU: [N, P], also for a noise that samples share
+    dnoise: Tensor | None = None  # backward: [N, P], also for a noise that samples share
 
 
 class NoiseBiasActToRGBCall(NamedTuple):
@@ -108,7 +108,7 @@ class NoiseBiasActToRGBCall(NamedTuple):
     gpost: Tensor | None = None
     ddy: Tensor | None = None
     ddrgb: Tensor | None = None
-    dnoise: Tensor | None = None  # backward, CPU: [N, P], also for a noise that samples share
+    dnoise: Tensor | None = None  # backward: [N, P], also for a noise that samples share
 
 
 class NormCall(NamedTuple):

@@ -46,7 +46,7 @@ constexpr std::array<const char*, 5> names(Act) { return {"lrelu", "tanh", "sigm
     FIELD(const void*, gpost)                                                                                      \
     FIELD(void*, ddy)            /* double backward: the gradient of dy; dx to dpost receive those of x to post */ \
     FIELD(const void*, residual) /* forward: added to the result */                                                \
-    FIELD(void*, dnoise)         /* backward, CPU: [N, P], also for a noise that samples share */
+    FIELD(void*, dnoise)         /* backward: [N, P], also for a noise that samples share */
 
 struct NoiseBiasActCall {
     FASTGAN_MEMBERS(NOISE_BIAS_ACT_FIELDS)

@@ -269,6 +269,118 @@ void launch(const NoiseBiasActCall& call, void* stream) {
     }
 }
 
+// The gradient of the noise: what the sum over channels takes of a pass of backward, strength * du.
+template <Pass PASS, Family FAMILY, class T, int VECTOR>
+struct NoiseElement {
+    static constexpr int V = VECTOR;
+    using Backward = Element<PASS, FAMILY, T, V>;
+    using S = typename Backward::S;
+    struct Channels {
+        Small<S> small[V];
+    };
+
+    Backward backward;
+    int64_t c, p;
+
+    explicit NoiseElement(const NoiseBiasActCall& call) : backward(call), c(call.c), p(call.p) {}
+
+    FASTGAN_INLINE typename Backward::Loaded load(int64_t i) const { return backward.load(i); }
+
+    // Adds to a sum for each element of the vector, which lies in one channel (NCHW), or to one sum (NHWC: STRIDE 1).
+    template <int STRIDE>
+    FASTGAN_INLINE void add(const typename Backward::Loaded& in, const Small<S>* small, const S* noise,
+                            S* total) const {
+        with_act<FAMILY>(backward.act, [&](auto chosen) {
+            constexpr Act ACT = decltype(chosen)::act;
+            GPU_UNROLL
+            for (int v = 0; v < V; ++v) {
+                const S dy = gpu::to<S>(in.a.v[v]), reference = gpu::to<S>(in.b.v[v]);
+                Small<S> s = small[STRIDE * v];
+                s.noise = noise[STRIDE ? 0 : v];
+                Sums<S> d{};
+                if constexpr (PASS == Pass::backward_from_input) {
+                    gpu_values::backward_from_input<ACT>(dy, reference, s, backward.shape, d);
+                } else if constexpr (ACT != Act::silu && ACT != Act::softplus) {  // these use x
+                    gpu_values::backward_from_output<ACT>(dy, reference, s.noise, backward.shape, d);
+                }
+                total[STRIDE ? 0 : v] += s.strength * d.bias;
+            }
+        });
+    }
+
+    // For noise_gradient_nhwc.
+    FASTGAN_INLINE S at(int64_t sample, int64_t position) const {
+        return PASS == Pass::backward_from_input ? noise_at<S>(backward, sample, position, p) : S(0);
+    }
+    FASTGAN_INLINE Channels channels(int64_t sample, int64_t channel) const {
+        Channels found;
+        load_small(backward, sample, channel, c, found.small);
+        return found;
+    }
+    FASTGAN_INLINE S noise_gradient(const typename Backward::Loaded& in, const Channels& channels, S noise) const {
+        S total = 0;
+        add<1>(in, channels.small, &noise, &total);
+        return total;
+    }
+};
+
+// NCHW: each warp of a block takes every WARPS-th channel of the same V positions a lane; their sums are added up at the
+// end. Grid: the positions of all samples.
+template <class E>
+__global__ void noise_gradient_nchw(E element, unsigned per_sample, typename E::S* out) {
+    using S = typename E::S;
+    constexpr int V = E::V, WARPS = BLOCK / gpu::warp_size, POSITIONS = gpu::warp_size * V;
+    constexpr int ROW = POSITIONS + V;  // one number of padding after 32: lanes then meet different banks
+    SHARED(S, slots, [WARPS * ROW]);
+    const int lane = int(threadIdx.x) % gpu::warp_size, warp = int(threadIdx.x) / gpu::warp_size;
+    const int64_t sample = blockIdx.x / per_sample, begin = int64_t(blockIdx.x % per_sample) * POSITIONS;
+    const int64_t c = element.c, p = element.p, position = begin + lane * V;
+    auto slot = [](int of_warp, int i) { return of_warp * ROW + i + i / gpu::warp_size; };
+
+    S total[V] = {};
+    if (position < p) {
+        S noise[V];
+        load_noise(element.backward, sample, position, p, noise);
+        for (int64_t channel = warp; channel < c; channel += WARPS) {
+            const Small<S> small = small_at<S>(element.backward, sample, channel, c);
+            element.template add<0>(element.load((sample * c + channel) * p + position), &small, noise, total);
+        }
+    }
+    GPU_UNROLL
+    for (int v = 0; v < V; ++v) slots[slot(warp, lane * V + v)] = total[v];
+    __syncthreads();
+    const int i = int(threadIdx.x);
+    if (i >= POSITIONS || begin + i >= p) return;
+    S sum = 0;
+    for (int w = 0; w < WARPS; ++w) sum += slots[slot(w, i)];
+    out[sample * p + begin + i] = sum;
+}
+
+template <Pass PASS, Family FAMILY, class T, int V>
+void launch_noise_gradient(const NoiseBiasActCall& call, void* stream) {
+    using E = NoiseElement<PASS, FAMILY, T, V>;
+    if (call.channels_last) {
+        launch_noise_gradient_nhwc(E(call), call.n, call.c, call.p, call.dnoise, stream);
+    } else {
+        const unsigned per_sample = unsigned(ceil_div(call.p, gpu::warp_size * V));
+        gpu::Launch(unsigned(call.n * per_sample), BLOCK, 0, stream)(noise_gradient_nchw<E>, E(call), per_sample,
+                                                                     (typename E::S*)call.dnoise);
+    }
+}
+
+template <Pass PASS, Family FAMILY>
+void noise_gradient(const NoiseBiasActCall& call, void* stream) {
+    for_dtype(call.dtype, [&](auto element) {
+        using T = decltype(element);
+        constexpr int V = 16 / sizeof(T);
+        const bool fits = aligned(call.dy, call.reference, call.noise) &&
+                          aligned(call.strength, call.bias, call.scale, call.post) &&
+                          (call.channels_last ? call.c : call.p) % V == 0;
+        fits ? launch_noise_gradient<PASS, FAMILY, T, V>(call, stream)
+             : launch_noise_gradient<PASS, FAMILY, T, 1>(call, stream);
+    });
+}
+
 template <Pass PASS, Family FAMILY = Family::piecewise_linear>
 void run(const NoiseBiasActCall& call, void* stream) {
     for_dtype(call.dtype, [&](auto element) {
@@ -296,6 +408,11 @@ void for_act(const NoiseBiasActCall& call, void* stream) {
         run<PASS>(call, stream);
     } else {
         run<PASS, Family::curved>(call, stream);
+    }
+    if constexpr (PASS == Pass::backward_from_output || PASS == Pass::backward_from_input) {
+        if (!call.dnoise) return;
+        call.act == Act::piecewise_linear ? noise_gradient<PASS, Family::piecewise_linear>(call, stream)
+                                          : noise_gradient<PASS, Family::curved>(call, stream);
     }
 }
 

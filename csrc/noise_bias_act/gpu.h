@@ -55,6 +55,25 @@ FASTGAN_INLINE void load_noise(const E& e, int64_t sample, int64_t position, int
     load_noise(e.noise ? e.noise + (e.noise_per_sample ? sample * p : 0) + position : nullptr, noise);
 }
 
+// One member of the small tensors of V adjacent channels, at an address as above; `absent` if it is null.
+template <int V, class S>
+FASTGAN_INLINE void load_member(const S* from, S absent, S Small<S>::* member, Small<S> (&small)[V]) {
+    S values[V];
+    load_noise(from, values);
+    GPU_UNROLL
+    for (int v = 0; v < V; ++v) small[v].*member = from ? values[v] : absent;
+}
+// The small tensors of V adjacent channels of one sample, without the noise, at addresses as above.
+template <int V, class S, class E>
+FASTGAN_INLINE void load_small(const E& e, int64_t sample, int64_t channel, int64_t c, Small<S> (&small)[V]) {
+    const int64_t of_sample = sample * c + channel;
+    load_member(e.scale ? e.scale + of_sample : nullptr, S(1), &Small<S>::scale, small);
+    load_member(e.bias ? e.bias + channel : nullptr, S(0), &Small<S>::bias, small);
+    load_member(e.post ? e.post + of_sample : nullptr, S(1), &Small<S>::post, small);
+    const S shared = e.strength && !e.strength_per_channel ? *e.strength : S(1);
+    load_member(e.strength_per_channel ? e.strength + channel : nullptr, shared, &Small<S>::strength, small);
+}
+
 template <class S>
 FASTGAN_INLINE S sum_number(const Sums<S>& sums, int which) {
     return which == 0 ? sums.bias : which == 1 ? sums.strength : which == 2 ? sums.scale : sums.post;
@@ -101,6 +120,61 @@ void add_sums(const NoiseBiasActCall& call, const S* partial, int64_t per_sample
         list.add(partial + 3 * c, call.dpost, n, per_sample, SUMS * c, c);
     }
     list.launch(stream);
+}
+
+// The gradient of the noise -------------------------------------------------------------------------------------------
+
+constexpr int NOISE_POSITIONS = 2;  // of a thread
+
+// NHWC: out[sample, position] = sum over channels. Some lanes of a warp share the channels of NOISE_POSITIONS positions.
+// Grid: the positions of all samples. E has
+//
+//     V                                 channels of a thread at a time
+//     at(sample, position)              what is the same for all channels of a position
+//     channels(sample, channel)         what is the same for all positions of V adjacent channels
+//     load(i)                           the activations of V adjacent elements
+//     noise_gradient(in, channels, at)  their part of the sum
+template <class E>
+__global__ void noise_gradient_nhwc(E element, int64_t c, int64_t p, int lanes, unsigned per_sample,
+                                    typename E::S* out) {
+    using S = typename E::S;
+    const int lane = int(threadIdx.x) % lanes, rows = BLOCK / lanes;
+    const int64_t sample = blockIdx.x / per_sample;
+    const int64_t first = int64_t(blockIdx.x % per_sample) * rows * NOISE_POSITIONS + threadIdx.x / lanes;
+    decltype(element.at(0, 0)) at[NOISE_POSITIONS];
+    S total[NOISE_POSITIONS] = {};
+    GPU_UNROLL
+    for (int i = 0; i < NOISE_POSITIONS; ++i) {
+        const int64_t position = first + i * rows;
+        if (position < p) at[i] = element.at(sample, position);
+    }
+    for (int64_t channel = int64_t(lane) * E::V; channel < c; channel += lanes * E::V) {
+        const auto channels = element.channels(sample, channel);
+        decltype(element.load(0)) in[NOISE_POSITIONS];
+        GPU_UNROLL
+        for (int i = 0; i < NOISE_POSITIONS; ++i) {
+            const int64_t position = first + i * rows;
+            if (position < p) in[i] = element.load((sample * p + position) * c + channel);
+        }
+        GPU_UNROLL
+        for (int i = 0; i < NOISE_POSITIONS; ++i) {
+            if (first + i * rows < p) total[i] += element.noise_gradient(in[i], channels, at[i]);
+        }
+    }
+    GPU_UNROLL
+    for (int i = 0; i < NOISE_POSITIONS; ++i) {
+        const int64_t position = first + i * rows;
+        const S sum = sum_lanes(total[i], 1, lanes);
+        if (lane == 0 && position < p) out[sample * p + position] = sum;
+    }
+}
+
+template <class E>
+void launch_noise_gradient_nhwc(const E& element, int64_t n, int64_t c, int64_t p, void* out, void* stream) {
+    const int lanes = power_of_two_from(ceil_div(c, E::V), gpu::warp_size);
+    const unsigned per_sample = unsigned(ceil_div(p, BLOCK / lanes * NOISE_POSITIONS));
+    gpu::Launch(unsigned(n * per_sample), BLOCK, 0, stream)(noise_gradient_nhwc<E>, element, c, p, lanes, per_sample,
+                                                            (typename E::S*)out);
 }
 
 }  // namespace fastgan::cuda

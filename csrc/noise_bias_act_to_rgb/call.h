@@ -42,7 +42,7 @@ namespace fastgan {
     FIELD(const void*, gpost)                                                                           \
     FIELD(void*, ddy) /* double backward: the gradient of dy; dx to dpost receive those of x to post */ \
     FIELD(void*, ddrgb)                                                                                 \
-    FIELD(void*, dnoise) /* backward, CPU: [N, P], also for a noise that samples share */
+    FIELD(void*, dnoise) /* backward: [N, P], also for a noise that samples share */
 
 struct NoiseBiasActToRGBCall {
     FASTGAN_MEMBERS(NOISE_BIAS_ACT_TO_RGB_FIELDS)

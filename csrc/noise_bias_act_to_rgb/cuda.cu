@@ -2,6 +2,7 @@
 // pixels of the image by shuffles; backward takes the sums of the small tensors in two stages.
 #include "common/gpu_sums.h"
 
+#include "noise_bias_act/gpu.h"
 #include "noise_bias_act_to_rgb/arithmetic.h"
 
 namespace fastgan::cuda {
@@ -243,6 +244,55 @@ __global__ void to_rgb_backward(Layer<typename ArithmeticOf<T>::type> layer,
                                    partial + piece * SUMS * c + first_channel, c);
 }
 
+// The gradient of the noise: what the sum over channels takes of backward, strength * du (see noise_gradient_nhwc).
+template <class T, int VECTOR, int K>
+struct NoiseElement {
+    static constexpr int V = VECTOR;
+    using S = typename ArithmeticOf<T>::type;
+    struct Position {
+        S strength, noise, pixel[K];
+    };
+    struct Channels {
+        Channel<K, S> small[V];
+    };
+    struct Loaded {
+        gpu::Vec<T, V> dy, x;
+    };
+
+    Layer<S> layer;
+    const T *dy, *x;
+    const S* drgb;
+
+    FASTGAN_INLINE Position at(int64_t sample, int64_t position) const {
+        Position found;
+        found.strength = layer.strength ? *layer.strength : S(1);
+        found.noise = found.strength * noise_at(layer, sample, position);
+        const S* from = drgb + (sample * layer.p + position) * K;
+        GPU_UNROLL
+        for (int k = 0; k < K; ++k) found.pixel[k] = from[k];
+        return found;
+    }
+    FASTGAN_INLINE Channels channels(int64_t sample, int64_t channel) const {
+        Channels found;
+        load_channels<V>(layer, sample, unsigned(channel), found.small);
+        return found;
+    }
+    FASTGAN_INLINE Loaded load(int64_t i) const {
+        return {gpu::load_or_zeros<V>(dy != nullptr, dy + i), gpu::load<V>(x + i)};
+    }
+    FASTGAN_INLINE S noise_gradient(const Loaded& in, const Channels& channels, const Position& at) const {
+        S du = 0;
+        GPU_UNROLL
+        for (int v = 0; v < V; ++v) {
+            Channel<K, S> unused{};
+            du += gpu_values::backward(gpu::to<S>(in.dy.v[v]), gpu::to<S>(in.x.v[v]), at.noise, at.pixel,
+                                       channels.small[v], layer.shape, unused)
+                      .du;
+        }
+        return at.strength * du;
+    }
+};
+
 // Elements of a thread's access in backward: a thread keeps the small tensors and the sums of its channels in registers.
 template <class T>
 constexpr int BACKWARD_VECTOR = sizeof(T) == 8 ? 2 : 4;
@@ -326,6 +376,14 @@ void noise_bias_act_to_rgb_forward(const NoiseBiasActToRGBCall& call, int device
 void noise_bias_act_to_rgb_backward(const NoiseBiasActToRGBCall& call, int device, void* stream) {
     const gpu::DeviceGuard guard(device);
     run_backward<false>(call, stream);
+    if (!call.dnoise) return;
+    for_kernel(call, [&](auto element, auto vector, auto channels) {
+        using T = decltype(element);
+        using S = typename ArithmeticOf<T>::type;
+        using E = NoiseElement<T, vector == 1 ? 1 : BACKWARD_VECTOR<T>, channels>;
+        const E noisy{layer_of<S>(call), (const T*)call.dy, (const T*)call.x, (const S*)call.drgb};
+        launch_noise_gradient_nhwc(noisy, call.n, call.c, call.p, call.dnoise, stream);
+    });
 }
 
 void noise_bias_act_to_rgb_double_backward(const NoiseBiasActToRGBCall& call, int device, void* stream) {

@@ -87,8 +87,6 @@ def noise_bias_act(
     Raises:
         ValueError: a shape, dtype or option does not fit; the message names the argument.
         BackendUnavailable: none of the requested backends can serve.
-
-    If `noise` requires a gradient (projection of an image into the latent space), the reference runs on a GPU.
     """
     options = resolve_options("noise_bias_act", act, slope, gain, clamp, x.dtype)
     check_activation("noise_bias_act", x)
@@ -100,14 +98,7 @@ def noise_bias_act(
         # The sum does not tell the sign of x. A linear operation without clamp does not need it.
         options = options._replace(from_x=_is_curved(options) or options.clamp < math.inf)
     backend = backends.choose("noise_bias_act", x.device)
-    if noise is not None and noise.requires_grad and not has_noise_gradient(backend):
-        backend = "torch"
     return NoiseBiasAct.apply(backend, (x, *small, residual), options)
-
-
-def has_noise_gradient(backend: str) -> bool:
-    """Whether the backward kernels of noise_bias_act and noise_bias_act_to_rgb compute the gradient of the noise."""
-    return backend == "cpp"
 
 
 def _check_residual(residual: Tensor, x: Tensor) -> None:

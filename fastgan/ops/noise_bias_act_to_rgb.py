@@ -32,7 +32,6 @@ from fastgan.ops.layout import (
 )
 from fastgan.ops.noise_bias_act import (
     NoiseBiasAct,
-    has_noise_gradient,
     launch_with_noise_gradient,
     noise_bias_act,
     prepare_small,
@@ -85,8 +84,6 @@ def noise_bias_act_to_rgb(
     Raises:
         ValueError: a shape, dtype or option does not fit; the message names the argument.
         BackendUnavailable: none of the requested backends can serve.
-
-    If `noise` requires a gradient, no fused kernel runs on a GPU.
     """
     operation = "noise_bias_act_to_rgb"
     resolved = resolve_options(operation, act, slope, gain, clamp, x.dtype)
@@ -96,9 +93,7 @@ def noise_bias_act_to_rgb(
     to_rgb = cast(Tensor, prepare(operation, "to_rgb", to_rgb, ((n, k, c),), x))
     small = prepare_small(operation, x, x.shape, noise, strength, bias, scale, post)
     backend = backends.choose("noise_bias_act", x.device)
-    learns_noise = noise is not None and noise.requires_grad
-    fused = backends.has_kernels(backend, operation, x.device) and (has_noise_gradient(backend) or not learns_noise)
-    if fused and _fits(x, to_rgb, strength, resolved):
+    if backends.has_kernels(backend, operation, x.device) and _fits(x, to_rgb, strength, resolved):
         return NoiseBiasActToRGB.apply(
             backend, (x, to_rgb, *small), Options(resolved.slope, resolved.gain, resolved.clamp)
         )

@@ -14,7 +14,7 @@ import triton.language as tl
 
 from fastgan_kernels.calls import BiasActBlurCall
 from fastgan_kernels.triton import strips
-from fastgan_kernels.triton.noise_bias_act import curve
+from fastgan_kernels.triton.curves import curve
 from fastgan_kernels.triton.strips import along_x, along_y, place, taps_of, where
 from fastgan_kernels.triton.tiles import COMPILED, add_tables, arithmetic, tables_of
 

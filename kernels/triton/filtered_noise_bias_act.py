@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastgan_kernels.calls import FilteredNoiseBiasActCall
 from fastgan_kernels.triton import noise_bias_act, strips, upfirdn2d
-from fastgan_kernels.triton.noise_bias_act import curve
+from fastgan_kernels.triton.curves import curve
 from fastgan_kernels.triton.strips import along_x, along_y, place, taps_of
 from fastgan_kernels.triton.tiles import COMPILED, add_tables, arithmetic, tables_of
 

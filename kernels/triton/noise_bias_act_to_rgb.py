@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from fastgan_kernels.calls import NoiseBiasActToRGBCall, View
+from fastgan_kernels.triton.noise_gradient import launch_noise_gradient
 from fastgan_kernels.triton.tiles import COMPILED, add_pieces, add_rows, arithmetic, plan_of
 
 
@@ -225,3 +226,6 @@ def backward(call: NoiseBiasActToRGBCall) -> None:
         if to_rgb is not None:
             wide = triton.cdiv(k * c, 16)
             _add_samples[(n * wide,)](to_rgb, call.dto_rgb, plan.segments, k * c, wide, R=128, F=16, **COMPILED)
+    launch_noise_gradient(
+        call, View(n, c, call.p, True), call.x, act="lrelu", drgb=call.drgb, to_rgb=call.to_rgb, k=k
+    )  # fmt: skip

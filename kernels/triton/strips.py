@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from fastgan_kernels.calls import Upfirdn2dCall
-from fastgan_kernels.triton.noise_bias_act import curve
+from fastgan_kernels.triton.curves import curve
 from fastgan_kernels.triton.tiles import WARPS
 
 RUN = 2

@@ -27,7 +27,7 @@ EXCEPTIONS = [
     (r"^(for|back)ward_on_chip<", "loads stores", "instance_norm: one loop loads to shared memory, one stores"),
     (r"^backward<\w+, \d, \w+, false>", "barriers", "instance_norm: a block takes one of two ways, with 6 and 5"),
     (r"Element<\d, 1, ", "calls", "four curved activations, of which three are skipped; a division of rare operands"),
-    (r"^sum_of_squares", "stores", "sums alone are stored"),
+    (r"^(sum_of_squares|noise_gradient_n)", "stores", "sums alone are stored"),
     (r"^filter_(columns|planes)<", "stores barriers", "filtered_lrelu: rows pass through shared memory"),
     (r"^filter_columns<\w+, [48], 4, 2, 0,", "spills", "filtered_lrelu: one or two registers, for 16 warps to fit"),
     (r"^filter_columns<\w+, 1,", "spills", "filtered_lrelu: up to eight registers, for elements loaded one by one"),
@@ -71,6 +71,9 @@ LIMITS = [
     Limit("  double backward from x",            "nhwc<Element<4, 0, bf16, 4>, 4>",      2,   92),
     Limit("  forward with a residual",           "nhwc<Element<5, 0, bf16, 8>, 8>",      4,   48),
     Limit("  backward from x and a bias",        "nhwc<Element<6, 0, bf16, 8>, 8>",      5,   46),
+    Limit("  gradient of the noise from y",      "noise_gradient_nhwc<NoiseElement<1, 0, bf16, 8>>", 4, 44),
+    Limit("  gradient of the noise from x",      "noise_gradient_nhwc<NoiseElement<2, 0, bf16, 8>>", 2, 34),
+    Limit("  the same in NCHW",                  "noise_gradient_nchw<NoiseElement<2, 0, bf16, 8>>", 5, 90),
     Limit("upfirdn2d, blur",                     strips(),                               2,   40),
     Limit("  up 2",                              strips(up_down="2, 1"),                 3,   36),
     Limit("  down 2",                            strips(up_down="1, 2"),                 3,   36, 128),
@@ -103,6 +106,7 @@ LIMITS = [
     Limit("noise_bias_act_to_rgb forward",       "to_rgb_forward<bf16, 8, 3>",           2,   23),
     Limit("  backward",                          "to_rgb_backward<bf16, 4, 3, false>",   2,  104),
     Limit("  double backward",                   "to_rgb_backward<bf16, 4, 3, true>",    2,  158),
+    Limit("  gradient of the noise",             "noise_gradient_nhwc<NoiseElement<bf16, 4, 3>>", 2, 33),
     Limit("instance_norm forward, on chip",      "forward_on_chip<bf16, 8, true>",       2,  102),
     Limit("  in turns",                          "forward<bf16, 8, true, false>",        3,   57),
     Limit("  backward, on chip",                 "backward_on_chip<bf16, 8, true>",      2,   68),
@@ -249,7 +253,7 @@ def test_registers_and_instructions_count():
 NARROW = {"minibatch_stddev": "rows of y have an odd number of channels", "image_batch": "pixels are bytes"}
 UNCOMPILED = {"filtered_lrelu": "a compilation takes 16 CPU seconds"}
 # Forms whose kernels test_triton_*.py compile for sm_80 and sm_100: without spills and to vector accesses.
-ELSEWHERE = {"bias", "noise", "synthesis", "style_epilogue", "batch_norm_act"}
+ELSEWHERE = {"bias", "noise", "synthesis", "learned_noise", "learned_synthesis", "style_epilogue", "batch_norm_act"}
 ELSEWHERE |= {"pixel_norm", "minibatch_stddev", "lerp_samples", "squared_norm", "image_batch"}
 SPILLS = {("segment_sums", 90): 8}  # bytes: one pointer is loaded again in every step, to keep 56 registers
 
@@ -270,6 +274,14 @@ TRITON_LIMITS: dict[str, tuple[int, float, int]] = {
     "synthesis backward add_pieces": (6, 0, 12),
     "synthesis double backward _elements": (5, 66, 19),
     "synthesis double backward add_pieces": (6, 0, 12),
+    "learned_noise forward _elements": (12, 57, 0),
+    "learned_noise backward _elements": (10, 41, 7),
+    "learned_noise backward add_pieces": (10, 0, 5),
+    "learned_noise backward _noise_gradient": (12, 63, 1),
+    "learned_synthesis forward _elements": (9, 61, 0),
+    "learned_synthesis backward _elements": (5, 68, 19),
+    "learned_synthesis backward add_pieces": (6, 0, 12),
+    "learned_synthesis backward _noise_gradient": (10, 23, 1),
     "upsample forward _strips": (8, 34, 0),
     "upsample backward _strips": (5, 33, 0),
     "upsample forward _filter": (16, 0, 0),
@@ -336,6 +348,11 @@ TRITON_LIMITS: dict[str, tuple[int, float, int]] = {
     "to_rgb backward _backward": (4, 118, 2043),
     "to_rgb backward add_pieces": (6, 0, 12),
     "to_rgb backward _add_samples": (9, 0, 3),
+    "learned_to_rgb forward _forward": (10, 18, 5),
+    "learned_to_rgb backward _backward": (4, 98, 37),
+    "learned_to_rgb backward add_pieces": (6, 0, 12),
+    "learned_to_rgb backward _add_samples": (9, 0, 3),
+    "learned_to_rgb backward _noise_gradient": (10, 18, 1),
     "last_to_rgb forward _forward": (8, 100, 8006),
     "last_to_rgb backward _backward": (5, 160, 2035),
     "last_to_rgb backward add_pieces": (9, 0, 8),

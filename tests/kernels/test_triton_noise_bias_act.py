@@ -17,7 +17,7 @@ from fastgan_kernels.calls import NoiseBiasActCall, View
 triton = pytest.importorskip("triton")
 
 from fastgan_kernels.triton import noise_bias_act as kernels  # noqa: E402
-from fastgan_kernels.triton import tiles  # noqa: E402
+from fastgan_kernels.triton import noise_gradient, tiles  # noqa: E402
 from fastgan_kernels.triton.tiles import plan_of  # noqa: E402
 from tests.support.compiled_triton import Recorder, compiled_for, in_loops, on_cards, resources  # noqa: E402
 
@@ -38,10 +38,12 @@ class Call(NamedTuple):
     parts: tuple[str, ...] = PARTS
     from_output: bool = False
     per_channel: bool = False
+    learns_noise: bool = False
 
     def __str__(self):
         parts = "all" if self.parts == PARTS else "+".join(self.parts)
-        return f"{self.launcher}-{self.layout}-{str(self.dtype)[6:]}-{self.act}-{parts}"
+        learned = "-learned" * self.learns_noise
+        return f"{self.launcher}-{self.layout}-{str(self.dtype)[6:]}-{self.act}-{parts}{learned}"
 
     def launch(self):
         n, c, p = 8, 128, 4096
@@ -60,7 +62,8 @@ class Call(NamedTuple):
             case "forward":
                 kernels.forward(NoiseBiasActCall(*shared, x, x))
             case "backward":
-                kernels.backward(NoiseBiasActCall(*shared, None, None, self.from_output, x, x, x, *others))
+                call = NoiseBiasActCall(*shared, None, None, self.from_output, x, x, x, *others)
+                kernels.backward(call._replace(dnoise=small["noise"] if self.learns_noise else None))
             case "double_backward":
                 results = (None,) * 5 if self.from_output else (x, *others)
                 kernels.double_backward(
@@ -78,12 +81,14 @@ def _calls():
             yield Call("double_backward", layout, dtype, act)
         yield Call("double_backward", layout, torch.bfloat16, parts=NOISY, from_output=True)
         yield Call("double_backward", layout, torch.float16, "silu", per_channel=True)
-    yield Call("backward", "nhwc", torch.float64, "tanh")
+        for options in ({"parts": NOISY, "from_output": True}, {}, {"act": "silu", "per_channel": True}):
+            yield Call("backward", layout, torch.bfloat16, **options, learns_noise=True)
+    yield Call("backward", "nhwc", torch.float64, "tanh", learns_noise=True)
 
 
 def launches_of(call, monkeypatch):
     launches = []
-    for module, name in ((kernels, "_elements"), (tiles, "add_pieces")):
+    for module, name in ((kernels, "_elements"), (tiles, "add_pieces"), (noise_gradient, "_noise_gradient")):
         monkeypatch.setattr(module, name, Recorder(getattr(module, name), launches))
     call.launch()
     return launches
@@ -94,7 +99,8 @@ def launches_of(call, monkeypatch):
 def test_kernels_compile_to_wide_accesses_without_spills(call, capability, monkeypatch, tmp_path):
     launches = launches_of(call, monkeypatch)
     sums = call.launcher == "backward" or (call.launcher == "double_backward" and not call.from_output)
-    assert [kernel.__name__ for kernel, *_ in launches] == ["_elements"] + ["add_pieces"] * sums
+    names = ["_elements"] + ["add_pieces"] * sums + ["_noise_gradient"] * call.learns_noise
+    assert [kernel.__name__ for kernel, *_ in launches] == names
     for kernel, arguments, named in launches:
         compiled = compiled_for(capability, kernel, arguments, named)
         used = resources(compiled.asm["cubin"], tmp_path)
@@ -103,13 +109,14 @@ def test_kernels_compile_to_wide_accesses_without_spills(call, capability, monke
 
         ptx, ttgir = compiled.asm["ptx"], compiled.asm["ttgir"]
         assert not re.search(r"(?:ld|st)\.global[\w.:]*\.b(?:8|16)\b", ptx), "single 16-bit numbers are moved"
-        if kernel.__name__ == "_elements":
+        if kernel.__name__ != "add_pieces":
             second = call.launcher == "double_backward" and not call.from_output
             loads = {"forward": 1, "backward": 2, "double_backward": 3 if second else 2}[call.launcher]
             vectors = r"v4\.b32|v2\.b64"
             if second and call.layout == "nhwc" and call.dtype.itemsize == 2:
                 vectors = r"v2\.b32"  # 8 bytes, for want of registers
-            for access, least in ("ld", loads), ("st", 2 if second else 1):
+            stores = 2 if second else kernel.__name__ == "_elements"
+            for access, least in ("ld", loads), ("st", stores):
                 wide = re.findall(rf"{access}\.global[\w.:]*\.(?:{vectors})\b", ptx)
                 assert len(wide) >= least, f"{len(wide)} vector accesses ({access}), must be {least} or more"
             for slow in ("convert_layout", "tt.reduce", "barrier"):

@@ -237,11 +237,13 @@ def _learned_noise():
     yield Case((0, 4, 3, 3))
 
 
-@pytest.mark.parametrize("case", list(_learned_noise()), ids=str)
-@backends.every_cpp
-def test_the_gradient_of_the_noise_is_as_good_as_plain_pytorch(backend, case, unwritten_is_nan):
-    dtype = torch.bfloat16 if case.act == "silu" else torch.float32
-    x, small = make(case, dtype, "cpu")
+LEARNED_NOISE = [(case, dtype) for case in _learned_noise() for dtype in ("fp32", "bf16")]
+LEARNED_NOISE += [(Case((2, 3, 33, 17), layout), dtype) for layout in ("nhwc", "nchw") for dtype in ("fp16", "fp64")]
+
+
+@table.over(LEARNED_NOISE)
+def test_the_gradient_of_the_noise_is_as_good_as_plain_pytorch(backend, case, dtype, unwritten_is_nan):
+    x, small = make(case, DTYPES[dtype], backends.device(backend))
     options = {"act": case.act, "gain": case.gain, "clamp": case.clamp}
     table.assert_derivatives_as_good_as_plain(
         lambda x, **kw: noise_bias_act(x, **kw, **options),
@@ -261,12 +263,12 @@ def test_the_gradient_of_the_noise_of_large_tensors(backend):
     assert torch.equal(noise.grad, x.grad.sum(1, keepdim=True))
 
 
-@backends.every_cpp
+@backends.every_kernel
 def test_a_kernel_computes_the_gradient_of_the_noise(backend, monkeypatch):
     monkeypatch.setattr(NoiseBiasAct, "reference", None)
     monkeypatch.setattr(NoiseBiasAct, "reference_backward", None)
     for case in (Case(), Case(layout="nchw"), Case(parts=NOISY)):
-        x, small = make(case, torch.float32, "cpu")
+        x, small = make(case, torch.float32, backends.device(backend))
         noise_bias_act(x, **{**small, "noise": small["noise"].requires_grad_()}).sum().backward()
         assert small["noise"].grad.any()
 

@@ -250,25 +250,31 @@ def test_noise_has_first_and_second_derivatives(backend, parts):
     assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
 
 
-LEARNED_NOISE = [Case(), Case(shared_noise=True), Case(parts=LAST)]
+def _learned_noise():
+    yield from (Case(), Case(shared_noise=True), Case(parts=LAST), Case(parts=("noise", "scale"), clamp=1.5))
+    for k, parts in ((1, ALL), (4, LAST)):
+        yield Case((2, 37, 4, 9), parts=parts, image_channels=k)
+        yield Case((1, 520, 3, 5), parts=parts, image_channels=k)  # a warp takes the channels in turns
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp64"])
-@pytest.mark.parametrize("case", LEARNED_NOISE, ids=str)
-@backends.every_cpp
+LEARNED_NOISE = [(case, dtype) for case in _learned_noise() for dtype in ("fp32", "bf16")]
+LEARNED_NOISE += [(case, "fp64") for case in (Case(), Case(shared_noise=True), Case(parts=LAST))]
+
+
+@table.over(LEARNED_NOISE)
 def test_the_gradient_of_the_noise_is_as_good_as_plain_pytorch(backend, case, dtype, unwritten_is_nan):
     table.assert_derivatives_as_good_as_plain(
-        together(noise_bias_act_to_rgb, case), together(textbook, case), make(case, DTYPES[dtype], "cpu"),
-        layout="nhwc", case=("noise", case),
+        together(noise_bias_act_to_rgb, case), together(textbook, case),
+        make(case, DTYPES[dtype], backends.device(backend)), layout="nhwc", case=("noise", case),
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp64"])
-@backends.every_cpp
+@backends.every_kernel
 def test_a_kernel_computes_the_gradient_of_the_noise(backend, dtype, monkeypatch):
     monkeypatch.setattr(NoiseBiasActToRGB, "reference_backward", None)
-    for case in LEARNED_NOISE:
-        tensors = make(case, DTYPES[dtype], "cpu")
+    for case in (Case(), Case(shared_noise=True), Case(parts=LAST)):
+        tensors = make(case, DTYPES[dtype], backends.device(backend))
         tensors["noise"].requires_grad_()
         together(noise_bias_act_to_rgb, case)(**tensors).sum().backward()
         assert tensors["noise"].grad.any()

@@ -12,7 +12,7 @@ import os
 import subprocess
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from mmap import mmap
 from typing import Any
@@ -146,13 +146,17 @@ Formula = dict[str, tuple[str, str]]
 FROM_OUTPUT: Formula = {"forward": ("x", "y"), "backward": ("yy", "x"), "double backward": ("xy", "y")}
 FROM_INPUT: Formula = {"forward": ("x", "y"), "backward": ("xy", "x"), "double backward": ("xxy", "xy")}
 NORM: Formula = {"forward": ("x", "y"), "backward": ("xy", "x")}
+LEARNED: Formula = {"forward": ("x", "y"), "backward": ("xy", "x")}
 LINEAR: Formula = {"forward": ("x", "y"), "backward": ("y", "x")}  # double backward is forward again
 FORMULAS: dict[str, Formula] = {
     "bias": FROM_OUTPUT,
     "residual": {"forward": ("xx", "y"), "backward": ("xy", "x"), "double backward": ("xy", "y")},
     "noise": FROM_OUTPUT,
     "synthesis": FROM_INPUT,
+    "learned_noise": LEARNED,
+    "learned_synthesis": LEARNED,
     "to_rgb": FROM_INPUT,  # the image and its gradients do not count
+    "learned_to_rgb": LEARNED,
     "last_to_rgb": {"forward": ("x", ""), "backward": ("x", "x"), "double backward": ("xx", "x")},
     "upsample": LINEAR,
     "downsample": LINEAR,
@@ -211,7 +215,16 @@ def _joined(x: Tensor, smaller: Tensor) -> Tensor:
     return x + F.interpolate(smaller, scale_factor=2)
 
 
-FORMS: dict[str, Form] = {form.name: form for form in (*TIMED_FORMS, IMAGE_BATCH, FORK) if form.name in FORMULAS}
+# Layers whose noise is optimised, in the projection of an image.
+LEARNED_NOISE = [
+    replace(form, name=f"learned_{form.name}", fixed=(), shapes={})
+    for form in TIMED_FORMS
+    if form.name in ("noise", "synthesis", "to_rgb")
+]
+
+FORMS: dict[str, Form] = {
+    form.name: form for form in (*TIMED_FORMS, *LEARNED_NOISE, IMAGE_BATCH, FORK) if form.name in FORMULAS
+}
 
 
 @dataclass(frozen=True)
@@ -241,8 +254,11 @@ CASES = {
     "noise_bias_act: residual": Case("residual", (2, 64, 32, 32), (2, 64, 32, 32)),
     "noise_bias_act: noise": Case("noise", (2, 64, 32, 32), (2, 64, 32, 32)),
     "noise_bias_act: all": Case("synthesis", (2, 64, 32, 32), (2, 64, 32, 32)),
+    "noise_bias_act: learned noise": Case("learned_noise", (2, 64, 32, 32), (2, 64, 32, 32)),
+    "noise_bias_act: all, learned noise": Case("learned_synthesis", (2, 64, 32, 32), (2, 64, 32, 32)),
     "noise_bias_act_to_rgb": Case("to_rgb", (2, 64, 32, 32), None),
     "noise_bias_act_to_rgb: wide": Case("to_rgb", (2, 512, 8, 16), None),
+    "noise_bias_act_to_rgb: learned noise": Case("learned_to_rgb", (2, 64, 32, 32), None),
     "noise_bias_act_to_rgb: last": Case("last_to_rgb", (2, 64, 32, 32), None),
     "upfirdn2d: up 2": Case("upsample", (36, 64, 64, 64), (36, 64, 64, 64), ends=15),
     "upfirdn2d: up 2, RGB": Case("upsample", (32, 3, 128, 128), None, ends=30),

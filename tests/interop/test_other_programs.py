@@ -282,7 +282,7 @@ def test_what_cannot_be_exported_is_one_line(tmp_path, capsys):
     alone = write(tmp_path / "file.pkl", {"G_ema": official.generator(Sizes(img_resolution=8))})
     argv = ["--checkpoint", str(alone), "--format", "pkl"]
     assert "G and D missing" in error_of(export, [*argv, "--out", str(tmp_path / "new.pkl")], capsys)
-    assert error_of(export, [*argv, "--out", str(alone)], capsys).endswith("is the file to export; give another name")
+    assert error_of(export, [*argv, "--out", str(alone)], capsys).endswith("which is read; give another name")
     assert "must end in .pkl" in error_of(export, [*argv, "--out", str(tmp_path / "new.pt")], capsys)
     assert "--image uint8: works with --format onnx" in error_of(export, [*argv, "--image", "uint8"], capsys)
     assert not (tmp_path / "new.pkl").exists()

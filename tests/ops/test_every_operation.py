@@ -534,6 +534,9 @@ def in_one_of_two_processes(rank: int, port: int, folder: str) -> None:
     network = DistributedDataParallel(EveryLayer())
     loss_of(network, *(t[rank::2] for t in batch())).backward()  # samples 0 and 2 are a pair, 1 and 3 the other
     torch.save([p.grad for p in network.parameters()], os.path.join(folder, f"gradients{rank}.pt"))
+    # If it outlived the group, its reducer would end the group's threads holding the lock that they wait for.
+    del network
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 

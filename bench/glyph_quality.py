@@ -97,7 +97,7 @@ class Judge:
 
     @torch.no_grad()
     def __init__(self, resolution: int, channels: int, classes: int, samples: int = 1000):
-        self.classes, self.samples = classes, samples
+        self.resolution, self.classes, self.samples = resolution, classes, samples
         reals = open_dataset("glyphs", resolution, channels, classes=classes)
         fresh = open_dataset("glyphs", resolution, channels, classes=classes, seed=1)
         heldout = open_dataset("glyphs", resolution, channels, classes=classes, split="heldout")
@@ -123,6 +123,8 @@ class Judge:
         z = torch.randn(len(labels), generator.z_dim)
         pairs = zip(z.split(100), labels.split(100), strict=True)
         images = torch.cat([generator(a, b if conditional else None) for a, b in pairs]).clamp(-1, 1)
+        if images.shape[2] < self.resolution:  # a stage of growth
+            images = nn.functional.interpolate(images, self.resolution)
         features, predicted = classify(self.classifier, images)
         figures = {"samples": len(labels), "conditional": conditional}
         if conditional:

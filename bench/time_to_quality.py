@@ -26,6 +26,7 @@ Writes OUT/race.json, the curves, OUT/race.png, and the last grid of samples of 
 
 import argparse
 import json
+import math
 import os
 import shlex
 import shutil
@@ -129,7 +130,7 @@ def train(entrant: Contestant, folder: Path, data: str, minutes: float | None) -
         raise
     if code not in (0, 130, -signal.SIGINT) or not checkpoints(folder):
         lines = (folder / "output.txt").read_text(errors="replace").strip().splitlines()[-5:]
-        raise UserError("\n".join([f"{entrant.name} ended with status {code} and these lines:", *lines]))
+        raise UserError(f"{entrant.name} ended with status {code}; its last lines: {' | '.join(lines)}")
     (folder / FINISHED).write_text(json.dumps({"seconds": time.time() - start}))
 
 
@@ -208,17 +209,20 @@ def plot(found: dict[str, Any], path: Path) -> None:
         panels += [("as_asked", "classified as asked", 1.0), ("variety", "distance within a class, of real", 1.0)]
     grid = figure.subplots(2, len(panels) // 2).flat
     for axes, (value, title, scale) in zip(grid, panels, strict=True):
-        lowest = 1.0
-        for name, each in found["contestants"].items():
+        lowest = math.inf
+        for number, (name, each) in enumerate(found["contestants"].items()):
             rows = [row for row in each["rows"] if value in row]
             heights = [scale * row[value] for row in rows]
             lowest = min([lowest, *heights])
-            axes.plot([row["minutes"] for row in rows], heights, "o-", label=name, markersize=3)
+            style = "o-" if number < 10 else "s:"  # there are ten colours
+            axes.plot([row["minutes"] for row in rows], heights, style, label=name, markersize=3)
         floor = (found["floor"] or {}).get(value)
         if floor is not None:
             axes.axhline(scale * floor, color="grey", linestyle="--", label="training images")
         if value.startswith(("kid", "fd")) and lowest > 0:  # an unbiased estimate can be negative
             axes.set_yscale("log")
+            if floor is not None and scale * floor < lowest / 10:  # would squeeze the curves
+                axes.set_ylim(bottom=lowest / 2)
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_locator(NullLocator())
@@ -226,7 +230,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
         axes.set_xlabel("minutes")
         axes.set_title(title)
         axes.grid(alpha=0.3)
-    grid[0].legend(fontsize="small")
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
     threads = f"{found['threads']} thread{'s' * (found['threads'] > 1)}"
     figure.suptitle(
         f"{found['data']}: distance to {found['real']}, by {registry.LITE2 if is_judged else found['features']}\n"

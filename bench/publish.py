@@ -22,10 +22,8 @@ PLOT = ROOT / "docs" / "speed.png"
 MACHINES = ("cpu_avx512", "cpu_avx2")  # endings of the results' file names
 FAMILIES = {"stylegan2": "StyleGAN2", "pggan": "PGGAN, WGAN-GP", "dcgan": "DCGAN, upsampling variant"}
 DTYPES = ("fp32", "bf16")
-# By `python -m bench.time_to_quality`: every family by its recipe, the default training today, and a longer one.
-RACE = "race_glyphs_cpu_avx512.json"
-DEFAULT, LONG = "default_glyphs_cpu_amx.json", "long_glyphs_cpu_amx.json"
-SHARES = ("variety", "novelty")  # distances of samples, as shares of those of real images
+# By `python -m bench.time_to_quality`: the default training with three seeds, and a longer one with the first.
+DEFAULT, LONG = "default_glyphs_cpu_zen4.json", "long_glyphs_cpu_amx.json"
 QUALITY = {"kid": "KID x 1000", "fd": "Fréchet distance", "precision": "precision", "recall": "recall"}
 MEASURED = re.compile(r"(<!-- measured: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 FIGURE = re.compile(r"\d(?:\.\d+)? ?(?:%|x\b|ms\b|s\b|min\b|GB/s|images/s|times\b)")
@@ -37,17 +35,19 @@ FIGURE = re.compile(r"\d(?:\.\d+)? ?(?:%|x\b|ms\b|s\b|min\b|GB/s|images/s|times\
 def quality() -> str:
     """Time and samples of the default training."""
     found, longer = _read(DEFAULT), _read(LONG)
-    run, last = (each["contestants"]["stylegan2"]["rows"][-1] for each in (found, longer))
-    minutes, seconds = divmod(round(60 * run["minutes"]), 60)
+    runs = [each["rows"][-1] for each in found["contestants"].values()]
+    last = longer["contestants"]["stylegan2"]["rows"][-1]
+    minutes, seconds = divmod(round(60 * runs[0]["minutes"]), 60)
+    read = sorted(run["as_asked"] for run in runs)
     return f"""
-Made by that command in {minutes} min {seconds} s on {_machine(found)};
-a classifier reads {run["as_asked"]:.1%} of 1,000 samples as the digit asked for. Against fonts that it has not seen, on
-features of EfficientNet-Lite0 ([metrics](docs/metrics.md), {found["samples"]:,} samples):
+Made by that command in {minutes} min {seconds} s on {_machine(found)}.
+A classifier reads {read[0]:.1%} to {read[-1]:.1%} of 1,000 samples of three seeds as the digit asked for. Against fonts
+that it has not seen, on features of EfficientNet-Lite0 ([metrics](docs/metrics.md), {found["samples"]:,} samples):
 
 | | {" | ".join(QUALITY.values())} |
 | --- |{" --: |" * len(QUALITY)}
-| samples | {_quality(run)} |
-| with `--images {last["images"]}`, {last["minutes"]:.0f} min on one core beside other work | {_quality(last)} |
+{_joined([f"| seed {seed} | {_quality(run)} |" for seed, run in enumerate(runs)])}
+| `--batch 32 --images {last["images"]}`, {last["minutes"]:.0f} min on one core beside other work | {_quality(last)} |
 | training images | {_quality(found["floor"])} |
 """
 
@@ -240,7 +240,6 @@ def sampling() -> str:
             frames = f"{row['frames_per_s']:.0f}" if row["frames_per_s"] >= 10 else f"{row['frames_per_s']:.1f}"
             times = _times(row["latency_vs_unprepared"]), frames, _times(row["frames_vs_unprepared"])
             others.append(_line(size, f"{row['latency_ms']:.0f}", *times))
-    machine = re.sub(r"\b1 cores", "1 core", _machine(rows[0]))
     return f"""
 | image | precision | batch | images/s | × loop over single images | × loop over batches of 32 \
 | × plain PyTorch, single images | time / floor |
@@ -251,8 +250,7 @@ def sampling() -> str:
 | --- | --- | --- | --- | --- |
 {_joined(others)}
 
-Machine: {machine}, by {rows[0]["clock"]}; other work ran beside it, so ratios
-count.
+Machine: {_machine(rows[0])}, by {rows[0]["clock"]}.
 """
 
 
@@ -260,22 +258,63 @@ count.
 
 
 def families() -> str:
-    """Time and sample quality of each family on glyphs, by its default command."""
-    race = _read(RACE)
+    """Samples of each family on glyphs, after the same time."""
+    return _race("glyphs")
+
+
+def emoji() -> str:
+    """Samples of several families on emoji, after the same time."""
+    return _race("emoji")
+
+
+def photographs() -> str:
+    """Samples of several families on few photographs, after the same time."""
+    return _race("photographs")
+
+
+def _race(data: str) -> str:
+    """Table and plot of the trainings that `python -m bench.time_to_quality` raced on this data."""
+    race = _read(f"race_{data}_cpu_zen4.json")
+    last = {name: each["rows"][-1] for name, each in race["contestants"].items()}
+    keys = [key for key in (*QUALITY, "kid_lite2", "fd_lite2") if all(key in row for row in last.values())]
+    has_digits = any("variety" in row for row in last.values())
+    titles = [QUALITY.get(key) or f"{QUALITY[key.removesuffix('_lite2')]}, Lite2" for key in keys]
+    titles += ["digits", "distance within a class / real"] * has_digits
     lines = []
-    for arch, each in race["contestants"].items():
-        run = each["rows"][-1]
-        digits = f"{run['as_asked']:.1%} as asked" if "as_asked" in run else f"rarest {run['rarest']:.1%}"
-        time = f"{60 * run['minutes']:.0f} s"
-        lines.append(_line(f"`{arch}`", f"{run['images']:,}", time, digits, *(_times(run[key], 2) for key in SHARES)))
+    for name, row in last.items():
+        cells = _cells(row, keys)
+        if has_digits:
+            cells += [f"{row['as_asked']:.1%} as asked" if "as_asked" in row else f"rarest {row['rarest']:.1%}"]
+            cells += [_times(row["variety"], 2)]
+        images = f"{row['images']:,}" if row["images"] else ""
+        lines.append(_line(name, _options(race["contestants"][name]["command"]), images, *cells))
+    if race["floor"]:
+        lines.append(_line(race["floor"]["of"], "", "", *_cells(race["floor"], keys), *[""] * (2 * has_digits)))
+    minutes = max(row["minutes"] for row in last.values())
     return f"""
-| `--arch` | images | time | digits | distance within a class / real | distance to training images / fresh real |
-| --- | --- | --- | --- | --- | --- |
+| | options | images | {" | ".join(titles)} |
+| --- | --- | --: |{" --: |" * len(titles)}
 {_joined(lines)}
 
-Machine: {_machine(race)}, bf16; `mlp` and `cgan` ran beside other work. `pggan`, `stylegan`, `stylegan2` and
-`r3gan` ran without tanh, which is their default now; README has today's figures of `stylegan2`.
+![Curves of quality against minutes](models/race_{data}.png)
+
+{minutes:.0f} minutes each, {race["samples"]:,} samples, one seed, against {race["real"]}. Machine: {_machine(race)};
+the other core had other work.
 """
+
+
+def _options(command: str) -> str:
+    """Options of a training in a race, without those that all of them have."""
+    if "bench.textbook_run" in command:
+        return "eager PyTorch, fp32"
+    common = "amp|data|resolution|out|checkpoint-interval|keep-checkpoints|minutes"
+    words = re.sub(rf"--({common})( [^-]\S*)?", "", command.removeprefix("python -m fastgan.train")).split()
+    return f"`{' '.join(words)}`"
+
+
+def _cells(row: dict, keys: Iterable[str]) -> list[str]:
+    """Metrics by their names, for a table."""
+    return [f"{round(1000 * row[key])}" if "kid" in key else f"{row[key]:.{0 if 'fd' in key else 3}f}" for key in keys]
 
 
 def _quality(row: dict) -> str:
@@ -286,7 +325,20 @@ def _quality(row: dict) -> str:
 
 BLOCKS: dict[str, Callable[[], str]] = {
     each.__name__: each
-    for each in (quality, speed, steps, memory, operations, penalties, one_pass, data, sampling, families)
+    for each in (
+        quality,
+        speed,
+        steps,
+        memory,
+        operations,
+        penalties,
+        one_pass,
+        data,
+        sampling,
+        families,
+        emoji,
+        photographs,
+    )
 }
 
 
@@ -371,7 +423,8 @@ def _machines() -> str:
 
 def _machine(about: dict) -> str:
     version = about["torch"].partition("+")[0]
-    return f"{about['threads']} cores of an {about['device']} ({about['instructions']}, torch {version})"
+    cores = "1 core" if about["threads"] == 1 else f"{about['threads']} cores"
+    return f"{cores} of an {about['device']} ({about['instructions']}, torch {version})"
 
 
 def _times(value: float | None, digits: int = 1) -> str:

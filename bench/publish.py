@@ -209,7 +209,7 @@ def data() -> str:
     ]
     loaders = [
         _line(
-            f"data loader, {row['arch']} training, {row['shape']}",
+            f"data loader, {row['arch'].replace('default', 'stylegan2')} training, {row['shape']}",
             "uint8",
             _times(row["vs_eager"]),
             f"{row['headroom']:.0f}",

@@ -13,6 +13,7 @@ from fastgan.data.urls import has_scheme, local_path
 from fastgan.files import file_digest
 from fastgan.runs.checkpoint import read_header
 from fastgan.runs.networks import open_networks
+from fastgan.sharing import command, public
 from fastgan.view.watching import Run
 from tests.support.commands import error_of
 
@@ -47,6 +48,8 @@ def test_a_card_is_that_of_its_file(name):
     assert re.search(r"SHA-256 `(\w+)`", card)[1] == file_digest(header.path)
     assert card.startswith(f"# {name}\n") and f"--checkpoint example:{name}\n" in card
     assert f"{header.images:,} images" in card and f"{header.model.arch}, " in card
+    words = " ".join(card.split())  # without breaks of lines
+    assert f"- Command: `{command(public(header.config))}`, " in words, "what makes it follows from today's recipes"
     for part in ("- Data: ", "- Licence of the network: ", "- Command: `fastgan train", "fastgan 0.", "KID", "recall"):
         assert part in card, part
 

@@ -40,6 +40,7 @@ from bench.report import aligned
 from fastgan import models
 from fastgan.ops import use_backend
 from fastgan.penalties import recording
+from fastgan.runs import graphs
 from fastgan.runs.config import Config, DataOptions, MachineOptions, NetworkOptions, TrainingOptions, pyramid
 from fastgan.training.averages import Averages
 from fastgan.training.configure import resolve
@@ -185,6 +186,8 @@ def _name(kind: StepKind, config: Config) -> str:
 class _EagerRecorder:
     """A recorder of CUDA graphs that runs every step instead, under a mode."""
 
+    runs_work = False
+
     def __init__(self, mode: TorchDispatchMode):
         self._mode = mode
 
@@ -192,8 +195,8 @@ class _EagerRecorder:
         with self._mode:
             return work()
 
-    def capture(self, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-        return lambda: self.warm_up(work), None
+    def capture(self, work: Callable[[], Any]) -> graphs.Captured:
+        return graphs.Captured(lambda: self.warm_up(work), None)
 
     def clear(self) -> None:
         pass

@@ -38,7 +38,7 @@ class TrainingStep:
     """fastgan's step; called with a number, makes the step of that number on random images."""
 
     def __init__(self, case: budget.Case, *, bf16: bool, captured: bool):
-        device, config = measure.device(), case.config(cuda_graphs="auto" if captured else "off")
+        device, config = measure.device(), case.config(capture_steps="auto" if captured else "off")
         square, _ = pyramid(case.resolution)
         model = models.ModelConfig(**vars(config.network), resolution=square, channels=3)
         torch.manual_seed(0)

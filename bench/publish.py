@@ -20,7 +20,12 @@ RESULTS = ROOT / "bench" / "results"
 PLOT = ROOT / "docs" / "speed.png"
 
 MACHINES = ("cpu_avx512", "cpu_avx2")  # endings of the results' file names
-FAMILIES = {"stylegan2": "StyleGAN2", "pggan": "PGGAN, WGAN-GP", "dcgan": "DCGAN, upsampling variant"}
+FAMILIES = {
+    "stylegan2": "StyleGAN2",
+    "pggan": "PGGAN, WGAN-GP",
+    "dcgan": "DCGAN, upsampling variant",
+    "default": "StyleGAN2, the default training",
+}
 DTYPES = ("fp32", "bf16")
 # By `python -m bench.time_to_quality`: the default training with three seeds, and a longer one with the first.
 DEFAULT, LONG = "default_glyphs_cpu_zen4.json", "long_glyphs_cpu_amx.json"
@@ -47,7 +52,7 @@ that it has not seen, on features of EfficientNet-Lite0 ([metrics](docs/metrics.
 | | {" | ".join(QUALITY.values())} |
 | --- |{" --: |" * len(QUALITY)}
 {_joined([f"| seed {seed} | {_quality(run)} |" for seed, run in enumerate(runs)])}
-| `--batch 32 --images {last["images"]}`, {last["minutes"]:.0f} min on one core beside other work | {_quality(last)} |
+| `--images {last["images"]}`, {last["minutes"]:.0f} min on one core beside other work | {_quality(last)} |
 | training images | {_quality(found["floor"])} |
 """
 
@@ -356,7 +361,7 @@ def plot(path: Path = PLOT) -> None:
             row = rows.get(dtype, {"vs_textbook": 0, "vs_compile": 0})
             bars[ours].append(row["vs_textbook"])
             bars[f"torch.compile, {dtype}"].append(row["vs_textbook"] / row["vs_compile"] if row["vs_compile"] else 0)
-    figure, axes = pyplot.subplots(figsize=(8, 3.4), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(9, 3.6), layout="constrained")
     colours = ["#b9c4cf", "#6c8ebf", "#8b98a5", "#1f4e9c"]
     for number, ((name, values), colour) in enumerate(zip(bars.items(), colours, strict=True)):
         places = [group + 0.2 * (number - 1.5) for group in range(len(steps))]
@@ -365,7 +370,7 @@ def plot(path: Path = PLOT) -> None:
     axes.axhline(1, color="black", linewidth=0.8, zorder=0)
     axes.set_xlim(-0.5, len(steps) - 0.15)  # room for the label of the line
     axes.text(1, 1.03, "eager PyTorch,\nfp32 ", fontsize=8, ha="right", transform=axes.get_yaxis_transform())
-    axes.set_xticks(range(len(steps)), [_label(arch, rows["fp32"]) for arch, rows in steps])
+    axes.set_xticks(range(len(steps)), [_label(arch, rows["fp32"]) for arch, rows in steps], fontsize=8)
     axes.set_ylabel("times as fast")
     axes.set_title(f"A training step on {_machines()}", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)

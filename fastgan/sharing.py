@@ -32,7 +32,7 @@ _FIRST = (
     ("loss", "augment", "grow_from"),
 )
 # Options that do not change the networks.
-_OF_NO_ACCOUNT = {*vars(configuration.OutputOptions()), "device", "threads", "cuda_graphs", "classes"}
+_OF_NO_ACCOUNT = {*vars(configuration.OutputOptions()), "device", "threads", "capture_steps", "classes"}
 # Identifiers that the Hugging Face hub knows, of its list of licences; others are given by name.
 LICENSES = {
     "apache-2.0", "mit", "openrail", "bigscience-openrail-m", "creativeml-openrail-m", "bigcode-openrail-m",

@@ -18,6 +18,7 @@ import torch
 
 from fastgan_kernels import extension
 from fastgan_kernels.calls import device_of
+from fastgan_kernels.launches import observed
 
 Launchers = SimpleNamespace
 """The launchers of an operation on a backend: one attribute a kernel, a function that takes a call.
@@ -80,7 +81,7 @@ def _triton_launchers(operation: str) -> Launchers:
     module = import_module(f"fastgan_kernels.triton.{operation}")
     functions = {name: each for name, each in vars(module).items() if isinstance(each, FunctionType)}
     own = {name: each for name, each in functions.items() if each.__module__ == module.__name__ and name[0] != "_"}
-    checked = {name: partial(_run_checked, launch) for name, launch in own.items()}
+    checked = {name: observed(partial(_run_checked, launch)) for name, launch in own.items()}
     return SimpleNamespace(of=_triton_launchers, **checked)
 
 

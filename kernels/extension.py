@@ -13,6 +13,7 @@ import torch  # before the extension, whose OpenMP then resolves to the copy tha
 from torch import Tensor
 
 from fastgan_kernels import calls
+from fastgan_kernels.launches import observed
 from fastgan_kernels.sources import digest
 
 csrc: Path | None = None
@@ -171,5 +172,5 @@ def launchers(
         place: `on_gpu` or `emulated`, for CUDA kernels.
     """
     functions = kernels.get(operation, {}).items()
-    found = {name: partial(run, place=place) if place else run for name, run in functions}
+    found = {name: observed(partial(run, place=place) if place else run) for name, run in functions}
     return SimpleNamespace(of=cache(partial(launchers, kernels, place=place)), **found)

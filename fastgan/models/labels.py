@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastgan.layers import EqualizedLinear
@@ -16,8 +15,10 @@ from fastgan.ops.arithmetic import to_arithmetic
 
 
 def one_hot(label: Tensor | None, num_classes: int, dtype: torch.dtype) -> Tensor:
-    """Labels [N] int64 as one-hot vectors [N, num_classes]."""
-    return F.one_hot(_required(label, num_classes), num_classes).to(dtype)
+    """Labels [N] int64 as one-hot vectors [N, num_classes]. Raises RuntimeError on a CPU for one that is no class."""
+    # Not F.one_hot, whose checks read the labels in Python: a captured step cannot.
+    label = _required(label, num_classes)
+    return label.new_zeros(label.shape[0], num_classes, dtype=dtype).scatter(1, label.unsqueeze(1), 1.0)
 
 
 def embed_label(embed: nn.Embedding, label: Tensor | None) -> Tensor:

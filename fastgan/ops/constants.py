@@ -1,13 +1,18 @@
 """A cache for small constant tensors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import wraps
 
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
+from torch.utils._python_dispatch import _disable_current_modes
 
 from fastgan.ops.transforms import transforms_active
+
+_harmless: ContextVar[int] = ContextVar("fastgan_harmless_modes", default=0)
 
 
 def constant(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -17,7 +22,8 @@ def constant(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     - it is never an inference tensor, which could not be saved for a later backward pass;
     - nothing is cached under fake tensors, torch.func and torch.compile, where the result is no ordinary tensor, nor
-      during capture of a CUDA graph, where it has no content yet.
+      during capture of a CUDA graph, where it has no content yet. A mode that leaves tensors as they are may allow
+      caching: `kept_in_mode`.
 
     A captured graph reads constants that were cached before, in the eager calls that come before capture. It could not
     make most of them: a graph copies nothing from the memory of the CPU.
@@ -32,7 +38,7 @@ def constant(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
             return found
         if is_capturing(arguments[-1]):
             return _made_again(make, arguments)
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), _disable_current_modes():
             return kept.setdefault(arguments, make(*arguments))
 
     return get
@@ -45,7 +51,17 @@ def _made_again(make: Callable[..., Tensor], arguments: tuple) -> Tensor:
 
 def is_mode_active() -> bool:
     """Whether a dispatch mode, such as that of fake tensors, or torch.func is active."""
-    return torch._C._len_torch_dispatch_stack() > 0 or transforms_active()
+    return torch._C._len_torch_dispatch_stack() > _harmless.get() or transforms_active()
+
+
+@contextmanager
+def kept_in_mode() -> Iterator[None]:
+    """Within the block one dispatch mode more may be active without any effect on what is cached."""
+    token = _harmless.set(_harmless.get() + 1)
+    try:
+        yield
+    finally:
+        _harmless.reset(token)
 
 
 def is_capturing(device: torch.device) -> bool:

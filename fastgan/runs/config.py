@@ -232,9 +232,10 @@ class MachineOptions:
     compile: bool = False
     """Use torch.compile in steps without penalties, as it does not support second derivatives. The first steps take
     minutes. docs/performance.md shows the gain on CPUs."""
-    cuda_graphs: Literal["auto", "on", "off"] = "auto"
-    """Capture each kind of step as a CUDA graph and replay it, which saves launching every kernel. If capturing fails,
-    the reason is printed and training continues without. auto: on GPUs."""
+    capture_steps: Literal["auto", "on", "off"] = "auto"
+    """Capture each kind of step once and replay it, without the Python code of modules and autograd: as a CUDA graph on
+    a GPU, as a list of operations on a CPU. If capturing fails, the reason is printed and training continues without.
+    auto: where it is possible."""
     threads: int = 0
     """CPU threads. 0: OMP_NUM_THREADS, else one for each physical core."""
     seed: int = 0

@@ -1,12 +1,12 @@
-"""CUDA graphs of work that is repeated: captured once for each kind, then replayed.
+"""Graphs of work that is repeated: captured once for each kind, then replayed.
 
-A step of a GAN is thousands of small kernels, and a replay launches them all at once. It repeats the captured work on
-the same memory, without running any Python. So
+A step of a GAN is thousands of small kernels. A replay runs them without the Python code that started them: all at once
+as a CUDA graph (`CudaRecorder`), one after the other on a CPU (`fastgan.runs.cpu_graphs`). So
 
 - everything that Python decides by is part of the kind, and each kind has its own graph;
 - everything that changes from call to call is in tensors written before a replay: the inputs, and `Numbers`;
 - random numbers come from the device's default generator, which a replay advances as eager work would;
-- the work never waits for the device, which would make capturing fail.
+- the work never waits for the device, nor reads a tensor for Python, which would make capturing fail.
 
 This module knows nothing about networks or losses.
 """
@@ -56,23 +56,38 @@ class Numbers:
         return self._given[name] if self._device is None else self._tensors[name]
 
 
+class Captured(NamedTuple):
+    """What became of capturing.
+
+    Attributes:
+        replay: runs the captured work; None if it could not be captured.
+        result: of the work.
+        why_not: why it could not be captured, or None.
+    """
+
+    replay: Callable[[], None] | None
+    result: Any
+    why_not: str | None = None
+
+
 class Recorder(Protocol):
-    """Captures work on a device."""
+    """Captures work on a device.
+
+    Attributes:
+        runs_work: whether `capture` also runs the work: to its end even if it cannot be captured, raising its errors.
+            Otherwise `capture` raises RuntimeError for work that cannot be captured.
+    """
+
+    runs_work: bool
 
     def warm_up(self, work: Callable[[], Any]) -> Any:
         """Run `work` as it will be captured, on the same stream, and return its result."""
 
-    def capture(self, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-        """Capture `work` without running it: returns a function that replays it, and its result. Raises RuntimeError if
-        it cannot be captured."""
+    def capture(self, work: Callable[[], Any]) -> Captured:
+        """Capture `work`."""
 
     def clear(self) -> None:
         """Wait for all replays to end, after which captured graphs can be freed."""
-
-
-class _Captured(NamedTuple):
-    replay: Callable[[], None]
-    result: Any
 
 
 class Graphs:
@@ -89,7 +104,7 @@ class Graphs:
 
     def __init__(self, run: Callable[..., Any], recorder: Recorder):
         self._run, self._recorder = run, recorder
-        self._captured: dict[Hashable, _Captured] = {}
+        self._captured: dict[Hashable, Captured] = {}
         self._runs: Counter[Hashable] = Counter()
         self._inputs: dict[Hashable, Tensor] = {}
         self.failure: str | None = None
@@ -102,9 +117,11 @@ class Graphs:
         work = lambda: self._run(kind, *static)
         key = kind, forms
         if self.failure is None and key not in self._captured and self._runs[key] >= WARM_UPS:
-            self._capture(key, work)
+            now = self._capture(key, work)
+            if self._recorder.runs_work:
+                return now.result
         captured = self._captured.get(key)
-        if captured is None:
+        if captured is None or captured.replay is None:
             self._runs[key] += 1
             return self._recorder.warm_up(work)
         captured.replay()
@@ -125,20 +142,26 @@ class Graphs:
             self._inputs[index, form] = torch.empty_like(tensor)
         return self._inputs[index, form].copy_(tensor)
 
-    def _capture(self, key: Hashable, work: Callable[[], Any]) -> None:
+    def _capture(self, key: Hashable, work: Callable[[], Any]) -> Captured:
         try:
-            self._captured[key] = _Captured(*self._recorder.capture(work))
+            captured = self._recorder.capture(work)
         except RuntimeError as error:
+            if self._recorder.runs_work:
+                raise
             first = error
             while isinstance(first.__context__, RuntimeError):  # ending a broken capture raises once more
                 first = first.__context__
             text = str(first).strip().partition("\n")[0]
-            short = "memory does not suffice for them" if memory.is_out_of_memory(first) else text
-            self.failure = f"a step cannot be captured: {short}"
-        if self.failure:
-            self._recorder.clear()
-            self._captured.clear()  # of all kinds: their memory may be what is missing
-            print(f"note: no CUDA graphs from here on; {self.failure}", flush=True)
+            why_not = "memory does not suffice for them" if memory.is_out_of_memory(first) else text
+            captured = Captured(None, None, why_not)
+        if captured.replay is not None:
+            self._captured[key] = captured
+            return captured
+        self.failure = f"a step cannot be captured: {captured.why_not}"
+        self._recorder.clear()
+        self._captured.clear()  # of all kinds: their memory may be what is missing
+        print(f"note: steps are not captured from here on; {self.failure}", flush=True)
+        return captured
 
 
 def _metadata(tensor: Tensor | None) -> Hashable:
@@ -147,6 +170,8 @@ def _metadata(tensor: Tensor | None) -> Hashable:
 
 class CudaRecorder:
     """`Recorder` of a GPU. All graphs share a memory pool, since only one runs at a time."""
+
+    runs_work = False
 
     def __init__(self, device: torch.device):
         self._device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
@@ -162,7 +187,7 @@ class CudaRecorder:
         current.wait_stream(self._stream)
         return result
 
-    def capture(self, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+    def capture(self, work: Callable[[], Any]) -> Captured:
         torch.cuda.synchronize(self._device)
         gc.collect()  # no tensor may be freed by chance while capturing
         torch.cuda.empty_cache()
@@ -188,7 +213,7 @@ class CudaRecorder:
             with torch.cuda.device(self._device):
                 graph.replay()
 
-        return replay, result
+        return Captured(replay, result)
 
     def _end(self, graph: torch.cuda.CUDAGraph) -> None:
         try:

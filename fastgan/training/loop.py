@@ -145,9 +145,8 @@ def _train(
     averages = Averages()
     length = Length(options)
     step = Step(state, config, model.z_dim, compute.autocast, averages, ranks=ranks, scaled=compute.scaled)
-    if device.type == "cuda":
-        reason = step.why_not_captured
-        say("steps      " + (f"without CUDA graphs: {reason}" if reason else "captured as CUDA graphs"), flush=True)
+    reason = step.why_not_captured
+    say("steps      " + (f"not captured: {reason}" if reason else "captured, then replayed"), flush=True)
     diversity = Diversity(dataset, model) if ranks.is_first else None
     measure_diversity_every = diversity_interval(output.log_interval, ranks.world_size)
     grid = SampleGrid(run, dataset, state, model, config)

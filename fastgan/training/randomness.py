@@ -10,6 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastgan.runs.cpu_graphs import repeated
+
+RandomState = list[Tensor]  # of the generators; a replayed step fills it anew
+
 
 class StepRandomness:
     """Seeds torch's default generators, those of the CPU and of `device`, for each part of a step.
@@ -17,14 +21,14 @@ class StepRandomness:
     Args:
         seed: the training's.
         device: of its networks.
-        captured: whether steps are captured as CUDA graphs, in which a generator cannot be seeded. All micro-batches of
-            a step then draw one after the other from the step's numbers.
+        seeds_within: whether generators can be seeded within a step, which a CUDA graph cannot. Otherwise all
+            micro-batches of a step draw one after the other from the step's numbers.
     """
 
-    def __init__(self, seed: int, device: torch.device, captured: bool):
-        self._seed, self._device, self._captured = seed, device, captured
+    def __init__(self, seed: int, device: torch.device, seeds_within: bool):
+        self._seed, self._device, self.seeds_within = seed, device, seeds_within
         self._step = 0
-        self._after_shared: tuple[Tensor, ...] = ()
+        self._after_shared: RandomState = []
 
     def begin_step(self, step: int) -> None:
         """Seed for what a step draws once for the whole batch: the same numbers in all processes."""
@@ -39,19 +43,26 @@ class StepRandomness:
         """Seed for a micro-batch. `number` counts through all processes."""
         if number == 0:
             self.set_state(self._after_shared)
-        elif not self._captured:
-            self._set_seed(number)
+        elif self.seeds_within:
+            repeated(lambda: self._set_seed(number))
 
-    def state(self) -> tuple[Tensor, ...]:
-        """RNG state of the CPU and, on a GPU, of the device; empty if steps are captured."""
-        if self._captured:
-            return ()
-        if self._device.type != "cuda":
-            return (torch.get_rng_state(),)
-        return torch.get_rng_state(), torch.cuda.get_rng_state(self._device)
+    def state(self) -> RandomState:
+        """RNG state of the CPU and, on a GPU, of the device; empty if it cannot be restored within a step."""
+        state: RandomState = []
+        if self.seeds_within:
+            repeated(lambda: self._read_into(state))
+        return state
 
-    def set_state(self, state: tuple[Tensor, ...]) -> None:
+    def set_state(self, state: RandomState) -> None:
         """Restore what `state` has returned."""
+        if self.seeds_within:
+            repeated(lambda: self._restore(state))
+
+    def _read_into(self, state: RandomState) -> None:
+        on_device = [torch.cuda.get_rng_state(self._device)] if self._device.type == "cuda" else []
+        state[:] = [torch.get_rng_state(), *on_device]
+
+    def _restore(self, state: RandomState) -> None:
         for value, setter in zip(state, (torch.set_rng_state, self._set_device_state), strict=False):
             setter(value)
 

@@ -13,7 +13,7 @@ from fastgan.errors import UserError
 from fastgan.losses import PathLength
 from fastgan.models.projected import ProjectedDiscriminator
 from fastgan.runs.checkpoint import State
-from fastgan.runs.config import Config, MachineOptions, TrainingOptions
+from fastgan.runs.config import Config, TrainingOptions
 from fastgan.training.adam import Adam
 from fastgan.training.guard import GradientGuard
 
@@ -21,8 +21,8 @@ from fastgan.training.guard import GradientGuard
 def new_state(model: models.ModelConfig, config: Config, device: torch.device, processes: int = 1) -> State:
     """Freshly initialised networks, optimizers and statistics. Parameters of frozen layers require no gradient.
 
-    Raises ValueError for a model that cannot be built, and UserError for CUDA graphs on a CPU, for more frozen layers
-    than there are, or if the package of a pretrained network is missing.
+    Raises ValueError for a model that cannot be built, and UserError for steps that cannot be captured but must be, for
+    more frozen layers than there are, or if the package of a pretrained network is missing.
     """
     options, terms = config.training, config.regularization
     networks = models.build(model)
@@ -31,7 +31,8 @@ def new_state(model: models.ModelConfig, config: Config, device: torch.device, p
     generator, discriminator = (network.to(device=device, memory_format=torch.channels_last) for network in networks)
     _freeze(discriminator, options.freeze_d)
     ema = copy.deepcopy(generator).eval().requires_grad_(False)
-    capturable = why_not_captured(config.machine, device, processes) is None
+    captured = why_not_captured(config, device, processes) is None
+    capturable = captured and device.type == "cuda"
     lazy_g = _lazy_factor(bool(terms.path_length), terms.path_interval)
     lazy_d = _lazy_factor(bool(terms.r1_gamma or terms.r2_gamma), terms.r1_interval)
     # All of them, used or not: a resumed run may switch one on.
@@ -89,20 +90,24 @@ def _optimizer(
     return Adam(parameters, lr=lr * lazy, betas=betas, eps=1e-8, fused=fused, capturable=capturable)
 
 
-def why_not_captured(options: MachineOptions, device: torch.device, processes: int = 1) -> str | None:
-    """Why steps on `device` are not captured as CUDA graphs; None if they are. processes: that share each step.
+def why_not_captured(config: Config, device: torch.device, processes: int = 1) -> str | None:
+    """Why steps on `device` are not captured and replayed; None if they are. processes: that share each step.
 
-    Raises UserError for `--cuda-graphs on` where it is impossible.
+    Raises UserError for `--capture-steps on` where it is impossible.
     """
-    if options.cuda_graphs == "off":
-        return "--cuda-graphs off"
-    obstacle = None
-    if device.type != "cuda":
-        obstacle = f"there are none on {device.type}"
+    options, obstacle = config.machine, None
+    if options.capture_steps == "off":
+        return "--capture-steps off"
+    if device.type not in ("cpu", "cuda"):
+        obstacle = f"there is no way to on {device.type}"
     elif options.checkpoint_blocks:
-        obstacle = "--checkpoint-blocks draws random numbers again, which a graph cannot"
+        obstacle = "--checkpoint-blocks draws random numbers again, which a replay cannot"
     elif processes > 1:
         obstacle = "several processes send each other gradients within a step"
-    if obstacle and options.cuda_graphs == "on":
-        raise UserError(f"--cuda-graphs on: {obstacle}; leave it out")
+    elif device.type == "cpu" and options.compile:
+        obstacle = "--compile makes code that cannot be captured on a CPU"
+    elif device.type == "cpu" and config.training.optimizer == "rmsprop":
+        obstacle = "torch's RMSprop takes the learning rate from Python on a CPU"
+    if obstacle and options.capture_steps == "on":
+        raise UserError(f"--capture-steps on: {obstacle}; leave it out")
     return obstacle

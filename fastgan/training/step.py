@@ -22,6 +22,7 @@ from fastgan.penalties import logits_and_squared_grad, wgan_gp, zero_centered_pe
 from fastgan.runs import graphs
 from fastgan.runs.checkpoint import State
 from fastgan.runs.config import ADA, Config, RegularizationOptions, TrainingOptions
+from fastgan.runs.cpu_graphs import CpuRecorder
 from fastgan.runs.precision import Autocast, compiler
 from fastgan.training.adam import Adam
 from fastgan.training.averages import Averages
@@ -87,8 +88,8 @@ class Step:
     Several processes share the micro-batches of a step. Each micro-batch has random numbers of its own, so a step is
     the same, up to rounding, in one process or in many.
 
-    With `--compile`, `torch.compile` runs the passes of both networks that are differentiated once. On a GPU, steps are
-    captured as CUDA graphs, one for each `StepKind`: see `fastgan.runs.graphs`.
+    With `--compile`, `torch.compile` runs the passes of both networks that are differentiated once. Steps are captured
+    and replayed, in a graph for each `StepKind`: see `fastgan.runs.graphs`.
 
     Args:
         state: what to train, in place.
@@ -96,7 +97,7 @@ class Step:
         z_dim: size of the latents.
         autocast: makes the context that networks run in.
         averages: where losses and other logged values are added.
-        recorder: of CUDA graphs; None for that of the networks' device, if it has one.
+        recorder: of graphs; None for that of the networks' device, if it has one.
         ranks: processes that share the step.
         scaled: whether losses are scaled, for gradients in fp16.
     """
@@ -152,11 +153,15 @@ class Step:
             name: GradientSum(trainable(network), self.ranks)
             for name, network in (("g", state.generator), ("d", state.discriminator))
         }
-        self.why_not_captured = None if recorder else why_not_captured(config.machine, device, self.ranks.world_size)
+        self.why_not_captured = None if recorder else why_not_captured(config, device, self.ranks.world_size)
         captures = self.why_not_captured is None
-        self._graphs = graphs.Graphs(self._run, recorder or graphs.CudaRecorder(device)) if captures else None
+        if captures and recorder is None:
+            recorder = CpuRecorder() if device.type == "cpu" else graphs.CudaRecorder(device)
+        self._recorder = recorder
+        self._graphs = graphs.Graphs(self._run, recorder) if captures else None
         self._numbers = graphs.Numbers(device if captures else None)
-        self._random = StepRandomness(config.machine.seed, device, captures)
+        self._fine = torch.float64 if device.type == "cpu" else torch.float32  # what optimizers' kernels read
+        self._random = StepRandomness(config.machine.seed, device, not captures or isinstance(recorder, CpuRecorder))
         self._stage = None
 
     @property
@@ -186,6 +191,8 @@ class Step:
             self._discard_compiled()
         run = self._run if self._graphs is None else self._graphs
         run(kind, real, label)
+        if isinstance(self._recorder, CpuRecorder):  # a replay has gradients of its own
+            self._free_gradients()
         state.step += 1
         state.images += count
 
@@ -203,7 +210,7 @@ class Step:
         )
 
     def _discard_compiled(self) -> None:
-        """Discard CUDA graphs and compiled code of the finished stage of growth."""
+        """Discard graphs and compiled code of the finished stage of growth."""
         if self._graphs is not None:
             self._graphs.clear()
         if self._generator is not self.state.generator:
@@ -222,7 +229,7 @@ class Step:
         for name, optimizer in self._optimizers.items():
             for group, (lr, betas) in zip(optimizer.param_groups, self._initial_rates[name], strict=True):
                 rate = lr * lr_factor * self._warmed_up() * self._annealed(1.0, options.final_lr)
-                group["lr"] = numbers.set(f"lr_{name}", rate)
+                group["lr"] = numbers.set(f"lr_{name}", rate, self._fine)
                 if betas is not None and options.final_beta2 is not None:
                     beta2 = self._annealed(betas[1], options.final_beta2)
                     group["betas"] = betas[0], numbers.set(f"beta2_{name}", beta2, torch.float64)
@@ -232,10 +239,10 @@ class Step:
         half_lives = [half_life * 1000 for half_life in options.ema_halflives]
         decays = ema_decays(state.images + count, shown, half_lives, options.ema_rampup)
         for name, decay in zip(self._ema_weights, decays, strict=True):
-            numbers.set(name, 1 - decay)
+            numbers.set(name, 1 - decay, self._fine)
         if self._update_magnitudes:  # as an EMA, also early on
             decay = ema_decay(state.images + count, shown, stylegan3.MAGNITUDE_HALFLIFE, options.ema_rampup)
-            numbers.set("magnitudes", 1 - decay)
+            numbers.set("magnitudes", 1 - decay, self._fine)
 
     def _annealed(self, first: float, last: float) -> float:
         """Value on half a cosine from `first` to `last` over the training."""
@@ -246,6 +253,10 @@ class Step:
         """Factor of the learning rates early in the training."""
         warmup = self.options.lr_warmup
         return min(1.0, self._length.done(self.state) / warmup) if warmup else 1.0
+
+    def _free_gradients(self) -> None:
+        for optimizer in self._optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
 
     # The step on the device ---------------------------------------------------------------------------------------
 
@@ -259,11 +270,10 @@ class Step:
         with self.averages.step():
             micro_batches = self._micro_batches(real, label)
             power_iteration(self._spectral)
-            # A captured graph cannot draw the same images twice: its random numbers only go forward.
-            saves_memory = kind.has_gradient_penalty and self.terms.r1_interval > 1 and self._graphs is None
+            # A CUDA graph cannot draw the same images twice: its random numbers only go forward.
+            saves_memory = kind.has_gradient_penalty and self.terms.r1_interval > 1 and self._random.seeds_within
             keeps_graph = kind.trains_generator and len(micro_batches) == 1 and not saves_memory
-            for optimizer in self._optimizers.values():  # both now: the discriminator's phase needs the most memory
-                optimizer.zero_grad(set_to_none=True)
+            self._free_gradients()  # of both networks: the discriminator's phase needs the most memory
             real_logits, rng_states = [], []
             for micro_batch in micro_batches:
                 self._random.begin_micro_batch(micro_batch.number)

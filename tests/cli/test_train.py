@@ -112,7 +112,10 @@ ERRORS = {
     "large seed": (["--seed", str(2**64)], "--seed 18446744073709551616: must be smaller than 2^64"),
     "too narrow": (["--channel-base", "4"], "channel_base is 4"),
     "no such data": (["--data", "nowhere"], "nowhere"),
-    "graphs without a GPU": (["--cuda-graphs", "on", "--device", "cpu"], "--cuda-graphs on: there are none on cpu"),
+    "steps that cannot be captured": (
+        ["--capture-steps", "on", "--compile", "--device", "cpu"],
+        "--capture-steps on: --compile makes code that cannot be captured",
+    ),
     "no such device": (["--device", "toaster"], "--device toaster: no such device"),
     "resume and out": (["--resume", "x", "--out", "y"], "--out and --resume exclude each other"),
     "nothing to resume": (["--resume", "nowhere"], "nowhere: there is no such checkpoint"),
@@ -230,9 +233,10 @@ def test_running_out_of_memory_later_leaves_a_run_to_resume(folder, run, tmp_pat
     error, says = SHORTAGES[shortage]
     out = tmp_path / "run"
     original = step.logits_and_squared_grad
-    monkeypatch.setattr(step, "logits_and_squared_grad", failing(error, 3, original))  # every second step has it
+    # Every second step has it, and the third of them is captured.
+    monkeypatch.setattr(step, "logits_and_squared_grad", failing(error, 2, original))
     assert error_of(main, arguments(folder, out), capsys).startswith(says)
-    assert checkpoint.read_header(out).step == 6  # all that was trained
+    assert checkpoint.read_header(out).step == 4  # all that was trained
     monkeypatch.setattr(step, "logits_and_squared_grad", failing(error, 0, original))
     assert "a resumed run needs what it needed before" in error_of(main, ["--resume", str(out)], capsys)
     monkeypatch.setattr(step, "logits_and_squared_grad", original)

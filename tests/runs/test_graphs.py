@@ -6,11 +6,13 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from fastgan.runs.graphs import WARM_UPS, CudaRecorder, Graphs, Numbers
+from fastgan.runs.graphs import WARM_UPS, Captured, CudaRecorder, Graphs, Numbers
 
 
 class Canned:
     """A recorder of one result."""
+
+    runs_work = False
 
     def __init__(self, error=None):
         self.error, self.forgotten, self.captured = error, 0, 0
@@ -23,7 +25,7 @@ class Canned:
             raise self.error
         self.captured += 1
         self.work = work
-        return work, ("replayed", work())
+        return Captured(work, ("replayed", work()))
 
     def clear(self):
         self.forgotten += 1
@@ -169,7 +171,7 @@ def test_a_gpu_warms_up_and_captures_on_one_stream_of_its_own(monkeypatch):
     assert recorder.warm_up(lambda: cuda.calls.append("work") or cuda.current) is recorder._stream
     assert cuda.calls == ["side waits", "work", "current waits"]
     cuda.calls.clear()
-    replay, result = recorder.capture(lambda: cuda.calls.append("work") or cuda.current)
+    replay, result, *_ = recorder.capture(lambda: cuda.calls.append("work") or cuda.current)
     assert result is recorder._stream and cuda.current == "default"
     replay()
     assert cuda.calls == ["synchronize", "empty", "begin", "work", "end", "replay"]

@@ -19,7 +19,7 @@ class TinyTraining:
 
     def __init__(
         self, arch="dcgan", regularization=None, labels=False, schedule=None, recorder=None, device="cpu",
-        cuda_graphs="off", compile=False, autocast=nullcontext, scaled=False, discriminator="own", **options,
+        capture_steps="off", compile=False, autocast=nullcontext, scaled=False, discriminator="own", **options,
     ):  # fmt: skip
         config = configure.resolve(
             configuration.Config(
@@ -34,7 +34,7 @@ class TinyTraining:
                 data=configuration.DataOptions(resolution=8, labels=labels),
                 training=configuration.TrainingOptions(**{"batch": 8, "ema_halflife": 0.01, **options}),
                 regularization=configuration.RegularizationOptions(**(regularization or {})),
-                machine=configuration.MachineOptions(cuda_graphs=cuda_graphs, compile=compile),
+                machine=configuration.MachineOptions(capture_steps=capture_steps, compile=compile),
             )
         )
         model = models.ModelConfig(**vars(config.network), resolution=8, num_classes=4 if labels else 0)

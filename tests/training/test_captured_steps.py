@@ -1,14 +1,16 @@
-"""Steps captured as CUDA graphs train like eager ones: kinds of steps, and what changes between replays."""
+"""Captured steps train like eager ones: kinds of steps, what changes between replays, replays on a CPU and a GPU."""
 
 import contextlib
 from collections import defaultdict
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastgan.runs.graphs import WARM_UPS
+from fastgan.runs.cpu_graphs import CpuRecorder
+from fastgan.runs.graphs import WARM_UPS, Captured
 from fastgan.training.growth import Schedule
 from tests.support.tiny_training import TinyTraining, assert_same
 
@@ -19,7 +21,7 @@ class Recorder:
     Replay restores the Python state of the capture, so that a dependence of the step on that state shows.
     """
 
-    training = None
+    training, runs_work = None, False
 
     def __init__(self):
         self.captures = self.replays = self.forgotten = 0
@@ -42,7 +44,7 @@ class Recorder:
             work()
             state.step, state.images = now
 
-        return replay, result
+        return Captured(replay, result)
 
     def clear(self):
         self.forgotten += 1
@@ -215,6 +217,48 @@ def test_replayed_steps_train_like_eager_ones(case):
     assert_same(replayed, train(case, steps))
 
 
+class NeverCaptures(CpuRecorder):
+    """Runs every step, with the numbers of captured ones in tensors."""
+
+    runs_work = False
+
+    def capture(self, work):
+        return Captured(work, None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [case for case in CASES if case != "wgan"])  # RMSprop takes its rate from Python
+def test_steps_replayed_on_a_cpu_are_the_same_bit_by_bit(case):
+    replayed = train(case, STEPS[case] + 3, recorder=CpuRecorder())
+    assert replayed.step.failure is None
+    eager = train(case, STEPS[case] + 3, recorder=NeverCaptures())
+    for name, value in eager.tensors().items():
+        assert torch.equal(value, replayed.tensors()[name]), name
+    assert replayed.averages.read() == eager.averages.read()
+
+
+@pytest.mark.parametrize("arch", ["stylegan2", "r3gan"])
+def test_steps_in_bf16_replayed_on_a_cpu_are_the_same_bit_by_bit(arch):
+    autocast = partial(torch.autocast, "cpu", torch.bfloat16)
+    options = {
+        "arch": arch,
+        "labels": True,
+        "autocast": autocast,
+        "regularization": {"r1_gamma": 1.0, "r1_interval": 2},
+    }
+    replayed, eager = (TinyTraining(recorder=each(), **options).run(9) for each in (CpuRecorder, NeverCaptures))
+    assert replayed.step.failure is None
+    for name, value in eager.tensors().items():
+        assert torch.equal(value, replayed.tensors()[name]), name
+
+
+def test_steps_are_captured_on_a_cpu_by_default(capsys):
+    training = TinyTraining("mlp", capture_steps="auto").run(4)
+    assert training.step.why_not_captured is None and training.step.failure is None
+    assert len(training.step._graphs._captured) == 1
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.slow
 def test_replayed_steps_follow_the_schedules():
     expected = train("all schedules")
@@ -301,7 +345,7 @@ class TestOnGpu:
         found = []
         for choice in ("on", "off"):
             training = TinyTraining(
-                regularization=regularization, cuda_graphs=choice, autocast=autocast, **{**options, **ON_GPU}
+                regularization=regularization, capture_steps=choice, autocast=autocast, **{**options, **ON_GPU}
             )
             start = {name: value.clone() for name, value in training.tensors().items()}
             training.run(40)
@@ -319,7 +363,7 @@ class TestOnGpu:
     def test_a_step_never_waits_for_the_device(self, case, choice):
         regularization, options = CASES[case]
         training = TinyTraining(
-            regularization=regularization, cuda_graphs=choice, **{**options, "schedule": None, **ON_GPU}
+            regularization=regularization, capture_steps=choice, **{**options, "schedule": None, **ON_GPU}
         )
         training.run(36)  # of every kind so many that it is captured
         real = torch.zeros(8, 1, 8, 8, device="cuda")
@@ -335,7 +379,7 @@ class TestOnGpu:
         """The random numbers are those of an eager run."""
         found = []
         for choice in ("on", "off"):
-            training = TinyTraining("dcgan", cuda_graphs=choice, **ON_GPU)
+            training = TinyTraining("dcgan", capture_steps=choice, **ON_GPU)
             start = {name: value.clone() for name, value in training.tensors().items()}
             judge = training.step._judge
 
@@ -347,13 +391,13 @@ class TestOnGpu:
             training.step._judge = waits
             training.run(10)
             found.append((moved(training, start), torch.cuda.get_rng_state()))
-        assert "no CUDA graphs from here on" in capsys.readouterr().out
+        assert "steps are not captured from here on" in capsys.readouterr().out
         for part, vector in found[1][0].items():
             assert (found[0][0][part] - vector).norm() <= 0.01 * vector.norm()
         assert torch.equal(found[0][1], found[1][1])
 
     def test_memory_of_a_graph_that_does_not_fit_is_freed(self, capsys):
-        training = TinyTraining("dcgan", cuda_graphs="on", **ON_GPU)
+        training = TinyTraining("dcgan", capture_steps="on", **ON_GPU)
         training.run(WARM_UPS)
         run = training.step._graphs._run
 

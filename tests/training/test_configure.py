@@ -78,7 +78,7 @@ def test_every_model_family_has_an_option_value_and_a_recipe():
 def test_every_architecture_and_resolution_has_a_recipe(arch, resolution):
     given = configure.parse(["--arch", arch, "--resolution", str(resolution)])
     left = [name for name, value in configuration.options(configure.resolve(given)).items() if value == "auto"]
-    assert left == ["device", "cuda_graphs"]  # they depend on the machine
+    assert left == ["device", "capture_steps"]  # they depend on the machine
 
 
 def test_a_configuration_survives_json():

@@ -21,7 +21,7 @@ ALL_OUTPUTS = [
     "16",
     "--augment",
     "ada",
-    "--cuda-graphs",
+    "--capture-steps",
     "off",
 ]
 NUMBERS = {

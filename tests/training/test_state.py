@@ -37,24 +37,29 @@ def test_lazy_regularisation_corrects_its_network_s_optimizer():
 
 
 @pytest.mark.parametrize(
-    "option, device, checkpoint_blocks, reason",
+    "device, machine, optimizer, processes, reason",
     [
-        ("auto", "cuda", False, None),
-        ("on", "cuda:1", False, None),
-        ("off", "cuda", False, "--cuda-graphs off"),
-        ("auto", "cuda", True, "--checkpoint-blocks draws random numbers again, which a graph cannot"),
-        ("auto", "cpu", False, "there are none on cpu"),
-        ("off", "cpu", True, "--cuda-graphs off"),
+        ("cuda", {}, "adam", 1, None),
+        ("cuda:1", {"capture_steps": "on", "compile": True}, "rmsprop", 1, None),
+        ("cuda", {"capture_steps": "off"}, "adam", 1, "--capture-steps off"),
+        ("cuda", {"checkpoint_blocks": True}, "adam", 1, "--checkpoint-blocks draws random numbers again"),
+        ("cpu", {}, "adam", 1, None),
+        ("cpu", {"capture_steps": "off", "compile": True}, "adam", 1, "--capture-steps off"),
+        ("cpu", {"checkpoint_blocks": True}, "adam", 1, "--checkpoint-blocks draws random numbers again"),
+        ("cpu", {"compile": True}, "adam", 1, "--compile makes code that cannot be captured on a CPU"),
+        ("cpu", {}, "rmsprop", 1, "torch's RMSprop takes the learning rate from Python on a CPU"),
+        ("cpu", {}, "adam", 2, "several processes send each other gradients within a step"),
+        ("mps", {}, "adam", 1, "there is no way to on mps"),
     ],
 )
-def test_cuda_graphs_are_captured_on_gpus_only(option, device, checkpoint_blocks, reason):
-    options = configuration.MachineOptions(cuda_graphs=option, checkpoint_blocks=checkpoint_blocks)
-    assert why_not_captured(options, torch.device(device)) == reason
+def test_steps_are_captured_where_it_is_possible(device, machine, optimizer, processes, reason):
+    config = configuration.Config(
+        machine=configuration.MachineOptions(**machine), training=configuration.TrainingOptions(optimizer=optimizer)
+    )
+    found = why_not_captured(config, torch.device(device), processes)
+    assert found == reason or found.startswith(reason)
 
 
-def test_cuda_graphs_on_for_a_cpu_is_an_error():
-    with pytest.raises(UserError, match="--cuda-graphs on: there are none on cpu; leave it out"):
-        TinyTraining(cuda_graphs="on")
-    with pytest.raises(UserError, match="--cuda-graphs on: --checkpoint-blocks draws"):
-        options = configuration.MachineOptions(cuda_graphs="on", checkpoint_blocks=True)
-        why_not_captured(options, torch.device("cuda"))
+def test_asking_for_captured_steps_where_they_are_impossible_is_an_error():
+    with pytest.raises(UserError, match=r"--capture-steps on: torch's RMSprop .*; leave it out"):
+        TinyTraining(capture_steps="on", loss="wgan", optimizer="rmsprop")

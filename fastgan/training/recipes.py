@@ -100,7 +100,7 @@ def stylegan2(resolution: int) -> Recipe:
         }  # fmt: skip
     return common | {
         "z_dim": 128, "channel_base": 512 if resolution <= 32 else 2048, "channel_max": 128,
-        "batch": 16 if resolution <= 32 else 32, "images": 48_000 if resolution <= 32 else 50_000,
+        "batch": 32, "images": 80_000 if resolution <= 32 else 50_000,
         "mapping_layers": 2, "mapping_lr": 0.1, "lr_g": 0.005, "lr_d": 0.01 if resolution <= 32 else 0.005,
         "r1_gamma": 1.0, "r1_interval": 8,
     }  # fmt: skip

@@ -135,7 +135,7 @@ CASES = {
     "frozen layers": ({"r1_gamma": 1.0, "r1_interval": 2}, {"arch": "r3gan", "init_from": "x", "freeze_d": 2}),
     "blur that fades, magnitudes": (
         {"r1_gamma": 1.0, "r1_interval": 2, "blur": 1.0, "blur_images": 80},
-        {"arch": "stylegan3"},
+        {"arch": "stylegan3", "lr_g": 2e-4, "lr_d": 2e-4},
     ),
     "micro-batches": (
         {"r1_gamma": 1.0, "r1_interval": 2},

@@ -33,14 +33,14 @@ SMALL = {"channel_base": 64, "channel_max": 8, "z_dim": 8}
 
 
 def a_step(arch="dcgan", regularization=None, checkpoint_blocks=False, labels=False, grow_from="auto", **options):
-    """Step and state of a tiny training."""
+    """Step and state of a tiny training, whose steps are not captured: they leave gradients behind."""
     config = configuration.Config(
         network=configuration.NetworkOptions(arch=arch, **SMALL),
         data=configuration.DataOptions(resolution=8, labels=labels),
         training=configuration.TrainingOptions(**{"batch": 4, **options}),
         regularization=configuration.RegularizationOptions(**(regularization or {})),
         growth=configuration.GrowthOptions(grow_from=grow_from),
-        machine=configuration.MachineOptions(checkpoint_blocks=checkpoint_blocks),
+        machine=configuration.MachineOptions(checkpoint_blocks=checkpoint_blocks, capture_steps="off"),
     )
     config = configure.resolve(config)
     model = models.ModelConfig(**vars(config.network), resolution=8, num_classes=10 if labels else 0)

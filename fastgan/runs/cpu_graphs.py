@@ -116,6 +116,9 @@ class _Recording(TorchDispatchMode):
             self._define(new, [node])
         else:
             places = [i for i, x in enumerate(result or ()) if isinstance(x, Tensor) and _memory(x) not in given]
+            if len(places) != len(new):
+                self.why_not = f"{operation} returns tensors in lists of lists"
+                return
             self._define(new, [self._graph.call_function(_item, (node, i)) for i in places])
 
     def add_launch(self, launch: Callable[[tuple], None], call: tuple) -> None:

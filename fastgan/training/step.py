@@ -160,7 +160,7 @@ class Step:
         self._recorder = recorder
         self._graphs = graphs.Graphs(self._run, recorder) if captures else None
         self._numbers = graphs.Numbers(device if captures else None)
-        self._fine = torch.float64 if device.type == "cpu" else torch.float32  # what optimizers' kernels read
+        self._rate_dtype = torch.float64 if device.type == "cpu" else torch.float32  # what optimizers' kernels read
         self._random = StepRandomness(config.machine.seed, device, not captures or isinstance(recorder, CpuRecorder))
         self._stage = None
 
@@ -229,7 +229,7 @@ class Step:
         for name, optimizer in self._optimizers.items():
             for group, (lr, betas) in zip(optimizer.param_groups, self._initial_rates[name], strict=True):
                 rate = lr * lr_factor * self._warmed_up() * self._annealed(1.0, options.final_lr)
-                group["lr"] = numbers.set(f"lr_{name}", rate, self._fine)
+                group["lr"] = numbers.set(f"lr_{name}", rate, self._rate_dtype)
                 if betas is not None and options.final_beta2 is not None:
                     beta2 = self._annealed(betas[1], options.final_beta2)
                     group["betas"] = betas[0], numbers.set(f"beta2_{name}", beta2, torch.float64)
@@ -239,10 +239,10 @@ class Step:
         half_lives = [half_life * 1000 for half_life in options.ema_halflives]
         decays = ema_decays(state.images + count, shown, half_lives, options.ema_rampup)
         for name, decay in zip(self._ema_weights, decays, strict=True):
-            numbers.set(name, 1 - decay, self._fine)
+            numbers.set(name, 1 - decay, self._rate_dtype)
         if self._update_magnitudes:  # as an EMA, also early on
             decay = ema_decay(state.images + count, shown, stylegan3.MAGNITUDE_HALFLIFE, options.ema_rampup)
-            numbers.set("magnitudes", 1 - decay, self._fine)
+            numbers.set("magnitudes", 1 - decay, self._rate_dtype)
 
     def _annealed(self, first: float, last: float) -> float:
         """Value on half a cosine from `first` to `last` over the training."""

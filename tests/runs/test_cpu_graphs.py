@@ -1,12 +1,11 @@
 """Graphs on a CPU: replays compute what the work computes, and work that cannot be captured still runs."""
 
-import re
 import weakref
 
 import pytest
 import torch
-from torch import Tensor
 
+import fastgan_kernels
 from fastgan.ops import noise_bias_act, upfirdn2d
 from fastgan.ops.constants import constant
 from fastgan.runs.cpu_graphs import CpuRecorder, repeated
@@ -18,6 +17,22 @@ def captured(work):
     found = CpuRecorder().capture(work)
     assert found.why_not is None
     return found.replay
+
+
+def assert_replays(work, result, *inputs):
+    """Replays compute `result` as the work does, for other numbers in `inputs` than those that were captured."""
+    replay = captured(work)
+    for _ in range(3):
+        for each in inputs:
+            each.detach().normal_()
+        given = [each.detach().clone() for each in inputs]
+        work()
+        expected = result.clone()
+        result.zero_()
+        for each, value in zip(inputs, given, strict=True):
+            each.detach().copy_(value)
+        replay()
+        assert torch.equal(result, expected) and expected.abs().sum() > 0
 
 
 def test_a_replay_repeats_a_training_step_bit_by_bit():
@@ -43,12 +58,9 @@ def test_a_replay_repeats_a_training_step_bit_by_bit():
     _restore(layer, optimizer, start)
     x.fill_(1.0)
     replay = captured(work)
-    x.fill_(2.0)
-    replay()
-    x.fill_(3.0)
-    replay()
-    x.fill_(4.0)
-    replay()
+    for number in (2.0, 3.0, 4.0):
+        x.fill_(number)
+        replay()
     assert all(map(torch.equal, layer.parameters(), expected))
 
 
@@ -76,15 +88,7 @@ def test_views_outputs_in_lists_and_bits_of_numbers():
         y[:, 3] = y[:, 2].flip(0)
         y[2:4, 1:3] += (y.to(torch.bfloat16).transpose(0, 1)[1:3, 2:4] * 2).float()
 
-    replay = captured(work)
-    for _ in range(3):
-        x.normal_()
-        y.normal_()
-        work()
-        expected = y.clone()
-        y.normal_()
-        replay()
-        assert torch.equal(y, expected)
+    assert_replays(work, y, x)
 
 
 def test_kernels_and_gradients_of_kernels_are_replayed():
@@ -98,28 +102,17 @@ def test_kernels_and_gradients_of_kernels_are_replayed():
         (ddx,) = torch.autograd.grad(dx.square().sum(), x)
         found.copy_(ddx)
 
-    replay = captured(work)
-    for _ in range(2):
-        with torch.no_grad():
-            x.normal_()
-            bias.normal_()
-        work()
-        expected = found.clone()
-        found.zero_()
-        replay()
-        assert torch.equal(found, expected)
+    assert_replays(work, found, x, bias)
 
 
 def test_launches_are_observed_within_the_block_only():
-    calls = []
-    x = torch.randn(2, 4, 8, 8)
+    if why_not := fastgan_kernels.BACKENDS["cpp"].why_not("noise_bias_act", torch.device("cpu")):
+        pytest.skip(f"no kernels: {why_not}")
+    calls, x = [], torch.randn(2, 4, 8, 8)
     with observed_by(lambda launch, call: calls.append(call)):
         noise_bias_act(x)
-    count = len(calls)
     noise_bias_act(x)
-    assert len(calls) == count
-    if count:  # without the extension there are no launches
-        assert any(each is not None and isinstance(each, Tensor) for each in calls[0])
+    assert len(calls) == 1 and any(each is x for each in calls[0])
 
 
 def test_random_numbers_follow_the_generator_and_seeds_within_the_work():
@@ -214,13 +207,19 @@ def test_results_that_nobody_reads_are_not_computed():
     assert x.tolist() == [2.0] * 3
 
 
+_library = torch.library.Library("fastgan_test", "DEF")
+_library.define("pair(Tensor x) -> (Tensor, Tensor[])")
+_library.impl("pair", lambda x: (x * 2, [x * 3]), "CompositeExplicitAutograd")
+
+
 @pytest.mark.parametrize(
     "read, named",
     [
-        (lambda x: x.sum().item(), "_local_scalar_dense"),
-        (lambda x: x[x > 0], "index|nonzero"),
-        (lambda x: x.to_sparse(), "nonzero|sparse"),
-        (lambda x: torch.fft.fft(x).conj() * 2, "plain memory|complex|conj"),
+        (lambda x: x.sum().item(), "aten._local_scalar_dense.default makes Python wait for a tensor"),
+        (lambda x: x[x > 0], "aten.index.Tensor makes Python wait for a tensor"),
+        (lambda x: x.to_sparse(), "tensor that is not plain memory"),
+        (lambda x: torch.fft.fft(x).conj() * 2, "tensor that is not plain memory"),
+        (lambda x: torch.ops.fastgan_test.pair(x), "returns tensors in lists of lists"),
     ],
 )
 def test_work_that_cannot_be_captured_runs_once_to_its_end(read, named):
@@ -236,7 +235,7 @@ def test_work_that_cannot_be_captured_runs_once_to_its_end(read, named):
     found = CpuRecorder().capture(work)
     assert found.replay is None and found.result == "result"
     assert x.tolist() == [3.0] * 3 and ends == [1]
-    assert re.search(named, found.why_not)
+    assert named in found.why_not
 
 
 def test_work_that_was_captured_while_it_ran_does_not_run_again():

@@ -217,6 +217,16 @@ def test_replayed_steps_train_like_eager_ones(case):
     assert_same(replayed, train(case, steps))
 
 
+class Counting(CpuRecorder):
+    """Counts what it captures."""
+
+    captures = 0
+
+    def capture(self, work):
+        self.captures += 1
+        return super().capture(work)
+
+
 class NeverCaptures(CpuRecorder):
     """Runs every step, with the numbers of captured ones in tensors."""
 
@@ -229,8 +239,9 @@ class NeverCaptures(CpuRecorder):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in CASES if case != "wgan"])  # RMSprop takes its rate from Python
 def test_steps_replayed_on_a_cpu_are_the_same_bit_by_bit(case):
-    replayed = train(case, STEPS[case] + 3, recorder=CpuRecorder())
-    assert replayed.step.failure is None
+    recorder = Counting()
+    replayed = train(case, STEPS[case] + 3, recorder=recorder)
+    assert replayed.step.failure is None and recorder.captures == KINDS[case]
     eager = train(case, STEPS[case] + 3, recorder=NeverCaptures())
     for name, value in eager.tensors().items():
         assert torch.equal(value, replayed.tensors()[name]), name
@@ -246,8 +257,9 @@ def test_steps_in_bf16_replayed_on_a_cpu_are_the_same_bit_by_bit(arch):
         "autocast": autocast,
         "regularization": {"r1_gamma": 1.0, "r1_interval": 2},
     }
-    replayed, eager = (TinyTraining(recorder=each(), **options).run(9) for each in (CpuRecorder, NeverCaptures))
-    assert replayed.step.failure is None
+    recorder = Counting()
+    replayed, eager = (TinyTraining(recorder=each, **options).run(9) for each in (recorder, NeverCaptures()))
+    assert replayed.step.failure is None and recorder.captures == 2
     for name, value in eager.tensors().items():
         assert torch.equal(value, replayed.tensors()[name]), name
 

@@ -43,9 +43,11 @@ class Found(NamedTuple):
 
 
 def fresh(resolution: int) -> nn.Module:
-    """An untrained StyleGAN2 of the recipe's size for colour images, whose noise inputs have an effect."""
+    """An untrained StyleGAN2 for colour images, whose noise inputs have an effect; of the recipe's size from 128 on."""
     data = configuration.DataOptions(resolution=resolution, channels=3)
-    config = configure.resolve(configuration.Config(network=configuration.NetworkOptions(arch="stylegan2"), data=data))
+    small = {"channel_base": 2048, "noise": True, "pixel_shuffle": False} if resolution < 128 else {}
+    network = configuration.NetworkOptions(arch="stylegan2", **small)
+    config = configure.resolve(configuration.Config(network=network, data=data))
     torch.manual_seed(0)
     model = models.ModelConfig(**vars(config.network), resolution=resolution, channels=3, num_classes=0)
     generator, _ = models.build(model)

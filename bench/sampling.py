@@ -68,8 +68,10 @@ class CpuClock:
 
 
 def configured(resolution: int) -> ModelConfig:
-    """The network of the default recipe."""
+    """The network of the default recipe, below 128 pixels wider, at full resolution and with noise."""
     recipe = {name: value for name, value in stylegan2(resolution).items() if name in ModelConfig.__dataclass_fields__}
+    if resolution < 128:
+        recipe |= {"channel_base": 2048, "noise": True, "pixel_shuffle": False}
     return ModelConfig(arch="stylegan2", resolution=resolution, channels=3, **recipe)
 
 

@@ -111,7 +111,10 @@ class Case:
         return {1: 12 / 16, 4: 3 / 16, 16: 1 / 16}  # plain; path length; path length and R1
 
 
-STYLEGAN2 = {"arch": "stylegan2", "channel_base": 8192, "channel_max": 512, "z_dim": 512, "mapping_layers": 8}
+STYLEGAN2 = {
+    "arch": "stylegan2", "channel_base": 8192, "channel_max": 512, "z_dim": 512, "mapping_layers": 8, "noise": True,
+    "pixel_shuffle": False,
+}  # fmt: skip
 CASES = {
     "stylegan2": Case(
         STYLEGAN2, 64, 3, 16, r1_gamma=1.0, path_length=2.0, style_mixing=0.9, modulations=textbook_models.MODULATIONS,

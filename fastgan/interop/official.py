@@ -123,8 +123,8 @@ def official_state_dict(network: nn.Module) -> Tensors:
     """The official state dictionary of a generator or discriminator of `fastgan.models.stylegan2` or `stylegan3`.
 
     Names, shapes and constant filters fit the official `load_state_dict(..., strict=True)`. Tensors are contiguous
-    copies on the CPU. Raises TypeError for another network, and ValueError for non-square images or tanh, which the
-    official classes do not support.
+    copies on the CPU. Raises TypeError for another network, and ValueError for non-square images, tanh or pixel
+    shuffling, which the official classes do not support.
     """
     if not isinstance(network, (*_GENERATORS, models.stylegan2.Discriminator)):
         raise TypeError(
@@ -133,6 +133,8 @@ def official_state_dict(network: nn.Module) -> Tensors:
     own = network.state_dict()
     if isinstance(network, _GENERATORS) and network.synthesis.tanh:
         raise ValueError("the official networks have no tanh at the end; train with --tanh False for them")
+    if getattr(network, "pixel_shuffle", False):
+        raise ValueError("the official networks have no pixel shuffle; train with --pixel-shuffle False for them")
     const, dense = own.get("synthesis.const"), own.get("dense.weight")  # StyleGAN3's generator has neither
     wide = const is not None and const.shape[1:] != (4, 4)
     if wide or (dense is not None and dense.shape[1] != 16 * dense.shape[0]):

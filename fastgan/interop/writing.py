@@ -46,6 +46,10 @@ def to_bytes(format: str, config: ModelConfig, tensors: dict[str, Tensors]) -> t
         raise ValueError(f"the network is {config.arch}; such a file holds {' and '.join(families)} only")
     if config.tanh:
         raise ValueError("its images go through tanh, which that code does not have; train with --tanh False for it")
+    if config.pixel_shuffle:
+        raise ValueError(
+            "it makes 2x2 pixels at each place, which that code does not have; train with --pixel-shuffle False for it"
+        )
     if config.discriminator != "own":
         raise ValueError("its discriminator is projected; such a file holds StyleGAN2's own")
     if not clamps and config.conv_clamp is not None and (difference := _effect_of_clamp(config, tensors)) > _TOLERANCE:

@@ -71,6 +71,8 @@ class ModelConfig:
         discriminator_architecture: StyleGAN2: "resnet" has residual blocks, "skip" reads the image at every
             resolution, "orig" neither.
         noise: whether StyleGAN2's generator has noise inputs.
+        pixel_shuffle: whether StyleGAN2's networks work at half the image's resolution, where four pixels are one place
+            of four times the channels (Shi et al. 2016, arXiv 1609.05158).
         synthesis_layers: layers of StyleGAN3's generator beside the one that makes the image; 0 for other families.
         critical_layers: the last ones of these, whose signals reach the image's bandwidth.
         margin: samples around the image on each side in StyleGAN3's feature maps; 0 for other families.
@@ -104,6 +106,7 @@ class ModelConfig:
     generator_architecture: str = "skip"
     discriminator_architecture: str = "resnet"
     noise: bool = True
+    pixel_shuffle: bool = False
     synthesis_layers: int = 14
     critical_layers: int = 2
     margin: int = 10
@@ -128,7 +131,7 @@ class ModelConfig:
         return self.mapping_lr if self.discriminator_mapping_lr is None else self.discriminator_mapping_lr
 
     def feature_size(self, resolution: int) -> tuple[int, int]:
-        """Height and width of the feature maps at one of `resolutions`; of the image at the last."""
+        """Height and width of the feature maps at one of `resolutions`; of the image at `resolution`."""
         return self.base_size[0] * resolution // 4, self.base_size[1] * resolution // 4
 
     def features(self, resolution: int) -> int:
@@ -144,8 +147,8 @@ class ModelConfig:
 
     @property
     def resolutions(self) -> list[int]:
-        """4, 8, ... up to the image's."""
-        return [2**i for i in range(2, self.resolution.bit_length())]
+        """Of the feature maps: 4, 8, ... up to the image's; with `pixel_shuffle` to half of it."""
+        return [2**i for i in range(2, self.resolution.bit_length() - self.pixel_shuffle)]
 
 
 def _as_tuple(value):
@@ -184,14 +187,23 @@ def build_generator(config: ModelConfig) -> nn.Module:
     for name, choices in _CHOICES.items():
         if getattr(config, name) not in choices:
             raise ValueError(f"{name} is {getattr(config, name)!r}, must be one of {', '.join(choices)}")
+    for name in ("tanh", "discriminator_norm", "noise", "pixel_shuffle"):
+        if not isinstance(getattr(config, name), bool):
+            raise ValueError(f"{name} is {getattr(config, name)!r}, must be True or False")
+    if config.pixel_shuffle and (config.arch != "stylegan2" or config.resolution < 16):
+        raise ValueError(
+            f"pixel_shuffle is True, must be False for {config.arch} at resolution {config.resolution}: it is for "
+            "stylegan2 from 16 on"
+        )
     if not 0 <= config.w_avg_decay <= 1:
         raise ValueError(f"w_avg_decay is {config.w_avg_decay}, must be from 0 to 1")
+    largest = config.resolutions[-1]
     for name, features in (
         ("channel_base", config.features),
         ("discriminator_channel_base", config.discriminator_features),
     ):
-        if features(config.resolution) < 1:
-            raise ValueError(f"{name} is {getattr(config, name)}, must be at least the resolution {config.resolution}")
+        if features(largest) < 1:
+            raise ValueError(f"{name} is {getattr(config, name)}, must be at least the resolution {largest}")
     family = ARCHITECTURES[config.arch]
     if len(config.base_size) != 2 or not all(type(side) is int and side >= 1 for side in config.base_size):
         raise ValueError(f"base_size is {config.base_size}, must be height and width of the smallest feature maps")
@@ -201,9 +213,6 @@ def build_generator(config: ModelConfig) -> nn.Module:
     if config.variant and config.variant not in variants:
         right = f"must be {' or '.join(variants)}" if variants else "must be empty"
         raise ValueError(f"variant is {config.variant!r}, {right} for {config.arch}")
-    for name in ("tanh", "discriminator_norm"):
-        if not isinstance(getattr(config, name), bool):
-            raise ValueError(f"{name} is {getattr(config, name)!r}, must be True or False")
     too_small = config.projected_size < 2 * MULTIPLE
     if config.discriminator == "projected" and (too_small or config.projected_size % MULTIPLE):
         raise ValueError(

@@ -1,6 +1,10 @@
 """StyleGAN2: weight demodulation, skip generator, residual discriminator (Karras et al. 2020, arXiv 1912.04958).
 
 Both networks have the three architectures that section 4.1 compares: "skip", "resnet" and "orig".
+
+With `pixel_shuffle`, which the paper does not have, both networks work at half the resolution: 2x2 pixels of an image
+are one place with four times the channels (Shi et al. 2016, "Real-Time Single Image and Video Super-Resolution Using an
+Efficient Sub-Pixel Convolutional Neural Network", arXiv 1609.05158).
 """
 
 import itertools
@@ -8,10 +12,12 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastgan.effective import shares_kernels
 from fastgan.layers import (
+    Blur2d,
     Downsample2d,
     EqualizedConv2d,
     EqualizedLinear,
@@ -30,6 +36,7 @@ from fastgan.ops.arithmetic import to_arithmetic
 from fastgan.ops.layout import channels_last
 
 ANY_SHAPE = True  # images need not be square
+PIXELS = 4  # of an image at each place of feature maps, with `pixel_shuffle`
 SQRT_HALF = math.sqrt(0.5)  # scales both branches of a residual block, so that their sum keeps the variance
 
 
@@ -40,7 +47,7 @@ def _scaled(clamp: float | None, gain: float) -> float | None:
 
 def resolution_independent_names(config) -> tuple[dict[str, str], dict[str, str]]:
     """See `fastgan.models.resolution_independent_names`."""
-    top, levels = config.resolution, range(len(config.resolutions) - 1)
+    top, levels = config.resolutions[-1], range(len(config.resolutions) - 1)
     generator = {} if config.generator_architecture == "skip" else {"synthesis.to_rgb.0": f"synthesis.to_rgb.{top}"}
     discriminator = {f"blocks.{i}": f"blocks.{top >> i}" for i in levels}
     smaller = {f"from_smaller.{i}": f"from_rgb.{top >> i + 1}" for i in levels}
@@ -72,14 +79,19 @@ class SynthesisLayer(nn.Module):
 
 
 class ToRGB(nn.Module):
-    """Modulated 1x1 convolution to the image, without demodulation."""
+    """Modulated 1x1 convolution to the image, without demodulation.
 
-    def __init__(self, config, in_channels: int):
+    shuffle: makes an image of twice the height and width, 2x2 pixels from each place.
+    """
+
+    def __init__(self, config, in_channels: int, *, shuffle: bool = False):
         super().__init__()
+        channels = config.channels * PIXELS if shuffle else config.channels
         self.affine = EqualizedLinear(config.style_dim, in_channels, bias_init=1.0)
-        self.weight = nn.Parameter(torch.randn(config.channels, in_channels, 1, 1))
-        self.bias = nn.Parameter(torch.zeros(config.channels))
+        self.weight = nn.Parameter(torch.randn(channels, in_channels, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(channels))
         self.clamp = config.conv_clamp
+        self.shuffle = PixelShuffle() if shuffle else None
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
         return self.finished(noise_bias_act_to_rgb(x, self.weights(style), act="linear")[1])
@@ -91,8 +103,26 @@ class ToRGB(nn.Module):
         return (style / math.sqrt(style.shape[1]))[:, None] * weight
 
     def finished(self, rgb: Tensor) -> Tensor:
-        """Adds the bias to the product of weights and activations."""
-        return noise_bias_act(rgb, bias=self.bias, act="linear", clamp=self.clamp)
+        """The image from the product of weights and activations: adds the bias."""
+        rgb = noise_bias_act(rgb, bias=self.bias, act="linear", clamp=self.clamp)
+        return rgb if self.shuffle is None else self.shuffle(rgb)
+
+
+class PixelShuffle(nn.Module):
+    """[N, 4 C, H, W] to an image [N, C, 2 H, 2 W] in fp32, smoothed by the filter (1, 2, 1) / 4.
+
+    Each of a place's four pixels has weights of its own, whose differences make a grid with a period of two pixels. The
+    filter removes just that.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.blur = Blur2d((1.0, 2.0, 1.0), padding=(0, 0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            image = F.pixel_shuffle(to_arithmetic(x), 2)
+            return self.blur(F.pad(image, (1, 1, 1, 1), mode="replicate"))
 
 
 class UpsampleSkip(nn.Sequential):
@@ -127,7 +157,8 @@ class Synthesis(GradientCheckpointing):
             if residual:
                 self.skip.append(UpsampleSkip(config, before, after))
         self.sums_images = config.generator_architecture == "skip"
-        self.to_rgb = nn.ModuleList(ToRGB(config, c) for c in (channels if self.sums_images else channels[-1:]))
+        self.to_rgb = nn.ModuleList(ToRGB(config, c) for c in (channels[:-1] if self.sums_images else []))
+        self.to_rgb.append(ToRGB(config, channels[-1], shuffle=config.pixel_shuffle))
         self.upsample = Upsample2d(config.resample_filter)
         self.tanh = config.tanh
 
@@ -176,7 +207,10 @@ class Synthesis(GradientCheckpointing):
         y = same(y, modulations[1], noise[1], scaled=True, **readers)
         if image is not None:
             y, rgb = y
-            return y, self._upsampled(image) + self.to_rgb[i + 1].finished(rgb)
+            rgb = self.to_rgb[i + 1].finished(rgb)
+            while image.shape[2:] != rgb.shape[2:]:
+                image = self._upsampled(image)
+            return y, image + rgb
         return (y + self.skip[i](x) if self.skip else y), None
 
     def _upsampled(self, image: Tensor) -> Tensor:
@@ -189,7 +223,7 @@ class Generator(StyleBasedGenerator):
 
     def __init__(self, config):
         super().__init__()
-        self.z_dim = config.z_dim
+        self.z_dim, self.pixel_shuffle = config.z_dim, config.pixel_shuffle
         self.mapping = MappingNetwork(config)
         self.synthesis = Synthesis(config)
         self.num_ws = self.synthesis.num_ws
@@ -246,14 +280,16 @@ class Discriminator(GradientCheckpointing):
         channels = [config.discriminator_features(r) for r in reversed(config.resolutions)]
         last = channels[-1]
         clamp, maps = config.conv_clamp, config.stddev_features
-        self.from_rgb = EqualizedConv2d(config.channels, channels[0], 1, act="lrelu", clamp=clamp)
+        self.pixel_shuffle = config.pixel_shuffle
+        of_image = config.channels * (PIXELS if config.pixel_shuffle else 1)
+        self.from_rgb = EqualizedConv2d(of_image, channels[0], 1, act="lrelu", clamp=clamp)
         block = ResidualBlock if config.discriminator_architecture == "resnet" else PlainBlock
         self.blocks = nn.ModuleList(block(config, i, o) for i, o in itertools.pairwise(channels))
         self.from_smaller = nn.ModuleList()  # "skip": image to feature maps at each lower resolution
         if config.discriminator_architecture == "skip":
             clamps = [clamp] * (len(channels) - 2) + [None]  # the official code has none at 4x4
             for width, limit in zip(channels[1:], clamps, strict=True):
-                self.from_smaller.append(EqualizedConv2d(config.channels, width, 1, act="lrelu", clamp=limit))
+                self.from_smaller.append(EqualizedConv2d(of_image, width, 1, act="lrelu", clamp=limit))
             self.downsample = Downsample2d(config.resample_filter)
         self.stddev = MinibatchStddev(config.stddev_group, maps) if maps else nn.Identity()
         self.conv = EqualizedConv2d(last + maps, last, 3, act="lrelu", clamp=clamp)
@@ -275,7 +311,7 @@ class Discriminator(GradientCheckpointing):
 
     @shares_kernels
     def forward(self, image: Tensor, label: Tensor | None = None) -> Tensor:
-        image = channels_last(image)
+        image = channels_last(F.pixel_unshuffle(image, 2) if self.pixel_shuffle else image)
         x = self.from_rgb(image)
         for i, block in enumerate(self.blocks):
             x = self.block(block, x)

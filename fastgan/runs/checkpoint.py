@@ -36,7 +36,7 @@ from fastgan.options import from_json
 from fastgan.runs.config import Config, check_values, pyramid, to_dict, unresolved
 from fastgan.version import __version__
 
-FORMAT = 13  # raise it if the header gets other fields or tensors other names
+FORMAT = 14  # raise it if the header gets other fields or tensors other names
 FILE_NAME = "checkpoint.safetensors"
 BEST_FILE_NAME = "checkpoint-best.safetensors"  # best by the first of --metrics
 _MOMENTS = {torch.optim.Adam: ("step", "exp_avg", "exp_avg_sq"), torch.optim.RMSprop: ("step", "square_avg")}

@@ -59,6 +59,12 @@ class NetworkOptions:
     """tanh at the generator's end, so that pixels cannot leave the range of images. For stylegan2, stylegan3, stylegan,
     pggan and r3gan; the others always have it. auto: yes for images below 128 pixels, 64 for r3gan; no above, as in the
     papers. Matters most for pictures with a plain background, such as glyphs and drawings."""
+    noise: bool | Auto = "auto"
+    """Noise inputs of stylegan2's generator, which vary details such as hair. auto: yes, but no from 64 to 127 pixels,
+    where a short training draws cleaner shapes without, and for transparent images."""
+    pixel_shuffle: bool | Auto = "auto"
+    """stylegan2 works at half the resolution, 2x2 pixels at each place: half of the time, and less detail. auto: yes
+    from 64 to 127 pixels, else no, as in the paper."""
     discriminator: Literal["own", "projected"] | Auto = "auto"
     """own: that of the architecture. projected: small discriminators on features of a frozen network that was trained
     on photographs (EfficientNet-Lite0, extra "metrics"). auto: that of --init-from, else own."""

@@ -128,8 +128,8 @@ def batch_size(model: ModelConfig) -> int:
     A batch hides the fixed cost of a call, which matters for small images. Its feature maps should stay in the cache,
     which matters for large ones. docs/notes/sampling.md has the measurements.
     """
-    height, width = model.feature_size(model.resolution)
-    image = model.features(model.resolution) * height * width * 4  # bytes of the last feature maps in fp32
+    height, width = model.feature_size(model.resolutions[-1])
+    image = model.features(model.resolutions[-1]) * height * width * 4  # bytes of the last feature maps in fp32
     return min(LARGEST_BATCH, 1 << max(0, (CACHED // image).bit_length() - 1))
 
 

@@ -110,6 +110,9 @@ def resolve(config: Config) -> Config:
     network = config.network
     side = pyramid(data.resolution)[0]
     auto = recipe(network.arch, side, config.training.loss, network.discriminator, network.variant)
+    if network.arch == "stylegan2" and data.channels == 4:
+        # With noise a generator dithers alpha: single pixels are opaque or transparent where they should be in between.
+        auto["noise"] = False
     if config.training.minutes:
         auto["images"] = 0
     if config.growth.grow_from != "auto":  # keep the values of the remaining levels
@@ -175,6 +178,12 @@ def _check_together(config: Config) -> None:
         raise UserError(f"--path-length {terms.path_length}: {arch} has no styles; leave it out")
     if not network.tanh and arch not in OF_BLOCKS:
         raise UserError(f"--tanh False: the images of {arch} always go through tanh; leave it out")
+    if not network.noise and arch != "stylegan2":
+        raise UserError(f"--noise False: is for stylegan2, not {arch}; leave it out")
+    if network.pixel_shuffle and arch != "stylegan2":
+        raise UserError(f"--pixel-shuffle True: is for stylegan2, not {arch}; leave it out")
+    if network.pixel_shuffle and pyramid(side)[0] < 16:
+        raise UserError(f"--pixel-shuffle True: --resolution {side} must be 16 at least; leave it out")
     projected = network.discriminator == "projected"
     if bool(network.projected_size) != projected:
         given = "must be at least 64 for" if projected else "needs"

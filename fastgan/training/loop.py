@@ -328,10 +328,8 @@ def _open_data(config: Config, header: checkpoint.Header | None) -> data.ImageDa
 def _model_config(config: Config, num_classes: int) -> models.ModelConfig:
     resolution, first = pyramid(config.data.resolution)
     image = {"resolution": resolution, "base_size": first, "channels": config.data.channels}
-    # With noise a generator dithers alpha: single pixels are opaque or transparent where they should be in between.
-    noise = config.data.channels != 4
     published = {"w_avg_decay": 0.998} if config.network.arch == "stylegan3" and resolution >= 128 else {}
-    return models.ModelConfig(**vars(config.network), **image, **published, num_classes=num_classes, noise=noise)
+    return models.ModelConfig(**vars(config.network), **image, **published, num_classes=num_classes)
 
 
 def _require_memory(model: models.ModelConfig, config: Config, device: torch.device, processes: int) -> None:

@@ -16,7 +16,7 @@ Recipe = dict[str, Any]
 
 # Defaults of all recipes: everything that only some architectures or objectives use is off.
 PLAIN: Recipe = {
-    "variant": "", "tanh": True, "mapping_layers": 0, "mapping_lr": 1.0,
+    "variant": "", "tanh": True, "noise": True, "pixel_shuffle": False, "mapping_layers": 0, "mapping_lr": 1.0,
     "synthesis_layers": 0, "margin": 0,
     "discriminator": "own", "projected_size": 0, "discriminator_norm": True, "discriminator_mapping_layers": 0,
     "loss": "nonsaturating", "optimizer": "adam", "batch": 64, "images": 100_000, "discriminator_steps": 1,
@@ -98,11 +98,14 @@ def stylegan2(resolution: int) -> Recipe:
             "batch": 32, "mapping_layers": 8, "mapping_lr": 0.01, "lr_g": 0.002, "lr_d": 0.002, "images": 25_000_000,
             "r1_gamma": 0.0002 * resolution**2 / 32, "r1_interval": 16, "path_length": 2.0,
         }  # fmt: skip
-    return common | {
-        "z_dim": 128, "channel_base": 512 if resolution <= 32 else 2048, "channel_max": 128,
-        "batch": 32, "images": 80_000 if resolution <= 32 else 50_000,
-        "mapping_layers": 2, "mapping_lr": 0.1, "lr_g": 0.005, "lr_d": 0.01 if resolution <= 32 else 0.005,
-        "r1_gamma": 1.0, "r1_interval": 8,
+    small = common | {
+        "z_dim": 128, "channel_base": 512, "channel_max": 128, "mapping_layers": 2, "mapping_lr": 0.1, "lr_g": 0.005,
+        "r1_interval": 8,
+    }  # fmt: skip
+    if resolution <= 32:
+        return small | {"batch": 32, "lr_d": 0.01, "r1_gamma": 1.0, "images": 80_000}
+    return small | {
+        "noise": False, "pixel_shuffle": True, "batch": 16, "lr_d": 0.005, "r1_gamma": 4.0, "images": 250_000,
     }  # fmt: skip
 
 

@@ -21,7 +21,6 @@ from fastgan.training.recipes import Recipe, recipe
 FEW, MANY = 2_000, 20_000  # fewer images than FEW are few, more than MANY are many
 V100 = 16.0  # GB, of the GPUs for which StyleGAN2-ADA's authors chose their batches
 MEASURED = "measured in docs/notes/recipes.md"
-UNTUNED = "not measured: the family's recipe for small images"
 
 
 class Machine(NamedTuple):
@@ -35,8 +34,7 @@ class Case(NamedTuple):
     """A row of the table.
 
     gpu: whether it is for GPUs, or for CPUs. images, resolution: the least and the most. options: by the resolution.
-    why: the source of the options. projected: whether it needs the extra "metrics". squares: whether it needs square
-    images whose side is a power of two.
+    why: the source of the options. projected: whether it needs the extra "metrics".
     """
 
     gpu: bool
@@ -45,7 +43,6 @@ class Case(NamedTuple):
     options: Callable[[int], Recipe]
     why: str
     projected: bool = False
-    squares: bool = False
 
 
 def stylegan2_ada(resolution: int) -> Recipe:
@@ -55,7 +52,8 @@ def stylegan2_ada(resolution: int) -> Recipe:
     rate = 0.002 if resolution >= 1024 else 0.0025
     return {
         "arch": "stylegan2", "z_dim": 512, "channel_base": 16384 if resolution < 512 else 32768, "channel_max": 512,
-        "mapping_layers": 2, "mapping_lr": 0.01, "batch": batch, "lr_g": rate, "lr_d": rate,
+        "mapping_layers": 2, "mapping_lr": 0.01, "noise": True, "pixel_shuffle": False,
+        "batch": batch, "lr_g": rate, "lr_d": rate,
         "r1_gamma": 0.0002 * resolution**2 / batch, "r1_interval": 16, "path_length": 2.0,
         "ema_halflife": batch * 10 / 32, "augment": "ada", "images": 25_000_000,
     }  # fmt: skip
@@ -78,9 +76,7 @@ ADA = "Karras et al. 2020 (StyleGAN2-ADA), the authors' configuration for one GP
 ANY = (0, math.inf)
 CASES = (
     Case(False, ANY, (0, 63), family("stylegan2"), MEASURED),
-    Case(False, (0, FEW - 1), (64, 127), family("stylegan3", variant="r"), f"{MEASURED}, on emoji", squares=True),
-    Case(False, (0, MANY), (64, 127), family("stylegan2", augment="diffaug"), f"{UNTUNED}, with Zhao et al. 2020"),
-    Case(False, ANY, (64, 127), family("stylegan2"), UNTUNED),
+    Case(False, ANY, (64, 127), family("stylegan2"), f"{MEASURED}, on fewer than 2,000 images"),
     Case(
         False, ANY, (128, math.inf), family("fastgan", channel_base=2048, channel_max=256, minutes=720.0),
         "not measured: Liu et al. 2021, a quarter as wide, for a night; a GPU is worth it from here on",
@@ -106,7 +102,6 @@ OF_THE_BATCH = {"r1_gamma": -1, "ema_halflife": 1}  # powers of the batch by whi
 
 def case_for(images: int, resolution: int, machine: Machine, config: Config) -> Case | None:
     """The first case that fits and whose extra is installed; None if none has what `config` asks for."""
-    is_square = pyramid(configure.resolve_data(config.data).resolution)[1] == (4, 4)
     asked = {"arch": config.network.arch, "discriminator": config.network.discriminator, "loss": config.training.loss}
     for case in CASES:
         own = {"discriminator": "own"} | case.options(resolution)
@@ -117,7 +112,6 @@ def case_for(images: int, resolution: int, machine: Machine, config: Config) -> 
             and case.resolution[0] <= resolution <= case.resolution[1]
             and all(value in ("auto", own[name]) for name, value in asked.items())
             and (not case.projected or has_pretrained_network())
-            and (is_square or not case.squares)
         ):
             return case
     return None

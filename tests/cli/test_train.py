@@ -59,6 +59,15 @@ ERRORS = {
     "penalty of another loss": (["--gp-lambda", "10"], "--gp-lambda 10.0: belongs to --loss wgan-gp"),
     "strength without augmentation": (["--augment-p", "0.5"], "--augment-p 0.5: needs --augment fixed or ramp"),
     "range of what always keeps it": (["--arch", "dcgan", "--tanh", "False"], "--tanh False: the images of dcgan"),
+    "noise of another": (["--arch", "dcgan", "--noise", "False"], "--noise False: is for stylegan2, not dcgan"),
+    "pixels of another": (
+        ["--arch", "r3gan", "--pixel-shuffle", "True"],
+        "--pixel-shuffle True: is for stylegan2, not r3gan",
+    ),
+    "too few pixels": (
+        ["--pixel-shuffle", "True", "--resolution", "8"],
+        "--pixel-shuffle True: --resolution 8 must be 16 at least",
+    ),
     "strength of diffaug": (
         ["--augment", "diffaug", "--augment-p", "0.5"],
         "needs --augment fixed or ramp, not diffaug",

@@ -152,6 +152,16 @@ def test_onnx_files_draw_the_images_of_pytorch(traced, arch):
     assert json.loads(written["class_names"]) == list(ALL[arch])
 
 
+@needs_onnx
+@pytest.mark.slow
+def test_shuffled_pixels_are_the_same_in_onnx(tmp_path):
+    run = untrained(tmp_path / "run", "stylegan2", CLASSES, resolution=16, pixel_shuffle=True)
+    sampler = fastgan.load(run, "cpu")
+    draw = open_onnx(to_onnx(trace(sampler), metadata(sampler, "const", "float")))
+    assert sampler.sample(1).shape == (1, 3, 16, 16)
+    assert largest_difference(draw, sampler) < TOLERANCE["float"]
+
+
 @pytest.fixture(params=["stylegan", "stylegan2", "stylegan3"])
 def styled(request, runs, tmp_path):
     """A run, or for stylegan3 a file in the official layout, with classes."""

@@ -24,7 +24,7 @@ from fastgan.cli.export import main as export
 from fastgan.cli.generate import main as generate
 from fastgan.cli.train import main as train
 from fastgan.errors import UserError
-from fastgan.interop import load_official, official_state_dict, pickling, rosinality
+from fastgan.interop import load_official, official_state_dict, pickling, rosinality, writing
 from fastgan.interop.official import build, read_official
 from fastgan.runs import checkpoint
 from fastgan.runs.networks import open_networks
@@ -279,6 +279,13 @@ def test_what_cannot_be_exported_is_one_line(tmp_path, capsys):
     assert error.endswith("go through tanh, which that code does not have; train with --tanh False for it")
     with pytest.raises(ValueError, match="no tanh"):
         official_state_dict(models.build(models.ModelConfig(tanh=True))[0])
+    shuffled = models.ModelConfig(pixel_shuffle=True, conv_clamp=None)
+    for format in ("pkl", "rosinality"):
+        with pytest.raises(ValueError, match=r"2x2 pixels at each place, .* train with --pixel-shuffle False for it"):
+            writing.to_bytes(format, shuffled, {})
+    for network in models.build(shuffled):
+        with pytest.raises(ValueError, match="no pixel shuffle"):
+            official_state_dict(network)
     alone = write(tmp_path / "file.pkl", {"G_ema": official.generator(Sizes(img_resolution=8))})
     argv = ["--checkpoint", str(alone), "--format", "pkl"]
     assert "G and D missing" in error_of(export, [*argv, "--out", str(tmp_path / "new.pkl")], capsys)

@@ -167,7 +167,27 @@ def synthesis(ws, of):
         mine = ws[:, 1 + 2 * block :]  # the first of them is also that of the image before
         x = synthesis_layer(x, mine[:, 0], up, up=2)
         x = synthesis_layer(x, mine[:, 1], same)
-        image = upsampled(image) + image_of(x, mine[:, 2], rgb)
+        finest = image_of(x, mine[:, 2], rgb)
+        if finest.shape[1] == 4 * image.shape[1]:
+            finest, image = smoothed(in_squares(finest)), upsampled(image)
+        image = upsampled(image) + finest
+    return image
+
+
+def in_squares(x):
+    """The four channels of a place become its four pixels, row by row: [N, 4 C, H, W] to [N, C, 2 H, 2 W]."""
+    image = x.new_empty(len(x), x.shape[1] // 4, 2 * x.shape[2], 2 * x.shape[3])
+    for i in range(4):
+        image[:, :, i // 2 :: 2, i % 2 :: 2] = x[:, i::4]
+    return image
+
+
+def smoothed(image):
+    """[1, 2, 1] / 4 along both axes; pixels outside are those at the border."""
+    for axis in (2, 3):
+        first, last = image.narrow(axis, 0, 1), image.narrow(axis, image.shape[axis] - 1, 1)
+        wide, size = torch.cat([first, image, last], axis), image.shape[axis]
+        image = (wide.narrow(axis, 0, size) + 2 * image + wide.narrow(axis, 2, size)) / 4
     return image
 
 
@@ -201,6 +221,8 @@ def with_stddev(x, group=4, maps=1):
 
 
 def discriminator_of(image, label, of):
+    if of.from_rgb.weight.shape[1] == 4 * image.shape[1]:  # the reverse of `in_squares`
+        image = torch.stack([image[:, :, i // 2 :: 2, i % 2 :: 2] for i in range(4)], 2).flatten(1, 2)
     x = lrelu(convolved(image, of.from_rgb))
     for block in of.blocks:
         x = residual_block(x, block)
@@ -216,7 +238,7 @@ def discriminator_of(image, label, of):
 # ----------------------------------------------------------------------- fastgan against the plain implementation
 
 
-def networks(classes: int = 0, loud: float = 1.0):
+def networks(classes: int = 0, loud: float = 1.0, **more):
     """Small networks in fp64 with random biases and noise strengths; `loud` biases reach the clamp."""
     torch.manual_seed(0)
     config = models.ModelConfig(
@@ -228,6 +250,7 @@ def networks(classes: int = 0, loud: float = 1.0):
         channel_max=16,
         mapping_layers=3,
         mapping_lr=0.01,
+        **more,
     )
     pair = models.build(config)
     for network in pair:
@@ -281,9 +304,10 @@ def test_demodulation_cancels_the_weight_gain(up):
     torch.testing.assert_close(with_gain, without, rtol=1e-7, atol=1e-7)
 
 
+@pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("loud", [1.0, 1000.0])
-def test_the_image_is_the_sum_of_all_resolutions(loud):
-    config, generator, _ = networks(loud=loud)
+def test_the_image_is_the_sum_of_all_resolutions(loud, shuffle):
+    config, generator, _ = networks(loud=loud, pixel_shuffle=shuffle)
     ws = normal(2, generator.num_ws, config.z_dim)  # of every layer its own
     expected = synthesis(ws, generator.synthesis)
     assert expected.shape == (2, 3, RESOLUTION, RESOLUTION)
@@ -315,15 +339,17 @@ def test_minibatch_stddev_is_a_feature_map(batch):
 
 @pytest.mark.parametrize("classes", [0, CLASSES])
 @pytest.mark.parametrize("loud", [1.0, 1000.0])
-def test_the_logits_equal_the_reference(classes, loud):
-    _, _, discriminator = networks(classes, loud)
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_the_logits_equal_the_reference(classes, loud, shuffle):
+    _, _, discriminator = networks(classes, loud, pixel_shuffle=shuffle)
     label = torch.arange(8) % CLASSES if classes else None
     image = normal(8, 3, RESOLUTION, RESOLUTION)
     torch.testing.assert_close(discriminator(image, label), discriminator_of(image, label, discriminator), **CLOSE)
 
 
-def test_gradients_of_both_networks_equal_the_reference():
-    config, generator, discriminator = networks()
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_gradients_of_both_networks_equal_the_reference(shuffle):
+    config, generator, discriminator = networks(pixel_shuffle=shuffle)
     z = normal(4, config.z_dim)
     ours = discriminator(generator(z, noise="const"))
     ws = mapping(z, None, generator.mapping, config.mapping_lr)[:, None].expand(-1, generator.num_ws, -1)
@@ -331,6 +357,45 @@ def test_gradients_of_both_networks_equal_the_reference():
     parameters = [*generator.parameters(), *discriminator.parameters()]
     for one, other in zip(*(torch.autograd.grad(y.sum(), parameters) for y in (ours, plain)), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-7 * other.abs().max().item())
+
+
+@pytest.mark.parametrize("shape", ["skip", "resnet", "orig"])
+def test_shuffled_pixels_have_half_the_resolution_inside(shape):
+    config = models.ModelConfig(
+        resolution=32, base_size=(5, 4), channels=3, pixel_shuffle=True, channel_base=128, channel_max=16,
+        generator_architecture=shape, discriminator_architecture=shape,
+    )  # fmt: skip
+    generator, discriminator = models.build(config)
+    assert generator.noise_resolutions == [4, 8, 8, 16, 16] and generator.num_ws == 6
+    sizes = []
+    discriminator.from_rgb.register_forward_hook(lambda module, args, y: sizes.append(tuple(y.shape[1:])))
+    image = generator(torch.randn(4, config.z_dim))
+    assert image.shape == (4, 3, 40, 32) and image.dtype == torch.float32
+    assert discriminator(image).shape == (4,) and sizes == [(8, 20, 16)]
+
+
+def test_the_four_pixels_of_a_place_make_no_grid():
+    _, generator, _ = networks(pixel_shuffle=True)
+    shuffle = generator.synthesis.to_rgb[-1].shuffle
+    four = torch.tensor([0.0, 1.0, 3.0, 12.0], dtype=torch.float64).repeat(3)[None, :, None, None]
+    image = shuffle(four.expand(1, 12, 8, 8))
+    torch.testing.assert_close(image[:, :, 1:-1, 1:-1], torch.full((1, 3, 14, 14), 4.0, dtype=torch.float64))
+
+
+def test_the_penalty_of_shuffled_pixels_is_twice_differentiable():
+    _, _, discriminator = networks(pixel_shuffle=True)
+    image = normal(4, 3, RESOLUTION, RESOLUTION).requires_grad_()
+
+    def penalties(of):
+        (gradient,) = torch.autograd.grad(of(image), image, create_graph=True)
+        return torch.autograd.grad(gradient.square().sum(), [*discriminator.parameters()], allow_unused=True)
+
+    ours = penalties(lambda image: discriminator(image).sum())
+    plain = penalties(lambda image: discriminator_of(image, None, discriminator).sum())
+    assert sum(other is not None for other in plain) > 10  # the others are biases
+    for one, other in zip(ours, plain, strict=True):
+        if other is not None:
+            torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-7 * other.abs().max().item())
 
 
 # ------------------------------------------------------------------------------------------------------ identities

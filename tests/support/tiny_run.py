@@ -52,16 +52,20 @@ def untrained(
     classes: tuple[str, ...] = (),
     stage: tuple[int, float] | None = None,
     tanh: bool | str = "auto",
+    resolution: int = 8,
+    pixel_shuffle: bool | str = "auto",
     **training,
 ) -> Path:
-    """A run's folder with a checkpoint of random 8x8 networks in colour, in which nothing is zero at first: so noise,
+    """A run's folder with a checkpoint of small random networks in colour, in which nothing is zero at first: so noise,
     bias and all residual branches show."""
-    network = configuration.NetworkOptions(arch=arch, channel_base=64, channel_max=8, z_dim=8, tanh=tanh)
-    data = configuration.DataOptions(resolution=8, channels=3, labels=bool(classes))
+    network = configuration.NetworkOptions(
+        arch=arch, channel_base=64, channel_max=8, z_dim=8, tanh=tanh, pixel_shuffle=pixel_shuffle
+    )
+    data = configuration.DataOptions(resolution=resolution, channels=3, labels=bool(classes))
     config = configure.resolve(
         configuration.Config(network=network, data=data, training=configuration.TrainingOptions(**training))
     )
-    model = models.ModelConfig(**vars(config.network), resolution=8, channels=3, num_classes=len(classes))
+    model = models.ModelConfig(**vars(config.network), resolution=resolution, channels=3, num_classes=len(classes))
     torch.manual_seed(0)
     state = new_state(model, config, torch.device("cpu"))
     state.stage = stage

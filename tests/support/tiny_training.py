@@ -19,7 +19,8 @@ class TinyTraining:
 
     def __init__(
         self, arch="dcgan", regularization=None, labels=False, schedule=None, recorder=None, device="cpu",
-        capture_steps="off", compile=False, autocast=nullcontext, scaled=False, discriminator="own", **options,
+        capture_steps="off", compile=False, autocast=nullcontext, scaled=False, discriminator="own", resolution=8,
+        network=None, **options,
     ):  # fmt: skip
         config = configure.resolve(
             configuration.Config(
@@ -30,25 +31,26 @@ class TinyTraining:
                     z_dim=8,
                     discriminator=discriminator,
                     projected_size=64 if discriminator == "projected" else 0,
+                    **(network or {}),
                 ),
-                data=configuration.DataOptions(resolution=8, labels=labels),
+                data=configuration.DataOptions(resolution=resolution, labels=labels),
                 training=configuration.TrainingOptions(**{"batch": 8, "ema_halflife": 0.01, **options}),
                 regularization=configuration.RegularizationOptions(**(regularization or {})),
                 machine=configuration.MachineOptions(capture_steps=capture_steps, compile=compile),
             )
         )
-        model = models.ModelConfig(**vars(config.network), resolution=8, num_classes=4 if labels else 0)
+        model = models.ModelConfig(**vars(config.network), resolution=resolution, num_classes=4 if labels else 0)
         torch.manual_seed(0)
         self.device, self.schedule, self.averages, self.labels = torch.device(device), schedule, Averages(), labels
         self.state = new_state(model, config, self.device)
         if recorder is not None:
             recorder.training = self
         self.step = Step(self.state, config, 8, autocast, self.averages, recorder, scaled=scaled)
-        self.images = torch.Generator().manual_seed(1)
+        self.images, self.resolution = torch.Generator().manual_seed(1), resolution
 
     def run(self, steps):
         for _ in range(steps):
-            side, factor = 8, 1.0
+            side, factor = self.resolution, 1.0
             if self.schedule:
                 stage = stage_at(self.state.images, self.schedule)
                 side, factor = stage.resolution, stage.lr_factor

@@ -112,6 +112,10 @@ CASES = {
         {"r1_gamma": 1.0, "r1_interval": 3, "path_length": 2.0, "path_interval": 2},
         {"arch": "stylegan2", "labels": True},
     ),
+    "pixels shuffled": (
+        {"r1_gamma": 1.0, "r1_interval": 2},
+        {"arch": "stylegan2", "resolution": 16, "network": {"pixel_shuffle": True, "noise": False}},
+    ),
     "of a discriminator that is ahead": (
         {"r1_gamma": 1.0, "r1_interval": 2, "path_length": 2.0, "path_interval": 2},
         {"arch": "stylegan2", "discriminator_steps": 2},
@@ -146,7 +150,7 @@ KINDS = {
     "plain": 1, "lazy R1 and path length": 4, "of a discriminator that is ahead": 3, "all schedules": 1,
     "several EMAs": 1, "adaptive augmentation": 1, "differentiable augmentation": 1, "projected": 1, "growing": 3,
     "growing with styles": 6, "wgan": 2, "wgan-gp": 2, "frozen layers": 2, "micro-batches": 2,
-    "pairs of images, self-supervision": 1, "blur that fades, magnitudes": 4,
+    "pairs of images, self-supervision": 1, "blur that fades, magnitudes": 4, "pixels shuffled": 2,
 }  # fmt: skip
 every_case = pytest.mark.parametrize("case", CASES)
 

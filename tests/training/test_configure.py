@@ -81,6 +81,22 @@ def test_every_architecture_and_resolution_has_a_recipe(arch, resolution):
     assert left == ["device", "capture_steps"]  # they depend on the machine
 
 
+@pytest.mark.parametrize(
+    ("options", "noise", "shuffle"),
+    [
+        (["--resolution", "32"], True, False),
+        (["--resolution", "64"], False, True),
+        (["--resolution", "64x96", "--noise", "True"], True, True),
+        (["--resolution", "128"], True, False),
+        (["--resolution", "128", "--channels", "4"], False, False),
+        (["--resolution", "128", "--channels", "4", "--noise", "True"], True, False),
+    ],
+)
+def test_noise_and_pixel_shuffle_follow_from_the_images(options, noise, shuffle):
+    network = configure.resolve(configure.parse(["--channels", "3", *options])).network
+    assert (network.noise, network.pixel_shuffle) == (noise, shuffle)
+
+
 def test_a_configuration_survives_json():
     config = configure.resolve(configuration.Config())
     assert configuration.from_dict(json.loads(json.dumps(configuration.to_dict(config)))) == config

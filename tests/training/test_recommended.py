@@ -124,10 +124,9 @@ def test_a_missing_extra_leaves_its_case_out(monkeypatch):
     assert (values["arch"], values["discriminator"]) == ("stylegan2", "own")
 
 
-@pytest.mark.parametrize("size, arch", [("64", "stylegan3"), ("64x96", "stylegan2"), ("80", "stylegan2")])
-def test_a_case_for_squares_takes_no_others(size, arch):
-    values, _ = chosen("--data", "x", "--resolution", size, "--channels", "3", machine=Machine())
-    assert values["arch"] == arch
+def test_networks_of_a_published_configuration_have_no_parts_of_ours():
+    values, _ = chosen("--data", "x", "--resolution", "64", "--channels", "3", "--arch", "stylegan2", images=5_000)
+    assert values["noise"] and not values["pixel_shuffle"]
 
 
 def test_cases_leave_no_gap():
@@ -139,7 +138,6 @@ def test_cases_leave_no_gap():
                     and each.images[0] <= images <= each.images[1]
                     and each.resolution[0] <= side <= each.resolution[1]
                     and not each.projected
-                    and not each.squares
                     for each in CASES
                 ), (gpu, images, side)
 
